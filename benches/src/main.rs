@@ -1,0 +1,3 @@
+//! Benchmarks against the peers.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Builds the squashfs of a Nix closure: see ARCHITECTURE.md.

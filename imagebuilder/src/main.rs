@@ -1,0 +1,3 @@
+//! `microvm-image`: builds and reads the store disk of a microVM.
+
+fn main() {}

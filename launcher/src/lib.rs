@@ -1,0 +1,1 @@
+//! Starts one machine spec on five hypervisors: see ARCHITECTURE.md.

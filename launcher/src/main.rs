@@ -1,0 +1,3 @@
+//! `microvm`: starts and tends microVMs.
+
+fn main() {}
