@@ -1,0 +1,86 @@
+//! What a build says of itself when it is done.
+
+use serde::Serialize;
+
+/// Facts of a finished build. Serialised it is the version 1 of the `--json` report.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildReport {
+    /// Version of this report's form.
+    pub version: u32,
+    /// `built`, or `unchanged` when the output was in place already.
+    pub outcome: Outcome,
+    /// Store paths in the image.
+    pub paths: u64,
+    /// Regular files in the image.
+    pub files: u64,
+    /// Bytes of all regular files, equal content counted each time.
+    pub input_bytes: u64,
+    /// Length of the image in bytes.
+    pub image_bytes: u64,
+    /// Data and fragment blocks in the image.
+    pub blocks: u64,
+    /// What the cache did.
+    pub cache: CacheReport,
+    /// Files whose content is in the image already.
+    pub duplicate_files: u64,
+    /// Bytes of those files.
+    pub duplicate_bytes: u64,
+    /// Wall time of each phase in seconds.
+    pub seconds: PhaseSeconds,
+    /// Highest resident size of this process in bytes.
+    pub peak_memory_bytes: u64,
+    /// BLAKE3-256 of the image in hex, when asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_blake3: Option<String>,
+    /// SHA-256 of the image in hex, when asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_sha256: Option<String>,
+}
+
+/// How a build ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The image was written.
+    #[default]
+    Built,
+    /// The image of this very plan was in place.
+    Unchanged,
+}
+
+/// Paths and bytes by where they came from. A path is a hit when its manifest was in the cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheReport {
+    /// Whether a cache was used at all.
+    pub enabled: bool,
+    /// Store paths known to the cache.
+    pub hit_paths: u64,
+    /// Store paths that had to be listed.
+    pub missed_paths: u64,
+    /// Store paths with a manifest or segment that was damaged and has been made again.
+    pub rebuilt_paths: u64,
+    /// Input bytes whose compressed form came from the cache.
+    pub hit_bytes: u64,
+    /// Input bytes that were compressed.
+    pub missed_bytes: u64,
+    /// Input bytes compressed again because the entry was damaged.
+    pub rebuilt_bytes: u64,
+}
+
+/// Wall time of each phase in seconds.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PhaseSeconds {
+    /// Listing and reading manifests.
+    pub scan: f64,
+    /// Reading, hashing, compressing, copying, writing.
+    pub blocks: f64,
+    /// Inodes, directories and the other tables.
+    pub tables: f64,
+    /// Publishing manifests and the image.
+    pub publish: f64,
+    /// All of it.
+    pub total: f64,
+}

@@ -1,0 +1,215 @@
+//! What an image is made with: codec, level and block sizes. Together with the store paths these settle every byte.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The codec of data and metadata blocks. The names are those of the squashfs tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Zstandard, levels 1 to 22.
+    Zstd,
+    /// zlib streams, levels 1 to 9.
+    Gzip,
+    /// xz streams with one LZMA2 filter, levels 0 to 9.
+    Xz,
+    /// LZ4 blocks; no levels.
+    Lz4,
+    /// Every block stored as it is; no levels.
+    None,
+}
+
+impl Compression {
+    /// All codecs, in the order the help lists them.
+    pub const ALL: [Self; 5] = [Self::Zstd, Self::Gzip, Self::Xz, Self::Lz4, Self::None];
+
+    /// The name as it stands on the command line and in plans.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zstd => "zstd",
+            Self::Gzip => "gzip",
+            Self::Xz => "xz",
+            Self::Lz4 => "lz4",
+            Self::None => "none",
+        }
+    }
+
+    /// Lowest, default and highest level; `None` for codecs without levels.
+    pub fn levels(self) -> Option<LevelRange> {
+        match self {
+            Self::Zstd => Some(LevelRange { lowest: 1, default: 9, highest: 22 }),
+            Self::Gzip => Some(LevelRange { lowest: 1, default: 9, highest: 9 }),
+            Self::Xz => Some(LevelRange { lowest: 0, default: 6, highest: 9 }),
+            Self::Lz4 | Self::None => None,
+        }
+    }
+}
+
+/// The levels a codec takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LevelRange {
+    /// Fastest level.
+    pub lowest: u32,
+    /// The level used when none is asked for.
+    pub default: u32,
+    /// Slowest level.
+    pub highest: u32,
+}
+
+/// Settings that cannot be met.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum SettingsError {
+    /// The level lies outside of the codec's range.
+    #[error("level {level} is out of range for {}: it takes {lowest} to {highest}", .compression.name())]
+    LevelOutOfRange {
+        /// The codec.
+        compression: Compression,
+        /// The level asked for.
+        level: u32,
+        /// Lowest level the codec takes.
+        lowest: u32,
+        /// Highest level the codec takes.
+        highest: u32,
+    },
+    /// The codec has no levels.
+    #[error("{} has no levels, but level {level} was asked for", .compression.name())]
+    NoLevels {
+        /// The codec.
+        compression: Compression,
+        /// The level asked for.
+        level: u32,
+    },
+    /// Squashfs takes powers of two from 4 KiB to 1 MiB.
+    #[error("block size {bytes} is not a power of two from 4096 (4K) to 1048576 (1M)")]
+    BlockSize {
+        /// The size asked for.
+        bytes: u64,
+    },
+    /// A fragment block is read through a buffer of one data block.
+    #[error("fragment block size {fragment_bytes} is not a power of two from 4096 to the block size {block_bytes}")]
+    FragmentBlockSize {
+        /// The fragment block size asked for.
+        fragment_bytes: u64,
+        /// The data block size.
+        block_bytes: u32,
+    },
+}
+
+/// Checked settings of an image: two images with equal settings and equal store paths are equal byte for byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "UncheckedSettings", into = "UncheckedSettings")]
+pub struct ImageSettings {
+    compression: Compression,
+    level: Option<u32>,
+    block_size_bytes: u32,
+    fragment_block_size_bytes: u32,
+}
+
+impl ImageSettings {
+    /// Data block size when none is asked for, in bytes. Chosen by measurement: `docs/defaults.md`.
+    pub const DEFAULT_BLOCK_SIZE_BYTES: u32 = 256 * 1024;
+    /// Fragment block size when none is asked for (and the data block is not smaller), in bytes.
+    pub const DEFAULT_FRAGMENT_BLOCK_SIZE_BYTES: u32 = 128 * 1024;
+
+    /// Checks the settings; `None` takes the default.
+    ///
+    /// # Errors
+    /// A level or size out of its range.
+    pub fn new(
+        compression: Compression,
+        level: Option<u32>,
+        block_size_bytes: Option<u64>,
+        fragment_block_size_bytes: Option<u64>,
+    ) -> Result<Self, SettingsError> {
+        let level = match (compression.levels(), level) {
+            (None, None) => None,
+            (None, Some(level)) => return Err(SettingsError::NoLevels { compression, level }),
+            (Some(range), None) => Some(range.default),
+            (Some(LevelRange { lowest, highest, .. }), Some(level)) => {
+                if !(lowest..=highest).contains(&level) {
+                    return Err(SettingsError::LevelOutOfRange { compression, level, lowest, highest });
+                }
+                Some(level)
+            }
+        };
+        let block_bytes = block_size_bytes.unwrap_or(u64::from(Self::DEFAULT_BLOCK_SIZE_BYTES));
+        let block_size_bytes =
+            power_of_two(block_bytes, 1 << 20).ok_or(SettingsError::BlockSize { bytes: block_bytes })?;
+        let fragment_bytes = fragment_block_size_bytes
+            .unwrap_or(u64::from(Self::DEFAULT_FRAGMENT_BLOCK_SIZE_BYTES.min(block_size_bytes)));
+        let fragment_block_size_bytes = power_of_two(fragment_bytes, block_size_bytes)
+            .ok_or(SettingsError::FragmentBlockSize { fragment_bytes, block_bytes: block_size_bytes })?;
+        Ok(Self { compression, level, block_size_bytes, fragment_block_size_bytes })
+    }
+
+    /// The codec.
+    pub fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    /// The codec's level; `None` for codecs without levels.
+    pub fn level(&self) -> Option<u32> {
+        self.level
+    }
+
+    /// Size of a data block before compression, in bytes: what the superblock says.
+    pub fn block_size_bytes(&self) -> u32 {
+        self.block_size_bytes
+    }
+
+    /// Largest size of a fragment block before compression, in bytes.
+    pub fn fragment_block_size_bytes(&self) -> u32 {
+        self.fragment_block_size_bytes
+    }
+}
+
+impl Default for ImageSettings {
+    fn default() -> Self {
+        Self {
+            compression: Compression::Zstd,
+            level: Compression::Zstd.levels().map(|range| range.default),
+            block_size_bytes: Self::DEFAULT_BLOCK_SIZE_BYTES,
+            fragment_block_size_bytes: Self::DEFAULT_FRAGMENT_BLOCK_SIZE_BYTES,
+        }
+    }
+}
+
+/// The settings as they stand in a plan, before they are checked.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct UncheckedSettings {
+    compression: Compression,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    level: Option<u32>,
+    block_size_bytes: u64,
+    fragment_block_size_bytes: u64,
+}
+
+impl TryFrom<UncheckedSettings> for ImageSettings {
+    type Error = SettingsError;
+
+    fn try_from(unchecked: UncheckedSettings) -> Result<Self, SettingsError> {
+        Self::new(
+            unchecked.compression,
+            unchecked.level,
+            Some(unchecked.block_size_bytes),
+            Some(unchecked.fragment_block_size_bytes),
+        )
+    }
+}
+
+impl From<ImageSettings> for UncheckedSettings {
+    fn from(settings: ImageSettings) -> Self {
+        Self {
+            compression: settings.compression,
+            level: settings.level,
+            block_size_bytes: u64::from(settings.block_size_bytes),
+            fragment_block_size_bytes: u64::from(settings.fragment_block_size_bytes),
+        }
+    }
+}
+
+/// `bytes` as u32 when it is a power of two from 4096 to `highest`.
+fn power_of_two(bytes: u64, highest: u32) -> Option<u32> {
+    u32::try_from(bytes).ok().filter(|size| size.is_power_of_two() && (4096..=highest).contains(size))
+}
