@@ -1,1 +1,10 @@
-//! Starts one machine spec on five hypervisors: see ARCHITECTURE.md.
+//! Starts one machine spec on qemu, cloud-hypervisor, firecracker, crosvm or kvmtool: see ARCHITECTURE.md.
+//!
+//! The way of a machine through this crate: text --[`spec`]--> `MachineSpec` --`validate`--> `CheckedSpec`
+//! --`hypervisor::lower`--> [`launch::Launch`] --run--> a process. Everything up to the `Launch` is pure.
+
+pub mod facts;
+pub mod launch;
+pub mod path;
+pub mod spec;
+pub mod spelling;

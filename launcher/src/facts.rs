@@ -1,0 +1,165 @@
+//! What the host is, as far as a launch depends on it: plain data that the probing half fills in.
+
+use crate::path::HostPath;
+use crate::spec::Hypervisor;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Facts about the host. [`HostFacts::assumed`] is what `check` and `explain` go by when nobody has looked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFacts {
+    /// The processor architecture.
+    pub architecture: Architecture,
+    /// Whether the kernel's virtualisation can be used.
+    pub kvm: Kvm,
+    /// The directory in which the hypervisor runs and to which relative paths refer; absolute.
+    pub state_directory: HostPath,
+    /// The versions of the hypervisors that are installed, as far as known.
+    pub versions: BTreeMap<Hypervisor, Version>,
+    /// The form of each kernel image that somebody has looked at.
+    pub kernel_forms: BTreeMap<HostPath, KernelForm>,
+    /// Online processors of the host, as far as known.
+    pub processors: Option<u32>,
+    /// Frequency of the host's time stamp counter in kHz, as far as known: an emulated guest that knows it need not
+    /// calibrate.
+    pub tsc_khz: Option<u64>,
+    /// An empty directory in which crosvm can jail its devices, if `/var/empty` is not there.
+    pub empty_directory: Option<HostPath>,
+    /// Whether the launcher runs as root.
+    pub privilege: Privilege,
+}
+
+impl HostFacts {
+    /// A host of the usual kind, on which nobody has looked: x86_64, KVM, the newest hypervisors, not root.
+    pub fn assumed(state_directory: HostPath) -> Self {
+        Self {
+            architecture: Architecture::X86_64,
+            kvm: Kvm::Usable,
+            state_directory,
+            versions: BTreeMap::new(),
+            kernel_forms: BTreeMap::new(),
+            processors: None,
+            tsc_khz: None,
+            empty_directory: None,
+            privilege: Privilege::Unprivileged,
+        }
+    }
+
+    /// Whether the installed hypervisor is at least of this version; one whose version is unknown is taken for new.
+    pub fn at_least(&self, hypervisor: Hypervisor, version: Version) -> bool {
+        self.versions.get(&hypervisor).is_none_or(|installed| *installed >= version)
+    }
+}
+
+/// A processor architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// 64-bit x86.
+    X86_64,
+    /// 64-bit ARM.
+    Aarch64,
+}
+
+impl Architecture {
+    /// The kernel's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+}
+
+/// Whether the kernel's virtualisation can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kvm {
+    /// `/dev/kvm` opens for reading and writing.
+    Usable,
+    /// It opens, but is the software kind (the module kvm_pvm), which knows fewer CPU registers.
+    UsableSoftware,
+    /// It does not; why.
+    Unusable(String),
+}
+
+impl Kvm {
+    /// Whether a hypervisor that needs KVM can run.
+    pub fn is_usable(&self) -> bool {
+        !matches!(self, Self::Unusable(_))
+    }
+}
+
+/// Whose rights the launcher has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privilege {
+    /// Those of root.
+    Root,
+    /// Those of an ordinary user.
+    Unprivileged,
+}
+
+/// What a kernel image is, by its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelForm {
+    /// Linux's compressed boot image for x86.
+    BzImage,
+    /// An ELF with a note that says where to enter it under PVH.
+    ElfPvh,
+    /// An ELF without one.
+    Elf,
+    /// Something else.
+    Unknown,
+}
+
+/// The version of a hypervisor: major, minor, patch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub u32, pub u32, pub u32);
+
+impl Version {
+    /// The first version number in a program's answer to `--version`: a number, or two or three joined by dots.
+    pub fn find_in(answer: &str) -> Option<Version> {
+        answer
+            .split(|character: char| character.is_whitespace() || character == '(')
+            .map(|word| word.trim_start_matches('v'))
+            .find_map(|word| {
+                let mut parts = word.split(|character: char| !character.is_ascii_digit());
+                let major = parts.next()?.parse().ok()?;
+                let mut next = || parts.next().and_then(|part| part.parse().ok()).unwrap_or(0);
+                Some(Version(major, next(), next()))
+            })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found_in_what_the_programs_print() {
+        for (answer, version) in [
+            ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", Some(Version(7, 2, 22))),
+            ("cloud-hypervisor v53.0", Some(Version(53, 0, 0))),
+            ("cloud-hypervisor v54.0-12-gabcdef", Some(Version(54, 0, 12))),
+            ("Firecracker v1.17.0-dev", Some(Version(1, 17, 0))),
+            ("kvm tool 3.18.0", Some(Version(3, 18, 0))),
+            ("virtiofsd 1.14.0", Some(Version(1, 14, 0))),
+            ("no number here", None),
+        ] {
+            assert_eq!(Version::find_in(answer), version, "{answer}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_version_is_taken_for_new() {
+        let mut facts = HostFacts::assumed("/var/lib/microvms/web".into());
+        assert!(facts.at_least(Hypervisor::Qemu, Version(9, 0, 0)));
+        facts.versions.insert(Hypervisor::Qemu, Version(7, 2, 22));
+        assert!(!facts.at_least(Hypervisor::Qemu, Version(9, 0, 0)));
+        assert!(facts.at_least(Hypervisor::Qemu, Version(7, 2, 0)));
+    }
+}

@@ -1,0 +1,120 @@
+//! Text to [`MachineSpec`]: every misfit of the document is reported at once.
+
+use super::schema::{Misfit, misfits};
+use super::{MachineSpec, SPEC_VERSION};
+use serde_json::Value;
+
+/// Why a text is no machine spec.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// The text is no JSON.
+    #[error("line {line}, column {column}: {message}")]
+    Syntax {
+        /// The line, from 1.
+        line: usize,
+        /// The column, from 1.
+        column: usize,
+        /// What the parser says.
+        message: String,
+    },
+    /// The document is of a format that this program does not know.
+    #[error(
+        "version: this program reads machine specs of version {SPEC_VERSION}, but this one has {found}; build the machine and the launcher from the same release"
+    )]
+    Version {
+        /// The version in the document.
+        found: u64,
+    },
+    /// The document has other fields or types than a machine spec.
+    #[error("{0}")]
+    Misfit(Misfit),
+}
+
+/// Reads a machine spec.
+///
+/// # Errors
+/// Every [`ParseError`] of the text; at least one.
+pub fn parse(text: &str) -> Result<MachineSpec, Vec<ParseError>> {
+    let document: Value = serde_json::from_str(text).map_err(syntax)?;
+    if let Some(found) =
+        document.get("version").and_then(Value::as_u64).filter(|found| *found != u64::from(SPEC_VERSION))
+    {
+        return Err(vec![ParseError::Version { found }]);
+    }
+    let misfits = misfits(&document);
+    if !misfits.is_empty() {
+        return Err(misfits.into_iter().map(ParseError::Misfit).collect());
+    }
+    // Read from the text and not from the document, so that doubled fields and numbers out of range, which only serde
+    // sees, come with their line.
+    serde_json::from_str(text).map_err(syntax)
+}
+
+fn syntax(error: serde_json::Error) -> Vec<ParseError> {
+    let (line, column) = (error.line(), error.column());
+    let message = error.to_string();
+    let place = format!(" at line {line} column {column}");
+    let message = message.strip_suffix(&place).unwrap_or(&message).to_owned();
+    vec![ParseError::Syntax { line, column, message }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages(text: &str) -> Vec<String> {
+        parse(text).expect_err("not a spec").iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_smallest_spec_has_the_documented_defaults() {
+        let spec = parse(r#"{"version":1,"name":"web","kernel":"/k/bzImage"}"#).expect("a spec");
+        assert_eq!((spec.vcpu, spec.mem_mib, spec.rng, spec.deflate_on_oom), (1, 512, true, true));
+        assert!(spec.qemu.serial_console);
+        assert_eq!(spec.hypervisor.as_str(), "qemu");
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let spec = parse(r#"{"version":1,"name":"web","kernel":"/k/bzImage","vsock":{"cid":3}}"#).expect("a spec");
+        let text = serde_json::to_string(&spec).expect("serialisable");
+        assert_eq!(parse(&text).expect("a spec"), spec);
+    }
+
+    #[test]
+    fn malformed_json_names_line_and_column() {
+        assert_eq!(messages("{\n  \"version\": 1,\n  \"name\" \"web\"\n}"), ["line 3, column 10: expected `:`"]);
+        assert_eq!(messages(""), ["line 1, column 0: EOF while parsing a value"]);
+    }
+
+    #[test]
+    fn every_misfit_is_named_at_once() {
+        let text = r#"{"version":1,"name":"web","vpcu":2,"mem":"512","hypervisor":"fircracker",
+            "volumes":[{"imgae":"a.img"}],"qemu":{"extraArgs":"-s"}}"#;
+        assert_eq!(
+            messages(text),
+            [
+                "hypervisor: must be one of qemu, cloud-hypervisor, firecracker, crosvm, kvmtool; did you mean `firecracker`?",
+                "mem: must be a whole number, but is the string \"512\"",
+                "qemu.extraArgs: must be a list, but is the string \"-s\"",
+                "volumes[0].imgae: unknown field; did you mean `image`?",
+                "volumes[0].image: missing, but it must be set",
+                "vpcu: unknown field; did you mean `vcpu`?",
+                "kernel: missing, but it must be set",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_number_out_of_range_and_a_doubled_field_name_their_line() {
+        let text = "{\"version\":1,\"name\":\"web\",\"kernel\":\"/k\",\n\"vcpu\":-1}";
+        assert!(messages(text)[0].starts_with("line 2, column"), "{:?}", messages(text));
+        let text = "{\"version\":1,\"name\":\"web\",\"kernel\":\"/k\",\n\"vcpu\":1,\"vcpu\":2}";
+        assert!(messages(text)[0].starts_with("line 2, column"), "{:?}", messages(text));
+    }
+
+    #[test]
+    fn another_version_is_named_before_its_unknown_fields() {
+        assert!(messages(r#"{"version":2,"nmae":"web"}"#)[0].contains("but this one has 2"));
+    }
+}

@@ -1,0 +1,209 @@
+//! The JSON Schema of the machine spec, generated from its types, and a walk along it that finds every misfit at once.
+//!
+//! serde stops at the first field it cannot place. The walk goes on, so that a spec with three misspelt options is
+//! mended in one go; what it accepts is then read by serde, which has the last word.
+
+use crate::spec::MachineSpec;
+use crate::spelling::nearest;
+use serde_json::{Map, Value};
+use std::fmt;
+
+/// The schema of [`MachineSpec`] as a JSON document.
+pub fn machine_spec_schema() -> Value {
+    schemars::schema_for!(MachineSpec).to_value()
+}
+
+/// Where a document does not fit the schema.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misfit {
+    /// The place, as in `volumes[1].image`; empty is the document itself.
+    pub place: String,
+    /// What is wrong there.
+    pub kind: MisfitKind,
+}
+
+/// In what way a document does not fit the schema.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MisfitKind {
+    /// A field that no type has; the nearest one that there is.
+    UnknownField(Option<String>),
+    /// A field that must be there is not.
+    MissingField,
+    /// A value of another type: what is wanted, what is there.
+    WrongType(String, String),
+    /// A word that is none of these; the nearest one that is.
+    UnknownWord(Vec<String>, Option<String>),
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = if self.place.is_empty() { "the machine spec" } else { &self.place };
+        match &self.kind {
+            MisfitKind::UnknownField(Some(known)) => {
+                write!(formatter, "{place}: unknown field; did you mean `{known}`?")
+            }
+            MisfitKind::UnknownField(None) => write!(formatter, "{place}: unknown field"),
+            MisfitKind::MissingField => write!(formatter, "{place}: missing, but it must be set"),
+            MisfitKind::WrongType(wanted, found) => write!(formatter, "{place}: must be {wanted}, but is {found}"),
+            MisfitKind::UnknownWord(words, known) => {
+                write!(formatter, "{place}: must be one of {}", words.join(", "))?;
+                known.as_ref().map_or(Ok(()), |known| write!(formatter, "; did you mean `{known}`?"))
+            }
+        }
+    }
+}
+
+/// Every place where the document does not fit the schema of [`MachineSpec`], in the document's order.
+pub fn misfits(document: &Value) -> Vec<Misfit> {
+    let root = machine_spec_schema();
+    let mut walk = Walk { definitions: root.get("$defs").and_then(Value::as_object), misfits: Vec::new() };
+    walk.visit("", document, &root);
+    walk.misfits
+}
+
+struct Walk<'schema> {
+    definitions: Option<&'schema Map<String, Value>>,
+    misfits: Vec<Misfit>,
+}
+
+impl<'schema> Walk<'schema> {
+    fn visit(&mut self, place: &str, value: &Value, schema: &'schema Value) {
+        let schema = self.resolve(schema);
+        if let Some(branches) = schema.get("anyOf").and_then(Value::as_array) {
+            // The generator writes an optional type as "this type, or null".
+            let branch = branches.iter().find(|branch| allows_null(branch) == value.is_null());
+            return branch.map_or((), |branch| self.visit(place, value, branch));
+        }
+        if let Some(words) = words_of(schema) {
+            return self.visit_word(place, value, words);
+        }
+        let types = types_of(schema);
+        if !types.is_empty() && !types.iter().any(|name| has_type(value, name)) {
+            let wanted = types.iter().map(|name| wanted_type(name)).collect::<Vec<_>>().join(" or ");
+            return self.report(place, MisfitKind::WrongType(wanted, found_type(value)));
+        }
+        match value {
+            Value::Object(fields) => self.visit_fields(place, fields, schema),
+            Value::Array(items) => {
+                if let Some(schema) = schema.get("items") {
+                    for (index, item) in items.iter().enumerate() {
+                        self.visit(&format!("{place}[{index}]"), item, schema);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn visit_fields(&mut self, place: &str, fields: &Map<String, Value>, schema: &'schema Value) {
+        let properties = schema.get("properties").and_then(Value::as_object);
+        let others = schema.get("additionalProperties");
+        for (name, value) in fields {
+            let place = below(place, name);
+            match (properties.and_then(|properties| properties.get(name)), others) {
+                (Some(schema), _) => self.visit(&place, value, schema),
+                (None, Some(Value::Bool(false))) => {
+                    let known = properties.into_iter().flat_map(|properties| properties.keys());
+                    let kind = MisfitKind::UnknownField(nearest(name, known.map(String::as_str)).map(str::to_owned));
+                    self.report(&place, kind);
+                }
+                (None, Some(schema)) => self.visit(&place, value, schema),
+                (None, None) => {}
+            }
+        }
+        let required = schema.get("required").and_then(Value::as_array);
+        for name in required.into_iter().flatten().filter_map(Value::as_str) {
+            if !fields.contains_key(name) {
+                self.report(&below(place, name), MisfitKind::MissingField);
+            }
+        }
+    }
+
+    fn visit_word(&mut self, place: &str, value: &Value, words: Vec<String>) {
+        match value.as_str() {
+            Some(word) if words.iter().any(|known| known == word) => {}
+            Some(word) => {
+                let known = nearest(word, words.iter().map(String::as_str)).map(str::to_owned);
+                self.report(place, MisfitKind::UnknownWord(words, known));
+            }
+            None => self.report(place, MisfitKind::UnknownWord(words, None)),
+        }
+    }
+
+    fn resolve(&self, schema: &'schema Value) -> &'schema Value {
+        schema
+            .get("$ref")
+            .and_then(Value::as_str)
+            .and_then(|reference| reference.strip_prefix("#/$defs/"))
+            .and_then(|name| self.definitions?.get(name))
+            .unwrap_or(schema)
+    }
+
+    fn report(&mut self, place: &str, kind: MisfitKind) {
+        self.misfits.push(Misfit { place: place.to_owned(), kind });
+    }
+}
+
+fn below(place: &str, name: &str) -> String {
+    if place.is_empty() { name.to_owned() } else { format!("{place}.{name}") }
+}
+
+fn allows_null(schema: &Value) -> bool {
+    types_of(schema).contains(&"null")
+}
+
+fn types_of(schema: &Value) -> Vec<&str> {
+    match schema.get("type") {
+        Some(Value::String(name)) => vec![name],
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The words of an enumeration, which the generator writes either as `enum` or, with a description each, as `oneOf`.
+fn words_of(schema: &Value) -> Option<Vec<String>> {
+    let word = |value: &Value| value.as_str().map(str::to_owned);
+    if let Some(words) = schema.get("enum").and_then(Value::as_array) {
+        return words.iter().map(word).collect();
+    }
+    let branches = schema.get("oneOf").and_then(Value::as_array)?;
+    branches.iter().map(|branch| branch.get("const").and_then(word)).collect()
+}
+
+fn has_type(value: &Value, name: &str) -> bool {
+    match name {
+        "null" => value.is_null(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_u64() || value.is_i64(),
+        "number" => value.is_number(),
+        "string" => value.is_string(),
+        "array" => value.is_array(),
+        "object" => value.is_object(),
+        _ => true,
+    }
+}
+
+fn wanted_type(name: &str) -> String {
+    match name {
+        "null" => "null",
+        "boolean" => "true or false",
+        "integer" => "a whole number",
+        "number" => "a number",
+        "string" => "a string",
+        "array" => "a list",
+        "object" => "an object",
+        other => other,
+    }
+    .to_owned()
+}
+
+fn found_type(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(value) => format!("{value}"),
+        Value::Number(value) => format!("the number {value}"),
+        Value::String(value) => format!("the string {value:?}"),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+    }
+}
