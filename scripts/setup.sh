@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# setup.sh: installs what the tests and the quickstart need on Debian 12 or later, from Debian's own packages.
+#
+# Safe to run again at any time: it asks dpkg first and touches nothing when nothing is missing (about 0.1 s).
+# Needs root only when a package is missing. Rust (cargo) is expected to be there already: Debian 12's is too old.
+set -euo pipefail
+
+# program or file needed        package it comes from
+packages=(
+  bash-static                 # a shell without libraries, for the fixture guest
+  btrfs-progs                 # mkfs.btrfs: volumes
+  busybox-static              # sandbox shell of the fixtures' Nix builds; the fixture guest's user land
+  ca-certificates
+  cpio                        # the fixture guest's initrd
+  curl                        # talks to the forwarded port of a booted guest
+  dosfstools                  # mkfs.vfat: volumes
+  e2fsprogs                   # mkfs.ext4, debugfs: volumes
+  erofs-utils                 # mkfs.erofs: the peer of microvm.nix
+  file
+  gcc                         # links Rust; builds the launcher's probe guest
+  iproute2                    # taps and network namespaces in the launcher's tests
+  iputils-ping
+  jq                          # reads reports
+  kmod                        # depmod for the fixture guest
+  libc6-dev
+  mount
+  nix-bin                     # makes the fixture closures: real Nix builds, a real Nix database
+  patchelf
+  pkg-config
+  python3                     # fixtures/closure/package-graph.py
+  qemu-system-x86             # boots the image
+  qemu-utils
+  shellcheck                  # scripts/test.sh
+  squashfs-tools              # unsquashfs: the differential tests
+  squashfs-tools-ng           # gensquashfs: the peer of microvm.nix
+  util-linux
+  xfsprogs                    # mkfs.xfs: volumes
+  xz-utils                    # unpacks the Debian kernel
+  zstd
+)
+minimum_rust=1.90
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() { printf 'error: %s\n' "$1" >&2; [ $# -lt 2 ] || printf 'hint: %s\n' "$2" >&2; exit 1; }
+
+command -v apt-get >/dev/null && command -v dpkg-query >/dev/null ||
+  die "this is not Debian: apt-get or dpkg-query is missing" "install by hand: ${packages[*]}"
+
+missing=()
+for package in "${packages[@]}"; do
+  state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+  [ "$state" = installed ] || missing+=("$package")
+done
+
+if [ ${#missing[@]} -gt 0 ]; then
+  [ "$(id -u)" = 0 ] || die "packages are missing: ${missing[*]}" "run as root: apt-get install ${missing[*]}"
+  say "installing ${#missing[@]} Debian packages: ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  options=(-q -y -o DPkg::Lock::Timeout=600 -o APT::Install-Recommends=false -o Dpkg::Use-Pty=0)
+  apt-get "${options[@]}" update >&2
+  apt-get "${options[@]}" install "${missing[@]}" >&2
+else
+  say "all ${#packages[@]} Debian packages are installed"
+fi
+
+command -v cargo >/dev/null ||
+  die "cargo is missing" "install Rust $minimum_rust or later; Debian 12's own is too old"
+rust=$(rustc --version | cut -d ' ' -f 2)
+[ "$(printf '%s\n%s\n' "$minimum_rust" "$rust" | sort -V | head -n 1)" = "$minimum_rust" ] ||
+  die "rustc $rust is too old: this workspace needs $minimum_rust or later" "rustup update stable"
+say "rustc $rust"
