@@ -1,8 +1,15 @@
 //! Builds the squashfs of a Nix closure: see ARCHITECTURE.md.
 
+pub mod atomic_file;
 pub mod build;
+pub mod closure;
+pub mod machine;
+pub mod nar_hash;
+pub mod output;
 pub mod plan;
+pub mod presence;
 pub mod progress;
 pub mod report;
 pub mod settings;
+pub mod size;
 pub mod store_path;

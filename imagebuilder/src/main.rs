@@ -1,3 +1,9 @@
 //! `microvm-image`: builds and reads the store disk of a microVM.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

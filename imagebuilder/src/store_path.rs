@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
 
 /// The characters of Nix' base 32: no e, o, u, t.
@@ -78,6 +79,58 @@ impl StorePath {
     }
 }
 
+/// A store path as texts give it: a bare base name, or with the directory that holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocatedStorePath {
+    /// The directory it was given with, such as `/nix/store`; `None` for a bare base name.
+    pub store_dir: Option<PathBuf>,
+    /// The member of the store.
+    pub path: StorePath,
+}
+
+impl LocatedStorePath {
+    /// Reads `/nix/store/HASH-NAME` or `HASH-NAME`. Trailing and doubled slashes mean nothing and are accepted.
+    ///
+    /// # Errors
+    /// The text is relative with a directory, holds `..`, or its last component is not `HASH-NAME`.
+    pub fn parse(text: &str) -> Result<Self, StorePathError> {
+        let fail = |reason| Err(StorePathError { text: text.to_owned(), reason });
+        let whole = Path::new(text);
+        if whole.components().any(|component| component == Component::ParentDir) {
+            return fail("it holds `..`");
+        }
+        let Some(base_name) = whole.file_name().and_then(|name| name.to_str()) else {
+            return fail("it names no file");
+        };
+        let path = StorePath::from_base_name(base_name).map_err(|error| {
+            let reason = if inside_a_store_path(whole) {
+                "it lies inside a store path; name the store path"
+            } else {
+                error.reason
+            };
+            StorePathError { text: text.to_owned(), reason }
+        })?;
+        // `components` leaves out doubled slashes and inner dots, so that equal directories compare equal.
+        let parent: PathBuf = whole.parent().map(|parent| parent.components().collect()).unwrap_or_default();
+        if whole.is_absolute() {
+            Ok(Self { store_dir: Some(parent), path })
+        } else if parent.as_os_str().is_empty() {
+            Ok(Self { store_dir: None, path })
+        } else {
+            fail("it is relative; give it from the root on, or its base name alone")
+        }
+    }
+}
+
+/// Whether one of the directories above the last component is named like a store path.
+fn inside_a_store_path(whole: &Path) -> bool {
+    whole
+        .ancestors()
+        .skip(1)
+        .filter_map(|above| above.file_name()?.to_str())
+        .any(|name| StorePath::from_base_name(name).is_ok())
+}
+
 impl TryFrom<String> for StorePath {
     type Error = StorePathError;
 
@@ -101,5 +154,81 @@ impl fmt::Display for StorePath {
 impl fmt::Debug for StorePath {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HASH: &str = "0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv";
+
+    fn reason(text: &str) -> &'static str {
+        LocatedStorePath::parse(text).unwrap_err().reason
+    }
+
+    #[test]
+    fn parts_of_a_base_name() {
+        let path = StorePath::from_base_name(&format!("{HASH}-bash-5.2")).unwrap();
+        assert_eq!((path.hash_part(), path.name()), (HASH, "bash-5.2"));
+    }
+
+    #[test]
+    fn names_nix_refuses_are_refused() {
+        for (name, expected) in [
+            ("", "it is shorter than the 32 characters of the hash"),
+            (&HASH[1..], "it is shorter than the 32 characters of the hash"),
+            (HASH, "no dash follows the hash"),
+            (&format!("{HASH}_x"), "no dash follows the hash"),
+            (&format!("{HASH}-"), "no name follows the hash"),
+            (&format!("{HASH}-.x"), "its name starts with a dot"),
+            (&format!("{HASH}-a b"), "its name holds a character other than letters, digits and +-._?="),
+            (&format!("{HASH}-{}", "a".repeat(212)), "its name is longer than 211 characters"),
+            (
+                &format!("{}-x", HASH.replace('0', "e")),
+                "its first 32 characters are not Nix base 32 (digits and lower case letters without e, o, t, u)",
+            ),
+        ] {
+            assert_eq!(StorePath::from_base_name(name).unwrap_err().reason, expected, "{name}");
+        }
+        assert!(StorePath::from_base_name(&format!("{HASH}-{}", "a".repeat(211))).is_ok());
+    }
+
+    #[test]
+    fn slashes_that_mean_nothing_are_accepted() {
+        let plain = LocatedStorePath::parse(&format!("/nix/store/{HASH}-x")).unwrap();
+        assert_eq!(plain.store_dir.as_deref(), Some(Path::new("/nix/store")));
+        assert_eq!(LocatedStorePath::parse(&format!("/nix//store/./{HASH}-x//")).unwrap(), plain);
+        assert_eq!(LocatedStorePath::parse(&format!("{HASH}-x/")).unwrap().store_dir, None);
+    }
+
+    #[test]
+    fn texts_that_name_no_store_path() {
+        assert_eq!(reason("/"), "it names no file");
+        assert_eq!(reason("/etc/passwd"), "it is shorter than the 32 characters of the hash");
+        assert_eq!(reason(&format!("/nix/store/{HASH}-x/bin")), "it lies inside a store path; name the store path");
+        assert_eq!(reason(&format!("/nix/store/../{HASH}-x")), "it holds `..`");
+        assert_eq!(
+            reason(&format!("store/{HASH}-x")),
+            "it is relative; give it from the root on, or its base name alone"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn printing_and_parsing_are_inverse(name in "[0-9abcdf-np-sv-z]{32}-[a-zA-Z0-9+_?=-][a-zA-Z0-9+._?=-]{0,210}") {
+            let path = StorePath::from_base_name(&name).unwrap();
+            prop_assert_eq!(path.to_string(), name.clone());
+            let located = LocatedStorePath::parse(&format!("/nix/store/{path}")).unwrap();
+            prop_assert_eq!(located.path, path);
+        }
+
+        #[test]
+        fn any_text_is_taken_or_refused(text in ".*") {
+            if let Ok(located) = LocatedStorePath::parse(&text) {
+                prop_assert!(!located.path.base_name().contains('/'));
+            }
+        }
     }
 }

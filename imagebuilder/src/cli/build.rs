@@ -1,0 +1,166 @@
+//! `microvm-image build`.
+
+use super::cache_location::CacheDirectoryArgs;
+use super::failure::Failure;
+use super::settings::SettingsArgs;
+use super::source::SourceArgs;
+use super::{interrupt, progress, streams};
+use clap::Args;
+use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
+use imagebuilder::machine::{self, SkipReport};
+use imagebuilder::report::{BuildReport, Outcome};
+use imagebuilder::{output, presence, size};
+use std::num::NonZero;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+/// Build the image of a closure
+///
+/// The image appears whole or not at all, and its path is the only thing on stdout. What the cache holds is neither
+/// read nor compressed again; with or without it the image is the same, byte for byte.
+#[derive(Debug, Args)]
+#[command(override_usage = "microvm-image build [OPTIONS] --output <IMAGE>\n           [STORE_PATH]...")]
+pub(crate) struct BuildArgs {
+    #[command(flatten)]
+    source: SourceArgs,
+    /// File to write the image to; an image that is there is replaced
+    #[arg(short, long, value_name = "IMAGE", help_heading = "Output")]
+    output: PathBuf,
+    /// machine.json of a machine: when one of its shares has the source /nix/store no image is built
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    machine: Option<PathBuf>,
+    /// Build although the machine shares the host's store
+    #[arg(long, requires = "machine", help_heading = "Output")]
+    force: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+    #[command(flatten)]
+    cache: BuildCacheArgs,
+    /// Threads that read and compress [default: all processors]
+    #[arg(short, long, value_name = "N", help_heading = "Output")]
+    jobs: Option<NonZero<usize>>,
+    /// Write a report as JSON to stdout instead of the image's path
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+    /// Compute BLAKE3 and SHA-256 of the image, as --json does
+    #[arg(long, help_heading = "Output")]
+    digest: bool,
+    /// Show no progress and no summary
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Cache")]
+struct BuildCacheArgs {
+    #[command(flatten)]
+    directory: CacheDirectoryArgs,
+    /// Neither use nor fill a cache
+    #[arg(long, conflicts_with_all = ["directory", "cache_verify"])]
+    no_cache: bool,
+    /// Decompress what comes from the cache and compare it with the store: for a cache that others can write to
+    #[arg(long)]
+    cache_verify: bool,
+}
+
+pub(crate) fn run(args: &BuildArgs) -> Result<(), Failure> {
+    if let Some(skipped) = args.skip()? {
+        return tell_skipped(args, &skipped);
+    }
+    let options = args.options()?;
+    output::check(&args.output)?;
+    let plan = args.source.plan(&args.settings)?;
+    presence::check(&plan)?;
+    let mut progress = progress::on_stderr(args.loudness());
+    let report = build(&plan, &options, progress.as_mut(), interrupt::cancel_flag());
+    drop(progress);
+    tell_built(args, &report?)
+}
+
+impl BuildArgs {
+    fn skip(&self) -> Result<Option<SkipReport>, Failure> {
+        match &self.machine {
+            Some(file) if !self.force => Ok(machine::skip(file)?),
+            _ => Ok(None),
+        }
+    }
+
+    fn options(&self) -> Result<BuildOptions, Failure> {
+        let cache = if self.cache.no_cache { None } else { Some(self.cache.directory.directory()?) };
+        let jobs = self.jobs.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZero::<usize>::MIN);
+        Ok(BuildOptions {
+            output: self.output.clone(),
+            cache,
+            cache_trust: if self.cache.cache_verify { CacheTrust::VerifyAgainstStore } else { CacheTrust::Checksums },
+            jobs: jobs.get(),
+            digests: if self.json || self.digest { Digests::Compute } else { Digests::Skip },
+        })
+    }
+
+    fn loudness(&self) -> progress::Loudness {
+        if self.quiet { progress::Loudness::Quiet } else { progress::Loudness::Normal }
+    }
+}
+
+fn tell_skipped(args: &BuildArgs, report: &SkipReport) -> Result<(), Failure> {
+    if !args.quiet {
+        streams::tell(&format!("skipped {}: {}", args.output.display(), report.reason));
+    }
+    if args.json { streams::print_json(report) } else { Ok(()) }
+}
+
+fn tell_built(args: &BuildArgs, report: &BuildReport) -> Result<(), Failure> {
+    if !args.quiet {
+        for line in summary(&args.output, report) {
+            streams::tell(&line);
+        }
+    }
+    if args.json {
+        return streams::print_json(report);
+    }
+    let mut line = args.output.as_os_str().as_bytes().to_vec();
+    line.push(b'\n');
+    streams::print(&line)
+}
+
+/// The report in a few lines for a reader.
+fn summary(image: &Path, report: &BuildReport) -> Vec<String> {
+    let verb = match report.outcome {
+        Outcome::Built => "built",
+        Outcome::Unchanged => "unchanged",
+    };
+    let mut lines = vec![
+        format!("{verb} {} in {:.2} s", image.display(), report.seconds.total),
+        format!("  closure  {} in {} files of {} paths", size::human(report.input_bytes), report.files, report.paths),
+        format!(
+            "  image    {}{} in {} blocks",
+            size::human(report.image_bytes),
+            percent_of(report.image_bytes, report.input_bytes),
+            report.blocks
+        ),
+    ];
+    if report.cache.enabled {
+        let cache = &report.cache;
+        let known = percent_of(cache.hit_bytes, cache.hit_bytes + cache.missed_bytes + cache.rebuilt_bytes);
+        let mut line = format!("  cache    {}{known} known", size::human(cache.hit_bytes));
+        if cache.rebuilt_paths > 0 {
+            line.push_str(&format!(", {} damaged paths made again", cache.rebuilt_paths));
+        }
+        lines.push(line);
+    }
+    if report.duplicate_bytes > 0 {
+        let (bytes, files) = (size::human(report.duplicate_bytes), report.duplicate_files);
+        lines.push(format!("  stored once instead of again: {bytes} in {files} files"));
+    }
+    lines.push(format!("  memory   {} at most", size::human(report.peak_memory_bytes)));
+    for (name, digest) in [("blake3", &report.image_blake3), ("sha256", &report.image_sha256)] {
+        lines.extend(digest.as_ref().map(|digest| format!("  {name}   {digest}")));
+    }
+    lines
+}
+
+/// ` (33 %)`, or nothing when there is no whole.
+fn percent_of(part: u64, whole: u64) -> String {
+    if whole == 0 { String::new() } else { format!(" ({:.0} %)", part as f64 * 100.0 / whole as f64) }
+}

@@ -1,0 +1,51 @@
+//! Which directory is the cache.
+
+use super::failure::Failure;
+use clap::Args;
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// The directory under a cache directory that is ours.
+const OWN_NAME: &str = "microvm-image";
+/// Where the cache is for root without a home, as in a systemd unit.
+const SYSTEM_CACHE: &str = "/var/cache/microvm-image";
+
+/// `--cache`, for commands that need one.
+#[derive(Debug, Args)]
+pub(crate) struct CacheDirectoryArgs {
+    /// Directory of the cache [default: $MICROVM_IMAGE_CACHE, else $XDG_CACHE_HOME/microvm-image, else
+    /// ~/.cache/microvm-image, else for root /var/cache/microvm-image]
+    ///
+    /// It is shared by all builds, also by several at once. It is made when it is missing.
+    #[arg(long = "cache", value_name = "DIR")]
+    directory: Option<PathBuf>,
+}
+
+impl CacheDirectoryArgs {
+    /// The directory asked for, or the default one.
+    pub(crate) fn directory(&self) -> Result<PathBuf, Failure> {
+        match &self.directory {
+            Some(directory) => Ok(directory.clone()),
+            None => default_directory(|name| env::var_os(name), nix::unistd::geteuid().is_root()).ok_or_else(|| {
+                Failure::usage("there is no directory for the cache: neither MICROVM_IMAGE_CACHE nor XDG_CACHE_HOME nor HOME is set")
+                    .with_hint("name one with --cache DIR, or build without a cache: --no-cache")
+            }),
+        }
+    }
+}
+
+/// Whoever runs the program.
+fn default_directory(variable: impl Fn(&str) -> Option<OsString>, is_root: bool) -> Option<PathBuf> {
+    let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(named) = path("MICROVM_IMAGE_CACHE") {
+        return Some(named);
+    }
+    // The XDG base directory specification: relative paths are to be ignored.
+    let absolute = |path: &PathBuf| path.is_absolute();
+    path("XDG_CACHE_HOME")
+        .filter(absolute)
+        .or_else(|| path("HOME").filter(absolute).map(|home| home.join(".cache")))
+        .map(|caches| caches.join(OWN_NAME))
+        .or_else(|| is_root.then(|| Path::new(SYSTEM_CACHE).to_path_buf()))
+}

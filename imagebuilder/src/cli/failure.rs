@@ -1,0 +1,175 @@
+//! What went wrong, as the command line tells it: one `error:` line, perhaps a `hint:`, and an exit code.
+
+use super::streams;
+use imagebuilder::atomic_file::WriteError;
+use imagebuilder::build::BuildError;
+use imagebuilder::closure::{ClosureError, ClosureProblem, ClosureProblems, GraphError, NixStoreError};
+use imagebuilder::machine::MachineError;
+use imagebuilder::output::OutputError;
+use imagebuilder::plan::PlanError;
+use imagebuilder::presence::AbsentPaths;
+use imagebuilder::settings::SettingsError;
+use std::error::Error;
+use std::process::ExitCode;
+
+/// Why the program ends without having done what was asked.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    exit_code: u8,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// The work failed although the input was right: exit code 1.
+    pub(crate) fn failed(error: &dyn Error) -> Self {
+        Self { exit_code: 1, message: chain(error), hint: None }
+    }
+
+    /// The input is wrong: exit code 2.
+    pub(crate) fn bad_input(error: &dyn Error) -> Self {
+        Self { exit_code: 2, message: chain(error), hint: None }
+    }
+
+    /// The arguments are wrong in a way clap cannot see: exit code 2.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { exit_code: 2, message: message.into(), hint: None }
+    }
+
+    /// The user or the system said stop: exit code 130.
+    pub(crate) fn interrupted() -> Self {
+        Self { exit_code: 130, message: "interrupted".to_owned(), hint: None }
+    }
+
+    /// The same failure, told as the cause of another.
+    pub(crate) fn with_context(self, context: &str) -> Self {
+        Self { message: format!("{context}: {}", self.message), ..self }
+    }
+
+    /// The same failure with advice on what to do.
+    pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// Says it on stderr and gives the exit code.
+    pub(crate) fn report(&self) -> ExitCode {
+        streams::tell(&format!("error: {}", self.message));
+        if let Some(hint) = &self.hint {
+            streams::tell(&format!("hint: {hint}"));
+        }
+        ExitCode::from(self.exit_code)
+    }
+}
+
+/// An error and what it comes from, joined by colons.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl From<ClosureError> for Failure {
+    fn from(error: ClosureError) -> Self {
+        let failure = match &error {
+            ClosureError::NixStore(NixStoreError::NoProgram | NixStoreError::Run(_)) => Self::failed(&error),
+            _ => Self::bad_input(&error),
+        };
+        match closure_hint(&error) {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    }
+}
+
+fn closure_hint(error: &ClosureError) -> Option<&'static str> {
+    match error {
+        ClosureError::Graph { source: GraphError::TextForm, .. } => {
+            Some("set `__structuredAttrs = true` in the derivation and give its .attrs.json")
+        }
+        ClosureError::Graph { source: GraphError::SeveralGraphs { .. } | GraphError::NoSuchGraph { .. }, .. } => {
+            Some("name the graph with --graph-key")
+        }
+        ClosureError::NixStore(error) => nix_store_hint(error),
+        ClosureError::Problems(problems) => problems_hint(problems),
+        _ => None,
+    }
+}
+
+fn nix_store_hint(error: &NixStoreError) -> Option<&'static str> {
+    match error {
+        NixStoreError::NoProgram => {
+            Some("install Nix, or give the closure with --closure-info, --graph, --paths-from or --plan")
+        }
+        NixStoreError::Remote { .. } => {
+            Some("copy the closure to this machine with `nix copy`, or say with --store-dir where its files are")
+        }
+        NixStoreError::NoStore { .. } => {
+            Some("a store at DIR has its files at DIR/nix/store; paths that lie elsewhere need --store-dir")
+        }
+        NixStoreError::Arguments(_) => {
+            Some("store paths are given as /nix/store/HASH-NAME or as links to them; another store needs --store")
+        }
+        _ => None,
+    }
+}
+
+fn problems_hint(problems: &ClosureProblems) -> Option<&'static str> {
+    problems.problems.iter().find_map(|problem| match problem {
+        ClosureProblem::NotClosed { .. } => {
+            Some("give all store paths that the system needs, as closureInfo or `nix-store -qR` lists them")
+        }
+        ClosureProblem::OtherStore { .. } => Some("an image holds the paths of one store: list those only"),
+        _ => None,
+    })
+}
+
+impl From<AbsentPaths> for Failure {
+    fn from(error: AbsentPaths) -> Self {
+        Self::bad_input(&error).with_hint("--store-dir DIR says where the store paths lie, when not there")
+    }
+}
+
+impl From<PlanError> for Failure {
+    fn from(error: PlanError) -> Self {
+        Self::bad_input(&error)
+    }
+}
+
+impl From<SettingsError> for Failure {
+    fn from(error: SettingsError) -> Self {
+        Self::bad_input(&error)
+    }
+}
+
+impl From<MachineError> for Failure {
+    fn from(error: MachineError) -> Self {
+        Self::bad_input(&error)
+    }
+}
+
+impl From<OutputError> for Failure {
+    fn from(error: OutputError) -> Self {
+        Self::bad_input(&error)
+    }
+}
+
+impl From<WriteError> for Failure {
+    fn from(error: WriteError) -> Self {
+        Self::failed(&error)
+    }
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        match error {
+            BuildError::Interrupted => Self::interrupted(),
+            #[expect(unreachable_patterns, reason = "the build's other errors come with its engine")]
+            other => Self::failed(&other),
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The command line. One file a command: its arguments as clap types, and `run`, which carries it out. Nothing but this
+//! module knows clap, and nothing but [`progress`] knows indicatif.
+
+mod build;
+mod cache;
+mod cache_location;
+mod failure;
+mod interrupt;
+mod manual;
+mod plan;
+mod progress;
+mod settings;
+mod source;
+mod streams;
+
+use clap::{Parser, Subcommand};
+use failure::Failure;
+use std::process::ExitCode;
+
+/// Builds and reads the store disk of a NixOS microVM.
+///
+/// The disk is a squashfs of a closure: the store paths a system needs, as `/nix/store` holds them. It is built on all
+/// cores, from a cache of what did not change, and is the same byte for byte whenever the store paths and settings are
+/// the same.
+///
+/// Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad input or usage, 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(name = "microvm-image", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Build(Box<build::BuildArgs>),
+    Plan(Box<plan::PlanArgs>),
+    Cache(cache::CacheArgs),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
+}
+
+/// Reads the arguments of this process, does what they ask, and says on stderr what went wrong, once.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = interrupt::install().and_then(|()| run(cli.command));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Build(args) => build::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Cache(args) => cache::run(args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
+    }
+}

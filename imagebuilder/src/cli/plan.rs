@@ -1,0 +1,37 @@
+//! `microvm-image plan`.
+
+use super::failure::Failure;
+use super::settings::SettingsArgs;
+use super::source::SourceArgs;
+use super::streams;
+use clap::Args;
+use imagebuilder::{atomic_file, output};
+use std::path::PathBuf;
+
+/// Write down what a build would put into an image
+///
+/// The plan is a versioned JSON document: the store paths with their hashes, where they lie, and the settings. It is a
+/// function of its inputs alone and does not look at the store paths themselves. `microvm-image build --plan FILE`
+/// makes the same image as a build with the same options.
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    source: SourceArgs,
+    #[command(flatten)]
+    settings: SettingsArgs,
+    /// File to write the plan to, whole or not at all [default: stdout]
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    output: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
+    if let Some(path) = &args.output {
+        output::check(path)?;
+    }
+    let plan = args.source.plan(&args.settings)?;
+    let text = plan.to_json().map_err(|error| Failure::failed(&error).with_context("cannot write the plan as JSON"))?;
+    match &args.output {
+        None => streams::print(text.as_bytes()),
+        Some(path) => Ok(atomic_file::write(path, text.as_bytes())?),
+    }
+}

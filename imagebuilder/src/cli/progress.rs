@@ -1,0 +1,197 @@
+//! How far a build is: a bar on a terminal, a line every few seconds elsewhere.
+
+use super::streams;
+use imagebuilder::progress::{Phase, Progress, Silent};
+use imagebuilder::size;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::env;
+use std::io::{self, IsTerminal};
+use std::time::{Duration, Instant};
+
+/// How much is said on stderr.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loudness {
+    /// Warnings and errors.
+    Quiet,
+    /// Progress and a summary as well.
+    Normal,
+}
+
+/// Time between two lines where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// Bars drawn in a second.
+const DRAWS_PER_SECOND: u8 = 10;
+
+/// The progress that suits stderr.
+pub(crate) fn on_stderr(loudness: Loudness) -> Box<dyn Progress> {
+    let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
+    match loudness {
+        Loudness::Quiet => Box::new(Warnings::default()),
+        Loudness::Normal if io::stderr().is_terminal() && !dumb => Box::new(Bar::new()),
+        Loudness::Normal => Box::new(Lines::new()),
+    }
+}
+
+/// Nothing but warnings.
+#[derive(Default)]
+struct Warnings(Silent);
+
+impl Progress for Warnings {
+    fn begin(&mut self, phase: Phase, total_bytes: u64) {
+        self.0.begin(phase, total_bytes);
+    }
+
+    fn advance(&mut self, input_bytes: u64, cached_bytes: u64, stored_bytes: u64) {
+        self.0.advance(input_bytes, cached_bytes, stored_bytes);
+    }
+
+    fn warn(&mut self, message: &str) {
+        streams::tell(&format!("warning: {message}"));
+    }
+}
+
+/// What has been told of the current phase.
+struct Count {
+    phase: Phase,
+    began: Instant,
+    total_bytes: u64,
+    input_bytes: u64,
+    cached_bytes: u64,
+    stored_bytes: u64,
+}
+
+impl Count {
+    fn new(phase: Phase, total_bytes: u64) -> Self {
+        Self { phase, began: Instant::now(), total_bytes, input_bytes: 0, cached_bytes: 0, stored_bytes: 0 }
+    }
+
+    fn advance(&mut self, input_bytes: u64, cached_bytes: u64, stored_bytes: u64) {
+        self.input_bytes += input_bytes;
+        self.cached_bytes += cached_bytes;
+        self.stored_bytes += stored_bytes;
+    }
+
+    fn name(&self) -> &'static str {
+        match self.phase {
+            Phase::Scan => "scan",
+            Phase::Blocks => "build",
+            Phase::Tables => "tables",
+            Phase::Publish => "publish",
+        }
+    }
+
+    /// Cached share, ratio and time left, as far as they are known: `43 % cached, ratio 0.33, 12 s left`.
+    fn facts(&self, elapsed: Duration) -> String {
+        if self.input_bytes == 0 {
+            return String::new();
+        }
+        let input = self.input_bytes as f64;
+        let cached = self.cached_bytes as f64 * 100.0 / input;
+        let ratio = self.stored_bytes as f64 / input;
+        let mut facts = format!("{cached:.0} % cached, ratio {ratio:.2}");
+        if self.total_bytes > self.input_bytes {
+            let left = elapsed.as_secs_f64() * (self.total_bytes - self.input_bytes) as f64 / input;
+            facts.push_str(&format!(", {left:.0} s left"));
+        }
+        facts
+    }
+
+    fn line(&self, elapsed: Duration) -> String {
+        let mut line = self.name().to_owned();
+        if self.total_bytes > 0 {
+            line.push_str(&format!(": {} of {}", size::human(self.input_bytes), size::human(self.total_bytes)));
+        }
+        let facts = self.facts(elapsed);
+        if !facts.is_empty() {
+            line.push_str(&format!(", {facts}"));
+        }
+        line
+    }
+}
+
+/// A line every few seconds.
+struct Lines {
+    count: Count,
+    told: Instant,
+}
+
+impl Lines {
+    fn new() -> Self {
+        Self { count: Count::new(Phase::Scan, 0), told: Instant::now() }
+    }
+
+    fn tell_when_due(&mut self) {
+        if self.told.elapsed() >= LINE_INTERVAL {
+            self.told = Instant::now();
+            streams::tell(&self.count.line(self.count.began.elapsed()));
+        }
+    }
+}
+
+impl Progress for Lines {
+    fn begin(&mut self, phase: Phase, total_bytes: u64) {
+        self.count = Count::new(phase, total_bytes);
+        self.tell_when_due();
+    }
+
+    fn advance(&mut self, input_bytes: u64, cached_bytes: u64, stored_bytes: u64) {
+        self.count.advance(input_bytes, cached_bytes, stored_bytes);
+        self.tell_when_due();
+    }
+
+    fn warn(&mut self, message: &str) {
+        streams::tell(&format!("warning: {message}"));
+    }
+}
+
+/// A bar that is drawn over again. It is wiped when it is dropped, so that only the summary stays.
+struct Bar {
+    count: Count,
+    bar: ProgressBar,
+}
+
+impl Bar {
+    fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND));
+        Self { count: Count::new(Phase::Scan, 0), bar }
+    }
+}
+
+/// The bar takes what the words leave of the terminal's width: `wide_bar` shrinks to nothing before they are cut.
+fn style(with_total: bool) -> ProgressStyle {
+    let colour = if env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) { "" } else { ":.cyan" };
+    let template = if with_total {
+        format!("{{prefix}} {{wide_bar{colour}}} {{percent}} % {{msg}}")
+    } else {
+        "{prefix} {spinner} {msg}".to_owned()
+    };
+    ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+impl Progress for Bar {
+    fn begin(&mut self, phase: Phase, total_bytes: u64) {
+        self.count = Count::new(phase, total_bytes);
+        self.bar.set_style(style(total_bytes > 0));
+        self.bar.set_length(total_bytes);
+        self.bar.set_position(0);
+        self.bar.set_prefix(self.count.name());
+        self.bar.set_message("");
+        self.bar.tick();
+    }
+
+    fn advance(&mut self, input_bytes: u64, cached_bytes: u64, stored_bytes: u64) {
+        self.count.advance(input_bytes, cached_bytes, stored_bytes);
+        self.bar.set_position(self.count.input_bytes);
+        self.bar.set_message(self.count.facts(self.count.began.elapsed()));
+    }
+
+    fn warn(&mut self, message: &str) {
+        self.bar.suspend(|| streams::tell(&format!("warning: {message}")));
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

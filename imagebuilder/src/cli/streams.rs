@@ -1,0 +1,28 @@
+//! Data to stdout, talk to stderr: the only place that writes to either.
+
+use super::failure::Failure;
+use serde::Serialize;
+use std::io::{self, Write};
+
+/// Writes data to stdout. A reader that has gone away, as `head` does, is no failure.
+pub(crate) fn print(data: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(data).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::failed(&error).with_context("cannot write to stdout"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes a document as indented JSON to stdout.
+pub(crate) fn print_json(document: &impl Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_vec_pretty(document).map_err(|error| Failure::failed(&error))?;
+    text.push(b'\n');
+    print(&text)
+}
+
+/// Says a line on stderr. When nobody can be told there is nobody to tell that either.
+pub(crate) fn tell(line: &str) {
+    _ = writeln!(io::stderr().lock(), "{line}");
+}

@@ -1,0 +1,147 @@
+//! The graph that `exportReferencesGraph` puts into `.attrs.json` when a derivation has structured attributes.
+//!
+//! The file is an object of all attributes. `exportReferencesGraph` names the graphs, and under each of these names
+//! stands an array with one object a store path: `path`, `narHash`, `narSize`, `references`, and others that are of no
+//! use here and differ between versions of Nix.
+
+use super::check::{ClosureProblem, ClosureRecord, Position};
+use crate::nar_hash;
+use crate::store_path::{LocatedStorePath, StorePath};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+/// Why a JSON document gives no graph.
+#[derive(Debug, Error)]
+pub enum GraphError {
+    /// Not JSON.
+    #[error("it is not JSON")]
+    Json(#[from] serde_json::Error),
+    /// The older form, which gives no hashes.
+    #[error("it is a graph in the older text form, which gives no hashes")]
+    TextForm,
+    /// Neither an object nor an array.
+    #[error("it is {found}, not the object that `.attrs.json` is")]
+    NotAnObject {
+        /// What it is.
+        found: &'static str,
+    },
+    /// Nothing in it looks like a graph.
+    #[error("it holds no graph: the attribute `exportReferencesGraph` names none")]
+    NoGraph,
+    /// More than one graph, and none was chosen.
+    #[error("it holds {} graphs: {}", .keys.len(), .keys.join(", "))]
+    SeveralGraphs {
+        /// Their names.
+        keys: Vec<String>,
+    },
+    /// The chosen graph is not there.
+    #[error("it holds no graph named {key:?}, but {}", if .keys.is_empty() { "no other either".to_owned() } else { .keys.join(", ") })]
+    NoSuchGraph {
+        /// The name asked for.
+        key: String,
+        /// The names there are.
+        keys: Vec<String>,
+    },
+    /// The graph has another form than Nix gives it.
+    #[error("the graph {key:?} is not an array of objects with `path`, `narHash`, `narSize` and `references`")]
+    Form {
+        /// The graph's name; empty when the document is the graph.
+        key: String,
+        /// What the parser says.
+        source: serde_json::Error,
+    },
+}
+
+/// One entry of the graph. Nix owns the form and adds fields, so unknown ones are let pass.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    path: String,
+    nar_hash: Option<String>,
+    nar_size: Option<u64>,
+    #[serde(default)]
+    references: Vec<String>,
+}
+
+/// Reads the graph `key` of the document, or the only one there is. A document that is an array is the graph itself.
+///
+/// # Errors
+/// The document holds no such graph, or several and none is chosen. Entries that are wrong are problems, all returned.
+pub(super) fn parse(text: &str, key: Option<&str>) -> Result<(Vec<ClosureRecord>, Vec<ClosureProblem>), GraphError> {
+    if text.trim_start().starts_with('/') {
+        return Err(GraphError::TextForm);
+    }
+    let (key, graph) = match serde_json::from_str(text)? {
+        Value::Object(attributes) => choose(attributes, key)?,
+        graph @ Value::Array(_) if key.is_none() => (String::new(), graph),
+        other => return Err(GraphError::NotAnObject { found: kind(&other) }),
+    };
+    let entries: Vec<Entry> = serde_json::from_value(graph).map_err(|source| GraphError::Form { key, source })?;
+    let (mut records, mut problems) = (Vec::with_capacity(entries.len()), Vec::new());
+    for (index, entry) in entries.into_iter().enumerate() {
+        records.extend(record(Position::Entry(index + 1), entry, &mut problems));
+    }
+    Ok((records, problems))
+}
+
+/// Takes the graph that is asked for, or the only one, out of the attributes.
+fn choose(mut attributes: Map<String, Value>, key: Option<&str>) -> Result<(String, Value), GraphError> {
+    let mut keys: Vec<String> = match attributes.get("exportReferencesGraph") {
+        Some(Value::Object(graphs)) => graphs.keys().cloned().collect(),
+        // Cut out of its `.attrs.json` the graph has lost its declaration: its form tells it.
+        _ => attributes.iter().filter(|(_, value)| looks_like_a_graph(value)).map(|(key, _)| key.clone()).collect(),
+    };
+    keys.retain(|key| attributes.contains_key(key));
+    let chosen = match (key, keys.as_slice()) {
+        (Some(key), keys) if keys.iter().any(|known| known == key) => key.to_owned(),
+        (Some(key), _) => return Err(GraphError::NoSuchGraph { key: key.to_owned(), keys }),
+        (None, [only]) => only.clone(),
+        (None, []) => return Err(GraphError::NoGraph),
+        (None, _) => return Err(GraphError::SeveralGraphs { keys }),
+    };
+    let graph = attributes.remove(&chosen).unwrap_or(Value::Null);
+    Ok((chosen, graph))
+}
+
+fn looks_like_a_graph(value: &Value) -> bool {
+    value.as_array().is_some_and(|entries| {
+        !entries.is_empty() && entries.iter().all(|entry| entry.get("path").is_some() && entry.get("narHash").is_some())
+    })
+}
+
+fn record(position: Position, entry: Entry, problems: &mut Vec<ClosureProblem>) -> Option<ClosureRecord> {
+    let known_problems = problems.len();
+    let mut located = |text: &str| {
+        LocatedStorePath::parse(text)
+            .map_err(|error| problems.push(ClosureProblem::NotAStorePath { position, error }))
+            .ok()
+    };
+    let path = located(&entry.path);
+    let references: Vec<StorePath> =
+        entry.references.iter().filter_map(|text| located(text)).map(|located| located.path).collect();
+    let nar_hash = entry.nar_hash.and_then(|text| {
+        nar_hash::parse(&text)
+            .map_err(|_| problems.push(ClosureProblem::Malformed { position, text, expected: "a NAR hash" }))
+            .ok()
+    });
+    let sound = problems.len() == known_problems;
+    path.filter(|_| sound).map(|located| ClosureRecord {
+        position,
+        located,
+        nar_hash,
+        nar_size_bytes: entry.nar_size,
+        references,
+    })
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a truth value",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,163 @@
+//! Where a closure comes from: reads the source, whichever it is, into a [`Closure`].
+
+use super::check::{Closure, ClosureProblems};
+use super::graph::{self, GraphError};
+use super::nix_store::{self, NixStoreError, StoreLocation};
+use super::{path_list, registration};
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// A list that is read from a file or from stdin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListInput {
+    /// This process' stdin.
+    Stdin,
+    /// A file.
+    File(PathBuf),
+}
+
+/// Where a closure comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClosureSource {
+    /// Roots whose closure the Nix store knows.
+    StorePaths {
+        /// Store paths, or symbolic links to them.
+        arguments: Vec<PathBuf>,
+        /// Another store than Nix' own choice.
+        store: Option<StoreLocation>,
+    },
+    /// The output of Nixpkgs' `closureInfo`: a directory with `registration` and `store-paths`.
+    ClosureInfo(PathBuf),
+    /// The JSON of `exportReferencesGraph` with structured attributes.
+    Graph {
+        /// `.attrs.json`.
+        file: PathBuf,
+        /// The graph's name; `None` when it holds only one.
+        key: Option<String>,
+    },
+    /// A list of store paths, taken as complete.
+    PathList(ListInput),
+}
+
+/// Why a source gives no closure.
+#[derive(Debug, Error)]
+pub enum ClosureError {
+    /// A file cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A text with bytes that no store path has.
+    #[error("{}: line {line} is not UTF-8", .path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+    },
+    /// The JSON holds no graph.
+    #[error("cannot take a graph from {}", .path.display())]
+    Graph {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: GraphError,
+    },
+    /// The Nix store gives no closure.
+    #[error(transparent)]
+    NixStore(#[from] NixStoreError),
+    /// The records do not make a closure.
+    #[error(transparent)]
+    Problems(#[from] ClosureProblems),
+    /// `store-paths` and `registration` of one directory differ.
+    #[error("{}: `registration` and `store-paths` are of different closures: {path} is in only one of them", .directory.display())]
+    StorePathsDiffer {
+        /// The directory of `closureInfo`.
+        directory: PathBuf,
+        /// The first store path that is in only one of them.
+        path: String,
+    },
+}
+
+/// Reads a source. `store_dir` says where the store paths physically lie, when that is not where the source has them.
+/// Whether they are there is not looked at: that is [`crate::presence::check`].
+///
+/// # Errors
+/// The source cannot be read, or what it holds is not a closure; then all that is wrong with it.
+pub fn read(source: &ClosureSource, store_dir: Option<&Path>) -> Result<Closure, ClosureError> {
+    match source {
+        ClosureSource::StorePaths { arguments, store } => Ok(nix_store::closure(arguments, store.as_ref(), store_dir)?),
+        ClosureSource::ClosureInfo(directory) => closure_info(directory, store_dir),
+        ClosureSource::Graph { file, key } => {
+            let text = read_text(&ListInput::File(file.clone()))?;
+            let (records, problems) = graph::parse(&text, key.as_deref())
+                .map_err(|source| ClosureError::Graph { path: file.clone(), source })?;
+            Ok(Closure::from_records(&file.display().to_string(), records, store_dir, problems)?)
+        }
+        ClosureSource::PathList(input) => {
+            let text = read_text(input)?;
+            let (records, problems) = path_list::parse(&text);
+            Ok(Closure::from_records(&input.name().display().to_string(), records, store_dir, problems)?)
+        }
+    }
+}
+
+impl ListInput {
+    /// How the input is called in messages.
+    fn name(&self) -> &Path {
+        match self {
+            Self::Stdin => Path::new("stdin"),
+            Self::File(path) => path,
+        }
+    }
+}
+
+fn closure_info(directory: &Path, store_dir: Option<&Path>) -> Result<Closure, ClosureError> {
+    let file = directory.join("registration");
+    let registration = registration::parse(&read_text(&ListInput::File(file.clone()))?);
+    let closure =
+        Closure::from_records(&file.display().to_string(), registration.records, store_dir, registration.problems)?;
+    let file = directory.join("store-paths");
+    let text = read_text(&ListInput::File(file.clone()))?;
+    let (records, problems) = path_list::parse(&text);
+    let listed = Closure::from_records(&file.display().to_string(), records, store_dir, problems)?;
+    let registered = closure.paths.iter().map(|planned| &planned.path);
+    let listed = listed.paths.iter().map(|planned| &planned.path);
+    match first_difference(registered, listed) {
+        Some(path) => {
+            Err(ClosureError::StorePathsDiffer { directory: directory.to_path_buf(), path: path.to_string() })
+        }
+        None => Ok(closure),
+    }
+}
+
+/// The least element that only one of two sorted sequences has.
+fn first_difference<T: Ord>(left: impl Iterator<Item = T>, right: impl Iterator<Item = T>) -> Option<T> {
+    let (mut left, mut right) = (left.peekable(), right.peekable());
+    loop {
+        match (left.next(), right.next()) {
+            (Some(a), Some(b)) if a == b => {}
+            (Some(a), Some(b)) => return Some(a.min(b)),
+            (one, other) => return one.or(other),
+        }
+    }
+}
+
+fn read_text(input: &ListInput) -> Result<String, ClosureError> {
+    let mut bytes = Vec::new();
+    let read = match input {
+        ListInput::Stdin => io::stdin().lock().read_to_end(&mut bytes).map(drop),
+        ListInput::File(path) => fs::read(path).map(|read| bytes = read),
+    };
+    let path = || input.name().to_path_buf();
+    read.map_err(|source| ClosureError::Read { path: path(), source })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let sound = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        ClosureError::NotText { path: path(), line: 1 + sound.iter().filter(|byte| **byte == b'\n').count() }
+    })
+}

@@ -1,0 +1,155 @@
+//! Sizes as people write them: `4K`, `128KiB`, `1M`, `2G`.
+
+use thiserror::Error;
+
+/// A text that is not a size.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum SizeError {
+    /// No digits lead.
+    #[error("{text:?} is not a size: write a number of bytes, or one with K, M, G or T such as 128K or 2GiB")]
+    NoNumber {
+        /// The text as it was given.
+        text: String,
+    },
+    /// The letters after the number are not a unit.
+    #[error(
+        "{unit:?} in {text:?} is not a unit: use K, M, G or T (or KiB, MiB, GiB, TiB), each 1024 of the one before"
+    )]
+    Unit {
+        /// The text as it was given.
+        text: String,
+        /// What follows the number.
+        unit: String,
+    },
+    /// More bytes than fit 64 bits.
+    #[error("{text:?} is more than 18446744073709551615 bytes")]
+    TooLarge {
+        /// The text as it was given.
+        text: String,
+    },
+}
+
+/// Reads a size in bytes: a whole number and, when wanted, a unit of 1024, 1024², … bytes.
+///
+/// `kB` and `MB` are refused rather than guessed: some mean 1000 by them and some 1024.
+///
+/// # Errors
+/// No number, an unknown unit, or a size of more than 64 bits.
+pub fn parse(text: &str) -> Result<u64, SizeError> {
+    let digits = text.len() - text.trim_start_matches(|character: char| character.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    if number.is_empty() {
+        return Err(SizeError::NoNumber { text: text.to_owned() });
+    }
+    let shift = match unit.strip_suffix("iB").unwrap_or(unit) {
+        "" if unit.is_empty() => 0,
+        "B" => 0,
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        "T" | "t" => 40,
+        _ => return Err(SizeError::Unit { text: text.to_owned(), unit: unit.to_owned() }),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| SizeError::TooLarge { text: text.to_owned() })
+}
+
+/// Writes a size so that [`parse`] reads it back: with the largest unit that divides it.
+pub fn print(bytes: u64) -> String {
+    for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {
+        if bytes != 0 && bytes.trailing_zeros() >= shift {
+            return format!("{}{unit}", bytes >> shift);
+        }
+    }
+    bytes.to_string()
+}
+
+/// Writes a size for a reader, in three or four digits: `480.2 MiB`.
+pub fn human(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1000.0 {
+            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn units_are_of_1024() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("512B", 512),
+            ("4K", 4096),
+            ("4k", 4096),
+            ("128KiB", 131_072),
+            ("1M", 1 << 20),
+            ("2G", 2 << 30),
+            ("3TiB", 3 << 40),
+        ] {
+            assert_eq!(parse(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_for_a_reader() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            (503_525_212, "480.2 MiB"),
+            (3 << 40, "3.0 TiB"),
+        ] {
+            assert_eq!(human(bytes), text);
+        }
+    }
+
+    #[test]
+    fn texts_that_are_no_size() {
+        for (text, message) in [
+            ("", r#""" is not a size: write a number of bytes, or one with K, M, G or T such as 128K or 2GiB"#),
+            ("K", r#""K" is not a size: write a number of bytes, or one with K, M, G or T such as 128K or 2GiB"#),
+            ("-1", r#""-1" is not a size: write a number of bytes, or one with K, M, G or T such as 128K or 2GiB"#),
+            (
+                "1MB",
+                r#""MB" in "1MB" is not a unit: use K, M, G or T (or KiB, MiB, GiB, TiB), each 1024 of the one before"#,
+            ),
+            (
+                "1iB",
+                r#""iB" in "1iB" is not a unit: use K, M, G or T (or KiB, MiB, GiB, TiB), each 1024 of the one before"#,
+            ),
+            (
+                "1.5G",
+                r#"".5G" in "1.5G" is not a unit: use K, M, G or T (or KiB, MiB, GiB, TiB), each 1024 of the one before"#,
+            ),
+            ("16777216T", r#""16777216T" is more than 18446744073709551615 bytes"#),
+            ("18446744073709551616", r#""18446744073709551616" is more than 18446744073709551615 bytes"#),
+        ] {
+            assert_eq!(parse(text).unwrap_err().to_string(), message);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn printing_and_parsing_are_inverse(bytes: u64, shift in 0..64_u32) {
+            let bytes = bytes << shift;
+            prop_assert_eq!(parse(&print(bytes)), Ok(bytes));
+        }
+
+        #[test]
+        fn any_text_is_taken_or_refused(text in ".*") {
+            let _ = parse(&text);
+        }
+    }
+}
