@@ -8,3 +8,4 @@ pub mod launch;
 pub mod path;
 pub mod spec;
 pub mod spelling;
+pub mod state;

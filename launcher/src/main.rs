@@ -1,3 +1,9 @@
 //! `microvm`: starts and tends microVMs.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

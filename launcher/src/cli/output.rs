@@ -1,0 +1,13 @@
+//! Results on stdout.
+
+use super::failure::Failure;
+use std::io::{self, Write};
+
+/// Writes a result; a reader that went away, as `head` does, is no failure.
+pub(crate) fn write_stdout(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(&error)),
+        _ => Ok(()),
+    }
+}

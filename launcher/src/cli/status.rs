@@ -1,0 +1,58 @@
+//! `microvm status`: which machines run.
+
+use super::failure::Failure;
+use super::output::write_stdout;
+use launcher::state::{RunningMachine, RuntimeDirectory};
+use serde_json::json;
+
+/// Show which machines run
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Machines to show; all that are known without
+    names: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let runtime = RuntimeDirectory::locate().map_err(|error| Failure::failed(&error))?;
+    let names = if arguments.names.is_empty() {
+        runtime.machine_names().map_err(|error| Failure::failed(&error))?
+    } else {
+        arguments.names.clone()
+    };
+    let mut rows = Vec::new();
+    for name in &names {
+        let machine = runtime.machine(name).map_err(|error| Failure::bad_input(vec![error.to_string()]))?;
+        let running = machine.running().map_err(|error| Failure::failed(&error))?;
+        let launch = machine.last_launch().map_err(|error| Failure::failed(&error))?;
+        rows.push((name, launch.map(|launch| launch.hypervisor.to_string()), running));
+    }
+    if arguments.json {
+        let document = rows.iter().map(|(name, hypervisor, running)| {
+            json!({"name": name, "hypervisor": hypervisor, "running": running.is_some(), "processes": running})
+        });
+        return write_stdout(&format!("{:#}\n", serde_json::Value::Array(document.collect())));
+    }
+    let mut text = String::new();
+    for (name, hypervisor, running) in &rows {
+        let hypervisor = hypervisor.as_deref().unwrap_or("-");
+        text.push_str(&format!("{name}  {hypervisor}  {}\n", described(running.as_ref())));
+    }
+    write_stdout(&text)
+}
+
+fn described(running: Option<&RunningMachine>) -> String {
+    match running {
+        None => "stopped".to_owned(),
+        Some(machine) => {
+            let guest = match machine.guest_ready {
+                Some(true) => ", guest ready",
+                Some(false) => ", guest booting",
+                None => "",
+            };
+            format!("running as process {}{guest}", machine.hypervisor.pid)
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! What is known about the machines that run: one directory each below the runtime directory, gone after a reboot.
+//!
+//! `stop`, `status`, `console` and `balloon` find a machine here by its name. A machine runs when the process that is
+//! written down is alive and the very same one: its start time tells it from another that got its number.
+
+use crate::launch::Launch;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Longest name of a machine in bytes: with it the socket paths stay below the 107 bytes that the kernel takes.
+const LONGEST_NAME_BYTES: usize = 64;
+
+/// Why the state of a machine cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Neither the environment nor the rights of this user give a runtime directory.
+    #[error("there is no runtime directory: set XDG_RUNTIME_DIR or MICROVM_RUNTIME_DIR to one that is yours")]
+    NoRuntimeDirectory,
+    /// A name that could lead out of the runtime directory.
+    #[error(
+        "`{0}` is no machine name: it has 1 to {LONGEST_NAME_BYTES} letters, digits, `.`, `_` and `-`, and begins with a letter or digit"
+    )]
+    BadName(String),
+    /// The machine runs.
+    #[error("{name} is running already, as process {pid}")]
+    Running {
+        /// The machine.
+        name: String,
+        /// Its process.
+        pid: i32,
+    },
+    /// Another launcher is just starting it.
+    #[error("{0} is being started by another process")]
+    Starting(String),
+    /// A file operation failed.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A state file of another release, or a damaged one.
+    #[error("{path}: {source}; remove it if no machine runs from it")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+/// A process, told apart from a later one with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProcessIdentity {
+    /// Its number.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot: field 22 of `/proc/PID/stat`, which exec does not change.
+    pub start_ticks: u64,
+}
+
+impl ProcessIdentity {
+    /// The running process of that number.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let broken = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has another format"));
+        // The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
+        let fields = stat.rsplit_once(')').ok_or_else(broken)?.1;
+        let mut fields = fields.split_whitespace();
+        let run_state = fields.next().ok_or_else(broken)?;
+        if matches!(run_state, "Z" | "X") {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
+        }
+        let start_ticks = fields.nth(18).and_then(|field| field.parse().ok()).ok_or_else(broken)?;
+        Ok(Self { pid, start_ticks })
+    }
+
+    /// This process.
+    pub fn own() -> io::Result<Self> {
+        Self::of(Pid::this().as_raw())
+    }
+
+    /// Whether it still runs; a zombie does not.
+    pub fn is_alive(&self) -> bool {
+        Self::of(self.pid).is_ok_and(|now| now == *self)
+    }
+
+    /// Sends it a signal; a process that is gone needs none.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        if !self.is_alive() {
+            return Ok(());
+        }
+        match kill(Pid::from_raw(self.pid), signal) {
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// The processes of a machine that runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RunningMachine {
+    /// The hypervisor.
+    pub hypervisor: ProcessIdentity,
+    /// The launcher that supervises it; null when the launcher has become the hypervisor.
+    pub supervisor: Option<ProcessIdentity>,
+    /// When it was started, in seconds since 1970.
+    pub started_unix_seconds: u64,
+    /// The socket on which its console is served.
+    pub console_socket: Option<PathBuf>,
+    /// Whether the guest has said that it has booted; null when nobody asks it.
+    pub guest_ready: Option<bool>,
+}
+
+/// The directory that holds one directory for each machine.
+#[derive(Clone, Debug)]
+pub struct RuntimeDirectory(PathBuf);
+
+impl RuntimeDirectory {
+    /// The first of `$MICROVM_RUNTIME_DIR`, `/run/microvm` for root, `$XDG_RUNTIME_DIR/microvm`, and `/run/microvm` if
+    /// it is there, as a service manager makes it.
+    ///
+    /// # Errors
+    /// [`StateError::NoRuntimeDirectory`].
+    pub fn locate() -> Result<Self, StateError> {
+        let of_system = PathBuf::from("/run/microvm");
+        if let Some(directory) = std::env::var_os("MICROVM_RUNTIME_DIR").filter(|value| !value.is_empty()) {
+            return Ok(Self(directory.into()));
+        }
+        if nix::unistd::geteuid().is_root() {
+            return Ok(Self(of_system));
+        }
+        if let Some(directory) = std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()) {
+            return Ok(Self(PathBuf::from(directory).join("microvm")));
+        }
+        if of_system.is_dir() { Ok(Self(of_system)) } else { Err(StateError::NoRuntimeDirectory) }
+    }
+
+    /// A directory of the caller's choice.
+    pub fn at(directory: impl Into<PathBuf>) -> Self {
+        Self(directory.into())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The state of one machine.
+    ///
+    /// # Errors
+    /// [`StateError::BadName`].
+    pub fn machine(&self, name: &str) -> Result<MachineState, StateError> {
+        let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric());
+        let is_plain = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+        if !starts_well || !name.chars().all(is_plain) || name.len() > LONGEST_NAME_BYTES {
+            return Err(StateError::BadName(name.to_owned()));
+        }
+        Ok(MachineState { name: name.to_owned(), directory: self.0.join(name) })
+    }
+
+    /// The names of the machines that are known here, sorted.
+    ///
+    /// # Errors
+    /// [`StateError::File`]; a directory that is not there is empty.
+    pub fn machine_names(&self) -> Result<Vec<String>, StateError> {
+        let entries = match fs::read_dir(&self.0) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(StateError::File { path: self.0.clone(), source }),
+        };
+        let mut names: Vec<String> = entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| self.machine(name).is_ok_and(|machine| machine.directory.is_dir()))
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+}
+
+/// The state of one machine.
+#[derive(Clone, Debug)]
+pub struct MachineState {
+    name: String,
+    directory: PathBuf,
+}
+
+/// Keeps every other launcher from starting the machine, as long as it lives.
+#[derive(Debug)]
+pub struct StartLock {
+    _lock: Flock<File>,
+}
+
+impl MachineState {
+    /// The machine's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its state is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where a file of this machine is.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Makes sure that nobody else starts the machine and that it does not run.
+    ///
+    /// # Errors
+    /// [`StateError::Running`], [`StateError::Starting`], or a file operation.
+    pub fn lock_for_start(&self) -> Result<StartLock, StateError> {
+        let failed = |path: &Path, source| StateError::File { path: path.to_owned(), source };
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o750).create(&self.directory).map_err(|error| failed(&self.directory, error))?;
+        let path = self.file("lock");
+        let mut options = OpenOptions::new();
+        let file = options
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| failed(&path, error))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => StateError::Starting(self.name.clone()),
+            errno => failed(&path, errno.into()),
+        })?;
+        if let Some(running) = self.running()? {
+            return Err(StateError::Running { name: self.name.clone(), pid: running.hypervisor.pid });
+        }
+        Ok(StartLock { _lock: lock })
+    }
+
+    /// The machine's processes, if its hypervisor is alive.
+    ///
+    /// # Errors
+    /// [`StateError::File`], [`StateError::Unreadable`].
+    pub fn running(&self) -> Result<Option<RunningMachine>, StateError> {
+        let machine: Option<RunningMachine> = self.read("process.json")?;
+        Ok(machine.filter(|machine| machine.hypervisor.is_alive()))
+    }
+
+    /// What was started last, alive or not.
+    ///
+    /// # Errors
+    /// [`StateError::File`], [`StateError::Unreadable`].
+    pub fn last_launch(&self) -> Result<Option<Launch>, StateError> {
+        self.read("launch.json")
+    }
+
+    /// Writes down what is about to be started.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn write_launch(&self, launch: &Launch) -> Result<(), StateError> {
+        self.write("launch.json", launch)
+    }
+
+    /// Writes down the processes.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn write_running(&self, machine: &RunningMachine) -> Result<(), StateError> {
+        self.write("process.json", machine)
+    }
+
+    /// Forgets the processes; what was started is kept for the user to look at.
+    pub fn clear_running(&self) {
+        // It is only a hint that saves the next reader a look at /proc.
+        let _ = fs::remove_file(self.file("process.json"));
+    }
+
+    fn read<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<T>, StateError> {
+        let path = self.file(name);
+        match fs::read(&path) {
+            Ok(text) => {
+                serde_json::from_slice(&text).map(Some).map_err(|source| StateError::Unreadable { path, source })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StateError::File { path, source }),
+        }
+    }
+
+    /// Whole or not at all: a reader never sees half a file.
+    fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
+        let (path, partial) = (self.file(name), self.file(&format!("{name}.new")));
+        let written = serde_json::to_vec_pretty(value).map_err(io::Error::from).and_then(|mut text| {
+            text.push(b'\n');
+            let mut options = OpenOptions::new();
+            let mut file = options.create(true).truncate(true).write(true).mode(0o640).open(&partial)?;
+            file.write_all(&text)?;
+            fs::rename(&partial, &path)
+        });
+        written.map_err(|source| StateError::File { path, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running(hypervisor: ProcessIdentity) -> RunningMachine {
+        RunningMachine {
+            hypervisor,
+            supervisor: None,
+            started_unix_seconds: 1,
+            console_socket: None,
+            guest_ready: None,
+        }
+    }
+
+    #[test]
+    fn names_cannot_lead_out_of_the_directory() {
+        let runtime = RuntimeDirectory::at("/run/microvm");
+        for name in ["", ".", "..", "../etc", "a/b", "-f", ".hidden", "a b", "ä", &"a".repeat(65)] {
+            assert!(matches!(runtime.machine(name), Err(StateError::BadName(_))), "{name:?}");
+        }
+        for name in ["web", "web-1.example", "0", &"a".repeat(64)] {
+            assert_eq!(runtime.machine(name).unwrap().directory(), Path::new("/run/microvm").join(name));
+        }
+    }
+
+    #[test]
+    fn a_machine_starts_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
+        let lock = machine.lock_for_start().unwrap();
+        assert!(matches!(machine.lock_for_start(), Err(StateError::Starting(_))));
+        machine.write_running(&running(ProcessIdentity::own().unwrap())).unwrap();
+        drop(lock);
+        assert!(matches!(machine.lock_for_start(), Err(StateError::Running { .. })));
+        machine.clear_running();
+        machine.lock_for_start().unwrap();
+    }
+
+    #[test]
+    fn another_process_with_the_same_number_is_not_the_machine() {
+        let directory = tempfile::tempdir().unwrap();
+        let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
+        let _lock = machine.lock_for_start().unwrap();
+        let own = ProcessIdentity::own().unwrap();
+        machine.write_running(&running(ProcessIdentity { start_ticks: own.start_ticks + 1, ..own })).unwrap();
+        assert_eq!(machine.running().unwrap(), None);
+        machine.write_running(&running(own)).unwrap();
+        assert_eq!(machine.running().unwrap(), Some(running(own)));
+    }
+
+    #[test]
+    fn a_damaged_state_file_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
+        let _lock = machine.lock_for_start().unwrap();
+        fs::write(machine.file("process.json"), "{").unwrap();
+        let message = machine.running().unwrap_err().to_string();
+        assert!(message.contains("process.json"), "{message}");
+    }
+
+    #[test]
+    fn only_directories_are_machines() {
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDirectory::at(directory.path());
+        fs::write(directory.path().join("facts.json"), "").unwrap();
+        runtime.machine("b").unwrap().lock_for_start().unwrap();
+        runtime.machine("a").unwrap().lock_for_start().unwrap();
+        assert_eq!(runtime.machine_names().unwrap(), ["a", "b"]);
+        assert_eq!(RuntimeDirectory::at(directory.path().join("none")).machine_names().unwrap(), [""; 0]);
+    }
+}

@@ -1,0 +1,16 @@
+//! The launcher against real hypervisors: what the guest sees is what the spec says.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on fails; the lints know only #[test] functions, not what they call"
+)]
+
+mod probe;
+
+#[test]
+fn the_probe_guest_builds() {
+    let guest = probe::probe_guest();
+    assert!(guest.elf.is_file() && guest.bzimage.is_file());
+}
