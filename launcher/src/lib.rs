@@ -9,3 +9,4 @@ pub mod path;
 pub mod spec;
 pub mod spelling;
 pub mod state;
+pub mod validate;

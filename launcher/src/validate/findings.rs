@@ -1,0 +1,54 @@
+//! Where the checks put what they find.
+
+/// A problem of a machine spec.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{machine}: {option}: {reason}")]
+pub struct Problem {
+    /// The machine, or the machines when it is between several.
+    pub machine: String,
+    /// The option, as in `volumes[1].image`.
+    pub option: String,
+    /// What is wrong with it and what would be right.
+    pub reason: String,
+}
+
+/// Problems and warnings of one machine, in the order of the checks.
+#[derive(Debug)]
+pub(super) struct Findings {
+    machine: String,
+    pub(super) problems: Vec<Problem>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Findings {
+    pub(super) fn new(machine: &str) -> Self {
+        Self { machine: machine.to_owned(), problems: Vec::new(), warnings: Vec::new() }
+    }
+
+    pub(super) fn problem(&mut self, option: impl Into<String>, reason: impl Into<String>) {
+        self.problems.push(Problem { machine: self.machine.clone(), option: option.into(), reason: reason.into() });
+    }
+
+    /// Takes over the reason why a single value is not as it must be.
+    pub(super) fn require(&mut self, option: impl Into<String>, result: Result<(), String>) {
+        if let Err(reason) = result {
+            self.problem(option, reason);
+        }
+    }
+
+    pub(super) fn warning(&mut self, option: &str, text: &str) {
+        self.warnings.push(format!("{}: {option}: {text}", self.machine));
+    }
+
+    /// Reports every value of `items` that an earlier item has too.
+    pub(super) fn require_distinct<'item>(&mut self, what: &str, items: impl Iterator<Item = (String, &'item str)>) {
+        let mut seen = std::collections::BTreeMap::new();
+        for (option, value) in items {
+            if let Some(first) = seen.get(value) {
+                self.problem(option, format!("the {what} `{value}` is already that of {first}"));
+            } else {
+                seen.insert(value, option);
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What is booted and what the guest is given besides disks and networks: kernel, parameters, id, credentials, devices.
+
+use super::findings::Findings;
+use super::names;
+use crate::spec::{Device, DeviceBus, MachineSpec};
+
+/// What qemu's usb-host device can be found by.
+const USB_KEYS: [&str; 5] = ["vendorid", "productid", "hostbus", "hostaddr", "hostport"];
+
+pub(super) fn check(spec: &MachineSpec, findings: &mut Findings) {
+    findings.require("kernel", names::path(&spec.kernel));
+    for (option, path) in [("vmlinux", &spec.vmlinux), ("initrd", &spec.initrd)] {
+        if let Some(path) = path {
+            findings.require(option, names::path(path));
+        }
+    }
+    for (index, parameter) in spec.kernel_params.iter().enumerate() {
+        findings.require(format!("kernelParams[{index}]"), names::no_control_characters(parameter));
+    }
+    if spec.machine_id.as_deref().is_some_and(|id| names::canonical_uuid(id).is_none()) {
+        findings
+            .problem("machineId", "must be a UUID such as `a67472e5-570e-5c8a-b18c-ae3c77701050`, and not all zeros");
+    }
+    for (name, path) in &spec.credential_files {
+        let option = format!("credentialFiles.{name}");
+        findings.require(&option, names::credential(name));
+        findings.require(&option, names::path(path));
+    }
+    for (index, device) in spec.devices.iter().enumerate() {
+        findings.require(format!("devices[{index}].path"), device_path(device));
+    }
+    let addresses =
+        spec.devices.iter().enumerate().map(|(index, device)| (format!("devices[{index}].path"), device.path.as_str()));
+    findings.require_distinct("device", addresses);
+}
+
+fn device_path(device: &Device) -> Result<(), String> {
+    let path = device.path.as_str();
+    match device.bus {
+        DeviceBus::Pci if is_pci_address(path) => Ok(()),
+        DeviceBus::Pci => Err(format!("`{path}` is no PCI address; write it as lspci -D does, `0000:01:00.0`")),
+        DeviceBus::Usb if is_usb_address(path) => Ok(()),
+        DeviceBus::Usb => Err(format!(
+            "`{path}` finds no USB device; write `vendorid=0xabcd,productid=0x0123` or `hostbus=1,hostaddr=2`"
+        )),
+    }
+}
+
+/// `DDDD:BB:DD.F` in hexadecimal digits.
+fn is_pci_address(path: &str) -> bool {
+    let bytes = path.as_bytes();
+    bytes.len() == 12
+        && bytes.iter().enumerate().all(|(at, byte)| match at {
+            4 | 7 => *byte == b':',
+            10 => *byte == b'.',
+            11 => (b'0'..=b'7').contains(byte),
+            _ => byte.is_ascii_hexdigit(),
+        })
+}
+
+/// `key=value` pairs, joined by commas, of the keys above.
+fn is_usb_address(path: &str) -> bool {
+    path.split(',').all(|pair| {
+        pair.split_once('=').is_some_and(|(key, value)| {
+            USB_KEYS.contains(&key)
+                && !value.is_empty()
+                && value.chars().all(|character| character.is_ascii_alphanumeric() || character == '.')
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_addresses_are_those_of_their_bus() {
+        for (path, expected) in
+            [("0000:01:00.0", true), ("01:00.0", false), ("0000:01:00.8", false), ("0000:01:00.0,x=y", false)]
+        {
+            assert_eq!(is_pci_address(path), expected, "{path}");
+        }
+        for (path, expected) in [
+            ("vendorid=0xabcd,productid=0x0123", true),
+            ("hostbus=1,hostport=1.2", true),
+            ("vendorid=0xabcd,id=x", false),
+            ("vendorid=", false),
+            ("", false),
+        ] {
+            assert_eq!(is_usb_address(path), expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! `MachineSpec` to [`CheckedSpec`]: what holds whatever the hypervisor. Every problem is found in one go.
+
+mod across;
+mod checked;
+mod findings;
+mod guest;
+mod machine;
+mod names;
+mod network;
+mod sockets;
+mod storage;
+
+pub use across::check_across;
+pub use checked::{
+    Balloon, CheckedInterface, CheckedShare, CheckedSpec, CheckedVolume, CheckedVsock, Disk, DiskRole, HotplugMemory,
+    InterfaceKind, Kernel, Memory,
+};
+pub use findings::Problem;
+
+use crate::spec::MachineSpec;
+use findings::Findings;
+
+/// Checks a machine spec.
+///
+/// # Errors
+/// Every [`Problem`] that the spec has whatever the hypervisor; at least one.
+pub fn check(spec: &MachineSpec) -> Result<CheckedSpec, Vec<Problem>> {
+    let mut findings = Findings::new(&spec.name);
+    machine::check(spec, &mut findings);
+    guest::check(spec, &mut findings);
+    let (disks, volumes, store_disk) = storage::disks(spec, &mut findings);
+    let shares = storage::shares(spec, &mut findings);
+    storage::mount_points(spec, &mut findings);
+    let interfaces = network::interfaces(spec, &mut findings);
+    network::forward_ports(spec, &mut findings);
+    let vsock = network::vsock(spec, &mut findings);
+    let sockets = sockets::sockets(spec, &shares, vsock.as_ref(), &mut findings);
+    let memory = machine::memory(spec);
+    if !findings.problems.is_empty() {
+        return Err(findings.problems);
+    }
+    Ok(CheckedSpec {
+        name: spec.name.clone(),
+        hypervisor: spec.hypervisor,
+        vcpu: spec.vcpu,
+        cpu: spec.cpu.clone(),
+        memory,
+        kernel: Kernel {
+            image: spec.kernel.clone(),
+            vmlinux: spec.vmlinux.clone(),
+            initrd: spec.initrd.clone(),
+            parameters: spec.kernel_params.clone(),
+        },
+        machine_id: spec.machine_id.as_deref().and_then(names::canonical_uuid),
+        store_disk,
+        disks,
+        volumes,
+        shares,
+        writable_store_overlay: spec.writable_store_overlay.clone(),
+        interfaces,
+        forward_ports: spec.forward_ports.clone(),
+        vsock,
+        devices: spec.devices.clone(),
+        rng: spec.rng,
+        graphics: spec.graphics.enable,
+        credential_files: spec.credential_files.clone(),
+        control_socket: sockets.control,
+        console_socket: spec.console_socket.clone(),
+        user: spec.user.clone(),
+        pre_start: spec.pre_start.clone(),
+        extra_args_script: spec.extra_args_script.clone(),
+        process_name: spec.pretty_procnames.then(|| format!("microvm@{}", spec.name)),
+        qemu: spec.qemu.clone(),
+        cloud_hypervisor: spec.cloud_hypervisor.clone(),
+        firecracker: spec.firecracker.clone(),
+        crosvm: spec.crosvm.clone(),
+        kvmtool: spec.kvmtool.clone(),
+        virtiofsd: spec.virtiofsd.clone(),
+        warnings: findings.warnings,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,39 @@
+//! The unix sockets of a machine: none too long, no two the same.
+
+use super::checked::{CheckedShare, CheckedVsock};
+use super::findings::Findings;
+use super::names;
+use crate::path::HostPath;
+use crate::spec::{MachineSpec, ShareProtocol};
+
+pub(super) struct Sockets {
+    pub(super) control: HostPath,
+}
+
+pub(super) fn sockets(
+    spec: &MachineSpec,
+    shares: &[CheckedShare],
+    vsock: Option<&CheckedVsock>,
+    findings: &mut Findings,
+) -> Sockets {
+    let control = spec.socket.clone().unwrap_or_else(|| HostPath::new(format!("{}.sock", spec.name)));
+    let mut sockets = vec![("socket".to_owned(), control.clone())];
+    if let Some(console) = &spec.console_socket {
+        sockets.push(("consoleSocket".to_owned(), console.clone()));
+    }
+    if let Some(vsock) = vsock {
+        // The guest's notification arrives at a socket with the port in its name.
+        let longest = vsock.notify_port.map(|port| HostPath::new(format!("{}_{port}", vsock.socket)));
+        sockets.push(("vsock.socket".to_owned(), longest.unwrap_or_else(|| vsock.socket.clone())));
+    }
+    for (index, share) in shares.iter().enumerate() {
+        if share.share.proto == ShareProtocol::Virtiofs {
+            sockets.push((format!("shares[{index}].socket"), share.socket.clone()));
+        }
+    }
+    for (option, socket) in &sockets {
+        findings.require(option, names::socket_path(socket));
+    }
+    findings.require_distinct("socket", sockets.iter().map(|(option, socket)| (option.clone(), socket.as_str())));
+    Sockets { control }
+}

@@ -1,0 +1,226 @@
+//! Disks and shares: their order, their letters, what may not be said twice.
+
+use super::checked::{CheckedShare, CheckedVolume, Disk, DiskRole, device_name};
+use super::findings::Findings;
+use super::names;
+use crate::launch::StoreDiskNeed;
+use crate::path::HostPath;
+use crate::spec::{ImageType, MachineSpec, Share, ShareProtocol, StoreDisk, Volume};
+
+/// The file systems that can be created, and how many bytes their labels have at most: e2label(8), xfs_admin(8),
+/// btrfs-filesystem(8), fatlabel(8), mkfs.f2fs(8).
+const FILE_SYSTEMS: [(&str, usize); 7] =
+    [("ext2", 16), ("ext3", 16), ("ext4", 16), ("xfs", 12), ("btrfs", 255), ("vfat", 11), ("f2fs", 512)];
+/// `MAX_TAG_LEN` in qemu's hw/9pfs/9p.h, less the final NUL.
+const NINE_P_TAG_BYTES: usize = 31;
+/// The tag field of `struct virtio_fs_config` in linux/virtio_fs.h.
+const VIRTIOFS_TAG_BYTES: usize = 36;
+
+pub(super) fn disks(
+    spec: &MachineSpec,
+    findings: &mut Findings,
+) -> (Vec<Disk>, Vec<CheckedVolume>, Option<StoreDiskNeed>) {
+    let mut disks = Vec::new();
+    let mut need = None;
+    if let Some(store_disk) = &spec.store_disk {
+        let (disk, store_disk_need) = check_store_disk(spec, store_disk, findings);
+        disks.push(disk);
+        need = store_disk_need;
+    }
+    let mut volumes = Vec::new();
+    for (index, volume) in spec.volumes.iter().enumerate() {
+        check_volume(index, volume, findings);
+        disks.push(volume_disk(disks.len(), index, volume));
+        volumes.push(CheckedVolume {
+            fs_type: volume.fs_type.clone(),
+            label: volume.label.clone(),
+            creation_size_mib: if volume.auto_create { volume.size_mib } else { None },
+            mkfs_extra_args: volume.mkfs_extra_args.clone(),
+        });
+    }
+    let images = disks.iter().map(|disk| (format!("{}.image", disk.option), plain(&disk.image)));
+    findings.require_distinct("image", images);
+    let serials = disks.iter().filter_map(|disk| Some((format!("{}.serial", disk.option), disk.serial.as_deref()?)));
+    findings.require_distinct("serial number", serials);
+    let labels = spec.volumes.iter().enumerate();
+    let labels =
+        labels.filter_map(|(index, volume)| Some((format!("volumes[{index}].label"), volume.label.as_deref()?)));
+    findings.require_distinct("label", labels);
+    (disks, volumes, need)
+}
+
+/// A path without the prefix that changes nothing, for comparing.
+fn plain(path: &HostPath) -> &str {
+    path.as_str().trim_start_matches("./")
+}
+
+fn check_store_disk(
+    spec: &MachineSpec,
+    store_disk: &StoreDisk,
+    findings: &mut Findings,
+) -> (Disk, Option<StoreDiskNeed>) {
+    let default_image = || HostPath::new(format!("{}-store.squashfs", spec.name));
+    for (option, path) in [
+        ("storeDisk.image", &store_disk.image),
+        ("storeDisk.plan", &store_disk.plan),
+        ("storeDisk.builder", &store_disk.builder),
+        ("storeDisk.cache", &store_disk.cache),
+    ] {
+        if let Some(path) = path {
+            findings.require(option, names::path(path));
+        }
+    }
+    if store_disk.image.is_none() && store_disk.plan.is_none() {
+        findings.problem("storeDisk", "must name an image, or a plan to make one from; null is no store disk");
+    }
+    if store_disk.plan.is_some() && store_disk.plan == store_disk.image {
+        findings.problem("storeDisk.image", "is the plan itself; the image made from it needs a path of its own");
+    }
+    for (option, given) in [("storeDisk.builder", &store_disk.builder), ("storeDisk.cache", &store_disk.cache)] {
+        if given.is_some() && store_disk.plan.is_none() {
+            findings.problem(option, "is of use only with storeDisk.plan");
+        }
+    }
+    let image = store_disk.image.clone().unwrap_or_else(default_image);
+    let need = store_disk.plan.clone().map(|plan| StoreDiskNeed {
+        plan,
+        image: image.clone(),
+        builder: store_disk.builder.clone().unwrap_or_else(|| HostPath::from("microvm-image")),
+        cache: store_disk.cache.clone(),
+    });
+    let disk = Disk {
+        option: "storeDisk".to_owned(),
+        role: DiskRole::Store,
+        device: device_name(0),
+        image,
+        image_type: ImageType::Raw,
+        read_only: true,
+        direct: store_disk.direct,
+        serial: None,
+        mount_point: None,
+    };
+    (disk, need)
+}
+
+fn volume_disk(place: usize, index: usize, volume: &Volume) -> Disk {
+    Disk {
+        option: format!("volumes[{index}]"),
+        role: DiskRole::Volume,
+        device: device_name(place),
+        image: volume.image.clone(),
+        image_type: volume.image_type,
+        read_only: volume.read_only,
+        direct: volume.direct,
+        serial: volume.serial.clone(),
+        mount_point: volume.mount_point.clone(),
+    }
+}
+
+fn check_volume(index: usize, volume: &Volume, findings: &mut Findings) {
+    let option = |name: &str| format!("volumes[{index}].{name}");
+    findings.require(option("image"), names::path(&volume.image));
+    if let Some(serial) = &volume.serial {
+        findings.require(option("serial"), names::serial(serial));
+    }
+    findings.require(option("fsType"), names::file_name(&volume.fs_type));
+    let file_system = FILE_SYSTEMS.iter().find(|(name, _)| *name == volume.fs_type);
+    if let Some(label) = &volume.label {
+        findings.require(option("label"), names::no_control_characters(label));
+        if label.is_empty() || label.contains('/') {
+            findings.problem(option("label"), format!("`{label}` cannot be a name below /dev/disk/by-label"));
+        }
+        if let Some((name, most)) = file_system.filter(|(_, most)| label.len() > *most) {
+            let reason = format!("`{label}` has {} bytes, but a label of {name} has at most {most}", label.len());
+            findings.problem(option("label"), reason);
+        }
+    }
+    if !volume.auto_create {
+        return;
+    }
+    let is_device = volume.image.as_str().starts_with("/dev/");
+    if volume.size_mib.is_none() && !is_device {
+        findings.problem(option("size"), "must be set, because autoCreate is on");
+    }
+    if volume.size_mib == Some(0) {
+        findings.problem(option("size"), "must be at least 1 MiB");
+    }
+    if file_system.is_none() && !is_device {
+        let known = FILE_SYSTEMS.map(|(name, _)| name).join(", ");
+        let reason = format!("`{}` cannot be created; known are {known}, or set autoCreate = false", volume.fs_type);
+        findings.problem(option("fsType"), reason);
+    }
+    if volume.image_type != ImageType::Raw {
+        findings.problem(option("imageType"), "images that are created are raw; set autoCreate = false");
+    }
+}
+
+pub(super) fn shares(spec: &MachineSpec, findings: &mut Findings) -> Vec<CheckedShare> {
+    let mut shares = Vec::new();
+    for (index, share) in spec.shares.iter().enumerate() {
+        let option = |name: &str| format!("shares[{index}].{name}");
+        let tag_bytes = match share.proto {
+            ShareProtocol::NineP => NINE_P_TAG_BYTES,
+            ShareProtocol::Virtiofs => VIRTIOFS_TAG_BYTES,
+        };
+        findings.require(option("tag"), names::share_tag(&share.tag, tag_bytes));
+        findings.require(option("source"), names::path(&share.source));
+        let translates = |argument: &String| argument.starts_with("--translate-");
+        if share.proto == ShareProtocol::Virtiofs && share.posix_acl && share.extra_args.iter().any(translates) {
+            findings.problem(option("posixAcl"), "excludes translated user and group ids; set it to false");
+        }
+        let holds_overlay = overlay_lies_on(spec, &share.mount_point);
+        if holds_overlay && share.proto == ShareProtocol::NineP {
+            let reason = "lies on a 9p share, where the kernel's overlay can neither rename nor delete; \
+                          use a volume or a virtiofs share";
+            findings.problem("writableStoreOverlay", reason);
+        }
+        if holds_overlay && share.read_only {
+            findings.problem("writableStoreOverlay", format!("lies on the read-only share `{}`", share.tag));
+        }
+        shares.push(CheckedShare { share: share.clone(), socket: share_socket(spec, share), holds_overlay });
+    }
+    let tags =
+        spec.shares.iter().enumerate().map(|(index, share)| (format!("shares[{index}].tag"), share.tag.as_str()));
+    findings.require_distinct("tag", tags);
+    shares
+}
+
+fn share_socket(spec: &MachineSpec, share: &Share) -> HostPath {
+    share.socket.clone().unwrap_or_else(|| HostPath::new(format!("{}-virtiofs-{}.sock", spec.name, share.tag)))
+}
+
+/// Whether the mount point is the one that the overlay's directory lies on, that is the deepest one above it.
+fn overlay_lies_on(spec: &MachineSpec, mount_point: &str) -> bool {
+    let Some(overlay) = &spec.writable_store_overlay else { return false };
+    let volumes = spec.volumes.iter().filter_map(|volume| volume.mount_point.as_deref());
+    let shares = spec.shares.iter().map(|share| share.mount_point.as_str());
+    let deepest = volumes.chain(shares).filter(|point| lies_below(overlay, point)).max_by_key(|point| point.len());
+    deepest == Some(mount_point)
+}
+
+fn lies_below(path: &str, directory: &str) -> bool {
+    let directory = directory.trim_end_matches('/');
+    path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+pub(super) fn mount_points(spec: &MachineSpec, findings: &mut Findings) {
+    let volumes = spec.volumes.iter().enumerate();
+    let volumes =
+        volumes.filter_map(|(index, volume)| Some((format!("volumes[{index}]"), volume.mount_point.as_deref()?)));
+    let shares = spec.shares.iter().enumerate();
+    let shares = shares.map(|(index, share)| (format!("shares[{index}]"), share.mount_point.as_str()));
+    let points: Vec<_> = volumes.chain(shares).map(|(owner, point)| (format!("{owner}.mountPoint"), point)).collect();
+    for (option, point) in &points {
+        findings.require(option, names::guest_path(point));
+    }
+    findings.require_distinct("mount point", points.into_iter());
+    if let Some(overlay) = &spec.writable_store_overlay {
+        findings.require("writableStoreOverlay", names::guest_path(overlay));
+    }
+    for (index, volume) in spec.volumes.iter().enumerate() {
+        let holds_overlay = volume.mount_point.as_deref().is_some_and(|point| overlay_lies_on(spec, point));
+        if holds_overlay && volume.read_only {
+            findings.problem("writableStoreOverlay", format!("lies on volumes[{index}], which is read-only"));
+        }
+    }
+}

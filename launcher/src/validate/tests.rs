@@ -1,0 +1,200 @@
+//! Each rule on the smallest spec that breaks it.
+
+use super::*;
+use crate::spec::parse::parse;
+use serde_json::{Value, json};
+
+/// The smallest spec, with these fields added or replaced.
+fn spec(fields: Value) -> MachineSpec {
+    let mut document = json!({"version": 1, "name": "web", "kernel": "/k/bzImage"});
+    if let (Value::Object(document), Value::Object(fields)) = (&mut document, fields) {
+        document.extend(fields);
+    }
+    parse(&document.to_string()).expect("a spec by its types")
+}
+
+fn problems(fields: Value) -> Vec<String> {
+    check(&spec(fields)).expect_err("a problem").iter().map(ToString::to_string).collect()
+}
+
+fn checked(fields: Value) -> CheckedSpec {
+    check(&spec(fields)).expect("no problem")
+}
+
+#[test]
+fn one_problem_each() {
+    let volume = |extra: Value| {
+        let mut volume = json!({"image": "a.img", "size": 1});
+        if let (Value::Object(volume), Value::Object(extra)) = (&mut volume, extra) {
+            volume.extend(extra);
+        }
+        json!({"volumes": [volume]})
+    };
+    let tap = |extra: Value| {
+        let mut interface = json!({"type": "tap", "id": "vm-web", "mac": "02:00:00:00:00:01"});
+        if let (Value::Object(interface), Value::Object(extra)) = (&mut interface, extra) {
+            interface.extend(extra);
+        }
+        json!({"interfaces": [interface]})
+    };
+    let long = "x".repeat(108);
+    for (fields, expected) in [
+        (json!({"name": "../web"}), "../web: name: `../web` must start with a letter"),
+        (json!({"name": "a/b"}), "a/b: name: `a/b` has '/'"),
+        (json!({"vcpu": 0}), "web: vcpu: must be at least 1"),
+        (json!({"mem": 0}), "web: mem: must be at least 1 MiB"),
+        (json!({"mem": 513, "hugepageMem": true}), "web: mem: 513 MiB cannot be made of huge pages"),
+        (json!({"mem": 8_589_934_592_u64}), "web: mem: 8589934592 MiB is more than a machine can have"),
+        (
+            json!({"hotplugMem": 4, "hotpluggedMem": 6}),
+            "web: hotpluggedMem: must not be more than hotplugMem, which is 4 MiB",
+        ),
+        (json!({"hotplugMem": 5, "hotpluggedMem": 4}), "web: hotplugMem: must be even"),
+        (json!({"initialBalloonMem": 4}), "web: initialBalloonMem: needs balloon = true"),
+        (
+            json!({"balloon": true, "initialBalloonMem": 512}),
+            "web: initialBalloonMem: must be less than mem, which is 512 MiB",
+        ),
+        (json!({"kernel": ""}), "web: kernel: must not be empty"),
+        (json!({"kernel": "-k"}), "web: kernel: `-k` would be taken for an option"),
+        (json!({"kernelParams": ["a\nb"]}), "web: kernelParams[0]: `a\\nb` has the control character"),
+        (json!({"machineId": "web"}), "web: machineId: must be a UUID"),
+        (
+            json!({"credentialFiles": {"a/b": "/run/a"}}),
+            "web: credentialFiles.a/b: `a/b` cannot be the name of a credential",
+        ),
+        (json!({"devices": [{"bus": "pci", "path": "1:0"}]}), "web: devices[0].path: `1:0` is no PCI address"),
+        (json!({"user": "a b"}), "web: user: `a b` cannot be the name of a user"),
+        (json!({"preStart": [[]]}), "web: preStart[0]: must name a program"),
+        (json!({"socket": long}), "web: socket: `xxx"),
+        (json!({"consoleSocket": "web.sock"}), "web: consoleSocket: the socket `web.sock` is already that of socket"),
+        (json!({"storeDisk": {}}), "web: storeDisk: must name an image, or a plan"),
+        (
+            json!({"storeDisk": {"image": "a", "cache": "/c"}}),
+            "web: storeDisk.cache: is of use only with storeDisk.plan",
+        ),
+        (volume(json!({"size": null})), "web: volumes[0].size: must be set, because autoCreate is on"),
+        (volume(json!({"size": 0})), "web: volumes[0].size: must be at least 1 MiB"),
+        (volume(json!({"fsType": "ntfs"})), "web: volumes[0].fsType: `ntfs` cannot be created; known are ext2"),
+        (
+            volume(json!({"label": "seventeen-bytes-x"})),
+            "web: volumes[0].label: `seventeen-bytes-x` has 17 bytes, but a label of ext4 has at most 16",
+        ),
+        (volume(json!({"label": "a/b"})), "web: volumes[0].label: `a/b` cannot be a name below"),
+        (
+            volume(json!({"serial": "twenty-one-bytes-long"})),
+            "web: volumes[0].serial: `twenty-one-bytes-long` has 21 bytes",
+        ),
+        (volume(json!({"imageType": "qcow2"})), "web: volumes[0].imageType: images that are created are raw"),
+        (volume(json!({"mountPoint": "var"})), "web: volumes[0].mountPoint: `var` must start at the root"),
+        (
+            json!({"storeDisk": {"image": "a.img"}, "volumes": [{"image": "./a.img", "size": 1}]}),
+            "web: volumes[0].image: the image `a.img` is already that of storeDisk.image",
+        ),
+        (json!({"shares": [{"tag": "a/b", "source": "/s", "mountPoint": "/s"}]}), "web: shares[0].tag: `a/b` has '/'"),
+        (
+            json!({"shares": [{"tag": "x".repeat(32), "source": "/s", "mountPoint": "/s"}]}),
+            "has 32 bytes, but the tag of such a share has at most 31",
+        ),
+        (
+            json!({"shares": [{"proto": "virtiofs", "tag": "a", "source": "/s", "mountPoint": "/s", "extraArgs": ["--translate-uid=map:0:1:1"]}]}),
+            "web: shares[0].posixAcl: excludes translated",
+        ),
+        (
+            json!({"shares": [{"tag": "a", "source": "/s", "mountPoint": "/rw"}], "writableStoreOverlay": "/rw/store"}),
+            "web: writableStoreOverlay: lies on a 9p share",
+        ),
+        (
+            json!({"volumes": [{"image": "a", "size": 1, "readOnly": true, "mountPoint": "/rw"}], "writableStoreOverlay": "/rw"}),
+            "web: writableStoreOverlay: lies on volumes[0], which is read-only",
+        ),
+        (
+            tap(json!({"id": "a-name-that-is-too-long"})),
+            "web: interfaces[0].id: `a-name-that-is-too-long` has 23 bytes",
+        ),
+        (tap(json!({"mac": "02"})), "web: interfaces[0].mac: `02` is no MAC address"),
+        (
+            tap(json!({"bridge": "br0"})),
+            "web: interfaces[0].bridge: is of use only with type = \"bridge\", but the type is \"tap\"",
+        ),
+        (tap(json!({"type": "bridge"})), "web: interfaces[0].bridge: must be set"),
+        (tap(json!({"type": "macvtap"})), "web: interfaces[0].macvtap: must be set"),
+        (
+            tap(json!({"type": "user", "tap": {"vhost": true}})),
+            "web: interfaces[0].tap.vhost: is of use only with type = \"tap\"",
+        ),
+        (
+            json!({"forwardPorts": [{"host": {"port": 1}, "guest": {"port": 2}}]}),
+            "web: forwardPorts: need an interface with type = \"user\"",
+        ),
+        (json!({"vsock": {"cid": 2}}), "web: vsock.cid: 2 is reserved"),
+        (json!({"vsock": {"cid": 4_294_967_295_u32}}), "web: vsock.cid: 4294967295 is reserved"),
+        (json!({"vsock": {"notify": true}}), "web: vsock.notify: needs vsock.cid"),
+    ] {
+        let found = problems(fields.clone());
+        assert!(found.len() == 1 && found[0].contains(expected), "{fields}\n wanted {expected}\n found  {found:#?}");
+    }
+}
+
+#[test]
+fn problems_come_all_at_once() {
+    let found = problems(json!({
+        "name": "a b", "vcpu": 0, "mem": 0,
+        "interfaces": [{"type": "tap", "id": "t", "mac": "x"}, {"type": "tap", "id": "t", "mac": "02:00:00:00:00:01"}],
+    }));
+    assert_eq!(found.len(), 5, "{found:#?}");
+}
+
+#[test]
+fn the_store_disk_is_the_first_and_volumes_follow() {
+    let spec = checked(json!({
+        "storeDisk": {"plan": "/nix/store/x-plan.json"},
+        "volumes": [{"image": "a.img", "size": 1}, {"image": "/dev/vg/b", "readOnly": true}],
+    }));
+    let disks: Vec<_> =
+        spec.disks.iter().map(|disk| (disk.device.as_str(), disk.image.as_str(), disk.read_only)).collect();
+    assert_eq!(
+        disks,
+        [("/dev/vda", "web-store.squashfs", true), ("/dev/vdb", "a.img", false), ("/dev/vdc", "/dev/vg/b", true)]
+    );
+    assert_eq!(spec.store_disk.expect("made from a plan").builder.as_str(), "microvm-image");
+}
+
+#[test]
+fn the_overlay_lies_on_the_deepest_mount_above_it() {
+    let shares = |source: &str| {
+        json!({
+            "writableStoreOverlay": "/nix/.rw-store",
+            "shares": [
+                {"proto": "virtiofs", "tag": "root", "source": source, "mountPoint": "/nix"},
+                {"proto": "virtiofs", "tag": "rw", "source": "/rw", "mountPoint": "/nix/.rw-store"},
+                {"proto": "virtiofs", "tag": "near", "source": "/near", "mountPoint": "/nix/.rw"},
+            ],
+        })
+    };
+    let holders: Vec<_> = checked(shares("/r")).shares.iter().map(|share| share.holds_overlay).collect();
+    assert_eq!(holders, [false, true, false]);
+}
+
+#[test]
+fn machines_of_one_host_clash_over_what_it_has_once() {
+    let machine = |name: &str, fields: Value| {
+        let mut fields = fields;
+        fields["name"] = json!(name);
+        checked(fields)
+    };
+    let fields = json!({
+        "interfaces": [{"type": "tap", "id": "vm-a", "mac": "02:00:00:00:00:0a"}],
+        "vsock": {"cid": 3},
+        "storeDisk": {"image": "/nix/store/x.squashfs"},
+        "volumes": [{"image": "/srv/data.img", "size": 1}],
+    });
+    let (first, second) = (machine("a", fields.clone()), machine("b", fields));
+    let found: Vec<_> = check_across(&[&first, &second]).iter().map(ToString::to_string).collect();
+    assert_eq!(found.len(), 4, "{found:#?}");
+    let clash = "a, b: vsock.cid: the vsock address `3` is claimed by a's vsock.cid and b's vsock.cid; only one of them can run";
+    assert!(found.iter().any(|problem| problem == clash), "{found:#?}");
+    assert!(!found.iter().any(|problem| problem.contains("squashfs")), "a read-only image may be shared: {found:#?}");
+    let other = machine("c", json!({"volumes": [{"image": "data.img", "size": 1}]}));
+    assert_eq!(check_across(&[&first, &other]), []);
+}
