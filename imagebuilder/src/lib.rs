@@ -7,6 +7,7 @@ pub mod machine;
 pub mod nar_hash;
 pub mod output;
 pub mod plan;
+pub mod plan_file;
 pub mod presence;
 pub mod progress;
 pub mod report;

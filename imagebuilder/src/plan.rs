@@ -15,9 +15,7 @@ use crate::nar_hash;
 use crate::settings::ImageSettings;
 use crate::store_path::StorePath;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use thiserror::Error;
 
 /// The version of the JSON form that is written, and the only one that is read.
@@ -49,30 +47,9 @@ pub struct ImagePlan {
     pub paths: Vec<PlannedPath>,
 }
 
-/// Why a text is not a plan.
-#[derive(Debug, Error)]
-pub enum PlanError {
-    /// The file cannot be read.
-    #[error("cannot read the plan {}", .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// What the file holds is not a plan.
-    #[error("{} is not a plan", .path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: PlanFormError,
-    },
-}
-
 /// What is wrong with the text of a plan.
 #[derive(Debug, Error)]
-pub enum PlanFormError {
+pub enum PlanError {
     /// Not JSON, or not of the form of a plan; the message ends with line and column.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
@@ -109,20 +86,11 @@ impl ImagePlan {
         Self { store_dir: closure.store_dir, settings, paths: closure.paths }
     }
 
-    /// Reads and checks a plan from a file.
-    ///
-    /// # Errors
-    /// It cannot be read, or is not a plan.
-    pub fn read(path: &Path) -> Result<Self, PlanError> {
-        let text = fs::read_to_string(path).map_err(|source| PlanError::Read { path: path.to_path_buf(), source })?;
-        Self::from_json(&text).map_err(|source| PlanError::Malformed { path: path.to_path_buf(), source })
-    }
-
     /// Reads and checks a plan. The order of the paths does not matter.
     ///
     /// # Errors
     /// The text is not JSON, not a plan, or one of a version that this program does not know.
-    pub fn from_json(text: &str) -> Result<Self, PlanFormError> {
+    pub fn from_json(text: &str) -> Result<Self, PlanError> {
         /// All that is asked of a plan of any version.
         #[derive(Deserialize)]
         struct AnyVersion {
@@ -130,21 +98,21 @@ impl ImagePlan {
         }
         let AnyVersion { version } = serde_json::from_str(text)?;
         if version.as_u64() != Some(PLAN_VERSION) {
-            return Err(PlanFormError::Version { found: version.to_string() });
+            return Err(PlanError::Version { found: version.to_string() });
         }
         let PlanDocument { store_dir, settings, mut paths, .. } = serde_json::from_str(text)?;
         if !store_dir.is_absolute() {
-            return Err(PlanFormError::RelativeStoreDir { store_dir });
+            return Err(PlanError::RelativeStoreDir { store_dir });
         }
         if paths.is_empty() {
-            return Err(PlanFormError::Empty);
+            return Err(PlanError::Empty);
         }
         paths.sort_by(|left, right| left.path.cmp(&right.path));
         let mut twice: Vec<StorePath> =
             paths.windows(2).filter(|pair| pair[0].path == pair[1].path).map(|pair| pair[0].path.clone()).collect();
         twice.dedup();
         if !twice.is_empty() {
-            return Err(PlanFormError::Twice { paths: twice });
+            return Err(PlanError::Twice { paths: twice });
         }
         Ok(Self { store_dir, settings, paths })
     }
@@ -192,5 +160,141 @@ mod nar_hash_text {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<[u8; 32]>, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?;
         text.map(|text| nar_hash::parse(&text).map_err(D::Error::custom)).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Compression;
+    use proptest::prelude::*;
+
+    const HASH: &str = "0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv";
+
+    /// A plan of two paths, of which one has no hash.
+    const GOLDEN: &str = include_str!("../tests/golden/plan-v1.json");
+
+    fn golden_plan() -> ImagePlan {
+        ImagePlan {
+            store_dir: PathBuf::from("/nix/store"),
+            settings: ImageSettings::new(Compression::Zstd, Some(9), Some(262_144), Some(131_072)).unwrap(),
+            paths: vec![
+                PlannedPath {
+                    path: StorePath::from_base_name(&format!("{HASH}-bash-5.2")).unwrap(),
+                    nar_hash: Some(nar_hash::parse(&format!("sha256:0{}", "1".repeat(51))).unwrap()),
+                    nar_size_bytes: Some(120),
+                },
+                PlannedPath {
+                    path: StorePath::from_base_name(&format!("{HASH}-hello")).unwrap(),
+                    nar_hash: None,
+                    nar_size_bytes: None,
+                },
+            ],
+        }
+    }
+
+    /// The golden plan with a part of its text replaced.
+    fn changed(old: &str, new: &str) -> String {
+        let text = GOLDEN.replacen(old, new, 1);
+        assert_ne!(text, GOLDEN, "{old} is not in the golden plan");
+        text
+    }
+
+    #[test]
+    fn the_form_of_version_1_stays() {
+        assert_eq!(golden_plan().to_json().unwrap(), GOLDEN);
+        assert_eq!(ImagePlan::from_json(GOLDEN).unwrap(), golden_plan());
+    }
+
+    #[test]
+    fn the_order_of_paths_does_not_matter() {
+        let mut document: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
+        document["paths"].as_array_mut().unwrap().reverse();
+        assert_eq!(ImagePlan::from_json(&document.to_string()).unwrap(), golden_plan());
+    }
+
+    #[test]
+    fn hashes_are_read_in_every_form() {
+        let nix32 = format!("sha256:0{}", "1".repeat(51));
+        let hex: String = nar_hash::parse(&nix32).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+        for form in [hex.clone(), format!("sha256:{hex}")] {
+            assert_eq!(ImagePlan::from_json(&changed(&nix32, &form)).unwrap(), golden_plan());
+        }
+    }
+
+    #[test]
+    fn what_is_no_plan_is_refused_with_its_place() {
+        for (text, message) in [
+            (String::new(), "EOF while parsing a value at line 1 column 0"),
+            (GOLDEN.replacen("\"paths\"", "paths", 1), "key must be a string at line 10 column 3"),
+            ("{}".to_owned(), "missing field `version` at line 1 column 2"),
+            (changed("1,", "2,"), "its version is 2, but this program reads version 1 only"),
+            (changed("1,", "\"1\","), "its version is \"1\", but this program reads version 1 only"),
+            (
+                changed("\"storeDir\"", "\"storedir\""),
+                "unknown field `storedir`, expected one of `version`, `storeDir`, `settings`, `paths` at line 3 column 12",
+            ),
+            (
+                changed("\"narSize\"", "\"size\""),
+                "unknown field `size`, expected one of `path`, `narHash`, `narSize` at line 14 column 12",
+            ),
+            (
+                changed("\"level\": 9", "\"level\": 23"),
+                "level 23 is out of range for zstd: it takes 1 to 22 at line 9 column 3",
+            ),
+            (
+                changed("\"zstd\"", "\"lzma\""),
+                "unknown variant `lzma`, expected one of `zstd`, `gzip`, `xz`, `lz4`, `none` at line 5 column 25",
+            ),
+            (changed("/nix/store", "nix/store"), "its storeDir nix/store is relative"),
+            (
+                changed("-hello", "-bash-5.2"),
+                "these store paths stand in it twice: 0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-bash-5.2",
+            ),
+        ] {
+            assert_eq!(ImagePlan::from_json(&text).unwrap_err().to_string(), message);
+        }
+        let empty = GOLDEN[..GOLDEN.find("\"paths\"").unwrap()].to_owned() + "\"paths\": []}";
+        assert_eq!(ImagePlan::from_json(&empty).unwrap_err().to_string(), "it holds no store path");
+    }
+
+    #[test]
+    fn names_and_hashes_are_checked() {
+        let message = |old: &str, new: &str| ImagePlan::from_json(&changed(old, new)).unwrap_err().to_string();
+        assert!(message("-hello", "-he llo").contains("its name holds a character other than"));
+        assert!(message("-hello", "-hello/../..").contains("at line"));
+        assert!(message("sha256:0111", "sha256:011").contains("is not a NAR hash"));
+    }
+
+    prop_compose! {
+        fn planned_path()(
+            name in "[0-9abcdf-np-sv-z]{32}-[a-z0-9+_?=-][a-z0-9.]{0,12}",
+            nar_hash: Option<[u8; 32]>,
+            nar_size_bytes: Option<u64>,
+        ) -> PlannedPath {
+            PlannedPath { path: StorePath::from_base_name(&name).unwrap(), nar_hash, nar_size_bytes }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn printing_and_parsing_are_inverse(
+            paths in prop::collection::vec(planned_path(), 1..8),
+            codec in prop::sample::select(&Compression::ALL[..]),
+            block_log2 in 12..=20_u32,
+        ) {
+            let mut paths = paths;
+            paths.sort_by(|left, right| left.path.cmp(&right.path));
+            paths.dedup_by(|left, right| left.path == right.path);
+            let settings = ImageSettings::new(codec, None, Some(1 << block_log2), None).unwrap();
+            let plan = ImagePlan { store_dir: PathBuf::from("/nix/store"), settings, paths };
+            prop_assert_eq!(ImagePlan::from_json(&plan.to_json().unwrap()).unwrap(), plan);
+        }
+
+        #[test]
+        fn any_text_is_taken_or_refused(text in ".*", cut in 0..GOLDEN.len()) {
+            let _ = ImagePlan::from_json(&text);
+            let _ = ImagePlan::from_json(&GOLDEN[..cut]);
+        }
     }
 }

@@ -6,7 +6,7 @@ use imagebuilder::build::BuildError;
 use imagebuilder::closure::{ClosureError, ClosureProblem, ClosureProblems, GraphError, NixStoreError};
 use imagebuilder::machine::MachineError;
 use imagebuilder::output::OutputError;
-use imagebuilder::plan::PlanError;
+use imagebuilder::plan_file::PlanFileError;
 use imagebuilder::presence::AbsentPaths;
 use imagebuilder::settings::SettingsError;
 use std::error::Error;
@@ -134,8 +134,8 @@ impl From<AbsentPaths> for Failure {
     }
 }
 
-impl From<PlanError> for Failure {
-    fn from(error: PlanError) -> Self {
+impl From<PlanFileError> for Failure {
+    fn from(error: PlanFileError) -> Self {
         Self::bad_input(&error)
     }
 }

@@ -5,6 +5,7 @@ use super::settings::SettingsArgs;
 use clap::Args;
 use imagebuilder::closure::{self, Closure, ClosureSource, ListInput, StoreLocation};
 use imagebuilder::plan::ImagePlan;
+use imagebuilder::plan_file;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -81,7 +82,7 @@ impl SourceArgs {
     }
 
     fn read_plan(&self, file: &std::path::Path) -> Result<ImagePlan, Failure> {
-        let mut plan = ImagePlan::read(file)?;
+        let mut plan = plan_file::read(file)?;
         if let Some(store_dir) = self.store_dir()? {
             plan.store_dir = store_dir;
         }

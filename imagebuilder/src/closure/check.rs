@@ -178,6 +178,7 @@ impl Closure {
             problems.push(ClosureProblem::Empty);
         }
         if !problems.is_empty() {
+            problems.sort_by_key(ClosureProblem::number);
             return Err(ClosureProblems { origin: origin.to_owned(), problems });
         }
         let store_dir =
@@ -206,26 +207,117 @@ fn other_store(record: &ClosureRecord, named_dir: &mut Option<PathBuf>) -> Optio
     })
 }
 
-fn missing_references(members: &BTreeMap<StorePath, ClosureRecord>) -> Vec<ClosureProblem> {
-    let mut missing: Vec<(Position, ClosureProblem)> = Vec::new();
-    for record in members.values() {
-        for reference in record.references.iter().filter(|reference| !members.contains_key(reference)) {
-            let problem = ClosureProblem::NotClosed {
-                position: record.position,
-                path: record.located.path.clone(),
-                reference: reference.clone(),
-            };
-            missing.push((record.position, problem));
-        }
-    }
-    missing.sort_by_key(|(position, _)| position.number());
-    missing.into_iter().map(|(_, problem)| problem).collect()
+fn missing_references(members: &BTreeMap<StorePath, ClosureRecord>) -> impl Iterator<Item = ClosureProblem> {
+    members.values().flat_map(|record| {
+        let missing = record.references.iter().filter(|reference| !members.contains_key(reference));
+        missing.map(|reference| ClosureProblem::NotClosed {
+            position: record.position,
+            path: record.located.path.clone(),
+            reference: reference.clone(),
+        })
+    })
 }
 
-impl Position {
-    fn number(self) -> usize {
+impl ClosureProblem {
+    /// The number of the line, entry or argument; problems are told in this order.
+    fn number(&self) -> usize {
         match self {
-            Self::Line(number) | Self::Entry(number) | Self::Argument(number) => number,
+            Self::Empty => 0,
+            Self::NotAStorePath { position, .. }
+            | Self::Malformed { position, .. }
+            | Self::Truncated { position, .. }
+            | Self::Twice { position, .. }
+            | Self::OtherStore { position, .. }
+            | Self::NotClosed { position, .. } => match position {
+                Position::Line(number) | Position::Entry(number) | Position::Argument(number) => *number,
+            },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "0aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-a";
+    const B: &str = "0bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb-b";
+    const C: &str = "0ccccccccccccccccccccccccccccccc-c";
+
+    fn record(line: usize, text: &str, references: &[&str]) -> ClosureRecord {
+        ClosureRecord {
+            position: Position::Line(line),
+            located: LocatedStorePath::parse(text).unwrap(),
+            nar_hash: None,
+            nar_size_bytes: None,
+            references: references.iter().map(|name| StorePath::from_base_name(name).unwrap()).collect(),
+        }
+    }
+
+    fn message(records: Vec<ClosureRecord>) -> String {
+        Closure::from_records("list", records, None, vec![]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn sorted_whatever_the_order() {
+        let forward = vec![record(1, A, &[]), record(2, B, &[A, B])];
+        let backward = vec![record(1, B, &[B, A]), record(2, A, &[])];
+        let closure = Closure::from_records("list", forward, None, vec![]).unwrap();
+        assert_eq!(closure.paths.iter().map(|planned| planned.path.base_name()).collect::<Vec<_>>(), [A, B]);
+        assert_eq!(Closure::from_records("list", backward, None, vec![]).unwrap(), closure);
+    }
+
+    #[test]
+    fn where_the_paths_lie() {
+        let store_dir = |text: &str, given: Option<&Path>| {
+            Closure::from_records("list", vec![record(1, text, &[])], given, vec![]).unwrap().store_dir
+        };
+        assert_eq!(store_dir(A, None), Path::new("/nix/store"));
+        assert_eq!(store_dir(&format!("/mnt/nix/store/{A}"), None), Path::new("/mnt/nix/store"));
+        assert_eq!(store_dir(&format!("/nix/store/{A}"), Some(Path::new("/srv"))), Path::new("/srv"));
+    }
+
+    #[test]
+    fn nothing_is_no_closure() {
+        assert_eq!(message(vec![]), "list: it holds no store path");
+    }
+
+    #[test]
+    fn twice_is_told_with_both_places() {
+        assert_eq!(
+            message(vec![record(1, A, &[]), record(3, &format!("/nix/store/{A}"), &[])]),
+            format!("list: line 3: {A} stands there twice, first at line 1")
+        );
+    }
+
+    #[test]
+    fn all_missing_references_are_told() {
+        assert_eq!(
+            message(vec![record(1, B, &[A]), record(9, A, &[C])]),
+            format!("list: line 9: {A} refers to {C}, which is not there: the closure is not closed")
+        );
+        assert_eq!(
+            message(vec![record(1, B, &[A]), record(9, C, &[A, B])]),
+            format!(
+                "list: 2 problems\n  line 1: {B} refers to {A}, which is not there: the closure is not closed\n  \
+                 line 9: {C} refers to {A}, which is not there: the closure is not closed"
+            )
+        );
+    }
+
+    #[test]
+    fn two_stores_are_not_one() {
+        assert_eq!(
+            message(vec![record(1, &format!("/nix/store/{A}"), &[]), record(2, &format!("/srv/{B}"), &[])]),
+            format!("list: line 2: {B} lies in /srv, but the paths before it in /nix/store")
+        );
+    }
+
+    #[test]
+    fn a_record_that_could_not_be_read_is_not_missed_as_well() {
+        let unreadable =
+            ClosureProblem::Malformed { position: Position::Line(2), text: "x".to_owned(), expected: "a NAR hash" };
+        let problems =
+            Closure::from_records("list", vec![record(6, B, &[A])], None, vec![unreadable]).unwrap_err().problems;
+        assert_eq!(problems.len(), 1);
     }
 }

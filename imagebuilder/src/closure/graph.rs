@@ -145,3 +145,95 @@ fn kind(value: &Value) -> &'static str {
         Value::Object(_) => "an object",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What Nix 2.26 writes for a derivation with one graph, other attributes left out but for one.
+    const ATTRS: &str = r#"{"builder":"/bin/sh",
+"closure":[
+{"closureSize":288,"narHash":"sha256:0b31ifi74fghg3sv6m2d9bgphkcg268fig4kvqf6kcwgqb18140c","narSize":168,
+ "path":"/nix/store/8cj96c53yr12pyhmdp42winkcqyydskk-b",
+ "references":["/nix/store/ww5ixrr91z8mx6fzy97kwzl5lv5slwdr-a"],"valid":true},
+{"closureSize":120,"narHash":"sha256:1z63q11s9hppsav4x9kh767bqr7ypmw7ncg3wjncgs4lijvx8li2","narSize":120,
+ "path":"/nix/store/ww5ixrr91z8mx6fzy97kwzl5lv5slwdr-a","references":[],"valid":true}],
+"exportReferencesGraph":{"closure":["/nix/store/8cj96c53yr12pyhmdp42winkcqyydskk-b"]}}"#;
+
+    fn message(text: &str, key: Option<&str>) -> String {
+        parse(text, key).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_only_graph_is_found() {
+        let (records, problems) = parse(ATTRS, None).unwrap();
+        assert_eq!(problems, []);
+        assert_eq!(parse(ATTRS, Some("closure")).unwrap().0, records);
+        let [b, a] = records.as_slice() else { panic!("{records:?}") };
+        assert_eq!((b.nar_size_bytes, a.nar_size_bytes), (Some(168), Some(120)));
+        assert_eq!(b.references, [a.located.path.clone()]);
+        assert_eq!(b.position, Position::Entry(1));
+        assert!(a.nar_hash.is_some());
+    }
+
+    #[test]
+    fn a_graph_cut_out_of_its_file_is_one() {
+        let attributes: Value = serde_json::from_str(ATTRS).unwrap();
+        let whole = parse(ATTRS, None).unwrap();
+        assert_eq!(parse(&attributes["closure"].to_string(), None).unwrap(), whole);
+        let object = serde_json::json!({"name": "x", "list": [1], "graph": attributes["closure"]});
+        assert_eq!(parse(&object.to_string(), None).unwrap(), whole);
+    }
+
+    #[test]
+    fn several_graphs_need_a_choice() {
+        let mut attributes: Value = serde_json::from_str(ATTRS).unwrap();
+        attributes["exportReferencesGraph"]["other"] = serde_json::json!([]);
+        attributes["other"] = serde_json::json!([]);
+        let text = attributes.to_string();
+        assert_eq!(message(&text, None), "it holds 2 graphs: closure, other");
+        assert_eq!(message(&text, Some("third")), "it holds no graph named \"third\", but closure, other");
+        assert_eq!(parse(&text, Some("closure")).unwrap().0.len(), 2);
+        assert_eq!(parse(&text, Some("other")).unwrap().0, []);
+    }
+
+    #[test]
+    fn documents_without_a_graph() {
+        assert_eq!(message("", None), "it is not JSON");
+        assert_eq!(message("3", None), "it is a number, not the object that `.attrs.json` is");
+        assert_eq!(message("{}", None), "it holds no graph: the attribute `exportReferencesGraph` names none");
+        assert_eq!(message("{}", Some("x")), "it holds no graph named \"x\", but no other either");
+        assert_eq!(
+            message("/nix/store/8cj96c53yr12pyhmdp42winkcqyydskk-b\n\n0\n", None),
+            "it is a graph in the older text form, which gives no hashes"
+        );
+        assert_eq!(
+            message(r#"{"exportReferencesGraph":{"g":[]},"g":[7]}"#, None),
+            "the graph \"g\" is not an array of objects with `path`, `narHash`, `narSize` and `references`"
+        );
+    }
+
+    #[test]
+    fn wrong_entries_are_all_told() {
+        let text = ATTRS.replace("sha256:0b3", "sha256:eb3").replacen("-a\",\"references\"", "\",\"references\"", 1);
+        let (records, problems) = parse(&text, None).unwrap();
+        assert_eq!(records, []);
+        let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "entry 1: \"sha256:eb31ifi74fghg3sv6m2d9bgphkcg268fig4kvqf6kcwgqb18140c\" is not a NAR hash",
+                "entry 2: \"/nix/store/ww5ixrr91z8mx6fzy97kwzl5lv5slwdr\" is not a store path: no dash follows the hash",
+            ]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_taken_or_refused(text in ".*", cut in 0..ATTRS.len(), byte: char) {
+            let _ = parse(&text, None);
+            let _ = parse(&format!("{}{byte}{}", &ATTRS[..cut], &ATTRS[cut..]), None);
+        }
+    }
+}

@@ -27,3 +27,62 @@ pub(super) fn parse(text: &str) -> (Vec<ClosureRecord>, Vec<ClosureProblem>) {
     }
     (records, problems)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const A: &str = "0aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-a";
+    const B: &str = "0bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb-b";
+
+    fn names(text: &str) -> Vec<String> {
+        let (records, problems) = parse(text);
+        assert_eq!(problems, []);
+        records.into_iter().map(|record| record.located.path.to_string()).collect()
+    }
+
+    #[test]
+    fn what_is_harmless_is_accepted() {
+        for text in [
+            format!("/nix/store/{A}\n/nix/store/{B}\n"),
+            format!("/nix/store/{A}\n/nix/store/{B}"),
+            format!("/nix/store/{A}\r\n/nix/store/{B}\r\n"),
+            format!("\n\n/nix/store/{A}\n\n \n/nix/store/{B}\n\n"),
+            format!("/nix/store/{A}/\n/nix/store/{B}//\r\n"),
+            format!("  /nix//store/{A} \n\t{B}"),
+        ] {
+            assert_eq!(names(&text), [A, B], "{text:?}");
+        }
+        assert_eq!(names(""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn lines_that_name_no_store_path_are_all_told() {
+        let (records, problems) = parse(&format!("/etc/passwd\n{A}\n\n/nix/store/{B}/bin\n"));
+        assert_eq!(records.len(), 1);
+        let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "line 1: \"/etc/passwd\" is not a store path: it is shorter than the 32 characters of the hash"
+                    .to_owned(),
+                format!(
+                    "line 4: \"/nix/store/{B}/bin\" is not a store path: it lies inside a store path; name the store path"
+                ),
+            ]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn printing_and_parsing_are_inverse(given in prop::collection::vec("[0-9abcdf-np-sv-z]{32}-[a-z]{1,5}", 0..9)) {
+            prop_assert_eq!(names(&given.join("\n")), given);
+        }
+
+        #[test]
+        fn any_text_is_taken_or_refused(text in ".*") {
+            let _ = parse(&text);
+        }
+    }
+}

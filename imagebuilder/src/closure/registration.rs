@@ -113,3 +113,146 @@ impl<'a> Lines<'a> {
         ClosureProblem::Malformed { position: Position::Line(self.number), text: text.to_owned(), expected }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// `closureInfo` of two paths, as Nixpkgs' builder writes it.
+    const CLOSURE_INFO: &str = "\
+/nix/store/8cj96c53yr12pyhmdp42winkcqyydskk-b
+sha256:0b31ifi74fghg3sv6m2d9bgphkcg268fig4kvqf6kcwgqb18140c
+168
+
+1
+/nix/store/ww5ixrr91z8mx6fzy97kwzl5lv5slwdr-a
+/nix/store/ww5ixrr91z8mx6fzy97kwzl5lv5slwdr-a
+sha256:1z63q11s9hppsav4x9kh767bqr7ypmw7ncg3wjncgs4lijvx8li2
+120
+
+0
+";
+    /// The same of `nix-store --dump-db` (Nix 2.8.0), which puts the paths in another order.
+    const DUMP_DB: &str = "\
+/nix/store/ww5ixrr91z8mx6fzy97kwzl5lv5slwdr-a
+2252d4b78c94e8c7ace4e3317b78bdfe64bc8e3970a64eb6d2f7c2a443c0c3fc
+120
+
+0
+/nix/store/8cj96c53yr12pyhmdp42winkcqyydskk-b
+0c9080c2c28fb3691cde93bce890118f4d78df4a4d54b3f578f03972a28b612c
+168
+
+1
+/nix/store/ww5ixrr91z8mx6fzy97kwzl5lv5slwdr-a
+";
+
+    fn sorted(text: &str) -> Vec<(String, Option<[u8; 32]>, Option<u64>, Vec<StorePath>)> {
+        let Registration { records, problems } = parse(text);
+        assert_eq!(problems, []);
+        let mut facts: Vec<_> = records
+            .into_iter()
+            .map(|record| (record.located.path.to_string(), record.nar_hash, record.nar_size_bytes, record.references))
+            .collect();
+        facts.sort();
+        facts
+    }
+
+    fn problems(text: &str) -> Vec<String> {
+        parse(text).problems.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn both_forms_say_the_same() {
+        let facts = sorted(CLOSURE_INFO);
+        assert_eq!(facts, sorted(DUMP_DB));
+        assert_eq!(facts.len(), 2);
+        assert_eq!(facts[0].3.len(), 1);
+    }
+
+    #[test]
+    fn carriage_returns_and_empty_lines_after_a_record_mean_nothing() {
+        assert_eq!(sorted(&CLOSURE_INFO.replace('\n', "\r\n")), sorted(CLOSURE_INFO));
+        assert_eq!(sorted(&format!("{CLOSURE_INFO}\n\n")), sorted(CLOSURE_INFO));
+        assert_eq!(sorted(""), []);
+    }
+
+    #[test]
+    fn wrong_lines_are_all_told() {
+        let text = CLOSURE_INFO.replace("168", "-168").replace("sha256:1z6", "sha256:ez6").replace("120", "12x0");
+        assert_eq!(
+            problems(&text),
+            [
+                "line 3: \"-168\" is not a NAR size (a number of bytes)",
+                "line 8: \"sha256:ez63q11s9hppsav4x9kh767bqr7ypmw7ncg3wjncgs4lijvx8li2\" is not a NAR hash (`sha256:` and Nix \
+                 base 32 or hex, or bare hex)",
+                "line 9: \"12x0\" is not a NAR size (a number of bytes)",
+            ]
+        );
+        assert_eq!(
+            problems(&CLOSURE_INFO.replace("-b\n", "\n")),
+            ["line 1: \"/nix/store/8cj96c53yr12pyhmdp42winkcqyydskk\" is not a store path: no dash follows the hash"]
+        );
+    }
+
+    #[test]
+    fn a_wrong_count_stops_the_reading() {
+        assert_eq!(
+            problems(&CLOSURE_INFO.replacen("\n1\n", "\none\n", 1)),
+            ["line 5: \"one\" is not a number of references"]
+        );
+        assert_eq!(
+            problems(&CLOSURE_INFO.replacen("\n0\n", "\n1\n", 1)),
+            ["line 12: the text ends where a reference should stand"]
+        );
+        assert_eq!(
+            problems(&CLOSURE_INFO[..CLOSURE_INFO.find("168").unwrap()]),
+            ["line 3: the text ends where the size of the NAR should stand"]
+        );
+        // A count that would take years to go through: the text ends first.
+        assert_eq!(
+            problems(&CLOSURE_INFO.replacen("\n0\n", "\n18446744073709551615\n", 1)),
+            ["line 12: the text ends where a reference should stand"]
+        );
+    }
+
+    prop_compose! {
+        fn some_record()(
+            name in "[0-9abcdf-np-sv-z]{32}-[a-z]{1,5}",
+            hash: [u8; 32],
+            size: u64,
+            references in prop::collection::btree_set("[0-9abcdf-np-sv-z]{32}-[a-z]{1,5}", 0..4),
+        ) -> (String, [u8; 32], u64, Vec<String>) {
+            (name, hash, size, references.into_iter().collect())
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn printing_and_parsing_are_inverse(given in prop::collection::vec(some_record(), 0..6)) {
+            let mut text = String::new();
+            for (name, hash, size, references) in &given {
+                let hash = nar_hash::print(hash);
+                text.push_str(&format!("/nix/store/{name}\n{hash}\n{size}\n\n{}\n", references.len()));
+                references.iter().for_each(|reference| text.push_str(&format!("/nix/store/{reference}\n")));
+            }
+            let Registration { records, problems } = parse(&text);
+            prop_assert!(problems.is_empty());
+            let read: Vec<_> = records
+                .into_iter()
+                .map(|record| {
+                    let references = record.references.iter().map(ToString::to_string).collect();
+                    (record.located.path.to_string(), record.nar_hash.unwrap(), record.nar_size_bytes.unwrap(), references)
+                })
+                .collect();
+            prop_assert_eq!(read, given);
+        }
+
+        #[test]
+        fn any_text_is_taken_or_refused(text in ".*", cut in 0..CLOSURE_INFO.len(), byte: char) {
+            let _ = parse(&text);
+            let _ = parse(&format!("{}{byte}{}", &CLOSURE_INFO[..cut], &CLOSURE_INFO[cut..]));
+        }
+    }
+}

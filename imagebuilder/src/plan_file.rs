@@ -1,0 +1,37 @@
+//! Plans in files.
+
+use crate::plan::{ImagePlan, PlanError};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Why a file gives no plan.
+#[derive(Debug, Error)]
+pub enum PlanFileError {
+    /// The file cannot be read.
+    #[error("cannot read the plan {}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What the file holds is not a plan.
+    #[error("{} is not a plan", .path.display())]
+    NotAPlan {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: PlanError,
+    },
+}
+
+/// Reads and checks a plan.
+///
+/// # Errors
+/// The file cannot be read, or is not a plan.
+pub fn read(path: &Path) -> Result<ImagePlan, PlanFileError> {
+    let text = fs::read_to_string(path).map_err(|source| PlanFileError::Read { path: path.to_path_buf(), source })?;
+    ImagePlan::from_json(&text).map_err(|source| PlanFileError::NotAPlan { path: path.to_path_buf(), source })
+}
