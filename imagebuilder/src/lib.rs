@@ -2,7 +2,10 @@
 
 pub mod atomic_file;
 pub mod build;
+pub mod cache;
 pub mod closure;
+pub mod decode;
+pub mod encode;
 pub mod machine;
 pub mod nar_hash;
 pub mod output;
@@ -11,6 +14,10 @@ pub mod plan_file;
 pub mod presence;
 pub mod progress;
 pub mod report;
+pub mod scan;
+pub mod segment;
 pub mod settings;
 pub mod size;
+pub mod squashfs;
 pub mod store_path;
+pub mod tree;

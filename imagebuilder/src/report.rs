@@ -1,9 +1,9 @@
 //! What a build says of itself when it is done.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Facts of a finished build. Serialised it is the version 1 of the `--json` report.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BuildReport {
     /// Version of this report's form.
@@ -31,15 +31,15 @@ pub struct BuildReport {
     /// Highest resident size of this process in bytes.
     pub peak_memory_bytes: u64,
     /// BLAKE3-256 of the image in hex, when asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub image_blake3: Option<String>,
     /// SHA-256 of the image in hex, when asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub image_sha256: Option<String>,
 }
 
 /// How a build ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// The image was written.
@@ -49,28 +49,28 @@ pub enum Outcome {
     Unchanged,
 }
 
-/// Paths and bytes by where they came from. A path is a hit when its manifest was in the cache.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+/// Paths and bytes by where they came from. A path is a hit when nothing of it had to be compressed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CacheReport {
     /// Whether a cache was used at all.
     pub enabled: bool,
-    /// Store paths known to the cache.
+    /// Store paths all of whose blocks came from the cache.
     pub hit_paths: u64,
-    /// Store paths that had to be listed.
+    /// Store paths of which something had to be compressed.
     pub missed_paths: u64,
-    /// Store paths with a manifest or segment that was damaged and has been made again.
+    /// Store paths of which a damaged manifest or block was made again; they are counted as missed, too.
     pub rebuilt_paths: u64,
     /// Input bytes whose compressed form came from the cache.
     pub hit_bytes: u64,
-    /// Input bytes that were compressed.
+    /// Input bytes that were compressed, those of damaged entries included.
     pub missed_bytes: u64,
     /// Input bytes compressed again because the entry was damaged.
     pub rebuilt_bytes: u64,
 }
 
 /// Wall time of each phase in seconds.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PhaseSeconds {
     /// Listing and reading manifests.

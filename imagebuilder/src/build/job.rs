@@ -1,0 +1,335 @@
+//! What a worker thread does: reading, hashing, compressing, asking the cache.
+
+use super::source::{Member, SourceFile};
+use super::{BuildError, CacheTrust};
+use crate::cache::{Cache, CacheError, Lookup};
+use crate::decode::Decoder;
+use crate::encode::Encoder;
+use crate::segment::{ContentHash, RANGE_BYTES, Segment, SegmentKey, SegmentKind, encode_segment, fragment_content};
+use crate::settings::ImageSettings;
+use crate::tree::{Entry, NodeId};
+
+/// A piece of work.
+#[derive(Debug)]
+pub enum Job {
+    /// Reads and hashes small files of one store path.
+    ReadFiles {
+        /// Number of the store path.
+        member: usize,
+        /// The files.
+        nodes: Vec<NodeId>,
+    },
+    /// Reads a range of a file whose content is not known, and does `then` with it.
+    ReadRange {
+        /// Which range.
+        range: RangeRef,
+        /// What to do.
+        then: Then,
+    },
+    /// Makes or finds the segment of a range whose content hash is known.
+    KnownRange {
+        /// Which range.
+        range: RangeRef,
+        /// Its hash.
+        content: ContentHash,
+    },
+    /// Makes or finds the segment of bytes that have been read.
+    Bytes {
+        /// Key of the segment.
+        key: SegmentKey,
+        /// The content.
+        bytes: Vec<u8>,
+    },
+    /// Makes or finds a fragment block of files whose hashes are known.
+    KnownFragment {
+        /// Number of the store path.
+        member: usize,
+        /// The files, with their hashes and sizes.
+        files: Vec<(NodeId, ContentHash, u32)>,
+    },
+}
+
+/// A range of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct RangeRef {
+    /// Number of the store path.
+    pub member: usize,
+    /// The file.
+    pub node: NodeId,
+    /// Number of the range.
+    pub range: usize,
+    /// Its length in bytes.
+    pub length: usize,
+}
+
+/// What to do with a range that has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Make or find its segment: no other file of the image can be equal.
+    Encode,
+    /// Hand the bytes over: whether another file is equal is not known yet.
+    Keep,
+    /// Only hash it: the file is too large to be kept.
+    Hash,
+}
+
+/// What a job gives.
+#[derive(Debug)]
+pub enum Product {
+    /// Of [`Job::ReadFiles`]: the contents one after the other, and their hashes.
+    Files {
+        /// The contents.
+        bytes: Vec<u8>,
+        /// The hashes.
+        hashes: Vec<ContentHash>,
+    },
+    /// A segment, and the hash of its content where the job had to find it out.
+    Segment {
+        /// The hash, unless nobody needs it.
+        content: Option<ContentHash>,
+        /// The segment.
+        segment: Segment,
+        /// Where it came from.
+        origin: Origin,
+    },
+    /// Of [`Then::Keep`].
+    Kept {
+        /// The hash.
+        content: ContentHash,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Of [`Then::Hash`].
+    Hashed {
+        /// The hash.
+        content: ContentHash,
+    },
+}
+
+/// Where a segment came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The cache.
+    Cached,
+    /// It was compressed.
+    Compressed,
+    /// It was compressed because its cache entry was damaged.
+    Rebuilt,
+}
+
+/// What all workers share.
+pub struct Workshop<'a> {
+    /// The store paths, in the order of their data.
+    pub members: &'a [Member],
+    /// Codec and block sizes.
+    pub settings: &'a ImageSettings,
+    /// The cache, if there is one.
+    pub cache: Option<&'a Cache>,
+    /// How much it is trusted.
+    pub trust: CacheTrust,
+    /// Takes what went wrong with the cache: none of it stops a build.
+    pub cache_troubles: &'a (dyn Fn(CacheError) + Sync),
+}
+
+/// One worker: its codec and its buffer.
+pub struct Worker<'a> {
+    workshop: &'a Workshop<'a>,
+    encoder: Encoder,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Worker<'a> {
+    /// Sets the codec up.
+    pub fn new(workshop: &'a Workshop<'a>) -> Result<Self, BuildError> {
+        Ok(Self { workshop, encoder: Encoder::new(workshop.settings)?, buffer: Vec::new() })
+    }
+
+    /// Does a piece of work.
+    pub fn run(&mut self, job: Job) -> Result<Product, BuildError> {
+        match job {
+            Job::ReadFiles { member, nodes } => self.read_files(member, &nodes),
+            Job::ReadRange { range, then } => self.read_range(range, then),
+            Job::KnownRange { range, content } => self.known_range(range, content),
+            Job::KnownFragment { member, files } => self.known_fragment(member, &files),
+            Job::Bytes { key, bytes } => {
+                let (segment, origin) = self.segment(key, &bytes)?;
+                Ok(Product::Segment { content: Some(key.content), segment, origin })
+            }
+        }
+    }
+
+    fn read_files(&mut self, member: usize, nodes: &[NodeId]) -> Result<Product, BuildError> {
+        let mut bytes = Vec::new();
+        let mut hashes = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            let start = bytes.len();
+            self.workshop.members[member].read_whole(*node, &mut bytes)?;
+            hashes.push(*blake3::hash(&bytes[start..]).as_bytes());
+        }
+        Ok(Product::Files { bytes, hashes })
+    }
+
+    fn read_range(&mut self, range: RangeRef, then: Then) -> Result<Product, BuildError> {
+        let mut bytes = std::mem::take(&mut self.buffer);
+        bytes.clear();
+        self.workshop.members[range.member].read(range, &mut bytes)?;
+        let needs_hash = then != Then::Encode || self.workshop.cache.is_some();
+        let content = needs_hash.then(|| *blake3::hash(&bytes).as_bytes());
+        match (then, content) {
+            (Then::Keep, Some(content)) => Ok(Product::Kept { content, bytes }),
+            (Then::Hash, Some(content)) => {
+                self.buffer = bytes;
+                Ok(Product::Hashed { content })
+            }
+            (_, content) => {
+                let (segment, origin) = match content {
+                    Some(content) => self.segment(SegmentKey { kind: SegmentKind::File, content }, &bytes)?,
+                    None => (self.encode(SegmentKind::File, &bytes)?, Origin::Compressed),
+                };
+                self.buffer = bytes;
+                Ok(Product::Segment { content, segment, origin })
+            }
+        }
+    }
+
+    fn known_range(&mut self, range: RangeRef, content: ContentHash) -> Result<Product, BuildError> {
+        let key = SegmentKey { kind: SegmentKind::File, content };
+        let member = &self.workshop.members[range.member];
+        let (segment, origin) = self.known(key, range.length, |bytes| {
+            member.read(range, bytes)?;
+            if *blake3::hash(bytes).as_bytes() == content {
+                return Ok(());
+            }
+            Err(BuildError::Changed { path: member.path_of(range.node) })
+        })?;
+        Ok(Product::Segment { content: Some(content), segment, origin })
+    }
+
+    fn known_fragment(&mut self, member: usize, files: &[(NodeId, ContentHash, u32)]) -> Result<Product, BuildError> {
+        let contents: Vec<_> = files.iter().map(|(_, content, size_bytes)| (*content, *size_bytes)).collect();
+        let content = fragment_content(&contents);
+        let key = SegmentKey { kind: SegmentKind::Fragment, content };
+        let length = files.iter().map(|(_, _, size_bytes)| *size_bytes as usize).sum();
+        let member = &self.workshop.members[member];
+        let (segment, origin) = self.known(key, length, |bytes| {
+            for (node, content, _) in files {
+                let start = bytes.len();
+                member.read_whole(*node, bytes)?;
+                if *blake3::hash(&bytes[start..]).as_bytes() != *content {
+                    return Err(BuildError::Changed { path: member.path_of(*node) });
+                }
+            }
+            Ok(())
+        })?;
+        Ok(Product::Segment { content: Some(content), segment, origin })
+    }
+
+    /// The segment of a content that need not be read unless the cache lacks it.
+    fn known(
+        &mut self,
+        key: SegmentKey,
+        length: usize,
+        read: impl FnOnce(&mut Vec<u8>) -> Result<(), BuildError>,
+    ) -> Result<(Segment, Origin), BuildError> {
+        let found = self.look_up(&key, length);
+        if let Lookup::Hit(segment) = found {
+            return Ok((segment, Origin::Cached));
+        }
+        let mut bytes = std::mem::take(&mut self.buffer);
+        bytes.clear();
+        read(&mut bytes)?;
+        let made = self.make(key, &bytes, matches!(found, Lookup::Damaged).into());
+        self.buffer = bytes;
+        made
+    }
+
+    /// The segment of a content at hand.
+    fn segment(&mut self, key: SegmentKey, content: &[u8]) -> Result<(Segment, Origin), BuildError> {
+        let mut damage = Damage::None;
+        match self.look_up(&key, content.len()) {
+            Lookup::Hit(segment) => {
+                if self.workshop.trust == CacheTrust::Checksums || self.holds(&segment, content) {
+                    return Ok((segment, Origin::Cached));
+                }
+                damage = Damage::Found;
+            }
+            Lookup::Damaged => damage = Damage::Found,
+            Lookup::Miss => {}
+        }
+        self.make(key, content, damage)
+    }
+
+    fn look_up(&self, key: &SegmentKey, length: usize) -> Lookup<Segment> {
+        let Some(cache) = self.workshop.cache else { return Lookup::Miss };
+        match cache.load_segment(key) {
+            Ok(Lookup::Hit(segment)) if segment.input_bytes as usize != length => Lookup::Damaged,
+            Ok(found) => found,
+            Err(error) => {
+                (self.workshop.cache_troubles)(error);
+                Lookup::Miss
+            }
+        }
+    }
+
+    /// Whether a cached segment, decompressed, is the content.
+    fn holds(&self, segment: &Segment, content: &[u8]) -> bool {
+        let mut decoder = Decoder::new(self.workshop.settings.compression());
+        let mut stored = segment.stored();
+        let blocks: Vec<&[u8]> = content.chunks(self.workshop.settings.block_size_bytes() as usize).collect();
+        let mut decoded = Vec::new();
+        blocks.len() == segment.words.len()
+            && segment.words.iter().zip(blocks).all(|(word, block)| {
+                decoded.clear();
+                decoder.take_block(*word, &mut stored, block.len(), &mut decoded).is_ok() && decoded == block
+            })
+    }
+
+    fn make(&mut self, key: SegmentKey, content: &[u8], damage: Damage) -> Result<(Segment, Origin), BuildError> {
+        let segment = self.encode(key.kind, content)?;
+        if let Some(cache) = self.workshop.cache
+            && let Err(error) = cache.store_segment(&key, &segment)
+        {
+            (self.workshop.cache_troubles)(error);
+        }
+        let origin = match damage {
+            Damage::None => Origin::Compressed,
+            Damage::Found => Origin::Rebuilt,
+        };
+        Ok((segment, origin))
+    }
+
+    fn encode(&mut self, kind: SegmentKind, content: &[u8]) -> Result<Segment, BuildError> {
+        Ok(encode_segment(&mut self.encoder, kind, content, self.workshop.settings.block_size_bytes())?)
+    }
+}
+
+/// Whether an entry was found that was not what it should be.
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    None,
+    Found,
+}
+
+impl From<bool> for Damage {
+    fn from(damaged: bool) -> Self {
+        if damaged { Self::Found } else { Self::None }
+    }
+}
+
+impl Member {
+    /// Appends a whole file.
+    fn read_whole(&self, node: NodeId, out: &mut Vec<u8>) -> Result<(), BuildError> {
+        let Entry::File { size_bytes, .. } = self.tree().entry(node) else {
+            return Err(BuildError::Changed { path: self.path_of(node) });
+        };
+        let length = usize::try_from(size_bytes).unwrap_or(usize::MAX);
+        self.read(RangeRef { member: 0, node, range: 0, length }, out)
+    }
+
+    /// Appends a range of a file.
+    fn read(&self, range: RangeRef, out: &mut Vec<u8>) -> Result<(), BuildError> {
+        let file: SourceFile = self.open(range.node)?;
+        file.read_range(range.range as u64 * RANGE_BYTES, range.length, out)?;
+        file.finish()
+    }
+}

@@ -1,0 +1,138 @@
+//! The store paths of an image, listed or known from the cache, and how their files are read.
+
+use super::BuildError;
+use crate::cache::manifest::range_count;
+use crate::plan::PlannedPath;
+use crate::scan::Listing;
+use crate::segment::ContentHash;
+use crate::tree::{Entry, NodeId, Tree};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+/// A store path of the image.
+#[derive(Debug)]
+pub struct Member {
+    /// What it is called and hashed.
+    pub planned: PlannedPath,
+    /// Where it physically lies.
+    pub location: PathBuf,
+    /// How its files are known.
+    pub knowledge: Knowledge,
+    /// Number of its first regular file among those of the whole image.
+    pub first_file: usize,
+}
+
+/// How the files of a store path are known.
+#[derive(Debug)]
+pub enum Knowledge {
+    /// Listed just now: the content has to be read.
+    Listed(Listing),
+    /// From a manifest: the hash of every range of every file is known, one file after the other.
+    Cached {
+        /// The files.
+        tree: Tree,
+        /// The hashes.
+        range_hashes: Vec<ContentHash>,
+    },
+}
+
+impl Member {
+    /// The files.
+    pub fn tree(&self) -> &Tree {
+        match &self.knowledge {
+            Knowledge::Listed(listing) => &listing.tree,
+            Knowledge::Cached { tree, .. } => tree,
+        }
+    }
+
+    /// Path of a node.
+    pub fn path_of(&self, node: NodeId) -> PathBuf {
+        let tree = self.tree();
+        let mut names = Vec::new();
+        let mut below = node;
+        while let Some(parent) = tree.parent(below) {
+            names.push(tree.name(below));
+            below = parent;
+        }
+        let mut path = self.location.clone().into_os_string();
+        for name in names.into_iter().rev() {
+            path.push("/");
+            path.push(OsStr::from_bytes(name));
+        }
+        path.into()
+    }
+
+    /// Opens a regular file, which must still be as it was listed.
+    pub fn open(&self, node: NodeId) -> Result<SourceFile, BuildError> {
+        SourceFile::open(self, node)
+    }
+}
+
+/// A regular file of a store path, open for reading.
+#[derive(Debug)]
+pub struct SourceFile {
+    file: File,
+    path: PathBuf,
+    size_bytes: u64,
+    modified: (i64, i64),
+}
+
+impl SourceFile {
+    fn open(member: &Member, node: NodeId) -> Result<Self, BuildError> {
+        let path = member.path_of(node);
+        let Entry::File { file: number, size_bytes, .. } = member.tree().entry(node) else {
+            return Err(BuildError::Changed { path });
+        };
+        let opened = File::options().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path);
+        let file = match opened {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BuildError::Changed { path }),
+            other => other.map_err(|source| BuildError::Read { path: path.clone(), source })?,
+        };
+        let modified = match &member.knowledge {
+            Knowledge::Listed(listing) => Some(listing.modified[number as usize]),
+            Knowledge::Cached { .. } => None,
+        };
+        let state = state(&file).map_err(|source| BuildError::Read { path: path.clone(), source })?;
+        if state.0 != size_bytes || modified.is_some_and(|modified| modified != state.1) {
+            return Err(BuildError::Changed { path });
+        }
+        Ok(Self { file, path, size_bytes, modified: state.1 })
+    }
+
+    /// Appends `length` bytes from `offset` on to `out`.
+    pub fn read_range(&self, offset: u64, length: usize, out: &mut Vec<u8>) -> Result<(), BuildError> {
+        let start = out.len();
+        out.resize(start + length, 0);
+        self.file.read_exact_at(&mut out[start..], offset).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => BuildError::Changed { path: self.path.clone() },
+            _ => BuildError::Read { path: self.path.clone(), source },
+        })
+    }
+
+    /// Says whether the file was left alone while it was read.
+    pub fn finish(self) -> Result<(), BuildError> {
+        let state = state(&self.file).map_err(|source| BuildError::Read { path: self.path.clone(), source })?;
+        if state == (self.size_bytes, self.modified) { Ok(()) } else { Err(BuildError::Changed { path: self.path }) }
+    }
+}
+
+/// Length and modification time. The change time does not count: `nix-store --optimise` may link files meanwhile.
+fn state(file: &File) -> io::Result<(u64, (i64, i64))> {
+    let metadata = file.metadata()?;
+    Ok((metadata.len(), (metadata.mtime(), metadata.mtime_nsec())))
+}
+
+/// Length in bytes of one range of a file.
+pub fn range_length(size_bytes: u64, range: usize) -> usize {
+    let start = range as u64 * crate::segment::RANGE_BYTES;
+    usize::try_from(size_bytes.saturating_sub(start).min(crate::segment::RANGE_BYTES)).unwrap_or(0)
+}
+
+/// Number of ranges of all files of a tree.
+pub fn total_ranges(tree: &Tree) -> usize {
+    tree.file_sizes().iter().map(|size| range_count(*size)).sum()
+}

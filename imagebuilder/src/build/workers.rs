@@ -1,0 +1,122 @@
+//! Threads that do jobs, first come first served, and hand the products back.
+
+use super::BuildError;
+use super::job::{Job, Product, Worker, Workshop};
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// What a job is for: handed back with its product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ticket {
+    /// A step of the sequence.
+    Step(usize),
+    /// A slot of the output.
+    Slot(u64),
+}
+
+/// A product and what it is for.
+pub type Delivery = (Ticket, Result<Product, BuildError>);
+
+/// The jobs that wait for a worker.
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<(Ticket, Job)>,
+    closed: bool,
+}
+
+/// Where jobs are handed in.
+#[derive(Default)]
+pub struct Counter {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+impl Counter {
+    fn locked(&self) -> MutexGuard<'_, Queue> {
+        // A queue of jobs is whole at every moment, whichever thread ended while it held the lock.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands a job in.
+    pub fn submit(&self, ticket: Ticket, job: Job) {
+        self.locked().jobs.push_back((ticket, job));
+        self.wake.notify_one();
+    }
+
+    fn close(&self) {
+        let mut queue = self.locked();
+        queue.jobs.clear();
+        queue.closed = true;
+        self.wake.notify_all();
+    }
+
+    fn next(&self) -> Option<(Ticket, Job)> {
+        let mut queue = self.locked();
+        loop {
+            if let Some(job) = queue.jobs.pop_front() {
+                return Some(job);
+            }
+            if queue.closed {
+                return None;
+            }
+            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Closes the counter when the one who hands in jobs is done, whatever the way.
+struct Closing<'a>(&'a Counter);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Runs `direct` beside `threads` workers that do the jobs it hands in.
+///
+/// # Errors
+/// What `direct` says, or a codec that cannot be set up.
+pub fn with_workers<T>(
+    workshop: &Workshop<'_>,
+    threads: usize,
+    direct: impl FnOnce(&Counter, &Receiver<Delivery>) -> Result<T, BuildError>,
+) -> Result<T, BuildError> {
+    let workers = (0..threads).map(|_| Worker::new(workshop)).collect::<Result<Vec<_>, _>>()?;
+    let counter = Counter::default();
+    let (sender, receiver) = channel();
+    std::thread::scope(|scope| {
+        let _closing = Closing(&counter);
+        for worker in workers {
+            let (counter, sender) = (&counter, sender.clone());
+            std::thread::Builder::new()
+                .name("microvm-image worker".to_owned())
+                .spawn_scoped(scope, move || work(worker, counter, &sender))
+                .map_err(BuildError::Thread)?;
+        }
+        // Only workers hold senders: when all of them have ended, waiting for a product ends too.
+        drop(sender);
+        direct(&counter, &receiver)
+    })
+}
+
+/// Tells the one who waits for products that there will be none, should a worker panic.
+struct Watch<'a>(&'a Sender<Delivery>);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.0.send((Ticket::Step(usize::MAX), Err(BuildError::WorkerPanicked)));
+        }
+    }
+}
+
+fn work(mut worker: Worker<'_>, counter: &Counter, sender: &Sender<Delivery>) {
+    let _watch = Watch(sender);
+    while let Some((ticket, job)) = counter.next() {
+        if sender.send((ticket, worker.run(job))).is_err() {
+            return;
+        }
+    }
+}

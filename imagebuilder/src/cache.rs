@@ -1,0 +1,139 @@
+//! The cache: compressed segments by content, and manifests of store paths by NAR hash.
+//!
+//! ```text
+//! CACHE/v1/
+//!   lock                                  shared flock of every build, exclusive flock of gc and fsck
+//!   tmp/                                  files being written
+//!   manifests/HASH-NAME/NARHASH           the tree of a store path with the hashes of its files
+//!   segments/CODEC-ENCODER-BLOCKSIZE/xx/…  compressed blocks, by kind and BLAKE3 of their content
+//!   outputs/HASH                          what was built where, to see that nothing has to be done
+//! ```
+//!
+//! An entry is written to `tmp` and renamed to its place, so it is there whole or not at all, and is never changed
+//! afterwards. Its bytes carry a BLAKE3 checksum over what it holds and what it is called: truncation, flipped bits and
+//! entries moved to another name are found out when it is read, and the entry is made again. The checksum is no
+//! signature: who may write to the directory can forge entries. See `docs/cache.md` for what is trusted.
+
+pub mod maintenance;
+pub mod manifest;
+pub mod outputs;
+pub mod segments;
+
+use crate::settings::ImageSettings;
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+use thiserror::Error;
+
+/// Version of the directory's form; another form is another directory beside it.
+const FORM: &str = "v1";
+
+/// A cache that cannot be used.
+#[derive(Debug, Error)]
+#[error("cannot {action} in the cache, {}", .path.display())]
+pub struct CacheError {
+    /// What was being done.
+    pub action: &'static str,
+    /// To what.
+    pub path: PathBuf,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+/// An open cache; while it is open nothing in it is collected.
+#[derive(Debug)]
+pub struct Cache {
+    root: PathBuf,
+    segments: PathBuf,
+    temporary_count: AtomicU64,
+    _lock: Flock<File>,
+}
+
+/// What became of an entry that was looked for.
+#[derive(Debug)]
+pub enum Lookup<T> {
+    /// It is there and sound.
+    Hit(T),
+    /// It is not there.
+    Miss,
+    /// Something is there that is not what it should be.
+    Damaged,
+}
+
+impl Cache {
+    /// Opens the cache in `directory` for builds with `settings`, making what is not there yet.
+    ///
+    /// # Errors
+    /// The directory cannot be made or locked.
+    pub fn open(directory: &Path, settings: &ImageSettings) -> Result<Self, CacheError> {
+        let root = directory.join(FORM);
+        let segments = root.join("segments").join(segments::settings_directory(settings));
+        for path in [root.join("tmp"), root.join("manifests"), root.join("outputs"), segments.clone()] {
+            fs::create_dir_all(&path).map_err(|source| CacheError { action: "make a directory", path, source })?;
+        }
+        let lock = lock(&root, FlockArg::LockShared)?;
+        Ok(Self { root, segments, temporary_count: AtomicU64::new(0), _lock: lock })
+    }
+
+    /// Writes an entry whole and then gives it its name, replacing what bears it.
+    fn publish(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
+        let count = self.temporary_count.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.root.join("tmp").join(format!("{}-{count}", std::process::id()));
+        let fail = |source| CacheError { action: "write an entry", path: path.to_owned(), source };
+        let written = write_parts(&temporary, parts).and_then(|()| match fs::rename(&temporary, path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                path.parent().map_or(Ok(()), fs::create_dir_all)?;
+                fs::rename(&temporary, path)
+            }
+            other => other,
+        });
+        written.map_err(|error| {
+            // The name is ours alone, and a leftover is collected by gc.
+            let _ = fs::remove_file(&temporary);
+            fail(error)
+        })
+    }
+}
+
+fn write_parts(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    parts.iter().try_for_each(|part| file.write_all(part))
+}
+
+/// Entries are stamped when they are used, but not more often than this: gc needs no finer order.
+const STAMP_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// The bytes of an entry, at most one more than `bytes_max`; stamps it as used.
+fn read_entry(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.modified()?.elapsed().is_ok_and(|age| age > STAMP_INTERVAL) {
+        // A cache that can only be read serves as well; its entries just look unused.
+        let _ = File::options().append(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len().min(bytes_max)).unwrap_or(0) + 1);
+    Read::by_ref(&mut file).take(bytes_max + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Waits for the lock; the lock goes with the file.
+fn lock(root: &Path, kind: FlockArg) -> Result<Flock<File>, CacheError> {
+    let path = root.join("lock");
+    let fail = |source| CacheError { action: "lock", path: path.clone(), source };
+    let file = File::options().create(true).append(true).open(&path).map_err(fail)?;
+    Flock::lock(file, kind).map_err(|(_, errno)| fail(errno.into()))
+}
+
+/// Checksum of an entry: over its kind, what it is called, and what it holds.
+fn checksum(kind: &str, name: &[&[u8]], content: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key(kind);
+    for part in name {
+        hasher.update(part);
+    }
+    hasher.update(content);
+    *hasher.finalize().as_bytes()
+}

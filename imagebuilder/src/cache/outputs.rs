@@ -1,0 +1,95 @@
+//! Records of finished builds: so that a build whose output is in place is done at once.
+//!
+//! A record is believed when the file at the output is the very file that was built: same device, inode, length,
+//! modification and change time. The change time cannot be set by a program, so no write goes unseen.
+
+use super::{Cache, CacheError};
+use crate::plan::ImagePlan;
+use crate::report::BuildReport;
+use crate::settings::ImageSettings;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Names what an image is made of; two plans with equal keys give equal images.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanKey(String);
+
+impl PlanKey {
+    /// The key of a plan; `None` when a path's NAR hash is not given, for then only reading it tells what it holds.
+    pub fn of(plan: &ImagePlan) -> Option<Self> {
+        let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 plan");
+        hasher.update(settings_text(&plan.settings).as_bytes());
+        for path in &plan.paths {
+            hasher.update(path.path.base_name().as_bytes());
+            hasher.update(&[0]);
+            hasher.update(path.nar_hash.as_ref()?);
+        }
+        Some(Self(hasher.finalize().to_hex().to_string()))
+    }
+}
+
+fn settings_text(settings: &ImageSettings) -> String {
+    format!("{} fragments {}\n", super::segments::settings_directory(settings), settings.fragment_block_size_bytes())
+}
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    plan: PlanKey,
+    identity: FileIdentity,
+    report: BuildReport,
+}
+
+/// What tells one state of a file from another.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FileIdentity {
+    device: u64,
+    inode: u64,
+    length_bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl FileIdentity {
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            length_bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+impl Cache {
+    /// The report of the build that made the image at `output`, if it was of this plan and the image is untouched.
+    pub fn finished_build(&self, plan: &PlanKey, output: &Path) -> Option<BuildReport> {
+        let record: Record = serde_json::from_slice(&fs::read(self.record_path(output).ok()?).ok()?).ok()?;
+        let same = record.plan == *plan && record.identity == FileIdentity::of(output).ok()?;
+        same.then_some(record.report)
+    }
+
+    /// Remembers that `output` is the image of a plan.
+    ///
+    /// # Errors
+    /// The record cannot be written.
+    pub fn remember_build(&self, plan: &PlanKey, output: &Path, report: &BuildReport) -> Result<(), CacheError> {
+        let fail = |source| CacheError { action: "describe an output", path: output.to_owned(), source };
+        let identity = FileIdentity::of(output).map_err(fail)?;
+        let record = Record { plan: plan.clone(), identity, report: report.clone() };
+        let text = serde_json::to_vec(&record).map_err(|error| fail(error.into()))?;
+        self.publish(&self.record_path(output).map_err(fail)?, &[&text])
+    }
+
+    fn record_path(&self, output: &Path) -> io::Result<PathBuf> {
+        let directory = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let absolute = directory.canonicalize()?.join(output.file_name().unwrap_or_default());
+        let hash = blake3::hash(absolute.as_os_str().as_bytes());
+        Ok(self.root.join("outputs").join(hash.to_hex().as_str()))
+    }
+}

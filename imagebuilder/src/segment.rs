@@ -1,0 +1,105 @@
+//! Segments: the stored form of up to 4 MiB of content, the unit that is compressed, cached and written.
+//!
+//! A segment is either a run of blocks of one file or one fragment block of several small files. What it holds depends
+//! on its content and the settings alone, never on the store path or the image it is used in.
+
+use crate::encode::{EncodeError, Encoder};
+
+/// BLAKE3-256 of some content.
+pub type ContentHash = [u8; 32];
+
+/// Files are read, hashed, compressed and cached in ranges of so many bytes: a multiple of every block size, small
+/// enough that two threads find work in one large file.
+pub const RANGE_BYTES: u64 = 4 << 20;
+
+/// The stored form of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Size words of its blocks, in order; 0 for a hole.
+    pub words: Vec<u32>,
+    /// Length of its content in bytes.
+    pub input_bytes: u32,
+    stored: Vec<u8>,
+    stored_start: usize,
+}
+
+impl Segment {
+    /// From a buffer whose bytes from `stored_start` on are the blocks.
+    pub fn new(words: Vec<u32>, input_bytes: u32, stored: Vec<u8>, stored_start: usize) -> Self {
+        Self { words, input_bytes, stored, stored_start }
+    }
+
+    /// The blocks as they go into the image.
+    pub fn stored(&self) -> &[u8] {
+        &self.stored[self.stored_start..]
+    }
+}
+
+/// How the blocks of a segment are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SegmentKind {
+    /// Blocks of one file; a block of zeros becomes a hole.
+    File,
+    /// One fragment block, never a hole: its size word could not say so.
+    Fragment,
+}
+
+/// What a segment is found by in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SegmentKey {
+    /// How it is cut.
+    pub kind: SegmentKind,
+    /// For a file's blocks the hash of the content; for a fragment block [`fragment_content`].
+    pub content: ContentHash,
+}
+
+/// Hash of a fragment block's content, made of the hashes and sizes of the files in it: so it is known without them.
+pub fn fragment_content(files: &[(ContentHash, u32)]) -> ContentHash {
+    let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 fragment block of files");
+    for (hash, size_bytes) in files {
+        hasher.update(hash);
+        hasher.update(&size_bytes.to_le_bytes());
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// Hash of a file from the hashes of its ranges; a file of one range has that range's hash, plain BLAKE3.
+pub fn file_content(ranges: &[ContentHash]) -> ContentHash {
+    if let [only] = ranges {
+        return *only;
+    }
+    let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 file of 4 MiB ranges");
+    for range in ranges {
+        hasher.update(range);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// Compresses a segment.
+///
+/// # Errors
+/// The codec failed.
+pub fn encode_segment(
+    encoder: &mut Encoder,
+    kind: SegmentKind,
+    content: &[u8],
+    block_size_bytes: u32,
+) -> Result<Segment, EncodeError> {
+    let block_bytes = block_size_bytes as usize;
+    let mut words = Vec::with_capacity(content.len().div_ceil(block_bytes));
+    let mut stored = Vec::with_capacity(content.len() / 2 + 4096);
+    for block in content.chunks(block_bytes) {
+        words.push(match kind {
+            SegmentKind::File if is_zeros(block) => 0,
+            SegmentKind::File | SegmentKind::Fragment => encoder.encode_block(block, &mut stored)?,
+        });
+    }
+    // Ranges are at most 4 MiB and blocks at most 1 MiB.
+    let input_bytes = u32::try_from(content.len()).unwrap_or(u32::MAX);
+    Ok(Segment::new(words, input_bytes, stored, 0))
+}
+
+/// Most blocks differ from zero in their first bytes, so this costs nothing.
+fn is_zeros(block: &[u8]) -> bool {
+    block.chunks(64).all(|chunk| chunk.iter().all(|byte| *byte == 0))
+}

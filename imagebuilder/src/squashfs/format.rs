@@ -1,0 +1,414 @@
+//! Every on-disk record of squashfs 4.0 that this project writes, little-endian, field by field.
+//!
+//! Source: the kernel's `fs/squashfs/squashfs_fs.h` and the readers beside it, which are what an image has to satisfy.
+//!
+//! ```text
+//! superblock (96 bytes) | codec options | data and fragment blocks | inode table | directory table
+//! | fragment table | export table | id table | zero padding to 4 KiB
+//! ```
+//!
+//! The kernel checks that the index of each of the last three tables ends exactly where the next table begins.
+
+/// `hsqs`.
+pub const MAGIC: u32 = 0x7371_7368;
+/// Length of the superblock in bytes.
+pub const SUPERBLOCK_BYTES: usize = 96;
+/// Inodes, directories and tables are cut into blocks of so many bytes before compression.
+pub const METADATA_BLOCK_BYTES: usize = 8192;
+/// Set in the two-byte header of a metadata block that is stored as it is.
+pub const METADATA_PLAIN: u16 = 1 << 15;
+/// Set in the size word of a data or fragment block that is stored as it is.
+pub const BLOCK_PLAIN: u32 = 1 << 24;
+/// "No such table" in the superblock.
+pub const NO_TABLE: u64 = u64::MAX;
+/// "No fragment" in a file inode.
+pub const NO_FRAGMENT: u32 = u32::MAX;
+/// "No extended attributes" in an extended inode.
+pub const NO_XATTR: u32 = u32::MAX;
+/// A directory header counts at most so many entries (`SQUASHFS_DIR_COUNT`).
+pub const DIRECTORY_HEADER_ENTRIES_MAX: usize = 256;
+/// Longest name of a directory entry in bytes (`SQUASHFS_NAME_LEN`).
+pub const NAME_BYTES_MAX: usize = 256;
+/// A directory's size counts three bytes more than its listing: for `.` and `..`, which are not stored.
+pub const DIRECTORY_SIZE_EXTRA: u32 = 3;
+/// Block devices are read in whole pages: the image is padded to a multiple of this.
+pub const IMAGE_ALIGNMENT_BYTES: u64 = 4096;
+
+/// Superblock flags.
+pub mod flags {
+    /// Inode blocks are stored plain.
+    pub const PLAIN_INODES: u16 = 1 << 0;
+    /// Data blocks are stored plain.
+    pub const PLAIN_DATA: u16 = 1 << 1;
+    /// Fragment blocks are stored plain.
+    pub const PLAIN_FRAGMENTS: u16 = 1 << 3;
+    /// There are no fragments.
+    pub const NO_FRAGMENTS: u16 = 1 << 4;
+    /// Equal files share their blocks.
+    pub const DUPLICATES: u16 = 1 << 6;
+    /// There is an export table (NFS, `open_by_handle_at`).
+    pub const EXPORTABLE: u16 = 1 << 7;
+    /// There are no extended attributes.
+    pub const NO_XATTRS: u16 = 1 << 9;
+    /// A metadata block with codec options follows the superblock.
+    pub const CODEC_OPTIONS: u16 = 1 << 10;
+    /// The id table is stored plain.
+    pub const PLAIN_IDS: u16 = 1 << 11;
+}
+
+/// Codec numbers of the superblock.
+pub mod codec {
+    /// zlib streams.
+    pub const GZIP: u16 = 1;
+    /// xz streams.
+    pub const XZ: u16 = 4;
+    /// LZ4 blocks.
+    pub const LZ4: u16 = 5;
+    /// zstd frames.
+    pub const ZSTD: u16 = 6;
+}
+
+/// Inode types, as inodes and directory entries have them. Entries always name the basic type.
+pub mod inode_type {
+    /// Directory whose listing is under 64 KiB, without index.
+    pub const BASIC_DIRECTORY: u16 = 1;
+    /// File whose start and size fit 32 bits, with one link and no holes.
+    pub const BASIC_FILE: u16 = 2;
+    /// Symbolic link.
+    pub const BASIC_SYMLINK: u16 = 3;
+    /// Directory with index or long listing.
+    pub const EXTENDED_DIRECTORY: u16 = 8;
+    /// File with 64-bit start and size, or holes.
+    pub const EXTENDED_FILE: u16 = 9;
+}
+
+/// Appends little-endian integers.
+pub trait PutLe {
+    /// Appends two bytes.
+    fn put_u16(&mut self, value: u16);
+    /// Appends four bytes.
+    fn put_u32(&mut self, value: u32);
+    /// Appends eight bytes.
+    fn put_u64(&mut self, value: u64);
+}
+
+impl PutLe for Vec<u8> {
+    fn put_u16(&mut self, value: u16) {
+        self.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn put_u32(&mut self, value: u32) {
+        self.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn put_u64(&mut self, value: u64) {
+        self.extend_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// The first 96 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// Number of inodes; the export table has as many entries.
+    pub inodes: u32,
+    /// Time of making, in seconds since 1970.
+    pub made_at: u32,
+    /// Data block size in bytes, a power of two.
+    pub block_size_bytes: u32,
+    /// Number of fragment blocks.
+    pub fragments: u32,
+    /// One of [`codec`].
+    pub codec: u16,
+    /// Bits of [`flags`].
+    pub flags: u16,
+    /// Number of user and group ids.
+    pub ids: u16,
+    /// Where the root directory's inode is.
+    pub root: InodeRef,
+    /// Length of the file system in bytes, without padding.
+    pub bytes_used: u64,
+    /// Position of the id table's index.
+    pub id_table: u64,
+    /// Position of the inode table.
+    pub inode_table: u64,
+    /// Position of the directory table.
+    pub directory_table: u64,
+    /// Position of the fragment table's index, or [`NO_TABLE`].
+    pub fragment_table: u64,
+    /// Position of the export table's index.
+    pub export_table: u64,
+}
+
+impl Superblock {
+    /// The 96 bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(SUPERBLOCK_BYTES);
+        out.put_u32(MAGIC);
+        out.put_u32(self.inodes);
+        out.put_u32(self.made_at);
+        out.put_u32(self.block_size_bytes);
+        out.put_u32(self.fragments);
+        out.put_u16(self.codec);
+        out.put_u16(u16::try_from(self.block_size_bytes.trailing_zeros()).unwrap_or(u16::MAX));
+        out.put_u16(self.flags);
+        out.put_u16(self.ids);
+        out.put_u16(4); // major version
+        out.put_u16(0); // minor version
+        out.put_u64(self.root.0);
+        out.put_u64(self.bytes_used);
+        out.put_u64(self.id_table);
+        out.put_u64(NO_TABLE); // extended attributes: a Nix store has none
+        out.put_u64(self.inode_table);
+        out.put_u64(self.directory_table);
+        out.put_u64(self.fragment_table);
+        out.put_u64(self.export_table);
+        out
+    }
+}
+
+/// Where an inode is: position of its metadata block in the inode table, and offset in that block once decompressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InodeRef(pub u64);
+
+impl InodeRef {
+    /// From the block's position and the offset in it.
+    pub fn new(position: MetadataPosition) -> Self {
+        Self((u64::from(position.block) << 16) | u64::from(position.offset))
+    }
+
+    /// Position of the metadata block, from the start of the inode table.
+    pub fn block(self) -> u32 {
+        u32::try_from(self.0 >> 16).unwrap_or(u32::MAX)
+    }
+
+    /// Offset in the decompressed block.
+    pub fn offset(self) -> u16 {
+        (self.0 & 0xffff) as u16
+    }
+}
+
+/// A place in a metadata table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetadataPosition {
+    /// Position of the metadata block as stored, from the start of the table.
+    pub block: u32,
+    /// Offset in the decompressed block, below 8192.
+    pub offset: u16,
+}
+
+/// What all inodes begin with, besides their type.
+#[derive(Clone, Copy, Debug)]
+pub struct InodeHead {
+    /// Permission bits.
+    pub mode: u16,
+    /// Modification time in seconds since 1970.
+    pub modified_at: u32,
+    /// Number of the inode, from 1.
+    pub number: u32,
+}
+
+impl InodeHead {
+    /// Sixteen bytes; both ids are entry 0 of the id table.
+    fn encode(self, inode_type: u16, out: &mut Vec<u8>) {
+        out.put_u16(inode_type);
+        out.put_u16(self.mode);
+        out.put_u16(0); // user id
+        out.put_u16(0); // group id
+        out.put_u32(self.modified_at);
+        out.put_u32(self.number);
+    }
+}
+
+/// A file's content in the image.
+#[derive(Clone, Copy, Debug)]
+pub struct FileInode<'a> {
+    /// Common part.
+    pub head: InodeHead,
+    /// Length in bytes.
+    pub size_bytes: u64,
+    /// Position of the first block in the image.
+    pub start: u64,
+    /// Size words of the blocks, one a block: 0 for a hole.
+    pub block_words: &'a [u32],
+    /// Bytes of the blocks that are holes.
+    pub hole_bytes: u64,
+    /// Number of the fragment block that holds the whole file, and the offset in it.
+    pub fragment: Option<(u32, u32)>,
+}
+
+impl FileInode<'_> {
+    /// The basic form where it can hold the file, else the extended form.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let (fragment, offset) = self.fragment.unwrap_or((NO_FRAGMENT, 0));
+        match (u32::try_from(self.start), u32::try_from(self.size_bytes), self.hole_bytes) {
+            (Ok(start), Ok(size_bytes), 0) => {
+                self.head.encode(inode_type::BASIC_FILE, out);
+                out.put_u32(start);
+                out.put_u32(fragment);
+                out.put_u32(offset);
+                out.put_u32(size_bytes);
+            }
+            _ => {
+                self.head.encode(inode_type::EXTENDED_FILE, out);
+                out.put_u64(self.start);
+                out.put_u64(self.size_bytes);
+                out.put_u64(self.hole_bytes);
+                out.put_u32(1); // links
+                out.put_u32(fragment);
+                out.put_u32(offset);
+                out.put_u32(NO_XATTR);
+            }
+        }
+        for word in self.block_words {
+            out.put_u32(*word);
+        }
+    }
+}
+
+/// A symbolic link.
+#[derive(Clone, Copy, Debug)]
+pub struct SymlinkInode<'a> {
+    /// Common part.
+    pub head: InodeHead,
+    /// The target's bytes, without a terminator.
+    pub target: &'a [u8],
+}
+
+impl SymlinkInode<'_> {
+    /// The basic form.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        self.head.encode(inode_type::BASIC_SYMLINK, out);
+        out.put_u32(1); // links
+        out.put_u32(u32::try_from(self.target.len()).unwrap_or(u32::MAX));
+        out.extend_from_slice(self.target);
+    }
+}
+
+/// One entry of a directory's index: the listing from `listing_offset` on begins with `name`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectoryIndexEntry {
+    /// Offset of a directory header in the listing.
+    pub listing_offset: u32,
+    /// Position of the metadata block in which that header begins, from the start of the directory table.
+    pub block: u32,
+    /// Name of the first entry behind that header.
+    pub name: Vec<u8>,
+}
+
+/// A directory's listing, as its inode points at it.
+#[derive(Clone, Debug)]
+pub struct DirectoryInode<'a> {
+    /// Common part.
+    pub head: InodeHead,
+    /// Two, and one for each directory in it.
+    pub links: u32,
+    /// Number of the directory that holds it; the root names one past the last inode.
+    pub parent_number: u32,
+    /// Length of the listing in bytes.
+    pub listing_bytes: u32,
+    /// Where the listing begins in the directory table.
+    pub listing: MetadataPosition,
+    /// Entries the kernel may start a look-up from.
+    pub index: &'a [DirectoryIndexEntry],
+}
+
+impl DirectoryInode<'_> {
+    /// The basic form where it can hold the directory, else the extended form.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let size = self.listing_bytes.saturating_add(DIRECTORY_SIZE_EXTRA);
+        match (u16::try_from(size), self.index) {
+            (Ok(size), []) => {
+                self.head.encode(inode_type::BASIC_DIRECTORY, out);
+                out.put_u32(self.listing.block);
+                out.put_u32(self.links);
+                out.put_u16(size);
+                out.put_u16(self.listing.offset);
+                out.put_u32(self.parent_number);
+            }
+            (_, index) => {
+                self.head.encode(inode_type::EXTENDED_DIRECTORY, out);
+                out.put_u32(self.links);
+                out.put_u32(size);
+                out.put_u32(self.listing.block);
+                out.put_u32(self.parent_number);
+                out.put_u16(u16::try_from(index.len()).unwrap_or(u16::MAX));
+                out.put_u16(self.listing.offset);
+                out.put_u32(NO_XATTR);
+                for entry in index {
+                    out.put_u32(entry.listing_offset);
+                    out.put_u32(entry.block);
+                    out.put_u32(u32::try_from(entry.name.len().saturating_sub(1)).unwrap_or(u32::MAX));
+                    out.extend_from_slice(&entry.name);
+                }
+            }
+        }
+    }
+}
+
+/// The header in front of up to 256 directory entries whose inodes lie in one metadata block.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectoryHeader {
+    /// Number of entries, at least 1.
+    pub entries: u32,
+    /// Position of the metadata block of their inodes.
+    pub inode_block: u32,
+    /// Entries say their inode number as a signed difference from this.
+    pub base_number: u32,
+}
+
+impl DirectoryHeader {
+    /// Length in bytes.
+    pub const BYTES: usize = 12;
+
+    /// Twelve bytes.
+    pub fn encode(self, out: &mut Vec<u8>) {
+        out.put_u32(self.entries - 1);
+        out.put_u32(self.inode_block);
+        out.put_u32(self.base_number);
+    }
+}
+
+/// One name of a directory.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectoryEntry<'a> {
+    /// Offset of the inode in its decompressed metadata block.
+    pub inode_offset: u16,
+    /// Inode number less the header's base number.
+    pub number_difference: i16,
+    /// Basic type of the inode.
+    pub inode_type: u16,
+    /// The name's bytes: not empty.
+    pub name: &'a [u8],
+}
+
+impl DirectoryEntry<'_> {
+    /// Bytes in front of the name.
+    pub const HEAD_BYTES: usize = 8;
+
+    /// Eight bytes and the name.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u16(self.inode_offset);
+        out.extend_from_slice(&self.number_difference.to_le_bytes());
+        out.put_u16(self.inode_type);
+        out.put_u16(u16::try_from(self.name.len().saturating_sub(1)).unwrap_or(u16::MAX));
+        out.extend_from_slice(self.name);
+    }
+}
+
+/// Where a fragment block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FragmentEntry {
+    /// Position in the image.
+    pub start: u64,
+    /// Size word: stored bytes, and [`BLOCK_PLAIN`] when they are stored as they are.
+    pub word: u32,
+}
+
+impl FragmentEntry {
+    /// Sixteen bytes.
+    pub fn encode(self, out: &mut Vec<u8>) {
+        out.put_u64(self.start);
+        out.put_u32(self.word);
+        out.put_u32(0); // unused
+    }
+}

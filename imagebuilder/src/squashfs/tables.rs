@@ -1,0 +1,411 @@
+//! From trees and the places of their contents to the tables of an image.
+//!
+//! Two choices are ours, both within what every reader of the format accepts:
+//! - The inodes of a directory's entries lie side by side, files and directories alike, so that looking at every entry
+//!   of a directory (`ls -l`, `find -size`) walks its metadata blocks once.
+//! - Directories of over 32 entries have an index that is finer than one entry a metadata block: the kernel reads a
+//!   listing one entry at a time from the nearest index entry on, so a look-up costs the square root of the entries.
+
+use crate::encode::{EncodeError, Encoder};
+use crate::squashfs::format::{
+    DIRECTORY_HEADER_ENTRIES_MAX, DirectoryEntry, DirectoryHeader, DirectoryIndexEntry, DirectoryInode, FileInode,
+    FragmentEntry, InodeHead, InodeRef, MetadataPosition, NO_TABLE, PutLe, SymlinkInode, inode_type,
+};
+use crate::squashfs::metadata::MetadataWriter;
+use crate::tree::{Entry, NodeId, Tree};
+use thiserror::Error;
+
+/// Everything in a Nix store has this modification time.
+const MODIFIED_AT: u32 = 1;
+const MODE_DIRECTORY: u16 = 0o555;
+const MODE_EXECUTABLE: u16 = 0o555;
+const MODE_REGULAR: u16 = 0o444;
+const MODE_SYMLINK: u16 = 0o777;
+/// Fewer entries than this are found quickest by reading them all.
+const INDEX_STRIDE_MIN: usize = 32;
+
+/// Tables that cannot be written.
+#[derive(Debug, Error)]
+pub enum TablesError {
+    /// The codec failed.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// A table or a count outgrows its 32-bit field.
+    #[error("the image needs {what}, more than squashfs can hold")]
+    TooLarge {
+        /// What there is too much of.
+        what: &'static str,
+    },
+}
+
+/// A member of the image's root directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Member<'a> {
+    /// Its name there.
+    pub name: &'a [u8],
+    /// What it holds.
+    pub tree: &'a Tree,
+}
+
+/// Where a file's content is.
+#[derive(Clone, Copy, Debug)]
+pub enum Location<'a> {
+    /// Nowhere: the file is empty.
+    Empty,
+    /// In a fragment block, whole.
+    Fragment {
+        /// The fragment block's number.
+        index: u32,
+        /// Offset in it once decompressed.
+        offset: u32,
+    },
+    /// In blocks of its own.
+    Blocks {
+        /// Position of the first one in the image.
+        start: u64,
+        /// Their size words.
+        words: &'a [u32],
+        /// Bytes of the blocks that are holes.
+        hole_bytes: u64,
+    },
+}
+
+/// Tells where contents are.
+pub trait Contents {
+    /// Place of a file, by the number of its member and its number in the member's tree.
+    fn locate(&self, member: usize, file: u32) -> Location<'_>;
+}
+
+/// Whether metadata blocks are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataBlocks {
+    /// Smaller.
+    Compressed,
+    /// Quicker to read and to write.
+    Plain,
+}
+
+/// All that follows the data and fragment blocks, and what the superblock says of it.
+#[derive(Debug)]
+pub struct Tables {
+    /// The tables in the order of the image.
+    pub bytes: Vec<u8>,
+    /// Number of inodes.
+    pub inodes: u32,
+    /// The root directory's inode.
+    pub root: InodeRef,
+    /// Position of the inode table in the image.
+    pub inode_table: u64,
+    /// Position of the directory table.
+    pub directory_table: u64,
+    /// Position of the fragment table's index, or [`NO_TABLE`].
+    pub fragment_table: u64,
+    /// Position of the export table's index.
+    pub export_table: u64,
+    /// Position of the id table's index.
+    pub id_table: u64,
+}
+
+/// Writes the tables of an image whose blocks end at `start`; `members` are sorted by name.
+///
+/// # Errors
+/// The codec failed, or there are too many files for the format.
+pub fn write_tables(
+    members: &[Member<'_>],
+    contents: &dyn Contents,
+    fragments: &[FragmentEntry],
+    start: u64,
+    encoders: [Option<&mut Encoder>; 3],
+) -> Result<Tables, TablesError> {
+    let [inode_encoder, directory_encoder, mut table_encoder] = encoders;
+    let numbers = Numbers::assign(members)?;
+    let mut emitter = Emitter {
+        contents,
+        export: vec![0; numbers.total as usize],
+        numbers: &numbers,
+        inodes: MetadataWriter::new(inode_encoder),
+        directories: MetadataWriter::new(directory_encoder),
+        record: Vec::new(),
+    };
+    let root = emitter.emit_root(members)?;
+    let export = emitter.export;
+    let (mut bytes, _) = emitter.inodes.finish()?;
+    let (directory_bytes, _) = emitter.directories.finish()?;
+    if bytes.len().max(directory_bytes.len()) > u32::MAX as usize {
+        return Err(TablesError::TooLarge { what: "over 4 GiB of inodes or directories" });
+    }
+    let directory_table = start + bytes.len() as u64;
+    bytes.extend_from_slice(&directory_bytes);
+
+    let mut records = Vec::new();
+    for fragment in fragments {
+        fragment.encode(&mut records);
+    }
+    let fragment_table = if fragments.is_empty() {
+        NO_TABLE
+    } else {
+        append_lookup_table(&mut bytes, start, &records, table_encoder.as_deref_mut())?
+    };
+    records.clear();
+    for inode in &export {
+        records.put_u64(*inode);
+    }
+    let export_table = append_lookup_table(&mut bytes, start, &records, table_encoder.as_deref_mut())?;
+    // The id table: one id, 0, for every user and group.
+    let id_table = append_lookup_table(&mut bytes, start, &[0; 4], table_encoder)?;
+    Ok(Tables {
+        bytes,
+        inodes: numbers.total,
+        root,
+        inode_table: start,
+        directory_table,
+        fragment_table,
+        export_table,
+        id_table,
+    })
+}
+
+/// Appends the metadata blocks of `records` and then the index of their positions; returns the index's position.
+fn append_lookup_table(
+    bytes: &mut Vec<u8>,
+    start: u64,
+    records: &[u8],
+    encoder: Option<&mut Encoder>,
+) -> Result<u64, EncodeError> {
+    let mut writer = MetadataWriter::new(encoder);
+    writer.write(records)?;
+    let (stored, block_starts) = writer.finish()?;
+    let base = start + bytes.len() as u64;
+    bytes.extend_from_slice(&stored);
+    let index = start + bytes.len() as u64;
+    for block_start in block_starts {
+        bytes.put_u64(base + block_start);
+    }
+    Ok(index)
+}
+
+/// Inode numbers, settled before any inode is written: a directory names its parent's, which is written later.
+struct Numbers {
+    /// By member, by node.
+    by_member: Vec<Vec<u32>>,
+    root: u32,
+    total: u32,
+}
+
+impl Numbers {
+    /// The entries of a directory are numbered in a row.
+    fn assign(members: &[Member<'_>]) -> Result<Self, TablesError> {
+        let total = members
+            .iter()
+            .try_fold(1u32, |total, member| total.checked_add(member.tree.len()))
+            .filter(|total| *total < u32::MAX)
+            .ok_or(TablesError::TooLarge { what: "over 4294967294 inodes" })?;
+        let mut next = 2;
+        let mut by_member: Vec<Vec<u32>> = Vec::with_capacity(members.len());
+        for member in members {
+            let mut numbers = vec![0; member.tree.len() as usize];
+            numbers[0] = next;
+            next += 1;
+            by_member.push(numbers);
+        }
+        for (member, numbers) in members.iter().zip(&mut by_member) {
+            // Depth first: a directory's node comes before all nodes below it.
+            for node in 0..member.tree.len() {
+                for child in member.tree.children(node) {
+                    numbers[child as usize] = next;
+                    next += 1;
+                }
+            }
+        }
+        Ok(Self { by_member, root: 1, total })
+    }
+}
+
+/// A directory whose listing is written and whose inode is not.
+struct Listed {
+    position: MetadataPosition,
+    bytes: u32,
+    directories: u32,
+    index: Vec<DirectoryIndexEntry>,
+}
+
+/// An entry of a directory whose inode is written.
+struct Written<'a> {
+    name: &'a [u8],
+    inode: InodeRef,
+    number: u32,
+    inode_type: u16,
+}
+
+struct Emitter<'a, 'b> {
+    contents: &'a dyn Contents,
+    numbers: &'a Numbers,
+    export: Vec<u64>,
+    inodes: MetadataWriter<'b>,
+    directories: MetadataWriter<'b>,
+    record: Vec<u8>,
+}
+
+impl Emitter<'_, '_> {
+    fn emit_root(&mut self, members: &[Member<'_>]) -> Result<InodeRef, TablesError> {
+        let mut below = Vec::with_capacity(members.len());
+        for (number, member) in members.iter().enumerate() {
+            below.push(self.emit_below(number, member.tree, 0)?);
+        }
+        let mut written = Vec::with_capacity(members.len());
+        for ((number, member), listed) in members.iter().enumerate().zip(below) {
+            written.push(self.emit_inode(number, member.tree, 0, (member.name, self.numbers.root), listed)?);
+        }
+        let listed = self.emit_listing(&written)?;
+        // The root's parent is a number that no inode has, as the squashfs tools write it.
+        self.emit_directory(self.numbers.root, self.numbers.total + 1, &listed)
+    }
+
+    /// Writes everything below a directory, and its listing; nothing for other nodes.
+    fn emit_below(&mut self, member: usize, tree: &Tree, node: NodeId) -> Result<Option<Listed>, TablesError> {
+        if !matches!(tree.entry(node), Entry::Directory { .. }) {
+            return Ok(None);
+        }
+        let mut below = Vec::new();
+        for child in tree.children(node) {
+            below.push(self.emit_below(member, tree, child)?);
+        }
+        let parent = self.numbers.by_member[member][node as usize];
+        let mut written = Vec::with_capacity(below.len());
+        for (child, listed) in tree.children(node).zip(below) {
+            written.push(self.emit_inode(member, tree, child, (tree.name(child), parent), listed)?);
+        }
+        self.emit_listing(&written).map(Some)
+    }
+
+    /// Writes the inode of a node; what is below it is written.
+    fn emit_inode<'t>(
+        &mut self,
+        member: usize,
+        tree: &Tree,
+        node: NodeId,
+        (name, parent): (&'t [u8], u32),
+        listed: Option<Listed>,
+    ) -> Result<Written<'t>, TablesError> {
+        let number = self.numbers.by_member[member][node as usize];
+        let head = |mode| InodeHead { mode, modified_at: MODIFIED_AT, number };
+        let (inode, inode_type) = match (tree.entry(node), listed) {
+            (Entry::Directory { .. }, Some(listed)) => {
+                (self.emit_directory(number, parent, &listed)?, inode_type::BASIC_DIRECTORY)
+            }
+            (Entry::Directory { .. }, None) => {
+                return Err(TablesError::TooLarge { what: "a directory without a listing" });
+            }
+            (Entry::Symlink { target }, _) => {
+                self.record.clear();
+                SymlinkInode { head: head(MODE_SYMLINK), target }.encode(&mut self.record);
+                (self.write_record(number)?, inode_type::BASIC_SYMLINK)
+            }
+            (Entry::File { executable, file, size_bytes }, _) => {
+                let mode = if executable { MODE_EXECUTABLE } else { MODE_REGULAR };
+                let mut inode = FileInode {
+                    head: head(mode),
+                    size_bytes,
+                    start: 0,
+                    block_words: &[],
+                    hole_bytes: 0,
+                    fragment: None,
+                };
+                match self.contents.locate(member, file) {
+                    Location::Empty => {}
+                    Location::Fragment { index, offset } => inode.fragment = Some((index, offset)),
+                    Location::Blocks { start, words, hole_bytes } => {
+                        (inode.start, inode.block_words, inode.hole_bytes) = (start, words, hole_bytes);
+                    }
+                }
+                self.record.clear();
+                inode.encode(&mut self.record);
+                (self.write_record(number)?, inode_type::BASIC_FILE)
+            }
+        };
+        Ok(Written { name, inode, number, inode_type })
+    }
+
+    fn emit_directory(&mut self, number: u32, parent_number: u32, listed: &Listed) -> Result<InodeRef, TablesError> {
+        self.record.clear();
+        DirectoryInode {
+            head: InodeHead { mode: MODE_DIRECTORY, modified_at: MODIFIED_AT, number },
+            links: 2 + listed.directories,
+            parent_number,
+            listing_bytes: listed.bytes,
+            listing: listed.position,
+            index: &listed.index,
+        }
+        .encode(&mut self.record);
+        Ok(self.write_record(number)?)
+    }
+
+    fn write_record(&mut self, number: u32) -> Result<InodeRef, EncodeError> {
+        let inode = InodeRef::new(self.inodes.position());
+        self.inodes.write(&self.record)?;
+        self.export[number as usize - 1] = inode.0;
+        Ok(inode)
+    }
+
+    fn emit_listing(&mut self, entries: &[Written<'_>]) -> Result<Listed, TablesError> {
+        let stride = index_stride(entries.len());
+        let position = self.directories.position();
+        let directories = entries.iter().filter(|entry| entry.inode_type == inode_type::BASIC_DIRECTORY).count();
+        let mut listed = Listed {
+            position,
+            bytes: 0,
+            directories: u32::try_from(directories).unwrap_or(u32::MAX),
+            index: Vec::new(),
+        };
+        let mut rest = entries;
+        while let Some(first) = rest.first() {
+            let run = header_run(rest, stride);
+            if rest.len() < entries.len() {
+                listed.index.push(DirectoryIndexEntry {
+                    listing_offset: listed.bytes,
+                    block: self.directories.position().block,
+                    name: first.name.to_vec(),
+                });
+            }
+            self.record.clear();
+            DirectoryHeader {
+                entries: u32::try_from(run).unwrap_or(u32::MAX),
+                inode_block: first.inode.block(),
+                base_number: first.number,
+            }
+            .encode(&mut self.record);
+            for entry in &rest[..run] {
+                DirectoryEntry {
+                    inode_offset: entry.inode.offset(),
+                    // `header_run` keeps the difference below 256.
+                    number_difference: i16::try_from(entry.number.abs_diff(first.number)).unwrap_or(i16::MAX),
+                    inode_type: entry.inode_type,
+                    name: entry.name,
+                }
+                .encode(&mut self.record);
+            }
+            listed.bytes = u32::try_from(self.record.len())
+                .ok()
+                .and_then(|bytes| listed.bytes.checked_add(bytes))
+                .ok_or(TablesError::TooLarge { what: "a directory listing over 4 GiB" })?;
+            self.directories.write(&self.record)?;
+            rest = &rest[run..];
+        }
+        if entries.len() <= INDEX_STRIDE_MIN {
+            listed.index.clear();
+        }
+        Ok(listed)
+    }
+}
+
+/// Entries between two index entries: about the square root of all, so that the way through the index and the way
+/// through the listing are equally long.
+fn index_stride(entries: usize) -> usize {
+    entries.isqrt().next_power_of_two().clamp(INDEX_STRIDE_MIN, DIRECTORY_HEADER_ENTRIES_MAX)
+}
+
+/// How many of the first entries share one header: their inodes lie in one metadata block.
+fn header_run(entries: &[Written<'_>], stride: usize) -> usize {
+    let block = entries.first().map(|entry| entry.inode.block());
+    entries.iter().take(stride).take_while(|entry| Some(entry.inode.block()) == block).count()
+}
