@@ -1,0 +1,142 @@
+//! `benches read`: images of one store are mounted in turn and read with cold caches, on this kernel.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::{Error, file};
+use crate::mount::{Mounted, drop_caches};
+use crate::reading::{self, Reading, StoreFile};
+use crate::statistics::{markdown, ratio, spread};
+
+/// Where the images lie while they are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// Copied into memory (/dev/shm): what is measured is the file system's work, not this machine's disk.
+    Memory,
+    /// Read from where they are: a disk's seeks count too.
+    Disk,
+}
+
+/// Seconds of every reading of one image, a value a round.
+#[derive(Debug, Serialize)]
+pub struct ImageReadings {
+    /// The image as named on the command line.
+    pub image: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// By [`Reading::ALL`]'s order: seconds of each round.
+    pub seconds: Vec<Vec<f64>>,
+}
+
+/// Reads every image in every way, `rounds` times, image after image within a round.
+///
+/// # Errors
+/// When an image can't be mounted or read, or the images do not hold the same files.
+pub fn run(images: &[PathBuf], rounds: usize, backing: Backing) -> Result<Vec<ImageReadings>, Error> {
+    let memory = tempfile::tempdir_in("/dev/shm").map_err(file("make a directory in", "/dev/shm"))?;
+    let placed = images
+        .iter()
+        .enumerate()
+        .map(|(index, image)| match backing {
+            Backing::Disk => Ok(image.clone()),
+            Backing::Memory => {
+                let copy = memory.path().join(index.to_string());
+                fs::copy(image, &copy).map_err(file("copy into memory", image))?;
+                Ok(copy)
+            }
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    let files = same_files(images, &placed)?;
+    let mut results = images.iter().map(|image| empty_readings(image)).collect::<Result<Vec<_>, Error>>()?;
+    for round in 1..=rounds {
+        for (index, what) in Reading::ALL.into_iter().enumerate() {
+            for (image, result) in placed.iter().zip(&mut results) {
+                let seconds = read_cold(image, what, &files)?;
+                if let Some(values) = result.seconds.get_mut(index) {
+                    values.push(seconds);
+                }
+            }
+        }
+        crate::talk(&format!("read: round {round} of {rounds}"));
+    }
+    Ok(results)
+}
+
+fn empty_readings(image: &Path) -> Result<ImageReadings, Error> {
+    let bytes = fs::metadata(image).map_err(file("read", image))?.len();
+    Ok(ImageReadings { image: image.display().to_string(), bytes, seconds: vec![Vec::new(); Reading::ALL.len()] })
+}
+
+/// The files that all images hold; an error if they do not hold the same.
+fn same_files(images: &[PathBuf], placed: &[PathBuf]) -> Result<Vec<StoreFile>, Error> {
+    let mut common: Option<Vec<StoreFile>> = None;
+    for (name, image) in images.iter().zip(placed) {
+        let mounted = Mounted::new(image)?;
+        let files = reading::list(mounted.path()).map_err(file("list", name))?;
+        match &common {
+            None => common = Some(files),
+            Some(first) if *first != files => {
+                let (count, other) = (first.len(), files.len());
+                let message = format!("{} holds {other} other files than the first image ({count})", name.display());
+                return Err(Error::Unexpected(message));
+            }
+            Some(_) => {}
+        }
+    }
+    common.ok_or_else(|| Error::Unexpected("no image was given".into()))
+}
+
+fn read_cold(image: &Path, what: Reading, files: &[StoreFile]) -> Result<f64, Error> {
+    let mounted = Mounted::new(image)?;
+    drop_caches()?;
+    reading::seconds(what, mounted.path(), files).map_err(file("read", image))
+}
+
+/// Two tables: median seconds (random reads in microseconds a read), and the ratio to the first image within each round.
+#[must_use]
+pub fn tables(results: &[ImageReadings]) -> String {
+    let Some(first) = results.first() else { return String::new() };
+    let names = |kind: &str| -> Vec<String> {
+        let readings = Reading::ALL.iter().map(|reading| match reading {
+            Reading::RandomPages if kind == "seconds" => format!("{} (us)", reading.name()),
+            _ => reading.name().to_owned(),
+        });
+        [kind.to_owned(), "MB".to_owned()].into_iter().chain(readings).collect()
+    };
+    let row = |result: &ImageReadings, cell: &dyn Fn(usize, &[f64]) -> String| -> Vec<String> {
+        #[expect(clippy::cast_precision_loss, reason = "sizes of images are far below 2^53")]
+        let megabytes = result.bytes as f64 / 1e6;
+        let cells = result.seconds.iter().enumerate().map(|(index, values)| cell(index, values));
+        [result.image.clone(), format!("{megabytes:.1}")].into_iter().chain(cells).collect()
+    };
+    let seconds: Vec<Vec<String>> = results.iter().map(|result| row(result, &seconds_cell)).collect();
+    let ratios: Vec<Vec<String>> = results
+        .iter()
+        .skip(1)
+        .map(|result| {
+            row(result, &|index, values| ratio_cell(values, first.seconds.get(index).map_or(&[], Vec::as_slice)))
+        })
+        .collect();
+    let mut text = markdown(&names("seconds"), &seconds);
+    if !ratios.is_empty() {
+        text.push_str(&format!("\nRatio to {} (median, minimum..maximum of the rounds):\n\n", first.image));
+        text.push_str(&markdown(&names("ratio"), &ratios));
+    }
+    text
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a few thousand reads")]
+fn seconds_cell(index: usize, values: &[f64]) -> String {
+    let Some(spread) = spread(values) else { return "-".into() };
+    if Reading::ALL.get(index) == Some(&Reading::RandomPages) {
+        return format!("{:.0}", spread.median / reading::RANDOM_READS as f64 * 1e6);
+    }
+    format!("{:.3}", spread.median)
+}
+
+fn ratio_cell(values: &[f64], base: &[f64]) -> String {
+    ratio(values, base)
+        .map_or_else(|| "-".into(), |ratio| format!("{:.2} ({:.2}..{:.2})", ratio.median, ratio.minimum, ratio.maximum))
+}
