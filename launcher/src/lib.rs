@@ -3,10 +3,16 @@
 //! The way of a machine through this crate: text --[`spec`]--> `MachineSpec` --`validate`--> `CheckedSpec`
 //! --`hypervisor::lower`--> [`launch::Launch`] --run--> a process. Everything up to the `Launch` is pure.
 
+pub mod child;
 pub mod facts;
+pub mod initrd;
+pub mod interruption;
 pub mod launch;
 pub mod path;
+pub mod programs;
+pub mod sockets;
 pub mod spec;
 pub mod spelling;
 pub mod state;
 pub mod validate;
+pub mod volumes;

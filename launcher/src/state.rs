@@ -25,7 +25,7 @@ pub enum StateError {
     NoRuntimeDirectory,
     /// A name that could lead out of the runtime directory.
     #[error(
-        "`{0}` is no machine name: it has 1 to {LONGEST_NAME_BYTES} letters, digits, `.`, `_` and `-`, and begins with a letter or digit"
+        "`{0}` is no machine name: it has 1 to {LONGEST_NAME_BYTES} letters, digits, `.`, `_` and `-`, and begins with a letter, a digit or `_`"
     )]
     BadName(String),
     /// The machine runs.
@@ -160,7 +160,7 @@ impl RuntimeDirectory {
     /// # Errors
     /// [`StateError::BadName`].
     pub fn machine(&self, name: &str) -> Result<MachineState, StateError> {
-        let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric());
+        let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_');
         let is_plain = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
         if !starts_well || !name.chars().all(is_plain) || name.len() > LONGEST_NAME_BYTES {
             return Err(StateError::BadName(name.to_owned()));

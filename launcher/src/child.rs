@@ -1,0 +1,120 @@
+//! What a child process is to be like: which signals it hears, when it dies, who it is.
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::{Gid, Uid, User, getgrouplist, setgid, setgroups, setuid};
+use std::ffi::CString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// A user's ids, looked up before the fork: behind it the user database must not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    user: Uid,
+    group: Gid,
+    groups: Vec<Gid>,
+}
+
+/// A user that there is not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no user `{0}` on this host; create it or change `user` in the machine spec")]
+pub struct NoSuchUser(pub String);
+
+impl Identity {
+    /// The ids of a user and of all groups that it belongs to.
+    ///
+    /// # Errors
+    /// [`NoSuchUser`].
+    pub fn of(name: &str) -> Result<Self, NoSuchUser> {
+        let unknown = || NoSuchUser(name.to_owned());
+        let user = User::from_name(name).ok().flatten().ok_or_else(unknown)?;
+        let c_name = CString::new(name).map_err(|_| unknown())?;
+        let groups = getgrouplist(&c_name, user.gid).map_err(|_| unknown())?;
+        Ok(Self { user: user.uid, group: user.gid, groups })
+    }
+
+    /// The user's id.
+    pub fn user(&self) -> Uid {
+        self.user
+    }
+
+    /// The user's first group.
+    pub fn group(&self) -> Gid {
+        self.group
+    }
+
+    /// Becomes this user for good; nothing to do for who is it already.
+    ///
+    /// # Errors
+    /// When the process has not the right to.
+    pub fn assume(&self) -> io::Result<()> {
+        if nix::unistd::geteuid() == self.user && nix::unistd::getegid() == self.group {
+            return Ok(());
+        }
+        setgroups(&self.groups)?;
+        setgid(self.group)?;
+        setuid(self.user)?;
+        Ok(())
+    }
+}
+
+/// What happens to a child when the launcher dies without having ended it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnParentDeath {
+    /// It lives on.
+    LiveOn,
+    /// It is asked to end.
+    Terminate,
+}
+
+/// Gives a command that is about to be spawned the signal mask of a fresh process, which std hands on as it is, and
+/// the other properties.
+pub fn prepare(command: &mut Command, on_parent_death: OnParentDeath, identity: Option<Identity>) {
+    let settle = move || -> io::Result<()> {
+        if let Some(identity) = &identity {
+            identity.assume()?;
+        }
+        // Behind the change of user, which clears it: prctl(2), PR_SET_PDEATHSIG.
+        if on_parent_death == OnParentDeath::Terminate {
+            set_pdeathsig(Signal::SIGTERM)?;
+        }
+        SigSet::empty().thread_set_mask()?;
+        Ok(())
+    };
+    before_exec(command, settle);
+}
+
+#[expect(unsafe_code, reason = "std has no safe way to set a child's signal mask, death signal or groups")]
+fn before_exec(command: &mut Command, settle: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
+    // SAFETY: between fork and exec only async-signal-safe functions may be called. `settle` makes the system calls
+    // setgroups, setgid, setuid, prctl and sigprocmask on values made before, and allocates nothing.
+    unsafe {
+        command.pre_exec(settle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_looked_up() {
+        let root = Identity::of("root").unwrap();
+        assert!(root.user().is_root());
+        assert_eq!(Identity::of("no-such-user"), Err(NoSuchUser("no-such-user".to_owned())));
+        assert!(Identity::of("nul\0").is_err());
+    }
+
+    #[test]
+    fn a_child_hears_signals_again() {
+        let mut blocked = SigSet::empty();
+        blocked.add(Signal::SIGTERM);
+        blocked.thread_block().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "grep SigBlk /proc/self/status"]);
+        prepare(&mut command, OnParentDeath::Terminate, None);
+        let output = command.output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "SigBlk:\t0000000000000000");
+    }
+}

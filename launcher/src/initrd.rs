@@ -1,0 +1,160 @@
+//! An initrd put together at start: the machine's own, followed by an archive with credentials, which the kernel
+//! unpacks over it. It lives in memory only, so that no secret is left on a disk.
+
+use crate::launch::ComposedInitrd;
+use crate::path::HostPath;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use std::fs::{self, File};
+use std::io::{self, Seek, Write};
+use std::os::fd::OwnedFd;
+
+/// Why the initrd could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum InitrdError {
+    /// A file could not be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: HostPath,
+        /// Why.
+        source: io::Error,
+    },
+    /// The memory for it could not be had.
+    #[error("the initrd with the credentials could not be made in memory: {0}")]
+    Memory(#[from] io::Error),
+}
+
+const DIRECTORY_MODE: u32 = 0o040_500;
+const FILE_MODE: u32 = 0o100_400;
+
+/// Makes the initrd, readable from its start.
+///
+/// # Errors
+/// [`InitrdError`].
+pub fn compose(initrd: &ComposedInitrd, working_directory: &HostPath) -> Result<OwnedFd, InitrdError> {
+    let read = |path: &HostPath| {
+        let path = path.below(working_directory);
+        fs::read(path.as_path()).map_err(|source| InitrdError::Read { path, source })
+    };
+    let mut entries = Vec::new();
+    for (name, path) in &initrd.credentials {
+        entries.push((name.as_str(), read(path)?));
+    }
+    let memory = memfd_create(c"initrd", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?;
+    let mut file = File::from(memory);
+    let base = initrd.base.below(working_directory);
+    let mut source = File::open(base.as_path()).map_err(|source| InitrdError::Read { path: base.clone(), source })?;
+    let base_bytes = io::copy(&mut source, &mut file)?;
+    file.write_all(&vec![0; padding(base_bytes)])?;
+    file.write_all(&archive(&initrd.directory, &entries))?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// How many bytes are missing to a multiple of four.
+fn padding(bytes: u64) -> usize {
+    usize::try_from(bytes.wrapping_neg() % 4).unwrap_or(0)
+}
+
+/// A cpio archive of the "newc" kind: Documentation/driver-api/early-userspace/buffer-format.rst of the kernel.
+fn archive(directory: &str, files: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    let mut inode = 1;
+    let mut parent = String::new();
+    for part in directory.split('/').filter(|part| !part.is_empty()) {
+        parent = if parent.is_empty() { part.to_owned() } else { format!("{parent}/{part}") };
+        append(&mut archive, inode, DIRECTORY_MODE, &parent, &[]);
+        inode += 1;
+    }
+    for (name, content) in files {
+        append(&mut archive, inode, FILE_MODE, &format!("{parent}/{name}"), content);
+        inode += 1;
+    }
+    append(&mut archive, 0, 0, "TRAILER!!!", &[]);
+    archive
+}
+
+fn append(archive: &mut Vec<u8>, inode: u32, mode: u32, name: &str, content: &[u8]) {
+    let links = if mode == DIRECTORY_MODE { 2 } else { 1 };
+    let name_bytes = name.len() + 1;
+    let header = [inode as usize, mode as usize, 0, 0, links, 0, content.len(), 0, 0, 0, 0, name_bytes, 0];
+    archive.extend_from_slice(b"070701");
+    for field in header {
+        archive.extend_from_slice(format!("{field:08x}").as_bytes());
+    }
+    archive.extend_from_slice(name.as_bytes());
+    archive.push(0);
+    archive.resize(archive.len() + padding(archive.len() as u64), 0);
+    archive.extend_from_slice(content);
+    archive.resize(archive.len() + padding(archive.len() as u64), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::io::Read;
+
+    /// Name, mode and content of every entry.
+    fn entries(mut archive: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
+        let mut entries = Vec::new();
+        loop {
+            assert_eq!(&archive[..6], b"070701");
+            let field = |index: usize| {
+                let text = std::str::from_utf8(&archive[6 + 8 * index..14 + 8 * index]).unwrap();
+                u32::from_str_radix(text, 16).unwrap()
+            };
+            let (mode, size, name_bytes) = (field(1), field(6) as usize, field(11) as usize);
+            let name = String::from_utf8(archive[110..110 + name_bytes - 1].to_vec()).unwrap();
+            let start = (110 + name_bytes).next_multiple_of(4);
+            if name == "TRAILER!!!" {
+                return entries;
+            }
+            entries.push((name, mode, archive[start..start + size].to_vec()));
+            archive = &archive[(start + size).next_multiple_of(4)..];
+        }
+    }
+
+    #[test]
+    fn credentials_follow_the_initrd() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("initrd"), b"12345").unwrap();
+        fs::write(directory.path().join("secret"), b"hunter2").unwrap();
+        let need = ComposedInitrd {
+            base: "initrd".into(),
+            directory: "run/credentials/@initrd".to_owned(),
+            credentials: BTreeMap::from([("password".to_owned(), HostPath::from("secret"))]),
+            descriptor: 100,
+        };
+        let made = compose(&need, &directory.path().to_str().unwrap().into()).unwrap();
+        let mut bytes = Vec::new();
+        File::from(made).read_to_end(&mut bytes).unwrap();
+        assert_eq!(&bytes[..8], b"12345\0\0\0");
+        let found = entries(&bytes[8..]);
+        let names: Vec<_> = found.iter().map(|(name, mode, _)| (name.as_str(), *mode)).collect();
+        assert_eq!(
+            names,
+            [
+                ("run", DIRECTORY_MODE),
+                ("run/credentials", DIRECTORY_MODE),
+                ("run/credentials/@initrd", DIRECTORY_MODE),
+                ("run/credentials/@initrd/password", FILE_MODE)
+            ]
+        );
+        assert_eq!(found[3].2, b"hunter2");
+    }
+
+    #[test]
+    fn a_missing_credential_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("initrd"), b"").unwrap();
+        let need = ComposedInitrd {
+            base: "initrd".into(),
+            directory: "c".to_owned(),
+            credentials: BTreeMap::from([("password".to_owned(), HostPath::from("secret"))]),
+            descriptor: 100,
+        };
+        let error = compose(&need, &directory.path().to_str().unwrap().into()).unwrap_err();
+        assert!(error.to_string().contains("/secret: "), "{error}");
+    }
+}

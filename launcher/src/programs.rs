@@ -1,0 +1,100 @@
+//! Finding programs, and saying what to install when one is not there.
+
+use crate::path::HostPath;
+use nix::unistd::{AccessFlags, access};
+use std::path::{Path, PathBuf};
+
+/// A program that is not there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{program} is not installed: {place}; {remedy}")]
+pub struct NotInstalled {
+    /// The program as it was asked for.
+    pub program: String,
+    /// Where it was looked for.
+    pub place: String,
+    /// What to install.
+    pub remedy: String,
+}
+
+/// Packages by the last part of a program's name: Debian's (if it has one) and nixpkgs' name.
+const PACKAGES: &[(&str, Option<&str>, &str)] = &[
+    ("qemu-system-x86_64", Some("qemu-system-x86"), "qemu_kvm"),
+    ("qemu-system-aarch64", Some("qemu-system-arm"), "qemu_kvm"),
+    ("cloud-hypervisor", None, "cloud-hypervisor"),
+    ("firecracker", None, "firecracker"),
+    ("crosvm", None, "crosvm"),
+    ("lkvm", None, "kvmtool"),
+    ("virtiofsd", Some("virtiofsd"), "virtiofsd"),
+    ("passt", Some("passt"), "passt"),
+    ("mkfs.ext2", Some("e2fsprogs"), "e2fsprogs"),
+    ("mkfs.ext3", Some("e2fsprogs"), "e2fsprogs"),
+    ("mkfs.ext4", Some("e2fsprogs"), "e2fsprogs"),
+    ("mkfs.xfs", Some("xfsprogs"), "xfsprogs"),
+    ("mkfs.btrfs", Some("btrfs-progs"), "btrfs-progs"),
+    ("mkfs.vfat", Some("dosfstools"), "dosfstools"),
+];
+
+/// The program's file: as it is when it has a slash, else the first on the search path.
+///
+/// # Errors
+/// [`NotInstalled`], with the package that brings it as far as known.
+pub fn find_program(program: &HostPath) -> Result<PathBuf, NotInstalled> {
+    let missing =
+        |place: String| NotInstalled { program: program.to_string(), place, remedy: remedy(program.as_path()) };
+    if program.as_str().contains('/') {
+        let path = program.as_path();
+        return if is_program(path) {
+            Ok(path.to_owned())
+        } else if path.exists() {
+            Err(missing(format!("{program} cannot be executed")))
+        } else {
+            Err(missing("there is no such file".to_owned()))
+        };
+    }
+    let search_path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&search_path)
+        .map(|directory| directory.join(program.as_path()))
+        .find(|path| is_program(path))
+        .ok_or_else(|| missing("it is in no directory of $PATH".to_owned()))
+}
+
+fn is_program(path: &Path) -> bool {
+    path.is_file() && access(path, AccessFlags::X_OK).is_ok()
+}
+
+fn remedy(program: &Path) -> String {
+    let name = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    match PACKAGES.iter().find(|(known, _, _)| *known == name) {
+        Some((_, Some(debian), nixpkgs)) => format!("install it (Debian: {debian}, nixpkgs: {nixpkgs})"),
+        Some((_, None, nixpkgs)) => format!("install it (nixpkgs: {nixpkgs}) or name its program in the machine spec"),
+        None => "install it or name another one in the machine spec".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_install_is_said() {
+        let error = find_program(&HostPath::from("/nonexistent/bin/cloud-hypervisor")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "/nonexistent/bin/cloud-hypervisor is not installed: there is no such file; \
+             install it (nixpkgs: cloud-hypervisor) or name its program in the machine spec"
+        );
+        let error = find_program(&HostPath::from("mkfs.no-such-file-system")).unwrap_err();
+        assert!(error.to_string().contains("$PATH"), "{error}");
+        assert!(remedy(Path::new("qemu-system-x86_64")).contains("Debian: qemu-system-x86"));
+    }
+
+    #[test]
+    fn a_file_that_is_no_program_is_not_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("crosvm");
+        std::fs::write(&path, "").unwrap();
+        let error = find_program(&HostPath::from(path.to_str().unwrap())).unwrap_err();
+        assert!(error.to_string().contains("cannot be executed"), "{error}");
+        assert!(find_program(&HostPath::from("sh")).unwrap().is_absolute());
+    }
+}

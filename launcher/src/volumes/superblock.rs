@@ -1,0 +1,143 @@
+//! Which file system a disk image holds, and its label, by its superblock.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// A file system on an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSystem {
+    /// Its type as `mkfs.TYPE` has it.
+    pub fs_type: &'static str,
+    /// Its label; empty when it has none.
+    pub label: String,
+}
+
+impl FileSystem {
+    /// Whether this is what somebody calls by that type: the kernel's ext4 mounts all three of its kind.
+    pub fn is_of_type(&self, fs_type: &str) -> bool {
+        let family =
+            |name: &str| if matches!(name, "ext2" | "ext3" | "ext4") { "ext".to_owned() } else { name.to_owned() };
+        let alias = if matches!(fs_type, "fat" | "msdos") { "vfat" } else { fs_type };
+        family(self.fs_type) == family(alias)
+    }
+}
+
+/// How far into the image the superblocks reach: that of btrfs is at 64 KiB.
+const LOOKED_AT_BYTES: usize = 0x1_1000;
+
+const EXT_SUPERBLOCK: usize = 1024;
+const EXT_FEATURE_COMPATIBLE_HAS_JOURNAL: u32 = 4;
+/// extents, 64bit, flex_bg: any of them makes it ext4 (Documentation/filesystems/ext4/super.rst).
+const EXT4_FEATURES_INCOMPATIBLE: u32 = 0x40 | 0x80 | 0x200;
+const BTRFS_SUPERBLOCK: usize = 0x1_0000;
+
+/// The file system of an image; none when no superblock is known.
+///
+/// # Errors
+/// When the image cannot be read.
+pub fn file_system(image: &File) -> io::Result<Option<FileSystem>> {
+    let mut bytes = vec![0; LOOKED_AT_BYTES];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match image.read_at(&mut bytes[filled..], filled as u64)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok(recognise(&bytes))
+}
+
+fn recognise(bytes: &[u8]) -> Option<FileSystem> {
+    ext(bytes).or_else(|| xfs(bytes)).or_else(|| btrfs(bytes)).or_else(|| vfat(bytes)).or_else(|| others(bytes))
+}
+
+fn ext(bytes: &[u8]) -> Option<FileSystem> {
+    let superblock = bytes.get(EXT_SUPERBLOCK..EXT_SUPERBLOCK + 1024)?;
+    if superblock[0x38..0x3a] != [0x53, 0xef] {
+        return None;
+    }
+    let word =
+        |at: usize| u32::from_le_bytes([superblock[at], superblock[at + 1], superblock[at + 2], superblock[at + 3]]);
+    let (compatible, incompatible) = (word(0x5c), word(0x60));
+    let fs_type = if incompatible & EXT4_FEATURES_INCOMPATIBLE != 0 {
+        "ext4"
+    } else if compatible & EXT_FEATURE_COMPATIBLE_HAS_JOURNAL != 0 {
+        "ext3"
+    } else {
+        "ext2"
+    };
+    Some(FileSystem { fs_type, label: label(&superblock[0x78..0x88]) })
+}
+
+/// fs/xfs/libxfs/xfs_format.h: sb_magicnum, sb_fname.
+fn xfs(bytes: &[u8]) -> Option<FileSystem> {
+    bytes.starts_with(b"XFSB").then(|| FileSystem { fs_type: "xfs", label: label(&bytes[108..120]) })
+}
+
+/// fs/btrfs/accessors.h, struct btrfs_super_block: magic at 0x40, label at 0x12b.
+fn btrfs(bytes: &[u8]) -> Option<FileSystem> {
+    let superblock = bytes.get(BTRFS_SUPERBLOCK..BTRFS_SUPERBLOCK + 0x1000)?;
+    (&superblock[0x40..0x48] == b"_BHRfS_M")
+        .then(|| FileSystem { fs_type: "btrfs", label: label(&superblock[0x12b..0x22b]) })
+}
+
+/// The label of FAT12 and FAT16 is in the boot sector at 43, that of FAT32 at 71; `NO NAME` is none.
+fn vfat(bytes: &[u8]) -> Option<FileSystem> {
+    if bytes.get(510..512)? != [0x55, 0xaa] {
+        return None;
+    }
+    let at = match (&bytes[54..57], &bytes[82..87]) {
+        (_, b"FAT32") => 71,
+        (b"FAT", _) => 43,
+        _ => return None,
+    };
+    let label = String::from_utf8_lossy(&bytes[at..at + 11]).trim_end().to_owned();
+    let label = if label == "NO NAME" { String::new() } else { label };
+    Some(FileSystem { fs_type: "vfat", label })
+}
+
+/// Kinds that are only recognised so that they are not taken for something else.
+fn others(bytes: &[u8]) -> Option<FileSystem> {
+    let known: [(&'static str, usize, &[u8]); 5] = [
+        ("squashfs", 0, b"hsqs"),
+        ("erofs", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]),
+        ("f2fs", 1024, &[0x10, 0x20, 0xf5, 0xf2]),
+        ("LUKS", 0, b"LUKS\xba\xbe"),
+        ("qcow2", 0, b"QFI\xfb"),
+    ];
+    let found = known.iter().find(|(_, at, magic)| bytes.get(*at..*at + magic.len()) == Some(*magic))?;
+    Some(FileSystem { fs_type: found.0, label: String::new() })
+}
+
+fn label(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_recognised_in_zeros_or_a_short_file() {
+        assert_eq!(recognise(&vec![0; LOOKED_AT_BYTES]), None);
+        assert_eq!(recognise(&[]), None);
+        assert_eq!(recognise(b"XFS"), None);
+    }
+
+    #[test]
+    fn the_ext_family_is_one() {
+        let ext4 = FileSystem { fs_type: "ext4", label: String::new() };
+        assert!(ext4.is_of_type("ext3") && ext4.is_of_type("ext4") && !ext4.is_of_type("xfs"));
+        let vfat = FileSystem { fs_type: "vfat", label: String::new() };
+        assert!(vfat.is_of_type("msdos") && !vfat.is_of_type("ext4"));
+    }
+
+    #[test]
+    fn other_images_are_told_apart() {
+        let mut bytes = vec![0; LOOKED_AT_BYTES];
+        bytes[..4].copy_from_slice(b"QFI\xfb");
+        assert_eq!(recognise(&bytes).map(|found| found.fs_type), Some("qcow2"));
+    }
+}

@@ -1,0 +1,135 @@
+use super::*;
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
+
+fn need(directory: &Path, fs_type: &str) -> VolumeNeed {
+    VolumeNeed {
+        image: HostPath::new(directory.join("var.img").to_str().unwrap()),
+        fs_type: fs_type.to_owned(),
+        label: Some("state".to_owned()),
+        access: Access::ReadWrite,
+        creation: Some(VolumeCreation { size_mib: 16, mkfs_extra_args: Vec::new() }),
+    }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "a skipped tool is told")]
+fn a_volume_is_created_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let interruption = Interruption::watch().unwrap();
+    for (fs_type, size_mib) in [("ext4", 16), ("ext2", 16), ("vfat", 16), ("xfs", 320), ("btrfs", 128)] {
+        if find_program(&HostPath::new(format!("mkfs.{fs_type}"))).is_err() {
+            assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "mkfs.{fs_type} is not installed");
+            eprintln!("skipped: mkfs.{fs_type} is not installed");
+            continue;
+        }
+        let mut volume = need(&directory.path().join(fs_type), fs_type);
+        volume.creation = Some(VolumeCreation { size_mib, mkfs_extra_args: Vec::new() });
+        volume.label = Some(if fs_type == "vfat" { "STATE" } else { "state" }.to_owned());
+        assert_eq!(make_ready(&volume, &interruption).unwrap(), VolumeState::Created, "{fs_type}");
+        let image = File::open(volume.image.as_path()).unwrap();
+        assert_eq!(image.metadata().unwrap().len(), size_mib << 20);
+        let found = file_system(&image).unwrap().unwrap();
+        assert_eq!((found.fs_type, Some(found.label)), (fs_type, volume.label.clone()));
+        assert_eq!(make_ready(&volume, &interruption).unwrap(), VolumeState::Present, "{fs_type}");
+        assert_eq!(names(&directory.path().join(fs_type)), ["var.img"]);
+    }
+}
+
+#[test]
+fn a_failed_mkfs_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut volume = need(directory.path(), "ext4");
+    volume.creation = Some(VolumeCreation { size_mib: 16, mkfs_extra_args: vec!["-Z".to_owned()] });
+    let error = make_ready(&volume, &Interruption::watch().unwrap()).unwrap_err();
+    assert!(matches!(error, VolumeError::MkfsFailed { .. }), "{error}");
+    assert!(error.to_string().contains("mkfs.ext4"), "{error}");
+    assert_eq!(names(directory.path()), [""; 0]);
+}
+
+#[test]
+fn a_half_made_volume_of_a_killed_launcher_is_taken_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = need(directory.path(), "ext4");
+    fs::write(directory.path().join("var.img.creating"), vec![1; 4096]).unwrap();
+    assert_eq!(make_ready(&volume, &Interruption::watch().unwrap()).unwrap(), VolumeState::Created);
+    assert_eq!(names(directory.path()), ["var.img"]);
+}
+
+#[test]
+fn a_volume_in_the_making_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = need(directory.path(), "ext4");
+    let other = File::create(directory.path().join("var.img.creating")).unwrap();
+    let _lock = Flock::lock(other, FlockArg::LockExclusiveNonblock).unwrap();
+    assert!(matches!(make_ready(&volume, &Interruption::watch().unwrap()), Err(VolumeError::Busy(_))));
+}
+
+#[test]
+fn a_file_that_appears_meanwhile_is_not_overwritten() {
+    let directory = tempfile::tempdir().unwrap();
+    let (from, to) = (directory.path().join("new"), directory.path().join("var.img"));
+    fs::write(&from, "new").unwrap();
+    fs::write(&to, "the user's").unwrap();
+    assert!(move_without_overwriting(&from, &to).is_err());
+    assert_eq!(fs::read_to_string(&to).unwrap(), "the user's");
+}
+
+#[test]
+fn a_file_that_holds_something_else_is_not_touched() {
+    let directory = tempfile::tempdir().unwrap();
+    let interruption = Interruption::watch().unwrap();
+    let mut volume = need(directory.path(), "ext4");
+    fs::write(volume.image.as_path(), "the user's thesis").unwrap();
+    let error = make_ready(&volume, &interruption).unwrap_err();
+    assert!(error.to_string().contains("holds no known file system, but the machine spec says ext4"), "{error}");
+    assert_eq!(fs::read_to_string(volume.image.as_path()).unwrap(), "the user's thesis");
+    // With autoCreate off the content is the user's own affair.
+    volume.creation = None;
+    assert_eq!(make_ready(&volume, &interruption).unwrap(), VolumeState::Present);
+}
+
+#[test]
+fn another_label_is_found_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let interruption = Interruption::watch().unwrap();
+    let mut volume = need(directory.path(), "ext4");
+    make_ready(&volume, &interruption).unwrap();
+    volume.label = Some("other".to_owned());
+    let error = make_ready(&volume, &interruption).unwrap_err().to_string();
+    assert!(error.contains("holds ext4 with label `state`") && error.contains("ext4 with label `other`"), "{error}");
+}
+
+#[test]
+fn a_missing_volume_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut volume = need(directory.path(), "ext4");
+    volume.creation = None;
+    let error = make_ready(&volume, &Interruption::watch().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("var.img is not there"), "{error}");
+}
+
+#[test]
+fn a_missing_mkfs_is_named_before_anything_is_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = need(directory.path(), "nofs");
+    let error = make_ready(&volume, &Interruption::watch().unwrap()).unwrap_err();
+    assert!(matches!(error, VolumeError::NoMkfs { .. }), "{error}");
+    assert_eq!(names(directory.path()), [""; 0]);
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = need(&directory.path().join("file/below"), "ext4");
+    fs::write(directory.path().join("file"), "").unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    assert!(matches!(make_ready(&volume, &Interruption::watch().unwrap()), Err(VolumeError::File { .. })));
+}
