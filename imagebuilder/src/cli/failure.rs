@@ -10,6 +10,7 @@ use imagebuilder::plan_file::PlanFileError;
 use imagebuilder::presence::AbsentPaths;
 use imagebuilder::settings::SettingsError;
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Why the program ends without having done what was asked.
@@ -39,6 +40,16 @@ impl Failure {
     /// The user or the system said stop: exit code 130.
     pub(crate) fn interrupted() -> Self {
         Self { exit_code: 130, message: "interrupted".to_owned(), hint: None }
+    }
+
+    /// An image that cannot be read, or is too damaged to go on: exit code 1.
+    pub(crate) fn unreadable_image(image: &Path, error: &dyn Error) -> Self {
+        Self { exit_code: 1, message: format!("{}: {}", image.display(), chain(error)), hint: None }
+    }
+
+    /// An image in which something was found to be wrong: exit code 1.
+    pub(crate) fn unsound(message: String) -> Self {
+        Self { exit_code: 1, message, hint: None }
     }
 
     /// The same failure, told as the cause of another.

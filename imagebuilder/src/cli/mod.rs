@@ -5,6 +5,7 @@ mod build;
 mod cache;
 mod cache_location;
 mod failure;
+mod inspect;
 mod interrupt;
 mod manual;
 mod plan;
@@ -12,6 +13,7 @@ mod progress;
 mod settings;
 mod source;
 mod streams;
+mod verify;
 
 use clap::{Parser, Subcommand};
 use failure::Failure;
@@ -36,6 +38,8 @@ pub(crate) struct Cli {
 enum Command {
     Build(Box<build::BuildArgs>),
     Plan(Box<plan::PlanArgs>),
+    Verify(Box<verify::VerifyArgs>),
+    Inspect(inspect::InspectArgs),
     Cache(cache::CacheArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
@@ -55,6 +59,8 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Build(args) => build::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Cache(args) => cache::run(args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),

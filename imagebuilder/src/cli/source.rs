@@ -52,7 +52,6 @@ enum Chosen {
 
 impl SourceArgs {
     /// The closure, when a source was given.
-    #[expect(dead_code, reason = "`verify` is the first to ask for it: take this line out there")]
     pub(crate) fn closure(&self) -> Result<Option<Closure>, Failure> {
         match self.chosen()? {
             None => Ok(None),

@@ -1,0 +1,83 @@
+//! `microvm-image inspect`.
+
+use super::failure::Failure;
+use super::streams;
+use clap::Args;
+use imagebuilder::dump::{DumpError, dump};
+use imagebuilder::image::Image;
+use imagebuilder::inspect::{BlockFacts, ImageFacts, inspect};
+use std::fmt::Write as _;
+use std::io::{self, BufWriter, Write as _};
+use std::path::PathBuf;
+
+/// Tell what an image is made of
+///
+/// With --tree: a line for everything in it, the same for the same image, fit for diff. Bytes that are no printable
+/// text are written \xNN there.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Image file, or a block device with an image on it
+    image: PathBuf,
+    /// Write every inode, fragment and table as a line of text instead
+    #[arg(long, conflicts_with = "json")]
+    tree: bool,
+    /// Write JSON to stdout
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
+    let unreadable = |error: &dyn std::error::Error| Failure::unreadable_image(&args.image, error);
+    let image = Image::open(&args.image).map_err(|error| unreadable(&error))?;
+    if args.tree {
+        let mut out = BufWriter::new(io::stdout().lock());
+        return match dump(&image, &mut out).and_then(|()| Ok(out.flush()?)) {
+            // A reader that has gone away, as `head` does, is no failure.
+            Err(DumpError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error) => Err(unreadable(&error)),
+            Ok(()) => Ok(()),
+        };
+    }
+    let facts = inspect(&image).map_err(|error| unreadable(&error))?;
+    if args.json {
+        return streams::print_json(&facts);
+    }
+    streams::print(text(&facts).as_bytes())
+}
+
+/// The facts as lines of a name and a value.
+fn text(facts: &ImageFacts) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a string does not fail.
+        _ = writeln!(out, "{name:<18}{value}");
+    };
+    let level = facts.level.map(|level| format!(" level {level}")).unwrap_or_default();
+    line("codec", format!("{}{level}", facts.codec));
+    line("block size", format!("{} bytes", facts.block_size_bytes));
+    line("image", format!("{} bytes, {} used", facts.image_bytes, facts.bytes_used));
+    line("flags", facts.flags.join(" "));
+    let inodes = &facts.inodes;
+    line("inodes", inodes.total.to_string());
+    line("  directories", inodes.directories.to_string());
+    line("  files", format!("{} and {} hard links", inodes.files, inodes.hard_links));
+    line("  symlinks", inodes.symlinks.to_string());
+    line("  special", inodes.special.to_string());
+    line("  with xattrs", inodes.with_xattrs.to_string());
+    line("content", format!("{} bytes, {} in holes", facts.content_bytes, facts.hole_bytes));
+    line("duplicates", format!("{} files, {} bytes", facts.duplicate_files, facts.duplicate_bytes));
+    line("data blocks", blocks(&facts.data_blocks));
+    line("fragment blocks", blocks(&facts.fragment_blocks));
+    for table in &facts.tables {
+        let value = format!(
+            "{} bytes of {}, in {} blocks, {} plain",
+            table.stored_bytes, table.bytes, table.blocks, table.plain_blocks
+        );
+        line(&table.name, value);
+    }
+    out
+}
+
+fn blocks(facts: &BlockFacts) -> String {
+    format!("{} in {} bytes, {} plain", facts.blocks, facts.stored_bytes, facts.plain_blocks)
+}

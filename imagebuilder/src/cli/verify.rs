@@ -1,0 +1,80 @@
+//! `microvm-image verify`.
+
+use super::failure::Failure;
+use super::source::SourceArgs;
+use super::streams;
+use clap::Args;
+use imagebuilder::image::Image;
+use imagebuilder::verify::{NarCheck, VerifyOptions, VerifyReport, verify};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::thread;
+
+/// Check an image, and with a closure also that it holds the closure and nothing else
+///
+/// Without a closure: superblock, tables, tree, and that all blocks decompress to what is expected. With one: also that
+/// every path, type, mode, size, symlink target and byte is as in the store. All problems are told at once, each with
+/// its path; then the exit code is 1.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Image file, or a block device with an image on it
+    image: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Also hash the NAR of each path in the image and compare it with the closure's hash
+    #[arg(long)]
+    nar: bool,
+    /// Threads [default: one for each CPU]
+    #[arg(short, long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+    /// Problems that are told; all are counted
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    max_problems: usize,
+    /// Write the report as JSON to stdout
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
+    let closure = args.source.closure()?;
+    if args.nar && closure.is_none() {
+        return Err(Failure::usage("--nar was given without a closure to compare with")
+            .with_hint("--closure-info, --graph and --plan have the hashes of NARs"));
+    }
+    let image = Image::open(&args.image).map_err(|error| Failure::unreadable_image(&args.image, &error))?;
+    let options = VerifyOptions {
+        closure: closure.as_ref(),
+        nar: if args.nar { NarCheck::Compute } else { NarCheck::Skip },
+        jobs: args.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get),
+        problems_told: args.max_problems,
+    };
+    let report = verify(&image, options).map_err(|error| Failure::unreadable_image(&args.image, &error))?;
+    for problem in &report.problems {
+        streams::tell(&problem.to_string());
+    }
+    let untold = report.problem_count.saturating_sub(report.problems.len() as u64);
+    if untold > 0 {
+        streams::tell(&format!("and {untold} more"));
+    }
+    if args.json {
+        streams::print_json(&report)?;
+    } else if report.sound {
+        streams::tell(&summary(&report));
+    }
+    if report.sound {
+        return Ok(());
+    }
+    let plural = if report.problem_count == 1 { "" } else { "s" };
+    Err(Failure::unsound(format!("{}: {} problem{plural} found", args.image.display(), report.problem_count)))
+}
+
+fn summary(report: &VerifyReport) -> String {
+    let mut text = format!("sound: {} inodes", report.inodes);
+    if report.paths_compared > 0 {
+        text.push_str(&format!(", {} store paths equal to the store", report.paths_compared));
+    }
+    if report.nars_hashed > 0 {
+        text.push_str(&format!(", {} NAR hashes right", report.nars_hashed));
+    }
+    text
+}

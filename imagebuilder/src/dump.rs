@@ -1,0 +1,160 @@
+//! A text that says everything about an image but the content of its files, one line a thing, the same for the same
+//! image: for reading, for `diff`, and for goldens.
+
+use crate::image::{Block, Escaped, FileInode, Image, ImageError, Inode, InodeForm, InodeKind, Node};
+use std::io::{self, Write};
+use thiserror::Error;
+
+/// Why there is no complete dump.
+#[derive(Debug, Error)]
+pub enum DumpError {
+    /// The image is damaged.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The text cannot be written.
+    #[error("cannot write the dump")]
+    Write(#[from] io::Error),
+}
+
+/// Writes the dump: the superblock, the tree in the order of its names, the tables.
+///
+/// # Errors
+/// The image is damaged, or `out` takes no more.
+pub fn dump(image: &Image, out: &mut dyn Write) -> Result<(), DumpError> {
+    let superblock = image.superblock();
+    write!(out, "squashfs codec={}", image.compression().name())?;
+    if let Some(options) = image.codec_options() {
+        write!(out, " options=({options})")?;
+    }
+    writeln!(
+        out,
+        " block-size={} made={} inodes={} bytes-used={} flags={}",
+        superblock.block_size_bytes,
+        superblock.made_at,
+        superblock.inodes,
+        superblock.bytes_used,
+        image.flag_names().join(",")
+    )?;
+    for node in image.walk()? {
+        dump_node(image, &node?, out)?;
+    }
+    for table in image.tables() {
+        writeln!(
+            out,
+            "table {} at={} stored={} bytes={} blocks={} plain={}",
+            table.part().to_string().replace(' ', "-"),
+            table.start(),
+            table.end() - table.start(),
+            table.length(),
+            table.pieces(),
+            table.plain_pieces()
+        )?;
+    }
+    for (index, id) in image.ids().iter().enumerate() {
+        writeln!(out, "id {index} {id}")?;
+    }
+    for index in 0..superblock.fragments {
+        let fragment = image.fragment(index)?;
+        writeln!(out, "fragment {index} at={} stored={}", fragment.start, stored(fragment))?;
+    }
+    Ok(())
+}
+
+/// `/path type mode owner:group mtime inode links` and what belongs to the kind.
+fn dump_node(image: &Image, node: &Node, out: &mut dyn Write) -> Result<(), DumpError> {
+    let inode = &node.inode;
+    let extended = if inode.form == InodeForm::Extended { "+" } else { "" };
+    write!(
+        out,
+        "/{} {}{extended} {:04o} {}:{} mtime={} inode={} links={}",
+        Escaped(&node.path),
+        inode.inode_type().name(),
+        inode.mode,
+        inode.user_id,
+        inode.group_id,
+        inode.modified_at,
+        inode.number,
+        inode.links
+    )?;
+    match &inode.kind {
+        InodeKind::Directory(directory) => {
+            write!(
+                out,
+                " parent={} listing={} index={}",
+                directory.parent_number, directory.listing_bytes, directory.index_entries
+            )?;
+        }
+        InodeKind::File(file) => dump_file(image, file, out)?,
+        InodeKind::Symlink(target) => write!(out, " -> {}", Escaped(target))?,
+        InodeKind::BlockDevice(number) | InodeKind::CharacterDevice(number) => {
+            let (major, minor) = device_numbers(*number);
+            write!(out, " device={major}:{minor}")?;
+        }
+        InodeKind::Fifo | InodeKind::Socket => {}
+    }
+    dump_xattrs(image, inode, out)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// Where the content is: ` at=96 blocks=3450,4096p,hole*12 fragment=0+120`.
+fn dump_file(image: &Image, file: &FileInode, out: &mut dyn Write) -> Result<(), DumpError> {
+    write!(out, " size={}", file.size_bytes)?;
+    let mut holes = 0_u64;
+    let mut separator = format!(" at={} blocks=", file.start);
+    let mut blocks = image.file_blocks(file);
+    loop {
+        let block = blocks.next().transpose()?;
+        match block {
+            Some(block) if block.word.is_hole() => {
+                holes += 1;
+                continue;
+            }
+            _ if holes > 0 => {
+                write!(out, "{separator}hole*{holes}")?;
+                holes = 0;
+                ",".clone_into(&mut separator);
+            }
+            _ => {}
+        }
+        match block {
+            Some(block) => write!(out, "{separator}{}", stored(block))?,
+            None => break,
+        }
+        ",".clone_into(&mut separator);
+    }
+    if let Some(fragment) = file.fragment {
+        write!(out, " fragment={}+{}", fragment.index, fragment.offset)?;
+    }
+    Ok(())
+}
+
+fn dump_xattrs(image: &Image, inode: &Inode, out: &mut dyn Write) -> Result<(), DumpError> {
+    for xattr in image.xattrs(inode)? {
+        write!(out, " xattr:{}={}", Escaped(&xattr.name), Escaped(&xattr.value))?;
+    }
+    Ok(())
+}
+
+/// Stored bytes, with a `p` when they are plain.
+fn stored(block: Block) -> String {
+    let plain = if block.word.is_plain() { "p" } else { "" };
+    format!("{}{plain}", block.word.stored_bytes())
+}
+
+/// Major and minor number, packed as the kernel's `new_decode_dev` has them.
+fn device_numbers(number: u32) -> (u32, u32) {
+    ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xf_ff00))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::device_numbers;
+
+    #[test]
+    fn device_numbers_are_unpacked_as_the_kernel_does() {
+        assert_eq!(device_numbers(0x0803), (8, 3));
+        // mknod with 259 and 0x1234: the minor's upper bits stand above the major's.
+        assert_eq!(device_numbers(0x0121_0334), (259, 0x1234));
+    }
+}

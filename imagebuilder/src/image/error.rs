@@ -1,0 +1,153 @@
+//! What can be wrong with an image.
+
+use super::escape::ImagePath;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// A part of an image, for messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// The first 96 bytes.
+    Superblock,
+    /// The metadata block behind the superblock.
+    CodecOptions,
+    /// All inodes.
+    InodeTable,
+    /// All directory listings.
+    DirectoryTable,
+    /// Positions of the fragment blocks.
+    FragmentTable,
+    /// Positions of the inodes by number.
+    ExportTable,
+    /// User and group ids.
+    IdTable,
+    /// Which extended attributes an inode has.
+    XattrIdTable,
+    /// Names and values of extended attributes.
+    XattrTable,
+    /// The inode that begins at this byte of the decompressed inode table.
+    Inode(u64),
+    /// The listing of the directory with this inode number.
+    Listing(u32),
+    /// The data block at this byte of the image.
+    DataBlock(u64),
+    /// The fragment block with this number.
+    FragmentBlock(u32),
+    /// The bytes behind the file system.
+    Padding,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Superblock => write!(formatter, "superblock"),
+            Self::CodecOptions => write!(formatter, "codec options"),
+            Self::InodeTable => write!(formatter, "inode table"),
+            Self::DirectoryTable => write!(formatter, "directory table"),
+            Self::FragmentTable => write!(formatter, "fragment table"),
+            Self::ExportTable => write!(formatter, "export table"),
+            Self::IdTable => write!(formatter, "id table"),
+            Self::XattrIdTable => write!(formatter, "xattr id table"),
+            Self::XattrTable => write!(formatter, "xattr table"),
+            Self::Inode(position) => write!(formatter, "inode at byte {position} of the inode table"),
+            Self::Listing(number) => write!(formatter, "listing of directory inode {number}"),
+            Self::DataBlock(at) => write!(formatter, "data block at byte {at}"),
+            Self::FragmentBlock(index) => write!(formatter, "fragment block {index}"),
+            Self::Padding => write!(formatter, "padding"),
+        }
+    }
+}
+
+/// Why an image, or a part of it, cannot be read.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// The image file cannot be opened.
+    #[error("cannot open image {}", .path.display())]
+    Open {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Reading the image file failed.
+    #[error("cannot read {length_bytes} bytes at byte {offset} of the image")]
+    Read {
+        /// How many bytes were asked for.
+        length_bytes: usize,
+        /// From where.
+        offset: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file holds something else, or its beginning is damaged.
+    #[error("not a squashfs 4.0 image: {reason}")]
+    NotSquashfs {
+        /// What gives it away.
+        reason: String,
+    },
+    /// A valid image that this reader does not take.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// What the image has.
+        what: String,
+    },
+    /// Something in the image contradicts the format or another part of it.
+    #[error("{part}: {reason}")]
+    Damaged {
+        /// Where.
+        part: Part,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The image asks for more than this reader is willing to hold or do.
+    #[error("{part}: {reason} (the limit of this reader is {limit})")]
+    Limit {
+        /// Where.
+        part: Part,
+        /// What there is too much of.
+        reason: String,
+        /// How much is allowed.
+        limit: u64,
+    },
+    /// There is nothing at this path.
+    #[error("{path} is not in the image")]
+    NotFound {
+        /// The path asked for.
+        path: ImagePath,
+    },
+    /// An error that belongs to one path of the image.
+    #[error("{path}")]
+    At {
+        /// The path in the image.
+        path: ImagePath,
+        /// What is wrong with it.
+        #[source]
+        source: Box<ImageError>,
+    },
+}
+
+impl ImageError {
+    /// A contradiction in `part`.
+    pub(crate) fn damaged(part: Part, reason: impl Into<String>) -> Self {
+        Self::Damaged { part, reason: reason.into() }
+    }
+
+    /// Names the path the error belongs to.
+    pub(crate) fn at(self, path: &[u8]) -> Self {
+        Self::At { path: ImagePath(path.to_vec()), source: Box::new(self) }
+    }
+
+    /// The message and those of its sources in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(error) = next {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            next = error.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,295 @@
+//! Tables of metadata blocks, read as if they were one run of bytes.
+//!
+//! A table is cut into pieces of 8 KiB, each stored compressed or plain behind a two-byte length. References into it
+//! name the position of a piece as stored and an offset in it once decompressed. Here a table knows where each of its
+//! pieces begins, so a place in it is one number: the byte in the decompressed table. That takes four bytes of memory a
+//! piece, and it finds out references that point between pieces.
+//!
+//! All pieces but the last must be full: the kernel does not ask for it, but unsquashfs does and every tool writes
+//! them so.
+
+use super::codec::Decoder;
+use super::error::{ImageError, Part};
+use super::recent::Recent;
+use super::source::ImageSource;
+use super::superblock::{TakeLe, read_at};
+use crate::squashfs::format::{METADATA_BLOCK_BYTES, METADATA_PLAIN};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Most pieces a table may have: 8 GiB of inodes, some sixty million files. It bounds the memory hostile images take.
+const PIECES_MAX: u64 = 1 << 20;
+/// Decompressed pieces kept of each table.
+const PIECES_CACHED: usize = 64;
+/// Length of a piece, as a position.
+const PIECE_BYTES: u64 = METADATA_BLOCK_BYTES as u64;
+
+/// The image's bytes and the means to decompress them, shared by all its parts.
+#[derive(Debug)]
+pub(crate) struct Storage {
+    /// The bytes.
+    pub(crate) source: Box<dyn ImageSource>,
+    /// The codec.
+    pub(crate) decoder: Decoder,
+}
+
+/// One table.
+#[derive(Debug)]
+pub(crate) struct MetadataTable {
+    storage: Arc<Storage>,
+    part: Part,
+    start: u64,
+    end: u64,
+    /// Where each piece begins, from the start of the table.
+    pieces: Vec<u32>,
+    plain_pieces: u64,
+    length: u64,
+    cache: Mutex<Recent>,
+}
+
+impl MetadataTable {
+    /// Finds the pieces between two positions of the image, without decompressing any but the last.
+    pub(crate) fn scan(storage: &Arc<Storage>, part: Part, start: u64, end: u64) -> Result<Self, ImageError> {
+        let damaged = |reason: String| Err(ImageError::damaged(part, reason));
+        if end < start {
+            return damaged(format!("it begins at byte {start} and ends at byte {end}"));
+        }
+        let mut table = Self {
+            storage: Arc::clone(storage),
+            part,
+            start,
+            end,
+            pieces: Vec::new(),
+            plain_pieces: 0,
+            length: 0,
+            cache: Mutex::new(Recent::new(PIECES_CACHED)),
+        };
+        let mut at = start;
+        while at < end {
+            if table.pieces.len() as u64 == PIECES_MAX {
+                let reason = "too many metadata blocks".to_owned();
+                return Err(ImageError::Limit { part, reason, limit: PIECES_MAX });
+            }
+            let Ok(relative) = u32::try_from(at - start) else {
+                return damaged("it is longer than 4 GiB, which no reference can reach".to_owned());
+            };
+            let (stored_bytes, plain) = table.head(at)?;
+            if stored_bytes == 0 || stored_bytes > PIECE_BYTES || stored_bytes + 2 > end - at {
+                return damaged(format!("the metadata block at byte {at} says it has {stored_bytes} bytes"));
+            }
+            table.pieces.push(relative);
+            table.plain_pieces += u64::from(plain);
+            at += 2 + stored_bytes;
+        }
+        if let Some(last) = table.pieces.len().checked_sub(1) {
+            table.length = last as u64 * PIECE_BYTES + table.piece(last)?.len() as u64;
+        }
+        Ok(table)
+    }
+
+    /// Reads the index of a table whose pieces are found through a list of positions, and the pieces' places.
+    ///
+    /// The pieces end at `end`, the list stands at `index_at`; `length` is the length of the decompressed table.
+    /// Also says where the list ends.
+    pub(crate) fn indexed(
+        storage: &Arc<Storage>,
+        part: Part,
+        end: u64,
+        index_at: u64,
+        length: u64,
+    ) -> Result<(Self, u64), ImageError> {
+        let damaged = |reason: String| Err(ImageError::damaged(part, reason));
+        let count = length.div_ceil(PIECE_BYTES);
+        if count > PIECES_MAX {
+            let reason = format!("{length} bytes of table");
+            return Err(ImageError::Limit { part, reason, limit: PIECES_MAX * PIECE_BYTES });
+        }
+        let index_bytes = count * 8;
+        let room = storage.source.length_bytes().saturating_sub(index_at);
+        if index_bytes > room {
+            return damaged(format!("its index needs {index_bytes} bytes at byte {index_at}, the image has {room}"));
+        }
+        let mut index = vec![0; usize::try_from(index_bytes).unwrap_or(usize::MAX)];
+        read_at(storage.source.as_ref(), &mut index, index_at)?;
+        let mut rest = &index[..];
+        let positions: Vec<u64> = std::iter::from_fn(|| rest.take_u64()).collect();
+        let start = positions.first().copied().unwrap_or(end);
+        let table = Self::scan(storage, part, start, end)?;
+        let places = table.pieces.iter().map(|piece| start + u64::from(*piece));
+        if !places.eq(positions.iter().copied()) {
+            return damaged(format!("its index at byte {index_at} does not list its metadata blocks"));
+        }
+        if table.length != length {
+            return damaged(format!("it has {} bytes where {length} are needed", table.length));
+        }
+        Ok((table, index_at + index_bytes))
+    }
+
+    /// Stored length of the piece at a position of the image, and whether it is plain.
+    fn head(&self, at: u64) -> Result<(u64, bool), ImageError> {
+        let mut head = [0; 2];
+        read_at(self.storage.source.as_ref(), &mut head, at)?;
+        let word = u16::from_le_bytes(head);
+        Ok((u64::from(word & !METADATA_PLAIN), word & METADATA_PLAIN != 0))
+    }
+
+    /// The name of the table.
+    pub(crate) fn part(&self) -> Part {
+        self.part
+    }
+
+    /// Where the table begins in the image.
+    pub(crate) fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Where its last piece ends in the image.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Length of the decompressed table in bytes.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Number of pieces.
+    pub(crate) fn pieces(&self) -> u64 {
+        self.pieces.len() as u64
+    }
+
+    /// Number of pieces that are stored as they are.
+    pub(crate) fn plain_pieces(&self) -> u64 {
+        self.plain_pieces
+    }
+
+    /// The place in the decompressed table of a stored piece's byte.
+    pub(crate) fn place(&self, piece_start: u32, offset: u16) -> Result<u64, ImageError> {
+        let Ok(index) = self.pieces.binary_search(&piece_start) else {
+            return Err(ImageError::damaged(
+                self.part,
+                format!("no metadata block begins at its byte {piece_start}, yet something refers there"),
+            ));
+        };
+        let place = index as u64 * PIECE_BYTES + u64::from(offset);
+        if u64::from(offset) >= PIECE_BYTES || place >= self.length {
+            return Err(ImageError::damaged(
+                self.part,
+                format!("something refers to byte {offset} of its metadata block at {piece_start}"),
+            ));
+        }
+        Ok(place)
+    }
+
+    /// Where the piece that holds a place is stored, from the start of the table, and the offset in it.
+    pub(crate) fn stored_place(&self, place: u64) -> Option<(u32, u16)> {
+        let index = usize::try_from(place / PIECE_BYTES).ok()?;
+        Some((*self.pieces.get(index)?, u16::try_from(place % PIECE_BYTES).ok()?))
+    }
+
+    /// Reads from a place on.
+    pub(crate) fn cursor(&self, place: u64) -> Cursor<'_> {
+        Cursor { table: self, place, piece: None }
+    }
+
+    /// A decompressed piece.
+    fn piece(&self, index: usize) -> Result<Arc<Vec<u8>>, ImageError> {
+        let number = u32::try_from(index).unwrap_or(u32::MAX);
+        if let Some(piece) = self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(number) {
+            return Ok(piece);
+        }
+        let Some(relative) = self.pieces.get(index) else {
+            return Err(ImageError::damaged(self.part, "it ends in the middle of an entry"));
+        };
+        let at = self.start + u64::from(*relative);
+        let (stored_bytes, plain) = self.head(at)?;
+        let mut stored = vec![0; usize::try_from(stored_bytes).unwrap_or_default().min(METADATA_BLOCK_BYTES)];
+        read_at(self.storage.source.as_ref(), &mut stored, at + 2)?;
+        let piece = if plain {
+            stored
+        } else {
+            let mut piece = vec![0; METADATA_BLOCK_BYTES];
+            let length = self.storage.decoder.decode(self.part, &stored, &mut piece)?;
+            piece.truncate(length);
+            piece
+        };
+        let last = index + 1 == self.pieces.len();
+        if piece.is_empty() || (!last && piece.len() != METADATA_BLOCK_BYTES) {
+            return Err(ImageError::damaged(
+                self.part,
+                format!("the metadata block at byte {at} holds {} bytes, not {METADATA_BLOCK_BYTES}", piece.len()),
+            ));
+        }
+        let piece = Arc::new(piece);
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(number, &piece);
+        Ok(piece)
+    }
+}
+
+/// Reads a table from one place on.
+#[derive(Clone, Debug)]
+pub(crate) struct Cursor<'a> {
+    table: &'a MetadataTable,
+    place: u64,
+    piece: Option<(usize, Arc<Vec<u8>>)>,
+}
+
+impl Cursor<'_> {
+    /// Where the next byte comes from.
+    pub(crate) fn place(&self) -> u64 {
+        self.place
+    }
+
+    /// Goes past so many bytes.
+    pub(crate) fn skip(&mut self, bytes: u64) -> Result<(), ImageError> {
+        match self.place.checked_add(bytes).filter(|place| *place <= self.table.length) {
+            Some(place) => {
+                self.place = place;
+                Ok(())
+            }
+            None => Err(ImageError::damaged(self.table.part, "it ends in the middle of an entry")),
+        }
+    }
+
+    /// Fills a buffer.
+    pub(crate) fn read(&mut self, mut buffer: &mut [u8]) -> Result<(), ImageError> {
+        while !buffer.is_empty() {
+            let index = usize::try_from(self.place / PIECE_BYTES).unwrap_or(usize::MAX);
+            let offset = usize::try_from(self.place % PIECE_BYTES).unwrap_or_default();
+            let piece = match &self.piece {
+                Some((kept, piece)) if *kept == index => piece,
+                _ => &self.piece.insert((index, self.table.piece(index)?)).1,
+            };
+            let rest = piece.get(offset..).unwrap_or_default();
+            let count = rest.len().min(buffer.len());
+            if count == 0 {
+                return Err(ImageError::damaged(self.table.part, "it ends in the middle of an entry"));
+            }
+            let (front, back) = buffer.split_at_mut(count);
+            front.copy_from_slice(&rest[..count]);
+            buffer = back;
+            self.place += count as u64;
+        }
+        Ok(())
+    }
+
+    fn array<const LENGTH: usize>(&mut self) -> Result<[u8; LENGTH], ImageError> {
+        let mut bytes = [0; LENGTH];
+        self.read(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads two bytes.
+    pub(crate) fn u16(&mut self) -> Result<u16, ImageError> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    /// Reads four bytes.
+    pub(crate) fn u32(&mut self) -> Result<u32, ImageError> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    /// Reads eight bytes.
+    pub(crate) fn u64(&mut self) -> Result<u64, ImageError> {
+        self.array().map(u64::from_le_bytes)
+    }
+}

@@ -1,0 +1,117 @@
+//! Extended attributes. A Nix store has none, images by other tools may.
+
+use super::error::{ImageError, Part};
+use super::metadata::{Cursor, MetadataTable, Storage};
+use super::superblock::{TakeLe, read_at};
+use std::sync::Arc;
+
+/// Bytes of an entry of the id table.
+const ID_ENTRY_BYTES: u64 = 16;
+/// Bytes in front of the id table's index.
+const HEAD_BYTES: u64 = 16;
+/// Set in the type of an attribute whose value stands elsewhere.
+const VALUE_ELSEWHERE: u16 = 0x100;
+/// Longest value Linux takes.
+const VALUE_BYTES_MAX: u32 = 65_536;
+/// Most bytes of names and values of one inode: values may be shared, so a small table can stand for gigabytes.
+const INODE_BYTES_MAX: usize = 4 << 20;
+/// What stands in front of names, by the low byte of the type.
+const PREFIXES: [&str; 3] = ["user.", "trusted.", "security."];
+
+/// The two tables of extended attributes.
+#[derive(Debug)]
+pub(crate) struct XattrTables {
+    /// Which attributes each inode with a number here has.
+    pub(crate) ids: MetadataTable,
+    /// Names and values.
+    pub(crate) values: MetadataTable,
+    /// Number of entries in the id table.
+    pub(crate) count: u32,
+    /// Where the index ends in the image.
+    pub(crate) end: u64,
+}
+
+/// One extended attribute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Xattr {
+    /// Name with its prefix.
+    pub name: Vec<u8>,
+    /// Value.
+    pub value: Vec<u8>,
+}
+
+impl XattrTables {
+    /// Opens the tables whose head is at a position of the image.
+    pub(crate) fn open(storage: &Arc<Storage>, head_at: u64) -> Result<Self, ImageError> {
+        let mut head = [0; HEAD_BYTES as usize];
+        read_at(storage.source.as_ref(), &mut head, head_at)?;
+        let mut fields = &head[..];
+        let cut_off = || ImageError::damaged(Part::XattrIdTable, "its head is cut off");
+        let values_at = fields.take_u64().ok_or_else(cut_off)?;
+        let count = fields.take_u32().ok_or_else(cut_off)?;
+        if count == 0 {
+            return Err(ImageError::damaged(Part::XattrIdTable, "it is there but has no entries"));
+        }
+        let length = u64::from(count) * ID_ENTRY_BYTES;
+        let (ids, end) = MetadataTable::indexed(storage, Part::XattrIdTable, head_at, head_at + HEAD_BYTES, length)?;
+        let values = MetadataTable::scan(storage, Part::XattrTable, values_at, ids.start())?;
+        Ok(Self { ids, values, count, end })
+    }
+
+    /// The attributes of an entry of the id table.
+    pub(crate) fn read(&self, index: u32) -> Result<Vec<Xattr>, ImageError> {
+        if index >= self.count {
+            let reason = format!("entry {index} of {} is asked for", self.count);
+            return Err(ImageError::damaged(Part::XattrIdTable, reason));
+        }
+        let mut cursor = self.ids.cursor(u64::from(index) * ID_ENTRY_BYTES);
+        let place = self.place(cursor.u64()?)?;
+        let count = cursor.u32()?;
+        let mut cursor = self.values.cursor(place);
+        let mut xattrs = Vec::new();
+        let mut bytes = 0;
+        for _ in 0..count {
+            let type_number = cursor.u16()?;
+            let prefix = PREFIXES.get(usize::from(type_number & 0xff));
+            let prefix = prefix
+                .filter(|_| type_number & !(VALUE_ELSEWHERE | 0xff) == 0)
+                .ok_or_else(|| ImageError::damaged(Part::XattrTable, format!("no type is {type_number}")))?;
+            let mut name = prefix.as_bytes().to_vec();
+            let start = name.len();
+            name.resize(start + usize::from(cursor.u16()?), 0);
+            cursor.read(&mut name[start..])?;
+            let value = if type_number & VALUE_ELSEWHERE == 0 {
+                read_value(&mut cursor)?
+            } else {
+                if cursor.u32()? != 8 {
+                    return Err(ImageError::damaged(Part::XattrTable, "a reference to a value is not 8 bytes long"));
+                }
+                read_value(&mut self.values.cursor(self.place(cursor.u64()?)?))?
+            };
+            bytes += name.len() + value.len();
+            if bytes > INODE_BYTES_MAX {
+                let reason = format!("entry {index} has too many bytes of attributes");
+                return Err(ImageError::Limit { part: Part::XattrTable, reason, limit: INODE_BYTES_MAX as u64 });
+            }
+            xattrs.push(Xattr { name, value });
+        }
+        Ok(xattrs)
+    }
+
+    fn place(&self, reference: u64) -> Result<u64, ImageError> {
+        let piece = u32::try_from(reference >> 16).map_err(|_| {
+            ImageError::damaged(Part::XattrTable, format!("something refers to {reference:#x}, behind its end"))
+        })?;
+        self.values.place(piece, (reference & 0xffff) as u16)
+    }
+}
+
+fn read_value(cursor: &mut Cursor<'_>) -> Result<Vec<u8>, ImageError> {
+    let length = cursor.u32()?;
+    if length > VALUE_BYTES_MAX {
+        return Err(ImageError::damaged(Part::XattrTable, format!("a value has {length} bytes")));
+    }
+    let mut value = vec![0; usize::try_from(length).unwrap_or_default()];
+    cursor.read(&mut value)?;
+    Ok(value)
+}

@@ -1,0 +1,202 @@
+//! The facts of an image, for people and programs.
+
+use crate::image::{Block, CodecOptions, FileInode, Image, ImageError, InodeKind, InodeType, each_distinct};
+use serde::Serialize;
+
+/// What an image is made of. Serialised it is version 1 of the `inspect --json` document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageFacts {
+    /// Version of this document's form.
+    pub version: u32,
+    /// Length of the file, padding included.
+    pub image_bytes: u64,
+    /// Length of the file system.
+    pub bytes_used: u64,
+    /// Codec of the compressed blocks. Images without compression name gzip and have plain blocks only.
+    pub codec: &'static str,
+    /// Level, when the image says so. Tools leave their default out.
+    pub level: Option<u32>,
+    /// Data block size.
+    pub block_size_bytes: u32,
+    /// Time of making, in seconds since 1970.
+    pub made_at: u32,
+    /// The flags that are set.
+    pub flags: Vec<&'static str>,
+    /// Inodes by kind.
+    pub inodes: InodeFacts,
+    /// Bytes of all file inodes, holes included. Hard links count once, equal files each time.
+    pub content_bytes: u64,
+    /// How many of them are in holes.
+    pub hole_bytes: u64,
+    /// File inodes whose content another file has too.
+    pub duplicate_files: u64,
+    /// Bytes of those files.
+    pub duplicate_bytes: u64,
+    /// Blocks of file content, shared ones counted once.
+    pub data_blocks: BlockFacts,
+    /// Blocks of file tails and small files.
+    pub fragment_blocks: BlockFacts,
+    /// The tables, in their order in the image.
+    pub tables: Vec<TableFacts>,
+}
+
+/// Inodes by kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InodeFacts {
+    /// All of them.
+    pub total: u64,
+    /// Directories.
+    pub directories: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Symbolic links.
+    pub symlinks: u64,
+    /// Block and character devices, pipes, sockets.
+    pub special: u64,
+    /// Names that files have beyond the first.
+    pub hard_links: u64,
+    /// Inodes with extended attributes.
+    pub with_xattrs: u64,
+}
+
+/// Blocks of one sort.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockFacts {
+    /// How many there are.
+    pub blocks: u64,
+    /// How many are stored as they are.
+    pub plain_blocks: u64,
+    /// Bytes they take in the image.
+    pub stored_bytes: u64,
+}
+
+impl BlockFacts {
+    fn add(&mut self, block: Block) {
+        self.blocks += 1;
+        self.plain_blocks += u64::from(block.word.is_plain());
+        self.stored_bytes += u64::from(block.word.stored_bytes());
+    }
+}
+
+/// One table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TableFacts {
+    /// Its name.
+    pub name: String,
+    /// Where it begins in the image.
+    pub start: u64,
+    /// Bytes it takes in the image, without its index.
+    pub stored_bytes: u64,
+    /// Bytes once decompressed.
+    pub bytes: u64,
+    /// Metadata blocks.
+    pub blocks: u64,
+    /// How many of them are stored as they are.
+    pub plain_blocks: u64,
+}
+
+/// Where a file's content is: two files with equal keys have equal content.
+fn content_key(file: &FileInode, first: Option<Block>) -> Option<(u64, u64, u64)> {
+    let tail = file.fragment.map_or(0, |fragment| (u64::from(fragment.index) + 1) << 32 | u64::from(fragment.offset));
+    match first {
+        Some(_) => Some((file.start, file.size_bytes, tail)),
+        None if tail > 0 && file.blocks == 0 => Some((0, file.size_bytes, tail)),
+        None => None,
+    }
+}
+
+fn table_facts(image: &Image) -> Vec<TableFacts> {
+    let facts = image.tables().map(|table| TableFacts {
+        name: table.part().to_string(),
+        start: table.start(),
+        stored_bytes: table.end() - table.start(),
+        bytes: table.length(),
+        blocks: table.pieces(),
+        plain_blocks: table.plain_pieces(),
+    });
+    facts.collect()
+}
+
+/// Collects the facts: reads the inode table once and a second time for the blocks, but no file content.
+///
+/// # Errors
+/// The tables are damaged.
+pub fn inspect(image: &Image) -> Result<ImageFacts, ImageError> {
+    let superblock = image.superblock();
+    let mut facts = ImageFacts {
+        version: 1,
+        image_bytes: image.length_bytes(),
+        bytes_used: superblock.bytes_used,
+        codec: image.compression().name(),
+        level: image.codec_options().and_then(CodecOptions::level),
+        block_size_bytes: superblock.block_size_bytes,
+        made_at: superblock.made_at,
+        flags: image.flag_names(),
+        inodes: InodeFacts::default(),
+        content_bytes: 0,
+        hole_bytes: 0,
+        duplicate_files: 0,
+        duplicate_bytes: 0,
+        data_blocks: BlockFacts::default(),
+        fragment_blocks: BlockFacts::default(),
+        tables: table_facts(image),
+    };
+    count_inodes(image, &mut facts)?;
+    image.each_data_block(|block| {
+        facts.data_blocks.add(block);
+        Ok(())
+    })?;
+    for index in 0..superblock.fragments {
+        facts.fragment_blocks.add(image.fragment(index)?);
+    }
+    Ok(facts)
+}
+
+fn count_inodes(image: &Image, facts: &mut ImageFacts) -> Result<(), ImageError> {
+    for inode in image.inodes() {
+        let inode = inode?;
+        facts.inodes.total += 1;
+        match inode.inode_type() {
+            InodeType::Directory => facts.inodes.directories += 1,
+            InodeType::File => facts.inodes.files += 1,
+            InodeType::Symlink => facts.inodes.symlinks += 1,
+            _ => facts.inodes.special += 1,
+        }
+        if inode.inode_type() != InodeType::Directory {
+            facts.inodes.hard_links += u64::from(inode.links.saturating_sub(1));
+        }
+        facts.inodes.with_xattrs += u64::from(inode.xattr.is_some());
+        if let InodeKind::File(file) = &inode.kind {
+            facts.content_bytes = facts.content_bytes.saturating_add(file.size_bytes);
+            facts.hole_bytes = facts.hole_bytes.saturating_add(file.hole_bytes);
+        }
+    }
+    let (mut files, mut bytes) = (0, 0_u64);
+    let keys = |put: &mut dyn FnMut((u64, u64, u64))| {
+        (files, bytes) = (0, 0);
+        for inode in image.inodes() {
+            if let InodeKind::File(file) = &inode?.kind {
+                let first = image.first_stored_block(file)?;
+                if let Some(key) = content_key(file, first) {
+                    files += 1;
+                    bytes = bytes.saturating_add(file.size_bytes);
+                    put(key);
+                }
+            }
+        }
+        Ok::<_, ImageError>(())
+    };
+    let (mut distinct_files, mut distinct_bytes) = (0, 0_u64);
+    each_distinct(keys, |(_, size_bytes, _)| {
+        distinct_files += 1;
+        distinct_bytes = distinct_bytes.saturating_add(size_bytes);
+        Ok(())
+    })?;
+    facts.duplicate_files = files - distinct_files;
+    facts.duplicate_bytes = bytes.saturating_sub(distinct_bytes);
+    Ok(())
+}

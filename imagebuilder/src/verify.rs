@@ -1,0 +1,174 @@
+//! Says whether an image is sound and, given its closure, whether it holds that closure and nothing else.
+
+mod blocks;
+mod compare;
+mod problem;
+mod store;
+mod tables;
+mod tree;
+
+pub use problem::{Problem, ProblemKind};
+
+use crate::closure::Closure;
+use crate::image::{Image, ImageError};
+use crate::nar::nar_digest;
+use crate::plan::PlannedPath;
+use blocks::Decompress;
+use problem::Problems;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::fmt::Write;
+use thiserror::Error;
+
+/// Comparisons handed to a thread at once: neighbours mostly share a fragment block.
+const BATCH: usize = 32;
+
+/// Whether NARs are hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NarCheck {
+    /// No.
+    Skip,
+    /// Of every path whose hash the closure's source gives.
+    Compute,
+}
+
+/// What is checked, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct VerifyOptions<'a> {
+    /// The closure that the image must hold; without, only the image itself is checked.
+    pub closure: Option<&'a Closure>,
+    /// Whether NARs are hashed.
+    pub nar: NarCheck,
+    /// Threads, at least 1.
+    pub jobs: usize,
+    /// How many problems are told; all are counted.
+    pub problems_told: usize,
+}
+
+/// What came of it. Serialised it is version 1 of the `verify --json` document.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VerifyReport {
+    /// Version of this document's form.
+    pub version: u32,
+    /// Nothing is wrong.
+    pub sound: bool,
+    /// Inodes in the image.
+    pub inodes: u64,
+    /// Store paths compared with the store.
+    pub paths_compared: u64,
+    /// Files compared with the store, byte by byte. Parts of a large file count once each.
+    pub comparisons: u64,
+    /// NARs hashed.
+    pub nars_hashed: u64,
+    /// How many things are wrong.
+    pub problem_count: u64,
+    /// The first of them, in the order of their paths.
+    pub problems: Vec<Problem>,
+}
+
+/// Why an image could not be checked at all.
+#[derive(Debug, Error)]
+pub enum VerifyError {
+    /// The image cannot be read, or its superblock or tables are too damaged to go on.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// There are no threads to be had.
+    #[error("cannot start {jobs} threads")]
+    Threads {
+        /// How many were asked for.
+        jobs: usize,
+        /// Why.
+        source: rayon::ThreadPoolBuildError,
+    },
+}
+
+/// Checks an image.
+///
+/// # Errors
+/// It cannot be checked at all. What is wrong with an image that can be read is in the report.
+pub fn verify(image: &Image, options: VerifyOptions<'_>) -> Result<VerifyReport, VerifyError> {
+    let jobs = options.jobs.max(1);
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(jobs).build();
+    let threads = threads.map_err(|source| VerifyError::Threads { jobs, source })?;
+    let problems = Problems::new(options.problems_told);
+    let mut report = VerifyReport {
+        version: 1,
+        sound: false,
+        inodes: u64::from(image.superblock().inodes),
+        paths_compared: 0,
+        comparisons: 0,
+        nars_hashed: 0,
+        problem_count: 0,
+        problems: Vec::new(),
+    };
+    tables::check_layout(image, &problems);
+    tables::check_padding(image, &problems);
+    let inodes = tables::check_inodes(image, &problems);
+    tree::check_tree(image, &inodes, &problems);
+    drop(inodes);
+    let decompress = if options.closure.is_some() { Decompress::Fragments } else { Decompress::All };
+    threads.install(|| blocks::check_blocks(image, decompress, &problems));
+    if let Some(closure) = options.closure {
+        report.paths_compared = closure.paths.len() as u64;
+        report.comparisons = threads.install(|| compare_with_store(image, closure, &problems))?;
+        if options.nar == NarCheck::Compute {
+            report.nars_hashed = threads.install(|| check_nars(image, closure, &problems));
+        }
+    }
+    (report.problems, report.problem_count) = problems.finish();
+    report.sound = report.problem_count == 0;
+    Ok(report)
+}
+
+fn compare_with_store(image: &Image, closure: &Closure, problems: &Problems) -> Result<u64, ImageError> {
+    let mut pairing = store::Pairing::new(image, closure, problems)?;
+    let batches = std::iter::from_fn(|| {
+        let batch: Vec<_> = pairing.by_ref().take(BATCH).collect();
+        (!batch.is_empty()).then_some(batch)
+    });
+    let compare_batch = |buffer: &mut Vec<u8>, batch: Vec<store::Comparison<'_>>| {
+        for comparison in &batch {
+            compare::compare(image, comparison, buffer, problems);
+        }
+        batch.len() as u64
+    };
+    Ok(batches.par_bridge().map_init(Vec::new, compare_batch).sum())
+}
+
+fn check_nars(image: &Image, closure: &Closure, problems: &Problems) -> u64 {
+    closure.paths.par_iter().map(|planned| u64::from(check_nar(image, planned, problems))).sum()
+}
+
+/// True when the path's NAR hash is known and was compared.
+fn check_nar(image: &Image, planned: &PlannedPath, problems: &Problems) -> bool {
+    let Some(nar_hash) = planned.nar_hash else { return false };
+    let path = planned.path.base_name().as_bytes();
+    match nar_digest(image, path) {
+        Ok(digest)
+            if digest.sha256 == nar_hash && planned.nar_size_bytes.is_none_or(|size| size == digest.size_bytes) => {}
+        Ok(digest) => {
+            let detail = format!(
+                "its NAR has sha256 {} and {} bytes, the closure says {}{}",
+                hex(&digest.sha256),
+                digest.size_bytes,
+                hex(&nar_hash),
+                planned.nar_size_bytes.map(|size| format!(" and {size} bytes")).unwrap_or_default()
+            );
+            problems.at(path, ProblemKind::NarHash, detail);
+        }
+        // That it is missing is told by the comparison with the store.
+        Err(ImageError::NotFound { .. }) => {}
+        Err(error @ ImageError::At { .. }) => problems.damage(error),
+        Err(error) => problems.damage(error.at(path)),
+    }
+    true
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,340 @@
+//! Compares an image with the store it was made from: walks both at once, in the order of their names.
+
+use super::problem::{ProblemKind, Problems};
+use crate::closure::Closure;
+use crate::image::{Escaped, FileBlocks, FileInode, Image, ImageError, Inode, InodeKind, InodeType, Node, Walk};
+use std::collections::VecDeque;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Bytes of a file that one thread compares at a time, so that a large file keeps all threads busy.
+const PART_BYTES: u64 = 16 << 20;
+/// Modification time that Nix gives everything in its store.
+const STORE_TIME: u32 = 1;
+
+/// A file, or a part of it, whose bytes are to be compared.
+#[derive(Debug)]
+pub(super) struct Comparison<'a> {
+    /// Where it is in the image.
+    pub(super) path: Vec<u8>,
+    /// Where it is in the store.
+    pub(super) store_path: PathBuf,
+    /// The whole file.
+    pub(super) file: FileInode,
+    /// The part's blocks, and where they begin in the file.
+    pub(super) part: Part<'a>,
+}
+
+/// Which bytes of a file.
+#[derive(Debug)]
+pub(super) enum Part<'a> {
+    /// All of them.
+    Whole,
+    /// So many blocks from a byte of the file on.
+    Blocks {
+        /// The part's blocks come next.
+        blocks: FileBlocks<'a>,
+        /// How many.
+        count: u64,
+        /// Where they begin in the file.
+        offset: u64,
+    },
+    /// The piece in a fragment, from a byte of the file on.
+    Tail {
+        /// Where it begins in the file.
+        offset: u64,
+    },
+}
+
+/// Walks image and store side by side: tells what differs in names and inodes, yields the files to compare.
+///
+/// The image's root stands for the store directory; of that, only the planned paths count.
+#[derive(Debug)]
+pub(super) struct Pairing<'a> {
+    image: &'a Image,
+    problems: &'a Problems,
+    store_dir: &'a Path,
+    walk: Walk<'a>,
+    /// What the store has in each directory above the current node, and has not been met in the image yet.
+    levels: Vec<Level>,
+    /// Nodes below this depth have nothing to be compared with.
+    skip_below: Option<usize>,
+    queue: VecDeque<Comparison<'a>>,
+}
+
+#[derive(Debug)]
+struct Level {
+    path: Vec<u8>,
+    names: VecDeque<Vec<u8>>,
+}
+
+impl<'a> Pairing<'a> {
+    pub(super) fn new(image: &'a Image, closure: &'a Closure, problems: &'a Problems) -> Result<Self, ImageError> {
+        let names = closure.paths.iter().map(|planned| planned.path.base_name().as_bytes().to_vec()).collect();
+        Ok(Self {
+            image,
+            problems,
+            store_dir: &closure.store_dir,
+            walk: image.walk()?,
+            levels: vec![Level { path: Vec::new(), names }],
+            skip_below: None,
+            queue: VecDeque::new(),
+        })
+    }
+
+    fn store_path(&self, path: &[u8]) -> PathBuf {
+        self.store_dir.join(Path::new(std::ffi::OsStr::from_bytes(path)))
+    }
+
+    /// Tells what the image lacks in the directories that a node of this depth is not in.
+    fn leave(&mut self, depth: usize) {
+        while self.levels.len() > depth.max(1) {
+            self.leave_one();
+        }
+    }
+
+    fn leave_one(&mut self) {
+        let Some(level) = self.levels.pop() else { return };
+        for name in level.names {
+            self.missing(&level.path, &name);
+        }
+    }
+
+    fn missing(&self, directory: &[u8], name: &[u8]) {
+        let mut path = directory.to_vec();
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        self.problems.at(&path, ProblemKind::Missing, "is in the store but not in the image");
+    }
+
+    fn pair(&mut self, node: Node) {
+        if self.skip_below.is_some_and(|depth| node.depth > depth) {
+            return;
+        }
+        self.skip_below = None;
+        if node.depth == 0 {
+            return;
+        }
+        self.leave(node.depth);
+        if !self.take(node.name()) {
+            self.problems.at(&node.path, ProblemKind::Extra, "is in the image but not in the store");
+            self.skip_below = Some(node.depth);
+            return;
+        }
+        let store_path = self.store_path(&node.path);
+        match fs::symlink_metadata(&store_path) {
+            Ok(metadata) => self.compare(node, store_path, &metadata),
+            Err(error) => {
+                self.unreadable(&node.path, &store_path, &error);
+                self.skip_below = Some(node.depth);
+            }
+        }
+    }
+
+    /// Takes a name out of what the store has in the current directory, and tells what the image skipped. False when
+    /// the store has no such name.
+    fn take(&mut self, name: &[u8]) -> bool {
+        let Some(level) = self.levels.last_mut() else { return false };
+        let directory = level.path.clone();
+        let mut skipped = Vec::new();
+        while level.names.front().is_some_and(|stored| stored.as_slice() < name) {
+            skipped.extend(level.names.pop_front());
+        }
+        let found = level.names.front().is_some_and(|stored| stored == name);
+        if found {
+            level.names.pop_front();
+        }
+        for name in skipped {
+            self.missing(&directory, &name);
+        }
+        found
+    }
+
+    /// Goes past something that cannot be read: when it is the rest of a listing, what the store has there cannot be
+    /// called missing.
+    fn pass_damaged(&mut self, path: &[u8]) {
+        let depth = if path.is_empty() { 0 } else { path.split(|byte| *byte == b'/').count() };
+        if self.skip_below.is_some_and(|skipped| depth > skipped) {
+            return;
+        }
+        self.skip_below = None;
+        if self.levels.get(depth).is_some_and(|level| level.path == path) {
+            self.leave(depth + 1);
+            if let Some(level) = self.levels.last_mut() {
+                level.names.clear();
+            }
+        } else {
+            self.leave(depth);
+            let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+            self.take(name);
+        }
+    }
+
+    fn unreadable(&self, path: &[u8], store_path: &Path, error: &io::Error) {
+        match error.kind() {
+            io::ErrorKind::NotFound => {
+                self.problems.at(path, ProblemKind::Extra, "is in the image but not in the store");
+            }
+            _ => self.problems.at(path, ProblemKind::Store, format!("cannot read {}: {error}", store_path.display())),
+        }
+    }
+
+    fn compare(&mut self, node: Node, store_path: PathBuf, metadata: &Metadata) {
+        let inode = &node.inode;
+        check_owner_and_time(inode, &node.path, self.problems);
+        let store_type = inode_type_of(metadata);
+        if inode.inode_type() != store_type {
+            let detail =
+                format!("is a {} in the image, a {} in the store", inode.inode_type().name(), store_type.name());
+            self.problems.at(&node.path, ProblemKind::Type, detail);
+            self.skip_below = Some(node.depth);
+            return;
+        }
+        let mode = canonical_mode(metadata);
+        if u32::from(inode.mode) != mode {
+            let detail = format!("has mode {:04o} in the image, {mode:04o} in the store", inode.mode);
+            self.problems.at(&node.path, ProblemKind::Mode, detail);
+        }
+        match &node.inode.kind {
+            InodeKind::Directory(_) => self.enter(node.path, &store_path),
+            InodeKind::Symlink(target) => self.compare_target(&node.path, target, &store_path),
+            InodeKind::File(file) if file.size_bytes != metadata.len() => {
+                let detail = format!("has {} bytes in the image, {} in the store", file.size_bytes, metadata.len());
+                self.problems.at(&node.path, ProblemKind::Size, detail);
+            }
+            InodeKind::File(file) => self.queue_file(node.path.clone(), store_path, file.clone()),
+            _ => {}
+        }
+    }
+
+    fn enter(&mut self, path: Vec<u8>, store_path: &Path) {
+        match sorted_names(store_path) {
+            Ok(names) => self.levels.push(Level { path, names }),
+            Err(error) => {
+                self.unreadable(&path, store_path, &error);
+                self.skip_below = Some(self.levels.len());
+            }
+        }
+    }
+
+    fn compare_target(&self, path: &[u8], target: &[u8], store_path: &Path) {
+        match fs::read_link(store_path) {
+            Ok(store_target) if store_target.as_os_str().as_bytes() == target => {}
+            Ok(store_target) => {
+                let store_target = Escaped(store_target.as_os_str().as_bytes());
+                let detail = format!("points to {} in the image, to {store_target} in the store", Escaped(target));
+                self.problems.at(path, ProblemKind::Target, detail);
+            }
+            Err(error) => self.unreadable(path, store_path, &error),
+        }
+    }
+
+    /// Puts a file up for comparison, in parts when it is large.
+    fn queue_file(&mut self, path: Vec<u8>, store_path: PathBuf, file: FileInode) {
+        if file.size_bytes <= PART_BYTES {
+            self.queue.push_back(Comparison { path, store_path, file, part: Part::Whole });
+            return;
+        }
+        // One part at a time: a file may have millions of them.
+        let blocks = self.image.file_blocks(&file);
+        self.queue.push_back(Comparison { path, store_path, file, part: Part::Blocks { blocks, count: 0, offset: 0 } });
+    }
+
+    /// The next part of the file at the front of the queue; the file leaves the queue with its last part.
+    fn next_part(&mut self) -> Option<Comparison<'a>> {
+        let block_size = u64::from(self.image.superblock().block_size_bytes);
+        let front = self.queue.front_mut()?;
+        let Part::Blocks { blocks, offset, .. } = &mut front.part else {
+            return self.queue.pop_front();
+        };
+        let count = blocks.blocks_left().min(PART_BYTES / block_size);
+        let (path, store_path, file) = (front.path.clone(), front.store_path.clone(), front.file.clone());
+        if count == 0 {
+            let part = Part::Tail { offset: *offset };
+            self.queue.pop_front();
+            return file.fragment.map(|_| Comparison { path, store_path, file, part });
+        }
+        let part = Part::Blocks { blocks: blocks.clone(), count, offset: *offset };
+        *offset += count * block_size;
+        // Damage among the words is met again, and told, by who compares the part.
+        let whole = blocks.by_ref().take(usize::try_from(count).unwrap_or(usize::MAX)).all(|block| block.is_ok());
+        if !whole {
+            self.queue.pop_front();
+        }
+        Some(Comparison { path, store_path, file, part })
+    }
+}
+
+impl<'a> Iterator for Pairing<'a> {
+    type Item = Comparison<'a>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            while !self.queue.is_empty() {
+                if let Some(comparison) = self.next_part() {
+                    return Some(comparison);
+                }
+            }
+            match self.walk.next() {
+                Some(Ok(node)) => self.pair(node),
+                // That it is damaged is told by the checks of the tree.
+                Some(Err(ImageError::At { path, .. })) => self.pass_damaged(&path.0),
+                Some(Err(_)) => self.pass_damaged(b""),
+                None => {
+                    self.leave(0);
+                    self.leave_one();
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+fn check_owner_and_time(inode: &Inode, path: &[u8], problems: &Problems) {
+    if (inode.user_id, inode.group_id) != (0, 0) {
+        let detail = format!("belongs to {}:{}, not to 0:0", inode.user_id, inode.group_id);
+        problems.at(path, ProblemKind::Owner, detail);
+    }
+    if inode.modified_at != STORE_TIME {
+        problems.at(path, ProblemKind::Time, format!("was modified at {}, not at 1", inode.modified_at));
+    }
+    if inode.xattr.is_some() {
+        problems.at(path, ProblemKind::Xattrs, "has extended attributes, which no store path has");
+    }
+}
+
+/// The names in a directory, in the order of their bytes.
+fn sorted_names(directory: &Path) -> io::Result<VecDeque<Vec<u8>>> {
+    let names: io::Result<Vec<_>> =
+        fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.file_name().into_vec())).collect();
+    let mut names = names?;
+    names.sort_unstable();
+    Ok(names.into())
+}
+
+fn inode_type_of(metadata: &Metadata) -> InodeType {
+    let file_type = metadata.file_type();
+    match () {
+        () if file_type.is_dir() => InodeType::Directory,
+        () if file_type.is_file() => InodeType::File,
+        () if file_type.is_symlink() => InodeType::Symlink,
+        () if file_type.is_block_device() => InodeType::BlockDevice,
+        () if file_type.is_char_device() => InodeType::CharacterDevice,
+        () if file_type.is_fifo() => InodeType::Fifo,
+        () => InodeType::Socket,
+    }
+}
+
+/// The mode Nix gives everything it adds to a store: readable by all, executable when its owner may execute it.
+fn canonical_mode(metadata: &Metadata) -> u32 {
+    match (metadata.file_type().is_symlink(), metadata.mode() & 0o100) {
+        (true, _) => 0o777,
+        (false, 0) => 0o444,
+        (false, _) => 0o555,
+    }
+}

@@ -1,0 +1,135 @@
+//! Checks what does not need the tree: where the tables lie, the padding, all inodes, the export table.
+
+use super::problem::{ProblemKind, Problems};
+use crate::image::{Image, ImageError, Inode, InodeKind, InodeSet, InodeType};
+use crate::squashfs::format::{IMAGE_ALIGNMENT_BYTES, flags};
+
+/// Zero bytes behind an image are looked at up to here; more than that is no padding.
+const PADDING_BYTES_MAX: u64 = 1 << 20;
+
+/// What is known of the inodes once their table is read.
+#[derive(Debug)]
+pub(super) struct Inodes {
+    /// The link count each says it has, by number.
+    pub(super) links: Vec<u32>,
+    /// Those that are in the table.
+    pub(super) present: InodeSet,
+    /// Those that are directories.
+    pub(super) directories: InodeSet,
+}
+
+/// Tables follow each other without gaps: the kernel refuses an index that does not end where the next table begins.
+pub(super) fn check_layout(image: &Image, problems: &Problems) {
+    let superblock = image.superblock();
+    let unknown = image.unknown_flags();
+    if unknown != 0 {
+        problems.general(ProblemKind::Damaged, format!("superblock: flags {unknown:#06x} are not known"));
+    }
+    let mut regions = image.regions();
+    regions.sort_unstable_by_key(|region| (region.start, region.end));
+    let mut end = superblock.inode_table;
+    for region in &regions {
+        if region.start != end {
+            let place = if region.start < end { "overlaps what is before it" } else { "leaves a gap before it" };
+            let detail =
+                format!("{}: begins at byte {} and {place}, which ends at byte {end}", region.part, region.start);
+            problems.general(ProblemKind::Layout, detail);
+        }
+        end = end.max(region.end);
+    }
+    if end != superblock.bytes_used {
+        let detail =
+            format!("superblock: says {} bytes are used, the last table ends at byte {end}", superblock.bytes_used);
+        problems.general(ProblemKind::Layout, detail);
+    }
+    let fragments = superblock.fragments > 0;
+    if fragments && superblock.has(flags::NO_FRAGMENTS) {
+        problems.general(ProblemKind::Damaged, "superblock: says there are no fragments, and counts some");
+    }
+    if superblock.has(flags::EXPORTABLE) && superblock.export_table.is_none() {
+        problems.general(ProblemKind::Export, "superblock: says there is an export table, and has no place for it");
+    }
+}
+
+/// Behind the file system there are zeros up to the next 4 KiB, or more of them.
+pub(super) fn check_padding(image: &Image, problems: &Problems) {
+    let used = image.superblock().bytes_used;
+    let padded = used.next_multiple_of(IMAGE_ALIGNMENT_BYTES);
+    let length = image.length_bytes();
+    if length < padded && !length.is_multiple_of(IMAGE_ALIGNMENT_BYTES) && length != used {
+        problems.general(
+            ProblemKind::Padding,
+            format!("padding: the image ends at byte {length}, neither padded nor bare"),
+        );
+    }
+    let end = length.min(padded.saturating_add(PADDING_BYTES_MAX));
+    let mut at = used;
+    let mut buffer = [0; IMAGE_ALIGNMENT_BYTES as usize];
+    while at < end {
+        let count = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
+        if let Err(error) = image.read_raw(&mut buffer[..count], at) {
+            problems.damage(error);
+            return;
+        }
+        if let Some(position) = buffer[..count].iter().position(|byte| *byte != 0) {
+            let at = at + position as u64;
+            problems.general(
+                ProblemKind::Padding,
+                format!("padding: byte {at} is not zero, the file system ends at {used}"),
+            );
+            return;
+        }
+        at += count as u64;
+    }
+}
+
+/// Reads all inodes: numbers used once, export table right, attributes readable, no tail of nothing.
+pub(super) fn check_inodes(image: &Image, problems: &Problems) -> Inodes {
+    let count = image.superblock().inodes;
+    let slots = usize::try_from(count).unwrap_or(usize::MAX).saturating_add(1);
+    let (present, directories) = (InodeSet::new(count), InodeSet::new(count));
+    let mut inodes = Inodes { links: vec![0; slots], present, directories };
+    for inode in image.inodes() {
+        let inode = match inode {
+            Ok(inode) => inode,
+            Err(error) => {
+                problems.damage(error);
+                break;
+            }
+        };
+        let number = inode.number;
+        if !inodes.present.insert(number) {
+            problems.general(ProblemKind::Damaged, format!("inode table: two inodes have the number {number}"));
+        }
+        if let Some(links) = usize::try_from(number).ok().and_then(|number| inodes.links.get_mut(number)) {
+            *links = inode.links;
+        }
+        if inode.inode_type() == InodeType::Directory {
+            inodes.directories.insert(number);
+        }
+        check_inode(image, &inode, problems);
+    }
+    inodes
+}
+
+fn check_inode(image: &Image, inode: &Inode, problems: &Problems) {
+    match image.check_export(inode) {
+        Ok(()) => {}
+        Err(ImageError::Damaged { part, reason }) => {
+            problems.general(ProblemKind::Export, format!("{part}: {reason}"));
+        }
+        Err(error) => problems.damage(error),
+    }
+    if let Err(error) = image.xattrs(inode) {
+        problems.damage(error);
+    }
+    let InodeKind::File(file) = &inode.kind else { return };
+    let damaged = |detail: String| problems.general(ProblemKind::Damaged, format!("inode {}: {detail}", inode.number));
+    if file.fragment.is_some_and(|fragment| fragment.length == 0) {
+        // The kernel answers EINVAL when such a file is opened.
+        damaged("has a fragment for a tail of no bytes".to_owned());
+    }
+    if file.hole_bytes > file.size_bytes {
+        damaged(format!("{} of {} bytes are holes", file.hole_bytes, file.size_bytes));
+    }
+}
