@@ -23,6 +23,10 @@ pub struct HostFacts {
     /// Frequency of the host's time stamp counter in kHz, as far as known: an emulated guest that knows it need not
     /// calibrate.
     pub tsc_khz: Option<u64>,
+    /// Whether processes can use io_uring, which containers often forbid.
+    pub io_uring_is_usable: bool,
+    /// Whether the installed crosvm is built with a balloon; one without does not know the option that turns it off.
+    pub crosvm_has_balloon: bool,
     /// An empty directory in which crosvm can jail its devices, if `/var/empty` is not there.
     pub empty_directory: Option<HostPath>,
     /// Whether the launcher runs as root.
@@ -40,6 +44,8 @@ impl HostFacts {
             kernel_forms: BTreeMap::new(),
             processors: None,
             tsc_khz: None,
+            io_uring_is_usable: true,
+            crosvm_has_balloon: true,
             empty_directory: None,
             privilege: Privilege::Unprivileged,
         }

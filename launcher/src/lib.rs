@@ -3,13 +3,19 @@
 //! The way of a machine through this crate: text --[`spec`]--> `MachineSpec` --`validate`--> `CheckedSpec`
 //! --`hypervisor::lower`--> [`launch::Launch`] --run--> a process. Everything up to the `Launch` is pure.
 
+pub mod capability;
 pub mod child;
+pub mod cmdline;
 pub mod facts;
+pub mod hypervisor;
 pub mod initrd;
 pub mod interruption;
+pub mod keyval;
 pub mod launch;
 pub mod path;
 pub mod programs;
+pub mod refusal;
+pub mod shell;
 pub mod sockets;
 pub mod spec;
 pub mod spelling;

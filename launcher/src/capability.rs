@@ -1,0 +1,303 @@
+//! What the hypervisors can do: one table each, from which refusals and the README's table are made.
+
+use crate::spec::DeviceBus;
+use crate::spec::{ForwardFrom, Hypervisor, ImageType, SecurityModel, ShareProtocol};
+use crate::validate::{CheckedSpec, InterfaceKind};
+
+/// Whether a hypervisor can do something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// It can.
+    Yes,
+    /// It can, in a way that the user should know.
+    With(&'static str),
+    /// It cannot, and why.
+    No(&'static str),
+}
+
+impl Support {
+    /// Whether it can.
+    pub fn is_there(self) -> bool {
+        !matches!(self, Self::No(_))
+    }
+}
+
+/// What becomes of a machine that asks for something its hypervisor cannot do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lenience {
+    /// It is refused.
+    Refuse,
+    /// It runs without, and the user is told: the guest works the same.
+    Warn,
+}
+
+/// Something that not every hypervisor can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "`Feature::row` says what each is")]
+pub enum Feature {
+    StoreDisk,
+    VolumeSerial,
+    VolumeDirect,
+    VolumeQcow2,
+    VolumeVhd,
+    VolumeVhdx,
+    NineP,
+    NinePReadOnly,
+    NinePSecurityModel,
+    Virtiofs,
+    InterfaceUser,
+    InterfaceTap,
+    InterfaceMacvtap,
+    InterfaceBridge,
+    TapMultiQueue,
+    TapVhost,
+    ForwardFromHost,
+    ForwardFromGuest,
+    Vsock,
+    GuestNotification,
+    Balloon,
+    InitialBalloon,
+    HotplugMemory,
+    HugePages,
+    DevicePci,
+    DeviceUsb,
+    Credentials,
+    CpuModel,
+    MachineId,
+    Console,
+    GracefulStop,
+    WithoutKvm,
+    Graphics,
+}
+
+impl Feature {
+    /// All of them, in the order of every table.
+    pub const ALL: [Feature; 33] = [
+        Self::StoreDisk,
+        Self::VolumeSerial,
+        Self::VolumeDirect,
+        Self::VolumeQcow2,
+        Self::VolumeVhd,
+        Self::VolumeVhdx,
+        Self::NineP,
+        Self::NinePReadOnly,
+        Self::NinePSecurityModel,
+        Self::Virtiofs,
+        Self::InterfaceUser,
+        Self::InterfaceTap,
+        Self::InterfaceMacvtap,
+        Self::InterfaceBridge,
+        Self::TapMultiQueue,
+        Self::TapVhost,
+        Self::ForwardFromHost,
+        Self::ForwardFromGuest,
+        Self::Vsock,
+        Self::GuestNotification,
+        Self::Balloon,
+        Self::InitialBalloon,
+        Self::HotplugMemory,
+        Self::HugePages,
+        Self::DevicePci,
+        Self::DeviceUsb,
+        Self::Credentials,
+        Self::CpuModel,
+        Self::MachineId,
+        Self::Console,
+        Self::GracefulStop,
+        Self::WithoutKvm,
+        Self::Graphics,
+    ];
+
+    /// What it is called in tables and messages.
+    pub fn row(self) -> &'static str {
+        match self {
+            Self::StoreDisk => "store disk as the read-only /dev/vda",
+            Self::VolumeSerial => "serial numbers of disks",
+            Self::VolumeDirect => "direct I/O on disks",
+            Self::VolumeQcow2 => "qcow2 images",
+            Self::VolumeVhd => "vhd images",
+            Self::VolumeVhdx => "vhdx images",
+            Self::NineP => "9p shares",
+            Self::NinePReadOnly => "read-only 9p shares",
+            Self::NinePSecurityModel => "security models of 9p shares",
+            Self::Virtiofs => "virtiofs shares",
+            Self::InterfaceUser => "user networking",
+            Self::InterfaceTap => "tap interfaces",
+            Self::InterfaceMacvtap => "macvtap interfaces",
+            Self::InterfaceBridge => "interfaces in a bridge by helper",
+            Self::TapMultiQueue => "one queue pair per CPU on taps",
+            Self::TapVhost => "vhost-net on taps",
+            Self::ForwardFromHost => "ports forwarded from the host",
+            Self::ForwardFromGuest => "ports forwarded from the guest",
+            Self::Vsock => "vsock",
+            Self::GuestNotification => "the guest's readiness over vsock",
+            Self::Balloon => "a balloon",
+            Self::InitialBalloon => "a balloon filled at start",
+            Self::HotplugMemory => "hot-plugged memory",
+            Self::HugePages => "huge pages",
+            Self::DevicePci => "PCI devices of the host",
+            Self::DeviceUsb => "USB devices of the host",
+            Self::Credentials => "credentials",
+            Self::CpuModel => "CPU models",
+            Self::MachineId => "the machine id",
+            Self::Console => "a console that can be reached later",
+            Self::GracefulStop => "a graceful stop",
+            Self::WithoutKvm => "running without KVM",
+            Self::Graphics => "a screen",
+        }
+    }
+
+    /// The option of the machine spec that asks for it; empty if none does.
+    pub fn option(self) -> &'static str {
+        match self {
+            Self::StoreDisk => "storeDisk",
+            Self::VolumeSerial => "volumes.*.serial",
+            Self::VolumeDirect => "volumes.*.direct",
+            Self::VolumeQcow2 | Self::VolumeVhd | Self::VolumeVhdx => "volumes.*.imageType",
+            Self::NineP | Self::Virtiofs => "shares.*.proto",
+            Self::NinePReadOnly => "shares.*.readOnly",
+            Self::NinePSecurityModel => "shares.*.securityModel",
+            Self::InterfaceUser | Self::InterfaceTap | Self::InterfaceMacvtap | Self::InterfaceBridge => {
+                "interfaces.*.type"
+            }
+            Self::TapMultiQueue => "vcpu",
+            Self::TapVhost => "interfaces.*.tap.vhost",
+            Self::ForwardFromHost | Self::ForwardFromGuest => "forwardPorts",
+            Self::Vsock => "vsock.cid",
+            Self::GuestNotification => "vsock.notify",
+            Self::Balloon => "balloon",
+            Self::InitialBalloon => "initialBalloonMem",
+            Self::HotplugMemory => "hotplugMem",
+            Self::HugePages => "hugepageMem",
+            Self::DevicePci | Self::DeviceUsb => "devices",
+            Self::Credentials => "credentialFiles",
+            Self::CpuModel => "cpu",
+            Self::MachineId => "machineId",
+            Self::Console => "consoleSocket",
+            Self::Graphics => "graphics.enable",
+            Self::GracefulStop | Self::WithoutKvm => "",
+        }
+    }
+
+    /// What becomes of a machine that asks for it in vain.
+    pub fn lenience(self) -> Lenience {
+        match self {
+            // The guest finds its volumes by label or letter just as well, and packets arrive, only slower.
+            Self::VolumeSerial | Self::VolumeDirect | Self::TapVhost | Self::NinePSecurityModel => Lenience::Warn,
+            _ => Lenience::Refuse,
+        }
+    }
+}
+
+/// One option of a machine that asks for a feature.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// The feature.
+    pub feature: Feature,
+    /// The option, as in `volumes[0].serial`.
+    pub option: String,
+}
+
+/// Everything that a machine asks for and that not every hypervisor can do.
+pub fn uses(spec: &CheckedSpec) -> Vec<Use> {
+    let mut uses = Vec::new();
+    let mut add = |asked: bool, feature: Feature, option: String| {
+        if asked {
+            uses.push(Use { feature, option });
+        }
+    };
+    for disk in &spec.disks {
+        add(disk.serial.is_some(), Feature::VolumeSerial, format!("{}.serial", disk.option));
+        add(disk.direct, Feature::VolumeDirect, format!("{}.direct", disk.option));
+        let feature = match disk.image_type {
+            ImageType::Raw => None,
+            ImageType::Qcow2 => Some(Feature::VolumeQcow2),
+            ImageType::Vhd => Some(Feature::VolumeVhd),
+            ImageType::Vhdx => Some(Feature::VolumeVhdx),
+        };
+        if let Some(feature) = feature {
+            add(true, feature, format!("{}.imageType", disk.option));
+        }
+    }
+    for (index, checked) in spec.shares.iter().enumerate() {
+        let (share, option) = (&checked.share, |name: &str| format!("shares[{index}].{name}"));
+        let is_9p = share.proto == ShareProtocol::NineP;
+        add(is_9p, Feature::NineP, option("proto"));
+        add(is_9p && share.read_only, Feature::NinePReadOnly, option("readOnly"));
+        add(is_9p && share.security_model != SecurityModel::None, Feature::NinePSecurityModel, option("securityModel"));
+        add(!is_9p, Feature::Virtiofs, option("proto"));
+    }
+    for (index, interface) in spec.interfaces.iter().enumerate() {
+        let feature = match &interface.kind {
+            InterfaceKind::User => Feature::InterfaceUser,
+            InterfaceKind::Tap { .. } => Feature::InterfaceTap,
+            InterfaceKind::Macvtap { .. } => Feature::InterfaceMacvtap,
+            InterfaceKind::Bridge { .. } => Feature::InterfaceBridge,
+        };
+        add(true, feature, format!("interfaces[{index}].type"));
+        let vhost = matches!(interface.kind, InterfaceKind::Tap { vhost: true });
+        add(vhost, Feature::TapVhost, format!("interfaces[{index}].tap.vhost"));
+    }
+    for (index, forward) in spec.forward_ports.iter().enumerate() {
+        let feature = match forward.from {
+            ForwardFrom::Host => Feature::ForwardFromHost,
+            ForwardFrom::Guest => Feature::ForwardFromGuest,
+        };
+        add(true, feature, format!("forwardPorts[{index}]"));
+    }
+    let notifies = spec.vsock.as_ref().is_some_and(|vsock| vsock.notify_port.is_some());
+    let balloon = spec.memory.balloon.as_ref();
+    add(spec.vsock.is_some(), Feature::Vsock, "vsock.cid".to_owned());
+    add(notifies, Feature::GuestNotification, "vsock.notify".to_owned());
+    add(balloon.is_some(), Feature::Balloon, "balloon".to_owned());
+    add(
+        balloon.is_some_and(|balloon| balloon.initial_mib > 0),
+        Feature::InitialBalloon,
+        "initialBalloonMem".to_owned(),
+    );
+    add(spec.memory.hotplug.is_some(), Feature::HotplugMemory, "hotplugMem".to_owned());
+    add(spec.memory.huge_pages, Feature::HugePages, "hugepageMem".to_owned());
+    for (index, device) in spec.devices.iter().enumerate() {
+        let feature = match device.bus {
+            DeviceBus::Pci => Feature::DevicePci,
+            DeviceBus::Usb => Feature::DeviceUsb,
+        };
+        add(true, feature, format!("devices[{index}]"));
+    }
+    add(!spec.credential_files.is_empty(), Feature::Credentials, "credentialFiles".to_owned());
+    add(spec.cpu.is_some(), Feature::CpuModel, "cpu".to_owned());
+    add(spec.machine_id.is_some(), Feature::MachineId, "machineId".to_owned());
+    add(spec.console_socket.is_some(), Feature::Console, "consoleSocket".to_owned());
+    add(spec.graphics, Feature::Graphics, "graphics.enable".to_owned());
+    uses
+}
+
+/// The tables of all hypervisors as one Markdown table, with the reasons as numbered notes below it.
+pub fn markdown_table(support: impl Fn(Hypervisor, Feature) -> Support) -> String {
+    let mut notes: Vec<&'static str> = Vec::new();
+    let mut number_of = |note: &'static str| {
+        let at = notes.iter().position(|known| *known == note).unwrap_or_else(|| {
+            notes.push(note);
+            notes.len() - 1
+        });
+        at + 1
+    };
+    let mut table = format!("| |{}\n|---|", Hypervisor::ALL.map(|hypervisor| format!(" {hypervisor} |")).concat());
+    table.push_str(&"---|".repeat(Hypervisor::ALL.len()));
+    for feature in Feature::ALL {
+        table.push_str(&format!("\n| {} |", feature.row()));
+        for hypervisor in Hypervisor::ALL {
+            let cell = match support(hypervisor, feature) {
+                Support::Yes => "yes".to_owned(),
+                Support::With(note) => format!("yes [{}]", number_of(note)),
+                Support::No(reason) => format!("no [{}]", number_of(reason)),
+            };
+            table.push_str(&format!(" {cell} |"));
+        }
+    }
+    table.push_str("\n\n");
+    for (index, note) in notes.iter().enumerate() {
+        table.push_str(&format!("{}. {note}\n", index + 1));
+    }
+    table
+}

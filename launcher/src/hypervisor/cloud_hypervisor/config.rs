@@ -1,0 +1,298 @@
+//! Cloud Hypervisor's `VmConfig`: the schemas of its published API that this launcher uses, by their names there, and
+//! the options that say the same on its command line.
+
+use super::super::frame::Frame;
+use crate::keyval::{Dialect, Options};
+use serde::Serialize;
+use serde_json::Value;
+
+#[derive(Debug, Serialize)]
+pub(super) struct VmConfig {
+    pub(super) cpus: Cpus,
+    pub(super) memory: Memory,
+    pub(super) payload: Payload,
+    pub(super) disks: Vec<DiskConfig>,
+    pub(super) net: Vec<Net>,
+    pub(super) rng: Random,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) balloon: Option<Balloon>,
+    pub(super) fs: Vec<FileSystem>,
+    pub(super) serial: Port,
+    pub(super) console: Port,
+    pub(super) devices: Vec<Device>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) vsock: Option<Vsock>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) platform: Option<Platform>,
+    pub(super) watchdog: bool,
+}
+
+/// `CpusConfig`.
+#[derive(Debug, Serialize)]
+pub(super) struct Cpus {
+    pub(super) boot_vcpus: u32,
+    pub(super) max_vcpus: u32,
+}
+
+/// `MemoryConfig`; sizes in bytes.
+#[derive(Debug, Serialize)]
+pub(super) struct Memory {
+    pub(super) size: u64,
+    pub(super) shared: bool,
+    pub(super) mergeable: bool,
+    pub(super) hugepages: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) hotplug_method: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) hotplug_size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) hotplugged_size: Option<u64>,
+}
+
+/// `PayloadConfig`.
+#[derive(Debug, Serialize)]
+pub(super) struct Payload {
+    pub(super) kernel: String,
+    pub(super) cmdline: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) initramfs: Option<String>,
+}
+
+/// `DiskConfig`.
+#[derive(Debug, Serialize)]
+pub(super) struct DiskConfig {
+    pub(super) path: String,
+    pub(super) readonly: bool,
+    pub(super) direct: bool,
+    pub(super) num_queues: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) serial: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) image_type: Option<ImageKind>,
+}
+
+/// `ImageType`.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) enum ImageKind {
+    FixedVhd,
+    Qcow2,
+    Raw,
+    Vhdx,
+}
+
+impl ImageKind {
+    fn option(self) -> &'static str {
+        match self {
+            Self::FixedVhd => "vhd",
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+            Self::Vhdx => "vhdx",
+        }
+    }
+}
+
+/// `NetConfig`.
+#[derive(Debug, Serialize)]
+pub(super) struct Net {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tap: Option<String>,
+    pub(super) mac: String,
+    pub(super) num_queues: u32,
+    pub(super) vhost_user: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) vhost_socket: Option<String>,
+    /// No part of the API: descriptors can only be inherited.
+    #[serde(skip)]
+    pub(super) fds: Vec<i32>,
+}
+
+impl Default for Net {
+    fn default() -> Self {
+        Self { tap: None, mac: String::new(), num_queues: 2, vhost_user: false, vhost_socket: None, fds: Vec::new() }
+    }
+}
+
+/// `RngConfig`.
+#[derive(Debug, Serialize)]
+pub(super) struct Random {
+    pub(super) src: String,
+}
+
+/// `BalloonConfig`; size in bytes.
+#[derive(Debug, Serialize)]
+pub(super) struct Balloon {
+    pub(super) size: u64,
+    pub(super) deflate_on_oom: bool,
+    pub(super) free_page_reporting: bool,
+}
+
+/// `FsConfig`.
+#[derive(Debug, Serialize)]
+pub(super) struct FileSystem {
+    pub(super) tag: String,
+    pub(super) socket: String,
+    pub(super) num_queues: u32,
+    pub(super) queue_size: u32,
+}
+
+/// `SerialConfig` and `ConsoleConfig`.
+#[derive(Debug, Serialize)]
+pub(super) struct Port {
+    pub(super) mode: Mode,
+}
+
+/// `ConsoleMode`.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) enum Mode {
+    Tty,
+    Null,
+}
+
+impl Mode {
+    fn option(self) -> &'static str {
+        match self {
+            Self::Tty => "tty",
+            Self::Null => "null",
+        }
+    }
+}
+
+/// `DeviceConfig`.
+#[derive(Debug, Serialize)]
+pub(super) struct Device {
+    pub(super) path: String,
+}
+
+/// `VsockConfig`.
+#[derive(Debug, Serialize)]
+pub(super) struct Vsock {
+    pub(super) cid: u32,
+    pub(super) socket: String,
+}
+
+/// `PlatformConfig`.
+#[derive(Debug, Serialize)]
+pub(super) struct Platform {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) system_uuid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) uuid: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) oem_strings: Vec<String>,
+}
+
+impl Platform {
+    pub(super) fn is_empty(&self) -> bool {
+        self.system_uuid.is_none() && self.uuid.is_none() && self.oem_strings.is_empty()
+    }
+}
+
+impl VmConfig {
+    pub(super) fn to_value(&self) -> Value {
+        // Text and numbers in range: there is nothing that could not be written as JSON.
+        serde_json::to_value(self).unwrap_or_default()
+    }
+}
+
+/// The command line that says what the configuration says.
+pub(super) fn arguments(frame: &mut Frame<'_>, config: &VmConfig) -> Vec<String> {
+    let mut arguments = Vec::new();
+    let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
+    let new = || Options::new(Dialect::CloudHypervisor);
+    let socket = new().pair("path", &frame.spec.control_socket).finish();
+    add("--api-socket", frame.written("socket", socket));
+    let cpus = &config.cpus;
+    add("--cpus", format!("boot={},max={}", cpus.boot_vcpus, cpus.max_vcpus));
+    add("--memory", frame.written("mem", memory_options(&config.memory).finish()));
+    add("--kernel", config.payload.kernel.clone());
+    if let Some(initramfs) = &config.payload.initramfs {
+        add("--initramfs", initramfs.clone());
+    }
+    add("--cmdline", config.payload.cmdline.clone());
+    add("--serial", config.serial.mode.option().to_owned());
+    add("--console", config.console.mode.option().to_owned());
+    add("--seccomp", "true".to_owned());
+    if let Some(platform) = &config.platform {
+        add("--platform", frame.written("cloudHypervisor.platformOEMStrings", platform_options(platform).finish()));
+    }
+    for (disk, config) in frame.spec.disks.iter().zip(&config.disks) {
+        add("--disk", frame.written(&format!("{}.image", disk.option), disk_options(config).finish()));
+    }
+    for net in &config.net {
+        add("--net", frame.written("interfaces", net_options(net).finish()));
+    }
+    for fs in &config.fs {
+        let options = new().pair("tag", &fs.tag).pair("socket", &fs.socket);
+        let options = options.pair("num_queues", fs.num_queues).pair("queue_size", fs.queue_size);
+        add("--fs", frame.written("shares", options.finish()));
+    }
+    if let Some(vsock) = &config.vsock {
+        let options = new().pair("cid", vsock.cid).pair("socket", &vsock.socket);
+        add("--vsock", frame.written("vsock.socket", options.finish()));
+    }
+    if let Some(balloon) = &config.balloon {
+        let options = new()
+            .pair("size", mib(balloon.size))
+            .pair("deflate_on_oom", on_off(balloon.deflate_on_oom))
+            .pair("free_page_reporting", on_off(balloon.free_page_reporting));
+        add("--balloon", frame.written("balloon", options.finish()));
+    }
+    add("--rng", format!("src={}", config.rng.src));
+    for device in &config.devices {
+        add("--device", frame.written("devices", new().pair("path", &device.path).finish()));
+    }
+    if config.watchdog {
+        arguments.push("--watchdog".to_owned());
+    }
+    arguments
+}
+
+fn memory_options(memory: &Memory) -> Options {
+    let options = Options::new(Dialect::CloudHypervisor)
+        .pair("size", mib(memory.size))
+        .pair_if("shared", memory.shared.then_some("on"))
+        .pair_if("mergeable", memory.mergeable.then_some("on"))
+        .pair_if("hugepages", memory.hugepages.then_some("on"));
+    match (memory.hotplug_size, memory.hotplugged_size) {
+        (Some(most), Some(initial)) => options
+            .pair("hotplug_method", "virtio-mem")
+            .pair("hotplug_size", mib(most))
+            .pair("hotplugged_size", mib(initial)),
+        _ => options,
+    }
+}
+
+fn platform_options(platform: &Platform) -> Options {
+    let options = Options::new(Dialect::CloudHypervisor)
+        .pair_if("system_uuid", platform.system_uuid.as_ref())
+        .pair_if("uuid", platform.uuid.as_ref());
+    if platform.oem_strings.is_empty() { options } else { options.list("oem_strings", &platform.oem_strings) }
+}
+
+fn disk_options(disk: &DiskConfig) -> Options {
+    Options::new(Dialect::CloudHypervisor)
+        .pair("path", &disk.path)
+        .pair_if("readonly", disk.readonly.then_some("on"))
+        .pair_if("direct", disk.direct.then_some("on"))
+        .pair_if("num_queues", (disk.num_queues > 1).then_some(disk.num_queues))
+        .pair_if("serial", disk.serial.as_ref())
+        .pair_if("image_type", disk.image_type.map(ImageKind::option))
+}
+
+fn net_options(net: &Net) -> Options {
+    let descriptors: Vec<_> = net.fds.iter().map(ToString::to_string).collect();
+    let options = Options::new(Dialect::CloudHypervisor)
+        .pair_if("tap", net.tap.as_ref())
+        .pair_if("vhost_user", net.vhost_user.then_some("on"))
+        .pair_if("socket", net.vhost_socket.as_ref());
+    let options = if descriptors.is_empty() { options } else { options.list("fd", &descriptors) };
+    options.pair("mac", &net.mac).pair_if("num_queues", (net.num_queues > 2).then_some(net.num_queues))
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{}M", bytes >> 20)
+}
+
+fn on_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}

@@ -1,0 +1,303 @@
+//! Cloud Hypervisor: PCI devices only, an HTTP API, no 9p. Read at v53.
+
+mod config;
+
+use super::frame::{Command, Frame, VsockTransport};
+use super::side_process::{TagTeller, passt, virtiofsd};
+use crate::capability::{Feature, Support};
+use crate::facts::{Architecture, KernelForm, Version};
+use crate::launch::{ControlProtocol, ControlSocket, ForcedStop, GracefulStep, HttpRequest, Launch};
+use crate::path::HostPath;
+use crate::refusal::Refusal;
+use crate::spec::{DeviceBus, Hypervisor, ImageType, ShareProtocol};
+use crate::validate::{CheckedInterface, Disk, InterfaceKind};
+use config::{
+    Balloon, Cpus, Device, DiskConfig, FileSystem, ImageKind, Memory, Mode, Net, Payload, Platform, Port, Random,
+    VmConfig, Vsock,
+};
+use std::collections::BTreeMap;
+
+/// Slots of its PCI bus, less the host bridge.
+const MOST_DEVICES: usize = 31;
+/// Since when bzImages boot.
+const BZ_IMAGE: Version = Version(39, 0, 0);
+/// Since when a disk has a serial number of one's own.
+const SERIAL: Version = Version(34, 0, 0);
+/// Since when a disk's format can, and for writing to its first sector must, be said.
+const IMAGE_TYPE: Version = Version(51, 0, 0);
+/// Since when the SMBIOS UUID is called `system_uuid`.
+const SYSTEM_UUID: Version = Version(53, 0, 0);
+/// Options that may be given once only, with the option of the spec that says the same.
+const SINGLE_OPTIONS: [(&str, &str); 12] = [
+    ("--api-socket", "socket"),
+    ("--balloon", "balloon"),
+    ("--cmdline", "kernelParams"),
+    ("--console", "consoleSocket"),
+    ("--cpus", "vcpu"),
+    ("--initramfs", "initrd"),
+    ("--kernel", "kernel"),
+    ("--memory", "mem"),
+    ("--platform", "cloudHypervisor.platformOEMStrings"),
+    ("--rng", "rng"),
+    ("--serial", "consoleSocket"),
+    ("--vsock", "vsock.cid"),
+];
+
+pub(super) fn support(feature: Feature) -> Support {
+    match feature {
+        Feature::StoreDisk
+        | Feature::VolumeSerial
+        | Feature::VolumeDirect
+        | Feature::VolumeQcow2
+        | Feature::VolumeVhd
+        | Feature::VolumeVhdx
+        | Feature::Virtiofs
+        | Feature::InterfaceTap
+        | Feature::InterfaceMacvtap
+        | Feature::TapMultiQueue
+        | Feature::Vsock
+        | Feature::GuestNotification
+        | Feature::Balloon
+        | Feature::InitialBalloon
+        | Feature::HotplugMemory
+        | Feature::HugePages
+        | Feature::DevicePci
+        | Feature::MachineId
+        | Feature::Console
+        | Feature::GracefulStop => Support::Yes,
+        Feature::InterfaceUser | Feature::ForwardFromHost => Support::With("by passt"),
+        Feature::Credentials => Support::With("in an initrd that is put together in memory at start"),
+        Feature::NineP | Feature::NinePReadOnly | Feature::NinePSecurityModel => Support::No("has no 9p; use virtiofs"),
+        Feature::InterfaceBridge => {
+            Support::No("has no helper that puts a tap into a bridge; use a tap that the host has put there")
+        }
+        Feature::TapVhost => Support::No("moves packets itself, without vhost-net"),
+        Feature::ForwardFromGuest => {
+            Support::No("has no user networking of its own, and passt forwards from the host only")
+        }
+        Feature::DeviceUsb => Support::No("has no USB"),
+        Feature::CpuModel => Support::No("always gives the host's CPU"),
+        Feature::WithoutKvm => Support::No("needs KVM"),
+        Feature::Graphics => Support::No("is not given a screen by this launcher"),
+    }
+}
+
+pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
+    let spec = frame.spec;
+    frame.require_kvm();
+    let kernel = frame.uncompressed_image();
+    check_kernel(&mut frame, &kernel);
+    check_extra_arguments(&mut frame);
+    let config = VmConfig {
+        cpus: Cpus { boot_vcpus: spec.vcpu, max_vcpus: spec.vcpu },
+        memory: memory(&frame),
+        payload: payload(&mut frame, &kernel),
+        disks: spec.disks.iter().map(|disk| disk_config(&mut frame, disk)).collect(),
+        net: spec
+            .interfaces
+            .iter()
+            .enumerate()
+            .filter_map(|(index, interface)| net(&mut frame, index, interface))
+            .collect(),
+        rng: Random { src: "/dev/urandom".to_owned() },
+        balloon: spec.memory.balloon.as_ref().map(|balloon| Balloon {
+            size: balloon.initial_mib << 20,
+            deflate_on_oom: balloon.deflate_on_oom,
+            free_page_reporting: true,
+        }),
+        fs: file_systems(&mut frame),
+        serial: Port { mode: Mode::Tty },
+        console: Port { mode: Mode::Null },
+        devices: spec
+            .devices
+            .iter()
+            .filter(|device| device.bus == DeviceBus::Pci)
+            .map(|device| Device { path: format!("/sys/bus/pci/devices/{}", device.path) })
+            .collect(),
+        vsock: spec.vsock.as_ref().map(|vsock| Vsock { cid: vsock.cid, socket: vsock.socket.as_str().to_owned() }),
+        platform: platform(&frame),
+        watchdog: true,
+    };
+    check_devices(&mut frame, &config);
+    finish(frame, &config)
+}
+
+fn check_kernel(frame: &mut Frame<'_>, kernel: &HostPath) {
+    let option = frame.kernel_option(kernel);
+    match frame.kernel_form(kernel) {
+        Some(KernelForm::Elf) => {
+            frame.refuse(
+                option,
+                format!("boots an ELF by its PVH note, and {kernel} has none; build it with CONFIG_PVH"),
+            );
+        }
+        Some(KernelForm::BzImage) if !frame.facts.at_least(Hypervisor::CloudHypervisor, BZ_IMAGE) => {
+            frame.refuse(
+                option,
+                format!("boots bzImages only from version {BZ_IMAGE} on; give it the uncompressed kernel as vmlinux"),
+            );
+        }
+        _ => {}
+    }
+}
+
+/// It stops when such an option is given twice, and says only that.
+fn check_extra_arguments(frame: &mut Frame<'_>) {
+    let extra = &frame.spec.cloud_hypervisor.extra_args;
+    for (option, instead) in SINGLE_OPTIONS {
+        if extra.iter().any(|argument| argument.split('=').next() == Some(option)) {
+            let reason = format!("takes {option} once, and it is given already; use {instead}");
+            frame.refuse("cloudHypervisor.extraArgs", reason);
+        }
+    }
+}
+
+fn check_devices(frame: &mut Frame<'_>, config: &VmConfig) {
+    let singles =
+        [true, config.balloon.is_some(), config.vsock.is_some(), config.memory.hotplug_size.is_some(), config.watchdog];
+    let devices = config.disks.len()
+        + config.net.len()
+        + config.fs.len()
+        + config.devices.len()
+        + singles.into_iter().filter(|present| *present).count();
+    if devices > MOST_DEVICES {
+        frame.refuse("volumes", format!("has room for {MOST_DEVICES} devices, and this machine has {devices}"));
+    }
+}
+
+fn memory(frame: &Frame<'_>) -> Memory {
+    let (memory, hotplug) = (&frame.spec.memory, frame.spec.memory.hotplug.as_ref());
+    let uses_passt = frame.spec.interfaces.iter().any(|interface| interface.kind == InterfaceKind::User);
+    let shared = memory.shared || uses_passt;
+    Memory {
+        size: memory.mem_mib << 20,
+        shared,
+        // Equal pages of machines can be merged only where nobody else looks at them; it refuses both together.
+        mergeable: !shared && !memory.huge_pages,
+        hugepages: memory.huge_pages,
+        hotplug_method: hotplug.map(|_| "VirtioMem"),
+        hotplug_size: hotplug.map(|hotplug| hotplug.most_mib << 20),
+        hotplugged_size: hotplug.map(|hotplug| hotplug.initial_mib << 20),
+    }
+}
+
+fn payload(frame: &mut Frame<'_>, kernel: &HostPath) -> Payload {
+    let own = match frame.facts.architecture {
+        Architecture::X86_64 => ["earlyprintk=ttyS0", "console=ttyS0", "reboot=t", "panic=-1"].as_slice(),
+        Architecture::Aarch64 => ["console=ttyAMA0", "panic=-1"].as_slice(),
+    };
+    Payload {
+        kernel: kernel.as_str().to_owned(),
+        cmdline: frame.command_line(own, 0),
+        initramfs: frame.initrd_with_credentials().map(|initrd| initrd.as_str().to_owned()),
+    }
+}
+
+fn disk_config(frame: &mut Frame<'_>, disk: &Disk) -> DiskConfig {
+    let knows_types = frame.facts.at_least(Hypervisor::CloudHypervisor, IMAGE_TYPE);
+    if disk.serial.is_some() && !frame.facts.at_least(Hypervisor::CloudHypervisor, SERIAL) {
+        frame.refuse(format!("{}.serial", disk.option), format!("sets serial numbers from version {SERIAL} on"));
+    }
+    let image_type = match disk.image_type {
+        ImageType::Raw => ImageKind::Raw,
+        ImageType::Qcow2 => ImageKind::Qcow2,
+        ImageType::Vhd => ImageKind::FixedVhd,
+        ImageType::Vhdx => ImageKind::Vhdx,
+    };
+    DiskConfig {
+        path: disk.image.as_str().to_owned(),
+        readonly: disk.read_only,
+        direct: disk.direct,
+        // More queues than CPUs are refused.
+        num_queues: frame.queue_pairs(),
+        serial: disk.serial.clone(),
+        image_type: knows_types.then_some(image_type),
+    }
+}
+
+fn net(frame: &mut Frame<'_>, index: usize, interface: &CheckedInterface) -> Option<Net> {
+    let mut net = Net { mac: interface.mac.clone(), ..Net::default() };
+    match &interface.kind {
+        InterfaceKind::Tap { .. } => {
+            let pairs = frame.queue_pairs();
+            frame.need_tap(&interface.id, pairs);
+            net.tap = Some(interface.id.clone());
+            net.num_queues = 2 * pairs;
+        }
+        InterfaceKind::Macvtap { link, mode } => {
+            let pairs = frame.queue_pairs();
+            net.fds = frame.need_macvtap(interface, (link, *mode), pairs);
+            net.num_queues = 2 * pairs;
+        }
+        InterfaceKind::User => {
+            let socket = HostPath::new(format!("{}-passt-{index}.sock", frame.spec.name));
+            // The forwarded ports go to the first one, as all of them lead to the same guest.
+            let is_first =
+                frame.spec.interfaces.iter().position(|other| other.kind == InterfaceKind::User) == Some(index);
+            let ports = if is_first { frame.spec.forward_ports.as_slice() } else { &[] };
+            for (place, forward) in ports.iter().enumerate() {
+                if !forward.guest.address.is_empty() {
+                    frame.refuse(
+                        format!("forwardPorts[{place}].guest.address"),
+                        "forwards by passt, which knows one guest only",
+                    );
+                }
+            }
+            frame.needs.sockets_to_remove.push(socket.clone());
+            frame.needs.processes.push(passt(&interface.id, &socket, ports));
+            net.vhost_user = true;
+            net.vhost_socket = Some(socket.as_str().to_owned());
+        }
+        InterfaceKind::Bridge { .. } => return None,
+    }
+    Some(net)
+}
+
+fn file_systems(frame: &mut Frame<'_>) -> Vec<FileSystem> {
+    let mut file_systems = Vec::new();
+    for checked in frame.spec.shares.iter().filter(|checked| checked.share.proto == ShareProtocol::Virtiofs) {
+        let process = virtiofsd(frame, checked, TagTeller::Hypervisor);
+        frame.needs.processes.push(process);
+        file_systems.push(FileSystem {
+            tag: checked.share.tag.clone(),
+            socket: checked.socket.as_str().to_owned(),
+            num_queues: 1,
+            queue_size: 1024,
+        });
+    }
+    file_systems
+}
+
+fn platform(frame: &Frame<'_>) -> Option<Platform> {
+    let spec = frame.spec;
+    let new = frame.facts.at_least(Hypervisor::CloudHypervisor, SYSTEM_UUID);
+    let id = spec.machine_id.clone();
+    let platform = Platform {
+        system_uuid: id.clone().filter(|_| new),
+        uuid: id.filter(|_| !new),
+        oem_strings: spec.cloud_hypervisor.platform_oem_strings.clone(),
+    };
+    (!platform.is_empty()).then_some(platform)
+}
+
+fn finish(mut frame: Frame<'_>, config: &VmConfig) -> Result<Launch, Vec<Refusal>> {
+    let spec = frame.spec;
+    let mut arguments = config::arguments(&mut frame, config);
+    frame.add_extra_arguments("cloudHypervisor.extraArgs", &mut arguments, &spec.cloud_hypervisor.extra_args);
+    let put = |path: &str| HttpRequest { method: "PUT".to_owned(), path: format!("/api/v1/{path}"), body: None };
+    let command = Command {
+        program: spec.cloud_hypervisor.program.clone().unwrap_or_else(|| HostPath::from("cloud-hypervisor")),
+        arguments,
+        environment: BTreeMap::new(),
+        files: Vec::new(),
+        control: ControlSocket { protocol: ControlProtocol::CloudHypervisorHttp, path: spec.control_socket.clone() },
+        graceful: vec![GracefulStep::Http(put("vm.power-button"))],
+        forced: ForcedStop::Http(put("vmm.shutdown")),
+        console_device: Some(match frame.facts.architecture {
+            Architecture::X86_64 => "ttyS0",
+            Architecture::Aarch64 => "ttyAMA0",
+        }),
+        expected_configuration: Some(config.to_value()),
+    };
+    frame.finish(command, VsockTransport::UnixSocket)
+}

@@ -1,0 +1,198 @@
+//! crosvm: every device in a jail of its own. Read at 2026-08.
+
+use super::frame::{Command, Frame, VsockTransport};
+use super::side_process::{TagTeller, virtiofsd};
+use crate::capability::{Feature, Support};
+use crate::keyval::{Dialect, Options};
+use crate::launch::{Access, ControlProtocol, ControlSocket, ForcedStop, GracefulStep, Launch};
+use crate::path::HostPath;
+use crate::refusal::Refusal;
+use crate::spec::{DeviceBus, ShareProtocol};
+use crate::validate::{CheckedInterface, CheckedShare, Disk, InterfaceKind};
+use std::collections::BTreeMap;
+
+/// What it puts before the user's parameters.
+const PREPENDED: &str = "panic=-1 console=ttyS0 ";
+/// The directory in which it jails its devices unless it is told another: `DEFAULT_PIVOT_ROOT` in its build.
+const DEFAULT_PIVOT_ROOT: &str = "/var/empty";
+
+pub(super) fn support(feature: Feature) -> Support {
+    match feature {
+        Feature::StoreDisk
+        | Feature::VolumeSerial
+        | Feature::VolumeDirect
+        | Feature::VolumeQcow2
+        | Feature::Virtiofs
+        | Feature::InterfaceTap
+        | Feature::InterfaceMacvtap
+        | Feature::TapMultiQueue
+        | Feature::TapVhost
+        | Feature::Vsock
+        | Feature::GuestNotification
+        | Feature::Balloon
+        | Feature::InitialBalloon
+        | Feature::DevicePci
+        | Feature::MachineId
+        | Feature::Console
+        | Feature::GracefulStop => Support::Yes,
+        Feature::NineP => Support::With("reported as broken by users of the former launcher; virtiofs works"),
+        Feature::HugePages => Support::With("transparent ones, by advice to the kernel"),
+        Feature::Credentials => Support::With("in an initrd that is put together in memory at start"),
+        Feature::VolumeVhd | Feature::VolumeVhdx => Support::No("knows raw and qcow2 images only"),
+        Feature::NinePReadOnly => Support::No("cannot share a directory read-only by 9p"),
+        Feature::NinePSecurityModel => Support::No("has no security models"),
+        Feature::InterfaceUser => Support::No("has no user networking, and passt does not work with it"),
+        Feature::InterfaceBridge => {
+            Support::No("has no helper that puts a tap into a bridge; use a tap that the host has put there")
+        }
+        Feature::ForwardFromHost | Feature::ForwardFromGuest => {
+            Support::No("has no user networking, so no forwarded ports")
+        }
+        Feature::HotplugMemory => Support::No("has no virtio-mem"),
+        Feature::DeviceUsb => Support::No("takes USB devices only while it runs"),
+        Feature::CpuModel => Support::No("always gives the host's CPU"),
+        Feature::WithoutKvm => Support::No("needs KVM"),
+        Feature::Graphics => Support::No("is not given a screen by this launcher"),
+    }
+}
+
+pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
+    let spec = frame.spec;
+    frame.require_kvm();
+    let kernel = frame.uncompressed_image();
+    frame.kernel_form(&kernel);
+    if spec.memory.balloon.is_some() && !frame.facts.crosvm_has_balloon {
+        frame.refuse("balloon", "of this host is built without the balloon");
+    }
+    let words = ["--no-syslog", "--log-level", "warn", "run", "--name", &spec.name, "-s", spec.control_socket.as_str()];
+    let mut arguments = words.map(str::to_owned).to_vec();
+    let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
+    add(&["-c", &spec.vcpu.to_string(), "-m", &spec.memory.mem_mib.to_string()]);
+    add(&["--serial", "type=stdout,hardware=serial,num=1,console=true,stdin=true"]);
+    if let Some(pivot_root) = pivot_root(&mut frame) {
+        add(&["--pivot-root", pivot_root.as_str()]);
+    }
+    if spec.memory.huge_pages {
+        // The pages are the kernel's to find: none need be set aside.
+        frame.needs.huge_pages_mib = 0;
+        add(&["--hugepages"]);
+    }
+    match &spec.memory.balloon {
+        Some(balloon) => {
+            add(&["--balloon-page-reporting"]);
+            if balloon.initial_mib > 0 {
+                add(&["--init-mem", &(spec.memory.mem_mib - balloon.initial_mib).to_string()]);
+            }
+        }
+        None if frame.facts.crosvm_has_balloon => add(&["--no-balloon"]),
+        None => {}
+    }
+    if !spec.rng {
+        add(&["--no-rng"]);
+    }
+    if let Some(id) = &spec.machine_id {
+        add(&["--smbios", &format!("uuid={id}")]);
+    }
+    for disk in &spec.disks {
+        add(&["--block", &disk_options(&mut frame, disk)]);
+    }
+    for (index, interface) in spec.interfaces.iter().enumerate() {
+        add(&["--net", &network_options(&mut frame, index, interface)]);
+    }
+    for (index, checked) in spec.shares.iter().enumerate() {
+        add(&share_options(&mut frame, index, checked).each_ref().map(String::as_str));
+    }
+    if let Some(vsock) = &spec.vsock {
+        add(&["--vsock", &format!("cid={}", vsock.cid)]);
+    }
+    for device in spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci) {
+        add(&["--vfio", &format!("/sys/bus/pci/devices/{}", device.path)]);
+    }
+    if let Some(initrd) = frame.initrd_with_credentials() {
+        add(&["-i", initrd.as_str()]);
+    }
+    add(&["-p", &frame.command_line(&["console=ttyS0", "reboot=k", "panic=1"], PREPENDED.len())]);
+    frame.add_extra_arguments("crosvm.extraArgs", &mut arguments, &spec.crosvm.extra_args);
+    arguments.push(kernel.as_str().to_owned());
+    finish(frame, arguments)
+}
+
+/// The directory for the jails, if it is to be said.
+fn pivot_root(frame: &mut Frame<'_>) -> Option<HostPath> {
+    let chosen = frame.spec.crosvm.pivot_root.clone().or_else(|| frame.facts.empty_directory.clone());
+    let directory = chosen.clone().unwrap_or_else(|| HostPath::from(DEFAULT_PIVOT_ROOT));
+    frame.need_file("crosvm.pivotRoot", &directory, Access::Enter);
+    chosen
+}
+
+fn disk_options(frame: &mut Frame<'_>, disk: &Disk) -> String {
+    let options = Options::new(Dialect::Crosvm)
+        .pair("path", &disk.image)
+        .pair_if("ro", disk.read_only.then_some(true))
+        .pair_if("direct", disk.direct.then_some(true))
+        .pair_if("id", disk.serial.as_ref());
+    frame.written(&format!("{}.image", disk.option), options.finish())
+}
+
+fn network_options(frame: &mut Frame<'_>, index: usize, interface: &CheckedInterface) -> String {
+    let pairs = frame.queue_pairs();
+    let options = Options::new(Dialect::Crosvm);
+    let options = match &interface.kind {
+        InterfaceKind::Tap { vhost } => {
+            frame.need_tap(&interface.id, pairs);
+            let options = options.pair("tap-name", &interface.id).pair("mac", &interface.mac);
+            let options = options.pair_if("vq-pairs", (pairs > 1).then_some(pairs));
+            if *vhost {
+                frame.need_device(&format!("interfaces[{index}].tap.vhost"), "/dev/vhost-net", "modprobe vhost_net");
+                options.word("vhost-net")
+            } else {
+                options
+            }
+        }
+        InterfaceKind::Macvtap { link, mode } => {
+            let descriptors = frame.need_macvtap(interface, (link, *mode), 1);
+            options.pair_if("tap-fd", descriptors.first()).pair("mac", &interface.mac)
+        }
+        InterfaceKind::User | InterfaceKind::Bridge { .. } => return String::new(),
+    };
+    frame.written(&format!("interfaces[{index}]"), options.finish())
+}
+
+fn share_options(frame: &mut Frame<'_>, index: usize, checked: &CheckedShare) -> [String; 2] {
+    let share = &checked.share;
+    match share.proto {
+        ShareProtocol::Virtiofs => {
+            let process = virtiofsd(frame, checked, TagTeller::Daemon);
+            frame.needs.processes.push(process);
+            let options = Options::new(Dialect::Crosvm).pair("type", "fs").pair("socket", &checked.socket);
+            ["--vhost-user".to_owned(), frame.written(&format!("shares[{index}].socket"), options.finish())]
+        }
+        ShareProtocol::NineP => {
+            for (name, value) in [("source", share.source.as_str()), ("tag", share.tag.as_str())] {
+                if value.contains(':') {
+                    frame.refuse(
+                        format!("shares[{index}].{name}"),
+                        format!("cannot be given `{value}`: a colon cannot be written in its option for shares"),
+                    );
+                }
+            }
+            ["--shared-dir".to_owned(), format!("{}:{}:type=p9", share.source, share.tag)]
+        }
+    }
+}
+
+fn finish(frame: Frame<'_>, arguments: Vec<String>) -> Result<Launch, Vec<Refusal>> {
+    let spec = frame.spec;
+    let command = Command {
+        program: spec.crosvm.program.clone().unwrap_or_else(|| HostPath::from("crosvm")),
+        arguments,
+        environment: BTreeMap::new(),
+        files: Vec::new(),
+        control: ControlSocket { protocol: ControlProtocol::CrosvmSeqpacket, path: spec.control_socket.clone() },
+        graceful: vec![GracefulStep::CrosvmPowerButton],
+        forced: ForcedStop::CrosvmExit,
+        console_device: Some("ttyS0"),
+        expected_configuration: None,
+    };
+    frame.finish(command, VsockTransport::Kernel)
+}

@@ -1,0 +1,244 @@
+//! Firecracker: configured by one JSON document, few devices, no shares. Read at 1.17-dev.
+
+mod config;
+
+use super::frame::{Command, Frame, VsockTransport};
+use crate::capability::{Feature, Support};
+use crate::facts::{Architecture, KernelForm, Version};
+use crate::launch::{ControlProtocol, ControlSocket, FileToWrite, ForcedStop, GracefulStep, HttpRequest, Launch};
+use crate::path::HostPath;
+use crate::refusal::Refusal;
+use crate::spec::{DriveIoEngine, Hypervisor};
+use crate::validate::InterfaceKind;
+use config::{
+    Balloon, BootSource, CacheType, Drive, Entropy, FullConfiguration, HugePages, MachineConfiguration, MemoryHotplug,
+    NetworkInterface, Vsock,
+};
+use std::collections::BTreeMap;
+
+/// Interrupt lines on x86 leave room for this many virtio devices (changelog of 1.15).
+const MOST_DEVICES: usize = 17;
+/// `MAX_SUPPORTED_VCPUS`.
+const MOST_VCPUS: u32 = 32;
+/// The default and least slot of hot-plugged memory; its total is a whole number of slots.
+const HOTPLUG_SLOT_MIB: u64 = 128;
+/// `pci=off` and, for each device, `virtio_mmio.device=4K@0xc0001000:5`, which it appends.
+const APPENDED_BYTES: usize = 8;
+const APPENDED_BYTES_PER_DEVICE: usize = 40;
+/// Since when there are virtio-mem and free page reporting.
+const MEMORY_DEVICES: Version = Version(1, 14, 0);
+/// Since when bzImages boot.
+const BZ_IMAGE: Version = Version(1, 17, 0);
+
+pub(super) fn support(feature: Feature) -> Support {
+    const NO_SHARES: &str = "has no shares at all; its makers declined them";
+    match feature {
+        Feature::StoreDisk
+        | Feature::InterfaceTap
+        | Feature::Vsock
+        | Feature::GuestNotification
+        | Feature::Balloon
+        | Feature::InitialBalloon
+        | Feature::HugePages
+        | Feature::Console
+        | Feature::GracefulStop => Support::Yes,
+        Feature::HotplugMemory => Support::With("plugged in while it runs, so hotpluggedMem must be 0"),
+        Feature::Credentials => Support::With("in an initrd that is put together in memory at start"),
+        Feature::MachineId => Support::With("as a kernel parameter"),
+        Feature::VolumeSerial => Support::No("cannot set serial numbers"),
+        Feature::VolumeDirect => Support::No("cannot open disks for direct I/O"),
+        Feature::VolumeQcow2 | Feature::VolumeVhd | Feature::VolumeVhdx => Support::No("knows raw images only"),
+        Feature::NineP | Feature::NinePReadOnly | Feature::NinePSecurityModel | Feature::Virtiofs => {
+            Support::No(NO_SHARES)
+        }
+        Feature::InterfaceUser => Support::No("has no user networking"),
+        Feature::InterfaceMacvtap => {
+            Support::No("opens taps by their name only, and a macvtap has none that it could open")
+        }
+        Feature::InterfaceBridge => {
+            Support::No("has no helper that puts a tap into a bridge; use a tap that the host has put there")
+        }
+        Feature::TapMultiQueue => Support::No("has one queue pair per interface"),
+        Feature::TapVhost => Support::No("has no vhost-net"),
+        Feature::ForwardFromHost | Feature::ForwardFromGuest => {
+            Support::No("has no user networking, so no forwarded ports")
+        }
+        Feature::DevicePci => Support::No("passes no PCI devices through"),
+        Feature::DeviceUsb => Support::No("has no USB"),
+        Feature::CpuModel => Support::No("has CPU templates instead of models; set firecracker.cpu"),
+        Feature::WithoutKvm => Support::No("needs KVM"),
+        Feature::Graphics => Support::No("has no screen"),
+    }
+}
+
+pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
+    let spec = frame.spec;
+    frame.require_kvm();
+    let kernel = frame.uncompressed_image();
+    check_kernel(&mut frame, &kernel);
+    let devices = check_limits(&mut frame);
+    let configuration = FullConfiguration {
+        boot_source: boot_source(&mut frame, &kernel, devices),
+        machine_config: MachineConfiguration {
+            vcpu_count: spec.vcpu,
+            mem_size_mib: spec.memory.mem_mib,
+            // With SMT an odd number of CPUs is refused; without it a guest sees as many cores.
+            smt: false,
+            track_dirty_pages: false,
+            huge_pages: spec.memory.huge_pages.then_some(HugePages::TwoMib),
+        },
+        cpu_config: spec.firecracker.cpu.clone(),
+        drives: drives(&mut frame),
+        network_interfaces: network_interfaces(&mut frame),
+        vsock: spec
+            .vsock
+            .as_ref()
+            .map(|vsock| Vsock { guest_cid: vsock.cid, uds_path: vsock.socket.as_str().to_owned() }),
+        balloon: balloon(&frame),
+        memory_hotplug: memory_hotplug(&mut frame),
+        entropy: spec.rng.then_some(Entropy {}),
+    };
+    let mut document = configuration.to_value();
+    config::merge(&mut document, &spec.firecracker.extra_config);
+    finish(frame, &document)
+}
+
+fn check_kernel(frame: &mut Frame<'_>, kernel: &HostPath) {
+    let form = frame.kernel_form(kernel);
+    if form == Some(KernelForm::BzImage) && !frame.facts.at_least(Hypervisor::Firecracker, BZ_IMAGE) {
+        let reason =
+            format!("boots bzImages only from version {BZ_IMAGE} on; give it the uncompressed kernel as vmlinux");
+        frame.refuse(frame.kernel_option(kernel), reason);
+    }
+}
+
+/// Refuses what is too much for it, and counts the devices.
+fn check_limits(frame: &mut Frame<'_>) -> usize {
+    let spec = frame.spec;
+    if spec.vcpu > MOST_VCPUS {
+        frame.refuse("vcpu", format!("has at most {MOST_VCPUS} CPUs"));
+    }
+    let single = [spec.vsock.is_some(), spec.memory.balloon.is_some(), spec.memory.hotplug.is_some(), spec.rng];
+    let devices = spec.disks.len() + spec.interfaces.len() + single.into_iter().filter(|present| *present).count();
+    if devices > MOST_DEVICES {
+        frame.refuse("volumes", format!("has room for {MOST_DEVICES} devices, and this machine has {devices}"));
+    }
+    let memory = &spec.memory;
+    if memory.hotplug.is_some() || memory.balloon.is_some() {
+        let too_old = !frame.facts.at_least(Hypervisor::Firecracker, MEMORY_DEVICES);
+        if memory.hotplug.is_some() && too_old {
+            frame.refuse("hotplugMem", format!("has virtio-mem from version {MEMORY_DEVICES} on"));
+        }
+    }
+    devices
+}
+
+fn boot_source(frame: &mut Frame<'_>, kernel: &HostPath, devices: usize) -> BootSource {
+    let initrd_path = frame.initrd_with_credentials().map(|initrd| initrd.as_str().to_owned());
+    // Always set: its own default has `nomodule`, with which no NixOS initrd finds its root. And without
+    // `i8042.nopnp`, which keeps the guest from seeing ctrl-alt-delete.
+    let own = match frame.facts.architecture {
+        Architecture::X86_64 => {
+            ["console=ttyS0,115200", "reboot=k", "panic=1", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd"].as_slice()
+        }
+        Architecture::Aarch64 => ["console=ttyS0,115200", "reboot=k", "panic=1"].as_slice(),
+    };
+    let machine_id = frame.machine_id_parameter();
+    let parameters: Vec<_> = own.iter().copied().chain([machine_id.as_str()]).collect();
+    let boot_args = frame.command_line(&parameters, APPENDED_BYTES + APPENDED_BYTES_PER_DEVICE * devices);
+    BootSource { kernel_image_path: kernel.as_str().to_owned(), initrd_path, boot_args }
+}
+
+fn drives(frame: &mut Frame<'_>) -> Vec<Drive> {
+    let io_engine =
+        if frame.facts.io_uring_is_usable { frame.spec.firecracker.drive_io_engine } else { DriveIoEngine::Sync };
+    if io_engine != frame.spec.firecracker.drive_io_engine {
+        frame.warn(
+            "firecracker.driveIoEngine",
+            "this host has no io_uring, so disks are read and written with \"Sync\"",
+        );
+    }
+    let drives = frame.spec.disks.iter().map(|disk| Drive {
+        drive_id: disk.device.trim_start_matches("/dev/").to_owned(),
+        path_on_host: disk.image.as_str().to_owned(),
+        // A root device comes first whatever its place in the list, and adds root=/dev/vda to the command line.
+        is_root_device: false,
+        is_read_only: disk.read_only,
+        cache_type: if disk.read_only { CacheType::Unsafe } else { CacheType::Writeback },
+        io_engine,
+    });
+    drives.collect()
+}
+
+fn network_interfaces(frame: &mut Frame<'_>) -> Vec<NetworkInterface> {
+    let mut interfaces = Vec::new();
+    for interface in &frame.spec.interfaces {
+        if matches!(interface.kind, InterfaceKind::Tap { .. }) {
+            frame.need_tap(&interface.id, 1);
+            interfaces.push(NetworkInterface {
+                iface_id: format!("eth{}", interfaces.len()),
+                host_dev_name: interface.id.clone(),
+                guest_mac: interface.mac.clone(),
+            });
+        }
+    }
+    interfaces
+}
+
+fn balloon(frame: &Frame<'_>) -> Option<Balloon> {
+    let balloon = frame.spec.memory.balloon.as_ref()?;
+    // Older versions stop at a field that they do not know.
+    let reports = frame.facts.at_least(Hypervisor::Firecracker, MEMORY_DEVICES);
+    Some(Balloon {
+        amount_mib: balloon.initial_mib,
+        deflate_on_oom: balloon.deflate_on_oom,
+        stats_polling_interval_s: 1,
+        free_page_reporting: reports.then_some(true),
+    })
+}
+
+fn memory_hotplug(frame: &mut Frame<'_>) -> Option<MemoryHotplug> {
+    let hotplug = frame.spec.memory.hotplug.as_ref()?;
+    if hotplug.initial_mib > 0 {
+        frame.refuse("hotpluggedMem", "plugs memory in only while it runs; set hotpluggedMem = 0");
+    }
+    if !hotplug.most_mib.is_multiple_of(HOTPLUG_SLOT_MIB) {
+        frame.refuse(
+            "hotplugMem",
+            format!(
+                "plugs memory in slots of {HOTPLUG_SLOT_MIB} MiB, and {} is no whole number of them",
+                hotplug.most_mib
+            ),
+        );
+    }
+    Some(MemoryHotplug { total_size_mib: hotplug.most_mib })
+}
+
+fn finish(mut frame: Frame<'_>, document: &serde_json::Value) -> Result<Launch, Vec<Refusal>> {
+    let spec = frame.spec;
+    let path = HostPath::new(format!("{}-firecracker.json", spec.name));
+    let words = ["--api-sock", spec.control_socket.as_str(), "--config-file", path.as_str()];
+    let mut arguments = words.map(str::to_owned).to_vec();
+    frame.add_extra_arguments("firecracker.extraArgs", &mut arguments, &spec.firecracker.extra_args);
+    let action = |action: &str| HttpRequest {
+        method: "PUT".to_owned(),
+        path: "/actions".to_owned(),
+        body: Some(serde_json::json!({"action_type": action})),
+    };
+    let graceful = match frame.facts.architecture {
+        Architecture::X86_64 => vec![GracefulStep::Http(action("SendCtrlAltDel"))],
+        Architecture::Aarch64 => Vec::new(),
+    };
+    let command = Command {
+        program: spec.firecracker.program.clone().unwrap_or_else(|| HostPath::from("firecracker")),
+        arguments,
+        environment: BTreeMap::new(),
+        files: vec![FileToWrite { path, content: format!("{document:#}\n") }],
+        control: ControlSocket { protocol: ControlProtocol::FirecrackerHttp, path: spec.control_socket.clone() },
+        graceful,
+        forced: ForcedStop::Terminate,
+        console_device: Some("ttyS0"),
+        expected_configuration: Some(document.clone()),
+    };
+    frame.finish(command, VsockTransport::UnixSocket)
+}

@@ -1,0 +1,394 @@
+//! What is the same for every hypervisor: the launch around the command, and where refusals and warnings gather.
+
+use crate::cmdline::KernelCommandLine;
+use crate::facts::{HostFacts, KernelForm};
+use crate::keyval::Unwritable;
+use crate::launch::{
+    Access, BalloonDevice, ComposedInitrd, Console, ControlSocket, DeviceNode, FIRST_PASSED_DESCRIPTOR, FileToWrite,
+    ForcedStop, GracefulStep, GuestDisk, GuestNotification, KvmUse, LAUNCH_VERSION, Launch, MacvtapNeed, Needs,
+    NotificationSocket, PassedDevice, Presence, Shutdown, TapNeed, VolumeCreation, VolumeNeed, VsockEnd, VsockHostEnd,
+};
+use crate::path::HostPath;
+use crate::refusal::Refusal;
+use crate::spec::{Hypervisor, MacvtapMode, ShareProtocol};
+use crate::validate::{CheckedInterface, CheckedSpec, Disk, DiskRole};
+use std::collections::BTreeMap;
+
+/// The directory of the credentials in the initrd. The guest's stage 1 copies it to where systemd looks: what an
+/// archive has below /run is hidden when systemd mounts a tmpfs there.
+const CREDENTIALS_DIRECTORY: &str = "microvm-credentials";
+
+/// Queue pairs of a network interface at most: more bring nothing and cost file descriptors.
+const MOST_QUEUE_PAIRS: u32 = 16;
+
+/// A launch in the making.
+pub(super) struct Frame<'spec> {
+    pub(super) spec: &'spec CheckedSpec,
+    pub(super) facts: &'spec HostFacts,
+    pub(super) hypervisor: Hypervisor,
+    pub(super) needs: Needs,
+    refusals: Vec<Refusal>,
+    warnings: Vec<String>,
+    next_descriptor: i32,
+}
+
+/// What a hypervisor's own file knows of a launch.
+pub(super) struct Command {
+    pub(super) program: HostPath,
+    pub(super) arguments: Vec<String>,
+    pub(super) environment: BTreeMap<String, String>,
+    pub(super) files: Vec<FileToWrite>,
+    pub(super) control: ControlSocket,
+    pub(super) graceful: Vec<GracefulStep>,
+    pub(super) forced: ForcedStop,
+    pub(super) console_device: Option<&'static str>,
+    pub(super) expected_configuration: Option<serde_json::Value>,
+}
+
+/// How a hypervisor brings the guest's vsock to the host.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum VsockTransport {
+    /// By the kernel's vhost-vsock.
+    Kernel,
+    /// By a unix socket.
+    UnixSocket,
+}
+
+impl<'spec> Frame<'spec> {
+    pub(super) fn new(spec: &'spec CheckedSpec, facts: &'spec HostFacts, hypervisor: Hypervisor) -> Self {
+        let mut frame = Self {
+            spec,
+            facts,
+            hypervisor,
+            needs: Needs::default(),
+            refusals: Vec::new(),
+            warnings: spec.warnings.clone(),
+            next_descriptor: FIRST_PASSED_DESCRIPTOR,
+        };
+        frame.needs.pre_start = spec.pre_start.clone();
+        frame.needs.store_disk = spec.store_disk.clone();
+        frame.needs.extra_args_script = spec.extra_args_script.clone();
+        frame.add_disk_needs();
+        frame.add_share_needs();
+        for (name, path) in &spec.credential_files {
+            frame.need_file(&format!("credentialFiles.{name}"), path, Access::Read);
+        }
+        let devices = spec.devices.iter();
+        frame.needs.devices =
+            devices.map(|device| PassedDevice { bus: device.bus, path: device.path.clone() }).collect();
+        if let Some(script) = &spec.extra_args_script {
+            frame.need_file("extraArgsScript", script, Access::Execute);
+        }
+        if let Some(console) = &spec.console_socket {
+            frame.needs.sockets_to_remove.push(console.clone());
+        }
+        if spec.memory.huge_pages {
+            frame.needs.huge_pages_mib = spec.memory.mem_mib;
+        }
+        frame
+    }
+
+    fn add_disk_needs(&mut self) {
+        let spec = self.spec;
+        if let Some(need) = &spec.store_disk {
+            self.need_file("storeDisk.plan", &need.plan, Access::Read);
+        }
+        let mut volumes = spec.volumes.iter();
+        for disk in &spec.disks {
+            if disk.role == DiskRole::Store {
+                if spec.store_disk.is_none() {
+                    self.need_file("storeDisk.image", &disk.image, Access::Read);
+                }
+                continue;
+            }
+            let Some(volume) = volumes.next() else { continue };
+            let creation = volume
+                .creation_size_mib
+                .map(|size_mib| VolumeCreation { size_mib, mkfs_extra_args: volume.mkfs_extra_args.clone() });
+            self.needs.volumes.push(VolumeNeed {
+                image: disk.image.clone(),
+                fs_type: volume.fs_type.clone(),
+                label: volume.label.clone(),
+                access: if disk.read_only { Access::Read } else { Access::ReadWrite },
+                creation,
+            });
+        }
+    }
+
+    fn add_share_needs(&mut self) {
+        for (index, checked) in self.spec.shares.iter().enumerate() {
+            let access = if checked.share.read_only { Access::Enter } else { Access::EnterWrite };
+            self.need_file(&format!("shares[{index}].source"), &checked.share.source, access);
+            if checked.share.proto == ShareProtocol::Virtiofs {
+                self.needs.sockets_to_remove.push(checked.socket.clone());
+            }
+        }
+    }
+
+    /// Refuses the machine; the reason goes on after the hypervisor's name.
+    pub(super) fn refuse(&mut self, option: impl Into<String>, reason: impl Into<String>) {
+        self.refusals.push(Refusal {
+            machine: self.spec.name.clone(),
+            option: option.into(),
+            hypervisor: self.hypervisor,
+            reason: reason.into(),
+            able: Vec::new(),
+        });
+    }
+
+    pub(super) fn warn(&mut self, option: &str, text: &str) {
+        self.warnings.push(format!("{}: {option}: {text}", self.spec.name));
+    }
+
+    /// The option string, or nothing after having refused what it cannot carry.
+    pub(super) fn written(&mut self, option: &str, options: Result<String, Unwritable>) -> String {
+        options.unwrap_or_else(|unwritable| {
+            self.refuse(option, unwritable.to_string());
+            String::new()
+        })
+    }
+
+    /// The next number for a file descriptor that the hypervisor is given.
+    pub(super) fn descriptor(&mut self) -> i32 {
+        let descriptor = self.next_descriptor;
+        self.next_descriptor += 1;
+        descriptor
+    }
+
+    pub(super) fn need_file(&mut self, option: &str, path: &HostPath, access: Access) {
+        self.needs.present.push(Presence { path: path.clone(), option: option.to_owned(), access });
+    }
+
+    pub(super) fn need_device(&mut self, option: &str, path: &str, remedy: &str) {
+        let node = DeviceNode { path: HostPath::from(path), option: option.to_owned(), remedy: remedy.to_owned() };
+        if self.needs.device_nodes.iter().all(|known| known.path != node.path) {
+            self.needs.device_nodes.push(node);
+        }
+    }
+
+    /// For the hypervisors that cannot run without KVM.
+    pub(super) fn require_kvm(&mut self) {
+        self.needs.kvm = KvmUse::Required;
+        self.need_device(
+            "hypervisor",
+            "/dev/kvm",
+            "load the module kvm_intel or kvm_amd, and join the group of /dev/kvm",
+        );
+        if let crate::facts::Kvm::Unusable(why) = &self.facts.kvm {
+            self.refuse("hypervisor", format!("needs KVM, but {why}"));
+        }
+    }
+
+    /// The kernel for a hypervisor that takes the boot image.
+    pub(super) fn boot_image(&mut self) -> HostPath {
+        let image = self.spec.kernel.image.clone();
+        self.need_file("kernel", &image, Access::Read);
+        image
+    }
+
+    /// The kernel for a hypervisor that is better off with the uncompressed one.
+    pub(super) fn uncompressed_image(&mut self) -> HostPath {
+        let Some(vmlinux) = self.spec.kernel.vmlinux.clone() else { return self.boot_image() };
+        self.need_file("vmlinux", &vmlinux, Access::Read);
+        vmlinux
+    }
+
+    /// Which option the kernel image comes from.
+    pub(super) fn kernel_option(&self, image: &HostPath) -> &'static str {
+        if self.spec.kernel.vmlinux.as_ref() == Some(image) { "vmlinux" } else { "kernel" }
+    }
+
+    /// The form of the kernel image if somebody has looked; refuses what is no kernel at all.
+    pub(super) fn kernel_form(&mut self, image: &HostPath) -> Option<KernelForm> {
+        let form = self.facts.kernel_forms.get(image).copied();
+        if form == Some(KernelForm::Unknown) {
+            let reason = format!("cannot boot {image}: it is neither a bzImage nor an ELF");
+            self.refuse(self.kernel_option(image), reason);
+        }
+        form
+    }
+
+    /// The initrd's path for the hypervisor. With credentials it is put together in memory at start.
+    pub(super) fn initrd_with_credentials(&mut self) -> Option<HostPath> {
+        let base = self.plain_initrd();
+        if self.spec.credential_files.is_empty() {
+            return base;
+        }
+        let Some(base) = base else {
+            self.refuse("credentialFiles", "brings credentials to the guest in the initrd, and there is none");
+            return None;
+        };
+        let descriptor = self.descriptor();
+        let credentials = self.spec.credential_files.clone();
+        let directory = CREDENTIALS_DIRECTORY.to_owned();
+        self.needs.initrd = Some(ComposedInitrd { base, directory, credentials, descriptor });
+        Some(HostPath::new(format!("/proc/self/fd/{descriptor}")))
+    }
+
+    pub(super) fn plain_initrd(&mut self) -> Option<HostPath> {
+        let initrd = self.spec.kernel.initrd.clone()?;
+        self.need_file("initrd", &initrd, Access::Read);
+        Some(initrd)
+    }
+
+    /// The kernel command line: the hypervisor's parameters, those for readiness and machine id, the user's.
+    pub(super) fn command_line(&mut self, own: &[&str], added_bytes: usize) -> String {
+        let mut line = KernelCommandLine::new();
+        for parameter in own {
+            line.push(*parameter);
+        }
+        if let Some(port) = self.notify_port() {
+            // systemd reads it as a credential: it opens a stream to this port of the host and says READY=1.
+            line.push(format!("systemd.set_credential=vmm.notify_socket:vsock-stream:2:{port}"));
+        }
+        for parameter in &self.spec.kernel.parameters {
+            line.push(parameter.as_str());
+        }
+        line.finish(added_bytes).unwrap_or_else(|too_long| {
+            let reason = format!(
+                "boots with {} bytes of kernel parameters, but a kernel takes at most {}",
+                too_long.bytes,
+                crate::cmdline::MOST_BYTES
+            );
+            self.refuse("kernelParams", reason);
+            String::new()
+        })
+    }
+
+    /// The parameter for the machine id where the hypervisor has no SMBIOS for it.
+    pub(super) fn machine_id_parameter(&self) -> String {
+        let id = self.spec.machine_id.as_deref().unwrap_or_default();
+        if id.is_empty() { String::new() } else { format!("systemd.machine_id={}", id.replace('-', "")) }
+    }
+
+    fn notify_port(&self) -> Option<u32> {
+        self.spec.vsock.as_ref()?.notify_port
+    }
+
+    /// Queue pairs of an interface on a hypervisor that has one for each CPU.
+    pub(super) fn queue_pairs(&self) -> u32 {
+        self.spec.vcpu.min(MOST_QUEUE_PAIRS)
+    }
+
+    pub(super) fn need_tap(&mut self, name: &str, queue_pairs: u32) {
+        self.need_device("interfaces", "/dev/net/tun", "modprobe tun");
+        self.needs.taps.push(TapNeed {
+            name: name.to_owned(),
+            owner: self.spec.user.clone(),
+            multi_queue: queue_pairs > 1,
+            vnet_hdr: true,
+            queue_pairs,
+        });
+    }
+
+    /// The descriptors under which the hypervisor gets a macvtap, one for each queue pair.
+    pub(super) fn need_macvtap(
+        &mut self,
+        interface: &CheckedInterface,
+        (link, mode): (&str, MacvtapMode),
+        queue_pairs: u32,
+    ) -> Vec<i32> {
+        let descriptors: Vec<_> = (0..queue_pairs).map(|_| self.descriptor()).collect();
+        self.needs.macvtaps.push(MacvtapNeed {
+            name: interface.id.clone(),
+            link: link.to_owned(),
+            mode,
+            mac: interface.mac.clone(),
+            owner: self.spec.user.clone(),
+            descriptors: descriptors.clone(),
+        });
+        descriptors
+    }
+
+    /// Every argument list that the user adds to and that must not repeat what is written here.
+    pub(super) fn add_extra_arguments(&mut self, option: &str, arguments: &mut Vec<String>, extra: &[String]) {
+        if extra.iter().any(|argument| argument.contains('\0')) {
+            self.refuse(option, "cannot be given an argument with a NUL in it");
+        }
+        arguments.extend(extra.iter().cloned());
+    }
+
+    /// The launch, or every reason why there is none.
+    pub(super) fn finish(mut self, command: Command, transport: VsockTransport) -> Result<Launch, Vec<Refusal>> {
+        let spec = self.spec;
+        let (vsock, notification) = self.vsock(transport);
+        self.needs.sockets_to_remove.push(command.control.path.clone());
+        if command.control.path.as_str().len() > 107 {
+            let reason = format!(
+                "puts its control socket at {}, which has {} bytes of the 107 that a unix socket's path can have",
+                command.control.path,
+                command.control.path.as_str().len()
+            );
+            self.refuse("socket", reason);
+        }
+        if spec.console_socket.is_some() && command.console_device.is_none() {
+            self.refuse("consoleSocket", "has no serial console to serve, because qemu.serialConsole is off");
+        }
+        if !self.refusals.is_empty() {
+            return Err(self.refusals);
+        }
+        let program_name = command.program.as_str().rsplit('/').next().unwrap_or_default().to_owned();
+        Ok(Launch {
+            version: LAUNCH_VERSION,
+            name: spec.name.clone(),
+            hypervisor: self.hypervisor,
+            process_name: spec.process_name.clone().unwrap_or(program_name),
+            program: command.program,
+            arguments: command.arguments,
+            environment: command.environment,
+            working_directory: self.facts.state_directory.clone(),
+            user: spec.user.clone(),
+            files: command.files,
+            needs: self.needs,
+            disks: spec.disks.iter().map(|disk| guest_disk(disk, self.hypervisor)).collect(),
+            control: Some(command.control),
+            shutdown: Shutdown { graceful: command.graceful, forced: command.forced },
+            console: Console {
+                guest_device: command.console_device.map(str::to_owned),
+                socket: spec.console_socket.clone(),
+            },
+            vsock,
+            notification,
+            balloon: spec.memory.balloon.as_ref().map(|_| BalloonDevice { mem_mib: spec.memory.mem_mib }),
+            expected_configuration: command.expected_configuration,
+            warnings: self.warnings,
+        })
+    }
+
+    fn vsock(&mut self, transport: VsockTransport) -> (Option<VsockEnd>, Option<GuestNotification>) {
+        let Some(vsock) = &self.spec.vsock else { return (None, None) };
+        let host_end = match transport {
+            VsockTransport::Kernel => VsockHostEnd::Kernel,
+            VsockTransport::UnixSocket => VsockHostEnd::UnixSocket(vsock.socket.clone()),
+        };
+        if transport == VsockTransport::Kernel {
+            self.need_device("vsock.cid", "/dev/vhost-vsock", "modprobe vhost_vsock");
+        } else {
+            self.needs.sockets_to_remove.push(vsock.socket.clone());
+        }
+        let notification = vsock.notify_port.map(|port| GuestNotification {
+            port,
+            listen: match transport {
+                VsockTransport::Kernel => NotificationSocket::Vsock { cid: vsock.cid },
+                VsockTransport::UnixSocket => {
+                    NotificationSocket::Unix(HostPath::new(format!("{}_{port}", vsock.socket)))
+                }
+            },
+        });
+        if let Some(GuestNotification { listen: NotificationSocket::Unix(socket), .. }) = &notification {
+            self.needs.sockets_to_remove.push(socket.clone());
+        }
+        (Some(VsockEnd { cid: vsock.cid, host_end }), notification)
+    }
+}
+
+fn guest_disk(disk: &Disk, hypervisor: Hypervisor) -> GuestDisk {
+    let has_serial = super::support(hypervisor, crate::capability::Feature::VolumeSerial).is_there();
+    GuestDisk {
+        device: disk.device.clone(),
+        image: disk.image.clone(),
+        read_only: disk.read_only,
+        serial: disk.serial.clone().filter(|_| has_serial),
+        mount_point: disk.mount_point.clone(),
+    }
+}

@@ -1,0 +1,196 @@
+//! kvmtool: small, without ACPI, serial numbers or a way to ask the guest to shut down. Read at b48735e (2024-07).
+
+use super::frame::{Command, Frame, VsockTransport};
+use crate::capability::{Feature, Support};
+use crate::facts::KernelForm;
+use crate::keyval::{Dialect, Options};
+use crate::launch::{ControlProtocol, ControlSocket, ForcedStop, GracefulStep, Launch};
+use crate::path::HostPath;
+use crate::refusal::Refusal;
+use crate::spec::{DeviceBus, ShareProtocol};
+use crate::validate::{CheckedInterface, Disk, InterfaceKind};
+use std::collections::BTreeMap;
+
+/// `MAX_DISK_IMAGES` in include/kvm/disk-image.h.
+const MOST_DISKS: usize = 4;
+/// `MIN_RAM_SIZE` in include/kvm/kvm-config.h.
+const LEAST_MEMORY_MIB: u64 = 64;
+/// What `kvm__arch_set_cmdline` and `kvm_run_set_real_cmdline` put before the user's parameters on x86.
+const PREPENDED: &str = "noapic noacpi pci=conf1 reboot=k panic=1 i8042.direct=1 i8042.dumbkbd=1 i8042.nopnp=1 \
+                         earlyprintk=serial i8042.noaux=1 console=ttyS0 ";
+
+pub(super) fn support(feature: Feature) -> Support {
+    match feature {
+        Feature::StoreDisk
+        | Feature::VolumeDirect
+        | Feature::NineP
+        | Feature::InterfaceTap
+        | Feature::InterfaceMacvtap
+        | Feature::TapVhost
+        | Feature::Vsock
+        | Feature::GuestNotification
+        | Feature::Balloon
+        | Feature::HugePages
+        | Feature::DevicePci
+        | Feature::Console => Support::Yes,
+        Feature::InterfaceUser => {
+            Support::With("one interface, without DHCP: the guest is 192.168.33.15/24, its gateway 192.168.33.1")
+        }
+        Feature::Credentials => Support::With("in an initrd that is put together in memory at start"),
+        Feature::MachineId => Support::With("as a kernel parameter"),
+        Feature::GracefulStop => Support::With(
+            "file systems are synced and remounted read-only by magic system requests, but services are not stopped",
+        ),
+        Feature::VolumeSerial => Support::No("cannot set serial numbers"),
+        Feature::VolumeQcow2 => Support::No("reads qcow2 images only, and never writes them"),
+        Feature::VolumeVhd | Feature::VolumeVhdx => Support::No("knows raw images only"),
+        Feature::NinePReadOnly => Support::No("cannot share a directory read-only"),
+        Feature::NinePSecurityModel => Support::No("has no security models"),
+        Feature::Virtiofs => Support::No("has no vhost-user devices, so no virtiofs"),
+        Feature::InterfaceBridge => {
+            Support::No("has no helper that puts a tap into a bridge; use a tap that the host has put there")
+        }
+        Feature::TapMultiQueue => Support::No("opens taps with a single queue"),
+        Feature::ForwardFromHost | Feature::ForwardFromGuest => Support::No("forwards no ports"),
+        Feature::InitialBalloon => Support::No("starts with an empty balloon; fill it with `microvm balloon`"),
+        Feature::HotplugMemory => Support::No("has no virtio-mem"),
+        Feature::DeviceUsb => Support::No("has no USB"),
+        Feature::CpuModel => Support::No("always gives the host's CPU"),
+        Feature::WithoutKvm => Support::No("needs KVM"),
+        Feature::Graphics => Support::No("is not given a screen by this launcher"),
+    }
+}
+
+pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
+    let spec = frame.spec;
+    frame.require_kvm();
+    check_limits(&mut frame);
+    let kernel = frame.boot_image();
+    if matches!(frame.kernel_form(&kernel), Some(KernelForm::Elf | KernelForm::ElfPvh)) {
+        frame.refuse(
+            "kernel",
+            format!("boots bzImages only, and {kernel} is an ELF, which it would load as plain bytes"),
+        );
+    }
+    let mut arguments: Vec<String> = ["run", "--name", &spec.name, "--console", "serial"].map(str::to_owned).to_vec();
+    let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
+    add(&["-m", &spec.memory.mem_mib.to_string(), "-c", &spec.vcpu.to_string(), "-k", kernel.as_str()]);
+    if let Some(initrd) = frame.initrd_with_credentials() {
+        add(&["-i", initrd.as_str()]);
+    }
+    let machine_id = frame.machine_id_parameter();
+    // Without a root= it would say root=/dev/vda; the initrd finds its root by itself. The magic system requests that
+    // stop the guest come over the console, which only the host can type on.
+    let has_root = spec.kernel.parameters.iter().any(|parameter| parameter.contains("root="));
+    let root = if has_root { "" } else { "root=fstab" };
+    add(&["-p", &frame.command_line(&[root, "sysrq_always_enabled=1", &machine_id], PREPENDED.len())]);
+    if spec.memory.huge_pages {
+        add(&["--hugetlbfs", "/dev/hugepages"]);
+        frame.need_file("hugepageMem", &HostPath::from("/dev/hugepages"), crate::launch::Access::EnterWrite);
+    }
+    if spec.rng {
+        add(&["--rng"]);
+    }
+    if spec.memory.balloon.is_some() {
+        add(&["--balloon"]);
+    }
+    for disk in &spec.disks {
+        add(&["-d", &disk_options(&mut frame, disk)]);
+    }
+    for (index, interface) in spec.interfaces.iter().enumerate() {
+        add(&["-n", &network_options(&mut frame, index, interface)]);
+    }
+    if spec.interfaces.is_empty() {
+        add(&["-n", "mode=none"]);
+    }
+    for (index, checked) in spec.shares.iter().enumerate() {
+        if checked.share.proto == ShareProtocol::NineP {
+            let source = Options::new(Dialect::Kvmtool).value(checked.share.source.as_str()).finish();
+            let source = frame.written(&format!("shares[{index}].source"), source);
+            add(&["--9p", &format!("{source},{}", checked.share.tag)]);
+        }
+    }
+    if let Some(vsock) = &spec.vsock {
+        add(&["--vsock", &vsock.cid.to_string()]);
+    }
+    for device in spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci) {
+        add(&["--vfio-pci", &device.path]);
+    }
+    frame.add_extra_arguments("kvmtool.extraArgs", &mut arguments, &spec.kvmtool.extra_args);
+    finish(frame, arguments)
+}
+
+fn check_limits(frame: &mut Frame<'_>) {
+    let spec = frame.spec;
+    if spec.disks.len() > MOST_DISKS {
+        let reason = format!("has at most {MOST_DISKS} disks, and this machine has {}", spec.disks.len());
+        frame.refuse("volumes", reason);
+    }
+    if spec.memory.mem_mib < LEAST_MEMORY_MIB {
+        frame.refuse("mem", format!("gives a machine at least {LEAST_MEMORY_MIB} MiB"));
+    }
+    let users = spec.interfaces.iter().filter(|interface| interface.kind == InterfaceKind::User).count();
+    if users > 1 {
+        frame.refuse("interfaces", "has at most one interface with user networking");
+    }
+    if spec.disks.is_empty() && spec.kernel.initrd.is_none() {
+        frame.refuse("initrd", "shares the host's root directory with a guest that has neither disk nor initrd");
+    }
+    if spec.memory.balloon.as_ref().is_some_and(|balloon| balloon.deflate_on_oom) {
+        frame.warn("deflateOnOOM", "kvmtool's balloon does not deflate by itself");
+    }
+}
+
+fn disk_options(frame: &mut Frame<'_>, disk: &Disk) -> String {
+    // A name that starts with `scsi:` is the address of a disk on the network.
+    let image = disk.image.as_str();
+    let image = if image.starts_with("scsi:") { format!("./{image}") } else { image.to_owned() };
+    let mut options = Options::new(Dialect::Kvmtool).value(&image);
+    if disk.read_only {
+        options = options.word("ro");
+    }
+    if disk.direct {
+        options = options.word("direct");
+    }
+    frame.written(&format!("{}.image", disk.option), options.finish())
+}
+
+fn network_options(frame: &mut Frame<'_>, index: usize, interface: &CheckedInterface) -> String {
+    let options = Options::new(Dialect::Kvmtool);
+    let options = match &interface.kind {
+        InterfaceKind::User => options.pair("mode", "user"),
+        InterfaceKind::Tap { vhost } => {
+            frame.need_tap(&interface.id, 1);
+            let options = options.pair("mode", "tap").pair("tapif", &interface.id);
+            if *vhost {
+                frame.need_device(&format!("interfaces[{index}].tap.vhost"), "/dev/vhost-net", "modprobe vhost_net");
+            }
+            options.pair_if("vhost", vhost.then_some(1))
+        }
+        InterfaceKind::Macvtap { link, mode } => {
+            let descriptors = frame.need_macvtap(interface, (link, *mode), 1);
+            // A tapif with a slash keeps it from configuring the descriptor as if it were a tap's.
+            options.pair("mode", "tap").pair("tapif", "/dev/macvtap").pair_if("fd", descriptors.first())
+        }
+        InterfaceKind::Bridge { .. } => return String::new(),
+    };
+    frame.written(&format!("interfaces[{index}]"), options.pair("guest_mac", &interface.mac).finish())
+}
+
+fn finish(frame: Frame<'_>, arguments: Vec<String>) -> Result<Launch, Vec<Refusal>> {
+    let (spec, home) = (frame.spec, frame.facts.state_directory.clone());
+    // It puts its socket below $HOME, whatever else is asked.
+    let socket = HostPath::new(format!(".lkvm/{}.sock", spec.name)).below(&home);
+    let command = Command {
+        program: spec.kvmtool.program.clone().unwrap_or_else(|| HostPath::from("lkvm")),
+        arguments,
+        environment: BTreeMap::from([("HOME".to_owned(), home.as_str().to_owned())]),
+        files: Vec::new(),
+        control: ControlSocket { protocol: ControlProtocol::Kvmtool, path: socket },
+        graceful: ['s', 'u', 'o'].map(GracefulStep::KvmtoolSysrq).to_vec(),
+        forced: ForcedStop::KvmtoolStop,
+        console_device: Some("ttyS0"),
+        expected_configuration: None,
+    };
+    frame.finish(command, VsockTransport::Kernel)
+}

@@ -1,0 +1,240 @@
+//! qemu's devices, in the order in which the guest is to see them.
+
+use super::super::frame::Frame;
+use super::super::side_process::{TagTeller, virtiofsd};
+use super::machine::{Bus, Machine};
+use crate::keyval::{Dialect, Options};
+use crate::launch::BridgeNeed;
+use crate::spec::{DeviceBus, ForwardFrom, ImageType, Protocol, ShareProtocol};
+use crate::validate::{CheckedInterface, CheckedShare, Disk, InterfaceKind};
+
+/// Arguments being written.
+struct Writer<'frame, 'spec, 'arguments> {
+    frame: &'frame mut Frame<'spec>,
+    machine: &'frame Machine,
+    arguments: &'arguments mut Vec<String>,
+}
+
+pub(super) fn write(frame: &mut Frame<'_>, machine: &Machine, arguments: &mut Vec<String>) {
+    let spec = frame.spec;
+    let mut writer = Writer { frame, machine, arguments };
+    if machine.model == "microvm" {
+        // For ctrl-alt-delete and for the guest's reset.
+        writer.add("qemu.machine", "-device", Options::new(Dialect::Qemu).word("i8042"));
+    }
+    writer.root_ports();
+    for (index, disk) in spec.disks.iter().enumerate() {
+        writer.disk(index, disk);
+    }
+    if spec.rng {
+        writer.virtio("rng", "virtio-rng", |device| device);
+    }
+    if let Some(balloon) = &spec.memory.balloon {
+        let deflate = if balloon.deflate_on_oom { "on" } else { "off" };
+        writer.virtio("balloon", "virtio-balloon", |device| {
+            device.pair("id", "balloon").pair("free-page-reporting", "on").pair("deflate-on-oom", deflate)
+        });
+    }
+    if let Some(hotplug) = &spec.memory.hotplug {
+        writer.virtio("hotplugMem", "virtio-mem", |device| {
+            let size = format!("{}M", hotplug.initial_mib);
+            device.pair("id", "hotplugged").pair("memdev", "hotplug").pair("requested-size", size)
+        });
+    }
+    for (index, checked) in spec.shares.iter().enumerate() {
+        writer.share(index, checked);
+    }
+    for (index, interface) in spec.interfaces.iter().enumerate() {
+        writer.interface(index, interface);
+    }
+    if let Some(vsock) = &spec.vsock {
+        writer.virtio("vsock", "vhost-vsock", |device| device.pair("guest-cid", vsock.cid));
+    }
+    writer.passed_devices();
+}
+
+impl Writer<'_, '_, '_> {
+    fn add(&mut self, option: &str, switch: &str, options: Options) {
+        let value = self.frame.written(option, options.finish());
+        self.arguments.extend([switch.to_owned(), value]);
+    }
+
+    /// Adds a virtio device under its name on the machine's bus.
+    fn virtio(&mut self, option: &str, name: &str, with: impl FnOnce(Options) -> Options) {
+        let device = Options::new(Dialect::Qemu).word(format!("{name}-{}", self.machine.bus.suffix()));
+        self.add(option, "-device", with(device));
+    }
+
+    fn root_ports(&mut self) {
+        for (index, port) in self.frame.spec.qemu.pcie_root_ports.iter().enumerate() {
+            let options = Options::new(Dialect::Qemu)
+                .word("pcie-root-port")
+                .pair("id", &port.id)
+                .pair_if("bus", port.bus.as_ref())
+                .pair_if("chassis", port.chassis)
+                .pair_if("slot", port.slot.as_ref())
+                .pair_if("addr", port.addr.as_ref());
+            self.add(&format!("qemu.pcieRootPorts[{index}]"), "-device", options);
+        }
+    }
+
+    fn disk(&mut self, index: usize, disk: &Disk) {
+        let id = format!("disk{index}");
+        let format = match disk.image_type {
+            ImageType::Raw => "raw",
+            ImageType::Qcow2 => "qcow2",
+            ImageType::Vhd => "vpc",
+            ImageType::Vhdx => "vhdx",
+        };
+        // Native calls would work only past the page cache; io_uring works with and without.
+        let aio = if self.frame.facts.io_uring_is_usable { "io_uring" } else { "threads" };
+        let drive = Options::new(Dialect::Qemu)
+            .pair("id", &id)
+            .pair("format", format)
+            .pair("file", file_name(disk.image.as_str()))
+            .pair("if", "none")
+            .pair("aio", aio)
+            .pair_if("cache", disk.direct.then_some("none"))
+            .pair_if("read-only", disk.read_only.then_some("on"))
+            .pair_if("discard", (!disk.read_only).then_some("unmap"));
+        self.add(&format!("{}.image", disk.option), "-drive", drive);
+        self.virtio(&disk.option, "virtio-blk", |device| {
+            device.pair("drive", &id).pair_if("serial", disk.serial.as_ref())
+        });
+    }
+
+    fn share(&mut self, index: usize, checked: &CheckedShare) {
+        let (share, id) = (&checked.share, format!("share{index}"));
+        let option = format!("shares[{index}]");
+        match share.proto {
+            ShareProtocol::NineP => {
+                let backend = Options::new(Dialect::Qemu)
+                    .word("local")
+                    .pair("id", &id)
+                    .pair("path", &share.source)
+                    .pair("security_model", share.security_model.as_str())
+                    .pair_if("readonly", share.read_only.then_some("on"));
+                self.add(&option, "-fsdev", backend);
+                self.virtio(&option, "virtio-9p", |device| device.pair("fsdev", &id).pair("mount_tag", &share.tag));
+            }
+            ShareProtocol::Virtiofs => {
+                let process = virtiofsd(self.frame, checked, TagTeller::Hypervisor);
+                self.frame.needs.processes.push(process);
+                let socket = Options::new(Dialect::Qemu).word("socket").pair("id", &id).pair("path", &checked.socket);
+                self.add(&option, "-chardev", socket);
+                self.virtio(&option, "vhost-user-fs", |device| device.pair("chardev", &id).pair("tag", &share.tag));
+            }
+        }
+    }
+
+    fn interface(&mut self, index: usize, interface: &CheckedInterface) {
+        let (id, option) = (format!("net{index}"), format!("interfaces[{index}]"));
+        let mut pairs = 1;
+        let backend = match &interface.kind {
+            InterfaceKind::User => self.user_network(index, &id),
+            InterfaceKind::Tap { vhost } => {
+                pairs = self.frame.queue_pairs();
+                self.frame.need_tap(&interface.id, pairs);
+                if *vhost {
+                    self.frame.need_device(&format!("{option}.tap.vhost"), "/dev/vhost-net", "modprobe vhost_net");
+                }
+                Options::new(Dialect::Qemu)
+                    .word("tap")
+                    .pair("id", &id)
+                    .pair("ifname", &interface.id)
+                    .pair("script", "no")
+                    .pair("downscript", "no")
+                    .pair_if("queues", (pairs > 1).then_some(pairs))
+                    .pair_if("vhost", vhost.then_some("on"))
+            }
+            InterfaceKind::Macvtap { link, mode } => {
+                pairs = self.frame.queue_pairs();
+                let descriptors = self.frame.need_macvtap(interface, (link, *mode), pairs);
+                let descriptors: Vec<_> = descriptors.iter().map(ToString::to_string).collect();
+                let key = if pairs > 1 { "fds" } else { "fd" };
+                Options::new(Dialect::Qemu).word("tap").pair("id", &id).pair(key, descriptors.join(":"))
+            }
+            InterfaceKind::Bridge { bridge } => {
+                let helper = self.frame.spec.qemu.bridge_helper.clone();
+                self.frame.needs.bridges.push(BridgeNeed { bridge: bridge.clone(), helper: helper.clone() });
+                Options::new(Dialect::Qemu).word("bridge").pair("id", &id).pair("br", bridge).pair_if("helper", helper)
+            }
+        };
+        self.add(&option, "-netdev", backend);
+        let on_pci = self.machine.bus == Bus::Pci;
+        self.virtio(&option, "virtio-net", |device| {
+            device
+                .pair("netdev", &id)
+                .pair("mac", &interface.mac)
+                .pair_if("mq", (pairs > 1).then_some("on"))
+                // One vector for each queue, for control, and for the configuration.
+                .pair_if("vectors", (pairs > 1 && on_pci).then_some(2 * pairs + 2))
+                // An empty ROM, or the firmware waits for a network to boot from.
+                .word_if("romfile=", on_pci)
+        });
+    }
+
+    /// The forwarded ports go to the first interface with user networking, as all of them lead to the same guest.
+    fn user_network(&mut self, index: usize, id: &str) -> Options {
+        let spec = self.frame.spec;
+        let mut options = Options::new(Dialect::Qemu).word("user").pair("id", id);
+        let first = spec.interfaces.iter().position(|interface| interface.kind == InterfaceKind::User);
+        if first != Some(index) {
+            return options;
+        }
+        for (place, forward) in spec.forward_ports.iter().enumerate() {
+            let (host, guest) = (&forward.host, &forward.guest);
+            options = match forward.from {
+                ForwardFrom::Host => {
+                    let protocol = forward.proto.as_str();
+                    let rule = format!("{protocol}:{}:{}-{}:{}", host.address, host.port, guest.address, guest.port);
+                    options.pair("hostfwd", rule)
+                }
+                ForwardFrom::Guest => {
+                    if forward.proto == Protocol::Udp {
+                        self.frame.refuse(
+                            format!("forwardPorts[{place}].proto"),
+                            "forwards TCP only from the guest to the host",
+                        );
+                    }
+                    if guest.address.is_empty() {
+                        let reason =
+                            "needs the address in the guest's network that is to lead to the host, such as 10.0.2.10";
+                        self.frame.refuse(format!("forwardPorts[{place}].guest.address"), reason);
+                    }
+                    let address = if host.address.is_empty() { "127.0.0.1" } else { &host.address };
+                    let rule = format!("tcp:{}:{}-tcp:{address}:{}", guest.address, guest.port, host.port);
+                    options.pair("guestfwd", rule)
+                }
+            };
+        }
+        options
+    }
+
+    fn passed_devices(&mut self) {
+        let devices = &self.frame.spec.devices;
+        if devices.iter().any(|device| device.bus == DeviceBus::Usb) {
+            self.add("devices", "-device", Options::new(Dialect::Qemu).word("qemu-xhci").pair("id", "usb"));
+        }
+        for (index, device) in devices.iter().enumerate() {
+            let options = match device.bus {
+                DeviceBus::Pci => Options::new(Dialect::Qemu).word("vfio-pci").pair("host", &device.path),
+                // Checked to be nothing but pairs that usb-host knows.
+                DeviceBus::Usb => Options::new(Dialect::Qemu).word("usb-host").word(&device.path),
+            };
+            let options = options.pair_if("id", device.qemu.id.as_ref()).pair_if("bus", device.qemu.bus.as_ref());
+            // The user's own words in qemu's own syntax.
+            let options = match &device.qemu.device_extra_args {
+                Some(extra) => options.word(extra),
+                None => options,
+            };
+            self.add(&format!("devices[{index}]"), "-device", options);
+        }
+    }
+}
+
+/// The file for `-drive file=`, which takes what stands before a colon for a protocol unless a slash comes first.
+fn file_name(path: &str) -> String {
+    let is_relative = !path.starts_with('/') && !path.starts_with("./");
+    if is_relative && path.contains(':') { format!("./{path}") } else { path.to_owned() }
+}

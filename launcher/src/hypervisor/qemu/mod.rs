@@ -1,0 +1,152 @@
+//! QEMU: the one that can nearly everything, and the only one that runs without KVM. Read at 7.2 and 9.
+
+mod devices;
+mod machine;
+
+use super::frame::{Command, Frame, VsockTransport};
+use crate::capability::{Feature, Support};
+use crate::facts::{Architecture, KernelForm};
+use crate::keyval::{Dialect, Options};
+use crate::launch::{ControlProtocol, ControlSocket, ForcedStop, GracefulStep, Launch};
+use crate::path::HostPath;
+use crate::refusal::Refusal;
+use crate::validate::InterfaceKind;
+use machine::{Bus, Machine};
+use std::collections::BTreeMap;
+
+/// Where systemd looks for credentials in qemu's fw_cfg.
+const CREDENTIAL_PREFIX: &str = "opt/io.systemd.credentials/";
+/// `FW_CFG_MAX_FILE_PATH`, less the final NUL.
+const FW_CFG_NAME_BYTES: usize = 55;
+
+pub(super) fn support(feature: Feature) -> Support {
+    match feature {
+        Feature::InitialBalloon => Support::No("starts with an empty balloon; fill it with `microvm balloon`"),
+        Feature::Graphics => Support::No("is not given a screen by this launcher"),
+        Feature::WithoutKvm => Support::With("emulated, and many times slower"),
+        Feature::HotplugMemory => Support::With("not with the machine model microvm"),
+        _ => Support::Yes,
+    }
+}
+
+pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
+    let spec = frame.spec;
+    let machine = machine::choose(&mut frame);
+    let kernel = frame.boot_image();
+    check_kernel(&mut frame, &kernel);
+    let guest_name = Options::new(Dialect::Qemu).pair("guest", &spec.name).finish();
+    let guest_name = frame.written("name", guest_name);
+    let words = ["-name", &guest_name, "-no-user-config", "-nodefaults", "-no-reboot", "-display", "none"];
+    let mut arguments = words.map(str::to_owned).to_vec();
+    machine::write(&mut frame, &machine, &mut arguments);
+    arguments.extend(["-kernel".to_owned(), kernel.as_str().to_owned()]);
+    if let Some(initrd) = frame.plain_initrd() {
+        arguments.extend(["-initrd".to_owned(), initrd.as_str().to_owned()]);
+    }
+    let parameters = kernel_parameters(&frame, &machine);
+    let parameters: Vec<_> = parameters.iter().map(String::as_str).collect();
+    arguments.extend(["-append".to_owned(), frame.command_line(&parameters, 0)]);
+    write_ports(&mut frame, &mut arguments);
+    devices::write(&mut frame, &machine, &mut arguments);
+    write_identity(&mut frame, &mut arguments);
+    if !spec.interfaces.iter().any(|interface| matches!(interface.kind, InterfaceKind::Bridge { .. })) {
+        // The bridge helper has rights of its own, which a sandboxed process cannot give to its children.
+        arguments.extend(["-sandbox".to_owned(), "on".to_owned()]);
+    }
+    frame.add_extra_arguments("qemu.extraArgs", &mut arguments, &spec.qemu.extra_args);
+    finish(frame, &machine, arguments)
+}
+
+fn check_kernel(frame: &mut Frame<'_>, kernel: &HostPath) {
+    if frame.kernel_form(kernel) == Some(KernelForm::Elf) {
+        frame.refuse("kernel", format!("boots an ELF by its PVH note, and {kernel} has none; give it the bzImage"));
+    }
+}
+
+fn kernel_parameters(frame: &Frame<'_>, machine: &Machine) -> Vec<String> {
+    let mut parameters = Vec::new();
+    let mut add = |parameter: &str| parameters.push(parameter.to_owned());
+    if frame.spec.qemu.serial_console {
+        match frame.facts.architecture {
+            Architecture::X86_64 => {
+                add("earlyprintk=ttyS0");
+                add("console=ttyS0");
+            }
+            Architecture::Aarch64 => add("console=ttyAMA0"),
+        }
+    }
+    add("reboot=t");
+    add("panic=-1");
+    if machine.is_emulated && frame.facts.architecture == Architecture::X86_64 {
+        // On a busy host an emulated guest often fails to calibrate its time stamp counter, and hangs.
+        if let Some(khz) = frame.facts.tsc_khz {
+            add(&format!("tsc_early_khz={khz}"));
+        }
+    }
+    if machine.bus == Bus::Mmio {
+        // The machine model microvm has no SMBIOS tables.
+        add(&frame.machine_id_parameter());
+    }
+    parameters
+}
+
+/// The control socket and the console.
+fn write_ports(frame: &mut Frame<'_>, arguments: &mut Vec<String>) {
+    let socket = Options::new(Dialect::Qemu)
+        .word("socket")
+        .pair("id", "control")
+        .pair("path", &frame.spec.control_socket)
+        .pair("server", "on")
+        .pair("wait", "off")
+        .finish();
+    let socket = frame.written("socket", socket);
+    let words = ["-chardev", &socket, "-mon", "chardev=control,mode=control"];
+    arguments.extend(words.map(str::to_owned));
+    if frame.spec.qemu.serial_console {
+        // Without signal=off, ctrl-c would end qemu instead of reaching the guest.
+        let words = ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"];
+        arguments.extend(words.map(str::to_owned));
+    }
+}
+
+/// The machine id and the credentials.
+fn write_identity(frame: &mut Frame<'_>, arguments: &mut Vec<String>) {
+    if let Some(id) = &frame.spec.machine_id {
+        arguments.extend(["-smbios".to_owned(), format!("type=1,uuid={id}")]);
+    }
+    for (name, path) in &frame.spec.credential_files {
+        let option = format!("credentialFiles.{name}");
+        let entry = format!("{CREDENTIAL_PREFIX}{name}");
+        if entry.len() > FW_CFG_NAME_BYTES {
+            let most = FW_CFG_NAME_BYTES - CREDENTIAL_PREFIX.len();
+            frame.refuse(&option, format!("has room for {most} bytes of a credential's name"));
+        }
+        let options = Options::new(Dialect::Qemu).pair("name", &entry).pair("file", path).finish();
+        arguments.extend(["-fw_cfg".to_owned(), frame.written(&option, options)]);
+    }
+}
+
+fn finish(frame: Frame<'_>, machine: &Machine, arguments: Vec<String>) -> Result<Launch, Vec<Refusal>> {
+    let (spec, architecture) = (frame.spec, frame.facts.architecture);
+    let mut graceful = vec![GracefulStep::QmpSystemPowerdown];
+    if machine.has_keyboard {
+        graceful.push(GracefulStep::QmpCtrlAltDelete);
+    }
+    let default_program = || HostPath::new(format!("qemu-system-{}", architecture.as_str()));
+    let console_device = match architecture {
+        Architecture::X86_64 => "ttyS0",
+        Architecture::Aarch64 => "ttyAMA0",
+    };
+    let command = Command {
+        program: spec.qemu.program.clone().unwrap_or_else(default_program),
+        arguments,
+        environment: BTreeMap::new(),
+        files: Vec::new(),
+        control: ControlSocket { protocol: ControlProtocol::Qmp, path: spec.control_socket.clone() },
+        graceful,
+        forced: ForcedStop::QmpQuit,
+        console_device: spec.qemu.serial_console.then_some(console_device),
+        expected_configuration: None,
+    };
+    frame.finish(command, VsockTransport::Kernel)
+}

@@ -1,0 +1,78 @@
+//! The processes beside a hypervisor: a virtiofs daemon for each share, passt for user networking.
+
+use super::frame::Frame;
+use crate::launch::{SideProcess, SideProcessKind};
+use crate::path::HostPath;
+use crate::spec::{ForwardFrom, ForwardPort};
+use crate::validate::CheckedShare;
+
+/// Who tells the guest a virtiofs share's tag.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum TagTeller {
+    /// The hypervisor. qemu 7.1 to 8.0 crashes if the daemon does too.
+    Hypervisor,
+    /// The daemon: crosvm asks it, and without an answer the guest's first read ends the daemon.
+    Daemon,
+}
+
+/// The virtiofs daemon of a share.
+pub(super) fn virtiofsd(frame: &Frame<'_>, checked: &CheckedShare, teller: TagTeller) -> SideProcess {
+    let (settings, share) = (&frame.spec.virtiofsd, &checked.share);
+    let mut arguments = vec![
+        format!("--socket-path={}", checked.socket),
+        format!("--shared-dir={}", share.source),
+        format!("--cache={}", share.cache.as_str()),
+        format!("--inode-file-handles={}", settings.inode_file_handles.as_str()),
+    ];
+    if let Some(group) = &settings.group {
+        arguments.push(format!("--socket-group={group}"));
+    }
+    if let Some(threads) = settings.thread_pool_size.or(frame.facts.processors) {
+        arguments.push(format!("--thread-pool-size={threads}"));
+    }
+    if share.posix_acl {
+        arguments.extend(["--posix-acl".to_owned(), "--xattr".to_owned()]);
+    }
+    if checked.holds_overlay {
+        // The overlay's own attributes are in the namespace `trusted`, which only root of the host may write; mapped,
+        // they are ordinary attributes on the host.
+        arguments.extend(["--xattr".to_owned(), "--xattrmap=:map::user.virtiofs.:".to_owned()]);
+    }
+    if share.read_only {
+        arguments.push("--readonly".to_owned());
+    }
+    if teller == TagTeller::Daemon {
+        arguments.push(format!("--tag={}", share.tag));
+    }
+    arguments.extend(settings.extra_args.iter().chain(&share.extra_args).cloned());
+    SideProcess {
+        kind: SideProcessKind::Virtiofsd,
+        name: share.tag.clone(),
+        program: settings.program.clone().unwrap_or_else(|| HostPath::from("virtiofsd")),
+        arguments,
+        socket: checked.socket.clone(),
+    }
+}
+
+/// passt, which gives user networking to a hypervisor that has only vhost-user.
+pub(super) fn passt(interface: &str, socket: &HostPath, ports: &[ForwardPort]) -> SideProcess {
+    let mut arguments = vec![
+        "--foreground".to_owned(),
+        "--vhost-user".to_owned(),
+        "--one-off".to_owned(),
+        format!("--socket={socket}"),
+    ];
+    for forward in ports.iter().filter(|forward| forward.from == ForwardFrom::Host) {
+        let address =
+            if forward.host.address.is_empty() { String::new() } else { format!("{}/", forward.host.address) };
+        let ports = format!("{address}{}:{}", forward.host.port, forward.guest.port);
+        arguments.push(format!("--{}-ports={ports}", forward.proto.as_str()));
+    }
+    SideProcess {
+        kind: SideProcessKind::Passt,
+        name: interface.to_owned(),
+        program: HostPath::from("passt"),
+        arguments,
+        socket: socket.clone(),
+    }
+}

@@ -1,0 +1,40 @@
+//! cloud-hypervisor: option_parser/src/lib.rs. Commas count only outside of double quotes and brackets; the quotes are
+//! removed, a doubled quote is one only in recent versions. Older versions count brackets inside of quotes too, and
+//! trim the value after the quotes are gone, so what is written here keeps clear of both.
+
+pub(super) fn escape(value: &str) -> Result<String, &'static str> {
+    if value.is_empty() {
+        return Err("it takes an empty value for a missing one");
+    }
+    if value.contains('"') {
+        return Err("a double quote cannot be written in its options");
+    }
+    if value.trim() != value {
+        return Err("it cuts off blanks at the ends of a value");
+    }
+    if !has_matching_brackets(value) {
+        return Err("brackets without their partner cannot be written in its options");
+    }
+    let plain = !value.contains([',', '[', ']']);
+    Ok(if plain { value.to_owned() } else { format!("\"{value}\"") })
+}
+
+pub(super) fn escape_in_list(value: &str) -> Result<String, &'static str> {
+    if value.is_empty() || value.trim() != value || value.contains([',', '"', '[', ']']) {
+        return Err("an element of its lists cannot be empty, have blanks at its ends, commas, quotes or brackets");
+    }
+    Ok(value.to_owned())
+}
+
+fn has_matching_brackets(value: &str) -> bool {
+    let mut open = 0_u32;
+    for character in value.chars() {
+        match character {
+            '[' => open += 1,
+            ']' if open == 0 => return false,
+            ']' => open -= 1,
+            _ => {}
+        }
+    }
+    open == 0
+}

@@ -1,0 +1,136 @@
+//! `key=value,key=value`: the option strings of the hypervisors, each with its own way of writing a value that has a
+//! comma in it. No option string is put together anywhere else.
+
+mod cloud_hypervisor;
+mod crosvm;
+mod kvmtool;
+mod qemu;
+
+/// Whose option strings are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// qemu: a comma is doubled.
+    Qemu,
+    /// cloud-hypervisor: a value stands in double quotes; a double quote cannot be written.
+    CloudHypervisor,
+    /// crosvm: a value stands in double quotes, in which a backslash escapes.
+    Crosvm,
+    /// kvmtool: nothing can be escaped.
+    Kvmtool,
+}
+
+impl Dialect {
+    fn escape(self, value: &str) -> Result<String, &'static str> {
+        match self {
+            Self::Qemu => Ok(qemu::escape(value)),
+            Self::CloudHypervisor => cloud_hypervisor::escape(value),
+            Self::Crosvm => crosvm::escape(value),
+            Self::Kvmtool => kvmtool::escape(value),
+        }
+    }
+
+    fn escape_in_list(self, value: &str) -> Result<String, &'static str> {
+        match self {
+            Self::CloudHypervisor => cloud_hypervisor::escape_in_list(value),
+            Self::Qemu | Self::Crosvm | Self::Kvmtool => self.escape(value),
+        }
+    }
+}
+
+/// A value that a hypervisor's option strings cannot carry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot be given `{value}`: {reason}")]
+pub struct Unwritable {
+    /// The value.
+    pub value: String,
+    /// Why not.
+    pub reason: &'static str,
+}
+
+/// An option string being written.
+#[derive(Clone, Debug)]
+pub struct Options {
+    dialect: Dialect,
+    parts: Vec<String>,
+    unwritable: Option<Unwritable>,
+}
+
+impl Options {
+    /// An empty option string.
+    pub fn new(dialect: Dialect) -> Self {
+        Self { dialect, parts: Vec::new(), unwritable: None }
+    }
+
+    /// Adds a word that stands without a value: a device's name, a flag.
+    #[must_use]
+    pub fn word(mut self, word: impl Into<String>) -> Self {
+        self.parts.push(word.into());
+        self
+    }
+
+    /// Adds a word that stands without a value, or not.
+    #[must_use]
+    pub fn word_if(self, word: &str, wanted: bool) -> Self {
+        if wanted { self.word(word) } else { self }
+    }
+
+    /// Adds a value that stands without a key.
+    #[must_use]
+    pub fn value(self, value: &str) -> Self {
+        self.part("", value)
+    }
+
+    /// Adds `key=value`.
+    #[must_use]
+    pub fn pair(self, key: &str, value: impl ToString) -> Self {
+        self.part(&format!("{key}="), &value.to_string())
+    }
+
+    /// Adds `key=value` if there is a value.
+    #[must_use]
+    pub fn pair_if(self, key: &str, value: Option<impl ToString>) -> Self {
+        match value {
+            Some(value) => self.pair(key, value),
+            None => self,
+        }
+    }
+
+    /// Adds `key=[value,value]`.
+    #[must_use]
+    pub fn list(mut self, key: &str, values: &[String]) -> Self {
+        let mut written = Vec::new();
+        for value in values {
+            match self.dialect.escape_in_list(value) {
+                Ok(value) => written.push(value),
+                Err(reason) => self.give_up(value, reason),
+            }
+        }
+        self.word(format!("{key}=[{}]", written.join(",")))
+    }
+
+    /// The option string.
+    ///
+    /// # Errors
+    /// The first value that the dialect cannot write.
+    pub fn finish(self) -> Result<String, Unwritable> {
+        match self.unwritable {
+            Some(unwritable) => Err(unwritable),
+            None => Ok(self.parts.join(",")),
+        }
+    }
+
+    fn part(mut self, prefix: &str, value: &str) -> Self {
+        match self.dialect.escape(value) {
+            Ok(escaped) => self.parts.push(format!("{prefix}{escaped}")),
+            Err(reason) => self.give_up(value, reason),
+        }
+        self
+    }
+
+    fn give_up(&mut self, value: &str, reason: &'static str) {
+        self.unwritable.get_or_insert_with(|| Unwritable { value: value.to_owned(), reason });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,32 @@
+//! Words quoted for a shell, so that what `explain` prints can be copied and run.
+
+/// The word as a POSIX shell must be given it.
+pub fn quote(word: &str) -> String {
+    let plain = |character: char| character.is_ascii_alphanumeric() || "/._-+:@%,=^".contains(character);
+    // Zsh expands `=word`, so an equals sign may not come first.
+    if !word.is_empty() && word.chars().all(plain) && !word.starts_with(['=', '^']) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quote;
+
+    #[test]
+    fn words_are_quoted_only_where_it_is_needed() {
+        for (word, expected) in [
+            ("console=ttyS0", "console=ttyS0"),
+            ("", "''"),
+            ("a b", "'a b'"),
+            ("it's", r"'it'\''s'"),
+            ("$HOME", "'$HOME'"),
+            ("~", "'~'"),
+            ("=x", "'=x'"),
+            ("fds=[3,4]", "'fds=[3,4]'"),
+        ] {
+            assert_eq!(quote(word), expected);
+        }
+    }
+}
