@@ -26,3 +26,4 @@ pub mod squashfs;
 pub mod store_path;
 pub mod tree;
 pub mod verify;
+pub mod volume;

@@ -11,7 +11,6 @@ use imagebuilder::machine::{self, SkipReport};
 use imagebuilder::report::{BuildReport, Outcome};
 use imagebuilder::{output, presence, size};
 use std::num::NonZero;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -119,9 +118,7 @@ fn tell_built(args: &BuildArgs, report: &BuildReport) -> Result<(), Failure> {
     if args.json {
         return streams::print_json(report);
     }
-    let mut line = args.output.as_os_str().as_bytes().to_vec();
-    line.push(b'\n');
-    streams::print(&line)
+    streams::print_path(&args.output)
 }
 
 /// The report in a few lines for a reader.

@@ -4,7 +4,10 @@ use super::cache_location::CacheDirectoryArgs;
 use super::failure::Failure;
 use super::streams;
 use clap::{Args, Subcommand};
-use std::os::unix::ffi::OsStrExt;
+use imagebuilder::cache::maintenance::{Collection, fsck, gc, stat};
+use imagebuilder::size;
+use serde::Serialize;
+use std::path::Path;
 
 /// Look at the cache and keep it in order
 #[derive(Debug, Args)]
@@ -16,25 +19,119 @@ pub(crate) struct CacheArgs {
 #[derive(Debug, Subcommand)]
 enum CacheCommand {
     /// Print the cache's directory
-    Path {
+    Path(CommonArgs),
+    /// Count what the cache holds
+    Stat(CommonArgs),
+    /// Remove what was used least recently
+    ///
+    /// Nothing in use is removed: it waits for running builds, and builds that start meanwhile wait for it.
+    Gc {
         #[command(flatten)]
-        directory: CacheDirectoryArgs,
-        /// Write JSON to stdout
+        common: CommonArgs,
+        /// Size in bytes that the rest may have, or with a unit of 1024: 500M, 20G; 0 removes everything
+        #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+        max_size: u64,
+        /// Say what would be removed, and remove nothing
         #[arg(long)]
-        json: bool,
+        dry_run: bool,
     },
+    /// Read every entry and remove those that are damaged
+    ///
+    /// A build does not need this: it finds damage by itself and makes the entry again.
+    Fsck(CommonArgs),
+}
+
+#[derive(Debug, Args)]
+struct CommonArgs {
+    #[command(flatten)]
+    directory: CacheDirectoryArgs,
+    /// Write JSON to stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Version of all JSON documents of this command.
+const VERSION: u32 = 1;
+
+/// A JSON document: where the cache is, and what was found there.
+#[derive(Serialize)]
+struct Document<'a, Facts: Serialize> {
+    version: u32,
+    path: &'a Path,
+    #[serde(flatten)]
+    facts: Facts,
 }
 
 pub(crate) fn run(args: CacheArgs) -> Result<(), Failure> {
     match args.command {
-        CacheCommand::Path { directory, json } => {
-            let directory = directory.directory()?;
-            if json {
-                return streams::print_json(&serde_json::json!({"version": 1, "path": directory}));
-            }
-            let mut line = directory.as_os_str().as_bytes().to_vec();
-            line.push(b'\n');
-            streams::print(&line)
+        CacheCommand::Path(common) => {
+            let directory = common.directory.directory()?;
+            if common.json { print_json(&directory, ()) } else { streams::print_path(&directory) }
         }
+        CacheCommand::Stat(common) => run_stat(&common),
+        CacheCommand::Gc { common, max_size, dry_run } => {
+            run_gc(&common, max_size, if dry_run { Collection::DryRun } else { Collection::Remove })
+        }
+        CacheCommand::Fsck(common) => run_fsck(&common),
     }
+}
+
+fn print_json(path: &Path, facts: impl Serialize) -> Result<(), Failure> {
+    streams::print_json(&Document { version: VERSION, path, facts })
+}
+
+fn run_stat(common: &CommonArgs) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Facts<Counts: Serialize> {
+        #[serde(flatten)]
+        counts: Counts,
+        total_bytes: u64,
+    }
+    let directory = common.directory.directory()?;
+    let counts = stat(&directory)?;
+    let total_bytes = counts.total_bytes();
+    if common.json {
+        return print_json(&directory, Facts { counts, total_bytes });
+    }
+    let text = format!(
+        "{}\n  manifests  {} in {} entries\n  segments   {} in {} entries\n  other      {}\n  total      {}\n",
+        directory.display(),
+        size::human(counts.manifest_bytes),
+        counts.manifests,
+        size::human(counts.segment_bytes),
+        counts.segments,
+        size::human(counts.other_bytes),
+        size::human(total_bytes),
+    );
+    streams::print(text.as_bytes())
+}
+
+fn run_gc(common: &CommonArgs, max_size: u64, collection: Collection) -> Result<(), Failure> {
+    let directory = common.directory.directory()?;
+    let collected = gc(&directory, max_size, collection)?;
+    if common.json {
+        return print_json(&directory, collected);
+    }
+    let verb = match collection {
+        Collection::Remove => "removed",
+        Collection::DryRun => "would remove",
+    };
+    let (entries, removed) = (collected.removed_entries, size::human(collected.removed_bytes));
+    streams::print(
+        format!("{verb} {entries} entries, {removed}; {} stay\n", size::human(collected.kept_bytes)).as_bytes(),
+    )
+}
+
+fn run_fsck(common: &CommonArgs) -> Result<(), Failure> {
+    let directory = common.directory.directory()?;
+    let checked = fsck(&directory)?;
+    if common.json {
+        return print_json(&directory, checked);
+    }
+    for path in &checked.damaged {
+        streams::tell(&format!("damaged, removed: {}", path.display()));
+    }
+    let (entries, damaged) = (checked.entries, checked.damaged.len());
+    streams::print(format!("read {entries} entries, removed {damaged} damaged ones\n").as_bytes())
 }

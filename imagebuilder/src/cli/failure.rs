@@ -2,13 +2,15 @@
 
 use super::streams;
 use imagebuilder::atomic_file::WriteError;
-use imagebuilder::build::BuildError;
+use imagebuilder::build::{self, BuildError};
+use imagebuilder::cache::CacheError;
 use imagebuilder::closure::{ClosureError, ClosureProblem, ClosureProblems, GraphError, NixStoreError};
 use imagebuilder::machine::MachineError;
 use imagebuilder::output::OutputError;
 use imagebuilder::plan_file::PlanFileError;
 use imagebuilder::presence::AbsentPaths;
 use imagebuilder::settings::SettingsError;
+use imagebuilder::volume::VolumeError;
 use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
@@ -175,12 +177,41 @@ impl From<WriteError> for Failure {
     }
 }
 
+impl From<CacheError> for Failure {
+    fn from(error: CacheError) -> Self {
+        Self::failed(&error)
+    }
+}
+
 impl From<BuildError> for Failure {
     fn from(error: BuildError) -> Self {
-        match error {
+        match &error {
             BuildError::Interrupted => Self::interrupted(),
-            #[expect(unreachable_patterns, reason = "the build's other errors come with its engine")]
-            other => Self::failed(&other),
+            BuildError::Scan(_) => Self::bad_input(&error),
+            BuildError::NarSize { .. } => {
+                Self::bad_input(&error).with_hint("`nix-store --verify --check-contents` finds damaged store paths")
+            }
+            BuildError::Changed { .. } => Self::failed(&error)
+                .with_hint("store paths must not change; build again when nothing writes to the store"),
+            BuildError::Cache(_) => {
+                Self::failed(&error).with_hint("use another cache with --cache DIR, or none with --no-cache")
+            }
+            BuildError::Output(build::OutputError::NotAFile { .. } | build::OutputError::NoDirectory { .. }) => {
+                Self::bad_input(&error)
+            }
+            _ => Self::failed(&error),
+        }
+    }
+}
+
+impl From<VolumeError> for Failure {
+    fn from(error: VolumeError) -> Self {
+        match &error {
+            VolumeError::Interrupted => Self::interrupted(),
+            VolumeError::Request { .. } | VolumeError::CameIntoBeing { .. } => Self::bad_input(&error),
+            VolumeError::NoProgram { debian_package, nix_package, .. } => Self::failed(&error)
+                .with_hint(format!("install {debian_package} (Debian) or add {nix_package} (Nixpkgs) to PATH")),
+            _ => Self::failed(&error),
         }
     }
 }

@@ -14,6 +14,7 @@ mod settings;
 mod source;
 mod streams;
 mod verify;
+mod volume;
 
 use clap::{Parser, Subcommand};
 use failure::Failure;
@@ -41,6 +42,7 @@ enum Command {
     Verify(Box<verify::VerifyArgs>),
     Inspect(inspect::InspectArgs),
     Cache(cache::CacheArgs),
+    Volume(volume::VolumeArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
 }
@@ -62,6 +64,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Cache(args) => cache::run(args),
+        Command::Volume(args) => volume::run(args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }

@@ -3,6 +3,8 @@
 use super::failure::Failure;
 use serde::Serialize;
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Writes data to stdout. A reader that has gone away, as `head` does, is no failure.
 pub(crate) fn print(data: &[u8]) -> Result<(), Failure> {
@@ -13,6 +15,11 @@ pub(crate) fn print(data: &[u8]) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Writes a path and a newline to stdout, byte for byte.
+pub(crate) fn print_path(path: &Path) -> Result<(), Failure> {
+    print(&[path.as_os_str().as_bytes(), b"\n"].concat())
 }
 
 /// Writes a document as indented JSON to stdout.

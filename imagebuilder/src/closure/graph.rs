@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(parse(ATTRS, Some("closure")).unwrap().0, records);
         let [b, a] = records.as_slice() else { panic!("{records:?}") };
         assert_eq!((b.nar_size_bytes, a.nar_size_bytes), (Some(168), Some(120)));
-        assert_eq!(b.references, [a.located.path.clone()]);
+        assert_eq!(b.references, std::slice::from_ref(&a.located.path));
         assert_eq!(b.position, Position::Entry(1));
         assert!(a.nar_hash.is_some());
     }

@@ -148,7 +148,9 @@ sha256:1z63q11s9hppsav4x9kh767bqr7ypmw7ncg3wjncgs4lijvx8li2
 /nix/store/ww5ixrr91z8mx6fzy97kwzl5lv5slwdr-a
 ";
 
-    fn sorted(text: &str) -> Vec<(String, Option<[u8; 32]>, Option<u64>, Vec<StorePath>)> {
+    type Facts = (String, Option<[u8; 32]>, Option<u64>, Vec<StorePath>);
+
+    fn sorted(text: &str) -> Vec<Facts> {
         let Registration { records, problems } = parse(text);
         assert_eq!(problems, []);
         let mut facts: Vec<_> = records

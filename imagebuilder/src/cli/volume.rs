@@ -1,0 +1,101 @@
+//! `microvm-image volume`.
+
+use super::failure::Failure;
+use super::{interrupt, streams};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand};
+use imagebuilder::size;
+use imagebuilder::volume::{FileSystem, VolumeRequest, create};
+use serde::Serialize;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Make volumes: disks for a machine to write to
+#[derive(Debug, Args)]
+pub(crate) struct VolumeArgs {
+    #[command(subcommand)]
+    command: VolumeCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum VolumeCommand {
+    Create(CreateArgs),
+}
+
+/// Make a sparse file with an empty filesystem
+///
+/// The volume appears whole or not at all, and never over an existing file. It is made by the filesystem's own mkfs
+/// program and read back. Its path is the only thing on stdout.
+#[derive(Debug, Args)]
+#[command(override_usage = "microvm-image volume create [OPTIONS] --size <SIZE>\n           --fs <FILESYSTEM> <PATH>")]
+struct CreateArgs {
+    /// File to make
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+    /// Size in bytes, or with a unit of 1024: 512M, 10G; a multiple of 512
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    size: u64,
+    /// Filesystem to make in it
+    #[arg(long = "fs", value_name = "FILESYSTEM", value_parser = file_system_parser())]
+    file_system: FileSystem,
+    /// Label of the filesystem: at most 16 bytes for ext4, 12 for xfs, 255 for btrfs, 11 for vfat [default: none]
+    #[arg(long, value_name = "LABEL")]
+    label: Option<String>,
+    /// Directory to make in the filesystem, owned by root with mode 0755; ext4 only; may be given several times
+    ///
+    /// The overlay of a writable store needs two: --dir store --dir work
+    #[arg(long = "dir", value_name = "PATH")]
+    directories: Vec<PathBuf>,
+    /// Argument for the mkfs program, such as --mkfs-arg=-m0; may be given several times
+    #[arg(long = "mkfs-arg", value_name = "ARG", allow_hyphen_values = true)]
+    mkfs_arguments: Vec<OsString>,
+    /// Write a report as JSON to stdout instead of the volume's path
+    #[arg(long)]
+    json: bool,
+}
+
+/// The `--json` report.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct VolumeReport<'a> {
+    version: u32,
+    path: &'a Path,
+    size_bytes: u64,
+    file_system: &'static str,
+    label: Option<&'a str>,
+    directories: &'a [PathBuf],
+}
+
+pub(crate) fn run(args: VolumeArgs) -> Result<(), Failure> {
+    match args.command {
+        VolumeCommand::Create(args) => run_create(args),
+    }
+}
+
+fn run_create(args: CreateArgs) -> Result<(), Failure> {
+    let request = VolumeRequest {
+        path: args.path,
+        size_bytes: args.size,
+        file_system: args.file_system,
+        label: args.label,
+        directories: args.directories,
+        mkfs_arguments: args.mkfs_arguments,
+    };
+    create(&request, interrupt::cancel_flag())?;
+    if args.json {
+        return streams::print_json(&VolumeReport {
+            version: 1,
+            path: &request.path,
+            size_bytes: request.size_bytes,
+            file_system: request.file_system.name(),
+            label: request.label.as_deref(),
+            directories: &request.directories,
+        });
+    }
+    streams::print_path(&request.path)
+}
+
+fn file_system_parser() -> impl TypedValueParser<Value = FileSystem> {
+    PossibleValuesParser::new(FileSystem::ALL.map(FileSystem::name))
+        .map(|name| FileSystem::ALL.into_iter().find(|known| known.name() == name).unwrap_or(FileSystem::Ext4))
+}

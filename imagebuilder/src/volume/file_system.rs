@@ -1,0 +1,171 @@
+//! The filesystems a volume can have: their programs, packages and labels.
+
+use std::ffi::OsString;
+use thiserror::Error;
+
+/// Characters that a FAT label cannot hold (Microsoft's FAT specification, section 6.1, and `mkfs.fat`).
+const NOT_IN_FAT_LABELS: &str = "\"*+,./:;<=>?[\\]|";
+
+/// A filesystem that a volume can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileSystem {
+    /// ext4.
+    Ext4,
+    /// XFS.
+    Xfs,
+    /// Btrfs.
+    Btrfs,
+    /// FAT with long names.
+    Vfat,
+}
+
+/// Why a filesystem does not take a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum LabelProblem {
+    /// It is empty.
+    #[error("it is empty")]
+    Empty,
+    /// It has too many bytes.
+    #[error("it has {length_bytes} bytes, and {max_bytes} is the most")]
+    TooLong {
+        /// Its length.
+        length_bytes: usize,
+        /// The most the filesystem takes.
+        max_bytes: usize,
+    },
+    /// It holds a character it must not.
+    #[error("it holds {character:?}")]
+    Character {
+        /// The first such character.
+        character: char,
+    },
+}
+
+impl FileSystem {
+    /// All of them, in the order the help lists them.
+    pub const ALL: [Self; 4] = [Self::Ext4, Self::Xfs, Self::Btrfs, Self::Vfat];
+
+    /// The name as it stands on the command line and in `/proc/filesystems`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
+            Self::Vfat => "vfat",
+        }
+    }
+
+    /// The program that makes it.
+    pub fn mkfs_program(self) -> &'static str {
+        match self {
+            Self::Ext4 => "mkfs.ext4",
+            Self::Xfs => "mkfs.xfs",
+            Self::Btrfs => "mkfs.btrfs",
+            Self::Vfat => "mkfs.vfat",
+        }
+    }
+
+    /// The package of Debian with that program.
+    pub fn debian_package(self) -> &'static str {
+        match self {
+            Self::Ext4 => "e2fsprogs",
+            Self::Xfs => "xfsprogs",
+            Self::Btrfs => "btrfs-progs",
+            Self::Vfat => "dosfstools",
+        }
+    }
+
+    /// The package of Nixpkgs with that program.
+    pub fn nix_package(self) -> &'static str {
+        // The names happen to be the same; they are two facts nevertheless.
+        self.debian_package()
+    }
+
+    /// Bytes of the longest label: `s_volume_name` of ext4, `sb_fname` of XFS, `BTRFS_LABEL_SIZE` less the final zero,
+    /// and a FAT directory entry's 8.3.
+    pub fn label_max_bytes(self) -> usize {
+        match self {
+            Self::Ext4 => 16,
+            Self::Xfs => 12,
+            Self::Btrfs => 255,
+            Self::Vfat => 11,
+        }
+    }
+
+    /// Whether the filesystem takes the label, and `/dev/disk/by-label` can show it.
+    ///
+    /// # Errors
+    /// It is empty, too long, or holds a character it must not.
+    pub fn check_label(self, label: &str) -> Result<(), LabelProblem> {
+        let max_bytes = self.label_max_bytes();
+        if label.is_empty() {
+            return Err(LabelProblem::Empty);
+        }
+        if label.len() > max_bytes {
+            return Err(LabelProblem::TooLong { length_bytes: label.len(), max_bytes });
+        }
+        let forbidden = |character: &char| {
+            let fat = self == Self::Vfat && (!character.is_ascii() || NOT_IN_FAT_LABELS.contains(*character));
+            character.is_control() || fat
+        };
+        match label.chars().find(forbidden) {
+            Some(character) => Err(LabelProblem::Character { character }),
+            None => Ok(()),
+        }
+    }
+
+    /// What the mkfs program is told, the file's name and the user's own arguments left out.
+    pub(super) fn mkfs_arguments(self, label: Option<&str>) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = match self {
+            // Small filesystems would get blocks of 1 KiB, a quarter of the guest's pages. `root_owner` keeps the user
+            // who makes the volume out of it.
+            Self::Ext4 => vec!["-q".into(), "-F".into(), "-b4096".into(), "-Eroot_owner=0:0".into()],
+            Self::Xfs | Self::Btrfs => vec!["-q".into()],
+            Self::Vfat => vec![],
+        };
+        if let Some(label) = label {
+            arguments.push(if self == Self::Vfat { "-n" } else { "-L" }.into());
+            arguments.push(label.into());
+        }
+        arguments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_as_long_as_the_filesystem_takes() {
+        for file_system in FileSystem::ALL {
+            let max_bytes = file_system.label_max_bytes();
+            assert_eq!(file_system.check_label(&"A".repeat(max_bytes)), Ok(()));
+            assert_eq!(
+                file_system.check_label(&"A".repeat(max_bytes + 1)),
+                Err(LabelProblem::TooLong { length_bytes: max_bytes + 1, max_bytes })
+            );
+            assert_eq!(file_system.check_label(""), Err(LabelProblem::Empty));
+            assert_eq!(file_system.check_label("a\nb"), Err(LabelProblem::Character { character: '\n' }));
+        }
+    }
+
+    #[test]
+    fn bytes_count_not_characters() {
+        assert_eq!(FileSystem::Ext4.check_label("ääääääää"), Ok(()));
+        assert_eq!(
+            FileSystem::Ext4.check_label("äääääääää"),
+            Err(LabelProblem::TooLong { length_bytes: 18, max_bytes: 16 })
+        );
+    }
+
+    #[test]
+    fn fat_is_choosy() {
+        assert_eq!(FileSystem::Vfat.check_label("MY DISK"), Ok(()));
+        for character in ['ä', '/', '*', '"', '.'] {
+            assert_eq!(
+                FileSystem::Vfat.check_label(&format!("A{character}")),
+                Err(LabelProblem::Character { character })
+            );
+        }
+    }
+}
