@@ -6,12 +6,14 @@
 pub mod capability;
 pub mod child;
 pub mod cmdline;
+pub mod control;
 pub mod facts;
 pub mod hypervisor;
 pub mod initrd;
 pub mod interruption;
 pub mod keyval;
 pub mod launch;
+pub mod network;
 pub mod path;
 pub mod programs;
 pub mod refusal;

@@ -1,0 +1,43 @@
+//! crosvm's socket: one JSON message each way, in a packet each (vm_control/src/lib.rs, `VmRequest`).
+
+use super::connection::packets;
+use super::{ControlError, Controller};
+use nix::sys::socket::{MsgFlags, recv, send};
+use serde_json::Value;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+const LONGEST_MESSAGE_BYTES: usize = 64 << 10;
+
+/// That it can be connected to.
+pub(super) fn connect(controller: &Controller) -> Result<OwnedFd, ControlError> {
+    packets(controller)
+}
+
+pub(super) fn request(controller: &Controller, request: &Value) -> Result<Value, ControlError> {
+    let socket = packets(controller)?;
+    let text = request.to_string();
+    send(socket.as_raw_fd(), text.as_bytes(), MsgFlags::MSG_NOSIGNAL)
+        .map_err(|errno| controller.no_answer(errno.into()))?;
+    let mut buffer = vec![0; LONGEST_MESSAGE_BYTES];
+    let count =
+        recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(|errno| controller.no_answer(errno.into()))?;
+    // Having carried out `Exit` it may be gone before its answer is out.
+    if count == 0 && text == "\"Exit\"" {
+        return Ok(Value::Null);
+    }
+    let answer = serde_json::from_slice(&buffer[..count])
+        .map_err(|_| controller.misunderstood(&String::from_utf8_lossy(&buffer[..count])))?;
+    match refusal(&answer) {
+        Some(reason) => Err(ControlError::Refused { request: text, answer: reason }),
+        None => Ok(answer),
+    }
+}
+
+/// `{"Err": errno}` and its likes.
+fn refusal(answer: &Value) -> Option<String> {
+    let (name, value) = answer.as_object()?.iter().next()?;
+    name.starts_with("Err").then(|| match value.as_i64().and_then(|errno| i32::try_from(errno).ok()) {
+        Some(errno) => std::io::Error::from_raw_os_error(errno).to_string(),
+        None => value.to_string(),
+    })
+}

@@ -1,0 +1,88 @@
+//! kvmtool's socket: a header of type and length, little-endian, then the message (include/kvm/kvm-ipc.h).
+//!
+//! The server takes one client for each wake-up and may overlook a second one that comes right behind: so a request
+//! without an answer is tried again.
+
+use super::connection::stream;
+use super::{ControlError, Controller};
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+const BALLOON: u32 = 1;
+const DEBUG: u32 = 2;
+const STOP: u32 = 6;
+const VMSTATE: u32 = 8;
+
+/// Bit 2 of `struct debug_cmd_params`: {type, cpu, key, padding}.
+const DEBUG_MAGIC_KEY: u32 = 4;
+
+const TRIES: u32 = 3;
+/// What the server needs to be ready for the next client.
+const GAP: Duration = Duration::from_millis(300);
+
+/// `running` or `paused`.
+pub(super) fn status(controller: &Controller) -> Result<String, ControlError> {
+    let mut outcome = Err(ControlError::Unsupported("not asked yet".to_owned()));
+    for attempt in 0..TRIES {
+        if attempt > 0 {
+            std::thread::sleep(GAP);
+        }
+        outcome = ask_state(controller);
+        if !matches!(outcome, Err(ControlError::NoAnswer { .. })) {
+            break;
+        }
+    }
+    outcome
+}
+
+fn ask_state(controller: &Controller) -> Result<String, ControlError> {
+    let patient = controller.clone().with_patience(controller.patience / TRIES);
+    let mut connection = stream(&patient)?;
+    let mut answer = [0; 4];
+    let asked = connection.write_all(&message(VMSTATE, &[])).and_then(|()| connection.read_exact(&mut answer));
+    asked.map_err(|source| controller.no_answer(source))?;
+    match i32::from_le_bytes(answer) {
+        0 => Ok("running".to_owned()),
+        1 => Ok("paused".to_owned()),
+        other => Err(controller.misunderstood(&format!("state {other}"))),
+    }
+}
+
+/// Sends a magic system request key to the guest over its serial port.
+pub(super) fn magic_key(controller: &Controller, key: char) -> Result<(), ControlError> {
+    let mut parameters = Vec::new();
+    parameters.extend(DEBUG_MAGIC_KEY.to_le_bytes());
+    parameters.extend(0u32.to_le_bytes());
+    let key = u8::try_from(key).map_err(|_| ControlError::Unsupported(format!("`{key}` is no key of one byte")))?;
+    parameters.extend([key, 0, 0, 0]);
+    send(controller, DEBUG, &parameters)
+}
+
+pub(super) fn balloon(controller: &Controller, change_mib: i32) -> Result<(), ControlError> {
+    send(controller, BALLOON, &change_mib.to_le_bytes())
+}
+
+pub(super) fn stop(controller: &Controller) -> Result<(), ControlError> {
+    send(controller, STOP, &[])
+}
+
+/// Messages without an answer: the server closes the connection once it has dealt with what it read.
+fn send(controller: &Controller, kind: u32, content: &[u8]) -> Result<(), ControlError> {
+    let mut connection = stream(controller)?;
+    let sent = connection.write_all(&message(kind, content)).and_then(|()| {
+        connection.shutdown(std::net::Shutdown::Write)?;
+        match connection.read(&mut [0; 64]) {
+            // It is gone, as after a stop.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
+            result => result,
+        }
+    });
+    sent.map_err(|source| controller.no_answer(source))?;
+    std::thread::sleep(GAP);
+    Ok(())
+}
+
+fn message(kind: u32, content: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(content.len()).unwrap_or(u32::MAX);
+    [&kind.to_le_bytes(), &length.to_le_bytes(), content].concat()
+}

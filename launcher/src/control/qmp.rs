@@ -1,0 +1,68 @@
+//! qemu's QMP: JSON lines, a greeting, a handshake, then commands; events come in between.
+
+use super::connection::stream;
+use super::{ControlError, Controller};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+
+/// Connects, shakes hands, gives one command, returns its answer.
+pub(super) fn execute(controller: &Controller, command: &str, arguments: Value) -> Result<Value, ControlError> {
+    let mut lines = BufReader::new(stream(controller)?);
+    let greeting = read(controller, &mut lines)?;
+    if greeting.get("QMP").is_none() {
+        return Err(controller.misunderstood(&greeting.to_string()));
+    }
+    converse(controller, &mut lines, "qmp_capabilities", Value::Null)?;
+    match converse(controller, &mut lines, command, arguments) {
+        // It may be gone before its answer is out.
+        Err(ControlError::NoAnswer { .. }) if command == "quit" => Ok(Value::Null),
+        answer => answer,
+    }
+}
+
+/// The keys in the form of `input-send-event`: pressed in order, then let go.
+pub(super) fn ctrl_alt_delete() -> Value {
+    let key =
+        |name: &str, down: bool| json!({"type": "key", "data": {"down": down, "key": {"type": "qcode", "data": name}}});
+    let keys = ["ctrl", "alt", "delete"];
+    let events: Vec<Value> =
+        keys.iter().map(|name| key(name, true)).chain(keys.iter().map(|name| key(name, false))).collect();
+    json!({"events": events})
+}
+
+fn converse(
+    controller: &Controller,
+    lines: &mut BufReader<UnixStream>,
+    command: &str,
+    arguments: Value,
+) -> Result<Value, ControlError> {
+    let mut request = json!({"execute": command});
+    if !arguments.is_null() {
+        request["arguments"] = arguments;
+    }
+    let sent = lines.get_mut().write_all(format!("{request}\n").as_bytes());
+    sent.map_err(|source| controller.no_answer(source))?;
+    loop {
+        let answer = read(controller, lines)?;
+        if let Some(result) = answer.get("return") {
+            return Ok(result.clone());
+        }
+        if let Some(error) = answer.get("error") {
+            let said = error.get("desc").and_then(Value::as_str).unwrap_or_default().to_owned();
+            return Err(ControlError::Refused { request: command.to_owned(), answer: said });
+        }
+        if answer.get("event").is_none() {
+            return Err(controller.misunderstood(&answer.to_string()));
+        }
+    }
+}
+
+fn read(controller: &Controller, lines: &mut BufReader<UnixStream>) -> Result<Value, ControlError> {
+    let mut line = String::new();
+    let count = lines.read_line(&mut line).map_err(|source| controller.no_answer(source))?;
+    if count == 0 {
+        return Err(controller.no_answer(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)));
+    }
+    serde_json::from_str(&line).map_err(|_| controller.misunderstood(&line))
+}

@@ -1,0 +1,220 @@
+use super::*;
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept, bind, listen, recv, send, socket,
+};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::thread::JoinHandle;
+
+fn controller(protocol: ControlProtocol, path: &Path) -> Controller {
+    let socket = ControlSocket { protocol, path: HostPath::new(path.to_str().unwrap()) };
+    Controller::new(&socket, &"/".into()).with_patience(Duration::from_secs(20))
+}
+
+/// Serves one connection after another with what `serve` does, as often as asked.
+fn server<F>(path: &Path, connections: usize, serve: F) -> JoinHandle<()>
+where
+    F: Fn(UnixStream) + Send + 'static,
+{
+    let listener = UnixListener::bind(path).unwrap();
+    std::thread::spawn(move || (0..connections).for_each(|_| serve(listener.accept().unwrap().0)))
+}
+
+/// A qemu that answers the n-th line with the n-th answer.
+fn qmp_server(path: &Path, answers: &'static [&'static str]) -> JoinHandle<()> {
+    server(path, 1, move |mut stream| {
+        stream.write_all(b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n").unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap());
+        for answer in answers {
+            let mut line = String::new();
+            if lines.read_line(&mut line).unwrap() == 0 {
+                return;
+            }
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    })
+}
+
+#[test]
+fn qmp_answers_are_found_between_events() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("qmp.sock");
+    let thread = qmp_server(
+        &path,
+        &["{\"return\": {}}\r\n", "{\"event\": \"RESUME\"}\r\n{\"return\": {\"status\": \"running\"}}\r\n"],
+    );
+    assert_eq!(controller(ControlProtocol::Qmp, &path).status().unwrap(), "running");
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_refusal_of_qemu_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("qmp.sock");
+    let _thread = qmp_server(
+        &path,
+        &["{\"return\": {}}\r\n", "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no such thing\"}}\r\n"],
+    );
+    let error = controller(ControlProtocol::Qmp, &path).ask_guest(&GracefulStep::QmpSystemPowerdown).unwrap_err();
+    assert_eq!(error.to_string(), "the hypervisor refuses system_powerdown: no such thing");
+}
+
+#[test]
+fn quitting_needs_no_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("qmp.sock");
+    let _thread = qmp_server(&path, &["{\"return\": {}}\r\n", ""]);
+    controller(ControlProtocol::Qmp, &path).force(&ForcedStop::QmpQuit).unwrap();
+}
+
+#[test]
+fn nobody_there_is_told_from_no_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("qmp.sock");
+    for protocol in [
+        ControlProtocol::Qmp,
+        ControlProtocol::FirecrackerHttp,
+        ControlProtocol::CloudHypervisorHttp,
+        ControlProtocol::Kvmtool,
+    ] {
+        let error = controller(protocol, &path).status().unwrap_err();
+        assert!(matches!(error, ControlError::NobodyThere { .. }), "{protocol:?}: {error}");
+        // A process that listens but never takes a connection.
+        let listener = UnixListener::bind(&path).unwrap();
+        let impatient = controller(protocol, &path).with_patience(Duration::from_millis(300));
+        let error = impatient.status().unwrap_err();
+        assert!(matches!(error, ControlError::NoAnswer { .. }), "{protocol:?}: {error}");
+        assert!(error.to_string().contains("qmp.sock takes connections but does not answer"), "{error}");
+        drop(listener);
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn another_server_is_found_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("other.sock");
+    let _thread = server(&path, 2, |mut stream| {
+        stream.write_all(b"SSH-2.0-OpenSSH\r\n\r\n").unwrap();
+        // Until the client goes: it may still be sending.
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    for protocol in [ControlProtocol::Qmp, ControlProtocol::FirecrackerHttp] {
+        let error = controller(protocol, &path).status().unwrap_err();
+        assert!(matches!(error, ControlError::Misunderstood { .. }), "{protocol:?}: {error}");
+    }
+}
+
+/// Reads one request and answers it.
+fn http_server(path: &Path, answer: &'static str) -> JoinHandle<()> {
+    server(path, 1, move |mut stream| {
+        let mut request = [0; 4096];
+        let count = stream.read(&mut request).unwrap();
+        let request = String::from_utf8_lossy(&request[..count]).into_owned();
+        assert!(request.contains("HTTP/1.1\r\nHost: localhost\r\n"), "{request}");
+        stream.write_all(answer.as_bytes()).unwrap();
+        // firecracker keeps the connection open: the client must not wait for its end.
+        let _ = stream.read(&mut [0; 16]);
+    })
+}
+
+#[test]
+fn http_answers_are_read_by_their_length() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fc.sock");
+    let _thread = http_server(&path, "HTTP/1.1 200 \r\nServer: x\r\ncontent-length: 19\r\n\r\n{\"state\":\"Running\"}");
+    assert_eq!(controller(ControlProtocol::FirecrackerHttp, &path).status().unwrap(), "Running");
+}
+
+#[test]
+fn an_http_refusal_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fc.sock");
+    let _thread = http_server(&path, "HTTP/1.1 400 \r\nContent-Length: 17\r\n\r\n{\"fault\":\"no no\"}");
+    let request = HttpRequest {
+        method: "PUT".to_owned(),
+        path: "/actions".to_owned(),
+        body: Some(json!({"action_type": "SendCtrlAltDel"})),
+    };
+    let error =
+        controller(ControlProtocol::FirecrackerHttp, &path).ask_guest(&GracefulStep::Http(request)).unwrap_err();
+    assert_eq!(error.to_string(), "the hypervisor refuses PUT /actions: 400 {\"fault\":\"no no\"}");
+}
+
+/// A crosvm that answers each packet with the next answer.
+fn crosvm_server(path: &Path, answers: &'static [&'static str]) -> JoinHandle<Vec<String>> {
+    let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(listener.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+    listen(&listener, Backlog::new(4).unwrap()).unwrap();
+    std::thread::spawn(move || {
+        let serve = |answer: &&str| {
+            let client = accept(listener.as_raw_fd()).unwrap();
+            let mut buffer = [0; 1024];
+            let count = recv(client, &mut buffer, MsgFlags::empty()).unwrap();
+            send(client, answer.as_bytes(), MsgFlags::empty()).unwrap();
+            nix::unistd::close(client).unwrap();
+            String::from_utf8_lossy(&buffer[..count]).into_owned()
+        };
+        answers.iter().map(serve).collect()
+    })
+}
+
+#[test]
+fn crosvm_gets_its_messages() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("crosvm.sock");
+    let thread = crosvm_server(&path, &["\"Ok\"", "{\"Err\":19}"]);
+    let controller = controller(ControlProtocol::CrosvmSeqpacket, &path);
+    controller.ask_guest(&GracefulStep::CrosvmPowerButton).unwrap();
+    let error = controller.force(&ForcedStop::CrosvmExit).unwrap_err();
+    assert!(error.to_string().contains("No such device"), "{error}");
+    assert_eq!(thread.join().unwrap(), ["\"Powerbtn\"", "\"Exit\""]);
+}
+
+#[test]
+fn kvmtool_gets_its_messages() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lkvm.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let thread = std::thread::spawn(move || {
+        (0..3)
+            .map(|index| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut header = [0; 8];
+                stream.read_exact(&mut header).unwrap();
+                let mut content = vec![0; header[4].into()];
+                stream.read_exact(&mut content).unwrap();
+                if index == 0 {
+                    stream.write_all(&1i32.to_le_bytes()).unwrap();
+                }
+                [&header, content.as_slice()].concat()
+            })
+            .collect::<Vec<_>>()
+    });
+    let controller = controller(ControlProtocol::Kvmtool, &path);
+    assert_eq!(controller.status().unwrap(), "paused");
+    controller.ask_guest(&GracefulStep::KvmtoolSysrq('s')).unwrap();
+    controller.kvmtool_balloon(-2).unwrap();
+    assert_eq!(
+        thread.join().unwrap(),
+        [
+            vec![8, 0, 0, 0, 0, 0, 0, 0],
+            vec![2, 0, 0, 0, 12, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, b's', 0, 0, 0],
+            vec![1, 0, 0, 0, 4, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff],
+        ]
+    );
+}
+
+#[test]
+fn a_socket_too_deep_for_an_address_is_reached() {
+    let directory = tempfile::tempdir().unwrap();
+    let deep = directory.path().join("d".repeat(120));
+    std::fs::create_dir(&deep).unwrap();
+    let near = directory.path().join("short");
+    std::os::unix::fs::symlink(&deep, &near).unwrap();
+    let _thread =
+        http_server(&near.join("fc.sock"), "HTTP/1.1 200 \r\nContent-Length: 18\r\n\r\n{\"state\":\"Paused\"}");
+    assert_eq!(controller(ControlProtocol::FirecrackerHttp, &deep.join("fc.sock")).status().unwrap(), "Paused");
+}

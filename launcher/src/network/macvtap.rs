@@ -1,0 +1,171 @@
+//! Macvtap interfaces: made on a link of the host, and opened for the hypervisor once for each queue.
+
+use super::netlink::{self, Link, NewMacvtap};
+use super::tap::InterfaceState;
+use super::{NetworkError, user_name};
+use crate::launch::MacvtapNeed;
+use crate::spec::MacvtapMode;
+use nix::unistd::{Uid, chown};
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long udev may take to make the device node.
+const NODE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Makes sure that the macvtap is there, for that user, and up.
+///
+/// # Errors
+/// [`NetworkError`]; one without the rights for it says what to run.
+pub fn make_ready(macvtap: &MacvtapNeed, owner: Uid) -> Result<InterfaceState, NetworkError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            NetworkError::Missing { name: macvtap.name.clone(), remedy: commands(macvtap, owner) }
+        }
+        _ => NetworkError::Kernel { name: macvtap.name.clone(), source },
+    };
+    let (link, state) = match find(macvtap)? {
+        Some(link) => (link, InterfaceState::Present),
+        None => {
+            create(macvtap, owner)?;
+            let link = find(macvtap)?.ok_or_else(|| NetworkError::Vanished(macvtap.name.clone()))?;
+            (link, InterfaceState::Created)
+        }
+    };
+    if !link.is_up {
+        netlink::bring_up(link.index).map_err(failed)?;
+    }
+    let node = wait_for_node(macvtap, link.index)?;
+    if state == InterfaceState::Created {
+        chown(&node, Some(owner), None).map_err(|errno| failed(errno.into()))?;
+    }
+    Ok(state)
+}
+
+/// Removes the macvtap; it need not be there.
+///
+/// # Errors
+/// [`NetworkError`].
+pub fn remove(macvtap: &MacvtapNeed) -> Result<(), NetworkError> {
+    let Some(link) = find(macvtap)? else { return Ok(()) };
+    netlink::delete(link.index).map_err(|source| NetworkError::Kernel { name: macvtap.name.clone(), source })
+}
+
+/// Whether the macvtap is there and can be opened, changing nothing.
+///
+/// # Errors
+/// [`NetworkError`].
+pub fn inspect(macvtap: &MacvtapNeed, owner: Uid) -> Result<(), NetworkError> {
+    if find(macvtap)?.is_some() {
+        return Ok(());
+    }
+    Err(NetworkError::Missing { name: macvtap.name.clone(), remedy: commands(macvtap, owner) })
+}
+
+/// Opens the macvtap once for each descriptor that the hypervisor expects.
+///
+/// # Errors
+/// [`NetworkError`].
+pub fn open(macvtap: &MacvtapNeed) -> Result<Vec<OwnedFd>, NetworkError> {
+    let link = find(macvtap)?.ok_or_else(|| NetworkError::Vanished(macvtap.name.clone()))?;
+    let node = node_path(link.index);
+    let open_once = |_: &i32| {
+        let opened = OpenOptions::new().read(true).write(true).open(&node);
+        opened.map(OwnedFd::from).map_err(|source| NetworkError::Node { path: node.clone(), source })
+    };
+    macvtap.descriptors.iter().map(open_once).collect()
+}
+
+/// The commands that make the macvtap, to be run by somebody who may.
+pub fn commands(macvtap: &MacvtapNeed, owner: Uid) -> String {
+    let MacvtapNeed { name, link, mode, mac, .. } = macvtap;
+    format!(
+        "sudo ip link add link {link} name {name} address {mac} type macvtap mode {} && sudo ip link set {name} up && \
+         sudo chown {} /dev/tap$(cat /sys/class/net/{name}/ifindex)",
+        mode.as_str(),
+        user_name(owner)
+    )
+}
+
+fn find(macvtap: &MacvtapNeed) -> Result<Option<Link>, NetworkError> {
+    let found =
+        netlink::find(&macvtap.name).map_err(|source| NetworkError::Kernel { name: macvtap.name.clone(), source })?;
+    match found {
+        Some(link) if link.kind != "macvtap" => {
+            Err(NetworkError::OtherKind { name: macvtap.name.clone(), kind: link.kind, wanted: "a macvtap interface" })
+        }
+        found => Ok(found),
+    }
+}
+
+fn create(macvtap: &MacvtapNeed, owner: Uid) -> Result<(), NetworkError> {
+    let lower = netlink::find(&macvtap.link)
+        .map_err(|source| NetworkError::Kernel { name: macvtap.link.clone(), source })?
+        .ok_or_else(|| NetworkError::NoLink { name: macvtap.name.clone(), link: macvtap.link.clone() })?;
+    let mac = parse_mac(&macvtap.mac).ok_or_else(|| NetworkError::BadMac(macvtap.mac.clone()))?;
+    let new = NewMacvtap { name: &macvtap.name, link: lower.index, mode: mode_bit(macvtap.mode), mac };
+    netlink::create_macvtap(&new).map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            NetworkError::Missing { name: macvtap.name.clone(), remedy: commands(macvtap, owner) }
+        }
+        _ => NetworkError::Kernel { name: macvtap.name.clone(), source },
+    })
+}
+
+fn node_path(index: i32) -> PathBuf {
+    PathBuf::from(format!("/dev/tap{index}"))
+}
+
+fn wait_for_node(macvtap: &MacvtapNeed, index: i32) -> Result<PathBuf, NetworkError> {
+    let path = node_path(index);
+    let end = Instant::now() + NODE_PATIENCE;
+    while !path.exists() {
+        if Instant::now() > end {
+            return Err(NetworkError::NoNode { name: macvtap.name.clone(), path });
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(path)
+}
+
+/// `enum macvlan_mode` in linux/if_link.h.
+fn mode_bit(mode: MacvtapMode) -> u32 {
+    match mode {
+        MacvtapMode::Private => 1,
+        MacvtapMode::Vepa => 2,
+        MacvtapMode::Bridge => 4,
+        MacvtapMode::Passthru => 8,
+        MacvtapMode::Source => 16,
+    }
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let bytes: Option<Vec<u8>> = text.split(':').map(|part| u8::from_str_radix(part, 16).ok()).collect();
+    bytes?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_are_complete() {
+        let macvtap = MacvtapNeed {
+            name: "web0".to_owned(),
+            link: "eth0".to_owned(),
+            mode: MacvtapMode::Bridge,
+            mac: "02:00:00:00:00:01".to_owned(),
+            owner: None,
+            descriptors: vec![100],
+        };
+        assert_eq!(
+            commands(&macvtap, Uid::from_raw(0)),
+            "sudo ip link add link eth0 name web0 address 02:00:00:00:00:01 type macvtap mode bridge && \
+             sudo ip link set web0 up && sudo chown root /dev/tap$(cat /sys/class/net/web0/ifindex)"
+        );
+        assert_eq!(parse_mac("02:00:00:00:00:ff"), Some([2, 0, 0, 0, 0, 255]));
+        assert_eq!(parse_mac("02:00"), None);
+    }
+}

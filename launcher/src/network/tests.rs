@@ -1,0 +1,139 @@
+use super::*;
+use crate::launch::{MacvtapNeed, TapNeed};
+use crate::spec::MacvtapMode;
+use nix::sched::{CloneFlags, unshare};
+use std::process::Command;
+
+/// Moves this test, which has a process of its own under nextest and a thread of its own otherwise, into a new network
+/// namespace; false without the rights for that.
+#[expect(clippy::print_stderr, reason = "a skipped test is told")]
+fn in_new_namespace() -> bool {
+    match unshare(CloneFlags::CLONE_NEWNET) {
+        Ok(()) => true,
+        Err(errno) => {
+            assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "no network namespace: {errno}");
+            eprintln!("skipped: no network namespace: {errno}");
+            false
+        }
+    }
+}
+
+fn tap() -> TapNeed {
+    TapNeed { name: "web0".to_owned(), owner: None, multi_queue: false, vnet_hdr: true, queue_pairs: 1 }
+}
+
+fn needs(taps: Vec<TapNeed>) -> Needs {
+    Needs { taps, ..Needs::default() }
+}
+
+#[test]
+fn a_tap_is_made_with_its_flags_and_removed() {
+    if !in_new_namespace() {
+        return;
+    }
+    for multi_queue in [false, true] {
+        let tap = TapNeed { multi_queue, owner: Some("nobody".to_owned()), ..tap() };
+        let nobody = owner_id(Some("nobody")).unwrap();
+        let created = make_ready(&needs(vec![tap.clone()])).unwrap();
+        assert_eq!(created.names(), ["web0"]);
+        created.keep();
+        let link = netlink::find("web0").unwrap().unwrap();
+        assert!(link.is_up);
+        let wanted =
+            netlink::Tun { is_tap: true, owner: Some(nobody.as_raw()), multi_queue, vnet_hdr: true, persistent: true };
+        assert_eq!(link.tun, Some(wanted));
+        assert_eq!(make_ready(&needs(vec![tap.clone()])).unwrap().names(), [""; 0]);
+        assert!(inspect(&needs(vec![tap.clone()])).is_empty());
+        tap::remove(&tap).unwrap();
+        assert_eq!(netlink::find("web0").unwrap(), None);
+        tap::remove(&tap).unwrap();
+    }
+}
+
+#[test]
+fn a_tap_with_other_queues_is_refused() {
+    if !in_new_namespace() {
+        return;
+    }
+    make_ready(&needs(vec![TapNeed { multi_queue: true, ..tap() }])).unwrap().keep();
+    let error = make_ready(&needs(vec![tap()])).unwrap_err().to_string();
+    assert!(error.contains("was made with multi_queue"), "{error}");
+    assert!(error.contains("ip link delete web0 && sudo ip tuntap add web0 mode tap user root vnet_hdr"), "{error}");
+}
+
+#[test]
+fn a_tap_of_somebody_else_is_refused() {
+    if !in_new_namespace() {
+        return;
+    }
+    make_ready(&needs(vec![TapNeed { owner: Some("nobody".to_owned()), ..tap() }])).unwrap().keep();
+    let other = tap::inspect(&tap(), Uid::from_raw(12345)).unwrap_err().to_string();
+    assert!(other.contains("belongs to nobody, but 12345 is to open it"), "{other}");
+    tap::inspect(&tap(), Uid::from_raw(0)).unwrap();
+}
+
+#[test]
+fn what_is_made_for_a_failed_start_is_removed() {
+    if !in_new_namespace() {
+        return;
+    }
+    let mut needs = needs(vec![tap()]);
+    needs.bridges.push(BridgeNeed { bridge: "br9".to_owned(), helper: None });
+    let error = make_ready(&needs).unwrap_err().to_string();
+    assert!(error.contains("ip link add br9 type bridge"), "{error}");
+    assert_eq!(netlink::find("web0").unwrap(), None);
+}
+
+#[test]
+fn another_kind_of_interface_is_not_taken() {
+    if !in_new_namespace() {
+        return;
+    }
+    let error = tap::make_ready(&TapNeed { name: "lo".to_owned(), ..tap() }, geteuid()).unwrap_err().to_string();
+    assert!(error.contains("lo is a device, but the machine needs a tap"), "{error}");
+    assert!(tap::remove(&TapNeed { name: "lo".to_owned(), ..tap() }).is_err());
+    assert!(netlink::find("lo").unwrap().is_some());
+}
+
+#[test]
+fn a_missing_tap_says_what_to_run() {
+    if !in_new_namespace() {
+        return;
+    }
+    let multi = TapNeed { multi_queue: true, vnet_hdr: false, queue_pairs: 2, ..tap() };
+    let problems: Vec<String> = inspect(&needs(vec![multi])).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        ["network interface web0 is not there, and making it takes the rights of root; \
+          run: sudo ip tuntap add web0 mode tap user root multi_queue && sudo ip link set web0 up"]
+    );
+}
+
+#[test]
+fn a_macvtap_is_made_opened_and_removed() {
+    if !in_new_namespace() {
+        return;
+    }
+    let parent = Command::new("ip").args(["link", "add", "lower0", "type", "dummy"]).status();
+    if !parent.is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "no dummy interface");
+        return;
+    }
+    let macvtap = MacvtapNeed {
+        name: "web1".to_owned(),
+        link: "lower0".to_owned(),
+        mode: MacvtapMode::Bridge,
+        mac: "02:00:00:00:00:07".to_owned(),
+        owner: None,
+        descriptors: vec![100, 101],
+    };
+    let state = macvtap::make_ready(&macvtap, geteuid()).unwrap();
+    assert_eq!(state, InterfaceState::Created);
+    let link = netlink::find("web1").unwrap().unwrap();
+    assert_eq!((link.mac, link.macvlan_mode, link.is_up), ([2, 0, 0, 0, 0, 7], Some(4), true));
+    assert_eq!(macvtap::open(&macvtap).unwrap().len(), 2);
+    macvtap::remove(&macvtap).unwrap();
+    assert_eq!(netlink::find("web1").unwrap(), None);
+    let error = macvtap::make_ready(&MacvtapNeed { link: "none0".to_owned(), ..macvtap }, geteuid()).unwrap_err();
+    assert!(error.to_string().contains("is to hang on none0, but there is no such interface"), "{error}");
+}
