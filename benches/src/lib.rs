@@ -6,10 +6,12 @@
 use std::io::Write;
 
 pub mod error;
+pub mod guest_read;
 pub mod mount;
 pub mod read;
 pub mod reading;
 pub mod statistics;
+pub mod workspace;
 
 /// Data, to stdout.
 pub fn say(text: &str) {

@@ -1,10 +1,12 @@
 //! Loop mounts of images and the dropping of the kernel's caches. Needs root.
 
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::{Error, file};
+use crate::workspace::run;
 
 /// An image mounted read-only on a directory of its own; unmounted when dropped.
 #[derive(Debug)]
@@ -13,13 +15,15 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts `image` (squashfs or erofs, told by its magic number) through a loop device.
+    /// Mounts `image` (squashfs or erofs, told by its magic number), a file through a loop device.
     ///
     /// # Errors
     /// When the image is of another type or `mount` fails.
     pub fn new(image: &Path) -> Result<Self, Error> {
         let directory = tempfile::tempdir().map_err(file("make a directory in", std::env::temp_dir()))?;
-        run(Command::new("mount").args(["-o", "loop,ro", "-t", file_system(image)?]).arg(image).arg(directory.path()))?;
+        let metadata = fs::metadata(image).map_err(file("read", image))?;
+        let options = if metadata.file_type().is_block_device() { "ro" } else { "loop,ro" };
+        run(Command::new("mount").args(["-o", options, "-t", file_system(image)?]).arg(image).arg(directory.path()))?;
         Ok(Self { directory })
     }
 
@@ -64,15 +68,4 @@ pub fn file_system(image: &Path) -> Result<&'static str, Error> {
 pub fn drop_caches() -> Result<(), Error> {
     let control = PathBuf::from("/proc/sys/vm/drop_caches");
     fs::write(&control, "3").map_err(file("write (needs root)", control))
-}
-
-fn run(command: &mut Command) -> Result<(), Error> {
-    let output = command
-        .output()
-        .map_err(|source| Error::Start { program: command.get_program().to_string_lossy().into_owned(), source })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(Error::Program { program: format!("{command:?}"), status: output.status, stderr })
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, file};
 use crate::mount::{Mounted, drop_caches};
@@ -20,7 +20,7 @@ pub enum Backing {
 }
 
 /// Seconds of every reading of one image, a value a round.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct ImageReadings {
     /// The image as named on the command line.
     pub image: String,
@@ -30,11 +30,20 @@ pub struct ImageReadings {
     pub seconds: Vec<Vec<f64>>,
 }
 
-/// Reads every image in every way, `rounds` times, image after image within a round.
+/// How much is read, and how often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// How often each image is read in each way.
+    pub rounds: usize,
+    /// Only every n-th store path's files are read (`find+stat` always walks all): 1 reads all.
+    pub every: usize,
+}
+
+/// Reads every image in every way, image after image within a round.
 ///
 /// # Errors
 /// When an image can't be mounted or read, or the images do not hold the same files.
-pub fn run(images: &[PathBuf], rounds: usize, backing: Backing) -> Result<Vec<ImageReadings>, Error> {
+pub fn run(images: &[PathBuf], extent: Extent, backing: Backing) -> Result<Vec<ImageReadings>, Error> {
     let memory = tempfile::tempdir_in("/dev/shm").map_err(file("make a directory in", "/dev/shm"))?;
     let placed = images
         .iter()
@@ -48,7 +57,8 @@ pub fn run(images: &[PathBuf], rounds: usize, backing: Backing) -> Result<Vec<Im
             }
         })
         .collect::<Result<Vec<_>, Error>>()?;
-    let files = same_files(images, &placed)?;
+    let files = every_nth_path(same_files(images, &placed)?, extent.every);
+    let rounds = extent.rounds;
     let mut results = images.iter().map(|image| empty_readings(image)).collect::<Result<Vec<_>, Error>>()?;
     for round in 1..=rounds {
         for (index, what) in Reading::ALL.into_iter().enumerate() {
@@ -86,6 +96,15 @@ fn same_files(images: &[PathBuf], placed: &[PathBuf]) -> Result<Vec<StoreFile>, 
         }
     }
     common.ok_or_else(|| Error::Unexpected("no image was given".into()))
+}
+
+/// The files of every n-th store path: whole paths, since what lies together in an image belongs to one path.
+fn every_nth_path(files: Vec<StoreFile>, every: usize) -> Vec<StoreFile> {
+    let store_path = |file: &StoreFile| file.path.components().next().map(|name| name.as_os_str().to_owned());
+    let mut paths: Vec<_> = files.iter().map(store_path).collect();
+    paths.dedup();
+    let kept: std::collections::BTreeSet<_> = paths.into_iter().step_by(every.max(1)).collect();
+    files.into_iter().filter(|file| kept.contains(&store_path(file))).collect()
 }
 
 fn read_cold(image: &Path, what: Reading, files: &[StoreFile]) -> Result<f64, Error> {
@@ -139,4 +158,17 @@ fn seconds_cell(index: usize, values: &[f64]) -> String {
 fn ratio_cell(values: &[f64], base: &[f64]) -> String {
     ratio(values, base)
         .map_or_else(|| "-".into(), |ratio| format!("{:.2} ({:.2}..{:.2})", ratio.median, ratio.minimum, ratio.maximum))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_second_path_is_kept_whole() {
+        let files: Vec<StoreFile> =
+            ["a/1", "a/2", "b/1", "c/1", "c/2"].iter().map(|path| StoreFile { path: path.into(), bytes: 1 }).collect();
+        let kept: Vec<PathBuf> = every_nth_path(files, 2).into_iter().map(|file| file.path).collect();
+        assert_eq!(kept, ["a/1", "a/2", "c/1", "c/2"].map(PathBuf::from));
+    }
 }

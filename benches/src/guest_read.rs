@@ -1,0 +1,131 @@
+//! `benches guest-read`: the same readings as `benches read`, by Debian's kernel in a guest that qemu emulates.
+//!
+//! The guest is the fixture's kernel and initrd with this very program, linked statically, put in; the images are its
+//! disks. Emulated seconds are not real ones: only the ratios mean something.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::error::{Error, file};
+use crate::read::{Extent, ImageReadings};
+use crate::workspace;
+
+const GUEST_MEMORY_MIB: u32 = 1024;
+const GUEST_CPUS: u32 = 2;
+
+/// Reads the images in a guest.
+///
+/// # Errors
+/// When the guest can't be made or started, or what it prints is not a complete result.
+pub fn run(images: &[PathBuf], extent: Extent) -> Result<Vec<ImageReadings>, Error> {
+    let fixture = workspace::fixture("small")?;
+    let directory = tempfile::tempdir().map_err(file("make a directory in", std::env::temp_dir()))?;
+    let initrd = directory.path().join("initrd");
+    build_initrd(&fixture.join("initrd"), &initrd)?;
+    crate::talk("guest-read: booting");
+    let console = boot(&fixture.join("vmlinux"), &initrd, images, extent)?;
+    let mut results: Vec<ImageReadings> = serde_json::from_str(between_markers(&console)?)
+        .map_err(|error| Error::Unexpected(format!("the guest's result is not JSON: {error}")))?;
+    for (result, image) in results.iter_mut().zip(images) {
+        result.bytes = fs::metadata(image).map_err(file("read", image))?.len();
+        result.image = image.display().to_string();
+    }
+    Ok(results)
+}
+
+/// The fixture's initrd followed by an archive of this program and its start script; the kernel unpacks one after another.
+fn build_initrd(base: &Path, initrd: &Path) -> Result<(), Error> {
+    let program = workspace::static_program("benches")?;
+    let tree = tempfile::tempdir().map_err(file("make a directory in", std::env::temp_dir()))?;
+    let root = tree.path();
+    fs::copy(&program, root.join("benches")).map_err(file("copy", &program))?;
+    let script = root.join("guest-read");
+    fs::write(&script, include_str!("guest-read.sh")).map_err(file("write", &script))?;
+    workspace::run(Command::new("chmod").arg("0755").arg(&script))?;
+    fs::copy(base, initrd).map_err(file("copy", base))?;
+    let mut archive = Command::new("cpio")
+        .args(["--quiet", "--create", "--format=newc"])
+        .current_dir(root)
+        .stdin(Stdio::piped())
+        .stdout(File::options().append(true).open(initrd).map_err(file("open", initrd))?)
+        .spawn()
+        .map_err(|source| Error::Start { program: "cpio".into(), source })?;
+    if let Some(mut names) = archive.stdin.take() {
+        names.write_all(b"benches\nguest-read\n").map_err(file("list files for", initrd))?;
+    }
+    let status = archive.wait().map_err(file("archive", initrd))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::Program { program: "cpio".into(), status, stderr: String::new() })
+}
+
+fn boot(kernel: &Path, initrd: &Path, images: &[PathBuf], extent: Extent) -> Result<String, Error> {
+    let disks: Vec<String> =
+        (b'a'..=b'z').take(images.len()).map(|letter| format!("/dev/vd{}", char::from(letter))).collect();
+    let parameters = format!(
+        "console=ttyS0 quiet panic=-1 rdinit=/guest-read tsc_early_khz={} read.rounds={} read.every={} read.disks={}",
+        workspace::tsc_khz()?,
+        extent.rounds,
+        extent.every,
+        disks.join(",")
+    );
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args([
+        "-machine",
+        "q35",
+        "-accel",
+        "tcg,thread=multi",
+        "-nodefaults",
+        "-no-user-config",
+        "-nographic",
+        "-no-reboot",
+    ])
+    .args(["-m", &GUEST_MEMORY_MIB.to_string(), "-smp", &GUEST_CPUS.to_string(), "-serial", "stdio"])
+    .arg("-kernel")
+    .arg(kernel)
+    .arg("-initrd")
+    .arg(initrd)
+    .args(["-append", &parameters]);
+    for (index, image) in images.iter().enumerate() {
+        let path = image.display().to_string().replace(',', ",,");
+        qemu.args(["-drive", &format!("id=d{index},if=none,format=raw,read-only=on,file={path}")]);
+        qemu.args(["-device", &format!("virtio-blk-pci,drive=d{index}")]);
+    }
+    let output = qemu
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|source| Error::Start { program: "qemu-system-x86_64".into(), source })?;
+    let console = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(console);
+    }
+    Err(Error::Program { program: format!("{qemu:?}"), status: output.status, stderr: console })
+}
+
+fn between_markers(console: &str) -> Result<&str, Error> {
+    console
+        .split_once("guest-read-begin")
+        .and_then(|(_, rest)| rest.split_once("guest-read-end"))
+        .map(|(result, _)| result.trim())
+        .ok_or_else(|| Error::Unexpected(format!("the guest printed no result; its console:\n{console}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_result_stands_between_the_markers() {
+        assert_eq!(between_markers("boot\nguest-read-begin\r\n[]\r\nguest-read-end\r\n").unwrap(), "[]");
+    }
+
+    #[test]
+    fn a_console_without_result_is_shown() {
+        let error = between_markers("guest-read-begin\nKernel panic").unwrap_err();
+        assert!(error.to_string().contains("Kernel panic"), "{error}");
+    }
+}

@@ -1,0 +1,92 @@
+//! What the benchmarks take from the work tree: fixtures, peers, and this program linked statically.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::error::{Error, file};
+
+/// The work tree that this program was compiled from.
+#[must_use]
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The directory of a fixture closure (`small`, `system`), built by `fixtures/closure/build.sh` if need be.
+///
+/// # Errors
+/// When it can't be built.
+pub fn fixture(size: &str) -> Result<PathBuf, Error> {
+    run_loudly(Command::new(root().join("fixtures/closure/build.sh")).arg(size))?;
+    Ok(fixtures().join(size))
+}
+
+/// Where fixtures are kept: `$MICROVM_FIXTURES`, else `target/fixtures` of the work tree.
+#[must_use]
+pub fn fixtures() -> PathBuf {
+    std::env::var_os("MICROVM_FIXTURES").map_or_else(|| root().join("target/fixtures"), PathBuf::from)
+}
+
+/// Builds a program of this package without any shared library, so that it runs in an initrd, and returns its path.
+///
+/// # Errors
+/// When cargo fails.
+pub fn static_program(name: &str) -> Result<PathBuf, Error> {
+    let target = "x86_64-unknown-linux-gnu"; // named, so that the flags below do not reach procedural macros
+    let own = std::env::current_exe().map_err(file("find", "this program"))?;
+    let directory = own.parent().and_then(Path::parent).unwrap_or(Path::new("target")).join("static");
+    run_loudly(
+        Command::new("cargo")
+            .args(["build", "--quiet", "--release", "-p", "benches", "--bin", name, "--target", target, "--target-dir"])
+            .arg(&directory)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .current_dir(root()),
+    )?;
+    Ok(directory.join(target).join("release").join(name))
+}
+
+/// The host's time stamp counter in kHz. An emulated guest sees the host's counter and, on a busy machine, fails to
+/// calibrate it; told by `tsc_early_khz=` it need not try.
+///
+/// # Errors
+/// When `/proc/cpuinfo` names no clock.
+pub fn tsc_khz() -> Result<u64, Error> {
+    let path = "/proc/cpuinfo";
+    let text = fs::read_to_string(path).map_err(file("read", path))?;
+    let megahertz = text
+        .lines()
+        .find_map(|line| line.strip_prefix("cpu MHz")?.split_once(':')?.1.trim().parse::<f64>().ok())
+        .ok_or_else(|| Error::Unexpected(format!("{path} has no `cpu MHz`")))?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a clock rate is positive and small")]
+    Ok((megahertz * 1000.0) as u64)
+}
+
+/// Runs a program to its end; its stderr becomes part of the error.
+///
+/// # Errors
+/// When it can't be started or fails.
+pub fn run(command: &mut Command) -> Result<String, Error> {
+    let output = command
+        .output()
+        .map_err(|source| Error::Start { program: command.get_program().to_string_lossy().into_owned(), source })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(Error::Program { program: format!("{command:?}"), status: output.status, stderr })
+}
+
+/// Runs a program to its end and lets it talk on stderr meanwhile.
+///
+/// # Errors
+/// When it can't be started or fails.
+pub fn run_loudly(command: &mut Command) -> Result<(), Error> {
+    let status = command
+        .stdout(Stdio::null())
+        .status()
+        .map_err(|source| Error::Start { program: command.get_program().to_string_lossy().into_owned(), source })?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::Program { program: format!("{command:?}"), status, stderr: "see above".into() })
+}
