@@ -7,6 +7,7 @@ pub mod closure;
 pub mod decode;
 pub mod dump;
 pub mod encode;
+pub mod extract;
 pub mod image;
 pub mod inspect;
 pub mod machine;

@@ -4,6 +4,7 @@
 mod build;
 mod cache;
 mod cache_location;
+mod extract;
 mod failure;
 mod inspect;
 mod interrupt;
@@ -41,6 +42,7 @@ enum Command {
     Plan(Box<plan::PlanArgs>),
     Verify(Box<verify::VerifyArgs>),
     Inspect(inspect::InspectArgs),
+    Extract(extract::ExtractArgs),
     Cache(cache::CacheArgs),
     Volume(volume::VolumeArgs),
     Completions(manual::CompletionsArgs),
@@ -63,6 +65,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Plan(args) => plan::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Extract(args) => extract::run(&args),
         Command::Cache(args) => cache::run(args),
         Command::Volume(args) => volume::run(args),
         Command::Completions(args) => manual::completions(&args),

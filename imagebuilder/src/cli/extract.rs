@@ -1,0 +1,66 @@
+//! `microvm-image extract`.
+
+use super::failure::Failure;
+use super::interrupt;
+use super::streams;
+use clap::Args;
+use imagebuilder::extract::{ExtractError, ExtractOptions, SpecialFiles, extract};
+use imagebuilder::image::Image;
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::thread;
+
+/// Take the files of an image out into a new directory
+///
+/// Modes and modification times are kept, holes stay holes; owners, setuid bits and extended attributes are not taken
+/// along. Whatever the image says, nothing is written outside of the directory.
+#[derive(Debug, Args)]
+pub(crate) struct ExtractArgs {
+    /// Image file, or a block device with an image on it
+    image: PathBuf,
+    /// What to extract: a path in the image, with all that is below it [default: everything]
+    path: Option<OsString>,
+    /// Directory to extract into: it is made, or empty. The whole image goes right into it, a PATH under its last name
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Leave out devices, pipes and sockets instead of refusing the image
+    #[arg(long)]
+    skip_special: bool,
+    /// Threads [default: one for each CPU]
+    #[arg(short, long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+    /// Write the report as JSON to stdout instead of the directory's name
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &ExtractArgs) -> Result<(), Failure> {
+    let image = Image::open(&args.image).map_err(|error| Failure::unreadable_image(&args.image, &error))?;
+    let options = ExtractOptions {
+        path: args.path.as_deref().unwrap_or_default().as_bytes(),
+        output: &args.output,
+        special_files: if args.skip_special { SpecialFiles::Skip } else { SpecialFiles::Refuse },
+        jobs: args.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get),
+    };
+    let report = extract(&image, options, interrupt::cancel_flag()).map_err(|error| failure(args, &error))?;
+    if args.json {
+        return streams::print_json(&report);
+    }
+    let mut line = args.output.as_os_str().as_bytes().to_vec();
+    line.push(b'\n');
+    streams::print(&line)
+}
+
+fn failure(args: &ExtractArgs, error: &ExtractError) -> Failure {
+    match error {
+        ExtractError::Interrupted => Failure::interrupted(),
+        ExtractError::Image(error) => Failure::unreadable_image(&args.image, error),
+        ExtractError::NotEmpty { .. } => {
+            Failure::bad_input(error).with_hint("name a directory that does not exist yet")
+        }
+        ExtractError::SpecialFile { .. } => Failure::failed(error).with_hint("--skip-special leaves them out"),
+        _ => Failure::failed(error),
+    }
+}

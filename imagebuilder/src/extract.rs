@@ -1,0 +1,202 @@
+//! Takes the files of an image out into a directory.
+//!
+//! Whatever the image says, nothing is written outside of that directory: names are checked when listings are read,
+//! everything is made relative to open directories, and none of them is entered through a symbolic link. Each file
+//! appears whole or not at all. Owners, setuid and setgid bits and extended attributes are left behind.
+
+mod plan;
+mod second_pass;
+mod target;
+mod write;
+
+use crate::image::{Image, ImageError, ImagePath, Inode, InodeSet, InodeType};
+use nix::errno::Errno;
+use plan::Planned;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use target::TargetDirectory;
+use thiserror::Error;
+use write::{Making, WriteJob};
+
+/// Files handed to a thread at once: neighbours mostly share a fragment block.
+const BATCH: usize = 32;
+
+/// What to do with devices, pipes and sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpecialFiles {
+    /// Extract nothing when there is one.
+    Refuse,
+    /// Leave them out.
+    Skip,
+}
+
+/// What is extracted, and where to.
+#[derive(Clone, Copy, Debug)]
+pub struct ExtractOptions<'a> {
+    /// The path in the image: a directory and all below it, or a single file. The root's content goes right into the
+    /// output directory, anything else under its own name.
+    pub path: &'a [u8],
+    /// The directory to fill. It is made when it is not there, and must be empty when it is.
+    pub output: &'a Path,
+    /// What to do with devices, pipes and sockets.
+    pub special_files: SpecialFiles,
+    /// Threads, at least 1.
+    pub jobs: usize,
+}
+
+/// What was extracted. Serialised it is version 1 of the `extract --json` document.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExtractReport {
+    /// Version of this document's form.
+    pub version: u32,
+    /// Directories, the output directory not counted.
+    pub directories: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Symbolic links.
+    pub symlinks: u64,
+    /// Names made as links to a file that was there already.
+    pub hard_links: u64,
+    /// Devices, pipes and sockets left out.
+    pub special_files_skipped: u64,
+    /// Setuid and setgid bits left out: without the owner they would give rights to another.
+    pub set_id_bits_dropped: u64,
+}
+
+/// Why something was not extracted.
+#[derive(Debug, Error)]
+pub enum ExtractError {
+    /// The image is damaged, or has nothing at the path.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// There is something in the output directory.
+    #[error("{} is not empty", .path.display())]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The image holds something that only root can make.
+    #[error("{path} is a {}, and there are {others} more devices, pipes and sockets", .kind.name())]
+    SpecialFile {
+        /// The first of them.
+        path: ImagePath,
+        /// What it is.
+        kind: InodeType,
+        /// How many more there are.
+        others: u64,
+    },
+    /// Something cannot be made or written.
+    #[error("cannot {action} {}", .path.display())]
+    Write {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// More hard links than can be told apart in bounded memory.
+    #[error("{path}: too many files with several names; extract a part of the image at a time")]
+    TooManyLinks {
+        /// Where it became too many.
+        path: ImagePath,
+    },
+    /// Stopped by the caller. What was extracted so far is still there.
+    #[error("interrupted")]
+    Interrupted,
+    /// There are no threads to be had.
+    #[error("cannot start {jobs} threads")]
+    Threads {
+        /// How many were asked for.
+        jobs: usize,
+        /// Why.
+        source: rayon::ThreadPoolBuildError,
+    },
+}
+
+/// Makes a [`ExtractError::Write`] out of what a system call said.
+fn write_error(action: &'static str, path: PathBuf) -> impl FnOnce(Errno) -> ExtractError {
+    move |errno| ExtractError::Write { action, path, source: errno.into() }
+}
+
+/// Extracts a path of an image.
+///
+/// The tree is walked once before anything is made, so damaged tables and special files are found before. When `cancel`
+/// turns true the extraction ends.
+///
+/// # Errors
+/// The image is damaged, the output directory is not empty, or something cannot be written. What was extracted until
+/// then stays; files are whole.
+pub fn extract(image: &Image, options: ExtractOptions<'_>, cancel: &AtomicBool) -> Result<ExtractReport, ExtractError> {
+    let jobs = options.jobs.max(1);
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(jobs).build();
+    let threads = threads.map_err(|source| ExtractError::Threads { jobs, source })?;
+    let planned = Planned::look(image, options)?;
+    let target = TargetDirectory::create(options.output, planned.parent_bytes)?;
+    threads.install(|| write_tree(image, options, &target, cancel))?;
+    let hard_links = second_pass::finish(image, options, &target, cancel)?;
+    Ok(ExtractReport { hard_links, ..planned.report })
+}
+
+/// Makes directories and symbolic links one after the other, and the files with all threads.
+fn write_tree(
+    image: &Image,
+    options: ExtractOptions<'_>,
+    target: &TargetDirectory,
+    cancel: &AtomicBool,
+) -> Result<(), ExtractError> {
+    let mut making = Making::new(image, options, target)?;
+    let batches = std::iter::from_fn(|| {
+        if cancel.load(Ordering::Relaxed) {
+            return Some(Err(ExtractError::Interrupted));
+        }
+        let batch: Result<Vec<WriteJob>, ExtractError> = making.by_ref().take(BATCH).collect();
+        match batch {
+            Ok(batch) if batch.is_empty() => None,
+            batch => Some(batch),
+        }
+    });
+    let first_error = Mutex::new(None);
+    let result = batches.par_bridge().try_for_each(|batch| {
+        let written = batch.and_then(|batch| {
+            batch.iter().try_for_each(|job| {
+                if cancel.load(Ordering::Relaxed) {
+                    return Err(ExtractError::Interrupted);
+                }
+                job.write(image)
+            })
+        });
+        written.map_err(|error| {
+            first_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        })
+    });
+    match (result, first_error.into_inner().unwrap_or_else(PoisonError::into_inner)) {
+        (Err(()), Some(error)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Inodes with several names, so that the first name gets the content and the others become links.
+#[derive(Debug)]
+struct Linked {
+    met: InodeSet,
+}
+
+impl Linked {
+    fn new(image: &Image) -> Self {
+        Self { met: InodeSet::new(image.superblock().inodes) }
+    }
+
+    /// True when the inode has several names and this is not the first that was met.
+    fn is_later_name(&mut self, inode: &Inode) -> bool {
+        let several = inode.links > 1 && inode.inode_type() != InodeType::Directory;
+        several && !self.met.insert(inode.number)
+    }
+}

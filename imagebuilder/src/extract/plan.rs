@@ -1,0 +1,54 @@
+//! Looks at what is to be extracted, before anything is made.
+
+use super::{ExtractError, ExtractOptions, ExtractReport, Linked, SpecialFiles};
+use crate::image::{Image, ImagePath, InodeKind, InodeType};
+
+/// The permission bits that give the rights of the owner or group.
+pub(super) const SET_ID_BITS: u16 = 0o6000;
+
+/// What an extraction will make.
+#[derive(Debug)]
+pub(super) struct Planned {
+    /// All counts but that of hard links.
+    pub(super) report: ExtractReport,
+    /// How many bytes of the paths are left out in the output directory: the way to what is extracted.
+    pub(super) parent_bytes: usize,
+}
+
+impl Planned {
+    /// Walks the tree once: damage to tables and special files are told while nothing is written.
+    pub(super) fn look(image: &Image, options: ExtractOptions<'_>) -> Result<Self, ExtractError> {
+        let mut report = ExtractReport { version: 1, ..ExtractReport::default() };
+        let mut first_special: Option<(ImagePath, InodeType)> = None;
+        let mut linked = Linked::new(image);
+        let mut parent_bytes = 0;
+        for node in image.walk_from(options.path)? {
+            let node = node?;
+            if node.depth == 0 {
+                parent_bytes = node.path.len() - node.name().len();
+            }
+            if node.path.is_empty() || linked.is_later_name(&node.inode) {
+                continue;
+            }
+            report.set_id_bits_dropped += u64::from(node.inode.mode & SET_ID_BITS != 0);
+            match &node.inode.kind {
+                InodeKind::Directory(_) => report.directories += 1,
+                InodeKind::File(file) => {
+                    report.files += 1;
+                    report.bytes = report.bytes.saturating_add(file.size_bytes);
+                }
+                InodeKind::Symlink(_) => report.symlinks += 1,
+                _ => {
+                    report.special_files_skipped += 1;
+                    first_special.get_or_insert_with(|| (ImagePath(node.path), node.inode.inode_type()));
+                }
+            }
+        }
+        match (first_special, options.special_files) {
+            (Some((path, kind)), SpecialFiles::Refuse) => {
+                Err(ExtractError::SpecialFile { path, kind, others: report.special_files_skipped - 1 })
+            }
+            _ => Ok(Self { report, parent_bytes }),
+        }
+    }
+}
