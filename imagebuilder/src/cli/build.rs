@@ -139,7 +139,7 @@ fn summary(image: &Path, report: &BuildReport) -> Vec<String> {
     ];
     if report.cache.enabled {
         let cache = &report.cache;
-        let known = percent_of(cache.hit_bytes, cache.hit_bytes + cache.missed_bytes + cache.rebuilt_bytes);
+        let known = percent_of(cache.hit_bytes, cache.hit_bytes + cache.missed_bytes);
         let mut line = format!("  cache    {}{known} known", size::human(cache.hit_bytes));
         if cache.rebuilt_paths > 0 {
             line.push_str(&format!(", {} damaged paths made again", cache.rebuilt_paths));

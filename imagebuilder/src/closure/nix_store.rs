@@ -84,7 +84,10 @@ pub(super) fn closure(
         (None, Some(store)) => store.store_dir(&logical_dir)?,
         (None, None) => logical_dir.clone(),
     };
-    let roots = roots(arguments, &[&logical_dir, &physical_dir])?;
+    // Links lead to the store by whatever name its directory has, so its own names count as well.
+    let mut store_dirs = vec![logical_dir.clone(), physical_dir.clone()];
+    store_dirs.extend([&logical_dir, &physical_dir].into_iter().filter_map(|dir| dir.canonicalize().ok()));
+    let roots = roots(arguments, &store_dirs)?;
     let nix = NixStore { store, logical_dir: &logical_dir };
     let members = nix.requisites(&roots)?;
     let mut registration = Registration { records: Vec::new(), problems: Vec::new() };
@@ -144,15 +147,20 @@ impl NixStore<'_> {
                     .collect::<Vec<_>>()
                     .join(" "),
                 status: output.status,
-                message: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+                message: without_prefix(&String::from_utf8_lossy(&output.stderr)),
             });
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 
+/// What Nix says, without the `error:` that this program writes itself.
+fn without_prefix(message: &str) -> String {
+    message.trim().trim_start_matches("error:").trim_start().to_owned()
+}
+
 /// The store paths that the arguments name, none twice; all that is wrong with them at once.
-fn roots(arguments: &[PathBuf], store_dirs: &[&Path]) -> Result<Vec<StorePath>, NixStoreError> {
+fn roots(arguments: &[PathBuf], store_dirs: &[PathBuf]) -> Result<Vec<StorePath>, NixStoreError> {
     let mut roots: Vec<StorePath> = Vec::new();
     let mut problems = Vec::new();
     for (index, argument) in arguments.iter().enumerate() {
@@ -175,7 +183,7 @@ fn roots(arguments: &[PathBuf], store_dirs: &[&Path]) -> Result<Vec<StorePath>, 
 
 /// Follows symbolic links from `argument` until it is a member of one of `store_dirs`. A member that is a symbolic link
 /// itself is not followed: the store path is the link.
-fn root(argument: &Path, store_dirs: &[&Path]) -> Result<Result<StorePath, StorePathError>, NixStoreError> {
+fn root(argument: &Path, store_dirs: &[PathBuf]) -> Result<Result<StorePath, StorePathError>, NixStoreError> {
     let fail = |reason| Ok(Err(StorePathError { text: argument.display().to_string(), reason }));
     let mut place = std::path::absolute(argument)
         .map_err(|source| NixStoreError::CurrentDirectory { path: argument.to_path_buf(), source })?;

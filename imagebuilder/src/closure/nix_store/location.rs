@@ -41,7 +41,8 @@ impl StoreLocation {
     pub(super) fn store_dir(&self, logical_dir: &Path) -> Result<PathBuf, NixStoreError> {
         let under = |root: &Path| root.join(logical_dir.strip_prefix("/").unwrap_or(logical_dir));
         let (root, store_dir) = match self {
-            Self::Root(root) => (root.clone(), under(root)),
+            // A plan must not depend on the current directory.
+            Self::Root(root) => (root.clone(), under(&std::path::absolute(root).unwrap_or_else(|_| root.clone()))),
             Self::Url(url) => match (setting(url, "real"), setting(url, "root")) {
                 (Some(real), _) => (PathBuf::from(&real), PathBuf::from(real)),
                 (None, Some(root)) => (PathBuf::from(&root), under(Path::new(&root))),
@@ -125,6 +126,16 @@ mod tests {
             assert_eq!(found, store_dir, "{text}");
         }
         assert_eq!(StoreLocation::parse(OsStr::new("daemon")).store_dir(logical_dir).unwrap(), logical_dir);
+    }
+
+    #[test]
+    fn a_relative_root_is_made_absolute() {
+        let current = std::env::current_dir().unwrap();
+        let root = tempfile::tempdir_in(&current).unwrap();
+        std::fs::create_dir_all(root.path().join("nix/store")).unwrap();
+        let relative = Path::new(root.path().file_name().unwrap());
+        let found = StoreLocation::Root(relative.to_path_buf()).store_dir(Path::new("/nix/store")).unwrap();
+        assert_eq!(found, root.path().join("nix/store"));
     }
 
     #[test]

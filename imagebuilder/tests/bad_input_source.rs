@@ -1,0 +1,274 @@
+//! Closures that are none: refused with exit code 2, all problems at once, and nothing written.
+
+mod program;
+
+use program::{ABSENT, GREETING, LINK, TOOLS, Workspace, graph, registration, store_paths};
+use std::fs;
+
+/// Builds with more arguments, expects a refusal with these words, and that no image is left and no cache was made.
+#[track_caller]
+fn refused(workspace: &Workspace, arguments: &str, stderr: &str) {
+    let names = workspace.names();
+    workspace.run(&format!("build -o image {arguments}")).failure(2, stderr);
+    assert_eq!(workspace.names(), names);
+}
+
+#[test]
+fn no_source_and_two_sources() {
+    let workspace = Workspace::with_store();
+    refused(
+        &workspace,
+        "",
+        "error: no closure was given\n\
+         hint: name store paths, or give one of --closure-info, --graph, --paths-from and --plan\n",
+    );
+    for (arguments, names) in [
+        ("--closure-info info --graph attrs.json", "--closure-info and --graph"),
+        ("--paths-from list --plan plan.json", "--paths-from and --plan"),
+        (&format!("/nix/store/{TOOLS} --closure-info info"), "STORE_PATH and --closure-info"),
+        ("--graph attrs.json --closure-info info --plan p", "--closure-info and --graph and --plan"),
+    ] {
+        let stderr = format!("error: the closure comes from exactly one source, but {names} were given\n");
+        refused(&workspace, arguments, &stderr);
+    }
+}
+
+#[test]
+fn a_plan_settles_its_options() {
+    let workspace = Workspace::with_store();
+    workspace.run("plan --closure-info info -o plan.json").success();
+    for option in ["--compression gzip", "--level 3", "--block-size 4K", "--fragment-block-size 4K"] {
+        let name = option.split(' ').next().unwrap();
+        let stderr = format!(
+            "error: --plan and {name} were given, but a plan settles it\n\
+             hint: make another plan from the same closure: microvm-image plan\n"
+        );
+        refused(&workspace, &format!("--plan plan.json {option}"), &stderr);
+    }
+}
+
+#[test]
+fn files_that_cannot_be_read() {
+    let workspace = Workspace::new();
+    let cause = "No such file or directory (os error 2)";
+    for (arguments, what) in [
+        ("--closure-info info", "cannot read info/registration"),
+        ("--graph attrs.json", "cannot read attrs.json"),
+        ("--paths-from list", "cannot read list"),
+        ("--plan plan.json", "cannot read the plan plan.json"),
+        ("--machine machine.json", "cannot read the machine machine.json"),
+    ] {
+        refused(&workspace, arguments, &format!("error: {what}: {cause}\n"));
+    }
+    fs::write(workspace.path("list"), b"/nix/store\n\n\xff\n").unwrap();
+    refused(&workspace, "--paths-from list", "error: list: line 3 is not UTF-8\n");
+}
+
+#[test]
+fn store_paths_that_are_missing_are_all_told() {
+    let workspace = Workspace::with_store();
+    let another = "3zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz-another";
+    workspace.write("list", &format!("{}{ABSENT}\n{another}\n", store_paths()));
+    refused(
+        &workspace,
+        "--paths-from list --store-dir store",
+        &format!(
+            "error: 2 of 5 store paths cannot be read in {}:\n  \
+             {ABSENT}: No such file or directory (os error 2)\n  \
+             {another}: No such file or directory (os error 2)\n\
+             hint: --store-dir DIR says where the store paths lie, when not there\n",
+            workspace.path("store").display()
+        ),
+    );
+}
+
+#[test]
+fn names_that_are_no_store_paths_are_all_told() {
+    let workspace = Workspace::with_store();
+    workspace.write("list", &format!("/nix/store/{GREETING}\r\n\r\n/etc/passwd\r\n/nix/store/{TOOLS}/bin\r\n"));
+    refused(
+        &workspace,
+        "--paths-from list",
+        &format!(
+            "error: list: 2 problems\n  \
+             line 3: \"/etc/passwd\" is not a store path: it is shorter than the 32 characters of the hash\n  \
+             line 4: \"/nix/store/{TOOLS}/bin\" is not a store path: it lies inside a store path; name the store path\n"
+        ),
+    );
+}
+
+#[test]
+fn the_same_path_twice() {
+    let workspace = Workspace::with_store();
+    workspace.write("list", &format!("{}\n/nix/store/{GREETING}/\n", store_paths()));
+    refused(
+        &workspace,
+        "--paths-from list",
+        &format!("error: list: line 5: {GREETING} stands there twice, first at line 1\n"),
+    );
+    let record = registration();
+    workspace.write("info/registration", &format!("{record}{record}"));
+    refused(
+        &workspace,
+        "--closure-info info",
+        &format!(
+            "error: info/registration: 3 problems\n  \
+             line 19: {GREETING} stands there twice, first at line 1\n  \
+             line 24: {TOOLS} stands there twice, first at line 6\n  \
+             line 31: {LINK} stands there twice, first at line 13\n"
+        ),
+    );
+}
+
+#[test]
+fn members_of_two_stores() {
+    let workspace = Workspace::with_store();
+    workspace.write("list", &format!("/nix/store/{GREETING}\n/gnu/store/{TOOLS}\n"));
+    refused(
+        &workspace,
+        "--paths-from list",
+        &format!(
+            "error: list: line 2: {TOOLS} lies in /gnu/store, but the paths before it in /nix/store\n\
+             hint: an image holds the paths of one store: list those only\n"
+        ),
+    );
+}
+
+#[test]
+fn an_empty_closure() {
+    let workspace = Workspace::with_store();
+    workspace.write("list", "\r\n \n");
+    refused(&workspace, "--paths-from list", "error: list: it holds no store path\n");
+    workspace.write("info/registration", "");
+    refused(&workspace, "--closure-info info", "error: info/registration: it holds no store path\n");
+    workspace.write("attrs.json", r#"{"exportReferencesGraph":{"g":[]},"g":[]}"#);
+    refused(&workspace, "--graph attrs.json", "error: attrs.json: it holds no store path\n");
+}
+
+#[test]
+fn a_closure_that_is_not_closed() {
+    let workspace = Workspace::with_store();
+    let absent = format!("/nix/store/{ABSENT}\n");
+    let stderr = |origin: &str, first: &str, second: &str| {
+        format!(
+            "error: {origin}: 2 problems\n  \
+             {first}: {TOOLS} refers to {ABSENT}, which is not there: the closure is not closed\n  \
+             {second}: {LINK} refers to {ABSENT}, which is not there: the closure is not closed\n\
+             hint: give all store paths that the system needs, as closureInfo or `nix-store -qR` lists them\n"
+        )
+    };
+    // The greeting stays, but the two others refer to something else.
+    let text = registration().replace(&format!("\n2\n/nix/store/{GREETING}\n"), &format!("\n2\n{absent}"));
+    let text = text.replace(&format!("\n1\n/nix/store/{GREETING}\n"), &format!("\n1\n{absent}"));
+    workspace.write("info/registration", &text);
+    refused(&workspace, "--closure-info info", &stderr("info/registration", "line 6", "line 13"));
+    let mut attributes: serde_json::Value = serde_json::from_str(&graph()).unwrap();
+    for entry in [1, 2] {
+        attributes["closure"][entry]["references"][0] = absent.trim().into();
+    }
+    workspace.write("attrs.json", &attributes.to_string());
+    refused(&workspace, "--graph attrs.json", &stderr("attrs.json", "entry 2", "entry 3"));
+}
+
+#[test]
+fn wrong_lines_of_a_registration_are_all_told() {
+    let workspace = Workspace::with_store();
+    let text = registration().replace("sha256:04", "md5:04").replace("\n1104\n", "\n1k\n").replace("\n168\n", "\n\n");
+    workspace.write("info/registration", &text);
+    refused(
+        &workspace,
+        "--closure-info info",
+        "error: info/registration: 3 problems\n  \
+         line 2: \"md5:04zwf782yjwnh3q6hz5izfd6jyip8kgw6g6yj43fiqhbyhdd0dqw\" is not a NAR hash \
+         (`sha256:` and Nix base 32 or hex, or bare hex)\n  \
+         line 8: \"1k\" is not a NAR size (a number of bytes)\n  \
+         line 15: \"\" is not a NAR size (a number of bytes)\n",
+    );
+    let text = registration();
+    workspace.write("info/registration", &text[..text.rfind("/nix/store").unwrap()]);
+    refused(
+        &workspace,
+        "--closure-info info",
+        "error: info/registration: line 18: the text ends where a reference should stand\n",
+    );
+}
+
+#[test]
+fn a_registration_and_a_list_of_different_closures() {
+    let workspace = Workspace::with_store();
+    workspace.write("info/store-paths", &format!("/nix/store/{GREETING}\n/nix/store/{LINK}\n"));
+    refused(
+        &workspace,
+        "--closure-info info",
+        &format!(
+            "error: info: `registration` and `store-paths` are of different closures: \
+             {TOOLS} is in only one of them\n"
+        ),
+    );
+}
+
+#[test]
+fn graphs_that_are_none() {
+    let workspace = Workspace::with_store();
+    let cannot = "error: cannot take a graph from attrs.json";
+    for (text, message) in [
+        ("{", "it is not JSON: EOF while parsing an object at line 1 column 1\n"),
+        ("[1", "it is not JSON: EOF while parsing a list at line 1 column 2\n"),
+        ("{}", "it holds no graph: the attribute `exportReferencesGraph` names none\n"),
+        (
+            r#"{"exportReferencesGraph":{"a":[],"b":[]},"a":[],"b":[]}"#,
+            "it holds 2 graphs: a, b\nhint: name the graph with --graph-key\n",
+        ),
+        (
+            "/nix/store/x\n\n0\n",
+            "it is a graph in the older text form, which gives no hashes\n\
+             hint: set `__structuredAttrs = true` in the derivation and give its .attrs.json\n",
+        ),
+    ] {
+        workspace.write("attrs.json", text);
+        refused(&workspace, "--graph attrs.json", &format!("{cannot}: {message}"));
+    }
+}
+
+#[test]
+fn plans_that_are_none() {
+    let workspace = Workspace::with_store();
+    workspace.run("plan --closure-info info -o plan.json").success();
+    let plan = String::from_utf8(workspace.read("plan.json")).unwrap();
+    for (text, message) in [
+        ("{".to_owned(), "EOF while parsing an object at line 1 column 1"),
+        (plan.replace("\"version\": 1", "\"version\": 2"), "its version is 2, but this program reads version 1 only"),
+        (
+            plan.replace("\"level\": 9", "\"level\": 99"),
+            "level 99 is out of range for zstd: it takes 1 to 22 at line 9 column 3",
+        ),
+        (
+            plan.replace("narSize", "narSise"),
+            "unknown field `narSise`, expected one of `path`, `narHash`, `narSize` at line 14 column 15",
+        ),
+        (plan.replace(TOOLS, GREETING), &format!("these store paths stand in it twice: {GREETING}")),
+    ] {
+        workspace.write("plan.json", &text);
+        refused(&workspace, "--plan plan.json", &format!("error: plan.json is not a plan: {message}\n"));
+    }
+}
+
+#[test]
+fn machines_that_are_none() {
+    let workspace = Workspace::with_store();
+    for (text, message) in [
+        ("{", "EOF while parsing an object at line 1 column 1"),
+        (r#"{"shares":[{"tag":"x"}]}"#, "missing field `source` at line 1 column 22"),
+    ] {
+        workspace.write("machine.json", text);
+        let stderr = format!("error: cannot read the shares of the machine machine.json: {message}\n");
+        refused(&workspace, "--machine machine.json --closure-info info", &stderr);
+    }
+    refused(
+        &workspace,
+        "--force --closure-info info",
+        "error: the following required arguments were not provided:\n  --machine <FILE>\n\n\
+         Usage: microvm-image build [OPTIONS] --output <IMAGE>\n           [STORE_PATH]...\n\n\
+         For more information, try '--help'.\n",
+    );
+}

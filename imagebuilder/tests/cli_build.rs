@@ -1,0 +1,150 @@
+//! `microvm-image build`: one image, whatever the source of the closure, and what is said of it.
+
+mod program;
+
+use program::{GREETING, LINK, TOOLS, Workspace, has_tool, store_paths};
+use std::fs;
+use std::process::Command;
+
+/// Everything but the source and the output.
+const BUILD: &str = "build --store-dir store --quiet -o";
+
+#[test]
+fn every_source_gives_the_same_bytes() {
+    let workspace = Workspace::with_store();
+    workspace.write("list", &store_paths());
+    workspace.run("plan --closure-info info --store-dir store -o plan.json").success();
+    workspace.run(&format!("{BUILD} first --closure-info info")).success();
+    let first = workspace.read("first");
+    for source in ["--graph attrs.json", "--paths-from list", "--plan plan.json"] {
+        for cache in ["", "--no-cache", "--cache-verify"] {
+            workspace.run(&format!("{BUILD} image {source} {cache}")).success();
+            assert!(workspace.read("image") == first, "{source} {cache}");
+            fs::remove_file(workspace.path("image")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_image_holds_the_store_paths() {
+    let workspace = Workspace::with_store();
+    workspace.run(&format!("{BUILD} image --closure-info info")).success();
+    if !has_tool("unsquashfs") {
+        return;
+    }
+    let target = workspace.path("unpacked");
+    let output = Command::new("unsquashfs").arg("-d").arg(&target).arg(workspace.path("image")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(fs::read(target.join(GREETING)).unwrap(), b"hello\n");
+    assert_eq!(fs::read(target.join(TOOLS).join("share/notes")).unwrap(), b"notes\n");
+    let greeting = format!("/nix/store/{GREETING}");
+    assert_eq!(fs::read_link(target.join(LINK)).unwrap().to_str(), Some(greeting.as_str()));
+}
+
+#[test]
+fn stdout_is_the_path_and_the_summary_is_on_stderr() {
+    let workspace = Workspace::with_store();
+    let run = workspace.run("build --closure-info info --store-dir store -o image");
+    assert_eq!(run.stdout, "image\n");
+    let told: Vec<&str> = run.stderr.lines().collect();
+    assert!(told[0].starts_with("built image in "), "{told:?}");
+    assert_eq!(told[1], "  closure  30 B in 3 files of 3 paths");
+    assert!(told[2].starts_with("  image    "), "{told:?}");
+    assert_eq!(told[3], "  cache    0 B (0 %) known");
+    let quiet = workspace.run("build --closure-info info --store-dir store -o image --quiet");
+    assert_eq!((quiet.code, quiet.stdout.as_str(), quiet.stderr.as_str()), (0, "image\n", ""));
+}
+
+#[test]
+fn the_report_is_json() {
+    let workspace = Workspace::with_store();
+    let run = workspace.run("build --closure-info info --store-dir store -o image --json -q");
+    let report: serde_json::Value = serde_json::from_str(&run.success()).unwrap();
+    assert_eq!(report["version"], 1);
+    assert_eq!(report["outcome"], "built");
+    assert_eq!((&report["paths"], &report["files"], &report["inputBytes"]), (&3.into(), &3.into(), &30.into()));
+    let image = workspace.read("image");
+    assert_eq!(report["imageBytes"], image.len());
+    assert_eq!(report["imageBlake3"], blake3::hash(&image).to_hex().as_str());
+    assert_eq!(report["cache"]["missedBytes"], 30);
+}
+
+#[test]
+fn digests_are_told_when_they_are_asked_for() {
+    let workspace = Workspace::with_store();
+    let run = workspace.run("build --closure-info info --store-dir store -o image --digest");
+    let image = workspace.read("image");
+    assert!(run.stderr.contains(&format!("  blake3   {}\n", blake3::hash(&image).to_hex())), "{}", run.stderr);
+    let run = workspace.run("build --closure-info info --store-dir store -o other");
+    assert!(!run.stderr.contains("blake3"), "{}", run.stderr);
+}
+
+#[test]
+fn settings_reach_the_image() {
+    let workspace = Workspace::with_store();
+    let mut images = Vec::new();
+    for settings in
+        ["", "--compression none", "--compression lz4", "--compression xz", "--compression gzip", "--block-size 4K"]
+    {
+        workspace.run(&format!("{BUILD} image --closure-info info {settings}")).success();
+        images.push(workspace.read("image"));
+    }
+    // The codec's number and the block size in the superblock: offsets 20 and 12.
+    let facts: Vec<(u8, u32)> =
+        images.iter().map(|image| (image[20], u32::from_le_bytes(image[12..16].try_into().unwrap()))).collect();
+    assert_eq!(facts[2..], [(5, 262_144), (4, 262_144), (1, 262_144), (6, 4096)]);
+    assert_eq!(facts[0], (6, 262_144));
+}
+
+#[test]
+fn the_cache_is_where_it_is_said_to_be() {
+    let workspace = Workspace::with_store();
+    let build = "build --closure-info info --store-dir store -q -o image";
+    workspace.run(&format!("{build} --no-cache")).success();
+    assert_eq!(workspace.names(), ["attrs.json", "image", "info", "store"]);
+    workspace.run(build).success();
+    assert!(workspace.path("cache").is_dir(), "MICROVM_IMAGE_CACHE");
+    workspace.run(&format!("{build} --cache named")).success();
+    assert!(workspace.path("named").is_dir(), "--cache");
+    let run = |name: &str, value: &str| {
+        let mut command = workspace.command(build.split(' '));
+        assert!(command.env_remove("MICROVM_IMAGE_CACHE").env(name, value).status().unwrap().success());
+    };
+    run("XDG_CACHE_HOME", workspace.path("xdg").to_str().unwrap());
+    assert!(workspace.path("xdg/microvm-image").is_dir(), "XDG_CACHE_HOME");
+    run("XDG_CACHE_HOME", "relative");
+    assert!(workspace.path(".cache/microvm-image").is_dir(), "HOME");
+    assert!(!workspace.path("relative").exists());
+}
+
+#[test]
+fn a_machine_with_the_hosts_store_needs_no_disk() {
+    let workspace = Workspace::with_store();
+    workspace.write("machine.json", r#"{"name":"vm","shares":[{"tag":"ro-store","source":"/nix/store/"}],"later":1}"#);
+    let reason = r#"the machine's share "ro-store" has the source /nix/store: it needs no store disk"#;
+    let run = workspace.run("build --machine machine.json -o image");
+    assert_eq!((run.code, run.stdout.as_str()), (0, ""));
+    assert_eq!(run.stderr, format!("skipped image: {reason}\n"));
+    let run = workspace.run(&format!("{BUILD} image --machine machine.json --closure-info info --json"));
+    let report: serde_json::Value = serde_json::from_str(&run.success()).unwrap();
+    assert_eq!(report, serde_json::json!({"version": 1, "outcome": "skipped", "reason": reason}));
+    assert!(!workspace.path("image").exists());
+    workspace.run(&format!("{BUILD} image --machine machine.json --closure-info info --force")).success();
+    assert!(workspace.path("image").exists());
+}
+
+#[test]
+fn a_machine_without_it_needs_one() {
+    let workspace = Workspace::with_store();
+    workspace.write("machine.json", r#"{"shares":[{"tag":"home","source":"/home"}]}"#);
+    workspace.run(&format!("{BUILD} image --machine machine.json --closure-info info")).success();
+    assert!(workspace.path("image").exists());
+}
+
+#[test]
+fn lines_of_progress_come_only_every_few_seconds() {
+    let workspace = Workspace::with_store();
+    let run = workspace.run("build --closure-info info --store-dir store -o image --no-cache");
+    assert!(run.stderr.starts_with("built image"), "{}", run.stderr);
+    assert!(!run.stderr.contains('\u{1b}'), "no escapes where there is no terminal: {:?}", run.stderr);
+}

@@ -1,0 +1,224 @@
+//! Runs the program under test in a directory of its own, with a small store in it.
+
+#![allow(dead_code, reason = "each test file uses a part of this")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "it fails tests and tells why they are skipped")]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+/// A file.
+pub(crate) const GREETING: &str = "0a2m3b4c5d6f7g8h9i0jaka1balcmdnp-greeting";
+/// A directory with an executable, a file and a link to the greeting.
+pub(crate) const TOOLS: &str = "1v9z8y7x6w5s4r3q2p1n0m9l8k7j6ihg-tools";
+/// A link to the greeting.
+pub(crate) const LINK: &str = "2f3d4c5b6a7i8j9k0l1m2n3p4q5r6s7v-link";
+/// Something that is nowhere.
+pub(crate) const ABSENT: &str = "3xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx-absent";
+
+/// `nix-hash --type sha256 --base32` and the length of `nix-store --dump` of the three (Nix 2.8.0).
+const FACTS: [(&str, &str, u64, &[&str]); 3] = [
+    (GREETING, "04zwf782yjwnh3q6hz5izfd6jyip8kgw6g6yj43fiqhbyhdd0dqw", 120, &[]),
+    (TOOLS, "0q18k9if6wsrazs8glrda58iyzn7bd3iwqsbiy3ichx50zxwggi4", 1104, &[GREETING, TOOLS]),
+    (LINK, "0nsv6jk3vralkj2cdkcgyzq4sdrbzwl8rgmfpqgy6jz3dvch8zkd", 168, &[GREETING]),
+];
+
+/// What a run of the program came to.
+#[derive(Debug)]
+pub(crate) struct Run {
+    /// Exit code; a signal is told as 1000 and its number.
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Run {
+    fn new(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or_else(|| 1000 + output.status.signal().unwrap_or(0)),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// The run succeeded: its stdout.
+    #[track_caller]
+    pub(crate) fn success(self) -> String {
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        self.stdout
+    }
+
+    /// The run failed with this exit code and these words, and nothing on stdout.
+    #[track_caller]
+    pub(crate) fn failure(self, code: i32, stderr: &str) {
+        assert_eq!((self.code, self.stderr.as_str(), self.stdout.as_str()), (code, stderr, ""));
+    }
+}
+
+/// A directory with a store, in which the program runs.
+pub(crate) struct Workspace {
+    directory: TempDir,
+}
+
+impl Workspace {
+    /// An empty one.
+    pub(crate) fn new() -> Self {
+        Self { directory: TempDir::new().unwrap() }
+    }
+
+    /// One with the three store paths in `store`, their `closureInfo` in `info` and their graph in `attrs.json`.
+    pub(crate) fn with_store() -> Self {
+        let workspace = Self::new();
+        let store = workspace.path("store");
+        fs::create_dir(&store).unwrap();
+        write(&store.join(GREETING), "hello\n", 0o444);
+        let tools = store.join(TOOLS);
+        fs::create_dir_all(tools.join("bin")).unwrap();
+        fs::create_dir_all(tools.join("share")).unwrap();
+        write(&tools.join("bin/run"), "#!/bin/sh\necho hi\n", 0o555);
+        write(&tools.join("share/notes"), "notes\n", 0o444);
+        symlink(format!("/nix/store/{GREETING}"), tools.join("share/greeting")).unwrap();
+        symlink(format!("/nix/store/{GREETING}"), store.join(LINK)).unwrap();
+        for directory in [tools.join("bin"), tools.join("share"), tools] {
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o555)).unwrap();
+        }
+        fs::create_dir(workspace.path("info")).unwrap();
+        workspace.write("info/registration", &registration());
+        workspace.write("info/store-paths", &store_paths());
+        workspace.write("attrs.json", &graph());
+        workspace
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, content: &str) {
+        fs::write(self.path(name), content).unwrap();
+    }
+
+    pub(crate) fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
+    /// The names in the directory, sorted: to see that nothing is left.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.root()).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// The program, to be run here: with no cache, home or Nix of the user's.
+    pub(crate) fn command<Arguments>(&self, arguments: Arguments) -> Command
+    where
+        Arguments: IntoIterator,
+        Arguments::Item: AsRef<OsStr>,
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_microvm-image"));
+        command.args(arguments).current_dir(self.root()).stdin(Stdio::null());
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("MICROVM_IMAGE_CACHE", self.path("cache")).env("HOME", self.root());
+        for (name, value) in NIX_ENVIRONMENT {
+            command.env(name, value);
+        }
+        command
+    }
+
+    /// Runs the program with the words of a line as its arguments.
+    pub(crate) fn run(&self, line: &str) -> Run {
+        Run::new(self.command(line.split_whitespace()).output().unwrap())
+    }
+
+    /// The same with something on its stdin.
+    pub(crate) fn run_with_stdin(&self, line: &str, stdin: &str) -> Run {
+        let mut command = self.command(line.split_whitespace());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+        Run::new(child.wait_with_output().unwrap())
+    }
+}
+
+impl Drop for Workspace {
+    /// The store's directories cannot be written to, so they could not be removed by who is not root.
+    fn drop(&mut self) {
+        let tools = self.path("store").join(TOOLS);
+        for directory in [tools.clone(), tools.join("bin"), tools.join("share")] {
+            _ = fs::set_permissions(directory, fs::Permissions::from_mode(0o755));
+        }
+    }
+}
+
+/// Nix without a daemon, users or network, so that it works in any test.
+pub(crate) const NIX_ENVIRONMENT: [(&str, &str); 2] =
+    [("NIX_REMOTE", ""), ("NIX_CONFIG", "substituters =\nbuild-users-group =\nbuilders =\nfsync-metadata = false")];
+
+/// `registration` as `closureInfo` writes it.
+pub(crate) fn registration() -> String {
+    let mut text = String::new();
+    for (name, hash, size, references) in FACTS {
+        text.push_str(&format!("/nix/store/{name}\nsha256:{hash}\n{size}\n\n{}\n", references.len()));
+        references.iter().for_each(|reference| text.push_str(&format!("/nix/store/{reference}\n")));
+    }
+    text
+}
+
+/// `store-paths` as `closureInfo` writes it.
+pub(crate) fn store_paths() -> String {
+    FACTS.iter().map(|(name, ..)| format!("/nix/store/{name}\n")).collect()
+}
+
+/// `.attrs.json` as Nix writes it, with one graph.
+pub(crate) fn graph() -> String {
+    let entries: Vec<serde_json::Value> = FACTS
+        .iter()
+        .map(|(name, hash, size, references)| {
+            let references: Vec<String> = references.iter().map(|name| format!("/nix/store/{name}")).collect();
+            serde_json::json!({
+                "closureSize": 0, "narHash": format!("sha256:{hash}"), "narSize": size,
+                "path": format!("/nix/store/{name}"), "references": references, "valid": true,
+            })
+        })
+        .collect();
+    let roots = [format!("/nix/store/{TOOLS}"), format!("/nix/store/{LINK}")];
+    serde_json::json!({
+        "name": "image", "system": "x86_64-linux", "outputs": {"out": "/nix/store/x"},
+        "exportReferencesGraph": {"closure": roots}, "closure": entries,
+    })
+    .to_string()
+}
+
+fn write(path: &Path, content: &str, mode: u32) {
+    fs::write(path, content).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Whether a program that a test needs is there. When it is not, the reason is printed and the test has to return;
+/// with `MICROVM_TEST_REQUIRE_TOOLS=1` it fails instead.
+#[track_caller]
+pub(crate) fn has_tool(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    if directories.map(|directory| directory.join(name)).any(|candidate| candidate.is_file()) {
+        return true;
+    }
+    skip(&format!("{name} is not installed"))
+}
+
+/// Prints why a test is skipped; with `MICROVM_TEST_REQUIRE_TOOLS=1` fails it.
+#[track_caller]
+pub(crate) fn skip(reason: &str) -> bool {
+    let required = std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_some_and(|value| value == "1");
+    assert!(!required, "{reason}, but MICROVM_TEST_REQUIRE_TOOLS=1");
+    eprintln!("skipped: {reason}");
+    false
+}
