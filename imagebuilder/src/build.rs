@@ -83,20 +83,6 @@ pub enum BuildError {
     /// Store paths that cannot be listed, or hold what no Nix store holds.
     #[error("{}", list_problems(.0))]
     Scan(Vec<ScanError>),
-    /// A store path is not what the closure's source says.
-    #[error(
-        "{} has a NAR size of {actual_bytes} bytes, but the closure's source says {expected_bytes}: \
-         the store path is damaged, or the source is of another one",
-        .path.display()
-    )]
-    NarSize {
-        /// The store path.
-        path: PathBuf,
-        /// What the source says.
-        expected_bytes: u64,
-        /// What is there.
-        actual_bytes: u64,
-    },
     /// A file cannot be read.
     #[error("cannot read {}", .path.display())]
     Read {
@@ -308,7 +294,8 @@ impl Build<'_> {
         let actual_bytes = listing.tree.nar_size_bytes();
         match planned.nar_size_bytes.filter(|expected| *expected != actual_bytes) {
             Some(expected_bytes) => {
-                Err(BuildError::NarSize { path: location.to_owned(), expected_bytes, actual_bytes })
+                let path = location.to_owned();
+                Err(BuildError::Scan(vec![ScanError::NarSize { path, expected_bytes, actual_bytes }]))
             }
             None => Ok(Knowledge::Listed(listing)),
         }

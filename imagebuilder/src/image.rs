@@ -17,7 +17,7 @@
 //! It takes every image the stock tools make, save for the codecs LZO and LZMA, and refuses what only some readers
 //! take: listings out of order, metadata blocks that are not full, indexes that do not match.
 
-mod codec;
+pub(crate) mod codec;
 mod content;
 mod error;
 mod escape;

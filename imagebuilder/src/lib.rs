@@ -4,7 +4,6 @@ pub mod atomic_file;
 pub mod build;
 pub mod cache;
 pub mod closure;
-pub mod decode;
 pub mod dump;
 pub mod encode;
 pub mod extract;

@@ -47,6 +47,20 @@ pub enum ScanError {
         #[source]
         source: TreeError,
     },
+    /// A store path is not what the closure's source says.
+    #[error(
+        "{} has a NAR size of {actual_bytes} bytes, but the closure's source says {expected_bytes}: \
+         the store path is damaged, or the source is of another one",
+        .path.display()
+    )]
+    NarSize {
+        /// The store path.
+        path: PathBuf,
+        /// What the source says.
+        expected_bytes: u64,
+        /// What is there.
+        actual_bytes: u64,
+    },
 }
 
 /// A listed store path.

@@ -3,15 +3,16 @@
 use super::source::{Member, SourceFile};
 use super::{BuildError, CacheTrust};
 use crate::cache::{Cache, CacheError, Lookup};
-use crate::decode::Decoder;
 use crate::encode::Encoder;
+use crate::image::codec::Workspace as Decoder;
 use crate::segment::{ContentHash, RANGE_BYTES, Segment, SegmentKey, SegmentKind, encode_segment, fragment_content};
 use crate::settings::ImageSettings;
+use crate::squashfs::format::BLOCK_PLAIN;
 use crate::tree::{Entry, NodeId};
 
 /// A piece of work.
 #[derive(Debug)]
-pub enum Job {
+pub(super) enum Job {
     /// Reads and hashes small files of one store path.
     ReadFiles {
         /// Number of the store path.
@@ -51,20 +52,20 @@ pub enum Job {
 
 /// A range of a file.
 #[derive(Clone, Copy, Debug)]
-pub struct RangeRef {
+pub(super) struct RangeRef {
     /// Number of the store path.
-    pub member: usize,
+    pub(super) member: usize,
     /// The file.
-    pub node: NodeId,
+    pub(super) node: NodeId,
     /// Number of the range.
-    pub range: usize,
+    pub(super) range: usize,
     /// Its length in bytes.
-    pub length: usize,
+    pub(super) length: usize,
 }
 
 /// What to do with a range that has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
+pub(super) enum Then {
     /// Make or find its segment: no other file of the image can be equal.
     Encode,
     /// Hand the bytes over: whether another file is equal is not known yet.
@@ -75,7 +76,7 @@ pub enum Then {
 
 /// What a job gives.
 #[derive(Debug)]
-pub enum Product {
+pub(super) enum Product {
     /// Of [`Job::ReadFiles`]: the contents one after the other, and their hashes.
     Files {
         /// The contents.
@@ -108,7 +109,7 @@ pub enum Product {
 
 /// Where a segment came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub(super) enum Origin {
     /// The cache.
     Cached,
     /// It was compressed.
@@ -118,34 +119,40 @@ pub enum Origin {
 }
 
 /// What all workers share.
-pub struct Workshop<'a> {
+pub(super) struct Workshop<'a> {
     /// The store paths, in the order of their data.
-    pub members: &'a [Member],
+    pub(super) members: &'a [Member],
     /// Codec and block sizes.
-    pub settings: &'a ImageSettings,
+    pub(super) settings: &'a ImageSettings,
     /// The cache, if there is one.
-    pub cache: Option<&'a Cache>,
+    pub(super) cache: Option<&'a Cache>,
     /// How much it is trusted.
-    pub trust: CacheTrust,
+    pub(super) trust: CacheTrust,
     /// Takes what went wrong with the cache: none of it stops a build.
-    pub cache_troubles: &'a (dyn Fn(CacheError) + Sync),
+    pub(super) cache_troubles: &'a (dyn Fn(CacheError) + Sync),
 }
 
 /// One worker: its codec and its buffer.
-pub struct Worker<'a> {
+pub(super) struct Worker<'a> {
     workshop: &'a Workshop<'a>,
     encoder: Encoder,
+    decoder: Decoder,
     buffer: Vec<u8>,
 }
 
 impl<'a> Worker<'a> {
     /// Sets the codec up.
-    pub fn new(workshop: &'a Workshop<'a>) -> Result<Self, BuildError> {
-        Ok(Self { workshop, encoder: Encoder::new(workshop.settings)?, buffer: Vec::new() })
+    pub(super) fn new(workshop: &'a Workshop<'a>) -> Result<Self, BuildError> {
+        Ok(Self {
+            workshop,
+            encoder: Encoder::new(workshop.settings)?,
+            decoder: Decoder::default(),
+            buffer: Vec::new(),
+        })
     }
 
     /// Does a piece of work.
-    pub fn run(&mut self, job: Job) -> Result<Product, BuildError> {
+    pub(super) fn run(&mut self, job: Job) -> Result<Product, BuildError> {
         match job {
             Job::ReadFiles { member, nodes } => self.read_files(member, &nodes),
             Job::ReadRange { range, then } => self.read_range(range, then),
@@ -272,15 +279,25 @@ impl<'a> Worker<'a> {
     }
 
     /// Whether a cached segment, decompressed, is the content.
-    fn holds(&self, segment: &Segment, content: &[u8]) -> bool {
-        let mut decoder = Decoder::new(self.workshop.settings.compression());
-        let mut stored = segment.stored();
-        let blocks: Vec<&[u8]> = content.chunks(self.workshop.settings.block_size_bytes() as usize).collect();
-        let mut decoded = Vec::new();
+    fn holds(&mut self, segment: &Segment, content: &[u8]) -> bool {
+        let settings = self.workshop.settings;
+        let blocks = content.chunks(settings.block_size_bytes() as usize);
+        let mut rest = segment.stored();
+        let mut decoded = vec![0; settings.block_size_bytes() as usize];
         blocks.len() == segment.words.len()
             && segment.words.iter().zip(blocks).all(|(word, block)| {
-                decoded.clear();
-                decoder.take_block(*word, &mut stored, block.len(), &mut decoded).is_ok() && decoded == block
+                let Some((stored, behind)) = rest.split_at_checked((word & !BLOCK_PLAIN) as usize) else {
+                    return false;
+                };
+                rest = behind;
+                if *word == 0 {
+                    block.iter().all(|byte| *byte == 0)
+                } else if word & BLOCK_PLAIN != 0 {
+                    stored == block
+                } else {
+                    let length = self.decoder.decode(settings.compression(), stored, &mut decoded);
+                    length.is_ok_and(|length| decoded[..length] == *block)
+                }
             })
     }
 

@@ -1,12 +1,13 @@
 //! The image file: written without a name, then put in its place whole.
 
+use crate::atomic_file::beside;
 use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, fallocate};
 use nix::unistd::linkat;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -24,20 +25,9 @@ pub enum OutputError {
         #[source]
         source: io::Error,
     },
-    /// Something stands there that is no file.
-    #[error("the output {} is {kind}, not a file that may be replaced", .path.display())]
-    NotAFile {
-        /// The output.
-        path: PathBuf,
-        /// What stands there.
-        kind: &'static str,
-    },
-    /// There is nowhere to put it.
-    #[error("the directory of the output does not exist: {}", .path.display())]
-    NoDirectory {
-        /// The missing directory.
-        path: PathBuf,
-    },
+    /// There is no place for it.
+    #[error(transparent)]
+    Place(#[from] crate::output::OutputError),
 }
 
 /// So much is allocated ahead: writing into allocated space costs about half (measured on ext4).
@@ -45,7 +35,7 @@ const ALLOCATION_STEP_BYTES: u64 = 64 << 20;
 
 /// An image being written. Dropped before [`Self::publish`] it leaves nothing behind.
 #[derive(Debug)]
-pub struct ImageFile {
+pub(super) struct ImageFile {
     file: File,
     target: PathBuf,
     /// Its name meanwhile, on file systems that know no files without one.
@@ -59,29 +49,13 @@ impl ImageFile {
     ///
     /// # Errors
     /// `target` is in no directory, or is one, or a device, or nothing can be written beside it.
-    pub fn create(target: &Path) -> Result<Self, OutputError> {
-        let directory = parent(target);
-        if !directory.is_dir() {
-            return Err(OutputError::NoDirectory { path: directory.to_owned() });
-        }
-        if let Ok(metadata) = fs::metadata(target) {
-            let kind = metadata.file_type();
-            if !kind.is_file() {
-                let kind = if kind.is_dir() {
-                    "a directory"
-                } else if kind.is_block_device() || kind.is_char_device() {
-                    "a device"
-                } else {
-                    "a socket or pipe"
-                };
-                return Err(OutputError::NotAFile { path: target.to_owned(), kind });
-            }
-        }
-        let unnamed = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_TMPFILE).open(directory);
+    pub(super) fn create(target: &Path) -> Result<Self, OutputError> {
+        crate::output::check(target)?;
+        let unnamed = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_TMPFILE).open(parent(target));
         let (file, temporary) = match unnamed {
             Ok(file) => (file, None),
             Err(error) if is_unsupported(&error) => {
-                let path = temporary_name(target);
+                let path = beside(target);
                 let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
                 (file.map_err(io_error("create a file beside", target))?, Some(path))
             }
@@ -91,7 +65,7 @@ impl ImageFile {
     }
 
     /// Where the next byte goes.
-    pub fn position(&self) -> u64 {
+    pub(super) fn position(&self) -> u64 {
         self.position
     }
 
@@ -99,7 +73,7 @@ impl ImageFile {
     ///
     /// # Errors
     /// The disk is full, say.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<(), OutputError> {
+    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), OutputError> {
         self.allocate(bytes.len() as u64);
         self.file.write_all(bytes).map_err(io_error("write", &self.target))?;
         self.position += bytes.len() as u64;
@@ -120,7 +94,7 @@ impl ImageFile {
     ///
     /// # Errors
     /// The disk is full, say.
-    pub fn finish(&mut self, beginning: &[u8]) -> Result<(), OutputError> {
+    pub(super) fn finish(&mut self, beginning: &[u8]) -> Result<(), OutputError> {
         self.file.write_all_at(beginning, 0).map_err(io_error("write", &self.target))?;
         self.file.set_len(self.position).map_err(io_error("end", &self.target))
     }
@@ -129,7 +103,7 @@ impl ImageFile {
     ///
     /// # Errors
     /// The image cannot be read back.
-    pub fn digests(&self) -> Result<(String, String), OutputError> {
+    pub(super) fn digests(&self) -> Result<(String, String), OutputError> {
         let fail = io_error("read back", &self.target);
         let (blake3, sha256) = std::thread::scope(|scope| {
             let sha256 = scope.spawn(|| {
@@ -164,13 +138,13 @@ impl ImageFile {
     ///
     /// # Errors
     /// It cannot be linked or renamed.
-    pub fn publish(mut self) -> Result<(), OutputError> {
+    pub(super) fn publish(mut self) -> Result<(), OutputError> {
         let temporary = match self.temporary.take() {
             Some(path) => path,
             None => {
                 // A file without a name is linked to by its descriptor; a link never replaces, so it gets a name of its
                 // own first.
-                let path = temporary_name(&self.target);
+                let path = beside(&self.target);
                 let descriptor = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
                 linkat(AT_FDCWD, &descriptor, AT_FDCWD, &path, AtFlags::AT_SYMLINK_FOLLOW)
                     .map_err(|errno| io_error("name", &self.target)(errno.into()))?;
@@ -202,13 +176,6 @@ fn is_unsupported(error: &io::Error) -> bool {
 
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn temporary_name(target: &Path) -> PathBuf {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    // The longest name is 255 bytes.
-    let short: String = name.chars().take(50).collect();
-    parent(target).join(format!(".{short}.{}.tmp", std::process::id()))
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> OutputError {

@@ -23,7 +23,7 @@ enum Place {
 
 /// What the content of a file turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Novelty {
+pub(super) enum Novelty {
     /// No earlier file has it.
     New,
     /// An earlier file of the same store path has it.
@@ -34,19 +34,19 @@ pub enum Novelty {
 
 /// The places of all files.
 #[derive(Debug)]
-pub struct Places {
+pub(super) struct Places {
     places: Vec<Place>,
     words: Vec<u32>,
     fragments: Vec<FragmentEntry>,
     first_files: Vec<usize>,
     by_content: HashMap<ContentHash, usize, BuildHasherDefault<Uniform>>,
     /// Blocks in the image, those of fragments included and holes not.
-    pub blocks: u64,
+    pub(super) blocks: u64,
 }
 
 impl Places {
     /// All files empty.
-    pub fn new(members: &[Member]) -> Self {
+    pub(super) fn new(members: &[Member]) -> Self {
         let files = members.iter().map(|member| member.tree().file_sizes().len()).sum();
         Self {
             places: vec![Place::Empty; files],
@@ -59,7 +59,7 @@ impl Places {
     }
 
     /// Notes the content of a file; unless it is new the file shares the place of the first file that has it.
-    pub fn meet(&mut self, file: usize, member: usize, content: ContentHash) -> Novelty {
+    pub(super) fn meet(&mut self, file: usize, member: usize, content: ContentHash) -> Novelty {
         match self.by_content.entry(content) {
             Entry::Vacant(vacant) => {
                 vacant.insert(file);
@@ -74,30 +74,30 @@ impl Places {
     }
 
     /// The file has the place of an earlier file.
-    pub fn share(&mut self, file: usize, with: usize) {
+    pub(super) fn share(&mut self, file: usize, with: usize) {
         self.places[file] = Place::SameAs(with);
     }
 
     /// A new fragment block's number.
-    pub fn new_fragment(&mut self) -> u32 {
+    pub(super) fn new_fragment(&mut self) -> u32 {
         self.fragments.push(FragmentEntry { start: 0, word: 0 });
         // Each takes a segment of its own; four billion of them do not fit any disk.
         u32::try_from(self.fragments.len() - 1).unwrap_or(u32::MAX)
     }
 
     /// The file is in a fragment block.
-    pub fn put_in_fragment(&mut self, file: usize, index: u32, offset: u32) {
+    pub(super) fn put_in_fragment(&mut self, file: usize, index: u32, offset: u32) {
         self.places[file] = Place::Fragment { index, offset };
     }
 
     /// The fragment block is written at `start`.
-    pub fn wrote_fragment(&mut self, index: u32, start: u64, word: u32) {
+    pub(super) fn wrote_fragment(&mut self, index: u32, start: u64, word: u32) {
         self.fragments[index as usize] = FragmentEntry { start, word };
         self.blocks += 1;
     }
 
     /// The next blocks of the file are written at `start`; their input was `input_bytes` long.
-    pub fn wrote_blocks(&mut self, file: usize, start: u64, words: &[u32], input_bytes: u32, block_bytes: u32) {
+    pub(super) fn wrote_blocks(&mut self, file: usize, start: u64, words: &[u32], input_bytes: u32, block_bytes: u32) {
         if let Place::Empty = self.places[file] {
             self.places[file] = Place::Blocks { start, first_word: self.words.len(), words: 0, hole_bytes: 0 };
         }
@@ -118,12 +118,12 @@ impl Places {
     }
 
     /// The fragment table.
-    pub fn fragments(&self) -> &[FragmentEntry] {
+    pub(super) fn fragments(&self) -> &[FragmentEntry] {
         &self.fragments
     }
 
     /// Whether every block in the image is stored plain.
-    pub fn all_plain(&self) -> bool {
+    pub(super) fn all_plain(&self) -> bool {
         let fragments = self.fragments.iter().map(|fragment| fragment.word);
         self.words.iter().copied().chain(fragments).all(|word| word == 0 || word & BLOCK_PLAIN != 0)
     }

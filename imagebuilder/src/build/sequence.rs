@@ -30,18 +30,18 @@ const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What the data of an image came to.
 #[derive(Debug)]
-pub struct Sequenced {
+pub(super) struct Sequenced {
     /// Where everything is.
-    pub places: Places,
+    pub(super) places: Places,
     /// Hashes of the ranges of all files, by file; empty where nobody needed them.
-    pub range_hashes: RangeHashes,
+    pub(super) range_hashes: RangeHashes,
     /// The counts for the report.
-    pub tally: Tally,
+    pub(super) tally: Tally,
 }
 
 /// Hashes of the ranges of every file of the image.
 #[derive(Debug)]
-pub struct RangeHashes {
+pub(super) struct RangeHashes {
     hashes: Vec<ContentHash>,
     first: Vec<usize>,
 }
@@ -73,7 +73,7 @@ impl RangeHashes {
     }
 
     /// The hashes of all files of a store path.
-    pub fn of_member(&self, member: &Member) -> &[ContentHash] {
+    pub(super) fn of_member(&self, member: &Member) -> &[ContentHash] {
         let files = member.tree().file_sizes().len();
         &self.hashes[self.first[member.first_file]..self.first[member.first_file + files]]
     }
@@ -137,7 +137,7 @@ struct OpenFragment {
 }
 
 /// Runs all steps: `counter` takes jobs, `deliveries` brings their products.
-pub struct Sequencer<'a> {
+pub(super) struct Sequencer<'a> {
     members: &'a [Member],
     settings: &'a ImageSettings,
     output: &'a mut ImageFile,
@@ -163,20 +163,20 @@ pub struct Sequencer<'a> {
 }
 
 /// What a sequence works with.
-pub struct Surroundings<'a> {
+pub(super) struct Surroundings<'a> {
     /// The store paths, in the order of the data.
-    pub members: &'a [Member],
+    pub(super) members: &'a [Member],
     /// Codec and block sizes.
-    pub settings: &'a ImageSettings,
+    pub(super) settings: &'a ImageSettings,
     /// Number of worker threads.
-    pub threads: usize,
+    pub(super) threads: usize,
     /// Becomes true when the build is to stop.
-    pub cancel: &'a AtomicBool,
+    pub(super) cancel: &'a AtomicBool,
 }
 
 impl<'a> Sequencer<'a> {
     /// Before the first step.
-    pub fn new(
+    pub(super) fn new(
         around: &Surroundings<'a>,
         output: &'a mut ImageFile,
         progress: &'a mut dyn Progress,
@@ -210,7 +210,7 @@ impl<'a> Sequencer<'a> {
     }
 
     /// Takes all steps and writes all segments.
-    pub fn run(mut self, deliveries: &Receiver<Delivery>) -> Result<Sequenced, BuildError> {
+    pub(super) fn run(mut self, deliveries: &Receiver<Delivery>) -> Result<Sequenced, BuildError> {
         loop {
             self.take_steps()?;
             self.write_ready()?;

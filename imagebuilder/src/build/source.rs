@@ -15,20 +15,20 @@ use std::path::PathBuf;
 
 /// A store path of the image.
 #[derive(Debug)]
-pub struct Member {
+pub(super) struct Member {
     /// What it is called and hashed.
-    pub planned: PlannedPath,
+    pub(super) planned: PlannedPath,
     /// Where it physically lies.
-    pub location: PathBuf,
+    pub(super) location: PathBuf,
     /// How its files are known.
-    pub knowledge: Knowledge,
+    pub(super) knowledge: Knowledge,
     /// Number of its first regular file among those of the whole image.
-    pub first_file: usize,
+    pub(super) first_file: usize,
 }
 
 /// How the files of a store path are known.
 #[derive(Debug)]
-pub enum Knowledge {
+pub(super) enum Knowledge {
     /// Listed just now: the content has to be read.
     Listed(Listing),
     /// From a manifest: the hash of every range of every file is known, one file after the other.
@@ -42,7 +42,7 @@ pub enum Knowledge {
 
 impl Member {
     /// The files.
-    pub fn tree(&self) -> &Tree {
+    pub(super) fn tree(&self) -> &Tree {
         match &self.knowledge {
             Knowledge::Listed(listing) => &listing.tree,
             Knowledge::Cached { tree, .. } => tree,
@@ -50,7 +50,7 @@ impl Member {
     }
 
     /// Path of a node.
-    pub fn path_of(&self, node: NodeId) -> PathBuf {
+    pub(super) fn path_of(&self, node: NodeId) -> PathBuf {
         let tree = self.tree();
         let mut names = Vec::new();
         let mut below = node;
@@ -67,14 +67,14 @@ impl Member {
     }
 
     /// Opens a regular file, which must still be as it was listed.
-    pub fn open(&self, node: NodeId) -> Result<SourceFile, BuildError> {
+    pub(super) fn open(&self, node: NodeId) -> Result<SourceFile, BuildError> {
         SourceFile::open(self, node)
     }
 }
 
 /// A regular file of a store path, open for reading.
 #[derive(Debug)]
-pub struct SourceFile {
+pub(super) struct SourceFile {
     file: File,
     path: PathBuf,
     size_bytes: u64,
@@ -104,7 +104,7 @@ impl SourceFile {
     }
 
     /// Appends `length` bytes from `offset` on to `out`.
-    pub fn read_range(&self, offset: u64, length: usize, out: &mut Vec<u8>) -> Result<(), BuildError> {
+    pub(super) fn read_range(&self, offset: u64, length: usize, out: &mut Vec<u8>) -> Result<(), BuildError> {
         let start = out.len();
         out.resize(start + length, 0);
         self.file.read_exact_at(&mut out[start..], offset).map_err(|source| match source.kind() {
@@ -114,7 +114,7 @@ impl SourceFile {
     }
 
     /// Says whether the file was left alone while it was read.
-    pub fn finish(self) -> Result<(), BuildError> {
+    pub(super) fn finish(self) -> Result<(), BuildError> {
         let state = state(&self.file).map_err(|source| BuildError::Read { path: self.path.clone(), source })?;
         if state == (self.size_bytes, self.modified) { Ok(()) } else { Err(BuildError::Changed { path: self.path }) }
     }
@@ -127,12 +127,12 @@ fn state(file: &File) -> io::Result<(u64, (i64, i64))> {
 }
 
 /// Length in bytes of one range of a file.
-pub fn range_length(size_bytes: u64, range: usize) -> usize {
+pub(super) fn range_length(size_bytes: u64, range: usize) -> usize {
     let start = range as u64 * crate::segment::RANGE_BYTES;
     usize::try_from(size_bytes.saturating_sub(start).min(crate::segment::RANGE_BYTES)).unwrap_or(0)
 }
 
 /// Number of ranges of all files of a tree.
-pub fn total_ranges(tree: &Tree) -> usize {
+pub(super) fn total_ranges(tree: &Tree) -> usize {
     tree.file_sizes().iter().map(|size| range_count(*size)).sum()
 }

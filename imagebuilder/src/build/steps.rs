@@ -12,20 +12,20 @@ const BATCH_FILES: usize = 256;
 
 /// A file and its number among all files of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileRef {
+pub(super) struct FileRef {
     /// Number of its store path, in the order of the data.
-    pub member: usize,
+    pub(super) member: usize,
     /// Its node there.
-    pub node: NodeId,
+    pub(super) node: NodeId,
     /// Its number among all files of the image.
-    pub file: usize,
+    pub(super) file: usize,
     /// Its length in bytes.
-    pub size_bytes: u64,
+    pub(super) size_bytes: u64,
 }
 
 /// The next files of the image.
 #[derive(Debug)]
-pub enum Step {
+pub(super) enum Step {
     /// Files that share fragment blocks, of one store path, in a row; they have to be read.
     ReadSmall(Vec<FileRef>),
     /// The same, of a store path whose hashes are known.
@@ -54,7 +54,7 @@ pub enum Step {
 
 impl Step {
     /// The job that has to be done before the step can be taken, and the bytes it will hold.
-    pub fn job(&self) -> Option<(Job, u64)> {
+    pub(super) fn job(&self) -> Option<(Job, u64)> {
         match self {
             Self::ReadSmall(files) => {
                 let first = files.first()?;
@@ -71,7 +71,7 @@ impl Step {
 }
 
 /// Cuts the image's data into steps. Files under `small_limit_bytes` share fragment blocks.
-pub fn steps(members: &[Member], small_limit_bytes: u64) -> Vec<Step> {
+pub(super) fn steps(members: &[Member], small_limit_bytes: u64) -> Vec<Step> {
     let sizes = RepeatedSizes::of(members, small_limit_bytes);
     let mut first_links = HashMap::new();
     let mut steps = Vec::new();

@@ -5,13 +5,13 @@ use crate::report::CacheReport;
 
 /// Counts by store path and by bytes.
 #[derive(Debug)]
-pub struct Tally {
+pub(super) struct Tally {
     members: Vec<MemberTally>,
     bytes: CacheReport,
     /// Files whose content is in the image already.
-    pub duplicate_files: u64,
+    pub(super) duplicate_files: u64,
     /// Bytes of those files.
-    pub duplicate_bytes: u64,
+    pub(super) duplicate_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,7 +22,7 @@ struct MemberTally {
 
 impl Tally {
     /// Nothing counted.
-    pub fn new(members: usize) -> Self {
+    pub(super) fn new(members: usize) -> Self {
         Self {
             members: vec![MemberTally::default(); members],
             bytes: CacheReport::default(),
@@ -32,7 +32,7 @@ impl Tally {
     }
 
     /// A segment of a store path was written.
-    pub fn wrote(&mut self, member: usize, input_bytes: u64, origin: Origin) {
+    pub(super) fn wrote(&mut self, member: usize, input_bytes: u64, origin: Origin) {
         let tally = &mut self.members[member];
         match origin {
             Origin::Cached => self.bytes.hit_bytes += input_bytes,
@@ -49,18 +49,18 @@ impl Tally {
     }
 
     /// A file was in the image already.
-    pub fn duplicate(&mut self, bytes: u64) {
+    pub(super) fn duplicate(&mut self, bytes: u64) {
         self.duplicate_files += 1;
         self.duplicate_bytes += bytes;
     }
 
     /// The manifest of a store path was damaged.
-    pub fn damaged_manifest(&mut self, member: usize) {
+    pub(super) fn damaged_manifest(&mut self, member: usize) {
         self.members[member].rebuilt = true;
     }
 
     /// The counts as the report has them.
-    pub fn report(&self) -> CacheReport {
+    pub(super) fn report(&self) -> CacheReport {
         let missed = self.members.iter().filter(|member| member.compressed).count() as u64;
         CacheReport {
             enabled: true,

@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// What a job is for: handed back with its product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ticket {
+pub(super) enum Ticket {
     /// A step of the sequence.
     Step(usize),
     /// A slot of the output.
@@ -16,7 +16,7 @@ pub enum Ticket {
 }
 
 /// A product and what it is for.
-pub type Delivery = (Ticket, Result<Product, BuildError>);
+pub(super) type Delivery = (Ticket, Result<Product, BuildError>);
 
 /// The jobs that wait for a worker.
 #[derive(Default)]
@@ -27,7 +27,7 @@ struct Queue {
 
 /// Where jobs are handed in.
 #[derive(Default)]
-pub struct Counter {
+pub(super) struct Counter {
     queue: Mutex<Queue>,
     wake: Condvar,
 }
@@ -39,7 +39,7 @@ impl Counter {
     }
 
     /// Hands a job in.
-    pub fn submit(&self, ticket: Ticket, job: Job) {
+    pub(super) fn submit(&self, ticket: Ticket, job: Job) {
         self.locked().jobs.push_back((ticket, job));
         self.wake.notify_one();
     }
@@ -78,7 +78,7 @@ impl Drop for Closing<'_> {
 ///
 /// # Errors
 /// What `direct` says, or a codec that cannot be set up.
-pub fn with_workers<T>(
+pub(super) fn with_workers<T>(
     workshop: &Workshop<'_>,
     threads: usize,
     direct: impl FnOnce(&Counter, &Receiver<Delivery>) -> Result<T, BuildError>,

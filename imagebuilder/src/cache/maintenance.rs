@@ -124,6 +124,9 @@ pub fn gc(directory: &Path, size_max_bytes: u64, collection: Collection) -> Resu
     Ok(collected)
 }
 
+/// Says whether the entry in a file is sound.
+type Check = fn(&Path) -> io::Result<bool>;
+
 /// Reads every entry and removes the damaged ones.
 ///
 /// # Errors
@@ -135,9 +138,7 @@ pub fn fsck(directory: &Path) -> Result<Checked, CacheError> {
         return Ok(checked);
     }
     let _lock = lock(&root, FlockArg::LockExclusive)?;
-    let checks: [(&str, fn(&Path) -> io::Result<bool>); 2] =
-        [("manifests", manifest::check_entry), ("segments", segments::check_entry)];
-    for (part, check) in checks {
+    for (part, check) in [("manifests", manifest::check_entry as Check), ("segments", segments::check_entry)] {
         for entry in list(&root.join(part))? {
             checked.entries += 1;
             let fail = |source| CacheError { action: "check an entry", path: entry.path.clone(), source };

@@ -2,13 +2,14 @@
 
 use super::streams;
 use imagebuilder::atomic_file::WriteError;
-use imagebuilder::build::{self, BuildError};
+use imagebuilder::build::BuildError;
 use imagebuilder::cache::CacheError;
 use imagebuilder::closure::{ClosureError, ClosureProblem, ClosureProblems, GraphError, NixStoreError};
 use imagebuilder::machine::MachineError;
 use imagebuilder::output::OutputError;
 use imagebuilder::plan_file::PlanFileError;
 use imagebuilder::presence::AbsentPaths;
+use imagebuilder::scan::ScanError;
 use imagebuilder::settings::SettingsError;
 use imagebuilder::volume::VolumeError;
 use std::error::Error;
@@ -187,18 +188,18 @@ impl From<BuildError> for Failure {
     fn from(error: BuildError) -> Self {
         match &error {
             BuildError::Interrupted => Self::interrupted(),
-            BuildError::Scan(_) => Self::bad_input(&error),
-            BuildError::NarSize { .. } => {
+            BuildError::Scan(problems)
+                if problems.iter().any(|problem| matches!(problem, ScanError::NarSize { .. })) =>
+            {
                 Self::bad_input(&error).with_hint("`nix-store --verify --check-contents` finds damaged store paths")
             }
+            BuildError::Scan(_) => Self::bad_input(&error),
             BuildError::Changed { .. } => Self::failed(&error)
                 .with_hint("store paths must not change; build again when nothing writes to the store"),
             BuildError::Cache(_) => {
                 Self::failed(&error).with_hint("use another cache with --cache DIR, or none with --no-cache")
             }
-            BuildError::Output(build::OutputError::NotAFile { .. } | build::OutputError::NoDirectory { .. }) => {
-                Self::bad_input(&error)
-            }
+            BuildError::Output(build::OutputError::Place(_)) => Self::bad_input(&error),
             _ => Self::failed(&error),
         }
     }

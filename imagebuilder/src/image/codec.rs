@@ -24,7 +24,7 @@ pub(crate) struct Decoder {
 
 /// What one thread needs while it decompresses.
 #[derive(Default)]
-struct Workspace {
+pub(crate) struct Workspace {
     zstd: Option<zstd::bulk::Decompressor<'static>>,
     gzip: Option<Decompress>,
 }
@@ -68,7 +68,13 @@ impl Decoder {
 }
 
 impl Workspace {
-    fn decode(&mut self, compression: Compression, input: &[u8], output: &mut [u8]) -> Result<usize, String> {
+    /// Decompresses one block to the front of `output` and says how long it is.
+    pub(crate) fn decode(
+        &mut self,
+        compression: Compression,
+        input: &[u8],
+        output: &mut [u8],
+    ) -> Result<usize, String> {
         match compression {
             Compression::Zstd => self.decode_zstd(input, output),
             Compression::Gzip => self.decode_gzip(input, output),
