@@ -3,6 +3,7 @@
 //! The way of a machine through this crate: text --[`spec`]--> `MachineSpec` --`validate`--> `CheckedSpec`
 //! --`hypervisor::lower`--> [`launch::Launch`] --run--> a process. Everything up to the `Launch` is pure.
 
+pub mod balloon;
 pub mod capability;
 pub mod child;
 pub mod cmdline;
@@ -16,8 +17,11 @@ pub mod launch;
 pub mod network;
 pub mod path;
 pub mod programs;
+pub mod readiness;
 pub mod refusal;
 pub mod shell;
+pub mod shutdown;
+pub mod side_processes;
 pub mod sockets;
 pub mod spec;
 pub mod spelling;

@@ -31,20 +31,24 @@ pub enum SocketError {
     },
 }
 
-/// Whether some process listens on the socket. Prefers to read the kernel's list: a connection would use up a daemon
-/// that serves only one.
+/// Whether some process listens on the socket, found out by a connection if it must be.
 pub fn is_listening(path: &Path) -> bool {
-    is_listed(path) || connects(path)
+    listed(|name| name == path) || connects(path)
 }
 
-/// Whether a process of this network namespace listens on the socket, found out without a connection.
-pub fn is_listed(path: &Path) -> bool {
+/// Whether a daemon of this network namespace serves the socket, found out without a connection: it might serve only
+/// one. A daemon that has bound a relative path is known by the end of it.
+pub fn is_served(path: &Path) -> bool {
+    let is_this = |name: &Path| name == path || (name.is_relative() && path.ends_with(name));
+    path.exists() && listed(is_this)
+}
+
+fn listed(is_wanted: impl Fn(&Path) -> bool) -> bool {
     let Ok(list) = fs::read_to_string("/proc/net/unix") else { return false };
-    let wanted = path.to_string_lossy();
     list.lines().skip(1).any(|line| {
-        let (fields, listed) = split_entry(line);
+        let (fields, name) = split_entry(line);
         let flags = fields.get(3).and_then(|flags| u32::from_str_radix(flags, 16).ok()).unwrap_or(0);
-        flags & LISTENS != 0 && (listed == wanted || same_file(listed, path))
+        flags & LISTENS != 0 && !name.is_empty() && is_wanted(Path::new(name))
     })
 }
 
@@ -62,12 +66,6 @@ fn split_entry(line: &str) -> (Vec<&str>, &str) {
         }
     }
     (fields, rest)
-}
-
-/// Sockets are often bound with a relative path; then only the last part can be compared.
-fn same_file(listed: &str, path: &Path) -> bool {
-    let listed = Path::new(listed);
-    !listed.as_os_str().is_empty() && listed.is_relative() && path.ends_with(listed) && path.exists() && connects(path)
 }
 
 fn connects(path: &Path) -> bool {
@@ -111,7 +109,7 @@ mod tests {
         let path = directory.path().join("web.sock");
         remove_stale(&path).unwrap();
         let listener = UnixListener::bind(&path).unwrap();
-        assert!(is_listed(&path));
+        assert!(is_served(&path));
         assert!(matches!(remove_stale(&path), Err(SocketError::InUse(_))));
         assert!(path.exists());
         drop(listener);
