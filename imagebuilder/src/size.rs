@@ -69,14 +69,28 @@ pub fn print(bytes: u64) -> String {
 
 /// Writes a size for a reader, in three or four digits: `480.2 MiB`.
 pub fn human(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1000.0 {
-            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
-        }
-        value /= 1024.0;
+    let (divisor, unit) = unit_for(bytes);
+    if unit == "B" { format!("{bytes} B") } else { format!("{:.1} {unit}", bytes as f64 / divisor) }
+}
+
+/// Writes a part and its whole in the unit of the whole: `480.2/999.0 MiB`.
+pub fn human_of(part_bytes: u64, whole_bytes: u64) -> String {
+    match unit_for(whole_bytes) {
+        (_, "B") => format!("{part_bytes}/{whole_bytes} B"),
+        (divisor, unit) => format!("{:.1}/{:.1} {unit}", part_bytes as f64 / divisor, whole_bytes as f64 / divisor),
     }
-    format!("{value:.1} TiB")
+}
+
+/// The largest unit that leaves at most three digits before the point.
+fn unit_for(bytes: u64) -> (f64, &'static str) {
+    let mut divisor = 1.0;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if (bytes as f64) < 999.95 * divisor {
+            return (divisor, unit);
+        }
+        divisor *= 1024.0;
+    }
+    (divisor, "TiB")
 }
 
 #[cfg(test)]
@@ -113,6 +127,8 @@ mod tests {
         ] {
             assert_eq!(human(bytes), text);
         }
+        assert_eq!(human_of(1, 999), "1/999 B");
+        assert_eq!(human_of(512 << 10, 3 << 20), "0.5/3.0 MiB");
     }
 
     #[test]

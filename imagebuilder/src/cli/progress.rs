@@ -80,33 +80,32 @@ impl Count {
         }
     }
 
-    /// Cached share, ratio and time left, as far as they are known: `43 % cached, ratio 0.33, 12 s left`.
+    /// Bytes in, cached share, ratio and time left, as far as they are known:
+    /// `480.2/1434.1 MiB, 43% cached, ratio 0.33, 12 s left`. At most 56 characters for less than 10 TiB.
     fn facts(&self, elapsed: Duration) -> String {
-        if self.input_bytes == 0 {
+        if self.total_bytes == 0 {
             return String::new();
         }
-        let input = self.input_bytes as f64;
-        let cached = self.cached_bytes as f64 * 100.0 / input;
-        let ratio = self.stored_bytes as f64 / input;
-        let mut facts = format!("{cached:.0} % cached, ratio {ratio:.2}");
-        if self.total_bytes > self.input_bytes {
-            let left = elapsed.as_secs_f64() * (self.total_bytes - self.input_bytes) as f64 / input;
-            facts.push_str(&format!(", {left:.0} s left"));
+        let mut facts = size::human_of(self.input_bytes, self.total_bytes);
+        if self.input_bytes > 0 {
+            let input = self.input_bytes as f64;
+            let cached = self.cached_bytes as f64 * 100.0 / input;
+            let ratio = self.stored_bytes as f64 / input;
+            let left = elapsed.as_secs_f64() * self.total_bytes.saturating_sub(self.input_bytes) as f64 / input;
+            facts.push_str(&format!(", {cached:.0}% cached, ratio {ratio:.2}, {}", time_left(left)));
         }
         facts
     }
 
     fn line(&self, elapsed: Duration) -> String {
-        let mut line = self.name().to_owned();
-        if self.total_bytes > 0 {
-            line.push_str(&format!(": {} of {}", size::human(self.input_bytes), size::human(self.total_bytes)));
-        }
         let facts = self.facts(elapsed);
-        if !facts.is_empty() {
-            line.push_str(&format!(", {facts}"));
-        }
-        line
+        if facts.is_empty() { self.name().to_owned() } else { format!("{}: {facts}", self.name()) }
     }
+}
+
+/// Seconds below two minutes, minutes above.
+fn time_left(seconds: f64) -> String {
+    if seconds < 120.0 { format!("{seconds:.0} s left") } else { format!("{:.0} min left", seconds / 60.0) }
 }
 
 /// A line every few seconds.
@@ -161,7 +160,7 @@ impl Bar {
 fn style(with_total: bool) -> ProgressStyle {
     let colour = if env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) { "" } else { ":.cyan" };
     let template = if with_total {
-        format!("{{prefix}} {{wide_bar{colour}}} {{percent}} % {{msg}}")
+        format!("{{prefix}} {{wide_bar{colour}}} {{msg}}")
     } else {
         "{prefix} {spinner} {msg}".to_owned()
     };
@@ -175,7 +174,7 @@ impl Progress for Bar {
         self.bar.set_length(total_bytes);
         self.bar.set_position(0);
         self.bar.set_prefix(self.count.name());
-        self.bar.set_message("");
+        self.bar.set_message(self.count.facts(Duration::ZERO));
         self.bar.tick();
     }
 
@@ -193,5 +192,32 @@ impl Progress for Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(total_bytes: u64, input_bytes: u64) -> Count {
+        let mut count = Count::new(Phase::Blocks, total_bytes);
+        count.advance(input_bytes, input_bytes / 4, input_bytes / 3);
+        count
+    }
+
+    #[test]
+    fn a_line_has_all_that_is_known() {
+        let elapsed = Duration::from_secs(30);
+        assert_eq!(count(3 << 30, 1 << 30).line(elapsed), "build: 1.0/3.0 GiB, 25% cached, ratio 0.33, 60 s left");
+        assert_eq!(count(3 << 30, 3 << 30).line(elapsed), "build: 3.0/3.0 GiB, 25% cached, ratio 0.33, 0 s left");
+        assert_eq!(count(3 << 30, 0).line(elapsed), "build: 0.0/3.0 GiB");
+        assert_eq!(count(0, 0).line(elapsed), "build");
+    }
+
+    #[test]
+    fn the_longest_line_fits_into_60_columns() {
+        let line = count(999 << 30, 900 << 30).facts(Duration::from_secs(100 * 3600));
+        assert_eq!(line, "900.0/999.0 GiB, 25% cached, ratio 0.33, 660 min left");
+        assert!("publish ".len() + line.len() <= 61, "{line}");
     }
 }

@@ -1,0 +1,222 @@
+//! Options, outputs and stores that no image can be built with: refused before any work, and nothing is left.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod program;
+
+use program::{GREETING, TOOLS, Workspace, has_tool, registration, skip, store_paths};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+const BUILD: &str = "build --closure-info info --store-dir store";
+
+#[test]
+fn codecs_levels_and_sizes_out_of_range() {
+    let workspace = Workspace::with_store();
+    for (option, message) in [
+        ("--level 0", "level 0 is out of range for zstd: it takes 1 to 22"),
+        ("--level 23", "level 23 is out of range for zstd: it takes 1 to 22"),
+        ("--compression gzip --level 10", "level 10 is out of range for gzip: it takes 1 to 9"),
+        ("--compression xz --level 10", "level 10 is out of range for xz: it takes 0 to 9"),
+        ("--compression lz4 --level 1", "lz4 has no levels, but level 1 was asked for"),
+        ("--compression none --level 1", "none has no levels, but level 1 was asked for"),
+        ("--block-size 2M", "block size 2097152 is not a power of two from 4096 (4K) to 1048576 (1M)"),
+        ("--block-size 100K", "block size 102400 is not a power of two from 4096 (4K) to 1048576 (1M)"),
+        (
+            "--block-size 64K --fragment-block-size 128K",
+            "fragment block size 131072 is not a power of two from 4096 to the block size 65536",
+        ),
+    ] {
+        workspace.run(&format!("{BUILD} -o image {option}")).failure(2, &format!("error: {message}\n"));
+    }
+    let more = "\n\nFor more information, try '--help'.\n";
+    for (option, message) in [
+        (
+            "--compression best",
+            "invalid value 'best' for '--compression <CODEC>'\n  [possible values: zstd, gzip, xz, lz4, none]",
+        ),
+        ("--level high", "invalid value 'high' for '--level <N>': invalid digit found in string"),
+        (
+            "--block-size 4Q",
+            "invalid value '4Q' for '--block-size <SIZE>': \"Q\" in \"4Q\" is not a unit: use K, M, G or T \
+             (or KiB, MiB, GiB, TiB), each 1024 of the one before",
+        ),
+        ("--jobs 0", "invalid value '0' for '--jobs <N>': number would be zero for non-zero type"),
+        (
+            "--no-cache --cache-verify",
+            "the argument '--no-cache' cannot be used with '--cache-verify'\n\n\
+             Usage: microvm-image build [OPTIONS] --output <IMAGE>\n           [STORE_PATH]...",
+        ),
+    ] {
+        workspace.run(&format!("{BUILD} -o image {option}")).failure(2, &format!("error: {message}{more}"));
+    }
+    assert_eq!(workspace.names(), ["attrs.json", "info", "store"]);
+}
+
+#[test]
+fn outputs_that_cannot_be_written() {
+    let workspace = Workspace::with_store();
+    let _socket = UnixListener::bind(workspace.path("socket")).unwrap();
+    symlink("/dev/null", workspace.path("link")).unwrap();
+    let names = workspace.names();
+    let only = "and only a regular file is ever replaced";
+    for (output, message) in [
+        ("missing/image", "cannot write missing/image: there is no directory missing".to_owned()),
+        ("info", format!("cannot write info: it is a directory, {only}")),
+        ("attrs.json/image", "cannot write attrs.json/image: there is no directory attrs.json".to_owned()),
+        ("..", format!("cannot write ..: it is a directory, {only}")),
+        ("/dev/null", format!("cannot write /dev/null: it is a character device, {only}")),
+        ("link", format!("cannot write link: it is a character device, {only}")),
+        ("socket", format!("cannot write socket: it is a socket, {only}")),
+    ] {
+        workspace.run(&format!("{BUILD} -o {output}")).failure(2, &format!("error: {message}\n"));
+        workspace.run(&format!("plan --closure-info info -o {output}")).failure(2, &format!("error: {message}\n"));
+    }
+    assert_eq!(workspace.names(), names);
+}
+
+#[test]
+fn a_full_disk() {
+    let workspace = Workspace::with_store();
+    let store = workspace.path("store");
+    // Random enough not to shrink.
+    let noise: Vec<u8> =
+        (0..40_000_u64).flat_map(|number| blake3::hash(&number.to_le_bytes()).as_bytes()[..16].to_vec()).collect();
+    fs::write(store.join("3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-noise"), noise).unwrap();
+    workspace.write("list", "3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-noise\n");
+    fs::create_dir(workspace.path("small")).unwrap();
+    if !has_tool("unshare") {
+        return;
+    }
+    let script = "mount -t tmpfs -o size=256k small small || exit 99; \
+                  \"$0\" build --paths-from list --store-dir store --no-cache -o small/image; code=$?; ls -A small; exit $code";
+    let program = workspace.command([] as [&str; 0]).get_program().to_owned();
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
+        .arg(program)
+        .current_dir(workspace.root())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    if output.status.code() == Some(99) || stderr.starts_with("unshare:") {
+        skip(&format!("no tmpfs can be mounted: {stderr}"));
+        return;
+    }
+    assert_eq!(stderr, "error: cannot write small/image: No space left on device (os error 28)\n");
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), b"".as_slice()));
+}
+
+#[test]
+fn store_paths_that_may_not_be_read() {
+    let workspace = Workspace::with_store();
+    let hidden = "3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-hidden";
+    let path = workspace.path("store").join(hidden);
+    fs::write(&path, "").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+    workspace.write("list", &format!("{}{hidden}\n", store_paths()));
+    let mut command = workspace.command("build --paths-from list --store-dir store --no-cache -o image".split(' '));
+    if nix::unistd::geteuid().is_root() {
+        // Root may read everything, so somebody else has to try.
+        fs::set_permissions(workspace.root(), fs::Permissions::from_mode(0o777)).unwrap();
+        command.uid(65534).gid(65534);
+    }
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(error) => {
+            skip(&format!("the program cannot be run as another user: {error}"));
+            return;
+        }
+    };
+    let expected = format!(
+        "error: 1 of 4 store paths cannot be read in {}:\n  {hidden}: Permission denied (os error 13)\n\
+         hint: --store-dir DIR says where the store paths lie, when not there\n",
+        workspace.path("store").display()
+    );
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(2), expected));
+    assert!(!workspace.path("image").exists());
+}
+
+#[test]
+fn a_store_path_of_another_size_than_registered() {
+    let workspace = Workspace::with_store();
+    workspace.write("info/registration", &registration().replace("\n1104\n", "\n1112\n"));
+    let run = workspace.run(&format!("{BUILD} --no-cache -o image"));
+    run.failure(
+        2,
+        &format!(
+            "error: {}/{TOOLS} has a NAR size of 1104 bytes, but the closure's source says 1112: \
+             the store path is damaged, or the source is of another one\n\
+             hint: `nix-store --verify --check-contents` finds damaged store paths\n",
+            workspace.path("store").display()
+        ),
+    );
+    assert!(!workspace.path("image").exists());
+}
+
+#[test]
+fn what_no_store_holds() {
+    let workspace = Workspace::with_store();
+    let [socket, setuid] = ["3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-socket", "4aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-setuid"];
+    workspace.write("list", &format!("{}{socket}\n{setuid}\n", store_paths()));
+    let store = workspace.path("store");
+    let _socket = UnixListener::bind(store.join(socket)).unwrap();
+    fs::write(store.join(setuid), "").unwrap();
+    fs::set_permissions(store.join(setuid), fs::Permissions::from_mode(0o4755)).unwrap();
+    let run = workspace.run("build --paths-from list --store-dir store --no-cache -o image");
+    let store = store.display();
+    assert_eq!(run.code, 2);
+    for line in [
+        format!("{store}/{socket} is a socket: a Nix store holds only regular files, directories and symbolic links"),
+        format!("{store}/{setuid} has mode 4755: a Nix store holds no setuid, setgid or sticky files"),
+    ] {
+        assert!(run.stderr.contains(&line), "{}", run.stderr);
+    }
+    assert!(!workspace.path("image").exists());
+}
+
+#[test]
+fn a_refusal_leaves_the_image_that_was_there() {
+    let workspace = Workspace::with_store();
+    workspace.write("image", "precious");
+    fs::remove_file(workspace.path("store").join(GREETING)).unwrap();
+    assert_eq!(workspace.run(&format!("{BUILD} -o image")).code, 2);
+    assert_eq!(workspace.read("image"), b"precious");
+}
+
+#[test]
+fn no_place_for_a_cache() {
+    let workspace = Workspace::with_store();
+    let mut command = workspace.command(format!("{BUILD} -o image").split(' '));
+    command.env_remove("MICROVM_IMAGE_CACHE").env_remove("HOME");
+    if nix::unistd::geteuid().is_root() {
+        fs::set_permissions(workspace.root(), fs::Permissions::from_mode(0o777)).unwrap();
+        command.uid(65534).gid(65534);
+    }
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(error) => {
+            skip(&format!("the program cannot be run as another user: {error}"));
+            return;
+        }
+    };
+    assert_eq!(
+        (output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()),
+        (
+            Some(2),
+            "error: there is no directory for the cache: neither MICROVM_IMAGE_CACHE nor XDG_CACHE_HOME nor HOME is set\n\
+             hint: name one with --cache DIR, or build without a cache: --no-cache\n"
+        )
+    );
+    workspace.write("taken", "");
+    let run = workspace.run(&format!("{BUILD} -o image --cache taken"));
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.starts_with("error: cannot make a directory in the cache, taken/v1/"), "{}", run.stderr);
+    assert!(
+        run.stderr.ends_with("hint: use another cache with --cache DIR, or none with --no-cache\n"),
+        "{}",
+        run.stderr
+    );
+}

@@ -1,0 +1,107 @@
+//! SIGINT and SIGTERM: exit code 130, one message, and nothing left.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod program;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use program::Workspace;
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Nothing here takes this long, unless a signal is not heard.
+const PATIENCE: Duration = Duration::from_secs(60);
+const NOISE: &str = "3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-noise";
+
+fn start(command: &mut Command) -> Child {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[track_caller]
+fn wait_for(path: &Path) {
+    let began = Instant::now();
+    while !path.exists() {
+        assert!(began.elapsed() < PATIENCE, "{} does not appear", path.display());
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Sends the signal and expects the program to end with 130 and the message.
+#[track_caller]
+fn interrupt(mut child: Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+    let began = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(began.elapsed() < PATIENCE, "{signal} is not heard");
+        thread::sleep(Duration::from_millis(2));
+    };
+    let (mut stdout, mut stderr) = (String::new(), String::new());
+    child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!((status.code(), stderr.as_str(), stdout.as_str()), (Some(130), "error: interrupted\n", ""));
+}
+
+/// A workspace with a store path that takes many seconds at the highest level.
+fn with_noise() -> Workspace {
+    let workspace = Workspace::new();
+    fs::create_dir(workspace.path("store")).unwrap();
+    let noise: Vec<u8> = (0..2_000_000_u64)
+        .flat_map(|number| blake3::hash(&(number / 3).to_le_bytes()).as_bytes()[..16].to_vec())
+        .collect();
+    fs::write(workspace.path("store").join(NOISE), noise).unwrap();
+    workspace.write("list", NOISE);
+    workspace
+}
+
+#[test]
+fn a_build_leaves_nothing_and_keeps_what_was_there() {
+    let workspace = with_noise();
+    workspace.write("image", "precious");
+    let names = workspace.names();
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let line = "build --paths-from list --store-dir store --level 22 -j 1 -q -o image";
+        let child = start(&mut workspace.command(line.split(' ')));
+        // The cache is opened right before the work begins.
+        wait_for(&workspace.path("cache/v1/lock"));
+        thread::sleep(Duration::from_millis(200));
+        interrupt(child, signal);
+        assert_eq!(workspace.read("image"), b"precious");
+        fs::remove_dir_all(workspace.path("cache")).unwrap();
+        assert_eq!(workspace.names(), names);
+    }
+}
+
+#[test]
+fn waiting_for_stdin_ends_at_once() {
+    let workspace = Workspace::new();
+    let child = start(&mut workspace.command(["plan", "--paths-from", "-"]));
+    // Nothing shows that it waits: it has done so by now, and if not the signal comes even earlier.
+    thread::sleep(Duration::from_millis(200));
+    interrupt(child, Signal::SIGINT);
+}
+
+#[test]
+fn a_volume_leaves_nothing_and_its_mkfs_is_stopped() {
+    let workspace = Workspace::new();
+    fs::create_dir(workspace.path("bin")).unwrap();
+    let mkfs = workspace.path("bin/mkfs.ext4");
+    fs::write(&mkfs, "#!/bin/sh\necho $$ > started.tmp\nmv started.tmp started\nexec sleep 600\n").unwrap();
+    fs::set_permissions(&mkfs, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", workspace.path("bin").display(), std::env::var("PATH").unwrap());
+    let line = "volume create volume --size 1M --fs ext4";
+    let child = start(workspace.command(line.split(' ')).env("PATH", path));
+    wait_for(&workspace.path("started"));
+    interrupt(child, Signal::SIGTERM);
+    assert_eq!(workspace.names(), ["bin", "started"]);
+    let pid: i32 = String::from_utf8(workspace.read("started")).unwrap().trim().parse().unwrap();
+    assert!(kill(Pid::from_raw(pid), None).is_err(), "mkfs goes on");
+}
