@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# test.sh: every check of the project, on Debian 12 or later as root; about 15 minutes on 2 cores the first time.
+#
+# Runs all steps even when one fails, then says which failed. With MICROVM_TEST_REQUIRE_TOOLS=1, which this script sets,
+# a test that misses an external program fails instead of being skipped.
+set -uo pipefail
+
+cd "$(dirname "$(realpath "$0")")/.." || exit 1
+export MICROVM_TEST_REQUIRE_TOOLS=1 CARGO_TERM_COLOR=never
+export MICROVM_FIXTURES=${MICROVM_FIXTURES:-$PWD/target/fixtures}
+
+passed=0
+failed=()
+step() { # NAME COMMAND...
+  local name=$1 started=$SECONDS
+  shift
+  printf '\n==> %s\n' "$name"
+  if "$@"; then
+    passed=$((passed + 1))
+    printf '==> %s: passed in %s s\n' "$name" $((SECONDS - started))
+  else
+    failed+=("$name")
+    printf '==> %s: FAILED\n' "$name"
+  fi
+}
+
+check_scripts() {
+  local scripts=()
+  mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
+  [ ${#scripts[@]} -gt 0 ] || mapfile -t scripts < <(find scripts fixtures benches .ci -name '*.sh' -o -path .ci/run)
+  shellcheck -x "${scripts[@]}"
+}
+
+documentation() { RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet; }
+
+step 'setup' scripts/setup.sh
+[ ${#failed[@]} -eq 0 ] || exit 1
+step 'format' cargo fmt --all --check
+step 'scripts (shellcheck)' check_scripts
+step 'lints (clippy)' cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+step 'documentation' documentation
+step 'licences, bans and sources (cargo deny)' scripts/deny.sh
+step 'fixtures' fixtures/closure/build.sh small
+step 'tests' cargo test --workspace --locked --no-fail-fast
+step 'quickstart' scripts/quickstart.sh --test
+
+printf '\n'
+for name in "${failed[@]}"; do printf 'FAILED: %s\n' "$name"; done
+printf 'steps: %s passed, %s failed\n' "$passed" "${#failed[@]}"
+[ ${#failed[@]} -eq 0 ]
