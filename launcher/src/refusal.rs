@@ -14,8 +14,21 @@ pub struct Refusal {
     pub hypervisor: Hypervisor,
     /// Why; it goes on after the hypervisor's name.
     pub reason: String,
-    /// The hypervisors that do not refuse this option of this machine.
+    /// The hypervisors that do not refuse what the option belongs to, such as the share.
     pub able: Vec<Hypervisor>,
+}
+
+impl Refusal {
+    /// What the option belongs to: the share, the volume, the balloon. A hypervisor that can give another option of it
+    /// but not this one is no way out.
+    pub fn subject(&self) -> &str {
+        match self.option.split('.').next().unwrap_or_default() {
+            "hotpluggedMem" => "hotplugMem",
+            "initialBalloonMem" | "deflateOnOOM" => "balloon",
+            "vmlinux" => "kernel",
+            subject => subject,
+        }
+    }
 }
 
 /// Every reason why a machine cannot run on a hypervisor; at least one.
@@ -70,6 +83,7 @@ mod tests {
         };
         let expected = "web: shares[0].proto: firecracker has no shares at all; qemu, crosvm and kvmtool can";
         assert_eq!(refusal.to_string(), expected);
+        assert_eq!(refusal.subject(), "shares[0]");
         assert!(Refusal { able: vec![], ..refusal }.to_string().ends_with("; no other hypervisor can"));
     }
 }

@@ -1,7 +1,11 @@
 //! The command line: one file a command. Results go to stdout, talk to stderr.
 
+mod check;
+mod explain;
 mod failure;
 mod output;
+mod reference;
+mod spec_file;
 mod status;
 
 use clap::{Parser, Subcommand};
@@ -17,7 +21,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Check(check::Arguments),
+    Explain(explain::Arguments),
     Status(status::Arguments),
+    Schema(reference::SchemaArguments),
+    Capabilities(reference::CapabilitiesArguments),
+    Completions(reference::CompletionsArguments),
+    Man(reference::ManArguments),
 }
 
 pub(crate) fn main() -> ExitCode {
@@ -38,6 +48,12 @@ pub(crate) fn main() -> ExitCode {
 
 fn carry_out(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Schema(arguments) => reference::schema(&arguments),
+        Command::Capabilities(arguments) => reference::capabilities(&arguments),
+        Command::Completions(arguments) => reference::completions(&arguments),
+        Command::Man(arguments) => reference::man(&arguments),
     }
 }

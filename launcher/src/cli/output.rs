@@ -11,3 +11,11 @@ pub(crate) fn write_stdout(text: &str) -> Result<(), Failure> {
         _ => Ok(()),
     }
 }
+
+/// Writes warnings on stderr, where nobody need listen.
+pub(crate) fn write_warnings(warnings: &[String]) {
+    let mut stderr = io::stderr().lock();
+    for warning in warnings {
+        let _ = writeln!(stderr, "warning: {warning}");
+    }
+}

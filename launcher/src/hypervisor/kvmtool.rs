@@ -2,7 +2,7 @@
 
 use super::frame::{Command, Frame, VsockTransport};
 use crate::capability::{Feature, Support};
-use crate::facts::KernelForm;
+use crate::facts::{Architecture, KernelForm};
 use crate::keyval::{Dialect, Options};
 use crate::launch::{ControlProtocol, ControlSocket, ForcedStop, GracefulStep, Launch};
 use crate::path::HostPath;
@@ -15,9 +15,22 @@ use std::collections::BTreeMap;
 const MOST_DISKS: usize = 4;
 /// `MIN_RAM_SIZE` in include/kvm/kvm-config.h.
 const LEAST_MEMORY_MIB: u64 = 64;
-/// What `kvm__arch_set_cmdline` and `kvm_run_set_real_cmdline` put before the user's parameters on x86.
-const PREPENDED: &str = "noapic noacpi pci=conf1 reboot=k panic=1 i8042.direct=1 i8042.dumbkbd=1 i8042.nopnp=1 \
-                         earlyprintk=serial i8042.noaux=1 console=ttyS0 ";
+/// What it would say by itself on x86 (`kvm__arch_set_cmdline`), except for a root device: it has no ACPI tables and no
+/// usable interrupt controller behind the CPUs' own, and its keyboard controller answers to nothing but a reset.
+const X86_PARAMETERS: [&str; 11] = [
+    "noapic",
+    "noacpi",
+    "pci=conf1",
+    "reboot=k",
+    "panic=1",
+    "i8042.direct=1",
+    "i8042.dumbkbd=1",
+    "i8042.nopnp=1",
+    "i8042.noaux=1",
+    "earlyprintk=serial",
+    "console=ttyS0",
+];
+const ARM_PARAMETERS: [&str; 2] = ["panic=1", "console=ttyS0"];
 
 pub(super) fn support(feature: Feature) -> Support {
     match feature {
@@ -66,24 +79,23 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     frame.require_kvm();
     check_limits(&mut frame);
     let kernel = frame.boot_image();
-    if matches!(frame.kernel_form(&kernel), Some(KernelForm::Elf | KernelForm::ElfPvh)) {
+    let is_elf = matches!(frame.kernel_form(&kernel), Some(KernelForm::Elf | KernelForm::ElfPvh));
+    if is_elf && frame.facts.architecture == Architecture::X86_64 {
         frame.refuse(
             "kernel",
             format!("boots bzImages only, and {kernel} is an ELF, which it would load as plain bytes"),
         );
     }
-    let mut arguments: Vec<String> = ["run", "--name", &spec.name, "--console", "serial"].map(str::to_owned).to_vec();
+    // Without --nodefaults it would name a root device on the command line, and share the host's root directory with a
+    // guest that has neither disk nor initrd.
+    let words = ["run", "--nodefaults", "--name", &spec.name, "--console", "serial"];
+    let mut arguments = words.map(str::to_owned).to_vec();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
     add(&["-m", &spec.memory.mem_mib.to_string(), "-c", &spec.vcpu.to_string(), "-k", kernel.as_str()]);
     if let Some(initrd) = frame.initrd_with_credentials() {
         add(&["-i", initrd.as_str()]);
     }
-    let machine_id = frame.machine_id_parameter();
-    // Without a root= it would say root=/dev/vda; the initrd finds its root by itself. The magic system requests that
-    // stop the guest come over the console, which only the host can type on.
-    let has_root = spec.kernel.parameters.iter().any(|parameter| parameter.contains("root="));
-    let root = if has_root { "" } else { "root=fstab" };
-    add(&["-p", &frame.command_line(&[root, "sysrq_always_enabled=1", &machine_id], PREPENDED.len())]);
+    add(&["-p", &command_line(&mut frame)]);
     if spec.memory.huge_pages {
         add(&["--hugetlbfs", "/dev/hugepages"]);
         frame.need_file("hugepageMem", &HostPath::from("/dev/hugepages"), crate::launch::Access::EnterWrite);
@@ -120,6 +132,17 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     finish(frame, arguments)
 }
 
+fn command_line(frame: &mut Frame<'_>) -> String {
+    let machine_id = frame.machine_id_parameter();
+    let own = match frame.facts.architecture {
+        Architecture::X86_64 => X86_PARAMETERS.as_slice(),
+        Architecture::Aarch64 => ARM_PARAMETERS.as_slice(),
+    };
+    // The magic system requests that stop the guest come over the console, which only the host can type on.
+    let parameters: Vec<_> = own.iter().copied().chain(["sysrq_always_enabled=1", &machine_id]).collect();
+    frame.command_line(&parameters, 0)
+}
+
 fn check_limits(frame: &mut Frame<'_>) {
     let spec = frame.spec;
     if spec.disks.len() > MOST_DISKS {
@@ -132,9 +155,6 @@ fn check_limits(frame: &mut Frame<'_>) {
     let users = spec.interfaces.iter().filter(|interface| interface.kind == InterfaceKind::User).count();
     if users > 1 {
         frame.refuse("interfaces", "has at most one interface with user networking");
-    }
-    if spec.disks.is_empty() && spec.kernel.initrd.is_none() {
-        frame.refuse("initrd", "shares the host's root directory with a guest that has neither disk nor initrd");
     }
     if spec.memory.balloon.as_ref().is_some_and(|balloon| balloon.deflate_on_oom) {
         frame.warn("deflateOnOOM", "kvmtool's balloon does not deflate by itself");

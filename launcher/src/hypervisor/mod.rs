@@ -63,7 +63,7 @@ fn lower_on(spec: &CheckedSpec, facts: &HostFacts, hypervisor: Hypervisor) -> Re
     }
 }
 
-/// Finds for each refusal the hypervisors that do not refuse the same option, by lowering for each of them.
+/// Finds for each refusal the hypervisors that do not refuse the same subject, by lowering for each of them.
 fn with_alternatives(spec: &CheckedSpec, facts: &HostFacts, mut refusals: Vec<Refusal>) -> Refusals {
     let mut runs_on = Vec::new();
     for hypervisor in Hypervisor::ALL {
@@ -75,7 +75,7 @@ fn with_alternatives(spec: &CheckedSpec, facts: &HostFacts, mut refusals: Vec<Re
             Err(others) => others,
         };
         for refusal in &mut refusals {
-            let refuses_too = others.iter().any(|other| other.option == refusal.option);
+            let refuses_too = others.iter().any(|other| other.subject() == refusal.subject());
             if hypervisor != refusal.hypervisor && !refuses_too {
                 refusal.able.push(hypervisor);
             }

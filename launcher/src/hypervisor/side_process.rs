@@ -30,13 +30,16 @@ pub(super) fn virtiofsd(frame: &Frame<'_>, checked: &CheckedShare, teller: TagTe
     if let Some(threads) = settings.thread_pool_size.or(frame.facts.processors) {
         arguments.push(format!("--thread-pool-size={threads}"));
     }
+    if share.posix_acl || checked.holds_overlay {
+        arguments.push("--xattr".to_owned());
+    }
     if share.posix_acl {
-        arguments.extend(["--posix-acl".to_owned(), "--xattr".to_owned()]);
+        arguments.push("--posix-acl".to_owned());
     }
     if checked.holds_overlay {
         // The overlay's own attributes are in the namespace `trusted`, which only root of the host may write; mapped,
         // they are ordinary attributes on the host.
-        arguments.extend(["--xattr".to_owned(), "--xattrmap=:map::user.virtiofs.:".to_owned()]);
+        arguments.push("--xattrmap=:map::user.virtiofs.:".to_owned());
     }
     if share.read_only {
         arguments.push("--readonly".to_owned());

@@ -9,7 +9,7 @@ use crate::facts::{Architecture, KernelForm, Version};
 use crate::launch::{ControlProtocol, ControlSocket, ForcedStop, GracefulStep, HttpRequest, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
-use crate::spec::{DeviceBus, Hypervisor, ImageType, ShareProtocol};
+use crate::spec::{DeviceBus, ForwardFrom, Hypervisor, ImageType, ShareProtocol};
 use crate::validate::{CheckedInterface, Disk, InterfaceKind};
 use config::{
     Balloon, Cpus, Device, DiskConfig, FileSystem, ImageKind, Memory, Mode, Net, Payload, Platform, Port, Random,
@@ -236,7 +236,7 @@ fn net(frame: &mut Frame<'_>, index: usize, interface: &CheckedInterface) -> Opt
                 frame.spec.interfaces.iter().position(|other| other.kind == InterfaceKind::User) == Some(index);
             let ports = if is_first { frame.spec.forward_ports.as_slice() } else { &[] };
             for (place, forward) in ports.iter().enumerate() {
-                if !forward.guest.address.is_empty() {
+                if forward.from == ForwardFrom::Host && !forward.guest.address.is_empty() {
                     frame.refuse(
                         format!("forwardPorts[{place}].guest.address"),
                         "forwards by passt, which knows one guest only",

@@ -1,0 +1,141 @@
+//! `microvm check`: every problem of one or more machines at once.
+
+use super::failure::{BAD_INPUT, Failure};
+use super::output::write_stdout;
+use super::spec_file::{Overrides, read_text};
+use launcher::facts::HostFacts;
+use launcher::hypervisor::{lower, runs_on};
+use launcher::refusal::names;
+use launcher::spec::{Hypervisor, parse::parse};
+use launcher::validate::{CheckedSpec, check, check_across};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// Find every problem of machines before they start
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The machine specs, JSON files; `-` is standard input
+    #[arg(required = true)]
+    specs: Vec<PathBuf>,
+    #[command(flatten)]
+    overrides: Overrides,
+    /// Print JSON: machines, problems, warnings
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is found out about all machines together.
+#[derive(Default)]
+struct Report {
+    machines: Vec<(String, Hypervisor, Vec<Hypervisor>)>,
+    problems: Vec<Finding>,
+    warnings: Vec<String>,
+    hints: Vec<String>,
+}
+
+/// A problem, in words and in parts.
+struct Finding {
+    text: String,
+    parts: Value,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let facts = HostFacts::assumed(arguments.overrides.state_directory()?);
+    let (mut report, mut checked) = (Report::default(), Vec::new());
+    for path in &arguments.specs {
+        checked.extend(check_file(path, arguments.overrides.hypervisor, &mut report)?);
+    }
+    for spec in &checked {
+        check_on_hypervisor(spec, &facts, &mut report);
+    }
+    for problem in check_across(&checked.iter().collect::<Vec<_>>()) {
+        report.problems.push(Finding {
+            text: problem.to_string(),
+            parts: json!({"machine": problem.machine, "option": problem.option, "reason": problem.reason}),
+        });
+    }
+    if arguments.json { print_json(&report) } else { print_text(report) }
+}
+
+/// The spec in the file, unless it has problems, which go into the report.
+fn check_file(
+    path: &Path,
+    hypervisor: Option<Hypervisor>,
+    report: &mut Report,
+) -> Result<Option<CheckedSpec>, Failure> {
+    let text = read_text(path)?;
+    let mut spec = match parse(&text) {
+        Ok(spec) => spec,
+        Err(errors) => {
+            let file = path.display().to_string();
+            report.problems.extend(errors.iter().map(|error| Finding {
+                text: format!("{file}: {error}"),
+                parts: json!({"file": file, "reason": error.to_string()}),
+            }));
+            return Ok(None);
+        }
+    };
+    spec.hypervisor = hypervisor.unwrap_or(spec.hypervisor);
+    match check(&spec) {
+        Ok(checked) => Ok(Some(checked)),
+        Err(problems) => {
+            report.problems.extend(problems.iter().map(|problem| Finding {
+                text: problem.to_string(),
+                parts: json!({"machine": problem.machine, "option": problem.option, "reason": problem.reason}),
+            }));
+            Ok(None)
+        }
+    }
+}
+
+fn check_on_hypervisor(spec: &CheckedSpec, facts: &HostFacts, report: &mut Report) {
+    match lower(spec, facts, spec.hypervisor) {
+        Ok(launch) => {
+            let mut others = runs_on(spec, facts);
+            others.retain(|hypervisor| *hypervisor != spec.hypervisor);
+            report.machines.push((spec.name.clone(), spec.hypervisor, others));
+            report.warnings.extend(launch.warnings);
+        }
+        Err(refusals) => {
+            report.hints.push(format!("{}: {}", spec.name, refusals.hint()));
+            report.problems.extend(refusals.refusals.iter().map(|refusal| Finding {
+                text: refusal.to_string(),
+                parts: json!({
+                    "machine": refusal.machine, "option": refusal.option, "hypervisor": refusal.hypervisor,
+                    "reason": refusal.reason, "able": refusal.able,
+                }),
+            }));
+        }
+    }
+}
+
+fn print_json(report: &Report) -> Result<(), Failure> {
+    let machines = report
+        .machines
+        .iter()
+        .map(|(name, hypervisor, others)| json!({"name": name, "hypervisor": hypervisor, "others": others}));
+    let problems = report.problems.iter().map(|problem| problem.parts.clone());
+    let document = json!({
+        "machines": machines.collect::<Vec<_>>(),
+        "problems": problems.collect::<Vec<_>>(),
+        "warnings": report.warnings,
+    });
+    write_stdout(&format!("{document:#}\n"))?;
+    // The problems are told already.
+    if report.problems.is_empty() { Ok(()) } else { Err(Failure::bad_input(Vec::new()).with_code(BAD_INPUT)) }
+}
+
+fn print_text(report: Report) -> Result<(), Failure> {
+    super::output::write_warnings(&report.warnings);
+    if !report.problems.is_empty() {
+        let hint = (!report.hints.is_empty()).then(|| report.hints.join("; "));
+        return Err(
+            Failure::bad_input(report.problems.into_iter().map(|problem| problem.text).collect()).with_hint(hint)
+        );
+    }
+    let lines = report.machines.iter().map(|(name, hypervisor, others)| match others.as_slice() {
+        [] => format!("{name}: runs on {hypervisor}\n"),
+        others => format!("{name}: runs on {hypervisor}; also on {}\n", names(others)),
+    });
+    write_stdout(&lines.collect::<String>())
+}

@@ -1,0 +1,41 @@
+//! `microvm explain`: what `run` would do.
+
+use super::failure::Failure;
+use super::output::write_stdout;
+use super::spec_file::{SpecArguments, lowered, read_checked};
+use launcher::explain::{Others, explain};
+use launcher::facts::HostFacts;
+use launcher::hypervisor::lower;
+use launcher::spec::Hypervisor;
+use serde_json::{Map, Value, json};
+
+/// Show a machine's disks, mounts, needs and exact command
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    spec: SpecArguments,
+    /// Print JSON: the launch, and what the other hypervisors say
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let overrides = &arguments.spec.overrides;
+    let spec = read_checked(&arguments.spec.spec, overrides)?;
+    let facts = HostFacts::assumed(overrides.state_directory()?);
+    let launch = lowered(&spec, &facts)?;
+    let others = Hypervisor::ALL.into_iter().filter(|hypervisor| *hypervisor != spec.hypervisor);
+    let others: Others = others.map(|hypervisor| (hypervisor, lower(&spec, &facts, hypervisor).map(|_| ()))).collect();
+    if !arguments.json {
+        return write_stdout(&explain(&spec, &launch, &others));
+    }
+    let others: Map<String, Value> =
+        others.iter().map(|(name, outcome)| (name.to_string(), reasons(outcome))).collect();
+    write_stdout(&format!("{:#}\n", json!({"launch": launch, "others": others})))
+}
+
+/// Why a hypervisor refuses the machine; an empty list if it does not.
+fn reasons(outcome: &Result<(), launcher::refusal::Refusals>) -> Value {
+    let refusals = outcome.as_ref().err().map(|refusals| refusals.refusals.as_slice()).unwrap_or_default();
+    refusals.iter().map(|refusal| json!({"option": refusal.option, "reason": refusal.reason})).collect()
+}

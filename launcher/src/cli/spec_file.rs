@@ -1,0 +1,90 @@
+//! Machine specs from files, checked and lowered, with their problems gathered as the commands report them.
+
+use super::failure::Failure;
+use launcher::facts::HostFacts;
+use launcher::hypervisor::lower;
+use launcher::launch::Launch;
+use launcher::path::HostPath;
+use launcher::refusal::Refusals;
+use launcher::spec::{Hypervisor, MachineSpec, parse::parse};
+use launcher::validate::{CheckedSpec, check};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Which spec a command is about, and what of it is overridden.
+#[derive(clap::Args)]
+pub(crate) struct SpecArguments {
+    /// The machine spec, a JSON file; `-` is standard input
+    pub(crate) spec: PathBuf,
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+}
+
+/// What of a spec is overridden on the command line.
+#[derive(clap::Args)]
+pub(crate) struct Overrides {
+    /// Use this hypervisor instead of the spec's
+    #[arg(long, value_parser = hypervisor_named, value_name = "NAME")]
+    pub(crate) hypervisor: Option<Hypervisor>,
+    /// The machine's state directory, to which relative paths refer [default: the current directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+fn hypervisor_named(name: &str) -> Result<Hypervisor, String> {
+    Hypervisor::from_name(name)
+        .ok_or_else(|| format!("known are {}", Hypervisor::ALL.map(Hypervisor::as_str).join(", ")))
+}
+
+impl Overrides {
+    /// The state directory as an absolute path.
+    pub(crate) fn state_directory(&self) -> Result<HostPath, Failure> {
+        let current = std::env::current_dir().map_err(|error| Failure::failed(&error))?;
+        let directory = self.state_dir.as_ref().map_or_else(|| current.clone(), |directory| current.join(directory));
+        match directory.to_str() {
+            Some(text) => Ok(HostPath::from(text)),
+            None => Err(Failure::bad_input(vec![format!(
+                "{}: the path of a state directory must be UTF-8",
+                directory.display()
+            )])),
+        }
+    }
+}
+
+/// The text of a spec.
+pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
+    let text = if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().lock().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(path)
+    };
+    text.map_err(|error| Failure::bad_input(vec![format!("{}: {error}", path.display())]))
+}
+
+/// The spec in a file, with the overrides applied.
+pub(crate) fn read(path: &Path, overrides: &Overrides) -> Result<MachineSpec, Failure> {
+    let text = read_text(path)?;
+    let mut spec = parse(&text).map_err(|errors| {
+        Failure::bad_input(errors.iter().map(|error| format!("{}: {error}", path.display())).collect())
+    })?;
+    spec.hypervisor = overrides.hypervisor.unwrap_or(spec.hypervisor);
+    Ok(spec)
+}
+
+/// The checked spec in a file, with the overrides applied.
+pub(crate) fn read_checked(path: &Path, overrides: &Overrides) -> Result<CheckedSpec, Failure> {
+    let spec = read(path, overrides)?;
+    check(&spec).map_err(|problems| Failure::bad_input(problems.iter().map(ToString::to_string).collect()))
+}
+
+/// The launch of a checked spec on its hypervisor.
+pub(crate) fn lowered(spec: &CheckedSpec, facts: &HostFacts) -> Result<Launch, Failure> {
+    lower(spec, facts, spec.hypervisor).map_err(|refusals| refused(&refusals))
+}
+
+/// A failure that tells every refusal and where the machine could run.
+pub(crate) fn refused(refusals: &Refusals) -> Failure {
+    let problems = refusals.refusals.iter().map(ToString::to_string).collect();
+    Failure::bad_input(problems).with_hint(Some(refusals.hint()))
+}

@@ -1,0 +1,273 @@
+//! A launch in words: the disks as the guest will name them, what is mounted, what must be there, the exact command.
+
+use crate::launch::{Access, FileToWrite, KvmUse, Launch, NotificationSocket, VolumeNeed, VsockHostEnd};
+use crate::refusal::Refusals;
+use crate::shell::quote;
+use crate::spec::Hypervisor;
+use crate::validate::{CheckedSpec, InterfaceKind};
+use std::fmt::Write as _;
+
+/// What another hypervisor would make of the same machine.
+pub type Others = Vec<(Hypervisor, Result<(), Refusals>)>;
+
+/// The launch in words.
+pub fn explain(spec: &CheckedSpec, launch: &Launch, others: &Others) -> String {
+    let mut text = Text::default();
+    text.line(&format!("{} on {}, in {}", launch.name, launch.hypervisor, launch.working_directory));
+    for warning in &launch.warnings {
+        text.line(&format!("warning: {warning}"));
+    }
+    text.section("Disks, in guest order", &disks(launch));
+    text.section("Mounts", &mounts(spec, launch));
+    text.section("Network", &network(spec));
+    text.section("Reachable at", &reachable(launch));
+    text.section("Must exist before", &must_exist(launch));
+    text.section("Made before the start", &made_before(launch));
+    for file in &launch.files {
+        text.section(&format!("Writes {}", file.path), &file_lines(file));
+    }
+    text.section("Command", &[command(launch)]);
+    text.section("Other hypervisors", &other_lines(others));
+    text.text
+}
+
+/// The command as it can be copied into a shell.
+pub fn command(launch: &Launch) -> String {
+    let mut lines = vec![format!("cd {}", quote(launch.working_directory.as_str()))];
+    for macvtap in &launch.needs.macvtaps {
+        for descriptor in &macvtap.descriptors {
+            lines.push(format!("exec {descriptor}<>/dev/tap$(cat /sys/class/net/{}/ifindex)", macvtap.name));
+        }
+    }
+    let environment = launch.environment.iter().map(|(name, value)| format!("{name}={}", quote(value)));
+    let words = std::iter::once(launch.program.as_str()).chain(launch.arguments.iter().map(String::as_str)).map(quote);
+    lines.push(environment.chain(words).collect::<Vec<_>>().join(" "));
+    lines.join("\n")
+}
+
+#[derive(Default)]
+struct Text {
+    text: String,
+}
+
+impl Text {
+    fn line(&mut self, line: &str) {
+        self.text.push_str(line);
+        self.text.push('\n');
+    }
+
+    fn section(&mut self, title: &str, paragraphs: &[String]) {
+        if paragraphs.is_empty() {
+            return;
+        }
+        self.line(&format!("\n{title}:"));
+        for paragraph in paragraphs {
+            for line in paragraph.lines() {
+                self.line(&format!("  {line}"));
+            }
+        }
+    }
+}
+
+fn disks(launch: &Launch) -> Vec<String> {
+    let lines = launch.disks.iter().map(|disk| {
+        let mut line = format!("{}  {}", disk.device, if disk.read_only { "read-only " } else { "read-write" });
+        let _ = write!(line, "  {}", disk.image);
+        if let Some(serial) = &disk.serial {
+            let _ = write!(line, "  /dev/disk/by-id/virtio-{serial}");
+        }
+        line
+    });
+    lines.collect()
+}
+
+fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (disk, volume) in launch.disks.iter().rev().zip(spec.volumes.iter().rev()) {
+        if let Some(mount_point) = &disk.mount_point {
+            let by = volume
+                .label
+                .as_ref()
+                .map_or_else(|| disk.device.clone(), |label| format!("/dev/disk/by-label/{label}"));
+            lines.push(format!("{mount_point}  {}  {by}", volume.fs_type));
+        }
+    }
+    lines.reverse();
+    for checked in &spec.shares {
+        let share = &checked.share;
+        let rights = if share.read_only { ", read-only" } else { "" };
+        lines.push(format!(
+            "{}  {}  tag {}, from {}{rights}",
+            share.mount_point,
+            share.proto.as_str(),
+            share.tag,
+            share.source
+        ));
+    }
+    if let Some(overlay) = &spec.writable_store_overlay {
+        lines.push(format!("/nix/store  overlay  writable layer in {overlay}"));
+    }
+    lines
+}
+
+fn network(spec: &CheckedSpec) -> Vec<String> {
+    let mut lines = Vec::new();
+    for interface in &spec.interfaces {
+        let how = match &interface.kind {
+            InterfaceKind::User => "user networking".to_owned(),
+            InterfaceKind::Tap { vhost: false } => format!("tap {}", interface.id),
+            InterfaceKind::Tap { vhost: true } => format!("tap {} with vhost-net", interface.id),
+            InterfaceKind::Macvtap { link, mode } => format!("macvtap {} on {link}, {}", interface.id, mode.as_str()),
+            InterfaceKind::Bridge { bridge } => format!("bridge {bridge}"),
+        };
+        lines.push(format!("{}  {how}", interface.mac));
+    }
+    for forward in &spec.forward_ports {
+        let arrow = match forward.from {
+            crate::spec::ForwardFrom::Host => "->",
+            crate::spec::ForwardFrom::Guest => "<-",
+        };
+        let end = |address: &str, port: u16| format!("{}:{port}", if address.is_empty() { "*" } else { address });
+        lines.push(format!(
+            "{} host {} {arrow} guest {}",
+            forward.proto.as_str(),
+            end(&forward.host.address, forward.host.port),
+            end(&forward.guest.address, forward.guest.port)
+        ));
+    }
+    lines
+}
+
+fn reachable(launch: &Launch) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(control) = &launch.control {
+        lines.push(format!("control socket {}", control.path));
+    }
+    if let Some(console) = &launch.console.socket {
+        lines.push(format!("console socket {console}"));
+    }
+    if let Some(vsock) = &launch.vsock {
+        let host_end = match &vsock.host_end {
+            VsockHostEnd::Kernel => "by AF_VSOCK".to_owned(),
+            VsockHostEnd::UnixSocket(path) => format!("by {path}"),
+        };
+        lines.push(format!("vsock address {} {host_end}", vsock.cid));
+    }
+    if let Some(notification) = &launch.notification {
+        let listener = match &notification.listen {
+            NotificationSocket::Vsock { .. } => format!("vsock port {}", notification.port),
+            NotificationSocket::Unix(path) => path.to_string(),
+        };
+        lines.push(format!("the guest says READY=1 to {listener}"));
+    }
+    lines
+}
+
+fn must_exist(launch: &Launch) -> Vec<String> {
+    let needs = &launch.needs;
+    let mut lines = vec![format!("{}  the hypervisor", launch.program)];
+    for presence in &needs.present {
+        lines.push(format!("{}  {}, to {}", presence.path, presence.option, purpose(presence.access)));
+    }
+    for volume in needs.volumes.iter().filter(|volume| volume.creation.is_none()) {
+        lines.push(format!("{}  volume, to {}", volume.image, purpose(volume.access)));
+    }
+    for node in &needs.device_nodes {
+        lines.push(format!("{}  {}, to read and write; {}", node.path, node.option, node.remedy));
+    }
+    for device in &needs.devices {
+        lines.push(format!("{} device {}  free for the guest", device.bus.as_str(), device.path));
+    }
+    for bridge in &needs.bridges {
+        lines.push(format!("bridge {}  allowed in /etc/qemu/bridge.conf", bridge.bridge));
+    }
+    if needs.huge_pages_mib > 0 {
+        lines.push(format!("{} MiB of huge pages", needs.huge_pages_mib));
+    }
+    if needs.kvm == KvmUse::NotUsed {
+        lines.push("no KVM: the machine is emulated".to_owned());
+    }
+    lines
+}
+
+fn purpose(access: Access) -> &'static str {
+    match access {
+        Access::Read => "read",
+        Access::ReadWrite => "read and write",
+        Access::Execute => "run",
+        Access::Enter => "share read-only",
+        Access::EnterWrite => "share",
+    }
+}
+
+fn made_before(launch: &Launch) -> Vec<String> {
+    let needs = &launch.needs;
+    let mut lines = Vec::new();
+    for command in &needs.pre_start {
+        lines.push(format!("run {}", command.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")));
+    }
+    if let Some(disk) = &needs.store_disk {
+        lines.push(format!("store disk {} by {} from {}", disk.image, disk.builder, disk.plan));
+    }
+    lines.extend(needs.volumes.iter().filter_map(created_volume));
+    for tap in &needs.taps {
+        let queues = if tap.multi_queue { " multi_queue" } else { "" };
+        let headers = if tap.vnet_hdr { " vnet_hdr" } else { "" };
+        let owner = tap.owner.as_deref().unwrap_or("$USER");
+        lines.push(format!(
+            "tap, if it is not there: ip tuntap add {} mode tap user {owner}{headers}{queues}",
+            quote(&tap.name)
+        ));
+    }
+    for macvtap in &needs.macvtaps {
+        lines.push(format!(
+            "macvtap, if it is not there: ip link add link {} name {} address {} type macvtap mode {}",
+            quote(&macvtap.link),
+            quote(&macvtap.name),
+            macvtap.mac,
+            macvtap.mode.as_str()
+        ));
+    }
+    for process in &needs.processes {
+        let words = std::iter::once(process.program.as_str()).chain(process.arguments.iter().map(String::as_str));
+        lines.push(format!("run beside it: {}", words.map(quote).collect::<Vec<_>>().join(" ")));
+    }
+    if let Some(initrd) = &needs.initrd {
+        let names: Vec<_> = initrd.credentials.keys().map(String::as_str).collect();
+        lines.push(format!(
+            "descriptor {}: {} and an archive of /{} with {}, in memory only",
+            initrd.descriptor,
+            initrd.base,
+            initrd.directory,
+            names.join(", ")
+        ));
+    }
+    if let Some(script) = &needs.extra_args_script {
+        lines.push(format!("append to the command what {script} prints"));
+    }
+    lines
+}
+
+fn created_volume(volume: &VolumeNeed) -> Option<String> {
+    let creation = volume.creation.as_ref()?;
+    let label = volume.label.as_ref().map(|label| format!(", label {label}")).unwrap_or_default();
+    Some(format!("volume {}, if it is not there: {} MiB of {}{label}", volume.image, creation.size_mib, volume.fs_type))
+}
+
+fn file_lines(file: &FileToWrite) -> Vec<String> {
+    file.content.lines().map(str::to_owned).collect()
+}
+
+fn other_lines(others: &Others) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (hypervisor, outcome) in others {
+        match outcome {
+            Ok(()) => lines.push(format!("{hypervisor} could run it as it is")),
+            Err(refusals) => {
+                let reasons = refusals.refusals.iter();
+                lines.extend(reasons.map(|refusal| format!("{hypervisor} {} ({})", refusal.reason, refusal.option)));
+            }
+        }
+    }
+    lines
+}

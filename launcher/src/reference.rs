@@ -1,0 +1,93 @@
+//! The machine spec's reference in Markdown, made from its schema: docs/machine-spec.md, which a test compares.
+
+use crate::spec::SPEC_VERSION;
+use crate::spec::schema::machine_spec_schema;
+use serde_json::{Map, Value};
+use std::fmt::Write as _;
+
+/// The reference.
+pub fn machine_spec_reference() -> String {
+    let schema = machine_spec_schema();
+    let empty = Map::new();
+    let definitions = schema.get("$defs").and_then(Value::as_object).unwrap_or(&empty);
+    let mut text = format!(
+        "# The machine spec\n\n\
+         A machine is one JSON document, version {SPEC_VERSION}. `microvm schema` prints its JSON Schema; this page is made from it\n\
+         by `microvm schema --markdown`. Every object refuses fields that are not listed here.\n\
+         Relative paths refer to the machine's state directory.\n"
+    );
+    write_object(&mut text, "Machine", &schema);
+    for (name, definition) in definitions {
+        write_object(&mut text, name, definition);
+        write_words(&mut text, name, definition);
+    }
+    text
+}
+
+fn write_object(text: &mut String, name: &str, schema: &Value) {
+    let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
+    let required: Vec<_> = schema.get("required").and_then(Value::as_array).into_iter().flatten().collect();
+    write_heading(text, name, schema);
+    text.push_str("| field | type | default | meaning |\n|---|---|---|---|\n");
+    for (field, property) in properties {
+        let is_required = required.iter().any(|name| name.as_str() == Some(field));
+        let default = match property.get("default") {
+            _ if is_required => "must be set".to_owned(),
+            Some(value) => format!("`{}`", brief(value)),
+            None => "`null`".to_owned(),
+        };
+        let _ = writeln!(text, "| `{field}` | {} | {default} | {} |", type_of(property), description(property));
+    }
+}
+
+fn write_words(text: &mut String, name: &str, schema: &Value) {
+    let Some(branches) = schema.get("oneOf").and_then(Value::as_array) else { return };
+    write_heading(text, name, schema);
+    text.push_str("| word | meaning |\n|---|---|\n");
+    for branch in branches {
+        let word = branch.get("const").and_then(Value::as_str).unwrap_or_default();
+        let _ = writeln!(text, "| `\"{word}\"` | {} |", description(branch));
+    }
+}
+
+fn write_heading(text: &mut String, name: &str, schema: &Value) {
+    let _ = write!(text, "\n## {name}\n\n{}\n\n", description(schema));
+}
+
+/// A default value; of a section, only that it has its own defaults.
+fn brief(value: &Value) -> String {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => "{}".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn description(schema: &Value) -> String {
+    let text = schema.get("description").and_then(Value::as_str).unwrap_or_default();
+    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
+}
+
+fn type_of(schema: &Value) -> String {
+    if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
+        let name = reference.rsplit('/').next().unwrap_or_default();
+        return format!("[{name}](#{})", name.to_ascii_lowercase());
+    }
+    if let Some(branches) = schema.get("anyOf").and_then(Value::as_array) {
+        return branches.iter().map(type_of).collect::<Vec<_>>().join(" or ");
+    }
+    let names = match schema.get("type") {
+        Some(Value::String(name)) => vec![name.as_str()],
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+        _ => return "anything".to_owned(),
+    };
+    let words = names.into_iter().map(|name| match name {
+        "array" => format!("list of {}", schema.get("items").map_or_else(|| "anything".to_owned(), type_of)),
+        "object" => match schema.get("additionalProperties") {
+            Some(values @ Value::Object(_)) => format!("object of {}", type_of(values)),
+            _ => "object".to_owned(),
+        },
+        "integer" => "whole number".to_owned(),
+        other => other.to_owned(),
+    });
+    words.collect::<Vec<_>>().join(" or ")
+}

@@ -1,0 +1,81 @@
+//! Every spec of fixtures/specs on every hypervisor: the launch, or the exact words of the refusal.
+//!
+//! `MICROVM_TEST_UPDATE_GOLDENS=1` writes them anew; the difference is then for the reader of the commit to judge.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
+
+use launcher::facts::HostFacts;
+use launcher::hypervisor::lower;
+use launcher::launch::Launch;
+use launcher::path::HostPath;
+use launcher::spec::{Hypervisor, parse::parse};
+use launcher::validate::check;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures")
+}
+
+fn spec_names() -> Vec<String> {
+    let entries = fs::read_dir(fixtures().join("specs")).expect("fixtures/specs");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let mut names: Vec<_> =
+        paths.map(|path| path.file_stem().expect("a name").to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// The file's extension and content that the spec comes to on the hypervisor.
+fn outcome(name: &str, hypervisor: Hypervisor) -> (&'static str, String) {
+    let text = fs::read_to_string(fixtures().join("specs").join(format!("{name}.json"))).expect("a spec");
+    let spec = parse(&text).unwrap_or_else(|problems| panic!("{name}: {problems:#?}"));
+    assert_eq!(spec.name, name, "a spec is called as its file, so that goldens can be told apart");
+    let checked = check(&spec).unwrap_or_else(|problems| panic!("{name}: {problems:#?}"));
+    let facts = HostFacts::assumed(HostPath::new(format!("/var/lib/microvms/{name}")));
+    match lower(&checked, &facts, hypervisor) {
+        Ok(launch) => {
+            let text = serde_json::to_string_pretty(&launch).expect("JSON");
+            let read: Launch = serde_json::from_str(&text).expect("a launch");
+            assert_eq!(read, launch, "a launch is read back as it was written");
+            ("json", text + "\n")
+        }
+        Err(refusals) => ("refused", format!("{refusals}\n{}\n", refusals.hint())),
+    }
+}
+
+#[test]
+fn every_spec_comes_to_its_golden_on_every_hypervisor() {
+    let updates = std::env::var_os("MICROVM_TEST_UPDATE_GOLDENS").is_some();
+    let directory = fixtures().join("launches");
+    let (mut expected_files, mut differences) = (BTreeSet::new(), Vec::new());
+    for name in spec_names() {
+        for hypervisor in Hypervisor::ALL {
+            let (extension, content) = outcome(&name, hypervisor);
+            let path = directory.join(&name).join(format!("{hypervisor}.{extension}"));
+            expected_files.insert(path.clone());
+            if fs::read_to_string(&path).is_ok_and(|golden| golden == content) {
+                continue;
+            }
+            differences.push(format!("{}:\n{content}", path.display()));
+            if updates {
+                fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+                fs::write(&path, content).expect("a golden");
+            }
+        }
+    }
+    let stale: Vec<_> = golden_files(&directory).into_iter().filter(|path| !expected_files.contains(path)).collect();
+    if updates {
+        stale.iter().for_each(|path| fs::remove_file(path).expect("a stale golden"));
+        return;
+    }
+    assert!(differences.is_empty(), "differ from their goldens:\n{}", differences.join("\n"));
+    assert!(stale.is_empty(), "goldens of nothing: {stale:?}");
+}
+
+fn golden_files(directory: &Path) -> Vec<PathBuf> {
+    let Ok(specs) = fs::read_dir(directory) else { return Vec::new() };
+    let files = specs.flat_map(|entry| fs::read_dir(entry.expect("an entry").path()).expect("a directory of goldens"));
+    files.map(|entry| entry.expect("an entry").path()).collect()
+}

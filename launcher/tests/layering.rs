@@ -1,0 +1,105 @@
+//! The layers of the crate, held by reading the sources: what is pure touches nothing, what is apart stays apart.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The pure half: from text to launch.
+const PURE: [&str; 14] = [
+    "capability.rs",
+    "cmdline.rs",
+    "explain.rs",
+    "facts.rs",
+    "hypervisor",
+    "keyval",
+    "launch",
+    "path.rs",
+    "refusal.rs",
+    "reference.rs",
+    "shell.rs",
+    "spec",
+    "spelling.rs",
+    "validate",
+];
+
+/// What touches files, processes, the environment, the network or the clock.
+const EFFECTS: [&str; 13] = [
+    "std::fs",
+    "std::process",
+    "std::env",
+    "std::net::Tcp",
+    "std::net::Udp",
+    "std::os",
+    "std::io",
+    "std::time",
+    "std::thread",
+    "nix::",
+    "libc::",
+    ".exists()",
+    ".metadata()",
+];
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// The Rust files at and below the path, with the part that is not tests.
+fn files_at(path: &Path) -> Vec<(PathBuf, String)> {
+    if path.is_dir() {
+        let entries = fs::read_dir(path).expect("a directory of sources");
+        let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+        paths.sort();
+        return paths.iter().flat_map(|path| files_at(path)).collect();
+    }
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    if path.extension().is_none_or(|extension| extension != "rs") || path.ends_with("tests.rs") {
+        return Vec::new();
+    }
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+    vec![(path.to_owned(), code)]
+}
+
+fn uses_of<'word>(files: &[(PathBuf, String)], words: &[&'word str]) -> Vec<(PathBuf, &'word str)> {
+    let mut found = Vec::new();
+    for (path, code) in files {
+        let code_lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let code: String = code_lines.collect::<Vec<_>>().join("\n");
+        found.extend(words.iter().filter(|word| code.contains(**word)).map(|word| (path.clone(), *word)));
+    }
+    found
+}
+
+#[test]
+fn the_pure_half_touches_nothing() {
+    for name in PURE {
+        let files = files_at(&sources().join(name));
+        assert!(!files.is_empty(), "{name} is gone: take it from the list");
+        assert_eq!(uses_of(&files, &EFFECTS), [], "{name} is pure");
+    }
+}
+
+#[test]
+fn the_library_knows_no_command_line() {
+    let entries = fs::read_dir(sources()).expect("the sources");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let library = paths.filter(|path| !path.ends_with("cli") && !path.ends_with("main.rs"));
+    let files: Vec<_> = library.flat_map(|path| files_at(&path)).collect();
+    assert!(files.len() > 20, "the sources are found");
+    assert_eq!(uses_of(&files, &["clap", "indicatif", "crate::cli"]), []);
+}
+
+#[test]
+fn hypervisors_do_not_know_each_other() {
+    let names = ["qemu", "cloud_hypervisor", "firecracker", "crosvm", "kvmtool"];
+    for name in names {
+        let directory = sources().join("hypervisor");
+        let at = [directory.join(name), directory.join(format!("{name}.rs"))];
+        let files: Vec<_> = at.iter().filter(|path| path.exists()).flat_map(|path| files_at(path)).collect();
+        assert!(!files.is_empty(), "{name} has sources");
+        for other in names.iter().filter(|other| **other != name) {
+            let uses = [format!("super::{other}"), format!("hypervisor::{other}")];
+            assert_eq!(uses_of(&files, &uses.each_ref().map(String::as_str)), [], "{name} knows {other}");
+        }
+    }
+}
