@@ -199,7 +199,7 @@ impl From<BuildError> for Failure {
             BuildError::Cache(_) => {
                 Self::failed(&error).with_hint("use another cache with --cache DIR, or none with --no-cache")
             }
-            BuildError::Output(build::OutputError::Place(_)) => Self::bad_input(&error),
+            BuildError::Output(imagebuilder::build::OutputError::Place(_)) => Self::bad_input(&error),
             _ => Self::failed(&error),
         }
     }
