@@ -17,6 +17,7 @@ use std::thread;
 /// Modes and modification times are kept, holes stay holes; owners, setuid bits and extended attributes are not taken
 /// along. Whatever the image says, nothing is written outside of the directory.
 #[derive(Debug, Args)]
+#[command(override_usage = "microvm-image extract [OPTIONS] --output <DIR>\n           <IMAGE> [PATH]")]
 pub(crate) struct ExtractArgs {
     /// Image file, or a block device with an image on it
     image: PathBuf,

@@ -14,6 +14,8 @@ mod progress;
 mod settings;
 mod source;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod volume;
 

@@ -16,6 +16,7 @@ use std::thread;
 /// every path, type, mode, size, symlink target and byte is as in the store. All problems are told at once, each with
 /// its path; then the exit code is 1.
 #[derive(Debug, Args)]
+#[command(override_usage = "microvm-image verify [OPTIONS] <IMAGE>\n           [STORE_PATH]...")]
 pub(crate) struct VerifyArgs {
     /// Image file, or a block device with an image on it
     image: PathBuf,

@@ -8,6 +8,7 @@ pub use location::StoreLocation;
 use super::check::{Closure, ClosureProblem, ClosureProblems, Position};
 use super::registration::{self, Registration};
 use crate::store_path::{LocatedStorePath, StorePath, StorePathError};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -109,7 +110,7 @@ struct NixStore<'a> {
 impl NixStore<'_> {
     /// The store paths that `roots` need, themselves among them.
     fn requisites(&self, roots: &[StorePath]) -> Result<Vec<StorePath>, NixStoreError> {
-        let mut members = std::collections::BTreeSet::new();
+        let mut members = BTreeSet::new();
         let mut problems = Vec::new();
         for some in roots.chunks(PATHS_IN_ONE_CALL) {
             for (index, line) in self.run("--query", &["--requisites"], some)?.lines().enumerate() {
@@ -161,22 +162,20 @@ fn without_prefix(message: &str) -> String {
 
 /// The store paths that the arguments name, none twice; all that is wrong with them at once.
 fn roots(arguments: &[PathBuf], store_dirs: &[PathBuf]) -> Result<Vec<StorePath>, NixStoreError> {
-    let mut roots: Vec<StorePath> = Vec::new();
+    let mut roots: BTreeMap<StorePath, Position> = BTreeMap::new();
     let mut problems = Vec::new();
     for (index, argument) in arguments.iter().enumerate() {
         let position = Position::Argument(index + 1);
         match root(argument, store_dirs)? {
             Err(error) => problems.push(ClosureProblem::NotAStorePath { position, error }),
-            Ok(path) => match roots.iter().position(|known| *known == path) {
-                Some(first) => {
-                    problems.push(ClosureProblem::Twice { position, path, first: Position::Argument(first + 1) });
-                }
-                None => roots.push(path),
+            Ok(path) => match roots.get(&path) {
+                Some(first) => problems.push(ClosureProblem::Twice { position, path, first: *first }),
+                None => _ = roots.insert(path, position),
             },
         }
     }
     if problems.is_empty() {
-        return Ok(roots);
+        return Ok(roots.into_keys().collect());
     }
     Err(ClosureProblems { origin: "store paths".to_owned(), problems }.into())
 }
