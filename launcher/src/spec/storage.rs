@@ -21,6 +21,9 @@ pub struct StoreDisk {
     /// The image builder's cache; null is the builder's own default.
     #[serde(default)]
     pub cache: Option<HostPath>,
+    /// Its serial number, at most 20 bytes: `/dev/disk/by-id/virtio-SERIAL` in the guest, whatever its letter.
+    #[serde(default)]
+    pub serial: Option<String>,
     /// Whether to read it past the page cache of the host.
     #[serde(default)]
     pub direct: bool,

@@ -70,6 +70,9 @@ fn check_store_disk(
             findings.require(option, names::path(path));
         }
     }
+    if let Some(serial) = &store_disk.serial {
+        findings.require("storeDisk.serial", names::serial(serial));
+    }
     if store_disk.image.is_none() && store_disk.plan.is_none() {
         findings.problem("storeDisk", "must name an image, or a plan to make one from; null is no store disk");
     }
@@ -96,7 +99,7 @@ fn check_store_disk(
         image_type: ImageType::Raw,
         read_only: true,
         direct: store_disk.direct,
-        serial: None,
+        serial: store_disk.serial.clone(),
         mount_point: None,
     };
     (disk, need)
