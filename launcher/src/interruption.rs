@@ -4,10 +4,12 @@
 use crate::child::{OnParentDeath, prepare};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use std::cell::Cell;
+use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
@@ -99,15 +101,21 @@ impl Interruption {
     /// # Errors
     /// [`ChildError`].
     pub fn run_quietly(&self, command: &mut Command) -> Result<Ended, ChildError> {
-        let mut said = std::fs::File::from(
-            nix::sys::memfd::memfd_create(c"said", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?,
-        );
+        let said = memory()?;
         command.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said.try_clone()?);
         let status = self.run(command)?;
-        let mut text = Vec::new();
-        said.rewind()?;
-        said.read_to_end(&mut text)?;
-        Ok(Ended { status, said: String::from_utf8_lossy(&text).trim().to_owned() })
+        Ok(Ended { status, said: text_of(said)? })
+    }
+
+    /// Runs a command to its end and keeps what it writes to stdout; stderr is the user's.
+    ///
+    /// # Errors
+    /// [`ChildError`].
+    pub fn run_for_output(&self, command: &mut Command) -> Result<Ended, ChildError> {
+        let said = memory()?;
+        command.stdin(Stdio::null()).stdout(said.try_clone()?);
+        let status = self.run(command)?;
+        Ok(Ended { status, said: text_of(said)? })
     }
 
     /// Runs a command to its end; what it writes to stdout goes to stderr, because stdout is for results.
@@ -157,6 +165,18 @@ impl AsFd for Interruption {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.signals.as_fd()
     }
+}
+
+/// Takes what a child writes, however much, without a thread that reads along.
+fn memory() -> io::Result<File> {
+    Ok(File::from(memfd_create(c"said", MFdFlags::MFD_CLOEXEC)?))
+}
+
+fn text_of(mut memory: File) -> io::Result<String> {
+    let mut text = Vec::new();
+    memory.rewind()?;
+    memory.read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).trim().to_owned())
 }
 
 fn watched_signals() -> SigSet {

@@ -132,13 +132,6 @@ impl SideProcesses {
         self.entries.is_empty()
     }
 
-    /// Lets them live on without this supervisor, as children of whatever this process becomes.
-    pub fn leave(mut self) {
-        for entry in &mut self.entries {
-            entry.child = None;
-        }
-    }
-
     /// Reaps those that have ended and starts them again when their time has come. Returns what happened, and when to
     /// look again.
     pub fn tend(&mut self) -> (Vec<String>, Option<Instant>) {

@@ -1,0 +1,360 @@
+//! Finding out the facts about the host. A launch is to start within milliseconds, and asking a hypervisor for its
+//! version takes longer than that: so answers are kept, each with the identity of the file that it is about.
+
+use crate::facts::{Architecture, HostFacts, KernelForm, Kvm, Privilege, Version};
+use crate::interruption::{ChildError, Interrupted, Interruption};
+use crate::path::HostPath;
+use crate::programs::find_program;
+use crate::spec::{Hypervisor, MachineSpec};
+use crate::state::RuntimeDirectory;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// How long the time stamp counter is compared with the clock: it is then known to about one part in ten thousand.
+const TSC_MEASUREMENT: Duration = Duration::from_millis(10);
+
+/// Why the facts could not be gathered.
+#[derive(Debug, thiserror::Error)]
+pub enum FactsError {
+    /// The state directory cannot be told.
+    #[error("the current directory is no place to run a machine in: {0}")]
+    CurrentDirectory(io::Error),
+    /// Somebody asked the launcher to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+/// A kernel image that somebody has looked at.
+pub type NoticedKernel = (HostPath, KernelForm);
+
+/// What is remembered from one start to the next.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Remembered {
+    boot_id: String,
+    tsc_khz: Option<u64>,
+    versions: BTreeMap<String, ProgramVersion>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ProgramVersion {
+    file: FileIdentity,
+    version: Option<(u32, u32, u32)>,
+}
+
+/// What changes when a program is installed anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct FileIdentity {
+    device: u64,
+    inode: u64,
+    size_bytes: u64,
+    changed_seconds: i64,
+    changed_nanoseconds: i64,
+}
+
+/// The facts about this host for one machine on one hypervisor, run in that directory.
+///
+/// # Errors
+/// [`FactsError`].
+pub fn gather(
+    spec: &MachineSpec,
+    hypervisor: Hypervisor,
+    state_directory: HostPath,
+    runtime: &RuntimeDirectory,
+    interruption: &Interruption,
+) -> Result<HostFacts, FactsError> {
+    let current = std::env::current_dir().map_err(FactsError::CurrentDirectory)?;
+    let state_directory = state_directory.below(&HostPath::new(current.to_string_lossy()));
+    let mut facts = HostFacts::assumed(state_directory.clone());
+    facts.architecture = if cfg!(target_arch = "aarch64") { Architecture::Aarch64 } else { Architecture::X86_64 };
+    facts.kvm = probe_kvm(Path::new("/dev/kvm"));
+    facts.privilege = if nix::unistd::geteuid().is_root() { Privilege::Root } else { Privilege::Unprivileged };
+    facts.processors = std::thread::available_parallelism().ok().and_then(|count| u32::try_from(count.get()).ok());
+    for kernel in std::iter::once(&spec.kernel).chain(&spec.vmlinux) {
+        if let Ok(form) = kernel_form(kernel.below(&state_directory).as_path()) {
+            facts.kernel_forms.insert(kernel.clone(), form);
+        }
+    }
+    facts.empty_directory = empty_directory(hypervisor, runtime);
+    remember(spec, hypervisor, runtime, interruption, &mut facts)?;
+    Ok(facts)
+}
+
+fn remember(
+    spec: &MachineSpec,
+    hypervisor: Hypervisor,
+    runtime: &RuntimeDirectory,
+    interruption: &Interruption,
+    facts: &mut HostFacts,
+) -> Result<(), Interrupted> {
+    let path = runtime.path().join("host-facts.json");
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+    let stored: Remembered =
+        fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    let mut known = if stored.boot_id == boot_id { stored } else { Remembered { boot_id, ..Remembered::default() } };
+    let mut learnt = false;
+    if let Ok(program) = find_program(&program_of(spec, hypervisor, facts.architecture)) {
+        let file = identity(&program);
+        let key = program.to_string_lossy().into_owned();
+        let noted = known.versions.get(&key).filter(|noted| Some(&noted.file) == file.as_ref());
+        let version = match noted {
+            Some(noted) => noted.version.map(|(major, minor, patch)| Version(major, minor, patch)),
+            None => {
+                let version = ask_version(&program, hypervisor, interruption)?;
+                if let Some(file) = file {
+                    let version = version.map(|Version(major, minor, patch)| (major, minor, patch));
+                    known.versions.insert(key, ProgramVersion { file, version });
+                    learnt = true;
+                }
+                version
+            }
+        };
+        facts.versions.extend(version.map(|version| (hypervisor, version)));
+    }
+    if hypervisor == Hypervisor::Qemu {
+        learnt |= known.tsc_khz.is_none();
+        known.tsc_khz = known.tsc_khz.or_else(measure_tsc_khz);
+        facts.tsc_khz = known.tsc_khz;
+    }
+    if learnt {
+        store(&path, &known);
+    }
+    Ok(())
+}
+
+/// It only saves time: a host on which it cannot be written is asked again.
+fn store(path: &Path, known: &Remembered) {
+    let Ok(text) = serde_json::to_vec(known) else { return };
+    let partial = path.with_extension(format!("new.{}", std::process::id()));
+    let directory = path.parent().unwrap_or(path);
+    let mut builder = fs::DirBuilder::new();
+    let written = builder
+        .recursive(true)
+        .mode(0o750)
+        .create(directory)
+        .and_then(|()| fs::write(&partial, text))
+        .and_then(|()| fs::rename(&partial, path));
+    if written.is_err() {
+        // Perhaps the disk is full; a half-written file would be in the way of nobody, but is of no use either.
+        let _ = fs::remove_file(&partial);
+    }
+}
+
+fn identity(program: &Path) -> Option<FileIdentity> {
+    let metadata = fs::metadata(program).ok()?;
+    Some(FileIdentity {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        size_bytes: metadata.size(),
+        changed_seconds: metadata.ctime(),
+        changed_nanoseconds: metadata.ctime_nsec(),
+    })
+}
+
+/// The program of a hypervisor: the spec's, or the one that everybody calls by that name.
+fn program_of(spec: &MachineSpec, hypervisor: Hypervisor, architecture: Architecture) -> HostPath {
+    let (named, usual) = match hypervisor {
+        Hypervisor::Qemu => (&spec.qemu.program, format!("qemu-system-{}", architecture.as_str())),
+        Hypervisor::CloudHypervisor => (&spec.cloud_hypervisor.program, "cloud-hypervisor".to_owned()),
+        Hypervisor::Firecracker => (&spec.firecracker.program, "firecracker".to_owned()),
+        Hypervisor::Crosvm => (&spec.crosvm.program, "crosvm".to_owned()),
+        Hypervisor::Kvmtool => (&spec.kvmtool.program, "lkvm".to_owned()),
+    };
+    named.clone().unwrap_or_else(|| HostPath::new(usual))
+}
+
+fn ask_version(
+    program: &Path,
+    hypervisor: Hypervisor,
+    interruption: &Interruption,
+) -> Result<Option<Version>, Interrupted> {
+    // Only these depend on the version so far; crosvm and kvmtool have none that means anything.
+    let argument = match hypervisor {
+        Hypervisor::Qemu | Hypervisor::CloudHypervisor | Hypervisor::Firecracker => "--version",
+        Hypervisor::Crosvm | Hypervisor::Kvmtool => return Ok(None),
+    };
+    match interruption.run_quietly(Command::new(program).arg(argument)) {
+        Ok(ended) if ended.status.success() => Ok(Version::find_in(&ended.said)),
+        Err(ChildError::Interrupted(interrupted)) => Err(interrupted),
+        _ => Ok(None),
+    }
+}
+
+fn probe_kvm(device: &Path) -> Kvm {
+    match OpenOptions::new().read(true).write(true).open(device) {
+        Ok(_) if Path::new("/sys/module/kvm_pvm").is_dir() => Kvm::UsableSoftware,
+        Ok(_) => Kvm::Usable,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Kvm::Unusable(format!(
+            "{} is not there: enable virtualisation and load kvm_intel or kvm_amd",
+            device.display()
+        )),
+        Err(error) => Kvm::Unusable(format!("{}: {error}: become a member of the group kvm", device.display())),
+    }
+}
+
+/// crosvm jails its devices in an empty directory, usually `/var/empty`.
+fn empty_directory(hypervisor: Hypervisor, runtime: &RuntimeDirectory) -> Option<HostPath> {
+    if hypervisor != Hypervisor::Crosvm || Path::new("/var/empty").is_dir() {
+        return None;
+    }
+    let directory = runtime.path().join("empty");
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o755).create(&directory).ok()?;
+    Some(HostPath::new(directory.to_string_lossy()))
+}
+
+/// What a kernel image is, by its first bytes.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn kernel_form(path: &Path) -> io::Result<KernelForm> {
+    let mut file = File::open(path)?;
+    let mut start = [0; 0x210];
+    let count = read_up_to(&mut file, &mut start)?;
+    // Documentation/arch/x86/boot.rst: "HdrS" at 0x202.
+    if count >= 0x206 && &start[0x202..0x206] == b"HdrS" {
+        return Ok(KernelForm::BzImage);
+    }
+    if count < 64 || &start[..4] != b"\x7fELF" {
+        return Ok(KernelForm::Unknown);
+    }
+    Ok(if has_pvh_note(&file, &start)? { KernelForm::ElfPvh } else { KernelForm::Elf })
+}
+
+fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..])? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok(filled)
+}
+
+/// Whether an ELF64 has a note of the owner "Xen" and type 18, XEN_ELFNOTE_PHYS32_ENTRY.
+fn has_pvh_note(file: &File, header: &[u8]) -> io::Result<bool> {
+    const LONGEST_NOTES_BYTES: u64 = 1 << 20;
+    let number = |bytes: &[u8], at: usize, count: usize| {
+        bytes
+            .get(at..at + count)
+            .unwrap_or_default()
+            .iter()
+            .rev()
+            .fold(0u64, |value, byte| value << 8 | u64::from(*byte))
+    };
+    let (table, entry_bytes, entries) = (number(header, 32, 8), number(header, 54, 2), number(header, 56, 2));
+    for index in 0..entries {
+        let mut entry = [0; 56];
+        file.read_exact_at(&mut entry, table + index * entry_bytes)?;
+        let (kind, offset, size) = (number(&entry, 0, 4), number(&entry, 8, 8), number(&entry, 32, 8));
+        if kind != 4 || size > LONGEST_NOTES_BYTES {
+            continue;
+        }
+        let mut notes = vec![0; usize::try_from(size).unwrap_or(0)];
+        file.read_exact_at(&mut notes, offset)?;
+        let mut at = 0;
+        while at + 12 <= notes.len() {
+            let field = |index: usize| usize::try_from(number(&notes, at + 4 * index, 4)).unwrap_or(usize::MAX >> 1);
+            let (name_bytes, descriptor_bytes) = (field(0), field(1));
+            if field(2) == 18 && notes[at + 12..].starts_with(b"Xen\0") {
+                return Ok(true);
+            }
+            at += 12 + name_bytes.next_multiple_of(4) + descriptor_bytes.next_multiple_of(4);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn measure_tsc_khz() -> Option<u64> {
+    let (begin, ticks_before) = (Instant::now(), time_stamp());
+    std::thread::sleep(TSC_MEASUREMENT);
+    let (elapsed, ticks_after) = (begin.elapsed(), time_stamp());
+    let ticks = u128::from(ticks_after.checked_sub(ticks_before)?);
+    u64::try_from(ticks * 1_000_000 / elapsed.as_nanos().max(1)).ok().filter(|khz| *khz > 0)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "the time stamp counter is read by an intrinsic")]
+fn time_stamp() -> u64 {
+    // SAFETY: every x86_64 processor has the instruction, and Linux lets programs use it.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn measure_tsc_khz() -> Option<u64> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn spec(program: &Path) -> MachineSpec {
+        let text = serde_json::json!({
+            "version": 1, "name": "web", "kernel": "/nonexistent/kernel",
+            "firecracker": {"program": program.to_str().unwrap()},
+        });
+        serde_json::from_value(text).unwrap()
+    }
+
+    #[test]
+    fn a_version_is_asked_for_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("firecracker");
+        let asked = directory.path().join("asked");
+        let script = |version: &str| format!("#!/bin/sh\necho x >> {}\necho Firecracker {version}\n", asked.display());
+        fs::write(&program, script("v1.13.1")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let runtime = RuntimeDirectory::at(directory.path().join("run"));
+        let interruption = Interruption::watch().unwrap();
+        let versions = || {
+            let facts = gather(&spec(&program), Hypervisor::Firecracker, ".".into(), &runtime, &interruption).unwrap();
+            facts.versions.get(&Hypervisor::Firecracker).copied()
+        };
+        assert_eq!((versions(), versions()), (Some(Version(1, 13, 1)), Some(Version(1, 13, 1))));
+        assert_eq!(fs::read_to_string(&asked).unwrap(), "x\n");
+        fs::write(&program, script("v1.14.0")).unwrap();
+        assert_eq!(versions(), Some(Version(1, 14, 0)));
+        // What is remembered may be damaged.
+        fs::write(directory.path().join("run/host-facts.json"), "{").unwrap();
+        assert_eq!(versions(), Some(Version(1, 14, 0)));
+    }
+
+    #[test]
+    fn kernels_are_told_by_their_first_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kernel");
+        let mut bytes = vec![0; 0x400];
+        bytes[0x202..0x206].copy_from_slice(b"HdrS");
+        fs::write(&path, &bytes).unwrap();
+        assert_eq!(kernel_form(&path).unwrap(), KernelForm::BzImage);
+        fs::write(&path, b"#!/bin/sh").unwrap();
+        assert_eq!(kernel_form(&path).unwrap(), KernelForm::Unknown);
+        assert_eq!(kernel_form(Path::new("/proc/self/exe")).unwrap(), KernelForm::Elf);
+        assert!(kernel_form(&directory.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn an_unusable_kvm_says_why() {
+        let Kvm::Unusable(why) = probe_kvm(Path::new("/nonexistent/kvm")) else { panic!("it is not there") };
+        assert!(why.contains("load kvm_intel"), "{why}");
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn the_time_stamp_counter_runs_at_a_plausible_pace() {
+        let khz = measure_tsc_khz().unwrap();
+        assert!((100_000..100_000_000).contains(&khz), "{khz} kHz");
+    }
+}

@@ -1,0 +1,196 @@
+//! Everything that a launch misses on this host, found without changing anything.
+
+use crate::child::Identity;
+use crate::launch::{Access, KvmUse, Launch, PassedDevice, Presence};
+use crate::network;
+use crate::path::HostPath;
+use crate::programs::find_program;
+use crate::sockets::is_listening;
+use crate::spec::DeviceBus;
+use nix::unistd::{AccessFlags, access};
+use std::fmt;
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+
+/// Something that is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostProblem {
+    /// The option of the spec that asks for it, or what it is.
+    pub option: String,
+    /// What is wrong, and what helps.
+    pub message: String,
+}
+
+impl fmt::Display for HostProblem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.option, self.message)
+    }
+}
+
+/// When it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Any time: also what `run` would make by itself is looked at.
+    Check,
+    /// Right before the start, when all that can be made has been made.
+    Start,
+}
+
+/// Everything that is missing.
+pub fn missing(launch: &Launch, moment: Moment) -> Vec<HostProblem> {
+    let mut problems = Problems { launch, found: Vec::new() };
+    problems.check_program();
+    problems.check_kvm();
+    for presence in &launch.needs.present {
+        problems.check_presence(presence);
+    }
+    for node in &launch.needs.device_nodes {
+        if let Err(error) = OpenOptions::new().read(true).write(true).open(node.path.as_path()) {
+            problems.add(&node.option, format!("{}: {error}; run: sudo {}", node.path, node.remedy));
+        }
+    }
+    for device in &launch.needs.devices {
+        problems.check_device(device);
+    }
+    problems.check_huge_pages();
+    if moment == Moment::Check {
+        problems.check_what_run_makes();
+    }
+    problems.found
+}
+
+struct Problems<'launch> {
+    launch: &'launch Launch,
+    found: Vec<HostProblem>,
+}
+
+impl Problems<'_> {
+    fn add(&mut self, option: &str, message: impl Into<String>) {
+        self.found.push(HostProblem { option: option.to_owned(), message: message.into() });
+    }
+
+    fn absolute(&self, path: &HostPath) -> HostPath {
+        path.below(&self.launch.working_directory)
+    }
+
+    fn check_program(&mut self) {
+        if let Err(error) = find_program(&self.launch.program) {
+            self.add(self.launch.hypervisor.as_str(), error.to_string());
+        }
+        if let Some(Err(error)) = self.launch.user.as_deref().map(Identity::of) {
+            self.add("user", error.to_string());
+        }
+    }
+
+    fn check_kvm(&mut self) {
+        if self.launch.needs.kvm != KvmUse::Required {
+            return;
+        }
+        if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+            let remedy = "load kvm_intel or kvm_amd, and be a member of the group kvm";
+            self.add("/dev/kvm", format!("{error}, but {} needs it: {remedy}", self.launch.hypervisor));
+        }
+    }
+
+    fn check_presence(&mut self, presence: &Presence) {
+        let path = self.absolute(&presence.path);
+        let (flags, wants_directory) = match presence.access {
+            Access::Read => (AccessFlags::R_OK, false),
+            Access::ReadWrite => (AccessFlags::R_OK | AccessFlags::W_OK, false),
+            Access::Execute => (AccessFlags::X_OK, false),
+            Access::Enter => (AccessFlags::R_OK | AccessFlags::X_OK, true),
+            Access::EnterWrite => (AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK, true),
+        };
+        match fs::metadata(path.as_path()) {
+            Err(error) => self.add(&presence.option, format!("{path}: {error}")),
+            Ok(metadata) if metadata.is_dir() != wants_directory => {
+                let wanted = if wants_directory { "is not a directory" } else { "is a directory, not a file" };
+                self.add(&presence.option, format!("{path} {wanted}"));
+            }
+            Ok(_) => {
+                if let Err(errno) = access(path.as_path(), flags) {
+                    self.add(&presence.option, format!("{path}: {}", std::io::Error::from(errno)));
+                }
+            }
+        }
+    }
+
+    /// A PCI device must have been given to VFIO; which group of devices that takes with it is the user's to decide.
+    fn check_device(&mut self, device: &PassedDevice) {
+        if device.bus != DeviceBus::Pci {
+            return;
+        }
+        let address = &device.path;
+        let place = Path::new("/sys/bus/pci/devices").join(address);
+        if !place.exists() {
+            self.add("devices", format!("there is no PCI device {address} on this host"));
+            return;
+        }
+        let driver = fs::read_link(place.join("driver")).ok();
+        let driver = driver.as_deref().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or("none");
+        if driver != "vfio-pci" {
+            self.add(
+                "devices",
+                format!(
+                    "PCI device {address} belongs to the driver {driver}, not to vfio-pci; run as root: \
+                     echo vfio-pci > {place}/driver_override; echo {address} > {place}/driver/unbind; \
+                     echo {address} > /sys/bus/pci/drivers_probe",
+                    place = place.display()
+                ),
+            );
+        }
+    }
+
+    fn check_huge_pages(&mut self) {
+        let wanted_mib = self.launch.needs.huge_pages_mib;
+        if wanted_mib == 0 {
+            return;
+        }
+        let information = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let number = |name: &str| -> u64 {
+            let line = information.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+        };
+        let (free, size_kib) = (number("HugePages_Free:"), number("Hugepagesize:"));
+        if free * size_kib < wanted_mib * 1024 {
+            let pages = (wanted_mib * 1024).div_ceil(size_kib.max(1));
+            self.add(
+                "hugepageMem",
+                format!(
+                    "{} MiB of huge pages are free, but the machine takes {wanted_mib}; \
+                     run: sudo sysctl vm.nr_hugepages={pages}",
+                    free * size_kib / 1024
+                ),
+            );
+        }
+    }
+
+    fn check_what_run_makes(&mut self) {
+        let launch = self.launch;
+        for problem in network::inspect(&launch.needs) {
+            self.add("interfaces", problem.to_string());
+        }
+        for process in &launch.needs.processes {
+            if let Err(error) = find_program(&process.program) {
+                self.add(&process.name, error.to_string());
+            }
+        }
+        for socket in &launch.needs.sockets_to_remove {
+            let path = self.absolute(socket);
+            if is_listening(path.as_path()) {
+                self.add("socket", format!("another process listens on {path}; is the machine running already?"));
+            }
+        }
+        if let Some(disk) = &launch.needs.store_disk
+            && let Err(error) = find_program(&disk.builder)
+        {
+            self.add("storeDisk.builder", error.to_string());
+        }
+        for volume in &launch.needs.volumes {
+            let path = self.absolute(&volume.image);
+            if volume.creation.is_none() && !path.as_path().exists() {
+                self.add("volumes", format!("{path} is not there, and `autoCreate` is off"));
+            }
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Making everything that must be there before the hypervisor starts. What was made is removed again when this is
+//! dropped before the hypervisor has taken over.
+
+use super::RunError;
+use crate::child::Identity;
+use crate::host::{Moment, missing};
+use crate::initrd;
+use crate::interruption::{ChildError, Interruption};
+use crate::launch::Launch;
+use crate::network::{self, CreatedInterfaces, macvtap};
+use crate::path::HostPath;
+use crate::programs::find_program;
+use crate::side_processes::SideProcesses;
+use crate::sockets::remove_stale;
+use crate::store_disk;
+use crate::volumes::{self, VolumeState};
+use nix::fcntl::{FcntlArg, fcntl};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// A machine whose hypervisor may start.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The hypervisor's program.
+    pub program: PathBuf,
+    /// Its arguments, those of the extra script included.
+    pub arguments: Vec<String>,
+    /// Who it is to be.
+    pub identity: Option<Identity>,
+    /// The processes beside it.
+    pub side_processes: SideProcesses,
+    /// Interfaces that were made for it.
+    pub interfaces: CreatedInterfaces,
+    descriptors: Vec<PassedDescriptor>,
+}
+
+/// A descriptor that the hypervisor gets under a number of its choice.
+#[derive(Debug)]
+struct PassedDescriptor {
+    number: i32,
+    open: bool,
+}
+
+impl Drop for PassedDescriptor {
+    fn drop(&mut self) {
+        if self.open {
+            // Nothing is lost when it is closed already.
+            let _ = nix::unistd::close(self.number);
+        }
+    }
+}
+
+impl Prepared {
+    /// Makes everything, in the order in which one needs the other.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn make(launch: &Launch, interruption: &Interruption, talk: &mut dyn FnMut(&str)) -> Result<Self, RunError> {
+        let program = find_program(&launch.program)?;
+        let identity = launch.user.as_deref().map(Identity::of).transpose()?;
+        let identity = identity.filter(|_| nix::unistd::geteuid().is_root());
+        let step = Step { launch, interruption, identity: identity.as_ref() };
+        step.make_directories()?;
+        step.run_pre_start()?;
+        let problems = missing(launch, Moment::Start);
+        if !problems.is_empty() {
+            return Err(RunError::Missing(problems));
+        }
+        if let Some(need) = &launch.needs.store_disk {
+            store_disk::make(need, &launch.working_directory, interruption)?;
+        }
+        step.make_volumes(talk)?;
+        for socket in &launch.needs.sockets_to_remove {
+            remove_stale(step.absolute(socket).as_path())?;
+        }
+        step.write_files()?;
+        interruption.check()?;
+        let interfaces = network::make_ready(&launch.needs)?;
+        for name in interfaces.names() {
+            talk(&format!("made network interface {name}"));
+        }
+        let side_processes = SideProcesses::start(&launch.needs.processes, &launch.working_directory, interruption)?;
+        let descriptors = step.open_descriptors()?;
+        let mut arguments = launch.arguments.clone();
+        arguments.extend(step.extra_arguments()?);
+        interruption.check()?;
+        Ok(Self { program, arguments, identity, side_processes, interfaces, descriptors })
+    }
+
+    /// The descriptors belong to the hypervisor now: this process does not close them.
+    pub fn leave_descriptors(&mut self) {
+        for descriptor in &mut self.descriptors {
+            descriptor.open = false;
+        }
+    }
+
+    /// Closes this process's copies: the hypervisor has its own.
+    pub fn close_descriptors(&mut self) {
+        self.descriptors.clear();
+    }
+}
+
+struct Step<'launch> {
+    launch: &'launch Launch,
+    interruption: &'launch Interruption,
+    identity: Option<&'launch Identity>,
+}
+
+impl Step<'_> {
+    fn absolute(&self, path: &HostPath) -> HostPath {
+        path.below(&self.launch.working_directory)
+    }
+
+    /// What is made for the hypervisor belongs to who it will be.
+    fn give_away(&self, path: &HostPath) -> Result<(), RunError> {
+        let Some(identity) = self.identity else { return Ok(()) };
+        nix::unistd::chown(path.as_path(), Some(identity.user()), Some(identity.group()))
+            .map_err(|errno| RunError::File { path: path.clone(), source: errno.into() })
+    }
+
+    fn make_directories(&self) -> Result<(), RunError> {
+        let working = self.launch.working_directory.clone();
+        let directories = self.launch.needs.directories.iter().map(|directory| self.absolute(directory));
+        for directory in std::iter::once(working).chain(directories) {
+            if directory.as_path().is_dir() {
+                continue;
+            }
+            fs::create_dir_all(directory.as_path())
+                .map_err(|source| RunError::File { path: directory.clone(), source })?;
+            self.give_away(&directory)?;
+        }
+        Ok(())
+    }
+
+    fn run_pre_start(&self) -> Result<(), RunError> {
+        for words in &self.launch.needs.pre_start {
+            let Some((program, arguments)) = words.split_first() else { continue };
+            let failed = |reason: String| RunError::PreStart { command: words.join(" "), reason };
+            let mut command = Command::new(program);
+            command.args(arguments).current_dir(self.launch.working_directory.as_path());
+            match self.interruption.run_aloud(&mut command) {
+                Ok(status) if status.success() => {}
+                Ok(status) => return Err(failed(format!("ended with {status}"))),
+                Err(ChildError::Interrupted(interrupted)) => return Err(interrupted.into()),
+                Err(ChildError::System(error)) => return Err(failed(error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    fn make_volumes(&self, talk: &mut dyn FnMut(&str)) -> Result<(), RunError> {
+        for need in &self.launch.needs.volumes {
+            let mut need = need.clone();
+            need.image = self.absolute(&need.image);
+            if volumes::make_ready(&need, self.interruption)? == VolumeState::Created {
+                self.give_away(&need.image)?;
+                talk(&format!("created volume {} with {}", need.image, need.fs_type));
+            }
+        }
+        Ok(())
+    }
+
+    fn write_files(&self) -> Result<(), RunError> {
+        for file in &self.launch.files {
+            let path = self.absolute(&file.path);
+            fs::write(path.as_path(), &file.content).map_err(|source| RunError::File { path: path.clone(), source })?;
+            self.give_away(&path)?;
+        }
+        Ok(())
+    }
+
+    fn open_descriptors(&self) -> Result<Vec<PassedDescriptor>, RunError> {
+        let mut passed = Vec::new();
+        if let Some(need) = &self.launch.needs.initrd {
+            let memory = initrd::compose(need, &self.launch.working_directory)?;
+            passed.push(pass(memory, need.descriptor)?);
+        }
+        for need in &self.launch.needs.macvtaps {
+            for (descriptor, number) in macvtap::open(need)?.into_iter().zip(&need.descriptors) {
+                passed.push(pass(descriptor, *number)?);
+            }
+        }
+        Ok(passed)
+    }
+
+    fn extra_arguments(&self) -> Result<Vec<String>, RunError> {
+        let Some(script) = &self.launch.needs.extra_args_script else { return Ok(Vec::new()) };
+        let failed = |reason: String| RunError::ExtraArguments { script: script.clone(), reason };
+        let mut command = Command::new(self.absolute(script).as_path());
+        command.current_dir(self.launch.working_directory.as_path());
+        match self.interruption.run_for_output(&mut command) {
+            Ok(ended) if ended.status.success() => Ok(ended.said.split_whitespace().map(str::to_owned).collect()),
+            Ok(ended) => Err(failed(format!("ended with {}", ended.status))),
+            Err(ChildError::Interrupted(interrupted)) => Err(interrupted.into()),
+            Err(ChildError::System(error)) => Err(failed(error.to_string())),
+        }
+    }
+}
+
+/// Gives a descriptor the number that the hypervisor's arguments name, and lets it survive exec.
+fn pass(descriptor: OwnedFd, number: i32) -> Result<PassedDescriptor, RunError> {
+    let failed = |source| RunError::System { action: "handing a file descriptor to the hypervisor", source };
+    let placed = fcntl(&descriptor, FcntlArg::F_DUPFD(number)).map_err(|errno| failed(errno.into()))?;
+    let passed = PassedDescriptor { number: placed, open: true };
+    if placed == number {
+        return Ok(passed);
+    }
+    Err(failed(io::Error::other(format!("descriptor {number} is taken already"))))
+}

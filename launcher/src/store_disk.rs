@@ -1,0 +1,127 @@
+//! Making the store disk from its plan right before the start, with the host's cache: the image builder's work, which
+//! is another program.
+
+use crate::interruption::{ChildError, Interrupted, Interruption};
+use crate::launch::StoreDiskNeed;
+use crate::path::HostPath;
+use crate::programs::{NotInstalled, find_program};
+use std::io;
+use std::process::{Command, ExitStatus};
+
+/// Why the store disk could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreDiskError {
+    /// The image builder is not there.
+    #[error("the store disk is to be made from a plan: {0}")]
+    NotInstalled(#[from] NotInstalled),
+    /// It cannot be started.
+    #[error("{program}: {source}")]
+    Start {
+        /// The image builder.
+        program: HostPath,
+        /// Why.
+        source: io::Error,
+    },
+    /// It did not succeed.
+    #[error("{program} ended with {status} and made no store disk from {plan}; what it says is above")]
+    Failed {
+        /// The image builder.
+        program: HostPath,
+        /// How it ended.
+        status: ExitStatus,
+        /// The plan.
+        plan: HostPath,
+    },
+    /// It says that it succeeded, but the image is not there.
+    #[error("{program} succeeded, but there is no {image}")]
+    NoImage {
+        /// The image builder.
+        program: HostPath,
+        /// The image.
+        image: HostPath,
+    },
+    /// Somebody asked the launcher to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+/// Makes the image. The builder itself sees whether the image that is there is already the plan's, and writes a new one
+/// whole or not at all.
+///
+/// # Errors
+/// [`StoreDiskError`].
+pub fn make(
+    need: &StoreDiskNeed,
+    working_directory: &HostPath,
+    interruption: &Interruption,
+) -> Result<(), StoreDiskError> {
+    let builder = named_in_environment().unwrap_or_else(|| need.builder.clone());
+    let program = find_program(&builder)?;
+    let image = need.image.below(working_directory);
+    let mut command = Command::new(&program);
+    command.current_dir(working_directory.as_path());
+    command.args(["build", "--quiet", "--plan", need.plan.as_str(), "--output", need.image.as_str()]);
+    if let Some(cache) = &need.cache {
+        command.args(["--cache", cache.as_str()]);
+    }
+    let status = interruption.run_aloud(&mut command).map_err(|error| match error {
+        ChildError::Interrupted(interrupted) => interrupted.into(),
+        ChildError::System(source) => StoreDiskError::Start { program: builder.clone(), source },
+    })?;
+    if !status.success() {
+        return Err(StoreDiskError::Failed { program: builder, status, plan: need.plan.clone() });
+    }
+    if !image.as_path().is_file() {
+        return Err(StoreDiskError::NoImage { program: builder, image });
+    }
+    Ok(())
+}
+
+/// `MICROVM_IMAGE` names the image builder where it is not on the search path, as in a checkout.
+fn named_in_environment() -> Option<HostPath> {
+    std::env::var("MICROVM_IMAGE").ok().filter(|path| !path.is_empty()).map(HostPath::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    fn need(directory: &Path, script: &str) -> StoreDiskNeed {
+        let builder = directory.join("microvm-image");
+        fs::write(&builder, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&builder, fs::Permissions::from_mode(0o755)).unwrap();
+        StoreDiskNeed {
+            plan: "/nix/store/plan.json".into(),
+            image: "web-store.squashfs".into(),
+            builder: HostPath::new(builder.to_str().unwrap()),
+            cache: Some("/var/cache/microvm".into()),
+        }
+    }
+
+    fn make_in(directory: &Path, script: &str) -> Result<(), StoreDiskError> {
+        let state = HostPath::new(directory.to_str().unwrap());
+        make(&need(directory, script), &state, &Interruption::watch().unwrap())
+    }
+
+    #[test]
+    fn the_builder_gets_plan_image_and_cache() {
+        let directory = tempfile::tempdir().unwrap();
+        make_in(directory.path(), "echo \"$@\" > arguments; touch web-store.squashfs").unwrap();
+        assert_eq!(
+            fs::read_to_string(directory.path().join("arguments")).unwrap(),
+            "build --quiet --plan /nix/store/plan.json --output web-store.squashfs --cache /var/cache/microvm\n"
+        );
+    }
+
+    #[test]
+    fn a_builder_that_fails_or_makes_nothing_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = make_in(directory.path(), "exit 4").unwrap_err().to_string();
+        assert!(error.contains("exit status: 4 and made no store disk from /nix/store/plan.json"), "{error}");
+        let error = make_in(directory.path(), "exit 0").unwrap_err();
+        assert!(matches!(error, StoreDiskError::NoImage { .. }), "{error}");
+    }
+}
