@@ -54,7 +54,7 @@ fn interrupt(mut child: Child, signal: Signal) {
 fn with_noise() -> Workspace {
     let workspace = Workspace::new();
     fs::create_dir(workspace.path("store")).unwrap();
-    let noise: Vec<u8> = (0..2_000_000_u64)
+    let noise: Vec<u8> = (0..1_000_000_u64)
         .flat_map(|number| blake3::hash(&(number / 3).to_le_bytes()).as_bytes()[..16].to_vec())
         .collect();
     fs::write(workspace.path("store").join(NOISE), noise).unwrap();

@@ -49,3 +49,32 @@ fn default_directory(variable: impl Fn(&str) -> Option<OsString>, is_root: bool)
         .map(|caches| caches.join(OWN_NAME))
         .or_else(|| is_root.then(|| Path::new(SYSTEM_CACHE).to_path_buf()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [(&str, &str); 3] =
+        [("MICROVM_IMAGE_CACHE", "/named"), ("XDG_CACHE_HOME", "/xdg"), ("HOME", "/home/me")];
+
+    fn directory(variables: &[(&str, &str)], is_root: bool) -> Option<PathBuf> {
+        let variable =
+            |name: &str| variables.iter().find_map(|(known, value)| (*known == name).then(|| OsString::from(value)));
+        default_directory(variable, is_root)
+    }
+
+    #[test]
+    fn the_first_that_is_set_wins() {
+        for (is_root, last) in [(true, Some("/var/cache/microvm-image")), (false, None)] {
+            for (variables, expected) in [
+                (&ALL[..], Some("/named")),
+                (&ALL[1..], Some("/xdg/microvm-image")),
+                (&ALL[2..], Some("/home/me/.cache/microvm-image")),
+                (&[], last),
+                (&[("MICROVM_IMAGE_CACHE", ""), ("XDG_CACHE_HOME", "relative"), ("HOME", "")], last),
+            ] {
+                assert_eq!(directory(variables, is_root), expected.map(PathBuf::from), "{variables:?}");
+            }
+        }
+    }
+}

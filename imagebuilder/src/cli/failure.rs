@@ -216,3 +216,43 @@ impl From<VolumeError> for Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::path::PathBuf;
+
+    #[test]
+    fn an_error_is_told_with_all_it_comes_from() {
+        let source = io::Error::from(io::ErrorKind::PermissionDenied);
+        let failure = Failure::from(PlanFileError::Read { path: PathBuf::from("plan.json"), source });
+        assert_eq!(failure.message, "cannot read the plan plan.json: permission denied");
+        assert_eq!((failure.exit_code, failure.hint), (2, None));
+    }
+
+    #[test]
+    fn exit_codes_tell_bad_input_from_failed_work() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let path = PathBuf::from("x");
+        let codes = [
+            Failure::from(BuildError::Interrupted).exit_code,
+            Failure::from(BuildError::Changed { path: path.clone() }).exit_code,
+            Failure::from(BuildError::Output(OutputError::NoName { path: path.clone() }.into())).exit_code,
+            Failure::from(WriteError { path: path.clone(), source: full() }).exit_code,
+            Failure::from(VolumeError::Interrupted).exit_code,
+            Failure::from(VolumeError::CameIntoBeing { path: path.clone() }).exit_code,
+            Failure::from(VolumeError::File { path, source: full() }).exit_code,
+            Failure::from(ClosureError::NixStore(NixStoreError::NoProgram)).exit_code,
+        ];
+        assert_eq!(codes, [130, 1, 2, 1, 130, 2, 1, 1]);
+    }
+
+    #[test]
+    fn a_missing_mkfs_is_told_with_its_packages() {
+        let error = VolumeError::NoProgram { program: "mkfs.xfs", debian_package: "xfsprogs", nix_package: "xfsprogs" };
+        let failure = Failure::from(error);
+        assert_eq!(failure.message, "the program mkfs.xfs is not installed");
+        assert_eq!(failure.hint.as_deref(), Some("install xfsprogs (Debian) or add xfsprogs (Nixpkgs) to PATH"));
+    }
+}
