@@ -5,12 +5,21 @@
 
 use std::io::Write;
 
+pub mod builds;
+pub mod contest;
+pub mod contests;
 pub mod error;
 pub mod guest_read;
+pub mod measure;
+pub mod method;
 pub mod mount;
+pub mod plot;
 pub mod read;
 pub mod reading;
+pub mod results;
 pub mod statistics;
+pub mod store_tree;
+pub mod tool;
 pub mod workspace;
 
 /// Data, to stdout.

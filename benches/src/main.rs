@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use benches::builds::{self, Readings};
 use benches::error::{Error, file};
-use benches::{guest_read, read, say, talk};
+use benches::{guest_read, read, say, talk, workspace};
 use clap::{Parser, Subcommand};
 
 /// Measures microvm-image and microvm against their peers, in turn, in one run.
@@ -17,6 +18,21 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Scenario {
+    /// Build images of stores in turn with every tool; writes raw values, tables and plots
+    Build {
+        /// Stores by their package list in fixtures/closure/packages
+        #[arg(default_values_t = ["server".to_owned(), "desktop".to_owned()])]
+        stores: Vec<String>,
+        /// How often each contender runs
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Also read the images: by loop mount, or in a guest too (slow)
+        #[arg(long, value_enum, default_value_t = ReadImages::No)]
+        read: ReadImages,
+        /// Where to write [default: benches/results/DATE]
+        #[arg(long)]
+        results: Option<PathBuf>,
+    },
     /// Read images of one store through loop mounts with cold caches; the first is what the others are compared with
     Read {
         /// squashfs or erofs images
@@ -52,6 +68,13 @@ enum Scenario {
     },
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ReadImages {
+    No,
+    Loop,
+    Guest,
+}
+
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -64,6 +87,20 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<(), Error> {
     match arguments.scenario {
+        Scenario::Build { stores, rounds, read, results } => {
+            let readings = match read {
+                ReadImages::No => Readings::None,
+                ReadImages::Loop => Readings::LoopMount,
+                ReadImages::Guest => Readings::LoopMountAndGuest,
+            };
+            let measured = builds::run(&stores, rounds, readings)?;
+            let directory =
+                results.unwrap_or_else(|| workspace::root().join("benches/results").join(&measured.method.date));
+            measured.write(&directory)?;
+            say(&measured.markdown());
+            talk(&format!("benches: results are in {}", directory.display()));
+            Ok(())
+        }
         Scenario::Read { images, rounds, every, on_disk, json } => {
             let backing = if on_disk { read::Backing::Disk } else { read::Backing::Memory };
             show_readings(&read::run(&images, read::Extent { rounds, every }, backing)?, json)

@@ -27,14 +27,28 @@ pub fn fixtures() -> PathBuf {
     std::env::var_os("MICROVM_FIXTURES").map_or_else(|| root().join("target/fixtures"), PathBuf::from)
 }
 
+/// Builds a program of this workspace as it is shipped, and returns its path.
+///
+/// # Errors
+/// When cargo fails.
+pub fn release_program(package: &str, name: &str) -> Result<PathBuf, Error> {
+    let directory = target_directory()?;
+    run_loudly(
+        Command::new("cargo")
+            .args(["build", "--quiet", "--release", "-p", package, "--bin", name, "--target-dir"])
+            .arg(&directory)
+            .current_dir(root()),
+    )?;
+    Ok(directory.join("release").join(name))
+}
+
 /// Builds a program of this package without any shared library, so that it runs in an initrd, and returns its path.
 ///
 /// # Errors
 /// When cargo fails.
 pub fn static_program(name: &str) -> Result<PathBuf, Error> {
     let target = "x86_64-unknown-linux-gnu"; // named, so that the flags below do not reach procedural macros
-    let own = std::env::current_exe().map_err(file("find", "this program"))?;
-    let directory = own.parent().and_then(Path::parent).unwrap_or(Path::new("target")).join("static");
+    let directory = target_directory()?.join("static");
     run_loudly(
         Command::new("cargo")
             .args(["build", "--quiet", "--release", "-p", "benches", "--bin", name, "--target", target, "--target-dir"])
@@ -43,6 +57,12 @@ pub fn static_program(name: &str) -> Result<PathBuf, Error> {
             .current_dir(root()),
     )?;
     Ok(directory.join(target).join("release").join(name))
+}
+
+/// Cargo's target directory that this program was built in.
+fn target_directory() -> Result<PathBuf, Error> {
+    let own = std::env::current_exe().map_err(file("find", "this program"))?;
+    Ok(own.ancestors().nth(2).map_or_else(|| PathBuf::from("target"), Path::to_owned))
 }
 
 /// The host's time stamp counter in kHz. An emulated guest sees the host's counter and, on a busy machine, fails to

@@ -1,0 +1,104 @@
+//! `benches build`: all contests over one or more stores.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::contest::{Arena, ContestOutcome, read_closure};
+use crate::contests;
+use crate::error::{Error, file};
+use crate::method::Method;
+use crate::read::{self, Backing, Extent, ImageReadings};
+use crate::reading;
+use crate::results::{Results, StoreResults};
+use crate::store_tree::StoreTree;
+use crate::tool::{Cache, Programs, Source, Tool};
+use crate::workspace;
+
+/// What to measure besides the contests of building.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readings {
+    /// Nothing.
+    None,
+    /// Loop mounts of the images that everybody's defaults make.
+    LoopMount,
+    /// These, and reading them in a guest.
+    LoopMountAndGuest,
+}
+
+/// Runs everything.
+///
+/// # Errors
+/// When a program fails or a file can't be written.
+pub fn run(stores: &[String], rounds: usize, readings: Readings) -> Result<Results, Error> {
+    let programs = programs()?;
+    let method = Method::now(&programs)?;
+    let stores =
+        stores.iter().map(|name| measure_store(name, rounds, readings, &programs)).collect::<Result<_, _>>()?;
+    Ok(Results { method, stores })
+}
+
+/// The peers, unpacked by `peers.sh`, and our own program, built now.
+fn programs() -> Result<Programs, Error> {
+    let peers = workspace::run(
+        Command::new(workspace::root().join("benches/peers.sh")).arg(workspace::fixtures().join("peers")),
+    )?;
+    let microvm_image = workspace::release_program("imagebuilder", "microvm-image")?;
+    Ok(Programs { peers: PathBuf::from(peers.trim()).join("bin"), microvm_image })
+}
+
+fn measure_store(name: &str, rounds: usize, readings: Readings, programs: &Programs) -> Result<StoreResults, Error> {
+    let mut tree = StoreTree::open(name)?;
+    let scratch =
+        tempfile::tempdir_in(workspace::fixtures()).map_err(file("make a directory in", workspace::fixtures()))?;
+    let nar_bytes = tree.nar_bytes()?;
+    let files = reading::list(&tree.store()).map_err(file("list", tree.store()))?.len();
+    let image = scratch.path().join("ours.squashfs");
+    let own = Tool::Ours { packing: None, source: Source::ClosureInfo, cache: Cache::None };
+    workspace::run(&mut own.command(programs, &tree, &image))?;
+
+    let mut arena = Arena { tree: &mut tree, programs, scratch: scratch.path() };
+    let mut all = vec![contests::defaults(scratch.path())];
+    all.extend(contests::LEVELS.map(contests::same_level));
+    all.push(contests::rebuild(scratch.path(), &image));
+    let contests = all.iter().map(|contest| arena.run(contest, rounds)).collect::<Result<Vec<ContestOutcome>, _>>()?;
+    let read_seconds = (0..rounds).map(|_| read_closure(&tree)).collect::<Result<_, _>>()?;
+    let (readings, guest_readings) = read_images(readings, rounds, programs, &tree, &scratch)?;
+    Ok(StoreResults { name: name.to_owned(), nar_bytes, files, read_seconds, contests, readings, guest_readings })
+}
+
+/// Reads the images that microvm.nix's two ways and ours make; microvm.nix's squashfs is what the others are compared with.
+fn read_images(
+    readings: Readings,
+    rounds: usize,
+    programs: &Programs,
+    tree: &StoreTree,
+    scratch: &tempfile::TempDir,
+) -> Result<(Vec<ImageReadings>, Vec<ImageReadings>), Error> {
+    if readings == Readings::None {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let tools = [
+        ("gensquashfs", Tool::Gensquashfs(None)),
+        ("microvm-image", Tool::Ours { packing: None, source: Source::ClosureInfo, cache: Cache::None }),
+        ("mkfs.erofs", Tool::MkfsErofs),
+    ];
+    let images = tools
+        .iter()
+        .map(|(name, tool)| {
+            let image = scratch.path().join(name);
+            workspace::run(&mut tool.command(programs, tree, &image)).map(|_| image)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let named = |mut results: Vec<ImageReadings>| {
+        for (result, (name, _)) in results.iter_mut().zip(&tools) {
+            (*name).clone_into(&mut result.image);
+        }
+        results
+    };
+    let mounted = named(read::run(&images, Extent { rounds, every: 1 }, Backing::Memory)?);
+    let guest = match readings {
+        Readings::LoopMountAndGuest => named(crate::guest_read::run(&images, Extent { rounds, every: 4 })?),
+        _ => Vec::new(),
+    };
+    Ok((mounted, guest))
+}

@@ -1,0 +1,192 @@
+//! A contest: some tools pack the same store in turn, round after round.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, file};
+use crate::measure::{self, Cost};
+use crate::store_tree::{Revision, StoreTree};
+use crate::tool::{Cache, Programs, Tool};
+use crate::{reading, talk};
+
+/// What happens before a tool is measured, outside the measured time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preparation {
+    /// Its output and its cache are empty.
+    Nothing,
+    /// The first closure was built into the cache and the output; then one store path changed.
+    OnePathChanged,
+    /// The very same build was done before.
+    NothingChanged,
+}
+
+/// Someone who takes part.
+#[derive(Debug, Clone)]
+pub struct Contender {
+    /// A name for tables.
+    pub name: String,
+    /// What is run.
+    pub tool: Tool,
+    /// What happened before.
+    pub preparation: Preparation,
+}
+
+/// A contest before it is run; the first contender is the one that the others are compared with.
+#[derive(Debug, Clone)]
+pub struct Contest {
+    /// A heading.
+    pub title: String,
+    /// Who takes part.
+    pub contenders: Vec<Contender>,
+}
+
+/// What a contender's runs gave.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Outcome {
+    /// The contender's name.
+    pub name: String,
+    /// The command of the last run.
+    pub command: String,
+    /// Bytes of the image.
+    pub image_bytes: u64,
+    /// A cost each round.
+    pub costs: Vec<Cost>,
+}
+
+impl Outcome {
+    /// Seconds of each round.
+    #[must_use]
+    pub fn seconds(&self) -> Vec<f64> {
+        self.costs.iter().map(|cost| cost.seconds).collect()
+    }
+
+    /// The most memory any round took, in bytes.
+    #[must_use]
+    pub fn peak_memory_bytes(&self) -> u64 {
+        self.costs.iter().map(|cost| cost.peak_memory_bytes).max().unwrap_or(0)
+    }
+}
+
+/// A contest that was run.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContestOutcome {
+    /// Its heading.
+    pub title: String,
+    /// By contender, in their order.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// Where a contest is run: which store, which programs, a directory for images and caches.
+#[derive(Debug)]
+pub struct Arena<'a> {
+    /// The store that is packed.
+    pub tree: &'a mut StoreTree,
+    /// The programs.
+    pub programs: &'a Programs,
+    /// A directory on the disk that images are written to.
+    pub scratch: &'a Path,
+}
+
+impl Arena<'_> {
+    /// Runs a contest: every contender once in each round.
+    ///
+    /// # Errors
+    /// When a program fails.
+    pub fn run(&mut self, contest: &Contest, rounds: usize) -> Result<ContestOutcome, Error> {
+        warm(self.tree)?;
+        let mut outcomes: Vec<Outcome> = contest
+            .contenders
+            .iter()
+            .map(|contender| Outcome {
+                name: contender.name.clone(),
+                command: String::new(),
+                image_bytes: 0,
+                costs: Vec::new(),
+            })
+            .collect();
+        for round in 1..=rounds {
+            for (contender, outcome) in contest.contenders.iter().zip(&mut outcomes) {
+                self.measure(contender, outcome)?;
+                let seconds = outcome.costs.last().map_or(0.0, |cost| cost.seconds);
+                talk(&format!("{}, round {round} of {rounds}: {}: {seconds:.3} s", contest.title, contender.name));
+            }
+        }
+        Ok(ContestOutcome { title: contest.title.clone(), outcomes })
+    }
+
+    fn measure(&mut self, contender: &Contender, outcome: &mut Outcome) -> Result<(), Error> {
+        let output = self.scratch.join("output.image");
+        remove_if_there(&output)?;
+        self.prepare(contender, &output)?;
+        let mut command = contender.tool.command(self.programs, self.tree, &output);
+        // what the preparation wrote must not be written out during the measurement
+        nix::unistd::sync();
+        outcome.costs.push(measure::run(&mut command)?);
+        outcome.command = format!("{command:?}");
+        outcome.image_bytes = fs::metadata(&output).map_err(file("read", &output))?.len();
+        self.tree.set_revision(Revision::First)
+    }
+
+    fn prepare(&mut self, contender: &Contender, output: &Path) -> Result<(), Error> {
+        let Tool::Ours { cache: Cache::At(cache), .. } = &contender.tool else { return Ok(()) };
+        match contender.preparation {
+            Preparation::Nothing => remove_tree(cache),
+            Preparation::NothingChanged => {
+                measure::run(&mut contender.tool.command(self.programs, self.tree, output)).map(drop)
+            }
+            Preparation::OnePathChanged => {
+                // a cache that has seen only the first closure is kept beside and copied for each round
+                let first = with_suffix(cache, "first");
+                remove_tree(cache)?;
+                if first.exists() {
+                    crate::workspace::run(std::process::Command::new("cp").arg("-a").arg(&first).arg(cache))?;
+                }
+                measure::run(&mut contender.tool.command(self.programs, self.tree, output))?;
+                if !first.exists() {
+                    crate::workspace::run(std::process::Command::new("cp").arg("-a").arg(cache).arg(&first))?;
+                }
+                self.tree.set_revision(Revision::Changed)
+            }
+        }
+    }
+}
+
+/// Reads the whole store once, so that nobody waits for the disk.
+fn warm(tree: &StoreTree) -> Result<(), Error> {
+    read_closure(tree).map(drop)
+}
+
+/// Seconds that reading the whole store takes with two readers.
+///
+/// # Errors
+/// When it can't be read.
+pub fn read_closure(tree: &StoreTree) -> Result<f64, Error> {
+    let store = tree.store();
+    let files = reading::list(&store).map_err(file("list", &store))?;
+    reading::seconds(reading::Reading::AllFilesTwoReaders, &store, &files).map_err(file("read", &store))
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn remove_if_there(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(file("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn remove_tree(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(file("remove", path)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,248 @@
+//! Plots as SVG: image size against build time, and times side by side.
+
+use std::fmt::Write;
+
+use crate::contest::Outcome;
+use crate::results::StoreResults;
+use crate::statistics::spread;
+
+const WIDTH: f64 = 860.0;
+const HEIGHT: f64 = 480.0;
+const LEFT: f64 = 80.0;
+const RIGHT: f64 = 40.0;
+const TOP: f64 = 50.0;
+const BOTTOM: f64 = 60.0;
+const BAR_HEIGHT: f64 = 22.0;
+const BAR_LABEL_WIDTH: f64 = 420.0;
+
+/// A tool's colour; ours stands out.
+fn colour(name: &str) -> &'static str {
+    match name.split([' ', ',']).next() {
+        Some("microvm-image") => "#c2410c",
+        Some("mksquashfs") => "#1d4ed8",
+        Some("gensquashfs") => "#0f766e",
+        Some("mkfs.erofs") => "#7e22ce",
+        _ => "#525252",
+    }
+}
+
+/// A range of values on an axis, logarithmic or not, laid onto pixels.
+struct Axis {
+    low: f64,
+    high: f64,
+    from: f64,
+    to: f64,
+    scale: Scale,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scale {
+    Linear,
+    Logarithmic,
+}
+
+impl Axis {
+    fn position(&self, value: f64) -> f64 {
+        let map = |value: f64| if self.scale == Scale::Logarithmic { value.max(1e-4).log10() } else { value };
+        let share = (map(value) - map(self.low)) / (map(self.high) - map(self.low)).max(1e-9);
+        self.from + share * (self.to - self.from)
+    }
+
+    /// 1, 2, 5, 10, ... within a logarithmic range; round steps within a linear one.
+    fn ticks(&self) -> Vec<f64> {
+        let candidates = (-4..6).flat_map(|exponent| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(exponent)));
+        if self.scale == Scale::Logarithmic {
+            return candidates.filter(|tick| *tick >= self.low && *tick <= self.high).collect();
+        }
+        let step = candidates.clone().find(|step| (self.high - self.low) / step <= 8.0).unwrap_or(self.high);
+        let mut ticks = Vec::new();
+        let mut tick = (self.low / step).ceil() * step;
+        while tick <= self.high {
+            ticks.push(tick);
+            tick += step;
+        }
+        ticks
+    }
+}
+
+struct Point {
+    name: String,
+    label: String,
+    seconds: f64,
+    megabytes: f64,
+}
+
+/// Every cold build as a point: right is slower, up is larger.
+#[must_use]
+pub fn size_against_time(store: &StoreResults) -> String {
+    let points: Vec<Point> = store
+        .contests
+        .iter()
+        .filter(|contest| contest.title.starts_with("cold"))
+        .flat_map(|contest| contest.outcomes.iter().filter_map(|outcome| point(&contest.title, outcome)))
+        .collect();
+    let bounds = |value: fn(&Point) -> f64| {
+        let low = points.iter().map(value).fold(f64::INFINITY, f64::min);
+        (low, points.iter().map(value).fold(0.0, f64::max))
+    };
+    let ((fastest, slowest), (smallest, largest)) = (bounds(|point| point.seconds), bounds(|point| point.megabytes));
+    if points.is_empty() {
+        return frame("no cold builds were measured", HEIGHT, "");
+    }
+    let x = Axis { low: fastest * 0.8, high: slowest * 1.6, from: LEFT, to: WIDTH - RIGHT, scale: Scale::Logarithmic };
+    let y = Axis { low: smallest * 0.96, high: largest * 1.02, from: HEIGHT - BOTTOM, to: TOP, scale: Scale::Linear };
+    let mut body = axes(&x, &y);
+    for point in &points {
+        let (left, top) = (x.position(point.seconds), y.position(point.megabytes));
+        let colour = colour(&point.name);
+        let _ = writeln!(body, r#"<circle cx="{left:.1}" cy="{top:.1}" r="5" fill="{colour}"/>"#);
+        let (left, top) = (left + 8.0, top + 4.0);
+        let _ = writeln!(
+            body,
+            r#"<text x="{left:.1}" y="{top:.1}" fill="{colour}" font-size="11">{}</text>"#,
+            escape(&point.label)
+        );
+    }
+    frame(&format!("Store `{}`: image size against build time, nothing cached", store.name), HEIGHT, &body)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^53")]
+fn point(title: &str, outcome: &Outcome) -> Option<Point> {
+    let level = title.split_once("level ").map_or("defaults", |(_, rest)| rest.split(',').next().unwrap_or(rest));
+    let tool = outcome.name.split(" (").next().unwrap_or(&outcome.name);
+    Some(Point {
+        name: outcome.name.clone(),
+        label: format!("{tool} {level}"),
+        seconds: spread(&outcome.seconds())?.median,
+        megabytes: outcome.image_bytes as f64 / 1e6,
+    })
+}
+
+fn axes(x: &Axis, y: &Axis) -> String {
+    let mut text = String::new();
+    for tick in x.ticks() {
+        let left = x.position(tick);
+        let _ = writeln!(
+            text,
+            r##"<line x1="{left:.1}" y1="{:.1}" x2="{left:.1}" y2="{:.1}" stroke="#e5e5e5"/>"##,
+            y.from, y.to
+        );
+        let _ = writeln!(
+            text,
+            r#"<text x="{left:.1}" y="{:.1}" text-anchor="middle" font-size="12">{tick} s</text>"#,
+            y.from + 18.0
+        );
+    }
+    for tick in y.ticks() {
+        let top = y.position(tick);
+        let _ = writeln!(
+            text,
+            r##"<line x1="{:.1}" y1="{top:.1}" x2="{:.1}" y2="{top:.1}" stroke="#e5e5e5"/>"##,
+            x.from, x.to
+        );
+        let _ = writeln!(
+            text,
+            r#"<text x="{:.1}" y="{:.1}" text-anchor="end" font-size="12">{tick:.0} MB</text>"#,
+            x.from - 8.0,
+            top + 4.0
+        );
+    }
+    text
+}
+
+/// Every contender's median time as a bar on a logarithmic scale, contest by contest.
+#[must_use]
+pub fn times(store: &StoreResults) -> String {
+    let medians: Vec<f64> = store
+        .contests
+        .iter()
+        .flat_map(|contest| contest.outcomes.iter().filter_map(|outcome| spread(&outcome.seconds())))
+        .map(|spread| spread.median)
+        .collect();
+    let low = medians.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = medians.iter().copied().fold(0.0, f64::max);
+    if medians.is_empty() {
+        return frame("nothing was measured", HEIGHT, "");
+    }
+    let x =
+        Axis { low: low * 0.5, high: high * 2.0, from: BAR_LABEL_WIDTH, to: WIDTH - 90.0, scale: Scale::Logarithmic };
+    let mut body = String::new();
+    let mut top = TOP;
+    for contest in &store.contests {
+        let _ = writeln!(
+            body,
+            r#"<text x="20" y="{:.1}" font-weight="bold" font-size="13">{}</text>"#,
+            top + 15.0,
+            escape(&contest.title)
+        );
+        top += BAR_HEIGHT;
+        for outcome in &contest.outcomes {
+            let Some(spread) = spread(&outcome.seconds()) else { continue };
+            let (end, baseline) = (x.position(spread.median), top + 14.0);
+            let colour = colour(&outcome.name);
+            let _ = writeln!(
+                body,
+                r#"<text x="{:.1}" y="{baseline:.1}" text-anchor="end" font-size="12">{}</text>"#,
+                x.from - 8.0,
+                escape(&outcome.name)
+            );
+            let _ = writeln!(
+                body,
+                r#"<rect x="{:.1}" y="{:.1}" width="{:.1}" height="{:.1}" fill="{colour}"/>"#,
+                x.from,
+                top + 2.0,
+                end - x.from,
+                BAR_HEIGHT - 6.0
+            );
+            let _ = writeln!(
+                body,
+                r#"<text x="{:.1}" y="{baseline:.1}" font-size="12">{}</text>"#,
+                end + 6.0,
+                duration(spread.median)
+            );
+            top += BAR_HEIGHT;
+        }
+        top += BAR_HEIGHT / 2.0;
+    }
+    frame(&format!("Store `{}`: seconds (logarithmic)", store.name), top + 20.0, &body)
+}
+
+fn duration(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{:.0} ms", seconds * 1000.0) } else { format!("{seconds:.1} s") }
+}
+
+fn frame(title: &str, height: f64, body: &str) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+         <text x=\"20\" y=\"28\" font-size=\"16\" font-weight=\"bold\">{}</text>\n{body}</svg>\n",
+        escape(title)
+    )
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_logarithmic_axis_puts_equal_ratios_at_equal_distances() {
+        let axis = Axis { low: 1.0, high: 100.0, from: 0.0, to: 200.0, scale: Scale::Logarithmic };
+        assert!((axis.position(10.0) - 100.0).abs() < 1e-9);
+        assert_eq!(axis.ticks(), [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]);
+    }
+
+    #[test]
+    fn a_linear_axis_has_round_ticks() {
+        let axis = Axis { low: 222.0, high: 263.0, from: 0.0, to: 100.0, scale: Scale::Linear };
+        assert_eq!(axis.ticks(), [230.0, 240.0, 250.0, 260.0]);
+    }
+
+    #[test]
+    fn markup_in_names_is_escaped() {
+        assert_eq!(escape("a<b&c"), "a&lt;b&amp;c");
+    }
+}

@@ -1,0 +1,136 @@
+//! The programs that are compared, and how each is told to pack a store.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::store_tree::StoreTree;
+
+/// Threads of every program: all that a machine of two cores has, and what microvm.nix would pass.
+pub const JOBS: usize = 2;
+
+/// How `microvm-image` learns what the closure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// `--closure-info`: NAR hashes are known.
+    ClosureInfo,
+    /// `--paths-from`: nothing is known, content must be hashed.
+    PathList,
+}
+
+/// What `microvm-image` does with a cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cache {
+    /// `--no-cache`.
+    None,
+    /// `--cache DIR`.
+    At(PathBuf),
+}
+
+/// Level and block size, where they are not a program's defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packing {
+    /// zstd's level.
+    pub level: u32,
+    /// Bytes of a data block before compression.
+    pub block_bytes: u32,
+}
+
+/// A program with its settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tool {
+    /// `microvm-image build`; packing `None` takes its defaults.
+    Ours {
+        /// Level and block size.
+        packing: Option<Packing>,
+        /// Where the closure comes from.
+        source: Source,
+        /// With or without cache.
+        cache: Cache,
+    },
+    /// mksquashfs of squashfs-tools.
+    Mksquashfs(Packing),
+    /// gensquashfs of squashfs-tools-ng; `None`: as microvm.nix calls it, `-c zstd -j N`.
+    Gensquashfs(Option<Packing>),
+    /// mkfs.erofs of erofs-utils as microvm.nix calls it.
+    MkfsErofs,
+    /// `cp` of a finished image: the least that writing an image costs.
+    Copy(PathBuf),
+}
+
+/// Where the programs are.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// The directory of peers.sh's wrappers.
+    pub peers: PathBuf,
+    /// Our own program.
+    pub microvm_image: PathBuf,
+}
+
+impl Tool {
+    /// The command that packs `tree` into `output`.
+    #[must_use]
+    pub fn command(&self, programs: &Programs, tree: &StoreTree, output: &Path) -> Command {
+        let jobs = JOBS.to_string();
+        match self {
+            Self::Ours { packing, source, cache } => {
+                let mut command = Command::new(&programs.microvm_image);
+                command.args(["build", "--quiet", "--jobs", &jobs, "--store-dir"]).arg(tree.store());
+                match source {
+                    Source::ClosureInfo => command.arg("--closure-info").arg(tree.closure_info()),
+                    Source::PathList => command.arg("--paths-from").arg(tree.closure_info().join("store-paths")),
+                };
+                match cache {
+                    Cache::None => command.arg("--no-cache"),
+                    Cache::At(directory) => command.arg("--cache").arg(directory),
+                };
+                if let Some(packing) = packing {
+                    command.args(["--level", &packing.level.to_string()]);
+                    command.args(["--block-size", &packing.block_bytes.to_string()]);
+                }
+                command.arg("--output").arg(output);
+                command
+            }
+            Self::Mksquashfs(packing) => {
+                let mut command = Command::new(programs.peers.join("mksquashfs"));
+                command.arg(tree.store()).arg(output);
+                command.args([
+                    "-noappend",
+                    "-no-progress",
+                    "-quiet",
+                    "-all-root",
+                    "-processors",
+                    &jobs,
+                    "-comp",
+                    "zstd",
+                ]);
+                command.args([
+                    "-Xcompression-level",
+                    &packing.level.to_string(),
+                    "-b",
+                    &packing.block_bytes.to_string(),
+                ]);
+                command
+            }
+            Self::Gensquashfs(packing) => {
+                let mut command = Command::new(programs.peers.join("gensquashfs"));
+                command.args(["-q", "-f", "-c", "zstd", "-j", &jobs, "-D"]).arg(tree.store());
+                if let Some(packing) = packing {
+                    command.args(["-X", &format!("level={}", packing.level), "-b", &packing.block_bytes.to_string()]);
+                }
+                command.arg(output);
+                command
+            }
+            Self::MkfsErofs => {
+                let mut command = Command::new(programs.peers.join("mkfs.erofs"));
+                command.args(["--quiet", "-zlz4hc", "-Eztailpacking", "-Efragments", "-T", "0", "--all-root"]);
+                command.arg(output).arg(tree.store());
+                command
+            }
+            Self::Copy(image) => {
+                let mut command = Command::new("cp");
+                command.arg(image).arg(output);
+                command
+            }
+        }
+    }
+}
