@@ -60,7 +60,7 @@ boot() { # what the guest prints goes to $output/console
     -append "console=ttyS0 quiet panic=-1 tsc_early_khz=$khz init=$(cat "$closure/toplevel")/init guest.actions=report" \
     -drive "id=store,if=none,format=raw,read-only=on,file=${image//,/,,}" -device virtio-blk-pci,drive=store,serial=store \
     </dev/null >"$output/console" || { cat "$output/console" >&2; die "the guest did not end well" "its console is above"; }
-  grep --text '^guest: ' "$output/console" | tr -d '\r'
+  grep --text --only-matching 'guest: .*' "$output/console" | tr -d '\r' # after what the BIOS left on the line
 }
 boot | tee "$output/guest"
 grep -q "^guest: store_paths=$store_paths$" "$output/guest" ||
