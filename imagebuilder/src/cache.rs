@@ -21,10 +21,10 @@ pub mod segments;
 
 use crate::settings::ImageSettings;
 use nix::fcntl::{Flock, FlockArg};
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use thiserror::Error;
 
@@ -49,7 +49,6 @@ pub struct CacheError {
 pub struct Cache {
     root: PathBuf,
     segments: PathBuf,
-    temporary_count: AtomicU64,
     _lock: Flock<File>,
 }
 
@@ -76,32 +75,26 @@ impl Cache {
             fs::create_dir_all(&path).map_err(|source| CacheError { action: "make a directory", path, source })?;
         }
         let lock = lock(&root, FlockArg::LockShared)?;
-        Ok(Self { root, segments, temporary_count: AtomicU64::new(0), _lock: lock })
+        Ok(Self { root, segments, _lock: lock })
     }
 
     /// Writes an entry whole and then gives it its name, replacing what bears it.
     fn publish(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
-        let count = self.temporary_count.fetch_add(1, Ordering::Relaxed);
-        let temporary = self.root.join("tmp").join(format!("{}-{count}", std::process::id()));
         let fail = |source| CacheError { action: "write an entry", path: path.to_owned(), source };
-        let written = write_parts(&temporary, parts).and_then(|()| match fs::rename(&temporary, path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                path.parent().map_or(Ok(()), fs::create_dir_all)?;
-                fs::rename(&temporary, path)
-            }
-            other => other,
-        });
-        written.map_err(|error| {
-            // The name is ours alone, and a leftover is collected by gc.
-            let _ = fs::remove_file(&temporary);
-            fail(error)
-        })
+        // Other builds write here, too, of this process and of others that may even have the same process number.
+        let mut file = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(0o644))
+            .tempfile_in(self.root.join("tmp"))
+            .map_err(fail)?;
+        parts.iter().try_for_each(|part| file.write_all(part)).map_err(fail)?;
+        let file = match file.persist(path) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.error.kind() == io::ErrorKind::NotFound => error.file,
+            Err(error) => return Err(fail(error.error)),
+        };
+        path.parent().map_or(Ok(()), fs::create_dir_all).map_err(fail)?;
+        file.persist(path).map(drop).map_err(|error| fail(error.error))
     }
-}
-
-fn write_parts(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    parts.iter().try_for_each(|part| file.write_all(part))
 }
 
 /// Entries are stamped when they are used, but not more often than this: gc needs no finer order.

@@ -2,7 +2,7 @@
 
 use super::streams;
 use imagebuilder::atomic_file::WriteError;
-use imagebuilder::build::{self, BuildError};
+use imagebuilder::build::BuildError;
 use imagebuilder::cache::CacheError;
 use imagebuilder::closure::{ClosureError, ClosureProblem, ClosureProblems, GraphError, NixStoreError};
 use imagebuilder::machine::MachineError;
