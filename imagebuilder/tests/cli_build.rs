@@ -142,6 +142,26 @@ fn a_machine_without_it_needs_one() {
 }
 
 #[test]
+fn machines_as_the_launcher_knows_them() {
+    let workspace = Workspace::with_store();
+    let specs = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/specs");
+    let mut outcomes = Vec::new();
+    for entry in fs::read_dir(specs).unwrap() {
+        let spec = entry.unwrap().path();
+        if spec.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let text = fs::read_to_string(&spec).unwrap();
+        let line = format!("{BUILD} image --machine {} --closure-info info --json --no-cache", spec.display());
+        let report: serde_json::Value = serde_json::from_str(&workspace.run(&line).success()).unwrap();
+        let expected = if text.contains(r#""source": "/nix/store""#) { "skipped" } else { "built" };
+        assert_eq!(report["outcome"], expected, "{}", spec.display());
+        outcomes.push(expected);
+    }
+    assert!(outcomes.contains(&"skipped") && outcomes.contains(&"built"), "{outcomes:?}");
+}
+
+#[test]
 fn lines_of_progress_come_only_every_few_seconds() {
     let workspace = Workspace::with_store();
     let run = workspace.run("build --closure-info info --store-dir store -o image --no-cache");

@@ -84,3 +84,24 @@ fn a_directory_of_another_store_is_where_the_paths_lie() {
     let plan = workspace.run_with_stdin("plan --paths-from -", &list).success();
     assert!(plan.contains("\"storeDir\": \"/mnt/nix/store\""), "{plan}");
 }
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let workspace = Workspace::with_store();
+    let mut command = workspace.command(["plan", "--closure-info", "info"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command.stdout(writer).output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
+}
+
+#[test]
+fn a_stdout_that_is_full_is_one() {
+    let workspace = Workspace::with_store();
+    let mut command = workspace.command(["plan", "--closure-info", "info"]);
+    let output = command.stdout(fs::File::options().write(true).open("/dev/full").unwrap()).output().unwrap();
+    assert_eq!(
+        (output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()),
+        (Some(1), "error: cannot write to stdout: No space left on device (os error 28)\n")
+    );
+}

@@ -14,12 +14,20 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+const EXAMPLES: &str = "\
+Examples:
+  microvm-image build ./result -o store.squashfs
+  microvm-image build --closure-info ./info -o store.squashfs
+  nix-store -qR ./result |
+    microvm-image build --paths-from - -o store.squashfs
+  microvm-image build --plan plan.json -o store.squashfs --json";
+
 /// Build the image of a closure
 ///
 /// The image appears whole or not at all, and its path is the only thing on stdout. What the cache holds is neither
 /// read nor compressed again; with or without it the image is the same, byte for byte.
 #[derive(Debug, Args)]
-#[command(override_usage = "microvm-image build [OPTIONS] --output <IMAGE>\n           [STORE_PATH]...")]
+#[command(override_usage = "microvm-image build [OPTIONS] --output <IMAGE>\n           [STORE_PATH]...", after_long_help = EXAMPLES)]
 pub(crate) struct BuildArgs {
     #[command(flatten)]
     source: SourceArgs,

@@ -22,12 +22,17 @@ enum VolumeCommand {
     Create(CreateArgs),
 }
 
+const EXAMPLES: &str = "\
+Example: a volume for the overlay of a writable store
+  microvm-image volume create rw-store.img --size 8G \\
+    --fs ext4 --label rw-store --dir store --dir work";
+
 /// Make a sparse file with an empty filesystem
 ///
 /// The volume appears whole or not at all, and never over an existing file. It is made by the filesystem's own mkfs
 /// program and read back. Its path is the only thing on stdout.
 #[derive(Debug, Args)]
-#[command(override_usage = "microvm-image volume create [OPTIONS] --size <SIZE>\n           --fs <FILESYSTEM> <PATH>")]
+#[command(override_usage = "microvm-image volume create [OPTIONS] --size <SIZE>\n           --fs <FILESYSTEM> <PATH>", after_long_help = EXAMPLES)]
 struct CreateArgs {
     /// File to make
     #[arg(value_name = "PATH")]

@@ -1,0 +1,94 @@
+//! The layers of the crate, held by reading its sources: what is pure touches nothing, and what is apart stays apart.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::path::Path;
+
+/// From texts to a plan, and from a plan to sizes and names: nothing outside of the process is looked at.
+const PURE: [&str; 11] = [
+    "closure/check.rs",
+    "closure/graph.rs",
+    "closure/path_list.rs",
+    "closure/registration.rs",
+    "nar_hash.rs",
+    "plan.rs",
+    "progress.rs",
+    "report.rs",
+    "settings.rs",
+    "size.rs",
+    "store_path.rs",
+];
+
+/// What a pure module must not name.
+const EFFECTS: [&str; 7] = ["std::fs", "std::process", "std::env", "std::io", "std::time", "std::thread", "nix::"];
+
+/// Lines of the longest file.
+const LINES_MAX: usize = 700;
+
+/// Path below `src` and code of every source file, its comments and tests left out.
+fn sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut directories = vec![root.clone()];
+    let mut sources = Vec::new();
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+            let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+            let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+            sources.push((name, lines.collect::<Vec<_>>().join("\n")));
+        }
+    }
+    sources.sort();
+    sources
+}
+
+/// The files, of those that `chosen` chooses, that name one of the words.
+fn naming(words: &[&str], chosen: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (name, code) in sources().into_iter().filter(|(name, _)| chosen(name)) {
+        found.extend(words.iter().filter(|word| code.contains(**word)).map(|word| (name.clone(), (*word).to_owned())));
+    }
+    found
+}
+
+const NOTHING: [(String, String); 0] = [];
+
+#[test]
+fn only_the_command_line_knows_clap_and_one_file_the_bars() {
+    assert_eq!(naming(&["clap::", "clap_complete", "clap_mangen"], |name| !name.starts_with("cli/")), NOTHING);
+    assert_eq!(naming(&["indicatif"], |name| name != "cli/progress.rs"), NOTHING);
+    assert!(naming(&["clap::", "indicatif"], |name| name.starts_with("cli/")).len() > 2, "the words are looked for");
+}
+
+#[test]
+fn the_format_does_not_know_the_cache_and_nothing_knows_the_command_line() {
+    let is_format = |name: &str| name == "squashfs.rs" || name.starts_with("squashfs/");
+    assert!(sources().iter().any(|(name, _)| is_format(name)));
+    assert_eq!(naming(&["crate::cache", "crate::build"], is_format), NOTHING);
+    assert_eq!(naming(&["crate::cli"], |name| !name.starts_with("cli/")), NOTHING);
+}
+
+#[test]
+fn what_is_pure_touches_nothing() {
+    let known: Vec<String> = sources().into_iter().map(|(name, _)| name).collect();
+    for name in PURE {
+        assert!(known.iter().any(|known| known == name), "{name} is gone: take it from the list");
+    }
+    assert_eq!(naming(&EFFECTS, |name| PURE.contains(&name)), NOTHING);
+}
+
+#[test]
+fn no_file_is_too_long() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for (name, _) in sources() {
+        let lines = fs::read_to_string(root.join(&name)).unwrap().lines().count();
+        assert!(lines <= LINES_MAX, "{name} has {lines} lines: time to split it");
+    }
+}
