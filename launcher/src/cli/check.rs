@@ -1,12 +1,16 @@
 //! `microvm check`: every problem of one or more machines at once.
 
 use super::failure::{BAD_INPUT, Failure};
+use super::machine::{facts_for, failed, watch};
 use super::output::write_stdout;
 use super::spec_file::{Overrides, read_text};
 use launcher::facts::HostFacts;
+use launcher::host::{Moment, missing};
 use launcher::hypervisor::{lower, runs_on};
+use launcher::launch::Launch;
 use launcher::refusal::names;
-use launcher::spec::{Hypervisor, parse::parse};
+use launcher::spec::{Hypervisor, MachineSpec, parse::parse};
+use launcher::state::RuntimeDirectory;
 use launcher::validate::{CheckedSpec, check, check_across};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -19,6 +23,9 @@ pub(crate) struct Arguments {
     specs: Vec<PathBuf>,
     #[command(flatten)]
     overrides: Overrides,
+    /// Also look at this host: programs, files, /dev/kvm, network interfaces, sockets
+    #[arg(long)]
+    host: bool,
     /// Print JSON: machines, problems, warnings
     #[arg(long)]
     json: bool,
@@ -40,13 +47,16 @@ struct Finding {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let facts = HostFacts::assumed(arguments.overrides.state_directory()?);
+    let assumed = HostFacts::assumed(arguments.overrides.state_directory()?);
     let (mut report, mut checked) = (Report::default(), Vec::new());
     for path in &arguments.specs {
-        checked.extend(check_file(path, arguments.overrides.hypervisor, &mut report)?);
-    }
-    for spec in &checked {
-        check_on_hypervisor(spec, &facts, &mut report);
+        let Some((spec, machine)) = check_file(path, &arguments.overrides, &mut report)? else { continue };
+        if arguments.host {
+            check_on_host(&spec, &machine, &arguments.overrides, &mut report)?;
+        } else {
+            check_on_hypervisor(&machine, &assumed, &mut report);
+        }
+        checked.push(machine);
     }
     for problem in check_across(&checked.iter().collect::<Vec<_>>()) {
         report.problems.push(Finding {
@@ -60,9 +70,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// The spec in the file, unless it has problems, which go into the report.
 fn check_file(
     path: &Path,
-    hypervisor: Option<Hypervisor>,
+    overrides: &Overrides,
     report: &mut Report,
-) -> Result<Option<CheckedSpec>, Failure> {
+) -> Result<Option<(MachineSpec, CheckedSpec)>, Failure> {
     let text = read_text(path)?;
     let mut spec = match parse(&text) {
         Ok(spec) => spec,
@@ -75,9 +85,9 @@ fn check_file(
             return Ok(None);
         }
     };
-    spec.hypervisor = hypervisor.unwrap_or(spec.hypervisor);
+    overrides.apply(&mut spec);
     match check(&spec) {
-        Ok(checked) => Ok(Some(checked)),
+        Ok(checked) => Ok(Some((spec, checked))),
         Err(problems) => {
             report.problems.extend(problems.iter().map(|problem| Finding {
                 text: problem.to_string(),
@@ -88,13 +98,33 @@ fn check_file(
     }
 }
 
-fn check_on_hypervisor(spec: &CheckedSpec, facts: &HostFacts, report: &mut Report) {
+/// Like [`check_on_hypervisor`] with what this host is, and then what it misses.
+fn check_on_host(
+    spec: &MachineSpec,
+    machine: &CheckedSpec,
+    overrides: &Overrides,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let runtime = RuntimeDirectory::locate().map_err(failed)?;
+    let facts = facts_for(spec, overrides, &runtime, &watch()?)?;
+    let Some(launch) = check_on_hypervisor(machine, &facts, report) else { return Ok(()) };
+    for problem in missing(&launch, Moment::Check) {
+        report.problems.push(Finding {
+            text: format!("{}: {problem}", launch.name),
+            parts: json!({"machine": launch.name, "option": problem.option, "reason": problem.message}),
+        });
+    }
+    Ok(())
+}
+
+fn check_on_hypervisor(spec: &CheckedSpec, facts: &HostFacts, report: &mut Report) -> Option<Launch> {
     match lower(spec, facts, spec.hypervisor) {
         Ok(launch) => {
             let mut others = runs_on(spec, facts);
             others.retain(|hypervisor| *hypervisor != spec.hypervisor);
             report.machines.push((spec.name.clone(), spec.hypervisor, others));
-            report.warnings.extend(launch.warnings);
+            report.warnings.extend_from_slice(&launch.warnings);
+            Some(launch)
         }
         Err(refusals) => {
             report.hints.push(format!("{}: {}", spec.name, refusals.hint()));
@@ -105,6 +135,7 @@ fn check_on_hypervisor(spec: &CheckedSpec, facts: &HostFacts, report: &mut Repor
                     "reason": refusal.reason, "able": refusal.able,
                 }),
             }));
+            None
         }
     }
 }

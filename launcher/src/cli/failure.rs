@@ -24,6 +24,11 @@ impl Failure {
         Self { code: BAD_INPUT, problems, hint: None }
     }
 
+    /// The command did not succeed: everything that went wrong.
+    pub(crate) fn many(problems: Vec<String>) -> Self {
+        Self { code: FAILED, problems, hint: None }
+    }
+
     /// The command did not succeed.
     pub(crate) fn failed(error: &dyn Error) -> Self {
         Self { code: FAILED, problems: vec![chain(error)], hint: None }

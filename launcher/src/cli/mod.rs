@@ -1,12 +1,20 @@
 //! The command line: one file a command. Results go to stdout, talk to stderr.
 
+mod balloon;
 mod check;
+mod console;
 mod explain;
 mod failure;
+mod interfaces;
+mod machine;
 mod output;
 mod reference;
+mod run;
 mod spec_file;
 mod status;
+mod stop;
+mod virtiofsd;
+mod volumes;
 
 use clap::{Parser, Subcommand};
 use failure::Failure;
@@ -23,7 +31,15 @@ struct Arguments {
 enum Command {
     Check(check::Arguments),
     Explain(explain::Arguments),
+    Run(run::Arguments),
+    Stop(stop::Arguments),
     Status(status::Arguments),
+    Console(console::Arguments),
+    Balloon(balloon::Arguments),
+    Tap(interfaces::TapArguments),
+    Macvtap(interfaces::MacvtapArguments),
+    Virtiofsd(virtiofsd::Arguments),
+    Volumes(volumes::Arguments),
     Schema(reference::SchemaArguments),
     Capabilities(reference::CapabilitiesArguments),
     Completions(reference::CompletionsArguments),
@@ -50,7 +66,15 @@ fn carry_out(command: Command) -> Result<(), Failure> {
     match command {
         Command::Check(arguments) => check::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Stop(arguments) => stop::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Console(arguments) => console::run(&arguments),
+        Command::Balloon(arguments) => balloon::run(&arguments),
+        Command::Tap(arguments) => interfaces::tap(&arguments),
+        Command::Macvtap(arguments) => interfaces::macvtap(&arguments),
+        Command::Virtiofsd(arguments) => virtiofsd::run(&arguments),
+        Command::Volumes(arguments) => volumes::run(&arguments),
         Command::Schema(arguments) => reference::schema(&arguments),
         Command::Capabilities(arguments) => reference::capabilities(&arguments),
         Command::Completions(arguments) => reference::completions(&arguments),

@@ -19,3 +19,9 @@ pub(crate) fn write_warnings(warnings: &[String]) {
         let _ = writeln!(stderr, "warning: {warning}");
     }
 }
+
+/// Tells the user something that is no result.
+pub(crate) fn write_stderr(text: &str) {
+    // Nobody listens when stderr is closed.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}

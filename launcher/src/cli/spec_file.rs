@@ -6,7 +6,7 @@ use launcher::hypervisor::lower;
 use launcher::launch::Launch;
 use launcher::path::HostPath;
 use launcher::refusal::Refusals;
-use launcher::spec::{Hypervisor, MachineSpec, parse::parse};
+use launcher::spec::{Accelerator, Hypervisor, MachineSpec, parse::parse};
 use launcher::validate::{CheckedSpec, check};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -26,9 +26,16 @@ pub(crate) struct Overrides {
     /// Use this hypervisor instead of the spec's
     #[arg(long, value_parser = hypervisor_named, value_name = "NAME")]
     pub(crate) hypervisor: Option<Hypervisor>,
+    /// Who runs the guest's instructions under qemu, instead of the spec's `qemu.accelerator`: auto, kvm or tcg
+    #[arg(long, value_parser = accelerator_named, value_name = "NAME")]
+    pub(crate) accel: Option<Accelerator>,
     /// The machine's state directory, to which relative paths refer [default: the current directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
+}
+
+fn accelerator_named(name: &str) -> Result<Accelerator, String> {
+    serde_json::from_value(serde_json::Value::from(name)).map_err(|_| "known are auto, kvm, tcg".to_owned())
 }
 
 fn hypervisor_named(name: &str) -> Result<Hypervisor, String> {
@@ -37,6 +44,12 @@ fn hypervisor_named(name: &str) -> Result<Hypervisor, String> {
 }
 
 impl Overrides {
+    /// Puts what is overridden into the spec.
+    pub(crate) fn apply(&self, spec: &mut MachineSpec) {
+        spec.hypervisor = self.hypervisor.unwrap_or(spec.hypervisor);
+        spec.qemu.accelerator = self.accel.unwrap_or(spec.qemu.accelerator);
+    }
+
     /// The state directory as an absolute path.
     pub(crate) fn state_directory(&self) -> Result<HostPath, Failure> {
         let current = std::env::current_dir().map_err(|error| Failure::failed(&error))?;
@@ -68,7 +81,7 @@ pub(crate) fn read(path: &Path, overrides: &Overrides) -> Result<MachineSpec, Fa
     let mut spec = parse(&text).map_err(|errors| {
         Failure::bad_input(errors.iter().map(|error| format!("{}: {error}", path.display())).collect())
     })?;
-    spec.hypervisor = overrides.hypervisor.unwrap_or(spec.hypervisor);
+    overrides.apply(&mut spec);
     Ok(spec)
 }
 

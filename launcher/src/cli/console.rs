@@ -1,0 +1,34 @@
+//! `microvm console`: the console of a machine that runs under a supervisor.
+
+use super::failure::Failure;
+use super::machine::{failed, find};
+use super::output::write_stderr;
+use super::spec_file::Overrides;
+use launcher::console::{Detached, attach};
+
+/// Connect the terminal with a machine's console; ctrl-] leaves it
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The machine's name, or its spec
+    machine: String,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let machine = find(&arguments.machine, &arguments.overrides)?;
+    let name = machine.state.name();
+    let Some(running) = machine.running else {
+        return Err(Failure::many(vec![format!("{name} is not running")]));
+    };
+    let Some(socket) = running.console_socket else {
+        let hint = "start it with `microvm run --supervise`, or set `consoleSocket` in its spec".to_owned();
+        let problem = format!("the console of {name} is on the terminal where it was started");
+        return Err(Failure::many(vec![problem]).with_hint(Some(hint)));
+    };
+    match attach(&socket).map_err(failed)? {
+        Detached::ByUser => write_stderr(&format!("left the console of {name}")),
+        Detached::MachineEnded => write_stderr(&format!("{name} has ended")),
+    }
+    Ok(())
+}

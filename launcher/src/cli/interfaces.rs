@@ -1,0 +1,114 @@
+//! `microvm tap` and `microvm macvtap`: a machine's network interfaces on the host.
+
+use super::failure::Failure;
+use super::machine::{failed, launch_of, watch};
+use super::output::{write_stderr, write_stdout};
+use super::spec_file::{SpecArguments, read};
+use launcher::launch::Needs;
+use launcher::network::{InterfaceState, NetworkError, macvtap, owner_id, tap};
+use launcher::state::RuntimeDirectory;
+
+/// Make or remove a machine's tap interfaces
+#[derive(clap::Args)]
+pub(crate) struct TapArguments {
+    #[command(subcommand)]
+    direction: Direction,
+}
+
+/// Make or remove a machine's macvtap interfaces
+#[derive(clap::Args)]
+pub(crate) struct MacvtapArguments {
+    #[command(subcommand)]
+    direction: Direction,
+}
+
+#[derive(clap::Subcommand)]
+enum Direction {
+    /// Make those that are not there
+    Up(Target),
+    /// Remove them
+    Down(Target),
+}
+
+#[derive(clap::Args)]
+struct Target {
+    #[command(flatten)]
+    spec: SpecArguments,
+    /// The user who may open them [default: the spec's `user`, or who runs this]
+    #[arg(long, value_name = "USER")]
+    owner: Option<String>,
+}
+
+pub(crate) fn tap(arguments: &TapArguments) -> Result<(), Failure> {
+    carry_out(&arguments.direction, Kind::Tap)
+}
+
+pub(crate) fn macvtap(arguments: &MacvtapArguments) -> Result<(), Failure> {
+    carry_out(&arguments.direction, Kind::Macvtap)
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Tap,
+    Macvtap,
+}
+
+fn carry_out(direction: &Direction, kind: Kind) -> Result<(), Failure> {
+    let (Direction::Up(target) | Direction::Down(target)) = direction;
+    let interruption = watch()?;
+    let overrides = &target.spec.overrides;
+    let spec = read(&target.spec.spec, overrides)?;
+    let runtime = RuntimeDirectory::locate().map_err(failed)?;
+    let needs = launch_of(&spec, overrides, &runtime, &interruption)?.needs;
+    let outcomes = match (direction, kind) {
+        (Direction::Up(_), Kind::Tap) => taps_up(&needs, target),
+        (Direction::Up(_), Kind::Macvtap) => macvtaps_up(&needs, target),
+        (Direction::Down(_), Kind::Tap) => {
+            needs.taps.iter().map(|need| (need.name.clone(), tap::remove(need).map(|()| "removed"))).collect()
+        }
+        (Direction::Down(_), Kind::Macvtap) => {
+            needs.macvtaps.iter().map(|need| (need.name.clone(), macvtap::remove(need).map(|()| "removed"))).collect()
+        }
+    };
+    report(outcomes)
+}
+
+type Outcomes = Vec<(String, Result<&'static str, NetworkError>)>;
+
+fn taps_up(needs: &Needs, target: &Target) -> Outcomes {
+    let up = |need: &launcher::launch::TapNeed| {
+        let owner = owner_id(target.owner.as_deref().or(need.owner.as_deref()))?;
+        tap::make_ready(need, owner).map(word)
+    };
+    needs.taps.iter().map(|need| (need.name.clone(), up(need))).collect()
+}
+
+fn macvtaps_up(needs: &Needs, target: &Target) -> Outcomes {
+    let up = |need: &launcher::launch::MacvtapNeed| {
+        let owner = owner_id(target.owner.as_deref().or(need.owner.as_deref()))?;
+        macvtap::make_ready(need, owner).map(word)
+    };
+    needs.macvtaps.iter().map(|need| (need.name.clone(), up(need))).collect()
+}
+
+fn word(state: InterfaceState) -> &'static str {
+    match state {
+        InterfaceState::Present => "was there",
+        InterfaceState::Created => "made",
+    }
+}
+
+/// The names go to stdout; all failures are told, not only the first.
+fn report(outcomes: Outcomes) -> Result<(), Failure> {
+    let mut problems = Vec::new();
+    for (name, outcome) in outcomes {
+        match outcome {
+            Ok(word) => {
+                write_stderr(&format!("{name}: {word}"));
+                write_stdout(&format!("{name}\n"))?;
+            }
+            Err(error) => problems.push(error.to_string()),
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Failure::many(problems)) }
+}

@@ -1,0 +1,41 @@
+//! `microvm run`: starts a machine.
+
+use super::failure::Failure;
+use super::machine::{failed, launch_of, watch};
+use super::output::write_stderr;
+use super::spec_file::{SpecArguments, read};
+use launcher::run::{RunError, Supervision, run as start};
+use launcher::state::RuntimeDirectory;
+use std::time::Duration;
+
+/// Start a machine
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    spec: SpecArguments,
+    /// Watch over the hypervisor instead of becoming it: serve the console, tell the service manager, end the guest
+    /// gracefully on SIGTERM. A machine with a console socket is always watched over.
+    #[arg(long)]
+    supervise: bool,
+    /// How long the guest may take to shut down when the supervisor is asked to end
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    stop_timeout: u64,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let interruption = watch()?;
+    let overrides = &arguments.spec.overrides;
+    let spec = read(&arguments.spec.spec, overrides)?;
+    let runtime = RuntimeDirectory::locate().map_err(failed)?;
+    let launch = launch_of(&spec, overrides, &runtime, &interruption)?;
+    let supervision = if arguments.supervise || launch.console.socket.is_some() {
+        Supervision::Supervise { stop_timeout: Duration::from_secs(arguments.stop_timeout) }
+    } else {
+        Supervision::Become
+    };
+    start(&launch, &runtime, supervision, &interruption, &mut write_stderr).map_err(|error| match error {
+        RunError::Missing(problems) => Failure::many(problems.iter().map(ToString::to_string).collect())
+            .with_hint(Some(format!("{} needs these before it can start", launch.name))),
+        error => failed(error),
+    })
+}

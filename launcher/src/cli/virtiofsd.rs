@@ -1,0 +1,52 @@
+//! `microvm virtiofsd`: serves a machine's shares until it is told to end, for a service of its own beside the machine's.
+
+use super::failure::Failure;
+use super::machine::{failed, launch_of, watch};
+use super::output::write_stderr;
+use super::spec_file::{SpecArguments, read};
+use launcher::launch::SideProcessKind;
+use launcher::readiness::ServiceManager;
+use launcher::side_processes::SideProcesses;
+use launcher::state::RuntimeDirectory;
+use std::time::{Duration, Instant};
+
+/// How long to wait when nothing else says when to look again.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// Serve a machine's virtiofs shares: all daemons under one supervisor
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    spec: SpecArguments,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let interruption = watch()?;
+    let overrides = &arguments.spec.overrides;
+    let spec = read(&arguments.spec.spec, overrides)?;
+    let runtime = RuntimeDirectory::locate().map_err(failed)?;
+    let launch = launch_of(&spec, overrides, &runtime, &interruption)?;
+    let mut processes = launch.needs.processes;
+    processes.retain(|process| process.kind == SideProcessKind::Virtiofsd);
+    let manager = ServiceManager::of_environment();
+    let mut daemons = SideProcesses::start(&processes, &launch.working_directory, &interruption).map_err(failed)?;
+    let served = processes.len();
+    write_stderr(&format!("{}: {served} virtiofs share{} served", launch.name, if served == 1 { "" } else { "s" }));
+    tell(&manager, "READY=1\nSTATUS=all shares are served");
+    while !daemons.is_empty() {
+        let (events, next) = daemons.tend();
+        events.iter().for_each(|event| write_stderr(event));
+        let longest = next.map_or(LOOK_EVERY, |time| time.saturating_duration_since(Instant::now()));
+        if interruption.pause(longest).is_err() {
+            break;
+        }
+    }
+    tell(&manager, "STOPPING=1");
+    Ok(())
+}
+
+fn tell(manager: &ServiceManager, lines: &str) {
+    if let Err(error) = manager.tell(lines) {
+        write_stderr(&format!("the service manager does not listen: {error}"));
+    }
+}

@@ -1,0 +1,46 @@
+//! `microvm volumes`: makes sure that a machine's volumes are there.
+
+use super::failure::Failure;
+use super::machine::{failed, launch_of, watch};
+use super::output::write_stdout;
+use super::spec_file::{SpecArguments, read};
+use launcher::state::RuntimeDirectory;
+use launcher::volumes::{VolumeError, VolumeState, make_ready};
+use serde_json::json;
+
+/// Create a machine's missing volumes and check the others
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    spec: SpecArguments,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let interruption = watch()?;
+    let overrides = &arguments.spec.overrides;
+    let spec = read(&arguments.spec.spec, overrides)?;
+    let runtime = RuntimeDirectory::locate().map_err(failed)?;
+    let launch = launch_of(&spec, overrides, &runtime, &interruption)?;
+    let (mut done, mut problems) = (Vec::new(), Vec::new());
+    for need in &launch.needs.volumes {
+        let mut need = need.clone();
+        need.image = need.image.below(&launch.working_directory);
+        match make_ready(&need, &interruption) {
+            Ok(state) => done.push((need, if state == VolumeState::Created { "created" } else { "present" })),
+            Err(error @ VolumeError::Interrupted(_)) => return Err(failed(error)),
+            Err(error) => problems.push(error.to_string()),
+        }
+    }
+    let text = if arguments.json {
+        let rows =
+            done.iter().map(|(need, state)| json!({"image": need.image, "fsType": need.fs_type, "state": state}));
+        format!("{:#}\n", serde_json::Value::Array(rows.collect()))
+    } else {
+        done.iter().map(|(need, state)| format!("{}  {}  {state}\n", need.image, need.fs_type)).collect()
+    };
+    write_stdout(&text)?;
+    if problems.is_empty() { Ok(()) } else { Err(Failure::many(problems)) }
+}
