@@ -1,6 +1,6 @@
 //! Every spec of fixtures/specs on every hypervisor: the launch, or the exact words of the refusal.
 //!
-//! `MICROVM_TEST_UPDATE_GOLDENS=1` writes them anew; the difference is then for the reader of the commit to judge.
+//! `MICROVM_TEST_BLESS=1` writes them anew; the difference is then for the reader of the commit to judge.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
 
@@ -47,7 +47,7 @@ fn outcome(name: &str, hypervisor: Hypervisor) -> (&'static str, String) {
 
 #[test]
 fn every_spec_comes_to_its_golden_on_every_hypervisor() {
-    let updates = std::env::var_os("MICROVM_TEST_UPDATE_GOLDENS").is_some();
+    let updates = std::env::var_os("MICROVM_TEST_BLESS").is_some();
     let directory = fixtures().join("launches");
     let (mut expected_files, mut differences) = (BTreeSet::new(), Vec::new());
     for name in spec_names() {

@@ -1,7 +1,7 @@
 //! What is the same for every hypervisor: the launch around the command, and where refusals and warnings gather.
 
 use crate::cmdline::KernelCommandLine;
-use crate::facts::{HostFacts, KernelForm};
+use crate::facts::{Architecture, HostFacts, KernelForm};
 use crate::keyval::Unwritable;
 use crate::launch::{
     Access, BalloonDevice, ComposedInitrd, Console, ControlSocket, DeviceNode, FIRST_PASSED_DESCRIPTOR, FileToWrite,
@@ -169,11 +169,7 @@ impl<'spec> Frame<'spec> {
     /// For the hypervisors that cannot run without KVM.
     pub(super) fn require_kvm(&mut self) {
         self.needs.kvm = KvmUse::Required;
-        self.need_device(
-            "hypervisor",
-            "/dev/kvm",
-            "load the module kvm_intel or kvm_amd, and join the group of /dev/kvm",
-        );
+        self.need_device("hypervisor", "/dev/kvm", "modprobe -a kvm_intel kvm_amd");
         if let crate::facts::Kvm::Unusable(why) = &self.facts.kvm {
             self.refuse("hypervisor", format!("needs KVM, but {why}"));
         }
@@ -201,7 +197,8 @@ impl<'spec> Frame<'spec> {
     /// The form of the kernel image if somebody has looked; refuses what is no kernel at all.
     pub(super) fn kernel_form(&mut self, image: &HostPath) -> Option<KernelForm> {
         let form = self.facts.kernel_forms.get(image).copied();
-        if form == Some(KernelForm::Unknown) {
+        // On ARM a kernel is an `Image`, which has neither form.
+        if form == Some(KernelForm::Unknown) && self.facts.architecture == Architecture::X86_64 {
             let reason = format!("cannot boot {image}: it is neither a bzImage nor an ELF");
             self.refuse(self.kernel_option(image), reason);
         }

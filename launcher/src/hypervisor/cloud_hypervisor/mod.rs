@@ -22,7 +22,7 @@ const MOST_DEVICES: usize = 31;
 /// Since when bzImages boot.
 const BZ_IMAGE: Version = Version(39, 0, 0);
 /// Since when a disk has a serial number of one's own.
-const SERIAL: Version = Version(34, 0, 0);
+const SERIAL: Version = Version(35, 0, 0);
 /// Since when a disk's format can, and for writing to its first sector must, be said.
 const IMAGE_TYPE: Version = Version(51, 0, 0);
 /// Since when the SMBIOS UUID is called `system_uuid`.

@@ -98,11 +98,7 @@ fn is_emulated(frame: &mut Frame<'_>) -> bool {
         frame.needs.kvm = KvmUse::NotUsed;
     } else {
         frame.needs.kvm = KvmUse::Required;
-        frame.need_device(
-            "hypervisor",
-            "/dev/kvm",
-            "load the module kvm_intel or kvm_amd, and join the group of /dev/kvm",
-        );
+        frame.need_device("hypervisor", "/dev/kvm", "modprobe -a kvm_intel kvm_amd");
     }
     is_emulated
 }

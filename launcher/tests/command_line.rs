@@ -1,0 +1,271 @@
+//! The program as its user meets it: what it prints, what it says when the input is bad, how it ends.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
+
+use serde_json::{Value, json};
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+fn microvm(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_microvm")).args(arguments).output().expect("microvm runs")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn fixture(name: &str) -> String {
+    repository().join("fixtures/specs").join(format!("{name}.json")).display().to_string()
+}
+
+/// A directory with one spec in it.
+struct Scratch {
+    directory: tempfile::TempDir,
+}
+
+impl Scratch {
+    fn new(text: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("machine.json"), text).expect("a file");
+        Self { directory }
+    }
+
+    /// The smallest machine, with these fields added or replaced.
+    fn machine(fields: Value) -> Self {
+        let mut document = json!({"version": 1, "name": "web", "kernel": "/k/bzImage"});
+        if let (Value::Object(document), Value::Object(fields)) = (&mut document, fields) {
+            document.extend(fields);
+        }
+        Self::new(&document.to_string())
+    }
+
+    fn spec(&self) -> String {
+        self.directory.path().join("machine.json").display().to_string()
+    }
+}
+
+#[test]
+fn bad_input_ends_with_2_and_says_what_to_mend() {
+    let long_name = "x".repeat(109);
+    for (fields, expected) in [
+        (json!({"vpcu": 2}), "vpcu: unknown field; did you mean `vcpu`?"),
+        (json!({"mem": "512"}), "mem: must be a whole number, but is the string \"512\""),
+        (
+            json!({"hypervisor": "xen"}),
+            "hypervisor: must be one of qemu, cloud-hypervisor, firecracker, crosvm, kvmtool",
+        ),
+        (json!({"version": 7}), "this program reads machine specs of version 1, but this one has 7"),
+        (json!({"name": "../../etc/passwd"}), "name: `../../etc/passwd` must start with a letter, a digit or `_`"),
+        (
+            json!({"shares": [{"tag": "t".repeat(32), "source": "/s", "mountPoint": "/s"}]}),
+            "has 32 bytes, but the tag of such a share has at most 31",
+        ),
+        (
+            json!({"interfaces": [{"type": "tap", "id": "sixteen-bytes-xx", "mac": "02:00:00:00:00:01"}]}),
+            "`sixteen-bytes-xx` has 16 bytes, but the name of a network interface has at most 15",
+        ),
+        (
+            json!({"volumes": [{"image": "a", "size": 1, "label": "seventeen-bytes-x"}]}),
+            "has 17 bytes, but a label of ext4 has at most 16",
+        ),
+        (
+            json!({"volumes": [{"image": "a", "size": 1}, {"image": "./a", "size": 1}]}),
+            "volumes[1].image: the image `a` is already that of volumes[0].image",
+        ),
+        (json!({"socket": long_name}), "has 109 bytes, but the path of a unix socket has at most 107"),
+        (json!({"graphics": {"enable": true}}), "no other hypervisor can"),
+    ] {
+        let scratch = Scratch::machine(fields);
+        for command in ["check", "explain"] {
+            let output = microvm(&[command, &scratch.spec()]);
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(2), "{command}: {said}");
+            assert!(said.starts_with("error: ") && said.contains(expected), "{command}: wanted {expected}\n{said}");
+            assert_eq!(stdout(&output), "");
+        }
+    }
+}
+
+#[test]
+fn malformed_json_is_shown_by_file_line_and_column() {
+    let scratch = Scratch::new("{\n  \"version\": 1,\n  \"name\" \"web\"\n}\n");
+    let said = stderr(&microvm(&["check", &scratch.spec()]));
+    assert_eq!(
+        said.lines().next(),
+        Some(format!("error: {}: line 3, column 10: expected `:`", scratch.spec()).as_str())
+    );
+}
+
+#[test]
+fn a_spec_that_cannot_be_read_is_named() {
+    let output = microvm(&["check", "/nowhere/machine.json"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).starts_with("error: /nowhere/machine.json: No such file"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_wrong_option_of_the_command_line_ends_with_2() {
+    for arguments in [["explain", "--hypervisor"].as_slice(), &["check"], &["explain", "--hypervisor", "xen", "x"], &[]]
+    {
+        assert_eq!(microvm(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    assert_eq!(microvm(&["--help"]).status.code(), Some(0));
+}
+
+#[test]
+fn check_tells_where_a_machine_runs() {
+    let output = microvm(&["check", &fixture("store-disk"), &fixture("store-share")]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(
+        stdout(&output),
+        "store-disk: runs on qemu; also on cloud-hypervisor, firecracker, crosvm and kvmtool\n\
+         store-share: runs on qemu; also on crosvm and kvmtool\n"
+    );
+}
+
+#[test]
+fn check_finds_clashes_and_refusals_together_and_as_json() {
+    let specs = [fixture("network-tap"), fixture("everything"), fixture("shares-9p")];
+    let specs: Vec<_> = specs.iter().map(String::as_str).collect();
+    let output = microvm(&[&["check", "--json", "--hypervisor", "firecracker"], specs.as_slice()].concat());
+    assert_eq!(output.status.code(), Some(2));
+    let document: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    let problems = document["problems"].as_array().expect("problems");
+    let of = |option: &str| problems.iter().filter(|problem| problem["option"] == option).count();
+    assert_eq!((of("shares[0].proto"), of("interfaces[0].mac"), of("interfaces[0].id")), (2, 1, 1), "{document:#}");
+    let refusal = problems.iter().find(|problem| problem["machine"] == "shares-9p").expect("a refusal");
+    assert_eq!(refusal["hypervisor"], "firecracker");
+    assert_eq!(refusal["able"], json!(["qemu", "crosvm", "kvmtool"]));
+    assert_eq!(document["machines"][0]["name"], "network-tap");
+}
+
+#[test]
+fn a_spec_is_read_from_standard_input() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_microvm"))
+        .args(["check", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("microvm runs");
+    let text = fs::read(fixture("minimal")).expect("a spec");
+    child.stdin.take().expect("a pipe").write_all(&text).expect("written");
+    let output = child.wait_with_output().expect("an end");
+    assert!(stdout(&output).starts_with("minimal: runs on qemu"), "{}", stdout(&output));
+}
+
+/// `MICROVM_TEST_BLESS=1` writes the goldens anew.
+#[test]
+fn explanations_are_their_goldens() {
+    for (name, hypervisor) in [
+        ("everything", "qemu"),
+        ("settings", "firecracker"),
+        ("network-macvtap", "crosvm"),
+        ("network-user", "cloud-hypervisor"),
+        ("volumes", "kvmtool"),
+    ] {
+        let state = format!("/var/lib/microvms/{name}");
+        let output = microvm(&["explain", &fixture(name), "--hypervisor", hypervisor, "--state-dir", &state]);
+        let found = stdout(&output) + &stderr(&output);
+        let golden = repository().join("fixtures/explanations").join(format!("{name}-{hypervisor}.txt"));
+        if std::env::var_os("MICROVM_TEST_BLESS").is_some() {
+            fs::create_dir_all(golden.parent().expect("a directory")).expect("a directory");
+            fs::write(&golden, &found).expect("a golden");
+        }
+        assert_eq!(found, fs::read_to_string(&golden).expect("a golden"), "{}", golden.display());
+    }
+}
+
+/// Runs the explained command with a program that prints its arguments in place of the hypervisor.
+#[test]
+fn the_explained_command_can_be_copied_into_a_shell() {
+    for name in ["everything", "quotes", "commas", "settings", "network-tap-queues", "store-disk"] {
+        for hypervisor in ["qemu", "firecracker", "crosvm", "kvmtool", "cloud-hypervisor"] {
+            let directory = tempfile::tempdir().expect("a directory");
+            let program = directory.path().join("hyper visor");
+            fs::write(&program, "#!/bin/sh\nprintf '%s\\0' \"$PWD\" \"$@\"\n").expect("a program");
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("executable");
+            let mut spec: Value =
+                serde_json::from_str(&fs::read_to_string(fixture(name)).expect("a spec")).expect("JSON");
+            let section = if hypervisor == "cloud-hypervisor" { "cloudHypervisor" } else { hypervisor };
+            spec[section]["program"] = json!(program);
+            let path = directory.path().join("machine.json");
+            fs::write(&path, spec.to_string()).expect("a spec");
+            let (path, state) = (path.display().to_string(), directory.path().display().to_string());
+            let arguments = ["explain", &path, "--hypervisor", hypervisor, "--state-dir", &state];
+            let explained = microvm(&arguments);
+            if !explained.status.success() {
+                continue;
+            }
+            let text = stdout(&explained);
+            let section = text.split("\nCommand:\n").nth(1).expect("a command").split("\n\n").next().expect("its end");
+            let printed = Command::new("sh").args(["-eu", "-c", section]).output().expect("a shell");
+            assert!(printed.status.success(), "{section}\n{}", stderr(&printed));
+            let mut words = stdout(&printed).split_terminator('\0').map(str::to_owned).collect::<Vec<_>>();
+            assert_eq!(words.remove(0), state, "it starts in the state directory");
+            let document = stdout(&microvm(&[arguments.as_slice(), &["--json"]].concat()));
+            let document: Value = serde_json::from_str(&document).expect("JSON");
+            assert_eq!(json!(words), document["launch"]["arguments"], "{name} on {hypervisor}");
+        }
+    }
+}
+
+#[test]
+fn the_printed_schema_takes_every_spec_and_no_misspelt_one() {
+    let schema: Value = serde_json::from_str(&stdout(&microvm(&["schema"]))).expect("JSON");
+    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    for entry in fs::read_dir(repository().join("fixtures/specs")).expect("specs") {
+        let path = entry.expect("an entry").path();
+        let mut document: Value = serde_json::from_str(&fs::read_to_string(&path).expect("a spec")).expect("JSON");
+        let errors: Vec<_> = validator.iter_errors(&document).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{}: {errors:?}", path.display());
+        document["vsock"] = json!({"cdi": 3});
+        assert!(!validator.is_valid(&document));
+    }
+}
+
+/// `MICROVM_TEST_BLESS=1` writes the page anew.
+#[test]
+fn the_reference_of_the_machine_spec_is_made_from_its_schema() {
+    let page = repository().join("docs/machine-spec.md");
+    let found = stdout(&microvm(&["schema", "--markdown"]));
+    if std::env::var_os("MICROVM_TEST_BLESS").is_some() {
+        fs::write(&page, &found).expect("a page");
+    }
+    assert_eq!(found, fs::read_to_string(&page).expect("a page"), "docs/machine-spec.md");
+    let schema: Value = serde_json::from_str(&stdout(&microvm(&["schema"]))).expect("JSON");
+    for field in schema["properties"].as_object().expect("fields").keys() {
+        assert!(found.contains(&format!("| `{field}` |")), "{field} is described");
+    }
+}
+
+#[test]
+fn the_capability_table_is_whole() {
+    let table = stdout(&microvm(&["capabilities"]));
+    let rows: Vec<_> = table.lines().filter(|line| line.starts_with("| ")).collect();
+    assert!(rows.iter().all(|row| row.matches('|').count() == 7), "{table}");
+    let document: Value = serde_json::from_str(&stdout(&microvm(&["capabilities", "--json"]))).expect("JSON");
+    assert_eq!(document.as_array().expect("a list").len(), rows.len() - 1);
+}
+
+#[test]
+fn completions_and_manual_pages_are_printed() {
+    for shell in ["bash", "zsh", "fish"] {
+        let text = stdout(&microvm(&["completions", shell]));
+        assert!(text.contains("explain") && text.contains("hypervisor"), "{shell}");
+    }
+    assert!(stdout(&microvm(&["man"])).contains(".TH microvm 1"));
+    assert!(stdout(&microvm(&["man", "check"])).contains("microvm\\-check"));
+    let output = microvm(&["man", "fly"]);
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(2), "error: there is no command `fly`\n"));
+}

@@ -1,0 +1,324 @@
+//! How a launch depends on the host: without KVM, with old versions, with the kernel image that there is.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
+
+use launcher::facts::{Architecture, HostFacts, KernelForm, Kvm, Version};
+use launcher::hypervisor::{lower, runs_on};
+use launcher::launch::{Access, GracefulStep, KvmUse, Launch, NotificationSocket, VsockHostEnd};
+use launcher::path::HostPath;
+use launcher::spec::{Hypervisor, parse::parse};
+use launcher::validate::{CheckedSpec, check};
+use serde_json::{Value, json};
+
+fn machine(fields: Value) -> CheckedSpec {
+    let mut document = json!({"version": 1, "name": "web", "kernel": "/k/bzImage", "initrd": "/k/initrd"});
+    if let (Value::Object(document), Value::Object(fields)) = (&mut document, fields) {
+        document.extend(fields);
+    }
+    check(&parse(&document.to_string()).expect("a spec")).expect("a checked spec")
+}
+
+fn host() -> HostFacts {
+    HostFacts::assumed(HostPath::from("/var/lib/microvms/web"))
+}
+
+fn launch(fields: Value, facts: &HostFacts, hypervisor: Hypervisor) -> Launch {
+    lower(&machine(fields), facts, hypervisor).unwrap_or_else(|refusals| panic!("{refusals}"))
+}
+
+fn refusals(fields: Value, facts: &HostFacts, hypervisor: Hypervisor) -> Vec<String> {
+    let refusals = lower(&machine(fields), facts, hypervisor).expect_err("a refusal");
+    refusals.refusals.iter().map(ToString::to_string).collect()
+}
+
+/// The value after that option.
+fn value<'launch>(launch: &'launch Launch, option: &str) -> &'launch str {
+    let at = launch.arguments.iter().position(|argument| argument == option);
+    at.map(|at| launch.arguments[at + 1].as_str()).unwrap_or_else(|| panic!("no {option} in {:?}", launch.arguments))
+}
+
+#[test]
+fn without_kvm_qemu_emulates_with_a_warning_and_the_others_refuse() {
+    let facts =
+        HostFacts { kvm: Kvm::Unusable("/dev/kvm is not there".to_owned()), tsc_khz: Some(2_596_000), ..host() };
+    let launch = launch(json!({}), &facts, Hypervisor::Qemu);
+    assert!(value(&launch, "-machine").starts_with("q35,accel=tcg,"), "{:?}", launch.arguments);
+    assert_eq!(value(&launch, "-cpu"), "max");
+    assert!(value(&launch, "-append").contains("tsc_early_khz=2596000"));
+    assert_eq!(launch.needs.kvm, KvmUse::NotUsed);
+    assert_eq!(launch.warnings.len(), 1);
+    assert!(launch.warnings[0].contains("/dev/kvm is not there; qemu emulates"), "{:?}", launch.warnings);
+    assert!(!launch.needs.device_nodes.iter().any(|node| node.path.as_str() == "/dev/kvm"));
+    assert_eq!(runs_on(&machine(json!({})), &facts), [Hypervisor::Qemu]);
+    assert_eq!(
+        refusals(json!({}), &facts, Hypervisor::Crosvm),
+        ["web: hypervisor: crosvm needs KVM, but /dev/kvm is not there; qemu can"]
+    );
+    let strict = json!({"qemu": {"accelerator": "kvm"}});
+    assert!(refusals(strict, &facts, Hypervisor::Qemu)[0].contains("is to use KVM, but /dev/kvm is not there"));
+}
+
+#[test]
+fn emulation_can_be_asked_for() {
+    for fields in [json!({"qemu": {"accelerator": "tcg"}}), json!({"cpu": "EPYC"})] {
+        let launch = launch(fields, &host(), Hypervisor::Qemu);
+        assert!(value(&launch, "-machine").contains("accel=tcg"));
+        assert_eq!(launch.warnings, [""; 0], "what was asked for needs no warning");
+    }
+    let accelerated = launch(json!({"cpu": "EPYC", "qemu": {"accelerator": "kvm"}}), &host(), Hypervisor::Qemu);
+    assert!(value(&accelerated, "-machine").contains("accel=kvm"));
+    assert_eq!(value(&accelerated, "-cpu"), "EPYC");
+}
+
+#[test]
+fn the_software_kvm_gets_a_cpu_that_it_knows() {
+    let launch = launch(json!({}), &HostFacts { kvm: Kvm::UsableSoftware, ..host() }, Hypervisor::Qemu);
+    assert_eq!(value(&launch, "-cpu"), "host,-arch-capabilities");
+}
+
+#[test]
+fn qemu_takes_a_machine_with_pci_where_the_small_one_is_too_small() {
+    let volumes = |count: usize| {
+        let volumes = (0..count).map(|index| json!({"image": format!("{index}.img"), "size": 1}));
+        json!({"volumes": volumes.collect::<Vec<_>>()})
+    };
+    // The entropy source is a device too.
+    assert!(value(&launch(volumes(7), &host(), Hypervisor::Qemu), "-machine").starts_with("microvm,"));
+    assert!(value(&launch(volumes(8), &host(), Hypervisor::Qemu), "-machine").starts_with("q35,"));
+    let mut small = volumes(8);
+    small["qemu"] = json!({"machine": "microvm"});
+    let small = launch(small, &host(), Hypervisor::Qemu);
+    assert!(value(&small, "-machine").contains("pcie=on"), "{:?}", small.arguments);
+    assert!(small.arguments.iter().any(|argument| argument.starts_with("virtio-blk-pci,")));
+    assert!(refusals(volumes(30), &host(), Hypervisor::Qemu)[0].contains("qemu has room for 30 devices"));
+    let hotplug = json!({"hotplugMem": 512, "qemu": {"machine": "microvm"}});
+    assert!(
+        refusals(hotplug, &host(), Hypervisor::Qemu)[0].starts_with("web: hotplugMem: qemu has no hot-plugged memory")
+    );
+}
+
+#[test]
+fn machine_options_of_the_user_replace_the_chosen_ones() {
+    let launch = launch(json!({"qemu": {"machineOpts": {"rtc": "on", "accel": "kvm:tcg"}}}), &host(), Hypervisor::Qemu);
+    assert_eq!(value(&launch, "-machine"), "microvm,accel=kvm:tcg,rtc=on");
+}
+
+#[test]
+fn an_older_cloud_hypervisor_is_told_only_what_it_knows() {
+    let disk = json!({"volumes": [{"image": "a.img", "size": 1}], "machineId": "a67472e5570e5c8ab18cae3c77701050"});
+    let old = |version| HostFacts { versions: [(Hypervisor::CloudHypervisor, version)].into(), ..host() };
+    let launch_on = |version| launch(disk.clone(), &old(version), Hypervisor::CloudHypervisor);
+    assert_eq!(value(&launch_on(Version(50, 0, 0)), "--disk"), "path=a.img");
+    assert_eq!(value(&launch_on(Version(51, 0, 0)), "--disk"), "path=a.img,image_type=raw");
+    assert_eq!(value(&launch_on(Version(51, 0, 0)), "--platform"), "uuid=a67472e5-570e-5c8a-b18c-ae3c77701050");
+    assert!(value(&launch_on(Version(53, 0, 0)), "--platform").starts_with("system_uuid="));
+    let serial = json!({"volumes": [{"image": "a.img", "size": 1, "serial": "s"}]});
+    let refused = refusals(serial, &old(Version(34, 0, 0)), Hypervisor::CloudHypervisor);
+    assert!(refused[0].contains("sets serial numbers from version 35.0.0 on"), "{refused:?}");
+}
+
+#[test]
+fn an_older_firecracker_is_told_only_what_it_knows() {
+    let facts = HostFacts { versions: [(Hypervisor::Firecracker, Version(1, 13, 1))].into(), ..host() };
+    let balloon = launch(json!({"balloon": true}), &facts, Hypervisor::Firecracker);
+    assert!(!balloon.files[0].content.contains("free_page_reporting"));
+    let hotplug = json!({"hotplugMem": 512, "hotpluggedMem": 0});
+    assert!(refusals(hotplug, &facts, Hypervisor::Firecracker)[0].contains("has virtio-mem from version 1.14.0 on"));
+}
+
+#[test]
+fn firecracker_keeps_its_limits() {
+    let on = |fields| refusals(fields, &host(), Hypervisor::Firecracker);
+    assert!(on(json!({"vcpu": 33}))[0].starts_with("web: vcpu: firecracker has at most 32 CPUs"));
+    assert!(on(json!({"hotplugMem": 200, "hotpluggedMem": 0}))[0].contains("plugs memory in slots of 128 MiB"));
+    assert!(
+        on(json!({"hotplugMem": 128}))[0]
+            .starts_with("web: hotpluggedMem: firecracker plugs memory in only while it runs")
+    );
+}
+
+#[test]
+fn a_kernel_of_the_wrong_form_is_refused_by_the_hypervisor_that_cannot_boot_it() {
+    use Hypervisor::{CloudHypervisor, Crosvm, Firecracker, Kvmtool, Qemu};
+    for (form, able) in [
+        (KernelForm::BzImage, vec![Qemu, CloudHypervisor, Firecracker, Crosvm, Kvmtool]),
+        (KernelForm::ElfPvh, vec![Qemu, CloudHypervisor, Firecracker, Crosvm]),
+        (KernelForm::Elf, vec![Firecracker, Crosvm]),
+        (KernelForm::Unknown, vec![]),
+    ] {
+        let facts = HostFacts { kernel_forms: [(HostPath::from("/k/bzImage"), form)].into(), ..host() };
+        assert_eq!(runs_on(&machine(json!({})), &facts), able, "{form:?}");
+    }
+    let facts = HostFacts {
+        kernel_forms: [(HostPath::from("/k/bzImage"), KernelForm::BzImage)].into(),
+        versions: [(Firecracker, Version(1, 16, 0))].into(),
+        ..host()
+    };
+    assert!(refusals(json!({}), &facts, Firecracker)[0].contains("boots bzImages only from version 1.17.0 on"));
+    let both = json!({"vmlinux": "/k/vmlinux"});
+    let launch = launch(both, &facts, Firecracker);
+    assert!(launch.files[0].content.contains("\"kernel_image_path\": \"/k/vmlinux\""));
+}
+
+#[test]
+fn a_kernel_command_line_that_would_be_cut_off_is_refused() {
+    let fields = |bytes: usize| json!({"kernelParams": ["x".repeat(bytes)]});
+    for hypervisor in Hypervisor::ALL {
+        let refused = refusals(fields(2047), &host(), hypervisor);
+        assert!(refused[0].contains("of kernel parameters, but a kernel takes at most 2047"), "{refused:?}");
+        assert!(lower(&machine(fields(1700)), &host(), hypervisor).is_ok(), "{hypervisor}");
+    }
+}
+
+#[test]
+fn taps_have_as_many_queues_as_the_hypervisor_opens() {
+    let fields =
+        || json!({"vcpu": 4, "user": "alice", "interfaces": [{"type": "tap", "id": "t0", "mac": "02:00:00:00:00:01"}]});
+    for (hypervisor, pairs) in [
+        (Hypervisor::Qemu, 4),
+        (Hypervisor::CloudHypervisor, 4),
+        (Hypervisor::Firecracker, 1),
+        (Hypervisor::Crosvm, 4),
+        (Hypervisor::Kvmtool, 1),
+    ] {
+        let launch = launch(fields(), &host(), hypervisor);
+        let tap = &launch.needs.taps[0];
+        assert_eq!((tap.queue_pairs, tap.multi_queue, tap.vnet_hdr), (pairs, pairs > 1, true), "{hypervisor}");
+        assert_eq!(tap.owner.as_deref(), Some("alice"));
+    }
+}
+
+#[test]
+fn credentials_come_by_fw_cfg_or_in_the_initrd() {
+    let fields = || json!({"credentialFiles": {"token": "/run/secrets/token"}});
+    let qemu = launch(fields(), &host(), Hypervisor::Qemu);
+    assert_eq!(value(&qemu, "-fw_cfg"), "name=opt/io.systemd.credentials/token,file=/run/secrets/token");
+    assert_eq!(qemu.needs.initrd, None);
+    for hypervisor in Hypervisor::ALL.into_iter().skip(1) {
+        let launch = launch(fields(), &host(), hypervisor);
+        let initrd = launch.needs.initrd.expect("an initrd put together at start");
+        assert_eq!((initrd.base.as_str(), initrd.descriptor), ("/k/initrd", 100));
+        let spoken =
+            launch.arguments.join(" ") + &launch.files.iter().map(|file| file.content.clone()).collect::<String>();
+        assert!(spoken.contains("/proc/self/fd/100") && !spoken.contains("secrets"), "{hypervisor}: {spoken}");
+    }
+    let without = json!({"initrd": null, "credentialFiles": {"token": "/run/secrets/token"}});
+    assert!(refusals(without, &host(), Hypervisor::Crosvm)[0].contains("in the initrd, and there is none"));
+    let long = json!({"credentialFiles": {"a-name-of-twenty-nine-bytes-x": "/run/secrets/token"}});
+    assert!(refusals(long, &host(), Hypervisor::Qemu)[0].contains("has room for 28 bytes of a credential's name"));
+}
+
+#[test]
+fn the_guest_says_that_it_is_ready_where_the_hypervisor_brings_it() {
+    let fields = || json!({"vsock": {"cid": 42, "notify": true}});
+    let port = (1 << 30) + 42;
+    for hypervisor in Hypervisor::ALL {
+        let launch = launch(fields(), &host(), hypervisor);
+        let spoken =
+            launch.arguments.join(" ") + &launch.files.iter().map(|file| file.content.clone()).collect::<String>();
+        assert!(spoken.contains(&format!("vmm.notify_socket:vsock-stream:2:{port}")), "{hypervisor}: {spoken}");
+        let (vsock, notification) = (launch.vsock.expect("vsock"), launch.notification.expect("a notification"));
+        assert_eq!(notification.port, port);
+        let by_unix_socket = matches!(hypervisor, Hypervisor::CloudHypervisor | Hypervisor::Firecracker);
+        if by_unix_socket {
+            assert_eq!(vsock.host_end, VsockHostEnd::UnixSocket("web.vsock".into()));
+            assert_eq!(notification.listen, NotificationSocket::Unix(format!("web.vsock_{port}").into()));
+        } else {
+            assert_eq!(vsock.host_end, VsockHostEnd::Kernel);
+            assert_eq!(notification.listen, NotificationSocket::Vsock { cid: 42 });
+        }
+    }
+}
+
+#[test]
+fn the_sandbox_of_qemu_is_off_only_for_the_bridge_helper() {
+    let bridge = json!({"interfaces": [{"type": "bridge", "id": "lan", "mac": "02:00:00:00:00:01", "bridge": "br0"}]});
+    assert_eq!(value(&launch(json!({}), &host(), Hypervisor::Qemu), "-sandbox"), "on");
+    assert!(!launch(bridge, &host(), Hypervisor::Qemu).arguments.iter().any(|argument| argument == "-sandbox"));
+}
+
+#[test]
+fn options_that_cloud_hypervisor_takes_once_are_refused_among_the_extra_arguments() {
+    for (extra, instead) in [(json!(["--vsock", "cid=3"]), "vsock.cid"), (json!(["--cpus=boot=4"]), "vcpu")] {
+        let refused = refusals(json!({"cloudHypervisor": {"extraArgs": extra}}), &host(), Hypervisor::CloudHypervisor);
+        assert!(refused[0].contains(&format!("use {instead}")), "{refused:?}");
+    }
+}
+
+#[test]
+fn kvmtools_socket_lies_below_its_home_and_keeps_the_limit() {
+    let launch = launch(json!({}), &host(), Hypervisor::Kvmtool);
+    assert_eq!(launch.environment["HOME"], "/var/lib/microvms/web");
+    assert_eq!(launch.control.expect("a socket").path.as_str(), "/var/lib/microvms/web/.lkvm/web.sock");
+    let deep = HostFacts::assumed(HostPath::new(format!("/{}", "d".repeat(100))));
+    assert!(
+        refusals(json!({}), &deep, Hypervisor::Kvmtool)[0].contains("of the 107 that a unix socket's path can have")
+    );
+}
+
+#[test]
+fn a_host_without_io_uring_does_without() {
+    let facts = HostFacts { io_uring_is_usable: false, ..host() };
+    let disk = || json!({"storeDisk": {"image": "/s.squashfs"}});
+    assert!(value(&launch(disk(), &facts, Hypervisor::Qemu), "-drive").contains("aio=threads"));
+    let firecracker = launch(disk(), &facts, Hypervisor::Firecracker);
+    assert!(firecracker.files[0].content.contains("\"io_engine\": \"Sync\""));
+    assert!(firecracker.warnings[0].contains("this host has no io_uring"));
+}
+
+#[test]
+fn a_crosvm_built_without_the_balloon_is_not_told_to_leave_it_out() {
+    let facts = HostFacts { crosvm_has_balloon: false, ..host() };
+    assert!(!launch(json!({}), &facts, Hypervisor::Crosvm).arguments.contains(&"--no-balloon".to_owned()));
+    assert!(refusals(json!({"balloon": true}), &facts, Hypervisor::Crosvm)[0].contains("is built without the balloon"));
+}
+
+#[test]
+fn on_arm_the_machine_is_virt_and_the_console_another() {
+    let facts = HostFacts { architecture: Architecture::Aarch64, ..host() };
+    let qemu = launch(json!({}), &facts, Hypervisor::Qemu);
+    assert_eq!(qemu.program.as_str(), "qemu-system-aarch64");
+    assert!(value(&qemu, "-machine").starts_with("virt,accel=kvm,"));
+    assert!(value(&qemu, "-append").starts_with("console=ttyAMA0 "));
+    assert_eq!(qemu.shutdown.graceful, [GracefulStep::QmpSystemPowerdown], "there is no keyboard to press keys on");
+    let firecracker = launch(json!({}), &facts, Hypervisor::Firecracker);
+    assert_eq!(firecracker.shutdown.graceful, [], "ctrl-alt-delete is x86 only");
+}
+
+#[test]
+fn what_the_guest_cannot_feel_is_left_out_with_a_warning() {
+    let fields = json!({"volumes": [{"image": "a.img", "size": 1, "serial": "s", "direct": true}]});
+    let launch = launch(fields, &host(), Hypervisor::Firecracker);
+    assert_eq!(launch.warnings.len(), 2, "{:?}", launch.warnings);
+    assert!(launch.warnings[0].contains("web: volumes[0].serial: firecracker cannot set serial numbers"));
+    assert_eq!(launch.disks[0].serial, None);
+}
+
+#[test]
+fn everything_that_must_be_there_is_named() {
+    let fields = json!({
+        "vmlinux": "/k/vmlinux",
+        "storeDisk": {"plan": "/s/plan.json"},
+        "volumes": [{"image": "a.img", "size": 4, "label": "data"}],
+        "shares": [{"proto": "virtiofs", "tag": "t", "source": "/srv", "mountPoint": "/srv"}],
+        "preStart": [["/bin/true"]],
+    });
+    let needs = launch(fields, &host(), Hypervisor::CloudHypervisor).needs;
+    let present: Vec<_> = needs.present.iter().map(|presence| (presence.path.as_str(), presence.access)).collect();
+    assert_eq!(
+        present,
+        [
+            ("/s/plan.json", Access::Read),
+            ("/srv", Access::EnterWrite),
+            ("/k/vmlinux", Access::Read),
+            ("/k/initrd", Access::Read),
+        ]
+    );
+    let store_disk = needs.store_disk.expect("made from the plan");
+    assert_eq!((store_disk.plan.as_str(), store_disk.image.as_str()), ("/s/plan.json", "web-store.squashfs"));
+    assert_eq!(needs.volumes[0].creation.as_ref().map(|creation| creation.size_mib), Some(4));
+    assert_eq!(needs.processes[0].socket.as_str(), "web-virtiofs-t.sock");
+    assert_eq!(needs.pre_start, [["/bin/true"]]);
+    let sockets: Vec<_> = needs.sockets_to_remove.iter().map(HostPath::as_str).collect();
+    assert_eq!(sockets, ["web-virtiofs-t.sock", "web.sock"]);
+}
