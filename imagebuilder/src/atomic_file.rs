@@ -1,10 +1,11 @@
 //! Writes a small file whole or not at all.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, OpenOptions};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process;
 use thiserror::Error;
 
 /// Why a file was not written. Then what stood there before stands there still.
@@ -36,13 +37,21 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), WriteError> {
     })
 }
 
-/// A hidden name in the same directory, of this process alone.
+/// A hidden name in the same directory that nobody else has: not even a process of the same number that was killed.
 pub(crate) fn beside(path: &Path) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.tmp", process::id()));
-    path.with_file_name(name)
+    // The standard library's only source of chance: a hasher's random keys.
+    let chance = RandomState::new().build_hasher().finish();
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    // A name has at most 255 bytes.
+    let beginning = OsStr::from_bytes(&name[..name.len().min(BEGINNING_BYTES)]);
+    let mut hidden = OsString::from(".");
+    hidden.push(beginning);
+    hidden.push(format!(".{chance:016x}.tmp"));
+    path.with_file_name(hidden)
 }
+
+/// So much of a file's name is in that of its temporary file, for who finds one.
+const BEGINNING_BYTES: usize = 100;
 
 #[cfg(test)]
 mod tests {
@@ -57,6 +66,14 @@ mod tests {
             assert_eq!(fs::read_to_string(&path).unwrap(), content);
         }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_longest_names_can_be_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("é".repeat(127));
+        write(&path, b"x").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"x");
     }
 
     #[test]
