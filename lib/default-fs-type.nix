@@ -1,0 +1,2 @@
+# The file system of volumes that name none.
+"ext4"

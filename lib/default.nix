@@ -1,0 +1,35 @@
+# What flakes and hosts can use without a configuration.
+{ lib }:
+let
+  capabilities = import ./capabilities.nix { inherit lib; };
+in
+rec {
+  hypervisors = import ./hypervisors.nix;
+
+  # All five have tap interfaces.
+  hypervisorsWithNetwork = builtins.filter (
+    hypervisor: capabilities.can hypervisor "InterfaceTap"
+  ) hypervisors;
+
+  defaultFsType = import ./default-fs-type.nix;
+
+  inherit (import ./drive-letters.nix { inherit lib; }) driveLetters withDriveLetters;
+
+  inherit capabilities;
+
+  # The runner of a NixOS configuration, with hypervisor and launcher from other packages than the guest's.
+  buildRunner =
+    {
+      # a NixOS configuration with the module `microvm`
+      configuration,
+      # the host's packages
+      pkgs ? configuration.pkgs,
+      hypervisor ? configuration.config.microvm.hypervisor,
+    }:
+    let
+      adapted = configuration.extendModules {
+        modules = [ { microvm.vmHostPackages = lib.mkVMOverride pkgs; } ];
+      };
+    in
+    adapted.config.microvm.runner.${hypervisor};
+}

@@ -1,0 +1,16 @@
+# The names that Linux gives to virtio disks: vda to vdz, then vdaa to vdzz.
+{ lib }:
+let
+  letters = lib.stringToCharacters "abcdefghijklmnopqrstuvwxyz";
+in
+rec {
+  driveLetters = letters ++ lib.concatMap (first: map (second: first + second) letters) letters;
+
+  # The volumes of a configuration's `microvm`, each with its `letter`.
+  withDriveLetters =
+    { volumes, storeOnDisk, ... }:
+    let
+      free = if storeOnDisk then builtins.tail driveLetters else driveLetters;
+    in
+    lib.imap0 (index: volume: volume // { letter = builtins.elemAt free index; }) volumes;
+}

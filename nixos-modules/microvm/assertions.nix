@@ -1,0 +1,222 @@
+# What is refused before anything is built: the launcher's checks with the options' names, and what only NixOS can know.
+{ config, lib, ... }:
+let
+  cfg = config.microvm;
+  machine = config.networking.hostName;
+  capabilities = import ../../lib/capabilities.nix { inherit lib; };
+
+  refuse = option: reason: {
+    assertion = false;
+    message = "${machine}: microvm.${option}: ${reason}";
+  };
+  unless =
+    condition: option: reason:
+    lib.optional (!condition) (refuse option reason);
+
+  indexed =
+    option: list: f:
+    lib.concatLists (lib.imap0 (index: item: f "${option}[${toString index}]" item) list);
+
+  # An assertion for every value that an earlier item of the list has too.
+  distinct =
+    what: items:
+    (lib.foldl'
+      (
+        { seen, found }:
+        { option, value }:
+        if seen ? ${value} then
+          {
+            inherit seen;
+            found = found ++ [ (refuse option "the ${what} `${value}` is already that of ${seen.${value}}") ];
+          }
+        else
+          {
+            seen = seen // {
+              ${value} = option;
+            };
+            inherit found;
+          }
+      )
+      {
+        seen = { };
+        found = [ ];
+      }
+      (builtins.filter (item: item.value != null) items)
+    ).found;
+  field =
+    option: name: list:
+    lib.imap0 (index: item: {
+      option = "${option}[${toString index}].${name}";
+      value = item.${name};
+    }) list;
+
+  # Everything the machine asks for that not every hypervisor can do, as the launcher's `capability::uses` has it.
+  use = feature: option: { inherit feature option; };
+  interfaceFeature = {
+    user = "InterfaceUser";
+    tap = "InterfaceTap";
+    macvtap = "InterfaceMacvtap";
+    bridge = "InterfaceBridge";
+  };
+  imageFeature = {
+    qcow2 = "VolumeQcow2";
+    vhd = "VolumeVhd";
+    vhdx = "VolumeVhdx";
+  };
+  uses =
+    indexed "volumes" cfg.volumes (
+      option: volume:
+      lib.optional (volume.serial != null) (use "VolumeSerial" "${option}.serial")
+      ++ lib.optional volume.direct (use "VolumeDirect" "${option}.direct")
+      ++ lib.optional (volume.imageType != "raw") (
+        use imageFeature.${volume.imageType} "${option}.imageType"
+      )
+    )
+    ++ indexed "shares" cfg.shares (
+      option: share:
+      if share.proto == "virtiofs" then
+        [ (use "Virtiofs" "${option}.proto") ]
+      else
+        [ (use "NineP" "${option}.proto") ]
+        ++ lib.optional share.readOnly (use "NinePReadOnly" "${option}.readOnly")
+        ++ lib.optional (share.securityModel != "none") (use "NinePSecurityModel" "${option}.securityModel")
+    )
+    ++ indexed "interfaces" cfg.interfaces (
+      option: interface:
+      [ (use interfaceFeature.${interface.type} "${option}.type") ]
+      ++ lib.optional (interface.type == "tap" && interface.tap.vhost) (
+        use "TapVhost" "${option}.tap.vhost"
+      )
+    )
+    ++ indexed "forwardPorts" cfg.forwardPorts (
+      option: forward: [
+        (use (if forward.from == "host" then "ForwardFromHost" else "ForwardFromGuest") option)
+      ]
+    )
+    ++ indexed "devices" cfg.devices (
+      option: device: [ (use (if device.bus == "pci" then "DevicePci" else "DeviceUsb") option) ]
+    )
+    ++ lib.optional (cfg.vsock.cid != null) (use "Vsock" "vsock.cid")
+    ++ lib.optional cfg.vsock.notify (use "GuestNotification" "vsock.notify")
+    ++ lib.optional cfg.balloon (use "Balloon" "balloon")
+    ++ lib.optional (cfg.initialBalloonMem > 0) (use "InitialBalloon" "initialBalloonMem")
+    ++ lib.optional (cfg.hotplugMem > 0) (use "HotplugMemory" "hotplugMem")
+    ++ lib.optional cfg.hugepageMem (use "HugePages" "hugepageMem")
+    ++ lib.optional (cfg.credentialFiles != { }) (use "Credentials" "credentialFiles")
+    ++ lib.optional (cfg.cpu != null) (use "CpuModel" "cpu")
+    ++ lib.optional (cfg.machineId != null) (use "MachineId" "machineId")
+    ++ lib.optional (cfg.consoleSocket != null) (use "Console" "consoleSocket")
+    ++ lib.optional cfg.graphics.enable (use "Graphics" "graphics.enable");
+
+  impossible = builtins.filter ({ feature, ... }: !capabilities.can cfg.hypervisor feature) uses;
+  sentence =
+    { feature, option }:
+    capabilities.sentence {
+      inherit machine option feature;
+      inherit (cfg) hypervisor;
+    };
+  inherit (builtins.partition ({ feature, ... }: capabilities.refuses feature) impossible)
+    right
+    wrong
+    ;
+
+  capabilityAssertions = map (asked: {
+    assertion = false;
+    message = sentence asked;
+  }) right;
+
+  volumeAssertions =
+    distinct "image" (field "volumes" "image" cfg.volumes)
+    ++ distinct "serial number" (field "volumes" "serial" cfg.volumes)
+    ++ distinct "label" (field "volumes" "label" cfg.volumes)
+    ++ indexed "volumes" cfg.volumes (
+      option: volume:
+      unless (
+        volume.size != null || !volume.autoCreate || lib.hasPrefix "/dev/" volume.image
+      ) "${option}.size" "must be set, because autoCreate is on"
+    );
+
+  shareAssertions =
+    distinct "tag" (field "shares" "tag" cfg.shares)
+    ++ distinct "socket" (field "shares" "socket" cfg.shares)
+    ++ indexed "shares" cfg.shares (
+      option: share:
+      unless (
+        share.proto != "virtiofs" || share.socket != null
+      ) "${option}.socket" "must be set, because the protocol is virtiofs"
+      ++ unless (
+        !(share.posixAcl && lib.any (lib.hasPrefix "--translate-") share.extraArgs)
+      ) "${option}.posixAcl" "excludes translated user and group ids; set it to false"
+    )
+    ++ unless (
+      cfg.storeOnDisk || lib.any (share: share.source == "/nix/store") cfg.shares
+    ) "storeOnDisk" "is off, so a share must have the source `/nix/store`";
+
+  interfaceAssertions =
+    distinct "id" (field "interfaces" "id" cfg.interfaces)
+    ++ distinct "MAC address" (field "interfaces" "mac" cfg.interfaces)
+    ++ indexed "interfaces" cfg.interfaces (
+      option: interface:
+      unless ((interface.type == "bridge") == (interface.bridge != null)) "${option}.bridge" (
+        if interface.type == "bridge" then
+          "must be set, because the type is \"bridge\""
+        else
+          "is of use only with type = \"bridge\", but the type is \"${interface.type}\""
+      )
+      ++ unless (
+        interface.type != "macvtap" || interface.macvtap.link != null
+      ) "${option}.macvtap.link" "must be set, because the type is \"macvtap\""
+      ++ unless (
+        !builtins.elem interface.type [
+          "tap"
+          "macvtap"
+        ]
+        || builtins.stringLength interface.id <= 15
+      ) "${option}.id" "`${interface.id}` has more than the 15 bytes of an interface's name"
+    )
+    ++ unless (
+      cfg.forwardPorts == [ ] || lib.any (interface: interface.type == "user") cfg.interfaces
+    ) "forwardPorts" "need an interface with type = \"user\"";
+
+  otherAssertions =
+    unless (!cfg.vsock.ssh.enable || cfg.vsock.cid != null) "vsock.ssh.enable" "needs microvm.vsock.cid"
+    ++ unless (!cfg.vsock.notify || cfg.vsock.cid != null) "vsock.notify" "needs microvm.vsock.cid"
+    ++ unless (
+      !cfg.guest.enable || cfg.initialBalloonMem == 0 || cfg.balloon
+    ) "initialBalloonMem" "needs microvm.balloon = true"
+    ++
+      unless
+        (
+          cfg.writableStoreOverlay == null
+          || !(config.nix.optimise.automatic || config.nix.settings.auto-optimise-store or false)
+        )
+        "writableStoreOverlay"
+        "breaks when Nix makes hard links in the store; turn nix.optimise.automatic and nix.settings.auto-optimise-store off"
+    ++ unless (
+      cfg.storeDiskBuild == "derivation" || cfg.storeDiskType == "squashfs"
+    ) "storeDiskBuild" "\"host\" makes squashfs only; set microvm.storeDiskType = \"squashfs\"";
+in
+{
+  config = lib.mkIf cfg.guest.enable {
+    assertions =
+      capabilityAssertions
+      ++ volumeAssertions
+      ++ shareAssertions
+      ++ interfaceAssertions
+      ++ otherAssertions;
+
+    warnings =
+      map sentence wrong
+      ++ lib.optional (
+        cfg.mem < 32
+      ) "${machine}: microvm.mem: Linux with its initrd hardly boots in less than 32 MiB"
+      ++ lib.optional (
+        config.nix.optimise.automatic or false && cfg.writableStoreOverlay == null
+      ) "${machine}: nix.optimise.automatic: a read-only store cannot be optimised"
+      ++ indexed "volumes" cfg.volumes (
+        option: volume:
+        lib.optional (volume.label != null && !volume.autoCreate)
+          "${machine}: microvm.${option}.label: nothing is created here, so the image must have the label `${volume.label}` already"
+      );
+  };
+}

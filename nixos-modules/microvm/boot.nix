@@ -1,0 +1,74 @@
+# What a NixOS needs to start in a microVM, and what it must not try.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.microvm;
+  isWritable = cfg.writableStoreOverlay != null;
+  hasShare = proto: lib.any (share: share.proto == proto) cfg.shares;
+in
+{
+  config = lib.mkIf cfg.guest.enable {
+    boot = {
+      # The hypervisor loads the kernel; there is no disk to boot from.
+      loader.grub.enable = lib.mkDefault false;
+      initrd = {
+        availableKernelModules = [
+          "virtio_mmio"
+          "virtio_pci"
+          "virtio_blk"
+        ]
+        ++ lib.optional (cfg.vsock.cid != null) "vmw_vsock_virtio_transport"
+        # firecracker asks for a shutdown by a keyboard.
+        ++ lib.optional (cfg.hypervisor == "firecracker" && pkgs.stdenv.hostPlatform.isx86) "i8042";
+        kernelModules =
+          lib.optional isWritable "overlay"
+          ++ lib.optional cfg.storeOnDisk cfg.storeDiskType
+          ++ lib.optionals (hasShare "9p") [
+            "9pnet_virtio"
+            "9p"
+          ]
+          ++ lib.optional (hasShare "virtiofs") "virtiofs";
+        supportedFilesystems = lib.optional cfg.storeOnDisk cfg.storeDiskType;
+      };
+      # None of these devices is ever there.
+      blacklistedKernelModules = [
+        "rfkill"
+        "intel_pstate"
+      ]
+      ++ lib.optional (!cfg.graphics.enable) "drm";
+    };
+
+    systemd = {
+      services = {
+        # The platform has no storage for the kernel's last messages.
+        mount-pstore.enable = false;
+        # Without a writable store Nix could only fail.
+        nix-daemon.enable = lib.mkDefault isWritable;
+      };
+      sockets.nix-daemon.enable = lib.mkDefault isWritable;
+      # There is no partition table whose partitions could be mounted.
+      generators.systemd-gpt-auto-generator = "/dev/null";
+      # Whatever is running is read from here: unmounting it at shutdown hangs until the time is up.
+      mounts = [
+        {
+          what = "store";
+          where = "/nix/store";
+          overrideStrategy = "asDropin";
+          unitConfig.DefaultDependencies = false;
+        }
+      ];
+    };
+
+    environment.etc.machine-id = lib.mkIf (cfg.machineId != null) {
+      mode = "0444";
+      text = "${lib.replaceStrings [ "-" ] [ "" ] cfg.machineId}\n";
+    };
+    networking.hostId = lib.mkIf (cfg.machineId != null) (
+      lib.mkDefault (builtins.substring 0 8 cfg.machineId)
+    );
+  };
+}

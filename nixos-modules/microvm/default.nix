@@ -1,0 +1,15 @@
+# The NixOS module of a guest.
+{
+  imports = [
+    ./options
+    ./assertions.nix
+    ./boot.nix
+    ./machine-spec.nix
+    ./mounts.nix
+    ./optimize.nix
+    ./register-closure.nix
+    ./runner.nix
+    ./store-disk.nix
+    ./vsock-ssh.nix
+  ];
+}

@@ -1,0 +1,146 @@
+# The machine spec: the configuration's facts under the names that the launcher reads. Every decision is the launcher's.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.microvm;
+  capabilities = import ../../lib/capabilities.nix { inherit lib; };
+  onlyFor = hypervisor: value: if cfg.hypervisor == hypervisor then value else { };
+  inherit (cfg.vmHostPackages.stdenv) hostPlatform;
+  kernelPlatform = pkgs.stdenv.hostPlatform;
+
+  # These load an uncompressed ELF on x86; the package's output `dev` has it, and would only be dead weight elsewhere.
+  loadsElf =
+    kernelPlatform.isx86_64
+    && builtins.elem cfg.hypervisor [
+      "cloud-hypervisor"
+      "firecracker"
+      "crosvm"
+    ];
+
+  storeDisk =
+    if cfg.storeDiskBuild == "host" then
+      {
+        plan = "${cfg.storeDiskPlan}";
+        builder = lib.getExe cfg.imageBuilder.package;
+      }
+    else
+      { image = "${cfg.storeDisk}"; };
+
+  interface =
+    {
+      type,
+      id,
+      mac,
+      bridge,
+      macvtap,
+      tap,
+    }:
+    {
+      inherit
+        type
+        id
+        mac
+        bridge
+        tap
+        ;
+    }
+    // lib.optionalAttrs (macvtap.link != null) { inherit macvtap; };
+in
+{
+  config.microvm.machineSpec = {
+    version = 1;
+    name = config.networking.hostName;
+    inherit (cfg)
+      hypervisor
+      vcpu
+      cpu
+      mem
+      hugepageMem
+      hotplugMem
+      hotpluggedMem
+      balloon
+      initialBalloonMem
+      deflateOnOOM
+      machineId
+      writableStoreOverlay
+      volumes
+      shares
+      forwardPorts
+      devices
+      rng
+      graphics
+      credentialFiles
+      socket
+      consoleSocket
+      user
+      prettyProcnames
+      ;
+    kernel = "${cfg.kernel}/${config.system.boot.loader.kernelFile}";
+    vmlinux = if loadsElf then "${cfg.kernel.dev}/vmlinux" else null;
+    initrd = "${cfg.initrdPath}";
+    kernelParams =
+      config.boot.kernelParams ++ [ "init=${config.system.build.toplevel}/init" ] ++ cfg.kernelParams;
+    storeDisk =
+      if cfg.storeOnDisk then
+        storeDisk
+        // {
+          serial = if capabilities.can cfg.hypervisor "VolumeSerial" then "nix-store" else null;
+        }
+      else
+        null;
+    interfaces = map interface cfg.interfaces;
+    vsock = { inherit (cfg.vsock) cid notify; };
+    preStart = lib.optional (cfg.preStart != "") [
+      "${cfg.vmHostPackages.writeShellScript "microvm-${config.networking.hostName}-pre-start" ''
+        set -eu
+        ${cfg.preStart}
+      ''}"
+    ];
+    extraArgsScript = if cfg.extraArgsScript == null then null else "${cfg.extraArgsScript}";
+
+    qemu = onlyFor "qemu" {
+      program = "${cfg.qemu.package}/bin/qemu-system-${kernelPlatform.qemuArch}";
+      inherit (cfg.qemu)
+        machine
+        machineOpts
+        accelerator
+        serialConsole
+        pcieRootPorts
+        extraArgs
+        ;
+    };
+    cloudHypervisor = onlyFor "cloud-hypervisor" {
+      program = lib.getExe' cfg.cloud-hypervisor.package "cloud-hypervisor";
+      inherit (cfg.cloud-hypervisor) platformOEMStrings extraArgs;
+    };
+    firecracker = onlyFor "firecracker" {
+      program = lib.getExe' cfg.firecracker.package "firecracker";
+      inherit (cfg.firecracker)
+        cpu
+        driveIoEngine
+        extraConfig
+        extraArgs
+        ;
+    };
+    crosvm = onlyFor "crosvm" {
+      program = lib.getExe' cfg.crosvm.package "crosvm";
+      inherit (cfg.crosvm) pivotRoot extraArgs;
+    };
+    kvmtool = onlyFor "kvmtool" {
+      program = lib.getExe' cfg.kvmtool.package "lkvm";
+      inherit (cfg.kvmtool) extraArgs;
+    };
+    virtiofsd =
+      lib.optionalAttrs (hostPlatform.isLinux && lib.any (share: share.proto == "virtiofs") cfg.shares)
+        {
+          program = lib.getExe' cfg.virtiofsd.package "virtiofsd";
+          threadPoolSize =
+            if builtins.isInt cfg.virtiofsd.threadPoolSize then cfg.virtiofsd.threadPoolSize else null;
+          inherit (cfg.virtiofsd) inodeFileHandles group extraArgs;
+        };
+  };
+}

@@ -1,0 +1,134 @@
+# File systems of the guest: a root in memory, the store from its disk or share, a writable layer over it, volumes, shares.
+{ config, lib, ... }:
+let
+  cfg = config.microvm;
+  capabilities = import ../../lib/capabilities.nix { inherit lib; };
+  inherit (import ../../lib/drive-letters.nix { inherit lib; }) withDriveLetters;
+
+  overlay = cfg.writableStoreOverlay;
+  lowerStore = if overlay == null then "/nix/store" else "/nix/.ro-store";
+  hostStore = lib.findFirst (share: share.source == "/nix/store") null cfg.shares;
+  hasSerials = capabilities.can cfg.hypervisor "VolumeSerial";
+
+  # Whether the writable layer lies below the mount point, which then must be there before the store is.
+  holdsOverlay =
+    mountPoint: overlay != null && lib.hasPrefix "${lib.removeSuffix "/" mountPoint}/" "${overlay}/";
+
+  volumeDevice =
+    volume:
+    if volume.label != null then
+      "/dev/disk/by-label/${volume.label}"
+    else if volume.serial != null && hasSerials then
+      "/dev/disk/by-id/virtio-${volume.serial}"
+    else
+      "/dev/vd${volume.letter}";
+
+  shareOptions =
+    share:
+    {
+      "9p" = [
+        "trans=virtio"
+        "version=9p2000.L"
+        "msize=65536"
+      ];
+      virtiofs = [ "defaults" ];
+    }
+    .${share.proto}
+    ++ lib.optional share.readOnly "ro"
+    # Its driver is a module that nothing asks for by the device's name.
+    ++ [ "x-systemd.after=systemd-modules-load.service" ];
+
+  root."/" = lib.mkDefault {
+    device = "rootfs";
+    fsType = "tmpfs";
+    options = [
+      "size=50%"
+      "mode=0755"
+    ];
+    neededForBoot = true;
+  };
+
+  storeDisk = lib.optionalAttrs cfg.storeOnDisk {
+    ${lowerStore} = {
+      # No other disk has that serial number. Where disks have none, the store's is always the first.
+      device = if hasSerials then "/dev/disk/by-id/virtio-nix-store" else "/dev/vda";
+      fsType = cfg.storeDiskType;
+      options = [
+        "ro"
+        "x-systemd.after=systemd-modules-load.service"
+      ];
+      neededForBoot = true;
+      noCheck = true;
+    };
+  };
+
+  # A share of the host's store that is mounted elsewhere is bound to where the store is looked for.
+  storeShare =
+    lib.optionalAttrs (!cfg.storeOnDisk && hostStore != null && hostStore.mountPoint != lowerStore)
+      {
+        ${lowerStore} = {
+          device = hostStore.mountPoint;
+          fsType = "none";
+          options = [
+            "bind"
+            "ro"
+          ];
+          neededForBoot = true;
+          depends = [ hostStore.mountPoint ];
+        };
+      };
+
+  storeOverlay = lib.optionalAttrs (overlay != null) {
+    "/nix/store" = {
+      overlay = {
+        lowerdir = [ lowerStore ];
+        upperdir = "${overlay}/store";
+        workdir = "${overlay}/work";
+      };
+      # virtiofs has no trusted.* attributes, in which an overlay otherwise keeps what it deleted.
+      options = lib.mkIf (lib.any (
+        share: share.proto == "virtiofs" && holdsOverlay share.mountPoint
+      ) cfg.shares) [ "userxattr" ];
+      neededForBoot = true;
+      depends = [
+        lowerStore
+        overlay
+      ];
+    };
+  };
+
+  volumes = map (
+    volume:
+    lib.optionalAttrs (volume.mountPoint != null) {
+      ${volume.mountPoint} = {
+        inherit (volume) fsType;
+        device = volumeDevice volume;
+        options = lib.mkIf volume.readOnly [ "ro" ];
+        neededForBoot = lib.mkDefault (holdsOverlay volume.mountPoint);
+      };
+    }
+  ) (withDriveLetters cfg);
+
+  shares = map (share: {
+    ${share.mountPoint} = {
+      device = share.tag;
+      fsType = share.proto;
+      options = shareOptions share;
+      neededForBoot = lib.mkDefault (share.source == "/nix/store" || holdsOverlay share.mountPoint);
+    };
+  }) cfg.shares;
+in
+{
+  config = lib.mkIf cfg.guest.enable {
+    fileSystems = lib.mkMerge (
+      [
+        root
+        storeDisk
+        storeShare
+        storeOverlay
+      ]
+      ++ volumes
+      ++ shares
+    );
+  };
+}

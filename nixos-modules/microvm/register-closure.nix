@@ -1,0 +1,62 @@
+# The guest's Nix database: it knows the paths of the system closure, and over a writable layer that stays, also those
+# that were added to it.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.microvm;
+  overlay = cfg.writableStoreOverlay;
+  stays =
+    overlay != null
+    && lib.any (
+      mountPoint: mountPoint != null && lib.hasPrefix "${lib.removeSuffix "/" mountPoint}/" "${overlay}/"
+    ) (map (part: part.mountPoint) (cfg.volumes ++ cfg.shares));
+  readsDatabase = [
+    "nix-daemon.service"
+    "nix-gc.service"
+  ];
+in
+{
+  options.microvm.closureRegistration = lib.mkOption {
+    type = lib.types.package;
+    internal = true;
+    readOnly = true;
+    description = "What Nix' database needs to know of the system closure.";
+  };
+
+  config = lib.mkMerge [
+    {
+      microvm.closureRegistration = pkgs.closureInfo { rootPaths = [ config.system.build.toplevel ]; };
+    }
+    (lib.mkIf (cfg.guest.enable && cfg.registerClosure) {
+      # Not in the system's own kernel parameters: the registration is made from the system.
+      microvm.kernelParams = [ "regInfo=${cfg.closureRegistration}/registration" ];
+
+      systemd.services.microvm-register-closure = {
+        description = "Nix database of the system closure";
+        wantedBy = [ "multi-user.target" ];
+        before = readsDatabase;
+        requiredBy = lib.optionals (overlay != null) [ "nix-daemon.service" ];
+        unitConfig.RequiresMountsFor = [ "/nix/store" ] ++ lib.optional (overlay != null) overlay;
+        path = [
+          config.nix.package
+          pkgs.coreutils
+          pkgs.findutils
+          pkgs.util-linux
+        ];
+        environment = {
+          PERSISTENT_STATE = lib.optionalString stays "${overlay}/var";
+          NIX_STATE = "/nix/var/nix";
+        };
+        serviceConfig = {
+          Type = "oneshot";
+          RemainAfterExit = true;
+        };
+        script = builtins.readFile ./register-closure.sh;
+      };
+    })
+  ];
+}

@@ -1,0 +1,42 @@
+# shellcheck shell=bash
+# The guest's Nix database at boot. Run by a unit, and by tests/nix/register-closure.sh with directories of its own:
+#   PERSISTENT_STATE   where Nix' state is kept beside a writable layer that stays; empty: the layer is gone at reboot
+#   NIX_STATE          where Nix looks for its state
+# regInfo=FILE on the kernel command line is the registration of the system closure.
+set -euo pipefail
+
+read -ra parameters <"${CMDLINE:-/proc/cmdline}"
+registration=
+for parameter in "${parameters[@]}"; do
+  case $parameter in regInfo=*) registration=${parameter#regInfo=} ;; esac
+done
+
+if [ -n "$PERSISTENT_STATE" ]; then
+  # Not all of the state: the daemon's socket may be there already, and so may the roots that keep the running system.
+  for part in db profiles; do
+    mkdir -p "$PERSISTENT_STATE/$part" "$NIX_STATE/$part"
+    mountpoint --quiet "$NIX_STATE/$part" || mount --bind "$PERSISTENT_STATE/$part" "$NIX_STATE/$part"
+  done
+fi
+
+[ -z "$registration" ] || nix-store --load-db <"$registration"
+[ -n "$PERSISTENT_STATE" ] || exit 0
+
+# Paths of an earlier system are gone from the lower layer. What the guest built from them does not work any more either,
+# but Nix would hold it for valid for ever, and everything it refers to: so it goes with them.
+vanished=()
+while read -r path; do
+  [ -e "$path" ] || [ -L "$path" ] || vanished+=("$path")
+done < <(nix --extra-experimental-features nix-command path-info --all)
+[ ${#vanished[@]} -gt 0 ] || exit 0
+echo "dropping ${#vanished[@]} paths that are no longer in the store"
+
+broken=()
+while read -r path; do
+  if [ -e "$path" ] || [ -L "$path" ]; then broken+=("$path"); fi
+done < <(printf '%s\n' "${vanished[@]}" | xargs -d '\n' nix-store --query --referrers-closure | sort -u)
+if [ ${#broken[@]} -gt 0 ]; then
+  echo "deleting what was built from them: ${broken[*]}"
+  printf '%s\n' "${broken[@]}" | xargs -d '\n' nix-store --delete --ignore-liveness
+fi
+nix-store --verify

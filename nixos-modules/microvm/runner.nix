@@ -1,0 +1,164 @@
+# The runner: a package whose scripts call the launcher with the machine spec, in the layout that hosts of microvm.nix know.
+{
+  config,
+  extendModules,
+  lib,
+  ...
+}:
+let
+  cfg = config.microvm;
+  inherit (config.networking) hostName;
+  host = cfg.vmHostPackages;
+  hypervisors = import ../../lib/hypervisors.nix;
+  capabilities = import ../../lib/capabilities.nix { inherit lib; };
+
+  launcher = lib.getExe cfg.launcher.package;
+
+  # Nothing can be made from a spec that the launcher refuses: the refusal ends this build, with its full explanation.
+  machineSpec =
+    host.runCommand "microvm-machine-${hostName}.json"
+      {
+        document = builtins.toJSON cfg.machineSpec;
+        passAsFile = [ "document" ];
+        preferLocalBuild = true;
+        allowSubstitutes = false;
+      }
+      ''
+        cp "$documentPath" machine.json
+        ${launcher} check machine.json
+        cp machine.json "$out"
+      '';
+
+  interfacesOf = type: builtins.filter (interface: interface.type == type) cfg.interfaces;
+  taps = interfacesOf "tap";
+  macvtaps = interfacesOf "macvtap";
+  virtiofsShares = builtins.filter (share: share.proto == "virtiofs") cfg.shares;
+  devicesOn = bus: builtins.filter (device: device.bus == bus) cfg.devices;
+  tapMultiQueue = cfg.vcpu > 1 && capabilities.can cfg.hypervisor "TapMultiQueue";
+
+  call = word: "${launcher} ${word} ${machineSpec} \"$@\"";
+  # The launcher takes the place of the shell, so that signals and the exit code are its own.
+  become = word: "exec ${call word}";
+
+  scripts = {
+    microvm-run = become "run";
+    microvm-shutdown = call "stop";
+  }
+  // lib.optionalAttrs cfg.balloon { microvm-balloon = call "balloon"; }
+  // lib.optionalAttrs (taps != [ ]) {
+    tap-up = call "tap up";
+    tap-down = call "tap down";
+  }
+  // lib.optionalAttrs (macvtaps != [ ]) {
+    macvtap-up = call "macvtap up";
+    macvtap-down = call "macvtap down";
+  }
+  // lib.optionalAttrs (virtiofsShares != [ ]) { virtiofsd-run = become "virtiofsd"; }
+  // lib.optionalAttrs (devicesOn "pci" != [ ]) { pci-setup = call "pci-setup"; }
+  // lib.optionalAttrs cfg.registerWithMachined {
+    microvm-register = call "register";
+    microvm-unregister = call "unregister";
+  };
+
+  lines = list: lib.concatMapStrings (line: "${line}\n") list;
+
+  # Files under share/microvm, which hosts read.
+  facts = {
+    hypervisor = lines [ cfg.hypervisor ];
+  }
+  // lib.optionalAttrs (taps != [ ]) {
+    tap-interfaces = lines (map (interface: interface.id) taps);
+    tap-flags = lines ([ "vnet_hdr" ] ++ lib.optional tapMultiQueue "multi_queue");
+  }
+  // lib.optionalAttrs (macvtaps != [ ]) {
+    macvtap-interfaces = lines (
+      map (
+        {
+          id,
+          mac,
+          macvtap,
+          ...
+        }:
+        "${id} ${mac} ${toString macvtap.link} ${macvtap.mode}"
+      ) macvtaps
+    );
+  }
+  // lib.optionalAttrs (cfg.vsock.cid != null) { vsock-cid = lines [ (toString cfg.vsock.cid) ]; }
+  // lib.genAttrs (map (bus: "${bus}-devices") (
+    builtins.filter (bus: devicesOn bus != [ ]) [
+      "pci"
+      "usb"
+    ]
+  )) (name: lines (map (device: device.path) (devicesOn (lib.removeSuffix "-devices" name))))
+  // lib.listToAttrs (
+    lib.concatMap (share: [
+      (lib.nameValuePair "virtiofs/${share.tag}/source" (lines [ share.source ]))
+      (lib.nameValuePair "virtiofs/${share.tag}/socket" (lines [ (toString share.socket) ]))
+    ]) virtiofsShares
+  );
+
+  links =
+    lib.mapAttrsToList (name: text: {
+      inherit name;
+      path = host.writeShellScript "microvm-${hostName}-${name}" text;
+      directory = "bin";
+    }) cfg.binScripts
+    ++ lib.mapAttrsToList (name: text: {
+      inherit name;
+      path = host.writeText (builtins.baseNameOf name) text;
+      directory = "share/microvm";
+    }) facts
+    ++ [
+      {
+        name = "machine.json";
+        path = machineSpec;
+        directory = "share/microvm";
+      }
+    ]
+    ++ lib.optional cfg.systemSymlink {
+      name = "system";
+      path = config.system.build.toplevel;
+      directory = "share/microvm";
+    };
+
+  runner =
+    host.runCommand "microvm-${cfg.hypervisor}-${hostName}"
+      {
+        preferLocalBuild = true;
+        allowSubstitutes = false;
+        passthru = {
+          inherit (cfg) hypervisor machineId registerWithMachined;
+          inherit machineSpec tapMultiQueue;
+          canShutdown = capabilities.can cfg.hypervisor "GracefulStop";
+          supportsNotifySocket = cfg.vsock.notify;
+        };
+        meta.mainProgram = "microvm-run";
+      }
+      (
+        lib.concatMapStrings (
+          {
+            directory,
+            name,
+            path,
+          }:
+          ''
+            mkdir -p "$(dirname "$out/${directory}/${name}")"
+            ln -s ${path} "$out/${directory}/${name}"
+          ''
+        ) links
+      );
+
+  # The guest differs between hypervisors too, in the name of its store disk for one: each runner has its own.
+  runnerOf =
+    hypervisor:
+    (extendModules { modules = [ { microvm.hypervisor = lib.mkVMOverride hypervisor; } ]; })
+    .config.microvm.declaredRunner;
+in
+{
+  config.microvm = {
+    binScripts = scripts;
+    runner = lib.genAttrs hypervisors (
+      hypervisor: if hypervisor == cfg.hypervisor then runner else runnerOf hypervisor
+    );
+  };
+}

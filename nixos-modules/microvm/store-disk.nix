@@ -1,0 +1,77 @@
+# The disk of the system closure: squashfs by `microvm-image`, or erofs by mkfs.erofs.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.microvm;
+  inherit (config.networking) hostName;
+  roots = [
+    config.system.build.toplevel
+  ]
+  ++ lib.optional cfg.registerClosure cfg.closureRegistration;
+
+  # Nix 2.8 names a file outside the sandbox; in the build directory it is in all versions.
+  findGraph = ''
+    graph=$NIX_ATTRS_JSON_FILE
+    [ -e "$graph" ] || graph=$NIX_BUILD_TOP/.attrs.json
+  '';
+
+  fromClosure =
+    name: attributes: script:
+    pkgs.runCommand name (
+      {
+        __structuredAttrs = true;
+        exportReferencesGraph.closure = roots;
+        # The input is gigabytes that are here already, and so is the output's only reader.
+        preferLocalBuild = true;
+        allowSubstitutes = false;
+      }
+      // attributes
+    ) (findGraph + script);
+
+  image = {
+    # An image holds store paths as text wherever it is not compressed; they must not keep the closure on the host.
+    unsafeDiscardReferences.out = true;
+  };
+
+  squashfs =
+    fromClosure "microvm-store-disk-${hostName}.squashfs"
+      (image // { nativeBuildInputs = [ cfg.imageBuilder.package ]; })
+      ''
+        microvm-image build --no-cache --jobs "''${NIX_BUILD_CORES:-1}" ${lib.escapeShellArgs cfg.storeDiskSquashfsFlags} \
+          --graph "$graph" --output "$out"
+      '';
+
+  erofs =
+    fromClosure "microvm-store-disk-${hostName}.erofs"
+      (
+        image
+        // {
+          nativeBuildInputs = [
+            pkgs.buildPackages.erofs-utils
+            pkgs.buildPackages.jq
+          ];
+        }
+      )
+      ''
+        # mkfs.erofs takes one directory. Without hard links, which `nix-store --optimise` makes on some hosts only.
+        mkdir store
+        jq -r '.closure[].path' "$graph" | xargs -d '\n' cp -dR --preserve=mode,timestamps --reflink=auto -t store
+        # A fixed UUID and fixed times: without them no two images of one closure are the same.
+        mkfs.erofs -U 2ba3a4f8-1a5e-5c5b-9a3c-b7e0b1c9d2f4 -T 0 --all-root ${lib.escapeShellArgs cfg.storeDiskErofsFlags} "$out" store
+      '';
+in
+{
+  config.microvm = {
+    storeDisk = if cfg.storeDiskType == "squashfs" then squashfs else erofs;
+    storeDiskPlan =
+      fromClosure "microvm-store-plan-${hostName}.json"
+        { nativeBuildInputs = [ cfg.imageBuilder.package ]; }
+        ''
+          microvm-image plan ${lib.escapeShellArgs cfg.storeDiskSquashfsFlags} --graph "$graph" --output "$out"
+        '';
+  };
+}

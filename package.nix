@@ -1,0 +1,54 @@
+# One of the two programs: `microvm-image` (crate `imagebuilder`) or `microvm` (crate `launcher`).
+{
+  lib,
+  rustPlatform,
+  installShellFiles,
+  crate ? "launcher",
+}:
+let
+  manifest = lib.importTOML ./Cargo.toml;
+  crateManifest = lib.importTOML (./. + "/${crate}/Cargo.toml");
+  program = (builtins.head crateManifest.bin).name;
+in
+rustPlatform.buildRustPackage {
+  pname = program;
+  inherit (manifest.workspace.package) version;
+
+  # A change of a module, a test fixture or a page builds nothing anew.
+  src = lib.fileset.toSource {
+    root = ./.;
+    fileset = lib.fileset.unions [
+      ./.cargo
+      ./Cargo.lock
+      ./Cargo.toml
+      ./benches/Cargo.toml
+      ./benches/src
+      ./imagebuilder/Cargo.toml
+      ./imagebuilder/src
+      ./launcher/Cargo.toml
+      ./launcher/src
+    ];
+  };
+  cargoLock.lockFile = ./Cargo.lock;
+  cargoBuildFlags = [ "--package=${crate}" ];
+  # The tests in tests/ need the fixtures and hypervisors; the checks of the flake and CI run those.
+  cargoTestFlags = [
+    "--package=${crate}"
+    "--lib"
+  ];
+
+  nativeBuildInputs = [ installShellFiles ];
+  postInstall = ''
+    for shell in bash fish zsh; do
+      $out/bin/${program} completions $shell >${program}.$shell
+    done
+    installShellCompletion ${program}.{bash,fish,zsh}
+  '';
+
+  meta = {
+    inherit (crateManifest.package) description;
+    license = lib.licenses.mit;
+    mainProgram = program;
+    platforms = lib.platforms.linux;
+  };
+}
