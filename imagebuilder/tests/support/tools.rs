@@ -1,0 +1,79 @@
+//! Programs and rights that not every machine has.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Set to 1 where everything must be there: then what is missing fails the test.
+const REQUIRE: &str = "MICROVM_TEST_REQUIRE_TOOLS";
+
+/// Says why a part of a test does not run; where everything must be there, fails.
+pub fn skip(why: &str) {
+    assert!(std::env::var_os(REQUIRE).is_none_or(|value| value != "1"), "{why}, and {REQUIRE}=1");
+    eprintln!("skipped: {why}");
+}
+
+/// The path of a program; `None`, with the reason told, when it is not installed.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.is_file());
+    if found.is_none() {
+        skip(&format!("{program} is not installed"));
+    }
+    found
+}
+
+/// Runs a program and fails the test, with all it said, when it fails.
+pub fn run<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl IntoIterator<Item = S>) -> String {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let told = String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{command:?} ended with {}:\n{told}{said}", output.status);
+    said.into_owned()
+}
+
+/// True for root in a namespace where file systems can be mounted.
+fn may_mount() -> bool {
+    nix::unistd::geteuid().is_root() && Path::new("/dev/loop-control").exists()
+}
+
+/// An image mounted by the kernel until it is dropped.
+pub struct KernelMount {
+    point: tempfile::TempDir,
+}
+
+impl KernelMount {
+    /// Mounts an image; `None`, with the reason told, where that cannot be done.
+    pub fn new(image: &Path) -> Option<Self> {
+        if !may_mount() {
+            skip("mounting needs root and loop devices");
+            return None;
+        }
+        let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap();
+        if !filesystems.contains("squashfs") {
+            skip("this kernel has no squashfs");
+            return None;
+        }
+        let point = tempfile::tempdir().unwrap();
+        let options = ["-t", "squashfs", "-o", "loop,ro"].map(AsRef::<OsStr>::as_ref);
+        run("mount", options.into_iter().chain([image.as_os_str(), point.path().as_os_str()]));
+        Some(Self { point })
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.point.path()
+    }
+}
+
+impl Drop for KernelMount {
+    fn drop(&mut self) {
+        // A failing test may still have files open: the kernel then ends the mount when they are closed.
+        let done = Command::new("umount").arg("-l").arg(self.point.path()).status();
+        if !done.is_ok_and(|status| status.success()) {
+            eprintln!("could not unmount {}", self.point.path().display());
+        }
+    }
+}
