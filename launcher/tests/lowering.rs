@@ -189,6 +189,33 @@ fn taps_have_as_many_queues_as_the_hypervisor_opens() {
 }
 
 #[test]
+fn crosvm_opens_a_tap_with_vhost_net_by_a_single_queue() {
+    let interface = json!({"type": "tap", "id": "t0", "mac": "02:00:00:00:00:01", "tap": {"vhost": true}});
+    let launch = launch(json!({"vcpu": 4, "interfaces": [interface]}), &host(), Hypervisor::Crosvm);
+    assert_eq!(value(&launch, "--net"), "tap-name=t0,mac=02:00:00:00:00:01,vhost-net");
+    assert!(!launch.needs.taps[0].multi_queue);
+}
+
+#[test]
+fn a_machine_with_more_devices_than_slots_is_refused() {
+    let volumes = |count: usize| {
+        let volumes = (0..count).map(|index| json!({"image": format!("{index}.img"), "size": 1}));
+        json!({"volumes": volumes.collect::<Vec<_>>()})
+    };
+    // Next to the disks there are the entropy source, and cloud-hypervisor's watchdog.
+    for (hypervisor, most) in [
+        (Hypervisor::Qemu, 29),
+        (Hypervisor::CloudHypervisor, 29),
+        (Hypervisor::Firecracker, 16),
+        (Hypervisor::Crosvm, 28),
+        (Hypervisor::Kvmtool, 4),
+    ] {
+        assert!(lower(&machine(volumes(most)), &host(), hypervisor).is_ok(), "{hypervisor}");
+        assert!(refusals(volumes(most + 1), &host(), hypervisor)[0].contains("and this machine has"), "{hypervisor}");
+    }
+}
+
+#[test]
 fn credentials_come_by_fw_cfg_or_in_the_initrd() {
     let fields = || json!({"credentialFiles": {"token": "/run/secrets/token"}});
     let qemu = launch(fields(), &host(), Hypervisor::Qemu);

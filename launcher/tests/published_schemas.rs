@@ -161,7 +161,7 @@ fn configuration_of(arguments: &[String]) -> Value {
             "--initramfs" => document["payload"]["initramfs"] = json!(value),
             "--cmdline" => document["payload"]["cmdline"] = json!(value),
             "--serial" | "--console" => {
-                let mode = if value == "tty" { "Tty" } else { "Null" };
+                let mode = if value == "tty" { "Tty" } else { "Off" };
                 document[option.trim_start_matches('-')] = json!({"mode": mode});
             }
             "--disk" => push(

@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 
 /// What it puts before the user's parameters.
 const PREPENDED: &str = "panic=-1 console=ttyS0 ";
+/// Slots of its PCI bus, less the host bridge and two devices of its own, which come last.
+const MOST_DEVICES: usize = 29;
 /// The directory in which it jails its devices unless it is told another: `DEFAULT_PIVOT_ROOT` in its build.
 const DEFAULT_PIVOT_ROOT: &str = "/var/empty";
 
@@ -25,7 +27,6 @@ pub(super) fn support(feature: Feature) -> Support {
         | Feature::Virtiofs
         | Feature::InterfaceTap
         | Feature::InterfaceMacvtap
-        | Feature::TapMultiQueue
         | Feature::TapVhost
         | Feature::Vsock
         | Feature::GuestNotification
@@ -36,6 +37,7 @@ pub(super) fn support(feature: Feature) -> Support {
         | Feature::Console
         | Feature::GracefulStop => Support::Yes,
         Feature::NineP => Support::With("reported as broken by users of the former launcher; virtiofs works"),
+        Feature::TapMultiQueue => Support::With("not together with vhost-net"),
         Feature::HugePages => Support::With("transparent ones, by advice to the kernel"),
         Feature::Credentials => Support::With("in an initrd that is put together in memory at start"),
         Feature::VolumeVhd | Feature::VolumeVhdx => Support::No("knows raw and qcow2 images only"),
@@ -61,6 +63,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     frame.require_kvm();
     let kernel = frame.uncompressed_image();
     frame.kernel_form(&kernel);
+    check_devices(&mut frame);
     if spec.memory.balloon.is_some() && !frame.facts.crosvm_has_balloon {
         frame.refuse("balloon", "of this host is built without the balloon");
     }
@@ -117,6 +120,19 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     finish(frame, arguments)
 }
 
+fn check_devices(frame: &mut Frame<'_>) {
+    let spec = frame.spec;
+    let singles = [spec.rng, spec.memory.balloon.is_some(), spec.vsock.is_some()];
+    let devices = spec.disks.len()
+        + spec.interfaces.len()
+        + spec.shares.len()
+        + spec.devices.len()
+        + singles.into_iter().filter(|present| *present).count();
+    if devices > MOST_DEVICES {
+        frame.refuse("volumes", format!("has room for {MOST_DEVICES} devices, and this machine has {devices}"));
+    }
+}
+
 /// The directory for the jails, if it is to be said.
 fn pivot_root(frame: &mut Frame<'_>) -> Option<HostPath> {
     let chosen = frame.spec.crosvm.pivot_root.clone().or_else(|| frame.facts.empty_directory.clone());
@@ -135,10 +151,11 @@ fn disk_options(frame: &mut Frame<'_>, disk: &Disk) -> String {
 }
 
 fn network_options(frame: &mut Frame<'_>, index: usize, interface: &CheckedInterface) -> String {
-    let pairs = frame.queue_pairs();
     let options = Options::new(Dialect::Crosvm);
     let options = match &interface.kind {
         InterfaceKind::Tap { vhost } => {
+            // With vhost-net it opens the tap with a single queue, whatever it is told.
+            let pairs = if *vhost { 1 } else { frame.queue_pairs() };
             frame.need_tap(&interface.id, pairs);
             let options = options.pair("tap-name", &interface.id).pair("mac", &interface.mac);
             let options = options.pair_if("vq-pairs", (pairs > 1).then_some(pairs));

@@ -145,14 +145,14 @@ pub(super) struct Port {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) enum Mode {
     Tty,
-    Null,
+    Off,
 }
 
 impl Mode {
     fn option(self) -> &'static str {
         match self {
             Self::Tty => "tty",
-            Self::Null => "null",
+            Self::Off => "off",
         }
     }
 }

@@ -107,7 +107,8 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
         }),
         fs: file_systems(&mut frame),
         serial: Port { mode: Mode::Tty },
-        console: Port { mode: Mode::Null },
+        // Null would still be a virtio device.
+        console: Port { mode: Mode::Off },
         devices: spec
             .devices
             .iter()
