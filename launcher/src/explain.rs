@@ -4,7 +4,7 @@ use crate::launch::{Access, FileToWrite, KvmUse, Launch, NotificationSocket, Vol
 use crate::refusal::Refusals;
 use crate::shell::quote;
 use crate::spec::Hypervisor;
-use crate::validate::{CheckedSpec, InterfaceKind};
+use crate::validate::{CheckedSpec, DiskRole, InterfaceKind};
 use std::fmt::Write as _;
 
 /// What another hypervisor would make of the same machine.
@@ -83,6 +83,25 @@ fn disks(launch: &Launch) -> Vec<String> {
 
 fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
     let mut lines = Vec::new();
+    // Where the guest's NixOS module mounts it: below the overlay, if there is one.
+    let store = if spec.writable_store_overlay.is_some() { "/nix/.ro-store" } else { "/nix/store" };
+    let store_disks = spec.disks.iter().filter(|disk| disk.role == DiskRole::Store);
+    lines.extend(store_disks.map(|disk| format!("{store}  squashfs  {}", disk.device)));
+    lines.extend(volume_mounts(spec, launch));
+    for checked in &spec.shares {
+        let share = &checked.share;
+        let rights = if share.read_only { ", read-only" } else { "" };
+        let (point, protocol) = (&share.mount_point, share.proto.as_str());
+        lines.push(format!("{point}  {protocol}  tag {}, from {}{rights}", share.tag, share.source));
+    }
+    if let Some(overlay) = &spec.writable_store_overlay {
+        lines.push(format!("/nix/store  overlay  writable layer in {overlay}"));
+    }
+    lines
+}
+
+fn volume_mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
+    let mut lines = Vec::new();
     for (disk, volume) in launch.disks.iter().rev().zip(spec.volumes.iter().rev()) {
         if let Some(mount_point) = &disk.mount_point {
             let by = volume
@@ -93,20 +112,6 @@ fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
         }
     }
     lines.reverse();
-    for checked in &spec.shares {
-        let share = &checked.share;
-        let rights = if share.read_only { ", read-only" } else { "" };
-        lines.push(format!(
-            "{}  {}  tag {}, from {}{rights}",
-            share.mount_point,
-            share.proto.as_str(),
-            share.tag,
-            share.source
-        ));
-    }
-    if let Some(overlay) = &spec.writable_store_overlay {
-        lines.push(format!("/nix/store  overlay  writable layer in {overlay}"));
-    }
     lines
 }
 

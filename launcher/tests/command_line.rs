@@ -258,6 +258,23 @@ fn the_capability_table_is_whole() {
     assert_eq!(document.as_array().expect("a list").len(), rows.len() - 1);
 }
 
+/// `MICROVM_TEST_BLESS=1` writes the README's table anew.
+#[test]
+fn the_readme_has_the_capability_table() {
+    const START: &str = "<!-- made by: microvm capabilities -->\n";
+    const END: &str = "<!-- end of: microvm capabilities -->";
+    let path = repository().join("README.md");
+    let readme = fs::read_to_string(&path).expect("a README");
+    let (before, rest) = readme.split_once(START).expect("the table's start");
+    let (found, after) = rest.split_once(END).expect("the table's end");
+    let table = stdout(&microvm(&["capabilities"]));
+    if std::env::var_os("MICROVM_TEST_BLESS").is_some() {
+        fs::write(&path, format!("{before}{START}{table}{END}{after}")).expect("a README");
+        return;
+    }
+    assert_eq!(found, table);
+}
+
 #[test]
 fn completions_and_manual_pages_are_printed() {
     for shell in ["bash", "zsh", "fish"] {

@@ -68,10 +68,13 @@ impl Options {
         self
     }
 
-    /// Adds a word that stands without a value, or not.
+    /// Adds a word that stands without a value if there is one.
     #[must_use]
-    pub fn word_if(self, word: &str, wanted: bool) -> Self {
-        if wanted { self.word(word) } else { self }
+    pub fn word_if(self, word: Option<&str>) -> Self {
+        match word {
+            Some(word) => self.word(word),
+            None => self,
+        }
     }
 
     /// Adds a value that stands without a key.

@@ -114,7 +114,9 @@ pub struct MachineSpec {
     /// A screen. None of the five hypervisors gives one here: it is refused with the reason.
     #[serde(default)]
     pub graphics: Graphics,
-    /// Secrets for the guest's systemd: credential name to file on the host.
+    /// Secrets for the guest's systemd: credential name to file on the host. qemu hands them over by fw_cfg, where
+    /// systemd looks by itself; the others in the initrd as `/microvm-credentials/NAME`, which its stage 1 moves to
+    /// `/run/credentials/@initrd/NAME`.
     #[serde(default)]
     pub credential_files: BTreeMap<String, HostPath>,
 

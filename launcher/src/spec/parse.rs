@@ -35,6 +35,12 @@ pub enum ParseError {
 /// # Errors
 /// Every [`ParseError`] of the text; at least one.
 pub fn parse(text: &str) -> Result<MachineSpec, Vec<ParseError>> {
+    let read = serde_json::from_str::<MachineSpec>(text);
+    if let Ok(spec) = &read
+        && spec.version == SPEC_VERSION
+    {
+        return read.map_err(syntax);
+    }
     let document: Value = serde_json::from_str(text).map_err(syntax)?;
     if let Some(found) =
         document.get("version").and_then(Value::as_u64).filter(|found| *found != u64::from(SPEC_VERSION))
@@ -45,9 +51,8 @@ pub fn parse(text: &str) -> Result<MachineSpec, Vec<ParseError>> {
     if !misfits.is_empty() {
         return Err(misfits.into_iter().map(ParseError::Misfit).collect());
     }
-    // Read from the text and not from the document, so that doubled fields and numbers out of range, which only serde
-    // sees, come with their line.
-    serde_json::from_str(text).map_err(syntax)
+    // Doubled fields and numbers out of range, which only serde sees.
+    read.map_err(syntax)
 }
 
 fn syntax(error: serde_json::Error) -> Vec<ParseError> {

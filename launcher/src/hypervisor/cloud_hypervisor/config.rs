@@ -233,8 +233,8 @@ pub(super) fn arguments(frame: &mut Frame<'_>, config: &VmConfig) -> Vec<String>
     if let Some(balloon) = &config.balloon {
         let options = new()
             .pair("size", mib(balloon.size))
-            .pair("deflate_on_oom", on_off(balloon.deflate_on_oom))
-            .pair("free_page_reporting", on_off(balloon.free_page_reporting));
+            .pair("deflate_on_oom", if balloon.deflate_on_oom { "on" } else { "off" })
+            .pair("free_page_reporting", if balloon.free_page_reporting { "on" } else { "off" });
         add("--balloon", frame.written("balloon", options.finish()));
     }
     add("--rng", format!("src={}", config.rng.src));
@@ -291,8 +291,4 @@ fn net_options(net: &Net) -> Options {
 
 fn mib(bytes: u64) -> String {
     format!("{}M", bytes >> 20)
-}
-
-fn on_off(on: bool) -> &'static str {
-    if on { "on" } else { "off" }
 }

@@ -170,7 +170,7 @@ impl Writer<'_, '_, '_> {
                 // One vector for each queue, for control, and for the configuration.
                 .pair_if("vectors", (pairs > 1 && on_pci).then_some(2 * pairs + 2))
                 // An empty ROM, or the firmware waits for a network to boot from.
-                .word_if("romfile=", on_pci)
+                .word_if(on_pci.then_some("romfile="))
         });
     }
 
