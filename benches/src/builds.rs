@@ -7,7 +7,7 @@ use crate::contest::{Arena, ContestOutcome, read_closure};
 use crate::contests;
 use crate::error::{Error, file};
 use crate::method::Method;
-use crate::read::{self, Backing, Extent, ImageReadings};
+use crate::read::{self, Backing, ImageReadings};
 use crate::reading;
 use crate::results::{Results, StoreResults};
 use crate::store_tree::StoreTree;
@@ -25,15 +25,25 @@ pub enum Readings {
     LoopMountAndGuest,
 }
 
-/// Runs everything.
+/// What to measure, how often.
+#[derive(Debug, Clone)]
+pub struct Extent {
+    /// How often each contender runs.
+    pub rounds: usize,
+    /// Only contests whose title has this in it; empty: all.
+    pub only: String,
+    /// Reading besides building.
+    pub readings: Readings,
+}
+
+/// Runs everything that `extent` asks for over all stores.
 ///
 /// # Errors
 /// When a program fails or a file can't be written.
-pub fn run(stores: &[String], rounds: usize, readings: Readings) -> Result<Results, Error> {
+pub fn run(stores: &[String], extent: &Extent) -> Result<Results, Error> {
     let programs = programs()?;
     let method = Method::now(&programs)?;
-    let stores =
-        stores.iter().map(|name| measure_store(name, rounds, readings, &programs)).collect::<Result<_, _>>()?;
+    let stores = stores.iter().map(|name| measure_store(name, extent, &programs)).collect::<Result<_, _>>()?;
     Ok(Results { method, stores })
 }
 
@@ -46,7 +56,7 @@ fn programs() -> Result<Programs, Error> {
     Ok(Programs { peers: PathBuf::from(peers.trim()).join("bin"), microvm_image })
 }
 
-fn measure_store(name: &str, rounds: usize, readings: Readings, programs: &Programs) -> Result<StoreResults, Error> {
+fn measure_store(name: &str, extent: &Extent, programs: &Programs) -> Result<StoreResults, Error> {
     let mut tree = StoreTree::open(name)?;
     let scratch =
         tempfile::tempdir_in(workspace::fixtures()).map_err(file("make a directory in", workspace::fixtures()))?;
@@ -60,20 +70,22 @@ fn measure_store(name: &str, rounds: usize, readings: Readings, programs: &Progr
     let mut all = vec![contests::defaults(scratch.path())];
     all.extend(contests::LEVELS.map(contests::same_level));
     all.push(contests::rebuild(scratch.path(), &image));
-    let contests = all.iter().map(|contest| arena.run(contest, rounds)).collect::<Result<Vec<ContestOutcome>, _>>()?;
-    let read_seconds = (0..rounds).map(|_| read_closure(&tree)).collect::<Result<_, _>>()?;
-    let (readings, guest_readings) = read_images(readings, rounds, programs, &tree, &scratch)?;
+    let wanted = all.iter().filter(|contest| contest.title.contains(&extent.only));
+    let contests =
+        wanted.map(|contest| arena.run(contest, extent.rounds)).collect::<Result<Vec<ContestOutcome>, _>>()?;
+    let read_seconds = (0..extent.rounds).map(|_| read_closure(&tree)).collect::<Result<_, _>>()?;
+    let (readings, guest_readings) = read_images(extent, programs, &tree, &scratch)?;
     Ok(StoreResults { name: name.to_owned(), nar_bytes, files, read_seconds, contests, readings, guest_readings })
 }
 
 /// Reads the images that microvm.nix's two ways and ours make; microvm.nix's squashfs is what the others are compared with.
 fn read_images(
-    readings: Readings,
-    rounds: usize,
+    extent: &Extent,
     programs: &Programs,
     tree: &StoreTree,
     scratch: &tempfile::TempDir,
 ) -> Result<(Vec<ImageReadings>, Vec<ImageReadings>), Error> {
+    let (readings, rounds) = (extent.readings, extent.rounds);
     if readings == Readings::None {
         return Ok((Vec::new(), Vec::new()));
     }
@@ -95,9 +107,9 @@ fn read_images(
         }
         results
     };
-    let mounted = named(read::run(&images, Extent { rounds, every: 1 }, Backing::Memory)?);
+    let mounted = named(read::run(&images, read::Extent { rounds, every: 1 }, Backing::Memory)?);
     let guest = match readings {
-        Readings::LoopMountAndGuest => named(crate::guest_read::run(&images, Extent { rounds, every: 4 })?),
+        Readings::LoopMountAndGuest => named(crate::guest_read::run(&images, read::Extent { rounds, every: 4 })?),
         _ => Vec::new(),
     };
     Ok((mounted, guest))

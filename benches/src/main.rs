@@ -26,6 +26,9 @@ enum Scenario {
         /// How often each contender runs
         #[arg(long, default_value_t = 3)]
         rounds: usize,
+        /// Only the contests whose title has this in it: `defaults`, `level 9`, `rebuild`
+        #[arg(long, default_value = "", hide_default_value = true)]
+        only: String,
         /// Also read the images: by loop mount, or in a guest too (slow)
         #[arg(long, value_enum, default_value_t = ReadImages::No)]
         read: ReadImages,
@@ -87,13 +90,13 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<(), Error> {
     match arguments.scenario {
-        Scenario::Build { stores, rounds, read, results } => {
+        Scenario::Build { stores, rounds, only, read, results } => {
             let readings = match read {
                 ReadImages::No => Readings::None,
                 ReadImages::Loop => Readings::LoopMount,
                 ReadImages::Guest => Readings::LoopMountAndGuest,
             };
-            let measured = builds::run(&stores, rounds, readings)?;
+            let measured = builds::run(&stores, &builds::Extent { rounds, only, readings })?;
             let directory =
                 results.unwrap_or_else(|| workspace::root().join("benches/results").join(&measured.method.date));
             measured.write(&directory)?;
