@@ -4,7 +4,9 @@ use crate::control::{ControlError, Controller};
 use crate::launch::{ForcedStop, GracefulStep, Launch};
 use crate::state::ProcessIdentity;
 use nix::sys::signal::Signal;
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const LONGEST_GAP: Duration = Duration::from_secs(15);
 /// Magic system requests are carried out at once, and build on each other.
 const MAGIC_KEY_GAP: Duration = Duration::from_secs(1);
+const XON: u8 = 0x11;
 /// How long the hypervisor may take to end once it must.
 const FORCED_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -68,6 +71,8 @@ pub struct StopTarget<'launch> {
     pub launch: &'launch Launch,
     /// Its process, if known.
     pub process: Option<ProcessIdentity>,
+    /// The socket on which its supervisor serves its console, if there is one.
+    pub console_socket: Option<PathBuf>,
 }
 
 /// Stops the machine. `timeout` is for the guest; afterwards its hypervisor is ended. What does not go as it should is
@@ -127,7 +132,7 @@ impl Machine<'_> {
         for (index, step) in steps.iter().enumerate() {
             let left = end.saturating_duration_since(Instant::now());
             match controller.clone().with_patience(left.clamp(LOOK_EVERY, FORCED_PATIENCE)).ask_guest(step) {
-                Ok(()) => {}
+                Ok(()) => self.nudge_console(step),
                 Err(_) if self.is_gone() => return true,
                 Err(error @ (ControlError::NobodyThere { .. } | ControlError::NoAnswer { .. })) => {
                     talk(&error.to_string());
@@ -150,6 +155,15 @@ impl Machine<'_> {
             }
         }
         steps.is_empty() && self.wait(end.saturating_duration_since(Instant::now()))
+    }
+
+    /// kvmtool hands a magic key on only when it next reads its terminal (hw/serial.c), so something must be typed:
+    /// XON, which a guest's terminal swallows. Without a supervisor only the user can type.
+    fn nudge_console(&self, step: &GracefulStep) {
+        if let (GracefulStep::KvmtoolSysrq(_), Some(socket)) = (step, &self.target.console_socket) {
+            // A console that cannot be reached does no harm: the machine is then ended in the end.
+            let _ = UnixStream::connect(socket).and_then(|mut console| console.write_all(&[XON]));
+        }
     }
 
     fn force(&self, talk: &mut dyn FnMut(&str)) -> Result<Stopped, StopError> {

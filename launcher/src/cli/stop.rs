@@ -26,7 +26,8 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let machine = find(&arguments.machine, &arguments.overrides)?;
     let process = machine.running.as_ref().map(|running| running.hypervisor);
-    let target = StopTarget { launch: &machine.launch, process };
+    let console_socket = machine.running.as_ref().and_then(|running| running.console_socket.clone());
+    let target = StopTarget { launch: &machine.launch, process, console_socket };
     let stopped = stop(&target, Duration::from_secs(arguments.timeout), &mut write_stderr).map_err(failed)?;
     clear_up(&machine);
     let name = machine.state.name();

@@ -52,7 +52,8 @@ pub(super) fn support(feature: Feature) -> Support {
         Feature::Credentials => Support::With("in an initrd that is put together in memory at start"),
         Feature::MachineId => Support::With("as a kernel parameter"),
         Feature::GracefulStop => Support::With(
-            "file systems are synced and remounted read-only by magic system requests, but services are not stopped",
+            "when supervised: file systems are synced and remounted read-only by magic system requests, but services are \
+             not stopped",
         ),
         Feature::VolumeSerial => Support::No("cannot set serial numbers"),
         Feature::VolumeQcow2 => Support::No("reads qcow2 images only, and never writes them"),
@@ -207,7 +208,8 @@ fn finish(frame: Frame<'_>, arguments: Vec<String>) -> Result<Launch, Vec<Refusa
         environment: BTreeMap::from([("HOME".to_owned(), home.as_str().to_owned())]),
         files: Vec::new(),
         control: ControlSocket { protocol: ControlProtocol::Kvmtool, path: socket },
-        graceful: ['s', 'u', 'o'].map(GracefulStep::KvmtoolSysrq).to_vec(),
+        // Sync, remount read-only, reboot: it ends when its guest reboots. Without ACPI the guest cannot switch off.
+        graceful: ['s', 'u', 'b'].map(GracefulStep::KvmtoolSysrq).to_vec(),
         forced: ForcedStop::KvmtoolStop,
         console_device: Some("ttyS0"),
         expected_configuration: None,

@@ -234,8 +234,9 @@ impl Supervisor<'_> {
         self.tell_manager(watch, "STOPPING=1\nSTATUS=stopping");
         let (sender, talk) = channel();
         let (launch, process, timeout) = (self.launch.clone(), watch.machine.hypervisor, self.stop_timeout);
+        let console_socket = watch.machine.console_socket.clone();
         thread::spawn(move || {
-            let target = StopTarget { launch: &launch, process: Some(process) };
+            let target = StopTarget { launch: &launch, process: Some(process), console_socket };
             // Nobody hears it when the machine has ended meanwhile.
             let mut say = |text: &str| drop(sender.send(Report::Talk(text.to_owned())));
             if let Err(error) = stop(&target, timeout, &mut say) {

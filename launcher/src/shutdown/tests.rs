@@ -70,7 +70,9 @@ fn qemu(directory: &Path, obeys: &'static str, pid: i32) -> std::sync::mpsc::Rec
 
 fn stop_quietly(launch: &Launch, process: Option<ProcessIdentity>, timeout: Duration) -> (Stopped, Vec<String>) {
     let mut talk = Vec::new();
-    let stopped = stop(&StopTarget { launch, process }, timeout, &mut |text| talk.push(text.to_owned())).unwrap();
+    let stopped =
+        stop(&StopTarget { launch, process, console_socket: None }, timeout, &mut |text| talk.push(text.to_owned()))
+            .unwrap();
     (stopped, talk)
 }
 

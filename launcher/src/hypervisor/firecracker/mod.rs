@@ -217,7 +217,8 @@ fn memory_hotplug(frame: &mut Frame<'_>) -> Option<MemoryHotplug> {
 fn finish(mut frame: Frame<'_>, document: &serde_json::Value) -> Result<Launch, Vec<Refusal>> {
     let spec = frame.spec;
     let path = HostPath::new(format!("{}-firecracker.json", spec.name));
-    let words = ["--api-sock", spec.control_socket.as_str(), "--config-file", path.as_str()];
+    // Its log goes to stdout, where the guest's console is: only what is wrong may come between.
+    let words = ["--level", "Warning", "--api-sock", spec.control_socket.as_str(), "--config-file", path.as_str()];
     let mut arguments = words.map(str::to_owned).to_vec();
     frame.add_extra_arguments("firecracker.extraArgs", &mut arguments, &spec.firecracker.extra_args);
     let action = |action: &str| HttpRequest {
