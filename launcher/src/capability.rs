@@ -67,12 +67,13 @@ pub enum Feature {
     Console,
     GracefulStop,
     WithoutKvm,
+    OtherArchitecture,
     Graphics,
 }
 
 impl Feature {
     /// All of them, in the order of every table.
-    pub const ALL: [Feature; 33] = [
+    pub const ALL: [Feature; 34] = [
         Self::StoreDisk,
         Self::VolumeSerial,
         Self::VolumeDirect,
@@ -105,6 +106,7 @@ impl Feature {
         Self::Console,
         Self::GracefulStop,
         Self::WithoutKvm,
+        Self::OtherArchitecture,
         Self::Graphics,
     ];
 
@@ -143,6 +145,7 @@ impl Feature {
             Self::Console => "a console that can be reached later",
             Self::GracefulStop => "a graceful stop",
             Self::WithoutKvm => "running without KVM",
+            Self::OtherArchitecture => "guests of another architecture",
             Self::Graphics => "a screen",
         }
     }
@@ -172,6 +175,7 @@ impl Feature {
             Self::DevicePci | Self::DeviceUsb => "devices",
             Self::Credentials => "credentialFiles",
             Self::CpuModel => "cpu",
+            Self::OtherArchitecture => "architecture",
             Self::MachineId => "machineId",
             Self::Console => "consoleSocket",
             Self::Graphics => "graphics.enable",

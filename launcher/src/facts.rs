@@ -1,6 +1,7 @@
 //! What the host is, as far as a launch depends on it: plain data that the probing half fills in.
 
 use crate::path::HostPath;
+pub use crate::spec::Architecture;
 use crate::spec::Hypervisor;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -54,25 +55,6 @@ impl HostFacts {
     /// Whether the installed hypervisor is at least of this version; one whose version is unknown is taken for new.
     pub fn at_least(&self, hypervisor: Hypervisor, version: Version) -> bool {
         self.versions.get(&hypervisor).is_none_or(|installed| *installed >= version)
-    }
-}
-
-/// A processor architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// 64-bit x86.
-    X86_64,
-    /// 64-bit ARM.
-    Aarch64,
-}
-
-impl Architecture {
-    /// The kernel's word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::X86_64 => "x86_64",
-            Self::Aarch64 => "aarch64",
-        }
     }
 }
 

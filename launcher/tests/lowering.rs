@@ -313,6 +313,20 @@ fn on_arm_the_machine_is_virt_and_the_console_another() {
 }
 
 #[test]
+fn a_guest_of_another_architecture_is_emulated_or_refused() {
+    let fields = || json!({"architecture": "aarch64", "cpu": "cortex-a57"});
+    let qemu = launch(json!({"architecture": "aarch64"}), &HostFacts { tsc_khz: Some(1), ..host() }, Hypervisor::Qemu);
+    assert_eq!(qemu.program.as_str(), "qemu-system-aarch64");
+    assert!(value(&qemu, "-machine").starts_with("virt,accel=tcg,"), "{:?}", qemu.arguments);
+    assert!(!value(&qemu, "-append").contains("tsc_early_khz"));
+    assert_eq!(value(&launch(fields(), &host(), Hypervisor::Qemu), "-cpu"), "cortex-a57");
+    let refused = refusals(json!({"architecture": "aarch64"}), &host(), Hypervisor::Kvmtool);
+    assert_eq!(refused, ["web: architecture: kvmtool cannot run a guest for aarch64 on a host with x86_64; qemu can"]);
+    let strict = json!({"architecture": "aarch64", "qemu": {"accelerator": "kvm"}});
+    assert!(refusals(strict, &host(), Hypervisor::Qemu)[0].contains("can only be emulated"));
+}
+
+#[test]
 fn what_the_guest_cannot_feel_is_left_out_with_a_warning() {
     let fields = json!({"volumes": [{"image": "a.img", "size": 1, "serial": "s", "direct": true}]});
     let launch = launch(fields, &host(), Hypervisor::Firecracker);

@@ -101,7 +101,7 @@ fn remember(
         fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
     let mut known = if stored.boot_id == boot_id { stored } else { Remembered { boot_id, ..Remembered::default() } };
     let mut learnt = false;
-    if let Ok(program) = find_program(&program_of(spec, hypervisor, facts.architecture)) {
+    if let Ok(program) = find_program(&program_of(spec, hypervisor, spec.architecture.unwrap_or(facts.architecture))) {
         let file = identity(&program);
         let key = program.to_string_lossy().into_owned();
         let noted = known.versions.get(&key).filter(|noted| Some(&noted.file) == file.as_ref());

@@ -54,6 +54,7 @@ pub(super) fn support(feature: Feature) -> Support {
         Feature::DeviceUsb => Support::No("takes USB devices only while it runs"),
         Feature::CpuModel => Support::No("always gives the host's CPU"),
         Feature::WithoutKvm => Support::No("needs KVM"),
+        Feature::OtherArchitecture => Support::No("runs guests of the host's architecture only"),
         Feature::Graphics => Support::No("is not given a screen by this launcher"),
     }
 }

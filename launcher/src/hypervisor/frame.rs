@@ -166,8 +166,17 @@ impl<'spec> Frame<'spec> {
         }
     }
 
+    /// The guest's architecture.
+    pub(super) fn architecture(&self) -> Architecture {
+        self.spec.architecture.unwrap_or(self.facts.architecture)
+    }
+
     /// For the hypervisors that cannot run without KVM.
     pub(super) fn require_kvm(&mut self) {
+        if self.architecture() != self.facts.architecture {
+            let (guest, host) = (self.architecture().as_str(), self.facts.architecture.as_str());
+            self.refuse("architecture", format!("cannot run a guest for {guest} on a host with {host}"));
+        }
         self.needs.kvm = KvmUse::Required;
         self.need_device("hypervisor", "/dev/kvm", "modprobe -a kvm_intel kvm_amd");
         if let crate::facts::Kvm::Unusable(why) = &self.facts.kvm {
@@ -198,7 +207,7 @@ impl<'spec> Frame<'spec> {
     pub(super) fn kernel_form(&mut self, image: &HostPath) -> Option<KernelForm> {
         let form = self.facts.kernel_forms.get(image).copied();
         // On ARM a kernel is an `Image`, which has neither form.
-        if form == Some(KernelForm::Unknown) && self.facts.architecture == Architecture::X86_64 {
+        if form == Some(KernelForm::Unknown) && self.architecture() == Architecture::X86_64 {
             let reason = format!("cannot boot {image}: it is neither a bzImage nor an ELF");
             self.refuse(self.kernel_option(image), reason);
         }

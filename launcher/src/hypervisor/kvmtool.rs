@@ -71,6 +71,7 @@ pub(super) fn support(feature: Feature) -> Support {
         Feature::DeviceUsb => Support::No("has no USB"),
         Feature::CpuModel => Support::No("always gives the host's CPU"),
         Feature::WithoutKvm => Support::No("needs KVM"),
+        Feature::OtherArchitecture => Support::No("runs guests of the host's architecture only"),
         Feature::Graphics => Support::No("is not given a screen by this launcher"),
     }
 }
@@ -81,7 +82,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     check_limits(&mut frame);
     let kernel = frame.boot_image();
     let is_elf = matches!(frame.kernel_form(&kernel), Some(KernelForm::Elf | KernelForm::ElfPvh));
-    if is_elf && frame.facts.architecture == Architecture::X86_64 {
+    if is_elf && frame.architecture() == Architecture::X86_64 {
         frame.refuse(
             "kernel",
             format!("boots bzImages only, and {kernel} is an ELF, which it would load as plain bytes"),
@@ -135,7 +136,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
 
 fn command_line(frame: &mut Frame<'_>) -> String {
     let machine_id = frame.machine_id_parameter();
-    let own = match frame.facts.architecture {
+    let own = match frame.architecture() {
         Architecture::X86_64 => X86_PARAMETERS.as_slice(),
         Architecture::Aarch64 => ARM_PARAMETERS.as_slice(),
     };

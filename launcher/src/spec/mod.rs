@@ -13,7 +13,7 @@ mod storage;
 
 pub use devices::{Device, DeviceBus, Graphics, QemuDevice, Vsock};
 pub use hypervisors::{
-    Accelerator, CloudHypervisorSection, CrosvmSection, DriveIoEngine, FirecrackerSection, Hypervisor,
+    Accelerator, Architecture, CloudHypervisorSection, CrosvmSection, DriveIoEngine, FirecrackerSection, Hypervisor,
     InodeFileHandles, KvmtoolSection, PcieRootPort, QemuSection, VirtiofsdSection,
 };
 pub use network::{ForwardFrom, ForwardPort, Interface, InterfaceType, Macvtap, MacvtapMode, PortEnd, Protocol, Tap};
@@ -39,6 +39,9 @@ pub struct MachineSpec {
     #[serde(default)]
     pub hypervisor: Hypervisor,
 
+    /// The guest's architecture; null is the host's. Another than the host's is emulated, by qemu.
+    #[serde(default)]
+    pub architecture: Option<Architecture>,
     /// Number of virtual CPUs.
     #[serde(default = "one_vcpu")]
     pub vcpu: u32,

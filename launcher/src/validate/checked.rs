@@ -3,8 +3,8 @@
 use crate::launch::StoreDiskNeed;
 use crate::path::HostPath;
 use crate::spec::{
-    CloudHypervisorSection, CrosvmSection, Device, FirecrackerSection, ForwardPort, Hypervisor, ImageType,
-    KvmtoolSection, MacvtapMode, QemuSection, Share, VirtiofsdSection,
+    Architecture, CloudHypervisorSection, CrosvmSection, Device, FirecrackerSection, ForwardPort, Hypervisor,
+    ImageType, KvmtoolSection, MacvtapMode, QemuSection, Share, VirtiofsdSection,
 };
 use std::collections::BTreeMap;
 
@@ -16,6 +16,8 @@ pub struct CheckedSpec {
     pub name: String,
     /// The hypervisor that the spec names.
     pub hypervisor: Hypervisor,
+    /// The guest's architecture, if it is not to be the host's.
+    pub architecture: Option<Architecture>,
     /// Virtual CPUs; at least one.
     pub vcpu: u32,
     /// The CPU model to emulate.

@@ -42,6 +42,7 @@ pub fn check(spec: &MachineSpec) -> Result<CheckedSpec, Vec<Problem>> {
     Ok(CheckedSpec {
         name: spec.name.clone(),
         hypervisor: spec.hypervisor,
+        architecture: spec.architecture,
         vcpu: spec.vcpu,
         cpu: spec.cpu.clone(),
         memory,

@@ -78,6 +78,7 @@ pub(super) fn support(feature: Feature) -> Support {
         Feature::DeviceUsb => Support::No("has no USB"),
         Feature::CpuModel => Support::No("always gives the host's CPU"),
         Feature::WithoutKvm => Support::No("needs KVM"),
+        Feature::OtherArchitecture => Support::No("runs guests of the host's architecture only"),
         Feature::Graphics => Support::No("is not given a screen by this launcher"),
     }
 }
@@ -183,7 +184,7 @@ fn memory(frame: &Frame<'_>) -> Memory {
 }
 
 fn payload(frame: &mut Frame<'_>, kernel: &HostPath) -> Payload {
-    let own = match frame.facts.architecture {
+    let own = match frame.architecture() {
         Architecture::X86_64 => ["earlyprintk=ttyS0", "console=ttyS0", "reboot=t", "panic=-1"].as_slice(),
         Architecture::Aarch64 => ["console=ttyAMA0", "panic=-1"].as_slice(),
     };
@@ -294,7 +295,7 @@ fn finish(mut frame: Frame<'_>, config: &VmConfig) -> Result<Launch, Vec<Refusal
         control: ControlSocket { protocol: ControlProtocol::CloudHypervisorHttp, path: spec.control_socket.clone() },
         graceful: vec![GracefulStep::Http(put("vm.power-button"))],
         forced: ForcedStop::Http(put("vmm.shutdown")),
-        console_device: Some(match frame.facts.architecture {
+        console_device: Some(match frame.architecture() {
             Architecture::X86_64 => "ttyS0",
             Architecture::Aarch64 => "ttyAMA0",
         }),

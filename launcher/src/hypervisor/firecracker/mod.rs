@@ -67,6 +67,7 @@ pub(super) fn support(feature: Feature) -> Support {
         Feature::DeviceUsb => Support::No("has no USB"),
         Feature::CpuModel => Support::No("has CPU templates instead of models; set firecracker.cpu"),
         Feature::WithoutKvm => Support::No("needs KVM"),
+        Feature::OtherArchitecture => Support::No("runs guests of the host's architecture only"),
         Feature::Graphics => Support::No("has no screen"),
     }
 }
@@ -137,7 +138,7 @@ fn boot_source(frame: &mut Frame<'_>, kernel: &HostPath, devices: usize) -> Boot
     let initrd_path = frame.initrd_with_credentials().map(|initrd| initrd.as_str().to_owned());
     // Always set: its own default has `nomodule`, with which no NixOS initrd finds its root. And without
     // `i8042.nopnp`, which keeps the guest from seeing ctrl-alt-delete.
-    let own = match frame.facts.architecture {
+    let own = match frame.architecture() {
         Architecture::X86_64 => {
             ["console=ttyS0,115200", "reboot=k", "panic=1", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd"].as_slice()
         }
@@ -226,7 +227,7 @@ fn finish(mut frame: Frame<'_>, document: &serde_json::Value) -> Result<Launch, 
         path: "/actions".to_owned(),
         body: Some(serde_json::json!({"action_type": action})),
     };
-    let graceful = match frame.facts.architecture {
+    let graceful = match frame.architecture() {
         Architecture::X86_64 => vec![GracefulStep::Http(action("SendCtrlAltDel"))],
         Architecture::Aarch64 => Vec::new(),
     };

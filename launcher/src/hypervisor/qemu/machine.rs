@@ -43,7 +43,7 @@ pub(super) struct Machine {
 pub(super) fn choose(frame: &mut Frame<'_>) -> Machine {
     let is_emulated = is_emulated(frame);
     let virtio_devices = count_virtio_devices(frame);
-    let (spec, architecture) = (frame.spec, frame.facts.architecture);
+    let (spec, architecture) = (frame.spec, frame.architecture());
     let needs_pci = !spec.devices.is_empty()
         || !spec.qemu.pcie_root_ports.is_empty()
         || spec.memory.hotplug.is_some()
@@ -81,8 +81,16 @@ pub(super) fn choose(frame: &mut Frame<'_>) -> Machine {
 
 fn is_emulated(frame: &mut Frame<'_>) -> bool {
     let (spec, facts) = (frame.spec, frame.facts);
+    let is_foreign = frame.architecture() != facts.architecture;
     let is_emulated = match (spec.qemu.accelerator, &facts.kvm) {
         (Accelerator::Tcg, _) => true,
+        (Accelerator::Auto, _) if is_foreign => true,
+        (Accelerator::Kvm, _) if is_foreign => {
+            let (guest, host) = (frame.architecture().as_str(), facts.architecture.as_str());
+            let reason = format!("is to use KVM, but a guest for {guest} on a host with {host} can only be emulated");
+            frame.refuse("qemu.accelerator", reason);
+            false
+        }
         (Accelerator::Auto, Kvm::Unusable(why)) => {
             frame.warn("hypervisor", &format!("{why}; qemu emulates the machine, many times slower"));
             true
@@ -187,7 +195,7 @@ fn cpu(frame: &Frame<'_>, machine: &Machine) -> String {
     if machine.is_emulated {
         return "max".to_owned();
     }
-    match (facts.architecture, &facts.kvm) {
+    match (frame.architecture(), &facts.kvm) {
         // The software kind of KVM does not know the register behind that flag, and qemu stops over it.
         (Architecture::X86_64, Kvm::UsableSoftware) => "host,-arch-capabilities".to_owned(),
         // SGX would need memory of its own that the small machine does not have.

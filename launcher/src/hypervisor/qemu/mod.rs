@@ -23,7 +23,7 @@ pub(super) fn support(feature: Feature) -> Support {
     match feature {
         Feature::InitialBalloon => Support::No("starts with an empty balloon; fill it with `microvm balloon`"),
         Feature::Graphics => Support::No("is not given a screen by this launcher"),
-        Feature::WithoutKvm => Support::With("emulated, and many times slower"),
+        Feature::WithoutKvm | Feature::OtherArchitecture => Support::With("emulated, and many times slower"),
         Feature::HotplugMemory => Support::With("not with the machine model microvm"),
         _ => Support::Yes,
     }
@@ -67,7 +67,7 @@ fn kernel_parameters(frame: &Frame<'_>, machine: &Machine) -> Vec<String> {
     let mut parameters = Vec::new();
     let mut add = |parameter: &str| parameters.push(parameter.to_owned());
     if frame.spec.qemu.serial_console {
-        match frame.facts.architecture {
+        match frame.architecture() {
             Architecture::X86_64 => {
                 add("earlyprintk=ttyS0");
                 add("console=ttyS0");
@@ -77,7 +77,10 @@ fn kernel_parameters(frame: &Frame<'_>, machine: &Machine) -> Vec<String> {
     }
     add("reboot=t");
     add("panic=-1");
-    if machine.is_emulated && frame.facts.architecture == Architecture::X86_64 {
+    if machine.is_emulated
+        && frame.architecture() == Architecture::X86_64
+        && frame.spec.architecture.is_none_or(|guest| guest == frame.facts.architecture)
+    {
         // On a busy host an emulated guest often fails to calibrate its time stamp counter, and hangs.
         if let Some(khz) = frame.facts.tsc_khz {
             add(&format!("tsc_early_khz={khz}"));
@@ -127,7 +130,7 @@ fn write_identity(frame: &mut Frame<'_>, arguments: &mut Vec<String>) {
 }
 
 fn finish(frame: Frame<'_>, machine: &Machine, arguments: Vec<String>) -> Result<Launch, Vec<Refusal>> {
-    let (spec, architecture) = (frame.spec, frame.facts.architecture);
+    let (spec, architecture) = (frame.spec, frame.architecture());
     let mut graceful = vec![GracefulStep::QmpSystemPowerdown];
     if machine.has_keyboard {
         graceful.push(GracefulStep::QmpCtrlAltDelete);
