@@ -2,8 +2,9 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
 
+use launcher::capability::Feature;
 use launcher::facts::{Architecture, HostFacts, KernelForm, Kvm, Version};
-use launcher::hypervisor::{lower, runs_on};
+use launcher::hypervisor::{lower, runs_on, support};
 use launcher::launch::{Access, GracefulStep, KvmUse, Launch, NotificationSocket, VsockHostEnd};
 use launcher::path::HostPath;
 use launcher::spec::{Hypervisor, parse::parse};
@@ -324,6 +325,71 @@ fn a_guest_of_another_architecture_is_emulated_or_refused() {
     assert_eq!(refused, ["web: architecture: kvmtool cannot run a guest for aarch64 on a host with x86_64; qemu can"]);
     let strict = json!({"architecture": "aarch64", "qemu": {"accelerator": "kvm"}});
     assert!(refusals(strict, &host(), Hypervisor::Qemu)[0].contains("can only be emulated"));
+}
+
+/// The smallest machine that asks for the feature; null if no option does.
+fn asking_for(feature: Feature) -> Value {
+    let volume = |name: &str, value: Value| json!({"volumes": [{"image": "a", "autoCreate": false, name: value}]});
+    let share = |proto: &str, name: &str, value: Value| json!({"shares": [{"proto": proto, "tag": "t", "source": "/s", "mountPoint": "/s", name: value}]});
+    let interface = |kind: &str, name: &str, value: Value| json!({"interfaces": [{"type": kind, "id": "i", "mac": "02:00:00:00:00:01", name: value}]});
+    let forward = |from: &str, address: &str| {
+        let mut fields = interface("user", "bridge", Value::Null);
+        fields["forwardPorts"] = json!([{"from": from, "host": {"port": 1}, "guest": {"port": 2, "address": address}}]);
+        fields
+    };
+    match feature {
+        Feature::StoreDisk => json!({"storeDisk": {"image": "/s.squashfs"}}),
+        Feature::VolumeSerial => volume("serial", json!("s")),
+        Feature::VolumeDirect => volume("direct", json!(true)),
+        Feature::VolumeQcow2 => volume("imageType", json!("qcow2")),
+        Feature::VolumeVhd => volume("imageType", json!("vhd")),
+        Feature::VolumeVhdx => volume("imageType", json!("vhdx")),
+        Feature::NineP => share("9p", "readOnly", json!(false)),
+        Feature::NinePReadOnly => share("9p", "readOnly", json!(true)),
+        Feature::NinePSecurityModel => share("9p", "securityModel", json!("mapped")),
+        Feature::Virtiofs => share("virtiofs", "readOnly", json!(true)),
+        Feature::InterfaceUser => interface("user", "bridge", Value::Null),
+        Feature::InterfaceTap => interface("tap", "bridge", Value::Null),
+        Feature::InterfaceMacvtap => interface("macvtap", "macvtap", json!({"link": "eth0", "mode": "bridge"})),
+        Feature::InterfaceBridge => interface("bridge", "bridge", json!("br0")),
+        Feature::TapVhost => interface("tap", "tap", json!({"vhost": true})),
+        Feature::ForwardFromHost => forward("host", ""),
+        Feature::ForwardFromGuest => forward("guest", "10.0.2.10"),
+        Feature::Vsock => json!({"vsock": {"cid": 3}}),
+        Feature::GuestNotification => json!({"vsock": {"cid": 3, "notify": true}}),
+        Feature::Balloon => json!({"balloon": true}),
+        Feature::InitialBalloon => json!({"balloon": true, "initialBalloonMem": 64}),
+        Feature::HotplugMemory => json!({"hotplugMem": 256, "hotpluggedMem": 0}),
+        Feature::HugePages => json!({"hugepageMem": true}),
+        Feature::DevicePci => json!({"devices": [{"bus": "pci", "path": "0000:01:00.0"}]}),
+        Feature::DeviceUsb => json!({"devices": [{"bus": "usb", "path": "hostbus=1,hostaddr=2"}]}),
+        Feature::Credentials => json!({"credentialFiles": {"a": "/a"}}),
+        Feature::CpuModel => json!({"cpu": "EPYC"}),
+        Feature::MachineId => json!({"machineId": "a67472e5570e5c8ab18cae3c77701050"}),
+        Feature::Console => json!({"consoleSocket": "console.sock"}),
+        Feature::OtherArchitecture => json!({"architecture": "aarch64"}),
+        Feature::Graphics => json!({"graphics": {"enable": true}}),
+        Feature::TapMultiQueue | Feature::GracefulStop | Feature::WithoutKvm => Value::Null,
+    }
+}
+
+#[test]
+fn the_tables_say_what_lowering_does() {
+    for feature in Feature::ALL {
+        let fields = asking_for(feature);
+        if fields.is_null() {
+            continue;
+        }
+        for hypervisor in Hypervisor::ALL {
+            let (says, plain) =
+                (support(hypervisor, feature).is_there(), lower(&machine(json!({})), &host(), hypervisor));
+            let lowered = lower(&machine(fields.clone()), &host(), hypervisor);
+            let told = matches!(&lowered, Ok(launch) if launch.warnings.iter().any(|warning| warning.contains("it is left out")));
+            let runs = lowered.is_ok() && !told;
+            assert_eq!(runs, says, "{feature:?} on {hypervisor}: {lowered:?}");
+            assert!(!runs || lowered != plain, "{feature:?} on {hypervisor} changes nothing");
+        }
+    }
 }
 
 #[test]
