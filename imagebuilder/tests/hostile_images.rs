@@ -1,0 +1,414 @@
+//! Images that mean harm, or were damaged: nothing panics, runs on for ever, grows without bound, or writes outside of
+//! the directory it was told to fill.
+
+mod support;
+
+use imagebuilder::dump::dump;
+use imagebuilder::extract::{ExtractError, ExtractOptions, SpecialFiles, extract};
+use imagebuilder::image::{Image, ImageError};
+use imagebuilder::inspect::inspect;
+use imagebuilder::nar::nar_digest;
+use imagebuilder::settings::Compression;
+use imagebuilder::verify::{NarCheck, VerifyOptions, VerifyReport, verify};
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use support::built::{PlainImage, build_image, in_tree, settings};
+use support::seeded::Seeded;
+use support::stock;
+use support::store_tree::{Item, Store, base_name};
+
+/// A dump longer than this is no dump of the small images here: the reader runs in circles.
+const DUMP_BYTES_MAX: usize = 64 << 20;
+/// Files larger than this are not extracted in these tests: a hole of terabytes is valid, but no use here.
+const EXTRACT_BYTES_MAX: u64 = 256 << 20;
+
+/// Takes bytes up to a limit.
+struct Limited(usize);
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        assert!(bytes.len() <= self.0, "the dump does not end");
+        self.0 -= bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn check(image: &Image) -> VerifyReport {
+    let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 1, problems_told: 20 };
+    verify(image, options).unwrap()
+}
+
+fn try_extract(image: &Image, output: &Path) -> Result<(), ExtractError> {
+    let options = ExtractOptions { path: b"", output, special_files: SpecialFiles::Skip, jobs: 1 };
+    extract(image, options, &AtomicBool::new(false)).map(drop)
+}
+
+/// Does everything with the image that this crate can do, extracts it when there is a jail for that, and says whether
+/// it was found to be sound.
+fn use_up(bytes: Vec<u8>, jail: Option<&Jail>) -> bool {
+    let Ok(image) = Image::from_source(Box::new(bytes)) else { return false };
+    // Errors are right here; what must not happen is all the rest.
+    let facts = inspect(&image);
+    let _ = dump(&image, &mut Limited(DUMP_BYTES_MAX));
+    let sound = check(&image).sound;
+    if facts.is_ok_and(|facts| facts.content_bytes < EXTRACT_BYTES_MAX) {
+        let _ = nar_digest(&image, b"");
+        if let Some(jail) = jail {
+            jail.extract(&image);
+        }
+    }
+    sound
+}
+
+/// A directory with a directory to extract into, and all around it what must stay as it is.
+struct Jail {
+    around: tempfile::TempDir,
+}
+
+impl Jail {
+    fn new() -> Self {
+        let around = tempfile::tempdir().unwrap();
+        fs::write(around.path().join("victim"), "untouched").unwrap();
+        Self { around }
+    }
+
+    fn extract(&self, image: &Image) {
+        let output = self.around.path().join("output");
+        let _ = try_extract(image, &output);
+        if output.exists() && fs::remove_dir_all(&output).is_err() {
+            // Damaged directories may have lost the rights to be removed.
+            support::tools::run("chmod", ["-R".as_ref(), "u+rwX".as_ref(), output.as_os_str()]);
+            fs::remove_dir_all(&output).unwrap();
+        }
+        self.assert_untouched();
+    }
+
+    fn assert_untouched(&self) {
+        let names: Vec<_> = fs::read_dir(self.around.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["victim"], "something was made outside of the output directory");
+        assert_eq!(fs::read(self.around.path().join("victim")).unwrap(), b"untouched");
+    }
+}
+
+/// Small trees with every kind of thing in them.
+fn small_tree() -> Item {
+    let mut seeded = Seeded::new(9);
+    let many = (0..300).map(|number| (format!("entry-{number:03}"), Item::file(format!("{number}"))));
+    Item::directory([
+        ("empty", Item::file("")),
+        ("text", Item::file(seeded.text(20_000))),
+        ("noise", Item::program(seeded.noise(9000))),
+        ("sparse", Item::sparse(100_000, [(50_000, b"middle".to_vec())])),
+        ("link", Item::symlink("../../../../../../tmp/victim")),
+        ("many", Item::directory(many.collect::<Vec<_>>())),
+        ("nested", Item::directory([("deeper", Item::directory([("file", Item::file("deep"))]))])),
+    ])
+}
+
+/// Images of the small tree by our builder and the stock tools.
+fn small_images() -> Vec<(String, Vec<u8>)> {
+    let store = Store::new([("tree", small_tree()), ("file", Item::file("alone"))]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    let mut images = Vec::new();
+    for compression in Compression::ALL {
+        build_image(store.path(), settings(compression, 4096), &path);
+        images.push((format!("our builder, {}", compression.name()), fs::read(&path).unwrap()));
+    }
+    for (name, path) in stock::images(store.path(), directory.path()) {
+        images.push((name, fs::read(path).unwrap()));
+    }
+    images
+}
+
+/// Changes a few bytes: flips, single values, runs of ones or zeros, copied pieces, a cut-off end. Superblock and tables
+/// are hit more often than the data.
+fn mutate(bytes: &mut Vec<u8>, seeded: &mut Seeded) {
+    let tables = u64::from_le_bytes(bytes[64..72].try_into().unwrap()) as usize;
+    for _ in 0..=seeded.below(4) {
+        let length = bytes.len();
+        let at = match seeded.below(8) {
+            0 | 1 => seeded.index(96),
+            2 => seeded.index(length),
+            _ => tables.min(length - 1) + seeded.index(length - tables.min(length - 1)),
+        };
+        let run = (1 + seeded.index(8)).min(length - at);
+        match seeded.below(8) {
+            0..=2 => bytes[at] ^= 1 << seeded.below(8),
+            3 => bytes[at] = seeded.next() as u8,
+            4 => bytes[at..at + run].fill(0xff),
+            5 => bytes[at..at + run].fill(0),
+            6 => {
+                let from = seeded.index(length - run);
+                bytes.copy_within(from..from + run, at);
+            }
+            _ if seeded.below(4) == 0 => bytes.truncate(at.max(1)),
+            _ => bytes[at] = bytes[at].wrapping_add(1),
+        }
+        if bytes.len() < 97 {
+            return;
+        }
+    }
+}
+
+/// How many mutated images of each kind are tried.
+const MUTATIONS: u64 = 300;
+
+#[test]
+fn mutated_images_do_no_harm() {
+    let jail = Jail::new();
+    let (mut tried, mut refused) = (0, 0);
+    for (name, original) in small_images() {
+        assert!(use_up(original.clone(), Some(&jail)), "{name} is not sound to begin with");
+        let mut seeded = Seeded::new(original.len() as u64);
+        for case in 0..MUTATIONS {
+            let mut bytes = original.clone();
+            mutate(&mut bytes, &mut seeded);
+            let unchanged = bytes == original;
+            let jail = (case % 10 == 0).then_some(&jail);
+            let sound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| use_up(bytes, jail)));
+            let sound = sound.unwrap_or_else(|_| panic!("{name}: mutation {case} panics"));
+            tried += 1;
+            refused += u64::from(!sound && !unchanged);
+        }
+    }
+    // Some bytes have no meaning (time of making, padding of codecs), and some changes make another valid image.
+    assert!(tried >= 5 * MUTATIONS && refused * 10 > tried * 6, "only {refused} of {tried} mutations were found out");
+    assert!(peak_memory_bytes() < 512 << 20, "{} bytes of memory", peak_memory_bytes());
+}
+
+/// Highest resident size of this process.
+fn peak_memory_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().trim().parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn every_truncation_of_an_image_is_refused() {
+    let store = Store::new([("tree", small_tree())]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    build_image(store.path(), settings(Compression::Zstd, 4096), &path);
+    let bytes = fs::read(&path).unwrap();
+    let used = u64::from_le_bytes(bytes[40..48].try_into().unwrap()) as usize;
+    for length in (0..used).step_by(37).chain([95, 96, 97, used - 1]) {
+        let error = Image::from_source(Box::new(bytes[..length].to_vec())).unwrap_err().chain();
+        assert!(error.contains("cut off") || error.contains("superblock alone"), "{length}: {error}");
+    }
+}
+
+fn opening_fails(bytes: Vec<u8>) -> ImageError {
+    Image::from_source(Box::new(bytes)).unwrap_err()
+}
+
+#[test]
+fn a_superblock_that_claims_four_billion_inodes_is_refused_before_anything_is_held_for_them() {
+    let original = PlainImage::new(small_tree());
+    let mut image = PlainImage { bytes: original.bytes.clone() };
+    image.put(4, &u32::MAX.to_le_bytes());
+    assert!(opening_fails(image.bytes).chain().contains("export table"));
+    let mut alone = PlainImage { bytes: original.bytes[..96].to_vec() };
+    alone.put(4, &u32::MAX.to_le_bytes());
+    assert!(opening_fails(alone.bytes).chain().contains("cut off"));
+    // Without an export table there is nothing but the inode table to tell.
+    let mut image = PlainImage { bytes: original.bytes };
+    image.put(4, &u32::MAX.to_le_bytes());
+    image.put(88, &u64::MAX.to_le_bytes());
+    let error = opening_fails(image.bytes).chain();
+    assert!(error.starts_with("superblock: says there are 4294967295 inodes, the inode table has"), "{error}");
+}
+
+#[test]
+fn a_superblock_that_claims_millions_of_fragments_is_refused() {
+    let mut image = PlainImage::new(small_tree());
+    image.put(16, &u32::MAX.to_le_bytes());
+    let error = opening_fails(image.bytes).chain();
+    assert_eq!(error, "fragment table: 4294967295 fragment blocks (the limit of this reader is 16777216)");
+}
+
+/// Opens an image, expects the check and the extraction to fail, and gives all that was said.
+fn assert_refused(image: PlainImage) -> String {
+    let jail = Jail::new();
+    let image = Image::from_source(Box::new(image.bytes)).unwrap();
+    let report = check(&image);
+    assert!(!report.sound);
+    let output = jail.around.path().join("output");
+    let error = match try_extract(&image, &output) {
+        Err(ExtractError::Image(error)) => error.chain(),
+        result => panic!("{result:?}"),
+    };
+    assert!(!output.exists(), "damage to the tree is found before anything is made");
+    jail.assert_untouched();
+    let mut said: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
+    said.push(error);
+    said.join("\n")
+}
+
+#[test]
+fn names_that_lead_out_of_the_directory_are_refused() {
+    for (from, to) in [
+        ("aa", "..".as_bytes()),
+        ("a", b"."),
+        ("aaaa", b"../x"),
+        ("aaaaaa", b"/etc/x"),
+        ("aaa", b"a/b"),
+        ("aaa", b"a\0b"),
+    ] {
+        let mut image = PlainImage::new(Item::directory([(from, Item::file("content"))]));
+        image.rename(from.as_bytes(), to);
+        let said = assert_refused(image);
+        assert!(said.contains("cannot be a name"), "{to:?}: {said}");
+    }
+}
+
+#[test]
+fn a_name_that_stands_twice_is_refused_so_no_link_can_redirect_what_follows() {
+    let mut image = PlainImage::new(Item::directory([
+        ("aaaaaa", Item::symlink("/tmp")),
+        ("bbbbbb", Item::directory([("victim", Item::file("overwritten"))])),
+    ]));
+    image.rename(b"bbbbbb", b"aaaaaa");
+    let said = assert_refused(image);
+    assert!(said.contains("its names do not ascend: aaaaaa follows aaaaaa"), "{said}");
+}
+
+#[test]
+fn symlinks_that_lead_out_are_made_but_never_followed() {
+    let jail = Jail::new();
+    let image = PlainImage::new(Item::directory([
+        ("absolute", Item::symlink(jail.around.path().join("victim").to_str().unwrap())),
+        ("relative", Item::symlink("../../victim")),
+        ("up", Item::symlink("../../..")),
+    ]));
+    let output = jail.around.path().join("output");
+    try_extract(&Image::from_source(Box::new(image.bytes)).unwrap(), &output).unwrap();
+    let tree = output.join(base_name("tree"));
+    assert_eq!(fs::read_link(tree.join("relative")).unwrap(), Path::new("../../victim"));
+    assert!(fs::symlink_metadata(tree.join("up")).unwrap().is_symlink());
+    assert_eq!(fs::read(jail.around.path().join("victim")).unwrap(), b"untouched");
+}
+
+/// A directory `outer` with a directory `inner` in it: numbers of both, and where their inodes are.
+fn nested() -> (PlainImage, usize, usize) {
+    let inner = Item::directory([("file", Item::file("content"))]);
+    // What comes behind leaves room for a listing that is read twice.
+    let behind = Item::directory([("n".repeat(200), Item::file("")), ("o".repeat(200), Item::file(""))]);
+    let image = PlainImage::new(Item::directory([("outer", Item::directory([("inner", inner)])), ("z", behind)]));
+    let opened = Image::from_source(Box::new(image.bytes.clone())).unwrap();
+    let number = |path: &str| opened.find(in_tree(path).as_bytes()).unwrap().1.number;
+    let (outer, inner) = (image.inode(number("outer")), image.inode(number("outer/inner")));
+    (image, outer, inner)
+}
+
+#[test]
+fn a_directory_that_holds_itself_is_refused() {
+    let (mut image, outer, inner) = nested();
+    // Where the listing is, its length and place in its metadata block: `inner` now lists what `outer` lists.
+    for (at, length) in [(16, 4), (24, 4)] {
+        let bytes = image.bytes[outer + at..outer + at + length].to_vec();
+        image.put(inner + at, &bytes);
+    }
+    let said = assert_refused(image);
+    assert!(said.contains("is reached a second time"), "{said}");
+}
+
+#[test]
+fn directories_that_share_a_listing_are_refused_so_a_tree_cannot_double_at_every_level() {
+    let directory = |name: &str| Item::directory([(name.to_owned(), Item::file("content"))]);
+    let mut image = PlainImage::new(Item::directory([
+        ("a", directory("long-enough-to-notice")),
+        ("b", directory("x")),
+        ("c", directory("y")),
+    ]));
+    let opened = Image::from_source(Box::new(image.bytes.clone())).unwrap();
+    let inode = |path: &str| image.inode(opened.find(in_tree(path).as_bytes()).unwrap().1.number);
+    let (a, others) = (inode("a"), [inode("b"), inode("c")]);
+    for other in others {
+        for (at, length) in [(16, 4), (24, 4)] {
+            let bytes = image.bytes[a + at..a + at + length].to_vec();
+            image.put(other + at, &bytes);
+        }
+    }
+    let said = assert_refused(image);
+    assert!(said.contains("listings overlap"), "{said}");
+}
+
+#[test]
+fn a_file_that_claims_more_blocks_than_it_lists_is_refused() {
+    let mut image = PlainImage::new(Item::directory([("file", Item::file(Seeded::new(1).noise(9000)))]));
+    let opened = Image::from_source(Box::new(image.bytes.clone())).unwrap();
+    let file = image.inode(opened.find(in_tree("file").as_bytes()).unwrap().1.number);
+    image.put(file + 28, &u32::MAX.to_le_bytes());
+    let said = assert_refused(image);
+    assert!(said.contains("more blocks than are listed"), "{said}");
+}
+
+/// The file `file` of noise, three blocks and a tail long: the image, where its inode is, and that of its size words.
+fn file_of_blocks() -> (PlainImage, usize, usize) {
+    let image = PlainImage::new(Item::directory([("file", Item::file(Seeded::new(1).noise(3 * 4096)))]));
+    let opened = Image::from_source(Box::new(image.bytes.clone())).unwrap();
+    let file = image.inode(opened.find(in_tree("file").as_bytes()).unwrap().1.number);
+    (image, file, file + 32)
+}
+
+fn problems_of(image: PlainImage) -> String {
+    let report = check(&Image::from_source(Box::new(image.bytes)).unwrap());
+    assert!(!report.sound);
+    report.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn blocks_outside_of_the_data_over_each_other_or_of_a_wrong_length_are_found() {
+    const PLAIN: u32 = 1 << 24;
+    let wrong_words = [
+        (PLAIN | 4095, "it holds 4095 bytes, 4096 are needed"),
+        (4096, "does not decompress with gzip"),
+        (PLAIN | 5000, "it is stored in 5000 bytes, more than a block has"),
+        (PLAIN, "its size word is 0x1000000"),
+        (1 << 25 | 4096, "its size word is 0x2001000"),
+    ];
+    for (word, wanted) in wrong_words {
+        let (mut image, _, words) = file_of_blocks();
+        image.put(words, &word.to_le_bytes());
+        let said = problems_of(image);
+        assert!(said.contains(wanted), "{word:#x}: {said}");
+    }
+    for start in [0_u32, 95, u32::MAX] {
+        let (mut image, file, _) = file_of_blocks();
+        image.put(file + 16, &start.to_le_bytes());
+        let said = problems_of(image);
+        assert!(said.contains("outside of the data"), "{start}: {said}");
+    }
+}
+
+#[test]
+fn a_block_that_is_a_bomb_gives_no_more_than_a_block() {
+    let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 19).unwrap();
+    let store = Store::new([("tree", Item::directory([("file", Item::file(Seeded::new(1).text(20 * 4096)))]))]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    build_image(store.path(), settings(Compression::Zstd, 1 << 20), &path);
+    let mut bytes = fs::read(&path).unwrap();
+    let block = Image::from_source(Box::new(bytes.clone())).unwrap().superblock().bytes_used as usize;
+    assert!(bomb.len() < block, "the bomb has {} bytes", bomb.len());
+    bytes[98..98 + bomb.len()].copy_from_slice(&bomb);
+    let image = Image::from_source(Box::new(bytes)).unwrap();
+    let said = check(&image).problems.iter().map(ToString::to_string).collect::<String>();
+    assert!(said.contains("does not decompress with zstd"), "{said}");
+}
+
+#[test]
+fn other_files_are_told_apart_from_images() {
+    let elf = fs::read(std::env::current_exe().unwrap()).unwrap();
+    assert!(opening_fails(elf).to_string().starts_with("not a squashfs 4.0 image: it begins with"));
+    assert!(opening_fails(Vec::new()).to_string().contains("it is 0 bytes long"));
+    let error = Image::open(Path::new("/does/not/exist")).unwrap_err();
+    assert_eq!(error.chain(), "cannot open image /does/not/exist: No such file or directory (os error 2)");
+}
