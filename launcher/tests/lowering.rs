@@ -274,6 +274,18 @@ fn options_that_cloud_hypervisor_takes_once_are_refused_among_the_extra_argument
 }
 
 #[test]
+fn options_that_firecracker_takes_once_are_not_given_twice() {
+    let extra = |arguments: Value| json!({"firecracker": {"extraArgs": arguments}});
+    let plain = launch(json!({}), &host(), Hypervisor::Firecracker);
+    assert_eq!(value(&plain, "--level"), "Warning");
+    let chosen = launch(extra(json!(["--level", "Debug"])), &host(), Hypervisor::Firecracker);
+    assert_eq!(value(&chosen, "--level"), "Debug");
+    assert_eq!(chosen.arguments.iter().filter(|argument| *argument == "--level").count(), 1);
+    let refused = refusals(extra(json!(["--config-file", "x"])), &host(), Hypervisor::Firecracker);
+    assert!(refused[0].contains("takes --config-file once, and it is given already"), "{refused:?}");
+}
+
+#[test]
 fn kvmtools_socket_lies_below_its_home_and_keeps_the_limit() {
     let launch = launch(json!({}), &host(), Hypervisor::Kvmtool);
     assert_eq!(launch.environment["HOME"], "/var/lib/microvms/web");

@@ -30,6 +30,9 @@ const MEMORY_DEVICES: Version = Version(1, 14, 0);
 /// Since when bzImages boot.
 const BZ_IMAGE: Version = Version(1, 17, 0);
 
+/// Options that are always given, and that stop it when they are given twice.
+const SINGLE_OPTIONS: [&str; 2] = ["--api-sock", "--config-file"];
+
 pub(super) fn support(feature: Feature) -> Support {
     const NO_SHARES: &str = "has no shares at all; its makers declined them";
     match feature {
@@ -215,12 +218,26 @@ fn memory_hotplug(frame: &mut Frame<'_>) -> Option<MemoryHotplug> {
     Some(MemoryHotplug { total_size_mib: hotplug.most_mib })
 }
 
+/// Whether the option is among the arguments.
+fn gives(arguments: &[String], option: &str) -> bool {
+    arguments.iter().any(|argument| argument.split('=').next() == Some(option))
+}
+
 fn finish(mut frame: Frame<'_>, document: &serde_json::Value) -> Result<Launch, Vec<Refusal>> {
     let spec = frame.spec;
     let path = HostPath::new(format!("{}-firecracker.json", spec.name));
-    // Its log goes to stdout, where the guest's console is: only what is wrong may come between.
-    let words = ["--level", "Warning", "--api-sock", spec.control_socket.as_str(), "--config-file", path.as_str()];
+    let words = ["--api-sock", spec.control_socket.as_str(), "--config-file", path.as_str()];
     let mut arguments = words.map(str::to_owned).to_vec();
+    let extra = &spec.firecracker.extra_args;
+    for option in SINGLE_OPTIONS {
+        if gives(extra, option) {
+            frame.refuse("firecracker.extraArgs", format!("takes {option} once, and it is given already"));
+        }
+    }
+    // Its log goes to stdout, where the guest's console is: only what is wrong may come between.
+    if !gives(extra, "--level") {
+        arguments.extend(["--level".to_owned(), "Warning".to_owned()]);
+    }
     frame.add_extra_arguments("firecracker.extraArgs", &mut arguments, &spec.firecracker.extra_args);
     let action = |action: &str| HttpRequest {
         method: "PUT".to_owned(),
