@@ -1,0 +1,319 @@
+# What the modules make of configurations, by the minimal module evaluator. Gives the tests that fail, each with what was
+# expected and what was found: an empty set is a pass.
+{
+  work,
+  kernel,
+  programs,
+}:
+let
+  lib = import ./evaluator;
+  evaluate =
+    module:
+    import ./evaluator/system.nix {
+      inherit
+        work
+        kernel
+        programs
+        module
+        ;
+    };
+  guest = settings: evaluate { microvm = settings; };
+  hypervisors = import ../../lib/hypervisors.nix;
+  each = f: lib.genAttrs hypervisors f;
+
+  fileSystemsOf =
+    configuration:
+    builtins.mapAttrs (
+      _: fileSystem:
+      "${fileSystem.device} ${fileSystem.fsType} ${builtins.concatStringsSep "," fileSystem.options}"
+      + lib.optionalString fileSystem.neededForBoot " needed-for-boot"
+    ) configuration.config.fileSystems;
+  specOf = configuration: configuration.config.microvm.machineSpec;
+
+  root = "rootfs tmpfs size=50%,mode=0755 needed-for-boot";
+  afterModules = "x-systemd.after=systemd-modules-load.service";
+  share = {
+    tag = "store";
+    source = "/nix/store";
+    mountPoint = "/nix/.ro-store";
+  };
+  overlayVolume = {
+    image = "rw-store.img";
+    mountPoint = "/nix/.rw-store";
+    size = 256;
+  };
+  overlayMount = "overlay overlay lowerdir=/nix/.ro-store,upperdir=/nix/.rw-store/store,workdir=/nix/.rw-store/work needed-for-boot";
+
+  refused = import ./refusals.nix;
+  messagesOf =
+    module:
+    map (assertion: assertion.message) (
+      builtins.filter (assertion: !assertion.assertion) (evaluate module).config.assertions
+    );
+
+  tests = {
+    "the store disk is found by its serial number where disks have one" = {
+      expected = {
+        qemu = "/dev/disk/by-id/virtio-nix-store";
+        cloud-hypervisor = "/dev/disk/by-id/virtio-nix-store";
+        crosvm = "/dev/disk/by-id/virtio-nix-store";
+        firecracker = "/dev/vda";
+        kvmtool = "/dev/vda";
+      };
+      found = each (hypervisor: (guest { inherit hypervisor; }).config.fileSystems."/nix/store".device);
+    };
+    "and has it in the machine spec" = {
+      expected = {
+        qemu = "nix-store";
+        cloud-hypervisor = "nix-store";
+        crosvm = "nix-store";
+        firecracker = null;
+        kvmtool = null;
+      };
+      found = each (
+        hypervisor:
+        (specOf (guest {
+          inherit hypervisor;
+        })).storeDisk.serial
+      );
+    };
+    "a plain guest has its root in memory and a read-only store" = {
+      expected = {
+        "/" = root;
+        "/nix/store" = "/dev/disk/by-id/virtio-nix-store squashfs ro,${afterModules} needed-for-boot";
+      };
+      found = fileSystemsOf (guest { });
+    };
+    "a writable layer lies on its volume" = {
+      expected = {
+        "/" = root;
+        "/nix/.ro-store" = "/dev/vda squashfs ro,${afterModules} needed-for-boot";
+        "/nix/.rw-store" = "/dev/vdb ext4 defaults needed-for-boot";
+        "/nix/store" = overlayMount;
+        "/var" = "/dev/disk/by-label/var ext4 ro";
+      };
+      found = fileSystemsOf (guest {
+        hypervisor = "kvmtool";
+        writableStoreOverlay = "/nix/.rw-store";
+        volumes = [
+          overlayVolume
+          {
+            image = "var.img";
+            mountPoint = "/var";
+            label = "var";
+            size = 64;
+            readOnly = true;
+          }
+        ];
+      });
+    };
+    "the host's store by 9p needs no disk, and shifts the letters" = {
+      expected = {
+        "/" = root;
+        "/nix/.ro-store" =
+          "store 9p trans=virtio,version=9p2000.L,msize=65536,${afterModules} needed-for-boot";
+        "/nix/.rw-store" = "/dev/vda ext4 defaults needed-for-boot";
+        "/nix/store" = overlayMount;
+      };
+      found = fileSystemsOf (guest {
+        shares = [ share ];
+        writableStoreOverlay = "/nix/.rw-store";
+        volumes = [ overlayVolume ];
+      });
+    };
+    "the host's store by virtiofs is bound to where the store is" = {
+      expected = {
+        "/" = root;
+        "/nix/.ro-store" = "store virtiofs defaults,${afterModules} needed-for-boot";
+        "/nix/store" = "/nix/.ro-store none bind,ro needed-for-boot";
+      };
+      found = fileSystemsOf (guest {
+        hypervisor = "crosvm";
+        shares = [ (share // { proto = "virtiofs"; }) ];
+      });
+    };
+    "a writable layer on virtiofs keeps what it deletes in user attributes" = {
+      expected = true;
+      found =
+        lib.hasInfix "userxattr"
+          (fileSystemsOf (guest {
+            writableStoreOverlay = "/nix/.rw-store";
+            shares = [
+              {
+                tag = "rw";
+                proto = "virtiofs";
+                source = "rw";
+                mountPoint = "/nix/.rw-store";
+              }
+            ];
+          }))."/nix/store";
+    };
+    "with the host's store there is no store disk" = {
+      expected = null;
+      found =
+        (specOf (guest {
+          shares = [ share ];
+        })).storeDisk;
+    };
+    "a disk made on the host is a plan in the store" = {
+      expected = [
+        "builder"
+        "plan"
+        "serial"
+      ];
+      found =
+        builtins.attrNames
+          (specOf (guest {
+            storeDiskBuild = "host";
+          })).storeDisk;
+    };
+    "the uncompressed kernel is named only where it is loaded" = {
+      expected = {
+        qemu = true;
+        cloud-hypervisor = false;
+        crosvm = false;
+        firecracker = false;
+        kvmtool = true;
+      };
+      found = each (
+        hypervisor:
+        (specOf (guest {
+          inherit hypervisor;
+        })).vmlinux == null
+      );
+    };
+    "only the chosen hypervisor's section is written" = {
+      expected = {
+        qemu = { };
+        firecracker.extraArgs = [ "--level" ];
+      };
+      found =
+        let
+          spec = specOf (guest {
+            hypervisor = "firecracker";
+            qemu.extraArgs = [ "-vga" ];
+            firecracker.extraArgs = [ "--level" ];
+          });
+        in
+        {
+          inherit (spec) qemu;
+          firecracker = { inherit (spec.firecracker) extraArgs; };
+        };
+    };
+    "the guest is told where its closure's registration is, if it has Nix" = {
+      expected = {
+        with-nix = true;
+        without = false;
+      };
+      found =
+        let
+          isTold = module: lib.any (lib.hasPrefix "regInfo=") (specOf (evaluate module)).kernelParams;
+        in
+        {
+          with-nix = isTold { };
+          without = isTold { nix.enable = false; };
+        };
+    };
+    "Nix' state stays beside a layer that stays, and only then" = {
+      expected = {
+        volume = "/nix/.rw-store/var";
+        memory = "";
+      };
+      found =
+        let
+          state =
+            volumes:
+            (guest {
+              inherit volumes;
+              writableStoreOverlay = "/nix/.rw-store";
+            }).config.systemd.services.microvm-register-closure.environment.PERSISTENT_STATE;
+        in
+        {
+          volume = state [ overlayVolume ];
+          memory = state [ ];
+        };
+    };
+    "each runner is of its own hypervisor" = {
+      expected = each (hypervisor: hypervisor);
+      found = builtins.mapAttrs (_: runner: runner.hypervisor) (guest { }).config.microvm.runner;
+    };
+    "the declared runner is that of the hypervisor" = {
+      expected = "microvm-firecracker-guest";
+      found = (guest { hypervisor = "firecracker"; }).config.microvm.declaredRunner.name;
+    };
+    "a runner's attributes are those that hosts read" = {
+      expected = {
+        canShutdown = true;
+        supportsNotifySocket = true;
+        tapMultiQueue = true;
+        registerWithMachined = false;
+        mainProgram = "microvm-run";
+      };
+      found =
+        let
+          runner =
+            (guest {
+              vcpu = 2;
+              vsock.cid = 3;
+              vsock.notify = true;
+            }).config.microvm.declaredRunner;
+        in
+        {
+          inherit (runner)
+            canShutdown
+            supportsNotifySocket
+            tapMultiQueue
+            registerWithMachined
+            ;
+          inherit (runner.meta) mainProgram;
+        };
+    };
+    "a machine id is a UUID made from the name" = {
+      expected = true;
+      found =
+        builtins.match "[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-8[0-9a-f]{3}-[0-9a-f]{12}"
+          (guest { }).config.microvm.machineId != null;
+    };
+    "volumes have letters after vdz" = {
+      expected = "ab";
+      found =
+        (lib.last (
+          (import ../../lib { inherit lib; }).withDriveLetters {
+            storeOnDisk = true;
+            volumes = builtins.genList (_: { }) 27;
+          }
+        )).letter;
+    };
+    "what a hypervisor does without is a warning" = {
+      expected = [
+        "guest: microvm.volumes[0].serial: firecracker cannot set serial numbers; qemu, cloud-hypervisor and crosvm can"
+      ];
+      found =
+        (guest {
+          hypervisor = "firecracker";
+          volumes = [
+            {
+              image = "a.img";
+              size = 8;
+              serial = "a";
+            }
+          ];
+        }).config.warnings;
+    };
+  }
+  // builtins.listToAttrs (
+    map (refusal: {
+      name = "refused: ${builtins.concatStringsSep " / " refusal.expected}";
+      value = {
+        expected = map (message: "guest: microvm.${message}") refusal.expected;
+        found = messagesOf refusal.module;
+      };
+    }) refused
+  );
+in
+builtins.mapAttrs (_: test: { inherit (test) expected found; }) (
+  lib.filterAttrs (_: test: test.expected != test.found) tests
+)
+// lib.optionalAttrs (builtins.length (builtins.attrNames tests) < 40) {
+  "some tests have the same name, so that only one of them is run" = builtins.attrNames tests;
+}

@@ -1,0 +1,147 @@
+# The few packages and builders of Nixpkgs that the modules use, made of the fixture closure: real derivations, built by
+# Nix in its sandbox on the closure's own bash.
+#   work, kernel   what fixtures/closure/build.sh prepared
+#   programs       a directory with bin/microvm and bin/microvm-image, static
+{
+  lib,
+  work,
+  kernel,
+  programs,
+}:
+let
+  system = "x86_64-linux";
+  arguments = {
+    inherit work kernel;
+    modules = "modules-initrd";
+    install = [
+      "bash"
+      "coreutils"
+    ];
+  };
+  closure = import ../../../fixtures/closure {
+    inherit (arguments)
+      work
+      kernel
+      modules
+      install
+      ;
+  };
+  groups = import ../../../fixtures/closure/packages.nix { inherit work; };
+  inherit (groups) busybox;
+  inherit (closure.packages) bash coreutils jq;
+
+  build =
+    name: attributes: script:
+    let
+      given = removeAttrs attributes [
+        "meta"
+        "passthru"
+        "nativeBuildInputs"
+      ];
+      path = lib.makeBinPath (
+        (attributes.nativeBuildInputs or [ ])
+        ++ [
+          coreutils
+          bash
+          busybox
+        ]
+      );
+      isStructured = attributes.__structuredAttrs or false;
+      # With structured attributes nothing is in the environment, not even the output's name.
+      prelude = lib.optionalString isStructured ''
+        . "$NIX_BUILD_TOP/.attrs.sh"
+        out=''${outputs[out]}
+      '';
+    in
+    derivation (
+      {
+        inherit name system;
+        builder = "${bash}/bin/bash";
+        args = [
+          "-euc"
+          ''
+            ${prelude}export PATH=${path}
+            ${script}
+          ''
+        ];
+      }
+      // given
+    )
+    // (attributes.passthru or { })
+    // {
+      meta = attributes.meta or { };
+    };
+
+  writeScript =
+    name: text:
+    build name {
+      inherit text;
+      passAsFile = [ "text" ];
+    } ''cp "$textPath" "$out"; chmod +x "$out"'';
+
+  # A program of the machine that runs the test: hypervisors are not part of the fixture.
+  programOfHost =
+    name:
+    build name { meta.mainProgram = name; } ''
+      mkdir -p "$out/bin"
+      printf '#!%s\nexec /usr/bin/%s "$@"\n' ${bash}/bin/bash ${name} >"$out/bin/${name}"
+      chmod +x "$out/bin/${name}"
+    '';
+
+  static = builtins.path {
+    path = programs;
+    name = "microvm-static";
+  };
+  program = name: {
+    outPath = static;
+    meta.mainProgram = name;
+  };
+
+  pkgs = {
+    inherit lib bash coreutils;
+    inherit (closure.packages) cpio;
+    nix = bash;
+    findutils = busybox;
+    util-linux = busybox;
+    fixture = {
+      inherit (closure) toplevel;
+      initialRamdisk = closure.initrd;
+    };
+    linux = closure.kernel // {
+      dev = closure.kernelElf;
+    };
+    stdenv.hostPlatform = {
+      inherit system;
+      isx86 = true;
+      isx86_64 = true;
+      isLinux = true;
+      qemuArch = "x86_64";
+    };
+    buildPackages = {
+      inherit jq;
+      erofs-utils = programOfHost "mkfs.erofs";
+    };
+    microvm = program "microvm";
+    microvm-image = program "microvm-image";
+    runCommand = build;
+    writeText =
+      name: text:
+      build name {
+        inherit text;
+        passAsFile = [ "text" ];
+      } ''cp "$textPath" "$out"'';
+    writeShellScript = name: text: writeScript name "#!${bash}/bin/bash\n${text}";
+    closureInfo =
+      { rootPaths }:
+      (import ../../../fixtures/closure/closure-info.nix { inherit busybox jq; } { inherit rootPaths; })
+      .closureInfo;
+    qemu = programOfHost "qemu-system-x86_64";
+    qemu_kvm = pkgs.qemu;
+    cloud-hypervisor = programOfHost "cloud-hypervisor";
+    firecracker = programOfHost "firecracker";
+    crosvm = programOfHost "crosvm";
+    kvmtool = programOfHost "lkvm";
+    virtiofsd = programOfHost "virtiofsd";
+  };
+in
+pkgs

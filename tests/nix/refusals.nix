@@ -1,0 +1,207 @@
+# Configurations that are refused, and what is said: every assertion of the guest module, and every row of the launcher's
+# table that refuses.
+let
+  on = hypervisor: settings: expected: {
+    module.microvm = settings // {
+      inherit hypervisor;
+    };
+    inherit expected;
+  };
+  interface = {
+    type = "tap";
+    id = "vm-guest";
+    mac = "02:00:00:00:00:01";
+  };
+  user = interface // {
+    type = "user";
+  };
+  volume = {
+    image = "a.img";
+    size = 8;
+  };
+  share = {
+    tag = "a";
+    source = "/srv/a";
+    mountPoint = "/a";
+  };
+  virtiofs = share // {
+    proto = "virtiofs";
+  };
+  forward = {
+    host.port = 8080;
+    guest.port = 80;
+  };
+in
+[
+  (on "cloud-hypervisor" { shares = [ share ]; } [
+    "shares[0].proto: cloud-hypervisor has no 9p; use virtiofs; qemu, crosvm and kvmtool can"
+  ])
+  (on "firecracker" { shares = [ virtiofs ]; } [
+    "shares[0].proto: firecracker has no shares at all; its makers declined them; qemu, cloud-hypervisor and crosvm can"
+  ])
+  (on "kvmtool" { shares = [ virtiofs ]; } [
+    "shares[0].proto: kvmtool has no vhost-user devices, so no virtiofs; qemu, cloud-hypervisor and crosvm can"
+  ])
+  (on "crosvm" { shares = [ (share // { readOnly = true; }) ]; } [
+    "shares[0].readOnly: crosvm cannot share a directory read-only by 9p; qemu can"
+  ])
+  (on "firecracker" { interfaces = [ user ]; } [
+    "interfaces[0].type: firecracker has no user networking; qemu, cloud-hypervisor and kvmtool can"
+  ])
+  (on "kvmtool"
+    {
+      interfaces = [
+        (
+          interface
+          // {
+            type = "bridge";
+            bridge = "br0";
+          }
+        )
+      ];
+    }
+    [
+      "interfaces[0].type: kvmtool has no helper that puts a tap into a bridge; use a tap that the host has put there; qemu can"
+    ]
+  )
+  (on "kvmtool" { hotplugMem = 64; } [
+    "hotplugMem: kvmtool has no virtio-mem; qemu, cloud-hypervisor and firecracker can"
+  ])
+  (on "qemu"
+    {
+      balloon = true;
+      initialBalloonMem = 64;
+    }
+    [
+      "initialBalloonMem: qemu starts with an empty balloon; fill it with `microvm balloon`; cloud-hypervisor, firecracker and crosvm can"
+    ]
+  )
+  (on "crosvm" {
+    devices = [
+      {
+        bus = "usb";
+        path = "vendorid=0x1,productid=0x2";
+      }
+    ];
+  } [ "devices[0]: crosvm takes USB devices only while it runs; qemu can" ])
+  (on "firecracker"
+    {
+      devices = [
+        {
+          bus = "pci";
+          path = "0000:01:00.0";
+        }
+      ];
+    }
+    [
+      "devices[0]: firecracker passes no PCI devices through; qemu, cloud-hypervisor, crosvm and kvmtool can"
+    ]
+  )
+  (on "cloud-hypervisor" { cpu = "core2duo"; } [
+    "cpu: cloud-hypervisor always gives the host's CPU; qemu can"
+  ])
+  (on "crosvm"
+    {
+      interfaces = [ user ];
+      forwardPorts = [ forward ];
+    }
+    [
+      "interfaces[0].type: crosvm has no user networking, and passt does not work with it; qemu, cloud-hypervisor and kvmtool can"
+      "forwardPorts[0]: crosvm has no user networking, so no forwarded ports; qemu and cloud-hypervisor can"
+    ]
+  )
+  (on "qemu" { graphics.enable = true; } [
+    "graphics.enable: qemu is not given a screen by this launcher; no other hypervisor can"
+  ])
+  (on "firecracker" { volumes = [ (volume // { imageType = "qcow2"; }) ]; } [
+    "volumes[0].imageType: firecracker knows raw images only; qemu, cloud-hypervisor and crosvm can"
+  ])
+  (on "qemu"
+    {
+      volumes = [
+        (volume // { label = "x"; })
+        (
+          volume
+          // {
+            label = "x";
+            serial = "s";
+          }
+        )
+        {
+          image = "b.img";
+          serial = "s";
+        }
+      ];
+    }
+    [
+      "volumes[1].image: the image `a.img` is already that of volumes[0].image"
+      "volumes[2].serial: the serial number `s` is already that of volumes[1].serial"
+      "volumes[1].label: the label `x` is already that of volumes[0].label"
+      "volumes[2].size: must be set, because autoCreate is on"
+    ]
+  )
+  (on "qemu"
+    {
+      shares = [
+        virtiofs
+        (virtiofs // { mountPoint = "/b"; })
+      ];
+    }
+    [
+      "shares[1].tag: the tag `a` is already that of shares[0].tag"
+      "shares[1].socket: the socket `guest-virtiofs-a.sock` is already that of shares[0].socket"
+    ]
+  )
+  (on "qemu" { shares = [ (virtiofs // { socket = null; }) ]; } [
+    "shares[0].socket: must be set, because the protocol is virtiofs"
+  ])
+  (on "qemu" { shares = [ (virtiofs // { extraArgs = [ "--translate-uid=map:0:1:1" ]; }) ]; } [
+    "shares[0].posixAcl: excludes translated user and group ids; set it to false"
+  ])
+  (on "qemu" { storeOnDisk = false; } [
+    "storeOnDisk: is off, so a share must have the source `/nix/store`"
+  ])
+  (on "qemu"
+    {
+      interfaces = [
+        interface
+        interface
+      ];
+    }
+    [
+      "interfaces[1].id: the id `vm-guest` is already that of interfaces[0].id"
+      "interfaces[1].mac: the MAC address `02:00:00:00:00:01` is already that of interfaces[0].mac"
+    ]
+  )
+  (on "qemu" { interfaces = [ (interface // { id = "sixteen-bytes-16"; }) ]; } [
+    "interfaces[0].id: `sixteen-bytes-16` has more than the 15 bytes of an interface's name"
+  ])
+  (on "qemu" { interfaces = [ (interface // { type = "bridge"; }) ]; } [
+    "interfaces[0].bridge: must be set, because the type is \"bridge\""
+  ])
+  (on "qemu" { interfaces = [ (interface // { bridge = "br0"; }) ]; } [
+    "interfaces[0].bridge: is of use only with type = \"bridge\", but the type is \"tap\""
+  ])
+  (on "qemu" { interfaces = [ (interface // { type = "macvtap"; }) ]; } [
+    "interfaces[0].macvtap.link: must be set, because the type is \"macvtap\""
+  ])
+  (on "qemu" { forwardPorts = [ forward ]; } [
+    "forwardPorts: need an interface with type = \"user\""
+  ])
+  (on "qemu" { vsock.ssh.enable = true; } [ "vsock.ssh.enable: needs microvm.vsock.cid" ])
+  (on "qemu" { vsock.notify = true; } [ "vsock.notify: needs microvm.vsock.cid" ])
+  (on "crosvm" { initialBalloonMem = 64; } [ "initialBalloonMem: needs microvm.balloon = true" ])
+  {
+    module = {
+      microvm.writableStoreOverlay = "/nix/.rw-store";
+      nix.optimise.automatic = true;
+    };
+    expected = [
+      "writableStoreOverlay: breaks when Nix makes hard links in the store; turn nix.optimise.automatic and nix.settings.auto-optimise-store off"
+    ];
+  }
+  (on "qemu" {
+    storeDiskBuild = "host";
+    storeDiskType = "erofs";
+  } [ "storeDiskBuild: \"host\" makes squashfs only; set microvm.storeDiskType = \"squashfs\"" ])
+]

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# register-closure.sh: the boot script of the guest's Nix database on a real store, over three boots: the first system, the
+# same with paths built in the guest, another system. Run as root; everything is in a mount namespace of its own.
+set -euo pipefail
+cd "$(dirname "$(realpath "$0")")"
+if [ "${1:-}" != --in-namespace ]; then
+  exec unshare --mount --propagation private "$(realpath "$(basename "$0")")" --in-namespace
+fi
+
+die() { printf 'error: %s\n' "$1" >&2; exit 1; }
+script=../../nixos-modules/microvm/register-closure.sh
+export NIX_REMOTE='' NIX_CONF_DIR=/var/empty NIX_USER_CONF_FILES=/dev/null NIX_CONFIG='substituters =
+build-users-group =
+sandbox = false
+fsync-metadata = false'
+
+mkdir -p /nix
+mount -t tmpfs tmpfs /nix
+mkdir -p /nix/store /nix/var/nix /nix/registrations
+cmdline=$(mktemp)
+trap 'rm -f "$cmdline"' EXIT
+
+build() { # NAME REFERENCE...: prints a store path that refers to the others
+  nix-build --quiet --no-out-link --expr "derivation { name = \"$1\"; system = builtins.currentSystem; builder = \"/bin/sh\"; args = [ \"-c\" \"echo $1 \${toString [ ${*:2} ]} >\$out\" ]; }" 2>/dev/null
+}
+reference() { printf '(builtins.storePath "%s")' "$1"; }
+valid() { nix-store --check-validity "$1" 2>/dev/null; }
+boot() { # REGISTRATION: memory is new, the volume is not
+  umount /nix/var/nix/db /nix/var/nix/profiles 2>/dev/null || true
+  rm -rf /nix/var/nix
+  mkdir -p /nix/var/nix
+  echo "quiet regInfo=$1 init=/init" >"$cmdline"
+  CMDLINE=$cmdline PERSISTENT_STATE=/nix/.rw-store/var NIX_STATE=/nix/var/nix bash "$script"
+}
+
+# Two systems, each of a library and what refers to it; what the lower layer holds is told by registrations.
+old_library=$(build old-library)
+old_system=$(build old-system "$(reference "$old_library")")
+new_library=$(build new-library)
+new_system=$(build new-system "$(reference "$new_library")")
+nix-store --dump-db "$old_library" "$old_system" >/nix/registrations/old
+nix-store --dump-db "$new_library" "$new_system" >/nix/registrations/new
+mkdir /nix/aside
+mv "$new_library" "$new_system" /nix/aside/
+
+boot /nix/registrations/old >/dev/null
+valid "$old_system" || die "the first boot does not know its system"
+! valid "$new_system" || die "the first boot knows a system that it does not have"
+
+in_guest=$(build in-guest)
+on_library=$(build on-library "$(reference "$old_library")")
+boot /nix/registrations/old >/dev/null
+for path in "$old_library" "$old_system" "$in_guest" "$on_library"; do
+  valid "$path" || die "after a reboot $path is not known any more"
+done
+
+rm -f "$old_library" "$old_system"
+mv /nix/aside/* /nix/store/
+said=$(boot /nix/registrations/new)
+for path in "$new_library" "$new_system" "$in_guest"; do
+  valid "$path" || die "after the upgrade $path is not known"
+done
+for path in "$old_library" "$old_system" "$on_library"; do
+  ! valid "$path" || die "after the upgrade $path is still taken for valid"
+done
+[ ! -e "$on_library" ] || die "what was built from a vanished path is still there"
+grep -q 'dropping 2 paths' <<<"$said" || die "the boot does not say what it dropped, but: $said"
+[ -z "$(nix-store --verify --check-contents 2>&1 | grep -v -e '^reading' -e '^checking' || true)" ] || die "the database is not sound"
+printf 'nix: the database of the guest follows its store\n' >&2

@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# run.sh: the tests of the Nix code, as root, on a machine without Nixpkgs or network; about 3 minutes.
+#   1  every .nix file parses, is formatted and has no dead code
+#   2  the modules evaluate, by a minimal module evaluator: evaluation.nix
+#   3  the boot script of the guest's Nix database, on real databases: register-closure.sh
+#   4  Nix builds runners of the fixture closure, with `microvm-image build` run inside its sandbox, and qemu boots them
+#   5  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
+# MICROVM_FIXTURES is where fixtures/closure/build.sh put the closure `small`; MICROVM_TEST_PROGRAMS a directory with
+# bin/microvm and bin/microvm-image, static; it is built when it is not given.
+set -euo pipefail
+cd "$(dirname "$(realpath "$0")")/../.."
+
+die() { printf 'error: %s\n' "$1" >&2; [ $# -lt 2 ] || printf 'hint: %s\n' "$2" >&2; exit 1; }
+say() { printf 'nix: %s\n' "$*" >&2; }
+missing() { # PROGRAM HINT: a skipped tool is a failure where CI asks for all
+  [ "${MICROVM_TEST_REQUIRE_TOOLS:-}" != 1 ] || die "$1 is missing" "$2"
+  say "skipped: $1 is missing; $2"
+}
+
+fixtures=$(realpath "${MICROVM_FIXTURES:-target/fixtures}")
+[ -f "$fixtures/small/toplevel" ] || die "there is no fixture closure in $fixtures" "run fixtures/closure/build.sh small"
+[ "$(id -u)" = 0 ] || die "only root can run Nix' sandboxed builds without a daemon" "run as root"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+# The host's Nix configuration has no say.
+export NIX_REMOTE='' NIX_CONF_DIR=/var/empty NIX_USER_CONF_FILES=/dev/null NIX_CONFIG='substituters =
+build-users-group =
+builders =
+experimental-features = nix-command flakes
+sandbox = true
+sandbox-paths =
+fsync-metadata = false'
+
+check_sources() {
+  local files
+  mapfile -t files < <(git ls-files '*.nix' 2>/dev/null || find . -name '*.nix' -not -path './target/*')
+  local file
+  for file in "${files[@]}"; do nix-instantiate --parse "$file" >/dev/null || die "$file does not parse"; done
+  # The registry's names of RFC 166's formatter and of deadnix; built once, out of the way of the project.
+  local tools=${CARGO_TARGET_DIR:-target}/nix-tools
+  if [ ! -x "$tools/bin/nixfmt" ] || [ ! -x "$tools/bin/deadnix" ]; then
+    cargo install --quiet --locked --root "$tools" nixfmt_rs@0.5.3 deadnix@1.3.1 || true
+  fi
+  if [ -x "$tools/bin/nixfmt" ] && [ -x "$tools/bin/deadnix" ]; then
+    for file in "${files[@]}"; do
+      "$tools/bin/nixfmt" --check "$file" || die "$file is not formatted" "run $tools/bin/nixfmt $file"
+    done
+    "$tools/bin/deadnix" --fail "${files[@]}"
+  else
+    missing "nixfmt or deadnix" "cargo install nixfmt_rs deadnix"
+  fi
+  say "${#files[@]} files parse and are formatted"
+}
+
+programs=${MICROVM_TEST_PROGRAMS:-}
+build_programs() { # into $programs
+  local target=x86_64-unknown-linux-gnu directory=${CARGO_TARGET_DIR:-target}
+  RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --locked --target "$target" --package imagebuilder --package launcher --bins
+  programs=$scratch/programs
+  mkdir -p "$programs/bin"
+  cp "$directory/$target/debug/"{microvm,microvm-image} "$programs/bin/"
+}
+
+arguments=()
+evaluate() {
+  local failed
+  failed=$(nix-instantiate --eval --strict --json "${arguments[@]}" tests/nix/evaluation.nix)
+  [ "$failed" = '{}' ] || { jq . <<<"$failed" >&2; die "what the modules make is not what was expected, see above"; }
+  say "the modules make what is expected of them"
+}
+
+build() { # ATTRIBUTE: prints the logical path
+  nix-build --quiet --no-out-link "${arguments[@]}" -A "$1" tests/nix/runner.nix 2>"$scratch/log" ||
+    { tail -n 40 "$scratch/log" >&2; die "nix-build of $1 failed" "the last lines of its log are above"; }
+}
+
+run() { # RUNNER: on the chroot store's paths, in the current directory
+  # shellcheck disable=SC2016 # $1 and $2 are the inner shell's
+  timeout 120 unshare --mount --propagation private bash -euc '
+    mkdir -p /nix/store
+    mount --bind "$1/nix/store" /nix/store
+    exec "$2/bin/microvm-run"' bash "$fixtures/store" "$1" </dev/null
+}
+
+expect() { # FILE LINE...
+  local file=$1 line
+  shift
+  for line in "$@"; do
+    grep -q "$line" "$file" || { tail -n 40 "$file" >&2; die "the guest did not say \`$line\`" "its last words are above"; }
+  done
+}
+
+boot() { # ATTRIBUTE LINE...: twice, in a state directory of its own
+  local attribute=$1 runner state=$scratch/state-$1
+  shift
+  runner=$(build "$attribute")
+  mkdir "$state"
+  (cd "$state" && run "$runner") >"$scratch/$attribute-1.log" 2>&1 || { tail -n 40 "$scratch/$attribute-1.log" >&2; die "the runner $attribute failed"; }
+  (cd "$state" && run "$runner") >"$scratch/$attribute-2.log" 2>&1 || { tail -n 40 "$scratch/$attribute-2.log" >&2; die "the runner $attribute failed at the second boot"; }
+  expect "$scratch/$attribute-1.log" 'guest: end=poweroff' "$@"
+  say "$attribute boots"
+}
+
+check_layout() {
+  local runner
+  runner=$fixtures/store$(build everything)
+  (cd "$runner" && find bin share -not -type d | sort) >"$scratch/layout"
+  diff -u tests/nix/runner-layout.txt "$scratch/layout" || die "the runner's layout is not what hosts expect"
+  local name
+  for name in tap-interfaces tap-flags macvtap-interfaces pci-devices vsock-cid hypervisor virtiofs/home/source virtiofs/home/socket; do
+    printf '%s: %s\n' "$name" "$(cat "$fixtures/store$(readlink "$runner/share/microvm/$name")")"
+  done >"$scratch/facts"
+  diff -u tests/nix/runner-facts.txt "$scratch/facts" || die "what the runner tells hosts is not what they expect"
+  say "the runner has the layout that hosts expect"
+}
+
+check_refusal() {
+  ! nix-build --quiet --no-out-link "${arguments[@]}" -A refused tests/nix/runner.nix 2>"$scratch/refused" ||
+    die "a runner was built of a machine that microvm check refuses"
+  grep -q 'kernelParams' "$scratch/refused" || { cat "$scratch/refused" >&2; die "the failed build does not name the option"; }
+  say "a refused machine has no runner, and the build says why"
+}
+
+check_store_disk() {
+  local disk
+  disk=$(build plainStoreDisk)
+  "$programs/bin/microvm-image" verify "$fixtures/store$disk" >/dev/null
+  # Made again, it must be the same.
+  nix-build --quiet --no-out-link --check "${arguments[@]}" -A plainStoreDisk tests/nix/runner.nix >/dev/null
+  say "the store disk is verified, and the same when made again"
+}
+
+check_sources
+tests/nix/register-closure.sh
+[ -n "$programs" ] || build_programs
+arguments=(--store "$fixtures/store" --arg work "$fixtures/work/small" --arg kernel "$fixtures/work/kernel" --arg programs "$(realpath "$programs")")
+evaluate
+check_refusal
+check_layout
+check_store_disk
+for hypervisor in qemu cloud-hypervisor firecracker crosvm kvmtool; do build "five.$hypervisor" >/dev/null; done
+say "the runners of all five hypervisors build"
+boot plain 'serial=nix-store' 'guest: store_writable=no'
+boot writable 'serial=nix-store' 'serial=rw-store' 'guest: store_writable=yes' 'guest: persisted=new'
+expect "$scratch/writable-2.log" 'guest: persisted=found'
+boot onHost 'guest: store_writable=yes' 'guest: persisted=new'
+expect "$scratch/onHost-2.log" 'guest: persisted=found'
