@@ -68,7 +68,7 @@ let
   }
   // lib.optionalAttrs (taps != [ ]) {
     tap-interfaces = lines (map (interface: interface.id) taps);
-    tap-flags = lines ([ "vnet_hdr" ] ++ lib.optional tapMultiQueue "multi_queue");
+    tap-flags = lines [ (if tapMultiQueue then "vnet_hdr multi_queue" else "vnet_hdr") ];
   }
   // lib.optionalAttrs (macvtaps != [ ]) {
     macvtap-interfaces = lines (
@@ -97,29 +97,17 @@ let
     ]) virtiofsShares
   );
 
-  links =
-    lib.mapAttrsToList (name: text: {
-      inherit name;
-      path = host.writeShellScript "microvm-${hostName}-${name}" text;
-      directory = "bin";
-    }) cfg.binScripts
-    ++ lib.mapAttrsToList (name: text: {
-      inherit name;
-      path = host.writeText (builtins.baseNameOf name) text;
-      directory = "share/microvm";
-    }) facts
-    ++ [
-      {
-        name = "machine.json";
-        path = machineSpec;
-        directory = "share/microvm";
-      }
-    ]
-    ++ lib.optional cfg.systemSymlink {
-      name = "system";
-      path = config.system.build.toplevel;
-      directory = "share/microvm";
-    };
+  # The commands that write a file of the runner.
+  writeFile = path: text: ''
+    mkdir -p "$(dirname "$out/${path}")"
+    printf %s ${lib.escapeShellArg text} >"$out/${path}"
+  '';
+  writeScript =
+    name: text:
+    writeFile "bin/${name}" "#!${host.runtimeShell}\nset -eu\n${text}\n"
+    + ''
+      chmod +x "$out/bin/${name}"
+    '';
 
   runner =
     host.runCommand "microvm-${cfg.hypervisor}-${hostName}"
@@ -135,17 +123,14 @@ let
         meta.mainProgram = "microvm-run";
       }
       (
-        lib.concatMapStrings (
-          {
-            directory,
-            name,
-            path,
-          }:
-          ''
-            mkdir -p "$(dirname "$out/${directory}/${name}")"
-            ln -s ${path} "$out/${directory}/${name}"
-          ''
-        ) links
+        builtins.concatStringsSep "" (lib.mapAttrsToList writeScript cfg.binScripts)
+        + builtins.concatStringsSep "" (lib.mapAttrsToList (name: writeFile "share/microvm/${name}") facts)
+        + ''
+          ln -s ${machineSpec} "$out/share/microvm/machine.json"
+        ''
+        + lib.optionalString cfg.systemSymlink ''
+          ln -s ${config.system.build.toplevel} "$out/share/microvm/system"
+        ''
       );
 
   # The guest differs between hypervisors too, in the name of its store disk for one: each runner has its own.

@@ -41,7 +41,7 @@ let
     fromClosure "microvm-store-disk-${hostName}.squashfs"
       (image // { nativeBuildInputs = [ cfg.imageBuilder.package ]; })
       ''
-        microvm-image build --no-cache --jobs "''${NIX_BUILD_CORES:-1}" ${lib.escapeShellArgs cfg.storeDiskSquashfsFlags} \
+        microvm-image build --quiet --no-cache --jobs "''${NIX_BUILD_CORES:-1}" ${lib.escapeShellArgs cfg.storeDiskSquashfsFlags} \
           --graph "$graph" --output "$out"
       '';
 

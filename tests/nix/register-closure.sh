@@ -56,7 +56,7 @@ done
 
 rm -f "$old_library" "$old_system"
 mv /nix/aside/* /nix/store/
-said=$(boot /nix/registrations/new)
+said=$(boot /nix/registrations/new 2>/dev/null)
 for path in "$new_library" "$new_system" "$in_guest"; do
   valid "$path" || die "after the upgrade $path is not known"
 done

@@ -23,6 +23,8 @@ fixtures=$(realpath "${MICROVM_FIXTURES:-target/fixtures}")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
+export MICROVM_IMAGE_CACHE=$scratch/cache MICROVM_RUNTIME_DIR=$scratch/run
+
 # The host's Nix configuration has no say.
 export NIX_REMOTE='' NIX_CONF_DIR=/var/empty NIX_USER_CONF_FILES=/dev/null NIX_CONFIG='substituters =
 build-users-group =
@@ -105,11 +107,11 @@ boot() { # ATTRIBUTE LINE...: twice, in a state directory of its own
 check_layout() {
   local runner
   runner=$fixtures/store$(build everything)
-  (cd "$runner" && find bin share -not -type d | sort) >"$scratch/layout"
+  (cd "$runner" && find bin share -not -type d -printf '%M %p\n' | LC_ALL=C sort -k 2) >"$scratch/layout"
   diff -u tests/nix/runner-layout.txt "$scratch/layout" || die "the runner's layout is not what hosts expect"
   local name
   for name in tap-interfaces tap-flags macvtap-interfaces pci-devices vsock-cid hypervisor virtiofs/home/source virtiofs/home/socket; do
-    printf '%s: %s\n' "$name" "$(cat "$fixtures/store$(readlink "$runner/share/microvm/$name")")"
+    printf '%s: %s\n' "$name" "$(cat "$runner/share/microvm/$name")"
   done >"$scratch/facts"
   diff -u tests/nix/runner-facts.txt "$scratch/facts" || die "what the runner tells hosts is not what they expect"
   say "the runner has the layout that hosts expect"
@@ -125,9 +127,9 @@ check_refusal() {
 check_store_disk() {
   local disk
   disk=$(build plainStoreDisk)
-  "$programs/bin/microvm-image" verify "$fixtures/store$disk" >/dev/null
-  # Made again, it must be the same.
-  nix-build --quiet --no-out-link --check "${arguments[@]}" -A plainStoreDisk tests/nix/runner.nix >/dev/null
+  "$programs/bin/microvm-image" verify "$fixtures/store$disk" >/dev/null 2>"$scratch/log" || { cat "$scratch/log" >&2; die "the store disk is unsound"; }
+  nix-build --quiet --no-out-link --check "${arguments[@]}" -A plainStoreDisk tests/nix/runner.nix >/dev/null 2>"$scratch/log" ||
+    { tail -n 5 "$scratch/log" >&2; die "the store disk is another one when made again"; }
   say "the store disk is verified, and the same when made again"
 }
 

@@ -124,12 +124,7 @@ let
     microvm = program "microvm";
     microvm-image = program "microvm-image";
     runCommand = build;
-    writeText =
-      name: text:
-      build name {
-        inherit text;
-        passAsFile = [ "text" ];
-      } ''cp "$textPath" "$out"'';
+    runtimeShell = "${bash}/bin/bash";
     writeShellScript = name: text: writeScript name "#!${bash}/bin/bash\n${text}";
     closureInfo =
       { rootPaths }:
