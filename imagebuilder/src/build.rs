@@ -1,5 +1,6 @@
 //! Builds an image from a plan: scan, blocks, tables, publish.
 
+mod buffers;
 mod job;
 mod output;
 mod places;
@@ -22,6 +23,7 @@ use crate::squashfs::format::{
     IMAGE_ALIGNMENT_BYTES, METADATA_PLAIN, NO_TABLE, PutLe, SUPERBLOCK_BYTES, Superblock, flags,
 };
 use crate::squashfs::tables::{Contents, Location, Member as TableMember, Tables, TablesError, write_tables};
+use buffers::SpareBuffers;
 use job::Workshop;
 use nix::sys::resource::{UsageWho, getrusage};
 use output::ImageFile;
@@ -312,14 +314,17 @@ impl Build<'_> {
         let note_trouble = |error: CacheError| {
             first_trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         };
+        let buffers = SpareBuffers::default();
         let workshop = Workshop {
             members,
             settings: &self.plan.settings,
             cache: self.cache,
             trust: self.options.cache_trust,
+            buffers: &buffers,
             cache_troubles: &note_trouble,
         };
-        let around = Surroundings { members, settings: &self.plan.settings, threads, cancel: self.cancel };
+        let around =
+            Surroundings { members, settings: &self.plan.settings, threads, cancel: self.cancel, buffers: &buffers };
         let done = workers::with_workers(&workshop, threads, |counter, deliveries| {
             Sequencer::new(&around, output, progress, counter).run(deliveries)
         })?;
@@ -340,7 +345,7 @@ impl Build<'_> {
             })
             .collect();
         let contents = ByName { places, order: &order };
-        let mut encoders = [(); 3].map(|()| Encoder::new(&self.plan.settings));
+        let mut encoders = [(); 3].map(|()| Encoder::for_metadata(&self.plan.settings));
         let [inodes, directories, others] = &mut encoders;
         let encoders = [inodes, directories, others].map(|encoder| encoder.as_mut().ok());
         let tables = write_tables(&by_name, &contents, places.fragments(), output.position(), encoders)?;

@@ -100,17 +100,24 @@ impl Cache {
 /// Entries are stamped when they are used, but not more often than this: gc needs no finer order.
 const STAMP_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// The bytes of an entry, at most one more than `bytes_max`; stamps it as used.
-fn read_entry(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+/// Reads an entry to the front of `buffer` and says how long it is: 0 for one longer than `bytes_max`, which no entry
+/// is. Stamps it as used.
+fn read_entry(path: &Path, bytes_max: u64, buffer: &mut Vec<u8>) -> io::Result<usize> {
     let mut file = File::open(path)?;
     let metadata = file.metadata()?;
     if metadata.modified()?.elapsed().is_ok_and(|age| age > STAMP_INTERVAL) {
         // A cache that can only be read serves as well; its entries just look unused.
         let _ = File::options().append(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len().min(bytes_max)).unwrap_or(0) + 1);
-    Read::by_ref(&mut file).take(bytes_max + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    let length = usize::try_from(metadata.len()).ok().filter(|_| metadata.len() <= bytes_max).unwrap_or(0);
+    if buffer.len() < length {
+        buffer.resize(length, 0);
+    }
+    match file.read_exact(&mut buffer[..length]) {
+        // Nobody shortens an entry, so this one is damaged: its checksum will tell.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+        other => other.map(|()| length),
+    }
 }
 
 /// Waits for the lock; the lock goes with the file.

@@ -55,7 +55,7 @@ pub enum Outcome {
 pub struct CacheReport {
     /// Whether a cache was used at all.
     pub enabled: bool,
-    /// Store paths all of whose blocks came from the cache.
+    /// Store paths of which nothing had to be compressed: all their blocks came from the cache, or they have none.
     pub hit_paths: u64,
     /// Store paths of which something had to be compressed.
     pub missed_paths: u64,

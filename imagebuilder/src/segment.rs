@@ -4,6 +4,7 @@
 //! on its content and the settings alone, never on the store path or the image it is used in.
 
 use crate::encode::{EncodeError, Encoder};
+use std::ops::Range;
 
 /// BLAKE3-256 of some content.
 pub type ContentHash = [u8; 32];
@@ -19,19 +20,24 @@ pub struct Segment {
     pub words: Vec<u32>,
     /// Length of its content in bytes.
     pub input_bytes: u32,
-    stored: Vec<u8>,
-    stored_start: usize,
+    buffer: Vec<u8>,
+    stored: Range<usize>,
 }
 
 impl Segment {
-    /// From a buffer whose bytes from `stored_start` on are the blocks.
-    pub fn new(words: Vec<u32>, input_bytes: u32, stored: Vec<u8>, stored_start: usize) -> Self {
-        Self { words, input_bytes, stored, stored_start }
+    /// From a buffer that holds the blocks at `stored`.
+    pub fn new(words: Vec<u32>, input_bytes: u32, buffer: Vec<u8>, stored: Range<usize>) -> Self {
+        Self { words, input_bytes, buffer, stored }
     }
 
     /// The blocks as they go into the image.
     pub fn stored(&self) -> &[u8] {
-        &self.stored[self.stored_start..]
+        &self.buffer[self.stored.clone()]
+    }
+
+    /// The buffer, to be used again.
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.buffer
     }
 }
 
@@ -75,7 +81,7 @@ pub fn file_content(ranges: &[ContentHash]) -> ContentHash {
     *hasher.finalize().as_bytes()
 }
 
-/// Compresses a segment.
+/// Compresses a segment into a buffer, whatever that held.
 ///
 /// # Errors
 /// The codec failed.
@@ -84,19 +90,21 @@ pub fn encode_segment(
     kind: SegmentKind,
     content: &[u8],
     block_size_bytes: u32,
+    mut buffer: Vec<u8>,
 ) -> Result<Segment, EncodeError> {
     let block_bytes = block_size_bytes as usize;
     let mut words = Vec::with_capacity(content.len().div_ceil(block_bytes));
-    let mut stored = Vec::with_capacity(content.len() / 2 + 4096);
+    buffer.clear();
     for block in content.chunks(block_bytes) {
         words.push(match kind {
             SegmentKind::File if is_zeros(block) => 0,
-            SegmentKind::File | SegmentKind::Fragment => encoder.encode_block(block, &mut stored)?,
+            SegmentKind::File | SegmentKind::Fragment => encoder.encode_block(block, &mut buffer)?,
         });
     }
     // Ranges are at most 4 MiB and blocks at most 1 MiB.
     let input_bytes = u32::try_from(content.len()).unwrap_or(u32::MAX);
-    Ok(Segment::new(words, input_bytes, stored, 0))
+    let stored = 0..buffer.len();
+    Ok(Segment::new(words, input_bytes, buffer, stored))
 }
 
 /// Most blocks differ from zero in their first bytes, so this costs nothing.

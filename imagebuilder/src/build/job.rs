@@ -1,6 +1,7 @@
 //! What a worker thread does: reading, hashing, compressing, asking the cache.
 
-use super::source::{Member, SourceFile};
+use super::buffers::SpareBuffers;
+use super::source::Member;
 use super::{BuildError, CacheTrust};
 use crate::cache::{Cache, CacheError, Lookup};
 use crate::encode::Encoder;
@@ -128,6 +129,8 @@ pub(super) struct Workshop<'a> {
     pub(super) cache: Option<&'a Cache>,
     /// How much it is trusted.
     pub(super) trust: CacheTrust,
+    /// Buffers for segments.
+    pub(super) buffers: &'a SpareBuffers,
     /// Takes what went wrong with the cache: none of it stops a build.
     pub(super) cache_troubles: &'a (dyn Fn(CacheError) + Sync),
 }
@@ -165,49 +168,48 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn read_files(&mut self, member: usize, nodes: &[NodeId]) -> Result<Product, BuildError> {
-        let mut bytes = Vec::new();
+    fn read_files(&self, member: usize, nodes: &[NodeId]) -> Result<Product, BuildError> {
+        let member = &self.workshop.members[member];
+        let lengths: Vec<usize> = nodes.iter().map(|node| member.file_length(*node)).collect();
+        let mut bytes = vec![0; lengths.iter().sum()];
         let mut hashes = Vec::with_capacity(nodes.len());
-        for node in nodes {
-            let start = bytes.len();
-            self.workshop.members[member].read_whole(*node, &mut bytes)?;
-            hashes.push(*blake3::hash(&bytes[start..]).as_bytes());
+        let mut rest = &mut bytes[..];
+        for (node, length) in nodes.iter().zip(lengths) {
+            let (content, behind) = rest.split_at_mut(length);
+            member.read(*node, 0, content)?;
+            hashes.push(*blake3::hash(content).as_bytes());
+            rest = behind;
         }
         Ok(Product::Files { bytes, hashes })
     }
 
     fn read_range(&mut self, range: RangeRef, then: Then) -> Result<Product, BuildError> {
-        let mut bytes = std::mem::take(&mut self.buffer);
-        bytes.clear();
-        self.workshop.members[range.member].read(range, &mut bytes)?;
+        let mut buffer = self.take_buffer(range.length);
+        let bytes = &mut buffer[..range.length];
+        self.workshop.members[range.member].read(range.node, range.range, bytes)?;
         let needs_hash = then != Then::Encode || self.workshop.cache.is_some();
-        let content = needs_hash.then(|| *blake3::hash(&bytes).as_bytes());
-        match (then, content) {
-            (Then::Keep, Some(content)) => Ok(Product::Kept { content, bytes }),
-            (Then::Hash, Some(content)) => {
-                self.buffer = bytes;
-                Ok(Product::Hashed { content })
-            }
+        let content = needs_hash.then(|| *blake3::hash(bytes).as_bytes());
+        let product = match (then, content) {
+            (Then::Keep, Some(content)) => Product::Kept { content, bytes: bytes.to_vec() },
+            (Then::Hash, Some(content)) => Product::Hashed { content },
             (_, content) => {
                 let (segment, origin) = match content {
-                    Some(content) => self.segment(SegmentKey { kind: SegmentKind::File, content }, &bytes)?,
-                    None => (self.encode(SegmentKind::File, &bytes)?, Origin::Compressed),
+                    Some(content) => self.segment(SegmentKey { kind: SegmentKind::File, content }, bytes)?,
+                    None => (self.encode(SegmentKind::File, bytes)?, Origin::Compressed),
                 };
-                self.buffer = bytes;
-                Ok(Product::Segment { content, segment, origin })
+                Product::Segment { content, segment, origin }
             }
-        }
+        };
+        self.buffer = buffer;
+        Ok(product)
     }
 
     fn known_range(&mut self, range: RangeRef, content: ContentHash) -> Result<Product, BuildError> {
         let key = SegmentKey { kind: SegmentKind::File, content };
         let member = &self.workshop.members[range.member];
         let (segment, origin) = self.known(key, range.length, |bytes| {
-            member.read(range, bytes)?;
-            if *blake3::hash(bytes).as_bytes() == content {
-                return Ok(());
-            }
-            Err(BuildError::Changed { path: member.path_of(range.node) })
+            member.read(range.node, range.range, bytes)?;
+            member.expect_content(range.node, bytes, &content)
         })?;
         Ok(Product::Segment { content: Some(content), segment, origin })
     }
@@ -218,36 +220,45 @@ impl<'a> Worker<'a> {
         let key = SegmentKey { kind: SegmentKind::Fragment, content };
         let length = files.iter().map(|(_, _, size_bytes)| *size_bytes as usize).sum();
         let member = &self.workshop.members[member];
-        let (segment, origin) = self.known(key, length, |bytes| {
-            for (node, content, _) in files {
-                let start = bytes.len();
-                member.read_whole(*node, bytes)?;
-                if *blake3::hash(&bytes[start..]).as_bytes() != *content {
-                    return Err(BuildError::Changed { path: member.path_of(*node) });
-                }
+        let (segment, origin) = self.known(key, length, |mut rest| {
+            for (node, content, size_bytes) in files {
+                let (bytes, behind) = rest.split_at_mut(*size_bytes as usize);
+                member.read(*node, 0, bytes)?;
+                member.expect_content(*node, bytes, content)?;
+                rest = behind;
             }
             Ok(())
         })?;
         Ok(Product::Segment { content: Some(content), segment, origin })
     }
 
-    /// The segment of a content that need not be read unless the cache lacks it.
+    /// The segment of a content that need not be read unless the cache lacks it; `read` fills in its bytes.
     fn known(
         &mut self,
         key: SegmentKey,
         length: usize,
-        read: impl FnOnce(&mut Vec<u8>) -> Result<(), BuildError>,
+        read: impl FnOnce(&mut [u8]) -> Result<(), BuildError>,
     ) -> Result<(Segment, Origin), BuildError> {
-        let found = self.look_up(&key, length);
-        if let Lookup::Hit(segment) = found {
-            return Ok((segment, Origin::Cached));
-        }
-        let mut bytes = std::mem::take(&mut self.buffer);
-        bytes.clear();
-        read(&mut bytes)?;
-        let made = self.make(key, &bytes, matches!(found, Lookup::Damaged).into());
-        self.buffer = bytes;
+        let damage = match self.look_up(&key, length) {
+            Lookup::Hit(segment) => return Ok((segment, Origin::Cached)),
+            Lookup::Miss => Damage::None,
+            Lookup::Damaged => Damage::Found,
+        };
+        let mut buffer = self.take_buffer(length);
+        read(&mut buffer[..length])?;
+        let made = self.make(key, &buffer[..length], damage);
+        self.buffer = buffer;
         made
+    }
+
+    /// A buffer of at least `length` bytes. It is put back afterwards: zeroing a new one each time would cost as much as
+    /// copying the content does.
+    fn take_buffer(&mut self, length: usize) -> Vec<u8> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        if buffer.len() < length {
+            buffer.resize(length, 0);
+        }
+        buffer
     }
 
     /// The segment of a content at hand.
@@ -268,7 +279,7 @@ impl<'a> Worker<'a> {
 
     fn look_up(&self, key: &SegmentKey, length: usize) -> Lookup<Segment> {
         let Some(cache) = self.workshop.cache else { return Lookup::Miss };
-        match cache.load_segment(key) {
+        match cache.load_segment(key, self.workshop.buffers.take()) {
             Ok(Lookup::Hit(segment)) if segment.input_bytes as usize != length => Lookup::Damaged,
             Ok(found) => found,
             Err(error) => {
@@ -316,7 +327,8 @@ impl<'a> Worker<'a> {
     }
 
     fn encode(&mut self, kind: SegmentKind, content: &[u8]) -> Result<Segment, BuildError> {
-        Ok(encode_segment(&mut self.encoder, kind, content, self.workshop.settings.block_size_bytes())?)
+        let block_size_bytes = self.workshop.settings.block_size_bytes();
+        Ok(encode_segment(&mut self.encoder, kind, content, block_size_bytes, self.workshop.buffers.take())?)
     }
 }
 
@@ -327,26 +339,27 @@ enum Damage {
     Found,
 }
 
-impl From<bool> for Damage {
-    fn from(damaged: bool) -> Self {
-        if damaged { Self::Found } else { Self::None }
-    }
-}
-
 impl Member {
-    /// Appends a whole file.
-    fn read_whole(&self, node: NodeId, out: &mut Vec<u8>) -> Result<(), BuildError> {
-        let Entry::File { size_bytes, .. } = self.tree().entry(node) else {
-            return Err(BuildError::Changed { path: self.path_of(node) });
-        };
-        let length = usize::try_from(size_bytes).unwrap_or(usize::MAX);
-        self.read(RangeRef { member: 0, node, range: 0, length }, out)
+    /// Length of a file, which is at most that of a segment.
+    fn file_length(&self, node: NodeId) -> usize {
+        match self.tree().entry(node) {
+            Entry::File { size_bytes, .. } => usize::try_from(size_bytes).unwrap_or(usize::MAX),
+            Entry::Directory { .. } | Entry::Symlink { .. } => 0,
+        }
     }
 
-    /// Appends a range of a file.
-    fn read(&self, range: RangeRef, out: &mut Vec<u8>) -> Result<(), BuildError> {
-        let file: SourceFile = self.open(range.node)?;
-        file.read_range(range.range as u64 * RANGE_BYTES, range.length, out)?;
+    /// Fills `out` with a range of a file.
+    fn read(&self, node: NodeId, range: usize, out: &mut [u8]) -> Result<(), BuildError> {
+        let file = self.open(node)?;
+        file.read_range(range as u64 * RANGE_BYTES, out)?;
         file.finish()
+    }
+
+    /// Content that the cache knows under a hash must have that hash still.
+    fn expect_content(&self, node: NodeId, bytes: &[u8], content: &ContentHash) -> Result<(), BuildError> {
+        if blake3::hash(bytes).as_bytes() == content {
+            return Ok(());
+        }
+        Err(BuildError::Changed { path: self.path_of(node) })
     }
 }

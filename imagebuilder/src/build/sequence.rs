@@ -4,6 +4,7 @@
 //! after step. So the image is the same whatever the threads and the cache do.
 
 use super::BuildError;
+use super::buffers::SpareBuffers;
 use super::job::{Job, Origin, Product, RangeRef, Then};
 use super::output::ImageFile;
 use super::places::{Novelty, Places};
@@ -144,6 +145,7 @@ pub(super) struct Sequencer<'a> {
     progress: &'a mut dyn Progress,
     cancel: &'a AtomicBool,
     counter: &'a Counter,
+    buffers: &'a SpareBuffers,
     steps: Vec<Step>,
     /// Next step to ask a worker for.
     next_asked: usize,
@@ -172,6 +174,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) threads: usize,
     /// Becomes true when the build is to stop.
     pub(super) cancel: &'a AtomicBool,
+    /// Takes the buffers of segments that have been written.
+    pub(super) buffers: &'a SpareBuffers,
 }
 
 impl<'a> Sequencer<'a> {
@@ -190,6 +194,7 @@ impl<'a> Sequencer<'a> {
             progress,
             cancel: around.cancel,
             counter,
+            buffers: around.buffers,
             steps: steps(members, u64::from(around.settings.fragment_block_size_bytes())),
             next_asked: 0,
             next_taken: 0,
@@ -324,6 +329,7 @@ impl<'a> Sequencer<'a> {
             self.done.tally.wrote(slot.member, input_bytes, origin);
             let cached = if origin == Origin::Cached { input_bytes } else { 0 };
             self.progress.advance(input_bytes, cached, segment.stored().len() as u64);
+            self.buffers.give(segment.into_buffer());
         }
         Ok(())
     }

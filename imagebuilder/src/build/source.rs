@@ -103,11 +103,9 @@ impl SourceFile {
         Ok(Self { file, path, size_bytes, modified: state.1 })
     }
 
-    /// Appends `length` bytes from `offset` on to `out`.
-    pub(super) fn read_range(&self, offset: u64, length: usize, out: &mut Vec<u8>) -> Result<(), BuildError> {
-        let start = out.len();
-        out.resize(start + length, 0);
-        self.file.read_exact_at(&mut out[start..], offset).map_err(|source| match source.kind() {
+    /// Fills `out` with the bytes from `offset` on.
+    pub(super) fn read_range(&self, offset: u64, out: &mut [u8]) -> Result<(), BuildError> {
+        self.file.read_exact_at(out, offset).map_err(|source| match source.kind() {
             io::ErrorKind::UnexpectedEof => BuildError::Changed { path: self.path.clone() },
             _ => BuildError::Read { path: self.path.clone(), source },
         })

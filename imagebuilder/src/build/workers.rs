@@ -22,6 +22,8 @@ pub(super) type Delivery = (Ticket, Result<Product, BuildError>);
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<(Ticket, Job)>,
+    /// Workers that wait for a job.
+    idle: usize,
     closed: bool,
 }
 
@@ -40,8 +42,12 @@ impl Counter {
 
     /// Hands a job in.
     pub(super) fn submit(&self, ticket: Ticket, job: Job) {
-        self.locked().jobs.push_back((ticket, job));
-        self.wake.notify_one();
+        let mut queue = self.locked();
+        queue.jobs.push_back((ticket, job));
+        // Waking is a system call even when nobody sleeps, and a build from the cache hands in thousands of short jobs.
+        if queue.idle > 0 {
+            self.wake.notify_one();
+        }
     }
 
     fn close(&self) {
@@ -60,7 +66,9 @@ impl Counter {
             if queue.closed {
                 return None;
             }
+            queue.idle += 1;
             queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= 1;
         }
     }
 }

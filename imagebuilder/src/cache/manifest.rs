@@ -44,8 +44,9 @@ impl Cache {
     pub fn load_manifest(&self, path: &PlannedPath) -> Result<Lookup<Manifest>, CacheError> {
         let Some(nar_hash) = &path.nar_hash else { return Ok(Lookup::Miss) };
         let entry = self.manifest_path(path.path.base_name(), nar_hash);
-        match read_entry(&entry, ENTRY_BYTES_MAX) {
-            Ok(bytes) => Ok(decode(path.path.base_name(), nar_hash, &bytes)
+        let mut buffer = Vec::new();
+        match read_entry(&entry, ENTRY_BYTES_MAX, &mut buffer) {
+            Ok(length) => Ok(decode(path.path.base_name(), nar_hash, &buffer[..length])
                 .filter(|manifest| path.nar_size_bytes.is_none_or(|size| size == manifest.tree.nar_size_bytes()))
                 .map_or(Lookup::Damaged, Lookup::Hit)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Lookup::Miss),
@@ -81,7 +82,9 @@ pub(super) fn check_entry(path: &Path) -> io::Result<bool> {
     let base_name = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
     let nar_hash = path.file_name().and_then(|name| name.to_str()).and_then(|hex| blake3::Hash::from_hex(hex).ok());
     let (Some(base_name), Some(nar_hash)) = (base_name, nar_hash) else { return Ok(false) };
-    Ok(decode(base_name, nar_hash.as_bytes(), &read_entry(path, ENTRY_BYTES_MAX)?).is_some())
+    let mut buffer = Vec::new();
+    let length = read_entry(path, ENTRY_BYTES_MAX, &mut buffer)?;
+    Ok(decode(base_name, nar_hash.as_bytes(), &buffer[..length]).is_some())
 }
 
 fn encode(tree: &Tree, range_hashes: &[ContentHash]) -> Vec<u8> {

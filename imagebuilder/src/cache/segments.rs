@@ -27,14 +27,14 @@ pub(super) fn settings_directory(settings: &ImageSettings) -> String {
 }
 
 impl Cache {
-    /// Looks a segment up and checks it.
+    /// Looks a segment up and checks it. It is read into `buffer`, whatever that held.
     ///
     /// # Errors
     /// The entry is there and cannot be read.
-    pub fn load_segment(&self, key: &SegmentKey) -> Result<Lookup<Segment>, CacheError> {
+    pub fn load_segment(&self, key: &SegmentKey, mut buffer: Vec<u8>) -> Result<Lookup<Segment>, CacheError> {
         let path = self.segment_path(key);
-        match read_entry(&path, ENTRY_BYTES_MAX) {
-            Ok(bytes) => Ok(decode(key, bytes).map_or(Lookup::Damaged, Lookup::Hit)),
+        match read_entry(&path, ENTRY_BYTES_MAX, &mut buffer) {
+            Ok(length) => Ok(decode(key, buffer, length).map_or(Lookup::Damaged, Lookup::Hit)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Lookup::Miss),
             Err(source) => Err(CacheError { action: "read an entry", path, source }),
         }
@@ -79,8 +79,8 @@ fn name(key: &SegmentKey) -> [u8; 33] {
 }
 
 /// The segment, when the entry is sound and called what it should be.
-fn decode(key: &SegmentKey, bytes: Vec<u8>) -> Option<Segment> {
-    let (sum, content) = bytes.split_at_checked(CHECKSUM_BYTES)?;
+fn decode(key: &SegmentKey, buffer: Vec<u8>, length: usize) -> Option<Segment> {
+    let (sum, content) = buffer[..length].split_at_checked(CHECKSUM_BYTES)?;
     if checksum(CHECKSUM_KIND, &[&name(key)], content) != *sum {
         return None;
     }
@@ -94,8 +94,8 @@ fn decode(key: &SegmentKey, bytes: Vec<u8>) -> Option<Segment> {
         return None;
     }
     let input_bytes = u32::from_le_bytes(*input_bytes);
-    let stored_start = bytes.len() - stored.len();
-    Some(Segment::new(words, input_bytes, bytes, stored_start))
+    let stored = length - stored.len()..length;
+    Some(Segment::new(words, input_bytes, buffer, stored))
 }
 
 /// Checks an entry by its file: for fsck. The key is read off the file's place.
@@ -104,7 +104,9 @@ pub(super) fn check_entry(path: &Path) -> io::Result<bool> {
     if fs::symlink_metadata(path)?.len() > ENTRY_BYTES_MAX {
         return Ok(false);
     }
-    Ok(decode(&key, read_entry(path, ENTRY_BYTES_MAX)?).is_some())
+    let mut buffer = Vec::new();
+    let length = read_entry(path, ENTRY_BYTES_MAX, &mut buffer)?;
+    Ok(decode(&key, buffer, length).is_some())
 }
 
 fn key_of(path: &Path) -> Option<SegmentKey> {

@@ -1,0 +1,31 @@
+//! Buffers of segments that have been written, to be used again.
+//!
+//! A new buffer of some hundred KiB is mapped and zeroed by the kernel page by page, which takes longer than reading a
+//! cached segment into it.
+
+use std::sync::{Mutex, PoisonError};
+
+/// Most buffers kept, and the largest kept: together 8 MiB at most.
+const BUFFERS_MAX: usize = 16;
+const BUFFER_BYTES_MAX: usize = 512 << 10;
+
+/// Buffers that nobody uses.
+#[derive(Debug, Default)]
+pub(super) struct SpareBuffers(Mutex<Vec<Vec<u8>>>);
+
+impl SpareBuffers {
+    /// A buffer that may hold anything; a new one when none is spare.
+    pub(super) fn take(&self) -> Vec<u8> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    /// Keeps a buffer, unless there are enough.
+    pub(super) fn give(&self, buffer: Vec<u8>) {
+        if buffer.capacity() <= BUFFER_BYTES_MAX {
+            let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if spare.len() < BUFFERS_MAX {
+                spare.push(buffer);
+            }
+        }
+    }
+}

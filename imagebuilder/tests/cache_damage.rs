@@ -1,0 +1,369 @@
+//! A damaged, forged or shared cache never shows in an image.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use imagebuilder::build::{BuildError, BuildOptions, CacheTrust, Digests, build};
+use imagebuilder::cache::Cache;
+use imagebuilder::cache::maintenance::{self, Collection};
+use imagebuilder::encode::Encoder;
+use imagebuilder::plan::ImagePlan;
+use imagebuilder::progress::{Phase, Progress, Silent};
+use imagebuilder::report::{BuildReport, Outcome};
+use imagebuilder::segment::{SegmentKey, SegmentKind, encode_segment};
+use imagebuilder::settings::ImageSettings;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use support::built::closure;
+use support::store_tree::{Item, Store, base_name, mixed_tree};
+
+struct Bench {
+    store: Store,
+    directory: tempfile::TempDir,
+    plan: ImagePlan,
+    reference: Vec<u8>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let store = Store::new([
+            ("one", mixed_tree(1)),
+            ("two", mixed_tree(2)),
+            ("three", Item::directory([("file", Item::file("content"))])),
+        ]);
+        let mut closure = closure(store.path());
+        for planned in &mut closure.paths {
+            planned.nar_hash = Some(*blake3::hash(planned.path.base_name().as_bytes()).as_bytes());
+        }
+        let plan = ImagePlan::new(closure, ImageSettings::default());
+        let directory = tempfile::tempdir().unwrap();
+        let mut bench = Self { store, directory, plan, reference: Vec::new() };
+        let options = BuildOptions { cache: None, ..bench.options() };
+        build(&bench.plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
+        bench.reference = fs::read(bench.output()).unwrap();
+        bench
+    }
+
+    fn output(&self) -> PathBuf {
+        self.directory.path().join("image")
+    }
+
+    fn cache(&self) -> PathBuf {
+        self.directory.path().join("cache")
+    }
+
+    fn options(&self) -> BuildOptions {
+        BuildOptions {
+            output: self.output(),
+            cache: Some(self.cache()),
+            cache_trust: CacheTrust::Checksums,
+            jobs: 2,
+            digests: Digests::Skip,
+        }
+    }
+
+    /// Builds with the cache into a place that is free, and checks the image.
+    fn build_with(&self, trust: CacheTrust) -> BuildReport {
+        let _ = fs::remove_file(self.output());
+        let options = BuildOptions { cache_trust: trust, ..self.options() };
+        let report = build(&self.plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
+        assert!(fs::read(self.output()).unwrap() == self.reference, "the image differs: {report:?}");
+        report
+    }
+
+    fn build(&self) -> BuildReport {
+        self.build_with(CacheTrust::Checksums)
+    }
+
+    /// All entries of a part of the cache.
+    fn entries(&self, part: &str) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut open = vec![self.cache().join("v1").join(part)];
+        while let Some(directory) = open.pop() {
+            for entry in fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() { open.push(path) } else { found.push(path) }
+            }
+        }
+        found.sort();
+        assert!(!found.is_empty());
+        found
+    }
+}
+
+fn rewrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).unwrap();
+    change(&mut bytes);
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn damaged_entries_are_found_rebuilt_and_counted() {
+    let bench = Bench::new();
+    bench.build();
+    let damages: [(&str, fn(&mut Vec<u8>)); 5] = [
+        ("empty", Vec::clear),
+        ("cut", |bytes| bytes.truncate(bytes.len() / 2)),
+        ("longer", |bytes| bytes.push(0)),
+        ("first bit", |bytes| bytes[0] ^= 1),
+        ("last bit", |bytes| *bytes.last_mut().unwrap() ^= 0x80),
+    ];
+    for part in ["segments", "manifests"] {
+        for (what, damage) in damages {
+            for entry in bench.entries(part) {
+                rewrite(&entry, damage);
+            }
+            let report = bench.build();
+            assert_eq!(report.cache.rebuilt_paths, 3, "{part} {what}");
+            assert_eq!(report.cache.rebuilt_bytes > 0, part == "segments", "{part} {what}");
+            let again = bench.build();
+            assert_eq!((again.cache.hit_paths, again.cache.rebuilt_paths), (3, 0), "{part} {what}: {again:?}");
+        }
+    }
+}
+
+#[test]
+fn an_entry_under_another_s_name_is_no_entry() {
+    let bench = Bench::new();
+    bench.build();
+    for part in ["segments", "manifests"] {
+        let entries = bench.entries(part);
+        let first = fs::read(&entries[0]).unwrap();
+        for entry in &entries[1..] {
+            fs::write(entry, &first).unwrap();
+        }
+        assert!(bench.build().cache.rebuilt_paths > 0, "{part}");
+        assert_eq!(bench.build().cache.rebuilt_paths, 0, "{part}");
+    }
+}
+
+#[test]
+fn a_forged_entry_with_a_right_checksum_is_found_when_asked_for() {
+    let bench = Bench::new();
+    // The forger builds the cache of another store whose files have other bytes, and gives it the victim's names.
+    let forged = Bench::new();
+    fs::remove_dir_all(forged.store.member("three")).unwrap();
+    Item::directory([("file", Item::file("CONTENT"))]).write(&forged.store.member("three"), forged.store.path());
+    let options = forged.options();
+    build(&forged.plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
+    copy_tree(&forged.cache(), &bench.cache());
+    let _ = fs::remove_file(bench.output());
+
+    let options = BuildOptions { cache_trust: CacheTrust::VerifyAgainstStore, ..bench.options() };
+    build(&bench.plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
+    assert!(fs::read(bench.output()).unwrap() == bench.reference);
+    // And the forged manifest has been replaced.
+    assert_eq!(bench.build().cache.missed_paths, 0);
+}
+
+#[test]
+fn a_forged_segment_with_a_right_checksum_is_found_when_asked_for() {
+    let bench = Bench::new();
+    let content = vec![0x5a; 300_000];
+    Item::directory([("file", Item::file(content.clone()))])
+        .write(&bench.store.path().join(base_name("four")), bench.store.path());
+    let plan = ImagePlan::new(closure(bench.store.path()), ImageSettings::default());
+    let image = |cache: Option<PathBuf>, cache_trust| {
+        let _ = fs::remove_file(bench.output());
+        let options = BuildOptions { cache, cache_trust, ..bench.options() };
+        let report = build(&plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
+        (fs::read(bench.output()).unwrap(), report)
+    };
+    let reference = image(None, CacheTrust::Checksums).0;
+
+    let settings = ImageSettings::default();
+    let cache = Cache::open(&bench.cache(), &settings).unwrap();
+    let key = SegmentKey { kind: SegmentKind::File, content: *blake3::hash(&content).as_bytes() };
+    let mut encoder = Encoder::new(&settings).unwrap();
+    let lie = vec![0xa5; content.len()];
+    let segment =
+        encode_segment(&mut encoder, SegmentKind::File, &lie, settings.block_size_bytes(), Vec::new()).unwrap();
+    cache.store_segment(&key, &segment).unwrap();
+    drop(cache);
+
+    // What the documentation says: who may write to the cache can forge, and --cache-verify finds it.
+    assert!(image(Some(bench.cache()), CacheTrust::Checksums).0 != reference);
+    let (verified, report) = image(Some(bench.cache()), CacheTrust::VerifyAgainstStore);
+    assert!(verified == reference);
+    assert_eq!((report.cache.rebuilt_paths, report.cache.rebuilt_bytes), (1, content.len() as u64));
+    assert!(image(Some(bench.cache()), CacheTrust::Checksums).0 == reference);
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_tree(&path, &target);
+        } else {
+            fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_image_in_place_is_left_alone_until_it_or_the_plan_changes() {
+    let bench = Bench::new();
+    assert_eq!(bench.build().outcome, Outcome::Built);
+    let build_again = |plan: &ImagePlan| {
+        let report = build(plan, &bench.options(), &mut Silent, &AtomicBool::new(false)).unwrap();
+        (report.outcome, fs::read(bench.output()).unwrap() == bench.reference)
+    };
+    assert_eq!(build_again(&bench.plan), (Outcome::Unchanged, true));
+    // A byte changed in place, length and times kept as far as a program can.
+    let modified = fs::metadata(bench.output()).unwrap().modified().unwrap();
+    rewrite(&bench.output(), |bytes| bytes[5000] ^= 1);
+    fs::File::open(bench.output()).unwrap().set_modified(modified).unwrap();
+    assert_eq!(build_again(&bench.plan), (Outcome::Built, true));
+    assert_eq!(build_again(&bench.plan), (Outcome::Unchanged, true));
+    let mut other = bench.plan.clone();
+    other.paths.pop();
+    assert_eq!(build_again(&other), (Outcome::Built, false));
+    assert_eq!(build_again(&bench.plan), (Outcome::Built, true));
+}
+
+#[test]
+fn builds_that_share_a_cache_do_not_disturb_each_other() {
+    let bench = Bench::new();
+    std::thread::scope(|scope| {
+        for number in 0..6 {
+            let bench = &bench;
+            scope.spawn(move || {
+                let output = bench.directory.path().join(format!("image-{number}"));
+                let options = BuildOptions { output: output.clone(), ..bench.options() };
+                build(&bench.plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
+                assert!(fs::read(output).unwrap() == bench.reference);
+            });
+        }
+    });
+    assert_eq!(maintenance::fsck(&bench.cache()).unwrap().damaged, Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_killed_build_leaves_a_usable_cache_and_no_image() {
+    let bench = Bench::new();
+    let plan = bench.directory.path().join("paths");
+    let list: String = bench.plan.paths.iter().map(|path| format!("{}\n", path.path)).collect();
+    fs::write(&plan, list).unwrap();
+    let output = bench.directory.path().join("killed");
+    for milliseconds in [0, 5, 10, 20, 40, 80, 160] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_microvm-image"))
+            .args(["build", "--quiet", "--paths-from"])
+            .arg(&plan)
+            .arg("--store-dir")
+            .arg(bench.store.path())
+            .arg("--cache")
+            .arg(bench.cache())
+            .arg("-o")
+            .arg(&output)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        child.kill().unwrap();
+        let finished = child.wait().unwrap().success();
+        // Killed before its end there is no image; killed behind it, a whole one.
+        match fs::read(&output) {
+            Ok(image) => assert!(image == bench.reference, "after {milliseconds} ms"),
+            Err(_) => assert!(!finished),
+        }
+        let _ = fs::remove_file(&output);
+        let _ = bench.build();
+        assert_eq!(maintenance::fsck(&bench.cache()).unwrap().damaged, Vec::<PathBuf>::new());
+    }
+}
+
+#[test]
+fn collection_makes_room_and_the_next_build_makes_up_for_it() {
+    let bench = Bench::new();
+    bench.build();
+    let full = maintenance::stat(&bench.cache()).unwrap();
+    assert_eq!((full.manifests, full.segments > 0), (3, true));
+    let half = full.total_bytes() / 2;
+    let foretold = maintenance::gc(&bench.cache(), half, Collection::DryRun).unwrap();
+    assert_eq!(maintenance::stat(&bench.cache()).unwrap(), full);
+    let collected = maintenance::gc(&bench.cache(), half, Collection::Remove).unwrap();
+    assert_eq!(collected, foretold);
+    assert!(collected.removed_entries > 0 && collected.kept_bytes <= half);
+    assert_eq!(maintenance::stat(&bench.cache()).unwrap().total_bytes(), collected.kept_bytes);
+    let report = bench.build();
+    assert!(report.cache.missed_bytes > 0 && report.cache.rebuilt_paths == 0, "{report:?}");
+    maintenance::gc(&bench.cache(), 0, Collection::Remove).unwrap();
+    assert_eq!(maintenance::stat(&bench.cache()).unwrap().total_bytes(), 0);
+    assert_eq!(bench.build().cache.hit_bytes, 0);
+}
+
+#[test]
+fn a_check_of_the_cache_removes_what_is_damaged() {
+    let bench = Bench::new();
+    bench.build();
+    let (segments, manifests) = (bench.entries("segments"), bench.entries("manifests"));
+    rewrite(&segments[0], |bytes| bytes[40] ^= 1);
+    rewrite(&manifests[1], Vec::clear);
+    fs::write(segments[0].with_file_name("stranger"), "no entry").unwrap();
+    let checked = maintenance::fsck(&bench.cache()).unwrap();
+    assert_eq!(checked.entries, (segments.len() + manifests.len() + 1) as u64);
+    let mut damaged = checked.damaged;
+    damaged.sort();
+    let mut expected = vec![segments[0].clone(), manifests[1].clone(), segments[0].with_file_name("stranger")];
+    expected.sort();
+    assert_eq!(damaged, expected);
+    assert_eq!(maintenance::fsck(&bench.cache()).unwrap().damaged, Vec::<PathBuf>::new());
+    assert_eq!(bench.build().cache.rebuilt_paths, 0);
+}
+
+/// Does something to the store as soon as the blocks begin.
+struct Meddle<F: FnMut()>(F);
+
+impl<F: FnMut()> Progress for Meddle<F> {
+    fn begin(&mut self, phase: Phase, _total_bytes: u64) {
+        if phase == Phase::Blocks {
+            (self.0)();
+        }
+    }
+
+    fn advance(&mut self, _input_bytes: u64, _cached_bytes: u64, _stored_bytes: u64) {}
+
+    fn warn(&mut self, _message: &str) {}
+}
+
+#[test]
+fn a_file_that_changes_or_vanishes_while_it_is_read_ends_the_build() {
+    let changes: [(&str, fn(&Path)); 4] = [
+        ("grown", |path| fs::write(path, vec![1; 400_001]).unwrap()),
+        ("cut", |path| fs::write(path, "").unwrap()),
+        ("written", |path| fs::write(path, vec![2; 400_000]).unwrap()),
+        ("gone", |path| fs::remove_file(path).unwrap()),
+    ];
+    for (what, change) in changes {
+        let bench = Bench::new();
+        fs::remove_file(bench.output()).unwrap();
+        let victim = bench.store.member("two").join("zeros");
+        let mut meddle = Meddle(|| change(&victim));
+        let error = build(&bench.plan, &bench.options(), &mut meddle, &AtomicBool::new(false)).unwrap_err();
+        let BuildError::Changed { path } = &error else { panic!("{what}: {error}") };
+        assert_eq!(*path, victim, "{what}");
+        assert_eq!(error.to_string(), format!("{} changed or vanished while it was read", victim.display()));
+        let left: Vec<_> =
+            fs::read_dir(bench.directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["cache"], "{what}");
+    }
+}
+
+#[test]
+fn an_interrupted_build_leaves_what_was_there() {
+    let bench = Bench::new();
+    fs::write(bench.output(), "the image before").unwrap();
+    let cancel = AtomicBool::new(false);
+    let mut meddle = Meddle(|| cancel.store(true, Ordering::Relaxed));
+    let error = build(&bench.plan, &bench.options(), &mut meddle, &cancel).unwrap_err();
+    assert!(matches!(error, BuildError::Interrupted), "{error}");
+    assert_eq!(fs::read(bench.output()).unwrap(), b"the image before");
+    assert_eq!(bench.build().cache.rebuilt_paths, 0);
+}

@@ -1,0 +1,283 @@
+//! The same plan gives the same bytes, whatever else differs.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
+use imagebuilder::plan::{ImagePlan, PlannedPath};
+use imagebuilder::progress::Silent;
+use imagebuilder::report::BuildReport;
+use imagebuilder::settings::{Compression, ImageSettings};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use support::built::closure;
+use support::seeded::Seeded;
+use support::store_tree::{Item, Store, base_name, mixed_tree};
+
+/// Several store paths that share contents, small and large.
+fn store() -> Store {
+    let shared = Seeded::new(9).text(700_000);
+    let large = Seeded::new(10).text(5 << 20);
+    let with = |seed, more: Vec<(&str, Item)>| {
+        let mut entries = vec![("mixed", mixed_tree(seed)), ("shared", Item::file(shared.clone()))];
+        entries.extend(more);
+        Item::directory(entries)
+    };
+    Store::new([
+        ("alpha-1.0", with(1, vec![("large", Item::file(large.clone()))])),
+        ("beta-2.0", with(2, vec![("large-too", Item::file(large))])),
+        ("gamma-3.0", with(1, vec![])),
+        ("file", Item::program("a store path may be a file")),
+        ("link", Item::symlink("alpha-1.0")),
+    ])
+}
+
+/// A plan with NAR hashes that are made up but tell one path from another.
+fn hashed_plan(store_dir: &Path, settings: ImageSettings) -> ImagePlan {
+    let mut closure = closure(store_dir);
+    for planned in &mut closure.paths {
+        planned.nar_hash = Some(*blake3::hash(planned.path.base_name().as_bytes()).as_bytes());
+    }
+    ImagePlan::new(closure, settings)
+}
+
+struct Way {
+    jobs: usize,
+    cache: Option<PathBuf>,
+    trust: CacheTrust,
+}
+
+impl Way {
+    fn plain(jobs: usize) -> Self {
+        Self { jobs, cache: None, trust: CacheTrust::Checksums }
+    }
+
+    fn cached(cache: &Path) -> Self {
+        Self { jobs: 2, cache: Some(cache.to_owned()), trust: CacheTrust::Checksums }
+    }
+}
+
+fn image_of(plan: &ImagePlan, way: &Way) -> (Vec<u8>, BuildReport) {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("image");
+    let options = BuildOptions {
+        output: output.clone(),
+        cache: way.cache.clone(),
+        cache_trust: way.trust,
+        jobs: way.jobs,
+        digests: Digests::Skip,
+    };
+    let report = build(plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
+    (fs::read(output).unwrap(), report)
+}
+
+#[track_caller]
+fn assert_same(a: &[u8], b: &[u8], what: &str) {
+    let difference = a.iter().zip(b).position(|(a, b)| a != b);
+    assert!(a == b, "{what}: {} and {} bytes, first difference at {difference:?}", a.len(), b.len());
+}
+
+#[test]
+fn threads_and_cache_do_not_show() {
+    let small = Store::new([("one", mixed_tree(1)), ("two", mixed_tree(2))]);
+    let large = store();
+    for compression in Compression::ALL {
+        // Contents of several ranges are cut before a codec sees them: one codec is enough for those.
+        let store = if compression == Compression::Zstd { &large } else { &small };
+        let settings = ImageSettings::new(compression, None, Some(131_072), None).unwrap();
+        let plan = hashed_plan(store.path(), settings);
+        let reference = image_of(&plan, &Way::plain(1)).0;
+        for jobs in [2, 3, 8] {
+            assert_same(&reference, &image_of(&plan, &Way::plain(jobs)).0, &format!("{compression:?} -j{jobs}"));
+        }
+        let cache = tempfile::tempdir().unwrap();
+        let way = Way::cached(cache.path());
+        for round in ["cold", "warm"] {
+            assert_same(&reference, &image_of(&plan, &way).0, &format!("{compression:?} {round}"));
+        }
+        // Hashes from the store's database or found out by reading: the same image, from the same cache.
+        let listed = ImagePlan::new(closure(store.path()), settings);
+        let (image, report) = image_of(&listed, &way);
+        assert_same(&reference, &image, &format!("{compression:?} from a path list"));
+        assert_eq!((report.cache.missed_bytes, report.cache.missed_paths), (0, 0), "{compression:?}");
+        let verifying = Way { trust: CacheTrust::VerifyAgainstStore, ..way };
+        let (image, report) = image_of(&plan, &verifying);
+        assert_same(&reference, &image, &format!("{compression:?} verified"));
+        assert_eq!((report.cache.missed_bytes, report.cache.rebuilt_bytes), (0, 0), "{compression:?}");
+    }
+}
+
+#[test]
+fn a_cache_of_other_closures_does_not_show() {
+    let store = store();
+    let whole = hashed_plan(store.path(), ImageSettings::default());
+    let reference = image_of(&whole, &Way::plain(2)).0;
+    // Whatever part of the closure was built before: contents shared with a path that was not in that part, or that
+    // came first there and does not here, are where they belong.
+    for kept in 0..whole.paths.len() {
+        let cache = tempfile::tempdir().unwrap();
+        let part: Vec<PlannedPath> = vec![whole.paths[kept].clone()];
+        let rest: Vec<PlannedPath> = whole.paths.iter().filter(|path| **path != part[0]).cloned().collect();
+        for paths in [part, rest] {
+            let plan = ImagePlan { paths, ..whole.clone() };
+            let alone = image_of(&plan, &Way::plain(2)).0;
+            assert_same(&alone, &image_of(&plan, &Way::cached(cache.path())).0, "a part");
+        }
+        assert_same(&reference, &image_of(&whole, &Way::cached(cache.path())).0, "the whole after its parts");
+    }
+}
+
+#[test]
+fn the_store_s_own_form_does_not_show() {
+    let store = store();
+    let plan = ImagePlan::new(closure(store.path()), ImageSettings::default());
+    let reference = image_of(&plan, &Way::plain(2)).0;
+
+    // Made in another order, with other times, and writable as a copy by hand would be.
+    let copy = tempfile::tempdir().unwrap();
+    copy_reversed(store.path(), copy.path());
+    let copied = ImagePlan::new(closure(copy.path()), ImageSettings::default());
+    assert_same(&reference, &image_of(&copied, &Way::plain(2)).0, "a copy");
+
+    // As `nix-store --optimise` leaves it: equal files are links of one file.
+    let linked = link_equal_files(copy.path());
+    assert!(linked > 20, "only {linked} files were equal to others");
+    for jobs in [1, 3] {
+        assert_same(&reference, &image_of(&copied, &Way::plain(jobs)).0, "an optimised store");
+    }
+    let cache = tempfile::tempdir().unwrap();
+    for round in ["cold", "warm"] {
+        let (image, report) = image_of(&copied, &Way::cached(cache.path()));
+        assert_same(&reference, &image, round);
+        assert!(report.duplicate_files >= linked, "{report:?}");
+    }
+}
+
+/// Copies a tree, the last names first.
+fn copy_reversed(from: &Path, to: &Path) {
+    let mut names: Vec<_> = fs::read_dir(from).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort_unstable();
+    for name in names.into_iter().rev() {
+        let (source, target) = (from.join(&name), to.join(&name));
+        let metadata = fs::symlink_metadata(&source).unwrap();
+        if metadata.is_symlink() {
+            symlink(fs::read_link(&source).unwrap(), target).unwrap();
+        } else if metadata.is_dir() {
+            fs::create_dir(&target).unwrap();
+            copy_reversed(&source, &target);
+        } else {
+            fs::write(&target, fs::read(&source).unwrap()).unwrap();
+            let mode = if metadata.permissions().mode() & 0o100 == 0 { 0o644 } else { 0o755 };
+            fs::set_permissions(&target, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    }
+}
+
+/// Makes equal files of equal mode links of one file, and says how many were equal to an earlier one.
+fn link_equal_files(root: &Path) -> u64 {
+    let mut first = std::collections::HashMap::new();
+    let mut linked = 0;
+    let mut open = vec![root.to_owned()];
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = fs::symlink_metadata(&path).unwrap();
+            if metadata.is_dir() {
+                open.push(path);
+            } else if metadata.is_file() && metadata.len() > 0 {
+                let key = (blake3::hash(&fs::read(&path).unwrap()), metadata.permissions().mode());
+                let original = first.entry(key).or_insert_with(|| path.clone());
+                if *original != path {
+                    fs::remove_file(&path).unwrap();
+                    fs::hard_link(original, path).unwrap();
+                    linked += 1;
+                }
+            }
+        }
+    }
+    linked
+}
+
+#[test]
+fn the_surroundings_do_not_show() {
+    let store = store();
+    let directory = tempfile::tempdir().unwrap();
+    let list: String = closure(store.path()).paths.iter().map(|path| format!("{}\n", path.path)).collect();
+    fs::write(directory.path().join("paths"), list).unwrap();
+    let mut images = Vec::new();
+    for (number, (umask, locale, zone)) in
+        [("022", "C", "UTC"), ("077", "de_DE.UTF-8", "Asia/Tokyo"), ("000", "tr_TR", "EST5EDT")].into_iter().enumerate()
+    {
+        let image = directory.path().join(format!("image-{number}"));
+        let status = Command::new("sh")
+            .args(["-c", &format!("umask {umask}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_microvm-image")])
+            .args(["build", "--no-cache", "--quiet", "--paths-from", "paths", "--store-dir"])
+            .arg(store.path())
+            .arg("-o")
+            .arg(&image)
+            .env("LC_ALL", locale)
+            .env("TZ", zone)
+            .env("SOURCE_DATE_EPOCH", number.to_string())
+            .current_dir(directory.path())
+            .output()
+            .unwrap();
+        assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
+        images.push(fs::read(image).unwrap());
+    }
+    assert_same(&images[0], &images[1], "umask 077, German, Tokyo");
+    assert_same(&images[0], &images[2], "umask 000, Turkish, New York");
+}
+
+#[test]
+fn equal_content_is_stored_once_across_store_paths() {
+    let mut seeded = Seeded::new(3);
+    for (what, length) in [("small", 9_000), ("one block", 262_144), ("large", 3 << 20), ("several ranges", 9 << 20)] {
+        let noise = seeded.noise(length);
+        let item = || Item::directory([("data", Item::file(noise.clone()))]);
+        let one = Store::new([("one", item())]);
+        let three = Store::new([("one", item()), ("three", item()), ("two", item())]);
+        let size = |store: &Store| {
+            image_of(&ImagePlan::new(closure(store.path()), ImageSettings::default()), &Way::plain(2)).0.len()
+        };
+        let (once, thrice) = (size(&one), size(&three));
+        assert!(once >= length && thrice <= once + 4096, "{what}: {once} and {thrice} bytes");
+    }
+}
+
+#[test]
+fn a_changed_path_is_all_that_is_compressed() {
+    let mut seeded = Seeded::new(5);
+    let mut member = |files: usize| {
+        let files: Vec<_> = (0..files)
+            .map(|number| {
+                let length = 1000 * (1 + seeded.index(400));
+                (format!("file-{number}"), Item::file(seeded.text(length)))
+            })
+            .collect();
+        Item::directory(files)
+    };
+    let items = [("a-1", member(40)), ("b-1", member(30)), ("c-1", member(50))];
+    let changed = member(20);
+    let store = Store::new(items);
+    let cache = tempfile::tempdir().unwrap();
+    image_of(&hashed_plan(store.path(), ImageSettings::default()), &Way::cached(cache.path()));
+
+    fs::remove_dir_all(store.member("b-1")).unwrap();
+    changed.write(&store.path().join(base_name("b-2")), store.path());
+    let plan = hashed_plan(store.path(), ImageSettings::default());
+    let reference = image_of(&plan, &Way::plain(2)).0;
+    // What did not change is not even looked at: it can be gone.
+    for name in ["a-1", "c-1"] {
+        fs::remove_dir_all(store.member(name)).unwrap();
+    }
+    let (image, report) = image_of(&plan, &Way::cached(cache.path()));
+    assert_same(&reference, &image, "after a change");
+    assert_eq!((report.cache.hit_paths, report.cache.missed_paths), (2, 1));
+    let changed_bytes: u64 =
+        fs::read_dir(store.member("b-2")).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    assert_eq!(report.cache.missed_bytes, changed_bytes - report.duplicate_bytes);
+}
