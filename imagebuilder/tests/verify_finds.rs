@@ -1,0 +1,360 @@
+//! Whatever is wrong with an image, `verify` says so, once, and names the path.
+
+mod support;
+
+use imagebuilder::closure::Closure;
+use imagebuilder::image::Image;
+use imagebuilder::nar::nar_digest;
+use imagebuilder::plan::PlannedPath;
+use imagebuilder::settings::Compression;
+use imagebuilder::store_path::StorePath;
+use imagebuilder::verify::{NarCheck, ProblemKind, VerifyOptions, VerifyReport, verify};
+use sha2::{Digest, Sha256};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use support::built::{PlainImage, build_image, closure, in_tree, settings};
+use support::seeded::Seeded;
+use support::store_tree::{Item, Store, base_name, mixed_tree};
+use support::{stock, tools};
+
+fn check(image: &Image, closure: Option<&Closure>, nar: NarCheck) -> VerifyReport {
+    verify(image, VerifyOptions { closure, nar, jobs: 2, problems_told: 50 }).unwrap()
+}
+
+fn told(report: &VerifyReport) -> Vec<String> {
+    report.problems.iter().map(|problem| format!("{:?} {problem}", problem.kind)).collect()
+}
+
+/// An image of a store that is changed afterwards: what is told then.
+fn told_after(change: impl FnOnce(&Store)) -> Vec<String> {
+    let mut seeded = Seeded::new(11);
+    let store = Store::new([(
+        "tree",
+        Item::directory([
+            ("directory", Item::directory([("inner", Item::file("inner")), ("other", Item::file("other"))])),
+            ("large", Item::file(seeded.noise(20_000_000))),
+            ("link", Item::symlink("target")),
+            ("program", Item::program("#! /bin/sh")),
+            ("text", Item::file(seeded.text(300_000))),
+        ]),
+    )]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    build_image(store.path(), settings(Compression::Lz4, 65_536), &path);
+    let before = closure(store.path());
+    let image = Image::open(&path).unwrap();
+    assert_eq!(told(&check(&image, Some(&before), NarCheck::Skip)), Vec::<String>::new());
+    change(&store);
+    let report = check(&image, Some(&before), NarCheck::Skip);
+    assert_eq!(report.problem_count, report.problems.len() as u64);
+    assert_eq!(report.sound, report.problems.is_empty());
+    told(&report)
+}
+
+fn allow_writing(path: &Path) {
+    fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn names_that_only_one_side_has() {
+    let told = told_after(|store| {
+        let tree = store.member("tree");
+        fs::remove_file(tree.join("directory/inner")).unwrap();
+        fs::write(tree.join("directory/zzz"), "").unwrap();
+        fs::create_dir(tree.join("a-new-one")).unwrap();
+        fs::remove_file(tree.join("link")).unwrap();
+    });
+    assert_eq!(
+        told,
+        [
+            format!("Missing {}: is in the store but not in the image", in_tree("a-new-one")),
+            format!("Extra {}: is in the image but not in the store", in_tree("directory/inner")),
+            format!("Missing {}: is in the store but not in the image", in_tree("directory/zzz")),
+            format!("Extra {}: is in the image but not in the store", in_tree("link")),
+        ]
+    );
+}
+
+#[test]
+fn types_modes_sizes_and_targets() {
+    let told = told_after(|store| {
+        let tree = store.member("tree");
+        fs::remove_file(tree.join("link")).unwrap();
+        symlink("other target", tree.join("link")).unwrap();
+        fs::set_permissions(tree.join("program"), Permissions::from_mode(0o444)).unwrap();
+        allow_writing(&tree.join("directory/other"));
+        fs::write(tree.join("directory/other"), "longer than before").unwrap();
+        fs::set_permissions(tree.join("directory/other"), Permissions::from_mode(0o444)).unwrap();
+        fs::remove_file(tree.join("text")).unwrap();
+        fs::create_dir(tree.join("text")).unwrap();
+    });
+    assert_eq!(
+        told,
+        [
+            format!("Size {}: has 5 bytes in the image, 18 in the store", in_tree("directory/other")),
+            format!("Target {}: points to target in the image, to other\\x20target in the store", in_tree("link")),
+            format!("Mode {}: has mode 0555 in the image, 0444 in the store", in_tree("program")),
+            format!("Type {}: is a file in the image, a directory in the store", in_tree("text")),
+        ]
+    );
+}
+
+/// The large file is compared in several parts; each part that differs is told.
+#[test]
+fn single_bytes_of_content() {
+    let at = |offset: u64, path: &Path| {
+        use std::os::unix::fs::FileExt;
+        fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
+        let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        file.write_all_at(&[!byte[0]], offset).unwrap();
+        fs::set_permissions(path, Permissions::from_mode(0o444)).unwrap();
+    };
+    let told = told_after(|store| {
+        let tree = store.member("tree");
+        at(0, &tree.join("directory/inner"));
+        at(299_999, &tree.join("text"));
+        at(1_000_000, &tree.join("large"));
+        at(19_999_999, &tree.join("large"));
+    });
+    let wanted = [("directory/inner", 0), ("large", 1_000_000), ("large", 19_999_999), ("text", 299_999)];
+    assert_eq!(told.len(), wanted.len(), "{told:#?}");
+    for (told, (path, byte)) in told.iter().zip(wanted) {
+        let start = format!("Content {}: differs from the store at byte {byte} (BLAKE3 ", in_tree(path));
+        assert!(told.starts_with(&start) && told.ends_with(" in the store)"), "{told}");
+    }
+}
+
+#[test]
+fn store_paths_that_only_one_side_has() {
+    let store = Store::new([("a", Item::file("a")), ("b", Item::directory([("file", Item::file("b"))]))]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    build_image(store.path(), settings(Compression::Zstd, 4096), &path);
+    let mut other = closure(store.path());
+    other.paths.retain(|planned| planned.path.name() == "b");
+    let absent = StorePath::from_base_name(&base_name("c")).unwrap();
+    other.paths.push(PlannedPath { path: absent, nar_hash: None, nar_size_bytes: None });
+    other.paths.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    let report = check(&Image::open(&path).unwrap(), Some(&other), NarCheck::Skip);
+    let mut seen: Vec<_> =
+        report.problems.iter().map(|problem| (problem.kind, problem.path.as_ref().unwrap().to_string())).collect();
+    seen.sort_unstable();
+    let wanted =
+        [(ProblemKind::Missing, format!("/{}", base_name("c"))), (ProblemKind::Extra, format!("/{}", base_name("a")))];
+    assert_eq!(seen, wanted);
+}
+
+#[test]
+fn owners_times_and_modes_of_an_image_that_is_not_ours() {
+    let store = Store::new([("tree", Item::directory([("file", Item::file("content"))]))]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    if stock::mksquashfs(store.path(), &path, &["-all-time", "7", "-force-uid", "12", "-force-gid", "34"]).is_none() {
+        return;
+    }
+    let image = Image::open(&path).unwrap();
+    let closure = closure(store.path());
+    let report = check(&image, Some(&closure), NarCheck::Skip);
+    let tree = format!("/{}", base_name("tree"));
+    assert_eq!(
+        told(&report),
+        [
+            format!("Mode {tree}: has mode 0755 in the image, 0555 in the store"),
+            format!("Owner {tree}: belongs to 12:34, not to 0:0"),
+            format!("Time {tree}: was modified at 7, not at 1"),
+            format!("Owner {tree}/file: belongs to 12:34, not to 0:0"),
+            format!("Time {tree}/file: was modified at 7, not at 1"),
+        ]
+    );
+    // Capped, the first paths are told and all problems are counted.
+    let options = VerifyOptions { closure: Some(&closure), nar: NarCheck::Skip, jobs: 2, problems_told: 2 };
+    let capped = verify(&image, options).unwrap();
+    assert_eq!((capped.problems.as_slice(), capped.problem_count), (&report.problems[..2], 5));
+}
+
+/// `nix-store --dump` of a directory with an executable, an empty file and a symlink, written down by hand.
+fn nar_by_hand() -> Vec<u8> {
+    let mut nar = Vec::new();
+    let mut put = |string: &[u8]| {
+        nar.extend_from_slice(&(string.len() as u64).to_le_bytes());
+        nar.extend_from_slice(string);
+        nar.resize(nar.len().next_multiple_of(8), 0);
+    };
+    let entry_start = ["entry", "(", "name"];
+    let mut texts = vec!["nix-archive-1", "(", "type", "directory"];
+    texts.extend(entry_start);
+    texts.extend(["empty", "node", "(", "type", "regular", "contents", "", ")", ")"]);
+    texts.extend(entry_start);
+    texts.extend(["inner", "node", "(", "type", "directory"]);
+    texts.extend(entry_start);
+    texts.extend(["link", "node", "(", "type", "symlink", "target", "../program", ")", ")"]);
+    texts.extend([")", ")"]);
+    texts.extend(entry_start);
+    texts.extend(["program", "node", "(", "type", "regular", "executable", "", "contents", "#! /bin/sh\n", ")", ")"]);
+    texts.push(")");
+    texts.iter().for_each(|text| put(text.as_bytes()));
+    nar
+}
+
+fn nar_store() -> (Store, Vec<u8>) {
+    let store = Store::new([(
+        "tree",
+        Item::directory([
+            ("empty", Item::file("")),
+            ("inner", Item::directory([("link", Item::symlink("../program"))])),
+            ("program", Item::program("#! /bin/sh\n")),
+        ]),
+    )]);
+    (store, nar_by_hand())
+}
+
+#[test]
+fn nar_hashes_are_those_of_the_serialisation() {
+    let (store, nar) = nar_store();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    build_image(store.path(), settings(Compression::Zstd, 4096), &path);
+    let image = Image::open(&path).unwrap();
+    let digest = nar_digest(&image, base_name("tree").as_bytes()).unwrap();
+    assert_eq!((digest.sha256, digest.size_bytes), (Sha256::digest(&nar).into(), nar.len() as u64));
+
+    let mut closure = closure(store.path());
+    closure.paths[0].nar_hash = Some(digest.sha256);
+    closure.paths[0].nar_size_bytes = Some(digest.size_bytes);
+    let report = check(&image, Some(&closure), NarCheck::Compute);
+    assert_eq!((report.nars_hashed, report.problem_count), (1, 0));
+    closure.paths[0].nar_hash = Some([0xab; 32]);
+    let report = check(&image, Some(&closure), NarCheck::Compute);
+    assert_eq!(report.problems[0].kind, ProblemKind::NarHash);
+    assert!(report.problems[0].detail.ends_with(&format!(
+        "the closure says {} and {} bytes",
+        "ab".repeat(32),
+        nar.len()
+    )));
+}
+
+#[test]
+fn nar_hashes_are_those_of_nix() {
+    let Some(nix_store) = tools::find("nix-store") else { return };
+    let store =
+        Store::new([("tree", mixed_tree(13)), ("file", Item::program("alone")), ("link", Item::symlink("a b"))]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    build_image(store.path(), settings(Compression::Zstd, 131_072), &path);
+    let image = Image::open(&path).unwrap();
+    for name in ["tree", "file", "link"] {
+        let output = std::process::Command::new(&nix_store).arg("--dump").arg(store.member(name)).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let digest = nar_digest(&image, base_name(name).as_bytes()).unwrap();
+        let wanted: [u8; 32] = Sha256::digest(&output.stdout).into();
+        assert_eq!((digest.sha256, digest.size_bytes), (wanted, output.stdout.len() as u64), "{name}");
+    }
+}
+
+/// An image with a directory of a few files, changed by `change`: what is told of it.
+fn told_of_patched(change: impl FnOnce(&mut PlainImage, &Image)) -> Vec<String> {
+    let many = (0..300).map(|number| (format!("entry-{number:03}"), Item::file(format!("{number}"))));
+    let mut image = PlainImage::new(Item::directory([
+        ("directory", Item::directory([("inner", Item::file("inner"))])),
+        ("many", Item::directory(many.collect::<Vec<_>>())),
+        ("text", Item::file("text")),
+    ]));
+    let opened = Image::from_source(Box::new(image.bytes.clone())).unwrap();
+    assert!(check(&opened, None, NarCheck::Skip).sound);
+    change(&mut image, &opened);
+    told(&check(&Image::from_source(Box::new(image.bytes)).unwrap(), None, NarCheck::Skip))
+}
+
+fn number(image: &Image, path: &str) -> u32 {
+    image.find(in_tree(path).as_bytes()).unwrap().1.number
+}
+
+#[test]
+fn link_counts_and_parents() {
+    let mut numbers = (0, 0);
+    let told = told_of_patched(|image, opened| {
+        numbers = (number(opened, "directory"), number(opened, ""));
+        let directory = image.inode(numbers.0);
+        image.put(directory + 20, &9_u32.to_le_bytes());
+        image.put(directory + 28, &1_u32.to_le_bytes());
+    });
+    let path = in_tree("directory");
+    let wanted = [
+        format!("Links {path}: has link count 9, 2 is right"),
+        format!("Directory {path}: says inode 1 holds it, inode {} does", numbers.1),
+    ];
+    assert_eq!(told, wanted);
+}
+
+#[test]
+fn an_export_table_that_points_elsewhere() {
+    let told = told_of_patched(|image, _| {
+        // The index of the table says where its only block is; entries follow two bytes later.
+        let block = image.u64_at(image.u64_at(88) as usize) as usize;
+        let first = image.bytes[block + 2..block + 10].to_vec();
+        image.put(block + 10, &first);
+    });
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("Export export table: says inode 2 is at "), "{told:?}");
+}
+
+#[test]
+fn a_directory_index_that_points_at_the_wrong_name() {
+    let mut found = false;
+    let told = told_of_patched(|image, opened| {
+        let many = image.inode(number(opened, "many"));
+        let index_entries = u16::from_le_bytes(image.bytes[many + 32..many + 34].try_into().unwrap());
+        found = index_entries > 0;
+        if found {
+            // Behind 40 bytes: listing offset, block, length of the name, name.
+            let name = many + 40 + 12;
+            image.put(name, b"x");
+        }
+    });
+    assert!(found, "300 entries have an index");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with(&format!("Directory {}: its index entry for byte ", in_tree("many"))), "{told:?}");
+    assert!(told[0].ends_with("names another entry than the first behind it"), "{told:?}");
+}
+
+#[test]
+fn an_entry_that_disagrees_with_its_inode() {
+    let told = told_of_patched(|image, _| {
+        let entry = image.entry(b"text");
+        image.put(entry + 4, &3_u16.to_le_bytes());
+    });
+    let said = told.join("\n");
+    assert!(said.contains(&format!("Damaged {}: inode at byte ", in_tree("text"))), "{said}");
+    assert!(said.contains("it is file ") && said.contains("its directory entry says symlink "), "{said}");
+}
+
+#[test]
+fn bytes_behind_the_file_system() {
+    let told = told_of_patched(|image, _| *image.bytes.last_mut().unwrap() = 1);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("Padding padding: byte ") && told[0].contains(" is not zero"), "{told:?}");
+}
+
+#[test]
+fn a_length_that_is_not_that_of_the_tables() {
+    let told = told_of_patched(|image, _| {
+        let used = image.u64_at(40);
+        image.put(40, &(used + 8).to_le_bytes());
+    });
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("Layout superblock: says "), "{told:?}");
+}
+
+#[test]
+fn a_fragment_for_an_empty_file_which_the_kernel_refuses() {
+    let told = told_of_patched(|image, opened| {
+        let text = image.inode(number(opened, "text"));
+        assert_ne!(image.u32_at(text + 20), u32::MAX, "a small file lies in a fragment");
+        image.put(text + 28, &0_u32.to_le_bytes());
+    });
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].ends_with("has a fragment for a tail of no bytes"), "{told:?}");
+}
