@@ -1,0 +1,178 @@
+//! The commands that read images, as a user runs them: what goes to stdout, what to stderr, and the exit code.
+
+mod support;
+
+use imagebuilder::settings::{Compression, ImageSettings};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use support::built::{build_image, settings};
+use support::store_tree::{Item, Store, base_name};
+
+struct Fixture {
+    store: Store,
+    directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let tree = Item::directory([
+            ("bin", Item::directory([("run", Item::program("#! /bin/sh\n"))])),
+            ("empty", Item::file("")),
+            ("link to", Item::symlink("bin/run\n")),
+            ("text", Item::file("text ".repeat(2000))),
+            ("zeros", Item::file(vec![0; 10_000])),
+        ]);
+        let store = Store::new([("tree", tree)]);
+        let directory = tempfile::tempdir().unwrap();
+        let names: String = fs::read_dir(store.path())
+            .unwrap()
+            .map(|entry| format!("/nix/store/{}\n", entry.unwrap().file_name().to_str().unwrap()))
+            .collect();
+        fs::write(directory.path().join("paths"), names).unwrap();
+        let fixture = Self { store, directory };
+        build_image(fixture.store.path(), settings(Compression::None, 4096), &fixture.image());
+        fixture
+    }
+
+    fn image(&self) -> PathBuf {
+        self.directory.path().join("image")
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_microvm-image"));
+        command.args(arguments).current_dir(self.directory.path()).output().unwrap()
+    }
+
+    fn run_with_closure(&self, arguments: &[&str]) -> Output {
+        let store_dir = self.store.path().to_str().unwrap();
+        self.run(&[arguments, &["--paths-from", "paths", "--store-dir", store_dir]].concat())
+    }
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[track_caller]
+fn assert_ends(output: &Output, code: i32, stderr: &str) {
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(code), stderr), "{}", text(&output.stdout));
+}
+
+#[test]
+fn verify_says_what_it_compared() {
+    let fixture = Fixture::new();
+    assert_ends(&fixture.run(&["verify", "image"]), 0, "sound: 8 inodes\n");
+    let output = fixture.run_with_closure(&["verify", "image"]);
+    assert_ends(&output, 0, "sound: 8 inodes, 1 store paths equal to the store\n");
+    assert_eq!(text(&output.stdout), "");
+}
+
+#[test]
+fn verify_tells_all_problems_and_ends_with_one() {
+    let fixture = Fixture::new();
+    let tree = fixture.store.member("tree");
+    fs::remove_file(tree.join("empty")).unwrap();
+    fs::remove_file(tree.join("text")).unwrap();
+    let path = format!("/{}", base_name("tree"));
+    let problems = format!(
+        "{path}/empty: is in the image but not in the store\n{path}/text: is in the image but not in the store\n"
+    );
+    let output = fixture.run_with_closure(&["verify", "image"]);
+    assert_ends(&output, 1, &format!("{problems}error: image: 2 problems found\n"));
+    let output = fixture.run_with_closure(&["verify", "image", "--json", "--max-problems", "1"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["version"], 1);
+    assert_eq!((report["sound"].as_bool(), report["problemCount"].as_u64()), (Some(false), Some(2)));
+    assert_eq!(report["problems"].as_array().unwrap().len(), 1);
+    assert_eq!(report["problems"][0]["kind"], "extra");
+    assert_eq!(report["problems"][0]["path"], format!("{path}/empty"));
+}
+
+#[test]
+fn what_is_no_image_is_said_by_every_command() {
+    let fixture = Fixture::new();
+    fs::write(fixture.directory.path().join("short"), &fs::read(fixture.image()).unwrap()[..5000]).unwrap();
+    for command in [&["verify"][..], &["inspect"], &["inspect", "--tree"], &["extract", "-o", "out"]] {
+        let output = fixture.run(&[command, &["paths"]].concat());
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {stderr}");
+        assert!(stderr.starts_with("error: paths: not a squashfs 4.0 image: it "), "{command:?}: {stderr}");
+        let output = fixture.run(&[command, &["short"]].concat());
+        let stderr = text(&output.stderr);
+        assert!(
+            stderr.starts_with("error: short: superblock: says ") && stderr.ends_with("it is cut off\n"),
+            "{stderr}"
+        );
+        let output = fixture.run(&[command, &["nothing"]].concat());
+        assert_ends(&output, 1, "error: nothing: cannot open image nothing: No such file or directory (os error 2)\n");
+    }
+    assert!(!fixture.directory.path().join("out").exists());
+}
+
+#[test]
+fn nar_hashes_need_a_closure() {
+    let output = Fixture::new().run(&["verify", "image", "--nar"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).starts_with("error: --nar was given without a closure to compare with\nhint: "));
+}
+
+/// Where everything is in an image, written down: whoever changes the format or its order has to look at it.
+#[test]
+fn the_tree_of_an_image_is_the_golden_one() {
+    let fixture = Fixture::new();
+    let output = fixture.run(&["inspect", "--tree", "image"]);
+    assert_ends(&output, 0, "");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/inspect-tree.txt");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&golden, &output.stdout).unwrap();
+    }
+    assert_eq!(text(&output.stdout), fs::read_to_string(&golden).unwrap(), "UPDATE_GOLDEN=1 writes it anew");
+}
+
+#[test]
+fn inspect_tells_the_facts() {
+    let fixture = Fixture::new();
+    let output = fixture.run(&["inspect", "image", "--json"]);
+    assert_ends(&output, 0, "");
+    let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(facts["version"], 1);
+    assert_eq!(facts["imageBytes"], fs::metadata(fixture.image()).unwrap().len());
+    assert_eq!((facts["inodes"]["files"].as_u64(), facts["inodes"]["symlinks"].as_u64()), (Some(4), Some(1)));
+    assert_eq!(facts["contentBytes"], 11 + 10_000 + 10_000);
+    let output = fixture.run(&["inspect", "image"]);
+    assert!(text(&output.stdout).contains("\ninodes            8\n"), "{}", text(&output.stdout));
+    assert_ends(
+        &fixture.run(&["inspect", "--tree", "--json", "image"]),
+        2,
+        text(&fixture.run(&["inspect", "--tree", "--json", "image"]).stderr),
+    );
+}
+
+#[test]
+fn levels_are_told_when_the_image_says_them() {
+    let fixture = Fixture::new();
+    for (compression, level) in [(Compression::Zstd, 3), (Compression::Gzip, 4)] {
+        let settings = ImageSettings::new(compression, Some(level), None, None).unwrap();
+        build_image(fixture.store.path(), settings, &fixture.image());
+        let output = fixture.run(&["inspect", "image"]);
+        assert!(text(&output.stdout).starts_with(&format!("codec             {} level {level}\n", compression.name())));
+    }
+}
+
+#[test]
+fn extract_prints_where_it_went() {
+    let fixture = Fixture::new();
+    let output = fixture.run(&["extract", "image", "-o", "out"]);
+    assert_ends(&output, 0, "");
+    assert_eq!(text(&output.stdout), "out\n");
+    let tree = fixture.directory.path().join("out").join(base_name("tree"));
+    assert_eq!(fs::read(tree.join("bin/run")).unwrap(), b"#! /bin/sh\n");
+    let again = fixture.run(&["extract", "image", "-o", "out"]);
+    assert_ends(&again, 2, "error: out is not empty\nhint: name a directory that does not exist yet\n");
+    let part = fixture.run(&["extract", "image", &format!("/{}/bin", base_name("tree")), "-o", "part", "--json"]);
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&part.stdout).unwrap()["files"], 1);
+    assert!(fixture.directory.path().join("part/bin/run").exists());
+    support::tools::run("chmod", ["-R".as_ref(), "u+w".as_ref(), fixture.directory.path().as_os_str()]);
+}
