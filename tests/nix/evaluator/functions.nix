@@ -35,7 +35,19 @@ in
     in
     if found == [ ] then default else head found;
 
+  toList = value: if builtins.isList value then value else [ value ];
+
   # Attribute sets.
+  recursiveUpdate =
+    first: second:
+    first
+    // builtins.mapAttrs (
+      name: value:
+      if builtins.isAttrs value && builtins.isAttrs (first.${name} or null) then
+        lib.recursiveUpdate first.${name} value
+      else
+        value
+    ) second;
   optionalAttrs = condition: set: if condition then set else { };
   nameValuePair = name: value: { inherit name value; };
   genAttrs = names: f: listToAttrs (map (name: lib.nameValuePair name (f name)) names);
@@ -46,6 +58,7 @@ in
     lib.genAttrs (filter (name: predicate name set.${name}) (attrNames set)) (name: set.${name});
 
   # Strings.
+  boolToString = value: if value then "true" else "false";
   optionalString = condition: string: if condition then string else "";
   concatMapStrings = f: items: concatStringsSep "" (map f items);
   concatMapStringsSep =

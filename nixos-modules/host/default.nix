@@ -1,0 +1,37 @@
+# The NixOS module of a host: microVMs as systemd services.
+{ config, lib, ... }:
+{
+  imports = [
+    ./image-cache.nix
+    ./install.nix
+    ./options.nix
+    ./services.nix
+    ./system.nix
+  ];
+
+  config.assertions = lib.mkIf config.microvm.host.enable (
+    lib.concatLists (
+      lib.mapAttrsToList (name: vm: [
+        {
+          assertion =
+            builtins.length (
+              builtins.filter (source: source != null) [
+                vm.flake
+                vm.config
+                vm.evaluatedConfig
+              ]
+            ) == 1;
+          message = "microvm.vms.${name}: set exactly one of `flake`, `config` and `evaluatedConfig`";
+        }
+        {
+          assertion = vm.updateFlake == null || vm.flake != null;
+          message = "microvm.vms.${name}.updateFlake: is of use only with `flake`";
+        }
+        {
+          assertion = builtins.match "[A-Za-z0-9_][A-Za-z0-9_.-]*" name != null;
+          message = "microvm.vms.${name}: a name has letters, digits, `_`, `.` and `-`, and starts with no sign";
+        }
+      ]) config.microvm.vms
+    )
+  );
+}
