@@ -48,7 +48,10 @@ pub fn run(stores: &[String], extent: &Extent) -> Result<Results, Error> {
 }
 
 /// The peers, unpacked by `peers.sh`, and our own program, built now.
-fn programs() -> Result<Programs, Error> {
+///
+/// # Errors
+/// When they can't be unpacked or built.
+pub fn programs() -> Result<Programs, Error> {
     let peers = workspace::run(
         Command::new(workspace::root().join("benches/peers.sh")).arg(workspace::fixtures().join("peers")),
     )?;

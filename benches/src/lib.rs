@@ -17,6 +17,7 @@ pub mod plot;
 pub mod read;
 pub mod reading;
 pub mod results;
+pub mod scale;
 pub mod statistics;
 pub mod store_tree;
 pub mod tool;

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use benches::builds::{self, Readings};
 use benches::error::{Error, file};
-use benches::{guest_read, read, say, talk, workspace};
+use benches::results::Results;
+use benches::{guest_read, read, say, scale, talk, workspace};
 use clap::{Parser, Subcommand};
 
 /// Measures microvm-image and microvm against their peers, in turn, in one run.
@@ -33,6 +34,18 @@ enum Scenario {
         #[arg(long, value_enum, default_value_t = ReadImages::No)]
         read: ReadImages,
         /// Where to write [default: benches/results/DATE]
+        #[arg(long)]
+        results: Option<PathBuf>,
+    },
+    /// Build images of made-up stores of ever more small files
+    Scale {
+        /// Counts of files
+        #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000, 1_000_000])]
+        files: Vec<usize>,
+        /// How often each contender runs
+        #[arg(long, default_value_t = 1)]
+        rounds: usize,
+        /// Where to write [default: benches/results/DATE-scale]
         #[arg(long)]
         results: Option<PathBuf>,
     },
@@ -97,13 +110,9 @@ fn run(arguments: Arguments) -> Result<(), Error> {
                 ReadImages::Guest => Readings::LoopMountAndGuest,
             };
             let measured = builds::run(&stores, &builds::Extent { rounds, only, readings })?;
-            let directory =
-                results.unwrap_or_else(|| workspace::root().join("benches/results").join(&measured.method.date));
-            measured.write(&directory)?;
-            say(&measured.markdown());
-            talk(&format!("benches: results are in {}", directory.display()));
-            Ok(())
+            keep(&measured, results, "")
         }
+        Scenario::Scale { files, rounds, results } => keep(&scale::run(&files, rounds)?, results, "-scale"),
         Scenario::Read { images, rounds, every, on_disk, json } => {
             let backing = if on_disk { read::Backing::Disk } else { read::Backing::Memory };
             show_readings(&read::run(&images, read::Extent { rounds, every }, backing)?, json)
@@ -112,6 +121,16 @@ fn run(arguments: Arguments) -> Result<(), Error> {
             show_readings(&guest_read::run(&images, read::Extent { rounds, every })?, json)
         }
     }
+}
+
+/// Writes the results into their directory and shows the tables.
+fn keep(measured: &Results, directory: Option<PathBuf>, suffix: &str) -> Result<(), Error> {
+    let usual = || workspace::root().join("benches/results").join(format!("{}{suffix}", measured.method.date));
+    let directory = directory.unwrap_or_else(usual);
+    measured.write(&directory)?;
+    say(&measured.markdown());
+    talk(&format!("benches: results are in {}", directory.display()));
+    Ok(())
 }
 
 fn show_readings(results: &[read::ImageReadings], json: Option<PathBuf>) -> Result<(), Error> {

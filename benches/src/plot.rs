@@ -50,7 +50,7 @@ impl Axis {
 
     /// 1, 2, 5, 10, ... within a logarithmic range; round steps within a linear one.
     fn ticks(&self) -> Vec<f64> {
-        let candidates = (-4..6).flat_map(|exponent| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(exponent)));
+        let candidates = (-4..8).flat_map(|exponent| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(exponent)));
         if self.scale == Scale::Logarithmic {
             return candidates.filter(|tick| *tick >= self.low && *tick <= self.high).collect();
         }
@@ -91,7 +91,7 @@ pub fn size_against_time(store: &StoreResults) -> String {
     }
     let x = Axis { low: fastest * 0.8, high: slowest * 1.6, from: LEFT, to: WIDTH - RIGHT, scale: Scale::Logarithmic };
     let y = Axis { low: smallest * 0.96, high: largest * 1.02, from: HEIGHT - BOTTOM, to: TOP, scale: Scale::Linear };
-    let mut body = axes(&x, &y);
+    let mut body = axes(&x, &y, [" s", " MB"]);
     for point in &points {
         let (left, top) = (x.position(point.seconds), y.position(point.megabytes));
         let colour = colour(&point.name);
@@ -118,10 +118,11 @@ fn point(title: &str, outcome: &Outcome) -> Option<Point> {
     })
 }
 
-fn axes(x: &Axis, y: &Axis) -> String {
+/// Grid lines and their labels, with the units of both axes.
+fn axes(x: &Axis, y: &Axis, [x_unit, y_unit]: [&str; 2]) -> String {
     let mut text = String::new();
     for tick in x.ticks() {
-        let left = x.position(tick);
+        let (left, below) = (x.position(tick), y.from + 18.0);
         let _ = writeln!(
             text,
             r##"<line x1="{left:.1}" y1="{:.1}" x2="{left:.1}" y2="{:.1}" stroke="#e5e5e5"/>"##,
@@ -129,12 +130,12 @@ fn axes(x: &Axis, y: &Axis) -> String {
         );
         let _ = writeln!(
             text,
-            r#"<text x="{left:.1}" y="{:.1}" text-anchor="middle" font-size="12">{tick} s</text>"#,
-            y.from + 18.0
+            r#"<text x="{left:.1}" y="{below:.1}" text-anchor="middle" font-size="12">{tick}{x_unit}</text>"#
         );
     }
     for tick in y.ticks() {
-        let top = y.position(tick);
+        let (top, label) = (y.position(tick), x.from - 8.0);
+        let baseline = top + 4.0;
         let _ = writeln!(
             text,
             r##"<line x1="{:.1}" y1="{top:.1}" x2="{:.1}" y2="{top:.1}" stroke="#e5e5e5"/>"##,
@@ -142,12 +143,65 @@ fn axes(x: &Axis, y: &Axis) -> String {
         );
         let _ = writeln!(
             text,
-            r#"<text x="{:.1}" y="{:.1}" text-anchor="end" font-size="12">{tick:.0} MB</text>"#,
-            x.from - 8.0,
-            top + 4.0
+            r#"<text x="{label:.1}" y="{baseline:.1}" text-anchor="end" font-size="12">{tick}{y_unit}</text>"#
         );
     }
     text
+}
+
+/// Seconds against the count of files, a line a contender, both axes logarithmic.
+#[must_use]
+pub fn scaling(stores: &[StoreResults]) -> String {
+    let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
+    for store in stores {
+        for outcome in store.contests.iter().flat_map(|contest| &contest.outcomes) {
+            let Some(spread) = spread(&outcome.seconds()) else { continue };
+            #[expect(clippy::cast_precision_loss, reason = "counts of files are far below 2^53")]
+            let place = (store.files as f64, spread.median);
+            match lines.iter_mut().find(|(name, _)| *name == outcome.name) {
+                Some((_, places)) => places.push(place),
+                None => lines.push((outcome.name.clone(), vec![place])),
+            }
+        }
+    }
+    let places = || lines.iter().flat_map(|(_, places)| places.iter());
+    let low = |value: fn(&(f64, f64)) -> f64| places().map(value).fold(f64::INFINITY, f64::min);
+    let high = |value: fn(&(f64, f64)) -> f64| places().map(value).fold(0.0, f64::max);
+    let label_width = 250.0;
+    let x = Axis {
+        low: low(|place| place.0),
+        high: high(|place| place.0),
+        from: LEFT,
+        to: WIDTH - label_width,
+        scale: Scale::Logarithmic,
+    };
+    let y = Axis {
+        low: low(|place| place.1) * 0.7,
+        high: high(|place| place.1) * 1.4,
+        from: HEIGHT - BOTTOM,
+        to: TOP,
+        scale: Scale::Logarithmic,
+    };
+    let mut body = axes(&x, &y, ["", " s"]);
+    for (name, places) in &lines {
+        let colour = colour(name);
+        let points: Vec<String> =
+            places.iter().map(|place| format!("{:.1},{:.1}", x.position(place.0), y.position(place.1))).collect();
+        let _ = writeln!(
+            body,
+            r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"/>"#,
+            points.join(" ")
+        );
+        if let Some(last) = places.last() {
+            let (left, top) = (x.position(last.0) + 6.0, y.position(last.1) + 4.0);
+            let _ = writeln!(
+                body,
+                r#"<text x="{left:.1}" y="{top:.1}" fill="{colour}" font-size="11">{}</text>"#,
+                escape(name)
+            );
+        }
+    }
+    frame("Seconds to build an image against the number of small files", HEIGHT, &body)
 }
 
 /// Every contender's median time as a bar on a logarithmic scale, contest by contest.

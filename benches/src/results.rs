@@ -56,9 +56,12 @@ impl Results {
         let raw = serde_json::to_string_pretty(self).map_err(|error| Error::Unexpected(error.to_string()))?;
         write("raw.json", &(raw + "\n"))?;
         write("table.md", &self.markdown())?;
-        for store in &self.stores {
+        for store in self.stores.iter().filter(|store| store.contests.len() > 1) {
             write(&format!("size-{}.svg", store.name), &plot::size_against_time(store))?;
             write(&format!("time-{}.svg", store.name), &plot::times(store))?;
+        }
+        if self.stores.len() > 1 && self.stores.iter().all(|store| store.contests.len() == 1) {
+            write("scaling.svg", &plot::scaling(&self.stores))?;
         }
         Ok(())
     }

@@ -41,6 +41,12 @@ impl StoreTree {
         Ok(tree)
     }
 
+    /// A directory with `store/` and `closure-info/` that has one state only.
+    #[must_use]
+    pub fn unchanging(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), revision: Revision::First }
+    }
+
     /// The directory that holds the store paths.
     #[must_use]
     pub fn store(&self) -> PathBuf {
