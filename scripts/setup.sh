@@ -8,6 +8,7 @@ set -euo pipefail
 # program or file needed        package it comes from
 packages=(
   bash-static                 # a shell without libraries, for the fixture guest
+  attr                        # setfattr: images with extended attributes
   btrfs-progs                 # mkfs.btrfs: volumes
   busybox-static              # sandbox shell of the fixtures' Nix builds; the fixture guest's user land
   ca-certificates
