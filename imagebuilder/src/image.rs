@@ -11,7 +11,7 @@
 //! # What it promises
 //! Whatever the bytes, nothing here panics, loops or allocates without bound. Every position and length is checked
 //! against the image and the format before it is used, blocks are decompressed into buffers of the size they may have,
-//! tables are read piece by piece ([`metadata`]), and walks cannot go in circles ([`walk`]). An image is at no time
+//! tables are read piece by piece (`metadata`), and walks cannot go in circles (`walk`). An image is at no time
 //! believed: what contradicts itself is an [`ImageError`] that names the place.
 //!
 //! It takes every image the stock tools make, save for the codecs LZO and LZMA, and refuses what only some readers
