@@ -21,6 +21,11 @@ use std::time::Duration;
 use support::built::closure;
 use support::store_tree::{Item, Store, base_name, mixed_tree};
 
+/// Changes the bytes of an entry.
+type Damage = fn(&mut Vec<u8>);
+/// Changes a file of the store.
+type Change = fn(&Path);
+
 struct Bench {
     store: Store,
     directory: tempfile::TempDir,
@@ -105,8 +110,8 @@ fn rewrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 fn damaged_entries_are_found_rebuilt_and_counted() {
     let bench = Bench::new();
     bench.build();
-    let damages: [(&str, fn(&mut Vec<u8>)); 5] = [
-        ("empty", Vec::clear),
+    let damages = [
+        ("empty", Vec::clear as Damage),
         ("cut", |bytes| bytes.truncate(bytes.len() / 2)),
         ("longer", |bytes| bytes.push(0)),
         ("first bit", |bytes| bytes[0] ^= 1),
@@ -335,8 +340,8 @@ impl<F: FnMut()> Progress for Meddle<F> {
 
 #[test]
 fn a_file_that_changes_or_vanishes_while_it_is_read_ends_the_build() {
-    let changes: [(&str, fn(&Path)); 4] = [
-        ("grown", |path| fs::write(path, vec![1; 400_001]).unwrap()),
+    let changes = [
+        ("grown", (|path| fs::write(path, vec![1; 400_001]).unwrap()) as Change),
         ("cut", |path| fs::write(path, "").unwrap()),
         ("written", |path| fs::write(path, vec![2; 400_000]).unwrap()),
         ("gone", |path| fs::remove_file(path).unwrap()),
