@@ -100,6 +100,9 @@ impl Cache {
 /// Entries are stamped when they are used, but not more often than this: gc needs no finer order.
 const STAMP_INTERVAL: Duration = Duration::from_secs(3600);
 
+/// Length of a new buffer for entries.
+const USUAL_BUFFER_BYTES: usize = 256 << 10;
+
 /// Reads an entry to the front of `buffer` and says how long it is: 0 for one longer than `bytes_max`, which no entry
 /// is. Stamps it as used.
 fn read_entry(path: &Path, bytes_max: u64, buffer: &mut Vec<u8>) -> io::Result<usize> {
@@ -111,7 +114,8 @@ fn read_entry(path: &Path, bytes_max: u64, buffer: &mut Vec<u8>) -> io::Result<u
     }
     let length = usize::try_from(metadata.len()).ok().filter(|_| metadata.len() <= bytes_max).unwrap_or(0);
     if buffer.len() < length {
-        buffer.resize(length, 0);
+        // Most entries are shorter than this, so a buffer that is used again seldom has to grow.
+        buffer.resize(length.max(USUAL_BUFFER_BYTES), 0);
     }
     match file.read_exact(&mut buffer[..length]) {
         // Nobody shortens an entry, so this one is damaged: its checksum will tell.

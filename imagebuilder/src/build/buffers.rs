@@ -5,9 +5,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-/// Most buffers kept, and the largest kept: together 8 MiB at most.
-const BUFFERS_MAX: usize = 16;
-const BUFFER_BYTES_MAX: usize = 512 << 10;
+/// Most bytes kept.
+const KEPT_BYTES_MAX: usize = 16 << 20;
 
 /// Buffers that nobody uses.
 #[derive(Debug, Default)]
@@ -21,11 +20,9 @@ impl SpareBuffers {
 
     /// Keeps a buffer, unless there are enough.
     pub(super) fn give(&self, buffer: Vec<u8>) {
-        if buffer.capacity() <= BUFFER_BYTES_MAX {
-            let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if spare.len() < BUFFERS_MAX {
-                spare.push(buffer);
-            }
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.iter().map(Vec::capacity).sum::<usize>() + buffer.capacity() <= KEPT_BYTES_MAX {
+            spare.push(buffer);
         }
     }
 }
