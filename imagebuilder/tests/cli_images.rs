@@ -1,5 +1,7 @@
 //! The commands that read images, as a user runs them: what goes to stdout, what to stderr, and the exit code.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
+
 mod support;
 
 use imagebuilder::settings::{Compression, ImageSettings};

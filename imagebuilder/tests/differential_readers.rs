@@ -1,6 +1,8 @@
 //! The main proof of the builder: the kernel, unsquashfs, backhand and our own reader all find in its images exactly
 //! what the store has. One test for each trap of the format, and random trees.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
+
 mod support;
 
 use imagebuilder::image::Image;

@@ -1,5 +1,7 @@
 //! `extract` gives back what an image was made of, and says clearly when it cannot.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
+
 mod support;
 
 use imagebuilder::extract::{ExtractError, ExtractOptions, ExtractReport, SpecialFiles, extract};

@@ -1,6 +1,8 @@
 //! Images that mean harm, or were damaged: nothing panics, runs on for ever, grows without bound, or writes outside of
 //! the directory it was told to fill.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
+
 mod support;
 
 use imagebuilder::dump::dump;

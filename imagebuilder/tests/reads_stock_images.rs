@@ -1,5 +1,7 @@
 //! Our reader takes what the stock tools make, and sees in it what is there.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
+
 mod support;
 
 use imagebuilder::extract::{ExtractOptions, SpecialFiles, extract};

@@ -1,5 +1,7 @@
 //! Whatever is wrong with an image, `verify` says so, once, and names the path.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
+
 mod support;
 
 use imagebuilder::closure::Closure;

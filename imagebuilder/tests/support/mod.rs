@@ -1,7 +1,8 @@
 //! What the tests of images share: trees, the tools that make and read images, and what each reader sees.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "it fails tests and tells why they are skipped")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
+#![allow(unreachable_pub, reason = "each test is a crate of its own")]
 
 pub mod built;
 pub mod readers;
