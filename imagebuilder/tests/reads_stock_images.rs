@@ -21,6 +21,9 @@ fn assert_sound(name: &str, path: &Path) {
     assert!(report.sound, "{name}: {:#?}", report.problems);
 }
 
+/// Makes an image of a tree with a program's options; `None` when the program is not there.
+type Maker = fn(&Path, &Path, &[&str]) -> Option<()>;
+
 #[test]
 fn every_codec_and_option_of_the_stock_tools_is_read() {
     let store = Store::new([("tree", mixed_tree(1))]);
@@ -123,8 +126,7 @@ fn extended_attributes_of_stock_images_are_read() {
     }
     fs::write(tree.join("without"), "").unwrap();
     let path = directory.path().join("image");
-    let makers: [fn(&Path, &Path, &[&str]) -> Option<()>; 2] =
-        [stock::mksquashfs, |tree, image, _| stock::gensquashfs(tree, image, &["-x", "-f"])];
+    let makers: [Maker; 2] = [stock::mksquashfs, |tree, image, _| stock::gensquashfs(tree, image, &["-x", "-f"])];
     for make in makers {
         if make(&tree, &path, &[]).is_none() {
             continue;
