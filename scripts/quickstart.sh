@@ -2,7 +2,9 @@
 # quickstart.sh [--system | --test]
 #
 # From nothing to a booted microVM, on Debian 12 or later as root: makes a real Nix closure, builds its image, verifies it,
-# boots it with qemu and shows what the guest saw; then builds the image again to show what the cache does.
+# boots it under qemu with a writable overlay over its store and shows what the guest saw; then updates one package: builds
+# the image again, which costs only what changed, and boots that. qemu emulates (no KVM needed); with
+# MICROVM_QUICKSTART_ACCEL=kvm it does not.
 #   --system   a closure of about 180 store paths and 480 MB instead of 21 paths and 70 MB
 #   --test     for scripts/test.sh: a debug build, a cache and images of its own that go away, checks instead of a show
 set -euo pipefail
@@ -11,11 +13,12 @@ case ${1:-} in
 '') size=small mode=show ;;
 --system) size=system mode=show ;;
 --test) size=small mode=test ;;
-*) sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+*) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
 cd "$(dirname "$(realpath "$0")")/.."
 root=$PWD
+accel=${MICROVM_QUICKSTART_ACCEL:-tcg}
 export MICROVM_FIXTURES=${MICROVM_FIXTURES:-$root/target/fixtures}
 programs=${CARGO_TARGET_DIR:-$root/target}
 
@@ -51,31 +54,55 @@ show microvm-image build --closure-info "$closure/closure-info" "${source[@]}" -
 show microvm-image verify "$image" --closure-info "$closure/closure-info" "${source[@]}"
 
 title '4. A machine that boots from it'
-boot() { # what the guest prints goes to $output/console
-  local khz
-  # the guest's clock is the host's counter; on a busy machine an emulated guest fails to calibrate it by itself
-  khz=$(awk '/^cpu MHz/ { printf "%d", $4 * 1000; exit }' /proc/cpuinfo)
-  timeout 300 qemu-system-x86_64 -machine q35,accel=tcg -m 512 -nodefaults -no-user-config -nographic -no-reboot \
-    -serial stdio -kernel "$closure/vmlinux" -initrd "$closure/initrd" \
-    -append "console=ttyS0 quiet panic=-1 tsc_early_khz=$khz init=$(cat "$closure/toplevel")/init guest.actions=report" \
-    -drive "id=store,if=none,format=raw,read-only=on,file=${image//,/,,}" -device virtio-blk-pci,drive=store,serial=store \
-    </dev/null >"$output/console" || { cat "$output/console" >&2; die "the guest did not end well" "its console is above"; }
-  grep --text --only-matching 'guest: .*' "$output/console" | tr -d '\r' # after what the BIOS left on the line
+rm -f "$output/overlay.img"
+write_spec() { # TOPLEVEL IMAGE: what the NixOS module would write, with the fixture guest's orders as kernel parameters
+  jq --null-input --arg kernel "$closure/vmlinux" --arg initrd "$closure/initrd" --arg init "$1/init" --arg image "$2" '{
+    version: 1, name: "quickstart", hypervisor: "qemu", $kernel, $initrd,
+    storeDisk: { $image, serial: "store" },
+    volumes: [{ image: "overlay.img", size: 64, mountPoint: "/nix/.rw-store" }],
+    writableStoreOverlay: "/nix/.rw-store",
+    kernelParams: [
+      "quiet", "init=\($init)", "guest.actions=report,persist",
+      "systemd.mount-extra=/dev/vda:/nix/.ro-store:squashfs:ro",
+      "systemd.mount-extra=/dev/vdb:/nix/.rw-store:ext4:rw",
+      "systemd.mount-extra=overlay:/nix/store:overlay:lowerdir=/nix/.ro-store,upperdir=/nix/.rw-store/store,workdir=/nix/.rw-store/work"
+    ]
+  }' >"$output/machine.json"
 }
-boot | tee "$output/guest"
-grep -q "^guest: store_paths=$store_paths$" "$output/guest" ||
-  die "the guest did not see the $store_paths store paths of the closure" "its console: $output/console"
-grep -q '^guest: mount=/nix/store type=squashfs device=/dev/vda ' "$output/guest" ||
-  die "the guest's /nix/store is not the image on /dev/vda" "its console: $output/console"
+boot() { # runs the machine and leaves what the guest reported in $output/guest
+  show timeout 300 microvm run --accel "$accel" --state-dir "$output" "$output/machine.json" </dev/null >"$output/console" ||
+    { cat "$output/console" >&2; die "the machine did not end well" "its console is above"; }
+  grep --text --only-matching 'guest: .*' "$output/console" | tr -d '\r' | tee "$output/guest"
+}
+expect() { # LINE: the guest must have reported it
+  grep -q "^guest: $1" "$output/guest" || die "the guest did not report: $1" "its console: $output/console"
+}
+write_spec "$(cat "$closure/toplevel")" "$image"
+show microvm check "$output/machine.json"
+show microvm explain --accel "$accel" --state-dir "$output" "$output/machine.json" | sed -n '/^Disks/,/^Reachable/{/^Reachable/!p}'
+title '5. What its guest sees'
+boot
+expect 'mount=/nix/.ro-store type=squashfs device=/dev/vda '
+expect 'mount=/nix/store type=overlay '
+expect "store_paths=$store_paths$"
+expect 'store_writable=yes'
+expect 'persisted=new'
 
-title '5. The same image again, and after one package of the closure has changed'
+title '6. The same image again, and after one package has changed'
 before=$(sha256sum <"$image")
 show microvm-image build --closure-info "$closure/closure-info" "${source[@]}" --output "$image"
 [ "$(sha256sum <"$image")" = "$before" ] || die "building the same closure again gave another image"
-show microvm-image build --closure-info "$closure/closure-info-changed" "${source[@]}" --output "$output/$size-changed.squashfs"
+changed=$output/$size-changed.squashfs
+show microvm-image build --closure-info "$closure/closure-info-changed" "${source[@]}" --output "$changed"
+
+title '7. The machine after the update: another store, the same volume'
+write_spec "$(cat "$closure/toplevel-changed")" "$changed"
+boot
+expect "system=$(cat "$closure/toplevel-changed")$"
+expect 'persisted=found'
 
 if [ "$mode" = test ]; then
   microvm-image build --closure-info "$closure/closure-info" "${source[@]}" --output "$output/cold.squashfs" --no-cache --quiet >/dev/null
   cmp "$image" "$output/cold.squashfs" || die "the image from the cache differs from one without cache"
 fi
-title "Done: $store_paths store paths, image $image"
+title "Done: a machine of $store_paths store paths, image $image, spec $output/machine.json"
