@@ -7,7 +7,10 @@
     reason = "a test that cannot go on fails; the lints know only #[test] functions, not what they call"
 )]
 
+mod lifecycle;
+mod machine;
 mod probe;
+mod specs;
 
 #[test]
 fn the_probe_guest_builds() {

@@ -1,0 +1,253 @@
+//! A machine under test: a spec in a directory of its own, started by the real `microvm` in a network namespace.
+
+use launcher::launch::Launch;
+use launcher::path::HostPath;
+use launcher::spec::{Hypervisor, MachineSpec};
+use launcher::state::RuntimeDirectory;
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a probe guest may take on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Prints why a test does nothing. With `MICROVM_TEST_REQUIRE_TOOLS` it fails instead.
+pub(crate) fn skip(why: &str) {
+    assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "cannot be skipped: {why}");
+    tell_skip(why);
+}
+
+/// Prints why a part of a test does nothing where no setup could help: hypervisors that Debian does not package, devices
+/// that the host has not.
+#[expect(clippy::print_stderr, reason = "a skipped test is told")]
+pub(crate) fn tell_skip(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
+/// The hypervisor's program: qemu from the search path, the others from the environment.
+pub(crate) fn program_of(hypervisor: Hypervisor) -> Option<PathBuf> {
+    let variable = match hypervisor {
+        Hypervisor::Qemu => return find_on_path("qemu-system-x86_64"),
+        Hypervisor::CloudHypervisor => "MICROVM_TEST_CLOUD_HYPERVISOR",
+        Hypervisor::Firecracker => "MICROVM_TEST_FIRECRACKER",
+        Hypervisor::Crosvm => "MICROVM_TEST_CROSVM",
+        Hypervisor::Kvmtool => "MICROVM_TEST_KVMTOOL",
+    };
+    std::env::var_os(variable).map(PathBuf::from)
+}
+
+/// A program of the search path.
+pub(crate) fn find_on_path(name: &str) -> Option<PathBuf> {
+    launcher::programs::find_program(&HostPath::from(name)).ok()
+}
+
+/// Whether /dev/kvm opens.
+pub(crate) fn kvm_opens() -> bool {
+    File::options().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+/// Names the given program in the section of its hypervisor.
+pub(crate) fn use_program(spec: &mut MachineSpec, hypervisor: Hypervisor, program: &Path) {
+    let program = Some(HostPath::new(program.to_str().unwrap()));
+    match hypervisor {
+        Hypervisor::Qemu => spec.qemu.program = program,
+        Hypervisor::CloudHypervisor => spec.cloud_hypervisor.program = program,
+        Hypervisor::Firecracker => spec.firecracker.program = program,
+        Hypervisor::Crosvm => spec.crosvm.program = program,
+        Hypervisor::Kvmtool => spec.kvmtool.program = program,
+    }
+}
+
+/// A network namespace that goes away with this.
+pub(crate) struct Namespace(String);
+
+impl Namespace {
+    /// A new one; none without the rights to make one.
+    pub(crate) fn new() -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("microvm-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let made = Command::new("ip").args(["netns", "add", &name]).stderr(Stdio::null()).status();
+        if !made.is_ok_and(|status| status.success()) {
+            skip("`ip netns add` does not work here: network namespaces take root");
+            return None;
+        }
+        let namespace = Self(name);
+        namespace.run("ip", &["link", "set", "lo", "up"]);
+        Some(namespace)
+    }
+
+    /// A command in it.
+    pub(crate) fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0]).arg(program.as_ref());
+        command
+    }
+
+    /// Runs a command in it, which must succeed.
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.command(program).args(arguments).output().unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{program} {arguments:?}: {said}");
+        said
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
+    }
+}
+
+/// A machine in a directory of its own.
+pub(crate) struct TestMachine {
+    pub(crate) namespace: Namespace,
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) name: String,
+    helpers: RefCell<Vec<Child>>,
+}
+
+impl Drop for TestMachine {
+    fn drop(&mut self) {
+        for helper in self.helpers.get_mut() {
+            let _ = helper.kill();
+            let _ = helper.wait();
+        }
+    }
+}
+
+/// A `microvm run` that goes on.
+pub(crate) struct Running<'machine> {
+    pub(crate) machine: &'machine TestMachine,
+    pub(crate) child: Child,
+    console: PathBuf,
+    talk: PathBuf,
+}
+
+impl TestMachine {
+    /// An empty directory and namespace for a machine of that name.
+    pub(crate) fn new(name: &str) -> Option<Self> {
+        let directory = tempfile::Builder::new().prefix("mv").tempdir().unwrap();
+        Some(Self { namespace: Namespace::new()?, directory, name: name.to_owned(), helpers: RefCell::default() })
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Serves HTTP in the namespace, as long as this lives.
+    pub(crate) fn serve_http(&self, address: &str) {
+        let mut command = self.namespace.command("busybox");
+        command.args(["httpd", "-f", "-p", address]).current_dir(self.directory.path());
+        self.helpers.borrow_mut().push(command.spawn().unwrap());
+        let end = Instant::now() + PATIENCE;
+        let connects = || {
+            let (host, port) = address.split_once(':').unwrap();
+            let mut command = self.namespace.command("busybox");
+            command.args(["nc", "-w", "1", host, port]).stdin(Stdio::null()).status().unwrap().success()
+        };
+        while !connects() {
+            assert!(Instant::now() < end, "nobody serves {address}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Writes the spec.
+    pub(crate) fn write_spec(&self, spec: &MachineSpec) {
+        fs::write(self.path("machine.json"), serde_json::to_string_pretty(spec).unwrap()).unwrap();
+    }
+
+    /// `microvm` with these arguments, in the namespace and the directory.
+    pub(crate) fn microvm(&self, arguments: &[&str]) -> Command {
+        let mut command = self.namespace.command(env!("CARGO_BIN_EXE_microvm"));
+        command.args(arguments).current_dir(self.directory.path()).stdin(Stdio::null());
+        command.env("MICROVM_RUNTIME_DIR", self.path("run")).env_remove("NOTIFY_SOCKET");
+        command
+    }
+
+    /// Runs `microvm` to its end.
+    pub(crate) fn output(&self, arguments: &[&str]) -> Output {
+        self.microvm(arguments).output().unwrap()
+    }
+
+    /// Starts `microvm run` with these arguments.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Running<'_> {
+        self.start_command(self.microvm(&[&["run", "machine.json"], arguments].concat()))
+    }
+
+    pub(crate) fn start_command(&self, mut command: Command) -> Running<'_> {
+        let (console, talk) = (self.path("console.txt"), self.path("talk.txt"));
+        command.stdout(File::create(&console).unwrap()).stderr(File::create(&talk).unwrap());
+        Running { machine: self, child: command.spawn().unwrap(), console, talk }
+    }
+
+    /// What was started.
+    pub(crate) fn launch(&self) -> Launch {
+        RuntimeDirectory::at(self.path("run")).machine(&self.name).unwrap().last_launch().unwrap().unwrap()
+    }
+}
+
+impl Running<'_> {
+    /// What the guest has printed.
+    pub(crate) fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.console).unwrap()).into_owned()
+    }
+
+    /// What the launcher and the hypervisor have said.
+    pub(crate) fn talk(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.talk).unwrap()).into_owned()
+    }
+
+    /// Waits until the guest has printed a line that has this in it.
+    pub(crate) fn wait_for(&mut self, text: &str) {
+        let end = Instant::now() + PATIENCE;
+        while !self.console().contains(text) {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "ended with {ended:?} before {text:?}\n{}\n{}", self.console(), self.talk());
+            assert!(Instant::now() < end, "no {text:?} in time\n{}\n{}", self.console(), self.talk());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits for its end.
+    pub(crate) fn end(&mut self) -> ExitStatus {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < end, "does not end\n{}\n{}", self.console(), self.talk());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits for its end, which must be a good one; what the guest has printed.
+    pub(crate) fn end_well(&mut self) -> String {
+        let status = self.end();
+        let signal = status.signal().map(|signal| format!(" by signal {signal}")).unwrap_or_default();
+        assert!(status.success(), "{status}{signal}\n{}\n{}", self.console(), self.talk());
+        self.console()
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.machine.output(&["stop", &self.machine.name, "--timeout", "0"]);
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// A file that starts with a text of 16 bytes, by which the probe guest's report tells it from others.
+pub(crate) fn write_disk(path: &Path, mark: &str, sectors: u64) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let mut file = File::create(path).unwrap();
+    file.write_all(format!("{mark:.<16}").as_bytes()).unwrap();
+    file.set_len(sectors * 512).unwrap();
+}
