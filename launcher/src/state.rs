@@ -233,13 +233,15 @@ impl MachineState {
             .mode(0o600)
             .open(&path)
             .map_err(|error| failed(&path, error))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-            Errno::EWOULDBLOCK => StateError::Starting(self.name.clone()),
-            errno => failed(&path, errno.into()),
-        })?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        // A supervisor keeps the lock as long as its machine runs.
         if let Some(running) = self.running()? {
             return Err(StateError::Running { name: self.name.clone(), pid: running.hypervisor.pid });
         }
+        let lock = lock.map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => StateError::Starting(self.name.clone()),
+            errno => failed(&path, errno.into()),
+        })?;
         Ok(StartLock { _lock: lock })
     }
 

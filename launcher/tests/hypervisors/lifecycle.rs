@@ -48,7 +48,8 @@ fn a_life_under_kvmtool() {
     live(Hypervisor::Kvmtool);
 }
 
-/// A machine that waits, with a tap, a balloon and a disk.
+/// A machine that waits, with a tap, a balloon and a disk. One CPU, because the probe guest drives one queue of a tap,
+/// and crosvm, which opens one for each CPU, leaves frames on the others.
 fn waiting_machine(hypervisor: Hypervisor) -> Option<(TestMachine, MachineSpec)> {
     let Some(program) = program_of(hypervisor) else {
         let why = format!("no {hypervisor}: it is not installed, or MICROVM_TEST_... does not name it");
@@ -61,7 +62,7 @@ fn waiting_machine(hypervisor: Hypervisor) -> Option<(TestMachine, MachineSpec)>
     let machine = TestMachine::new("web")?;
     let guest = probe_guest();
     let mut spec: MachineSpec = serde_json::from_value(json!({
-        "version": 1, "name": "web", "hypervisor": hypervisor, "vcpu": 2, "mem": 256, "balloon": true,
+        "version": 1, "name": "web", "hypervisor": hypervisor, "mem": 256, "balloon": true,
         "kernel": guest.bzimage.to_str().unwrap(), "vmlinux": guest.elf.to_str().unwrap(), "initrd": "initrd",
         "kernelParams": ["probe=wait", "answer=10.77.0.2"],
         "storeDisk": {"image": "store.img"},
@@ -142,6 +143,7 @@ fn assert_contains(found: &Value, expected: &Value, place: &str) {
             }
         }
         (Value::Null, Value::Object(expected)) if expected.is_empty() => {}
+        (Value::Null, Value::Array(expected)) if expected.is_empty() => {}
         _ => assert_eq!(found, expected, "{place}"),
     }
 }
