@@ -145,11 +145,7 @@ fn inspect_tells_the_facts() {
     assert_eq!(facts["contentBytes"], 11 + 10_000 + 10_000);
     let output = fixture.run(&["inspect", "image"]);
     assert!(text(&output.stdout).contains("\ninodes            8\n"), "{}", text(&output.stdout));
-    assert_ends(
-        &fixture.run(&["inspect", "--tree", "--json", "image"]),
-        2,
-        text(&fixture.run(&["inspect", "--tree", "--json", "image"]).stderr),
-    );
+    assert_eq!(fixture.run(&["inspect", "--tree", "--json", "image"]).status.code(), Some(2));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod build;
 mod cache;
 mod cache_location;
+mod diff;
 mod extract;
 mod failure;
 mod inspect;
@@ -12,6 +13,7 @@ mod manual;
 mod plan;
 mod progress;
 mod settings;
+mod size;
 mod source;
 mod streams;
 #[cfg(test)]
@@ -45,6 +47,8 @@ enum Command {
     Verify(Box<verify::VerifyArgs>),
     Inspect(inspect::InspectArgs),
     Extract(extract::ExtractArgs),
+    Diff(diff::DiffArgs),
+    Size(size::SizeArgs),
     Cache(cache::CacheArgs),
     Volume(volume::VolumeArgs),
     Completions(manual::CompletionsArgs),
@@ -68,6 +72,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Extract(args) => extract::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Size(args) => size::run(&args),
         Command::Cache(args) => cache::run(args),
         Command::Volume(args) => volume::run(args),
         Command::Completions(args) => manual::completions(&args),

@@ -1,10 +1,9 @@
 //! What is wrong with an image, collected: all of it is counted, the first of it is told.
 
+use crate::first_of::FirstOf;
 use crate::image::{ImageError, ImagePath};
 use serde::{Serialize, Serializer};
-use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 
 /// The sort of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -85,17 +84,14 @@ impl fmt::Debug for Problem {
     }
 }
 
-/// Collects problems from many threads. Of too many, those with the first paths are kept, whatever the threads do.
+/// Collects problems from many threads. Of too many, those with the first paths are kept.
 #[derive(Debug)]
-pub(super) struct Problems {
-    limit: usize,
-    state: Mutex<(BTreeSet<Problem>, u64)>,
-}
+pub(super) struct Problems(FirstOf<Problem>);
 
 impl Problems {
     /// Keeps the first `limit`.
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, state: Mutex::default() }
+        Self(FirstOf::new(limit))
     }
 
     /// Adds one that belongs to a path.
@@ -119,34 +115,11 @@ impl Problems {
     }
 
     fn add(&self, problem: Problem) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (kept, count) = &mut *state;
-        *count += 1;
-        kept.insert(problem);
-        if kept.len() > self.limit {
-            kept.pop_last();
-        }
+        self.0.add(problem);
     }
 
     /// Those kept, in order, and how many there were.
     pub(super) fn finish(self) -> (Vec<Problem>, u64) {
-        let (kept, count) = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        (kept.into_iter().collect(), count)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_too_many_the_first_paths_are_kept_and_all_are_counted() {
-        let problems = Problems::new(2);
-        for name in ["c", "a", "d", "b"] {
-            problems.at(name.as_bytes(), ProblemKind::Missing, "is missing");
-        }
-        let (kept, count) = problems.finish();
-        assert_eq!(count, 4);
-        assert_eq!(kept.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/a: is missing", "/b: is missing"]);
+        self.0.finish()
     }
 }

@@ -1,0 +1,27 @@
+//! Invariant: whatever the bytes, extracting an image makes nothing outside of the output directory, and what can be
+//! extracted from a sound image has the names and sizes that the image says.
+
+#![no_main]
+
+use imagebuilder::extract::{ExtractOptions, SpecialFiles, extract};
+use imagebuilder::image::Image;
+use imagebuilder::inspect::inspect;
+use libfuzzer_sys::fuzz_target;
+use std::sync::atomic::AtomicBool;
+
+/// Holes of terabytes are valid, but tell nothing here.
+const CONTENT_BYTES_MAX: u64 = 16 << 20;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(image) = Image::from_source(Box::new(bytes.to_vec())) else { return };
+    if !inspect(&image).is_ok_and(|facts| facts.content_bytes <= CONTENT_BYTES_MAX) {
+        return;
+    }
+    let around = tempfile::tempdir().expect("a directory for the test");
+    let output = around.path().join("output");
+    let options = ExtractOptions { path: b"", output: &output, special_files: SpecialFiles::Skip, jobs: 1 };
+    let _ = extract(&image, options, &AtomicBool::new(false));
+    let names = std::fs::read_dir(around.path()).expect("the directory for the test");
+    let outside = names.map(|entry| entry.expect("an entry").file_name()).filter(|name| name != "output").count();
+    assert_eq!(outside, 0);
+});

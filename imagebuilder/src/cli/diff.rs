@@ -1,0 +1,67 @@
+//! `microvm-image diff`.
+
+use super::failure::Failure;
+use super::streams;
+use clap::Args;
+use imagebuilder::diff::{DiffError, DiffOptions, diff};
+use imagebuilder::image::Image;
+use std::fmt::Write;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::thread;
+
+/// Tell what differs between two images
+///
+/// One line a difference: `- PATH` is only in the first image, `+ PATH` only in the second, `~ PATH: WHAT` in both.
+/// Codecs, block sizes and where things lie do not matter.
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// First image
+    first: PathBuf,
+    /// Second image
+    second: PathBuf,
+    /// End with exit code 1 when there are differences
+    #[arg(long)]
+    exit_code: bool,
+    /// Threads [default: one for each CPU]
+    #[arg(short, long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+    /// Differences that are told; all are counted
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    max_differences: usize,
+    /// Write JSON to stdout
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &DiffArgs) -> Result<(), Failure> {
+    let open = |path: &PathBuf| Image::open(path).map_err(|error| Failure::unreadable_image(path, &error));
+    let (first, second) = (open(&args.first)?, open(&args.second)?);
+    let options = DiffOptions {
+        jobs: args.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get),
+        differences_told: args.max_differences,
+    };
+    let report = diff(&first, &second, options).map_err(|error| match &error {
+        DiffError::First(cause) => Failure::unreadable_image(&args.first, cause),
+        DiffError::Second(cause) => Failure::unreadable_image(&args.second, cause),
+        DiffError::Threads { .. } => Failure::failed(&error),
+    })?;
+    if args.json {
+        streams::print_json(&report)?;
+    } else {
+        let mut text = String::new();
+        for difference in &report.differences {
+            // Writing to a string does not fail.
+            _ = writeln!(text, "{difference}");
+        }
+        streams::print(text.as_bytes())?;
+        let untold = report.difference_count - report.differences.len() as u64;
+        if untold > 0 {
+            streams::tell(&format!("and {untold} more"));
+        }
+    }
+    match (args.exit_code, report.difference_count) {
+        (false, _) | (_, 0) => Ok(()),
+        (true, count) => Err(Failure::unsound(format!("{count} differences"))),
+    }
+}

@@ -1,0 +1,41 @@
+//! `microvm-image size`.
+
+use super::failure::Failure;
+use super::streams;
+use clap::Args;
+use imagebuilder::image::Image;
+use imagebuilder::path_sizes::path_sizes;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Tell how many bytes of an image each store path takes
+///
+/// One line a store path, those that take most first: bytes in the image, bytes in the image that it shares and another
+/// path is charged with, bytes of its files, name.
+#[derive(Debug, Args)]
+pub(crate) struct SizeArgs {
+    /// Image file, or a block device with an image on it
+    image: PathBuf,
+    /// Write JSON to stdout
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &SizeArgs) -> Result<(), Failure> {
+    let sizes = Image::open(&args.image).and_then(|image| path_sizes(&image));
+    let sizes = sizes.map_err(|error| Failure::unreadable_image(&args.image, &error))?;
+    if args.json {
+        return streams::print_json(&sizes);
+    }
+    let mut text = format!("{:>14} {:>14} {:>14}  path\n", "stored", "shared", "content");
+    for path in &sizes.paths {
+        // Writing to a string does not fail.
+        _ = writeln!(
+            text,
+            "{:>14} {:>14} {:>14}  {}",
+            path.stored_bytes, path.shared_bytes, path.content_bytes, path.path
+        );
+    }
+    _ = writeln!(text, "{:>14} {:>14} {:>14}  tables", sizes.tables_bytes, 0, 0);
+    streams::print(text.as_bytes())
+}

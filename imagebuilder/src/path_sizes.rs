@@ -1,0 +1,181 @@
+//! How many bytes of an image each store path takes.
+//!
+//! What is in the image once is counted once. A block that several store paths use is paid by the first of them, in the
+//! order of their names, and told as shared by the others; of a fragment block each pays in proportion to its bytes in
+//! there. So the stored bytes of all paths add up to the image without its tables.
+
+use crate::image::{FragmentRef, Image, ImageError, ImagePath, InodeKind, each_distinct};
+use serde::{Serialize, Serializer};
+
+/// The bytes of every store path. Serialised it is version 1 of the `size --json` document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathSizes {
+    /// Version of this document's form.
+    pub version: u32,
+    /// Bytes of the file system.
+    pub bytes_used: u64,
+    /// Bytes of superblock and tables: names, inodes, and where everything is.
+    pub tables_bytes: u64,
+    /// The entries of the image's root, those that take most first.
+    pub paths: Vec<PathSize>,
+}
+
+/// The bytes of one store path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathSize {
+    /// The path in the image.
+    #[serde(serialize_with = "as_text")]
+    pub path: ImagePath,
+    /// Regular files.
+    pub files: u64,
+    /// Bytes of all its files, equal ones and holes counted each time.
+    pub content_bytes: u64,
+    /// Bytes of the image that it pays for.
+    pub stored_bytes: u64,
+    /// Bytes of the image that it uses too, and another path pays for.
+    pub shared_bytes: u64,
+}
+
+fn as_text<S: Serializer>(path: &ImagePath, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(path)
+}
+
+/// A data block and a path that uses it: start, stored bytes, path.
+type BlockUse = (u64, u32, u32);
+/// A piece of a fragment block and a path that uses it: fragment, offset, length, path.
+type PieceUse = (u32, u32, u32, u32);
+
+/// Adds up what each entry of the root takes. No file content is read.
+///
+/// # Errors
+/// The image is damaged.
+pub fn path_sizes(image: &Image) -> Result<PathSizes, ImageError> {
+    let mut paths = Vec::new();
+    for node in image.walk()? {
+        let node = node?;
+        if node.depth == 1 {
+            let path = ImagePath(node.path);
+            paths.push(PathSize { path, files: 0, content_bytes: 0, stored_bytes: 0, shared_bytes: 0 });
+        }
+        if let (InodeKind::File(file), Some(path)) = (&node.inode.kind, paths.last_mut()) {
+            path.files += 1;
+            path.content_bytes = path.content_bytes.saturating_add(file.size_bytes);
+        }
+    }
+    add_data_blocks(image, &mut paths)?;
+    add_fragment_blocks(image, &mut paths)?;
+    let superblock = image.superblock();
+    let blocks_bytes: u64 = paths.iter().map(|path| path.stored_bytes).sum();
+    paths.sort_by(|a, b| b.stored_bytes.cmp(&a.stored_bytes).then_with(|| a.path.cmp(&b.path)));
+    let tables_bytes = superblock.bytes_used.saturating_sub(blocks_bytes);
+    Ok(PathSizes { version: 1, bytes_used: superblock.bytes_used, tables_bytes, paths })
+}
+
+/// Hands every file of the image to `visit`, with the number of its path.
+fn each_file(
+    image: &Image,
+    mut visit: impl FnMut(u32, &crate::image::FileInode) -> Result<(), ImageError>,
+) -> Result<(), ImageError> {
+    let mut met = 0_u32;
+    for node in image.walk()? {
+        let node = node?;
+        met = met.saturating_add(u32::from(node.depth == 1));
+        if let InodeKind::File(file) = &node.inode.kind {
+            visit(met.saturating_sub(1), file)?;
+        }
+    }
+    Ok(())
+}
+
+fn path_at(paths: &mut [PathSize], number: u32) -> Option<&mut PathSize> {
+    usize::try_from(number).ok().and_then(|number| paths.get_mut(number))
+}
+
+fn add_data_blocks(image: &Image, paths: &mut [PathSize]) -> Result<(), ImageError> {
+    let uses = |put: &mut dyn FnMut(BlockUse)| {
+        each_file(image, |path, file| {
+            for block in image.file_blocks(file) {
+                let block = block?;
+                if !block.word.is_hole() {
+                    put((block.start, block.word.stored_bytes(), path));
+                }
+            }
+            Ok(())
+        })
+    };
+    let mut paid = None;
+    each_distinct(uses, |(start, stored_bytes, path)| {
+        let first = paid.replace(start) != Some(start);
+        if let Some(path) = path_at(paths, path) {
+            let bytes = if first { &mut path.stored_bytes } else { &mut path.shared_bytes };
+            *bytes = bytes.saturating_add(u64::from(stored_bytes));
+        }
+        Ok(())
+    })
+}
+
+fn add_fragment_blocks(image: &Image, paths: &mut [PathSize]) -> Result<(), ImageError> {
+    let uses = |put: &mut dyn FnMut(PieceUse)| {
+        each_file(image, |path, file| {
+            if let Some(FragmentRef { index, offset, length }) = file.fragment {
+                put((index, offset, length, path));
+            }
+            Ok(())
+        })
+    };
+    let mut shares = FragmentShares::default();
+    each_distinct(uses, |piece: PieceUse| {
+        if shares.fragment != Some(piece.0) {
+            shares.pay(image, paths)?;
+            shares.fragment = Some(piece.0);
+        }
+        shares.add(piece);
+        Ok(())
+    })?;
+    shares.pay(image, paths)
+}
+
+/// Who uses the bytes of one fragment block.
+#[derive(Default)]
+struct FragmentShares {
+    fragment: Option<u32>,
+    last_piece: Option<(u32, u32)>,
+    /// Bytes that a path pays for, and bytes that it shares.
+    users: Vec<(u32, u64, u64)>,
+}
+
+impl FragmentShares {
+    fn add(&mut self, (_, offset, length, path): PieceUse) {
+        let first = self.last_piece.replace((offset, length)) != Some((offset, length));
+        let (own, shared) = if first { (u64::from(length), 0) } else { (0, u64::from(length)) };
+        match self.users.iter_mut().find(|(user, ..)| *user == path) {
+            Some((_, owned, also)) => {
+                *owned += own;
+                *also += shared;
+            }
+            None => self.users.push((path, own, shared)),
+        }
+    }
+
+    /// Shares the stored bytes out, to the last of them, and begins anew.
+    fn pay(&mut self, image: &Image, paths: &mut [PathSize]) -> Result<(), ImageError> {
+        let Some(fragment) = self.fragment.take() else { return Ok(()) };
+        let stored = u64::from(image.fragment(fragment)?.word.stored_bytes());
+        let total: u64 = self.users.iter().map(|(_, owned, _)| owned).sum();
+        let share = |bytes: u64| if total == 0 { 0 } else { stored.saturating_mul(bytes) / total };
+        let (mut owned_so_far, mut paid_so_far) = (0, 0);
+        for (path, owned, shared) in self.users.drain(..) {
+            owned_so_far += owned;
+            let pays = share(owned_so_far) - paid_so_far;
+            paid_so_far += pays;
+            if let Some(path) = path_at(paths, path) {
+                path.stored_bytes += pays;
+                path.shared_bytes += share(shared);
+            }
+        }
+        self.last_piece = None;
+        Ok(())
+    }
+}
