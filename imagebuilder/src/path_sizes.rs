@@ -164,7 +164,7 @@ impl FragmentShares {
         let Some(fragment) = self.fragment.take() else { return Ok(()) };
         let stored = u64::from(image.fragment(fragment)?.word.stored_bytes());
         let total: u64 = self.users.iter().map(|(_, owned, _)| owned).sum();
-        let share = |bytes: u64| if total == 0 { 0 } else { stored.saturating_mul(bytes) / total };
+        let share = |bytes: u64| stored.saturating_mul(bytes).checked_div(total).unwrap_or_default();
         let (mut owned_so_far, mut paid_so_far) = (0, 0);
         for (path, owned, shared) in self.users.drain(..) {
             owned_so_far += owned;

@@ -1,5 +1,7 @@
 //! `diff` between two images, and `size` of the store paths in one.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 mod support;
 
 use imagebuilder::diff::{DiffOptions, diff};
