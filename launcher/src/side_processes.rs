@@ -182,9 +182,9 @@ impl Drop for SideProcesses {
         for entry in &mut self.entries {
             if let Some(child) = &mut entry.child {
                 end_group(child);
-                // A daemon that was ended leaves its socket behind; nobody listens there any more.
-                let _ = remove_stale(entry.socket.as_path());
             }
+            // A daemon leaves its socket behind, and nobody listens there any more.
+            let _ = remove_stale(entry.socket.as_path());
         }
     }
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a probe guest may take on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Prints why a test does nothing. With `MICROVM_TEST_REQUIRE_TOOLS` it fails instead.
 pub(crate) fn skip(why: &str) {

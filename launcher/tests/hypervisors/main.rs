@@ -8,6 +8,7 @@
 )]
 
 mod lifecycle;
+mod linux;
 mod machine;
 mod probe;
 mod specs;

@@ -1,0 +1,251 @@
+//! A real Debian kernel and a real Nix closure under qemu without KVM, from plan or image to a clean end: what the
+//! README promises.
+
+use crate::machine::{Running, TestMachine, program_of, skip, tell_skip};
+use launcher::spec::{Hypervisor, MachineSpec};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// A closure that boots, made by fixtures/closure/build.sh.
+struct Closure {
+    directory: PathBuf,
+    /// Where its store paths lie.
+    store: PathBuf,
+    /// The logical path of its system.
+    toplevel: String,
+    store_paths: usize,
+}
+
+/// The closure, built once; none where it cannot be built.
+fn closure() -> Option<&'static Closure> {
+    static BUILT: OnceLock<Option<Closure>> = OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+            let fixtures =
+                std::env::var_os("MICROVM_FIXTURES").map_or_else(|| root.join("target/fixtures"), PathBuf::from);
+            let built = Command::new(root.join("fixtures/closure/build.sh"))
+                .arg("small")
+                .env("MICROVM_FIXTURES", &fixtures)
+                .output()
+                .unwrap();
+            if !built.status.success() {
+                skip(&format!("no closure to boot: {}", String::from_utf8_lossy(&built.stderr)));
+                return None;
+            }
+            let directory = fixtures.join("small");
+            let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
+            let store_paths = read("closure-info/store-paths").lines().count();
+            let toplevel = read("toplevel").trim().to_owned();
+            Some(Closure { store: fixtures.join("store/nix/store"), toplevel, store_paths, directory })
+        })
+        .as_ref()
+}
+
+/// The image builder: named by `MICROVM_IMAGE`, beside `microvm`, or built now.
+fn image_builder() -> PathBuf {
+    if let Some(program) = std::env::var_os("MICROVM_IMAGE") {
+        return program.into();
+    }
+    let beside = Path::new(env!("CARGO_BIN_EXE_microvm")).with_file_name("microvm-image");
+    if !beside.exists() {
+        let built = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "imagebuilder"]).status().unwrap();
+        assert!(built.success(), "`cargo build -p imagebuilder` failed");
+    }
+    beside
+}
+
+/// A machine of the closure; what a test adds or changes is merged into its spec.
+fn linux_machine(name: &str, parameters: &[&str], changes: Value) -> Option<(TestMachine, &'static Closure)> {
+    if program_of(Hypervisor::Qemu).is_none() {
+        skip("qemu is not installed");
+        return None;
+    }
+    let closure = closure()?;
+    let machine = TestMachine::new(name)?;
+    let init = format!("init={}/init", closure.toplevel);
+    let parameters = [&["quiet", init.as_str()], parameters].concat();
+    let mut spec = json!({
+        "version": 1, "name": name, "hypervisor": "qemu",
+        "kernel": closure.directory.join("vmlinux"), "initrd": closure.directory.join("initrd"),
+        "kernelParams": parameters,
+        "qemu": {"accelerator": "tcg"},
+    });
+    spec.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    let spec: MachineSpec = serde_json::from_value(spec).unwrap();
+    machine.write_spec(&spec);
+    Some((machine, closure))
+}
+
+/// An image of the closure in the machine's directory.
+fn build_image(machine: &TestMachine, closure: &Closure) {
+    let built = Command::new(image_builder())
+        .args(["build", "--quiet", "--no-cache", "--closure-info"])
+        .arg(closure.directory.join("closure-info"))
+        .arg("--store-dir")
+        .arg(&closure.store)
+        .arg("--output")
+        .arg(machine.path("store.squashfs"))
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+}
+
+/// The guest has said this line.
+fn assert_said(console: &str, line: &str) {
+    let said = format!("guest: {line}");
+    assert!(console.contains(&said), "the guest has not said `{said}`:\n{console}");
+}
+
+fn run_to_the_end(machine: &TestMachine) -> String {
+    let console = machine.start(&[]).end_well();
+    assert_said(&console, "end=poweroff");
+    console
+}
+
+#[test]
+fn the_store_disk_is_made_from_its_plan_and_booted() {
+    let spec =
+        json!({"storeDisk": {"plan": "plan.json", "image": "store.squashfs", "cache": "cache", "serial": "store"}});
+    let Some((machine, closure)) = linux_machine("plan", &[], spec) else { return };
+    let planned = Command::new(image_builder())
+        .args(["plan", "--closure-info"])
+        .arg(closure.directory.join("closure-info"))
+        .arg("--store-dir")
+        .arg(&closure.store)
+        .arg("--output")
+        .arg(machine.path("plan.json"))
+        .output()
+        .unwrap();
+    assert!(planned.status.success(), "{}", String::from_utf8_lossy(&planned.stderr));
+    let boot = || {
+        let mut command = machine.microvm(&["run", "machine.json"]);
+        command.env("MICROVM_IMAGE", image_builder());
+        machine.start_command(command).end_well()
+    };
+    let console = boot();
+    assert_said(&console, "disk=/dev/vda ");
+    assert_said(&console, "mount=/nix/store type=squashfs device=/dev/vda ");
+    assert_said(&console, &format!("store_paths={}\r", closure.store_paths));
+    assert_said(&console, "store_writable=no");
+    assert_said(&console, "end=poweroff");
+    let image = fs::read(machine.path("store.squashfs")).unwrap();
+    fs::remove_file(machine.path("store.squashfs")).unwrap();
+    assert_said(&boot(), "store_writable=no");
+    assert!(
+        image == fs::read(machine.path("store.squashfs")).unwrap(),
+        "made again from the cache, it is another image"
+    );
+}
+
+#[test]
+fn the_overlay_keeps_a_file_over_a_reboot() {
+    let parameters = [
+        "guest.actions=report,persist",
+        "systemd.mount-extra=/dev/vda:/nix/.ro-store:squashfs:ro",
+        "systemd.mount-extra=/dev/vdb:/nix/.rw-store:ext4:rw",
+        "systemd.mount-extra=overlay:/nix/store:overlay:\
+         lowerdir=/nix/.ro-store,upperdir=/nix/.rw-store/store,workdir=/nix/.rw-store/work",
+    ];
+    let spec = json!({
+        "storeDisk": {"image": "store.squashfs"},
+        "volumes": [{"image": "overlay.img", "size": 64, "label": "rw-store", "serial": "rw", "mountPoint": "/nix/.rw-store"}],
+        "writableStoreOverlay": "/nix/.rw-store",
+    });
+    let Some((machine, closure)) = linux_machine("overlay", &parameters, spec) else { return };
+    build_image(&machine, closure);
+    let first = run_to_the_end(&machine);
+    assert_said(&first, "disk=/dev/vdb bytes=67108864 read_only=0 serial=rw");
+    assert_said(&first, "mount=/nix/store type=overlay ");
+    assert_said(&first, "store_writable=yes");
+    assert_said(&first, "persisted=new");
+    assert_said(&run_to_the_end(&machine), "persisted=found");
+}
+
+#[test]
+fn the_store_comes_by_9p_without_a_disk() {
+    let parameters = ["systemd.mount-extra=ro-store:/nix/store:9p:trans=virtio,version=9p2000.L,msize=65536,ro"];
+    let Some(closure) = closure() else { return };
+    let spec = json!({"shares": [{
+        "proto": "9p", "tag": "ro-store", "source": closure.store, "mountPoint": "/nix/store", "readOnly": true,
+    }]});
+    let Some((machine, _)) = linux_machine("ninep", &parameters, spec) else { return };
+    let console = run_to_the_end(&machine);
+    assert_said(&console, "mount=/nix/store type=9p device=ro-store ");
+    assert_said(&console, "store_writable=no");
+    assert!(!console.contains("disk=/dev/vda"), "there is a disk:\n{console}");
+}
+
+#[test]
+fn the_store_comes_by_virtiofs_without_a_disk() {
+    let Some(closure) = closure() else { return };
+    let Ok(daemon) = std::env::var("MICROVM_TEST_VIRTIOFSD") else {
+        return tell_skip("MICROVM_TEST_VIRTIOFSD names no virtiofsd: Debian 12 has none that takes these options");
+    };
+    let spec = json!({
+        "shares": [{
+            "proto": "virtiofs", "tag": "ro-store", "source": closure.store, "mountPoint": "/nix/store", "readOnly": true,
+        }],
+        "virtiofsd": {"program": daemon},
+    });
+    let parameters = ["systemd.mount-extra=ro-store:/nix/store:virtiofs:ro"];
+    let Some((machine, _)) = linux_machine("virtiofs", &parameters, spec) else { return };
+    // Once as the hypervisor, which leaves its daemon an orphan, and once supervised.
+    for options in [[].as_slice(), &["--supervise"]] {
+        let console = machine.start(options).end_well();
+        assert_said(&console, "mount=/nix/store type=virtiofs device=ro-store ");
+        assert_said(&console, "store_writable=no");
+    }
+    let daemons = machine.launch().needs.processes;
+    assert!(!daemons[0].socket.below(&machine.launch().working_directory).as_path().exists());
+}
+
+#[test]
+fn a_forwarded_port_answers_and_stop_is_graceful() {
+    let spec = json!({
+        "storeDisk": {"image": "store.squashfs"},
+        "interfaces": [{"type": "user", "id": "net0", "mac": "02:00:00:00:00:11"}],
+        "forwardPorts": [{"host": {"address": "127.0.0.1", "port": 18080}, "guest": {"port": 80}}],
+    });
+    let Some((machine, closure)) = linux_machine("forward", &["guest.actions=network,serve,wait"], spec) else {
+        return;
+    };
+    build_image(&machine, closure);
+    let mut running = machine.start(&["--supervise"]);
+    running.wait_for("guest: waiting");
+    assert_said(&running.console(), "interface=");
+    let page =
+        machine.namespace.run("curl", &["--silent", "--show-error", "--max-time", "60", "http://127.0.0.1:18080/"]);
+    assert!(page.starts_with("hello from the guest, "), "{page}");
+    stop_gracefully(&machine, &mut running);
+}
+
+#[test]
+fn a_tap_answers_ping() {
+    let spec = json!({
+        "storeDisk": {"image": "store.squashfs"},
+        "interfaces": [{"type": "tap", "id": "vm-tap", "mac": "02:00:00:00:00:12"}],
+    });
+    let parameters = ["guest.actions=network,wait", "guest.address=10.78.0.2/24"];
+    let Some((machine, closure)) = linux_machine("tap", &parameters, spec) else { return };
+    build_image(&machine, closure);
+    let mut running = machine.start(&[]);
+    running.wait_for("guest: waiting");
+    assert_said(&running.console(), "interface=");
+    assert!(running.console().contains("mac=02:00:00:00:00:12 address=10.78.0.2/24"), "{}", running.console());
+    machine.namespace.run("ip", &["addr", "add", "10.78.0.1/24", "dev", "vm-tap"]);
+    machine.namespace.run("ping", &["-c", "2", "-W", "30", "10.78.0.2"]);
+    stop_gracefully(&machine, &mut running);
+}
+
+fn stop_gracefully(machine: &TestMachine, running: &mut Running<'_>) {
+    let stop = machine.output(&["stop", &machine.name, "--timeout", "120"]);
+    let said = String::from_utf8_lossy(&stop.stderr).into_owned();
+    assert_eq!(said, format!("{} has shut down\n", machine.name));
+    let console = running.end_well();
+    assert_said(&console, "stopping=power-button");
+    assert_said(&console, "end=poweroff");
+}
