@@ -34,6 +34,7 @@ packages=(
   shellcheck                  # scripts/test.sh
   squashfs-tools              # unsquashfs: the differential tests
   squashfs-tools-ng           # gensquashfs: the peer of microvm.nix
+  systemd                     # systemd-analyze: the host module's units
   util-linux
   xfsprogs                    # mkfs.xfs: volumes
   xz-utils                    # unpacks the Debian kernel

@@ -96,7 +96,8 @@ let
             else if config.evaluatedConfig != null then
               config.evaluatedConfig
             else
-              config.flake.nixosConfigurations.${name};
+              config.flake.nixosConfigurations.${name}
+                or (throw "microvm.vms.${name}.flake: has no nixosConfigurations.${name}");
         in
         configuration.config.microvm.declaredRunner;
     };

@@ -183,3 +183,16 @@ boot writable 'serial=nix-store' 'serial=rw-store' 'guest: store_writable=yes' '
 expect "$scratch/writable-2.log" 'guest: persisted=found'
 boot onHost 'guest: store_writable=yes' 'guest: persisted=new'
 expect "$scratch/onHost-2.log" 'guest: persisted=found'
+
+if [ -n "${NIXPKGS:-}" ]; then
+  nix-instantiate --eval --strict --json --arg nixpkgs "$(realpath "$NIXPKGS")" tests/nix/with-nixpkgs.nix >"$scratch/nixos.json"
+  jq -e '.wrongRefusals == []' "$scratch/nixos.json" >/dev/null || die "NixOS refuses otherwise: $(jq -c .wrongRefusals "$scratch/nixos.json")"
+  jq -e '.fileSystems["/nix/store"].fsType == "overlay" and .fileSystems["/nix/.ro-store"].device == "/dev/disk/by-id/virtio-nix-store"' "$scratch/nixos.json" >/dev/null ||
+    die "the file systems in NixOS are others: $(jq -c .fileSystems "$scratch/nixos.json")"
+  for unit in install-microvm-web microvm@ microvm-tap-interfaces@ microvm-virtiofsd@ microvm-set-booted@ microvm-image-cache-gc; do
+    jq -e --arg unit "$unit.service" '.units[$unit] | length > 0' "$scratch/nixos.json" >/dev/null || die "NixOS has no unit $unit"
+  done
+  say "evaluates in NixOS $(cat "$NIXPKGS/lib/.version"): $(jq '[.derivations | .. | strings] | length' "$scratch/nixos.json") derivations, five runners of one configuration"
+else
+  say "not evaluated in a real NixOS: NIXPKGS is not set"
+fi

@@ -1,0 +1,29 @@
+# The example configurations: name to modules. All but `vm` are made for each hypervisor.
+{ lib, self }:
+let
+  hypervisors = import ../lib/hypervisors.nix;
+
+  example = hypervisor: [
+    self.nixosModules.microvm
+    ./guest.nix
+    {
+      networking.hostName = "${hypervisor}-example";
+      microvm = { inherit hypervisor; };
+    }
+  ];
+in
+lib.listToAttrs (
+  lib.concatMap (hypervisor: [
+    (lib.nameValuePair "${hypervisor}-example" (example hypervisor))
+    (lib.nameValuePair "${hypervisor}-example-with-tap" (example hypervisor ++ [ ./with-tap.nix ]))
+  ]) hypervisors
+)
+// {
+  vm = [
+    self.nixosModules.microvm
+    self.nixosModules.host
+    { _module.args.guestModule = self.nixosModules.microvm; }
+    ./vm.nix
+  ];
+  no-flake = [ ./no-flake.nix ];
+}

@@ -1,0 +1,17 @@
+# A guest that runs on all five hypervisors: a console with an empty root password, and a volume that stays.
+{
+  users.users.root.password = "";
+  services.getty.helpLine = ''
+    Log in as "root" with an empty password. `systemctl poweroff` ends the machine.
+  '';
+
+  microvm.volumes = [
+    {
+      image = "var.img";
+      mountPoint = "/var";
+      size = 256;
+    }
+  ];
+
+  system.stateVersion = "24.05";
+}

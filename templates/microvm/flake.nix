@@ -1,0 +1,64 @@
+{
+  description = "A NixOS microVM";
+
+  inputs = {
+    nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
+    # Change this to where you got the template from.
+    microvm.url = "microvm";
+    microvm.inputs.nixpkgs.follows = "nixpkgs";
+  };
+
+  outputs =
+    {
+      self,
+      nixpkgs,
+      microvm,
+    }:
+    let
+      system = "x86_64-linux";
+    in
+    {
+      # nix run
+      packages.${system} = {
+        default = self.packages.${system}.my-microvm;
+        my-microvm = self.nixosConfigurations.my-microvm.config.microvm.declaredRunner;
+      };
+
+      nixosConfigurations.my-microvm = nixpkgs.lib.nixosSystem {
+        inherit system;
+        modules = [
+          microvm.nixosModules.microvm
+          {
+            networking.hostName = "my-microvm";
+            users.users.root.password = "";
+            system.stateVersion = "24.05";
+
+            microvm = {
+              # or cloud-hypervisor, firecracker, crosvm, kvmtool
+              hypervisor = "qemu";
+
+              # A disk that stays.
+              volumes = [
+                {
+                  image = "var.img";
+                  mountPoint = "/var";
+                  size = 256;
+                }
+              ];
+
+              # The store of this computer instead of a disk: the machine is built at once, but sees all of the store.
+              # firecracker has no shares, and cloud-hypervisor and crosvm want proto = "virtiofs".
+              shares = [
+                {
+                  proto = "9p";
+                  tag = "ro-store";
+                  source = "/nix/store";
+                  mountPoint = "/nix/.ro-store";
+                }
+              ];
+            };
+          }
+        ];
+      };
+    };
+}

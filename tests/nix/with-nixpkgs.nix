@@ -1,0 +1,108 @@
+# The flake and the modules in a real NixOS, without the flake machinery and without network. Only evaluated: building a
+# NixOS needs its sources. Gives derivations and values for tests/nix/run.sh to look at.
+{ nixpkgs }:
+let
+  lib = import (nixpkgs + "/lib");
+  nixosSystem = import (nixpkgs + "/nixos/lib/eval-config.nix");
+  inputs.nixpkgs = {
+    lib = lib // {
+      inherit nixosSystem;
+    };
+    legacyPackages = lib.genAttrs [
+      "x86_64-linux"
+      "aarch64-linux"
+    ] (system: import nixpkgs { inherit system; });
+  };
+  flake = (import ../../flake.nix).outputs {
+    inherit (inputs) nixpkgs;
+    self = flake // {
+      outPath = toString ../..;
+    };
+  };
+  template = (import ../../templates/microvm/flake.nix).outputs {
+    inherit (inputs) nixpkgs;
+    microvm = flake;
+    self = template;
+  };
+
+  guest =
+    module:
+    nixosSystem {
+      system = "x86_64-linux";
+      modules = [
+        flake.nixosModules.microvm
+        {
+          networking.hostName = "guest";
+          system.stateVersion = "24.05";
+        }
+        module
+      ];
+    };
+  writable = guest {
+    microvm = {
+      writableStoreOverlay = "/nix/.rw-store";
+      volumes = [
+        {
+          image = "rw-store.img";
+          mountPoint = "/nix/.rw-store";
+          size = 512;
+        }
+      ];
+      vsock.cid = 5;
+      vsock.ssh.enable = true;
+    };
+  };
+  host = nixosSystem {
+    system = "x86_64-linux";
+    modules = [
+      flake.nixosModules.host
+      {
+        boot.loader.grub.enable = false;
+        fileSystems."/".device = "/dev/vda";
+        system.stateVersion = "24.05";
+        microvm.vms.web.config = {
+          system.stateVersion = "24.05";
+        };
+        microvm.vms.x86_64-linux-qemu-example = {
+          inherit flake;
+          updateFlake = "path:/srv/machines";
+        };
+      }
+    ];
+  };
+
+  wrongRefusals = builtins.filter (
+    { module, expected }:
+    map (message: "guest: microvm.${message}") expected != map (assertion: assertion.message) (
+      builtins.filter (
+        assertion: !assertion.assertion && lib.hasPrefix "guest: microvm." assertion.message
+      ) (guest module).config.assertions
+    )
+  ) (import ./refusals.nix);
+in
+{
+  derivations = {
+    packages = builtins.mapAttrs (_: package: package.drvPath) flake.packages.x86_64-linux;
+    packagesOfArm = builtins.mapAttrs (_: package: package.drvPath) {
+      inherit (flake.packages.aarch64-linux) qemu-example firecracker-example;
+    };
+    template = template.packages.x86_64-linux.default.drvPath;
+    toplevel = writable.config.system.build.toplevel.drvPath;
+    runners = builtins.mapAttrs (_: runner: runner.drvPath) writable.config.microvm.runner;
+    host = host.config.system.build.toplevel.drvPath;
+    withOtherPackages =
+      (flake.lib.buildRunner {
+        configuration = writable;
+        hypervisor = "kvmtool";
+      }).drvPath;
+    withoutFlakes =
+      (import ../.. { pkgs = inputs.nixpkgs.legacyPackages.x86_64-linux; }).microvm.drvPath;
+  };
+  fileSystems = builtins.mapAttrs (_: fileSystem: {
+    inherit (fileSystem) device fsType options;
+  }) writable.config.fileSystems;
+  units = lib.genAttrs (builtins.filter (lib.hasInfix "microvm") (
+    builtins.attrNames host.config.systemd.units
+  )) (name: host.config.systemd.units.${name}.text or "");
+  wrongRefusals = map ({ expected, ... }: expected) wrongRefusals;
+}
