@@ -13,6 +13,7 @@ pub mod explain;
 pub mod facts;
 pub mod host;
 pub mod hypervisor;
+pub mod imperative;
 pub mod initrd;
 pub mod interruption;
 pub mod keyval;

@@ -5,6 +5,7 @@ mod check;
 mod console;
 mod explain;
 mod failure;
+mod imperative;
 mod interfaces;
 mod machine;
 mod output;
@@ -44,10 +45,16 @@ enum Command {
     Capabilities(reference::CapabilitiesArguments),
     Completions(reference::CompletionsArguments),
     Man(reference::ManArguments),
+    #[command(flatten)]
+    Host(imperative::HostCommand),
 }
 
 pub(crate) fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let given: Vec<_> = std::env::args_os().collect();
+    let letters: Option<Vec<String>> = given.iter().skip(1).map(|word| word.to_str().map(str::to_owned)).collect();
+    let words = letters.and_then(|letters| imperative::in_words(&letters));
+    let given = words.map_or(given, |words| ["microvm".to_owned()].into_iter().chain(words).map(Into::into).collect());
+    let arguments = match Arguments::try_parse_from(given) {
         Ok(arguments) => arguments,
         Err(error) => {
             let code = if error.use_stderr() { failure::BAD_INPUT } else { 0 };
@@ -79,5 +86,6 @@ fn carry_out(command: Command) -> Result<(), Failure> {
         Command::Capabilities(arguments) => reference::capabilities(&arguments),
         Command::Completions(arguments) => reference::completions(&arguments),
         Command::Man(arguments) => reference::man(&arguments),
+        Command::Host(command) => imperative::carry_out(&command),
     }
 }

@@ -1,6 +1,7 @@
 //! `microvm run`: starts a machine.
 
 use super::failure::Failure;
+use super::imperative::run_by_name;
 use super::machine::{failed, launch_of, watch};
 use super::output::write_stderr;
 use super::spec_file::{SpecArguments, read};
@@ -23,6 +24,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let options = if arguments.supervise { &["--supervise"][..] } else { &[] };
+    if let Some(failure) = run_by_name(&arguments.spec.spec, options) {
+        return Err(failure);
+    }
     let interruption = watch()?;
     let overrides = &arguments.spec.overrides;
     let spec = read(&arguments.spec.spec, overrides)?;

@@ -1,6 +1,7 @@
 //! `microvm stop`: ends a machine, gracefully if it can be.
 
 use super::failure::Failure;
+use super::imperative::active_service;
 use super::machine::{KnownMachine, failed, find};
 use super::output::write_stderr;
 use super::spec_file::Overrides;
@@ -24,6 +25,9 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if let Some(service) = active_service(&arguments.machine) {
+        return service.command("stop").map_err(failed);
+    }
     let machine = find(&arguments.machine, &arguments.overrides)?;
     let process = machine.running.as_ref().map(|running| running.hypervisor);
     let console_socket = machine.running.as_ref().and_then(|running| running.console_socket.clone());

@@ -1,0 +1,31 @@
+//! `microvm create`.
+
+use super::{failure, name_of};
+use crate::cli::failure::Failure;
+use crate::cli::machine::failed;
+use crate::cli::output::{write_stderr, write_stdout};
+use launcher::imperative::{FlakeReference, Layout, MachineName, create};
+
+/// Make a machine of this host from a flake's `nixosConfigurations.NAME`
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The machine's name
+    #[arg(value_parser = name_of)]
+    name: MachineName,
+    /// The flake: a reference, or a directory [default: git+file:///etc/nixos]
+    #[arg(short, long)]
+    flake: Option<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let directory = std::env::current_dir().map_err(failed)?;
+    let flake = match &arguments.flake {
+        Some(text) => FlakeReference::resolve(text, &directory).map_err(|error| failure(&error))?,
+        None => FlakeReference::default(),
+    };
+    let layout = Layout::of_environment();
+    let machine = create(&layout, &arguments.name, &flake).map_err(|error| failure(&error))?;
+    write_stderr(&format!("{} is made from {flake}; start it with: microvm start {}", machine.name, machine.name));
+    write_stderr(&format!("to start it with the host: microvm.autostart = [ \"{}\" ];", machine.name));
+    write_stdout(&format!("{}\n", machine.directory.display()))
+}

@@ -1,0 +1,115 @@
+//! The command line of microvm.nix, in letters: `-f FLAKE -c NAME`, `-Ru NAME...`, `-l`, `-r NAME`, `-s NAME`.
+
+use std::collections::VecDeque;
+
+/// What the letters ask for.
+#[derive(Default)]
+struct Asked {
+    verb: Option<&'static str>,
+    names: Vec<String>,
+    flake: Option<String>,
+    restart: bool,
+    rest: Vec<String>,
+}
+
+/// The same command in words; nothing if it is in words already, or cannot be understood.
+pub(in crate::cli) fn in_words(arguments: &[String]) -> Option<Vec<String>> {
+    let is_letters = |argument: &String| argument.starts_with('-') && !argument.starts_with("--");
+    let first = arguments.first().filter(|argument| is_letters(argument))?;
+    if !first.chars().skip(1).any(|letter| "culrRsf".contains(letter)) {
+        return None;
+    }
+    let asked = read(arguments.iter().cloned().collect())?;
+    let verb = asked.verb?;
+    let mut words = vec![verb.to_owned()];
+    words.extend(asked.names);
+    if let Some(flake) = asked.flake {
+        words.extend(["--flake".to_owned(), flake]);
+    }
+    if asked.restart {
+        words.push("--restart".to_owned());
+    }
+    if !asked.rest.is_empty() {
+        words.push("--".to_owned());
+        words.extend(asked.rest);
+    }
+    Some(words)
+}
+
+fn read(mut arguments: VecDeque<String>) -> Option<Asked> {
+    let mut asked = Asked::default();
+    while let Some(argument) = arguments.pop_front() {
+        let Some(letters) =
+            argument.strip_prefix('-').filter(|letters| !letters.is_empty() && asked.verb != Some("ssh"))
+        else {
+            match asked.verb {
+                Some("ssh") if argument == "--" => {}
+                Some("ssh") => asked.rest.push(argument),
+                _ => asked.names.push(argument),
+            }
+            continue;
+        };
+        let mut letters = letters.chars();
+        while let Some(letter) = letters.next() {
+            let verb = match letter {
+                'R' => {
+                    asked.restart = true;
+                    continue;
+                }
+                'f' => {
+                    asked.flake = Some(value(&mut letters, &mut arguments)?);
+                    continue;
+                }
+                'l' => "list",
+                'u' => "update",
+                'c' => "create",
+                'r' => "run",
+                's' => "ssh",
+                _ => return None,
+            };
+            if asked.verb.replace(verb).is_some() {
+                return None;
+            }
+            if matches!(letter, 'c' | 'r' | 's') {
+                asked.names.push(value(&mut letters, &mut arguments)?);
+            }
+        }
+    }
+    Some(asked)
+}
+
+/// A letter's value: the rest of its word, or the next word.
+fn value(letters: &mut std::str::Chars<'_>, arguments: &mut VecDeque<String>) -> Option<String> {
+    let rest: String = letters.by_ref().collect();
+    if rest.is_empty() { arguments.pop_front() } else { Some(rest) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_are_read_as_users_of_microvm_nix_write_them() {
+        let words = |line: &str| {
+            let arguments: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            in_words(&arguments).map(|words| words.join(" "))
+        };
+        for (letters, expected) in [
+            ("-c web", "create web"),
+            ("-f git+https://a -c web", "create web --flake git+https://a"),
+            ("-c web -f /srv", "create web --flake /srv"),
+            ("-u web db", "update web db"),
+            ("-Ru web", "update web --restart"),
+            ("-u web -R", "update web --restart"),
+            ("-l", "list"),
+            ("-r web", "run web"),
+            ("-s web", "ssh web"),
+            ("-s web -- -v uname -a", "ssh web -- -v uname -a"),
+        ] {
+            assert_eq!(words(letters).as_deref(), Some(expected), "{letters}");
+        }
+        for other in ["list", "--help", "-h", "-V", "-c", "-l -u", "-cx -r y", "-x"] {
+            assert_eq!(words(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! `microvm list`.
+
+use super::failure;
+use crate::cli::failure::Failure;
+use crate::cli::output::write_stdout;
+use launcher::imperative::{Activity, Evaluation, Freshness, Layout, Row, list};
+use std::io::IsTerminal;
+
+/// List the machines of this host, whether they run, and whether their flakes make something newer
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Do not evaluate the flakes, which takes seconds
+    #[arg(long)]
+    offline: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let evaluation = if arguments.offline { Evaluation::Skip } else { Evaluation::Evaluate };
+    let rows = list(&Layout::of_environment(), evaluation).map_err(|error| failure(&error))?;
+    if arguments.json {
+        let document = serde_json::to_value(&rows).map_err(|error| Failure::failed(&error))?;
+        return write_stdout(&format!("{document:#}\n"));
+    }
+    let palette =
+        if std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) {
+            Palette::Colours
+        } else {
+            Palette::Plain
+        };
+    let width = rows.iter().map(|row| row.name.len()).max().unwrap_or_default();
+    write_stdout(&rows.iter().map(|row| line(row, width, palette)).collect::<String>())
+}
+
+#[derive(Clone, Copy)]
+enum Palette {
+    Colours,
+    Plain,
+}
+
+fn line(row: &Row, width: usize, palette: Palette) -> String {
+    let (activity, colour) = match (row.activity, row.stale) {
+        (Activity::Running, false) => ("running", 32),
+        (Activity::Running, true) => ("stale: runs an older system", 33),
+        (Activity::Stopped, _) => ("stopped", 31),
+        (Activity::NotBooted, _) => ("not booted", 31),
+    };
+    let freshness = match row.freshness {
+        Freshness::Current => "current".to_owned(),
+        Freshness::Outdated => format!("outdated: microvm update {}", row.name),
+        Freshness::Broken => "broken".to_owned(),
+        Freshness::Unknown if row.flake.is_none() && row.problem.is_none() => "part of the host".to_owned(),
+        Freshness::Unknown => "not evaluated".to_owned(),
+    };
+    let problem = row.problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
+    let name = format!("{:width$}", row.name);
+    let name = match palette {
+        Palette::Colours => format!("\x1b[{colour}m{name}\x1b[0m"),
+        Palette::Plain => name,
+    };
+    format!("{name}  {activity}, {freshness}{problem}\n")
+}

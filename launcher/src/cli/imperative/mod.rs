@@ -1,0 +1,55 @@
+//! The commands on a host's machines, which are called by name.
+
+mod create;
+mod delete;
+mod letters;
+mod list;
+mod prune;
+mod service;
+mod ssh;
+mod update;
+
+pub(super) use letters::in_words;
+pub(super) use service::{active_service, run_by_name};
+
+use super::failure::Failure;
+use clap::Subcommand;
+use launcher::imperative::{ImperativeError, MachineName};
+
+#[derive(Subcommand)]
+pub(super) enum HostCommand {
+    Create(create::Arguments),
+    Update(update::Arguments),
+    List(list::Arguments),
+    Start(service::StartArguments),
+    Restart(service::RestartArguments),
+    Logs(service::LogsArguments),
+    Ssh(ssh::Arguments),
+    #[command(hide = true)]
+    VsockConnect(ssh::ConnectArguments),
+    Delete(delete::Arguments),
+    Prune(prune::Arguments),
+}
+
+pub(super) fn carry_out(command: &HostCommand) -> Result<(), Failure> {
+    match command {
+        HostCommand::Create(arguments) => create::run(arguments),
+        HostCommand::Update(arguments) => update::run(arguments),
+        HostCommand::List(arguments) => list::run(arguments),
+        HostCommand::Start(arguments) => service::start(arguments),
+        HostCommand::Restart(arguments) => service::restart(arguments),
+        HostCommand::Logs(arguments) => service::logs(arguments),
+        HostCommand::Ssh(arguments) => ssh::run(arguments),
+        HostCommand::VsockConnect(arguments) => ssh::connect(arguments),
+        HostCommand::Delete(arguments) => delete::run(arguments),
+        HostCommand::Prune(arguments) => prune::run(arguments),
+    }
+}
+
+fn name_of(text: &str) -> Result<MachineName, String> {
+    MachineName::new(text).map_err(|error| error.to_string())
+}
+
+fn failure(error: &ImperativeError) -> Failure {
+    if error.is_bad_input() { Failure::bad_input(vec![error.to_string()]) } else { Failure::failed(error) }
+}

@@ -1,0 +1,31 @@
+//! `microvm prune`: what is left of machines that are no longer in the host's configuration.
+
+use super::failure;
+use crate::cli::failure::Failure;
+use crate::cli::output::{write_stderr, write_stdout};
+use launcher::imperative::{Layout, Machine, Service, is_declared};
+
+/// Stop the machines that left the host's configuration, and list their state directories
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Only list them
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let left = |machine: &Machine| machine.is_declared() && !is_declared(&machine.name);
+    let machines = Layout::of_environment().all().map_err(|error| failure(&error))?;
+    for machine in machines.iter().filter(|machine| left(machine)) {
+        let service = Service::of(&machine.name);
+        if !arguments.dry_run && service.is_active() {
+            service.command("stop").map_err(|error| failure(&error))?;
+        }
+        write_stderr(&format!(
+            "{} is no longer declared; delete it with: microvm delete {}",
+            machine.name, machine.name
+        ));
+        write_stdout(&format!("{}\n", machine.directory.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! `microvm start|restart|logs NAME`, and `run` and `stop` when they are given the name of a host's machine.
+
+use super::{failure, name_of};
+use crate::cli::failure::Failure;
+use launcher::imperative::{ImperativeError, Layout, Machine, MachineName, Service};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+/// Start machines of this host
+#[derive(clap::Args)]
+pub(crate) struct StartArguments {
+    /// The machines
+    #[arg(required = true, value_parser = name_of)]
+    names: Vec<MachineName>,
+}
+
+/// Restart machines of this host, with their newest runners
+#[derive(clap::Args)]
+pub(crate) struct RestartArguments {
+    /// The machines
+    #[arg(required = true, value_parser = name_of)]
+    names: Vec<MachineName>,
+}
+
+/// Show what a machine of this host wrote to its console and its services to the journal
+#[derive(clap::Args)]
+pub(crate) struct LogsArguments {
+    /// The machine
+    #[arg(value_parser = name_of)]
+    name: MachineName,
+    /// Options of journalctl, such as `--follow`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    options: Vec<String>,
+}
+
+pub(crate) fn start(arguments: &StartArguments) -> Result<(), Failure> {
+    each(&arguments.names, "start")
+}
+
+pub(crate) fn restart(arguments: &RestartArguments) -> Result<(), Failure> {
+    each(&arguments.names, "restart")
+}
+
+fn each(names: &[MachineName], verb: &str) -> Result<(), Failure> {
+    let layout = Layout::of_environment();
+    // All are known before the first is touched.
+    for name in names {
+        layout.existing(name).map_err(|error| failure(&error))?;
+    }
+    names.iter().try_for_each(|name| Service::of(name).command(verb).map_err(|error| failure(&error)))
+}
+
+pub(crate) fn logs(arguments: &LogsArguments) -> Result<(), Failure> {
+    let layout = Layout::of_environment();
+    layout.existing(&arguments.name).map_err(|error| failure(&error))?;
+    Err(become_program("journalctl", &mut Service::of(&arguments.name).journal(&arguments.options)))
+}
+
+/// The machine of this host that is meant, if it is none of the specs that `run` otherwise takes.
+fn machine_called(text: &Path) -> Option<Machine> {
+    let name = text.to_str().filter(|_| !text.exists()).and_then(|text| MachineName::new(text).ok())?;
+    Layout::of_environment().existing(&name).ok()
+}
+
+/// Runs a host's machine here, instead of in its service. Only returns if that failed, or if there is no such machine.
+pub(in crate::cli) fn run_by_name(text: &Path, options: &[&str]) -> Option<Failure> {
+    let machine = machine_called(text)?;
+    if Service::of(&machine.name).is_active() {
+        return Some(failure(&ImperativeError::Running(machine.name.to_string())));
+    }
+    let mut command = Command::new(machine.current().join("bin/microvm-run"));
+    Some(become_program("microvm-run", command.args(options).current_dir(&machine.directory)))
+}
+
+/// The service that runs the machine of that name: stopped by other means, systemd would start it again.
+pub(in crate::cli) fn active_service(name: &str) -> Option<Service> {
+    let name = MachineName::new(name).ok()?;
+    Layout::of_environment().existing(&name).ok()?;
+    Some(Service::of(&name)).filter(Service::is_active)
+}
+
+/// Only returns if it failed.
+pub(super) fn become_program(program: &'static str, command: &mut Command) -> Failure {
+    failure(&ImperativeError::NoProgram { program, source: command.exec() })
+}

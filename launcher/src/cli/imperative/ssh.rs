@@ -1,0 +1,38 @@
+//! `microvm ssh`.
+
+use super::service::become_program;
+use super::{failure, name_of};
+use crate::cli::failure::Failure;
+use crate::cli::machine::failed;
+use launcher::imperative::{Layout, MachineName, connect_vsock, ssh_command};
+
+/// Log in to a machine of this host over vsock; needs microvm.vsock.ssh.enable in the guest
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The machine
+    #[arg(value_parser = name_of)]
+    name: MachineName,
+    /// Options of ssh, then a command for the guest
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// Connect standard input and output with a port of a guest
+#[derive(clap::Args)]
+pub(crate) struct ConnectArguments {
+    /// The guest's vsock address, or the hypervisor's socket
+    place: String,
+    /// The port
+    port: u32,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let program = std::env::current_exe().map_err(failed)?;
+    let command = ssh_command(&Layout::of_environment(), &arguments.name, &program, &arguments.arguments);
+    Err(become_program("ssh", &mut command.map_err(|error| failure(&error))?))
+}
+
+pub(crate) fn connect(arguments: &ConnectArguments) -> Result<(), Failure> {
+    connect_vsock(&arguments.place, arguments.port)
+        .map_err(|error| Failure::many(vec![format!("vsock {} port {}: {error}", arguments.place, arguments.port)]))
+}

@@ -1,0 +1,62 @@
+//! `microvm delete`: a machine and all that it kept.
+
+use super::create::remove_directory;
+use super::layout::{Layout, Machine};
+use super::service::{Service, is_declared};
+use super::{ImperativeError, MachineName};
+use std::path::PathBuf;
+use std::{fs, io};
+
+/// What goes when a machine is deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// Its state directory, with all volumes in it.
+    pub directory: PathBuf,
+    /// The files in it, which are what somebody may want to keep.
+    pub files: Vec<PathBuf>,
+}
+
+/// What would go, for asking before.
+///
+/// # Errors
+/// [`ImperativeError::Missing`], [`ImperativeError::Running`], [`ImperativeError::Declared`] while the host's
+/// configuration would only install it again.
+pub fn removal(layout: &Layout, name: &MachineName) -> Result<Removal, ImperativeError> {
+    let machine = layout.existing(name)?;
+    if Service::of(name).is_active() {
+        return Err(ImperativeError::Running(name.to_string()));
+    }
+    if machine.is_declared() && is_declared(name) {
+        return Err(ImperativeError::Declared(name.to_string()));
+    }
+    let files = files_of(&machine).map_err(ImperativeError::file(&machine.directory))?;
+    Ok(Removal { directory: machine.directory, files })
+}
+
+/// Deletes the machine: its roots, then its directory.
+///
+/// # Errors
+/// Those of [`removal`], and of files.
+pub fn delete(layout: &Layout, name: &MachineName) -> Result<(), ImperativeError> {
+    removal(layout, name)?;
+    let machine = layout.machine(name);
+    for (root, _) in layout.gc_roots_of(&machine) {
+        match fs::remove_file(&root) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ImperativeError::file(&root)(error)),
+            _ => {}
+        }
+    }
+    remove_directory(&machine.directory)
+}
+
+fn files_of(machine: &Machine) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(&machine.directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() && entry.path() != machine.flake_file() {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}

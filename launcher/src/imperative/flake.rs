@@ -1,0 +1,92 @@
+//! What a machine is built from.
+
+use super::{ImperativeError, MachineName};
+use std::fmt;
+use std::path::Path;
+
+/// Where the flake is when nobody says.
+const DEFAULT: &str = "git+file:///etc/nixos";
+
+/// A flake reference that means the same in every directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlakeReference(String);
+
+impl Default for FlakeReference {
+    fn default() -> Self {
+        Self(DEFAULT.to_owned())
+    }
+}
+
+impl FlakeReference {
+    /// Takes a reference as the user writes it. Something with a scheme is left alone, and so is a name for the flake
+    /// registry; a directory's path, also a relative one, is made absolute, because the state directory outlives the
+    /// current one.
+    ///
+    /// # Errors
+    /// [`ImperativeError::BadFlake`].
+    pub fn resolve(text: &str, current_directory: &Path) -> Result<Self, ImperativeError> {
+        let refuse = |reason| Err(ImperativeError::BadFlake(text.to_owned(), reason));
+        if text.is_empty() || text.starts_with('-') || text.contains(char::is_control) {
+            return refuse("is no flake reference");
+        }
+        if text.contains('#') {
+            return refuse("names an attribute; the machine's name is put there");
+        }
+        let is_path = text.starts_with('/') || text.starts_with('.');
+        let is_directory = !text.contains(':') && current_directory.join(text).join("flake.nix").is_file();
+        if !is_path && !is_directory {
+            return Ok(Self(text.to_owned()));
+        }
+        let (path, query) = text.split_once('?').map_or((text, None), |(path, query)| (path, Some(query)));
+        let Ok(absolute) = current_directory.join(path).canonicalize() else {
+            return refuse("there is no such directory");
+        };
+        let Some(absolute) = absolute.to_str() else { return refuse("the path must be UTF-8") };
+        Ok(Self(query.map_or_else(|| absolute.to_owned(), |query| format!("{absolute}?{query}"))))
+    }
+
+    /// Takes the reference that a state directory has.
+    pub fn stored(text: &str) -> Self {
+        Self(text.trim_end_matches('\n').to_owned())
+    }
+
+    /// The reference.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The machine's runner, as an installable.
+    pub(super) fn runner_of(&self, name: &MachineName) -> String {
+        format!("{}#nixosConfigurations.\"{name}\".config.microvm.declaredRunner", self.0)
+    }
+}
+
+impl fmt::Display for FlakeReference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_become_absolute_and_other_references_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("machines")).unwrap();
+        std::fs::write(root.join("machines/flake.nix"), "{}").unwrap();
+        let machines = root.join("machines").to_str().unwrap().to_owned();
+        let resolve = |text: &str| FlakeReference::resolve(text, &root).map(|flake| flake.to_string());
+        assert_eq!(resolve("machines").unwrap(), machines);
+        assert_eq!(resolve("./machines").unwrap(), machines);
+        assert_eq!(resolve("./machines?dir=a").unwrap(), format!("{machines}?dir=a"));
+        for kept in ["nixpkgs", "github:NixOS/nixpkgs/nixos-24.05", "git+file:///etc/nixos", "path:/srv"] {
+            assert_eq!(resolve(kept).unwrap(), kept);
+        }
+        for refused in ["", "-x", "./nowhere", ".#web", "a\nb"] {
+            assert!(resolve(refused).is_err(), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Where a host's machines are.
+
+use super::{FlakeReference, ImperativeError, MachineName};
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+/// The directories of a host.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    machines: PathBuf,
+    gc_roots: PathBuf,
+}
+
+impl Layout {
+    /// `$MICROVM_STATE_DIR` and `$MICROVM_GCROOTS_DIR`, by default those of the host module.
+    pub fn of_environment() -> Self {
+        let directory = |variable: &str, default: &str| {
+            std::env::var_os(variable).filter(|value| !value.is_empty()).map_or_else(|| default.into(), PathBuf::from)
+        };
+        Self {
+            machines: directory("MICROVM_STATE_DIR", "/var/lib/microvms"),
+            gc_roots: directory("MICROVM_GCROOTS_DIR", "/nix/var/nix/gcroots/microvm"),
+        }
+    }
+
+    /// The directories of the caller's choice.
+    pub fn at(machines: impl Into<PathBuf>, gc_roots: impl Into<PathBuf>) -> Self {
+        Self { machines: machines.into(), gc_roots: gc_roots.into() }
+    }
+
+    /// Where the state directories are.
+    pub fn machines(&self) -> &Path {
+        &self.machines
+    }
+
+    /// A machine, there or not.
+    pub fn machine(&self, name: &MachineName) -> Machine {
+        Machine { name: name.clone(), directory: self.machines.join(name.as_str()) }
+    }
+
+    /// A machine that is there.
+    ///
+    /// # Errors
+    /// [`ImperativeError::Missing`].
+    pub fn existing(&self, name: &MachineName) -> Result<Machine, ImperativeError> {
+        let machine = self.machine(name);
+        if machine.directory.is_dir() {
+            Ok(machine)
+        } else {
+            Err(ImperativeError::Missing(name.to_string(), machine.directory))
+        }
+    }
+
+    /// All machines, by name.
+    ///
+    /// # Errors
+    /// [`ImperativeError::File`]; a directory that is not there is empty.
+    pub fn all(&self) -> Result<Vec<Machine>, ImperativeError> {
+        let entries = match fs::read_dir(&self.machines) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(ImperativeError::file(&self.machines)(error)),
+        };
+        let names = entries.filter_map(|entry| MachineName::new(entry.ok()?.file_name().to_str()?).ok());
+        let mut machines: Vec<_> =
+            names.map(|name| self.machine(&name)).filter(|machine| machine.directory.is_dir()).collect();
+        machines.sort_by(|first, second| first.name.cmp(&second.name));
+        Ok(machines)
+    }
+
+    /// The links that keep the machine's runners from the garbage collection: what they are and where they lead.
+    pub(super) fn gc_roots_of(&self, machine: &Machine) -> [(PathBuf, PathBuf); 2] {
+        let name = machine.name.as_str();
+        [
+            (self.gc_roots.join(name), machine.current()),
+            (self.gc_roots.join(format!("booted-{name}")), machine.booted()),
+        ]
+    }
+
+    /// Makes those links.
+    pub(super) fn add_gc_roots(&self, machine: &Machine) -> Result<(), ImperativeError> {
+        fs::create_dir_all(&self.gc_roots).map_err(ImperativeError::file(&self.gc_roots))?;
+        for (root, target) in self.gc_roots_of(machine) {
+            replace_link(&target, &root)?;
+        }
+        Ok(())
+    }
+}
+
+/// A machine's state directory.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Its name.
+    pub name: MachineName,
+    /// The directory.
+    pub directory: PathBuf,
+}
+
+impl Machine {
+    /// The link to the runner that the next start takes.
+    pub fn current(&self) -> PathBuf {
+        self.directory.join("current")
+    }
+
+    /// The link to the runner that was started last.
+    pub fn booted(&self) -> PathBuf {
+        self.directory.join("booted")
+    }
+
+    /// The file that names the flake.
+    pub fn flake_file(&self) -> PathBuf {
+        self.directory.join("flake")
+    }
+
+    /// Whether it is part of the host's configuration, and the host's to update.
+    pub fn is_declared(&self) -> bool {
+        fs::symlink_metadata(self.directory.join("toplevel")).is_ok()
+    }
+
+    /// What it is built from.
+    ///
+    /// # Errors
+    /// [`ImperativeError::Declared`], [`ImperativeError::NoFlake`].
+    pub fn flake(&self) -> Result<FlakeReference, ImperativeError> {
+        if self.is_declared() {
+            return Err(ImperativeError::Declared(self.name.to_string()));
+        }
+        let path = self.flake_file();
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(FlakeReference::stored(&text)),
+            Err(source) => Err(ImperativeError::NoFlake { name: self.name.to_string(), path, source }),
+        }
+    }
+}
+
+/// Points the link at the target; until then it is the old one.
+pub(super) fn replace_link(target: &Path, link: &Path) -> Result<(), ImperativeError> {
+    let mut new = link.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ImperativeError::file(&new)(error)),
+        _ => {}
+    }
+    symlink(target, &new).map_err(ImperativeError::file(&new))?;
+    fs::rename(&new, link).map_err(ImperativeError::file(link))
+}

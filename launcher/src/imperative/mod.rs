@@ -1,0 +1,28 @@
+//! The machines of a host: made from flakes, kept in state directories, run by systemd.
+//!
+//! Every machine has a directory `STATE/NAME` with `current`, a link to its runner; `booted`, a link to the runner that it
+//! was started with; and `flake`, what it is built from. A machine of the host's own configuration has `toplevel` instead,
+//! and is the host's to update. Each change is one rename, so whatever interrupts it leaves the old state.
+
+mod create;
+mod delete;
+mod error;
+mod flake;
+mod layout;
+mod list;
+mod name;
+mod nix;
+mod service;
+mod ssh;
+mod update;
+
+pub use create::create;
+pub use delete::{Removal, delete, removal};
+pub use error::ImperativeError;
+pub use flake::FlakeReference;
+pub use layout::{Layout, Machine};
+pub use list::{Activity, Evaluation, Freshness, Row, list};
+pub use name::MachineName;
+pub use service::{Service, is_declared};
+pub use ssh::{connect_vsock, ssh_command};
+pub use update::{Updated, update};

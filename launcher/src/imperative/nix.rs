@@ -1,0 +1,73 @@
+//! Asking Nix to build, evaluate and compare.
+
+use super::{FlakeReference, ImperativeError, MachineName};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// How much of what a program said last goes into an error.
+const LAST_WORDS_BYTES: usize = 500;
+
+fn nix(verb: &[&str]) -> Command {
+    let mut command = Command::new("nix");
+    command.args(["--extra-experimental-features", "nix-command flakes"]).args(verb);
+    command
+}
+
+/// Builds the machine's runner, keeps it by the link, and tells its store path. Nix talks to the user meanwhile.
+pub(super) fn build(flake: &FlakeReference, name: &MachineName, link: &Path) -> Result<PathBuf, ImperativeError> {
+    let mut command = nix(&["build"]);
+    command.arg(flake.runner_of(name)).arg("--out-link").arg(link).stdout(Stdio::null());
+    let status = command.status().map_err(|source| ImperativeError::NoProgram { program: "nix", source })?;
+    if !status.success() {
+        return Err(ImperativeError::Program { program: "nix build".to_owned(), status, output: String::new() });
+    }
+    std::fs::read_link(link).map_err(ImperativeError::file(link))
+}
+
+/// The store path that the machine's runner would have.
+pub(super) fn evaluate(flake: &FlakeReference, name: &MachineName) -> Result<PathBuf, ImperativeError> {
+    let mut command = nix(&["eval", "--raw"]);
+    command.arg(format!("{}.outPath", flake.runner_of(name)));
+    said("nix eval", command).map(PathBuf::from)
+}
+
+/// The difference between two closures, in lines.
+pub(super) fn difference(old: &Path, new: &Path) -> Result<String, ImperativeError> {
+    let mut command = nix(&["store", "diff-closures"]);
+    command.arg(old).arg(new);
+    said("nix store diff-closures", command)
+}
+
+/// What the program wrote to its standard output.
+fn said(program: &str, mut command: Command) -> Result<String, ImperativeError> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|source| ImperativeError::NoProgram { program: "nix", source })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    Err(ImperativeError::Program { program: program.to_owned(), status: output.status, output: last_words(&words) })
+}
+
+/// The error among what a program said: Nix puts it first or last, among traces and warnings.
+fn last_words(text: &str) -> String {
+    let line = text.lines().map(str::trim).rfind(|line| line.starts_with("error: ") && *line != "error:");
+    let line = line.or_else(|| text.lines().rfind(|line| !line.trim().is_empty())).unwrap_or_default().trim();
+    let end = (0..=LAST_WORDS_BYTES.min(line.len())).rev().find(|end| line.is_char_boundary(*end)).unwrap_or_default();
+    line[..end].trim_start_matches("error: ").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_the_error() {
+        let text = "warning: dirty\nerror: attribute 'web' missing\n\n   at a:1:2:\n  (use --show-trace)\n";
+        assert_eq!(last_words(text), "attribute 'web' missing");
+        assert_eq!(last_words("killed\n\n"), "killed");
+        assert_eq!(last_words(""), "");
+    }
+}

@@ -1,0 +1,59 @@
+//! The systemd services of machines.
+
+use super::{ImperativeError, MachineName};
+use std::process::{Command, Stdio};
+
+/// The service of a machine.
+#[derive(Clone, Debug)]
+pub struct Service {
+    unit: String,
+}
+
+impl Service {
+    /// The service of the machine.
+    pub fn of(name: &MachineName) -> Self {
+        Self { unit: format!("microvm@{name}.service") }
+    }
+
+    /// Whether it is active; without systemd nothing is.
+    pub fn is_active(&self) -> bool {
+        quiet(Command::new("systemctl").args(["--quiet", "is-active", &self.unit]))
+    }
+
+    /// Carries out a verb of systemctl: start, stop, restart.
+    ///
+    /// # Errors
+    /// When systemctl cannot be started or fails; it tells the user why.
+    pub fn command(&self, verb: &str) -> Result<(), ImperativeError> {
+        let status = Command::new("systemctl")
+            .args([verb, &self.unit])
+            .status()
+            .map_err(|source| ImperativeError::NoProgram { program: "systemctl", source })?;
+        if status.success() {
+            return Ok(());
+        }
+        let program = format!("systemctl {verb} {}", self.unit);
+        Err(ImperativeError::Program { program, status, output: String::new() })
+    }
+
+    /// What shows the machine's journal.
+    pub fn journal(&self, arguments: &[String]) -> Command {
+        let mut command = Command::new("journalctl");
+        command.arg("--unit").arg(&self.unit).args(arguments);
+        command
+    }
+}
+
+/// Whether the host's configuration still installs the machine.
+pub fn is_declared(name: &MachineName) -> bool {
+    quiet(Command::new("systemctl").args(["cat", &format!("install-microvm-{name}.service")]))
+}
+
+fn quiet(command: &mut Command) -> bool {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}

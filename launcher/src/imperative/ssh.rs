@@ -1,0 +1,97 @@
+//! `microvm ssh`: a shell in the guest over vsock, without a network.
+
+use super::{ImperativeError, Layout, MachineName};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+
+/// The port of sshd.
+const SSH_PORT: u32 = 22;
+
+/// The command that connects to the machine's sshd, through this program itself (`vsock-connect`).
+///
+/// The host's side of vsock is the kernel's or a socket of the hypervisor, and nobody else can answer there: the guest's
+/// key, which is new at each boot of a guest without a disk, is not checked.
+///
+/// # Errors
+/// [`ImperativeError::Missing`], [`ImperativeError::NoVsock`].
+pub fn ssh_command(
+    layout: &Layout,
+    name: &MachineName,
+    this_program: &Path,
+    arguments: &[String],
+) -> Result<Command, ImperativeError> {
+    let machine = layout.existing(name)?;
+    let runner = [machine.booted(), machine.current()].into_iter().find(|link| link.exists());
+    let fact = |file: &str| {
+        let path = runner.as_ref()?.join("share/microvm").join(file);
+        std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+    };
+    let cid = fact("vsock-cid").ok_or_else(|| ImperativeError::NoVsock(name.to_string()))?;
+    // These two have a socket of their own instead of the kernel's vsock.
+    let has_socket =
+        fact("hypervisor").is_some_and(|hypervisor| ["cloud-hypervisor", "firecracker"].contains(&hypervisor.as_str()));
+    let place = if has_socket { machine.directory.join(format!("{name}.vsock")).display().to_string() } else { cid };
+    let quoted = |word: &str| format!("'{}'", word.replace('\'', r"'\''"));
+    let proxy = format!("{} vsock-connect {} {SSH_PORT}", quoted(&this_program.display().to_string()), quoted(&place));
+    let mut command = Command::new("ssh");
+    for option in [
+        format!("ProxyCommand={proxy}"),
+        "StrictHostKeyChecking=no".to_owned(),
+        "UserKnownHostsFile=/dev/null".to_owned(),
+        "LogLevel=ERROR".to_owned(),
+    ] {
+        command.args(["-o", &option]);
+    }
+    // What is behind `--`: options of ssh, then a command for the guest.
+    let options = arguments.iter().take_while(|argument| argument.starts_with('-')).count();
+    command.args(&arguments[..options]).args(["-l", "root", name.as_str()]).args(&arguments[options..]);
+    Ok(command)
+}
+
+/// Copies between standard input and output and a port of a guest, as ssh's ProxyCommand wants it.
+///
+/// # Errors
+/// When the guest does not answer.
+pub fn connect_vsock(place: &str, port: u32) -> io::Result<()> {
+    let (mut from_guest, mut to_guest): (Box<dyn Read + Send>, File) = match place.parse::<u32>() {
+        Ok(cid) => {
+            let guest = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            connect(guest.as_raw_fd(), &VsockAddr::new(cid, port))?;
+            (Box::new(File::from(guest.try_clone()?)), File::from(guest))
+        }
+        Err(_) => {
+            let mut guest = UnixStream::connect(place)?;
+            // firecracker's docs/vsock.md; cloud-hypervisor speaks the same.
+            guest.write_all(format!("CONNECT {port}\n").as_bytes())?;
+            let mut reader = BufReader::new(guest.try_clone()?);
+            let mut answer = String::new();
+            reader.read_line(&mut answer)?;
+            if !answer.starts_with("OK ") {
+                return Err(io::Error::new(
+                    io::ErrorKind::ConnectionRefused,
+                    "nobody listens on that port of the guest",
+                ));
+            }
+            (Box::new(reader), File::from(OwnedFd::from(guest)))
+        }
+    };
+    std::thread::spawn(move || {
+        // ssh ends the connection by ending this process.
+        let _ = io::copy(&mut io::stdin().lock(), &mut to_guest);
+    });
+    let mut stdout = io::stdout().lock();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let count = from_guest.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(());
+        }
+        stdout.write_all(&buffer[..count])?;
+        stdout.flush()?;
+    }
+}

@@ -1,0 +1,257 @@
+//! `microvm create|update|list|ssh|delete...` on a temporary state directory, with real Nix and a real flake. Only
+//! systemctl, journalctl and ssh are recorders, which write down how they were called.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test that cannot be set up fails, and a skipped one says so"
+)]
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+struct Host {
+    directory: TempDir,
+}
+
+impl Host {
+    /// Without Nix or root there is nothing to test against.
+    fn new() -> Option<Self> {
+        let has_nix = Command::new("nix").arg("--version").output().is_ok_and(|output| output.status.success());
+        let is_usable = has_nix && nix::unistd::geteuid().is_root() && Path::new("/usr/bin/busybox").exists();
+        if !is_usable {
+            let reason = "nix, busybox-static and root are needed";
+            assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "{reason}");
+            eprintln!("skipped: {reason}");
+            return None;
+        }
+        let host = Self { directory: tempfile::tempdir().unwrap() };
+        for directory in ["bin", "machines", "gcroots", "flake", "store"] {
+            fs::create_dir(host.path(directory)).unwrap();
+        }
+        // An active unit is a file of its name.
+        host.recorder(
+            "systemctl",
+            "case $1,$2 in *,is-active) [ -e \"$RECORDS/$3\" ] ;; cat,*) [ -e \"$RECORDS/$2\" ] ;; esac",
+        );
+        host.recorder("ssh", "");
+        host.recorder("journalctl", "");
+        Some(host)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn recorder(&self, name: &str, script: &str) {
+        let path = self.path("bin").join(name);
+        fs::write(&path, format!("#!/bin/sh\necho {name} \"$@\" >>\"$RECORDS/calls\"\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// A flake with these machines; what is not `Ok` is an expression that fails.
+    fn flake(&self, machines: &[(&str, Result<&str, &str>)]) {
+        let machine = |(name, content): &(&str, Result<&str, &str>)| match content {
+            Ok(content) => format!(
+                r#""{name}".config.microvm.declaredRunner = derivation {{ name = "microvm-{name}"; system = "x86_64-linux";
+                builder = "/bin/sh"; args = [ "-c" "mkdir $out; echo {content} > $out/content" ]; PATH = "/bin"; }};"#
+            ),
+            Err(expression) => format!(r#""{name}".config.microvm.declaredRunner = {expression};"#),
+        };
+        let machines: String = machines.iter().map(machine).collect();
+        let text = format!("{{ outputs = _: {{ nixosConfigurations = {{ {machines} }}; }}; }}");
+        fs::write(self.path("flake/flake.nix"), text).unwrap();
+    }
+
+    fn microvm(&self, arguments: &[&str]) -> Output {
+        let search_path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
+        let configuration = format!(
+            "store = {}\nsubstituters =\nbuild-users-group =\nbuilders =\nsandbox = true\n\
+             sandbox-paths = /bin/sh=/usr/bin/busybox /bin/mkdir=/usr/bin/busybox\nflake-registry =\nfsync-metadata = false",
+            self.path("store").display()
+        );
+        Command::new(env!("CARGO_BIN_EXE_microvm"))
+            .args(arguments)
+            .current_dir(self.directory.path())
+            .env("PATH", search_path)
+            .env("RECORDS", self.directory.path())
+            .env("HOME", self.directory.path())
+            .env("NIX_CONFIG", configuration)
+            .env("NIX_CONF_DIR", "/var/empty")
+            .env("NIX_USER_CONF_FILES", "/dev/null")
+            .env("NIX_REMOTE", "")
+            .env("MICROVM_STATE_DIR", self.path("machines"))
+            .env("MICROVM_GCROOTS_DIR", self.path("gcroots"))
+            .output()
+            .unwrap()
+    }
+
+    /// What it says on stdout; it must succeed.
+    fn done(&self, arguments: &[&str]) -> String {
+        let output = self.microvm(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What it says on stderr; it must end with this code.
+    fn refused(&self, code: i32, arguments: &[&str]) -> String {
+        let output = self.microvm(arguments);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        said
+    }
+
+    fn current(&self, name: &str) -> PathBuf {
+        fs::read_link(self.path("machines").join(name).join("current")).unwrap()
+    }
+
+    fn calls(&self) -> String {
+        fs::read_to_string(self.path("calls")).unwrap_or_default()
+    }
+}
+
+#[test]
+fn a_machine_is_created_updated_listed_and_deleted() {
+    let Some(host) = Host::new() else { return };
+    host.flake(&[("web", Ok("one"))]);
+
+    // A relative path means the same wherever the next command is started.
+    let directory = host.done(&["-f", "flake", "-c", "web"]);
+    assert_eq!(directory.trim(), host.path("machines/web").to_str().unwrap());
+    let flake = fs::read_to_string(host.path("machines/web/flake")).unwrap();
+    assert_eq!(flake, host.path("flake").canonicalize().unwrap().to_str().unwrap());
+    let first = host.current("web");
+    assert_eq!(fs::read_link(host.path("gcroots/web")).unwrap(), host.path("machines/web/current"));
+    assert_eq!(fs::read_link(host.path("gcroots/booted-web")).unwrap(), host.path("machines/web/booted"));
+    assert!(host.refused(2, &["create", "web", "--flake", "flake"]).contains("is there already"));
+
+    assert_eq!(host.done(&["list"]), "web  not booted, current\n");
+    symlink(&first, host.path("machines/web/booted")).unwrap();
+    host.flake(&[("web", Ok("two"))]);
+    assert_eq!(host.done(&["list"]), "web  stopped, outdated: microvm update web\n");
+    assert_eq!(host.done(&["list", "--offline"]), "web  stopped, not evaluated\n");
+
+    fs::write(host.path("microvm@web.service"), "").unwrap();
+    host.done(&["-Ru", "web"]);
+    assert_ne!(host.current("web"), first);
+    assert!(host.calls().contains("systemctl restart microvm@web.service"), "{}", host.calls());
+    assert_eq!(host.done(&["list"]), "web  stale: runs an older system, current\n");
+
+    assert!(host.refused(2, &["delete", "--yes", "web"]).contains("stop it first"));
+    fs::remove_file(host.path("microvm@web.service")).unwrap();
+    fs::write(host.path("machines/web/var.img"), "data").unwrap();
+    assert!(host.refused(2, &["delete", "web"]).contains("var.img"));
+    host.done(&["delete", "--yes", "web"]);
+    assert!(!host.path("machines/web").exists());
+    assert!(fs::read_dir(host.path("gcroots")).unwrap().next().is_none());
+}
+
+#[test]
+fn one_broken_machine_does_not_hide_the_others() {
+    let Some(host) = Host::new() else { return };
+    host.flake(&[("a", Ok("a")), ("b", Ok("b")), ("c", Ok("c"))]);
+    for name in ["a", "b", "c"] {
+        host.done(&["create", name, "--flake", "flake"]);
+    }
+    host.flake(&[("a", Ok("a")), ("b", Err("throw \"b is broken\""))]);
+    fs::create_dir(host.path("machines/half")).unwrap();
+    let rows: serde_json::Value = serde_json::from_str(&host.done(&["list", "--json"])).unwrap();
+    let told: Vec<_> =
+        rows.as_array().unwrap().iter().map(|row| (row["name"].clone(), row["freshness"].clone())).collect();
+    assert_eq!(
+        told,
+        [("a", "current"), ("b", "broken"), ("c", "broken"), ("half", "unknown")]
+            .map(|(name, freshness)| (name.into(), freshness.into()))
+    );
+    assert!(rows[1]["problem"].as_str().unwrap().contains("b is broken"), "{rows:#}");
+    assert!(rows[3]["problem"].as_str().unwrap().contains("current"), "{rows:#}");
+
+    // The one that can be built is, and the others keep what they have.
+    let before = host.current("b");
+    let said = host.refused(1, &["update", "b", "a"]);
+    assert!(said.contains("error: b: nix build failed") && said.contains("a is current"), "{said}");
+    assert_eq!(host.current("b"), before);
+}
+
+#[test]
+fn a_creation_that_fails_leaves_nothing() {
+    let Some(host) = Host::new() else { return };
+    host.flake(&[("web", Err("throw \"no\""))]);
+    host.refused(1, &["create", "web", "--flake", "flake"]);
+    assert!(fs::read_dir(host.path("machines")).unwrap().next().is_none());
+    // What a killed one left is in nobody's way.
+    fs::create_dir(host.path("machines/.web.new")).unwrap();
+    host.flake(&[("web", Ok("one"))]);
+    host.done(&["create", "web", "--flake", "flake"]);
+    assert_eq!(host.done(&["list", "--offline"]), "web  not booted, not evaluated\n");
+}
+
+#[test]
+fn names_and_flakes_are_checked_before_anything_is_done() {
+    let Some(host) = Host::new() else { return };
+    for name in ["../web", "a/b", ".", "a b", "a@b"] {
+        assert!(host.refused(2, &["create", name, "--flake", "flake"]).contains("is no name of a machine"), "{name}");
+    }
+    for flake in ["flake#web", "./nowhere"] {
+        host.refused(2, &["create", "web", "--flake", flake]);
+    }
+    for command in ["start", "restart", "logs", "ssh", "update"] {
+        assert!(host.refused(2, &[command, "web"]).contains("there is no machine web"), "{command}");
+    }
+    assert_eq!(host.calls(), "");
+}
+
+#[test]
+fn services_are_systemds() {
+    let Some(host) = Host::new() else { return };
+    let machine = host.path("machines/web");
+    fs::create_dir_all(machine.join("runner/bin")).unwrap();
+    symlink("runner", machine.join("current")).unwrap();
+    symlink("gone", machine.join("toplevel")).unwrap();
+    let run = machine.join("runner/bin/microvm-run");
+    fs::write(&run, "#!/bin/sh\necho runs in \"$PWD\"\n").unwrap();
+    fs::set_permissions(&run, fs::Permissions::from_mode(0o755)).unwrap();
+
+    assert_eq!(host.done(&["-r", "web"]), format!("runs in {}\n", machine.display()));
+    host.done(&["start", "web"]);
+    host.done(&["logs", "web", "--follow"]);
+    fs::write(host.path("microvm@web.service"), "").unwrap();
+    host.refused(2, &["run", "web"]);
+    host.done(&["stop", "web"]);
+    let calls = host.calls();
+    for call in [
+        "systemctl start microvm@web.service\n",
+        "journalctl --unit microvm@web.service --follow\n",
+        "systemctl stop microvm@web.service\n",
+    ] {
+        assert!(calls.contains(call), "{calls}");
+    }
+
+    // A machine of the host's configuration is the host's to update; when it left that, it is stopped and told of.
+    assert!(host.refused(2, &["update", "web"]).contains("nixos-rebuild"));
+    fs::write(host.path("install-microvm-web.service"), "").unwrap();
+    assert_eq!(host.done(&["prune"]), "");
+    fs::remove_file(host.path("install-microvm-web.service")).unwrap();
+    assert_eq!(host.done(&["prune"]), format!("{}\n", machine.display()));
+    assert_eq!(host.calls().matches("systemctl stop").count(), 2);
+}
+
+#[test]
+fn ssh_goes_through_this_program() {
+    let Some(host) = Host::new() else { return };
+    let facts = host.path("machines/web/current/share/microvm");
+    fs::create_dir_all(&facts).unwrap();
+    assert!(host.refused(2, &["ssh", "web"]).contains("vsock.cid"));
+    fs::write(facts.join("vsock-cid"), "7\n").unwrap();
+    fs::write(facts.join("hypervisor"), "qemu\n").unwrap();
+    host.done(&["-s", "web", "--", "-v", "uname", "-a"]);
+    fs::write(facts.join("hypervisor"), "firecracker\n").unwrap();
+    host.done(&["ssh", "web"]);
+    let calls = host.calls();
+    let calls: Vec<_> = calls.lines().collect();
+    assert!(calls[0].contains("vsock-connect '7' 22") && calls[0].ends_with("-v -l root web uname -a"), "{calls:?}");
+    assert!(calls[1].contains("machines/web/web.vsock' 22"), "{calls:?}");
+}
