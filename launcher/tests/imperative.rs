@@ -39,6 +39,7 @@ impl Host {
         );
         host.recorder("ssh", "");
         host.recorder("journalctl", "");
+        host.recorder("busctl", "");
         Some(host)
     }
 
@@ -254,4 +255,20 @@ fn ssh_goes_through_this_program() {
     let calls: Vec<_> = calls.lines().collect();
     assert!(calls[0].contains("vsock-connect '7' 22") && calls[0].ends_with("-v -l root web uname -a"), "{calls:?}");
     assert!(calls[1].contains("machines/web/web.vsock' 22"), "{calls:?}");
+}
+
+#[test]
+fn machined_is_told_of_a_machine() {
+    let Some(host) = Host::new() else { return };
+    let spec = r#"{"version": 1, "name": "web", "kernel": "/k", "machineId": "0102030405060708090a0b0c0d0e0fff"}"#;
+    fs::write(host.path("web.json"), spec).unwrap();
+    assert!(host.refused(2, &["register", "web.json"]).contains("MAINPID"));
+    host.done(&["register", "web.json", "--leader", "42"]);
+    host.done(&["unregister", "web.json"]);
+    let calls = host.calls();
+    assert!(
+        calls.contains("RegisterMachine sayssus web 16 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 255 microvm vm 42 \n"),
+        "{calls}"
+    );
+    assert!(calls.contains("UnregisterMachine s web\n"), "{calls}");
 }

@@ -2,6 +2,7 @@
 
 mod create;
 mod delete;
+mod host_side;
 mod letters;
 mod list;
 mod prune;
@@ -29,6 +30,9 @@ pub(super) enum HostCommand {
     VsockConnect(ssh::ConnectArguments),
     Delete(delete::Arguments),
     Prune(prune::Arguments),
+    PciSetup(host_side::PciArguments),
+    Register(host_side::RegisterArguments),
+    Unregister(host_side::UnregisterArguments),
 }
 
 pub(super) fn carry_out(command: &HostCommand) -> Result<(), Failure> {
@@ -43,6 +47,9 @@ pub(super) fn carry_out(command: &HostCommand) -> Result<(), Failure> {
         HostCommand::VsockConnect(arguments) => ssh::connect(arguments),
         HostCommand::Delete(arguments) => delete::run(arguments),
         HostCommand::Prune(arguments) => prune::run(arguments),
+        HostCommand::PciSetup(arguments) => host_side::pci_setup(arguments),
+        HostCommand::Register(arguments) => host_side::register_machine(arguments),
+        HostCommand::Unregister(arguments) => host_side::unregister_machine(arguments),
     }
 }
 

@@ -1,0 +1,65 @@
+//! `microvm pci-setup|register|unregister SPEC`: what a host does for a machine beside running it.
+
+use super::failure;
+use crate::cli::failure::Failure;
+use crate::cli::machine::failed;
+use crate::cli::spec_file::{SpecArguments, read};
+use launcher::child::Identity;
+use launcher::imperative::{PciBus, register, unregister};
+use launcher::spec::DeviceBus;
+use std::process::{Command, Stdio};
+
+/// Give a machine's PCI devices to vfio-pci
+#[derive(clap::Args)]
+pub(crate) struct PciArguments {
+    #[command(flatten)]
+    spec: SpecArguments,
+    /// The user who may open them
+    #[arg(long, value_name = "USER")]
+    owner: Option<String>,
+}
+
+/// Tell systemd-machined that a machine runs
+#[derive(clap::Args)]
+pub(crate) struct RegisterArguments {
+    #[command(flatten)]
+    spec: SpecArguments,
+    /// The machine's process [default: $MAINPID, as systemd sets it]
+    #[arg(long, value_name = "PID")]
+    leader: Option<u32>,
+}
+
+/// Tell systemd-machined that a machine has ended
+#[derive(clap::Args)]
+pub(crate) struct UnregisterArguments {
+    #[command(flatten)]
+    spec: SpecArguments,
+}
+
+pub(crate) fn pci_setup(arguments: &PciArguments) -> Result<(), Failure> {
+    let spec = read(&arguments.spec.spec, &arguments.spec.overrides)?;
+    let owner = arguments.owner.as_deref().map(Identity::of).transpose().map_err(failed)?;
+    // Built into some kernels; where it is missing, the first device says so.
+    let _ = Command::new("modprobe").arg("vfio-pci").stderr(Stdio::null()).status();
+    let devices = spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci);
+    let bus = PciBus::default();
+    let problems: Vec<_> = devices
+        .filter_map(|device| bus.hand_over(&device.path, owner.as_ref()).err())
+        .map(|error| format!("{}: {error}", spec.name))
+        .collect();
+    if problems.is_empty() { Ok(()) } else { Err(Failure::many(problems)) }
+}
+
+pub(crate) fn register_machine(arguments: &RegisterArguments) -> Result<(), Failure> {
+    let spec = read(&arguments.spec.spec, &arguments.spec.overrides)?;
+    let of_systemd = || std::env::var("MAINPID").ok()?.parse().ok();
+    let leader = arguments.leader.or_else(of_systemd).ok_or_else(|| {
+        Failure::bad_input(vec!["the machine's process is not known: neither --leader nor $MAINPID is set".to_owned()])
+    })?;
+    register(&spec.name, spec.machine_id.as_deref(), leader).map_err(|error| failure(&error))
+}
+
+pub(crate) fn unregister_machine(arguments: &UnregisterArguments) -> Result<(), Failure> {
+    let spec = read(&arguments.spec.spec, &arguments.spec.overrides)?;
+    unregister(&spec.name).map_err(|error| failure(&error))
+}

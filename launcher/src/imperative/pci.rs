@@ -1,0 +1,94 @@
+//! Taking PCI devices from the host's drivers, for machines to have them: kernel documentation, driver-api/vfio.rst.
+
+use super::ImperativeError;
+use crate::child::Identity;
+use std::fs;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+
+/// The driver that hands devices on.
+const DRIVER: &str = "vfio-pci";
+
+/// Where the kernel shows its devices.
+#[derive(Clone, Debug)]
+pub struct PciBus {
+    sysfs: PathBuf,
+    groups: PathBuf,
+}
+
+impl Default for PciBus {
+    fn default() -> Self {
+        Self { sysfs: "/sys/bus/pci".into(), groups: "/dev/vfio".into() }
+    }
+}
+
+impl PciBus {
+    /// The directories of the caller's choice, for tests.
+    pub fn at(sysfs: impl Into<PathBuf>, groups: impl Into<PathBuf>) -> Self {
+        Self { sysfs: sysfs.into(), groups: groups.into() }
+    }
+
+    /// Gives the device to `vfio-pci`, and its group to the user. One that is there already stays.
+    ///
+    /// # Errors
+    /// Files of the kernel that are not there, because there is no such device, no IOMMU or no `vfio-pci`, or that only
+    /// root can write.
+    pub fn hand_over(&self, address: &str, owner: Option<&Identity>) -> Result<(), ImperativeError> {
+        let device = self.sysfs.join("devices").join(address);
+        let driver = device.join("driver");
+        let bound = fs::read_link(&driver).ok();
+        if bound.as_deref().and_then(Path::file_name).is_none_or(|name| name != DRIVER) {
+            write(&device.join("driver_override"), DRIVER)?;
+            if bound.is_some() {
+                write(&driver.join("unbind"), address)?;
+            }
+            write(&self.sysfs.join("drivers_probe"), address)?;
+        }
+        let link = device.join("iommu_group");
+        let group = fs::read_link(&link).map_err(ImperativeError::file(&link))?;
+        let Some(owner) = owner else { return Ok(()) };
+        let file = self.groups.join(group.file_name().unwrap_or_default());
+        let (user, group) = (owner.user().as_raw(), owner.group().as_raw());
+        chown(&file, Some(user), Some(group)).map_err(ImperativeError::file(&file))
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), ImperativeError> {
+    // Not created when it is missing: these are the kernel's.
+    let file = fs::OpenOptions::new().write(true).open(path);
+    file.and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes())).map_err(ImperativeError::file(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_device_is_taken_from_its_driver_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let device = root.join("devices/0000:01:00.0");
+        fs::create_dir_all(root.join("drivers/nic")).unwrap();
+        fs::create_dir_all(root.join("drivers/vfio-pci")).unwrap();
+        fs::create_dir_all(&device).unwrap();
+        let bus = PciBus::at(root, root.join("groups"));
+        assert!(bus.hand_over("0000:01:00.0", None).unwrap_err().to_string().contains("driver_override"));
+        for file in ["devices/0000:01:00.0/driver_override", "drivers/nic/unbind", "drivers_probe"] {
+            fs::write(root.join(file), "").unwrap();
+        }
+        symlink("../../drivers/nic", device.join("driver")).unwrap();
+        symlink("../../groups/7", device.join("iommu_group")).unwrap();
+        bus.hand_over("0000:01:00.0", None).unwrap();
+        let read = |file: &str| fs::read_to_string(root.join(file)).unwrap();
+        assert_eq!(read("devices/0000:01:00.0/driver_override"), "vfio-pci");
+        assert_eq!(read("drivers/nic/unbind"), "0000:01:00.0");
+        assert_eq!(read("drivers_probe"), "0000:01:00.0");
+
+        fs::remove_file(device.join("driver")).unwrap();
+        symlink("../../drivers/vfio-pci", device.join("driver")).unwrap();
+        fs::write(root.join("drivers_probe"), "").unwrap();
+        bus.hand_over("0000:01:00.0", None).unwrap();
+        assert_eq!(read("drivers_probe"), "");
+    }
+}
