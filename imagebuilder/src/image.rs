@@ -68,7 +68,7 @@ const ID_ENTRY_BYTES: u64 = 4;
 /// No inode is shorter: what all have in common, and a link count.
 const INODE_BYTES_MIN: u64 = 20;
 /// Most inodes: it bounds what is held for each of them while an image is checked.
-const INODES_MAX: u32 = 1 << 24;
+const INODES_MAX: u32 = 1 << 23;
 /// Most fragment blocks: it bounds what is held for each of them while an image is checked.
 const FRAGMENTS_MAX: u32 = 1 << 24;
 /// Decompressed fragment blocks that are kept, each of at most 1 MiB.

@@ -113,7 +113,7 @@ fn devices_pipes_and_hard_links_of_stock_images_are_shown_and_extracted_only_on_
 #[test]
 fn extended_attributes_of_stock_images_are_read() {
     let Some(setfattr) = tools::find("setfattr") else { return };
-    let directory = tempfile::tempdir_in(".").unwrap();
+    let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     let tree = directory.path().join("tree");
     fs::create_dir(&tree).unwrap();
     let value = "v".repeat(3000);

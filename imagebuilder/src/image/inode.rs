@@ -388,6 +388,9 @@ fn read_other(cursor: &mut Cursor<'_>, inode_type: InodeType, form: InodeForm, p
             }
             let mut target = vec![0; usize::try_from(length).unwrap_or_default()];
             cursor.read(&mut target)?;
+            if target.contains(&0) {
+                return Err(ImageError::damaged(part, "its target has a zero byte in it"));
+            }
             InodeKind::Symlink(target)
         }
         InodeType::BlockDevice => InodeKind::BlockDevice(cursor.u32()?),

@@ -7,6 +7,7 @@ use super::listing::{IndexEntries, Listing};
 use super::metadata::MetadataTable;
 use super::superblock::read_at;
 use super::unique::each_distinct;
+use super::xattr::XattrTables;
 use super::{EXPORT_ENTRY_BYTES, Image, Region, flag};
 
 impl Image {
@@ -88,6 +89,11 @@ impl Image {
     /// Whether a place of the decompressed directory table lies in the metadata block that begins at `piece`.
     pub(crate) fn is_in_directory_piece(&self, place: u64, piece: u32) -> bool {
         self.directories.stored_place(place).is_some_and(|(stored, _)| stored == piece)
+    }
+
+    /// All extended attributes must be readable.
+    pub(crate) fn check_xattrs(&self) -> Result<(), ImageError> {
+        self.xattrs.as_ref().map_or(Ok(()), XattrTables::check)
     }
 
     /// The export table must lead from the inode's number to the inode.

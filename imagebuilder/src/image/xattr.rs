@@ -58,35 +58,27 @@ impl XattrTables {
         Ok(Self { ids, values, count, end })
     }
 
-    /// The attributes of an entry of the id table.
-    pub(crate) fn read(&self, index: u32) -> Result<Vec<Xattr>, ImageError> {
+    /// Where the list of an entry of the id table begins, and how many attributes it has.
+    fn list(&self, index: u32) -> Result<(Cursor<'_>, u32), ImageError> {
         if index >= self.count {
             let reason = format!("entry {index} of {} is asked for", self.count);
             return Err(ImageError::damaged(Part::XattrIdTable, reason));
         }
         let mut cursor = self.ids.cursor(u64::from(index) * ID_ENTRY_BYTES);
         let place = self.place(cursor.u64()?)?;
-        let count = cursor.u32()?;
-        let mut cursor = self.values.cursor(place);
+        Ok((self.values.cursor(place), cursor.u32()?))
+    }
+
+    /// The attributes of an entry of the id table.
+    pub(crate) fn read(&self, index: u32) -> Result<Vec<Xattr>, ImageError> {
+        let (mut cursor, count) = self.list(index)?;
         let mut xattrs = Vec::new();
         let mut bytes = 0;
         for _ in 0..count {
-            let type_number = cursor.u16()?;
-            let prefix = PREFIXES.get(usize::from(type_number & 0xff));
-            let prefix = prefix
-                .filter(|_| type_number & !(VALUE_ELSEWHERE | 0xff) == 0)
-                .ok_or_else(|| ImageError::damaged(Part::XattrTable, format!("no type is {type_number}")))?;
-            let mut name = prefix.as_bytes().to_vec();
-            let start = name.len();
-            name.resize(start + usize::from(cursor.u16()?), 0);
-            cursor.read(&mut name[start..])?;
-            let value = if type_number & VALUE_ELSEWHERE == 0 {
-                read_value(&mut cursor)?
-            } else {
-                if cursor.u32()? != 8 {
-                    return Err(ImageError::damaged(Part::XattrTable, "a reference to a value is not 8 bytes long"));
-                }
-                read_value(&mut self.values.cursor(self.place(cursor.u64()?)?))?
+            let (name, elsewhere) = read_name(&mut cursor)?;
+            let value = match elsewhere {
+                false => read_value(&mut cursor)?,
+                true => read_value(&mut self.values.cursor(self.value_place(&mut cursor)?))?,
             };
             bytes += name.len() + value.len();
             if bytes > INODE_BYTES_MAX {
@@ -98,6 +90,37 @@ impl XattrTables {
         Ok(xattrs)
     }
 
+    /// Goes through all lists without reading the values. Lists must not overlap, so this takes no longer than the
+    /// table is, however many entries there are.
+    pub(crate) fn check(&self) -> Result<(), ImageError> {
+        let mut bytes_left = self.values.length();
+        for index in 0..self.count {
+            let (mut cursor, count) = self.list(index)?;
+            let mut from = cursor.place();
+            for _ in 0..count {
+                let (_, elsewhere) = read_name(&mut cursor)?;
+                match elsewhere {
+                    false => skip_value(&mut cursor)?,
+                    true => skip_value(&mut self.values.cursor(self.value_place(&mut cursor)?))?,
+                }
+                let left = bytes_left.checked_sub(cursor.place() - from);
+                bytes_left = left.ok_or_else(|| {
+                    ImageError::damaged(Part::XattrTable, "its lists overlap: together they are longer than it")
+                })?;
+                from = cursor.place();
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads where a value stands that is not in its list.
+    fn value_place(&self, cursor: &mut Cursor<'_>) -> Result<u64, ImageError> {
+        if cursor.u32()? != 8 {
+            return Err(ImageError::damaged(Part::XattrTable, "a reference to a value is not 8 bytes long"));
+        }
+        self.place(cursor.u64()?)
+    }
+
     fn place(&self, reference: u64) -> Result<u64, ImageError> {
         let piece = u32::try_from(reference >> 16).map_err(|_| {
             ImageError::damaged(Part::XattrTable, format!("something refers to {reference:#x}, behind its end"))
@@ -106,12 +129,35 @@ impl XattrTables {
     }
 }
 
-fn read_value(cursor: &mut Cursor<'_>) -> Result<Vec<u8>, ImageError> {
+/// A name with its prefix, and whether the value stands elsewhere.
+fn read_name(cursor: &mut Cursor<'_>) -> Result<(Vec<u8>, bool), ImageError> {
+    let type_number = cursor.u16()?;
+    let prefix = PREFIXES.get(usize::from(type_number & 0xff));
+    let prefix = prefix
+        .filter(|_| type_number & !(VALUE_ELSEWHERE | 0xff) == 0)
+        .ok_or_else(|| ImageError::damaged(Part::XattrTable, format!("no type is {type_number}")))?;
+    let mut name = prefix.as_bytes().to_vec();
+    let start = name.len();
+    name.resize(start + usize::from(cursor.u16()?), 0);
+    cursor.read(&mut name[start..])?;
+    Ok((name, type_number & VALUE_ELSEWHERE != 0))
+}
+
+fn value_bytes(cursor: &mut Cursor<'_>) -> Result<u32, ImageError> {
     let length = cursor.u32()?;
     if length > VALUE_BYTES_MAX {
         return Err(ImageError::damaged(Part::XattrTable, format!("a value has {length} bytes")));
     }
-    let mut value = vec![0; usize::try_from(length).unwrap_or_default()];
+    Ok(length)
+}
+
+fn read_value(cursor: &mut Cursor<'_>) -> Result<Vec<u8>, ImageError> {
+    let mut value = vec![0; usize::try_from(value_bytes(cursor)?).unwrap_or_default()];
     cursor.read(&mut value)?;
     Ok(value)
+}
+
+fn skip_value(cursor: &mut Cursor<'_>) -> Result<(), ImageError> {
+    let length = value_bytes(cursor)?;
+    cursor.skip(u64::from(length))
 }

@@ -85,6 +85,9 @@ pub(super) fn check_padding(image: &Image, problems: &Problems) {
 
 /// Reads all inodes: numbers used once, export table right, attributes readable, no tail of nothing.
 pub(super) fn check_inodes(image: &Image, problems: &Problems) -> Inodes {
+    if let Err(error) = image.check_xattrs() {
+        problems.damage(error);
+    }
     let count = image.superblock().inodes;
     let slots = usize::try_from(count).unwrap_or(usize::MAX).saturating_add(1);
     let (present, directories) = (InodeSet::new(count), InodeSet::new(count));
@@ -119,9 +122,6 @@ fn check_inode(image: &Image, inode: &Inode, problems: &Problems) {
             problems.general(ProblemKind::Export, format!("{part}: {reason}"));
         }
         Err(error) => problems.damage(error),
-    }
-    if let Err(error) = image.xattrs(inode) {
-        problems.damage(error);
     }
     let InodeKind::File(file) = &inode.kind else { return };
     let damaged = |detail: String| problems.general(ProblemKind::Damaged, format!("inode {}: {detail}", inode.number));
