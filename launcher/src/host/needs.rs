@@ -10,6 +10,7 @@ use crate::spec::DeviceBus;
 use nix::unistd::{AccessFlags, access};
 use std::fmt;
 use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// Something that is missing.
@@ -46,7 +47,11 @@ pub fn missing(launch: &Launch, moment: Moment) -> Vec<HostProblem> {
     }
     for node in &launch.needs.device_nodes {
         if let Err(error) = OpenOptions::new().read(true).write(true).open(node.path.as_path()) {
-            problems.add(&node.option, format!("{}: {error}; run: sudo {}", node.path, node.remedy));
+            let remedy = match error.kind() {
+                ErrorKind::PermissionDenied => "who runs the machine must be allowed to read and write it".to_owned(),
+                _ => format!("run: sudo {}", node.remedy),
+            };
+            problems.add(&node.option, format!("{}: {error}; {remedy}", node.path));
         }
     }
     for device in &launch.needs.devices {

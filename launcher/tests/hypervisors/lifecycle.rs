@@ -50,7 +50,7 @@ fn a_life_under_kvmtool() {
 
 /// A machine that waits, with a tap, a balloon and a disk. One CPU, because the probe guest drives one queue of a tap,
 /// and crosvm, which opens one for each CPU, leaves frames on the others.
-fn waiting_machine(hypervisor: Hypervisor) -> Option<(TestMachine, MachineSpec)> {
+pub(crate) fn waiting_machine(hypervisor: Hypervisor) -> Option<(TestMachine, MachineSpec)> {
     let Some(program) = program_of(hypervisor) else {
         let why = format!("no {hypervisor}: it is not installed, or MICROVM_TEST_... does not name it");
         match hypervisor {

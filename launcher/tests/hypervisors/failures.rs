@@ -1,0 +1,238 @@
+//! Starts that fail, and starts without the rights of root: what is said, what the exit code is, what is left behind.
+
+use crate::lifecycle::{terminate, waiting_machine};
+use crate::machine::{Running, TestMachine, use_program};
+use crate::probe::probe_guest;
+use launcher::spec::{Hypervisor, MachineSpec};
+use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// A machine for a firecracker that is a shell script.
+fn scripted_machine(script: &str, changes: Value) -> Option<TestMachine> {
+    let machine = TestMachine::new("web")?;
+    let program = write_script(&machine, "firecracker", script);
+    fs::copy(&probe_guest().elf, machine.path("kernel")).unwrap();
+    fs::write(machine.path("initrd"), "initrd").unwrap();
+    let mut spec = json!({
+        "version": 1, "name": "web", "hypervisor": "firecracker", "kernel": "kernel", "initrd": "initrd",
+    });
+    spec.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    let mut spec: MachineSpec = serde_json::from_value(spec).unwrap();
+    use_program(&mut spec, Hypervisor::Firecracker, &program);
+    machine.write_spec(&spec);
+    Some(machine)
+}
+
+fn write_script(machine: &TestMachine, name: &str, script: &str) -> PathBuf {
+    let path = machine.path(name);
+    // Asked for its version it answers at once.
+    let text = format!("#!/bin/sh\n[ \"$1\" != --version ] || {{ echo Firecracker v1.14.0; exit 0; }}\n{script}\n");
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Where a script tells that it runs, and as which process.
+fn wait_for_file(path: &std::path::Path, running: &Running<'_>) -> String {
+    let end = Instant::now() + Duration::from_secs(120);
+    loop {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        if text.ends_with('\n') {
+            return text.trim().to_owned();
+        }
+        assert!(Instant::now() < end, "no {}: {}", path.display(), running.talk());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn is_alive(pid: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[test]
+fn a_hypervisor_that_is_not_installed_is_named_with_its_package() {
+    let Some(machine) = scripted_machine("", json!({"cloudHypervisor": {"program": "/nonexistent/cloud-hypervisor"}}))
+    else {
+        return;
+    };
+    let output = machine.output(&["run", "machine.json", "--hypervisor", "cloud-hypervisor"]);
+    assert_eq!(output.status.code(), Some(1));
+    let wanted = "error: /nonexistent/cloud-hypervisor is not installed: there is no such file; \
+                  install it (nixpkgs: cloud-hypervisor) or name its program in the machine spec\n";
+    assert!(said(&output).ends_with(wanted), "{}", said(&output));
+}
+
+#[test]
+fn a_hypervisor_that_dies_at_once_is_heard() {
+    let Some(machine) = scripted_machine("echo 'no such device' >&2; exit 7", json!({})) else { return };
+    let output = machine.output(&["run", "machine.json"]);
+    assert_eq!((output.status.code(), said(&output).as_str()), (Some(7), "no such device\n"));
+    let output = machine.output(&["run", "machine.json", "--supervise"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = said(&output);
+    assert!(text.starts_with("no such device\nerror: firecracker ended with exit status: 7 after "), "{text}");
+    let status = machine.output(&["status", "web"]);
+    assert_eq!(String::from_utf8_lossy(&status.stdout), "web  firecracker  stopped\n");
+}
+
+#[test]
+fn everything_that_is_missing_is_said_at_once() {
+    let changes = json!({"storeDisk": {"image": "no-image"}, "credentialFiles": {"token": "no-token"}});
+    let Some(machine) = scripted_machine("exit 0", changes) else { return };
+    fs::remove_file(machine.path("kernel")).unwrap();
+    fs::remove_file(machine.path("initrd")).unwrap();
+    for command in [["run", "machine.json"].as_slice(), &["check", "--host", "machine.json"]] {
+        let output = machine.output(command);
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{output:?}");
+        for option in ["kernel", "initrd", "storeDisk.image", "credentialFiles.token"] {
+            assert!(said(&output).contains(&format!("{option}: ")), "{command:?}, {option}: {}", said(&output));
+        }
+    }
+}
+
+#[test]
+fn a_failing_command_before_the_start_ends_it() {
+    let script = "echo the hypervisor runs";
+    let Some(machine) = scripted_machine(script, json!({"preStart": [["sh", "-c", "echo out; exit 3"]]})) else {
+        return;
+    };
+    let output = machine.output(&["run", "machine.json"]);
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), b"".as_slice()));
+    assert_eq!(said(&output), "out\nerror: preStart: sh -c echo out; exit 3: ended with exit status: 3\n");
+}
+
+#[test]
+fn arguments_of_the_script_reach_the_hypervisor() {
+    let changes = json!({"extraArgsScript": "arguments.sh"});
+    let Some(machine) = scripted_machine("echo \"$@\"", changes) else { return };
+    write_script(&machine, "arguments.sh", "echo --boot-timer  --id web");
+    let output = machine.output(&["run", "machine.json"]);
+    assert!(String::from_utf8_lossy(&output.stdout).ends_with(" --boot-timer --id web\n"), "{output:?}");
+}
+
+#[test]
+fn sigterm_while_starting_ends_the_commands_before_the_start() {
+    let changes = json!({"preStart": [["sh", "-c", "sleep 300 & echo $! > sleeper; wait"]]});
+    let Some(machine) = scripted_machine("exit 0", changes) else { return };
+    let mut running = machine.start(&[]);
+    let sleeper = wait_for_file(&machine.path("sleeper"), &running);
+    terminate(&running);
+    assert_eq!(running.end().code(), Some(130), "{}", running.talk());
+    assert_eq!(running.talk(), "error: interrupted by SIGTERM\n");
+    let end = Instant::now() + Duration::from_secs(60);
+    while is_alive(&sleeper) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(!is_alive(&sleeper), "the child of the command lives on");
+}
+
+#[test]
+fn sigterm_while_starting_removes_daemons_sockets_and_interfaces() {
+    let Some((machine, mut spec)) = waiting_machine(Hypervisor::Qemu) else { return };
+    // The daemon serves, the tap is there, and the last step before the hypervisor takes long.
+    let daemon = "import os, socket, sys
+path = next(a.split('=', 1)[1] for a in sys.argv if a.startswith('--socket-path='))
+server = socket.socket(socket.AF_UNIX)
+server.bind(path)
+server.listen(1)
+open('daemon', 'w').write(str(os.getpid()) + '\\n')
+server.accept()
+";
+    let program = machine.path("virtiofsd");
+    fs::write(&program, format!("#!/usr/bin/env python3\n{daemon}")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&machine, "arguments.sh", "echo $$ > script; exec sleep 300");
+    let shares = json!([{"proto": "virtiofs", "tag": "home", "source": ".", "mountPoint": "/home"}]);
+    spec.shares = serde_json::from_value(shares).unwrap();
+    spec.virtiofsd.program = Some(program.to_str().unwrap().into());
+    spec.extra_args_script = Some("arguments.sh".into());
+    machine.write_spec(&spec);
+    let mut running = machine.start(&["--supervise"]);
+    let script = wait_for_file(&machine.path("script"), &running);
+    let daemon = fs::read_to_string(machine.path("daemon")).unwrap().trim().to_owned();
+    assert!(is_alive(&daemon));
+    assert!(machine.namespace.run("ip", &["-o", "link"]).contains("vm-web"));
+    terminate(&running);
+    assert_eq!(running.end().code(), Some(130), "{}", running.talk());
+    assert!(!is_alive(&daemon) && !is_alive(&script));
+    let sockets = fs::read_dir(machine.directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let sockets: Vec<_> = sockets.filter(|name| name.to_string_lossy().ends_with(".sock")).collect();
+    assert!(sockets.is_empty(), "{sockets:?}");
+    assert!(!machine.namespace.run("ip", &["-o", "link"]).contains("vm-web"));
+}
+
+#[test]
+fn names_that_lead_elsewhere_are_refused() {
+    let Some(machine) = scripted_machine("exit 0", json!({})) else { return };
+    for name in ["..", ".hidden", "a b"] {
+        let output = machine.output(&["stop", name]);
+        assert_eq!(output.status.code(), Some(2), "{name}: {output:?}");
+        assert!(said(&output).contains("is no machine name"), "{}", said(&output));
+    }
+    let output = machine.output(&["stop", "wbe"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).starts_with("error: no machine `wbe` has been started\nhint: "), "{}", said(&output));
+}
+
+/// Lets an ordinary user use the machine's directory.
+fn give_to_nobody(machine: &TestMachine) {
+    for path in ["", "store.img", "initrd", "machine.json"] {
+        fs::set_permissions(machine.path(path), fs::Permissions::from_mode(0o777)).unwrap();
+    }
+}
+
+#[test]
+fn a_machine_runs_without_the_rights_of_root() {
+    let Some((machine, _)) = waiting_machine(Hypervisor::Qemu) else { return };
+    give_to_nobody(&machine);
+    // On some machines only root may open /dev/net/tun. `ip netns exec` has made a mount namespace too.
+    let made = Command::new("mknod").args(["-m", "666"]).arg(machine.path("tun")).args(["c", "10", "200"]).status();
+    assert!(made.unwrap().success());
+    let as_nobody = |arguments: &[&str]| {
+        let script = "mount --bind tun /dev/net/tun && exec setpriv --reuid=nobody --clear-groups \"$@\"";
+        let mut command = machine.namespace.command("sh");
+        command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_microvm")]).args(arguments);
+        command.current_dir(machine.directory.path()).env("MICROVM_RUNTIME_DIR", machine.path("run"));
+        command
+    };
+    // Nobody may not make the tap, and is told what to ask root for.
+    let refused = as_nobody(&["run", "machine.json"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    let wanted = "run: sudo ip tuntap add vm-web mode tap user nobody";
+    assert!(said(&refused).contains(wanted), "{}", said(&refused));
+    assert!(machine.output(&["tap", "up", "--owner", "nobody", "machine.json"]).status.success());
+    let mut running = machine.start_command(as_nobody(&["run", "machine.json", "--supervise"]));
+    running.wait_for("waiting");
+    assert!(as_nobody(&["stop", "web"]).status().unwrap().success());
+    running.end_well();
+}
+
+#[test]
+fn root_gives_its_rights_away() {
+    let Some((machine, mut spec)) = waiting_machine(Hypervisor::Qemu) else { return };
+    give_to_nobody(&machine);
+    spec.user = Some("nobody".to_owned());
+    spec.interfaces.clear();
+    spec.volumes = serde_json::from_value(json!([{"image": "var.img", "size": 8}])).unwrap();
+    machine.write_spec(&spec);
+    for options in [[].as_slice(), &["--supervise"]] {
+        let mut running = machine.start(options);
+        running.wait_for("waiting");
+        let process = fs::read_to_string(machine.path("run/web/process.json")).unwrap();
+        let process: Value = serde_json::from_str(&process).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", process["hypervisor"]["pid"])).unwrap();
+        assert!(status.contains("Uid:\t65534\t65534\t65534\t65534"), "{options:?}: {status}");
+        assert!(machine.output(&["stop", "web"]).status.success());
+        running.end_well();
+    }
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(fs::metadata(machine.path("var.img")).unwrap().uid(), 65534);
+}
