@@ -18,6 +18,7 @@ pub mod read;
 pub mod reading;
 pub mod results;
 pub mod scale;
+pub mod start_up;
 pub mod statistics;
 pub mod store_tree;
 pub mod tool;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use benches::builds::{self, Readings};
 use benches::error::{Error, file};
 use benches::results::Results;
-use benches::{guest_read, read, say, scale, talk, workspace};
+use benches::{guest_read, read, say, scale, start_up, talk, workspace};
 use clap::{Parser, Subcommand};
 
 /// Measures microvm-image and microvm against their peers, in turn, in one run.
@@ -48,6 +48,12 @@ enum Scenario {
         /// Where to write [default: benches/results/DATE-scale]
         #[arg(long)]
         results: Option<PathBuf>,
+    },
+    /// Measure what `microvm run` takes before the hypervisor runs, for a machine with ten devices
+    StartUp {
+        /// How often it is started
+        #[arg(long, default_value_t = 50)]
+        rounds: usize,
     },
     /// Read images of one store through loop mounts with cold caches; the first is what the others are compared with
     Read {
@@ -113,6 +119,10 @@ fn run(arguments: Arguments) -> Result<(), Error> {
             keep(&measured, results, "")
         }
         Scenario::Scale { files, rounds, results } => keep(&scale::run(&files, rounds)?, results, "-scale"),
+        Scenario::StartUp { rounds } => {
+            say(&start_up::table(&start_up::run(rounds)?));
+            Ok(())
+        }
         Scenario::Read { images, rounds, every, on_disk, json } => {
             let backing = if on_disk { read::Backing::Disk } else { read::Backing::Memory };
             show_readings(&read::run(&images, read::Extent { rounds, every }, backing)?, json)
