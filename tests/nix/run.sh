@@ -70,6 +70,8 @@ evaluate() {
   failed=$(nix-instantiate --eval --strict --json "${arguments[@]}" tests/nix/evaluation.nix)
   [ "$failed" = '{}' ] || { jq . <<<"$failed" >&2; die "what the modules make is not what was expected, see above"; }
   say "the modules make what is expected of them"
+  nix-instantiate --eval --strict --json "${arguments[@]}" docs/options.nix | jq -r . >"$scratch/options.md"
+  diff -u docs/options.md "$scratch/options.md" >&2 || die "docs/options.md is not what the modules say" "make it anew as docs/options.nix tells"
 }
 
 build() { # ATTRIBUTE [FILE [ARGUMENT...]]: prints the logical path

@@ -68,6 +68,7 @@ let
 
   attrsLike = isLazy: element: {
     name = "attribute set of ${element.name}";
+    inherit element;
     check = isAttrs;
     emptyValue.value = { };
     merge =
@@ -148,6 +149,7 @@ let
     };
     listOf = element: {
       name = "list of ${element.name}";
+      inherit element;
       check = isList;
       emptyValue.value = [ ];
       merge =
