@@ -37,7 +37,7 @@ impl Compression {
     /// Lowest, default and highest level; `None` for codecs without levels.
     pub fn levels(self) -> Option<LevelRange> {
         match self {
-            Self::Zstd => Some(LevelRange { lowest: 1, default: 9, highest: 22 }),
+            Self::Zstd => Some(LevelRange { lowest: 1, default: 8, highest: 22 }),
             Self::Gzip => Some(LevelRange { lowest: 1, default: 9, highest: 9 }),
             Self::Xz => Some(LevelRange { lowest: 0, default: 6, highest: 9 }),
             Self::Lz4 | Self::None => None,
@@ -107,7 +107,7 @@ pub struct ImageSettings {
 
 impl ImageSettings {
     /// Data block size when none is asked for, in bytes. Chosen by measurement: `docs/defaults.md`.
-    pub const DEFAULT_BLOCK_SIZE_BYTES: u32 = 256 * 1024;
+    pub const DEFAULT_BLOCK_SIZE_BYTES: u32 = 128 * 1024;
     /// Fragment block size when none is asked for (and the data block is not smaller), in bytes.
     pub const DEFAULT_FRAGMENT_BLOCK_SIZE_BYTES: u32 = 128 * 1024;
 

@@ -92,8 +92,8 @@ fn settings_reach_the_image() {
     // The codec's number and the block size in the superblock: offsets 20 and 12.
     let facts: Vec<(u8, u32)> =
         images.iter().map(|image| (image[20], u32::from_le_bytes(image[12..16].try_into().unwrap()))).collect();
-    assert_eq!(facts[2..], [(5, 262_144), (4, 262_144), (1, 262_144), (6, 4096)]);
-    assert_eq!(facts[0], (6, 262_144));
+    assert_eq!(facts[2..], [(5, 131_072), (4, 131_072), (1, 131_072), (6, 4096)]);
+    assert_eq!(facts[0], (6, 131_072));
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn manual_pages_for_every_command() {
     fs::create_dir(workspace.path("man1")).unwrap();
     assert_eq!(workspace.run("man -o man1").success(), "");
     let build = String::from_utf8(workspace.read("man1/microvm-image-build.1")).unwrap();
-    for option in [r"\-\-closure\-info", r"\-\-block\-size", r"\-\-cache\-verify", "256K"] {
+    for option in [r"\-\-closure\-info", r"\-\-block\-size", r"\-\-cache\-verify", "128K"] {
         assert!(build.contains(option), "{option} is not in {build}");
     }
     for command in COMMANDS {

@@ -13,16 +13,16 @@ pub(crate) struct SettingsArgs {
     /// Codec of the image [default: zstd]
     #[arg(long, value_name = "CODEC", value_parser = compression_parser())]
     compression: Option<Compression>,
-    /// Level of the codec: zstd 1 to 22 [default: 9], gzip 1 to 9 [default: 9], xz 0 to 9 [default: 6]; lz4 and none
+    /// Level of the codec: zstd 1 to 22 [default: 8], gzip 1 to 9 [default: 9], xz 0 to 9 [default: 6]; lz4 and none
     /// have no levels
     #[arg(long, value_name = "N")]
     level: Option<u32>,
-    /// Size of a data block before compression, a power of two from 4K to 1M [default: 256K]
+    /// Size of a data block before compression, a power of two from 4K to 1M [default: 128K]
     ///
     /// Larger blocks make a smaller image that takes longer to read in small pieces. K, M and G are units of 1024.
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     block_size: Option<u64>,
-    /// Largest size of a block that packs small files and tails, a power of two from 4K to the block size [default:
+    /// Largest size of a block that packs small files, a power of two from 4K to the block size [default:
     /// 128K, or the block size when that is smaller]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     fragment_block_size: Option<u64>,
