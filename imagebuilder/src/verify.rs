@@ -67,6 +67,25 @@ pub struct VerifyReport {
     pub problems: Vec<Problem>,
 }
 
+impl VerifyReport {
+    /// The report of an image that is too damaged to be opened.
+    pub fn of_unreadable(error: ImageError) -> Self {
+        let problems = Problems::new(1);
+        problems.damage(error);
+        let (problems, problem_count) = problems.finish();
+        Self {
+            version: 1,
+            sound: false,
+            inodes: 0,
+            paths_compared: 0,
+            comparisons: 0,
+            nars_hashed: 0,
+            problem_count,
+            problems,
+        }
+    }
+}
+
 /// Why an image could not be checked at all.
 #[derive(Debug, Error)]
 pub enum VerifyError {

@@ -111,6 +111,27 @@ fn what_is_no_image_is_said_by_every_command() {
         assert_ends(&output, 1, "error: nothing: cannot open image nothing: No such file or directory (os error 2)\n");
     }
     assert!(!fixture.directory.path().join("out").exists());
+    let report = fixture.run(&["verify", "short", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&report.stdout).unwrap();
+    assert_eq!((report["sound"].as_bool(), &report["problems"][0]["kind"]), (Some(false), &"damaged".into()));
+}
+
+#[test]
+fn an_image_on_a_block_device_may_have_anything_behind_it() {
+    if !nix::unistd::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
+        return support::tools::skip("loop devices need root");
+    }
+    let fixture = Fixture::new();
+    let image = fs::read(fixture.image()).unwrap();
+    let disk = fixture.directory.path().join("disk");
+    fs::write(&disk, [&image[..], &[0xaa; 8192]].concat()).unwrap();
+    let output = fixture.run(&["verify", "disk"]);
+    let stderr = text(&output.stderr);
+    assert!(stderr.starts_with("padding: byte ") && stderr.ends_with("error: disk: 1 problem found\n"), "{stderr}");
+    let device = support::tools::run("losetup", ["--find".as_ref(), "--show".as_ref(), disk.as_os_str()]);
+    let output = fixture.run_with_closure(&["verify", device.trim()]);
+    support::tools::run("losetup", ["--detach", device.trim()]);
+    assert_ends(&output, 0, "sound: 8 inodes, 1 store paths equal to the store\n");
 }
 
 #[test]

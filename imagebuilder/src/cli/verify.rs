@@ -4,7 +4,7 @@ use super::failure::Failure;
 use super::source::SourceArgs;
 use super::streams;
 use clap::Args;
-use imagebuilder::image::Image;
+use imagebuilder::image::{Image, ImageError};
 use imagebuilder::verify::{NarCheck, VerifyOptions, VerifyReport, verify};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -42,7 +42,16 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         return Err(Failure::usage("--nar was given without a closure to compare with")
             .with_hint("--closure-info, --graph and --plan have the hashes of NARs"));
     }
-    let image = Image::open(&args.image).map_err(|error| Failure::unreadable_image(&args.image, &error))?;
+    let image = match Image::open(&args.image) {
+        Ok(image) => image,
+        Err(error) => {
+            let failure = Failure::unreadable_image(&args.image, &error);
+            if args.json && !matches!(error, ImageError::Open { .. }) {
+                streams::print_json(&VerifyReport::of_unreadable(error))?;
+            }
+            return Err(failure);
+        }
+    };
     let options = VerifyOptions {
         closure: closure.as_ref(),
         nar: if args.nar { NarCheck::Compute } else { NarCheck::Skip },

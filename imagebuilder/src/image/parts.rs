@@ -21,6 +21,11 @@ impl Image {
         flag::unknown_flags(self.superblock.flags)
     }
 
+    /// Whether what follows the image belongs to something else, as on a device.
+    pub(crate) fn has_room_behind(&self) -> bool {
+        self.storage.source.has_room_behind()
+    }
+
     /// Reads bytes of the image as they are.
     pub(crate) fn read_raw(&self, buffer: &mut [u8], at: u64) -> Result<(), ImageError> {
         read_at(self.storage.source.as_ref(), buffer, at)

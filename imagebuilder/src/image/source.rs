@@ -3,12 +3,17 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 
 /// Bytes that can be read at any position by several threads at once.
 pub trait ImageSource: Send + Sync + fmt::Debug {
     /// Length in bytes.
     fn length_bytes(&self) -> u64;
+
+    /// Whether what follows the image belongs to something else: a device is as long as it is.
+    fn has_room_behind(&self) -> bool {
+        false
+    }
 
     /// Fills `buffer` with the bytes from `offset` on.
     ///
@@ -22,6 +27,7 @@ pub trait ImageSource: Send + Sync + fmt::Debug {
 pub struct FileSource {
     file: File,
     length_bytes: u64,
+    is_device: bool,
 }
 
 impl FileSource {
@@ -31,13 +37,18 @@ impl FileSource {
     /// The file cannot be sought: it is a pipe, a socket or a terminal.
     pub fn new(mut file: File) -> io::Result<Self> {
         let length_bytes = file.seek(SeekFrom::End(0))?;
-        Ok(Self { file, length_bytes })
+        let is_device = file.metadata()?.file_type().is_block_device();
+        Ok(Self { file, length_bytes, is_device })
     }
 }
 
 impl ImageSource for FileSource {
     fn length_bytes(&self) -> u64 {
         self.length_bytes
+    }
+
+    fn has_room_behind(&self) -> bool {
+        self.is_device
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {

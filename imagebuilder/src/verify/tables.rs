@@ -51,7 +51,7 @@ pub(super) fn check_layout(image: &Image, problems: &Problems) {
     }
 }
 
-/// Behind the file system there are zeros up to the next 4 KiB, or more of them.
+/// Behind the file system there are zeros up to the next 4 KiB, and in a file to its end.
 pub(super) fn check_padding(image: &Image, problems: &Problems) {
     let used = image.superblock().bytes_used;
     let padded = used.next_multiple_of(IMAGE_ALIGNMENT_BYTES);
@@ -62,7 +62,8 @@ pub(super) fn check_padding(image: &Image, problems: &Problems) {
             format!("padding: the image ends at byte {length}, neither padded nor bare"),
         );
     }
-    let end = length.min(padded.saturating_add(PADDING_BYTES_MAX));
+    let behind = if image.has_room_behind() { 0 } else { PADDING_BYTES_MAX };
+    let end = length.min(padded.saturating_add(behind));
     let mut at = used;
     let mut buffer = [0; IMAGE_ALIGNMENT_BYTES as usize];
     while at < end {
