@@ -33,5 +33,7 @@ pub mod spec;
 pub mod spelling;
 pub mod state;
 pub mod store_disk;
+#[cfg(test)]
+mod test_program;
 pub mod validate;
 pub mod volumes;

@@ -86,13 +86,11 @@ fn named_in_environment() -> Option<HostPath> {
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
     fn need(directory: &Path, script: &str) -> StoreDiskNeed {
         let builder = directory.join("microvm-image");
-        fs::write(&builder, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&builder, fs::Permissions::from_mode(0o755)).unwrap();
+        crate::test_program::write_program(&builder, &format!("#!/bin/sh\n{script}\n"));
         StoreDiskNeed {
             plan: "/nix/store/plan.json".into(),
             image: "web-store.squashfs".into(),

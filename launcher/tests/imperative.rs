@@ -7,11 +7,15 @@
     reason = "a test that cannot be set up fails, and a skipped one says so"
 )]
 
+#[path = "../src/test_program.rs"]
+mod test_program;
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
+use test_program::write_program;
 
 struct Host {
     directory: TempDir,
@@ -49,8 +53,7 @@ impl Host {
 
     fn recorder(&self, name: &str, script: &str) {
         let path = self.path("bin").join(name);
-        fs::write(&path, format!("#!/bin/sh\necho {name} \"$@\" >>\"$RECORDS/calls\"\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&path, &format!("#!/bin/sh\necho {name} \"$@\" >>\"$RECORDS/calls\"\n{script}\n"));
     }
 
     /// A flake with these machines; what is not `Ok` is an expression that fails.

@@ -298,7 +298,6 @@ fn measure_tsc_khz() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     fn spec(program: &Path) -> MachineSpec {
         let text = serde_json::json!({
@@ -314,8 +313,7 @@ mod tests {
         let program = directory.path().join("firecracker");
         let asked = directory.path().join("asked");
         let script = |version: &str| format!("#!/bin/sh\necho x >> {}\necho Firecracker {version}\n", asked.display());
-        fs::write(&program, script("v1.13.1")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        crate::test_program::write_program(&program, &script("v1.13.1"));
         let runtime = RuntimeDirectory::at(directory.path().join("run"));
         let interruption = Interruption::watch().unwrap();
         let versions = || {
@@ -324,7 +322,7 @@ mod tests {
         };
         assert_eq!((versions(), versions()), (Some(Version(1, 13, 1)), Some(Version(1, 13, 1))));
         assert_eq!(fs::read_to_string(&asked).unwrap(), "x\n");
-        fs::write(&program, script("v1.14.0")).unwrap();
+        crate::test_program::write_program(&program, &script("v1.14.0"));
         assert_eq!(versions(), Some(Version(1, 14, 0)));
         // What is remembered may be damaged.
         fs::write(directory.path().join("run/host-facts.json"), "{").unwrap();

@@ -1,6 +1,5 @@
 use super::*;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// A daemon that listens on the socket and ends on its first connection, as virtiofsd does.
@@ -14,8 +13,7 @@ server.accept()
 
 fn side_process(directory: &Path, script: &str) -> SideProcess {
     let program = directory.join("daemon.py");
-    fs::write(&program, format!("#!/usr/bin/env python3\n{script}")).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    crate::test_program::write_program(&program, &format!("#!/usr/bin/env python3\n{script}"));
     SideProcess {
         kind: SideProcessKind::Virtiofsd,
         name: "ro-store".to_owned(),

@@ -3,6 +3,7 @@
 use crate::lifecycle::{terminate, waiting_machine};
 use crate::machine::{Running, TestMachine, use_program};
 use crate::probe::probe_guest;
+use crate::test_program::write_program;
 use launcher::spec::{Hypervisor, MachineSpec};
 use serde_json::{Value, json};
 use std::fs;
@@ -31,8 +32,7 @@ fn write_script(machine: &TestMachine, name: &str, script: &str) -> PathBuf {
     let path = machine.path(name);
     // Asked for its version it answers at once.
     let text = format!("#!/bin/sh\n[ \"$1\" != --version ] || {{ echo Firecracker v1.14.0; exit 0; }}\n{script}\n");
-    fs::write(&path, text).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&path, &text);
     path
 }
 
@@ -147,8 +147,7 @@ open('daemon', 'w').write(str(os.getpid()) + '\\n')
 server.accept()
 ";
     let program = machine.path("virtiofsd");
-    fs::write(&program, format!("#!/usr/bin/env python3\n{daemon}")).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&program, &format!("#!/usr/bin/env python3\n{daemon}"));
     write_script(&machine, "arguments.sh", "echo $$ > script; exec sleep 300");
     let shares = json!([{"proto": "virtiofs", "tag": "home", "source": ".", "mountPoint": "/home"}]);
     spec.shares = serde_json::from_value(shares).unwrap();

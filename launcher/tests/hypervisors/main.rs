@@ -13,6 +13,8 @@ mod linux;
 mod machine;
 mod probe;
 mod specs;
+#[path = "../../src/test_program.rs"]
+mod test_program;
 
 #[test]
 fn the_probe_guest_builds() {

@@ -2,6 +2,7 @@
 
 use crate::machine::{TestMachine, find_on_path, kvm_opens, program_of, skip, tell_skip, use_program, write_disk};
 use crate::probe::{ProbeReport, fnv1a64, probe_guest};
+use crate::test_program::write_program;
 use launcher::facts::HostFacts;
 use launcher::hypervisor::lower;
 use launcher::launch::{Access, Launch};
@@ -9,7 +10,6 @@ use launcher::path::HostPath;
 use launcher::spec::{DeviceBus, ForwardFrom, Hypervisor, ImageType, InterfaceType, MachineSpec, ShareProtocol};
 use launcher::validate::check;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -214,8 +214,7 @@ fn fake_builder(machine: &TestMachine) -> PathBuf {
     let path = machine.path("fake-builder");
     let script = "#!/bin/sh\nwhile [ \"$1\" != --output ]; do shift; done\n\
                   printf 'the store.......' > \"$2\" && truncate -s 2097152 \"$2\"\n";
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&path, script);
     path
 }
 
