@@ -8,6 +8,7 @@ use launcher::spec::{Hypervisor, MachineSpec};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -234,4 +235,49 @@ fn root_gives_its_rights_away() {
     }
     use std::os::unix::fs::MetadataExt;
     assert_eq!(fs::metadata(machine.path("var.img")).unwrap().uid(), 65534);
+}
+
+#[test]
+fn the_daemons_have_a_service_of_their_own() {
+    let share = json!([{"proto": "virtiofs", "tag": "home", "source": ".", "mountPoint": "/home"}]);
+    let Some((machine, mut spec)) = waiting_machine(Hypervisor::Qemu) else { return };
+    let daemon = "import socket, sys
+path = next(a.split('=', 1)[1] for a in sys.argv if a.startswith('--socket-path='))
+server = socket.socket(socket.AF_UNIX)
+server.bind(path)
+server.listen(1)
+server.accept()
+";
+    let program = machine.path("virtiofsd");
+    fs::write(&program, format!("#!/usr/bin/env python3\n{daemon}")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    spec.shares = serde_json::from_value(share).unwrap();
+    spec.virtiofsd.program = Some(program.to_str().unwrap().into());
+    machine.write_spec(&spec);
+    let manager = UnixDatagram::bind(machine.path("notify")).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut command = machine.microvm(&["virtiofsd", "machine.json"]);
+    command.env("NOTIFY_SOCKET", machine.path("notify"));
+    let mut running = machine.start_command(command);
+    let mut buffer = [0; 256];
+    let count = manager.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..count], b"READY=1\nSTATUS=all shares are served");
+    let socket = machine.path("web-virtiofs-home.sock");
+    assert!(socket.exists());
+    terminate(&running);
+    assert!(running.end().success(), "{}", running.talk());
+    assert!(!socket.exists());
+}
+
+#[test]
+fn volumes_are_made_without_a_start() {
+    let volumes = json!([{"image": "a.img", "size": 8}, {"image": "b.img", "autoCreate": false}]);
+    let Some(machine) = scripted_machine("exit 0", json!({"volumes": volumes})) else { return };
+    let output = machine.output(&["volumes", "--json", "machine.json"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("b.img is not there, and `autoCreate` is off"), "{}", said(&output));
+    let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((rows[0]["fsType"].as_str(), rows[0]["state"].as_str()), (Some("ext4"), Some("created")));
+    let output = machine.output(&["volumes", "machine.json"]);
+    assert!(String::from_utf8_lossy(&output.stdout).ends_with("a.img  ext4  present\n"), "{output:?}");
 }
