@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run.sh: the tests of the Nix code, as root, on a machine without Nixpkgs or network; about 3 minutes.
+# run.sh: the tests of the Nix code, as root, on a machine without Nixpkgs or network; about 3 minutes, with NIXPKGS 6.
 #   1  every .nix file parses, is formatted and has no dead code
 #   2  the modules evaluate, by a minimal module evaluator: evaluation.nix
 #   3  the boot script of the guest's Nix database, on real databases: register-closure.sh
@@ -186,15 +186,26 @@ expect "$scratch/writable-2.log" 'guest: persisted=found'
 boot onHost 'guest: store_writable=yes' 'guest: persisted=new'
 expect "$scratch/onHost-2.log" 'guest: persisted=found'
 
-if [ -n "${NIXPKGS:-}" ]; then
-  nix-instantiate --eval --strict --json --arg nixpkgs "$(realpath "$NIXPKGS")" tests/nix/with-nixpkgs.nix >"$scratch/nixos.json"
-  jq -e '.wrongRefusals == []' "$scratch/nixos.json" >/dev/null || die "NixOS refuses otherwise: $(jq -c .wrongRefusals "$scratch/nixos.json")"
-  jq -e '.fileSystems["/nix/store"].fsType == "overlay" and .fileSystems["/nix/.ro-store"].device == "/dev/disk/by-id/virtio-nix-store"' "$scratch/nixos.json" >/dev/null ||
-    die "the file systems in NixOS are others: $(jq -c .fileSystems "$scratch/nixos.json")"
-  for unit in install-microvm-web microvm@ microvm-tap-interfaces@ microvm-virtiofsd@ microvm-set-booted@ microvm-image-cache-gc; do
-    jq -e --arg unit "$unit.service" '.units[$unit] | length > 0' "$scratch/nixos.json" >/dev/null || die "NixOS has no unit $unit"
+in_nixos() { # ATTRIBUTE
+  nix-instantiate --eval --strict --json --arg nixpkgs "$(realpath "$NIXPKGS")" -A "$1" tests/nix/with-nixpkgs.nix 2>"$scratch/log" ||
+    { tail -n 20 "$scratch/log" >&2; die "$1 does not evaluate in NixOS"; }
+}
+
+check_in_nixos() {
+  local part unit derivations=0
+  # Each by itself: an evaluator keeps all it has evaluated, and fifty NixOS are more than most machines have memory for.
+  for part in packages packagesOfArm template toplevel runners host withOtherPackages withoutFlakes; do
+    in_nixos "derivations.$part" >"$scratch/derivations.json"
+    derivations=$((derivations + $(jq '[.. | strings] | length' "$scratch/derivations.json")))
   done
-  say "evaluates in NixOS $(cat "$NIXPKGS/lib/.version"): $(jq '[.derivations | .. | strings] | length' "$scratch/nixos.json") derivations, five runners of one configuration"
-else
-  say "not evaluated in a real NixOS: NIXPKGS is not set"
-fi
+  for part in fileSystems units wrongRefusals; do in_nixos "$part" >"$scratch/$part.json"; done
+  jq -e '. == []' "$scratch/wrongRefusals.json" >/dev/null || die "NixOS refuses otherwise: $(cat "$scratch/wrongRefusals.json")"
+  jq -e '.["/nix/store"].fsType == "overlay" and .["/nix/.ro-store"].device == "/dev/disk/by-id/virtio-nix-store"' "$scratch/fileSystems.json" >/dev/null ||
+    die "the file systems in NixOS are others: $(cat "$scratch/fileSystems.json")"
+  for unit in install-microvm-web microvm@ microvm-tap-interfaces@ microvm-virtiofsd@ microvm-set-booted@ microvm-image-cache-gc; do
+    jq -e --arg unit "$unit.service" '.[$unit] | length > 0' "$scratch/units.json" >/dev/null || die "NixOS has no unit $unit"
+  done
+  say "evaluates in NixOS $(cat "$NIXPKGS/lib/.version"): $derivations derivations, five runners of one configuration, every refusal"
+}
+
+if [ -n "${NIXPKGS:-}" ]; then check_in_nixos; else say "not evaluated in a real NixOS: NIXPKGS is not set"; fi
