@@ -9,7 +9,6 @@ use nix::unistd::Pid;
 use program::Workspace;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -94,8 +93,7 @@ fn a_volume_leaves_nothing_and_its_mkfs_is_stopped() {
     let workspace = Workspace::new();
     fs::create_dir(workspace.path("bin")).unwrap();
     let mkfs = workspace.path("bin/mkfs.ext4");
-    fs::write(&mkfs, "#!/bin/sh\necho $$ > started.tmp\nmv started.tmp started\nexec sleep 600\n").unwrap();
-    fs::set_permissions(&mkfs, fs::Permissions::from_mode(0o755)).unwrap();
+    program::write_program(&mkfs, "#!/bin/sh\necho $$ > started.tmp\nmv started.tmp started\nexec sleep 600\n");
     let path = format!("{}:{}", workspace.path("bin").display(), std::env::var("PATH").unwrap());
     let line = "volume create volume --size 1M --fs ext4";
     let child = start(workspace.command(line.split(' ')).env("PATH", path));

@@ -6,7 +6,7 @@ mod program;
 
 use program::{GREETING, NIX_ENVIRONMENT, TOOLS, Workspace, has_tool, skip};
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::process::Command;
 
 /// A chroot store in `root` with three texts: `c` refers to `b` and `a`, `b` to `a`. Gives their base names.
@@ -150,8 +150,7 @@ fn stores_that_are_none() {
 fn run_with_path(workspace: &Workspace, nix_store: Option<&str>) -> (Option<i32>, String) {
     fs::create_dir_all(workspace.path("bin")).unwrap();
     if let Some(script) = nix_store {
-        fs::write(workspace.path("bin/nix-store"), script).unwrap();
-        fs::set_permissions(workspace.path("bin/nix-store"), fs::Permissions::from_mode(0o755)).unwrap();
+        program::write_program(&workspace.path("bin/nix-store"), script);
     }
     let line = format!("build --store-dir store /nix/store/{TOOLS} -o image");
     let output = workspace.command(line.split(' ')).env("PATH", workspace.path("bin")).output().unwrap();

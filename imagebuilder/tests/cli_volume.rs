@@ -188,8 +188,7 @@ fn a_file_that_appears_meanwhile_stays() {
     let mkfs = workspace.path("mkfs.vfat");
     let script = "#!/bin/sh\necho precious > volume\nfor file; do :; done\n\
                   printf '\\125\\252' | dd of=\"$file\" bs=1 seek=510 conv=notrunc 2>/dev/null\n";
-    fs::write(&mkfs, script).unwrap();
-    fs::set_permissions(&mkfs, fs::Permissions::from_mode(0o755)).unwrap();
+    program::write_program(&mkfs, script);
     let path = format!("{}:{}", workspace.root().display(), std::env::var("PATH").unwrap());
     let mut command = workspace.command("volume create volume --size 1M --fs vfat".split(' '));
     let output = command.env("PATH", path).output().unwrap();
@@ -245,8 +244,7 @@ fn a_mkfs_that_fails_leaves_nothing() {
 fn a_mkfs_that_makes_something_else_is_found_out() {
     let workspace = Workspace::new();
     let mkfs = workspace.path("mkfs.btrfs");
-    fs::write(&mkfs, "#!/bin/sh\nexit 0\n").unwrap();
-    fs::set_permissions(&mkfs, fs::Permissions::from_mode(0o755)).unwrap();
+    program::write_program(&mkfs, "#!/bin/sh\nexit 0\n");
     let path = format!("{}:{}", workspace.root().display(), std::env::var("PATH").unwrap());
     let mut command = workspace.command("volume create volume --size 1M --fs btrfs".split(' '));
     let output = command.env("PATH", path).output().unwrap();
