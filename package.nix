@@ -27,6 +27,8 @@ rustPlatform.buildRustPackage {
       ./imagebuilder/src
       ./launcher/Cargo.toml
       ./launcher/src
+      ./manual/Cargo.toml
+      ./manual/src
     ];
   };
   cargoLock.lockFile = ./Cargo.lock;

@@ -42,6 +42,7 @@ step 'documentation' documentation
 step 'licences, bans and sources (cargo deny)' scripts/deny.sh
 step 'fixtures' fixtures/closure/build.sh small
 step 'tests' cargo test --workspace --locked --no-fail-fast
+step 'manual' scripts/manual.sh
 step 'Nix' tests/nix/run.sh
 step 'quickstart' scripts/quickstart.sh --test
 

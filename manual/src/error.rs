@@ -1,0 +1,60 @@
+//! What can go wrong while the manual is checked.
+
+use std::io;
+use std::path::PathBuf;
+
+/// An error that ends a check. What is wrong with the pages themselves is a [`Problem`].
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("cannot {action} {path}: {source}")]
+    File {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A program could not be run.
+    #[error("cannot run `{command}`: {reason}")]
+    Program {
+        /// Its command line.
+        command: String,
+        /// What it or the system said.
+        reason: String,
+    },
+    /// A page asks for something that this program does not know.
+    #[error("{page}:{line}: {reason}")]
+    Page {
+        /// The page.
+        page: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Names the file in an error of the system.
+pub fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+    let path = path.into();
+    move |source| Error::File { action, path, source }
+}
+
+/// Something that is wrong with a page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The page, from the root of the work tree.
+    pub page: PathBuf,
+    /// The line, from 1.
+    pub line: usize,
+    /// What is wrong, and what to do.
+    pub text: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(to, "{}:{}: {}", self.page.display(), self.line, self.text)
+    }
+}

@@ -1,0 +1,136 @@
+//! Every link of every page leads somewhere, every file that a page names is there, and the book has all its pages.
+
+use crate::error::Problem;
+use crate::markdown::{anchors, prose, targets, without_code};
+use crate::pages::Page;
+use std::path::{Component, Path, PathBuf};
+
+/// Directories of the work tree: a code span that starts with one names a file or directory in it.
+const DIRECTORIES: [&str; 13] = [
+    "benches",
+    "docs",
+    "examples",
+    "fixtures",
+    "fuzz",
+    "imagebuilder",
+    "launcher",
+    "lib",
+    "manual",
+    "nixos-modules",
+    "scripts",
+    "templates",
+    "tests",
+];
+
+/// What is wrong with the links of the pages, in their order.
+#[must_use]
+pub fn check(root: &Path, pages: &[Page]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for page in pages {
+        for (index, line) in prose(&page.text) {
+            let problem = |text| Problem { page: page.path.clone(), line: index + 1, text };
+            problems.extend(targets(line).iter().filter_map(|target| broken(root, pages, page, target)).map(problem));
+            let (_, spans) = without_code(line);
+            let missing = spans.iter().filter(|span| names_file(span) && !root.join(span).exists());
+            problems.extend(missing.map(|span| format!("there is no `{span}`")).map(problem));
+        }
+    }
+    problems.extend(not_in_summary(pages));
+    problems
+}
+
+/// Why a link leads nowhere.
+fn broken(root: &Path, pages: &[Page], page: &Page, target: &str) -> Option<String> {
+    if target.contains("://") || target.starts_with("mailto:") {
+        return None;
+    }
+    let (path, anchor) = target.split_once('#').map_or((target, None), |(path, anchor)| (path, Some(anchor)));
+    let full = if path.is_empty() { page.path.clone() } else { beside(&page.path, path) };
+    if !root.join(&full).exists() {
+        return Some(format!("the link `{target}` leads to {}, which is not there", full.display()));
+    }
+    if page.is_in_book() && !full.starts_with("docs") {
+        return Some(format!("the link `{target}` leads out of the book: name the file in backticks"));
+    }
+    let anchor = anchor?;
+    let text = &pages.iter().find(|page| page.path == full)?.text;
+    let is_there = anchors(text).iter().any(|found| found == anchor) || text.contains(&format!("id=\"{anchor}\""));
+    (!is_there).then(|| format!("the link `{target}` names a heading that {} does not have", full.display()))
+}
+
+/// The path that a link from a page means, without `..`.
+fn beside(page: &Path, target: &str) -> PathBuf {
+    let mut path = page.parent().map_or_else(PathBuf::new, Path::to_owned);
+    for component in Path::new(target).components() {
+        match component {
+            Component::ParentDir => drop(path.pop()),
+            Component::Normal(name) => path.push(name),
+            _ => {}
+        }
+    }
+    path
+}
+
+fn names_file(span: &str) -> bool {
+    let plain = |character: char| character.is_ascii_alphanumeric() || "/._-".contains(character);
+    let Some((first, rest)) = span.split_once('/') else { return false };
+    DIRECTORIES.contains(&first) && span.chars().all(plain) && rest.chars().any(|character| character.is_lowercase())
+}
+
+fn not_in_summary(pages: &[Page]) -> Vec<Problem> {
+    let name = Path::new("docs/SUMMARY.md");
+    let listed: Vec<_> = pages.iter().filter(|page| page.path == name).flat_map(|page| targets(&page.text)).collect();
+    let is_listed = |page: &Page| listed.iter().any(|target| beside(name, target) == page.path);
+    let missing = pages.iter().filter(|page| page.is_in_book() && page.path != name && !is_listed(page));
+    let text = "docs/SUMMARY.md does not list this page".to_owned();
+    missing.map(|page| Problem { page: page.path.clone(), line: 1, text: text.clone() }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(path: &str, text: &str) -> Page {
+        Page { path: path.into(), text: text.to_owned() }
+    }
+
+    fn found(pages: &[Page]) -> Vec<String> {
+        check(&crate::pages::root(), pages).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn good_links_pass() {
+        let pages = [
+            page(
+                "README.md",
+                "# One\n[a](docs/cache.md#what) [b](#one) [c](https://example.org/x#y) `scripts/test.sh`",
+            ),
+            page("docs/SUMMARY.md", "[x](cache.md)\n"),
+            page("docs/cache.md", "# What\n"),
+        ];
+        assert_eq!(found(&pages), [""; 0]);
+    }
+
+    #[test]
+    fn bad_links_are_told_all_at_once() {
+        let pages = [
+            page("README.md", "[a](docs/nowhere.md) [b](#two)\n\n`scripts/nothing.sh`"),
+            page("docs/SUMMARY.md", ""),
+            page("docs/cache.md", "[out](../README.md) [c](defaults.md#nothing)"),
+            page("docs/defaults.md", ""),
+        ];
+        let problems = found(&pages);
+        for (problem, part) in problems.iter().zip([
+            "README.md:1: the link `docs/nowhere.md`",
+            "README.md:1: the link `#two`",
+            "README.md:3: there is no `scripts/nothing.sh`",
+            "docs/cache.md:1: the link `../README.md` leads out of the book",
+            "docs/cache.md:1: the link `defaults.md#nothing` names a heading",
+            "docs/cache.md:1: docs/SUMMARY.md does not list",
+            "docs/defaults.md:1: docs/SUMMARY.md does not list",
+        ]) {
+            assert!(problem.contains(part), "{problem} is not about {part}");
+        }
+        assert_eq!(problems.len(), 7, "{problems:#?}");
+    }
+}

@@ -1,0 +1,52 @@
+//! Running programs, the project's own and the shell, as a reader of the manual would.
+
+use crate::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The width that help and talk are wrapped to.
+pub const COLUMNS: &str = "100";
+
+/// The search path with the directory of this program first, where cargo puts the project's programs as well.
+///
+/// # Errors
+/// When the system does not tell where this program is.
+pub fn search_path() -> Result<String, Error> {
+    let own = std::env::current_exe()
+        .map_err(|error| Error::Program { command: "manual".to_owned(), reason: error.to_string() })?;
+    let directory = own.parent().map_or_else(PathBuf::new, Path::to_owned);
+    let usual = std::env::var("PATH").unwrap_or_default();
+    Ok(format!("{}:{usual}", directory.display()))
+}
+
+/// What a program writes to stdout; it must succeed.
+///
+/// # Errors
+/// When it can't be started or fails.
+pub fn output(program: &str, arguments: &[&str]) -> Result<String, Error> {
+    let command = format!("{program} {}", arguments.join(" "));
+    let failed = |reason: String| Error::Program { command: command.clone(), reason };
+    let mut words = Command::new("env");
+    words.arg(format!("PATH={}", search_path()?)).arg(program).args(arguments).env("COLUMNS", COLUMNS);
+    let output = words.output().map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What a shell makes of a command in a directory that is its home as well; stderr is mixed into stdout, as on a terminal.
+///
+/// # Errors
+/// When bash can't be started.
+pub fn in_shell(command: &str, directory: &Path, environment: &[(&str, String)]) -> Result<Output, Error> {
+    let script = format!("exec 2>&1; {command}");
+    let mut shell = Command::new("bash");
+    shell.args(["--norc", "-c", &script]).current_dir(directory).stdin(std::process::Stdio::null());
+    for variable in ["MICROVM_IMAGE_CACHE", "XDG_CACHE_HOME", "MICROVM_TEST_BLESS"] {
+        shell.env_remove(variable);
+    }
+    shell.env("HOME", directory).env("PATH", search_path()?).env("COLUMNS", COLUMNS).env("LC_ALL", "C.UTF-8");
+    shell.env("NO_COLOR", "1").envs(environment.iter().map(|(name, value)| (name, value)));
+    shell.output().map_err(|error| Error::Program { command: command.to_owned(), reason: error.to_string() })
+}

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# manual.sh [--write]: checks the manual, docs/, and makes the book in target/manual (or $CARGO_TARGET_DIR/manual).
+#
+#   1  every link and every file that a page names is there
+#   2  the parts that programs write (commands, abilities of hypervisors) are what they write now
+#   3  the examples are run, and print what the pages say; they need the fixture closure `small`
+#   4  the messages that pages quote are in the sources
+#   5  mdBook makes the book, and a warning of its is a failure
+# With --write 2 and 3 write into the pages what the programs print now; look at the difference before it is committed.
+set -euo pipefail
+cd "$(dirname "$(realpath "$0")")/.."
+
+die() { printf 'error: %s\n' "$1" >&2; [ $# -lt 2 ] || printf 'hint: %s\n' "$2" >&2; exit 1; }
+write=()
+case ${1:-} in
+'') ;;
+--write) write=(--write) ;;
+*) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
+
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+export MICROVM_FIXTURES=${MICROVM_FIXTURES:-$PWD/target/fixtures}
+[ -f "$MICROVM_FIXTURES/small/toplevel" ] || fixtures/closure/build.sh small
+
+# About 80 s of processor time, once; without features it is the renderer only.
+version=0.5.4
+mdbook=$target/manual-tools/bin/mdbook
+if ! "$mdbook" --version 2>/dev/null | grep -qF "v$version"; then
+  echo "manual: installing mdBook $version with cargo, once" >&2
+  env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=false CARGO_PROFILE_DEV_STRIP=true \
+    cargo install --quiet --locked --debug --no-default-features --root "$target/manual-tools" "mdbook@$version"
+fi
+
+cargo build --locked --quiet -p imagebuilder -p launcher -p manual
+manual=$target/debug/manual
+"$manual" links
+"$manual" parts "${write[@]}"
+"$manual" examples "${write[@]}" --scratch "$target/manual-examples"
+"$manual" messages
+
+book=$target/manual
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+"$mdbook" build --dest-dir "$book" docs >"$log" 2>&1 || { cat "$log" >&2; die "mdBook cannot make the book"; }
+! grep -E 'WARN|ERROR' "$log" >&2 || die "mdBook warns, see above"
+[ -f "$book/index.html" ] || die "mdBook made no $book/index.html"
+echo "manual: $book/index.html" >&2
