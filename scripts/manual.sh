@@ -22,7 +22,7 @@ target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 export MICROVM_FIXTURES=${MICROVM_FIXTURES:-$PWD/target/fixtures}
 [ -f "$MICROVM_FIXTURES/small/toplevel" ] || fixtures/closure/build.sh small
 
-# About 80 s of processor time, once; without features it is the renderer only.
+# About a minute of processor time, once; without features it is the renderer only.
 version=0.5.4
 mdbook=$target/manual-tools/bin/mdbook
 if ! "$mdbook" --version 2>/dev/null | grep -qF "v$version"; then

@@ -2,7 +2,7 @@
 //!
 //! A block ```` ```console ```` holds commands, each after `$ ` (and `> ` where it goes on), and what they print. The
 //! commands of a page run in order in one empty directory of their own. `<!-- run: COMMAND -->` is run in between and must
-//! succeed, but is not shown. In what is printed `…` stands for anything within a line, and a line `…` for any lines.
+//! succeed, but is not shown; a block after `<!-- file: NAME -->` is written to that file. In what is printed `…` stands for anything within a line, and a line `…` for any lines.
 
 use crate::error::{Error, Problem, file};
 use crate::markdown::{comment, fences};
@@ -13,7 +13,7 @@ use std::path::Path;
 
 const ANYTHING: char = '…';
 
-/// One command of a page.
+/// One step of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Example {
     /// Index of its line, from 0.
@@ -36,6 +36,13 @@ pub fn examples(text: &str) -> Vec<Example> {
         Some(Example { line, command, expected: None, end: line + 1 })
     });
     let mut examples: Vec<_> = hidden.collect();
+    let lines: Vec<&str> = text.lines().collect();
+    examples.extend(fences.iter().filter_map(|fence| {
+        let before = fence.start.checked_sub(1).and_then(|index| lines.get(index))?;
+        let command =
+            format!("cat >{} <<'END OF FILE'\n{}\nEND OF FILE", comment(before, "file")?, fence.lines.join("\n"));
+        Some(Example { line: fence.start, command, expected: None, end: fence.end })
+    }));
     for fence in fences.iter().filter(|fence| fence.info == "console") {
         let mut open: Option<Example> = None;
         for (offset, line) in fence.lines.iter().enumerate() {
@@ -180,7 +187,7 @@ mod tests {
         let run = run(&page, &scratch, &[]).unwrap();
         fs::remove_dir_all(&scratch).unwrap();
         assert_eq!(run.problems.len(), 1);
-        assert_eq!(run.problems[0].line, 5);
+        assert_eq!(run.problems[0].line, 9);
         assert_eq!(run.text, text.replace("wrong", "one\nbuilt in … s"));
     }
 

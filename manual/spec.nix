@@ -1,0 +1,23 @@
+# What Nix makes of a module of the manual: the machine spec, the guest's file systems and what is refused, by the minimal
+# evaluator of the tests. The examples of docs/ that begin with Nix go through this.
+#   nix-instantiate --eval --strict --json manual/spec.nix --arg module ./FILE.nix --argstr fixtures DIR
+{ module, fixtures }:
+let
+  lib = import ../tests/nix/evaluator;
+  configuration = import ../tests/nix/evaluator/system.nix {
+    work = /. + "${fixtures}/work/small";
+    kernel = /. + "${fixtures}/work/kernel";
+    programs = ../lib/hypervisors.nix;
+    inherit module;
+  };
+in
+{
+  spec = configuration.config.microvm.machineSpec;
+  refused = map (assertion: assertion.message) (
+    builtins.filter (assertion: !assertion.assertion) configuration.config.assertions
+  );
+  warnings = configuration.config.warnings;
+  mounts = lib.mapAttrs (_: fileSystem: {
+    inherit (fileSystem) device fsType options;
+  }) configuration.config.fileSystems;
+}
