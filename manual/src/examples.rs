@@ -181,8 +181,7 @@ mod tests {
     #[test]
     fn a_page_is_run_compared_and_written_anew() {
         let scratch = std::env::temp_dir().join(format!("manual-example-{}", std::process::id()));
-        let text =
-            "<!-- run: echo old > f -->\n```console\n$ cat f\nold\n$ echo one &&\n> echo built in 1.5 s\nwrong\n```\n";
+        let text = "<!-- file: f -->\n```text\nold\n```\n<!-- run: test -s f -->\n```console\n$ cat f\nold\n$ echo one &&\n> echo built in 1.5 s\nwrong\n```\n";
         let page = Page { path: "page.md".into(), text: text.to_owned() };
         let run = run(&page, &scratch, &[]).unwrap();
         fs::remove_dir_all(&scratch).unwrap();
