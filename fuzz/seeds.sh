@@ -1,14 +1,24 @@
-#!/bin/sh
-# Makes the images the fuzzers start from: small trees by our builder and, where they are installed, the stock tools.
-# usage: fuzz/seeds.sh MICROVM_IMAGE   (the program, such as target/debug/microvm-image)
-set -eu
+#!/usr/bin/env bash
+# seeds.sh: makes what the fuzzers start from: small images by our builder and the stock tools, a real cache's entries, the
+# specs and the texts of the tests.
+#
+# usage: fuzz/seeds.sh MICROVM_IMAGE CORPUS      (the program, such as target/debug/microvm-image; a new directory)
+set -euo pipefail
 program=$(realpath "$1")
-here=$(dirname "$(realpath "$0")")
-corpus=$here/corpus/read_image
-mkdir -p "$corpus"
+mkdir -p "$2"
+corpus=$(realpath "$2")
+cd "$(dirname "$(realpath "$0")")"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-tree=$work/store/00000000000000000000000000000000-tree
+
+seed() { # TARGET NAME: its content is on stdin
+  mkdir -p "$corpus/$1"
+  cat >"$corpus/$1/$2"
+}
+
+# A store of one path with all kinds of files.
+name=0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-hello
+tree=$work/store/$name
 mkdir -p "$tree/directory/deeper" "$tree/many"
 printf content >"$tree/directory/deeper/file"
 : >"$tree/empty"
@@ -16,16 +26,85 @@ ln -s directory/deeper "$tree/link"
 seq 1 3000 >"$tree/text"
 truncate -s 100000 "$tree/hole"
 for number in $(seq 1 300); do printf '%s' "$number" >"$tree/many/$number"; done
-ls "$work/store" >"$work/paths"
+printf '/nix/store/%s\n' "$name" >"$work/paths"
+
+build() { "$program" build --quiet "$@" >/dev/null; }
+
+mkdir -p "$corpus/read_image"
 for codec in zstd gzip xz lz4 none; do
-    "$program" build --paths-from "$work/paths" --store-dir "$work/store" --no-cache --quiet \
-        --compression "$codec" --block-size 4K -o "$corpus/ours-$codec" >/dev/null
-    if command -v mksquashfs >/dev/null && [ "$codec" != none ]; then
-        mksquashfs "$work/store" "$corpus/mksquashfs-$codec" -comp "$codec" -b 4096 -noappend -quiet -no-progress
-    fi
-    if command -v gensquashfs >/dev/null && [ "$codec" != none ]; then
-        gensquashfs -q -f -c "$codec" -b 4096 -D "$work/store" "$corpus/gensquashfs-$codec"
-    fi
+  build --paths-from "$work/paths" --store-dir "$work/store" --no-cache --compression "$codec" --block-size 4K \
+    -o "$corpus/read_image/ours-$codec"
+  if [ "$codec" = none ]; then continue; fi
+  if command -v mksquashfs >/dev/null; then
+    mksquashfs "$work/store" "$corpus/read_image/mksquashfs-$codec" -comp "$codec" -b 4096 -noappend -quiet -no-progress
+  fi
+  if command -v gensquashfs >/dev/null; then
+    gensquashfs -q -f -c "$codec" -b 4096 -D "$work/store" "$corpus/read_image/gensquashfs-$codec"
+  fi
 done
-mkdir -p "$here/corpus/extract_image"
-cp "$corpus"/* "$here/corpus/extract_image/"
+if command -v mksquashfs >/dev/null; then
+  # Tables that are not compressed: a changed byte is a changed field.
+  mksquashfs "$work/store" "$corpus/read_image/plain" -noI -noD -noF -noX -b 4096 -noappend -quiet -no-progress
+fi
+cp -r "$corpus/read_image" "$corpus/extract_image"
+
+# The sources of a closure, and a plan.
+hash=sha256:0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv0c0wqvhs4gn6a6ps1q4a
+registration=$(printf '/nix/store/%s\n%s\n120\n\n1\n/nix/store/%s' "$name" "$hash" "$name")
+printf '%s\n\0%s\n' "$registration" "$(cat "$work/paths")" | seed registration closure-info
+printf '{"exportReferencesGraph":{"closure":["/nix/store/%s"]},"closure":[{"path":"/nix/store/%s","narHash":"%s",%s}]}' \
+  "$name" "$name" "$hash" '"narSize":120,"references":[]' | seed reference_graph attrs
+seed path_list one <"$work/paths"
+printf '\r\n/nix/store/%s/\r\n%s\n' "$name" "${name/hello/other}" | seed path_list forms
+seed image_plan golden <../imagebuilder/tests/golden/plan-v1.json
+for text in "$name" "/nix/store/$name" "$hash" "sha256:$(printf '0a%.0s' {1..32})" 10G 1.5GiB 4096; do
+  printf '%s' "$text" | seed values "$(printf '%s' "$text" | tr '/:' '__')"
+done
+
+# Machines.
+mkdir "$corpus/machine_spec" "$corpus/store_share"
+cp ../fixtures/specs/*.json "$corpus/machine_spec"
+cp ../fixtures/specs/{minimal,shares-9p,store-share}.json "$corpus/store_share"
+
+# A real cache: what follows the checksums of its entries, and its record of an image.
+cat >"$work/plan.json" <<END
+{"version": 1, "storeDir": "$work/store", "paths": [{"path": "$name", "narHash": "$hash"}],
+  "settings": {"compression": "zstd", "level": 3, "blockSizeBytes": 4096, "fragmentBlockSizeBytes": 4096}}
+END
+build --plan "$work/plan.json" --cache "$work/cache" -o "$work/image"
+find "$work/cache/v1/manifests" -type f -exec tail -c +33 {} \; | seed cached_manifest tree
+number=0
+while read -r segment; do
+  number=$((number + 1))
+  tail -c +33 "$segment" | seed cached_segment "$number"
+done < <(find "$work/cache/v1/segments" -type f | sort)
+find "$work/cache/v1/outputs" -type f -exec cat {} \; | seed output_record built
+
+# Kernels: an ELF with a note of Xen, and the boot image of x86.
+{
+  printf '\177ELF%028d' 0 | tr 0 '\0'
+  printf '\100\0\0\0\0\0\0\0%014d\070\0\001\0%06d' 0 0 | tr 0 '\0'
+  printf '\004\0\0\0%04d\200\0\0\0\0\0\0\0%016d\024\0\0\0%020d' 0 0 0 | tr 0 '\0'
+  printf '%08d\004\0\0\0\004\0\0\0\022\0\0\0Xen\0%0512d' 0 0 | tr 0 '\0'
+} | seed kernel_image elf
+printf '%0514dHdrS%010d' 0 0 | seed kernel_image boot-image
+
+# What is kept of a machine, what its hypervisor and its guest say, what its volumes hold.
+printf '0{"hypervisor":{"pid":1,"startTicks":5},"supervisor":null,"startedUnixSeconds":1,"consoleSocket":null,%s}' \
+  '"guestReady":true' | seed machine_state process
+for hypervisor in qemu firecracker; do
+  { printf 1 && cat "../fixtures/launches/settings/$hypervisor.json"; } | seed machine_state "launch-$hypervisor"
+done
+qmp='{"QMP":{}}\r\n{"return":{}}\r\n{"event":"RESUME"}\r\n{"return":{"status":"running"}}\r\n'
+http='HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n{"state":"Running"}'
+# The byte in front says whose answer it is.
+printf '0%b' "$qmp" | seed control_answer qemu
+printf '1%b' "$http" | seed control_answer cloud-hypervisor
+printf '2%b' "$http" | seed control_answer firecracker
+printf '3\0\0\0\0' | seed control_answer kvmtool
+printf 'READY=1\nSTATUS=Startup finished\nMAINPID=1\n' | seed guest_notification ready
+{ printf 0 && head -c 2048 "$corpus/read_image/ours-none"; } | seed volume_superblock squashfs
+{ printf 0 && printf 'XFSB%0200d' 0; } | seed volume_superblock xfs
+{ printf '1%056d\123\357%0900d' 0 0; } | seed volume_superblock ext
+{ printf '2%064d_BHRfS_M%04100d' 0 0; } | seed volume_superblock btrfs
+{ printf '0%054dFAT%025dFAT32%0423d\125\252' 0 0 0; } | seed volume_superblock vfat

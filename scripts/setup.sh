@@ -18,6 +18,7 @@ packages=(
   e2fsprogs                   # mkfs.ext4, debugfs: volumes
   erofs-utils                 # mkfs.erofs: the peer of microvm.nix
   file
+  g++                         # libFuzzer, for fuzz/run.sh
   gcc                         # links Rust; builds the launcher's probe guest
   iproute2                    # taps and network namespaces in the launcher's tests
   iputils-ping

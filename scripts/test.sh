@@ -31,11 +31,13 @@ check_scripts() {
   shellcheck -x "${scripts[@]}"
 }
 
+format() { cargo fmt --all --check && cargo fmt --manifest-path fuzz/Cargo.toml --check; }
+
 documentation() { RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet; }
 
 step 'setup' scripts/setup.sh
 [ ${#failed[@]} -eq 0 ] || exit 1
-step 'format' cargo fmt --all --check
+step 'format' format
 step 'scripts (shellcheck)' check_scripts
 step 'lints (clippy)' cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 step 'documentation' documentation
@@ -43,6 +45,7 @@ step 'licences, bans and sources (cargo deny)' scripts/deny.sh
 step 'fixtures' fixtures/closure/build.sh small
 step 'tests' cargo test --workspace --locked --no-fail-fast
 step 'manual' scripts/manual.sh
+step 'fuzzing' fuzz/run.sh
 step 'Nix' tests/nix/run.sh
 step 'quickstart' scripts/quickstart.sh --test
 

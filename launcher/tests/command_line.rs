@@ -1,13 +1,16 @@
 //! The program as its user meets it: what it prints, what it says when the input is bad, how it ends.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test tells by failing")]
+
+#[path = "../src/test_program.rs"]
+mod test_program;
 
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use test_program::write_program;
 
 fn microvm(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_microvm")).args(arguments).output().expect("microvm runs")
@@ -193,8 +196,7 @@ fn the_explained_command_can_be_copied_into_a_shell() {
         for hypervisor in ["qemu", "firecracker", "crosvm", "kvmtool", "cloud-hypervisor"] {
             let directory = tempfile::tempdir().expect("a directory");
             let program = directory.path().join("hyper visor");
-            fs::write(&program, "#!/bin/sh\nprintf '%s\\0' \"$PWD\" \"$@\"\n").expect("a program");
-            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("executable");
+            write_program(&program, "#!/bin/sh\nprintf '%s\\0' \"$PWD\" \"$@\"\n");
             let mut spec: Value =
                 serde_json::from_str(&fs::read_to_string(fixture(name)).expect("a spec")).expect("JSON");
             let section = if hypervisor == "cloud-hypervisor" { "cloudHypervisor" } else { hypervisor };

@@ -11,7 +11,7 @@
 mod test_program;
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
@@ -216,8 +216,7 @@ fn services_are_systemds() {
     symlink("runner", machine.join("current")).unwrap();
     symlink("gone", machine.join("toplevel")).unwrap();
     let run = machine.join("runner/bin/microvm-run");
-    fs::write(&run, "#!/bin/sh\necho runs in \"$PWD\"\n").unwrap();
-    fs::set_permissions(&run, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&run, "#!/bin/sh\necho runs in \"$PWD\"\n");
 
     assert_eq!(host.done(&["-r", "web"]), format!("runs in {}\n", machine.display()));
     host.done(&["start", "web"]);

@@ -72,9 +72,15 @@ fn emulation_can_be_asked_for() {
 }
 
 #[test]
-fn the_software_kvm_gets_a_cpu_that_it_knows() {
-    let launch = launch(json!({}), &HostFacts { kvm: Kvm::UsableSoftware, ..host() }, Hypervisor::Qemu);
-    assert_eq!(value(&launch, "-cpu"), "host,-arch-capabilities");
+fn the_software_kvm_gets_a_cpu_that_it_knows_and_a_warning() {
+    let facts = HostFacts { kvm: Kvm::UsableSoftware, ..host() };
+    let qemu = launch(json!({}), &facts, Hypervisor::Qemu);
+    assert_eq!(value(&qemu, "-cpu"), "host,-arch-capabilities");
+    for launch in [qemu, launch(json!({}), &facts, Hypervisor::Firecracker)] {
+        assert!(launch.warnings[0].contains("--accel tcg"), "{:?}", launch.warnings);
+    }
+    let emulated = launch(json!({"qemu": {"accelerator": "tcg"}}), &facts, Hypervisor::Qemu);
+    assert_eq!(emulated.warnings, [""; 0]);
 }
 
 #[test]

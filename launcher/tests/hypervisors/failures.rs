@@ -249,8 +249,7 @@ server.listen(1)
 server.accept()
 ";
     let program = machine.path("virtiofsd");
-    fs::write(&program, format!("#!/usr/bin/env python3\n{daemon}")).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&program, &format!("#!/usr/bin/env python3\n{daemon}"));
     spec.shares = serde_json::from_value(share).unwrap();
     spec.virtiofsd.program = Some(program.to_str().unwrap().into());
     machine.write_spec(&spec);

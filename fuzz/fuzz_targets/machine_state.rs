@@ -1,0 +1,29 @@
+//! Invariant: the files that a machine's state is kept in are read or refused, whatever stands in them; no machine that
+//! does not run is taken for one that does. Input: which file (its first byte's lowest bit), then its content.
+
+#![no_main]
+
+use fuzz::Scratch;
+use launcher::state::RuntimeDirectory;
+use libfuzzer_sys::fuzz_target;
+use std::sync::LazyLock;
+
+static RUNTIME: LazyLock<Scratch> = LazyLock::new(|| {
+    let scratch = Scratch::new();
+    std::fs::create_dir(scratch.path().join("web")).expect("a directory");
+    scratch
+});
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((which, content)) = bytes.split_first() else { return };
+    let machine = RuntimeDirectory::at(RUNTIME.path()).machine("web").expect("a name");
+    if which & 1 == 0 {
+        RUNTIME.write("web/process.json", content);
+        if let Ok(Some(running)) = machine.running() {
+            assert!(running.hypervisor.is_alive());
+        }
+    } else {
+        RUNTIME.write("web/launch.json", content);
+        let _ = machine.last_launch();
+    }
+});
