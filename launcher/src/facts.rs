@@ -61,9 +61,10 @@ impl HostFacts {
 /// Whether the kernel's virtualisation can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kvm {
-    /// `/dev/kvm` opens for reading and writing.
+    /// `/dev/kvm` makes machines.
     Usable,
-    /// It opens, but is the software kind (the module kvm_pvm), which knows fewer CPU registers.
+    /// It does, but is the software kind (the module kvm_pvm), which knows fewer CPU registers and under which kernels hang
+    /// that were not made for it.
     UsableSoftware,
     /// It does not; why.
     Unusable(String),

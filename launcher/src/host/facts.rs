@@ -1,7 +1,8 @@
 //! Finding out the facts about the host. A launch is to start within milliseconds, and asking a hypervisor for its
 //! version takes longer than that: so answers are kept, each with the identity of the file that it is about.
 
-use crate::facts::{Architecture, HostFacts, KernelForm, Kvm, Privilege, Version};
+use super::kvm;
+use crate::facts::{Architecture, HostFacts, KernelForm, Privilege, Version};
 use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::path::HostPath;
 use crate::programs::find_program;
@@ -9,7 +10,7 @@ use crate::spec::{Hypervisor, MachineSpec};
 use crate::state::RuntimeDirectory;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::Path;
@@ -75,7 +76,7 @@ pub fn gather(
     let state_directory = state_directory.below(&HostPath::new(current.to_string_lossy()));
     let mut facts = HostFacts::assumed(state_directory.clone());
     facts.architecture = if cfg!(target_arch = "aarch64") { Architecture::Aarch64 } else { Architecture::X86_64 };
-    facts.kvm = probe_kvm(Path::new("/dev/kvm"));
+    facts.kvm = kvm::probe(Path::new("/dev/kvm"));
     facts.privilege = if nix::unistd::geteuid().is_root() { Privilege::Root } else { Privilege::Unprivileged };
     facts.processors = std::thread::available_parallelism().ok().and_then(|count| u32::try_from(count.get()).ok());
     for kernel in std::iter::once(&spec.kernel).chain(&spec.vmlinux) {
@@ -188,18 +189,6 @@ fn ask_version(
     }
 }
 
-fn probe_kvm(device: &Path) -> Kvm {
-    match OpenOptions::new().read(true).write(true).open(device) {
-        Ok(_) if Path::new("/sys/module/kvm_pvm").is_dir() => Kvm::UsableSoftware,
-        Ok(_) => Kvm::Usable,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Kvm::Unusable(format!(
-            "{} is not there: enable virtualisation and load kvm_intel or kvm_amd",
-            device.display()
-        )),
-        Err(error) => Kvm::Unusable(format!("{}: {error}: become a member of the group kvm", device.display())),
-    }
-}
-
 /// crosvm jails its devices in an empty directory, usually `/var/empty`.
 fn empty_directory(hypervisor: Hypervisor, runtime: &RuntimeDirectory) -> Option<HostPath> {
     if hypervisor != Hypervisor::Crosvm || Path::new("/var/empty").is_dir() {
@@ -243,6 +232,8 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 /// Whether an ELF64 has a note of the owner "Xen" and type 18, XEN_ELFNOTE_PHYS32_ENTRY.
 fn has_pvh_note(file: &File, header: &[u8]) -> io::Result<bool> {
     const LONGEST_NOTES_BYTES: u64 = 1 << 20;
+    // Linux has five. A file that is made to waste time has 65,535, each with the longest notes.
+    const MOST_PROGRAM_HEADERS: u64 = 64;
     let number = |bytes: &[u8], at: usize, count: usize| {
         bytes
             .get(at..at + count)
@@ -252,9 +243,10 @@ fn has_pvh_note(file: &File, header: &[u8]) -> io::Result<bool> {
             .fold(0u64, |value, byte| value << 8 | u64::from(*byte))
     };
     let (table, entry_bytes, entries) = (number(header, 32, 8), number(header, 54, 2), number(header, 56, 2));
-    for index in 0..entries {
+    for index in 0..entries.min(MOST_PROGRAM_HEADERS) {
         let mut entry = [0; 56];
-        file.read_exact_at(&mut entry, table + index * entry_bytes)?;
+        // A table at the end of the address space holds nothing that could be read.
+        file.read_exact_at(&mut entry, table.saturating_add(index * entry_bytes))?;
         let (kind, offset, size) = (number(&entry, 0, 4), number(&entry, 8, 8), number(&entry, 32, 8));
         if kind != 4 || size > LONGEST_NOTES_BYTES {
             continue;
@@ -343,10 +335,39 @@ mod tests {
         assert!(kernel_form(&directory.path().join("none")).is_err());
     }
 
+    /// The header of an ELF64 with its table of program headers at `table`.
+    fn elf(table: u64, entries: u16) -> Vec<u8> {
+        let mut bytes = vec![0; 64];
+        bytes[..4].copy_from_slice(b"\x7fELF");
+        bytes[32..40].copy_from_slice(&table.to_le_bytes());
+        bytes[54..56].copy_from_slice(&56u16.to_le_bytes());
+        bytes[56..58].copy_from_slice(&entries.to_le_bytes());
+        bytes
+    }
+
     #[test]
-    fn an_unusable_kvm_says_why() {
-        let Kvm::Unusable(why) = probe_kvm(Path::new("/nonexistent/kvm")) else { panic!("it is not there") };
-        assert!(why.contains("load kvm_intel"), "{why}");
+    fn a_kernel_with_a_table_beyond_all_addresses_is_no_kernel() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kernel");
+        for table in [u64::MAX, u64::MAX - 100, 1 << 63, 1 << 40] {
+            fs::write(&path, elf(table, u16::MAX)).unwrap();
+            assert!(kernel_form(&path).is_err(), "{table}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_with_endless_notes_is_not_read_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kernel");
+        let mut bytes = elf(64, u16::MAX);
+        for _ in 0..u16::MAX {
+            let mut entry = [0; 56];
+            entry[..4].copy_from_slice(&4u32.to_le_bytes());
+            entry[32..40].copy_from_slice(&(1u64 << 20).to_le_bytes());
+            bytes.extend(entry);
+        }
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(kernel_form(&path).unwrap(), KernelForm::Elf);
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,7 @@
 //! What the host is and has: the facts that a launch depends on, and everything that a launch misses here.
 
 mod facts;
+mod kvm;
 mod needs;
 
 pub use facts::{FactsError, NoticedKernel, gather, kernel_form};

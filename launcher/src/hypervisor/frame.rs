@@ -1,7 +1,7 @@
 //! What is the same for every hypervisor: the launch around the command, and where refusals and warnings gather.
 
 use crate::cmdline::KernelCommandLine;
-use crate::facts::{Architecture, HostFacts, KernelForm};
+use crate::facts::{Architecture, HostFacts, KernelForm, Kvm};
 use crate::keyval::Unwritable;
 use crate::launch::{
     Access, BalloonDevice, ComposedInitrd, Console, ControlSocket, DeviceNode, FIRST_PASSED_DESCRIPTOR, FileToWrite,
@@ -177,10 +177,21 @@ impl<'spec> Frame<'spec> {
             let (guest, host) = (self.architecture().as_str(), self.facts.architecture.as_str());
             self.refuse("architecture", format!("cannot run a guest for {guest} on a host with {host}"));
         }
+        self.use_kvm();
+        if let Kvm::Unusable(why) = &self.facts.kvm {
+            self.refuse("hypervisor", format!("needs KVM, but {why}"));
+        }
+    }
+
+    /// The machine is run by KVM.
+    pub(super) fn use_kvm(&mut self) {
         self.needs.kvm = KvmUse::Required;
         self.need_device("hypervisor", "/dev/kvm", "modprobe -a kvm_intel kvm_amd");
-        if let crate::facts::Kvm::Unusable(why) = &self.facts.kvm {
-            self.refuse("hypervisor", format!("needs KVM, but {why}"));
+        if self.facts.kvm == Kvm::UsableSoftware {
+            // Such a guest hangs before its first word, so nobody can tell later.
+            let emulation = "qemu can emulate it: --hypervisor qemu --accel tcg";
+            let said = format!("this host's KVM is emulated (kvm_pvm): if the guest says nothing, {emulation}");
+            self.warn("hypervisor", &said);
         }
     }
 

@@ -105,8 +105,7 @@ fn is_emulated(frame: &mut Frame<'_>) -> bool {
     if is_emulated {
         frame.needs.kvm = KvmUse::NotUsed;
     } else {
-        frame.needs.kvm = KvmUse::Required;
-        frame.need_device("hypervisor", "/dev/kvm", "modprobe -a kvm_intel kvm_amd");
+        frame.use_kvm();
     }
     is_emulated
 }
