@@ -6,7 +6,7 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use imagebuilder::cache::{Cache, Lookup};
 use imagebuilder::encode::Encoder;
-use imagebuilder::segment::{Segment, SegmentKey, SegmentKind, encode_segment};
+use imagebuilder::segment::{Batch, Segment, SegmentKey, SegmentKind, encode_segment};
 use imagebuilder::settings::{Compression, ImageSettings};
 use imagebuilder::squashfs::tables::{Contents, Location, Member, write_tables};
 use imagebuilder::tree::{FileMode, Tree};
@@ -19,9 +19,9 @@ fn content() -> Vec<u8> {
     content
 }
 
-fn encode(settings: &ImageSettings, content: &[u8]) -> Segment {
+fn encode(settings: &ImageSettings, content: &[u8], batch: &mut Batch) -> Segment {
     let mut encoder = Encoder::new(settings).unwrap();
-    encode_segment(&mut encoder, SegmentKind::File, content, settings.block_size_bytes(), Vec::new()).unwrap()
+    encode_segment(&mut encoder, SegmentKind::File, content, settings.block_size_bytes(), batch).unwrap()
 }
 
 fn compressing(criterion: &mut Criterion) {
@@ -33,10 +33,10 @@ fn compressing(criterion: &mut Criterion) {
         let mut encoder = Encoder::new(&settings).unwrap();
         group.bench_function(format!("zstd {level}"), |bencher| {
             bencher.iter_batched(
-                Vec::new,
-                |buffer| {
+                Batch::default,
+                |mut batch| {
                     let size = settings.block_size_bytes();
-                    encode_segment(&mut encoder, SegmentKind::File, &content, size, buffer).unwrap()
+                    encode_segment(&mut encoder, SegmentKind::File, &content, size, &mut batch).unwrap()
                 },
                 BatchSize::LargeInput,
             );
@@ -51,19 +51,21 @@ fn cached_segments(criterion: &mut Criterion) {
     let settings = ImageSettings::default();
     let cache = Cache::open(directory.path(), &settings).unwrap();
     let content = content();
-    let segment = encode(&settings, &content);
+    let mut made = Batch::default();
+    let segment = encode(&settings, &content, &mut made);
+    let stored = made.stored(&segment);
     let key = SegmentKey { kind: SegmentKind::File, content: *blake3::hash(&content).as_bytes() };
-    cache.store_segment(&key, &segment).unwrap();
+    cache.store_segment(&key, &segment, stored).unwrap();
     let mut group = criterion.benchmark_group("cached segment of 1 MiB of content");
-    group.throughput(Throughput::Bytes(segment.stored().len() as u64));
-    let mut buffer = Vec::new();
+    group.throughput(Throughput::Bytes(stored.len() as u64));
+    let mut batch = Batch::default();
     group.bench_function("load and check", |bencher| {
-        bencher.iter(|| match cache.load_segment(&key, std::mem::take(&mut buffer)).unwrap() {
-            Lookup::Hit(segment) => buffer = segment.into_buffer(),
+        bencher.iter(|| match cache.load_segment(&key, &mut batch).unwrap() {
+            Lookup::Hit(segment) => segment,
             Lookup::Miss | Lookup::Damaged => unreachable!("the segment was stored"),
         });
     });
-    group.bench_function("store", |bencher| bencher.iter(|| cache.store_segment(&key, &segment).unwrap()));
+    group.bench_function("store", |bencher| bencher.iter(|| cache.store_segment(&key, &segment, stored).unwrap()));
     group.finish();
 }
 

@@ -101,11 +101,11 @@ impl Cache {
 const STAMP_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Length of a new buffer for entries.
-const USUAL_BUFFER_BYTES: usize = 256 << 10;
+const USUAL_BUFFER_BYTES: usize = 1 << 20;
 
-/// Reads an entry to the front of `buffer` and says how long it is: 0 for one longer than `bytes_max`, which no entry
-/// is. Stamps it as used.
-fn read_entry(path: &Path, bytes_max: u64, buffer: &mut Vec<u8>) -> io::Result<usize> {
+/// Reads an entry to `start` in `buffer` and says how long it is: 0 for one longer than `bytes_max`, which no entry is.
+/// Stamps it as used.
+fn read_entry(path: &Path, bytes_max: u64, buffer: &mut Vec<u8>, start: usize) -> io::Result<usize> {
     let mut file = File::open(path)?;
     let metadata = file.metadata()?;
     if metadata.modified()?.elapsed().is_ok_and(|age| age > STAMP_INTERVAL) {
@@ -113,11 +113,13 @@ fn read_entry(path: &Path, bytes_max: u64, buffer: &mut Vec<u8>) -> io::Result<u
         let _ = File::options().append(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
     }
     let length = usize::try_from(metadata.len()).ok().filter(|_| metadata.len() <= bytes_max).unwrap_or(0);
-    if buffer.len() < length {
-        // Most entries are shorter than this, so a buffer that is used again seldom has to grow.
-        buffer.resize(length.max(USUAL_BUFFER_BYTES), 0);
+    let end = start + length;
+    if buffer.len() < end {
+        // Most batches of entries are shorter than this, so a buffer that is used again seldom has to grow.
+        buffer.reserve(end.max(USUAL_BUFFER_BYTES) - buffer.len());
+        buffer.resize(end, 0);
     }
-    match file.read_exact(&mut buffer[..length]) {
+    match file.read_exact(&mut buffer[start..end]) {
         // Nobody shortens an entry, so this one is damaged: its checksum will tell.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
         other => other.map(|()| length),

@@ -13,31 +13,69 @@ pub type ContentHash = [u8; 32];
 /// enough that two threads find work in one large file.
 pub const RANGE_BYTES: u64 = 4 << 20;
 
-/// The stored form of a segment.
+/// The stored form of a segment: its blocks lie in the buffer of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Size words of its blocks, in order; 0 for a hole.
     pub words: Vec<u32>,
     /// Length of its content in bytes.
     pub input_bytes: u32,
-    buffer: Vec<u8>,
-    stored: Range<usize>,
+    /// Where its blocks lie in the buffer, as they go into the image.
+    pub stored: Range<usize>,
+    /// Where it came from.
+    pub origin: Origin,
 }
 
-impl Segment {
-    /// From a buffer that holds the blocks at `stored`.
-    pub fn new(words: Vec<u32>, input_bytes: u32, buffer: Vec<u8>, stored: Range<usize>) -> Self {
-        Self { words, input_bytes, buffer, stored }
+/// Where a segment came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The cache.
+    Cached,
+    /// It was compressed.
+    Compressed,
+    /// It was compressed because its cache entry was damaged.
+    Rebuilt,
+}
+
+/// Segments that follow each other in an image, in one buffer: handing over many small ones at a time is cheap.
+#[derive(Debug, Default)]
+pub struct Batch {
+    segments: Vec<Segment>,
+    buffer: Vec<u8>,
+    /// Up to here the buffer holds segments.
+    used: usize,
+}
+
+impl Batch {
+    /// No segments yet. What the buffer holds is of no account.
+    pub fn new(buffer: Vec<u8>) -> Self {
+        Self { segments: Vec::new(), buffer, used: 0 }
     }
 
-    /// The blocks as they go into the image.
-    pub fn stored(&self) -> &[u8] {
-        &self.buffer[self.stored.clone()]
+    /// The segments.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// The blocks of a segment of this batch.
+    pub fn stored(&self, segment: &Segment) -> &[u8] {
+        &self.buffer[segment.stored.clone()]
+    }
+
+    /// Adds a segment that has been put behind the others.
+    pub fn push(&mut self, segment: Segment) {
+        self.used = segment.stored.end;
+        self.segments.push(segment);
     }
 
     /// The buffer, to be used again.
     pub fn into_buffer(self) -> Vec<u8> {
         self.buffer
+    }
+
+    /// The buffer, and where the next segment begins at the earliest: what is behind that is of no account.
+    pub(crate) fn room(&mut self) -> (&mut Vec<u8>, usize) {
+        (&mut self.buffer, self.used)
     }
 }
 
@@ -81,7 +119,7 @@ pub fn file_content(ranges: &[ContentHash]) -> ContentHash {
     *hasher.finalize().as_bytes()
 }
 
-/// Compresses a segment into a buffer, whatever that held.
+/// Compresses a segment behind those of `batch`, without adding it.
 ///
 /// # Errors
 /// The codec failed.
@@ -90,21 +128,21 @@ pub fn encode_segment(
     kind: SegmentKind,
     content: &[u8],
     block_size_bytes: u32,
-    mut buffer: Vec<u8>,
+    batch: &mut Batch,
 ) -> Result<Segment, EncodeError> {
     let block_bytes = block_size_bytes as usize;
     let mut words = Vec::with_capacity(content.len().div_ceil(block_bytes));
-    buffer.clear();
+    let (buffer, start) = batch.room();
+    buffer.truncate(start);
     for block in content.chunks(block_bytes) {
         words.push(match kind {
             SegmentKind::File if is_zeros(block) => 0,
-            SegmentKind::File | SegmentKind::Fragment => encoder.encode_block(block, &mut buffer)?,
+            SegmentKind::File | SegmentKind::Fragment => encoder.encode_block(block, buffer)?,
         });
     }
     // Ranges are at most 4 MiB and blocks at most 1 MiB.
     let input_bytes = u32::try_from(content.len()).unwrap_or(u32::MAX);
-    let stored = 0..buffer.len();
-    Ok(Segment::new(words, input_bytes, buffer, stored))
+    Ok(Segment { words, input_bytes, stored: start..buffer.len(), origin: Origin::Compressed })
 }
 
 /// Most blocks differ from zero in their first bytes, so this costs nothing.

@@ -11,7 +11,7 @@ use imagebuilder::encode::Encoder;
 use imagebuilder::plan::ImagePlan;
 use imagebuilder::progress::{Phase, Progress, Silent};
 use imagebuilder::report::{BuildReport, Outcome};
-use imagebuilder::segment::{SegmentKey, SegmentKind, encode_segment};
+use imagebuilder::segment::{Batch, SegmentKey, SegmentKind, encode_segment};
 use imagebuilder::settings::ImageSettings;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -185,9 +185,10 @@ fn a_forged_segment_with_a_right_checksum_is_found_when_asked_for() {
     let key = SegmentKey { kind: SegmentKind::File, content: *blake3::hash(&content).as_bytes() };
     let mut encoder = Encoder::new(&settings).unwrap();
     let lie = vec![0xa5; content.len()];
-    let segment =
-        encode_segment(&mut encoder, SegmentKind::File, &lie, settings.block_size_bytes(), Vec::new()).unwrap();
-    cache.store_segment(&key, &segment).unwrap();
+    let mut batch = Batch::default();
+    let size = settings.block_size_bytes();
+    let segment = encode_segment(&mut encoder, SegmentKind::File, &lie, size, &mut batch).unwrap();
+    cache.store_segment(&key, &segment, batch.stored(&segment)).unwrap();
     drop(cache);
 
     // What the documentation says: who may write to the cache can forge, and --cache-verify finds it.

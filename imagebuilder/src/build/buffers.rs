@@ -18,6 +18,20 @@ impl SpareBuffers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
+    /// A buffer of `length` bytes of any value.
+    pub(super) fn take_filled(&self, length: usize) -> Vec<u8> {
+        let mut buffer = self.take();
+        buffer.resize(length, 0);
+        buffer
+    }
+
+    /// A buffer with nothing in it.
+    pub(super) fn take_empty(&self) -> Vec<u8> {
+        let mut buffer = self.take();
+        buffer.clear();
+        buffer
+    }
+
     /// Keeps a buffer, unless there are enough.
     pub(super) fn give(&self, buffer: Vec<u8>) {
         let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,7 +6,8 @@ use super::{BuildError, CacheTrust};
 use crate::cache::{Cache, CacheError, Lookup};
 use crate::encode::Encoder;
 use crate::image::codec::Workspace as Decoder;
-use crate::segment::{ContentHash, RANGE_BYTES, Segment, SegmentKey, SegmentKind, encode_segment, fragment_content};
+use crate::segment::{Batch, ContentHash, Origin, RANGE_BYTES, Segment, SegmentKey, SegmentKind};
+use crate::segment::{encode_segment, fragment_content};
 use crate::settings::ImageSettings;
 use crate::squashfs::format::BLOCK_PLAIN;
 use crate::tree::{Entry, NodeId};
@@ -28,12 +29,12 @@ pub(super) enum Job {
         /// What to do.
         then: Then,
     },
-    /// Makes or finds the segment of a range whose content hash is known.
-    KnownRange {
-        /// Which range.
-        range: RangeRef,
-        /// Its hash.
-        content: ContentHash,
+    /// Makes or finds segments of one store path whose content hashes are known.
+    Known {
+        /// Number of the store path.
+        member: usize,
+        /// The segments, in the order of the image.
+        segments: Vec<KnownSegment>,
     },
     /// Makes or finds the segment of bytes that have been read.
     Bytes {
@@ -42,13 +43,35 @@ pub(super) enum Job {
         /// The content.
         bytes: Vec<u8>,
     },
-    /// Makes or finds a fragment block of files whose hashes are known.
-    KnownFragment {
-        /// Number of the store path.
-        member: usize,
-        /// The files, with their hashes and sizes.
-        files: Vec<(NodeId, ContentHash, u32)>,
-    },
+}
+
+/// A segment that need not be read unless the cache lacks it.
+#[derive(Debug)]
+pub(super) enum KnownSegment {
+    /// A range of a file, and its hash.
+    Range(RangeRef, ContentHash),
+    /// A fragment block: its files, with their hashes and sizes.
+    Fragment(Vec<(NodeId, ContentHash, u32)>),
+}
+
+impl KnownSegment {
+    /// Length of its content in bytes.
+    pub(super) fn length(&self) -> usize {
+        match self {
+            Self::Range(range, _) => range.length,
+            Self::Fragment(files) => files.iter().map(|(_, _, size_bytes)| *size_bytes as usize).sum(),
+        }
+    }
+
+    fn key(&self) -> SegmentKey {
+        match self {
+            Self::Range(_, content) => SegmentKey { kind: SegmentKind::File, content: *content },
+            Self::Fragment(files) => {
+                let contents: Vec<_> = files.iter().map(|(_, content, size_bytes)| (*content, *size_bytes)).collect();
+                SegmentKey { kind: SegmentKind::Fragment, content: fragment_content(&contents) }
+            }
+        }
+    }
 }
 
 /// A range of a file.
@@ -85,15 +108,15 @@ pub(super) enum Product {
         /// The hashes.
         hashes: Vec<ContentHash>,
     },
-    /// A segment, and the hash of its content where the job had to find it out.
-    Segment {
-        /// The hash, unless nobody needs it.
+    /// Of [`Then::Encode`]: the segment of the range, and its hash unless nobody needs it.
+    Encoded {
+        /// The hash.
         content: Option<ContentHash>,
         /// The segment.
-        segment: Segment,
-        /// Where it came from.
-        origin: Origin,
+        batch: Batch,
     },
+    /// Of [`Job::Bytes`] and [`Job::Known`]: the segments that were asked for.
+    Segments(Batch),
     /// Of [`Then::Keep`].
     Kept {
         /// The hash.
@@ -106,17 +129,6 @@ pub(super) enum Product {
         /// The hash.
         content: ContentHash,
     },
-}
-
-/// Where a segment came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// The cache.
-    Cached,
-    /// It was compressed.
-    Compressed,
-    /// It was compressed because its cache entry was damaged.
-    Rebuilt,
 }
 
 /// What all workers share.
@@ -159,11 +171,16 @@ impl<'a> Worker<'a> {
         match job {
             Job::ReadFiles { member, nodes } => self.read_files(member, &nodes),
             Job::ReadRange { range, then } => self.read_range(range, then),
-            Job::KnownRange { range, content } => self.known_range(range, content),
-            Job::KnownFragment { member, files } => self.known_fragment(member, &files),
+            Job::Known { member, segments } => {
+                let mut batch = self.new_batch();
+                segments.iter().try_for_each(|segment| self.known(member, segment, &mut batch))?;
+                Ok(Product::Segments(batch))
+            }
             Job::Bytes { key, bytes } => {
-                let (segment, origin) = self.segment(key, &bytes)?;
-                Ok(Product::Segment { content: Some(key.content), segment, origin })
+                let mut batch = self.new_batch();
+                self.segment(key, &bytes, &mut batch)?;
+                self.workshop.buffers.give(bytes);
+                Ok(Product::Segments(batch))
             }
         }
     }
@@ -171,7 +188,7 @@ impl<'a> Worker<'a> {
     fn read_files(&self, member: usize, nodes: &[NodeId]) -> Result<Product, BuildError> {
         let member = &self.workshop.members[member];
         let lengths: Vec<usize> = nodes.iter().map(|node| member.file_length(*node)).collect();
-        let mut bytes = vec![0; lengths.iter().sum()];
+        let mut bytes = self.workshop.buffers.take_filled(lengths.iter().sum());
         let mut hashes = Vec::with_capacity(nodes.len());
         let mut rest = &mut bytes[..];
         for (node, length) in nodes.iter().zip(lengths) {
@@ -190,96 +207,84 @@ impl<'a> Worker<'a> {
         let needs_hash = then != Then::Encode || self.workshop.cache.is_some();
         let content = needs_hash.then(|| *blake3::hash(bytes).as_bytes());
         let product = match (then, content) {
-            (Then::Keep, Some(content)) => Product::Kept { content, bytes: bytes.to_vec() },
+            (Then::Keep, Some(content)) => {
+                buffer.truncate(range.length);
+                return Ok(Product::Kept { content, bytes: buffer });
+            }
             (Then::Hash, Some(content)) => Product::Hashed { content },
             (_, content) => {
-                let (segment, origin) = match content {
-                    Some(content) => self.segment(SegmentKey { kind: SegmentKind::File, content }, bytes)?,
-                    None => (self.encode(SegmentKind::File, bytes)?, Origin::Compressed),
-                };
-                Product::Segment { content, segment, origin }
+                let mut batch = self.new_batch();
+                match content {
+                    Some(content) => {
+                        self.segment(SegmentKey { kind: SegmentKind::File, content }, bytes, &mut batch)?
+                    }
+                    None => {
+                        let segment = self.encode(SegmentKind::File, bytes, &mut batch)?;
+                        batch.push(segment);
+                    }
+                }
+                Product::Encoded { content, batch }
             }
         };
         self.buffer = buffer;
         Ok(product)
     }
 
-    fn known_range(&mut self, range: RangeRef, content: ContentHash) -> Result<Product, BuildError> {
-        let key = SegmentKey { kind: SegmentKind::File, content };
-        let member = &self.workshop.members[range.member];
-        let (segment, origin) = self.known(key, range.length, |bytes| {
-            member.read(range.node, range.range, bytes)?;
-            member.expect_content(range.node, bytes, &content)
-        })?;
-        Ok(Product::Segment { content: Some(content), segment, origin })
+    fn new_batch(&self) -> Batch {
+        Batch::new(self.workshop.buffers.take())
     }
 
-    fn known_fragment(&mut self, member: usize, files: &[(NodeId, ContentHash, u32)]) -> Result<Product, BuildError> {
-        let contents: Vec<_> = files.iter().map(|(_, content, size_bytes)| (*content, *size_bytes)).collect();
-        let content = fragment_content(&contents);
-        let key = SegmentKey { kind: SegmentKind::Fragment, content };
-        let length = files.iter().map(|(_, _, size_bytes)| *size_bytes as usize).sum();
-        let member = &self.workshop.members[member];
-        let (segment, origin) = self.known(key, length, |mut rest| {
-            for (node, content, size_bytes) in files {
-                let (bytes, behind) = rest.split_at_mut(*size_bytes as usize);
-                member.read(*node, 0, bytes)?;
-                member.expect_content(*node, bytes, content)?;
-                rest = behind;
+    /// Adds a segment whose content need not be read unless the cache lacks it.
+    fn known(&mut self, member: usize, known: &KnownSegment, batch: &mut Batch) -> Result<(), BuildError> {
+        let (key, length) = (known.key(), known.length());
+        let damage = match self.look_up(&key, length, batch) {
+            Lookup::Hit(segment) => {
+                batch.push(segment);
+                return Ok(());
             }
-            Ok(())
-        })?;
-        Ok(Product::Segment { content: Some(content), segment, origin })
-    }
-
-    /// The segment of a content that need not be read unless the cache lacks it; `read` fills in its bytes.
-    fn known(
-        &mut self,
-        key: SegmentKey,
-        length: usize,
-        read: impl FnOnce(&mut [u8]) -> Result<(), BuildError>,
-    ) -> Result<(Segment, Origin), BuildError> {
-        let damage = match self.look_up(&key, length) {
-            Lookup::Hit(segment) => return Ok((segment, Origin::Cached)),
             Lookup::Miss => Damage::None,
             Lookup::Damaged => Damage::Found,
         };
         let mut buffer = self.take_buffer(length);
-        read(&mut buffer[..length])?;
-        let made = self.make(key, &buffer[..length], damage);
+        self.workshop.members[member].read_known(known, &mut buffer[..length])?;
+        self.make(key, &buffer[..length], damage, batch)?;
         self.buffer = buffer;
-        made
+        Ok(())
     }
 
     /// A buffer of at least `length` bytes. It is put back afterwards: zeroing a new one each time would cost as much as
     /// copying the content does.
     fn take_buffer(&mut self, length: usize) -> Vec<u8> {
         let mut buffer = std::mem::take(&mut self.buffer);
+        if buffer.capacity() == 0 {
+            buffer = self.workshop.buffers.take();
+        }
         if buffer.len() < length {
             buffer.resize(length, 0);
         }
         buffer
     }
 
-    /// The segment of a content at hand.
-    fn segment(&mut self, key: SegmentKey, content: &[u8]) -> Result<(Segment, Origin), BuildError> {
+    /// Adds the segment of a content at hand.
+    fn segment(&mut self, key: SegmentKey, content: &[u8], batch: &mut Batch) -> Result<(), BuildError> {
         let mut damage = Damage::None;
-        match self.look_up(&key, content.len()) {
+        match self.look_up(&key, content.len(), batch) {
             Lookup::Hit(segment) => {
-                if self.workshop.trust == CacheTrust::Checksums || self.holds(&segment, content) {
-                    return Ok((segment, Origin::Cached));
+                if self.workshop.trust == CacheTrust::Checksums || self.holds(&segment, batch, content) {
+                    batch.push(segment);
+                    return Ok(());
                 }
                 damage = Damage::Found;
             }
             Lookup::Damaged => damage = Damage::Found,
             Lookup::Miss => {}
         }
-        self.make(key, content, damage)
+        self.make(key, content, damage, batch)
     }
 
-    fn look_up(&self, key: &SegmentKey, length: usize) -> Lookup<Segment> {
+    fn look_up(&self, key: &SegmentKey, length: usize, batch: &mut Batch) -> Lookup<Segment> {
         let Some(cache) = self.workshop.cache else { return Lookup::Miss };
-        match cache.load_segment(key, self.workshop.buffers.take()) {
+        match cache.load_segment(key, batch) {
             Ok(Lookup::Hit(segment)) if segment.input_bytes as usize != length => Lookup::Damaged,
             Ok(found) => found,
             Err(error) => {
@@ -290,10 +295,10 @@ impl<'a> Worker<'a> {
     }
 
     /// Whether a cached segment, decompressed, is the content.
-    fn holds(&mut self, segment: &Segment, content: &[u8]) -> bool {
+    fn holds(&mut self, segment: &Segment, batch: &Batch, content: &[u8]) -> bool {
         let settings = self.workshop.settings;
         let blocks = content.chunks(settings.block_size_bytes() as usize);
-        let mut rest = segment.stored();
+        let mut rest = batch.stored(segment);
         let mut decoded = vec![0; settings.block_size_bytes() as usize];
         blocks.len() == segment.words.len()
             && segment.words.iter().zip(blocks).all(|(word, block)| {
@@ -312,23 +317,25 @@ impl<'a> Worker<'a> {
             })
     }
 
-    fn make(&mut self, key: SegmentKey, content: &[u8], damage: Damage) -> Result<(Segment, Origin), BuildError> {
-        let segment = self.encode(key.kind, content)?;
+    /// Compresses a segment, keeps it in the cache, and adds it.
+    fn make(&mut self, key: SegmentKey, content: &[u8], damage: Damage, batch: &mut Batch) -> Result<(), BuildError> {
+        let mut segment = self.encode(key.kind, content, batch)?;
         if let Some(cache) = self.workshop.cache
-            && let Err(error) = cache.store_segment(&key, &segment)
+            && let Err(error) = cache.store_segment(&key, &segment, batch.stored(&segment))
         {
             (self.workshop.cache_troubles)(error);
         }
-        let origin = match damage {
+        segment.origin = match damage {
             Damage::None => Origin::Compressed,
             Damage::Found => Origin::Rebuilt,
         };
-        Ok((segment, origin))
+        batch.push(segment);
+        Ok(())
     }
 
-    fn encode(&mut self, kind: SegmentKind, content: &[u8]) -> Result<Segment, BuildError> {
+    fn encode(&mut self, kind: SegmentKind, content: &[u8], batch: &mut Batch) -> Result<Segment, BuildError> {
         let block_size_bytes = self.workshop.settings.block_size_bytes();
-        Ok(encode_segment(&mut self.encoder, kind, content, block_size_bytes, self.workshop.buffers.take())?)
+        Ok(encode_segment(&mut self.encoder, kind, content, block_size_bytes, batch)?)
     }
 }
 
@@ -353,6 +360,26 @@ impl Member {
         let file = self.open(node)?;
         file.read_range(range as u64 * RANGE_BYTES, out)?;
         file.finish()
+    }
+
+    /// Fills `out` with the content of a segment.
+    fn read_known(&self, known: &KnownSegment, out: &mut [u8]) -> Result<(), BuildError> {
+        match known {
+            KnownSegment::Range(range, content) => {
+                self.read(range.node, range.range, out)?;
+                self.expect_content(range.node, out, content)
+            }
+            KnownSegment::Fragment(files) => {
+                let mut rest = out;
+                for (node, content, size_bytes) in files {
+                    let (bytes, behind) = rest.split_at_mut(*size_bytes as usize);
+                    self.read(*node, 0, bytes)?;
+                    self.expect_content(*node, bytes, content)?;
+                    rest = behind;
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Content that the cache knows under a hash must have that hash still.

@@ -5,7 +5,7 @@
 
 use super::BuildError;
 use super::buffers::SpareBuffers;
-use super::job::{Job, Origin, Product, RangeRef, Then};
+use super::job::{Job, KnownSegment, Product, RangeRef, Then};
 use super::output::ImageFile;
 use super::places::{Novelty, Places};
 use super::source::{Knowledge, Member, range_length, total_ranges};
@@ -14,7 +14,7 @@ use super::tally::Tally;
 use super::workers::{Counter, Delivery, Ticket};
 use crate::cache::manifest::range_count;
 use crate::progress::Progress;
-use crate::segment::{ContentHash, Segment, SegmentKey, SegmentKind, file_content, fragment_content};
+use crate::segment::{Batch, ContentHash, Origin, Segment, SegmentKey, SegmentKind, file_content, fragment_content};
 use crate::settings::ImageSettings;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,8 +24,12 @@ use std::time::Duration;
 /// Content that may be held in memory: read ahead, being compressed, or waiting to be written.
 const HELD_BYTES_FIXED: u64 = 8 << 20;
 const HELD_BYTES_PER_JOB: u64 = 8 << 20;
-/// Segments that may wait to be written; it bounds the memory of builds that only copy from the cache.
-const SLOTS_MAX: usize = 1024;
+/// Slots that may wait to be written; it bounds the memory of builds that only copy from the cache.
+const SLOTS_MAX: usize = 256;
+/// Known segments of one store path are asked for together up to so much content and so many of them: enough to make
+/// handing over cheap, little enough that all workers have something to do.
+const KNOWN_BATCH_BYTES: usize = 2 << 20;
+const KNOWN_BATCH_SEGMENTS: usize = 64;
 /// How soon an interrupt is noticed while nothing else happens.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -99,10 +103,11 @@ enum Target {
     Fragment(u32),
 }
 
-/// A segment on its way into the image.
+/// Segments of one store path on their way into the image.
 #[derive(Debug)]
 struct Slot {
-    target: Target,
+    /// Where each of them goes.
+    targets: Vec<Target>,
     member: usize,
     /// Bytes of content it holds in memory.
     held_bytes: u64,
@@ -113,10 +118,10 @@ struct Slot {
 enum SlotState {
     /// Nobody has been asked for it.
     Waiting(Job),
-    /// A worker makes or finds it.
+    /// A worker makes or finds them.
     Underway,
-    /// It can be written.
-    Ready(Segment, Origin),
+    /// They can be written.
+    Ready(Batch),
 }
 
 /// The fragment block that is being filled.
@@ -221,6 +226,7 @@ impl<'a> Sequencer<'a> {
             self.write_ready()?;
             self.ask();
             if self.next_taken == self.steps.len() && self.slots.is_empty() {
+                self.output.write_gathered(self.buffers)?;
                 return Ok(self.done);
             }
             // Nothing can be underway only while steps wait for room among the slots, and writing made some.
@@ -249,9 +255,9 @@ impl<'a> Sequencer<'a> {
                 (Ticket::Step(step), product) => {
                     self.products.insert(step, product);
                 }
-                (Ticket::Slot(number), Product::Segment { segment, origin, .. }) => {
+                (Ticket::Slot(number), Product::Segments(batch)) => {
                     if let Some(slot) = self.slot(number) {
-                        slot.state = SlotState::Ready(segment, origin);
+                        slot.state = SlotState::Ready(batch);
                     }
                 }
                 (Ticket::Slot(_), _) => return Err(BuildError::WorkerPanicked),
@@ -299,8 +305,7 @@ impl<'a> Sequencer<'a> {
     /// Bytes a slot's job adds to those held: bytes that were read for it are counted already.
     fn reserve_for_slot(&mut self, number: u64, job: &Job) -> u64 {
         let held = match job {
-            Job::KnownRange { range, .. } => range.length as u64,
-            Job::KnownFragment { files, .. } => files.iter().map(|(_, _, size_bytes)| u64::from(*size_bytes)).sum(),
+            Job::Known { segments, .. } => segments.iter().map(|segment| segment.length() as u64).sum(),
             Job::Bytes { .. } | Job::ReadFiles { .. } | Job::ReadRange { .. } => 0,
         };
         if let Some(slot) = self.slot(number) {
@@ -310,27 +315,35 @@ impl<'a> Sequencer<'a> {
     }
 
     fn write_ready(&mut self) -> Result<(), BuildError> {
-        while let Some(Slot { state: SlotState::Ready(..), .. }) = self.slots.front() {
+        while let Some(Slot { state: SlotState::Ready(_), .. }) = self.slots.front() {
             let Some(slot) = self.slots.pop_front() else { break };
             self.first_slot += 1;
             self.held_bytes -= slot.held_bytes;
-            let SlotState::Ready(segment, origin) = slot.state else { break };
-            let start = self.output.position();
-            self.output.append(segment.stored())?;
-            let input_bytes = u64::from(segment.input_bytes);
-            match (slot.target, segment.words.first()) {
-                (Target::Fragment(index), Some(word)) => self.done.places.wrote_fragment(index, start, *word),
-                (Target::Fragment(_), None) => return Err(BuildError::WorkerPanicked),
-                (Target::File(file), _) => {
-                    let block_bytes = self.settings.block_size_bytes();
-                    self.done.places.wrote_blocks(file, start, &segment.words, segment.input_bytes, block_bytes);
-                }
+            let SlotState::Ready(batch) = slot.state else { break };
+            let mut start = self.output.position();
+            for (target, segment) in slot.targets.iter().zip(batch.segments()) {
+                self.place(*target, segment, start)?;
+                self.done.tally.wrote(slot.member, u64::from(segment.input_bytes), segment.origin);
+                start += segment.stored.len() as u64;
             }
-            self.done.tally.wrote(slot.member, input_bytes, origin);
-            let cached = if origin == Origin::Cached { input_bytes } else { 0 };
-            self.progress.advance(input_bytes, cached, segment.stored().len() as u64);
-            self.buffers.give(segment.into_buffer());
+            self.output.gather(batch, self.buffers)?;
         }
+        Ok(())
+    }
+
+    /// Notes where a segment is in the image.
+    fn place(&mut self, target: Target, segment: &Segment, start: u64) -> Result<(), BuildError> {
+        match (target, segment.words.first()) {
+            (Target::Fragment(index), Some(word)) => self.done.places.wrote_fragment(index, start, *word),
+            (Target::Fragment(_), None) => return Err(BuildError::WorkerPanicked),
+            (Target::File(file), _) => {
+                let block_bytes = self.settings.block_size_bytes();
+                self.done.places.wrote_blocks(file, start, &segment.words, segment.input_bytes, block_bytes);
+            }
+        }
+        let input_bytes = u64::from(segment.input_bytes);
+        let cached = if segment.origin == Origin::Cached { input_bytes } else { 0 };
+        self.progress.advance(input_bytes, cached, segment.stored.len() as u64);
         Ok(())
     }
 
@@ -362,6 +375,7 @@ impl<'a> Sequencer<'a> {
                     self.done.range_hashes.set(file.file, 0, hash);
                     self.take_small(file, hash, content);
                 }
+                self.buffers.give(bytes);
             }
             (Step::KnownSmall(files), None) => {
                 for file in files {
@@ -409,6 +423,9 @@ impl<'a> Sequencer<'a> {
         // Small files are shorter than a fragment block.
         self.fragment.length += u32::try_from(file.size_bytes).unwrap_or(u32::MAX);
         self.fragment.files.push((file, hash));
+        if !content.is_empty() && self.fragment.bytes.capacity() == 0 {
+            self.fragment.bytes = self.buffers.take_empty();
+        }
         self.fragment.bytes.extend_from_slice(content);
     }
 
@@ -428,26 +445,26 @@ impl<'a> Sequencer<'a> {
         let fragment = std::mem::replace(&mut self.fragment, OpenFragment { met, ..OpenFragment::default() });
         let (Some(index), Some((first, _))) = (fragment.index, fragment.files.first()) else { return };
         let member = first.member;
-        let bytes = u64::from(fragment.length);
-        let (job, held_bytes) = match &self.members[member].knowledge {
+        match &self.members[member].knowledge {
             Knowledge::Listed(_) => {
                 let contents: Vec<_> = fragment.files.iter().map(|(file, hash)| (*hash, small_length(file))).collect();
                 let key = SegmentKey { kind: SegmentKind::Fragment, content: fragment_content(&contents) };
-                (Job::Bytes { key, bytes: fragment.bytes }, bytes)
+                let held_bytes = u64::from(fragment.length);
+                self.held_bytes += held_bytes;
+                let job = Job::Bytes { key, bytes: fragment.bytes };
+                self.push_waiting(Target::Fragment(index), member, job, held_bytes);
             }
             Knowledge::Cached { .. } => {
                 let files = fragment.files.iter().map(|(file, hash)| (file.node, *hash, small_length(file))).collect();
-                (Job::KnownFragment { member, files }, 0)
+                self.push_known(Target::Fragment(index), member, KnownSegment::Fragment(files));
             }
-        };
-        self.held_bytes += held_bytes;
-        self.push_waiting(Target::Fragment(index), member, job, held_bytes);
+        }
     }
 
     fn take_range(&mut self, file: FileRef, range: RangeRef, then: Then, product: Product) {
         let length = range.length as u64;
         match (then, product) {
-            (_, Product::Segment { content, segment, origin }) => {
+            (_, Product::Encoded { content, batch }) => {
                 if let Some(content) = content {
                     self.done.range_hashes.set(file.file, range.range, content);
                     if range.range + 1 == range_count(file.size_bytes) {
@@ -456,9 +473,9 @@ impl<'a> Sequencer<'a> {
                         self.done.places.meet(file.file, file.member, hash);
                     }
                 }
-                let state = SlotState::Ready(segment, origin);
-                let target = Target::File(file.file);
-                self.slots.push_back(Slot { target, member: file.member, held_bytes: length, state });
+                let targets = vec![Target::File(file.file)];
+                let state = SlotState::Ready(batch);
+                self.slots.push_back(Slot { targets, member: file.member, held_bytes: length, state });
             }
             (_, Product::Kept { content, bytes }) => {
                 self.done.range_hashes.set(file.file, range.range, content);
@@ -467,6 +484,7 @@ impl<'a> Sequencer<'a> {
                     self.push_waiting(Target::File(file.file), file.member, Job::Bytes { key, bytes }, length);
                 } else {
                     self.held_bytes -= length;
+                    self.buffers.give(bytes);
                     self.count_duplicate(file);
                 }
             }
@@ -474,7 +492,7 @@ impl<'a> Sequencer<'a> {
                 self.held_bytes -= length;
                 self.done.range_hashes.set(file.file, range.range, content);
             }
-            (_, Product::Files { .. }) => {}
+            (_, Product::Files { .. } | Product::Segments(_)) => {}
         }
     }
 
@@ -487,13 +505,28 @@ impl<'a> Sequencer<'a> {
         for (number, content) in hashes.into_iter().enumerate() {
             let length = range_length(file.size_bytes, number);
             let range = RangeRef { member: file.member, node: file.node, range: number, length };
-            self.push_waiting(Target::File(file.file), file.member, Job::KnownRange { range, content }, 0);
+            self.push_known(Target::File(file.file), file.member, KnownSegment::Range(range, content));
+        }
+    }
+
+    /// Asks for a known segment, together with those before it while they are few and still wait.
+    fn push_known(&mut self, target: Target, member: usize, segment: KnownSegment) {
+        if let Some(Slot { targets, member: same, state: SlotState::Waiting(Job::Known { segments, .. }), .. }) =
+            self.slots.back_mut()
+            && *same == member
+            && segments.len() < KNOWN_BATCH_SEGMENTS
+            && segments.iter().map(KnownSegment::length).sum::<usize>() + segment.length() <= KNOWN_BATCH_BYTES
+        {
+            targets.push(target);
+            segments.push(segment);
+        } else {
+            self.push_waiting(target, member, Job::Known { member, segments: vec![segment] }, 0);
         }
     }
 
     fn push_waiting(&mut self, target: Target, member: usize, job: Job, held_bytes: u64) {
         self.waiting.push_back(self.first_slot + self.slots.len() as u64);
-        self.slots.push_back(Slot { target, member, held_bytes, state: SlotState::Waiting(job) });
+        self.slots.push_back(Slot { targets: vec![target], member, held_bytes, state: SlotState::Waiting(job) });
     }
 }
 

@@ -78,7 +78,8 @@ pub(super) struct SourceFile {
     file: File,
     path: PathBuf,
     size_bytes: u64,
-    modified: (i64, i64),
+    /// When it was modified last, of a file that was listed; what the cache knows is known by its hash.
+    modified: Option<(i64, i64)>,
 }
 
 impl SourceFile {
@@ -87,7 +88,9 @@ impl SourceFile {
         let Entry::File { file: number, size_bytes, .. } = member.tree().entry(node) else {
             return Err(BuildError::Changed { path });
         };
-        let opened = File::options().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path);
+        // Without waiting: a pipe in place of the file would have no writer.
+        let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+        let opened = File::options().read(true).custom_flags(flags).open(&path);
         let file = match opened {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BuildError::Changed { path }),
             other => other.map_err(|source| BuildError::Read { path: path.clone(), source })?,
@@ -96,11 +99,7 @@ impl SourceFile {
             Knowledge::Listed(listing) => Some(listing.modified[number as usize]),
             Knowledge::Cached { .. } => None,
         };
-        let state = state(&file).map_err(|source| BuildError::Read { path: path.clone(), source })?;
-        if state.0 != size_bytes || modified.is_some_and(|modified| modified != state.1) {
-            return Err(BuildError::Changed { path });
-        }
-        Ok(Self { file, path, size_bytes, modified: state.1 })
+        Ok(Self { file, path, size_bytes, modified })
     }
 
     /// Fills `out` with the bytes from `offset` on.
@@ -111,17 +110,14 @@ impl SourceFile {
         })
     }
 
-    /// Says whether the file was left alone while it was read.
+    /// Says whether the file was left alone until it had been read: its length and modification time are those that
+    /// were listed. The change time does not count: `nix-store --optimise` may link files meanwhile.
     pub(super) fn finish(self) -> Result<(), BuildError> {
-        let state = state(&self.file).map_err(|source| BuildError::Read { path: self.path.clone(), source })?;
-        if state == (self.size_bytes, self.modified) { Ok(()) } else { Err(BuildError::Changed { path: self.path }) }
+        let metadata = self.file.metadata().map_err(|source| BuildError::Read { path: self.path.clone(), source })?;
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        let same = metadata.len() == self.size_bytes && self.modified.is_none_or(|listed| listed == modified);
+        if same { Ok(()) } else { Err(BuildError::Changed { path: self.path }) }
     }
-}
-
-/// Length and modification time. The change time does not count: `nix-store --optimise` may link files meanwhile.
-fn state(file: &File) -> io::Result<(u64, (i64, i64))> {
-    let metadata = file.metadata()?;
-    Ok((metadata.len(), (metadata.mtime(), metadata.mtime_nsec())))
 }
 
 /// Length in bytes of one range of a file.

@@ -1,7 +1,7 @@
 //! Counts where the bytes of an image came from.
 
-use super::job::Origin;
 use crate::report::CacheReport;
+use crate::segment::Origin;
 
 /// Counts by store path and by bytes.
 #[derive(Debug)]

@@ -45,7 +45,7 @@ impl Cache {
         let Some(nar_hash) = &path.nar_hash else { return Ok(Lookup::Miss) };
         let entry = self.manifest_path(path.path.base_name(), nar_hash);
         let mut buffer = Vec::new();
-        match read_entry(&entry, ENTRY_BYTES_MAX, &mut buffer) {
+        match read_entry(&entry, ENTRY_BYTES_MAX, &mut buffer, 0) {
             Ok(length) => Ok(decode(path.path.base_name(), nar_hash, &buffer[..length])
                 .filter(|manifest| path.nar_size_bytes.is_none_or(|size| size == manifest.tree.nar_size_bytes()))
                 .map_or(Lookup::Damaged, Lookup::Hit)),
@@ -83,7 +83,7 @@ pub(super) fn check_entry(path: &Path) -> io::Result<bool> {
     let nar_hash = path.file_name().and_then(|name| name.to_str()).and_then(|hex| blake3::Hash::from_hex(hex).ok());
     let (Some(base_name), Some(nar_hash)) = (base_name, nar_hash) else { return Ok(false) };
     let mut buffer = Vec::new();
-    let length = read_entry(path, ENTRY_BYTES_MAX, &mut buffer)?;
+    let length = read_entry(path, ENTRY_BYTES_MAX, &mut buffer, 0)?;
     Ok(decode(base_name, nar_hash.as_bytes(), &buffer[..length]).is_some())
 }
 

@@ -32,8 +32,12 @@ impl PlanKey {
     }
 }
 
+/// Raised when a release makes other images of the same plan and segments: other tables, another order.
+const LAYOUT_VERSION: u32 = 2;
+
 fn settings_text(settings: &ImageSettings) -> String {
-    format!("{} fragments {}\n", super::segments::settings_directory(settings), settings.fragment_block_size_bytes())
+    let segments = super::segments::settings_directory(settings);
+    format!("{segments} fragments {} layout {LAYOUT_VERSION}\n", settings.fragment_block_size_bytes())
 }
 
 #[derive(Serialize, Deserialize)]

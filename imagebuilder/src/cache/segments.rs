@@ -5,11 +5,12 @@
 
 use super::{Cache, CacheError, Lookup, checksum, read_entry};
 use crate::encode::ENCODER_VERSION;
-use crate::segment::{Segment, SegmentKey, SegmentKind};
+use crate::segment::{Batch, Origin, Segment, SegmentKey, SegmentKind};
 use crate::settings::ImageSettings;
 use crate::squashfs::format::{BLOCK_PLAIN, PutLe};
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 const CHECKSUM_KIND: &str = "microvm-image 2026-11 cached segment";
@@ -27,24 +28,25 @@ pub(super) fn settings_directory(settings: &ImageSettings) -> String {
 }
 
 impl Cache {
-    /// Looks a segment up and checks it. It is read into `buffer`, whatever that held.
+    /// Looks a segment up and checks it. It is read behind those of `batch`, without being added.
     ///
     /// # Errors
     /// The entry is there and cannot be read.
-    pub fn load_segment(&self, key: &SegmentKey, mut buffer: Vec<u8>) -> Result<Lookup<Segment>, CacheError> {
+    pub fn load_segment(&self, key: &SegmentKey, batch: &mut Batch) -> Result<Lookup<Segment>, CacheError> {
         let path = self.segment_path(key);
-        match read_entry(&path, ENTRY_BYTES_MAX, &mut buffer) {
-            Ok(length) => Ok(decode(key, buffer, length).map_or(Lookup::Damaged, Lookup::Hit)),
+        let (buffer, start) = batch.room();
+        match read_entry(&path, ENTRY_BYTES_MAX, buffer, start) {
+            Ok(length) => Ok(decode(key, buffer, start..start + length).map_or(Lookup::Damaged, Lookup::Hit)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Lookup::Miss),
             Err(source) => Err(CacheError { action: "read an entry", path, source }),
         }
     }
 
-    /// Keeps a segment.
+    /// Keeps a segment, the blocks of which are `stored`.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn store_segment(&self, key: &SegmentKey, segment: &Segment) -> Result<(), CacheError> {
+    pub fn store_segment(&self, key: &SegmentKey, segment: &Segment, stored: &[u8]) -> Result<(), CacheError> {
         let mut head = Vec::with_capacity(HEAD_BYTES + 4 * segment.words.len());
         head.put_u32(segment.input_bytes);
         head.put_u32(u32::try_from(segment.words.len()).unwrap_or(u32::MAX));
@@ -52,8 +54,8 @@ impl Cache {
             head.put_u32(*word);
         }
         let mut hasher = blake3::Hasher::new_derive_key(CHECKSUM_KIND);
-        hasher.update(&name(key)).update(&head).update(segment.stored());
-        self.publish(&self.segment_path(key), &[hasher.finalize().as_bytes(), &head, segment.stored()])
+        hasher.update(&name(key)).update(&head).update(stored);
+        self.publish(&self.segment_path(key), &[hasher.finalize().as_bytes(), &head, stored])
     }
 
     fn segment_path(&self, key: &SegmentKey) -> PathBuf {
@@ -78,9 +80,10 @@ fn name(key: &SegmentKey) -> [u8; 33] {
     name
 }
 
-/// The segment, when the entry is sound and called what it should be.
-fn decode(key: &SegmentKey, buffer: Vec<u8>, length: usize) -> Option<Segment> {
-    let (sum, content) = buffer[..length].split_at_checked(CHECKSUM_BYTES)?;
+/// The segment, when the entry at `place` in the buffer is sound and called what it should be.
+fn decode(key: &SegmentKey, buffer: &[u8], place: Range<usize>) -> Option<Segment> {
+    let end = place.end;
+    let (sum, content) = buffer[place].split_at_checked(CHECKSUM_BYTES)?;
     if checksum(CHECKSUM_KIND, &[&name(key)], content) != *sum {
         return None;
     }
@@ -94,8 +97,8 @@ fn decode(key: &SegmentKey, buffer: Vec<u8>, length: usize) -> Option<Segment> {
         return None;
     }
     let input_bytes = u32::from_le_bytes(*input_bytes);
-    let stored = length - stored.len()..length;
-    Some(Segment::new(words, input_bytes, buffer, stored))
+    let stored = end - stored.len()..end;
+    Some(Segment { words, input_bytes, stored, origin: Origin::Cached })
 }
 
 /// Checks an entry by its file: for fsck. The key is read off the file's place.
@@ -105,8 +108,8 @@ pub(super) fn check_entry(path: &Path) -> io::Result<bool> {
         return Ok(false);
     }
     let mut buffer = Vec::new();
-    let length = read_entry(path, ENTRY_BYTES_MAX, &mut buffer)?;
-    Ok(decode(&key, buffer, length).is_some())
+    let length = read_entry(path, ENTRY_BYTES_MAX, &mut buffer, 0)?;
+    Ok(decode(&key, &buffer, 0..length).is_some())
 }
 
 fn key_of(path: &Path) -> Option<SegmentKey> {
