@@ -14,21 +14,16 @@
       forSystems = lib.genAttrs systems;
       pkgsOf = system: nixpkgs.legacyPackages.${system};
 
-      # nixosConfigurations are named SYSTEM-NAME; a system's packages are named NAME.
       examples = import ./examples { inherit lib self; };
-      configurationsOf =
-        system:
-        lib.mapAttrs (
-          _: modules:
-          nixpkgs.lib.nixosSystem {
-            inherit system modules;
-          }
-        ) examples;
+      # By system and name, each evaluated once whatever asks for it.
+      configurations = forSystems (
+        system: lib.mapAttrs (_: modules: nixpkgs.lib.nixosSystem { inherit system modules; }) examples
+      );
       runnersOf =
         system:
-        lib.mapAttrs (_: configuration: configuration.config.microvm.declaredRunner) (
-          configurationsOf system
-        );
+        lib.mapAttrs (
+          _: configuration: configuration.config.microvm.declaredRunner
+        ) configurations.${system};
       programsOf = pkgs: {
         microvm = pkgs.callPackage ./package.nix { crate = "launcher"; };
         microvm-image = pkgs.callPackage ./package.nix { crate = "imagebuilder"; };
@@ -54,9 +49,10 @@
         programs // runnersOf system // { default = programs.microvm; }
       );
 
+      # Named SYSTEM-NAME; a system's packages are named NAME.
       nixosConfigurations = lib.foldl' (
         all: system:
-        all // lib.mapAttrs' (name: lib.nameValuePair "${system}-${name}") (configurationsOf system)
+        all // lib.mapAttrs' (name: lib.nameValuePair "${system}-${name}") configurations.${system}
       ) { } systems;
 
       # A host with machines on all hypervisors, itself in a machine.
@@ -67,8 +63,14 @@
         };
       });
 
-      # All that this flake builds for a system.
-      checks = forSystems (system: self.packages.${system});
+      # All that this flake builds for a system, and what is made sure of by Nix alone.
+      checks = forSystems (
+        system:
+        self.packages.${system}
+        // import ./tests/nix/checks.nix {
+          pkgs = pkgsOf system // programsOf (pkgsOf system);
+        }
+      );
 
       devShells = forSystems (
         system:
@@ -78,11 +80,9 @@
         {
           default = pkgs.mkShell {
             inputsFrom = builtins.attrValues (programsOf pkgs);
-            packages = [
+            packages = builtins.attrValues (import ./tests/nix/source-tools.nix { inherit pkgs; }) ++ [
               pkgs.clippy
-              pkgs.deadnix
               pkgs.erofs-utils
-              pkgs.nixfmt-rfc-style
               pkgs.qemu_kvm
               pkgs.rustfmt
               pkgs.shellcheck
@@ -92,7 +92,12 @@
         }
       );
 
-      formatter = forSystems (system: (pkgsOf system).nixfmt-rfc-style);
+      # The one that takes a whole tree, where Nixpkgs has it.
+      formatter = forSystems (
+        system:
+        (pkgsOf system).nixfmt-tree or (import ./tests/nix/source-tools.nix { pkgs = pkgsOf system; })
+        .nixfmt
+      );
 
       templates = {
         microvm = {

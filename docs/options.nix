@@ -1,20 +1,26 @@
 # The options of guests and hosts as Markdown, from the modules themselves: docs/options.md. tests/nix/run.sh compares.
 #   nix-instantiate --eval --strict --json docs/options.nix ARGUMENTS | jq -r .
 {
-  work,
-  kernel,
-  programs,
+  work ? null,
+  kernel ? null,
+  programs ? null,
+  packages ? null,
 }:
 let
+  # Always the evaluator of the tests: other module systems have other names for types.
   lib = import ../tests/nix/evaluator;
-  pkgs = import ../tests/nix/evaluator/packages.nix {
-    inherit
-      lib
-      work
-      kernel
-      programs
-      ;
-  };
+  pkgs =
+    if packages != null then
+      packages
+    else
+      import ../tests/nix/evaluator/packages.nix {
+        inherit
+          lib
+          work
+          kernel
+          programs
+          ;
+      };
   optionsOf =
     module:
     (lib.evalModules {

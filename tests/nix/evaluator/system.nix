@@ -1,20 +1,27 @@
 # A configuration of the guest module. It has what `nixpkgs.lib.nixosSystem` gives: `config`, `options`, `extendModules`.
 {
-  work,
-  kernel,
-  programs,
+  # of the fixture closure
+  work ? null,
+  kernel ? null,
+  programs ? null,
+  # or Nixpkgs' packages, and with them its module system
+  packages ? null,
   module ? { },
 }:
 let
-  lib = import ./.;
-  pkgs = import ./packages.nix {
-    inherit
-      lib
-      work
-      kernel
-      programs
-      ;
-  };
+  lib = if packages == null then import ./. else packages.lib;
+  pkgs =
+    if packages != null then
+      packages
+    else
+      import ./packages.nix {
+        inherit
+          lib
+          work
+          kernel
+          programs
+          ;
+      };
 in
 lib.evalModules {
   specialArgs = { inherit pkgs; };
