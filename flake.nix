@@ -32,10 +32,11 @@
     {
       lib = import ./lib { inherit lib; };
 
+      # Sets, not paths: `nix flake check` of Nix 2.8 takes no others.
       nixosModules = {
-        microvm = ./nixos-modules/microvm;
-        microvm-options = ./nixos-modules/microvm/options;
-        host = ./nixos-modules/host;
+        microvm.imports = [ ./nixos-modules/microvm ];
+        microvm-options.imports = [ ./nixos-modules/microvm/options ];
+        host.imports = [ ./nixos-modules/host ];
         default = self.nixosModules.microvm;
       };
 

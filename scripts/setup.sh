@@ -29,6 +29,7 @@ packages=(
   nix-bin                     # makes the fixture closures: real Nix builds, a real Nix database
   patchelf
   pkg-config
+  procps                      # ps: whose processes machines are
   python3                     # fixtures/closure/package-graph.py
   qemu-system-x86             # boots the image
   qemu-utils
@@ -36,6 +37,7 @@ packages=(
   squashfs-tools              # unsquashfs: the differential tests
   squashfs-tools-ng           # gensquashfs: the peer of microvm.nix
   systemd                     # systemd-analyze: the host module's units
+  systemd-container           # systemd-nspawn: the same units under a real systemd
   util-linux
   xfsprogs                    # mkfs.xfs: volumes
   xz-utils                    # unpacks the Debian kernel

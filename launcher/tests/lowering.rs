@@ -439,11 +439,14 @@ fn everything_that_must_be_there_is_named() {
             ("/k/initrd", Access::Read),
         ]
     );
-    let store_disk = needs.store_disk.expect("made from the plan");
+    let store_disk = needs.store_disk.as_ref().expect("made from the plan");
     assert_eq!((store_disk.plan.as_str(), store_disk.image.as_str()), ("/s/plan.json", "web-store.squashfs"));
     assert_eq!(needs.volumes[0].creation.as_ref().map(|creation| creation.size_mib), Some(4));
     assert_eq!(needs.processes[0].socket.as_str(), "web-virtiofs-t.sock");
     assert_eq!(needs.pre_start, [["/bin/true"]]);
     let sockets: Vec<_> = needs.sockets_to_remove.iter().map(HostPath::as_str).collect();
     assert_eq!(sockets, ["web-virtiofs-t.sock", "web.sock"]);
+    // The host's own service may serve the share already.
+    let to_clear: Vec<_> = needs.sockets_to_clear().map(HostPath::as_str).collect();
+    assert_eq!(to_clear, ["web.sock"]);
 }

@@ -158,6 +158,8 @@ in
         environment = {
           MICROVM_RUNTIME_DIR = "/run/microvm";
           MICROVM_IMAGE_CACHE = cfg.host.imageCache.directory;
+          # kvmtool can be asked to stop only by who holds its console, and somebody must pass on that a guest is ready.
+          MICROVM_SUPERVISE = "1";
         };
         serviceConfig = hardening // {
           Type = if cfg.host.useNotifySockets then "notify" else "simple";

@@ -40,8 +40,28 @@ let
   # The launcher takes the place of the shell, so that signals and the exit code are its own.
   become = word: "exec ${call word}";
 
+  # What a launch may start beside the hypervisor, which the spec names: a unit of systemd has none of it on its path.
+  fileSystemPackages = {
+    ext2 = host.e2fsprogs;
+    ext3 = host.e2fsprogs;
+    ext4 = host.e2fsprogs;
+    xfs = host.xfsprogs;
+    btrfs = host.btrfs-progs;
+    vfat = host.dosfstools;
+  };
+  runPath = lib.unique (
+    lib.concatMap (
+      volume:
+      lib.optional (
+        volume.autoCreate && fileSystemPackages ? ${volume.fsType}
+      ) fileSystemPackages.${volume.fsType}
+    ) cfg.volumes
+    ++ lib.optional (cfg.hypervisor == "cloud-hypervisor" && interfacesOf "user" != [ ]) host.passt
+  );
+
   scripts = {
-    microvm-run = become "run";
+    microvm-run =
+      lib.optionalString (runPath != [ ]) "export PATH=${lib.makeBinPath runPath}:$PATH\n" + become "run";
     microvm-shutdown = call "stop";
   }
   // lib.optionalAttrs cfg.balloon { microvm-balloon = call "balloon"; }

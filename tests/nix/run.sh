@@ -4,7 +4,8 @@
 #   2  the modules evaluate, by a minimal module evaluator: evaluation.nix
 #   3  the boot script of the guest's Nix database, on real databases: register-closure.sh
 #   4  Nix builds runners of the fixture closure, with `microvm-image build` run inside its sandbox, and qemu boots them
-#   5  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
+#   5  systemd as a container's init runs machines by the host module's units: systemd.sh
+#   6  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
 # MICROVM_FIXTURES is where fixtures/closure/build.sh put the closure `small`; MICROVM_TEST_PROGRAMS a directory with
 # bin/microvm and bin/microvm-image, static; it is built when it is not given.
 set -euo pipefail
@@ -160,6 +161,16 @@ check_units() {
   diff -u tests/nix/host-refusals.txt - <<<"$refusals" || die "the host refuses something else than expected"
 }
 
+check_services() {
+  command -v systemd-nspawn >/dev/null || { missing systemd-nspawn "apt-get install systemd-container"; return; }
+  local host=(tests/nix/systemd.nix --arg probe "$scratch/probe" --arg hasVirtiofsd "$([ -n "${MICROVM_TEST_VIRTIOFSD:-}" ] && echo true || echo false)")
+  fixtures/probe-guest/build.sh "$scratch/probe-guest"
+  mkdir "$scratch/probe"
+  cp "$scratch/probe-guest/probe.bzImage" "$scratch/probe/bzImage"
+  cp "$scratch/probe-guest/probe.elf" "$scratch/probe/vmlinux"
+  tests/nix/systemd.sh "$fixtures/store/nix/store" "$fixtures/store$(build units "${host[@]}")" "$fixtures/store$(build tmpfiles "${host[@]}")"
+}
+
 check_store_disk() {
   local disk
   disk=$(build plainStoreDisk)
@@ -178,6 +189,7 @@ check_refusal
 check_layout
 check_store_disk
 check_units
+check_services
 for hypervisor in qemu cloud-hypervisor firecracker crosvm kvmtool; do build "five.$hypervisor" >/dev/null; done
 say "the runners of all five hypervisors build"
 boot plain 'serial=nix-store' 'guest: store_writable=no'

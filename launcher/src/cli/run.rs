@@ -15,7 +15,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     spec: SpecArguments,
     /// Watch over the hypervisor instead of becoming it: serve the console, tell the service manager, end the guest
-    /// gracefully on SIGTERM. A machine with a console socket is always watched over.
+    /// gracefully on SIGTERM. A machine with a console socket is always watched over, and with MICROVM_SUPERVISE=1 in
+    /// the environment, which the service microvm@ sets, every machine is.
     #[arg(long)]
     supervise: bool,
     /// How long the guest may take to shut down when the supervisor is asked to end
@@ -33,7 +34,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let spec = read(&arguments.spec.spec, overrides)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let launch = launch_of(&spec, overrides, &runtime, &interruption)?;
-    let supervision = if arguments.supervise || launch.console.socket.is_some() {
+    let is_asked = arguments.supervise || std::env::var_os("MICROVM_SUPERVISE").is_some_and(|value| !value.is_empty());
+    let supervision = if is_asked || launch.console.socket.is_some() {
         Supervision::Supervise { stop_timeout: Duration::from_secs(arguments.stop_timeout) }
     } else {
         Supervision::Become

@@ -51,7 +51,7 @@ fn clear_up(machine: &KnownMachine) {
     while supervisor.is_some_and(|supervisor| supervisor.is_alive()) && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(10));
     }
-    for socket in &machine.launch.needs.sockets_to_remove {
+    for socket in machine.launch.needs.sockets_to_clear() {
         // The next start removes them too, and then says what is in the way.
         let _ = remove_stale(socket.below(&machine.launch.working_directory).as_path());
     }

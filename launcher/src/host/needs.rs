@@ -5,7 +5,7 @@ use crate::launch::{Access, KvmUse, Launch, PassedDevice, Presence};
 use crate::network;
 use crate::path::HostPath;
 use crate::programs::find_program;
-use crate::sockets::is_listening;
+use crate::sockets::{is_listening, is_served};
 use crate::spec::DeviceBus;
 use nix::unistd::{AccessFlags, access};
 use std::fmt;
@@ -43,7 +43,9 @@ pub fn missing(launch: &Launch, moment: Moment) -> Vec<HostProblem> {
     problems.check_program();
     problems.check_kvm();
     for presence in &launch.needs.present {
-        problems.check_presence(presence);
+        if !problems.is_served(presence) {
+            problems.check_presence(presence);
+        }
     }
     for node in &launch.needs.device_nodes {
         if let Err(error) = OpenOptions::new().read(true).write(true).open(node.path.as_path()) {
@@ -95,6 +97,17 @@ impl Problems<'_> {
             let remedy = "load kvm_intel or kvm_amd, and be a member of the group kvm";
             self.add("/dev/kvm", format!("{error}, but {} needs it: {remedy}", self.launch.hypervisor));
         }
+    }
+
+    /// Whether a daemon serves the directory already. It is the host's, with rights that who runs the machine need not
+    /// have.
+    fn is_served(&self, presence: &Presence) -> bool {
+        let argument = format!("--shared-dir={}", presence.path);
+        self.launch
+            .needs
+            .processes
+            .iter()
+            .any(|process| process.arguments.contains(&argument) && is_served(self.absolute(&process.socket).as_path()))
     }
 
     fn check_presence(&mut self, presence: &Presence) {
@@ -180,7 +193,7 @@ impl Problems<'_> {
                 self.add(&process.name, error.to_string());
             }
         }
-        for socket in &launch.needs.sockets_to_remove {
+        for socket in launch.needs.sockets_to_clear() {
             let path = self.absolute(socket);
             if is_listening(path.as_path()) {
                 self.add("socket", format!("another process listens on {path}; is the machine running already?"));

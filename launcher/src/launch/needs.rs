@@ -43,6 +43,15 @@ pub struct Needs {
     pub huge_pages_mib: u64,
 }
 
+impl Needs {
+    /// The sockets that must not be served before the start: all but those of processes beside the hypervisor, which
+    /// the host's own service may have started already.
+    pub fn sockets_to_clear(&self) -> impl Iterator<Item = &HostPath> {
+        let is_served_beside = |socket: &HostPath| self.processes.iter().any(|process| process.socket == *socket);
+        self.sockets_to_remove.iter().filter(move |socket| !is_served_beside(socket))
+    }
+}
+
 /// Whether a hypervisor uses KVM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

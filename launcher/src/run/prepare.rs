@@ -73,7 +73,7 @@ impl Prepared {
             store_disk::make(need, &launch.working_directory, interruption)?;
         }
         step.make_volumes(talk)?;
-        for socket in &launch.needs.sockets_to_remove {
+        for socket in launch.needs.sockets_to_clear() {
             remove_stale(step.absolute(socket).as_path())?;
         }
         step.write_files()?;

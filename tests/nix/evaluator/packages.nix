@@ -84,7 +84,7 @@ let
     name:
     build name { meta.mainProgram = name; } ''
       mkdir -p "$out/bin"
-      printf '#!%s\nexec /usr/bin/%s "$@"\n' ${bash}/bin/bash ${name} >"$out/bin/${name}"
+      printf '#!%s\nexec "$(PATH=/usr/bin:/usr/sbin command -v %s)" "$@"\n' ${bash}/bin/bash ${name} >"$out/bin/${name}"
       chmod +x "$out/bin/${name}"
     '';
 
@@ -137,6 +137,7 @@ let
     crosvm = programOfHost "crosvm";
     kvmtool = programOfHost "lkvm";
     virtiofsd = programOfHost "virtiofsd";
+    e2fsprogs = programOfHost "mkfs.ext4";
   };
 in
 pkgs
