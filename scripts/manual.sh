@@ -33,14 +33,16 @@ fi
 
 cargo build --locked --quiet -p imagebuilder -p launcher -p manual
 manual=$target/debug/manual
+# Not below the work tree: Nix would take a flake there for a part of it.
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 "$manual" links
 "$manual" parts "${write[@]}"
-"$manual" examples "${write[@]}" --scratch "$target/manual-examples"
+"$manual" examples "${write[@]}" --scratch "$scratch/examples"
 "$manual" messages
 
 book=$target/manual
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+log=$scratch/log
 "$mdbook" build --dest-dir "$book" docs >"$log" 2>&1 || { cat "$log" >&2; die "mdBook cannot make the book"; }
 ! grep -E 'WARN|ERROR' "$log" >&2 || die "mdBook warns, see above"
 [ -f "$book/index.html" ] || die "mdBook made no $book/index.html"

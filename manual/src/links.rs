@@ -1,4 +1,5 @@
-//! Every link of every page leads somewhere, every file that a page names is there, and the book has all its pages.
+//! Every link of every page leads somewhere, every file and every NixOS option that a page names is there, and the book has
+//! all its pages.
 
 use crate::error::Problem;
 use crate::markdown::{anchors, prose, targets, without_code};
@@ -22,10 +23,14 @@ const DIRECTORIES: [&str; 13] = [
     "tests",
 ];
 
+/// The page with all options, a heading each.
+const OPTIONS: &str = "docs/options.md";
+
 /// What is wrong with the links of the pages, in their order.
 #[must_use]
 pub fn check(root: &Path, pages: &[Page]) -> Vec<Problem> {
     let mut problems = Vec::new();
+    let options = pages.iter().find(|page| page.path == Path::new(OPTIONS)).map_or("", |page| page.text.as_str());
     for page in pages {
         for (index, line) in prose(&page.text) {
             let problem = |text| Problem { page: page.path.clone(), line: index + 1, text };
@@ -33,6 +38,9 @@ pub fn check(root: &Path, pages: &[Page]) -> Vec<Problem> {
             let (_, spans) = without_code(line);
             let missing = spans.iter().filter(|span| names_file(span) && !root.join(span).exists());
             problems.extend(missing.map(|span| format!("there is no `{span}`")).map(problem));
+            let unknown =
+                spans.iter().filter_map(|span| named_option(span)).filter(|option| !is_option(options, option));
+            problems.extend(unknown.map(|option| format!("there is no option `{option}`")).map(problem));
         }
     }
     problems.extend(not_in_summary(pages));
@@ -77,6 +85,20 @@ fn names_file(span: &str) -> bool {
     DIRECTORIES.contains(&first) && span.chars().all(plain) && rest.chars().any(|character| character.is_lowercase())
 }
 
+/// The option that a code span such as `microvm.vms.NAME.flake` or `microvm.mem = 512` names.
+fn named_option(span: &str) -> Option<String> {
+    let name = span.split(" = ").next().unwrap_or_default().replace(".NAME", ".<name>");
+    let plain = |character: char| character.is_ascii_alphanumeric() || ".*<>-".contains(character);
+    let is_option = name.starts_with("microvm.") && name != "microvm.nix" && name.chars().all(plain);
+    is_option.then_some(name)
+}
+
+/// Whether there is such an option, or options below it.
+fn is_option(options: &str, name: &str) -> bool {
+    let name = name.trim_end_matches(".*");
+    options.contains(&format!("### `{name}`")) || options.contains(&format!("### `{name}."))
+}
+
 fn not_in_summary(pages: &[Page]) -> Vec<Problem> {
     let name = Path::new("docs/SUMMARY.md");
     let listed: Vec<_> = pages.iter().filter(|page| page.path == name).flat_map(|page| targets(&page.text)).collect();
@@ -109,6 +131,16 @@ mod tests {
             page("docs/cache.md", "# What\n"),
         ];
         assert_eq!(found(&pages), [""; 0]);
+    }
+
+    #[test]
+    fn options_must_be_there() {
+        let pages = [
+            page("docs/SUMMARY.md", "[x](options.md)\n"),
+            page(OPTIONS, "### `microvm.vms.<name>.flake`\n"),
+            page("README.md", "`microvm.vms.NAME.flake = self` `microvm.vms` microvm.x `microvm.nix` `microvm.flake`"),
+        ];
+        assert_eq!(found(&pages), ["README.md:1: there is no option `microvm.flake`"]);
     }
 
     #[test]

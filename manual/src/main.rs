@@ -111,14 +111,14 @@ fn run_examples(root: &Path, pages: &[&Page], mode: Mode, scratch: &Path) -> Res
     let fixtures =
         std::env::var("MICROVM_FIXTURES").unwrap_or_else(|_| root.join("target/fixtures").display().to_string());
     let environment = [("PROJECT", root.display().to_string()), ("MICROVM_FIXTURES", fixtures)];
-    let (mut all, mut commands) = (Vec::new(), 0);
+    let (mut all, mut steps) = (Vec::new(), 0);
     for page in pages {
         let name = page.path.file_stem().map(PathBuf::from).unwrap_or_default();
         let run = examples::run(page, &scratch.join(name), &environment)?;
-        commands += run.commands;
+        steps += run.steps;
         all.extend(keep(root, page, (&run.text, run.problems), mode)?);
     }
-    talk(&format!("manual: {commands} commands of {} pages were run", pages.len()));
+    talk(&format!("manual: {steps} steps of {} pages were run", pages.len()));
     Ok(all)
 }
 

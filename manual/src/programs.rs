@@ -47,6 +47,8 @@ pub fn in_shell(command: &str, directory: &Path, environment: &[(&str, String)])
         shell.env_remove(variable);
     }
     shell.env("HOME", directory).env("PATH", search_path()?).env("COLUMNS", COLUMNS).env("LC_ALL", "C.UTF-8");
+    // A page may set variables for all its commands by writing this file.
+    shell.env("BASH_ENV", directory.join("environment"));
     shell.env("NO_COLOR", "1").envs(environment.iter().map(|(name, value)| (name, value)));
     shell.output().map_err(|error| Error::Program { command: command.to_owned(), reason: error.to_string() })
 }

@@ -1,0 +1,101 @@
+//! Whether what a program prints is what a page says it prints.
+
+/// How strictly the lines of a block are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strictness {
+    /// Each character counts.
+    Exact,
+    /// Numbers, hashes and runs of spaces may differ: the page shows one run on one closure.
+    Shape,
+}
+
+const ANYTHING: char = '…';
+/// Letters and digits of a store path's hash; hashes in hex are longer.
+const HASH_LENGTH: usize = 32;
+
+/// Whether the printed lines are the expected ones. In these `…` stands for anything within a line, and a line `…` for any
+/// lines.
+#[must_use]
+pub fn matches(expected: &[String], printed: &[String], strictness: Strictness) -> bool {
+    match expected.split_first() {
+        None => printed.is_empty(),
+        Some((line, rest)) if line.trim() == "…" => {
+            (0..=printed.len()).any(|skipped| matches(rest, &printed[skipped..], strictness))
+        }
+        Some((line, rest)) => printed.split_first().is_some_and(|(found, others)| {
+            let is_line = match strictness {
+                Strictness::Exact => line_matches(line, found),
+                Strictness::Shape => line_matches(&shape(line), &shape(found)),
+            };
+            is_line && matches(rest, others, strictness)
+        }),
+    }
+}
+
+fn line_matches(expected: &str, printed: &str) -> bool {
+    let Some((first, rest)) = expected.split_once(ANYTHING) else { return expected == printed };
+    let Some(mut printed) = printed.strip_prefix(first) else { return false };
+    let mut parts: Vec<_> = rest.split(ANYTHING).collect();
+    let last = parts.pop().unwrap_or_default();
+    for part in parts {
+        match printed.split_once(part) {
+            Some((_, after)) => printed = after,
+            None => return false,
+        }
+    }
+    printed.ends_with(last)
+}
+
+/// The line with `#` for each hash and number, and single spaces. A name keeps its digits.
+fn shape(line: &str) -> String {
+    let mut words = Vec::new();
+    for word in line.split_whitespace() {
+        let parts = word.split_inclusive(|character: char| !character.is_ascii_alphanumeric() && character != '.');
+        words.push(parts.map(part_shape).collect::<String>());
+    }
+    words.join(" ")
+}
+
+fn part_shape(part: &str) -> String {
+    let core = part.trim_end_matches(|character: char| !character.is_ascii_alphanumeric());
+    let is_hash = core.len() >= HASH_LENGTH && core.chars().all(|character| character.is_ascii_alphanumeric());
+    let is_number = core.starts_with(|first: char| first.is_ascii_digit())
+        && core.chars().all(|character| character.is_ascii_digit() || character == '.');
+    // What is in KiB today may be in MiB tomorrow.
+    let is_unit = ["KiB", "MiB", "GiB"].contains(&core);
+    match core {
+        _ if is_hash || is_number => part.replacen(core, "#", 1),
+        _ if is_unit => part.replacen(core, "B", 1),
+        _ => part.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn ellipses_stand_for_anything() {
+        let is = |expected, printed| matches(&lines(expected), &lines(printed), Strictness::Exact);
+        assert!(is("a … c\n…\nend", "a bb c\nx\ny\nend"));
+        assert!(is("a\n…", "a"));
+        assert!(!is("a … c", "a b d"));
+        assert!(!is("a", "a\nb"));
+        assert!(!is("", "more"));
+        assert!(!is("a 1", "a 2"));
+    }
+
+    #[test]
+    fn shapes_leave_numbers_and_hashes_out() {
+        let is = |expected, printed| matches(&lines(expected), &lines(printed), Strictness::Shape);
+        assert!(is("built in 0.68 s", "built in 12 s"));
+        assert!(is("  cache    0 B (0 %) known", "  cache  65.0 MiB (100 %) known"));
+        assert!(is("/rn0zv2869jgrk9079mipal8h3qfwnjiv-linux 1,2", "/0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-linux 30,400"));
+        assert!(!is("built in 0.68 s", "made in 0.68 s"));
+        assert!(!is("ttyS0", "ttyS1"));
+    }
+}

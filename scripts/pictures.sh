@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# pictures.sh: makes the pictures of terminals in docs/pictures from real runs, with tmux; look at them before they are
+# committed. Needs the fixture closure `small` and, for a build slow enough to be seen, MICROVM_PICTURES_CLOSURE: a directory
+# with closure-info (default: that of `small`).
+set -euo pipefail
+cd "$(dirname "$(realpath "$0")")/.."
+
+die() { printf 'error: %s\n' "$1" >&2; exit 1; }
+command -v tmux >/dev/null || die "tmux is missing"
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+fixtures=$(realpath "${MICROVM_FIXTURES:-target/fixtures}")
+closure=$(realpath "${MICROVM_PICTURES_CLOSURE:-$fixtures/small}")
+pictures=$PWD/docs/pictures
+cargo build --locked --quiet --release -p imagebuilder -p launcher -p manual
+
+scratch=$(mktemp -d)
+socket=$scratch/tmux
+trap 'tmux -S "$socket" kill-server 2>/dev/null || true; rm -rf "$scratch"' EXIT
+mkdir "$scratch/home"
+ln -s "$closure/closure-info" "$scratch/home/closure-info"
+ln -s "$fixtures/store/nix/store" "$scratch/home/store"
+# The examples of docs/host.md leave two machines here.
+"$target/release/manual" examples --scratch "$scratch/examples" docs/host.md
+hosts=$scratch/examples/host/pictured
+
+screen() { tmux -S "$socket" -f /dev/null "$@"; }
+start() { # COLUMNS ROWS [HOME]: a shell
+  local home=${3:-$scratch/home}
+  screen new-session -d -s picture -x "$1" -y "$2" \
+    "cd '$scratch/home' && env -i HOME='$home' TERM=xterm-256color LC_ALL=C.UTF-8 PATH='$target/release:$hosts/bin:$PATH' \
+      MICROVM_STATE_DIR='$hosts/machines' MICROVM_GCROOTS_DIR='$hosts/gcroots' PS1='\[\e[1;32m\]\$\[\e[0m\] ' bash --norc --noprofile"
+  # Until the shell has prompted.
+  until screen capture-pane -p -t picture | grep -q '^\$'; do sleep 0.1; done
+}
+type_in() { screen send-keys -t picture -l "$1"; screen send-keys -t picture Enter; }
+until_prompt() { # COUNT: that many prompts are on the screen, the last of them empty
+  until [ "$(screen capture-pane -p -t picture | grep -c '^\$')" -ge "$1" ] &&
+    screen capture-pane -p -t picture | grep -v '^$' | tail -n 1 | grep -qx '\$ *'; do sleep 0.1; done
+}
+take() { # NAME TITLE: without the last prompt, where nothing is typed
+  screen capture-pane -e -p -t picture | sed -e 's/[[:space:]]*$//' >"$scratch/lines"
+  # Neither the empty end of the screen nor the prompt that waits.
+  sed -i -e :end -e '/^\n*$/{$d;N;bend' -e '}' "$scratch/lines"
+  [ "${3:-}" = running ] || sed -i '$d' "$scratch/lines"
+  "$target/release/manual" picture --title "$2" <"$scratch/lines" >"$pictures/$1.svg"
+  echo "pictures: $pictures/$1.svg" >&2
+}
+stop() { screen kill-session -t picture; }
+
+cat >"$scratch/home/machine.json" <<'SPEC'
+{
+  "version": 1,
+  "name": "web",
+  "kernel": "/srv/web/vmlinux",
+  "initrd": "/srv/web/initrd",
+  "storeDisk": { "image": "system.squashfs", "serial": "nix-store" },
+  "volumes": [{ "image": "var.img", "size": 256, "mountPoint": "/var" }],
+  "interfaces": [{ "type": "user", "id": "net0", "mac": "02:00:00:00:00:01" }]
+}
+SPEC
+
+start 100 24
+type_in 'microvm-image build --closure-info closure-info --store-dir store -o system.squashfs'
+until screen capture-pane -p -t picture | grep -qE '█{25}|#{25}'; do sleep 0.05; done
+take progress 'microvm-image build, while it runs' running
+until_prompt 2
+type_in 'microvm-image build --closure-info closure-info --store-dir store -o again.squashfs'
+until_prompt 3
+take build 'microvm-image build: from nothing, then again from the cache'
+stop
+
+start 100 36
+type_in 'microvm explain machine.json --state-dir /var/lib/microvms/web | head -n 25'
+until_prompt 2
+take explain 'microvm explain: disks, mounts, network, needs'
+stop
+
+start 120 16
+type_in 'microvm check machine.json'
+until_prompt 2
+type_in 'microvm check machine.json --hypervisor firecracker'
+until_prompt 3
+take check 'microvm check: the same machine on qemu, and refused on firecracker'
+stop
+
+start 80 10 "$hosts"
+type_in 'microvm list --offline'
+until_prompt 2
+take list 'microvm list'
+stop
