@@ -100,9 +100,6 @@ impl Cache {
 /// Entries are stamped when they are used, but not more often than this: gc needs no finer order.
 const STAMP_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// Length of a new buffer for entries.
-const USUAL_BUFFER_BYTES: usize = 1 << 20;
-
 /// Reads an entry to `start` in `buffer` and says how long it is: 0 for one longer than `bytes_max`, which no entry is.
 /// Stamps it as used.
 fn read_entry(path: &Path, bytes_max: u64, buffer: &mut Vec<u8>, start: usize) -> io::Result<usize> {
@@ -115,8 +112,6 @@ fn read_entry(path: &Path, bytes_max: u64, buffer: &mut Vec<u8>, start: usize) -
     let length = usize::try_from(metadata.len()).ok().filter(|_| metadata.len() <= bytes_max).unwrap_or(0);
     let end = start + length;
     if buffer.len() < end {
-        // Most batches of entries are shorter than this, so a buffer that is used again seldom has to grow.
-        buffer.reserve(end.max(USUAL_BUFFER_BYTES) - buffer.len());
         buffer.resize(end, 0);
     }
     match file.read_exact(&mut buffer[start..end]) {

@@ -162,7 +162,7 @@ impl<'a> Worker<'a> {
             workshop,
             encoder: Encoder::new(workshop.settings)?,
             decoder: Decoder::default(),
-            buffer: Vec::new(),
+            buffer: vec![0; RANGE_BYTES as usize],
         })
     }
 
@@ -172,12 +172,12 @@ impl<'a> Worker<'a> {
             Job::ReadFiles { member, nodes } => self.read_files(member, &nodes),
             Job::ReadRange { range, then } => self.read_range(range, then),
             Job::Known { member, segments } => {
-                let mut batch = self.new_batch();
+                let mut batch = self.new_batch(segments.iter().map(KnownSegment::length).sum());
                 segments.iter().try_for_each(|segment| self.known(member, segment, &mut batch))?;
                 Ok(Product::Segments(batch))
             }
             Job::Bytes { key, bytes } => {
-                let mut batch = self.new_batch();
+                let mut batch = self.new_batch(bytes.len());
                 self.segment(key, &bytes, &mut batch)?;
                 self.workshop.buffers.give(bytes);
                 Ok(Product::Segments(batch))
@@ -201,19 +201,20 @@ impl<'a> Worker<'a> {
     }
 
     fn read_range(&mut self, range: RangeRef, then: Then) -> Result<Product, BuildError> {
-        let mut buffer = self.take_buffer(range.length);
+        let mut buffer = match then {
+            // These bytes are handed over.
+            Then::Keep => self.workshop.buffers.take_filled(range.length),
+            Then::Encode | Then::Hash => self.take_buffer(range.length),
+        };
         let bytes = &mut buffer[..range.length];
         self.workshop.members[range.member].read(range.node, range.range, bytes)?;
         let needs_hash = then != Then::Encode || self.workshop.cache.is_some();
         let content = needs_hash.then(|| *blake3::hash(bytes).as_bytes());
         let product = match (then, content) {
-            (Then::Keep, Some(content)) => {
-                buffer.truncate(range.length);
-                return Ok(Product::Kept { content, bytes: buffer });
-            }
+            (Then::Keep, Some(content)) => return Ok(Product::Kept { content, bytes: buffer }),
             (Then::Hash, Some(content)) => Product::Hashed { content },
             (_, content) => {
-                let mut batch = self.new_batch();
+                let mut batch = self.new_batch(range.length);
                 match content {
                     Some(content) => {
                         self.segment(SegmentKey { kind: SegmentKind::File, content }, bytes, &mut batch)?
@@ -230,8 +231,9 @@ impl<'a> Worker<'a> {
         Ok(product)
     }
 
-    fn new_batch(&self) -> Batch {
-        Batch::new(self.workshop.buffers.take())
+    /// A batch with room for segments of so much content, even if none of it shrinks.
+    fn new_batch(&self, content_bytes: usize) -> Batch {
+        Batch::new(self.workshop.buffers.take(content_bytes + content_bytes / 128 + 1024))
     }
 
     /// Adds a segment whose content need not be read unless the cache lacks it.
@@ -256,9 +258,6 @@ impl<'a> Worker<'a> {
     /// copying the content does.
     fn take_buffer(&mut self, length: usize) -> Vec<u8> {
         let mut buffer = std::mem::take(&mut self.buffer);
-        if buffer.capacity() == 0 {
-            buffer = self.workshop.buffers.take();
-        }
         if buffer.len() < length {
             buffer.resize(length, 0);
         }

@@ -424,7 +424,7 @@ impl<'a> Sequencer<'a> {
         self.fragment.length += u32::try_from(file.size_bytes).unwrap_or(u32::MAX);
         self.fragment.files.push((file, hash));
         if !content.is_empty() && self.fragment.bytes.capacity() == 0 {
-            self.fragment.bytes = self.buffers.take_empty();
+            self.fragment.bytes = self.buffers.take_empty(self.settings.fragment_block_size_bytes() as usize);
         }
         self.fragment.bytes.extend_from_slice(content);
     }
