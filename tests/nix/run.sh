@@ -161,6 +161,26 @@ check_units() {
   diff -u tests/nix/host-refusals.txt - <<<"$refusals" || die "the host refuses something else than expected"
 }
 
+check_erofs() {
+  local disk mounted=$scratch/erofs path
+  # The maker of the image is this machine's, with its libraries.
+  local host=(--option sandbox-paths '/usr /lib /lib64')
+  # One that is there may be of another version of mkfs.erofs, which the derivation does not know.
+  nix-store --store "$fixtures/store" --delete "$(build erofsStoreDisk tests/nix/runner.nix "${host[@]}")" >/dev/null 2>&1
+  disk=$fixtures/store$(build erofsStoreDisk tests/nix/runner.nix "${host[@]}")
+  nix-build --quiet --no-out-link --check "${arguments[@]}" "${host[@]}" -A erofsStoreDisk tests/nix/runner.nix >/dev/null 2>"$scratch/log" ||
+    { tail -n 5 "$scratch/log" >&2; die "the erofs store disk is another one when made again"; }
+  mkdir "$mounted"
+  mount -t erofs -o loop,ro "$disk" "$mounted" || die "the erofs store disk cannot be mounted"
+  local paths=("$mounted"/*)
+  for path in "${paths[@]}"; do
+    diff -r --no-dereference "$fixtures/store/nix/store/${path##*/}" "$path" || { umount "$mounted"; die "${path##*/} differs in the erofs store disk"; }
+  done
+  umount "$mounted"
+  [ ${#paths[@]} -ge 20 ] || die "the erofs store disk has only ${#paths[@]} paths"
+  say "the erofs store disk has the ${#paths[@]} paths of the closure, and is the same when made again"
+}
+
 check_services() {
   command -v systemd-nspawn >/dev/null || { missing systemd-nspawn "apt-get install systemd-container"; return; }
   local host=(tests/nix/systemd.nix --arg probe "$scratch/probe" --arg hasVirtiofsd "$([ -n "${MICROVM_TEST_VIRTIOFSD:-}" ] && echo true || echo false)")
@@ -188,6 +208,7 @@ evaluate
 check_refusal
 check_layout
 check_store_disk
+check_erofs
 check_units
 check_services
 for hypervisor in qemu cloud-hypervisor firecracker crosvm kvmtool; do build "five.$hypervisor" >/dev/null; done

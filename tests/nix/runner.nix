@@ -99,6 +99,7 @@ in
 {
   plain = plain.config.microvm.declaredRunner;
   plainStoreDisk = plain.config.microvm.storeDisk;
+  erofsStoreDisk = (configure { storeDiskType = "erofs"; }).config.microvm.storeDisk;
   writable = (bootable writable).config.microvm.declaredRunner;
   onHost = (bootable (writable // { storeDiskBuild = "host"; })).config.microvm.declaredRunner;
   everything = everything.config.microvm.declaredRunner;
