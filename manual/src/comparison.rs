@@ -46,7 +46,7 @@ fn line_matches(expected: &str, printed: &str) -> bool {
     printed.ends_with(last)
 }
 
-/// The line with `#` for each hash and number, and single spaces. A name keeps its digits.
+/// The line with `#` for each hash and number, and single spaces.
 fn shape(line: &str) -> String {
     let mut words = Vec::new();
     for word in line.split_whitespace() {
@@ -59,15 +59,28 @@ fn shape(line: &str) -> String {
 fn part_shape(part: &str) -> String {
     let core = part.trim_end_matches(|character: char| !character.is_ascii_alphanumeric());
     let is_hash = core.len() >= HASH_LENGTH && core.chars().all(|character| character.is_ascii_alphanumeric());
-    let is_number = core.starts_with(|first: char| first.is_ascii_digit())
-        && core.chars().all(|character| character.is_ascii_digit() || character == '.');
     // What is in KiB today may be in MiB tomorrow.
     let is_unit = ["KiB", "MiB", "GiB"].contains(&core);
     match core {
-        _ if is_hash || is_number => part.replacen(core, "#", 1),
+        _ if is_hash => part.replacen(core, "#", 1),
         _ if is_unit => part.replacen(core, "B", 1),
-        _ => part.to_owned(),
+        _ => without_digits(part),
     }
+}
+
+/// With one `#` for each number, also within a version such as `deb12u14`.
+fn without_digits(part: &str) -> String {
+    let mut text = String::new();
+    let mut characters = part.chars().peekable();
+    while let Some(character) = characters.next() {
+        if !character.is_ascii_digit() {
+            text.push(character);
+            continue;
+        }
+        while characters.next_if(|next| next.is_ascii_digit() || *next == '.').is_some() {}
+        text.push('#');
+    }
+    text
 }
 
 #[cfg(test)]
@@ -96,6 +109,7 @@ mod tests {
         assert!(is("  cache    0 B (0 %) known", "  cache  65.0 MiB (100 %) known"));
         assert!(is("/rn0zv2869jgrk9079mipal8h3qfwnjiv-linux 1,2", "/0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-linux 30,400"));
         assert!(!is("built in 0.68 s", "made in 0.68 s"));
-        assert!(!is("ttyS0", "ttyS1"));
+        assert!(is("libc6-2.36-9+deb12u14", "libc6-2.37-10+deb13u1"));
+        assert!(!is("ttyS0", "tty0"));
     }
 }
