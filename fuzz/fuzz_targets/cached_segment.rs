@@ -6,7 +6,7 @@
 use fuzz::{Scratch, only_entry, open_cache};
 use imagebuilder::cache::{Cache, Lookup};
 use imagebuilder::encode::Encoder;
-use imagebuilder::segment::{SegmentKey, SegmentKind, encode_segment};
+use imagebuilder::segment::{Batch, SegmentKey, SegmentKind, encode_segment};
 use imagebuilder::settings::ImageSettings;
 use libfuzzer_sys::fuzz_target;
 use std::path::PathBuf;
@@ -21,10 +21,11 @@ static CACHE: LazyLock<(Cache, PathBuf)> = LazyLock::new(|| {
     let cache = open_cache(&scratch);
     let settings = ImageSettings::default();
     let mut encoder = Encoder::new(&settings).expect("an encoder");
-    let segment = encode_segment(&mut encoder, KEY.kind, b"content", settings.block_size_bytes(), Vec::new());
+    let mut batch = Batch::default();
+    let segment = encode_segment(&mut encoder, KEY.kind, b"content", settings.block_size_bytes(), &mut batch);
     let segment = segment.expect("a segment");
-    cache.store_segment(&KEY, &segment).expect("an entry");
-    assert!(matches!(cache.load_segment(&KEY, Vec::new()), Ok(Lookup::Hit(_))));
+    cache.store_segment(&KEY, &segment, batch.stored(&segment)).expect("an entry");
+    assert!(matches!(cache.load_segment(&KEY, &mut Batch::default()), Ok(Lookup::Hit(_))));
     let entry = only_entry(&scratch.path().join("v1/segments"));
     (cache, entry)
 });
@@ -34,7 +35,8 @@ fuzz_target!(|bytes: &[u8]| {
     let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 cached segment");
     hasher.update(&[0]).update(&KEY.content).update(bytes);
     std::fs::write(entry, [hasher.finalize().as_bytes(), bytes].concat()).expect("an entry");
-    let Ok(Lookup::Hit(segment)) = cache.load_segment(&KEY, Vec::new()) else { return };
+    let mut batch = Batch::default();
+    let Ok(Lookup::Hit(segment)) = cache.load_segment(&KEY, &mut batch) else { return };
     let stored: u64 = segment.words.iter().map(|word| u64::from(word & !PLAIN)).sum();
-    assert_eq!(stored, segment.stored().len() as u64);
+    assert_eq!(stored, batch.stored(&segment).len() as u64);
 });

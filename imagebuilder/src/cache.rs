@@ -20,10 +20,11 @@ pub mod outputs;
 pub mod segments;
 
 use crate::settings::ImageSettings;
-use nix::fcntl::{Flock, FlockArg};
-use std::fs::{self, File, Permissions};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use thiserror::Error;
@@ -71,8 +72,13 @@ impl Cache {
     pub fn open(directory: &Path, settings: &ImageSettings) -> Result<Self, CacheError> {
         let root = directory.join(FORM);
         let segments = root.join("segments").join(segments::settings_directory(settings));
-        for path in [root.join("tmp"), root.join("manifests"), root.join("outputs"), segments.clone()] {
-            fs::create_dir_all(&path).map_err(|source| CacheError { action: "make a directory", path, source })?;
+        let parts = ["tmp", "manifests", "outputs", "segments"].map(|part| root.join(part));
+        for path in [root.clone()].into_iter().chain(parts).chain([segments.clone()]) {
+            refuse_link(&path).and_then(|()| fs::create_dir_all(&path)).map_err(|source| CacheError {
+                action: "make a directory",
+                path,
+                source,
+            })?;
         }
         let lock = lock(&root, FlockArg::LockShared)?;
         Ok(Self { root, segments, _lock: lock })
@@ -82,6 +88,7 @@ impl Cache {
     fn publish(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
         let fail = |source| CacheError { action: "write an entry", path: path.to_owned(), source };
         // Other builds write here, too, of this process and of others that may even have the same process number.
+        path.parent().map_or(Ok(()), refuse_link).map_err(fail)?;
         let mut file = tempfile::Builder::new()
             .permissions(Permissions::from_mode(0o644))
             .tempfile_in(self.root.join("tmp"))
@@ -103,11 +110,18 @@ const STAMP_INTERVAL: Duration = Duration::from_secs(3600);
 /// Reads an entry to `start` in `buffer` and says how long it is: 0 for one longer than `bytes_max`, which no entry is.
 /// Stamps it as used.
 fn read_entry(path: &Path, bytes_max: u64, buffer: &mut Vec<u8>, start: usize) -> io::Result<usize> {
-    let mut file = File::open(path)?;
+    let mut file = match own_file(File::options().read(true)).open(path) {
+        // A link in the place of an entry is none.
+        Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => return Ok(0),
+        other => other?,
+    };
     let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Ok(0);
+    }
     if metadata.modified()?.elapsed().is_ok_and(|age| age > STAMP_INTERVAL) {
         // A cache that can only be read serves as well; its entries just look unused.
-        let _ = File::options().append(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
+        let _ = file.set_modified(SystemTime::now());
     }
     let length = usize::try_from(metadata.len()).ok().filter(|_| metadata.len() <= bytes_max).unwrap_or(0);
     let end = start + length;
@@ -121,11 +135,26 @@ fn read_entry(path: &Path, bytes_max: u64, buffer: &mut Vec<u8>, start: usize) -
     }
 }
 
+/// Opens nothing but what this program made: who may write to the cache could have put a link in its place, which leads out
+/// of it, or a pipe, of which the opening would wait for ever.
+fn own_file(options: &mut OpenOptions) -> &mut OpenOptions {
+    options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+}
+
+/// Refuses a directory of the cache that is a link: what is made or collected below it would be elsewhere.
+fn refuse_link(directory: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(directory).is_ok_and(|metadata| metadata.is_symlink()) {
+        return Err(io::Error::other("it is a symbolic link, which leads out of the cache: remove it"));
+    }
+    Ok(())
+}
+
 /// Waits for the lock; the lock goes with the file.
 fn lock(root: &Path, kind: FlockArg) -> Result<Flock<File>, CacheError> {
     let path = root.join("lock");
     let fail = |source| CacheError { action: "lock", path: path.clone(), source };
-    let file = File::options().create(true).append(true).open(&path).map_err(fail)?;
+    refuse_link(root).map_err(fail)?;
+    let file = own_file(File::options().create(true).append(true)).open(&path).map_err(fail)?;
     Flock::lock(file, kind).map_err(|(_, errno)| fail(errno.into()))
 }
 

@@ -213,7 +213,11 @@ fn no_place_for_a_cache() {
     workspace.write("taken", "");
     let run = workspace.run(&format!("{BUILD} -o image --cache taken"));
     assert_eq!(run.code, 1);
-    assert!(run.stderr.starts_with("error: cannot make a directory in the cache, taken/v1/"), "{}", run.stderr);
+    assert!(
+        run.stderr.starts_with("error: cannot make a directory in the cache, taken/v1: Not a directory"),
+        "{}",
+        run.stderr
+    );
     assert!(
         run.stderr.ends_with("hint: use another cache with --cache DIR, or none with --no-cache\n"),
         "{}",

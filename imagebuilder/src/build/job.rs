@@ -284,13 +284,21 @@ impl<'a> Worker<'a> {
     fn look_up(&self, key: &SegmentKey, length: usize, batch: &mut Batch) -> Lookup<Segment> {
         let Some(cache) = self.workshop.cache else { return Lookup::Miss };
         match cache.load_segment(key, batch) {
-            Ok(Lookup::Hit(segment)) if segment.input_bytes as usize != length => Lookup::Damaged,
+            Ok(Lookup::Hit(segment)) if !self.fits(&segment, length) => Lookup::Damaged,
             Ok(found) => found,
             Err(error) => {
                 (self.workshop.cache_troubles)(error);
                 Lookup::Miss
             }
         }
+    }
+
+    /// Whether a cached segment can be one of so many bytes: a forged one may have other blocks, which no image can hold.
+    fn fits(&self, segment: &Segment, length: usize) -> bool {
+        let block_bytes = self.workshop.settings.block_size_bytes();
+        segment.input_bytes as usize == length
+            && segment.words.len() == length.div_ceil(block_bytes as usize)
+            && segment.words.iter().all(|word| word & !BLOCK_PLAIN <= block_bytes)
     }
 
     /// Whether a cached segment, decompressed, is the content.

@@ -1,6 +1,6 @@
 //! Looking after a cache: how large it is, making it smaller, finding what is damaged.
 
-use super::{CacheError, FORM, lock, manifest, segments};
+use super::{CacheError, FORM, lock, manifest, refuse_link, segments};
 use nix::fcntl::FlockArg;
 use serde::Serialize;
 use std::fs;
@@ -161,6 +161,7 @@ fn remove_if_empty(directory: Option<&Path>) {
 /// All files below a directory.
 fn list(directory: &Path) -> Result<Vec<CacheEntry>, CacheError> {
     let fail = |path: &Path, source| CacheError { action: "list", path: path.to_owned(), source };
+    refuse_link(directory).map_err(|source| fail(directory, source))?;
     let mut found = Vec::new();
     let mut open = vec![directory.to_owned()];
     while let Some(directory) = open.pop() {

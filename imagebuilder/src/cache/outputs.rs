@@ -3,7 +3,7 @@
 //! A record is believed when the file at the output is the very file that was built: same device, inode, length,
 //! modification and change time. The change time cannot be set by a program, so no write goes unseen.
 
-use super::{Cache, CacheError};
+use super::{Cache, CacheError, read_entry};
 use crate::plan::ImagePlan;
 use crate::report::BuildReport;
 use crate::settings::ImageSettings;
@@ -13,6 +13,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+/// A record has less than 2 KiB.
+const RECORD_BYTES_MAX: u64 = 64 << 10;
 
 /// Names what an image is made of; two plans with equal keys give equal images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +76,9 @@ impl FileIdentity {
 impl Cache {
     /// The report of the build that made the image at `output`, if it was of this plan and the image is untouched.
     pub fn finished_build(&self, plan: &PlanKey, output: &Path) -> Option<BuildReport> {
-        let record: Record = serde_json::from_slice(&fs::read(self.record_path(output).ok()?).ok()?).ok()?;
+        let mut text = Vec::new();
+        let length = read_entry(&self.record_path(output).ok()?, RECORD_BYTES_MAX, &mut text, 0).ok()?;
+        let record: Record = serde_json::from_slice(&text[..length]).ok()?;
         let same = record.plan == *plan && record.identity == FileIdentity::of(output).ok()?;
         same.then_some(record.report)
     }

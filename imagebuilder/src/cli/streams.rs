@@ -2,6 +2,7 @@
 
 use super::failure::Failure;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -31,5 +32,22 @@ pub(crate) fn print_json(document: &impl Serialize) -> Result<(), Failure> {
 
 /// Says a line on stderr. When nobody can be told there is nobody to tell that either.
 pub(crate) fn tell(line: &str) {
-    _ = writeln!(io::stderr().lock(), "{line}");
+    _ = writeln!(io::stderr().lock(), "{}", visible(line));
+}
+
+/// What is told as it may be shown: a name in a plan or an image is not to steer the terminal of who reads about it.
+fn visible(text: &str) -> Cow<'_, str> {
+    let is_escaped = |character: char| character.is_control() && character != '\n' && character != '\t';
+    if !text.contains(is_escaped) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 8);
+    for character in text.chars() {
+        if is_escaped(character) {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    Cow::Owned(shown)
 }
