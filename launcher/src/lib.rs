@@ -36,4 +36,5 @@ pub mod store_disk;
 #[cfg(test)]
 mod test_program;
 pub mod validate;
+pub mod visible;
 pub mod volumes;

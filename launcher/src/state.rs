@@ -4,6 +4,7 @@
 //! written down is alive and the very same one: its start time tells it from another that got its number.
 
 use crate::launch::Launch;
+use crate::visible::one_line;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
@@ -25,7 +26,8 @@ pub enum StateError {
     NoRuntimeDirectory,
     /// A name that could lead out of the runtime directory.
     #[error(
-        "`{0}` is no machine name: it has 1 to {LONGEST_NAME_BYTES} letters, digits, `.`, `_` and `-`, and begins with a letter, a digit or `_`"
+        "`{}` is no machine name: it has 1 to {LONGEST_NAME_BYTES} letters, digits, `.`, `_` and `-`, and begins with a letter, a digit or `_`",
+        one_line(.0)
     )]
     BadName(String),
     /// The machine runs.

@@ -1,5 +1,6 @@
 //! How a command fails: the problems first, the hint last, and the exit code.
 
+use launcher::visible::lines;
 use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
@@ -51,10 +52,10 @@ impl Failure {
         let mut stderr = std::io::stderr().lock();
         for problem in &self.problems {
             // Nobody listens when stderr is closed; the exit code still tells.
-            let _ = writeln!(stderr, "error: {problem}");
+            let _ = writeln!(stderr, "error: {}", lines(problem));
         }
         if let Some(hint) = &self.hint {
-            let _ = writeln!(stderr, "hint: {hint}");
+            let _ = writeln!(stderr, "hint: {}", lines(hint));
         }
         ExitCode::from(self.code)
     }

@@ -1,6 +1,7 @@
 //! Results on stdout.
 
 use super::failure::Failure;
+use launcher::visible::lines;
 use std::io::{self, Write};
 
 /// Writes a result; a reader that went away, as `head` does, is no failure.
@@ -16,12 +17,12 @@ pub(crate) fn write_stdout(text: &str) -> Result<(), Failure> {
 pub(crate) fn write_warnings(warnings: &[String]) {
     let mut stderr = io::stderr().lock();
     for warning in warnings {
-        let _ = writeln!(stderr, "warning: {warning}");
+        let _ = writeln!(stderr, "warning: {}", lines(warning));
     }
 }
 
 /// Tells the user something that is no result.
 pub(crate) fn write_stderr(text: &str) {
     // Nobody listens when stderr is closed.
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", lines(text));
 }

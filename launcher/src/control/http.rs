@@ -8,6 +8,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 
 /// More than this is no answer of a hypervisor.
 const LONGEST_BODY_BYTES: u64 = 16 << 20;
+/// The same for the lines before it.
+const MOST_HEADER_LINES: u32 = 100;
 
 /// An answer with a status of 2xx.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +59,12 @@ fn read_answer(connection: &mut impl BufRead) -> io::Result<HttpAnswer> {
         .and_then(|code| code.parse().ok())
         .ok_or_else(|| broken(status_line.clone()))?;
     let mut body_bytes = 0;
+    let mut lines = 0;
     loop {
+        lines += 1;
+        if lines > MOST_HEADER_LINES {
+            return Err(broken(format!("more than {MOST_HEADER_LINES} lines of header")));
+        }
         let line = read_line(connection)?;
         if line.is_empty() {
             break;

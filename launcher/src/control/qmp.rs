@@ -3,8 +3,12 @@
 use super::connection::stream;
 use super::{ControlError, Controller};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+/// More than this is no line of qemu, which a guest may have taken over.
+const LONGEST_LINE_BYTES: u64 = 1 << 20;
 
 /// Connects, shakes hands, gives one command, returns its answer.
 pub(super) fn execute(controller: &Controller, command: &str, arguments: Value) -> Result<Value, ControlError> {
@@ -43,7 +47,9 @@ fn converse(
     }
     let sent = lines.get_mut().write_all(format!("{request}\n").as_bytes());
     sent.map_err(|source| controller.no_answer(source))?;
-    loop {
+    // Events come in between, but not for ever.
+    let deadline = Instant::now() + controller.patience;
+    while Instant::now() < deadline {
         let answer = read(controller, lines)?;
         if let Some(result) = answer.get("return") {
             return Ok(result.clone());
@@ -56,11 +62,12 @@ fn converse(
             return Err(controller.misunderstood(&answer.to_string()));
         }
     }
+    Err(controller.no_answer(ErrorKind::TimedOut.into()))
 }
 
 fn read(controller: &Controller, lines: &mut BufReader<UnixStream>) -> Result<Value, ControlError> {
     let mut line = String::new();
-    let count = lines.read_line(&mut line).map_err(|source| controller.no_answer(source))?;
+    let count = lines.take(LONGEST_LINE_BYTES).read_line(&mut line).map_err(|source| controller.no_answer(source))?;
     if count == 0 {
         return Err(controller.no_answer(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)));
     }

@@ -107,6 +107,30 @@ fn another_server_is_found_out() {
     }
 }
 
+/// A guest may have taken its hypervisor over. What it then says ends by itself nowhere.
+#[test]
+fn a_hypervisor_that_never_stops_talking_is_not_listened_to_for_ever() {
+    for (protocol, first, again) in [
+        (ControlProtocol::Qmp, "{\"QMP\": {}}\n", "{\"event\": \"RESUME\"}\n"),
+        (ControlProtocol::Qmp, "", "{\"QMP\": "),
+        (ControlProtocol::FirecrackerHttp, "HTTP/1.1 200 OK\r\n", "Name: value\r\n"),
+        (ControlProtocol::FirecrackerHttp, "", "HTTP/1.1"),
+        (ControlProtocol::Kvmtool, "", "\u{7f}"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let _thread = server(&path, 1, move |mut stream| {
+            let endless = again.repeat(1000);
+            let mut said = stream.write_all(first.as_bytes());
+            while said.is_ok() {
+                said = stream.write_all(endless.as_bytes());
+            }
+        });
+        let error = controller(protocol, &path).with_patience(Duration::from_secs(1)).status().unwrap_err();
+        assert!(!matches!(error, ControlError::NobodyThere { .. }), "{protocol:?}: {error}");
+    }
+}
+
 /// Reads one request and answers it.
 fn http_server(path: &Path, answer: &'static str) -> JoinHandle<()> {
     server(path, 1, move |mut stream| {

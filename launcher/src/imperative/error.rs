@@ -1,5 +1,6 @@
 //! What goes wrong with a host's machines.
 
+use crate::visible::one_line;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,8 +9,9 @@ use std::path::{Path, PathBuf};
 pub enum ImperativeError {
     /// A name that cannot be a directory and a unit's instance at once.
     #[error(
-        "`{0}` is no name of a machine: it has letters, digits, `.`, `_` and `-`, starts with a letter or digit, and has at \
-         most 64 of them"
+        "`{}` is no name of a machine: it has letters, digits, `.`, `_` and `-`, starts with a letter or digit, and has at \
+         most 64 of them",
+        one_line(.0)
     )]
     BadName(String),
     /// A flake reference that the machine's name cannot be put behind.

@@ -2,6 +2,7 @@
 
 use super::schema::{Misfit, misfits};
 use super::{MachineSpec, SPEC_VERSION};
+use crate::visible::one_line;
 use serde_json::Value;
 
 /// Why a text is no machine spec.
@@ -26,7 +27,7 @@ pub enum ParseError {
         found: u64,
     },
     /// The document has other fields or types than a machine spec.
-    #[error("{0}")]
+    #[error("{}", one_line(&.0.to_string()))]
     Misfit(Misfit),
 }
 

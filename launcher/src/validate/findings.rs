@@ -1,8 +1,10 @@
 //! Where the checks put what they find.
 
+use crate::visible::one_line;
+
 /// A problem of a machine spec.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{machine}: {option}: {reason}")]
+#[error("{}", one_line(&format!("{machine}: {option}: {reason}")))]
 pub struct Problem {
     /// The machine, or the machines when it is between several.
     pub machine: String,

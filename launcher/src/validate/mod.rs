@@ -9,6 +9,7 @@ mod names;
 mod network;
 mod sockets;
 mod storage;
+mod zero_bytes;
 
 pub use across::check_across;
 pub use checked::{
@@ -35,6 +36,7 @@ pub fn check(spec: &MachineSpec) -> Result<CheckedSpec, Vec<Problem>> {
     network::forward_ports(spec, &mut findings);
     let vsock = network::vsock(spec, &mut findings);
     let sockets = sockets::sockets(spec, &shares, vsock.as_ref(), &mut findings);
+    zero_bytes::check(spec, &mut findings);
     let memory = machine::memory(spec);
     if !findings.problems.is_empty() {
         return Err(findings.problems);

@@ -3,6 +3,7 @@
 use super::checked::{CheckedShare, CheckedVsock};
 use super::findings::Findings;
 use super::names;
+use super::storage::plain;
 use crate::path::HostPath;
 use crate::spec::{MachineSpec, ShareProtocol};
 
@@ -34,6 +35,6 @@ pub(super) fn sockets(
     for (option, socket) in &sockets {
         findings.require(option, names::socket_path(socket));
     }
-    findings.require_distinct("socket", sockets.iter().map(|(option, socket)| (option.clone(), socket.as_str())));
+    findings.require_distinct("socket", sockets.iter().map(|(option, socket)| (option.clone(), plain(socket))));
     Sockets { control }
 }

@@ -50,7 +50,7 @@ pub(super) fn disks(
 }
 
 /// A path without the prefix that changes nothing, for comparing.
-fn plain(path: &HostPath) -> &str {
+pub(super) fn plain(path: &HostPath) -> &str {
     path.as_str().trim_start_matches("./")
 }
 

@@ -1,0 +1,41 @@
+//! Text from elsewhere as it may be shown: a name in a machine spec is not to move the cursor of who reads the error about
+//! it, nor to add a line that looks like another message.
+
+use std::borrow::Cow;
+
+/// Text of one line: every control character is written as its escape.
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    escaped(text, char::is_control)
+}
+
+/// Text of several lines: every other control character is written as its escape.
+pub fn lines(text: &str) -> Cow<'_, str> {
+    escaped(text, |character| character.is_control() && character != '\n' && character != '\t')
+}
+
+fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&is_escaped) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 8);
+    for character in text.chars() {
+        if is_escaped(character) {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    Cow::Owned(shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_steer_the_terminal_is_shown_instead() {
+        assert_eq!(one_line("a\u{1b}[31mred\nerror: no\r\u{9b}x"), "a\\u{1b}[31mred\\nerror: no\\r\\u{9b}x");
+        assert_eq!(lines("a\u{1b}[31m\n\tb"), "a\\u{1b}[31m\n\tb");
+        assert!(matches!(one_line("Grüße 'quoted' \\n"), Cow::Borrowed(_)));
+    }
+}
