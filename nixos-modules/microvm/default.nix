@@ -4,6 +4,7 @@
     ./options
     ./assertions.nix
     ./boot.nix
+    ./credentials.nix
     ./machine-spec.nix
     ./mounts.nix
     ./optimize.nix

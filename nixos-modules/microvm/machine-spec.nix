@@ -54,6 +54,7 @@ in
   config.microvm.machineSpec = {
     version = 1;
     name = config.networking.hostName;
+    architecture = kernelPlatform.qemuArch;
     inherit (cfg)
       hypervisor
       vcpu

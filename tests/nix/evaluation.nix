@@ -277,6 +277,38 @@ let
         builtins.match "[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-8[0-9a-f]{3}-[0-9a-f]{12}"
           (guest { }).config.microvm.machineId != null;
     };
+    "credentials are handed over by stage 1, except where the firmware brings them" = {
+      expected = {
+        qemu = "neither";
+        cloud-hypervisor = "systemd";
+        firecracker = "systemd";
+        crosvm = "script";
+        kvmtool = "script";
+      };
+      found = each (
+        hypervisor:
+        let
+          inherit
+            ((guest {
+              inherit hypervisor;
+              credentialFiles.token = "/etc/token";
+            }).config.boot
+            )
+            initrd
+            ;
+        in
+        if initrd.systemd.services ? microvm-credentials then
+          "systemd"
+        else if lib.hasInfix "/microvm-credentials" initrd.postMountCommands then
+          "script"
+        else
+          "neither"
+      );
+    };
+    "the guest's architecture is that of its packages" = {
+      expected = if isX86 then "x86_64" else "aarch64";
+      found = (specOf (guest { })).architecture;
+    };
     "volumes have letters after vdz" = {
       expected = "ab";
       found =
@@ -317,6 +349,6 @@ in
 builtins.mapAttrs (_: test: { inherit (test) expected found; }) (
   lib.filterAttrs (_: test: test.expected != test.found) tests
 )
-// lib.optionalAttrs (builtins.length (builtins.attrNames tests) < 40) {
+// lib.optionalAttrs (builtins.length (builtins.attrNames tests) < 50) {
   "some tests have the same name, so that only one of them is run" = builtins.attrNames tests;
 }

@@ -161,6 +161,16 @@ check_units() {
   diff -u tests/nix/host-refusals.txt - <<<"$refusals" || die "the host refuses something else than expected"
 }
 
+check_credentials() { # what stage 1 does with them
+  local root=$scratch/stage-1
+  mkdir -p "$root/microvm-credentials" "$root/run"
+  echo secret >"$root/microvm-credentials/token"
+  STAGE_1_ROOT=$root sh nixos-modules/microvm/hand-over-credentials.sh
+  [ "$(stat -c '%a %n' "$root/run/credentials/@initrd/"*)" = "400 $root/run/credentials/@initrd/token" ] && grep -qx secret "$root/run/credentials/@initrd/token" ||
+    die "stage 1 does not hand over the credentials"
+  [ ! -e "$root/microvm-credentials/token" ] || die "stage 1 leaves the credentials where they were"
+}
+
 check_erofs() {
   local disk mounted=$scratch/erofs path
   # The maker of the image is this machine's, with its libraries.
@@ -201,6 +211,7 @@ check_store_disk() {
 }
 
 check_sources
+check_credentials
 tests/nix/register-closure.sh
 [ -n "$programs" ] || build_programs
 arguments=(--store "$fixtures/store" --arg work "$fixtures/work/small" --arg kernel "$fixtures/work/kernel" --arg programs "$(realpath "$programs")")
@@ -227,7 +238,7 @@ in_nixos() { # ATTRIBUTE
 check_in_nixos() {
   local part unit derivations=0
   # Each by itself: an evaluator keeps all it has evaluated, and fifty NixOS are more than most machines have memory for.
-  for part in packages packagesOfArm template toplevel runners host withOtherPackages withoutFlakes; do
+  for part in packages packagesOfArm template toplevel credentials runners host withOtherPackages withoutFlakes; do
     in_nixos "derivations.$part" >"$scratch/derivations.json"
     derivations=$((derivations + $(jq '[.. | strings] | length' "$scratch/derivations.json")))
   done

@@ -88,6 +88,16 @@ in
     };
     template = template.packages.x86_64-linux.default.drvPath;
     toplevel = writable.config.system.build.toplevel.drvPath;
+    # Their stage 1 hands them over: by a script, or by a unit.
+    credentials = lib.genAttrs [ "kvmtool" "firecracker" ] (
+      hypervisor:
+      (guest {
+        microvm = {
+          inherit hypervisor;
+          credentialFiles.token = "/etc/token";
+        };
+      }).config.system.build.toplevel.drvPath
+    );
     runners = builtins.mapAttrs (_: runner: runner.drvPath) writable.config.microvm.runner;
     host = host.config.system.build.toplevel.drvPath;
     withOtherPackages =

@@ -72,7 +72,11 @@ in
         availableKernelModules = list types.str;
         kernelModules = list types.str;
         supportedFilesystems = list types.str;
-        systemd.enable = bool false;
+        postMountCommands = option types.lines "";
+        systemd = {
+          enable = bool false;
+          services = set;
+        };
       };
     };
     system = {

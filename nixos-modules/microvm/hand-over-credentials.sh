@@ -1,0 +1,12 @@
+# shellcheck shell=sh
+# Stage 1 of a guest: moves what the launcher put into the initrd to where the system's systemd looks for what an initrd
+# hands over (systemd.exec(5), import of system credentials). STAGE_1_ROOT is for tests.
+if [ -d "${STAGE_1_ROOT:-}/microvm-credentials" ]; then
+  mkdir -p "${STAGE_1_ROOT:-}/run/credentials/@initrd"
+  chmod 0700 "${STAGE_1_ROOT:-}/run/credentials/@initrd"
+  for credential in "${STAGE_1_ROOT:-}"/microvm-credentials/*; do
+    cp "$credential" "${STAGE_1_ROOT:-}/run/credentials/@initrd/"
+    chmod 0400 "${STAGE_1_ROOT:-}/run/credentials/@initrd/${credential##*/}"
+    rm "$credential"
+  done
+fi
