@@ -15,6 +15,10 @@ rec {
 
   inherit (import ./drive-letters.nix { inherit lib; }) driveLetters withDriveLetters;
 
+  inherit (import ./arguments.nix { inherit lib; }) extractOptValues extractParamValue;
+
+  inherit (import ./macvtap.nix { inherit lib; }) makeMacvtap;
+
   inherit capabilities;
 
   # The runner of a NixOS configuration, with hypervisor and launcher from other packages than the guest's.

@@ -19,6 +19,7 @@ let
         module
         ;
     };
+  library = import ../../lib { inherit lib; };
   isX86 = packages == null || packages.stdenv.hostPlatform.isx86_64;
   guest = settings: evaluate { microvm = settings; };
   hypervisors = import ../../lib/hypervisors.nix;
@@ -309,11 +310,57 @@ let
       expected = if isX86 then "x86_64" else "aarch64";
       found = (specOf (guest { })).architecture;
     };
+    "options are taken out of a list of arguments, whichever way they are written" = {
+      expected = {
+        taken = {
+          values = [
+            "cid=3,socket=a"
+            "boot=2"
+          ];
+          args = [
+            "--seccomp"
+            "true"
+          ];
+        };
+        socket = "a";
+        none = null;
+      };
+      found = {
+        taken = library.extractOptValues "--vsock" [
+          "--vsock"
+          "cid=3,socket=a"
+          "--seccomp"
+          "true"
+          "--vsock=boot=2"
+        ];
+        socket = library.extractParamValue "socket" "cid=3,socket=a";
+        none = library.extractParamValue "id" "cid=3,socket=a";
+      };
+    };
+    "macvtap interfaces have descriptors of their own" = {
+      expected = {
+        macvtapFds.vm-b = 3;
+        openMacvtapFds = "exec 3<>/dev/tap\"$(cat /sys/class/net/vm-b/ifindex)\"\n";
+      };
+      found = library.makeMacvtap {
+        microvmConfig.interfaces = [
+          {
+            type = "tap";
+            id = "vm-a";
+          }
+          {
+            type = "macvtap";
+            id = "vm-b";
+          }
+        ];
+        hypervisorConfig = { };
+      };
+    };
     "volumes have letters after vdz" = {
       expected = "ab";
       found =
         (lib.last (
-          (import ../../lib { inherit lib; }).withDriveLetters {
+          library.withDriveLetters {
             storeOnDisk = true;
             volumes = builtins.genList (_: { }) 27;
           }
