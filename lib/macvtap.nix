@@ -23,7 +23,7 @@
       macvtapFds = lib.listToAttrs (map ({ id, number }: lib.nameValuePair id number) numbered);
       openMacvtapFds = lib.concatMapStrings (
         { id, number }:
-        "exec ${toString number}<>/dev/tap\"$(cat /sys/class/net/${lib.escapeShellArg id}/ifindex)\"\n"
+        "exec ${toString number}<>/dev/tap\"$(cat '/sys/class/net/${id}/ifindex')\"\n"
       ) numbered;
     };
 }

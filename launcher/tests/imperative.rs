@@ -89,6 +89,7 @@ impl Host {
             .env("NIX_REMOTE", "")
             .env("MICROVM_STATE_DIR", self.path("machines"))
             .env("MICROVM_GCROOTS_DIR", self.path("gcroots"))
+            .env("MICROVM_RUNTIME_DIR", self.path("run"))
             .output()
             .unwrap()
     }
@@ -133,6 +134,7 @@ fn a_machine_is_created_updated_listed_and_deleted() {
     assert!(host.refused(2, &["create", "web", "--flake", "flake"]).contains("is there already"));
 
     assert_eq!(host.done(&["list"]), "web  not booted, current\n");
+    assert_eq!(host.done(&["status"]), "web  -  stopped\n");
     symlink(&first, host.path("machines/web/booted")).unwrap();
     host.flake(&[("web", Ok("two"))]);
     assert_eq!(host.done(&["list"]), "web  stopped, outdated: microvm update web\n");

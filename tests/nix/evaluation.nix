@@ -340,7 +340,7 @@ let
     "macvtap interfaces have descriptors of their own" = {
       expected = {
         macvtapFds.vm-b = 3;
-        openMacvtapFds = "exec 3<>/dev/tap\"$(cat /sys/class/net/vm-b/ifindex)\"\n";
+        openMacvtapFds = "exec 3<>/dev/tap\"$(cat '/sys/class/net/vm-b/ifindex')\"\n";
       };
       found = library.makeMacvtap {
         microvmConfig.interfaces = [

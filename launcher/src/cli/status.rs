@@ -1,7 +1,8 @@
-//! `microvm status`: which machines run.
+//! `microvm status`: which machines run, and which do not.
 
 use super::failure::Failure;
 use super::output::write_stdout;
+use launcher::imperative::Layout;
 use launcher::state::{RunningMachine, RuntimeDirectory};
 use serde_json::json;
 
@@ -17,11 +18,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let runtime = RuntimeDirectory::locate().map_err(|error| Failure::failed(&error))?;
-    let names = if arguments.names.is_empty() {
-        runtime.machine_names().map_err(|error| Failure::failed(&error))?
-    } else {
-        arguments.names.clone()
-    };
+    let names = if arguments.names.is_empty() { known_names(&runtime)? } else { arguments.names.clone() };
     let mut rows = Vec::new();
     for name in &names {
         let machine = runtime.machine(name).map_err(|error| Failure::bad_input(vec![error.to_string()]))?;
@@ -41,6 +38,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         text.push_str(&format!("{name}  {hypervisor}  {}\n", described(running.as_ref())));
     }
     write_stdout(&text)
+}
+
+/// Those that have been started here, and those of the host, started or not.
+fn known_names(runtime: &RuntimeDirectory) -> Result<Vec<String>, Failure> {
+    let mut names = runtime.machine_names().map_err(|error| Failure::failed(&error))?;
+    let of_host = Layout::of_environment().all().map_err(|error| Failure::failed(&error))?;
+    names.extend(of_host.into_iter().map(|machine| machine.name.to_string()));
+    names.sort();
+    names.dedup();
+    Ok(names)
 }
 
 fn described(running: Option<&RunningMachine>) -> String {
