@@ -106,3 +106,4 @@ if [ "$mode" = test ]; then
   cmp "$image" "$output/cold.squashfs" || die "the image from the cache differs from one without cache"
 fi
 title "Done: a machine of $store_paths store paths, image $image, spec $output/machine.json"
+[ "$mode" = test ] || printf 'next: docs/getting-started.md, "By hand"\n' >&2
