@@ -5,6 +5,7 @@
     ./assertions.nix
     ./boot.nix
     ./credentials.nix
+    ./deploy.nix
     ./machine-spec.nix
     ./mounts.nix
     ./optimize.nix

@@ -356,6 +356,27 @@ let
         hypervisorConfig = { };
       };
     };
+    "a running system is switched only where its store is the host's" = {
+      expected = {
+        disk = false;
+        share = true;
+      };
+      found =
+        let
+          canSwitch =
+            shares:
+            (builtins.tryEval
+              (evaluate {
+                services.openssh.enable = true;
+                microvm = { inherit shares; };
+              }).config.microvm.deploy.sshSwitch.name
+            ).success;
+        in
+        {
+          disk = canSwitch [ ];
+          share = canSwitch [ share ];
+        };
+    };
     "volumes have letters after vdz" = {
       expected = "ab";
       found =

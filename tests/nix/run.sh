@@ -171,6 +171,38 @@ check_credentials() { # what stage 1 does with them
   [ ! -e "$root/microvm-credentials/token" ] || die "stage 1 leaves the credentials where they were"
 }
 
+check_deploy() { # ssh carries out here what it is told to, nix and the machine's programs write down their arguments
+  local rebuild bin=$scratch/deploy/bin state=$scratch/deploy/state program said
+  rebuild=$(build rebuild)
+  mkdir -p "$bin" "$state"
+  # shellcheck disable=SC2016 # the programs' own variables
+  {
+    printf '#!/bin/bash\nshift; exec bash -c "$*"\n' >"$bin/ssh"
+    printf '#!/bin/bash\necho nix "$@" >>"$DEPLOY/calls"\n' >"$bin/nix"
+    printf '#!/bin/bash\necho nix-store "$@" >>"$DEPLOY/calls"; case $1 in --realise) ln -s "$DEPLOY/runner" "$4"; echo "$4" ;; *) wc -l ;; esac\n' >"$bin/nix-store"
+    printf '#!/bin/bash\necho nix-env "$@" >>"$DEPLOY/calls"\n' >"$bin/nix-env"
+    printf '#!/bin/bash\necho "$DEPLOY_HOST_NAME"\n' >"$bin/hostname"
+    printf '#!/bin/bash\n' >"$bin/chown"
+  }
+  chmod +x "$bin"/*
+  touch "$scratch/deploy/runner"
+  deploy() { # HOST_NAME ARGUMENT...
+    DEPLOY=$scratch/deploy DEPLOY_HOST_NAME=$1 MICROVM_STATE_DIR=$state MICROVM_GCROOTS_DIR=$scratch/deploy/roots PATH=$bin:$PATH \
+      on_store_paths "$rebuild/bin/microvm-rebuild-guest" "${@:2}" 2>&1
+  }
+  ! said=$(deploy other root@host root@guest) || die "a new system went into another machine"
+  grep -q '^error: this is other, not guest' <<<"$said" || die "a new system went into another machine: $said"
+  [ "$(readlink "$state/guest/current")" = "$scratch/deploy/runner" ] || die "the machine was not installed: $said"
+  ! said=$(deploy guest root@host) || die "rebuild does without a machine"
+  said=$(deploy guest root@host root@guest) || true
+  # The fixture's system cannot switch, so its last step is the one that is missed.
+  grep -q 'nixos-system-.*/bin/switch-to-configuration' <<<"$said" || die "the system was not switched to: $said"
+  for program in 'nix .*copy --derivation .*--to ssh-ng://root@host /nix/store/.*.drv' 'nix-store --realise /nix/store/.*.drv' 'nix-store --load-db' 'nix-env --profile .*--set /nix/store/'; do
+    grep -q "^$program" "$scratch/deploy/calls" || { cat "$scratch/deploy/calls" >&2; die "deploying did not call $program"; }
+  done
+  say "machines are deployed by SSH, and not into others"
+}
+
 check_erofs() {
   local disk mounted=$scratch/erofs path
   # The maker of the image is this machine's, with its libraries.
@@ -220,6 +252,7 @@ check_refusal
 check_layout
 check_store_disk
 check_erofs
+check_deploy
 check_units
 check_services
 for hypervisor in qemu cloud-hypervisor firecracker crosvm kvmtool; do build "five.$hypervisor" >/dev/null; done
@@ -238,7 +271,7 @@ in_nixos() { # ATTRIBUTE
 check_in_nixos() {
   local part unit derivations=0
   # Each by itself: an evaluator keeps all it has evaluated, and fifty NixOS are more than most machines have memory for.
-  for part in packages packagesOfArm template toplevel credentials runners host withOtherPackages withoutFlakes; do
+  for part in packages packagesOfArm template toplevel deploy credentials runners host withOtherPackages withoutFlakes; do
     in_nixos "derivations.$part" >"$scratch/derivations.json"
     derivations=$((derivations + $(jq '[.. | strings] | length' "$scratch/derivations.json")))
   done

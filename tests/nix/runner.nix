@@ -104,5 +104,22 @@ in
   onHost = (bootable (writable // { storeDiskBuild = "host"; })).config.microvm.declaredRunner;
   everything = everything.config.microvm.declaredRunner;
   refused = refused.declaredRunner;
+  inherit
+    ((system {
+      inherit work kernel programs;
+      module = {
+        services.openssh.enable = true;
+        microvm.shares = [
+          {
+            tag = "store";
+            source = "/nix/store";
+            mountPoint = "/nix/.ro-store";
+          }
+        ];
+      };
+    }).config.microvm.deploy
+    )
+    rebuild
+    ;
   five = (configure { }).config.microvm.runner;
 }

@@ -88,6 +88,7 @@ in
     };
     template = template.packages.x86_64-linux.default.drvPath;
     toplevel = writable.config.system.build.toplevel.drvPath;
+    deploy = writable.config.microvm.deploy.installOnHost.drvPath;
     # Their stage 1 hands them over: by a script, or by a unit.
     credentials = lib.genAttrs [ "kvmtool" "firecracker" ] (
       hypervisor:

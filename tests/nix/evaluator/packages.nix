@@ -126,6 +126,19 @@ let
     runCommand = build;
     runtimeShell = "${bash}/bin/bash";
     writeShellScript = name: text: writeScript name "#!${bash}/bin/bash\n${text}";
+    writeShellScriptBin =
+      name: text:
+      build name
+        {
+          inherit text;
+          passAsFile = [ "text" ];
+          meta.mainProgram = name;
+        }
+        ''
+          mkdir -p "$out/bin"
+          (echo "#!${bash}/bin/bash"; cat "$textPath") >"$out/bin/${name}"
+          chmod +x "$out/bin/${name}"
+        '';
     closureInfo =
       { rootPaths }:
       (import ../../../fixtures/closure/closure-info.nix { inherit busybox jq; } { inherit rootPaths; })

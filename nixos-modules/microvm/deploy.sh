@@ -1,0 +1,76 @@
+# shellcheck shell=bash disable=SC2154
+# The commands of deploy.nix, which sets:
+#   name, runner               the machine and its runner's derivation
+#   system, registration       its system and what Nix' database is to know of it
+die() { printf 'error: %s\n' "$1" >&2; exit "${2:-1}"; }
+
+on_host() {
+  set -eu
+  name=$1 derivation=$2
+  state=${MICROVM_STATE_DIR:-/var/lib/microvms}/$name
+  roots=${MICROVM_GCROOTS_DIR:-/nix/var/nix/gcroots/microvm}
+  [ ! -e "$state/toplevel" ] || { echo "error: $name is part of the host's configuration, which updates it" >&2; exit 2; }
+  mkdir -p "$roots"
+  # The root comes with the build: no garbage collection can be faster.
+  new=$(nix-store --realise "$derivation" --add-root "$roots/new-$name")
+  new=$(readlink -f "$new")
+  [ -d "$state" ] || { mkdir -p "$state"; chown microvm:kvm "$state"; }
+  old=$(readlink "$state/current" || true)
+  if [ "$old" = "$new" ]; then
+    echo "$name is up to date" >&2
+  else
+    if [ -n "$old" ]; then
+      ln -sfnT "$old" "$state/old"
+      nix --extra-experimental-features nix-command store diff-closures "$old" "$new" >&2 || true
+    fi
+    ln -sfnT "$new" "$state/current.new"
+    mv -T "$state/current.new" "$state/current"
+  fi
+  ln -sfnT "$state/current" "$roots/$name"
+  ln -sfnT "$state/booted" "$roots/booted-$name"
+  ln -sfnT "$state/old" "$roots/old-$name"
+  rm "$roots/new-$name"
+  echo "$new"
+}
+
+in_machine() {
+  set -eu
+  name=$1 system=$2 registration=$3 action=$4
+  [ "$(hostname)" = "$name" ] || { echo "error: this is $(hostname), not $name" >&2; exit 2; }
+  [ -e "$system" ] || { echo "error: $system is not in the machine's store; install it on the host first" >&2; exit 1; }
+  [ -z "$registration" ] || nix-store --load-db <"$registration"
+  nix-env --profile /nix/var/nix/profiles/system --set "$system"
+  exec "$system/bin/switch-to-configuration" "$action"
+}
+
+remotely() { # TARGET SUDO FUNCTION ARGUMENT...: runs the function there
+  local target=$1 sudo=$2 function=$3 words
+  shift 3
+  # SSH hands over one line for the other side's shell.
+  printf -v words '%q ' "$function" "$@"
+  # shellcheck disable=SC2029 # the words are made here
+  ssh "$target" "${sudo:+sudo }bash -euc $(printf %q "$(declare -f "$function"); $words")"
+}
+
+install_on_host() { # USER@HOST [--use-remote-sudo]
+  local sudo=
+  case $#,${2:-} in
+  1,) ;;
+  2,--use-remote-sudo) sudo=sudo ;;
+  *) die "usage: ${0##*/} USER@HOST [--use-remote-sudo]" 2 ;;
+  esac
+  nix --extra-experimental-features nix-command copy --derivation --no-check-sigs --to "ssh-ng://$1" "$runner"
+  remotely "$1" "$sudo" on_host "$name" "$runner"
+}
+
+ssh_switch() { # USER@MACHINE [ACTION]
+  case ${2:-switch} in switch | boot | test | dry-activate) ;; *) die "there is no action \`$2\`; there are switch, boot, test and dry-activate" 2 ;; esac
+  [ $# -ge 1 ] && [ $# -le 2 ] || die "usage: ${0##*/} USER@MACHINE [switch|boot|test|dry-activate]" 2
+  remotely "$1" "" in_machine "$name" "$system" "$registration" "${2:-switch}"
+}
+
+rebuild() { # USER@HOST USER@MACHINE [--use-remote-sudo]
+  [ $# -ge 2 ] || die "usage: ${0##*/} USER@HOST USER@MACHINE [--use-remote-sudo]" 2
+  install_on_host "$1" "${@:3}"
+  ssh_switch "$2"
+}
