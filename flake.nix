@@ -47,7 +47,15 @@
         let
           programs = programsOf (pkgsOf system);
         in
-        programs // runnersOf system // { default = programs.microvm; }
+        programs
+        // runnersOf system
+        // {
+          default = programs.microvm;
+          build-microvm = import ./lib/build-microvm.nix {
+            pkgs = pkgsOf system;
+            source = self;
+          };
+        }
       );
 
       # Named SYSTEM-NAME; a system's packages are named NAME.

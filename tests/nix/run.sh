@@ -271,7 +271,7 @@ in_nixos() { # ATTRIBUTE
 check_in_nixos() {
   local part unit derivations=0
   # Each by itself: an evaluator keeps all it has evaluated, and fifty NixOS are more than most machines have memory for.
-  for part in packages packagesOfArm template toplevel deploy credentials runners host withOtherPackages withoutFlakes; do
+  for part in packages packagesOfArm template toplevel anyConfiguration deploy credentials runners host withOtherPackages withoutFlakes; do
     in_nixos "derivations.$part" >"$scratch/derivations.json"
     derivations=$((derivations + $(jq '[.. | strings] | length' "$scratch/derivations.json")))
   done

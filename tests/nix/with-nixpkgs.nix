@@ -88,6 +88,27 @@ in
     };
     template = template.packages.x86_64-linux.default.drvPath;
     toplevel = writable.config.system.build.toplevel.drvPath;
+    # One that is made for a disk, and knows nothing of microVMs.
+    anyConfiguration =
+      (import ../../lib/any-configuration.nix { inherit lib; } (nixosSystem {
+        system = "x86_64-linux";
+        modules = [
+          {
+            networking.hostName = "laptop";
+            boot.loader.systemd-boot.enable = true;
+            fileSystems."/" = {
+              device = "/dev/disk/by-label/nixos";
+              fsType = "ext4";
+            };
+            fileSystems."/boot" = {
+              device = "/dev/disk/by-label/boot";
+              fsType = "vfat";
+            };
+            swapDevices = [ { device = "/dev/disk/by-label/swap"; } ];
+            system.stateVersion = "24.05";
+          }
+        ];
+      })).drvPath;
     deploy = writable.config.microvm.deploy.installOnHost.drvPath;
     # Their stage 1 hands them over: by a script, or by a unit.
     credentials = lib.genAttrs [ "kvmtool" "firecracker" ] (
