@@ -141,7 +141,11 @@ pub fn build(
     cancel: &AtomicBool,
 ) -> Result<BuildReport, BuildError> {
     let started = Instant::now();
-    let cache = options.cache.as_ref().map(|path| Cache::open(path, &plan.settings)).transpose()?;
+    let cache = options.cache.as_ref().map(|path| Cache::open_unless(path, &plan.settings, cancel)).transpose();
+    let cache = cache.map_err(|error| match error.source.kind() {
+        io::ErrorKind::Interrupted => BuildError::Interrupted,
+        _ => BuildError::Cache(error),
+    })?;
     let key = cache.as_ref().and_then(|cache| Some((cache, PlanKey::of(plan)?)));
     if let Some((cache, key)) = &key
         && options.cache_trust == CacheTrust::Checksums

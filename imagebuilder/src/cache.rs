@@ -26,6 +26,8 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, SystemTime};
 use thiserror::Error;
 
@@ -70,6 +72,14 @@ impl Cache {
     /// # Errors
     /// The directory cannot be made or locked.
     pub fn open(directory: &Path, settings: &ImageSettings) -> Result<Self, CacheError> {
+        Self::open_unless(directory, settings, &AtomicBool::new(false))
+    }
+
+    /// The same, but gives up waiting for a collection to end once `cancel` is set.
+    ///
+    /// # Errors
+    /// Those of [`Cache::open`]; one whose source is [`io::ErrorKind::Interrupted`] when `cancel` was set.
+    pub fn open_unless(directory: &Path, settings: &ImageSettings, cancel: &AtomicBool) -> Result<Self, CacheError> {
         let root = directory.join(FORM);
         let segments = root.join("segments").join(segments::settings_directory(settings));
         let parts = ["tmp", "manifests", "outputs", "segments"].map(|part| root.join(part));
@@ -80,7 +90,7 @@ impl Cache {
                 source,
             })?;
         }
-        let lock = lock(&root, FlockArg::LockShared)?;
+        let lock = lock_shared(&root, cancel)?;
         Ok(Self { root, segments, _lock: lock })
     }
 
@@ -103,6 +113,9 @@ impl Cache {
         file.persist(path).map(drop).map_err(|error| fail(error.error))
     }
 }
+
+/// How long a build waits before it asks for the lock again.
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Entries are stamped when they are used, but not more often than this: gc needs no finer order.
 const STAMP_INTERVAL: Duration = Duration::from_secs(3600);
@@ -149,7 +162,23 @@ fn refuse_link(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for the lock; the lock goes with the file.
+/// Takes the lock of a build. A collection that holds it takes seconds, so it is asked for again and again: a build that
+/// waits in the kernel would not notice that it is to stop.
+fn lock_shared(root: &Path, cancel: &AtomicBool) -> Result<Flock<File>, CacheError> {
+    loop {
+        match lock(root, FlockArg::LockSharedNonblock) {
+            Err(error) if error.source.kind() == io::ErrorKind::WouldBlock => {}
+            other => return other,
+        }
+        if cancel.load(Ordering::Relaxed) {
+            let path = root.join("lock");
+            return Err(CacheError { action: "lock", path, source: io::ErrorKind::Interrupted.into() });
+        }
+        thread::sleep(LOCK_INTERVAL);
+    }
+}
+
+/// Takes the lock; it goes with the file.
 fn lock(root: &Path, kind: FlockArg) -> Result<Flock<File>, CacheError> {
     let path = root.join("lock");
     let fail = |source| CacheError { action: "lock", path: path.clone(), source };

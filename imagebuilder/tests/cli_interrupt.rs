@@ -4,6 +4,7 @@
 
 mod program;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use program::Workspace;
@@ -76,6 +77,20 @@ fn a_build_leaves_nothing_and_keeps_what_was_there() {
         assert_eq!(workspace.read("image"), b"precious");
         fs::remove_dir_all(workspace.path("cache")).unwrap();
         assert_eq!(workspace.names(), names);
+    }
+}
+
+#[test]
+fn waiting_for_a_collection_ends_at_once() {
+    let workspace = with_noise();
+    let line = "build --paths-from list --store-dir store --level 1 -q -o image";
+    assert!(workspace.command(line.split(' ')).status().unwrap().success());
+    let lock = fs::File::open(workspace.path("cache/v1/lock")).unwrap();
+    let _collection = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+    for line in [line, "cache gc --max-size 1G", "cache fsck"] {
+        let child = start(&mut workspace.command(line.split(' ')));
+        thread::sleep(Duration::from_millis(200));
+        interrupt(child, Signal::SIGTERM);
     }
 }
 
