@@ -24,7 +24,7 @@ enum Readers {
 
 /// Builds an image of the store and asks all readers.
 fn assert_all_agree(store: &Store, settings: ImageSettings, asked: Readers) {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = support::scratch::directory();
     let path = directory.path().join("image");
     build_image(store.path(), settings, &path);
     let wanted = readers::store(store.path());
@@ -170,7 +170,7 @@ fn seventy_thousand_entries_in_one_directory() {
         };
         (format!("entry-{number:05}"), item)
     });
-    let store = Store::new([("tree", Item::directory(entries.collect::<Vec<_>>()))]);
+    let store = Store::in_memory([("tree", Item::directory(entries.collect::<Vec<_>>()))]);
     assert_all_agree(&store, ImageSettings::default(), Readers::All);
 }
 
@@ -206,7 +206,7 @@ fn symlink_targets_up_to_4095_bytes() {
 #[test]
 fn sparse_files_over_4_gib() {
     let pieces = [(0, b"begin".to_vec()), (4 << 30, b"behind 4 GiB".to_vec()), ((4 << 30) + 300_000, vec![7; 5000])];
-    let store = Store::new([(
+    let store = Store::in_memory([(
         "tree",
         Item::directory([
             ("large", Item::sparse((4 << 30) + 1_000_000, pieces)),

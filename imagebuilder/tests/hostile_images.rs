@@ -75,7 +75,7 @@ struct Jail {
 
 impl Jail {
     fn new() -> Self {
-        let around = tempfile::tempdir().unwrap();
+        let around = support::scratch::directory();
         fs::write(around.path().join("victim"), "untouched").unwrap();
         Self { around }
     }

@@ -6,6 +6,7 @@
 
 pub mod built;
 pub mod readers;
+pub mod scratch;
 pub mod seeded;
 pub mod stock;
 pub mod store_tree;

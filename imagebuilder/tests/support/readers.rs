@@ -1,5 +1,6 @@
 //! What each reader of images sees in them, in a form that can be compared.
 
+use super::scratch;
 use super::tools::{self, KernelMount};
 use backhand::{FilesystemReader, InnerNode};
 use imagebuilder::image::{Image, InodeKind, Piece};
@@ -153,7 +154,7 @@ pub fn backhand(path: &Path) -> Snapshot {
 /// unsquashfs, which extracts; `None` when there is none.
 pub fn unsquashfs(image: &Path) -> Option<Snapshot> {
     let program = tools::find("unsquashfs")?;
-    let target = tempfile::tempdir().unwrap();
+    let target = scratch::directory();
     let output = target.path().join("out");
     tools::run(
         program,
