@@ -15,7 +15,6 @@ let
   commands = {
     nixfmt = "find . -name '*.nix' -exec nixfmt --check {} +";
     deadnix = "deadnix --fail .";
-    statix = "statix check .";
   };
   sourceChecks = lib.mapAttrs' (
     name: command:

@@ -271,7 +271,10 @@ in_nixos() { # ATTRIBUTE
 check_in_nixos() {
   local part unit derivations=0
   # Each by itself: an evaluator keeps all it has evaluated, and fifty NixOS are more than most machines have memory for.
-  for part in packages packagesOfArm template toplevel anyConfiguration deploy credentials runners host withOtherPackages withoutFlakes; do
+  local packages
+  mapfile -t packages < <(nix-instantiate --eval --strict --json --arg nixpkgs "$(realpath "$NIXPKGS")" --expr '{ nixpkgs }: builtins.attrNames (import ./tests/nix/with-nixpkgs.nix { inherit nixpkgs; }).derivations.packages' | jq -r '.[]')
+  [ ${#packages[@]} -ge 10 ] || die "the flake has only ${#packages[@]} packages"
+  for part in "${packages[@]/#/packages.}" packagesOfArm template toplevel anyConfiguration deploy credentials runners host withOtherPackages withoutFlakes; do
     in_nixos "derivations.$part" >"$scratch/derivations.json"
     derivations=$((derivations + $(jq '[.. | strings] | length' "$scratch/derivations.json")))
   done
