@@ -1,7 +1,7 @@
 //! Starts that fail, and starts without the rights of root: what is said, what the exit code is, what is left behind.
 
 use crate::lifecycle::{terminate, waiting_machine};
-use crate::machine::{Running, TestMachine, use_program};
+use crate::machine::{Running, TestMachine, use_program, without_kvm_warning};
 use crate::probe::probe_guest;
 use crate::test_program::write_program;
 use launcher::spec::{Hypervisor, MachineSpec};
@@ -38,7 +38,7 @@ fn write_script(machine: &TestMachine, name: &str, script: &str) -> PathBuf {
 }
 
 fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    without_kvm_warning(&output.stderr)
 }
 
 /// Where a script tells that it runs, and as which process.

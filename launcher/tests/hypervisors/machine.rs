@@ -22,6 +22,11 @@ pub(crate) fn skip(why: &str) {
     tell_skip(why);
 }
 
+/// What was said, but for the warning that a host with an emulated KVM gives rise to.
+pub(crate) fn without_kvm_warning(said: &[u8]) -> String {
+    String::from_utf8_lossy(said).split_inclusive('\n').filter(|line| !line.contains("(kvm_pvm)")).collect()
+}
+
 /// Prints why a part of a test does nothing where no setup could help: hypervisors that Debian does not package, devices
 /// that the host has not.
 #[expect(clippy::print_stderr, reason = "a skipped test is told")]
@@ -199,7 +204,7 @@ impl Running<'_> {
 
     /// What the launcher and the hypervisor have said.
     pub(crate) fn talk(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.talk).unwrap()).into_owned()
+        without_kvm_warning(&fs::read(&self.talk).unwrap())
     }
 
     /// Waits until the guest has printed a line that has this in it.
