@@ -172,7 +172,7 @@ impl<'a> Worker<'a> {
             Job::ReadFiles { member, nodes } => self.read_files(member, &nodes),
             Job::ReadRange { range, then } => self.read_range(range, then),
             Job::Known { member, segments } => {
-                let mut batch = self.new_batch(segments.iter().map(KnownSegment::length).sum());
+                let mut batch = Batch::new(self.workshop.buffers.take_roomy());
                 segments.iter().try_for_each(|segment| self.known(member, segment, &mut batch))?;
                 Ok(Product::Segments(batch))
             }

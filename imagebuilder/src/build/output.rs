@@ -37,8 +37,8 @@ const ALLOCATION_STEP_BYTES: u64 = 64 << 20;
 
 /// Segments are gathered until so many bytes, or so many segments, can be written by one call: the page cache then takes
 /// large folios, which costs half of writing each segment by itself (measured on ext4).
-const GATHERED_BYTES_MAX: u64 = 4 << 20;
-const GATHERED_SEGMENTS_MAX: usize = 512;
+const GATHERED_BYTES_ENOUGH: u64 = 4 << 20;
+const GATHERED_SEGMENTS_ENOUGH: usize = 512;
 
 /// An image being written. Dropped before [`Self::publish`] it leaves nothing behind.
 #[derive(Debug)]
@@ -97,19 +97,17 @@ impl ImageFile {
         self.write(&mut [IoSlice::new(bytes)], bytes.len() as u64)
     }
 
-    /// Appends the blocks of segments, now or together with those that follow.
-    ///
-    /// # Errors
-    /// The disk is full, say.
-    pub(super) fn gather(&mut self, batch: Batch, buffers: &SpareBuffers) -> Result<(), OutputError> {
+    /// Puts the blocks of segments at the end of the image; [`Self::write_gathered`] writes them.
+    pub(super) fn gather(&mut self, batch: Batch) {
         let bytes: usize = batch.segments().iter().map(|segment| segment.stored.len()).sum();
         self.gathered_bytes += bytes as u64;
         self.gathered_segments += batch.segments().len();
         self.gathered.push(batch);
-        if self.gathered_bytes >= GATHERED_BYTES_MAX || self.gathered_segments >= GATHERED_SEGMENTS_MAX {
-            self.write_gathered(buffers)?;
-        }
-        Ok(())
+    }
+
+    /// Whether it is time to write what was gathered.
+    pub(super) fn has_gathered_enough(&self) -> bool {
+        self.gathered_bytes >= GATHERED_BYTES_ENOUGH || self.gathered_segments >= GATHERED_SEGMENTS_ENOUGH
     }
 
     /// Writes the gathered segments; to be called before anything else is appended.

@@ -223,14 +223,17 @@ impl<'a> Sequencer<'a> {
     pub(super) fn run(mut self, deliveries: &Receiver<Delivery>) -> Result<Sequenced, BuildError> {
         loop {
             self.take_steps()?;
-            self.write_ready()?;
+            self.gather_ready()?;
+            // Workers are asked before the writing, so that they have something to do meanwhile.
             self.ask();
             if self.next_taken == self.steps.len() && self.slots.is_empty() {
                 self.output.write_gathered(self.buffers)?;
                 return Ok(self.done);
             }
-            // Nothing can be underway only while steps wait for room among the slots, and writing made some.
-            if self.underway > 0 {
+            if self.output.has_gathered_enough() {
+                self.output.write_gathered(self.buffers)?;
+            } else if self.underway > 0 {
+                // Nothing can be underway only while steps wait for room among the slots, and gathering made some.
                 self.receive(deliveries)?;
             }
         }
@@ -314,8 +317,10 @@ impl<'a> Sequencer<'a> {
         held
     }
 
-    fn write_ready(&mut self) -> Result<(), BuildError> {
-        while let Some(Slot { state: SlotState::Ready(_), .. }) = self.slots.front() {
+    fn gather_ready(&mut self) -> Result<(), BuildError> {
+        while let Some(Slot { state: SlotState::Ready(_), .. }) = self.slots.front()
+            && !self.output.has_gathered_enough()
+        {
             let Some(slot) = self.slots.pop_front() else { break };
             self.first_slot += 1;
             self.held_bytes -= slot.held_bytes;
@@ -326,7 +331,7 @@ impl<'a> Sequencer<'a> {
                 self.done.tally.wrote(slot.member, u64::from(segment.input_bytes), segment.origin);
                 start += segment.stored.len() as u64;
             }
-            self.output.gather(batch, self.buffers)?;
+            self.output.gather(batch);
         }
         Ok(())
     }
