@@ -4,6 +4,7 @@
 #![no_main]
 
 use fuzz::{Scratch, only_entry, open_cache};
+use imagebuilder::cache::segments::checksum;
 use imagebuilder::cache::{Cache, Lookup};
 use imagebuilder::encode::Encoder;
 use imagebuilder::segment::{Batch, SegmentKey, SegmentKind, encode_segment};
@@ -32,9 +33,7 @@ static CACHE: LazyLock<(Cache, PathBuf)> = LazyLock::new(|| {
 
 fuzz_target!(|bytes: &[u8]| {
     let (cache, entry) = &*CACHE;
-    let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 cached segment");
-    hasher.update(&[0]).update(&KEY.content).update(bytes);
-    std::fs::write(entry, [hasher.finalize().as_bytes(), bytes].concat()).expect("an entry");
+    std::fs::write(entry, [&checksum(&KEY, &[bytes])[..], bytes].concat()).expect("an entry");
     let mut batch = Batch::default();
     let Ok(Lookup::Hit(segment)) = cache.load_segment(&KEY, &mut batch) else { return };
     let stored: u64 = segment.words.iter().map(|word| u64::from(word & !PLAIN)).sum();

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! An entry is written to `tmp` and renamed to its place, so it is there whole or not at all, and is never changed
-//! afterwards. Its bytes carry a BLAKE3 checksum over what it holds and what it is called: truncation, flipped bits and
+//! afterwards. Its bytes carry a checksum over what it holds and what it is called: truncation, flipped bits and
 //! entries moved to another name are found out when it is read, and the entry is made again. The checksum is no
 //! signature: who may write to the directory can forge entries. See `docs/cache.md` for what is trusted.
 

@@ -37,7 +37,7 @@ const ALLOCATION_STEP_BYTES: u64 = 64 << 20;
 
 /// Segments are gathered until so many bytes, or so many segments, can be written by one call: the page cache then takes
 /// large folios, which costs half of writing each segment by itself (measured on ext4).
-const GATHERED_BYTES_ENOUGH: u64 = 4 << 20;
+const GATHERED_BYTES_ENOUGH: u64 = 2 << 20;
 const GATHERED_SEGMENTS_ENOUGH: usize = 512;
 
 /// An image being written. Dropped before [`Self::publish`] it leaves nothing behind.
