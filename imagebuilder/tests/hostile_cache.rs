@@ -5,6 +5,8 @@
 
 mod program;
 
+use imagebuilder::cache::segments::checksum;
+use imagebuilder::segment::{SegmentKey, SegmentKind};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use program::{TOOLS, Workspace};
@@ -124,15 +126,15 @@ fn records_replaced_by_pipes_directories_links_and_holes() {
 
 /// Gives an entry of the segments other bytes behind its checksum, and the right checksum of these.
 fn forge(entry: &Path, change: impl FnOnce(&mut Vec<u8>)) {
-    let mut content = fs::read(entry).unwrap().split_off(32);
+    let mut content = fs::read(entry).unwrap().split_off(16);
     change(&mut content);
     let (directory, file) = (entry.parent().unwrap().file_name().unwrap(), entry.file_name().unwrap());
     let (directory, file) = (directory.to_str().unwrap(), file.to_str().unwrap());
     let is_fragment = file.len() == 63;
     let key = blake3::Hash::from_hex(format!("{directory}{}", &file[..62])).unwrap();
-    let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 cached segment");
-    hasher.update(&[u8::from(is_fragment)]).update(key.as_bytes()).update(&content);
-    fs::write(entry, [hasher.finalize().as_bytes(), &content[..]].concat()).unwrap();
+    let kind = if is_fragment { SegmentKind::Fragment } else { SegmentKind::File };
+    let sum = checksum(&SegmentKey { kind, content: *key.as_bytes() }, &[&content]);
+    fs::write(entry, [&sum[..], &content[..]].concat()).unwrap();
 }
 
 #[test]
