@@ -11,6 +11,9 @@ use crate::store_tree::{Revision, StoreTree};
 use crate::tool::{Cache, Programs, Tool};
 use crate::{reading, talk};
 
+/// More than any image of the stores has.
+const FILLER_BYTES: usize = 1 << 30;
+
 /// What happens before a tool is measured, outside the measured time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preparation {
@@ -18,7 +21,7 @@ pub enum Preparation {
     Nothing,
     /// The first closure was built into the cache and the output; then one store path changed.
     OnePathChanged,
-    /// The very same build was done before.
+    /// The very same was done before.
     NothingChanged,
 }
 
@@ -123,8 +126,7 @@ impl Arena<'_> {
         remove_if_there(&output)?;
         self.prepare(contender, &output)?;
         let mut command = contender.tool.command(self.programs, self.tree, &output);
-        // what the preparation wrote must not be written out during the measurement
-        nix::unistd::sync();
+        self.settle(contender)?;
         outcome.costs.push(measure::run(&mut command)?);
         outcome.command = format!("{command:?}");
         outcome.image_bytes = fs::metadata(&output).map_err(file("read", &output))?.len();
@@ -132,27 +134,46 @@ impl Arena<'_> {
     }
 
     fn prepare(&mut self, contender: &Contender, output: &Path) -> Result<(), Error> {
-        let Tool::Ours { cache: Cache::At(cache), .. } = &contender.tool else { return Ok(()) };
-        match contender.preparation {
-            Preparation::Nothing => remove_tree(cache),
-            Preparation::NothingChanged => {
-                measure::run(&mut contender.tool.command(self.programs, self.tree, output)).map(drop)
-            }
-            Preparation::OnePathChanged => {
-                // a cache that has seen only the first closure is kept beside and copied for each round
+        let once = |tree: &StoreTree| measure::run(&mut contender.tool.command(self.programs, tree, output)).map(drop);
+        match (contender.preparation, contender.tool.cache_directory()) {
+            (Preparation::Nothing, Some(cache)) => remove_tree(cache),
+            (Preparation::Nothing, None) => Ok(()),
+            (Preparation::OnePathChanged, Some(cache)) => {
+                // a cache that has seen only the first closure is kept beside; its entries are never changed, so each
+                // round has links to them
                 let first = with_suffix(cache, "first");
                 remove_tree(cache)?;
                 if first.exists() {
-                    crate::workspace::run(std::process::Command::new("cp").arg("-a").arg(&first).arg(cache))?;
+                    link_tree(&first, cache)?;
                 }
-                measure::run(&mut contender.tool.command(self.programs, self.tree, output))?;
+                once(self.tree)?;
                 if !first.exists() {
-                    crate::workspace::run(std::process::Command::new("cp").arg("-a").arg(cache).arg(&first))?;
+                    link_tree(cache, &first)?;
                 }
                 self.tree.set_revision(Revision::Changed)
             }
+            (Preparation::OnePathChanged | Preparation::NothingChanged, _) => once(self.tree),
         }
     }
+
+    /// Gives every run the same start: what the preparation wrote is on the disk, what will be read is in memory, and
+    /// memory that a virtual machine's host may have taken back is there again for whoever writes first.
+    fn settle(&self, contender: &Contender) -> Result<(), Error> {
+        nix::unistd::sync();
+        warm(self.tree)?;
+        for directory in contender.tool.cache_directory().into_iter().filter(|directory| directory.exists()) {
+            let files = reading::list(directory).map_err(file("list", directory))?;
+            reading::seconds(reading::Reading::AllFilesTwoReaders, directory, &files)
+                .map_err(file("read", directory))?;
+        }
+        let filler = self.scratch.join("filler");
+        fs::write(&filler, vec![0; FILLER_BYTES]).map_err(file("write", &filler))?;
+        remove_if_there(&filler)
+    }
+}
+
+fn link_tree(from: &Path, to: &Path) -> Result<(), Error> {
+    crate::workspace::run(std::process::Command::new("cp").arg("-al").arg(from).arg(to)).map(drop)
 }
 
 /// Reads the whole store once, so that nobody waits for the disk.

@@ -67,6 +67,15 @@ pub struct Programs {
 }
 
 impl Tool {
+    /// The cache it uses, if any.
+    #[must_use]
+    pub fn cache_directory(&self) -> Option<&Path> {
+        match self {
+            Self::Ours { cache: Cache::At(directory), .. } => Some(directory),
+            _ => None,
+        }
+    }
+
     /// The command that packs `tree` into `output`.
     #[must_use]
     pub fn command(&self, programs: &Programs, tree: &StoreTree, output: &Path) -> Command {
