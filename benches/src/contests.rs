@@ -58,15 +58,14 @@ pub fn rebuild(scratch: &Path, image: &Path) -> Contest {
         tool: ours(None, source, Cache::At(scratch.join(format!("cache-{}", name.replace([' ', ','], "-"))))),
         preparation,
     };
+    let copy =
+        |name: &str, preparation| Contender { name: name.to_owned(), tool: Tool::Copy(image.to_owned()), preparation };
     Contest {
         title: "rebuild".to_owned(),
         contenders: vec![
-            // over an image that is there already, as a rebuild is
-            Contender {
-                name: "cp of the image".to_owned(),
-                tool: Tool::Copy(image.to_owned()),
-                preparation: Preparation::NothingChanged,
-            },
+            copy("cp of the image", Preparation::OutputRemoved),
+            copy("cp of the image over an older one", Preparation::NothingChanged),
+            cached("output removed", Source::ClosureInfo, Preparation::OutputRemoved),
             cached("one path changed", Source::ClosureInfo, Preparation::OnePathChanged),
             cached("nothing changed", Source::ClosureInfo, Preparation::NothingChanged),
             cached("one path changed, plain list", Source::PathList, Preparation::OnePathChanged),
