@@ -1,6 +1,6 @@
 //! A launch in words: the disks as the guest will name them, what is mounted, what must be there, the exact command.
 
-use crate::launch::{Access, FileToWrite, KvmUse, Launch, NotificationSocket, VolumeNeed, VsockHostEnd};
+use crate::launch::{Access, FileToWrite, GuestDisk, KvmUse, Launch, NotificationSocket, VolumeNeed, VsockHostEnd};
 use crate::refusal::Refusals;
 use crate::shell::quote;
 use crate::spec::Hypervisor;
@@ -74,25 +74,43 @@ fn disks(launch: &Launch) -> Vec<String> {
         let mut line = format!("{}  {}", disk.device, if disk.read_only { "read-only " } else { "read-write" });
         let _ = write!(line, "  {}", disk.image);
         if let Some(serial) = &disk.serial {
-            let _ = write!(line, "  /dev/disk/by-id/virtio-{serial}");
+            let _ = write!(line, "  {}", by_serial(serial));
         }
         line
     });
     lines.collect()
 }
 
+/// As the guest's NixOS module mounts them (`nixos-modules/microvm/mounts.nix`).
 fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
     let mut lines = Vec::new();
-    // Where the guest's NixOS module mounts it: below the overlay, if there is one.
+    // Below the overlay, if there is one.
     let store = if spec.writable_store_overlay.is_some() { "/nix/.ro-store" } else { "/nix/store" };
-    let store_disks = spec.disks.iter().filter(|disk| disk.role == DiskRole::Store);
-    lines.extend(store_disks.map(|disk| format!("{store}  squashfs  {}", disk.device)));
-    lines.extend(volume_mounts(spec, launch));
+    let mut has_store_disk = false;
+    let mut volumes = spec.volumes.iter();
+    for (disk, guest_disk) in spec.disks.iter().zip(&launch.disks) {
+        if disk.role == DiskRole::Store {
+            has_store_disk = true;
+            lines.push(format!("{store}  store disk  {}", mount_device(guest_disk, None)));
+        } else if let Some(volume) = volumes.next()
+            && let Some(mount_point) = &disk.mount_point
+        {
+            let device = mount_device(guest_disk, volume.label.as_deref());
+            lines.push(format!("{mount_point}  {}  {device}", volume.fs_type));
+        }
+    }
     for checked in &spec.shares {
         let share = &checked.share;
         let rights = if share.read_only { ", read-only" } else { "" };
         let (point, protocol) = (&share.mount_point, share.proto.as_str());
         lines.push(format!("{point}  {protocol}  tag {}, from {}{rights}", share.tag, share.source));
+    }
+    let mut shares = spec.shares.iter().map(|checked| &checked.share);
+    if !has_store_disk
+        && let Some(share) = shares.find(|share| share.source.as_str() == "/nix/store")
+        && share.mount_point != store
+    {
+        lines.push(format!("{store}  bind  {}, read-only", share.mount_point));
     }
     if let Some(overlay) = &spec.writable_store_overlay {
         lines.push(format!("/nix/store  overlay  writable layer in {overlay}"));
@@ -100,19 +118,17 @@ fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
     lines
 }
 
-fn volume_mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
-    let mut lines = Vec::new();
-    for (disk, volume) in launch.disks.iter().rev().zip(spec.volumes.iter().rev()) {
-        if let Some(mount_point) = &disk.mount_point {
-            let by = volume
-                .label
-                .as_ref()
-                .map_or_else(|| disk.device.clone(), |label| format!("/dev/disk/by-label/{label}"));
-            lines.push(format!("{mount_point}  {}  {by}", volume.fs_type));
-        }
+/// What a disk is mounted by: its file system's label, its serial number, its place.
+fn mount_device(disk: &GuestDisk, label: Option<&str>) -> String {
+    match (label, &disk.serial) {
+        (Some(label), _) => format!("/dev/disk/by-label/{label}"),
+        (None, Some(serial)) => by_serial(serial),
+        (None, None) => disk.device.clone(),
     }
-    lines.reverse();
-    lines
+}
+
+fn by_serial(serial: &str) -> String {
+    format!("/dev/disk/by-id/virtio-{serial}")
 }
 
 fn network(spec: &CheckedSpec) -> Vec<String> {

@@ -176,6 +176,7 @@ fn explanations_are_their_goldens() {
         ("network-macvtap", "crosvm"),
         ("network-user", "cloud-hypervisor"),
         ("volumes", "kvmtool"),
+        ("store-share", "crosvm"),
     ] {
         let state = format!("/var/lib/microvms/{name}");
         let output = microvm(&["explain", &fixture(name), "--hypervisor", hypervisor, "--state-dir", &state]);

@@ -145,6 +145,8 @@ fn a_machine_is_created_updated_listed_and_deleted() {
     assert_ne!(host.current("web"), first);
     assert!(host.calls().contains("systemctl restart microvm@web.service"), "{}", host.calls());
     assert_eq!(host.done(&["list"]), "web  stale: runs an older system, current\n");
+    assert_eq!(host.done(&["-l"]), host.done(&["list"]));
+    assert!(host.done(&["list", "--json"]).contains("\"stale\": true"));
 
     assert!(host.refused(2, &["delete", "--yes", "web"]).contains("stop it first"));
     fs::remove_file(host.path("microvm@web.service")).unwrap();

@@ -104,7 +104,7 @@ impl Machine {
         self.directory.join("current")
     }
 
-    /// The link to the runner that was started last.
+    /// The link to the runner that runs; the service removes it at a stop.
     pub fn booted(&self) -> PathBuf {
         self.directory.join("booted")
     }

@@ -44,9 +44,9 @@ pub struct Row {
 pub enum Activity {
     /// Its service is active.
     Running,
-    /// It was started once, and is not active.
+    /// It is not active, but was not stopped either: it failed, or ended with the host.
     Stopped,
-    /// It was never started.
+    /// It is not active: it was stopped in order, or never started.
     NotBooted,
 }
 

@@ -168,7 +168,8 @@ pub(super) fn shares(spec: &MachineSpec, findings: &mut Findings) -> Vec<Checked
         findings.require(option("tag"), names::share_tag(&share.tag, tag_bytes));
         findings.require(option("source"), names::path(&share.source));
         let translates = |argument: &String| argument.starts_with("--translate-");
-        if share.proto == ShareProtocol::Virtiofs && share.posix_acl && share.extra_args.iter().any(translates) {
+        let translated = share.extra_args.iter().chain(&spec.virtiofsd.extra_args).any(translates);
+        if share.proto == ShareProtocol::Virtiofs && share.posix_acl && translated {
             findings.problem(option("posixAcl"), "excludes translated user and group ids; set it to false");
         }
         let holds_overlay = overlay_lies_on(spec, &share.mount_point);

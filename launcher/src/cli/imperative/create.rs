@@ -26,6 +26,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let layout = Layout::of_environment();
     let machine = create(&layout, &arguments.name, &flake).map_err(|error| failure(&error))?;
     write_stderr(&format!("{} is made from {flake}; start it with: microvm start {}", machine.name, machine.name));
-    write_stderr(&format!("to start it with the host: microvm.autostart = [ \"{}\" ];", machine.name));
+    write_stderr(&format!(
+        "to start it with the host, add \"{}\" to microvm.autostart in its NixOS configuration",
+        machine.name
+    ));
     write_stdout(&format!("{}\n", machine.directory.display()))
 }

@@ -56,6 +56,13 @@ pub(super) fn choose(frame: &mut Frame<'_>) -> Machine {
         Architecture::X86_64 => "microvm".to_owned(),
     });
     let is_microvm = model == "microvm";
+    if is_microvm && spec.memory.mem_mib == 2048 {
+        // https://github.com/microvm-nix/microvm.nix/issues/171
+        frame.warn(
+            "mem",
+            "guests of the machine model microvm were seen to hang with exactly 2048 MiB; another size works",
+        );
+    }
     if is_microvm && spec.memory.hotplug.is_some() {
         frame.refuse(
             "hotplugMem",
