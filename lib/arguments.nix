@@ -2,33 +2,36 @@
 { lib }:
 let
   step =
-    name: state: argument:
+    names: state: argument:
+    let
+      name = lib.findFirst (name: argument == name || lib.hasPrefix "${name}=" argument) null names;
+    in
     if state.isValue then
       state
       // {
         isValue = false;
         values = state.values ++ [ argument ];
       }
+    else if name == null then
+      state // { args = state.args ++ [ argument ]; }
     else if argument == name then
       state // { isValue = true; }
-    else if lib.hasPrefix "${name}=" argument then
-      state // { values = state.values ++ [ (lib.removePrefix "${name}=" argument) ]; }
     else
-      state // { args = state.args ++ [ argument ]; };
+      state // { values = state.values ++ [ (lib.removePrefix "${name}=" argument) ]; };
 in
 {
-  # The values of an option, given as two words or with `=`, and the arguments without it.
+  # The values of an option, or of one with several names, given as two words or with `=`, and the arguments without it.
   extractOptValues =
-    name: arguments:
+    names: arguments:
     let
-      found = lib.foldl' (step name) {
+      found = lib.foldl' (step (lib.toList names)) {
         isValue = false;
         values = [ ];
         args = [ ];
       } arguments;
     in
     if found.isValue then
-      throw "extractOptValues: the last argument, `${name}`, has no value"
+      throw "extractOptValues: the last argument, `${lib.last arguments}`, has no value"
     else
       { inherit (found) values args; };
 

@@ -1,29 +1,33 @@
 # Macvtap interfaces as file descriptors, for runners of one's own. This project's launcher opens them itself.
 { lib }:
 {
-  # The number of each interface's descriptor, by its id, and the shell code that opens them.
+  # The numbers of each interface's descriptors, by its id, and the shell code that opens them.
   makeMacvtap =
     {
       # a configuration's `microvm`
       microvmConfig,
+      # with `tapMultiQueue` an interface has a descriptor for each CPU
+      hypervisorConfig ? { },
       # the first number; 0 to 2 are the standard streams
       firstDescriptor ? 3,
-      ...
     }:
     let
+      queues = if hypervisorConfig.tapMultiQueue or false then microvmConfig.vcpu else 1;
       ids = map (interface: interface.id) (
         builtins.filter (interface: interface.type == "macvtap") microvmConfig.interfaces
       );
       numbered = lib.imap0 (index: id: {
         inherit id;
-        number = firstDescriptor + index;
+        numbers = builtins.genList (queue: firstDescriptor + index * queues + queue) queues;
       }) ids;
     in
     {
-      macvtapFds = lib.listToAttrs (map ({ id, number }: lib.nameValuePair id number) numbered);
+      macvtapFds = lib.listToAttrs (map ({ id, numbers }: lib.nameValuePair id numbers) numbered);
       openMacvtapFds = lib.concatMapStrings (
-        { id, number }:
-        "exec ${toString number}<>/dev/tap\"$(cat '/sys/class/net/${id}/ifindex')\"\n"
+        { id, numbers }:
+        lib.concatMapStrings (
+          number: "exec ${toString number}<>/dev/tap\"$(cat '/sys/class/net/${id}/ifindex')\"\n"
+        ) numbers
       ) numbered;
     };
 }

@@ -8,6 +8,14 @@
 let
   cfg = config.microvm;
   isInstalledOnce = vm: vm.updateFlake != null;
+  runnerOf = vm: vm.configuration.config.microvm.declaredRunner;
+  # The host's store is there.
+  sharedDirectories =
+    vm:
+    builtins.filter (source: source != "/nix/store") (
+      map (share: share.source) vm.configuration.config.microvm.shares
+    );
+  isAbsolute = lib.hasPrefix "/";
 
   install = name: vm: {
     name = "install-microvm-${name}";
@@ -34,7 +42,7 @@ let
       };
       environment = {
         STATE = "${cfg.stateDir}/${name}";
-        RUNNER = "${vm.runner}";
+        RUNNER = "${runnerOf vm}";
         # What `microvm update` builds from; without, the machine is the host's own, and `toplevel` says so.
         FLAKE =
           if vm.flake == null then
@@ -47,6 +55,11 @@ let
       script = ''
         mkdir -p "$STATE"
         chown microvm:kvm "$STATE"
+        for directory in ${
+          lib.escapeShellArgs (builtins.filter (source: !isAbsolute source) (sharedDirectories vm))
+        }; do
+          [ -e "$STATE/$directory" ] || install -d -m 0775 -o microvm -g kvm "$STATE/$directory"
+        done
         # Renamed over the old link: there is a runner at any time.
         ln -sfnT "$RUNNER" "$STATE/current.new"
         mv -T "$STATE/current.new" "$STATE/current"
@@ -66,12 +79,15 @@ let
     name = "microvm@${name}";
     value = {
       overrideStrategy = "asDropin";
-      restartTriggers = [ vm.runner ];
-      # The template says never; the empty word takes that back.
-      serviceConfig.X-RestartIfChanged = [
-        ""
-        vm.restartIfChanged
-      ];
+      restartTriggers = [ (runnerOf vm) ];
+      serviceConfig = {
+        # The template says never; the empty word takes that back.
+        X-RestartIfChanged = [
+          ""
+          vm.restartIfChanged
+        ];
+      }
+      // lib.optionalAttrs ((runnerOf vm).supportsNotifySocket or false) { Type = "notify"; };
       # The template's, not another one.
       path = lib.mkForce [ ];
     };
@@ -80,6 +96,24 @@ in
 {
   config = lib.mkIf cfg.host.enable {
     systemd.services = lib.mapAttrs' install cfg.vms // lib.mapAttrs' restarts cfg.vms;
+
+    microvm.autostart = builtins.attrNames (lib.filterAttrs (_: vm: vm.autostart) cfg.vms);
+
+    # Directories that machines share, where there are none yet; those that are there stay as they are.
+    systemd.tmpfiles.rules =
+      map
+        (
+          source:
+          let
+            quoted = lib.replaceStrings [ "\\" "\"" "%" ] [ "\\\\" "\\\"" "%%" ] source;
+          in
+          "d \"${quoted}\" :0775 :microvm :kvm -"
+        )
+        (
+          lib.unique (
+            lib.concatMap (vm: builtins.filter isAbsolute (sharedDirectories vm)) (builtins.attrValues cfg.vms)
+          )
+        );
 
     system.activationScripts.microvm-outdated = lib.mkIf (cfg.vms != { }) ''
       for state in ${cfg.stateDir}/*; do

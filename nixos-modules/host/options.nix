@@ -1,22 +1,46 @@
 # The host's options.
-{
-  config,
-  lib,
-  pkgs,
-  ...
-}:
+{ lib, pkgs, ... }:
 let
   inherit (lib) literalExpression mkOption types;
-  hostConfig = config;
+
+  # The NixOS configuration of a machine that is given as modules.
+  evaluate =
+    vm: name: definitions:
+    import (vm.nixpkgs + "/nixos/lib/eval-config.nix") {
+      inherit (vm) specialArgs;
+      system = null;
+      modules = [
+        ../microvm
+        {
+          networking.hostName = lib.mkDefault name;
+          microvm.vmHostPackages = lib.mkDefault pkgs;
+          nixpkgs = lib.mkIf (vm.pkgs != null) { pkgs = lib.mkDefault vm.pkgs; };
+        }
+      ]
+      ++ map (definition: {
+        _file = definition.file;
+        imports = [ definition.value ];
+      }) definitions
+      ++ vm.extraModules;
+    };
 
   vm =
     { config, name, ... }:
     {
       options = {
         config = mkOption {
-          type = types.nullOr types.deferredModule;
+          # Evaluated where it is defined, so that the host's modules can read `vms.NAME.config.config`.
+          type = types.nullOr (
+            lib.mkOptionType {
+              name = "module";
+              merge = _: evaluate config name;
+            }
+          );
           default = null;
-          description = "The machine's NixOS configuration. It needs no flake, and an update is a switch of the host.";
+          description = ''
+            The machine's NixOS configuration. It needs no flake, and an update is a switch of the host. What is read from
+            here is the evaluated configuration.
+          '';
         };
         evaluatedConfig = mkOption {
           type = types.nullOr types.raw;
@@ -36,7 +60,7 @@ let
         };
         nixpkgs = mkOption {
           type = types.path;
-          default = pkgs.path;
+          default = if config.pkgs == null then pkgs.path else config.pkgs.path;
           defaultText = literalExpression "pkgs.path";
           description = "The Nixpkgs that evaluates `config`.";
         };
@@ -67,39 +91,21 @@ let
           defaultText = "whether the machine is declared with `config`";
           description = "Whether a switch of the host restarts it when its runner changed.";
         };
-        runner = mkOption {
-          type = types.nullOr types.package;
+        configuration = mkOption {
+          type = types.raw;
           internal = true;
           readOnly = true;
-          description = "The machine's runner.";
+          description = "The machine's evaluated configuration, wherever it comes from.";
         };
       };
-      config.runner =
-        let
-          evaluated = import (config.nixpkgs + "/nixos/lib/eval-config.nix") {
-            inherit (config) specialArgs;
-            system = null;
-            modules = [
-              ../microvm
-              {
-                networking.hostName = lib.mkDefault name;
-                microvm.vmHostPackages = lib.mkDefault pkgs;
-                nixpkgs = lib.mkIf (config.pkgs != null) { pkgs = lib.mkDefault config.pkgs; };
-              }
-              config.config
-            ]
-            ++ config.extraModules;
-          };
-          configuration =
-            if config.config != null then
-              evaluated
-            else if config.evaluatedConfig != null then
-              config.evaluatedConfig
-            else
-              config.flake.nixosConfigurations.${name}
-                or (throw "microvm.vms.${name}.flake: has no nixosConfigurations.${name}");
-        in
-        configuration.config.microvm.declaredRunner;
+      config.configuration =
+        if config.config != null then
+          config.config
+        else if config.evaluatedConfig != null then
+          config.evaluatedConfig
+        else
+          config.flake.nixosConfigurations.${name}
+            or (throw "microvm.vms.${name}.flake: has no nixosConfigurations.${name}");
     };
 in
 {
@@ -164,11 +170,11 @@ in
 
     autostart = mkOption {
       type = types.listOf types.str;
-      default = builtins.attrNames (
-        lib.filterAttrs (_: machine: machine.autostart) hostConfig.microvm.vms
-      );
-      defaultText = "the machines of `microvm.vms` with `autostart`";
-      description = "Machines that start with the host; also those that `microvm create` made.";
+      default = [ ];
+      description = ''
+        Machines that start with the host. Those of `microvm.vms` with `autostart` are added to it; those that
+        `microvm create` made can be.
+      '';
     };
 
     vms = mkOption {

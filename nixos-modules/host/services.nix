@@ -10,6 +10,7 @@ let
   cfg = config.microvm;
   state = "${cfg.stateDir}/%i";
   machine = "microvm@%i.service";
+  setBooted = "microvm-set-booted@%i.service";
   helpers = [
     "microvm-tap-interfaces@%i.service"
     "microvm-macvtap-interfaces@%i.service"
@@ -23,9 +24,12 @@ let
       description,
       program,
       stop ? null,
+      after ? [ ],
     }:
     {
       inherit description;
+      # So that it stops before the link to the runner that booted is gone.
+      after = after ++ [ setBooted ];
       before = [ machine ];
       partOf = [ machine ];
       unitConfig.ConditionPathExists = "${state}/current/bin/${program}";
@@ -84,17 +88,19 @@ in
     };
 
     systemd.services = {
-      "microvm-tap-interfaces@" = lib.recursiveUpdate (helper {
+      "microvm-tap-interfaces@" = helper {
         description = "Tap interfaces of microVM '%i'";
         program = "tap-up";
         stop = "tap-down";
-      }) { after = [ "network.target" ]; };
+        after = [ "network.target" ];
+      };
 
-      "microvm-macvtap-interfaces@" = lib.recursiveUpdate (helper {
+      "microvm-macvtap-interfaces@" = helper {
         description = "Macvtap interfaces of microVM '%i'";
         program = "macvtap-up";
         stop = "macvtap-down";
-      }) { after = [ "network.target" ]; };
+        after = [ "network.target" ];
+      };
 
       "microvm-pci-devices@" = helper {
         description = "Passed-through devices of microVM '%i'";
@@ -146,13 +152,15 @@ in
         serviceConfig = {
           Type = "oneshot";
           RemainAfterExit = true;
+          # Nothing needs that runner any longer: Nix may collect it.
+          ExecStop = "${lib.getExe' pkgs.coreutils "rm"} -f ${state}/booted";
         };
       };
 
       "microvm@" = {
         description = "MicroVM '%i'";
-        requires = helpers ++ [ "microvm-set-booted@%i.service" ];
-        after = [ "network.target" ] ++ helpers ++ [ "microvm-set-booted@%i.service" ];
+        requires = helpers ++ [ setBooted ];
+        after = [ "network.target" ] ++ helpers ++ [ setBooted ];
         unitConfig.ConditionPathExists = "${state}/current/bin/microvm-run";
         restartIfChanged = false;
         environment = {

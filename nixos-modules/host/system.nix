@@ -30,7 +30,8 @@ in
       {
         domain = "microvm";
         item = "memlock";
-        type = "hard";
+        # soft and hard
+        type = "-";
         value = "infinity";
       }
     ];

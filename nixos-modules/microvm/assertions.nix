@@ -145,7 +145,10 @@ let
         share.proto != "virtiofs" || share.socket != null
       ) "${option}.socket" "must be set, because the protocol is virtiofs"
       ++ unless (
-        !(share.posixAcl && lib.any (lib.hasPrefix "--translate-") share.extraArgs)
+        !(
+          share.posixAcl
+          && lib.any (lib.hasPrefix "--translate-") (cfg.virtiofsd.extraArgs ++ share.extraArgs)
+        )
       ) "${option}.posixAcl" "excludes translated user and group ids; set it to false"
     )
     ++ unless (

@@ -111,6 +111,7 @@ in
         accelerator
         serialConsole
         pcieRootPorts
+        bridgeHelper
         extraArgs
         ;
     };

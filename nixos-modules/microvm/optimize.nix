@@ -19,10 +19,13 @@ in
     documentation.enable = lib.mkDefault false;
     # Sixteen serial ports are looked for otherwise.
     boot.kernelParams = [ "8250.nr_uarts=1" ];
-    boot.initrd.systemd.enable = lib.mkDefault hasSystemdInitrd;
+    boot.initrd.systemd = {
+      enable = lib.mkDefault hasSystemdInitrd;
+    }
+    // lib.optionalAttrs (options.boot.initrd.systemd ? tpm2) { tpm2.enable = lib.mkDefault false; };
     boot.swraid.enable = lib.mkDefault false;
     networking.useNetworkd = lib.mkDefault true;
-    # NixOS 24.05 has no such option.
+    # NixOS 24.05 has no such options.
     systemd = lib.optionalAttrs (options.systemd ? tpm2) { tpm2.enable = lib.mkDefault false; } // {
       network.wait-online.enable = lib.mkDefault false;
     };

@@ -59,9 +59,12 @@ let
     ++ lib.optional (cfg.hypervisor == "cloud-hypervisor" && interfacesOf "user" != [ ]) host.passt
   );
 
+  withPath =
+    packages: script:
+    lib.optionalString (packages != [ ]) "export PATH=${lib.makeBinPath packages}:$PATH\n" + script;
+
   scripts = {
-    microvm-run =
-      lib.optionalString (runPath != [ ]) "export PATH=${lib.makeBinPath runPath}:$PATH\n" + become "run";
+    microvm-run = withPath runPath (become "run");
     microvm-shutdown = call "stop";
   }
   // lib.optionalAttrs cfg.balloon { microvm-balloon = call "balloon"; }
@@ -74,7 +77,10 @@ let
     macvtap-down = call "macvtap down";
   }
   // lib.optionalAttrs (virtiofsShares != [ ]) { virtiofsd-run = become "virtiofsd"; }
-  // lib.optionalAttrs (devicesOn "pci" != [ ]) { pci-setup = call "pci-setup"; }
+  // lib.optionalAttrs (devicesOn "pci" != [ ]) {
+    # For modprobe, which is on no unit's path.
+    pci-setup = withPath [ host.kmod ] (call "pci-setup");
+  }
   // lib.optionalAttrs cfg.registerWithMachined {
     microvm-register = call "register";
     microvm-unregister = call "unregister";

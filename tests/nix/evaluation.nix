@@ -204,6 +204,10 @@ let
           firecracker = { inherit (spec.firecracker) extraArgs; };
         };
     };
+    "a bridge is joined by the program that the host module gives the right to" = {
+      expected = "/run/wrappers/bin/qemu-bridge-helper";
+      found = (specOf (guest { })).qemu.bridgeHelper;
+    };
     "the guest is told where its closure's registration is, if it has Nix" = {
       expected = {
         with-nix = true;
@@ -322,6 +326,13 @@ let
             "true"
           ];
         };
+        several = {
+          values = [
+            "short"
+            "long"
+          ];
+          args = [ "--quiet" ];
+        };
         socket = "a";
         none = null;
       };
@@ -333,16 +344,34 @@ let
           "true"
           "--vsock=boot=2"
         ];
+        several =
+          library.extractOptValues
+            [ "-p" "--platform" ]
+            [
+              "-p"
+              "short"
+              "--quiet"
+              "--platform=long"
+            ];
         socket = library.extractParamValue "socket" "cid=3,socket=a";
         none = library.extractParamValue "id" "cid=3,socket=a";
       };
     };
     "macvtap interfaces have descriptors of their own" = {
       expected = {
-        macvtapFds.vm-b = 3;
-        openMacvtapFds = "exec 3<>/dev/tap\"$(cat '/sys/class/net/vm-b/ifindex')\"\n";
+        macvtapFds.vm-b = [
+          3
+          4
+        ];
+        openMacvtapFds =
+          lib.concatMapStrings (number: "exec ${number}<>/dev/tap\"$(cat '/sys/class/net/vm-b/ifindex')\"\n")
+            [
+              "3"
+              "4"
+            ];
       };
       found = library.makeMacvtap {
+        microvmConfig.vcpu = 2;
         microvmConfig.interfaces = [
           {
             type = "tap";
@@ -353,7 +382,7 @@ let
             id = "vm-b";
           }
         ];
-        hypervisorConfig = { };
+        hypervisorConfig.tapMultiQueue = true;
       };
     };
     "a running system is switched only where its store is the host's" = {

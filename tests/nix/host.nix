@@ -15,7 +15,41 @@ let
       programs
       ;
   };
-  guest = import ./evaluator/system.nix { inherit work kernel programs; };
+  guestOf =
+    module:
+    import ./evaluator/system.nix {
+      inherit
+        work
+        kernel
+        programs
+        module
+        ;
+    };
+  guest = guestOf { };
+  sharing = guestOf {
+    microvm = {
+      vsock.cid = 3;
+      vsock.notify = true;
+      shares =
+        map
+          (
+            source:
+            let
+              tag = builtins.substring 0 8 (builtins.hashString "sha256" source);
+            in
+            {
+              proto = "virtiofs";
+              inherit tag source;
+              mountPoint = "/srv/${tag}";
+            }
+          )
+          [
+            "/nix/store"
+            "/srv/100% of it"
+            "home"
+          ];
+    };
+  };
   host =
     settings:
     lib.evalModules {
@@ -48,7 +82,33 @@ let
 in
 {
   units = import ./evaluator/units.nix { inherit lib pkgs; } declared.config.systemd;
-  inherit (declared.config.microvm) autostart;
+  # What the host makes of its machines beside the units, as host-facts.json has it.
+  facts =
+    let
+      inherit
+        ((host {
+          vms.quick.evaluatedConfig = guest;
+          vms.sharing.evaluatedConfig = sharing;
+          vms.sleeping = {
+            evaluatedConfig = guest;
+            autostart = false;
+          };
+          autostart = [ "by-hand" ];
+        }).config
+        )
+        microvm
+        systemd
+        ;
+      types = lib.mapAttrs (_: unit: unit.serviceConfig.Type or "the template's") (
+        lib.filterAttrs (name: _: lib.hasPrefix "microvm@" name && name != "microvm@") systemd.services
+      );
+    in
+    {
+      inherit (microvm) autostart;
+      inherit types;
+      directories = builtins.filter (lib.hasInfix "/srv") systemd.tmpfiles.rules;
+      inStateDirectory = lib.hasInfix "for directory in home;" systemd.services.install-microvm-sharing.script;
+    };
   refusals = map (assertion: assertion.message) (
     builtins.filter (assertion: !assertion.assertion)
       (host {

@@ -101,7 +101,7 @@ let
         microvm = {
           host.package = pkgs.microvm;
           host.imageCache.package = pkgs.microvm-image;
-          autostart = [ ];
+          autostart = lib.mkForce [ ];
           vms = builtins.mapAttrs (_: evaluatedConfig: { inherit evaluatedConfig; }) guests;
         };
       }

@@ -48,6 +48,7 @@ check_running() { # MACHINE
   # The right that the bridge helper needs is in the bounding set, but not the process's.
   grep -q '^CapEff:.*0000000000000000' "/proc/$process/status" || die "microvm@$1 has capabilities: $(grep Cap "/proc/$process/status")"
   ip link show "vm-${1:0:11}" >/dev/null || die "microvm@$1 has no tap"
+  [ "$(readlink "/var/lib/microvms/$1/booted")" = "$(readlink "/var/lib/microvms/$1/current")" ] || die "nothing tells what microvm@$1 was started with"
   exposure=$(systemd-analyze security --no-pager "microvm@$1" | tail -n 1)
   grep -q 'OK\|SAFE' <<<"$exposure" || die "microvm@$1 is not hardened: $exposure"
   printf '%s: runs;%s\n' "$1" "${exposure#*→}"
@@ -62,6 +63,7 @@ check_stopped() { # MACHINE
   journalctl --quiet --unit "microvm@$1" | grep -q 'request ' || { journalctl --no-pager --unit "microvm@$1" | tail -n 30 >&2; die "microvm@$1 was not asked to stop"; }
   # It stops with the machine, but nobody waits for it.
   timeout 10 bash -c 'while ip link show "$1"; do sleep 0.1; done' bash "vm-${1:0:11}" >/dev/null 2>&1 || die "the tap of microvm@$1 is still there"
+  timeout 10 bash -c 'while [ -L "$1" ]; do sleep 0.1; done' bash "/var/lib/microvms/$1/booted" || die "the link to what microvm@$1 was started with is still there"
 }
 
 make_devices() { # those of this system that machines need, as udev makes them on a host

@@ -81,6 +81,11 @@ in
         default = [ ];
         description = "PCI Express root ports.";
       };
+      bridgeHelper = mkOption {
+        type = types.nullOr types.str;
+        default = "/run/wrappers/bin/qemu-bridge-helper";
+        description = "The program that puts the tap of an interface of type `bridge` into its bridge. The default is what the host module makes; null is qemu's own, which must be allowed to by somebody else.";
+      };
     };
 
     cloud-hypervisor = {

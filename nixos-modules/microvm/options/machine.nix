@@ -29,8 +29,9 @@ in
 
     vmHostPackages = mkOption {
       type = types.raw;
-      default = pkgs;
-      defaultText = literalExpression "pkgs";
+      # An emulated guest may be of another platform; its hypervisor runs where it is built.
+      default = if cfg.cpu == null then pkgs else pkgs.buildPackages;
+      defaultText = literalExpression "if config.microvm.cpu == null then pkgs else pkgs.buildPackages";
       description = "The packages of the host: hypervisors, virtiofsd and the launcher come from here, not from the guest's.";
     };
 

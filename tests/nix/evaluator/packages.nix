@@ -2,14 +2,16 @@
 # Nix in its sandbox on the closure's own bash.
 #   work, kernel   what fixtures/closure/build.sh prepared
 #   programs       a directory with bin/microvm and bin/microvm-image, static
+#   system         of what is built of them; the closure's own packages are of x86_64
 {
   lib,
   work,
   kernel,
   programs,
+  system ? "x86_64-linux",
 }:
 let
-  system = "x86_64-linux";
+  isX86 = system == "x86_64-linux";
   arguments = {
     inherit work kernel;
     modules = "modules-initrd";
@@ -112,12 +114,12 @@ let
     };
     stdenv.hostPlatform = {
       inherit system;
-      isx86 = true;
-      isx86_64 = true;
+      isx86 = isX86;
+      isx86_64 = isX86;
       isLinux = true;
-      qemuArch = "x86_64";
+      qemuArch = if isX86 then "x86_64" else "aarch64";
     };
-    buildPackages = {
+    buildPackages = pkgs // {
       inherit jq;
       erofs-utils = programOfHost "mkfs.erofs";
     };
@@ -151,6 +153,7 @@ let
     kvmtool = programOfHost "lkvm";
     virtiofsd = programOfHost "virtiofsd";
     e2fsprogs = programOfHost "mkfs.ext4";
+    kmod = programOfHost "modprobe";
   };
 in
 pkgs

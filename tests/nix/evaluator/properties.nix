@@ -77,6 +77,7 @@ in
     _type = "order";
     inherit priority content;
   };
+  mkOptionType = type: { check = _: true; } // type;
   mkOptionDefault = lib.mkOverride 1500;
   mkDefault = lib.mkOverride 1000;
   mkForce = lib.mkOverride 50;
