@@ -51,6 +51,7 @@
         // runnersOf system
         // {
           default = programs.microvm;
+          doc = import ./docs { pkgs = pkgsOf system; };
           build-microvm = import ./lib/build-microvm.nix {
             pkgs = pkgsOf system;
             source = self;
@@ -64,13 +65,14 @@
         all // lib.mapAttrs' (name: lib.nameValuePair "${system}-${name}") configurations.${system}
       ) { } systems;
 
-      # A host with machines on all hypervisors, itself in a machine.
-      apps = forSystems (system: {
-        vm = {
+      # A host with machines on all hypervisors, itself in a machine; and a machine with a screen.
+      apps = forSystems (
+        system:
+        lib.genAttrs [ "vm" "qemu-vnc" ] (name: {
           type = "app";
-          program = lib.getExe (runnersOf system).vm;
-        };
-      });
+          program = lib.getExe (runnersOf system).${name};
+        })
+      );
 
       # All that this flake builds for a system, and what is made sure of by Nix alone.
       checks = forSystems (

@@ -1,4 +1,4 @@
-# The example configurations: name to modules. All but `vm` are made for each hypervisor.
+# The example configurations: name to modules. `*-example` and `*-example-with-tap` are made for each hypervisor.
 { lib, self }:
 let
   hypervisors = import ../lib/hypervisors.nix;
@@ -26,4 +26,9 @@ lib.listToAttrs (
     ./vm.nix
   ];
   no-flake = [ ./no-flake.nix ];
+  qemu-vnc = [
+    self.nixosModules.microvm
+    ./guest.nix
+    ./qemu-vnc.nix
+  ];
 }

@@ -4,8 +4,9 @@
 #   2  the modules evaluate, by a minimal module evaluator: evaluation.nix
 #   3  the boot script of the guest's Nix database, on real databases: register-closure.sh
 #   4  Nix builds runners of the fixture closure, with `microvm-image build` run inside its sandbox, and qemu boots them
-#   5  systemd as a container's init runs machines by the host module's units: systemd.sh
-#   6  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
+#   5  `nix flake` works on the real flake.nix, over a stand-in for Nixpkgs, and `nix run` boots a machine: nixpkgs/
+#   6  systemd as a container's init runs machines by the host module's units: systemd.sh
+#   7  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
 # MICROVM_FIXTURES is where fixtures/closure/build.sh put the closure `small`; MICROVM_TEST_PROGRAMS a directory with
 # bin/microvm and bin/microvm-image, static; it is built when it is not given.
 set -euo pipefail
@@ -159,6 +160,8 @@ check_units() {
   local refusals
   refusals=$(nix-instantiate --eval --strict --json "${arguments[@]}" --argstr stateDir "$state" -A refusals tests/nix/host.nix | jq -r '.[]' | sort)
   diff -u tests/nix/host-refusals.txt - <<<"$refusals" || die "the host refuses something else than expected"
+  nix-instantiate --eval --strict --json "${arguments[@]}" --argstr stateDir "$state" -A facts tests/nix/host.nix |
+    jq --sort-keys '.autostart |= sort' | diff -u tests/nix/host-facts.json - || die "the host makes something else of its machines than expected"
 }
 
 check_credentials() { # what stage 1 does with them
@@ -223,6 +226,44 @@ check_erofs() {
   say "the erofs store disk has the ${#paths[@]} paths of the closure, and is the same when made again"
 }
 
+check_flake() { # nixpkgs/ is no Nixpkgs: what it shows is that flake.nix and Nix agree, not that NixOS does
+  local copy=$scratch/flake name runner
+  mkdir "$copy"
+  # Nix copies all of a directory, and the build directory is none of its business.
+  { git ls-files -z 2>/dev/null || find . -type f -not -path './target/*' -not -path './.git/*' -print0; } | xargs -0 cp --parents -t "$copy"
+  # A tree of its own: the lock file below would be in what it locks.
+  local nixpkgs=path:$scratch/stand-in
+  cp -r "$copy" "$scratch/stand-in"
+  cp tests/nix/nixpkgs/flake.nix "$scratch/stand-in/"
+  export MICROVM_TEST_FIXTURES=$fixtures MICROVM_TEST_PROGRAMS
+  MICROVM_TEST_PROGRAMS=$(realpath "$programs")
+  flake() { # ARGUMENT...: of nix, in the chroot store as /nix, because templates must be there; what it says goes to $scratch/log
+    # shellcheck disable=SC2016 # $1 is the inner shell's
+    unshare --mount --propagation private bash -euc 'mkdir -p /nix; mount --bind "$1/nix" /nix; shift; exec timeout 120 nix "$@"' \
+      bash "$fixtures/store" "$@" </dev/null 2>"$scratch/log" || { tail -n 40 "$scratch/log" >&2; die "nix $* failed"; }
+  }
+
+  flake flake lock --impure "path:$copy" --override-input nixpkgs "$nixpkgs"
+  flake flake show --impure "path:$copy" >"$scratch/outputs"
+  for name in apps build-microvm checks crosvm-example-with-tap devShells doc formatter kvmtool-example lib \
+    microvm-options nixosConfigurations overlays qemu-vnc templates x86_64-linux-no-flake; do
+    grep -qF "$name" "$scratch/outputs" || { cat "$scratch/outputs" >&2; die "nix flake show has no $name"; }
+  done
+  flake flake check --impure --no-build "path:$copy"
+  # Nix 2.8 says that of every `lib`.
+  ! grep -i warning "$scratch/log" | grep -v "unknown flake output 'lib'" >&2 || die "nix flake check warns of the flake"
+
+  mkdir "$scratch/new" "$scratch/nix-run"
+  (cd "$scratch/new" && flake flake init --impure --template "path:$copy")
+  flake build --impure --no-link --no-write-lock-file "path:$scratch/new" --override-input nixpkgs "$nixpkgs" --override-input microvm "path:$copy"
+  runner=$(flake eval --impure --raw --no-write-lock-file "path:$scratch/new#default" --override-input nixpkgs "$nixpkgs" --override-input microvm "path:$copy")
+  [ -x "$fixtures/store$runner/bin/microvm-run" ] || die "the template makes no runner"
+
+  (cd "$scratch/nix-run" && flake run --impure "path:$copy#qemu-example" -- --accel tcg >"$scratch/nix-run.log")
+  expect "$scratch/nix-run.log" 'serial=nix-store' 'guest: store_writable=no' 'guest: end=poweroff'
+  say "nix flake show, check and init work on flake.nix over a stand-in for Nixpkgs; nix run boots its qemu-example"
+}
+
 check_services() {
   command -v systemd-nspawn >/dev/null || { missing systemd-nspawn "apt-get install systemd-container"; return; }
   local host=(tests/nix/systemd.nix --arg probe "$scratch/probe" --arg hasVirtiofsd "$([ -n "${MICROVM_TEST_VIRTIOFSD:-}" ] && echo true || echo false)")
@@ -254,10 +295,13 @@ check_store_disk
 check_erofs
 check_deploy
 check_units
+check_flake
 check_services
 for hypervisor in qemu cloud-hypervisor firecracker crosvm kvmtool; do build "five.$hypervisor" >/dev/null; done
 say "the runners of all five hypervisors build"
 boot plain 'serial=nix-store' 'guest: store_writable=no'
+# Its disk was made by check_erofs: no mkfs.erofs is in the sandbox here.
+boot erofs 'serial=nix-store' 'guest: store_writable=no'
 boot writable 'serial=nix-store' 'serial=rw-store' 'guest: store_writable=yes' 'guest: persisted=new'
 expect "$scratch/writable-2.log" 'guest: persisted=found'
 boot onHost 'guest: store_writable=yes' 'guest: persisted=new'

@@ -99,6 +99,11 @@ in
 {
   plain = plain.config.microvm.declaredRunner;
   plainStoreDisk = plain.config.microvm.storeDisk;
+  erofs =
+    (bootable {
+      mem = 256;
+      storeDiskType = "erofs";
+    }).config.microvm.declaredRunner;
   erofsStoreDisk = (configure { storeDiskType = "erofs"; }).config.microvm.storeDisk;
   writable = (bootable writable).config.microvm.declaredRunner;
   onHost = (bootable (writable // { storeDiskBuild = "host"; })).config.microvm.declaredRunner;

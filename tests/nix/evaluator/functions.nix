@@ -35,6 +35,13 @@ in
     in
     if found == [ ] then default else head found;
 
+  lists.findFirstIndex =
+    predicate: default: items:
+    let
+      indexes = filter (index: predicate (elemAt items index)) (genList (index: index) (length items));
+    in
+    if indexes == [ ] then default else head indexes;
+
   toList = value: if builtins.isList value then value else [ value ];
 
   # Attribute sets.

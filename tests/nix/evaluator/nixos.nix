@@ -53,6 +53,8 @@ in
       hostName = option types.str "nixos";
       hostId = option (types.nullOr types.str) null;
       useNetworkd = bool false;
+      extraHosts = option types.lines "";
+      firewall = anything;
     };
     nix = {
       enable = bool true;
@@ -89,6 +91,7 @@ in
         initrdFile = option types.str "initrd";
       };
       switch.enable = bool true;
+      stateVersion = option types.str "";
       activationScripts = set;
     };
     systemd = anything;
@@ -102,7 +105,6 @@ in
   };
 
   config = {
-    _module.args = { inherit pkgs; };
     services.openssh.enable = lib.mkDefault false;
     programs.ssh.package = lib.mkDefault pkgs.bash;
     system.build = {
