@@ -92,21 +92,67 @@ pub fn size_against_time(store: &StoreResults) -> String {
     let x = Axis { low: fastest * 0.8, high: slowest * 1.6, from: LEFT, to: WIDTH - RIGHT, scale: Scale::Logarithmic };
     let y = Axis { low: smallest * 0.96, high: largest * 1.02, from: HEIGHT - BOTTOM, to: TOP, scale: Scale::Linear };
     let mut body = axes(&x, &y, [" s", " MB"]);
-    for point in &points {
-        let (left, top) = (x.position(point.seconds), y.position(point.megabytes));
+    let dots: Vec<(f64, f64)> =
+        points.iter().map(|point| (x.position(point.seconds), y.position(point.megabytes))).collect();
+    let mut labels = Vec::new();
+    for (point, (left, top)) in points.iter().zip(&dots) {
         let colour = colour(&point.name);
+        let label = Label::beside((*left, *top), &point.label, &labels, &dots);
         let _ = writeln!(body, r#"<circle cx="{left:.1}" cy="{top:.1}" r="5" fill="{colour}"/>"#);
-        let (left, top) = (left + 8.0, top + 4.0);
         let _ = writeln!(
             body,
-            r#"<text x="{left:.1}" y="{top:.1}" fill="{colour}" font-size="11">{}</text>"#,
+            r#"<path d="M{left:.1} {top:.1}L{:.1} {:.1}" stroke="{colour}" stroke-width="0.7"/>"#,
+            label.left, label.middle
+        );
+        let (left, baseline) = (label.left + 2.0, label.middle + 4.0);
+        let _ = writeln!(
+            body,
+            r#"<text x="{left:.1}" y="{baseline:.1}" fill="{colour}" font-size="11">{}</text>"#,
             escape(&point.label)
         );
+        labels.push(label);
     }
     frame(&format!("Store `{}`: image size against build time, nothing cached", store.name), HEIGHT, &body)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^53")]
+/// Where the name of a point is written.
+#[derive(Debug, Clone, Copy)]
+struct Label {
+    left: f64,
+    right: f64,
+    middle: f64,
+}
+
+impl Label {
+    /// About what a letter is wide, and what two lines need between them.
+    const LETTER_WIDTH: f64 = 6.4;
+    const LINE_HEIGHT: f64 = 15.0;
+
+    /// Right of the point, as near to its height as other labels and points leave room.
+    fn beside((left, top): (f64, f64), text: &str, labels: &[Self], dots: &[(f64, f64)]) -> Self {
+        let width = f64::from(u32::try_from(text.chars().count()).unwrap_or(u32::MAX)) * Self::LETTER_WIDTH;
+        let left = (left + 7.0).min(WIDTH - width - 4.0);
+        let at = |steps: f64| Self { left, right: left + width, middle: top + steps * Self::LINE_HEIGHT };
+        let is_free = |label: &Self| {
+            let meets_label = |other: &Self| {
+                label.left < other.right
+                    && other.left < label.right
+                    && (label.middle - other.middle).abs() < Self::LINE_HEIGHT - 1.0
+            };
+            let meets_dot = |(x, y): &(f64, f64)| {
+                label.left - 5.0 < *x && *x < label.right + 5.0 && (label.middle - y).abs() < Self::LINE_HEIGHT - 4.0
+            };
+            label.middle > TOP
+                && label.middle < HEIGHT - BOTTOM
+                && !labels.iter().any(meets_label)
+                && !dots.iter().any(meets_dot)
+        };
+        let mut candidates = (0..20).flat_map(|steps| [at(-f64::from(steps)), at(f64::from(steps))]);
+        candidates.find(is_free).unwrap_or_else(|| at(0.0))
+    }
+}
+
 fn point(title: &str, outcome: &Outcome) -> Option<Point> {
     let level = title.split_once("level ").map_or("defaults", |(_, rest)| rest.split(',').next().unwrap_or(rest));
     let tool = outcome.name.split(" (").next().unwrap_or(&outcome.name);
