@@ -115,7 +115,6 @@ pub fn size_against_time(store: &StoreResults) -> String {
     frame(&format!("Store `{}`: image size against build time, nothing cached", store.name), HEIGHT, &body)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^53")]
 /// Where the name of a point is written.
 #[derive(Debug, Clone, Copy)]
 struct Label {
@@ -153,6 +152,7 @@ impl Label {
     }
 }
 
+#[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^53")]
 fn point(title: &str, outcome: &Outcome) -> Option<Point> {
     let level = title.split_once("level ").map_or("defaults", |(_, rest)| rest.split(',').next().unwrap_or(rest));
     let tool = outcome.name.split(" (").next().unwrap_or(&outcome.name);
