@@ -136,9 +136,23 @@ impl Arena<'_> {
             remove_if_there(&output)?;
         }
         outcome.costs.push(measure::run(&mut command)?);
-        outcome.command = format!("{command:?}");
+        outcome.command = self.without_directories(&command);
         outcome.image_bytes = fs::metadata(&output).map_err(file("read", &output))?.len();
         self.tree.set_revision(Revision::First)
+    }
+
+    /// A command as it is kept with the results: what directories it ran in is nobody's concern.
+    fn without_directories(&self, command: &std::process::Command) -> String {
+        let mut text = format!("{command:?}");
+        let fixtures = crate::workspace::fixtures();
+        let programs = [Some(self.programs.peers.as_path()), self.programs.microvm_image.parent()];
+        let places = [(Some(self.scratch), "SCRATCH"), (Some(fixtures.as_path()), "FIXTURES")];
+        for (directory, name) in places.into_iter().chain(programs.map(|directory| (directory, "PROGRAMS"))) {
+            if let Some(directory) = directory.and_then(Path::to_str) {
+                text = text.replace(directory, name);
+            }
+        }
+        text
     }
 
     fn prepare(&mut self, contender: &Contender, output: &Path) -> Result<(), Error> {
