@@ -106,10 +106,19 @@ impl Cache {
         parts.iter().try_for_each(|part| file.write_all(part)).map_err(fail)?;
         let file = match file.persist(path) {
             Ok(_) => return Ok(()),
-            Err(error) if error.error.kind() == io::ErrorKind::NotFound => error.file,
-            Err(error) => return Err(fail(error.error)),
+            Err(error) => match error.error.kind() {
+                io::ErrorKind::NotFound => {
+                    path.parent().map_or(Ok(()), fs::create_dir_all).map_err(fail)?;
+                    error.file
+                }
+                // No entry is a directory, and as long as one is there, every build makes the entry in vain.
+                io::ErrorKind::IsADirectory => {
+                    fs::remove_dir_all(path).map_err(fail)?;
+                    error.file
+                }
+                _ => return Err(fail(error.error)),
+            },
         };
-        path.parent().map_or(Ok(()), fs::create_dir_all).map_err(fail)?;
         file.persist(path).map(drop).map_err(|error| fail(error.error))
     }
 }

@@ -108,7 +108,7 @@ pub enum ExtractError {
         /// Where it became too many.
         path: ImagePath,
     },
-    /// Stopped by the caller. What was extracted so far is still there.
+    /// Stopped by the caller.
     #[error("interrupted")]
     Interrupted,
     /// There are no threads to be had.
@@ -132,16 +132,17 @@ fn write_error(action: &'static str, path: PathBuf) -> impl FnOnce(Errno) -> Ext
 /// turns true the extraction ends.
 ///
 /// # Errors
-/// The image is damaged, the output directory is not empty, or something cannot be written. What was extracted until
-/// then stays; files are whole.
+/// The image is damaged, the output directory is not empty, or something cannot be written. A directory that was made is
+/// removed then; what was extracted into one that was there stays, its files whole.
 pub fn extract(image: &Image, options: ExtractOptions<'_>, cancel: &AtomicBool) -> Result<ExtractReport, ExtractError> {
     let jobs = options.jobs.max(1);
     let threads = rayon::ThreadPoolBuilder::new().num_threads(jobs).build();
     let threads = threads.map_err(|source| ExtractError::Threads { jobs, source })?;
     let planned = Planned::look(image, options)?;
     let target = TargetDirectory::create(options.output, planned.parent_bytes)?;
-    threads.install(|| write_tree(image, options, &target, cancel))?;
-    let hard_links = second_pass::finish(image, options, &target, cancel)?;
+    let written = threads.install(|| write_tree(image, options, &target, cancel));
+    let finished = written.and_then(|()| second_pass::finish(image, options, &target, cancel));
+    let hard_links = finished.inspect_err(|_| target.discard())?;
     Ok(ExtractReport { hard_links, ..planned.report })
 }
 

@@ -23,6 +23,21 @@ const COMMANDS: [&str; 12] = [
 ];
 
 #[test]
+fn what_a_usage_error_quotes_does_not_steer_the_terminal() {
+    let workspace = Workspace::new();
+    for arguments in
+        [&["in\u{1b}[31mspect\nerror: no"][..], &["inspect", "a", "b\u{9b}\r\nhint: x"], &["build", "--\u{7}x"]]
+    {
+        let output = workspace.command(arguments).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(!stderr.contains(|character: char| character.is_control() && character != '\n'), "{stderr:?}");
+        assert_eq!(stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{stderr:?}");
+        assert!(!stderr.lines().any(|line| line.starts_with("hint: ")), "{stderr:?}");
+    }
+}
+
+#[test]
 fn help_fits_into_60_columns() {
     let workspace = Workspace::new();
     for command in COMMANDS {

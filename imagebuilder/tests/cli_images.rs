@@ -108,7 +108,7 @@ fn what_is_no_image_is_said_by_every_command() {
             "{stderr}"
         );
         let output = fixture.run(&[command, &["nothing"]].concat());
-        assert_ends(&output, 1, "error: nothing: cannot open image nothing: No such file or directory (os error 2)\n");
+        assert_ends(&output, 1, "error: cannot open image nothing: No such file or directory (os error 2)\n");
     }
     assert!(!fixture.directory.path().join("out").exists());
     let report = fixture.run(&["verify", "short", "--json"]);

@@ -112,6 +112,22 @@ fn an_interrupted_extraction_says_so() {
 }
 
 #[test]
+fn what_cannot_be_extracted_whole_leaves_no_directory_that_was_made_for_it() {
+    if !nix::unistd::geteuid().is_root() {
+        return tools::skip("mounting needs root");
+    }
+    let noise = support::seeded::Seeded::new(25).noise(3_000_000);
+    let built = Built::new(Item::directory([("fits", Item::file("x")), ("large", Item::file(noise))]));
+    let output = built.output();
+    fs::create_dir(&output).unwrap();
+    tools::run("mount", ["-t", "tmpfs", "-o", "size=1m", "none", output.to_str().unwrap()]);
+    let result = built.extract("", &output.join("made"));
+    let left = fs::read_dir(&output).unwrap().count();
+    tools::run("umount", [&output]);
+    assert_eq!((result.is_err(), left), (true, 0));
+}
+
+#[test]
 fn a_full_disk_is_told_with_the_file_and_leaves_no_half_of_it() {
     if !nix::unistd::geteuid().is_root() {
         return tools::skip("mounting needs root");

@@ -115,6 +115,20 @@ fn manifests_replaced_by_pipes_directories_links_and_holes() {
 }
 
 #[test]
+fn a_directory_in_the_place_of_an_entry_is_replaced_so_that_the_next_build_need_not_warn() {
+    let target = Target::new();
+    for entry in [target.entries("manifests"), target.entries("segments")].concat() {
+        fs::remove_file(&entry).unwrap();
+        fs::create_dir_all(entry.join("with/something")).unwrap();
+    }
+    target.assert_built("again");
+    let output = target.build("once-more");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !stderr.contains("warning"), "{stderr}");
+    target.assert_unharmed();
+}
+
+#[test]
 fn segments_replaced_by_pipes_directories_links_and_holes() {
     entries_replaced_by_anything_else("segments");
 }

@@ -127,6 +127,20 @@ fn a_wrong_option_of_the_command_line_ends_with_2() {
 }
 
 #[test]
+fn what_a_usage_error_quotes_does_not_steer_the_terminal() {
+    for arguments in
+        [&["che\u{1b}[31mck\nerror: no"][..], &["explain", "a", "b\u{9b}\r\nhint: x"], &["run", "--\u{7}x"]]
+    {
+        let output = microvm(arguments);
+        let stderr = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(!stderr.contains(|character: char| character.is_control() && character != '\n'), "{stderr:?}");
+        assert_eq!(stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{stderr:?}");
+        assert!(!stderr.lines().any(|line| line.starts_with("hint: ")), "{stderr:?}");
+    }
+}
+
+#[test]
 fn check_tells_where_a_machine_runs() {
     let output = microvm(&["check", &fixture("store-disk"), &fixture("store-share")]);
     assert!(output.status.success(), "{}", stderr(&output));

@@ -36,6 +36,12 @@ pub fn range_count(size_bytes: u64) -> usize {
     usize::try_from(size_bytes.div_ceil(RANGE_BYTES)).unwrap_or(usize::MAX)
 }
 
+/// The longest an entry can be: every node takes more bytes in the NAR than here, and so does a file for its hashes. So what
+/// is in the place of an entry is not read when it is longer.
+fn entry_bytes_max(nar_size_bytes: Option<u64>) -> u64 {
+    nar_size_bytes.map_or(ENTRY_BYTES_MAX, |size| size.saturating_add(CHECKSUM_BYTES as u64).min(ENTRY_BYTES_MAX))
+}
+
 impl Cache {
     /// Looks up what a store path holds.
     ///
@@ -45,7 +51,7 @@ impl Cache {
         let Some(nar_hash) = &path.nar_hash else { return Ok(Lookup::Miss) };
         let entry = self.manifest_path(path.path.base_name(), nar_hash);
         let mut buffer = Vec::new();
-        match read_entry(&entry, ENTRY_BYTES_MAX, &mut buffer, 0) {
+        match read_entry(&entry, entry_bytes_max(path.nar_size_bytes), &mut buffer, 0) {
             Ok(length) => Ok(decode(path.path.base_name(), nar_hash, &buffer[..length])
                 .filter(|manifest| path.nar_size_bytes.is_none_or(|size| size == manifest.tree.nar_size_bytes()))
                 .map_or(Lookup::Damaged, Lookup::Hit)),
@@ -224,6 +230,18 @@ mod tests {
     fn entry(manifest: &Manifest) -> Vec<u8> {
         let content = encode(&manifest.tree, &manifest.range_hashes);
         [&checksum(CHECKSUM_KIND, &[b"name", &[7; 32]], &content)[..], &content].concat()
+    }
+
+    #[test]
+    fn no_entry_is_longer_than_its_nar_lets_expect() {
+        let mut large = Tree::default();
+        large.add_file(b"", 1 << 40, FileMode::Regular).unwrap();
+        let hashes = vec![[3; 32]; range_count(1 << 40)];
+        for manifest in [sample(), Manifest { tree: large, range_hashes: hashes }] {
+            let length_bytes = entry(&manifest).len() as u64;
+            assert!(length_bytes <= entry_bytes_max(Some(manifest.tree.nar_size_bytes())), "{length_bytes}");
+        }
+        assert_eq!(entry_bytes_max(None), ENTRY_BYTES_MAX);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use clap::Args;
 use imagebuilder::extract::{ExtractError, ExtractOptions, SpecialFiles, extract};
 use imagebuilder::image::Image;
 use std::ffi::OsString;
+use std::fs;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -55,6 +56,17 @@ pub(crate) fn run(args: &ExtractArgs) -> Result<(), Failure> {
 }
 
 fn failure(args: &ExtractArgs, error: &ExtractError) -> Failure {
+    let failure = without_rest(args, error);
+    let may_leave = !matches!(error, ExtractError::NotEmpty { .. } | ExtractError::SpecialFile { .. });
+    let leaves = || fs::read_dir(&args.output).is_ok_and(|mut entries| entries.next().is_some());
+    if may_leave && leaves() {
+        let rest = format!("what was extracted until then is still in {}: remove it first", args.output.display());
+        return failure.with_further_hint(&rest);
+    }
+    failure
+}
+
+fn without_rest(args: &ExtractArgs, error: &ExtractError) -> Failure {
     match error {
         ExtractError::Interrupted => Failure::interrupted(),
         ExtractError::Image(error) => Failure::unreadable_image(&args.image, error),

@@ -5,6 +5,7 @@ use imagebuilder::atomic_file::WriteError;
 use imagebuilder::build::BuildError;
 use imagebuilder::cache::CacheError;
 use imagebuilder::closure::{ClosureError, ClosureProblem, ClosureProblems, GraphError, NixStoreError};
+use imagebuilder::image::ImageError;
 use imagebuilder::machine::MachineError;
 use imagebuilder::output::OutputError;
 use imagebuilder::plan_file::PlanFileError;
@@ -13,6 +14,7 @@ use imagebuilder::scan::ScanError;
 use imagebuilder::settings::SettingsError;
 use imagebuilder::volume::VolumeError;
 use std::error::Error;
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -26,8 +28,8 @@ pub(crate) struct Failure {
 
 impl Failure {
     /// The work failed although the input was right: exit code 1.
-    pub(crate) fn failed(error: &dyn Error) -> Self {
-        Self { exit_code: 1, message: chain(error), hint: None }
+    pub(crate) fn failed(error: &(dyn Error + 'static)) -> Self {
+        Self { exit_code: 1, message: chain(error), hint: storage_hint(error).map(str::to_owned) }
     }
 
     /// The input is wrong: exit code 2.
@@ -46,8 +48,13 @@ impl Failure {
     }
 
     /// An image that cannot be read, or is too damaged to go on: exit code 1.
-    pub(crate) fn unreadable_image(image: &Path, error: &dyn Error) -> Self {
-        Self { exit_code: 1, message: format!("{}: {}", image.display(), chain(error)), hint: None }
+    pub(crate) fn unreadable_image(image: &Path, error: &(dyn Error + 'static)) -> Self {
+        let message = match error.downcast_ref() {
+            // Names the image itself.
+            Some(ImageError::Open { .. }) => chain(error),
+            _ => format!("{}: {}", image.display(), chain(error)),
+        };
+        Self { exit_code: 1, message, hint: None }
     }
 
     /// An image in which something was found to be wrong: exit code 1.
@@ -65,6 +72,12 @@ impl Failure {
         Self { hint: Some(hint.into()), ..self }
     }
 
+    /// The same failure with advice behind what there is already.
+    pub(crate) fn with_further_hint(self, hint: &str) -> Self {
+        let hint = self.hint.map_or_else(|| hint.to_owned(), |first| format!("{first}; {hint}"));
+        Self { hint: Some(hint), ..self }
+    }
+
     /// Says it on stderr and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         streams::tell(&format!("error: {}", self.message));
@@ -73,6 +86,22 @@ impl Failure {
         }
         ExitCode::from(self.exit_code)
     }
+}
+
+/// What to do when the reason is the place that was to be written to.
+fn storage_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        match error.downcast_ref().map(io::Error::kind) {
+            Some(io::ErrorKind::StorageFull) => return Some("free some space there, or write to another file system"),
+            Some(io::ErrorKind::QuotaExceeded) => return Some("your quota there is used up: free some of it"),
+            Some(io::ErrorKind::ReadOnlyFilesystem) => {
+                return Some("that file system is mounted read-only: take another");
+            }
+            _ => next = error.source(),
+        }
+    }
+    None
 }
 
 /// An error and what it comes from, joined by colons.
@@ -220,7 +249,6 @@ impl From<VolumeError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io;
     use std::path::PathBuf;
 
     #[test]
@@ -246,6 +274,20 @@ mod tests {
             Failure::from(ClosureError::NixStore(NixStoreError::NoProgram)).exit_code,
         ];
         assert_eq!(codes, [130, 1, 2, 1, 130, 2, 1, 1]);
+    }
+
+    #[test]
+    fn a_full_disk_is_told_with_what_to_do() {
+        let source = io::Error::from(io::ErrorKind::StorageFull);
+        let failure = Failure::from(WriteError { path: PathBuf::from("x"), source });
+        assert_eq!(failure.hint.as_deref(), Some("free some space there, or write to another file system"));
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_opened_is_named_once() {
+        let path = PathBuf::from("nope");
+        let error = ImageError::Open { path: path.clone(), source: io::ErrorKind::NotFound.into() };
+        assert_eq!(Failure::unreadable_image(&path, &error).message, "cannot open image nope: entity not found");
     }
 
     #[test]

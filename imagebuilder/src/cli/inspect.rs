@@ -27,7 +27,7 @@ pub(crate) struct InspectArgs {
 }
 
 pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
-    let unreadable = |error: &dyn std::error::Error| Failure::unreadable_image(&args.image, error);
+    let unreadable = |error: &(dyn std::error::Error + 'static)| Failure::unreadable_image(&args.image, error);
     let image = Image::open(&args.image).map_err(|error| unreadable(&error))?;
     if args.tree {
         let mut out = BufWriter::new(io::stdout().lock());

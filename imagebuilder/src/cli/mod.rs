@@ -57,12 +57,24 @@ enum Command {
 
 /// Reads the arguments of this process, does what they ask, and says on stderr what went wrong, once.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = arguments();
     let result = interrupt::install().and_then(|()| run(cli.command));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// The arguments, or the end of the program with what clap says of them.
+fn arguments() -> Cli {
+    Cli::try_parse().unwrap_or_else(|error| {
+        // It quotes what was given, which may steer the terminal: so it is made to quote that as it may be shown.
+        let shown = std::env::args_os().map(|argument| match argument.to_str() {
+            Some(text) => streams::visible_line(text).into_owned().into(),
+            None => argument,
+        });
+        Cli::try_parse_from(shown).err().unwrap_or(error).exit()
+    })
 }
 
 fn run(command: Command) -> Result<(), Failure> {

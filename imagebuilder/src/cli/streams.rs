@@ -37,8 +37,16 @@ pub(crate) fn tell(line: &str) {
 
 /// What is told as it may be shown: a name in a plan or an image is not to steer the terminal of who reads about it.
 fn visible(text: &str) -> Cow<'_, str> {
-    let is_escaped = |character: char| character.is_control() && character != '\n' && character != '\t';
-    if !text.contains(is_escaped) {
+    escaped(text, |character| character.is_control() && character != '\n' && character != '\t')
+}
+
+/// The same for text that is one line: a newline in it would begin what looks like another message.
+pub(crate) fn visible_line(text: &str) -> Cow<'_, str> {
+    escaped(text, char::is_control)
+}
+
+fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&is_escaped) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 8);

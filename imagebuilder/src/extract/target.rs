@@ -19,7 +19,17 @@ const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::
 pub(super) struct TargetDirectory {
     path: PathBuf,
     directory: OwnedFd,
+    origin: Origin,
     parent_bytes: usize,
+}
+
+/// Whose directory it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// It was made for the extraction.
+    Made,
+    /// It was there, empty; something else may write to it as well.
+    Found,
 }
 
 impl TargetDirectory {
@@ -28,20 +38,29 @@ impl TargetDirectory {
     /// Of the paths in the image, `parent_bytes` are left out.
     pub(super) fn create(path: &Path, parent_bytes: usize) -> Result<Self, ExtractError> {
         let fail = |action| move |source| ExtractError::Write { action, path: path.to_owned(), source };
-        match fs::create_dir(path) {
-            Ok(()) => {}
+        let origin = match fs::create_dir(path) {
+            Ok(()) => Origin::Made,
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 let mut entries = fs::read_dir(path).map_err(fail("look into"))?;
                 if entries.next().is_some() {
                     return Err(ExtractError::NotEmpty { path: path.to_owned() });
                 }
+                Origin::Found
             }
             Err(error) => return Err(fail("make directory")(error)),
-        }
+        };
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = openat(AT_FDCWD, path, flags, Mode::empty());
         let directory = directory.map_err(write_error("open directory", path.to_owned()))?;
-        Ok(Self { path: path.to_owned(), directory, parent_bytes })
+        Ok(Self { path: path.to_owned(), directory, origin, parent_bytes })
+    }
+
+    /// Takes back what was extracted, as far as that can be done: only in a directory that was made for it is nothing else.
+    pub(super) fn discard(&self) {
+        if self.origin == Origin::Made {
+            // Why the extraction failed counts more, and what stays behind is seen by who called.
+            _ = fs::remove_dir_all(&self.path);
+        }
     }
 
     /// Where something of the image comes to lie, for messages.

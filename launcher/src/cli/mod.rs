@@ -54,9 +54,15 @@ pub(crate) fn main() -> ExitCode {
     let letters: Option<Vec<String>> = given.iter().skip(1).map(|word| word.to_str().map(str::to_owned)).collect();
     let words = letters.and_then(|letters| imperative::in_words(&letters));
     let given = words.map_or(given, |words| ["microvm".to_owned()].into_iter().chain(words).map(Into::into).collect());
-    let arguments = match Arguments::try_parse_from(given) {
+    let arguments = match Arguments::try_parse_from(&given) {
         Ok(arguments) => arguments,
         Err(error) => {
+            // It quotes what was given, which may steer the terminal: so it is made to quote that as it may be shown.
+            let shown = given.into_iter().map(|argument| match argument.to_str() {
+                Some(text) => launcher::visible::one_line(text).into_owned().into(),
+                None => argument,
+            });
+            let error = Arguments::try_parse_from(shown).err().unwrap_or(error);
             let code = if error.use_stderr() { failure::BAD_INPUT } else { 0 };
             // Nothing is left to be told to when even that cannot be printed.
             let _ = error.print();
