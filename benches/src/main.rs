@@ -45,6 +45,10 @@ enum Scenario {
         /// How often each contender runs
         #[arg(long, default_value_t = 1)]
         rounds: usize,
+        /// Where the stores are made [default: beside the fixtures]; in a tmpfs (`/dev/shm`) no disk and no eviction from
+        /// the page cache is measured, for about 5 KiB of memory a file
+        #[arg(long)]
+        directory: Option<PathBuf>,
         /// Where to write [default: benches/results/DATE-scale]
         #[arg(long)]
         results: Option<PathBuf>,
@@ -118,7 +122,10 @@ fn run(arguments: Arguments) -> Result<(), Error> {
             let measured = builds::run(&stores, &builds::Extent { rounds, only, readings })?;
             keep(&measured, results, "")
         }
-        Scenario::Scale { files, rounds, results } => keep(&scale::run(&files, rounds)?, results, "-scale"),
+        Scenario::Scale { files, rounds, directory, results } => {
+            let directory = directory.unwrap_or_else(workspace::fixtures);
+            keep(&scale::run(&files, rounds, &directory)?, results, "-scale")
+        }
         Scenario::StartUp { rounds } => {
             say(&start_up::table(&start_up::run(rounds)?));
             Ok(())

@@ -11,7 +11,6 @@ use crate::method::Method;
 use crate::results::{Results, StoreResults};
 use crate::store_tree::StoreTree;
 use crate::tool::{Cache, Packing, Source, Tool};
-use crate::workspace;
 
 const FILES_PER_PATH: usize = 100;
 const FILES_PER_DIRECTORY: usize = 20;
@@ -19,17 +18,16 @@ const MOST_WORDS: u64 = 200;
 /// Low, so that what each file costs is not hidden behind compression.
 const PACKING: Packing = Packing { level: 3, block_bytes: 128 * 1024 };
 
-/// Measures all tools on a made-up store of each count of files.
+/// Measures all tools on a made-up store of each count of files, made in a directory of its own in `place`.
 ///
 /// # Errors
 /// When a store can't be made or a program fails.
-pub fn run(counts: &[usize], rounds: usize) -> Result<Results, Error> {
+pub fn run(counts: &[usize], rounds: usize, place: &Path) -> Result<Results, Error> {
     let programs = programs()?;
     let method = Method::now(&programs)?;
     let mut stores = Vec::new();
     for &count in counts {
-        let directory =
-            tempfile::tempdir_in(workspace::fixtures()).map_err(file("make a directory in", workspace::fixtures()))?;
+        let directory = tempfile::tempdir_in(place).map_err(file("make a directory in", place))?;
         crate::talk(&format!("scale: making a store of {count} files"));
         let total_bytes = make_store(directory.path(), count)?;
         let mut tree = StoreTree::unchanging(directory.path());
