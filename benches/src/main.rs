@@ -53,6 +53,12 @@ enum Scenario {
         #[arg(long)]
         results: Option<PathBuf>,
     },
+    /// Make the table and the plots of results anew from their raw values
+    Draw {
+        /// Directories with a `raw.json`
+        #[arg(required = true)]
+        results: Vec<PathBuf>,
+    },
     /// Measure what `microvm run` takes before the hypervisor runs, for a machine with ten devices
     StartUp {
         /// How often it is started
@@ -125,6 +131,9 @@ fn run(arguments: Arguments) -> Result<(), Error> {
         Scenario::Scale { files, rounds, directory, results } => {
             let directory = directory.unwrap_or_else(workspace::fixtures);
             keep(&scale::run(&files, rounds, &directory)?, results, "-scale")
+        }
+        Scenario::Draw { results } => {
+            results.iter().try_for_each(|directory| Results::read(directory)?.draw(directory))
         }
         Scenario::StartUp { rounds } => {
             say(&start_up::table(&start_up::run(rounds)?));

@@ -104,12 +104,7 @@ pub fn size_against_time(store: &StoreResults) -> String {
             r#"<path d="M{left:.1} {top:.1}L{:.1} {:.1}" stroke="{colour}" stroke-width="0.7"/>"#,
             label.left, label.middle
         );
-        let (left, baseline) = (label.left + 2.0, label.middle + 4.0);
-        let _ = writeln!(
-            body,
-            r#"<text x="{left:.1}" y="{baseline:.1}" fill="{colour}" font-size="11">{}</text>"#,
-            escape(&point.label)
-        );
+        body.push_str(&label.text(&point.label, colour));
         labels.push(label);
     }
     frame(&format!("Store `{}`: image size against build time, nothing cached", store.name), HEIGHT, &body)
@@ -149,6 +144,14 @@ impl Label {
         };
         let mut candidates = (0..20).flat_map(|steps| [at(-f64::from(steps)), at(f64::from(steps))]);
         candidates.find(is_free).unwrap_or_else(|| at(0.0))
+    }
+
+    fn text(&self, text: &str, colour: &str) -> String {
+        let (left, baseline) = (self.left + 2.0, self.middle + 4.0);
+        format!(
+            "<text x=\"{left:.1}\" y=\"{baseline:.1}\" fill=\"{colour}\" font-size=\"11\">{}</text>\n",
+            escape(text)
+        )
     }
 }
 
@@ -213,7 +216,7 @@ pub fn scaling(stores: &[StoreResults]) -> String {
     let places = || lines.iter().flat_map(|(_, places)| places.iter());
     let low = |value: fn(&(f64, f64)) -> f64| places().map(value).fold(f64::INFINITY, f64::min);
     let high = |value: fn(&(f64, f64)) -> f64| places().map(value).fold(0.0, f64::max);
-    let label_width = 250.0;
+    let label_width = 300.0;
     let x = Axis {
         low: low(|place| place.0),
         high: high(|place| place.0),
@@ -229,6 +232,7 @@ pub fn scaling(stores: &[StoreResults]) -> String {
         scale: Scale::Logarithmic,
     };
     let mut body = axes(&x, &y, ["", " s"]);
+    let mut labels = Vec::new();
     for (name, places) in &lines {
         let colour = colour(name);
         let points: Vec<String> =
@@ -239,12 +243,9 @@ pub fn scaling(stores: &[StoreResults]) -> String {
             points.join(" ")
         );
         if let Some(last) = places.last() {
-            let (left, top) = (x.position(last.0) + 6.0, y.position(last.1) + 4.0);
-            let _ = writeln!(
-                body,
-                r#"<text x="{left:.1}" y="{top:.1}" fill="{colour}" font-size="11">{}</text>"#,
-                escape(name)
-            );
+            let label = Label::beside((x.position(last.0), y.position(last.1)), name, &labels, &[]);
+            body.push_str(&label.text(name, colour));
+            labels.push(label);
         }
     }
     frame("Seconds to build an image against the number of small files", HEIGHT, &body)

@@ -12,6 +12,9 @@ use crate::plot;
 use crate::read::{self, ImageReadings};
 use crate::statistics::{Spread, markdown, ratio, spread};
 
+/// The file that the others of a directory are made from.
+const RAW: &str = "raw.json";
+
 /// All that was measured in one run.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -43,27 +46,50 @@ pub struct StoreResults {
 }
 
 impl Results {
+    /// Reads the `raw.json` of a directory again.
+    ///
+    /// # Errors
+    /// When it can't be read, or is none.
+    pub fn read(directory: &Path) -> Result<Self, Error> {
+        let path = directory.join(RAW);
+        let text = fs::read_to_string(&path).map_err(file("read", &path))?;
+        serde_json::from_str(&text).map_err(|error| Error::Unexpected(format!("{}: {error}", path.display())))
+    }
+
     /// Writes `raw.json`, `table.md` and the plots into `directory`.
     ///
     /// # Errors
     /// When a file can't be written.
     pub fn write(&self, directory: &Path) -> Result<(), Error> {
         fs::create_dir_all(directory).map_err(file("make", directory))?;
-        let write = |name: &str, text: &str| {
+        let raw = serde_json::to_string_pretty(self).map_err(|error| Error::Unexpected(error.to_string()))?;
+        let path = directory.join(RAW);
+        fs::write(&path, raw + "\n").map_err(file("write", path))?;
+        self.draw(directory)
+    }
+
+    /// Writes `table.md` and the plots.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    pub fn draw(&self, directory: &Path) -> Result<(), Error> {
+        self.shown().into_iter().try_for_each(|(name, text)| {
             let path = directory.join(name);
             fs::write(&path, text).map_err(file("write", path))
-        };
-        let raw = serde_json::to_string_pretty(self).map_err(|error| Error::Unexpected(error.to_string()))?;
-        write("raw.json", &(raw + "\n"))?;
-        write("table.md", &self.markdown())?;
+        })
+    }
+
+    /// The raw values as people read them: names and contents of the table and the plots.
+    fn shown(&self) -> Vec<(String, String)> {
+        let mut files = vec![("table.md".to_owned(), self.markdown())];
         for store in self.stores.iter().filter(|store| store.contests.len() > 1) {
-            write(&format!("size-{}.svg", store.name), &plot::size_against_time(store))?;
-            write(&format!("time-{}.svg", store.name), &plot::times(store))?;
+            files.push((format!("size-{}.svg", store.name), plot::size_against_time(store)));
+            files.push((format!("time-{}.svg", store.name), plot::times(store)));
         }
         if self.stores.len() > 1 && self.stores.iter().all(|store| store.contests.len() == 1) {
-            write("scaling.svg", &plot::scaling(&self.stores))?;
+            files.push(("scaling.svg".to_owned(), plot::scaling(&self.stores)));
         }
-        Ok(())
+        files
     }
 
     /// The tables, as Markdown.
@@ -127,4 +153,28 @@ fn contest_row(outcome: &Outcome, first: &Outcome) -> Vec<String> {
 #[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^53")]
 fn megabytes(bytes: u64) -> String {
     format!("{:.1}", bytes as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workspace;
+
+    /// What is quoted is read from tables and plots, so these have to say what was measured.
+    #[test]
+    fn tables_and_plots_that_are_kept_show_the_raw_values() {
+        let kept: Vec<_> = fs::read_dir(workspace::root().join("benches/results")).unwrap().collect();
+        assert!(!kept.is_empty());
+        for directory in kept.into_iter().map(|entry| entry.unwrap().path()) {
+            for (name, text) in Results::read(&directory).unwrap().shown() {
+                let path = directory.join(name);
+                let is_current = fs::read_to_string(&path).unwrap() == text;
+                assert!(
+                    is_current,
+                    "{} is not what raw.json gives: run `benches draw` on its directory",
+                    path.display()
+                );
+            }
+        }
+    }
 }
