@@ -272,7 +272,7 @@ pub fn uses(spec: &CheckedSpec) -> Vec<Use> {
     add(spec.cpu.is_some(), Feature::CpuModel, "cpu".to_owned());
     add(spec.machine_id.is_some(), Feature::MachineId, "machineId".to_owned());
     add(spec.console_socket.is_some(), Feature::Console, "consoleSocket".to_owned());
-    add(spec.graphics, Feature::Graphics, "graphics.enable".to_owned());
+    add(spec.graphics.is_some(), Feature::Graphics, "graphics.enable".to_owned());
     uses
 }
 

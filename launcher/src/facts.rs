@@ -30,12 +30,14 @@ pub struct HostFacts {
     pub crosvm_has_balloon: bool,
     /// An empty directory in which crosvm can jail its devices, if `/var/empty` is not there.
     pub empty_directory: Option<HostPath>,
+    /// What there is to draw with and to show windows on.
+    pub desktop: Desktop,
     /// Whether the launcher runs as root.
     pub privilege: Privilege,
 }
 
 impl HostFacts {
-    /// A host of the usual kind, on which nobody has looked: x86_64, KVM, the newest hypervisors, not root.
+    /// A host of the usual kind, on which nobody has looked: x86_64, KVM, the newest hypervisors, a desktop, not root.
     pub fn assumed(state_directory: HostPath) -> Self {
         Self {
             architecture: Architecture::X86_64,
@@ -48,6 +50,7 @@ impl HostFacts {
             io_uring_is_usable: true,
             crosvm_has_balloon: true,
             empty_directory: None,
+            desktop: Desktop::assumed(),
             privilege: Privilege::Unprivileged,
         }
     }
@@ -56,6 +59,42 @@ impl HostFacts {
     pub fn at_least(&self, hypervisor: Hypervisor, version: Version) -> bool {
         self.versions.get(&hypervisor).is_none_or(|installed| *installed >= version)
     }
+}
+
+/// What there is to draw with and to show windows on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Desktop {
+    /// The socket of the Wayland compositor in whose session the launcher runs.
+    pub wayland_socket: Option<HostPath>,
+    /// The X11 display of that session.
+    pub x11_display: Option<String>,
+    /// The node of a graphics card that draws without a window.
+    pub render_node: RenderNode,
+}
+
+impl Desktop {
+    /// Wayland and one graphics card.
+    fn assumed() -> Self {
+        Self {
+            wayland_socket: Some(HostPath::from("/run/user/1000/wayland-0")),
+            x11_display: None,
+            render_node: RenderNode::Usable(HostPath::from("/dev/dri/renderD128")),
+        }
+    }
+
+    /// Whether programs can open windows.
+    pub fn has_windows(&self) -> bool {
+        self.wayland_socket.is_some() || self.x11_display.is_some()
+    }
+}
+
+/// The node of a graphics card that draws without a window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RenderNode {
+    /// It can be read and written.
+    Usable(HostPath),
+    /// There is none that can; why.
+    Unusable(String),
 }
 
 /// Whether the kernel's virtualisation can be used.

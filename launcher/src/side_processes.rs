@@ -230,6 +230,7 @@ fn described(process: &SideProcess) -> String {
     match process.kind {
         SideProcessKind::Virtiofsd => format!("the virtiofs daemon of share `{}`", process.name),
         SideProcessKind::Passt => format!("the passt of interface `{}`", process.name),
+        SideProcessKind::CrosvmGpu => format!("the graphics card of `{}`", process.name),
     }
 }
 

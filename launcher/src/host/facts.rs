@@ -1,7 +1,7 @@
 //! Finding out the facts about the host. A launch is to start within milliseconds, and asking a hypervisor for its
 //! version takes longer than that: so answers are kept, each with the identity of the file that it is about.
 
-use super::kvm;
+use super::{desktop, kvm};
 use crate::facts::{Architecture, HostFacts, KernelForm, Privilege, Version};
 use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::path::HostPath;
@@ -85,6 +85,9 @@ pub fn gather(
         }
     }
     facts.empty_directory = empty_directory(hypervisor, runtime);
+    if spec.graphics.enable {
+        facts.desktop = desktop::probe();
+    }
     remember(spec, hypervisor, runtime, interruption, &mut facts)?;
     Ok(facts)
 }

@@ -1,5 +1,6 @@
 //! What the host is and has: the facts that a launch depends on, and everything that a launch misses here.
 
+mod desktop;
 mod facts;
 mod kvm;
 mod needs;

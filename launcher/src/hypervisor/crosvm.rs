@@ -1,14 +1,16 @@
 //! crosvm: every device in a jail of its own. Read at 2026-08.
 
+use super::drawing::{Drawing, WithoutCard, drawing};
 use super::frame::{Command, Frame, VsockTransport};
-use super::side_process::{TagTeller, virtiofsd};
+use super::side_process::{TagTeller, crosvm_gpu, virtiofsd};
 use crate::capability::{Feature, Support};
 use crate::keyval::{Dialect, Options};
 use crate::launch::{Access, ControlProtocol, ControlSocket, ForcedStop, GracefulStep, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
 use crate::spec::{DeviceBus, ShareProtocol};
-use crate::validate::{CheckedInterface, CheckedShare, Disk, InterfaceKind};
+use crate::validate::{CheckedGraphics, CheckedInterface, CheckedShare, Disk, InterfaceKind};
+use serde_json::json;
 use std::collections::BTreeMap;
 
 /// What it puts before the user's parameters.
@@ -55,7 +57,7 @@ pub(super) fn support(feature: Feature) -> Support {
         Feature::CpuModel => Support::No("always gives the host's CPU"),
         Feature::WithoutKvm => Support::No("needs KVM"),
         Feature::OtherArchitecture => Support::No("runs guests of the host's architecture only"),
-        Feature::Graphics => Support::No("is not given a screen by this launcher"),
+        Feature::Graphics => Support::With("a window on a Wayland desktop, without keyboard and pointer"),
     }
 }
 
@@ -106,6 +108,9 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     for (index, checked) in spec.shares.iter().enumerate() {
         add(&share_options(&mut frame, index, checked).each_ref().map(String::as_str));
     }
+    if let Some(graphics) = &spec.graphics {
+        add(&["--vhost-user", &graphics_options(&mut frame, graphics)]);
+    }
     if let Some(vsock) = &spec.vsock {
         add(&["--vsock", &format!("cid={}", vsock.cid)]);
     }
@@ -115,7 +120,9 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     if let Some(initrd) = frame.initrd_with_credentials() {
         add(&["-i", initrd.as_str()]);
     }
-    add(&["-p", &frame.command_line(&["console=ttyS0", "reboot=k", "panic=1"], PREPENDED.len())]);
+    // Before the serial console, which stays the one that programs write to: the last is /dev/console.
+    let screen = if spec.graphics.is_some() { "console=tty0" } else { "" };
+    add(&["-p", &frame.command_line(&[screen, "console=ttyS0", "reboot=k", "panic=1"], PREPENDED.len())]);
     frame.add_extra_arguments("crosvm.extraArgs", &mut arguments, &spec.crosvm.extra_args);
     arguments.push(kernel.as_str().to_owned());
     finish(frame, arguments)
@@ -123,7 +130,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
 
 fn check_devices(frame: &mut Frame<'_>) {
     let spec = frame.spec;
-    let singles = [spec.rng, spec.memory.balloon.is_some(), spec.vsock.is_some()];
+    let singles = [spec.rng, spec.memory.balloon.is_some(), spec.vsock.is_some(), spec.graphics.is_some()];
     let devices = spec.disks.len()
         + spec.interfaces.len()
         + spec.shares.len()
@@ -197,6 +204,30 @@ fn share_options(frame: &mut Frame<'_>, index: usize, checked: &CheckedShare) ->
             ["--shared-dir".to_owned(), format!("{}:{}:type=p9", share.source, share.tag)]
         }
     }
+}
+
+/// The graphics card is that of a process beside it, which is not jailed: it must find the host's graphics drivers.
+fn graphics_options(frame: &mut Frame<'_>, graphics: &CheckedGraphics) -> String {
+    let drawing = drawing(frame, graphics, WithoutCard::Fails);
+    let Some(wayland_socket) = frame.facts.desktop.wayland_socket.clone() else {
+        let reason = "shows its window on a Wayland desktop only, but $WAYLAND_DISPLAY is not set";
+        frame.refuse("graphics.enable", format!("{reason}; start it from a graphical session"));
+        return String::new();
+    };
+    if wayland_socket.as_str().contains(',') {
+        let reason = format!("cannot be given `{wayland_socket}`: a comma ends a path in its option for Wayland");
+        frame.refuse("graphics.enable", reason);
+    }
+    // With a context for Wayland's own protocol, a proxy in the guest can show single windows.
+    let parameters = match drawing {
+        Drawing::Host(_) => json!({"context-types": "virgl:virgl2:cross-domain", "egl": true, "vulkan": true}),
+        Drawing::Guest => json!({"backend": "2d", "context-types": "cross-domain"}),
+    };
+    let process = crosvm_gpu(frame.spec, graphics, &wayland_socket, &parameters);
+    frame.needs.sockets_to_remove.push(graphics.socket.clone());
+    frame.needs.processes.push(process);
+    let options = Options::new(Dialect::Crosvm).pair("type", "gpu").pair("socket", &graphics.socket);
+    frame.written("graphics.socket", options.finish())
 }
 
 fn finish(frame: Frame<'_>, arguments: Vec<String>) -> Result<Launch, Vec<Refusal>> {

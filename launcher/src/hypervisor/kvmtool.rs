@@ -72,7 +72,9 @@ pub(super) fn support(feature: Feature) -> Support {
         Feature::CpuModel => Support::No("always gives the host's CPU"),
         Feature::WithoutKvm => Support::No("needs KVM"),
         Feature::OtherArchitecture => Support::No("runs guests of the host's architecture only"),
-        Feature::Graphics => Support::No("is not given a screen by this launcher"),
+        Feature::Graphics => {
+            Support::No("has a screen only where it is built with SDL, GTK or VNC, and nixpkgs builds it with none")
+        }
     }
 }
 

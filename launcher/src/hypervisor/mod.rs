@@ -2,6 +2,7 @@
 
 mod cloud_hypervisor;
 mod crosvm;
+mod drawing;
 mod firecracker;
 mod frame;
 mod kvmtool;

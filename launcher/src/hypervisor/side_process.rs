@@ -1,10 +1,10 @@
-//! The processes beside a hypervisor: a virtiofs daemon for each share, passt for user networking.
+//! The processes beside a hypervisor: a virtiofs daemon for each share, passt for user networking, crosvm's graphics card.
 
 use super::frame::Frame;
 use crate::launch::{SideProcess, SideProcessKind};
 use crate::path::HostPath;
 use crate::spec::{ForwardFrom, ForwardPort};
-use crate::validate::CheckedShare;
+use crate::validate::{CheckedGraphics, CheckedShare, CheckedSpec};
 
 /// Who tells the guest a virtiofs share's tag.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -77,5 +77,31 @@ pub(super) fn passt(interface: &str, socket: &HostPath, ports: &[ForwardPort]) -
         program: HostPath::from("passt"),
         arguments,
         socket: socket.clone(),
+    }
+}
+
+/// crosvm's graphics card, which shows what the guest draws on a Wayland desktop.
+pub(super) fn crosvm_gpu(
+    spec: &CheckedSpec,
+    graphics: &CheckedGraphics,
+    wayland_socket: &HostPath,
+    parameters: &serde_json::Value,
+) -> SideProcess {
+    let words = ["--no-syslog", "--log-level", "warn", "device", "gpu"];
+    let mut arguments = words.map(str::to_owned).to_vec();
+    for (option, value) in [
+        ("--socket-path", graphics.socket.to_string()),
+        ("--wayland-sock", wayland_socket.to_string()),
+        ("--params", parameters.to_string()),
+    ] {
+        arguments.extend([option.to_owned(), value]);
+    }
+    let program = graphics.program.clone().or_else(|| spec.crosvm.program.clone());
+    SideProcess {
+        kind: SideProcessKind::CrosvmGpu,
+        name: spec.name.clone(),
+        program: program.unwrap_or_else(|| HostPath::from("crosvm")),
+        arguments,
+        socket: graphics.socket.clone(),
     }
 }

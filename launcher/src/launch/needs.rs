@@ -203,7 +203,7 @@ pub struct PassedDevice {
 pub struct SideProcess {
     /// What it is.
     pub kind: SideProcessKind,
-    /// What it serves: the share's tag, or the interface's id.
+    /// What it serves: the share's tag, the interface's id, or the machine's name.
     pub name: String,
     /// The program: a path, or a name to be found on the search path.
     pub program: HostPath,
@@ -221,6 +221,8 @@ pub enum SideProcessKind {
     Virtiofsd,
     /// User networking for a hypervisor that has none.
     Passt,
+    /// A graphics card for a hypervisor that has none.
+    CrosvmGpu,
 }
 
 /// An initrd that is put together at start: the machine's own, followed by an archive with the credentials. It exists

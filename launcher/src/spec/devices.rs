@@ -1,4 +1,4 @@
-//! Passed-through devices, vsock and the screen as the user writes them.
+//! Passed-through devices and vsock as the user writes them.
 
 use crate::path::HostPath;
 use schemars::JsonSchema;
@@ -65,13 +65,4 @@ pub struct Vsock {
     /// Whether the guest's systemd reports over vsock that it has booted.
     #[serde(default)]
     pub notify: bool,
-}
-
-/// A screen.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Graphics {
-    /// Whether the machine has one.
-    #[serde(default)]
-    pub enable: bool,
 }

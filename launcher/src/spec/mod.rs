@@ -5,13 +5,15 @@
 //! type: that is `validate`'s work, whose result is another type.
 
 mod devices;
+mod graphics;
 mod hypervisors;
 mod network;
 pub mod parse;
 pub mod schema;
 mod storage;
 
-pub use devices::{Device, DeviceBus, Graphics, QemuDevice, Vsock};
+pub use devices::{Device, DeviceBus, QemuDevice, Vsock};
+pub use graphics::{Graphics, GraphicsBackend, VulkanProtocol};
 pub use hypervisors::{
     Accelerator, Architecture, CloudHypervisorSection, CrosvmSection, DriveIoEngine, FirecrackerSection, Hypervisor,
     InodeFileHandles, KvmtoolSection, PcieRootPort, QemuSection, VirtiofsdSection,
@@ -114,7 +116,7 @@ pub struct MachineSpec {
     /// Whether there is a virtio entropy source.
     #[serde(default = "yes")]
     pub rng: bool,
-    /// A screen. None of the five hypervisors gives one here: it is refused with the reason.
+    /// A screen.
     #[serde(default)]
     pub graphics: Graphics,
     /// Secrets for the guest's systemd: credential name to file on the host. qemu hands them over by fw_cfg, where

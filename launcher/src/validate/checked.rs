@@ -4,7 +4,7 @@ use crate::launch::StoreDiskNeed;
 use crate::path::HostPath;
 use crate::spec::{
     Architecture, CloudHypervisorSection, CrosvmSection, Device, FirecrackerSection, ForwardPort, Hypervisor,
-    ImageType, KvmtoolSection, MacvtapMode, QemuSection, Share, VirtiofsdSection,
+    ImageType, KvmtoolSection, MacvtapMode, QemuSection, Share, VirtiofsdSection, VulkanProtocol,
 };
 use std::collections::BTreeMap;
 
@@ -48,8 +48,8 @@ pub struct CheckedSpec {
     pub devices: Vec<Device>,
     /// Whether there is an entropy source.
     pub rng: bool,
-    /// Whether a screen is asked for.
-    pub graphics: bool,
+    /// The screen.
+    pub graphics: Option<CheckedGraphics>,
     /// Credentials by name.
     pub credential_files: BTreeMap<String, HostPath>,
     /// The control socket, where the hypervisor lets that be chosen.
@@ -215,6 +215,30 @@ pub enum InterfaceKind {
         /// The bridge.
         bridge: String,
     },
+}
+
+/// A screen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckedGraphics {
+    /// Where qemu shows it.
+    pub view: View,
+    /// Whether the host's OpenGL draws, if that is settled.
+    pub gl: Option<bool>,
+    /// The protocol for the host's Vulkan, with the size of its window in qemu's words. OpenGL is then not turned off.
+    pub vulkan: Option<(VulkanProtocol, String)>,
+    /// The socket of the process that draws.
+    pub socket: HostPath,
+    /// The program of that process, if it is not to be the hypervisor's.
+    pub program: Option<HostPath>,
+}
+
+/// Where qemu shows a screen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// In a window of the desktop.
+    Window,
+    /// Nowhere by itself.
+    Headless,
 }
 
 /// A vsock device.

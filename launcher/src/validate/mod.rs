@@ -3,6 +3,7 @@
 mod across;
 mod checked;
 mod findings;
+mod graphics;
 mod guest;
 mod machine;
 mod names;
@@ -13,13 +14,14 @@ mod zero_bytes;
 
 pub use across::check_across;
 pub use checked::{
-    Balloon, CheckedInterface, CheckedShare, CheckedSpec, CheckedVolume, CheckedVsock, Disk, DiskRole, HotplugMemory,
-    InterfaceKind, Kernel, Memory,
+    Balloon, CheckedGraphics, CheckedInterface, CheckedShare, CheckedSpec, CheckedVolume, CheckedVsock, Disk, DiskRole,
+    HotplugMemory, InterfaceKind, Kernel, Memory, View,
 };
 pub use findings::Problem;
 
 use crate::spec::MachineSpec;
 use findings::Findings;
+use sockets::Sockets;
 
 /// Checks a machine spec.
 ///
@@ -35,7 +37,9 @@ pub fn check(spec: &MachineSpec) -> Result<CheckedSpec, Vec<Problem>> {
     let interfaces = network::interfaces(spec, &mut findings);
     network::forward_ports(spec, &mut findings);
     let vsock = network::vsock(spec, &mut findings);
-    let sockets = sockets::sockets(spec, &shares, vsock.as_ref(), &mut findings);
+    let graphics = graphics::graphics(spec, &mut findings);
+    let own = Sockets { shares: &shares, vsock: vsock.as_ref(), graphics: graphics.as_ref() };
+    let control_socket = sockets::control_socket(spec, &own, &mut findings);
     zero_bytes::check(spec, &mut findings);
     let memory = machine::memory(spec);
     if !findings.problems.is_empty() {
@@ -65,9 +69,9 @@ pub fn check(spec: &MachineSpec) -> Result<CheckedSpec, Vec<Problem>> {
         vsock,
         devices: spec.devices.clone(),
         rng: spec.rng,
-        graphics: spec.graphics.enable,
+        graphics,
         credential_files: spec.credential_files.clone(),
-        control_socket: sockets.control,
+        control_socket,
         console_socket: spec.console_socket.clone(),
         user: spec.user.clone(),
         pre_start: spec.pre_start.clone(),

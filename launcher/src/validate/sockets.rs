@@ -1,40 +1,42 @@
 //! The unix sockets of a machine: none too long, no two the same.
 
-use super::checked::{CheckedShare, CheckedVsock};
+use super::checked::{CheckedGraphics, CheckedShare, CheckedVsock};
 use super::findings::Findings;
 use super::names;
 use super::storage::plain;
 use crate::path::HostPath;
 use crate::spec::{MachineSpec, ShareProtocol};
 
-pub(super) struct Sockets {
-    pub(super) control: HostPath,
+/// What has sockets beside the machine itself.
+pub(super) struct Sockets<'checked> {
+    pub(super) shares: &'checked [CheckedShare],
+    pub(super) vsock: Option<&'checked CheckedVsock>,
+    pub(super) graphics: Option<&'checked CheckedGraphics>,
 }
 
-pub(super) fn sockets(
-    spec: &MachineSpec,
-    shares: &[CheckedShare],
-    vsock: Option<&CheckedVsock>,
-    findings: &mut Findings,
-) -> Sockets {
+/// The control socket, after all sockets have been looked at.
+pub(super) fn control_socket(spec: &MachineSpec, own: &Sockets<'_>, findings: &mut Findings) -> HostPath {
     let control = spec.socket.clone().unwrap_or_else(|| HostPath::new(format!("{}.sock", spec.name)));
     let mut sockets = vec![("socket".to_owned(), control.clone())];
     if let Some(console) = &spec.console_socket {
         sockets.push(("consoleSocket".to_owned(), console.clone()));
     }
-    if let Some(vsock) = vsock {
+    if let Some(vsock) = own.vsock {
         // The guest's notification arrives at a socket with the port in its name.
         let longest = vsock.notify_port.map(|port| HostPath::new(format!("{}_{port}", vsock.socket)));
         sockets.push(("vsock.socket".to_owned(), longest.unwrap_or_else(|| vsock.socket.clone())));
     }
-    for (index, share) in shares.iter().enumerate() {
+    for (index, share) in own.shares.iter().enumerate() {
         if share.share.proto == ShareProtocol::Virtiofs {
             sockets.push((format!("shares[{index}].socket"), share.socket.clone()));
         }
+    }
+    if let Some(graphics) = own.graphics {
+        sockets.push(("graphics.socket".to_owned(), graphics.socket.clone()));
     }
     for (option, socket) in &sockets {
         findings.require(option, names::socket_path(socket));
     }
     findings.require_distinct("socket", sockets.iter().map(|(option, socket)| (option.clone(), plain(socket))));
-    Sockets { control }
+    control
 }

@@ -79,7 +79,7 @@ pub(super) fn support(feature: Feature) -> Support {
         Feature::CpuModel => Support::No("always gives the host's CPU"),
         Feature::WithoutKvm => Support::No("needs KVM"),
         Feature::OtherArchitecture => Support::No("runs guests of the host's architecture only"),
-        Feature::Graphics => Support::No("is not given a screen by this launcher"),
+        Feature::Graphics => Support::No("has no graphics card; only a patched one has `--gpu`"),
     }
 }
 

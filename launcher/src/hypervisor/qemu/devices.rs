@@ -3,6 +3,7 @@
 use super::super::frame::Frame;
 use super::super::side_process::{TagTeller, virtiofsd};
 use super::machine::{Bus, Machine};
+use super::screen::Screen;
 use crate::keyval::{Dialect, Options};
 use crate::launch::BridgeNeed;
 use crate::spec::{DeviceBus, ForwardFrom, ImageType, Protocol, ShareProtocol};
@@ -15,7 +16,7 @@ struct Writer<'frame, 'spec, 'arguments> {
     arguments: &'arguments mut Vec<String>,
 }
 
-pub(super) fn write(frame: &mut Frame<'_>, machine: &Machine, arguments: &mut Vec<String>) {
+pub(super) fn write(frame: &mut Frame<'_>, machine: &Machine, screen: &Screen, arguments: &mut Vec<String>) {
     let spec = frame.spec;
     let mut writer = Writer { frame, machine, arguments };
     if machine.model == "microvm" {
@@ -49,6 +50,12 @@ pub(super) fn write(frame: &mut Frame<'_>, machine: &Machine, arguments: &mut Ve
     }
     if let Some(vsock) = &spec.vsock {
         writer.virtio("vsock", "vhost-vsock", |device| device.pair("guest-cid", vsock.cid));
+    }
+    if let Some(card) = &screen.card {
+        writer.virtio("graphics.enable", card.name, |device| card.with_properties(device));
+        for name in ["virtio-keyboard", "virtio-tablet"] {
+            writer.virtio("graphics.enable", name, |device| device);
+        }
     }
     writer.passed_devices();
 }

@@ -1,6 +1,7 @@
 //! Which of qemu's machines: the small one where it can do the work, else one with PCI; with KVM, or emulated.
 
 use super::super::frame::Frame;
+use super::screen;
 use crate::facts::{Architecture, Kvm};
 use crate::keyval::{Dialect, Options};
 use crate::launch::KvmUse;
@@ -47,6 +48,7 @@ pub(super) fn choose(frame: &mut Frame<'_>) -> Machine {
     let needs_pci = !spec.devices.is_empty()
         || !spec.qemu.pcie_root_ports.is_empty()
         || spec.memory.hotplug.is_some()
+        || spec.graphics.is_some()
         || virtio_devices > MMIO_SLOTS;
     let model = spec.qemu.machine.clone().unwrap_or_else(|| match architecture {
         Architecture::Aarch64 => "virt".to_owned(),
@@ -124,6 +126,7 @@ fn count_virtio_devices(frame: &Frame<'_>) -> usize {
         + spec.shares.len()
         + spec.interfaces.len()
         + spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci).count()
+        + if spec.graphics.is_some() { screen::DEVICES } else { 0 }
         + singles.into_iter().filter(|present| *present).count()
 }
 

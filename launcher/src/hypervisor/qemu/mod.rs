@@ -2,6 +2,7 @@
 
 mod devices;
 mod machine;
+mod screen;
 
 use super::frame::{Command, Frame, VsockTransport};
 use crate::capability::{Feature, Support};
@@ -22,7 +23,6 @@ const FW_CFG_NAME_BYTES: usize = 55;
 pub(super) fn support(feature: Feature) -> Support {
     match feature {
         Feature::InitialBalloon => Support::No("starts with an empty balloon; fill it with `microvm balloon`"),
-        Feature::Graphics => Support::No("is not given a screen by this launcher"),
         Feature::WithoutKvm | Feature::OtherArchitecture => Support::With("emulated, and many times slower"),
         Feature::HotplugMemory => Support::With("not with the machine model microvm"),
         _ => Support::Yes,
@@ -32,11 +32,12 @@ pub(super) fn support(feature: Feature) -> Support {
 pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     let spec = frame.spec;
     let machine = machine::choose(&mut frame);
+    let screen = screen::choose(&mut frame);
     let kernel = frame.boot_image();
     check_kernel(&mut frame, &kernel);
     let guest_name = Options::new(Dialect::Qemu).pair("guest", &spec.name).finish();
     let guest_name = frame.written("name", guest_name);
-    let words = ["-name", &guest_name, "-no-user-config", "-nodefaults", "-no-reboot", "-display", "none"];
+    let words = ["-name", &guest_name, "-no-user-config", "-nodefaults", "-no-reboot", "-display", &screen.display];
     let mut arguments = words.map(str::to_owned).to_vec();
     machine::write(&mut frame, &machine, &mut arguments);
     arguments.extend(["-kernel".to_owned(), kernel.as_str().to_owned()]);
@@ -47,7 +48,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     let parameters: Vec<_> = parameters.iter().map(String::as_str).collect();
     arguments.extend(["-append".to_owned(), frame.command_line(&parameters, 0)]);
     write_ports(&mut frame, &mut arguments);
-    devices::write(&mut frame, &machine, &mut arguments);
+    devices::write(&mut frame, &machine, &screen, &mut arguments);
     write_identity(&mut frame, &mut arguments);
     if !spec.interfaces.iter().any(|interface| matches!(interface.kind, InterfaceKind::Bridge { .. })) {
         // The bridge helper has rights of its own, which a sandboxed process cannot give to its children.
@@ -66,6 +67,10 @@ fn check_kernel(frame: &mut Frame<'_>, kernel: &HostPath) {
 fn kernel_parameters(frame: &Frame<'_>, machine: &Machine) -> Vec<String> {
     let mut parameters = Vec::new();
     let mut add = |parameter: &str| parameters.push(parameter.to_owned());
+    if frame.spec.graphics.is_some() {
+        // Before the serial console, which stays the one that programs write to: the last is /dev/console.
+        add("console=tty0");
+    }
     if frame.spec.qemu.serial_console {
         match frame.architecture() {
             Architecture::X86_64 => {

@@ -1,0 +1,73 @@
+//! qemu's screen: where it is shown, and the graphics card that draws it.
+
+use super::super::drawing::{Drawing, WithoutCard, drawing};
+use super::super::frame::Frame;
+use crate::facts::Version;
+use crate::keyval::{Dialect, Options};
+use crate::spec::{Hypervisor, VulkanProtocol};
+use crate::validate::{CheckedGraphics, View};
+
+/// Devices that come with a screen: the card, the keyboard, the pointer.
+pub(super) const DEVICES: usize = 3;
+/// The first version whose graphics card passes Vulkan on: its release notes.
+const FIRST_WITH_VULKAN: Version = Version(9, 2, 0);
+
+/// What a machine has for a screen.
+#[derive(Debug)]
+pub(super) struct Screen {
+    /// What goes after `-display`.
+    pub(super) display: String,
+    /// The graphics card, if there is one.
+    pub(super) card: Option<Card>,
+}
+
+/// A graphics card.
+#[derive(Debug)]
+pub(super) struct Card {
+    /// The device, without its bus.
+    pub(super) name: &'static str,
+    vulkan: Option<(VulkanProtocol, String)>,
+}
+
+pub(super) fn choose(frame: &mut Frame<'_>) -> Screen {
+    let named = |name: &str| Options::new(Dialect::Qemu).word(name);
+    let Some(graphics) = &frame.spec.graphics else { return Screen { display: "none".to_owned(), card: None } };
+    check(frame, graphics);
+    let (display, name) = match (graphics.view, drawing(frame, graphics, without_card(graphics.view))) {
+        (View::Window, Drawing::Host(_)) => (named("gtk").pair("gl", "on"), "virtio-gpu-gl"),
+        (View::Window, Drawing::Guest) => (named("gtk").pair("gl", "off"), "virtio-gpu"),
+        (View::Headless, Drawing::Host(node)) => (named("egl-headless").pair_if("rendernode", node), "virtio-gpu-gl"),
+        (View::Headless, Drawing::Guest) => (named("none"), "virtio-gpu"),
+    };
+    let display = frame.written("graphics.backend", display.finish());
+    Screen { display, card: Some(Card { name, vulkan: graphics.vulkan.clone() }) }
+}
+
+fn check(frame: &mut Frame<'_>, graphics: &CheckedGraphics) {
+    if graphics.view == View::Window && !frame.facts.desktop.has_windows() {
+        let remedy = "start it from a graphical session, or set graphics.backend to \"headless\"";
+        let reason = format!("opens a window, but neither $WAYLAND_DISPLAY nor $DISPLAY is set; {remedy}");
+        frame.refuse("graphics.backend", reason);
+    }
+    if graphics.vulkan.is_some() && !frame.facts.at_least(Hypervisor::Qemu, FIRST_WITH_VULKAN) {
+        frame.refuse("graphics.vulkan", format!("passes Vulkan on from version {FIRST_WITH_VULKAN} on"));
+    }
+}
+
+/// A window has the desktop's OpenGL, which software may do; without a window it takes a card.
+fn without_card(view: View) -> WithoutCard {
+    match view {
+        View::Window => WithoutCard::Works,
+        View::Headless => WithoutCard::Fails,
+    }
+}
+
+impl Card {
+    /// The device with its properties.
+    pub(super) fn with_properties(&self, device: Options) -> Options {
+        match &self.vulkan {
+            Some((protocol, memory)) => device.pair("blob", "on").pair("hostmem", memory).pair(protocol.as_str(), "on"),
+            None => device,
+        }
+    }
+}
