@@ -34,7 +34,10 @@ pub(super) fn drawing(frame: &mut Frame<'_>, graphics: &CheckedGraphics, without
         (_, RenderNode::Usable(node)) => Drawing::Host(Some(node.clone())),
         (Some(true), RenderNode::Unusable(_)) if without_card == WithoutCard::Works => Drawing::Host(None),
         (Some(true), RenderNode::Unusable(why)) => {
-            frame.refuse(option, format!("is to draw with the host's OpenGL, but {why}"));
+            frame.refuse(
+                option,
+                format!("is to draw with the host's OpenGL, but {why}; without {option} the guest draws by itself"),
+            );
             Drawing::Guest
         }
         (None, RenderNode::Unusable(why)) => {

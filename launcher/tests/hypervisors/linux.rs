@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// A closure that boots, made by fixtures/closure/build.sh.
-struct Closure {
+pub(crate) struct Closure {
     directory: PathBuf,
     /// Where its store paths lie.
     store: PathBuf,
@@ -59,7 +59,11 @@ fn image_builder() -> PathBuf {
 }
 
 /// A machine of the closure; what a test adds or changes is merged into its spec.
-fn linux_machine(name: &str, parameters: &[&str], changes: Value) -> Option<(TestMachine, &'static Closure)> {
+pub(crate) fn linux_machine(
+    name: &str,
+    parameters: &[&str],
+    changes: Value,
+) -> Option<(TestMachine, &'static Closure)> {
     if program_of(Hypervisor::Qemu).is_none() {
         skip("qemu is not installed");
         return None;
@@ -81,7 +85,7 @@ fn linux_machine(name: &str, parameters: &[&str], changes: Value) -> Option<(Tes
 }
 
 /// An image of the closure in the machine's directory.
-fn build_image(machine: &TestMachine, closure: &Closure) {
+pub(crate) fn build_image(machine: &TestMachine, closure: &Closure) {
     let built = Command::new(image_builder())
         .args(["build", "--quiet", "--no-cache", "--closure-info"])
         .arg(closure.directory.join("closure-info"))
@@ -95,7 +99,7 @@ fn build_image(machine: &TestMachine, closure: &Closure) {
 }
 
 /// The guest has said this line.
-fn assert_said(console: &str, line: &str) {
+pub(crate) fn assert_said(console: &str, line: &str) {
     let said = format!("guest: {line}");
     assert!(console.contains(&said), "the guest has not said `{said}`:\n{console}");
 }
@@ -241,7 +245,7 @@ fn a_tap_answers_ping() {
     stop_gracefully(&machine, &mut running);
 }
 
-fn stop_gracefully(machine: &TestMachine, running: &mut Running<'_>) {
+pub(crate) fn stop_gracefully(machine: &TestMachine, running: &mut Running<'_>) {
     let stop = machine.output(&["stop", &machine.name, "--timeout", "120"]);
     let said = String::from_utf8_lossy(&stop.stderr).into_owned();
     assert_eq!(said, format!("{} has shut down\n", machine.name));

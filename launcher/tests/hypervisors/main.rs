@@ -12,6 +12,7 @@ mod lifecycle;
 mod linux;
 mod machine;
 mod probe;
+mod screen;
 mod specs;
 #[path = "../../src/test_program.rs"]
 mod test_program;

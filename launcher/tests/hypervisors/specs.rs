@@ -7,7 +7,9 @@ use launcher::facts::HostFacts;
 use launcher::hypervisor::lower;
 use launcher::launch::{Access, Launch};
 use launcher::path::HostPath;
-use launcher::spec::{DeviceBus, ForwardFrom, Hypervisor, ImageType, InterfaceType, MachineSpec, ShareProtocol};
+use launcher::spec::{
+    DeviceBus, ForwardFrom, GraphicsBackend, Hypervisor, ImageType, InterfaceType, MachineSpec, ShareProtocol,
+};
 use launcher::validate::check;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -136,6 +138,9 @@ fn adapt(spec: &mut MachineSpec, machine: &TestMachine) -> Result<(), String> {
     if spec.vsock.cid.is_some() && needs_vhost_vsock(spec.hypervisor) && !Path::new("/dev/vhost-vsock").exists() {
         return Err("no /dev/vhost-vsock".to_owned());
     }
+    if spec.graphics.enable {
+        adapt_graphics(spec)?;
+    }
     adapt_disks(spec, machine, &moved)?;
     for path in spec.credential_files.values_mut() {
         *path = moved(path);
@@ -164,6 +169,21 @@ fn adapt(spec: &mut MachineSpec, machine: &TestMachine) -> Result<(), String> {
     }
     machine.write_spec(spec);
     Ok(())
+}
+
+/// There need be neither a desktop nor a graphics card, but crosvm does not go without a desktop.
+fn adapt_graphics(spec: &mut MachineSpec) -> Result<(), String> {
+    spec.graphics.backend = GraphicsBackend::Headless;
+    spec.graphics.gl = Some(false);
+    let Some(program) = spec.crosvm.program.as_ref().filter(|_| spec.hypervisor == Hypervisor::Crosvm) else {
+        return Ok(());
+    };
+    let asked = Command::new(program.as_path()).args(["--no-syslog", "device", "gpu", "--help"]).output().unwrap();
+    if !asked.status.success() {
+        return Err("this crosvm is built without a graphics card".to_owned());
+    }
+    let session = std::env::var_os("WAYLAND_DISPLAY");
+    session.map(|_| ()).ok_or_else(|| "no Wayland desktop to show a window on".to_owned())
 }
 
 fn needs_vhost_vsock(hypervisor: Hypervisor) -> bool {
@@ -228,6 +248,12 @@ fn boot_and_compare(spec: &MachineSpec, machine: &TestMachine, options: &[&str])
     compare_disks(spec, machine, &launch, &report);
     compare_interfaces(spec, &report);
     compare_shares(spec, &report);
+    let (cards, inputs) = match (spec.graphics.enable, spec.hypervisor) {
+        (false, _) => (0, 0),
+        (true, Hypervisor::Qemu) => (1, 2),
+        (true, _) => (1, 0),
+    };
+    assert_eq!((report.named("gpu").len(), report.named("input").len()), (cards, inputs), "graphics");
     let expected: Vec<String> = spec.vsock.cid.iter().map(ToString::to_string).collect();
     let cids: Vec<&str> = report.named("vsock").iter().map(|device| device.field("cid")).collect();
     assert_eq!(cids, expected, "vsock");
