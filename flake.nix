@@ -65,10 +65,10 @@
         all // lib.mapAttrs' (name: lib.nameValuePair "${system}-${name}") configurations.${system}
       ) { } systems;
 
-      # A host with machines on all hypervisors, itself in a machine; and a machine with a screen.
+      # A host with machines on all hypervisors, itself in a machine; and machines with a screen, in a window and by VNC.
       apps = forSystems (
         system:
-        lib.genAttrs [ "vm" "qemu-vnc" ] (name: {
+        lib.genAttrs [ "vm" "graphics" "qemu-vnc" ] (name: {
           type = "app";
           program = lib.getExe (runnersOf system).${name};
         })

@@ -26,6 +26,11 @@ lib.listToAttrs (
     ./vm.nix
   ];
   no-flake = [ ./no-flake.nix ];
+  graphics = [
+    self.nixosModules.microvm
+    ./guest.nix
+    ./graphics.nix
+  ];
   qemu-vnc = [
     self.nixosModules.microvm
     ./guest.nix

@@ -185,6 +185,12 @@ let
     unless (!cfg.vsock.ssh.enable || cfg.vsock.cid != null) "vsock.ssh.enable" "needs microvm.vsock.cid"
     ++ unless (!cfg.vsock.notify || cfg.vsock.cid != null) "vsock.notify" "needs microvm.vsock.cid"
     ++ unless (
+      !cfg.graphics.enable || cfg.graphics.backend != "cocoa"
+    ) "graphics.backend" "\"cocoa\" is macOS' own; set \"gtk\" or \"headless\""
+    ++ unless (
+      !cfg.graphics.enable || cfg.graphics.vulkan == null || cfg.graphics.gl != false
+    ) "graphics.vulkan" "needs the host's OpenGL; leave graphics.gl to it"
+    ++ unless (
       !cfg.guest.enable || cfg.initialBalloonMem == 0 || cfg.balloon
     ) "initialBalloonMem" "needs microvm.balloon = true"
     ++

@@ -34,6 +34,10 @@ in
           ++ lib.optional (hasShare "virtiofs") "virtiofs";
         supportedFilesystems = lib.optional cfg.storeOnDisk cfg.storeDiskType;
       };
+      kernelModules = lib.optionals cfg.graphics.enable [
+        "virtio_gpu"
+        "virtio_input"
+      ];
       # None of these devices is ever there.
       blacklistedKernelModules = [
         "rfkill"

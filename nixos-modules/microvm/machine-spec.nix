@@ -73,7 +73,6 @@ in
       forwardPorts
       devices
       rng
-      graphics
       credentialFiles
       socket
       consoleSocket
@@ -94,6 +93,21 @@ in
       else
         null;
     interfaces = map interface cfg.interfaces;
+    graphics = {
+      inherit (cfg.graphics)
+        enable
+        backend
+        gl
+        vulkan
+        hostmem
+        socket
+        ;
+      program =
+        if cfg.graphics.enable && cfg.hypervisor == "crosvm" then
+          lib.getExe' cfg.graphics.crosvmPackage "crosvm"
+        else
+          null;
+    };
     vsock = { inherit (cfg.vsock) cid notify; };
     preStart = lib.optional (cfg.preStart != "") [
       "${cfg.vmHostPackages.writeShellScript "microvm-${config.networking.hostName}-pre-start" ''

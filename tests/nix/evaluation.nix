@@ -186,6 +186,44 @@ let
         })).vmlinux == null
       );
     };
+    "a guest with a screen has its drivers, another keeps them away" = {
+      expected = {
+        screen = {
+          loads = true;
+          keepsAway = false;
+        };
+        none = {
+          loads = false;
+          keepsAway = true;
+        };
+      };
+      found =
+        let
+          drivers =
+            enable:
+            let
+              inherit (guest { graphics = { inherit enable; }; }) config;
+            in
+            {
+              loads = builtins.elem "virtio_gpu" config.boot.kernelModules;
+              keepsAway = builtins.elem "drm" config.boot.blacklistedKernelModules;
+            };
+        in
+        {
+          screen = drivers true;
+          none = drivers false;
+        };
+    };
+    "the process that draws is crosvm's only" = {
+      expected = each (hypervisor: hypervisor == "crosvm");
+      found = each (
+        hypervisor:
+        (specOf (guest {
+          inherit hypervisor;
+          graphics.enable = true;
+        })).graphics.program != null
+      );
+    };
     "only the chosen hypervisor's section is written" = {
       expected = {
         qemu = { };

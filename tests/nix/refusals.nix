@@ -110,9 +110,23 @@ in
       "forwardPorts[0]: crosvm has no user networking, so no forwarded ports; qemu and cloud-hypervisor can"
     ]
   )
-  (on "qemu" { graphics.enable = true; } [
-    "graphics.enable: qemu is not given a screen by this launcher; no other hypervisor can"
+  (on "cloud-hypervisor" { graphics.enable = true; } [
+    "graphics.enable: cloud-hypervisor has no graphics card; only a patched one has `--gpu`; qemu and crosvm can"
   ])
+  (on "qemu"
+    {
+      graphics = {
+        enable = true;
+        backend = "cocoa";
+        vulkan = "venus";
+        gl = false;
+      };
+    }
+    [
+      "graphics.backend: \"cocoa\" is macOS' own; set \"gtk\" or \"headless\""
+      "graphics.vulkan: needs the host's OpenGL; leave graphics.gl to it"
+    ]
+  )
   (on "firecracker" { volumes = [ (volume // { imageType = "qcow2"; }) ]; } [
     "volumes[0].imageType: firecracker knows raw images only; qemu, cloud-hypervisor and crosvm can"
   ])

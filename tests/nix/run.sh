@@ -245,7 +245,7 @@ check_flake() { # nixpkgs/ is no Nixpkgs: what it shows is that flake.nix and Ni
 
   flake flake lock --impure "path:$copy" --override-input nixpkgs "$nixpkgs"
   flake flake show --impure "path:$copy" >"$scratch/outputs"
-  for name in apps build-microvm checks crosvm-example-with-tap devShells doc formatter kvmtool-example lib \
+  for name in apps build-microvm checks crosvm-example-with-tap devShells doc formatter graphics kvmtool-example lib \
     microvm-options nixosConfigurations overlays qemu-vnc templates x86_64-linux-no-flake; do
     grep -qF "$name" "$scratch/outputs" || { cat "$scratch/outputs" >&2; die "nix flake show has no $name"; }
   done

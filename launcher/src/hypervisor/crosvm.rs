@@ -210,8 +210,9 @@ fn share_options(frame: &mut Frame<'_>, index: usize, checked: &CheckedShare) ->
 fn graphics_options(frame: &mut Frame<'_>, graphics: &CheckedGraphics) -> String {
     let drawing = drawing(frame, graphics, WithoutCard::Fails);
     let Some(wayland_socket) = frame.facts.desktop.wayland_socket.clone() else {
-        let reason = "shows its window on a Wayland desktop only, but $WAYLAND_DISPLAY is not set";
-        frame.refuse("graphics.enable", format!("{reason}; start it from a graphical session"));
+        let reason = "shows its window on a Wayland desktop only, but $WAYLAND_DISPLAY is not set; \
+                      start it from a graphical session";
+        frame.refuse("graphics.enable", reason);
         return String::new();
     };
     if wayland_socket.as_str().contains(',') {

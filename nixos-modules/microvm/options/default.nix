@@ -2,6 +2,7 @@
 {
   imports = [
     ./devices.nix
+    ./graphics.nix
     ./hypervisors.nix
     ./machine.nix
     ./network.nix

@@ -1,7 +1,7 @@
-# Devices of the host, credentials, the screen.
+# Devices of the host, credentials.
 { lib, ... }:
 let
-  inherit (lib) mkEnableOption mkOption types;
+  inherit (lib) mkOption types;
 
   device = {
     options = {
@@ -56,7 +56,5 @@ in
       default = true;
       description = "Whether there is a virtio entropy source.";
     };
-
-    graphics.enable = mkEnableOption "a screen";
   };
 }

@@ -45,8 +45,8 @@ pub(super) fn choose(frame: &mut Frame<'_>) -> Screen {
 
 fn check(frame: &mut Frame<'_>, graphics: &CheckedGraphics) {
     if graphics.view == View::Window && !frame.facts.desktop.has_windows() {
-        let remedy = "start it from a graphical session, or set graphics.backend to \"headless\"";
-        let reason = format!("opens a window, but neither $WAYLAND_DISPLAY nor $DISPLAY is set; {remedy}");
+        let reason = "opens a window, but neither $WAYLAND_DISPLAY nor $DISPLAY is set; \
+                      start it from a graphical session, or set graphics.backend to \"headless\"";
         frame.refuse("graphics.backend", reason);
     }
     if graphics.vulkan.is_some() && !frame.facts.at_least(Hypervisor::Qemu, FIRST_WITH_VULKAN) {
