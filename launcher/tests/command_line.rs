@@ -87,7 +87,14 @@ fn bad_input_ends_with_2_and_says_what_to_mend() {
             "volumes[1].image: the image `a` is already that of volumes[0].image",
         ),
         (json!({"socket": long_name}), "has 109 bytes, but the path of a unix socket has at most 107"),
-        (json!({"graphics": {"enable": true}}), "no other hypervisor can"),
+        (json!({"graphics": {"enable": true, "backend": "cocoa"}}), "\"cocoa\" is macOS' own"),
+        (
+            json!({
+                "interfaces": [{"type": "user", "id": "net", "mac": "02:00:00:00:00:01"}],
+                "forwardPorts": [{"from": "guest", "proto": "udp", "host": {"port": 1}, "guest": {"port": 2, "address": "10.0.2.10"}}],
+            }),
+            "no other hypervisor can",
+        ),
     ] {
         let scratch = Scratch::machine(fields);
         for command in ["check", "explain"] {

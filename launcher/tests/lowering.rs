@@ -3,7 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
 
 use launcher::capability::Feature;
-use launcher::facts::{Architecture, HostFacts, KernelForm, Kvm, Version};
+use launcher::facts::{Architecture, Desktop, HostFacts, KernelForm, Kvm, RenderNode, Version};
 use launcher::hypervisor::{lower, runs_on, support};
 use launcher::launch::{Access, GracefulStep, KvmUse, Launch, NotificationSocket, VsockHostEnd};
 use launcher::path::HostPath;
@@ -317,6 +317,102 @@ fn a_crosvm_built_without_the_balloon_is_not_told_to_leave_it_out() {
     let facts = HostFacts { crosvm_has_balloon: false, ..host() };
     assert!(!launch(json!({}), &facts, Hypervisor::Crosvm).arguments.contains(&"--no-balloon".to_owned()));
     assert!(refusals(json!({"balloon": true}), &facts, Hypervisor::Crosvm)[0].contains("is built without the balloon"));
+}
+
+fn graphics(fields: Value) -> Value {
+    let mut graphics = json!({"enable": true});
+    if let (Value::Object(graphics), Value::Object(fields)) = (&mut graphics, fields) {
+        graphics.extend(fields);
+    }
+    json!({"graphics": graphics})
+}
+
+/// A host without a graphics card, with such windows.
+fn without_card(wayland: Option<&str>, x11: Option<&str>) -> HostFacts {
+    let desktop = Desktop {
+        wayland_socket: wayland.map(HostPath::from),
+        x11_display: x11.map(str::to_owned),
+        render_node: RenderNode::Unusable("there is no /dev/dri/renderD*".to_owned()),
+    };
+    HostFacts { desktop, ..host() }
+}
+
+#[test]
+fn a_screen_is_drawn_by_the_host_where_it_can() {
+    let on = |fields: Value, facts: &HostFacts| {
+        let launch = launch(graphics(fields), facts, Hypervisor::Qemu);
+        let card = launch.arguments.iter().find(|argument| argument.starts_with("virtio-gpu")).cloned();
+        (value(&launch, "-display").to_owned(), card.unwrap_or_default(), launch.warnings)
+    };
+    let expect = |display: &str, card: &str| (display.to_owned(), card.to_owned(), Vec::<String>::new());
+    let headless = |gl: Value| json!({"backend": "headless", "gl": gl});
+    let node = "egl-headless,rendernode=/dev/dri/renderD128";
+    assert_eq!(on(json!({}), &host()), expect("gtk,gl=on", "virtio-gpu-gl-pci"));
+    assert_eq!(on(headless(Value::Null), &host()), expect(node, "virtio-gpu-gl-pci"));
+    assert_eq!(on(headless(json!(false)), &host()), expect("none", "virtio-gpu-pci"));
+    let x11 = without_card(None, Some(":0"));
+    assert_eq!(on(json!({"gl": false}), &x11), expect("gtk,gl=off", "virtio-gpu-pci"));
+    assert_eq!(on(json!({"gl": true}), &x11), expect("gtk,gl=on", "virtio-gpu-gl-pci"), "the desktop's own draws");
+    let (display, card, warnings) = on(headless(Value::Null), &x11);
+    assert_eq!((display.as_str(), card.as_str()), ("none", "virtio-gpu-pci"));
+    let warning =
+        "web: graphics.gl: there is no /dev/dri/renderD*; the guest draws by itself, without the host's OpenGL";
+    assert_eq!(warnings, [warning]);
+    let refused = refusals(graphics(headless(json!(true))), &x11, Hypervisor::Qemu);
+    assert!(refused[0].contains("is to draw with the host's OpenGL, but there is no /dev/dri/renderD*"), "{refused:?}");
+}
+
+#[test]
+fn a_window_needs_a_desktop() {
+    let bare = without_card(None, None);
+    let refused = refusals(graphics(json!({"gl": false})), &bare, Hypervisor::Qemu);
+    assert_eq!(refused.len(), 1);
+    assert!(refused[0].contains("graphics.backend: qemu opens a window, but neither"), "{refused:?}");
+    launch(graphics(json!({"backend": "headless"})), &bare, Hypervisor::Qemu);
+    let x11 = refusals(graphics(json!({"gl": false})), &without_card(None, Some(":0")), Hypervisor::Crosvm);
+    assert!(x11[0].contains("a Wayland desktop only") && x11[0].ends_with("; qemu can"), "{x11:?}");
+    let comma = refusals(graphics(json!({"gl": false})), &without_card(Some("/a,name=b"), None), Hypervisor::Crosvm);
+    assert!(comma[0].contains("a comma ends a path"), "{comma:?}");
+}
+
+#[test]
+fn the_graphics_card_of_crosvm_is_a_process_beside_it() {
+    let fields = graphics(json!({"socket": "card.sock", "program": "/gpu/crosvm"}));
+    let drawn = launch(fields, &host(), Hypervisor::Crosvm);
+    assert_eq!(value(&drawn, "--vhost-user"), "type=gpu,socket=card.sock");
+    let process = &drawn.needs.processes[0];
+    assert_eq!((process.program.as_str(), process.socket.as_str()), ("/gpu/crosvm", "card.sock"));
+    let parameters = process.arguments.last().expect("parameters");
+    assert!(parameters.contains("virgl") && parameters.contains("cross-domain"), "{parameters}");
+    let software = launch(graphics(json!({"gl": false})), &without_card(Some("/w"), None), Hypervisor::Crosvm);
+    let parameters = software.needs.processes[0].arguments.last().expect("parameters");
+    assert!(parameters.contains("\"backend\":\"2d\"") && !parameters.contains("virgl"), "{parameters}");
+}
+
+#[test]
+fn a_screen_takes_three_slots_of_pci() {
+    let mut fields = graphics(json!({}));
+    let volumes = (0..27).map(|index| json!({"image": format!("{index}.img"), "size": 1}));
+    fields["volumes"] = volumes.collect::<Vec<_>>().into();
+    let refused = refusals(fields, &host(), Hypervisor::Qemu);
+    assert!(refused[0].contains("has room for 30 devices, and this machine has 31"), "{refused:?}");
+    let mut small = graphics(json!({}));
+    small["qemu"] = json!({"machine": "microvm"});
+    assert!(value(&launch(small, &host(), Hypervisor::Qemu), "-machine").contains("pcie=on"));
+}
+
+#[test]
+fn vulkan_takes_a_new_qemu_and_the_hosts_opengl() {
+    let fields = || graphics(json!({"vulkan": "venus", "hostmem": "4G"}));
+    let new = launch(fields(), &host(), Hypervisor::Qemu);
+    assert!(new.arguments.contains(&"virtio-gpu-gl-pci,blob=on,hostmem=4G,venus=on".to_owned()), "{new:?}");
+    let old = HostFacts { versions: [(Hypervisor::Qemu, Version(9, 1, 2))].into(), ..host() };
+    let refused = refusals(fields(), &old, Hypervisor::Qemu);
+    assert!(refused[0].contains("graphics.vulkan: qemu passes Vulkan on from version 9.2.0 on"), "{refused:?}");
+    let mut headless = fields();
+    headless["graphics"]["backend"] = json!("headless");
+    let refused = refusals(headless, &without_card(None, None), Hypervisor::Qemu);
+    assert!(refused[0].contains("graphics.vulkan: qemu is to draw with the host's OpenGL, but"), "{refused:?}");
 }
 
 #[test]

@@ -215,8 +215,11 @@ let
         };
     };
     "the process that draws is crosvm's only" = {
-      expected = each (hypervisor: hypervisor == "crosvm");
-      found = each (
+      expected = {
+        qemu = false;
+        crosvm = true;
+      };
+      found = lib.genAttrs [ "qemu" "crosvm" ] (
         hypervisor:
         (specOf (guest {
           inherit hypervisor;

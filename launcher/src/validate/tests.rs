@@ -37,6 +37,10 @@ fn one_problem_each() {
         }
         json!({"interfaces": [interface]})
     };
+    let screen = |mut fields: Value| {
+        fields["enable"] = json!(true);
+        json!({"graphics": fields})
+    };
     let long = "x".repeat(108);
     for (fields, expected) in [
         (json!({"name": "../web"}), "../web: name: `../web` must start with a letter"),
@@ -50,6 +54,15 @@ fn one_problem_each() {
             "web: hotpluggedMem: must not be more than hotplugMem, which is 4 MiB",
         ),
         (json!({"hotplugMem": 5, "hotpluggedMem": 4}), "web: hotplugMem: must be even"),
+        (screen(json!({"backend": "cocoa"})), "web: graphics.backend: \"cocoa\" is macOS' own"),
+        (screen(json!({"vulkan": "venus", "gl": false})), "web: graphics.vulkan: needs the host's OpenGL"),
+        (screen(json!({"vulkan": "venus", "hostmem": "3G"})), "web: graphics.hostmem: `3G` is no size"),
+        (screen(json!({"vulkan": "venus", "hostmem": "4G,x=y"})), "web: graphics.hostmem: `4G,x=y` is no size"),
+        (screen(json!({"program": "-gpu"})), "web: graphics.program: `-gpu` would be taken for an option"),
+        (
+            screen(json!({"socket": "web.sock"})),
+            "web: graphics.socket: the socket `web.sock` is already that of socket",
+        ),
         (json!({"initialBalloonMem": 4}), "web: initialBalloonMem: needs balloon = true"),
         (
             json!({"balloon": true, "initialBalloonMem": 512}),
