@@ -41,6 +41,8 @@
       };
 
       overlays.default = final: _: programsOf final;
+      # Its name in flakes that were written for microvm.nix.
+      overlay = self.overlays.default;
 
       packages = forSystems (
         system:

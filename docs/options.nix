@@ -13,14 +13,7 @@ let
     if packages != null then
       packages
     else
-      import ../tests/nix/evaluator/packages.nix {
-        inherit
-          lib
-          work
-          kernel
-          programs
-          ;
-      };
+      import ../tests/nix/evaluator/packages.nix { inherit work kernel programs; };
   optionsOf =
     module:
     (lib.evalModules {

@@ -22,15 +22,7 @@ let
           "/nix/.ro-store"
         ]
       );
-  root."/" = lib.mkVMOverride {
-    device = "rootfs";
-    fsType = "tmpfs";
-    options = [
-      "size=50%"
-      "mode=0755"
-    ];
-    neededForBoot = true;
-  };
+  root."/" = lib.mkVMOverride (import ../nixos-modules/microvm/memory-root.nix);
   adapted = configuration.extendModules {
     modules = [
       ../nixos-modules/microvm

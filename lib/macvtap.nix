@@ -22,7 +22,10 @@
       }) ids;
     in
     {
-      macvtapFds = lib.listToAttrs (map ({ id, numbers }: lib.nameValuePair id numbers) numbered);
+      macvtapFds = lib.listToAttrs (map ({ id, numbers }: lib.nameValuePair id numbers) numbered) // {
+        # where the numbers of other files may start
+        nextFreeFd = firstDescriptor + builtins.length ids * queues;
+      };
       openMacvtapFds = lib.concatMapStrings (
         { id, numbers }:
         lib.concatMapStrings (

@@ -143,6 +143,17 @@ fn a_machine_is_created_updated_listed_and_deleted() {
     fs::write(host.path("microvm@web.service"), "").unwrap();
     host.done(&["-Ru", "web"]);
     assert_ne!(host.current("web"), first);
+    let restarts = || host.calls().matches("systemctl restart").count();
+    assert_eq!(restarts(), 1);
+    // One that does not run is started, and one that is what it shall be is left alone.
+    fs::remove_file(host.path("machines/web/booted")).unwrap();
+    host.done(&["update", "web", "-R"]);
+    assert_eq!(restarts(), 2);
+    symlink(host.current("web"), host.path("machines/web/booted")).unwrap();
+    host.done(&["update", "web", "-R"]);
+    assert_eq!(restarts(), 2);
+    fs::remove_file(host.path("machines/web/booted")).unwrap();
+    symlink(&first, host.path("machines/web/booted")).unwrap();
     assert!(host.calls().contains("systemctl restart microvm@web.service"), "{}", host.calls());
     assert_eq!(host.done(&["list"]), "web  stale: runs an older system, current\n");
     assert_eq!(host.done(&["-l"]), host.done(&["list"]));

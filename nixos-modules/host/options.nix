@@ -8,13 +8,23 @@ let
     vm: name: definitions:
     import (vm.nixpkgs + "/nixos/lib/eval-config.nix") {
       inherit (vm) specialArgs;
+      prefix = [
+        "microvm"
+        "vms"
+        name
+        "config"
+      ];
       system = null;
       modules = [
         ../microvm
         {
           networking.hostName = lib.mkDefault name;
           microvm.vmHostPackages = lib.mkDefault pkgs;
-          nixpkgs = lib.mkIf (vm.pkgs != null) { pkgs = lib.mkDefault vm.pkgs; };
+          nixpkgs =
+            if vm.pkgs != null then
+              { pkgs = lib.mkDefault vm.pkgs; }
+            else
+              { hostPlatform = lib.mkDefault pkgs.stdenv.hostPlatform.system; };
         }
       ]
       ++ map (definition: {

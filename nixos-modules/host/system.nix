@@ -7,6 +7,20 @@
 }:
 let
   cfg = config.microvm;
+  libvirt = config.virtualisation.libvirtd.enable;
+
+  # The command looks where this host's services look, also below sudo, which passes no variables on.
+  command = pkgs.runCommand "microvm-command" { meta.mainProgram = "microvm"; } ''
+    mkdir -p "$out/bin"
+    ln -s ${cfg.host.package}/share "$out/share"
+    cat >"$out/bin/microvm" <<'COMMAND'
+    #!${pkgs.runtimeShell}
+    export MICROVM_STATE_DIR="''${MICROVM_STATE_DIR:-${cfg.stateDir}}"
+    export MICROVM_IMAGE_CACHE="''${MICROVM_IMAGE_CACHE:-${cfg.host.imageCache.directory}}"
+    exec ${lib.getExe cfg.host.package} "$@"
+    COMMAND
+    chmod +x "$out/bin/microvm"
+  '';
 in
 {
   config = lib.mkIf cfg.host.enable {
@@ -36,7 +50,8 @@ in
       }
     ];
 
-    security.wrappers = lib.mkIf cfg.host.bridgeHelper.enable {
+    # libvirt's module makes the same one.
+    security.wrappers = lib.mkIf (cfg.host.bridgeHelper.enable && !libvirt) {
       qemu-bridge-helper = {
         source = "${pkgs.qemu_kvm}/libexec/qemu-bridge-helper";
         owner = "root";
@@ -55,7 +70,7 @@ in
     ];
 
     environment.systemPackages = [
-      cfg.host.package
+      command
       cfg.host.imageCache.package
     ];
   };

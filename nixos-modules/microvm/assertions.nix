@@ -146,7 +146,8 @@ let
       ) "${option}.socket" "must be set, because the protocol is virtiofs"
       ++ unless (
         !(
-          share.posixAcl
+          share.proto == "virtiofs"
+          && share.posixAcl
           && lib.any (lib.hasPrefix "--translate-") (cfg.virtiofsd.extraArgs ++ share.extraArgs)
         )
       ) "${option}.posixAcl" "excludes translated user and group ids; set it to false"

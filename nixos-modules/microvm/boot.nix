@@ -12,6 +12,10 @@ let
 in
 {
   config = lib.mkIf cfg.guest.enable {
+    microvm.kernelParams = config.boot.kernelParams ++ [
+      "init=${config.system.build.toplevel}/init"
+    ];
+
     boot = {
       # The hypervisor loads the kernel; there is no disk to boot from.
       loader.grub.enable = lib.mkDefault false;

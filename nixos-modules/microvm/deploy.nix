@@ -22,21 +22,28 @@ let
       ${script} "$@"
     '';
 
-  onlyWithSharedStore =
-    package:
+  # Why a running machine cannot become the new system, if it cannot.
+  obstacle =
     if cfg.storeOnDisk then
-      throw "${hostName}: microvm.deploy: the store is a disk, which a running system cannot change; share the host's /nix/store, or use deploy.installOnHost and restart the machine"
+      "the store is a disk, which a running system cannot change; share the host's /nix/store, or use deploy.rebuild, which restarts the machine"
     else if !config.services.openssh.enable then
-      throw "${hostName}: microvm.deploy: needs services.openssh.enable = true in the guest"
+      "needs services.openssh.enable = true in the guest"
+    else if !config.system.switch.enable then
+      "needs system.switch.enable = true in the guest"
     else
-      package;
+      null;
 
   values = {
     name = hostName;
     # The host builds it: only its derivation is copied.
     runner = builtins.unsafeDiscardOutputDependency cfg.declaredRunner.drvPath;
   };
-  guestValues = {
+  # Without a system the machine is restarted.
+  restarting = {
+    system = "";
+    registration = "";
+  };
+  switching = {
     system = plain config.system.build.toplevel;
     registration = lib.optionalString cfg.registerClosure "${plain cfg.closureRegistration}/registration";
   };
@@ -51,18 +58,24 @@ in
     sshSwitch = lib.mkOption {
       type = lib.types.package;
       readOnly = true;
-      description = "A command that switches the running machine to this system: `USER@MACHINE [switch|boot|test]`. The machine must share the host's store.";
+      description = "A command that switches the running machine to this system: `USER@MACHINE [--use-remote-sudo] [switch|boot|test]`. The machine must share the host's store.";
     };
     rebuild = lib.mkOption {
       type = lib.types.package;
       readOnly = true;
-      description = "Both: `USER@HOST USER@MACHINE [--use-remote-sudo]`.";
+      description = "Both: `USER@HOST USER@MACHINE [--use-remote-sudo]`. A machine that cannot be switched is restarted by its host.";
     };
   };
 
   config.microvm.deploy = {
     installOnHost = command "install-on-host" values "install_on_host";
-    sshSwitch = onlyWithSharedStore (command "ssh-switch" (values // guestValues) "ssh_switch");
-    rebuild = onlyWithSharedStore (command "rebuild" (values // guestValues) "rebuild");
+    sshSwitch =
+      if obstacle == null then
+        command "ssh-switch" (values // switching) "ssh_switch"
+      else
+        throw "${hostName}: microvm.deploy.sshSwitch: ${obstacle}";
+    rebuild = command "rebuild" (
+      values // (if obstacle == null then switching else restarting)
+    ) "rebuild";
   };
 }

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154
 # The commands of deploy.nix, which sets:
 #   name, runner               the machine and its runner's derivation
-#   system, registration       its system and what Nix' database is to know of it
+#   system, registration       its system and what Nix' database is to know of it; empty where it has to be restarted
 die() { printf 'error: %s\n' "$1" >&2; exit "${2:-1}"; }
 
 on_host() {
@@ -43,6 +43,10 @@ in_machine() {
   exec "$system/bin/switch-to-configuration" "$action"
 }
 
+restart() {
+  systemctl restart "microvm@$1.service"
+}
+
 remotely() { # TARGET SUDO FUNCTION ARGUMENT...: runs the function there
   local target=$1 sudo=$2 function=$3 words
   shift 3
@@ -63,14 +67,23 @@ install_on_host() { # USER@HOST [--use-remote-sudo]
   remotely "$1" "$sudo" on_host "$name" "$runner"
 }
 
-ssh_switch() { # USER@MACHINE [ACTION]
-  case ${2:-switch} in switch | boot | test | dry-activate) ;; *) die "there is no action \`$2\`; there are switch, boot, test and dry-activate" 2 ;; esac
-  [ $# -ge 1 ] && [ $# -le 2 ] || die "usage: ${0##*/} USER@MACHINE [switch|boot|test|dry-activate]" 2
-  remotely "$1" "" in_machine "$name" "$system" "$registration" "${2:-switch}"
+ssh_switch() { # USER@MACHINE [--use-remote-sudo] [ACTION]
+  local target=${1:-} sudo=
+  shift || true
+  if [ "${1:-}" = --use-remote-sudo ]; then sudo=sudo; shift; fi
+  case $target,$#,${1:-switch} in
+  ?*,[01],switch | ?*,1,boot | ?*,1,test | ?*,1,dry-activate) ;;
+  *) die "usage: ${0##*/} USER@MACHINE [--use-remote-sudo] [switch|boot|test|dry-activate]" 2 ;;
+  esac
+  remotely "$target" "$sudo" in_machine "$name" "$system" "$registration" "${1:-switch}"
 }
 
 rebuild() { # USER@HOST USER@MACHINE [--use-remote-sudo]
   [ $# -ge 2 ] || die "usage: ${0##*/} USER@HOST USER@MACHINE [--use-remote-sudo]" 2
   install_on_host "$1" "${@:3}"
-  ssh_switch "$2"
+  if [ -n "$system" ]; then
+    ssh_switch "$2" "${@:3}"
+  else
+    remotely "$1" "${3:+sudo}" restart "$name"
+  fi
 }

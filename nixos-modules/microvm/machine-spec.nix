@@ -30,6 +30,10 @@ let
     else
       { image = "${cfg.storeDisk}"; };
 
+  shellScript =
+    name: text:
+    "${cfg.vmHostPackages.writeShellScript "microvm-${config.networking.hostName}-${name}" text}";
+
   interface =
     {
       type,
@@ -82,8 +86,13 @@ in
     kernel = "${cfg.kernel}/${config.system.boot.loader.kernelFile}";
     vmlinux = if loadsElf then "${cfg.kernel.dev}/vmlinux" else null;
     initrd = "${cfg.initrdPath}";
+    # They name paths of the guest. With a disk of its own the runner does not need those on the host, nor takes them along
+    # when it is copied.
     kernelParams =
-      config.boot.kernelParams ++ [ "init=${config.system.build.toplevel}/init" ] ++ cfg.kernelParams;
+      if cfg.storeOnDisk then
+        map builtins.unsafeDiscardStringContext cfg.kernelParams
+      else
+        cfg.kernelParams;
     storeDisk =
       if cfg.storeOnDisk then
         storeDisk
@@ -110,12 +119,13 @@ in
     };
     vsock = { inherit (cfg.vsock) cid notify; };
     preStart = lib.optional (cfg.preStart != "") [
-      "${cfg.vmHostPackages.writeShellScript "microvm-${config.networking.hostName}-pre-start" ''
+      (shellScript "pre-start" ''
         set -eu
         ${cfg.preStart}
-      ''}"
+      '')
     ];
-    extraArgsScript = if cfg.extraArgsScript == null then null else "${cfg.extraArgsScript}";
+    extraArgsScript =
+      if cfg.extraArgsScript == null then null else shellScript "extra-arguments" cfg.extraArgsScript;
 
     qemu = onlyFor "qemu" {
       program = "${cfg.qemu.package}/bin/qemu-system-${kernelPlatform.qemuArch}";
@@ -152,11 +162,16 @@ in
     };
     virtiofsd =
       lib.optionalAttrs (hostPlatform.isLinux && lib.any (share: share.proto == "virtiofs") cfg.shares)
-        {
-          program = lib.getExe' cfg.virtiofsd.package "virtiofsd";
-          threadPoolSize =
-            if builtins.isInt cfg.virtiofsd.threadPoolSize then cfg.virtiofsd.threadPoolSize else null;
-          inherit (cfg.virtiofsd) inodeFileHandles group extraArgs;
-        };
+        (
+          {
+            program = lib.getExe' cfg.virtiofsd.package "virtiofsd";
+            threadPoolSize =
+              if builtins.isInt cfg.virtiofsd.threadPoolSize then cfg.virtiofsd.threadPoolSize else null;
+            inherit (cfg.virtiofsd) group extraArgs;
+          }
+          // lib.optionalAttrs (cfg.virtiofsd.inodeFileHandles != null) {
+            inherit (cfg.virtiofsd) inodeFileHandles;
+          }
+        );
   };
 }

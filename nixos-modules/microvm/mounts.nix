@@ -38,15 +38,7 @@ let
     # Its driver is a module that nothing asks for by the device's name.
     ++ [ "x-systemd.after=systemd-modules-load.service" ];
 
-  root."/" = lib.mkDefault {
-    device = "rootfs";
-    fsType = "tmpfs";
-    options = [
-      "size=50%"
-      "mode=0755"
-    ];
-    neededForBoot = true;
-  };
+  root."/" = lib.mkDefault (import ./memory-root.nix);
 
   storeDisk = lib.optionalAttrs cfg.storeOnDisk {
     ${lowerStore} = {

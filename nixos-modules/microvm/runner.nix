@@ -63,28 +63,31 @@ let
     packages: script:
     lib.optionalString (packages != [ ]) "export PATH=${lib.makeBinPath packages}:$PATH\n" + script;
 
-  scripts = {
-    microvm-run = withPath runPath (become "run");
-    microvm-shutdown = call "stop";
-  }
-  // lib.optionalAttrs cfg.balloon { microvm-balloon = call "balloon"; }
-  // lib.optionalAttrs (taps != [ ]) {
-    tap-up = call "tap up";
-    tap-down = call "tap down";
-  }
-  // lib.optionalAttrs (macvtaps != [ ]) {
-    macvtap-up = call "macvtap up";
-    macvtap-down = call "macvtap down";
-  }
-  // lib.optionalAttrs (virtiofsShares != [ ]) { virtiofsd-run = become "virtiofsd"; }
-  // lib.optionalAttrs (devicesOn "pci" != [ ]) {
-    # For modprobe, which is on no unit's path.
-    pci-setup = withPath [ host.kmod ] (call "pci-setup");
-  }
-  // lib.optionalAttrs cfg.registerWithMachined {
-    microvm-register = call "register";
-    microvm-unregister = call "unregister";
-  };
+  # Users' scripts set for themselves what they want.
+  scripts = lib.mapAttrs (_: script: "set -eu\n" + script) (
+    {
+      microvm-run = withPath runPath (become "run");
+      microvm-shutdown = call "stop";
+    }
+    // lib.optionalAttrs cfg.balloon { microvm-balloon = call "balloon"; }
+    // lib.optionalAttrs (taps != [ ]) {
+      tap-up = call "tap up";
+      tap-down = call "tap down";
+    }
+    // lib.optionalAttrs (macvtaps != [ ]) {
+      macvtap-up = call "macvtap up";
+      macvtap-down = call "macvtap down";
+    }
+    // lib.optionalAttrs (virtiofsShares != [ ]) { virtiofsd-run = become "virtiofsd"; }
+    // lib.optionalAttrs (devicesOn "pci" != [ ]) {
+      # For modprobe, which is on no unit's path.
+      pci-setup = withPath [ host.kmod ] (call "pci-setup");
+    }
+    // lib.optionalAttrs cfg.registerWithMachined {
+      microvm-register = call "register";
+      microvm-unregister = call "unregister";
+    }
+  );
 
   lines = list: lib.concatMapStrings (line: "${line}\n") list;
 
@@ -94,7 +97,7 @@ let
   }
   // lib.optionalAttrs (taps != [ ]) {
     tap-interfaces = lines (map (interface: interface.id) taps);
-    tap-flags = lines [ (if tapMultiQueue then "vnet_hdr multi_queue" else "vnet_hdr") ];
+    tap-flags = lines ([ "vnet_hdr" ] ++ lib.optional tapMultiQueue "multi_queue");
   }
   // lib.optionalAttrs (macvtaps != [ ]) {
     macvtap-interfaces = lines (
@@ -130,7 +133,7 @@ let
   '';
   writeScript =
     name: text:
-    writeFile "bin/${name}" "#!${host.runtimeShell}\nset -eu\n${text}\n"
+    writeFile "bin/${name}" "#!${host.runtimeShell}\n${text}\n"
     + ''
       chmod +x "$out/bin/${name}"
     '';

@@ -81,7 +81,7 @@ let
 in
 {
   config.microvm = {
-    storeDisk = if cfg.storeDiskType == "squashfs" then squashfs else erofs;
+    storeDisk = lib.mkDefault (if cfg.storeDiskType == "squashfs" then squashfs else erofs);
     storeDiskPlan =
       fromClosure "microvm-store-plan-${hostName}.json"
         { nativeBuildInputs = [ cfg.imageBuilder.package ]; }

@@ -49,6 +49,8 @@ let
   overlayMount = "overlay overlay lowerdir=/nix/.ro-store,upperdir=/nix/.rw-store/store,workdir=/nix/.rw-store/work needed-for-boot";
 
   refused = import ./refusals.nix;
+  asking = import ./asking.nix;
+  inherit (library) capabilities;
   messagesOf =
     module:
     map (assertion: assertion.message) (
@@ -317,11 +319,9 @@ let
           inherit (runner.meta) mainProgram;
         };
     };
-    "a machine id is a UUID made from the name" = {
-      expected = true;
-      found =
-        builtins.match "[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-8[0-9a-f]{3}-[0-9a-f]{12}"
-          (guest { }).config.microvm.machineId != null;
+    "a machine id is made from the name, and the one that microvm.nix makes" = {
+      expected = "7f24513f-4cfc-c3c1-d45e-a90b18590f2a";
+      found = (guest { }).config.microvm.machineId;
     };
     "credentials are handed over by stage 1, except where the firmware brings them" = {
       expected = {
@@ -404,6 +404,7 @@ let
           3
           4
         ];
+        macvtapFds.nextFreeFd = 5;
         openMacvtapFds =
           lib.concatMapStrings (number: "exec ${number}<>/dev/tap\"$(cat '/sys/class/net/vm-b/ifindex')\"\n")
             [
@@ -456,6 +457,60 @@ let
             volumes = builtins.genList (_: { }) 27;
           }
         )).letter;
+    };
+    "what a hypervisor cannot do is refused or warned of, with its reason and those that can" = {
+      expected = [ ];
+      found = lib.concatMap (
+        feature:
+        let
+          inherit (asking.${feature}) option settings;
+          problem =
+            hypervisor:
+            let
+              inherit (guest (settings // { inherit hypervisor; })) config;
+              refusals = map (assertion: assertion.message) (
+                builtins.filter (assertion: !assertion.assertion) config.assertions
+              );
+              sentence = capabilities.sentence {
+                machine = "guest";
+                inherit option hypervisor feature;
+              };
+            in
+            builtins.elem sentence (if capabilities.refuses feature then refusals else config.warnings);
+        in
+        map (hypervisor: "${feature} of ${hypervisor}") (
+          builtins.filter (hypervisor: problem hypervisor != !capabilities.can hypervisor feature) hypervisors
+        )
+      ) (builtins.attrNames asking);
+    };
+    "and every row of the table is asked for, but those that no option names" = {
+      expected = [
+        "GracefulStop"
+        "OtherArchitecture"
+        "StoreDisk"
+        "TapMultiQueue"
+        "WithoutKvm"
+      ];
+      found = builtins.attrNames (removeAttrs capabilities.table (builtins.attrNames asking));
+    };
+    "a runner with a store disk needs no path of the guest on the host" = {
+      expected = {
+        disk = false;
+        share = true;
+      };
+      found =
+        let
+          isNeeded =
+            shares:
+            lib.any builtins.hasContext
+              (specOf (guest {
+                inherit shares;
+              })).kernelParams;
+        in
+        {
+          disk = isNeeded [ ];
+          share = isNeeded [ share ];
+        };
     };
     "what a hypervisor does without is a warning" = {
       expected = [

@@ -7,14 +7,7 @@
 }:
 let
   lib = import ./evaluator;
-  pkgs = import ./evaluator/packages.nix {
-    inherit
-      lib
-      work
-      kernel
-      programs
-      ;
-  };
+  pkgs = import ./evaluator/packages.nix { inherit work kernel programs; };
   guestOf =
     module:
     import ./evaluator/system.nix {

@@ -126,5 +126,6 @@ in
     )
     rebuild
     ;
+  rebuildWithDisk = (configure { }).config.microvm.deploy.rebuild;
   five = (configure { }).config.microvm.runner;
 }

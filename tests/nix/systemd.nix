@@ -11,14 +11,7 @@
 }:
 let
   lib = import ./evaluator;
-  pkgs = import ./evaluator/packages.nix {
-    inherit
-      lib
-      work
-      kernel
-      programs
-      ;
-  };
+  pkgs = import ./evaluator/packages.nix { inherit work kernel programs; };
   capabilities = import ../../lib/capabilities.nix { inherit lib; };
   hypervisors = import ../../lib/hypervisors.nix;
 

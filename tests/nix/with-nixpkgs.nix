@@ -52,23 +52,51 @@ let
       vsock.ssh.enable = true;
     };
   };
-  host = nixosSystem {
-    system = "x86_64-linux";
-    modules = [
-      flake.nixosModules.host
+  # Its system is switched by SSH.
+  sharing = guest {
+    services.openssh.enable = true;
+    microvm.shares = [
       {
-        boot.loader.grub.enable = false;
-        fileSystems."/".device = "/dev/vda";
-        system.stateVersion = "24.05";
-        microvm.vms.web.config = {
-          system.stateVersion = "24.05";
-        };
-        microvm.vms.x86_64-linux-qemu-example = {
-          inherit flake;
-          updateFlake = "path:/srv/machines";
-        };
+        tag = "ro-store";
+        source = "/nix/store";
+        mountPoint = "/nix/.ro-store";
       }
     ];
+  };
+  hostWith =
+    module:
+    nixosSystem {
+      system = "x86_64-linux";
+      modules = [
+        flake.nixosModules.host
+        {
+          boot.loader.grub.enable = false;
+          fileSystems."/".device = "/dev/vda";
+          system.stateVersion = "24.05";
+        }
+        module
+      ];
+    };
+  host = hostWith {
+    microvm.vms.web.config = {
+      system.stateVersion = "24.05";
+    };
+    microvm.vms.x86_64-linux-qemu-example = {
+      inherit flake;
+      updateFlake = "path:/srv/machines";
+    };
+  };
+  # With what else makes qemu's bridge helper, a machine with packages of its own, and one that is evaluated already.
+  hostOfOthers = hostWith {
+    virtualisation.libvirtd.enable = true;
+    microvm.vms.own = {
+      pkgs = null;
+      config = {
+        nixpkgs.config.allowUnfree = true;
+        system.stateVersion = "24.05";
+      };
+    };
+    microvm.vms.evaluated.evaluatedConfig = writable;
   };
 
   wrongRefusals = builtins.filter (
@@ -82,10 +110,20 @@ let
 in
 {
   derivations = {
-    packages = builtins.mapAttrs (_: package: package.drvPath) flake.packages.x86_64-linux;
-    packagesOfArm = builtins.mapAttrs (_: package: package.drvPath) {
-      inherit (flake.packages.aarch64-linux) qemu-example firecracker-example;
-    };
+    packages = builtins.mapAttrs (_: builtins.mapAttrs (_: package: package.drvPath)) flake.packages;
+    otherOutputs = builtins.mapAttrs (system: _: {
+      # Of the others the packages are above, and nixfmt is not in every tree that has only been unpacked.
+      checks = map (name: flake.checks.${system}.${name}.drvPath) [
+        "modules"
+        "options-documentation"
+        "sources-deadnix"
+      ];
+      overlay =
+        (import nixpkgs {
+          inherit system;
+          overlays = [ flake.overlays.default ];
+        }).microvm-image.drvPath;
+    }) flake.packages;
     template = template.packages.x86_64-linux.default.drvPath;
     toplevel = writable.config.system.build.toplevel.drvPath;
     # One that is made for a disk, and knows nothing of microVMs.
@@ -109,7 +147,12 @@ in
           }
         ];
       })).drvPath;
-    deploy = writable.config.microvm.deploy.installOnHost.drvPath;
+    deploy = map (command: command.drvPath) [
+      writable.config.microvm.deploy.installOnHost
+      writable.config.microvm.deploy.rebuild
+      sharing.config.microvm.deploy.sshSwitch
+      sharing.config.microvm.deploy.rebuild
+    ];
     # Their stage 1 hands them over: by a script, or by a unit.
     credentials = lib.genAttrs [ "kvmtool" "firecracker" ] (
       hypervisor:
@@ -122,6 +165,7 @@ in
     );
     runners = builtins.mapAttrs (_: runner: runner.drvPath) writable.config.microvm.runner;
     host = host.config.system.build.toplevel.drvPath;
+    hostOfOthers = hostOfOthers.config.system.build.toplevel.drvPath;
     withOtherPackages =
       (flake.lib.buildRunner {
         configuration = writable;

@@ -2,7 +2,8 @@
 
 use super::layout::{Layout, Machine};
 use super::service::Service;
-use super::{ImperativeError, nix, update};
+use super::update::{Booted, booted};
+use super::{ImperativeError, nix};
 use serde::Serialize;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -106,7 +107,7 @@ fn row(machine: &Machine, evaluation: Evaluation) -> Row {
         flake: None,
         activity,
         freshness: Freshness::Unknown,
-        stale: update::needs_restart(machine),
+        stale: booted(machine) == Booted::Another,
         problem: None,
     };
     let current = match fs::read_link(machine.current()) {

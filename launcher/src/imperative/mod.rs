@@ -29,4 +29,4 @@ pub use name::MachineName;
 pub use pci::PciBus;
 pub use service::{Service, is_declared};
 pub use ssh::{connect_vsock, ssh_command};
-pub use update::{Updated, update};
+pub use update::{Booted, Updated, update};

@@ -9,6 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
+/// Options of ssh that have a value, ssh(1).
+const OPTIONS_WITH_VALUE: &str = "BbcDEeFIiJLlmOoPpQRSWw";
+
 /// The port of sshd.
 const SSH_PORT: u32 = 22;
 
@@ -47,10 +50,23 @@ pub fn ssh_command(
     ] {
         command.args(["-o", &option]);
     }
-    // What is behind `--`: options of ssh, then a command for the guest.
-    let options = arguments.iter().take_while(|argument| argument.starts_with('-')).count();
-    command.args(&arguments[..options]).args(["-l", "root", name.as_str()]).args(&arguments[options..]);
+    // ssh takes the first of several users.
+    let (options, guest_command) = arguments.split_at(options_of(arguments));
+    command.args(options).args(["-l", "root", name.as_str()]).args(guest_command);
     Ok(command)
+}
+
+/// How many of the words are options of ssh with their values; the others are a command for the guest.
+fn options_of(words: &[String]) -> usize {
+    let mut count = 0;
+    while let Some(letters) = words.get(count).and_then(|word| word.strip_prefix('-')).filter(|rest| !rest.is_empty()) {
+        count += 1;
+        // Its value is the rest of the word, or the next word.
+        if letters.find(|letter| OPTIONS_WITH_VALUE.contains(letter)).is_some_and(|at| at + 1 == letters.len()) {
+            count += 1;
+        }
+    }
+    count.min(words.len())
 }
 
 /// Copies between standard input and output and a port of a guest, as ssh's ProxyCommand wants it.
@@ -93,5 +109,25 @@ pub fn connect_vsock(place: &str, port: u32) -> io::Result<()> {
         }
         stdout.write_all(&buffer[..count])?;
         stdout.flush()?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_ssh_keep_their_values() {
+        for (line, expected) in [
+            ("", 0),
+            ("uname -a", 0),
+            ("-v uname -a", 1),
+            ("-l admin uname", 2),
+            ("-vl admin -p22 -o User=a id", 5),
+            ("-i", 1),
+        ] {
+            let words: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
+            assert_eq!(options_of(&words), expected, "{line}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::layout::{Layout, Machine, replace_link};
 use super::{ImperativeError, MachineName, nix};
+use crate::spec::MachineSpec;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,8 +13,19 @@ pub struct Updated {
     pub is_changed: bool,
     /// What the closure gained and lost, in lines.
     pub difference: String,
-    /// Whether the machine was started with another runner than it now has.
-    pub needs_restart: bool,
+    /// What of it the machine was started with.
+    pub booted: Booted,
+}
+
+/// What a machine was started with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Booted {
+    /// It does not run, and was stopped in order if it ever did.
+    Nothing,
+    /// Another runner than it now has.
+    Another,
+    /// The runner that it has.
+    Current,
 }
 
 /// Builds the machine anew. Its runner is the old one until the new one is complete.
@@ -37,24 +49,57 @@ pub fn update(layout: &Layout, name: &MachineName) -> Result<Updated, Imperative
     }
     layout.add_gc_roots(&machine)?;
     fs::remove_file(&building).map_err(ImperativeError::file(&building))?;
-    Ok(Updated { is_changed, difference, needs_restart: needs_restart(&machine) })
+    Ok(Updated { is_changed, difference, booted: booted(&machine) })
 }
 
-/// Whether the machine was started with another runner than it has.
-pub(super) fn needs_restart(machine: &Machine) -> bool {
+/// What the machine was started with.
+pub(super) fn booted(machine: &Machine) -> Booted {
     match (fs::read_link(machine.booted()), fs::read_link(machine.current())) {
-        (Ok(booted), Ok(current)) => booted != current,
-        _ => false,
+        (Ok(booted), Ok(current)) if booted != current => Booted::Another,
+        (Ok(_), _) => Booted::Current,
+        (Err(_), _) => Booted::Nothing,
     }
 }
 
-/// Of the systems where the runners name them, because a runner with a store disk does not refer to its system.
+/// Of the systems, because a runner with a store disk does not refer to its system.
 fn difference(old: &Path, new: &Path) -> String {
-    let system = |runner: &Path| runner.join("share/microvm/system").canonicalize().ok();
     let (old, new): (PathBuf, PathBuf) = match (system(old), system(new)) {
         (Some(old), Some(new)) => (old, new),
         _ => (old.to_owned(), new.to_owned()),
     };
     // A runner that was collected cannot be compared, and the update is done all the same.
     nix::difference(&old, &new).unwrap_or_else(|error| format!("{error}\n"))
+}
+
+/// The system that a runner starts, while this host has it.
+fn system(runner: &Path) -> Option<PathBuf> {
+    runner.join("share/microvm/system").canonicalize().ok().or_else(|| {
+        let document = fs::read(runner.join("share/microvm/machine.json")).ok()?;
+        let spec: MachineSpec = serde_json::from_slice(&document).ok()?;
+        let parameter = spec.kernel_params.iter().find_map(|parameter| parameter.strip_prefix("init="))?;
+        Some(PathBuf::from(parameter.strip_suffix("/init")?)).filter(|system| system.exists())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+    use super::*;
+
+    #[test]
+    fn a_runner_with_a_store_disk_names_its_system_on_the_kernel_command_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let (runner, toplevel) = (directory.path().join("runner"), directory.path().join("nixos-system"));
+        fs::create_dir_all(runner.join("share/microvm")).unwrap();
+        let spec = serde_json::json!({
+            "version": 1, "name": "web", "hypervisor": "qemu", "kernel": "/k/bzImage", "initrd": "/i/initrd",
+            "kernelParams": ["quiet", format!("init={}/init", toplevel.display())],
+        });
+        fs::write(runner.join("share/microvm/machine.json"), spec.to_string()).unwrap();
+        assert_eq!(system(&runner), None, "it was collected");
+        fs::create_dir(&toplevel).unwrap();
+        assert_eq!(system(&runner), Some(toplevel));
+        assert_eq!(system(directory.path()), None, "it is no runner of this project");
+    }
 }

@@ -39,11 +39,11 @@ in
       type = types.nullOr types.str;
       default =
         let
-          hash = builtins.hashString "sha256" config.networking.hostName;
+          # microvm.nix' rule: a guest that is moved over stays the same machine to its journal and to DHCP servers.
+          hash = builtins.hashString "sha256" "microvm.nix:${config.networking.hostName}";
           part = start: length: builtins.substring start length hash;
         in
-        # The digits that RFC 9562 fixes for a UUID of version 8: the version, and the variant's two bits.
-        "${part 0 8}-${part 8 4}-8${part 12 3}-8${part 15 3}-${part 18 12}";
+        "${part 0 8}-${part 8 4}-${part 12 4}-${part 16 4}-${part 20 12}";
       defaultText = "a UUID made from the host name";
       description = "The machine's id, a UUID: `/etc/machine-id`, the SMBIOS system UUID and the id under which the host registers it.";
     };
@@ -121,8 +121,8 @@ in
       type = types.listOf types.str;
       default = [ ];
       description = ''
-        Kernel parameters of the runner. They are not part of the system's toplevel, so they may name it. What the
-        hypervisor needs for its console is added by the launcher.
+        Kernel parameters of the runner: those of `boot.kernelParams`, and others. They are not part of the system's
+        toplevel, so they may name it. What the hypervisor needs for its console is added by the launcher.
       '';
     };
 

@@ -14,7 +14,7 @@ in
 
     runner = mkOption {
       type = types.lazyAttrsOf types.package;
-      readOnly = true;
+      defaultText = "one for each hypervisor";
       description = "The runner of each hypervisor.";
     };
 
@@ -39,9 +39,9 @@ in
     };
 
     extraArgsScript = mkOption {
-      type = types.nullOr types.path;
+      type = types.nullOr types.str;
       default = null;
-      description = "A program that prints one line of further hypervisor arguments at every start.";
+      description = "A shell command that prints one line of further hypervisor arguments at every start.";
     };
 
     binScripts = mkOption {

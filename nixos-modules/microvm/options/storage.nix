@@ -174,13 +174,15 @@ in
 
     virtiofsd = {
       inodeFileHandles = mkOption {
-        type = types.enum [
-          "never"
-          "prefer"
-          "mandatory"
-        ];
+        type = types.nullOr (
+          types.enum [
+            "never"
+            "prefer"
+            "mandatory"
+          ]
+        );
         default = "prefer";
-        description = "When the daemons refer to files by handles, which keeps their number of open files low.";
+        description = "When the daemons refer to files by handles, which keeps their number of open files low; null is `prefer`.";
       };
       threadPoolSize = mkOption {
         type = types.either (types.strMatching "`nproc`|\\$\\(nproc\\)") (types.nullOr types.ints.positive);

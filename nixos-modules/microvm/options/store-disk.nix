@@ -19,8 +19,8 @@ in
 
     storeDisk = mkOption {
       type = types.path;
+      defaultText = "made from the system closure";
       description = "The store disk's image.";
-      readOnly = true;
     };
 
     storeDiskPlan = mkOption {

@@ -102,6 +102,7 @@ in
     security = anything;
     services = anything;
     users = anything;
+    virtualisation.libvirtd.enable = bool false;
   };
 
   config = {

@@ -4,7 +4,7 @@
 #   programs       a directory with bin/microvm and bin/microvm-image, static
 #   system         of what is built of them; the closure's own packages are of x86_64
 {
-  lib,
+  lib ? import ./.,
   work,
   kernel,
   programs,

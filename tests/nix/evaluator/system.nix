@@ -11,17 +11,7 @@
 let
   lib = if packages == null then import ./. else packages.lib;
   pkgs =
-    if packages != null then
-      packages
-    else
-      import ./packages.nix {
-        inherit
-          lib
-          work
-          kernel
-          programs
-          ;
-      };
+    if packages != null then packages else import ./packages.nix { inherit work kernel programs; };
 in
 lib.evalModules {
   specialArgs = { inherit pkgs; };

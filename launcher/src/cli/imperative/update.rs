@@ -3,7 +3,7 @@
 use super::name_of;
 use crate::cli::failure::Failure;
 use crate::cli::output::{write_stderr, write_stdout};
-use launcher::imperative::{ImperativeError, Layout, MachineName, Service, Updated, update};
+use launcher::imperative::{Booted, Layout, MachineName, Service, Updated, update};
 
 /// Build machines anew from their flakes, and show what changed
 #[derive(clap::Args)]
@@ -11,7 +11,7 @@ pub(crate) struct Arguments {
     /// The machines
     #[arg(required = true, value_parser = name_of)]
     names: Vec<MachineName>,
-    /// Restart those that run an older system than they now have
+    /// Restart those that run another system than they now have, and start those that do not run
     #[arg(short = 'R', long)]
     restart: bool,
 }
@@ -22,8 +22,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut is_bad_input = true;
     for name in &arguments.names {
         let done = update(&layout, name).and_then(|updated| {
-            tell(name, &updated);
-            restart(name, &updated, arguments)?;
+            let restarts = arguments.restart && updated.booted != Booted::Current;
+            let next = if restarts { Next::Restart } else { Next::Nothing };
+            tell(name, &updated, next);
+            if next == Next::Restart {
+                Service::of(name).command("restart")?;
+            }
             Ok(updated)
         });
         match done {
@@ -42,19 +46,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-fn tell(name: &MachineName, updated: &Updated) {
-    write_stderr(&match (updated.is_changed, updated.needs_restart) {
-        (false, false) => format!("{name} is current"),
-        (false, true) => format!("{name} is current, but runs an older system: microvm restart {name}"),
-        (true, false) => format!("{name} is updated"),
-        (true, true) => format!("{name} is updated, but runs an older system: microvm restart {name}"),
-    });
+/// What happens to a machine after its update.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Nothing,
+    Restart,
 }
 
-fn restart(name: &MachineName, updated: &Updated, arguments: &Arguments) -> Result<(), ImperativeError> {
-    let service = Service::of(name);
-    if arguments.restart && updated.needs_restart && service.is_active() {
-        service.command("restart")?;
-    }
-    Ok(())
+fn tell(name: &MachineName, updated: &Updated, next: Next) {
+    let state = if updated.is_changed { "updated" } else { "current" };
+    write_stderr(&match next {
+        Next::Restart => format!("{name} is {state}, and is started with it"),
+        Next::Nothing if updated.booted == Booted::Another => {
+            format!("{name} is {state}, but runs an older system: microvm restart {name}")
+        }
+        Next::Nothing => format!("{name} is {state}"),
+    });
 }

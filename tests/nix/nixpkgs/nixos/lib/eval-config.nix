@@ -3,11 +3,12 @@
   modules,
   system ? null,
   specialArgs ? { },
+  prefix ? [ ],
 }:
 let
   lib = import ../../lib.nix;
   evaluated = lib.evalModules {
-    inherit specialArgs;
+    inherit specialArgs prefix;
     modules = [
       ../../../evaluator/nixos.nix
       (

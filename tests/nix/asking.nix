@@ -1,0 +1,124 @@
+# For each row of the launcher's table the option that asks for it, and settings that do: evaluation.nix lets every
+# hypervisor be asked for what it cannot do.
+let
+  interface = type: {
+    inherit type;
+    id = "vm-guest";
+    mac = "02:00:00:00:00:01";
+  };
+  interfaces = type: {
+    option = "interfaces[0].type";
+    settings.interfaces = [
+      (
+        interface type
+        // {
+          macvtap.link = "eth0";
+          bridge = if type == "bridge" then "br0" else null;
+        }
+      )
+    ];
+  };
+  share = settings: {
+    shares = [
+      (
+        {
+          tag = "a";
+          source = "/srv/a";
+          mountPoint = "/a";
+        }
+        // settings
+      )
+    ];
+  };
+  volume = option: value: {
+    option = "volumes[0].${option}";
+    settings.volumes = [
+      {
+        image = "a.img";
+        size = 8;
+        ${option} = value;
+      }
+    ];
+  };
+  forward = from: {
+    option = "forwardPorts[0]";
+    settings.interfaces = [ (interface "user") ];
+    settings.forwardPorts = [
+      {
+        inherit from;
+        host.port = 8080;
+        guest.port = 80;
+      }
+    ];
+  };
+  device = bus: path: {
+    option = "devices[0]";
+    settings.devices = [ { inherit bus path; } ];
+  };
+  plain = option: value: {
+    inherit option;
+    settings.${option} = value;
+  };
+in
+{
+  Balloon = plain "balloon" true;
+  Console = plain "consoleSocket" "console.sock";
+  CpuModel = plain "cpu" "core2duo";
+  Credentials = plain "credentialFiles" { token = "/etc/token"; };
+  DevicePci = device "pci" "0000:01:00.0";
+  DeviceUsb = device "usb" "vendorid=0x1,productid=0x2";
+  ForwardFromGuest = forward "guest";
+  ForwardFromHost = forward "host";
+  Graphics = {
+    option = "graphics.enable";
+    settings.graphics.enable = true;
+  };
+  GuestNotification = {
+    option = "vsock.notify";
+    settings.vsock = {
+      cid = 3;
+      notify = true;
+    };
+  };
+  HotplugMemory = plain "hotplugMem" 64;
+  HugePages = plain "hugepageMem" true;
+  InitialBalloon = {
+    option = "initialBalloonMem";
+    settings.balloon = true;
+    settings.initialBalloonMem = 64;
+  };
+  InterfaceBridge = interfaces "bridge";
+  InterfaceMacvtap = interfaces "macvtap";
+  InterfaceTap = interfaces "tap";
+  InterfaceUser = interfaces "user";
+  MachineId = plain "machineId" "a67472e5-570e-8c5a-818c-ae3c77701050";
+  NineP = {
+    option = "shares[0].proto";
+    settings = share { proto = "9p"; };
+  };
+  NinePReadOnly = {
+    option = "shares[0].readOnly";
+    settings = share { readOnly = true; };
+  };
+  NinePSecurityModel = {
+    option = "shares[0].securityModel";
+    settings = share { securityModel = "mapped"; };
+  };
+  TapVhost = {
+    option = "interfaces[0].tap.vhost";
+    settings.interfaces = [ (interface "tap" // { tap.vhost = true; }) ];
+  };
+  Virtiofs = {
+    option = "shares[0].proto";
+    settings = share { proto = "virtiofs"; };
+  };
+  VolumeDirect = volume "direct" true;
+  VolumeQcow2 = volume "imageType" "qcow2";
+  VolumeSerial = volume "serial" "a";
+  VolumeVhd = volume "imageType" "vhd";
+  VolumeVhdx = volume "imageType" "vhdx";
+  Vsock = {
+    option = "vsock.cid";
+    settings.vsock.cid = 3;
+  };
+}
