@@ -44,7 +44,7 @@ pub fn run(stores: &[String], extent: &Extent) -> Result<Results, Error> {
     let programs = programs()?;
     let method = Method::now(&programs)?;
     let stores = stores.iter().map(|name| measure_store(name, extent, &programs)).collect::<Result<_, _>>()?;
-    Ok(Results { method, stores })
+    Ok(Results::of_stores(method, stores))
 }
 
 /// The peers, unpacked by `peers.sh`, and our own program, built now.
@@ -78,7 +78,8 @@ fn measure_store(name: &str, extent: &Extent, programs: &Programs) -> Result<Sto
         wanted.map(|contest| arena.run(contest, extent.rounds)).collect::<Result<Vec<ContestOutcome>, _>>()?;
     let read_seconds = (0..extent.rounds).map(|_| read_closure(&tree)).collect::<Result<_, _>>()?;
     let (readings, guest_readings) = read_images(extent, programs, &tree, &scratch)?;
-    Ok(StoreResults { name: name.to_owned(), nar_bytes, files, read_seconds, contests, readings, guest_readings })
+    let name = name.to_owned();
+    Ok(StoreResults { name, growth: None, nar_bytes, files, read_seconds, contests, readings, guest_readings })
 }
 
 /// Reads the images that microvm.nix's two ways and ours make; microvm.nix's squashfs is what the others are compared with.

@@ -5,6 +5,7 @@
 
 use std::io::Write;
 
+pub mod boot;
 pub mod builds;
 pub mod contest;
 pub mod contests;
@@ -21,6 +22,7 @@ pub mod scale;
 pub mod start_up;
 pub mod statistics;
 pub mod store_tree;
+pub mod timings;
 pub mod tool;
 pub mod workspace;
 

@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use benches::builds::{self, Readings};
 use benches::error::{Error, file};
+use benches::method::Method;
 use benches::results::Results;
-use benches::{guest_read, read, say, scale, start_up, talk, workspace};
+use benches::timings::Timings;
+use benches::{boot, guest_read, read, say, scale, start_up, talk, workspace};
 use clap::{Parser, Subcommand};
 
 /// Measures microvm-image and microvm against their peers, in turn, in one run.
@@ -19,6 +21,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Scenario {
+    /// Everything that is quoted: `build` with reading in a guest, `scale` in memory, `boot`, `start-up`; takes hours on two cores
+    All {
+        /// How often each contender of `build` runs
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
     /// Build images of stores in turn with every tool; writes raw values, tables and plots
     Build {
         /// Stores by their package list in fixtures/closure/packages
@@ -37,11 +45,14 @@ enum Scenario {
         #[arg(long)]
         results: Option<PathBuf>,
     },
-    /// Build images of made-up stores of ever more small files
+    /// Build images of made-up stores of ever more small files, and of ever more bytes in large ones
     Scale {
         /// Counts of files
         #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000, 1_000_000])]
         files: Vec<usize>,
+        /// Megabytes in files of 16 MB
+        #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 4_000])]
+        megabytes: Vec<usize>,
         /// How often each contender runs
         #[arg(long, default_value_t = 1)]
         rounds: usize,
@@ -64,6 +75,18 @@ enum Scenario {
         /// How often it is started
         #[arg(long, default_value_t = 50)]
         rounds: usize,
+        /// Where to write [default: benches/results/DATE-start-up]
+        #[arg(long)]
+        results: Option<PathBuf>,
+    },
+    /// Boot an emulated guest from the images that everybody's defaults make of one closure
+    Boot {
+        /// How often each boots
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Where to write [default: benches/results/DATE-boot]
+        #[arg(long)]
+        results: Option<PathBuf>,
     },
     /// Read images of one store through loop mounts with cold caches; the first is what the others are compared with
     Read {
@@ -128,17 +151,16 @@ fn run(arguments: Arguments) -> Result<(), Error> {
             let measured = builds::run(&stores, &builds::Extent { rounds, only, readings })?;
             keep(&measured, results, "")
         }
-        Scenario::Scale { files, rounds, directory, results } => {
+        Scenario::All { rounds } => all(rounds),
+        Scenario::Scale { files, megabytes, rounds, directory, results } => {
             let directory = directory.unwrap_or_else(workspace::fixtures);
-            keep(&scale::run(&files, rounds, &directory)?, results, "-scale")
+            keep(&scale::run(&scale::Extent { files, megabytes, rounds }, &directory)?, results, "-scale")
         }
         Scenario::Draw { results } => {
             results.iter().try_for_each(|directory| Results::read(directory)?.draw(directory))
         }
-        Scenario::StartUp { rounds } => {
-            say(&start_up::table(&start_up::run(rounds)?));
-            Ok(())
-        }
+        Scenario::StartUp { rounds, results } => keep_timings(start_up::run(rounds)?, results, "-start-up"),
+        Scenario::Boot { rounds, results } => keep_timings(boot::run(rounds)?, results, "-boot"),
         Scenario::Read { images, rounds, every, on_disk, json } => {
             let backing = if on_disk { read::Backing::Disk } else { read::Backing::Memory };
             show_readings(&read::run(&images, read::Extent { rounds, every }, backing)?, json)
@@ -147,6 +169,23 @@ fn run(arguments: Arguments) -> Result<(), Error> {
             show_readings(&guest_read::run(&images, read::Extent { rounds, every })?, json)
         }
     }
+}
+
+/// Every scenario as it is by itself, with its defaults, into the directory that it would have.
+fn all(rounds: usize) -> Result<(), Error> {
+    let rounds = rounds.to_string();
+    let scenarios: [&[&str]; 4] = [
+        &["build", "--rounds", &rounds, "--read", "guest"],
+        &["scale", "--directory", "/dev/shm"],
+        &["boot"],
+        &["start-up"],
+    ];
+    scenarios.iter().try_for_each(|words| run(Arguments::parse_from(["benches"].iter().chain(*words))))
+}
+
+fn keep_timings(timings: Timings, directory: Option<PathBuf>, suffix: &str) -> Result<(), Error> {
+    let method = Method::now(&builds::programs()?)?;
+    keep(&Results { method, stores: Vec::new(), timings: vec![timings] }, directory, suffix)
 }
 
 /// Writes the results into their directory and shows the tables.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::contest::Outcome;
-use crate::results::StoreResults;
+use crate::results::{Growth, StoreResults};
 use crate::statistics::spread;
 
 const WIDTH: f64 = 860.0;
@@ -198,18 +198,21 @@ fn axes(x: &Axis, y: &Axis, [x_unit, y_unit]: [&str; 2]) -> String {
     text
 }
 
-/// Seconds against the count of files, a line a contender, both axes logarithmic.
+/// Seconds against what grows, a line a contender, both axes logarithmic.
 #[must_use]
-pub fn scaling(stores: &[StoreResults]) -> String {
+pub fn scaling(stores: &[&StoreResults], growth: Growth) -> String {
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
     for store in stores {
         for outcome in store.contests.iter().flat_map(|contest| &contest.outcomes) {
             let Some(spread) = spread(&outcome.seconds()) else { continue };
-            #[expect(clippy::cast_precision_loss, reason = "counts of files are far below 2^53")]
-            let place = (store.files as f64, spread.median);
+            #[expect(clippy::cast_precision_loss, reason = "counts and sizes are far below 2^53")]
+            let size = match growth {
+                Growth::Files => store.files as f64,
+                Growth::Bytes => store.nar_bytes as f64 / 1e6,
+            };
             match lines.iter_mut().find(|(name, _)| *name == outcome.name) {
-                Some((_, places)) => places.push(place),
-                None => lines.push((outcome.name.clone(), vec![place])),
+                Some((_, places)) => places.push((size, spread.median)),
+                None => lines.push((outcome.name.clone(), vec![(size, spread.median)])),
             }
         }
     }
@@ -231,7 +234,11 @@ pub fn scaling(stores: &[StoreResults]) -> String {
         to: TOP,
         scale: Scale::Logarithmic,
     };
-    let mut body = axes(&x, &y, ["", " s"]);
+    let (unit, what) = match growth {
+        Growth::Files => ("", "the number of small files"),
+        Growth::Bytes => (" MB", "the bytes of large files"),
+    };
+    let mut body = axes(&x, &y, [unit, " s"]);
     let mut labels = Vec::new();
     for (name, places) in &lines {
         let colour = colour(name);
@@ -248,7 +255,7 @@ pub fn scaling(stores: &[StoreResults]) -> String {
             labels.push(label);
         }
     }
-    frame("Seconds to build an image against the number of small files", HEIGHT, &body)
+    frame(&format!("Seconds to build an image against {what}"), HEIGHT, &body)
 }
 
 /// Every contender's median time as a bar on a logarithmic scale, contest by contest.

@@ -11,6 +11,7 @@ use crate::method::Method;
 use crate::plot;
 use crate::read::{self, ImageReadings};
 use crate::statistics::{Spread, markdown, ratio, spread};
+use crate::timings::Timings;
 
 /// The file that the others of a directory are made from.
 const RAW: &str = "raw.json";
@@ -22,7 +23,29 @@ pub struct Results {
     /// How, with what, on what.
     pub method: Method,
     /// By store.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stores: Vec<StoreResults>,
+    /// Programs that were timed without a store.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub timings: Vec<Timings>,
+}
+
+impl Results {
+    /// What was measured on stores.
+    #[must_use]
+    pub fn of_stores(method: Method, stores: Vec<StoreResults>) -> Self {
+        Self { method, stores, timings: Vec::new() }
+    }
+}
+
+/// What grows from one made-up store to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Growth {
+    /// The number of small files.
+    Files,
+    /// The bytes of large files.
+    Bytes,
 }
 
 /// What was measured on one store.
@@ -31,6 +54,9 @@ pub struct Results {
 pub struct StoreResults {
     /// The package list it was made of.
     pub name: String,
+    /// What grows, when it is one of a row of made-up stores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growth: Option<Growth>,
     /// Its bytes as NARs.
     pub nar_bytes: u64,
     /// Its files.
@@ -86,8 +112,11 @@ impl Results {
             files.push((format!("size-{}.svg", store.name), plot::size_against_time(store)));
             files.push((format!("time-{}.svg", store.name), plot::times(store)));
         }
-        if self.stores.len() > 1 && self.stores.iter().all(|store| store.contests.len() == 1) {
-            files.push(("scaling.svg".to_owned(), plot::scaling(&self.stores)));
+        for (growth, name) in [(Growth::Files, "scaling-files.svg"), (Growth::Bytes, "scaling-bytes.svg")] {
+            let row: Vec<&StoreResults> = self.stores.iter().filter(|store| store.growth == Some(growth)).collect();
+            if row.len() > 1 {
+                files.push((name.to_owned(), plot::scaling(&row, growth)));
+            }
         }
         files
     }
@@ -98,6 +127,9 @@ impl Results {
         let mut text = format!("# Benchmarks of {}\n\n{}\n", self.method.date, self.method.markdown());
         for store in &self.stores {
             text.push_str(&store.markdown());
+        }
+        for timings in &self.timings {
+            text.push_str(&format!("\n## {}\n\n{}", timings.title, timings.table()));
         }
         text
     }

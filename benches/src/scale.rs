@@ -1,4 +1,5 @@
-//! `benches scale`: stores of ever more small files, to see how time and memory grow.
+//! `benches scale`: made-up stores of ever more small files, and of ever more bytes in large ones, to see how time and
+//! memory grow.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -8,46 +9,83 @@ use crate::builds::programs;
 use crate::contest::{Arena, Contender, Contest, Preparation, read_closure};
 use crate::error::{Error, file};
 use crate::method::Method;
-use crate::results::{Results, StoreResults};
+use crate::results::{Growth, Results, StoreResults};
 use crate::store_tree::StoreTree;
-use crate::tool::{Cache, Packing, Source, Tool};
+use crate::tool::{Cache, Packing, Programs, Source, Tool};
 
 const FILES_PER_PATH: usize = 100;
 const FILES_PER_DIRECTORY: usize = 20;
 const MOST_WORDS: u64 = 200;
+const LARGE_FILE_BYTES: usize = 16_000_000;
+/// Text that large files are cut from, in slices of up to [`SLICE_BYTES`], so that they compress like text.
+const POOL_BYTES: usize = 8 << 20;
+const SLICE_BYTES: usize = 2048;
 /// Low, so that what each file costs is not hidden behind compression.
 const PACKING: Packing = Packing { level: 3, block_bytes: 128 * 1024 };
 
-/// Measures all tools on a made-up store of each count of files, made in a directory of its own in `place`.
+/// Which stores are made.
+#[derive(Debug, Clone)]
+pub struct Extent {
+    /// Counts of small files, a store each.
+    pub files: Vec<usize>,
+    /// Megabytes in large files, a store each.
+    pub megabytes: Vec<usize>,
+    /// How often each contender runs.
+    pub rounds: usize,
+}
+
+/// Measures all tools on every store of `extent`, made in a directory of its own in `place`.
 ///
 /// # Errors
 /// When a store can't be made or a program fails.
-pub fn run(counts: &[usize], rounds: usize, place: &Path) -> Result<Results, Error> {
+pub fn run(extent: &Extent, place: &Path) -> Result<Results, Error> {
     let programs = programs()?;
     let method = Method::now(&programs)?;
-    let mut stores = Vec::new();
-    for &count in counts {
-        let directory = tempfile::tempdir_in(place).map_err(file("make a directory in", place))?;
-        crate::talk(&format!("scale: making a store of {count} files"));
-        let total_bytes = make_store(directory.path(), count)?;
-        let mut tree = StoreTree::unchanging(directory.path());
-        let mut arena = Arena { tree: &mut tree, programs: &programs, scratch: directory.path() };
-        let contests = vec![arena.run(&contest(count, directory.path()), rounds)?];
-        let read_seconds = vec![read_closure(&tree)?];
-        stores.push(StoreResults {
-            name: format!("{count}-small-files"),
-            nar_bytes: total_bytes,
-            files: count,
-            read_seconds,
-            contests,
-            readings: Vec::new(),
-            guest_readings: Vec::new(),
-        });
-    }
-    Ok(Results { method, stores })
+    let files = extent.files.iter().map(|count| (Growth::Files, *count));
+    let bytes = extent.megabytes.iter().map(|megabytes| (Growth::Bytes, *megabytes));
+    let stores = files
+        .chain(bytes)
+        .map(|(growth, size)| {
+            let directory = tempfile::tempdir_in(place).map_err(file("make a directory in", place))?;
+            measure_store(growth, size, extent.rounds, directory.path(), &programs)
+        })
+        .collect::<Result<_, Error>>()?;
+    Ok(Results::of_stores(method, stores))
 }
 
-fn contest(count: usize, scratch: &Path) -> Contest {
+fn measure_store(
+    growth: Growth,
+    size: usize,
+    rounds: usize,
+    directory: &Path,
+    programs: &Programs,
+) -> Result<StoreResults, Error> {
+    let what = match growth {
+        Growth::Files => format!("{size} files"),
+        Growth::Bytes => format!("{size} MB"),
+    };
+    crate::talk(&format!("scale: making a store of {what}"));
+    let made = match growth {
+        Growth::Files => make_small_files(directory, size)?,
+        Growth::Bytes => make_large_files(directory, size * 1_000_000)?,
+    };
+    let mut tree = StoreTree::unchanging(directory);
+    let mut arena = Arena { tree: &mut tree, programs, scratch: directory };
+    let contests = vec![arena.run(&contest(&what, directory), rounds)?];
+    let read_seconds = vec![read_closure(&tree)?];
+    Ok(StoreResults {
+        name: what.replace(' ', "-"),
+        growth: Some(growth),
+        nar_bytes: made.bytes,
+        files: made.files,
+        read_seconds,
+        contests,
+        readings: Vec::new(),
+        guest_readings: Vec::new(),
+    })
+}
+
+fn contest(what: &str, scratch: &Path) -> Contest {
     let ours = |cache| Tool::Ours { packing: Some(PACKING), source: Source::PathList, cache };
     let cached = Cache::At(scratch.join("cache"));
     let contenders = [
@@ -61,39 +99,91 @@ fn contest(count: usize, scratch: &Path) -> Contest {
         .into_iter()
         .map(|(name, tool, preparation)| Contender { name: name.to_owned(), tool, preparation })
         .collect();
-    Contest { title: format!("{count} files, level {}, 128K", PACKING.level), contenders }
+    Contest { title: format!("{what}, level {}, 128K", PACKING.level), contenders }
 }
 
-/// Writes `store/` and `closure-info/store-paths`; returns the bytes of all files.
-fn make_store(directory: &Path, count: usize) -> Result<u64, Error> {
+/// What a made-up store holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Made {
+    files: usize,
+    bytes: u64,
+}
+
+/// A store that is being made: `store/` and `closure-info/store-paths`.
+struct Maker<'a> {
+    directory: &'a Path,
+    list: BufWriter<File>,
+    paths: usize,
+    made: Made,
+}
+
+impl<'a> Maker<'a> {
+    fn new(directory: &'a Path) -> Result<Self, Error> {
+        let info = directory.join("closure-info");
+        fs::create_dir_all(&info).map_err(file("make", &info))?;
+        let list = info.join("store-paths");
+        let list = BufWriter::new(File::create(&list).map_err(file("write", &list))?);
+        Ok(Self { directory, list, paths: 0, made: Made { files: 0, bytes: 0 } })
+    }
+
+    /// The next store path; its hash is as many letters as Nix has, another for each.
+    fn begin_path(&mut self) -> Result<std::path::PathBuf, Error> {
+        let name = format!("{:032}-files-{}", self.paths, self.paths);
+        self.paths += 1;
+        writeln!(self.list, "/nix/store/{name}").map_err(file("list", &name))?;
+        Ok(self.directory.join("store").join(name))
+    }
+
+    fn write(&mut self, path: &Path, content: &[u8]) -> Result<(), Error> {
+        fs::write(path, content).map_err(file("write", path))?;
+        self.made.files += 1;
+        self.made.bytes += content.len() as u64;
+        Ok(())
+    }
+
+    fn end(mut self) -> Result<Made, Error> {
+        self.list.flush().map_err(file("write the list of", self.directory))?;
+        Ok(self.made)
+    }
+}
+
+fn make_small_files(directory: &Path, count: usize) -> Result<Made, Error> {
     let mut words = Words::new();
-    let mut total_bytes = 0;
-    let info = directory.join("closure-info");
-    fs::create_dir_all(&info).map_err(file("make", &info))?;
-    let list_path = info.join("store-paths");
-    let mut list = BufWriter::new(File::create(&list_path).map_err(file("write", &list_path))?);
-    for (index, first) in (0..count).step_by(FILES_PER_PATH).enumerate() {
-        let name = format!("{}-files-{index}", store_hash(index));
-        let path = directory.join("store").join(&name);
+    let mut store = Maker::new(directory)?;
+    for first in (0..count).step_by(FILES_PER_PATH) {
+        let path = store.begin_path()?;
         for number in 0..FILES_PER_PATH.min(count - first) {
             let subdirectory = path.join(format!("share-{}", number / FILES_PER_DIRECTORY));
             if number % FILES_PER_DIRECTORY == 0 {
                 fs::create_dir_all(&subdirectory).map_err(file("make", &subdirectory))?;
             }
-            let text = words.text();
-            total_bytes += text.len() as u64;
-            let target = subdirectory.join(format!("file-{number}"));
-            fs::write(&target, text).map_err(file("write", &target))?;
+            store.write(&subdirectory.join(format!("file-{number}")), words.text().as_bytes())?;
         }
-        writeln!(list, "/nix/store/{name}").map_err(file("write", &list_path))?;
     }
-    list.flush().map_err(file("write", &list_path))?;
-    Ok(total_bytes)
+    store.end()
 }
 
-/// 32 letters as Nix's base 32 has them, another for each index.
-fn store_hash(index: usize) -> String {
-    format!("{index:032}")
+fn make_large_files(directory: &Path, bytes: usize) -> Result<Made, Error> {
+    let mut words = Words::new();
+    let mut pool = String::with_capacity(POOL_BYTES + 4096);
+    while pool.len() < POOL_BYTES {
+        pool.push_str(&words.text());
+    }
+    let mut store = Maker::new(directory)?;
+    for first in (0..bytes).step_by(LARGE_FILE_BYTES) {
+        let length = LARGE_FILE_BYTES.min(bytes - first);
+        let mut content = Vec::with_capacity(length + SLICE_BYTES);
+        while content.len() < length {
+            let start = words.below(POOL_BYTES - SLICE_BYTES);
+            let end = start + 1 + words.below(SLICE_BYTES);
+            content.extend_from_slice(pool.as_bytes().get(start..end).unwrap_or_default());
+        }
+        content.truncate(length);
+        let path = store.begin_path()?;
+        fs::create_dir_all(&path).map_err(file("make", &path))?;
+        store.write(&path.join("data"), &content)?;
+    }
+    store.end()
 }
 
 /// Text that compresses like text: made-up words, from a fixed sequence.
@@ -113,6 +203,10 @@ impl Words {
         self.state
     }
 
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() % limit.max(1) as u64).unwrap_or(0)
+    }
+
     fn text(&mut self) -> String {
         let count = self.next() % MOST_WORDS;
         (0..count).map(|_| format!("{:x} ", self.next() % 5000)).collect()
@@ -123,15 +217,26 @@ impl Words {
 mod tests {
     use super::*;
 
+    fn listed(directory: &Path) -> (usize, u64, usize) {
+        let files = crate::reading::list(&directory.join("store")).unwrap();
+        let paths = fs::read_to_string(directory.join("closure-info/store-paths")).unwrap();
+        assert!(paths.lines().all(|path| path.len() > "/nix/store/".len() + 33));
+        (files.len(), files.iter().map(|file| file.bytes).sum(), paths.lines().count())
+    }
+
     #[test]
     fn a_store_of_small_files_has_as_many_files_and_paths_as_asked() {
         let directory = tempfile::tempdir().unwrap();
-        let total_bytes = make_store(directory.path(), 250).unwrap();
-        let files = crate::reading::list(&directory.path().join("store")).unwrap();
-        assert_eq!(files.len(), 250);
-        assert_eq!(files.iter().map(|file| file.bytes).sum::<u64>(), total_bytes);
-        let paths = fs::read_to_string(directory.path().join("closure-info/store-paths")).unwrap();
-        assert_eq!(paths.lines().count(), 3);
-        assert!(paths.lines().all(|path| path.len() > "/nix/store/".len() + 33));
+        let made = make_small_files(directory.path(), 250).unwrap();
+        assert_eq!(listed(directory.path()), (250, made.bytes, 3));
+        assert_eq!(made.files, 250);
+    }
+
+    #[test]
+    fn a_store_of_large_files_has_as_many_bytes_as_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let made = make_large_files(directory.path(), 20_000_000).unwrap();
+        assert_eq!(made, Made { files: 2, bytes: 20_000_000 });
+        assert_eq!(listed(directory.path()), (2, 20_000_000, 2));
     }
 }

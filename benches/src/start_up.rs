@@ -11,48 +11,29 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::error::{Error, file};
-use crate::measure::{self, Cost};
-use crate::statistics::{markdown, spread};
+use crate::timings::Timings;
 use crate::workspace;
 
 const VOLUMES: usize = 4;
 const VOLUME_BYTES: u64 = 1 << 20;
 
-/// A program that was started many times.
-#[derive(Debug)]
-pub struct StartUp {
-    /// What was started.
-    pub name: String,
-    /// A cost each round.
-    pub costs: Vec<Cost>,
-}
-
 /// Starts a machine with ten devices `rounds` times, in turn with `true` alone.
 ///
 /// # Errors
 /// When `microvm` can't be built or refuses the spec.
-pub fn run(rounds: usize) -> Result<Vec<StartUp>, Error> {
+pub fn run(rounds: usize) -> Result<Timings, Error> {
     let microvm = workspace::release_program("launcher", "microvm")?;
     let directory = tempfile::tempdir().map_err(file("make a directory in", std::env::temp_dir()))?;
     let spec = write_machine(directory.path())?;
     let path = std::env::var("PATH").unwrap_or_default();
     let search_path = format!("{}:{path}", directory.path().join("bin").display());
-    let start = |arguments: [&str; 3]| {
-        let mut command = Command::new(&microvm);
-        command.args(arguments).arg(&spec).arg("--state-dir").arg(directory.path()).env("PATH", &search_path);
-        command
-    };
-    let mut results = ["true", "microvm check", "microvm run, ten devices"]
-        .map(|name| StartUp { name: name.to_owned(), costs: Vec::new() });
-    for _ in 0..rounds {
-        let mut check = Command::new(&microvm);
-        check.arg("check").arg(&spec);
-        let commands = [Command::new("true"), check, start(["run", "--accel", "tcg"])];
-        for (result, mut command) in results.iter_mut().zip(commands) {
-            result.costs.push(measure::run(&mut command)?);
-        }
-    }
-    Ok(results.into())
+    let mut check = Command::new(&microvm);
+    check.arg("check").arg(&spec);
+    let mut run = Command::new(&microvm);
+    run.args(["run", "--accel", "tcg"]).arg(&spec).arg("--state-dir").arg(directory.path()).env("PATH", &search_path);
+    let named = [("true", Command::new("true")), ("microvm check", check), ("microvm run, ten devices", run)];
+    let mut commands = named.map(|(name, command)| (name.to_owned(), command));
+    Timings::measure("Start-up: until `microvm` has become the hypervisor", &mut commands, rounds)
 }
 
 /// A store disk, four volumes, two interfaces, a 9p share, a balloon and the random number generator; returns the spec.
@@ -97,26 +78,4 @@ fn bz_image_header() -> Vec<u8> {
     image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
     image[0x202..0x206].copy_from_slice(b"HdrS");
     image
-}
-
-/// Milliseconds from start to end.
-#[must_use]
-pub fn table(results: &[StartUp]) -> String {
-    let header = ["milliseconds", "median", "minimum", "maximum", "peak MiB"].map(String::from);
-    let rows: Vec<Vec<String>> = results
-        .iter()
-        .filter_map(|result| {
-            let spread = spread(&result.costs.iter().map(|cost| cost.seconds * 1000.0).collect::<Vec<_>>())?;
-            let peak = result.costs.iter().map(|cost| cost.peak_memory_bytes).max().unwrap_or(0) / (1 << 20);
-            let number = |value: f64| format!("{value:.2}");
-            Some(vec![
-                result.name.clone(),
-                number(spread.median),
-                number(spread.minimum),
-                number(spread.maximum),
-                peak.to_string(),
-            ])
-        })
-        .collect();
-    markdown(&header, &rows)
 }
