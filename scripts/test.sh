@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# test.sh: every check of the project, on Debian 12 or later as root; about 15 minutes on 2 cores the first time.
+# test.sh: every check of the project, on Debian 12 or later as root; about 22 minutes on 2 cores the first time.
 #
 # Runs all steps even when one fails, then says which failed. With MICROVM_TEST_REQUIRE_TOOLS=1, which this script sets,
 # a test that misses an external program fails instead of being skipped.

@@ -83,7 +83,7 @@ pub enum ExtractError {
         path: PathBuf,
     },
     /// The image holds something that only root can make.
-    #[error("{path} is a {}, and there are {others} more devices, pipes and sockets", .kind.name())]
+    #[error("{path} is a {}{}: a device, pipe or socket is not made", .kind.name(), further(*.others))]
     SpecialFile {
         /// The first of them.
         path: ImagePath,
@@ -119,6 +119,10 @@ pub enum ExtractError {
         /// Why.
         source: rayon::ThreadPoolBuildError,
     },
+}
+
+fn further(others: u64) -> String {
+    if others == 0 { String::new() } else { format!(", and there are {others} more such files") }
 }
 
 /// Makes a [`ExtractError::Write`] out of what a system call said.

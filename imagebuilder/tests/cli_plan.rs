@@ -102,6 +102,9 @@ fn a_stdout_that_is_full_is_one() {
     let output = command.stdout(fs::File::options().write(true).open("/dev/full").unwrap()).output().unwrap();
     assert_eq!(
         (output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()),
-        (Some(1), "error: cannot write to stdout: No space left on device (os error 28)\n")
+        (
+            Some(1),
+            "error: cannot write to stdout: No space left on device (os error 28)\nhint: free some space there, or write to another file system\n"
+        )
     );
 }

@@ -5,10 +5,9 @@
 mod program;
 
 use ext4_rs::{BLOCK_SIZE, BlockDevice, Ext4};
-use program::{Workspace, has_tool, skip};
+use program::{Workspace, has_tool};
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -90,19 +89,8 @@ fn a_volume_of_who_is_not_root_belongs_to_root_inside() {
         return;
     }
     let workspace = Workspace::new();
-    let mut command =
-        workspace.command("volume create volume --size 16M --fs ext4 --dir store --dir work/inner".split(' '));
-    if nix::unistd::geteuid().is_root() {
-        fs::set_permissions(workspace.root(), fs::Permissions::from_mode(0o777)).unwrap();
-        command.uid(65534).gid(65534);
-    }
-    let output = match command.output() {
-        Ok(output) => output,
-        Err(error) => {
-            skip(&format!("the program cannot be run as another user: {error}"));
-            return;
-        }
-    };
+    let arguments = "volume create volume --size 16M --fs ext4 --dir store --dir work/inner".split(' ');
+    let output = workspace.command_of_ordinary_user(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let ext4 = open_ext4(&workspace.path("volume"));
     for names in [&[][..], &["store"], &["work"], &["work", "inner"]] {

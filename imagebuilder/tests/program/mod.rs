@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
@@ -124,7 +124,33 @@ impl Workspace {
         Arguments: IntoIterator,
         Arguments::Item: AsRef<OsStr>,
     {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_microvm-image"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_microvm-image")), arguments)
+    }
+
+    /// The same by an ordinary user: by nobody where the tests are run by root, who may do everything.
+    pub(crate) fn command_of_ordinary_user<Arguments>(&self, arguments: Arguments) -> Command
+    where
+        Arguments: IntoIterator,
+        Arguments::Item: AsRef<OsStr>,
+    {
+        if !nix::unistd::geteuid().is_root() {
+            return self.command(arguments);
+        }
+        // The project may lie where only root may enter, in its home for one.
+        let program = self.path("program-of-nobody");
+        fs::copy(env!("CARGO_BIN_EXE_microvm-image"), &program).unwrap();
+        fs::set_permissions(self.root(), fs::Permissions::from_mode(0o777)).unwrap();
+        let mut command = self.command_of(&program, arguments);
+        command.uid(65534).gid(65534);
+        command
+    }
+
+    fn command_of<Arguments>(&self, program: &Path, arguments: Arguments) -> Command
+    where
+        Arguments: IntoIterator,
+        Arguments::Item: AsRef<OsStr>,
+    {
+        let mut command = Command::new(program);
         command.args(arguments).current_dir(self.root()).stdin(Stdio::null());
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("MICROVM_IMAGE_CACHE", self.path("cache")).env("HOME", self.root());

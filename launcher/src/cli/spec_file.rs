@@ -8,6 +8,7 @@ use launcher::path::HostPath;
 use launcher::refusal::Refusals;
 use launcher::spec::{Accelerator, Hypervisor, MachineSpec, parse::parse};
 use launcher::validate::{CheckedSpec, check};
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -64,15 +65,25 @@ impl Overrides {
     }
 }
 
+/// Specs have kilobytes; what is longer than this is something else, perhaps without an end.
+const SPEC_BYTES_MAX: u64 = 16 << 20;
+
 /// The text of a spec.
 pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
-    let text = if path == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().lock().read_to_string(&mut text).map(|_| text)
+    let mut text = String::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin().lock().take(SPEC_BYTES_MAX + 1).read_to_string(&mut text)
     } else {
-        std::fs::read_to_string(path)
+        File::open(path).and_then(|file| file.take(SPEC_BYTES_MAX + 1).read_to_string(&mut text))
     };
-    text.map_err(|error| Failure::bad_input(vec![format!("{}: {error}", path.display())]))
+    let fail = |reason: String| Err(Failure::bad_input(vec![format!("{}: {reason}", path.display())]));
+    match read {
+        Err(error) => fail(error.to_string()),
+        Ok(length_bytes) if length_bytes as u64 > SPEC_BYTES_MAX => {
+            fail(format!("longer than {} MiB, which no machine spec is", SPEC_BYTES_MAX >> 20))
+        }
+        Ok(_) => Ok(text),
+    }
 }
 
 /// The spec in a file, with the overrides applied.

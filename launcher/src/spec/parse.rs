@@ -60,7 +60,10 @@ fn syntax(error: serde_json::Error) -> Vec<ParseError> {
     let (line, column) = (error.line(), error.column());
     let message = error.to_string();
     let place = format!(" at line {line} column {column}");
-    let message = message.strip_suffix(&place).unwrap_or(&message).to_owned();
+    let message = match message.strip_suffix(&place).unwrap_or(&message) {
+        "EOF while parsing a value" if column == 0 => "it is empty, or ends where JSON should begin".to_owned(),
+        message => message.to_owned(),
+    };
     vec![ParseError::Syntax { line, column, message }]
 }
 
@@ -90,7 +93,7 @@ mod tests {
     #[test]
     fn malformed_json_names_line_and_column() {
         assert_eq!(messages("{\n  \"version\": 1,\n  \"name\" \"web\"\n}"), ["line 3, column 10: expected `:`"]);
-        assert_eq!(messages(""), ["line 1, column 0: EOF while parsing a value"]);
+        assert_eq!(messages(""), ["line 1, column 0: it is empty, or ends where JSON should begin"]);
     }
 
     #[test]

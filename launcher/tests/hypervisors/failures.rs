@@ -182,17 +182,20 @@ fn names_that_lead_elsewhere_are_refused() {
     assert!(said(&output).starts_with("error: no machine `wbe` has been started\nhint: "), "{}", said(&output));
 }
 
-/// Lets an ordinary user use the machine's directory.
-fn give_to_nobody(machine: &TestMachine) {
-    for path in ["", "store.img", "initrd", "machine.json"] {
+/// Lets an ordinary user use the machine, whose kernel may lie where only root may enter: in the project, in root's home.
+fn give_to_nobody(machine: &TestMachine, spec: &mut MachineSpec) {
+    fs::copy(&probe_guest().bzimage, machine.path("kernel")).unwrap();
+    spec.kernel = "kernel".into();
+    machine.write_spec(spec);
+    for path in ["", "store.img", "initrd", "kernel", "machine.json"] {
         fs::set_permissions(machine.path(path), fs::Permissions::from_mode(0o777)).unwrap();
     }
 }
 
 #[test]
 fn a_machine_runs_without_the_rights_of_root() {
-    let Some((machine, _)) = waiting_machine(Hypervisor::Qemu) else { return };
-    give_to_nobody(&machine);
+    let Some((machine, mut spec)) = waiting_machine(Hypervisor::Qemu) else { return };
+    give_to_nobody(&machine, &mut spec);
     // On some machines only root may open /dev/net/tun. `ip netns exec` has made a mount namespace too.
     let made = Command::new("mknod").args(["-m", "666"]).arg(machine.path("tun")).args(["c", "10", "200"]).status();
     assert!(made.unwrap().success());
@@ -218,7 +221,7 @@ fn a_machine_runs_without_the_rights_of_root() {
 #[test]
 fn root_gives_its_rights_away() {
     let Some((machine, mut spec)) = waiting_machine(Hypervisor::Qemu) else { return };
-    give_to_nobody(&machine);
+    give_to_nobody(&machine, &mut spec);
     spec.user = Some("nobody".to_owned());
     spec.interfaces.clear();
     spec.volumes = serde_json::from_value(json!([{"image": "var.img", "size": 8}])).unwrap();
