@@ -158,7 +158,14 @@ let
 
   interfaceAssertions =
     distinct "id" (field "interfaces" "id" cfg.interfaces)
-    ++ distinct "MAC address" (field "interfaces" "mac" cfg.interfaces)
+    ++ distinct "MAC address" (
+      field "interfaces" "mac" (
+        # Behind user networking an interface is alone in its network.
+        map (
+          interface: if interface.type == "user" then interface // { mac = null; } else interface
+        ) cfg.interfaces
+      )
+    )
     ++ indexed "interfaces" cfg.interfaces (
       option: interface:
       unless ((interface.type == "bridge") == (interface.bridge != null)) "${option}.bridge" (

@@ -493,6 +493,22 @@ let
       ];
       found = builtins.attrNames (removeAttrs capabilities.table (builtins.attrNames asking));
     };
+    "behind user networking a MAC address may be another's" = {
+      expected = [ ];
+      found = messagesOf {
+        microvm.interfaces =
+          map
+            (type: {
+              inherit type;
+              id = "vm-${type}";
+              mac = "02:00:00:00:00:01";
+            })
+            [
+              "user"
+              "tap"
+            ];
+      };
+    };
     "a runner with a store disk needs no path of the guest on the host" = {
       expected = {
         disk = false;

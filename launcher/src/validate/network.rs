@@ -38,7 +38,9 @@ pub(super) fn interfaces(spec: &MachineSpec, findings: &mut Findings) -> Vec<Che
     let named = || spec.interfaces.iter().enumerate();
     let ids = named().map(|(index, interface)| (format!("interfaces[{index}].id"), interface.id.as_str()));
     findings.require_distinct("id", ids);
+    // Behind user networking an interface is alone in its network.
     let macs: Vec<_> = named()
+        .filter(|(_, interface)| interface.interface_type != InterfaceType::User)
         .map(|(index, interface)| (format!("interfaces[{index}].mac"), interface.mac.to_ascii_lowercase()))
         .collect();
     findings.require_distinct("MAC address", macs.iter().map(|(option, mac)| (option.clone(), mac.as_str())));

@@ -174,6 +174,17 @@ fn the_store_disk_is_the_first_and_volumes_follow() {
 }
 
 #[test]
+fn only_behind_user_networking_may_a_mac_address_be_anothers() {
+    let machine = |kind: &str| {
+        let interface = |kind: &str, id: &str| json!({"type": kind, "id": id, "mac": "02:00:00:00:00:01"});
+        json!({"interfaces": [interface(kind, "a"), interface("tap", "b")]})
+    };
+    assert_eq!(checked(machine("user")).interfaces.len(), 2);
+    let said = "web: interfaces[1].mac: the MAC address `02:00:00:00:00:01` is already that of interfaces[0].mac";
+    assert_eq!(problems(machine("tap")), [said]);
+}
+
+#[test]
 fn the_overlay_lies_on_the_deepest_mount_above_it() {
     let shares = |source: &str| {
         json!({
