@@ -217,7 +217,7 @@ fn names_and_flakes_are_checked_before_anything_is_done() {
     for flake in ["flake#web", "./nowhere"] {
         host.refused(2, &["create", "web", "--flake", flake]);
     }
-    for command in ["start", "restart", "logs", "ssh", "update"] {
+    for command in ["run", "start", "restart", "logs", "ssh", "update"] {
         assert!(host.refused(2, &[command, "web"]).contains("there is no machine web"), "{command}");
     }
     assert_eq!(host.calls(), "");

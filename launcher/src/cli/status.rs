@@ -18,8 +18,14 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let runtime = RuntimeDirectory::locate().map_err(|error| Failure::failed(&error))?;
-    let names = if arguments.names.is_empty() { known_names(&runtime)? } else { arguments.names.clone() };
+    let known = known_names(&runtime)?;
+    let names = if arguments.names.is_empty() { known.clone() } else { arguments.names.clone() };
     let mut rows = Vec::new();
+    if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
+        let problem =
+            format!("there is no machine {unknown}: nobody has started one of that name, and this host has none");
+        return Err(Failure::bad_input(vec![problem]));
+    }
     for name in &names {
         let machine = runtime.machine(name).map_err(|error| Failure::bad_input(vec![error.to_string()]))?;
         let running = machine.running().map_err(|error| Failure::failed(&error))?;

@@ -33,6 +33,12 @@ impl FlakeReference {
             return refuse("names an attribute; the machine's name is put there");
         }
         let is_path = text.starts_with('/') || text.starts_with('.');
+        if !text.contains([':', '?'])
+            && current_directory.join(text).is_dir()
+            && !has_flake(&current_directory.join(text))
+        {
+            return refuse("there is no flake.nix in this directory");
+        }
         let is_directory = !text.contains(':') && current_directory.join(text).join("flake.nix").is_file();
         if !is_path && !is_directory {
             return Ok(Self(text.to_owned()));
@@ -61,6 +67,13 @@ impl FlakeReference {
     }
 }
 
+/// Nix looks for it also above a directory, up to the root of its repository.
+fn has_flake(directory: &Path) -> bool {
+    let is_there = |directory: &Path| directory.join("flake.nix").is_file();
+    let Ok(directory) = directory.canonicalize() else { return false };
+    directory.ancestors().any(is_there)
+}
+
 impl fmt::Display for FlakeReference {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.pad(&self.0)
@@ -85,7 +98,8 @@ mod tests {
         for kept in ["nixpkgs", "github:NixOS/nixpkgs/nixos-24.05", "git+file:///etc/nixos", "path:/srv"] {
             assert_eq!(resolve(kept).unwrap(), kept);
         }
-        for refused in ["", "-x", "./nowhere", ".#web", "a\nb"] {
+        std::fs::create_dir(root.join("empty")).unwrap();
+        for refused in ["", "-x", "./nowhere", ".#web", "a\nb", "empty", "./empty"] {
             assert!(resolve(refused).is_err(), "{refused}");
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// How much of what a program said last goes into an error.
-const LAST_WORDS_BYTES: usize = 500;
+const LAST_WORDS_BYTES: usize = 800;
 
 fn nix(verb: &[&str]) -> Command {
     let mut command = Command::new("nix");
@@ -56,7 +56,12 @@ fn last_words(text: &str) -> String {
     let line = text.lines().map(str::trim).rfind(|line| line.starts_with("error: ") && *line != "error:");
     let line = line.or_else(|| text.lines().rfind(|line| !line.trim().is_empty())).unwrap_or_default().trim();
     let end = (0..=LAST_WORDS_BYTES.min(line.len())).rev().find(|end| line.is_char_boundary(*end)).unwrap_or_default();
-    line[..end].trim_start_matches("error: ").to_owned()
+    let line = line[..end].trim_start_matches("error: ");
+    // It tries the name in several places, and lists them all; the last is the one that was meant.
+    match line.split_once(" does not provide attribute ").map(|(flake, tried)| (flake, tried.rsplit_once(" or "))) {
+        Some((flake, Some((_, meant)))) => format!("{flake} does not provide attribute {meant}"),
+        _ => line.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -69,5 +74,7 @@ mod tests {
         assert_eq!(last_words(text), "attribute 'web' missing");
         assert_eq!(last_words("killed\n\n"), "killed");
         assert_eq!(last_words(""), "");
+        let tried = "error: flake 'path:/f' does not provide attribute 'packages.a', 'legacyPackages.a' or 'a'";
+        assert_eq!(last_words(tried), "flake 'path:/f' does not provide attribute 'a'");
     }
 }

@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 struct Asked {
     verb: Option<&'static str>,
     names: Vec<String>,
-    flake: Option<String>,
-    restart: bool,
+    /// Options for the verb, in words.
+    options: Vec<String>,
     rest: Vec<String>,
 }
 
@@ -22,12 +22,11 @@ pub(in crate::cli) fn in_words(arguments: &[String]) -> Option<Vec<String>> {
     let asked = read(arguments.iter().cloned().collect())?;
     let verb = asked.verb?;
     let mut words = vec![verb.to_owned()];
-    words.extend(asked.names);
-    if let Some(flake) = asked.flake {
-        words.extend(["--flake".to_owned(), flake]);
-    }
-    if asked.restart {
-        words.push("--restart".to_owned());
+    if asked.names.iter().any(|name| name.starts_with('-')) {
+        // No machine is called so: the verb shall say it of the name, and not take it for an option.
+        words.extend(asked.options.into_iter().chain(["--".to_owned()]).chain(asked.names));
+    } else {
+        words.extend(asked.names.into_iter().chain(asked.options));
     }
     if !asked.rest.is_empty() {
         words.push("--".to_owned());
@@ -49,15 +48,20 @@ fn read(mut arguments: VecDeque<String>) -> Option<Asked> {
             }
             continue;
         };
+        if letters.starts_with('-') {
+            asked.options.push(argument);
+            continue;
+        }
         let mut letters = letters.chars();
         while let Some(letter) = letters.next() {
             let verb = match letter {
                 'R' => {
-                    asked.restart = true;
+                    asked.options.push("--restart".to_owned());
                     continue;
                 }
                 'f' => {
-                    asked.flake = Some(value(&mut letters, &mut arguments)?);
+                    asked.options.push("--flake".to_owned());
+                    asked.options.extend(value(&mut letters, &mut arguments));
                     continue;
                 }
                 'l' => "list",
@@ -71,7 +75,7 @@ fn read(mut arguments: VecDeque<String>) -> Option<Asked> {
                 return None;
             }
             if matches!(letter, 'c' | 'r' | 's') {
-                asked.names.push(value(&mut letters, &mut arguments)?);
+                asked.names.extend(value(&mut letters, &mut arguments));
             }
         }
     }
@@ -105,10 +109,15 @@ mod tests {
             ("-r web", "run web"),
             ("-s web", "ssh web"),
             ("-s web -- -v uname -a", "ssh web -- -v uname -a"),
+            ("-l --json", "list --json"),
+            // What is missing or wrong is told by the verb.
+            ("-c", "create"),
+            ("-c web -f", "create web --flake"),
+            ("-c -x -f a", "create --flake a -- -x"),
         ] {
             assert_eq!(words(letters).as_deref(), Some(expected), "{letters}");
         }
-        for other in ["list", "--help", "-h", "-V", "-c", "-l -u", "-cx -r y", "-x"] {
+        for other in ["list", "--help", "-h", "-V", "-l -u", "-cx -r y", "-x"] {
             assert_eq!(words(other), None, "{other}");
         }
     }

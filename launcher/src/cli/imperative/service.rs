@@ -63,9 +63,15 @@ fn machine_called(text: &Path) -> Option<Machine> {
     Layout::of_environment().existing(&name).ok()
 }
 
-/// Runs a host's machine here, instead of in its service. Only returns if that failed, or if there is no such machine.
+/// Runs a host's machine here, instead of in its service. Only returns if that failed, or if it is a spec that is meant.
 pub(in crate::cli) fn run_by_name(text: &Path, options: &[&str]) -> Option<Failure> {
-    let machine = machine_called(text)?;
+    let Some(machine) = machine_called(text) else {
+        // Else it is a file, which says itself that it is not there.
+        let name = text.to_str().filter(|name| !text.exists() && *name != "-" && !name.ends_with(".json"))?;
+        let name = MachineName::new(name).ok()?;
+        let directory = Layout::of_environment().machine(&name).directory;
+        return Some(failure(&ImperativeError::Missing(name.to_string(), directory)));
+    };
     if Service::of(&machine.name).is_active() {
         return Some(failure(&ImperativeError::Running(machine.name.to_string())));
     }
