@@ -196,6 +196,7 @@ in
             "/dev/net/tun rw"
             "/dev/vhost-net rw"
             "/dev/vhost-vsock rw"
+            "char-drm rw"
             "char-vfio rw"
             "char-macvtap rw"
             "char-usb_device rw"
