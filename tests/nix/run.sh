@@ -3,10 +3,11 @@
 #   1  every .nix file parses, is formatted and has no dead code
 #   2  the modules evaluate, by a minimal module evaluator: evaluation.nix
 #   3  the boot script of the guest's Nix database, on real databases: register-closure.sh
-#   4  Nix builds runners of the fixture closure, with `microvm-image build` run inside its sandbox, and qemu boots them
-#   5  `nix flake` works on the real flake.nix, over a stand-in for Nixpkgs, and `nix run` boots a machine: nixpkgs/
-#   6  systemd as a container's init runs machines by the host module's units: systemd.sh
-#   7  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
+#   4  a credential reaches a guest by the launcher's initrd: credentials.sh
+#   5  Nix builds runners of the fixture closure, with `microvm-image build` run inside its sandbox, and qemu boots them
+#   6  `nix flake` works on the real flake.nix, over a stand-in for Nixpkgs, and `nix run` boots a machine: nixpkgs/
+#   7  systemd as a container's init runs machines by the host module's units: systemd.sh
+#   8  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
 # MICROVM_FIXTURES is where fixtures/closure/build.sh put the closure `small`; MICROVM_TEST_PROGRAMS a directory with
 # bin/microvm and bin/microvm-image, static; it is built when it is not given.
 set -euo pipefail
@@ -164,16 +165,6 @@ check_units() {
     jq --sort-keys '.autostart |= sort' | diff -u tests/nix/host-facts.json - || die "the host makes something else of its machines than expected"
 }
 
-check_credentials() { # what stage 1 does with them
-  local root=$scratch/stage-1
-  mkdir -p "$root/microvm-credentials" "$root/run"
-  echo secret >"$root/microvm-credentials/token"
-  STAGE_1_ROOT=$root sh nixos-modules/microvm/hand-over-credentials.sh
-  [ "$(stat -c '%a %n' "$root/run/credentials/@initrd/"*)" = "400 $root/run/credentials/@initrd/token" ] && grep -qx secret "$root/run/credentials/@initrd/token" ||
-    die "stage 1 does not hand over the credentials"
-  [ ! -e "$root/microvm-credentials/token" ] || die "stage 1 leaves the credentials where they were"
-}
-
 check_deploy() { # ssh carries out here what it is told to, nix and the machine's programs write down their arguments
   local rebuild bin=$scratch/deploy/bin state=$scratch/deploy/state program said
   rebuild=$(build rebuild)
@@ -293,11 +284,11 @@ check_store_disk() {
 }
 
 check_sources
-check_credentials
 tests/nix/register-closure.sh
 [ -n "$programs" ] || build_programs
 arguments=(--store "$fixtures/store" --arg work "$fixtures/work/small" --arg kernel "$fixtures/work/kernel" --arg programs "$(realpath "$programs")")
 evaluate
+tests/nix/credentials.sh "$fixtures/small" "$programs"
 check_refusal
 check_layout
 check_store_disk
