@@ -28,7 +28,8 @@ start() { # COLUMNS ROWS [HOME]: a shell
   local home=${3:-$scratch/home}
   screen new-session -d -s picture -x "$1" -y "$2" \
     "cd '$scratch/home' && env -i HOME='$home' TERM=xterm-256color LC_ALL=C.UTF-8 PATH='$target/release:$hosts/bin:$PATH' \
-      MICROVM_STATE_DIR='$hosts/machines' MICROVM_GCROOTS_DIR='$hosts/gcroots' PS1='\[\e[1;32m\]\$\[\e[0m\] ' bash --norc --noprofile"
+      MICROVM_STATE_DIR='$hosts/machines' MICROVM_GCROOTS_DIR='$hosts/gcroots' PS1='\[\e[1;32m\]\$\[\e[0m\] ' bash --norc --noprofile" \; \
+    set-option -s exit-empty off # else the server goes with its session, while the next one is made
   # Until the shell has prompted.
   until screen capture-pane -p -t picture | grep -q '^\$'; do sleep 0.1; done
 }

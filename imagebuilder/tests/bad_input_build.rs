@@ -43,7 +43,7 @@ fn codecs_levels_and_sizes_out_of_range() {
             "invalid value '4Q' for '--block-size <SIZE>': \"Q\" in \"4Q\" is not a unit: use K, M, G or T \
              (or KiB, MiB, GiB, TiB), each 1024 of the one before",
         ),
-        ("--jobs 0", "invalid value '0' for '--jobs <N>': number would be zero for non-zero type"),
+        ("--jobs 0", "invalid value '0' for '--jobs <N>': it takes a whole number of threads, at least 1"),
         (
             "--no-cache --cache-verify",
             "the argument '--no-cache' cannot be used with '--cache-verify'\n\n\

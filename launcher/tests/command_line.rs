@@ -121,7 +121,11 @@ fn malformed_json_is_shown_by_file_line_and_column() {
 fn a_spec_that_cannot_be_read_is_named() {
     let output = microvm(&["check", "/nowhere/machine.json"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).starts_with("error: /nowhere/machine.json: No such file"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).starts_with("error: cannot read the machine spec /nowhere/machine.json: No such file"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]

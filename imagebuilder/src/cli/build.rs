@@ -4,7 +4,7 @@ use super::cache_location::CacheDirectoryArgs;
 use super::failure::Failure;
 use super::settings::SettingsArgs;
 use super::source::SourceArgs;
-use super::{interrupt, progress, streams};
+use super::{interrupt, progress, streams, thread_count};
 use clap::Args;
 use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
 use imagebuilder::machine::{self, SkipReport};
@@ -45,7 +45,7 @@ pub(crate) struct BuildArgs {
     #[command(flatten)]
     cache: BuildCacheArgs,
     /// Threads that read and compress [default: all processors]
-    #[arg(short, long, value_name = "N", help_heading = "Output")]
+    #[arg(short, long, value_name = "N", value_parser = thread_count::parse, help_heading = "Output")]
     jobs: Option<NonZero<usize>>,
     /// Write a report as JSON to stdout instead of the image's path
     #[arg(long, help_heading = "Output")]

@@ -1,7 +1,7 @@
 //! `microvm-image diff`.
 
 use super::failure::Failure;
-use super::streams;
+use super::{streams, thread_count};
 use clap::Args;
 use imagebuilder::diff::{DiffError, DiffOptions, diff};
 use imagebuilder::image::Image;
@@ -24,7 +24,7 @@ pub(crate) struct DiffArgs {
     #[arg(long)]
     exit_code: bool,
     /// Threads [default: one for each CPU]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = thread_count::parse)]
     jobs: Option<NonZeroUsize>,
     /// Differences that are told; all are counted
     #[arg(long, value_name = "N", default_value_t = 10_000)]

@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 use super::interrupt;
-use super::streams;
+use super::{streams, thread_count};
 use clap::Args;
 use imagebuilder::extract::{ExtractError, ExtractOptions, SpecialFiles, extract};
 use imagebuilder::image::Image;
@@ -31,7 +31,7 @@ pub(crate) struct ExtractArgs {
     #[arg(long)]
     skip_special: bool,
     /// Threads [default: one for each CPU]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = thread_count::parse)]
     jobs: Option<NonZeroUsize>,
     /// Write the report as JSON to stdout instead of the directory's name
     #[arg(long)]

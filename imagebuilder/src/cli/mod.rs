@@ -18,6 +18,7 @@ mod source;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod thread_count;
 mod verify;
 mod volume;
 

@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 use super::source::SourceArgs;
-use super::streams;
+use super::{streams, thread_count};
 use clap::Args;
 use imagebuilder::image::{Image, ImageError};
 use imagebuilder::verify::{NarCheck, VerifyOptions, VerifyReport, verify};
@@ -26,7 +26,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long)]
     nar: bool,
     /// Threads [default: one for each CPU]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = thread_count::parse)]
     jobs: Option<NonZeroUsize>,
     /// Problems that are told; all are counted
     #[arg(long, value_name = "N", default_value_t = 100)]

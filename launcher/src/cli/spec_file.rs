@@ -76,12 +76,15 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
     } else {
         File::open(path).and_then(|file| file.take(SPEC_BYTES_MAX + 1).read_to_string(&mut text))
     };
-    let fail = |reason: String| Err(Failure::bad_input(vec![format!("{}: {reason}", path.display())]));
     match read {
-        Err(error) => fail(error.to_string()),
-        Ok(length_bytes) if length_bytes as u64 > SPEC_BYTES_MAX => {
-            fail(format!("longer than {} MiB, which no machine spec is", SPEC_BYTES_MAX >> 20))
+        Err(error) => {
+            Err(Failure::bad_input(vec![format!("cannot read the machine spec {}: {error}", path.display())]))
         }
+        Ok(length_bytes) if length_bytes as u64 > SPEC_BYTES_MAX => Err(Failure::bad_input(vec![format!(
+            "{}: longer than {} MiB, which no machine spec is",
+            path.display(),
+            SPEC_BYTES_MAX >> 20
+        )])),
         Ok(_) => Ok(text),
     }
 }
