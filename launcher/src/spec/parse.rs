@@ -52,7 +52,7 @@ pub fn parse(text: &str) -> Result<MachineSpec, Vec<ParseError>> {
     if !misfits.is_empty() {
         return Err(misfits.into_iter().map(ParseError::Misfit).collect());
     }
-    // Doubled fields and numbers out of range, which only serde sees.
+    // Doubled fields, which only serde sees.
     read.map_err(syntax)
 }
 
@@ -115,9 +115,17 @@ mod tests {
     }
 
     #[test]
-    fn a_number_out_of_range_and_a_doubled_field_name_their_line() {
-        let text = "{\"version\":1,\"name\":\"web\",\"kernel\":\"/k\",\n\"vcpu\":-1}";
-        assert!(messages(text)[0].starts_with("line 2, column"), "{:?}", messages(text));
+    fn a_number_out_of_range_names_the_range() {
+        let text = r#"{"version":1,"name":"web","kernel":"/k","vcpu":-1,"mem":4294967296,"vsock":{"cid":-3}}"#;
+        let range = "must be from 0 to 4294967295, but is";
+        assert_eq!(
+            messages(text),
+            [format!("mem: {range} 4294967296"), format!("vcpu: {range} -1"), format!("vsock.cid: {range} -3")]
+        );
+    }
+
+    #[test]
+    fn a_doubled_field_names_its_line() {
         let text = "{\"version\":1,\"name\":\"web\",\"kernel\":\"/k\",\n\"vcpu\":1,\"vcpu\":2}";
         assert!(messages(text)[0].starts_with("line 2, column"), "{:?}", messages(text));
     }

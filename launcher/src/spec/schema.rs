@@ -31,6 +31,8 @@ pub enum MisfitKind {
     MissingField,
     /// A value of another type: what is wanted, what is there.
     WrongType(String, String),
+    /// A whole number out of its range: the least, the largest, what is there.
+    OutOfRange(i128, i128, String),
     /// A word that is none of these; the nearest one that is.
     UnknownWord(Vec<String>, Option<String>),
 }
@@ -45,6 +47,9 @@ impl fmt::Display for Misfit {
             MisfitKind::UnknownField(None) => write!(formatter, "{place}: unknown field"),
             MisfitKind::MissingField => write!(formatter, "{place}: missing, but it must be set"),
             MisfitKind::WrongType(wanted, found) => write!(formatter, "{place}: must be {wanted}, but is {found}"),
+            MisfitKind::OutOfRange(least, largest, found) => {
+                write!(formatter, "{place}: must be from {least} to {largest}, but is {found}")
+            }
             MisfitKind::UnknownWord(words, known) => {
                 write!(formatter, "{place}: must be one of {}", words.join(", "))?;
                 known.as_ref().map_or(Ok(()), |known| write!(formatter, "; did you mean `{known}`?"))
@@ -89,6 +94,13 @@ impl<'schema> Walk<'schema> {
                     for (index, item) in items.iter().enumerate() {
                         self.visit(&format!("{place}[{index}]"), item, schema);
                     }
+                }
+            }
+            Value::Number(number) => {
+                if let (Some((least, largest)), Some(found)) = (range_of(schema), number.as_i128())
+                    && !(least..=largest).contains(&found)
+                {
+                    self.report(place, MisfitKind::OutOfRange(least, largest, found.to_string()));
                 }
             }
             _ => {}
@@ -168,6 +180,19 @@ fn words_of(schema: &Value) -> Option<Vec<String>> {
     }
     let branches = schema.get("oneOf").and_then(Value::as_array)?;
     branches.iter().map(|branch| branch.get("const").and_then(word)).collect()
+}
+
+/// The range of a whole number: the generator writes the type as `format`, and limits where that type has narrow ones.
+fn range_of(schema: &Value) -> Option<(i128, i128)> {
+    let (least, largest) = match schema.get("format").and_then(Value::as_str)? {
+        "uint8" => (0, i128::from(u8::MAX)),
+        "uint16" => (0, i128::from(u16::MAX)),
+        "uint32" => (0, i128::from(u32::MAX)),
+        "uint64" => (0, i128::from(u64::MAX)),
+        _ => return None,
+    };
+    let limit = |name: &str| schema.get(name).and_then(Value::as_number).and_then(serde_json::Number::as_i128);
+    Some((limit("minimum").unwrap_or(least), limit("maximum").unwrap_or(largest)))
 }
 
 fn has_type(value: &Value, name: &str) -> bool {

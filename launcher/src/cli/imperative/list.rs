@@ -2,7 +2,7 @@
 
 use super::failure;
 use crate::cli::failure::Failure;
-use crate::cli::output::write_stdout;
+use crate::cli::output::{write_stderr, write_stdout};
 use launcher::imperative::{Activity, Evaluation, Freshness, Layout, Row, list};
 use std::io::IsTerminal;
 
@@ -19,10 +19,15 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let evaluation = if arguments.offline { Evaluation::Skip } else { Evaluation::Evaluate };
-    let rows = list(&Layout::of_environment(), evaluation).map_err(|error| failure(&error))?;
+    let layout = Layout::of_environment();
+    let rows = list(&layout, evaluation).map_err(|error| failure(&error))?;
     if arguments.json {
         let document = serde_json::to_value(&rows).map_err(|error| Failure::failed(&error))?;
         return write_stdout(&format!("{document:#}\n"));
+    }
+    if rows.is_empty() {
+        let machines = layout.machines().display();
+        write_stderr(&format!("there are no machines in {machines}; `microvm create NAME --flake FLAKE` makes one"));
     }
     let palette =
         if std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) {
