@@ -18,7 +18,7 @@ const FILES_PER_DIRECTORY: usize = 20;
 const MOST_WORDS: u64 = 200;
 const LARGE_FILE_BYTES: usize = 16_000_000;
 /// Text that large files are cut from, in slices of up to [`SLICE_BYTES`], so that they compress like text.
-const POOL_BYTES: usize = 8 << 20;
+const POOL_BYTES: usize = 1 << 20;
 const SLICE_BYTES: usize = 2048;
 /// Low, so that what each file costs is not hidden behind compression.
 const PACKING: Packing = Packing { level: 3, block_bytes: 128 * 1024 };
@@ -43,8 +43,10 @@ pub fn run(extent: &Extent, place: &Path) -> Result<Results, Error> {
     let method = Method::now(&programs)?;
     let files = extent.files.iter().map(|count| (Growth::Files, *count));
     let bytes = extent.megabytes.iter().map(|megabytes| (Growth::Bytes, *megabytes));
-    let stores = files
-        .chain(bytes)
+    // A program's peak memory is at least what this one had when it started it (the kernel counts so), and that grows with
+    // the number of files: those of few files come first.
+    let stores = bytes
+        .chain(files)
         .map(|(growth, size)| {
             let directory = tempfile::tempdir_in(place).map_err(file("make a directory in", place))?;
             measure_store(growth, size, extent.rounds, directory.path(), &programs)
@@ -136,9 +138,14 @@ impl<'a> Maker<'a> {
 
     fn write(&mut self, path: &Path, content: &[u8]) -> Result<(), Error> {
         fs::write(path, content).map_err(file("write", path))?;
-        self.made.files += 1;
-        self.made.bytes += content.len() as u64;
+        self.count(content.len() as u64);
         Ok(())
+    }
+
+    /// Counts a file that was written.
+    fn count(&mut self, bytes: u64) {
+        self.made.files += 1;
+        self.made.bytes += bytes;
     }
 
     fn end(mut self) -> Result<Made, Error> {
@@ -171,17 +178,21 @@ fn make_large_files(directory: &Path, bytes: usize) -> Result<Made, Error> {
     }
     let mut store = Maker::new(directory)?;
     for first in (0..bytes).step_by(LARGE_FILE_BYTES) {
-        let length = LARGE_FILE_BYTES.min(bytes - first);
-        let mut content = Vec::with_capacity(length + SLICE_BYTES);
-        while content.len() < length {
-            let start = words.below(POOL_BYTES - SLICE_BYTES);
-            let end = start + 1 + words.below(SLICE_BYTES);
-            content.extend_from_slice(pool.as_bytes().get(start..end).unwrap_or_default());
-        }
-        content.truncate(length);
         let path = store.begin_path()?;
         fs::create_dir_all(&path).map_err(file("make", &path))?;
-        store.write(&path.join("data"), &content)?;
+        let target = path.join("data");
+        let length = LARGE_FILE_BYTES.min(bytes - first);
+        let mut writer = BufWriter::new(File::create(&target).map_err(file("write", &target))?);
+        let mut rest = length;
+        while rest > 0 {
+            let start = words.below(POOL_BYTES - SLICE_BYTES);
+            let end = start + (1 + words.below(SLICE_BYTES)).min(rest);
+            let slice = pool.as_bytes().get(start..end).unwrap_or_default();
+            writer.write_all(slice).map_err(file("write", &target))?;
+            rest -= slice.len();
+        }
+        writer.flush().map_err(file("write", &target))?;
+        store.count(length as u64);
     }
     store.end()
 }
