@@ -179,7 +179,8 @@ fn axes(x: &Axis, y: &Axis, [x_unit, y_unit]: [&str; 2]) -> String {
         );
         let _ = writeln!(
             text,
-            r#"<text x="{left:.1}" y="{below:.1}" text-anchor="middle" font-size="12">{tick}{x_unit}</text>"#
+            r#"<text x="{left:.1}" y="{below:.1}" text-anchor="middle" font-size="12">{}{x_unit}</text>"#,
+            short(tick)
         );
     }
     for tick in y.ticks() {
@@ -196,6 +197,15 @@ fn axes(x: &Axis, y: &Axis, [x_unit, y_unit]: [&str; 2]) -> String {
         );
     }
     text
+}
+
+/// A number of thousands or millions as it fits under an axis.
+fn short(number: f64) -> String {
+    match number {
+        millions if millions >= 1e6 => format!("{}M", millions / 1e6),
+        thousands if thousands >= 1e4 => format!("{}k", thousands / 1e3),
+        _ => number.to_string(),
+    }
 }
 
 /// Seconds against what grows, a line a contender, both axes logarithmic.
@@ -347,6 +357,11 @@ mod tests {
     fn a_linear_axis_has_round_ticks() {
         let axis = Axis { low: 222.0, high: 263.0, from: 0.0, to: 100.0, scale: Scale::Linear };
         assert_eq!(axis.ticks(), [230.0, 240.0, 250.0, 260.0]);
+    }
+
+    #[test]
+    fn large_numbers_are_short() {
+        assert_eq!([0.05, 4000.0, 50_000.0, 2e6].map(short), ["0.05", "4000", "50k", "2M"]);
     }
 
     #[test]
