@@ -3,6 +3,7 @@
 use super::failure::Failure;
 use launcher::facts::HostFacts;
 use launcher::hypervisor::lower;
+use launcher::imperative::Layout;
 use launcher::launch::Launch;
 use launcher::path::HostPath;
 use launcher::refusal::Refusals;
@@ -33,6 +34,10 @@ pub(crate) struct Overrides {
     /// The machine's state directory, to which relative paths refer [default: the current directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
+    /// Call the machine by this name instead of the spec's [default: $MICROVM_NAME, then the name of its state directory
+    /// if that is one of this host's machines]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
 }
 
 fn accelerator_named(name: &str) -> Result<Accelerator, String> {
@@ -49,6 +54,24 @@ impl Overrides {
     pub(crate) fn apply(&self, spec: &mut MachineSpec) {
         spec.hypervisor = self.hypervisor.unwrap_or(spec.hypervisor);
         spec.qemu.accelerator = self.accel.unwrap_or(spec.qemu.accelerator);
+        if let Some(name) = &self.name {
+            spec.name.clone_from(name);
+        }
+    }
+
+    /// The name that the machine has on this host, if that is not the spec's. Two machines of one flake may have the same
+    /// host name, but never the same state directory.
+    fn name_on_host(&self) -> Result<Option<String>, Failure> {
+        if self.name.is_some() {
+            return Ok(self.name.clone());
+        }
+        if let Some(name) = std::env::var_os("MICROVM_NAME").filter(|name| !name.is_empty()) {
+            let name =
+                name.into_string().map_err(|_| Failure::bad_input(vec!["MICROVM_NAME must be UTF-8".to_owned()]));
+            return name.map(Some);
+        }
+        let directory = self.state_directory()?;
+        Ok(Layout::of_environment().machine_in(directory.as_path()).map(|machine| machine.name.to_string()))
     }
 
     /// The state directory as an absolute path.
@@ -96,6 +119,9 @@ pub(crate) fn read(path: &Path, overrides: &Overrides) -> Result<MachineSpec, Fa
         Failure::bad_input(errors.iter().map(|error| format!("{}: {error}", path.display())).collect())
     })?;
     overrides.apply(&mut spec);
+    if let Some(name) = overrides.name_on_host()? {
+        spec.name = name;
+    }
     Ok(spec)
 }
 

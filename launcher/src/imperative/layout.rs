@@ -53,6 +53,14 @@ impl Layout {
         }
     }
 
+    /// The machine whose state directory this is, however the path is spelled.
+    pub fn machine_in(&self, directory: &Path) -> Option<Machine> {
+        let directory = directory.canonicalize().ok()?;
+        let machines = self.machines.canonicalize().ok()?;
+        let name = directory.strip_prefix(machines).ok()?.to_str()?;
+        Some(self.machine(&MachineName::new(name).ok()?))
+    }
+
     /// All machines, by name.
     ///
     /// # Errors
