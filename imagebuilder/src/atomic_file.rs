@@ -1,7 +1,7 @@
-//! Writes a small file whole or not at all.
+//! Writes a small file whole or not at all, also across a power cut.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -18,7 +18,8 @@ pub struct WriteError {
     pub source: io::Error,
 }
 
-/// Writes `content` to a file beside `path` and renames it.
+/// Writes `content` to a file beside `path` and renames it. The file is on disk before it is renamed: file systems may
+/// write a rename before the content, and a power cut between the two would leave a file of zeros.
 ///
 /// # Errors
 /// The directory is missing, full, or may not be written to.
@@ -28,13 +29,27 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), WriteError> {
         .write(true)
         .create_new(true)
         .open(&temporary)
-        .and_then(|mut file| file.write_all(content))
-        .and_then(|()| fs::rename(&temporary, path));
+        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&temporary, path))
+        .and_then(|()| sync_directory_of(path));
     written.map_err(|source| {
         // The error that is told is the first one; a file that cannot be removed either is not the user's concern.
         _ = fs::remove_file(&temporary);
         WriteError { path: path.to_path_buf(), source }
     })
+}
+
+/// Makes the names in the directory of `path` last across a power cut.
+///
+/// # Errors
+/// The disk fails.
+pub(crate) fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match File::open(directory).and_then(|directory| directory.sync_all()) {
+        // A directory that may be written to but not read, and file systems that cannot sync directories.
+        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => Ok(()),
+        other => other,
+    }
 }
 
 /// A hidden name in the same directory that nobody else has: not even a process of the same number that was killed.

@@ -23,16 +23,18 @@ use crate::squashfs::format::{
     IMAGE_ALIGNMENT_BYTES, METADATA_PLAIN, NO_TABLE, PutLe, SUPERBLOCK_BYTES, Superblock, flags,
 };
 use crate::squashfs::tables::{Contents, Location, Member as TableMember, Tables, TablesError, write_tables};
+use crate::threads::{JOBS_MAX, map_in_parallel};
 use buffers::SpareBuffers;
 use job::Workshop;
 use nix::sys::resource::{UsageWho, getrusage};
 use output::ImageFile;
 use places::Places;
-use rayon::prelude::*;
 use sequence::{Sequenced, Sequencer, Surroundings};
 use source::{Knowledge, Member};
+use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -70,7 +72,7 @@ pub struct BuildOptions {
     pub cache: Option<PathBuf>,
     /// How much the cache is trusted.
     pub cache_trust: CacheTrust,
-    /// Threads that read and compress, at least 1.
+    /// Threads that read and compress, 1 to [`JOBS_MAX`].
     pub jobs: usize,
     /// Digests of the whole image.
     pub digests: Digests,
@@ -118,6 +120,12 @@ pub enum BuildError {
     /// A thread ended early: a defect of this program.
     #[error("a worker thread failed; this is a defect of microvm-image")]
     WorkerPanicked,
+    /// What cannot be: a defect of this program.
+    #[error("{what}; this is a defect of microvm-image")]
+    Defect {
+        /// What was found.
+        what: &'static str,
+    },
 }
 
 fn list_problems(problems: &[ScanError]) -> String {
@@ -154,19 +162,27 @@ pub fn build(
     {
         return Ok(unchanged(report, started));
     }
-    let output = ImageFile::create(&options.output)?;
-    let threads = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.jobs.max(1))
-        .build()
-        .map_err(|error| BuildError::Thread(io::Error::other(error)))?;
+    let make_room = |bytes| match (&cache, &options.cache) {
+        (Some(cache), Some(directory)) => share_a_disk(directory, &options.output) && cache.make_room(bytes),
+        _ => false,
+    };
+    let output = ImageFile::create(&options.output, &make_room)?;
+    let threads = options.jobs.clamp(1, JOBS_MAX);
     let build = Build { plan, options, cache: cache.as_ref(), cancel, threads, started };
-    let report = build.run(output, progress)?;
+    let (report, published) = build.run(output, progress)?;
     if let Some((cache, key)) = &key
-        && let Err(error) = cache.remember_build(key, &options.output, &report)
+        && let Err(error) = cache.remember_build(key, &options.output, &published, &report)
     {
         progress.warn(&cache_warning(&error));
     }
     Ok(report)
+}
+
+/// Whether what is removed from the cache frees space for the output.
+fn share_a_disk(cache: &Path, output: &Path) -> bool {
+    let directory = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    device(cache).is_some_and(|cache| device(directory) == Some(cache))
 }
 
 /// The report of a build that found its image in place.
@@ -189,12 +205,12 @@ struct Build<'a> {
     options: &'a BuildOptions,
     cache: Option<&'a Cache>,
     cancel: &'a AtomicBool,
-    threads: rayon::ThreadPool,
+    threads: usize,
     started: Instant,
 }
 
 impl Build<'_> {
-    fn run(&self, mut output: ImageFile, progress: &mut dyn Progress) -> Result<BuildReport, BuildError> {
+    fn run(&self, mut output: ImageFile<'_>, progress: &mut dyn Progress) -> Result<(BuildReport, File), BuildError> {
         let mut report =
             BuildReport { version: REPORT_VERSION, paths: self.plan.paths.len() as u64, ..Default::default() };
         progress.begin(Phase::Scan, 0);
@@ -235,7 +251,7 @@ impl Build<'_> {
             return Err(BuildError::Interrupted);
         }
         self.publish_manifests(&members, &done, progress);
-        output.publish()?;
+        let published = output.publish()?;
         report.seconds.publish = publish_started.elapsed().as_secs_f64();
 
         report.blocks = done.places.blocks;
@@ -243,7 +259,7 @@ impl Build<'_> {
         report.cache = CacheReport { enabled: self.cache.is_some(), ..done.tally.report() };
         report.seconds.total = self.started.elapsed().as_secs_f64();
         report.peak_memory_bytes = peak_memory_bytes();
-        Ok(report)
+        Ok((report, published))
     }
 
     /// What every store path holds, in the order of the data, and which of them had a damaged manifest.
@@ -253,8 +269,7 @@ impl Build<'_> {
     fn scan(&self) -> Result<(Vec<Member>, Vec<usize>), BuildError> {
         let mut ordered: Vec<&PlannedPath> = self.plan.paths.iter().collect();
         ordered.sort_by_key(|planned| (planned.path.name(), planned.path.base_name()));
-        let scanned: Vec<_> =
-            self.threads.install(|| ordered.into_par_iter().map(|planned| self.scan_path(planned)).collect());
+        let scanned = map_in_parallel(self.threads, &ordered, |planned| self.scan_path(planned));
         let mut members = Vec::with_capacity(scanned.len());
         let (mut damaged, mut problems) = (Vec::new(), Vec::new());
         let mut first_file = 0;
@@ -310,10 +325,9 @@ impl Build<'_> {
     fn write_blocks(
         &self,
         members: &[Member],
-        output: &mut ImageFile,
+        output: &mut ImageFile<'_>,
         progress: &mut dyn Progress,
     ) -> Result<Sequenced, BuildError> {
-        let threads = self.options.jobs.max(1);
         let first_trouble = Mutex::new(None);
         let note_trouble = |error: CacheError| {
             first_trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
@@ -327,9 +341,13 @@ impl Build<'_> {
             buffers: &buffers,
             cache_troubles: &note_trouble,
         };
-        let around =
-            Surroundings { members, settings: &self.plan.settings, threads, cancel: self.cancel, buffers: &buffers };
-        let done = workers::with_workers(&workshop, threads, |counter, deliveries| {
+        let done = workers::with_workers(&workshop, self.threads, |counter, deliveries, threads| {
+            if threads < self.threads {
+                let wanted = self.threads;
+                progress.warn(&format!("only {threads} of {wanted} threads could be started: the build takes longer"));
+            }
+            let settings = &self.plan.settings;
+            let around = Surroundings { members, settings, threads, cancel: self.cancel, buffers: &buffers };
             Sequencer::new(&around, output, progress, counter).run(deliveries)
         })?;
         if let Some(error) = first_trouble.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -338,7 +356,12 @@ impl Build<'_> {
         Ok(done)
     }
 
-    fn write_tables(&self, members: &[Member], places: &Places, output: &mut ImageFile) -> Result<Tables, BuildError> {
+    fn write_tables(
+        &self,
+        members: &[Member],
+        places: &Places,
+        output: &mut ImageFile<'_>,
+    ) -> Result<Tables, BuildError> {
         let mut order: Vec<usize> = (0..members.len()).collect();
         order.sort_by_key(|member| members[*member].planned.path.base_name());
         let by_name: Vec<_> = order
@@ -349,9 +372,8 @@ impl Build<'_> {
             })
             .collect();
         let contents = ByName { places, order: &order };
-        let mut encoders = [(); 3].map(|()| Encoder::for_metadata(&self.plan.settings));
-        let [inodes, directories, others] = &mut encoders;
-        let encoders = [inodes, directories, others].map(|encoder| encoder.as_mut().ok());
+        let mut encoders = three_encoders(|| Encoder::for_metadata(&self.plan.settings))?;
+        let encoders = encoders.each_mut().map(Some);
         let tables = write_tables(&by_name, &contents, places.fragments(), output.position(), encoders)?;
         output.append(&tables.bytes)?;
         Ok(tables)
@@ -363,7 +385,7 @@ impl Build<'_> {
         done: &Sequenced,
         tables: &Tables,
         has_options: bool,
-        output: &mut ImageFile,
+        output: &mut ImageFile<'_>,
     ) -> Result<u64, BuildError> {
         let bytes_used = output.position();
         let padding = bytes_used.next_multiple_of(IMAGE_ALIGNMENT_BYTES) - bytes_used;
@@ -407,10 +429,16 @@ impl Build<'_> {
             }
             Knowledge::Cached { .. } => None,
         };
-        if let Some(error) = self.threads.install(|| members.par_iter().find_map_any(store)) {
+        if let Some(error) = map_in_parallel(self.threads, members, store).into_iter().flatten().next() {
             progress.warn(&cache_warning(&error));
         }
     }
+}
+
+/// The encoders of the inode table, the directory table and the others. A codec that cannot be set up ends the build: tables
+/// written without it would be other bytes.
+fn three_encoders(new: impl Fn() -> Result<Encoder, EncodeError>) -> Result<[Encoder; 3], EncodeError> {
+    Ok([new()?, new()?, new()?])
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -434,4 +462,21 @@ impl Contents for ByName<'_> {
 /// Highest resident size of this process; 0 when the kernel does not say.
 fn peak_memory_bytes() -> u64 {
     getrusage(UsageWho::RUSAGE_SELF).ok().and_then(|usage| u64::try_from(usage.max_rss()).ok()).unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_codec_that_cannot_be_set_up_ends_the_build_instead_of_writing_plain_tables() {
+        let settings = crate::settings::ImageSettings::default();
+        let calls = std::cell::Cell::new(0);
+        let fails_at_the_third = || {
+            calls.set(calls.get() + 1);
+            if calls.get() < 3 { Encoder::for_metadata(&settings) } else { Err(EncodeError::for_test()) }
+        };
+        assert!(three_encoders(fails_at_the_third).is_err());
+        assert!(three_encoders(|| Encoder::for_metadata(&settings)).is_ok());
+    }
 }

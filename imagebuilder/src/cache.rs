@@ -21,12 +21,13 @@ pub mod segments;
 
 use crate::settings::ImageSettings;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
-use std::fs::{self, File, OpenOptions, Permissions};
+use nix::fcntl::OFlag;
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, SystemTime};
 use thiserror::Error;
@@ -52,7 +53,12 @@ pub struct CacheError {
 pub struct Cache {
     root: PathBuf,
     segments: PathBuf,
-    _lock: Flock<File>,
+    /// Entries that this build has written; `None` once the build has given them up and writes no more.
+    written: Mutex<Option<Vec<PathBuf>>>,
+    /// Held shared while an entry is written.
+    writing: RwLock<()>,
+    /// Closing the file releases the lock.
+    _lock: File,
 }
 
 /// What became of an entry that was looked for.
@@ -82,20 +88,66 @@ impl Cache {
     pub fn open_unless(directory: &Path, settings: &ImageSettings, cancel: &AtomicBool) -> Result<Self, CacheError> {
         let root = directory.join(FORM);
         let segments = root.join("segments").join(segments::settings_directory(settings));
-        let parts = ["tmp", "manifests", "outputs", "segments"].map(|part| root.join(part));
-        for path in [root.clone()].into_iter().chain(parts).chain([segments.clone()]) {
-            refuse_link(&path).and_then(|()| fs::create_dir_all(&path)).map_err(|source| CacheError {
+        let make = |path: &Path| {
+            refuse_link(path).and_then(|()| fs::create_dir_all(path)).map_err(|source| CacheError {
                 action: "make a directory",
-                path,
+                path: path.to_owned(),
                 source,
-            })?;
-        }
+            })
+        };
+        make(&root)?;
         let lock = lock_shared(&root, cancel)?;
-        Ok(Self { root, segments, _lock: lock })
+        // A collection removes empty directories, so the directories are made after waiting for it.
+        for part in ["tmp", "manifests", "outputs", "segments"] {
+            make(&root.join(part))?;
+        }
+        make(&segments)?;
+        Ok(Self { root, segments, written: Mutex::new(Some(Vec::new())), writing: RwLock::new(()), _lock: lock })
+    }
+
+    /// Writes an entry whole and then gives it its name, replacing what bears it. Does nothing once the build has given
+    /// its entries up.
+    fn publish(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
+        let _writing = self.writing.read().unwrap_or_else(PoisonError::into_inner);
+        if self.written().is_none() {
+            return Ok(());
+        }
+        self.write_entry(path, parts)?;
+        match self.written().as_mut() {
+            Some(written) => written.push(path.to_owned()),
+            // Given up by another thread in the meantime.
+            None => _ = fs::remove_file(path),
+        }
+        Ok(())
+    }
+
+    fn written(&self) -> std::sync::MutexGuard<'_, Option<Vec<PathBuf>>> {
+        // The list is whole at every moment, whichever thread ended while it held the lock.
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Frees space on a full disk: first gives up the entries of this build, which then writes no more of them, and
+    /// afterwards removes the entries that were used least recently, at least `bytes` of them. True if something was
+    /// removed.
+    ///
+    /// Other builds may be running: an entry that they miss is made again.
+    pub fn make_room(&self, bytes: u64) -> bool {
+        let given_up = self.written().take();
+        // Entries that are being written take space until they are removed.
+        drop(self.writing.write().unwrap_or_else(PoisonError::into_inner));
+        let removed = match given_up {
+            Some(written) if !written.is_empty() => {
+                written.iter().filter(|path| fs::remove_file(path).is_ok()).count() > 0
+            }
+            _ => maintenance::trim(&self.root, bytes),
+        };
+        // Some file systems free the space of removed files only with the next commit of their journal.
+        let _ = File::open(&self.root).and_then(|root| root.sync_all());
+        removed
     }
 
     /// Writes an entry whole and then gives it its name, replacing what bears it.
-    fn publish(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
+    fn write_entry(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
         let fail = |source| CacheError { action: "write an entry", path: path.to_owned(), source };
         // Other builds write here, too, of this process and of others that may even have the same process number.
         path.parent().map_or(Ok(()), refuse_link).map_err(fail)?;
@@ -173,27 +225,34 @@ fn refuse_link(directory: &Path) -> io::Result<()> {
 
 /// Takes the lock of a build. A collection that holds it takes seconds, so it is asked for again and again: a build that
 /// waits in the kernel would not notice that it is to stop.
-fn lock_shared(root: &Path, cancel: &AtomicBool) -> Result<Flock<File>, CacheError> {
+fn lock_shared(root: &Path, cancel: &AtomicBool) -> Result<File, CacheError> {
+    let (file, path) = open_lock(root)?;
     loop {
-        match lock(root, FlockArg::LockSharedNonblock) {
-            Err(error) if error.source.kind() == io::ErrorKind::WouldBlock => {}
-            other => return other,
+        match file.try_lock_shared() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(source)) => return Err(CacheError { action: "lock", path, source }),
+            Err(TryLockError::WouldBlock) => {}
         }
         if cancel.load(Ordering::Relaxed) {
-            let path = root.join("lock");
             return Err(CacheError { action: "lock", path, source: io::ErrorKind::Interrupted.into() });
         }
         thread::sleep(LOCK_INTERVAL);
     }
 }
 
-/// Takes the lock; it goes with the file.
-fn lock(root: &Path, kind: FlockArg) -> Result<Flock<File>, CacheError> {
+/// Takes the lock of a collection, when no build uses the cache any more. Closing the file releases it.
+fn lock_exclusive(root: &Path) -> Result<File, CacheError> {
+    let (file, path) = open_lock(root)?;
+    file.lock().map_err(|source| CacheError { action: "lock", path, source })?;
+    Ok(file)
+}
+
+fn open_lock(root: &Path) -> Result<(File, PathBuf), CacheError> {
     let path = root.join("lock");
     let fail = |source| CacheError { action: "lock", path: path.clone(), source };
     refuse_link(root).map_err(fail)?;
     let file = own_file(File::options().create(true).append(true)).open(&path).map_err(fail)?;
-    Flock::lock(file, kind).map_err(|(_, errno)| fail(errno.into()))
+    Ok((file, path))
 }
 
 /// Checksum of an entry: over its kind, what it is called, and what it holds.

@@ -98,7 +98,7 @@ pub enum DiffError {
 /// One of them is damaged.
 pub fn diff(first: &Image, second: &Image, options: DiffOptions) -> Result<DiffReport, DiffError> {
     let jobs = options.jobs.max(1);
-    let threads = rayon::ThreadPoolBuilder::new().num_threads(jobs).build();
+    let threads = crate::threads::pool(jobs);
     let threads = threads.map_err(|source| DiffError::Threads { jobs, source })?;
     let found = FirstOf::new(options.differences_told);
     let mut pairs = Pairs {

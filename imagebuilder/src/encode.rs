@@ -21,6 +21,14 @@ pub struct EncodeError {
     reason: String,
 }
 
+#[cfg(test)]
+impl EncodeError {
+    /// An error, to see what becomes of it.
+    pub(crate) fn for_test() -> Self {
+        Self { codec: "zstd", reason: "for a test".to_owned() }
+    }
+}
+
 /// The number of a codec in the superblock.
 ///
 /// Plain images name gzip: it is the codec that every kernel with squashfs is most likely to have.

@@ -140,7 +140,7 @@ fn write_error(action: &'static str, path: PathBuf) -> impl FnOnce(Errno) -> Ext
 /// removed then; what was extracted into one that was there stays, its files whole.
 pub fn extract(image: &Image, options: ExtractOptions<'_>, cancel: &AtomicBool) -> Result<ExtractReport, ExtractError> {
     let jobs = options.jobs.max(1);
-    let threads = rayon::ThreadPoolBuilder::new().num_threads(jobs).build();
+    let threads = crate::threads::pool(jobs);
     let threads = threads.map_err(|source| ExtractError::Threads { jobs, source })?;
     let planned = Planned::look(image, options)?;
     let target = TargetDirectory::create(options.output, planned.parent_bytes)?;

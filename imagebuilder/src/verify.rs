@@ -108,7 +108,7 @@ pub enum VerifyError {
 /// It cannot be checked at all. What is wrong with an image that can be read is in the report.
 pub fn verify(image: &Image, options: VerifyOptions<'_>) -> Result<VerifyReport, VerifyError> {
     let jobs = options.jobs.max(1);
-    let threads = rayon::ThreadPoolBuilder::new().num_threads(jobs).build();
+    let threads = crate::threads::pool(jobs);
     let threads = threads.map_err(|source| VerifyError::Threads { jobs, source })?;
     let problems = Problems::new(options.problems_told);
     let mut report = VerifyReport {

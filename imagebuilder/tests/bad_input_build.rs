@@ -43,7 +43,9 @@ fn codecs_levels_and_sizes_out_of_range() {
             "invalid value '4Q' for '--block-size <SIZE>': \"Q\" in \"4Q\" is not a unit: use K, M, G or T \
              (or KiB, MiB, GiB, TiB), each 1024 of the one before",
         ),
-        ("--jobs 0", "invalid value '0' for '--jobs <N>': it takes a whole number of threads, at least 1"),
+        ("--jobs 0", "invalid value '0' for '--jobs <N>': it takes a number of threads from 1 to 256"),
+        ("--jobs 257", "invalid value '257' for '--jobs <N>': it takes a number of threads from 1 to 256"),
+        ("--jobs 100000", "invalid value '100000' for '--jobs <N>': it takes a number of threads from 1 to 256"),
         (
             "--no-cache --cache-verify",
             "the argument '--no-cache' cannot be used with '--cache-verify'\n\n\
@@ -108,6 +110,40 @@ fn a_full_disk() {
                     hint: free some space there, or write to another file system\n";
     assert_eq!(stderr, expected);
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), b"".as_slice()));
+}
+
+#[test]
+fn threads_that_cannot_be_started_are_fewer_threads_and_a_warning() {
+    let workspace = Workspace::with_store();
+    if !nix::unistd::geteuid().is_root() {
+        skip("only root can run a program as a user of its own, whose processes are limited");
+        return;
+    }
+    if !has_tool("prlimit") || !has_tool("setpriv") {
+        return;
+    }
+    workspace.run(&format!("{BUILD} -j 1 --no-cache -o expected")).success();
+    let program = workspace.command_of_ordinary_user([] as [&str; 0]).get_program().to_owned();
+    // A user that runs nothing else.
+    let user = (1 << 29) + std::process::id();
+    for (command, expected) in [
+        (format!("{BUILD} -q -j 64 -o image"), true),
+        (format!("{BUILD} -q --json -j 64 --cache other -o image"), true),
+        ("verify -j 64 image".to_owned(), false),
+    ] {
+        let output = Command::new("setpriv")
+            .args([&format!("--reuid={user}"), "--clear-groups", "prlimit", "--nproc=6"])
+            .arg(&program)
+            .args(command.split(' '))
+            .current_dir(workspace.root())
+            .env("MICROVM_IMAGE_CACHE", workspace.path("cache"))
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{command}: {stderr}");
+        assert_eq!(stderr.contains("of 64 threads could be started: the build takes longer"), expected, "{stderr}");
+        assert!(workspace.read("image") == workspace.read("expected"), "{command}");
+    }
 }
 
 #[test]

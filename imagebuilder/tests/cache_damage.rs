@@ -7,6 +7,7 @@ mod support;
 use imagebuilder::build::{BuildError, BuildOptions, CacheTrust, Digests, build};
 use imagebuilder::cache::Cache;
 use imagebuilder::cache::maintenance::{self, Collection};
+use imagebuilder::cache::outputs::PlanKey;
 use imagebuilder::encode::Encoder;
 use imagebuilder::plan::ImagePlan;
 use imagebuilder::progress::{Phase, Progress, Silent};
@@ -231,6 +232,23 @@ fn an_image_in_place_is_left_alone_until_it_or_the_plan_changes() {
     other.paths.pop();
     assert_eq!(build_again(&other), (Outcome::Built, false));
     assert_eq!(build_again(&bench.plan), (Outcome::Built, true));
+}
+
+#[test]
+fn a_record_describes_the_image_that_its_build_published_and_not_that_of_another_build() {
+    let bench = Bench::new();
+    let report = bench.build();
+    let cache = Cache::open(&bench.cache(), &bench.plan.settings).unwrap();
+    let key = PlanKey::of(&bench.plan).unwrap();
+    let published = fs::File::open(bench.output()).unwrap();
+    // Another build puts its image there before this one has written its record.
+    let other = bench.directory.path().join("other");
+    fs::write(&other, "the image of another plan").unwrap();
+    fs::rename(&other, bench.output()).unwrap();
+    cache.remember_build(&key, &bench.output(), &published, &report).unwrap();
+    assert!(cache.finished_build(&key, &bench.output()).is_none());
+    drop(cache);
+    assert_eq!(bench.build().outcome, Outcome::Built);
 }
 
 #[test]

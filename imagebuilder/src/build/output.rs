@@ -1,8 +1,9 @@
 //! The image file: written without a name, then put in its place whole.
 
 use super::buffers::SpareBuffers;
-use crate::atomic_file::beside;
+use crate::atomic_file::{beside, sync_directory_of};
 use crate::segment::Batch;
+use crate::threads::both;
 use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, fallocate};
 use nix::unistd::linkat;
 use sha2::{Digest, Sha256};
@@ -11,6 +12,8 @@ use std::io::{self, IoSlice, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 use thiserror::Error;
 
 /// An image that cannot be written.
@@ -40,10 +43,17 @@ const ALLOCATION_STEP_BYTES: u64 = 64 << 20;
 const GATHERED_BYTES_ENOUGH: u64 = 2 << 20;
 const GATHERED_SEGMENTS_ENOUGH: usize = 512;
 
+/// The disk begins to write after so many bytes, so that little is left to wait for when the image is whole.
+const WRITE_BACK_STEP_BYTES: u64 = 32 << 20;
+
+/// Frees space for so many bytes on a full disk; false when there is nothing to free.
+pub(super) type MakeRoom<'a> = &'a dyn Fn(u64) -> bool;
+
 /// An image being written. Dropped before [`Self::publish`] it leaves nothing behind.
-#[derive(Debug)]
-pub(super) struct ImageFile {
+pub(super) struct ImageFile<'a> {
     file: File,
+    make_room: MakeRoom<'a>,
+    write_back: WriteBack,
     target: PathBuf,
     /// Its name meanwhile, on file systems that know no files without one.
     temporary: Option<PathBuf>,
@@ -55,12 +65,12 @@ pub(super) struct ImageFile {
     gathered_segments: usize,
 }
 
-impl ImageFile {
+impl<'a> ImageFile<'a> {
     /// Begins an image that will stand at `target`.
     ///
     /// # Errors
     /// `target` is in no directory, or is one, or a device, or nothing can be written beside it.
-    pub(super) fn create(target: &Path) -> Result<Self, OutputError> {
+    pub(super) fn create(target: &Path, make_room: MakeRoom<'a>) -> Result<Self, OutputError> {
         crate::output::check(target)?;
         let unnamed = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_TMPFILE).open(parent(target));
         let (file, temporary) = match unnamed {
@@ -73,7 +83,9 @@ impl ImageFile {
             Err(error) => return Err(io_error("create a file beside", target)(error)),
         };
         Ok(Self {
+            write_back: WriteBack::start(&file),
             file,
+            make_room,
             target: target.to_owned(),
             temporary,
             written: 0,
@@ -135,15 +147,17 @@ impl ImageFile {
         // Empty slices first: writing nothing cannot be told from being unable to write.
         IoSlice::advance_slices(&mut slices, 0);
         while !slices.is_empty() {
-            let written = match self.file.write_vectored(slices) {
+            let written = match (&self.file).write_vectored(slices) {
                 Ok(0) => Err(io::ErrorKind::WriteZero.into()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if is_full(&error) && (self.make_room)(bytes) => continue,
                 other => other,
             };
             let written = written.map_err(io_error("write", &self.target))?;
             IoSlice::advance_slices(&mut slices, written);
         }
         self.written += bytes;
+        self.write_back.wrote(self.written);
         Ok(())
     }
 
@@ -162,7 +176,7 @@ impl ImageFile {
     /// # Errors
     /// The disk is full, say.
     pub(super) fn finish(&mut self, beginning: &[u8]) -> Result<(), OutputError> {
-        self.file.write_all_at(beginning, 0).map_err(io_error("write", &self.target))?;
+        self.with_room(|| self.file.write_all_at(beginning, 0)).map_err(io_error("write", &self.target))?;
         self.file.set_len(self.written).map_err(io_error("end", &self.target))
     }
 
@@ -172,25 +186,72 @@ impl ImageFile {
     /// The image cannot be read back.
     pub(super) fn digests(&self) -> Result<(String, String), OutputError> {
         let fail = io_error("read back", &self.target);
-        let (blake3, sha256) = std::thread::scope(|scope| {
-            let sha256 = scope.spawn(|| {
-                let mut hasher = Sha256::new();
-                self.read_back(|bytes| hasher.update(bytes)).map(|()| hex(&hasher.finalize()))
-            });
+        let file = BuiltFile { file: &self.file, length: self.written };
+        let sha256 = || {
+            let mut hasher = Sha256::new();
+            file.read_back(|bytes| hasher.update(bytes)).map(|()| hex(&hasher.finalize()))
+        };
+        let blake3 = || {
             let mut hasher = blake3::Hasher::new();
-            let blake3 = self.read_back(|bytes| {
+            let read = file.read_back(|bytes| {
                 hasher.update(bytes);
             });
-            let sha256 = sha256.join().unwrap_or_else(|_| Err(io::Error::other("the hashing thread ended early")));
-            (blake3.map(|()| hasher.finalize().to_hex().to_string()), sha256)
-        });
-        blake3.and_then(|blake3| Ok((blake3, sha256?))).map_err(fail)
+            read.map(|()| hasher.finalize().to_hex().to_string())
+        };
+        both(blake3, sha256).map_err(fail)
     }
 
+    /// Puts the image in its place, replacing what was there, and returns the file.
+    ///
+    /// The image is on disk before it gets its name. File systems may write the rename first; a power cut would then
+    /// leave a file of the right length that is full of zeros, and destroy the old image.
+    ///
+    /// # Errors
+    /// It cannot be written to disk, linked or renamed.
+    pub(super) fn publish(mut self) -> Result<File, OutputError> {
+        self.write_back.finish().and_then(|()| self.file.sync_all()).map_err(io_error("write", &self.target))?;
+        let temporary = match self.temporary.take() {
+            Some(path) => path,
+            None => {
+                // A file without a name is linked to by its descriptor; a link never replaces, so it gets a name of its
+                // own first.
+                let path = beside(&self.target);
+                let descriptor = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+                self.with_room(|| Ok(linkat(AT_FDCWD, &descriptor, AT_FDCWD, &path, AtFlags::AT_SYMLINK_FOLLOW)?))
+                    .map_err(io_error("name", &self.target))?;
+                path
+            }
+        };
+        self.with_room(|| fs::rename(&temporary, &self.target)).map_err(|error| {
+            let _ = fs::remove_file(&temporary);
+            io_error("put in place", &self.target)(error)
+        })?;
+        sync_directory_of(&self.target).map_err(io_error("put in place", &self.target))?;
+        self.file.try_clone().map_err(io_error("look at", &self.target))
+    }
+
+    /// Does something that takes little space, again while a full disk can be given some.
+    fn with_room<T>(&self, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        loop {
+            match attempt() {
+                Err(error) if is_full(&error) && (self.make_room)(0) => {}
+                other => return other,
+            }
+        }
+    }
+}
+
+/// What was written, to be read again by several threads.
+struct BuiltFile<'a> {
+    file: &'a File,
+    length: u64,
+}
+
+impl BuiltFile<'_> {
     fn read_back(&self, mut take: impl FnMut(&[u8])) -> io::Result<()> {
         let mut buffer = vec![0; 1 << 20];
         let mut position = 0;
-        while position < self.written {
+        while position < self.length {
             let read = self.file.read_at(&mut buffer, position)?;
             if read == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -200,37 +261,57 @@ impl ImageFile {
         }
         Ok(())
     }
-
-    /// Puts the image in its place, replacing what stood there.
-    ///
-    /// # Errors
-    /// It cannot be linked or renamed.
-    pub(super) fn publish(mut self) -> Result<(), OutputError> {
-        let temporary = match self.temporary.take() {
-            Some(path) => path,
-            None => {
-                // A file without a name is linked to by its descriptor; a link never replaces, so it gets a name of its
-                // own first.
-                let path = beside(&self.target);
-                let descriptor = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
-                linkat(AT_FDCWD, &descriptor, AT_FDCWD, &path, AtFlags::AT_SYMLINK_FOLLOW)
-                    .map_err(|errno| io_error("name", &self.target)(errno.into()))?;
-                path
-            }
-        };
-        fs::rename(&temporary, &self.target).map_err(|error| {
-            let _ = fs::remove_file(&temporary);
-            io_error("put in place", &self.target)(error)
-        })
-    }
 }
 
-impl Drop for ImageFile {
+impl Drop for ImageFile<'_> {
     fn drop(&mut self) {
         if let Some(path) = &self.temporary {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// A thread that has the disk write what is in the page cache while the image is being made.
+struct WriteBack {
+    /// Where it was last asked, in bytes of the image.
+    asked_at: u64,
+    /// `None` when no thread could be started: then all is written at the end.
+    thread: Option<(SyncSender<()>, JoinHandle<io::Result<()>>)>,
+}
+
+impl WriteBack {
+    fn start(file: &File) -> Self {
+        let thread = file.try_clone().ok().and_then(|file| {
+            let (sender, receiver) = sync_channel(1);
+            // An error is reported to one call only, so the first one is kept.
+            let write = move || receiver.iter().map(|()| file.sync_data()).fold(Ok(()), Result::and);
+            let thread = std::thread::Builder::new().name("microvm-image write-back".to_owned()).spawn(write);
+            thread.ok().map(|thread| (sender, thread))
+        });
+        Self { asked_at: 0, thread }
+    }
+
+    /// The image has grown to so many bytes.
+    fn wrote(&mut self, written: u64) {
+        if let Some((sender, _)) = &self.thread
+            && written - self.asked_at >= WRITE_BACK_STEP_BYTES
+            && sender.try_send(()).is_ok()
+        {
+            self.asked_at = written;
+        }
+    }
+
+    /// Waits for the thread.
+    fn finish(&mut self) -> io::Result<()> {
+        let Some((sender, thread)) = self.thread.take() else { return Ok(()) };
+        drop(sender);
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that writes back ended early")))
+    }
+}
+
+/// Whether the disk, or the user's share of it, is full.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// File systems without O_TMPFILE say so, and kernels or sandboxes without it take the path for a directory to open.

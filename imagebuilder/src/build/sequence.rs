@@ -143,10 +143,10 @@ struct OpenFragment {
 }
 
 /// Runs all steps: `counter` takes jobs, `deliveries` brings their products.
-pub(super) struct Sequencer<'a> {
+pub(super) struct Sequencer<'a, 'o> {
     members: &'a [Member],
     settings: &'a ImageSettings,
-    output: &'a mut ImageFile,
+    output: &'a mut ImageFile<'o>,
     progress: &'a mut dyn Progress,
     cancel: &'a AtomicBool,
     counter: &'a Counter,
@@ -183,11 +183,11 @@ pub(super) struct Surroundings<'a> {
     pub(super) buffers: &'a SpareBuffers,
 }
 
-impl<'a> Sequencer<'a> {
+impl<'a, 'o> Sequencer<'a, 'o> {
     /// Before the first step.
     pub(super) fn new(
         around: &Surroundings<'a>,
-        output: &'a mut ImageFile,
+        output: &'a mut ImageFile<'o>,
         progress: &'a mut dyn Progress,
         counter: &'a Counter,
     ) -> Self {
@@ -263,7 +263,7 @@ impl<'a> Sequencer<'a> {
                         slot.state = SlotState::Ready(batch);
                     }
                 }
-                (Ticket::Slot(_), _) => return Err(BuildError::WorkerPanicked),
+                (Ticket::Slot(_), _) => return Err(BuildError::Defect { what: "a segment's job gave something else" }),
             }
             match deliveries.try_recv() {
                 Ok(next) => delivery = next,
@@ -340,7 +340,7 @@ impl<'a> Sequencer<'a> {
     fn place(&mut self, target: Target, segment: &Segment, start: u64) -> Result<(), BuildError> {
         match (target, segment.words.first()) {
             (Target::Fragment(index), Some(word)) => self.done.places.wrote_fragment(index, start, *word),
-            (Target::Fragment(_), None) => return Err(BuildError::WorkerPanicked),
+            (Target::Fragment(_), None) => return Err(BuildError::Defect { what: "a fragment block has no block" }),
             (Target::File(file), _) => {
                 let block_bytes = self.settings.block_size_bytes();
                 self.done.places.wrote_blocks(file, start, &segment.words, segment.input_bytes, block_bytes);
@@ -404,7 +404,7 @@ impl<'a> Sequencer<'a> {
                 self.end_fragment();
                 self.fragment = OpenFragment::default();
             }
-            _ => return Err(BuildError::WorkerPanicked),
+            _ => return Err(BuildError::Defect { what: "a step was taken with the product of another" }),
         }
         Ok(())
     }
@@ -538,4 +538,29 @@ impl<'a> Sequencer<'a> {
 /// Small files are shorter than a fragment block.
 fn small_length(file: &FileRef) -> u32 {
     u32::try_from(file.size_bytes).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::job::Product;
+    use super::super::workers::{Counter, Ticket};
+    use super::*;
+    use crate::progress::Silent;
+
+    #[test]
+    fn a_product_of_another_job_is_called_a_defect_and_not_a_thread_that_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut output = ImageFile::create(&directory.path().join("image"), &|_| false).unwrap();
+        let (settings, cancel, buffers) = (ImageSettings::default(), AtomicBool::new(false), SpareBuffers::default());
+        let around = Surroundings { members: &[], settings: &settings, threads: 1, cancel: &cancel, buffers: &buffers };
+        let (counter, mut progress) = (Counter::default(), Silent);
+        let mut sequencer = Sequencer::new(&around, &mut output, &mut progress, &counter);
+        sequencer.underway = 1;
+        let (sender, receiver) = std::sync::mpsc::channel();
+        sender.send((Ticket::Slot(0), Ok(Product::Hashed { content: [0; 32] }))).unwrap();
+        let error = sequencer.receive(&receiver).unwrap_err();
+        assert_eq!(error.to_string(), "a segment's job gave something else; this is a defect of microvm-image");
+        drop(sender);
+        assert!(matches!(sequencer.receive(&receiver).unwrap_err(), BuildError::WorkerPanicked));
+    }
 }

@@ -85,27 +85,32 @@ impl Drop for Closing<'_> {
 /// Runs `direct` beside `threads` workers that do the jobs it hands in.
 ///
 /// # Errors
-/// What `direct` says, or a codec that cannot be set up.
+/// What `direct` says, or that no thread can be started. `direct` is told how many workers there are: fewer than `threads`
+/// when the system starts no more.
 pub(super) fn with_workers<T>(
     workshop: &Workshop<'_>,
     threads: usize,
-    direct: impl FnOnce(&Counter, &Receiver<Delivery>) -> Result<T, BuildError>,
+    direct: impl FnOnce(&Counter, &Receiver<Delivery>, usize) -> Result<T, BuildError>,
 ) -> Result<T, BuildError> {
-    let workers = (0..threads).map(|_| Worker::new(workshop)).collect::<Result<Vec<_>, _>>()?;
     let counter = Counter::default();
     let (sender, receiver) = channel();
     std::thread::scope(|scope| {
         let _closing = Closing(&counter);
-        for worker in workers {
+        let mut started = 0;
+        while started < threads {
             let (counter, sender) = (&counter, sender.clone());
-            std::thread::Builder::new()
+            let worker = std::thread::Builder::new()
                 .name("microvm-image worker".to_owned())
-                .spawn_scoped(scope, move || work(worker, counter, &sender))
-                .map_err(BuildError::Thread)?;
+                .spawn_scoped(scope, move || work(workshop, counter, &sender));
+            match worker {
+                Ok(_) => started += 1,
+                Err(error) if started == 0 => return Err(BuildError::Thread(error)),
+                Err(_) => break,
+            }
         }
         // Only workers hold senders: when all of them have ended, waiting for a product ends too.
         drop(sender);
-        direct(&counter, &receiver)
+        direct(&counter, &receiver, started)
     })
 }
 
@@ -120,8 +125,15 @@ impl Drop for Watch<'_> {
     }
 }
 
-fn work(mut worker: Worker<'_>, counter: &Counter, sender: &Sender<Delivery>) {
+fn work(workshop: &Workshop<'_>, counter: &Counter, sender: &Sender<Delivery>) {
     let _watch = Watch(sender);
+    let mut worker = match Worker::new(workshop) {
+        Ok(worker) => worker,
+        Err(error) => {
+            let _ = sender.send((Ticket::Step(usize::MAX), Err(error)));
+            return;
+        }
+    };
     while let Some((ticket, job)) = counter.next() {
         if sender.send((ticket, worker.run(job))).is_err() {
             return;

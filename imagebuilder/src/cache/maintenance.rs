@@ -1,7 +1,6 @@
 //! Looking after a cache: how large it is, making it smaller, finding what is damaged.
 
-use super::{CacheError, FORM, lock, manifest, refuse_link, segments};
-use nix::fcntl::FlockArg;
+use super::{CacheError, FORM, lock_exclusive, manifest, refuse_link, segments};
 use serde::Serialize;
 use std::fs;
 use std::io;
@@ -95,7 +94,7 @@ pub fn gc(directory: &Path, size_max_bytes: u64, collection: Collection) -> Resu
     if !root.is_dir() {
         return Ok(Collected::default());
     }
-    let _lock = lock(&root, FlockArg::LockExclusive)?;
+    let _lock = lock_exclusive(&root)?;
     let mut entries = list(&root.join("manifests"))?;
     entries.append(&mut list(&root.join("segments"))?);
     entries.append(&mut list(&root.join("outputs"))?);
@@ -124,6 +123,27 @@ pub fn gc(directory: &Path, size_max_bytes: u64, collection: Collection) -> Resu
     Ok(collected)
 }
 
+/// Removes the entries used least recently, at least `bytes` of them and at least [`TRIM_BYTES_MIN`]. True if something
+/// was removed.
+pub(super) fn trim(root: &Path, bytes: u64) -> bool {
+    let mut entries: Vec<CacheEntry> =
+        ["manifests", "segments"].iter().flat_map(|part| list(&root.join(part)).unwrap_or_default()).collect();
+    entries.sort_by(|a, b| a.used.cmp(&b.used).then_with(|| a.path.cmp(&b.path)));
+    let (wanted, mut removed) = (bytes.max(TRIM_BYTES_MIN), 0);
+    for entry in entries {
+        if removed >= wanted {
+            break;
+        }
+        if fs::remove_file(&entry.path).is_ok() {
+            removed += entry.bytes.max(1);
+        }
+    }
+    removed > 0
+}
+
+/// A full disk is met at every write, so trimming makes room for many of them.
+const TRIM_BYTES_MIN: u64 = 64 << 20;
+
 /// Says whether the entry in a file is sound.
 type Check = fn(&Path) -> io::Result<bool>;
 
@@ -137,7 +157,7 @@ pub fn fsck(directory: &Path) -> Result<Checked, CacheError> {
     if !root.is_dir() {
         return Ok(checked);
     }
-    let _lock = lock(&root, FlockArg::LockExclusive)?;
+    let _lock = lock_exclusive(&root)?;
     for (part, check) in [("manifests", manifest::check_entry as Check), ("segments", segments::check_entry)] {
         for entry in list(&root.join(part))? {
             checked.entries += 1;

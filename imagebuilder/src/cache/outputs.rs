@@ -8,7 +8,7 @@ use crate::plan::ImagePlan;
 use crate::report::BuildReport;
 use crate::settings::ImageSettings;
 use serde::{Deserialize, Serialize};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -24,7 +24,7 @@ pub struct PlanKey(String);
 impl PlanKey {
     /// The key of a plan; `None` when a path's NAR hash is not given, for then only reading it tells what it holds.
     pub fn of(plan: &ImagePlan) -> Option<Self> {
-        let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 plan");
+        let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 plan, image synced");
         hasher.update(settings_text(&plan.settings).as_bytes());
         for path in &plan.paths {
             hasher.update(path.path.base_name().as_bytes());
@@ -61,15 +61,14 @@ struct FileIdentity {
 }
 
 impl FileIdentity {
-    fn of(path: &Path) -> io::Result<Self> {
-        let metadata = fs::symlink_metadata(path)?;
-        Ok(Self {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self {
             device: metadata.dev(),
             inode: metadata.ino(),
             length_bytes: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
+        }
     }
 }
 
@@ -79,17 +78,24 @@ impl Cache {
         let mut text = Vec::new();
         let length = read_entry(&self.record_path(output).ok()?, RECORD_BYTES_MAX, &mut text, 0).ok()?;
         let record: Record = serde_json::from_slice(&text[..length]).ok()?;
-        let same = record.plan == *plan && record.identity == FileIdentity::of(output).ok()?;
+        let same = record.plan == *plan && record.identity == FileIdentity::of(&fs::symlink_metadata(output).ok()?);
         same.then_some(record.report)
     }
 
-    /// Remembers that `output` is the image of a plan.
+    /// Remembers that the file `published` at `output` is the image of a plan. The file is described by its descriptor:
+    /// another build may have put another image at `output` in the meantime.
     ///
     /// # Errors
     /// The record cannot be written.
-    pub fn remember_build(&self, plan: &PlanKey, output: &Path, report: &BuildReport) -> Result<(), CacheError> {
+    pub fn remember_build(
+        &self,
+        plan: &PlanKey,
+        output: &Path,
+        published: &File,
+        report: &BuildReport,
+    ) -> Result<(), CacheError> {
         let fail = |source| CacheError { action: "describe an output", path: output.to_owned(), source };
-        let identity = FileIdentity::of(output).map_err(fail)?;
+        let identity = FileIdentity::of(&published.metadata().map_err(fail)?);
         let record = Record { plan: plan.clone(), identity, report: report.clone() };
         let text = serde_json::to_vec(&record).map_err(|error| fail(error.into()))?;
         self.publish(&self.record_path(output).map_err(fail)?, &[&text])

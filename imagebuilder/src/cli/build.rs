@@ -9,6 +9,7 @@ use clap::Args;
 use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
 use imagebuilder::machine::{self, SkipReport};
 use imagebuilder::report::{BuildReport, Outcome};
+use imagebuilder::threads::JOBS_MAX;
 use imagebuilder::{output, presence, size};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -44,7 +45,7 @@ pub(crate) struct BuildArgs {
     settings: SettingsArgs,
     #[command(flatten)]
     cache: BuildCacheArgs,
-    /// Threads that read and compress [default: all processors]
+    /// Threads that read and compress, 1 to 256 [default: all processors]
     #[arg(short, long, value_name = "N", value_parser = thread_count::parse, help_heading = "Output")]
     jobs: Option<NonZero<usize>>,
     /// Write a report as JSON to stdout instead of the image's path
@@ -95,12 +96,12 @@ impl BuildArgs {
 
     fn options(&self) -> Result<BuildOptions, Failure> {
         let cache = if self.cache.no_cache { None } else { Some(self.cache.directory.directory()?) };
-        let jobs = self.jobs.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZero::<usize>::MIN);
+        let jobs = self.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get);
         Ok(BuildOptions {
             output: self.output.clone(),
             cache,
             cache_trust: if self.cache.cache_verify { CacheTrust::VerifyAgainstStore } else { CacheTrust::Checksums },
-            jobs: jobs.get(),
+            jobs: jobs.min(JOBS_MAX),
             digests: if self.json || self.digest { Digests::Compute } else { Digests::Skip },
         })
     }

@@ -1,8 +1,10 @@
 //! How many threads a command takes, as the user writes it.
 
+use imagebuilder::threads::JOBS_MAX;
 use std::num::NonZeroUsize;
 
 /// Reads a number of threads.
 pub(crate) fn parse(text: &str) -> Result<NonZeroUsize, String> {
-    text.parse().map_err(|_| "it takes a whole number of threads, at least 1".to_owned())
+    let threads = text.parse().ok().filter(|threads: &NonZeroUsize| threads.get() <= JOBS_MAX);
+    threads.ok_or_else(|| format!("it takes a number of threads from 1 to {JOBS_MAX}"))
 }

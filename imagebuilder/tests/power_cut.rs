@@ -1,0 +1,181 @@
+//! Power cuts: what is on the disk afterwards is the old image or the new one, never something between.
+//!
+//! A file system on a loop device is shut down without writing its log, as a power cut would leave it, and mounted again.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+mod program;
+
+use nix::libc;
+use program::{Workspace, has_tool, skip};
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const OLD: &str = "3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-old";
+const NEW: &str = "4aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-new";
+
+/// A file system that can lose its power.
+struct Disk {
+    image: PathBuf,
+    point: PathBuf,
+}
+
+impl Disk {
+    /// `None`, with the reason told, where nothing can be mounted.
+    fn new(workspace: &Workspace, kind: &str) -> Option<Self> {
+        let mkfs = format!("mkfs.{kind}");
+        if !has_tool(&mkfs) {
+            return None;
+        }
+        if !nix::unistd::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
+            skip("mounting needs root and loop devices");
+            return None;
+        }
+        if !fs::read_to_string("/proc/filesystems").unwrap().contains(kind) {
+            skip(&format!("this kernel has no {kind}"));
+            return None;
+        }
+        let disk = Self { image: workspace.path(&format!("{kind}.disk")), point: workspace.path(kind) };
+        File::create(&disk.image).unwrap().set_len(400 << 20).unwrap();
+        fs::create_dir(&disk.point).unwrap();
+        let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+        let made = Command::new(mkfs).arg("-q").arg(&disk.image).env("PATH", path).status().unwrap();
+        assert!(made.success());
+        disk.mount();
+        Some(disk)
+    }
+
+    fn mount(&self) {
+        assert!(
+            Command::new("mount").args(["-o", "loop"]).args([&self.image, &self.point]).status().unwrap().success()
+        );
+    }
+
+    /// Has the file system commit the metadata of all files, as it does by itself after some seconds, while the data of
+    /// others stays in memory.
+    fn commit_metadata(&self) {
+        let file = File::create(self.point.join("committed")).unwrap();
+        file.set_len(1).unwrap();
+        file.sync_all().unwrap();
+    }
+
+    /// Cuts the power and switches it on again.
+    #[allow(unsafe_code, reason = "no crate wraps this ioctl")]
+    fn cut_power(&self) {
+        /// `EXT4_IOC_SHUTDOWN` and `XFS_IOC_GOINGDOWN`: linux/fs/ext4/ext4.h, linux/fs/xfs/libxfs/xfs_fs.h.
+        const SHUTDOWN: libc::c_ulong = 0x8004_587d;
+        const WITHOUT_THE_LOG: u32 = 2;
+        let root = File::open(&self.point).unwrap();
+        // SAFETY: the ioctl reads four bytes from the pointer, which it is given.
+        let done = unsafe { libc::ioctl(root.as_raw_fd(), SHUTDOWN as _, &WITHOUT_THE_LOG) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        drop(root);
+        self.unmount();
+        self.mount();
+    }
+
+    fn unmount(&self) {
+        assert!(Command::new("umount").arg(&self.point).status().unwrap().success());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.point).status();
+    }
+}
+
+/// A store with two paths that do not shrink, and their images.
+struct Images {
+    workspace: Workspace,
+    old: Vec<u8>,
+    new: Vec<u8>,
+}
+
+impl Images {
+    fn new() -> Self {
+        let workspace = Workspace::new();
+        fs::create_dir(workspace.path("store")).unwrap();
+        let mut images = [OLD, NEW].map(|name| {
+            let noise: Vec<u8> = (0..80_000_u64)
+                .flat_map(|number| blake3::hash(format!("{name} {number}").as_bytes()).as_bytes()[..32].to_vec())
+                .collect();
+            fs::write(workspace.path("store").join(name), noise).unwrap();
+            workspace.write(name, &format!("{name}\n"));
+            // With NAR hashes, so that an image in place is left alone.
+            let plan = workspace.run(&format!("plan --paths-from {name} --store-dir store"));
+            let plan: serde_json::Value = serde_json::from_str(&plan.success()).unwrap();
+            let mut plan = plan;
+            plan["paths"][0]["narHash"] = format!("sha256:{}", blake3::hash(name.as_bytes()).to_hex()).into();
+            workspace.write(&format!("{name}.json"), &plan.to_string());
+            workspace.run(&format!("build --plan {name}.json --no-cache -q -o {name}.image")).success();
+            workspace.read(&format!("{name}.image"))
+        });
+        let [old, new] = images.each_mut().map(std::mem::take);
+        Self { workspace, old, new }
+    }
+
+    fn build(&self, disk: &str, name: &str) {
+        self.workspace.run(&format!("build --plan {name}.json --cache {disk}/cache -q -o {disk}/image")).success();
+    }
+}
+
+#[test]
+fn an_image_is_whole_after_a_power_cut_although_it_was_just_built() {
+    let images = Images::new();
+    for kind in ["ext4", "xfs"] {
+        let Some(disk) = Disk::new(&images.workspace, kind) else { continue };
+        images.build(kind, OLD);
+        images.build(kind, NEW);
+        disk.commit_metadata();
+        disk.cut_power();
+        let found = fs::read(disk.point.join("image")).unwrap();
+        let zeros = found.chunks(4096).filter(|block| block.iter().all(|byte| *byte == 0)).count();
+        assert!(found == images.new, "{kind}: {} bytes, {zeros} blocks of zeros", found.len());
+        // Whatever became of the cache: a build gives the right image.
+        for (name, image) in [(NEW, &images.new), (OLD, &images.old)] {
+            images.build(kind, name);
+            assert!(fs::read(disk.point.join("image")).unwrap() == *image, "{kind}: {name}");
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_during_a_build_leaves_the_old_image_or_the_new_one() {
+    let images = Images::new();
+    for kind in ["ext4", "xfs"] {
+        let Some(disk) = Disk::new(&images.workspace, kind) else { continue };
+        images.build(kind, OLD);
+        for milliseconds in [0, 5, 10, 20, 40, 80, 160, 320] {
+            let line = format!("build --plan {NEW}.json --cache {kind}/cache -q -o {kind}/image");
+            let mut child = images.workspace.command(line.split(' ')).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(milliseconds));
+            disk.commit_metadata();
+            // The mount is busy as long as the program runs; it ends by itself or with an I/O error.
+            child.kill().unwrap();
+            child.wait().unwrap();
+            disk.cut_power();
+            let found = fs::read(disk.point.join("image")).unwrap();
+            assert!(found == images.old || found == images.new, "{kind} after {milliseconds} ms: {}", found.len());
+            images.build(kind, OLD);
+            assert!(fs::read(disk.point.join("image")).unwrap() == images.old, "{kind} after {milliseconds} ms");
+        }
+    }
+}
+
+#[test]
+fn a_plan_is_whole_after_a_power_cut_although_it_was_just_written() {
+    let images = Images::new();
+    for kind in ["ext4", "xfs"] {
+        let Some(disk) = Disk::new(&images.workspace, kind) else { continue };
+        for name in [OLD, NEW] {
+            images.workspace.run(&format!("plan --paths-from {name} --store-dir store -o {kind}/plan")).success();
+        }
+        disk.commit_metadata();
+        disk.cut_power();
+        assert!(fs::read_to_string(disk.point.join("plan")).unwrap().contains(NEW), "{kind}");
+    }
+}
