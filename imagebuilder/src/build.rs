@@ -407,7 +407,7 @@ impl Build<'_> {
                 .map_err(|_| TablesError::TooLarge { what: "over 4294967295 fragment blocks" })?,
             codec: codec_number(self.plan.settings.compression()),
             flags: bits,
-            ids: 1,
+            ids: tables.ids,
             root: tables.root,
             bytes_used,
             id_table: tables.id_table,

@@ -27,6 +27,7 @@ pub mod settings;
 pub mod size;
 pub mod squashfs;
 pub mod store_path;
+pub mod store_root;
 pub mod threads;
 pub mod tree;
 pub mod verify;

@@ -5,6 +5,7 @@
 //! there. So the stored bytes of all paths add up to the image without its tables.
 
 use crate::image::{FragmentRef, Image, ImageError, ImagePath, InodeKind, each_distinct};
+use crate::store_root;
 use serde::{Serialize, Serializer};
 
 /// The bytes of every store path. Serialised it is version 1 of the `size --json` document.
@@ -66,6 +67,8 @@ pub fn path_sizes(image: &Image) -> Result<PathSizes, ImageError> {
     }
     add_data_blocks(image, &mut paths)?;
     add_fragment_blocks(image, &mut paths)?;
+    // No store path, and empty where Nix is not at work.
+    paths.retain(|path| path.path.0 != store_root::LINKS || path.files > 0);
     let superblock = image.superblock();
     let blocks_bytes: u64 = paths.iter().map(|path| path.stored_bytes).sum();
     paths.sort_by(|a, b| b.stored_bytes.cmp(&a.stored_bytes).then_with(|| a.path.cmp(&b.path)));

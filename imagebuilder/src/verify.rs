@@ -3,6 +3,7 @@
 mod blocks;
 mod compare;
 mod problem;
+mod root;
 mod store;
 mod tables;
 mod tree;

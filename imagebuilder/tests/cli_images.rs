@@ -64,9 +64,9 @@ fn assert_ends(output: &Output, code: i32, stderr: &str) {
 #[test]
 fn verify_says_what_it_compared() {
     let fixture = Fixture::new();
-    assert_ends(&fixture.run(&["verify", "image"]), 0, "sound: 8 inodes\n");
+    assert_ends(&fixture.run(&["verify", "image"]), 0, "sound: 9 inodes\n");
     let output = fixture.run_with_closure(&["verify", "image"]);
-    assert_ends(&output, 0, "sound: 8 inodes, 1 store paths equal to the store\n");
+    assert_ends(&output, 0, "sound: 9 inodes, 1 store paths equal to the store\n");
     assert_eq!(text(&output.stdout), "");
 }
 
@@ -131,7 +131,7 @@ fn an_image_on_a_block_device_may_have_anything_behind_it() {
     let device = support::tools::run("losetup", ["--find".as_ref(), "--show".as_ref(), disk.as_os_str()]);
     let output = fixture.run_with_closure(&["verify", device.trim()]);
     support::tools::run("losetup", ["--detach", device.trim()]);
-    assert_ends(&output, 0, "sound: 8 inodes, 1 store paths equal to the store\n");
+    assert_ends(&output, 0, "sound: 9 inodes, 1 store paths equal to the store\n");
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn inspect_tells_the_facts() {
     assert_eq!((facts["inodes"]["files"].as_u64(), facts["inodes"]["symlinks"].as_u64()), (Some(4), Some(1)));
     assert_eq!(facts["contentBytes"], 11 + 10_000 + 10_000);
     let output = fixture.run(&["inspect", "image"]);
-    assert!(text(&output.stdout).contains("\ninodes            8\n"), "{}", text(&output.stdout));
+    assert!(text(&output.stdout).contains("\ninodes            9\n"), "{}", text(&output.stdout));
     assert_eq!(fixture.run(&["inspect", "--tree", "--json", "image"]).status.code(), Some(2));
 }
 

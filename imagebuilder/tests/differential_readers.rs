@@ -10,10 +10,12 @@ use imagebuilder::settings::{Compression, ImageSettings};
 use imagebuilder::verify::{NarCheck, VerifyOptions, verify};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use support::built::{build_image, closure, settings};
 use support::readers::{self, Snapshot};
 use support::store_tree::{Content, Item, Store, base_name, mixed_tree};
+use support::tools::KernelMount;
 
 /// Which readers are asked. backhand takes no symlink target from 256 bytes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -66,6 +68,28 @@ fn every_codec_agrees_on_a_tree_with_something_of_everything() {
     for compression in Compression::ALL {
         assert_all_agree(&store, settings(compression, 131_072), Readers::NotBackhand);
     }
+}
+
+/// Nix makes and changes what it misses of these even to read a store, which fails on a disk that cannot be written.
+#[test]
+fn the_root_directory_is_as_nix_expects_a_store_to_be() {
+    let store = Store::new([("tree", mixed_tree(1))]);
+    let directory = support::scratch::directory();
+    let path = directory.path().join("image");
+    build_image(store.path(), ImageSettings::default(), &path);
+    let image = Image::open(&path).unwrap();
+    let (_, root) = image.find(b"").unwrap();
+    assert_eq!((root.mode, root.user_id, root.group_id), (0o1775, 0, 30_000));
+    let (_, links) = image.find(b".links").unwrap();
+    assert_eq!((links.mode, links.user_id, links.group_id, links.links), (0o755, 0, 0, 2));
+    let Some(mount) = KernelMount::new(&path) else { return };
+    let owner = |path: &Path| {
+        let metadata = std::fs::metadata(path).unwrap();
+        (metadata.mode() & 0o7777, metadata.uid(), metadata.gid())
+    };
+    assert_eq!(owner(mount.path()), (0o1775, 0, 30_000));
+    assert_eq!(owner(&mount.path().join(".links")), (0o755, 0, 0));
+    assert_eq!(std::fs::read_dir(mount.path().join(".links")).unwrap().count(), 0);
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn a_path_comes_out_under_its_last_name() {
     let path = format!("{}/deep/level-29/level-28", base_name("tree"));
     let output = built.output();
     built.extract(&path, &output).unwrap();
-    let wanted = readers::store(&built.store.path().join(&path));
+    let wanted = readers::store_path(&built.store.path().join(&path));
     readers::assert_same("directory", &readers::directory(&output.join("level-28")), &wanted);
     for name in ["program", "link"] {
         let output = built.directory.path().join(name);

@@ -57,26 +57,30 @@ let
         }
       )
       ''
-        # A fixed UUID and fixed times: without them no two images of one closure are the same.
-        flags=(-U 2ba3a4f8-1a5e-5c5b-9a3c-b7e0b1c9d2f4 -T 1 --all-root ${lib.escapeShellArgs cfg.storeDiskErofsFlags})
+        # A fixed UUID and fixed times: without them no two images of one closure are the same. No checksum of the
+        # superblock's block, in which the root directory's inode may be, which is changed below.
+        flags=(-U 2ba3a4f8-1a5e-5c5b-9a3c-b7e0b1c9d2f4 -T 1 --all-root -E nosbcrc ${lib.escapeShellArgs cfg.storeDiskErofsFlags})
         jq -r '.closure[].path | split("/")[-1]' "$graph" | LC_ALL=C sort >closure
         ls -A ${builtins.storeDir} | LC_ALL=C sort | LC_ALL=C comm -13 closure - >others
 
         # mkfs.erofs takes one directory. In Nix' sandbox the store has little but the closure, and the rest is left out.
         # The closure is copied only where that store is a whole host's, or where an old mkfs.erofs would keep the hard
         # links that `nix-store --optimise` makes on some hosts: then the image would not be the same everywhere.
-        if [ "$(wc -l <others)" -lt 2000 ] && [[ $(mkfs.erofs --help 2>&1) == *--hard-dereference* ]]; then
+        if [ ! -e ${builtins.storeDir}/.links ] && [ "$(wc -l <others)" -lt 2000 ] && [[ $(mkfs.erofs --help 2>&1) == *--hard-dereference* ]]; then
           # mkfs.erofs sees the image that it makes.
           flags+=("--exclude-path=''${out##*/}")
           while read -r other; do flags+=("--exclude-path=$other"); done <others
+          mkdir -m 0755 ${builtins.storeDir}/.links
           mkfs.erofs --hard-dereference "''${flags[@]}" "$out" ${builtins.storeDir}
         else
           mkdir "$NIX_BUILD_TOP/store"
           while read -r path; do
             cp -dR --preserve=mode,timestamps --reflink=auto "${builtins.storeDir}/$path" "$NIX_BUILD_TOP/store/"
           done <closure
+          mkdir -m 0755 "$NIX_BUILD_TOP/store/.links"
           mkfs.erofs "''${flags[@]}" "$out" "$NIX_BUILD_TOP/store"
         fi
+        ${builtins.readFile ./erofs-store-root.sh}
       '';
 in
 {

@@ -221,6 +221,8 @@ check_erofs() {
   for path in "${paths[@]}"; do
     diff -r --no-dereference "$fixtures/store/nix/store/${path##*/}" "$path" || { umount "$mounted"; die "${path##*/} differs in the erofs store disk"; }
   done
+  path=$(stat -c '%a %u:%g' "$mounted" "$mounted/.links" | tr '\n' ' ')
+  [ "$path" = '1775 0:30000 755 0:0 ' ] || { umount "$mounted"; die "the root directory of the erofs store disk is not as Nix expects a store: $path"; }
   umount "$mounted"
   [ ${#paths[@]} -ge 20 ] || die "the erofs store disk has only ${#paths[@]} paths"
   say "the erofs store disk has the ${#paths[@]} paths of the closure, and is the same when made again"

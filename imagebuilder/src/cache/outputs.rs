@@ -36,7 +36,7 @@ impl PlanKey {
 }
 
 /// Raised when a release makes other images of the same plan and segments: other tables, another order.
-const LAYOUT_VERSION: u32 = 2;
+const LAYOUT_VERSION: u32 = 3;
 
 fn settings_text(settings: &ImageSettings) -> String {
     let segments = super::segments::settings_directory(settings);

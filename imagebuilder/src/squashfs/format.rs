@@ -205,15 +205,17 @@ pub struct InodeHead {
     pub modified_at: u32,
     /// Number of the inode, from 1.
     pub number: u32,
+    /// Entry of the id table that is the group.
+    pub group_entry: u16,
 }
 
 impl InodeHead {
-    /// Sixteen bytes; both ids are entry 0 of the id table.
+    /// Sixteen bytes; the user is entry 0 of the id table.
     fn encode(self, inode_type: u16, out: &mut Vec<u8>) {
         out.put_u16(inode_type);
         out.put_u16(self.mode);
         out.put_u16(0); // user id
-        out.put_u16(0); // group id
+        out.put_u16(self.group_entry);
         out.put_u32(self.modified_at);
         out.put_u32(self.number);
     }

@@ -12,6 +12,7 @@ use crate::squashfs::format::{
     FragmentEntry, InodeHead, InodeRef, MetadataPosition, NO_TABLE, PutLe, SymlinkInode, inode_type,
 };
 use crate::squashfs::metadata::MetadataWriter;
+use crate::store_root;
 use crate::tree::{Entry, NodeId, Tree};
 use thiserror::Error;
 
@@ -21,6 +22,10 @@ const MODE_DIRECTORY: u16 = 0o555;
 const MODE_EXECUTABLE: u16 = 0o555;
 const MODE_REGULAR: u16 = 0o444;
 const MODE_SYMLINK: u16 = 0o777;
+/// The users and groups of all inodes: root is the user and the group of everything but the root directory.
+const IDS: [u32; 2] = [0, store_root::GROUP];
+const ROOT_GROUP: u16 = 0;
+const BUILD_USERS_GROUP: u16 = 1;
 /// Fewer entries than this are found quickest by reading them all.
 const INDEX_STRIDE_MIN: usize = 32;
 
@@ -104,9 +109,12 @@ pub struct Tables {
     pub export_table: u64,
     /// Position of the id table's index.
     pub id_table: u64,
+    /// Number of entries of the id table.
+    pub ids: u16,
 }
 
-/// Writes the tables of an image whose blocks end at `start`; `members` are sorted by name.
+/// Writes the tables of an image whose blocks end at `start`; `members` are sorted by name. The root directory holds them
+/// and what [`store_root`] asks for.
 ///
 /// # Errors
 /// The codec failed, or there are too many files for the format.
@@ -151,8 +159,8 @@ pub fn write_tables(
         records.put_u64(*inode);
     }
     let export_table = append_lookup_table(&mut bytes, start, &records, table_encoder.as_deref_mut())?;
-    // The id table: one id, 0, for every user and group.
-    let id_table = append_lookup_table(&mut bytes, start, &[0; 4], table_encoder)?;
+    let ids = IDS.map(u32::to_le_bytes).concat();
+    let id_table = append_lookup_table(&mut bytes, start, &ids, table_encoder)?;
     Ok(Tables {
         bytes,
         inodes: numbers.total,
@@ -162,6 +170,7 @@ pub fn write_tables(
         fragment_table,
         export_table,
         id_table,
+        ids: IDS.len() as u16,
     })
 }
 
@@ -189,6 +198,7 @@ struct Numbers {
     /// By member, by node.
     by_member: Vec<Vec<u32>>,
     root: u32,
+    links: u32,
     total: u32,
 }
 
@@ -197,10 +207,11 @@ impl Numbers {
     fn assign(members: &[Member<'_>]) -> Result<Self, TablesError> {
         let total = members
             .iter()
-            .try_fold(1u32, |total, member| total.checked_add(member.tree.len()))
+            .try_fold(2u32, |total, member| total.checked_add(member.tree.len()))
             .filter(|total| *total < u32::MAX)
             .ok_or(TablesError::TooLarge { what: "over 4294967294 inodes" })?;
-        let mut next = 2;
+        let (root, links) = (1, 2);
+        let mut next = 3;
         let mut by_member: Vec<Vec<u32>> = Vec::with_capacity(members.len());
         for member in members {
             let mut numbers = vec![0; member.tree.len() as usize];
@@ -217,7 +228,7 @@ impl Numbers {
                 }
             }
         }
-        Ok(Self { by_member, root: 1, total })
+        Ok(Self { by_member, root, links, total })
     }
 }
 
@@ -252,13 +263,30 @@ impl Emitter<'_, '_> {
         for (number, member) in members.iter().enumerate() {
             below.push(self.emit_below(number, member.tree, 0)?);
         }
-        let mut written = Vec::with_capacity(members.len());
+        // Its name sorts before those of all store paths.
+        let mut written = Vec::with_capacity(members.len() + 1);
+        written.push(self.emit_links_directory()?);
         for ((number, member), listed) in members.iter().enumerate().zip(below) {
             written.push(self.emit_inode(number, member.tree, 0, (member.name, self.numbers.root), listed)?);
         }
         let listed = self.emit_listing(&written)?;
         // The root's parent is a number that no inode has, as the squashfs tools write it.
-        self.emit_directory(self.numbers.root, self.numbers.total + 1, &listed)
+        let head = InodeHead {
+            mode: store_root::MODE,
+            modified_at: MODIFIED_AT,
+            number: self.numbers.root,
+            group_entry: BUILD_USERS_GROUP,
+        };
+        self.emit_directory(head, self.numbers.total + 1, &listed)
+    }
+
+    /// The directory that Nix looks for beside the store paths. It is empty.
+    fn emit_links_directory(&mut self) -> Result<Written<'static>, TablesError> {
+        let number = self.numbers.links;
+        let listed = self.emit_listing(&[])?;
+        let head = head(store_root::LINKS_MODE, number);
+        let inode = self.emit_directory(head, self.numbers.root, &listed)?;
+        Ok(Written { name: store_root::LINKS, inode, number, inode_type: inode_type::BASIC_DIRECTORY })
     }
 
     /// Writes everything below a directory, and its listing; nothing for other nodes.
@@ -288,23 +316,22 @@ impl Emitter<'_, '_> {
         listed: Option<Listed>,
     ) -> Result<Written<'t>, TablesError> {
         let number = self.numbers.by_member[member][node as usize];
-        let head = |mode| InodeHead { mode, modified_at: MODIFIED_AT, number };
         let (inode, inode_type) = match (tree.entry(node), listed) {
             (Entry::Directory { .. }, Some(listed)) => {
-                (self.emit_directory(number, parent, &listed)?, inode_type::BASIC_DIRECTORY)
+                (self.emit_directory(head(MODE_DIRECTORY, number), parent, &listed)?, inode_type::BASIC_DIRECTORY)
             }
             (Entry::Directory { .. }, None) => {
                 return Err(TablesError::TooLarge { what: "a directory without a listing" });
             }
             (Entry::Symlink { target }, _) => {
                 self.record.clear();
-                SymlinkInode { head: head(MODE_SYMLINK), target }.encode(&mut self.record);
+                SymlinkInode { head: head(MODE_SYMLINK, number), target }.encode(&mut self.record);
                 (self.write_record(number)?, inode_type::BASIC_SYMLINK)
             }
             (Entry::File { executable, file, size_bytes }, _) => {
                 let mode = if executable { MODE_EXECUTABLE } else { MODE_REGULAR };
                 let mut inode = FileInode {
-                    head: head(mode),
+                    head: head(mode, number),
                     size_bytes,
                     start: 0,
                     block_words: &[],
@@ -326,10 +353,15 @@ impl Emitter<'_, '_> {
         Ok(Written { name, inode, number, inode_type })
     }
 
-    fn emit_directory(&mut self, number: u32, parent_number: u32, listed: &Listed) -> Result<InodeRef, TablesError> {
+    fn emit_directory(
+        &mut self,
+        head: InodeHead,
+        parent_number: u32,
+        listed: &Listed,
+    ) -> Result<InodeRef, TablesError> {
         self.record.clear();
         DirectoryInode {
-            head: InodeHead { mode: MODE_DIRECTORY, modified_at: MODIFIED_AT, number },
+            head,
             links: 2 + listed.directories,
             parent_number,
             listing_bytes: listed.bytes,
@@ -337,7 +369,7 @@ impl Emitter<'_, '_> {
             index: &listed.index,
         }
         .encode(&mut self.record);
-        Ok(self.write_record(number)?)
+        Ok(self.write_record(head.number)?)
     }
 
     fn write_record(&mut self, number: u32) -> Result<InodeRef, EncodeError> {
@@ -396,6 +428,11 @@ impl Emitter<'_, '_> {
         }
         Ok(listed)
     }
+}
+
+/// What all inodes but the root's have in common.
+fn head(mode: u16, number: u32) -> InodeHead {
+    InodeHead { mode, modified_at: MODIFIED_AT, number, group_entry: ROOT_GROUP }
 }
 
 /// Entries between two index entries: about the square root of all, so that the way through the index and the way

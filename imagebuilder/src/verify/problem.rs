@@ -31,7 +31,7 @@ pub enum ProblemKind {
     Type,
     /// Another mode than Nix gives.
     Mode,
-    /// An owner or group other than 0.
+    /// Another owner or group than it should have: 0, and for the root directory the group of Nix' build users.
     Owner,
     /// A modification time other than 1.
     Time,

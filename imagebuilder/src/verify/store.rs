@@ -1,8 +1,10 @@
 //! Compares an image with the store it was made from: walks both at once, in the order of their names.
 
 use super::problem::{ProblemKind, Problems};
+use super::root;
 use crate::closure::Closure;
 use crate::image::{Escaped, FileBlocks, FileInode, Image, ImageError, Inode, InodeKind, InodeType, Node, Walk};
+use crate::store_root;
 use std::collections::VecDeque;
 use std::fs::{self, Metadata};
 use std::io;
@@ -118,9 +120,13 @@ impl<'a> Pairing<'a> {
         }
         self.skip_below = None;
         if node.depth == 0 {
-            return;
+            return root::check(self.image, &node.inode, self.problems);
         }
         self.leave(node.depth);
+        if node.path == store_root::LINKS {
+            self.skip_below = Some(node.depth);
+            return;
+        }
         if !self.take(node.name()) {
             self.problems.at(&node.path, ProblemKind::Extra, "is in the image but not in the store");
             self.skip_below = Some(node.depth);
@@ -186,7 +192,7 @@ impl<'a> Pairing<'a> {
 
     fn compare(&mut self, node: Node, store_path: PathBuf, metadata: &Metadata) {
         let inode = &node.inode;
-        check_owner_and_time(inode, &node.path, self.problems);
+        check_attributes(inode, &node.path, 0, self.problems);
         let store_type = inode_type_of(metadata);
         if inode.inode_type() != store_type {
             let detail =
@@ -295,9 +301,10 @@ impl<'a> Iterator for Pairing<'a> {
     }
 }
 
-fn check_owner_and_time(inode: &Inode, path: &[u8], problems: &Problems) {
-    if (inode.user_id, inode.group_id) != (0, 0) {
-        let detail = format!("belongs to {}:{}, not to 0:0", inode.user_id, inode.group_id);
+/// Owner, time and extended attributes. Everything is root's, and of a group.
+pub(super) fn check_attributes(inode: &Inode, path: &[u8], group: u32, problems: &Problems) {
+    if (inode.user_id, inode.group_id) != (0, group) {
+        let detail = format!("belongs to {}:{}, not to 0:{group}", inode.user_id, inode.group_id);
         problems.at(path, ProblemKind::Owner, detail);
     }
     if inode.modified_at != STORE_TIME {

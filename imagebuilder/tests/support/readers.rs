@@ -64,8 +64,15 @@ pub fn directory(root: &Path) -> Snapshot {
     snapshot_directory(root, |metadata| metadata.permissions().mode() & 0o7777)
 }
 
-/// A store directory, with the modes Nix would give.
+/// What an image of a store directory holds: its members with the modes Nix would give, and the directory of hard links.
 pub fn store(root: &Path) -> Snapshot {
+    let mut snapshot = store_path(root);
+    snapshot.insert(".links".to_owned(), Seen { mode: 0o755, what: What::Directory });
+    snapshot
+}
+
+/// What is in a store path, with the modes Nix would give.
+pub fn store_path(root: &Path) -> Snapshot {
     snapshot_directory(root, |metadata| match (metadata.is_symlink(), metadata.mode() & 0o100) {
         (true, _) => 0o777,
         (false, 0) => 0o444,

@@ -1,0 +1,40 @@
+//! Checks the image's root directory against what Nix expects of a store directory.
+
+use super::problem::{ProblemKind, Problems};
+use super::store::check_attributes;
+use crate::image::{Image, ImageError, Inode, InodeKind, InodeType};
+use crate::store_root;
+
+/// Looks at the root's own inode and at the directory of hard links.
+pub(super) fn check(image: &Image, root: &Inode, problems: &Problems) {
+    check_attributes(root, b"", store_root::GROUP, problems);
+    check_mode(root, b"", store_root::MODE, problems);
+    let links = match image.find(store_root::LINKS) {
+        Ok((_, links)) => links,
+        Err(ImageError::NotFound { .. }) => {
+            let detail = "is not in the image, and Nix in a guest cannot make it on a read-only store";
+            return problems.at(store_root::LINKS, ProblemKind::Missing, detail);
+        }
+        Err(error @ ImageError::At { .. }) => return problems.damage(error),
+        Err(error) => return problems.damage(error.at(store_root::LINKS)),
+    };
+    check_attributes(&links, store_root::LINKS, 0, problems);
+    match &links.kind {
+        InodeKind::Directory(directory) => {
+            check_mode(&links, store_root::LINKS, store_root::LINKS_MODE, problems);
+            if directory.listing_bytes > 0 {
+                problems.at(store_root::LINKS, ProblemKind::Extra, "is not empty");
+            }
+        }
+        _ => {
+            let detail = format!("is a {}, not a {}", links.inode_type().name(), InodeType::Directory.name());
+            problems.at(store_root::LINKS, ProblemKind::Type, detail);
+        }
+    }
+}
+
+fn check_mode(inode: &Inode, path: &[u8], mode: u16, problems: &Problems) {
+    if inode.mode != mode {
+        problems.at(path, ProblemKind::Mode, format!("has mode {:04o}, not {mode:04o}", inode.mode));
+    }
+}
