@@ -1,4 +1,4 @@
-//! Stopping a machine: the guest is asked, then waited for, then the hypervisor is ended.
+//! Stopping a machine: ask the guest, wait for it, and only then end the hypervisor.
 
 use crate::control::{ControlError, Controller};
 use crate::launch::{ForcedStop, GracefulStep, Launch};
@@ -10,29 +10,39 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How often to look whether the hypervisor is gone.
+/// How often to look whether the hypervisor has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How long the guest may take over the first request before the next one is made.
+/// How long the guest may take over a request before the next one is made.
 const LONGEST_GAP: Duration = Duration::from_secs(15);
-/// Magic system requests are carried out at once, and build on each other.
-const MAGIC_KEY_GAP: Duration = Duration::from_secs(1);
+/// How long to wait after the last request before the first one is made again: the guest may not have been listening yet.
+const REPEAT_AFTER: Duration = Duration::from_secs(30);
+/// The guest acts on a magic system request at once, and each one builds on the one before.
+const MAGIC_KEY_GAP: Duration = Duration::from_secs(2);
 const XON: u8 = 0x11;
-/// How long the hypervisor may take to end once it must.
+/// How long to wait for an answer at first. Doubled after each failure: a loaded host is slow, and a control socket may be
+/// busy with another client.
+const FIRST_PATIENCE: Duration = Duration::from_secs(2);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait before a request that failed is made again.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// How long the hypervisor may take to answer the request to end, and to end after it.
 const FORCED_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the hypervisor may take to end after SIGTERM, in which it writes its disk images out.
+const TERMINATION_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why a machine could not be stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum StopError {
-    /// It does not react, and there is no process to send a signal to.
-    #[error("{name} does not stop, and nobody has written down which process it is: {source}")]
+    /// It does not react, and its process is not known.
+    #[error("{name} does not stop, and its process is not known, so no signal can be sent: {source}")]
     NoProcess {
         /// The machine.
         name: String,
-        /// Why the control socket was of no use.
+        /// Why the request over the control socket failed.
         source: ControlError,
     },
     /// A signal could not be sent.
-    #[error("process {pid} of {name} cannot be sent a signal: {source}")]
+    #[error("cannot send a signal to process {pid} of {name}: {source}")]
     Signal {
         /// The machine.
         name: String,
@@ -41,8 +51,8 @@ pub enum StopError {
         /// Why.
         source: io::Error,
     },
-    /// Even SIGKILL did not help.
-    #[error("process {pid} of {name} is still there after SIGKILL: the kernel holds it")]
+    /// The process survived SIGKILL.
+    #[error("process {pid} of {name} still exists after SIGKILL: it waits in the kernel, perhaps for a disk")]
     Unkillable {
         /// The machine.
         name: String,
@@ -54,17 +64,17 @@ pub enum StopError {
 /// How a machine stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped {
-    /// It did not run.
+    /// It was not running.
     WasNotRunning,
     /// The guest shut down.
     Gracefully,
-    /// The hypervisor ended when it was told to.
+    /// The hypervisor ended when it was asked to.
     Forced,
     /// The hypervisor was killed.
     Killed,
 }
 
-/// A machine to be stopped.
+/// A machine to stop.
 #[derive(Debug)]
 pub struct StopTarget<'launch> {
     /// What was started.
@@ -75,23 +85,37 @@ pub struct StopTarget<'launch> {
     pub console_socket: Option<PathBuf>,
 }
 
-/// Stops the machine. `timeout` is for the guest; afterwards its hypervisor is ended. What does not go as it should is
-/// told to `talk`.
+/// Stops the machine. The guest has until `timeout` to shut down; a request that fails is made again until then. Only
+/// afterwards is the hypervisor ended. Problems on the way are passed to `message`, one line each.
 ///
 /// # Errors
 /// [`StopError`].
-pub fn stop(target: &StopTarget<'_>, timeout: Duration, talk: &mut dyn FnMut(&str)) -> Result<Stopped, StopError> {
+pub fn stop(target: &StopTarget<'_>, timeout: Duration, message: &mut dyn FnMut(&str)) -> Result<Stopped, StopError> {
     let launch = target.launch;
     let controller = launch.control.as_ref().map(|socket| Controller::new(socket, &launch.working_directory));
     let machine = Machine { target, controller };
     if machine.is_gone() {
         return Ok(Stopped::WasNotRunning);
     }
-    if machine.ask_guest(timeout, talk) {
-        return Ok(Stopped::Gracefully);
+    let (hypervisor, seconds) = (launch.hypervisor, timeout.as_secs());
+    match machine.ask_guest(timeout, message) {
+        Guest::ShutDown => return Ok(Stopped::Gracefully),
+        Guest::Asked => message(&format!("the guest has not shut down within {seconds} s; ending {hypervisor}")),
+        Guest::NotAsked => {
+            message(&format!("the guest could not be asked to shut down within {seconds} s; ending {hypervisor}"));
+        }
     }
-    talk(&format!("the guest has not shut down within {} s; ending {}", timeout.as_secs(), launch.hypervisor));
-    machine.force(talk)
+    machine.force(message)
+}
+
+/// What became of the requests to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Guest {
+    ShutDown,
+    /// It received a request, but has not shut down in time.
+    Asked,
+    /// No request reached it in time.
+    NotAsked,
 }
 
 struct Machine<'target> {
@@ -117,56 +141,65 @@ impl Machine<'_> {
             if self.is_gone() {
                 return true;
             }
-            if Instant::now() >= end {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return false;
             }
-            sleep(LOOK_EVERY);
+            sleep(LOOK_EVERY.min(left));
         }
     }
 
-    /// Whether the guest has shut down in time.
-    fn ask_guest(&self, timeout: Duration, talk: &mut dyn FnMut(&str)) -> bool {
+    fn ask_guest(&self, timeout: Duration, message: &mut dyn FnMut(&str)) -> Guest {
         let end = Instant::now() + timeout;
-        let Some(controller) = &self.controller else { return self.wait(timeout) };
         let steps = &self.target.launch.shutdown.graceful;
-        for (index, step) in steps.iter().enumerate() {
+        let (Some(controller), false) = (&self.controller, steps.is_empty()) else {
+            return if self.wait(timeout) { Guest::ShutDown } else { Guest::NotAsked };
+        };
+        let mut problems = Problems::default();
+        let (mut outcome, mut patience) = (Guest::NotAsked, FIRST_PATIENCE);
+        let mut index = 0;
+        loop {
             let left = end.saturating_duration_since(Instant::now());
-            match controller.clone().with_patience(left.clamp(LOOK_EVERY, FORCED_PATIENCE)).ask_guest(step) {
-                Ok(()) => self.nudge_console(step),
-                Err(_) if self.is_gone() => return true,
-                Err(error @ (ControlError::NobodyThere { .. } | ControlError::NoAnswer { .. })) => {
-                    talk(&error.to_string());
-                    return false;
+            let request = &steps[index % steps.len()];
+            let pause = match controller.clone().with_patience(patience.min(left).max(LOOK_EVERY)).ask_guest(request) {
+                Ok(()) => {
+                    self.nudge_console(request);
+                    (outcome, patience) = (Guest::Asked, FIRST_PATIENCE);
+                    index += 1;
+                    gap_after(steps, index - 1, left)
+                }
+                Err(_) if self.is_gone() => return Guest::ShutDown,
+                // The hypervisor answers: another request may be one that it accepts, and later perhaps this one.
+                Err(error @ (ControlError::Refused { .. } | ControlError::Unsupported(_))) => {
+                    problems.report(&error, message);
+                    index += 1;
+                    RETRY_AFTER
                 }
                 Err(error) => {
-                    talk(&error.to_string());
-                    continue;
+                    problems.report(&error, message);
+                    patience = patience.saturating_mul(2).min(LONGEST_PATIENCE);
+                    RETRY_AFTER
                 }
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            let steps_left = u32::try_from(steps.len() - index).unwrap_or(1);
-            let gap = match step {
-                _ if steps_left == 1 => left,
-                GracefulStep::KvmtoolSysrq(_) => MAGIC_KEY_GAP.min(left),
-                _ => (left / steps_left).min(LONGEST_GAP),
             };
-            if self.wait(gap) {
-                return true;
+            if self.wait(pause.min(end.saturating_duration_since(Instant::now()))) {
+                return Guest::ShutDown;
+            }
+            if Instant::now() >= end {
+                return outcome;
             }
         }
-        steps.is_empty() && self.wait(end.saturating_duration_since(Instant::now()))
     }
 
-    /// kvmtool hands a magic key on only when it next reads its terminal (hw/serial.c), so something must be typed:
-    /// XON, which a guest's terminal swallows. Without a supervisor only the user can type.
+    /// kvmtool passes a magic key on only when it next reads its terminal (hw/serial.c), so something must be typed:
+    /// XON, which a guest's terminal ignores. Without a supervisor only the user can type.
     fn nudge_console(&self, step: &GracefulStep) {
         if let (GracefulStep::KvmtoolSysrq(_), Some(socket)) = (step, &self.target.console_socket) {
-            // A console that cannot be reached does no harm: the machine is then ended in the end.
+            // Without a console the request waits for the next key; the hypervisor is ended after the timeout.
             let _ = UnixStream::connect(socket).and_then(|mut console| console.write_all(&[XON]));
         }
     }
 
-    fn force(&self, talk: &mut dyn FnMut(&str)) -> Result<Stopped, StopError> {
+    fn force(&self, message: &mut dyn FnMut(&str)) -> Result<Stopped, StopError> {
         let stop = &self.target.launch.shutdown.forced;
         let mut failure = None;
         if let (Some(controller), false) = (&self.controller, *stop == ForcedStop::Terminate) {
@@ -174,7 +207,7 @@ impl Machine<'_> {
                 Ok(()) => {}
                 Err(_) if self.is_gone() => return Ok(Stopped::Forced),
                 Err(error) => {
-                    talk(&error.to_string());
+                    message(&error.to_string());
                     failure = Some(error);
                 }
             }
@@ -184,19 +217,51 @@ impl Machine<'_> {
         }
         let name = || self.target.launch.name.clone();
         let Some(process) = &self.target.process else {
-            let none = || ControlError::Unsupported("there is no control socket".to_owned());
+            let none = || ControlError::Unsupported("the machine has no control socket".to_owned());
             return Err(StopError::NoProcess { name: name(), source: failure.unwrap_or_else(none) });
         };
         for (signal, outcome) in [(Signal::SIGTERM, Stopped::Forced), (Signal::SIGKILL, Stopped::Killed)] {
             if signal == Signal::SIGKILL {
-                talk(&format!("process {} does not end; killing it", process.pid));
+                message(&format!("process {} does not end; killing it", process.pid));
             }
             process.signal(signal).map_err(|source| StopError::Signal { name: name(), pid: process.pid, source })?;
-            if self.wait(FORCED_PATIENCE) {
+            if self.wait(TERMINATION_PATIENCE) {
                 return Ok(outcome);
             }
         }
         Err(StopError::Unkillable { name: name(), pid: process.pid })
+    }
+}
+
+/// How long the guest may take over the request of this index before the next one.
+fn gap_after(steps: &[GracefulStep], index: usize, left: Duration) -> Duration {
+    let index = index % steps.len();
+    let steps_left = u32::try_from(steps.len() - index).unwrap_or(1);
+    match &steps[index] {
+        _ if steps_left == 1 => REPEAT_AFTER,
+        GracefulStep::KvmtoolSysrq(_) => MAGIC_KEY_GAP,
+        _ => (left / steps_left).min(LONGEST_GAP),
+    }
+}
+
+/// Reports each problem once, however often it comes.
+#[derive(Default)]
+struct Problems {
+    reported: Vec<String>,
+}
+
+impl Problems {
+    fn report(&mut self, error: &ControlError, message: &mut dyn FnMut(&str)) {
+        let kind = match error {
+            // The system's reason varies from one attempt to the next.
+            ControlError::NoAnswer { .. } => "no answer".to_owned(),
+            ControlError::NobodyThere { .. } => "nobody there".to_owned(),
+            other => other.to_string(),
+        };
+        if !self.reported.contains(&kind) {
+            message(&format!("{error}; asking again until the timeout"));
+            self.reported.push(kind);
+        }
     }
 }
 

@@ -4,15 +4,61 @@ use super::{ControlError, Controller};
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
 use nix::sys::stat::Mode;
-use nix::sys::time::TimeVal;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use nix::sys::time::{TimeVal, TimeValLike};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-/// A stream to the controller's socket.
-pub(super) fn stream(controller: &Controller) -> Result<UnixStream, ControlError> {
-    open_socket(controller, SockType::Stream).map(UnixStream::from)
+/// A stream that can be used until a deadline. The limit is on the whole exchange: a server that sends one byte at a time
+/// gains nothing.
+pub(super) struct Connection {
+    stream: UnixStream,
+    deadline: Instant,
+}
+
+impl Connection {
+    /// Connects to the controller's socket.
+    pub(super) fn open(controller: &Controller) -> Result<Self, ControlError> {
+        let deadline = Instant::now() + controller.patience;
+        let stream = open_socket(controller, SockType::Stream).map(UnixStream::from)?;
+        Ok(Self { stream, deadline })
+    }
+
+    /// Says that nothing more will be written.
+    pub(super) fn finish_writing(&self) -> io::Result<()> {
+        self.stream.shutdown(std::net::Shutdown::Write)
+    }
+
+    /// Carries out a read or a write with the time that is left.
+    fn in_time(&mut self, act: impl FnOnce(&mut UnixStream) -> io::Result<usize>) -> io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(too_late());
+        }
+        limit(&self.stream, left)?;
+        act(&mut self.stream).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => too_late(),
+            _ => error,
+        })
+    }
+}
+
+impl Read for Connection {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.in_time(|stream| stream.read(buffer))
+    }
+}
+
+impl Write for Connection {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.in_time(|stream| stream.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A packet socket to the controller's socket.
@@ -20,25 +66,34 @@ pub(super) fn packets(controller: &Controller) -> Result<OwnedFd, ControlError> 
     open_socket(controller, SockType::SeqPacket)
 }
 
+fn too_late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no answer in time")
+}
+
 fn open_socket(controller: &Controller, kind: SockType) -> Result<OwnedFd, ControlError> {
     connected(controller, kind).map_err(|source| match source.kind() {
         // The kernel waits in connect when the other side does not take connections: unix(7).
-        io::ErrorKind::WouldBlock => ControlError::NoAnswer { path: controller.path.clone(), source },
+        io::ErrorKind::WouldBlock => controller.no_answer(too_late()),
         _ => ControlError::NobodyThere { path: controller.path.clone(), source },
     })
 }
 
 fn connected(controller: &Controller, kind: SockType) -> io::Result<OwnedFd> {
     let descriptor = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
-    let patience = controller.patience;
-    let microseconds = i64::from(patience.subsec_micros());
-    let limit = TimeVal::new(i64::try_from(patience.as_secs()).unwrap_or(i64::MAX), microseconds);
-    setsockopt(&descriptor, sockopt::SendTimeout, &limit)?;
-    setsockopt(&descriptor, sockopt::ReceiveTimeout, &limit)?;
+    limit(&descriptor, controller.patience)?;
     with_address(controller.path.as_path(), |address| {
         connect(descriptor.as_raw_fd(), address).map_err(io::Error::from)
     })?;
     Ok(descriptor)
+}
+
+/// Limits each further call on the socket. Zero would be no limit: socket(7).
+fn limit(socket: &impl AsFd, patience: Duration) -> io::Result<()> {
+    let microseconds = i64::try_from(patience.as_micros()).unwrap_or(i64::MAX).max(1);
+    let limit = TimeVal::microseconds(microseconds);
+    setsockopt(&socket.as_fd(), sockopt::SendTimeout, &limit)?;
+    setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &limit)?;
+    Ok(())
 }
 
 /// A hypervisor binds a relative path; the absolute one may be longer than the kernel takes, and then leads through an

@@ -1,7 +1,7 @@
 //! HTTP/1.1 over a unix socket, as much as cloud-hypervisor and firecracker speak: one request, an answer with a
 //! `Content-Length` or none.
 
-use super::connection::stream;
+use super::connection::Connection;
 use super::{ControlError, Controller};
 use crate::launch::HttpRequest;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -21,7 +21,7 @@ pub struct HttpAnswer {
 }
 
 pub(super) fn request(controller: &Controller, request: &HttpRequest) -> Result<HttpAnswer, ControlError> {
-    let mut connection = BufReader::new(stream(controller)?);
+    let mut connection = BufReader::new(Connection::open(controller)?);
     let sent = connection.get_mut().write_all(text_of(request).as_bytes());
     sent.map_err(|source| controller.no_answer(source))?;
     let answer = read_answer(&mut connection).map_err(|source| match source.kind() {

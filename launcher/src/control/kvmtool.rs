@@ -3,7 +3,7 @@
 //! The server takes one client for each wake-up and may overlook a second one that comes right behind: so a request
 //! without an answer is tried again.
 
-use super::connection::stream;
+use super::connection::Connection;
 use super::{ControlError, Controller};
 use std::io::{self, Read, Write};
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub(super) fn status(controller: &Controller) -> Result<String, ControlError> {
 
 fn ask_state(controller: &Controller) -> Result<String, ControlError> {
     let patient = controller.clone().with_patience(controller.patience / TRIES);
-    let mut connection = stream(&patient)?;
+    let mut connection = Connection::open(&patient)?;
     let mut answer = [0; 4];
     let asked = connection.write_all(&message(VMSTATE, &[])).and_then(|()| connection.read_exact(&mut answer));
     asked.map_err(|source| controller.no_answer(source))?;
@@ -68,9 +68,9 @@ pub(super) fn stop(controller: &Controller) -> Result<(), ControlError> {
 
 /// Messages without an answer: the server closes the connection once it has dealt with what it read.
 fn send(controller: &Controller, kind: u32, content: &[u8]) -> Result<(), ControlError> {
-    let mut connection = stream(controller)?;
+    let mut connection = Connection::open(controller)?;
     let sent = connection.write_all(&message(kind, content)).and_then(|()| {
-        connection.shutdown(std::net::Shutdown::Write)?;
+        connection.finish_writing()?;
         match connection.read(&mut [0; 64]) {
             // It is gone, as after a stop.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),

@@ -1,4 +1,4 @@
-//! Talking to a hypervisor that runs, over its control socket, each in its own protocol.
+//! Sending requests to a running hypervisor over its control socket, each in its own protocol.
 
 mod connection;
 mod crosvm;
@@ -18,19 +18,19 @@ use std::time::Duration;
 /// will not.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why a hypervisor did not do what it was asked.
+/// Why a request to a hypervisor failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Nobody listens.
-    #[error("nobody answers on the control socket {path}: {source}")]
+    /// No process listens.
+    #[error("no process listens on the control socket {path}: {source}")]
     NobodyThere {
         /// The socket.
         path: HostPath,
         /// Why.
         source: io::Error,
     },
-    /// Somebody listens, but says nothing in time.
-    #[error("the control socket {path} takes connections but does not answer: {source}")]
+    /// A process listens, but does not answer in time.
+    #[error("the control socket {path} accepts connections but does not answer: {source}")]
     NoAnswer {
         /// The socket.
         path: HostPath,
@@ -38,19 +38,19 @@ pub enum ControlError {
         source: io::Error,
     },
     /// The answer is not one of this protocol.
-    #[error("the control socket {path} gives an answer that is not understood: {answer}")]
+    #[error("the control socket {path} gave an answer of another protocol: {answer}")]
     Misunderstood {
         /// The socket.
         path: HostPath,
-        /// What came.
+        /// What it answered.
         answer: String,
     },
     /// The hypervisor refuses.
-    #[error("the hypervisor refuses {request}: {answer}")]
+    #[error("the hypervisor refused {request}: {answer}")]
     Refused {
         /// What it was asked.
         request: String,
-        /// What it said.
+        /// What it answered.
         answer: String,
     },
     /// The hypervisor has no such command.
@@ -85,19 +85,19 @@ impl Controller {
         &self.path
     }
 
-    /// In which state the machine is, in the hypervisor's own word; an answer means that it runs.
+    /// The machine's state as the hypervisor names it; an answer means that the hypervisor runs.
     ///
     /// # Errors
     /// [`ControlError`].
     pub fn status(&self) -> Result<String, ControlError> {
         let misunderstood = |answer: &Value| self.misunderstood(&answer.to_string());
-        let word = |answer: &Value, field: &str| {
+        let field_of = |answer: &Value, field: &str| {
             answer.get(field).and_then(Value::as_str).map(str::to_owned).ok_or_else(|| misunderstood(answer))
         };
         match self.protocol {
-            ControlProtocol::Qmp => word(&self.qmp("query-status", Value::Null)?, "status"),
-            ControlProtocol::CloudHypervisorHttp => word(&self.get("/api/v1/vm.info")?, "state"),
-            ControlProtocol::FirecrackerHttp => word(&self.get("/")?, "state"),
+            ControlProtocol::Qmp => field_of(&self.qmp("query-status", Value::Null)?, "status"),
+            ControlProtocol::CloudHypervisorHttp => field_of(&self.get("/api/v1/vm.info")?, "state"),
+            ControlProtocol::FirecrackerHttp => field_of(&self.get("/")?, "state"),
             // It has no question that changes nothing: that it takes the connection must do.
             ControlProtocol::CrosvmSeqpacket => crosvm::connect(self).map(|_| "running".to_owned()),
             ControlProtocol::Kvmtool => kvmtool::status(self),

@@ -1,24 +1,22 @@
 //! qemu's QMP: JSON lines, a greeting, a handshake, then commands; events come in between.
 
-use super::connection::stream;
+use super::connection::Connection;
 use super::{ControlError, Controller};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::io::{BufRead, BufReader, Read, Write};
 
 /// More than this is no line of qemu, which a guest may have taken over.
 const LONGEST_LINE_BYTES: u64 = 1 << 20;
 
 /// Connects, shakes hands, gives one command, returns its answer.
 pub(super) fn execute(controller: &Controller, command: &str, arguments: Value) -> Result<Value, ControlError> {
-    let mut lines = BufReader::new(stream(controller)?);
+    let mut lines = BufReader::new(Connection::open(controller)?);
     let greeting = read(controller, &mut lines)?;
     if greeting.get("QMP").is_none() {
         return Err(controller.misunderstood(&greeting.to_string()));
     }
-    converse(controller, &mut lines, "qmp_capabilities", Value::Null)?;
-    match converse(controller, &mut lines, command, arguments) {
+    exchange(controller, &mut lines, "qmp_capabilities", Value::Null)?;
+    match exchange(controller, &mut lines, command, arguments) {
         // It may be gone before its answer is out.
         Err(ControlError::NoAnswer { .. }) if command == "quit" => Ok(Value::Null),
         answer => answer,
@@ -35,9 +33,9 @@ pub(super) fn ctrl_alt_delete() -> Value {
     json!({"events": events})
 }
 
-fn converse(
+fn exchange(
     controller: &Controller,
-    lines: &mut BufReader<UnixStream>,
+    lines: &mut BufReader<Connection>,
     command: &str,
     arguments: Value,
 ) -> Result<Value, ControlError> {
@@ -47,25 +45,23 @@ fn converse(
     }
     let sent = lines.get_mut().write_all(format!("{request}\n").as_bytes());
     sent.map_err(|source| controller.no_answer(source))?;
-    // Events come in between, but not for ever.
-    let deadline = Instant::now() + controller.patience;
-    while Instant::now() < deadline {
+    // Events come in between, until the connection's deadline at the latest.
+    loop {
         let answer = read(controller, lines)?;
         if let Some(result) = answer.get("return") {
             return Ok(result.clone());
         }
         if let Some(error) = answer.get("error") {
-            let said = error.get("desc").and_then(Value::as_str).unwrap_or_default().to_owned();
-            return Err(ControlError::Refused { request: command.to_owned(), answer: said });
+            let reason = error.get("desc").and_then(Value::as_str).unwrap_or_default().to_owned();
+            return Err(ControlError::Refused { request: command.to_owned(), answer: reason });
         }
         if answer.get("event").is_none() {
             return Err(controller.misunderstood(&answer.to_string()));
         }
     }
-    Err(controller.no_answer(ErrorKind::TimedOut.into()))
 }
 
-fn read(controller: &Controller, lines: &mut BufReader<UnixStream>) -> Result<Value, ControlError> {
+fn read(controller: &Controller, lines: &mut BufReader<Connection>) -> Result<Value, ControlError> {
     let mut line = String::new();
     let count = lines.take(LONGEST_LINE_BYTES).read_line(&mut line).map_err(|source| controller.no_answer(source))?;
     if count == 0 {

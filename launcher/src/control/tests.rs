@@ -58,7 +58,7 @@ fn a_refusal_of_qemu_is_told() {
         &["{\"return\": {}}\r\n", "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no such thing\"}}\r\n"],
     );
     let error = controller(ControlProtocol::Qmp, &path).ask_guest(&GracefulStep::QmpSystemPowerdown).unwrap_err();
-    assert_eq!(error.to_string(), "the hypervisor refuses system_powerdown: no such thing");
+    assert_eq!(error.to_string(), "the hypervisor refused system_powerdown: no such thing");
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn nobody_there_is_told_from_no_answer() {
         let impatient = controller(protocol, &path).with_patience(Duration::from_millis(300));
         let error = impatient.status().unwrap_err();
         assert!(matches!(error, ControlError::NoAnswer { .. }), "{protocol:?}: {error}");
-        assert!(error.to_string().contains("qmp.sock takes connections but does not answer"), "{error}");
+        assert!(error.to_string().contains("qmp.sock accepts connections but does not answer"), "{error}");
         drop(listener);
         std::fs::remove_file(&path).unwrap();
     }
@@ -131,6 +131,27 @@ fn a_hypervisor_that_never_stops_talking_is_not_listened_to_for_ever() {
     }
 }
 
+/// It sends one byte whenever the client would give up, if each read had the whole time.
+#[test]
+fn an_answer_that_comes_byte_by_byte_ends_with_the_patience_of_the_whole_request() {
+    for (protocol, first) in
+        [(ControlProtocol::Qmp, "{\"QMP\": {}}\n"), (ControlProtocol::FirecrackerHttp, "HTTP/1.1 200 OK\r\n")]
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let thread = server(&path, 1, move |mut stream| {
+            let mut written = stream.write_all(first.as_bytes());
+            while written.is_ok() {
+                std::thread::sleep(Duration::from_millis(50));
+                written = stream.write_all(b" ");
+            }
+        });
+        let error = controller(protocol, &path).with_patience(Duration::from_millis(500)).status().unwrap_err();
+        assert!(error.to_string().contains("no answer in time"), "{protocol:?}: {error}");
+        thread.join().unwrap();
+    }
+}
+
 /// Reads one request and answers it.
 fn http_server(path: &Path, answer: &'static str) -> JoinHandle<()> {
     server(path, 1, move |mut stream| {
@@ -164,7 +185,7 @@ fn an_http_refusal_is_told() {
     };
     let error =
         controller(ControlProtocol::FirecrackerHttp, &path).ask_guest(&GracefulStep::Http(request)).unwrap_err();
-    assert_eq!(error.to_string(), "the hypervisor refuses PUT /actions: 400 {\"fault\":\"no no\"}");
+    assert_eq!(error.to_string(), "the hypervisor refused PUT /actions: 400 {\"fault\":\"no no\"}");
 }
 
 /// A crosvm that answers each packet with the next answer.

@@ -2,8 +2,13 @@ use super::*;
 use crate::launch::{Console, ControlProtocol, ControlSocket, LAUNCH_VERSION, Needs, Shutdown};
 use crate::path::HostPath;
 use crate::spec::Hypervisor;
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept, bind, listen, recv, send, socket,
+};
+use serde_json::json;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -36,21 +41,22 @@ fn launch(directory: &Path) -> Launch {
     }
 }
 
-/// A process that stands for the hypervisor.
+/// A process in the place of the hypervisor.
 fn sleeper(script: &str) -> (Child, ProcessIdentity) {
     let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
     let identity = ProcessIdentity::of(child.id() as i32).unwrap();
     (child, identity)
 }
 
-/// A qemu that carries out one command by killing the process, and writes down all it is asked.
+/// A qemu that carries out one command by killing the process, and reports every command.
 fn qemu(directory: &Path, obeys: &'static str, pid: i32) -> std::sync::mpsc::Receiver<String> {
     let listener = UnixListener::bind(directory.join("web.sock")).unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            stream.write_all(b"{\"QMP\": {}}\n").unwrap();
+            // A client that has waited too long is gone.
+            let Ok(()) = stream.write_all(b"{\"QMP\": {}}\n") else { continue };
             for line in BufReader::new(stream.try_clone().unwrap()).lines() {
                 let Ok(line) = line else { break };
                 let command = serde_json::from_str::<serde_json::Value>(&line).unwrap()["execute"].clone();
@@ -69,11 +75,10 @@ fn qemu(directory: &Path, obeys: &'static str, pid: i32) -> std::sync::mpsc::Rec
 }
 
 fn stop_quietly(launch: &Launch, process: Option<ProcessIdentity>, timeout: Duration) -> (Stopped, Vec<String>) {
-    let mut talk = Vec::new();
-    let stopped =
-        stop(&StopTarget { launch, process, console_socket: None }, timeout, &mut |text| talk.push(text.to_owned()))
-            .unwrap();
-    (stopped, talk)
+    let mut messages = Vec::new();
+    let target = StopTarget { launch, process, console_socket: None };
+    let stopped = stop(&target, timeout, &mut |text| messages.push(text.to_owned())).unwrap();
+    (stopped, messages)
 }
 
 #[test]
@@ -92,14 +97,14 @@ fn the_guest_is_asked_first() {
     let directory = tempfile::tempdir().unwrap();
     let (mut child, identity) = sleeper("exec sleep 100");
     let commands = qemu(directory.path(), "system_powerdown", identity.pid);
-    let (stopped, talk) = stop_quietly(&launch(directory.path()), Some(identity), Duration::from_secs(60));
-    assert_eq!((stopped, talk), (Stopped::Gracefully, Vec::new()));
+    let (stopped, messages) = stop_quietly(&launch(directory.path()), Some(identity), Duration::from_secs(60));
+    assert_eq!((stopped, messages), (Stopped::Gracefully, Vec::new()));
     assert_eq!(commands.try_iter().collect::<Vec<_>>(), ["qmp_capabilities", "system_powerdown"]);
     child.wait().unwrap();
 }
 
 #[test]
-fn a_guest_that_overhears_the_button_gets_ctrl_alt_delete() {
+fn a_guest_that_ignores_the_power_button_gets_ctrl_alt_delete() {
     let directory = tempfile::tempdir().unwrap();
     let (mut child, identity) = sleeper("exec sleep 100");
     let _commands = qemu(directory.path(), "input-send-event", identity.pid);
@@ -113,22 +118,24 @@ fn a_guest_that_does_nothing_is_ended() {
     let directory = tempfile::tempdir().unwrap();
     let (mut child, identity) = sleeper("exec sleep 100");
     let commands = qemu(directory.path(), "quit", identity.pid);
-    let (stopped, talk) = stop_quietly(&launch(directory.path()), Some(identity), Duration::from_millis(300));
+    let (stopped, messages) = stop_quietly(&launch(directory.path()), Some(identity), Duration::from_millis(300));
     assert_eq!(stopped, Stopped::Forced);
-    assert!(talk[0].contains("the guest has not shut down within 0 s; ending qemu"), "{talk:?}");
+    assert!(messages[0].contains("the guest has not shut down within 0 s; ending qemu"), "{messages:?}");
     let asked: Vec<String> = commands.try_iter().filter(|command| command != "qmp_capabilities").collect();
     assert_eq!(asked, ["system_powerdown", "input-send-event", "quit"]);
     child.wait().unwrap();
 }
 
 #[test]
-fn a_control_socket_that_nobody_answers_is_told_and_passed_over() {
+fn a_guest_that_could_not_be_asked_in_time_is_ended_and_the_reason_is_given() {
     let directory = tempfile::tempdir().unwrap();
     let (mut child, identity) = sleeper("exec sleep 100");
     let _silent = UnixListener::bind(directory.path().join("web.sock")).unwrap();
-    let (stopped, talk) = stop_quietly(&launch(directory.path()), Some(identity), Duration::from_millis(300));
+    let (stopped, messages) = stop_quietly(&launch(directory.path()), Some(identity), Duration::from_millis(300));
     assert_eq!(stopped, Stopped::Forced);
-    assert!(talk[0].contains("web.sock takes connections but does not answer"), "{talk:?}");
+    assert!(messages[0].contains("web.sock accepts connections but does not answer"), "{messages:?}");
+    let ending = "the guest could not be asked to shut down within 0 s; ending qemu";
+    assert!(messages.iter().any(|text| text == ending), "{messages:?}");
     child.wait().unwrap();
 }
 
@@ -143,8 +150,154 @@ fn a_process_that_ignores_signals_is_killed() {
     let mut launch = launch(directory.path());
     launch.control = None;
     launch.shutdown = Shutdown { graceful: Vec::new(), forced: ForcedStop::Terminate };
-    let (stopped, talk) = stop_quietly(&launch, Some(identity), Duration::ZERO);
+    let (stopped, messages) = stop_quietly(&launch, Some(identity), Duration::ZERO);
     assert_eq!(stopped, Stopped::Killed);
-    assert!(talk.iter().any(|text| text.contains("does not end; killing it")), "{talk:?}");
+    assert!(messages.iter().any(|text| text.contains("does not end; killing it")), "{messages:?}");
+    child.wait().unwrap();
+}
+
+/// What the guest is asked by, and the path of the request where there is one.
+fn steps_of(protocol: ControlProtocol) -> Vec<GracefulStep> {
+    let put = |path: &str| {
+        let body = Some(json!({"action_type": "SendCtrlAltDel"}));
+        vec![GracefulStep::Http(crate::launch::HttpRequest { method: "PUT".to_owned(), path: path.to_owned(), body })]
+    };
+    match protocol {
+        ControlProtocol::Qmp => vec![GracefulStep::QmpSystemPowerdown],
+        ControlProtocol::CloudHypervisorHttp => put("/api/v1/vm.power-button"),
+        ControlProtocol::FirecrackerHttp => put("/actions"),
+        ControlProtocol::CrosvmSeqpacket => vec![GracefulStep::CrosvmPowerButton],
+        ControlProtocol::Kvmtool => vec![GracefulStep::KvmtoolSysrq('s')],
+    }
+}
+
+/// A hypervisor that leaves the first connections without an answer, and then carries the request out. It closes them;
+/// kvmtool, whose answer that would be, keeps them open.
+fn busy_hypervisor(protocol: ControlProtocol, path: &Path, busy_connections: usize, pid: i32) {
+    let end = move || nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    if protocol == ControlProtocol::CrosvmSeqpacket {
+        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        bind(listener.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+        listen(&listener, Backlog::new(4).unwrap()).unwrap();
+        std::thread::spawn(move || {
+            for _ in 0..busy_connections {
+                nix::unistd::close(accept(listener.as_raw_fd()).unwrap()).unwrap();
+            }
+            let client = accept(listener.as_raw_fd()).unwrap();
+            let count = recv(client, &mut [0; 1024], MsgFlags::empty()).unwrap();
+            assert!(count > 0);
+            end();
+            send(client, b"\"Ok\"", MsgFlags::empty()).unwrap();
+        });
+        return;
+    }
+    let listener = UnixListener::bind(path).unwrap();
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for _ in 0..busy_connections {
+            let connection = listener.accept().unwrap().0;
+            kept.extend((protocol == ControlProtocol::Kvmtool).then_some(connection));
+        }
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = [0; 4096];
+        match protocol {
+            ControlProtocol::Qmp => {
+                stream.write_all(b"{\"QMP\": {}}\n").unwrap();
+                stream.read(&mut buffer).unwrap();
+                stream.write_all(b"{\"return\": {}}\n").unwrap();
+                stream.read(&mut buffer).unwrap();
+                end();
+                stream.write_all(b"{\"return\": {}}\n").unwrap();
+            }
+            ControlProtocol::Kvmtool => {
+                stream.read(&mut buffer).unwrap();
+                end();
+            }
+            _ => {
+                stream.read(&mut buffer).unwrap();
+                end();
+                stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+            }
+        }
+        // The client has its answer, or closes the connection.
+        let _ = stream.read(&mut buffer);
+    });
+}
+
+#[test]
+fn a_hypervisor_whose_control_socket_is_busy_is_asked_again_until_its_guest_shuts_down() {
+    for protocol in [
+        ControlProtocol::Qmp,
+        ControlProtocol::CloudHypervisorHttp,
+        ControlProtocol::FirecrackerHttp,
+        ControlProtocol::CrosvmSeqpacket,
+        ControlProtocol::Kvmtool,
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut child, identity) = sleeper("exec sleep 600");
+        let mut launch = launch(directory.path());
+        launch.control = Some(ControlSocket { protocol, path: "web.sock".into() });
+        launch.shutdown.graceful = steps_of(protocol);
+        busy_hypervisor(protocol, &directory.path().join("web.sock"), 2, identity.pid);
+        let (stopped, messages) = stop_quietly(&launch, Some(identity), Duration::from_secs(300));
+        assert_eq!(stopped, Stopped::Gracefully, "{protocol:?}: {messages:?}");
+        assert_eq!(messages.len(), 1, "the same problem is reported once: {messages:?}");
+        assert!(messages[0].ends_with("; asking again until the timeout"), "{messages:?}");
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_guest_shuts_down_although_another_client_holds_the_control_socket_for_a_while() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut child, identity) = sleeper("exec sleep 600");
+    let _commands = qemu(directory.path(), "system_powerdown", identity.pid);
+    let mut other = UnixStream::connect(directory.path().join("web.sock")).unwrap();
+    // It is served: qemu answers nobody else until it goes.
+    other.read_exact(&mut [0; 8]).unwrap();
+    let launch = launch(directory.path());
+    let (stopped, messages) = std::thread::scope(|scope| {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let target = StopTarget { launch: &launch, process: Some(identity), console_socket: None };
+        let stopping = scope.spawn(move || {
+            let mut messages = Vec::new();
+            let stopped = stop(&target, Duration::from_secs(300), &mut |text| {
+                messages.push(text.to_owned());
+                // The test may have heard enough.
+                let _ = sender.send(());
+            });
+            (stopped.unwrap(), messages)
+        });
+        receiver.recv().unwrap();
+        drop(other);
+        stopping.join().unwrap()
+    });
+    assert_eq!(stopped, Stopped::Gracefully, "{messages:?}");
+    assert_eq!(messages.len(), 1, "{messages:?}");
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_hypervisor_that_refuses_at_first_is_asked_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut child, identity) = sleeper("exec sleep 600");
+    let mut launch = launch(directory.path());
+    let protocol = ControlProtocol::CloudHypervisorHttp;
+    launch.control = Some(ControlSocket { protocol, path: "web.sock".into() });
+    launch.shutdown.graceful = steps_of(protocol);
+    let listener = UnixListener::bind(directory.path().join("web.sock")).unwrap();
+    let pid = identity.pid;
+    std::thread::spawn(move || {
+        for answer in ["503 Service Unavailable", "500 Internal Server Error", "204 No Content"] {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read(&mut [0; 4096]).unwrap();
+            if answer.starts_with("204") {
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+            }
+            stream.write_all(format!("HTTP/1.1 {answer}\r\n\r\n").as_bytes()).unwrap();
+        }
+    });
+    let (stopped, messages) = stop_quietly(&launch, Some(identity), Duration::from_secs(300));
+    assert_eq!(stopped, Stopped::Gracefully, "{messages:?}");
     child.wait().unwrap();
 }
