@@ -203,18 +203,18 @@ fn busy_hypervisor(protocol: ControlProtocol, path: &Path, busy_connections: usi
         match protocol {
             ControlProtocol::Qmp => {
                 stream.write_all(b"{\"QMP\": {}}\n").unwrap();
-                stream.read(&mut buffer).unwrap();
+                assert!(stream.read(&mut buffer).unwrap() > 0);
                 stream.write_all(b"{\"return\": {}}\n").unwrap();
-                stream.read(&mut buffer).unwrap();
+                assert!(stream.read(&mut buffer).unwrap() > 0);
                 end();
                 stream.write_all(b"{\"return\": {}}\n").unwrap();
             }
             ControlProtocol::Kvmtool => {
-                stream.read(&mut buffer).unwrap();
+                assert!(stream.read(&mut buffer).unwrap() > 0);
                 end();
             }
             _ => {
-                stream.read(&mut buffer).unwrap();
+                assert!(stream.read(&mut buffer).unwrap() > 0);
                 end();
                 stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
             }
@@ -290,7 +290,7 @@ fn a_hypervisor_that_refuses_at_first_is_asked_again() {
     std::thread::spawn(move || {
         for answer in ["503 Service Unavailable", "500 Internal Server Error", "204 No Content"] {
             let (mut stream, _) = listener.accept().unwrap();
-            stream.read(&mut [0; 4096]).unwrap();
+            assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
             if answer.starts_with("204") {
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
             }
