@@ -20,6 +20,7 @@ pub mod keyval;
 pub mod launch;
 pub mod network;
 pub mod path;
+pub mod place;
 pub mod programs;
 pub mod readiness;
 pub mod reference;

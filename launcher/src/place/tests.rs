@@ -1,0 +1,164 @@
+use super::*;
+use nix::unistd::{Gid, chown};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+/// A user without any rights, as a machine's user is.
+const STRANGER: u32 = 65534;
+
+fn give_away(path: &Path) {
+    nix::unistd::fchownat(
+        AT_FDCWD,
+        path,
+        Some(Uid::from_raw(STRANGER)),
+        Some(Gid::from_raw(STRANGER)),
+        AtFlags::AT_SYMLINK_NOFOLLOW,
+    )
+    .unwrap();
+}
+
+/// A directory of the stranger, beside a file and a directory of root.
+struct Host {
+    root: tempfile::TempDir,
+}
+
+impl Host {
+    fn new() -> Option<Self> {
+        if !geteuid().is_root() {
+            eprintln!("skipped: only root can be tricked into what other users cannot do");
+            return None;
+        }
+        let root = tempfile::tempdir().unwrap();
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(root.path().join("shadow"), "secret").unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        fs::create_dir(root.path().join("state")).unwrap();
+        give_away(&root.path().join("state"));
+        Some(Self { root })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    fn link(&self, target: &str, name: &str) {
+        symlink(self.path(target), self.path(name)).unwrap();
+        give_away(&self.path(name));
+    }
+}
+
+#[test]
+fn root_does_not_follow_a_strangers_link_to_its_own_file() {
+    let Some(host) = Host::new() else { return };
+    host.link("shadow", "state/disk.img");
+    let place = Place::of(&host.path("state/disk.img")).unwrap();
+    let error = place.open(OFlag::O_RDONLY).unwrap_err().to_string();
+    assert!(error.contains("root does not follow a symbolic link of nobody to a file of root"), "{error}");
+    assert!(place.replace(b"forged", 0o644, None).is_err());
+    assert_eq!(fs::read(host.path("shadow")).unwrap(), b"secret");
+}
+
+#[test]
+fn root_creates_nothing_through_a_strangers_link() {
+    let Some(host) = Host::new() else { return };
+    host.link("etc", "state/sub");
+    assert!(Directory::make(&host.path("state/sub/deeper"), 0o755, None).is_err());
+    assert!(Place::of(&host.path("state/sub/new")).unwrap().create().is_err());
+    assert!(Place::of(&host.path("state/sub/new")).unwrap().replace(b"x", 0o644, None).is_err());
+    assert!(Place::of(&host.path("state/sub/new")).unwrap().open_or_create(0o644).is_err());
+    host.link("etc/cron", "state/dangling");
+    assert!(Place::of(&host.path("state/dangling")).unwrap().open_or_create(0o644).is_err());
+    assert_eq!(fs::read_dir(host.path("etc")).unwrap().count(), 0);
+}
+
+#[test]
+fn links_of_root_and_links_to_ones_own_files_are_followed() {
+    let Some(host) = Host::new() else { return };
+    symlink(host.path("shadow"), host.path("state/by-root")).unwrap();
+    let mut text = String::new();
+    let mut file = Place::of(&host.path("state/by-root")).unwrap().open(OFlag::O_RDONLY).unwrap();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "secret");
+    fs::write(host.path("state/own.img"), "own").unwrap();
+    give_away(&host.path("state/own.img"));
+    host.link("state/own.img", "state/disk.img");
+    assert_eq!(Place::of(&host.path("state/disk.img")).unwrap().read().unwrap().unwrap(), b"own");
+}
+
+#[test]
+fn a_hard_link_to_a_file_of_root_is_not_opened() {
+    let Some(host) = Host::new() else { return };
+    fs::hard_link(host.path("shadow"), host.path("state/disk.img")).unwrap();
+    let error = Place::of(&host.path("state/disk.img")).unwrap().open(OFlag::O_RDONLY).unwrap_err().to_string();
+    assert!(error.contains("hard link in a directory of nobody"), "{error}");
+}
+
+#[test]
+fn a_replaced_file_has_its_owner_and_mode_and_what_was_linked_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let (victim, path) = (directory.path().join("victim"), directory.path().join("web.json"));
+    fs::write(&victim, "untouched").unwrap();
+    fs::hard_link(&victim, &path).unwrap();
+    Place::of(&path).unwrap().replace(b"new", 0o640, None).unwrap();
+    assert_eq!(fs::read(&victim).unwrap(), b"untouched");
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn a_new_file_never_overwrites_and_leaves_nothing_when_it_is_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place::with_parents(&directory.path().join("a/b/disk.img"), 0o750, None).unwrap();
+    drop(place.create().unwrap());
+    let new = place.create().unwrap();
+    fs::write(place.path(), "the user's").unwrap();
+    assert_eq!(new.finish(0o660, None).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    assert_eq!(fs::read(place.path()).unwrap(), b"the user's");
+    assert_eq!(fs::read_dir(directory.path().join("a/b")).unwrap().count(), 1);
+    assert_eq!(fs::metadata(directory.path().join("a")).unwrap().mode() & 0o7777, 0o750);
+}
+
+#[test]
+fn a_file_on_a_file_system_without_unnamed_files_is_made_under_another_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place::of(&directory.path().join("disk.img")).unwrap();
+    let (file, name) = place.create_named().unwrap();
+    let new = NewFile { file, place: &place, temporary_name: Some(name) };
+    new.finish(0o600, None).unwrap();
+    let (file, name) = place.create_named().unwrap();
+    let new = NewFile { file, place: &place, temporary_name: Some(name) };
+    assert_eq!(new.finish(0o600, None).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn pipes_and_directories_are_not_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    nix::unistd::mkfifo(&directory.path().join("pipe"), Mode::S_IRWXU).unwrap();
+    let error = Place::of(&directory.path().join("pipe")).unwrap().open(OFlag::O_RDONLY).unwrap_err().to_string();
+    assert!(error.contains("neither a file nor a block device"), "{error}");
+    fs::create_dir(directory.path().join("d")).unwrap();
+    assert!(Place::of(&directory.path().join("d")).unwrap().open(OFlag::O_RDONLY).is_err());
+    symlink("loop", directory.path().join("loop")).unwrap();
+    assert!(Place::of(&directory.path().join("loop")).is_err());
+}
+
+#[test]
+fn a_path_is_looked_up_as_the_kernel_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().canonicalize().unwrap();
+    fs::create_dir_all(root.join("a/b")).unwrap();
+    symlink("a/b", root.join("near")).unwrap();
+    symlink(root.join("a"), root.join("far")).unwrap();
+    for (path, expected) in [("near/../x", "a/x"), ("far/b/./x", "a/b/x"), ("a//b/../../x", "x")] {
+        assert_eq!(Place::of(&root.join(path)).unwrap().path(), root.join(expected), "{path}");
+    }
+    let owner = Place::of(&root.join("x")).unwrap().directory().owner().unwrap();
+    assert_eq!(owner, geteuid());
+    // Only root may give files away.
+    if geteuid().is_root() {
+        chown(&root.join("a"), Some(Uid::from_raw(STRANGER)), None).unwrap();
+        assert_eq!(Directory::open(&root.join("a")).unwrap().owner().unwrap(), Uid::from_raw(STRANGER));
+    }
+}
