@@ -1,11 +1,14 @@
 //! What a child process is to be like: which signals it hears, when it dies, who it is.
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Gid, Uid, User, getgrouplist, setgid, setgroups, setuid};
 use std::ffi::CString;
 use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 /// A user's ids, looked up before the fork: behind it the user database must not be read.
@@ -14,6 +17,7 @@ pub struct Identity {
     user: Uid,
     group: Gid,
     groups: Vec<Gid>,
+    home: PathBuf,
 }
 
 /// A user that there is not.
@@ -31,7 +35,7 @@ impl Identity {
         let user = User::from_name(name).ok().flatten().ok_or_else(unknown)?;
         let c_name = CString::new(name).map_err(|_| unknown())?;
         let groups = getgrouplist(&c_name, user.gid).map_err(|_| unknown())?;
-        Ok(Self { user: user.uid, group: user.gid, groups })
+        Ok(Self { user: user.uid, group: user.gid, groups, home: user.dir })
     }
 
     /// The user's id.
@@ -85,10 +89,36 @@ pub fn prepare(command: &mut Command, on_parent_death: OnParentDeath, identity: 
     before_exec(command, settle);
 }
 
+/// Lets a command that is about to be spawned run as that user, with the user's home directory.
+pub fn become_user(command: &mut Command, identity: &Identity) {
+    let identity = identity.clone();
+    command.env("HOME", &identity.home).env_remove("XDG_CACHE_HOME").env_remove("XDG_RUNTIME_DIR");
+    before_exec(command, move || identity.assume());
+}
+
+/// Lets a command that is about to be spawned, or become this process, have descriptors under the numbers that they
+/// have. All descriptors of the launcher are closed in every other program that it runs.
+pub fn hand_on(command: &mut Command, descriptors: Vec<RawFd>) {
+    before_exec(command, move || {
+        for descriptor in &descriptors {
+            keep_open(*descriptor)?;
+        }
+        Ok(())
+    });
+}
+
+#[expect(unsafe_code, reason = "a descriptor that is known by its number only cannot be borrowed otherwise")]
+fn keep_open(descriptor: RawFd) -> io::Result<()> {
+    // SAFETY: it is borrowed for one system call; a number that is not open is an error of that call.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(())
+}
+
 #[expect(unsafe_code, reason = "std has no safe way to set a child's signal mask, death signal or groups")]
 fn before_exec(command: &mut Command, settle: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
     // SAFETY: between fork and exec only async-signal-safe functions may be called. `settle` makes the system calls
-    // setgroups, setgid, setuid, prctl and sigprocmask on values made before, and allocates nothing.
+    // setgroups, setgid, setuid, prctl, fcntl and sigprocmask on values made before, and allocates nothing.
     unsafe {
         command.pre_exec(settle);
     }

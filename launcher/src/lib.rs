@@ -36,6 +36,8 @@ pub mod state;
 pub mod store_disk;
 #[cfg(test)]
 mod test_program;
+#[cfg(test)]
+mod test_skip;
 pub mod validate;
 pub mod visible;
 pub mod volumes;

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, readlinkat, renameat, renameat2};
 use nix::libc::{S_IFBLK, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
-use nix::unistd::{Uid, UnlinkatFlags, User, fchown, geteuid, linkat, symlinkat, unlinkat};
+use nix::unistd::{AccessFlags, Uid, UnlinkatFlags, User, faccessat, fchown, geteuid, linkat, symlinkat, unlinkat};
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -116,6 +116,11 @@ impl Directory {
     /// When the kernel does not say.
     pub fn owner(&self) -> io::Result<Uid> {
         Ok(Uid::from_raw(fstat(&self.descriptor)?.st_uid))
+    }
+
+    /// Whether this process may create files in it.
+    pub fn is_writable(&self) -> bool {
+        faccessat(&self.descriptor, ".", AccessFlags::W_OK, AtFlags::AT_EACCESS).is_ok()
     }
 
     fn entry(&self, name: &OsStr) -> io::Result<Option<FileStat>> {
@@ -224,11 +229,11 @@ impl Place {
         Ok(File::from(again))
     }
 
-    /// Reads the file that is there; none when there is nothing.
+    /// Reads the file that is there, and says who owns it; none when there is nothing.
     ///
     /// # Errors
     /// As [`Place::open`].
-    pub fn read(&self) -> io::Result<Option<Vec<u8>>> {
+    pub fn read(&self) -> io::Result<Option<(Vec<u8>, Uid)>> {
         let mut file = match self.open(OFlag::O_RDONLY) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -236,7 +241,7 @@ impl Place {
         };
         let mut content = Vec::new();
         file.read_to_end(&mut content)?;
-        Ok(Some(content))
+        Ok(Some((content, Uid::from_raw(fstat(&file)?.st_uid))))
     }
 
     /// Opens the file, or creates it empty with that mode.

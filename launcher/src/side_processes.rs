@@ -2,25 +2,39 @@
 //!
 //! A virtiofs daemon serves one connection and ends with it. While the supervisor lives it is started again, with more
 //! time between the tries the more often it fails.
+//!
+//! A start uses only processes that it has started itself, or that provably run the same command: whoever starts one
+//! writes that command into `SOCKET.command` beside its socket. A daemon left over from an earlier start may serve what the
+//! machine spec now forbids. None is left over: they end with the launcher, or with the hypervisor that it becomes.
 
 use crate::child::{OnParentDeath, prepare};
 use crate::interruption::{Interrupted, Interruption, end_group};
 use crate::launch::{SideProcess, SideProcessKind};
 use crate::path::HostPath;
+use crate::place::Place;
 use crate::programs::{NotInstalled, find_program};
 use crate::sockets::{SocketError, is_served, remove_stale};
+use serde::{Deserialize, Serialize};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a daemon may take to make its socket.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait before looking for a socket again.
+const SOCKET_PAUSE: Duration = Duration::from_millis(20);
+/// How long another launcher may take to write down the command of a daemon that it has just started again.
+const PROOF_PATIENCE: Duration = Duration::from_secs(2);
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
 /// A daemon that has lived this long is not in trouble: its next failure counts as the first.
 const HEALTHY_LIFE: Duration = Duration::from_secs(30);
+
+/// Whoever starts the machine reads which command serves its sockets.
+const COMMAND_MODE: u32 = 0o644;
 
 /// Why a process beside the hypervisor does not run.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +79,27 @@ pub enum SideProcessError {
         /// Its socket.
         socket: HostPath,
     },
+    /// Another process serves its socket.
+    #[error(
+        "{name}: another process serves {socket}, and nothing proves that it was started with this command; end that \
+         process, or start it with `microvm virtiofsd` and this machine spec"
+    )]
+    Foreign {
+        /// What it serves.
+        name: String,
+        /// Its socket.
+        socket: HostPath,
+    },
+    /// The command could not be written beside its socket.
+    #[error("{name}: {path}: {source}")]
+    Command {
+        /// What it serves.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Its socket is in the way.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -89,10 +124,12 @@ struct Entry {
     started: Instant,
     delay: Duration,
     start_again: Option<Instant>,
+    /// Whether its command is written beside its socket.
+    is_noted: bool,
 }
 
 impl SideProcesses {
-    /// Starts those whose socket nobody serves yet, and waits until all sockets are served.
+    /// Starts those whose socket no process with the same command serves yet, and waits until all sockets are served.
     ///
     /// # Errors
     /// [`SideProcessError`]; those that were started are ended again.
@@ -105,7 +142,10 @@ impl SideProcesses {
         for process in processes {
             let socket = process.socket.below(working_directory);
             if is_served(socket.as_path()) {
-                continue;
+                if is_proven(process, working_directory, interruption)? {
+                    continue;
+                }
+                return Err(SideProcessError::Foreign { name: described(process), socket });
             }
             remove_stale(socket.as_path())?;
             let program = find_program(&process.program)
@@ -119,6 +159,7 @@ impl SideProcesses {
                 started: Instant::now(),
                 delay: FIRST_DELAY,
                 start_again: None,
+                is_noted: false,
             };
             entry.spawn()?;
             started.entries.push(entry);
@@ -138,6 +179,7 @@ impl SideProcesses {
         let mut events = Vec::new();
         for entry in &mut self.entries {
             entry.reap(&mut events);
+            entry.note_command();
             if entry.start_again.is_some_and(|time| time <= Instant::now()) {
                 entry.start_again = None;
                 if let Err(error) =
@@ -148,7 +190,7 @@ impl SideProcesses {
                 }
             }
         }
-        (events, self.entries.iter().filter_map(|entry| entry.start_again).min())
+        (events, self.entries.iter().filter_map(Entry::look_again).min())
     }
 
     fn wait_for_sockets(&mut self, interruption: &Interruption) -> Result<(), SideProcessError> {
@@ -172,9 +214,65 @@ impl SideProcesses {
                 }
                 interruption.pause(Duration::from_millis(2))?;
             }
+            entry.write_command()?;
+            entry.is_noted = true;
         }
         Ok(())
     }
+}
+
+/// The command of a process that serves a socket.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ServedCommand {
+    program: HostPath,
+    arguments: Vec<String>,
+    working_directory: HostPath,
+    /// Device and inode of the socket: another process that takes the place over makes another one.
+    socket: (u64, u64),
+}
+
+impl ServedCommand {
+    fn of(process: &SideProcess, working_directory: &HostPath) -> io::Result<Self> {
+        let socket = std::fs::symlink_metadata(process.socket.below(working_directory).as_path())?;
+        Ok(Self {
+            program: process.program.clone(),
+            arguments: process.arguments.clone(),
+            working_directory: working_directory.clone(),
+            socket: (socket.dev(), socket.ino()),
+        })
+    }
+}
+
+/// Whether a process that provably runs the same command serves the socket. Only root's word counts, and this user's own.
+pub fn serves_the_same(process: &SideProcess, working_directory: &HostPath) -> bool {
+    let socket = process.socket.below(working_directory);
+    let written = || {
+        let (text, writer) = command_place(socket.as_path()).and_then(|place| place.read()).ok()??;
+        let is_trusted = writer.is_root() || writer == nix::unistd::geteuid();
+        serde_json::from_slice::<ServedCommand>(&text).ok().filter(|_| is_trusted)
+    };
+    is_served(socket.as_path())
+        && ServedCommand::of(process, working_directory).is_ok_and(|command| written() == Some(command))
+}
+
+fn is_proven(
+    process: &SideProcess,
+    working_directory: &HostPath,
+    interruption: &Interruption,
+) -> Result<bool, Interrupted> {
+    let end = Instant::now() + PROOF_PATIENCE;
+    while !serves_the_same(process, working_directory) {
+        if Instant::now() > end {
+            return Ok(false);
+        }
+        interruption.pause(SOCKET_PAUSE)?;
+    }
+    Ok(true)
+}
+
+fn command_place(socket: &Path) -> io::Result<Place> {
+    Place::itself(socket)?.beside(".command")
 }
 
 impl Drop for SideProcesses {
@@ -185,6 +283,7 @@ impl Drop for SideProcesses {
             }
             // A daemon leaves its socket behind, and nobody listens there any more.
             let _ = remove_stale(entry.socket.as_path());
+            let _ = command_place(entry.socket.as_path()).and_then(|place| place.remove());
         }
     }
 }
@@ -198,11 +297,39 @@ impl Entry {
         // stdout is the guest's console.
         let stderr = std::os::fd::AsFd::as_fd(&io::stderr()).try_clone_to_owned().map_err(failed)?;
         command.stdout(stderr).process_group(0);
-        // They end by themselves when their hypervisor closes the socket.
-        prepare(&mut command, OnParentDeath::LiveOn, None);
+        // With the launcher, or with the hypervisor that it becomes: both are the same process.
+        prepare(&mut command, OnParentDeath::Terminate, None);
         self.child = Some(command.spawn().map_err(failed)?);
         self.started = Instant::now();
+        self.is_noted = false;
         Ok(())
+    }
+
+    /// When to look at it again.
+    fn look_again(&self) -> Option<Instant> {
+        let waits = self.child.is_some() && !self.is_noted && self.started.elapsed() < SOCKET_PATIENCE;
+        self.start_again.or_else(|| waits.then(|| Instant::now() + SOCKET_PAUSE))
+    }
+
+    /// A daemon that was started again has made another socket.
+    fn note_command(&mut self) {
+        if self.is_noted || self.child.is_none() || !is_served(self.socket.as_path()) {
+            return;
+        }
+        // Without it only another launcher would not use this daemon.
+        self.is_noted = self.write_command().is_ok();
+    }
+
+    fn write_command(&self) -> Result<(), SideProcessError> {
+        let written = ServedCommand::of(&self.process, &self.working_directory).and_then(|command| {
+            let text = serde_json::to_vec(&command)?;
+            command_place(self.socket.as_path())?.replace(&text, COMMAND_MODE, None)
+        });
+        written.map_err(|source| SideProcessError::Command {
+            name: described(&self.process),
+            path: self.socket.as_path().to_owned(),
+            source,
+        })
     }
 
     fn reap(&mut self, events: &mut Vec<String>) {

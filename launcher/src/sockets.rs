@@ -1,11 +1,12 @@
 //! Unix sockets on the file system: whether somebody listens, and removing those where nobody does.
 
+use crate::place::Place;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -33,23 +34,43 @@ pub enum SocketError {
 
 /// Whether some process listens on the socket, found out by a connection if it must be.
 pub fn is_listening(path: &Path) -> bool {
-    listed(|name| name == path) || connects(path)
+    is_served(path) || connects(path)
 }
 
 /// Whether a daemon of this network namespace serves the socket, found out without a connection: it might serve only
-/// one. A daemon that has bound a relative path is known by the end of it.
+/// one. A daemon that has bound a relative path is known by the inode of its socket, because sockets of other directories
+/// have the same relative path.
 pub fn is_served(path: &Path) -> bool {
-    let is_this = |name: &Path| name == path || (name.is_relative() && path.ends_with(name));
-    path.exists() && listed(is_this)
+    let Ok(metadata) = fs::symlink_metadata(path) else { return false };
+    let is_this = |listener: &Listener| {
+        listener.path == path
+            || (listener.path.is_relative()
+                && path.ends_with(&listener.path)
+                // The kernel tells no more of it than 32 bits: struct unix_diag_vfs.
+                && listener.inode == Some(metadata.ino() as u32))
+    };
+    listeners().iter().any(is_this)
 }
 
-fn listed(is_wanted: impl Fn(&Path) -> bool) -> bool {
-    let Ok(list) = fs::read_to_string("/proc/net/unix") else { return false };
-    list.lines().skip(1).any(|line| {
-        let (fields, name) = split_entry(line);
-        let flags = fields.get(3).and_then(|flags| u32::from_str_radix(flags, 16).ok()).unwrap_or(0);
-        flags & LISTENS != 0 && !name.is_empty() && is_wanted(Path::new(name))
+/// A socket on the file system that some process listens on.
+struct Listener {
+    /// As it was bound.
+    path: PathBuf,
+    inode: Option<u32>,
+}
+
+/// All of this network namespace. A kernel without socket diagnosis tells of those that were bound by name only.
+fn listeners() -> Vec<Listener> {
+    diagnosis::listeners().unwrap_or_else(|_| {
+        let list = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+        list.lines().skip(1).filter_map(listed).collect()
     })
+}
+
+fn listed(line: &str) -> Option<Listener> {
+    let (fields, name) = split_entry(line);
+    let flags = fields.get(3).and_then(|flags| u32::from_str_radix(flags, 16).ok())?;
+    (flags & LISTENS != 0 && !name.is_empty()).then(|| Listener { path: name.into(), inode: None })
 }
 
 /// A line of /proc/net/unix: Num RefCount Protocol Flags Type St Inode, padded with spaces, and the path, which may
@@ -90,10 +111,93 @@ pub fn remove_stale(path: &Path) -> Result<(), SocketError> {
         Err(error) => Err(failed(error)),
         Ok(metadata) if !metadata.file_type().is_socket() => Err(SocketError::NoSocket(path.to_owned())),
         Ok(_) if is_listening(path) => Err(SocketError::InUse(path.to_owned())),
-        Ok(_) => match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-            _ => Ok(()),
-        },
+        Ok(_) => Place::itself(path).and_then(|place| place.remove()).map_err(failed),
+    }
+}
+
+/// The kernel's list of unix sockets, which `ss -xl` prints too: sock_diag(7), linux/unix_diag.h.
+mod diagnosis {
+    use super::Listener;
+    use nix::errno::Errno;
+    use nix::libc::{NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR};
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+    use std::ffi::OsStr;
+    use std::io;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::ffi::OsStrExt;
+
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    /// `1 << TCP_LISTEN`
+    const LISTENING: u32 = 1 << 10;
+    /// `UDIAG_SHOW_NAME | UDIAG_SHOW_VFS`
+    const NAME_AND_FILE: u32 = 3;
+    const UNIX_DIAG_NAME: u16 = 0;
+    const UNIX_DIAG_VFS: u16 = 1;
+    const HEADER_BYTES: usize = 16;
+    const MESSAGE_BYTES: usize = 16;
+
+    pub(super) fn listeners() -> io::Result<Vec<Listener>> {
+        let protocol = SockProtocol::NetlinkSockDiag;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+        send(socket.as_raw_fd(), &request(), MsgFlags::empty())?;
+        let mut found = Vec::new();
+        // What the kernel sends at once: `NLMSG_GOODSIZE` and more.
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let count = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let mut rest = buffer.get(..count).unwrap_or_default();
+            while let Some((kind, payload, next)) = message(rest) {
+                match i32::from(kind) {
+                    NLMSG_DONE => return Ok(found),
+                    NLMSG_ERROR => return Err(Errno::EOPNOTSUPP.into()),
+                    _ => found.extend(listener(payload)),
+                }
+                rest = next;
+            }
+        }
+    }
+
+    fn request() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let flags = u16::try_from(NLM_F_REQUEST | NLM_F_DUMP).unwrap_or(0);
+        bytes.extend(40u32.to_ne_bytes());
+        bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        // Sequence and sender, which nobody compares.
+        bytes.extend([0; 8]);
+        // struct unix_diag_req: the family, its protocol, padding, the states, an inode, what to show, a cookie.
+        bytes.extend([nix::libc::AF_UNIX as u8, 0, 0, 0]);
+        bytes.extend(LISTENING.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(NAME_AND_FILE.to_ne_bytes());
+        bytes.extend([0xff; 8]);
+        bytes
+    }
+
+    /// The kind and the payload of the first message, and what follows it.
+    fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+        let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+        let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
+        let payload = bytes.get(HEADER_BYTES..length)?;
+        Some((kind, payload, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+    }
+
+    fn listener(payload: &[u8]) -> Option<Listener> {
+        let (mut path, mut inode) = (None, None);
+        for (kind, value) in crate::network::netlink::attributes(payload.get(MESSAGE_BYTES..)?) {
+            match kind {
+                // An abstract name begins with a NUL and is on no file system.
+                UNIX_DIAG_NAME if value.first().is_some_and(|byte| *byte != 0) => {
+                    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+                    path = Some(OsStr::from_bytes(&value[..end]).into());
+                }
+                UNIX_DIAG_VFS => {
+                    inode = value.get(..4).and_then(|bytes| Some(u32::from_ne_bytes(bytes.try_into().ok()?)))
+                }
+                _ => {}
+            }
+        }
+        Some(Listener { path: path?, inode })
     }
 }
 
@@ -116,6 +220,32 @@ mod tests {
         assert!(!is_listening(&path));
         remove_stale(&path).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_of_another_directory_with_the_same_relative_path_is_not_this_one() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        let script = "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.bind('fs.sock')\ns.listen(1)\nprint()\n\
+                      sys.stdout.flush()\nsys.stdin.read()\n";
+        let mut daemon = std::process::Command::new("python3")
+            .args(["-c", script])
+            .current_dir(directory.path().join("a"))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0];
+        io::Read::read_exact(daemon.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        // A left-over of the same name, on which nobody listens.
+        drop(UnixListener::bind(directory.path().join("b/fs.sock")).unwrap());
+        let served = ["a", "b"].map(|name| is_served(&directory.path().join(name).join("fs.sock")));
+        drop(daemon.stdin.take());
+        daemon.wait().unwrap();
+        assert_eq!(served, [true, false]);
+        assert!(!is_served(&directory.path().join("a/fs.sock")));
     }
 
     #[test]

@@ -4,15 +4,16 @@
 //! written down is alive and the very same one: its start time tells it from another that got its number.
 
 use crate::launch::Launch;
+use crate::place::{Directory, Place};
 use crate::visible::one_line;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, Uid};
+use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Longest name of a machine in bytes: with it the socket paths stay below the 107 bytes that the kernel takes.
@@ -95,15 +96,37 @@ impl ProcessIdentity {
         Self::of(self.pid).is_ok_and(|now| now == *self)
     }
 
-    /// Sends it a signal; a process that is gone needs none.
+    /// Sends it a signal; a process that is gone needs none. A process that gets its number in the meantime is not hit:
+    /// pidfd_open(2).
+    ///
+    /// # Errors
+    /// When this user may not.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let Some(pid) = rustix::process::Pid::from_raw(self.pid) else { return Ok(()) };
+        let descriptor = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(descriptor) => descriptor,
+            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        // Looked at after the descriptor was opened: if it is the process now, the descriptor is of that one.
         if !self.is_alive() {
             return Ok(());
         }
-        match kill(Pid::from_raw(self.pid), signal) {
-            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        };
+        match pidfd_send_signal(descriptor, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Whose process it is: its real user id, `Uid` in `/proc/PID/status`.
+    fn user(&self) -> io::Result<Uid> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+        let user = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        user.map(Uid::from_raw).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     }
 }
 
@@ -224,17 +247,10 @@ impl MachineState {
     /// [`StateError::Running`], [`StateError::Starting`], or a file operation.
     pub fn lock_for_start(&self) -> Result<StartLock, StateError> {
         let failed = |path: &Path, source| StateError::File { path: path.to_owned(), source };
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o750).create(&self.directory).map_err(|error| failed(&self.directory, error))?;
+        let directory =
+            Directory::make(&self.directory, 0o750, None).map_err(|error| failed(&self.directory, error))?;
         let path = self.file("lock");
-        let mut options = OpenOptions::new();
-        let file = options
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| failed(&path, error))?;
+        let file = directory.place("lock").open_or_create(0o600).map_err(|error| failed(&path, error))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
         // A supervisor keeps the lock as long as its machine runs.
         if let Some(running) = self.running()? {
@@ -252,8 +268,16 @@ impl MachineState {
     /// # Errors
     /// [`StateError::File`], [`StateError::Unreadable`].
     pub fn running(&self) -> Result<Option<RunningMachine>, StateError> {
-        let machine: Option<RunningMachine> = self.read("process.json")?;
-        Ok(machine.filter(|machine| machine.hypervisor.is_alive()))
+        let machine: Option<(RunningMachine, Uid)> = self.read("process.json")?;
+        let machine = machine.filter(|(machine, writer)| {
+            // A machine's user must not make root signal the process of somebody else.
+            let is_writers =
+                |process: &ProcessIdentity| writer.is_root() || process.user().is_ok_and(|user| user == *writer);
+            machine.hypervisor.is_alive()
+                && is_writers(&machine.hypervisor)
+                && machine.supervisor.is_none_or(|supervisor| !supervisor.is_alive() || is_writers(&supervisor))
+        });
+        Ok(machine.map(|(machine, _)| machine))
     }
 
     /// What was started last, alive or not.
@@ -261,7 +285,7 @@ impl MachineState {
     /// # Errors
     /// [`StateError::File`], [`StateError::Unreadable`].
     pub fn last_launch(&self) -> Result<Option<Launch>, StateError> {
-        self.read("launch.json")
+        Ok(self.read("launch.json")?.map(|(launch, _)| launch))
     }
 
     /// Writes down what is about to be started.
@@ -283,15 +307,18 @@ impl MachineState {
     /// Forgets the processes; what was started is kept for the user to look at.
     pub fn clear_running(&self) {
         // It is only a hint that saves the next reader a look at /proc.
-        let _ = fs::remove_file(self.file("process.json"));
+        let _ = Place::itself(&self.file("process.json")).and_then(|place| place.remove());
     }
 
-    fn read<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<T>, StateError> {
+    /// What a file says, and who has written it.
+    fn read<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<(T, Uid)>, StateError> {
         let path = self.file(name);
-        match fs::read(&path) {
-            Ok(text) => {
-                serde_json::from_slice(&text).map(Some).map_err(|source| StateError::Unreadable { path, source })
-            }
+        match Place::itself(&path).and_then(|place| place.read()) {
+            Ok(Some((text, writer))) => match serde_json::from_slice(&text) {
+                Ok(value) => Ok(Some((value, writer))),
+                Err(source) => Err(StateError::Unreadable { path, source }),
+            },
+            Ok(None) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(StateError::File { path, source }),
         }
@@ -299,13 +326,10 @@ impl MachineState {
 
     /// Whole or not at all: a reader never sees half a file.
     fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
-        let (path, partial) = (self.file(name), self.file(&format!("{name}.new")));
+        let path = self.file(name);
         let written = serde_json::to_vec_pretty(value).map_err(io::Error::from).and_then(|mut text| {
             text.push(b'\n');
-            let mut options = OpenOptions::new();
-            let mut file = options.create(true).truncate(true).write(true).mode(0o640).open(&partial)?;
-            file.write_all(&text)?;
-            fs::rename(&partial, &path)
+            Place::itself(&path)?.replace(&text, 0o640, None)
         });
         written.map_err(|source| StateError::File { path, source })
     }
@@ -359,6 +383,48 @@ mod tests {
         assert_eq!(machine.running().unwrap(), None);
         machine.write_running(&running(own)).unwrap();
         assert_eq!(machine.running().unwrap(), Some(running(own)));
+    }
+
+    #[test]
+    fn a_machines_user_cannot_make_root_take_another_process_for_the_machine() {
+        if !nix::unistd::geteuid().is_root() {
+            crate::test_skip::skipped("only root can give files away");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
+        let _lock = machine.lock_for_start().unwrap();
+        let own = ProcessIdentity::own().unwrap();
+        machine.write_running(&running(own)).unwrap();
+        nix::unistd::chown(&machine.file("process.json"), Some(Uid::from_raw(65534)), None).unwrap();
+        assert_eq!(machine.running().unwrap(), None);
+    }
+
+    #[test]
+    fn a_state_file_is_written_over_a_link_and_not_through_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
+        let _lock = machine.lock_for_start().unwrap();
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "untouched").unwrap();
+        for name in ["process.json", "process.json.new"] {
+            std::os::unix::fs::symlink(&victim, machine.file(name)).unwrap();
+        }
+        machine.write_running(&running(ProcessIdentity::own().unwrap())).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+        assert!(machine.running().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_signal_does_not_hit_another_process_with_the_same_number() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let process = ProcessIdentity::of(i32::try_from(child.id()).unwrap()).unwrap();
+        let former = ProcessIdentity { start_ticks: process.start_ticks - 1, ..process };
+        former.signal(Signal::SIGKILL).unwrap();
+        assert!(process.is_alive());
+        process.signal(Signal::SIGTERM).unwrap();
+        child.wait().unwrap();
+        process.signal(Signal::SIGKILL).unwrap();
     }
 
     #[test]

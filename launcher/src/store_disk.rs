@@ -1,6 +1,7 @@
 //! Making the store disk from its plan right before the start, with the host's cache: the image builder's work, which
 //! is another program.
 
+use crate::child::{Identity, become_user};
 use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::launch::StoreDiskNeed;
 use crate::path::HostPath;
@@ -46,13 +47,14 @@ pub enum StoreDiskError {
 }
 
 /// Makes the image. The builder itself sees whether the image that is there is already the plan's, and writes a new one
-/// whole or not at all.
+/// whole or not at all. It writes into the machine's state directory, and so is the machine's user if root starts it.
 ///
 /// # Errors
 /// [`StoreDiskError`].
 pub fn make(
     need: &StoreDiskNeed,
     working_directory: &HostPath,
+    identity: Option<&Identity>,
     interruption: &Interruption,
 ) -> Result<(), StoreDiskError> {
     let builder = named_in_environment().unwrap_or_else(|| need.builder.clone());
@@ -63,6 +65,9 @@ pub fn make(
     command.args(["build", "--quiet", "--plan", need.plan.as_str(), "--output", need.image.as_str()]);
     if let Some(cache) = &need.cache {
         command.args(["--cache", cache.as_str()]);
+    }
+    if let Some(identity) = identity {
+        become_user(&mut command, identity);
     }
     let status = interruption.run_aloud(&mut command).map_err(|error| match error {
         ChildError::Interrupted(interrupted) => interrupted.into(),
@@ -101,7 +106,7 @@ mod tests {
 
     fn make_in(directory: &Path, script: &str) -> Result<(), StoreDiskError> {
         let state = HostPath::new(directory.to_str().unwrap());
-        make(&need(directory, script), &state, &Interruption::watch().unwrap())
+        make(&need(directory, script), &state, None, &Interruption::watch().unwrap())
     }
 
     #[test]

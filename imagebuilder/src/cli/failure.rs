@@ -104,13 +104,16 @@ fn storage_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
     None
 }
 
-/// An error and what it comes from, joined by colons.
+/// An error and what it comes from, joined by colons. A cause that the error's own text names already is not repeated.
 fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         cause = error.source();
     }
     text
@@ -257,6 +260,17 @@ mod tests {
         let failure = Failure::from(PlanFileError::Read { path: PathBuf::from("plan.json"), source });
         assert_eq!(failure.message, "cannot read the plan plan.json: permission denied");
         assert_eq!((failure.exit_code, failure.hint), (2, None));
+    }
+
+    #[test]
+    fn a_cause_that_an_error_names_itself_is_not_repeated() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("/srv/disk: {source}")]
+        struct Named {
+            source: io::Error,
+        }
+        let error = Named { source: io::Error::from_raw_os_error(28) };
+        assert_eq!(Failure::failed(&error).message, "/srv/disk: No space left on device (os error 28)");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use launcher::visible::lines;
 use std::error::Error;
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// The command did not succeed.
@@ -31,8 +31,8 @@ impl Failure {
     }
 
     /// The command did not succeed.
-    pub(crate) fn failed(error: &dyn Error) -> Self {
-        Self { code: FAILED, problems: vec![chain(error)], hint: None }
+    pub(crate) fn failed(error: &(dyn Error + 'static)) -> Self {
+        Self { code: FAILED, problems: vec![chain(error)], hint: storage_hint(error) }
     }
 
     /// Ends with another exit code.
@@ -61,14 +61,55 @@ impl Failure {
     }
 }
 
-/// The error and its causes on one line, outermost first.
+/// The error and its causes on one line, outermost first. Many errors say in their own text what they come from: a cause
+/// is added only where it is not there already.
 fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         cause = error.source();
     }
     text
+}
+
+/// What to do when the place that was to be written to is the reason.
+fn storage_hint(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let hint = match error.downcast_ref().map(io::Error::kind) {
+            Some(io::ErrorKind::StorageFull) => "free some space on that file system, or use another one",
+            Some(io::ErrorKind::QuotaExceeded) => "your quota on that file system is used up: free some of it",
+            Some(io::ErrorKind::ReadOnlyFilesystem) => "that file system is mounted read-only: use another one",
+            _ => {
+                next = error.source();
+                continue;
+            }
+        };
+        return Some(hint.to_owned());
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use launcher::path::HostPath;
+    use launcher::run::RunError;
+    use launcher::volumes::VolumeError;
+
+    #[test]
+    fn an_error_is_printed_once_with_a_hint() {
+        let full = || io::Error::from_raw_os_error(28);
+        let path = HostPath::from("/srv/var.img");
+        let failure = Failure::failed(&RunError::Volume(VolumeError::File { path: path.clone(), source: full() }));
+        assert_eq!(failure.problems, ["volume /srv/var.img: No space left on device (os error 28)"]);
+        assert_eq!(failure.hint.as_deref(), Some("free some space on that file system, or use another one"));
+        let failure = Failure::failed(&RunError::File { path, source: full() });
+        assert_eq!(failure.problems, ["/srv/var.img: No space left on device (os error 28)"]);
+    }
 }

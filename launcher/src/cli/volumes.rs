@@ -4,6 +4,7 @@ use super::failure::Failure;
 use super::machine::{failed, launch_of, watch};
 use super::output::write_stdout;
 use super::spec_file::{SpecArguments, read};
+use launcher::child::Identity;
 use launcher::state::RuntimeDirectory;
 use launcher::volumes::{VolumeError, VolumeState, make_ready};
 use serde_json::json;
@@ -24,11 +25,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let spec = read(&arguments.spec.spec, overrides)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let launch = launch_of(&spec, overrides, &runtime, &interruption)?;
+    let identity = launch.user.as_deref().map(Identity::of).transpose().map_err(failed)?;
+    let identity = identity.filter(|_| nix::unistd::geteuid().is_root());
     let (mut done, mut problems) = (Vec::new(), Vec::new());
     for need in &launch.needs.volumes {
         let mut need = need.clone();
         need.image = need.image.below(&launch.working_directory);
-        match make_ready(&need, &interruption) {
+        match make_ready(&need, identity.as_ref(), &interruption) {
             Ok(state) => done.push((need, if state == VolumeState::Created { "created" } else { "present" })),
             Err(error @ VolumeError::Interrupted(_)) => return Err(failed(error)),
             Err(error) => problems.push(error.to_string()),

@@ -5,6 +5,7 @@ use super::{desktop, kvm};
 use crate::facts::{Architecture, HostFacts, KernelForm, Privilege, Version};
 use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::path::HostPath;
+use crate::place::{Directory, Place};
 use crate::programs::find_program;
 use crate::spec::{Hypervisor, MachineSpec};
 use crate::state::RuntimeDirectory;
@@ -12,13 +13,18 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// How long the time stamp counter is compared with the clock: it is then known to about one part in ten thousand.
 const TSC_MEASUREMENT: Duration = Duration::from_millis(10);
+
+/// Where they are kept in the runtime directory.
+const FACTS_FILE: &str = "host-facts.json";
+/// crosvm's empty directory there. With the dot it is no machine's name.
+const EMPTY_DIRECTORY: &str = ".empty";
 
 /// Why the facts could not be gathered.
 #[derive(Debug, thiserror::Error)]
@@ -99,10 +105,9 @@ fn remember(
     interruption: &Interruption,
     facts: &mut HostFacts,
 ) -> Result<(), Interrupted> {
-    let path = runtime.path().join("host-facts.json");
+    let path = runtime.path().join(FACTS_FILE);
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-    let stored: Remembered =
-        fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    let stored = recall(&path).unwrap_or_default();
     let mut known = if stored.boot_id == boot_id { stored } else { Remembered { boot_id, ..Remembered::default() } };
     let mut learnt = false;
     if let Ok(program) = find_program(&program_of(spec, hypervisor, spec.architecture.unwrap_or(facts.architecture))) {
@@ -129,27 +134,25 @@ fn remember(
         facts.tsc_khz = known.tsc_khz;
     }
     if learnt {
-        store(&path, &known);
+        store(runtime, &known);
     }
     Ok(())
 }
 
-/// It only saves time: a host on which it cannot be written is asked again.
-fn store(path: &Path, known: &Remembered) {
-    let Ok(text) = serde_json::to_vec(known) else { return };
-    let partial = path.with_extension(format!("new.{}", std::process::id()));
-    let directory = path.parent().unwrap_or(path);
-    let mut builder = fs::DirBuilder::new();
-    let written = builder
-        .recursive(true)
-        .mode(0o750)
-        .create(directory)
-        .and_then(|()| fs::write(&partial, text))
-        .and_then(|()| fs::rename(&partial, path));
-    if written.is_err() {
-        // Perhaps the disk is full; a half-written file would be in the way of nobody, but is of no use either.
-        let _ = fs::remove_file(&partial);
+/// What root or this user has written down; another user could tell root what it likes.
+fn recall(path: &Path) -> Option<Remembered> {
+    let (text, writer) = Place::itself(path).and_then(|place| place.read()).ok()??;
+    if !writer.is_root() && writer != nix::unistd::geteuid() {
+        return None;
     }
+    serde_json::from_slice(&text).ok()
+}
+
+/// It only saves time: a host on which it cannot be written is asked again.
+fn store(runtime: &RuntimeDirectory, known: &Remembered) {
+    let Ok(text) = serde_json::to_vec(known) else { return };
+    let directory = Directory::make(runtime.path(), 0o750, None);
+    let _ = directory.and_then(|directory| directory.place(FACTS_FILE).replace(&text, 0o640, None));
 }
 
 fn identity(program: &Path) -> Option<FileIdentity> {
@@ -197,10 +200,8 @@ fn empty_directory(hypervisor: Hypervisor, runtime: &RuntimeDirectory) -> Option
     if hypervisor != Hypervisor::Crosvm || Path::new("/var/empty").is_dir() {
         return None;
     }
-    let directory = runtime.path().join("empty");
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true).mode(0o755).create(&directory).ok()?;
-    Some(HostPath::new(directory.to_string_lossy()))
+    let directory = Directory::make(&runtime.path().join(EMPTY_DIRECTORY), 0o755, None).ok()?;
+    Some(HostPath::new(directory.path().to_string_lossy()))
 }
 
 /// What a kernel image is, by its first bytes.
@@ -322,6 +323,26 @@ mod tests {
         // What is remembered may be damaged.
         fs::write(directory.path().join("run/host-facts.json"), "{").unwrap();
         assert_eq!(versions(), Some(Version(1, 14, 0)));
+    }
+
+    #[test]
+    fn facts_are_written_over_a_link_and_those_of_another_user_are_not_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (runtime, victim) = (RuntimeDirectory::at(directory.path()), directory.path().join("victim"));
+        fs::write(&victim, "untouched").unwrap();
+        let partial = format!("host-facts.new.{}", std::process::id());
+        for name in [FACTS_FILE, &partial] {
+            std::os::unix::fs::symlink(&victim, directory.path().join(name)).unwrap();
+        }
+        let known = Remembered { tsc_khz: Some(1), ..Remembered::default() };
+        store(&runtime, &known);
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+        let path = directory.path().join(FACTS_FILE);
+        assert_eq!(recall(&path), Some(known));
+        if nix::unistd::geteuid().is_root() {
+            nix::unistd::chown(&path, Some(nix::unistd::Uid::from_raw(65534)), None).unwrap();
+            assert_eq!(recall(&path), None);
+        }
     }
 
     #[test]

@@ -5,7 +5,8 @@ use crate::launch::{Access, KvmUse, Launch, PassedDevice, Presence};
 use crate::network;
 use crate::path::HostPath;
 use crate::programs::find_program;
-use crate::sockets::{is_listening, is_served};
+use crate::side_processes::serves_the_same;
+use crate::sockets::is_listening;
 use crate::spec::DeviceBus;
 use nix::unistd::{AccessFlags, access};
 use std::fmt;
@@ -99,15 +100,13 @@ impl Problems<'_> {
         }
     }
 
-    /// Whether a daemon serves the directory already. It is the host's, with rights that who runs the machine need not
-    /// have.
+    /// Whether the daemon of the share serves the directory already. It is the host's, with rights that who runs the machine
+    /// need not have.
     fn is_served(&self, presence: &Presence) -> bool {
         let argument = format!("--shared-dir={}", presence.path);
-        self.launch
-            .needs
-            .processes
-            .iter()
-            .any(|process| process.arguments.contains(&argument) && is_served(self.absolute(&process.socket).as_path()))
+        self.launch.needs.processes.iter().any(|process| {
+            process.arguments.contains(&argument) && serves_the_same(process, &self.launch.working_directory)
+        })
     }
 
     fn check_presence(&mut self, presence: &Presence) {

@@ -5,8 +5,9 @@ use crate::facts::{Architecture, HostFacts, KernelForm, Kvm};
 use crate::keyval::Unwritable;
 use crate::launch::{
     Access, BalloonDevice, ComposedInitrd, Console, ControlSocket, DeviceNode, FIRST_PASSED_DESCRIPTOR, FileToWrite,
-    ForcedStop, GracefulStep, GuestDisk, GuestNotification, KvmUse, LAUNCH_VERSION, Launch, MacvtapNeed, Needs,
-    NotificationSocket, PassedDevice, Presence, Shutdown, TapNeed, VolumeCreation, VolumeNeed, VsockEnd, VsockHostEnd,
+    ForcedStop, GracefulStep, GuessedFormat, GuestDisk, GuestNotification, KvmUse, LAUNCH_VERSION, Launch, MacvtapNeed,
+    Needs, NotificationSocket, PassedDevice, Presence, Shutdown, TapNeed, VolumeCreation, VolumeNeed, VsockEnd,
+    VsockHostEnd,
 };
 use crate::path::HostPath;
 use crate::refusal::Refusal;
@@ -113,6 +114,18 @@ impl<'spec> Frame<'spec> {
                 creation,
             });
         }
+    }
+
+    /// For the hypervisors that find out the format of a disk by its content, whatever they are told.
+    pub(super) fn guesses_formats(&mut self) {
+        let disks = self.spec.disks.iter();
+        self.needs.guessed_formats = disks
+            .map(|disk| GuessedFormat {
+                option: disk.option.clone(),
+                image: disk.image.clone(),
+                image_type: disk.image_type,
+            })
+            .collect();
     }
 
     fn add_share_needs(&mut self) {

@@ -81,6 +81,7 @@ pub(super) fn support(feature: Feature) -> Support {
 pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     let spec = frame.spec;
     frame.require_kvm();
+    frame.guesses_formats();
     check_limits(&mut frame);
     let kernel = frame.boot_image();
     let is_elf = matches!(frame.kernel_form(&kernel), Some(KernelForm::Elf | KernelForm::ElfPvh));

@@ -9,8 +9,8 @@ pub use control::{
     NotificationSocket, Shutdown, VsockEnd, VsockHostEnd,
 };
 pub use needs::{
-    Access, BridgeNeed, ComposedInitrd, DeviceNode, KvmUse, MacvtapNeed, Needs, PassedDevice, Presence, SideProcess,
-    SideProcessKind, StoreDiskNeed, TapNeed, VolumeCreation, VolumeNeed,
+    Access, BridgeNeed, ComposedInitrd, DeviceNode, GuessedFormat, KvmUse, MacvtapNeed, Needs, PassedDevice, Presence,
+    SideProcess, SideProcessKind, StoreDiskNeed, TapNeed, VolumeCreation, VolumeNeed,
 };
 
 use crate::path::HostPath;

@@ -1,7 +1,7 @@
 //! What must be there, or be made, before a hypervisor starts.
 
 use crate::path::HostPath;
-use crate::spec::{DeviceBus, MacvtapMode};
+use crate::spec::{DeviceBus, ImageType, MacvtapMode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -23,6 +23,8 @@ pub struct Needs {
     pub store_disk: Option<StoreDiskNeed>,
     /// The volumes in their order.
     pub volumes: Vec<VolumeNeed>,
+    /// Disks whose format the hypervisor finds out by their content: that must be the format that the spec says.
+    pub guessed_formats: Vec<GuessedFormat>,
     /// Sockets left over from an earlier run, over which the hypervisor would stumble.
     pub sockets_to_remove: Vec<HostPath>,
     /// Tap interfaces.
@@ -131,6 +133,18 @@ pub struct VolumeNeed {
     pub access: Access,
     /// How to create it if it is not there; null is not to.
     pub creation: Option<VolumeCreation>,
+}
+
+/// A disk whose format the hypervisor finds out by its content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GuessedFormat {
+    /// The option of the spec that it comes from, such as `volumes[0]`.
+    pub option: String,
+    /// The image.
+    pub image: HostPath,
+    /// Its format by the spec.
+    pub image_type: ImageType,
 }
 
 /// How a volume is created.

@@ -5,7 +5,9 @@ use super::tap::InterfaceState;
 use super::{NetworkError, user_name};
 use crate::launch::MacvtapNeed;
 use crate::spec::MacvtapMode;
-use nix::unistd::{Uid, chown};
+use nix::fcntl::{OFlag, open as open_node};
+use nix::sys::stat::Mode;
+use nix::unistd::{Uid, fchown};
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -39,7 +41,9 @@ pub fn make_ready(macvtap: &MacvtapNeed, owner: Uid) -> Result<InterfaceState, N
     }
     let node = wait_for_node(macvtap, link.index)?;
     if state == InterfaceState::Created {
-        chown(&node, Some(owner), None).map_err(|errno| failed(errno.into()))?;
+        // By descriptor: udev may remove the node and another interface get its number.
+        let opened = open_node(&node, OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
+        opened.and_then(|node| fchown(node, Some(owner), None)).map_err(|errno| failed(errno.into()))?;
     }
     Ok(state)
 }

@@ -201,7 +201,7 @@ fn zero_terminated(name: &str) -> Vec<u8> {
 }
 
 /// The attributes in a run of them; a damaged one ends it.
-fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
+pub(crate) fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
     let mut found = Vec::new();
     while bytes.len() >= 4 {
         let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));

@@ -14,6 +14,7 @@ pub(super) fn command(launch: &Launch, prepared: &Prepared) -> Command {
     command.arg0(&launch.process_name).args(&prepared.arguments).current_dir(launch.working_directory.as_path());
     // Whoever has it could tell the service manager lies.
     command.env_remove("NOTIFY_SOCKET").envs(&launch.environment);
+    prepared.hand_on_descriptors(&mut command);
     command
 }
 
@@ -42,7 +43,7 @@ pub(super) fn become_hypervisor(
     error
 }
 
-fn exec(launch: &Launch, mut prepared: Prepared, interruption: &Interruption) -> RunError {
+fn exec(launch: &Launch, prepared: Prepared, interruption: &Interruption) -> RunError {
     let program = prepared.program.display().to_string();
     let failed = |source| RunError::Start { program: program.clone(), source };
     if let Some(identity) = &prepared.identity
@@ -54,7 +55,6 @@ fn exec(launch: &Launch, mut prepared: Prepared, interruption: &Interruption) ->
         return interrupted.into();
     }
     let mut command = command(launch, &prepared);
-    prepared.leave_descriptors();
     if let Err(source) = interruption.let_through() {
         return failed(source);
     }

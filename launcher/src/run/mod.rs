@@ -152,7 +152,7 @@ pub fn run(
     for warning in &launch.warnings {
         talk(&format!("warning: {warning}"));
     }
-    let prepared = Prepared::make(launch, interruption, talk)?;
+    let prepared = Prepared::make(launch, runtime, interruption, talk)?;
     state.write_launch(launch)?;
     match supervision {
         Supervision::Become => Err(hand_over::become_hypervisor(launch, prepared, &state, interruption)),

@@ -2,20 +2,21 @@
 //! dropped before the hypervisor has taken over.
 
 use super::RunError;
-use crate::child::Identity;
+use crate::child::{Identity, hand_on};
 use crate::host::{Moment, missing};
 use crate::initrd;
 use crate::interruption::{ChildError, Interruption};
 use crate::launch::Launch;
 use crate::network::{self, CreatedInterfaces, macvtap};
 use crate::path::HostPath;
+use crate::place::{Directory, Place};
 use crate::programs::find_program;
 use crate::side_processes::SideProcesses;
 use crate::sockets::remove_stale;
+use crate::state::RuntimeDirectory;
 use crate::store_disk;
-use crate::volumes::{self, VolumeState};
+use crate::volumes::{self, Locking, VolumeLock, VolumeState};
 use nix::fcntl::{FcntlArg, fcntl};
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -35,21 +36,24 @@ pub struct Prepared {
     /// Interfaces that were made for it.
     pub interfaces: CreatedInterfaces,
     descriptors: Vec<PassedDescriptor>,
+    locks: Vec<VolumeLock>,
 }
+
+/// The rights to a directory that is made for a machine.
+const DIRECTORY_MODE: u32 = 0o750;
+/// The rights to a file that only the hypervisor reads.
+const FILE_MODE: u32 = 0o600;
 
 /// A descriptor that the hypervisor gets under a number of its choice.
 #[derive(Debug)]
 struct PassedDescriptor {
     number: i32,
-    open: bool,
 }
 
 impl Drop for PassedDescriptor {
     fn drop(&mut self) {
-        if self.open {
-            // Nothing is lost when it is closed already.
-            let _ = nix::unistd::close(self.number);
-        }
+        // Nothing is lost when it is closed already.
+        let _ = nix::unistd::close(self.number);
     }
 }
 
@@ -58,7 +62,12 @@ impl Prepared {
     ///
     /// # Errors
     /// [`RunError`].
-    pub fn make(launch: &Launch, interruption: &Interruption, talk: &mut dyn FnMut(&str)) -> Result<Self, RunError> {
+    pub fn make(
+        launch: &Launch,
+        runtime: &RuntimeDirectory,
+        interruption: &Interruption,
+        talk: &mut dyn FnMut(&str),
+    ) -> Result<Self, RunError> {
         let program = find_program(&launch.program)?;
         let identity = launch.user.as_deref().map(Identity::of).transpose()?;
         let identity = identity.filter(|_| nix::unistd::geteuid().is_root());
@@ -70,9 +79,11 @@ impl Prepared {
             return Err(RunError::Missing(problems));
         }
         if let Some(need) = &launch.needs.store_disk {
-            store_disk::make(need, &launch.working_directory, interruption)?;
+            store_disk::make(need, &launch.working_directory, identity.as_ref(), interruption)?;
         }
+        let locks = step.lock_volumes(runtime)?;
         step.make_volumes(talk)?;
+        step.check_formats()?;
         for socket in launch.needs.sockets_to_clear() {
             remove_stale(step.absolute(socket).as_path())?;
         }
@@ -83,18 +94,18 @@ impl Prepared {
             talk(&format!("made network interface {name}"));
         }
         let side_processes = SideProcesses::start(&launch.needs.processes, &launch.working_directory, interruption)?;
-        let descriptors = step.open_descriptors()?;
         let mut arguments = launch.arguments.clone();
         arguments.extend(step.extra_arguments()?);
+        let descriptors = step.open_descriptors()?;
         interruption.check()?;
-        Ok(Self { program, arguments, identity, side_processes, interfaces, descriptors })
+        Ok(Self { program, arguments, identity, side_processes, interfaces, descriptors, locks })
     }
 
-    /// The descriptors belong to the hypervisor now: this process does not close them.
-    pub fn leave_descriptors(&mut self) {
-        for descriptor in &mut self.descriptors {
-            descriptor.open = false;
-        }
+    /// Lets the hypervisor, and nobody else, have the descriptors: those that its arguments name, and the locks on its
+    /// volumes, which are to live as long as it.
+    pub fn hand_on_descriptors(&self, command: &mut Command) {
+        let named = self.descriptors.iter().map(|descriptor| descriptor.number);
+        hand_on(command, named.chain(self.locks.iter().map(VolumeLock::descriptor)).collect());
     }
 
     /// Closes this process's copies: the hypervisor has its own.
@@ -115,22 +126,12 @@ impl Step<'_> {
     }
 
     /// What is made for the hypervisor belongs to who it will be.
-    fn give_away(&self, path: &HostPath) -> Result<(), RunError> {
-        let Some(identity) = self.identity else { return Ok(()) };
-        nix::unistd::chown(path.as_path(), Some(identity.user()), Some(identity.group()))
-            .map_err(|errno| RunError::File { path: path.clone(), source: errno.into() })
-    }
-
     fn make_directories(&self) -> Result<(), RunError> {
         let working = self.launch.working_directory.clone();
         let directories = self.launch.needs.directories.iter().map(|directory| self.absolute(directory));
         for directory in std::iter::once(working).chain(directories) {
-            if directory.as_path().is_dir() {
-                continue;
-            }
-            fs::create_dir_all(directory.as_path())
+            Directory::make(directory.as_path(), DIRECTORY_MODE, self.identity)
                 .map_err(|source| RunError::File { path: directory.clone(), source })?;
-            self.give_away(&directory)?;
         }
         Ok(())
     }
@@ -151,12 +152,28 @@ impl Step<'_> {
         Ok(())
     }
 
+    fn lock_volumes(&self, runtime: &RuntimeDirectory) -> Result<Vec<VolumeLock>, RunError> {
+        let locking = Locking {
+            machine: &self.launch.name,
+            working_directory: &self.launch.working_directory,
+            runtime,
+            owner: self.identity,
+        };
+        Ok(volumes::lock_volumes(&self.launch.needs.volumes, locking)?)
+    }
+
+    fn check_formats(&self) -> Result<(), RunError> {
+        for disk in &self.launch.needs.guessed_formats {
+            volumes::check_format(disk, &self.launch.working_directory, self.launch.hypervisor)?;
+        }
+        Ok(())
+    }
+
     fn make_volumes(&self, talk: &mut dyn FnMut(&str)) -> Result<(), RunError> {
         for need in &self.launch.needs.volumes {
             let mut need = need.clone();
             need.image = self.absolute(&need.image);
-            if volumes::make_ready(&need, self.interruption)? == VolumeState::Created {
-                self.give_away(&need.image)?;
+            if volumes::make_ready(&need, self.identity, self.interruption)? == VolumeState::Created {
                 talk(&format!("created volume {} with {}", need.image, need.fs_type));
             }
         }
@@ -166,8 +183,10 @@ impl Step<'_> {
     fn write_files(&self) -> Result<(), RunError> {
         for file in &self.launch.files {
             let path = self.absolute(&file.path);
-            fs::write(path.as_path(), &file.content).map_err(|source| RunError::File { path: path.clone(), source })?;
-            self.give_away(&path)?;
+            // A link of that name is replaced: only the launcher writes such files.
+            Place::itself(path.as_path())
+                .and_then(|place| place.replace(file.content.as_bytes(), FILE_MODE, self.identity))
+                .map_err(|source| RunError::File { path: path.clone(), source })?;
         }
         Ok(())
     }
@@ -200,11 +219,11 @@ impl Step<'_> {
     }
 }
 
-/// Gives a descriptor the number that the hypervisor's arguments name, and lets it survive exec.
+/// Gives a descriptor the number that the hypervisor's arguments name. Other programs do not get it.
 fn pass(descriptor: OwnedFd, number: i32) -> Result<PassedDescriptor, RunError> {
     let failed = |source| RunError::System { action: "handing a file descriptor to the hypervisor", source };
-    let placed = fcntl(&descriptor, FcntlArg::F_DUPFD(number)).map_err(|errno| failed(errno.into()))?;
-    let passed = PassedDescriptor { number: placed, open: true };
+    let placed = fcntl(&descriptor, FcntlArg::F_DUPFD_CLOEXEC(number)).map_err(|errno| failed(errno.into()))?;
+    let passed = PassedDescriptor { number: placed };
     if placed == number {
         return Ok(passed);
     }

@@ -51,7 +51,101 @@ fn a_daemon_is_started_again_and_ended() {
         "{events:?}"
     );
     drop(processes);
-    assert!(!socket.exists());
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "the program and what it wrote");
+}
+
+#[test]
+fn a_daemon_with_another_command_is_not_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut process = side_process(directory.path(), DAEMON);
+    process.arguments.push("--read-write".to_owned());
+    let interruption = Interruption::watch().unwrap();
+    let left_over =
+        SideProcesses::start(std::slice::from_ref(&process), &state(directory.path()), &interruption).unwrap();
+    process.arguments.pop();
+    process.arguments.push("--readonly".to_owned());
+    let error = SideProcesses::start(&[process], &state(directory.path()), &interruption).unwrap_err();
+    assert!(matches!(error, SideProcessError::Foreign { .. }), "{error}");
+    drop(left_over);
+}
+
+#[test]
+fn a_daemon_that_was_started_again_is_known_by_its_command_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let process = side_process(directory.path(), DAEMON);
+    let interruption = Interruption::watch().unwrap();
+    let mut processes =
+        SideProcesses::start(std::slice::from_ref(&process), &state(directory.path()), &interruption).unwrap();
+    drop(std::os::unix::net::UnixStream::connect(directory.path().join("fs.sock")).unwrap());
+    let starts = || fs::read_to_string(directory.path().join("fs.sock.starts")).unwrap_or_default().len();
+    let end = Instant::now() + Duration::from_secs(60);
+    while (starts() < 2 || !serves_the_same(&process, &state(directory.path()))) && Instant::now() < end {
+        let (_, next) = processes.tend();
+        assert!(next.is_some() || processes.entries[0].is_noted || processes.entries[0].child.is_some());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(serves_the_same(&process, &state(directory.path())));
+}
+
+#[test]
+fn a_launcher_that_is_killed_leaves_no_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    let process = side_process(
+        directory.path(),
+        "import os, sys, time\nopen(sys.argv[1] + '.pid', 'w').write(str(os.getpid()))\ntime.sleep(600)\n",
+    );
+    // The child that a launcher starts, in a process that is then killed.
+    let pid_file = directory.path().join("fs.sock.pid");
+    let program = find_program(&process.program).unwrap();
+    let mut parent = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "side_processes::tests::starts_a_daemon_for_another_test", "--ignored"])
+        .env("SIDE_PROCESS_PROGRAM", program)
+        .env("SIDE_PROCESS_DIRECTORY", directory.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    while fs::read_to_string(&pid_file).unwrap_or_default().is_empty() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let daemon = crate::state::ProcessIdentity::of(fs::read_to_string(&pid_file).unwrap().parse().unwrap()).unwrap();
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    while daemon.is_alive() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(!daemon.is_alive());
+}
+
+/// Not a test: what [`a_launcher_that_is_killed_leaves_no_daemon`] kills.
+#[test]
+#[ignore = "run by another test"]
+fn starts_a_daemon_for_another_test() {
+    let (Ok(program), Ok(directory)) = (std::env::var("SIDE_PROCESS_PROGRAM"), std::env::var("SIDE_PROCESS_DIRECTORY"))
+    else {
+        return;
+    };
+    let directory = Path::new(&directory);
+    let process = SideProcess {
+        kind: SideProcessKind::Virtiofsd,
+        name: "ro-store".to_owned(),
+        program: HostPath::new(program.clone()),
+        arguments: vec![directory.join("fs.sock").to_str().unwrap().to_owned()],
+        socket: "fs.sock".into(),
+    };
+    let mut entry = Entry {
+        process,
+        program: PathBuf::from(program),
+        socket: "fs.sock".into(),
+        working_directory: state(directory),
+        child: None,
+        started: Instant::now(),
+        delay: FIRST_DELAY,
+        start_again: None,
+        is_noted: false,
+    };
+    entry.spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(600));
 }
 
 #[test]
@@ -88,6 +182,7 @@ fn failures_are_given_more_and_more_time() {
         started: Instant::now(),
         delay: FIRST_DELAY,
         start_again: None,
+        is_noted: false,
     };
     for _ in 0..20 {
         entry.start_later();

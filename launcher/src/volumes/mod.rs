@@ -1,20 +1,34 @@
 //! Volumes: created whole or not at all, never over a file that is there, and checked for type and label.
 
+mod format;
+mod lock;
+mod same_file;
 mod superblock;
 
+pub use format::check_format;
+pub use lock::{Locking, VolumeLock, lock_volumes};
+pub use same_file::{SameFile, same_files};
 pub use superblock::{FileSystem, file_system};
 
+use crate::child::{Identity, hand_on};
 use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::launch::{Access, VolumeCreation, VolumeNeed};
 use crate::path::HostPath;
+use crate::place::{Place, descriptor_path};
 use crate::programs::{NotInstalled, find_program};
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
-use std::fs::{self, OpenOptions};
+use nix::fcntl::OFlag;
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
 use std::process::Command;
+
+/// The rights to a volume that is created: those of who runs the machine, and of nobody else.
+const VOLUME_MODE: u32 = 0o600;
+/// The rights to directories that are made for it.
+const DIRECTORY_MODE: u32 = 0o755;
 
 /// Why a volume is not ready.
 #[derive(Debug, thiserror::Error)]
@@ -74,9 +88,52 @@ pub enum VolumeError {
         /// What should be there.
         wanted: String,
     },
-    /// Another process is creating it.
-    #[error("volume {0} is being created by another process")]
-    Busy(HostPath),
+    /// Another machine writes to it.
+    #[error(
+        "volume {path} is in use by {holder}; two machines that write to one volume destroy it, so stop that one first"
+    )]
+    InUse {
+        /// The image.
+        path: HostPath,
+        /// Who has locked it.
+        holder: String,
+    },
+    /// The lock file cannot be used.
+    #[error("volume {path} cannot be locked: {lock}: {source}")]
+    Lock {
+        /// The image.
+        path: HostPath,
+        /// The lock file.
+        lock: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Two volumes are one.
+    #[error("volumes {first} and {second} are the same file, and the guest would write to it twice; give each its own")]
+    Twice {
+        /// One of them.
+        first: HostPath,
+        /// The other one.
+        second: HostPath,
+    },
+    /// The hypervisor would take it for another format.
+    #[error(
+        "{option}: {path} begins like {found}, but the machine spec says {wanted}: {hypervisor} goes by the content, and \
+         would open any file of this host that such a header names; set imageType if you have made the image so, or else \
+         overwrite what the guest has written there"
+    )]
+    Format {
+        /// The disk of the spec.
+        option: String,
+        /// The image.
+        path: HostPath,
+        /// What its content looks like.
+        found: String,
+        /// What it should be.
+        wanted: &'static str,
+        /// The hypervisor.
+        hypervisor: String,
+    },
     /// Somebody asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -91,37 +148,40 @@ pub enum VolumeState {
     Created,
 }
 
-/// Makes sure that a volume is there and is what the spec says. `image` must be absolute.
+/// Makes sure that a volume is there and is what the spec says. `image` must be absolute. What is created belongs to the
+/// owner if there is one, else to who runs this.
 ///
 /// # Errors
 /// [`VolumeError`].
-pub fn make_ready(volume: &VolumeNeed, interruption: &Interruption) -> Result<VolumeState, VolumeError> {
-    let path = volume.image.as_path();
-    match fs::metadata(path) {
-        Ok(metadata) => {
-            if !metadata.file_type().is_block_device() {
-                check_content(volume)?;
-            }
-            Ok(VolumeState::Present)
+pub fn make_ready(
+    volume: &VolumeNeed,
+    owner: Option<&Identity>,
+    interruption: &Interruption,
+) -> Result<VolumeState, VolumeError> {
+    let failed = |source| VolumeError::File { path: volume.image.clone(), source };
+    loop {
+        let flags = if volume.access == Access::ReadWrite { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+        match Place::of(volume.image.as_path()).and_then(|place| place.open(flags)) {
+            Ok(image) => return check_content(volume, &image).map(|()| VolumeState::Present),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => match &volume.creation {
-            Some(creation) => create(volume, creation, interruption).map(|()| VolumeState::Created),
-            None => Err(VolumeError::Missing(volume.image.clone())),
-        },
-        Err(source) => Err(VolumeError::File { path: volume.image.clone(), source }),
+        let Some(creation) = &volume.creation else { return Err(VolumeError::Missing(volume.image.clone())) };
+        match create(volume, creation, owner, interruption) {
+            // Another process was faster: then it is there, and looked at.
+            Err(VolumeError::File { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+            created => return created.map(|()| VolumeState::Created),
+        }
     }
 }
 
 /// A volume that the launcher would create must hold what it would have made; another is the user's own affair.
-fn check_content(volume: &VolumeNeed) -> Result<(), VolumeError> {
+fn check_content(volume: &VolumeNeed, image: &File) -> Result<(), VolumeError> {
     let failed = |source| VolumeError::File { path: volume.image.clone(), source };
-    let mut options = OpenOptions::new();
-    let image =
-        options.read(true).write(volume.access == Access::ReadWrite).open(volume.image.as_path()).map_err(failed)?;
-    if volume.creation.is_none() {
+    if volume.creation.is_none() || image.metadata().map_err(failed)?.file_type().is_block_device() {
         return Ok(());
     }
-    let found = file_system(&image).map_err(failed)?;
+    let found = file_system(image).map_err(failed)?;
     if matches(found.as_ref(), volume) {
         return Ok(());
     }
@@ -158,43 +218,25 @@ fn wanted(volume: &VolumeNeed) -> String {
     }
 }
 
-/// Removes the half-made image unless it was finished.
-struct Unfinished {
-    path: PathBuf,
-    finished: bool,
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if !self.finished {
-            // The next start removes it otherwise: it is recognised by its name.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn create(volume: &VolumeNeed, creation: &VolumeCreation, interruption: &Interruption) -> Result<(), VolumeError> {
+/// Creates the image without a name, so that nobody sees half of it and nothing is left of it when this ends: mkfs gets it
+/// by its descriptor.
+fn create(
+    volume: &VolumeNeed,
+    creation: &VolumeCreation,
+    owner: Option<&Identity>,
+    interruption: &Interruption,
+) -> Result<(), VolumeError> {
     let failed = |source| VolumeError::File { path: volume.image.clone(), source };
     let program = HostPath::new(format!("mkfs.{}", volume.fs_type));
     let mkfs = find_program(&program).map_err(|source| VolumeError::NoMkfs { path: volume.image.clone(), source })?;
-    let target = volume.image.as_path();
-    if let Some(parent) = target.parent() {
-        fs::create_dir_all(parent).map_err(failed)?;
-    }
-    let partial = beside(target);
-    let mut options = OpenOptions::new();
-    let file =
-        options.read(true).write(true).create(true).truncate(false).mode(0o660).open(&partial).map_err(failed)?;
-    // A killed launcher leaves its half behind: whoever gets the lock may take that over.
-    let file =
-        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| VolumeError::Busy(volume.image.clone()))?;
-    let mut unfinished = Unfinished { path: partial, finished: false };
-    file.set_len(0).map_err(failed)?;
-    avoid_copy_on_write(&unfinished.path, interruption)?;
-    file.set_len(creation.size_mib << 20).map_err(failed)?;
+    let place = Place::with_parents(volume.image.as_path(), DIRECTORY_MODE, owner).map_err(failed)?;
+    let image = place.create().map_err(failed)?;
+    avoid_copy_on_write(image.file());
+    image.file().set_len(creation.size_mib << 20).map_err(failed)?;
 
     let mut command = Command::new(&mkfs);
-    command.args(mkfs_arguments(volume, creation)).arg(&unfinished.path);
+    command.args(mkfs_arguments(volume, creation)).arg(descriptor_path(image.file()));
+    hand_on(&mut command, vec![image.file().as_raw_fd()]);
     let ended = interruption.run_quietly(&mut command).map_err(|error| match error {
         ChildError::Interrupted(interrupted) => interrupted.into(),
         ChildError::System(source) => failed(source),
@@ -207,7 +249,7 @@ fn create(volume: &VolumeNeed, creation: &VolumeCreation, interruption: &Interru
             said: ended.said,
         });
     }
-    let found = file_system(&file).map_err(failed)?;
+    let found = file_system(image.file()).map_err(failed)?;
     if !matches(found.as_ref(), volume) {
         return Err(VolumeError::MkfsMade {
             path: volume.image.clone(),
@@ -216,17 +258,7 @@ fn create(volume: &VolumeNeed, creation: &VolumeCreation, interruption: &Interru
             wanted: wanted(volume),
         });
     }
-    file.sync_all().map_err(failed)?;
-    move_without_overwriting(&unfinished.path, target).map_err(failed)?;
-    unfinished.finished = true;
-    Ok(())
-}
-
-/// The name under which an image is made.
-fn beside(target: &Path) -> PathBuf {
-    let mut name = target.as_os_str().to_owned();
-    name.push(".creating");
-    name.into()
+    image.finish(VOLUME_MODE, owner).map_err(failed)
 }
 
 fn mkfs_arguments(volume: &VolumeNeed, creation: &VolumeCreation) -> Vec<String> {
@@ -249,28 +281,11 @@ fn mkfs_arguments(volume: &VolumeNeed, creation: &VolumeCreation) -> Vec<String>
 
 /// On btrfs a disk image written in place is better off without copy on write; the flag can be set only while it is
 /// empty. Elsewhere there is no such thing, and no harm in not having it.
-fn avoid_copy_on_write(path: &Path, interruption: &Interruption) -> Result<(), VolumeError> {
-    let is_btrfs = nix::sys::statfs::statfs(path)
+fn avoid_copy_on_write(image: &File) {
+    let is_btrfs = nix::sys::statfs::fstatfs(image)
         .is_ok_and(|statistics| statistics.filesystem_type() == nix::sys::statfs::BTRFS_SUPER_MAGIC);
-    if !is_btrfs {
-        return Ok(());
-    }
-    match interruption.run_quietly(Command::new("chattr").arg("+C").arg(path)) {
-        Err(ChildError::Interrupted(interrupted)) => Err(interrupted.into()),
-        _ => Ok(()),
-    }
-}
-
-/// Renames, but never over a file that appeared meanwhile.
-fn move_without_overwriting(from: &Path, to: &Path) -> io::Result<()> {
-    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-        Ok(()) => Ok(()),
-        // A file system that does not know the flag: a hard link does not overwrite either.
-        Err(Errno::EINVAL | Errno::ENOSYS) => {
-            fs::hard_link(from, to)?;
-            fs::remove_file(from)
-        }
-        Err(errno) => Err(errno.into()),
+    if is_btrfs && let Ok(flags) = ioctl_getflags(image) {
+        let _ = ioctl_setflags(image, flags | IFlags::NOCOW);
     }
 }
 

@@ -1,6 +1,7 @@
 use super::*;
-use std::fs::File;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
 
 fn need(directory: &Path, fs_type: &str) -> VolumeNeed {
     VolumeNeed {
@@ -33,12 +34,12 @@ fn a_volume_is_created_once() {
         let mut volume = need(&directory.path().join(fs_type), fs_type);
         volume.creation = Some(VolumeCreation { size_mib, mkfs_extra_args: Vec::new() });
         volume.label = Some(if fs_type == "vfat" { "STATE" } else { "state" }.to_owned());
-        assert_eq!(make_ready(&volume, &interruption).unwrap(), VolumeState::Created, "{fs_type}");
+        assert_eq!(make_ready(&volume, None, &interruption).unwrap(), VolumeState::Created, "{fs_type}");
         let image = File::open(volume.image.as_path()).unwrap();
         assert_eq!(image.metadata().unwrap().len(), size_mib << 20);
         let found = file_system(&image).unwrap().unwrap();
         assert_eq!((found.fs_type, Some(found.label)), (fs_type, volume.label.clone()));
-        assert_eq!(make_ready(&volume, &interruption).unwrap(), VolumeState::Present, "{fs_type}");
+        assert_eq!(make_ready(&volume, None, &interruption).unwrap(), VolumeState::Present, "{fs_type}");
         assert_eq!(names(&directory.path().join(fs_type)), ["var.img"]);
     }
 }
@@ -48,38 +49,49 @@ fn a_failed_mkfs_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let mut volume = need(directory.path(), "ext4");
     volume.creation = Some(VolumeCreation { size_mib: 16, mkfs_extra_args: vec!["-Z".to_owned()] });
-    let error = make_ready(&volume, &Interruption::watch().unwrap()).unwrap_err();
+    let error = make_ready(&volume, None, &Interruption::watch().unwrap()).unwrap_err();
     assert!(matches!(error, VolumeError::MkfsFailed { .. }), "{error}");
     assert!(error.to_string().contains("mkfs.ext4"), "{error}");
     assert_eq!(names(directory.path()), [""; 0]);
 }
 
 #[test]
-fn a_half_made_volume_of_a_killed_launcher_is_taken_over() {
+fn a_file_under_which_older_releases_made_volumes_is_not_touched() {
     let directory = tempfile::tempdir().unwrap();
     let volume = need(directory.path(), "ext4");
-    fs::write(directory.path().join("var.img.creating"), vec![1; 4096]).unwrap();
-    assert_eq!(make_ready(&volume, &Interruption::watch().unwrap()).unwrap(), VolumeState::Created);
-    assert_eq!(names(directory.path()), ["var.img"]);
+    let victim = directory.path().join("victim");
+    fs::write(&victim, "untouched").unwrap();
+    symlink("victim", directory.path().join("var.img.creating")).unwrap();
+    let state = make_ready(&volume, None, &Interruption::watch().unwrap()).unwrap();
+    assert_eq!(state, VolumeState::Created);
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+    assert_eq!(fs::metadata(volume.image.as_path()).unwrap().mode() & 0o777, 0o600);
 }
 
 #[test]
-fn a_volume_in_the_making_is_left_alone() {
+fn a_volume_is_created_for_its_owner_and_never_through_a_strangers_link() {
+    if !nix::unistd::geteuid().is_root() {
+        crate::test_skip::skipped("only root can give files away");
+        return;
+    }
     let directory = tempfile::tempdir().unwrap();
-    let volume = need(directory.path(), "ext4");
-    let other = File::create(directory.path().join("var.img.creating")).unwrap();
-    let _lock = Flock::lock(other, FlockArg::LockExclusiveNonblock).unwrap();
-    assert!(matches!(make_ready(&volume, &Interruption::watch().unwrap()), Err(VolumeError::Busy(_))));
-}
-
-#[test]
-fn a_file_that_appears_meanwhile_is_not_overwritten() {
-    let directory = tempfile::tempdir().unwrap();
-    let (from, to) = (directory.path().join("new"), directory.path().join("var.img"));
-    fs::write(&from, "new").unwrap();
-    fs::write(&to, "the user's").unwrap();
-    assert!(move_without_overwriting(&from, &to).is_err());
-    assert_eq!(fs::read_to_string(&to).unwrap(), "the user's");
+    let (state, secret) = (directory.path().join("state"), directory.path().join("secret"));
+    fs::create_dir(&state).unwrap();
+    fs::create_dir(&secret).unwrap();
+    let nobody = Identity::of("nobody").unwrap();
+    let give_away = |path: &Path| {
+        let (user, group) = (Some(nobody.user().as_raw()), Some(nobody.group().as_raw()));
+        std::os::unix::fs::lchown(path, user, group).unwrap();
+    };
+    give_away(&state);
+    let interruption = Interruption::watch().unwrap();
+    make_ready(&need(&state, "ext4"), Some(&nobody), &interruption).unwrap();
+    assert_eq!(fs::metadata(state.join("var.img")).unwrap().uid(), nobody.user().as_raw());
+    symlink(&secret, state.join("sub")).unwrap();
+    give_away(&state.join("sub"));
+    let error = make_ready(&need(&state.join("sub"), "ext4"), Some(&nobody), &interruption).unwrap_err().to_string();
+    assert!(error.contains("root does not follow a symbolic link of nobody"), "{error}");
+    assert_eq!(names(&secret), [""; 0]);
 }
 
 #[test]
@@ -88,12 +100,12 @@ fn a_file_that_holds_something_else_is_not_touched() {
     let interruption = Interruption::watch().unwrap();
     let mut volume = need(directory.path(), "ext4");
     fs::write(volume.image.as_path(), "the user's thesis").unwrap();
-    let error = make_ready(&volume, &interruption).unwrap_err();
+    let error = make_ready(&volume, None, &interruption).unwrap_err();
     assert!(error.to_string().contains("holds no known file system, but the machine spec says ext4"), "{error}");
     assert_eq!(fs::read_to_string(volume.image.as_path()).unwrap(), "the user's thesis");
     // With autoCreate off the content is the user's own affair.
     volume.creation = None;
-    assert_eq!(make_ready(&volume, &interruption).unwrap(), VolumeState::Present);
+    assert_eq!(make_ready(&volume, None, &interruption).unwrap(), VolumeState::Present);
 }
 
 #[test]
@@ -101,9 +113,9 @@ fn another_label_is_found_out() {
     let directory = tempfile::tempdir().unwrap();
     let interruption = Interruption::watch().unwrap();
     let mut volume = need(directory.path(), "ext4");
-    make_ready(&volume, &interruption).unwrap();
+    make_ready(&volume, None, &interruption).unwrap();
     volume.label = Some("other".to_owned());
-    let error = make_ready(&volume, &interruption).unwrap_err().to_string();
+    let error = make_ready(&volume, None, &interruption).unwrap_err().to_string();
     assert!(error.contains("holds ext4 with label `state`") && error.contains("ext4 with label `other`"), "{error}");
 }
 
@@ -112,7 +124,7 @@ fn a_missing_volume_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let mut volume = need(directory.path(), "ext4");
     volume.creation = None;
-    let error = make_ready(&volume, &Interruption::watch().unwrap()).unwrap_err();
+    let error = make_ready(&volume, None, &Interruption::watch().unwrap()).unwrap_err();
     assert!(error.to_string().contains("var.img is not there"), "{error}");
 }
 
@@ -120,7 +132,7 @@ fn a_missing_volume_is_named() {
 fn a_missing_mkfs_is_named_before_anything_is_made() {
     let directory = tempfile::tempdir().unwrap();
     let volume = need(directory.path(), "nofs");
-    let error = make_ready(&volume, &Interruption::watch().unwrap()).unwrap_err();
+    let error = make_ready(&volume, None, &Interruption::watch().unwrap()).unwrap_err();
     assert!(matches!(error, VolumeError::NoMkfs { .. }), "{error}");
     assert_eq!(names(directory.path()), [""; 0]);
 }
@@ -131,5 +143,5 @@ fn a_directory_that_cannot_be_written_is_an_error() {
     let volume = need(&directory.path().join("file/below"), "ext4");
     fs::write(directory.path().join("file"), "").unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
-    assert!(matches!(make_ready(&volume, &Interruption::watch().unwrap()), Err(VolumeError::File { .. })));
+    assert!(matches!(make_ready(&volume, None, &Interruption::watch().unwrap()), Err(VolumeError::File { .. })));
 }

@@ -86,6 +86,7 @@ pub(super) fn support(feature: Feature) -> Support {
 pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     let spec = frame.spec;
     frame.require_kvm();
+    frame.guesses_formats();
     let kernel = frame.uncompressed_image();
     check_kernel(&mut frame, &kernel);
     check_extra_arguments(&mut frame);

@@ -1,0 +1,308 @@
+//! One machine writes to a volume at a time: an exclusive lock, held as long as the machine runs.
+//!
+//! It is a lock of an open file description (`F_OFD_SETLK` in fcntl(2)), which the hypervisor inherits with the descriptor:
+//! it survives exec, and the kernel drops it when the last process that has the descriptor ends, however it ends. It is on a
+//! file of its own, because some hypervisors lock the image themselves, in ways that would get into each other's.
+//!
+//! The lock file is `IMAGE.lock` beside the image, after symbolic links were followed. A block device, an image with
+//! several names, and one in a directory that this user cannot write to are locked by their numbers, in
+//! `.volume-locks` of the runtime directory.
+
+use super::{DIRECTORY_MODE, VOLUME_MODE, VolumeError};
+use crate::child::Identity;
+use crate::launch::{Access, VolumeNeed};
+use crate::path::HostPath;
+use crate::place::{Directory, Place};
+use crate::state::RuntimeDirectory;
+use crate::visible::one_line;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::{F_WRLCK, S_IFBLK, S_IFMT, SEEK_SET, flock};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, major, minor};
+use nix::unistd::{Gid, Pid, Uid, fchown, geteuid};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+
+/// Directory of the runtime directory for locks by number. With the dot it is no machine's name.
+const BY_NUMBER: &str = ".volume-locks";
+/// Machines of different users lock there.
+const BY_NUMBER_MODE: u32 = 0o1777;
+/// What a lock file says is read up to here.
+const LONGEST_HOLDER_BYTES: u64 = 200;
+
+/// A lock on a volume, held as long as this lives, or a process that has inherited the descriptor.
+#[derive(Debug)]
+pub struct VolumeLock(File);
+
+impl VolumeLock {
+    /// The number of the descriptor that holds the lock.
+    pub fn descriptor(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Where to lock and for whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Locking<'run> {
+    /// The machine's name.
+    pub machine: &'run str,
+    /// Relative images are from here.
+    pub working_directory: &'run HostPath,
+    /// Where the locks by number are.
+    pub runtime: &'run RuntimeDirectory,
+    /// Whom lock files belong to whose image is yet to be created.
+    pub owner: Option<&'run Identity>,
+}
+
+/// An image that this start has locked already.
+struct Taken {
+    place: PathBuf,
+    /// Device and inode, if it is there.
+    number: Option<(u64, u64)>,
+    image: HostPath,
+}
+
+/// Locks every volume that the guest writes to.
+///
+/// # Errors
+/// [`VolumeError::InUse`], [`VolumeError::Twice`], [`VolumeError::Lock`], or when the image cannot be looked at.
+pub fn lock_volumes(volumes: &[VolumeNeed], locking: Locking<'_>) -> Result<Vec<VolumeLock>, VolumeError> {
+    let mut taken: Vec<Taken> = Vec::new();
+    let mut locks = Vec::new();
+    for volume in volumes.iter().filter(|volume| volume.access == Access::ReadWrite) {
+        let path = volume.image.below(locking.working_directory);
+        let failed = |source| VolumeError::File { path: path.clone(), source };
+        let place = Place::with_parents(path.as_path(), DIRECTORY_MODE, locking.owner).map_err(failed)?;
+        let image = place.stat().map_err(failed)?;
+        let number = image.as_ref().map(|stat| (stat.st_dev, stat.st_ino));
+        let is_same = |other: &&Taken| other.place == place.path() || (number.is_some() && other.number == number);
+        if let Some(other) = taken.iter().find(is_same) {
+            return Err(VolumeError::Twice { first: other.image.clone(), second: path });
+        }
+        taken.push(Taken { place: place.path(), number, image: path.clone() });
+        for lock in places(&place, image.as_ref(), locking.runtime).map_err(failed)? {
+            locks.push(take(&lock, &path, image.as_ref(), &locking)?);
+        }
+    }
+    Ok(locks)
+}
+
+/// The lock files of an image.
+fn places(image: &Place, stat: Option<&FileStat>, runtime: &RuntimeDirectory) -> io::Result<Vec<Place>> {
+    let beside = image.beside(".lock")?;
+    let Some(stat) = stat else { return Ok(vec![beside]) };
+    let by_number = |name: String| -> io::Result<Place> {
+        Ok(Directory::make(&runtime.path().join(BY_NUMBER), BY_NUMBER_MODE, None)?.place(name))
+    };
+    if stat.st_mode & S_IFMT == S_IFBLK {
+        return Ok(vec![by_number(format!("block-{}-{}", major(stat.st_rdev), minor(stat.st_rdev)))?]);
+    }
+    let file = format!("file-{}-{}-{}", major(stat.st_dev), minor(stat.st_dev), stat.st_ino);
+    if beside.stat()?.is_none() && !beside.directory().is_writable() {
+        return Ok(vec![by_number(file)?]);
+    }
+    if stat.st_nlink > 1 { Ok(vec![beside, by_number(file)?]) } else { Ok(vec![beside]) }
+}
+
+fn take(
+    lock: &Place,
+    image: &HostPath,
+    stat: Option<&FileStat>,
+    locking: &Locking<'_>,
+) -> Result<VolumeLock, VolumeError> {
+    let failed = |source| VolumeError::Lock { path: image.clone(), lock: lock.path(), source };
+    let is_new = lock.stat().map_err(failed)?.is_none();
+    let mut file = lock.open_or_create(VOLUME_MODE).map_err(failed)?;
+    if is_new {
+        // Whoever may write to the image may lock it.
+        share_as(&file, stat, locking.owner).map_err(failed)?;
+    }
+    let whole = flock { l_type: F_WRLCK as i16, l_whence: SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)) {
+        Ok(_) => {}
+        Err(Errno::EAGAIN | Errno::EACCES) => {
+            return Err(VolumeError::InUse { path: image.clone(), holder: holder(&mut file) });
+        }
+        Err(errno) => return Err(failed(errno.into())),
+    }
+    let text = format!("machine {}, process {}\n", locking.machine, Pid::this());
+    file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes())).map_err(failed)?;
+    Ok(VolumeLock(file))
+}
+
+/// Gives a lock file the rights of its image, or of the image that is to come.
+fn share_as(file: &File, image: Option<&FileStat>, owner: Option<&Identity>) -> io::Result<()> {
+    match image {
+        None => {
+            if let Some(owner) = owner {
+                fchown(file, Some(owner.user()), Some(owner.group()))?;
+            }
+        }
+        Some(image) => {
+            let own = fstat(file)?;
+            if geteuid().is_root() {
+                fchown(file, Some(Uid::from_raw(image.st_uid)), Some(Gid::from_raw(image.st_gid)))?;
+            } else if own.st_gid != image.st_gid {
+                // A member of the image's group may; for another there is no group to share with.
+                let _ = fchown(file, None, Some(Gid::from_raw(image.st_gid)));
+            }
+            fchmod(file, Mode::from_bits_truncate(image.st_mode & 0o666 | VOLUME_MODE))?;
+        }
+    }
+    Ok(())
+}
+
+/// What the lock file says about who has it.
+fn holder(file: &mut File) -> String {
+    let mut text = Vec::new();
+    let read = file.rewind().and_then(|()| file.take(LONGEST_HOLDER_BYTES).read_to_end(&mut text));
+    let text = String::from_utf8_lossy(&text);
+    match (read, text.trim()) {
+        (Ok(_), holder) if !holder.is_empty() => one_line(holder).into_owned(),
+        _ => "another process".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    struct Host {
+        directory: tempfile::TempDir,
+        home: HostPath,
+        runtime: RuntimeDirectory,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let home = HostPath::new(directory.path().to_str().unwrap());
+            let runtime = RuntimeDirectory::at(directory.path().join("run"));
+            Self { directory, home, runtime }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.directory.path().join(name)
+        }
+
+        fn lock(&self, machine: &str, images: &[&str]) -> Result<Vec<VolumeLock>, String> {
+            let volumes: Vec<_> = images
+                .iter()
+                .map(|image| VolumeNeed {
+                    image: HostPath::from(*image),
+                    fs_type: "ext4".to_owned(),
+                    label: None,
+                    access: Access::ReadWrite,
+                    creation: None,
+                })
+                .collect();
+            let locking = Locking { machine, working_directory: &self.home, runtime: &self.runtime, owner: None };
+            lock_volumes(&volumes, locking).map_err(|error| error.to_string())
+        }
+    }
+
+    #[test]
+    fn a_second_writer_is_refused_and_learns_who_the_first_is() {
+        let host = Host::new();
+        fs::write(host.path("var.img"), "").unwrap();
+        symlink("var.img", host.path("link.img")).unwrap();
+        let first = host.lock("web", &["var.img"]).unwrap();
+        for image in ["var.img", "./var.img", "link.img"] {
+            let error = host.lock("db", &[image]).unwrap_err();
+            let holder = format!("is in use by machine web, process {}", Pid::this());
+            assert!(error.contains(&holder), "{error}");
+        }
+        drop(first);
+        host.lock("db", &["link.img"]).unwrap();
+    }
+
+    #[test]
+    fn a_volume_that_is_yet_to_be_created_is_locked_too() {
+        let host = Host::new();
+        let _first = host.lock("web", &["images/var.img"]).unwrap();
+        host.lock("db", &["images/var.img"]).unwrap_err();
+    }
+
+    #[test]
+    fn one_file_cannot_be_two_volumes_of_a_machine() {
+        let host = Host::new();
+        fs::write(host.path("var.img"), "").unwrap();
+        symlink("var.img", host.path("link.img")).unwrap();
+        fs::hard_link(host.path("var.img"), host.path("hard.img")).unwrap();
+        for second in ["./var.img", "link.img", "hard.img"] {
+            let error = host.lock("web", &["var.img", second]).unwrap_err();
+            assert!(error.contains("are the same file"), "{error}");
+        }
+    }
+
+    #[test]
+    fn two_names_of_one_file_are_locked_as_one() {
+        let host = Host::new();
+        fs::write(host.path("var.img"), "").unwrap();
+        fs::hard_link(host.path("var.img"), host.path("hard.img")).unwrap();
+        let _first = host.lock("web", &["var.img"]).unwrap();
+        host.lock("db", &["hard.img"]).unwrap_err();
+    }
+
+    #[test]
+    fn a_lock_survives_exec_and_is_gone_after_sigkill() {
+        let host = Host::new();
+        fs::write(host.path("var.img"), "").unwrap();
+        let locks = host.lock("web", &["var.img"]).unwrap();
+        let mut command = std::process::Command::new("sleep");
+        command.arg("600");
+        crate::child::hand_on(&mut command, locks.iter().map(VolumeLock::descriptor).collect());
+        let mut hypervisor = command.spawn().unwrap();
+        drop(locks);
+        host.lock("db", &["var.img"]).unwrap_err();
+        hypervisor.kill().unwrap();
+        hypervisor.wait().unwrap();
+        host.lock("db", &["var.img"]).unwrap();
+    }
+
+    #[test]
+    fn a_lock_file_has_the_rights_of_its_image_and_is_no_link() {
+        let host = Host::new();
+        fs::write(host.path("var.img"), "").unwrap();
+        fs::set_permissions(host.path("var.img"), fs::Permissions::from_mode(0o660)).unwrap();
+        host.lock("web", &["var.img"]).unwrap();
+        assert_eq!(fs::metadata(host.path("var.img.lock")).unwrap().mode() & 0o777, 0o660);
+        fs::remove_file(host.path("var.img.lock")).unwrap();
+        fs::write(host.path("victim"), "untouched").unwrap();
+        symlink("victim", host.path("var.img.lock")).unwrap();
+        let error = host.lock("web", &["var.img"]).unwrap_err();
+        assert!(error.contains("cannot be locked"), "{error}");
+        assert_eq!(fs::read_to_string(host.path("victim")).unwrap(), "untouched");
+    }
+
+    #[test]
+    fn an_image_whose_directory_is_not_writable_is_locked_by_its_number() {
+        let host = Host::new();
+        fs::create_dir(host.path("images")).unwrap();
+        fs::write(host.path("images/var.img"), "").unwrap();
+        let place = Place::of(&host.path("images/var.img")).unwrap();
+        let stat = place.stat().unwrap().unwrap();
+        let found = |place: &Place| -> Vec<PathBuf> {
+            places(place, Some(&stat), &host.runtime).unwrap().iter().map(Place::path).collect()
+        };
+        assert_eq!(found(&place), [host.path("images/var.img.lock")]);
+        // Root may write everywhere but into what is immutable, which not every file system knows.
+        let images = fs::File::open(host.path("images")).unwrap();
+        if !geteuid().is_root() {
+            fs::set_permissions(host.path("images"), fs::Permissions::from_mode(0o555)).unwrap();
+        } else if rustix::fs::ioctl_setflags(&images, rustix::fs::IFlags::IMMUTABLE).is_err() {
+            crate::test_skip::skipped("directories cannot be made immutable on this file system");
+            return;
+        }
+        let found = found(&place);
+        if geteuid().is_root() {
+            rustix::fs::ioctl_setflags(&images, rustix::fs::IFlags::empty()).unwrap();
+        }
+        assert_eq!(found.len(), 1);
+        assert!(found[0].starts_with(host.path("run/.volume-locks")), "{found:?}");
+    }
+}
