@@ -50,6 +50,7 @@ in
         environment = {
           PERSISTENT_STATE = lib.optionalString stays "${overlay}/var";
           NIX_STATE = "/nix/var/nix";
+          STORE_IS_WRITABLE = if overlay == null then "0" else "1";
         };
         serviceConfig = {
           Type = "oneshot";

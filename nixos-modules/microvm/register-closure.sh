@@ -2,6 +2,7 @@
 # The guest's Nix database at boot. Run by a unit, and by tests/nix/register-closure.sh with directories of its own:
 #   PERSISTENT_STATE   where Nix' state is kept beside a writable layer that stays; empty: the layer is gone at reboot
 #   NIX_STATE          where Nix looks for its state
+#   STORE_IS_WRITABLE  1 where garbage can be collected
 # regInfo=FILE on the kernel command line is the registration of the system closure.
 set -euo pipefail
 
@@ -20,6 +21,13 @@ if [ -n "$PERSISTENT_STATE" ]; then
 fi
 
 [ -z "$registration" ] || nix-store --load-db <"$registration"
+if [ -n "$registration" ] && [ "$STORE_IS_WRITABLE" = 1 ]; then
+  # The registration cannot list itself. A garbage collection would delete it, and the next boot would not find it.
+  path=${registration%/registration}
+  printf '%s\n\n0\n' "$path" | nix-store --register-validity
+  mkdir -p "$NIX_STATE/gcroots"
+  ln -sfn "$path" "$NIX_STATE/gcroots/microvm-registration"
+fi
 [ -n "$PERSISTENT_STATE" ] || exit 0
 
 # Paths of an earlier system are gone from the lower layer. What the guest built from them does not work any more either,

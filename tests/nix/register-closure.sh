@@ -16,7 +16,9 @@ fsync-metadata = false'
 
 mkdir -p /nix
 mount -t tmpfs tmpfs /nix
-mkdir -p /nix/store /nix/var/nix /nix/registrations
+mkdir -p /nix/store /nix/var/nix
+old_registration=/nix/store/00000000000000000000000000000000-closure-info/registration
+new_registration=/nix/store/11111111111111111111111111111111-closure-info/registration
 cmdline=$(mktemp)
 trap 'rm -f "$cmdline"' EXIT
 
@@ -30,7 +32,7 @@ boot() { # REGISTRATION: memory is new, the volume is not
   rm -rf /nix/var/nix
   mkdir -p /nix/var/nix
   echo "quiet regInfo=$1 init=/init" >"$cmdline"
-  CMDLINE=$cmdline PERSISTENT_STATE=/nix/.rw-store/var NIX_STATE=/nix/var/nix bash "$script"
+  CMDLINE=$cmdline PERSISTENT_STATE=/nix/.rw-store/var NIX_STATE=/nix/var/nix STORE_IS_WRITABLE=1 bash "$script"
 }
 
 # Two systems, each of a library and what refers to it; what the lower layer holds is told by registrations.
@@ -38,25 +40,30 @@ old_library=$(build old-library)
 old_system=$(build old-system "$(reference "$old_library")")
 new_library=$(build new-library)
 new_system=$(build new-system "$(reference "$new_library")")
-nix-store --dump-db "$old_library" "$old_system" >/nix/registrations/old
-nix-store --dump-db "$new_library" "$new_system" >/nix/registrations/new
+mkdir "${old_registration%/*}" "${new_registration%/*}"
+nix-store --dump-db "$old_library" "$old_system" >"$old_registration"
+nix-store --dump-db "$new_library" "$new_system" >"$new_registration"
 mkdir /nix/aside
-mv "$new_library" "$new_system" /nix/aside/
+mv "$new_library" "$new_system" "${new_registration%/*}" /nix/aside/
 
-boot /nix/registrations/old >/dev/null
+boot "$old_registration" >/dev/null
 valid "$old_system" || die "the first boot does not know its system"
 ! valid "$new_system" || die "the first boot knows a system that it does not have"
 
 in_guest=$(build in-guest)
 on_library=$(build on-library "$(reference "$old_library")")
-boot /nix/registrations/old >/dev/null
+boot "$old_registration" >/dev/null
 for path in "$old_library" "$old_system" "$in_guest" "$on_library"; do
   valid "$path" || die "after a reboot $path is not known any more"
 done
 
-rm -f "$old_library" "$old_system"
+for path in "$old_system" "$in_guest" "$on_library"; do ln -s "$path" "/nix/var/nix/gcroots/${path##*-}"; done
+nix-store --gc 2>/dev/null >/dev/null
+[ -e "$old_registration" ] || die "a garbage collection deletes the registration that the next boot reads"
+
+rm -rf "$old_library" "$old_system" "${old_registration%/*}"
 mv /nix/aside/* /nix/store/
-said=$(boot /nix/registrations/new 2>/dev/null)
+said=$(boot "$new_registration" 2>/dev/null)
 for path in "$new_library" "$new_system" "$in_guest"; do
   valid "$path" || die "after the upgrade $path is not known"
 done
@@ -64,6 +71,6 @@ for path in "$old_library" "$old_system" "$on_library"; do
   ! valid "$path" || die "after the upgrade $path is still taken for valid"
 done
 [ ! -e "$on_library" ] || die "what was built from a vanished path is still there"
-grep -q 'dropping 2 paths' <<<"$said" || die "the boot does not say what it dropped, but: $said"
+grep -q 'dropping 3 paths' <<<"$said" || die "the boot does not say what it dropped, but: $said"
 [ -z "$(nix-store --verify --check-contents 2>&1 | grep -v -e '^reading' -e '^checking' || true)" ] || die "the database is not sound"
 printf 'nix: the database of the guest follows its store\n' >&2
