@@ -78,7 +78,10 @@ let
         [ (use "Virtiofs" "${option}.proto") ]
       else
         [ (use "NineP" "${option}.proto") ]
-        ++ lib.optional share.readOnly (use "NinePReadOnly" "${option}.readOnly")
+        # The host's store is read-only by default, and then by the guest's mount alone.
+        ++ lib.optional (share.readOnly && share.source != "/nix/store") (
+          use "NinePReadOnly" "${option}.readOnly"
+        )
         ++ lib.optional (share.securityModel != "none") (use "NinePSecurityModel" "${option}.securityModel")
     )
     ++ indexed "interfaces" cfg.interfaces (

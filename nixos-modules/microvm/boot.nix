@@ -60,15 +60,6 @@ in
       sockets.nix-daemon.enable = lib.mkDefault isWritable;
       # There is no partition table whose partitions could be mounted.
       generators.systemd-gpt-auto-generator = "/dev/null";
-      # Whatever is running is read from here: unmounting it at shutdown hangs until the time is up.
-      mounts = [
-        {
-          what = "store";
-          where = "/nix/store";
-          overrideStrategy = "asDropin";
-          unitConfig.DefaultDependencies = false;
-        }
-      ];
     };
 
     environment.etc.machine-id = lib.mkIf (cfg.machineId != null) {

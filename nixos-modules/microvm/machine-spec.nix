@@ -34,6 +34,18 @@ let
     name: text:
     "${cfg.vmHostPackages.writeShellScript "microvm-${config.networking.hostName}-${name}" text}";
 
+  # The host's store is read-only even where only the guest's mount says so, so that is no reason to refuse the machine.
+  refusesWrites = {
+    "9p" = capabilities.can cfg.hypervisor "NinePReadOnly";
+    virtiofs = builtins.compareVersions (cfg.virtiofsd.package.version or "1.13") "1.13" >= 0;
+  };
+  share =
+    share:
+    share
+    // lib.optionalAttrs (share.source == "/nix/store") {
+      readOnly = share.readOnly && refusesWrites.${share.proto};
+    };
+
   interface =
     {
       type,
@@ -73,7 +85,6 @@ in
       machineId
       writableStoreOverlay
       volumes
-      shares
       forwardPorts
       devices
       rng
@@ -101,6 +112,7 @@ in
         }
       else
         null;
+    shares = map share cfg.shares;
     interfaces = map interface cfg.interfaces;
     graphics = {
       inherit (cfg.graphics)

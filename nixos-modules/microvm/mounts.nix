@@ -1,5 +1,10 @@
 # File systems of the guest: a root in memory, the store from its disk or share, a writable layer over it, volumes, shares.
-{ config, lib, ... }:
+{
+  config,
+  lib,
+  utils,
+  ...
+}:
 let
   cfg = config.microvm;
   capabilities = import ../../lib/capabilities.nix { inherit lib; };
@@ -37,6 +42,20 @@ let
     ++ lib.optional share.readOnly "ro"
     # Its driver is a module that nothing asks for by the device's name.
     ++ [ "x-systemd.after=systemd-modules-load.service" ];
+
+  # Whatever is running is read from the store: what it is mounted from, or lies below, cannot be unmounted before the end.
+  storeDirectories = [
+    "/nix/store"
+    lowerStore
+  ]
+  ++ lib.optional (overlay != null) overlay
+  ++ lib.optional (hostStore != null) hostStore.mountPoint;
+  holdsStore =
+    mountPoint:
+    mountPoint != "/"
+    && lib.any (
+      directory: lib.hasPrefix "${lib.removeSuffix "/" mountPoint}/" "${lib.removeSuffix "/" directory}/"
+    ) storeDirectories;
 
   root."/" = lib.mkDefault (import ./memory-root.nix);
 
@@ -121,6 +140,21 @@ in
       ]
       ++ volumes
       ++ shares
+    );
+
+    # systemd stops mounts at shutdown, and with one all that are over it, before it ends the last processes. These it leaves
+    # to the very end, when nothing of the store is needed any more.
+    systemd.units = lib.listToAttrs (
+      map (mountPoint: {
+        name = "${utils.escapeSystemdPath mountPoint}.mount";
+        value = {
+          overrideStrategy = "asDropin";
+          text = ''
+            [Unit]
+            DefaultDependencies=false
+          '';
+        };
+      }) (builtins.filter holdsStore (builtins.attrNames config.fileSystems))
     );
   };
 }

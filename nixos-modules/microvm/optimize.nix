@@ -19,6 +19,8 @@ in
     documentation.enable = lib.mkDefault false;
     # Sixteen serial ports are looked for otherwise.
     boot.kernelParams = [ "8250.nr_uarts=1" ];
+    # Drivers of disks, keyboards and USB that no microVM has.
+    boot.initrd.includeDefaultModules = lib.mkDefault false;
     boot.initrd.systemd = {
       enable = lib.mkDefault hasSystemdInitrd;
     }

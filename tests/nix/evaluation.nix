@@ -117,7 +117,7 @@ let
       expected = {
         "/" = root;
         "/nix/.ro-store" =
-          "store 9p trans=virtio,version=9p2000.L,msize=65536,${afterModules} needed-for-boot";
+          "store 9p trans=virtio,version=9p2000.L,msize=65536,ro,${afterModules} needed-for-boot";
         "/nix/.rw-store" = "/dev/vda ext4 defaults needed-for-boot";
         "/nix/store" = overlayMount;
       };
@@ -130,7 +130,7 @@ let
     "the host's store by virtiofs is bound to where the store is" = {
       expected = {
         "/" = root;
-        "/nix/.ro-store" = "store virtiofs defaults,${afterModules} needed-for-boot";
+        "/nix/.ro-store" = "store virtiofs defaults,ro,${afterModules} needed-for-boot";
         "/nix/store" = "/nix/.ro-store none bind,ro needed-for-boot";
       };
       found = fileSystemsOf (guest {
@@ -153,6 +153,113 @@ let
               }
             ];
           }))."/nix/store";
+    };
+    "the host's store is shared read-only on every transport" = {
+      expected = {
+        "9p" = {
+          crosvm = "mounted";
+          kvmtool = "mounted";
+          qemu = "mounted and refused";
+        };
+        virtiofs = "mounted and refused";
+        virtiofs-1-12 = "mounted";
+        unless-said-otherwise = "writable";
+        other-directory = "writable";
+      };
+      found =
+        let
+          access =
+            hypervisor: settings: module:
+            let
+              configuration = evaluate {
+                imports = [ module ];
+                microvm = {
+                  inherit hypervisor;
+                  shares = [ (share // settings) ];
+                };
+              };
+              isMounted = builtins.elem "ro" configuration.config.fileSystems."/nix/.ro-store".options;
+              isRefused = (builtins.head (specOf configuration).shares).readOnly;
+            in
+            if isMounted then "mounted${lib.optionalString isRefused " and refused"}" else "writable";
+        in
+        {
+          "9p" = lib.genAttrs [ "crosvm" "kvmtool" "qemu" ] (hypervisor: access hypervisor { } { });
+          virtiofs = access "cloud-hypervisor" { proto = "virtiofs"; } { };
+          virtiofs-1-12 = access "cloud-hypervisor" { proto = "virtiofs"; } (
+            { pkgs, ... }:
+            {
+              microvm.virtiofsd.package = pkgs.virtiofsd // {
+                version = "1.12.0";
+              };
+            }
+          );
+          unless-said-otherwise = access "qemu" { readOnly = false; } { };
+          other-directory = access "qemu" {
+            source = "/srv";
+            mountPoint = "/nix/.ro-store";
+          } { };
+        };
+    };
+    "shutdown leaves every mount that the store needs to the end, and no other" = {
+      expected = {
+        plain = [ "nix-store.mount" ];
+        volume = [
+          "nix-.ro\\x2dstore.mount"
+          "nix-.rw\\x2dstore.mount"
+          "nix-store.mount"
+        ];
+        share = [
+          "nix-.ro\\x2dstore.mount"
+          "nix-store.mount"
+        ];
+        above = [
+          "nix-.ro\\x2dstore.mount"
+          "nix-store.mount"
+          "nix.mount"
+        ];
+      };
+      found =
+        let
+          exempt =
+            settings:
+            builtins.attrNames (
+              lib.filterAttrs (
+                _: unit: lib.hasInfix "DefaultDependencies=false" (unit.text or "")
+              ) (guest settings).config.systemd.units
+            );
+          data = {
+            image = "data.img";
+            mountPoint = "/nixos-data";
+            size = 64;
+          };
+          writableStoreOverlay = "/nix/.rw-store";
+        in
+        {
+          plain = exempt { volumes = [ data ]; };
+          volume = exempt {
+            inherit writableStoreOverlay;
+            volumes = [
+              overlayVolume
+              data
+            ];
+          };
+          share = exempt { shares = [ share ]; };
+          above = exempt {
+            inherit writableStoreOverlay;
+            volumes = [ (overlayVolume // { mountPoint = "/nix"; }) ];
+          };
+        };
+    };
+    "an initrd has the drivers of disks and keyboards only where nothing is left out" = {
+      expected = {
+        optimized = false;
+        not = true;
+      };
+      found = {
+        optimized = (guest { }).config.boot.initrd.includeDefaultModules;
+        not = (guest { optimize.enable = false; }).config.boot.initrd.includeDefaultModules;
+      };
     };
     "with the host's store there is no store disk" = {
       expected = null;

@@ -104,8 +104,13 @@ let
         };
         readOnly = mkOption {
           type = types.bool;
-          default = false;
-          description = "Whether the guest may only read it.";
+          default = config.source == "/nix/store";
+          defaultText = literalExpression ''source == "/nix/store"'';
+          description = ''
+            Whether the guest may only read it. The host's `/nix/store` is shared read-only by default. Where the host's side
+            cannot refuse to write to it (9p by crosvm and kvmtool, virtiofsd before 1.13), the guest mounts it read-only, and
+            the host's file permissions keep it.
+          '';
         };
         securityModel = mkOption {
           type = types.enum [

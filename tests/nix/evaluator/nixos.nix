@@ -74,6 +74,7 @@ in
         availableKernelModules = list types.str;
         kernelModules = list types.str;
         supportedFilesystems = list types.str;
+        includeDefaultModules = bool true;
         postMountCommands = option types.lines "";
         systemd = {
           enable = bool false;

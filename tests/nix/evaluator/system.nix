@@ -14,7 +14,12 @@ let
     if packages != null then packages else import ./packages.nix { inherit work kernel programs; };
 in
 lib.evalModules {
-  specialArgs = { inherit pkgs; };
+  specialArgs = {
+    inherit pkgs;
+    # NixOS' function of this name, as far as the mount points of the tests need it.
+    utils.escapeSystemdPath =
+      path: lib.replaceStrings [ "-" "/" ] [ "\\x2d" "-" ] (lib.removePrefix "/" path);
+  };
   modules = [
     ./nixos.nix
     ../../../nixos-modules/microvm
