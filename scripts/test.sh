@@ -47,6 +47,7 @@ step 'tests' cargo test --workspace --locked --no-fail-fast
 step 'manual' scripts/manual.sh
 step 'fuzzing' fuzz/run.sh
 step 'Nix' tests/nix/run.sh
+step 'NixOS (with NIXPKGS=DIR)' tests/nixos/run.sh
 step 'quickstart' scripts/quickstart.sh --test
 
 printf '\n'

@@ -1,0 +1,45 @@
+# What is looked at in a guest at every boot, and, with rig.checks, in one. Lines `RIG: ...` on the console tell run-guest.sh.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+{
+  options.rig.checks = lib.mkOption {
+    type = lib.types.lines;
+    default = "";
+    description = "Shell commands that call `check WHAT COMMAND...`, `same WHAT FOUND EXPECTED` and `value NAME TEXT...`.";
+  };
+  config = {
+    microvm = {
+      launcher.package = pkgs.microvm-test-launcher;
+      imageBuilder.package = pkgs.microvm-test-imagebuilder;
+      mem = lib.mkDefault 1024;
+      vcpu = lib.mkDefault 2;
+      qemu.accelerator = "tcg";
+    };
+    # The console is the rig's.
+    systemd.services."serial-getty@ttyS0".enable = false;
+    systemd.services.rig-checks = {
+      wantedBy = [ "multi-user.target" ];
+      after = [ "multi-user.target" ];
+      unitConfig.DefaultDependencies = false;
+      path = [
+        config.nix.package
+        config.systemd.package
+        pkgs.util-linux
+        pkgs.iproute2
+        pkgs.gnugrep
+        pkgs.gawk
+        pkgs.kmod
+        pkgs.bash
+        pkgs.curl
+      ];
+      environment.ARTEFACTS = ./artefacts.txt;
+      environment.NIX_CONFIG = "experimental-features = nix-command";
+      serviceConfig.Type = "simple";
+      script = builtins.readFile ./guest-checks.sh + config.rig.checks + "\nfinish\n";
+    };
+  };
+}

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# in-store.sh COMMAND...: runs it where /nix is the rig's own, $NIXOS_RIG/nix, with a Nix that asks no network.
+set -euo pipefail
+rig=${NIXOS_RIG:?the directory for packages, the store and states, which run.sh sets}
+mkdir -p "$rig/nix" /nix
+# The host's configuration is not used. Without fsync-metadata thousands of derivations are written in seconds.
+export NIX_REMOTE='' NIX_CONF_DIR=/var/empty NIX_USER_CONF_FILES=/dev/null NIX_CONFIG='substituters =
+build-users-group =
+builders =
+experimental-features = nix-command flakes
+sandbox = true
+sandbox-paths =
+fsync-metadata = false
+max-jobs = 2'
+# shellcheck disable=SC2016 # $1 is the inner shell's
+exec unshare --mount --propagation private bash -euc 'mount --bind "$1" /nix; shift; exec "$@"' bash "$rig/nix" "$@"

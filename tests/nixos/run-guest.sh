@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# run-guest.sh SCENARIO ARGUMENT...: builds the machines of a scenario of guests.nix and boots one after the other in one
+# state directory. ARGUMENTs are nix-build's. Called by run.sh.
+set -euo pipefail
+scenario=$1
+shift
+rig=${NIXOS_RIG:?}
+state=$rig/states/$scenario
+boot_seconds=${MICROVM_NIXOS_BOOT_SECONDS:-900}
+say() { printf 'nixos: %s: %s\n' "$scenario" "$*" >&2; }
+problem() { say "$@"; problems=$((problems + 1)); }
+problems=0
+process=
+
+clean_up() {
+  if [ -n "$process" ]; then kill -KILL -- "-$process" 2>/dev/null || true; fi
+}
+trap clean_up EXIT
+
+# What a machine says line by line, without the terminal's colours and returns.
+said() { tr -d '\r' <"$1" | sed 's/\x1b\[[0-9;?]*[a-zA-Z]//g' | sed -n 's/^.*RIG: //p'; } # CONSOLE
+
+wait_for_end() { # CONSOLE: until the checks are done, or the machine is gone
+  local waited
+  for ((waited = 0; waited < boot_seconds; waited++)); do
+    if said "$1" | grep -qx end; then return 0; fi
+    kill -0 "$process" 2>/dev/null || return 1
+    sleep 1
+  done
+  return 1
+}
+
+finish() { # END RUNNER: ends the machine, and waits for it
+  local waited
+  case $1 in
+  poweroff | reboot | crash) printf '%s\n' "$1" >&5 ;;
+  stop) ./in-store.sh env --chdir="$state" "$2/bin/microvm-shutdown" >"$state/shutdown.log" 2>&1 || problem "microvm-shutdown failed: $(cat "$state/shutdown.log")" ;;
+  cut) kill -KILL -- "-$process" ;;
+  esac
+  for ((waited = 0; waited < 300; waited++)); do kill -0 "$process" 2>/dev/null || break; sleep 1; done
+  if kill -0 "$process" 2>/dev/null; then
+    problem "did not end within 300 s of \`$1\`"
+    kill -KILL -- "-$process" || true
+  fi
+  local code=0
+  wait "$process" || code=$?
+  process=
+  [ "$code" = 0 ] || [ "$1" = cut ] || problem "its runner ended with code $code after \`$1\`"
+}
+
+boot() { # NUMBER RUNNER END OUTSIDE
+  local console=$state/console-$1
+  export MICROVM_RUNTIME_DIR=$state/run MICROVM_IMAGE_CACHE=$rig/image-cache
+  rm -f "$state/input"
+  mkfifo "$state/input"
+  exec 5<>"$state/input"
+  setsid ./in-store.sh env --chdir="$state" "$2/bin/microvm-run" <"$state/input" >"$console" 2>&1 &
+  process=$!
+  if wait_for_end "$console"; then
+    [ -z "$4" ] || (cd "$state" && STATE=$state RUNNER=$2 SHARED=$rig/shared bash -euc "$4") >"$state/outside-$1.log" 2>&1 || problem "what was done from outside failed: $(tail -n 3 "$state/outside-$1.log")"
+    finish "$3" "$2"
+  else
+    problem "boot $1 did not come to its end: $(tr -d '\r' <"$console" | tail -n 3)"
+    clean_up
+    process=
+  fi
+  exec 5>&-
+  said "$console" >"$state/said-$1"
+  while read -r line; do problem "boot $1: $line"; done < <(grep '^FAILED' "$state/said-$1")
+  ./in-store.sh ./compare-with-explanation.sh "$2" "$state/said-$1" || problem "boot $1: the machine is not what microvm explain says"
+  say "boot $1 ($3): $(grep -c '^ok' "$state/said-$1") checks passed; $(sed -n 's/^value: seconds //p' "$state/said-$1")"
+}
+
+rm -rf "$state"
+mkdir -p "$state"
+count=$(jq --arg scenario "$scenario" '.[$scenario].boots | length' "$rig/plan.json")
+for ((number = 0; number < count; number++)); do
+  started=$SECONDS
+  runner=$(./in-store.sh nix-build --no-out-link "$@" -A "guests.$scenario.$number.config.microvm.declaredRunner" default.nix 2>"$state/build-$number.log") ||
+    { tail -n 20 "$state/build-$number.log" >&2; exit 1; }
+  say "built in $((SECONDS - started)) s"
+  mapfile -t -d '' settings < <(jq --raw-output0 --arg scenario "$scenario" --argjson number "$number" '.[$scenario].boots[$number] | .end, .outside' "$rig/plan.json" 2>/dev/null ||
+    jq -j --arg scenario "$scenario" --argjson number "$number" '.[$scenario].boots[$number] | .end, "\u0000", .outside, "\u0000"' "$rig/plan.json")
+  boot "$number" "$runner" "${settings[0]}" "${settings[1]:-}"
+done
+[ "$problems" = 0 ]
