@@ -63,6 +63,7 @@ pub enum Feature {
     DeviceUsb,
     Credentials,
     CpuModel,
+    WithoutRng,
     MachineId,
     Console,
     GracefulStop,
@@ -73,7 +74,7 @@ pub enum Feature {
 
 impl Feature {
     /// All of them, in the order of every table.
-    pub const ALL: [Feature; 34] = [
+    pub const ALL: [Feature; 35] = [
         Self::StoreDisk,
         Self::VolumeSerial,
         Self::VolumeDirect,
@@ -102,6 +103,7 @@ impl Feature {
         Self::DeviceUsb,
         Self::Credentials,
         Self::CpuModel,
+        Self::WithoutRng,
         Self::MachineId,
         Self::Console,
         Self::GracefulStop,
@@ -141,6 +143,7 @@ impl Feature {
             Self::DeviceUsb => "USB devices of the host",
             Self::Credentials => "credentials",
             Self::CpuModel => "CPU models",
+            Self::WithoutRng => "machines without an entropy source",
             Self::MachineId => "the machine id",
             Self::Console => "a console that can be reached later",
             Self::GracefulStop => "a graceful stop",
@@ -176,6 +179,7 @@ impl Feature {
             Self::Credentials => "credentialFiles",
             Self::CpuModel => "cpu",
             Self::OtherArchitecture => "architecture",
+            Self::WithoutRng => "rng",
             Self::MachineId => "machineId",
             Self::Console => "consoleSocket",
             Self::Graphics => "graphics.enable",
@@ -270,6 +274,7 @@ pub fn uses(spec: &CheckedSpec) -> Vec<Use> {
     }
     add(!spec.credential_files.is_empty(), Feature::Credentials, "credentialFiles".to_owned());
     add(spec.cpu.is_some(), Feature::CpuModel, "cpu".to_owned());
+    add(!spec.rng, Feature::WithoutRng, "rng".to_owned());
     add(spec.machine_id.is_some(), Feature::MachineId, "machineId".to_owned());
     add(spec.console_socket.is_some(), Feature::Console, "consoleSocket".to_owned());
     add(spec.graphics.is_some(), Feature::Graphics, "graphics.enable".to_owned());

@@ -205,6 +205,9 @@ fn must_exist(launch: &Launch) -> Vec<String> {
     if needs.huge_pages_mib > 0 {
         lines.push(format!("{} MiB of huge pages", needs.huge_pages_mib));
     }
+    if let Some(directory) = &needs.hugetlbfs {
+        lines.push(format!("{directory}  hugetlbfs, the file system of huge pages"));
+    }
     if needs.kvm == KvmUse::NotUsed {
         lines.push("no KVM: the machine is emulated".to_owned());
     }

@@ -13,12 +13,16 @@ pub struct HostFacts {
     pub architecture: Architecture,
     /// Whether the kernel's virtualisation can be used.
     pub kvm: Kvm,
+    /// The most virtual CPUs that a machine of the kernel's KVM has, as far as known.
+    pub kvm_most_vcpus: Option<u32>,
     /// The directory in which the hypervisor runs and to which relative paths refer; absolute.
     pub state_directory: HostPath,
     /// The versions of the hypervisors that are installed, as far as known.
     pub versions: BTreeMap<Hypervisor, Version>,
     /// The form of each kernel image that somebody has looked at.
     pub kernel_forms: BTreeMap<HostPath, KernelForm>,
+    /// The length in bytes of each kernel image and initrd that somebody has looked at.
+    pub file_bytes: BTreeMap<HostPath, u64>,
     /// Online processors of the host, as far as known.
     pub processors: Option<u32>,
     /// Frequency of the host's time stamp counter in kHz, as far as known: an emulated guest that knows it need not
@@ -42,9 +46,11 @@ impl HostFacts {
         Self {
             architecture: Architecture::X86_64,
             kvm: Kvm::Usable,
+            kvm_most_vcpus: None,
             state_directory,
             versions: BTreeMap::new(),
             kernel_forms: BTreeMap::new(),
+            file_bytes: BTreeMap::new(),
             processors: None,
             tsc_khz: None,
             io_uring_is_usable: true,

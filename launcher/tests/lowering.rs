@@ -61,14 +61,127 @@ fn without_kvm_qemu_emulates_with_a_warning_and_the_others_refuse() {
 
 #[test]
 fn emulation_can_be_asked_for() {
-    for fields in [json!({"qemu": {"accelerator": "tcg"}}), json!({"cpu": "EPYC"})] {
+    for fields in [json!({"qemu": {"accelerator": "tcg"}}), json!({"qemu": {"machineOpts": {"accel": "tcg"}}})] {
         let launch = launch(fields, &host(), Hypervisor::Qemu);
         assert!(value(&launch, "-machine").contains("accel=tcg"));
         assert_eq!(launch.warnings, [""; 0], "what was asked for needs no warning");
+        assert_eq!((value(&launch, "-cpu"), launch.needs.kvm), ("max", KvmUse::NotUsed));
     }
-    let accelerated = launch(json!({"cpu": "EPYC", "qemu": {"accelerator": "kvm"}}), &host(), Hypervisor::Qemu);
-    assert!(value(&accelerated, "-machine").contains("accel=kvm"));
-    assert_eq!(value(&accelerated, "-cpu"), "EPYC");
+}
+
+#[test]
+fn a_named_cpu_model_keeps_kvm() {
+    let named = launch(json!({"cpu": "EPYC,+x2apic"}), &host(), Hypervisor::Qemu);
+    assert!(value(&named, "-machine").contains("accel=kvm"), "{:?}", named.arguments);
+    assert_eq!((value(&named, "-cpu"), named.warnings.len()), ("EPYC,+x2apic", 0));
+    let without = HostFacts { kvm: Kvm::Unusable("/dev/kvm is not there".to_owned()), ..host() };
+    let emulated = launch(json!({"cpu": "EPYC"}), &without, Hypervisor::Qemu);
+    assert!(value(&emulated, "-machine").contains("accel=tcg") && emulated.warnings.len() == 1);
+    let arm = HostFacts { architecture: Architecture::Aarch64, ..host() };
+    let emulated = launch(json!({"cpu": "cortex-a57"}), &arm, Hypervisor::Qemu);
+    assert!(emulated.warnings[0].contains("cpu: names a CPU model that KVM does not run on ARM"));
+    let software = HostFacts { kvm: Kvm::UsableSoftware, ..host() };
+    let host_model = launch(json!({"cpu": "host"}), &software, Hypervisor::Qemu);
+    assert_eq!(value(&host_model, "-cpu"), "host,-arch-capabilities");
+}
+
+#[test]
+fn the_cpu_of_the_host_is_refused_where_it_would_be_emulated() {
+    let without = HostFacts { kvm: Kvm::Unusable("/dev/kvm is not there".to_owned()), ..host() };
+    let refused = refusals(json!({"cpu": "host"}), &without, Hypervisor::Qemu);
+    let expected = "web: cpu: qemu has the CPU model `host` only with KVM, but /dev/kvm is not there; \
+                    set cpu to null or \"max\"; no other hypervisor can";
+    assert_eq!(refused, [expected]);
+    let asked = json!({"cpu": "host,-sgx", "qemu": {"accelerator": "tcg"}});
+    assert!(refusals(asked, &host(), Hypervisor::Qemu)[0].contains("and this machine is emulated"));
+}
+
+#[test]
+fn more_cpus_than_a_hypervisor_has_are_refused() {
+    for (hypervisor, most) in [
+        (Hypervisor::Qemu, 288),
+        (Hypervisor::CloudHypervisor, 8192),
+        (Hypervisor::Firecracker, 32),
+        (Hypervisor::Crosvm, 254),
+        (Hypervisor::Kvmtool, 255),
+    ] {
+        launch(json!({"vcpu": most}), &host(), hypervisor);
+        let refused = refusals(json!({"vcpu": most + 1}), &host(), hypervisor);
+        assert!(refused[0].contains(&format!("web: vcpu: {hypervisor} has at most {most} CPUs")), "{refused:?}");
+        let facts = HostFacts { kvm_most_vcpus: Some(2), ..host() };
+        let refused = refusals(json!({"vcpu": 3}), &facts, hypervisor);
+        assert!(refused[0].contains("runs on this host's KVM, which has at most 2 CPUs"), "{refused:?}");
+    }
+    let emulated = json!({"vcpu": 256, "qemu": {"accelerator": "tcg"}});
+    assert!(refusals(emulated, &host(), Hypervisor::Qemu)[0].contains("has at most 255 CPUs when it emulates"));
+}
+
+#[test]
+fn hot_plugged_memory_of_cloud_hypervisor_comes_in_steps() {
+    let on = |most: u64, initial: u64| json!({"hotplugMem": most, "hotpluggedMem": initial});
+    launch(on(256, 128), &host(), Hypervisor::CloudHypervisor);
+    for (fields, option) in [(on(200, 0), "hotplugMem"), (on(256, 64), "hotpluggedMem")] {
+        let refused = refusals(fields, &host(), Hypervisor::CloudHypervisor);
+        assert!(refused[0].contains(&format!("web: {option}: cloud-hypervisor plugs memory in steps of 128 MiB")));
+    }
+}
+
+#[test]
+fn an_initrd_that_is_larger_than_the_memory_is_refused() {
+    let file_bytes = [(HostPath::from("/k/initrd"), 500 << 20), (HostPath::from("/k/bzImage"), 12 << 20)].into();
+    let facts = HostFacts { file_bytes, ..host() };
+    for hypervisor in Hypervisor::ALL {
+        let refused = refusals(json!({}), &facts, hypervisor);
+        assert!(refused[0].contains("loads kernel and initrd, which have 512 MiB, into memory of 512 MiB"));
+        launch(json!({"mem": 513}), &facts, hypervisor);
+    }
+}
+
+#[test]
+fn kernel_parameters_beyond_ascii_are_refused_where_they_stop_the_start() {
+    let fields = || json!({"kernelParams": ["quiet", "name=m\u{fc}ller"]});
+    for hypervisor in [Hypervisor::CloudHypervisor, Hypervisor::Crosvm] {
+        let refused = refusals(fields(), &host(), hypervisor);
+        assert!(
+            refused[0].contains("web: kernelParams[1]: ") && refused[0].contains("this one has `\u{fc}`"),
+            "{refused:?}"
+        );
+    }
+    for hypervisor in [Hypervisor::Qemu, Hypervisor::Firecracker, Hypervisor::Kvmtool] {
+        launch(fields(), &host(), hypervisor);
+    }
+}
+
+#[test]
+fn sockets_that_the_launcher_binds_keep_the_limit_where_they_lie() {
+    let deep = HostFacts::assumed(HostPath::new(format!("/{}", "d".repeat(85))));
+    let console = refusals(json!({"consoleSocket": "a-console-of-web.sock"}), &deep, Hypervisor::Qemu);
+    assert!(console[0].contains("web: consoleSocket: qemu has a socket at /ddd"), "{console:?}");
+    assert!(console[0].contains("which has 108 bytes of the 107 that a unix socket's path can have"), "{console:?}");
+    launch(json!({"consoleSocket": "a-console-of-we.sock"}), &deep, Hypervisor::Qemu);
+    let notified = || json!({"vsock": {"cid": 3, "notify": true}});
+    for hypervisor in [Hypervisor::CloudHypervisor, Hypervisor::Firecracker] {
+        launch(notified(), &deep, hypervisor);
+        let deeper = HostFacts::assumed(HostPath::new(format!("/{}", "d".repeat(87))));
+        let refused = refusals(notified(), &deeper, hypervisor);
+        assert!(refused[0].contains(&format!("web: vsock.socket: {hypervisor} has a socket at")), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_relative_9p_share_of_crosvm_is_given_by_its_whole_path() {
+    let share = json!({"shares": [{"tag": "t", "source": "data", "mountPoint": "/data"}]});
+    let launch = launch(share, &host(), Hypervisor::Crosvm);
+    assert_eq!(value(&launch, "--shared-dir"), "/var/lib/microvms/web/data:t:type=p9");
+}
+
+#[test]
+fn huge_pages_need_their_file_system_where_the_hypervisor_looks_at_it() {
+    for hypervisor in Hypervisor::ALL {
+        let needs = launch(json!({"hugepageMem": true}), &host(), hypervisor).needs;
+        let looks = matches!(hypervisor, Hypervisor::CloudHypervisor | Hypervisor::Kvmtool);
+        assert_eq!(needs.hugetlbfs.is_some(), looks, "{hypervisor}");
+    }
 }
 
 #[test]
@@ -272,14 +385,6 @@ fn the_sandbox_of_qemu_is_off_only_for_the_bridge_helper() {
 }
 
 #[test]
-fn options_that_cloud_hypervisor_takes_once_are_refused_among_the_extra_arguments() {
-    for (extra, instead) in [(json!(["--vsock", "cid=3"]), "vsock.cid"), (json!(["--cpus=boot=4"]), "vcpu")] {
-        let refused = refusals(json!({"cloudHypervisor": {"extraArgs": extra}}), &host(), Hypervisor::CloudHypervisor);
-        assert!(refused[0].contains(&format!("use {instead}")), "{refused:?}");
-    }
-}
-
-#[test]
 fn options_that_firecracker_takes_once_are_not_given_twice() {
     let extra = |arguments: Value| json!({"firecracker": {"extraArgs": arguments}});
     let plain = launch(json!({}), &host(), Hypervisor::Firecracker);
@@ -288,7 +393,7 @@ fn options_that_firecracker_takes_once_are_not_given_twice() {
     assert_eq!(value(&chosen, "--level"), "Debug");
     assert_eq!(chosen.arguments.iter().filter(|argument| *argument == "--level").count(), 1);
     let refused = refusals(extra(json!(["--config-file", "x"])), &host(), Hypervisor::Firecracker);
-    assert!(refused[0].contains("takes --config-file once, and it is given already"), "{refused:?}");
+    assert!(refused[0].contains("cannot take --config-file beside what the launcher gives it"), "{refused:?}");
 }
 
 #[test]
@@ -342,7 +447,9 @@ fn a_screen_is_drawn_by_the_host_where_it_can() {
     let on = |fields: Value, facts: &HostFacts| {
         let launch = launch(graphics(fields), facts, Hypervisor::Qemu);
         let card = launch.arguments.iter().find(|argument| argument.starts_with("virtio-gpu")).cloned();
-        (value(&launch, "-display").to_owned(), card.unwrap_or_default(), launch.warnings)
+        let card = card.unwrap_or_default();
+        let card = card.split_once(",addr=").map_or(card.as_str(), |(name, _)| name).to_owned();
+        (value(&launch, "-display").to_owned(), card, launch.warnings)
     };
     let expect = |display: &str, card: &str| (display.to_owned(), card.to_owned(), Vec::<String>::new());
     let headless = |gl: Value| json!({"backend": "headless", "gl": gl});
@@ -405,7 +512,7 @@ fn a_screen_takes_three_slots_of_pci() {
 fn vulkan_takes_a_new_qemu_and_the_hosts_opengl() {
     let fields = || graphics(json!({"vulkan": "venus", "hostmem": "4G"}));
     let new = launch(fields(), &host(), Hypervisor::Qemu);
-    assert!(new.arguments.contains(&"virtio-gpu-gl-pci,blob=on,hostmem=4G,venus=on".to_owned()), "{new:?}");
+    assert!(new.arguments.contains(&"virtio-gpu-gl-pci,addr=0x1c,blob=on,hostmem=4G,venus=on".to_owned()), "{new:?}");
     let old = HostFacts { versions: [(Hypervisor::Qemu, Version(9, 1, 2))].into(), ..host() };
     let refused = refusals(fields(), &old, Hypervisor::Qemu);
     assert!(refused[0].contains("graphics.vulkan: qemu passes Vulkan on from version 9.2.0 on"), "{refused:?}");
@@ -479,6 +586,7 @@ fn asking_for(feature: Feature) -> Value {
         Feature::DeviceUsb => json!({"devices": [{"bus": "usb", "path": "hostbus=1,hostaddr=2"}]}),
         Feature::Credentials => json!({"credentialFiles": {"a": "/a"}}),
         Feature::CpuModel => json!({"cpu": "EPYC"}),
+        Feature::WithoutRng => json!({"rng": false}),
         Feature::MachineId => json!({"machineId": "a67472e5570e5c8ab18cae3c77701050"}),
         Feature::Console => json!({"consoleSocket": "console.sock"}),
         Feature::OtherArchitecture => json!({"architecture": "aarch64"}),

@@ -83,11 +83,17 @@ pub fn gather(
     let mut facts = HostFacts::assumed(state_directory.clone());
     facts.architecture = if cfg!(target_arch = "aarch64") { Architecture::Aarch64 } else { Architecture::X86_64 };
     facts.kvm = kvm::probe(Path::new("/dev/kvm"));
+    facts.kvm_most_vcpus = kvm::most_vcpus(Path::new("/dev/kvm"));
     facts.privilege = if nix::unistd::geteuid().is_root() { Privilege::Root } else { Privilege::Unprivileged };
     facts.processors = std::thread::available_parallelism().ok().and_then(|count| u32::try_from(count.get()).ok());
     for kernel in std::iter::once(&spec.kernel).chain(&spec.vmlinux) {
         if let Ok(form) = kernel_form(kernel.below(&state_directory).as_path()) {
             facts.kernel_forms.insert(kernel.clone(), form);
+        }
+    }
+    for file in std::iter::once(&spec.kernel).chain(&spec.initrd) {
+        if let Ok(metadata) = fs::metadata(file.below(&state_directory).as_path()) {
+            facts.file_bytes.insert(file.clone(), metadata.len());
         }
     }
     facts.empty_directory = empty_directory(hypervisor, runtime);

@@ -42,6 +42,13 @@ pub(super) fn probe(device: &Path) -> Kvm {
     }
 }
 
+/// The most virtual CPUs of a machine, where the device says.
+pub(super) fn most_vcpus(device: &Path) -> Option<u32> {
+    let file = OpenOptions::new().read(true).write(true).open(device).ok()?;
+    let most = request::check_extension(file.as_fd(), request::MAX_VCPUS).ok()?;
+    u32::try_from(most).ok().filter(|most| *most > 0)
+}
+
 /// The requests of linux/kvm.h.
 #[expect(unsafe_code, reason = "KVM is driven by ioctl, which nothing wraps")]
 mod request {
@@ -50,14 +57,24 @@ mod request {
 
     const KVM_GET_API_VERSION: u64 = 0xae00;
     const KVM_CREATE_VM: u64 = 0xae01;
+    const KVM_CHECK_EXTENSION: u64 = 0xae03;
+    /// `KVM_CAP_MAX_VCPUS`.
+    pub(super) const MAX_VCPUS: i32 = 66;
 
     nix::ioctl_write_int_bad!(kvm_get_api_version, KVM_GET_API_VERSION);
     nix::ioctl_write_int_bad!(kvm_create_vm, KVM_CREATE_VM);
+    nix::ioctl_write_int_bad!(kvm_check_extension, KVM_CHECK_EXTENSION);
 
     /// The version of the interface.
     pub(super) fn api_version(device: BorrowedFd<'_>) -> io::Result<i32> {
         // SAFETY: the argument is a number, not a pointer.
         Ok(unsafe { kvm_get_api_version(device.as_raw_fd(), 0) }?)
+    }
+
+    /// What the kernel says of an ability; 0 is that it has it not.
+    pub(super) fn check_extension(device: BorrowedFd<'_>, extension: i32) -> io::Result<i32> {
+        // SAFETY: the argument is a number, not a pointer.
+        Ok(unsafe { kvm_check_extension(device.as_raw_fd(), extension) }?)
     }
 
     /// Makes a machine without memory and processors, which goes with its descriptor.

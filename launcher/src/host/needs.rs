@@ -8,6 +8,7 @@ use crate::programs::find_program;
 use crate::side_processes::serves_the_same;
 use crate::sockets::is_listening;
 use crate::spec::DeviceBus;
+use nix::sys::statfs::{HUGETLBFS_MAGIC, statfs};
 use nix::unistd::{AccessFlags, access};
 use std::fmt;
 use std::fs::{self, OpenOptions};
@@ -159,6 +160,13 @@ impl Problems<'_> {
     }
 
     fn check_huge_pages(&mut self) {
+        if let Some(directory) = &self.launch.needs.hugetlbfs {
+            let found = statfs(directory.as_path()).map(|found| found.filesystem_type());
+            if found != Ok(HUGETLBFS_MAGIC) {
+                let mount = format!("run: sudo mkdir -p {directory} && sudo mount -t hugetlbfs none {directory}");
+                self.add("hugepageMem", format!("no hugetlbfs is mounted at {directory}; {mount}"));
+            }
+        }
         let wanted_mib = self.launch.needs.huge_pages_mib;
         if wanted_mib == 0 {
             return;

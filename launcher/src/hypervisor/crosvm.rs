@@ -1,14 +1,14 @@
 //! crosvm: every device in a jail of its own. Read at 2026-08.
 
 use super::drawing::{Drawing, WithoutCard, drawing};
-use super::frame::{Command, Frame, VsockTransport};
+use super::frame::{Command, Frame, GivenOnce, VsockTransport};
 use super::side_process::{TagTeller, crosvm_gpu, virtiofsd};
 use crate::capability::{Feature, Support};
 use crate::keyval::{Dialect, Options};
 use crate::launch::{Access, ControlProtocol, ControlSocket, ForcedStop, GracefulStep, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
-use crate::spec::{DeviceBus, ShareProtocol};
+use crate::spec::{DeviceBus, ImageType, ShareProtocol};
 use crate::validate::{CheckedGraphics, CheckedInterface, CheckedShare, Disk, InterfaceKind};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -20,12 +20,30 @@ const MOST_DEVICES: usize = 29;
 /// The directory in which it jails its devices unless it is told another: `DEFAULT_PIVOT_ROOT` in its build.
 const DEFAULT_PIVOT_ROOT: &str = "/var/empty";
 
+/// `MAX_CPUS` of its tables for x86: CPUs have numbers of one byte.
+const MOST_VCPUS: u32 = 254;
+/// Options that stop it when they are given twice.
+const GIVEN_ONCE: [GivenOnce; 13] = [
+    GivenOnce { names: &["-c", "--cpus"], instead: "use vcpu" },
+    GivenOnce { names: &["-m", "--mem"], instead: "use mem" },
+    GivenOnce { names: &["-s", "--socket"], instead: "use socket" },
+    GivenOnce { names: &["--name"], instead: "use name" },
+    GivenOnce { names: &["-i", "--initrd"], instead: "use initrd" },
+    GivenOnce { names: &["--pivot-root"], instead: "use crosvm.pivotRoot" },
+    GivenOnce { names: &["--init-mem"], instead: "use initialBalloonMem" },
+    GivenOnce { names: &["--smbios"], instead: "use machineId, or leave that out" },
+    GivenOnce { names: &["--vsock", "--cid"], instead: "use vsock.cid" },
+    GivenOnce { names: &["--hugepages"], instead: "hugepageMem gives it" },
+    GivenOnce { names: &["--no-balloon"], instead: "balloon = false gives it" },
+    GivenOnce { names: &["--balloon-page-reporting"], instead: "balloon gives it" },
+    GivenOnce { names: &["--no-rng"], instead: "rng = false gives it" },
+];
+
 pub(super) fn support(feature: Feature) -> Support {
     match feature {
         Feature::StoreDisk
         | Feature::VolumeSerial
         | Feature::VolumeDirect
-        | Feature::VolumeQcow2
         | Feature::Virtiofs
         | Feature::InterfaceTap
         | Feature::InterfaceMacvtap
@@ -37,7 +55,9 @@ pub(super) fn support(feature: Feature) -> Support {
         | Feature::DevicePci
         | Feature::MachineId
         | Feature::Console
+        | Feature::WithoutRng
         | Feature::GracefulStop => Support::Yes,
+        Feature::VolumeQcow2 => Support::With("of version 3, uncompressed, without direct I/O and backing file"),
         Feature::NineP => Support::With("reported as broken by users of the former launcher; virtiofs works"),
         Feature::TapMultiQueue => Support::With("not together with vhost-net"),
         Feature::HugePages => Support::With("transparent ones, by advice to the kernel"),
@@ -123,8 +143,8 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     }
     // Before the serial console, which stays the one that programs write to: the last is /dev/console.
     let screen = if spec.graphics.is_some() { "console=tty0" } else { "" };
-    add(&["-p", &frame.command_line(&[screen, "console=ttyS0", "reboot=k", "panic=1"], PREPENDED.len())]);
-    frame.add_extra_arguments("crosvm.extraArgs", &mut arguments, &spec.crosvm.extra_args);
+    add(&["-p", &frame.ascii_command_line(&[screen, "console=ttyS0", "reboot=k", "panic=1"], PREPENDED.len())]);
+    frame.add_extra_arguments("crosvm.extraArgs", &mut arguments, &spec.crosvm.extra_args, &GIVEN_ONCE);
     arguments.push(kernel.as_str().to_owned());
     finish(frame, arguments)
 }
@@ -137,6 +157,7 @@ fn check_devices(frame: &mut Frame<'_>) {
         + spec.shares.len()
         + spec.devices.len()
         + singles.into_iter().filter(|present| *present).count();
+    frame.check_cpus(MOST_VCPUS);
     if devices > MOST_DEVICES {
         frame.refuse("volumes", format!("has room for {MOST_DEVICES} devices, and this machine has {devices}"));
     }
@@ -151,6 +172,9 @@ fn pivot_root(frame: &mut Frame<'_>) -> Option<HostPath> {
 }
 
 fn disk_options(frame: &mut Frame<'_>, disk: &Disk) -> String {
+    if disk.direct && disk.image_type == ImageType::Qcow2 {
+        frame.refuse(format!("{}.direct", disk.option), "opens raw images only for direct I/O, and this one is qcow2");
+    }
     let options = Options::new(Dialect::Crosvm)
         .pair("path", &disk.image)
         .pair_if("ro", disk.read_only.then_some(true))
@@ -202,7 +226,9 @@ fn share_options(frame: &mut Frame<'_>, index: usize, checked: &CheckedShare) ->
                     );
                 }
             }
-            ["--shared-dir".to_owned(), format!("{}:{}:type=p9", share.source, share.tag)]
+            // Its process for the share is in a directory of its own, where a relative path leads nowhere.
+            let source = share.source.below(&frame.facts.state_directory);
+            ["--shared-dir".to_owned(), format!("{source}:{}:type=p9", share.tag)]
         }
     }
 }

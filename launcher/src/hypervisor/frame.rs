@@ -19,6 +19,9 @@ use std::collections::BTreeMap;
 /// archive has below /run is hidden when systemd mounts a tmpfs there.
 const CREDENTIALS_DIRECTORY: &str = "microvm-credentials";
 
+/// A unix socket's path with its final NUL has 108 bytes: `sun_path` in unix(7).
+const LONGEST_SOCKET_BYTES: usize = 107;
+
 /// Queue pairs of a network interface at most: more bring nothing and cost file descriptors.
 const MOST_QUEUE_PAIRS: u32 = 16;
 
@@ -44,6 +47,26 @@ pub(super) struct Command {
     pub(super) forced: ForcedStop,
     pub(super) console_device: Option<&'static str>,
     pub(super) expected_configuration: Option<serde_json::Value>,
+}
+
+/// An option of a hypervisor that is to be given once.
+pub(super) struct GivenOnce {
+    pub(super) names: &'static [&'static str],
+    /// What to do instead of giving it again.
+    pub(super) instead: &'static str,
+}
+
+impl GivenOnce {
+    /// Whether the argument is this option, alone or with its value.
+    fn is(&self, argument: &str) -> bool {
+        let with_value = |name: &&str| {
+            argument.strip_prefix(*name).is_some_and(|rest| {
+                let short = name.len() == 2 && rest.starts_with(|character: char| character.is_ascii_digit());
+                rest.is_empty() || rest.starts_with('=') || short
+            })
+        };
+        self.names.iter().any(with_value)
+    }
 }
 
 /// How a hypervisor brings the guest's vsock to the host.
@@ -196,6 +219,18 @@ impl<'spec> Frame<'spec> {
         }
     }
 
+    /// Refuses more CPUs than the hypervisor has, or the host's KVM.
+    pub(super) fn check_cpus(&mut self, most: u32) {
+        let wanted = self.spec.vcpu;
+        match self.facts.kvm_most_vcpus {
+            _ if wanted > most => self.refuse("vcpu", format!("has at most {most} CPUs")),
+            Some(most) if wanted > most => {
+                self.refuse("vcpu", format!("runs on this host's KVM, which has at most {most} CPUs"));
+            }
+            _ => {}
+        }
+    }
+
     /// The machine is run by KVM.
     pub(super) fn use_kvm(&mut self) {
         self.needs.kvm = KvmUse::Required;
@@ -258,6 +293,14 @@ impl<'spec> Frame<'spec> {
     pub(super) fn plain_initrd(&mut self) -> Option<HostPath> {
         let initrd = self.spec.kernel.initrd.clone()?;
         self.need_file("initrd", &initrd, Access::Read);
+        let bytes_of = |path: &HostPath| self.facts.file_bytes.get(path).copied().unwrap_or(0);
+        let bytes = bytes_of(&initrd) + bytes_of(&self.spec.kernel.image);
+        if bytes >= self.spec.memory.mem_mib << 20 {
+            let (mib, needed) = (self.spec.memory.mem_mib, bytes.div_ceil(1 << 20));
+            let reason =
+                format!("loads kernel and initrd, which have {needed} MiB, into memory of {mib} MiB; set more");
+            self.refuse("mem", reason);
+        }
         Some(initrd)
     }
 
@@ -330,12 +373,34 @@ impl<'spec> Frame<'spec> {
         descriptors
     }
 
-    /// Every argument list that the user adds to and that must not repeat what is written here.
-    pub(super) fn add_extra_arguments(&mut self, option: &str, arguments: &mut Vec<String>, extra: &[String]) {
-        if extra.iter().any(|argument| argument.contains('\0')) {
-            self.refuse(option, "cannot be given an argument with a NUL in it");
+    /// Adds the user's arguments, and refuses those that would repeat ours.
+    pub(super) fn add_extra_arguments(
+        &mut self,
+        option: &str,
+        arguments: &mut Vec<String>,
+        extra: &[String],
+        given_once: &[GivenOnce],
+    ) {
+        for once in given_once {
+            let own = arguments.iter().any(|argument| once.is(argument));
+            let found = extra.iter().find(|argument| once.is(argument)).filter(|_| own);
+            if let Some(argument) = found {
+                let name = argument.split('=').next().unwrap_or_default();
+                self.refuse(option, format!("cannot take {name} beside what the launcher gives it; {}", once.instead));
+            }
         }
         arguments.extend(extra.iter().cloned());
+    }
+
+    /// Like [`Self::command_line`], for a hypervisor that takes ASCII only.
+    pub(super) fn ascii_command_line(&mut self, own: &[&str], added_bytes: usize) -> String {
+        for (index, parameter) in self.spec.kernel.parameters.iter().enumerate() {
+            if let Some(character) = parameter.chars().find(|character| !character.is_ascii()) {
+                let reason = format!("takes kernel parameters in ASCII only, and this one has `{character}`");
+                self.refuse(format!("kernelParams[{index}]"), reason);
+            }
+        }
+        self.command_line(own, added_bytes)
     }
 
     /// The launch, or every reason why there is none.
@@ -343,14 +408,15 @@ impl<'spec> Frame<'spec> {
         let spec = self.spec;
         let (vsock, notification) = self.vsock(transport);
         self.needs.sockets_to_remove.push(command.control.path.clone());
-        if command.control.path.as_str().len() > 107 {
+        if command.control.path.as_str().len() > LONGEST_SOCKET_BYTES {
             let reason = format!(
-                "puts its control socket at {}, which has {} bytes of the 107 that a unix socket's path can have",
+                "puts its control socket at {}, which has {} bytes of the {LONGEST_SOCKET_BYTES} that a unix socket's path can have",
                 command.control.path,
                 command.control.path.as_str().len()
             );
             self.refuse("socket", reason);
         }
+        self.check_bound_sockets(notification.as_ref());
         if spec.console_socket.is_some() && command.console_device.is_none() {
             self.refuse("consoleSocket", "has no serial console to serve, because qemu.serialConsole is off");
         }
@@ -383,6 +449,28 @@ impl<'spec> Frame<'spec> {
             expected_configuration: command.expected_configuration,
             warnings: self.warnings,
         })
+    }
+
+    /// The launcher itself binds these by their absolute paths.
+    fn check_bound_sockets(&mut self, notification: Option<&GuestNotification>) {
+        let console = self.spec.console_socket.clone().map(|path| ("consoleSocket", path));
+        let notified = match notification {
+            Some(GuestNotification { listen: NotificationSocket::Unix(path), .. }) => {
+                Some(("vsock.socket", path.clone()))
+            }
+            _ => None,
+        };
+        for (option, path) in console.into_iter().chain(notified) {
+            let path = path.below(&self.facts.state_directory);
+            let bytes = path.as_str().len();
+            if bytes > LONGEST_SOCKET_BYTES {
+                let reason = format!(
+                    "has a socket at {path}, which has {bytes} bytes of the {LONGEST_SOCKET_BYTES} that a unix \
+                     socket's path can have"
+                );
+                self.refuse(option, reason);
+            }
+        }
     }
 
     fn vsock(&mut self, transport: VsockTransport) -> (Option<VsockEnd>, Option<GuestNotification>) {

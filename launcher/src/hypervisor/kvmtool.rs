@@ -1,6 +1,6 @@
 //! kvmtool: small, without ACPI, serial numbers or a way to ask the guest to shut down. Read at b48735e (2024-07).
 
-use super::frame::{Command, Frame, VsockTransport};
+use super::frame::{Command, Frame, GivenOnce, VsockTransport};
 use crate::capability::{Feature, Support};
 use crate::facts::{Architecture, KernelForm};
 use crate::keyval::{Dialect, Options};
@@ -30,6 +30,21 @@ const X86_PARAMETERS: [&str; 11] = [
     "earlyprintk=serial",
     "console=ttyS0",
 ];
+/// `MPTABLE_MAX_CPUS` in x86/mptable.c.
+const MOST_VCPUS: u32 = 255;
+/// Options of which it takes the last one without a word.
+const GIVEN_ONCE: [GivenOnce; 10] = [
+    GivenOnce { names: &["-c", "--cpus"], instead: "use vcpu" },
+    GivenOnce { names: &["-m", "--mem"], instead: "use mem" },
+    GivenOnce { names: &["-k", "--kernel"], instead: "use kernel" },
+    GivenOnce { names: &["-i", "--initrd"], instead: "use initrd" },
+    GivenOnce { names: &["-p", "--params"], instead: "use kernelParams" },
+    GivenOnce { names: &["--name"], instead: "use name" },
+    GivenOnce { names: &["--console"], instead: "the console is the serial one" },
+    GivenOnce { names: &["--vsock"], instead: "use vsock.cid" },
+    GivenOnce { names: &["--hugetlbfs"], instead: "use hugepageMem" },
+    GivenOnce { names: &["--nodefaults", "--no-nodefaults"], instead: "the launcher says all defaults itself" },
+];
 const ARM_PARAMETERS: [&str; 2] = ["panic=1", "console=ttyS0"];
 
 pub(super) fn support(feature: Feature) -> Support {
@@ -45,6 +60,7 @@ pub(super) fn support(feature: Feature) -> Support {
         | Feature::Balloon
         | Feature::HugePages
         | Feature::DevicePci
+        | Feature::WithoutRng
         | Feature::Console => Support::Yes,
         Feature::InterfaceUser => {
             Support::With("one interface, without DHCP: the guest is 192.168.33.15/24, its gateway 192.168.33.1")
@@ -103,7 +119,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     add(&["-p", &command_line(&mut frame)]);
     if spec.memory.huge_pages {
         add(&["--hugetlbfs", "/dev/hugepages"]);
-        frame.need_file("hugepageMem", &HostPath::from("/dev/hugepages"), crate::launch::Access::EnterWrite);
+        frame.needs.hugetlbfs = Some(HostPath::from("/dev/hugepages"));
     }
     if spec.rng {
         add(&["--rng"]);
@@ -117,7 +133,9 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     for (index, interface) in spec.interfaces.iter().enumerate() {
         add(&["-n", &network_options(&mut frame, index, interface)]);
     }
-    if spec.interfaces.is_empty() {
+    // What the user adds would still be none.
+    let adds_interface = |argument: &String| argument == "-n" || argument.starts_with("--network");
+    if spec.interfaces.is_empty() && !spec.kvmtool.extra_args.iter().any(adds_interface) {
         add(&["-n", "mode=none"]);
     }
     for (index, checked) in spec.shares.iter().enumerate() {
@@ -133,7 +151,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     for device in spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci) {
         add(&["--vfio-pci", &device.path]);
     }
-    frame.add_extra_arguments("kvmtool.extraArgs", &mut arguments, &spec.kvmtool.extra_args);
+    frame.add_extra_arguments("kvmtool.extraArgs", &mut arguments, &spec.kvmtool.extra_args, &GIVEN_ONCE);
     finish(frame, arguments)
 }
 
@@ -154,6 +172,7 @@ fn check_limits(frame: &mut Frame<'_>) {
         let reason = format!("has at most {MOST_DISKS} disks, and this machine has {}", spec.disks.len());
         frame.refuse("volumes", reason);
     }
+    frame.check_cpus(MOST_VCPUS);
     if spec.memory.mem_mib < LEAST_MEMORY_MIB {
         frame.refuse("mem", format!("gives a machine at least {LEAST_MEMORY_MIB} MiB"));
     }

@@ -41,6 +41,9 @@ pub struct Needs {
     pub initrd: Option<ComposedInitrd>,
     /// A program whose one line of output, split at spaces, is appended to the arguments.
     pub extra_args_script: Option<HostPath>,
+    /// The directory where the file system of huge pages must be mounted.
+    #[serde(default)]
+    pub hugetlbfs: Option<HostPath>,
     /// Huge pages of the host in MiB that the memory takes up.
     pub huge_pages_mib: u64,
 }

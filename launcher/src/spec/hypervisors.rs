@@ -121,7 +121,7 @@ impl Default for QemuSection {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Accelerator {
-    /// KVM where it is usable and no other CPU is asked for, else emulation, with a warning.
+    /// KVM where it is usable, else emulation, with a warning.
     #[default]
     Auto,
     /// The kernel's KVM.

@@ -47,7 +47,7 @@ pub struct MachineSpec {
     /// Number of virtual CPUs.
     #[serde(default = "one_vcpu")]
     pub vcpu: u32,
-    /// The CPU model to emulate; null is the host's. Naming one turns KVM off, unless `qemu.accelerator` asks for it.
+    /// The CPU model to emulate; null is the host's. KVM runs it where it can: on x86.
     #[serde(default)]
     pub cpu: Option<String>,
     /// Memory in MiB.

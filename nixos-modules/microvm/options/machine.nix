@@ -57,7 +57,7 @@ in
     cpu = mkOption {
       type = types.nullOr types.str;
       default = null;
-      description = "The CPU to emulate; null is the host's. Naming one turns KVM off.";
+      description = "The CPU to emulate; null is the host's. KVM runs it where it can: on x86.";
     };
 
     mem = mkOption {

@@ -1,6 +1,7 @@
 //! Cloud Hypervisor: PCI devices only, an HTTP API, no 9p. Read at v53.
 
 mod config;
+mod extra;
 
 use super::frame::{Command, Frame, VsockTransport};
 use super::side_process::{TagTeller, passt, virtiofsd};
@@ -27,29 +28,18 @@ const SERIAL: Version = Version(35, 0, 0);
 const IMAGE_TYPE: Version = Version(51, 0, 0);
 /// Since when the SMBIOS UUID is called `system_uuid`.
 const SYSTEM_UUID: Version = Version(53, 0, 0);
-/// Options that may be given once only, with the option of the spec that says the same.
-const SINGLE_OPTIONS: [(&str, &str); 12] = [
-    ("--api-socket", "socket"),
-    ("--balloon", "balloon"),
-    ("--cmdline", "kernelParams"),
-    ("--console", "consoleSocket"),
-    ("--cpus", "vcpu"),
-    ("--initramfs", "initrd"),
-    ("--kernel", "kernel"),
-    ("--memory", "mem"),
-    ("--platform", "cloudHypervisor.platformOEMStrings"),
-    ("--rng", "rng"),
-    ("--serial", "consoleSocket"),
-    ("--vsock", "vsock.cid"),
-];
+/// `VIRTIO_MEM_ALIGN_SIZE`: hot-plugged memory is a whole number of these.
+const HOTPLUG_ALIGNMENT_MIB: u64 = 128;
+/// `MAX_SUPPORTED_CPUS` in vmm/src/config.rs.
+const MOST_VCPUS: u32 = 8192;
+/// Whose file system it asks for the size of huge pages.
+const HUGE_PAGES: &str = "/dev/hugepages";
 
 pub(super) fn support(feature: Feature) -> Support {
     match feature {
         Feature::StoreDisk
         | Feature::VolumeSerial
         | Feature::VolumeDirect
-        | Feature::VolumeQcow2
-        | Feature::VolumeVhd
         | Feature::VolumeVhdx
         | Feature::Virtiofs
         | Feature::InterfaceTap
@@ -65,7 +55,12 @@ pub(super) fn support(feature: Feature) -> Support {
         | Feature::MachineId
         | Feature::Console
         | Feature::GracefulStop => Support::Yes,
-        Feature::InterfaceUser | Feature::ForwardFromHost => Support::With("by passt"),
+        Feature::VolumeQcow2 => Support::With("without a backing file"),
+        Feature::VolumeVhd => Support::With("of a fixed size"),
+        Feature::InterfaceUser | Feature::ForwardFromHost => {
+            Support::With("by passt 2024_11_27 or newer, which has --vhost-user; that of Debian 12 is older")
+        }
+        Feature::WithoutRng => Support::No("always has an entropy source; leave rng on"),
         Feature::Credentials => Support::With("in an initrd that is put together in memory at start"),
         Feature::NineP | Feature::NinePReadOnly | Feature::NinePSecurityModel => Support::No("has no 9p; use virtiofs"),
         Feature::InterfaceBridge => {
@@ -89,7 +84,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     frame.guesses_formats();
     let kernel = frame.uncompressed_image();
     check_kernel(&mut frame, &kernel);
-    check_extra_arguments(&mut frame);
+    check_limits(&mut frame);
     let config = VmConfig {
         cpus: Cpus { boot_vcpus: spec.vcpu, max_vcpus: spec.vcpu },
         memory: memory(&frame),
@@ -144,13 +139,17 @@ fn check_kernel(frame: &mut Frame<'_>, kernel: &HostPath) {
     }
 }
 
-/// It stops when such an option is given twice, and says only that.
-fn check_extra_arguments(frame: &mut Frame<'_>) {
-    let extra = &frame.spec.cloud_hypervisor.extra_args;
-    for (option, instead) in SINGLE_OPTIONS {
-        if extra.iter().any(|argument| argument.split('=').next() == Some(option)) {
-            let reason = format!("takes {option} once, and it is given already; use {instead}");
-            frame.refuse("cloudHypervisor.extraArgs", reason);
+fn check_limits(frame: &mut Frame<'_>) {
+    frame.check_cpus(MOST_VCPUS);
+    if frame.spec.memory.huge_pages {
+        frame.needs.hugetlbfs = Some(HostPath::from(HUGE_PAGES));
+    }
+    let Some(hotplug) = &frame.spec.memory.hotplug else { return };
+    for (option, mib) in [("hotplugMem", hotplug.most_mib), ("hotpluggedMem", hotplug.initial_mib)] {
+        if !mib.is_multiple_of(HOTPLUG_ALIGNMENT_MIB) {
+            let reason =
+                format!("plugs memory in steps of {HOTPLUG_ALIGNMENT_MIB} MiB, and {mib} is no multiple of it");
+            frame.refuse(option, reason);
         }
     }
 }
@@ -191,7 +190,7 @@ fn payload(frame: &mut Frame<'_>, kernel: &HostPath) -> Payload {
     };
     Payload {
         kernel: kernel.as_str().to_owned(),
-        cmdline: frame.command_line(own, 0),
+        cmdline: frame.ascii_command_line(own, 0),
         initramfs: frame.initrd_with_credentials().map(|initrd| initrd.as_str().to_owned()),
     }
 }
@@ -285,22 +284,22 @@ fn platform(frame: &Frame<'_>) -> Option<Platform> {
 
 fn finish(mut frame: Frame<'_>, config: &VmConfig) -> Result<Launch, Vec<Refusal>> {
     let spec = frame.spec;
-    let mut arguments = config::arguments(&mut frame, config);
-    frame.add_extra_arguments("cloudHypervisor.extraArgs", &mut arguments, &spec.cloud_hypervisor.extra_args);
+    let own = config::arguments(&mut frame, config);
+    let merged = extra::merge(&mut frame, own);
     let put = |path: &str| HttpRequest { method: "PUT".to_owned(), path: format!("/api/v1/{path}"), body: None };
     let command = Command {
         program: spec.cloud_hypervisor.program.clone().unwrap_or_else(|| HostPath::from("cloud-hypervisor")),
-        arguments,
+        arguments: merged.arguments,
         environment: BTreeMap::new(),
         files: Vec::new(),
         control: ControlSocket { protocol: ControlProtocol::CloudHypervisorHttp, path: spec.control_socket.clone() },
         graceful: vec![GracefulStep::Http(put("vm.power-button"))],
         forced: ForcedStop::Http(put("vmm.shutdown")),
-        console_device: Some(match frame.architecture() {
+        console_device: merged.serial_is_ours.then_some(match frame.architecture() {
             Architecture::X86_64 => "ttyS0",
             Architecture::Aarch64 => "ttyAMA0",
         }),
-        expected_configuration: Some(config.to_value()),
+        expected_configuration: merged.config_is_ours.then(|| config.to_value()),
     };
     frame.finish(command, VsockTransport::UnixSocket)
 }

@@ -2,7 +2,7 @@
 
 mod config;
 
-use super::frame::{Command, Frame, VsockTransport};
+use super::frame::{Command, Frame, GivenOnce, VsockTransport};
 use crate::capability::{Feature, Support};
 use crate::facts::{Architecture, KernelForm, Version};
 use crate::launch::{ControlProtocol, ControlSocket, FileToWrite, ForcedStop, GracefulStep, HttpRequest, Launch};
@@ -31,7 +31,10 @@ const MEMORY_DEVICES: Version = Version(1, 14, 0);
 const BZ_IMAGE: Version = Version(1, 17, 0);
 
 /// Options that are always given, and that stop it when they are given twice.
-const SINGLE_OPTIONS: [&str; 2] = ["--api-sock", "--config-file"];
+const GIVEN_ONCE: [GivenOnce; 2] = [
+    GivenOnce { names: &["--api-sock", "--no-api"], instead: "use socket" },
+    GivenOnce { names: &["--config-file"], instead: "use firecracker.extraConfig" },
+];
 
 pub(super) fn support(feature: Feature) -> Support {
     const NO_SHARES: &str = "has no shares at all; its makers declined them";
@@ -43,6 +46,7 @@ pub(super) fn support(feature: Feature) -> Support {
         | Feature::Balloon
         | Feature::InitialBalloon
         | Feature::HugePages
+        | Feature::WithoutRng
         | Feature::Console
         | Feature::GracefulStop => Support::Yes,
         Feature::HotplugMemory => Support::With("plugged in while it runs, so hotpluggedMem must be 0"),
@@ -119,9 +123,7 @@ fn check_kernel(frame: &mut Frame<'_>, kernel: &HostPath) {
 /// Refuses what is too much for it, and counts the devices.
 fn check_limits(frame: &mut Frame<'_>) -> usize {
     let spec = frame.spec;
-    if spec.vcpu > MOST_VCPUS {
-        frame.refuse("vcpu", format!("has at most {MOST_VCPUS} CPUs"));
-    }
+    frame.check_cpus(MOST_VCPUS);
     let single = [spec.vsock.is_some(), spec.memory.balloon.is_some(), spec.memory.hotplug.is_some(), spec.rng];
     let devices = spec.disks.len() + spec.interfaces.len() + single.into_iter().filter(|present| *present).count();
     if devices > MOST_DEVICES {
@@ -229,16 +231,11 @@ fn finish(mut frame: Frame<'_>, document: &serde_json::Value) -> Result<Launch, 
     let words = ["--api-sock", spec.control_socket.as_str(), "--config-file", path.as_str()];
     let mut arguments = words.map(str::to_owned).to_vec();
     let extra = &spec.firecracker.extra_args;
-    for option in SINGLE_OPTIONS {
-        if gives(extra, option) {
-            frame.refuse("firecracker.extraArgs", format!("takes {option} once, and it is given already"));
-        }
-    }
     // Its log goes to stdout, where the guest's console is: only what is wrong may come between.
     if !gives(extra, "--level") {
         arguments.extend(["--level".to_owned(), "Warning".to_owned()]);
     }
-    frame.add_extra_arguments("firecracker.extraArgs", &mut arguments, &spec.firecracker.extra_args);
+    frame.add_extra_arguments("firecracker.extraArgs", &mut arguments, extra, &GIVEN_ONCE);
     let action = |action: &str| HttpRequest {
         method: "PUT".to_owned(),
         path: "/actions".to_owned(),

@@ -2,8 +2,10 @@
 
 use super::super::frame::Frame;
 use super::super::side_process::{TagTeller, virtiofsd};
-use super::machine::{Bus, Machine};
+use super::extra;
+use super::machine::{Bus, Machine, own_id};
 use super::screen::Screen;
+use super::slots::{Place, Slots, words_of};
 use crate::keyval::{Dialect, Options};
 use crate::launch::BridgeNeed;
 use crate::spec::{DeviceBus, ForwardFrom, ImageType, Protocol, ShareProtocol};
@@ -13,12 +15,14 @@ use crate::validate::{CheckedInterface, CheckedShare, Disk, InterfaceKind};
 struct Writer<'frame, 'spec, 'arguments> {
     frame: &'frame mut Frame<'spec>,
     machine: &'frame Machine,
+    slots: Slots,
     arguments: &'arguments mut Vec<String>,
 }
 
 pub(super) fn write(frame: &mut Frame<'_>, machine: &Machine, screen: &Screen, arguments: &mut Vec<String>) {
     let spec = frame.spec;
-    let mut writer = Writer { frame, machine, arguments };
+    let slots = Slots::new(frame, machine);
+    let mut writer = Writer { frame, machine, slots, arguments };
     if machine.model == "microvm" {
         // For ctrl-alt-delete and for the guest's reset.
         writer.add("qemu.machine", "-device", Options::new(Dialect::Qemu).word("i8042"));
@@ -33,13 +37,13 @@ pub(super) fn write(frame: &mut Frame<'_>, machine: &Machine, screen: &Screen, a
     if let Some(balloon) = &spec.memory.balloon {
         let deflate = if balloon.deflate_on_oom { "on" } else { "off" };
         writer.virtio("balloon", "virtio-balloon", |device| {
-            device.pair("id", "balloon").pair("free-page-reporting", "on").pair("deflate-on-oom", deflate)
+            device.pair("id", own_id("balloon")).pair("free-page-reporting", "on").pair("deflate-on-oom", deflate)
         });
     }
     if let Some(hotplug) = &spec.memory.hotplug {
         writer.virtio("hotplugMem", "virtio-mem", |device| {
             let size = format!("{}M", hotplug.initial_mib);
-            device.pair("id", "hotplugged").pair("memdev", "hotplug").pair("requested-size", size)
+            device.pair("id", own_id("hotplugged")).pair("memdev", own_id("hotplug")).pair("requested-size", size)
         });
     }
     for (index, checked) in spec.shares.iter().enumerate() {
@@ -69,24 +73,32 @@ impl Writer<'_, '_, '_> {
     /// Adds a virtio device under its name on the machine's bus.
     fn virtio(&mut self, option: &str, name: &str, with: impl FnOnce(Options) -> Options) {
         let device = Options::new(Dialect::Qemu).word(format!("{name}-{}", self.machine.bus.suffix()));
+        let device = placed(device, self.slots.next());
         self.add(option, "-device", with(device));
     }
 
     fn root_ports(&mut self) {
-        for (index, port) in self.frame.spec.qemu.pcie_root_ports.iter().enumerate() {
+        let ports = &self.frame.spec.qemu.pcie_root_ports;
+        // Two ports of one chassis and slot are one too many.
+        let mut chassis = (1..).filter(|number| ports.iter().all(|port| port.chassis != Some(*number)));
+        for (index, port) in ports.iter().enumerate() {
+            let address = port.addr.as_deref().and_then(extra::address);
+            let place = self.slots.chosen(port.bus.as_deref(), address);
+            let number = port.chassis.or_else(|| if port.slot.is_none() { chassis.next() } else { None });
             let options = Options::new(Dialect::Qemu)
                 .word("pcie-root-port")
                 .pair("id", &port.id)
                 .pair_if("bus", port.bus.as_ref())
-                .pair_if("chassis", port.chassis)
+                .pair_if("chassis", number)
                 .pair_if("slot", port.slot.as_ref())
                 .pair_if("addr", port.addr.as_ref());
+            let options = placed(options, place);
             self.add(&format!("qemu.pcieRootPorts[{index}]"), "-device", options);
         }
     }
 
     fn disk(&mut self, index: usize, disk: &Disk) {
-        let id = format!("disk{index}");
+        let id = own_id(&format!("disk{index}"));
         let format = match disk.image_type {
             ImageType::Raw => "raw",
             ImageType::Qcow2 => "qcow2",
@@ -111,7 +123,7 @@ impl Writer<'_, '_, '_> {
     }
 
     fn share(&mut self, index: usize, checked: &CheckedShare) {
-        let (share, id) = (&checked.share, format!("share{index}"));
+        let (share, id) = (&checked.share, own_id(&format!("share{index}")));
         let option = format!("shares[{index}]");
         match share.proto {
             ShareProtocol::NineP => {
@@ -135,7 +147,7 @@ impl Writer<'_, '_, '_> {
     }
 
     fn interface(&mut self, index: usize, interface: &CheckedInterface) {
-        let (id, option) = (format!("net{index}"), format!("interfaces[{index}]"));
+        let (id, option) = (own_id(&format!("net{index}")), format!("interfaces[{index}]"));
         let mut pairs = 1;
         let backend = match &interface.kind {
             InterfaceKind::User => self.user_network(index, &id),
@@ -221,7 +233,9 @@ impl Writer<'_, '_, '_> {
     fn passed_devices(&mut self) {
         let devices = &self.frame.spec.devices;
         if devices.iter().any(|device| device.bus == DeviceBus::Usb) {
-            self.add("devices", "-device", Options::new(Dialect::Qemu).word("qemu-xhci").pair("id", "usb"));
+            let controller = Options::new(Dialect::Qemu).word("qemu-xhci").pair("id", own_id("usb"));
+            let controller = placed(controller, self.slots.next());
+            self.add("devices", "-device", controller);
         }
         for (index, device) in devices.iter().enumerate() {
             let options = match device.bus {
@@ -229,6 +243,13 @@ impl Writer<'_, '_, '_> {
                 // Checked to be nothing but pairs that usb-host knows.
                 DeviceBus::Usb => Options::new(Dialect::Qemu).word("usb-host").word(&device.path),
             };
+            let words = words_of(device);
+            let bus = device.qemu.bus.as_deref().or(words.bus.as_deref());
+            let place = match device.bus {
+                DeviceBus::Pci => self.slots.chosen(bus, words.address),
+                DeviceBus::Usb => Place::default(),
+            };
+            let options = placed(options, place);
             let options = options.pair_if("id", device.qemu.id.as_ref()).pair_if("bus", device.qemu.bus.as_ref());
             // The user's own words in qemu's own syntax.
             let options = match &device.qemu.device_extra_args {
@@ -238,6 +259,11 @@ impl Writer<'_, '_, '_> {
             self.add(&format!("devices[{index}]"), "-device", options);
         }
     }
+}
+
+/// The device at its place.
+fn placed(device: Options, place: Place) -> Options {
+    device.pair_if("addr", place.address).pair_if("multifunction", place.multifunction.then_some("on"))
 }
 
 /// The file for `-drive file=`, which takes what stands before a colon for a protocol unless a slash comes first.

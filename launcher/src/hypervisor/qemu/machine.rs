@@ -1,17 +1,21 @@
 //! Which of qemu's machines: the small one where it can do the work, else one with PCI; with KVM, or emulated.
 
 use super::super::frame::Frame;
-use super::screen;
+use super::extra;
+use super::{screen, slots};
 use crate::facts::{Architecture, Kvm};
 use crate::keyval::{Dialect, Options};
 use crate::launch::KvmUse;
-use crate::spec::{Accelerator, DeviceBus};
+use crate::spec::Accelerator;
 use std::collections::BTreeMap;
 
 /// virtio-mmio slots of the machine model microvm (docs/system/i386/microvm.rst).
 const MMIO_SLOTS: usize = 8;
-/// Free slots of q35's bus: the host bridge and the chip set take the others.
-const PCIE_SLOTS: usize = 30;
+/// Virtual CPUs: `max_cpus` of microvm and q35 in qemu 7.2, and what its emulated interrupt controller counts to.
+const MOST_VCPUS: u32 = 288;
+const MOST_VCPUS_EMULATED: u32 = 255;
+/// `VIRT_MAX_CPUS` of the machine model virt on ARM.
+const MOST_VCPUS_ARM: u32 = 512;
 
 /// How virtio devices are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,17 +43,23 @@ pub(super) struct Machine {
     pub(super) bus: Bus,
     pub(super) is_emulated: bool,
     pub(super) has_keyboard: bool,
+    /// How many PCI devices of ours sit on the root bus.
+    pub(super) own_pci_devices: usize,
 }
 
 pub(super) fn choose(frame: &mut Frame<'_>) -> Machine {
     let is_emulated = is_emulated(frame);
+    check_cpus(frame, is_emulated);
     let virtio_devices = count_virtio_devices(frame);
     let (spec, architecture) = (frame.spec, frame.architecture());
-    let needs_pci = !spec.devices.is_empty()
+    let user_devices = extra::devices(&spec.qemu.extra_args);
+    let on_mmio = virtio_devices + user_devices.iter().filter(|device| device.is_virtio_mmio()).count();
+    let needs_pci = extra::needs_pci(frame)
+        || !spec.devices.is_empty()
         || !spec.qemu.pcie_root_ports.is_empty()
         || spec.memory.hotplug.is_some()
         || spec.graphics.is_some()
-        || virtio_devices > MMIO_SLOTS;
+        || on_mmio > MMIO_SLOTS;
     let model = spec.qemu.machine.clone().unwrap_or_else(|| match architecture {
         Architecture::Aarch64 => "virt".to_owned(),
         // Emulated, the small machine has no clock that a busy host leaves right, and kernels without its devices'
@@ -71,27 +81,74 @@ pub(super) fn choose(frame: &mut Frame<'_>) -> Machine {
             "has no hot-plugged memory with the machine model microvm; leave qemu.machine to it, or set \"q35\"",
         );
     }
+    check_machine_options(frame, is_microvm && needs_pci);
     if is_microvm && !spec.qemu.pcie_root_ports.is_empty() {
         frame.refuse(
             "qemu.pcieRootPorts",
             "has no PCI Express root ports with the machine model microvm; set qemu.machine to \"q35\"",
         );
     }
-    if virtio_devices > PCIE_SLOTS {
-        frame.refuse("volumes", format!("has room for {PCIE_SLOTS} devices, and this machine has {virtio_devices}"));
-    }
     Machine {
         bus: if is_microvm && !needs_pci { Bus::Mmio } else { Bus::Pci },
         has_keyboard: architecture == Architecture::X86_64,
+        own_pci_devices: slots::count_own(frame, virtio_devices),
         model,
         is_emulated,
+    }
+}
+
+/// Options of the user that ours cannot stand beside.
+fn check_machine_options(frame: &mut Frame<'_>, needs_pcie: bool) {
+    let spec = frame.spec;
+    let Some(options) = &spec.qemu.machine_opts else { return };
+    if options.contains_key("type") {
+        frame.refuse("qemu.machineOpts.type", "takes the machine model from qemu.machine; use that");
+    }
+    if options.contains_key("memory-backend") && (spec.memory.shared || spec.memory.huge_pages) {
+        let reason = "has a memory backend already, for shared memory or huge pages";
+        frame.refuse("qemu.machineOpts.memory-backend", reason);
+    }
+    if needs_pcie && options.get("pcie").is_some_and(|value| matches!(value.as_str(), "off" | "no" | "false")) {
+        let reason = "needs PCI Express for the devices of this machine; leave `pcie` out or set it to \"on\"";
+        frame.refuse("qemu.machineOpts.pcie", reason);
+    }
+}
+
+/// The accelerator of the machine options, or the one of the spec.
+fn accelerator(spec: &crate::validate::CheckedSpec) -> Accelerator {
+    match spec.qemu.machine_opts.as_ref().and_then(|options| options.get("accel")).map(String::as_str) {
+        Some("kvm") => Accelerator::Kvm,
+        Some("tcg") => Accelerator::Tcg,
+        Some(_) => Accelerator::Auto,
+        None => spec.qemu.accelerator,
+    }
+}
+
+fn check_cpus(frame: &mut Frame<'_>, is_emulated: bool) {
+    let most = match frame.architecture() {
+        Architecture::Aarch64 => MOST_VCPUS_ARM,
+        Architecture::X86_64 if is_emulated => MOST_VCPUS_EMULATED,
+        Architecture::X86_64 => MOST_VCPUS,
+    };
+    if !is_emulated {
+        frame.check_cpus(most);
+    } else if frame.spec.vcpu > most {
+        frame.refuse("vcpu", format!("has at most {most} CPUs when it emulates"));
+    }
+    let is_host = frame.spec.cpu.as_deref().is_some_and(|cpu| cpu.split(',').next() == Some("host"));
+    if is_host && is_emulated {
+        let why = match &frame.facts.kvm {
+            Kvm::Unusable(why) => format!(", but {why}"),
+            _ => ", and this machine is emulated".to_owned(),
+        };
+        frame.refuse("cpu", format!("has the CPU model `host` only with KVM{why}; set cpu to null or \"max\""));
     }
 }
 
 fn is_emulated(frame: &mut Frame<'_>) -> bool {
     let (spec, facts) = (frame.spec, frame.facts);
     let is_foreign = frame.architecture() != facts.architecture;
-    let is_emulated = match (spec.qemu.accelerator, &facts.kvm) {
+    let is_emulated = match (accelerator(spec), &facts.kvm) {
         (Accelerator::Tcg, _) => true,
         (Accelerator::Auto, _) if is_foreign => true,
         (Accelerator::Kvm, _) if is_foreign => {
@@ -104,7 +161,12 @@ fn is_emulated(frame: &mut Frame<'_>) -> bool {
             frame.warn("hypervisor", &format!("{why}; qemu emulates the machine, many times slower"));
             true
         }
-        (Accelerator::Auto, _) if spec.cpu.is_some() => true,
+        // KVM on ARM runs no model but the host's.
+        (Accelerator::Auto, _) if is_foreign_model(frame) => {
+            let reason = "names a CPU model that KVM does not run on ARM; qemu emulates the machine, many times slower";
+            frame.warn("cpu", reason);
+            true
+        }
         (Accelerator::Kvm, Kvm::Unusable(why)) => {
             frame.refuse("qemu.accelerator", format!("is to use KVM, but {why}; \"auto\" would emulate"));
             false
@@ -119,15 +181,24 @@ fn is_emulated(frame: &mut Frame<'_>) -> bool {
     is_emulated
 }
 
+fn is_foreign_model(frame: &Frame<'_>) -> bool {
+    let model = frame.spec.cpu.as_deref().and_then(|cpu| cpu.split(',').next());
+    frame.architecture() == Architecture::Aarch64 && model.is_some_and(|model| !matches!(model, "host" | "max"))
+}
+
 fn count_virtio_devices(frame: &Frame<'_>) -> usize {
     let spec = frame.spec;
     let singles = [spec.rng, spec.memory.balloon.is_some(), spec.vsock.is_some(), spec.memory.hotplug.is_some()];
     spec.disks.len()
         + spec.shares.len()
         + spec.interfaces.len()
-        + spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci).count()
         + if spec.graphics.is_some() { screen::DEVICES } else { 0 }
         + singles.into_iter().filter(|present| *present).count()
+}
+
+/// An id that the user's words never have.
+pub(super) fn own_id(name: &str) -> String {
+    format!("{}{name}", extra::OWN_IDS)
 }
 
 /// The machine, its CPUs and its memory.
@@ -138,7 +209,7 @@ pub(super) fn write(frame: &mut Frame<'_>, machine: &Machine, arguments: &mut Ve
     for (key, value) in machine_settings(frame, machine) {
         machine_options = machine_options.pair(&key, value);
     }
-    machine_options = machine_options.pair_if("memory-backend", backs_memory.then_some("memory"));
+    machine_options = machine_options.pair_if("memory-backend", backs_memory.then(|| own_id("memory")));
     let machine_options = frame.written("qemu.machineOpts", machine_options.finish());
     let cpu = frame.written("cpu", Options::new(Dialect::Qemu).word(cpu(frame, machine)).finish());
     let memory = format!("{}M", spec.memory.mem_mib);
@@ -150,10 +221,10 @@ pub(super) fn write(frame: &mut Frame<'_>, machine: &Machine, arguments: &mut Ve
     };
     arguments.extend(["-m".to_owned(), total]);
     if backs_memory {
-        arguments.extend(["-object".to_owned(), memory_backend(frame, "memory", spec.memory.mem_mib)]);
+        arguments.extend(["-object".to_owned(), memory_backend(frame, &own_id("memory"), spec.memory.mem_mib)]);
     }
     if let Some(hotplug) = &spec.memory.hotplug {
-        arguments.extend(["-object".to_owned(), memory_backend(frame, "hotplug", hotplug.most_mib)]);
+        arguments.extend(["-object".to_owned(), memory_backend(frame, &own_id("hotplug"), hotplug.most_mib)]);
     }
 }
 
@@ -172,6 +243,9 @@ fn machine_settings(frame: &Frame<'_>, machine: &Machine) -> BTreeMap<String, St
     set("accel", accelerator);
     if let Some(chosen) = &frame.spec.qemu.machine_opts {
         settings.extend(chosen.clone());
+        if machine.model == "microvm" && machine.bus == Bus::Pci {
+            settings.entry("pcie".to_owned()).or_insert_with(|| "on".to_owned());
+        }
         return settings;
     }
     set("mem-merge", "on");
@@ -199,7 +273,11 @@ fn machine_settings(frame: &Frame<'_>, machine: &Machine) -> BTreeMap<String, St
 fn cpu(frame: &Frame<'_>, machine: &Machine) -> String {
     let (spec, facts) = (frame.spec, frame.facts);
     if let Some(cpu) = &spec.cpu {
-        return cpu.clone();
+        // As below.
+        let lacks_flag = facts.kvm == Kvm::UsableSoftware && !machine.is_emulated && !cpu.contains("arch-capabilities");
+        let model = cpu.split(',').next().unwrap_or_default();
+        let flag = if lacks_flag && matches!(model, "host" | "max") { ",-arch-capabilities" } else { "" };
+        return format!("{cpu}{flag}");
     }
     if machine.is_emulated {
         return "max".to_owned();

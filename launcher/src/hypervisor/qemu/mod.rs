@@ -1,8 +1,10 @@
 //! QEMU: the one that can nearly everything, and the only one that runs without KVM. Read at 7.2 and 9.
 
 mod devices;
+mod extra;
 mod machine;
 mod screen;
+mod slots;
 
 use super::frame::{Command, Frame, VsockTransport};
 use crate::capability::{Feature, Support};
@@ -12,7 +14,7 @@ use crate::launch::{ControlProtocol, ControlSocket, ForcedStop, GracefulStep, La
 use crate::path::HostPath;
 use crate::refusal::Refusal;
 use crate::validate::InterfaceKind;
-use machine::{Bus, Machine};
+use machine::{Bus, Machine, own_id};
 use std::collections::BTreeMap;
 
 /// Where systemd looks for credentials in qemu's fw_cfg.
@@ -32,6 +34,7 @@ pub(super) fn support(feature: Feature) -> Support {
 pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     let spec = frame.spec;
     let machine = machine::choose(&mut frame);
+    extra::check(&mut frame);
     let screen = screen::choose(&mut frame);
     let kernel = frame.boot_image();
     check_kernel(&mut frame, &kernel);
@@ -54,7 +57,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
         // The bridge helper has rights of its own, which a sandboxed process cannot give to its children.
         arguments.extend(["-sandbox".to_owned(), "on".to_owned()]);
     }
-    frame.add_extra_arguments("qemu.extraArgs", &mut arguments, &spec.qemu.extra_args);
+    arguments.extend(spec.qemu.extra_args.iter().cloned());
     finish(frame, &machine, arguments)
 }
 
@@ -102,17 +105,20 @@ fn kernel_parameters(frame: &Frame<'_>, machine: &Machine) -> Vec<String> {
 fn write_ports(frame: &mut Frame<'_>, arguments: &mut Vec<String>) {
     let socket = Options::new(Dialect::Qemu)
         .word("socket")
-        .pair("id", "control")
+        .pair("id", own_id("control"))
         .pair("path", &frame.spec.control_socket)
         .pair("server", "on")
         .pair("wait", "off")
         .finish();
     let socket = frame.written("socket", socket);
-    let words = ["-chardev", &socket, "-mon", "chardev=control,mode=control"];
+    let monitor = format!("chardev={},mode=control", own_id("control"));
+    let words = ["-chardev", &socket, "-mon", &monitor];
     arguments.extend(words.map(str::to_owned));
     if frame.spec.qemu.serial_console {
         // Without signal=off, ctrl-c would end qemu instead of reaching the guest.
-        let words = ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"];
+        let console = own_id("console");
+        let (terminal, serial) = (format!("stdio,id={console},signal=off"), format!("chardev:{console}"));
+        let words = ["-chardev", &terminal, "-serial", &serial];
         arguments.extend(words.map(str::to_owned));
     }
 }

@@ -1,0 +1,184 @@
+//! The extra arguments of the user beside ours: it stops when an option that it takes once is given twice, so such
+//! options are merged key by key, replaced, or refused by name.
+
+use super::super::frame::Frame;
+use crate::path::HostPath;
+
+const OPTION: &str = "cloudHypervisor.extraArgs";
+
+/// Options whose value has keys, merged with ours.
+const MERGED: [&str; 6] = ["--balloon", "--cpus", "--memory", "--platform", "--rng", "--vsock"];
+/// Options of which the user's is taken instead of ours.
+const REPLACED: [&str; 3] = ["--console", "--seccomp", "--serial"];
+/// Options that only the spec sets, and by what.
+const REFUSED: [(&str, &str); 10] = [
+    ("--api-socket", "use socket"),
+    ("--cmdline", "use kernelParams"),
+    ("--firmware", "the kernel is booted without one"),
+    ("--help", "it would start no machine"),
+    ("--igvm", "use kernel"),
+    ("--initramfs", "use initrd"),
+    ("--kernel", "use kernel"),
+    ("--restore", "it would restore another machine"),
+    ("--version", "it would start no machine"),
+    ("--memory-zone", "the memory is one region; use --memory"),
+];
+/// Keys that only the spec sets where ours are written, and by what.
+const OWN_KEYS: [(&str, &str, &str); 12] = [
+    ("--cpus", "boot", "vcpu"),
+    ("--memory", "size", "mem"),
+    ("--memory", "hugepages", "hugepageMem"),
+    ("--memory", "hotplug_method", "hotplugMem"),
+    ("--memory", "hotplug_size", "hotplugMem"),
+    ("--memory", "hotplugged_size", "hotpluggedMem"),
+    ("--platform", "system_uuid", "machineId"),
+    ("--platform", "uuid", "machineId"),
+    ("--vsock", "cid", "vsock.cid"),
+    ("--vsock", "socket", "vsock.socket"),
+    ("--balloon", "size", "initialBalloonMem"),
+    ("--balloon", "deflate_on_oom", "deflateOnOOM"),
+];
+
+/// The whole command line.
+pub(super) struct Merged {
+    pub(super) arguments: Vec<String>,
+    /// Whether the serial console is still the terminal.
+    pub(super) serial_is_ours: bool,
+    /// Whether nothing was changed in our options.
+    pub(super) config_is_ours: bool,
+}
+
+/// An option with the words up to the next one.
+struct Item {
+    option: String,
+    values: Vec<String>,
+}
+
+/// `key=value` in their order; a word without a value stands alone.
+type Pairs = Vec<(String, Option<String>)>;
+
+/// Our arguments and the user's, each option as often as it may be.
+pub(super) fn merge(frame: &mut Frame<'_>, own: Vec<String>) -> Merged {
+    let mut items = items(&own);
+    let mut merged = Merged { arguments: Vec::new(), serial_is_ours: true, config_is_ours: true };
+    let mut seen: Vec<String> = Vec::new();
+    for item in self::items(&frame.spec.cloud_hypervisor.extra_args) {
+        let once = MERGED.contains(&item.option.as_str()) || REPLACED.contains(&item.option.as_str());
+        if once && seen.contains(&item.option) {
+            frame.refuse(OPTION, format!("takes {} once, and it is given twice", item.option));
+            continue;
+        }
+        seen.push(item.option.clone());
+        if let Some((option, instead)) = REFUSED.iter().find(|(option, _)| *option == item.option) {
+            frame.refuse(OPTION, format!("takes no further {option}; {instead}"));
+            continue;
+        }
+        let place = items.iter().position(|own| own.option == item.option);
+        merged.config_is_ours &= place.is_none() || item.values.is_empty();
+        merged.serial_is_ours &= item.option != "--serial" || item.values == ["tty"];
+        match place {
+            Some(at) if MERGED.contains(&item.option.as_str()) => {
+                let value = merge_value(frame, &item, &items[at].values.concat());
+                items[at].values = vec![value];
+            }
+            Some(at) if REPLACED.contains(&item.option.as_str()) || item.values.is_empty() => items[at] = item,
+            _ => {
+                if item.option == "--vsock" {
+                    // Left over from an earlier start it would be in the way.
+                    let socket = pairs(&item.values.concat()).into_iter().find(|(key, _)| key == "socket");
+                    frame.needs.sockets_to_remove.extend(socket.and_then(|(_, path)| path).map(HostPath::new));
+                }
+                items.push(item);
+            }
+        }
+    }
+    for item in items {
+        merged.arguments.push(item.option);
+        merged.arguments.extend(item.values);
+    }
+    merged
+}
+
+/// Our value with the user's keys.
+fn merge_value(frame: &mut Frame<'_>, item: &Item, own: &str) -> String {
+    let mut merged = pairs(own);
+    for (key, value) in pairs(&item.values.concat()) {
+        let ours = merged.iter().position(|(own, _)| *own == key);
+        let spec_option = OWN_KEYS.iter().find(|(option, own, _)| *option == item.option && *own == key);
+        match (ours, spec_option) {
+            (Some(at), _) if merged[at].1 == value => {}
+            (Some(_), Some((option, key, instead))) => {
+                frame.refuse(OPTION, format!("takes {key} of {option} from {instead}; set that"));
+            }
+            (Some(_), None) if item.option == "--memory" && key == "shared" && value.as_deref() == Some("off") => {
+                frame.refuse(OPTION, "needs shared memory for the daemons beside it; leave `shared=off` out");
+            }
+            (Some(at), None) if key == "oem_strings" => {
+                let lists = [merged[at].1.clone().unwrap_or_default(), value.unwrap_or_default()];
+                let inside = lists.map(|list| list.trim_matches(['[', ']']).to_owned());
+                merged[at].1 = Some(format!("[{}]", inside.join(",")));
+            }
+            (Some(at), None) => merged[at].1 = value,
+            (None, _) => merged.push((key, value)),
+        }
+    }
+    if item.option == "--memory" {
+        keep_pages_apart(frame, &mut merged, item);
+    }
+    let words = merged.into_iter().map(|(key, value)| match value {
+        Some(value) => format!("{key}={value}"),
+        None => key,
+    });
+    words.collect::<Vec<_>>().join(",")
+}
+
+/// Pages that others see, or huge ones, are not merged with equal ones: it refuses both together.
+fn keep_pages_apart(frame: &mut Frame<'_>, memory: &mut Pairs, item: &Item) {
+    let is_on =
+        |memory: &Pairs, key: &str| memory.iter().any(|(name, value)| name == key && value.as_deref() == Some("on"));
+    if is_on(memory, "mergeable") && (is_on(memory, "shared") || is_on(memory, "hugepages")) {
+        if item.values.concat().contains("mergeable=on") {
+            frame.refuse(OPTION, "cannot merge the pages of shared memory or huge pages; leave `mergeable=on` out");
+        }
+        memory.retain(|(key, _)| key != "mergeable");
+    }
+}
+
+/// The options with their values, which may be the next words or stand behind an equals sign.
+fn items(arguments: &[String]) -> Vec<Item> {
+    let mut items: Vec<Item> = Vec::new();
+    for argument in arguments {
+        match (argument.starts_with("--"), argument.split_once('='), items.last_mut()) {
+            (true, Some((option, value)), _) => {
+                items.push(Item { option: option.to_owned(), values: vec![value.to_owned()] });
+            }
+            (false, _, Some(item)) if !argument.starts_with('-') => item.values.push(argument.clone()),
+            _ => items.push(Item { option: argument.clone(), values: Vec::new() }),
+        }
+    }
+    items
+}
+
+/// Commas count only outside of quotes and brackets.
+fn pairs(text: &str) -> Pairs {
+    let (mut parts, mut part, mut open, mut quoted) = (Vec::new(), String::new(), 0_i32, false);
+    for character in text.chars() {
+        match character {
+            '"' => quoted = !quoted,
+            '[' => open += 1,
+            ']' => open -= 1,
+            ',' if open == 0 && !quoted => {
+                parts.push(std::mem::take(&mut part));
+                continue;
+            }
+            _ => {}
+        }
+        part.push(character);
+    }
+    parts.push(part);
+    let pair = |part: String| match part.split_once('=') {
+        Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+        None => (part, None),
+    };
+    parts.into_iter().filter(|part| !part.is_empty()).map(pair).collect()
+}

@@ -1,0 +1,242 @@
+//! What the user adds to qemu's command line: what of it concerns our own arguments, and what is refused by name.
+
+use super::super::frame::Frame;
+use crate::spec::DeviceBus;
+
+/// The first letters of every id that is written here. Ids of the user never begin with them.
+pub(super) const OWN_IDS: &str = "microvm-";
+
+/// Options whose last mention counts, so that the user's would replace ours without a word, or that stop qemu, with
+/// the option of the spec that says the same.
+const REPLACING: [(&str, &str); 6] = [
+    ("kernel", "use kernel"),
+    ("initrd", "use initrd"),
+    ("append", "use kernelParams"),
+    ("cpu", "use cpu"),
+    ("accel", "use qemu.accelerator"),
+    ("enable-kvm", "use qemu.accelerator"),
+];
+
+/// Options that are merged with ours but for some of their keys. An option's first word may stand for the first key.
+const PARTLY_OURS: [(&str, &[&str], &str); 5] = [
+    ("machine", &["type"], "use qemu.machine"),
+    ("M", &["type"], "use qemu.machine"),
+    ("m", &["size"], "use mem"),
+    ("smp", &["cpus"], "use vcpu"),
+    ("name", &["guest"], "use name"),
+];
+
+/// Names of devices that need no PCI bus: those of other buses, and virtio devices on their own.
+const WITHOUT_PCI: [&str; 15] = [
+    "-device",
+    "isa-",
+    "i8042",
+    "usb-",
+    "scsi-",
+    "ide-",
+    "hda-",
+    "virtconsole",
+    "virtserialport",
+    "pc-dimm",
+    "nvdimm",
+    "tpm-",
+    "loader",
+    "vmgenid",
+    "vmcoreinfo",
+];
+
+/// A device that the user adds in qemu's own words.
+#[derive(Clone, Debug, Default)]
+pub(super) struct UserDevice {
+    /// The option of the spec.
+    pub(super) option: String,
+    /// Its type.
+    pub(super) driver: String,
+    /// Its id.
+    pub(super) id: Option<String>,
+    /// The bus it is put on.
+    pub(super) bus: Option<String>,
+    /// Its slot and function on a PCI bus.
+    pub(super) address: Option<(u8, u8)>,
+}
+
+impl UserDevice {
+    /// The device of `-device`'s value, which may be JSON.
+    fn read(option: &str, text: &str) -> Self {
+        let pairs = if text.starts_with('{') { json_pairs(text) } else { pairs(text) };
+        let mut device = Self { option: option.to_owned(), ..Self::default() };
+        for (index, (key, value)) in pairs.into_iter().enumerate() {
+            match (key.as_str(), value) {
+                (_, None) if index == 0 => device.driver = key,
+                ("driver", Some(value)) => device.driver = value,
+                ("id", value) => device.id = value,
+                ("bus", value) => device.bus = value,
+                ("addr", Some(value)) => device.address = address(&value),
+                _ => {}
+            }
+        }
+        device
+    }
+
+    /// Whether it sits on a PCI bus.
+    pub(super) fn needs_pci(&self) -> bool {
+        let is = |name: &&str| {
+            if name.starts_with('-') { self.driver.ends_with(*name) } else { self.driver.starts_with(*name) }
+        };
+        !WITHOUT_PCI.iter().any(|name| is(&name))
+    }
+
+    /// Whether it takes one of the slots of virtio-mmio.
+    pub(super) fn is_virtio_mmio(&self) -> bool {
+        self.driver.ends_with("-device") && (self.driver.starts_with("virtio-") || self.driver.starts_with("vhost-"))
+    }
+}
+
+/// The devices among the extra arguments.
+pub(super) fn devices(extra: &[String]) -> Vec<UserDevice> {
+    options(extra)
+        .into_iter()
+        .filter(|(name, _)| *name == "device")
+        .filter_map(|(_, value)| Some(UserDevice::read("qemu.extraArgs", value?)))
+        .collect()
+}
+
+/// A device's `deviceExtraArgs` as if they were its option.
+pub(super) fn device_words(option: String, text: &str) -> UserDevice {
+    UserDevice { driver: String::new(), ..UserDevice::read(&option, &format!("device,{text}")) }
+}
+
+/// `slot` or `slot.function`, in hexadecimal digits: `set_pci_devfn` in hw/core/qdev-properties-system.c.
+pub(super) fn address(text: &str) -> Option<(u8, u8)> {
+    let number = |text: &str| u8::from_str_radix(text.trim_start_matches("0x"), 16).ok();
+    let (slot, function) = text.split_once('.').unwrap_or((text, "0"));
+    Some((number(slot)?, number(function)?))
+}
+
+/// Refuses the words that cannot stand beside ours.
+pub(super) fn check(frame: &mut Frame<'_>) {
+    let extra = &frame.spec.qemu.extra_args;
+    for (name, value) in options(extra) {
+        if let Some((_, instead)) = REPLACING.iter().find(|(option, _)| *option == name) {
+            frame.refuse("qemu.extraArgs", format!("would take -{name} instead of ours; {instead}"));
+        }
+        if let Some((_, keys, instead)) = PARTLY_OURS.iter().find(|(option, _, _)| *option == name) {
+            let gives = |(index, (key, value)): (usize, &(String, Option<String>))| {
+                keys.contains(&key.as_str()) || (index == 0 && value.is_none())
+            };
+            if value.is_some_and(|value| pairs(value).iter().enumerate().any(gives)) {
+                let reason = format!("would take the {} of -{name} instead of ours; {instead}", keys.join(" and "));
+                frame.refuse("qemu.extraArgs", reason);
+            }
+        }
+        if matches!(name, "machine" | "M") {
+            check_machine_keys(frame, value.unwrap_or_default());
+        }
+        if name == "daemonize" {
+            let reason = "cannot go into the background, because the launcher watches its process";
+            frame.refuse("qemu.extraArgs", format!("{reason}; leave -daemonize out"));
+        }
+        let on_terminal = value.is_some_and(|value| matches!(value.trim_start_matches("mon:"), "stdio"))
+            || (name == "chardev" && value.is_some_and(|value| value.split(',').next() == Some("stdio")));
+        if on_terminal && frame.spec.qemu.serial_console {
+            let reason = format!("has the serial console on the terminal, so -{name} cannot be there too");
+            frame.refuse("qemu.extraArgs", format!("{reason}; set qemu.serialConsole = false"));
+        }
+    }
+    if extra.iter().any(|argument| has_own_id(argument)) {
+        let reason = format!("keeps the ids that begin with `{OWN_IDS}` for the launcher; choose another id");
+        frame.refuse("qemu.extraArgs", reason);
+    }
+    check_ids(frame);
+}
+
+/// What our own arguments decide about the machine, wherever the user writes it.
+fn check_machine_keys(frame: &mut Frame<'_>, value: &str) {
+    let backs_memory = frame.spec.memory.shared || frame.spec.memory.huge_pages;
+    for (key, _) in pairs(value) {
+        if key == "accel" {
+            frame.refuse("qemu.extraArgs", "would take the accel of -machine instead of ours; use qemu.accelerator");
+        }
+        if key == "memory-backend" && backs_memory {
+            let reason = "has a memory backend already, for shared memory or huge pages";
+            frame.refuse("qemu.extraArgs", reason);
+        }
+    }
+}
+
+/// The ids of root ports and devices: well-formed, not ours, no two the same.
+fn check_ids(frame: &mut Frame<'_>) {
+    let spec = frame.spec;
+    let ports = spec.qemu.pcie_root_ports.iter().enumerate();
+    let mut ids: Vec<(String, String)> =
+        ports.map(|(index, port)| (format!("qemu.pcieRootPorts[{index}].id"), port.id.clone())).collect();
+    for (index, device) in spec.devices.iter().enumerate() {
+        ids.extend(device.qemu.id.iter().map(|id| (format!("devices[{index}].qemu.id"), id.clone())));
+        let words = device.qemu.device_extra_args.as_deref().unwrap_or_default();
+        let option = format!("devices[{index}].qemu.deviceExtraArgs");
+        let words = device_words(option, words);
+        ids.extend(words.id.into_iter().map(|id| (words.option.clone(), id)));
+    }
+    for device in devices(&spec.qemu.extra_args) {
+        ids.extend(device.id.into_iter().map(|id| (device.option.clone(), id)));
+    }
+    for (index, (option, id)) in ids.iter().enumerate() {
+        if id.starts_with(OWN_IDS) && option != "qemu.extraArgs" {
+            let reason = format!("keeps the ids that begin with `{OWN_IDS}` for the launcher; choose another id");
+            frame.refuse(option, reason);
+        } else if !is_well_formed(id) {
+            let reason = format!("has ids of letters, digits, `-`, `.` and `_`, a letter first; `{id}` is none");
+            frame.refuse(option, reason);
+        } else if let Some((other, _)) = ids[..index].iter().find(|(_, earlier)| earlier == id) {
+            frame.refuse(option, format!("has the id `{id}` already, from {other}"));
+        }
+    }
+}
+
+/// `id_wellformed` in util/id.c.
+fn is_well_formed(id: &str) -> bool {
+    let allowed = |character: char| character.is_ascii_alphanumeric() || "-._".contains(character);
+    id.starts_with(|character: char| character.is_ascii_alphabetic()) && id.chars().all(allowed)
+}
+
+fn has_own_id(argument: &str) -> bool {
+    let pairs = if argument.starts_with('{') { json_pairs(argument) } else { pairs(argument) };
+    pairs.into_iter().any(|(key, value)| {
+        matches!(key.as_str(), "id" | "node-name") && value.is_some_and(|value| value.starts_with(OWN_IDS))
+    })
+}
+
+/// The options with their values: a name without its dashes, and what comes after it if that is no option.
+fn options(arguments: &[String]) -> Vec<(&str, Option<&str>)> {
+    let mut found = Vec::new();
+    for (index, argument) in arguments.iter().enumerate() {
+        let Some(name) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else { continue };
+        let value = arguments.get(index + 1).map(String::as_str).filter(|value| !value.starts_with('-'));
+        found.push((name, value));
+    }
+    found
+}
+
+/// `key=value,key`, where a doubled comma is one comma of the value.
+fn pairs(text: &str) -> Vec<(String, Option<String>)> {
+    let parts = text.replace(",,", "\0");
+    let parts = parts.split(',').map(|part| part.replace('\0', ","));
+    let pair = |part: String| match part.split_once('=') {
+        Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+        None => (part, None),
+    };
+    parts.filter(|part| !part.is_empty()).map(pair).collect()
+}
+
+/// The text fields of a JSON object; none if it is no object.
+fn json_pairs(text: &str) -> Vec<(String, Option<String>)> {
+    let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(text) else { return Vec::new() };
+    let text_of = |value: serde_json::Value| value.as_str().map(str::to_owned);
+    fields.into_iter().filter_map(|(key, value)| Some((key, Some(text_of(value)?)))).collect()
+}
+
+/// Whether one of the user's words asks for a PCI bus, by a device or by a device of the host.
+pub(super) fn needs_pci(frame: &Frame<'_>) -> bool {
+    frame.spec.devices.iter().any(|device| device.bus == DeviceBus::Pci)
+        || devices(&frame.spec.qemu.extra_args).iter().any(UserDevice::needs_pci)
+}

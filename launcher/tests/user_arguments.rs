@@ -1,0 +1,268 @@
+//! What the user adds in a hypervisor's own words works beside ours, or is refused by name.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
+
+use launcher::facts::HostFacts;
+use launcher::hypervisor::lower;
+use launcher::launch::Launch;
+use launcher::path::HostPath;
+use launcher::spec::{Hypervisor, parse::parse};
+use launcher::validate::check;
+use serde_json::{Value, json};
+
+fn outcome(fields: Value, hypervisor: Hypervisor) -> Result<Launch, String> {
+    let mut document = json!({"version": 1, "name": "web", "kernel": "/k/bzImage", "initrd": "/k/initrd"});
+    if let (Value::Object(document), Value::Object(fields)) = (&mut document, fields) {
+        document.extend(fields);
+    }
+    let spec = check(&parse(&document.to_string()).expect("a spec")).expect("a checked spec");
+    let facts = HostFacts::assumed(HostPath::from("/var/lib/microvms/web"));
+    lower(&spec, &facts, hypervisor).map_err(|refusals| refusals.to_string())
+}
+
+fn launch(fields: Value, hypervisor: Hypervisor) -> Launch {
+    outcome(fields, hypervisor).unwrap_or_else(|refusal| panic!("{refusal}"))
+}
+
+fn refusal(fields: Value, hypervisor: Hypervisor) -> String {
+    outcome(fields.clone(), hypervisor).expect_err(&fields.to_string())
+}
+
+/// The value after that option, which is there once.
+fn value<'launch>(launch: &'launch Launch, option: &str) -> &'launch str {
+    let at: Vec<_> = (0..launch.arguments.len()).filter(|at| launch.arguments[*at] == option).collect();
+    assert_eq!(at.len(), 1, "{option} in {:?}", launch.arguments);
+    &launch.arguments[at[0] + 1]
+}
+
+/// The devices with their places on PCI, in their order.
+fn addresses(launch: &Launch) -> Vec<u32> {
+    let devices = launch.arguments.iter().filter_map(|argument| argument.split_once(",addr=0x"));
+    let slots = devices.map(|(_, rest)| rest.split([',', '.']).next().unwrap_or_default());
+    slots.map(|slot| u32::from_str_radix(slot, 16).expect("a slot")).collect()
+}
+
+fn extra(section: &str, arguments: &[&str]) -> Value {
+    json!({section: {"extraArgs": arguments}})
+}
+
+#[test]
+fn ids_of_the_user_do_not_meet_ours_in_qemu() {
+    let taken = ["console", "control", "net0", "disk0", "share0", "memory", "usb", "balloon", "hotplug"];
+    let everything = json!({
+        "balloon": true, "hotplugMem": 128,
+        "storeDisk": {"image": "/s"},
+        "interfaces": [{"type": "user", "id": "lan", "mac": "02:00:00:00:00:01"}],
+        "shares": [{"proto": "virtiofs", "tag": "t", "source": "/s", "mountPoint": "/s"}],
+        "devices": [{"bus": "usb", "path": "hostbus=1,hostaddr=2"}],
+    });
+    let arguments = launch(everything, Hypervisor::Qemu).arguments;
+    let ours: Vec<_> =
+        arguments.iter().flat_map(|argument| argument.split(',')).filter_map(|part| part.strip_prefix("id=")).collect();
+    assert!(ours.len() >= taken.len(), "{ours:?}");
+    for id in ours {
+        assert!(id.starts_with("microvm-"), "{id} may be the user's");
+    }
+    for argument in ["virtio-rng-pci,id=microvm-net0", "{\"driver\":\"virtio-rng-pci\",\"id\":\"microvm-x\"}"] {
+        let refused = refusal(extra("qemu", &["-device", argument]), Hypervisor::Qemu);
+        assert!(refused.contains("qemu.extraArgs: qemu keeps the ids that begin with `microvm-`"), "{refused}");
+    }
+    for (device, expected) in [
+        (json!({"id": "microvm-a"}), "devices[0].qemu.id: qemu keeps the ids"),
+        (json!({"id": "0a"}), "devices[0].qemu.id: qemu has ids of letters"),
+        (json!({"id": "a", "deviceExtraArgs": "id=a"}), "qemu.deviceExtraArgs: qemu has the id `a` already"),
+    ] {
+        let refused =
+            refusal(json!({"devices": [{"bus": "pci", "path": "0000:01:00.0", "qemu": device}]}), Hypervisor::Qemu);
+        assert!(refused.contains(expected), "{refused}");
+    }
+}
+
+#[test]
+fn the_low_pci_addresses_are_the_users() {
+    let disks = |count: usize| (0..count).map(|index| json!({"image": format!("{index}.img"), "size": 1}));
+    let machine = |arguments: &[&str]| {
+        let mut fields = extra("qemu", arguments);
+        fields["qemu"]["machine"] = json!("q35");
+        fields["volumes"] = disks(4).collect();
+        fields
+    };
+    // Ours go upwards, so that the guest sees the disks in their order; the chip set is in 0x1f.
+    let plain = addresses(&launch(machine(&[]), Hypervisor::Qemu));
+    assert_eq!(plain, [0x1a, 0x1b, 0x1c, 0x1d, 0x1e]);
+    for taken in ["addr=1c", "addr=0x1c", "addr=0x1c.0", "bus=pcie.0,addr=0x1c"] {
+        let words = format!("virtio-rng-pci,{taken}");
+        let beside = launch(machine(&["-device", &words]), Hypervisor::Qemu);
+        let ours: Vec<u32> = beside
+            .arguments
+            .iter()
+            .filter(|argument| **argument != words)
+            .filter_map(|argument| {
+                let (_, rest) = argument.split_once(",addr=0x")?;
+                u32::from_str_radix(rest.split(',').next()?, 16).ok()
+            })
+            .collect();
+        assert_eq!(ours, [0x19, 0x1a, 0x1b, 0x1d, 0x1e], "{taken}");
+    }
+    let crowd: Vec<&str> = std::iter::repeat_n(["-device", "virtio-rng-pci"], 26).flatten().collect();
+    let refused = refusal(machine(&crowd), Hypervisor::Qemu);
+    assert!(refused.contains("has room for 30 devices, and this machine has 31"), "{refused}");
+}
+
+#[test]
+fn a_pci_device_of_the_user_gets_a_machine_with_pci() {
+    let by_words = launch(extra("qemu", &["-device", "virtio-rng-pci"]), Hypervisor::Qemu);
+    assert!(value(&by_words, "-machine").starts_with("q35,"), "{:?}", by_words.arguments);
+    let without = launch(extra("qemu", &["-device", "isa-debug-exit"]), Hypervisor::Qemu);
+    assert!(value(&without, "-machine").starts_with("microvm,"));
+    let mut small = extra("qemu", &["-device", "virtio-rng-pci"]);
+    small["qemu"]["machine"] = json!("microvm");
+    small["qemu"]["machineOpts"] = json!({"acpi": "on"});
+    assert!(value(&launch(small.clone(), Hypervisor::Qemu), "-machine").contains("pcie=on"));
+    small["qemu"]["machineOpts"] = json!({"pcie": "off"});
+    let refused = refusal(small, Hypervisor::Qemu);
+    assert!(refused.contains("qemu.machineOpts.pcie: qemu needs PCI Express"), "{refused}");
+    let many: Vec<&str> = std::iter::repeat_n(["-device", "virtio-rng-device"], 8).flatten().collect();
+    assert!(value(&launch(extra("qemu", &many), Hypervisor::Qemu), "-machine").starts_with("q35,"));
+}
+
+#[test]
+fn functions_of_one_card_are_functions_in_the_guest() {
+    let device =
+        |function: u8, qemu: Value| json!({"bus": "pci", "path": format!("0000:01:00.{function}"), "qemu": qemu});
+    let port = json!({"qemu": {"pcieRootPorts": [{"id": "rp1"}, {"id": "rp2"}]}});
+    let mut shared = port.clone();
+    shared["devices"] = json!([device(0, json!({"bus": "rp1"})), device(1, json!({"bus": "rp1"}))]);
+    let arguments = launch(shared, Hypervisor::Qemu).arguments;
+    for expected in [
+        "vfio-pci,host=0000:01:00.0,addr=0x0.0,multifunction=on,bus=rp1",
+        "vfio-pci,host=0000:01:00.1,addr=0x0.1,bus=rp1",
+        "pcie-root-port,id=rp1,chassis=1,addr=0x1c",
+        "pcie-root-port,id=rp2,chassis=2,addr=0x1d",
+    ] {
+        assert!(arguments.iter().any(|argument| argument == expected), "{expected} in {arguments:?}");
+    }
+    let mut alone = port;
+    alone["devices"] = json!([device(0, json!({"bus": "rp1"}))]);
+    assert!(launch(alone, Hypervisor::Qemu).arguments.contains(&"vfio-pci,host=0000:01:00.0,bus=rp1".to_owned()));
+    let words = |words: &str| json!({"deviceExtraArgs": words});
+    let chosen = json!({"devices": [device(0, words("addr=5.0")), device(1, words("addr=5.1"))]});
+    let arguments = launch(chosen, Hypervisor::Qemu).arguments;
+    assert!(
+        arguments.iter().any(|argument| argument == "vfio-pci,host=0000:01:00.0,multifunction=on,addr=5.0"),
+        "{arguments:?}"
+    );
+}
+
+#[test]
+fn words_that_would_replace_ours_in_qemu_are_refused_by_name() {
+    for (arguments, expected) in [
+        (["-kernel", "/k"], "-kernel instead of ours; use kernel"),
+        (["-append", "quiet"], "-append instead of ours; use kernelParams"),
+        (["--initrd", "/i"], "-initrd instead of ours; use initrd"),
+        (["-cpu", "EPYC"], "-cpu instead of ours; use cpu"),
+        (["-accel", "tcg"], "use qemu.accelerator"),
+        (["-enable-kvm", "-S"], "use qemu.accelerator"),
+        (["-machine", "pc"], "the type of -machine instead of ours; use qemu.machine"),
+        (["-M", "graphics=off,accel=tcg"], "use qemu.accelerator"),
+        (["-m", "1G"], "use mem"),
+        (["-m", "slots=2,size=1G"], "use mem"),
+        (["-smp", "4"], "use vcpu"),
+        (["-name", "guest=x"], "use name"),
+        (["-serial", "mon:stdio"], "-serial cannot be there too; set qemu.serialConsole = false"),
+        (["-chardev", "stdio,id=x"], "-chardev cannot be there too"),
+        (["-daemonize", "-S"], "leave -daemonize out"),
+    ] {
+        let refused = refusal(extra("qemu", &arguments), Hypervisor::Qemu);
+        assert!(refused.contains("qemu.extraArgs: qemu ") && refused.contains(expected), "{arguments:?}: {refused}");
+    }
+    for arguments in [["-m", "slots=2"], ["-smp", "sockets=1"], ["-name", "debug-threads=on"], ["-M", "graphics=off"]] {
+        launch(extra("qemu", &arguments), Hypervisor::Qemu);
+    }
+    let on_terminal = json!({"qemu": {"serialConsole": false, "extraArgs": ["-serial", "stdio"]}});
+    launch(on_terminal, Hypervisor::Qemu);
+    for (key, expected) in [("type", "use that"), ("memory-backend", "has a memory backend already")] {
+        let fields = json!({"hugepageMem": true, "qemu": {"machineOpts": {key: "x"}}});
+        let refused = refusal(fields, Hypervisor::Qemu);
+        assert!(refused.contains(&format!("qemu.machineOpts.{key}: qemu ")) && refused.contains(expected), "{refused}");
+    }
+}
+
+#[test]
+fn options_of_cloud_hypervisor_are_merged() {
+    let on = |arguments: &[&str]| launch(extra("cloudHypervisor", arguments), Hypervisor::CloudHypervisor);
+    assert_eq!(value(&on(&["--cpus", "max=4,affinity=[0@[1,2]]"]), "--cpus"), "boot=1,max=4,affinity=[0@[1,2]]");
+    assert_eq!(value(&on(&["--cpus=topology=1:1:1:1"]), "--cpus"), "boot=1,max=1,topology=1:1:1:1");
+    assert_eq!(value(&on(&["--memory", "prefault=on"]), "--memory"), "size=512M,mergeable=on,prefault=on");
+    assert_eq!(value(&on(&["--memory", "shared=on"]), "--memory"), "size=512M,shared=on");
+    assert_eq!(value(&on(&["--serial", "file=/tmp/x"]), "--serial"), "file=/tmp/x");
+    assert_eq!(value(&on(&["--console", "pty", "-v"]), "--console"), "pty");
+    assert_eq!(value(&on(&["--seccomp", "log"]), "--seccomp"), "log");
+    assert_eq!(value(&on(&["--rng", "src=/dev/hwrng"]), "--rng"), "src=/dev/hwrng");
+    assert_eq!(value(&on(&["--platform", "num_pci_segments=2"]), "--platform"), "num_pci_segments=2");
+    let watched = on(&["--watchdog"]).arguments;
+    assert_eq!(watched.iter().filter(|argument| *argument == "--watchdog").count(), 1);
+    let silent = on(&["--serial", "null"]);
+    assert_eq!(silent.console.guest_device, None);
+    let vsock = on(&["--vsock", "cid=3,socket=/run/x.sock"]);
+    assert_eq!(value(&vsock, "--vsock"), "cid=3,socket=/run/x.sock");
+    assert!(vsock.needs.sockets_to_remove.contains(&"/run/x.sock".into()), "{:?}", vsock.needs.sockets_to_remove);
+    let strings = json!({"machineId": "a67472e5570e5c8ab18cae3c77701050", "vsock": {"cid": 42}, "cloudHypervisor": {
+        "platformOEMStrings": ["a=b"], "extraArgs": ["--platform", "oem_strings=[c=d]", "--vsock", "id=v,iommu=on"],
+    }});
+    let strings = launch(strings, Hypervisor::CloudHypervisor);
+    let expected = "system_uuid=a67472e5-570e-5c8a-b18c-ae3c77701050,oem_strings=[a=b,c=d]";
+    assert_eq!(value(&strings, "--platform"), expected);
+    assert_eq!(value(&strings, "--vsock"), "cid=42,socket=web.vsock,id=v,iommu=on");
+}
+
+#[test]
+fn what_the_spec_says_to_cloud_hypervisor_is_not_said_again() {
+    for (arguments, expected) in [
+        (["--cpus", "boot=4"], "takes boot of --cpus from vcpu; set that"),
+        (["--memory", "size=1G"], "takes size of --memory from mem; set that"),
+        (["--kernel", "/k"], "takes no further --kernel; use kernel"),
+        (["--cmdline", "quiet"], "use kernelParams"),
+        (["--api-socket=x", "-v"], "use socket"),
+        (["--memory", "shared=on,mergeable=on"], "leave `mergeable=on` out"),
+        (["--restore", "source_url=file:///x"], "takes no further --restore"),
+    ] {
+        let refused = refusal(extra("cloudHypervisor", &arguments), Hypervisor::CloudHypervisor);
+        assert!(
+            refused.contains("cloudHypervisor.extraArgs: ") && refused.contains(expected),
+            "{arguments:?}: {refused}"
+        );
+    }
+    let twice = refusal(extra("cloudHypervisor", &["--cpus", "max=2", "--cpus", "max=3"]), Hypervisor::CloudHypervisor);
+    assert!(twice.contains("takes --cpus once, and it is given twice"), "{twice}");
+    let mut shared = extra("cloudHypervisor", &["--memory", "shared=off"]);
+    shared["shares"] = json!([{"proto": "virtiofs", "tag": "t", "source": "/s", "mountPoint": "/s"}]);
+    let shared = refusal(shared, Hypervisor::CloudHypervisor);
+    assert!(shared.contains("leave `shared=off` out"), "{shared}");
+    let mut console = extra("cloudHypervisor", &["--serial", "null"]);
+    console["consoleSocket"] = json!("console.sock");
+    let console = refusal(console, Hypervisor::CloudHypervisor);
+    assert!(console.contains("consoleSocket: cloud-hypervisor has no serial console to serve"), "{console}");
+}
+
+#[test]
+fn options_that_others_take_once_are_refused_by_name() {
+    for (section, hypervisor, arguments, expected) in [
+        ("crosvm", Hypervisor::Crosvm, ["--cpus", "4"], "cannot take --cpus beside"),
+        ("crosvm", Hypervisor::Crosvm, ["-m", "4"], "use mem"),
+        ("crosvm", Hypervisor::Crosvm, ["--socket=x", "-p"], "cannot take --socket beside"),
+        ("kvmtool", Hypervisor::Kvmtool, ["-c", "4"], "use vcpu"),
+        ("kvmtool", Hypervisor::Kvmtool, ["-m512", "--sdl"], "use mem"),
+        ("kvmtool", Hypervisor::Kvmtool, ["--params", "x"], "use kernelParams"),
+        ("kvmtool", Hypervisor::Kvmtool, ["--no-nodefaults", "--sdl"], "the launcher says all defaults itself"),
+        ("firecracker", Hypervisor::Firecracker, ["--no-api", "--id"], "cannot take --no-api beside"),
+    ] {
+        let refused = refusal(extra(section, &arguments), hypervisor);
+        let option = format!("{section}.extraArgs: {hypervisor} ");
+        assert!(refused.contains(&option) && refused.contains(expected), "{arguments:?}: {refused}");
+    }
+    // What is not given is the user's to give.
+    launch(extra("crosvm", &["--vsock", "3"]), Hypervisor::Crosvm);
+    let network = launch(extra("kvmtool", &["-n", "mode=user"]), Hypervisor::Kvmtool);
+    assert_eq!(value(&network, "-n"), "mode=user");
+}
