@@ -20,7 +20,7 @@ const MOST_DEVICES: usize = 29;
 /// The directory in which it jails its devices unless it is told another: `DEFAULT_PIVOT_ROOT` in its build.
 const DEFAULT_PIVOT_ROOT: &str = "/var/empty";
 
-/// `MAX_CPUS` of its tables for x86: CPUs have numbers of one byte.
+/// Tried: with more its x86 tables fail, because the interrupt controller's number comes behind those of the CPUs.
 const MOST_VCPUS: u32 = 254;
 /// Options that stop it when they are given twice.
 const GIVEN_ONCE: [GivenOnce; 13] = [

@@ -83,7 +83,7 @@ impl UserDevice {
         let is = |name: &&str| {
             if name.starts_with('-') { self.driver.ends_with(*name) } else { self.driver.starts_with(*name) }
         };
-        !WITHOUT_PCI.iter().any(|name| is(&name))
+        !WITHOUT_PCI.iter().any(is)
     }
 
     /// Whether it takes one of the slots of virtio-mmio.

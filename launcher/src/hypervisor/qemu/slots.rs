@@ -5,7 +5,7 @@ use super::super::frame::Frame;
 use super::extra::{self, UserDevice};
 use super::machine::{Bus, Machine};
 use crate::spec::DeviceBus;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The last slot for devices: q35 has its chip set in the one behind it.
 const LAST_SLOT: u8 = 0x1e;
@@ -18,7 +18,7 @@ const FUNCTIONS: u8 = 8;
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     /// Free slots of the root bus for ours, ascending.
-    own: std::vec::IntoIter<u8>,
+    own: VecDeque<u8>,
     /// Functions above 0 that somebody puts on this bus and slot.
     multifunction: BTreeSet<(String, u8)>,
     /// For the devices of the host that share a root port: how many, and how many are placed.
@@ -83,13 +83,13 @@ impl Slots {
             };
             frame.refuse("volumes", reason);
         }
-        slots.own = free[free.len().saturating_sub(own)..].to_vec().into_iter();
+        slots.own = free.into_iter().rev().take(own).rev().collect();
         slots
     }
 
     /// The next slot of ours.
     pub(super) fn next(&mut self) -> Place {
-        Place { address: self.own.next().map(|slot| format!("{slot:#x}")), multifunction: false }
+        Place { address: self.own.pop_front().map(|slot| format!("{slot:#x}")), multifunction: false }
     }
 
     /// The place of a device for which the user chose this bus and address.
