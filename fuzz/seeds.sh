@@ -80,6 +80,13 @@ while read -r segment; do
 done < <(find "$work/cache/v1/segments" -type f | sort)
 find "$work/cache/v1/outputs" -type f -exec cat {} \; | seed output_record built
 
+# What a client asks the cache service, what it answers, and what Nix' daemon says.
+printf '{"version":1,"encoder":"zstd8-e1","storePath":{"path":"%s","narHash":"%s"},"settings":%s}' "$name" "$hash" \
+  '{"compression":"zstd","level":8,"blockSizeBytes":131072,"fragmentBlockSizeBytes":131072}' | seed cache_request request
+printf '{"answer":"refused","version":1,"reason":"notValid","message":"no"}' | seed cache_request answer
+printf 'oixd\0\0\0\0\042\001\0\0\0\0\0\0\005\0\0\0\0\0\0\0002.8.0\0\0\0stla\0\0\0\0stla\0\0\0\0%08d' 0 | tr 0 '\0' |
+  seed cache_request nix-daemon
+
 # Kernels: an ELF with a note of Xen, and the boot image of x86.
 {
   printf '\177ELF%028d' 0 | tr 0 '\0'

@@ -3,6 +3,7 @@
 pub mod atomic_file;
 pub mod build;
 pub mod cache;
+pub mod cache_service;
 pub mod closure;
 pub mod diff;
 pub mod dump;

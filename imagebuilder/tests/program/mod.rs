@@ -154,6 +154,8 @@ impl Workspace {
         command.args(arguments).current_dir(self.root()).stdin(Stdio::null());
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("MICROVM_IMAGE_CACHE", self.path("cache")).env("HOME", self.root());
+        // Not the one of the machine that runs the test.
+        command.env("MICROVM_IMAGE_CACHE_SOCKET", self.path("cache.sock"));
         for (name, value) in NIX_ENVIRONMENT {
             command.env(name, value);
         }
@@ -187,6 +189,14 @@ impl Drop for Workspace {
 /// Nix without a daemon, users or network, so that it works in any test.
 pub(crate) const NIX_ENVIRONMENT: [(&str, &str); 2] =
     [("NIX_REMOTE", ""), ("NIX_CONFIG", "substituters =\nbuild-users-group =\nbuilders =\nfsync-metadata = false")];
+
+/// The store paths, with the SHA-256 and the length of their NAR serialisations.
+pub(crate) fn facts() -> Vec<(&'static str, [u8; 32], u64)> {
+    FACTS
+        .iter()
+        .map(|(name, hash, size, _)| (*name, imagebuilder::nar_hash::parse(&format!("sha256:{hash}")).unwrap(), *size))
+        .collect()
+}
 
 /// `registration` as `closureInfo` writes it.
 pub(crate) fn registration() -> String {

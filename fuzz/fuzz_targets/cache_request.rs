@@ -1,0 +1,28 @@
+//! Invariant: what a client sends to the cache service is refused, or is a request for one member of the store, with a NAR
+//! hash; and it stays the same when it is written and read again. The service's answers and those of Nix' daemon are read
+//! from the same bytes.
+
+#![no_main]
+
+use fuzz::planned_path;
+use imagebuilder::cache_service::nix_daemon::read_answer;
+use imagebuilder::cache_service::protocol::{Answer, MESSAGE_BYTES_MAX, Request};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let _ = read_answer(bytes, &planned_path().path).map_err(|error| error.to_string());
+    if let Ok(answer) = Answer::parse(bytes) {
+        let message = answer.message().expect("a message");
+        assert_eq!(Answer::parse(&message).expect("the same answer"), answer);
+    }
+    match Request::parse(bytes) {
+        Ok(request) => {
+            assert!(bytes.len() <= MESSAGE_BYTES_MAX && request.store_path.nar_hash.is_some());
+            let name = request.store_path.path.base_name();
+            assert!(!name.contains('/') && name.len() > 33);
+            let message = request.message().expect("a message");
+            assert_eq!(Request::parse(&message).expect("the same request"), request);
+        }
+        Err(error) => drop(error.to_string()),
+    }
+});

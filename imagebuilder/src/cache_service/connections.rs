@@ -1,0 +1,167 @@
+//! The clients that are connected, and what each waits for.
+
+use super::WantedPack;
+use super::messages;
+use super::protocol::Answer;
+use super::scheduler::Owner;
+use rustix::net::{SocketFlags, accept_with, sockopt};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How often a client that waits hears that the service is still there.
+const BEAT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The kernel raises this to the least it knows, in which a handful of answers fit. A client that does not read them is
+/// dropped, and the descriptors that are under way to such clients stay few: the kernel counts them against the service.
+const SEND_BUFFER_BYTES: usize = 1;
+
+/// A client.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: OwnedFd,
+    owner: Owner,
+    waits: Option<Wait>,
+    heard: Instant,
+}
+
+/// A request that is being worked on.
+#[derive(Debug)]
+pub(super) struct Wait {
+    /// The pack.
+    pub(super) wanted: WantedPack,
+    deadline: Instant,
+    beat: Instant,
+}
+
+/// What ended a wait that nothing else ended.
+#[derive(Debug, Default)]
+pub(super) struct Overdue {
+    /// Clients that said nothing for too long.
+    pub(super) silent: Vec<u64>,
+    /// Clients whose request took too long.
+    pub(super) late: Vec<u64>,
+    /// Clients that are to hear that the service is still there.
+    pub(super) to_hear: Vec<u64>,
+}
+
+/// All of them, by number. Numbers are never given twice.
+#[derive(Debug, Default)]
+pub(super) struct Connections {
+    open: BTreeMap<u64, Connection>,
+    next: u64,
+}
+
+/// Takes a client that waits to be accepted, and says which user it is.
+///
+/// # Errors
+/// [`io::ErrorKind::WouldBlock`] when there is none.
+pub(super) fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, u32)> {
+    let socket = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    let user = sockopt::socket_peercred(&socket)?.uid.as_raw();
+    sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES)?;
+    Ok((socket, user))
+}
+
+impl Connections {
+    /// Adds a client.
+    pub(super) fn add(&mut self, socket: OwnedFd, owner: Owner) {
+        let connection = Connection { socket, owner, waits: None, heard: Instant::now() };
+        self.open.insert(self.next, connection);
+        self.next += 1;
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.open.len()
+    }
+
+    /// How many of them are one owner's.
+    pub(super) fn count_of(&self, owner: Owner) -> usize {
+        self.open.values().filter(|connection| connection.owner == owner).count()
+    }
+
+    /// Their numbers, their sockets, and whether they have a request that is being worked on.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (u64, &OwnedFd, bool)> {
+        self.open.iter().map(|(number, connection)| (*number, &connection.socket, connection.waits.is_some()))
+    }
+
+    /// Whose a connection is; `None` when it has ended.
+    pub(super) fn owner(&self, number: u64) -> Option<Owner> {
+        self.open.get(&number).map(|connection| connection.owner)
+    }
+
+    /// What a client waits for.
+    pub(super) fn wanted(&self, number: u64) -> Option<&WantedPack> {
+        self.open.get(&number)?.waits.as_ref().map(|wait| &wait.wanted)
+    }
+
+    /// A client waits from now on.
+    pub(super) fn wait(&mut self, number: u64, wanted: WantedPack, time_limit: Duration) {
+        if let Some(connection) = self.open.get_mut(&number) {
+            let now = Instant::now();
+            connection.waits = Some(Wait { wanted, deadline: now + time_limit, beat: now + BEAT_INTERVAL });
+        }
+    }
+
+    /// Reads a message of a client; `None` when it has gone.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when there is none.
+    pub(super) fn receive(&mut self, number: u64) -> io::Result<Option<Vec<u8>>> {
+        let Some(connection) = self.open.get_mut(&number) else { return Ok(None) };
+        let message = messages::receive_without_descriptors(&connection.socket)?;
+        connection.heard = Instant::now();
+        Ok((!message.bytes.is_empty()).then_some(message.bytes))
+    }
+
+    /// Sends an answer that ends a client's wait. A client that cannot take it is dropped.
+    pub(super) fn answer(&mut self, number: u64, answer: &Answer, pack: Option<&File>) {
+        if let Some(connection) = self.open.get_mut(&number) {
+            connection.waits = None;
+            connection.heard = Instant::now();
+            self.send(number, answer, pack);
+        }
+    }
+
+    /// Tells a client that the service is still there.
+    pub(super) fn beat(&mut self, number: u64) {
+        if let Some(Connection { waits: Some(wait), .. }) = self.open.get_mut(&number) {
+            wait.beat = Instant::now() + BEAT_INTERVAL;
+            self.send(number, &Answer::WORKING, None);
+        }
+    }
+
+    fn send(&mut self, number: u64, answer: &Answer, pack: Option<&File>) {
+        let Some(connection) = self.open.get(&number) else { return };
+        let sent = answer
+            .message()
+            .map_err(io::Error::other)
+            .and_then(|message| messages::send(&connection.socket, &message, pack.map(AsFd::as_fd)));
+        if sent.is_err() {
+            self.open.remove(&number);
+        }
+    }
+
+    /// Ends a connection.
+    pub(super) fn remove(&mut self, number: u64) {
+        self.open.remove(&number);
+    }
+
+    /// What the clock has ended.
+    pub(super) fn overdue(&self, silence_limit: Duration) -> Overdue {
+        let now = Instant::now();
+        let mut overdue = Overdue::default();
+        for (number, connection) in &self.open {
+            match &connection.waits {
+                None if now.duration_since(connection.heard) >= silence_limit => overdue.silent.push(*number),
+                Some(wait) if now >= wait.deadline => overdue.late.push(*number),
+                Some(wait) if now >= wait.beat => overdue.to_hear.push(*number),
+                _ => {}
+            }
+        }
+        overdue
+    }
+}

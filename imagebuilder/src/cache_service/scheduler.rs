@@ -1,0 +1,101 @@
+//! Which request is next: each owner has a queue, and the queues take turns.
+
+use std::collections::{HashMap, VecDeque};
+
+/// Whose request it is: a user of the host, by its number.
+pub(super) type Owner = u32;
+
+/// Queues of tasks, one an owner.
+#[derive(Debug)]
+pub(super) struct Scheduler<Task> {
+    /// Owners with tasks that wait, in the order of their turns, with these tasks.
+    waiting: VecDeque<(Owner, VecDeque<Task>)>,
+    /// How many tasks of an owner are being worked on.
+    running: HashMap<Owner, usize>,
+    running_max: usize,
+    running_per_owner_max: usize,
+}
+
+impl<Task> Scheduler<Task> {
+    /// For so many workers. One owner may keep all but one of them busy, so that another never waits for a long task of
+    /// the first; a single worker is shared by turns alone.
+    pub(super) fn new(workers: usize) -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            running: HashMap::new(),
+            running_max: workers,
+            running_per_owner_max: workers.saturating_sub(1).max(1),
+        }
+    }
+
+    /// Adds a task to its owner's queue.
+    pub(super) fn push(&mut self, owner: Owner, task: Task) {
+        match self.waiting.iter_mut().find(|(known, _)| *known == owner) {
+            Some((_, tasks)) => tasks.push_back(task),
+            None => self.waiting.push_back((owner, VecDeque::from([task]))),
+        }
+    }
+
+    /// The task that is to be worked on next, if a worker is free. Its owner's next turn is after all others'.
+    pub(super) fn next(&mut self) -> Option<(Owner, Task)> {
+        if self.running.values().sum::<usize>() >= self.running_max {
+            return None;
+        }
+        let may_run = |owner: &Owner| self.running.get(owner).copied().unwrap_or(0) < self.running_per_owner_max;
+        let turn = self.waiting.iter().position(|(owner, _)| may_run(owner))?;
+        let (owner, mut tasks) = self.waiting.remove(turn)?;
+        let task = tasks.pop_front()?;
+        if !tasks.is_empty() {
+            self.waiting.push_back((owner, tasks));
+        }
+        *self.running.entry(owner).or_default() += 1;
+        Some((owner, task))
+    }
+
+    /// A task of the owner has ended.
+    pub(super) fn finished(&mut self, owner: Owner) {
+        if let Some(count) = self.running.get_mut(&owner) {
+            *count -= 1;
+            if *count == 0 {
+                self.running.remove(&owner);
+            }
+        }
+    }
+
+    /// Whether nothing waits and nothing runs.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_with_a_thousand_tasks_waits_after_each_for_the_others() {
+        let mut scheduler = Scheduler::new(1);
+        (0..1000).for_each(|number| scheduler.push(1, number));
+        scheduler.push(2, 5000);
+        scheduler.push(3, 6000);
+        let mut order = Vec::new();
+        while let Some((owner, task)) = scheduler.next() {
+            order.push(task);
+            scheduler.finished(owner);
+        }
+        assert_eq!(order[..4], [0, 5000, 6000, 1]);
+        assert_eq!(order.len(), 1002);
+        assert!(scheduler.is_idle());
+    }
+
+    #[test]
+    fn a_worker_is_left_for_the_others() {
+        let mut scheduler = Scheduler::new(3);
+        (0..9).for_each(|number| scheduler.push(1, number));
+        assert_eq!([scheduler.next(), scheduler.next(), scheduler.next()], [Some((1, 0)), Some((1, 1)), None]);
+        scheduler.push(2, 100);
+        assert_eq!([scheduler.next(), scheduler.next()], [Some((2, 100)), None]);
+        scheduler.finished(1);
+        assert_eq!(scheduler.next(), Some((1, 2)));
+    }
+}

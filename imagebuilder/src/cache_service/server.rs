@@ -1,0 +1,446 @@
+//! The service: one thread that talks to all clients and waits for nobody, and workers that do what takes time.
+//!
+//! A request is first looked up: is the store path valid, is its pack there? What has to be made goes to the makers, each
+//! pack once, whoever asks for it. Both kinds of work take turns among the users that ask, and finding never waits for
+//! making.
+
+use super::connections::{Connections, accept};
+use super::owners::Owners;
+use super::protocol::{Answer, Reason, Request};
+use super::scheduler::{Owner, Scheduler};
+use super::workers::{Bell, Outcome, Refusal, Task, Workshop};
+use super::{PackStore, WantedPack};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// How often the clock is looked at.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+/// How long no client is accepted after one could not be: the process has no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// Clients that are accepted before the others are looked at again.
+const ACCEPTED_AT_ONCE: usize = 16;
+/// Threads that look up.
+const LOOKERS: usize = 2;
+
+/// How much the service does for whom.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Packs that are made at the same time, at least 2: one user can occupy all makers but one.
+    pub makers: usize,
+    /// Clients that are connected at the same time.
+    pub clients: usize,
+    /// Clients of one user.
+    pub clients_per_user: usize,
+    /// How long a request may take, and the making of a pack.
+    pub request_time: Duration,
+    /// How long a client may be connected without a request.
+    pub silence: Duration,
+    /// The service ends when it has had no client for so long; `None` for never.
+    pub idle_exit: Option<Duration>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            makers: 2,
+            clients: 256,
+            clients_per_user: 16,
+            request_time: Duration::from_secs(600),
+            silence: Duration::from_secs(30),
+            idle_exit: None,
+        }
+    }
+}
+
+/// A service that is ready to run.
+pub struct Service<'a> {
+    /// The socket that clients connect to.
+    pub listener: OwnedFd,
+    /// The packs.
+    pub packs: &'a dyn PackStore,
+    /// The socket of Nix' daemon.
+    pub nix_daemon: &'a Path,
+    /// Who counts as one user.
+    pub owners: Owners,
+    /// How much is done for whom.
+    pub limits: Limits,
+}
+
+/// Why the service cannot go on.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The kernel refuses what it needs.
+    #[error("cannot {action}")]
+    System {
+        /// What was being done.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn system(action: &'static str) -> impl Fn(io::Error) -> ServeError {
+    move |source| ServeError::System { action, source }
+}
+
+impl Service<'_> {
+    /// Serves until `stop` is set, or nobody has asked for long enough. Lines for the log go to `tell`.
+    ///
+    /// # Errors
+    /// The system refuses a thread, or waiting for clients.
+    pub fn run(&self, stop: &AtomicBool, tell: &mut dyn FnMut(&str)) -> Result<(), ServeError> {
+        let flags = fcntl_getfl(&self.listener).map_err(|error| system("look at the socket")(error.into()))?;
+        fcntl_setfl(&self.listener, flags | OFlags::NONBLOCK)
+            .map_err(|error| system("set the socket up")(error.into()))?;
+        let bell = Bell::new().map_err(system("make an event descriptor"))?;
+        let workshop = Workshop { packs: self.packs, nix_daemon: self.nix_daemon, bell: &bell };
+        let (lookups, lookup_tasks) = mpsc::channel();
+        let (makings, making_tasks) = mpsc::channel();
+        let (outcome_sender, outcomes) = mpsc::channel();
+        let queues = [(LOOKERS, Mutex::new(lookup_tasks)), (self.limits.makers.max(2), Mutex::new(making_tasks))];
+        thread::scope(|scope| {
+            for (workers, tasks) in &queues {
+                for _ in 0..*workers {
+                    let (workshop, sender) = (&workshop, outcome_sender.clone());
+                    thread::Builder::new()
+                        .name("cache worker".to_owned())
+                        .spawn_scoped(scope, move || workshop.work(tasks, &sender))
+                        .map_err(system("start a thread"))?;
+                }
+            }
+            let mut server = Server {
+                service: self,
+                bell: &bell,
+                connections: Connections::default(),
+                lookups: Pool { scheduler: Scheduler::new(LOOKERS), tasks: lookups },
+                makings: Pool { scheduler: Scheduler::new(self.limits.makers.max(2)), tasks: makings },
+                jobs: HashMap::new(),
+                tell,
+            };
+            server.run(&outcomes, stop)
+        })
+    }
+}
+
+/// Workers of one kind, and what waits for them.
+struct Pool<Item> {
+    scheduler: Scheduler<Item>,
+    tasks: Sender<Task>,
+}
+
+/// A pack that is being made, or waits to be.
+#[derive(Debug, Default)]
+struct Job {
+    /// Connections that wait for it.
+    waiting: Vec<u64>,
+    /// Set when the making began: for whom, since when, and how it is stopped.
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    owner: Owner,
+    since: Instant,
+    cancel: Arc<AtomicBool>,
+}
+
+struct Server<'a> {
+    service: &'a Service<'a>,
+    bell: &'a Bell,
+    connections: Connections,
+    lookups: Pool<u64>,
+    makings: Pool<WantedPack>,
+    jobs: HashMap<WantedPack, Job>,
+    tell: &'a mut dyn FnMut(&str),
+}
+
+impl Server<'_> {
+    fn run(&mut self, outcomes: &Receiver<Outcome>, stop: &AtomicBool) -> Result<(), ServeError> {
+        let mut busy = Instant::now();
+        let mut accept_after = Instant::now();
+        while !stop.load(Ordering::Relaxed) {
+            self.hand_out();
+            let ready = self.wait(Instant::now() >= accept_after).map_err(system("wait for clients"))?;
+            self.bell.silence();
+            while let Ok(outcome) = outcomes.try_recv() {
+                self.take(outcome);
+            }
+            for (number, gone) in ready.connections {
+                if gone { self.drop_client(number) } else { self.read(number) }
+            }
+            if ready.listener && self.accept().is_err() {
+                accept_after = Instant::now() + ACCEPT_PAUSE;
+            }
+            self.look_at_the_clock();
+            if self.connections.count() > 0 || !self.makings.scheduler.is_idle() {
+                busy = Instant::now();
+            }
+            if self.service.limits.idle_exit.is_some_and(|limit| busy.elapsed() >= limit) {
+                break;
+            }
+        }
+        for job in self.jobs.values() {
+            job.cancel();
+        }
+        Ok(())
+    }
+
+    /// Waits for something to do, at most until the clock is to be looked at.
+    fn wait(&self, accepts: bool) -> io::Result<Ready> {
+        let mut numbers = Vec::with_capacity(self.connections.count());
+        let listened = if accepts { PollFlags::IN } else { PollFlags::empty() };
+        let mut polled = vec![PollFd::new(&self.service.listener, listened), PollFd::new(self.bell, PollFlags::IN)];
+        for (number, socket, waits) in self.connections.sockets() {
+            // A client that has an answer to come is not read: its next request waits in its own socket.
+            let wanted = if waits { PollFlags::empty() } else { PollFlags::IN };
+            numbers.push(number);
+            polled.push(PollFd::new(socket, wanted));
+        }
+        match poll(&mut polled, Some(&TICK)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let gone = PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL;
+        let connections = numbers
+            .into_iter()
+            .zip(&polled[2..])
+            .filter(|(_, polled)| !polled.revents().is_empty())
+            .map(|(number, polled)| (number, polled.revents().intersects(gone)))
+            .collect();
+        Ok(Ready { listener: polled[0].revents().contains(PollFlags::IN), connections })
+    }
+
+    /// Accepts who waits to be, within the limits.
+    ///
+    /// # Errors
+    /// Nobody can be accepted for now.
+    fn accept(&mut self) -> io::Result<()> {
+        for _ in 0..ACCEPTED_AT_ONCE {
+            let (socket, user) = match accept(&self.service.listener) {
+                Ok(accepted) => accepted,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // It has gone again.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) => {
+                    (self.tell)(&format!("cannot accept a client: {error}"));
+                    return Err(error);
+                }
+            };
+            let (owner, limits) = (self.service.owners.of(user), &self.service.limits);
+            if self.connections.count() >= limits.clients || self.connections.count_of(owner) >= limits.clients_per_user
+            {
+                let refusal = Answer::refused(Reason::Busy, "the cache service has as many clients as it takes");
+                if let Ok(message) = refusal.message() {
+                    let _ = super::messages::send(&socket, &message, None);
+                }
+                continue;
+            }
+            self.connections.add(socket, owner);
+        }
+        Ok(())
+    }
+
+    /// Reads a request.
+    fn read(&mut self, number: u64) {
+        let message = match self.connections.receive(number) {
+            Ok(Some(message)) => message,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Ok(None) | Err(_) => return self.connections.remove(number),
+        };
+        let request = match Request::parse(&message) {
+            Ok(request) => request,
+            Err(error) => {
+                let reason = match error {
+                    super::protocol::ProtocolError::Version { .. } => Reason::Version,
+                    _ => Reason::Malformed,
+                };
+                self.refuse(number, &Refusal::new(reason, error.to_string()));
+                return self.connections.remove(number);
+            }
+        };
+        let encoder = self.service.packs.encoder(&request.settings);
+        if request.encoder != encoder {
+            let message = format!("this service makes packs with {encoder}");
+            return self.refuse(number, &Refusal::new(Reason::Encoder, message));
+        }
+        // The parser has seen to it that there is one.
+        let Some(nar_hash) = request.store_path.nar_hash else { return self.connections.remove(number) };
+        let (path, settings) = (request.store_path.path, request.settings);
+        let wanted = WantedPack { path, nar_hash, nar_size_bytes: None, settings };
+        self.connections.wait(number, wanted, self.service.limits.request_time);
+        if let Some(owner) = self.connections.owner(number) {
+            self.lookups.scheduler.push(owner, number);
+        }
+    }
+
+    /// Gives free workers their next tasks.
+    fn hand_out(&mut self) {
+        while let Some((owner, connection)) = self.lookups.scheduler.next() {
+            match self.connections.wanted(connection).cloned() {
+                Some(wanted) => self.lookups.hand(Task::LookUp { connection, owner, wanted }),
+                None => self.lookups.scheduler.finished(owner),
+            }
+        }
+        while let Some((owner, wanted)) = self.makings.scheduler.next() {
+            // It may be in the queues of several owners, and it may be that nobody waits for it any longer.
+            match self.jobs.get_mut(&wanted) {
+                Some(job) if job.running.is_none() => {
+                    let cancel = Arc::new(AtomicBool::new(false));
+                    job.running = Some(Running { owner, since: Instant::now(), cancel: Arc::clone(&cancel) });
+                    self.makings.hand(Task::Make { wanted, cancel });
+                }
+                _ => self.makings.scheduler.finished(owner),
+            }
+        }
+    }
+
+    /// Takes what a worker has done.
+    fn take(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::LookedUp { connection, owner, found } => {
+                self.lookups.scheduler.finished(owner);
+                match found {
+                    Ok(Some(pack)) => self.connections.answer(connection, &Answer::PACK, Some(&pack)),
+                    Ok(None) => self.order(connection),
+                    Err(refusal) => self.refuse(connection, &refusal),
+                }
+            }
+            Outcome::Made { wanted, made } => self.take_made(wanted, made),
+        }
+    }
+
+    /// Orders the pack that a client waits for to be made.
+    fn order(&mut self, connection: u64) {
+        let (Some(owner), Some(wanted)) = (self.connections.owner(connection), self.connections.wanted(connection))
+        else {
+            return;
+        };
+        let job = self.jobs.entry(wanted.clone()).or_default();
+        job.waiting.push(connection);
+        if job.running.is_none() {
+            // In this owner's queue, too, when it is in another's already: one owner does not wait for another's queue.
+            self.makings.scheduler.push(owner, wanted.clone());
+        }
+    }
+
+    fn take_made(&mut self, wanted: WantedPack, made: Result<File, Refusal>) {
+        let Some(job) = self.jobs.remove(&wanted) else { return };
+        let mut stopped = false;
+        if let Some(running) = &job.running {
+            self.makings.scheduler.finished(running.owner);
+            stopped = running.cancel.load(Ordering::Relaxed);
+        }
+        match made {
+            Ok(pack) => {
+                for connection in job.waiting {
+                    match reopen(&pack) {
+                        Ok(own) => self.connections.answer(connection, &Answer::PACK, Some(&own)),
+                        Err(error) => self.refuse(connection, &Refusal::new(Reason::Failed, error.to_string())),
+                    }
+                }
+            }
+            // Who asked after it was stopped still wants it.
+            Err(_) if stopped => job.waiting.into_iter().for_each(|connection| self.order(connection)),
+            Err(refusal) => {
+                (self.tell)(&format!("cannot make the pack of {}: {}", wanted.path, refusal.message));
+                for connection in job.waiting {
+                    self.refuse(connection, &refusal);
+                }
+            }
+        }
+    }
+
+    fn refuse(&mut self, connection: u64, refusal: &Refusal) {
+        self.connections.answer(connection, &Answer::refused(refusal.reason, &refusal.message), None);
+    }
+
+    /// Ends a connection, and the work that was done for it alone.
+    fn drop_client(&mut self, number: u64) {
+        self.connections.remove(number);
+        self.leave(number);
+    }
+
+    /// Takes a connection off the packs that it waits for.
+    fn leave(&mut self, number: u64) {
+        self.jobs.retain(|_, job| {
+            job.waiting.retain(|waiting| *waiting != number);
+            if job.waiting.is_empty() {
+                job.cancel();
+            }
+            // One that runs stays until its worker has ended.
+            !job.waiting.is_empty() || job.running.is_some()
+        });
+    }
+
+    fn look_at_the_clock(&mut self) {
+        let limits = &self.service.limits;
+        let overdue = self.connections.overdue(limits.silence);
+        let late = Refusal::new(Reason::TooSlow, "the pack took longer than the cache service allows");
+        for number in overdue.silent {
+            self.connections.remove(number);
+        }
+        for number in overdue.late {
+            self.refuse(number, &late);
+            self.leave(number);
+        }
+        for number in overdue.to_hear {
+            self.connections.beat(number);
+            if self.connections.owner(number).is_none() {
+                self.leave(number);
+            }
+        }
+        let request_time = limits.request_time;
+        let mut refused = Vec::new();
+        for job in self.jobs.values_mut() {
+            if job.running.as_ref().is_some_and(|running| {
+                running.since.elapsed() >= request_time && !running.cancel.load(Ordering::Relaxed)
+            }) {
+                job.cancel();
+                refused.append(&mut job.waiting);
+            }
+        }
+        for number in refused {
+            self.refuse(number, &late);
+        }
+    }
+}
+
+/// What became ready while the server waited.
+struct Ready {
+    /// Clients wait to be accepted.
+    listener: bool,
+    /// Connections that said something, or, if true, ended.
+    connections: Vec<(u64, bool)>,
+}
+
+impl<Item> Pool<Item> {
+    fn hand(&self, task: Task) {
+        // The workers live as long as this sender.
+        let _ = self.tasks.send(task);
+    }
+}
+
+impl Job {
+    fn cancel(&self) {
+        if let Some(running) = &self.running {
+            running.cancel.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Opens a file again, for reading only: a descriptor that is sent shares its offset and its rights with the receiver.
+fn reopen(file: &File) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}

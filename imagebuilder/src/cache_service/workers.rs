@@ -1,0 +1,195 @@
+//! Threads that do what takes time: asking Nix, opening packs, making packs.
+
+use super::nix_daemon::{NixDaemon, Validity, judge};
+use super::protocol::Reason;
+use super::scheduler::Owner;
+use super::{PackStore, WantedPack};
+use rustix::event::{EventfdFlags, eventfd};
+use std::any::Any;
+use std::error::Error;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long a worker keeps its connection to Nix' daemon when nothing is asked.
+const KEEP_CONNECTION: Duration = Duration::from_secs(5);
+
+/// A piece of work.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// Ask Nix whether the store path is valid, and open its pack if there is one.
+    LookUp {
+        /// The connection that asks.
+        connection: u64,
+        /// Whose it is.
+        owner: Owner,
+        /// The pack.
+        wanted: WantedPack,
+    },
+    /// Make a pack.
+    Make {
+        /// The pack.
+        wanted: WantedPack,
+        /// Set when nobody waits for it any longer.
+        cancel: Arc<AtomicBool>,
+    },
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// Of [`Task::LookUp`].
+    LookedUp {
+        /// The connection that asked.
+        connection: u64,
+        /// Whose it is.
+        owner: Owner,
+        /// The pack, or `None` when it has to be made.
+        found: Result<Option<File>, Refusal>,
+    },
+    /// Of [`Task::Make`].
+    Made {
+        /// The pack.
+        wanted: WantedPack,
+        /// The pack's file.
+        made: Result<File, Refusal>,
+    },
+}
+
+/// Why there is no pack.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    /// For a program.
+    pub(super) reason: Reason,
+    /// For a person.
+    pub(super) message: String,
+}
+
+impl Refusal {
+    pub(super) fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// Tells the thread that polls that there is an outcome.
+#[derive(Debug)]
+pub(super) struct Bell(OwnedFd);
+
+impl Bell {
+    /// A new one.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    fn ring(&self) {
+        // A counter that is full has been rung already.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    /// Makes it silent again.
+    pub(super) fn silence(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What all workers share.
+pub(super) struct Workshop<'a> {
+    /// The packs.
+    pub(super) packs: &'a dyn PackStore,
+    /// The socket of Nix' daemon.
+    pub(super) nix_daemon: &'a Path,
+    /// Rung for each outcome.
+    pub(super) bell: &'a Bell,
+}
+
+impl Workshop<'_> {
+    /// Works until there are no more tasks.
+    pub(super) fn work(&self, tasks: &Mutex<Receiver<Task>>, outcomes: &Sender<Outcome>) {
+        let mut nix = NixDaemon::new(self.nix_daemon);
+        loop {
+            let next = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(KEEP_CONNECTION);
+            let outcome = match next {
+                Ok(task) => self.carry_out(&mut nix, task),
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
+                    nix.close();
+                    continue;
+                }
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
+            };
+            if outcomes.send(outcome).is_err() {
+                return;
+            }
+            self.bell.ring();
+        }
+    }
+
+    fn carry_out(&self, nix: &mut NixDaemon, task: Task) -> Outcome {
+        match task {
+            Task::LookUp { connection, owner, wanted } => {
+                Outcome::LookedUp { connection, owner, found: guarded(|| self.look_up(nix, &wanted)) }
+            }
+            Task::Make { wanted, cancel } => {
+                let made = guarded(|| self.make(nix, &wanted, &cancel));
+                Outcome::Made { wanted, made }
+            }
+        }
+    }
+
+    fn look_up(&self, nix: &mut NixDaemon, wanted: &WantedPack) -> Result<Option<File>, Refusal> {
+        let found = nix.query(&wanted.path).map_err(|error| refusal_of(&error))?;
+        valid(judge(wanted, found.as_ref()), wanted)?;
+        self.packs.find(wanted).map_err(|error| refusal_of(&error))
+    }
+
+    fn make(&self, nix: &mut NixDaemon, wanted: &WantedPack, cancel: &AtomicBool) -> Result<File, Refusal> {
+        let found = nix.query_and_keep(&wanted.path).map_err(|error| refusal_of(&error))?;
+        let nar_size_bytes = Some(valid(judge(wanted, found.as_ref()), wanted)?);
+        let wanted = WantedPack { nar_size_bytes, ..wanted.clone() };
+        self.packs.make(&wanted, cancel).map_err(|message| Refusal::new(Reason::Failed, message))
+    }
+}
+
+fn valid(validity: Validity, wanted: &WantedPack) -> Result<u64, Refusal> {
+    match validity {
+        Validity::Valid(nar_size_bytes) => Ok(nar_size_bytes),
+        Validity::NotValid => {
+            Err(Refusal::new(Reason::NotValid, format!("Nix does not call {} valid on this host", wanted.path)))
+        }
+        Validity::OtherContent => {
+            Err(Refusal::new(Reason::OtherContent, format!("{} has another NAR hash on this host", wanted.path)))
+        }
+    }
+}
+
+fn refusal_of(error: &dyn Error) -> Refusal {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    Refusal::new(Reason::Failed, message)
+}
+
+/// A panic is a defect of this program; it must cost one request, not the service a worker.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic: Box<dyn Any + Send>| {
+        drop(panic);
+        Err(Refusal::new(Reason::Failed, "a worker failed; this is a defect of microvm-image"))
+    })
+}
