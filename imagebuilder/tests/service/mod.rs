@@ -1,7 +1,7 @@
 //! What the tests of the cache service share: a daemon like Nix', packs that are made of a few bytes, and clients.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
 #![allow(unreachable_pub, reason = "each test is a crate of its own")]
 
 pub mod nix_daemon;
@@ -344,6 +344,12 @@ pub fn say(client: &OwnedFd, message: &[u8], descriptors: &[OwnedFd]) {
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     assert!(borrowed.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)));
     let _ = sendmsg(client, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL);
+}
+
+/// Says that a test cannot run here, which is a failure where everything has to.
+pub fn skip(reason: &str) {
+    assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "{reason}");
+    eprintln!("skipped: {reason}");
 }
 
 /// Waits until something is so.
