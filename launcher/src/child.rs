@@ -48,6 +48,11 @@ impl Identity {
         self.group
     }
 
+    /// Whether the user belongs to the group.
+    pub fn is_member_of(&self, group: Gid) -> bool {
+        self.group == group || self.groups.contains(&group)
+    }
+
     /// Becomes this user for good; nothing to do for who is it already.
     ///
     /// # Errors

@@ -3,9 +3,11 @@
 
 use crate::launch::ComposedInitrd;
 use crate::path::HostPath;
+use crate::place::Place;
+use nix::fcntl::OFlag;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use std::fs::{self, File};
-use std::io::{self, Seek, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 
 /// Why the initrd could not be put together.
@@ -34,7 +36,9 @@ const FILE_MODE: u32 = 0o100_400;
 pub fn compose(initrd: &ComposedInitrd, working_directory: &HostPath) -> Result<OwnedFd, InitrdError> {
     let read = |path: &HostPath| {
         let path = path.below(working_directory);
-        fs::read(path.as_path()).map_err(|source| InitrdError::Read { path, source })
+        // The guest gets what is read here: root must not read a file of its own for a machine's user.
+        let content = open_file(&path)?;
+        read_all(content).map_err(|source| InitrdError::Read { path, source })
     };
     let mut entries = Vec::new();
     for (name, path) in &initrd.credentials {
@@ -43,12 +47,23 @@ pub fn compose(initrd: &ComposedInitrd, working_directory: &HostPath) -> Result<
     let memory = memfd_create(c"initrd", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?;
     let mut file = File::from(memory);
     let base = initrd.base.below(working_directory);
-    let mut source = File::open(base.as_path()).map_err(|source| InitrdError::Read { path: base.clone(), source })?;
+    let mut source = open_file(&base)?;
     let base_bytes = io::copy(&mut source, &mut file)?;
     file.write_all(&vec![0; padding(base_bytes)])?;
     file.write_all(&archive(&initrd.directory, &entries))?;
     file.rewind()?;
     Ok(file.into())
+}
+
+fn open_file(path: &HostPath) -> Result<File, InitrdError> {
+    let opened = Place::of(path.as_path()).and_then(|place| place.open(OFlag::O_RDONLY));
+    opened.map_err(|source| InitrdError::Read { path: path.clone(), source })
+}
+
+fn read_all(mut file: File) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    file.read_to_end(&mut content)?;
+    Ok(content)
 }
 
 /// How many bytes are missing to a multiple of four.
@@ -93,7 +108,7 @@ fn append(archive: &mut Vec<u8>, inode: u32, mode: u32, name: &str, content: &[u
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
-    use std::io::Read;
+    use std::fs;
 
     /// Name, mode and content of every entry.
     fn entries(mut archive: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
@@ -142,6 +157,27 @@ mod tests {
             ]
         );
         assert_eq!(found[3].2, b"hunter2");
+    }
+
+    #[test]
+    fn root_puts_no_file_of_its_own_into_the_guest_for_a_machines_user() {
+        if !nix::unistd::geteuid().is_root() {
+            return crate::test_skip::skipped("only root can be tricked into what other users cannot do");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["initrd", "shadow"] {
+            fs::write(directory.path().join(name), "root's").unwrap();
+        }
+        std::os::unix::fs::symlink("shadow", directory.path().join("secret")).unwrap();
+        std::os::unix::fs::lchown(directory.path().join("secret"), Some(65534), None).unwrap();
+        let need = ComposedInitrd {
+            base: "initrd".into(),
+            directory: "c".to_owned(),
+            credentials: BTreeMap::from([("password".to_owned(), HostPath::from("secret"))]),
+            descriptor: 100,
+        };
+        let error = compose(&need, &directory.path().to_str().unwrap().into()).unwrap_err().to_string();
+        assert!(error.contains("root does not follow a symbolic link of nobody"), "{error}");
     }
 
     #[test]

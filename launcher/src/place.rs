@@ -16,9 +16,11 @@
 use crate::child::Identity;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, readlinkat, renameat, renameat2};
-use nix::libc::{S_IFBLK, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
+use nix::libc::{S_IFBLK, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISVTX};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
-use nix::unistd::{AccessFlags, Uid, UnlinkatFlags, User, faccessat, fchown, geteuid, linkat, symlinkat, unlinkat};
+use nix::unistd::{
+    AccessFlags, Gid, Uid, UnlinkatFlags, User, faccessat, fchown, geteuid, linkat, symlinkat, unlinkat,
+};
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -116,6 +118,17 @@ impl Directory {
     /// When the kernel does not say.
     pub fn owner(&self) -> io::Result<Uid> {
         Ok(Uid::from_raw(fstat(&self.descriptor)?.st_uid))
+    }
+
+    /// Gives the directory to a user.
+    ///
+    /// # Errors
+    /// When this process may not.
+    pub fn give_to(&self, owner: &Identity) -> io::Result<()> {
+        // Not by the descriptor itself, which is of the kind `O_PATH`.
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let readable = openat(&self.descriptor, ".", flags, Mode::empty())?;
+        Ok(fchown(readable, Some(owner.user()), Some(owner.group()))?)
     }
 
     /// Whether this process may create files in it.
@@ -316,6 +329,42 @@ impl Place {
         self.directory.sync()
     }
 
+    /// Where the symbolic link that is there leads to. Root takes no other user's word for it.
+    ///
+    /// # Errors
+    /// When it is no link, or that of a user who could make root do something by it.
+    pub fn read_own_link(&self) -> io::Result<PathBuf> {
+        let link = self.stat()?.ok_or(Errno::ENOENT)?;
+        let target = readlinkat(&self.directory.descriptor, self.name.as_os_str())?;
+        let again = self.stat()?.ok_or(Errno::ENOENT)?;
+        if (link.st_ino, link.st_ctime, link.st_ctime_nsec) != (again.st_ino, again.st_ctime, again.st_ctime_nsec) {
+            return Err(Errno::EAGAIN.into());
+        }
+        require_own(&link)?;
+        Ok(target.into())
+    }
+
+    /// What the file says that is there. Root takes no other user's word for it.
+    ///
+    /// # Errors
+    /// As [`Place::open`], or when it is a file of a user who could make root do something by it.
+    pub fn read_own(&self) -> io::Result<Vec<u8>> {
+        let mut file = self.open(OFlag::O_RDONLY)?;
+        require_own(&fstat(&file)?)?;
+        let mut content = Vec::new();
+        file.read_to_end(&mut content)?;
+        Ok(content)
+    }
+
+    /// Gives what is there another name, over what has that name.
+    ///
+    /// # Errors
+    /// When one of the directories cannot be written to.
+    pub fn rename_to(&self, other: &Self) -> io::Result<()> {
+        renameat(&self.directory, self.name.as_os_str(), &other.directory, other.name.as_os_str())?;
+        other.directory.sync()
+    }
+
     /// Removes the file or link; it need not be there.
     ///
     /// # Errors
@@ -400,6 +449,26 @@ impl Drop for NewFile<'_> {
             let _ = self.place.remove_name(&name);
         }
     }
+}
+
+/// Refuses a program that root would run although the user could put another one in its place.
+///
+/// # Errors
+/// When the program, or a directory above it, is that user's or can be written to by that user.
+pub fn require_out_of_reach(program: &Path, user: &Identity) -> io::Result<()> {
+    let program = program.canonicalize()?;
+    for path in program.ancestors() {
+        let stat = nix::sys::stat::stat(path)?;
+        let (mode, group) = (stat.st_mode, Gid::from_raw(stat.st_gid));
+        let is_sticky = mode & S_ISVTX != 0 && mode & S_IFMT == S_IFDIR;
+        let is_writable = mode & 0o002 != 0 || (mode & 0o020 != 0 && user.is_member_of(group));
+        if Uid::from_raw(stat.st_uid) == user.user() || (is_writable && !is_sticky) {
+            let reason =
+                format!("root does not run it, because {} can change {}", user_name(user.user()), path.display());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+        }
+    }
+    Ok(())
 }
 
 /// The path by which a descriptor of this process can be opened again.
@@ -510,7 +579,7 @@ fn is_link(stat: &FileStat) -> bool {
 fn require_file(stat: &FileStat) -> io::Result<()> {
     match stat.st_mode & S_IFMT {
         S_IFREG | S_IFBLK => Ok(()),
-        S_IFLNK => Err(Errno::ELOOP.into()),
+        S_IFLNK => Err(io::Error::other("this is a symbolic link, which is not followed here; remove it")),
         S_IFDIR => Err(Errno::EISDIR.into()),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "this is neither a file nor a block device")),
     }
@@ -522,6 +591,15 @@ fn note_owner(link_owners: &mut Vec<Uid>, link: &FileStat) {
     if geteuid().is_root() && !owner.is_root() {
         link_owners.push(owner);
     }
+}
+
+fn require_own(found: &FileStat) -> io::Result<()> {
+    let owner = Uid::from_raw(found.st_uid);
+    if !geteuid().is_root() || owner.is_root() {
+        return Ok(());
+    }
+    let reason = format!("it belongs to {}, who must not decide what root does", user_name(owner));
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
 }
 
 fn require_same_owner(link_owners: &[Uid], found: &FileStat) -> io::Result<()> {

@@ -12,6 +12,7 @@ use launcher::refusal::names;
 use launcher::spec::{Hypervisor, MachineSpec, parse::parse};
 use launcher::state::RuntimeDirectory;
 use launcher::validate::{CheckedSpec, check, check_across};
+use launcher::volumes::same_files;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -59,6 +60,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         checked.push(machine);
     }
     for problem in check_across(&checked.iter().collect::<Vec<_>>()) {
+        report.problems.push(Finding {
+            text: problem.to_string(),
+            parts: json!({"machine": problem.machine, "option": problem.option, "reason": problem.reason}),
+        });
+    }
+    for problem in same_files(&checked.iter().collect::<Vec<_>>(), &assumed.state_directory) {
         report.problems.push(Finding {
             text: problem.to_string(),
             parts: json!({"machine": problem.machine, "option": problem.option, "reason": problem.reason}),

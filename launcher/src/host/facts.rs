@@ -9,6 +9,7 @@ use crate::place::{Directory, Place};
 use crate::programs::find_program;
 use crate::spec::{Hypervisor, MachineSpec};
 use crate::state::RuntimeDirectory;
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -215,7 +216,7 @@ fn empty_directory(hypervisor: Hypervisor, runtime: &RuntimeDirectory) -> Option
 /// # Errors
 /// When it cannot be read.
 pub fn kernel_form(path: &Path) -> io::Result<KernelForm> {
-    let mut file = File::open(path)?;
+    let mut file = Place::of(path)?.open(OFlag::O_RDONLY)?;
     let mut start = [0; 0x210];
     let count = read_up_to(&mut file, &mut start)?;
     // Documentation/arch/x86/boot.rst: "HdrS" at 0x202.

@@ -4,6 +4,7 @@ use super::create::remove_directory;
 use super::layout::{Layout, Machine};
 use super::service::{Service, is_declared};
 use super::{ImperativeError, MachineName};
+use crate::place::Place;
 use std::path::PathBuf;
 use std::{fs, io};
 
@@ -41,7 +42,7 @@ pub fn delete(layout: &Layout, name: &MachineName) -> Result<(), ImperativeError
     removal(layout, name)?;
     let machine = layout.machine(name);
     for (root, _) in layout.gc_roots_of(&machine) {
-        match fs::remove_file(&root) {
+        match Place::itself(&root).and_then(|place| place.remove()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ImperativeError::file(&root)(error)),
             _ => {}
         }

@@ -1,9 +1,9 @@
 //! Where a host's machines are.
 
 use super::{FlakeReference, ImperativeError, MachineName};
+use crate::place::{Directory, Place};
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 /// The directories of a host.
@@ -89,7 +89,7 @@ impl Layout {
 
     /// Makes those links.
     pub(super) fn add_gc_roots(&self, machine: &Machine) -> Result<(), ImperativeError> {
-        fs::create_dir_all(&self.gc_roots).map_err(ImperativeError::file(&self.gc_roots))?;
+        Directory::make(&self.gc_roots, 0o755, None).map_err(ImperativeError::file(&self.gc_roots))?;
         for (root, target) in self.gc_roots_of(machine) {
             replace_link(&target, &root)?;
         }
@@ -110,6 +110,16 @@ impl Machine {
     /// The link to the runner that the next start takes.
     pub fn current(&self) -> PathBuf {
         self.directory.join("current")
+    }
+
+    /// The runner that the next start takes, for who runs something of it.
+    ///
+    /// # Errors
+    /// [`ImperativeError::File`], also when another user than root has made the link and root is to follow it.
+    pub fn runner(&self) -> Result<PathBuf, ImperativeError> {
+        let link = self.current();
+        let target = Place::itself(&link).and_then(|place| place.read_own_link());
+        Ok(self.directory.join(target.map_err(ImperativeError::file(&link))?))
     }
 
     /// The link to the runner that runs; the service removes it at a stop.
@@ -136,8 +146,9 @@ impl Machine {
             return Err(ImperativeError::Declared(self.name.to_string()));
         }
         let path = self.flake_file();
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(FlakeReference::stored(&text)),
+        // Root builds what the file names.
+        match Place::itself(&path).and_then(|place| place.read_own()) {
+            Ok(text) => Ok(FlakeReference::stored(&String::from_utf8_lossy(&text))),
             Err(source) => Err(ImperativeError::NoFlake { name: self.name.to_string(), path, source }),
         }
     }
@@ -145,13 +156,5 @@ impl Machine {
 
 /// Points the link at the target; until then it is the old one.
 pub(super) fn replace_link(target: &Path, link: &Path) -> Result<(), ImperativeError> {
-    let mut new = link.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ImperativeError::file(&new)(error)),
-        _ => {}
-    }
-    symlink(target, &new).map_err(ImperativeError::file(&new))?;
-    fs::rename(&new, link).map_err(ImperativeError::file(link))
+    Place::itself(link).and_then(|place| place.replace_link(target)).map_err(ImperativeError::file(link))
 }

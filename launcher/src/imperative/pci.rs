@@ -2,8 +2,10 @@
 
 use super::ImperativeError;
 use crate::child::Identity;
+use ::nix::fcntl::{AtFlags, OFlag, open};
+use ::nix::sys::stat::Mode;
+use ::nix::unistd::fchownat;
 use std::fs;
-use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 /// The driver that hands devices on.
@@ -48,8 +50,11 @@ impl PciBus {
         let group = fs::read_link(&link).map_err(ImperativeError::file(&link))?;
         let Some(owner) = owner else { return Ok(()) };
         let file = self.groups.join(group.file_name().unwrap_or_default());
-        let (user, group) = (owner.user().as_raw(), owner.group().as_raw());
-        chown(&file, Some(user), Some(group)).map_err(ImperativeError::file(&file))
+        // Opening the group would take it from the machine.
+        let node = open(&file, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
+        let given =
+            node.and_then(|node| fchownat(node, "", Some(owner.user()), Some(owner.group()), AtFlags::AT_EMPTY_PATH));
+        given.map_err(|errno| ImperativeError::file(&file)(errno.into()))
     }
 }
 

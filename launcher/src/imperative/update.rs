@@ -2,6 +2,7 @@
 
 use super::layout::{Layout, Machine, replace_link};
 use super::{ImperativeError, MachineName, nix};
+use crate::place::Place;
 use crate::spec::MachineSpec;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,7 +49,7 @@ pub fn update(layout: &Layout, name: &MachineName) -> Result<Updated, Imperative
         replace_link(&new, &machine.current())?;
     }
     layout.add_gc_roots(&machine)?;
-    fs::remove_file(&building).map_err(ImperativeError::file(&building))?;
+    Place::itself(&building).and_then(|place| place.remove()).map_err(ImperativeError::file(&building))?;
     Ok(Updated { is_changed, difference, booted: booted(&machine) })
 }
 

@@ -162,3 +162,34 @@ fn a_path_is_looked_up_as_the_kernel_does() {
         assert_eq!(Directory::open(&root.join("a")).unwrap().owner().unwrap(), Uid::from_raw(STRANGER));
     }
 }
+
+#[test]
+fn what_a_stranger_has_put_there_does_not_decide_what_root_does() {
+    let Some(host) = Host::new() else { return };
+    fs::write(host.path("state/flake"), "github:good/flake").unwrap();
+    symlink("/nix/store/good", host.path("state/current")).unwrap();
+    let at = |name: &str| Place::itself(&host.path(name)).unwrap();
+    assert_eq!(at("state/flake").read_own().unwrap(), b"github:good/flake");
+    assert_eq!(at("state/current").read_own_link().unwrap(), Path::new("/nix/store/good"));
+    give_away(&host.path("state/flake"));
+    give_away(&host.path("state/current"));
+    let error = at("state/flake").read_own().unwrap_err().to_string();
+    assert_eq!(error, "it belongs to nobody, who must not decide what root does");
+    assert!(at("state/current").read_own_link().is_err());
+}
+
+#[test]
+fn root_runs_no_program_that_the_machines_user_can_replace() {
+    let Some(host) = Host::new() else { return };
+    let nobody = Identity::of("nobody").unwrap();
+    for name in ["state/script", "etc/script"] {
+        fs::write(host.path(name), "#!/bin/sh").unwrap();
+    }
+    require_out_of_reach(&host.path("etc/script"), &nobody).unwrap();
+    let error = require_out_of_reach(&host.path("state/script"), &nobody).unwrap_err().to_string();
+    assert!(error.contains("root does not run it, because nobody can change"), "{error}");
+    symlink(host.path("state/script"), host.path("etc/link")).unwrap();
+    require_out_of_reach(&host.path("etc/link"), &nobody).unwrap_err();
+    fs::set_permissions(host.path("etc"), fs::Permissions::from_mode(0o777)).unwrap();
+    require_out_of_reach(&host.path("etc/script"), &nobody).unwrap_err();
+}

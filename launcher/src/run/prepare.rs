@@ -9,7 +9,7 @@ use crate::interruption::{ChildError, Interruption};
 use crate::launch::Launch;
 use crate::network::{self, CreatedInterfaces, macvtap};
 use crate::path::HostPath;
-use crate::place::{Directory, Place};
+use crate::place::{Directory, Place, require_out_of_reach};
 use crate::programs::find_program;
 use crate::side_processes::SideProcesses;
 use crate::sockets::remove_stale;
@@ -19,7 +19,7 @@ use crate::volumes::{self, Locking, VolumeLock, VolumeState};
 use nix::fcntl::{FcntlArg, fcntl};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A machine whose hypervisor may start.
@@ -93,6 +93,7 @@ impl Prepared {
         for name in interfaces.names() {
             talk(&format!("made network interface {name}"));
         }
+        step.check_side_processes()?;
         let side_processes = SideProcesses::start(&launch.needs.processes, &launch.working_directory, interruption)?;
         let mut arguments = launch.arguments.clone();
         arguments.extend(step.extra_arguments()?);
@@ -140,6 +141,10 @@ impl Step<'_> {
         for words in &self.launch.needs.pre_start {
             let Some((program, arguments)) = words.split_first() else { continue };
             let failed = |reason: String| RunError::PreStart { command: words.join(" "), reason };
+            if program.contains('/') {
+                let path = self.absolute(&HostPath::from(program.as_str()));
+                self.require_out_of_reach(path.as_path()).map_err(|error| failed(error.to_string()))?;
+            }
             let mut command = Command::new(program);
             command.args(arguments).current_dir(self.launch.working_directory.as_path());
             match self.interruption.run_aloud(&mut command) {
@@ -148,6 +153,20 @@ impl Step<'_> {
                 Err(ChildError::Interrupted(interrupted)) => return Err(interrupted.into()),
                 Err(ChildError::System(error)) => return Err(failed(error.to_string())),
             }
+        }
+        Ok(())
+    }
+
+    /// Root runs nothing that the machine's user could replace.
+    fn require_out_of_reach(&self, program: &Path) -> io::Result<()> {
+        self.identity.map_or(Ok(()), |identity| require_out_of_reach(program, identity))
+    }
+
+    fn check_side_processes(&self) -> Result<(), RunError> {
+        for process in &self.launch.needs.processes {
+            let program = find_program(&process.program)?;
+            self.require_out_of_reach(&program)
+                .map_err(|source| RunError::Start { program: program.display().to_string(), source })?;
         }
         Ok(())
     }
@@ -208,7 +227,9 @@ impl Step<'_> {
     fn extra_arguments(&self) -> Result<Vec<String>, RunError> {
         let Some(script) = &self.launch.needs.extra_args_script else { return Ok(Vec::new()) };
         let failed = |reason: String| RunError::ExtraArguments { script: script.clone(), reason };
-        let mut command = Command::new(self.absolute(script).as_path());
+        let program = self.absolute(script);
+        self.require_out_of_reach(program.as_path()).map_err(|error| failed(error.to_string()))?;
+        let mut command = Command::new(program.as_path());
         command.current_dir(self.launch.working_directory.as_path());
         match self.interruption.run_for_output(&mut command) {
             Ok(ended) if ended.status.success() => Ok(ended.said.split_whitespace().map(str::to_owned).collect()),

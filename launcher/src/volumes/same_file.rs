@@ -1,26 +1,28 @@
 //! Disks of machines that are one and the same file, however their paths are spelt.
 
-use crate::launch::Launch;
 use crate::path::HostPath;
+use crate::validate::{CheckedSpec, Disk};
 use nix::libc::{S_IFBLK, S_IFMT};
 use nix::sys::stat::stat;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
-/// A clash of two disks.
+/// Two disks that are one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SameFile {
-    /// The machine and the path of the first.
-    pub first: (String, HostPath),
-    /// The machine and the path of the second.
-    pub second: (String, HostPath),
+    /// The machines, once if it is one.
+    pub machine: String,
+    /// The option of the spec that names the file first.
+    pub option: String,
+    /// What is wrong.
+    pub reason: String,
 }
 
-impl std::fmt::Display for SameFile {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ((first, one), (second, other)) = (&self.first, &self.second);
-        write!(formatter, "image: {one} of {first} and {other} of {second} are the same file; only one can write to it")
+impl fmt::Display for SameFile {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}: {}", self.machine, self.option, self.reason)
     }
 }
 
@@ -37,30 +39,43 @@ enum File {
     Named(PathBuf),
 }
 
-/// Every pair of disks of the machines that are one file, of which at least one is written to. Relative images are in the
-/// working directory of their launch, which machines of different names do not share: those are compared within a machine
-/// only.
-pub fn same_files(launches: &[&Launch]) -> Vec<SameFile> {
-    let mut holders: BTreeMap<File, Vec<(usize, &HostPath, bool)>> = BTreeMap::new();
-    for (index, launch) in launches.iter().enumerate() {
-        for disk in &launch.disks {
-            let path = disk.image.below(&launch.working_directory);
-            holders.entry(file_at(path.as_path())).or_default().push((index, &disk.image, !disk.read_only));
+/// Every pair of disks of the machines that are one file, of which at least one is written to. Relative images are below
+/// the directory, and compared within a machine only, because each machine has a directory of its own. Paths that are
+/// spelt alike are left out: [`check`](crate::validate::check) finds those without looking at the host.
+pub fn same_files(machines: &[&CheckedSpec], directory: &HostPath) -> Vec<SameFile> {
+    let mut holders: BTreeMap<File, Vec<(&CheckedSpec, &Disk)>> = BTreeMap::new();
+    for machine in machines {
+        for disk in &machine.disks {
+            let path = disk.image.below(directory);
+            holders.entry(file_at(path.as_path())).or_default().push((machine, disk));
         }
     }
     let mut found = Vec::new();
     for holders in holders.values() {
-        for (place, (first, one, first_writes)) in holders.iter().enumerate() {
-            for (second, other, second_writes) in &holders[place + 1..] {
-                let is_shared = first == second || (one.is_absolute() && other.is_absolute());
-                if is_shared && (*first_writes || *second_writes) {
-                    let named = |index: usize, path: &HostPath| (launches[index].name.clone(), path.clone());
-                    found.push(SameFile { first: named(*first, one), second: named(*second, other) });
-                }
-            }
+        for (place, first) in holders.iter().enumerate() {
+            found.extend(holders[place + 1..].iter().filter_map(|second| clash(first, second)));
         }
     }
     found
+}
+
+fn clash((first, one): &(&CheckedSpec, &Disk), (second, other): &(&CheckedSpec, &Disk)) -> Option<SameFile> {
+    let is_one_machine = std::ptr::eq(*first, *second);
+    let is_shared = is_one_machine || (one.image.is_absolute() && other.image.is_absolute());
+    let is_spelt_alike = plain(&one.image) == plain(&other.image);
+    if !is_shared || is_spelt_alike || (one.read_only && other.read_only) {
+        return None;
+    }
+    let machine = if is_one_machine { first.name.clone() } else { format!("{}, {}", first.name, second.name) };
+    let reason = format!(
+        "{} and {} ({}'s {}.image) are the same file; a file that is written to must not be used twice",
+        one.image, other.image, second.name, other.option
+    );
+    Some(SameFile { machine, option: format!("{}.image", one.option), reason })
+}
+
+fn plain(path: &HostPath) -> &str {
+    path.as_str().trim_start_matches("./")
 }
 
 fn file_at(path: &Path) -> File {

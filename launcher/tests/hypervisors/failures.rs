@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 /// A machine for a firecracker that is a shell script.
-fn scripted_machine(script: &str, changes: Value) -> Option<TestMachine> {
+pub(crate) fn scripted_machine(script: &str, changes: Value) -> Option<TestMachine> {
     let machine = TestMachine::new("web")?;
     let program = write_script(&machine, "firecracker", script);
     fs::copy(&probe_guest().elf, machine.path("kernel")).unwrap();
@@ -29,7 +29,7 @@ fn scripted_machine(script: &str, changes: Value) -> Option<TestMachine> {
     Some(machine)
 }
 
-fn write_script(machine: &TestMachine, name: &str, script: &str) -> PathBuf {
+pub(crate) fn write_script(machine: &TestMachine, name: &str, script: &str) -> PathBuf {
     let path = machine.path(name);
     // Asked for its version it answers at once.
     let text = format!("#!/bin/sh\n[ \"$1\" != --version ] || {{ echo Firecracker v1.14.0; exit 0; }}\n{script}\n");
@@ -37,12 +37,12 @@ fn write_script(machine: &TestMachine, name: &str, script: &str) -> PathBuf {
     path
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     without_kvm_warning(&output.stderr)
 }
 
 /// Where a script tells that it runs, and as which process.
-fn wait_for_file(path: &std::path::Path, running: &Running<'_>) -> String {
+pub(crate) fn wait_for_file(path: &std::path::Path, running: &Running<'_>) -> String {
     let end = Instant::now() + Duration::from_secs(120);
     loop {
         let text = fs::read_to_string(path).unwrap_or_default();
@@ -54,7 +54,7 @@ fn wait_for_file(path: &std::path::Path, running: &Running<'_>) -> String {
     }
 }
 
-fn is_alive(pid: &str) -> bool {
+pub(crate) fn is_alive(pid: &str) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 

@@ -16,6 +16,7 @@ mod screen;
 mod specs;
 #[path = "../../src/test_program.rs"]
 mod test_program;
+mod trust;
 
 #[test]
 fn the_probe_guest_builds() {

@@ -75,7 +75,11 @@ pub(in crate::cli) fn run_by_name(text: &Path, options: &[&str]) -> Option<Failu
     if Service::of(&machine.name).is_active() {
         return Some(failure(&ImperativeError::Running(machine.name.to_string())));
     }
-    let mut command = Command::new(machine.current().join("bin/microvm-run"));
+    let runner = match machine.runner() {
+        Ok(runner) => runner,
+        Err(error) => return Some(failure(&error)),
+    };
+    let mut command = Command::new(runner.join("bin/microvm-run"));
     Some(become_program("microvm-run", command.args(options).current_dir(&machine.directory)))
 }
 

@@ -1,0 +1,256 @@
+//! What a machine's guest, or its user, may have prepared for the next start: nothing of it reaches the host's files.
+
+use crate::failures::{is_alive, said, scripted_machine, wait_for_file, write_script};
+use crate::machine::{PATIENCE, TestMachine, kvm_opens, program_of, tell_skip, use_program};
+use crate::probe::probe_guest;
+use crate::test_program::write_program;
+use launcher::spec::{Hypervisor, MachineSpec};
+use serde_json::json;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// The user `nobody`, as a machine's user.
+const NOBODY: u32 = 65534;
+
+fn kill(pid: &str, signal: &str) {
+    assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
+}
+
+fn wait_until_gone(pid: &str) {
+    let end = Instant::now() + PATIENCE;
+    while is_alive(pid) && Instant::now() < end {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(!is_alive(pid), "process {pid} is still there");
+}
+
+/// The program, or a script where only what the launcher says before it starts is of interest.
+fn program_or_script(machine: &TestMachine, hypervisor: Hypervisor) -> std::path::PathBuf {
+    program_of(hypervisor).unwrap_or_else(|| {
+        tell_skip(&format!("no {hypervisor}: a script takes its place"));
+        write_script(machine, hypervisor.as_str(), "echo started >started")
+    })
+}
+
+/// A qcow2 header whose backing file is a file of the host.
+fn qcow2_header(backing_file: &str) -> Vec<u8> {
+    let mut header = vec![0; 1 << 16];
+    header[..4].copy_from_slice(b"QFI\xfb");
+    header[4..8].copy_from_slice(&3u32.to_be_bytes());
+    header[8..16].copy_from_slice(&512u64.to_be_bytes());
+    header[16..20].copy_from_slice(&(backing_file.len() as u32).to_be_bytes());
+    header[20..24].copy_from_slice(&16u32.to_be_bytes());
+    header[24..32].copy_from_slice(&(1u64 << 20).to_be_bytes());
+    header[512..512 + backing_file.len()].copy_from_slice(backing_file.as_bytes());
+    header
+}
+
+#[test]
+fn a_raw_disk_whose_guest_wrote_another_format_is_refused_at_the_next_start() {
+    if !kvm_opens() {
+        return tell_skip("these hypervisors need KVM");
+    }
+    for hypervisor in [Hypervisor::Crosvm, Hypervisor::Kvmtool, Hypervisor::CloudHypervisor] {
+        for read_only in [false, true] {
+            let Some(machine) = TestMachine::new("web") else { return };
+            let mut spec: MachineSpec = serde_json::from_value(json!({
+                "version": 1, "name": "web", "hypervisor": hypervisor, "mem": 256, "kernel": probe_guest().bzimage,
+                "vmlinux": probe_guest().elf, "rng": false,
+                "volumes": [{"image": "var.img", "autoCreate": false, "readOnly": read_only}],
+            }))
+            .unwrap();
+            let program = program_or_script(&machine, hypervisor);
+            use_program(&mut spec, hypervisor, &program);
+            fs::create_dir(machine.path("empty")).unwrap();
+            spec.crosvm.pivot_root = Some(machine.path("empty").to_str().unwrap().into());
+            machine.write_spec(&spec);
+            fs::write(machine.path("secret"), "secret").unwrap();
+            fs::write(machine.path("var.img"), qcow2_header(machine.path("secret").to_str().unwrap())).unwrap();
+            let output = machine.output(&["run", "machine.json"]);
+            assert_eq!(output.status.code(), Some(1), "{hypervisor}: {output:?}");
+            let text = said(&output);
+            assert!(text.contains("error: volumes[0]: ") && text.contains("begins like a qcow2 image"), "{text}");
+            assert!(!machine.path("started").exists() && !text.contains("secret"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_hypervisor_that_is_told_the_format_takes_the_disk_as_it_is() {
+    let Some(machine) = scripted_machine("exit 0", json!({"volumes": [{"image": "var.img", "autoCreate": false}]}))
+    else {
+        return;
+    };
+    fs::write(machine.path("var.img"), qcow2_header("/etc/shadow")).unwrap();
+    let output = machine.output(&["run", "machine.json"]);
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+#[test]
+fn files_of_the_hypervisor_are_not_written_through_links() {
+    let Some(machine) = scripted_machine("exit 0", json!({"user": "nobody"})) else { return };
+    fs::set_permissions(machine.directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::write(machine.path("victim"), "untouched").unwrap();
+    let configuration = machine.path("web-firecracker.json");
+    symlink("victim", &configuration).unwrap();
+    lchown(&configuration, Some(NOBODY), Some(NOBODY)).unwrap();
+    let output = machine.output(&["run", "machine.json"]);
+    assert_eq!(fs::read_to_string(machine.path("victim")).unwrap(), "untouched");
+    assert_eq!(fs::metadata(machine.path("victim")).unwrap().uid(), 0);
+    let written = fs::symlink_metadata(&configuration).unwrap();
+    assert!(written.is_file(), "{}", said(&output));
+    assert_eq!((written.uid(), written.mode() & 0o777), (NOBODY, 0o600));
+}
+
+#[test]
+fn root_runs_no_script_that_the_machines_user_can_change() {
+    for changes in [
+        json!({"user": "nobody", "extraArgsScript": "script.sh"}),
+        json!({"user": "nobody", "preStart": [["./script.sh"]]}),
+    ] {
+        let Some(machine) = scripted_machine("exit 0", changes) else { return };
+        write_script(&machine, "script.sh", "echo changed >victim");
+        lchown(machine.path("script.sh"), Some(NOBODY), Some(NOBODY)).unwrap();
+        let output = machine.output(&["run", "machine.json"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said(&output).contains("root does not run it, because nobody can change"), "{}", said(&output));
+        assert!(!machine.path("victim").exists());
+    }
+}
+
+#[test]
+fn a_secret_initrd_is_open_in_the_hypervisor_and_in_nothing_else() {
+    let list = "ls -l /proc/self/fd | grep -c memfd:initrd";
+    let changes = json!({
+        "credentialFiles": {"token": "token"}, "extraArgsScript": "arguments.sh",
+        "preStart": [["sh", "-c", format!("{list} >before; true")]],
+    });
+    for options in [[].as_slice(), &["--supervise"]] {
+        let Some(machine) = scripted_machine(&format!("{list} >hypervisor; true"), changes.clone()) else { return };
+        fs::write(machine.path("token"), "hunter2").unwrap();
+        write_script(&machine, "arguments.sh", &format!("{list} >script; true"));
+        let output = machine.output(&[["run", "machine.json"].as_slice(), options].concat());
+        assert!(output.status.success(), "{}", said(&output));
+        let counts = ["before", "script", "hypervisor"].map(|name| fs::read_to_string(machine.path(name)).unwrap());
+        assert_eq!(counts.each_ref().map(|count| count.trim()), ["0", "0", "1"], "{options:?}");
+    }
+}
+
+#[test]
+fn a_volume_is_locked_as_long_as_its_hypervisor_lives() {
+    let volumes = json!({"volumes": [{"image": "var.img", "size": 8}]});
+    for options in [[].as_slice(), &["--supervise"]] {
+        // It does not end when its supervisor does.
+        let Some(machine) = scripted_machine("trap '' TERM; echo $$ >pid; exec sleep 600", volumes.clone()) else {
+            return;
+        };
+        let text = fs::read_to_string(machine.path("machine.json")).unwrap();
+        let mut other: MachineSpec = serde_json::from_str(&text).unwrap();
+        other.name = "db".to_owned();
+        symlink("var.img", machine.path("link.img")).unwrap();
+        other.volumes[0].image = "link.img".into();
+        fs::write(machine.path("other.json"), serde_json::to_string(&other).unwrap()).unwrap();
+        let mut running = machine.start(options);
+        let hypervisor = wait_for_file(&machine.path("pid"), &running);
+        let refused = || {
+            let output = machine.output(&["run", "other.json"]);
+            assert_eq!(output.status.code(), Some(1));
+            let text = said(&output);
+            assert!(text.contains("link.img is in use by machine web, process "), "{text}");
+        };
+        refused();
+        if !options.is_empty() {
+            running.child.kill().unwrap();
+            running.child.wait().unwrap();
+            assert!(is_alive(&hypervisor));
+            refused();
+        }
+        kill(&hypervisor, "-KILL");
+        wait_until_gone(&hypervisor);
+        running.child.wait().unwrap();
+        fs::remove_file(machine.path("pid")).unwrap();
+        let mut command = machine.microvm(&["run", "other.json"]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut second = command.spawn().unwrap();
+        let hypervisor = wait_for_file(&machine.path("pid"), &running);
+        kill(&hypervisor, "-KILL");
+        second.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_daemon_and_none_is_used_for_another_command() {
+    let Some(machine) = TestMachine::new("web") else { return };
+    let daemon = "import os, socket, sys
+path = next(a.split('=', 1)[1] for a in sys.argv if a.startswith('--socket-path='))
+server = socket.socket(socket.AF_UNIX)
+server.bind(path)
+server.listen(1)
+open('daemon', 'w').write(str(os.getpid()) + '\\n')
+server.accept()
+";
+    write_program(&machine.path("virtiofsd"), &format!("#!/usr/bin/env python3\n{daemon}"));
+    let qemu = write_script(&machine, "qemu", "exit 3");
+    fs::write(machine.path("kernel"), "kernel").unwrap();
+    let share = |read_only: bool| {
+        let mut spec: MachineSpec = serde_json::from_value(json!({
+            "version": 1, "name": "web", "hypervisor": "qemu", "mem": 256, "kernel": probe_guest().bzimage,
+            "virtiofsd": {"program": machine.path("virtiofsd")}, "qemu": {"accelerator": "tcg"},
+            "shares": [{"proto": "virtiofs", "tag": "home", "source": ".", "mountPoint": "/home", "readOnly": read_only}],
+        }))
+        .unwrap();
+        use_program(&mut spec, Hypervisor::Qemu, &qemu);
+        machine.write_spec(&spec);
+    };
+    share(false);
+    let output = machine.output(&["run", "machine.json"]);
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    let read_pid = || fs::read_to_string(machine.path("daemon")).unwrap().trim().to_owned();
+    wait_until_gone(&read_pid());
+
+    // A service that serves the share is used by a start with the same command, and by no other.
+    fs::remove_file(machine.path("daemon")).unwrap();
+    let mut running = machine.start_command(machine.microvm(&["virtiofsd", "machine.json"]));
+    let pid = wait_for_file(&machine.path("daemon"), &running);
+    share(true);
+    let output = machine.output(&["run", "machine.json"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("nothing proves that it was started with this command"), "{}", said(&output));
+    share(false);
+    let output = machine.output(&["run", "machine.json"]);
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    assert_eq!(read_pid(), pid);
+    kill(&running.child.id().to_string(), "-KILL");
+    running.child.wait().unwrap();
+    wait_until_gone(&pid);
+}
+
+#[test]
+fn check_finds_one_file_behind_two_paths() {
+    let volumes = json!([{"image": "a.img", "autoCreate": false}, {"image": "b.img", "autoCreate": false}]);
+    let Some(machine) = scripted_machine("exit 0", json!({"volumes": volumes})) else { return };
+    fs::write(machine.path("a.img"), "").unwrap();
+    symlink("a.img", machine.path("b.img")).unwrap();
+    let refused = |arguments: &[&str]| {
+        let output = machine.output(&[["check"].as_slice(), arguments].concat());
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(said(&output).contains("are the same file"), "{}", said(&output));
+    };
+    refused(&["machine.json"]);
+    let output = machine.output(&["run", "machine.json"]);
+    assert!(said(&output).contains("are the same file"), "{}", said(&output));
+    let write = |name: &str, image: &Path| {
+        let text = fs::read_to_string(machine.path("machine.json")).unwrap();
+        let mut spec: MachineSpec = serde_json::from_str(&text).unwrap();
+        spec.volumes.truncate(1);
+        name.clone_into(&mut spec.name);
+        spec.volumes[0].image = image.to_str().unwrap().into();
+        fs::write(machine.path(&format!("{name}.json")), serde_json::to_string(&spec).unwrap()).unwrap();
+    };
+    write("db", &machine.path("a.img"));
+    write("mail", &machine.path("b.img"));
+    refused(&["db.json", "mail.json"]);
+}
