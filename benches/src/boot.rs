@@ -1,7 +1,7 @@
-//! `benches boot`: a guest that boots from each tool's image of one closure, emulated: until it has looked at its store and
+//! `benches boot`: boots an emulated guest from each tool's image of one closure, until the guest has listed its store and
 //! powered off.
 //!
-//! The closure is the fixture `system`, a real one of some 180 store paths; the machine is started by `microvm run`.
+//! The closure is the fixture `system` with about 180 store paths; `microvm run` starts the machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::timings::Timings;
 use crate::tool::{Cache, Source, Tool};
 use crate::workspace;
 
-/// Boots from the images of ours and of microvm.nix' two tools with everybody's defaults.
+/// Boots from the images of our tool and of microvm.nix's two tools, each with its defaults.
 ///
 /// # Errors
 /// When an image can't be made, or a guest does not report the whole closure.
@@ -46,7 +46,7 @@ pub fn run(rounds: usize) -> Result<Timings, Error> {
         if !console.lines().any(|line| line.trim_end() == expected) {
             return Err(Error::Unexpected(format!("{name}: no line `{expected}` on the guest's console:\n{console}")));
         }
-        crate::talk(&format!("boot: {name} boots"));
+        crate::message(&format!("boot: {name} boots"));
         commands.push((name.to_owned(), command));
     }
     let title =

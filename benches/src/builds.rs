@@ -14,29 +14,29 @@ use crate::store_tree::StoreTree;
 use crate::tool::{Cache, Programs, Source, Tool};
 use crate::workspace;
 
-/// What to measure besides the contests of building.
+/// Which readings to measure in addition to builds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readings {
     /// Nothing.
     None,
-    /// Loop mounts of the images that everybody's defaults make.
+    /// Loop mounts of the images built with each tool's defaults.
     LoopMount,
-    /// These, and reading them in a guest.
+    /// Loop mounts, and reading in a guest.
     LoopMountAndGuest,
 }
 
-/// What to measure, how often.
+/// What to measure, and how often.
 #[derive(Debug, Clone)]
 pub struct Extent {
     /// How often each contender runs.
     pub rounds: usize,
-    /// Only contests whose title has this in it; empty: all.
+    /// Only contests whose title contains this text; if empty, all.
     pub only: String,
-    /// Reading besides building.
+    /// Readings in addition to builds.
     pub readings: Readings,
 }
 
-/// Runs everything that `extent` asks for over all stores.
+/// Runs the benchmarks of `extent` on all stores.
 ///
 /// # Errors
 /// When a program fails or a file can't be written.
@@ -47,7 +47,7 @@ pub fn run(stores: &[String], extent: &Extent) -> Result<Results, Error> {
     Ok(Results::of_stores(method, stores))
 }
 
-/// The peers, unpacked by `peers.sh`, and our own program, built now.
+/// Unpacks the peers with `peers.sh` and builds our own program.
 ///
 /// # Errors
 /// When they can't be unpacked or built.
@@ -82,7 +82,7 @@ fn measure_store(name: &str, extent: &Extent, programs: &Programs) -> Result<Sto
     Ok(StoreResults { name, growth: None, nar_bytes, files, read_seconds, contests, readings, guest_readings })
 }
 
-/// Reads the images that microvm.nix's two ways and ours make; microvm.nix's squashfs is what the others are compared with.
+/// Reads the images of microvm.nix's two tools and of ours; ratios are relative to microvm.nix's squashfs.
 fn read_images(
     extent: &Extent,
     programs: &Programs,

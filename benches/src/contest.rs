@@ -1,4 +1,4 @@
-//! A contest: some tools pack the same store in turn, round after round.
+//! A contest: several tools pack the same store and take turns, round after round.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::error::{Error, file};
 use crate::measure::{self, Cost};
 use crate::store_tree::{Revision, StoreTree};
 use crate::tool::{Programs, Tool};
-use crate::{reading, talk};
+use crate::{message, reading};
 
 /// What happens before a tool is measured, outside the measured time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,33 +18,33 @@ pub enum Preparation {
     Nothing,
     /// The first closure was built into the cache and the output; then one store path changed.
     OnePathChanged,
-    /// The very same was done before.
+    /// The same build ran before.
     NothingChanged,
-    /// The very same was done before, and then the output was removed.
+    /// The same build ran before, and then the output was removed.
     OutputRemoved,
 }
 
-/// Someone who takes part.
+/// A participant of a contest.
 #[derive(Debug, Clone)]
 pub struct Contender {
-    /// A name for tables.
+    /// The name in tables.
     pub name: String,
-    /// What is run.
+    /// The tool to run.
     pub tool: Tool,
-    /// What happened before.
+    /// The preparation before each run.
     pub preparation: Preparation,
 }
 
-/// A contest before it is run; the first contender is the one that the others are compared with.
+/// A contest to run; ratios are relative to the first contender.
 #[derive(Debug, Clone)]
 pub struct Contest {
-    /// A heading.
+    /// The title.
     pub title: String,
-    /// Who takes part.
+    /// The contenders.
     pub contenders: Vec<Contender>,
 }
 
-/// What a contender's runs gave.
+/// The results of one contender.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {
@@ -52,9 +52,9 @@ pub struct Outcome {
     pub name: String,
     /// The command of the last run.
     pub command: String,
-    /// Bytes of the image.
+    /// The size of the image in bytes.
     pub image_bytes: u64,
-    /// A cost each round.
+    /// The cost of each round.
     pub costs: Vec<Cost>,
 }
 
@@ -65,24 +65,24 @@ impl Outcome {
         self.costs.iter().map(|cost| cost.seconds).collect()
     }
 
-    /// The most memory any round took, in bytes.
+    /// The peak memory of all rounds, in bytes.
     #[must_use]
     pub fn peak_memory_bytes(&self) -> u64 {
         self.costs.iter().map(|cost| cost.peak_memory_bytes).max().unwrap_or(0)
     }
 }
 
-/// A contest that was run.
+/// A finished contest.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContestOutcome {
-    /// Its heading.
+    /// The title.
     pub title: String,
-    /// By contender, in their order.
+    /// The results, in the order of the contenders.
     pub outcomes: Vec<Outcome>,
 }
 
-/// Where a contest is run: which store, which programs, a directory for images and caches.
+/// The environment of a contest: store, programs, and a directory for images and caches.
 #[derive(Debug)]
 pub struct Arena<'a> {
     /// The store that is packed.
@@ -114,7 +114,7 @@ impl Arena<'_> {
             for (contender, outcome) in contest.contenders.iter().zip(&mut outcomes) {
                 self.measure(contender, outcome)?;
                 let seconds = outcome.costs.last().map_or(0.0, |cost| cost.seconds);
-                talk(&format!("{}, round {round} of {rounds}: {}: {seconds:.3} s", contest.title, contender.name));
+                message(&format!("{}, round {round} of {rounds}: {}: {seconds:.3} s", contest.title, contender.name));
             }
         }
         Ok(ContestOutcome { title: contest.title.clone(), outcomes })
@@ -127,8 +127,8 @@ impl Arena<'_> {
         let mut command = contender.tool.command(self.programs, self.tree, &output);
         self.settle(contender)?;
         if contender.preparation != Preparation::Nothing {
-            // Rebuilds take less than a second, so that much of it can be a virtual machine's host giving memory back:
-            // the same is done twice in a row, and only the second time counts.
+            // Rebuilds take less than a second, and part of that can be the host of a virtual machine providing memory:
+            // run twice in a row and count only the second time.
             measure::run(&mut command)?;
             self.reset_cache(contender)?;
         }
@@ -141,7 +141,7 @@ impl Arena<'_> {
         self.tree.set_revision(Revision::First)
     }
 
-    /// A command as it is kept with the results: what directories it ran in is nobody's concern.
+    /// A command as it is recorded in the results, without its directories.
     fn without_directories(&self, command: &std::process::Command) -> String {
         let mut text = format!("{command:?}");
         let fixtures = crate::workspace::fixtures();
@@ -161,8 +161,8 @@ impl Arena<'_> {
             (Preparation::Nothing, Some(cache)) => remove_tree(cache),
             (Preparation::Nothing, None) => Ok(()),
             (Preparation::OnePathChanged, Some(cache)) => {
-                // a cache that has seen only the first closure is kept beside; its entries are never changed, so each
-                // round has links to them
+                // A copy of the cache after the first closure is kept. Entries never change, so each
+                // round starts with links to them.
                 let first = with_suffix(cache, "first");
                 self.reset_cache(contender)?;
                 once(self.tree)?;
@@ -190,7 +190,7 @@ impl Arena<'_> {
         Ok(())
     }
 
-    /// Gives every run the same start: what the preparation wrote is on the disk, what will be read is in memory.
+    /// Gives every run the same start: written data is on the disk, and data to read is in memory.
     fn settle(&self, contender: &Contender) -> Result<(), Error> {
         nix::unistd::sync();
         warm(self.tree)?;
@@ -207,7 +207,7 @@ fn link_tree(from: &Path, to: &Path) -> Result<(), Error> {
     crate::workspace::run(std::process::Command::new("cp").arg("-al").arg(from).arg(to)).map(drop)
 }
 
-/// Reads the whole store once, so that nobody waits for the disk.
+/// Reads the whole store once, so that no run waits for the disk.
 fn warm(tree: &StoreTree) -> Result<(), Error> {
     read_closure(tree).map(drop)
 }

@@ -1,13 +1,13 @@
-//! Which contests there are: what a reader of the results wants to know.
+//! The list of contests.
 
 use std::path::Path;
 
 use crate::contest::{Contender, Contest, Preparation};
 use crate::tool::{Cache, Packing, Source, Tool};
 
-/// The block size that all tools are compared at: the default of all of them.
+/// The block size for comparisons: the default of all tools.
 const BLOCK_BYTES: u32 = 128 * 1024;
-/// zstd's levels that are compared.
+/// The compared levels of zstd.
 pub const LEVELS: [u32; 3] = [3, 9, 15];
 
 fn ours(packing: Option<Packing>, source: Source, cache: Cache) -> Tool {
@@ -18,7 +18,7 @@ fn contender(name: &str, tool: Tool) -> Contender {
     Contender { name: name.to_owned(), tool, preparation: Preparation::Nothing }
 }
 
-/// Everybody's defaults, nothing cached: microvm.nix's two ways of making its disk, and ours.
+/// The defaults of each tool without a cache: microvm.nix's two tools, and ours.
 #[must_use]
 pub fn defaults(scratch: &Path) -> Contest {
     Contest {
@@ -35,7 +35,7 @@ pub fn defaults(scratch: &Path) -> Contest {
     }
 }
 
-/// The same level and the same block size for all: what the work itself costs.
+/// The same level and block size for all tools, to compare their implementations.
 #[must_use]
 pub fn same_level(level: u32) -> Contest {
     let packing = Packing { level, block_bytes: BLOCK_BYTES };

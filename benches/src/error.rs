@@ -1,28 +1,28 @@
-//! What can go wrong in a benchmark.
+//! Errors of the benchmarks.
 
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
-/// An error of a benchmark; names the thing and what to do.
+/// An error of a benchmark.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file could not be read, written or made.
+    /// A file could not be read, written or created.
     #[error("cannot {action} {path}: {source}")]
     File {
-        /// What was tried, as a verb.
+        /// The operation, as a verb.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the system.
         source: io::Error,
     },
     /// A program could not be started.
     #[error("cannot start {program}: {source}\nhint: run scripts/setup.sh and benches/peers.sh")]
     Start {
-        /// The program as called.
+        /// The command line.
         program: String,
-        /// The system's answer.
+        /// The error of the system.
         source: io::Error,
     },
     /// A program ended with an error.
@@ -35,7 +35,7 @@ pub enum Error {
         /// The end of what it wrote on stderr.
         stderr: String,
     },
-    /// What came back is not what was expected.
+    /// A result is not as expected.
     #[error("{0}")]
     Unexpected(String),
 }

@@ -1,7 +1,7 @@
-//! `benches guest-read`: the same readings as `benches read`, by Debian's kernel in a guest that qemu emulates.
+//! `benches guest-read`: the same readings as `benches read`, with Debian's kernel in a guest that qemu emulates.
 //!
-//! The guest is the fixture's kernel and initrd with this very program, linked statically, put in; the images are its
-//! disks. Emulated seconds are not real ones: only the ratios mean something.
+//! The guest has the kernel and initrd of the fixture, with this program, linked statically, added; the images are its
+//! disks. Emulated seconds are not real ones: only the ratios are meaningful.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -24,7 +24,7 @@ pub fn run(images: &[PathBuf], extent: Extent) -> Result<Vec<ImageReadings>, Err
     let directory = tempfile::tempdir().map_err(file("make a directory in", std::env::temp_dir()))?;
     let initrd = directory.path().join("initrd");
     build_initrd(&fixture.join("initrd"), &initrd)?;
-    crate::talk("guest-read: booting");
+    crate::message("guest-read: booting");
     let console = boot(&fixture.join("vmlinux"), &initrd, images, extent)?;
     let mut results: Vec<ImageReadings> = serde_json::from_str(between_markers(&console)?)
         .map_err(|error| Error::Unexpected(format!("the guest's result is not JSON: {error}")))?;

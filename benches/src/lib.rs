@@ -1,7 +1,7 @@
 //! Measures `microvm-image` and `microvm` against their peers: mksquashfs, gensquashfs, mkfs.erofs.
 //!
-//! Everything compared is run in one go, in turn (A B A B ...), so that a machine that grows slower hits all alike; what is
-//! reported is the ratio within each round, and its median, minimum and maximum.
+//! All contenders run in one session and take turns (A B A B ...), so that a machine that becomes slower affects all of them
+//! equally. Results are ratios within each round, with their median, minimum and maximum.
 
 use std::io::Write;
 
@@ -17,6 +17,7 @@ pub mod mount;
 pub mod plot;
 pub mod read;
 pub mod reading;
+pub mod report;
 pub mod results;
 pub mod scale;
 pub mod start_up;
@@ -26,13 +27,13 @@ pub mod timings;
 pub mod tool;
 pub mod workspace;
 
-/// Data, to stdout.
-pub fn say(text: &str) {
-    // a closed pipe is the reader's wish
+/// Prints data to stdout.
+pub fn print(text: &str) {
+    // The reader may close the pipe.
     drop(std::io::stdout().write_all(text.as_bytes()));
 }
 
-/// Talk, to stderr: a line.
-pub fn talk(line: &str) {
+/// Prints a message to stderr.
+pub fn message(line: &str) {
     drop(writeln!(std::io::stderr(), "{line}"));
 }

@@ -8,7 +8,7 @@ use benches::error::{Error, file};
 use benches::method::Method;
 use benches::results::Results;
 use benches::timings::Timings;
-use benches::{boot, guest_read, read, say, scale, start_up, talk, workspace};
+use benches::{boot, guest_read, message, print, read, report, scale, start_up, workspace};
 use clap::{Parser, Subcommand};
 
 /// Measures microvm-image and microvm against their peers, in turn, in one run.
@@ -21,33 +21,33 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Scenario {
-    /// Everything that is quoted: `build` with reading in a guest, `scale` in memory, `boot`, `start-up`; takes hours on two cores
+    /// Run all published benchmarks: `build` with reads in a guest, `scale` in memory, `boot` and `start-up`. This takes hours on two cores
     All {
         /// How often each contender of `build` runs
         #[arg(long, default_value_t = 3)]
         rounds: usize,
     },
-    /// Build images of stores in turn with every tool; writes raw values, tables and plots
+    /// Build images of stores with every tool, taking turns; write raw values, tables and plots
     Build {
-        /// Stores by their package list in fixtures/closure/packages
+        /// Stores, named after package lists in fixtures/closure/packages
         #[arg(default_values_t = ["server".to_owned(), "desktop".to_owned()])]
         stores: Vec<String>,
         /// How often each contender runs
         #[arg(long, default_value_t = 3)]
         rounds: usize,
-        /// Only the contests whose title has this in it: `defaults`, `level 9`, `rebuild`
+        /// Run only contests whose title contains this text: `defaults`, `level 9`, `rebuild`
         #[arg(long, default_value = "", hide_default_value = true)]
         only: String,
-        /// Also read the images: by loop mount, or in a guest too (slow)
+        /// Also read the images: through loop mounts, or in a guest too (slow)
         #[arg(long, value_enum, default_value_t = ReadImages::No)]
         read: ReadImages,
-        /// Where to write [default: benches/results/DATE]
+        /// Directory for the results [default: benches/results/DATE]
         #[arg(long)]
         results: Option<PathBuf>,
     },
-    /// Build images of made-up stores of ever more small files, and of ever more bytes in large ones
+    /// Build images of synthetic stores with more and more small files, and with more and more bytes in large files
     Scale {
-        /// Counts of files
+        /// Numbers of small files
         #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000, 1_000_000])]
         files: Vec<usize>,
         /// Megabytes in files of 16 MB
@@ -56,65 +56,65 @@ enum Scenario {
         /// How often each contender runs
         #[arg(long, default_value_t = 1)]
         rounds: usize,
-        /// Where the stores are made [default: beside the fixtures]; in a tmpfs (`/dev/shm`) no disk and no eviction from
-        /// the page cache is measured, for about 5 KiB of memory a file
+        /// Where to create the stores [default: next to the fixtures]. In a tmpfs (`/dev/shm`) neither the disk nor eviction
+        /// from the page cache is measured; it takes about 5 KiB of memory per file
         #[arg(long)]
         directory: Option<PathBuf>,
-        /// Where to write [default: benches/results/DATE-scale]
+        /// Directory for the results [default: benches/results/DATE-scale]
         #[arg(long)]
         results: Option<PathBuf>,
     },
-    /// Make the table and the plots of results anew from their raw values
+    /// Regenerate the table and the plots of results from their raw values
     Draw {
         /// Directories with a `raw.json`
         #[arg(required = true)]
         results: Vec<PathBuf>,
     },
-    /// Measure what `microvm run` takes before the hypervisor runs, for a machine with ten devices
+    /// Measure the time of `microvm run` until it executes the hypervisor, for a machine with ten devices
     StartUp {
-        /// How often it is started
+        /// How often to start it
         #[arg(long, default_value_t = 50)]
         rounds: usize,
-        /// Where to write [default: benches/results/DATE-start-up]
+        /// Directory for the results [default: benches/results/DATE-start-up]
         #[arg(long)]
         results: Option<PathBuf>,
     },
-    /// Boot an emulated guest from the images that everybody's defaults make of one closure
+    /// Boot an emulated guest from images of one closure that each tool built with its defaults
     Boot {
-        /// How often each boots
+        /// How often to boot from each image
         #[arg(long, default_value_t = 5)]
         rounds: usize,
-        /// Where to write [default: benches/results/DATE-boot]
+        /// Directory for the results [default: benches/results/DATE-boot]
         #[arg(long)]
         results: Option<PathBuf>,
     },
-    /// Read images of one store through loop mounts with cold caches; the first is what the others are compared with
+    /// Read images of one store through loop mounts with cold caches; ratios are relative to the first image
     Read {
         /// squashfs or erofs images
         #[arg(required = true)]
         images: Vec<PathBuf>,
-        /// How often each is read
+        /// How often to read each image
         #[arg(long, default_value_t = 5)]
         rounds: usize,
-        /// Read the files of every N-th store path only
+        /// Read only the files of every N-th store path
         #[arg(long, default_value_t = 1, value_name = "N")]
         every: usize,
-        /// Read them where they lie instead of from a copy in memory
+        /// Read the images from disk instead of from a copy in memory
         #[arg(long)]
         on_disk: bool,
         /// Write every single value as JSON here
         #[arg(long)]
         json: Option<PathBuf>,
     },
-    /// The same inside a guest kernel (Debian's) that qemu emulates: only the ratios mean something
+    /// Read images in an emulated guest with Debian's kernel; only the ratios are meaningful
     GuestRead {
         /// squashfs or erofs images
         #[arg(required = true)]
         images: Vec<PathBuf>,
-        /// How often each is read
+        /// How often to read each image
         #[arg(long, default_value_t = 3)]
         rounds: usize,
-        /// Read the files of every N-th store path only: all of a store of 0.6 GB takes about 2 minutes an image and round
+        /// Read only the files of every N-th store path; a whole store of 0.6 GB takes about 2 minutes per image and round
         #[arg(long, default_value_t = 4, value_name = "N")]
         every: usize,
         /// Write every single value as JSON here
@@ -134,7 +134,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            talk(&format!("error: {error}"));
+            message(&format!("error: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -157,7 +157,7 @@ fn run(arguments: Arguments) -> Result<(), Error> {
             keep(&scale::run(&scale::Extent { files, megabytes, rounds }, &directory)?, results, "-scale")
         }
         Scenario::Draw { results } => {
-            results.iter().try_for_each(|directory| Results::read(directory)?.draw(directory))
+            results.iter().try_for_each(|directory| report::write(&Results::read(directory)?, directory))
         }
         Scenario::StartUp { rounds, results } => keep_timings(start_up::run(rounds)?, results, "-start-up"),
         Scenario::Boot { rounds, results } => keep_timings(boot::run(rounds)?, results, "-boot"),
@@ -171,7 +171,7 @@ fn run(arguments: Arguments) -> Result<(), Error> {
     }
 }
 
-/// Every scenario as it is by itself, with its defaults, into the directory that it would have.
+/// Runs every scenario with its defaults and its default directory.
 fn all(rounds: usize) -> Result<(), Error> {
     let rounds = rounds.to_string();
     let scenarios: [&[&str]; 4] = [
@@ -193,8 +193,9 @@ fn keep(measured: &Results, directory: Option<PathBuf>, suffix: &str) -> Result<
     let usual = || workspace::root().join("benches/results").join(format!("{}{suffix}", measured.method.date));
     let directory = directory.unwrap_or_else(usual);
     measured.write(&directory)?;
-    say(&measured.markdown());
-    talk(&format!("benches: results are in {}", directory.display()));
+    report::write(measured, &directory)?;
+    print(&report::tables(measured));
+    message(&format!("benches: results are in {}", directory.display()));
     Ok(())
 }
 
@@ -203,6 +204,6 @@ fn show_readings(results: &[read::ImageReadings], json: Option<PathBuf>) -> Resu
         let text = serde_json::to_string_pretty(results).map_err(|error| Error::Unexpected(error.to_string()))?;
         std::fs::write(&path, text).map_err(file("write", path))?;
     }
-    say(&read::tables(results));
+    print(&read::tables(results));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Runs a program and measures it: time, processor time, peak memory.
+//! Runs a program and measures its time, processor time and peak memory.
 
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// What one run of a program cost.
+/// The cost of one run of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cost {
@@ -21,7 +21,7 @@ pub struct Cost {
     pub peak_memory_bytes: u64,
 }
 
-/// Runs `command` to its end, its output thrown away.
+/// Runs `command` to its end and discards its output.
 ///
 /// # Errors
 /// When it can't be started or fails.
@@ -43,7 +43,7 @@ pub fn run(command: &mut Command) -> Result<Cost, Error> {
         seconds,
         user_seconds: time_seconds(usage.ru_utime),
         system_seconds: time_seconds(usage.ru_stime),
-        // Linux gives KiB: getrusage(2)
+        // Linux reports KiB: getrusage(2)
         peak_memory_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
     })
 }
@@ -53,7 +53,7 @@ fn time_seconds(time: nix::libc::timeval) -> f64 {
     time.tv_sec as f64 + time.tv_usec as f64 / 1e6
 }
 
-/// `wait4`: the only call that gives the peak memory of one child rather than of all children so far.
+/// `wait4` is the only call that reports the peak memory of one child instead of all children so far.
 #[expect(unsafe_code, reason = "neither std nor nix offers wait4")]
 fn wait(child: Child) -> Result<(ExitStatus, nix::libc::rusage), Error> {
     use std::os::unix::process::ExitStatusExt;

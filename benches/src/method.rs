@@ -1,4 +1,4 @@
-//! How something was measured: the command, the machine, the versions. Numbers without these mean nothing.
+//! How the values were measured: the command, the machine, the versions. Numbers are meaningless without them.
 
 use std::fs;
 use std::process::Command;
@@ -23,12 +23,12 @@ pub struct Method {
     pub machine: String,
     /// Kernel version.
     pub kernel: String,
-    /// A line a program.
+    /// One line per program.
     pub versions: Vec<String>,
 }
 
 impl Method {
-    /// Asks the system.
+    /// Reads the circumstances from the system.
     ///
     /// # Errors
     /// When `date` or `uname` fail.

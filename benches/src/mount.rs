@@ -15,7 +15,7 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts `image` (squashfs or erofs, told by its magic number), a file through a loop device.
+    /// Mounts the file `image` (squashfs or erofs, recognised by its magic number) through a loop device.
     ///
     /// # Errors
     /// When the image is of another type or `mount` fails.
@@ -37,7 +37,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if let Err(error) = run(Command::new("umount").arg(self.directory.path())) {
-            crate::talk(&format!("{error}"));
+            crate::message(&format!("{error}"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Plots as SVG: image size against build time, and times side by side.
+//! Plots as SVG: image size against build time, times as bars, and scaling.
 
 use std::fmt::Write;
 
@@ -15,7 +15,7 @@ const BOTTOM: f64 = 60.0;
 const BAR_HEIGHT: f64 = 22.0;
 const BAR_LABEL_WIDTH: f64 = 420.0;
 
-/// A tool's colour; ours stands out.
+/// The colour of a tool; ours has the most visible one.
 fn colour(name: &str) -> &'static str {
     match name.split([' ', ',']).next() {
         Some("microvm-image") => "#c2410c",
@@ -26,7 +26,7 @@ fn colour(name: &str) -> &'static str {
     }
 }
 
-/// A range of values on an axis, logarithmic or not, laid onto pixels.
+/// The mapping of a range of values to pixels on an axis, linear or logarithmic.
 struct Axis {
     low: f64,
     high: f64,
@@ -110,7 +110,7 @@ pub fn size_against_time(store: &StoreResults) -> String {
     frame(&format!("Store `{}`: image size against build time, nothing cached", store.name), HEIGHT, &body)
 }
 
-/// Where the name of a point is written.
+/// Where the label of a point is drawn.
 #[derive(Debug, Clone, Copy)]
 struct Label {
     left: f64,
@@ -119,11 +119,11 @@ struct Label {
 }
 
 impl Label {
-    /// About what a letter is wide, and what two lines need between them.
+    /// The approximate width of a letter, and the distance of two lines.
     const LETTER_WIDTH: f64 = 6.4;
     const LINE_HEIGHT: f64 = 15.0;
 
-    /// Right of the point, as near to its height as other labels and points leave room.
+    /// Right of the point, as close to its height as other labels and points allow.
     fn beside((left, top): (f64, f64), text: &str, labels: &[Self], dots: &[(f64, f64)]) -> Self {
         let width = f64::from(u32::try_from(text.chars().count()).unwrap_or(u32::MAX)) * Self::LETTER_WIDTH;
         let left = (left + 7.0).min(WIDTH - width - 4.0);
@@ -199,7 +199,7 @@ fn axes(x: &Axis, y: &Axis, [x_unit, y_unit]: [&str; 2]) -> String {
     text
 }
 
-/// A number of thousands or millions as it fits under an axis.
+/// A short form of thousands and millions that fits under an axis.
 fn short(number: f64) -> String {
     match number {
         millions if millions >= 1e6 => format!("{}M", millions / 1e6),
@@ -208,7 +208,7 @@ fn short(number: f64) -> String {
     }
 }
 
-/// Seconds against what grows, a line a contender, both axes logarithmic.
+/// Seconds against the growing quantity, one line per contender, with two logarithmic axes.
 #[must_use]
 pub fn scaling(stores: &[&StoreResults], growth: Growth) -> String {
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();

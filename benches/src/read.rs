@@ -1,4 +1,4 @@
-//! `benches read`: images of one store are mounted in turn and read with cold caches, on this kernel.
+//! `benches read`: mounts images of one store in turn and reads them with cold caches, with this kernel.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use crate::mount::{Mounted, drop_caches};
 use crate::reading::{self, Reading, StoreFile};
 use crate::statistics::{markdown, ratio, spread};
 
-/// Where the images lie while they are read.
+/// Where the images are stored while they are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backing {
-    /// Copied into memory (/dev/shm): what is measured is the file system's work, not this machine's disk.
+    /// In memory (/dev/shm), to measure the file system instead of this machine's disk.
     Memory,
-    /// Read from where they are: a disk's seeks count too.
+    /// On disk, so that seeks count too.
     Disk,
 }
 
-/// Seconds of every reading of one image, a value a round.
+/// Seconds of every reading of one image, one value per round.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ImageReadings {
     /// The image as named on the command line.
@@ -30,7 +30,7 @@ pub struct ImageReadings {
     pub seconds: Vec<Vec<f64>>,
 }
 
-/// How much is read, and how often.
+/// How much to read, and how often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// How often each image is read in each way.
@@ -69,7 +69,7 @@ pub fn run(images: &[PathBuf], extent: Extent, backing: Backing) -> Result<Vec<I
                 }
             }
         }
-        crate::talk(&format!("read: round {round} of {rounds}"));
+        crate::message(&format!("read: round {round} of {rounds}"));
     }
     Ok(results)
 }
@@ -79,7 +79,7 @@ fn empty_readings(image: &Path) -> Result<ImageReadings, Error> {
     Ok(ImageReadings { image: image.display().to_string(), bytes, seconds: vec![Vec::new(); Reading::ALL.len()] })
 }
 
-/// The files that all images hold; an error if they do not hold the same.
+/// The files of all images; an error if the images differ.
 fn same_files(images: &[PathBuf], placed: &[PathBuf]) -> Result<Vec<StoreFile>, Error> {
     let mut common: Option<Vec<StoreFile>> = None;
     for (name, image) in images.iter().zip(placed) {
@@ -98,7 +98,7 @@ fn same_files(images: &[PathBuf], placed: &[PathBuf]) -> Result<Vec<StoreFile>, 
     common.ok_or_else(|| Error::Unexpected("no image was given".into()))
 }
 
-/// The files of every n-th store path: whole paths, since what lies together in an image belongs to one path.
+/// The files of every n-th store path. Whole paths, because adjacent data in an image belongs to one path.
 fn every_nth_path(files: Vec<StoreFile>, every: usize) -> Vec<StoreFile> {
     let store_path = |file: &StoreFile| file.path.components().next().map(|name| name.as_os_str().to_owned());
     let mut paths: Vec<_> = files.iter().map(store_path).collect();

@@ -1,6 +1,6 @@
-//! What reading a store costs, by five kinds of reading; the same code runs on the host (loop mount) and in a guest.
+//! Five ways to read a store. The same code runs on the host (loop mount) and in a guest.
 //!
-//! Uses nothing but the standard library, so that a static build of it is all that a guest needs.
+//! It uses only the standard library, so that a guest needs nothing but a static build.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
 
-/// Files below this size count as small: most of a store's files, read at every start of a program.
+/// Files below this size count as small: most files of a store, which are read at every start of a program.
 pub const SMALL_FILE_BYTES: u64 = 64 * 1024;
-/// How many random reads are measured.
+/// The number of random reads.
 pub const RANDOM_READS: usize = 2000;
 
 const PAGE_BYTES: u64 = 4096;
@@ -21,15 +21,15 @@ const BUFFER_BYTES: usize = 256 * 1024;
 /// A way to read a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reading {
-    /// `find -size`: every directory is listed, every entry's metadata asked for.
+    /// `find -size`: lists every directory and reads the metadata of every entry.
     FindStat,
-    /// Every file is read once, in the order of the directories.
+    /// Reads every file once, in the order of the directories.
     AllFiles,
-    /// The same by two readers that share the list.
+    /// The same with two readers that share the list.
     AllFilesTwoReaders,
-    /// Every file below [`SMALL_FILE_BYTES`].
+    /// Reads every file below [`SMALL_FILE_BYTES`].
     SmallFiles,
-    /// [`RANDOM_READS`] single pages at places spread over all bytes of the store, the same for every image.
+    /// Reads [`RANDOM_READS`] single pages, spread over all bytes of the store, the same ones for every image.
     RandomPages,
 }
 
@@ -148,7 +148,7 @@ fn random_places(files: &[StoreFile], count: usize) -> Vec<(&StoreFile, u64)> {
         })
         .collect();
     let Some(&total) = ends.last().filter(|total| **total > 0) else { return Vec::new() };
-    // xorshift64 with a fixed start: no more randomness is needed than that the places do not follow each other
+    // xorshift64 with a fixed seed: it is sufficient that the positions are not sequential
     let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
     (0..count)
         .filter_map(|_| {

@@ -1,4 +1,4 @@
-//! `benches scale`: made-up stores of ever more small files, and of ever more bytes in large ones, to see how time and
+//! `benches scale`: synthetic stores with more and more small files, and with more and more bytes, to see how time and
 //! memory grow.
 
 use std::fs::{self, File};
@@ -20,21 +20,21 @@ const LARGE_FILE_BYTES: usize = 16_000_000;
 /// Text that large files are cut from, in slices of up to [`SLICE_BYTES`], so that they compress like text.
 const POOL_BYTES: usize = 1 << 20;
 const SLICE_BYTES: usize = 2048;
-/// Low, so that what each file costs is not hidden behind compression.
+/// Low, so that compression does not hide the cost per file.
 const PACKING: Packing = Packing { level: 3, block_bytes: 128 * 1024 };
 
-/// Which stores are made.
+/// The stores to create.
 #[derive(Debug, Clone)]
 pub struct Extent {
-    /// Counts of small files, a store each.
+    /// Numbers of small files, one store for each.
     pub files: Vec<usize>,
-    /// Megabytes in large files, a store each.
+    /// Megabytes in large files, one store for each.
     pub megabytes: Vec<usize>,
     /// How often each contender runs.
     pub rounds: usize,
 }
 
-/// Measures all tools on every store of `extent`, made in a directory of its own in `place`.
+/// Measures all tools on every store of `extent`, each created in its own directory in `place`.
 ///
 /// # Errors
 /// When a store can't be made or a program fails.
@@ -43,8 +43,8 @@ pub fn run(extent: &Extent, place: &Path) -> Result<Results, Error> {
     let method = Method::now(&programs)?;
     let files = extent.files.iter().map(|count| (Growth::Files, *count));
     let bytes = extent.megabytes.iter().map(|megabytes| (Growth::Bytes, *megabytes));
-    // A program's peak memory is at least what this one had when it started it (the kernel counts so), and that grows with
-    // the number of files: those of few files come first.
+    // The kernel counts the memory of this program at the start of a child for the child's peak memory. It grows with
+    // the number of files, so the stores with few files come first.
     let stores = bytes
         .chain(files)
         .map(|(growth, size)| {
@@ -66,7 +66,7 @@ fn measure_store(
         Growth::Files => format!("{size} files"),
         Growth::Bytes => format!("{size} MB"),
     };
-    crate::talk(&format!("scale: making a store of {what}"));
+    crate::message(&format!("scale: making a store of {what}"));
     let made = match growth {
         Growth::Files => make_small_files(directory, size)?,
         Growth::Bytes => make_large_files(directory, size * 1_000_000)?,
@@ -104,14 +104,14 @@ fn contest(what: &str, scratch: &Path) -> Contest {
     Contest { title: format!("{what}, level {}, 128K", PACKING.level), contenders }
 }
 
-/// What a made-up store holds.
+/// The content of a synthetic store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Made {
     files: usize,
     bytes: u64,
 }
 
-/// A store that is being made: `store/` and `closure-info/store-paths`.
+/// A store under construction: `store/` and `closure-info/store-paths`.
 struct Maker<'a> {
     directory: &'a Path,
     list: BufWriter<File>,
@@ -197,7 +197,7 @@ fn make_large_files(directory: &Path, bytes: usize) -> Result<Made, Error> {
     store.end()
 }
 
-/// Text that compresses like text: made-up words, from a fixed sequence.
+/// Text of generated words from a fixed sequence, which compresses like real text.
 struct Words {
     state: u64,
 }

@@ -1,7 +1,7 @@
-//! `benches start-up`: what `microvm run` takes before the hypervisor runs.
+//! `benches start-up`: the time of `microvm run` until it executes the hypervisor.
 //!
-//! The hypervisor is replaced by `true`, found first in the search path, so all that is left is the launcher: reading and
-//! checking the spec, looking at the host, lowering, and the exec.
+//! `true` replaces the hypervisor, first in the search path, so that only the launcher is measured: reading and
+//! checking the spec, inspecting the host, lowering, and the exec.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -71,7 +71,7 @@ fn write_machine(directory: &Path) -> Result<std::path::PathBuf, Error> {
     Ok(spec)
 }
 
-/// As much of a Linux kernel as the launcher looks at: `HdrS` in the boot sector (the kernel's
+/// The part of a Linux kernel that the launcher reads: `HdrS` in the boot sector (the kernel's
 /// Documentation/arch/x86/boot.rst).
 fn bz_image_header() -> Vec<u8> {
     let mut image = vec![0; 4096];

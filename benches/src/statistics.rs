@@ -27,14 +27,14 @@ pub fn spread(values: &[f64]) -> Option<Spread> {
     Some(Spread { minimum: *sorted.first()?, median, maximum: *sorted.last()? })
 }
 
-/// The spread of `values[i] / base[i]`: the ratio within each round, which a slow moment of the machine hits on both sides.
+/// The spread of `values[i] / base[i]`: ratios within each round, because a slow moment of the machine affects both sides.
 #[must_use]
 pub fn ratio(values: &[f64], base: &[f64]) -> Option<Spread> {
     let ratios: Vec<f64> = values.iter().zip(base).map(|(value, base)| value / base).collect();
     spread(&ratios)
 }
 
-/// A Markdown table with aligned columns; numbers (every column but the first) to the right.
+/// A Markdown table with aligned columns; all columns but the first are numbers, aligned to the right.
 #[must_use]
 pub fn markdown(header: &[String], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {

@@ -1,5 +1,5 @@
-//! A store to pack: Debian packages laid out as store paths by `fixtures/closure/debian-tree.sh`, in two states: as it was,
-//! and after one package of about 3 MB was rebuilt.
+//! A store to pack: Debian packages unpacked as store paths by `fixtures/closure/debian-tree.sh`, in two states: before
+//! and after a rebuild of one package of about 3 MB.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -9,16 +9,16 @@ use std::process::Command;
 use crate::error::{Error, file};
 use crate::workspace::{self, run_loudly};
 
-/// Which of the two states the store directory is in.
+/// The state of the store directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Revision {
-    /// The closure as it was.
+    /// The original closure.
     First,
     /// One store path replaced.
     Changed,
 }
 
-/// A store directory with exactly one closure in it. It is put back into its first state when dropped.
+/// A store directory with exactly one closure. Dropping it restores the original state.
 #[derive(Debug)]
 pub struct StoreTree {
     directory: PathBuf,
@@ -72,7 +72,7 @@ impl StoreTree {
         text.trim().parse().map_err(|_| Error::Unexpected(format!("{}: not a number: {text}", path.display())))
     }
 
-    /// Replaces the one store path by its other revision, or back: two renames, no file is touched.
+    /// Replaces the store path with its other revision, or back, with two renames.
     ///
     /// # Errors
     /// When the directories can't be renamed.
@@ -127,7 +127,7 @@ impl StoreTree {
 impl Drop for StoreTree {
     fn drop(&mut self) {
         if let Err(error) = self.set_revision(Revision::First) {
-            crate::talk(&format!("{error}"));
+            crate::message(&format!("{error}"));
         }
     }
 }

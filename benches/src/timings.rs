@@ -1,4 +1,4 @@
-//! Programs that are started again and again in turn: only their time counts.
+//! Programs that are started repeatedly, taking turns, to measure only their time.
 
 use std::process::Command;
 
@@ -13,16 +13,16 @@ use crate::statistics::{markdown, ratio, spread};
 pub struct Timings {
     /// A heading.
     pub title: String,
-    /// By program; the first is what the others are compared with.
+    /// The programs; ratios are relative to the first.
     pub programs: Vec<Timed>,
 }
 
 /// A program that was started many times.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Timed {
-    /// What was started.
+    /// The command.
     pub name: String,
-    /// A cost each round.
+    /// The cost of each round.
     pub costs: Vec<Cost>,
 }
 

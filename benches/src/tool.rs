@@ -1,23 +1,23 @@
-//! The programs that are compared, and how each is told to pack a store.
+//! The compared programs, and their command lines to pack a store.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::store_tree::StoreTree;
 
-/// Threads of every program: all that a machine of two cores has, and what microvm.nix would pass.
+/// The number of threads of every program: all cores of a machine with two, as microvm.nix would pass.
 pub const JOBS: usize = 2;
 
-/// How `microvm-image` learns what the closure is.
+/// The source of the closure for `microvm-image`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// `--closure-info`: NAR hashes are known.
     ClosureInfo,
-    /// `--paths-from`: nothing is known, content must be hashed.
+    /// `--paths-from`: no hashes are known, so content must be hashed.
     PathList,
 }
 
-/// What `microvm-image` does with a cache.
+/// Whether `microvm-image` uses a cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cache {
     /// `--no-cache`.
@@ -26,7 +26,7 @@ pub enum Cache {
     At(PathBuf),
 }
 
-/// Level and block size, where they are not a program's defaults.
+/// Level and block size, if they are not the program's defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packing {
     /// zstd's level.
@@ -38,7 +38,7 @@ pub struct Packing {
 /// A program with its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tool {
-    /// `microvm-image build`; packing `None` takes its defaults.
+    /// `microvm-image build`; without packing it uses its defaults.
     Ours {
         /// Level and block size.
         packing: Option<Packing>,
@@ -53,7 +53,7 @@ pub enum Tool {
     Gensquashfs(Option<Packing>),
     /// mkfs.erofs of erofs-utils as microvm.nix calls it.
     MkfsErofs,
-    /// `cp` of a finished image: the least that writing an image costs.
+    /// `cp` of a finished image: a lower bound for writing an image.
     Copy(PathBuf),
 }
 

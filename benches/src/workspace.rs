@@ -1,4 +1,4 @@
-//! What the benchmarks take from the work tree: fixtures, peers, and this program linked statically.
+//! What the benchmarks use from the work tree: fixtures, peers, and this program linked statically.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -66,7 +66,7 @@ fn target_directory() -> Result<PathBuf, Error> {
 }
 
 /// The host's time stamp counter in kHz. An emulated guest sees the host's counter and, on a busy machine, fails to
-/// calibrate it; told by `tsc_early_khz=` it need not try.
+/// calibrate it; with `tsc_early_khz=` it does not have to.
 ///
 /// # Errors
 /// When `/proc/cpuinfo` names no clock.
@@ -96,7 +96,7 @@ pub fn run(command: &mut Command) -> Result<String, Error> {
     Err(Error::Program { program: format!("{command:?}"), status: output.status, stderr })
 }
 
-/// Runs a program to its end and lets it talk on stderr meanwhile.
+/// Runs a program to its end, with its messages on our stderr.
 ///
 /// # Errors
 /// When it can't be started or fails.
