@@ -38,6 +38,7 @@ documentation() { RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --l
 step 'setup' scripts/setup.sh
 [ ${#failed[@]} -eq 0 ] || exit 1
 step 'format' format
+step 'spelling and prose' scripts/prose.sh
 step 'scripts (shellcheck)' check_scripts
 step 'lints (clippy)' cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 step 'documentation' documentation

@@ -197,7 +197,7 @@ fn unchanged(report: BuildReport, started: Instant) -> BuildReport {
 
 fn cache_warning(error: &CacheError) -> String {
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    format!("{error}{cause}; the image is right all the same, the next build will be slower")
+    format!("{error}{cause}; the image is not affected, but the next build will be slower")
 }
 
 struct Build<'a> {

@@ -83,7 +83,7 @@ pub enum ExtractError {
         path: PathBuf,
     },
     /// The image holds something that only root can make.
-    #[error("{path} is a {}{}: a device, pipe or socket is not made", .kind.name(), further(*.others))]
+    #[error("{path} is a {}{}: devices, pipes and sockets are not extracted", .kind.name(), further(*.others))]
     SpecialFile {
         /// The first of them.
         path: ImagePath,
@@ -103,7 +103,7 @@ pub enum ExtractError {
         source: io::Error,
     },
     /// More hard links than can be told apart in bounded memory.
-    #[error("{path}: too many files with several names; extract a part of the image at a time")]
+    #[error("{path}: too many files with hard links; extract a part of the image at a time")]
     TooManyLinks {
         /// Where it became too many.
         path: ImagePath,

@@ -1,4 +1,4 @@
-//! `microvm-image`: builds and reads the store disk of a microVM.
+//! `microvm-image`: builds and reads the store disk of a NixOS microVM.
 
 mod cli;
 

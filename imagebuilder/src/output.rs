@@ -18,7 +18,7 @@ pub enum OutputError {
         directory: PathBuf,
     },
     /// What is there is not a regular file.
-    #[error("cannot write {}: it is {kind}, and only a regular file is ever replaced", .path.display())]
+    #[error("cannot write {}: it is {kind}, and only regular files are replaced", .path.display())]
     NotAFile {
         /// The output.
         path: PathBuf,

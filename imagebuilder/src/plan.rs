@@ -54,7 +54,7 @@ pub enum PlanError {
     #[error(transparent)]
     Json(#[from] serde_json::Error),
     /// No version that this program knows.
-    #[error("its version is {found}, but this program reads version {PLAN_VERSION} only")]
+    #[error("its version is {found}, but this program supports only version {PLAN_VERSION}")]
     Version {
         /// The version, as it stands in the JSON.
         found: String,
@@ -66,10 +66,10 @@ pub enum PlanError {
         store_dir: PathBuf,
     },
     /// There are no store paths.
-    #[error("it holds no store path")]
+    #[error("it contains no store path")]
     Empty,
     /// The same store path twice.
-    #[error("these store paths stand in it twice: {}", display_all(.paths))]
+    #[error("it lists these store paths twice: {}", display_all(.paths))]
     Twice {
         /// The paths.
         paths: Vec<StorePath>,
@@ -228,8 +228,8 @@ mod tests {
             (String::new(), "EOF while parsing a value at line 1 column 0"),
             (GOLDEN.replacen("\"paths\"", "paths", 1), "key must be a string at line 10 column 3"),
             ("{}".to_owned(), "missing field `version` at line 1 column 2"),
-            (changed("1,", "2,"), "its version is 2, but this program reads version 1 only"),
-            (changed("1,", "\"1\","), "its version is \"1\", but this program reads version 1 only"),
+            (changed("1,", "2,"), "its version is 2, but this program supports only version 1"),
+            (changed("1,", "\"1\","), "its version is \"1\", but this program supports only version 1"),
             (
                 changed("\"storeDir\"", "\"storedir\""),
                 "unknown field `storedir`, expected one of `version`, `storeDir`, `settings`, `paths` at line 3 column 12",
@@ -249,13 +249,13 @@ mod tests {
             (changed("/nix/store", "nix/store"), "its storeDir nix/store is relative"),
             (
                 changed("-hello", "-bash-5.2"),
-                "these store paths stand in it twice: 0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-bash-5.2",
+                "it lists these store paths twice: 0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-bash-5.2",
             ),
         ] {
             assert_eq!(ImagePlan::from_json(&text).unwrap_err().to_string(), message);
         }
         let empty = GOLDEN[..GOLDEN.find("\"paths\"").unwrap()].to_owned() + "\"paths\": []}";
-        assert_eq!(ImagePlan::from_json(&empty).unwrap_err().to_string(), "it holds no store path");
+        assert_eq!(ImagePlan::from_json(&empty).unwrap_err().to_string(), "it contains no store path");
     }
 
     #[test]

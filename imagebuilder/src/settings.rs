@@ -72,7 +72,7 @@ pub enum SettingsError {
         highest: u32,
     },
     /// The codec has no levels.
-    #[error("{} has no levels, but level {level} was asked for", .compression.name())]
+    #[error("{} has no levels, but level {level} was given", .compression.name())]
     NoLevels {
         /// The codec.
         compression: Compression,

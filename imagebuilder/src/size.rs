@@ -6,14 +6,14 @@ use thiserror::Error;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SizeError {
     /// No digits lead.
-    #[error("{text:?} is not a size: write a number of bytes, or one with K, M, G or T such as 128K or 2GiB")]
+    #[error("{text:?} is not a size: write a number of bytes, or a number with a unit, such as 128K or 2GiB")]
     NoNumber {
         /// The text as it was given.
         text: String,
     },
     /// The letters after the number are not a unit.
     #[error(
-        "{unit:?} in {text:?} is not a unit: use K, M, G or T (or KiB, MiB, GiB, TiB), each 1024 of the one before"
+        "{unit:?} in {text:?} is not a unit: use K, M, G or T (or KiB, MiB, GiB, TiB), each 1024 times the previous one"
     )]
     Unit {
         /// The text as it was given.
@@ -134,20 +134,20 @@ mod tests {
     #[test]
     fn texts_that_are_no_size() {
         for (text, message) in [
-            ("", r#""" is not a size: write a number of bytes, or one with K, M, G or T such as 128K or 2GiB"#),
-            ("K", r#""K" is not a size: write a number of bytes, or one with K, M, G or T such as 128K or 2GiB"#),
-            ("-1", r#""-1" is not a size: write a number of bytes, or one with K, M, G or T such as 128K or 2GiB"#),
+            ("", r#""" is not a size: write a number of bytes, or a number with a unit, such as 128K or 2GiB"#),
+            ("K", r#""K" is not a size: write a number of bytes, or a number with a unit, such as 128K or 2GiB"#),
+            ("-1", r#""-1" is not a size: write a number of bytes, or a number with a unit, such as 128K or 2GiB"#),
             (
                 "1MB",
-                r#""MB" in "1MB" is not a unit: use K, M, G or T (or KiB, MiB, GiB, TiB), each 1024 of the one before"#,
+                r#""MB" in "1MB" is not a unit: use K, M, G or T (or KiB, MiB, GiB, TiB), each 1024 times the previous one"#,
             ),
             (
                 "1iB",
-                r#""iB" in "1iB" is not a unit: use K, M, G or T (or KiB, MiB, GiB, TiB), each 1024 of the one before"#,
+                r#""iB" in "1iB" is not a unit: use K, M, G or T (or KiB, MiB, GiB, TiB), each 1024 times the previous one"#,
             ),
             (
                 "1.5G",
-                r#"".5G" in "1.5G" is not a unit: use K, M, G or T (or KiB, MiB, GiB, TiB), each 1024 of the one before"#,
+                r#"".5G" in "1.5G" is not a unit: use K, M, G or T (or KiB, MiB, GiB, TiB), each 1024 times the previous one"#,
             ),
             ("16777216T", r#""16777216T" is more than 18446744073709551615 bytes"#),
             ("18446744073709551616", r#""18446744073709551616" is more than 18446744073709551615 bytes"#),

@@ -104,7 +104,7 @@ impl LocatedStorePath {
         };
         let path = StorePath::from_base_name(base_name).map_err(|error| {
             let reason = if inside_a_store_path(whole) {
-                "it lies inside a store path; name the store path"
+                "it is inside a store path; name the store path itself"
             } else {
                 error.reason
             };
@@ -117,7 +117,7 @@ impl LocatedStorePath {
         } else if parent.as_os_str().is_empty() {
             Ok(Self { store_dir: None, path })
         } else {
-            fail("it is relative; give it from the root on, or its base name alone")
+            fail("it is relative; use an absolute path, or only its base name")
         }
     }
 }
@@ -207,12 +207,12 @@ mod tests {
     fn texts_that_name_no_store_path() {
         assert_eq!(reason("/"), "it names no file");
         assert_eq!(reason("/etc/passwd"), "it is shorter than the 32 characters of the hash");
-        assert_eq!(reason(&format!("/nix/store/{HASH}-x/bin")), "it lies inside a store path; name the store path");
-        assert_eq!(reason(&format!("/nix/store/../{HASH}-x")), "it holds `..`");
         assert_eq!(
-            reason(&format!("store/{HASH}-x")),
-            "it is relative; give it from the root on, or its base name alone"
+            reason(&format!("/nix/store/{HASH}-x/bin")),
+            "it is inside a store path; name the store path itself"
         );
+        assert_eq!(reason(&format!("/nix/store/../{HASH}-x")), "it holds `..`");
+        assert_eq!(reason(&format!("store/{HASH}-x")), "it is relative; use an absolute path, or only its base name");
     }
 
     proptest! {

@@ -46,7 +46,7 @@ pub struct VolumeRequest {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum RequestProblem {
     /// Something is there.
-    #[error("{} exists, and no volume is ever made over something", .path.display())]
+    #[error("{} exists, and a volume never replaces an existing file", .path.display())]
     Exists {
         /// The output.
         path: PathBuf,
@@ -63,8 +63,8 @@ pub enum RequestProblem {
         /// The size.
         bytes: u64,
     },
-    /// The filesystem does not take the label.
-    #[error("{} does not take the label {label:?}: {problem}", .file_system.name())]
+    /// The filesystem does not support the label.
+    #[error("{} does not support the label {label:?}: {problem}", .file_system.name())]
     Label {
         /// The filesystem.
         file_system: FileSystem,
@@ -74,13 +74,13 @@ pub enum RequestProblem {
         problem: LabelProblem,
     },
     /// Only mkfs.ext4 makes directories.
-    #[error("directories can be made in ext4 only, not in {}", .file_system.name())]
+    #[error("directories can be created in ext4 only, not in {}", .file_system.name())]
     Directories {
         /// The filesystem.
         file_system: FileSystem,
     },
     /// The name of a directory.
-    #[error("{:?} cannot be made in the volume: it must be a path of plain names, without `..`, quotes and control characters", .directory.display())]
+    #[error("{:?} cannot be created in the volume: it must be a path of plain names, without `..`, quotes and control characters", .directory.display())]
     DirectoryName {
         /// The directory.
         directory: PathBuf,
@@ -91,7 +91,7 @@ pub enum RequestProblem {
 #[derive(Debug, Error)]
 pub enum VolumeError {
     /// The request cannot be met: all that is wrong with it.
-    #[error("cannot make the volume {}:{}", .path.display(), list(.problems))]
+    #[error("cannot create the volume {}:{}", .path.display(), list(.problems))]
     Request {
         /// The output.
         path: PathBuf,
@@ -99,7 +99,7 @@ pub enum VolumeError {
         problems: Vec<RequestProblem>,
     },
     /// The file cannot be made.
-    #[error("cannot make the volume {}", .path.display())]
+    #[error("cannot create the volume {}", .path.display())]
     File {
         /// The output.
         path: PathBuf,
@@ -138,7 +138,7 @@ pub enum VolumeError {
         message: String,
     },
     /// The program is content, but the volume is not what was asked for.
-    #[error("{program} made something else than the volume asked for")]
+    #[error("{program} created something else than the requested volume")]
     ReadBack {
         /// The program.
         program: &'static str,
@@ -146,7 +146,7 @@ pub enum VolumeError {
         source: ReadBackError,
     },
     /// Somebody made the file in the meantime.
-    #[error("{} has come into being meanwhile, and no volume is ever made over something", .path.display())]
+    #[error("{} was created by another process in the meantime, and a volume never replaces an existing file", .path.display())]
     CameIntoBeing {
         /// The output.
         path: PathBuf,

@@ -20,8 +20,8 @@ fn codecs_levels_and_sizes_out_of_range() {
         ("--level 23", "level 23 is out of range for zstd: it takes 1 to 22"),
         ("--compression gzip --level 10", "level 10 is out of range for gzip: it takes 1 to 9"),
         ("--compression xz --level 10", "level 10 is out of range for xz: it takes 0 to 9"),
-        ("--compression lz4 --level 1", "lz4 has no levels, but level 1 was asked for"),
-        ("--compression none --level 1", "none has no levels, but level 1 was asked for"),
+        ("--compression lz4 --level 1", "lz4 has no levels, but level 1 was given"),
+        ("--compression none --level 1", "none has no levels, but level 1 was given"),
         ("--block-size 2M", "block size 2097152 is not a power of two from 4096 (4K) to 1048576 (1M)"),
         ("--block-size 100K", "block size 102400 is not a power of two from 4096 (4K) to 1048576 (1M)"),
         (
@@ -41,7 +41,7 @@ fn codecs_levels_and_sizes_out_of_range() {
         (
             "--block-size 4Q",
             "invalid value '4Q' for '--block-size <SIZE>': \"Q\" in \"4Q\" is not a unit: use K, M, G or T \
-             (or KiB, MiB, GiB, TiB), each 1024 of the one before",
+             (or KiB, MiB, GiB, TiB), each 1024 times the previous one",
         ),
         ("--jobs 0", "invalid value '0' for '--jobs <N>': it takes a number of threads from 1 to 256"),
         ("--jobs 257", "invalid value '257' for '--jobs <N>': it takes a number of threads from 1 to 256"),
@@ -63,7 +63,7 @@ fn outputs_that_cannot_be_written() {
     let _socket = UnixListener::bind(workspace.path("socket")).unwrap();
     symlink("/dev/null", workspace.path("link")).unwrap();
     let names = workspace.names();
-    let only = "and only a regular file is ever replaced";
+    let only = "and only regular files are replaced";
     for (output, message) in [
         ("missing/image", "cannot write missing/image: there is no directory missing".to_owned()),
         ("info", format!("cannot write info: it is a directory, {only}")),
@@ -158,7 +158,7 @@ fn store_paths_that_may_not_be_read() {
     let output = workspace.command_of_ordinary_user(arguments).output().unwrap();
     let expected = format!(
         "error: 1 of 4 store paths cannot be read in {}:\n  {hidden}: Permission denied (os error 13)\n\
-         hint: --store-dir DIR says where the store paths lie, when not there\n",
+         hint: use --store-dir DIR if the store paths are in another directory\n",
         workspace.path("store").display()
     );
     assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(2), expected));
@@ -222,7 +222,7 @@ fn no_place_for_a_cache() {
         (
             Some(2),
             "error: there is no directory for the cache: neither MICROVM_IMAGE_CACHE nor XDG_CACHE_HOME nor HOME is set\n\
-             hint: name one with --cache DIR, or build without a cache: --no-cache\n"
+             hint: name a directory with --cache DIR, or build without a cache: --no-cache\n"
         )
     );
     workspace.write("taken", "");

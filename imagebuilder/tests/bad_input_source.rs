@@ -76,7 +76,7 @@ fn store_paths_that_are_missing_are_all_told() {
             "error: 2 of 5 store paths cannot be read in {}:\n  \
              {ABSENT}: No such file or directory (os error 2)\n  \
              {another}: No such file or directory (os error 2)\n\
-             hint: --store-dir DIR says where the store paths lie, when not there\n",
+             hint: use --store-dir DIR if the store paths are in another directory\n",
             workspace.path("store").display()
         ),
     );
@@ -92,7 +92,7 @@ fn names_that_are_no_store_paths_are_all_told() {
         &format!(
             "error: list: 2 problems\n  \
              line 3: \"/etc/passwd\" is not a store path: it is shorter than the 32 characters of the hash\n  \
-             line 4: \"/nix/store/{TOOLS}/bin\" is not a store path: it lies inside a store path; name the store path\n"
+             line 4: \"/nix/store/{TOOLS}/bin\" is not a store path: it is inside a store path; name the store path itself\n"
         ),
     );
 }
@@ -104,7 +104,7 @@ fn the_same_path_twice() {
     refused(
         &workspace,
         "--paths-from list",
-        &format!("error: list: line 5: {GREETING} stands there twice, first at line 1\n"),
+        &format!("error: list: line 5: {GREETING} is listed twice, first at line 1\n"),
     );
     let record = registration();
     workspace.write("info/registration", &format!("{record}{record}"));
@@ -113,9 +113,9 @@ fn the_same_path_twice() {
         "--closure-info info",
         &format!(
             "error: info/registration: 3 problems\n  \
-             line 19: {GREETING} stands there twice, first at line 1\n  \
-             line 24: {TOOLS} stands there twice, first at line 6\n  \
-             line 31: {LINK} stands there twice, first at line 13\n"
+             line 19: {GREETING} is listed twice, first at line 1\n  \
+             line 24: {TOOLS} is listed twice, first at line 6\n  \
+             line 31: {LINK} is listed twice, first at line 13\n"
         ),
     );
 }
@@ -128,8 +128,8 @@ fn members_of_two_stores() {
         &workspace,
         "--paths-from list",
         &format!(
-            "error: list: line 2: {TOOLS} lies in /gnu/store, but the paths before it in /nix/store\n\
-             hint: an image holds the paths of one store: list those only\n"
+            "error: list: line 2: {TOOLS} is in /gnu/store, but the paths before it are in /nix/store\n\
+             hint: an image contains the paths of one store: list only those\n"
         ),
     );
 }
@@ -138,11 +138,11 @@ fn members_of_two_stores() {
 fn an_empty_closure() {
     let workspace = Workspace::with_store();
     workspace.write("list", "\r\n \n");
-    refused(&workspace, "--paths-from list", "error: list: it holds no store path\n");
+    refused(&workspace, "--paths-from list", "error: list: it contains no store path\n");
     workspace.write("info/registration", "");
-    refused(&workspace, "--closure-info info", "error: info/registration: it holds no store path\n");
+    refused(&workspace, "--closure-info info", "error: info/registration: it contains no store path\n");
     workspace.write("attrs.json", r#"{"exportReferencesGraph":{"g":[]},"g":[]}"#);
-    refused(&workspace, "--graph attrs.json", "error: attrs.json: it holds no store path\n");
+    refused(&workspace, "--graph attrs.json", "error: attrs.json: it contains no store path\n");
 }
 
 #[test]
@@ -152,9 +152,9 @@ fn a_closure_that_is_not_closed() {
     let stderr = |origin: &str, first: &str, second: &str| {
         format!(
             "error: {origin}: 2 problems\n  \
-             {first}: {TOOLS} refers to {ABSENT}, which is not there: the closure is not closed\n  \
-             {second}: {LINK} refers to {ABSENT}, which is not there: the closure is not closed\n\
-             hint: give all store paths that the system needs, as closureInfo or `nix-store -qR` lists them\n"
+             {first}: {TOOLS} refers to {ABSENT}, which is missing: the closure is incomplete\n  \
+             {second}: {LINK} refers to {ABSENT}, which is missing: the closure is incomplete\n\
+             hint: list all store paths that the system needs, as closureInfo and `nix-store -qR` do\n"
         )
     };
     // The greeting stays, but the two others refer to something else.
@@ -189,7 +189,7 @@ fn wrong_lines_of_a_registration_are_all_told() {
     refused(
         &workspace,
         "--closure-info info",
-        "error: info/registration: line 18: the text ends where a reference should stand\n",
+        "error: info/registration: line 18: the text ends where a reference is expected\n",
     );
 }
 
@@ -214,15 +214,15 @@ fn graphs_that_are_none() {
     for (text, message) in [
         ("{", "it is not JSON: EOF while parsing an object at line 1 column 1\n"),
         ("[1", "it is not JSON: EOF while parsing a list at line 1 column 2\n"),
-        ("{}", "it holds no graph: the attribute `exportReferencesGraph` names none\n"),
+        ("{}", "it contains no graph: the attribute `exportReferencesGraph` names none\n"),
         (
             r#"{"exportReferencesGraph":{"a":[],"b":[]},"a":[],"b":[]}"#,
-            "it holds 2 graphs: a, b\nhint: name the graph with --graph-key\n",
+            "it contains 2 graphs: a, b\nhint: name the graph with --graph-key\n",
         ),
         (
             "/nix/store/x\n\n0\n",
             "it is a graph in the older text form, which gives no hashes\n\
-             hint: set `__structuredAttrs = true` in the derivation and give its .attrs.json\n",
+             hint: set `__structuredAttrs = true` in the derivation and use its .attrs.json\n",
         ),
     ] {
         workspace.write("attrs.json", text);
@@ -237,7 +237,10 @@ fn plans_that_are_none() {
     let plan = String::from_utf8(workspace.read("plan.json")).unwrap();
     for (text, message) in [
         ("{".to_owned(), "EOF while parsing an object at line 1 column 1"),
-        (plan.replace("\"version\": 1", "\"version\": 2"), "its version is 2, but this program reads version 1 only"),
+        (
+            plan.replace("\"version\": 1", "\"version\": 2"),
+            "its version is 2, but this program supports only version 1",
+        ),
         (
             plan.replace("\"level\": 8", "\"level\": 99"),
             "level 99 is out of range for zstd: it takes 1 to 22 at line 9 column 3",
@@ -246,7 +249,7 @@ fn plans_that_are_none() {
             plan.replace("narSize", "narSise"),
             "unknown field `narSise`, expected one of `path`, `narHash`, `narSize` at line 14 column 15",
         ),
-        (plan.replace(TOOLS, GREETING), &format!("these store paths stand in it twice: {GREETING}")),
+        (plan.replace(TOOLS, GREETING), &format!("it lists these store paths twice: {GREETING}")),
     ] {
         workspace.write("plan.json", &text);
         refused(&workspace, "--plan plan.json", &format!("error: plan.json is not a plan: {message}\n"));

@@ -29,7 +29,7 @@ fn a_cache_that_is_not_there_is_empty() {
     let workspace = Workspace::new();
     let stat = json(&workspace, "cache stat --json");
     assert_eq!((&stat["version"], &stat["totalBytes"], &stat["segments"]), (&1.into(), &0.into(), &0.into()));
-    assert_eq!(workspace.run("cache gc --max-size 0").success(), "removed 0 entries, 0 B; 0 B stay\n");
+    assert_eq!(workspace.run("cache gc --max-size 0").success(), "removed 0 entries, 0 B; 0 B remain\n");
     assert_eq!(workspace.run("cache fsck").success(), "read 0 entries, removed 0 damaged ones\n");
     assert!(!workspace.path("cache").exists());
 }

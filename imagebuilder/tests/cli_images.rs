@@ -104,7 +104,7 @@ fn what_is_no_image_is_said_by_every_command() {
         let output = fixture.run(&[command, &["short"]].concat());
         let stderr = text(&output.stderr);
         assert!(
-            stderr.starts_with("error: short: superblock: says ") && stderr.ends_with("it is cut off\n"),
+            stderr.starts_with("error: short: superblock: says ") && stderr.ends_with("it is truncated\n"),
             "{stderr}"
         );
         let output = fixture.run(&[command, &["nothing"]].concat());

@@ -100,7 +100,7 @@ fn paths_a_real_store_does_not_have() {
 #[test]
 fn arguments_that_name_no_store_path_are_all_told() {
     let workspace = Workspace::with_store();
-    let hint = "hint: store paths are given as /nix/store/HASH-NAME or as links to them; another store needs --store\n";
+    let hint = "hint: name store paths as /nix/store/HASH-NAME, or use links to them; for another store, use --store\n";
     workspace.write("file", "");
     symlink("loop", workspace.path("loop")).unwrap();
     workspace
@@ -116,9 +116,9 @@ fn arguments_that_name_no_store_path_are_all_told() {
                  argument 2: \"absent\" is not a store path: it is missing, and it is not in the store\n  \
                  argument 3: \"missing/link\" is not a store path: its directory is missing\n  \
                  argument 4: \"loop\" is not a store path: too many symbolic links lead from it\n  \
-                 argument 5: \"/nix/store/{TOOLS}/bin\" is not a store path: it lies inside a store path; name the store path\n  \
+                 argument 5: \"/nix/store/{TOOLS}/bin\" is not a store path: it is inside a store path; name the store path itself\n  \
                  argument 6: \"/nix/store/short\" is not a store path: it is shorter than the 32 characters of the hash\n  \
-                 argument 8: {GREETING} stands there twice, first at argument 7\n{hint}"
+                 argument 8: {GREETING} is listed twice, first at argument 7\n{hint}"
             ),
         );
 }
@@ -131,7 +131,7 @@ fn stores_that_are_none() {
         2,
         &format!(
             "error: {}/nix/store is not a directory, so root is not a store\n\
-             hint: a store at DIR has its files at DIR/nix/store; paths that lie elsewhere need --store-dir\n",
+             hint: a store at DIR has its files at DIR/nix/store; if they are elsewhere, use --store-dir\n",
             workspace.path("root").display()
         ),
     );
@@ -139,7 +139,7 @@ fn stores_that_are_none() {
     workspace.run(&format!("build -o image --store ssh://builder /nix/store/{TOOLS}")).failure(
         2,
         "error: the files of the store ssh://builder are not on this machine\n\
-         hint: copy the closure to this machine with `nix copy`, or say with --store-dir where its files are\n",
+         hint: copy the closure to this machine with `nix copy`, or name the directory of its files with --store-dir\n",
     );
     let run = workspace.run("build -o image --closure-info info --store root");
     assert_eq!(run.code, 2);
@@ -184,7 +184,7 @@ fn a_nix_that_is_missing_or_talks_nonsense() {
         run_with_path(&workspace, Some(&script)),
         (
             Some(2),
-            "error: nix-store --dump-db printed something unexpected: nix-store --dump-db: it holds no store path\n"
+            "error: nix-store --dump-db printed something unexpected: nix-store --dump-db: it contains no store path\n"
                 .to_owned()
         )
     );

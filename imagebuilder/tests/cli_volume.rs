@@ -161,7 +161,7 @@ fn nothing_is_ever_replaced() {
         workspace.run(&format!("volume create {name} --size 16M --fs ext4")).failure(
             2,
             &format!(
-                "error: cannot make the volume {name}: {name} exists, and no volume is ever made over something\n"
+                "error: cannot create the volume {name}: {name} exists, and a volume never replaces an existing file\n"
             ),
         );
     }
@@ -182,7 +182,7 @@ fn a_file_that_appears_meanwhile_stays() {
     let output = command.env("PATH", path).output().unwrap();
     assert_eq!(
         String::from_utf8(output.stderr).unwrap(),
-        "error: volume has come into being meanwhile, and no volume is ever made over something\n"
+        "error: volume was created by another process in the meantime, and a volume never replaces an existing file\n"
     );
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(workspace.read("volume"), b"precious\n");
@@ -194,23 +194,23 @@ fn requests_that_cannot_be_met_tell_all_problems() {
     let workspace = Workspace::new();
     workspace.run("volume create missing/volume --size 1000 --fs xfs --label thirteen-long --dir store --dir ../up").failure(
         2,
-        "error: cannot make the volume missing/volume:\n  \
+        "error: cannot create the volume missing/volume:\n  \
          there is no directory missing\n  \
          the size 1000 is not a multiple of 512 bytes above 0\n  \
-         xfs does not take the label \"thirteen-long\": it has 13 bytes, and 12 is the most\n  \
-         directories can be made in ext4 only, not in xfs\n  \
-         \"../up\" cannot be made in the volume: it must be a path of plain names, without `..`, quotes and control characters\n",
+         xfs does not support the label \"thirteen-long\": it has 13 bytes, and 12 is the most\n  \
+         directories can be created in ext4 only, not in xfs\n  \
+         \"../up\" cannot be created in the volume: it must be a path of plain names, without `..`, quotes and control characters\n",
     );
     workspace.run("volume create volume --size 0 --fs vfat --label a.b").failure(
         2,
-        "error: cannot make the volume volume:\n  \
+        "error: cannot create the volume volume:\n  \
          the size 0 is not a multiple of 512 bytes above 0\n  \
-         vfat does not take the label \"a.b\": it holds '.'\n",
+         vfat does not support the label \"a.b\": it holds '.'\n",
     );
     workspace.run("volume create volume --size big --fs ext4").failure(
         2,
         "error: invalid value 'big' for '--size <SIZE>': \"big\" is not a size: write a number of bytes, \
-         or one with K, M, G or T such as 128K or 2GiB\n\nFor more information, try '--help'.\n",
+         or a number with a unit, such as 128K or 2GiB\n\nFor more information, try '--help'.\n",
     );
     assert_eq!(workspace.names(), [""; 0]);
 }
@@ -238,7 +238,7 @@ fn a_mkfs_that_makes_something_else_is_found_out() {
     let output = command.env("PATH", path).output().unwrap();
     assert_eq!(
         String::from_utf8(output.stderr).unwrap(),
-        "error: mkfs.btrfs made something else than the volume asked for: there is no btrfs in it\n"
+        "error: mkfs.btrfs created something else than the requested volume: there is no btrfs in it\n"
     );
     assert_eq!(workspace.names(), ["mkfs.btrfs"]);
 }

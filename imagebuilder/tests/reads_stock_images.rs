@@ -98,7 +98,7 @@ fn devices_pipes_and_hard_links_of_stock_images_are_shown_and_extracted_only_on_
     let error = extract(&image, options, &cancel).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "/block is a block-device, and there are 2 more such files: a device, pipe or socket is not made"
+        "/block is a block-device, and there are 2 more such files: devices, pipes and sockets are not extracted"
     );
     assert!(!refused.exists(), "a refused image leaves nothing behind");
 

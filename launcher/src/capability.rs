@@ -1,4 +1,4 @@
-//! What the hypervisors can do: one table each, from which refusals and the README's table are made.
+//! What each hypervisor supports: one table each, the source of refusals, of Nix' assertions and of the tables in the manual.
 
 use crate::spec::DeviceBus;
 use crate::spec::{ForwardFrom, Hypervisor, ImageType, SecurityModel, ShareProtocol};
@@ -9,8 +9,10 @@ use crate::validate::{CheckedSpec, InterfaceKind};
 pub enum Support {
     /// It can.
     Yes,
-    /// It can, in a way that the user should know.
+    /// It can, by means that the user should know.
     With(&'static str),
+    /// It can, with a limitation.
+    Partly(&'static str),
     /// It cannot, and why.
     No(&'static str),
 }
@@ -22,12 +24,12 @@ impl Support {
     }
 }
 
-/// What becomes of a machine that asks for something its hypervisor cannot do.
+/// How the launcher handles a machine that asks for something its hypervisor does not support.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lenience {
     /// It is refused.
     Refuse,
-    /// It runs without, and the user is told: the guest works the same.
+    /// The machine runs without it, with a warning: the guest works the same.
     Warn,
 }
 
@@ -187,7 +189,7 @@ impl Feature {
         }
     }
 
-    /// What becomes of a machine that asks for it in vain.
+    /// How the launcher handles a machine that asks for it on a hypervisor that does not support it.
     pub fn lenience(self) -> Lenience {
         match self {
             // The guest finds its volumes by label or letter just as well, and packets arrive, only slower.
@@ -281,6 +283,55 @@ pub fn uses(spec: &CheckedSpec) -> Vec<Use> {
     uses
 }
 
+/// Rows of the summary: what a row is called, and the features that it sums up.
+const SUMMARY: [(&str, &[Feature]); 17] = [
+    ("store disk, raw volumes", &[Feature::StoreDisk]),
+    ("qcow2, vhd and vhdx images", &[Feature::VolumeQcow2, Feature::VolumeVhd, Feature::VolumeVhdx]),
+    ("disk serial numbers, direct I/O", &[Feature::VolumeSerial, Feature::VolumeDirect]),
+    ("9p shares", &[Feature::NineP, Feature::NinePReadOnly, Feature::NinePSecurityModel]),
+    ("virtiofs shares", &[Feature::Virtiofs]),
+    ("networking without root", &[Feature::InterfaceUser]),
+    ("tap and macvtap interfaces", &[Feature::InterfaceTap, Feature::InterfaceMacvtap]),
+    ("forwarded ports", &[Feature::ForwardFromHost, Feature::ForwardFromGuest]),
+    ("vsock, readiness of the guest", &[Feature::Vsock, Feature::GuestNotification]),
+    ("balloon, also filled at the start", &[Feature::Balloon, Feature::InitialBalloon]),
+    ("hot-plugged memory", &[Feature::HotplugMemory]),
+    ("huge pages", &[Feature::HugePages]),
+    ("PCI and USB devices of the host", &[Feature::DevicePci, Feature::DeviceUsb]),
+    ("credentials", &[Feature::Credentials]),
+    ("graceful stop", &[Feature::GracefulStop]),
+    ("running without KVM", &[Feature::WithoutKvm]),
+    ("graphics", &[Feature::Graphics]),
+];
+
+/// The most important features as a Markdown table of yes, no and partly, without notes.
+pub fn summary_table(support: impl Fn(Hypervisor, Feature) -> Support) -> String {
+    let mut table = table_head();
+    for (row, features) in SUMMARY {
+        table.push_str(&format!("\n| {row} |"));
+        for hypervisor in Hypervisor::ALL {
+            let supported =
+                |feature: &Feature| matches!(support(hypervisor, *feature), Support::Yes | Support::With(_));
+            let cell = if features.iter().all(supported) {
+                "yes"
+            } else if features.iter().any(|feature| support(hypervisor, *feature).is_there()) {
+                "partly"
+            } else {
+                "no"
+            };
+            table.push_str(&format!(" {cell} |"));
+        }
+    }
+    table.push('\n');
+    table
+}
+
+/// The head of a Markdown table with one column per hypervisor.
+fn table_head() -> String {
+    let names = Hypervisor::ALL.map(|hypervisor| format!(" {hypervisor} |")).concat();
+    format!("| |{names}\n|---|{}", "---|".repeat(Hypervisor::ALL.len()))
+}
+
 /// The tables of all hypervisors as one Markdown table, with the reasons as numbered notes below it.
 pub fn markdown_table(support: impl Fn(Hypervisor, Feature) -> Support) -> String {
     let mut notes: Vec<&'static str> = Vec::new();
@@ -291,14 +342,14 @@ pub fn markdown_table(support: impl Fn(Hypervisor, Feature) -> Support) -> Strin
         });
         at + 1
     };
-    let mut table = format!("| |{}\n|---|", Hypervisor::ALL.map(|hypervisor| format!(" {hypervisor} |")).concat());
-    table.push_str(&"---|".repeat(Hypervisor::ALL.len()));
+    let mut table = table_head();
     for feature in Feature::ALL {
         table.push_str(&format!("\n| {} |", feature.row()));
         for hypervisor in Hypervisor::ALL {
             let cell = match support(hypervisor, feature) {
                 Support::Yes => "yes".to_owned(),
                 Support::With(note) => format!("yes [{}]", number_of(note)),
+                Support::Partly(note) => format!("partly [{}]", number_of(note)),
                 Support::No(reason) => format!("no [{}]", number_of(reason)),
             };
             table.push_str(&format!(" {cell} |"));

@@ -1,4 +1,4 @@
-//! `microvm`: starts and tends microVMs.
+//! `microvm`: runs and manages microVMs.
 
 mod cli;
 

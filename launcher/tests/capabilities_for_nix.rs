@@ -13,7 +13,7 @@ fn table() -> Value {
         for hypervisor in Hypervisor::ALL {
             let answer = match support(hypervisor, feature) {
                 Support::Yes => json!({"can": true}),
-                Support::With(note) => json!({"can": true, "note": note}),
+                Support::With(note) | Support::Partly(note) => json!({"can": true, "note": note}),
                 Support::No(reason) => json!({"can": false, "reason": reason}),
             };
             hypervisors.insert(hypervisor.to_string(), answer);

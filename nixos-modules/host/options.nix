@@ -1,9 +1,9 @@
-# The host's options.
+# The options of hosts.
 { lib, pkgs, ... }:
 let
   inherit (lib) literalExpression mkOption types;
 
-  # The NixOS configuration of a machine that is given as modules.
+  # The NixOS configuration of a machine that is declared with modules.
   evaluate =
     vm: name: definitions:
     import (vm.nixpkgs + "/nixos/lib/eval-config.nix") {
@@ -39,7 +39,7 @@ let
     {
       options = {
         config = mkOption {
-          # Evaluated where it is defined, so that the host's modules can read `vms.NAME.config.config`.
+          # Evaluated where it is defined, so that modules of the host can read `vms.NAME.config.config`.
           type = types.nullOr (
             lib.mkOptionType {
               name = "module";
@@ -48,25 +48,25 @@ let
           );
           default = null;
           description = ''
-            The machine's NixOS configuration. It needs no flake, and an update is a switch of the host. What is read from
-            here is the evaluated configuration.
+            The NixOS configuration of the machine. It requires no flake; `nixos-rebuild switch` on the host updates it. When you
+            read this option, you get the evaluated configuration.
           '';
         };
         evaluatedConfig = mkOption {
           type = types.nullOr types.raw;
           default = null;
-          description = "A NixOS configuration that is evaluated already.";
+          description = "An already evaluated NixOS configuration.";
         };
         flake = mkOption {
           type = types.nullOr types.raw;
           default = null;
-          description = "A flake whose `nixosConfigurations.NAME` is the machine.";
+          description = "A flake that contains the machine as `nixosConfigurations.NAME`.";
         };
         updateFlake = mkOption {
           type = types.nullOr types.str;
           default = null;
           example = "git+https://example.org/machines";
-          description = "Where `microvm update` gets the flake from. With it the host only sees to it that the machine is there.";
+          description = "The flake for `microvm update`. If it is set, the host installs the machine but does not update it.";
         };
         nixpkgs = mkOption {
           type = types.path;
@@ -78,34 +78,34 @@ let
           type = types.nullOr types.raw;
           default = pkgs;
           defaultText = literalExpression "pkgs";
-          description = "The packages of `config`; null leaves them to its own `nixpkgs.*` options.";
+          description = "The packages for `config`; with null, its `nixpkgs.*` options determine them.";
         };
         specialArgs = mkOption {
           type = types.attrsOf types.raw;
           default = { };
-          description = "Further arguments of the modules of `config`.";
+          description = "Additional arguments for the modules of `config`.";
         };
         extraModules = mkOption {
           type = types.listOf types.raw;
           default = [ ];
-          description = "Further modules beside `config`.";
+          description = "Additional modules of the machine.";
         };
         autostart = mkOption {
           type = types.bool;
           default = true;
-          description = "Whether it starts with the host.";
+          description = "Whether the machine starts with the host.";
         };
         restartIfChanged = mkOption {
           type = types.bool;
           default = config.config != null;
           defaultText = "whether the machine is declared with `config`";
-          description = "Whether a switch of the host restarts it when its runner changed.";
+          description = "Whether `nixos-rebuild switch` on the host restarts the machine if its runner changed.";
         };
         configuration = mkOption {
           type = types.raw;
           internal = true;
           readOnly = true;
-          description = "The machine's evaluated configuration, wherever it comes from.";
+          description = "The evaluated configuration of the machine.";
         };
       };
       config.configuration =
@@ -135,17 +135,17 @@ in
       startupTimeout = mkOption {
         type = types.ints.positive;
         default = 150;
-        description = "How many seconds a machine may take to start, and to stop.";
+        description = "The time in seconds for a machine to start, and to stop.";
       };
       useNotifySockets = mkOption {
         type = types.bool;
         default = false;
-        description = "Whether a machine counts as started only when its guest says so over vsock.";
+        description = "Whether a machine counts as started only when its guest reports over vsock that it has booted.";
       };
       bridgeHelper.enable = mkOption {
         type = types.bool;
         default = true;
-        description = "Whether interfaces of type `bridge` work: qemu's helper may then make taps, whoever starts it.";
+        description = "Whether to support interfaces of type `bridge`. This allows qemu's helper to create taps for any user.";
       };
       imageCache = {
         package = mkOption {
@@ -157,17 +157,17 @@ in
         directory = mkOption {
           type = types.path;
           default = "/var/cache/microvm-image";
-          description = "Where the blocks of store disks that are made on this host are kept.";
+          description = "The cache for store disks that are built on this host.";
         };
         maxSize = mkOption {
           type = types.str;
           default = "20G";
-          description = "Size to which the cache is trimmed, the longest unused first.";
+          description = "The size to which the cache is trimmed; the least recently used entries are removed first.";
         };
         gcDates = mkOption {
           type = types.str;
           default = "weekly";
-          description = "When it is trimmed, as in systemd.time(7).";
+          description = "When the cache is trimmed, in the format of systemd.time(7).";
         };
       };
     };
@@ -175,22 +175,22 @@ in
     stateDir = mkOption {
       type = types.path;
       default = "/var/lib/microvms";
-      description = "Where the machines' state directories are.";
+      description = "The directory that contains the state directories of the machines.";
     };
 
     autostart = mkOption {
       type = types.listOf types.str;
       default = [ ];
       description = ''
-        Machines that start with the host. Those of `microvm.vms` with `autostart` are added to it; those that
-        `microvm create` made can be.
+        The machines that start with the host. Machines in `microvm.vms` with `autostart` are added to it. You can also add
+        machines created with `microvm create`.
       '';
     };
 
     vms = mkOption {
       type = types.attrsOf (types.submodule vm);
       default = { };
-      description = "The machines that are declared with the host.";
+      description = "The machines that are declared in the configuration of the host.";
     };
   };
 }

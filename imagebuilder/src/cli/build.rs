@@ -25,20 +25,20 @@ Examples:
 
 /// Build the image of a closure
 ///
-/// The image appears whole or not at all, and its path is the only thing on stdout. What the cache holds is neither
-/// read nor compressed again; with or without it the image is the same, byte for byte.
+/// The image is written completely or not at all. Its path is the only output on stdout. Content that is in the cache is
+/// neither read nor compressed again. The cache does not affect the image: its bytes are the same without it.
 #[derive(Debug, Args)]
 #[command(override_usage = "microvm-image build [OPTIONS] --output <IMAGE>\n           [STORE_PATH]...", after_long_help = EXAMPLES)]
 pub(crate) struct BuildArgs {
     #[command(flatten)]
     source: SourceArgs,
-    /// File to write the image to; an image that is there is replaced
+    /// File to write the image to; an existing image is replaced
     #[arg(short, long, value_name = "IMAGE", help_heading = "Output")]
     output: PathBuf,
-    /// machine.json of a machine: when one of its shares has the source /nix/store no image is built
+    /// machine.json of a machine; no image is built if one of its shares has the source /nix/store
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     machine: Option<PathBuf>,
-    /// Build although the machine shares the host's store
+    /// Build even if the machine shares the host's store
     #[arg(long, requires = "machine", help_heading = "Output")]
     force: bool,
     #[command(flatten)]
@@ -48,13 +48,13 @@ pub(crate) struct BuildArgs {
     /// Threads that read and compress, 1 to 256 [default: all processors]
     #[arg(short, long, value_name = "N", value_parser = thread_count::parse, help_heading = "Output")]
     jobs: Option<NonZero<usize>>,
-    /// Write a report as JSON to stdout instead of the image's path
+    /// Write a JSON report to stdout instead of the image's path
     #[arg(long, help_heading = "Output")]
     json: bool,
-    /// Compute BLAKE3 and SHA-256 of the image, as --json does
+    /// Compute the BLAKE3 and SHA-256 hashes of the image; --json always does
     #[arg(long, help_heading = "Output")]
     digest: bool,
-    /// Show no progress and no summary
+    /// Print neither progress nor a summary
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
 }
@@ -64,10 +64,10 @@ pub(crate) struct BuildArgs {
 struct BuildCacheArgs {
     #[command(flatten)]
     directory: CacheDirectoryArgs,
-    /// Neither use nor fill a cache
+    /// Do not read or write a cache
     #[arg(long, conflicts_with_all = ["directory", "cache_verify"])]
     no_cache: bool,
-    /// Decompress what comes from the cache and compare it with the store: for a cache that others can write to
+    /// Compare content from the cache with the store; use this if others can write to the cache
     #[arg(long)]
     cache_verify: bool,
 }
@@ -113,7 +113,7 @@ impl BuildArgs {
 
 fn tell_skipped(args: &BuildArgs, report: &SkipReport) -> Result<(), Failure> {
     if !args.quiet {
-        streams::tell(&format!("skipped {}: {}", args.output.display(), report.reason));
+        streams::message(&format!("skipped {}: {}", args.output.display(), report.reason));
     }
     if args.json { streams::print_json(report) } else { Ok(()) }
 }
@@ -121,7 +121,7 @@ fn tell_skipped(args: &BuildArgs, report: &SkipReport) -> Result<(), Failure> {
 fn tell_built(args: &BuildArgs, report: &BuildReport) -> Result<(), Failure> {
     if !args.quiet {
         for line in summary(&args.output, report) {
-            streams::tell(&line);
+            streams::message(&line);
         }
     }
     if args.json {
@@ -130,7 +130,7 @@ fn tell_built(args: &BuildArgs, report: &BuildReport) -> Result<(), Failure> {
     streams::print_path(&args.output)
 }
 
-/// The report in a few lines for a reader.
+/// The summary for the user, in a few lines.
 fn summary(image: &Path, report: &BuildReport) -> Vec<String> {
     let verb = match report.outcome {
         Outcome::Built => "built",
@@ -166,7 +166,7 @@ fn summary(image: &Path, report: &BuildReport) -> Vec<String> {
     lines
 }
 
-/// ` (33 %)`, or nothing when there is no whole.
+/// ` (33 %)`, or nothing if the whole is 0.
 fn percent_of(part: u64, whole: u64) -> String {
     if whole == 0 { String::new() } else { format!(" ({:.0} %)", part as f64 * 100.0 / whole as f64) }
 }

@@ -9,7 +9,7 @@ use imagebuilder::size;
 use serde::Serialize;
 use std::path::Path;
 
-/// Look at the cache and keep it in order
+/// Inspect and clean up the cache
 #[derive(Debug, Args)]
 pub(crate) struct CacheArgs {
     #[command(subcommand)]
@@ -20,24 +20,24 @@ pub(crate) struct CacheArgs {
 enum CacheCommand {
     /// Print the cache's directory
     Path(CommonArgs),
-    /// Count what the cache holds
+    /// Print the number and size of entries
     Stat(CommonArgs),
-    /// Remove what was used least recently
+    /// Remove the least recently used entries
     ///
-    /// Nothing in use is removed: it waits for running builds, and builds that start meanwhile wait for it.
+    /// It waits until no build uses the cache, and new builds wait for it.
     Gc {
         #[command(flatten)]
         common: CommonArgs,
-        /// Size in bytes that the rest may have, or with a unit of 1024: 500M, 20G; 0 removes everything
+        /// Size of the remaining entries in bytes, or with a unit of 1024: 500M, 20G; 0 removes everything
         #[arg(long, value_name = "SIZE", value_parser = size::parse)]
         max_size: u64,
-        /// Say what would be removed, and remove nothing
+        /// Print what would be removed, and remove nothing
         #[arg(long)]
         dry_run: bool,
     },
-    /// Read every entry and remove those that are damaged
+    /// Read all entries and remove damaged ones
     ///
-    /// A build does not need this: it finds damage by itself and makes the entry again.
+    /// Builds do not depend on this: they detect and replace damaged entries.
     Fsck(CommonArgs),
 }
 
@@ -53,7 +53,7 @@ struct CommonArgs {
 /// Version of all JSON documents of this command.
 const VERSION: u32 = 1;
 
-/// A JSON document: where the cache is, and what was found there.
+/// A JSON document: the cache's directory, and what was found there.
 #[derive(Serialize)]
 struct Document<'a, Facts: Serialize> {
     version: u32,
@@ -119,7 +119,7 @@ fn run_gc(common: &CommonArgs, max_size: u64, collection: Collection) -> Result<
     };
     let (entries, removed) = (collected.removed_entries, size::human(collected.removed_bytes));
     streams::print(
-        format!("{verb} {entries} entries, {removed}; {} stay\n", size::human(collected.kept_bytes)).as_bytes(),
+        format!("{verb} {entries} entries, {removed}; {} remain\n", size::human(collected.kept_bytes)).as_bytes(),
     )
 }
 
@@ -130,7 +130,7 @@ fn run_fsck(common: &CommonArgs) -> Result<(), Failure> {
         return print_json(&directory, checked);
     }
     for path in &checked.damaged {
-        streams::tell(&format!("damaged, removed: {}", path.display()));
+        streams::message(&format!("damaged, removed: {}", path.display()));
     }
     let (entries, damaged) = (checked.entries, checked.damaged.len());
     streams::print(format!("read {entries} entries, removed {damaged} damaged ones\n").as_bytes())

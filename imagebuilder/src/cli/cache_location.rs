@@ -1,4 +1,4 @@
-//! Which directory is the cache.
+//! The directory of the cache.
 
 use super::failure::Failure;
 use clap::Args;
@@ -6,18 +6,18 @@ use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// The directory under a cache directory that is ours.
+/// Our directory in the user's cache directory.
 const OWN_NAME: &str = "microvm-image";
-/// Where the cache is for root without a home, as in a systemd unit.
+/// The cache of root without a home directory, as in a systemd unit.
 const SYSTEM_CACHE: &str = "/var/cache/microvm-image";
 
-/// `--cache`, for commands that need one.
+/// `--cache`, for commands that need a cache.
 #[derive(Debug, Args)]
 pub(crate) struct CacheDirectoryArgs {
     /// Directory of the cache [default: $MICROVM_IMAGE_CACHE, else $XDG_CACHE_HOME/microvm-image, else
     /// ~/.cache/microvm-image, else for root /var/cache/microvm-image]
     ///
-    /// It is shared by all builds, also by several at once. It is made when it is missing.
+    /// Any number of builds can share it, also at the same time. It is created if it does not exist.
     #[arg(long = "cache", value_name = "DIR")]
     directory: Option<PathBuf>,
 }
@@ -29,19 +29,19 @@ impl CacheDirectoryArgs {
             Some(directory) => Ok(directory.clone()),
             None => default_directory(|name| env::var_os(name), nix::unistd::geteuid().is_root()).ok_or_else(|| {
                 Failure::usage("there is no directory for the cache: neither MICROVM_IMAGE_CACHE nor XDG_CACHE_HOME nor HOME is set")
-                    .with_hint("name one with --cache DIR, or build without a cache: --no-cache")
+                    .with_hint("name a directory with --cache DIR, or build without a cache: --no-cache")
             }),
         }
     }
 }
 
-/// Whoever runs the program.
+/// The user who runs the program.
 fn default_directory(variable: impl Fn(&str) -> Option<OsString>, is_root: bool) -> Option<PathBuf> {
     let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(named) = path("MICROVM_IMAGE_CACHE") {
         return Some(named);
     }
-    // The XDG base directory specification: relative paths are to be ignored.
+    // The XDG base directory specification requires that relative paths are ignored.
     let absolute = |path: &PathBuf| path.is_absolute();
     path("XDG_CACHE_HOME")
         .filter(absolute)

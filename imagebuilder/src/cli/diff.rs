@@ -10,23 +10,23 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::thread;
 
-/// Tell what differs between two images
+/// Show the differences between two images
 ///
-/// One line a difference: `- PATH` is only in the first image, `+ PATH` only in the second, `~ PATH: WHAT` in both.
-/// Codecs, block sizes and where things lie do not matter.
+/// It prints one line per difference: `- PATH` is only in the first image, `+ PATH` only in the second, `~ PATH: WHAT`
+/// in both. It ignores codecs, block sizes and the position of data.
 #[derive(Debug, Args)]
 pub(crate) struct DiffArgs {
     /// First image
     first: PathBuf,
     /// Second image
     second: PathBuf,
-    /// End with exit code 1 when there are differences
+    /// Exit with code 1 if there are differences
     #[arg(long)]
     exit_code: bool,
-    /// Threads [default: one for each CPU]
+    /// Number of threads [default: one per CPU]
     #[arg(short, long, value_name = "N", value_parser = thread_count::parse)]
     jobs: Option<NonZeroUsize>,
-    /// Differences that are told; all are counted
+    /// Number of differences to print; all are counted
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     max_differences: usize,
     /// Write JSON to stdout
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &DiffArgs) -> Result<(), Failure> {
         streams::print(text.as_bytes())?;
         let untold = report.difference_count - report.differences.len() as u64;
         if untold > 0 {
-            streams::tell(&format!("and {untold} more"));
+            streams::message(&format!("and {untold} more"));
         }
     }
     match (args.exit_code, report.difference_count) {

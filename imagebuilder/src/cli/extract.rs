@@ -13,24 +13,24 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::thread;
 
-/// Take the files of an image out into a new directory
+/// Extract the files of an image into a new directory
 ///
-/// Modes and modification times are kept, holes stay holes; owners, setuid bits and extended attributes are not taken
-/// along. Whatever the image says, nothing is written outside of the directory.
+/// Modes, modification times and holes are preserved; owners, setuid bits and extended attributes are not. Nothing is
+/// ever written outside the directory, even if the image is malicious.
 #[derive(Debug, Args)]
 #[command(override_usage = "microvm-image extract [OPTIONS] --output <DIR>\n           <IMAGE> [PATH]")]
 pub(crate) struct ExtractArgs {
     /// Image file, or a block device with an image on it
     image: PathBuf,
-    /// What to extract: a path in the image, with all that is below it [default: everything]
+    /// Path in the image to extract, with everything below it [default: the whole image]
     path: Option<OsString>,
-    /// Directory to extract into: it is made, or empty. The whole image goes right into it, a PATH under its last name
+    /// Directory to extract into; it must be empty or not exist. PATH is extracted as an entry of it, under its last name
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Leave out devices, pipes and sockets instead of refusing the image
+    /// Skip devices, pipes and sockets instead of refusing the image
     #[arg(long)]
     skip_special: bool,
-    /// Threads [default: one for each CPU]
+    /// Number of threads [default: one per CPU]
     #[arg(short, long, value_name = "N", value_parser = thread_count::parse)]
     jobs: Option<NonZeroUsize>,
     /// Write the report as JSON to stdout instead of the directory's name
@@ -60,7 +60,7 @@ fn failure(args: &ExtractArgs, error: &ExtractError) -> Failure {
     let may_leave = !matches!(error, ExtractError::NotEmpty { .. } | ExtractError::SpecialFile { .. });
     let leaves = || fs::read_dir(&args.output).is_ok_and(|mut entries| entries.next().is_some());
     if may_leave && leaves() {
-        let rest = format!("what was extracted until then is still in {}: remove it first", args.output.display());
+        let rest = format!("{} contains the files extracted so far: remove it first", args.output.display());
         return failure.with_further_hint(&rest);
     }
     failure

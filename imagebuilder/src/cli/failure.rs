@@ -1,6 +1,5 @@
-//! What went wrong, as the command line tells it: one `error:` line, perhaps a `hint:`, and an exit code.
+//! How a command fails: an `error:` line, possibly a `hint:`, and an exit code.
 
-use super::streams;
 use imagebuilder::atomic_file::WriteError;
 use imagebuilder::build::BuildError;
 use imagebuilder::cache::CacheError;
@@ -18,7 +17,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Why the program ends without having done what was asked.
+/// Why the command failed.
 #[derive(Debug)]
 pub(crate) struct Failure {
     exit_code: u8,
@@ -27,22 +26,22 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// The work failed although the input was right: exit code 1.
+    /// The work failed although the input is valid: exit code 1.
     pub(crate) fn failed(error: &(dyn Error + 'static)) -> Self {
         Self { exit_code: 1, message: chain(error), hint: storage_hint(error).map(str::to_owned) }
     }
 
-    /// The input is wrong: exit code 2.
+    /// The input is invalid: exit code 2.
     pub(crate) fn bad_input(error: &dyn Error) -> Self {
         Self { exit_code: 2, message: chain(error), hint: None }
     }
 
-    /// The arguments are wrong in a way clap cannot see: exit code 2.
+    /// The arguments are invalid in a way that clap cannot detect: exit code 2.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self { exit_code: 2, message: message.into(), hint: None }
     }
 
-    /// The user or the system said stop: exit code 130.
+    /// A signal stopped the program: exit code 130.
     pub(crate) fn interrupted() -> Self {
         Self { exit_code: 130, message: "interrupted".to_owned(), hint: None }
     }
@@ -57,38 +56,35 @@ impl Failure {
         Self { exit_code: 1, message, hint: None }
     }
 
-    /// An image in which something was found to be wrong: exit code 1.
+    /// A problem was found in an image: exit code 1.
     pub(crate) fn unsound(message: String) -> Self {
         Self { exit_code: 1, message, hint: None }
     }
 
-    /// The same failure, told as the cause of another.
+    /// Puts a context in front of the message.
     pub(crate) fn with_context(self, context: &str) -> Self {
         Self { message: format!("{context}: {}", self.message), ..self }
     }
 
-    /// The same failure with advice on what to do.
+    /// Sets the hint.
     pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
 
-    /// The same failure with advice behind what there is already.
+    /// Appends to the hint.
     pub(crate) fn with_further_hint(self, hint: &str) -> Self {
         let hint = self.hint.map_or_else(|| hint.to_owned(), |first| format!("{first}; {hint}"));
         Self { hint: Some(hint), ..self }
     }
 
-    /// Says it on stderr and gives the exit code.
-    pub(crate) fn report(&self) -> ExitCode {
-        streams::tell(&format!("error: {}", self.message));
-        if let Some(hint) = &self.hint {
-            streams::tell(&format!("hint: {hint}"));
-        }
-        ExitCode::from(self.exit_code)
+    /// The lines to print, and the exit code.
+    pub(crate) fn into_report(self) -> (String, ExitCode) {
+        let hint = self.hint.map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+        (format!("error: {}{hint}", self.message), ExitCode::from(self.exit_code))
     }
 }
 
-/// What to do when the reason is the place that was to be written to.
+/// A hint if the output's file system is the reason.
 fn storage_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -96,7 +92,7 @@ fn storage_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
             Some(io::ErrorKind::StorageFull) => return Some("free some space there, or write to another file system"),
             Some(io::ErrorKind::QuotaExceeded) => return Some("your quota there is used up: free some of it"),
             Some(io::ErrorKind::ReadOnlyFilesystem) => {
-                return Some("that file system is mounted read-only: take another");
+                return Some("that file system is mounted read-only: use another one");
             }
             _ => next = error.source(),
         }
@@ -104,7 +100,7 @@ fn storage_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
     None
 }
 
-/// An error and what it comes from, joined by colons. A cause that the error's own text names already is not repeated.
+/// An error and its causes, joined by colons. A cause that is part of the text of its error is not repeated.
 fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -135,7 +131,7 @@ impl From<ClosureError> for Failure {
 fn closure_hint(error: &ClosureError) -> Option<&'static str> {
     match error {
         ClosureError::Graph { source: GraphError::TextForm, .. } => {
-            Some("set `__structuredAttrs = true` in the derivation and give its .attrs.json")
+            Some("set `__structuredAttrs = true` in the derivation and use its .attrs.json")
         }
         ClosureError::Graph { source: GraphError::SeveralGraphs { .. } | GraphError::NoSuchGraph { .. }, .. } => {
             Some("name the graph with --graph-key")
@@ -151,14 +147,14 @@ fn nix_store_hint(error: &NixStoreError) -> Option<&'static str> {
         NixStoreError::NoProgram => {
             Some("install Nix, or give the closure with --closure-info, --graph, --paths-from or --plan")
         }
-        NixStoreError::Remote { .. } => {
-            Some("copy the closure to this machine with `nix copy`, or say with --store-dir where its files are")
-        }
+        NixStoreError::Remote { .. } => Some(
+            "copy the closure to this machine with `nix copy`, or name the directory of its files with --store-dir",
+        ),
         NixStoreError::NoStore { .. } => {
-            Some("a store at DIR has its files at DIR/nix/store; paths that lie elsewhere need --store-dir")
+            Some("a store at DIR has its files at DIR/nix/store; if they are elsewhere, use --store-dir")
         }
         NixStoreError::Arguments(_) => {
-            Some("store paths are given as /nix/store/HASH-NAME or as links to them; another store needs --store")
+            Some("name store paths as /nix/store/HASH-NAME, or use links to them; for another store, use --store")
         }
         _ => None,
     }
@@ -167,16 +163,16 @@ fn nix_store_hint(error: &NixStoreError) -> Option<&'static str> {
 fn problems_hint(problems: &ClosureProblems) -> Option<&'static str> {
     problems.problems.iter().find_map(|problem| match problem {
         ClosureProblem::NotClosed { .. } => {
-            Some("give all store paths that the system needs, as closureInfo or `nix-store -qR` lists them")
+            Some("list all store paths that the system needs, as closureInfo and `nix-store -qR` do")
         }
-        ClosureProblem::OtherStore { .. } => Some("an image holds the paths of one store: list those only"),
+        ClosureProblem::OtherStore { .. } => Some("an image contains the paths of one store: list only those"),
         _ => None,
     })
 }
 
 impl From<AbsentPaths> for Failure {
     fn from(error: AbsentPaths) -> Self {
-        Self::bad_input(&error).with_hint("--store-dir DIR says where the store paths lie, when not there")
+        Self::bad_input(&error).with_hint("use --store-dir DIR if the store paths are in another directory")
     }
 }
 

@@ -10,15 +10,15 @@ use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write as _};
 use std::path::PathBuf;
 
-/// Tell what an image is made of
+/// Show the structure of an image
 ///
-/// With --tree: a line for everything in it, the same for the same image, fit for diff. Bytes that are no printable
-/// text are written \xNN there.
+/// With --tree, print a line for everything in it. The output depends only on the image, so that you can compare two
+/// dumps with diff. Unprintable bytes are written as \xNN.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// Image file, or a block device with an image on it
     image: PathBuf,
-    /// Write every inode, fragment and table as a line of text instead
+    /// Print every inode, fragment and table as a line of text
     #[arg(long, conflicts_with = "json")]
     tree: bool,
     /// Write JSON to stdout
@@ -32,7 +32,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     if args.tree {
         let mut out = BufWriter::new(io::stdout().lock());
         return match dump(&image, &mut out).and_then(|()| Ok(out.flush()?)) {
-            // A reader that has gone away, as `head` does, is no failure.
+            // A reader that closes the pipe early, such as `head`, is not a failure.
             Err(DumpError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             Err(error) => Err(unreadable(&error)),
             Ok(()) => Ok(()),
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     streams::print(text(&facts).as_bytes())
 }
 
-/// The facts as lines of a name and a value.
+/// The facts, as lines with a name and a value.
 fn text(facts: &ImageFacts) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: String| {

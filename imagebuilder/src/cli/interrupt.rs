@@ -1,7 +1,7 @@
-//! SIGINT and SIGTERM: work that can be undone is asked to stop, everything else ends at once.
+//! SIGINT and SIGTERM: work that can be undone is asked to stop; everything else ends immediately.
 //!
-//! The signals are blocked and one thread waits for them: no code runs in a signal handler, and no `unsafe` is needed.
-//! Programs that are started do not inherit the blocking, since Rust's standard library empties the mask for them.
+//! The signals are blocked, and one thread waits for them. No code runs in a signal handler, and no `unsafe` is needed.
+//! Child processes do not inherit the signal mask, because Rust's standard library clears it for them.
 
 use super::failure::Failure;
 use super::streams;
@@ -10,15 +10,15 @@ use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-/// The exit code of a program that SIGINT ended, as shells give it.
+/// The exit code that shells report for a program ended by SIGINT.
 const INTERRUPTED: i32 = 130;
 
-/// Set once a signal has come while work was to be undone.
+/// Set by a signal that arrives while undoable work is running.
 static CANCELLED: AtomicBool = AtomicBool::new(false);
-/// Whether somebody looks at [`CANCELLED`].
+/// Whether running work checks [`CANCELLED`].
 static LOOKED_AT: AtomicBool = AtomicBool::new(false);
 
-/// Begins to wait for the signals. To be called before any other thread is started: threads inherit the blocking.
+/// Starts to wait for the signals. Call this before starting any other thread: threads inherit the signal mask.
 pub(crate) fn install() -> Result<(), Failure> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
@@ -35,14 +35,14 @@ fn wait(signals: &SigSet) {
     while signals.wait().is_ok() {
         let asked_before = CANCELLED.swap(true, Ordering::SeqCst);
         if asked_before || !LOOKED_AT.load(Ordering::SeqCst) {
-            streams::tell("error: interrupted");
+            streams::message("error: interrupted");
             process::exit(INTERRUPTED);
         }
     }
 }
 
-/// From here on a first signal only sets the flag that is returned, and a second one ends the program at once. The
-/// caller looks at the flag often, and undoes what it has begun once it is true.
+/// From now on a first signal only sets the returned flag, and a second one ends the program immediately. The caller
+/// checks the flag often, and undoes its work once it is true.
 pub(crate) fn cancel_flag() -> &'static AtomicBool {
     LOOKED_AT.store(true, Ordering::SeqCst);
     &CANCELLED

@@ -1,5 +1,4 @@
-//! `microvm-image completions` and `microvm-image man`: made from the same clap types that read the arguments, so they
-//! cannot lag behind.
+//! `microvm-image completions` and `microvm-image man`, generated from the clap types that parse the arguments.
 
 use super::failure::Failure;
 use super::{Cli, streams};
@@ -7,21 +6,21 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 use std::path::PathBuf;
 
-/// Print the completions of a shell
+/// Print completions for a shell
 ///
-/// For bash, for instance: microvm-image completions bash > /etc/bash_completion.d/microvm-image
+/// Example for bash: microvm-image completions bash > /etc/bash_completion.d/microvm-image
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
-    /// Shell to complete in
+    /// Shell to complete for
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }
 
-/// Print the manual page, or write those of all commands to a directory
+/// Print the manual page, or write the pages of all commands to a directory
 #[derive(Debug, Args)]
 pub(crate) struct ManArgs {
-    /// Directory for one page a command, microvm-image.1, microvm-image-build.1 and so on [default: the page of the
-    /// whole program to stdout]
+    /// Directory to write one page per command to: microvm-image.1, microvm-image-build.1 and so on [default: print the
+    /// page of the whole program]
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
 }
@@ -30,8 +29,8 @@ pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "microvm-image", &mut script);
     if args.shell == Shell::Bash {
-        // clap_complete 4.6 takes the dash of the program's name for the one between two commands, in one of the two
-        // places where it names them: then bash completes the first word only. `tests/cli_help.rs` asks bash.
+        // In one of two places, clap_complete 4.6 confuses the dash in the program's name with the dash between two
+        // commands. bash then completes only the first word. `tests/cli_help.rs` checks this with bash.
         let text = String::from_utf8_lossy(&script).replace("microvm__subcmd__image", "microvm__image");
         script = text.into_bytes();
     }

@@ -1,5 +1,5 @@
-//! The command line. One file a command: its arguments as clap types, and `run`, which carries it out. Nothing but this
-//! module knows clap, and nothing but [`progress`] knows indicatif.
+//! The command line. Each command has one file with its arguments as clap types and `run`, which carries it out. Only
+//! this module uses clap, and only [`progress`] uses indicatif.
 
 mod build;
 mod cache;
@@ -26,13 +26,12 @@ use clap::{Parser, Subcommand};
 use failure::Failure;
 use std::process::ExitCode;
 
-/// Builds and reads the store disk of a NixOS microVM.
+/// Build and read the store disk of a NixOS microVM.
 ///
-/// The disk is a squashfs of a closure: the store paths a system needs, as `/nix/store` holds them. It is built on all
-/// cores, from a cache of what did not change, and is the same byte for byte whenever the store paths and settings are
-/// the same.
+/// The disk is a squashfs image of a closure: all store paths that a system needs. It is built on all cores, with a cache
+/// of what did not change. Equal store paths and settings produce the same image, byte for byte.
 ///
-/// Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad input or usage, 130 interrupted.
+/// Data goes to stdout, messages to stderr. Exit codes: 0 success, 1 failure, 2 bad input or usage, 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "microvm-image", version, max_term_width = 100, disable_help_subcommand = true)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
@@ -56,20 +55,24 @@ enum Command {
     Man(manual::ManArgs),
 }
 
-/// Reads the arguments of this process, does what they ask, and says on stderr what went wrong, once.
+/// Runs the command that the arguments of this process select, and reports its failure on stderr.
 pub(crate) fn main() -> ExitCode {
     let cli = arguments();
     let result = interrupt::install().and_then(|()| run(cli.command));
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => {
+            let (report, exit_code) = failure.into_report();
+            streams::message(&report);
+            exit_code
+        }
     }
 }
 
-/// The arguments, or the end of the program with what clap says of them.
+/// The arguments. If they are invalid, the program ends with clap's message.
 fn arguments() -> Cli {
     Cli::try_parse().unwrap_or_else(|error| {
-        // It quotes what was given, which may steer the terminal: so it is made to quote that as it may be shown.
+        // clap quotes the arguments, which may contain control characters: parse escaped arguments again for the message.
         let shown = std::env::args_os().map(|argument| match argument.to_str() {
             Some(text) => streams::visible_line(text).into_owned().into(),
             None => argument,

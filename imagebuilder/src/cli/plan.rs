@@ -8,18 +8,18 @@ use clap::Args;
 use imagebuilder::{atomic_file, output};
 use std::path::PathBuf;
 
-/// Write down what a build would put into an image
+/// Write the plan of an image
 ///
-/// The plan is a versioned JSON document: the store paths with their hashes, where they lie, and the settings. It is a
-/// function of its inputs alone and does not look at the store paths themselves. `microvm-image build --plan FILE`
-/// makes the same image as a build with the same options.
+/// The plan is a versioned JSON document with the store paths, their hashes, the store directory and the settings. It
+/// depends only on these inputs, not on the content of the store. `microvm-image build --plan FILE` builds the same image
+/// as a build with the same options.
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
     settings: SettingsArgs,
-    /// File to write the plan to, whole or not at all [default: stdout]
+    /// File to write the plan to [default: stdout]
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
 }

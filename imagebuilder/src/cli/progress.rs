@@ -1,4 +1,4 @@
-//! How far a build is: a bar on a terminal, a line every few seconds elsewhere.
+//! The progress of a build: a bar on a terminal, a line every few seconds elsewhere.
 
 use super::streams;
 use imagebuilder::progress::{Phase, Progress, Silent};
@@ -8,21 +8,21 @@ use std::env;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-/// How much is said on stderr.
+/// How much is printed on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Loudness {
-    /// Warnings and errors.
+    /// Only warnings and errors.
     Quiet,
-    /// Progress and a summary as well.
+    /// Also progress and a summary.
     Normal,
 }
 
-/// Time between two lines where there is no terminal.
+/// Time between two lines without a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
-/// Bars drawn in a second.
+/// How often the bar is drawn per second.
 const DRAWS_PER_SECOND: u8 = 10;
 
-/// The progress that suits stderr.
+/// The kind of progress that suits stderr.
 pub(crate) fn on_stderr(loudness: Loudness) -> Box<dyn Progress> {
     let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
     match loudness {
@@ -32,7 +32,7 @@ pub(crate) fn on_stderr(loudness: Loudness) -> Box<dyn Progress> {
     }
 }
 
-/// Nothing but warnings.
+/// Only warnings.
 #[derive(Default)]
 struct Warnings(Silent);
 
@@ -46,11 +46,11 @@ impl Progress for Warnings {
     }
 
     fn warn(&mut self, message: &str) {
-        streams::tell(&format!("warning: {message}"));
+        streams::message(&format!("warning: {message}"));
     }
 }
 
-/// What has been told of the current phase.
+/// The progress of the current phase.
 struct Count {
     phase: Phase,
     began: Instant,
@@ -80,7 +80,7 @@ impl Count {
         }
     }
 
-    /// Bytes in, cached share, ratio and time left, as far as they are known:
+    /// Bytes read, cached share, compression ratio and time left, as far as they are known:
     /// `480.2/1434.1 MiB, 43% cached, ratio 0.33, 12 s left`. At most 56 characters for less than 10 TiB.
     fn facts(&self, elapsed: Duration) -> String {
         if self.total_bytes == 0 {
@@ -122,7 +122,7 @@ impl Lines {
     fn tell_when_due(&mut self) {
         if self.told.elapsed() >= LINE_INTERVAL {
             self.told = Instant::now();
-            streams::tell(&self.count.line(self.count.began.elapsed()));
+            streams::message(&self.count.line(self.count.began.elapsed()));
         }
     }
 }
@@ -139,11 +139,11 @@ impl Progress for Lines {
     }
 
     fn warn(&mut self, message: &str) {
-        streams::tell(&format!("warning: {message}"));
+        streams::message(&format!("warning: {message}"));
     }
 }
 
-/// A bar that is drawn over again. It is wiped when it is dropped, so that only the summary stays.
+/// A progress bar. Dropping it removes it from the terminal, so that only the summary remains.
 struct Bar {
     count: Count,
     bar: ProgressBar,
@@ -156,7 +156,7 @@ impl Bar {
     }
 }
 
-/// The bar takes what the words leave of the terminal's width: `wide_bar` shrinks to nothing before they are cut.
+/// The bar takes the width that the text leaves: `wide_bar` shrinks to nothing before the text is cut.
 fn style(with_total: bool) -> ProgressStyle {
     let colour = if env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) { "" } else { ":.cyan" };
     let template = if with_total {
@@ -185,7 +185,7 @@ impl Progress for Bar {
     }
 
     fn warn(&mut self, message: &str) {
-        self.bar.suspend(|| streams::tell(&format!("warning: {message}")));
+        self.bar.suspend(|| streams::message(&format!("warning: {message}")));
     }
 }
 

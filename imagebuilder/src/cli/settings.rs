@@ -1,4 +1,4 @@
-//! The options that settle the bytes of an image.
+//! The options that determine the bytes of an image.
 
 use super::failure::Failure;
 use clap::Args;
@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use imagebuilder::settings::{Compression, ImageSettings};
 use imagebuilder::size;
 
-/// Codec, level and block sizes. Left out, each has the default that `docs/defaults.md` measures.
+/// Codec, level and block sizes. `docs/defaults.md` explains the defaults.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Image")]
 pub(crate) struct SettingsArgs {
@@ -19,23 +19,23 @@ pub(crate) struct SettingsArgs {
     level: Option<u32>,
     /// Size of a data block before compression, a power of two from 4K to 1M [default: 128K]
     ///
-    /// Larger blocks make a smaller image that takes longer to read in small pieces. K, M and G are units of 1024.
+    /// Larger blocks make the image smaller, and slower to read in small pieces. K, M and G are units of 1024.
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     block_size: Option<u64>,
     /// Largest size of a block that packs small files, a power of two from 4K to the block size [default:
-    /// 128K, or the block size when that is smaller]
+    /// 128K, or the block size if it is smaller]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     fragment_block_size: Option<u64>,
 }
 
 impl SettingsArgs {
-    /// The settings asked for, checked.
+    /// The selected settings, checked.
     pub(crate) fn settings(&self) -> Result<ImageSettings, Failure> {
         let compression = self.compression.unwrap_or(ImageSettings::default().compression());
         Ok(ImageSettings::new(compression, self.level, self.block_size, self.fragment_block_size)?)
     }
 
-    /// The first option that was given, if any was: a plan has settings of its own.
+    /// The first of these options that was given, to refuse it with a plan, which has its own settings.
     pub(crate) fn first_given(&self) -> Option<&'static str> {
         [
             ("--compression", self.compression.is_some()),

@@ -8,10 +8,10 @@ use imagebuilder::path_sizes::path_sizes;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// Tell how many bytes of an image each store path takes
+/// Show how many bytes of an image each store path takes
 ///
-/// One line a store path, those that take most first: bytes in the image, bytes in the image that it shares and another
-/// path is charged with, bytes of its files, name.
+/// It prints one line per store path, largest first: bytes in the image, bytes that it shares with another path and that
+/// count for that path, bytes of its files, name.
 #[derive(Debug, Args)]
 pub(crate) struct SizeArgs {
     /// Image file, or a block device with an image on it

@@ -1,4 +1,4 @@
-//! The options that say where a closure comes from.
+//! The options that select the source of a closure.
 
 use super::failure::Failure;
 use super::settings::SettingsArgs;
@@ -9,49 +9,49 @@ use imagebuilder::plan_file;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// Where the closure comes from: exactly one of the ways.
+/// The source of the closure: exactly one of these options.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Closure (exactly one source)")]
 pub(crate) struct SourceArgs {
-    /// Store paths, or links to them such as ./result: their closure is asked of the Nix store
+    /// Store paths, or links to them such as ./result; the Nix store provides their closure
     #[arg(value_name = "STORE_PATH", help_heading = None)]
     store_paths: Vec<PathBuf>,
-    /// Output of Nixpkgs' closureInfo: a directory with the files registration and store-paths
+    /// Output of Nixpkgs' closureInfo, a directory with the files registration and store-paths
     #[arg(long, value_name = "DIR")]
     closure_info: Option<PathBuf>,
     /// The .attrs.json that Nix writes for a derivation with exportReferencesGraph and structured attributes
     #[arg(long, value_name = "FILE")]
     graph: Option<PathBuf>,
-    /// Name of the graph in --graph FILE [default: the only one there is]
+    /// Name of the graph in --graph FILE [default: the only graph]
     #[arg(long, value_name = "NAME", requires = "graph")]
     graph_key: Option<String>,
-    /// List of store paths, one a line, taken as complete; - reads stdin
+    /// List of the store paths of a closure, one per line; - reads stdin
     ///
-    /// A list has no hashes: a build with a cache reads all files to find out what changed.
+    /// A list has no hashes, so a build with a cache reads all files to find out what changed.
     #[arg(long, value_name = "FILE|-")]
     paths_from: Option<PathBuf>,
-    /// Plan that `microvm-image plan` wrote; it settles the image's options too
+    /// Plan written by `microvm-image plan`; it includes the settings of the image
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
-    /// Nix store to ask for the closure of STORE_PATHs: a URL, or the root of a chroot store, whose files lie at
-    /// DIR/nix/store [default: the store that nix-store takes by itself]
+    /// Nix store that provides the closure of STORE_PATHs: a URL, or the root of a chroot store with its files in
+    /// DIR/nix/store [default: the default store of nix-store]
     #[arg(long, value_name = "URL|DIR", requires = "store_paths")]
     store: Option<OsString>,
-    /// Directory where the store paths physically lie [default: the one they are given with, or /nix/store]
+    /// Directory that contains the files of the store paths [default: the directory in their names, or /nix/store]
     ///
-    /// The image holds base names only, so any directory of entries named like store paths will do.
+    /// The image contains only base names, so you can use any directory with entries named like store paths.
     #[arg(long, value_name = "DIR")]
     store_dir: Option<PathBuf>,
 }
 
-/// The source that was chosen.
+/// The selected source.
 enum Chosen {
     Closure(ClosureSource),
     Plan(PathBuf),
 }
 
 impl SourceArgs {
-    /// The closure, when a source was given.
+    /// The closure, if a source was given.
     pub(crate) fn closure(&self) -> Result<Option<Closure>, Failure> {
         match self.chosen()? {
             None => Ok(None),
@@ -88,13 +88,13 @@ impl SourceArgs {
         Ok(plan)
     }
 
-    /// A plan must not depend on the current directory, so the directory is made absolute.
+    /// Makes the directory absolute, because a plan must not depend on the current directory.
     fn store_dir(&self) -> Result<Option<PathBuf>, Failure> {
         let absolute = self.store_dir.as_ref().map(std::path::absolute).transpose();
         absolute.map_err(|error| Failure::bad_input(&error).with_context("cannot make --store-dir absolute"))
     }
 
-    /// The one source that was given. Two of them are never mixed.
+    /// The source that was given. Two sources are an error.
     fn chosen(&self) -> Result<Option<Chosen>, Failure> {
         let store_paths = (!self.store_paths.is_empty()).then(|| ClosureSource::StorePaths {
             arguments: self.store_paths.clone(),

@@ -1,4 +1,4 @@
-//! Data to stdout, talk to stderr: the only place that writes to either.
+//! Data to stdout, messages to stderr. Nothing else writes to either.
 
 use super::failure::Failure;
 use serde::Serialize;
@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Writes data to stdout. A reader that has gone away, as `head` does, is no failure.
+/// Writes data to stdout. A reader that closes the pipe early, such as `head`, is not a failure.
 pub(crate) fn print(data: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(data).and_then(|()| stdout.flush()) {
@@ -30,17 +30,17 @@ pub(crate) fn print_json(document: &impl Serialize) -> Result<(), Failure> {
     print(&text)
 }
 
-/// Says a line on stderr. When nobody can be told there is nobody to tell that either.
-pub(crate) fn tell(line: &str) {
+/// Prints a line on stderr. A failure to do so is ignored, because there is nowhere left to report it.
+pub(crate) fn message(line: &str) {
     _ = writeln!(io::stderr().lock(), "{}", visible(line));
 }
 
-/// What is told as it may be shown: a name in a plan or an image is not to steer the terminal of who reads about it.
+/// Escapes control characters, so that a name in a plan or an image cannot control the user's terminal.
 fn visible(text: &str) -> Cow<'_, str> {
     escaped(text, |character| character.is_control() && character != '\n' && character != '\t')
 }
 
-/// The same for text that is one line: a newline in it would begin what looks like another message.
+/// The same for a text of one line, in which a newline could fake another message.
 pub(crate) fn visible_line(text: &str) -> Cow<'_, str> {
     escaped(text, char::is_control)
 }

@@ -1,4 +1,4 @@
-//! How many threads a command takes, as the user writes it.
+//! The number of threads on the command line.
 
 use imagebuilder::threads::JOBS_MAX;
 use std::num::NonZeroUsize;

@@ -10,11 +10,11 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::thread;
 
-/// Check an image, and with a closure also that it holds the closure and nothing else
+/// Check an image, and optionally that it contains exactly a closure
 ///
-/// Without a closure: superblock, tables, tree, and that all blocks decompress to what is expected. With one: also that
-/// every path, type, mode, size, symlink target and byte is as in the store. All problems are told at once, each with
-/// its path; then the exit code is 1.
+/// Without a closure, it checks the superblock, the tables, the directory tree, and that every block decompresses to its
+/// expected length. With a closure, it also compares every path, type, mode, size, symlink target and byte with the store.
+/// It reports all problems, each with its path, and then exits with code 1.
 #[derive(Debug, Args)]
 #[command(override_usage = "microvm-image verify [OPTIONS] <IMAGE>\n           [STORE_PATH]...")]
 pub(crate) struct VerifyArgs {
@@ -22,16 +22,16 @@ pub(crate) struct VerifyArgs {
     image: PathBuf,
     #[command(flatten)]
     source: SourceArgs,
-    /// Also hash the NAR of each path in the image and compare it with the closure's hash
+    /// Also hash the NAR of each path in the image, and compare it with the hash in the closure
     #[arg(long)]
     nar: bool,
-    /// Threads [default: one for each CPU]
+    /// Number of threads [default: one per CPU]
     #[arg(short, long, value_name = "N", value_parser = thread_count::parse)]
     jobs: Option<NonZeroUsize>,
-    /// Problems that are told; all are counted
+    /// Number of problems to print; all are counted
     #[arg(long, value_name = "N", default_value_t = 100)]
     max_problems: usize,
-    /// Write the report as JSON to stdout
+    /// Write a JSON report to stdout
     #[arg(long)]
     json: bool,
 }
@@ -60,16 +60,16 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     };
     let report = verify(&image, options).map_err(|error| Failure::unreadable_image(&args.image, &error))?;
     for problem in &report.problems {
-        streams::tell(&problem.to_string());
+        streams::message(&problem.to_string());
     }
     let untold = report.problem_count.saturating_sub(report.problems.len() as u64);
     if untold > 0 {
-        streams::tell(&format!("and {untold} more"));
+        streams::message(&format!("and {untold} more"));
     }
     if args.json {
         streams::print_json(&report)?;
     } else if report.sound {
-        streams::tell(&summary(&report));
+        streams::message(&summary(&report));
     }
     if report.sound {
         return Ok(());

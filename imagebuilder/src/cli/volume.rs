@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Make volumes: disks for a machine to write to
+/// Create volumes: writable disks for a machine
 #[derive(Debug, Args)]
 pub(crate) struct VolumeArgs {
     #[command(subcommand)]
@@ -27,34 +27,34 @@ Example: a volume for the overlay of a writable store
   microvm-image volume create rw-store.img --size 8G \\
     --fs ext4 --label rw-store --dir store --dir work";
 
-/// Make a sparse file with an empty filesystem
+/// Create a sparse file with an empty filesystem
 ///
-/// The volume appears whole or not at all, and never over an existing file. It is made by the filesystem's own mkfs
-/// program and read back. Its path is the only thing on stdout.
+/// The volume is written completely or not at all, and never replaces an existing file. The filesystem's mkfs program
+/// creates it, and the result is checked. Its path is the only output on stdout.
 #[derive(Debug, Args)]
 #[command(override_usage = "microvm-image volume create [OPTIONS] --size <SIZE>\n           --fs <FILESYSTEM> <PATH>", after_long_help = EXAMPLES)]
 struct CreateArgs {
-    /// File to make
+    /// File to create
     #[arg(value_name = "PATH")]
     path: PathBuf,
     /// Size in bytes, or with a unit of 1024: 512M, 10G; a multiple of 512
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     size: u64,
-    /// Filesystem to make in it
+    /// Filesystem to create in it
     #[arg(long = "fs", value_name = "FILESYSTEM", value_parser = file_system_parser())]
     file_system: FileSystem,
     /// Label of the filesystem: at most 16 bytes for ext4, 12 for xfs, 255 for btrfs, 11 for vfat [default: none]
     #[arg(long, value_name = "LABEL")]
     label: Option<String>,
-    /// Directory to make in the filesystem, owned by root with mode 0755; ext4 only; may be given several times
+    /// Directory to create in the filesystem, owned by root with mode 0755; ext4 only; can be given several times
     ///
-    /// The overlay of a writable store needs two: --dir store --dir work
+    /// The overlay of a writable store requires two directories: --dir store --dir work
     #[arg(long = "dir", value_name = "PATH")]
     directories: Vec<PathBuf>,
-    /// Argument for the mkfs program, such as --mkfs-arg=-m0; may be given several times
+    /// Argument for the mkfs program, such as --mkfs-arg=-m0; can be given several times
     #[arg(long = "mkfs-arg", value_name = "ARG", allow_hyphen_values = true)]
     mkfs_arguments: Vec<OsString>,
-    /// Write a report as JSON to stdout instead of the volume's path
+    /// Write a JSON report to stdout instead of the volume's path
     #[arg(long)]
     json: bool,
 }

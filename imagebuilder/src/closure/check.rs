@@ -51,7 +51,7 @@ pub struct ClosureRecord {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ClosureProblem {
     /// There are no store paths.
-    #[error("it holds no store path")]
+    #[error("it contains no store path")]
     Empty,
     /// A line or entry does not name a store path.
     #[error("{position}: {error}")]
@@ -72,7 +72,7 @@ pub enum ClosureProblem {
         expected: &'static str,
     },
     /// The text ends within a record.
-    #[error("{position}: the text ends where {expected} should stand")]
+    #[error("{position}: the text ends where {expected} is expected")]
     Truncated {
         /// The first line that is missing.
         position: Position,
@@ -80,7 +80,7 @@ pub enum ClosureProblem {
         expected: &'static str,
     },
     /// The same store path twice.
-    #[error("{position}: {path} stands there twice, first at {first}")]
+    #[error("{position}: {path} is listed twice, first at {first}")]
     Twice {
         /// The second place.
         position: Position,
@@ -90,7 +90,7 @@ pub enum ClosureProblem {
         first: Position,
     },
     /// Members of two stores.
-    #[error("{position}: {path} lies in {}, but the paths before it in {}", .store_dir.display(), .first.display())]
+    #[error("{position}: {path} is in {}, but the paths before it are in {}", .store_dir.display(), .first.display())]
     OtherStore {
         /// Where it stands.
         position: Position,
@@ -102,7 +102,7 @@ pub enum ClosureProblem {
         first: PathBuf,
     },
     /// A reference leads out of the closure.
-    #[error("{position}: {path} refers to {reference}, which is not there: the closure is not closed")]
+    #[error("{position}: {path} refers to {reference}, which is missing: the closure is incomplete")]
     NotClosed {
         /// Where the store path that refers stands.
         position: Position,
@@ -278,14 +278,14 @@ mod tests {
 
     #[test]
     fn nothing_is_no_closure() {
-        assert_eq!(message(vec![]), "list: it holds no store path");
+        assert_eq!(message(vec![]), "list: it contains no store path");
     }
 
     #[test]
     fn twice_is_told_with_both_places() {
         assert_eq!(
             message(vec![record(1, A, &[]), record(3, &format!("/nix/store/{A}"), &[])]),
-            format!("list: line 3: {A} stands there twice, first at line 1")
+            format!("list: line 3: {A} is listed twice, first at line 1")
         );
     }
 
@@ -293,13 +293,13 @@ mod tests {
     fn all_missing_references_are_told() {
         assert_eq!(
             message(vec![record(1, B, &[A]), record(9, A, &[C])]),
-            format!("list: line 9: {A} refers to {C}, which is not there: the closure is not closed")
+            format!("list: line 9: {A} refers to {C}, which is missing: the closure is incomplete")
         );
         assert_eq!(
             message(vec![record(1, B, &[A]), record(9, C, &[A, B])]),
             format!(
-                "list: 2 problems\n  line 1: {B} refers to {A}, which is not there: the closure is not closed\n  \
-                 line 9: {C} refers to {A}, which is not there: the closure is not closed"
+                "list: 2 problems\n  line 1: {B} refers to {A}, which is missing: the closure is incomplete\n  \
+                 line 9: {C} refers to {A}, which is missing: the closure is incomplete"
             )
         );
     }
@@ -308,7 +308,7 @@ mod tests {
     fn two_stores_are_not_one() {
         assert_eq!(
             message(vec![record(1, &format!("/nix/store/{A}"), &[]), record(2, &format!("/srv/{B}"), &[])]),
-            format!("list: line 2: {B} lies in /srv, but the paths before it in /nix/store")
+            format!("list: line 2: {B} is in /srv, but the paths before it are in /nix/store")
         );
     }
 

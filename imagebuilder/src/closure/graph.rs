@@ -21,22 +21,22 @@ pub enum GraphError {
     #[error("it is a graph in the older text form, which gives no hashes")]
     TextForm,
     /// Neither an object nor an array.
-    #[error("it is {found}, not the object that `.attrs.json` is")]
+    #[error("it is {found}, not an object as in `.attrs.json`")]
     NotAnObject {
         /// What it is.
         found: &'static str,
     },
     /// Nothing in it looks like a graph.
-    #[error("it holds no graph: the attribute `exportReferencesGraph` names none")]
+    #[error("it contains no graph: the attribute `exportReferencesGraph` names none")]
     NoGraph,
     /// More than one graph, and none was chosen.
-    #[error("it holds {} graphs: {}", .keys.len(), .keys.join(", "))]
+    #[error("it contains {} graphs: {}", .keys.len(), .keys.join(", "))]
     SeveralGraphs {
         /// Their names.
         keys: Vec<String>,
     },
     /// The chosen graph is not there.
-    #[error("it holds no graph named {key:?}, but {}", if .keys.is_empty() { "no other either".to_owned() } else { .keys.join(", ") })]
+    #[error("it contains no graph named {key:?}, {}", if .keys.is_empty() { "and no other".to_owned() } else { format!("only {}", .keys.join(", ")) })]
     NoSuchGraph {
         /// The name asked for.
         key: String,
@@ -192,8 +192,8 @@ mod tests {
         attributes["exportReferencesGraph"]["other"] = serde_json::json!([]);
         attributes["other"] = serde_json::json!([]);
         let text = attributes.to_string();
-        assert_eq!(message(&text, None), "it holds 2 graphs: closure, other");
-        assert_eq!(message(&text, Some("third")), "it holds no graph named \"third\", but closure, other");
+        assert_eq!(message(&text, None), "it contains 2 graphs: closure, other");
+        assert_eq!(message(&text, Some("third")), "it contains no graph named \"third\", only closure, other");
         assert_eq!(parse(&text, Some("closure")).unwrap().0.len(), 2);
         assert_eq!(parse(&text, Some("other")).unwrap().0, []);
     }
@@ -201,9 +201,9 @@ mod tests {
     #[test]
     fn documents_without_a_graph() {
         assert_eq!(message("", None), "it is not JSON");
-        assert_eq!(message("3", None), "it is a number, not the object that `.attrs.json` is");
-        assert_eq!(message("{}", None), "it holds no graph: the attribute `exportReferencesGraph` names none");
-        assert_eq!(message("{}", Some("x")), "it holds no graph named \"x\", but no other either");
+        assert_eq!(message("3", None), "it is a number, not an object as in `.attrs.json`");
+        assert_eq!(message("{}", None), "it contains no graph: the attribute `exportReferencesGraph` names none");
+        assert_eq!(message("{}", Some("x")), "it contains no graph named \"x\", and no other");
         assert_eq!(
             message("/nix/store/8cj96c53yr12pyhmdp42winkcqyydskk-b\n\n0\n", None),
             "it is a graph in the older text form, which gives no hashes"

@@ -191,7 +191,7 @@ fn root(argument: &Path, store_dirs: &[PathBuf]) -> Result<Result<StorePath, Sto
             let mut components = inner.iter();
             let base_name = components.next().and_then(|name| name.to_str()).unwrap_or_default();
             if components.next().is_some() {
-                return fail("it lies inside a store path; name the store path");
+                return fail("it is inside a store path; name the store path itself");
             }
             return match StorePath::from_base_name(base_name) {
                 Ok(path) => Ok(Ok(path)),

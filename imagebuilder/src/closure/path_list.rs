@@ -68,7 +68,7 @@ mod tests {
                 "line 1: \"/etc/passwd\" is not a store path: it is shorter than the 32 characters of the hash"
                     .to_owned(),
                 format!(
-                    "line 4: \"/nix/store/{B}/bin\" is not a store path: it lies inside a store path; name the store path"
+                    "line 4: \"/nix/store/{B}/bin\" is not a store path: it is inside a store path; name the store path itself"
                 ),
             ]
         );

@@ -206,16 +206,16 @@ sha256:1z63q11s9hppsav4x9kh767bqr7ypmw7ncg3wjncgs4lijvx8li2
         );
         assert_eq!(
             problems(&CLOSURE_INFO.replacen("\n0\n", "\n1\n", 1)),
-            ["line 12: the text ends where a reference should stand"]
+            ["line 12: the text ends where a reference is expected"]
         );
         assert_eq!(
             problems(&CLOSURE_INFO[..CLOSURE_INFO.find("168").unwrap()]),
-            ["line 3: the text ends where the size of the NAR should stand"]
+            ["line 3: the text ends where the size of the NAR is expected"]
         );
         // A count that would take years to go through: the text ends first.
         assert_eq!(
             problems(&CLOSURE_INFO.replacen("\n0\n", "\n18446744073709551615\n", 1)),
-            ["line 12: the text ends where a reference should stand"]
+            ["line 12: the text ends where a reference is expected"]
         );
     }
 

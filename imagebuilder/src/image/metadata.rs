@@ -167,7 +167,7 @@ impl MetadataTable {
         let Ok(index) = self.pieces.binary_search(&piece_start) else {
             return Err(ImageError::damaged(
                 self.part,
-                format!("no metadata block begins at its byte {piece_start}, yet something refers there"),
+                format!("no metadata block begins at its byte {piece_start}, but something refers to it"),
             ));
         };
         let place = index as u64 * PIECE_BYTES + u64::from(offset);

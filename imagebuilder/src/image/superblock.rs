@@ -155,7 +155,10 @@ impl Superblock {
     fn check_positions(&self, length: u64) -> Result<(), ImageError> {
         let damaged = |reason: String| Err(ImageError::damaged(Part::Superblock, reason));
         if self.bytes_used > length {
-            return damaged(format!("says {} bytes are used, the image has {length}: it is cut off", self.bytes_used));
+            return damaged(format!(
+                "says {} bytes are used, but the image has {length}: it is truncated",
+                self.bytes_used
+            ));
         }
         if self.inodes == 0 || self.ids == 0 {
             return damaged(format!("says there are {} inodes and {} ids", self.inodes, self.ids));

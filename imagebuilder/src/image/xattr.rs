@@ -123,7 +123,7 @@ impl XattrTables {
 
     fn place(&self, reference: u64) -> Result<u64, ImageError> {
         let piece = u32::try_from(reference >> 16).map_err(|_| {
-            ImageError::damaged(Part::XattrTable, format!("something refers to {reference:#x}, behind its end"))
+            ImageError::damaged(Part::XattrTable, format!("something refers to {reference:#x}, past its end"))
         })?;
         self.values.place(piece, (reference & 0xffff) as u16)
     }

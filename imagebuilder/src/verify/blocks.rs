@@ -1,4 +1,4 @@
-//! Checks the data: blocks do not lie over each other, and all decompress to exactly what is expected of them.
+//! Checks the data: blocks do not overlap, and all decompress to exactly what is expected of them.
 
 use super::problem::{ProblemKind, Problems};
 use crate::image::{Block, Image, ImageError, InodeKind, Part, each_distinct};
@@ -49,7 +49,7 @@ pub(super) fn check_blocks(image: &Image, decompress: Decompress, problems: &Pro
             if let Some(last) = last.filter(|last| last.block.end() > stored.block.start)
                 && (last.block.start, last.block.word) != (stored.block.start, stored.block.word)
             {
-                let detail = format!("{} and {} lie over each other", last.part(), stored.part());
+                let detail = format!("{} and {} overlap", last.part(), stored.part());
                 problems.general(ProblemKind::Layout, detail);
             }
             if last.is_none_or(|last| last.block.end() <= stored.block.end()) {

@@ -19,7 +19,7 @@ pub enum ProblemKind {
     Directory,
     /// The export table points elsewhere.
     Export,
-    /// Blocks or tables lie over each other, or do not touch where they must.
+    /// Blocks or tables overlap, or do not touch where they must.
     Layout,
     /// The bytes behind the file system are not zero.
     Padding,

@@ -59,7 +59,7 @@ pub(super) fn check_padding(image: &Image, problems: &Problems) {
     if length < padded && !length.is_multiple_of(IMAGE_ALIGNMENT_BYTES) && length != used {
         problems.general(
             ProblemKind::Padding,
-            format!("padding: the image ends at byte {length}, neither padded nor bare"),
+            format!("padding: the image ends at byte {length}, neither with nor without padding"),
         );
     }
     let behind = if image.has_room_behind() { 0 } else { PADDING_BYTES_MAX };

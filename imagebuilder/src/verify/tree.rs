@@ -107,7 +107,8 @@ impl TreeCheck<'_> {
             if !is_in(&inodes.present) {
                 self.problems.general(ProblemKind::Damaged, format!("inode table: no inode has the number {number}"));
             } else if *names == 0 {
-                self.problems.general(ProblemKind::Unreachable, format!("inode {number}: no name leads to it"));
+                self.problems
+                    .general(ProblemKind::Unreachable, format!("inode {number}: no directory entry refers to it"));
             } else if !directory && links != names {
                 let detail = format!("inode {number}: has link count {links} and {names} names");
                 self.problems.general(ProblemKind::Links, detail);

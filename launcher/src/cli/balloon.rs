@@ -1,4 +1,4 @@
-//! `microvm balloon`: how much of a machine's memory the host holds.
+//! `microvm balloon`: how much of a machine's memory is returned to the host.
 
 use super::failure::Failure;
 use super::machine::{KnownMachine, failed, find};
@@ -6,12 +6,12 @@ use super::output::write_stdout;
 use super::spec_file::Overrides;
 use launcher::balloon::{change, only_by_steps, resize, size_mib};
 
-/// Show or set the size of a machine's balloon, the memory that it gives back to the host
+/// Show or set the size of a machine's balloon: the memory it returns to the host
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The machine's name, or its spec
+    /// The machine: its name, or the file of its spec
     machine: String,
-    /// New size in MiB; with kvmtool only +N and -N, because it does not tell the size it has
+    /// New size in MiB, or a change +N or -N; kvmtool supports only changes, because it does not report the size
     #[arg(value_name = "MIB", allow_hyphen_values = true)]
     size: Option<String>,
     #[command(flatten)]

@@ -16,7 +16,7 @@ use launcher::volumes::same_files;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
-/// Find every problem of machines before they start
+/// Check machines for problems before they start
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The machine specs, JSON files; `-` is standard input
@@ -24,15 +24,15 @@ pub(crate) struct Arguments {
     specs: Vec<PathBuf>,
     #[command(flatten)]
     overrides: Overrides,
-    /// Also look at this host: programs, files, /dev/kvm, network interfaces, sockets
+    /// Also check this host: programs, files, /dev/kvm, network interfaces, sockets
     #[arg(long)]
     host: bool,
-    /// Print JSON: machines, problems, warnings
+    /// Print machines, problems and warnings as JSON
     #[arg(long)]
     json: bool,
 }
 
-/// What is found out about all machines together.
+/// The results for all machines.
 #[derive(Default)]
 struct Report {
     machines: Vec<(String, Hypervisor, Vec<Hypervisor>)>,
@@ -41,7 +41,7 @@ struct Report {
     hints: Vec<String>,
 }
 
-/// A problem, in words and in parts.
+/// A problem, as a message and as fields.
 struct Finding {
     text: String,
     parts: Value,
@@ -105,7 +105,7 @@ fn check_file(
     }
 }
 
-/// Like [`check_on_hypervisor`] with what this host is, and then what it misses.
+/// Like [`check_on_hypervisor`], with the facts of this host, and with what the host lacks.
 fn check_on_host(
     spec: &MachineSpec,
     machine: &CheckedSpec,
@@ -159,7 +159,7 @@ fn print_json(report: &Report) -> Result<(), Failure> {
         "warnings": report.warnings,
     });
     write_stdout(&format!("{document:#}\n"))?;
-    // The problems are told already.
+    // The problems are already printed.
     if report.problems.is_empty() { Ok(()) } else { Err(Failure::bad_input(Vec::new()).with_code(BAD_INPUT)) }
 }
 

@@ -6,10 +6,10 @@ use super::output::write_stderr;
 use super::spec_file::Overrides;
 use launcher::console::{Detached, attach};
 
-/// Connect the terminal with a machine's console; ctrl-] leaves it
+/// Connect the terminal to a machine's console; Ctrl-] disconnects
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The machine's name, or its spec
+    /// The machine: its name, or the file of its spec
     machine: String,
     #[command(flatten)]
     overrides: Overrides,
@@ -23,7 +23,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let Some(socket) = running.console_socket else {
         let hint = "start it with `microvm run --supervise`, or set `consoleSocket` in its spec".to_owned();
-        let problem = format!("the console of {name} is on the terminal where it was started");
+        let problem = format!("the console of {name} is on the terminal that started it");
         return Err(Failure::many(vec![problem]).with_hint(Some(hint)));
     };
     match attach(&socket).map_err(failed)? {

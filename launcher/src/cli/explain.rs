@@ -9,12 +9,12 @@ use launcher::hypervisor::lower;
 use launcher::spec::Hypervisor;
 use serde_json::{Map, Value, json};
 
-/// Show a machine's disks, mounts, needs and exact command
+/// Show a machine's disks, mounts, requirements and exact command line
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     spec: SpecArguments,
-    /// Print JSON: the launch, and what the other hypervisors say
+    /// Print JSON: the launch, and whether the other hypervisors support the machine
     #[arg(long)]
     json: bool,
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 /// The command did not succeed.
 pub(crate) const FAILED: u8 = 1;
-/// What the user gave is wrong.
+/// The input is wrong.
 pub(crate) const BAD_INPUT: u8 = 2;
 /// A signal ended the command.
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -20,12 +20,12 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// What the user gave is wrong: every problem of it.
+    /// The input is wrong, with all its problems.
     pub(crate) fn bad_input(problems: Vec<String>) -> Self {
         Self { code: BAD_INPUT, problems, hint: None }
     }
 
-    /// The command did not succeed: everything that went wrong.
+    /// The command did not succeed, with all its problems.
     pub(crate) fn many(problems: Vec<String>) -> Self {
         Self { code: FAILED, problems, hint: None }
     }
@@ -35,13 +35,13 @@ impl Failure {
         Self { code: FAILED, problems: vec![chain(error)], hint: storage_hint(error) }
     }
 
-    /// Ends with another exit code.
+    /// Changes the exit code.
     pub(crate) fn with_code(mut self, code: u8) -> Self {
         self.code = code;
         self
     }
 
-    /// Adds what the user can do.
+    /// Adds advice for the user.
     pub(crate) fn with_hint(mut self, hint: Option<String>) -> Self {
         self.hint = hint.or(self.hint);
         self
@@ -51,7 +51,7 @@ impl Failure {
     pub(crate) fn report(&self) -> ExitCode {
         let mut stderr = std::io::stderr().lock();
         for problem in &self.problems {
-            // Nobody listens when stderr is closed; the exit code still tells.
+            // stderr may be closed; the exit code still reports the failure.
             let _ = writeln!(stderr, "error: {}", lines(problem));
         }
         if let Some(hint) = &self.hint {

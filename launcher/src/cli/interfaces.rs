@@ -8,14 +8,14 @@ use launcher::launch::Needs;
 use launcher::network::{InterfaceState, NetworkError, macvtap, owner_id, tap};
 use launcher::state::RuntimeDirectory;
 
-/// Make or remove a machine's tap interfaces
+/// Create or remove a machine's tap interfaces
 #[derive(clap::Args)]
 pub(crate) struct TapArguments {
     #[command(subcommand)]
     direction: Direction,
 }
 
-/// Make or remove a machine's macvtap interfaces
+/// Create or remove a machine's macvtap interfaces
 #[derive(clap::Args)]
 pub(crate) struct MacvtapArguments {
     #[command(subcommand)]
@@ -24,9 +24,9 @@ pub(crate) struct MacvtapArguments {
 
 #[derive(clap::Subcommand)]
 enum Direction {
-    /// Make those that are not there
+    /// Create missing interfaces
     Up(Target),
-    /// Remove them
+    /// Remove the interfaces
     Down(Target),
 }
 
@@ -34,7 +34,7 @@ enum Direction {
 struct Target {
     #[command(flatten)]
     spec: SpecArguments,
-    /// The user who may open them [default: the spec's `user`, or who runs this]
+    /// The user who may open the interfaces [default: the spec's `user`, or the current user]
     #[arg(long, value_name = "USER")]
     owner: Option<String>,
 }
@@ -98,7 +98,7 @@ fn word(state: InterfaceState) -> &'static str {
     }
 }
 
-/// The names go to stdout; all failures are told, not only the first.
+/// Prints the names to stdout and reports all failures, not only the first.
 fn report(outcomes: Outcomes) -> Result<(), Failure> {
     let mut problems = Vec::new();
     for (name, outcome) in outcomes {

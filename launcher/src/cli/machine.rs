@@ -1,4 +1,4 @@
-//! The machine that a command is about: by its name, as `status` shows it, or by its spec.
+//! The machine that a command refers to, by the name that `status` shows or by its spec.
 
 use super::failure::{Failure, INTERRUPTED};
 use super::spec_file::{Overrides, lowered, read};
@@ -13,15 +13,15 @@ use nix::sys::signal::Signal;
 use std::error::Error;
 use std::path::Path;
 
-/// A machine that was started, or could have been.
+/// A machine that was started, or that a spec describes.
 pub(crate) struct KnownMachine {
     pub(crate) state: MachineState,
-    /// What was started last, or what the spec says.
+    /// The launch that was started last, or the launch of the spec.
     pub(crate) launch: Launch,
     pub(crate) running: Option<RunningMachine>,
 }
 
-/// Finds the machine. Something with a slash, or that ends in `.json`, is a spec; everything else is a name.
+/// Finds the machine. An argument with a slash, or that ends in `.json`, is a spec; everything else is a name.
 pub(crate) fn find(name_or_spec: &str, overrides: &Overrides) -> Result<KnownMachine, Failure> {
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let is_spec = name_or_spec.contains('/') || name_or_spec.ends_with(".json") || name_or_spec == "-";
@@ -72,12 +72,12 @@ pub(crate) fn facts_for(
     gather(spec, spec.hypervisor, overrides.state_directory()?, runtime, interruption).map_err(failed)
 }
 
-/// Begins to hold signals back.
+/// Blocks signals, so that they can be received later.
 pub(crate) fn watch() -> Result<Interruption, Failure> {
     Interruption::watch().map_err(failed)
 }
 
-/// The failure of a command; one that somebody interrupted has its own exit code.
+/// The failure of a command; an interrupted command has its own exit code.
 pub(crate) fn failed(error: impl Error + 'static) -> Failure {
     let failure = Failure::failed(&error);
     if is_interrupted(&error) { failure.with_code(INTERRUPTED) } else { failure }

@@ -1,4 +1,4 @@
-//! The command line: one file a command. Results go to stdout, talk to stderr.
+//! The command line, with one file per command. Results go to stdout, messages to stderr.
 
 mod balloon;
 mod check;
@@ -22,7 +22,7 @@ use failure::Failure;
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "microvm", version, about = "Starts and tends microVMs", arg_required_else_help = true)]
+#[command(name = "microvm", version, about = "Run and manage microVMs", arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -57,14 +57,14 @@ pub(crate) fn main() -> ExitCode {
     let arguments = match Arguments::try_parse_from(&given) {
         Ok(arguments) => arguments,
         Err(error) => {
-            // It quotes what was given, which may steer the terminal: so it is made to quote that as it may be shown.
+            // clap quotes the arguments, which may contain control characters: parse escaped arguments again for the message.
             let shown = given.into_iter().map(|argument| match argument.to_str() {
                 Some(text) => launcher::visible::one_line(text).into_owned().into(),
                 None => argument,
             });
             let error = Arguments::try_parse_from(shown).err().unwrap_or(error);
             let code = if error.use_stderr() { failure::BAD_INPUT } else { 0 };
-            // Nothing is left to be told to when even that cannot be printed.
+            // There is nowhere left to report that this could not be printed.
             let _ = error.print();
             return ExitCode::from(code);
         }

@@ -4,7 +4,7 @@ use super::failure::Failure;
 use launcher::visible::lines;
 use std::io::{self, Write};
 
-/// Writes a result; a reader that went away, as `head` does, is no failure.
+/// Writes a result. A reader that closes the pipe early, such as `head`, is not a failure.
 pub(crate) fn write_stdout(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -13,7 +13,7 @@ pub(crate) fn write_stdout(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Writes warnings on stderr, where nobody need listen.
+/// Writes warnings to stderr, ignoring a closed stderr.
 pub(crate) fn write_warnings(warnings: &[String]) {
     let mut stderr = io::stderr().lock();
     for warning in warnings {
@@ -21,8 +21,8 @@ pub(crate) fn write_warnings(warnings: &[String]) {
     }
 }
 
-/// Tells the user something that is no result.
+/// Prints a message that is not a result.
 pub(crate) fn write_stderr(text: &str) {
-    // Nobody listens when stderr is closed.
+    // stderr may be closed.
     let _ = writeln!(io::stderr().lock(), "{}", lines(text));
 }

@@ -1,10 +1,10 @@
-//! `microvm schema`, `capabilities`, `completions`, `man`: what the program can tell about itself.
+//! `microvm schema`, `capabilities`, `completions`, `man`: the program's reference documentation.
 
 use super::failure::Failure;
 use super::output::write_stdout;
 use clap::CommandFactory;
 use clap_complete::Shell;
-use launcher::capability::{Feature, Support};
+use launcher::capability::{Feature, Support, summary_table};
 use launcher::hypervisor::{capability_table, support};
 use launcher::spec::{Hypervisor, schema::machine_spec_schema};
 use serde_json::{Map, Value, json};
@@ -24,15 +24,21 @@ pub(crate) fn schema(arguments: &SchemaArguments) -> Result<(), Failure> {
     write_stdout(&format!("{:#}\n", machine_spec_schema()))
 }
 
-/// Print what each hypervisor can do, as a Markdown table
+/// Print what each hypervisor supports, as a Markdown table
 #[derive(clap::Args)]
 pub(crate) struct CapabilitiesArguments {
-    /// Print JSON: feature, hypervisor, whether, and the note or reason
+    /// Print JSON: for each feature and hypervisor, whether it is supported, and the note or reason
     #[arg(long)]
     json: bool,
+    /// Print the most important features only, as yes, no or partly
+    #[arg(long, conflicts_with = "json")]
+    summary: bool,
 }
 
 pub(crate) fn capabilities(arguments: &CapabilitiesArguments) -> Result<(), Failure> {
+    if arguments.summary {
+        return write_stdout(&summary_table(support));
+    }
     if !arguments.json {
         return write_stdout(&capability_table());
     }
@@ -40,7 +46,7 @@ pub(crate) fn capabilities(arguments: &CapabilitiesArguments) -> Result<(), Fail
         let cells = Hypervisor::ALL.map(|hypervisor| {
             let (supported, note) = match support(hypervisor, feature) {
                 Support::Yes => (true, None),
-                Support::With(note) => (true, Some(note)),
+                Support::With(note) | Support::Partly(note) => (true, Some(note)),
                 Support::No(reason) => (false, Some(reason)),
             };
             (hypervisor.to_string(), json!({"supported": supported, "note": note}))
@@ -67,7 +73,7 @@ pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<(), Failur
 /// Print the manual page
 #[derive(clap::Args)]
 pub(crate) struct ManArguments {
-    /// The command to print the page of; the whole program's without
+    /// The command whose page to print; without it, the page of the whole program
     command: Option<String>,
 }
 

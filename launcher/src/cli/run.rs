@@ -14,12 +14,12 @@ use std::time::Duration;
 pub(crate) struct Arguments {
     #[command(flatten)]
     spec: SpecArguments,
-    /// Watch over the hypervisor instead of becoming it: serve the console, tell the service manager, end the guest
-    /// gracefully on SIGTERM. A machine with a console socket is always watched over, and with MICROVM_SUPERVISE=1 in
-    /// the environment, which the service microvm@ sets, every machine is.
+    /// Supervise the hypervisor instead of executing it in place: serve the console, notify the service manager, and
+    /// shut the guest down gracefully on SIGTERM. A machine with a console socket is always supervised. So is every
+    /// machine if MICROVM_SUPERVISE=1 is set in the environment, as the service microvm@ does.
     #[arg(long)]
     supervise: bool,
-    /// How long the guest may take to shut down when the supervisor is asked to end
+    /// Time for the guest to shut down when the supervisor is asked to stop, before it is forced
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     stop_timeout: u64,
 }

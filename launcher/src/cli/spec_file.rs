@@ -1,4 +1,4 @@
-//! Machine specs from files, checked and lowered, with their problems gathered as the commands report them.
+//! Machine specs from files, checked and lowered, with their problems collected for reporting.
 
 use super::failure::Failure;
 use launcher::facts::HostFacts;
@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Which spec a command is about, and what of it is overridden.
+/// The spec that a command reads, and its overrides.
 #[derive(clap::Args)]
 pub(crate) struct SpecArguments {
     /// The machine spec, a JSON file; `-` is standard input
@@ -22,13 +22,13 @@ pub(crate) struct SpecArguments {
     pub(crate) overrides: Overrides,
 }
 
-/// What of a spec is overridden on the command line.
+/// Overrides of a spec on the command line.
 #[derive(clap::Args)]
 pub(crate) struct Overrides {
-    /// Use this hypervisor instead of the spec's
+    /// Hypervisor to use instead of the spec's
     #[arg(long, value_parser = hypervisor_named, value_name = "NAME")]
     pub(crate) hypervisor: Option<Hypervisor>,
-    /// Who runs the guest's instructions under qemu, instead of the spec's `qemu.accelerator`: auto, kvm or tcg
+    /// How qemu runs the guest's instructions, instead of the spec's `qemu.accelerator`: auto, kvm or tcg
     #[arg(long, value_parser = accelerator_named, value_name = "NAME")]
     pub(crate) accel: Option<Accelerator>,
     /// The machine's state directory, to which relative paths refer [default: the current directory]
@@ -50,7 +50,7 @@ fn hypervisor_named(name: &str) -> Result<Hypervisor, String> {
 }
 
 impl Overrides {
-    /// Puts what is overridden into the spec.
+    /// Applies the overrides to the spec.
     pub(crate) fn apply(&self, spec: &mut MachineSpec) {
         spec.hypervisor = self.hypervisor.unwrap_or(spec.hypervisor);
         spec.qemu.accelerator = self.accel.unwrap_or(spec.qemu.accelerator);
@@ -88,7 +88,7 @@ impl Overrides {
     }
 }
 
-/// Specs have kilobytes; what is longer than this is something else, perhaps without an end.
+/// Specs have some kilobytes. A longer file is something else, perhaps an endless device.
 const SPEC_BYTES_MAX: u64 = 16 << 20;
 
 /// The text of a spec.
@@ -136,7 +136,7 @@ pub(crate) fn lowered(spec: &CheckedSpec, facts: &HostFacts) -> Result<Launch, F
     lower(spec, facts, spec.hypervisor).map_err(|refusals| refused(&refusals))
 }
 
-/// A failure that tells every refusal and where the machine could run.
+/// A failure with every refusal, and a hint with the hypervisors on which the machine could run.
 pub(crate) fn refused(refusals: &Refusals) -> Failure {
     let problems = refusals.refusals.iter().map(ToString::to_string).collect();
     Failure::bad_input(problems).with_hint(Some(refusals.hint()))

@@ -1,4 +1,4 @@
-//! `microvm status`: which machines run, and which do not.
+//! `microvm status`: which machines are running.
 
 use super::failure::Failure;
 use super::output::write_stdout;
@@ -6,10 +6,10 @@ use launcher::imperative::Layout;
 use launcher::state::{RunningMachine, RuntimeDirectory};
 use serde_json::json;
 
-/// Show which machines run
+/// Show which machines are running
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Machines to show; all that are known without
+    /// Machines to show [default: all known machines]
     names: Vec<String>,
     /// Print JSON
     #[arg(long)]
@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     write_stdout(&text)
 }
 
-/// Those that have been started here, and those of the host, started or not.
+/// Machines that have been started here, and all machines of the host.
 fn known_names(runtime: &RuntimeDirectory) -> Result<Vec<String>, Failure> {
     let mut names = runtime.machine_names().map_err(|error| Failure::failed(&error))?;
     let of_host = Layout::of_environment().all().map_err(|error| Failure::failed(&error))?;

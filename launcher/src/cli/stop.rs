@@ -1,4 +1,4 @@
-//! `microvm stop`: ends a machine, gracefully if it can be.
+//! `microvm stop`: stops a machine, gracefully if possible.
 
 use super::failure::Failure;
 use super::imperative::active_service;
@@ -9,15 +9,15 @@ use launcher::shutdown::{StopTarget, Stopped, stop};
 use launcher::sockets::remove_stale;
 use std::time::{Duration, Instant};
 
-/// How long the supervisor may take to clear up behind its hypervisor.
+/// How long the supervisor may take to clean up after its hypervisor.
 const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Stop a machine: ask the guest, wait, then end its hypervisor
+/// Stop a machine: ask the guest to shut down, wait, then terminate the hypervisor
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The machine's name, or its spec
+    /// The machine: its name, or the file of its spec
     machine: String,
-    /// How long the guest may take to shut down before its hypervisor is ended
+    /// Time for the guest to shut down before its hypervisor is terminated
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
     #[command(flatten)]
@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the hypervisor leaves behind; a supervisor does it by itself.
+/// Removes what the hypervisor leaves behind; a supervisor does this itself.
 fn clear_up(machine: &KnownMachine) {
     let supervisor = machine.running.as_ref().and_then(|running| running.supervisor);
     let end = Instant::now() + SUPERVISOR_PATIENCE;

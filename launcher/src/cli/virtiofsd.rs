@@ -1,4 +1,4 @@
-//! `microvm virtiofsd`: serves a machine's shares until it is told to end, for a service of its own beside the machine's.
+//! `microvm virtiofsd`: serves a machine's shares until it is stopped, in a service separate from the machine's.
 
 use super::failure::Failure;
 use super::machine::{failed, launch_of, watch};
@@ -10,10 +10,10 @@ use launcher::side_processes::SideProcesses;
 use launcher::state::RuntimeDirectory;
 use std::time::{Duration, Instant};
 
-/// How long to wait when nothing else says when to look again.
+/// Longest time between two looks at the daemons.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-/// Serve a machine's virtiofs shares: all daemons under one supervisor
+/// Serve a machine's virtiofs shares, with all daemons under one supervisor
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `microvm volumes`: makes sure that a machine's volumes are there.
+//! `microvm volumes`: creates a machine's missing volumes.
 
 use super::failure::Failure;
 use super::machine::{failed, launch_of, watch};

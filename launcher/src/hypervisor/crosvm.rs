@@ -57,10 +57,10 @@ pub(super) fn support(feature: Feature) -> Support {
         | Feature::Console
         | Feature::WithoutRng
         | Feature::GracefulStop => Support::Yes,
-        Feature::VolumeQcow2 => Support::With("of version 3, uncompressed, without direct I/O and backing file"),
-        Feature::NineP => Support::With("reported as broken by users of the former launcher; virtiofs works"),
-        Feature::TapMultiQueue => Support::With("not together with vhost-net"),
-        Feature::HugePages => Support::With("transparent ones, by advice to the kernel"),
+        Feature::VolumeQcow2 => Support::Partly("of version 3, uncompressed, without direct I/O and backing file"),
+        Feature::NineP => Support::Partly("reported as broken by users of the former launcher; virtiofs works"),
+        Feature::TapMultiQueue => Support::Partly("not together with vhost-net"),
+        Feature::HugePages => Support::Partly("transparent ones, by advice to the kernel"),
         Feature::Credentials => Support::With("in an initrd that is put together in memory at start"),
         Feature::VolumeVhd | Feature::VolumeVhdx => Support::No("knows raw and qcow2 images only"),
         Feature::NinePReadOnly => Support::No("cannot share a directory read-only by 9p"),
@@ -77,7 +77,7 @@ pub(super) fn support(feature: Feature) -> Support {
         Feature::CpuModel => Support::No("always gives the host's CPU"),
         Feature::WithoutKvm => Support::No("needs KVM"),
         Feature::OtherArchitecture => Support::No("runs guests of the host's architecture only"),
-        Feature::Graphics => Support::With("a window on a Wayland desktop, without keyboard and pointer"),
+        Feature::Graphics => Support::Partly("a window on a Wayland desktop, without keyboard and pointer"),
     }
 }
 

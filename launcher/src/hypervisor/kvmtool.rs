@@ -63,11 +63,11 @@ pub(super) fn support(feature: Feature) -> Support {
         | Feature::WithoutRng
         | Feature::Console => Support::Yes,
         Feature::InterfaceUser => {
-            Support::With("one interface, without DHCP: the guest is 192.168.33.15/24, its gateway 192.168.33.1")
+            Support::Partly("one interface, without DHCP: the guest is 192.168.33.15/24, its gateway 192.168.33.1")
         }
         Feature::Credentials => Support::With("in an initrd that is put together in memory at start"),
         Feature::MachineId => Support::With("as a kernel parameter"),
-        Feature::GracefulStop => Support::With(
+        Feature::GracefulStop => Support::Partly(
             "when supervised: file systems are synced and remounted read-only by magic system requests, but services are \
              not stopped",
         ),

@@ -174,7 +174,7 @@ fn the_store_disk_is_the_first_and_volumes_follow() {
 }
 
 #[test]
-fn only_behind_user_networking_may_a_mac_address_be_anothers() {
+fn two_interfaces_may_share_a_mac_address_only_behind_user_networking() {
     let machine = |kind: &str| {
         let interface = |kind: &str, id: &str| json!({"type": kind, "id": id, "mac": "02:00:00:00:00:01"});
         json!({"interfaces": [interface(kind, "a"), interface("tap", "b")]})

@@ -10,18 +10,18 @@ let
           "pci"
           "usb"
         ];
-        description = "The bus it sits on.";
+        description = "The bus of the device.";
       };
       path = mkOption {
         type = types.str;
         example = "0000:01:00.0";
-        description = "pci: its address; usb: `vendorid=0xabcd,productid=0x0123`.";
+        description = "pci: the address; usb: `vendorid=0xabcd,productid=0x0123`.";
       };
       qemu = {
         id = mkOption {
           type = types.nullOr types.str;
           default = null;
-          description = "qemu: the device's identifier.";
+          description = "qemu: the identifier of the device.";
         };
         bus = mkOption {
           type = types.nullOr types.str;
@@ -42,19 +42,19 @@ in
     devices = mkOption {
       type = types.listOf (types.submodule device);
       default = [ ];
-      description = "Devices of the host that the guest gets for itself.";
+      description = "Devices of the host to pass through to the guest.";
     };
 
     credentialFiles = mkOption {
       type = types.attrsOf types.path;
       default = { };
-      description = "Secrets for the guest's systemd: credential name to file on the host. They reach neither the store nor a command line.";
+      description = "Secrets for the guest's systemd, as credential names and files on the host. They appear neither in the Nix store nor on a command line.";
     };
 
     rng = mkOption {
       type = types.bool;
       default = true;
-      description = "Whether there is a virtio entropy source.";
+      description = "Whether to add a virtio entropy source.";
     };
   };
 }

@@ -1,4 +1,4 @@
-# The screen.
+# Graphics.
 { config, lib, ... }:
 let
   inherit (lib)
@@ -11,7 +11,7 @@ let
 in
 {
   options.microvm.graphics = {
-    enable = mkEnableOption "a screen: a virtio graphics card, and with qemu a keyboard and a pointer";
+    enable = mkEnableOption "graphics: a virtio graphics card, and with qemu a keyboard and a pointer";
 
     backend = mkOption {
       type = types.enum [
@@ -20,13 +20,13 @@ in
         "headless"
       ];
       default = "gtk";
-      description = "Where qemu shows the screen: \"gtk\" in a window of the desktop in whose session the machine is started, \"headless\" nowhere by itself. \"cocoa\" is macOS', and refused.";
+      description = "Where qemu shows the screen: \"gtk\" in a window on the desktop of the session that starts the machine, \"headless\" nowhere. \"cocoa\" requires macOS and is refused.";
     };
 
     gl = mkOption {
       type = types.nullOr types.bool;
       default = null;
-      description = "Whether the host's OpenGL draws for the guest; null is where the host has a render node, `/dev/dri/renderD*`, else with a warning the guest draws by itself.";
+      description = "Whether the host renders for the guest with OpenGL. With null it does if it has a render node, `/dev/dri/renderD*`; otherwise the guest renders in software, with a warning.";
     };
 
     vulkan = mkOption {
@@ -37,27 +37,27 @@ in
         ]
       );
       default = null;
-      description = "qemu: the protocol by which the guest uses the host's Vulkan; null is none.";
+      description = "qemu: the protocol for access to the host's Vulkan; null turns it off.";
     };
 
     hostmem = mkOption {
       type = types.str;
       default = "256M";
-      description = "qemu: the window through which the guest sees the host's graphics memory, with `vulkan`: a power of two in MiB or GiB.";
+      description = "qemu: the size of the window into the host's graphics memory, with `vulkan`: a power of two in MiB or GiB.";
     };
 
     socket = mkOption {
       type = types.str;
       default = "${config.networking.hostName}-gpu.sock";
       defaultText = literalExpression ''"''${config.networking.hostName}-gpu.sock"'';
-      description = "crosvm: the socket of the process that draws.";
+      description = "crosvm: the socket of the graphics process.";
     };
 
     crosvmPackage = mkOption {
       type = types.package;
       default = cfg.crosvm.package;
       defaultText = literalExpression "config.microvm.crosvm.package";
-      description = "crosvm: the package of the process that draws; it must be built with `gpu`.";
+      description = "crosvm: the package of the graphics process; it must be built with `gpu`.";
     };
   };
 }

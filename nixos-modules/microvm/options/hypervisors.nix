@@ -1,4 +1,4 @@
-# What only one hypervisor understands.
+# Options for single hypervisors.
 { config, lib, ... }:
 let
   inherit (lib) literalExpression mkOption types;
@@ -7,7 +7,7 @@ let
   extraArgs = mkOption {
     type = types.listOf types.str;
     default = [ ];
-    description = "Further arguments of the hypervisor.";
+    description = "Additional arguments for the hypervisor.";
   };
   package =
     name:
@@ -15,7 +15,7 @@ let
       type = types.package;
       default = cfg.vmHostPackages.${name};
       defaultText = literalExpression "config.microvm.vmHostPackages.${name}";
-      description = "The hypervisor's package.";
+      description = "The package of the hypervisor.";
     };
 
   pcieRootPort = {
@@ -32,12 +32,12 @@ let
       {
         id = mkOption {
           type = types.str;
-          description = "Its identifier, which a device names as its bus.";
+          description = "The identifier, which devices use as their bus.";
         };
-        bus = property types.str "The bus it sits on.";
-        chassis = property types.ints.unsigned "Its chassis number.";
-        slot = property types.str "Its slot number.";
-        addr = property types.str "Its address on the parent bus.";
+        bus = property types.str "The parent bus.";
+        chassis = property types.ints.unsigned "The chassis number.";
+        slot = property types.str "The slot number.";
+        addr = property types.str "The address on the parent bus.";
       };
   };
 in
@@ -49,18 +49,18 @@ in
         type = types.package;
         default = if cfg.cpu == null then cfg.vmHostPackages.qemu_kvm else cfg.vmHostPackages.qemu;
         defaultText = literalExpression "if config.microvm.cpu == null then pkgs.qemu_kvm else pkgs.qemu";
-        description = "The hypervisor's package.";
+        description = "The package of the hypervisor.";
       };
       machine = mkOption {
         type = types.nullOr types.str;
         default = null;
         example = "q35";
-        description = "The machine model; null leaves the choice to the launcher.";
+        description = "The machine model; with null the launcher chooses it.";
       };
       machineOpts = mkOption {
         type = types.nullOr (types.attrsOf types.str);
         default = null;
-        description = "Options of the machine model, instead of the chosen ones.";
+        description = "Options of the machine model, instead of the launcher's choice.";
       };
       accelerator = mkOption {
         type = types.enum [
@@ -69,7 +69,7 @@ in
           "tcg"
         ];
         default = "auto";
-        description = "Who runs the guest's instructions; `auto` is KVM where it is usable, else emulation with a warning.";
+        description = "How the guest's instructions run; `auto` uses KVM if it is available, otherwise emulation, with a warning.";
       };
       serialConsole = mkOption {
         type = types.bool;
@@ -84,7 +84,7 @@ in
       bridgeHelper = mkOption {
         type = types.nullOr types.str;
         default = "/run/wrappers/bin/qemu-bridge-helper";
-        description = "The program that puts the tap of an interface of type `bridge` into its bridge. The default is what the host module makes; null is qemu's own, which must be allowed to by somebody else.";
+        description = "The program that adds the tap of an interface of type `bridge` to its bridge. The default is the program installed by the host module. With null, qemu uses its own program, which needs the permission to do so.";
       };
     };
 
@@ -94,7 +94,7 @@ in
       platformOEMStrings = mkOption {
         type = types.listOf types.str;
         default = [ ];
-        description = "SMBIOS strings of type 11. Every user of the host can read them in the process list.";
+        description = "SMBIOS strings of type 11. All users of the host can read them in the process list.";
       };
     };
 
@@ -112,12 +112,12 @@ in
           "Sync"
         ];
         default = "Async";
-        description = "How disks are read and written: with io_uring, or with ordinary system calls.";
+        description = "How disks are read and written: with io_uring, or with synchronous system calls.";
       };
       extraConfig = mkOption {
         type = types.attrsOf types.anything;
         default = { };
-        description = "Further configuration, merged into firecracker's document.";
+        description = "Additional configuration, merged into firecracker's document.";
       };
     };
 
@@ -127,7 +127,7 @@ in
       pivotRoot = mkOption {
         type = types.nullOr types.str;
         default = null;
-        description = "The empty directory in which the devices are jailed; null is crosvm's `/var/empty`.";
+        description = "The empty directory that is the root of jailed devices; null means crosvm's default, `/var/empty`.";
       };
     };
 

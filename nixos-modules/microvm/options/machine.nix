@@ -18,7 +18,7 @@ in
   options.microvm = {
     guest.enable = mkEnableOption "the microVM guest" // {
       default = true;
-      description = "Whether this configuration is made to run in a microVM.";
+      description = "Whether this configuration runs in a microVM.";
     };
 
     hypervisor = mkOption {
@@ -29,78 +29,78 @@ in
 
     vmHostPackages = mkOption {
       type = types.raw;
-      # An emulated guest may be of another platform; its hypervisor runs where it is built.
+      # An emulated guest may have another platform; its hypervisor runs on the build platform.
       default = if cfg.cpu == null then pkgs else pkgs.buildPackages;
       defaultText = literalExpression "if config.microvm.cpu == null then pkgs else pkgs.buildPackages";
-      description = "The packages of the host: hypervisors, virtiofsd and the launcher come from here, not from the guest's.";
+      description = "The packages of the host: hypervisors, virtiofsd and the launcher come from here, not from the guest's packages.";
     };
 
     machineId = mkOption {
       type = types.nullOr types.str;
       default =
         let
-          # microvm.nix' rule: a guest that is moved over stays the same machine to its journal and to DHCP servers.
+          # microvm.nix's rule, so that a guest from there stays the same machine to its journal and to DHCP servers.
           hash = builtins.hashString "sha256" "microvm.nix:${config.networking.hostName}";
           part = start: length: builtins.substring start length hash;
         in
         "${part 0 8}-${part 8 4}-${part 12 4}-${part 16 4}-${part 20 12}";
       defaultText = "a UUID made from the host name";
-      description = "The machine's id, a UUID: `/etc/machine-id`, the SMBIOS system UUID and the id under which the host registers it.";
+      description = "The id of the machine, a UUID: its `/etc/machine-id`, its SMBIOS system UUID, and its id on the host.";
     };
 
     vcpu = mkOption {
       type = types.ints.positive;
       default = 1;
-      description = "Number of virtual CPUs.";
+      description = "The number of virtual CPUs.";
     };
 
     cpu = mkOption {
       type = types.nullOr types.str;
       default = null;
-      description = "The CPU to emulate; null is the host's. KVM runs it where it can: on x86.";
+      description = "The CPU model; null means the host's CPU. KVM supports other models on x86 only.";
     };
 
     mem = mkOption {
       type = types.ints.positive;
       default = 512;
-      description = "Memory in MiB.";
+      description = "The memory in MiB.";
     };
 
     hugepageMem = mkOption {
       type = types.bool;
       default = false;
-      description = "Whether the memory is backed by huge pages of the host.";
+      description = "Whether to allocate the memory as huge pages of the host.";
     };
 
     hotplugMem = mkOption {
       type = types.ints.unsigned;
       default = 0;
-      description = "Most memory in MiB that can be plugged into the running machine, on top of `mem`.";
+      description = "The memory in MiB that can be added to the running machine, in addition to `mem`.";
     };
 
     hotpluggedMem = mkOption {
       type = types.ints.unsigned;
       default = cfg.hotplugMem;
       defaultText = literalExpression "config.microvm.hotplugMem";
-      description = "How much of `hotplugMem` in MiB is plugged in at start.";
+      description = "The part of `hotplugMem` in MiB that is added at the start.";
     };
 
     balloon = mkOption {
       type = types.bool;
       default = false;
-      description = "Whether there is a balloon, by which the host can take memory back.";
+      description = "Whether to add a balloon, with which the host can take back memory.";
     };
 
     initialBalloonMem = mkOption {
       type = types.ints.unsigned;
       default = 0;
-      description = "Size of the balloon at start in MiB.";
+      description = "The size of the balloon at the start, in MiB.";
     };
 
     deflateOnOOM = mkOption {
       type = types.bool;
       default = true;
-      description = "Whether the balloon gives its memory back when the guest runs out of it.";
+      description = "Whether the balloon returns its memory to the guest when the guest runs out of memory.";
     };
 
     kernel = mkOption {
@@ -121,8 +121,8 @@ in
       type = types.listOf types.str;
       default = [ ];
       description = ''
-        Kernel parameters of the runner: those of `boot.kernelParams`, and others. They are not part of the system's
-        toplevel, so they may name it. What the hypervisor needs for its console is added by the launcher.
+        Kernel parameters of the runner: those in `boot.kernelParams`, and others. They are not part of the system's
+        toplevel, so they can refer to it. The launcher adds the parameters that the hypervisor needs for its console.
       '';
     };
 
@@ -136,20 +136,20 @@ in
       type = types.nullOr types.str;
       default = "${config.networking.hostName}.sock";
       defaultText = literalExpression ''"''${config.networking.hostName}.sock"'';
-      description = "The hypervisor's control socket, relative to the state directory. Null has the same default in the launcher.";
+      description = "The control socket of the hypervisor, relative to the state directory. With null, the launcher uses the same default.";
     };
 
     consoleSocket = mkOption {
       type = types.nullOr types.str;
       default = null;
       example = "console.sock";
-      description = "A socket on which the console is served with scrollback for `microvm console`; null is the terminal of the runner.";
+      description = "The socket on which the supervisor serves the console, with scrollback, for `microvm console`. With null, the console is on the terminal of the runner.";
     };
 
     optimize.enable = mkOption {
       type = types.bool;
       default = true;
-      description = "Whether to leave out what a microVM rarely needs: documentation, waiting for the network, TPM, software RAID.";
+      description = "Whether to turn off what a microVM rarely needs: documentation, waiting for the network, TPM, software RAID.";
     };
   };
 }

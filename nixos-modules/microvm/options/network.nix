@@ -12,11 +12,11 @@ let
           "macvtap"
           "bridge"
         ];
-        description = "How it reaches the outside.";
+        description = "The type of the interface.";
       };
       id = mkOption {
         type = types.str;
-        description = "Its name; of `tap` and `macvtap` the name on the host, at most 15 bytes.";
+        description = "The name of the interface; for `tap` and `macvtap` its name on the host, at most 15 bytes.";
       };
       mac = mkOption {
         type = types.str;
@@ -30,7 +30,7 @@ let
       macvtap.link = mkOption {
         type = types.nullOr types.str;
         default = null;
-        description = "The host's interface that an interface of type `macvtap` hangs on.";
+        description = "The interface of the host that an interface of type `macvtap` uses.";
       };
       macvtap.mode = mkOption {
         type = types.enum [
@@ -41,12 +41,12 @@ let
           "source"
         ];
         default = "vepa";
-        description = "Who may talk with whom over the link.";
+        description = "The macvtap mode, which determines who can communicate over the link.";
       };
       tap.vhost = mkOption {
         type = types.bool;
         default = false;
-        description = "Whether the kernel's vhost-net moves the packets.";
+        description = "Whether the kernel moves the packets with vhost-net.";
       };
     };
   };
@@ -55,7 +55,7 @@ let
     address = mkOption {
       type = types.str;
       default = defaultAddress;
-      description = "An IPv4 address; empty is any.";
+      description = "The IPv4 address; empty means any address.";
     };
     port = mkOption {
       type = types.port;
@@ -71,7 +71,7 @@ let
           "guest"
         ];
         default = "host";
-        description = "Whose port leads to the other.";
+        description = "Whether connections to the host's port go to the guest, or the other way around.";
       };
       proto = mkOption {
         type = types.enum [
@@ -113,7 +113,7 @@ in
       cid = mkOption {
         type = types.nullOr types.ints.unsigned;
         default = null;
-        description = "The guest's vsock address, 3 or more; null is no vsock.";
+        description = "The vsock address of the guest, at least 3; with null there is no vsock.";
       };
       notify = mkOption {
         type = types.bool;

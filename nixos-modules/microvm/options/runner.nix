@@ -1,4 +1,4 @@
-# What is made of the configuration: the machine spec and the runner packages.
+# The outputs of a configuration: the machine spec and the runner packages.
 { config, lib, ... }:
 let
   inherit (lib) mkOption types;
@@ -9,7 +9,7 @@ in
     machineSpec = mkOption {
       type = types.attrsOf types.anything;
       readOnly = true;
-      description = "The machine as `share/microvm/machine.json` has it; `docs/machine-spec.md` tells its fields.";
+      description = "The content of `share/microvm/machine.json`; `docs/machine-spec.md` describes its fields.";
     };
 
     runner = mkOption {
@@ -29,7 +29,7 @@ in
       type = types.package;
       default = cfg.vmHostPackages.callPackage ../../../package.nix { crate = "launcher"; };
       defaultText = "microvm, built from this project with the host's packages";
-      description = "The package of `microvm`, which the runner's scripts call.";
+      description = "The package of `microvm`, which the scripts of the runner call.";
     };
 
     preStart = mkOption {
@@ -41,29 +41,29 @@ in
     extraArgsScript = mkOption {
       type = types.nullOr types.str;
       default = null;
-      description = "A shell command that prints one line of further hypervisor arguments at every start.";
+      description = "A shell command that runs at every start and prints additional arguments for the hypervisor, on one line.";
     };
 
     binScripts = mkOption {
       type = types.attrsOf types.lines;
       default = { };
       description = ''
-        Shell scripts that become `bin/NAME` of the runner. Those that the runner has anyway (`microvm-run`, `tap-up`...)
-        can be added to with `lib.mkBefore` and `lib.mkAfter`.
+        Shell scripts to install as `bin/NAME` in the runner. To extend a script that the runner already has (`microvm-run`,
+        `tap-up`...), use `lib.mkBefore` and `lib.mkAfter`.
       '';
     };
 
     prettyProcnames = mkOption {
       type = types.bool;
       default = true;
-      description = "Whether the process is called `microvm@NAME` in process lists.";
+      description = "Whether the process is named `microvm@NAME` in process lists.";
     };
 
     systemSymlink = mkOption {
       type = types.bool;
       default = !cfg.storeOnDisk || cfg.storeDiskBuild == "host";
       defaultText = "whether the host needs the system's store paths to start the machine";
-      description = "Whether the runner has a link `share/microvm/system` to the system, which keeps its closure on the host.";
+      description = "Whether the runner has a link `share/microvm/system` to the system, which keeps the system's closure on the host.";
     };
 
     registerWithMachined = mkOption {

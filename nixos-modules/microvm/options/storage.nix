@@ -12,12 +12,12 @@ let
     options = {
       image = mkOption {
         type = types.str;
-        description = "Path of the image on the host, relative to the state directory; or a block device.";
+        description = "The image on the host, relative to the state directory, or a block device.";
       };
       size = mkOption {
         type = types.nullOr types.ints.positive;
         default = null;
-        description = "Size in MiB when it is created.";
+        description = "The size in MiB of a new image.";
       };
       fsType = mkOption {
         type = types.str;
@@ -27,37 +27,37 @@ let
       label = mkOption {
         type = types.nullOr types.str;
         default = null;
-        description = "The file system's label, by which the guest then mounts it.";
+        description = "The label of the file system; the guest mounts the volume by its label.";
       };
       serial = mkOption {
         type = types.nullOr types.str;
         default = null;
-        description = "The disk's serial number, at most 20 bytes: `/dev/disk/by-id/virtio-SERIAL` in the guest.";
+        description = "The serial number of the disk, at most 20 bytes; the disk is `/dev/disk/by-id/virtio-SERIAL` in the guest.";
       };
       mountPoint = mkOption {
         type = types.nullOr types.path;
         default = null;
-        description = "Where the guest mounts it; null is nowhere.";
+        description = "Where the guest mounts the volume; with null it does not.";
       };
       autoCreate = mkOption {
         type = types.bool;
         default = true;
-        description = "Whether it is created before the start when there is no such file.";
+        description = "Whether to create the image before the start if it does not exist.";
       };
       mkfsExtraArgs = mkOption {
         type = types.listOf types.str;
         default = [ ];
-        description = "Further arguments for mkfs.";
+        description = "Additional arguments for mkfs.";
       };
       readOnly = mkOption {
         type = types.bool;
         default = false;
-        description = "Whether the guest may only read it.";
+        description = "Whether it is read-only for the guest.";
       };
       direct = mkOption {
         type = types.bool;
         default = false;
-        description = "Whether to go past the host's page cache.";
+        description = "Whether to bypass the host's page cache.";
       };
       imageType = mkOption {
         type = types.enum [
@@ -67,7 +67,7 @@ let
           "vhdx"
         ];
         default = "raw";
-        description = "The image's format.";
+        description = "The format of the image.";
       };
     };
   };
@@ -78,7 +78,7 @@ let
       options = {
         tag = mkOption {
           type = types.str;
-          description = "The name by which the guest finds it.";
+          description = "The name that the guest uses to mount it.";
         };
         proto = mkOption {
           type = types.enum [
@@ -86,30 +86,30 @@ let
             "virtiofs"
           ];
           default = "9p";
-          description = "The protocol. virtiofs is faster; its daemon is started by the host module, or by `bin/virtiofsd-run`.";
+          description = "The protocol. virtiofs is faster. The host module or `bin/virtiofsd-run` starts its daemon.";
         };
         source = mkOption {
           type = types.nonEmptyStr;
-          description = "The directory on the host; a relative one is in the state directory.";
+          description = "The directory on the host, relative to the state directory.";
         };
         mountPoint = mkOption {
           type = types.path;
-          description = "Where the guest mounts it.";
+          description = "Where the guest mounts the share.";
         };
         socket = mkOption {
           type = types.nullOr types.str;
           default = if config.proto == "virtiofs" then "${hostName}-virtiofs-${config.tag}.sock" else null;
           defaultText = literalExpression ''"''${config.networking.hostName}-virtiofs-''${tag}.sock"'';
-          description = "The virtiofs daemon's socket.";
+          description = "The socket of the virtiofs daemon.";
         };
         readOnly = mkOption {
           type = types.bool;
           default = config.source == "/nix/store";
           defaultText = literalExpression ''source == "/nix/store"'';
           description = ''
-            Whether the guest may only read it. The host's `/nix/store` is shared read-only by default. Where the host's side
-            cannot refuse to write to it (9p by crosvm and kvmtool, virtiofsd before 1.13), the guest mounts it read-only, and
-            the host's file permissions keep it.
+            Whether it is read-only for the guest. The host's `/nix/store` is shared read-only by default. Where the host cannot
+            refuse writes (9p on crosvm and kvmtool, virtiofsd before 1.13), only the guest's read-only mount and the host's file
+            permissions protect it.
           '';
         };
         securityModel = mkOption {
@@ -120,7 +120,7 @@ let
             "mapped-file"
           ];
           default = "none";
-          description = "9p: whose rights the guest's files get on the host.";
+          description = "9p: how ownership and permissions of files in the guest map to the host.";
         };
         cache = mkOption {
           type = types.enum [
@@ -130,17 +130,17 @@ let
             "never"
           ];
           default = "auto";
-          description = "virtiofs: what the guest may keep in its cache.";
+          description = "virtiofs: how the guest caches files.";
         };
         posixAcl = mkOption {
           type = types.bool;
           default = true;
-          description = "virtiofs: whether POSIX access control lists work; excludes translated user ids.";
+          description = "virtiofs: whether POSIX access control lists are supported; cannot be combined with mapped user ids.";
         };
         extraArgs = mkOption {
           type = types.listOf types.str;
           default = [ ];
-          description = "virtiofs: further arguments for the daemon of this share.";
+          description = "virtiofs: additional arguments for the daemon of this share.";
         };
       };
     };
@@ -165,7 +165,7 @@ in
     shares = mkOption {
       type = types.listOf (types.submodule share);
       default = [ ];
-      description = "Directories of the host that the guest mounts. One with the source `/nix/store` replaces the store disk.";
+      description = "Directories on the host that the guest mounts. A share with the source `/nix/store` replaces the store disk.";
       example = literalExpression ''
         [
           {
@@ -187,22 +187,22 @@ in
           ]
         );
         default = "prefer";
-        description = "When the daemons refer to files by handles, which keeps their number of open files low; null is `prefer`.";
+        description = "When the daemons use file handles, which keeps their number of open files low; null means `prefer`.";
       };
       threadPoolSize = mkOption {
         type = types.either (types.strMatching "`nproc`|\\$\\(nproc\\)") (types.nullOr types.ints.positive);
         default = null;
-        description = "Threads of each daemon; null is one per CPU of the host, and so is microvm.nix' \"`nproc`\".";
+        description = "The number of threads of each daemon. Null, and microvm.nix's \"`nproc`\", mean one thread per CPU of the host.";
       };
       group = mkOption {
         type = types.nullOr types.str;
         default = "kvm";
-        description = "The group of the daemons' sockets.";
+        description = "The group that owns the sockets of the daemons.";
       };
       extraArgs = mkOption {
         type = types.listOf types.str;
         default = [ ];
-        description = "Further arguments for every daemon.";
+        description = "Additional arguments for all daemons.";
       };
       package = mkOption {
         type = types.package;

@@ -14,18 +14,18 @@ in
       type = types.bool;
       default = !(lib.any (share: share.source == "/nix/store") cfg.shares);
       defaultText = "whether no share has the source `/nix/store`";
-      description = "Whether the system closure is on a disk.";
+      description = "Whether the system closure is on a store disk.";
     };
 
     storeDisk = mkOption {
       type = types.path;
       defaultText = "made from the system closure";
-      description = "The store disk's image.";
+      description = "The image of the store disk.";
     };
 
     storeDiskPlan = mkOption {
       type = types.path;
-      description = "What `storeDisk` is made from: the closure's paths and the settings, kilobytes of JSON.";
+      description = "The plan of `storeDisk`, a JSON document of some kilobytes with the paths of the closure and the settings.";
       readOnly = true;
     };
 
@@ -36,9 +36,9 @@ in
       ];
       default = "derivation";
       description = ''
-        Where the store disk is made. `derivation`: by Nix, from nothing each time, and kept in the store. `host`: the
-        store has only a plan, and the host makes the disk in the state directory right before the start, with its
-        cache, so that an update costs what changed.
+        Where the store disk is built. With `derivation`, Nix builds the whole disk and keeps it in the store. With `host`, the
+        store contains only a plan, and the host builds the disk in the state directory before the start, with a cache, so
+        that an update builds only what changed.
       '';
     };
 
@@ -48,7 +48,7 @@ in
         "erofs"
       ];
       default = "squashfs";
-      description = "The store disk's file system. Only squashfs is built in parallel and from a cache.";
+      description = "The file system of the store disk. Only squashfs is built in parallel and with a cache.";
     };
 
     storeDiskSquashfsFlags = mkOption {
@@ -58,13 +58,13 @@ in
         "--level"
         "19"
       ];
-      description = "Options of `microvm-image` for the store disk: `--compression`, `--level`, `--block-size`.";
+      description = "Options for `microvm-image` when it builds the store disk: `--compression`, `--level`, `--block-size`.";
     };
 
     storeDiskErofsFlags = mkOption {
       type = types.listOf types.str;
       default = [ "-zlz4hc" ];
-      description = "Options of mkfs.erofs for the store disk, after those that make it reproducible.";
+      description = "Options for mkfs.erofs, in addition to those that make the store disk reproducible.";
     };
 
     imageBuilder.package = mkOption {
@@ -79,8 +79,8 @@ in
       default = null;
       example = "/nix/.rw-store";
       description = ''
-        Where the guest keeps a writable layer over its `/nix/store`; null is a read-only store. With a volume or
-        virtiofs share at this mount point it outlives the machine, and so does the Nix database; without, it is in memory.
+        Where the guest keeps a writable layer over its `/nix/store`; with null the store is read-only. With a volume or
+        virtiofs share at this mount point, the layer and the Nix database persist; otherwise they are in memory.
       '';
     };
 
@@ -88,7 +88,7 @@ in
       type = types.bool;
       default = config.nix.enable;
       defaultText = literalExpression "config.nix.enable";
-      description = "Whether the guest's Nix knows the paths of the system closure.";
+      description = "Whether to register the paths of the system closure in the guest's Nix database.";
     };
   };
 }

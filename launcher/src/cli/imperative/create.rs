@@ -6,7 +6,7 @@ use crate::cli::machine::failed;
 use crate::cli::output::{write_stderr, write_stdout};
 use launcher::imperative::{FlakeReference, Layout, MachineName, create};
 
-/// Make a machine of this host from a flake's `nixosConfigurations.NAME`
+/// Create a machine on this host from a flake's `nixosConfigurations.NAME`
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The machine's name
@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let layout = Layout::of_environment();
     let machine = create(&layout, &arguments.name, &flake).map_err(|error| failure(&error))?;
-    write_stderr(&format!("{} is made from {flake}; start it with: microvm start {}", machine.name, machine.name));
+    write_stderr(&format!("{} is created from {flake}; start it with: microvm start {}", machine.name, machine.name));
     write_stderr(&format!(
         "to start it with the host, add \"{}\" to microvm.autostart in its NixOS configuration",
         machine.name

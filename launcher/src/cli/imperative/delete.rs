@@ -11,7 +11,7 @@ pub(crate) struct Arguments {
     /// The machine
     #[arg(value_parser = name_of)]
     name: MachineName,
-    /// Delete it; without this, only tell what would go
+    /// Delete the machine; without this option, only print what would be deleted
     #[arg(short, long)]
     yes: bool,
 }

@@ -1,4 +1,4 @@
-//! `microvm pci-setup|register|unregister SPEC`: what a host does for a machine beside running it.
+//! `microvm pci-setup|register|unregister SPEC`: what a host does for a machine besides running it.
 
 use super::failure;
 use crate::cli::failure::Failure;
@@ -9,17 +9,17 @@ use launcher::imperative::{PciBus, register, unregister};
 use launcher::spec::DeviceBus;
 use std::process::{Command, Stdio};
 
-/// Give a machine's PCI devices to vfio-pci
+/// Bind a machine's PCI devices to vfio-pci
 #[derive(clap::Args)]
 pub(crate) struct PciArguments {
     #[command(flatten)]
     spec: SpecArguments,
-    /// The user who may open them
+    /// The user who may open the devices
     #[arg(long, value_name = "USER")]
     owner: Option<String>,
 }
 
-/// Tell systemd-machined that a machine runs
+/// Register a running machine with systemd-machined
 #[derive(clap::Args)]
 pub(crate) struct RegisterArguments {
     #[command(flatten)]
@@ -29,7 +29,7 @@ pub(crate) struct RegisterArguments {
     leader: Option<u32>,
 }
 
-/// Tell systemd-machined that a machine has ended
+/// Unregister a machine from systemd-machined
 #[derive(clap::Args)]
 pub(crate) struct UnregisterArguments {
     #[command(flatten)]

@@ -2,17 +2,17 @@
 
 use std::collections::VecDeque;
 
-/// What the letters ask for.
+/// The command that the letters select.
 #[derive(Default)]
 struct Asked {
     verb: Option<&'static str>,
     names: Vec<String>,
-    /// Options for the verb, in words.
+    /// Options of the command, in their long form.
     options: Vec<String>,
     rest: Vec<String>,
 }
 
-/// The same command in words; nothing if it is in words already, or cannot be understood.
+/// Translates the letters into a command. `None` if the arguments are a command already, or cannot be understood.
 pub(in crate::cli) fn in_words(arguments: &[String]) -> Option<Vec<String>> {
     let is_letters = |argument: &String| argument.starts_with('-') && !argument.starts_with("--");
     let first = arguments.first().filter(|argument| is_letters(argument))?;
@@ -23,7 +23,7 @@ pub(in crate::cli) fn in_words(arguments: &[String]) -> Option<Vec<String>> {
     let verb = asked.verb?;
     let mut words = vec![verb.to_owned()];
     if asked.names.iter().any(|name| name.starts_with('-')) {
-        // No machine is called so: the verb shall say it of the name, and not take it for an option.
+        // Not a valid machine name: the command must report that, instead of taking the name for an option.
         words.extend(asked.options.into_iter().chain(["--".to_owned()]).chain(asked.names));
     } else {
         words.extend(asked.names.into_iter().chain(asked.options));
@@ -110,7 +110,7 @@ mod tests {
             ("-s web", "ssh web"),
             ("-s web -- -v uname -a", "ssh web -- -v uname -a"),
             ("-l --json", "list --json"),
-            // What is missing or wrong is told by the verb.
+            // The command itself reports what is missing or wrong.
             ("-c", "create"),
             ("-c web -f", "create web --flake"),
             ("-c -x -f a", "create --flake a -- -x"),

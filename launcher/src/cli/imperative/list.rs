@@ -6,7 +6,7 @@ use crate::cli::output::{write_stderr, write_stdout};
 use launcher::imperative::{Activity, Evaluation, Freshness, Layout, Row, list};
 use std::io::IsTerminal;
 
-/// List the machines of this host, whether they run, and whether their flakes make something newer
+/// List the machines of this host, whether they are running, and whether their flakes have changed
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Print JSON
@@ -27,7 +27,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     if rows.is_empty() {
         let machines = layout.machines().display();
-        write_stderr(&format!("there are no machines in {machines}; `microvm create NAME --flake FLAKE` makes one"));
+        write_stderr(&format!(
+            "there are no machines in {machines}; create one with `microvm create NAME --flake FLAKE`"
+        ));
     }
     let palette =
         if std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) {

@@ -1,4 +1,4 @@
-//! The commands on a host's machines, which are called by name.
+//! The commands for a host's machines, which are selected by name.
 
 mod create;
 mod delete;

@@ -1,14 +1,14 @@
-//! `microvm prune`: what is left of machines that are no longer in the host's configuration.
+//! `microvm prune`: what remains of machines that are no longer in the host's configuration.
 
 use super::failure;
 use crate::cli::failure::Failure;
 use crate::cli::output::{write_stderr, write_stdout};
 use launcher::imperative::{Layout, Machine, Service, is_declared};
 
-/// Stop the machines that left the host's configuration, and list their state directories
+/// Stop machines that are no longer in the host's configuration, and list their state directories
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Only list them
+    /// Only list the directories
     #[arg(long)]
     dry_run: bool,
 }

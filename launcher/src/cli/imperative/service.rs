@@ -23,13 +23,13 @@ pub(crate) struct RestartArguments {
     names: Vec<MachineName>,
 }
 
-/// Show what a machine of this host wrote to its console and its services to the journal
+/// Show the journal of a machine of this host, with the output of its console and its services
 #[derive(clap::Args)]
 pub(crate) struct LogsArguments {
     /// The machine
     #[arg(value_parser = name_of)]
     name: MachineName,
-    /// Options of journalctl, such as `--follow`
+    /// Options for journalctl, such as `--follow`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     options: Vec<String>,
 }
@@ -44,7 +44,7 @@ pub(crate) fn restart(arguments: &RestartArguments) -> Result<(), Failure> {
 
 fn each(names: &[MachineName], verb: &str) -> Result<(), Failure> {
     let layout = Layout::of_environment();
-    // All are known before the first is touched.
+    // Check all names before the first service is changed.
     for name in names {
         layout.existing(name).map_err(|error| failure(&error))?;
     }
@@ -57,16 +57,16 @@ pub(crate) fn logs(arguments: &LogsArguments) -> Result<(), Failure> {
     Err(become_program("journalctl", &mut Service::of(&arguments.name).journal(&arguments.options)))
 }
 
-/// The machine of this host that is meant, if it is none of the specs that `run` otherwise takes.
+/// The machine of this host with that name, unless the argument is a spec.
 fn machine_called(text: &Path) -> Option<Machine> {
     let name = text.to_str().filter(|_| !text.exists()).and_then(|text| MachineName::new(text).ok())?;
     Layout::of_environment().existing(&name).ok()
 }
 
-/// Runs a host's machine here, instead of in its service. Only returns if that failed, or if it is a spec that is meant.
+/// Runs a host's machine in this process instead of in its service. Returns only on failure, or if the argument is a spec.
 pub(in crate::cli) fn run_by_name(text: &Path, options: &[&str]) -> Option<Failure> {
     let Some(machine) = machine_called(text) else {
-        // Else it is a file, which says itself that it is not there.
+        // Otherwise it is a file, and opening it reports that it is missing.
         let name = text.to_str().filter(|name| !text.exists() && *name != "-" && !name.ends_with(".json"))?;
         let name = MachineName::new(name).ok()?;
         let directory = Layout::of_environment().machine(&name).directory;
@@ -83,14 +83,14 @@ pub(in crate::cli) fn run_by_name(text: &Path, options: &[&str]) -> Option<Failu
     Some(become_program("microvm-run", command.args(options).current_dir(&machine.directory)))
 }
 
-/// The service that runs the machine of that name: stopped by other means, systemd would start it again.
+/// The service that runs the machine of that name. If the machine were stopped by other means, systemd would restart it.
 pub(in crate::cli) fn active_service(name: &str) -> Option<Service> {
     let name = MachineName::new(name).ok()?;
     Layout::of_environment().existing(&name).ok()?;
     Some(Service::of(&name)).filter(Service::is_active)
 }
 
-/// Only returns if it failed.
+/// Returns only on failure.
 pub(super) fn become_program(program: &'static str, command: &mut Command) -> Failure {
     failure(&ImperativeError::NoProgram { program, source: command.exec() })
 }

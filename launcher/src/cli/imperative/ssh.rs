@@ -6,18 +6,18 @@ use crate::cli::failure::Failure;
 use crate::cli::machine::failed;
 use launcher::imperative::{Layout, MachineName, connect_vsock, ssh_command};
 
-/// Log in to a machine of this host over vsock; needs microvm.vsock.ssh.enable in the guest
+/// Log in to a machine of this host over vsock; requires microvm.vsock.ssh.enable in the guest
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The machine
     #[arg(value_parser = name_of)]
     name: MachineName,
-    /// Options of ssh, then a command for the guest
+    /// Options for ssh, then a command for the guest
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
 
-/// Connect standard input and output with a port of a guest
+/// Connect standard input and output to a port of a guest
 #[derive(clap::Args)]
 pub(crate) struct ConnectArguments {
     /// The guest's vsock address, or the hypervisor's socket

@@ -5,13 +5,13 @@ use crate::cli::failure::Failure;
 use crate::cli::output::{write_stderr, write_stdout};
 use launcher::imperative::{Booted, Layout, MachineName, Service, Updated, update};
 
-/// Build machines anew from their flakes, and show what changed
+/// Rebuild machines from their flakes, and show what changed
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The machines
     #[arg(required = true, value_parser = name_of)]
     names: Vec<MachineName>,
-    /// Restart those that run another system than they now have, and start those that do not run
+    /// Restart machines that run an older system, and start machines that are not running
     #[arg(short = 'R', long)]
     restart: bool,
 }
@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         });
         match done {
             Ok(updated) => write_stdout(&updated.difference)?,
-            // The others are updated all the same.
+            // Continue with the other machines.
             Err(error) => {
                 is_bad_input &= error.is_bad_input();
                 problems.push(format!("{name}: {error}"));

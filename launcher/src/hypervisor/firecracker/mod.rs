@@ -49,7 +49,7 @@ pub(super) fn support(feature: Feature) -> Support {
         | Feature::WithoutRng
         | Feature::Console
         | Feature::GracefulStop => Support::Yes,
-        Feature::HotplugMemory => Support::With("plugged in while it runs, so hotpluggedMem must be 0"),
+        Feature::HotplugMemory => Support::Partly("plugged in while it runs, so hotpluggedMem must be 0"),
         Feature::Credentials => Support::With("in an initrd that is put together in memory at start"),
         Feature::MachineId => Support::With("as a kernel parameter"),
         Feature::VolumeSerial => Support::No("cannot set serial numbers"),
