@@ -1,11 +1,10 @@
 # NixOS systems of nixpkgs' modules, this project's modules and Debian's programs.
-#   nixpkgs: a nixpkgs tree; rig: what wrapping/prepare.sh left; product: this checkout; virtiofsd: a program, or ""
+#   nixpkgs: a nixpkgs tree; rig: what wrapping/prepare.sh left; product: this checkout
 # `plan` is what run.sh does with `guests` and `hosts`.
 {
   nixpkgs,
   rig,
   product,
-  virtiofsd ? "",
 }:
 let
   debian = import ./wrapping/debian.nix { inherit rig; };
@@ -31,36 +30,43 @@ let
     nixos [
       (product + "/nixos-modules/microvm")
       ./guest-checks.nix
-      {
-        networking.hostName = name;
-        microvm.virtiofsd.package = lib.mkIf (virtiofsd != "") (
-          pkgs.writeShellScriptBin "virtiofsd" ''exec ${virtiofsd} "$@"'' // { version = "1.13.3"; }
-        );
-      }
+      { networking.hostName = name; }
       module
     ];
   shared = toString rig + "/shared";
-  scenarios = import ./guests.nix { inherit shared lib; };
+  guestScenarios = import ./guests.nix { inherit shared lib; };
+  host =
+    checks: module:
+    nixos [
+      (product + "/nixos-modules/host")
+      ./host-checks.nix
+      { rig = { inherit checks; }; }
+      module
+    ];
+  hostScenarios = import ./hosts.nix { inherit lib; };
 in
 {
   inherit pkgs;
-  guests = lib.mapAttrs (name: { boots, ... }: map (boot: guest name boot.machine) boots) (
-    lib.filterAttrs (_: scenario: !(scenario.needsVirtiofsd or false) || virtiofsd != "") scenarios
-  );
+  guests = lib.mapAttrs (
+    name: { boots, ... }: map (boot: guest name boot.machine) boots
+  ) guestScenarios;
+  hosts = lib.mapAttrs (_: { systems, checks }: map (host checks) systems) hostScenarios;
   plan =
-    lib.mapAttrs
-      (_: scenario: {
-        kind = "guest";
-        boots = map (
-          {
-            end ? "poweroff",
-            outside ? "",
-            ...
-          }:
-          {
-            inherit end outside;
-          }
-        ) scenario.boots;
-      })
-      (lib.filterAttrs (_: scenario: !(scenario.needsVirtiofsd or false) || virtiofsd != "") scenarios);
+    lib.mapAttrs (_: scenario: {
+      kind = "guest";
+      boots = map (
+        {
+          end ? "poweroff",
+          outside ? "",
+          ...
+        }:
+        {
+          inherit end outside;
+        }
+      ) scenario.boots;
+    }) guestScenarios
+    // lib.mapAttrs (_: scenario: {
+      kind = "host";
+      systems = builtins.length scenario.systems;
+    }) hostScenarios;
 }

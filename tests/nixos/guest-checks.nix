@@ -6,19 +6,13 @@
   ...
 }:
 {
+  imports = [ ./guest-settings.nix ];
   options.rig.checks = lib.mkOption {
     type = lib.types.lines;
     default = "";
     description = "Shell commands that call `check WHAT COMMAND...`, `same WHAT FOUND EXPECTED` and `value NAME TEXT...`.";
   };
   config = {
-    microvm = {
-      launcher.package = pkgs.microvm-test-launcher;
-      imageBuilder.package = pkgs.microvm-test-imagebuilder;
-      mem = lib.mkDefault 1024;
-      vcpu = lib.mkDefault 2;
-      qemu.accelerator = "tcg";
-    };
     # The console is the rig's.
     systemd.services."serial-getty@ttyS0".enable = false;
     systemd.services.rig-checks = {
@@ -39,7 +33,14 @@
       environment.ARTEFACTS = ./artefacts.txt;
       environment.NIX_CONFIG = "experimental-features = nix-command";
       serviceConfig.Type = "simple";
-      script = builtins.readFile ./guest-checks.sh + config.rig.checks + "\nfinish\n";
+      script = ''
+        exec 3<>/dev/ttyS0
+        exec > >(sed -u 's/^/RIG: /' >&3) 2>&1
+      ''
+      + builtins.readFile ./checks.sh
+      + builtins.readFile ./guest-checks.sh
+      + config.rig.checks
+      + "\nfinish\n";
     };
   };
 }

@@ -2,7 +2,6 @@
 #   machine   the guest's module
 #   end       how the boot ends: poweroff, reboot, crash (sysrq) in the guest; stop (microvm-shutdown), cut (SIGKILL) from outside
 #   outside   shell commands run on the host in the state directory when the guest's checks are done
-#   needsVirtiofsd   left out where there is none
 # `shared` is a directory that the host has for them: token, key, key.pub, directory/.
 { shared, lib }:
 let
@@ -123,17 +122,14 @@ in
       };
     }
   ];
-  store-by-virtiofs = {
-    needsVirtiofsd = true;
-    boots = [
-      {
-        machine = {
-          imports = [ readsOnly ];
-          microvm.shares = [ (hostStore "virtiofs") ];
-        };
-      }
-    ];
-  };
+  store-by-virtiofs.boots = [
+    {
+      machine = {
+        imports = [ readsOnly ];
+        microvm.shares = [ (hostStore "virtiofs") ];
+      };
+    }
+  ];
   writable-in-memory.boots = [
     {
       machine = writableOn { };

@@ -11,8 +11,10 @@ say() { printf 'nixos: %s: %s\n' "$scenario" "$*" >&2; }
 problem() { say "$@"; problems=$((problems + 1)); }
 problems=0
 process=
+daemon=
 
 clean_up() {
+  if [ -n "$daemon" ]; then kill -KILL -- "-$daemon" 2>/dev/null || true; fi
   if [ -n "$process" ]; then kill -KILL -- "-$process" 2>/dev/null || true; fi
 }
 trap clean_up EXIT
@@ -49,11 +51,20 @@ finish() { # END RUNNER: ends the machine, and waits for it
 }
 
 boot() { # NUMBER RUNNER END OUTSIDE
-  local console=$state/console-$1
+  local console=$state/console-$1 waited
   export MICROVM_RUNTIME_DIR=$state/run MICROVM_IMAGE_CACHE=$rig/image-cache
   rm -f "$state/input"
   mkfifo "$state/input"
   exec 5<>"$state/input"
+  # As the host module's unit does.
+  if [ -x "$rig$2/bin/virtiofsd-run" ]; then
+    setsid ./in-store.sh env --chdir="$state" "$2/bin/virtiofsd-run" >"$state/virtiofsd-$1" 2>&1 &
+    daemon=$!
+    for ((waited = 0; waited < 60; waited++)); do
+      if compgen -G "$state/*.sock" >/dev/null; then break; fi
+      sleep 1
+    done
+  fi
   setsid ./in-store.sh env --chdir="$state" "$2/bin/microvm-run" <"$state/input" >"$console" 2>&1 &
   process=$!
   if wait_for_end "$console"; then
@@ -65,11 +76,17 @@ boot() { # NUMBER RUNNER END OUTSIDE
     process=
   fi
   exec 5>&-
+  [ -z "$daemon" ] || kill -TERM -- "-$daemon" 2>/dev/null || true
+  daemon=
   said "$console" >"$state/said-$1"
+  # What fails at shutdown is on the console only.
+  while read -r line; do problem "boot $1: at shutdown: $line"; done < <(tr -d '\r' <"$console" | sed 's/\x1b\[[0-9;?]*[a-zA-Z]//g' | sed '1,/RIG: end/d' | grep -E 'FAILED|Failed|timed out|SIGKILL')
   while read -r line; do problem "boot $1: $line"; done < <(grep '^FAILED' "$state/said-$1")
   ./in-store.sh ./compare-with-explanation.sh "$2" "$state/said-$1" || problem "boot $1: the machine is not what microvm explain says"
   say "boot $1 ($3): $(grep -c '^ok' "$state/said-$1") checks passed; $(sed -n 's/^value: seconds //p' "$state/said-$1")"
 }
+
+of_boot() { jq -r --arg scenario "$scenario" --argjson number "$1" --arg key "$2" '.[$scenario].boots[$number][$key]' "$rig/plan.json"; } # NUMBER KEY
 
 rm -rf "$state"
 mkdir -p "$state"
@@ -79,8 +96,6 @@ for ((number = 0; number < count; number++)); do
   runner=$(./in-store.sh nix-build --no-out-link "$@" -A "guests.$scenario.$number.config.microvm.declaredRunner" default.nix 2>"$state/build-$number.log") ||
     { tail -n 20 "$state/build-$number.log" >&2; exit 1; }
   say "built in $((SECONDS - started)) s"
-  mapfile -t -d '' settings < <(jq --raw-output0 --arg scenario "$scenario" --argjson number "$number" '.[$scenario].boots[$number] | .end, .outside' "$rig/plan.json" 2>/dev/null ||
-    jq -j --arg scenario "$scenario" --argjson number "$number" '.[$scenario].boots[$number] | .end, "\u0000", .outside, "\u0000"' "$rig/plan.json")
-  boot "$number" "$runner" "${settings[0]}" "${settings[1]:-}"
+  boot "$number" "$runner" "$(of_boot "$number" end)" "$(of_boot "$number" outside)"
 done
 [ "$problems" = 0 ]

@@ -4,7 +4,6 @@
 #   NIXPKGS=DIR                a nixpkgs tree, 24.05 or newer, whose modules make the systems; without it nothing is done
 #   MICROVM_NIXOS_RIG=DIR      where packages, the store and the machines' states are kept, 8 GB; default: target/nixos
 #   MICROVM_TEST_PROGRAMS=DIR  has bin/microvm and bin/microvm-image; default: a debug build of this checkout
-#   MICROVM_TEST_VIRTIOFSD     a virtiofsd; the scenarios that need one are left out without it
 #
 # There is no binary cache: the modules are nixpkgs' own, the programs are Debian's packages, wrapped as derivations
 # (wrapping/). What is built is kept, so a second run builds only what changed. README.md has the rest.
@@ -47,7 +46,7 @@ mkdir -p "$shared/directory"
 echo secret-of-the-rig >"$shared/token"
 [ -e "$shared/key" ] || ssh-keygen -q -t ed25519 -N '' -f "$shared/key"
 
-arguments=(--arg nixpkgs "$NIXPKGS" --arg rig "$NIXOS_RIG" --arg product "$product" --argstr virtiofsd "${MICROVM_TEST_VIRTIOFSD:-}" --show-trace)
+arguments=(--arg nixpkgs "$NIXPKGS" --arg rig "$NIXOS_RIG" --arg product "$product" --show-trace)
 plan=$NIXOS_RIG/plan.json
 ./in-store.sh nix-instantiate --eval --strict --json "${arguments[@]}" -A plan default.nix >"$plan"
 mapfile -t scenarios < <(if [ $# -gt 0 ]; then printf '%s\n' "$@"; else jq -r 'keys[]' "$plan"; fi)

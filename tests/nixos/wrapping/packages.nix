@@ -211,6 +211,11 @@ in
     glibc
     binutils
     ;
+  inherit (deb) erofs-utils;
+  # Debian keeps it where no program looks for it.
+  virtiofsd = final.runCommand "virtiofsd" {
+    inherit (deb.virtiofsd) version;
+  } "mkdir -p $out/bin; ln -s ${deb.virtiofsd}/libexec/virtiofsd $out/bin/virtiofsd";
   shadow = deb.shadow // {
     su = deb.util-linux;
     shellPath = "/bin/nologin";

@@ -10,7 +10,10 @@ let
   systemd = config.systemd.package;
 in
 {
-  imports = [ (modulesPath + "/profiles/minimal.nix") ];
+  imports = [
+    (modulesPath + "/profiles/minimal.nix")
+    ./patience.nix
+  ];
   system.stateVersion = "24.05";
   environment.noXlibs = lib.mkForce false;
   boot.kernelPackages = pkgs.linuxPackages;
@@ -47,15 +50,6 @@ in
   security.pam.services.login.rules.session.lastlog.enable = lib.mkForce false;
   services.getty.autologinUser = "root";
   services.timesyncd.enable = lib.mkDefault false;
-
-  # Emulated and on a busy computer nothing is too late, and a status line that moves costs seconds.
-  boot.kernelParams = [ "systemd.show_status=error" ];
-  systemd.extraConfig = ''
-    DefaultTimeoutStartSec=900
-    DefaultTimeoutStopSec=300
-    DefaultDeviceTimeoutSec=900
-  '';
-  boot.initrd.systemd.extraConfig = "DefaultDeviceTimeoutSec=900";
 
   # Debian's programs look in Debian's places.
   system.activationScripts.debian = {

@@ -1,0 +1,11 @@
+# What every guest of the rig has: the programs of this checkout, and emulation, which works everywhere.
+{ lib, pkgs, ... }:
+{
+  microvm = {
+    launcher.package = pkgs.microvm-test-launcher;
+    imageBuilder.package = pkgs.microvm-test-imagebuilder;
+    mem = lib.mkDefault 1024;
+    vcpu = lib.mkDefault 2;
+    qemu.accelerator = "tcg";
+  };
+}

@@ -1,0 +1,50 @@
+# A host of the rig: rig.checks is run when it is up. Its lines go to /out/said, for run-host.sh.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+{
+  options.rig.checks = lib.mkOption {
+    type = lib.types.path;
+    description = "The shell script, after host-checks.sh.";
+  };
+  config = {
+    microvm.host.package = pkgs.microvm-test-launcher;
+    microvm.host.imageCache.package = pkgs.microvm-test-imagebuilder;
+    systemd.services.rig-checks = {
+      wantedBy = [ "multi-user.target" ];
+      after = [ "multi-user.target" ];
+      unitConfig.DefaultDependencies = false;
+      # A switch must not end what it is checked by, nor what it is run by.
+      restartIfChanged = false;
+      stopIfChanged = false;
+      path = [
+        config.nix.package
+        config.systemd.package
+        pkgs.util-linux
+        pkgs.iproute2
+        pkgs.gnugrep
+        pkgs.gawk
+        pkgs.gnused
+        pkgs.procps
+        pkgs.bash
+        "/run/current-system/sw"
+      ];
+      environment.ARTEFACTS = ./artefacts.txt;
+      serviceConfig.Type = "simple";
+      script = ''
+        exec >/out/said 2>&1
+      ''
+      + builtins.readFile ./checks.sh
+      + builtins.readFile config.rig.checks
+      + ''
+
+        journal_errors
+        echo end
+        systemctl poweroff
+      '';
+    };
+  };
+}

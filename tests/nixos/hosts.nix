@@ -1,0 +1,64 @@
+# The hosts that are booted as containers: by the scenario's name the systems, in a row. The first is booted, and switches to
+# the others as `checks` says.
+{ lib }:
+let
+  host = {
+    boot.isContainer = true;
+    networking = {
+      hostName = "host";
+      useNetworkd = true;
+      useDHCP = false;
+      useHostResolvConf = false;
+    };
+    systemd.network.wait-online.enable = false;
+    # /sys cannot be written in a container.
+    hardware.ksm.enable = false;
+  };
+  machine = name: {
+    imports = [
+      ./wrapping/system.nix
+      ./guest-settings.nix
+    ];
+    networking.hostName = name;
+    microvm = {
+      mem = 512;
+      storeDiskBuild = "host";
+      interfaces = [
+        {
+          type = "tap";
+          id = "vm-${name}";
+          mac = "02:00:00:00:00:0${toString (lib.stringLength name)}";
+        }
+      ];
+    };
+  };
+  first = {
+    imports = [ host ];
+    microvm.vms = {
+      web.config = machine "web";
+      steady = {
+        config = machine "steady";
+        restartIfChanged = false;
+      };
+      asleep = {
+        config = machine "asleep";
+        autostart = false;
+      };
+    };
+  };
+  second = {
+    imports = [ first ];
+    microvm.vms.web.config.environment.etc.second.text = "yes";
+    microvm.vms.steady.config.environment.etc.second.text = "yes";
+    environment.etc.second.text = "yes";
+  };
+in
+{
+  declared = {
+    systems = [
+      first
+      second
+    ];
+    checks = ./host-declared.sh;
+  };
+}

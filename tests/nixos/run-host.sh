@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# run-host.sh SCENARIO ARGUMENT...: builds the systems of a scenario of hosts.nix and boots the first as a container
+# (systemd-nspawn) with a store and a Nix database of its own. ARGUMENTs are nix-build's. Called by run.sh.
+set -euo pipefail
+scenario=$1
+shift
+rig=${NIXOS_RIG:?}
+state=$rig/states/$scenario
+seconds=${MICROVM_NIXOS_HOST_SECONDS:-1800}
+say() { printf 'nixos: %s: %s\n' "$scenario" "$*" >&2; }
+
+rm -rf "$state"
+mkdir -p "$state/out"
+count=$(jq --arg scenario "$scenario" '.[$scenario].systems' "$rig/plan.json")
+started=$SECONDS
+attributes=()
+for ((number = 0; number < count; number++)); do attributes+=(-A "hosts.$scenario.$number.config.system.build.toplevel"); done
+./in-store.sh nix-build --no-out-link "$@" "${attributes[@]}" default.nix >"$state/out/systems" 2>"$state/build.log" || { tail -n 20 "$state/build.log" >&2; exit 1; }
+say "built in $((SECONDS - started)) s"
+mapfile -t systems <"$state/out/systems"
+# shellcheck disable=SC2016 # $1 is the inner shell's
+./in-store.sh bash -euc 'nix-store --query --requisites "$@" | tee "$0/paths" | xargs nix-store --dump-db >"$0/registration"' "$state" "${systems[@]}"
+
+# Hard links: garbage collected in the container is not garbage here.
+root=$state/root
+mkdir -p "$root"/{etc,nix/store,nix/var/nix/profiles,host/usr,host/lib64,usr,sbin,bin,tmp,var,run,proc,sys,dev,out,root}
+sed "s,^,$rig," "$state/paths" | xargs cp -al -t "$root/nix/store"
+chmod 1775 "$root/nix/store"
+chown 0:30000 "$root/nix/store"
+# Something that nobody needs.
+garbage=/nix/store/00000000000000000000000000000000-garbage
+touch "$root$garbage"
+echo "$garbage" >"$state/out/garbage"
+NIX_REMOTE='' NIX_CONF_DIR=/var/empty nix-store --store "local?root=$root" --load-db <"$state/registration" 2>/dev/null
+ln -s "${systems[0]}" "$root/nix/var/nix/profiles/system-1-link"
+ln -s system-1-link "$root/nix/var/nix/profiles/system"
+# This computer's qemu, which its libraries come with.
+ln -s ../usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 "$root/host/lib64/"
+touch "$root/etc/os-release"
+
+started=$SECONDS
+# shellcheck disable=SC2016
+unshare --mount --cgroup --propagation private bash -euc '
+  for hierarchy in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
+    [ -e "$hierarchy/cgroup.procs" ] || continue
+    mkdir -p "$hierarchy/nixos-rig-$$"
+    echo $$ >"$hierarchy/nixos-rig-$$/cgroup.procs"
+  done
+  mount --bind "$1" "$1"
+  SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 exec timeout -k 10 "$4" systemd-nspawn --quiet --register=no --keep-unit --directory "$1" \
+    --private-network --capability=all --bind-ro=/usr:/host/usr --bind="$2:/out" --kill-signal=SIGRTMIN+3 --console=read-only \
+    --bind=/dev/net/tun --property=DeviceAllow="char-* rwm" --setenv=container_uuid=00000000000000000000000000000001 \
+    "$3/init" systemd.show_status=error' bash "$root" "$state/out" "${systems[0]}" "$seconds" </dev/null >"$state/console" 2>&1 ||
+  say "systemd-nspawn ended with $?"
+rm -rf "$root"
+
+said=$state/out/said
+touch "$said"
+grep '^FAILED' "$said" | while read -r line; do say "$line"; done
+say "$(grep -c '^ok' "$said" || true) checks passed in $((SECONDS - started)) s"
+grep -qx end "$said" || { say "the host did not come to its end: $(tail -n 3 "$state/console")"; exit 1; }
+! grep -q '^FAILED' "$said"

@@ -1,0 +1,21 @@
+# Emulated and on a busy computer nothing is too late, and a status line that moves costs seconds.
+{ lib, options, ... }:
+let
+  manager = {
+    DefaultTimeoutStartSec = 900;
+    DefaultTimeoutStopSec = 300;
+    DefaultDeviceTimeoutSec = 900;
+  };
+  # NixOS 25.11 has settings where those before have text.
+  of =
+    systemd:
+    if systemd ? settings then
+      { settings.Manager = manager; }
+    else
+      { extraConfig = lib.generators.toKeyValue { } manager; };
+in
+{
+  boot.kernelParams = [ "systemd.show_status=error" ];
+  systemd = of options.systemd;
+  boot.initrd.systemd = of options.boot.initrd.systemd;
+}
