@@ -22,7 +22,8 @@ in
     # Drivers of disks, keyboards and USB that no microVM has.
     boot.initrd.includeDefaultModules = lib.mkDefault false;
     boot.initrd.systemd = {
-      enable = lib.mkDefault hasSystemdInitrd;
+      # Where it is not set, NixOS decides: until 25.11 for its script, from 26.05 on for systemd.
+      enable = lib.mkIf hasSystemdInitrd (lib.mkDefault true);
     }
     // lib.optionalAttrs (options.boot.initrd.systemd ? tpm2) { tpm2.enable = lib.mkDefault false; };
     boot.swraid.enable = lib.mkDefault false;

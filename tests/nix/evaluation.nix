@@ -458,6 +458,34 @@ let
           "neither"
       );
     };
+    "stage 1 is systemd's where it was seen to work, and elsewhere what NixOS makes it" = {
+      expected = {
+        of-24-05 = {
+          qemu = true;
+          kvmtool = false;
+        };
+        of-26-05 = {
+          qemu = true;
+          kvmtool = true;
+        };
+      };
+      found =
+        let
+          isSystemd =
+            default:
+            lib.genAttrs [ "qemu" "kvmtool" ] (
+              hypervisor:
+              (evaluate {
+                microvm = { inherit hypervisor; };
+                boot.initrd.systemd.enable = lib.mkOverride 1400 default;
+              }).config.boot.initrd.systemd.enable
+            );
+        in
+        {
+          of-24-05 = isSystemd false;
+          of-26-05 = isSystemd true;
+        };
+    };
     "the guest's architecture is that of its packages" = {
       expected = if isX86 then "x86_64" else "aarch64";
       found = (specOf (guest { })).architecture;
