@@ -52,12 +52,17 @@ let
     microvm.vms.steady.config.environment.etc.second.text = "yes";
     environment.etc.second.text = "yes";
   };
+  third = {
+    imports = [ second ];
+    microvm.vms.steady.config.environment.etc.third.text = "yes";
+  };
 in
 {
   declared = {
     systems = [
       first
       second
+      third
     ];
     checks = ./host-declared.sh;
   };

@@ -9,6 +9,7 @@ state=$rig/states/$scenario
 seconds=${MICROVM_NIXOS_HOST_SECONDS:-1800}
 say() { printf 'nixos: %s: %s\n' "$scenario" "$*" >&2; }
 
+chattr -i "$state/root/var/empty" 2>/dev/null || true
 rm -rf "$state"
 mkdir -p "$state/out"
 count=$(jq --arg scenario "$scenario" '.[$scenario].systems' "$rig/plan.json")
@@ -37,6 +38,8 @@ ln -s system-1-link "$root/nix/var/nix/profiles/system"
 # This computer's qemu, which its libraries come with.
 ln -s ../usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 "$root/host/lib64/"
 touch "$root/etc/os-release"
+# As NixOS' udev makes it; a container has no udev.
+mknod -m 0666 "$state/tun" c 10 200
 
 started=$SECONDS
 # shellcheck disable=SC2016
@@ -49,14 +52,16 @@ unshare --mount --cgroup --propagation private bash -euc '
   mount --bind "$1" "$1"
   SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 exec timeout -k 10 "$4" systemd-nspawn --quiet --register=no --keep-unit --directory "$1" \
     --private-network --capability=all --bind-ro=/usr:/host/usr --bind="$2:/out" --kill-signal=SIGRTMIN+3 --console=read-only \
-    --bind=/dev/net/tun --property=DeviceAllow="char-* rwm" --setenv=container_uuid=00000000000000000000000000000001 \
-    "$3/init" systemd.show_status=error' bash "$root" "$state/out" "${systems[0]}" "$seconds" </dev/null >"$state/console" 2>&1 ||
+    --bind="$5:/dev/net/tun" --property=DeviceAllow="char-* rwm" --setenv=container_uuid=00000000000000000000000000000001 \
+    "$3/init" systemd.show_status=error' bash "$root" "$state/out" "${systems[0]}" "$seconds" "$state/tun" </dev/null >"$state/console" 2>&1 ||
   say "systemd-nspawn ended with $?"
+cp -r "$root"/var/log/journal/*/ "$state/journal" 2>/dev/null || true
+chattr -i "$root/var/empty" 2>/dev/null || true
 rm -rf "$root"
 
 said=$state/out/said
 touch "$said"
-grep '^FAILED' "$said" | while read -r line; do say "$line"; done
+grep '^FAILED\|^said: ' "$said" | while read -r line; do say "$line"; done
 say "$(grep -c '^ok' "$said" || true) checks passed in $((SECONDS - started)) s"
 grep -qx end "$said" || { say "the host did not come to its end: $(tail -n 3 "$state/console")"; exit 1; }
 ! grep -q '^FAILED' "$said"
