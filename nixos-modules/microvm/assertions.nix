@@ -107,6 +107,7 @@ let
     ++ lib.optional cfg.hugepageMem (use "HugePages" "hugepageMem")
     ++ lib.optional (cfg.credentialFiles != { }) (use "Credentials" "credentialFiles")
     ++ lib.optional (cfg.cpu != null) (use "CpuModel" "cpu")
+    ++ lib.optional (!cfg.rng) (use "WithoutRng" "rng")
     ++ lib.optional (cfg.machineId != null) (use "MachineId" "machineId")
     ++ lib.optional (cfg.consoleSocket != null) (use "Console" "consoleSocket")
     ++ lib.optional cfg.graphics.enable (use "Graphics" "graphics.enable");

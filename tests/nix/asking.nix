@@ -121,4 +121,8 @@ in
     option = "vsock.cid";
     settings.vsock.cid = 3;
   };
+  WithoutRng = {
+    option = "rng";
+    settings.rng = false;
+  };
 }

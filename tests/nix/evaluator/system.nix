@@ -16,9 +16,7 @@ in
 lib.evalModules {
   specialArgs = {
     inherit pkgs;
-    # NixOS' function of this name, as far as the mount points of the tests need it.
-    utils.escapeSystemdPath =
-      path: lib.replaceStrings [ "-" "/" ] [ "\\x2d" "-" ] (lib.removePrefix "/" path);
+    utils = import ./utils.nix { inherit lib; };
   };
   modules = [
     ./nixos.nix

@@ -8,7 +8,11 @@
 let
   lib = import ../../lib.nix;
   evaluated = lib.evalModules {
-    inherit specialArgs prefix;
+    inherit prefix;
+    specialArgs = {
+      utils = import ../../../evaluator/utils.nix { inherit lib; };
+    }
+    // specialArgs;
     modules = [
       ../../../evaluator/nixos.nix
       (
