@@ -3,7 +3,7 @@
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::{Gid, Uid, User, getgrouplist, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Uid, User, getgrouplist, setegid, seteuid, setgid, setgroups, setuid};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
@@ -51,6 +51,26 @@ impl Identity {
     /// Whether the user belongs to the group.
     pub fn is_member_of(&self, group: Gid) -> bool {
         self.group == group || self.groups.contains(&group)
+    }
+
+    /// What this user sees: looks with its rights, and has those of root again afterwards. Who is not root looks as who it
+    /// is.
+    ///
+    /// # Errors
+    /// When the rights cannot be changed, or not be had back.
+    pub fn see<T>(&self, look: impl FnOnce() -> T) -> io::Result<T> {
+        if !nix::unistd::geteuid().is_root() || self.user.is_root() {
+            return Ok(look());
+        }
+        let (group, groups) = (nix::unistd::getegid(), nix::unistd::getgroups()?);
+        setgroups(&self.groups)?;
+        setegid(self.group)?;
+        seteuid(self.user)?;
+        let seen = look();
+        seteuid(Uid::from_raw(0))?;
+        setegid(group)?;
+        setgroups(&groups)?;
+        Ok(seen)
     }
 
     /// Becomes this user for good; nothing to do for who is it already.

@@ -16,10 +16,10 @@
 use crate::child::Identity;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, readlinkat, renameat, renameat2};
-use nix::libc::{S_IFBLK, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISVTX};
+use nix::libc::{S_IFBLK, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_ISVTX};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{
-    AccessFlags, Gid, Uid, UnlinkatFlags, User, faccessat, fchown, geteuid, linkat, symlinkat, unlinkat,
+    AccessFlags, Gid, Uid, UnlinkatFlags, User, faccessat, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat,
 };
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -363,6 +363,22 @@ impl Place {
     pub fn rename_to(&self, other: &Self) -> io::Result<()> {
         renameat(&self.directory, self.name.as_os_str(), &other.directory, other.name.as_os_str())?;
         other.directory.sync()
+    }
+
+    /// Gives a socket that this user has made to another user, who can then connect to it.
+    ///
+    /// # Errors
+    /// When there is something else by now.
+    pub fn give_socket(&self, owner: &Identity) -> io::Result<()> {
+        let look = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let found = openat(&self.directory.descriptor, self.name.as_os_str(), look, Mode::empty())?;
+        let stat = fstat(&found)?;
+        let is_ours = stat.st_uid == geteuid().as_raw() && stat.st_nlink == 1;
+        if stat.st_mode & S_IFMT != S_IFSOCK || !is_ours {
+            return Err(io::Error::other("it is not the socket that was made here"));
+        }
+        fchownat(&found, "", Some(owner.user()), Some(owner.group()), AtFlags::AT_EMPTY_PATH)?;
+        Ok(())
     }
 
     /// Removes the file or link; it need not be there.

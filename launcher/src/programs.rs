@@ -1,7 +1,8 @@
 //! Finding programs, and saying what to install when one is not there.
 
 use crate::path::HostPath;
-use nix::unistd::{AccessFlags, access};
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, faccessat};
 use std::path::{Path, PathBuf};
 
 /// A program that is not there.
@@ -59,7 +60,7 @@ pub fn find_program(program: &HostPath) -> Result<PathBuf, NotInstalled> {
 }
 
 fn is_program(path: &Path) -> bool {
-    path.is_file() && access(path, AccessFlags::X_OK).is_ok()
+    path.is_file() && faccessat(AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS).is_ok()
 }
 
 fn remedy(program: &Path) -> String {

@@ -7,7 +7,7 @@
 //! writes that command into `SOCKET.command` beside its socket. A daemon left over from an earlier start may serve what the
 //! machine spec now forbids. None is left over: they end with the launcher, or with the hypervisor that it becomes.
 
-use crate::child::{OnParentDeath, prepare};
+use crate::child::{Identity, OnParentDeath, prepare};
 use crate::interruption::{Interrupted, Interruption, end_group};
 use crate::launch::{SideProcess, SideProcessKind};
 use crate::path::HostPath;
@@ -120,6 +120,8 @@ struct Entry {
     program: PathBuf,
     socket: HostPath,
     working_directory: HostPath,
+    /// Who connects to the socket, if that is another user.
+    client: Option<Identity>,
     child: Option<Child>,
     started: Instant,
     delay: Duration,
@@ -130,12 +132,14 @@ struct Entry {
 
 impl SideProcesses {
     /// Starts those whose socket no process with the same command serves yet, and waits until all sockets are served.
+    /// The sockets are given to the client, the user who runs the hypervisor, if it is another.
     ///
     /// # Errors
     /// [`SideProcessError`]; those that were started are ended again.
     pub fn start(
         processes: &[SideProcess],
         working_directory: &HostPath,
+        client: Option<&Identity>,
         interruption: &Interruption,
     ) -> Result<Self, SideProcessError> {
         let mut started = Self::default();
@@ -155,6 +159,7 @@ impl SideProcesses {
                 program,
                 socket,
                 working_directory: working_directory.clone(),
+                client: client.cloned(),
                 child: None,
                 started: Instant::now(),
                 delay: FIRST_DELAY,
@@ -320,11 +325,23 @@ impl Entry {
         self.is_noted = self.write_command().is_ok();
     }
 
+    /// Root's daemons make sockets that only root may connect to; passt is another user already.
+    fn give_socket(&self) -> io::Result<()> {
+        match &self.client {
+            Some(client) if self.process.kind != SideProcessKind::Passt => {
+                Place::itself(self.socket.as_path())?.give_socket(client)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn write_command(&self) -> Result<(), SideProcessError> {
-        let written = ServedCommand::of(&self.process, &self.working_directory).and_then(|command| {
-            let text = serde_json::to_vec(&command)?;
-            command_place(self.socket.as_path())?.replace(&text, COMMAND_MODE, None)
-        });
+        let given = self.give_socket();
+        let written =
+            given.and_then(|()| ServedCommand::of(&self.process, &self.working_directory)).and_then(|command| {
+                let text = serde_json::to_vec(&command)?;
+                command_place(self.socket.as_path())?.replace(&text, COMMAND_MODE, None)
+            });
         written.map_err(|source| SideProcessError::Command {
             name: described(&self.process),
             path: self.socket.as_path().to_owned(),

@@ -4,6 +4,7 @@ use super::failure::Failure;
 use super::machine::{failed, launch_of, watch};
 use super::output::write_stderr;
 use super::spec_file::{SpecArguments, read};
+use launcher::child::Identity;
 use launcher::launch::SideProcessKind;
 use launcher::readiness::ServiceManager;
 use launcher::side_processes::SideProcesses;
@@ -29,7 +30,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut processes = launch.needs.processes;
     processes.retain(|process| process.kind == SideProcessKind::Virtiofsd);
     let manager = ServiceManager::of_environment();
-    let mut daemons = SideProcesses::start(&processes, &launch.working_directory, &interruption).map_err(failed)?;
+    let client = launch.user.as_deref().map(Identity::of).transpose().map_err(failed)?;
+    let client = client.filter(|_| nix::unistd::geteuid().is_root());
+    let mut daemons =
+        SideProcesses::start(&processes, &launch.working_directory, client.as_ref(), &interruption).map_err(failed)?;
     let served = processes.len();
     write_stderr(&format!("{}: {served} virtiofs share{} served", launch.name, if served == 1 { "" } else { "s" }));
     tell(&manager, "READY=1\nSTATUS=all shares are served");

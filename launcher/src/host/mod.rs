@@ -3,6 +3,7 @@
 mod desktop;
 mod facts;
 mod kvm;
+mod limits;
 mod needs;
 
 pub use facts::{FactsError, NoticedKernel, gather, kernel_form};

@@ -1,19 +1,24 @@
 //! Everything that a launch misses on this host, found without changing anything.
 
+use super::limits;
 use crate::child::Identity;
-use crate::launch::{Access, KvmUse, Launch, PassedDevice, Presence};
+use crate::launch::{Access, KvmUse, Launch, PassedDevice, Presence, Reader, SideProcessKind, VolumeNeed};
 use crate::network;
 use crate::path::HostPath;
 use crate::programs::find_program;
 use crate::side_processes::serves_the_same;
 use crate::sockets::is_listening;
 use crate::spec::DeviceBus;
+use crate::volumes::inspect;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, statfs};
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, faccessat};
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// Something that is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,30 +47,25 @@ pub enum Moment {
 /// Everything that is missing.
 pub fn missing(launch: &Launch, moment: Moment) -> Vec<HostProblem> {
     let mut problems = Problems { launch, found: Vec::new() };
-    problems.check_program();
-    problems.check_kvm();
-    for presence in &launch.needs.present {
-        if !problems.is_served(presence) {
-            problems.check_presence(presence);
-        }
-    }
-    for node in &launch.needs.device_nodes {
-        if let Err(error) = OpenOptions::new().read(true).write(true).open(node.path.as_path()) {
-            let remedy = match error.kind() {
-                ErrorKind::PermissionDenied => "who runs the machine must be allowed to read and write it".to_owned(),
-                _ => format!("run: sudo {}", node.remedy),
-            };
-            problems.add(&node.option, format!("{}: {error}; {remedy}", node.path));
-        }
-    }
+    let identity = launch.user.as_deref().map(Identity::of).and_then(Result::ok);
+    let identity = identity.filter(|_| nix::unistd::geteuid().is_root());
+    problems.see_as(identity.as_ref(), Problems::check_for_hypervisor, moment);
+    problems.check_user();
+    problems.check_presences(Reader::Launcher);
     for device in &launch.needs.devices {
         problems.check_device(device);
     }
     problems.check_huge_pages();
+    problems.check_passt();
     if moment == Moment::Check {
         problems.check_what_run_makes();
     }
     problems.found
+}
+
+/// With the effective rights, which [`Identity::see`] changes.
+fn accessible(path: &Path, rights: AccessFlags) -> Result<(), Errno> {
+    faccessat(AT_FDCWD, path, rights, AtFlags::AT_EACCESS)
 }
 
 struct Problems<'launch> {
@@ -82,10 +82,99 @@ impl Problems<'_> {
         path.below(&self.launch.working_directory)
     }
 
-    fn check_program(&mut self) {
+    /// Looks with the rights of the machine's user, who runs the hypervisor.
+    fn see_as(&mut self, identity: Option<&Identity>, look: impl FnOnce(&mut Self, Moment), moment: Moment) {
+        let first = self.found.len();
+        let seen = match identity {
+            Some(identity) => identity.see(|| look(self, moment)),
+            None => {
+                look(self, moment);
+                Ok(())
+            }
+        };
+        if let Err(error) = seen {
+            self.add("user", format!("looking with this user's rights failed: {error}"));
+        }
+        if let Some(user) = self.launch.user.as_deref().filter(|_| identity.is_some()) {
+            for problem in &mut self.found[first..] {
+                problem.message.push_str(&format!(" (user {user})"));
+            }
+        }
+    }
+
+    /// What the hypervisor does itself.
+    fn check_for_hypervisor(&mut self, moment: Moment) {
         if let Err(error) = find_program(&self.launch.program) {
             self.add(self.launch.hypervisor.as_str(), error.to_string());
         }
+        self.check_kvm();
+        self.check_presences(Reader::Hypervisor);
+        let launch = self.launch;
+        for node in &launch.needs.device_nodes {
+            if let Err(error) = OpenOptions::new().read(true).write(true).open(node.path.as_path()) {
+                let remedy = match error.kind() {
+                    ErrorKind::PermissionDenied => {
+                        "who runs the machine must be allowed to read and write it".to_owned()
+                    }
+                    _ => format!("run: sudo {}", node.remedy),
+                };
+                self.add(&node.option, format!("{}: {error}; {remedy}", node.path));
+            }
+        }
+        let state = launch.working_directory.as_path();
+        let rights = AccessFlags::W_OK | AccessFlags::X_OK;
+        if state.is_dir()
+            && let Err(errno) = accessible(state, rights)
+        {
+            let error = std::io::Error::from(errno);
+            self.add("state directory", format!("{}: {error}; sockets are made there", launch.working_directory));
+        }
+        self.check_volumes_that_are_there(moment);
+    }
+
+    fn check_presences(&mut self, reader: Reader) {
+        let launch = self.launch;
+        for presence in launch.needs.present.iter().filter(|presence| presence.reader == reader) {
+            if !self.is_served(presence) {
+                self.check_presence(presence);
+            }
+        }
+    }
+
+    fn check_volumes_that_are_there(&mut self, moment: Moment) {
+        let launch = self.launch;
+        for (index, need) in launch.needs.volumes.iter().enumerate() {
+            let need = VolumeNeed { image: self.absolute(&need.image), ..need.clone() };
+            if need.image.as_path().symlink_metadata().is_err() {
+                continue;
+            }
+            // Right before the start they are looked at when they are made ready.
+            let content = if moment == Moment::Check { inspect(&need) } else { Ok(()) };
+            let problem = match content {
+                Ok(()) => limits::of(launch.hypervisor, &need),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(problem) = problem {
+                self.add(&format!("volumes[{index}].image"), problem);
+            }
+        }
+    }
+
+    /// passt has had vhost-user for some time only; the one that is too old ends with a list of its options.
+    fn check_passt(&mut self) {
+        let launch = self.launch;
+        for process in launch.needs.processes.iter().filter(|process| process.kind == SideProcessKind::Passt) {
+            let Ok(program) = find_program(&process.program) else { continue };
+            let Ok(asked) = Command::new(&program).arg("--help").stdin(Stdio::null()).output() else { continue };
+            let said = [asked.stdout, asked.stderr].concat();
+            if !String::from_utf8_lossy(&said).contains("--vhost-user") {
+                let reason = format!("{} has no --vhost-user; install passt 2024_11_27 or newer", program.display());
+                self.add("interfaces", reason);
+            }
+        }
+    }
+
+    fn check_user(&mut self) {
         if let Some(Err(error)) = self.launch.user.as_deref().map(Identity::of) {
             self.add("user", error.to_string());
         }
@@ -126,7 +215,7 @@ impl Problems<'_> {
                 self.add(&presence.option, format!("{path} {wanted}"));
             }
             Ok(_) => {
-                if let Err(errno) = access(path.as_path(), flags) {
+                if let Err(errno) = accessible(path.as_path(), flags) {
                     self.add(&presence.option, format!("{path}: {}", std::io::Error::from(errno)));
                 }
             }
@@ -213,8 +302,26 @@ impl Problems<'_> {
         }
         for volume in &launch.needs.volumes {
             let path = self.absolute(&volume.image);
-            if volume.creation.is_none() && !path.as_path().exists() {
+            if path.as_path().exists() {
+                continue;
+            }
+            if volume.creation.is_none() {
                 self.add("volumes", format!("{path} is not there, and `autoCreate` is off"));
+                continue;
+            }
+            if let Err(error) = find_program(&HostPath::new(format!("mkfs.{}", volume.fs_type))) {
+                self.add("volumes", format!("{path} cannot be created: {error}"));
+            }
+            // The nearest directory that is there is where the others and the image are made.
+            let parents = path.as_path().ancestors().skip(1);
+            if let Some(parent) = parents.into_iter().find(|parent| parent.symlink_metadata().is_ok()) {
+                let rights = AccessFlags::W_OK | AccessFlags::X_OK;
+                if !parent.is_dir() {
+                    self.add("volumes", format!("{path} cannot be created: {} is not a directory", parent.display()));
+                } else if let Err(errno) = accessible(parent, rights) {
+                    let error = std::io::Error::from(errno);
+                    self.add("volumes", format!("{path} cannot be created: {}: {error}", parent.display()));
+                }
             }
         }
     }

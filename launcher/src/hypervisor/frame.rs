@@ -6,7 +6,7 @@ use crate::keyval::Unwritable;
 use crate::launch::{
     Access, BalloonDevice, ComposedInitrd, Console, ControlSocket, DeviceNode, FIRST_PASSED_DESCRIPTOR, FileToWrite,
     ForcedStop, GracefulStep, GuessedFormat, GuestDisk, GuestNotification, KvmUse, LAUNCH_VERSION, Launch, MacvtapNeed,
-    Needs, NotificationSocket, PassedDevice, Presence, Shutdown, TapNeed, VolumeCreation, VolumeNeed, VsockEnd,
+    Needs, NotificationSocket, PassedDevice, Presence, Reader, Shutdown, TapNeed, VolumeCreation, VolumeNeed, VsockEnd,
     VsockHostEnd,
 };
 use crate::path::HostPath;
@@ -95,13 +95,18 @@ impl<'spec> Frame<'spec> {
         frame.add_disk_needs();
         frame.add_share_needs();
         for (name, path) in &spec.credential_files {
-            frame.need_file(&format!("credentialFiles.{name}"), path, Access::Read);
+            let option = format!("credentialFiles.{name}");
+            // qemu reads them by itself; for the others they are put into the initrd.
+            match hypervisor {
+                Hypervisor::Qemu => frame.need_file(&option, path, Access::Read),
+                _ => frame.need_file_for_launcher(&option, path, Access::Read),
+            }
         }
         let devices = spec.devices.iter();
         frame.needs.devices =
             devices.map(|device| PassedDevice { bus: device.bus, path: device.path.clone() }).collect();
         if let Some(script) = &spec.extra_args_script {
-            frame.need_file("extraArgsScript", script, Access::Execute);
+            frame.need_file_for_launcher("extraArgsScript", script, Access::Execute);
         }
         if let Some(console) = &spec.console_socket {
             frame.needs.sockets_to_remove.push(console.clone());
@@ -133,6 +138,8 @@ impl<'spec> Frame<'spec> {
                 image: disk.image.clone(),
                 fs_type: volume.fs_type.clone(),
                 label: volume.label.clone(),
+                image_type: disk.image_type,
+                mount_point: disk.mount_point.clone(),
                 access: if disk.read_only { Access::Read } else { Access::ReadWrite },
                 creation,
             });
@@ -154,7 +161,11 @@ impl<'spec> Frame<'spec> {
     fn add_share_needs(&mut self) {
         for (index, checked) in self.spec.shares.iter().enumerate() {
             let access = if checked.share.read_only { Access::Enter } else { Access::EnterWrite };
-            self.need_file(&format!("shares[{index}].source"), &checked.share.source, access);
+            let option = format!("shares[{index}].source");
+            match checked.share.proto {
+                ShareProtocol::Virtiofs => self.need_file_for_launcher(&option, &checked.share.source, access),
+                ShareProtocol::NineP => self.need_file(&option, &checked.share.source, access),
+            }
             if checked.share.proto == ShareProtocol::Virtiofs {
                 self.needs.sockets_to_remove.push(checked.socket.clone());
             }
@@ -192,7 +203,18 @@ impl<'spec> Frame<'spec> {
     }
 
     pub(super) fn need_file(&mut self, option: &str, path: &HostPath, access: Access) {
-        self.needs.present.push(Presence { path: path.clone(), option: option.to_owned(), access });
+        self.needs.present.push(Presence {
+            path: path.clone(),
+            option: option.to_owned(),
+            access,
+            reader: Reader::Hypervisor,
+        });
+    }
+
+    /// A file that the launcher itself reads, or a process beside the hypervisor.
+    pub(super) fn need_file_for_launcher(&mut self, option: &str, path: &HostPath, access: Access) {
+        let (path, option) = (path.clone(), option.to_owned());
+        self.needs.present.push(Presence { path, option, access, reader: Reader::Launcher });
     }
 
     pub(super) fn need_device(&mut self, option: &str, path: &str, remedy: &str) {
@@ -292,7 +314,12 @@ impl<'spec> Frame<'spec> {
 
     pub(super) fn plain_initrd(&mut self) -> Option<HostPath> {
         let initrd = self.spec.kernel.initrd.clone()?;
-        self.need_file("initrd", &initrd, Access::Read);
+        let is_composed = self.hypervisor != Hypervisor::Qemu && !self.spec.credential_files.is_empty();
+        if is_composed {
+            self.need_file_for_launcher("initrd", &initrd, Access::Read);
+        } else {
+            self.need_file("initrd", &initrd, Access::Read);
+        }
         let bytes_of = |path: &HostPath| self.facts.file_bytes.get(path).copied().unwrap_or(0);
         let bytes = bytes_of(&initrd) + bytes_of(&self.spec.kernel.image);
         if bytes >= self.spec.memory.mem_mib << 20 {

@@ -10,7 +10,7 @@ pub use control::{
 };
 pub use needs::{
     Access, BridgeNeed, ComposedInitrd, DeviceNode, GuessedFormat, KvmUse, MacvtapNeed, Needs, PassedDevice, Presence,
-    SideProcess, SideProcessKind, StoreDiskNeed, TapNeed, VolumeCreation, VolumeNeed,
+    Reader, SideProcess, SideProcessKind, StoreDiskNeed, TapNeed, VolumeCreation, VolumeNeed,
 };
 
 use crate::path::HostPath;

@@ -78,6 +78,20 @@ pub struct Presence {
     pub option: String,
     /// What is done with it.
     pub access: Access,
+    /// Who does it.
+    #[serde(default)]
+    pub reader: Reader,
+}
+
+/// Who looks at a file or directory, if the machine has a user.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Reader {
+    /// The hypervisor, with the rights of the machine's user.
+    #[default]
+    Hypervisor,
+    /// The launcher or a process beside the hypervisor, with the launcher's rights.
+    Launcher,
 }
 
 /// What is done with a file.
@@ -134,6 +148,12 @@ pub struct VolumeNeed {
     pub label: Option<String>,
     /// What is done with it.
     pub access: Access,
+    /// The image's format.
+    #[serde(default)]
+    pub image_type: ImageType,
+    /// Where the guest mounts it; null is nowhere, and then what it holds is the user's own affair.
+    #[serde(default)]
+    pub mount_point: Option<String>,
     /// How to create it if it is not there; null is not to.
     pub creation: Option<VolumeCreation>,
 }

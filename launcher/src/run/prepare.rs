@@ -94,7 +94,8 @@ impl Prepared {
             talk(&format!("made network interface {name}"));
         }
         step.check_side_processes()?;
-        let side_processes = SideProcesses::start(&launch.needs.processes, &launch.working_directory, interruption)?;
+        let side_processes =
+            SideProcesses::start(&launch.needs.processes, &launch.working_directory, identity.as_ref(), interruption)?;
         let mut arguments = launch.arguments.clone();
         arguments.extend(step.extra_arguments()?);
         let descriptors = step.open_descriptors()?;

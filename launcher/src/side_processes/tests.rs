@@ -33,10 +33,10 @@ fn a_daemon_is_started_again_and_ended() {
     let process = side_process(directory.path(), DAEMON);
     let interruption = Interruption::watch().unwrap();
     let mut processes =
-        SideProcesses::start(std::slice::from_ref(&process), &state(directory.path()), &interruption).unwrap();
+        SideProcesses::start(std::slice::from_ref(&process), &state(directory.path()), None, &interruption).unwrap();
     let socket = directory.path().join("fs.sock");
     // Another supervisor leaves alone what is served already.
-    assert!(SideProcesses::start(&[process], &state(directory.path()), &interruption).unwrap().is_empty());
+    assert!(SideProcesses::start(&[process], &state(directory.path()), None, &interruption).unwrap().is_empty());
     drop(std::os::unix::net::UnixStream::connect(&socket).unwrap());
     let starts = || fs::read_to_string(directory.path().join("fs.sock.starts")).unwrap_or_default().len();
     let end = Instant::now() + Duration::from_secs(60);
@@ -61,10 +61,10 @@ fn a_daemon_with_another_command_is_not_used() {
     process.arguments.push("--read-write".to_owned());
     let interruption = Interruption::watch().unwrap();
     let left_over =
-        SideProcesses::start(std::slice::from_ref(&process), &state(directory.path()), &interruption).unwrap();
+        SideProcesses::start(std::slice::from_ref(&process), &state(directory.path()), None, &interruption).unwrap();
     process.arguments.pop();
     process.arguments.push("--readonly".to_owned());
-    let error = SideProcesses::start(&[process], &state(directory.path()), &interruption).unwrap_err();
+    let error = SideProcesses::start(&[process], &state(directory.path()), None, &interruption).unwrap_err();
     assert!(matches!(error, SideProcessError::Foreign { .. }), "{error}");
     drop(left_over);
 }
@@ -75,7 +75,7 @@ fn a_daemon_that_was_started_again_is_known_by_its_command_again() {
     let process = side_process(directory.path(), DAEMON);
     let interruption = Interruption::watch().unwrap();
     let mut processes =
-        SideProcesses::start(std::slice::from_ref(&process), &state(directory.path()), &interruption).unwrap();
+        SideProcesses::start(std::slice::from_ref(&process), &state(directory.path()), None, &interruption).unwrap();
     drop(std::os::unix::net::UnixStream::connect(directory.path().join("fs.sock")).unwrap());
     let starts = || fs::read_to_string(directory.path().join("fs.sock.starts")).unwrap_or_default().len();
     let end = Instant::now() + Duration::from_secs(60);
@@ -138,6 +138,7 @@ fn starts_a_daemon_for_another_test() {
         program: PathBuf::from(program),
         socket: "fs.sock".into(),
         working_directory: state(directory),
+        client: None,
         child: None,
         started: Instant::now(),
         delay: FIRST_DELAY,
@@ -153,7 +154,8 @@ fn a_daemon_that_dies_at_once_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let process = side_process(directory.path(), "import sys\nsys.exit(3)\n");
     let interruption = Interruption::watch().unwrap();
-    let error = SideProcesses::start(&[process], &state(directory.path()), &interruption).unwrap_err().to_string();
+    let error =
+        SideProcesses::start(&[process], &state(directory.path()), None, &interruption).unwrap_err().to_string();
     assert!(error.contains("ended with exit status: 3 before it served"), "{error}");
 }
 
@@ -162,7 +164,8 @@ fn a_missing_daemon_says_what_to_install() {
     let directory = tempfile::tempdir().unwrap();
     let process = SideProcess { program: "/nonexistent/virtiofsd".into(), ..side_process(directory.path(), "") };
     let interruption = Interruption::watch().unwrap();
-    let error = SideProcesses::start(&[process], &state(directory.path()), &interruption).unwrap_err().to_string();
+    let error =
+        SideProcesses::start(&[process], &state(directory.path()), None, &interruption).unwrap_err().to_string();
     assert!(
         error.contains("the virtiofs daemon of share `ro-store`: /nonexistent/virtiofsd is not installed"),
         "{error}"
@@ -178,6 +181,7 @@ fn failures_are_given_more_and_more_time() {
         program: PathBuf::new(),
         socket: "fs.sock".into(),
         working_directory: state(directory.path()),
+        client: None,
         child: None,
         started: Instant::now(),
         delay: FIRST_DELAY,

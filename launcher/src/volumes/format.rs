@@ -72,6 +72,11 @@ pub fn check_format(
     })
 }
 
+/// What an image looks like, and which format of the machine spec that is.
+pub(super) fn described(image: &File) -> io::Result<(&'static str, Option<ImageType>)> {
+    Ok(look(image)?.map_or(("a raw image", Some(ImageType::Raw)), |found| (found.name, found.image_type)))
+}
+
 fn look(mut image: &File) -> io::Result<Option<Found>> {
     let mut start = vec![0; START_BYTES];
     let mut filled = 0;

@@ -197,6 +197,8 @@ mod tests {
                     fs_type: "ext4".to_owned(),
                     label: None,
                     access: Access::ReadWrite,
+                    image_type: crate::spec::ImageType::Raw,
+                    mount_point: None,
                     creation: None,
                 })
                 .collect();

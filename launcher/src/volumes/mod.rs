@@ -16,6 +16,7 @@ use crate::launch::{Access, VolumeCreation, VolumeNeed};
 use crate::path::HostPath;
 use crate::place::{Place, descriptor_path};
 use crate::programs::{NotInstalled, find_program};
+use crate::spec::ImageType;
 use nix::fcntl::OFlag;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use std::fs::File;
@@ -175,14 +176,35 @@ pub fn make_ready(
     }
 }
 
-/// A volume that the launcher would create must hold what it would have made; another is the user's own affair.
+/// Looks at a volume that is there without changing anything: whether it holds what the spec says.
+///
+/// # Errors
+/// [`VolumeError`].
+pub fn inspect(volume: &VolumeNeed) -> Result<(), VolumeError> {
+    let flags = if volume.access == Access::ReadWrite { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+    match Place::of(volume.image.as_path()).and_then(|place| place.open(flags)) {
+        Ok(image) => check_content(volume, &image),
+        Err(source) => Err(VolumeError::File { path: volume.image.clone(), source }),
+    }
+}
+
+/// A volume that the launcher would create must hold what it would have made, and another one that the guest mounts what
+/// the guest mounts.
 fn check_content(volume: &VolumeNeed, image: &File) -> Result<(), VolumeError> {
     let failed = |source| VolumeError::File { path: volume.image.clone(), source };
-    if volume.creation.is_none() || image.metadata().map_err(failed)?.file_type().is_block_device() {
-        return Ok(());
+    if volume.image_type != ImageType::Raw {
+        let (found, image_type) = format::described(image).map_err(failed)?;
+        if image_type == Some(volume.image_type) {
+            return Ok(());
+        }
+        let wanted = format!("a {} image", volume.image_type.as_str());
+        return Err(VolumeError::Other { path: volume.image.clone(), found: found.to_owned(), wanted });
     }
     let found = file_system(image).map_err(failed)?;
-    if matches(found.as_ref(), volume) {
+    // What the launcher did not make is looked at only if the guest mounts it, and may still be empty.
+    let is_foreign = volume.creation.is_none() || image.metadata().map_err(failed)?.file_type().is_block_device();
+    let is_anything_good = is_foreign && (volume.mount_point.is_none() || found.is_none());
+    if is_anything_good || matches(found.as_ref(), volume) {
         return Ok(());
     }
     Err(VolumeError::Other { path: volume.image.clone(), found: described(found.as_ref()), wanted: wanted(volume) })
@@ -200,7 +222,7 @@ fn matches(found: Option<&FileSystem>, volume: &VolumeNeed) -> bool {
 }
 
 fn superblock_is_known(fs_type: &str) -> bool {
-    matches!(fs_type, "ext2" | "ext3" | "ext4" | "xfs" | "btrfs" | "vfat" | "fat" | "msdos")
+    superblock::is_known(fs_type)
 }
 
 fn described(found: Option<&FileSystem>) -> String {

@@ -18,13 +18,18 @@ impl FileSystem {
     pub fn is_of_type(&self, fs_type: &str) -> bool {
         let family =
             |name: &str| if matches!(name, "ext2" | "ext3" | "ext4") { "ext".to_owned() } else { name.to_owned() };
-        let alias = if matches!(fs_type, "fat" | "msdos") { "vfat" } else { fs_type };
+        let alias = match fs_type {
+            "fat" | "msdos" => "vfat",
+            "ntfs3" => "ntfs",
+            "zfs_member" => "zfs",
+            _ => fs_type,
+        };
         family(self.fs_type) == family(alias)
     }
 }
 
-/// How far into the image the superblocks reach: that of btrfs is at 64 KiB.
-const LOOKED_AT_BYTES: usize = 0x1_1000;
+/// How far into the image the superblocks reach: the first of ZFS is at 128 KiB.
+const LOOKED_AT_BYTES: usize = 0x2_1000;
 
 const EXT_SUPERBLOCK: usize = 1024;
 const EXT_FEATURE_COMPATIBLE_HAS_JOURNAL: u32 = 4;
@@ -49,7 +54,13 @@ pub fn file_system(image: &File) -> io::Result<Option<FileSystem>> {
 }
 
 fn recognise(bytes: &[u8]) -> Option<FileSystem> {
-    ext(bytes).or_else(|| xfs(bytes)).or_else(|| btrfs(bytes)).or_else(|| vfat(bytes)).or_else(|| others(bytes))
+    ext(bytes)
+        .or_else(|| xfs(bytes))
+        .or_else(|| btrfs(bytes))
+        .or_else(|| f2fs(bytes))
+        .or_else(|| vfat(bytes))
+        .or_else(|| others(bytes))
+        .or_else(|| partitions(bytes))
 }
 
 fn ext(bytes: &[u8]) -> Option<FileSystem> {
@@ -97,16 +108,72 @@ fn vfat(bytes: &[u8]) -> Option<FileSystem> {
     Some(FileSystem { fs_type: "vfat", label })
 }
 
-/// Kinds that are only recognised so that they are not taken for something else.
+/// include/linux/f2fs_fs.h, struct f2fs_super_block: magic first, 512 units of UTF-16 for the label at 0x7c.
+fn f2fs(bytes: &[u8]) -> Option<FileSystem> {
+    let superblock = bytes.get(1024..1024 + 0x7c + 1024)?;
+    if superblock[..4] != [0x10, 0x20, 0xf5, 0xf2] {
+        return None;
+    }
+    let units = superblock[0x7c..].chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
+    let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
+    Some(FileSystem { fs_type: "f2fs", label: String::from_utf16_lossy(&units) })
+}
+
+/// A table of partitions, by whose signature nothing else was recognised.
+fn partitions(bytes: &[u8]) -> Option<FileSystem> {
+    if bytes.get(510..512)? != [0x55, 0xaa] {
+        return None;
+    }
+    // The four entries begin at 446, each with a flag that is 0 or 0x80, and a kind.
+    let entries = bytes[446..510].chunks_exact(16);
+    let is_table =
+        entries.clone().all(|entry| matches!(entry[0], 0 | 0x80)) && entries.into_iter().any(|entry| entry[4] != 0);
+    is_table.then(|| FileSystem { fs_type: "a table of partitions (MBR)", label: String::new() })
+}
+
+/// Whether [`file_system`] recognises this type, so that what it does not recognise is none.
+pub(super) fn is_known(fs_type: &str) -> bool {
+    let with_label = ["ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "fat", "msdos", "f2fs", "ntfs3"];
+    with_label.contains(&fs_type) || OTHERS.iter().any(|(name, _, _)| *name == fs_type)
+}
+
+/// Kinds of which only the name is known, so that they are not taken for something else: name, place, magic. Sources: the
+/// probes of util-linux' libblkid, and docs/interop of qemu.
+const OTHERS: [(&str, usize, &[u8]); 30] = [
+    ("squashfs", 0, b"hsqs"),
+    ("erofs", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]),
+    ("LUKS", 0, b"LUKS\xba\xbe"),
+    ("bcachefs", 4096 + 24, &[0xc6, 0x85, 0x73, 0xf6, 0x66, 0xce, 0x90, 0xa9]),
+    ("ntfs", 3, b"NTFS    "),
+    ("exfat", 3, b"EXFAT   "),
+    ("swap", 4086, b"SWAPSPACE2"),
+    ("LVM", 512 + 24, b"LVM2 001"),
+    ("LVM", 24, b"LVM2 001"),
+    ("a member of a RAID", 4096, &[0xfc, 0x4e, 0x2b, 0xa9]),
+    ("a member of a RAID", 0, &[0xfc, 0x4e, 0x2b, 0xa9]),
+    ("iso9660", 0x8001, b"CD001"),
+    ("udf", 0x8001, b"BEA01"),
+    ("jfs", 0x8000, b"JFS1"),
+    ("nilfs2", 1024 + 6, &[0x34, 0x34]),
+    ("hfsplus", 1024, b"H+"),
+    ("hfsplus", 1024, b"HX"),
+    ("reiserfs", 0x1_0034, b"ReIsEr"),
+    ("ocfs2", 0x2000, b"OCFSV2"),
+    ("gfs2", 0x1_0000, &[0x01, 0x16, 0x19, 0x70]),
+    ("zfs", 0x2_0000, &[0x0c, 0xb1, 0xba, 0]),
+    ("cramfs", 0, &[0x45, 0x3d, 0xcd, 0x28]),
+    ("romfs", 0, b"-rom1fs-"),
+    ("a table of partitions (GPT)", 512, b"EFI PART"),
+    ("qcow2", 0, b"QFI\xfb"),
+    ("a vhd image", 0, b"conectix"),
+    ("a vhdx image", 0, b"vhdxfile"),
+    ("a vmdk image", 0, b"KDMV"),
+    ("a vdi image", 0x40, &[0x7f, 0x10, 0xda, 0xbe]),
+    ("a cpio archive", 0, b"07070"),
+];
+
 fn others(bytes: &[u8]) -> Option<FileSystem> {
-    let known: [(&'static str, usize, &[u8]); 5] = [
-        ("squashfs", 0, b"hsqs"),
-        ("erofs", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]),
-        ("f2fs", 1024, &[0x10, 0x20, 0xf5, 0xf2]),
-        ("LUKS", 0, b"LUKS\xba\xbe"),
-        ("qcow2", 0, b"QFI\xfb"),
-    ];
-    let found = known.iter().find(|(_, at, magic)| bytes.get(*at..*at + magic.len()) == Some(*magic))?;
+    let found = OTHERS.iter().find(|(_, at, magic)| bytes.get(*at..*at + magic.len()) == Some(*magic))?;
     Some(FileSystem { fs_type: found.0, label: String::new() })
 }
 

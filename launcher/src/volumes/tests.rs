@@ -9,6 +9,8 @@ fn need(directory: &Path, fs_type: &str) -> VolumeNeed {
         fs_type: fs_type.to_owned(),
         label: Some("state".to_owned()),
         access: Access::ReadWrite,
+        image_type: crate::spec::ImageType::Raw,
+        mount_point: None,
         creation: Some(VolumeCreation { size_mib: 16, mkfs_extra_args: Vec::new() }),
     }
 }
