@@ -148,6 +148,10 @@ in
         end = "crash";
       }
       {
+        inherit machine;
+        end = "reboot";
+      }
+      {
         machine = upgraded machine;
         end = "cut";
       }

@@ -15,7 +15,11 @@ let
       { extraConfig = lib.generators.toKeyValue { } manager; };
 in
 {
-  boot.kernelParams = [ "systemd.show_status=error" ];
+  boot.kernelParams = [
+    "systemd.show_status=error"
+    "udev.event_timeout=1800"
+    "rcupdate.rcu_cpu_stall_suppress=1"
+  ];
   systemd = of options.systemd;
   boot.initrd.systemd = of options.boot.initrd.systemd;
 }

@@ -48,7 +48,6 @@ in
   systemd.coredump.enable = false;
   systemd.oomd.enable = false;
   security.pam.services.login.rules.session.lastlog.enable = lib.mkForce false;
-  services.getty.autologinUser = "root";
   services.timesyncd.enable = lib.mkDefault false;
 
   # Debian's programs look in Debian's places.
