@@ -2,7 +2,7 @@
 # run.sh [SCENARIO...]: boots real NixOS guests and hosts made from this project's modules, as root; all by default.
 #
 #   NIXPKGS=DIR                a nixpkgs tree, 24.05 or newer, whose modules make the systems; without it nothing is done
-#   MICROVM_NIXOS_RIG=DIR      where packages, the store and the machines' states are kept, 8 GB; default: target/nixos
+#   MICROVM_NIXOS_RIG=DIR      where packages, the store and the machines' states are kept, 4 GB; default: target/nixos
 #   MICROVM_TEST_PROGRAMS=DIR  has bin/microvm and bin/microvm-image; default: a debug build of this checkout
 #
 # There is no binary cache: the modules are nixpkgs' own, the programs are Debian's packages, wrapped as derivations
