@@ -1,6 +1,7 @@
 //! What a machine's guest, or its user, may have prepared for the next start: nothing of it reaches the host's files.
 
 use crate::failures::{is_alive, said, scripted_machine, wait_for_file, write_script};
+use crate::lifecycle::waiting_machine;
 use crate::machine::{PATIENCE, TestMachine, kvm_opens, program_of, tell_skip, use_program};
 use crate::probe::probe_guest;
 use crate::test_program::write_program;
@@ -58,7 +59,7 @@ fn a_raw_disk_whose_guest_wrote_another_format_is_refused_at_the_next_start() {
             let Some(machine) = TestMachine::new("web") else { return };
             let mut spec: MachineSpec = serde_json::from_value(json!({
                 "version": 1, "name": "web", "hypervisor": hypervisor, "mem": 256, "kernel": probe_guest().bzimage,
-                "vmlinux": probe_guest().elf, "rng": false,
+                "vmlinux": probe_guest().elf,
                 "volumes": [{"image": "var.img", "autoCreate": false, "readOnly": read_only}],
             }))
             .unwrap();
@@ -253,4 +254,31 @@ fn check_finds_one_file_behind_two_paths() {
     write("db", &machine.path("a.img"));
     write("mail", &machine.path("b.img"));
     refused(&["db.json", "mail.json"]);
+}
+
+#[test]
+fn every_hypervisor_holds_the_lock_on_its_volume() {
+    for hypervisor in Hypervisor::ALL {
+        let Some((machine, mut spec)) = waiting_machine(hypervisor) else { continue };
+        spec.interfaces.clear();
+        spec.volumes = serde_json::from_value(json!([{"image": "var.img", "size": 8}])).unwrap();
+        machine.write_spec(&spec);
+        let mut running = machine.start(&["--supervise"]);
+        running.wait_for("waiting");
+        let process = fs::read_to_string(machine.path("run/web/process.json")).unwrap();
+        let process: serde_json::Value = serde_json::from_str(&process).unwrap();
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", process["hypervisor"]["pid"])).unwrap();
+        let lock = machine.path("var.img.lock");
+        let held = descriptors.filter(|entry| fs::read_link(entry.as_ref().unwrap().path()).is_ok_and(|to| to == lock));
+        assert_eq!(held.count(), 1, "{hypervisor}");
+        spec.name = "db".to_owned();
+        spec.socket = None;
+        fs::write(machine.path("other.json"), serde_json::to_string(&spec).unwrap()).unwrap();
+        for other in [hypervisor, Hypervisor::Qemu] {
+            let output = machine.output(&["run", "other.json", "--hypervisor", other.as_str()]);
+            assert!(said(&output).contains("is in use by machine web, process "), "{other}: {}", said(&output));
+        }
+        assert!(machine.output(&["stop", "web", "--timeout", "60"]).status.success());
+        running.end();
+    }
 }
