@@ -68,6 +68,24 @@ pub(crate) fn use_program(spec: &mut MachineSpec, hypervisor: Hypervisor, progra
     }
 }
 
+/// Nothing of the surroundings reaches the launcher, except for the passt that they name.
+pub(crate) fn in_test_environment(command: &mut Command, machine: &TestMachine) {
+    command.env("MICROVM_RUNTIME_DIR", machine.path("run")).env("PATH", search_path());
+    for variable in ["MICROVM_IMAGE", "MICROVM_NAME", "NOTIFY_SOCKET"] {
+        command.env_remove(variable);
+    }
+}
+
+/// The search path, with the passt that the environment names in front.
+fn search_path() -> String {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let passt = std::env::var_os("MICROVM_TEST_PASST").map(PathBuf::from);
+    match passt.as_deref().and_then(Path::parent) {
+        Some(directory) => format!("{}:{path}", directory.display()),
+        None => path,
+    }
+}
+
 /// A network namespace that goes away with this.
 pub(crate) struct Namespace(String);
 
@@ -102,8 +120,19 @@ impl Namespace {
     }
 }
 
+impl Namespace {
+    /// Lets qemu's helper use the bridge: `ip netns exec` puts this file in the place of the host's.
+    pub(crate) fn allow_bridge(&self, bridge: &str) {
+        let directory = Path::new("/etc/netns").join(&self.0).join("qemu");
+        fs::create_dir_all(&directory).unwrap();
+        fs::create_dir_all("/etc/qemu").unwrap();
+        fs::write(directory.join("bridge.conf"), format!("allow {bridge}\n")).unwrap();
+    }
+}
+
 impl Drop for Namespace {
     fn drop(&mut self) {
+        let _ = fs::remove_dir_all(Path::new("/etc/netns").join(&self.0));
         let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
     }
 }
@@ -170,7 +199,7 @@ impl TestMachine {
     pub(crate) fn microvm(&self, arguments: &[&str]) -> Command {
         let mut command = self.namespace.command(env!("CARGO_BIN_EXE_microvm"));
         command.args(arguments).current_dir(self.directory.path()).stdin(Stdio::null());
-        command.env("MICROVM_RUNTIME_DIR", self.path("run")).env_remove("NOTIFY_SOCKET");
+        in_test_environment(&mut command, self);
         command
     }
 

@@ -12,6 +12,7 @@ mod lifecycle;
 mod linux;
 mod machine;
 mod probe;
+mod rows;
 mod screen;
 mod specs;
 #[path = "../../src/test_program.rs"]

@@ -2,6 +2,7 @@
 
 use crate::machine::{TestMachine, find_on_path, kvm_opens, program_of, skip, tell_skip, use_program, write_disk};
 use crate::probe::{ProbeReport, fnv1a64, probe_guest};
+use crate::rows::passt_for;
 use crate::test_program::write_program;
 use launcher::facts::HostFacts;
 use launcher::hypervisor::lower;
@@ -162,7 +163,7 @@ fn adapt(spec: &mut MachineSpec, machine: &TestMachine) -> Result<(), String> {
             }
             (InterfaceType::Bridge, _) => return Err("qemu's bridge helper is not set up".to_owned()),
             (InterfaceType::User, _) if spec.hypervisor == Hypervisor::CloudHypervisor => {
-                find_on_path("passt").ok_or("no passt")?;
+                passt_for(spec.hypervisor)?;
             }
             _ => {}
         }

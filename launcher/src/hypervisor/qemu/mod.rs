@@ -22,6 +22,8 @@ const CREDENTIAL_PREFIX: &str = "opt/io.systemd.credentials/";
 /// `FW_CFG_MAX_FILE_PATH`, less the final NUL.
 const FW_CFG_NAME_BYTES: usize = 55;
 
+/// What it can do. `tests/hypervisors/rows.rs` has shown every yes with version 7.2.22, except for
+/// devices of the host, vhost-net and vsock, for which the test host had nothing, and other architectures.
 pub(super) fn support(feature: Feature) -> Support {
     match feature {
         Feature::InitialBalloon => Support::No("starts with an empty balloon; fill it with `microvm balloon`"),
