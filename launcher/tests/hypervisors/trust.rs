@@ -10,7 +10,7 @@ use serde_json::json;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 /// The user `nobody`, as a machine's user.
@@ -34,6 +34,15 @@ fn program_or_script(machine: &TestMachine, hypervisor: Hypervisor) -> std::path
         tell_skip(&format!("no {hypervisor}: a script takes its place"));
         write_script(machine, hypervisor.as_str(), "echo started >started")
     })
+}
+
+/// Runs the machine where every user may open /dev/kvm: `ip netns exec` has made a mount namespace.
+fn run_with_open_kvm(machine: &TestMachine) -> Output {
+    let script = "mknod -m 666 kvm c 10 232 && mount --bind kvm /dev/kvm && exec \"$@\"";
+    let mut command = machine.namespace.command("sh");
+    command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_microvm"), "run", "machine.json"]);
+    command.current_dir(machine.directory.path()).env("MICROVM_RUNTIME_DIR", machine.path("run"));
+    command.stdin(Stdio::null()).output().unwrap()
 }
 
 /// A qcow2 header whose backing file is a file of the host.
@@ -98,7 +107,7 @@ fn files_of_the_hypervisor_are_not_written_through_links() {
     let configuration = machine.path("web-firecracker.json");
     symlink("victim", &configuration).unwrap();
     lchown(&configuration, Some(NOBODY), Some(NOBODY)).unwrap();
-    let output = machine.output(&["run", "machine.json"]);
+    let output = run_with_open_kvm(&machine);
     assert_eq!(fs::read_to_string(machine.path("victim")).unwrap(), "untouched");
     assert_eq!(fs::metadata(machine.path("victim")).unwrap().uid(), 0);
     let written = fs::symlink_metadata(&configuration).unwrap();
@@ -114,8 +123,9 @@ fn root_runs_no_script_that_the_machines_user_can_change() {
     ] {
         let Some(machine) = scripted_machine("exit 0", changes) else { return };
         write_script(&machine, "script.sh", "echo changed >victim");
+        fs::set_permissions(machine.directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
         lchown(machine.path("script.sh"), Some(NOBODY), Some(NOBODY)).unwrap();
-        let output = machine.output(&["run", "machine.json"]);
+        let output = run_with_open_kvm(&machine);
         assert_eq!(output.status.code(), Some(1));
         assert!(said(&output).contains("root does not run it, because nobody can change"), "{}", said(&output));
         assert!(!machine.path("victim").exists());
