@@ -60,7 +60,7 @@ pub fn plan() -> ImagePlan {
 
 /// An empty cache.
 pub fn open_cache(scratch: &Scratch) -> Cache {
-    Cache::open(scratch.path(), &ImageSettings::default()).expect("a cache")
+    Cache::open(scratch.path()).expect("a cache")
 }
 
 /// The one entry below a directory of the cache: a target stores a right one first, to learn where it lies.

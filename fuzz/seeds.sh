@@ -72,13 +72,13 @@ cat >"$work/plan.json" <<END
   "settings": {"compression": "zstd", "level": 3, "blockSizeBytes": 4096, "fragmentBlockSizeBytes": 4096}}
 END
 build --plan "$work/plan.json" --cache "$work/cache" -o "$work/image"
-find "$work/cache/v1/manifests" -type f -exec tail -c +33 {} \; | seed cached_manifest tree
+# Ends of packs: trees, hashes and size words, for the fuzzer to put together.
 number=0
-while read -r segment; do
+while read -r pack; do
   number=$((number + 1))
-  tail -c +33 "$segment" | seed cached_segment "$number"
-done < <(find "$work/cache/v1/segments" -type f | sort)
-find "$work/cache/v1/outputs" -type f -exec cat {} \; | seed output_record built
+  tail -c 400 "$pack" | seed pack_index "$number"
+done < <(find "$work/cache/v2/packs" -type f | sort)
+find "$work/cache/v2/outputs" -type f -exec cat {} \; | seed output_record built
 
 # What a client asks the cache service, what it answers, and what Nix' daemon says.
 printf '{"version":1,"encoder":"zstd8-e1","storePath":{"path":"%s","narHash":"%s"},"settings":%s}' "$name" "$hash" \

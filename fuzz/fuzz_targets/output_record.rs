@@ -21,14 +21,15 @@ static PLACE: LazyLock<Place> = LazyLock::new(|| {
     let cache = open_cache(&scratch);
     let key = PlanKey::of(&plan()).expect("a key");
     let image = scratch.write("image", b"image");
-    cache.remember_build(&key, &image, &BuildReport::default()).expect("a record");
-    assert!(cache.finished_build(&key, &image).is_some());
-    let record = only_entry(&scratch.path().join("v1/outputs"));
+    let published = std::fs::File::open(&image).expect("an image");
+    cache.remember_build(&key, &image, &published, &BuildReport::default()).expect("a record");
+    assert!(cache.finished_build(&key, &plan(), &image).is_some());
+    let record = only_entry(&scratch.path().join("v2/outputs"));
     Place { cache, key, image, record }
 });
 
 fuzz_target!(|bytes: &[u8]| {
     let place = &*PLACE;
     std::fs::write(&place.record, bytes).expect("a record");
-    assert!(place.cache.finished_build(&place.key, &place.image).is_none());
+    assert!(place.cache.finished_build(&place.key, &plan(), &place.image).is_none());
 });

@@ -4,24 +4,23 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run says why and ends")]
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use imagebuilder::cache::{Cache, Lookup};
+use imagebuilder::build::{PackRequest, make_pack};
 use imagebuilder::encode::Encoder;
-use imagebuilder::segment::{Batch, Segment, SegmentKey, SegmentKind, encode_segment};
+use imagebuilder::pack::Pack;
+use imagebuilder::plan::PlannedPath;
+use imagebuilder::segment::{Batch, SegmentKind, encode_segment};
 use imagebuilder::settings::{Compression, ImageSettings};
 use imagebuilder::squashfs::tables::{Contents, Location, Member, write_tables};
+use imagebuilder::store_path::StorePath;
 use imagebuilder::tree::{FileMode, Tree};
 use std::hint::black_box;
+use std::sync::atomic::AtomicBool;
 
 /// A MiB that compresses about as well as programs do: the benchmark's own machine code.
 fn content() -> Vec<u8> {
     let mut content = std::fs::read(std::env::current_exe().unwrap()).unwrap();
     content.truncate(1 << 20);
     content
-}
-
-fn encode(settings: &ImageSettings, content: &[u8], batch: &mut Batch) -> Segment {
-    let mut encoder = Encoder::new(settings).unwrap();
-    encode_segment(&mut encoder, SegmentKind::File, content, settings.block_size_bytes(), batch).unwrap()
 }
 
 fn compressing(criterion: &mut Criterion) {
@@ -46,26 +45,24 @@ fn compressing(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn cached_segments(criterion: &mut Criterion) {
+fn packs(criterion: &mut Criterion) {
     let directory = tempfile::tempdir().unwrap();
     let settings = ImageSettings::default();
-    let cache = Cache::open(directory.path(), &settings).unwrap();
     let content = content();
-    let mut made = Batch::default();
-    let segment = encode(&settings, &content, &mut made);
-    let stored = made.stored(&segment);
-    let key = SegmentKey { kind: SegmentKind::File, content: *blake3::hash(&content).as_bytes() };
-    cache.store_segment(&key, &segment, stored).unwrap();
-    let mut group = criterion.benchmark_group("cached segment of 1 MiB of content");
-    group.throughput(Throughput::Bytes(stored.len() as u64));
-    let mut batch = Batch::default();
-    group.bench_function("load and check", |bencher| {
-        bencher.iter(|| match cache.load_segment(&key, &mut batch).unwrap() {
-            Lookup::Hit(segment) => segment,
-            Lookup::Miss | Lookup::Damaged => unreachable!("the segment was stored"),
-        });
+    let location = directory.path().join("file");
+    std::fs::write(&location, &content).unwrap();
+    let path = StorePath::from_base_name("0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-file").unwrap();
+    let path = PlannedPath { path, nar_hash: Some([7; 32]), nar_size_bytes: None };
+    let (settings, location, place) = (&settings, location.as_path(), directory.path());
+    let request = PackRequest { path: &path, location, settings, directory: place, jobs: 1 };
+    let made = make_pack(&request, &AtomicBool::new(false)).unwrap();
+    let mut group = criterion.benchmark_group("pack of 1 MiB of content");
+    group.throughput(Throughput::Bytes(made.file().metadata().unwrap().len()));
+    group.bench_function("open", |bencher| {
+        bencher.iter(|| Pack::open(made.file().try_clone().unwrap(), &path, settings).unwrap());
     });
-    group.bench_function("store", |bencher| bencher.iter(|| cache.store_segment(&key, &segment, stored).unwrap()));
+    let pack = Pack::open(made.file().try_clone().unwrap(), &path, settings).unwrap();
+    group.bench_function("read and check", |bencher| bencher.iter(|| assert!(pack.check_segments().unwrap())));
     group.finish();
 }
 
@@ -102,5 +99,5 @@ fn tables(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(parts, compressing, cached_segments, tables);
+criterion_group!(parts, compressing, packs, tables);
 criterion_main!(parts);

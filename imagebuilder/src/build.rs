@@ -1,42 +1,54 @@
 //! Builds an image from a plan: scan, blocks, tables, publish.
 
+mod back_pressure;
 mod buffers;
+mod check;
 mod job;
+mod job_queue;
+mod make_pack;
+mod new_pack;
 mod output;
+mod placement;
 mod places;
+mod range_hashes;
+mod scan;
 mod sequence;
 mod source;
 mod steps;
 mod tally;
-mod workers;
+mod transfer;
 
+pub use make_pack::{PackRequest, make_pack};
 pub use output::OutputError;
 
 use crate::cache::outputs::PlanKey;
-use crate::cache::{Cache, CacheError, Lookup};
+use crate::cache::{Cache, CacheError};
 use crate::encode::{EncodeError, Encoder, codec_number, codec_options};
-use crate::plan::{ImagePlan, PlannedPath};
+use crate::pack::PackSource;
+use crate::plan::ImagePlan;
 use crate::progress::{Phase, Progress};
 use crate::report::{BuildReport, CacheReport, Outcome};
-use crate::scan::{self, ScanError};
+use crate::scan::ScanError;
 use crate::squashfs::format::{
     IMAGE_ALIGNMENT_BYTES, METADATA_PLAIN, NO_TABLE, PutLe, SUPERBLOCK_BYTES, Superblock, flags,
 };
 use crate::squashfs::tables::{Contents, Location, Member as TableMember, Tables, TablesError, write_tables};
-use crate::threads::{JOBS_MAX, map_in_parallel};
+use crate::threads::JOBS_MAX;
 use buffers::SpareBuffers;
-use job::Workshop;
+use job::WorkerInputs;
+use new_pack::{CacheKeeper, PackKeeper};
 use nix::sys::resource::{UsageWho, getrusage};
 use output::ImageFile;
 use places::Places;
-use sequence::{Sequenced, Sequencer, Surroundings};
-use source::{Knowledge, Member};
+use scan::Scanner;
+use sequence::{SequenceInputs, Sequenced, Sequencer};
+use source::Member;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use thiserror::Error;
 
@@ -70,7 +82,9 @@ pub struct BuildOptions {
     pub output: PathBuf,
     /// The cache directory; `None` builds without.
     pub cache: Option<PathBuf>,
-    /// How much the cache is trusted.
+    /// Who is asked for packs before the cache is.
+    pub packs: Option<Arc<dyn PackSource>>,
+    /// How much packs are trusted.
     pub cache_trust: CacheTrust,
     /// Threads that read and compress, 1 to [`JOBS_MAX`].
     pub jobs: usize,
@@ -149,15 +163,17 @@ pub fn build(
     cancel: &AtomicBool,
 ) -> Result<BuildReport, BuildError> {
     let started = Instant::now();
-    let cache = options.cache.as_ref().map(|path| Cache::open_unless(path, &plan.settings, cancel)).transpose();
-    let cache = cache.map_err(|error| match error.source.kind() {
-        io::ErrorKind::Interrupted => BuildError::Interrupted,
-        _ => BuildError::Cache(error),
-    })?;
+    let cache = match options.cache.as_ref().map(|directory| Cache::open(directory)).transpose() {
+        Ok(cache) => cache,
+        Err(error) => {
+            progress.warn(&cache_warning(&error));
+            None
+        }
+    };
     let key = cache.as_ref().and_then(|cache| Some((cache, PlanKey::of(plan)?)));
     if let Some((cache, key)) = &key
         && options.cache_trust == CacheTrust::Checksums
-        && let Some(report) = cache.finished_build(key, &options.output)
+        && let Some(report) = cache.finished_build(key, plan, &options.output)
         && (options.digests == Digests::Skip || report.image_sha256.is_some())
     {
         return Ok(unchanged(report, started));
@@ -210,35 +226,37 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
-    fn run(&self, mut output: ImageFile<'_>, progress: &mut dyn Progress) -> Result<(BuildReport, File), BuildError> {
+    fn run(&self, output: ImageFile<'_>, progress: &mut dyn Progress) -> Result<(BuildReport, File), BuildError> {
         let mut report =
             BuildReport { version: REPORT_VERSION, paths: self.plan.paths.len() as u64, ..Default::default() };
         progress.begin(Phase::Scan, 0);
-        let (members, damaged) = self.scan()?;
-        report.files = members.iter().map(|member| member.tree().file_sizes().len() as u64).sum();
-        report.input_bytes = members.iter().flat_map(|member| member.tree().file_sizes()).sum();
+        let scanner = Scanner::new(self.plan, self.options, self.cache, self.cancel);
+        let mut scanned = scanner.scan(self.threads)?;
+        scanner.warnings().iter().for_each(|warning| progress.warn(warning));
+        report.files = scanned.members.iter().map(|member| member.tree().file_sizes().len() as u64).sum();
+        report.input_bytes = scanned.members.iter().map(Member::input_bytes).sum();
         report.seconds.scan = self.started.elapsed().as_secs_f64();
 
-        progress.begin(Phase::Blocks, report.input_bytes);
         let blocks_started = Instant::now();
         let options = codec_options(&self.plan.settings);
-        output.append(&[0; SUPERBLOCK_BYTES])?;
-        if let Some(options) = &options {
-            let mut block = Vec::new();
-            block.put_u16(u16::try_from(options.len()).unwrap_or(0) | METADATA_PLAIN);
-            block.extend_from_slice(options);
-            output.append(&block)?;
-        }
-        let mut done = self.write_blocks(&members, &mut output, progress)?;
-        for member in damaged {
-            done.tally.damaged_manifest(member);
-        }
+        let done = loop {
+            progress.begin(Phase::Blocks, report.input_bytes);
+            let start = self.begin(options.as_deref(), &output)?;
+            let done = self.write_blocks(&scanned.members, &output, start, progress)?;
+            if done.damaged.is_empty() {
+                break done;
+            }
+            // What was copied from these packs is wrong, and so may be all places behind it: they are made again, and the
+            // blocks are written again.
+            scanner.scan_again(&mut scanned, &done.damaged)?;
+            output.restart()?;
+        };
         report.seconds.blocks = blocks_started.elapsed().as_secs_f64();
 
         progress.begin(Phase::Tables, 0);
         let tables_started = Instant::now();
-        let tables = self.write_tables(&members, &done.places, &mut output)?;
-        report.image_bytes = self.finish(&done, &tables, options.is_some(), &mut output)?;
+        let tables = self.write_tables(&scanned.members, &done.places, done.end, &output)?;
+        report.image_bytes = self.finish(&done, &tables, options.is_some(), &output)?;
         report.seconds.tables = tables_started.elapsed().as_secs_f64();
 
         progress.begin(Phase::Publish, 0);
@@ -250,106 +268,52 @@ impl Build<'_> {
         if self.cancel.load(Ordering::Relaxed) {
             return Err(BuildError::Interrupted);
         }
-        self.publish_manifests(&members, &done, progress);
         let published = output.publish()?;
         report.seconds.publish = publish_started.elapsed().as_secs_f64();
 
         report.blocks = done.places.blocks;
         (report.duplicate_files, report.duplicate_bytes) = (done.tally.duplicate_files, done.tally.duplicate_bytes);
-        report.cache = CacheReport { enabled: self.cache.is_some(), ..done.tally.report() };
+        let rebuilt = |member: &usize| scanned.members[*member].input_bytes();
+        let rebuilt_bytes = scanned.rebuilt.iter().map(rebuilt).sum();
+        report.cache = CacheReport {
+            enabled: self.cache.is_some() || self.options.packs.is_some(),
+            ..done.tally.report(self.plan.paths.len(), scanned.rebuilt.len(), rebuilt_bytes)
+        };
         report.seconds.total = self.started.elapsed().as_secs_f64();
         report.peak_memory_bytes = peak_memory_bytes();
         Ok((report, published))
     }
 
-    /// What every store path holds, in the order of the data, and which of them had a damaged manifest.
-    ///
-    /// The order is that of the names, not of the hashes: an update changes hashes, and what a path shares with its
-    /// neighbours should not change with them.
-    fn scan(&self) -> Result<(Vec<Member>, Vec<usize>), BuildError> {
-        let mut ordered: Vec<&PlannedPath> = self.plan.paths.iter().collect();
-        ordered.sort_by_key(|planned| (planned.path.name(), planned.path.base_name()));
-        let scanned = map_in_parallel(self.threads, &ordered, |planned| self.scan_path(planned));
-        let mut members = Vec::with_capacity(scanned.len());
-        let (mut damaged, mut problems) = (Vec::new(), Vec::new());
-        let mut first_file = 0;
-        for (number, result) in scanned.into_iter().enumerate() {
-            match result {
-                Ok((mut member, health)) => {
-                    member.first_file = first_file;
-                    first_file += member.tree().file_sizes().len();
-                    members.push(member);
-                    if health == ManifestHealth::Damaged {
-                        damaged.push(number);
-                    }
-                }
-                Err(BuildError::Scan(mut more)) => problems.append(&mut more),
-                Err(other) => return Err(other),
-            }
+    /// Writes what comes before the data, and says where that begins.
+    fn begin(&self, codec_options: Option<&[u8]>, output: &ImageFile<'_>) -> Result<u64, BuildError> {
+        let mut beginning = vec![0; SUPERBLOCK_BYTES];
+        if let Some(options) = codec_options {
+            beginning.put_u16(u16::try_from(options.len()).unwrap_or(0) | METADATA_PLAIN);
+            beginning.extend_from_slice(options);
         }
-        if problems.is_empty() { Ok((members, damaged)) } else { Err(BuildError::Scan(problems)) }
-    }
-
-    fn scan_path(&self, planned: &PlannedPath) -> Result<(Member, ManifestHealth), BuildError> {
-        if self.cancel.load(Ordering::Relaxed) {
-            return Err(BuildError::Interrupted);
-        }
-        let location = self.plan.store_dir.join(planned.path.base_name());
-        let found = match self.cache {
-            Some(cache) if self.options.cache_trust == CacheTrust::Checksums => cache.load_manifest(planned)?,
-            _ => Lookup::Miss,
-        };
-        let (knowledge, health) = match found {
-            Lookup::Hit(manifest) => {
-                let (tree, range_hashes) = (manifest.tree, manifest.range_hashes);
-                (Knowledge::Cached { tree, range_hashes }, ManifestHealth::Sound)
-            }
-            Lookup::Miss => (self.list(planned, &location)?, ManifestHealth::Sound),
-            Lookup::Damaged => (self.list(planned, &location)?, ManifestHealth::Damaged),
-        };
-        Ok((Member { planned: planned.clone(), location, knowledge, first_file: 0 }, health))
-    }
-
-    fn list(&self, planned: &PlannedPath, location: &std::path::Path) -> Result<Knowledge, BuildError> {
-        let listing = scan::list(location).map_err(|problem| BuildError::Scan(vec![problem]))?;
-        let actual_bytes = listing.tree.nar_size_bytes();
-        match planned.nar_size_bytes.filter(|expected| *expected != actual_bytes) {
-            Some(expected_bytes) => {
-                let path = location.to_owned();
-                Err(BuildError::Scan(vec![ScanError::NarSize { path, expected_bytes, actual_bytes }]))
-            }
-            None => Ok(Knowledge::Listed(listing)),
-        }
+        output.write_at(&mut [IoSlice::new(&beginning)], 0)?;
+        Ok(beginning.len() as u64)
     }
 
     fn write_blocks(
         &self,
         members: &[Member],
-        output: &mut ImageFile<'_>,
+        output: &ImageFile<'_>,
+        start: u64,
         progress: &mut dyn Progress,
     ) -> Result<Sequenced, BuildError> {
+        let keeper = self.cache.map(|cache| CacheKeeper { cache, settings: &self.plan.settings });
+        let target = Target {
+            members,
+            settings: &self.plan.settings,
+            image: Some((output, start)),
+            keeper: keeper.as_ref().map(|keeper| keeper as &dyn PackKeeper),
+        };
         let first_trouble = Mutex::new(None);
         let note_trouble = |error: CacheError| {
             first_trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         };
-        let buffers = SpareBuffers::default();
-        let workshop = Workshop {
-            members,
-            settings: &self.plan.settings,
-            cache: self.cache,
-            trust: self.options.cache_trust,
-            buffers: &buffers,
-            cache_troubles: &note_trouble,
-        };
-        let done = workers::with_workers(&workshop, self.threads, |counter, deliveries, threads| {
-            if threads < self.threads {
-                let wanted = self.threads;
-                progress.warn(&format!("only {threads} of {wanted} threads could be started: the build takes longer"));
-            }
-            let settings = &self.plan.settings;
-            let around = Surroundings { members, settings, threads, cancel: self.cancel, buffers: &buffers };
-            Sequencer::new(&around, output, progress, counter).run(deliveries)
-        })?;
+        let done = write_blocks(&target, self.threads, self.cancel, &note_trouble, progress)?;
         if let Some(error) = first_trouble.into_inner().unwrap_or_else(PoisonError::into_inner) {
             progress.warn(&cache_warning(&error));
         }
@@ -360,7 +324,8 @@ impl Build<'_> {
         &self,
         members: &[Member],
         places: &Places,
-        output: &mut ImageFile<'_>,
+        start: u64,
+        output: &ImageFile<'_>,
     ) -> Result<Tables, BuildError> {
         let mut order: Vec<usize> = (0..members.len()).collect();
         order.sort_by_key(|member| members[*member].planned.path.base_name());
@@ -374,8 +339,8 @@ impl Build<'_> {
         let contents = ByName { places, order: &order };
         let mut encoders = three_encoders(|| Encoder::for_metadata(&self.plan.settings))?;
         let encoders = encoders.each_mut().map(Some);
-        let tables = write_tables(&by_name, &contents, places.fragments(), output.position(), encoders)?;
-        output.append(&tables.bytes)?;
+        let tables = write_tables(&by_name, &contents, places.fragments(), start, encoders)?;
+        output.write_at(&mut [IoSlice::new(&tables.bytes)], start)?;
         Ok(tables)
     }
 
@@ -385,11 +350,10 @@ impl Build<'_> {
         done: &Sequenced,
         tables: &Tables,
         has_options: bool,
-        output: &mut ImageFile<'_>,
+        output: &ImageFile<'_>,
     ) -> Result<u64, BuildError> {
-        let bytes_used = output.position();
-        let padding = bytes_used.next_multiple_of(IMAGE_ALIGNMENT_BYTES) - bytes_used;
-        output.append(&vec![0; usize::try_from(padding).unwrap_or(0)])?;
+        let bytes_used = done.end + tables.bytes.len() as u64;
+        let length = bytes_used.next_multiple_of(IMAGE_ALIGNMENT_BYTES);
         let fragments = done.places.fragments().len();
         let mut bits = flags::EXPORTABLE | flags::NO_XATTRS | flags::DUPLICATES;
         for (bit, set) in [
@@ -416,35 +380,47 @@ impl Build<'_> {
             fragment_table: tables.fragment_table,
             export_table: tables.export_table,
         };
-        output.finish(&superblock.encode())?;
-        Ok(output.position())
+        output.finish(&superblock.encode(), length)?;
+        Ok(length)
     }
+}
 
-    /// Keeps what was found out about store paths that the cache did not know.
-    fn publish_manifests(&self, members: &[Member], done: &Sequenced, progress: &mut dyn Progress) {
-        let Some(cache) = self.cache else { return };
-        let store = |member: &Member| match &member.knowledge {
-            Knowledge::Listed(listing) => {
-                cache.store_manifest(&member.planned, &listing.tree, done.range_hashes.of_member(member)).err()
-            }
-            Knowledge::Cached { .. } => None,
-        };
-        if let Some(error) = map_in_parallel(self.threads, members, store).into_iter().flatten().next() {
-            progress.warn(&cache_warning(&error));
+/// What is made of store paths: an image, packs, or both.
+struct Target<'a> {
+    members: &'a [Member],
+    settings: &'a crate::settings::ImageSettings,
+    /// The image, and where its data begins.
+    image: Option<(&'a ImageFile<'a>, u64)>,
+    keeper: Option<&'a dyn PackKeeper>,
+}
+
+/// Reads, compresses and writes all that is to be read, compressed or copied.
+fn write_blocks(
+    target: &Target<'_>,
+    threads: usize,
+    cancel: &AtomicBool,
+    cache_troubles: &(dyn Fn(CacheError) + Sync),
+    progress: &mut dyn Progress,
+) -> Result<Sequenced, BuildError> {
+    let buffers = SpareBuffers::default();
+    let Target { members, settings, image, keeper } = *target;
+    let (image, start) = image.map_or((None, 0), |(image, start)| (Some(image), start));
+    let inputs = WorkerInputs { members, settings, image, keeper, buffers: &buffers, cache_troubles };
+    job_queue::with_workers(&inputs, threads, |queue, results, started| {
+        if started < threads {
+            progress.warn(&format!("only {started} of {threads} threads could be started: the build takes longer"));
         }
-    }
+        let (threads, buffers) = (started, &buffers);
+        let inputs =
+            SequenceInputs { members, settings, threads, cancel, buffers, image, start, keeper, cache_troubles };
+        Sequencer::new(&inputs, progress, queue).run(results)
+    })
 }
 
 /// The encoders of the inode table, the directory table and the others. A codec that cannot be set up ends the build: tables
 /// written without it would be other bytes.
 fn three_encoders(new: impl Fn() -> Result<Encoder, EncodeError>) -> Result<[Encoder; 3], EncodeError> {
     Ok([new()?, new()?, new()?])
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum ManifestHealth {
-    Sound,
-    Damaged,
 }
 
 /// The places of files when members are counted in the order of the root directory.

@@ -1,39 +1,35 @@
-//! The cache: compressed segments by content, and manifests of store paths by NAR hash.
+//! The cache: one pack for each store path and settings, and records of finished builds.
 //!
 //! ```text
-//! CACHE/v1/
-//!   lock                                  shared flock of every build, exclusive flock of gc and fsck
-//!   tmp/                                  files being written
-//!   manifests/HASH-NAME/NARHASH           the tree of a store path with the hashes of its files
-//!   segments/CODEC-ENCODER-BLOCKSIZE/xx/…  compressed blocks, by kind and BLAKE3 of their content
+//! CACHE/v2/
+//!   packs/SETTINGS/HASHPART-NARHASH       the pack of a store path
 //!   outputs/HASH                          what was built where, to see that nothing has to be done
 //! ```
 //!
-//! An entry is written to `tmp` and renamed to its place, so it is there whole or not at all, and is never changed
-//! afterwards. Its bytes carry a checksum over what it holds and what it is called: truncation, flipped bits and
-//! entries moved to another name are found out when it is read, and the entry is made again. The checksum is no
-//! signature: who may write to the directory can forge entries. See `docs/cache.md` for what is trusted.
+//! A pack is written to a file without a name and linked to its place when it is whole, and is never changed afterwards.
+//! Nothing is locked: an open pack can be read although it is removed, and a build that misses one makes it again. What a
+//! pack holds is checked when it is opened and read; see `docs/cache.md` for what is trusted.
 
 pub mod maintenance;
-pub mod manifest;
 pub mod outputs;
-pub mod segments;
 
+use crate::pack::{file_name, settings_name};
+use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
+use crate::unnamed_file::UnnamedFile;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 use thiserror::Error;
 
 /// Version of the directory's form; another form is another directory beside it.
-const FORM: &str = "v1";
+const FORM: &str = "v2";
 
 /// A cache that cannot be used.
 #[derive(Debug, Error)]
@@ -48,171 +44,225 @@ pub struct CacheError {
     pub source: io::Error,
 }
 
-/// An open cache; while it is open nothing in it is collected.
+/// A cache that is being used.
 #[derive(Debug)]
 pub struct Cache {
     root: PathBuf,
-    segments: PathBuf,
-    /// Entries that this build has written; `None` once the build has given them up and writes no more.
-    written: Mutex<Option<Vec<PathBuf>>>,
-    /// Held shared while an entry is written.
-    writing: RwLock<()>,
-    /// Closing the file releases the lock.
-    _lock: File,
+    /// What this build adds; `None` once it has given that up and adds nothing more.
+    added: Mutex<Option<Added>>,
+    /// A directory of packs and the names in it.
+    listing: Mutex<Option<(PathBuf, Vec<OsString>)>>,
 }
 
-/// What became of an entry that was looked for.
-#[derive(Debug)]
-pub enum Lookup<T> {
-    /// It is there and sound.
-    Hit(T),
-    /// It is not there.
-    Miss,
-    /// Something is there that is not what it should be.
-    Damaged,
+#[derive(Debug, Default)]
+struct Added {
+    kept: Vec<PathBuf>,
+    being_made: Vec<Weak<UnnamedFile>>,
 }
+
+/// Packs are stamped when they are used, but not more often than this: gc needs no finer order.
+const STAMP_INTERVAL: Duration = Duration::from_secs(3600);
 
 impl Cache {
-    /// Opens the cache in `directory` for builds with `settings`, making what is not there yet.
+    /// Opens the cache in `directory`, making what is not there yet. Below `directory` everybody may do what they may do in it,
+    /// whatever the umask.
     ///
     /// # Errors
-    /// The directory cannot be made or locked.
-    pub fn open(directory: &Path, settings: &ImageSettings) -> Result<Self, CacheError> {
-        Self::open_unless(directory, settings, &AtomicBool::new(false))
-    }
-
-    /// The same, but gives up waiting for a collection to end once `cancel` is set.
-    ///
-    /// # Errors
-    /// Those of [`Cache::open`]; one whose source is [`io::ErrorKind::Interrupted`] when `cancel` was set.
-    pub fn open_unless(directory: &Path, settings: &ImageSettings, cancel: &AtomicBool) -> Result<Self, CacheError> {
+    /// The directory cannot be made, or a directory of the cache is a symbolic link.
+    pub fn open(directory: &Path) -> Result<Self, CacheError> {
         let root = directory.join(FORM);
-        let segments = root.join("segments").join(segments::settings_directory(settings));
-        let make = |path: &Path| {
-            refuse_link(path).and_then(|()| fs::create_dir_all(path)).map_err(|source| CacheError {
-                action: "make a directory",
-                path: path.to_owned(),
-                source,
-            })
-        };
-        make(&root)?;
-        let lock = lock_shared(&root, cancel)?;
-        // A collection removes empty directories, so the directories are made after waiting for it.
-        for part in ["tmp", "manifests", "outputs", "segments"] {
-            make(&root.join(part))?;
+        let fail = |path: &Path, source| CacheError { action: "make a directory", path: path.to_owned(), source };
+        fs::create_dir_all(directory).map_err(|source| fail(&root, source))?;
+        for path in [root.clone(), root.join("packs"), root.join("outputs")] {
+            make_directory(&path).map_err(|source| fail(&path, source))?;
         }
-        make(&segments)?;
-        Ok(Self { root, segments, written: Mutex::new(Some(Vec::new())), writing: RwLock::new(()), _lock: lock })
+        Ok(Self { root, added: Mutex::new(Some(Added::default())), listing: Mutex::new(None) })
     }
 
-    /// Writes an entry whole and then gives it its name, replacing what bears it. Does nothing once the build has given
-    /// its entries up.
-    fn publish(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
-        let _writing = self.writing.read().unwrap_or_else(PoisonError::into_inner);
-        if self.written().is_none() {
-            return Ok(());
+    /// Where the packs made with `settings` are.
+    pub fn pack_directory(&self, settings: &ImageSettings) -> PathBuf {
+        self.root.join("packs").join(settings_name(settings))
+    }
+
+    fn pack_path(&self, path: &PlannedPath, settings: &ImageSettings) -> PathBuf {
+        self.pack_directory(settings).join(file_name(path))
+    }
+
+    /// Opens the pack of a store path for reading and stamps it as used. Nothing of it has been checked. For a path whose NAR
+    /// hash is not given it is a pack of that path with any hash.
+    ///
+    /// # Errors
+    /// It is there and cannot be opened.
+    pub fn find_pack(&self, path: &PlannedPath, settings: &ImageSettings) -> Result<Option<File>, CacheError> {
+        let mut place = self.pack_path(path, settings);
+        let directory = self.pack_directory(settings);
+        refuse_link(&directory)
+            .and_then(|()| match open_entry(&place)? {
+                None if path.nar_hash.is_none() => {
+                    let Some(name) = self.name_with_any_hash(&directory, path)? else { return Ok(None) };
+                    place = directory.join(name);
+                    open_entry(&place)
+                }
+                found => Ok(found),
+            })
+            .map_err(|source| CacheError { action: "open a pack", path: place, source })
+    }
+
+    /// Name of a pack of a store path. The directory is listed once.
+    fn name_with_any_hash(&self, directory: &Path, path: &PlannedPath) -> io::Result<Option<OsString>> {
+        let mut listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        if listing.as_ref().is_none_or(|(listed, _)| listed != directory) {
+            let entries = match fs::read_dir(directory) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                other => other?,
+            };
+            let mut names =
+                entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<Vec<_>>>()?;
+            names.sort_unstable();
+            *listing = Some((directory.to_owned(), names));
         }
-        self.write_entry(path, parts)?;
-        match self.written().as_mut() {
-            Some(written) => written.push(path.to_owned()),
-            // Given up by another thread in the meantime.
-            None => _ = fs::remove_file(path),
-        }
+        let hash_part = path.path.hash_part().as_bytes();
+        let first = |names: &[OsString]| {
+            let at = names.partition_point(|name| name.as_encoded_bytes() < hash_part);
+            names.get(at).filter(|name| name.as_encoded_bytes().starts_with(hash_part)).cloned()
+        };
+        Ok(listing.as_ref().and_then(|(_, names)| first(names)))
+    }
+
+    /// An empty file for a pack; `None` once this build has given up what it adds.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn new_pack(&self, settings: &ImageSettings) -> Result<Option<Arc<UnnamedFile>>, CacheError> {
+        let directory = self.pack_directory(settings);
+        let place = directory.join("pack");
+        let made = refuse_link(&directory)
+            .and_then(|()| match UnnamedFile::create_beside(&place) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    make_directory(&directory).and_then(|()| UnnamedFile::create_beside(&place))
+                }
+                other => other,
+            })
+            .map_err(|source| CacheError { action: "make a pack", path: directory, source })?;
+        let made = Arc::new(made);
+        Ok(self.added().as_mut().map(|added| {
+            added.being_made.retain(|file| file.strong_count() > 0);
+            added.being_made.push(Arc::downgrade(&made));
+            made
+        }))
+    }
+
+    /// Gives a whole pack its name, replacing what has that name. Does nothing once this build has given up what it adds.
+    ///
+    /// # Errors
+    /// It cannot be linked.
+    pub fn keep_pack(
+        &self,
+        path: &PlannedPath,
+        settings: &ImageSettings,
+        pack: &UnnamedFile,
+    ) -> Result<(), CacheError> {
+        self.keep(&self.pack_path(path, settings), pack)
+    }
+
+    fn keep(&self, place: &Path, file: &UnnamedFile) -> Result<(), CacheError> {
+        let mut added = self.added();
+        let Some(added) = added.as_mut() else { return Ok(()) };
+        let publish = || match file.publish(place) {
+            // gc removes empty directories.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                place.parent().map_or(Ok(()), make_directory).and_then(|()| file.publish(place))
+            }
+            // No entry is a directory, and as long as one is there, every build makes the entry in vain.
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                fs::remove_dir_all(place).and_then(|()| file.publish(place))
+            }
+            other => other,
+        };
+        // Whoever may enter the directory may read it, whatever the umask of the one who made it.
+        place
+            .parent()
+            .map_or(Ok(()), refuse_link)
+            .and_then(|()| file.file().set_permissions(Permissions::from_mode(0o644)))
+            .and_then(|()| publish())
+            .map_err(|source| CacheError { action: "keep a pack", path: place.to_owned(), source })?;
+        added.kept.push(place.to_owned());
         Ok(())
     }
 
-    fn written(&self) -> std::sync::MutexGuard<'_, Option<Vec<PathBuf>>> {
-        // The list is whole at every moment, whichever thread ended while it held the lock.
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Removes the pack of a store path.
+    ///
+    /// # Errors
+    /// It is there and cannot be removed.
+    pub fn remove_pack(&self, path: &PlannedPath, settings: &ImageSettings) -> Result<(), CacheError> {
+        let place = self.pack_path(path, settings);
+        match fs::remove_file(&place) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|source| CacheError { action: "remove a pack", path: place, source }),
+        }
     }
 
-    /// Frees space on a full disk: first gives up the entries of this build, which then writes no more of them, and
-    /// afterwards removes the entries that were used least recently, at least `bytes` of them. True if something was
-    /// removed.
-    ///
-    /// Other builds may be running: an entry that they miss is made again.
+    fn added(&self) -> MutexGuard<'_, Option<Added>> {
+        // The lists are whole at every moment, whichever thread ended while it held the lock.
+        self.added.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Frees space on a full disk: first gives up what this build adds, which then adds nothing more, and afterwards removes
+    /// the packs that were used least recently, at least `bytes` of them. True if something was removed.
     pub fn make_room(&self, bytes: u64) -> bool {
-        let given_up = self.written().take();
-        // Entries that are being written take space until they are removed.
-        drop(self.writing.write().unwrap_or_else(PoisonError::into_inner));
-        let removed = match given_up {
-            Some(written) if !written.is_empty() => {
-                written.iter().filter(|path| fs::remove_file(path).is_ok()).count() > 0
+        let given_up = self.added().take();
+        let mut removed = false;
+        if let Some(added) = given_up {
+            for file in added.being_made.iter().filter_map(Weak::upgrade) {
+                removed |= file.file().metadata().is_ok_and(|metadata| metadata.len() > 0);
+                let _ = file.file().set_len(0);
             }
-            _ => maintenance::trim(&self.root, bytes),
-        };
+            for path in &added.kept {
+                removed |= fs::remove_file(path).is_ok();
+            }
+        }
+        let removed = removed || maintenance::trim(&self.root, bytes);
         // Some file systems free the space of removed files only with the next commit of their journal.
         let _ = File::open(&self.root).and_then(|root| root.sync_all());
         removed
     }
-
-    /// Writes an entry whole and then gives it its name, replacing what bears it.
-    fn write_entry(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
-        let fail = |source| CacheError { action: "write an entry", path: path.to_owned(), source };
-        // Other builds write here, too, of this process and of others that may even have the same process number.
-        path.parent().map_or(Ok(()), refuse_link).map_err(fail)?;
-        let mut file = tempfile::Builder::new()
-            .permissions(Permissions::from_mode(0o644))
-            .tempfile_in(self.root.join("tmp"))
-            .map_err(fail)?;
-        parts.iter().try_for_each(|part| file.write_all(part)).map_err(fail)?;
-        let file = match file.persist(path) {
-            Ok(_) => return Ok(()),
-            Err(error) => match error.error.kind() {
-                io::ErrorKind::NotFound => {
-                    path.parent().map_or(Ok(()), fs::create_dir_all).map_err(fail)?;
-                    error.file
-                }
-                // No entry is a directory, and as long as one is there, every build makes the entry in vain.
-                io::ErrorKind::IsADirectory => {
-                    fs::remove_dir_all(path).map_err(fail)?;
-                    error.file
-                }
-                _ => return Err(fail(error.error)),
-            },
-        };
-        file.persist(path).map(drop).map_err(|error| fail(error.error))
-    }
 }
 
-/// How long a build waits before it asks for the lock again.
-const LOCK_INTERVAL: Duration = Duration::from_millis(20);
-
-/// Entries are stamped when they are used, but not more often than this: gc needs no finer order.
-const STAMP_INTERVAL: Duration = Duration::from_secs(3600);
-
-/// Reads an entry to `start` in `buffer` and says how long it is: 0 for one longer than `bytes_max`, which no entry is.
-/// Stamps it as used.
-fn read_entry(path: &Path, bytes_max: u64, buffer: &mut Vec<u8>, start: usize) -> io::Result<usize> {
-    let mut file = match own_file(File::options().read(true)).open(path) {
-        // A link in the place of an entry is none.
-        Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => return Ok(0),
-        other => other?,
-    };
+/// Opens an entry of the cache, whatever is in its place: who may write to the cache could have put a link there, which
+/// leads out of it, or a pipe, of which the opening would wait for ever. Stamps a file as used.
+fn open_entry(path: &Path) -> io::Result<Option<File>> {
+    let Some(file) = open_unstamped(path)? else { return Ok(None) };
     let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Ok(0);
-    }
-    if metadata.modified()?.elapsed().is_ok_and(|age| age > STAMP_INTERVAL) {
+    if metadata.is_file() && metadata.modified()?.elapsed().is_ok_and(|age| age > STAMP_INTERVAL) {
         // A cache that can only be read serves as well; its entries just look unused.
         let _ = file.set_modified(SystemTime::now());
     }
-    let length = usize::try_from(metadata.len()).ok().filter(|_| metadata.len() <= bytes_max).unwrap_or(0);
-    let end = start + length;
-    if buffer.len() < end {
-        buffer.resize(end, 0);
-    }
-    match file.read_exact(&mut buffer[start..end]) {
-        // Nobody shortens an entry, so this one is damaged: its checksum will tell.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
-        other => other.map(|()| length),
+    Ok(Some(file))
+}
+
+/// The same, but does not stamp.
+fn open_unstamped(path: &Path) -> io::Result<Option<File>> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
+    match options.open(path) {
+        // A link in the place of an entry is none.
+        Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
     }
 }
 
-/// Opens nothing but what this program made: who may write to the cache could have put a link in its place, which leads out
-/// of it, or a pipe, of which the opening would wait for ever.
-fn own_file(options: &mut OpenOptions) -> &mut OpenOptions {
-    options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+/// Makes a directory of the cache. Whoever may read and write the one above it may do so here, whatever the umask.
+fn make_directory(path: &Path) -> io::Result<()> {
+    refuse_link(path)?;
+    match fs::create_dir(path) {
+        Ok(()) => {
+            let above = path.parent().map(fs::metadata).transpose()?;
+            fs::set_permissions(path, Permissions::from_mode(above.map_or(0o755, |above| above.mode() & 0o3777)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Refuses a directory of the cache that is a link: what is made or collected below it would be elsewhere.
@@ -221,46 +271,4 @@ fn refuse_link(directory: &Path) -> io::Result<()> {
         return Err(io::Error::other("it is a symbolic link, which leads out of the cache: remove it"));
     }
     Ok(())
-}
-
-/// Takes the lock of a build. A collection that holds it takes seconds, so it is asked for again and again: a build that
-/// waits in the kernel would not notice that it is to stop.
-fn lock_shared(root: &Path, cancel: &AtomicBool) -> Result<File, CacheError> {
-    let (file, path) = open_lock(root)?;
-    loop {
-        match file.try_lock_shared() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::Error(source)) => return Err(CacheError { action: "lock", path, source }),
-            Err(TryLockError::WouldBlock) => {}
-        }
-        if cancel.load(Ordering::Relaxed) {
-            return Err(CacheError { action: "lock", path, source: io::ErrorKind::Interrupted.into() });
-        }
-        thread::sleep(LOCK_INTERVAL);
-    }
-}
-
-/// Takes the lock of a collection, when no build uses the cache any more. Closing the file releases it.
-fn lock_exclusive(root: &Path) -> Result<File, CacheError> {
-    let (file, path) = open_lock(root)?;
-    file.lock().map_err(|source| CacheError { action: "lock", path, source })?;
-    Ok(file)
-}
-
-fn open_lock(root: &Path) -> Result<(File, PathBuf), CacheError> {
-    let path = root.join("lock");
-    let fail = |source| CacheError { action: "lock", path: path.clone(), source };
-    refuse_link(root).map_err(fail)?;
-    let file = own_file(File::options().create(true).append(true)).open(&path).map_err(fail)?;
-    Ok((file, path))
-}
-
-/// Checksum of an entry: over its kind, what it is called, and what it holds.
-fn checksum(kind: &str, name: &[&[u8]], content: &[u8]) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new_derive_key(kind);
-    for part in name {
-        hasher.update(part);
-    }
-    hasher.update(content);
-    *hasher.finalize().as_bytes()
 }

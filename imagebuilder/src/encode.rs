@@ -13,6 +13,24 @@ use zstd::zstd_safe::{CCtx, CParameter, ParamSwitch};
 /// Counts changes of this module that change bytes: it is part of every cache key.
 pub const ENCODER_VERSION: u32 = 1;
 
+/// Versions of the codecs' crates, as `Cargo.lock` has them: another version may give other bytes.
+const ZLIB_RS: &str = "0.6.8";
+const LIBLZMA: &str = "0.4.9";
+const LZ4_FLEX: &str = "0.14.0";
+
+/// Names the encoder, its version and that of the codec it uses: all that decides the bytes of a block besides the content,
+/// the level and the block size.
+pub fn codec_version(compression: Compression) -> String {
+    let version = match compression {
+        Compression::Zstd => zstd::zstd_safe::version_string(),
+        Compression::Gzip => ZLIB_RS,
+        Compression::Xz => LIBLZMA,
+        Compression::Lz4 => LZ4_FLEX,
+        Compression::None => "0",
+    };
+    format!("e{ENCODER_VERSION}.{version}")
+}
+
 /// A codec that failed; none of them does on memory alone.
 #[derive(Clone, Debug, Error)]
 #[error("the {codec} encoder failed: {reason}")]
@@ -239,6 +257,15 @@ mod tests {
             assert_eq!(encoder.encode_block(&text, &mut again).unwrap(), word);
             assert_eq!(again, out[6..]);
         }
+    }
+
+    #[test]
+    fn the_versions_in_the_keys_of_packs_are_those_of_the_codecs() {
+        let lock = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock")).unwrap();
+        for (name, version) in [("zlib-rs", ZLIB_RS), ("liblzma-sys", LIBLZMA), ("lz4_flex", LZ4_FLEX)] {
+            assert!(lock.contains(&format!("name = \"{name}\"\nversion = \"{version}\"\n")), "{name} {version}");
+        }
+        assert_eq!(codec_version(Compression::Zstd), "e1.1.5.7");
     }
 
     #[test]

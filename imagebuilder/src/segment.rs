@@ -13,6 +13,17 @@ pub type ContentHash = [u8; 32];
 /// enough that two threads find work in one large file.
 pub const RANGE_BYTES: u64 = 4 << 20;
 
+/// Number of ranges a file of so many bytes is cut into.
+pub fn range_count(size_bytes: u64) -> usize {
+    usize::try_from(size_bytes.div_ceil(RANGE_BYTES)).unwrap_or(usize::MAX)
+}
+
+/// Length in bytes of one range of a file.
+pub fn range_length(size_bytes: u64, range: usize) -> usize {
+    let start = range as u64 * RANGE_BYTES;
+    usize::try_from(size_bytes.saturating_sub(start).min(RANGE_BYTES)).unwrap_or(0)
+}
+
 /// The stored form of a segment: its blocks lie in the buffer of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -22,19 +33,8 @@ pub struct Segment {
     pub input_bytes: u32,
     /// Where its blocks lie in the buffer, as they go into the image.
     pub stored: Range<usize>,
-    /// Where it came from.
-    pub origin: Origin,
-}
-
-/// Where a segment came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// The cache.
-    Cached,
-    /// It was compressed.
-    Compressed,
-    /// It was compressed because its cache entry was damaged.
-    Rebuilt,
+    /// Checksum of the stored bytes, where somebody needs it.
+    pub checksum: u128,
 }
 
 /// Segments that follow each other in an image, in one buffer: handing over many small ones at a time is cheap.
@@ -88,25 +88,6 @@ pub enum SegmentKind {
     Fragment,
 }
 
-/// What a segment is found by in the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SegmentKey {
-    /// How it is cut.
-    pub kind: SegmentKind,
-    /// For a file's blocks the hash of the content; for a fragment block [`fragment_content`].
-    pub content: ContentHash,
-}
-
-/// Hash of a fragment block's content, made of the hashes and sizes of the files in it: so it is known without them.
-pub fn fragment_content(files: &[(ContentHash, u32)]) -> ContentHash {
-    let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 fragment block of files");
-    for (hash, size_bytes) in files {
-        hasher.update(hash);
-        hasher.update(&size_bytes.to_le_bytes());
-    }
-    *hasher.finalize().as_bytes()
-}
-
 /// Hash of a file from the hashes of its ranges; a file of one range has that range's hash, plain BLAKE3.
 pub fn file_content(ranges: &[ContentHash]) -> ContentHash {
     if let [only] = ranges {
@@ -142,7 +123,7 @@ pub fn encode_segment(
     }
     // Ranges are at most 4 MiB and blocks at most 1 MiB.
     let input_bytes = u32::try_from(content.len()).unwrap_or(u32::MAX);
-    Ok(Segment { words, input_bytes, stored: start..buffer.len(), origin: Origin::Compressed })
+    Ok(Segment { words, input_bytes, stored: start..buffer.len(), checksum: 0 })
 }
 
 /// Most blocks differ from zero in their first bytes, so this costs nothing. Slices are compared because that is fast in

@@ -226,16 +226,13 @@ fn no_place_for_a_cache() {
         )
     );
     workspace.write("taken", "");
-    let run = workspace.run(&format!("{BUILD} -o image --cache taken"));
-    assert_eq!(run.code, 1);
-    assert!(
-        run.stderr.starts_with("error: cannot make a directory in the cache, taken/v1: Not a directory"),
-        "{}",
-        run.stderr
+    // A cache that cannot be used is a warning and a slower build.
+    let run = workspace.run(&format!("{BUILD} -q -o image --cache taken"));
+    assert_eq!(
+        run.stderr,
+        "warning: cannot make a directory in the cache, taken/v2: File exists (os error 17); the image is not affected, \
+         but the next build will be slower\n"
     );
-    assert!(
-        run.stderr.ends_with("hint: use another cache with --cache DIR, or none with --no-cache\n"),
-        "{}",
-        run.stderr
-    );
+    run.success();
+    assert!(workspace.path("image").is_file());
 }

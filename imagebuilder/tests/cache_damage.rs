@@ -9,12 +9,14 @@ use imagebuilder::cache::Cache;
 use imagebuilder::cache::maintenance::{self, Collection};
 use imagebuilder::cache::outputs::PlanKey;
 use imagebuilder::encode::Encoder;
+use imagebuilder::pack::{NewSegment, Pack, PackHead, segment_checksum, write_index};
 use imagebuilder::plan::ImagePlan;
 use imagebuilder::progress::{Phase, Progress, Silent};
 use imagebuilder::report::{BuildReport, Outcome};
-use imagebuilder::segment::{Batch, SegmentKey, SegmentKind, encode_segment};
+use imagebuilder::segment::{Batch, SegmentKind, encode_segment};
 use imagebuilder::settings::ImageSettings;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,6 +68,7 @@ impl Bench {
         BuildOptions {
             output: self.output(),
             cache: Some(self.cache()),
+            packs: None,
             cache_trust: CacheTrust::Checksums,
             jobs: 2,
             digests: Digests::Skip,
@@ -85,10 +88,10 @@ impl Bench {
         self.build_with(CacheTrust::Checksums)
     }
 
-    /// All entries of a part of the cache.
-    fn entries(&self, part: &str) -> Vec<PathBuf> {
+    /// All packs of the cache.
+    fn packs(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        let mut open = vec![self.cache().join("v1").join(part)];
+        let mut open = vec![self.cache().join("v2/packs")];
         while let Some(directory) = open.pop() {
             for entry in fs::read_dir(directory).unwrap() {
                 let path = entry.unwrap().path();
@@ -117,34 +120,47 @@ fn damaged_entries_are_found_rebuilt_and_counted() {
         ("longer", |bytes| bytes.push(0)),
         ("first bit", |bytes| bytes[0] ^= 1),
         ("last bit", |bytes| *bytes.last_mut().unwrap() ^= 0x80),
+        ("footer", |bytes| {
+            let at = bytes.len() - 56;
+            bytes[at] ^= 1;
+        }),
+        ("length of the index", |bytes| {
+            let at = bytes.len() - 33;
+            bytes[at] ^= 0x80;
+        }),
+        ("index", |bytes| {
+            let at = bytes.len() - 60;
+            bytes[at] ^= 1;
+        }),
+        ("zeros, as after a power cut", |bytes| bytes.fill(0)),
+        ("zeros in the blocks", |bytes| bytes[..16].fill(0)),
     ];
-    for part in ["segments", "manifests"] {
-        for (what, damage) in damages {
-            for entry in bench.entries(part) {
-                rewrite(&entry, damage);
-            }
-            let report = bench.build();
-            assert_eq!(report.cache.rebuilt_paths, 3, "{part} {what}");
-            assert_eq!(report.cache.rebuilt_bytes > 0, part == "segments", "{part} {what}");
-            let again = bench.build();
-            assert_eq!((again.cache.hit_paths, again.cache.rebuilt_paths), (3, 0), "{part} {what}: {again:?}");
+    for (what, damage) in damages {
+        for pack in bench.packs() {
+            rewrite(&pack, damage);
         }
+        let report = bench.build();
+        assert_eq!(report.cache.rebuilt_paths, 3, "{what}");
+        assert!(report.cache.rebuilt_bytes > 0, "{what}");
+        let again = bench.build();
+        assert_eq!((again.cache.hit_paths, again.cache.rebuilt_paths), (3, 0), "{what}: {again:?}");
     }
+    // One pack of several.
+    rewrite(&bench.packs()[1], |bytes| bytes[0] ^= 1);
+    assert_eq!(bench.build().cache.rebuilt_paths, 1);
 }
 
 #[test]
 fn an_entry_under_another_s_name_is_no_entry() {
     let bench = Bench::new();
     bench.build();
-    for part in ["segments", "manifests"] {
-        let entries = bench.entries(part);
-        let first = fs::read(&entries[0]).unwrap();
-        for entry in &entries[1..] {
-            fs::write(entry, &first).unwrap();
-        }
-        assert!(bench.build().cache.rebuilt_paths > 0, "{part}");
-        assert_eq!(bench.build().cache.rebuilt_paths, 0, "{part}");
+    let packs = bench.packs();
+    let first = fs::read(&packs[0]).unwrap();
+    for pack in &packs[1..] {
+        fs::write(pack, &first).unwrap();
     }
+    assert_eq!(bench.build().cache.rebuilt_paths, 2);
+    assert_eq!(bench.build().cache.rebuilt_paths, 0);
 }
 
 #[test]
@@ -162,17 +178,20 @@ fn a_forged_entry_with_a_right_checksum_is_found_when_asked_for() {
     let options = BuildOptions { cache_trust: CacheTrust::VerifyAgainstStore, ..bench.options() };
     build(&bench.plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
     assert!(fs::read(bench.output()).unwrap() == bench.reference);
-    // And the forged manifest has been replaced.
+    // And the forged pack has been replaced.
     assert_eq!(bench.build().cache.missed_paths, 0);
 }
 
 #[test]
-fn a_forged_segment_with_a_right_checksum_is_found_when_asked_for() {
+fn forged_blocks_with_right_checksums_are_found_when_asked_for() {
     let bench = Bench::new();
     let content = vec![0x5a; 300_000];
     Item::directory([("file", Item::file(content.clone()))])
         .write(&bench.store.path().join(base_name("four")), bench.store.path());
-    let plan = ImagePlan::new(closure(bench.store.path()), ImageSettings::default());
+    let mut plan = ImagePlan::new(closure(bench.store.path()), ImageSettings::default());
+    for planned in &mut plan.paths {
+        planned.nar_hash = Some(*blake3::hash(planned.path.base_name().as_bytes()).as_bytes());
+    }
     let image = |cache: Option<PathBuf>, cache_trust| {
         let _ = fs::remove_file(bench.output());
         let options = BuildOptions { cache, cache_trust, ..bench.options() };
@@ -181,15 +200,23 @@ fn a_forged_segment_with_a_right_checksum_is_found_when_asked_for() {
     };
     let reference = image(None, CacheTrust::Checksums).0;
 
+    image(Some(bench.cache()), CacheTrust::Checksums);
     let settings = ImageSettings::default();
-    let cache = Cache::open(&bench.cache(), &settings).unwrap();
-    let key = SegmentKey { kind: SegmentKind::File, content: *blake3::hash(&content).as_bytes() };
+    let cache = Cache::open(&bench.cache()).unwrap();
+    let path = plan.paths.iter().find(|planned| planned.path.name() == "four").unwrap();
+    let pack = Pack::open(cache.find_pack(path, &settings).unwrap().unwrap(), path, &settings).unwrap();
     let mut encoder = Encoder::new(&settings).unwrap();
     let lie = vec![0xa5; content.len()];
     let mut batch = Batch::default();
     let size = settings.block_size_bytes();
     let segment = encode_segment(&mut encoder, SegmentKind::File, &lie, size, &mut batch).unwrap();
-    cache.store_segment(&key, &segment, batch.stored(&segment)).unwrap();
+    let stored = batch.stored(&segment);
+    let forged = cache.new_pack(&settings).unwrap().unwrap();
+    forged.file().write_all_at(stored, 0).unwrap();
+    let head = PackHead { path, settings: &settings, tree: pack.tree(), range_hashes: pack.range_hashes() };
+    let new = NewSegment { words: segment.words.clone(), checksum: segment_checksum(stored) };
+    write_index(forged.file(), stored.len() as u64, &head, &[new]).unwrap();
+    cache.keep_pack(path, &settings, &forged).unwrap();
     drop(cache);
 
     // What the documentation says: who may write to the cache can forge, and --cache-verify finds it.
@@ -238,7 +265,7 @@ fn an_image_in_place_is_left_alone_until_it_or_the_plan_changes() {
 fn a_record_describes_the_image_that_its_build_published_and_not_that_of_another_build() {
     let bench = Bench::new();
     let report = bench.build();
-    let cache = Cache::open(&bench.cache(), &bench.plan.settings).unwrap();
+    let cache = Cache::open(&bench.cache()).unwrap();
     let key = PlanKey::of(&bench.plan).unwrap();
     let published = fs::File::open(bench.output()).unwrap();
     // Another build puts its image there before this one has written its record.
@@ -246,7 +273,7 @@ fn a_record_describes_the_image_that_its_build_published_and_not_that_of_another
     fs::write(&other, "the image of another plan").unwrap();
     fs::rename(&other, bench.output()).unwrap();
     cache.remember_build(&key, &bench.output(), &published, &report).unwrap();
-    assert!(cache.finished_build(&key, &bench.output()).is_none());
+    assert!(cache.finished_build(&key, &bench.plan, &bench.output()).is_none());
     drop(cache);
     assert_eq!(bench.build().outcome, Outcome::Built);
 }
@@ -308,7 +335,7 @@ fn collection_makes_room_and_the_next_build_makes_up_for_it() {
     let bench = Bench::new();
     bench.build();
     let full = maintenance::stat(&bench.cache()).unwrap();
-    assert_eq!((full.manifests, full.segments > 0), (3, true));
+    assert_eq!(full.packs, 3);
     let half = full.total_bytes() / 2;
     let foretold = maintenance::gc(&bench.cache(), half, Collection::DryRun).unwrap();
     assert_eq!(maintenance::stat(&bench.cache()).unwrap(), full);
@@ -327,15 +354,16 @@ fn collection_makes_room_and_the_next_build_makes_up_for_it() {
 fn a_check_of_the_cache_removes_what_is_damaged() {
     let bench = Bench::new();
     bench.build();
-    let (segments, manifests) = (bench.entries("segments"), bench.entries("manifests"));
-    rewrite(&segments[0], |bytes| bytes[40] ^= 1);
-    rewrite(&manifests[1], Vec::clear);
-    fs::write(segments[0].with_file_name("stranger"), "no entry").unwrap();
+    let packs = bench.packs();
+    rewrite(&packs[0], |bytes| bytes[0] ^= 1);
+    rewrite(&packs[1], Vec::clear);
+    let stranger = packs[0].with_file_name("stranger");
+    fs::write(&stranger, "no pack").unwrap();
     let checked = maintenance::fsck(&bench.cache()).unwrap();
-    assert_eq!(checked.entries, (segments.len() + manifests.len() + 1) as u64);
+    assert_eq!(checked.entries, 4);
     let mut damaged = checked.damaged;
     damaged.sort();
-    let mut expected = vec![segments[0].clone(), manifests[1].clone(), segments[0].with_file_name("stranger")];
+    let mut expected = vec![packs[0].clone(), packs[1].clone(), stranger];
     expected.sort();
     assert_eq!(damaged, expected);
     assert_eq!(maintenance::fsck(&bench.cache()).unwrap().damaged, Vec::<PathBuf>::new());

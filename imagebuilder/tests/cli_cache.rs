@@ -7,6 +7,8 @@ mod program;
 use program::Workspace;
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 
 const BUILD: &str = "build --closure-info info --store-dir store -q -o image";
 
@@ -20,7 +22,7 @@ fn the_path_is_the_one_builds_use() {
     let path = workspace.path("cache");
     assert_eq!(workspace.run("cache path").success(), format!("{}\n", path.display()));
     assert_eq!(workspace.run("cache path --cache named").success(), "named\n");
-    assert_eq!(json(&workspace, "cache path --json"), serde_json::json!({"version": 1, "path": path}));
+    assert_eq!(json(&workspace, "cache path --json"), serde_json::json!({"version": 2, "path": path}));
     assert!(!path.exists(), "asking makes nothing");
 }
 
@@ -28,9 +30,9 @@ fn the_path_is_the_one_builds_use() {
 fn a_cache_that_is_not_there_is_empty() {
     let workspace = Workspace::new();
     let stat = json(&workspace, "cache stat --json");
-    assert_eq!((&stat["version"], &stat["totalBytes"], &stat["segments"]), (&1.into(), &0.into(), &0.into()));
+    assert_eq!((&stat["version"], &stat["totalBytes"], &stat["packs"]), (&2.into(), &0.into(), &0.into()));
     assert_eq!(workspace.run("cache gc --max-size 0").success(), "removed 0 entries, 0 B; 0 B remain\n");
-    assert_eq!(workspace.run("cache fsck").success(), "read 0 entries, removed 0 damaged ones\n");
+    assert_eq!(workspace.run("cache fsck").success(), "read 0 packs, removed 0 damaged ones\n");
     assert!(!workspace.path("cache").exists());
 }
 
@@ -39,10 +41,10 @@ fn what_a_build_leaves_is_counted_and_collected() {
     let workspace = Workspace::with_store();
     workspace.run(BUILD).success();
     let stat = json(&workspace, "cache stat --json");
-    assert_eq!(stat["manifests"], 3);
+    assert_eq!(stat["packs"], 3);
     let total = stat["totalBytes"].as_u64().unwrap();
     assert!(total > 0);
-    assert!(workspace.run("cache stat").success().contains(" in 3 entries\n"));
+    assert!(workspace.run("cache stat").success().contains(" of 3 store paths\n"));
     let foretold = json(&workspace, "cache gc --max-size 0 --dry-run --json");
     assert_eq!(foretold["removedBytes"], total);
     assert_eq!(json(&workspace, "cache stat --json"), stat, "a dry run removes nothing");
@@ -55,13 +57,13 @@ fn damage_is_found_and_removed() {
     let workspace = Workspace::with_store();
     workspace.run(BUILD).success();
     assert_eq!(json(&workspace, "cache fsck --json")["damaged"], serde_json::json!([]));
-    let mut manifests = vec![workspace.path("cache/v1/manifests")];
+    let mut packs = vec![workspace.path("cache/v2/packs")];
     let damaged = loop {
-        let path = manifests.pop().unwrap();
+        let path = packs.pop().unwrap();
         if path.is_file() {
             break path;
         }
-        manifests.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        packs.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
     };
     fs::write(&damaged, "forged").unwrap();
     let run = workspace.run("cache fsck");
@@ -76,4 +78,58 @@ fn a_limit_is_needed() {
     let run = workspace.run("cache gc");
     assert_eq!(run.code, 2);
     assert!(run.stderr.contains("--max-size <SIZE>"), "{}", run.stderr);
+}
+
+#[test]
+fn a_cache_of_the_former_layout_is_removed_once_no_older_program_uses_it() {
+    let workspace = Workspace::with_store();
+    workspace.run(BUILD).success();
+    fs::create_dir_all(workspace.path("cache/v1/segments/zstd8/ab")).unwrap();
+    workspace.write("cache/v1/segments/zstd8/ab/cd", "a segment");
+    let lock = fs::File::create(workspace.path("cache/v1/lock")).unwrap();
+    lock.lock_shared().unwrap();
+    workspace.run("cache gc --max-size 1G").success();
+    assert!(workspace.path("cache/v1/segments").exists(), "an older program uses it");
+    drop(lock);
+    assert_eq!(json(&workspace, "cache gc --max-size 1G --dry-run --json")["removedBytes"], 9);
+    assert!(workspace.path("cache/v1/segments").exists());
+    assert_eq!(json(&workspace, "cache gc --max-size 1G --json")["removedBytes"], 9);
+    assert!(!workspace.path("cache/v1").exists());
+    assert_eq!(json(&workspace, "cache stat --json")["packs"], 3);
+}
+
+#[test]
+fn users_with_any_umask_share_a_cache() {
+    if !nix::unistd::geteuid().is_root() {
+        program::skip("only root can run the program as several users");
+        return;
+    }
+    for umask in ["077", "027", "022"] {
+        let workspace = Workspace::with_store();
+        let shell = |user: u32, umask: &str, output: &str| {
+            let program = workspace.path("program");
+            fs::copy(env!("CARGO_BIN_EXE_microvm-image"), &program).unwrap();
+            let script = format!("umask {umask}; exec {} {BUILD} -o {output} --cache cache", program.display());
+            let mut command = std::process::Command::new("sh");
+            command
+                .args(["-c", &script.replace("-q -o image", "-q")])
+                .current_dir(workspace.root())
+                .uid(user)
+                .gid(user);
+            let output = command.output().unwrap();
+            assert_eq!(output.status.code(), Some(0), "{user} {umask}: {output:?}");
+            assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{user} {umask}");
+        };
+        fs::set_permissions(workspace.root(), fs::Permissions::from_mode(0o777)).unwrap();
+        fs::create_dir(workspace.path("cache")).unwrap();
+        fs::set_permissions(workspace.path("cache"), fs::Permissions::from_mode(0o777)).unwrap();
+        // Root fills the cache, and two users take from it.
+        shell(0, umask, "of-root");
+        let filled = json(&workspace, "cache stat --json");
+        for user in [65534, 61234] {
+            shell(user, umask, &format!("of-{user}"));
+            assert_eq!(workspace.read(&format!("of-{user}")), workspace.read("of-root"));
+        }
+        assert_eq!(json(&workspace, "cache stat --json")["packs"], filled["packs"], "all came from the cache");
+    }
 }

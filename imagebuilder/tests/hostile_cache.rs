@@ -5,11 +5,9 @@
 
 mod program;
 
-use imagebuilder::cache::segments::checksum;
-use imagebuilder::segment::{SegmentKey, SegmentKind};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use program::{TOOLS, Workspace};
+use program::Workspace;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -51,7 +49,7 @@ impl Target {
     }
 
     fn part(&self, name: &str) -> PathBuf {
-        self.workspace.path("cache/v1").join(name)
+        self.workspace.path("cache/v2").join(name)
     }
 
     fn entries(&self, part: &str) -> Vec<PathBuf> {
@@ -110,14 +108,14 @@ fn entries_replaced_by_anything_else(part: &str) {
 }
 
 #[test]
-fn manifests_replaced_by_pipes_directories_links_and_holes() {
-    entries_replaced_by_anything_else("manifests");
+fn packs_replaced_by_pipes_directories_links_and_holes() {
+    entries_replaced_by_anything_else("packs");
 }
 
 #[test]
 fn a_directory_in_the_place_of_an_entry_is_replaced_so_that_the_next_build_need_not_warn() {
     let target = Target::new();
-    for entry in [target.entries("manifests"), target.entries("segments")].concat() {
+    for entry in target.entries("packs") {
         fs::remove_file(&entry).unwrap();
         fs::create_dir_all(entry.join("with/something")).unwrap();
     }
@@ -129,59 +127,61 @@ fn a_directory_in_the_place_of_an_entry_is_replaced_so_that_the_next_build_need_
 }
 
 #[test]
-fn segments_replaced_by_pipes_directories_links_and_holes() {
-    entries_replaced_by_anything_else("segments");
-}
-
-#[test]
 fn records_replaced_by_pipes_directories_links_and_holes() {
     entries_replaced_by_anything_else("outputs");
 }
 
-/// Gives an entry of the segments other bytes behind its checksum, and the right checksum of these.
-fn forge(entry: &Path, change: impl FnOnce(&mut Vec<u8>)) {
-    let mut content = fs::read(entry).unwrap().split_off(16);
-    change(&mut content);
-    let (directory, file) = (entry.parent().unwrap().file_name().unwrap(), entry.file_name().unwrap());
-    let (directory, file) = (directory.to_str().unwrap(), file.to_str().unwrap());
-    let is_fragment = file.len() == 63;
-    let key = blake3::Hash::from_hex(format!("{directory}{}", &file[..62])).unwrap();
-    let kind = if is_fragment { SegmentKind::Fragment } else { SegmentKind::File };
-    let sum = checksum(&SegmentKey { kind, content: *key.as_bytes() }, &[&content]);
-    fs::write(entry, [&sum[..], &content[..]].concat()).unwrap();
+/// Gives a pack other bytes, and the right checksum of its index.
+fn forge(pack: &Path, change: impl FnOnce(&mut Vec<u8>, usize)) {
+    const FOOTER_BYTES: usize = 56;
+    let mut bytes = fs::read(pack).unwrap();
+    let footer = bytes.split_off(bytes.len() - FOOTER_BYTES);
+    let index_bytes = u64::from_le_bytes(footer[16..24].try_into().unwrap());
+    let index_at = bytes.len() - usize::try_from(index_bytes).unwrap();
+    if index_at == 0 {
+        // A pack without blocks.
+        return;
+    }
+    change(&mut bytes, index_at);
+    let index = &bytes[index_at.min(bytes.len())..];
+    let sum = *blake3::hash(index).as_bytes();
+    let length = (index.len() as u64).to_le_bytes();
+    fs::write(pack, [&bytes[..], &footer[..16], &length, &sum].concat()).unwrap();
 }
 
 #[test]
-fn forged_segments_with_right_checksums_but_blocks_that_no_image_can_hold_are_made_again() {
-    // Content length (u32), number of blocks (u32), size words, blocks.
-    let forgeries: [fn(&mut Vec<u8>); 4] = [
-        |content| {
-            content.truncate(8);
-            content[4..].copy_from_slice(&0u32.to_le_bytes());
-        },
-        |content| {
-            content[4..8].copy_from_slice(&2u32.to_le_bytes());
-            content.splice(12..12, [0; 4]);
-        },
-        |content| {
-            let huge = (1u32 << 24) - 1;
-            content.splice(8.., (huge | 1 << 24).to_le_bytes().into_iter().chain(vec![7; huge as usize]));
-        },
-        |content| content[..4].copy_from_slice(&u32::MAX.to_le_bytes()),
+fn forged_packs_with_right_checksums_that_no_image_can_hold_are_made_again() {
+    // The last segment's size word and checksum are at the end of the index.
+    let forgeries: [fn(&mut Vec<u8>, usize); 6] = [
+        // A block of no bytes, of more than a block, and a plain one of another length.
+        |bytes, _| put_word(bytes, 0),
+        |bytes, _| put_word(bytes, (1 << 24) - 1),
+        |bytes, _| put_word(bytes, (1 << 24) | 1),
+        // An index without a segment, with one too many, and of nothing.
+        |bytes, _| bytes.truncate(bytes.len() - 20),
+        |bytes, _| bytes.extend([7; 20]),
+        |bytes, index_at| bytes.truncate(index_at),
     ];
     for (number, forgery) in forgeries.into_iter().enumerate() {
         let target = Target::new();
-        target.entries("segments").iter().for_each(|entry| forge(entry, forgery));
+        target.entries("packs").iter().for_each(|pack| forge(pack, forgery));
         let output = target.run(&["build", "--closure-info", "info", "--store-dir", "store", "--json", "-o", "again"]);
         assert!(target.workspace.read("again") == target.image, "forgery {number}");
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(report["cache"]["rebuiltPaths"].as_u64().unwrap() > 0, "forgery {number}: {report}");
+        target.assert_unharmed();
     }
+}
+
+/// Writes over the size word of the last segment, which has one block.
+fn put_word(bytes: &mut [u8], word: u32) {
+    let at = bytes.len() - 20;
+    bytes[at..at + 4].copy_from_slice(&word.to_le_bytes());
 }
 
 #[test]
 fn directories_of_the_cache_that_lead_out_of_it_are_refused_and_nothing_there_is_collected() {
-    for part in ["tmp", "manifests", "segments", "outputs", ""] {
+    for part in ["packs", "outputs", ""] {
         let target = Target::new();
         let elsewhere = target.workspace.path("elsewhere");
         fs::create_dir(&elsewhere).unwrap();
@@ -189,47 +189,36 @@ fn directories_of_the_cache_that_lead_out_of_it_are_refused_and_nothing_there_is
         let directory = target.part(part);
         fs::remove_dir_all(&directory).unwrap();
         symlink(&elsewhere, directory.components().collect::<PathBuf>()).unwrap();
-        for command in [
-            &["build", "--closure-info", "info", "--store-dir", "store", "--quiet", "-o", "again"][..],
-            &["cache", "gc", "--max-size", "0"],
-            &["cache", "fsck"],
+        for (command, code) in [
+            // The image is made without the cache.
+            (&["build", "--closure-info", "info", "--store-dir", "store", "--quiet", "-o", "again"][..], 0),
+            (&["cache", "gc", "--max-size", "0"], 1),
+            (&["cache", "fsck"], 1),
         ] {
             let output = target.run(command);
             let said = String::from_utf8(output.stderr).unwrap();
-            // fsck looks at nothing below these two.
-            if !(command[1] == "fsck" && (part == "tmp" || part == "outputs")) {
-                assert_eq!(output.status.code(), Some(1), "{part}: {command:?}: {said}");
+            // fsck looks at nothing below outputs.
+            if !(command[1] == "fsck" && part == "outputs") {
+                assert_eq!(output.status.code(), Some(code), "{part}: {command:?}: {said}");
                 assert!(said.contains("it is a symbolic link, which leads out of the cache"), "{part}: {said}");
             }
             let names: Vec<_> = fs::read_dir(&elsewhere).unwrap().map(|entry| entry.unwrap().file_name()).collect();
             assert_eq!(names, ["precious"], "{part}: {command:?}");
         }
+        assert!(target.workspace.read("again") == target.image, "{part}");
     }
 }
 
 #[test]
-fn a_manifest_s_directory_that_leads_out_of_the_cache_is_not_written_to() {
+fn a_directory_of_packs_that_leads_out_of_the_cache_is_not_written_to() {
     let target = Target::new();
     let elsewhere = target.workspace.path("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
-    fs::remove_dir_all(target.part("manifests").join(TOOLS)).unwrap();
-    symlink(&elsewhere, target.part("manifests").join(TOOLS)).unwrap();
+    let packs = fs::read_dir(target.part("packs")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_dir_all(&packs).unwrap();
+    symlink(&elsewhere, &packs).unwrap();
     target.assert_built("again");
     assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
-}
-
-#[test]
-fn a_lock_that_leads_out_of_the_cache_makes_no_file_there() {
-    let target = Target::new();
-    let lock = target.part("lock");
-    for make in [(|lock, root| symlink(root, lock).unwrap()) as Attack, |lock, _| mkfifo(lock, Mode::S_IRWXU).unwrap()]
-    {
-        fs::remove_file(&lock).unwrap();
-        make(&lock, &target.workspace.path("made-by-the-lock"));
-        let output = target.build("again");
-        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(!target.workspace.path("made-by-the-lock").exists());
-    }
 }
 
 #[test]

@@ -7,6 +7,8 @@
 mod program;
 
 use nix::libc;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use program::{Workspace, has_tool, skip};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -38,6 +40,11 @@ impl Disk {
             skip(&format!("this kernel has no {kind}"));
             return None;
         }
+        // In a mount namespace of this thread: a copy of the mount in the namespace of another program would keep the file
+        // system alive when it is unmounted here.
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
         let disk = Self { image: workspace.path(&format!("{kind}.disk")), point: workspace.path(kind) };
         File::create(&disk.image).unwrap().set_len(400 << 20).unwrap();
         fs::create_dir(&disk.point).unwrap();

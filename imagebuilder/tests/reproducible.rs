@@ -67,6 +67,7 @@ fn image_of(plan: &ImagePlan, way: &Way) -> (Vec<u8>, BuildReport) {
     let options = BuildOptions {
         output: output.clone(),
         cache: way.cache.clone(),
+        packs: None,
         cache_trust: way.trust,
         jobs: way.jobs,
         digests: Digests::Skip,

@@ -1,16 +1,18 @@
-//! What a worker thread does: reading, hashing, compressing, asking the cache.
+//! What a worker thread does: reading, hashing, compressing, copying, writing.
 
+use super::BuildError;
 use super::buffers::SpareBuffers;
+use super::new_pack::{NewPack, PackKeeper};
+use super::output::ImageFile;
 use super::source::Member;
-use super::{BuildError, CacheTrust};
-use crate::cache::{Cache, CacheError, Lookup};
+use super::transfer::{CopyJob, WriteJob};
+use crate::cache::CacheError;
 use crate::encode::Encoder;
-use crate::image::codec::Workspace as Decoder;
-use crate::segment::{Batch, ContentHash, Origin, RANGE_BYTES, Segment, SegmentKey, SegmentKind};
-use crate::segment::{encode_segment, fragment_content};
+use crate::pack::{NewSegment, PackHead};
+use crate::segment::{Batch, ContentHash, RANGE_BYTES, SegmentKind, encode_segment};
 use crate::settings::ImageSettings;
-use crate::squashfs::format::BLOCK_PLAIN;
-use crate::tree::{Entry, NodeId};
+use crate::tree::NodeId;
+use std::sync::Arc;
 
 /// A piece of work.
 #[derive(Debug)]
@@ -22,56 +24,61 @@ pub(super) enum Job {
         /// The files.
         nodes: Vec<NodeId>,
     },
-    /// Reads a range of a file whose content is not known, and does `then` with it.
+    /// Reads a range of a file, and does `then` with it.
     ReadRange {
         /// Which range.
         range: RangeRef,
         /// What to do.
         then: Then,
     },
-    /// Makes or finds segments of one store path whose content hashes are known.
-    Known {
-        /// Number of the store path.
-        member: usize,
-        /// The segments, in the order of the image.
-        segments: Vec<KnownSegment>,
+    /// Reads a range of a file, which must have this hash still, and makes its segment.
+    EncodeRange {
+        /// Which range.
+        range: RangeRef,
+        /// The hash.
+        content: ContentHash,
     },
-    /// Makes or finds the segment of bytes that have been read.
-    Bytes {
-        /// Key of the segment.
-        key: SegmentKey,
+    /// Makes the segment of bytes that have been read.
+    Encode {
+        /// How it is cut.
+        kind: SegmentKind,
         /// The content.
         bytes: Vec<u8>,
     },
+    /// Writes segments into the image and into packs.
+    Write(WriteJob),
+    /// Copies segments from packs into the image.
+    Copy(CopyJob),
+    /// Completes a pack and keeps it.
+    Keep(Box<KeepJob>),
 }
 
-/// A segment that need not be read unless the cache lacks it.
+/// A pack whose segments are written.
 #[derive(Debug)]
-pub(super) enum KnownSegment {
-    /// A range of a file, and its hash.
-    Range(RangeRef, ContentHash),
-    /// A fragment block: its files, with their hashes and sizes.
-    Fragment(Vec<(NodeId, ContentHash, u32)>),
+pub(super) struct KeepJob {
+    /// Number of the store path.
+    pub(super) member: usize,
+    /// The pack.
+    pub(super) pack: Arc<NewPack>,
+    /// Where its segments end.
+    pub(super) end: u64,
+    /// Its segments.
+    pub(super) segments: Vec<NewSegment>,
+    /// Hashes of the ranges of all files of the store path.
+    pub(super) range_hashes: Vec<ContentHash>,
+    /// Segments that the image has, but that are not in the pack yet.
+    pub(super) from_image: Vec<FromImage>,
 }
 
-impl KnownSegment {
-    /// Length of its content in bytes.
-    pub(super) fn length(&self) -> usize {
-        match self {
-            Self::Range(range, _) => range.length,
-            Self::Fragment(files) => files.iter().map(|(_, _, size_bytes)| *size_bytes as usize).sum(),
-        }
-    }
-
-    fn key(&self) -> SegmentKey {
-        match self {
-            Self::Range(_, content) => SegmentKey { kind: SegmentKind::File, content: *content },
-            Self::Fragment(files) => {
-                let contents: Vec<_> = files.iter().map(|(_, content, size_bytes)| (*content, *size_bytes)).collect();
-                SegmentKey { kind: SegmentKind::Fragment, content: fragment_content(&contents) }
-            }
-        }
-    }
+/// Stored bytes that are copied from the image to a pack.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FromImage {
+    /// Where they are in the image.
+    pub(super) image_at: u64,
+    /// Where they go in the pack.
+    pub(super) pack_at: u64,
+    /// How many.
+    pub(super) bytes: u32,
 }
 
 /// A range of a file.
@@ -90,7 +97,7 @@ pub(super) struct RangeRef {
 /// What to do with a range that has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Then {
-    /// Make or find its segment: no other file of the image can be equal.
+    /// Make its segment: no other file of the image can be equal.
     Encode,
     /// Hand the bytes over: whether another file is equal is not known yet.
     Keep,
@@ -109,14 +116,14 @@ pub(super) enum Product {
         hashes: Vec<ContentHash>,
     },
     /// Of [`Then::Encode`]: the segment of the range, and its hash unless nobody needs it.
-    Encoded {
+    Range {
         /// The hash.
         content: Option<ContentHash>,
         /// The segment.
         batch: Batch,
     },
-    /// Of [`Job::Bytes`] and [`Job::Known`]: the segments that were asked for.
-    Segments(Batch),
+    /// Of [`Job::Encode`] and [`Job::EncodeRange`].
+    Segment(Batch),
     /// Of [`Then::Keep`].
     Kept {
         /// The hash.
@@ -129,41 +136,53 @@ pub(super) enum Product {
         /// The hash.
         content: ContentHash,
     },
+    /// Of [`Job::Write`].
+    Written {
+        /// Bytes of content that are held no longer.
+        held_bytes: u64,
+        /// The store paths whose packs were written to, once for each segment.
+        members: Vec<usize>,
+    },
+    /// Of [`Job::Copy`].
+    Copied {
+        /// Bytes of content.
+        input_bytes: u64,
+        /// Bytes in the image.
+        stored_bytes: u64,
+        /// Store paths whose packs are damaged.
+        damaged: Vec<usize>,
+    },
+    /// Of [`Job::Keep`].
+    Done,
 }
 
 /// What all workers share.
-pub(super) struct Workshop<'a> {
+pub(super) struct WorkerInputs<'a> {
     /// The store paths, in the order of their data.
     pub(super) members: &'a [Member],
     /// Codec and block sizes.
     pub(super) settings: &'a ImageSettings,
-    /// The cache, if there is one.
-    pub(super) cache: Option<&'a Cache>,
-    /// How much it is trusted.
-    pub(super) trust: CacheTrust,
+    /// The image; `None` when only packs are made.
+    pub(super) image: Option<&'a ImageFile<'a>>,
+    /// Where new packs go; `None` when none are made.
+    pub(super) keeper: Option<&'a dyn PackKeeper>,
     /// Buffers for segments.
     pub(super) buffers: &'a SpareBuffers,
-    /// Takes what went wrong with the cache: none of it stops a build.
+    /// Takes what went wrong with new packs: none of it stops a build.
     pub(super) cache_troubles: &'a (dyn Fn(CacheError) + Sync),
 }
 
 /// One worker: its codec and its buffer.
 pub(super) struct Worker<'a> {
-    workshop: &'a Workshop<'a>,
+    pub(super) inputs: &'a WorkerInputs<'a>,
     encoder: Encoder,
-    decoder: Decoder,
-    buffer: Vec<u8>,
+    pub(super) buffer: Vec<u8>,
 }
 
 impl<'a> Worker<'a> {
     /// Sets the codec up.
-    pub(super) fn new(workshop: &'a Workshop<'a>) -> Result<Self, BuildError> {
-        Ok(Self {
-            workshop,
-            encoder: Encoder::new(workshop.settings)?,
-            decoder: Decoder::default(),
-            buffer: vec![0; RANGE_BYTES as usize],
-        })
+    pub(super) fn new(inputs: &'a WorkerInputs<'a>) -> Result<Self, BuildError> {
+        Ok(Self { inputs, encoder: Encoder::new(inputs.settings)?, buffer: Vec::new() })
     }
 
     /// Does a piece of work.
@@ -171,24 +190,26 @@ impl<'a> Worker<'a> {
         match job {
             Job::ReadFiles { member, nodes } => self.read_files(member, &nodes),
             Job::ReadRange { range, then } => self.read_range(range, then),
-            Job::Known { member, segments } => {
-                let mut batch = Batch::new(self.workshop.buffers.take_roomy());
-                segments.iter().try_for_each(|segment| self.known(member, segment, &mut batch))?;
-                Ok(Product::Segments(batch))
+            Job::EncodeRange { range, content } => self.encode_range(range, &content),
+            Job::Encode { kind, bytes } => {
+                let batch = self.encode(kind, &bytes)?;
+                self.inputs.buffers.give(bytes);
+                Ok(Product::Segment(batch))
             }
-            Job::Bytes { key, bytes } => {
-                let mut batch = self.new_batch(bytes.len());
-                self.segment(key, &bytes, &mut batch)?;
-                self.workshop.buffers.give(bytes);
-                Ok(Product::Segments(batch))
+            Job::Write(job) => self.write(job),
+            Job::Copy(job) => self.copy(job),
+            Job::Keep(job) => {
+                self.keep(&job);
+                Ok(Product::Done)
             }
         }
     }
 
     fn read_files(&self, member: usize, nodes: &[NodeId]) -> Result<Product, BuildError> {
-        let member = &self.workshop.members[member];
-        let lengths: Vec<usize> = nodes.iter().map(|node| member.file_length(*node)).collect();
-        let mut bytes = self.workshop.buffers.take_filled(lengths.iter().sum());
+        let member = &self.inputs.members[member];
+        let lengths: Vec<usize> =
+            nodes.iter().map(|node| usize::try_from(member.file_length(*node)).unwrap_or(usize::MAX)).collect();
+        let mut bytes = self.inputs.buffers.take_filled(lengths.iter().sum());
         let mut hashes = Vec::with_capacity(nodes.len());
         let mut rest = &mut bytes[..];
         for (node, length) in nodes.iter().zip(lengths) {
@@ -203,60 +224,38 @@ impl<'a> Worker<'a> {
     fn read_range(&mut self, range: RangeRef, then: Then) -> Result<Product, BuildError> {
         let mut buffer = match then {
             // These bytes are handed over.
-            Then::Keep => self.workshop.buffers.take_filled(range.length),
-            Then::Encode | Then::Hash => self.take_buffer(range.length),
+            Then::Keep => self.inputs.buffers.take_filled(range.length),
+            Then::Encode | Then::Hash => self.take_buffer(RANGE_BYTES as usize),
         };
         let bytes = &mut buffer[..range.length];
-        self.workshop.members[range.member].read(range.node, range.range, bytes)?;
-        let needs_hash = then != Then::Encode || self.workshop.cache.is_some();
+        self.inputs.members[range.member].read(range.node, range.range, bytes)?;
+        let needs_hash = then != Then::Encode || self.inputs.keeper.is_some();
         let content = needs_hash.then(|| *blake3::hash(bytes).as_bytes());
         let product = match (then, content) {
             (Then::Keep, Some(content)) => return Ok(Product::Kept { content, bytes: buffer }),
             (Then::Hash, Some(content)) => Product::Hashed { content },
-            (_, content) => {
-                let mut batch = self.new_batch(range.length);
-                match content {
-                    Some(content) => {
-                        self.segment(SegmentKey { kind: SegmentKind::File, content }, bytes, &mut batch)?
-                    }
-                    None => {
-                        let segment = self.encode(SegmentKind::File, bytes, &mut batch)?;
-                        batch.push(segment);
-                    }
-                }
-                Product::Encoded { content, batch }
-            }
+            (_, content) => Product::Range { content, batch: self.encode(SegmentKind::File, bytes)? },
         };
         self.buffer = buffer;
         Ok(product)
     }
 
-    /// A batch with room for segments of so much content, even if none of it shrinks.
-    fn new_batch(&self, content_bytes: usize) -> Batch {
-        Batch::new(self.workshop.buffers.take(content_bytes + content_bytes / 128 + 1024))
-    }
-
-    /// Adds a segment whose content need not be read unless the cache lacks it.
-    fn known(&mut self, member: usize, known: &KnownSegment, batch: &mut Batch) -> Result<(), BuildError> {
-        let (key, length) = (known.key(), known.length());
-        let damage = match self.look_up(&key, length, batch) {
-            Lookup::Hit(segment) => {
-                batch.push(segment);
-                return Ok(());
-            }
-            Lookup::Miss => Damage::None,
-            Lookup::Damaged => Damage::Found,
-        };
-        let mut buffer = self.take_buffer(length);
-        self.workshop.members[member].read_known(known, &mut buffer[..length])?;
-        self.make(key, &buffer[..length], damage, batch)?;
+    fn encode_range(&mut self, range: RangeRef, content: &ContentHash) -> Result<Product, BuildError> {
+        let mut buffer = self.take_buffer(RANGE_BYTES as usize);
+        let bytes = &mut buffer[..range.length];
+        let member = &self.inputs.members[range.member];
+        member.read(range.node, range.range, bytes)?;
+        if blake3::hash(bytes).as_bytes() != content {
+            return Err(BuildError::Changed { path: member.path_of(range.node) });
+        }
+        let batch = self.encode(SegmentKind::File, bytes)?;
         self.buffer = buffer;
-        Ok(())
+        Ok(Product::Segment(batch))
     }
 
     /// A buffer of at least `length` bytes. It is put back afterwards: zeroing a new one each time would cost as much as
     /// copying the content does.
-    fn take_buffer(&mut self, length: usize) -> Vec<u8> {
+    pub(super) fn take_buffer(&mut self, length: usize) -> Vec<u8> {
         let mut buffer = std::mem::take(&mut self.buffer);
         if buffer.len() < length {
             buffer.resize(length, 0);
@@ -264,136 +263,34 @@ impl<'a> Worker<'a> {
         buffer
     }
 
-    /// Adds the segment of a content at hand.
-    fn segment(&mut self, key: SegmentKey, content: &[u8], batch: &mut Batch) -> Result<(), BuildError> {
-        let mut damage = Damage::None;
-        match self.look_up(&key, content.len(), batch) {
-            Lookup::Hit(segment) => {
-                if self.workshop.trust == CacheTrust::Checksums || self.holds(&segment, batch, content) {
-                    batch.push(segment);
-                    return Ok(());
-                }
-                damage = Damage::Found;
-            }
-            Lookup::Damaged => damage = Damage::Found,
-            Lookup::Miss => {}
+    /// Compresses a segment.
+    fn encode(&mut self, kind: SegmentKind, content: &[u8]) -> Result<Batch, BuildError> {
+        // Room for all of it, even if nothing shrinks.
+        let buffer = self.inputs.buffers.take(content.len() + content.len() / 128 + 1024);
+        let block_size_bytes = self.inputs.settings.block_size_bytes();
+        let mut batch = Batch::new(buffer);
+        let mut segment = encode_segment(&mut self.encoder, kind, content, block_size_bytes, &mut batch)?;
+        if self.inputs.keeper.is_some() {
+            segment.checksum = crate::pack::segment_checksum(batch.stored(&segment));
         }
-        self.make(key, content, damage, batch)
-    }
-
-    fn look_up(&self, key: &SegmentKey, length: usize, batch: &mut Batch) -> Lookup<Segment> {
-        let Some(cache) = self.workshop.cache else { return Lookup::Miss };
-        match cache.load_segment(key, batch) {
-            Ok(Lookup::Hit(segment)) if !self.fits(&segment, length) => Lookup::Damaged,
-            Ok(found) => found,
-            Err(error) => {
-                (self.workshop.cache_troubles)(error);
-                Lookup::Miss
-            }
-        }
-    }
-
-    /// Whether a cached segment can be one of so many bytes: a forged one may have other blocks, which no image can hold.
-    fn fits(&self, segment: &Segment, length: usize) -> bool {
-        let block_bytes = self.workshop.settings.block_size_bytes();
-        segment.input_bytes as usize == length
-            && segment.words.len() == length.div_ceil(block_bytes as usize)
-            && segment.words.iter().all(|word| word & !BLOCK_PLAIN <= block_bytes)
-    }
-
-    /// Whether a cached segment, decompressed, is the content.
-    fn holds(&mut self, segment: &Segment, batch: &Batch, content: &[u8]) -> bool {
-        let settings = self.workshop.settings;
-        let blocks = content.chunks(settings.block_size_bytes() as usize);
-        let mut rest = batch.stored(segment);
-        let mut decoded = vec![0; settings.block_size_bytes() as usize];
-        blocks.len() == segment.words.len()
-            && segment.words.iter().zip(blocks).all(|(word, block)| {
-                let Some((stored, behind)) = rest.split_at_checked((word & !BLOCK_PLAIN) as usize) else {
-                    return false;
-                };
-                rest = behind;
-                if *word == 0 {
-                    block.iter().all(|byte| *byte == 0)
-                } else if word & BLOCK_PLAIN != 0 {
-                    stored == block
-                } else {
-                    let length = self.decoder.decode(settings.compression(), stored, &mut decoded);
-                    length.is_ok_and(|length| decoded[..length] == *block)
-                }
-            })
-    }
-
-    /// Compresses a segment, keeps it in the cache, and adds it.
-    fn make(&mut self, key: SegmentKey, content: &[u8], damage: Damage, batch: &mut Batch) -> Result<(), BuildError> {
-        let mut segment = self.encode(key.kind, content, batch)?;
-        if let Some(cache) = self.workshop.cache
-            && let Err(error) = cache.store_segment(&key, &segment, batch.stored(&segment))
-        {
-            (self.workshop.cache_troubles)(error);
-        }
-        segment.origin = match damage {
-            Damage::None => Origin::Compressed,
-            Damage::Found => Origin::Rebuilt,
-        };
         batch.push(segment);
-        Ok(())
+        Ok(batch)
     }
 
-    fn encode(&mut self, kind: SegmentKind, content: &[u8], batch: &mut Batch) -> Result<Segment, BuildError> {
-        let block_size_bytes = self.workshop.settings.block_size_bytes();
-        Ok(encode_segment(&mut self.encoder, kind, content, block_size_bytes, batch)?)
-    }
-}
-
-/// Whether an entry was found that was not what it should be.
-#[derive(Clone, Copy, Debug)]
-enum Damage {
-    None,
-    Found,
-}
-
-impl Member {
-    /// Length of a file, which is at most that of a segment.
-    fn file_length(&self, node: NodeId) -> usize {
-        match self.tree().entry(node) {
-            Entry::File { size_bytes, .. } => usize::try_from(size_bytes).unwrap_or(usize::MAX),
-            Entry::Directory { .. } | Entry::Symlink { .. } => 0,
+    /// Completes a pack. What goes wrong costs the next build time, and is no error of this one.
+    fn keep(&self, job: &KeepJob) {
+        let Some(keeper) = self.inputs.keeper else { return };
+        let member = &self.inputs.members[job.member];
+        let head = PackHead {
+            path: &member.planned,
+            settings: self.inputs.settings,
+            tree: member.tree(),
+            range_hashes: &job.range_hashes,
+        };
+        let image = self.inputs.image.map(ImageFile::file);
+        let kept = job.pack.complete(job, &head, image).and_then(|()| keeper.keep(&member.planned, &job.pack));
+        if let Err(error) = kept {
+            (self.inputs.cache_troubles)(error);
         }
-    }
-
-    /// Fills `out` with a range of a file.
-    fn read(&self, node: NodeId, range: usize, out: &mut [u8]) -> Result<(), BuildError> {
-        let file = self.open(node)?;
-        file.read_range(range as u64 * RANGE_BYTES, out)?;
-        file.finish()
-    }
-
-    /// Fills `out` with the content of a segment.
-    fn read_known(&self, known: &KnownSegment, out: &mut [u8]) -> Result<(), BuildError> {
-        match known {
-            KnownSegment::Range(range, content) => {
-                self.read(range.node, range.range, out)?;
-                self.expect_content(range.node, out, content)
-            }
-            KnownSegment::Fragment(files) => {
-                let mut rest = out;
-                for (node, content, size_bytes) in files {
-                    let (bytes, behind) = rest.split_at_mut(*size_bytes as usize);
-                    self.read(*node, 0, bytes)?;
-                    self.expect_content(*node, bytes, content)?;
-                    rest = behind;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Content that the cache knows under a hash must have that hash still.
-    fn expect_content(&self, node: NodeId, bytes: &[u8], content: &ContentHash) -> Result<(), BuildError> {
-        if blake3::hash(bytes).as_bytes() == content {
-            return Ok(());
-        }
-        Err(BuildError::Changed { path: self.path_of(node) })
     }
 }

@@ -26,10 +26,8 @@ enum Place {
 pub(super) enum Novelty {
     /// No earlier file has it.
     New,
-    /// An earlier file of the same store path has it.
-    OfSameMember,
-    /// A file of an earlier store path has it.
-    OfOtherMember,
+    /// An earlier file has it.
+    Known,
 }
 
 /// The places of all files.
@@ -59,18 +57,25 @@ impl Places {
     }
 
     /// Notes the content of a file; unless it is new the file shares the place of the first file that has it.
-    pub(super) fn meet(&mut self, file: usize, member: usize, content: ContentHash) -> Novelty {
+    pub(super) fn meet(&mut self, file: usize, content: ContentHash) -> Novelty {
         match self.by_content.entry(content) {
             Entry::Vacant(vacant) => {
                 vacant.insert(file);
                 Novelty::New
             }
             Entry::Occupied(first) => {
-                let first = *first.get();
-                self.places[file] = Place::SameAs(first);
-                if first >= self.first_files[member] { Novelty::OfSameMember } else { Novelty::OfOtherMember }
+                self.places[file] = Place::SameAs(*first.get());
+                Novelty::Known
             }
         }
+    }
+
+    /// The first file with the content of a file.
+    pub(super) fn first_with_content_of(&self, mut file: usize) -> usize {
+        while let Place::SameAs(first) = self.places[file] {
+            file = first;
+        }
+        file
     }
 
     /// The file has the place of an earlier file.
@@ -88,6 +93,14 @@ impl Places {
     /// The file is in a fragment block.
     pub(super) fn put_in_fragment(&mut self, file: usize, index: u32, offset: u32) {
         self.places[file] = Place::Fragment { index, offset };
+    }
+
+    /// The fragment block a file is in, unless it shares the place of an earlier file.
+    pub(super) fn fragment_of(&self, file: usize) -> Option<u32> {
+        match self.places[file] {
+            Place::Fragment { index, .. } => Some(index),
+            Place::Empty | Place::SameAs(_) | Place::Blocks { .. } => None,
+        }
     }
 
     /// The fragment block is written at `start`.
@@ -131,12 +144,7 @@ impl Places {
 
 impl Contents for Places {
     fn locate(&self, member: usize, file: u32) -> Location<'_> {
-        let mut place = self.places[self.first_files[member] + file as usize];
-        // The first file with a content never shares another's place.
-        while let Place::SameAs(first) = place {
-            place = self.places[first];
-        }
-        match place {
+        match self.places[self.first_with_content_of(self.first_files[member] + file as usize)] {
             Place::Empty | Place::SameAs(_) => Location::Empty,
             Place::Fragment { index, offset } => Location::Fragment { index, offset },
             Place::Blocks { start, first_word, words, hole_bytes } => {

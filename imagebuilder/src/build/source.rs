@@ -1,10 +1,10 @@
-//! The store paths of an image, listed or known from the cache, and how their files are read.
+//! The store paths of an image, listed or known from packs, and how their files are read.
 
 use super::BuildError;
-use crate::cache::manifest::range_count;
+use crate::pack::Pack;
 use crate::plan::PlannedPath;
 use crate::scan::Listing;
-use crate::segment::ContentHash;
+use crate::segment::RANGE_BYTES;
 use crate::tree::{Entry, NodeId, Tree};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -31,13 +31,8 @@ pub(super) struct Member {
 pub(super) enum Knowledge {
     /// Listed just now: the content has to be read.
     Listed(Listing),
-    /// From a manifest: the hash of every range of every file is known, one file after the other.
-    Cached {
-        /// The files.
-        tree: Tree,
-        /// The hashes.
-        range_hashes: Vec<ContentHash>,
-    },
+    /// From a pack, which has all that the image needs.
+    Packed(Box<Pack>),
 }
 
 impl Member {
@@ -45,8 +40,29 @@ impl Member {
     pub(super) fn tree(&self) -> &Tree {
         match &self.knowledge {
             Knowledge::Listed(listing) => &listing.tree,
-            Knowledge::Cached { tree, .. } => tree,
+            Knowledge::Packed(pack) => pack.tree(),
         }
+    }
+
+    /// The pack, if there is one.
+    pub(super) fn pack(&self) -> Option<&Pack> {
+        match &self.knowledge {
+            Knowledge::Listed(_) => None,
+            Knowledge::Packed(pack) => Some(pack),
+        }
+    }
+
+    /// The listing, if there is no pack.
+    pub(super) fn listing(&self) -> Option<&Listing> {
+        match &self.knowledge {
+            Knowledge::Listed(listing) => Some(listing),
+            Knowledge::Packed(_) => None,
+        }
+    }
+
+    /// Length of all its files in bytes.
+    pub(super) fn input_bytes(&self) -> u64 {
+        self.tree().file_sizes().iter().sum()
     }
 
     /// Path of a node.
@@ -66,7 +82,22 @@ impl Member {
         path.into()
     }
 
-    /// Opens a regular file, which must still be as it was listed.
+    /// Length of a file, 0 for other nodes.
+    pub(super) fn file_length(&self, node: NodeId) -> u64 {
+        match self.tree().entry(node) {
+            Entry::File { size_bytes, .. } => size_bytes,
+            Entry::Directory { .. } | Entry::Symlink { .. } => 0,
+        }
+    }
+
+    /// Fills `out` with a range of a file, which must still be as it was listed.
+    pub(super) fn read(&self, node: NodeId, range: usize, out: &mut [u8]) -> Result<(), BuildError> {
+        let file = SourceFile::open(self, node)?;
+        file.read_at(range as u64 * RANGE_BYTES, out)?;
+        file.finish()
+    }
+
+    /// Opens a regular file.
     pub(super) fn open(&self, node: NodeId) -> Result<SourceFile, BuildError> {
         SourceFile::open(self, node)
     }
@@ -78,7 +109,7 @@ pub(super) struct SourceFile {
     file: File,
     path: PathBuf,
     size_bytes: u64,
-    /// When it was modified last, of a file that was listed; what the cache knows is known by its hash.
+    /// When it was modified last, of a file that was listed.
     modified: Option<(i64, i64)>,
 }
 
@@ -95,15 +126,12 @@ impl SourceFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BuildError::Changed { path }),
             other => other.map_err(|source| BuildError::Read { path: path.clone(), source })?,
         };
-        let modified = match &member.knowledge {
-            Knowledge::Listed(listing) => Some(listing.modified[number as usize]),
-            Knowledge::Cached { .. } => None,
-        };
+        let modified = member.listing().map(|listing| listing.modified[number as usize]);
         Ok(Self { file, path, size_bytes, modified })
     }
 
     /// Fills `out` with the bytes from `offset` on.
-    pub(super) fn read_range(&self, offset: u64, out: &mut [u8]) -> Result<(), BuildError> {
+    pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), BuildError> {
         self.file.read_exact_at(out, offset).map_err(|source| match source.kind() {
             io::ErrorKind::UnexpectedEof => BuildError::Changed { path: self.path.clone() },
             _ => BuildError::Read { path: self.path.clone(), source },
@@ -118,15 +146,4 @@ impl SourceFile {
         let same = metadata.len() == self.size_bytes && self.modified.is_none_or(|listed| listed == modified);
         if same { Ok(()) } else { Err(BuildError::Changed { path: self.path }) }
     }
-}
-
-/// Length in bytes of one range of a file.
-pub(super) fn range_length(size_bytes: u64, range: usize) -> usize {
-    let start = range as u64 * crate::segment::RANGE_BYTES;
-    usize::try_from(size_bytes.saturating_sub(start).min(crate::segment::RANGE_BYTES)).unwrap_or(0)
-}
-
-/// Number of ranges of all files of a tree.
-pub(super) fn total_ranges(tree: &Tree) -> usize {
-    tree.file_sizes().iter().map(|size| range_count(*size)).sum()
 }

@@ -1,8 +1,10 @@
 //! The order of an image's data: every file once, in small steps that can be read ahead.
 
+use super::BuildError;
 use super::job::{Job, RangeRef, Then};
-use super::source::{Knowledge, Member, range_length};
-use crate::cache::manifest::range_count;
+use super::source::Member;
+use crate::segment::{RANGE_BYTES, range_count, range_length};
+use crate::threads::map_in_parallel;
 use crate::tree::{Entry, NodeId};
 use std::collections::{HashMap, HashSet};
 
@@ -26,11 +28,9 @@ pub(super) struct FileRef {
 /// The next files of the image.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Files that share fragment blocks, of one store path, in a row; they have to be read.
+    /// Files that share fragment blocks, of one store path, in a row.
     ReadSmall(Vec<FileRef>),
-    /// The same, of a store path whose hashes are known.
-    KnownSmall(Vec<FileRef>),
-    /// One range of a large file that has to be read.
+    /// One range of a large file.
     ReadRange {
         /// The file.
         file: FileRef,
@@ -39,8 +39,8 @@ pub(super) enum Step {
         /// What becomes of it.
         then: Then,
     },
-    /// A large file all of whose hashes are known by now.
-    KnownLarge(FileRef),
+    /// A large file all of whose ranges have been hashed.
+    Hashed(FileRef),
     /// A file that is a hard link of an earlier one.
     Linked {
         /// The file.
@@ -48,8 +48,10 @@ pub(super) enum Step {
         /// Number of the earlier file.
         to: usize,
     },
-    /// The store path is complete.
-    EndOfMember,
+    /// A store path that has a pack.
+    Packed(usize),
+    /// A store path that was listed is complete.
+    EndOfMember(usize),
 }
 
 impl Step {
@@ -65,57 +67,70 @@ impl Step {
             Self::ReadRange { range, then, .. } => {
                 Some((Job::ReadRange { range: *range, then: *then }, range.length as u64))
             }
-            Self::KnownSmall(_) | Self::KnownLarge(_) | Self::Linked { .. } | Self::EndOfMember => None,
+            Self::Hashed(_) | Self::Linked { .. } | Self::Packed(_) | Self::EndOfMember(_) => None,
         }
     }
 }
 
 /// Cuts the image's data into steps. Files under `small_limit_bytes` share fragment blocks.
-pub(super) fn steps(members: &[Member], small_limit_bytes: u64) -> Vec<Step> {
-    let sizes = RepeatedSizes::of(members, small_limit_bytes);
+pub(super) fn steps(members: &[Member], small_limit_bytes: u64, threads: usize) -> Vec<Step> {
+    let twins = Twins::find(members, small_limit_bytes, threads);
     let mut first_links = HashMap::new();
     let mut steps = Vec::new();
     for (number, member) in members.iter().enumerate() {
-        let mut batch = Batch { known: matches!(member.knowledge, Knowledge::Cached { .. }), ..Batch::default() };
-        let tree = member.tree();
-        for node in 0..tree.len() {
-            let Entry::File { file, size_bytes, .. } = tree.entry(node) else { continue };
-            if size_bytes == 0 {
-                continue;
-            }
-            let in_image = member.first_file + file as usize;
-            let reference = FileRef { member: number, node, file: in_image, size_bytes };
-            if let Knowledge::Listed(listing) = &member.knowledge
-                && let Some(identity) = listing.linked.get(&file)
-            {
-                let first = *first_links.entry(*identity).or_insert(reference);
-                // A link with another length is a file that changed while it was listed: reading it tells.
-                if first.file != in_image && first.size_bytes == size_bytes {
+        let Some(listing) = member.listing() else {
+            steps.push(Step::Packed(number));
+            continue;
+        };
+        let mut batch = Batch::default();
+        for file in files(number, member).filter(|file| file.size_bytes > 0) {
+            if let Some(identity) = listing.linked.get(&in_member(member, file)) {
+                let first: &FileRef = first_links.entry(*identity).or_insert(file);
+                // A link with another length is a file that changed while it was listed: reading it tells. A small file
+                // is in a fragment block of its own store path, so one that another path has is read again.
+                let is_small = file.size_bytes < small_limit_bytes;
+                if is_small && first.member != number {
+                    first_links.insert(*identity, file);
+                } else if first.file != file.file && first.size_bytes == file.size_bytes {
+                    let to = first.file;
                     batch.end(&mut steps);
-                    steps.push(Step::Linked { file: reference, to: first.file });
+                    steps.push(Step::Linked { file, to });
                     continue;
                 }
             }
-            if size_bytes < small_limit_bytes {
-                batch.add(reference, &mut steps);
+            if file.size_bytes < small_limit_bytes {
+                batch.add(file, &mut steps);
             } else {
                 batch.end(&mut steps);
-                large(member, reference, &sizes, &mut steps);
+                large(file, &twins, &mut steps);
             }
         }
         batch.end(&mut steps);
-        steps.push(Step::EndOfMember);
+        steps.push(Step::EndOfMember(number));
     }
     steps
 }
 
-fn large(member: &Member, file: FileRef, sizes: &RepeatedSizes, steps: &mut Vec<Step>) {
-    if matches!(member.knowledge, Knowledge::Cached { .. }) {
-        steps.push(Step::KnownLarge(file));
-        return;
-    }
+/// The regular files of a member.
+fn files(number: usize, member: &Member) -> impl Iterator<Item = FileRef> + '_ {
+    let tree = member.tree();
+    (0..tree.len()).filter_map(move |node| match tree.entry(node) {
+        Entry::File { file, size_bytes, .. } => {
+            Some(FileRef { member: number, node, file: member.first_file + file as usize, size_bytes })
+        }
+        Entry::Directory { .. } | Entry::Symlink { .. } => None,
+    })
+}
+
+/// A file's number in its member.
+fn in_member(member: &Member, file: FileRef) -> u32 {
+    // A tree has fewer files than this.
+    u32::try_from(file.file - member.first_file).unwrap_or(u32::MAX)
+}
+
+fn large(file: FileRef, twins: &Twins, steps: &mut Vec<Step>) {
     let ranges = range_count(file.size_bytes);
-    let then = match (sizes.is_repeated(file.size_bytes), ranges) {
+    let then = match (twins.may_have(file), ranges) {
         (false, _) => Then::Encode,
         (true, 1) => Then::Keep,
         (true, _) => Then::Hash,
@@ -126,14 +141,13 @@ fn large(member: &Member, file: FileRef, sizes: &RepeatedSizes, steps: &mut Vec<
         steps.push(Step::ReadRange { file, range, then });
     }
     if then == Then::Hash {
-        steps.push(Step::KnownLarge(file));
+        steps.push(Step::Hashed(file));
     }
 }
 
 /// Small files that are waiting to become a step.
 #[derive(Default)]
 struct Batch {
-    known: bool,
     files: Vec<FileRef>,
     bytes: u64,
 }
@@ -151,36 +165,78 @@ impl Batch {
         self.bytes = 0;
         let files = std::mem::take(&mut self.files);
         if !files.is_empty() {
-            steps.push(if self.known { Step::KnownSmall(files) } else { Step::ReadSmall(files) });
+            steps.push(Step::ReadSmall(files));
         }
     }
 }
 
-/// Sizes that several large files have: only those can be equal to another file.
-struct RepeatedSizes(HashSet<u64>);
+/// Large files that may be equal to another one: of the same length, and the same in the places that were looked at.
+struct Twins {
+    /// Lengths that large files of packs have, and lengths under [`RANGE_BYTES`] that several files have.
+    lengths: HashSet<u64>,
+    /// Numbers of longer files.
+    files: HashSet<usize>,
+}
 
-impl RepeatedSizes {
-    fn of(members: &[Member], small_limit_bytes: u64) -> Self {
-        let mut seen = HashSet::new();
-        let mut repeated = HashSet::new();
+impl Twins {
+    fn find(members: &[Member], small_limit_bytes: u64, threads: usize) -> Self {
+        let mut by_length: HashMap<u64, Vec<FileRef>> = HashMap::new();
+        let mut twins = Self { lengths: HashSet::new(), files: HashSet::new() };
         let mut links = HashSet::new();
-        for member in members {
-            for (size, file) in member.tree().file_sizes().iter().zip(0u32..) {
-                let link = match &member.knowledge {
-                    Knowledge::Listed(listing) => listing.linked.get(&file),
-                    Knowledge::Cached { .. } => None,
-                };
-                // Links of one file are never read twice, so their size does not count twice.
-                let first = link.is_none_or(|identity| links.insert((*identity, *size)));
-                if *size >= small_limit_bytes && first && !seen.insert(*size) {
-                    repeated.insert(*size);
+        for (number, member) in members.iter().enumerate() {
+            let Some(listing) = member.listing() else {
+                twins.lengths.extend(member.tree().file_sizes().iter().filter(|size| **size >= small_limit_bytes));
+                continue;
+            };
+            for file in files(number, member).filter(|file| file.size_bytes >= small_limit_bytes) {
+                let link = listing.linked.get(&in_member(member, file));
+                // Links of one file are never read twice, so their length does not count twice.
+                if link.is_none_or(|identity| links.insert((*identity, file.size_bytes))) {
+                    by_length.entry(file.size_bytes).or_default().push(file);
                 }
             }
         }
-        Self(repeated)
+        by_length.retain(|length, files| files.len() > 1 && !twins.lengths.contains(length));
+        let mut unsure = Vec::new();
+        for (length, files) in by_length {
+            // A file of one range is read once in any case.
+            if length <= RANGE_BYTES {
+                twins.lengths.insert(length);
+            } else {
+                unsure.extend(files);
+            }
+        }
+        let samples = map_in_parallel(threads, &unsure, |file| sample(&members[file.member], *file).ok());
+        let mut first_with = HashMap::new();
+        for (file, sample) in unsure.iter().zip(samples) {
+            let Some(sample) = sample else {
+                // Reading it tells what is wrong.
+                twins.files.insert(file.file);
+                continue;
+            };
+            if let Some(first) = first_with.insert((file.size_bytes, sample), file.file) {
+                twins.files.extend([first, file.file]);
+            }
+        }
+        twins
     }
 
-    fn is_repeated(&self, size_bytes: u64) -> bool {
-        self.0.contains(&size_bytes)
+    fn may_have(&self, file: FileRef) -> bool {
+        self.lengths.contains(&file.size_bytes) || self.files.contains(&file.file)
     }
+}
+
+/// So much is looked at in the beginning, the middle and the end of a file.
+const SAMPLE_BYTES: usize = 4096;
+
+/// Hash of some places of a file that is longer than these.
+fn sample(member: &Member, file: FileRef) -> Result<[u8; 32], BuildError> {
+    let source = member.open(file.node)?;
+    let mut bytes = [0; SAMPLE_BYTES];
+    let mut hasher = blake3::Hasher::new();
+    for offset in [0, file.size_bytes / 3, file.size_bytes / 2, file.size_bytes - SAMPLE_BYTES as u64] {
+        source.read_at(offset.min(file.size_bytes - SAMPLE_BYTES as u64), &mut bytes)?;
+        hasher.update(&bytes);
+    }
+    Ok(*hasher.finalize().as_bytes())
 }

@@ -1,12 +1,12 @@
 //! Counts where the bytes of an image came from.
 
 use crate::report::CacheReport;
-use crate::segment::Origin;
+use std::collections::HashSet;
 
 /// Counts by store path and by bytes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Tally {
-    members: Vec<MemberTally>,
+    compressed: HashSet<usize>,
     bytes: CacheReport,
     /// Files whose content is in the image already.
     pub(super) duplicate_files: u64,
@@ -14,38 +14,16 @@ pub(super) struct Tally {
     pub(super) duplicate_bytes: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct MemberTally {
-    compressed: bool,
-    rebuilt: bool,
-}
-
 impl Tally {
-    /// Nothing counted.
-    pub(super) fn new(members: usize) -> Self {
-        Self {
-            members: vec![MemberTally::default(); members],
-            bytes: CacheReport::default(),
-            duplicate_files: 0,
-            duplicate_bytes: 0,
-        }
+    /// Content was copied from packs.
+    pub(super) fn copied(&mut self, input_bytes: u64) {
+        self.bytes.hit_bytes += input_bytes;
     }
 
-    /// A segment of a store path was written.
-    pub(super) fn wrote(&mut self, member: usize, input_bytes: u64, origin: Origin) {
-        let tally = &mut self.members[member];
-        match origin {
-            Origin::Cached => self.bytes.hit_bytes += input_bytes,
-            Origin::Compressed => {
-                tally.compressed = true;
-                self.bytes.missed_bytes += input_bytes;
-            }
-            Origin::Rebuilt => {
-                (tally.compressed, tally.rebuilt) = (true, true);
-                self.bytes.missed_bytes += input_bytes;
-                self.bytes.rebuilt_bytes += input_bytes;
-            }
-        }
+    /// Content of a store path was compressed.
+    pub(super) fn compressed(&mut self, member: usize, input_bytes: u64) {
+        self.compressed.insert(member);
+        self.bytes.missed_bytes += input_bytes;
     }
 
     /// A file was in the image already.
@@ -54,19 +32,16 @@ impl Tally {
         self.duplicate_bytes += bytes;
     }
 
-    /// The manifest of a store path was damaged.
-    pub(super) fn damaged_manifest(&mut self, member: usize) {
-        self.members[member].rebuilt = true;
-    }
-
-    /// The counts as the report has them.
-    pub(super) fn report(&self) -> CacheReport {
-        let missed = self.members.iter().filter(|member| member.compressed).count() as u64;
+    /// The counts as the report has them, of so many store paths, of which `rebuilt_paths` with `rebuilt_bytes` had damaged
+    /// packs.
+    pub(super) fn report(&self, paths: usize, rebuilt_paths: usize, rebuilt_bytes: u64) -> CacheReport {
+        let missed = self.compressed.len() as u64;
         CacheReport {
             enabled: true,
-            hit_paths: self.members.len() as u64 - missed,
+            hit_paths: paths as u64 - missed,
             missed_paths: missed,
-            rebuilt_paths: self.members.iter().filter(|member| member.rebuilt).count() as u64,
+            rebuilt_paths: rebuilt_paths as u64,
+            rebuilt_bytes,
             ..self.bytes.clone()
         }
     }

@@ -1,32 +1,29 @@
 //! Looking after a cache: how large it is, making it smaller, finding what is damaged.
 
-use super::{CacheError, FORM, lock_exclusive, manifest, refuse_link, segments};
+use super::{CacheError, FORM, open_entry, refuse_link};
+use crate::pack::check_file;
 use serde::Serialize;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// What a cache holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CacheStat {
-    /// Manifests of store paths.
-    pub manifests: u64,
+    /// Packs, each of one store path.
+    pub packs: u64,
     /// Their bytes.
-    pub manifest_bytes: u64,
-    /// Compressed segments.
-    pub segments: u64,
-    /// Their bytes.
-    pub segment_bytes: u64,
-    /// Records of outputs and leftovers of builds that were killed.
+    pub pack_bytes: u64,
+    /// Records of outputs, and a cache of the former layout.
     pub other_bytes: u64,
 }
 
 impl CacheStat {
     /// Bytes of everything.
     pub fn total_bytes(&self) -> u64 {
-        self.manifest_bytes + self.segment_bytes + self.other_bytes
+        self.pack_bytes + self.other_bytes
     }
 }
 
@@ -46,7 +43,7 @@ pub struct Collected {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Checked {
-    /// Entries read.
+    /// Packs read.
     pub entries: u64,
     /// Those that were damaged; they have been removed.
     pub damaged: Vec<PathBuf>,
@@ -61,10 +58,25 @@ pub enum Collection {
     DryRun,
 }
 
+/// The former layout: a file for each segment.
+const FORMER: &str = "v1";
+/// A file with a temporary name that is older than this belongs to no build any more.
+const TEMPORARY_AGE: Duration = Duration::from_secs(24 * 3600);
+/// A full disk is met at every write, so trimming makes room for many of them.
+const TRIM_BYTES_MIN: u64 = 64 << 20;
+
 struct CacheEntry {
     path: PathBuf,
     bytes: u64,
     used: SystemTime,
+}
+
+impl CacheEntry {
+    /// Whether it is the file of a build that was killed between giving it a temporary name and its own.
+    fn is_leftover(&self) -> bool {
+        let is_temporary = self.path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        is_temporary && self.used.elapsed().is_ok_and(|age| age > TEMPORARY_AGE)
+    }
 }
 
 /// Counts what the cache in `directory` holds; a cache that is not there holds nothing.
@@ -72,62 +84,86 @@ struct CacheEntry {
 /// # Errors
 /// Something in it cannot be listed.
 pub fn stat(directory: &Path) -> Result<CacheStat, CacheError> {
+    let bytes = |entries: &[CacheEntry]| entries.iter().map(|entry| entry.bytes).sum::<u64>();
     let root = directory.join(FORM);
-    let sum = |part: &str| -> Result<(u64, u64), CacheError> {
-        let entries = list(&root.join(part))?;
-        Ok((entries.len() as u64, entries.iter().map(|entry| entry.bytes).sum()))
-    };
-    let (manifests, manifest_bytes) = sum("manifests")?;
-    let (segments, segment_bytes) = sum("segments")?;
-    let other_bytes = sum("outputs")?.1 + sum("tmp")?.1;
-    Ok(CacheStat { manifests, manifest_bytes, segments, segment_bytes, other_bytes })
+    let packs = list(&root.join("packs"))?;
+    let other_bytes = bytes(&list(&root.join("outputs"))?) + bytes(&list(&directory.join(FORMER))?);
+    Ok(CacheStat { packs: packs.len() as u64, pack_bytes: bytes(&packs), other_bytes })
 }
 
-/// Removes what was used least recently until the rest takes at most `size_max_bytes`, and all leftovers.
+/// Removes what was used least recently until the rest takes at most `size_max_bytes`, and the former layout once no
+/// program uses it.
 ///
-/// Waits for running builds, and builds that start meanwhile wait for it: so nothing in use is taken.
+/// Builds need not be waited for: what they have open they can read to the end.
 ///
 /// # Errors
 /// Something cannot be listed or removed.
 pub fn gc(directory: &Path, size_max_bytes: u64, collection: Collection) -> Result<Collected, CacheError> {
     let root = directory.join(FORM);
-    if !root.is_dir() {
-        return Ok(Collected::default());
-    }
-    let _lock = lock_exclusive(&root)?;
-    let mut entries = list(&root.join("manifests"))?;
-    entries.append(&mut list(&root.join("segments"))?);
+    let mut entries = list(&root.join("packs"))?;
     entries.append(&mut list(&root.join("outputs"))?);
     entries.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.path.cmp(&b.path)));
     let mut collected = Collected::default();
-    let mut remove = list(&root.join("tmp"))?;
-    let mut full = false;
+    let (mut full, mut removed) = (false, Vec::new());
     for entry in entries {
         // Once the limit is met everything older goes: a small old entry does not outlive a large newer one.
-        full |= collected.kept_bytes + entry.bytes > size_max_bytes;
-        if full {
-            remove.push(entry);
+        let leftover = entry.is_leftover();
+        full |= !leftover && collected.kept_bytes + entry.bytes > size_max_bytes;
+        if full || leftover {
+            removed.push(entry);
         } else {
             collected.kept_bytes += entry.bytes;
         }
     }
-    for entry in remove {
+    for entry in removed {
         collected.removed_entries += 1;
         collected.removed_bytes += entry.bytes;
         if collection == Collection::Remove {
-            let fail = |source| CacheError { action: "remove an entry", path: entry.path.clone(), source };
-            fs::remove_file(&entry.path).map_err(fail)?;
-            remove_if_empty(entry.path.parent());
+            remove(&entry.path)?;
+            // Directories are made again when they are needed.
+            if let Some(parent) = entry.path.parent().filter(|parent| !parent.ends_with("outputs")) {
+                let _ = fs::remove_dir(parent);
+            }
         }
     }
+    remove_former(directory, collection, &mut collected)?;
     Ok(collected)
 }
 
-/// Removes the entries used least recently, at least `bytes` of them and at least [`TRIM_BYTES_MIN`]. True if something
-/// was removed.
+fn remove(path: &Path) -> Result<(), CacheError> {
+    match fs::remove_file(path) {
+        // Another collection, or a build on a full disk, was quicker.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|source| CacheError { action: "remove an entry", path: path.to_owned(), source }),
+    }
+}
+
+/// Removes a cache of the former layout, unless an older program uses it: such a program holds its lock.
+fn remove_former(directory: &Path, collection: Collection, collected: &mut Collected) -> Result<(), CacheError> {
+    let former = directory.join(FORMER);
+    let entries = list(&former)?;
+    if !former.is_dir() {
+        return Ok(());
+    }
+    let bytes: u64 = entries.iter().map(|entry| entry.bytes).sum();
+    let lock = open_entry(&former.join("lock")).ok().flatten();
+    let is_used = lock.as_ref().is_some_and(|lock| lock.try_lock().is_err());
+    if is_used {
+        collected.kept_bytes += bytes;
+        return Ok(());
+    }
+    collected.removed_entries += entries.len() as u64;
+    collected.removed_bytes += bytes;
+    if collection == Collection::Remove {
+        fs::remove_dir_all(&former).map_err(|source| CacheError { action: "remove", path: former, source })?;
+    }
+    Ok(())
+}
+
+/// Removes the packs used least recently, at least `bytes` of them and at least [`TRIM_BYTES_MIN`]. True if something was
+/// removed.
 pub(super) fn trim(root: &Path, bytes: u64) -> bool {
-    let mut entries: Vec<CacheEntry> =
-        ["manifests", "segments"].iter().flat_map(|part| list(&root.join(part)).unwrap_or_default()).collect();
+    let mut entries = list(&root.join("packs")).unwrap_or_default();
     entries.sort_by(|a, b| a.used.cmp(&b.used).then_with(|| a.path.cmp(&b.path)));
     let (wanted, mut removed) = (bytes.max(TRIM_BYTES_MIN), 0);
     for entry in entries {
@@ -141,46 +177,39 @@ pub(super) fn trim(root: &Path, bytes: u64) -> bool {
     removed > 0
 }
 
-/// A full disk is met at every write, so trimming makes room for many of them.
-const TRIM_BYTES_MIN: u64 = 64 << 20;
-
-/// Says whether the entry in a file is sound.
-type Check = fn(&Path) -> io::Result<bool>;
-
-/// Reads every entry and removes the damaged ones.
+/// Reads every pack and removes the damaged ones.
 ///
 /// # Errors
 /// Something cannot be read or removed.
 pub fn fsck(directory: &Path) -> Result<Checked, CacheError> {
-    let root = directory.join(FORM);
     let mut checked = Checked::default();
-    if !root.is_dir() {
-        return Ok(checked);
-    }
-    let _lock = lock_exclusive(&root)?;
-    for (part, check) in [("manifests", manifest::check_entry as Check), ("segments", segments::check_entry)] {
-        for entry in list(&root.join(part))? {
-            checked.entries += 1;
-            let fail = |source| CacheError { action: "check an entry", path: entry.path.clone(), source };
-            if !check(&entry.path).map_err(fail)? {
-                fs::remove_file(&entry.path).map_err(fail)?;
-                checked.damaged.push(entry.path);
-            }
+    for entry in list(&directory.join(FORM).join("packs"))? {
+        checked.entries += 1;
+        let fail = |source| CacheError { action: "check a pack", path: entry.path.clone(), source };
+        let file = open_entry(&entry.path).map_err(fail)?;
+        if !file.map_or(Ok(false), |file| is_sound(file, &entry.path)).map_err(fail)? {
+            remove(&entry.path)?;
+            checked.damaged.push(entry.path);
         }
     }
     Ok(checked)
 }
 
-/// Directories are made again when they are needed.
-fn remove_if_empty(directory: Option<&Path>) {
-    if let Some(directory) = directory {
-        let _ = fs::remove_dir(directory);
+/// Whether a file is the pack that its place says.
+fn is_sound(file: File, path: &Path) -> io::Result<bool> {
+    let name = |path: Option<&Path>| path.and_then(Path::file_name).and_then(|name| name.to_str()).map(str::to_owned);
+    match (name(path.parent()), name(Some(path))) {
+        (Some(settings), Some(name)) => check_file(file, &settings, &name),
+        _ => Ok(false),
     }
 }
 
 /// All files below a directory.
 fn list(directory: &Path) -> Result<Vec<CacheEntry>, CacheError> {
     let fail = |path: &Path, source| CacheError { action: "list", path: path.to_owned(), source };
+    if let Some(parent) = directory.parent() {
+        refuse_link(parent).map_err(|source| fail(parent, source))?;
+    }
     refuse_link(directory).map_err(|source| fail(directory, source))?;
     let mut found = Vec::new();
     let mut open = vec![directory.to_owned()];
@@ -193,7 +222,7 @@ fn list(directory: &Path) -> Result<Vec<CacheEntry>, CacheError> {
             let entry = entry.map_err(|error| fail(&directory, error))?;
             let path = entry.path();
             let metadata = match entry.metadata() {
-                // A build renamed or removed it meanwhile.
+                // It was removed meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 other => other.map_err(|error| fail(&path, error))?,
             };

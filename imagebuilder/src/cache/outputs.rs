@@ -3,16 +3,22 @@
 //! A record is believed when the file at the output is the very file that was built: same device, inode, length,
 //! modification and change time. The change time cannot be set by a program, so no write goes unseen.
 
-use super::{Cache, CacheError, read_entry};
+use super::{Cache, CacheError, open_unstamped};
+use crate::pack::settings_name;
 use crate::plan::ImagePlan;
 use crate::report::BuildReport;
 use crate::settings::ImageSettings;
+use crate::unnamed_file::UnnamedFile;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// An image that is in place stamps what it was made of not more often than this.
+const STAMP_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
 /// A record has less than 2 KiB.
 const RECORD_BYTES_MAX: u64 = 64 << 10;
@@ -39,8 +45,7 @@ impl PlanKey {
 const LAYOUT_VERSION: u32 = 3;
 
 fn settings_text(settings: &ImageSettings) -> String {
-    let segments = super::segments::settings_directory(settings);
-    format!("{segments} fragments {} layout {LAYOUT_VERSION}\n", settings.fragment_block_size_bytes())
+    format!("{} layout {LAYOUT_VERSION}\n", settings_name(settings))
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,12 +79,28 @@ impl FileIdentity {
 
 impl Cache {
     /// The report of the build that made the image at `output`, if it was of this plan and the image is untouched.
-    pub fn finished_build(&self, plan: &PlanKey, output: &Path) -> Option<BuildReport> {
+    ///
+    /// The record and the packs that the image was made of are stamped as used, at most once a day: machines that only start
+    /// again need them at their next update.
+    pub fn finished_build(&self, key: &PlanKey, plan: &ImagePlan, output: &Path) -> Option<BuildReport> {
+        let file = open_unstamped(&self.record_path(output).ok()?).ok()??;
         let mut text = Vec::new();
-        let length = read_entry(&self.record_path(output).ok()?, RECORD_BYTES_MAX, &mut text, 0).ok()?;
-        let record: Record = serde_json::from_slice(&text[..length]).ok()?;
-        let same = record.plan == *plan && record.identity == FileIdentity::of(&fs::symlink_metadata(output).ok()?);
-        same.then_some(record.report)
+        // Reading from anything but a file could take for ever.
+        let metadata = file.metadata().ok().filter(fs::Metadata::is_file)?;
+        (&file).take(RECORD_BYTES_MAX).read_to_end(&mut text).ok()?;
+        let record: Record = serde_json::from_slice(&text).ok()?;
+        let same = record.plan == *key && record.identity == FileIdentity::of(&fs::symlink_metadata(output).ok()?);
+        if !same {
+            return None;
+        }
+        if metadata.modified().is_ok_and(|used| used.elapsed().is_ok_and(|age| age > STAMP_INTERVAL)) {
+            // A cache that can only be read serves as well.
+            let _ = file.set_modified(SystemTime::now());
+            for path in &plan.paths {
+                let _ = self.find_pack(path, &plan.settings);
+            }
+        }
+        Some(record.report)
     }
 
     /// Remembers that the file `published` at `output` is the image of a plan. The file is described by its descriptor:
@@ -98,7 +119,10 @@ impl Cache {
         let identity = FileIdentity::of(&published.metadata().map_err(fail)?);
         let record = Record { plan: plan.clone(), identity, report: report.clone() };
         let text = serde_json::to_vec(&record).map_err(|error| fail(error.into()))?;
-        self.publish(&self.record_path(output).map_err(fail)?, &[&text])
+        let place = self.record_path(output).map_err(fail)?;
+        let file = UnnamedFile::create_beside(&place).map_err(fail)?;
+        file.file().write_all(&text).map_err(fail)?;
+        self.keep(&place, &file)
     }
 
     fn record_path(&self, output: &Path) -> io::Result<PathBuf> {

@@ -100,6 +100,7 @@ impl BuildArgs {
         Ok(BuildOptions {
             output: self.output.clone(),
             cache,
+            packs: None,
             cache_trust: if self.cache.cache_verify { CacheTrust::VerifyAgainstStore } else { CacheTrust::Checksums },
             jobs: jobs.min(JOBS_MAX),
             digests: if self.json || self.digest { Digests::Compute } else { Digests::Skip },

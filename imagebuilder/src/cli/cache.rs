@@ -24,7 +24,8 @@ enum CacheCommand {
     Stat(CommonArgs),
     /// Remove the least recently used entries
     ///
-    /// It waits until no build uses the cache, and new builds wait for it.
+    /// Running builds are not disturbed: they can read what they have opened. A cache of the former layout is removed as well,
+    /// once no older version of the program uses it.
     Gc {
         #[command(flatten)]
         common: CommonArgs,
@@ -35,9 +36,9 @@ enum CacheCommand {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Read all entries and remove damaged ones
+    /// Read all packs and remove damaged ones
     ///
-    /// Builds do not depend on this: they detect and replace damaged entries.
+    /// Builds do not depend on this: they detect and replace damaged packs.
     Fsck(CommonArgs),
 }
 
@@ -51,7 +52,7 @@ struct CommonArgs {
 }
 
 /// Version of all JSON documents of this command.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A JSON document: the cache's directory, and what was found there.
 #[derive(Serialize)]
@@ -95,12 +96,10 @@ fn run_stat(common: &CommonArgs) -> Result<(), Failure> {
         return print_json(&directory, Facts { counts, total_bytes });
     }
     let text = format!(
-        "{}\n  manifests  {} in {} entries\n  segments   {} in {} entries\n  other      {}\n  total      {}\n",
+        "{}\n  packs  {} of {} store paths\n  other  {}\n  total  {}\n",
         directory.display(),
-        size::human(counts.manifest_bytes),
-        counts.manifests,
-        size::human(counts.segment_bytes),
-        counts.segments,
+        size::human(counts.pack_bytes),
+        counts.packs,
         size::human(counts.other_bytes),
         size::human(total_bytes),
     );
@@ -133,5 +132,5 @@ fn run_fsck(common: &CommonArgs) -> Result<(), Failure> {
         streams::message(&format!("damaged, removed: {}", path.display()));
     }
     let (entries, damaged) = (checked.entries, checked.damaged.len());
-    streams::print(format!("read {entries} entries, removed {damaged} damaged ones\n").as_bytes())
+    streams::print(format!("read {entries} packs, removed {damaged} damaged ones\n").as_bytes())
 }

@@ -31,6 +31,7 @@ pub fn build_image(store_dir: &Path, settings: ImageSettings, image: &Path) {
     let options = BuildOptions {
         output: image.to_owned(),
         cache: None,
+        packs: None,
         cache_trust: CacheTrust::Checksums,
         jobs: 2,
         digests: Digests::Skip,

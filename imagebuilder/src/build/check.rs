@@ -1,0 +1,94 @@
+//! Compares packs with the store: for paths whose content is not named by a hash, and for who does not trust the cache.
+
+use super::source::Member;
+use super::{BuildError, CacheTrust};
+use crate::image::codec::Workspace as Decoder;
+use crate::pack::Pack;
+use crate::pack::layout::Piece;
+use crate::segment::{RANGE_BYTES, range_count, range_length};
+use crate::settings::ImageSettings;
+use crate::squashfs::format::BLOCK_PLAIN;
+use crate::tree::Entry;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether a store path that was listed, `member`, holds what a pack says; with [`CacheTrust::VerifyAgainstStore`] also
+/// whether the blocks of the pack hold it.
+///
+/// # Errors
+/// The store path cannot be read, or it changed while it was read.
+pub(super) fn holds(
+    pack: &Pack,
+    member: &Member,
+    settings: &ImageSettings,
+    trust: CacheTrust,
+    cancel: &AtomicBool,
+) -> Result<bool, BuildError> {
+    if pack.tree() != member.tree() {
+        return Ok(false);
+    }
+    let mut content = vec![0; RANGE_BYTES as usize];
+    let mut hashes = pack.range_hashes().iter();
+    for node in 0..member.tree().len() {
+        let Entry::File { size_bytes, .. } = member.tree().entry(node) else { continue };
+        for range in 0..range_count(size_bytes) {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(BuildError::Interrupted);
+            }
+            let content = &mut content[..range_length(size_bytes, range)];
+            member.read(node, range, content)?;
+            if hashes.next().is_none_or(|hash| blake3::hash(content).as_bytes() != hash) {
+                return Ok(false);
+            }
+        }
+    }
+    match trust {
+        CacheTrust::Checksums => Ok(true),
+        CacheTrust::VerifyAgainstStore => blocks_hold(pack, member, settings, cancel),
+    }
+}
+
+fn blocks_hold(
+    pack: &Pack,
+    member: &Member,
+    settings: &ImageSettings,
+    cancel: &AtomicBool,
+) -> Result<bool, BuildError> {
+    let (mut decoder, mut content, mut stored) = (Decoder::default(), Vec::new(), Vec::new());
+    let mut decoded = vec![0; settings.block_size_bytes() as usize];
+    for (piece, segment) in pack.layout().pieces.iter().zip(pack.segments()) {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(BuildError::Interrupted);
+        }
+        content.resize(piece.input_bytes() as usize, 0);
+        match piece {
+            Piece::Range { node, range, .. } => member.read(*node, *range, &mut content)?,
+            Piece::Fragment(files) => {
+                for small in files {
+                    let start = small.offset as usize;
+                    member.read(small.node, 0, &mut content[start..start + small.size_bytes as usize])?;
+                }
+            }
+        }
+        stored.resize(segment.bytes as usize, 0);
+        if pack.read(segment.at, &mut stored).is_err() {
+            return Ok(false);
+        }
+        let mut rest = &stored[..];
+        for (word, block) in pack.words(segment).iter().zip(content.chunks(settings.block_size_bytes() as usize)) {
+            let Some((bytes, behind)) = rest.split_at_checked((word & !BLOCK_PLAIN) as usize) else { return Ok(false) };
+            rest = behind;
+            let same = if *word == 0 {
+                block.iter().all(|byte| *byte == 0)
+            } else if word & BLOCK_PLAIN != 0 {
+                bytes == block
+            } else {
+                let length = decoder.decode(settings.compression(), bytes, &mut decoded);
+                length.is_ok_and(|length| decoded[..length] == *block)
+            };
+            if !same {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}

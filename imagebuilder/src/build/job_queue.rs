@@ -1,0 +1,146 @@
+//! Threads that do jobs, first come first served, and hand the products back.
+
+use super::BuildError;
+use super::job::{Job, Product, Worker, WorkerInputs};
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// What a job is for: handed back with its product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum JobId {
+    /// A step of the sequence.
+    Step(usize),
+    /// A slot of the output.
+    Slot(u64),
+    /// Something that nothing waits for but the end of the build.
+    Background,
+}
+
+/// A product and what it is for.
+pub(super) type JobResult = (JobId, Result<Product, BuildError>);
+
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<(JobId, Job)>,
+    /// Workers that wait for a job.
+    idle: usize,
+    closed: bool,
+}
+
+/// The jobs that wait for a worker.
+#[derive(Default)]
+pub(super) struct JobQueue {
+    waiting: Mutex<Waiting>,
+    wake: Condvar,
+}
+
+impl JobQueue {
+    fn locked(&self) -> MutexGuard<'_, Waiting> {
+        // A queue of jobs is whole at every moment, whichever thread ended while it held the lock.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a job at the end, or in front when doing it frees memory.
+    pub(super) fn submit(&self, id: JobId, job: Job) {
+        let mut waiting = self.locked();
+        match job {
+            Job::Write(_) => waiting.jobs.push_front((id, job)),
+            _ => waiting.jobs.push_back((id, job)),
+        }
+        // Waking is a system call even when nobody sleeps, and a build from packs hands in thousands of short jobs.
+        if waiting.idle > 0 {
+            self.wake.notify_one();
+        }
+    }
+
+    fn close(&self) {
+        let mut waiting = self.locked();
+        waiting.jobs.clear();
+        waiting.closed = true;
+        self.wake.notify_all();
+    }
+
+    fn next(&self) -> Option<(JobId, Job)> {
+        let mut waiting = self.locked();
+        loop {
+            if let Some(job) = waiting.jobs.pop_front() {
+                return Some(job);
+            }
+            if waiting.closed {
+                return None;
+            }
+            waiting.idle += 1;
+            waiting = self.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            waiting.idle -= 1;
+        }
+    }
+}
+
+/// Closes the queue when the one who hands in jobs is done, whatever the way.
+struct CloseGuard<'a>(&'a JobQueue);
+
+impl Drop for CloseGuard<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Runs `direct` beside `threads` workers that do the jobs it hands in.
+///
+/// # Errors
+/// What `direct` says, or that no thread can be started. `direct` is told how many workers there are: fewer than `threads`
+/// when the system starts no more.
+pub(super) fn with_workers<T>(
+    inputs: &WorkerInputs<'_>,
+    threads: usize,
+    direct: impl FnOnce(&JobQueue, &Receiver<JobResult>, usize) -> Result<T, BuildError>,
+) -> Result<T, BuildError> {
+    let queue = JobQueue::default();
+    let (sender, receiver) = channel();
+    std::thread::scope(|scope| {
+        let _close = CloseGuard(&queue);
+        let mut started = 0;
+        while started < threads {
+            let (queue, sender) = (&queue, sender.clone());
+            let worker = std::thread::Builder::new()
+                .name("microvm-image worker".to_owned())
+                .spawn_scoped(scope, move || work(inputs, queue, &sender));
+            match worker {
+                Ok(_) => started += 1,
+                Err(error) if started == 0 => return Err(BuildError::Thread(error)),
+                Err(_) => break,
+            }
+        }
+        // Only workers hold senders: when all of them have ended, waiting for a product ends too.
+        drop(sender);
+        direct(&queue, &receiver, started)
+    })
+}
+
+/// Tells the one who waits for products that there will be none, should a worker panic.
+struct PanicGuard<'a>(&'a Sender<JobResult>);
+
+impl Drop for PanicGuard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.0.send((JobId::Background, Err(BuildError::WorkerPanicked)));
+        }
+    }
+}
+
+fn work(inputs: &WorkerInputs<'_>, queue: &JobQueue, sender: &Sender<JobResult>) {
+    let _guard = PanicGuard(sender);
+    let mut worker = match Worker::new(inputs) {
+        Ok(worker) => worker,
+        Err(error) => {
+            let _ = sender.send((JobId::Background, Err(error)));
+            return;
+        }
+    };
+    while let Some((id, job)) = queue.next() {
+        if sender.send((id, worker.run(job))).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Makes the pack of one store path.
+
+use super::new_pack::OnePack;
+use super::scan::list;
+use super::{BuildError, Target, write_blocks};
+use crate::cache::CacheError;
+use crate::plan::PlannedPath;
+use crate::progress::Silent;
+use crate::settings::ImageSettings;
+use crate::threads::JOBS_MAX;
+use crate::unnamed_file::UnnamedFile;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What pack is to be made, and where.
+#[derive(Clone, Copy, Debug)]
+pub struct PackRequest<'a> {
+    /// The store path. Its NAR hash goes into the pack; whether it is right is the caller's concern.
+    pub path: &'a PlannedPath,
+    /// Where it physically lies.
+    pub location: &'a Path,
+    /// Codec and block sizes.
+    pub settings: &'a ImageSettings,
+    /// Directory in which the file is made.
+    pub directory: &'a Path,
+    /// Threads that read and compress, 1 to [`JOBS_MAX`].
+    pub jobs: usize,
+}
+
+/// Makes a pack: a whole file without a name, to be kept by [`crate::cache::Cache::keep_pack`] or handed over.
+///
+/// # Errors
+/// What lies at the location is no store path, or not the one of this NAR size, it cannot be read, or the pack cannot be
+/// written. Nothing is left then.
+pub fn make_pack(request: &PackRequest<'_>, cancel: &AtomicBool) -> Result<Arc<UnnamedFile>, BuildError> {
+    let place = request.directory.join("pack");
+    let fail = |source| CacheError { action: "make a pack", path: request.directory.to_owned(), source };
+    let one = OnePack::new(UnnamedFile::create_beside(&place).map_err(fail)?);
+    let members = [list(request.path, request.location.to_owned())?];
+    let target = Target { members: &members, settings: request.settings, image: None, keeper: Some(&one) };
+    let threads = request.jobs.clamp(1, JOBS_MAX);
+    write_blocks(&target, threads, cancel, &|error| one.note(error), &mut Silent)?;
+    if let Some(error) = one.trouble.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return Err(error.into());
+    }
+    if !one.whole.load(Ordering::Relaxed) {
+        return Err(BuildError::Defect { what: "a pack was not completed" });
+    }
+    Ok(one.file)
+}

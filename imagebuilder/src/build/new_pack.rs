@@ -1,0 +1,134 @@
+//! Packs that are being made.
+
+use super::job::KeepJob;
+use super::output::write_all_at;
+use crate::cache::{Cache, CacheError};
+use crate::pack::{PackHead, write_index};
+use crate::plan::PlannedPath;
+use crate::settings::ImageSettings;
+use crate::unnamed_file::UnnamedFile;
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Where new packs go.
+pub(super) trait PackKeeper: Sync {
+    /// An empty file for a pack; `None` when no more packs are wanted.
+    fn create(&self) -> Result<Option<Arc<UnnamedFile>>, CacheError>;
+
+    /// Takes a whole pack.
+    fn keep(&self, path: &PlannedPath, pack: &NewPack) -> Result<(), CacheError>;
+}
+
+/// A pack that is being written.
+#[derive(Debug)]
+pub(super) struct NewPack {
+    file: Arc<UnnamedFile>,
+    /// The store path it is of.
+    base_name: String,
+    /// Something could not be written: it will not be kept.
+    failed: AtomicBool,
+}
+
+impl NewPack {
+    /// With nothing in it.
+    pub(super) fn new(file: Arc<UnnamedFile>, path: &PlannedPath) -> Self {
+        Self { file, base_name: path.path.base_name().to_owned(), failed: AtomicBool::new(false) }
+    }
+
+    /// The file.
+    pub(super) fn file(&self) -> &Arc<UnnamedFile> {
+        &self.file
+    }
+
+    /// Whether it will be kept.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Writes bytes at a place. After an error the pack is given up.
+    pub(super) fn write_at(&self, slices: &mut [IoSlice<'_>], at: u64) -> Result<(), CacheError> {
+        if !self.is_wanted() {
+            return Ok(());
+        }
+        write_all_at(self.file.file(), slices, at, &|_| false).map_err(|source| self.give_up(source))
+    }
+
+    fn give_up(&self, source: io::Error) -> CacheError {
+        self.failed.store(true, Ordering::Relaxed);
+        // The space is for others.
+        let _ = self.file.file().set_len(0);
+        CacheError { action: "write a pack", path: PathBuf::from(&self.base_name), source }
+    }
+
+    /// Copies what only the image has, and writes the index.
+    pub(super) fn complete(&self, job: &KeepJob, head: &PackHead<'_>, image: Option<&File>) -> Result<(), CacheError> {
+        if !self.is_wanted() {
+            return Ok(());
+        }
+        let mut buffer = Vec::new();
+        let copied = job.from_image.iter().try_for_each(|part| {
+            buffer.resize(part.bytes as usize, 0);
+            let image = image.ok_or(io::ErrorKind::NotFound)?;
+            image.read_exact_at(&mut buffer, part.image_at)?;
+            self.file.file().write_all_at(&buffer, part.pack_at)
+        });
+        copied
+            .and_then(|()| write_index(self.file.file(), job.end, head, &job.segments))
+            .map_err(|source| self.give_up(source))
+    }
+}
+
+/// Keeps packs in a cache.
+pub(super) struct CacheKeeper<'a> {
+    /// The cache.
+    pub(super) cache: &'a Cache,
+    /// What the packs are made with.
+    pub(super) settings: &'a ImageSettings,
+}
+
+impl PackKeeper for CacheKeeper<'_> {
+    fn create(&self) -> Result<Option<Arc<UnnamedFile>>, CacheError> {
+        self.cache.new_pack(self.settings)
+    }
+
+    fn keep(&self, path: &PlannedPath, pack: &NewPack) -> Result<(), CacheError> {
+        if pack.is_wanted() { self.cache.keep_pack(path, self.settings, pack.file()) } else { Ok(()) }
+    }
+}
+
+/// Makes one pack, for the caller.
+pub(super) struct OnePack {
+    /// The file it is made in.
+    pub(super) file: Arc<UnnamedFile>,
+    /// Whether it is whole.
+    pub(super) whole: AtomicBool,
+    /// What went wrong.
+    pub(super) trouble: Mutex<Option<CacheError>>,
+}
+
+impl OnePack {
+    /// In a file.
+    pub(super) fn new(file: UnnamedFile) -> Self {
+        Self { file: Arc::new(file), whole: AtomicBool::new(false), trouble: Mutex::new(None) }
+    }
+
+    /// Notes what went wrong first.
+    pub(super) fn note(&self, error: CacheError) {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+}
+
+impl PackKeeper for OnePack {
+    fn create(&self) -> Result<Option<Arc<UnnamedFile>>, CacheError> {
+        Ok(Some(self.file.clone()))
+    }
+
+    fn keep(&self, _path: &PlannedPath, pack: &NewPack) -> Result<(), CacheError> {
+        self.whole.store(pack.is_wanted(), Ordering::Relaxed);
+        Ok(())
+    }
+}

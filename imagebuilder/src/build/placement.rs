@@ -1,0 +1,312 @@
+//! Settles where each segment lies in the image and in new packs, one after the other, and has workers move the bytes.
+
+use super::BuildError;
+use super::back_pressure::{Backlog, SegmentState, Slot, SlotContent, Target};
+use super::job::{FromImage, Job, KeepJob};
+use super::job_queue::JobId;
+use super::new_pack::NewPack;
+use super::places::Places;
+use super::range_hashes::RangeHashes;
+use super::sequence::SequenceInputs;
+use super::transfer::{CopyJob, WriteJob, WritePart};
+use crate::pack::layout::{Piece, begin_of};
+use crate::pack::{NewSegment, Pack};
+use crate::segment::{Batch, Segment, range_count};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Where the next segments go.
+pub(super) struct Placement<'a> {
+    inputs: &'a SequenceInputs<'a>,
+    /// Where the next byte of the image goes.
+    pub(super) end: u64,
+    /// The store path whose segments are being placed, how many it has had, and the length of its content.
+    current: Current,
+    writes: WriteJob,
+    copies: CopyJob,
+    /// The packs that are not whole yet, by store path.
+    packs: HashMap<usize, PackInProgress>,
+    /// Segments of large files in the image, for the packs of other store paths that have the same files.
+    stored: HashMap<usize, Vec<StoredRange>>,
+    /// Packs that need what the image has, so they are made last.
+    last: Vec<KeepJob>,
+}
+
+/// Content that was compressed, as far as it is new to the image, and its length in the image.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Compressed {
+    pub(super) input_bytes: u64,
+    pub(super) stored_bytes: u64,
+}
+
+#[derive(Default)]
+struct Current {
+    member: Option<usize>,
+    pieces: usize,
+    input_bytes: u64,
+}
+
+#[derive(Clone)]
+struct StoredRange {
+    image_at: u64,
+    bytes: u32,
+    segment: NewSegment,
+}
+
+struct PackInProgress {
+    pack: Arc<NewPack>,
+    end: u64,
+    segments: Vec<NewSegment>,
+    from_image: Vec<FromImage>,
+    /// Segments that workers are writing.
+    writing: usize,
+    is_complete: bool,
+}
+
+impl PackInProgress {
+    /// Where the next segment begins.
+    fn begin(&mut self, current: &Current, file_bytes: u64, bytes: u32) -> u64 {
+        let begin = begin_of(self.end, current.pieces, current.input_bytes, file_bytes);
+        self.end = begin + u64::from(bytes);
+        begin
+    }
+}
+
+impl<'a> Placement<'a> {
+    /// Behind what has been written of the image: `end` bytes.
+    pub(super) fn new(inputs: &'a SequenceInputs<'a>) -> Self {
+        Self {
+            inputs,
+            end: inputs.start,
+            current: Current::default(),
+            writes: WriteJob::default(),
+            copies: CopyJob::default(),
+            packs: HashMap::new(),
+            stored: HashMap::new(),
+            last: Vec::new(),
+        }
+    }
+
+    /// Places the next slot, and says what was compressed for it.
+    pub(super) fn place(
+        &mut self,
+        slot: Slot,
+        backlog: &mut Backlog<'_>,
+        places: &mut Places,
+        hashes: &RangeHashes,
+    ) -> Result<Compressed, BuildError> {
+        let mut compressed = Compressed::default();
+        if self.current.member != Some(slot.member) {
+            let input_bytes = self.inputs.members[slot.member].input_bytes();
+            self.current = Current { member: Some(slot.member), pieces: 0, input_bytes };
+            self.begin_pack(slot.member);
+        }
+        match slot.content {
+            SlotContent::Segment(target, SegmentState::Ready(batch)) => {
+                let Some(segment) = batch.segments().first().cloned() else {
+                    return Err(BuildError::Defect { what: "a job made no segment" });
+                };
+                let counted_bytes = match target {
+                    Target::File { .. } => u64::from(segment.input_bytes),
+                    Target::Fragment(_, bytes) => bytes,
+                    Target::PackOnly => 0,
+                };
+                compressed = Compressed { input_bytes: counted_bytes, stored_bytes: segment.stored.len() as u64 };
+                self.place_segment(slot.member, target, (segment, batch), places, slot.held_bytes);
+                if self.writes.is_enough() {
+                    self.flush(backlog);
+                }
+            }
+            SlotContent::Segment(..) => {
+                return Err(BuildError::Defect { what: "a segment was placed before it was made" });
+            }
+            SlotContent::Packed(numbers) => {
+                if let Some(pack) = self.inputs.members[slot.member].pack() {
+                    self.place_packed(slot.member, pack, &numbers, backlog, places);
+                }
+            }
+            SlotContent::LeftOut(file) => self.leave_out(slot.member, file)?,
+            SlotContent::EndOfMember => {
+                if let Some(pack) = self.packs.get_mut(&slot.member) {
+                    pack.is_complete = true;
+                }
+                self.keep_if_whole(slot.member, backlog, hashes);
+            }
+        }
+        Ok(compressed)
+    }
+
+    fn begin_pack(&mut self, member: usize) {
+        let listed = self.inputs.members[member].listing().is_some();
+        let Some(keeper) = self.inputs.keeper.filter(|_| listed) else { return };
+        match keeper.create() {
+            Ok(Some(file)) => {
+                let pack = Arc::new(NewPack::new(file, &self.inputs.members[member].planned));
+                let (segments, from_image) = (Vec::new(), Vec::new());
+                let made = PackInProgress { pack, end: 0, segments, from_image, writing: 0, is_complete: false };
+                self.packs.insert(member, made);
+            }
+            Ok(None) => {}
+            Err(error) => (self.inputs.cache_troubles)(error),
+        }
+    }
+
+    fn place_segment(
+        &mut self,
+        member: usize,
+        target: Target,
+        (segment, batch): (Segment, Batch),
+        places: &mut Places,
+        held_bytes: u64,
+    ) {
+        let stored_bytes = u32::try_from(segment.stored.len()).unwrap_or(u32::MAX);
+        let file_bytes = match target {
+            Target::File { size_bytes, is_first: true, .. } => size_bytes,
+            Target::File { .. } | Target::Fragment(..) | Target::PackOnly => 0,
+        };
+        let in_image = !matches!(target, Target::PackOnly);
+        let image_at = in_image.then(|| self.begin_in_image(file_bytes, stored_bytes));
+        let new = NewSegment { words: segment.words, checksum: segment.checksum };
+        match (target, image_at) {
+            (Target::File { file, .. }, Some(at)) => {
+                places.wrote_blocks(file, at, &new.words, segment.input_bytes, self.inputs.settings.block_size_bytes());
+                self.remember(file, at, stored_bytes, &new);
+            }
+            (Target::Fragment(index, _), Some(at)) => {
+                places.wrote_fragment(index, at, new.words.first().copied().unwrap_or_default());
+            }
+            _ => {}
+        }
+        let pack = self.packs.get_mut(&member).map(|pack| {
+            let at = pack.begin(&self.current, file_bytes, stored_bytes);
+            pack.segments.push(new);
+            pack.writing += 1;
+            (pack.pack.clone(), at)
+        });
+        self.current.pieces += 1;
+        self.writes.push(WritePart { batch, member, image_at, pack }, held_bytes);
+    }
+
+    /// Where the next segment begins in the image.
+    fn begin_in_image(&mut self, file_bytes: u64, stored_bytes: u32) -> u64 {
+        let begin = begin_of(self.end, self.current.pieces, self.current.input_bytes, file_bytes);
+        self.end = begin + u64::from(stored_bytes);
+        if let Some(image) = self.inputs.image {
+            image.allocate(self.end);
+        }
+        begin
+    }
+
+    /// Packs of other store paths may need it.
+    fn remember(&mut self, file: usize, image_at: u64, bytes: u32, segment: &NewSegment) {
+        if self.inputs.keeper.is_some() {
+            let range = StoredRange { image_at, bytes, segment: segment.clone() };
+            self.stored.entry(file).or_default().push(range);
+        }
+    }
+
+    fn place_packed(
+        &mut self,
+        member: usize,
+        pack: &Pack,
+        numbers: &[(usize, u64)],
+        backlog: &mut Backlog<'_>,
+        places: &mut Places,
+    ) {
+        let first_file = self.inputs.members[member].first_file;
+        let block_bytes = self.inputs.settings.block_size_bytes();
+        for &(number, counted_bytes) in numbers {
+            let (piece, segment) = (&pack.layout().pieces[number], &pack.segments()[number]);
+            let words = pack.words(segment);
+            self.current.pieces = number;
+            let file_bytes = match piece {
+                Piece::Range { file, range: 0, .. } => pack.tree().file_sizes()[*file as usize],
+                Piece::Range { .. } | Piece::Fragment(_) => 0,
+            };
+            let at = self.begin_in_image(file_bytes, segment.bytes);
+            match piece {
+                Piece::Range { file, length, .. } => {
+                    let file = first_file + *file as usize;
+                    places.wrote_blocks(file, at, words, *length, block_bytes);
+                    if self.inputs.keeper.is_some() {
+                        let new = NewSegment { words: words.to_vec(), checksum: segment.checksum };
+                        self.remember(file, at, segment.bytes, &new);
+                    }
+                }
+                Piece::Fragment(files) => {
+                    let new = files.iter().find_map(|small| places.fragment_of(first_file + small.file as usize));
+                    if let Some(index) = new {
+                        places.wrote_fragment(index, at, words.first().copied().unwrap_or_default());
+                    }
+                }
+            }
+            if !self.writes.is_empty() || self.copies.is_enough() || !self.copies.reaches(at) {
+                self.flush(backlog);
+            }
+            self.copies.push((member, pack), number, at, counted_bytes);
+        }
+    }
+
+    /// A piece of the store path that the image has already; `file` has it there.
+    fn leave_out(&mut self, member: usize, file: Option<usize>) -> Result<(), BuildError> {
+        if let (Some(file), Some(pack)) = (file, self.packs.get_mut(&member)) {
+            let stored =
+                self.stored.get(&file).ok_or(BuildError::Defect { what: "a file was left out that is nowhere" })?;
+            for (number, range) in stored.iter().enumerate() {
+                let file_bytes = if number == 0 { self.inputs.file_bytes(file) } else { 0 };
+                let pack_at = pack.begin(&self.current, file_bytes, range.bytes);
+                pack.segments.push(range.segment.clone());
+                pack.from_image.push(FromImage { image_at: range.image_at, pack_at, bytes: range.bytes });
+                self.current.pieces += 1;
+            }
+        } else {
+            self.current.pieces += file.map_or(1, |file| range_count(self.inputs.file_bytes(file)));
+        }
+        Ok(())
+    }
+
+    /// Has workers move what was gathered.
+    pub(super) fn flush(&mut self, backlog: &mut Backlog<'_>) {
+        if !self.writes.is_empty() {
+            backlog.submit(JobId::Background, Job::Write(std::mem::take(&mut self.writes)));
+        }
+        if !self.copies.is_empty() {
+            backlog.submit(JobId::Background, Job::Copy(std::mem::take(&mut self.copies)));
+        }
+    }
+
+    /// Segments of these store paths have been written, one for each number.
+    pub(super) fn wrote(&mut self, members: &[usize], backlog: &mut Backlog<'_>, hashes: &RangeHashes) {
+        for member in members {
+            if let Some(pack) = self.packs.get_mut(member) {
+                pack.writing -= 1;
+            }
+            self.keep_if_whole(*member, backlog, hashes);
+        }
+    }
+
+    fn keep_if_whole(&mut self, member: usize, backlog: &mut Backlog<'_>, hashes: &RangeHashes) {
+        if self.packs.get(&member).is_none_or(|pack| !pack.is_complete || pack.writing > 0) {
+            return;
+        }
+        let Some(pack) = self.packs.remove(&member) else { return };
+        let range_hashes = hashes.of_member(&self.inputs.members[member]).to_vec();
+        let PackInProgress { pack, end, segments, from_image, .. } = pack;
+        let job = KeepJob { member, pack, end, segments, range_hashes, from_image };
+        if job.from_image.is_empty() {
+            backlog.submit(JobId::Background, Job::Keep(Box::new(job)));
+        } else {
+            self.last.push(job);
+        }
+    }
+
+    /// Everything is in the image: packs that need it can be made. False when there are none.
+    pub(super) fn make_last_packs(&mut self, backlog: &mut Backlog<'_>) -> bool {
+        let last = std::mem::take(&mut self.last);
+        let any = !last.is_empty();
+        for job in last {
+            backlog.submit(JobId::Background, Job::Keep(Box::new(job)));
+        }
+        any
+    }
+}

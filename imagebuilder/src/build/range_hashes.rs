@@ -1,0 +1,52 @@
+//! Hashes of the files that are being read.
+
+use super::source::Member;
+use crate::segment::{ContentHash, range_count};
+
+/// Hashes of the ranges of every file of the store paths that were listed; zeros where nobody needed them.
+#[derive(Debug)]
+pub(super) struct RangeHashes {
+    hashes: Vec<ContentHash>,
+    /// For each file of the image the number of its first range, and one more. Files of packs have none.
+    first: Vec<usize>,
+}
+
+impl RangeHashes {
+    /// None known.
+    pub(super) fn new(members: &[Member]) -> Self {
+        let mut first = Vec::new();
+        let mut ranges = 0;
+        for member in members {
+            let is_listed = member.listing().is_some();
+            for size in member.tree().file_sizes() {
+                first.push(ranges);
+                ranges += if is_listed { range_count(*size) } else { 0 };
+            }
+        }
+        first.push(ranges);
+        Self { hashes: vec![[0; 32]; ranges], first }
+    }
+
+    /// The hashes of a file.
+    pub(super) fn of(&self, file: usize) -> &[ContentHash] {
+        &self.hashes[self.first[file]..self.first[file + 1]]
+    }
+
+    /// The hashes of all files of a store path.
+    pub(super) fn of_member(&self, member: &Member) -> &[ContentHash] {
+        let files = member.tree().file_sizes().len();
+        &self.hashes[self.first[member.first_file]..self.first[member.first_file + files]]
+    }
+
+    /// Notes the hash of a range.
+    pub(super) fn set(&mut self, file: usize, range: usize, hash: ContentHash) {
+        let index = self.first[file] + range;
+        self.hashes[index] = hash;
+    }
+
+    /// A file is a hard link of another.
+    pub(super) fn copy(&mut self, from: usize, to: usize) {
+        let (start, end, target) = (self.first[from], self.first[from + 1], self.first[to]);
+        self.hashes.copy_within(start..end, target);
+    }
+}

@@ -1,0 +1,195 @@
+//! Finds out what the store paths hold: from their packs, or by listing them.
+
+use super::check::holds;
+use super::source::{Knowledge, Member};
+use super::{BuildError, BuildOptions, CacheTrust, cache_warning};
+use crate::cache::{Cache, CacheError};
+use crate::pack::{OpenError, Pack, PackSource};
+use crate::plan::{ImagePlan, PlannedPath};
+use crate::scan::{self, ScanError};
+use crate::threads::map_in_parallel;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// The store paths of an image.
+pub(super) struct Scanned {
+    /// In the order of the data.
+    pub(super) members: Vec<Member>,
+    /// Numbers of those that had a damaged pack, and are listed instead.
+    pub(super) rebuilt: BTreeSet<usize>,
+}
+
+/// Asks for packs and lists what has none.
+pub(super) struct Scanner<'a> {
+    plan: &'a ImagePlan,
+    trust: CacheTrust,
+    source: Option<&'a dyn PackSource>,
+    source_works: AtomicBool,
+    cache: Option<&'a Cache>,
+    cancel: &'a AtomicBool,
+    warnings: Mutex<Vec<String>>,
+}
+
+/// What became of a pack that was looked for.
+enum Found {
+    Sound(Box<Pack>),
+    Nothing,
+    Damaged,
+}
+
+impl<'a> Scanner<'a> {
+    pub(super) fn new(
+        plan: &'a ImagePlan,
+        options: &'a BuildOptions,
+        cache: Option<&'a Cache>,
+        cancel: &'a AtomicBool,
+    ) -> Self {
+        Self {
+            plan,
+            trust: options.cache_trust,
+            source: options.packs.as_deref(),
+            source_works: AtomicBool::new(true),
+            cache,
+            cancel,
+            warnings: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// What went wrong with packs: the first of each kind.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn warn(&self, warning: String) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        // One is enough where every store path has the same trouble.
+        if warnings.is_empty() {
+            warnings.push(warning);
+        }
+    }
+
+    /// What every store path holds, in the order of the data.
+    ///
+    /// The order is that of the names, not of the hashes: an update changes hashes, and what a path shares with its
+    /// neighbours should not change with them.
+    pub(super) fn scan(&self, threads: usize) -> Result<Scanned, BuildError> {
+        let mut ordered: Vec<&PlannedPath> = self.plan.paths.iter().collect();
+        ordered.sort_by_key(|planned| (planned.path.name(), planned.path.base_name()));
+        let results = map_in_parallel(threads, &ordered, |planned| self.scan_path(planned));
+        let mut scanned = Scanned { members: Vec::with_capacity(results.len()), rebuilt: BTreeSet::new() };
+        let mut problems = Vec::new();
+        let mut first_file = 0;
+        for (number, result) in results.into_iter().enumerate() {
+            match result {
+                Ok((mut member, is_damaged)) => {
+                    member.first_file = first_file;
+                    first_file += member.tree().file_sizes().len();
+                    scanned.members.push(member);
+                    if is_damaged {
+                        scanned.rebuilt.insert(number);
+                    }
+                }
+                Err(BuildError::Scan(mut more)) => problems.append(&mut more),
+                Err(other) => return Err(other),
+            }
+        }
+        if problems.is_empty() { Ok(scanned) } else { Err(BuildError::Scan(problems)) }
+    }
+
+    /// Lists the store paths of packs that turned out to be damaged.
+    pub(super) fn scan_again(&self, scanned: &mut Scanned, damaged: &BTreeSet<usize>) -> Result<(), BuildError> {
+        for number in damaged {
+            let member = self.list(&scanned.members[*number].planned)?;
+            scanned.members[*number].knowledge = member.knowledge;
+            scanned.rebuilt.insert(*number);
+        }
+        let mut first_file = 0;
+        for member in &mut scanned.members {
+            member.first_file = first_file;
+            first_file += member.tree().file_sizes().len();
+        }
+        Ok(())
+    }
+
+    /// The store path, and whether its pack is damaged.
+    fn scan_path(&self, planned: &PlannedPath) -> Result<(Member, bool), BuildError> {
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(BuildError::Interrupted);
+        }
+        let mut is_damaged = false;
+        for file in [self.ask_source(planned), self.ask_cache(planned)] {
+            match self.open(file, planned) {
+                Found::Nothing => {}
+                Found::Damaged => is_damaged = true,
+                Found::Sound(pack) if planned.nar_hash.is_some() && self.trust == CacheTrust::Checksums => {
+                    return Ok((self.member(planned, Knowledge::Packed(pack)), false));
+                }
+                // Only the store tells what the path holds, or the pack is not believed.
+                Found::Sound(pack) => {
+                    let member = self.list(planned)?;
+                    if holds(&pack, &member, &self.plan.settings, self.trust, self.cancel)? {
+                        return Ok((self.member(planned, Knowledge::Packed(pack)), false));
+                    }
+                    return Ok((member, planned.nar_hash.is_some()));
+                }
+            }
+        }
+        Ok((self.list(planned)?, is_damaged))
+    }
+
+    fn ask_source(&self, planned: &PlannedPath) -> Option<File> {
+        let source = self.source.filter(|_| planned.nar_hash.is_some() && self.source_works.load(Ordering::Relaxed))?;
+        match source.find_pack(planned, &self.plan.settings) {
+            Ok(file) => file,
+            Err(error) => {
+                self.source_works.store(false, Ordering::Relaxed);
+                self.warn(format!("{error}; the image is built without it and is the same"));
+                None
+            }
+        }
+    }
+
+    fn ask_cache(&self, planned: &PlannedPath) -> Option<File> {
+        self.cache?.find_pack(planned, &self.plan.settings).unwrap_or_else(|error| {
+            self.warn(cache_warning(&error));
+            None
+        })
+    }
+
+    fn open(&self, file: Option<File>, planned: &PlannedPath) -> Found {
+        match file.map(|file| Pack::open(file, planned, &self.plan.settings)) {
+            None => Found::Nothing,
+            Some(Ok(pack)) => Found::Sound(Box::new(pack)),
+            Some(Err(OpenError::Damaged { .. })) => Found::Damaged,
+            Some(Err(OpenError::Io(source))) => {
+                let path = PathBuf::from(planned.path.base_name());
+                self.warn(cache_warning(&CacheError { action: "read a pack", path, source }));
+                Found::Damaged
+            }
+        }
+    }
+
+    fn member(&self, planned: &PlannedPath, knowledge: Knowledge) -> Member {
+        let location = self.plan.store_dir.join(planned.path.base_name());
+        Member { planned: planned.clone(), location, knowledge, first_file: 0 }
+    }
+
+    fn list(&self, planned: &PlannedPath) -> Result<Member, BuildError> {
+        list(planned, self.plan.store_dir.join(planned.path.base_name()))
+    }
+}
+
+/// Lists a store path.
+pub(super) fn list(planned: &PlannedPath, location: PathBuf) -> Result<Member, BuildError> {
+    let listing = scan::list(&location).map_err(|problem| BuildError::Scan(vec![problem]))?;
+    let actual_bytes = listing.tree.nar_size_bytes();
+    match planned.nar_size_bytes.filter(|expected| *expected != actual_bytes) {
+        Some(expected_bytes) => {
+            Err(BuildError::Scan(vec![ScanError::NarSize { path: location, expected_bytes, actual_bytes }]))
+        }
+        None => Ok(Member { planned: planned.clone(), location, knowledge: Knowledge::Listed(listing), first_file: 0 }),
+    }
+}

@@ -1,0 +1,212 @@
+//! Moving stored bytes: from workers and packs into the image, and into new packs.
+
+use super::BuildError;
+use super::job::{Product, Worker};
+use super::new_pack::NewPack;
+use super::source::Member;
+use crate::pack::{Pack, SHARED_BLOCK_BYTES};
+use crate::segment::Batch;
+use std::io::IoSlice;
+use std::sync::Arc;
+
+/// Segments are gathered until so many bytes, or so many segments, can be moved together: the page cache then takes large
+/// folios, which costs half of writing each segment by itself (measured on ext4).
+const BYTES_ENOUGH: u64 = 2 << 20;
+const SEGMENTS_ENOUGH: usize = 400;
+
+/// What is between segments: at most one block less a byte.
+const ZEROS: [u8; SHARED_BLOCK_BYTES as usize] = [0; SHARED_BLOCK_BYTES as usize];
+
+/// A segment to be written.
+#[derive(Debug)]
+pub(super) struct WritePart {
+    /// The segment, alone in its batch.
+    pub(super) batch: Batch,
+    /// Number of its store path.
+    pub(super) member: usize,
+    /// Where it goes in the image, if it does.
+    pub(super) image_at: Option<u64>,
+    /// The pack it goes to, and where there.
+    pub(super) pack: Option<(Arc<NewPack>, u64)>,
+}
+
+impl WritePart {
+    fn stored(&self) -> &[u8] {
+        self.batch.segments().first().map_or(&[], |segment| self.batch.stored(segment))
+    }
+}
+
+/// Segments to be written.
+#[derive(Debug, Default)]
+pub(super) struct WriteJob {
+    parts: Vec<WritePart>,
+    stored_bytes: u64,
+    held_bytes: u64,
+}
+
+impl WriteJob {
+    /// Adds a segment, which holds so many bytes of content until it is written.
+    pub(super) fn push(&mut self, part: WritePart, held_bytes: u64) {
+        self.stored_bytes += part.stored().len() as u64;
+        self.held_bytes += held_bytes;
+        self.parts.push(part);
+    }
+
+    /// Whether it is time to write.
+    pub(super) fn is_enough(&self) -> bool {
+        self.stored_bytes >= BYTES_ENOUGH || self.parts.len() >= SEGMENTS_ENOUGH
+    }
+
+    /// Whether there is nothing to write.
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+}
+
+/// Segments that follow each other in a pack and in the image.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    member: usize,
+    /// Number of the first segment, and how many there are.
+    first: usize,
+    count: usize,
+    pack_at: u64,
+    image_at: u64,
+    bytes: u64,
+}
+
+/// Segments to be copied from packs to one stretch of the image.
+#[derive(Debug, Default)]
+pub(super) struct CopyJob {
+    runs: Vec<Run>,
+    segments: usize,
+    input_bytes: u64,
+    stored_bytes: u64,
+}
+
+impl CopyJob {
+    fn end(&self) -> Option<u64> {
+        self.runs.last().map(|run| run.image_at + run.bytes)
+    }
+
+    /// Whether a segment at this place of the image belongs to the stretch.
+    pub(super) fn reaches(&self, image_at: u64) -> bool {
+        self.end().is_none_or(|end| image_at >= end && image_at - end < SHARED_BLOCK_BYTES)
+    }
+
+    /// Adds a segment of a pack; `input_bytes` of its content are new to the image.
+    pub(super) fn push(&mut self, (member, pack): (usize, &Pack), number: usize, image_at: u64, input_bytes: u64) {
+        let segment = &pack.segments()[number];
+        let bytes = u64::from(segment.bytes);
+        self.segments += 1;
+        self.input_bytes += input_bytes;
+        self.stored_bytes += bytes;
+        if let Some(last) = self.runs.last_mut()
+            && (last.member, last.first + last.count) == (member, number)
+            && segment.at - last.pack_at == image_at - last.image_at
+        {
+            last.count += 1;
+            last.bytes = image_at + bytes - last.image_at;
+        } else {
+            self.runs.push(Run { member, first: number, count: 1, pack_at: segment.at, image_at, bytes });
+        }
+    }
+
+    /// Whether it is time to copy.
+    pub(super) fn is_enough(&self) -> bool {
+        self.stored_bytes >= BYTES_ENOUGH || self.segments >= SEGMENTS_ENOUGH
+    }
+
+    /// Whether there is nothing to copy.
+    pub(super) fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+}
+
+impl Worker<'_> {
+    /// Writes segments into the image and into packs.
+    pub(super) fn write(&self, job: WriteJob) -> Result<Product, BuildError> {
+        if let Some(image) = self.inputs.image {
+            let parts = job.parts.iter().filter_map(|part| Some((part.image_at?, part.stored())));
+            write_stretches(parts, |slices, at| image.write_at(slices, at))?;
+        }
+        let mut rest = &job.parts[..];
+        while let Some((pack, _)) = rest.iter().find_map(|part| part.pack.as_ref()) {
+            let is_other = |part: &WritePart| part.pack.as_ref().is_some_and(|(other, _)| !Arc::ptr_eq(pack, other));
+            let (of_this, others) = rest.split_at(rest.iter().position(is_other).unwrap_or(rest.len()));
+            let parts = of_this.iter().filter_map(|part| Some((part.pack.as_ref()?.1, part.stored())));
+            if let Err(error) = write_stretches(parts, |slices, at| pack.write_at(slices, at)) {
+                (self.inputs.cache_troubles)(error);
+            }
+            rest = others;
+        }
+        let members = job.parts.iter().filter(|part| part.pack.is_some()).map(|part| part.member).collect();
+        for part in job.parts {
+            self.inputs.buffers.give(part.batch.into_buffer());
+        }
+        Ok(Product::Written { held_bytes: job.held_bytes, members })
+    }
+
+    /// Copies segments from packs into the image, and checks them on the way.
+    pub(super) fn copy(&mut self, job: CopyJob) -> Result<Product, BuildError> {
+        let (Some(first), Some(end), Some(image)) = (job.runs.first(), job.end(), self.inputs.image) else {
+            return Err(BuildError::Defect { what: "nothing was to be copied, or to nowhere" });
+        };
+        let start = first.image_at;
+        let length = usize::try_from(end - start).unwrap_or(usize::MAX);
+        let mut buffer = self.take_buffer(length);
+        let mut damaged = Vec::new();
+        let mut filled = 0;
+        for run in &job.runs {
+            let begin = usize::try_from(run.image_at - start).unwrap_or(length);
+            let behind = begin + usize::try_from(run.bytes).unwrap_or(length);
+            buffer[filled..begin].fill(0);
+            if !read_run(&self.inputs.members[run.member], run, &mut buffer[begin..behind]) {
+                damaged.push(run.member);
+            }
+            filled = behind;
+        }
+        image.write_at(&mut [IoSlice::new(&buffer[..length])], start)?;
+        self.buffer = buffer;
+        Ok(Product::Copied { input_bytes: job.input_bytes, stored_bytes: job.stored_bytes, damaged })
+    }
+}
+
+/// Reads a run and checks it; false when it is damaged or cannot be read.
+fn read_run(member: &Member, run: &Run, out: &mut [u8]) -> bool {
+    let Some(pack) = member.pack() else { return false };
+    if pack.read(run.pack_at, out).is_err() {
+        return false;
+    }
+    let mut filled = 0;
+    pack.segments()[run.first..run.first + run.count].iter().all(|segment| {
+        let begin = usize::try_from(segment.at - run.pack_at).unwrap_or(out.len());
+        let behind = begin + segment.bytes as usize;
+        let gap_is_empty = out[filled..begin].iter().all(|byte| *byte == 0);
+        filled = behind;
+        gap_is_empty && Pack::is_sound(segment, &out[begin..behind])
+    })
+}
+
+/// Writes pieces that are in the order of their places, those that follow each other by one call, with zeros between them.
+fn write_stretches<'a, E>(
+    parts: impl Iterator<Item = (u64, &'a [u8])>,
+    mut write: impl FnMut(&mut [IoSlice<'_>], u64) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut slices: Vec<IoSlice<'a>> = Vec::new();
+    let (mut start, mut end) = (0, 0);
+    for (at, stored) in parts {
+        let gap = at.checked_sub(end).and_then(|gap| ZEROS.get(..usize::try_from(gap).ok()?));
+        match gap.filter(|_| !slices.is_empty()) {
+            Some(gap) => slices.push(IoSlice::new(gap)),
+            None => {
+                write(&mut slices, start)?;
+                slices.clear();
+                start = at;
+            }
+        }
+        slices.push(IoSlice::new(stored));
+        end = at + stored.len() as u64;
+    }
+    write(&mut slices, start)
+}

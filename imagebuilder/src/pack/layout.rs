@@ -1,0 +1,122 @@
+//! How the content of one store path is cut into segments, and in which order they lie.
+//!
+//! A file of at least a fragment block is cut into ranges of 4 MiB, each a segment. Smaller files share fragment blocks, as
+//! many as fit, in the order of the files. What has the content of an earlier file of the path is left out. Nothing
+//! outside of the store path plays a part, so a change elsewhere never moves a file from one block to another.
+
+use super::SHARED_BLOCK_BYTES;
+use crate::segment::{ContentHash, file_content, range_count, range_length};
+use crate::settings::ImageSettings;
+use crate::tree::{Entry, NodeId, Tree};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
+
+/// Files from this size on begin at a multiple of [`SHARED_BLOCK_BYTES`].
+const ALIGNED_FILE_BYTES: u64 = 1 << 20;
+/// Store paths with so much content begin at such a place, too.
+const ALIGNED_PATH_BYTES: u64 = 256 << 10;
+
+/// A segment's content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// A range of a file.
+    Range {
+        /// The file's node.
+        node: NodeId,
+        /// Its number among the files of the path.
+        file: u32,
+        /// Number of the range.
+        range: usize,
+        /// Length of the range in bytes.
+        length: u32,
+    },
+    /// Small files, one after the other.
+    Fragment(Vec<SmallFile>),
+}
+
+/// A file in a fragment block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SmallFile {
+    /// The file's node.
+    pub node: NodeId,
+    /// Its number among the files of the path.
+    pub file: u32,
+    /// Where it begins in the block, in bytes.
+    pub offset: u32,
+    /// Its length in bytes.
+    pub size_bytes: u32,
+}
+
+impl Piece {
+    /// Length of the content in bytes.
+    pub fn input_bytes(&self) -> u32 {
+        match self {
+            Self::Range { length, .. } => *length,
+            Self::Fragment(files) => files.last().map_or(0, |last| last.offset + last.size_bytes),
+        }
+    }
+}
+
+/// The segments of a store path, in their order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// The segments.
+    pub pieces: Vec<Piece>,
+    /// Files whose content an earlier file of the path has, with that file.
+    pub same_as: Vec<(u32, u32)>,
+    /// Content of the whole path in bytes, equal files counted each time.
+    pub input_bytes: u64,
+}
+
+impl Layout {
+    /// Lays a store path out; `range_hashes` are those of all ranges of its files, one file after the other.
+    pub fn new(tree: &Tree, range_hashes: &[ContentHash], settings: &ImageSettings) -> Self {
+        let mut layout = Self { input_bytes: tree.file_sizes().iter().sum(), ..Self::default() };
+        let mut first_with = HashMap::new();
+        let mut rest = range_hashes;
+        let (mut fragment, mut fragment_bytes) = (Vec::new(), 0_u32);
+        let small_limit_bytes = settings.fragment_block_size_bytes();
+        for node in 0..tree.len() {
+            let Entry::File { file, size_bytes, .. } = tree.entry(node) else { continue };
+            if size_bytes == 0 {
+                continue;
+            }
+            let hashes;
+            (hashes, rest) = rest.split_at_checked(range_count(size_bytes)).unwrap_or((rest, &[]));
+            match first_with.entry((size_bytes, file_content(hashes))) {
+                MapEntry::Occupied(first) => {
+                    layout.same_as.push((file, *first.get()));
+                    continue;
+                }
+                MapEntry::Vacant(vacant) => vacant.insert(file),
+            };
+            match u32::try_from(size_bytes).ok().filter(|size_bytes| *size_bytes < small_limit_bytes) {
+                Some(size_bytes) => {
+                    if fragment_bytes + size_bytes > small_limit_bytes {
+                        layout.pieces.push(Piece::Fragment(std::mem::take(&mut fragment)));
+                        fragment_bytes = 0;
+                    }
+                    fragment.push(SmallFile { node, file, offset: fragment_bytes, size_bytes });
+                    fragment_bytes += size_bytes;
+                }
+                None => layout.pieces.extend((0..range_count(size_bytes)).map(|range| {
+                    let length = u32::try_from(range_length(size_bytes, range)).unwrap_or(u32::MAX);
+                    Piece::Range { node, file, range, length }
+                })),
+            }
+        }
+        if !fragment.is_empty() {
+            layout.pieces.push(Piece::Fragment(fragment));
+        }
+        layout
+    }
+}
+
+/// Where a segment begins that follows bytes up to `end`, in a pack and in an image.
+///
+/// `number` counts the segments of the store path, and `path_bytes` is the content of the path; `file_bytes` is the length
+/// of the file that begins with the segment, 0 for others.
+pub fn begin_of(end: u64, number: usize, path_bytes: u64, file_bytes: u64) -> u64 {
+    let is_aligned = file_bytes >= ALIGNED_FILE_BYTES || (number == 0 && path_bytes >= ALIGNED_PATH_BYTES);
+    if is_aligned { end.next_multiple_of(SHARED_BLOCK_BYTES) } else { end }
+}

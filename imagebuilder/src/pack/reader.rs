@@ -1,0 +1,359 @@
+//! Opens packs and checks them, whoever made them.
+
+use super::layout::{Layout, Piece, begin_of};
+use super::{
+    FOOTER_BYTES, INDEX_BYTES_MAX, MAGIC, contents, file_name, segment_checksum, settings_name, settings_of_name,
+};
+use crate::plan::PlannedPath;
+use crate::segment::{ContentHash, file_content, range_count};
+use crate::settings::ImageSettings;
+use crate::squashfs::format::BLOCK_PLAIN;
+use crate::store_path::StorePath;
+use crate::tree::Tree;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use thiserror::Error;
+
+/// So much of the end of a pack is read at once: all of a small pack, the index of most others.
+const TAIL_BYTES: u64 = 32 << 10;
+
+/// A pack that cannot be used.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It is not a whole and sound pack of the store path that was asked for.
+    #[error("it is not a sound pack of this store path: {reason}")]
+    Damaged {
+        /// What was found.
+        reason: &'static str,
+    },
+}
+
+const fn damaged(reason: &'static str) -> OpenError {
+    OpenError::Damaged { reason }
+}
+
+/// An open pack. Its index was checked; its segments are checked when they are read.
+#[derive(Debug)]
+pub struct Pack {
+    stored: Stored,
+    tree: Tree,
+    range_hashes: Vec<ContentHash>,
+    /// For each file, the number of its first range.
+    first_ranges: Vec<u32>,
+    layout: Layout,
+    segments: Vec<StoredSegment>,
+    words: Vec<u32>,
+}
+
+/// Where the bytes of the segments are.
+#[derive(Debug)]
+enum Stored {
+    File(File),
+    /// Of a small pack, which was read whole: thousands of files need not stay open.
+    Memory(Vec<u8>),
+}
+
+/// A segment of a pack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredSegment {
+    /// Where its stored bytes begin in the pack.
+    pub at: u64,
+    /// Length of its stored bytes.
+    pub bytes: u32,
+    /// [`segment_checksum`] of them.
+    pub checksum: u128,
+    words: Range<usize>,
+}
+
+impl Pack {
+    /// Opens the pack of a store path, made with `settings`, from any file that can be read at any position: one of a cache,
+    /// or a descriptor that another process handed over. Nothing that the file says of itself is believed before it is
+    /// checked. When the file is small it is read whole and closed.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no such pack.
+    pub fn open(file: File, path: &PlannedPath, settings: &ImageSettings) -> Result<Self, OpenError> {
+        let matches = |head: &Head<'_>| {
+            if head.base_name != path.path.base_name() {
+                return Err(damaged("it is of another store path"));
+            }
+            // Without a hash only the store tells whether the pack is right, and then any may be.
+            if path.nar_hash.is_some() && head.nar_hash != path.nar_hash {
+                return Err(damaged("it is of a store path with another NAR hash"));
+            }
+            if head.settings != settings_name(settings) {
+                return Err(damaged("it was made with other settings"));
+            }
+            Ok(*settings)
+        };
+        let pack = Self::open_if(file, &matches)?;
+        if path.nar_size_bytes.is_some_and(|size| size != pack.tree.nar_size_bytes()) {
+            return Err(damaged("its contents have another NAR size"));
+        }
+        Ok(pack)
+    }
+
+    /// `expected` says with which settings the pack was made, if it is the one.
+    fn open_if(
+        file: File,
+        expected: &dyn Fn(&Head<'_>) -> Result<ImageSettings, OpenError>,
+    ) -> Result<Self, OpenError> {
+        let metadata = file.metadata()?;
+        let length = metadata.len();
+        if !metadata.is_file() || length < FOOTER_BYTES as u64 {
+            return Err(damaged("it is too short, or not a regular file"));
+        }
+        let tail_at = length.saturating_sub(TAIL_BYTES);
+        let mut tail = vec![0; usize::try_from(length - tail_at).unwrap_or(0)];
+        read_at(&file, &mut tail, tail_at)?;
+        let footer_at = tail.len() - FOOTER_BYTES;
+        let (magic, rest) = tail[footer_at..].split_at(MAGIC.len());
+        let (index_bytes, sum) = rest.split_at(8);
+        if magic != MAGIC {
+            return Err(damaged("it has no footer"));
+        }
+        let index_bytes = u64::from_le_bytes(index_bytes.try_into().unwrap_or_default());
+        let index_at = (length - FOOTER_BYTES as u64).checked_sub(index_bytes);
+        let Some(index_at) = index_at.filter(|_| index_bytes <= INDEX_BYTES_MAX) else {
+            return Err(damaged("its index is longer than it is"));
+        };
+        let long_index;
+        let index = if index_at >= tail_at {
+            let start = usize::try_from(index_at - tail_at).unwrap_or(footer_at);
+            &tail[start..footer_at]
+        } else {
+            let mut bytes = vec![0; usize::try_from(index_bytes).unwrap_or(0)];
+            read_at(&file, &mut bytes, index_at)?;
+            long_index = bytes;
+            &long_index[..]
+        };
+        if blake3::hash(index).as_bytes() != sum {
+            return Err(damaged("its index has another checksum"));
+        }
+        let mut pack = decode_index(index, expected)?;
+        if pack.segments.last().map_or(0, |last| last.at + u64::from(last.bytes)) != index_at {
+            return Err(damaged("its segments do not end where its index begins"));
+        }
+        pack.stored = if tail_at == 0 {
+            tail.truncate(usize::try_from(index_at).unwrap_or(0));
+            tail.shrink_to_fit();
+            Stored::Memory(tail)
+        } else {
+            Stored::File(file)
+        };
+        Ok(pack)
+    }
+
+    /// What the store path consists of.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Hashes of the ranges of all regular files, one file after the other.
+    pub fn range_hashes(&self) -> &[ContentHash] {
+        &self.range_hashes
+    }
+
+    /// Hash of a file's content, by the number of the file.
+    pub fn content(&self, file: u32) -> ContentHash {
+        let first = self.first_ranges[file as usize] as usize;
+        let count = range_count(self.tree.file_sizes()[file as usize]);
+        file_content(&self.range_hashes[first..first + count])
+    }
+
+    /// What is in the segments.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The segments, as many as the layout has pieces.
+    pub fn segments(&self) -> &[StoredSegment] {
+        &self.segments
+    }
+
+    /// Size words of a segment's blocks.
+    pub fn words(&self, segment: &StoredSegment) -> &[u32] {
+        &self.words[segment.words.clone()]
+    }
+
+    /// The file, unless the pack is small and was read whole.
+    pub fn file(&self) -> Option<&File> {
+        match &self.stored {
+            Stored::File(file) => Some(file),
+            Stored::Memory(_) => None,
+        }
+    }
+
+    /// Reads stored bytes as they are; [`Self::is_sound`] checks them.
+    ///
+    /// # Errors
+    /// They cannot be read; a pack that has become shorter is an error of kind `UnexpectedEof`.
+    pub fn read(&self, at: u64, out: &mut [u8]) -> io::Result<()> {
+        match &self.stored {
+            Stored::File(file) => file.read_exact_at(out, at),
+            Stored::Memory(bytes) => {
+                let start = usize::try_from(at).unwrap_or(usize::MAX);
+                let found = bytes.get(start..).and_then(|bytes| bytes.get(..out.len()));
+                out.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether these are the stored bytes of a segment.
+    pub fn is_sound(segment: &StoredSegment, stored: &[u8]) -> bool {
+        stored.len() == segment.bytes as usize && segment_checksum(stored) == segment.checksum
+    }
+
+    /// Reads all segments; false when one is damaged.
+    ///
+    /// # Errors
+    /// The pack cannot be read.
+    pub fn check_segments(&self) -> io::Result<bool> {
+        let mut buffer = Vec::new();
+        for segment in &self.segments {
+            buffer.resize(segment.bytes as usize, 0);
+            match self.read(segment.at, &mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+                other => other?,
+            }
+            if !Self::is_sound(segment, &buffer) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// A file that is shorter than it was a moment ago is damaged, not unreadable.
+fn read_at(file: &File, out: &mut [u8], at: u64) -> Result<(), OpenError> {
+    file.read_exact_at(out, at).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => damaged("it is shorter than it was"),
+        _ => OpenError::Io(error),
+    })
+}
+
+/// What a pack says it is.
+struct Head<'a> {
+    base_name: &'a str,
+    nar_hash: Option<[u8; 32]>,
+    settings: &'a str,
+}
+
+impl<'a> Head<'a> {
+    fn take(rest: &mut &'a [u8]) -> Option<Self> {
+        let base_name = take_text(rest)?;
+        let nar_hash = match take(rest, 1)? {
+            [0] => None,
+            _ => Some(take(rest, 32)?.try_into().ok()?),
+        };
+        Some(Self { base_name, nar_hash, settings: take_text(rest)? })
+    }
+}
+
+/// Whether a file is a sound pack whose place in a cache is `settings`/`name`: reads all of it.
+///
+/// # Errors
+/// It cannot be read.
+pub fn check_file(file: File, settings: &str, name: &str) -> io::Result<bool> {
+    let expected = |head: &Head<'_>| {
+        let path = StorePath::from_base_name(head.base_name).map_err(|_| damaged("it is of no store path"))?;
+        let planned = PlannedPath { path, nar_hash: head.nar_hash, nar_size_bytes: None };
+        if head.settings != settings || file_name(&planned) != name {
+            return Err(damaged("it has the name of another pack"));
+        }
+        settings_of_name(settings).ok_or(damaged("its settings are none"))
+    };
+    match Pack::open_if(file, &expected) {
+        Ok(pack) => pack.check_segments(),
+        Err(OpenError::Damaged { .. }) => Ok(false),
+        Err(OpenError::Io(error)) => Err(error),
+    }
+}
+
+/// Reads an index whose checksum is right. Who can write packs can forge checksums, so every number is checked.
+fn decode_index(
+    index: &[u8],
+    expected: &dyn Fn(&Head<'_>) -> Result<ImageSettings, OpenError>,
+) -> Result<Pack, OpenError> {
+    let mut rest = index;
+    let short = || damaged("its index is cut");
+    let settings = &expected(&Head::take(&mut rest).ok_or_else(short)?)?;
+    let contents_bytes = take(&mut rest, 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
+    let contents_bytes = contents_bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(short)?;
+    let contents = take(&mut rest, contents_bytes).ok_or_else(short)?;
+    let contents = contents::decode(contents).ok_or(damaged("its contents cannot be those of a store path"))?;
+    let layout = Layout::new(&contents.tree, &contents.range_hashes, settings);
+    let mut ranges = 0;
+    let first_ranges = contents.tree.file_sizes().iter().map(|size| {
+        let first = ranges;
+        ranges += u32::try_from(range_count(*size)).unwrap_or(u32::MAX);
+        first
+    });
+    let first_ranges = first_ranges.collect();
+    let mut pack = Pack {
+        stored: Stored::Memory(Vec::new()),
+        tree: contents.tree,
+        range_hashes: contents.range_hashes,
+        first_ranges,
+        layout,
+        segments: Vec::new(),
+        words: Vec::new(),
+    };
+    pack.segments.reserve_exact(pack.layout.pieces.len());
+    let mut end = 0;
+    for (number, piece) in pack.layout.pieces.iter().enumerate() {
+        let file_bytes = match piece {
+            Piece::Range { file, range: 0, .. } => pack.tree.file_sizes()[*file as usize],
+            Piece::Range { .. } | Piece::Fragment(_) => 0,
+        };
+        let at = begin_of(end, number, pack.layout.input_bytes, file_bytes);
+        let first_word = pack.words.len();
+        let bytes = take_words(&mut rest, piece, settings.block_size_bytes(), &mut pack.words)
+            .ok_or(damaged("it has blocks that no image can hold"))?;
+        let checksum = take(&mut rest, 16).and_then(|sum| sum.try_into().ok()).ok_or_else(short)?;
+        let words = first_word..pack.words.len();
+        pack.segments.push(StoredSegment { at, bytes, checksum: u128::from_le_bytes(checksum), words });
+        end = at + u64::from(bytes);
+    }
+    if rest.is_empty() { Ok(pack) } else { Err(damaged("its index is too long")) }
+}
+
+/// Reads the size words of a segment and returns the length of its stored bytes, unless they cannot be those of its content.
+fn take_words(rest: &mut &[u8], piece: &Piece, block_bytes: u32, words: &mut Vec<u32>) -> Option<u32> {
+    let mut input_left = piece.input_bytes();
+    let mut stored_bytes = 0_u32;
+    while input_left > 0 {
+        let block = input_left.min(block_bytes);
+        input_left -= block;
+        let word = u32::from_le_bytes(take(rest, 4)?.try_into().ok()?);
+        let length = word & !BLOCK_PLAIN;
+        let fits = match (piece, word) {
+            (Piece::Range { .. }, 0) => true,
+            _ if word & BLOCK_PLAIN != 0 => length == block,
+            _ => length > 0 && length < block,
+        };
+        if !fits {
+            return None;
+        }
+        stored_bytes += length;
+        words.push(word);
+    }
+    Some(stored_bytes)
+}
+
+fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+    let (taken, behind) = rest.split_at_checked(length)?;
+    *rest = behind;
+    Some(taken)
+}
+
+fn take_text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+    let length = take(rest, 2).and_then(|bytes| bytes.try_into().ok()).map(u16::from_le_bytes)?;
+    std::str::from_utf8(take(rest, usize::from(length))?).ok()
+}

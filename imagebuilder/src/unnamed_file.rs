@@ -1,0 +1,90 @@
+//! Files that have no name until they are whole, so that a program that is killed leaves nothing behind.
+
+use crate::atomic_file::beside;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::linkat;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A file without a name. Dropped before [`Self::publish`] it leaves nothing behind.
+#[derive(Debug)]
+pub struct UnnamedFile {
+    file: File,
+    /// Its name meanwhile, on file systems that know no files without one.
+    temporary: Option<PathBuf>,
+}
+
+impl UnnamedFile {
+    /// Makes an empty file in the directory of `target`, open for reading and writing, with the mode 0644 less the umask.
+    ///
+    /// # Errors
+    /// The directory is missing, or may not be written to.
+    pub fn create_beside(target: &Path) -> io::Result<Self> {
+        let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o644);
+        match options.clone().custom_flags(nix::libc::O_TMPFILE).open(directory) {
+            Ok(file) => Ok(Self { file, temporary: None }),
+            Err(error) if is_unsupported(&error) => {
+                let path = beside(target);
+                let file = options.create_new(true).open(&path)?;
+                Ok(Self { file, temporary: Some(path) })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Gives the file its name, on the same file system, replacing what has that name. May be tried again after an error.
+    ///
+    /// # Errors
+    /// It cannot be linked or renamed.
+    pub fn publish(&self, target: &Path) -> io::Result<()> {
+        let temporary = match &self.temporary {
+            Some(path) => path.clone(),
+            None => {
+                match self.link(target) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    other => return other,
+                }
+                // A link never replaces, so the file gets a name of its own first.
+                let path = beside(target);
+                self.link(&path)?;
+                path
+            }
+        };
+        fs::rename(&temporary, target).inspect_err(|_| {
+            if self.temporary.is_none() {
+                let _ = fs::remove_file(&temporary);
+            }
+        })
+    }
+
+    fn link(&self, path: &Path) -> io::Result<()> {
+        let descriptor = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+        Ok(linkat(AT_FDCWD, &descriptor, AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?)
+    }
+}
+
+impl Drop for UnnamedFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.temporary {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// File systems without O_TMPFILE say so, and kernels or sandboxes without it take the path for a directory to open.
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(nix::libc::EOPNOTSUPP | nix::libc::EISDIR | nix::libc::EINVAL | nix::libc::ENOENT)
+    )
+}
