@@ -1,4 +1,4 @@
-//! The cache that all builds of a host share, also those in Nix' sandbox: a service makes packs from the host's store and
+//! The cache that all builds of a host share, also those in Nix's sandbox: a service makes packs from the host's store and
 //! hands out read-only descriptors of them over a Unix socket.
 //!
 //! A client names a store path, its NAR hash and the settings. The service asks Nix whether the path is valid and has that
@@ -7,6 +7,7 @@
 
 pub mod client;
 mod connections;
+pub mod kept_packs;
 pub mod listener;
 mod messages;
 pub mod nix_daemon;
@@ -18,8 +19,10 @@ mod workers;
 
 use crate::settings::ImageSettings;
 use crate::store_path::StorePath;
+use std::error::Error;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
 
 /// Where the service listens unless it is told otherwise, and where clients look for it.
@@ -55,4 +58,20 @@ pub trait PackStore: Sync {
     /// # Errors
     /// The message that the client is sent.
     fn make(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<File, String>;
+}
+
+/// An error and what it comes from, in one line.
+fn in_one_line(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+/// Opens a file again, for reading only: a descriptor that is sent shares its offset and its rights with the receiver.
+fn reopen(file: &File) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }

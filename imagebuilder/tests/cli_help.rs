@@ -7,7 +7,7 @@ use std::fs;
 use std::process::Command;
 
 /// All commands, in the order a user meets them.
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "",
     "build",
     "plan",
@@ -17,6 +17,7 @@ const COMMANDS: [&str; 12] = [
     "cache",
     "cache gc",
     "cache stat",
+    "cache serve",
     "volume create",
     "completions",
     "man",

@@ -32,7 +32,7 @@ fn nix(program: &str, root: &Path) -> Command {
 fn start(root: &Path) -> Daemon {
     let _ = std::fs::remove_file(root.join("socket"));
     let daemon = Daemon(nix("nix-daemon", root).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
-    wait_until("Nix' daemon listens", || std::os::unix::net::UnixStream::connect(root.join("socket")).is_ok());
+    wait_until("Nix's daemon listens", || std::os::unix::net::UnixStream::connect(root.join("socket")).is_ok());
     daemon
 }
 
@@ -70,5 +70,5 @@ fn the_daemon_tells_what_is_valid_and_is_asked_again_after_it_was_restarted() {
     }
     drop(daemon);
     asked.close();
-    assert!(asked.query(&path).unwrap_err().to_string().contains("cannot reach Nix' daemon at "));
+    assert!(asked.query(&path).unwrap_err().to_string().contains("cannot reach Nix's daemon at "));
 }

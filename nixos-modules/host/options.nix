@@ -157,12 +157,33 @@ in
         directory = mkOption {
           type = types.path;
           default = "/var/cache/microvm-image";
-          description = "The cache for store disks that are built on this host.";
+          description = ''
+            The cache of the user `microvm`, for store disks that are built on this host. The service has its own directory,
+            `/var/cache/microvm-image-service`.
+          '';
+        };
+        service = {
+          enable = mkOption {
+            type = types.bool;
+            default = true;
+            description = ''
+              Whether a service compresses store paths and keeps the result for all builds of this host. The service starts
+              when a build needs it and stops after five minutes without clients.
+            '';
+          };
+          sandbox = mkOption {
+            type = types.bool;
+            default = true;
+            description = ''
+              Whether builds in Nix's sandbox can use the service, through `nix.settings.extra-sandbox-paths`. Without it,
+              they build the same store disks but take longer.
+            '';
+          };
         };
         maxSize = mkOption {
           type = types.str;
           default = "20G";
-          description = "The size to which the cache is trimmed; the least recently used entries are removed first.";
+          description = "The size to which each of the two caches is trimmed; the least recently used entries are removed first.";
         };
         gcDates = mkOption {
           type = types.str;

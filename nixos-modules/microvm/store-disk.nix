@@ -41,7 +41,8 @@ let
     fromClosure "microvm-store-disk-${hostName}.squashfs"
       (image // { nativeBuildInputs = [ cfg.imageBuilder.package ]; })
       ''
-        microvm-image build --quiet --no-cache --jobs "''${NIX_BUILD_CORES:-1}" ${lib.escapeShellArgs cfg.storeDiskSquashfsFlags} \
+        # The cache service is there where the host's Nix lets builds see it. The image is the same without.
+        microvm-image build --no-cache --cache-socket /run/microvm-image/cache.sock --jobs "''${NIX_BUILD_CORES:-1}" ${lib.escapeShellArgs cfg.storeDiskSquashfsFlags} \
           --graph "$graph" --output "$out"
       '';
 

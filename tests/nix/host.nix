@@ -100,6 +100,18 @@ in
       inherit (microvm) autostart;
       inherit types;
       directories = builtins.filter (lib.hasInfix "/srv") systemd.tmpfiles.rules;
+      # What builds in Nix' sandbox see beside the store.
+      sandboxPaths =
+        map
+          (
+            service:
+            (host { host.imageCache = { inherit service; }; }).config.nix.settings.extra-sandbox-paths or [ ]
+          )
+          [
+            { }
+            { sandbox = false; }
+            { enable = false; }
+          ];
       inStateDirectory = lib.hasInfix "for directory in home;" systemd.services.install-microvm-sharing.script;
     };
   refusals = map (assertion: assertion.message) (

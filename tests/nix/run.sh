@@ -6,8 +6,9 @@
 #   4  a credential reaches a guest by the launcher's initrd: credentials.sh
 #   5  Nix builds runners of the fixture closure, with `microvm-image build` run inside its sandbox, and qemu boots them
 #   6  `nix flake` works on the real flake.nix, over a stand-in for Nixpkgs, and `nix run` boots a machine: nixpkgs/
-#   7  systemd as a container's init runs machines by the host module's units: systemd.sh
-#   8  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
+#   7  builds in the sandbox take what did not change from the cache service, over its socket
+#   8  systemd as a container's init runs machines by the host module's units: systemd.sh
+#   9  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
 # MICROVM_FIXTURES is where fixtures/closure/build.sh put the closure `small`; MICROVM_TEST_PROGRAMS a directory with
 # bin/microvm and bin/microvm-image, static; it is built when it is not given.
 set -euo pipefail
@@ -22,7 +23,7 @@ missing() { # PROGRAM HINT: a skipped tool is a failure where CI asks for all
 
 fixtures=$(realpath "${MICROVM_FIXTURES:-target/fixtures}")
 [ -f "$fixtures/small/toplevel" ] || die "there is no fixture closure in $fixtures" "run fixtures/closure/build.sh small"
-[ "$(id -u)" = 0 ] || die "only root can run Nix' sandboxed builds without a daemon" "run as root"
+[ "$(id -u)" = 0 ] || die "only root can run Nix's sandboxed builds without a daemon" "run as root"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
@@ -152,12 +153,15 @@ check_units() {
   ln -s ../microvm@.service "$units/microvms.target.wants/microvm@web.service"
   said=$(SYSTEMD_UNIT_PATH=$units: on_store_paths systemd-analyze verify --man=no --generators=no \
     microvms.target microvm@web.service microvm-{tap-interfaces,macvtap-interfaces,pci-devices,virtiofsd,set-booted}@web.service \
-    install-microvm-{declared,imperative}.service microvm-image-cache-gc.{service,timer} 2>&1) ||
+    install-microvm-{declared,imperative}.service microvm-image-cache-gc.{service,timer} microvm-image-cache.{service,socket} 2>&1) ||
     die "systemd does not accept the units: $said"
   [ -z "$said" ] || die "systemd warns of the units: $said"
   exposure=$(systemd-analyze security --offline=true --no-pager "$units/microvm@.service" | tail -n 1)
   grep -q 'OK\|SAFE' <<<"$exposure" || die "microvm@.service is not hardened: $exposure"
   say "systemd accepts the host's units;${exposure#*→}"
+  exposure=$(systemd-analyze security --offline=true --no-pager "$units/microvm-image-cache.service" | tail -n 1)
+  awk -F ': ' '{ exit !($NF + 0 <= 2.0) }' <<<"$exposure" || die "microvm-image-cache.service is not hardened: $exposure"
+  say "the cache service is confined;${exposure#*→}"
   local refusals
   refusals=$(nix-instantiate --eval --strict --json "${arguments[@]}" --argstr stateDir "$state" -A refusals tests/nix/host.nix | jq -r '.[]' | sort)
   diff -u tests/nix/host-refusals.txt - <<<"$refusals" || die "the host refuses something else than expected"
@@ -273,7 +277,8 @@ check_services() {
   mkdir "$scratch/probe"
   cp "$scratch/probe-guest/probe.bzImage" "$scratch/probe/bzImage"
   cp "$scratch/probe-guest/probe.elf" "$scratch/probe/vmlinux"
-  tests/nix/systemd.sh "$fixtures/store/nix/store" "$fixtures/store$(build units "${host[@]}")" "$fixtures/store$(build tmpfiles "${host[@]}")"
+  tests/nix/systemd.sh "$fixtures/store/nix/store" "$fixtures/store$(build units "${host[@]}")" "$fixtures/store$(build tmpfiles "${host[@]}")" \
+    "$fixtures/store$(build plainStorePlan)" "$programs"
 }
 
 check_store_disk() {
@@ -285,6 +290,55 @@ check_store_disk() {
   say "the store disk is verified, and the same when made again"
 }
 
+start_cache_service() { # on the chroot store, which Nix's own daemon opens and asks
+  service=$scratch/service
+  mkdir "$service"
+  NIX_REMOTE=$fixtures/store NIX_DAEMON_SOCKET_PATH=$service/nix-daemon.sock nix-daemon >"$service/nix-daemon.log" 2>&1 &
+  service_processes=($!)
+  trap 'kill "${service_processes[@]}" 2>/dev/null; rm -rf "$scratch"' EXIT
+  "$programs/bin/microvm-image" cache serve --cache "$service/cache" --socket "$service/cache.sock" \
+    --store-dir "$fixtures/store/nix/store" --nix-daemon "$service/nix-daemon.sock" 2>"$service/log" &
+  service_processes+=($!)
+  timeout 60 bash -c 'until [ -S "$1/cache.sock" ] && [ -S "$1/nix-daemon.sock" ]; do sleep 0.1; done' bash "$service" ||
+    { cat "$service"/*log >&2; die "the cache service did not start"; }
+}
+
+again() { # ATTRIBUTE [DIRECTORY]: Nix makes it again in its sandbox, which sees DIRECTORY as /run/microvm-image; log in again.log
+  local sandbox=()
+  [ $# -lt 2 ] || sandbox=(--option sandbox-paths "/run/microvm-image=$2")
+  nix-build --no-out-link --check "${arguments[@]}" "${sandbox[@]}" -A "$1" tests/nix/runner.nix >/dev/null 2>"$scratch/again.log" ||
+    { tail -n 20 "$scratch/again.log" >&2; die "$1 is another disk when made again"; }
+}
+expect_all_known() { # the last disk is of the service's packs alone
+  grep -q '^ *cache .*(100 %) known$' "$scratch/again.log" || { cat "$scratch/again.log" "$service/log" >&2; die "a sandboxed build did not take everything from the cache service"; }
+}
+packs() { find "$service/cache" -path '*/packs/*' -type f | wc -l; }
+
+check_cache_service() {
+  local made
+  start_cache_service
+  build plainStoreDisk >/dev/null
+  build changedStoreDisk >/dev/null
+  again plainStoreDisk
+  grep -q 'warning: no cache service at /run/microvm-image/cache.sock' "$scratch/again.log" || { cat "$scratch/again.log" >&2; die "a build without the service does not say so"; }
+  # The service makes everything, then it has everything, then it makes what changed.
+  again plainStoreDisk "$service"
+  made=$(packs)
+  again plainStoreDisk "$service"
+  expect_all_known
+  ! grep warning "$scratch/again.log" >&2 || die "a sandboxed build warns of the cache service"
+  [ "$(packs)" = "$made" ] || die "the cache service made packs that it had: $made, then $(packs)"
+  again changedStoreDisk "$service"
+  expect_all_known
+  [ "$(packs)" -gt "$made" ] && [ "$(packs)" -le $((made + 5)) ] || die "after one change the cache service made $(($(packs) - made)) packs"
+  kill -9 "${service_processes[1]}"
+  again plainStoreDisk "$service"
+  grep -q 'warning: cannot reach the cache service' "$scratch/again.log" || { cat "$scratch/again.log" >&2; die "a build beside a service that was killed does not say so"; }
+  kill "${service_processes[0]}"
+  service_processes=()
+  say "a sandboxed build takes what did not change from the cache service, and makes the same disk without it"
+}
+
 check_sources
 tests/nix/register-closure.sh
 [ -n "$programs" ] || build_programs
@@ -294,6 +348,7 @@ tests/nix/credentials.sh "$fixtures/small" "$programs"
 check_refusal
 check_layout
 check_store_disk
+check_cache_service
 check_erofs
 check_deploy
 check_units
@@ -329,7 +384,7 @@ check_in_nixos() {
   jq -e '. == []' "$scratch/wrongRefusals.json" >/dev/null || die "NixOS refuses otherwise: $(cat "$scratch/wrongRefusals.json")"
   jq -e '.["/nix/store"].fsType == "overlay" and .["/nix/.ro-store"].device == "/dev/disk/by-id/virtio-nix-store"' "$scratch/fileSystems.json" >/dev/null ||
     die "the file systems in NixOS are others: $(cat "$scratch/fileSystems.json")"
-  for unit in install-microvm-web microvm@ microvm-tap-interfaces@ microvm-virtiofsd@ microvm-set-booted@ microvm-image-cache-gc; do
+  for unit in install-microvm-web microvm@ microvm-tap-interfaces@ microvm-virtiofsd@ microvm-set-booted@ microvm-image-cache-gc microvm-image-cache; do
     jq -e --arg unit "$unit.service" '.[$unit] | length > 0' "$scratch/units.json" >/dev/null || die "NixOS has no unit $unit"
   done
   say "evaluates in NixOS $(cat "$NIXPKGS/lib/.version"): $derivations derivations, five runners of one configuration, every refusal"

@@ -45,6 +45,16 @@ let
       }
     );
 
+  changed = import ../../fixtures/closure {
+    inherit work kernel;
+    modules = "modules-initrd";
+    install = [
+      "bash"
+      "coreutils"
+    ];
+    changed = "coreutils";
+  };
+
   plain = bootable { mem = 256; };
   writable = {
     mem = 256;
@@ -99,6 +109,13 @@ in
 {
   plain = plain.config.microvm.declaredRunner;
   plainStoreDisk = plain.config.microvm.storeDisk;
+  # The same after one package changed.
+  changedStoreDisk =
+    (system {
+      inherit work kernel programs;
+      module.system.build.toplevel = lib.mkForce changed.toplevel;
+    }).config.microvm.storeDisk;
+  plainStorePlan = plain.config.microvm.storeDiskPlan;
   erofs =
     (bootable {
       mem = 256;

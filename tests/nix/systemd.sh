@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# systemd.sh STORE UNITS TMPFILES: the host module's units under a real systemd. A container of this system (systemd-nspawn,
+# systemd.sh STORE UNITS TMPFILES PLAN PROGRAMS: the host module's units under a real systemd. A container of this system (systemd-nspawn,
 # its own init, network and devices, nothing left behind) starts a machine on each hypervisor that is there, looks at the
 # confinement of the processes, and stops them. Run as root by tests/nix/run.sh.
 #   STORE      the directory that is the container's /nix/store
 #   UNITS      the units of tests/nix/systemd.nix, TMPFILES its rules for systemd-tmpfiles
+#   PLAN       the plan of a store disk of it
+#   PROGRAMS   a directory with bin/microvm-image, static
 #   MICROVM_TEST_{CLOUD_HYPERVISOR,FIRECRACKER,CROSVM,KVMTOOL,VIRTIOFSD}: programs, where they are
 set -euo pipefail
 
@@ -84,9 +86,46 @@ vhost-vsock 0660 kvm
 DEVICES
 }
 
+build_as() { # USER OUTPUT: the store disk of a plan, with the report
+  setpriv --reuid="$1" --regid=nogroup --clear-groups env HOME=/nonexistent MICROVM_IMAGE_CACHE=/nonexistent \
+    microvm-image build --plan /root/plan.json --no-cache --cache-socket /run/microvm-image/cache.sock --output "$2" --json
+}
+
+check_cache_service() {
+  local process first second exposure unit=microvm-image-cache
+  # Nix's daemon, as on a host.
+  nix-daemon >/out/nix-daemon.log 2>&1 &
+  timeout 60 bash -c 'until [ -S /nix/var/nix/daemon-socket/socket ]; do sleep 0.1; done' || die "Nix's daemon did not start: $(cat /out/nix-daemon.log)"
+  systemctl start "$unit.socket"
+  mkdir -m 1777 /tmp/images
+  first=$(build_as nobody /tmp/images/first) || die "no store disk with the service: $first"
+  process=$(systemctl show --property MainPID --value "$unit")
+  [ "$process" != 0 ] || die "the socket did not start the cache service"
+  [ "$(ps -o user:32= -p "$process")" = microvm-image-cache ] || die "the cache service runs as $(ps -o user:32= -p "$process")"
+  [ "$(grep -c '^Cap\(Eff\|Prm\|Bnd\|Amb\|Inh\):.*0000000000000000' "/proc/$process/status")" = 5 ] || die "the cache service has capabilities: $(grep Cap "/proc/$process/status")"
+  grep -q '^Seccomp:.*2' "/proc/$process/status" || die "the cache service has no system call filter"
+  exposure=$(systemd-analyze security --no-pager "$unit" | tail -n 1)
+  awk -F ': ' '{ exit !($NF + 0 <= 2.0) }' <<<"$exposure" || die "the cache service is not hardened: $exposure"
+  # Another user gets what the first one had made, and the same disk.
+  second=$(build_as daemon /tmp/images/second) || die "no store disk for another user: $second"
+  jq -e '.cache.hitPaths == .paths' <<<"$second" >/dev/null || { journalctl --no-pager --unit "$unit" >&2; die "not all came from the service: $second"; }
+  cmp /tmp/images/first /tmp/images/second || die "the service gave another user another disk"
+  # One that is killed is started again by the next build.
+  systemctl kill --signal=SIGKILL "$unit"
+  second=$(build_as daemon /tmp/images/third) || die "no store disk after the service was killed: $second"
+  jq -e '.cache.hitPaths == .paths' <<<"$second" >/dev/null || { journalctl --no-pager --unit "$unit" >&2; die "the service was not started again: $second"; }
+  systemctl stop "$unit.socket" "$unit"
+  systemctl reset-failed "$unit"
+  microvm-image build --plan /root/plan.json --no-cache --output /tmp/images/without --quiet
+  cmp /tmp/images/first /tmp/images/without || die "the disk is another one without the service"
+  systemctl start "$unit.socket"
+  printf 'cache service: every user gets the same packs;%s\n' "${exposure#*→}"
+}
+
 inside() {
   local there=() name
   make_devices
+  check_cache_service
   for name in "${machines[@]}"; do
     if ! command -v "$(program_of "$name")" >/dev/null; then
       echo "skipped: $name is not there"
@@ -100,9 +139,13 @@ inside() {
     systemctl start "install-microvm-$name"
     systemctl start "microvm@$name" || { journalctl --quiet --no-pager --unit "*microvm*$name*" | tail -n 60 >&2; die "microvm@$name does not start; the journal is above"; }
     check_running "$name"
+    # Its disk was made of the service's packs, and of none of its own.
+    [ "$name" != made-on-host ] || [ -z "$(find /var/cache/microvm-image -path '*/packs/*' -type f)" ] ||
+      die "the host's store disk was not made of the cache service's packs: $(journalctl --quiet --no-pager --unit "*microvm*" | grep -i cache)"
     check_stopped "$name"
   done
   systemctl start microvm-image-cache-gc
+  ! journalctl --quiet --unit microvm-image-cache | grep -i 'error\|panic' || die "the cache service had trouble, see above"
   [ -z "$(systemctl list-units --failed --quiet --plain --no-legend '*microvm*')" ] || die "units failed: $(systemctl list-units --failed --plain)"
   echo passed
 }
@@ -114,11 +157,11 @@ fi
 
 # Around it.
 
-[ $# -eq 3 ] || { printf 'error: usage: %s STORE UNITS TMPFILES\n' "$0" >&2; exit 2; }
+[ $# -eq 5 ] || { printf 'error: usage: %s STORE UNITS TMPFILES PLAN PROGRAMS\n' "$0" >&2; exit 2; }
 if [ -z "${MICROVM_TEST_IN_NAMESPACE:-}" ]; then
   MICROVM_TEST_IN_NAMESPACE=1 exec unshare --mount --cgroup --propagation private "$(realpath "$0")" "$@"
 fi
-store=$1 units=$2 tmpfiles=$3
+store=$1 units=$2 tmpfiles=$3 plan=$4 programs=$5
 
 # Everything in memory over a read-only view of this system: what the container writes is gone with it.
 scratch=$(mktemp -d)
@@ -154,6 +197,11 @@ for program in CLOUD_HYPERVISOR:cloud-hypervisor FIRECRACKER:firecracker CROSVM:
   variable=MICROVM_TEST_${program%%:*}
   [ -z "${!variable:-}" ] || cp "${!variable}" "$root/usr/bin/${program#*:}"
 done
+# What Nix knows of the store: the service asks for it.
+mkdir -p "$root/nix/var/nix"
+cp -r "$(dirname "$store")/var/nix/db" "$root/nix/var/nix/"
+cp "$programs/bin/microvm-image" "$root/usr/bin/"
+cp "$plan" "$root/root/plan.json"
 cp -r "$units/." "$root/etc/systemd/system/"
 cp "$tmpfiles" "$root/etc/tmpfiles.d/microvm.conf"
 # The tests' programs are static: they cannot load the other services of names.
@@ -165,6 +213,7 @@ g kvm -
 u microvm - "microVMs" /var/empty
 m microvm kvm
 m microvm disk
+u microvm-image-cache - "cache service of store disks" /var/empty
 SYSUSERS
 cat >"$root/etc/systemd/system/microvm-test.service" <<'UNIT'
 [Unit]

@@ -1,8 +1,10 @@
 //! A build's side of the service. Whatever goes wrong here costs time and nothing else: the build makes for itself what it
 //! does not get.
 
+use super::in_one_line;
 use super::messages::{self, Message};
 use super::protocol::{Answer, ProtocolError, Reason, Request};
+use crate::pack::{PackSource, PackSourceError, settings_name};
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -263,6 +265,12 @@ impl CacheClient {
 
     fn protocol(&self, source: ProtocolError) -> ClientError {
         ClientError::Protocol { socket: self.socket.clone(), source }
+    }
+}
+
+impl PackSource for CacheClient {
+    fn find_pack(&self, store_path: &PlannedPath, settings: &ImageSettings) -> Result<Option<File>, PackSourceError> {
+        self.fetch(store_path, settings, &settings_name(settings)).map_err(|error| PackSourceError(in_one_line(&error)))
     }
 }
 

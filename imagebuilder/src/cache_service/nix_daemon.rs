@@ -1,7 +1,7 @@
-//! Asks Nix' daemon whether a store path is valid, over its socket.
+//! Asks Nix's daemon whether a store path is valid, over its socket.
 //!
 //! Of the ways to ask, this one needs no more rights than any user has and no knowledge of how Nix keeps its database: the
-//! SQLite file can only be read reliably by who may write beside it (write-ahead log), its schema is Nix' own, and a
+//! SQLite file can only be read reliably by who may write beside it (write-ahead log), its schema is Nix's own, and a
 //! program started for each path costs 20 ms. The daemon answers in a tenth of a millisecond, in a protocol that Nix
 //! 2.3 to 2.34 and Lix speak, and it can be asked not to collect a path while it is read.
 //!
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
 
-/// Where Nix' daemon listens, unless `$NIX_DAEMON_SOCKET_PATH` says otherwise.
+/// Where Nix's daemon listens, unless `$NIX_DAEMON_SOCKET_PATH` says otherwise.
 pub const DEFAULT_NIX_DAEMON: &str = "/nix/var/nix/daemon-socket/socket";
 
 /// The store directory as Nix names it; its files may lie elsewhere.
@@ -63,7 +63,7 @@ const fn minor_version(minor: u64) -> u64 {
 #[derive(Debug, Error)]
 pub enum NixDaemonError {
     /// There is no daemon, or it cannot be reached.
-    #[error("cannot reach Nix' daemon at {}", .socket.display())]
+    #[error("cannot reach Nix's daemon at {}", .socket.display())]
     Connect {
         /// Its socket.
         socket: PathBuf,
@@ -72,13 +72,13 @@ pub enum NixDaemonError {
         source: io::Error,
     },
     /// The connection ended or took too long.
-    #[error("cannot talk to Nix' daemon")]
+    #[error("cannot talk to Nix's daemon")]
     Io(#[from] io::Error),
     /// What listens is no daemon, or one that this program does not understand.
-    #[error("Nix' daemon said something unexpected: {0}")]
+    #[error("Nix's daemon said something unexpected: {0}")]
     Unexpected(&'static str),
     /// The daemon refused.
-    #[error("Nix' daemon refused: {0}")]
+    #[error("Nix's daemon refused: {0}")]
     Refused(String),
 }
 
@@ -91,7 +91,7 @@ pub struct ValidPath {
     pub nar_size_bytes: u64,
 }
 
-/// A connection to Nix' daemon that is made when it is needed.
+/// A connection to Nix's daemon that is made when it is needed.
 #[derive(Debug)]
 pub struct NixDaemon {
     socket: PathBuf,
@@ -197,7 +197,7 @@ impl<Reader: Read, Writer: Write> Connection<Reader, Writer> {
         // Our version, no processor to run on, and no space to reserve.
         connection.send(&[VERSION, 0, 0], None)?;
         if connection.version >= minor_version(33) {
-            connection.text()?; // Nix' own version
+            connection.text()?; // Nix's own version
         }
         if connection.version >= minor_version(35) {
             connection.number()?; // whether we are trusted
@@ -426,9 +426,9 @@ mod tests {
         let message = |answer: &[u8]| read_answer(answer, &path()).unwrap_err().to_string();
         let refused =
             [greeting(34), bytes(&[log::ERROR]), text("Error"), bytes(&[0]), text(""), text("no"), bytes(&[0, 0])];
-        assert_eq!(message(&refused.concat()), "Nix' daemon refused: no");
+        assert_eq!(message(&refused.concat()), "Nix's daemon refused: no");
         let old = [greeting(21), bytes(&[log::ERROR]), text("no"), bytes(&[1])];
-        assert_eq!(message(&old.concat()), "Nix' daemon refused: no");
+        assert_eq!(message(&old.concat()), "Nix's daemon refused: no");
         assert!(message(&greeting(20)).contains("a version of the protocol"));
         assert!(message(&bytes(&[1, 2, 3])).contains("greeting"));
         let endless = [greeting(34), bytes(&[log::NEXT, u64::MAX])].concat();

@@ -9,13 +9,13 @@ use super::owners::Owners;
 use super::protocol::{Answer, Reason, Request};
 use super::scheduler::{Owner, Scheduler};
 use super::workers::{Bell, Outcome, Refusal, Task, Workshop};
-use super::{PackStore, WantedPack};
+use super::{PackStore, WantedPack, reopen};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -69,7 +69,7 @@ pub struct Service<'a> {
     pub listener: OwnedFd,
     /// The packs.
     pub packs: &'a dyn PackStore,
-    /// The socket of Nix' daemon.
+    /// The socket of Nix's daemon.
     pub nix_daemon: &'a Path,
     /// Who counts as one user.
     pub owners: Owners,
@@ -438,9 +438,4 @@ impl Job {
             running.cancel.store(true, Ordering::Relaxed);
         }
     }
-}
-
-/// Opens a file again, for reading only: a descriptor that is sent shares its offset and its rights with the receiver.
-fn reopen(file: &File) -> io::Result<File> {
-    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }

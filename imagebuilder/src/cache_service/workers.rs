@@ -3,7 +3,7 @@
 use super::nix_daemon::{NixDaemon, Validity, judge};
 use super::protocol::Reason;
 use super::scheduler::Owner;
-use super::{PackStore, WantedPack};
+use super::{PackStore, WantedPack, in_one_line};
 use rustix::event::{EventfdFlags, eventfd};
 use std::any::Any;
 use std::error::Error;
@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// How long a worker keeps its connection to Nix' daemon when nothing is asked.
+/// How long a worker keeps its connection to Nix's daemon when nothing is asked.
 const KEEP_CONNECTION: Duration = Duration::from_secs(5);
 
 /// A piece of work.
@@ -111,7 +111,7 @@ impl AsFd for Bell {
 pub(super) struct Workshop<'a> {
     /// The packs.
     pub(super) packs: &'a dyn PackStore,
-    /// The socket of Nix' daemon.
+    /// The socket of Nix's daemon.
     pub(super) nix_daemon: &'a Path,
     /// Rung for each outcome.
     pub(super) bell: &'a Bell,
@@ -177,13 +177,7 @@ fn valid(validity: Validity, wanted: &WantedPack) -> Result<u64, Refusal> {
 }
 
 fn refusal_of(error: &dyn Error) -> Refusal {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        message.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    Refusal::new(Reason::Failed, message)
+    Refusal::new(Reason::Failed, in_one_line(error))
 }
 
 /// A panic is a defect of this program; it must cost one request, not the service a worker.

@@ -1,18 +1,23 @@
 //! `microvm-image build`.
 
 use super::cache_location::CacheDirectoryArgs;
-use super::failure::Failure;
+use super::failure::{self, Failure};
 use super::settings::SettingsArgs;
 use super::source::SourceArgs;
 use super::{interrupt, progress, streams, thread_count};
 use clap::Args;
 use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
+use imagebuilder::cache_service::DEFAULT_SOCKET;
+use imagebuilder::cache_service::client::CacheClient;
 use imagebuilder::machine::{self, SkipReport};
+use imagebuilder::pack::PackSource;
 use imagebuilder::report::{BuildReport, Outcome};
 use imagebuilder::threads::JOBS_MAX;
 use imagebuilder::{output, presence, size};
+use std::env;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 const EXAMPLES: &str = "\
@@ -64,23 +69,64 @@ pub(crate) struct BuildArgs {
 struct BuildCacheArgs {
     #[command(flatten)]
     directory: CacheDirectoryArgs,
-    /// Do not read or write a cache
-    #[arg(long, conflicts_with_all = ["directory", "cache_verify"])]
+    /// Socket of the host's cache service, which is asked first [default: $MICROVM_IMAGE_CACHE_SOCKET, else
+    /// /run/microvm-image/cache.sock]
+    ///
+    /// Without a service, or with one that fails, the build takes longer and the image is the same.
+    #[arg(long, value_name = "PATH")]
+    cache_socket: Option<PathBuf>,
+    /// Do not read or write a cache directory; the cache service is used only if you give --cache-socket
+    #[arg(long, conflicts_with = "directory")]
     no_cache: bool,
-    /// Compare content from the cache with the store; use this if others can write to the cache
+    /// Compare content from a cache with the store; use this if others can write to the cache
     #[arg(long)]
     cache_verify: bool,
+}
+
+/// The service of this build, and why there is none although there should be.
+type FoundService = (Option<Arc<dyn PackSource>>, Option<String>);
+
+impl BuildCacheArgs {
+    /// Refuses what clap cannot.
+    fn check(&self) -> Result<(), Failure> {
+        if self.no_cache && self.cache_verify && self.cache_socket.is_none() {
+            return Err(Failure::usage("--cache-verify has no cache to verify with --no-cache"));
+        }
+        Ok(())
+    }
+
+    /// Connects to the service. A path that was asked for by the user has to have one, the others may.
+    fn service(&self) -> FoundService {
+        let named = env::var_os("MICROVM_IMAGE_CACHE_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let socket = match &self.cache_socket {
+            Some(socket) => socket.clone(),
+            None if self.no_cache => return (None, None),
+            None => named.unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET)),
+        };
+        match CacheClient::connect(&socket) {
+            Ok(Some(client)) => (Some(Arc::new(client)), None),
+            Ok(None) if self.cache_socket.is_none() => (None, None),
+            Ok(None) => (None, Some(format!("no cache service at {}; the build goes on without", socket.display()))),
+            Err(error) => (None, Some(format!("{}; the build goes on without", failure::chain(&error)))),
+        }
+    }
 }
 
 pub(crate) fn run(args: &BuildArgs) -> Result<(), Failure> {
     if let Some(skipped) = args.skip()? {
         return tell_skipped(args, &skipped);
     }
-    let options = args.options()?;
+    args.cache.check()?;
+    let mut options = args.options()?;
     output::check(&args.output)?;
     let plan = args.source.plan(&args.settings)?;
     presence::check(&plan)?;
     let mut progress = progress::on_stderr(args.loudness());
+    let (service, trouble) = args.cache.service();
+    options.packs = service;
+    if let Some(trouble) = trouble {
+        progress.warn(&trouble);
+    }
     let report = build(&plan, &options, progress.as_mut(), interrupt::cancel_flag());
     drop(progress);
     tell_built(args, &report?)

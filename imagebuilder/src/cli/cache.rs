@@ -1,6 +1,7 @@
 //! `microvm-image cache`.
 
 use super::cache_location::CacheDirectoryArgs;
+use super::cache_serve;
 use super::failure::Failure;
 use super::streams;
 use clap::{Args, Subcommand};
@@ -40,6 +41,7 @@ enum CacheCommand {
     ///
     /// Builds do not depend on this: they detect and replace damaged packs.
     Fsck(CommonArgs),
+    Serve(Box<cache_serve::ServeArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -74,6 +76,7 @@ pub(crate) fn run(args: CacheArgs) -> Result<(), Failure> {
             run_gc(&common, max_size, if dry_run { Collection::DryRun } else { Collection::Remove })
         }
         CacheCommand::Fsck(common) => run_fsck(&common),
+        CacheCommand::Serve(args) => cache_serve::run(&args),
     }
 }
 

@@ -3,6 +3,8 @@
 use imagebuilder::atomic_file::WriteError;
 use imagebuilder::build::BuildError;
 use imagebuilder::cache::CacheError;
+use imagebuilder::cache_service::listener::ListenError;
+use imagebuilder::cache_service::server::ServeError;
 use imagebuilder::closure::{ClosureError, ClosureProblem, ClosureProblems, GraphError, NixStoreError};
 use imagebuilder::image::ImageError;
 use imagebuilder::machine::MachineError;
@@ -101,7 +103,7 @@ fn storage_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
 }
 
 /// An error and its causes, joined by colons. A cause that is part of the text of its error is not repeated.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -208,6 +210,21 @@ impl From<WriteError> for Failure {
 
 impl From<CacheError> for Failure {
     fn from(error: CacheError) -> Self {
+        Self::failed(&error)
+    }
+}
+
+impl From<ListenError> for Failure {
+    fn from(error: ListenError) -> Self {
+        match &error {
+            ListenError::Bind { .. } => Self::failed(&error),
+            ListenError::HandedOver(_) | ListenError::Several(_) | ListenError::InUse { .. } => Self::bad_input(&error),
+        }
+    }
+}
+
+impl From<ServeError> for Failure {
+    fn from(error: ServeError) -> Self {
         Self::failed(&error)
     }
 }

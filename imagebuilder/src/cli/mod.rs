@@ -4,6 +4,7 @@
 mod build;
 mod cache;
 mod cache_location;
+mod cache_serve;
 mod diff;
 mod extract;
 mod failure;

@@ -321,17 +321,20 @@ impl Received {
     }
 }
 
-/// Something that listens where a service should, and does `behaviour` with each client's first message.
-pub fn broken(behaviour: impl Fn(&OwnedFd) + Send + 'static) -> (TempDir, PathBuf) {
+/// Something that listens where a service should, and does `behaviour` with each message.
+pub fn broken(behaviour: impl Fn(&OwnedFd) + Send + Sync + 'static) -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cache.sock");
     let listener = listener::make(&path).unwrap();
+    let behaviour = Arc::new(behaviour);
     thread::spawn(move || {
-        let mut clients = Vec::new();
         while let Ok(client) = accept_with(&listener, SocketFlags::CLOEXEC) {
-            let _ = recv(&client, &mut [0_u8; 8192][..], RecvFlags::empty());
-            behaviour(&client);
-            clients.push(client);
+            let behaviour = Arc::clone(&behaviour);
+            thread::spawn(move || {
+                while recv(&client, &mut [0_u8; 8192][..], RecvFlags::empty()).is_ok_and(|(length, _)| length > 0) {
+                    behaviour(&client);
+                }
+            });
         }
     });
     (directory, path)

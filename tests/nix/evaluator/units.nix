@@ -1,4 +1,4 @@
-# systemd units from `systemd.services`, `.timers` and `.targets`, as NixOS writes them: one directory.
+# systemd units from `systemd.services`, `.sockets`, `.timers` and `.targets`, as NixOS writes them: one directory.
 { lib, pkgs }:
 systemd:
 let
@@ -60,6 +60,12 @@ let
         unitSection unit + section "Timer" unit.timerConfig + install unit
       )
     ) systemd.timers
+    // lib.mapAttrs' (
+      name: unit:
+      lib.nameValuePair "${name}.socket" (
+        unitSection unit + section "Socket" unit.socketConfig + install unit
+      )
+    ) (systemd.sockets or { })
     // lib.mapAttrs' (
       name: unit: lib.nameValuePair "${name}.target" (unitSection unit + install unit)
     ) systemd.targets;

@@ -1,0 +1,127 @@
+//! The service's packs: in a cache directory of its own, made from the host's store, and never more than a given size.
+
+use super::{PackStore, WantedPack, in_one_line, reopen};
+use crate::build::{BuildError, PackRequest, make_pack};
+use crate::cache::maintenance::{Collection, gc};
+use crate::cache::{Cache, CacheError};
+use crate::pack::settings_name;
+use crate::plan::PlannedPath;
+use crate::settings::ImageSettings;
+use crate::unnamed_file::UnnamedFile;
+use std::error::Error;
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// After a collection so much of the largest size is in use at most, so that not every new pack is followed by another.
+const KEPT_PERCENT: u64 = 90;
+
+/// Where packs are kept and what they are made from.
+#[derive(Clone, Debug)]
+pub struct KeptPacksOptions {
+    /// The cache directory: the service's alone.
+    pub cache: PathBuf,
+    /// The directory that physically holds the store paths.
+    pub store_dir: PathBuf,
+    /// Largest size of the cache in bytes.
+    pub size_max_bytes: u64,
+    /// Threads that make one pack.
+    pub jobs: usize,
+}
+
+/// Packs in a directory.
+#[derive(Debug)]
+pub struct KeptPacks {
+    options: KeptPacksOptions,
+    /// Finds packs. What keeps one is opened for it: it remembers what it has kept.
+    cache: Cache,
+    /// Bytes in the directory, as far as this process knows.
+    size_bytes: Mutex<u64>,
+}
+
+impl KeptPacks {
+    /// Opens the cache, and trims it when it is too large.
+    ///
+    /// # Errors
+    /// The directory cannot be used.
+    pub fn open(options: KeptPacksOptions) -> Result<Self, CacheError> {
+        let cache = Cache::open(&options.cache)?;
+        let collected = gc(&options.cache, options.size_max_bytes, Collection::Remove)?;
+        Ok(Self { options, cache, size_bytes: Mutex::new(collected.kept_bytes) })
+    }
+
+    /// Makes a pack; on a full disk it removes the packs that were used least recently, and tries once more.
+    fn make_in(&self, cache: &Cache, wanted: &WantedPack, cancel: &AtomicBool) -> Result<Arc<UnnamedFile>, BuildError> {
+        let path = &planned(wanted);
+        let location = &self.options.store_dir.join(path.path.base_name());
+        let directory = &cache.pack_directory(&wanted.settings);
+        let request = PackRequest { path, location, settings: &wanted.settings, directory, jobs: self.options.jobs };
+        let make = || {
+            let fail = |source| CacheError { action: "make a directory", path: directory.clone(), source };
+            fs::create_dir_all(directory).map_err(fail)?;
+            make_pack(&request, cancel)
+        };
+        match make() {
+            // Not with the cache that is to keep the pack: one that has made room keeps nothing more.
+            Err(error)
+                if is_disk_full(&error)
+                    && Cache::open(&self.options.cache)?.make_room(wanted.nar_size_bytes.unwrap_or(0)) =>
+            {
+                make()
+            }
+            other => other,
+        }
+    }
+
+    /// Counts a new pack, and trims the cache when it has become too large.
+    fn count(&self, pack: &File) -> Result<(), String> {
+        let mut size_bytes = self.size_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        *size_bytes += pack.metadata().map_err(|error| in_one_line(&error))?.len();
+        if *size_bytes > self.options.size_max_bytes {
+            let kept = self.options.size_max_bytes / 100 * KEPT_PERCENT;
+            let collected = gc(&self.options.cache, kept, Collection::Remove);
+            *size_bytes = collected.map_err(|error| in_one_line(&error))?.kept_bytes;
+        }
+        Ok(())
+    }
+}
+
+impl PackStore for KeptPacks {
+    fn encoder(&self, settings: &ImageSettings) -> String {
+        settings_name(settings)
+    }
+
+    fn find(&self, wanted: &WantedPack) -> io::Result<Option<File>> {
+        self.cache.find_pack(&planned(wanted), &wanted.settings).map_err(io::Error::other)
+    }
+
+    fn make(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<File, String> {
+        let cache = Cache::open(&self.options.cache).map_err(|error| in_one_line(&error))?;
+        let pack = self.make_in(&cache, wanted, cancel).map_err(|error| in_one_line(&error))?;
+        let file = reopen(pack.file()).map_err(|error| in_one_line(&error))?;
+        // One that cannot be kept is as good for who asked for it.
+        if cache.keep_pack(&planned(wanted), &wanted.settings, &pack).is_ok() {
+            self.count(&file)?;
+        }
+        Ok(file)
+    }
+}
+
+fn planned(wanted: &WantedPack) -> PlannedPath {
+    PlannedPath { path: wanted.path.clone(), nar_hash: Some(wanted.nar_hash), nar_size_bytes: wanted.nar_size_bytes }
+}
+
+fn is_disk_full(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =
+            error.downcast_ref().map(io::Error::kind)
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}

@@ -1,0 +1,103 @@
+//! `microvm-image cache serve`.
+
+use super::failure::Failure;
+use super::{interrupt, streams, thread_count};
+use clap::Args;
+use imagebuilder::cache_service::kept_packs::{KeptPacks, KeptPacksOptions};
+use imagebuilder::cache_service::listener;
+use imagebuilder::cache_service::nix_daemon::DEFAULT_NIX_DAEMON;
+use imagebuilder::cache_service::owners::Owners;
+use imagebuilder::cache_service::server::{Limits, Service};
+use imagebuilder::size;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{env, thread};
+
+/// Packs that one build asks for at the same time: where there are more processors, each pack is made by several.
+const ASKED_AT_ONCE: usize = 8;
+
+/// Serve packs to all builds of this host, also those in Nix's sandbox
+///
+/// The service makes the packs of store paths that Nix calls valid, keeps them in its cache directory, and hands out
+/// read-only descriptors of them. Nothing that a client sends is written anywhere, so clients need not be trusted. systemd
+/// starts it with its socket (ListenSequentialPacket=); --socket makes one that every user may connect to.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Directory of the cache; nobody but the service may write there
+    #[arg(long, value_name = "DIR")]
+    cache: PathBuf,
+    /// Size in bytes that the cache may have, or with a unit of 1024
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "20G")]
+    max_size: u64,
+    /// Socket to listen on, when systemd does not hand one over
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Directory that holds the store paths
+    #[arg(long, value_name = "DIR", default_value = "/nix/store")]
+    store_dir: PathBuf,
+    /// Socket of Nix's daemon, which says what is valid [default: $NIX_DAEMON_SOCKET_PATH, else
+    /// /nix/var/nix/daemon-socket/socket]
+    #[arg(long, value_name = "PATH")]
+    nix_daemon: Option<PathBuf>,
+    /// Packs that are made at the same time for one user; one more is made for others [default: all processors]
+    #[arg(short, long, value_name = "N", value_parser = thread_count::parse)]
+    jobs: Option<NonZero<usize>>,
+    /// Clients that may be connected at the same time
+    #[arg(long, value_name = "N", default_value = "256")]
+    max_clients: NonZero<usize>,
+    /// Clients of one user
+    #[arg(long, value_name = "N", default_value = "16")]
+    max_clients_per_user: NonZero<usize>,
+    /// Seconds that a request may take
+    #[arg(long, value_name = "SECONDS", default_value = "600")]
+    request_timeout: u64,
+    /// Seconds after which a client that asks for nothing is dropped
+    #[arg(long, value_name = "SECONDS", default_value = "30")]
+    client_timeout: u64,
+    /// Seconds without a client after which the service ends; systemd starts it again [default: never]
+    #[arg(long, value_name = "SECONDS")]
+    idle_exit: Option<u64>,
+}
+
+pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
+    let listener = match (listener::handed_over()?, &args.socket) {
+        (Some(handed_over), None) => handed_over,
+        (None, Some(path)) => listener::make(path)?,
+        (Some(_), Some(_)) => {
+            return Err(Failure::usage("systemd handed a socket over, and --socket names another")
+                .with_hint("leave --socket out"));
+        }
+        (None, None) => {
+            return Err(Failure::usage("there is no socket to listen on")
+                .with_hint("start the service by a socket unit of systemd, or name a socket with --socket PATH"));
+        }
+    };
+    let jobs = args.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get);
+    let packs = KeptPacks::open(KeptPacksOptions {
+        cache: args.cache.clone(),
+        store_dir: args.store_dir.clone(),
+        size_max_bytes: args.max_size,
+        jobs: jobs.div_ceil(ASKED_AT_ONCE),
+    })?;
+    let nix_daemon = args
+        .nix_daemon
+        .clone()
+        .or_else(|| env::var_os("NIX_DAEMON_SOCKET_PATH").filter(|value| !value.is_empty()).map(PathBuf::from))
+        .unwrap_or_else(|| Path::new(DEFAULT_NIX_DAEMON).to_path_buf());
+    let limits = Limits {
+        makers: jobs + 1,
+        clients: args.max_clients.get(),
+        clients_per_user: args.max_clients_per_user.get(),
+        request_time: Duration::from_secs(args.request_timeout),
+        silence: Duration::from_secs(args.client_timeout),
+        idle_exit: args.idle_exit.map(Duration::from_secs),
+    };
+    let service = Service { listener, packs: &packs, nix_daemon: &nix_daemon, owners: Owners::of_this_host(), limits };
+    service.run(interrupt::cancel_flag(), &mut |line| streams::message(line))?;
+    if let Some(path) = &args.socket {
+        // Who comes now finds nothing, rather than a socket that refuses.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}

@@ -1,0 +1,390 @@
+//! Builds with the cache service, without it, and with one that is broken: the image is the same, byte for byte, and whatever
+//! goes wrong with the service is a warning.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod program;
+mod service;
+
+use imagebuilder::build::{PackRequest, make_pack};
+use imagebuilder::cache_service::protocol::Answer;
+use imagebuilder::plan::PlannedPath;
+use imagebuilder::settings::ImageSettings;
+use imagebuilder::store_path::StorePath;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use program::{GREETING, TOOLS, Workspace, facts};
+use service::nix_daemon::FakeNixDaemon;
+use service::{broken, say, skip, wait_until};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
+
+/// A store with something to compress, a daemon that calls its paths valid, and the image that every build has to make.
+struct Host {
+    workspace: Workspace,
+    nix: FakeNixDaemon,
+    image: Vec<u8>,
+}
+
+const BUILD: &str = "build --closure-info info --store-dir store --level 3";
+
+impl Host {
+    fn new() -> Self {
+        let workspace = Workspace::with_store();
+        // Users other than the test's start programs here.
+        fs::set_permissions(workspace.root(), fs::Permissions::from_mode(0o777)).unwrap();
+        let nix = FakeNixDaemon::start(&workspace.path("nix.sock"));
+        fs::set_permissions(workspace.path("nix.sock"), fs::Permissions::from_mode(0o777)).unwrap();
+        facts().into_iter().for_each(|(name, hash, size)| nix.add(name, hash, size));
+        workspace.run(&format!("{BUILD} --no-cache -q -o image")).success();
+        let image = workspace.read("image");
+        Self { workspace, nix, image }
+    }
+
+    /// Starts the service and waits until it listens.
+    fn serve(&self, options: &str) -> Server {
+        let line =
+            format!("cache serve --cache served --socket run.sock --store-dir store --nix-daemon nix.sock {options}");
+        let mut command = self.workspace.command(line.split_whitespace());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_until("the service listens", || self.workspace.path("run.sock").exists());
+        Server(child)
+    }
+
+    /// A build that asks `socket` alone: what it says on stderr, and its report.
+    fn build(&self, socket: &str, options: &str) -> (String, serde_json::Value) {
+        let line = format!("{BUILD} --no-cache --cache-socket {socket} --json -o image {options}");
+        self.finished(self.workspace.command(line.split_whitespace()).output().unwrap())
+    }
+
+    fn finished(&self, output: Output) -> (String, serde_json::Value) {
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        assert!(self.workspace.read("image") == self.image, "another image: {stderr}");
+        (stderr, serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    /// A build with an own cache and a service that does not help: the image is the same, and there is a warning.
+    fn expect_warning(&self, socket: &str, expected: &str) {
+        let (stderr, report) = self.build(socket, "");
+        let warnings: Vec<&str> = stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
+        assert!(warnings.len() == 1 && warnings[0].contains(expected), "{stderr}");
+        assert_eq!(report["cache"]["hitBytes"], 0, "{report}");
+    }
+
+    fn pack(&self, name: &str) -> Vec<u8> {
+        let (name, nar_hash, _) = facts().into_iter().find(|(known, ..)| *known == name).unwrap();
+        let path = PlannedPath {
+            path: StorePath::from_base_name(name).unwrap(),
+            nar_hash: Some(nar_hash),
+            nar_size_bytes: None,
+        };
+        let settings = ImageSettings::new(ImageSettings::default().compression(), Some(3), None, None).unwrap();
+        let request = PackRequest {
+            path: &path,
+            location: &self.workspace.path("store").join(name),
+            settings: &settings,
+            directory: self.workspace.root(),
+            jobs: 1,
+        };
+        let file = make_pack(&request, &AtomicBool::new(false)).unwrap();
+        let file = file.file();
+        let mut content = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
+        std::os::unix::fs::FileExt::read_exact_at(file, &mut content, 0).unwrap();
+        content
+    }
+}
+
+/// A service that runs; it is killed with the test.
+struct Server(Child);
+
+impl Server {
+    /// Ends it as systemd does, and returns its exit code and what it said.
+    fn stop(mut self) -> (Option<i32>, String) {
+        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGTERM).unwrap();
+        let code = self.0.wait().unwrap().code();
+        let mut said = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (code, said)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn file_of(content: &[u8]) -> OwnedFd {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(content).unwrap();
+    file.into()
+}
+
+#[test]
+fn the_second_build_takes_everything_from_the_service_and_makes_the_same_image() {
+    let host = Host::new();
+    let server = host.serve("");
+    let (stderr, _) = host.build("run.sock", "");
+    assert!(!stderr.contains("warning"), "{stderr}");
+    for options in ["", "-j 1", "-j 7", "--cache-verify"] {
+        let (stderr, report) = host.build("run.sock", options);
+        assert!(!stderr.contains("warning"), "{options}: {stderr}");
+        let known = if options == "--cache-verify" { "missedBytes" } else { "hitPaths" };
+        assert_eq!(report["cache"][known], if known == "hitPaths" { 3 } else { 0 }, "{options}: {report}");
+    }
+    assert_eq!(server.stop(), (Some(0), String::new()));
+    assert!(!host.workspace.path("run.sock").exists());
+}
+
+#[test]
+fn another_user_gets_what_the_first_had_made() {
+    let host = Host::new();
+    let _server = host.serve("");
+    host.build("run.sock", "");
+    let line = format!("{BUILD} --no-cache --cache-socket run.sock --json -o of-nobody");
+    fs::remove_file(host.workspace.path("image")).unwrap();
+    let output = host.workspace.command_of_ordinary_user(line.split_whitespace()).output().unwrap();
+    fs::rename(host.workspace.path("of-nobody"), host.workspace.path("image")).unwrap();
+    let (stderr, report) = host.finished(output);
+    assert_eq!(report["cache"]["hitPaths"], 3, "{stderr}");
+}
+
+#[test]
+fn a_service_at_the_default_socket_is_used_beside_the_own_cache() {
+    let host = Host::new();
+    let _server = host.serve("");
+    let build = |name: &str| {
+        let line = format!("{BUILD} --json -o image");
+        let mut command = host.workspace.command(line.split_whitespace());
+        command.env("MICROVM_IMAGE_CACHE_SOCKET", name).env("MICROVM_IMAGE_CACHE", host.workspace.path("own"));
+        host.finished(command.output().unwrap())
+    };
+    // Nothing there is nothing to talk about, as long as nobody asked for it by an option.
+    assert!(!build("absent.sock").0.contains("warning"));
+    fs::remove_dir_all(host.workspace.path("own")).unwrap();
+    build("run.sock");
+    fs::remove_file(host.workspace.path("image")).unwrap();
+    fs::remove_dir_all(host.workspace.path("own")).unwrap();
+    assert_eq!(build("run.sock").1["cache"]["hitPaths"], 3);
+}
+
+#[test]
+fn a_path_that_nix_does_not_know_comes_from_the_own_cache() {
+    let host = Host::new();
+    host.nix.remove(TOOLS);
+    let _server = host.serve("");
+    for hits in [0, 3] {
+        let line = format!("{BUILD} --cache-socket run.sock --json -o image");
+        let _ = fs::remove_file(host.workspace.path("image"));
+        let (stderr, report) = host.finished(host.workspace.command(line.split_whitespace()).output().unwrap());
+        assert!(!stderr.contains("warning"), "{stderr}");
+        if hits > 0 {
+            assert_eq!(report["cache"]["hitPaths"], hits, "{report}");
+        }
+    }
+}
+
+#[test]
+fn a_socket_that_was_asked_for_and_has_no_service_is_told() {
+    let host = Host::new();
+    host.expect_warning("nowhere.sock", "no cache service at nowhere.sock");
+    host.workspace.write("file.sock", "");
+    host.expect_warning("file.sock", "cannot reach the cache service at file.sock");
+    host.workspace
+        .run(&format!("{BUILD} --no-cache --cache-verify -o image"))
+        .failure(2, "error: --cache-verify has no cache to verify with --no-cache\n");
+}
+
+#[test]
+fn packs_of_another_path_cut_or_random_packs_and_things_that_are_none_cost_only_time() {
+    let host = Host::new();
+    let greeting = host.pack(GREETING);
+    let tools = host.pack(TOOLS);
+    let random: Vec<u8> = (0..200_u32).flat_map(|number| *blake3::hash(&number.to_le_bytes()).as_bytes()).collect();
+    let mut flipped = tools.clone();
+    flipped[0] ^= 1;
+    let mut other = greeting.clone();
+    other.extend_from_slice(&tools);
+    for (what, content) in [
+        ("empty", Vec::new()),
+        ("cut", tools[..tools.len() - 1].to_vec()),
+        ("half", tools[..tools.len() / 2].to_vec()),
+        ("random", random),
+        ("zeros", vec![0; 100_000]),
+        ("one behind the other", other),
+    ] {
+        let (_directory, path) =
+            broken(move |client| say(client, &Answer::PACK.message().unwrap(), &[file_of(&content)]));
+        let (stderr, report) = host.build(path.to_str().unwrap(), "");
+        assert!(stderr.contains("3 damaged paths made again"), "{what}: {stderr}");
+        assert_eq!(report["cache"]["hitBytes"], 0, "{what}: {report}");
+    }
+    // A whole pack of one path, and one with a wrong bit: the others are made here.
+    for (what, content) in [("of another path", greeting), ("flipped", flipped)] {
+        let (_directory, path) =
+            broken(move |client| say(client, &Answer::PACK.message().unwrap(), &[file_of(&content)]));
+        let (stderr, _) = host.build(path.to_str().unwrap(), "");
+        assert!(stderr.contains("damaged paths made again"), "{what}: {stderr}");
+    }
+}
+
+#[test]
+fn a_descriptor_that_cannot_be_read_costs_only_time() {
+    let host = Host::new();
+    let tools = host.pack(TOOLS);
+    host.workspace.write("pack", "");
+    fs::write(host.workspace.path("pack"), tools).unwrap();
+    for flags in [nix::libc::O_PATH, nix::libc::O_WRONLY] {
+        let path = host.workspace.path("pack");
+        let (_directory, socket) = broken(move |client| {
+            let write = flags == nix::libc::O_WRONLY;
+            let file =
+                File::options().read(!write).write(write).custom_flags(flags & nix::libc::O_PATH).open(&path).unwrap();
+            say(client, &Answer::PACK.message().unwrap(), &[file.into()]);
+        });
+        let (stderr, _) = host.build(socket.to_str().unwrap(), "");
+        assert!(stderr.contains("warning: "), "{stderr}");
+    }
+}
+
+#[test]
+fn a_silent_service_costs_only_time() {
+    let host = Host::new();
+    let (_directory, path) = broken(|_| {});
+    host.expect_warning(path.to_str().unwrap(), "did not answer in time");
+}
+
+#[test]
+fn a_build_whose_service_is_killed_at_any_moment_makes_the_same_image() {
+    let host = Host::new();
+    for step in 0..12 {
+        let mut server = host.serve("");
+        let line = format!("{BUILD} --no-cache --cache-socket run.sock --json -o image");
+        let build = host
+            .workspace
+            .command(line.split_whitespace())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        thread::sleep(Duration::from_millis(step * 4));
+        server.0.kill().unwrap();
+        server.0.wait().unwrap();
+        host.finished(build.wait_with_output().unwrap());
+        // What it leaves is whole packs, and nothing that would have to be swept up.
+        let checked = host.workspace.run("cache fsck --cache served --json");
+        let checked: serde_json::Value = serde_json::from_str(&checked.success()).unwrap();
+        assert_eq!(checked["damaged"], serde_json::json!([]), "step {step}");
+        // The next one takes the place of the socket that was left.
+        if step % 3 == 0 {
+            let _ = fs::remove_dir_all(host.workspace.path("served"));
+        }
+        fs::remove_file(host.workspace.path("run.sock")).unwrap();
+    }
+}
+
+#[test]
+fn a_client_that_is_killed_at_any_moment_leaves_the_service_as_it_was() {
+    let host = Host::new();
+    let server = host.serve("");
+    for step in 0..12 {
+        let line = format!("{BUILD} --no-cache --cache-socket run.sock -q -o killed");
+        let mut build = host
+            .workspace
+            .command(line.split_whitespace())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        thread::sleep(Duration::from_millis(step * 4));
+        build.kill().unwrap();
+        build.wait().unwrap();
+    }
+    let (stderr, _) = host.build("run.sock", "");
+    assert!(!stderr.contains("warning"), "{stderr}");
+    assert_eq!(host.build("run.sock", "").1["cache"]["hitPaths"], 3);
+    assert_eq!(server.stop().0, Some(0));
+}
+
+/// A directory that holds so many kilobytes, in a mount namespace of the command's own.
+fn on_small_disk(host: &Host, kilobytes: usize, directory: &str, line: &str) -> Command {
+    let script = format!(
+        "mkdir -p {directory} && mount -t tmpfs -o size={kilobytes}k small {directory} || exit 99; exec \"$0\" {line}"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+    command.arg(env!("CARGO_BIN_EXE_microvm-image")).current_dir(host.workspace.root()).stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn a_service_whose_disk_is_full_costs_only_time() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("only root can mount a small disk");
+    }
+    let host = Host::new();
+    for kilobytes in [4, 8, 12, 16, 20, 24, 32, 64] {
+        let line = "cache serve --cache served/cache --socket run.sock --store-dir store --nix-daemon nix.sock";
+        let mut command = on_small_disk(&host, kilobytes, "served", line);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut ended = false;
+        wait_until("the service listens, or cannot", || {
+            ended = child.try_wait().unwrap().is_some();
+            ended || host.workspace.path("run.sock").exists()
+        });
+        let server = Server(child);
+        if !ended {
+            host.build("run.sock", "");
+            host.build("run.sock", "");
+            assert_eq!(server.stop().0, Some(0), "{kilobytes} KiB");
+        }
+        let _ = fs::remove_file(host.workspace.path("run.sock"));
+    }
+}
+
+#[test]
+fn the_cache_of_the_service_stays_below_its_size() {
+    let host = Host::new();
+    let server = host.serve("--max-size 5K");
+    for level in 1..12 {
+        let line = format!(
+            "build --closure-info info --store-dir store --level {level} --no-cache --cache-socket run.sock -q -o other"
+        );
+        host.workspace.run(&line).success();
+    }
+    drop(server);
+    assert!(bytes_below(&host.workspace.path("served")) <= 5 << 10);
+}
+
+fn bytes_below(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| {
+            let metadata = entry.metadata().unwrap();
+            if metadata.is_dir() { bytes_below(&entry.path()) } else { metadata.len() }
+        })
+        .sum()
+}
+
+#[test]
+fn a_service_that_cannot_start_says_why() {
+    let host = Host::new();
+    host.workspace.run("cache serve --cache served").failure(
+        2,
+        "error: there is no socket to listen on\n\
+         hint: start the service by a socket unit of systemd, or name a socket with --socket PATH\n",
+    );
+    let _server = host.serve("");
+    let run =
+        host.workspace.run("cache serve --cache served --socket run.sock --store-dir store --nix-daemon nix.sock");
+    run.failure(2, "error: something else listens at run.sock already\n");
+}
