@@ -198,11 +198,11 @@ impl<'a> Backlog<'a> {
 
     /// The first slot, if it can be placed.
     pub(super) fn pop_ready(&mut self) -> Option<Slot> {
-        let waits = |slot: &mut Slot| match &slot.content {
+        let is_ready = match &self.slots.front()?.content {
             SlotContent::Segment(_, state) => matches!(state, SegmentState::Ready(_)),
             SlotContent::Packed(_) | SlotContent::LeftOut(_) | SlotContent::EndOfMember => true,
         };
-        let slot = self.slots.pop_front_if(waits)?;
+        let slot = is_ready.then(|| self.slots.pop_front())??;
         self.first_slot += 1;
         Some(slot)
     }
