@@ -1,4 +1,4 @@
-//! What a child process is to be like: which signals it hears, when it dies, who it is.
+//! The properties of a child process: its signal mask, what happens to it when the launcher dies, its user.
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
@@ -97,9 +97,10 @@ pub enum OnParentDeath {
     Terminate,
 }
 
-/// Gives a command that is about to be spawned the signal mask of a fresh process, which std hands on as it is, and
-/// the other properties.
+/// Gives a command that is about to be spawned the signal mask of a fresh process, which std passes on as it is, and the
+/// other properties. Only the launcher reports to the service manager.
 pub fn prepare(command: &mut Command, on_parent_death: OnParentDeath, identity: Option<Identity>) {
+    command.env_remove("NOTIFY_SOCKET");
     let settle = move || -> io::Result<()> {
         if let Some(identity) = &identity {
             identity.assume()?;
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_hears_signals_again() {
+    fn a_child_receives_signals_again() {
         let mut blocked = SigSet::empty();
         blocked.add(Signal::SIGTERM);
         blocked.thread_block().unwrap();

@@ -1,4 +1,4 @@
-//! Signals that ask the launcher to stop, taken at the places where it waits: children are then ended and reaped, and
+//! Signals that ask the launcher to stop, received at the places where it waits: children are then ended and reaped, and
 //! what was half made is removed, instead of dying in the middle.
 
 use crate::child::{OnParentDeath, prepare};
@@ -8,7 +8,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,7 +20,10 @@ use std::time::{Duration, Instant};
 /// How long a child may take to end by itself after it was asked to.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Somebody asked the launcher to stop.
+/// How often a command that takes long is reported.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
+
+/// A signal asked the launcher to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted by {0}")]
 pub struct Interrupted(pub Signal);
@@ -27,7 +31,7 @@ pub struct Interrupted(pub Signal);
 /// Why a child's end could not be waited for.
 #[derive(Debug, thiserror::Error)]
 pub enum ChildError {
-    /// Somebody asked the launcher to stop, and so the child was ended.
+    /// A signal asked the launcher to stop, and so the child was ended.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
     /// It could not be started, or not be waited for.
@@ -35,25 +39,39 @@ pub enum ChildError {
     System(#[from] io::Error),
 }
 
-/// How a child ended and what it said.
+/// How a child ended and what it wrote.
 #[derive(Debug)]
 pub struct Ended {
     /// Its exit status.
     pub status: ExitStatus,
     /// The end of what it wrote to stdout and stderr; empty when that went to the user.
-    pub said: String,
+    pub output: String,
 }
 
-/// Holds back SIGTERM, SIGINT, SIGHUP and SIGCHLD as long as it lives, and tells of them when asked.
+/// Blocks SIGTERM, SIGINT, SIGHUP and SIGCHLD as long as it lives, and reports them when asked. A signal that the process
+/// was started to ignore, as nohup(1) has it with SIGHUP, is still ignored.
 #[derive(Debug)]
 pub struct Interruption {
     signals: SignalFd,
     before: SigSet,
-    heard: Cell<Option<Signal>>,
+    received: Cell<Option<Signal>>,
+    progress: RefCell<Option<Progress>>,
+}
+
+/// What is called from time to time while a command runs.
+struct Progress {
+    report: Box<dyn FnMut()>,
+    next: Instant,
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Progress").field("next", &self.next).finish_non_exhaustive()
+    }
 }
 
 impl Interruption {
-    /// Begins to hold the signals back. To be called before the process has a second thread.
+    /// Begins to block the signals. To be called before the process has a second thread.
     ///
     /// # Errors
     /// When the kernel gives no signal descriptor.
@@ -61,7 +79,7 @@ impl Interruption {
         let watched = watched_signals();
         let before = watched.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
         let signals = SignalFd::with_flags(&watched, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        Ok(Self { signals, before, heard: Cell::new(None) })
+        Ok(Self { signals, before, received: Cell::new(None), progress: RefCell::new(None) })
     }
 
     /// Whether somebody has asked to stop; from then on always the same answer.
@@ -72,15 +90,15 @@ impl Interruption {
         while let Ok(Some(information)) = self.signals.read_signal() {
             let signal = i32::try_from(information.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
             if let Some(signal) = signal.filter(|signal| *signal != Signal::SIGCHLD) {
-                self.heard.set(self.heard.get().or(Some(signal)));
+                self.received.set(self.received.get().or(Some(signal)));
             }
         }
-        self.heard.get().map_or(Ok(()), |signal| Err(Interrupted(signal)))
+        self.received.get().map_or(Ok(()), |signal| Err(Interrupted(signal)))
     }
 
-    /// Forgets what was heard, so that a second signal can be told from the first.
+    /// Forgets the signal, so that a second one can be distinguished from the first.
     pub fn forget(&self) {
-        self.heard.set(None);
+        self.received.set(None);
     }
 
     /// Waits, at most until then; wakes earlier when a child ends.
@@ -96,15 +114,32 @@ impl Interruption {
         self.check()
     }
 
-    /// Runs a command to its end and keeps what it says.
+    /// Calls `report` now, and every few seconds while commands run inside `act`.
+    pub fn while_reporting<T>(&self, mut report: impl FnMut() + 'static, act: impl FnOnce() -> T) -> T {
+        report();
+        let next = Instant::now() + REPORT_EVERY;
+        self.progress.replace(Some(Progress { report: Box::new(report), next }));
+        let outcome = act();
+        self.progress.replace(None);
+        outcome
+    }
+
+    fn report_progress(&self) {
+        if let Some(progress) = self.progress.borrow_mut().as_mut().filter(|progress| progress.next <= Instant::now()) {
+            (progress.report)();
+            progress.next = Instant::now() + REPORT_EVERY;
+        }
+    }
+
+    /// Runs a command to its end and keeps what it writes.
     ///
     /// # Errors
     /// [`ChildError`].
     pub fn run_quietly(&self, command: &mut Command) -> Result<Ended, ChildError> {
-        let said = memory()?;
-        command.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said.try_clone()?);
+        let output = memory()?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
         let status = self.run(command)?;
-        Ok(Ended { status, said: text_of(said)? })
+        Ok(Ended { status, output: text_of(output)? })
     }
 
     /// Runs a command to its end and keeps what it writes to stdout; stderr is the user's.
@@ -112,10 +147,10 @@ impl Interruption {
     /// # Errors
     /// [`ChildError`].
     pub fn run_for_output(&self, command: &mut Command) -> Result<Ended, ChildError> {
-        let said = memory()?;
-        command.stdin(Stdio::null()).stdout(said.try_clone()?);
+        let output = memory()?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?);
         let status = self.run(command)?;
-        Ok(Ended { status, said: text_of(said)? })
+        Ok(Ended { status, output: text_of(output)? })
     }
 
     /// Runs a command to its end; what it writes to stdout goes to stderr, because stdout is for results.
@@ -141,23 +176,24 @@ impl Interruption {
                 end_group(&mut child);
                 return Err(interrupted.into());
             }
+            self.report_progress();
         }
     }
 
-    /// Lets the signals through again, as they were before: to be called right before exec.
+    /// Restores the signal mask as it was before: to be called right before exec.
     ///
     /// # Errors
     /// When the kernel refuses the mask.
-    pub fn let_through(&self) -> io::Result<()> {
+    pub fn restore_mask(&self) -> io::Result<()> {
         self.before.thread_set_mask().map_err(io::Error::from)
     }
 }
 
 impl Drop for Interruption {
     fn drop(&mut self) {
-        // A signal that was held back and heard is not to strike now: whoever watched has dealt with it.
+        // A signal that was received must not end the process now: it has been dealt with.
         let _ = self.check();
-        let _ = self.let_through();
+        let _ = self.restore_mask();
     }
 }
 
@@ -169,7 +205,7 @@ impl AsFd for Interruption {
 
 /// Takes what a child writes, however much, without a thread that reads along.
 fn memory() -> io::Result<File> {
-    Ok(File::from(memfd_create(c"said", MFdFlags::MFD_CLOEXEC)?))
+    Ok(File::from(memfd_create(c"output", MFdFlags::MFD_CLOEXEC)?))
 }
 
 fn text_of(mut memory: File) -> io::Result<String> {
@@ -180,14 +216,26 @@ fn text_of(mut memory: File) -> io::Result<String> {
 }
 
 fn watched_signals() -> SigSet {
+    let ignored = ignored_signals();
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
-        signals.add(signal);
+        let bit = 1u64 << (signal as u32 - 1);
+        if signal == Signal::SIGCHLD || ignored & bit == 0 {
+            signals.add(signal);
+        }
     }
     signals
 }
 
-/// Ends a child that leads a process group, and all of the group: politely, then not.
+/// The mask `SigIgn` of proc_pid_status(5). A blocked signal is delivered although it is ignored, so those must not be
+/// blocked.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// Ends a child that leads a process group, and all of the group: by SIGTERM, then by SIGKILL.
 pub fn end_group(child: &mut Child) {
     let Ok(group) = i32::try_from(child.id()) else { return };
     for (signal, patience) in [(Signal::SIGTERM, GRACE), (Signal::SIGKILL, GRACE)] {
@@ -211,11 +259,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_tells_how_it_ended_and_what_it_said() {
+    fn a_command_returns_its_status_and_its_output() {
         let interruption = Interruption::watch().unwrap();
         let ended =
             interruption.run_quietly(Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"])).unwrap();
-        assert_eq!((ended.status.code(), ended.said.as_str()), (Some(3), "out\nerr"));
+        assert_eq!((ended.status.code(), ended.output.as_str()), (Some(3), "out\nerr"));
         let missing = interruption.run_quietly(&mut Command::new("/nonexistent/program"));
         assert!(matches!(missing, Err(ChildError::System(_))));
     }
@@ -245,5 +293,26 @@ mod tests {
             std::thread::sleep(Duration::from_millis(10));
         }
         assert!(gone(), "process {sleeper} lives on");
+    }
+
+    #[test]
+    fn a_command_that_takes_long_is_reported_at_once_and_again() {
+        let interruption = Interruption::watch().unwrap();
+        let reports = std::rc::Rc::new(Cell::new(0));
+        let counted = std::rc::Rc::clone(&reports);
+        // Ends when the second report has come.
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("reported");
+        let script = format!("while [ ! -e {} ]; do sleep 0.1; done", path.display());
+        let report = move || {
+            counted.set(counted.get() + 1);
+            if counted.get() == 2 {
+                std::fs::write(&path, "").unwrap();
+            }
+        };
+        let status =
+            interruption.while_reporting(report, || interruption.run_aloud(Command::new("sh").args(["-c", &script])));
+        assert!(status.unwrap().success());
+        assert_eq!(reports.get(), 2);
     }
 }

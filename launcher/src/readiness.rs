@@ -1,22 +1,33 @@
-//! Telling the service manager how far a machine is, and listening to the guest that tells it.
+//! Reporting to the service manager how far a machine is, and receiving the reports of the guest. Nothing here waits:
+//! the supervisor's event loop calls when something can be read or written.
 
 use crate::launch::{GuestNotification, NotificationSocket};
 use crate::path::HostPath;
 use crate::sockets::{SocketError, remove_stale};
 use nix::errno::Errno;
 use nix::libc::VMADDR_CID_HOST;
+use nix::poll::PollFlags;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, VsockAddr, accept4, bind, getpeername, listen,
-    recv, sendto, socket,
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, VsockAddr, accept4, bind, connect, getpeername,
+    listen, recv, send, socket,
 };
-use std::ffi::OsString;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// More than this is no notification of systemd.
 const LONGEST_NOTIFICATION_BYTES: usize = 4096;
+/// How long a connection of the guest may last. systemd sends its message at once.
+const LONGEST_CONNECTION: Duration = Duration::from_secs(2);
+/// Connections that are served at once, and that are accepted within [`ACCEPT_PERIOD`]. A guest that makes more waits.
+const MOST_CONNECTIONS: usize = 8;
+const MOST_ACCEPTED: usize = 16;
+const ACCEPT_PERIOD: Duration = Duration::from_secs(1);
+/// Messages that may wait for the service manager. Beyond that the oldest status lines are dropped.
+const MOST_PENDING: usize = 32;
 
 /// Why the launcher cannot listen for the guest.
 #[derive(Debug, thiserror::Error)]
@@ -34,34 +45,80 @@ pub enum ReadinessError {
     Socket(#[from] SocketError),
 }
 
-/// The service manager that started the launcher, if any does: sd_notify(3).
+/// The service manager that started the launcher, if there is one: sd_notify(3).
 #[derive(Debug, Default)]
 pub struct ServiceManager {
-    address: Option<OsString>,
+    socket: Option<OwnedFd>,
+    pending: VecDeque<String>,
 }
 
 impl ServiceManager {
     /// The one in `$NOTIFY_SOCKET`.
-    pub fn of_environment() -> Self {
-        Self { address: std::env::var_os("NOTIFY_SOCKET").filter(|value| !value.is_empty()) }
+    ///
+    /// # Errors
+    /// When that is set, but no process receives there.
+    pub fn of_environment() -> io::Result<Self> {
+        let address = std::env::var_os("NOTIFY_SOCKET").filter(|value| !value.is_empty());
+        address.map_or_else(|| Ok(Self::default()), |address| Self::at(address.as_bytes()))
     }
 
-    /// Whether somebody wants to know.
-    pub fn is_there(&self) -> bool {
-        self.address.is_some()
-    }
-
-    /// Tells it, as lines of `VARIABLE=value`. A service manager that does not listen is no reason to stop a machine.
-    pub fn tell(&self, lines: &str) -> io::Result<()> {
-        let Some(address) = &self.address else { return Ok(()) };
-        let bytes = address.as_bytes();
-        let target = match bytes.strip_prefix(b"@") {
+    fn at(address: &[u8]) -> io::Result<Self> {
+        let target = match address.strip_prefix(b"@") {
             Some(name) => UnixAddr::new_abstract(name)?,
-            None => UnixAddr::new(bytes)?,
+            None => UnixAddr::new(address)?,
         };
-        let sender = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-        sendto(sender.as_raw_fd(), lines.as_bytes(), &target, MsgFlags::MSG_NOSIGNAL)?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
+        connect(socket.as_raw_fd(), &target)?;
+        Ok(Self { socket: Some(socket), pending: VecDeque::new() })
+    }
+
+    /// Whether there is one.
+    pub fn is_there(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// Sends lines of `VARIABLE=value`, now or as soon as the service manager takes them.
+    ///
+    /// # Errors
+    /// When no process receives any more; that is no reason to stop a machine.
+    pub fn notify(&mut self, lines: &str) -> io::Result<()> {
+        if self.socket.is_none() {
+            return Ok(());
+        }
+        self.pending.push_back(lines.to_owned());
+        if self.pending.len() > MOST_PENDING
+            && let Some(at) = self.pending.iter().position(|lines| lines.starts_with("STATUS="))
+        {
+            self.pending.remove(at);
+        }
+        self.flush()
+    }
+
+    /// Sends what waits.
+    ///
+    /// # Errors
+    /// As [`ServiceManager::notify`].
+    pub fn flush(&mut self) -> io::Result<()> {
+        let Some(socket) = &self.socket else { return Ok(()) };
+        while let Some(lines) = self.pending.front() {
+            match send(socket.as_raw_fd(), lines.as_bytes(), MsgFlags::MSG_NOSIGNAL) {
+                Ok(_) => drop(self.pending.pop_front()),
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => {
+                    self.pending.clear();
+                    return Err(errno.into());
+                }
+            }
+        }
         Ok(())
+    }
+
+    /// The socket, when something waits to be sent on it.
+    pub fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        let socket = self.socket.as_ref().filter(|_| !self.pending.is_empty())?;
+        Some((socket.as_fd(), PollFlags::POLLOUT))
     }
 }
 
@@ -71,11 +128,21 @@ pub struct GuestListener {
     listener: OwnedFd,
     path: Option<PathBuf>,
     peer_cid: Option<u32>,
+    connections: Vec<GuestConnection>,
+    /// When this period began, and how many connections were accepted in it.
+    period: (Instant, usize),
 }
 
-/// What the guest has told.
+#[derive(Debug)]
+struct GuestConnection {
+    descriptor: OwnedFd,
+    text: Vec<u8>,
+    end: Instant,
+}
+
+/// What the guest has reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GuestWord {
+pub struct GuestMessage {
     /// It has booted.
     pub is_ready: bool,
     /// What it is doing.
@@ -112,7 +179,7 @@ impl GuestListener {
             Ok(socket)
         });
         let listener = listening.map_err(|source| ReadinessError::Listen { place, source })?;
-        Ok(Self { listener, path, peer_cid })
+        Ok(Self { listener, path, peer_cid, connections: Vec::new(), period: (Instant::now(), 0) })
     }
 
     /// Where it listens on the file system.
@@ -120,25 +187,71 @@ impl GuestListener {
         self.path.as_ref()
     }
 
-    /// What the next connection brings; nothing when there is none, or when it is somebody else's.
-    pub fn take(&self) -> Option<GuestWord> {
-        let descriptor = match accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
-            Ok(descriptor) => own(descriptor),
-            Err(_) => return None,
-        };
-        if let Some(cid) = self.peer_cid {
-            let peer = getpeername::<VsockAddr>(descriptor.as_raw_fd()).ok()?;
-            if peer.cid() != cid {
-                return None;
+    /// What to wait for.
+    pub fn interests(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        let listener = self.may_accept().then(|| self.listener.as_fd());
+        let connections = self.connections.iter().map(|connection| connection.descriptor.as_fd());
+        listener.into_iter().chain(connections).map(|descriptor| (descriptor, PollFlags::POLLIN)).collect()
+    }
+
+    /// When to call [`GuestListener::receive`] at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        let connections = self.connections.iter().map(|connection| connection.end);
+        // A full house ends with the first connection; a full period by itself.
+        let period = (self.period.1 >= MOST_ACCEPTED).then(|| self.period.0 + ACCEPT_PERIOD);
+        connections.chain(period).min()
+    }
+
+    /// Accepts connections and reads from them; the messages that are complete. A connection from somebody else than the
+    /// guest is closed.
+    pub fn receive(&mut self) -> Vec<GuestMessage> {
+        if self.period.0.elapsed() >= ACCEPT_PERIOD {
+            self.period = (Instant::now(), 0);
+        }
+        while self.may_accept() {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let Ok(descriptor) = accept4(self.listener.as_raw_fd(), flags).map(own) else { break };
+            self.period.1 += 1;
+            if self.is_of_guest(&descriptor) {
+                let end = Instant::now() + LONGEST_CONNECTION;
+                self.connections.push(GuestConnection { descriptor, text: Vec::new(), end });
             }
         }
-        Some(understand(&read_all(&descriptor)))
+        let mut messages = Vec::new();
+        self.connections.retain_mut(|connection| {
+            let is_complete = connection.read();
+            if is_complete {
+                messages.push(parse(&String::from_utf8_lossy(&connection.text)));
+            }
+            !is_complete
+        });
+        messages
+    }
+
+    fn may_accept(&self) -> bool {
+        self.connections.len() < MOST_CONNECTIONS && self.period.1 < MOST_ACCEPTED
+    }
+
+    fn is_of_guest(&self, descriptor: &OwnedFd) -> bool {
+        let Some(cid) = self.peer_cid else { return true };
+        getpeername::<VsockAddr>(descriptor.as_raw_fd()).is_ok_and(|peer| peer.cid() == cid)
     }
 }
 
-impl AsFd for GuestListener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+impl GuestConnection {
+    /// Whether nothing more is to come: the guest has closed the connection, sent too much, or taken too long.
+    fn read(&mut self) -> bool {
+        let mut buffer = [0; 1024];
+        while self.text.len() < LONGEST_NOTIFICATION_BYTES {
+            match recv(self.descriptor.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(0) => return true,
+                Ok(count) => self.text.extend(&buffer[..count]),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Instant::now() >= self.end,
+                Err(_) => return true,
+            }
+        }
+        true
     }
 }
 
@@ -146,35 +259,16 @@ fn new_socket(family: AddressFamily) -> io::Result<OwnedFd> {
     Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?)
 }
 
-#[expect(unsafe_code, reason = "nix gives the accepted socket as a number")]
+#[expect(unsafe_code, reason = "nix returns the accepted socket as a number")]
 fn own(descriptor: i32) -> OwnedFd {
-    // SAFETY: the number comes straight from accept4, and nobody else has it.
+    // SAFETY: the number comes straight from accept4, and nothing else has it.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
-/// All that comes within a moment: a guest that does not end its message is not waited for.
-fn read_all(descriptor: &OwnedFd) -> String {
-    let limit = nix::sys::time::TimeVal::new(1, 0);
-    // Without the limit the read below could wait for ever; then it is better not done.
-    if nix::sys::socket::setsockopt(descriptor, nix::sys::socket::sockopt::ReceiveTimeout, &limit).is_err() {
-        return String::new();
-    }
-    let mut text = Vec::new();
-    let mut buffer = [0; 1024];
-    while text.len() < LONGEST_NOTIFICATION_BYTES {
-        match recv(descriptor.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok(count) if count > 0 => text.extend(&buffer[..count]),
-            Err(Errno::EINTR) => {}
-            _ => break,
-        }
-    }
-    String::from_utf8_lossy(&text).into_owned()
-}
-
-/// Only these two are taken: the guest is not to tell the host's service manager which process to watch.
-fn understand(text: &str) -> GuestWord {
+/// Only these two are accepted: the guest must not tell the host's service manager which process to watch.
+fn parse(text: &str) -> GuestMessage {
     let status = text.lines().find_map(|line| line.strip_prefix("STATUS=")).map(printable);
-    GuestWord { is_ready: text.lines().any(|line| line == "READY=1"), status }
+    GuestMessage { is_ready: text.lines().any(|line| line == "READY=1"), status }
 }
 
 fn printable(text: &str) -> String {
@@ -184,41 +278,119 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::poll::{PollFd, PollTimeout, poll};
     use std::io::Write;
     use std::os::unix::net::{UnixDatagram, UnixStream};
 
     #[test]
-    fn the_service_manager_is_told() {
+    fn the_service_manager_receives_every_line_also_after_it_was_busy() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
-        let manager = UnixDatagram::bind(&path).unwrap();
-        let told = ServiceManager { address: Some(path.clone().into()) };
-        told.tell("READY=1\nSTATUS=runs").unwrap();
+        let receiver = UnixDatagram::bind(&path).unwrap();
+        let mut manager = ServiceManager::at(path.as_os_str().as_bytes()).unwrap();
+        let mut sent = 0;
+        // Until its queue is full, and then some.
+        while manager.interest().is_none() || sent % 8 != 0 {
+            sent += 1;
+            manager.notify(&format!("READY=1\nSTATUS={sent}")).unwrap();
+        }
         let mut buffer = [0; 64];
-        let count = manager.recv(&mut buffer).unwrap();
-        assert_eq!(&buffer[..count], b"READY=1\nSTATUS=runs");
-        ServiceManager::default().tell("READY=1").unwrap();
-        drop(manager);
-        assert!(told.tell("STOPPING=1").is_err());
+        for number in 1..=sent {
+            manager.flush().unwrap();
+            let count = receiver.recv(&mut buffer).unwrap();
+            assert_eq!(buffer[..count], *format!("READY=1\nSTATUS={number}").as_bytes());
+        }
+        assert!(manager.interest().is_none());
+        ServiceManager::default().notify("READY=1").unwrap();
+        drop(receiver);
+        assert!(manager.notify("STOPPING=1").is_err());
     }
 
-    #[test]
-    fn the_guest_is_heard() {
+    fn listener() -> (tempfile::TempDir, GuestNotification, GuestListener) {
         let directory = tempfile::tempdir().unwrap();
         let notification =
             GuestNotification { port: 8888, listen: NotificationSocket::Unix("notify.vsock_8888".into()) };
         let state = HostPath::new(directory.path().to_str().unwrap());
         let listener = GuestListener::listen(&notification, &state).unwrap();
-        assert_eq!(listener.take(), None);
+        (directory, notification, listener)
+    }
+
+    #[test]
+    fn the_guests_message_is_received() {
+        let (directory, notification, mut listener) = listener();
+        assert_eq!(listener.receive(), []);
         let mut guest = UnixStream::connect(listener.path().unwrap()).unwrap();
         guest.write_all(b"STATUS=Startup\x1b[31m finished\nMAINPID=1\n").unwrap();
         drop(guest);
-        let word = listener.take().unwrap();
-        assert_eq!(word, GuestWord { is_ready: false, status: Some("Startup[31m finished".to_owned()) });
+        let status = Some("Startup[31m finished".to_owned());
+        assert_eq!(listener.receive(), [GuestMessage { is_ready: false, status }]);
         let mut guest = UnixStream::connect(listener.path().unwrap()).unwrap();
         guest.write_all(b"READY=1").unwrap();
         drop(guest);
-        assert!(listener.take().unwrap().is_ready);
+        assert!(listener.receive()[0].is_ready);
+        let state = HostPath::new(directory.path().to_str().unwrap());
         assert!(matches!(GuestListener::listen(&notification, &state), Err(ReadinessError::Socket(_))));
+    }
+
+    /// Runs the listener as the event loop does, until the condition holds; how often it woke up.
+    fn receive_until(listener: &mut GuestListener, mut is_done: impl FnMut(&[GuestMessage]) -> bool) -> usize {
+        let mut wake_ups = 0;
+        loop {
+            let messages = listener.receive();
+            if is_done(&messages) {
+                return wake_ups;
+            }
+            let left = listener.deadline().map(|time| time.saturating_duration_since(Instant::now()));
+            let timeout = left.map_or(PollTimeout::NONE, |left| {
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+            });
+            let interests = listener.interests();
+            let mut descriptors: Vec<_> = interests.into_iter().map(|(fd, flags)| PollFd::new(fd, flags)).collect();
+            poll(&mut descriptors, timeout).unwrap();
+            wake_ups += 1;
+        }
+    }
+
+    #[test]
+    fn a_guest_that_sends_byte_by_byte_does_not_hold_up_another_connection() {
+        let (_directory, _, mut listener) = listener();
+        let path = listener.path().unwrap().clone();
+        let mut slow = UnixStream::connect(&path).unwrap();
+        slow.write_all(b"S").unwrap();
+        assert_eq!(listener.receive(), []);
+        UnixStream::connect(&path).unwrap().write_all(b"READY=1").unwrap();
+        assert_eq!(listener.receive(), [GuestMessage { is_ready: true, status: None }]);
+        let writer = std::thread::spawn(move || {
+            let mut written = Ok(());
+            while written.is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+                written = slow.write_all(b"x");
+            }
+        });
+        // It is cut off although it still sends.
+        receive_until(&mut listener, |messages| !messages.is_empty());
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn a_guest_that_connects_in_a_loop_is_slowed_down() {
+        let (_directory, _, mut listener) = listener();
+        let path = listener.path().unwrap().clone();
+        let began = Instant::now();
+        let flooding = std::thread::spawn(move || {
+            for _ in 0..100 {
+                // When the queue of the listener is full, the guest waits here.
+                drop(UnixStream::connect(&path).unwrap());
+            }
+        });
+        let mut received = 0;
+        let wake_ups = receive_until(&mut listener, |messages| {
+            received += messages.len();
+            received == 100
+        });
+        flooding.join().unwrap();
+        let periods = usize::try_from(began.elapsed().as_secs()).unwrap() + 2;
+        assert!(received <= periods * MOST_ACCEPTED, "{received} connections in {periods} periods");
+        assert!(wake_ups <= periods * (2 * MOST_ACCEPTED + 2), "{wake_ups} wake-ups in {periods} periods");
     }
 }

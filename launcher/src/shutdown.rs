@@ -2,7 +2,7 @@
 
 use crate::control::{ControlError, Controller};
 use crate::launch::{ForcedStop, GracefulStep, Launch};
-use crate::state::ProcessIdentity;
+use crate::state::{Activity, MachineState, ProcessIdentity, StateError};
 use nix::sys::signal::Signal;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -41,6 +41,9 @@ pub enum StopError {
         /// Why the request over the control socket failed.
         source: ControlError,
     },
+    /// The state of the machine cannot be read.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// A signal could not be sent.
     #[error("cannot send a signal to process {pid} of {name}: {source}")]
     Signal {
@@ -106,6 +109,42 @@ pub fn stop(target: &StopTarget<'_>, timeout: Duration, message: &mut dyn FnMut(
         }
     }
     machine.force(message)
+}
+
+/// Ends the start of a machine by a signal to the launcher, which then removes what it has made. After `timeout` the
+/// launcher is killed. Returns also when the machine runs in the end, because the signal came too late.
+///
+/// # Errors
+/// [`StopError`], or [`StateError`] in it.
+pub fn end_start(state: &MachineState, timeout: Duration, message: &mut dyn FnMut(&str)) -> Result<Stopped, StopError> {
+    let Activity::Starting(machine) = state.activity()? else { return Ok(Stopped::WasNotRunning) };
+    let (launcher, name) = (machine.launcher, state.name());
+    for (signal, outcome, patience) in
+        [(Signal::SIGTERM, Stopped::Forced, timeout), (Signal::SIGKILL, Stopped::Killed, TERMINATION_PATIENCE)]
+    {
+        if signal == Signal::SIGKILL {
+            message(&format!(
+                "the start has not ended within {} s; killing process {}",
+                timeout.as_secs(),
+                launcher.pid
+            ));
+        }
+        let failed = |source| StopError::Signal { name: name.to_owned(), pid: launcher.pid, source };
+        launcher.signal(signal).map_err(failed)?;
+        let end = Instant::now() + patience;
+        loop {
+            let is_starting = matches!(state.activity()?, Activity::Starting(_));
+            // A supervisor that has received the signal stops its machine by itself.
+            if !is_starting && (!launcher.is_alive() || matches!(state.activity()?, Activity::Running(_))) {
+                return Ok(outcome);
+            }
+            if Instant::now() >= end {
+                break;
+            }
+            sleep(LOOK_EVERY);
+        }
+    }
+    Err(StopError::Unkillable { name: name.to_owned(), pid: launcher.pid })
 }
 
 /// What became of the requests to the guest.

@@ -180,7 +180,7 @@ impl SideProcesses {
 
     /// Reaps those that have ended and starts them again when their time has come. Returns what happened, and when to
     /// look again.
-    pub fn tend(&mut self) -> (Vec<String>, Option<Instant>) {
+    pub fn supervise(&mut self) -> (Vec<String>, Option<Instant>) {
         let mut events = Vec::new();
         for entry in &mut self.entries {
             entry.reap(&mut events);

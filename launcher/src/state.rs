@@ -1,23 +1,33 @@
-//! What is known about the machines that run: one directory each below the runtime directory, gone after a reboot.
+//! What is known about the machines that start and run: one directory each below the runtime directory, gone after a
+//! reboot.
 //!
-//! `stop`, `status`, `console` and `balloon` find a machine here by its name. A machine runs when the process that is
-//! written down is alive and the very same one: its start time tells it from another that got its number.
+//! `stop`, `status`, `console` and `balloon` find a machine here by its name. A machine runs when the recorded process is
+//! alive and the same one: its start time distinguishes it from a later process with the same number. Whether a machine
+//! runs is decided here only, by [`MachineState::activity`].
 
 use crate::launch::Launch;
+use crate::network::MadeInterface;
 use crate::place::{Directory, Place};
 use crate::visible::one_line;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, Uid};
+use nix::unistd::{Pid, Uid, geteuid};
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Longest name of a machine in bytes: with it the socket paths stay below the 107 bytes that the kernel takes.
 const LONGEST_NAME_BYTES: usize = 64;
+/// How long a supervisor whose machine has ended may take to clean up.
+const CLEAN_UP_PATIENCE: Duration = Duration::from_secs(10);
+/// The file with the [`RunningMachine`].
+const PROCESS: &str = "process.json";
+/// The file with the [`StartingMachine`].
+const STARTING: &str = "starting.json";
 
 /// Why the state of a machine cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -32,14 +42,16 @@ pub enum StateError {
     )]
     BadName(String),
     /// The machine runs.
-    #[error("{name} is running already, as process {pid}")]
+    #[error("{name} is running already, as process {pid}{}", elsewhere(.directory.as_deref()))]
     Running {
         /// The machine.
         name: String,
         /// Its process.
         pid: i32,
+        /// Where it runs, if that is not the directory of this start.
+        directory: Option<PathBuf>,
     },
-    /// Another launcher is just starting it.
+    /// Another launcher is starting it.
     #[error("{0} is being started by another process")]
     Starting(String),
     /// A file operation failed.
@@ -58,6 +70,11 @@ pub enum StateError {
         /// Why.
         source: serde_json::Error,
     },
+}
+
+fn elsewhere(directory: Option<&Path>) -> String {
+    let Some(directory) = directory else { return String::new() };
+    format!(" in {}; give this one another name with --name", directory.display())
 }
 
 /// A process, told apart from a later one with the same number.
@@ -142,8 +159,44 @@ pub struct RunningMachine {
     pub started_unix_seconds: u64,
     /// The socket on which its console is served.
     pub console_socket: Option<PathBuf>,
-    /// Whether the guest has said that it has booted; null when nobody asks it.
+    /// Whether the guest has reported that it has booted; null when it is not asked to.
     pub guest_ready: Option<bool>,
+    /// The network interfaces that were made for it, which are removed when it has ended.
+    #[serde(default)]
+    pub interfaces: Vec<MadeInterface>,
+}
+
+/// A machine that is being started: its hypervisor does not run yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StartingMachine {
+    /// The launcher that starts it.
+    pub launcher: ProcessIdentity,
+    /// The machine's state directory.
+    pub working_directory: PathBuf,
+    /// The network interfaces that were made for it so far.
+    pub interfaces: Vec<MadeInterface>,
+}
+
+/// What a machine is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// Nothing: no process of it is alive.
+    Stopped,
+    /// A launcher makes what the hypervisor needs.
+    Starting(StartingMachine),
+    /// Its hypervisor is alive.
+    Running(RunningMachine),
+}
+
+impl Activity {
+    /// The processes of a machine that runs.
+    pub fn running(&self) -> Option<&RunningMachine> {
+        match self {
+            Self::Running(machine) => Some(machine),
+            Self::Stopped | Self::Starting(_) => None,
+        }
+    }
 }
 
 /// The directory that holds one directory for each machine.
@@ -222,13 +275,47 @@ pub struct MachineState {
 /// Keeps every other launcher from starting the machine, as long as it lives.
 #[derive(Debug)]
 pub struct StartLock {
+    state: MachineState,
+    starting: StartingMachine,
     _lock: Flock<File>,
+}
+
+impl StartLock {
+    /// The interfaces of an earlier run that nobody has removed.
+    pub fn left_over_interfaces(&self) -> &[MadeInterface] {
+        &self.starting.interfaces
+    }
+
+    /// The runtime directory that the machine is recorded in.
+    pub fn runtime(&self) -> RuntimeDirectory {
+        self.state.runtime()
+    }
+
+    /// Records the network interfaces that were made, so that they can be removed even if this process is killed.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn record_interfaces(&mut self, interfaces: &[MadeInterface]) -> Result<(), StateError> {
+        self.starting.interfaces = interfaces.to_vec();
+        self.state.write(STARTING, &self.starting)
+    }
+}
+
+impl Drop for StartLock {
+    fn drop(&mut self) {
+        self.state.remove(STARTING);
+    }
 }
 
 impl MachineState {
     /// The machine's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The runtime directory that it is recorded in.
+    pub fn runtime(&self) -> RuntimeDirectory {
+        RuntimeDirectory::at(self.directory.parent().unwrap_or(&self.directory))
     }
 
     /// Where its state is.
@@ -241,26 +328,75 @@ impl MachineState {
         self.directory.join(name)
     }
 
-    /// Makes sure that nobody else starts the machine and that it does not run.
+    /// Makes sure that the machine does not run and that no other launcher starts it, and records that this process does.
     ///
     /// # Errors
     /// [`StateError::Running`], [`StateError::Starting`], or a file operation.
-    pub fn lock_for_start(&self) -> Result<StartLock, StateError> {
+    pub fn lock_for_start(&self, working_directory: &Path) -> Result<StartLock, StateError> {
         let failed = |path: &Path, source| StateError::File { path: path.to_owned(), source };
         let directory =
             Directory::make(&self.directory, 0o750, None).map_err(|error| failed(&self.directory, error))?;
         let path = self.file("lock");
         let file = directory.place("lock").open_or_create(0o600).map_err(|error| failed(&path, error))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
-        // A supervisor keeps the lock as long as its machine runs.
-        if let Some(running) = self.running()? {
-            return Err(StateError::Running { name: self.name.clone(), pid: running.hypervisor.pid });
+        let lock = self.wait_for_lock(file, working_directory)?;
+        let launcher = ProcessIdentity::own().map_err(|error| failed(&self.directory, error))?;
+        let interfaces = self.left_over_interfaces()?;
+        let starting = StartingMachine { launcher, working_directory: working_directory.to_owned(), interfaces };
+        self.write(STARTING, &starting)?;
+        Ok(StartLock { state: self.clone(), starting, _lock: lock })
+    }
+
+    /// A supervisor holds the lock until it has cleaned up after its machine, which does not take long.
+    fn wait_for_lock(&self, mut file: File, working_directory: &Path) -> Result<Flock<File>, StateError> {
+        let end = Instant::now() + CLEAN_UP_PATIENCE;
+        loop {
+            let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+            match self.activity()? {
+                Activity::Running(running) => {
+                    let other = self.last_launch()?.map(|launch| launch.working_directory.as_path().to_owned());
+                    let directory = other.filter(|other| !is_same_directory(other, working_directory));
+                    let (name, pid) = (self.name.clone(), running.hypervisor.pid);
+                    return Err(StateError::Running { name, pid, directory });
+                }
+                Activity::Starting(_) => return Err(StateError::Starting(self.name.clone())),
+                Activity::Stopped => {}
+            }
+            match lock {
+                Ok(lock) => return Ok(lock),
+                Err((again, Errno::EWOULDBLOCK)) if Instant::now() < end => file = again,
+                Err((_, Errno::EWOULDBLOCK)) => return Err(StateError::Starting(self.name.clone())),
+                Err((_, errno)) => return Err(StateError::File { path: self.file("lock"), source: errno.into() }),
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
-        let lock = lock.map_err(|(_, errno)| match errno {
-            Errno::EWOULDBLOCK => StateError::Starting(self.name.clone()),
-            errno => failed(&path, errno.into()),
-        })?;
-        Ok(StartLock { _lock: lock })
+    }
+
+    /// What the machine is doing.
+    ///
+    /// # Errors
+    /// [`StateError::File`], [`StateError::Unreadable`].
+    pub fn activity(&self) -> Result<Activity, StateError> {
+        // In this order: the record of the start is removed only after that of the hypervisor is written.
+        let starting: Option<(StartingMachine, Uid)> = self.read(STARTING)?;
+        let running: Option<(RunningMachine, Uid)> = self.read(PROCESS)?;
+        // A machine's user must not make root signal the process of somebody else.
+        let is_writers = |process: &ProcessIdentity, writer: Uid| {
+            writer.is_root() || process.user().is_ok_and(|user| user == writer)
+        };
+        if let Some((machine, writer)) = running
+            && machine.hypervisor.is_alive()
+            && is_writers(&machine.hypervisor, writer)
+            && machine.supervisor.is_none_or(|supervisor| !supervisor.is_alive() || is_writers(&supervisor, writer))
+        {
+            return Ok(Activity::Running(machine));
+        }
+        if let Some((machine, writer)) = starting
+            && machine.launcher.is_alive()
+            && is_writers(&machine.launcher, writer)
+        {
+            return Ok(Activity::Starting(machine));
+        }
+        Ok(Activity::Stopped)
     }
 
     /// The machine's processes, if its hypervisor is alive.
@@ -268,16 +404,38 @@ impl MachineState {
     /// # Errors
     /// [`StateError::File`], [`StateError::Unreadable`].
     pub fn running(&self) -> Result<Option<RunningMachine>, StateError> {
-        let machine: Option<(RunningMachine, Uid)> = self.read("process.json")?;
-        let machine = machine.filter(|(machine, writer)| {
-            // A machine's user must not make root signal the process of somebody else.
-            let is_writers =
-                |process: &ProcessIdentity| writer.is_root() || process.user().is_ok_and(|user| user == *writer);
-            machine.hypervisor.is_alive()
-                && is_writers(&machine.hypervisor)
-                && machine.supervisor.is_none_or(|supervisor| !supervisor.is_alive() || is_writers(&supervisor))
-        });
-        Ok(machine.map(|(machine, _)| machine))
+        Ok(self.activity()?.running().cloned())
+    }
+
+    /// Where the machine starts or runs, or ran last.
+    ///
+    /// # Errors
+    /// [`StateError::File`], [`StateError::Unreadable`].
+    pub fn working_directory(&self) -> Result<Option<PathBuf>, StateError> {
+        match self.activity()? {
+            Activity::Starting(machine) => Ok(Some(machine.working_directory)),
+            _ => Ok(self.last_launch()?.map(|launch| launch.working_directory.as_path().to_owned())),
+        }
+    }
+
+    /// The interfaces that were made for the machine and that a launcher or supervisor which was killed could not remove;
+    /// none as long as the machine starts or runs.
+    ///
+    /// # Errors
+    /// [`StateError::File`], [`StateError::Unreadable`].
+    pub fn left_over_interfaces(&self) -> Result<Vec<MadeInterface>, StateError> {
+        if self.activity()? != Activity::Stopped {
+            return Ok(Vec::new());
+        }
+        let starting: Option<(StartingMachine, Uid)> = self.read(STARTING)?;
+        let running: Option<(RunningMachine, Uid)> = self.read(PROCESS)?;
+        let recorded = starting
+            .map(|(machine, writer)| (machine.interfaces, writer))
+            .into_iter()
+            .chain(running.map(|(machine, writer)| (machine.interfaces, writer)));
+        // Nobody must make another user, and root least of all, remove an interface.
+        let own = recorded.filter(|(_, writer)| *writer == geteuid());
+        Ok(own.flat_map(|(interfaces, _)| interfaces).collect())
     }
 
     /// What was started last, alive or not.
@@ -288,7 +446,7 @@ impl MachineState {
         Ok(self.read("launch.json")?.map(|(launch, _)| launch))
     }
 
-    /// Writes down what is about to be started.
+    /// Records what is about to be started.
     ///
     /// # Errors
     /// [`StateError::File`].
@@ -296,18 +454,25 @@ impl MachineState {
         self.write("launch.json", launch)
     }
 
-    /// Writes down the processes.
+    /// Records the processes: the machine does not start any more, it runs.
     ///
     /// # Errors
     /// [`StateError::File`].
     pub fn write_running(&self, machine: &RunningMachine) -> Result<(), StateError> {
-        self.write("process.json", machine)
+        self.write(PROCESS, machine)?;
+        self.remove(STARTING);
+        Ok(())
     }
 
     /// Forgets the processes; what was started is kept for the user to look at.
     pub fn clear_running(&self) {
-        // It is only a hint that saves the next reader a look at /proc.
-        let _ = Place::itself(&self.file("process.json")).and_then(|place| place.remove());
+        self.remove(PROCESS);
+        self.remove(STARTING);
+    }
+
+    fn remove(&self, name: &str) {
+        // A record that stays is that of a dead process, and ignored.
+        let _ = Place::itself(&self.file(name)).and_then(|place| place.remove());
     }
 
     /// What a file says, and who has written it.
@@ -335,6 +500,12 @@ impl MachineState {
     }
 }
 
+/// Whether both paths lead to the same directory.
+pub fn is_same_directory(first: &Path, second: &Path) -> bool {
+    let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    first == second || resolved(first) == resolved(second)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,6 +517,7 @@ mod tests {
             started_unix_seconds: 1,
             console_socket: None,
             guest_ready: None,
+            interfaces: Vec::new(),
         }
     }
 
@@ -364,20 +536,57 @@ mod tests {
     fn a_machine_starts_once() {
         let directory = tempfile::tempdir().unwrap();
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
-        let lock = machine.lock_for_start().unwrap();
-        assert!(matches!(machine.lock_for_start(), Err(StateError::Starting(_))));
+        let lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
+        assert!(matches!(machine.lock_for_start(Path::new("/var/lib/web")), Err(StateError::Starting(_))));
         machine.write_running(&running(ProcessIdentity::own().unwrap())).unwrap();
         drop(lock);
-        assert!(matches!(machine.lock_for_start(), Err(StateError::Running { .. })));
+        assert!(matches!(machine.lock_for_start(Path::new("/var/lib/web")), Err(StateError::Running { .. })));
         machine.clear_running();
-        machine.lock_for_start().unwrap();
+        machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
+    }
+
+    #[test]
+    fn a_machine_starts_then_runs_then_is_stopped() {
+        let directory = tempfile::tempdir().unwrap();
+        let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
+        assert_eq!(machine.activity().unwrap(), Activity::Stopped);
+        let mut lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
+        let made = MadeInterface { name: "vm-web".to_owned(), index: 7 };
+        lock.record_interfaces(std::slice::from_ref(&made)).unwrap();
+        let own = ProcessIdentity::own().unwrap();
+        let Activity::Starting(starting) = machine.activity().unwrap() else { panic!("it does not start") };
+        assert_eq!((starting.launcher, starting.interfaces.as_slice()), (own, [made.clone()].as_slice()));
+        assert_eq!(machine.working_directory().unwrap().as_deref(), Some(Path::new("/var/lib/web")));
+        assert_eq!(machine.left_over_interfaces().unwrap(), []);
+        machine.write_running(&running(own)).unwrap();
+        assert!(matches!(machine.activity().unwrap(), Activity::Running(_)));
+        machine.clear_running();
+        assert_eq!(machine.activity().unwrap(), Activity::Stopped);
+    }
+
+    #[test]
+    fn a_launcher_that_was_killed_does_not_start_the_machine_any_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
+        let lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
+        let own = ProcessIdentity::own().unwrap();
+        let made = MadeInterface { name: "vm-web".to_owned(), index: 7 };
+        let killed = StartingMachine {
+            launcher: ProcessIdentity { start_ticks: own.start_ticks + 1, ..own },
+            working_directory: "/var/lib/web".into(),
+            interfaces: vec![made.clone()],
+        };
+        machine.write(STARTING, &killed).unwrap();
+        assert_eq!(machine.activity().unwrap(), Activity::Stopped);
+        assert_eq!(machine.left_over_interfaces().unwrap(), [made]);
+        drop(lock);
     }
 
     #[test]
     fn another_process_with_the_same_number_is_not_the_machine() {
         let directory = tempfile::tempdir().unwrap();
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
-        let _lock = machine.lock_for_start().unwrap();
+        let _lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
         let own = ProcessIdentity::own().unwrap();
         machine.write_running(&running(ProcessIdentity { start_ticks: own.start_ticks + 1, ..own })).unwrap();
         assert_eq!(machine.running().unwrap(), None);
@@ -393,7 +602,7 @@ mod tests {
         }
         let directory = tempfile::tempdir().unwrap();
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
-        let _lock = machine.lock_for_start().unwrap();
+        let _lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
         let own = ProcessIdentity::own().unwrap();
         machine.write_running(&running(own)).unwrap();
         nix::unistd::chown(&machine.file("process.json"), Some(Uid::from_raw(65534)), None).unwrap();
@@ -404,7 +613,7 @@ mod tests {
     fn a_state_file_is_written_over_a_link_and_not_through_it() {
         let directory = tempfile::tempdir().unwrap();
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
-        let _lock = machine.lock_for_start().unwrap();
+        let _lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
         let victim = directory.path().join("victim");
         fs::write(&victim, "untouched").unwrap();
         for name in ["process.json", "process.json.new"] {
@@ -431,7 +640,7 @@ mod tests {
     fn a_damaged_state_file_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
-        let _lock = machine.lock_for_start().unwrap();
+        let _lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
         fs::write(machine.file("process.json"), "{").unwrap();
         let message = machine.running().unwrap_err().to_string();
         assert!(message.contains("process.json"), "{message}");
@@ -442,8 +651,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let runtime = RuntimeDirectory::at(directory.path());
         fs::write(directory.path().join("facts.json"), "").unwrap();
-        runtime.machine("b").unwrap().lock_for_start().unwrap();
-        runtime.machine("a").unwrap().lock_for_start().unwrap();
+        runtime.machine("b").unwrap().lock_for_start(Path::new("/var/lib/web")).unwrap();
+        runtime.machine("a").unwrap().lock_for_start(Path::new("/var/lib/web")).unwrap();
         assert_eq!(runtime.machine_names().unwrap(), ["a", "b"]);
         assert_eq!(RuntimeDirectory::at(directory.path().join("none")).machine_names().unwrap(), [""; 0]);
     }

@@ -39,7 +39,7 @@ impl Host {
         // An active unit is a file of its name.
         host.recorder(
             "systemctl",
-            "case $1,$2 in *,is-active) [ -e \"$RECORDS/$3\" ] ;; cat,*) [ -e \"$RECORDS/$2\" ] ;; esac",
+            "case $1 in show) [ ! -e \"$RECORDS/$4\" ] || echo active ;; cat) [ -e \"$RECORDS/$2\" ] ;; esac",
         );
         host.recorder("ssh", "");
         host.recorder("journalctl", "");

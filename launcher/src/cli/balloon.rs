@@ -1,10 +1,11 @@
 //! `microvm balloon`: how much of a machine's memory is returned to the host.
 
 use super::failure::Failure;
-use super::machine::{KnownMachine, failed, find};
+use super::machine::{failed, find};
 use super::output::write_stdout;
 use super::spec_file::Overrides;
 use launcher::balloon::{change, only_by_steps, resize, size_mib};
+use launcher::launch::Launch;
 
 /// Show or set the size of a machine's balloon: the memory it returns to the host
 #[derive(clap::Args)]
@@ -20,31 +21,31 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let machine = find(&arguments.machine, &arguments.overrides)?;
-    if machine.running.is_none() {
-        return Err(Failure::many(vec![format!("{} is not running", machine.state.name())]));
-    }
+    let (Some(_), Some(launch)) = (machine.activity.running(), &machine.launch) else {
+        return Err(machine.is_not_running());
+    };
     match &arguments.size {
         None => {
-            let size_mib = size_mib(&machine.launch).map_err(failed)?;
+            let size_mib = size_mib(launch).map_err(failed)?;
             write_stdout(&format!("{size_mib}\n"))
         }
-        Some(size) => set(&machine, size),
+        Some(size) => set(launch, size),
     }
 }
 
-fn set(machine: &KnownMachine, size: &str) -> Result<(), Failure> {
+fn set(launch: &Launch, size: &str) -> Result<(), Failure> {
     let bad = |wanted: &str| Failure::bad_input(vec![format!("`{size}` is not {wanted}")]);
     let is_step = size.starts_with(['+', '-']);
-    if only_by_steps(&machine.launch) {
+    if only_by_steps(launch) {
         let step = size.parse().ok().filter(|_| is_step);
-        return change(&machine.launch, step.ok_or_else(|| bad("a change in MiB, as in +64 or -64"))?).map_err(failed);
+        return change(launch, step.ok_or_else(|| bad("a change in MiB, as in +64 or -64"))?).map_err(failed);
     }
     let wanted = "a size in MiB, or a change as in +64 or -64";
     let size_mib = if is_step {
         let step: i64 = size.parse().map_err(|_| bad(wanted))?;
-        size_mib(&machine.launch).map_err(failed)?.saturating_add_signed(step)
+        size_mib(launch).map_err(failed)?.saturating_add_signed(step)
     } else {
         size.parse().map_err(|_| bad(wanted))?
     };
-    resize(&machine.launch, size_mib).map_err(failed)
+    resize(launch, size_mib).map_err(failed)
 }

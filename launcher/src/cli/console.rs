@@ -1,4 +1,4 @@
-//! `microvm console`: the console of a machine that runs under a supervisor.
+//! `microvm console`: the console of a supervised machine.
 
 use super::failure::Failure;
 use super::machine::{failed, find};
@@ -18,15 +18,15 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let machine = find(&arguments.machine, &arguments.overrides)?;
     let name = machine.state.name();
-    let Some(running) = machine.running else {
-        return Err(Failure::many(vec![format!("{name} is not running")]));
+    let Some(running) = machine.activity.running() else {
+        return Err(machine.is_not_running());
     };
-    let Some(socket) = running.console_socket else {
+    let Some(socket) = &running.console_socket else {
         let hint = "start it with `microvm run --supervise`, or set `consoleSocket` in its spec".to_owned();
         let problem = format!("the console of {name} is on the terminal that started it");
         return Err(Failure::many(vec![problem]).with_hint(Some(hint)));
     };
-    match attach(&socket).map_err(failed)? {
+    match attach(socket).map_err(failed)? {
         Detached::ByUser => write_stderr(&format!("left the console of {name}")),
         Detached::MachineEnded => write_stderr(&format!("{name} has ended")),
     }

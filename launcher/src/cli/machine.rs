@@ -3,50 +3,88 @@
 use super::failure::{Failure, INTERRUPTED};
 use super::spec_file::{Overrides, lowered, read};
 use launcher::facts::HostFacts;
-use launcher::host::gather;
+use launcher::host::{FactsError, gather};
+use launcher::imperative::{Layout, MachineName, state_of};
 use launcher::interruption::{Interrupted, Interruption};
 use launcher::launch::Launch;
+use launcher::run::RunError;
+use launcher::side_processes::SideProcessError;
 use launcher::spec::MachineSpec;
-use launcher::state::{MachineState, RunningMachine, RuntimeDirectory};
+use launcher::state::{Activity, MachineState, RuntimeDirectory, is_same_directory};
 use launcher::validate::check;
-use nix::sys::signal::Signal;
+use launcher::volumes::VolumeError;
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A machine that was started, or that a spec describes.
 pub(crate) struct KnownMachine {
     pub(crate) state: MachineState,
-    /// The launch that was started last, or the launch of the spec.
-    pub(crate) launch: Launch,
-    pub(crate) running: Option<RunningMachine>,
+    pub(crate) activity: Activity,
+    /// What was started last, or what the spec says; None for a machine of this host that was never started.
+    pub(crate) launch: Option<Launch>,
+    /// Where a machine of the same name runs, which is not the machine that is meant.
+    pub(crate) elsewhere: Option<PathBuf>,
 }
 
-/// Finds the machine. An argument with a slash, or that ends in `.json`, is a spec; everything else is a name.
+impl KnownMachine {
+    /// Why a command that needs a running machine fails.
+    pub(crate) fn is_not_running(&self) -> Failure {
+        let name = self.state.name();
+        let problem = match (&self.activity, &self.elsewhere) {
+            (Activity::Starting(_), _) => format!("{name} is still being started"),
+            (_, Some(_)) => format!("{name} is not running in this state directory"),
+            _ => format!("{name} is not running"),
+        };
+        let hint = self.elsewhere.as_ref().map(|place| format!("a machine of that name runs in {}", place.display()));
+        Failure::many(vec![problem]).with_hint(hint)
+    }
+}
+
+/// Finds the machine. Something with a slash, or that ends in `.json`, is a spec, and means the machine in that state
+/// directory; everything else is a name.
 pub(crate) fn find(name_or_spec: &str, overrides: &Overrides) -> Result<KnownMachine, Failure> {
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
-    let is_spec = name_or_spec.contains('/') || name_or_spec.ends_with(".json") || name_or_spec == "-";
-    let spec = is_spec.then(|| read(Path::new(name_or_spec), overrides)).transpose()?;
-    let name = spec.as_ref().map_or(name_or_spec, |spec| spec.name.as_str());
-    let state = runtime.machine(name).map_err(|error| Failure::bad_input(vec![error.to_string()]))?;
-    let running = state.running().map_err(failed)?;
-    let launch = match (state.last_launch().map_err(failed)?, &spec) {
-        (Some(launch), Some(_)) if running.is_some() => launch,
-        (_, Some(spec)) => {
-            let interruption = watch()?;
-            launch_of(spec, overrides, &runtime, &interruption)?
-        }
-        (Some(launch), None) => launch,
-        (None, None) => {
-            let known = runtime.machine_names().map_err(failed)?;
-            let hint = match launcher::spelling::nearest(name, known.iter().map(String::as_str)) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!("machines that were started are in {}", runtime.path().display()),
-            };
-            let problem = format!("no machine `{name}` has been started");
-            return Err(Failure::bad_input(vec![problem]).with_hint(Some(hint)));
-        }
+    if name_or_spec.contains('/') || name_or_spec.ends_with(".json") || name_or_spec == "-" {
+        find_by_spec(Path::new(name_or_spec), overrides, &runtime)
+    } else {
+        find_by_name(name_or_spec, &runtime)
+    }
+}
+
+fn find_by_spec(path: &Path, overrides: &Overrides, runtime: &RuntimeDirectory) -> Result<KnownMachine, Failure> {
+    let spec = read(path, overrides)?;
+    let state = runtime.machine(&spec.name).map_err(|error| Failure::bad_input(vec![error.to_string()]))?;
+    let activity = state.activity().map_err(failed)?;
+    let directory = overrides.state_directory()?;
+    let place = if activity == Activity::Stopped { None } else { state.working_directory().map_err(failed)? };
+    let elsewhere = place.filter(|place| !is_same_directory(place, directory.as_path()));
+    let activity = if elsewhere.is_some() { Activity::Stopped } else { activity };
+    let launch = match (&activity, state.last_launch().map_err(failed)?) {
+        (Activity::Running(_), Some(launch)) => launch,
+        _ => launch_of(&spec, overrides, runtime, &watch()?)?,
     };
-    Ok(KnownMachine { state, launch, running })
+    Ok(KnownMachine { state, activity, launch: Some(launch), elsewhere })
+}
+
+/// Finds the machine of that name.
+pub(crate) fn find_by_name(name: &str, runtime: &RuntimeDirectory) -> Result<KnownMachine, Failure> {
+    let of_host = MachineName::new(name).ok().and_then(|name| Layout::of_environment().existing(&name).ok());
+    let state = match &of_host {
+        Some(machine) => state_of(machine, runtime).map_err(failed)?,
+        None => runtime.machine(name).map_err(|error| Failure::bad_input(vec![error.to_string()]))?,
+    };
+    let activity = state.activity().map_err(failed)?;
+    let launch = state.last_launch().map_err(failed)?;
+    if launch.is_none() && of_host.is_none() && activity == Activity::Stopped {
+        let known = runtime.machine_names().map_err(failed)?;
+        let hint = match launcher::spelling::nearest(name, known.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("the machines that were started are listed in {}", runtime.path().display()),
+        };
+        let problem = format!("no machine `{name}` has been started");
+        return Err(Failure::bad_input(vec![problem]).with_hint(Some(hint)));
+    }
+    Ok(KnownMachine { state, activity, launch, elsewhere: None })
 }
 
 /// The launch of a spec on this host.
@@ -83,8 +121,29 @@ pub(crate) fn failed(error: impl Error + 'static) -> Failure {
     if is_interrupted(&error) { failure.with_code(INTERRUPTED) } else { failure }
 }
 
-/// The errors of every module hand an interruption on as it is, message and all.
+/// Whether the error is an interruption, or passes one on.
 fn is_interrupted(error: &(dyn Error + 'static)) -> bool {
-    let told = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].map(|signal| Interrupted(signal).to_string());
-    told.contains(&error.to_string())
+    error.is::<Interrupted>()
+        || error.downcast_ref::<RunError>().is_some_and(RunError::is_interruption)
+        || matches!(error.downcast_ref(), Some(FactsError::Interrupted(_)))
+        || matches!(error.downcast_ref(), Some(SideProcessError::Interrupted(_)))
+        || matches!(error.downcast_ref(), Some(VolumeError::Interrupted(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::Signal;
+
+    #[test]
+    fn an_interruption_is_known_by_its_type_and_not_by_its_text() {
+        for error in [RunError::Interrupted(Interrupted(Signal::SIGHUP)), Interrupted(Signal::SIGTERM).into()] {
+            assert!(is_interrupted(&error));
+        }
+        let nested = RunError::from(VolumeError::from(Interrupted(Signal::SIGTERM)));
+        assert!(is_interrupted(&nested));
+        let text = Interrupted(Signal::SIGTERM).to_string();
+        assert!(!is_interrupted(&RunError::ExtraArguments { script: "a".into(), reason: text.clone() }));
+        assert!(!is_interrupted(&std::io::Error::other(text)));
+    }
 }

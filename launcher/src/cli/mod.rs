@@ -2,6 +2,7 @@
 
 mod balloon;
 mod check;
+mod clean_up;
 mod console;
 mod explain;
 mod failure;
@@ -45,6 +46,8 @@ enum Command {
     Capabilities(reference::CapabilitiesArguments),
     Completions(reference::CompletionsArguments),
     Man(reference::ManArguments),
+    #[command(hide = true)]
+    CleanUpAfter(clean_up::Arguments),
     #[command(flatten)]
     Host(imperative::HostCommand),
 }
@@ -92,6 +95,7 @@ fn carry_out(command: Command) -> Result<(), Failure> {
         Command::Capabilities(arguments) => reference::capabilities(&arguments),
         Command::Completions(arguments) => reference::completions(&arguments),
         Command::Man(arguments) => reference::man(&arguments),
+        Command::CleanUpAfter(arguments) => clean_up::run(&arguments),
         Command::Host(command) => imperative::carry_out(&command),
     }
 }

@@ -5,7 +5,7 @@ use super::imperative::run_by_name;
 use super::machine::{failed, launch_of, watch};
 use super::output::write_stderr;
 use super::spec_file::{SpecArguments, read};
-use launcher::run::{RunError, Supervision, run as start};
+use launcher::run::{RunError, Start, Supervision, run as start};
 use launcher::state::RuntimeDirectory;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     spec: SpecArguments,
     /// Supervise the hypervisor instead of executing it in place: serve the console, notify the service manager, and
-    /// shut the guest down gracefully on SIGTERM. A machine with a console socket is always supervised. So is every
+    /// shut the guest down gracefully on SIGTERM, SIGINT and SIGHUP. A machine with a console socket is always supervised. So is every
     /// machine if MICROVM_SUPERVISE=1 is set in the environment, as the service microvm@ does.
     #[arg(long)]
     supervise: bool,
@@ -33,6 +33,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let overrides = &arguments.spec.overrides;
     let spec = read(&arguments.spec.spec, overrides)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
+    let begun = Start::begin(&runtime, &spec.name, overrides.state_directory()?.as_path()).map_err(failed)?;
     let launch = launch_of(&spec, overrides, &runtime, &interruption)?;
     let is_asked = arguments.supervise || std::env::var_os("MICROVM_SUPERVISE").is_some_and(|value| !value.is_empty());
     let supervision = if is_asked || launch.console.socket.is_some() {
@@ -40,7 +41,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     } else {
         Supervision::Become
     };
-    start(&launch, &runtime, supervision, &interruption, &mut write_stderr).map_err(|error| match error {
+    start(&launch, begun, supervision, &interruption, &mut write_stderr).map_err(|error| match error {
         RunError::Missing(problems) => Failure::many(problems.iter().map(ToString::to_string).collect())
             .with_hint(Some(format!("{} needs these before it can start", launch.name))),
         error => failed(error),

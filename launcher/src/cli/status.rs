@@ -1,10 +1,11 @@
-//! `microvm status`: which machines are running.
+//! `microvm status`: which machines are running or being started.
 
 use super::failure::Failure;
+use super::machine::failed;
 use super::output::write_stdout;
-use launcher::imperative::Layout;
-use launcher::state::{RunningMachine, RuntimeDirectory};
-use serde_json::json;
+use launcher::imperative::{Layout, MachineActivity, MachineName, Phase, state_of};
+use launcher::state::{Activity, MachineState, RunningMachine, RuntimeDirectory};
+use serde_json::{Value, json};
 
 /// Show which machines are running
 #[derive(clap::Args)]
@@ -17,55 +18,94 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let runtime = RuntimeDirectory::locate().map_err(|error| Failure::failed(&error))?;
+    let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let known = known_names(&runtime)?;
     let names = if arguments.names.is_empty() { known.clone() } else { arguments.names.clone() };
     let mut rows = Vec::new();
     if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
         let problem =
-            format!("there is no machine {unknown}: nobody has started one of that name, and this host has none");
+            format!("there is no machine {unknown}: none of that name has been started, and this host has none");
         return Err(Failure::bad_input(vec![problem]));
     }
     for name in &names {
-        let machine = runtime.machine(name).map_err(|error| Failure::bad_input(vec![error.to_string()]))?;
-        let running = machine.running().map_err(|error| Failure::failed(&error))?;
-        let launch = machine.last_launch().map_err(|error| Failure::failed(&error))?;
-        rows.push((name, launch.map(|launch| launch.hypervisor.to_string()), running));
+        let (state, phase) = look(name, &runtime)?;
+        let activity = state.activity().map_err(failed)?;
+        let launch = state.last_launch().map_err(failed)?;
+        rows.push(Row { name, hypervisor: launch.map(|launch| launch.hypervisor.to_string()), phase, activity });
     }
     if arguments.json {
-        let document = rows.iter().map(|(name, hypervisor, running)| {
-            json!({"name": name, "hypervisor": hypervisor, "running": running.is_some(), "processes": running})
-        });
-        return write_stdout(&format!("{:#}\n", serde_json::Value::Array(document.collect())));
+        return write_stdout(&format!("{:#}\n", Value::Array(rows.iter().map(Row::json).collect())));
     }
-    let mut text = String::new();
-    for (name, hypervisor, running) in &rows {
-        let hypervisor = hypervisor.as_deref().unwrap_or("-");
-        text.push_str(&format!("{name}  {hypervisor}  {}\n", described(running.as_ref())));
-    }
-    write_stdout(&text)
+    write_stdout(&rows.iter().map(Row::text).collect::<String>())
 }
 
-/// Machines that have been started here, and all machines of the host.
+struct Row<'names> {
+    name: &'names str,
+    hypervisor: Option<String>,
+    phase: Phase,
+    activity: Activity,
+}
+
+impl Row<'_> {
+    fn json(&self) -> Value {
+        let activity = match self.phase {
+            Phase::Running => "running",
+            Phase::Starting => "starting",
+            Phase::Stopped => "stopped",
+        };
+        json!({
+            "name": self.name,
+            "hypervisor": self.hypervisor,
+            "activity": activity,
+            "running": self.phase == Phase::Running,
+            "processes": self.activity.running(),
+        })
+    }
+
+    fn text(&self) -> String {
+        let hypervisor = self.hypervisor.as_deref().unwrap_or("-");
+        let described = match (&self.activity, self.phase) {
+            (Activity::Running(machine), _) => running(machine),
+            (Activity::Starting(machine), _) => format!("starting, by process {}", machine.launcher.pid),
+            (Activity::Stopped, Phase::Running) => "running".to_owned(),
+            (Activity::Stopped, Phase::Starting) => "starting".to_owned(),
+            (Activity::Stopped, Phase::Stopped) => "stopped".to_owned(),
+        };
+        format!("{}  {hypervisor}  {described}\n", self.name)
+    }
+}
+
+/// A machine of this host may also run in its service, or be recorded in another runtime directory.
+fn look(name: &str, runtime: &RuntimeDirectory) -> Result<(MachineState, Phase), Failure> {
+    let of_host = MachineName::new(name).ok().and_then(|name| Layout::of_environment().existing(&name).ok());
+    if let Some(machine) = of_host {
+        let phase = MachineActivity::of(&machine).map_err(failed)?.phase();
+        return Ok((state_of(&machine, runtime).map_err(failed)?, phase));
+    }
+    let state = runtime.machine(name).map_err(|error| Failure::bad_input(vec![error.to_string()]))?;
+    let phase = match state.activity().map_err(failed)? {
+        Activity::Stopped => Phase::Stopped,
+        Activity::Starting(_) => Phase::Starting,
+        Activity::Running(_) => Phase::Running,
+    };
+    Ok((state, phase))
+}
+
+/// The machines that have been started here, and those of the host, started or not.
 fn known_names(runtime: &RuntimeDirectory) -> Result<Vec<String>, Failure> {
-    let mut names = runtime.machine_names().map_err(|error| Failure::failed(&error))?;
-    let of_host = Layout::of_environment().all().map_err(|error| Failure::failed(&error))?;
+    let mut names = runtime.machine_names().map_err(failed)?;
+    let of_host = Layout::of_environment().all().map_err(failed)?;
     names.extend(of_host.into_iter().map(|machine| machine.name.to_string()));
     names.sort();
     names.dedup();
     Ok(names)
 }
 
-fn described(running: Option<&RunningMachine>) -> String {
-    match running {
-        None => "stopped".to_owned(),
-        Some(machine) => {
-            let guest = match machine.guest_ready {
-                Some(true) => ", guest ready",
-                Some(false) => ", guest booting",
-                None => "",
-            };
-            format!("running as process {}{guest}", machine.hypervisor.pid)
-        }
-    }
+fn running(machine: &RunningMachine) -> String {
+    let guest = match machine.guest_ready {
+        Some(true) => ", guest ready",
+        Some(false) => ", guest booting",
+        None => "",
+    };
+    format!("running as process {}{guest}", machine.hypervisor.pid)
 }

@@ -1,40 +1,98 @@
-//! `microvm stop`: stops a machine, gracefully if possible.
+//! `microvm stop`: stops a machine, gracefully if possible, or the start of one.
 
 use super::failure::Failure;
 use super::imperative::active_service;
-use super::machine::{KnownMachine, failed, find};
+use super::machine::{KnownMachine, failed, find, find_by_name};
 use super::output::write_stderr;
 use super::spec_file::Overrides;
-use launcher::shutdown::{StopTarget, Stopped, stop};
+use launcher::network::remove_made;
+use launcher::shutdown::{StopTarget, Stopped, end_start, stop};
 use launcher::sockets::remove_stale;
+use launcher::state::{Activity, RunningMachine, RuntimeDirectory};
 use std::time::{Duration, Instant};
 
+/// Time for the guest to shut down by default.
+pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the supervisor may take to clean up after its hypervisor.
 const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Stop a machine: ask the guest to shut down, wait, then terminate the hypervisor
+/// Stop a machine: ask the guest to shut down, wait, then terminate the hypervisor. A start in progress is ended
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The machine: its name, or the file of its spec
     machine: String,
     /// Time for the guest to shut down before its hypervisor is terminated
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = STOP_TIMEOUT.as_secs())]
     timeout: u64,
     #[command(flatten)]
     overrides: Overrides,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let timeout = Duration::from_secs(arguments.timeout);
     if let Some(service) = active_service(&arguments.machine) {
         return service.command("stop").map_err(failed);
     }
     let machine = find(&arguments.machine, &arguments.overrides)?;
-    let process = machine.running.as_ref().map(|running| running.hypervisor);
-    let console_socket = machine.running.as_ref().and_then(|running| running.console_socket.clone());
-    let target = StopTarget { launch: &machine.launch, process, console_socket };
-    let stopped = stop(&target, Duration::from_secs(arguments.timeout), &mut write_stderr).map_err(failed)?;
-    clear_up(&machine);
     let name = machine.state.name();
+    if let Some(elsewhere) = &machine.elsewhere {
+        let (own, other) = (arguments.overrides.state_directory()?, elsewhere.display());
+        write_stderr(&format!("{name} is not running in {own}"));
+        write_stderr(&format!("a machine of that name runs in {other}: `microvm stop {name}` stops that one"));
+        return Ok(());
+    }
+    stop_found(machine, timeout)
+}
+
+/// Stops the machine of that name, by its service if that runs it.
+pub(crate) fn stop_by_name(name: &str, timeout: Duration) -> Result<(), Failure> {
+    match active_service(name) {
+        Some(service) => service.command("stop").map_err(failed),
+        None => stop_found(find_by_name(name, &RuntimeDirectory::locate().map_err(failed)?)?, timeout),
+    }
+}
+
+fn stop_found(machine: KnownMachine, timeout: Duration) -> Result<(), Failure> {
+    let machine = match machine.activity {
+        Activity::Starting(_) => {
+            let Some(machine) = stop_start(machine, timeout)? else { return Ok(()) };
+            machine
+        }
+        _ => machine,
+    };
+    stop_machine(&machine, timeout)
+}
+
+/// Ends a start. If that was too late, the machine that runs now is to be stopped.
+fn stop_start(machine: KnownMachine, timeout: Duration) -> Result<Option<KnownMachine>, Failure> {
+    let name = machine.state.name();
+    let stopped = end_start(&machine.state, timeout, &mut write_stderr).map_err(failed)?;
+    let activity = machine.state.activity().map_err(failed)?;
+    if let Activity::Running(_) = activity {
+        let launch = machine.state.last_launch().map_err(failed)?;
+        return Ok(Some(KnownMachine { activity, launch, ..machine }));
+    }
+    remove_made(&machine.state.left_over_interfaces().map_err(failed)?);
+    machine.state.clear_running();
+    write_stderr(&match stopped {
+        Stopped::Killed => format!("{name} was starting; its launcher was killed"),
+        _ => format!("{name} was starting; the start was ended"),
+    });
+    Ok(None)
+}
+
+fn stop_machine(machine: &KnownMachine, timeout: Duration) -> Result<(), Failure> {
+    let name = machine.state.name();
+    let Some(launch) = &machine.launch else {
+        write_stderr(&format!("{name} is not running"));
+        return Ok(());
+    };
+    let running = machine.activity.running();
+    let process = running.map(|running| running.hypervisor);
+    let console_socket = running.and_then(|running| running.console_socket.clone());
+    let target = StopTarget { launch, process, console_socket };
+    let stopped = stop(&target, timeout, &mut write_stderr).map_err(failed)?;
+    clean_up(machine, running)?;
     write_stderr(&match stopped {
         Stopped::WasNotRunning => format!("{name} is not running"),
         Stopped::Gracefully => format!("{name} has shut down"),
@@ -45,15 +103,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// Removes what the hypervisor leaves behind; a supervisor does this itself.
-fn clear_up(machine: &KnownMachine) {
-    let supervisor = machine.running.as_ref().and_then(|running| running.supervisor);
+fn clean_up(machine: &KnownMachine, running: Option<&RunningMachine>) -> Result<(), Failure> {
+    let supervisor = running.and_then(|running| running.supervisor);
     let end = Instant::now() + SUPERVISOR_PATIENCE;
     while supervisor.is_some_and(|supervisor| supervisor.is_alive()) && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(10));
     }
-    for socket in machine.launch.needs.sockets_to_clear() {
-        // The next start removes them too, and then says what is in the way.
-        let _ = remove_stale(socket.below(&machine.launch.working_directory).as_path());
+    if let Some(launch) = &machine.launch {
+        for socket in launch.needs.sockets_to_clear() {
+            // The next start removes them too, and reports then what is in the way.
+            let _ = remove_stale(socket.below(&launch.working_directory).as_path());
+        }
     }
-    machine.state.clear_running();
+    remove_made(&machine.state.left_over_interfaces().map_err(failed)?);
+    if machine.state.activity().map_err(failed)? == Activity::Stopped {
+        machine.state.clear_running();
+    }
+    Ok(())
 }

@@ -29,28 +29,31 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let launch = launch_of(&spec, overrides, &runtime, &interruption)?;
     let mut processes = launch.needs.processes;
     processes.retain(|process| process.kind == SideProcessKind::Virtiofsd);
-    let manager = ServiceManager::of_environment();
+    let mut manager = ServiceManager::of_environment().unwrap_or_else(|error| {
+        write_stderr(&format!("the service manager does not receive: {error}"));
+        ServiceManager::default()
+    });
     let client = launch.user.as_deref().map(Identity::of).transpose().map_err(failed)?;
     let client = client.filter(|_| nix::unistd::geteuid().is_root());
     let mut daemons =
         SideProcesses::start(&processes, &launch.working_directory, client.as_ref(), &interruption).map_err(failed)?;
     let served = processes.len();
     write_stderr(&format!("{}: {served} virtiofs share{} served", launch.name, if served == 1 { "" } else { "s" }));
-    tell(&manager, "READY=1\nSTATUS=all shares are served");
+    notify(&mut manager, "READY=1\nSTATUS=all shares are served");
     while !daemons.is_empty() {
-        let (events, next) = daemons.tend();
+        let (events, next) = daemons.supervise();
         events.iter().for_each(|event| write_stderr(event));
         let longest = next.map_or(LOOK_EVERY, |time| time.saturating_duration_since(Instant::now()));
         if interruption.pause(longest).is_err() {
             break;
         }
     }
-    tell(&manager, "STOPPING=1");
+    notify(&mut manager, "STOPPING=1");
     Ok(())
 }
 
-fn tell(manager: &ServiceManager, lines: &str) {
-    if let Err(error) = manager.tell(lines) {
-        write_stderr(&format!("the service manager does not listen: {error}"));
+fn notify(manager: &mut ServiceManager, lines: &str) {
+    if let Err(error) = manager.notify(lines) {
+        write_stderr(&format!("the service manager does not receive: {error}"));
     }
 }

@@ -1,7 +1,8 @@
-//! Serves the console to any number of clients from one thread that never waits for one of them.
+//! Serves the console to several clients from one thread that never waits for one of them.
 
 use super::ConsoleError;
 use crate::sockets::remove_stale;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
 use std::fs::{self, Permissions};
 use std::io::{self, Read, Write};
@@ -9,11 +10,20 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-/// How much of the past a new client is shown.
+/// How much of the earlier output a new client is shown.
 const SCROLLBACK_BYTES: usize = 256 << 10;
 /// A client that is this far behind does not read any more.
 const LONGEST_BACKLOG_BYTES: usize = 1 << 20;
+/// More clients than this have to wait until one of them leaves.
+const MOST_CLIENTS: usize = 64;
+/// How often a client is read before the others are.
+const MOST_READS: usize = 16;
+/// How long no client is accepted after the kernel has refused one, for want of descriptors for instance.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+const HANG_UP: PollFlags = PollFlags::POLLHUP.union(PollFlags::POLLERR);
 
 /// The console of one machine.
 #[derive(Debug)]
@@ -22,13 +32,25 @@ pub struct ConsoleServer {
     path: PathBuf,
     scrollback: VecDeque<u8>,
     clients: Vec<Client>,
+    accept_after: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Client {
     stream: UnixStream,
     backlog: VecDeque<u8>,
-    gone: bool,
+    /// It has closed its end for writing, as `echo reboot | microvm console` does, and may still read.
+    has_finished: bool,
+    is_gone: bool,
+}
+
+/// Whether what clients type can be taken at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Typing {
+    /// Read it.
+    Accepted,
+    /// Leave it with the clients: the guest is behind.
+    Held,
 }
 
 impl ConsoleServer {
@@ -42,7 +64,8 @@ impl ConsoleServer {
         let listener = UnixListener::bind(path).map_err(failed)?;
         fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { listener, path: path.to_owned(), scrollback: VecDeque::new(), clients: Vec::new() })
+        let path = path.to_owned();
+        Ok(Self { listener, path, scrollback: VecDeque::new(), clients: Vec::new(), accept_after: None })
     }
 
     /// Where it is served.
@@ -50,63 +73,109 @@ impl ConsoleServer {
         &self.path
     }
 
-    /// What to wait for: the listener first, then each client, with whether it also waits to be written to.
-    pub fn descriptors(&self) -> Vec<(BorrowedFd<'_>, bool)> {
-        let clients = self.clients.iter().map(|client| (client.stream.as_fd(), !client.backlog.is_empty()));
-        std::iter::once((self.listener.as_fd(), false)).chain(clients).collect()
+    /// What to wait for.
+    pub fn interests(&self, typing: Typing) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        let listener = self.may_accept().then(|| (self.listener.as_fd(), PollFlags::POLLIN));
+        let clients = self.clients.iter().map(|client| (client.stream.as_fd(), client.interest(typing)));
+        listener.into_iter().chain(clients).collect()
     }
 
-    /// The guest has printed something.
+    /// When to call [`ConsoleServer::serve`] at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.accept_after
+    }
+
+    /// Shows the clients what the guest has printed.
     pub fn print(&mut self, bytes: &[u8]) {
         append(&mut self.scrollback, bytes, SCROLLBACK_BYTES);
         for client in &mut self.clients {
             client.backlog.extend(bytes);
             client.flush();
         }
-        self.forget_the_gone();
+        self.remove_gone();
     }
 
-    /// Takes new clients and writes to old ones; what was typed comes back.
-    pub fn serve(&mut self) -> Vec<u8> {
-        while let Ok((stream, _)) = self.listener.accept() {
-            if stream.set_nonblocking(true).is_ok() {
-                self.clients.push(Client { stream, backlog: self.scrollback.clone(), gone: false });
+    /// Accepts new clients and writes to old ones. Returns what was typed.
+    pub fn serve(&mut self, typing: Typing) -> Vec<u8> {
+        if self.accept_after.is_some_and(|time| time <= Instant::now()) {
+            self.accept_after = None;
+        }
+        while self.may_accept() {
+            match self.listener.accept() {
+                Ok((stream, _)) if stream.set_nonblocking(true).is_ok() => {
+                    let backlog = self.scrollback.clone();
+                    self.clients.push(Client { stream, backlog, has_finished: false, is_gone: false });
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => self.accept_after = Some(Instant::now() + ACCEPT_PAUSE),
             }
         }
         let mut typed = Vec::new();
         for client in &mut self.clients {
-            client.read(&mut typed);
+            if typing == Typing::Accepted || client.has_hung_up() {
+                client.read(&mut typed);
+            }
             client.flush();
         }
-        self.forget_the_gone();
+        self.remove_gone();
         typed
     }
 
-    fn forget_the_gone(&mut self) {
-        self.clients.retain(|client| !client.gone && client.backlog.len() <= LONGEST_BACKLOG_BYTES);
+    fn may_accept(&self) -> bool {
+        self.clients.len() < MOST_CLIENTS && self.accept_after.is_none()
+    }
+
+    fn remove_gone(&mut self) {
+        self.clients.retain(|client| !client.is_gone && client.backlog.len() <= LONGEST_BACKLOG_BYTES);
     }
 }
 
 impl Drop for ConsoleServer {
     fn drop(&mut self) {
-        // Nobody can be served there any more; a leftover is removed by the next start.
+        // A socket that stays is removed by the next start.
         let _ = fs::remove_file(&self.path);
     }
 }
 
 impl Client {
+    /// The end of what it types stays readable for ever, so it is not waited for again. That it hangs up is always
+    /// reported: poll(2).
+    fn interest(&self, typing: Typing) -> PollFlags {
+        let mut flags = PollFlags::empty();
+        if typing == Typing::Accepted && !self.has_finished {
+            flags |= PollFlags::POLLIN;
+        }
+        if !self.backlog.is_empty() {
+            flags |= PollFlags::POLLOUT;
+        }
+        flags
+    }
+
+    fn has_hung_up(&self) -> bool {
+        let mut descriptors = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
+        let polled = poll(&mut descriptors, PollTimeout::ZERO);
+        polled.is_ok() && descriptors[0].revents().is_some_and(|events| events.intersects(HANG_UP))
+    }
+
     fn read(&mut self, typed: &mut Vec<u8>) {
+        // Asked before reading: what it has sent before it hung up is then read below.
+        let has_hung_up = self.has_hung_up();
         let mut buffer = [0; 4096];
-        loop {
+        // One that types faster than this loop reads must not hold it up.
+        for _ in 0..MOST_READS {
             match self.stream.read(&mut buffer) {
-                // It has finished typing, as `echo reboot | microvm console` does, but may still be listening; when it
-                // is not, writing will tell.
-                Ok(0) => return,
+                Ok(0) => {
+                    self.has_finished = true;
+                    self.is_gone |= has_hung_up;
+                    return;
+                }
                 Ok(count) => typed.extend(&buffer[..count]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
-                    self.gone = true;
+                    self.is_gone = true;
                     return;
                 }
             }
@@ -122,7 +191,7 @@ impl Client {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
-                    self.gone = true;
+                    self.is_gone = true;
                     return;
                 }
             }
@@ -154,16 +223,16 @@ mod tests {
         let mut server = ConsoleServer::listen(&directory.path().join("console.sock")).unwrap();
         server.print(b"booting\n");
         let mut client = UnixStream::connect(server.path()).unwrap();
-        assert_eq!(server.serve(), b"");
+        assert_eq!(server.serve(Typing::Accepted), b"");
         assert_eq!(read_exactly(&mut client, 8), "booting\n");
         let mut other = UnixStream::connect(server.path()).unwrap();
-        server.serve();
+        server.serve(Typing::Accepted);
         server.print(b"login: ");
         assert_eq!(read_exactly(&mut client, 7), "login: ");
         assert_eq!(read_exactly(&mut other, 15), "booting\nlogin: ");
         other.write_all(b"root\n").unwrap();
-        assert_eq!(server.serve(), b"root\n");
-        assert_eq!(server.descriptors().len(), 3);
+        assert_eq!(server.serve(Typing::Accepted), b"root\n");
+        assert_eq!(server.interests(Typing::Accepted).len(), 3);
     }
 
     #[test]
@@ -171,7 +240,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut server = ConsoleServer::listen(&directory.path().join("console.sock")).unwrap();
         let _asleep = UnixStream::connect(server.path()).unwrap();
-        server.serve();
+        server.serve(Typing::Accepted);
         for _ in 0..400 {
             server.print(&[b'x'; 8192]);
         }
@@ -185,12 +254,52 @@ mod tests {
         let path = directory.path().join("console.sock");
         let mut server = ConsoleServer::listen(&path).unwrap();
         drop(UnixStream::connect(&path).unwrap());
-        server.serve();
+        server.serve(Typing::Accepted);
         server.print(b"x");
         server.print(b"x");
         assert_eq!(server.clients.len(), 0);
         assert!(matches!(ConsoleServer::listen(&path), Err(ConsoleError::Socket(_))));
         drop(server);
         assert!(!path.exists());
+    }
+
+    /// Whether something is to be done at once.
+    fn is_woken(server: &ConsoleServer, typing: Typing) -> bool {
+        let interests = server.interests(typing);
+        let mut descriptors: Vec<_> = interests.into_iter().map(|(fd, flags)| PollFd::new(fd, flags)).collect();
+        poll(&mut descriptors, PollTimeout::ZERO).unwrap() > 0
+    }
+
+    #[test]
+    fn a_client_that_has_left_does_not_wake_the_supervisor_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut server = ConsoleServer::listen(&directory.path().join("console.sock")).unwrap();
+        for typing in [Typing::Accepted, Typing::Held] {
+            let mut client = UnixStream::connect(server.path()).unwrap();
+            server.serve(typing);
+            client.write_all(b"reboot\n").unwrap();
+            drop(client);
+            assert!(is_woken(&server, typing));
+            assert_eq!(server.serve(typing), b"reboot\n", "{typing:?}");
+            assert!(!is_woken(&server, typing), "{typing:?}");
+            assert_eq!(server.clients.len(), 0);
+        }
+    }
+
+    #[test]
+    fn a_client_that_has_finished_typing_still_reads_and_does_not_wake_the_supervisor() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut server = ConsoleServer::listen(&directory.path().join("console.sock")).unwrap();
+        let mut client = UnixStream::connect(server.path()).unwrap();
+        client.write_all(b"uptime\n").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(server.serve(Typing::Accepted), b"uptime\n");
+        assert!(!is_woken(&server, Typing::Accepted));
+        server.print(b"up 3 days\n");
+        assert_eq!(read_exactly(&mut client, 10), "up 3 days\n");
+        drop(client);
+        assert!(is_woken(&server, Typing::Accepted));
+        server.serve(Typing::Accepted);
+        assert_eq!(server.clients.len(), 0);
     }
 }

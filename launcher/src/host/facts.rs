@@ -196,7 +196,7 @@ fn ask_version(
         Hypervisor::Crosvm | Hypervisor::Kvmtool => return Ok(None),
     };
     match interruption.run_quietly(Command::new(program).arg(argument)) {
-        Ok(ended) if ended.status.success() => Ok(Version::find_in(&ended.said)),
+        Ok(ended) if ended.status.success() => Ok(Version::find_in(&ended.output)),
         Err(ChildError::Interrupted(interrupted)) => Err(interrupted),
         _ => Ok(None),
     }

@@ -1,8 +1,9 @@
 //! `microvm delete`: a machine and all that it kept.
 
+use super::activity::{MachineActivity, Phase};
 use super::create::remove_directory;
 use super::layout::{Layout, Machine};
-use super::service::{Service, is_declared};
+use super::service::is_declared;
 use super::{ImperativeError, MachineName};
 use crate::place::Place;
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ pub struct Removal {
 /// configuration would only install it again.
 pub fn removal(layout: &Layout, name: &MachineName) -> Result<Removal, ImperativeError> {
     let machine = layout.existing(name)?;
-    if Service::of(name).is_active() {
+    if MachineActivity::of(&machine)?.phase() != Phase::Stopped {
         return Err(ImperativeError::Running(name.to_string()));
     }
     if machine.is_declared() && is_declared(name) {

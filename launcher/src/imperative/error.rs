@@ -1,5 +1,6 @@
 //! What goes wrong with a host's machines.
 
+use crate::state::StateError;
 use crate::visible::one_line;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,9 +37,15 @@ pub enum ImperativeError {
         /// Why.
         source: io::Error,
     },
-    /// The machine runs.
-    #[error("{0} runs; stop it first: microvm stop {0}")]
+    /// The machine runs, or is being started.
+    #[error("{0} is running; stop it first: microvm stop {0}")]
     Running(String),
+    /// The machine runs, but not in its service.
+    #[error("{0} is running outside of its service; stop it first: microvm stop {0}")]
+    OutsideOfService(String),
+    /// The state of a machine cannot be read.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The machine's runner has no vsock.
     #[error("{0} has no vsock.cid, which ssh needs; it is set by microvm.vsock.cid and microvm.vsock.ssh.enable")]
     NoVsock(String),
@@ -79,6 +86,9 @@ impl ImperativeError {
 
     /// Whether the user gave something wrong, rather than that something failed.
     pub fn is_bad_input(&self) -> bool {
-        !matches!(self, Self::File { .. } | Self::NoProgram { .. } | Self::Program { .. } | Self::NoFlake { .. })
+        !matches!(
+            self,
+            Self::File { .. } | Self::NoProgram { .. } | Self::Program { .. } | Self::NoFlake { .. } | Self::State(_)
+        )
     }
 }

@@ -1,7 +1,7 @@
 //! `microvm list`: what there is, what runs, and what of it is old.
 
+use super::activity::{MachineActivity, Phase};
 use super::layout::{Layout, Machine};
-use super::service::Service;
 use super::update::{Booted, booted};
 use super::{ImperativeError, nix};
 use serde::Serialize;
@@ -29,8 +29,8 @@ pub struct Row {
     pub name: String,
     /// What it is built from; null when it is part of the host's configuration.
     pub flake: Option<String>,
-    /// Whether it runs.
-    pub activity: Activity,
+    /// What it is doing.
+    pub activity: ListedActivity,
     /// Whether its runner is what the flake makes today.
     pub freshness: Freshness,
     /// Whether it was started with another runner than it has.
@@ -39,15 +39,17 @@ pub struct Row {
     pub problem: Option<String>,
 }
 
-/// Whether a machine runs.
+/// What a machine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Activity {
-    /// Its service is active.
+pub enum ListedActivity {
+    /// It runs, however it was started.
     Running,
-    /// It is not active, but was not stopped either: it failed, or ended with the host.
+    /// It is being started.
+    Starting,
+    /// It does not run, but its service was not stopped either: it has failed, or ended with the host.
     Stopped,
-    /// It is not active: it was stopped in order, or never started.
+    /// It does not run: it was stopped, or never started.
     NotBooted,
 }
 
@@ -95,12 +97,13 @@ fn take<'machines>(next: &AtomicUsize, machines: &'machines [Machine]) -> Option
 }
 
 fn row(machine: &Machine, evaluation: Evaluation) -> Row {
-    let activity = if Service::of(&machine.name).is_active() {
-        Activity::Running
-    } else if fs::symlink_metadata(machine.booted()).is_ok() {
-        Activity::Stopped
-    } else {
-        Activity::NotBooted
+    let activity = MachineActivity::of(machine);
+    let problem = activity.as_ref().err().map(ToString::to_string);
+    let activity = match activity.map(|activity| activity.phase()) {
+        Ok(Phase::Running) => ListedActivity::Running,
+        Ok(Phase::Starting) => ListedActivity::Starting,
+        _ if fs::symlink_metadata(machine.booted()).is_ok() => ListedActivity::Stopped,
+        _ => ListedActivity::NotBooted,
     };
     let mut row = Row {
         name: machine.name.to_string(),
@@ -108,7 +111,7 @@ fn row(machine: &Machine, evaluation: Evaluation) -> Row {
         activity,
         freshness: Freshness::Unknown,
         stale: booted(machine) == Booted::Another,
-        problem: None,
+        problem,
     };
     let current = match fs::read_link(machine.current()) {
         Ok(current) => current,

@@ -4,6 +4,7 @@
 //! was started with; and `flake`, what it is built from. A machine of the host's own configuration has `toplevel` instead,
 //! and is the host's to update. Each change is one rename, so whatever interrupts it leaves the old state.
 
+mod activity;
 mod create;
 mod delete;
 mod error;
@@ -18,15 +19,16 @@ mod service;
 mod ssh;
 mod update;
 
+pub use activity::{MachineActivity, Phase, state_of};
 pub use create::create;
 pub use delete::{Removal, delete, removal};
 pub use error::ImperativeError;
 pub use flake::FlakeReference;
 pub use layout::{Layout, Machine};
-pub use list::{Activity, Evaluation, Freshness, Row, list};
+pub use list::{Evaluation, Freshness, ListedActivity, Row, list};
 pub use machined::{register, unregister};
 pub use name::MachineName;
 pub use pci::PciBus;
-pub use service::{Service, is_declared};
+pub use service::{Service, ServiceState, is_declared};
 pub use ssh::{connect_vsock, ssh_command};
 pub use update::{Booted, Updated, update};

@@ -9,15 +9,37 @@ pub struct Service {
     unit: String,
 }
 
+/// The state of a service, `ActiveState` in systemd(1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceState {
+    /// It does not run, or has failed.
+    Inactive,
+    /// It is being started, or systemd waits to start it again.
+    Starting,
+    /// It runs.
+    Active,
+    /// It is being stopped.
+    Stopping,
+}
+
 impl Service {
     /// The service of the machine.
     pub fn of(name: &MachineName) -> Self {
         Self { unit: format!("microvm@{name}.service") }
     }
 
-    /// Whether it is active; without systemd nothing is.
-    pub fn is_active(&self) -> bool {
-        quiet(Command::new("systemctl").args(["--quiet", "is-active", &self.unit]))
+    /// What systemd says of it; without systemd no service is active.
+    pub fn state(&self) -> ServiceState {
+        let mut command = Command::new("systemctl");
+        command.args(["show", "--property=ActiveState", "--value", &self.unit]);
+        let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output();
+        let state = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+        match state.as_str() {
+            "active" | "reloading" | "refreshing" => ServiceState::Active,
+            "activating" => ServiceState::Starting,
+            "deactivating" => ServiceState::Stopping,
+            _ => ServiceState::Inactive,
+        }
     }
 
     /// Carries out a verb of systemctl: start, stop, restart.

@@ -8,6 +8,7 @@ pub mod tap;
 use crate::child::{Identity, NoSuchUser};
 use crate::launch::{BridgeNeed, Needs};
 use nix::unistd::{Uid, User, geteuid};
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::PathBuf;
 
@@ -122,29 +123,49 @@ pub enum NetworkError {
     NoSuchUser(#[from] NoSuchUser),
 }
 
-/// Interfaces that were made for a start; removed again when that fails.
+/// A network interface that a launcher has made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MadeInterface {
+    /// Its name.
+    pub name: String,
+    /// Its number, which distinguishes it from one of the same name that was made later.
+    pub index: i32,
+}
+
+/// Interfaces that were made for a machine; removed when this is dropped.
 #[derive(Debug, Default)]
-pub struct CreatedInterfaces(Vec<String>);
+pub struct CreatedInterfaces(Vec<MadeInterface>);
 
 impl CreatedInterfaces {
-    /// The names of those that were made.
-    pub fn names(&self) -> &[String] {
+    /// Those that were made.
+    pub fn made(&self) -> &[MadeInterface] {
         &self.0
     }
 
-    /// Keeps them.
-    pub fn keep(mut self) {
-        self.0.clear();
+    fn add(&mut self, name: &str) -> Result<(), NetworkError> {
+        let found = netlink::find(name).map_err(|source| NetworkError::Kernel { name: name.to_owned(), source })?;
+        let link = found.ok_or_else(|| NetworkError::Vanished(name.to_owned()))?;
+        self.0.push(MadeInterface { name: name.to_owned(), index: link.index });
+        Ok(())
     }
 }
 
 impl Drop for CreatedInterfaces {
     fn drop(&mut self) {
-        for name in &self.0 {
-            if let Ok(Some(link)) = netlink::find(name) {
-                // Whoever made it may remove it; if not, `microvm tap down` does.
-                let _ = netlink::delete(link.index);
-            }
+        remove_made(&self.0);
+    }
+}
+
+/// Removes interfaces that were made for a machine that has ended. One that is no longer there, or that somebody has made
+/// anew, is left alone.
+pub fn remove_made(interfaces: &[MadeInterface]) {
+    for made in interfaces {
+        if let Ok(Some(link)) = netlink::find(&made.name)
+            && link.index == made.index
+        {
+            // Who made it may remove it. If not, `microvm tap down` reports why.
+            let _ = netlink::delete(link.index);
         }
     }
 }
@@ -157,12 +178,12 @@ pub fn make_ready(needs: &Needs) -> Result<CreatedInterfaces, NetworkError> {
     let mut created = CreatedInterfaces::default();
     for tap in &needs.taps {
         if tap::make_ready(tap, owner_id(tap.owner.as_deref())?)? == InterfaceState::Created {
-            created.0.push(tap.name.clone());
+            created.add(&tap.name)?;
         }
     }
     for macvtap in &needs.macvtaps {
         if macvtap::make_ready(macvtap, owner_id(macvtap.owner.as_deref())?)? == InterfaceState::Created {
-            created.0.push(macvtap.name.clone());
+            created.add(&macvtap.name)?;
         }
     }
     for bridge in &needs.bridges {

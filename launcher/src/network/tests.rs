@@ -35,14 +35,14 @@ fn a_tap_is_made_with_its_flags_and_removed() {
         let tap = TapNeed { multi_queue, owner: Some("nobody".to_owned()), ..tap() };
         let nobody = owner_id(Some("nobody")).unwrap();
         let created = make_ready(&needs(vec![tap.clone()])).unwrap();
-        assert_eq!(created.names(), ["web0"]);
-        created.keep();
+        assert_eq!(created.made()[0].name, "web0");
+        std::mem::forget(created);
         let link = netlink::find("web0").unwrap().unwrap();
         assert!(link.is_up);
         let wanted =
             netlink::Tun { is_tap: true, owner: Some(nobody.as_raw()), multi_queue, vnet_hdr: true, persistent: true };
         assert_eq!(link.tun, Some(wanted));
-        assert_eq!(make_ready(&needs(vec![tap.clone()])).unwrap().names(), [""; 0]);
+        assert_eq!(make_ready(&needs(vec![tap.clone()])).unwrap().made(), []);
         assert!(inspect(&needs(vec![tap.clone()])).is_empty());
         tap::remove(&tap).unwrap();
         assert_eq!(netlink::find("web0").unwrap(), None);
@@ -55,7 +55,7 @@ fn a_tap_with_other_queues_is_refused() {
     if !in_new_namespace() {
         return;
     }
-    make_ready(&needs(vec![TapNeed { multi_queue: true, ..tap() }])).unwrap().keep();
+    std::mem::forget(make_ready(&needs(vec![TapNeed { multi_queue: true, ..tap() }])).unwrap());
     let error = make_ready(&needs(vec![tap()])).unwrap_err().to_string();
     assert!(error.contains("was made with multi_queue"), "{error}");
     assert!(error.contains("ip link delete web0 && sudo ip tuntap add web0 mode tap user root vnet_hdr"), "{error}");
@@ -66,7 +66,7 @@ fn a_tap_of_somebody_else_is_refused() {
     if !in_new_namespace() {
         return;
     }
-    make_ready(&needs(vec![TapNeed { owner: Some("nobody".to_owned()), ..tap() }])).unwrap().keep();
+    std::mem::forget(make_ready(&needs(vec![TapNeed { owner: Some("nobody".to_owned()), ..tap() }])).unwrap());
     let other = tap::inspect(&tap(), Uid::from_raw(12345)).unwrap_err().to_string();
     assert!(other.contains("belongs to nobody, but 12345 is to open it"), "{other}");
     tap::inspect(&tap(), Uid::from_raw(0)).unwrap();
@@ -136,4 +136,21 @@ fn a_macvtap_is_made_opened_and_removed() {
     assert_eq!(netlink::find("web1").unwrap(), None);
     let error = macvtap::make_ready(&MacvtapNeed { link: "none0".to_owned(), ..macvtap }, geteuid()).unwrap_err();
     assert!(error.to_string().contains("is to hang on none0, but there is no such interface"), "{error}");
+}
+
+#[test]
+fn an_interface_that_was_made_anew_by_somebody_else_is_not_removed() {
+    if !in_new_namespace() {
+        return;
+    }
+    let created = make_ready(&needs(vec![tap()])).unwrap();
+    let former = created.made().to_vec();
+    drop(created);
+    assert_eq!(netlink::find("web0").unwrap(), None);
+    let again = make_ready(&needs(vec![tap()])).unwrap();
+    assert_ne!(again.made(), former);
+    remove_made(&former);
+    assert!(netlink::find("web0").unwrap().is_some());
+    remove_made(again.made());
+    assert_eq!(netlink::find("web0").unwrap(), None);
 }

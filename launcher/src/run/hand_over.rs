@@ -1,9 +1,12 @@
 //! Becoming the hypervisor: same process, same number, nothing of the launcher left.
 
+use super::clean_up::clean_up_later;
 use super::{Prepared, RunError};
 use crate::interruption::Interruption;
 use crate::launch::Launch;
 use crate::state::{MachineState, ProcessIdentity, RunningMachine, StateError};
+use nix::fcntl::{FcntlArg, FdFlag, Flock, fcntl};
+use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,10 +15,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub(super) fn command(launch: &Launch, prepared: &Prepared) -> Command {
     let mut command = Command::new(&prepared.program);
     command.arg0(&launch.process_name).args(&prepared.arguments).current_dir(launch.working_directory.as_path());
-    // Whoever has it could tell the service manager lies.
+    // Only the launcher reports to the service manager.
     command.env_remove("NOTIFY_SOCKET").envs(&launch.environment);
     prepared.hand_on_descriptors(&mut command);
     command
+}
+
+/// What the launcher keeps until it is the hypervisor.
+pub(super) struct Until<'run> {
+    pub(super) interruption: &'run Interruption,
+    /// The mark of the state directory, which the hypervisor inherits.
+    pub(super) held: Flock<File>,
 }
 
 /// Returns only when it fails.
@@ -23,7 +33,7 @@ pub(super) fn become_hypervisor(
     launch: &Launch,
     prepared: Prepared,
     state: &MachineState,
-    interruption: &Interruption,
+    until: Until<'_>,
 ) -> RunError {
     let written = own_process(state).and_then(|hypervisor| {
         let machine = RunningMachine {
@@ -32,33 +42,47 @@ pub(super) fn become_hypervisor(
             started_unix_seconds: unix_seconds(),
             console_socket: None,
             guest_ready: None,
+            interfaces: prepared.interfaces.made().to_vec(),
         };
-        state.write_running(&machine)
+        state.write_running(&machine).map(|()| hypervisor)
     });
-    if let Err(error) = written {
-        return error.into();
-    }
-    let error = exec(launch, prepared, interruption);
+    let error = match written {
+        Ok(hypervisor) => exec(launch, prepared, state, (hypervisor, until)),
+        Err(error) => error.into(),
+    };
     state.clear_running();
     error
 }
 
-fn exec(launch: &Launch, prepared: Prepared, interruption: &Interruption) -> RunError {
+fn exec(
+    launch: &Launch,
+    prepared: Prepared,
+    state: &MachineState,
+    (hypervisor, until): (ProcessIdentity, Until<'_>),
+) -> RunError {
     let program = prepared.program.display().to_string();
     let failed = |source| RunError::Start { program: program.clone(), source };
+    if !prepared.interfaces.made().is_empty()
+        && let Err(source) = clean_up_later(state, hypervisor)
+    {
+        return RunError::System { action: "starting the process that removes the network interfaces", source };
+    }
     if let Some(identity) = &prepared.identity
         && let Err(source) = identity.assume()
     {
         return failed(source);
     }
-    if let Err(interrupted) = interruption.check() {
+    if let Err(interrupted) = until.interruption.check() {
         return interrupted.into();
     }
     let mut command = command(launch, &prepared);
-    if let Err(source) = interruption.let_through() {
+    if let Err(errno) = fcntl(&*until.held, FcntlArg::F_SETFD(FdFlag::empty())) {
+        return failed(errno.into());
+    }
+    if let Err(source) = until.interruption.restore_mask() {
         return failed(source);
     }
-    // The destructors of what was prepared run only when it comes back.
+    // The destructors of what was prepared run only if this returns.
     failed(command.exec())
 }
 

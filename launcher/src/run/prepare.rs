@@ -1,5 +1,4 @@
-//! Making everything that must be there before the hypervisor starts. What was made is removed again when this is
-//! dropped before the hypervisor has taken over.
+//! Making everything that the hypervisor needs before it starts. What was made is removed again when this is dropped.
 
 use super::RunError;
 use crate::child::{Identity, hand_on};
@@ -11,9 +10,10 @@ use crate::network::{self, CreatedInterfaces, macvtap};
 use crate::path::HostPath;
 use crate::place::{Directory, Place, require_out_of_reach};
 use crate::programs::find_program;
+use crate::readiness::ServiceManager;
 use crate::side_processes::SideProcesses;
 use crate::sockets::remove_stale;
-use crate::state::RuntimeDirectory;
+use crate::state::{RuntimeDirectory, StartLock};
 use crate::store_disk;
 use crate::volumes::{self, Locking, VolumeLock, VolumeState};
 use nix::fcntl::{FcntlArg, fcntl};
@@ -21,6 +21,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// Asks the service manager for more time than the start has by itself, in microseconds: sd_notify(3).
+const EXTEND_TIMEOUT: &str = "EXTEND_TIMEOUT_USEC=60000000\nSTATUS=making the disks";
 
 /// A machine whose hypervisor may start.
 #[derive(Debug)]
@@ -64,9 +67,9 @@ impl Prepared {
     /// [`RunError`].
     pub fn make(
         launch: &Launch,
-        runtime: &RuntimeDirectory,
+        lock: &mut StartLock,
         interruption: &Interruption,
-        talk: &mut dyn FnMut(&str),
+        message: &mut dyn FnMut(&str),
     ) -> Result<Self, RunError> {
         let program = find_program(&launch.program)?;
         let identity = launch.user.as_deref().map(Identity::of).transpose()?;
@@ -78,11 +81,8 @@ impl Prepared {
         if !problems.is_empty() {
             return Err(RunError::Missing(problems));
         }
-        if let Some(need) = &launch.needs.store_disk {
-            store_disk::make(need, &launch.working_directory, identity.as_ref(), interruption)?;
-        }
-        let locks = step.lock_volumes(runtime)?;
-        step.make_volumes(talk)?;
+        let locks = step.lock_volumes(&lock.runtime())?;
+        step.make_disks(message)?;
         step.check_formats()?;
         for socket in launch.needs.sockets_to_clear() {
             remove_stale(step.absolute(socket).as_path())?;
@@ -90,8 +90,9 @@ impl Prepared {
         step.write_files()?;
         interruption.check()?;
         let interfaces = network::make_ready(&launch.needs)?;
-        for name in interfaces.names() {
-            talk(&format!("made network interface {name}"));
+        lock.record_interfaces(interfaces.made())?;
+        for made in interfaces.made() {
+            message(&format!("made network interface {}", made.name));
         }
         step.check_side_processes()?;
         let side_processes =
@@ -189,12 +190,25 @@ impl Step<'_> {
         Ok(())
     }
 
-    fn make_volumes(&self, talk: &mut dyn FnMut(&str)) -> Result<(), RunError> {
+    /// A disk takes as long as it takes: the service manager must not take that for a start that hangs.
+    fn make_disks(&self, message: &mut dyn FnMut(&str)) -> Result<(), RunError> {
+        // One that does not receive misses nothing that the start needs.
+        let mut manager = ServiceManager::of_environment().unwrap_or_default();
+        let report = move || drop(manager.notify(EXTEND_TIMEOUT));
+        self.interruption.while_reporting(report, || {
+            if let Some(need) = &self.launch.needs.store_disk {
+                store_disk::make(need, &self.launch.working_directory, self.identity, self.interruption)?;
+            }
+            self.make_volumes(message)
+        })
+    }
+
+    fn make_volumes(&self, message: &mut dyn FnMut(&str)) -> Result<(), RunError> {
         for need in &self.launch.needs.volumes {
             let mut need = need.clone();
             need.image = self.absolute(&need.image);
             if volumes::make_ready(&need, self.identity, self.interruption)? == VolumeState::Created {
-                talk(&format!("created volume {} with {}", need.image, need.fs_type));
+                message(&format!("created volume {} with {}", need.image, need.fs_type));
             }
         }
         Ok(())
@@ -233,7 +247,7 @@ impl Step<'_> {
         let mut command = Command::new(program.as_path());
         command.current_dir(self.launch.working_directory.as_path());
         match self.interruption.run_for_output(&mut command) {
-            Ok(ended) if ended.status.success() => Ok(ended.said.split_whitespace().map(str::to_owned).collect()),
+            Ok(ended) if ended.status.success() => Ok(ended.output.split_whitespace().map(str::to_owned).collect()),
             Ok(ended) => Err(failed(format!("ended with {}", ended.status))),
             Err(ChildError::Interrupted(interrupted)) => Err(interrupted.into()),
             Err(ChildError::System(error)) => Err(failed(error.to_string())),

@@ -1,64 +1,115 @@
-//! Watching over a hypervisor: its console, its side processes, the guest's word that it is ready, and the signals that
-//! ask for its end. One thread waits for all of them; what may take long, as stopping does, has a thread of its own.
+//! Supervising the hypervisor: its console, the service manager, the processes beside it, and a graceful end.
+//!
+//! One loop waits for everything at once. Nothing in it waits for anything else: output has a thread that writes it, and a
+//! stop has a thread that asks the guest. Without an event the loop sleeps.
 
 use super::hand_over::{command, unix_seconds};
+use super::output::OutputWriter;
 use super::{Prepared, RunError};
 use crate::child::{OnParentDeath, prepare};
 use crate::console::ConsoleServer;
+use crate::console::server::Typing;
 use crate::console::terminal::{RawTerminal, make_raw};
 use crate::control::Controller;
-use crate::interruption::{Interruption, end_group};
+use crate::interruption::{Interrupted, Interruption, end_group};
 use crate::launch::Launch;
-use crate::readiness::{GuestListener, ServiceManager};
+use crate::network::CreatedInterfaces;
+use crate::readiness::{GuestListener, GuestMessage, ServiceManager};
 use crate::shutdown::{StopTarget, stop};
 use crate::side_processes::SideProcesses;
 use crate::state::{MachineState, ProcessIdentity, RunningMachine, StateError};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use crate::visible::lines;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long to wait when nothing else says when to look again.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// How often to ask a starting hypervisor whether it runs.
-const ASK_EVERY: Duration = Duration::from_millis(20);
+/// How long to wait before a starting hypervisor is asked again whether it runs; doubled up to the second.
+const FIRST_QUESTION_AFTER: Duration = Duration::from_millis(20);
+const LONGEST_QUESTION_GAP: Duration = Duration::from_secs(1);
 /// What may wait to be typed before more is not read from the clients.
 const LONGEST_INPUT_BYTES: usize = 64 << 10;
+/// How often the hypervisor's terminal is read before the loop turns to the rest.
+const MOST_READS: usize = 16;
 
 pub(super) struct Supervisor<'run> {
     pub(super) launch: &'run Launch,
     pub(super) state: &'run MachineState,
     pub(super) stop_timeout: Duration,
     pub(super) interruption: &'run Interruption,
-    pub(super) talk: &'run mut dyn FnMut(&str),
 }
 
-/// What other threads report.
-enum Report {
-    HypervisorRuns,
-    Talk(String),
+/// What is supervised.
+struct Supervised {
+    console: Console,
+    side_processes: SideProcesses,
+    listener: Option<GuestListener>,
+    machine: RunningMachine,
+    manager: ServiceManager,
+    /// Becomes readable when the hypervisor answers on its control socket.
+    hypervisor_runs: Option<UnixStream>,
+    /// The signal that began the stop.
+    stopping: Option<Signal>,
+    messages: OutputWriter,
+    /// Removed when the machine has ended, however that came.
+    _interfaces: CreatedInterfaces,
+}
+
+impl Supervised {
+    fn message(&self, text: &str) {
+        self.messages.push(format!("{}\n", lines(text)).as_bytes());
+    }
+
+    fn notify(&mut self, lines: &str) {
+        if let Err(error) = self.manager.notify(lines) {
+            self.message(&format!("the service manager does not receive: {error}"));
+        }
+    }
+
+    /// Waits for an event, at most until the deadline.
+    fn wait(&self, interruption: &Interruption, deadline: Option<Instant>) {
+        let mut interests = vec![(interruption.as_fd(), PollFlags::POLLIN)];
+        interests.extend(self.console.interests());
+        interests.extend(self.listener.iter().flat_map(GuestListener::interests));
+        interests.extend(self.manager.interest());
+        interests.extend(self.hypervisor_runs.iter().map(|stream| (stream.as_fd(), PollFlags::POLLIN)));
+        let own = [self.console.server.deadline(), self.listener.as_ref().and_then(GuestListener::deadline)];
+        let deadline = own.into_iter().flatten().chain(deadline).min();
+        let timeout = deadline.map_or(PollTimeout::NONE, |time| {
+            // Rounded up: a wait that ends too early would be repeated until the deadline has come.
+            let left = time.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        let mut descriptors: Vec<_> = interests.into_iter().map(|(fd, flags)| PollFd::new(fd, flags)).collect();
+        // After an error the caller looks at everything as after an event.
+        let _ = poll(&mut descriptors, timeout);
+    }
 }
 
 impl Supervisor<'_> {
     /// Runs the machine to its end.
-    pub(super) fn run(mut self, mut prepared: Prepared) -> Result<(), RunError> {
-        let manager = ServiceManager::of_environment();
+    pub(super) fn run(self, mut prepared: Prepared) -> Result<(), RunError> {
+        let messages = OutputWriter::start(io::stderr());
+        let manager = ServiceManager::of_environment().unwrap_or_else(|error| {
+            messages.push(format!("the service manager does not receive: {error}\n").as_bytes());
+            ServiceManager::default()
+        });
         let listener = self.listen_for_guest()?;
-        let path = self.console_path();
-        let server = ConsoleServer::listen(&path)?;
+        let server = ConsoleServer::listen(&self.console_path())?;
         let began = Instant::now();
         let (mut child, master) = self.spawn(&mut prepared)?;
-        let watched = self.write_state(&child, &server);
-        let machine = match watched {
+        let machine = match self.write_state(&child, &server, &prepared) {
             Ok(machine) => machine,
             Err(error) => {
                 end_group(&mut child);
@@ -66,30 +117,30 @@ impl Supervisor<'_> {
             }
         };
         let Prepared { side_processes, interfaces, .. } = prepared;
-        interfaces.keep();
-        let mut watch = Watch {
+        let mut supervised = Supervised {
             console: Console::new(server, master),
             side_processes,
             listener,
             machine,
-            reports: self.ask_whether_it_runs(),
+            hypervisor_runs: self.ask_whether_it_runs(&manager),
             manager,
             stopping: None,
+            messages,
+            _interfaces: interfaces,
         };
-        let status = self.wait(&mut child, &mut watch)?;
+        let status = self.supervise(&mut child, &mut supervised)?;
         // What it wrote right before its end.
-        watch.console.print();
-        // The end itself is what is to be told; who does not listen has it from the exit code.
-        let _ = watch.manager.tell("STOPPING=1");
-        self.outcome(status, &watch, began)
+        supervised.console.print();
+        supervised.notify("STOPPING=1");
+        supervised.console.stdout.finish();
+        supervised.messages.finish();
+        self.outcome(status, supervised.stopping, began)
     }
 
-    fn outcome(&self, status: ExitStatus, watch: &Watch, began: Instant) -> Result<(), RunError> {
-        match &watch.stopping {
+    fn outcome(&self, status: ExitStatus, stopping: Option<Signal>, began: Instant) -> Result<(), RunError> {
+        match stopping {
             // Ctrl-C ends the command as interrupted; a service manager's SIGTERM is an orderly end.
-            Some(stopping) if stopping.signal == Signal::SIGINT => {
-                Err(crate::interruption::Interrupted(Signal::SIGINT).into())
-            }
+            Some(Signal::SIGINT) => Err(Interrupted(Signal::SIGINT).into()),
             Some(_) => Ok(()),
             None if status.success() => Ok(()),
             None => Err(RunError::Failed {
@@ -122,7 +173,7 @@ impl Supervisor<'_> {
         let input = terminal.slave.try_clone().map_err(failed)?;
         let mut command = command(self.launch, prepared);
         command.stdin(Stdio::from(input)).stdout(Stdio::from(terminal.slave));
-        // A group of its own: ctrl-C is for the supervisor, who asks the guest first.
+        // A group of its own: ctrl-C is for the supervisor, which asks the guest first.
         command.process_group(0);
         prepare(&mut command, OnParentDeath::Terminate, prepared.identity.clone());
         let program = prepared.program.display().to_string();
@@ -132,11 +183,16 @@ impl Supervisor<'_> {
         Ok((child, File::from(terminal.master)))
     }
 
-    fn write_state(&self, child: &Child, server: &ConsoleServer) -> Result<RunningMachine, RunError> {
+    fn write_state(
+        &self,
+        child: &Child,
+        server: &ConsoleServer,
+        prepared: &Prepared,
+    ) -> Result<RunningMachine, RunError> {
         let failed = |source| StateError::File { path: self.state.directory().to_owned(), source };
         let pid = i32::try_from(child.id()).unwrap_or(0);
         let supervisor = ProcessIdentity::own().map_err(failed)?;
-        // It may have ended already: then there is nothing to stop, and the wait below tells how it ended.
+        // It may have ended already: then there is nothing to stop, and the loop below finds out how it ended.
         let hypervisor = ProcessIdentity::of(pid).unwrap_or(ProcessIdentity { pid, start_ticks: 0 });
         let machine = RunningMachine {
             hypervisor,
@@ -144,211 +200,228 @@ impl Supervisor<'_> {
             started_unix_seconds: unix_seconds(),
             console_socket: Some(server.path().to_owned()),
             guest_ready: self.launch.notification.as_ref().map(|_| false),
+            interfaces: prepared.interfaces.made().to_vec(),
         };
         self.state.write_running(&machine)?;
         Ok(machine)
     }
 
-    fn ask_whether_it_runs(&self) -> Receiver<Report> {
-        let (sender, receiver) = channel();
+    /// Asks from a thread of its own, and only if the service manager waits for the answer.
+    fn ask_whether_it_runs(&self, manager: &ServiceManager) -> Option<UnixStream> {
+        if !manager.is_there() {
+            return None;
+        }
+        let (ours, mut theirs) = UnixStream::pair().ok()?;
         let socket = self.launch.control.clone();
-        let working_directory = self.launch.working_directory.clone();
+        let controller = socket.map(|socket| Controller::new(&socket, &self.launch.working_directory));
         thread::spawn(move || {
-            let runs = |controller: &Controller| controller.status().is_ok();
-            let controller = socket.map(|socket| Controller::new(&socket, &working_directory));
-            while controller.as_ref().is_some_and(|controller| !runs(controller)) {
-                // Ends with the process; a dead hypervisor ends the process.
-                thread::sleep(ASK_EVERY);
+            let mut gap = FIRST_QUESTION_AFTER;
+            while controller.as_ref().is_some_and(|controller| controller.status().is_err()) {
+                // Ends with the process, which ends with the hypervisor.
+                thread::sleep(gap);
+                gap = (gap * 2).min(LONGEST_QUESTION_GAP);
             }
-            // The receiver is gone when the machine is.
-            let _ = sender.send(Report::HypervisorRuns);
+            // The machine may have ended.
+            let _ = theirs.write_all(b".");
         });
-        receiver
+        Some(ours)
     }
 
-    fn wait(&mut self, child: &mut Child, watch: &mut Watch) -> Result<ExitStatus, RunError> {
+    /// The event loop.
+    fn supervise(&self, child: &mut Child, supervised: &mut Supervised) -> Result<ExitStatus, RunError> {
         loop {
+            // Signals come first: a child that ends after it was looked at below wakes the wait at the end.
+            if let Err(interrupted) = self.interruption.check() {
+                self.interruption.forget();
+                self.begin_to_stop(interrupted.0, child, supervised);
+            }
             let failed = |source| RunError::System { action: "waiting for the hypervisor", source };
             if let Some(status) = child.try_wait().map_err(failed)? {
                 return Ok(status);
             }
-            let (events, next) = watch.side_processes.tend();
-            events.iter().for_each(|event| (self.talk)(event));
-            self.hear_reports(watch);
-            self.hear_guest(watch);
-            if let Err(interrupted) = self.interruption.check() {
-                self.interruption.forget();
-                self.begin_to_stop(interrupted.0, child, watch);
-            }
-            let until_next = next.map_or(LOOK_EVERY, |time| time.saturating_duration_since(Instant::now()));
-            watch.console.wait_and_serve(self.interruption, watch.listener.as_ref(), until_next.min(LOOK_EVERY));
+            let (events, next) = supervised.side_processes.supervise();
+            events.iter().for_each(|event| supervised.message(event));
+            self.receive_from_hypervisor(supervised);
+            self.receive_from_guest(supervised);
+            supervised.notify_pending();
+            supervised.console.serve();
+            supervised.wait(self.interruption, next);
         }
     }
 
-    fn hear_reports(&mut self, watch: &mut Watch) {
-        while let Ok(report) = watch.reports.try_recv() {
-            match report {
-                Report::Talk(text) => (self.talk)(&text),
-                Report::HypervisorRuns => {
-                    let waits_for_guest = watch.listener.is_some();
-                    let told = if waits_for_guest { "STATUS=the guest boots" } else { "READY=1\nSTATUS=runs" };
-                    self.tell_manager(watch, told);
+    fn receive_from_hypervisor(&self, supervised: &mut Supervised) {
+        let Some(stream) = &mut supervised.hypervisor_runs else { return };
+        if !is_readable(stream.as_fd()) {
+            return;
+        }
+        supervised.hypervisor_runs = None;
+        let waits_for_guest = supervised.listener.is_some();
+        supervised.notify(if waits_for_guest { "STATUS=the guest boots" } else { "READY=1\nSTATUS=runs" });
+    }
+
+    fn receive_from_guest(&self, supervised: &mut Supervised) {
+        let messages = supervised.listener.as_mut().map(GuestListener::receive).unwrap_or_default();
+        for GuestMessage { is_ready, status } in messages {
+            if let Some(status) = status {
+                supervised.notify(&format!("STATUS=guest: {status}"));
+            }
+            if is_ready && supervised.machine.guest_ready == Some(false) {
+                supervised.machine.guest_ready = Some(true);
+                if let Err(error) = self.state.write_running(&supervised.machine) {
+                    supervised.message(&error.to_string());
                 }
-            }
-        }
-        let talk = watch.stopping.as_ref().map(|stopping| &stopping.talk);
-        while let Some(Ok(Report::Talk(text))) = talk.map(Receiver::try_recv) {
-            (self.talk)(&text);
-        }
-    }
-
-    fn hear_guest(&mut self, watch: &mut Watch) {
-        while let Some(word) = watch.listener.as_ref().and_then(GuestListener::take) {
-            if let Some(status) = word.status {
-                self.tell_manager(watch, &format!("STATUS=guest: {status}"));
-            }
-            if word.is_ready && watch.machine.guest_ready == Some(false) {
-                watch.machine.guest_ready = Some(true);
-                if let Err(error) = self.state.write_running(&watch.machine) {
-                    (self.talk)(&error.to_string());
-                }
-                self.tell_manager(watch, "READY=1\nSTATUS=the guest has booted");
+                supervised.notify("READY=1\nSTATUS=the guest has booted");
             }
         }
     }
 
-    fn tell_manager(&mut self, watch: &Watch, lines: &str) {
-        if let Err(error) = watch.manager.tell(lines) {
-            (self.talk)(&format!("the service manager does not listen: {error}"));
-        }
-    }
-
-    /// The first signal asks the guest; the second one does not ask any more.
-    fn begin_to_stop(&mut self, signal: Signal, child: &mut Child, watch: &mut Watch) {
-        if watch.stopping.is_some() {
-            (self.talk)("asked again: killing the hypervisor");
-            // It may have ended this moment, and then need not be killed.
+    /// The first signal asks the guest to shut down; the second one kills the hypervisor.
+    fn begin_to_stop(&self, signal: Signal, child: &mut Child, supervised: &mut Supervised) {
+        if supervised.stopping.is_some() {
+            supervised.message("asked again: killing the hypervisor");
+            // If it has just ended, it need not be killed.
             let _ = child.kill();
             return;
         }
-        self.tell_manager(watch, "STOPPING=1\nSTATUS=stopping");
-        let (sender, talk) = channel();
-        let (launch, process, timeout) = (self.launch.clone(), watch.machine.hypervisor, self.stop_timeout);
-        let console_socket = watch.machine.console_socket.clone();
+        supervised.notify("STOPPING=1\nSTATUS=stopping");
+        let (launch, process, timeout) = (self.launch.clone(), supervised.machine.hypervisor, self.stop_timeout);
+        let console_socket = supervised.machine.console_socket.clone();
+        let messages = supervised.messages.clone();
         thread::spawn(move || {
             let target = StopTarget { launch: &launch, process: Some(process), console_socket };
-            // Nobody hears it when the machine has ended meanwhile.
-            let mut say = |text: &str| drop(sender.send(Report::Talk(text.to_owned())));
-            if let Err(error) = stop(&target, timeout, &mut say) {
-                say(&error.to_string());
+            let mut message = |text: &str| messages.push(format!("{}\n", lines(text)).as_bytes());
+            if let Err(error) = stop(&target, timeout, &mut message) {
+                message(&error.to_string());
             }
         });
-        watch.stopping = Some(Stopping { signal, talk });
+        supervised.stopping = Some(signal);
     }
 }
 
-struct Watch {
-    console: Console,
-    side_processes: SideProcesses,
-    listener: Option<GuestListener>,
-    machine: RunningMachine,
-    reports: Receiver<Report>,
-    manager: ServiceManager,
-    stopping: Option<Stopping>,
-}
-
-struct Stopping {
-    signal: Signal,
-    talk: Receiver<Report>,
+impl Supervised {
+    fn notify_pending(&mut self) {
+        if let Err(error) = self.manager.flush() {
+            self.message(&format!("the service manager does not receive: {error}"));
+        }
+    }
 }
 
 /// The hypervisor's terminal, between the console's clients and this process's own stdin and stdout.
 struct Console {
     server: ConsoleServer,
-    master: File,
+    /// None when the hypervisor has closed its end.
+    master: Option<File>,
     /// Typed, but not yet taken by the hypervisor.
     input: VecDeque<u8>,
-    /// stdin, when a person sits there.
-    _raw: Option<RawTerminal>,
-    reads_stdin: bool,
+    stdin: Option<OwnTerminal>,
+    stdout: OutputWriter,
+}
+
+/// The terminal of the user who has started the machine.
+struct OwnTerminal {
+    input: OwnedFd,
+    _raw: RawTerminal,
+}
+
+impl OwnTerminal {
+    /// stdin, if it is a terminal. Opened once more, because the flags of stdin itself are shared with other programs.
+    fn of_user() -> Option<Self> {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() {
+            return None;
+        }
+        let raw = RawTerminal::enter(&stdin).ok()?;
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let input =
+            open("/proc/self/fd/0", flags, Mode::empty()).ok().or_else(|| stdin.as_fd().try_clone_to_owned().ok());
+        Some(Self { input: input?, _raw: raw })
+    }
 }
 
 impl Console {
     fn new(server: ConsoleServer, master: File) -> Self {
-        let stdin = io::stdin();
-        let raw = if stdin.is_terminal() { RawTerminal::enter(&stdin).ok() } else { None };
-        let reads_stdin = raw.is_some();
-        Self { server, master, input: VecDeque::new(), _raw: raw, reads_stdin }
+        let stdout = OutputWriter::start(io::stdout());
+        Self { server, master: Some(master), input: VecDeque::new(), stdin: OwnTerminal::of_user(), stdout }
     }
 
-    fn wait_and_serve(&mut self, interruption: &Interruption, listener: Option<&GuestListener>, longest: Duration) {
-        let stdin = io::stdin();
-        let wants_input = self.input.len() < LONGEST_INPUT_BYTES;
-        let mut master = PollFlags::POLLIN;
-        if !self.input.is_empty() {
-            master |= PollFlags::POLLOUT;
+    fn typing(&self) -> Typing {
+        if self.input.len() < LONGEST_INPUT_BYTES { Typing::Accepted } else { Typing::Held }
+    }
+
+    fn interests(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        let typing = self.typing();
+        let mut interests = self.server.interests(typing);
+        if let Some(master) = &self.master {
+            let output = if self.input.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
+            interests.push((master.as_fd(), PollFlags::POLLIN | output));
         }
-        let mut descriptors =
-            vec![PollFd::new(self.master.as_fd(), master), PollFd::new(interruption.as_fd(), PollFlags::POLLIN)];
-        for (descriptor, waits_to_write) in self.server.descriptors() {
-            let mut flags = if wants_input { PollFlags::POLLIN } else { PollFlags::empty() };
-            if waits_to_write {
-                flags |= PollFlags::POLLOUT;
-            }
-            descriptors.push(PollFd::new(descriptor, flags));
+        if let (Some(stdin), Typing::Accepted) = (&self.stdin, typing) {
+            interests.push((stdin.input.as_fd(), PollFlags::POLLIN));
         }
-        if let Some(listener) = listener {
-            descriptors.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
-        }
-        if self.reads_stdin && wants_input {
-            descriptors.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
-        }
-        // An error means that it did not wait; the caller looks at everything anyway.
-        let _ = poll(&mut descriptors, PollTimeout::try_from(longest).unwrap_or(PollTimeout::ZERO));
-        let typed_here = self.reads_stdin && wants_input && descriptors.last().and_then(PollFd::any).unwrap_or(false);
-        drop(descriptors);
-        if typed_here {
+        interests
+    }
+
+    /// Does everything that can be done without waiting.
+    fn serve(&mut self) {
+        let typing = self.typing();
+        if typing == Typing::Accepted {
             self.read_stdin();
         }
-        self.input.extend(self.server.serve());
+        let typed = self.server.serve(typing);
+        self.input.extend(typed);
         self.type_input();
         self.print();
     }
 
     fn read_stdin(&mut self) {
+        let Some(stdin) = &self.stdin else { return };
+        if !is_readable(stdin.input.as_fd()) {
+            return;
+        }
         let mut buffer = [0; 4096];
-        match io::stdin().read(&mut buffer) {
+        match nix::unistd::read(&stdin.input, &mut buffer) {
             Ok(count) if count > 0 => self.input.extend(&buffer[..count]),
-            _ => self.reads_stdin = false,
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            // The terminal is gone.
+            _ => self.stdin = None,
         }
     }
 
     fn type_input(&mut self) {
+        let Some(master) = &mut self.master else {
+            self.input.clear();
+            return;
+        };
         while !self.input.is_empty() {
-            match self.master.write(self.input.as_slices().0) {
+            match master.write(self.input.as_slices().0) {
                 Ok(count) => drop(self.input.drain(..count)),
-                // Full, or gone; the wait for the child tells which.
+                // Full, or closed, which reading finds out.
                 Err(_) => return,
             }
         }
     }
 
-    /// Passes on everything that the hypervisor has written by now.
+    /// Passes on what the hypervisor has written by now, within limits: one that never stops writing must not keep the
+    /// loop from everything else.
     fn print(&mut self) {
         let mut buffer = [0; 16 << 10];
-        loop {
-            match self.master.read(&mut buffer) {
-                Ok(0) => return,
-                Ok(count) => {
+        for _ in 0..MOST_READS {
+            let Some(master) = &mut self.master else { return };
+            match master.read(&mut buffer) {
+                Ok(count) if count > 0 => {
                     self.server.print(&buffer[..count]);
-                    let mut stdout = io::stdout().lock();
-                    // A reader that went away does not stop the machine: its console is on the socket too.
-                    let _ = stdout.write_all(&buffer[..count]).and_then(|()| stdout.flush());
+                    self.stdout.push(&buffer[..count]);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Nothing for now, or nothing any more.
-                Err(_) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // EIO: nothing has the terminal open any more.
+                _ => self.master = None,
             }
         }
     }
+}
+
+fn is_readable(descriptor: BorrowedFd<'_>) -> bool {
+    let mut descriptors = [PollFd::new(descriptor, PollFlags::POLLIN)];
+    poll(&mut descriptors, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }

@@ -42,7 +42,7 @@ fn a_daemon_is_started_again_and_ended() {
     let end = Instant::now() + Duration::from_secs(60);
     let mut events = Vec::new();
     while starts() < 2 && Instant::now() < end {
-        events.extend(processes.tend().0);
+        events.extend(processes.supervise().0);
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(starts(), 2, "{events:?}");
@@ -80,7 +80,7 @@ fn a_daemon_that_was_started_again_is_known_by_its_command_again() {
     let starts = || fs::read_to_string(directory.path().join("fs.sock.starts")).unwrap_or_default().len();
     let end = Instant::now() + Duration::from_secs(60);
     while (starts() < 2 || !serves_the_same(&process, &state(directory.path()))) && Instant::now() < end {
-        let (_, next) = processes.tend();
+        let (_, next) = processes.supervise();
         assert!(next.is_some() || processes.entries[0].is_noted || processes.entries[0].child.is_some());
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -268,7 +268,7 @@ fn create(
             path: volume.image.clone(),
             program: program.to_string(),
             status: ended.status.to_string(),
-            said: ended.said,
+            said: ended.output,
         });
     }
     let found = file_system(image.file()).map_err(failed)?;

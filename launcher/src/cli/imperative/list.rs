@@ -3,7 +3,7 @@
 use super::failure;
 use crate::cli::failure::Failure;
 use crate::cli::output::{write_stderr, write_stdout};
-use launcher::imperative::{Activity, Evaluation, Freshness, Layout, Row, list};
+use launcher::imperative::{Evaluation, Freshness, Layout, ListedActivity, Row, list};
 use std::io::IsTerminal;
 
 /// List the machines of this host, whether they are running, and whether their flakes have changed
@@ -49,10 +49,11 @@ enum Palette {
 
 fn line(row: &Row, width: usize, palette: Palette) -> String {
     let (activity, colour) = match (row.activity, row.stale) {
-        (Activity::Running, false) => ("running", 32),
-        (Activity::Running, true) => ("stale: runs an older system", 33),
-        (Activity::Stopped, _) => ("stopped", 31),
-        (Activity::NotBooted, _) => ("not booted", 31),
+        (ListedActivity::Running, false) => ("running", 32),
+        (ListedActivity::Running, true) => ("stale: runs an older system", 33),
+        (ListedActivity::Starting, _) => ("starting", 33),
+        (ListedActivity::Stopped, _) => ("stopped", 31),
+        (ListedActivity::NotBooted, _) => ("not booted", 31),
     };
     let freshness = match row.freshness {
         Freshness::Current => "current".to_owned(),

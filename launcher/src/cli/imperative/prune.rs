@@ -2,8 +2,10 @@
 
 use super::failure;
 use crate::cli::failure::Failure;
+use crate::cli::machine::failed;
 use crate::cli::output::{write_stderr, write_stdout};
-use launcher::imperative::{Layout, Machine, Service, is_declared};
+use crate::cli::stop::{STOP_TIMEOUT, stop_by_name};
+use launcher::imperative::{Layout, Machine, MachineActivity, Phase, is_declared};
 
 /// Stop machines that are no longer in the host's configuration, and list their state directories
 #[derive(clap::Args)]
@@ -17,9 +19,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let left = |machine: &Machine| machine.is_declared() && !is_declared(&machine.name);
     let machines = Layout::of_environment().all().map_err(|error| failure(&error))?;
     for machine in machines.iter().filter(|machine| left(machine)) {
-        let service = Service::of(&machine.name);
-        if !arguments.dry_run && service.is_active() {
-            service.command("stop").map_err(|error| failure(&error))?;
+        let activity = MachineActivity::of(machine).map_err(failed)?;
+        if !arguments.dry_run && activity.phase() != Phase::Stopped {
+            stop_by_name(machine.name.as_str(), STOP_TIMEOUT)?;
         }
         write_stderr(&format!(
             "{} is no longer declared; delete it with: microvm delete {}",

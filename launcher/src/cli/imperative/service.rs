@@ -2,7 +2,9 @@
 
 use super::{failure, name_of};
 use crate::cli::failure::Failure;
-use launcher::imperative::{ImperativeError, Layout, Machine, MachineName, Service};
+use launcher::imperative::{
+    ImperativeError, Layout, Machine, MachineActivity, MachineName, Phase, Service, ServiceState,
+};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -46,9 +48,18 @@ fn each(names: &[MachineName], verb: &str) -> Result<(), Failure> {
     let layout = Layout::of_environment();
     // Check all names before the first service is changed.
     for name in names {
-        layout.existing(name).map_err(|error| failure(&error))?;
+        let machine = layout.existing(name).map_err(|error| failure(&error))?;
+        require_service(&machine).map_err(|error| failure(&error))?;
     }
     names.iter().try_for_each(|name| Service::of(name).command(verb).map_err(|error| failure(&error)))
+}
+
+/// systemd would start a second one beside a machine that runs outside of its service.
+pub(super) fn require_service(machine: &Machine) -> Result<(), ImperativeError> {
+    if MachineActivity::of(machine)?.is_outside_of_service() {
+        return Err(ImperativeError::OutsideOfService(machine.name.to_string()));
+    }
+    Ok(())
 }
 
 pub(crate) fn logs(arguments: &LogsArguments) -> Result<(), Failure> {
@@ -72,22 +83,28 @@ pub(in crate::cli) fn run_by_name(text: &Path, options: &[&str]) -> Option<Failu
         let directory = Layout::of_environment().machine(&name).directory;
         return Some(failure(&ImperativeError::Missing(name.to_string(), directory)));
     };
-    if Service::of(&machine.name).is_active() {
-        return Some(failure(&ImperativeError::Running(machine.name.to_string())));
+    match MachineActivity::of(&machine) {
+        Err(error) => return Some(failure(&error.into())),
+        Ok(activity) if activity.phase() != Phase::Stopped => {
+            return Some(failure(&ImperativeError::Running(machine.name.to_string())));
+        }
+        Ok(_) => {}
     }
     let runner = match machine.runner() {
         Ok(runner) => runner,
         Err(error) => return Some(failure(&error)),
     };
     let mut command = Command::new(runner.join("bin/microvm-run"));
-    Some(become_program("microvm-run", command.args(options).current_dir(&machine.directory)))
+    command.args(options).current_dir(&machine.directory).env("MICROVM_NAME", machine.name.as_str());
+    Some(become_program("microvm-run", &mut command))
 }
 
-/// The service that runs the machine of that name. If the machine were stopped by other means, systemd would restart it.
+/// The service that runs or starts the machine of that name. If the machine were stopped by other means, systemd would
+/// restart it.
 pub(in crate::cli) fn active_service(name: &str) -> Option<Service> {
     let name = MachineName::new(name).ok()?;
     Layout::of_environment().existing(&name).ok()?;
-    Some(Service::of(&name)).filter(Service::is_active)
+    Some(Service::of(&name)).filter(|service| service.state() != ServiceState::Inactive)
 }
 
 /// Returns only on failure.

@@ -1,6 +1,7 @@
 //! `microvm update`.
 
 use super::name_of;
+use super::service::require_service;
 use crate::cli::failure::Failure;
 use crate::cli::output::{write_stderr, write_stdout};
 use launcher::imperative::{Booted, Layout, MachineName, Service, Updated, update};
@@ -26,6 +27,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             let next = if restarts { Next::Restart } else { Next::Nothing };
             tell(name, &updated, next);
             if next == Next::Restart {
+                require_service(&layout.existing(name)?)?;
                 Service::of(name).command("restart")?;
             }
             Ok(updated)

@@ -1,0 +1,38 @@
+//! `microvm clean-up-after`: removes what `run` has made for a machine whose hypervisor it has become. `run` starts it.
+
+use super::failure::Failure;
+use super::machine::{failed, watch};
+use launcher::child::{OnParentDeath, prepare};
+use launcher::run::clean_up_after;
+use launcher::state::{ProcessIdentity, RuntimeDirectory};
+use std::process::Command;
+
+/// Wait for a machine's end, and remove the network interfaces that were made for it
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The machine's name
+    machine: String,
+    /// The hypervisor's process
+    pid: i32,
+    /// When that process started, in clock ticks since boot
+    start_ticks: u64,
+    /// Go on in a process of its own
+    #[arg(long)]
+    detach: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.detach {
+        let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+        command.args(["clean-up-after", &arguments.machine]);
+        command.args([arguments.pid.to_string(), arguments.start_ticks.to_string()]);
+        prepare(&mut command, OnParentDeath::LiveOn, None);
+        return command.spawn().map(|_| ()).map_err(failed);
+    }
+    let held_back = watch()?;
+    // The terminal on which the machine was started does not wait for this process.
+    nix::unistd::setsid().map_err(failed)?;
+    let process = ProcessIdentity { pid: arguments.pid, start_ticks: arguments.start_ticks };
+    let runtime = RuntimeDirectory::locate().map_err(failed)?;
+    clean_up_after(&runtime, &arguments.machine, process, &held_back).map_err(failed)
+}

@@ -1,0 +1,357 @@
+//! Starts that are ended, machines that are stopped together, names that are used twice, and what is left afterwards.
+
+use crate::failures::{is_alive, scripted_machine, wait_for_file};
+use crate::lifecycle::waiting_machine;
+use crate::machine::{PATIENCE, Running, TestMachine};
+use crate::probe::ProbeReport;
+use launcher::spec::Hypervisor;
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn messages(output: &Output) -> String {
+    crate::machine::without_kvm_warning(&output.stderr)
+}
+
+fn status_of(machine: &TestMachine, name: &str) -> String {
+    String::from_utf8_lossy(&machine.output(&["status", name]).stdout).into_owned()
+}
+
+/// Waits until the condition holds.
+fn wait_until(what: &str, is_done: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_done() {
+        assert!(Instant::now() < end, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn signal(process: &str, signal: &str) {
+    assert!(Command::new("kill").args(["-s", signal, process]).status().unwrap().success());
+}
+
+fn end_the_start(changes: Value) {
+    let Some(machine) = scripted_machine("echo the hypervisor runs > started", changes) else { return };
+    let builder = "#!/bin/sh\necho $$ > step\nexec sleep 600\n";
+    crate::test_program::write_program(&machine.path("builder"), builder);
+    fs::write(machine.path("plan.json"), "{}").unwrap();
+    for options in [[].as_slice(), &["--supervise"]] {
+        let mut running = machine.start(options);
+        let step = wait_for_file(&machine.path("step"), &running);
+        let status = status_of(&machine, "web");
+        assert!(status.ends_with(&format!("starting, by process {}\n", running.child.id())), "{status}");
+        let console = machine.output(&["console", "web"]);
+        assert_eq!(messages(&console), "error: web is still being started\n");
+        let again = machine.output(&["run", "machine.json"]);
+        assert_eq!(messages(&again), "error: web is being started by another process\n");
+        let stop = machine.output(&["stop", "web"]);
+        assert_eq!(messages(&stop), "web was starting; the start was ended\n");
+        assert!(stop.status.success());
+        assert_eq!(running.end().code(), Some(130), "{}", running.talk());
+        assert!(!is_alive(&step), "the step of the start lives on");
+        assert!(!machine.path("started").exists(), "the hypervisor was started");
+        assert!(status_of(&machine, "web").ends_with("stopped\n"));
+        fs::remove_file(machine.path("step")).unwrap();
+    }
+}
+
+#[test]
+fn a_stop_while_a_command_runs_before_the_start_ends_the_start() {
+    end_the_start(json!({"preStart": [["sh", "-c", "echo $$ > step; exec sleep 600"]]}));
+}
+
+#[test]
+fn a_stop_while_the_store_disk_is_built_ends_the_start() {
+    end_the_start(json!({"storeDisk": {"plan": "plan.json", "builder": "./builder"}}));
+}
+
+#[test]
+fn twenty_machines_stopped_together_all_shut_down_cleanly() {
+    let machines: Vec<_> = (0..20).map_while(|_| waiting_machine(Hypervisor::Qemu)).collect();
+    let mut running = Vec::new();
+    for (machine, spec) in &machines {
+        let mut spec = spec.clone();
+        spec.mem_mib = 64;
+        spec.interfaces.clear();
+        spec.kernel_params.push("wait=long".to_owned());
+        machine.write_spec(&spec);
+        running.push(machine.start(&["--supervise"]));
+        running.last_mut().unwrap().wait_for("waiting");
+    }
+    let stop = |(machine, _): &(TestMachine, _)| {
+        let mut command = machine.microvm(&["stop", "web", "--timeout", "250"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    // All are asked before the first is waited for.
+    let stops: Vec<_> = machines.iter().map(stop).collect();
+    for stop in stops {
+        let stop = stop.wait_with_output().unwrap();
+        assert!(messages(&stop).ends_with("web has shut down\n"), "{stop:?}");
+    }
+    for mut running in running {
+        let report = ProbeReport::parse(&running.end_well());
+        assert_eq!(report.request.as_deref(), Some("power-button"));
+        assert!(report.end.is_some(), "a guest did not get to its last line");
+    }
+}
+
+#[test]
+fn a_guest_shuts_down_although_another_client_holds_the_monitor_of_qemu() {
+    let Some((machine, _)) = waiting_machine(Hypervisor::Qemu) else { return };
+    let mut running = machine.start(&["--supervise"]);
+    running.wait_for("waiting");
+    let mut other = UnixStream::connect(machine.path("web.sock")).unwrap();
+    // qemu greets it, and answers nobody else until it leaves.
+    assert!(other.read(&mut [0; 1024]).unwrap() > 0);
+    let mut command = machine.microvm(&["stop", "web", "--timeout", "250"]);
+    let mut stop = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut first_message = [0; 512];
+    let mut reading = stop.stderr.take().unwrap();
+    assert!(reading.read(&mut first_message).unwrap() > 0);
+    drop(other);
+    let mut rest = String::new();
+    reading.read_to_string(&mut rest).unwrap();
+    assert!(stop.wait().unwrap().success());
+    assert_eq!(rest.trim_start(), "web has shut down\n");
+    assert_eq!(ProbeReport::parse(&running.end_well()).request.as_deref(), Some("power-button"));
+}
+
+/// How often the threads of the process have waited and were woken.
+fn wake_ups(process: u32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let of_task = |task: std::io::Result<fs::DirEntry>| {
+        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    };
+    tasks.map(of_task).sum()
+}
+
+#[test]
+fn a_supervisor_sleeps_after_a_console_client_has_left() {
+    let Some(machine) = scripted_machine("echo $$ > hypervisor; exec sleep 600", json!({})) else { return };
+    let mut running = machine.start(&["--supervise"]);
+    wait_for_file(&machine.path("hypervisor"), &running);
+    let socket = machine.path("run/web/console.sock");
+    let mut client = UnixStream::connect(&socket).unwrap();
+    client.write_all(b"hello\n").unwrap();
+    drop(client);
+    // One that only reads stays.
+    let reader = UnixStream::connect(&socket).unwrap();
+    reader.shutdown(std::net::Shutdown::Write).unwrap();
+    let process = running.child.id();
+    // Until it has dealt with them: then nothing changes within a second.
+    let is_asleep = || {
+        let before = wake_ups(process);
+        std::thread::sleep(Duration::from_secs(1));
+        wake_ups(process) == before
+    };
+    wait_until("the supervisor sleeps", is_asleep);
+    let before = wake_ups(process);
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(wake_ups(process) - before, 0, "without an event the supervisor does not wake up");
+    drop(reader);
+    stop_hypervisor(&machine, &mut running);
+}
+
+/// Ends a machine whose hypervisor is a script without a control socket.
+fn stop_hypervisor(machine: &TestMachine, running: &mut Running<'_>) {
+    let stop = machine.output(&["stop", "web", "--timeout", "0"]);
+    assert!(stop.status.success(), "{stop:?}");
+    running.end();
+}
+
+#[test]
+fn a_supervisor_whose_output_nobody_reads_serves_its_console_and_receives_sigterm() {
+    let script = "i=0; while [ $i -lt 3000 ]; do echo 'a line of the console that nobody reads, far too long for a pipe'; \
+                  i=$((i+1)); done; echo $$ > hypervisor; exec sleep 600";
+    let Some(machine) = scripted_machine(script, json!({})) else { return };
+    let mut command = machine.microvm(&["run", "machine.json", "--supervise", "--stop-timeout", "0"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    // The hypervisor gets to its end of the output only if somebody takes it.
+    wait_until("the hypervisor has written everything", || {
+        fs::read_to_string(machine.path("hypervisor")).is_ok_and(|text| text.ends_with('\n'))
+    });
+    let mut console = UnixStream::connect(machine.path("run/web/console.sock")).unwrap();
+    console.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(console.read(&mut [0; 1024]).unwrap() > 0);
+    signal(&child.id().to_string(), "TERM");
+    wait_until("the supervisor ends", || !is_alive(&child.id().to_string()));
+    assert!(child.wait().unwrap().success());
+}
+
+/// The tap of a machine is there while it runs, and not afterwards, however it ends.
+fn end_with_a_tap(hypervisor: Hypervisor, options: &[&str]) {
+    let Some((machine, _)) = waiting_machine(hypervisor) else { return };
+    let has_tap = || machine.namespace.run("ip", &["-o", "link"]).contains("vm-web");
+    for way in ["stop", "TERM", "INT", "HUP", "KILL"] {
+        let mut running = machine.start(&[options, &["--stop-timeout", "30"]].concat());
+        running.wait_for("waiting");
+        assert!(has_tap());
+        let process = fs::read_to_string(machine.path("run/web/process.json")).unwrap();
+        let process: Value = serde_json::from_str(&process).unwrap();
+        match way {
+            "stop" => assert!(machine.output(&["stop", "web"]).status.success()),
+            "KILL" => signal(&process["hypervisor"]["pid"].to_string(), "KILL"),
+            way => signal(&running.child.id().to_string(), way),
+        }
+        running.end();
+        wait_until(&format!("the tap is removed after {way} {options:?}"), || !has_tap());
+    }
+}
+
+#[test]
+fn a_tap_that_was_made_for_qemu_is_removed_after_every_kind_of_end() {
+    end_with_a_tap(Hypervisor::Qemu, &["--supervise"]);
+    end_with_a_tap(Hypervisor::Qemu, &[]);
+}
+
+#[test]
+fn a_tap_that_was_made_for_cloud_hypervisor_is_removed_after_every_kind_of_end() {
+    end_with_a_tap(Hypervisor::CloudHypervisor, &[]);
+}
+
+#[test]
+fn a_tap_that_was_made_for_firecracker_is_removed_after_every_kind_of_end() {
+    end_with_a_tap(Hypervisor::Firecracker, &[]);
+}
+
+#[test]
+fn a_tap_that_was_made_for_crosvm_is_removed_after_every_kind_of_end() {
+    end_with_a_tap(Hypervisor::Crosvm, &[]);
+}
+
+#[test]
+fn a_tap_that_was_made_for_kvmtool_is_removed_after_every_kind_of_end() {
+    end_with_a_tap(Hypervisor::Kvmtool, &["--supervise"]);
+}
+
+#[test]
+fn a_tap_of_a_supervisor_that_was_killed_is_removed_by_stop_and_by_the_next_start() {
+    let Some((machine, _)) = waiting_machine(Hypervisor::Qemu) else { return };
+    let index = || machine.namespace.run("sh", &["-c", "cat /sys/class/net/vm-web/ifindex || echo none"]);
+    let has_tap = || machine.namespace.run("ip", &["-o", "link"]).contains("vm-web");
+    for _ in 0..2 {
+        let mut running = machine.start(&["--supervise"]);
+        running.wait_for("waiting");
+        signal(&running.child.id().to_string(), "KILL");
+        running.end();
+        wait_until("the hypervisor ends with its supervisor", || status_of(&machine, "web").ends_with("stopped\n"));
+        assert!(has_tap(), "{}", index());
+    }
+    let stop = machine.output(&["stop", "web"]);
+    assert_eq!(messages(&stop), "web is not running\n");
+    assert!(!has_tap());
+}
+
+/// A host whose machines are all of one flake without a host name.
+fn machine_of_host(machine: &TestMachine, spec: &launcher::spec::MachineSpec, name: &str) -> std::path::PathBuf {
+    let directory = machine.path("machines").join(name);
+    fs::create_dir_all(&directory).unwrap();
+    fs::copy(machine.path("initrd"), directory.join("initrd")).unwrap();
+    fs::copy(machine.path("store.img"), directory.join("store.img")).unwrap();
+    let mut spec = spec.clone();
+    spec.name = "nixos".to_owned();
+    spec.interfaces.clear();
+    fs::write(directory.join("machine.json"), serde_json::to_string(&spec).unwrap()).unwrap();
+    directory
+}
+
+#[test]
+fn two_machines_without_a_host_name_are_known_by_their_directories() {
+    let Some((machine, spec)) = waiting_machine(Hypervisor::Qemu) else { return };
+    let directories = ["a", "b"].map(|name| machine_of_host(&machine, &spec, name));
+    let microvm = |directory: &std::path::Path, arguments: &[&str]| {
+        let mut command = machine.microvm(arguments);
+        command.current_dir(directory).env("MICROVM_STATE_DIR", machine.path("machines"));
+        command
+    };
+    let mut started: Vec<_> = directories
+        .iter()
+        .map(|directory| {
+            microvm(directory, &["run", "--supervise", "machine.json"]).stdout(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    let output = |arguments: &[&str]| microvm(machine.directory.path(), arguments).output().unwrap();
+    let status = || String::from_utf8_lossy(&output(&["status"]).stdout).into_owned();
+    wait_until("both run", || status().matches("running as process").count() == 2);
+    assert!(status().starts_with("a  qemu  running") && status().contains("\nb  qemu  running"), "{}", status());
+    for name in ["a", "b"] {
+        assert!(machine.path("run").join(name).join("console.sock").exists());
+        wait_until("the guest waits", || {
+            let mut console = UnixStream::connect(machine.path("run").join(name).join("console.sock")).unwrap();
+            console.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+            let mut seen = Vec::new();
+            let _ = console.read_to_end(&mut seen);
+            String::from_utf8_lossy(&seen).contains("waiting")
+        });
+    }
+    // By its spec, in its own directory, and by its name.
+    let stop = microvm(&directories[0], &["stop", "machine.json"]).output().unwrap();
+    assert_eq!(messages(&stop), "a has shut down\n");
+    assert!(status().starts_with("a  qemu  stopped\nb  qemu  running"), "{}", status());
+    assert!(messages(&output(&["delete", "--yes", "b"])).contains("b is running; stop it first: microvm stop b"));
+    assert_eq!(messages(&output(&["stop", "b"])), "b has shut down\n");
+    started.iter_mut().for_each(|child| assert!(child.wait().unwrap().success()));
+}
+
+#[test]
+fn stopping_a_spec_in_another_directory_does_not_stop_the_machine_of_that_name() {
+    let Some((machine, _)) = waiting_machine(Hypervisor::Qemu) else { return };
+    let mut running = machine.start(&["--supervise"]);
+    running.wait_for("waiting");
+    fs::create_dir(machine.path("other")).unwrap();
+    fs::copy(machine.path("machine.json"), machine.path("other/machine.json")).unwrap();
+    let other = |arguments: &[&str]| machine.microvm(arguments).current_dir(machine.path("other")).output().unwrap();
+    let stop = other(&["stop", "machine.json"]);
+    assert!(stop.status.success());
+    assert!(messages(&stop).starts_with("web is not running in "), "{stop:?}");
+    assert!(messages(&stop).contains("`microvm stop web` stops that one"), "{stop:?}");
+    let start = other(&["run", "machine.json"]);
+    assert!(messages(&start).contains("web is running already, as process "), "{start:?}");
+    assert!(messages(&start).contains("give this one another name with --name"), "{start:?}");
+    assert!(status_of(&machine, "web").contains("running as process"));
+    assert!(machine.output(&["stop", "machine.json"]).status.success());
+    running.end_well();
+}
+
+#[test]
+fn a_machine_that_was_started_by_hand_is_not_deleted_whatever_runtime_directory_it_has() {
+    for (runtime, options) in
+        [("run", [].as_slice()), ("elsewhere", &[]), ("run", &["--supervise"]), ("elsewhere", &["--supervise"])]
+    {
+        let Some(machine) = scripted_machine("echo $$ > hypervisor; exec sleep 600", json!({})) else { return };
+        let state = machine.path("machines/web");
+        fs::create_dir_all(&state).unwrap();
+        for file in ["machine.json", "kernel", "initrd"] {
+            fs::copy(machine.path(file), state.join(file)).unwrap();
+        }
+        fs::write(state.join("var.img"), "data").unwrap();
+        let microvm = |arguments: &[&str]| {
+            let mut command = machine.microvm(arguments);
+            command.current_dir(&state).env("MICROVM_STATE_DIR", machine.path("machines"));
+            command
+        };
+        let mut command = microvm(&[&["run", "machine.json"], options].concat());
+        let mut child = command.env("MICROVM_RUNTIME_DIR", machine.path(runtime)).spawn().unwrap();
+        wait_until("the hypervisor runs", || {
+            fs::read_to_string(state.join("hypervisor")).is_ok_and(|text| text.ends_with('\n'))
+        });
+        let delete = microvm(&["delete", "--yes", "web"]).output().unwrap();
+        assert_eq!(delete.status.code(), Some(2), "{delete:?}");
+        assert!(messages(&delete).contains("web is running; stop it first: microvm stop web"), "{delete:?}");
+        assert_eq!(fs::read_to_string(state.join("var.img")).unwrap(), "data");
+        let list = microvm(&["list", "--offline"]).output().unwrap();
+        assert!(String::from_utf8_lossy(&list.stdout).starts_with("web  running, "), "{list:?}");
+        let pid = fs::read_to_string(state.join("hypervisor")).unwrap();
+        signal(pid.trim(), "TERM");
+        child.wait().unwrap();
+        wait_until("the machine has ended", || {
+            let list = microvm(&["list", "--offline"]).output().unwrap();
+            String::from_utf8_lossy(&list.stdout).starts_with("web  not booted, ")
+        });
+    }
+}
