@@ -114,11 +114,9 @@ impl Interruption {
         self.check()
     }
 
-    /// Calls `report` now, and every few seconds while commands run inside `act`.
-    pub fn while_reporting<T>(&self, mut report: impl FnMut() + 'static, act: impl FnOnce() -> T) -> T {
-        report();
-        let next = Instant::now() + REPORT_EVERY;
-        self.progress.replace(Some(Progress { report: Box::new(report), next }));
+    /// Calls `report` when a command starts inside `act`, and every few seconds while commands run.
+    pub fn while_reporting<T>(&self, report: impl FnMut() + 'static, act: impl FnOnce() -> T) -> T {
+        self.progress.replace(Some(Progress { report: Box::new(report), next: Instant::now() }));
         let outcome = act();
         self.progress.replace(None);
         outcome
@@ -168,6 +166,7 @@ impl Interruption {
         prepare(command, OnParentDeath::Terminate, None);
         // In a process group of its own, so that what it has started ends with it.
         let mut child = command.process_group(0).spawn()?;
+        self.report_progress();
         loop {
             if let Some(status) = child.try_wait()? {
                 return Ok(status);
@@ -314,5 +313,7 @@ mod tests {
             interruption.while_reporting(report, || interruption.run_aloud(Command::new("sh").args(["-c", &script])));
         assert!(status.unwrap().success());
         assert_eq!(reports.get(), 2);
+        // Without a command there is nothing to wait for.
+        interruption.while_reporting(|| panic!("nothing takes long"), || ());
     }
 }

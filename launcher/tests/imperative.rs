@@ -209,6 +209,52 @@ fn a_creation_that_fails_leaves_nothing() {
 }
 
 #[test]
+fn one_of_several_processes_that_create_a_machine_at_once_makes_it_and_the_others_say_so() {
+    let Some(host) = Host::new() else { return };
+    host.flake(&[("web", Ok("one"))]);
+    let outputs: Vec<Output> = std::thread::scope(|scope| {
+        let create = || host.microvm(&["create", "web", "--flake", "flake"]);
+        let creating: Vec<_> = (0..4).map(|_| scope.spawn(create)).collect();
+        creating.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(outputs.iter().filter(|output| output.status.success()).count(), 1, "{outputs:?}");
+    for output in outputs.iter().filter(|output| !output.status.success()) {
+        assert!(String::from_utf8_lossy(&output.stderr).contains("is there already"), "{output:?}");
+    }
+    // The same for updates: each sees a whole machine, and nothing is left beside it.
+    host.flake(&[("web", Ok("two"))]);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| host.done(&["update", "web"]));
+        }
+    });
+    let names = |directory: &str| {
+        let entries = fs::read_dir(host.path(directory)).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names("machines"), ["web"]);
+    assert_eq!(names("gcroots"), ["booted-web", "web"]);
+}
+
+#[test]
+fn a_machine_does_not_appear_before_its_runner_has_a_root() {
+    let Some(host) = Host::new() else { return };
+    host.flake(&[("web", Ok("one"))]);
+    fs::remove_dir(host.path("gcroots")).unwrap();
+    fs::write(host.path("gcroots"), "in the way").unwrap();
+    host.refused(1, &["create", "web", "--flake", "flake"]);
+    assert!(fs::read_dir(host.path("machines")).unwrap().next().is_none());
+    // What a deletion that was interrupted left does not come back.
+    fs::remove_file(host.path("gcroots")).unwrap();
+    fs::create_dir(host.path("machines/.web.new")).unwrap();
+    fs::write(host.path("machines/.web.new/var.img"), "of a deleted machine").unwrap();
+    host.done(&["create", "web", "--flake", "flake"]);
+    assert!(!host.path("machines/web/var.img").exists());
+}
+
+#[test]
 fn names_and_flakes_are_checked_before_anything_is_done() {
     let Some(host) = Host::new() else { return };
     for name in ["../web", "a/b", ".", "a b", "a@b"] {

@@ -1,6 +1,7 @@
 //! `microvm create`: a machine from a flake.
 
-use super::layout::{Layout, Machine};
+use super::layout::{Layout, Machine, remove_link, rename};
+use super::lock::MachineLock;
 use super::{FlakeReference, ImperativeError, MachineName, nix};
 use crate::child::Identity;
 use crate::place::{Directory, Place};
@@ -12,7 +13,7 @@ use std::path::Path;
 const USER: &str = "microvm";
 
 /// The rights to a state directory, and to the directory of all of them.
-const DIRECTORY_MODE: u32 = 0o755;
+pub(super) const DIRECTORY_MODE: u32 = 0o755;
 /// The rights to the file that names the flake.
 const FLAKE_MODE: u32 = 0o644;
 
@@ -22,27 +23,36 @@ const FLAKE_MODE: u32 = 0o644;
 /// [`ImperativeError::Exists`] before anything is built; those of Nix and of files.
 pub fn create(layout: &Layout, name: &MachineName, flake: &FlakeReference) -> Result<Machine, ImperativeError> {
     let machine = layout.machine(name);
+    let _lock = MachineLock::take(layout, name)?;
     if fs::symlink_metadata(&machine.directory).is_ok() {
         return Err(ImperativeError::Exists(machine.directory, name.to_string()));
     }
-    Directory::make(layout.machines(), DIRECTORY_MODE, None).map_err(ImperativeError::file(layout.machines()))?;
-    // A dot makes it no machine's name. What an interrupted creation left is in the way of nobody.
+    // A dot makes it no machine's name. What an interrupted creation has left is replaced.
     let making = Machine { name: name.clone(), directory: layout.machines().join(format!(".{name}.new")) };
     remove_directory(&making.directory)?;
     let directory =
         Directory::make(&making.directory, DIRECTORY_MODE, None).map_err(ImperativeError::file(&making.directory))?;
-    let made = fill(&making, &directory, flake).and_then(|()| {
-        let renamed =
-            Place::itself(&making.directory).and_then(|place| place.rename_to(&Place::itself(&machine.directory)?));
-        renamed.map_err(ImperativeError::file(&machine.directory))
-    });
-    if let Err(error) = made {
-        // The build's error is worth more than that of clearing up.
+    if let Err(error) = fill(&making, &directory, flake).and_then(|()| appear(layout, &making, &machine)) {
+        // The first error is worth more than those of cleaning up.
+        let _ = layout.remove_gc_roots(&machine);
         let _ = remove_directory(&making.directory);
         return Err(error);
     }
-    layout.add_gc_roots(&machine)?;
     Ok(machine)
+}
+
+/// Lets the complete directory appear under its name. Its runner has a root all the time: that of Nix leads to the old name,
+/// and those of the machine to the new one, so in between there is one that leads to the runner itself.
+fn appear(layout: &Layout, making: &Machine, machine: &Machine) -> Result<(), ImperativeError> {
+    let current = making.current();
+    let runner = fs::read_link(&current).map_err(ImperativeError::file(&current))?;
+    let meanwhile = layout.add_gc_root(machine, &runner)?;
+    layout.add_gc_roots(machine)?;
+    rename(&making.directory, &machine.directory)?;
+    fs::File::open(layout.machines())
+        .and_then(|directory| directory.sync_all())
+        .map_err(ImperativeError::file(layout.machines()))?;
+    remove_link(&meanwhile)
 }
 
 fn fill(making: &Machine, directory: &Directory, flake: &FlakeReference) -> Result<(), ImperativeError> {

@@ -2,10 +2,10 @@
 
 use super::activity::{MachineActivity, Phase};
 use super::create::remove_directory;
-use super::layout::{Layout, Machine};
+use super::layout::{Layout, Machine, remove_link, rename};
+use super::lock::MachineLock;
 use super::service::is_declared;
 use super::{ImperativeError, MachineName};
-use crate::place::Place;
 use std::path::PathBuf;
 use std::{fs, io};
 
@@ -35,20 +35,22 @@ pub fn removal(layout: &Layout, name: &MachineName) -> Result<Removal, Imperativ
     Ok(Removal { directory: machine.directory, files })
 }
 
-/// Deletes the machine: its roots, then its directory.
+/// Deletes the machine: first it is no machine any more, then its roots and its files go. What an interruption leaves is
+/// removed by the next command that creates or deletes a machine of that name.
 ///
 /// # Errors
 /// Those of [`removal`], and of files.
 pub fn delete(layout: &Layout, name: &MachineName) -> Result<(), ImperativeError> {
+    layout.existing(name)?;
+    let _lock = MachineLock::take(layout, name)?;
     removal(layout, name)?;
     let machine = layout.machine(name);
-    for (root, _) in layout.gc_roots_of(&machine) {
-        match Place::itself(&root).and_then(|place| place.remove()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ImperativeError::file(&root)(error)),
-            _ => {}
-        }
-    }
-    remove_directory(&machine.directory)
+    let going = layout.machines().join(format!(".{name}.new"));
+    remove_directory(&going)?;
+    rename(&machine.directory, &going)?;
+    layout.remove_gc_roots(&machine)?;
+    remove_link(&layout.building(&machine))?;
+    remove_directory(&going)
 }
 
 fn files_of(machine: &Machine) -> io::Result<Vec<PathBuf>> {

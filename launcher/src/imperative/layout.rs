@@ -87,6 +87,28 @@ impl Layout {
         ]
     }
 
+    /// A link straight to a runner, for as long as the machine's own do not lead to it.
+    pub(super) fn add_gc_root(&self, machine: &Machine, runner: &Path) -> Result<PathBuf, ImperativeError> {
+        Directory::make(&self.gc_roots, 0o755, None).map_err(ImperativeError::file(&self.gc_roots))?;
+        let root = self.gc_roots.join(format!(".{}.new", machine.name));
+        replace_link(runner, &root)?;
+        Ok(root)
+    }
+
+    /// Removes all links to the machine's runners; they need not be there.
+    pub(super) fn remove_gc_roots(&self, machine: &Machine) -> Result<(), ImperativeError> {
+        let [(current, _), (booted, _)] = self.gc_roots_of(machine);
+        for root in [current, booted, self.gc_roots.join(format!(".{}.new", machine.name))] {
+            remove_link(&root)?;
+        }
+        Ok(())
+    }
+
+    /// The link to the runner that an update builds. Beside the state directory, which the machine's user may change.
+    pub(super) fn building(&self, machine: &Machine) -> PathBuf {
+        self.machines.join(format!(".{}.building", machine.name))
+    }
+
     /// Makes those links.
     pub(super) fn add_gc_roots(&self, machine: &Machine) -> Result<(), ImperativeError> {
         Directory::make(&self.gc_roots, 0o755, None).map_err(ImperativeError::file(&self.gc_roots))?;
@@ -152,6 +174,19 @@ impl Machine {
             Err(source) => Err(ImperativeError::NoFlake { name: self.name.to_string(), path, source }),
         }
     }
+}
+
+/// Removes a link that may not be there.
+pub(super) fn remove_link(link: &Path) -> Result<(), ImperativeError> {
+    match Place::itself(link).and_then(|place| place.remove()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImperativeError::file(link)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Renames a directory of this host's machines.
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), ImperativeError> {
+    Place::itself(from).and_then(|place| place.rename_to(&Place::itself(to)?)).map_err(ImperativeError::file(to))
 }
 
 /// Points the link at the target; until then it is the old one.

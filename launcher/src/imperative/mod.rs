@@ -2,7 +2,8 @@
 //!
 //! Every machine has a directory `STATE/NAME` with `current`, a link to its runner; `booted`, a link to the runner that it
 //! was started with; and `flake`, what it is built from. A machine of the host's own configuration has `toplevel` instead,
-//! and is the host's to update. Each change is one rename, so whatever interrupts it leaves the old state.
+//! and is the host's to update. Each change is one rename, so whatever interrupts it leaves the old state. One process at a
+//! time changes a machine (`lock`), and a runner has its root before anything refers to it.
 
 mod activity;
 mod create;
@@ -11,6 +12,7 @@ mod error;
 mod flake;
 mod layout;
 mod list;
+mod lock;
 mod machined;
 mod name;
 mod nix;

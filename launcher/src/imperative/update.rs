@@ -1,8 +1,8 @@
 //! `microvm update`: the same machine from a newer flake.
 
-use super::layout::{Layout, Machine, replace_link};
+use super::layout::{Layout, Machine, remove_link, replace_link};
+use super::lock::MachineLock;
 use super::{ImperativeError, MachineName, nix};
-use crate::place::Place;
 use crate::spec::MachineSpec;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,22 +34,25 @@ pub enum Booted {
 /// # Errors
 /// [`ImperativeError::Missing`], [`ImperativeError::Declared`]; those of Nix and of files.
 pub fn update(layout: &Layout, name: &MachineName) -> Result<Updated, ImperativeError> {
+    layout.existing(name)?;
+    let _lock = MachineLock::take(layout, name)?;
+    // Looked up again: it may have been deleted while this waited.
     let machine = layout.existing(name)?;
     let flake = machine.flake()?;
     let old = fs::read_link(machine.current()).ok();
     // Nix registers the link as a root: the new runner stays until the old link has become the new one.
-    let building = machine.directory.join(".building");
+    let building = layout.building(&machine);
     let new = nix::build(&flake, name, &building)?;
     let is_changed = old.as_ref() != Some(&new);
     let difference = match &old {
         Some(old) if is_changed => difference(old, &new),
         _ => String::new(),
     };
+    layout.add_gc_roots(&machine)?;
     if is_changed {
         replace_link(&new, &machine.current())?;
     }
-    layout.add_gc_roots(&machine)?;
-    Place::itself(&building).and_then(|place| place.remove()).map_err(ImperativeError::file(&building))?;
+    remove_link(&building)?;
     Ok(Updated { is_changed, difference, booted: booted(&machine) })
 }
 

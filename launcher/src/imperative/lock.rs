@@ -1,0 +1,51 @@
+//! One process at a time creates, updates or deletes a machine.
+
+use super::create::DIRECTORY_MODE;
+use super::{ImperativeError, Layout, MachineName};
+use crate::place::{Directory, Place};
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Keeps other processes from changing the machine, as long as it lives. It is a file beside the state directory, which
+/// need not exist, and which the machine's user may change.
+#[derive(Debug)]
+pub(super) struct MachineLock {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl MachineLock {
+    /// Waits until no other process changes the machine.
+    pub(super) fn take(layout: &Layout, name: &MachineName) -> Result<Self, ImperativeError> {
+        let directory = Directory::make(layout.machines(), DIRECTORY_MODE, None)
+            .map_err(ImperativeError::file(layout.machines()))?;
+        let file_name = format!(".{name}.lock");
+        let path = layout.machines().join(&file_name);
+        let place = directory.place(&file_name);
+        loop {
+            let file = place.open_or_create(0o600).map_err(ImperativeError::file(&path))?;
+            let lock = Flock::lock(file, FlockArg::LockExclusive)
+                .map_err(|(_, errno)| ImperativeError::file(&path)(errno.into()))?;
+            if is_still_at(&lock, &path) {
+                return Ok(Self { path, _lock: lock });
+            }
+        }
+    }
+}
+
+impl Drop for MachineLock {
+    fn drop(&mut self) {
+        // Removed while it is held: whoever waits for it sees that, and makes a new one.
+        let _ = Place::itself(&self.path).and_then(|place| place.remove());
+    }
+}
+
+/// Whether the file was not removed by its former holder in the meantime.
+fn is_still_at(lock: &File, path: &Path) -> bool {
+    match (lock.metadata(), fs::symlink_metadata(path)) {
+        (Ok(locked), Ok(found)) => (locked.dev(), locked.ino()) == (found.dev(), found.ino()),
+        _ => false,
+    }
+}
