@@ -101,6 +101,8 @@ in
       machine = {
         imports = [ readsOnly ];
         microvm.optimize.enable = false;
+        # There is no dhcpcd among the wrapped packages.
+        networking.useDHCP = false;
       };
     }
   ];

@@ -80,7 +80,7 @@ boot() { # NUMBER RUNNER END OUTSIDE
   daemon=
   said "$console" >"$state/said-$1"
   # What fails at shutdown is on the console only.
-  while read -r line; do problem "boot $1: at shutdown: $line"; done < <(tr -d '\r' <"$console" | sed 's/\x1b\[[0-9;?]*[a-zA-Z]//g' | sed '1,/RIG: end/d' | grep -E 'FAILED|Failed|timed out|SIGKILL')
+  while read -r line; do problem "boot $1: at shutdown: $line"; done < <(tr -d '\r' <"$console" | sed 's/\x1b\[[0-9;?]*[a-zA-Z]//g' | sed '1,/RIG: end/d' | grep -E 'FAILED|Failed|timed out|SIGKILL' | grep -vxEf <(grep -v '^#\|^$' artefacts.txt))
   while read -r line; do problem "boot $1: $line"; done < <(grep '^FAILED' "$state/said-$1")
   ./in-store.sh ./compare-with-explanation.sh "$2" "$state/said-$1" || problem "boot $1: the machine is not what microvm explain says"
   say "boot $1 ($3): $(grep -c '^ok' "$state/said-$1") checks passed; $(sed -n 's/^value: seconds //p' "$state/said-$1")"
