@@ -110,6 +110,24 @@ fn the_low_pci_addresses_are_the_users() {
 }
 
 #[test]
+fn a_disk_of_the_user_comes_behind_ours() {
+    let arguments =
+        ["-device", "virtio-blk-pci,drive=x", "-device", "e1000", "-device", "virtio-blk-pci,drive=y,addr=2"];
+    let mut fields = extra("qemu", &arguments);
+    fields["storeDisk"] = json!({"image": "/s"});
+    let arguments = launch(fields, Hypervisor::Qemu).arguments;
+    for expected in [
+        "virtio-blk-pci,addr=0x1c,drive=microvm-disk0",
+        "virtio-rng-pci,addr=0x1d",
+        "virtio-blk-pci,drive=x,addr=0x1e",
+        "e1000",
+        "virtio-blk-pci,drive=y,addr=2",
+    ] {
+        assert!(arguments.iter().any(|argument| argument == expected), "{expected} in {arguments:?}");
+    }
+}
+
+#[test]
 fn a_pci_device_of_the_user_gets_a_machine_with_pci() {
     let by_words = launch(extra("qemu", &["-device", "virtio-rng-pci"]), Hypervisor::Qemu);
     assert!(value(&by_words, "-machine").starts_with("q35,"), "{:?}", by_words.arguments);
@@ -261,6 +279,17 @@ fn options_that_others_take_once_are_refused_by_name() {
         let option = format!("{section}.extraArgs: {hypervisor} ");
         assert!(refused.contains(&option) && refused.contains(expected), "{arguments:?}: {refused}");
     }
+    for serial in ["type=file,path=x", "type=file,path=x,num=1,hardware=serial"] {
+        let refused = refusal(extra("crosvm", &["--serial", serial]), Hypervisor::Crosvm);
+        assert!(refused.contains("crosvm.extraArgs: crosvm has the console on the first serial port"), "{refused}");
+    }
+    for serial in ["--serial=type=file,path=x,num=2", "--serial=type=file,path=x,hardware=virtio-console"] {
+        launch(extra("crosvm", &[serial, "--no-rng"]), Hypervisor::Crosvm);
+    }
+    let mut disks = extra("kvmtool", &["-d", "a.img", "-d", "b.img"]);
+    disks["volumes"] = (0..3).map(|index| json!({"image": format!("{index}.img"), "size": 1})).collect();
+    let refused = refusal(disks, Hypervisor::Kvmtool);
+    assert!(refused.contains("has at most 4 disks, and this machine has 5"), "{refused}");
     // What is not given is the user's to give.
     launch(extra("crosvm", &["--vsock", "3"]), Hypervisor::Crosvm);
     let network = launch(extra("kvmtool", &["-n", "mode=user"]), Hypervisor::Kvmtool);

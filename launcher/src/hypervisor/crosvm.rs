@@ -23,7 +23,7 @@ const DEFAULT_PIVOT_ROOT: &str = "/var/empty";
 /// Tried: with more its x86 tables fail, because the interrupt controller's number comes behind those of the CPUs.
 const MOST_VCPUS: u32 = 254;
 /// Options that stop it when they are given twice.
-const GIVEN_ONCE: [GivenOnce; 13] = [
+const GIVEN_ONCE: [GivenOnce; 9] = [
     GivenOnce { names: &["-c", "--cpus"], instead: "use vcpu" },
     GivenOnce { names: &["-m", "--mem"], instead: "use mem" },
     GivenOnce { names: &["-s", "--socket"], instead: "use socket" },
@@ -33,10 +33,6 @@ const GIVEN_ONCE: [GivenOnce; 13] = [
     GivenOnce { names: &["--init-mem"], instead: "use initialBalloonMem" },
     GivenOnce { names: &["--smbios"], instead: "use machineId, or leave that out" },
     GivenOnce { names: &["--vsock", "--cid"], instead: "use vsock.cid" },
-    GivenOnce { names: &["--hugepages"], instead: "hugepageMem gives it" },
-    GivenOnce { names: &["--no-balloon"], instead: "balloon = false gives it" },
-    GivenOnce { names: &["--balloon-page-reporting"], instead: "balloon gives it" },
-    GivenOnce { names: &["--no-rng"], instead: "rng = false gives it" },
 ];
 
 /// What it can do. `tests/hypervisors/rows.rs` has shown every yes with version 2026-08-21, except for
@@ -146,6 +142,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     // Before the serial console, which stays the one that programs write to: the last is /dev/console.
     let screen = if spec.graphics.is_some() { "console=tty0" } else { "" };
     add(&["-p", &frame.ascii_command_line(&[screen, "console=ttyS0", "reboot=k", "panic=1"], PREPENDED.len())]);
+    check_serial(&mut frame);
     frame.add_extra_arguments("crosvm.extraArgs", &mut arguments, &spec.crosvm.extra_args, &GIVEN_ONCE);
     arguments.push(kernel.as_str().to_owned());
     finish(frame, arguments)
@@ -162,6 +159,24 @@ fn check_devices(frame: &mut Frame<'_>) {
     frame.check_cpus(MOST_VCPUS);
     if devices > MOST_DEVICES {
         frame.refuse("volumes", format!("has room for {MOST_DEVICES} devices, and this machine has {devices}"));
+    }
+}
+
+/// The first serial port is the console; without words to the contrary another one would be the first too.
+fn check_serial(frame: &mut Frame<'_>) {
+    let extra = &frame.spec.crosvm.extra_args;
+    for (index, argument) in extra.iter().enumerate() {
+        let value = match argument.strip_prefix("--serial") {
+            Some("") => extra.get(index + 1).map(String::as_str),
+            Some(rest) => rest.strip_prefix('='),
+            None => None,
+        };
+        let Some(value) = value else { continue };
+        let setting = |key: &str| value.split(',').find_map(|part| part.strip_prefix(key)?.strip_prefix('='));
+        if matches!(setting("hardware"), None | Some("serial")) && matches!(setting("num"), None | Some("1")) {
+            let reason = "has the console on the first serial port; give --serial a num=2, 3 or 4";
+            frame.refuse("crosvm.extraArgs", reason);
+        }
     }
 }
 

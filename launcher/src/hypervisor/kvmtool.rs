@@ -170,8 +170,10 @@ fn command_line(frame: &mut Frame<'_>) -> String {
 
 fn check_limits(frame: &mut Frame<'_>) {
     let spec = frame.spec;
-    if spec.disks.len() > MOST_DISKS {
-        let reason = format!("has at most {MOST_DISKS} disks, and this machine has {}", spec.disks.len());
+    let is_disk = |argument: &&String| *argument == "-d" || argument.starts_with("--disk");
+    let disks = spec.disks.len() + spec.kvmtool.extra_args.iter().filter(is_disk).count();
+    if disks > MOST_DISKS {
+        let reason = format!("has at most {MOST_DISKS} disks, and this machine has {disks}");
         frame.refuse("volumes", reason);
     }
     frame.check_cpus(MOST_VCPUS);

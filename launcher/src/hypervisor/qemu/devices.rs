@@ -19,7 +19,13 @@ struct Writer<'frame, 'spec, 'arguments> {
     arguments: &'arguments mut Vec<String>,
 }
 
-pub(super) fn write(frame: &mut Frame<'_>, machine: &Machine, screen: &Screen, arguments: &mut Vec<String>) {
+/// Writes them, and returns the user's arguments, which go behind them.
+pub(super) fn write(
+    frame: &mut Frame<'_>,
+    machine: &Machine,
+    screen: &Screen,
+    arguments: &mut Vec<String>,
+) -> Vec<String> {
     let spec = frame.spec;
     let slots = Slots::new(frame, machine);
     let mut writer = Writer { frame, machine, slots, arguments };
@@ -62,6 +68,7 @@ pub(super) fn write(frame: &mut Frame<'_>, machine: &Machine, screen: &Screen, a
         }
     }
     writer.passed_devices();
+    writer.slots.place_behind(&spec.qemu.extra_args)
 }
 
 impl Writer<'_, '_, '_> {

@@ -101,6 +101,24 @@ pub(super) fn devices(extra: &[String]) -> Vec<UserDevice> {
         .collect()
 }
 
+/// Where among the arguments virtio devices are that have no place on PCI.
+pub(super) fn places_behind_ours(extra: &[String]) -> Vec<usize> {
+    let is_device = |name: &str| matches!(name, "-device" | "--device");
+    let unplaced = |text: &String| {
+        let device = UserDevice::read("qemu.extraArgs", text);
+        let is_virtio = device.driver.starts_with("virtio-") || device.driver.starts_with("vhost-");
+        let is_free = device.bus.is_none() && device.address.is_none() && !text.starts_with('{');
+        is_virtio && is_free && device.needs_pci()
+    };
+    let places = 1..extra.len();
+    places.filter(|at| is_device(&extra[at - 1]) && unplaced(&extra[*at])).collect()
+}
+
+/// How many those are.
+pub(super) fn devices_behind_ours(extra: &[String]) -> usize {
+    places_behind_ours(extra).len()
+}
+
 /// A device's `deviceExtraArgs` as if they were its option.
 pub(super) fn device_words(option: String, text: &str) -> UserDevice {
     UserDevice { driver: String::new(), ..UserDevice::read(&option, &format!("device,{text}")) }

@@ -53,13 +53,13 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     let parameters: Vec<_> = parameters.iter().map(String::as_str).collect();
     arguments.extend(["-append".to_owned(), frame.command_line(&parameters, 0)]);
     write_ports(&mut frame, &mut arguments);
-    devices::write(&mut frame, &machine, &screen, &mut arguments);
+    let extra = devices::write(&mut frame, &machine, &screen, &mut arguments);
     write_identity(&mut frame, &mut arguments);
     if !spec.interfaces.iter().any(|interface| matches!(interface.kind, InterfaceKind::Bridge { .. })) {
         // The bridge helper has rights of its own, which a sandboxed process cannot give to its children.
         arguments.extend(["-sandbox".to_owned(), "on".to_owned()]);
     }
-    arguments.extend(spec.qemu.extra_args.iter().cloned());
+    arguments.extend(extra);
     finish(frame, &machine, arguments)
 }
 

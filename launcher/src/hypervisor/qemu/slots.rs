@@ -19,6 +19,8 @@ const FUNCTIONS: u8 = 8;
 pub(super) struct Slots {
     /// Free slots of the root bus for ours, ascending.
     own: VecDeque<u8>,
+    /// Slots behind ours, for devices of the user that the guest counts after ours.
+    behind: VecDeque<u8>,
     /// Functions above 0 that somebody puts on this bus and slot.
     multifunction: BTreeSet<(String, u8)>,
     /// For the devices of the host that share a root port: how many, and how many are placed.
@@ -83,13 +85,28 @@ impl Slots {
             };
             frame.refuse("volumes", reason);
         }
-        slots.own = free.into_iter().rev().take(own).rev().collect();
+        let behind = extra::devices_behind_ours(&spec.qemu.extra_args).min(free.len());
+        let (before, behind) = free.split_at(free.len() - behind);
+        slots.own = before[before.len().saturating_sub(own)..].iter().copied().collect();
+        slots.behind = behind.iter().copied().collect();
         slots
     }
 
     /// The next slot of ours.
     pub(super) fn next(&mut self) -> Place {
         Place { address: self.own.pop_front().map(|slot| format!("{slot:#x}")), multifunction: false }
+    }
+
+    /// The user's arguments, with a place for each virtio device that has none: qemu would put it into the first slot, and
+    /// the guest would call the disk /dev/vda.
+    pub(super) fn place_behind(&mut self, extra: &[String]) -> Vec<String> {
+        let mut placed = extra.to_vec();
+        for at in extra::places_behind_ours(extra) {
+            if let Some(slot) = self.behind.pop_front() {
+                placed[at].push_str(&format!(",addr={slot:#x}"));
+            }
+        }
+        placed
     }
 
     /// The place of a device for which the user chose this bus and address.
