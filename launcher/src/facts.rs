@@ -38,6 +38,8 @@ pub struct HostFacts {
     pub desktop: Desktop,
     /// Whether the launcher runs as root.
     pub privilege: Privilege,
+    /// Whether it runs in the jail that a unit of the host module is, where a hypervisor cannot make one of its own.
+    pub is_confined: bool,
 }
 
 impl HostFacts {
@@ -58,6 +60,7 @@ impl HostFacts {
             empty_directory: None,
             desktop: Desktop::assumed(),
             privilege: Privilege::Unprivileged,
+            is_confined: false,
         }
     }
 

@@ -16,6 +16,7 @@ pub mod hypervisor;
 pub mod imperative;
 pub mod initrd;
 pub mod interruption;
+pub mod isolation;
 pub mod keyval;
 pub mod launch;
 pub mod network;

@@ -288,7 +288,9 @@ fn services_are_systemds() {
     let calls = host.calls();
     for call in [
         "systemctl start microvm@web.service\n",
-        "journalctl --unit microvm@web.service --follow\n",
+        "journalctl --unit microvm@web.service --unit microvm-root@web.service --unit microvm-set-booted@web.service \
+         --unit microvm-tap-interfaces@web.service --unit microvm-macvtap-interfaces@web.service \
+         --unit microvm-pci-devices@web.service --unit microvm-virtiofsd@web.service --follow\n",
         "systemctl stop microvm@web.service\n",
     ] {
         assert!(calls.contains(call), "{calls}");

@@ -106,6 +106,16 @@ fn files_are_created_changed_and_removed_by_descriptor_only() {
     // The one module that does, and the console's socket, which is bound by its path.
     files.retain(|(path, _)| !path.ends_with("place.rs") && !path.ends_with("console/server.rs"));
     files.retain(|(path, _)| !path.ends_with("test_program.rs"));
+    // Root's work in directories that only root can change: those of all machines, and a machine's root directory while it
+    // is made. What is in a state directory is reached by descriptors there, too.
+    let in_roots_directories = [
+        "isolation/contents.rs",
+        "isolation/directory.rs",
+        "isolation/locks.rs",
+        "isolation/mounts.rs",
+        "cli/imperative/unit.rs",
+    ];
+    files.retain(|(path, _)| !in_roots_directories.iter().any(|name| path.ends_with(name)));
     assert_eq!(uses_of(&files, &BY_PATH), [], "crate::place does this");
 }
 

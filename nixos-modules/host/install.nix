@@ -16,6 +16,25 @@ let
       map (share: share.source) vm.configuration.config.microvm.shares
     );
   isAbsolute = lib.hasPrefix "/";
+  # A word of a unit's command line: systemd.service(5), "Command lines".
+  escape =
+    text:
+    "\"${
+      lib.replaceStrings
+        [
+          "\\"
+          "\""
+          "%"
+          "$"
+        ]
+        [
+          "\\\\"
+          "\\\""
+          "%%"
+          "$$"
+        ]
+        text
+    }\"";
 
   install = name: vm: {
     name = "install-microvm-${name}";
@@ -27,6 +46,7 @@ let
         "microvm-pci-devices"
         "microvm-virtiofsd"
         "microvm-set-booted"
+        "microvm-root"
         "microvm"
       ];
       partOf = [ "microvm@${name}.service" ];
@@ -35,42 +55,26 @@ let
       unitConfig = lib.optionalAttrs (isInstalledOnce vm) {
         ConditionPathExists = "!${cfg.stateDir}/${name}";
       };
-      path = [ pkgs.coreutils ];
       serviceConfig = {
         Type = "oneshot";
         RemainAfterExit = true;
+        # A flake is what `microvm update` builds from; without, the machine is the host's own.
+        ExecStart = lib.concatStringsSep " " (
+          [
+            "${lib.getExe cfg.host.package} unit install ${name} --runner ${runnerOf vm}"
+          ]
+          ++
+            lib.optional (vm.flake != null)
+              "--flake ${escape (if vm.updateFlake != null then vm.updateFlake else "${vm.flake}")}"
+          ++ map (directory: "--directory ${escape directory}") (
+            builtins.filter (source: !isAbsolute source) (sharedDirectories vm)
+          )
+        );
       };
       environment = {
-        STATE = "${cfg.stateDir}/${name}";
-        RUNNER = "${runnerOf vm}";
-        # What `microvm update` builds from; without, the machine is the host's own, and `toplevel` says so.
-        FLAKE =
-          if vm.flake == null then
-            ""
-          else if vm.updateFlake != null then
-            vm.updateFlake
-          else
-            "${vm.flake}";
+        MICROVM_STATE_DIR = cfg.stateDir;
+        MICROVM_FIRST_USER_ID = toString cfg.host.firstUserId;
       };
-      script = ''
-        mkdir -p "$STATE"
-        chown microvm:kvm "$STATE"
-        for directory in ${
-          lib.escapeShellArgs (builtins.filter (source: !isAbsolute source) (sharedDirectories vm))
-        }; do
-          [ -e "$STATE/$directory" ] || install -d -m 0775 -o microvm -g kvm "$STATE/$directory"
-        done
-        # Renamed over the old link: there is a runner at any time.
-        ln -sfnT "$RUNNER" "$STATE/current.new"
-        mv -T "$STATE/current.new" "$STATE/current"
-        if [ -n "$FLAKE" ]; then
-          printf '%s' "$FLAKE" >"$STATE/flake"
-          rm -f "$STATE/toplevel"
-        else
-          ln -sfnT "$RUNNER" "$STATE/toplevel"
-          rm -f "$STATE/flake"
-        fi
-      '';
     };
   };
 
@@ -96,6 +100,33 @@ in
 {
   config = lib.mkIf cfg.host.enable {
     systemd.services = lib.mapAttrs' install cfg.vms // lib.mapAttrs' restarts cfg.vms;
+
+    # Two machines that want the same name, interface, address, port or volume are found when the host is built.
+    system.checks = lib.optional (cfg.vms != { }) (
+      pkgs.runCommand "microvm-machines-checked"
+        {
+          specs = lib.mapAttrsToList (_: vm: "${(runnerOf vm).machineSpec}") cfg.vms;
+          preferLocalBuild = true;
+          allowSubstitutes = false;
+        }
+        ''
+          ${lib.getExe cfg.host.package} check $specs >"$out"
+        ''
+    );
+
+    # passt makes itself a jail of namespaces.
+    microvm.host.machines = lib.mapAttrs (
+      _: vm:
+      let
+        inherit (vm.configuration.config) microvm;
+      in
+      {
+        namespaces = lib.mkDefault (
+          microvm.hypervisor == "cloud-hypervisor"
+          && lib.any (interface: interface.type == "user") microvm.interfaces
+        );
+      }
+    ) cfg.vms;
 
     microvm.autostart = builtins.attrNames (lib.filterAttrs (_: vm: vm.autostart) cfg.vms);
 

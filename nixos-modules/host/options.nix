@@ -34,6 +34,26 @@ let
       ++ vm.extraModules;
     };
 
+  machine = {
+    options = {
+      readablePaths = mkOption {
+        type = types.listOf types.path;
+        default = [ ];
+        description = "Files and directories of the host that its hypervisor and its scripts may read.";
+      };
+      writablePaths = mkOption {
+        type = types.listOf types.path;
+        default = [ ];
+        description = "Files and directories of the host that they may also change, as far as their user may.";
+      };
+      namespaces = mkOption {
+        type = types.bool;
+        default = false;
+        description = "Whether they may make namespaces, which passt does for user networking under cloud-hypervisor.";
+      };
+    };
+  };
+
   vm =
     { config, name, ... }:
     {
@@ -146,6 +166,28 @@ in
         type = types.bool;
         default = true;
         description = "Whether to support interfaces of type `bridge`. This allows qemu's helper to create taps for any user.";
+      };
+      firstUserId = mkOption {
+        type = types.ints.between 1000 4000000000;
+        default = 1879048192;
+        description = ''
+          The first of about a million user ids, of which each machine has one. By default they are where systemd's list of
+          user ids leaves room.
+        '';
+      };
+      readablePaths = mkOption {
+        type = types.listOf types.path;
+        default = [ ];
+        description = "Files and directories of the host, beside the store, that every machine's hypervisor may read.";
+      };
+      machines = mkOption {
+        type = types.attrsOf (types.submodule machine);
+        default = { };
+        example = literalExpression ''{ web.writablePaths = [ "/srv/web" ]; }'';
+        description = ''
+          What single machines may do on this host beyond what their options name, whether they are declared here or made by
+          `microvm create`.
+        '';
       };
       imageCache = {
         package = mkOption {

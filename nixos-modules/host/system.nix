@@ -12,10 +12,14 @@ let
   # The command looks where this host's services look, also below sudo, which passes no variables on.
   command = pkgs.runCommand "microvm-command" { meta.mainProgram = "microvm"; } ''
     mkdir -p "$out/bin"
-    ln -s ${cfg.host.package}/share "$out/share"
+    # A package of one's own may have none.
+    if [ -d ${cfg.host.package}/share ]; then
+      ln -s ${cfg.host.package}/share "$out/share"
+    fi
     cat >"$out/bin/microvm" <<'COMMAND'
     #!${pkgs.runtimeShell}
     export MICROVM_STATE_DIR="''${MICROVM_STATE_DIR:-${cfg.stateDir}}"
+    export MICROVM_FIRST_USER_ID="''${MICROVM_FIRST_USER_ID:-${toString cfg.host.firstUserId}}"
     export MICROVM_IMAGE_CACHE="''${MICROVM_IMAGE_CACHE:-${cfg.host.imageCache.directory}}"
     exec ${lib.getExe cfg.host.package} "$@"
     COMMAND
@@ -36,8 +40,6 @@ in
     users.users.microvm = {
       isSystemUser = true;
       group = "kvm";
-      # block devices as volumes
-      extraGroups = [ "disk" ];
     };
     # Devices that are passed through are locked into memory as a whole.
     security.pam.loginLimits = [
@@ -64,8 +66,12 @@ in
     };
 
     systemd.tmpfiles.rules = [
-      "d ${cfg.stateDir} 0755 microvm kvm -"
-      "d /run/microvm 0755 microvm kvm -"
+      "d ${cfg.stateDir} 0755 root root -"
+      "d /run/microvm 0755 root root -"
+      # Where volumes are locked by their numbers: a machine sees the locks of its own volumes only.
+      "d /run/microvm/.volume-locks 0700 root root -"
+      "d /run/microvm-roots 0700 root root -"
+      "d /var/cache/microvm-store-disks 0750 microvm kvm -"
       "d /nix/var/nix/gcroots/microvm 0755 root root -"
     ];
 

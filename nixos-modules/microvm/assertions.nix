@@ -129,6 +129,21 @@ let
     message = sentence asked;
   }) right;
 
+  noHypervisor = "is of a hypervisor that is not there; set microvm.hypervisor to one of ${lib.concatStringsSep ", " (import ../../lib/hypervisors.nix)}";
+  formerAssertions =
+    lib.concatLists (
+      lib.mapAttrsToList (option: reason: unless (cfg.${option} == null) option reason) {
+        alioth = noHypervisor;
+        balloonMem = "is not there any more; set microvm.balloon = true, and microvm.initialBalloonMem to what the balloon holds at the start";
+        bootDisk = "is not there: every hypervisor boots microvm.kernel directly; remove it";
+        stratovirt = noHypervisor;
+        vfkit = noHypervisor;
+      }
+    )
+    ++
+      unless (cfg.qemu.bios == null) "qemu.bios"
+        "is not there any more: qemu boots microvm.kernel without firmware; for firmware of your own set microvm.qemu.extraArgs = [ \"-bios\" PATH ]";
+
   volumeAssertions =
     distinct "image" (field "volumes" "image" cfg.volumes)
     ++ distinct "serial number" (field "volumes" "serial" cfg.volumes)
@@ -220,7 +235,12 @@ in
 {
   config = lib.mkIf cfg.guest.enable {
     assertions =
-      capabilityAssertions
+      lib.optional (machine == "") {
+        assertion = false;
+        message = "networking.hostName: must be set, because it names the microVM";
+      }
+      ++ formerAssertions
+      ++ capabilityAssertions
       ++ volumeAssertions
       ++ shareAssertions
       ++ interfaceAssertions

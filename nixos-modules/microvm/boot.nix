@@ -63,8 +63,9 @@ in
     };
 
     environment.etc.machine-id = lib.mkIf (cfg.machineId != null) {
-      mode = "0444";
-      text = "${lib.replaceStrings [ "-" ] [ "" ] cfg.machineId}\n";
+      mode = lib.mkDefault "0444";
+      # A user's own has `text` or `source`.
+      text = lib.mkDefault "${lib.replaceStrings [ "-" ] [ "" ] cfg.machineId}\n";
     };
     networking.hostId = lib.mkIf (cfg.machineId != null) (
       lib.mkDefault (builtins.substring 0 8 cfg.machineId)

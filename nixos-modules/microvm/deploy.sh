@@ -14,17 +14,19 @@ on_host() {
   # The root comes with the build: no garbage collection can be faster.
   new=$(nix-store --realise "$derivation" --add-root "$roots/new-$name")
   new=$(readlink -f "$new")
-  [ -d "$state" ] || { mkdir -p "$state"; chown microvm:kvm "$state"; }
+  # The machine gets its user when it starts.
+  [ -d "$state" ] || { mkdir -p "${state%/*}"; mkdir -m 0700 "$state"; }
+  # Made where only root can make links, then renamed over the old one: the machine's user may put links into its directory.
+  point() { ln -sfnT "$1" "${state%/*}/.$name.$2"; mv -T "${state%/*}/.$name.$2" "$state/$2"; }
   old=$(readlink "$state/current" || true)
   if [ "$old" = "$new" ]; then
     echo "$name is up to date" >&2
   else
     if [ -n "$old" ]; then
-      ln -sfnT "$old" "$state/old"
+      point "$old" old
       nix --extra-experimental-features nix-command store diff-closures "$old" "$new" >&2 || true
     fi
-    ln -sfnT "$new" "$state/current.new"
-    mv -T "$state/current.new" "$state/current"
+    point "$new" current
   fi
   ln -sfnT "$state/current" "$roots/$name"
   ln -sfnT "$state/booted" "$roots/booted-$name"

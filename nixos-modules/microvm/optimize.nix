@@ -25,10 +25,16 @@ in
       # Where it is not set, NixOS decides: until 25.11 for its script, from 26.05 on for systemd.
       enable = lib.mkIf hasSystemdInitrd (lib.mkDefault true);
     }
-    // lib.optionalAttrs (options.boot.initrd.systemd ? tpm2) { tpm2.enable = lib.mkDefault false; };
+    // (
+      # NixOS 24.05 has the older name.
+      if options.boot.initrd.systemd ? tpm2 then
+        { tpm2.enable = lib.mkDefault false; }
+      else
+        lib.optionalAttrs (options.boot.initrd.systemd ? enableTpm2) { enableTpm2 = lib.mkDefault false; }
+    );
     boot.swraid.enable = lib.mkDefault false;
     networking.useNetworkd = lib.mkDefault true;
-    # NixOS 24.05 has no such options.
+    # NixOS 24.05 has no such option.
     systemd = lib.optionalAttrs (options.systemd ? tpm2) { tpm2.enable = lib.mkDefault false; } // {
       network.wait-online.enable = lib.mkDefault false;
     };

@@ -58,6 +58,25 @@ let
     );
 
   tests = {
+    "a user's own machine id is the guest's" = {
+      expected = {
+        text = "00000000000000000000000000000001\n";
+        mode = "0444";
+      };
+      found = {
+        inherit
+          ((evaluate { environment.etc.machine-id.text = "00000000000000000000000000000001\n"; })
+            .config.environment.etc.machine-id
+          )
+          text
+          mode
+          ;
+      };
+    };
+    "a host name that is empty is named" = {
+      expected = [ "networking.hostName: must be set, because it names the microVM" ];
+      found = messagesOf { networking.hostName = ""; };
+    };
     "the store disk is found by its serial number where disks have one" = {
       expected = {
         qemu = "/dev/disk/by-id/virtio-nix-store";

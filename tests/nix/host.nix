@@ -75,6 +75,31 @@ let
 in
 {
   units = import ./evaluator/units.nix { inherit lib pkgs; } declared.config.systemd;
+  # Two machines want the same tap: the host's build fails.
+  clash =
+    let
+      tapped =
+        name:
+        guestOf {
+          networking.hostName = name;
+          microvm.interfaces = [
+            {
+              type = "tap";
+              id = "vm-same";
+              mac = "02:00:00:00:00:0${name}";
+            }
+          ];
+        };
+    in
+    builtins.head
+      (host {
+        vms.first.evaluatedConfig = tapped "1";
+        vms.second.evaluatedConfig = tapped "2";
+      }).config.system.checks;
+  # The same check of machines that go together.
+  checked = builtins.head declared.config.system.checks;
+  # A host whose package of the command has nothing but the program.
+  command = builtins.head declared.config.environment.systemPackages;
   # What the host makes of its machines beside the units, as host-facts.json has it.
   facts =
     let
@@ -112,7 +137,7 @@ in
             { sandbox = false; }
             { enable = false; }
           ];
-      inStateDirectory = lib.hasInfix "for directory in home;" systemd.services.install-microvm-sharing.script;
+      inStateDirectory = lib.hasInfix "--directory \"home\"" systemd.services.install-microvm-sharing.serviceConfig.ExecStart;
     };
   refusals = map (assertion: assertion.message) (
     builtins.filter (assertion: !assertion.assertion)

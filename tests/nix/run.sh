@@ -152,16 +152,22 @@ check_units() {
   mkdir "$units/microvms.target.wants"
   ln -s ../microvm@.service "$units/microvms.target.wants/microvm@web.service"
   said=$(SYSTEMD_UNIT_PATH=$units: on_store_paths systemd-analyze verify --man=no --generators=no \
-    microvms.target microvm@web.service microvm-{tap-interfaces,macvtap-interfaces,pci-devices,virtiofsd,set-booted}@web.service \
+    microvms.target microvm@web.service microvm-{tap-interfaces,macvtap-interfaces,pci-devices,virtiofsd,set-booted,root}@web.service \
     install-microvm-{declared,imperative}.service microvm-image-cache-gc.{service,timer} microvm-image-cache.{service,socket} 2>&1) ||
     die "systemd does not accept the units: $said"
   [ -z "$said" ] || die "systemd warns of the units: $said"
   exposure=$(systemd-analyze security --offline=true --no-pager "$units/microvm@.service" | tail -n 1)
-  grep -q 'OK\|SAFE' <<<"$exposure" || die "microvm@.service is not hardened: $exposure"
+  awk -v exposure="$(grep -o '[0-9]\+\.[0-9]' <<<"$exposure")" 'BEGIN { exit !(exposure > 0 && exposure <= 2.5) }' || die "microvm@.service is not hardened: $exposure"
   say "systemd accepts the host's units;${exposure#*→}"
   exposure=$(systemd-analyze security --offline=true --no-pager "$units/microvm-image-cache.service" | tail -n 1)
   awk -F ': ' '{ exit !($NF + 0 <= 2.0) }' <<<"$exposure" || die "microvm-image-cache.service is not hardened: $exposure"
   say "the cache service is confined;${exposure#*→}"
+  ! nix-build --quiet --no-out-link "${arguments[@]}" --argstr stateDir "$state" -A clash tests/nix/host.nix 2>"$scratch/clash" ||
+    die "a host was built with two machines that want the same tap"
+  grep -q 'vm-same.*is claimed by' "$scratch/clash" || { cat "$scratch/clash" >&2; die "the failed build does not name the tap"; }
+  build checked "${host[@]}" >/dev/null
+  build command "${host[@]}" >/dev/null
+  say "a host whose machines get into each other's way is not built"
   local refusals
   refusals=$(nix-instantiate --eval --strict --json "${arguments[@]}" --argstr stateDir "$state" -A refusals tests/nix/host.nix | jq -r '.[]' | sort)
   diff -u tests/nix/host-refusals.txt - <<<"$refusals" || die "the host refuses something else than expected"

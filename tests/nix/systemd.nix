@@ -30,12 +30,15 @@ let
       name,
       hypervisor,
       storeDiskBuild,
+      further ? { },
     }:
     lib.nameValuePair name (
       import ./evaluator/system.nix {
         inherit work kernel programs;
         module = {
-          networking.hostName = name;
+          # A machine is known by its directory, whatever its guest is called.
+          networking.hostName = lib.mkForce "guest-of-${name}";
+          imports = [ further ];
           microvm = {
             inherit hypervisor storeDiskBuild;
             kernel = probeKernel;
@@ -81,6 +84,37 @@ let
           hypervisor = "qemu";
           storeDiskBuild = "host";
         }
+        {
+          name = "victim";
+          hypervisor = "qemu";
+          storeDiskBuild = "derivation";
+          # The kernel could not call a tap so.
+          further.microvm.interfaces = [
+            {
+              type = "bridge";
+              id = "interface-of-the-victim-in-a-bridge";
+              bridge = "br-test";
+              mac = "02:00:00:00:01:01";
+            }
+          ];
+        }
+        {
+          name = "attacker";
+          hypervisor = "qemu";
+          storeDiskBuild = "derivation";
+          # In the place of a qemu that somebody has taken over.
+          further.microvm.qemu.package =
+            pkgs.runCommand "attacker"
+              {
+                script = builtins.readFile ./attacks.pl;
+                passAsFile = [ "script" ];
+              }
+              ''
+                mkdir -p "$out/bin"
+                cp "$scriptPath" "$out/bin/qemu-system-x86_64"
+                chmod +x "$out/bin/qemu-system-x86_64"
+              '';
+        }
       ]
     )
   );
@@ -94,6 +128,13 @@ let
         microvm = {
           host.package = pkgs.microvm;
           host.imageCache.package = pkgs.microvm-image;
+          # The hypervisors are those of this system.
+          host.readablePaths = [
+            "/usr"
+            "/lib"
+            "/lib64"
+            "/bin"
+          ];
           autostart = lib.mkForce [ ];
           vms = builtins.mapAttrs (_: evaluatedConfig: { inherit evaluatedConfig; }) guests;
         };

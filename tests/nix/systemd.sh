@@ -25,9 +25,11 @@ machines=(qemu made-on-host cloud-hypervisor firecracker crosvm kvmtool)
 # In the container.
 
 wait_for() { # MACHINE TEXT: in the machine's journal, for at most 40 s
-  local _
+  local _ invocation
+  # Of this start, not of an earlier one.
+  invocation=$(systemctl show --property InvocationID --value "microvm@$1")
   for _ in {1..80}; do
-    ! journalctl --quiet --unit "microvm@$1" | grep --quiet "$2" || return 0
+    ! journalctl --quiet "_SYSTEMD_INVOCATION_ID=$invocation" | grep --quiet "$2" || return 0
     sleep 0.5
   done
   journalctl --quiet --no-pager --unit "*microvm*$1*" | tail -n 60 >&2
@@ -36,23 +38,31 @@ wait_for() { # MACHINE TEXT: in the machine's journal, for at most 40 s
 }
 
 check_running() { # MACHINE
-  local process processes status exposure
+  local process processes status exposure user
   wait_for "$1" 'devices reported'
   wait_for "$1" waiting
+  user=$(stat -c %g "/var/lib/microvms/$1")
+  [ "$user" -ge 1879048192 ] || die "$1 has no user of its own: $(stat -c '%U:%G %a' "/var/lib/microvms/$1")"
+  [ "$(stat -c '%u:%a' "/var/lib/microvms/$1")" = 0:1770 ] || die "the state directory of $1 is not root's: $(stat -c '%u:%a' "/var/lib/microvms/$1")"
   processes=$(cat "/sys/fs/cgroup$(systemctl show --property ControlGroup --value "microvm@$1")/cgroup.procs")
   [ "$(wc -w <<<"$processes")" -ge 2 ] || die "microvm@$1 has no process beside its supervisor"
   for process in $processes; do
     status=$(cat "/proc/$process/status")
     grep -q '^Seccomp:.*2' <<<"$status" || die "a process of microvm@$1 has no system call filter"
+    grep -q '^NoNewPrivs:.*1' <<<"$status" || die "a process of microvm@$1 can get new privileges"
+    grep -q '^CapEff:.*0000000000000000' <<<"$status" || die "microvm@$1 has capabilities: $(grep Cap <<<"$status")"
+    grep -qP "^Uid:(\\t$user){4}" <<<"$status" || die "a process of microvm@$1 is $(grep Uid <<<"$status"), not $user"
+    grep -qP "^Gid:(\\t$user){4}" <<<"$status" || die "a process of microvm@$1 has $(grep Gid <<<"$status"), not $user"
   done
-  process=$(systemctl show --property MainPID --value "microvm@$1")
-  [ "$(ps -o user= -p "$process")" = microvm ] || die "microvm@$1 runs as $(ps -o user= -p "$process")"
-  # The right that the bridge helper needs is in the bounding set, but not the process's.
-  grep -q '^CapEff:.*0000000000000000' "/proc/$process/status" || die "microvm@$1 has capabilities: $(grep Cap "/proc/$process/status")"
   ip link show "vm-${1:0:11}" >/dev/null || die "microvm@$1 has no tap"
   [ "$(readlink "/var/lib/microvms/$1/booted")" = "$(readlink "/var/lib/microvms/$1/current")" ] || die "nothing tells what microvm@$1 was started with"
+  for root in "$1:current" "booted-$1:booted"; do
+    [ "$(readlink -f "/nix/var/nix/gcroots/microvm/${root%:*}")" = "$(readlink -f "/var/lib/microvms/$1/${root#*:}")" ] ||
+      die "$1 has no root ${root%:*} of the garbage collection"
+  done
+  ! find "/var/lib/microvms/$1" "/run/microvm/$1" ! -type l ! -uid 0 -perm /007 | grep . || die "others can use these files of $1"
   exposure=$(systemd-analyze security --no-pager "microvm@$1" | tail -n 1)
-  grep -q 'OK\|SAFE' <<<"$exposure" || die "microvm@$1 is not hardened: $exposure"
+  awk -v exposure="$(grep -o '[0-9]\+\.[0-9]'  <<<"$exposure")" 'BEGIN { exit !(exposure > 0 && exposure <= 2.5) }' || die "microvm@$1 is not hardened: $exposure"
   printf '%s: runs;%s\n' "$1" "${exposure#*→}"
 }
 
@@ -66,6 +76,83 @@ check_stopped() { # MACHINE
   # It stops with the machine, but nobody waits for it.
   timeout 10 bash -c 'while ip link show "$1"; do sleep 0.1; done' bash "vm-${1:0:11}" >/dev/null 2>&1 || die "the tap of microvm@$1 is still there"
   timeout 10 bash -c 'while [ -L "$1" ]; do sleep 0.1; done' bash "/var/lib/microvms/$1/booted" || die "the link to what microvm@$1 was started with is still there"
+}
+
+# What a hypervisor that somebody has taken over can do is listed in attacks.txt, and nothing else.
+check_isolation() {
+  local process device state=/var/lib/microvms
+  for name in victim attacker; do systemctl start "install-microvm-$name"; done
+  ip link add br-test type bridge
+  systemctl start microvm@victim || { journalctl --quiet --no-pager --unit '*microvm*victim*' | tail -n 60 >&2; die "microvm@victim does not start"; }
+  wait_for victim waiting
+  ip --oneline link show master br-test | grep -q ': vm' || die "the victim is not in its bridge: $(ip link)"
+  process=$(systemctl show --property MainPID --value microvm@victim)
+  # What somebody would like to have, and everybody on this host may read or call.
+  device=$(awk 'NR > 2 { print $1 ":" $2; exit }' /proc/partitions)
+  printf '%s\n' "$process" "$device" >"$state/attacker/victim"
+  mknod -m 0666 /dev/block-of-host b "${device%:*}" "${device#*:}"
+  local file
+  for file in /srv/secret /tmp/of-host /var/tmp/of-host /dev/shm/of-host; do echo secret >"$file"; done
+  mkdir -p /nix/var/nix/daemon-socket
+  systemd-socket-activate --listen /nix/var/nix/daemon-socket/socket --inetd cat &
+  wait_until test -S /nix/var/nix/daemon-socket/socket
+  chmod 0666 /nix/var/nix/daemon-socket/socket
+  ipcmk --shmem 64 --mode 0666 >/dev/null
+  # Where root once wrote through links.
+  plant_links "$state/attacker"
+  systemctl start microvm@attacker || { journalctl --no-pager --unit '*microvm*attacker*' | tail -n 40 >&2; die "microvm@attacker does not start"; }
+  wait_until test -e "$state/attacker/attacks"
+  diff -u /root/attacks.txt "$state/attacker/attacks" || die "a hypervisor that was taken over can do something else than expected"
+  systemctl is-active --quiet microvm@victim || die "microvm@victim has ended"
+  [ "$(readlink "$state/attacker/current")" = "$(readlink "$state/attacker/booted")" ] || die "the attacker's links were changed"
+  systemctl restart microvm@attacker || die "a machine that was taken over cannot be restarted"
+  systemctl stop microvm@attacker microvm@victim
+  # It was ended by force: nothing of it listens to a request to shut down.
+  systemctl reset-failed microvm@attacker
+  [ -z "$(ip --oneline link show master br-test)" ] || die "the victim's tap is still in the bridge"
+  grep -qx untouched /root/precious || die "root wrote through a link of a machine's user"
+  printf 'attacker: %s of %s attempts are refused\n' "$(grep -c ': no' /root/attacks.txt)" "$(wc -l </root/attacks.txt)"
+}
+
+plant_links() { # DIRECTORY: links to a file of root's, as a machine's user makes them
+  local name user
+  user=$(stat -c %g "$1")
+  echo untouched >/root/precious
+  for name in flake.new current.new booted.new toplevel.new .building var.img.creating; do
+    ln -sfn /root/precious "$1/$name"
+    chown -h "$user:$user" "$1/$name"
+  done
+}
+
+# A machine of an earlier release: everything belongs to the user of all machines.
+check_migration() {
+  local state=/var/lib/microvms/qemu said
+  chown -hR microvm:kvm "$state"
+  chmod 0755 "$state"
+  ln "$state/var.img" /var/lib/microvms/second-name
+  systemctl restart install-microvm-qemu
+  said=$(journalctl --quiet --unit install-microvm-qemu --output cat)
+  grep -q 'var.img has 2 names' <<<"$said" || die "a volume with two names was given away: $said"
+  rm /var/lib/microvms/second-name
+  chown microvm:kvm "$state" "$state/var.img"
+  chmod 0755 "$state"
+  systemctl start microvm@qemu || { journalctl --quiet --no-pager --unit "*microvm*qemu*" | tail -n 60 >&2; die "a machine of an earlier release does not start"; }
+  check_running qemu
+  check_stopped qemu
+  [ "$(stat -c %u:%g "$state/var.img")" = "$(stat -c %g:%g "$state")" ] || die "the volume of an earlier release was not given to the machine"
+  for link in current toplevel; do
+    [ "$(stat -c %u "$state/$link")" = 0 ] || die "$link of an earlier release is not root's"
+  done
+  echo "qemu: starts with the files of an earlier release"
+}
+
+wait_until() { # COMMAND...: for at most 40 s
+  local _
+  for _ in {1..400}; do
+    ! "$@" || return 0
+    sleep 0.1
+  done
+  die "within 40 s this did not come true: $*"
 }
 
 make_devices() { # those of this system that machines need, as udev makes them on a host
@@ -144,6 +231,8 @@ inside() {
       die "the host's store disk was not made of the cache service's packs: $(journalctl --quiet --no-pager --unit "*microvm*" | grep -i cache)"
     check_stopped "$name"
   done
+  check_isolation
+  check_migration
   systemctl start microvm-image-cache-gc
   ! journalctl --quiet --unit microvm-image-cache | grep -i 'error\|panic' || die "the cache service had trouble, see above"
   [ -z "$(systemctl list-units --failed --quiet --plain --no-legend '*microvm*')" ] || die "units failed: $(systemctl list-units --failed --plain)"
@@ -193,6 +282,7 @@ fi
 
 mkdir -p "$root/etc/"{sysusers.d,tmpfiles.d,systemd/system} "$root/srv/shared" "$root/nix/store" "$root/var/empty"
 cp "$(realpath "$0")" "$root/root/systemd.sh"
+cp "$(dirname "$(realpath "$0")")/attacks.txt" "$root/root/attacks.txt"
 for program in CLOUD_HYPERVISOR:cloud-hypervisor FIRECRACKER:firecracker CROSVM:crosvm KVMTOOL:lkvm VIRTIOFSD:virtiofsd; do
   variable=MICROVM_TEST_${program%%:*}
   [ -z "${!variable:-}" ] || cp "${!variable}" "$root/usr/bin/${program#*:}"
@@ -212,7 +302,6 @@ cat >"$root/etc/sysusers.d/microvm.conf" <<'SYSUSERS'
 g kvm -
 u microvm - "microVMs" /var/empty
 m microvm kvm
-m microvm disk
 u microvm-image-cache - "cache service of store disks" /var/empty
 SYSUSERS
 cat >"$root/etc/systemd/system/microvm-test.service" <<'UNIT'
@@ -226,7 +315,7 @@ StandardOutput=file:/out/said
 StandardError=file:/out/said
 UNIT
 
-SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 timeout 300 systemd-nspawn --quiet "${container[@]}" --directory "$root" --private-network \
+SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 timeout 600 systemd-nspawn --quiet "${container[@]}" --directory "$root" --private-network \
   --capability=all --bind-ro="$store:/nix/store" --bind="$scratch/out:/out" --kill-signal=SIGRTMIN+3 --console=read-only \
   --boot systemd.show_status=error systemd.unit=microvm-test.service </dev/null >"$scratch/console" 2>&1 || true
 if ! grep -qx passed "$scratch/out/said" 2>/dev/null; then

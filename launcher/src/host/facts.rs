@@ -4,6 +4,7 @@
 use super::{desktop, kvm};
 use crate::facts::{Architecture, HostFacts, KernelForm, Privilege, Version};
 use crate::interruption::{ChildError, Interrupted, Interruption};
+use crate::isolation;
 use crate::path::HostPath;
 use crate::place::{Directory, Place};
 use crate::programs::find_program;
@@ -86,6 +87,7 @@ pub fn gather(
     facts.kvm = kvm::probe(Path::new("/dev/kvm"));
     facts.kvm_most_vcpus = kvm::most_vcpus(Path::new("/dev/kvm"));
     facts.privilege = if nix::unistd::geteuid().is_root() { Privilege::Root } else { Privilege::Unprivileged };
+    facts.is_confined = isolation::is_confined();
     facts.processors = std::thread::available_parallelism().ok().and_then(|count| u32::try_from(count.get()).ok());
     for kernel in std::iter::once(&spec.kernel).chain(&spec.vmlinux) {
         if let Ok(form) = kernel_form(kernel.below(&state_directory).as_path()) {

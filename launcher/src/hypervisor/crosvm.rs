@@ -94,7 +94,10 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
     add(&["-c", &spec.vcpu.to_string(), "-m", &spec.memory.mem_mib.to_string()]);
     add(&["--serial", "type=stdout,hardware=serial,num=1,console=true,stdin=true"]);
-    if let Some(pivot_root) = pivot_root(&mut frame) {
+    if frame.facts.is_confined {
+        // It would need namespaces, which the unit denies; the unit is the jail.
+        add(&["--disable-sandbox"]);
+    } else if let Some(pivot_root) = pivot_root(&mut frame) {
         add(&["--pivot-root", pivot_root.as_str()]);
     }
     if spec.memory.huge_pages {

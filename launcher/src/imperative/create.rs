@@ -3,14 +3,10 @@
 use super::layout::{Layout, Machine, remove_link, rename};
 use super::lock::MachineLock;
 use super::{FlakeReference, ImperativeError, MachineName, nix};
-use crate::child::Identity;
 use crate::place::{Directory, Place};
 use std::fs;
 use std::io;
 use std::path::Path;
-
-/// Who runs the machines: the user of the host module.
-const USER: &str = "microvm";
 
 /// The rights to a state directory, and to the directory of all of them.
 pub(super) const DIRECTORY_MODE: u32 = 0o755;
@@ -30,9 +26,8 @@ pub fn create(layout: &Layout, name: &MachineName, flake: &FlakeReference) -> Re
     // A dot makes it no machine's name. What an interrupted creation has left is replaced.
     let making = Machine { name: name.clone(), directory: layout.machines().join(format!(".{name}.new")) };
     remove_directory(&making.directory)?;
-    let directory =
-        Directory::make(&making.directory, DIRECTORY_MODE, None).map_err(ImperativeError::file(&making.directory))?;
-    if let Err(error) = fill(&making, &directory, flake).and_then(|()| appear(layout, &making, &machine)) {
+    Directory::make(&making.directory, DIRECTORY_MODE, None).map_err(ImperativeError::file(&making.directory))?;
+    if let Err(error) = fill(&making, flake).and_then(|()| appear(layout, &making, &machine)) {
         // The first error is worth more than those of cleaning up.
         let _ = layout.remove_gc_roots(&machine);
         let _ = remove_directory(&making.directory);
@@ -55,19 +50,13 @@ fn appear(layout: &Layout, making: &Machine, machine: &Machine) -> Result<(), Im
     remove_link(&meanwhile)
 }
 
-fn fill(making: &Machine, directory: &Directory, flake: &FlakeReference) -> Result<(), ImperativeError> {
+fn fill(making: &Machine, flake: &FlakeReference) -> Result<(), ImperativeError> {
     let flake_file = making.flake_file();
     Place::itself(&flake_file)
         .and_then(|place| place.replace(flake.as_str().as_bytes(), FLAKE_MODE, None))
         .map_err(ImperativeError::file(&flake_file))?;
-    nix::build(flake, &making.name, &making.current())?;
-    // On a host without the module, and for other users than root, the machine is whose who made it.
-    if ::nix::unistd::geteuid().is_root()
-        && let Ok(owner) = Identity::of(USER)
-    {
-        directory.give_to(&owner).map_err(ImperativeError::file(&making.directory))?;
-    }
-    Ok(())
+    // The directory stays that of who made it: a machine of the host module gets its user when it starts.
+    nix::build(flake, &making.name, &making.current()).map(drop)
 }
 
 /// Removes a directory that may not be there.

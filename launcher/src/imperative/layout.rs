@@ -110,7 +110,10 @@ impl Layout {
     }
 
     /// Makes those links.
-    pub(super) fn add_gc_roots(&self, machine: &Machine) -> Result<(), ImperativeError> {
+    ///
+    /// # Errors
+    /// [`ImperativeError::File`].
+    pub fn add_gc_roots(&self, machine: &Machine) -> Result<(), ImperativeError> {
         Directory::make(&self.gc_roots, 0o755, None).map_err(ImperativeError::file(&self.gc_roots))?;
         for (root, target) in self.gc_roots_of(machine) {
             replace_link(&target, &root)?;

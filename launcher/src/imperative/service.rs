@@ -61,7 +61,12 @@ impl Service {
     /// What shows the machine's journal.
     pub fn journal(&self, arguments: &[String]) -> Command {
         let mut command = Command::new("journalctl");
-        command.arg("--unit").arg(&self.unit).args(arguments);
+        command.arg("--unit").arg(&self.unit);
+        // What is wrong before the hypervisor starts is said by the units around it.
+        for helper in ["root", "set-booted", "tap-interfaces", "macvtap-interfaces", "pci-devices", "virtiofsd"] {
+            command.arg("--unit").arg(self.unit.replacen("microvm@", &format!("microvm-{helper}@"), 1));
+        }
+        command.args(arguments);
         command
     }
 }

@@ -222,6 +222,9 @@ pub struct BridgeNeed {
     pub bridge: String,
     /// The helper, if the spec names one.
     pub helper: Option<HostPath>,
+    /// The tap that the host puts into the bridge instead, where the helper could not get its rights.
+    #[serde(default)]
+    pub tap: String,
 }
 
 /// A device of the host that the guest gets for itself.

@@ -6,7 +6,7 @@ pub mod netlink;
 pub mod tap;
 
 use crate::child::{Identity, NoSuchUser};
-use crate::launch::{BridgeNeed, Needs};
+use crate::launch::{BridgeNeed, Needs, TapNeed};
 use nix::unistd::{Uid, User, geteuid};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -213,6 +213,34 @@ pub fn owner_id(name: Option<&str>) -> Result<Uid, NetworkError> {
         Some(name) => Identity::of(name)?.user(),
         None => geteuid(),
     })
+}
+
+/// Makes the tap of an interface of type `bridge` for that user, and puts it into the bridge.
+///
+/// # Errors
+/// [`NetworkError`].
+pub fn make_bridge_tap(bridge: &BridgeNeed, owner: Uid) -> Result<(), NetworkError> {
+    find_bridge(bridge)?;
+    let need = bridge_tap(bridge);
+    tap::make_ready(&need, owner)?;
+    let failed = |source| NetworkError::Kernel { name: need.name.clone(), source };
+    let index = |name: &str| {
+        let found = netlink::find(name).map_err(failed)?;
+        found.map(|link| link.index).ok_or_else(|| NetworkError::Vanished(name.to_owned()))
+    };
+    netlink::join(index(&need.name)?, index(&bridge.bridge)?).map_err(failed)
+}
+
+/// Removes that tap; it need not be there.
+///
+/// # Errors
+/// [`NetworkError`].
+pub fn remove_bridge_tap(bridge: &BridgeNeed) -> Result<(), NetworkError> {
+    tap::remove(&bridge_tap(bridge))
+}
+
+fn bridge_tap(bridge: &BridgeNeed) -> TapNeed {
+    TapNeed { name: bridge.tap.clone(), owner: None, multi_queue: false, vnet_hdr: true, queue_pairs: 1 }
 }
 
 fn find_bridge(bridge: &BridgeNeed) -> Result<(), NetworkError> {

@@ -19,6 +19,7 @@ const NLM_F_CREATE: u16 = 0x400;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -104,6 +105,17 @@ pub fn find(name: &str) -> io::Result<Option<Link>> {
 pub fn bring_up(index: i32) -> io::Result<()> {
     let message = LinkMessage { index, flags: IFF_UP, change: IFF_UP };
     Request::new(RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, message).answer().map(|_| ())
+}
+
+/// Puts an interface into a bridge.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn join(index: i32, bridge: i32) -> io::Result<()> {
+    let message = LinkMessage { index, ..LinkMessage::default() };
+    let mut request = Request::new(RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, message);
+    request.attribute(IFLA_MASTER, &bridge.to_ne_bytes());
+    request.answer().map(|_| ())
 }
 
 /// Deletes an interface.

@@ -40,6 +40,14 @@ pub fn make_ready(tap: &TapNeed, owner: Uid) -> Result<InterfaceState, NetworkEr
     }
 }
 
+/// Gives a tap that is there to another user.
+///
+/// # Errors
+/// [`NetworkError`].
+pub fn give(tap: &TapNeed, owner: Uid) -> Result<(), NetworkError> {
+    create(tap, owner)
+}
+
 /// Removes the tap; it need not be there.
 ///
 /// # Errors

@@ -78,7 +78,7 @@ fn what_is_made_for_a_failed_start_is_removed() {
         return;
     }
     let mut needs = needs(vec![tap()]);
-    needs.bridges.push(BridgeNeed { bridge: "br9".to_owned(), helper: None });
+    needs.bridges.push(BridgeNeed { bridge: "br9".to_owned(), helper: None, tap: "vm9".to_owned() });
     let error = make_ready(&needs).unwrap_err().to_string();
     assert!(error.contains("ip link add br9 type bridge"), "{error}");
     assert_eq!(netlink::find("web0").unwrap(), None);

@@ -5,6 +5,7 @@ use crate::child::{Identity, hand_on};
 use crate::host::{Moment, missing};
 use crate::initrd;
 use crate::interruption::{ChildError, Interruption};
+use crate::isolation;
 use crate::launch::Launch;
 use crate::network::{self, CreatedInterfaces, macvtap};
 use crate::path::HostPath;
@@ -196,7 +197,8 @@ impl Step<'_> {
         let mut manager = ServiceManager::of_environment().unwrap_or_default();
         let report = move || drop(manager.notify(EXTEND_TIMEOUT));
         self.interruption.while_reporting(report, || {
-            if let Some(need) = &self.launch.needs.store_disk {
+            // A unit of the host module has made it already, because no machine can reach the cache.
+            if let Some(need) = self.launch.needs.store_disk.as_ref().filter(|_| !isolation::is_confined()) {
                 store_disk::make(need, &self.launch.working_directory, self.identity, self.interruption)?;
             }
             self.make_volumes(message)

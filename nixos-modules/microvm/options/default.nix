@@ -2,6 +2,7 @@
 {
   imports = [
     ./devices.nix
+    ./former.nix
     ./graphics.nix
     ./hypervisors.nix
     ./machine.nix

@@ -78,6 +78,8 @@ in
         postMountCommands = option types.lines "";
         systemd = {
           enable = bool false;
+          # As in NixOS 24.05; later it is `tpm2.enable`.
+          enableTpm2 = bool true;
           services = set;
         };
       };
@@ -94,6 +96,7 @@ in
       switch.enable = bool true;
       stateVersion = option types.str "";
       activationScripts = set;
+      checks = list types.raw;
     };
     systemd = anything;
     documentation.enable = bool true;

@@ -8,6 +8,7 @@ mod list;
 mod prune;
 mod service;
 mod ssh;
+mod unit;
 mod update;
 
 pub(super) use letters::in_words;
@@ -33,6 +34,8 @@ pub(super) enum HostCommand {
     PciSetup(host_side::PciArguments),
     Register(host_side::RegisterArguments),
     Unregister(host_side::UnregisterArguments),
+    #[command(hide = true)]
+    Unit(unit::Arguments),
 }
 
 pub(super) fn carry_out(command: &HostCommand) -> Result<(), Failure> {
@@ -50,6 +53,7 @@ pub(super) fn carry_out(command: &HostCommand) -> Result<(), Failure> {
         HostCommand::PciSetup(arguments) => host_side::pci_setup(arguments),
         HostCommand::Register(arguments) => host_side::register_machine(arguments),
         HostCommand::Unregister(arguments) => host_side::unregister_machine(arguments),
+        HostCommand::Unit(arguments) => unit::run(arguments),
     }
 }
 

@@ -182,8 +182,24 @@ impl Writer<'_, '_, '_> {
             }
             InterfaceKind::Bridge { bridge } => {
                 let helper = self.frame.spec.qemu.bridge_helper.clone();
-                self.frame.needs.bridges.push(BridgeNeed { bridge: bridge.clone(), helper: helper.clone() });
-                Options::new(Dialect::Qemu).word("bridge").pair("id", &id).pair("br", bridge).pair_if("helper", helper)
+                let tap = bridge_tap(&self.frame.spec.name, index, &interface.id);
+                if self.frame.facts.is_confined {
+                    // The helper cannot get its rights there: the unit has made the tap and put it into the bridge.
+                    self.frame.need_tap(&tap, 1);
+                    Options::new(Dialect::Qemu)
+                        .word("tap")
+                        .pair("id", &id)
+                        .pair("ifname", &tap)
+                        .pair("script", "no")
+                        .pair("downscript", "no")
+                } else {
+                    self.frame.needs.bridges.push(BridgeNeed { bridge: bridge.clone(), helper: helper.clone(), tap });
+                    Options::new(Dialect::Qemu)
+                        .word("bridge")
+                        .pair("id", &id)
+                        .pair("br", bridge)
+                        .pair_if("helper", helper)
+                }
             }
         };
         self.add(&option, "-netdev", backend);
@@ -277,4 +293,21 @@ fn placed(device: Options, place: Place) -> Options {
 fn file_name(path: &str) -> String {
     let is_relative = !path.starts_with('/') && !path.starts_with("./");
     if is_relative && path.contains(':') { format!("./{path}") } else { path.to_owned() }
+}
+
+/// The name of the tap that takes the helper's place: the interface's, if the kernel could call one so.
+fn bridge_tap(machine: &str, index: usize, interface: &str) -> String {
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+    if (1..=15).contains(&interface.len())
+        && interface.starts_with(char::is_alphanumeric)
+        && interface.chars().all(is_plain)
+    {
+        return interface.to_owned();
+    }
+    // FNV-1a, 64 bits, of which 44 are shown.
+    let hash = machine
+        .bytes()
+        .chain(interface.bytes())
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("vm{index:02}{:011x}", hash >> 20)
 }

@@ -13,7 +13,7 @@ use crate::keyval::{Dialect, Options};
 use crate::launch::{ControlProtocol, ControlSocket, ForcedStop, GracefulStep, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
-use crate::validate::InterfaceKind;
+use crate::validate::{CheckedSpec, InterfaceKind};
 use machine::{Bus, Machine, own_id};
 use std::collections::BTreeMap;
 
@@ -55,12 +55,40 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     write_ports(&mut frame, &mut arguments);
     let extra = devices::write(&mut frame, &machine, &screen, &mut arguments);
     write_identity(&mut frame, &mut arguments);
-    if !spec.interfaces.iter().any(|interface| matches!(interface.kind, InterfaceKind::Bridge { .. })) {
+    let uses_helper = spec.interfaces.iter().any(|interface| matches!(interface.kind, InterfaceKind::Bridge { .. }))
+        && !frame.facts.is_confined;
+    if !uses_helper {
         // The bridge helper has rights of its own, which a sandboxed process cannot give to its children.
-        arguments.extend(["-sandbox".to_owned(), "on".to_owned()]);
+        arguments.extend(["-sandbox".to_owned(), sandbox(spec)]);
     }
     arguments.extend(extra);
     finish(frame, &machine, arguments)
+}
+
+/// Words of the user's own arguments with which qemu starts another program.
+const STARTS_PROGRAMS: [&str; 5] = ["cmd:", "exec:", "smb=", "script=", "helper="];
+/// Those with which it changes its user.
+const CHANGES_USER: [&str; 4] = ["-runas", "-run-with", "-chroot", "-daemonize"];
+
+/// What qemu is forbidden once it runs: as much as what the machine uses allows.
+fn sandbox(spec: &CheckedSpec) -> String {
+    // The host's libraries for a desktop start processes and choose processors.
+    let has_desktop = spec.graphics.is_some();
+    // What that prints is not known yet.
+    let has_script = spec.extra_args_script.is_some();
+    let given =
+        |words: &[&str]| spec.qemu.extra_args.iter().any(|argument| words.iter().any(|word| argument.contains(word)));
+    let mut sandbox = "on,obsolete=deny".to_owned();
+    if !has_script && !given(&CHANGES_USER) {
+        sandbox.push_str(",elevateprivileges=deny");
+    }
+    if !has_desktop && !has_script && !given(&STARTS_PROGRAMS) {
+        sandbox.push_str(",spawn=deny");
+    }
+    if !has_desktop {
+        sandbox.push_str(",resourcecontrol=deny");
+    }
+    sandbox
 }
 
 fn check_kernel(frame: &mut Frame<'_>, kernel: &HostPath) {

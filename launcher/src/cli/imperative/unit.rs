@@ -1,0 +1,352 @@
+//! `microvm unit`: what the units of the host module do for a machine. Root runs all of it, for a machine whose user it
+//! does not trust; no person needs it.
+
+use super::name_of;
+use crate::cli::failure::Failure;
+use crate::cli::machine::{failed, launch_of, watch};
+use crate::cli::output::write_stderr;
+use crate::cli::spec_file::{Overrides, read};
+use launcher::child::Identity;
+use launcher::imperative::{Layout, MachineName};
+use launcher::interruption::Interruption;
+use launcher::isolation::{self, FORMER_USER, PathOnHost, StateDirectory, Tree, Wanted};
+use launcher::launch::{Launch, Needs, TapNeed};
+use launcher::network::{NetworkError, macvtap, make_bridge_tap, remove_bridge_tap, tap};
+use launcher::spec::{InterfaceType, MachineSpec};
+use launcher::state::RuntimeDirectory;
+use launcher::store_disk;
+use nix::unistd::{Gid, Group, Uid, User, setgid, setgroups, setuid};
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Do what a unit of the host does for a machine
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(clap::Subcommand)]
+enum Task {
+    /// Make the state directory of a declared machine, with its runner
+    Install(InstallArguments),
+    /// Give the machine its user and note the runner that it starts with
+    Adopt(Machine),
+    /// Forget the runner that the machine was started with
+    Release(Machine),
+    /// Make the machine's root directory
+    RootUp(RootArguments),
+    /// Remove the machine's root directory
+    RootDown(RootArguments),
+    /// Run a program of the machine's runner as root
+    Call(CallArguments),
+    /// Run a program of the machine's runner as the machine's user
+    Enter(CallArguments),
+}
+
+#[derive(clap::Args)]
+struct Machine {
+    /// The machine
+    #[arg(value_parser = name_of)]
+    name: MachineName,
+}
+
+#[derive(clap::Args)]
+struct InstallArguments {
+    #[command(flatten)]
+    machine: Machine,
+    /// Its runner
+    #[arg(long, value_name = "PATH")]
+    runner: PathBuf,
+    /// The flake that `microvm update` builds it from; without, it is part of the host's configuration
+    #[arg(long, value_name = "FLAKE")]
+    flake: Option<String>,
+    /// A directory in the state directory that the machine shares
+    #[arg(long = "directory", value_name = "DIR")]
+    directories: Vec<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct RootArguments {
+    #[command(flatten)]
+    machine: Machine,
+    /// The directory that the machines' root directories are in
+    #[arg(long, value_name = "DIR", default_value = "/run/microvm-roots")]
+    roots: PathBuf,
+    /// Where the images of store disks are that this host makes
+    #[arg(long, value_name = "DIR", default_value = "/var/cache/microvm-store-disks")]
+    disks: PathBuf,
+    /// A file or directory of the host that the machine may read
+    #[arg(long = "readable", value_name = "PATH")]
+    readable: Vec<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct CallArguments {
+    #[command(flatten)]
+    machine: Machine,
+    /// Succeed when the runner has no such program
+    #[arg(long)]
+    if_there: bool,
+    /// The program in the runner's bin
+    program: String,
+    /// Its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let layout = Layout::of_environment();
+    match &arguments.task {
+        Task::Install(arguments) => install(&layout, arguments),
+        Task::Adopt(machine) => adopt(&layout, machine),
+        Task::Release(machine) => directory_of(&layout, machine)?.clear_booted().map_err(failed),
+        Task::RootUp(arguments) => root_up(&layout, arguments),
+        Task::RootDown(arguments) => root_down(&layout, arguments),
+        Task::Call(arguments) => call(&layout, arguments),
+        Task::Enter(arguments) => enter(&layout, arguments),
+    }
+}
+
+fn directory_of(layout: &Layout, machine: &Machine) -> Result<StateDirectory, Failure> {
+    StateDirectory::open(&layout.machine(&machine.name)).map_err(failed)
+}
+
+fn install(layout: &Layout, arguments: &InstallArguments) -> Result<(), Failure> {
+    let machine = layout.machine(&arguments.machine.name);
+    let directory = StateDirectory::make(layout, &machine).map_err(failed)?;
+    directory.set_current(layout, &arguments.runner).map_err(failed)?;
+    directory.set_origin(layout, arguments.flake.as_deref(), &arguments.runner).map_err(failed)?;
+    // A machine that runs as the former user of all machines gets its own at its next start.
+    let is_running = fs::symlink_metadata(machine.booted()).is_ok();
+    if !is_running || directory.user_id().is_ok() {
+        directory.adopt(layout).map_err(failed)?.iter().for_each(|line| write_stderr(line));
+        for name in &arguments.directories {
+            directory.make_directory(name).map_err(failed)?;
+        }
+    }
+    layout.add_gc_roots(&machine).map_err(failed)
+}
+
+fn adopt(layout: &Layout, machine: &Machine) -> Result<(), Failure> {
+    let directory = directory_of(layout, machine)?;
+    directory.adopt(layout).map_err(failed)?.iter().for_each(|line| write_stderr(line));
+    directory.set_booted(layout).map_err(failed)?;
+    layout.add_gc_roots(&layout.machine(&machine.name)).map_err(failed)?;
+    let runtime = RuntimeDirectory::locate().map_err(failed)?;
+    make_runtime_directory(&runtime.path().join(machine.name.as_str()), directory.user_id().map_err(failed)?)
+}
+
+/// Where the machine notes that it runs; what is there from the former user is removed.
+fn make_runtime_directory(path: &Path, user_id: u32) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::bad_input(vec![format!("{}: {error}", path.display())]).with_code(1);
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o750).create(path).map_err(failed)?;
+    chown(path, Some(user_id), Some(user_id)).map_err(failed)
+}
+
+/// What is known of the machine that is about to start.
+struct Starting {
+    directory: StateDirectory,
+    user_id: u32,
+    /// Nothing for a runner of microvm.nix.
+    known: Option<(MachineSpec, Launch)>,
+}
+
+fn starting(layout: &Layout, machine: &Machine, interruption: &Interruption) -> Result<Starting, Failure> {
+    let directory = directory_of(layout, machine)?;
+    let user_id = directory.user_id().map_err(failed)?;
+    let spec_file = directory.runner().map_err(failed)?.join("share/microvm/machine.json");
+    if !spec_file.exists() {
+        return Ok(Starting { directory, user_id, known: None });
+    }
+    let overrides = Overrides {
+        hypervisor: None,
+        accel: None,
+        state_dir: Some(directory.path().to_owned()),
+        name: Some(machine.name.to_string()),
+    };
+    let spec = read(&spec_file, &overrides)?;
+    let runtime = RuntimeDirectory::locate().map_err(failed)?;
+    let launch = launch_of(&spec, &overrides, &runtime, interruption)?;
+    Ok(Starting { directory, user_id, known: Some((spec, launch)) })
+}
+
+fn root_up(layout: &Layout, arguments: &RootArguments) -> Result<(), Failure> {
+    let interruption = watch()?;
+    let Starting { directory, user_id, known } = starting(layout, &arguments.machine, &interruption)?;
+    let runtime = RuntimeDirectory::locate().map_err(failed)?;
+    let launch = known.as_ref().map(|(_, launch)| launch);
+    let store_disk = match launch {
+        Some(launch) => make_store_disk(launch, arguments, &interruption)?,
+        None => None,
+    };
+    let name = arguments.machine.name.as_str();
+    let mut tree = Tree::plan(&Wanted {
+        name,
+        state: directory.path(),
+        launch,
+        user_id,
+        kvm_group: kvm_group().as_raw(),
+        runtime: runtime.path(),
+        further: further_paths(arguments),
+        resolves_names: known.as_ref().is_none_or(|(spec, _)| {
+            spec.interfaces.iter().any(|interface| interface.interface_type == InterfaceType::User)
+        }),
+        store_disk,
+    })
+    .map_err(failed)?;
+    for bridge in launch.iter().flat_map(|launch| &launch.needs.bridges) {
+        make_bridge_tap(bridge, Uid::from_raw(user_id)).map_err(failed)?;
+    }
+    isolation::make_volumes(&mut tree, runtime.path(), &interruption).map_err(failed)?;
+    isolation::make(&tree, &arguments.roots.join(name)).map_err(failed)?;
+    isolation::allow_devices(&tree, &format!("microvm@{name}.service")).map_err(failed)
+}
+
+fn root_down(layout: &Layout, arguments: &RootArguments) -> Result<(), Failure> {
+    isolation::remove(&arguments.roots.join(arguments.machine.name.as_str())).map_err(failed)?;
+    let starting = starting(layout, &arguments.machine, &watch()?)?;
+    for bridge in starting.known.iter().flat_map(|(_, launch)| &launch.needs.bridges) {
+        remove_bridge_tap(bridge).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn further_paths(arguments: &RootArguments) -> Vec<PathOnHost> {
+    let path = |path: &PathBuf, writable| PathOnHost {
+        path: path.clone(),
+        writable,
+        optional: false,
+        option: "further paths of the host".to_owned(),
+    };
+    // The unit of one machine adds to what the template gives all of them.
+    let of_environment = |variable: &str| std::env::var_os(variable).unwrap_or_default();
+    let (readable, writable) = (of_environment("MICROVM_READABLE_PATHS"), of_environment("MICROVM_WRITABLE_PATHS"));
+    let split =
+        |paths: &OsString| -> Vec<PathBuf> { std::env::split_paths(paths).filter(|path| path.is_absolute()).collect() };
+    let readable = arguments.readable.iter().cloned().chain(split(&readable)).map(|each| path(&each, false));
+    readable.chain(split(&writable).iter().map(|each| path(each, true))).collect()
+}
+
+/// The image is made by the user of the image cache, whom no guest reaches, where the machine can only read it.
+fn make_store_disk(
+    launch: &Launch,
+    arguments: &RootArguments,
+    interruption: &Interruption,
+) -> Result<Option<PathBuf>, Failure> {
+    let Some(need) = &launch.needs.store_disk else { return Ok(None) };
+    let identity = Identity::of(FORMER_USER).map_err(failed)?;
+    let image = arguments.disks.join(format!("{}.image", arguments.machine.name));
+    let mut need = need.clone();
+    need.image = image.to_string_lossy().into_owned().into();
+    store_disk::make(&need, &"/".into(), Some(&identity), interruption).map_err(failed)?;
+    Ok(Some(image))
+}
+
+fn call(layout: &Layout, arguments: &CallArguments) -> Result<(), Failure> {
+    let directory = directory_of(layout, &arguments.machine)?;
+    if ["tap-up", "macvtap-up"].contains(&arguments.program.as_str()) {
+        let interruption = watch()?;
+        let starting = starting(layout, &arguments.machine, &interruption)?;
+        if let Some((_, launch)) = &starting.known {
+            make_interfaces(&launch.needs, &arguments.program, starting.user_id).map_err(failed)?;
+        }
+        interruption.restore_mask().map_err(failed)?;
+        if starting.known.is_none() && arguments.program == "tap-up" {
+            return make_taps_of_others(&starting, arguments);
+        }
+    }
+    become_program(&directory, arguments)
+}
+
+/// They are made for the machine's user before the runner's own program sees them: a runner of an earlier release knows
+/// only the former user of all machines.
+fn make_interfaces(needs: &Needs, program: &str, user_id: u32) -> Result<(), NetworkError> {
+    let owner = Uid::from_raw(user_id);
+    if program == "macvtap-up" {
+        return needs.macvtaps.iter().try_for_each(|need| macvtap::make_ready(need, owner).map(drop));
+    }
+    for need in &needs.taps {
+        match tap::make_ready(need, owner) {
+            Err(NetworkError::TapOwner { found, .. }) if found == FORMER_USER => tap::give(need, owner)?,
+            made => drop(made?),
+        }
+    }
+    Ok(())
+}
+
+/// A runner of microvm.nix makes its taps for the former user of all machines; they are then given to the machine's.
+fn make_taps_of_others(starting: &Starting, arguments: &CallArguments) -> Result<(), Failure> {
+    let Some(mut command) = program_of(&starting.directory, arguments)? else { return Ok(()) };
+    let status = command.status().map_err(failed)?;
+    if !status.success() {
+        return Err(
+            Failure::bad_input(vec![format!("tap-up of {} ended with {status}", arguments.machine.name)]).with_code(1)
+        );
+    }
+    let facts = starting.directory.runner().map_err(failed)?.join("share/microvm");
+    let lines = |name: &str| fs::read_to_string(facts.join(name)).unwrap_or_default();
+    let flags = lines("tap-flags");
+    let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
+    for name in lines("tap-interfaces").lines() {
+        let need = TapNeed {
+            name: name.to_owned(),
+            owner: None,
+            multi_queue: has("multi_queue"),
+            vnet_hdr: has("vnet_hdr"),
+            queue_pairs: 1,
+        };
+        tap::give(&need, Uid::from_raw(starting.user_id)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn enter(layout: &Layout, arguments: &CallArguments) -> Result<(), Failure> {
+    let directory = directory_of(layout, &arguments.machine)?;
+    let id = directory.user_id().map_err(failed)?;
+    let become_user = || -> nix::Result<()> {
+        nix::sys::prctl::set_no_new_privs()?;
+        setgroups(&[kvm_group()])?;
+        setgid(Gid::from_raw(id))?;
+        setuid(Uid::from_raw(id))
+    };
+    become_user().map_err(|errno| failed(std::io::Error::from(errno)))?;
+    become_program(&directory, arguments)
+}
+
+fn become_program(directory: &StateDirectory, arguments: &CallArguments) -> Result<(), Failure> {
+    match program_of(directory, arguments)? {
+        Some(mut command) => Err(failed(command.exec())),
+        None => Ok(()),
+    }
+}
+
+/// The program as a command; nothing if the runner has none and need not have one.
+fn program_of(directory: &StateDirectory, arguments: &CallArguments) -> Result<Option<Command>, Failure> {
+    let Some(program) = directory.program(&arguments.program).map_err(failed)? else {
+        if arguments.if_there {
+            return Ok(None);
+        }
+        let problem = format!("the runner of {} has no program {}", arguments.machine.name, arguments.program);
+        return Err(Failure::bad_input(vec![problem]));
+    };
+    let mut command = Command::new(&program);
+    command.args(&arguments.arguments).env("HOME", directory.path());
+    Ok(Some(command))
+}
+
+/// Those who may use /dev/kvm; on a host without such a group, nobody.
+fn kvm_group() -> Gid {
+    let group = Group::from_name("kvm").ok().flatten().map(|group| group.gid);
+    let of_former = || User::from_name(FORMER_USER).ok().flatten().map(|user| user.gid);
+    group.or_else(of_former).unwrap_or(Gid::from_raw(65_534))
+}

@@ -1,0 +1,303 @@
+//! What a machine's root directory holds: the store, its state directory, its devices, and the files that its spec names.
+
+use super::IsolationError;
+use crate::launch::{Access, Launch, Needs, VolumeNeed};
+use crate::path::HostPath;
+use crate::spec::DeviceBus;
+use std::path::{Path, PathBuf};
+
+/// Device nodes that every program may expect: name, major and minor number (Linux, Documentation/admin-guide/devices.txt).
+const COMMON_DEVICES: [(&str, u64, u64); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// What a runner may open that does not say what it needs.
+const USUAL_DEVICES: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"];
+
+/// One thing in the root directory. `to` is an absolute path in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// An empty directory of root's.
+    Directory {
+        /// Its path.
+        to: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// A file system in memory.
+    Memory {
+        /// Where it is mounted.
+        to: PathBuf,
+        /// Its options, mount(8).
+        options: &'static str,
+        /// Whether device nodes on it can be opened.
+        devices: bool,
+    },
+    /// A new instance of the pseudo terminals.
+    Terminals,
+    /// A file or directory of the host at the same path.
+    Host(PathOnHost),
+    /// A file of the host as another one.
+    Renamed {
+        /// The file on the host.
+        from: PathBuf,
+        /// Its path.
+        to: PathBuf,
+        /// Whether the machine may change it.
+        writable: bool,
+    },
+    /// A device node for the machine's user: the same device as the host's at that path.
+    Device(PathBuf),
+    /// A device node for everybody.
+    CommonDevice {
+        /// Its path.
+        to: PathBuf,
+        /// Its number.
+        number: (u64, u64),
+    },
+    /// A file with that text.
+    Text {
+        /// Its path.
+        to: PathBuf,
+        /// The text.
+        text: String,
+    },
+    /// A copy that only the machine's user can read: it may be a secret that only root can read on the host.
+    Secret(PathBuf),
+    /// A symbolic link.
+    Link {
+        /// Its path.
+        to: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
+}
+
+/// A file or directory of the host at the same path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathOnHost {
+    /// The path.
+    pub path: PathBuf,
+    /// Whether the machine may change it.
+    pub writable: bool,
+    /// Whether it may be missing.
+    pub optional: bool,
+    /// Who asks for it.
+    pub option: String,
+}
+
+/// The root directory of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tree {
+    /// The machine's user.
+    pub user_id: u32,
+    /// What is in it, a parent before what is below it.
+    pub entries: Vec<Entry>,
+    /// Volumes with absolute paths that are to be there first.
+    pub volumes: Vec<VolumeNeed>,
+}
+
+/// What a tree is made from.
+#[derive(Debug)]
+pub struct Wanted<'host> {
+    /// The machine's name.
+    pub name: &'host str,
+    /// Its state directory.
+    pub state: &'host Path,
+    /// What it starts; nothing for a runner of microvm.nix, which does not say.
+    pub launch: Option<&'host Launch>,
+    /// Its user.
+    pub user_id: u32,
+    /// The group `kvm` of the host.
+    pub kvm_group: u32,
+    /// Where the machine keeps what tells that it runs.
+    pub runtime: &'host Path,
+    /// Further files and directories of the host.
+    pub further: Vec<PathOnHost>,
+    /// Whether it has an interface of type `user`, whose names the host resolves.
+    pub resolves_names: bool,
+    /// Where the image of the store disk is, if this host makes it.
+    pub store_disk: Option<PathBuf>,
+}
+
+impl Tree {
+    /// The root directory for a machine.
+    ///
+    /// # Errors
+    /// [`IsolationError::Path`] for a socket outside of the state directory, which nobody could make there.
+    pub fn plan(wanted: &Wanted<'_>) -> Result<Self, IsolationError> {
+        let state = wanted.state;
+        let mut tree = Self { user_id: wanted.user_id, entries: skeleton(wanted), volumes: Vec::new() };
+        // First: what the spec names may lie below.
+        tree.entries.extend(wanted.further.iter().cloned().map(Entry::Host));
+        tree.bind(Path::new("/nix/store"), "the store", Write::No, Missing::Refused);
+        for program in ["/bin/sh", "/usr/bin/env"].map(Path::new) {
+            if !wanted.further.iter().any(|further| program.starts_with(&further.path)) {
+                tree.bind(program, "scripts", Write::No, Missing::Allowed);
+            }
+        }
+        if wanted.resolves_names {
+            tree.bind(Path::new("/etc/resolv.conf"), "interfaces", Write::No, Missing::Allowed);
+        }
+        tree.bind(state, "the state directory", Write::Yes, Missing::Refused);
+        tree.bind(&wanted.runtime.join(wanted.name), "the runtime directory", Write::Yes, Missing::Refused);
+        tree.bind(&wanted.runtime.join("host-facts.json"), "host facts", Write::No, Missing::Allowed);
+        let Some(launch) = wanted.launch else {
+            tree.entries.extend(USUAL_DEVICES.map(PathBuf::from).map(Entry::Device));
+            return Ok(tree);
+        };
+        tree.add_devices(&launch.needs);
+        tree.add_files(&launch.needs, state);
+        tree.add_volumes(&launch.needs);
+        if let (Some(image), Some(from)) =
+            (launch.needs.store_disk.as_ref().map(|need| &need.image), &wanted.store_disk)
+        {
+            tree.entries.push(Entry::Renamed { from: from.clone(), to: absolute(image, state), writable: false });
+        }
+        tree.check_sockets(&launch.needs, state)?;
+        Ok(tree)
+    }
+
+    fn bind(&mut self, path: &Path, option: &str, write: Write, missing: Missing) {
+        self.entries.push(Entry::Host(PathOnHost {
+            path: path.to_owned(),
+            writable: write == Write::Yes,
+            optional: missing == Missing::Allowed,
+            option: option.to_owned(),
+        }));
+    }
+
+    fn add_devices(&mut self, needs: &Needs) {
+        let mut nodes: Vec<PathBuf> = needs.device_nodes.iter().map(|node| node.path.as_path().to_owned()).collect();
+        nodes.push("/dev/kvm".into());
+        if !needs.taps.is_empty() || !needs.bridges.is_empty() {
+            nodes.push("/dev/net/tun".into());
+        }
+        if needs.devices.iter().any(|device| device.bus == DeviceBus::Usb) {
+            self.bind(Path::new("/dev/bus/usb"), "devices", Write::Yes, Missing::Refused);
+        }
+        nodes.extend(super::devices::of_macvtaps(needs).chain(super::devices::of_pci(needs)));
+        nodes.sort();
+        nodes.dedup();
+        self.entries.extend(nodes.into_iter().map(Entry::Device));
+    }
+
+    /// Files and directories that the spec names. A share that a daemon serves is that daemon's affair.
+    fn add_files(&mut self, needs: &Needs, state: &Path) {
+        let served: Vec<String> = needs.processes.iter().flat_map(|process| process.arguments.clone()).collect();
+        for presence in &needs.present {
+            let path = presence.path.as_path();
+            let is_there = !presence.path.is_absolute() || path.starts_with("/nix/store") || path.starts_with(state);
+            if is_there || served.contains(&format!("--shared-dir={}", presence.path)) {
+                continue;
+            }
+            if presence.option.starts_with("credentialFiles") {
+                self.entries.push(Entry::Secret(path.to_owned()));
+                continue;
+            }
+            let write = match presence.access {
+                Access::ReadWrite | Access::EnterWrite => Write::Yes,
+                Access::Read | Access::Execute | Access::Enter => Write::No,
+            };
+            self.bind(path, &presence.option, write, Missing::Allowed);
+        }
+        for credential in needs.initrd.iter().flat_map(|initrd| initrd.credentials.values()) {
+            let known = Entry::Secret(credential.as_path().to_owned());
+            if credential.is_absolute() && !credential.as_path().starts_with(state) && !self.entries.contains(&known) {
+                self.entries.push(known);
+            }
+        }
+    }
+
+    fn add_volumes(&mut self, needs: &Needs) {
+        for volume in needs.volumes.iter().filter(|volume| volume.image.is_absolute()) {
+            let path = volume.image.as_path();
+            self.volumes.push(volume.clone());
+            if path.starts_with("/dev") {
+                self.entries.push(Entry::Device(path.to_owned()));
+                continue;
+            }
+            let write = if volume.access == Access::ReadWrite { Write::Yes } else { Write::No };
+            self.bind(path, "volumes", write, Missing::Refused);
+        }
+    }
+
+    /// A socket that a unit of root's makes can be bound; one that the machine makes must be where it may.
+    fn check_sockets(&mut self, needs: &Needs, state: &Path) -> Result<(), IsolationError> {
+        let outside = |socket: &&HostPath| socket.is_absolute() && !socket.as_path().starts_with(state);
+        for process in needs.processes.iter().filter(|process| outside(&&process.socket)) {
+            self.bind(process.socket.as_path(), &process.name, Write::Yes, Missing::Allowed);
+        }
+        match needs.sockets_to_clear().find(outside) {
+            None => Ok(()),
+            Some(socket) => Err(IsolationError::Path {
+                option: "socket".to_owned(),
+                path: socket.as_path().to_owned(),
+                reason:
+                    "lies outside of the machine's state directory, where its user cannot make one; write a relative \
+                         path"
+                        .to_owned(),
+            }),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Write {
+    Yes,
+    No,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Allowed,
+    Refused,
+}
+
+fn absolute(path: &HostPath, state: &Path) -> PathBuf {
+    state.join(path.as_path())
+}
+
+/// What is there whatever the machine is like.
+fn skeleton(wanted: &Wanted<'_>) -> Vec<Entry> {
+    let directory = |to: &str, mode| Entry::Directory { to: to.into(), mode };
+    let (user, kvm, home) = (wanted.user_id, wanted.kvm_group, wanted.state.display());
+    let mut entries: Vec<Entry> = ["/proc", "/sys", "/dev", "/run", "/etc", "/nix/store", "/usr/bin", "/bin"]
+        .map(|to| directory(to, 0o755))
+        .into_iter()
+        .chain(["/tmp", "/var/tmp"].map(|to| directory(to, 0o1777)))
+        .chain([directory("/var/empty", 0o555)])
+        .collect();
+    entries.push(Entry::Memory { to: "/run".into(), options: "mode=0755,size=1m", devices: false });
+    entries.push(Entry::Memory { to: "/dev".into(), options: "mode=0755,size=1m", devices: true });
+    entries.push(Entry::Memory { to: "/dev/shm".into(), options: "mode=1777,size=50%", devices: false });
+    entries.push(Entry::Terminals);
+    entries.extend(
+        COMMON_DEVICES.map(|(name, major, minor)| Entry::CommonDevice {
+            to: Path::new("/dev").join(name),
+            number: (major, minor),
+        }),
+    );
+    for (name, target) in [
+        ("ptmx", "pts/ptmx"),
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
+        entries.push(Entry::Link { to: Path::new("/dev").join(name), target: target.into() });
+    }
+    entries.push(Entry::Host(PathOnHost {
+        path: "/sys".into(),
+        writable: false,
+        optional: false,
+        option: "sysfs".to_owned(),
+    }));
+    // systemd mounts its socket for notifications over it.
+    entries.push(Entry::Text { to: "/run/systemd/notify".into(), text: String::new() });
+    let passwd = format!("root:x:0:0:::\nmicrovm:x:{user}:{user}::{home}:\n");
+    entries.push(Entry::Text { to: "/etc/passwd".into(), text: passwd });
+    let group = format!("root:x:0:\nmicrovm:x:{user}:\nkvm:x:{kvm}:microvm\n");
+    entries.push(Entry::Text { to: "/etc/group".into(), text: group });
+    entries.push(Entry::Text { to: "/etc/nsswitch.conf".into(), text: "hosts: files dns\n".to_owned() });
+    entries
+}
