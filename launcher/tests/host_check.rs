@@ -216,7 +216,7 @@ fn the_host_is_checked_with_the_eyes_of_the_machines_user() {
         fs::set_permissions(host.path(name), fs::Permissions::from_mode(0o600)).unwrap();
     }
     let said = host.check(fields());
-    for expected in ["kernel: ", "volumes[0].image: ", "state directory: "] {
+    for expected in ["kernel: ", "volumes[0].image: ", "socket: "] {
         let line = said.lines().find(|line| line.contains(expected)).unwrap_or_else(|| panic!("{expected} in {said}"));
         assert!(line.contains("Permission denied") && line.ends_with("(user nobody)"), "{line}");
     }

@@ -121,13 +121,16 @@ impl Problems<'_> {
                 self.add(&node.option, format!("{}: {error}; {remedy}", node.path));
             }
         }
-        let state = launch.working_directory.as_path();
-        let rights = AccessFlags::W_OK | AccessFlags::X_OK;
-        if state.is_dir()
-            && let Err(errno) = accessible(state, rights)
+        let control = launch.control.as_ref().map(|control| self.absolute(&control.path));
+        let parents = control.iter().flat_map(|path| path.as_path().ancestors().skip(1));
+        // `run` makes the state directory, and gives it to the user.
+        let parent = parents.into_iter().find(|parent| parent.is_dir());
+        let is_there = launch.working_directory.as_path().is_dir();
+        if let Some(parent) = parent.filter(|_| is_there)
+            && let Err(errno) = accessible(parent, AccessFlags::W_OK | AccessFlags::X_OK)
         {
             let error = std::io::Error::from(errno);
-            self.add("state directory", format!("{}: {error}; sockets are made there", launch.working_directory));
+            self.add("socket", format!("{}: {error}; the control socket is made there", parent.display()));
         }
         self.check_volumes_that_are_there(moment);
     }
