@@ -27,7 +27,7 @@ use crate::encode::{EncodeError, Encoder, codec_number, codec_options};
 use crate::pack::PackSource;
 use crate::plan::ImagePlan;
 use crate::progress::{Phase, Progress};
-use crate::report::{BuildReport, CacheReport, Outcome};
+use crate::report::{BuildReport, CacheReport, CpuSeconds, Outcome};
 use crate::scan::ScanError;
 use crate::squashfs::format::{
     IMAGE_ALIGNMENT_BYTES, METADATA_PLAIN, NO_TABLE, PutLe, SUPERBLOCK_BYTES, Superblock, flags,
@@ -280,6 +280,7 @@ impl Build<'_> {
             ..done.tally.report(self.plan.paths.len(), scanned.rebuilt.len(), rebuilt_bytes)
         };
         report.seconds.total = self.started.elapsed().as_secs_f64();
+        report.cpu_seconds = CpuSeconds { total: cpu_seconds(UsageWho::RUSAGE_SELF), sequencer: done.cpu_seconds };
         report.peak_memory_bytes = peak_memory_bytes();
         Ok((report, published))
     }
@@ -413,7 +414,10 @@ fn write_blocks(
         let (threads, buffers) = (started, &buffers);
         let inputs =
             SequenceInputs { members, settings, threads, cancel, buffers, image, start, keeper, cache_troubles };
-        Sequencer::new(&inputs, progress, queue).run(results)
+        let before = cpu_seconds(UsageWho::RUSAGE_THREAD);
+        let mut done = Sequencer::new(&inputs, progress, queue).run(results)?;
+        done.cpu_seconds = cpu_seconds(UsageWho::RUSAGE_THREAD) - before;
+        Ok(done)
     })
 }
 
@@ -433,6 +437,12 @@ impl Contents for ByName<'_> {
     fn locate(&self, member: usize, file: u32) -> Location<'_> {
         self.places.locate(self.order[member], file)
     }
+}
+
+/// Processor time of this process or thread; 0 when the kernel does not say.
+fn cpu_seconds(who: UsageWho) -> f64 {
+    let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    getrusage(who).map_or(0.0, |usage| seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
 /// Highest resident size of this process; 0 when the kernel does not say.

@@ -28,6 +28,9 @@ pub struct BuildReport {
     pub duplicate_bytes: u64,
     /// Wall time of each phase in seconds.
     pub seconds: PhaseSeconds,
+    /// Processor time in seconds.
+    #[serde(default)]
+    pub cpu_seconds: CpuSeconds,
     /// Highest resident size of this process in bytes.
     pub peak_memory_bytes: u64,
     /// BLAKE3-256 of the image in hex, when asked for.
@@ -67,6 +70,16 @@ pub struct CacheReport {
     pub missed_bytes: u64,
     /// Input bytes compressed again because the entry was damaged.
     pub rebuilt_bytes: u64,
+}
+
+/// Processor time in seconds.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CpuSeconds {
+    /// Of all threads.
+    pub total: f64,
+    /// Of the thread that decides what is stored where: it limits how many processors a build can use.
+    pub sequencer: f64,
 }
 
 /// Wall time of each phase in seconds.

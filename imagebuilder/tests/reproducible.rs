@@ -282,3 +282,36 @@ fn a_changed_path_is_all_that_is_compressed() {
         fs::read_dir(store.member("b-2")).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     assert_eq!(report.cache.missed_bytes, changed_bytes - report.duplicate_bytes);
 }
+
+/// Another version of a codec may give other bytes: then the digest changes, and with it the version in the keys of packs has
+/// to change (`encode::codec_version`), or `LAYOUT_VERSION` where the layout did.
+#[test]
+fn an_image_of_each_codec_has_the_bytes_that_it_had_before() {
+    let text: Vec<u8> = (0..40_000u32).flat_map(|number| format!("{} ", number * number % 977).into_bytes()).collect();
+    let store = Store::new([(
+        "pinned",
+        Item::directory([
+            ("large", Item::file(text.clone())),
+            ("small", Item::file(text[..5000].to_vec())),
+            ("zeros", Item::file(vec![0; 300_000])),
+        ]),
+    )]);
+    let found: Vec<String> = Compression::ALL
+        .into_iter()
+        .map(|compression| {
+            let plan = hashed_plan(store.path(), ImageSettings::new(compression, None, None, None).unwrap());
+            let image = image_of(&plan, &Way::plain(2)).0;
+            format!("{} {}", compression.name(), &blake3::hash(&image).to_hex()[..16])
+        })
+        .collect();
+    assert_eq!(
+        found,
+        [
+            "zstd 6c663f6680961478",
+            "gzip 4e84dcfc65cc6498",
+            "xz d0d1910b45a37cad",
+            "lz4 74c25a712cc12230",
+            "none a46b6c0a1a9f2cbc"
+        ]
+    );
+}

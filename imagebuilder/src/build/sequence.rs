@@ -38,6 +38,8 @@ pub(super) struct Sequenced {
     pub(super) tally: Tally,
     /// Where the data ends in the image.
     pub(super) end: u64,
+    /// Processor time of the thread that decided, in seconds.
+    pub(super) cpu_seconds: f64,
     /// Store paths whose packs are damaged: the image is not right.
     pub(super) damaged: BTreeSet<usize>,
 }
@@ -114,7 +116,13 @@ impl<'a> Sequencer<'a> {
             fragment: OpenFragment::default(),
             met: HashSet::new(),
             range_hashes: RangeHashes::new(members),
-            done: Sequenced { places: Places::new(members), tally: Tally::default(), end: 0, damaged: BTreeSet::new() },
+            done: Sequenced {
+                places: Places::new(members),
+                tally: Tally::default(),
+                end: 0,
+                cpu_seconds: 0.0,
+                damaged: BTreeSet::new(),
+            },
         }
     }
 
