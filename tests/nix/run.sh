@@ -305,6 +305,8 @@ start_cache_service() { # on the chroot store, which Nix's own daemon opens and 
   "$programs/bin/microvm-image" cache serve --cache "$service/cache" --socket "$service/cache.sock" \
     --store-dir "$fixtures/store/nix/store" --nix-daemon "$service/nix-daemon.sock" 2>"$service/log" &
   service_processes+=($!)
+  # The shell would report that one was killed.
+  disown "${service_processes[@]}"
   timeout 60 bash -c 'until [ -S "$1/cache.sock" ] && [ -S "$1/nix-daemon.sock" ]; do sleep 0.1; done' bash "$service" ||
     { cat "$service"/*log >&2; die "the cache service did not start"; }
 }

@@ -175,7 +175,7 @@ DEVICES
 
 build_as() { # USER OUTPUT: the store disk of a plan, with the report
   setpriv --reuid="$1" --regid=nogroup --clear-groups env HOME=/nonexistent MICROVM_IMAGE_CACHE=/nonexistent \
-    microvm-image build --plan /root/plan.json --no-cache --cache-socket /run/microvm-image/cache.sock --output "$2" --json
+    microvm-image build --plan /etc/plan.json --no-cache --cache-socket /run/microvm-image/cache.sock --output "$2" --json --quiet
 }
 
 check_cache_service() {
@@ -202,8 +202,8 @@ check_cache_service() {
   second=$(build_as daemon /tmp/images/third) || die "no store disk after the service was killed: $second"
   jq -e '.cache.hitPaths == .paths' <<<"$second" >/dev/null || { journalctl --no-pager --unit "$unit" >&2; die "the service was not started again: $second"; }
   systemctl stop "$unit.socket" "$unit"
-  systemctl reset-failed "$unit"
-  microvm-image build --plan /root/plan.json --no-cache --output /tmp/images/without --quiet
+  systemctl reset-failed "$unit" 2>/dev/null || true
+  microvm-image build --plan /etc/plan.json --no-cache --output /tmp/images/without --quiet
   cmp /tmp/images/first /tmp/images/without || die "the disk is another one without the service"
   systemctl start "$unit.socket"
   printf 'cache service: every user gets the same packs;%s\n' "${exposure#*→}"
@@ -291,7 +291,7 @@ done
 mkdir -p "$root/nix/var/nix"
 cp -r "$(dirname "$store")/var/nix/db" "$root/nix/var/nix/"
 cp "$programs/bin/microvm-image" "$root/usr/bin/"
-cp "$plan" "$root/root/plan.json"
+cp "$plan" "$root/etc/plan.json"
 cp -r "$units/." "$root/etc/systemd/system/"
 cp "$tmpfiles" "$root/etc/tmpfiles.d/microvm.conf"
 # The tests' programs are static: they cannot load the other services of names.
