@@ -203,7 +203,7 @@ check_cache_service() {
   jq -e '.cache.hitPaths == .paths' <<<"$second" >/dev/null || { journalctl --no-pager --unit "$unit" >&2; die "the service was not started again: $second"; }
   systemctl stop "$unit.socket" "$unit"
   systemctl reset-failed "$unit" 2>/dev/null || true
-  microvm-image build --plan /etc/plan.json --no-cache --output /tmp/images/without --quiet
+  microvm-image build --plan /etc/plan.json --no-cache --output /tmp/images/without --quiet >/dev/null
   cmp /tmp/images/first /tmp/images/without || die "the disk is another one without the service"
   systemctl start "$unit.socket"
   printf 'cache service: every user gets the same packs;%s\n' "${exposure#*→}"
