@@ -1,4 +1,4 @@
-# What the hypervisors can do, from the launcher's own table, and the launcher's sentence for what they cannot.
+# What the hypervisors support, from the launcher's table, and the launcher's message for what they do not support.
 { lib }:
 let
   table = builtins.fromJSON (builtins.readFile ../nixos-modules/microvm/capabilities.json);
@@ -16,7 +16,7 @@ rec {
 
   can = hypervisor: feature: table.${feature}.hypervisors.${hypervisor}.can;
 
-  # Whether a machine that asks for it in vain is refused; otherwise it runs without, and the user is told.
+  # Whether a machine that uses it without support is refused; otherwise the machine runs without it, with a warning.
   refuses = feature: table.${feature}.refuse;
 
   sentence =

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# manual.sh [--write]: checks the manual, docs/, and makes the book in target/manual (or $CARGO_TARGET_DIR/manual).
+# manual.sh [--write]: checks the manual, docs/, and builds the book in target/manual (or $CARGO_TARGET_DIR/manual).
 #
-#   1  every link and every file that a page names is there
-#   2  the parts that programs write (commands, abilities of hypervisors) are what they write now
-#   3  the examples are run, and print what the pages say; they need the fixture closure `small`
-#   4  the messages that pages quote are in the sources
-#   5  mdBook makes the book, and a warning of its is a failure
-# With --write 2 and 3 write into the pages what the programs print now; look at the difference before it is committed.
+#   1  every link leads to a page, and every named file exists
+#   2  the generated parts (commands, features of hypervisors) are current
+#   3  the examples print what the pages show; they need the fixture closure `small`
+#   4  the messages that pages quote occur in the sources
+#   5  mdBook builds the book without warnings
+# With --write, steps 2 and 3 update the pages; review the difference before you commit it.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 

@@ -9,7 +9,7 @@ use imagebuilder::inspect::inspect;
 use libfuzzer_sys::fuzz_target;
 use std::sync::atomic::AtomicBool;
 
-/// Holes of terabytes are valid, but tell nothing here.
+/// Holes of terabytes are valid, but not useful here.
 const CONTENT_BYTES_MAX: u64 = 16 << 20;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! Invariant: whatever a guest says when it should tell that it is ready, listening to it ends, and what is handed on to the
+//! Invariant: for any message of a guest instead of its readiness, listening ends, and what is passed on to the
 //! service manager is one short line.
 
 #![no_main]

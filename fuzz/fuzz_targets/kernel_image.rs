@@ -1,4 +1,4 @@
-//! Invariant: what a kernel image is, is told or not found out, whatever its bytes, and the same twice.
+//! Invariant: the format of a kernel image is recognised or not, for any bytes, with the same result twice.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Invariant: the files that a machine's state is kept in are read or refused, whatever stands in them; no machine that
+//! Invariant: the files with a machine's state are read or refused, with any content; no machine that
 //! does not run is taken for one that does. Input: which file (its first byte's lowest bit), then its content.
 
 #![no_main]

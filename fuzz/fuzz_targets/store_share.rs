@@ -1,4 +1,4 @@
-//! Invariant: whether a machine needs a store disk is found out or refused, whatever stands in its description.
+//! Invariant: whether a machine needs a store disk is determined or refused, for any description.
 
 #![no_main]
 

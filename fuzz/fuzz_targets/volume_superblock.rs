@@ -1,5 +1,5 @@
 //! Invariant: whatever a volume holds, which the guest writes, its file system is recognised or not, without a panic.
-//! Input: the number of a place (first byte), then what stands there.
+//! Input: the number of a place (first byte), then the bytes there.
 
 #![no_main]
 

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Why a file was not written. Then what stood there before stands there still.
+/// Why a file was not written. An existing file is then unchanged.
 #[derive(Debug, Error)]
 #[error("cannot write {}", .path.display())]
 pub struct WriteError {
@@ -33,7 +33,7 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), WriteError> {
         .and_then(|()| fs::rename(&temporary, path))
         .and_then(|()| sync_directory_of(path));
     written.map_err(|source| {
-        // The error that is told is the first one; a file that cannot be removed either is not the user's concern.
+        // Report the first error; that the file cannot be removed either does not matter to the user.
         _ = fs::remove_file(&temporary);
         WriteError { path: path.to_path_buf(), source }
     })
@@ -52,7 +52,7 @@ pub(crate) fn sync_directory_of(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A hidden name in the same directory that nobody else has: not even a process of the same number that was killed.
+/// A hidden name in the same directory that is unique, even if a killed process had the same number.
 pub(crate) fn beside(path: &Path) -> PathBuf {
     // The standard library's only source of chance: a hasher's random keys.
     let chance = RandomState::new().build_hasher().finish();

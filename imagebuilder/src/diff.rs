@@ -1,4 +1,4 @@
-//! What differs between two images: names, types, modes, owners, sizes, targets, content.
+//! The differences between two images: names, types, modes, owners, sizes, targets, content.
 
 use crate::first_of::FirstOf;
 use crate::image::{ContentReader, Escaped, Image, ImageError, ImagePath, Inode, InodeKind, Node, Piece, Walk};
@@ -17,7 +17,7 @@ const BATCH: usize = 32;
 pub struct DiffOptions {
     /// Threads, at least 1.
     pub jobs: usize,
-    /// How many differences are told; all are counted.
+    /// How many differences to report; all are counted.
     pub differences_told: usize,
 }
 
@@ -25,9 +25,9 @@ pub struct DiffOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
-    /// Only the first image has it. What is below it is not told again.
+    /// Only the first image has it. Nodes below it are not reported.
     Removed,
-    /// Only the second image has it. What is below it is not told again.
+    /// Only the second image has it. Nodes below it are not reported.
     Added,
     /// Both have it, and it differs.
     Changed,
@@ -42,7 +42,7 @@ pub struct Difference {
     pub path: ImagePath,
     /// Its kind.
     pub change: Change,
-    /// What differs, in words; empty for names that only one image has.
+    /// A description of the difference; empty for names that only one image has.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
 }
@@ -82,10 +82,10 @@ pub enum DiffError {
     /// The second image is damaged.
     #[error("the second image")]
     Second(#[source] ImageError),
-    /// There are no threads to be had.
+    /// No thread can be started.
     #[error("cannot start {jobs} threads")]
     Threads {
-        /// How many were asked for.
+        /// The requested number.
         jobs: usize,
         /// Why.
         source: rayon::ThreadPoolBuildError,
@@ -125,19 +125,19 @@ fn changed(found: &FirstOf<Difference>, path: &[u8], detail: String) {
     found.add(Difference { path: ImagePath(path.to_vec()), change: Change::Changed, detail });
 }
 
-/// Walks both images at once; tells what differs in names and inodes, yields the files whose content is to be compared.
+/// Walks both images together. Reports differences in names and inodes, and yields the files whose content must be compared.
 struct Pairs<'a> {
     first: Peekable<Walk<'a>>,
     second: Peekable<Walk<'a>>,
     found: &'a FirstOf<Difference>,
 }
 
-/// The order in which walks come along: parents first, names of one directory by their bytes.
+/// The order of walks: parents first, names of one directory by their bytes.
 fn walk_order(a: &[u8], b: &[u8]) -> Ordering {
     a.split(|byte| *byte == b'/').cmp(b.split(|byte| *byte == b'/'))
 }
 
-/// Takes a node and all that is below it.
+/// Skips a node and everything below it.
 fn take_subtree(walk: &mut Peekable<Walk<'_>>) -> Result<Option<Node>, ImageError> {
     let Some(top) = walk.next().transpose()? else { return Ok(None) };
     while walk.next_if(|node| node.as_ref().is_ok_and(|node| node.depth > top.depth)).is_some() {}

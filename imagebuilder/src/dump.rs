@@ -1,11 +1,11 @@
-//! A text that says everything about an image but the content of its files, one line a thing, the same for the same
-//! image: for reading, for `diff`, and for goldens.
+//! A text that describes an image except for the content of its files, one line per item. It depends only on the
+//! image, for reading, for `diff`, and for golden tests.
 
 use crate::image::{Block, Escaped, FileInode, Image, ImageError, Inode, InodeForm, InodeKind, Node};
 use std::io::{self, Write};
 use thiserror::Error;
 
-/// Why there is no complete dump.
+/// Why a dump is incomplete.
 #[derive(Debug, Error)]
 pub enum DumpError {
     /// The image is damaged.
@@ -19,7 +19,7 @@ pub enum DumpError {
 /// Writes the dump: the superblock, the tree in the order of its names, the tables.
 ///
 /// # Errors
-/// The image is damaged, or `out` takes no more.
+/// The image is damaged, or `out` cannot be written.
 pub fn dump(image: &Image, out: &mut dyn Write) -> Result<(), DumpError> {
     let superblock = image.superblock();
     write!(out, "squashfs codec={}", image.compression().name())?;
@@ -97,7 +97,7 @@ fn dump_node(image: &Image, node: &Node, out: &mut dyn Write) -> Result<(), Dump
     Ok(())
 }
 
-/// Where the content is: ` at=96 blocks=3450,4096p,hole*12 fragment=0+120`.
+/// The location of the content: ` at=96 blocks=3450,4096p,hole*12 fragment=0+120`.
 fn dump_file(image: &Image, file: &FileInode, out: &mut dyn Write) -> Result<(), DumpError> {
     write!(out, " size={}", file.size_bytes)?;
     let mut holes = 0_u64;
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn device_numbers_are_unpacked_as_the_kernel_does() {
         assert_eq!(device_numbers(0x0803), (8, 3));
-        // mknod with 259 and 0x1234: the minor's upper bits stand above the major's.
+        // mknod with 259 and 0x1234: the upper bits of the minor number are above the major number.
         assert_eq!(device_numbers(0x0121_0334), (259, 0x1234));
     }
 }

@@ -41,7 +41,7 @@ pub struct EncodeError {
 
 #[cfg(test)]
 impl EncodeError {
-    /// An error, to see what becomes of it.
+    /// An error, to test its handling.
     pub(crate) fn for_test() -> Self {
         Self { codec: "zstd", reason: "for a test".to_owned() }
     }

@@ -1,8 +1,8 @@
-//! Takes the files of an image out into a directory.
+//! Extracts the files of an image into a directory.
 //!
-//! Whatever the image says, nothing is written outside of that directory: names are checked when listings are read,
-//! everything is made relative to open directories, and none of them is entered through a symbolic link. Each file
-//! appears whole or not at all. Owners, setuid and setgid bits and extended attributes are left behind.
+//! Nothing is ever written outside that directory, even if the image is malicious: names are checked when listings are read,
+//! everything is created relative to open directories, and no symbolic link is followed. Each file
+//! appears complete or not at all. Owners, setuid and setgid bits and extended attributes are not extracted.
 
 mod plan;
 mod second_pass;
@@ -40,7 +40,7 @@ pub struct ExtractOptions<'a> {
     /// The path in the image: a directory and all below it, or a single file. The root's content goes right into the
     /// output directory, anything else under its own name.
     pub path: &'a [u8],
-    /// The directory to fill. It is made when it is not there, and must be empty when it is.
+    /// The directory to fill. It must be empty, or is created.
     pub output: &'a Path,
     /// What to do with devices, pipes and sockets.
     pub special_files: SpecialFiles,
@@ -82,7 +82,7 @@ pub enum ExtractError {
         /// The directory.
         path: PathBuf,
     },
-    /// The image holds something that only root can make.
+    /// The image contains something that only root can create.
     #[error("{path} is a {}{}: devices, pipes and sockets are not extracted", .kind.name(), further(*.others))]
     SpecialFile {
         /// The first of them.
@@ -92,17 +92,17 @@ pub enum ExtractError {
         /// How many more there are.
         others: u64,
     },
-    /// Something cannot be made or written.
+    /// Something cannot be created or written.
     #[error("cannot {action} {}", .path.display())]
     Write {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// With what.
+        /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The error of the system.
         source: io::Error,
     },
-    /// More hard links than can be told apart in bounded memory.
+    /// More hard links than fit into bounded memory.
     #[error("{path}: too many files with hard links; extract a part of the image at a time")]
     TooManyLinks {
         /// Where it became too many.
@@ -111,10 +111,10 @@ pub enum ExtractError {
     /// Stopped by the caller.
     #[error("interrupted")]
     Interrupted,
-    /// There are no threads to be had.
+    /// No thread can be started.
     #[error("cannot start {jobs} threads")]
     Threads {
-        /// How many were asked for.
+        /// The requested number.
         jobs: usize,
         /// Why.
         source: rayon::ThreadPoolBuildError,
@@ -125,7 +125,7 @@ fn further(others: u64) -> String {
     if others == 0 { String::new() } else { format!(", and there are {others} more such files") }
 }
 
-/// Makes a [`ExtractError::Write`] out of what a system call said.
+/// Converts the error of a system call to [`ExtractError::Write`].
 fn write_error(action: &'static str, path: PathBuf) -> impl FnOnce(Errno) -> ExtractError {
     move |errno| ExtractError::Write { action, path, source: errno.into() }
 }

@@ -41,7 +41,7 @@ pub enum OutputError {
     },
 }
 
-/// Looks whether `path` may become a file: its directory exists, and what stands there, if anything, is a regular file.
+/// Checks whether `path` can be written: its directory exists, and it is a regular file or does not exist.
 ///
 /// # Errors
 /// It may not.

@@ -162,7 +162,7 @@ impl FragmentShares {
         }
     }
 
-    /// Shares the stored bytes out, to the last of them, and begins anew.
+    /// Distributes all stored bytes over the paths, and starts again.
     fn pay(&mut self, image: &Image, paths: &mut [PathSize]) -> Result<(), ImageError> {
         let Some(fragment) = self.fragment.take() else { return Ok(()) };
         let stored = u64::from(image.fragment(fragment)?.word.stored_bytes());

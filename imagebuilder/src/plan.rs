@@ -53,10 +53,10 @@ pub enum PlanError {
     /// Not JSON, or not of the form of a plan; the message ends with line and column.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
-    /// No version that this program knows.
+    /// A version that this program does not support.
     #[error("its version is {found}, but this program supports only version {PLAN_VERSION}")]
     Version {
-        /// The version, as it stands in the JSON.
+        /// The version in the JSON.
         found: String,
     },
     /// `storeDir` depends on where the program runs.

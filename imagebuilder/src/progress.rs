@@ -1,30 +1,31 @@
-//! How the library tells what it is doing. Nothing is printed here: the command line draws it.
+//! How the library reports progress. It prints nothing; the command line does.
 
 /// The steps of a build, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
-    /// Listing what has no manifest in the cache, and reading the manifests of what has.
+    /// Listing store paths without a manifest in the cache, and reading the manifests of the others.
     Scan,
     /// Reading, hashing, compressing, copying from the cache, writing.
     Blocks,
     /// Writing inodes, directories and the other tables.
     Tables,
-    /// Publishing manifests, putting the image in its place.
+    /// Publishing manifests and the image.
     Publish,
 }
 
-/// Told by the build as it goes; called from one thread, often: implementations must be cheap.
+/// A receiver for progress. The build calls it often, from one thread, so implementations must be cheap.
 pub trait Progress {
-    /// A phase begins; `total_bytes` is what [`Progress::advance`] will add up to, 0 when not known.
+    /// A phase begins. `total_bytes` is the final sum of the `input_bytes` of [`Progress::advance`], or 0 if unknown.
     fn begin(&mut self, phase: Phase, total_bytes: u64);
-    /// So many more input bytes are in the image: `cached_bytes` of them came from the cache, and all of them took
-    /// `stored_bytes` in the image.
+    /// More content is in the image. The arguments are increments since the last call, not totals. `input_bytes` counts file
+    /// content before compression, `cached_bytes` (at most `input_bytes`) the part of it that came from the cache, and
+    /// `stored_bytes` the bytes that it takes in the image, 0 for duplicates and holes.
     fn advance(&mut self, input_bytes: u64, cached_bytes: u64, stored_bytes: u64);
-    /// A line a user should see although the build goes on.
+    /// A warning for the user; the build continues.
     fn warn(&mut self, message: &str);
 }
 
-/// Tells nobody.
+/// Ignores all progress.
 #[derive(Debug, Default)]
 pub struct Silent;
 

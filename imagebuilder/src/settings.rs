@@ -1,4 +1,4 @@
-//! What an image is made with: codec, level and block sizes. Together with the store paths these settle every byte.
+//! The settings of an image: codec, level and block sizes. Together with the store paths they determine every byte.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -23,7 +23,7 @@ impl Compression {
     /// All codecs, in the order the help lists them.
     pub const ALL: [Self; 5] = [Self::Zstd, Self::Gzip, Self::Xz, Self::Lz4, Self::None];
 
-    /// The name as it stands on the command line and in plans.
+    /// The name on the command line and in plans.
     pub fn name(self) -> &'static str {
         match self {
             Self::Zstd => "zstd",
@@ -59,7 +59,7 @@ pub struct LevelRange {
 /// Settings that cannot be met.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SettingsError {
-    /// The level lies outside of the codec's range.
+    /// The level is outside the codec's range.
     #[error("level {level} is out of range for {}: it takes {lowest} to {highest}", .compression.name())]
     LevelOutOfRange {
         /// The codec.
@@ -174,7 +174,7 @@ impl Default for ImageSettings {
     }
 }
 
-/// The settings as they stand in a plan, before they are checked.
+/// The settings in a plan, before they are checked.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct UncheckedSettings {

@@ -64,10 +64,10 @@ pub enum TreeError {
     /// Over 4 Gi nodes, or over 4 GiB of names.
     #[error("it holds more than 4294967295 files or bytes of names")]
     TooLarge,
-    /// Linux knows no longer name.
+    /// A name is longer than Linux allows.
     #[error("the name {0:?} is longer than 255 bytes")]
     NameTooLong(String),
-    /// Linux knows no longer target.
+    /// A target is longer than Linux allows.
     #[error("a symbolic link target is longer than 4095 bytes")]
     TargetTooLong,
 }

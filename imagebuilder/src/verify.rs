@@ -42,7 +42,7 @@ pub struct VerifyOptions<'a> {
     pub nar: NarCheck,
     /// Threads, at least 1.
     pub jobs: usize,
-    /// How many problems are told; all are counted.
+    /// How many problems to report; all are counted.
     pub problems_told: usize,
 }
 
@@ -177,7 +177,7 @@ fn check_nar(image: &Image, planned: &PlannedPath, problems: &Problems) -> bool 
             );
             problems.at(path, ProblemKind::NarHash, detail);
         }
-        // That it is missing is told by the comparison with the store.
+        // The comparison with the store reports that it is missing.
         Err(ImageError::NotFound { .. }) => {}
         Err(error @ ImageError::At { .. }) => problems.damage(error),
         Err(error) => problems.damage(error.at(path)),

@@ -1,7 +1,30 @@
-//! Starts one machine spec on qemu, cloud-hypervisor, firecracker, crosvm or kvmtool: see ARCHITECTURE.md.
+//! Runs machines on qemu, cloud-hypervisor, firecracker, crosvm or kvmtool. The program `microvm` is a thin layer over
+//! this crate; `ARCHITECTURE.md` explains how the modules work together.
 //!
-//! The way of a machine through this crate: text --[`spec`]--> `MachineSpec` --`validate`--> `CheckedSpec`
-//! --`hypervisor::lower`--> [`launch::Launch`] --run--> a process. Everything up to the `Launch` is pure.
+//! A machine passes through a sequence of types: [`spec::parse::parse`] reads a text as a [`spec::MachineSpec`],
+//! [`validate::check`] makes it a [`validate::CheckedSpec`], [`hypervisor::lower`] makes that a [`launch::Launch`] for one
+//! hypervisor, and [`run`] executes the launch. Everything before `run` is pure: it reads neither files nor the
+//! environment.
+//!
+//! ```
+//! use launcher::facts::HostFacts;
+//! use launcher::hypervisor::{lower, runs_on};
+//! use launcher::path::HostPath;
+//! use launcher::spec::{Hypervisor, parse::parse};
+//! use launcher::validate::check;
+//!
+//! let spec = parse(r#"{"version": 1, "name": "web", "kernel": "/srv/vmlinux", "vcpu": 2}"#).expect("a valid spec");
+//! let spec = check(&spec).expect("no problems");
+//! let host = HostFacts::assumed(HostPath::from("/var/lib/microvms/web"));
+//! assert_eq!(runs_on(&spec, &host).len(), 5);
+//!
+//! let launch = lower(&spec, &host, Hypervisor::Qemu).expect("qemu supports the machine");
+//! assert!(launch.arguments.windows(2).any(|pair| pair == ["-smp", "2"]));
+//!
+//! // All problems are reported at once.
+//! let problems = parse(r#"{"version": 1, "nmae": "web"}"#).expect_err("two problems");
+//! assert!(problems.len() >= 2);
+//! ```
 
 pub mod balloon;
 pub mod capability;

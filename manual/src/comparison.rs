@@ -1,9 +1,9 @@
-//! Whether what a program prints is what a page says it prints.
+//! Compares the output of a program with a page.
 
 /// How strictly the lines of a block are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strictness {
-    /// Each character counts.
+    /// Every character must match.
     Exact,
     /// Numbers, hashes and runs of spaces may differ: the page shows one run on one closure.
     Shape,
@@ -13,8 +13,8 @@ const ANYTHING: char = '…';
 /// Letters and digits of a store path's hash; hashes in hex are longer.
 const HASH_LENGTH: usize = 32;
 
-/// Whether the printed lines are the expected ones. In these `…` stands for anything within a line, and a line `…` for any
-/// lines.
+/// Whether the printed lines match the expected ones. In the expected lines, `…` matches any text within a line, and a
+/// line `…` matches any lines.
 #[must_use]
 pub fn matches(expected: &[String], printed: &[String], strictness: Strictness) -> bool {
     match expected.split_first() {
@@ -59,7 +59,7 @@ fn shape(line: &str) -> String {
 fn part_shape(part: &str) -> String {
     let core = part.trim_end_matches(|character: char| !character.is_ascii_alphanumeric());
     let is_hash = core.len() >= HASH_LENGTH && core.chars().all(|character| character.is_ascii_alphanumeric());
-    // What is in KiB today may be in MiB tomorrow.
+    // A size may be in KiB in one run and in MiB in another.
     let is_unit = ["KiB", "MiB", "GiB"].contains(&core);
     match core {
         _ if is_hash => part.replacen(core, "#", 1),

@@ -1,19 +1,19 @@
-//! What can go wrong while the manual is checked.
+//! Errors of the checks.
 
 use std::io;
 use std::path::PathBuf;
 
-/// An error that ends a check. What is wrong with the pages themselves is a [`Problem`].
+/// An error that ends a check. Problems of the pages themselves are [`Problem`]s.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
     #[error("cannot {action} {path}: {source}")]
     File {
-        /// What was tried, as a verb.
+        /// The operation, as a verb.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the system.
         source: io::Error,
     },
     /// A program could not be run.
@@ -21,10 +21,10 @@ pub enum Error {
     Program {
         /// Its command line.
         command: String,
-        /// What it or the system said.
+        /// The message of the program or the system.
         reason: String,
     },
-    /// A page asks for something that this program does not know.
+    /// A page is invalid.
     #[error("{page}:{line}: {reason}")]
     Page {
         /// The page.
@@ -42,14 +42,14 @@ pub fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::E
     move |source| Error::File { action, path, source }
 }
 
-/// Something that is wrong with a page.
+/// A problem of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The page, from the root of the work tree.
     pub page: PathBuf,
     /// The line, from 1.
     pub line: usize,
-    /// What is wrong, and what to do.
+    /// The problem, and the remedy.
     pub text: String,
 }
 

@@ -1,12 +1,12 @@
-//! The examples of the manual are run, and must print what the page says.
+//! Runs the examples of the manual and compares their output with the pages.
 //!
-//! A block ```` ```console ```` holds commands, each after `$ ` (and `> ` where it goes on), and what they print. The
-//! commands of a page run in order in one empty directory of their own, which is shown as `/home/user`.
+//! A block ```` ```console ```` contains commands, each after `$ ` (continued after `> `), and their output. The commands
+//! of a page run in order, in an empty directory that belongs to the page and is shown as `/home/user`.
 //!
-//! - `<!-- run: COMMAND -->` is run in between and must succeed, but is not shown.
-//! - A block after a line `<!-- file: NAME -->` is written to that file.
-//! - In what is printed `…` stands for anything within a line, and a line `…` for any lines.
-//! - Of a block ```` ```console varying ```` numbers, hashes and widths of columns are not compared.
+//! - `<!-- run: COMMAND -->` is a hidden command, which must succeed.
+//! - The block after a line `<!-- file: NAME -->` is written to that file.
+//! - In the output, `…` matches any text within a line, and a line `…` matches any lines.
+//! - In a block ```` ```console varying ````, numbers, hashes and widths of columns are not compared.
 
 use crate::comparison::{Strictness, matches};
 use crate::error::{Error, Problem, file};
@@ -16,28 +16,28 @@ use crate::programs::in_shell;
 use std::fs;
 use std::path::Path;
 
-/// What the directory of the examples is called on the pages.
+/// The name of the directory of the examples on the pages.
 const SHOWN_DIRECTORY: &str = "/home/user";
 
 /// One step of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// Index of its first line, from 0.
+    /// Index of its first line, counted from 0.
     pub line: usize,
-    /// What the shell is given.
+    /// The command for the shell.
     pub command: String,
-    /// What it should print.
+    /// The expected result.
     pub expected: Expected,
-    /// Index of the first line that is not its any more.
+    /// Index of the line after its last line.
     pub end: usize,
 }
 
-/// What a step should do.
+/// The expected result of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {
-    /// Succeed, whatever it prints.
+    /// The command succeeds, with any output.
     Success,
-    /// Print these lines, whether it succeeds or not.
+    /// The command prints these lines; it may fail.
     Lines(Vec<String>, Strictness),
 }
 
@@ -68,7 +68,7 @@ pub fn steps(text: &str) -> Vec<Step> {
     steps
 }
 
-/// The commands of a block with what each prints.
+/// The commands of a block with their output.
 fn commands(fence: &Fence, strictness: Strictness) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     for (offset, line) in fence.lines.iter().enumerate() {
@@ -90,18 +90,18 @@ fn commands(fence: &Fence, strictness: Strictness) -> Vec<Step> {
     steps
 }
 
-/// What running the steps of a page came to.
+/// The result of running the steps of a page.
 #[derive(Debug)]
 pub struct Run {
-    /// Where what was printed is not what the page says.
+    /// Differences between the output and the page.
     pub problems: Vec<Problem>,
-    /// The page with what was printed.
+    /// The page with the actual output.
     pub text: String,
-    /// How many steps were run.
+    /// The number of steps that were run.
     pub steps: usize,
 }
 
-/// Runs the steps of a page in the directory `scratch`, which is emptied before.
+/// Runs the steps of a page in the directory `scratch`, after emptying it.
 ///
 /// # Errors
 /// When the directory can't be made, bash can't be started, or a step that must succeed fails.
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_is_run_compared_and_written_anew() {
+    fn a_difference_is_reported_and_the_page_updated() {
         let scratch = std::env::temp_dir().join(format!("manual-example-{}", std::process::id()));
         let text = "<!-- file: f -->\n```text\nold\n```\n<!-- run: test -s f -->\n```console\n$ cat f\nold\n$ echo one &&\n> pwd\nwrong\n```\n";
         let page = Page { path: "page.md".into(), text: text.to_owned() };
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hidden_command_must_succeed() {
+    fn a_hidden_command_that_fails_is_an_error() {
         let scratch = std::env::temp_dir().join(format!("manual-hidden-{}", std::process::id()));
         let page = Page { path: "page.md".into(), text: "<!-- run: false -->\n".to_owned() };
         let error = run(&page, &scratch, &[]).unwrap_err().to_string();

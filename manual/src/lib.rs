@@ -1,5 +1,5 @@
-//! Keeps the manual true. What a page shows is made by the programs or held against them: the examples are run, the
-//! references are printed by the programs, quoted messages and linked places must exist.
+//! Checks the manual. It runs the examples, regenerates the parts that programs print, and looks up quoted messages,
+//! links, files and option names.
 
 pub mod comparison;
 pub mod error;

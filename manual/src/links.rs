@@ -1,5 +1,5 @@
-//! Every link of every page leads somewhere, every file and every NixOS option that a page names is there, and the book has
-//! all its pages.
+//! Checks that the targets of all links, all files and all NixOS options that pages name exist, and that the book contains
+//! all pages.
 
 use crate::error::Problem;
 use crate::markdown::{anchors, prose, targets, without_code};
@@ -23,10 +23,10 @@ const DIRECTORIES: [&str; 13] = [
     "tests",
 ];
 
-/// The page with all options, a heading each.
+/// The page with all options, each with a heading.
 const OPTIONS: &str = "docs/options.md";
 
-/// What is wrong with the links of the pages, in their order.
+/// The problems with links, in the order of the pages.
 #[must_use]
 pub fn check(root: &Path, pages: &[Page]) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -47,15 +47,15 @@ pub fn check(root: &Path, pages: &[Page]) -> Vec<Problem> {
     problems
 }
 
-/// Why a link leads nowhere.
+/// Why a link is broken.
 fn broken(root: &Path, pages: &[Page], page: &Page, target: &str) -> Option<String> {
     if target.contains("://") || target.starts_with("mailto:") {
         return None;
     }
     let (path, anchor) = target.split_once('#').map_or((target, None), |(path, anchor)| (path, Some(anchor)));
-    let full = if path.is_empty() { page.path.clone() } else { beside(&page.path, path) };
+    let full = if path.is_empty() { page.path.clone() } else { relative_to(&page.path, path) };
     if !root.join(&full).exists() {
-        return Some(format!("the link `{target}` leads to {}, which is not there", full.display()));
+        return Some(format!("the link `{target}` leads to {}, which does not exist", full.display()));
     }
     if page.is_in_book() && !full.starts_with("docs") {
         return Some(format!("the link `{target}` leads out of the book: name the file in backticks"));
@@ -66,8 +66,8 @@ fn broken(root: &Path, pages: &[Page], page: &Page, target: &str) -> Option<Stri
     (!is_there).then(|| format!("the link `{target}` names a heading that {} does not have", full.display()))
 }
 
-/// The path that a link from a page means, without `..`.
-fn beside(page: &Path, target: &str) -> PathBuf {
+/// The path of a link, relative to its page, without `..`.
+fn relative_to(page: &Path, target: &str) -> PathBuf {
     let mut path = page.parent().map_or_else(PathBuf::new, Path::to_owned);
     for component in Path::new(target).components() {
         match component {
@@ -93,7 +93,7 @@ fn named_option(span: &str) -> Option<String> {
     is_option.then_some(name)
 }
 
-/// Whether there is such an option, or options below it.
+/// Whether the option exists, or options below it.
 fn is_option(options: &str, name: &str) -> bool {
     let name = name.trim_end_matches(".*");
     options.contains(&format!("### `{name}`")) || options.contains(&format!("### `{name}."))
@@ -102,7 +102,7 @@ fn is_option(options: &str, name: &str) -> bool {
 fn not_in_summary(pages: &[Page]) -> Vec<Problem> {
     let name = Path::new("docs/SUMMARY.md");
     let listed: Vec<_> = pages.iter().filter(|page| page.path == name).flat_map(|page| targets(&page.text)).collect();
-    let is_listed = |page: &Page| listed.iter().any(|target| beside(name, target) == page.path);
+    let is_listed = |page: &Page| listed.iter().any(|target| relative_to(name, target) == page.path);
     let missing = pages.iter().filter(|page| page.is_in_book() && page.path != name && !is_listed(page));
     let text = "docs/SUMMARY.md does not list this page".to_owned();
     missing.map(|page| Problem { page: page.path.clone(), line: 1, text: text.clone() }).collect()
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn good_links_pass() {
+    fn valid_links_are_accepted() {
         let pages = [
             page(
                 "README.md",
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn options_must_be_there() {
+    fn an_unknown_option_is_reported() {
         let pages = [
             page("docs/SUMMARY.md", "[x](options.md)\n"),
             page(OPTIONS, "### `microvm.vms.<name>.flake`\n"),
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_links_are_told_all_at_once() {
+    fn all_bad_links_are_reported() {
         let pages = [
             page("README.md", "[a](docs/nowhere.md) [b](#two)\n\n`scripts/nothing.sh`"),
             page("docs/SUMMARY.md", ""),

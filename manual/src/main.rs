@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Keeps the manual true
+/// Check the manual
 #[derive(Debug, Parser)]
 #[command(name = "manual", version)]
 struct Arguments {
@@ -19,30 +19,30 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Check {
-    /// Check that all links, and all files that pages name, are there
+    /// Check that the targets of all links, and all named files and options, exist
     Links,
-    /// Check the parts of pages that programs write
+    /// Check the generated parts of pages
     Parts {
-        /// Write them anew instead
+        /// Update them instead
         #[arg(long = "write", value_enum, default_value_t = Mode::Check, num_args = 0, default_missing_value = "write")]
         mode: Mode,
     },
-    /// Run the examples and compare what they print
+    /// Run the examples and compare their output
     Examples {
-        /// Write what they print into the pages instead
+        /// Update the pages with the output instead
         #[arg(long = "write", value_enum, default_value_t = Mode::Check, num_args = 0, default_missing_value = "write")]
         mode: Mode,
-        /// Where they run: DIR/PAGE
+        /// Directory for the examples; each page runs in DIR/PAGE
         #[arg(long, value_name = "DIR")]
         scratch: PathBuf,
-        /// The pages, from the root of the work tree [default: all]
+        /// Pages, relative to the root of the work tree [default: all]
         pages: Vec<PathBuf>,
     },
-    /// Check that quoted messages are in the sources
+    /// Check that quoted messages occur in the sources
     Messages,
-    /// Make an SVG of a terminal's lines on stdin, with escape sequences for colours
+    /// Render the lines of a terminal on stdin, with escape sequences for colours, as SVG
     Picture {
-        /// What the picture shows, in words
+        /// Description of the picture
         #[arg(long)]
         title: String,
     },
@@ -61,13 +61,13 @@ fn main() -> ExitCode {
         _ => ExitCode::FAILURE,
     };
     match result {
-        Ok(problems) => problems.iter().for_each(|problem| talk(&format!("error: {problem}"))),
-        Err(error) => talk(&format!("error: {error}")),
+        Ok(problems) => problems.iter().for_each(|problem| message(&format!("error: {problem}"))),
+        Err(error) => message(&format!("error: {error}")),
     }
     code
 }
 
-fn talk(line: &str) {
+fn message(line: &str) {
     drop(writeln!(std::io::stderr(), "{line}"));
 }
 
@@ -76,7 +76,7 @@ fn carry_out(check: Check) -> Result<Vec<Problem>, Error> {
     let pages = pages::all(&root)?;
     match check {
         Check::Links => {
-            talk(&format!("manual: the links of {} pages", pages.len()));
+            message(&format!("manual: the links of {} pages", pages.len()));
             Ok(links::check(&root, &pages))
         }
         Check::Parts { mode } => renew_parts(&root, &pages, mode),
@@ -118,11 +118,11 @@ fn run_examples(root: &Path, pages: &[&Page], mode: Mode, scratch: &Path) -> Res
         steps += run.steps;
         all.extend(keep(root, page, (&run.text, run.problems), mode)?);
     }
-    talk(&format!("manual: {steps} steps of {} pages were run", pages.len()));
+    message(&format!("manual: {steps} steps of {} pages were run", pages.len()));
     Ok(all)
 }
 
-/// Writes a page whose text has changed, or tells what is wrong with it.
+/// Writes a page that has changed, or returns its problems.
 fn keep(root: &Path, page: &Page, made: (&str, Vec<Problem>), mode: Mode) -> Result<Vec<Problem>, Error> {
     let (text, problems) = made;
     if mode == Mode::Check || problems.is_empty() {
@@ -130,6 +130,6 @@ fn keep(root: &Path, page: &Page, made: (&str, Vec<Problem>), mode: Mode) -> Res
     }
     let path = root.join(&page.path);
     fs::write(&path, text).map_err(file("write", &path))?;
-    talk(&format!("manual: {} is written anew", page.path.display()));
+    message(&format!("manual: {} is updated", page.path.display()));
     Ok(Vec::new())
 }

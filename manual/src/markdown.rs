@@ -1,11 +1,11 @@
-//! As much of Markdown as the checks need: fences, headings, links, code spans, comments.
+//! The parts of Markdown that the checks need: fences, headings, links, code spans, comments.
 
 /// A fenced block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fence {
-    /// What stands behind the opening backticks.
+    /// The text after the opening backticks.
     pub info: String,
-    /// Index of the opening line, from 0.
+    /// Index of the opening line, counted from 0.
     pub start: usize,
     /// Index of the closing line.
     pub end: usize,
@@ -13,7 +13,7 @@ pub struct Fence {
     pub lines: Vec<String>,
 }
 
-/// The fenced blocks of a text. One that is never closed ends with the text.
+/// The fenced blocks of a text. An unclosed block ends with the text.
 #[must_use]
 pub fn fences(text: &str) -> Vec<Fence> {
     let mut fences = Vec::new();
@@ -48,7 +48,7 @@ pub fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// The line without its code spans, and these.
+/// The line without its code spans, and the code spans.
 #[must_use]
 pub fn without_code(line: &str) -> (String, Vec<String>) {
     let (mut rest, mut spans) = (String::new(), Vec::new());
@@ -76,7 +76,7 @@ pub fn targets(line: &str) -> Vec<String> {
     targets
 }
 
-/// The anchors that the headings of a text get, by the rule that GitHub and mdBook share.
+/// The anchors of the headings of a text, by the rule that GitHub and mdBook share.
 #[must_use]
 pub fn anchors(text: &str) -> Vec<String> {
     let mut anchors: Vec<String> = Vec::new();
@@ -100,7 +100,7 @@ pub fn anchors(text: &str) -> Vec<String> {
 fn anchor(heading: &str) -> String {
     let mut text = String::new();
     let mut rest = heading.trim();
-    // A link in a heading counts by its words.
+    // Only the text of a link is part of the anchor.
     while let Some((before, behind)) = rest.split_once("](") {
         text.push_str(before);
         rest = behind.split_once(')').map_or("", |(_, after)| after);
@@ -116,7 +116,7 @@ fn anchor(heading: &str) -> String {
         .collect()
 }
 
-/// The words of a comment that fills a line, `<!-- KEY: WORDS -->`.
+/// The value of a comment on its own line, `<!-- KEY: VALUE -->`.
 #[must_use]
 pub fn comment<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     let inner = line.trim().strip_prefix("<!--")?.strip_suffix("-->")?.trim();
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fences_are_found_with_their_places() {
+    fn fences_are_found_with_their_positions() {
         let found = fences("a\n```console\n$ x\ny\n```\n```\nopen");
         assert_eq!(found.len(), 2);
         assert_eq!((found[0].info.as_str(), found[0].start, found[0].end), ("console", 1, 4));

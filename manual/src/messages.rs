@@ -1,6 +1,6 @@
-//! Messages that pages quote, in blocks ```` ```message ````, are in the sources: the programs can print them.
+//! Checks that messages in blocks ```` ```message ```` occur in the sources, so that the programs can print them.
 //!
-//! `…` stands for what differs from run to run. A message that a page can provoke is an example instead.
+//! `…` matches the variable parts of a message. Messages that a page can provoke should be examples instead.
 
 use crate::error::{Error, Problem, file};
 use crate::markdown::fences;
@@ -8,10 +8,10 @@ use crate::pages::Page;
 use std::fs;
 use std::path::Path;
 
-/// The shortest part of a message that says something about where it comes from.
+/// The shortest part of a message that identifies its origin.
 const SHORTEST_PART: usize = 6;
 
-/// The text of all sources that may hold messages.
+/// The text of all sources with messages.
 ///
 /// # Errors
 /// When one can't be read.
@@ -36,7 +36,7 @@ fn collect(directory: &Path, text: &mut String) -> Result<(), Error> {
     Ok(())
 }
 
-/// The text with string literals that go on in the next line, `\` at the end of a line, in one piece, and plain quotes.
+/// The text with string literals that continue on the next line joined, and with unescaped quotes.
 fn joined(source: &str) -> String {
     let mut pieces = source.split("\\\n");
     let first = pieces.next().unwrap_or_default().to_owned();
@@ -44,7 +44,7 @@ fn joined(source: &str) -> String {
     text.replace("\\\"", "\"").replace("''${", "${")
 }
 
-/// The quoted messages that no source has.
+/// The quoted messages that do not occur in the sources.
 #[must_use]
 pub fn check(page: &Page, sources: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -52,10 +52,10 @@ pub fn check(page: &Page, sources: &str) -> Vec<Problem> {
         for (offset, line) in fence.lines.iter().enumerate() {
             let message = ["error: ", "warning: ", "hint: "].iter().find_map(|label| line.strip_prefix(label));
             let parts: Vec<_> = message.unwrap_or(line).split('…').map(str::trim).collect();
-            let telling: Vec<_> = parts.iter().filter(|part| part.len() >= SHORTEST_PART).collect();
-            let text = match telling.iter().find(|part| !sources.contains(**part)) {
+            let identifying: Vec<_> = parts.iter().filter(|part| part.len() >= SHORTEST_PART).collect();
+            let text = match identifying.iter().find(|part| !sources.contains(**part)) {
                 Some(part) => format!("no source says `{part}`"),
-                None if telling.is_empty() => format!("`{line}` is too short to be looked for"),
+                None if identifying.is_empty() => format!("`{line}` is too short to look up"),
                 None => continue,
             };
             problems.push(Problem { page: page.path.clone(), line: fence.start + 2 + offset, text });
@@ -69,14 +69,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quoted_messages_must_be_in_the_sources() {
+    fn a_message_that_is_not_in_the_sources_is_reported() {
         let text = "```message\nerror: cannot read …: it is gone\nerror: cannot fly …\n…\n```\n";
         let page = Page { path: "page.md".into(), text: text.to_owned() };
         let sources = joined("\"cannot read {path}: \\\n    it is gone\"");
         let problems: Vec<_> = check(&page, &sources).iter().map(ToString::to_string).collect();
-        assert_eq!(
-            problems,
-            ["page.md:3: no source says `cannot fly`", "page.md:4: `…` is too short to be looked for"]
-        );
+        assert_eq!(problems, ["page.md:3: no source says `cannot fly`", "page.md:4: `…` is too short to look up"]);
     }
 }

@@ -1,4 +1,4 @@
-//! The pages: every Markdown file of the work tree that people read.
+//! The pages: the Markdown files of the work tree.
 
 use crate::error::{Error, file};
 use std::fs;
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 /// One page.
 #[derive(Debug, Clone)]
 pub struct Page {
-    /// From the root of the work tree.
+    /// Path, relative to the root of the work tree.
     pub path: PathBuf,
-    /// What it says.
+    /// Its text.
     pub text: String,
 }
 

@@ -1,7 +1,7 @@
-//! The parts of pages that programs write: between `<!-- made by: WORDS -->` and `<!-- end of: WORDS -->`.
+//! Regenerates the parts of pages between `<!-- made by: WORDS -->` and `<!-- end of: WORDS -->`.
 //!
-//! `manual commands of PROGRAM` is the help of all its commands, `manual abilities of HYPERVISOR` its column of the
-//! capability tables; anything else is a program with arguments, whose output it is.
+//! `manual commands of PROGRAM` is the help of all commands of a program, `manual features of HYPERVISOR` its column of the
+//! capability table. Anything else is a program with arguments that prints the part.
 
 use crate::error::{Error, Problem};
 use crate::markdown::comment;
@@ -10,10 +10,10 @@ use crate::programs::output;
 use serde_json::Value;
 use std::fmt::Write as _;
 
-/// The page with all its parts made anew, and the parts that differ.
+/// The page with all its parts regenerated, and the parts that differ.
 ///
 /// # Errors
-/// When a part has no end, or what makes it is not known or fails.
+/// A part has no end, or its program fails.
 pub fn renew(page: &Page) -> Result<(String, Vec<Problem>), Error> {
     let (mut text, mut problems) = (String::new(), Vec::new());
     let mut lines = page.text.lines().enumerate();
@@ -34,7 +34,7 @@ pub fn renew(page: &Page) -> Result<(String, Vec<Problem>), Error> {
         }
         let made = make(words).map_err(|error| wrong(error.to_string()))?;
         if made != found {
-            let text = format!("what `{words}` makes has changed: `manual parts --write` renews it");
+            let text = format!("the output of `{words}` has changed: `manual parts --write` updates it");
             problems.push(Problem { page: page.path.clone(), line: index + 1, text });
         }
         let _ = writeln!(text, "{made}<!-- end of: {words} -->");
@@ -46,7 +46,7 @@ fn make(words: &str) -> Result<String, Error> {
     let words: Vec<&str> = words.split_whitespace().collect();
     match words.as_slice() {
         ["manual", "commands", "of", program] => commands(program),
-        ["manual", "abilities", "of", hypervisor] => abilities(hypervisor),
+        ["manual", "features", "of", hypervisor] => features(hypervisor),
         [program, arguments @ ..] => output(program, arguments),
         [] => Ok(String::new()),
     }
@@ -78,14 +78,14 @@ fn command_names(help: &str) -> Vec<&str> {
     named.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").collect()
 }
 
-/// What one hypervisor can do, from the capability tables.
-fn abilities(hypervisor: &str) -> Result<String, Error> {
+/// The features of one hypervisor, from the capability table.
+fn features(hypervisor: &str) -> Result<String, Error> {
     let command = "microvm capabilities --json";
     let wrong = |reason: &str| Error::Program { command: command.to_owned(), reason: reason.to_owned() };
     let document = output("microvm", &["capabilities", "--json"])?;
-    let features: Value = serde_json::from_str(&document).map_err(|error| wrong(&error.to_string()))?;
+    let table: Value = serde_json::from_str(&document).map_err(|error| wrong(&error.to_string()))?;
     let (mut can, mut cannot) = (String::new(), String::new());
-    for feature in features.as_array().ok_or_else(|| wrong("it does not print a list"))? {
+    for feature in table.as_array().ok_or_else(|| wrong("it does not print a list"))? {
         let name = feature["feature"].as_str().unwrap_or_default();
         let option = match feature["option"].as_str().unwrap_or_default() {
             "" => "-".to_owned(),
@@ -96,13 +96,13 @@ fn abilities(hypervisor: &str) -> Result<String, Error> {
         let (list, words) = match cell["supported"].as_bool() {
             Some(true) => (&mut can, if note.is_empty() { "yes" } else { note }),
             Some(false) => (&mut cannot, note),
-            None => return Err(wrong(&format!("it says nothing about {hypervisor}"))),
+            None => return Err(wrong(&format!("it has no column for {hypervisor}"))),
         };
         let _ = writeln!(list, "| {name} | {option} | {words} |");
     }
     Ok(format!(
-        "\nWhat it can do:\n\n| feature | field of the machine spec | how |\n|---|---|---|\n{can}\n\
-         What it cannot do, and what `microvm check` says why:\n\n| feature | field of the machine spec | why |\n|---|---|---|\n{cannot}\n"
+        "\nSupported:\n\n| feature | field of the machine spec | how |\n|---|---|---|\n{can}\n\
+         Not supported, with the reason that `microvm check` prints:\n\n| feature | field of the machine spec | why |\n|---|---|---|\n{cannot}\n"
     ))
 }
 
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_renewed_and_the_rest_is_left_alone() {
+    fn a_part_is_updated_and_the_rest_is_unchanged() {
         let old = "a\n<!-- made by: echo new -->\nold\n<!-- end of: echo new -->\nb\n";
         let (text, problems) = renew(&page(old)).unwrap();
         assert_eq!(text, old.replace("\nold", "\nnew"));

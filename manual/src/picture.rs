@@ -137,7 +137,7 @@ fn change(style: &mut Style, numbers: &str) {
     }
 }
 
-/// The colour of `38;5;N`, of which the first 16 are told apart, and of `38;2;R;G;B`.
+/// The colour of `38;5;N`, if it is one of the first 16, or of `38;2;R;G;B`.
 fn many_colours(numbers: &mut impl Iterator<Item = usize>) -> Option<String> {
     match numbers.next()? {
         5 => COLOURS.get(numbers.next()?).map(|colour| (*colour).to_owned()),

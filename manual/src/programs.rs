@@ -1,16 +1,16 @@
-//! Running programs, the project's own and the shell, as a reader of the manual would.
+//! Runs programs of this project, and the shell, as a reader of the manual would.
 
 use crate::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// The width that help and talk are wrapped to.
+/// The width of help texts and messages.
 pub const COLUMNS: &str = "100";
 
-/// The search path with the directory of this program first, where cargo puts the project's programs as well.
+/// The search path, with the directory of this program first, which also contains the project's programs.
 ///
 /// # Errors
-/// When the system does not tell where this program is.
+/// The system does not report the path of this program.
 pub fn search_path() -> Result<String, Error> {
     let own = std::env::current_exe()
         .map_err(|error| Error::Program { command: "manual".to_owned(), reason: error.to_string() })?;
@@ -19,7 +19,7 @@ pub fn search_path() -> Result<String, Error> {
     Ok(format!("{}:{usual}", directory.display()))
 }
 
-/// What a program writes to stdout; it must succeed.
+/// The output of a program on stdout; it must succeed.
 ///
 /// # Errors
 /// When it can't be started or fails.
@@ -35,7 +35,7 @@ pub fn output(program: &str, arguments: &[&str]) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// What a shell makes of a command in a directory that is its home as well; stderr is mixed into stdout, as on a terminal.
+/// Runs a command with a shell in a directory that is also its home; stderr goes to stdout, as on a terminal.
 ///
 /// # Errors
 /// When bash can't be started.

@@ -28,7 +28,7 @@ const RECORD_BYTES_MAX: u64 = 64 << 10;
 pub struct PlanKey(String);
 
 impl PlanKey {
-    /// The key of a plan; `None` when a path's NAR hash is not given, for then only reading it tells what it holds.
+    /// The key of a plan; `None` if the NAR hash of a path is not known, because its content is then known only by reading it.
     pub fn of(plan: &ImagePlan) -> Option<Self> {
         let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 plan, image synced");
         hasher.update(settings_text(&plan.settings).as_bytes());
@@ -55,7 +55,7 @@ struct Record {
     report: BuildReport,
 }
 
-/// What tells one state of a file from another.
+/// The attributes that identify the state of a file.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct FileIdentity {
     device: u64,

@@ -1,4 +1,4 @@
-//! From records to a closure: every problem is found before anything is reported.
+//! Checks records and makes a closure of them. All problems are found before any is reported.
 
 use crate::plan::PlannedPath;
 use crate::store_path::{LocatedStorePath, StorePath, StorePathError};
@@ -11,7 +11,7 @@ use thiserror::Error;
 /// Where Nix keeps its store when nothing says otherwise.
 pub(crate) const DEFAULT_STORE_DIR: &str = "/nix/store";
 
-/// Where in its source a record stands, counted from 1.
+/// The position of a record in its source, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Position {
     /// A line of a text.
@@ -56,7 +56,7 @@ pub enum ClosureProblem {
     /// A line or entry does not name a store path.
     #[error("{position}: {error}")]
     NotAStorePath {
-        /// Where it stands.
+        /// Its position.
         position: Position,
         /// What is wrong with it.
         error: StorePathError,
@@ -64,11 +64,11 @@ pub enum ClosureProblem {
     /// A line is not what it has to be.
     #[error("{position}: {text:?} is not {expected}")]
     Malformed {
-        /// Where it stands.
+        /// Its position.
         position: Position,
         /// The text found there.
         text: String,
-        /// What has to stand there.
+        /// What is expected there.
         expected: &'static str,
     },
     /// The text ends within a record.
@@ -76,7 +76,7 @@ pub enum ClosureProblem {
     Truncated {
         /// The first line that is missing.
         position: Position,
-        /// What has to stand there.
+        /// What is expected there.
         expected: &'static str,
     },
     /// The same store path twice.
@@ -92,7 +92,7 @@ pub enum ClosureProblem {
     /// Members of two stores.
     #[error("{position}: {path} is in {}, but the paths before it are in {}", .store_dir.display(), .first.display())]
     OtherStore {
-        /// Where it stands.
+        /// Its position.
         position: Position,
         /// The store path.
         path: StorePath,
@@ -104,7 +104,7 @@ pub enum ClosureProblem {
     /// A reference leads out of the closure.
     #[error("{position}: {path} refers to {reference}, which is missing: the closure is incomplete")]
     NotClosed {
-        /// Where the store path that refers stands.
+        /// The position of the store path that refers.
         position: Position,
         /// The store path that refers.
         path: StorePath,
@@ -219,7 +219,7 @@ fn missing_references(members: &BTreeMap<StorePath, ClosureRecord>) -> impl Iter
 }
 
 impl ClosureProblem {
-    /// The number of the line, entry or argument; problems are told in this order.
+    /// The number of the line, entry or argument; problems are reported in this order.
     fn number(&self) -> usize {
         match self {
             Self::Empty => 0,

@@ -1,8 +1,8 @@
 //! The graph that `exportReferencesGraph` puts into `.attrs.json` when a derivation has structured attributes.
 //!
 //! The file is an object of all attributes. `exportReferencesGraph` names the graphs, and under each of these names
-//! stands an array with one object a store path: `path`, `narHash`, `narSize`, `references`, and others that are of no
-//! use here and differ between versions of Nix.
+//! is an array with one object per store path: `path`, `narHash`, `narSize`, `references`, and others that are not
+//! used here and differ between versions of Nix.
 
 use super::check::{ClosureProblem, ClosureRecord, Position};
 use crate::nar_hash;
@@ -89,7 +89,7 @@ pub(super) fn parse(text: &str, key: Option<&str>) -> Result<(Vec<ClosureRecord>
 fn choose(mut attributes: Map<String, Value>, key: Option<&str>) -> Result<(String, Value), GraphError> {
     let mut keys: Vec<String> = match attributes.get("exportReferencesGraph") {
         Some(Value::Object(graphs)) => graphs.keys().cloned().collect(),
-        // Cut out of its `.attrs.json` the graph has lost its declaration: its form tells it.
+        // A graph that was cut out of its `.attrs.json` has no declaration, but its form identifies it.
         _ => attributes.iter().filter(|(_, value)| looks_like_a_graph(value)).map(|(key, _)| key.clone()).collect(),
     };
     keys.retain(|key| attributes.contains_key(key));

@@ -1,4 +1,4 @@
-//! Looks at what is to be extracted, before anything is made.
+//! Checks the part of the image to extract, before anything is created.
 
 use super::{ExtractError, ExtractOptions, ExtractReport, Linked, SpecialFiles};
 use crate::image::{Image, ImagePath, InodeKind, InodeType};
@@ -16,7 +16,7 @@ pub(super) struct Planned {
 }
 
 impl Planned {
-    /// Walks the tree once: damage to tables and special files are told while nothing is written.
+    /// Walks the tree once, to report damaged tables and special files before anything is written.
     pub(super) fn look(image: &Image, options: ExtractOptions<'_>) -> Result<Self, ExtractError> {
         let mut report = ExtractReport { version: 1, ..ExtractReport::default() };
         let mut first_special: Option<(ImagePath, InodeType)> = None;

@@ -1,4 +1,4 @@
-//! The first pass: makes directories and symbolic links, and says which files are to be written into which directory.
+//! The first pass: creates directories and symbolic links, and lists which files go into which directory.
 
 use super::target::{TargetDirectory, make_directory, set_mode_and_time};
 use super::{ExtractError, ExtractOptions, Linked, write_error};

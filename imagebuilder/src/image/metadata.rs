@@ -88,7 +88,7 @@ impl MetadataTable {
 
     /// Reads the index of a table whose pieces are found through a list of positions, and the pieces' places.
     ///
-    /// The pieces end at `end`, the list stands at `index_at`; `length` is the length of the decompressed table.
+    /// The pieces end at `end`, their list is at `index_at`; `length` is the length of the decompressed table.
     /// Also says where the list ends.
     pub(crate) fn indexed(
         storage: &Arc<Storage>,

@@ -75,7 +75,7 @@ impl TakeLe for &[u8] {
     }
 }
 
-/// The fields as they stand in the image, versions included.
+/// The fields of the image, versions included.
 struct Raw {
     superblock: Superblock,
     magic: u32,

@@ -9,13 +9,13 @@ use std::sync::Arc;
 const ID_ENTRY_BYTES: u64 = 16;
 /// Bytes in front of the id table's index.
 const HEAD_BYTES: u64 = 16;
-/// Set in the type of an attribute whose value stands elsewhere.
+/// Set in the type of an attribute whose value is stored elsewhere.
 const VALUE_ELSEWHERE: u16 = 0x100;
 /// Longest value Linux takes.
 const VALUE_BYTES_MAX: u32 = 65_536;
-/// Most bytes of names and values of one inode: values may be shared, so a small table can stand for gigabytes.
+/// Most bytes of names and values of one inode. Values can be shared, so a small table can expand to gigabytes.
 const INODE_BYTES_MAX: usize = 4 << 20;
-/// What stands in front of names, by the low byte of the type.
+/// The prefix of names, by the low byte of the type.
 const PREFIXES: [&str; 3] = ["user.", "trusted.", "security."];
 
 /// The two tables of extended attributes.
@@ -113,7 +113,7 @@ impl XattrTables {
         Ok(())
     }
 
-    /// Reads where a value stands that is not in its list.
+    /// Reads the position of a value that is not in its list.
     fn value_place(&self, cursor: &mut Cursor<'_>) -> Result<u64, ImageError> {
         if cursor.u32()? != 8 {
             return Err(ImageError::damaged(Part::XattrTable, "a reference to a value is not 8 bytes long"));
@@ -129,7 +129,7 @@ impl XattrTables {
     }
 }
 
-/// A name with its prefix, and whether the value stands elsewhere.
+/// A name with its prefix, and whether the value is stored elsewhere.
 fn read_name(cursor: &mut Cursor<'_>) -> Result<(Vec<u8>, bool), ImageError> {
     let type_number = cursor.u16()?;
     let prefix = PREFIXES.get(usize::from(type_number & 0xff));

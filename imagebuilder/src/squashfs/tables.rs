@@ -75,9 +75,11 @@ pub enum Location<'a> {
     },
 }
 
-/// Tells where contents are.
+/// The locations of the content of all files in the image.
 pub trait Contents {
-    /// Place of a file, by the number of its member and its number in the member's tree.
+    /// The location of the content of a file. `member` is the index of its store path in the `members` of [`write_tables`],
+    /// `file` its number among the regular files of that store path's tree, in the order of its nodes. Files with equal
+    /// content have the same location.
     fn locate(&self, member: usize, file: u32) -> Location<'_>;
 }
 
@@ -113,11 +115,16 @@ pub struct Tables {
     pub ids: u16,
 }
 
-/// Writes the tables of an image whose blocks end at `start`; `members` are sorted by name. The root directory holds them
-/// and what [`store_root`] asks for.
+/// Makes the tables of an image. They follow the data: `start` is the position in bytes at which the blocks end, and all
+/// positions in the result count from the beginning of the image. `members` must be sorted by name; `contents` counts them in
+/// that order. `fragments` are the entries of the fragment table, in the order of their indexes. The three encoders are for
+/// the inode table, the directory table and all other tables; `None` writes uncompressed metadata blocks.
+///
+/// The result is inode table, directory table, fragment table, export table and id table. The root directory contains the members
+/// and what [`store_root`] requires.
 ///
 /// # Errors
-/// The codec failed, or there are too many files for the format.
+/// The codec failed, or the closure has more files than the format supports.
 pub fn write_tables(
     members: &[Member<'_>],
     contents: &dyn Contents,
@@ -280,7 +287,7 @@ impl Emitter<'_, '_> {
         self.emit_directory(head, self.numbers.total + 1, &listed)
     }
 
-    /// The directory that Nix looks for beside the store paths. It is empty.
+    /// The directory that Nix expects next to the store paths. It is empty.
     fn emit_links_directory(&mut self) -> Result<Written<'static>, TablesError> {
         let number = self.numbers.links;
         let listed = self.emit_listing(&[])?;

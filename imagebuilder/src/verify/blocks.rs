@@ -70,7 +70,7 @@ pub(super) fn check_blocks(image: &Image, decompress: Decompress, problems: &Pro
     }
 }
 
-/// All stored blocks. Damage to a single file or fragment is told elsewhere, and its other blocks still count.
+/// All stored blocks. Damage to a single file or fragment is reported elsewhere, and its other blocks still count.
 fn stored_blocks(image: &Image, put: &mut dyn FnMut(Stored)) -> Result<(), ImageError> {
     for index in 0..image.superblock().fragments {
         if let Ok(block) = image.fragment(index) {
@@ -87,7 +87,7 @@ fn stored_blocks(image: &Image, put: &mut dyn FnMut(Stored)) -> Result<(), Image
     Ok(())
 }
 
-/// How long each fragment block must be, by the tails in it; damaged size words are told here.
+/// The length that each fragment block must have for the tails in it. Reports damaged size words.
 fn fragment_tails(image: &Image, problems: &Problems) -> Vec<u32> {
     let count = usize::try_from(image.superblock().fragments).unwrap_or(usize::MAX);
     let mut ends = vec![0_u32; count];

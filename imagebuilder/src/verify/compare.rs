@@ -23,7 +23,7 @@ struct Difference {
     at: u64,
 }
 
-/// Compares one part of a file and tells what differs.
+/// Compares one part of a file and reports differences.
 pub(super) fn compare(image: &Image, comparison: &Comparison<'_>, buffer: &mut Vec<u8>, problems: &Problems) {
     let result = compare_part(image, comparison, buffer);
     match result {

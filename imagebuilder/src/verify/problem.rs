@@ -1,4 +1,4 @@
-//! What is wrong with an image, collected: all of it is counted, the first of it is told.
+//! The problems of an image: all are counted, and the first ones are reported.
 
 use crate::first_of::FirstOf;
 use crate::image::{ImageError, ImagePath};

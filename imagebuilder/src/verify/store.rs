@@ -17,7 +17,7 @@ const PART_BYTES: u64 = 16 << 20;
 /// Modification time that Nix gives everything in its store.
 const STORE_TIME: u32 = 1;
 
-/// A file, or a part of it, whose bytes are to be compared.
+/// A file, or a part of it, whose bytes must be compared.
 #[derive(Debug)]
 pub(super) struct Comparison<'a> {
     /// Where it is in the image.
@@ -51,9 +51,9 @@ pub(super) enum Part<'a> {
     },
 }
 
-/// Walks image and store side by side: tells what differs in names and inodes, yields the files to compare.
+/// Walks image and store together. Reports differences in names and inodes, and yields the files to compare.
 ///
-/// The image's root stands for the store directory; of that, only the planned paths count.
+/// The root of the image corresponds to the store directory, of which only the planned paths count.
 #[derive(Debug)]
 pub(super) struct Pairing<'a> {
     image: &'a Image,
@@ -142,7 +142,7 @@ impl<'a> Pairing<'a> {
         }
     }
 
-    /// Takes a name out of what the store has in the current directory, and tells what the image skipped. False when
+    /// Removes a name from the store's names in the current directory, and reports names that the image lacks. False if
     /// the store has no such name.
     fn take(&mut self, name: &[u8]) -> bool {
         let Some(level) = self.levels.last_mut() else { return false };
@@ -267,7 +267,7 @@ impl<'a> Pairing<'a> {
         }
         let part = Part::Blocks { blocks: blocks.clone(), count, offset: *offset };
         *offset += count * block_size;
-        // Damage among the words is met again, and told, by who compares the part.
+        // The comparison of the part reports damaged size words.
         let whole = blocks.by_ref().take(usize::try_from(count).unwrap_or(usize::MAX)).all(|block| block.is_ok());
         if !whole {
             self.queue.pop_front();
@@ -288,7 +288,7 @@ impl<'a> Iterator for Pairing<'a> {
             }
             match self.walk.next() {
                 Some(Ok(node)) => self.pair(node),
-                // That it is damaged is told by the checks of the tree.
+                // The checks of the tree report the damage.
                 Some(Err(ImageError::At { path, .. })) => self.pass_damaged(&path.0),
                 Some(Err(_)) => self.pass_damaged(b""),
                 None => {

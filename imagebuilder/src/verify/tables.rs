@@ -1,4 +1,4 @@
-//! Checks what does not need the tree: where the tables lie, the padding, all inodes, the export table.
+//! Checks that do not need the tree: positions of the tables, padding, all inodes, the export table.
 
 use super::problem::{ProblemKind, Problems};
 use crate::image::{Image, ImageError, Inode, InodeKind, InodeSet, InodeType};

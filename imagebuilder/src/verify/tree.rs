@@ -61,7 +61,7 @@ impl TreeCheck<'_> {
         let InodeKind::Directory(directory) = &node.inode.kind else {
             return;
         };
-        // What the root names as its parent differs from tool to tool, and nobody reads it.
+        // The parent of the root differs between tools, and no reader uses it.
         if parent_number.is_some_and(|number| number != directory.parent_number) {
             let detail = format!(
                 "says inode {} holds it, inode {} does",

@@ -45,7 +45,7 @@ impl FileSystem {
     /// All of them, in the order the help lists them.
     pub const ALL: [Self; 4] = [Self::Ext4, Self::Xfs, Self::Btrfs, Self::Vfat];
 
-    /// The name as it stands on the command line and in `/proc/filesystems`.
+    /// The name on the command line and in `/proc/filesystems`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
@@ -114,7 +114,7 @@ impl FileSystem {
         }
     }
 
-    /// What the mkfs program is told, the file's name and the user's own arguments left out.
+    /// The arguments of the mkfs program, without the name of the file and the user's arguments.
     pub(super) fn mkfs_arguments(self, label: Option<&str>) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = match self {
             // Small filesystems would get blocks of 1 KiB, a quarter of the guest's pages. `root_owner` keeps the user

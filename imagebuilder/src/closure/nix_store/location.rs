@@ -1,4 +1,4 @@
-//! Which Nix store is meant, and where its files physically lie.
+//! The selected Nix store, and the directory of its files.
 
 use super::NixStoreError;
 use crate::closure::check::DEFAULT_STORE_DIR;
@@ -56,7 +56,7 @@ impl StoreLocation {
     }
 }
 
-/// The directory that stands before the base names in what Nix prints: `/nix/store` unless the environment says
+/// The directory before the base names in the output of Nix: `/nix/store` unless the environment says
 /// otherwise, as for Nix itself.
 pub(super) fn logical_store_dir() -> PathBuf {
     std::env::var_os("NIX_STORE_DIR")
