@@ -25,8 +25,8 @@ pub enum BalloonError {
         /// What there is.
         mem_mib: u64,
     },
-    /// The hypervisor does not tell.
-    #[error("{0} does not tell the size of its balloon")]
+    /// The hypervisor does not report the size.
+    #[error("{0} does not report the size of its balloon")]
     NotTold(&'static str),
     /// The hypervisor refuses, or does not answer.
     #[error(transparent)]

@@ -6,7 +6,7 @@ use crate::spec::Hypervisor;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Facts about the host. [`HostFacts::assumed`] is what `check` and `explain` go by when nobody has looked.
+/// Facts about the host. [`HostFacts::assumed`] is what `check` and `explain` go by without inspecting the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostFacts {
     /// The processor architecture.
@@ -19,9 +19,9 @@ pub struct HostFacts {
     pub state_directory: HostPath,
     /// The versions of the hypervisors that are installed, as far as known.
     pub versions: BTreeMap<Hypervisor, Version>,
-    /// The form of each kernel image that somebody has looked at.
+    /// The format of each inspected kernel image.
     pub kernel_forms: BTreeMap<HostPath, KernelForm>,
-    /// The length in bytes of each kernel image and initrd that somebody has looked at.
+    /// The length in bytes of each inspected kernel image and initrd.
     pub file_bytes: BTreeMap<HostPath, u64>,
     /// Online processors of the host, as far as known.
     pub processors: Option<u32>,
@@ -43,7 +43,7 @@ pub struct HostFacts {
 }
 
 impl HostFacts {
-    /// A host of the usual kind, on which nobody has looked: x86_64, KVM, the newest hypervisors, a desktop, not root.
+    /// A typical host, without inspecting one: x86_64, KVM, the newest hypervisors, a desktop, not root.
     pub fn assumed(state_directory: HostPath) -> Self {
         Self {
             architecture: Architecture::X86_64,

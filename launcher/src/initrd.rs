@@ -22,7 +22,7 @@ pub enum InitrdError {
         source: io::Error,
     },
     /// The memory for it could not be had.
-    #[error("the initrd with the credentials could not be made in memory: {0}")]
+    #[error("cannot create the initrd with the credentials in memory: {0}")]
     Memory(#[from] io::Error),
 }
 

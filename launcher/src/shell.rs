@@ -1,6 +1,6 @@
-//! Words quoted for a shell, so that what `explain` prints can be copied and run.
+//! Quotes words for a shell, so that the output of `explain` can be copied and run.
 
-/// The word as a POSIX shell must be given it.
+/// Quotes a word for a POSIX shell.
 pub fn quote(word: &str) -> String {
     let plain = |character: char| character.is_ascii_alphanumeric() || "/._-+:@%,=^".contains(character);
     // Zsh expands `=word`, so an equals sign may not come first.

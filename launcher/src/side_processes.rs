@@ -58,7 +58,7 @@ pub enum SideProcessError {
         source: io::Error,
     },
     /// It ended before it had made its socket.
-    #[error("{name}: {program} ended with {status} before it served {socket}; what it says is above")]
+    #[error("{name}: {program} ended with {status} before it served {socket}; its messages are above")]
     Ended {
         /// What it serves.
         name: String,

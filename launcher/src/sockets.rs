@@ -20,7 +20,7 @@ pub enum SocketError {
     #[error("{0}: another process listens on this socket; is the machine running already?")]
     InUse(PathBuf),
     /// What is there is no socket.
-    #[error("{0}: there is a file where a socket is to be made, and it is not a socket; move it away")]
+    #[error("{0} exists and is not a socket; move it away")]
     NoSocket(PathBuf),
     /// A file operation failed.
     #[error("{path}: {source}")]

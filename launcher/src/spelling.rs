@@ -1,4 +1,4 @@
-//! The nearest known word to a misspelt one.
+//! Suggests a known word for a misspelt one.
 
 /// The known word nearest to `word`, if one is near enough to have been meant.
 pub fn nearest<'known>(word: &str, known: impl Iterator<Item = &'known str>) -> Option<&'known str> {

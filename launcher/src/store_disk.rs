@@ -13,7 +13,7 @@ use std::process::{Command, ExitStatus};
 #[derive(Debug, thiserror::Error)]
 pub enum StoreDiskError {
     /// The image builder is not there.
-    #[error("the store disk is to be made from a plan: {0}")]
+    #[error("cannot build the store disk from its plan: {0}")]
     NotInstalled(#[from] NotInstalled),
     /// It cannot be started.
     #[error("{program}: {source}")]
@@ -24,7 +24,7 @@ pub enum StoreDiskError {
         source: io::Error,
     },
     /// It did not succeed.
-    #[error("{program} ended with {status} and made no store disk from {plan}; what it says is above")]
+    #[error("{program} ended with {status} and made no store disk from {plan}; its messages are above")]
     Failed {
         /// The image builder.
         program: HostPath,

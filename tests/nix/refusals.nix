@@ -37,7 +37,7 @@ in
     "shares[0].proto: cloud-hypervisor has no 9p; use virtiofs; qemu, crosvm and kvmtool can"
   ])
   (on "firecracker" { shares = [ virtiofs ]; } [
-    "shares[0].proto: firecracker has no shares at all; its makers declined them; qemu, cloud-hypervisor and crosvm can"
+    "shares[0].proto: firecracker does not support shares; qemu, cloud-hypervisor and crosvm can"
   ])
   (on "kvmtool" { shares = [ virtiofs ]; } [
     "shares[0].proto: kvmtool has no vhost-user devices, so no virtiofs; qemu, cloud-hypervisor and crosvm can"
@@ -61,7 +61,7 @@ in
       ];
     }
     [
-      "interfaces[0].type: kvmtool has no helper that puts a tap into a bridge; use a tap that the host has put there; qemu can"
+      "interfaces[0].type: kvmtool has no bridge helper; add a tap to the bridge on the host; qemu can"
     ]
   )
   (on "kvmtool" { hotplugMem = 64; } [
@@ -83,7 +83,7 @@ in
         path = "vendorid=0x1,productid=0x2";
       }
     ];
-  } [ "devices[0]: crosvm takes USB devices only while it runs; qemu can" ])
+  } [ "devices[0]: crosvm supports USB devices only while it runs; qemu can" ])
   (on "firecracker"
     {
       devices = [
@@ -94,11 +94,11 @@ in
       ];
     }
     [
-      "devices[0]: firecracker passes no PCI devices through; qemu, cloud-hypervisor, crosvm and kvmtool can"
+      "devices[0]: firecracker does not support PCI passthrough; qemu, cloud-hypervisor, crosvm and kvmtool can"
     ]
   )
   (on "cloud-hypervisor" { cpu = "core2duo"; } [
-    "cpu: cloud-hypervisor always gives the host's CPU; qemu can"
+    "cpu: cloud-hypervisor always uses the host's CPU; qemu can"
   ])
   (on "crosvm"
     {
@@ -128,7 +128,7 @@ in
     ]
   )
   (on "firecracker" { volumes = [ (volume // { imageType = "qcow2"; }) ]; } [
-    "volumes[0].imageType: firecracker knows raw images only; qemu, cloud-hypervisor and crosvm can"
+    "volumes[0].imageType: firecracker supports raw images only; qemu, cloud-hypervisor and crosvm can"
   ])
   (on "qemu"
     {

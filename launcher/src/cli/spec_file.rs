@@ -104,7 +104,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
             Err(Failure::bad_input(vec![format!("cannot read the machine spec {}: {error}", path.display())]))
         }
         Ok(length_bytes) if length_bytes as u64 > SPEC_BYTES_MAX => Err(Failure::bad_input(vec![format!(
-            "{}: longer than {} MiB, which no machine spec is",
+            "{}: longer than {} MiB, the limit for a machine spec",
             path.display(),
             SPEC_BYTES_MAX >> 20
         )])),

@@ -35,7 +35,7 @@ fn render_node(directory: &Path) -> RenderNode {
     match (usable, nodes.first()) {
         (Some(node), _) => RenderNode::Usable(HostPath::new(node.to_string_lossy())),
         (None, Some(node)) => RenderNode::Unusable(format!(
-            "{} may not be read and written by who runs the machine, who is to be a member of the group render",
+            "the user who runs the machine may not read and write {}; add that user to the group render",
             node.display()
         )),
         (None, None) => RenderNode::Unusable(format!("there is no {}/renderD*", directory.display())),

@@ -59,20 +59,18 @@ pub(super) fn support(feature: Feature) -> Support {
         Feature::NineP => Support::Partly("reported as broken by users of the former launcher; virtiofs works"),
         Feature::TapMultiQueue => Support::Partly("not together with vhost-net"),
         Feature::HugePages => Support::Partly("transparent ones, by advice to the kernel"),
-        Feature::Credentials => Support::With("in an initrd that is put together in memory at start"),
-        Feature::VolumeVhd | Feature::VolumeVhdx => Support::No("knows raw and qcow2 images only"),
+        Feature::Credentials => Support::With("in an initrd that is assembled in memory at the start"),
+        Feature::VolumeVhd | Feature::VolumeVhdx => Support::No("supports raw and qcow2 images only"),
         Feature::NinePReadOnly => Support::No("cannot share a directory read-only by 9p"),
         Feature::NinePSecurityModel => Support::No("has no security models"),
         Feature::InterfaceUser => Support::No("has no user networking, and passt does not work with it"),
-        Feature::InterfaceBridge => {
-            Support::No("has no helper that puts a tap into a bridge; use a tap that the host has put there")
-        }
+        Feature::InterfaceBridge => Support::No("has no bridge helper; add a tap to the bridge on the host"),
         Feature::ForwardFromHost | Feature::ForwardFromGuest => {
             Support::No("has no user networking, so no forwarded ports")
         }
         Feature::HotplugMemory => Support::No("has no virtio-mem"),
-        Feature::DeviceUsb => Support::No("takes USB devices only while it runs"),
-        Feature::CpuModel => Support::No("always gives the host's CPU"),
+        Feature::DeviceUsb => Support::No("supports USB devices only while it runs"),
+        Feature::CpuModel => Support::No("always uses the host's CPU"),
         Feature::WithoutKvm => Support::No("needs KVM"),
         Feature::OtherArchitecture => Support::No("runs guests of the host's architecture only"),
         Feature::Graphics => Support::Partly("a window on a Wayland desktop, without keyboard and pointer"),

@@ -36,12 +36,12 @@ pub(super) fn drawing(frame: &mut Frame<'_>, graphics: &CheckedGraphics, without
         (Some(true), RenderNode::Unusable(why)) => {
             frame.refuse(
                 option,
-                format!("is to draw with the host's OpenGL, but {why}; without {option} the guest draws by itself"),
+                format!("requires the host's OpenGL, but {why}; without {option} the guest renders in software"),
             );
             Drawing::Guest
         }
         (None, RenderNode::Unusable(why)) => {
-            frame.warn(option, &format!("{why}; the guest draws by itself, without the host's OpenGL"));
+            frame.warn(option, &format!("{why}; the guest renders in software, without the host's OpenGL"));
             Drawing::Guest
         }
     }

@@ -260,7 +260,7 @@ impl<'spec> Frame<'spec> {
         if self.facts.kvm == Kvm::UsableSoftware {
             // Such a guest hangs before its first word, so nobody can tell later.
             let emulation = "qemu can emulate it: --hypervisor qemu --accel tcg";
-            let said = format!("this host's KVM is emulated (kvm_pvm): if the guest says nothing, {emulation}");
+            let said = format!("this host's KVM is emulated (kvm_pvm): if the guest prints nothing, {emulation}");
             self.warn("hypervisor", &said);
         }
     }

@@ -67,27 +67,25 @@ pub(super) fn support(feature: Feature) -> Support {
         Feature::InterfaceUser => {
             Support::Partly("one interface, without DHCP: the guest is 192.168.33.15/24, its gateway 192.168.33.1")
         }
-        Feature::Credentials => Support::With("in an initrd that is put together in memory at start"),
+        Feature::Credentials => Support::With("in an initrd that is assembled in memory at the start"),
         Feature::MachineId => Support::With("as a kernel parameter"),
         Feature::GracefulStop => Support::Partly(
             "when supervised: file systems are synced and remounted read-only by magic system requests, but services are \
              not stopped",
         ),
         Feature::VolumeSerial => Support::No("cannot set serial numbers"),
-        Feature::VolumeQcow2 => Support::No("reads qcow2 images only, and never writes them"),
-        Feature::VolumeVhd | Feature::VolumeVhdx => Support::No("knows raw images only"),
+        Feature::VolumeQcow2 => Support::No("supports qcow2 images read-only"),
+        Feature::VolumeVhd | Feature::VolumeVhdx => Support::No("supports raw images only"),
         Feature::NinePReadOnly => Support::No("cannot share a directory read-only"),
         Feature::NinePSecurityModel => Support::No("has no security models"),
         Feature::Virtiofs => Support::No("has no vhost-user devices, so no virtiofs"),
-        Feature::InterfaceBridge => {
-            Support::No("has no helper that puts a tap into a bridge; use a tap that the host has put there")
-        }
+        Feature::InterfaceBridge => Support::No("has no bridge helper; add a tap to the bridge on the host"),
         Feature::TapMultiQueue => Support::No("opens taps with a single queue"),
-        Feature::ForwardFromHost | Feature::ForwardFromGuest => Support::No("forwards no ports"),
+        Feature::ForwardFromHost | Feature::ForwardFromGuest => Support::No("does not forward ports"),
         Feature::InitialBalloon => Support::No("starts with an empty balloon; fill it with `microvm balloon`"),
         Feature::HotplugMemory => Support::No("has no virtio-mem"),
         Feature::DeviceUsb => Support::No("has no USB"),
-        Feature::CpuModel => Support::No("always gives the host's CPU"),
+        Feature::CpuModel => Support::No("always uses the host's CPU"),
         Feature::WithoutKvm => Support::No("needs KVM"),
         Feature::OtherArchitecture => Support::No("runs guests of the host's architecture only"),
         Feature::Graphics => {
@@ -178,7 +176,7 @@ fn check_limits(frame: &mut Frame<'_>) {
     }
     frame.check_cpus(MOST_VCPUS);
     if spec.memory.mem_mib < LEAST_MEMORY_MIB {
-        frame.refuse("mem", format!("gives a machine at least {LEAST_MEMORY_MIB} MiB"));
+        frame.refuse("mem", format!("requires at least {LEAST_MEMORY_MIB} MiB"));
     }
     let users = spec.interfaces.iter().filter(|interface| interface.kind == InterfaceKind::User).count();
     if users > 1 {

@@ -52,7 +52,7 @@ fn lower_on(spec: &CheckedSpec, facts: &HostFacts, hypervisor: Hypervisor) -> Re
         let Support::No(reason) = support(hypervisor, asked.feature) else { continue };
         match asked.feature.lenience() {
             Lenience::Refuse => frame.refuse(asked.option, reason),
-            Lenience::Warn => frame.warn(&asked.option, &format!("{hypervisor} {reason}; it is left out")),
+            Lenience::Warn => frame.warn(&asked.option, &format!("{hypervisor} {reason}; it is ignored")),
         }
     }
     match hypervisor {

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 pub enum ImperativeError {
     /// A name that cannot be a directory and a unit's instance at once.
     #[error(
-        "`{}` is no name of a machine: it has letters, digits, `.`, `_` and `-`, starts with a letter or digit, and has at \
-         most 64 of them",
+        "`{}` is not a valid machine name: use at most 64 letters, digits, `.`, `_` and `-`, \
+         starting with a letter or digit",
         one_line(.0)
     )]
     BadName(String),
@@ -19,7 +19,7 @@ pub enum ImperativeError {
     #[error("{0}: {1}")]
     BadFlake(String, &'static str),
     /// The machine is there already.
-    #[error("{0} is there already; update it with: microvm update {1}")]
+    #[error("{0} already exists; update it with: microvm update {1}")]
     Exists(PathBuf, String),
     /// The machine is not there.
     #[error("there is no machine {0}: {1} does not exist")]

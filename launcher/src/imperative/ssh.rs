@@ -90,7 +90,7 @@ pub fn connect_vsock(place: &str, port: u32) -> io::Result<()> {
             if !answer.starts_with("OK ") {
                 return Err(io::Error::new(
                     io::ErrorKind::ConnectionRefused,
-                    "nobody listens on that port of the guest",
+                    "nothing listens on that port of the guest",
                 ));
             }
             (Box::new(reader), File::from(OwnedFd::from(guest)))

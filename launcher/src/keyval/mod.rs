@@ -11,9 +11,9 @@ mod qemu;
 pub enum Dialect {
     /// qemu: a comma is doubled.
     Qemu,
-    /// cloud-hypervisor: a value stands in double quotes; a double quote cannot be written.
+    /// cloud-hypervisor: a value is in double quotes and cannot contain a double quote.
     CloudHypervisor,
-    /// crosvm: a value stands in double quotes, in which a backslash escapes.
+    /// crosvm: a value is in double quotes, in which a backslash escapes.
     Crosvm,
     /// kvmtool: nothing can be escaped.
     Kvmtool,
@@ -61,14 +61,14 @@ impl Options {
         Self { dialect, parts: Vec::new(), unwritable: None }
     }
 
-    /// Adds a word that stands without a value: a device's name, a flag.
+    /// Adds a word without a value: the name of a device, a flag.
     #[must_use]
     pub fn word(mut self, word: impl Into<String>) -> Self {
         self.parts.push(word.into());
         self
     }
 
-    /// Adds a word that stands without a value if there is one.
+    /// Adds a word without a value, if there is one.
     #[must_use]
     pub fn word_if(self, word: Option<&str>) -> Self {
         match word {
@@ -77,7 +77,7 @@ impl Options {
         }
     }
 
-    /// Adds a value that stands without a key.
+    /// Adds a value without a key.
     #[must_use]
     pub fn value(self, value: &str) -> Self {
         self.part("", value)

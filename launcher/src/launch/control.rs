@@ -115,7 +115,7 @@ pub enum VsockHostEnd {
     UnixSocket(HostPath),
 }
 
-/// How the guest tells that it has booted.
+/// How the guest reports that it has booted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GuestNotification {

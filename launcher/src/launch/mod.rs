@@ -60,7 +60,7 @@ pub struct Launch {
     pub console: Console,
     /// The guest's vsock device.
     pub vsock: Option<VsockEnd>,
-    /// How the guest tells that it has booted.
+    /// How the guest reports that it has booted.
     pub notification: Option<GuestNotification>,
     /// The balloon, if there is one.
     pub balloon: Option<BalloonDevice>,

@@ -18,7 +18,7 @@ pub use tap::InterfaceState;
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     /// It is not there, and making it takes rights that this user has not.
-    #[error("network interface {name} is not there, and making it takes the rights of root; run: {remedy}")]
+    #[error("network interface {name} does not exist, and only root can create it; run: {remedy}")]
     Missing {
         /// The interface.
         name: String,
@@ -45,7 +45,7 @@ pub enum NetworkError {
     },
     /// A tap has the wrong number of queues.
     #[error(
-        "tap {name} was made {}, which the hypervisor does not take with this number of CPUs; run: {remedy}",
+        "tap {name} was made {}, which the hypervisor does not support with this number of CPUs; run: {remedy}",
         if *multi_queue { "without multi_queue" } else { "with multi_queue" }
     )]
     TapQueues {
@@ -57,7 +57,7 @@ pub enum NetworkError {
         remedy: String,
     },
     /// A tap is another user's.
-    #[error("tap {name} belongs to {found}, but {wanted} is to open it; run: {remedy}")]
+    #[error("tap {name} belongs to {found}, but {wanted} must open it; run: {remedy}")]
     TapOwner {
         /// The tap.
         name: String,
@@ -75,7 +75,7 @@ pub enum NetworkError {
     #[error("/dev/net/tun is not there; run: sudo modprobe tun")]
     NoTun,
     /// What a macvtap is to hang on is not there.
-    #[error("macvtap {name} is to hang on {link}, but there is no such interface on this host")]
+    #[error("macvtap {name} needs the interface {link}, which does not exist on this host")]
     NoLink {
         /// The macvtap.
         name: String,

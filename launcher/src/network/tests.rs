@@ -68,7 +68,7 @@ fn a_tap_of_somebody_else_is_refused() {
     }
     std::mem::forget(make_ready(&needs(vec![TapNeed { owner: Some("nobody".to_owned()), ..tap() }])).unwrap());
     let other = tap::inspect(&tap(), Uid::from_raw(12345)).unwrap_err().to_string();
-    assert!(other.contains("belongs to nobody, but 12345 is to open it"), "{other}");
+    assert!(other.contains("belongs to nobody, but 12345 must open it"), "{other}");
     tap::inspect(&tap(), Uid::from_raw(0)).unwrap();
 }
 
@@ -104,7 +104,7 @@ fn a_missing_tap_says_what_to_run() {
     let problems: Vec<String> = inspect(&needs(vec![multi])).iter().map(ToString::to_string).collect();
     assert_eq!(
         problems,
-        ["network interface web0 is not there, and making it takes the rights of root; \
+        ["network interface web0 does not exist, and only root can create it; \
           run: sudo ip tuntap add web0 mode tap user root multi_queue && sudo ip link set web0 up"]
     );
 }
@@ -135,7 +135,7 @@ fn a_macvtap_is_made_opened_and_removed() {
     macvtap::remove(&macvtap).unwrap();
     assert_eq!(netlink::find("web1").unwrap(), None);
     let error = macvtap::make_ready(&MacvtapNeed { link: "none0".to_owned(), ..macvtap }, geteuid()).unwrap_err();
-    assert!(error.to_string().contains("is to hang on none0, but there is no such interface"), "{error}");
+    assert!(error.to_string().contains("needs the interface none0, which does not exist"), "{error}");
 }
 
 #[test]

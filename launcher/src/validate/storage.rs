@@ -179,7 +179,7 @@ pub(super) fn shares(spec: &MachineSpec, findings: &mut Findings) -> Vec<Checked
             findings.problem("writableStoreOverlay", reason);
         }
         if holds_overlay && share.read_only {
-            findings.problem("writableStoreOverlay", format!("lies on the read-only share `{}`", share.tag));
+            findings.problem("writableStoreOverlay", format!("is on the read-only share `{}`", share.tag));
         }
         shares.push(CheckedShare { share: share.clone(), socket: share_socket(spec, share), holds_overlay });
     }
@@ -224,7 +224,7 @@ pub(super) fn mount_points(spec: &MachineSpec, findings: &mut Findings) {
     for (index, volume) in spec.volumes.iter().enumerate() {
         let holds_overlay = volume.mount_point.as_deref().is_some_and(|point| overlay_lies_on(spec, point));
         if holds_overlay && volume.read_only {
-            findings.problem("writableStoreOverlay", format!("lies on volumes[{index}], which is read-only"));
+            findings.problem("writableStoreOverlay", format!("is on volumes[{index}], which is read-only"));
         }
     }
 }

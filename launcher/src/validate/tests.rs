@@ -119,7 +119,7 @@ fn one_problem_each() {
         ),
         (
             json!({"volumes": [{"image": "a", "size": 1, "readOnly": true, "mountPoint": "/rw"}], "writableStoreOverlay": "/rw"}),
-            "web: writableStoreOverlay: lies on volumes[0], which is read-only",
+            "web: writableStoreOverlay: is on volumes[0], which is read-only",
         ),
         (
             tap(json!({"id": "a-name-that-is-too-long"})),

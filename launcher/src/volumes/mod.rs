@@ -35,7 +35,7 @@ const DIRECTORY_MODE: u32 = 0o755;
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
     /// It is not there, and is not to be created.
-    #[error("volume {0} is not there, and `autoCreate` is off: create it or turn that on")]
+    #[error("volume {0} does not exist, and `autoCreate` is off: create it or turn that on")]
     Missing(HostPath),
     /// A file operation failed.
     #[error("volume {path}: {source}")]

@@ -127,7 +127,7 @@ fn a_missing_volume_is_named() {
     let mut volume = need(directory.path(), "ext4");
     volume.creation = None;
     let error = make_ready(&volume, None, &Interruption::watch().unwrap()).unwrap_err();
-    assert!(error.to_string().contains("var.img is not there"), "{error}");
+    assert!(error.to_string().contains("var.img does not exist"), "{error}");
 }
 
 #[test]

@@ -277,7 +277,7 @@ fn volumes_are_made_without_a_start() {
     let Some(machine) = scripted_machine("exit 0", json!({"volumes": volumes})) else { return };
     let output = machine.output(&["volumes", "--json", "machine.json"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("b.img is not there, and `autoCreate` is off"), "{}", said(&output));
+    assert!(said(&output).contains("b.img does not exist, and `autoCreate` is off"), "{}", said(&output));
     let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((rows[0]["fsType"].as_str(), rows[0]["state"].as_str()), (Some("ext4"), Some("created")));
     let output = machine.output(&["volumes", "machine.json"]);

@@ -21,9 +21,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let removal = removal(&layout, &arguments.name).map_err(|error| failure(&error))?;
     if !arguments.yes {
         let files = removal.files.iter().map(|file| format!("\n  {}", file.display())).collect::<String>();
-        let problem = format!("{} and all in it would be deleted:{files}", removal.directory.display());
+        let problem = format!("{} and everything in it would be deleted:{files}", removal.directory.display());
         return Err(Failure::bad_input(vec![problem])
-            .with_hint(Some(format!("if that is meant: microvm delete --yes {}", arguments.name))));
+            .with_hint(Some(format!("to confirm: microvm delete --yes {}", arguments.name))));
     }
     delete(&layout, &arguments.name).map_err(|error| failure(&error))?;
     write_stderr(&format!("{} is deleted", arguments.name));

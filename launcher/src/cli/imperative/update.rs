@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let done = update(&layout, name).and_then(|updated| {
             let restarts = arguments.restart && updated.booted != Booted::Current;
             let next = if restarts { Next::Restart } else { Next::Nothing };
-            tell(name, &updated, next);
+            report(name, &updated, next);
             if next == Next::Restart {
                 require_service(&layout.existing(name)?)?;
                 Service::of(name).command("restart")?;
@@ -55,7 +55,7 @@ enum Next {
     Restart,
 }
 
-fn tell(name: &MachineName, updated: &Updated, next: Next) {
+fn report(name: &MachineName, updated: &Updated, next: Next) {
     let state = if updated.is_changed { "updated" } else { "current" };
     write_stderr(&match next {
         Next::Restart => format!("{name} is {state}, and is started with it"),

@@ -63,17 +63,15 @@ pub(super) fn support(feature: Feature) -> Support {
             Support::With("by passt 2024_11_27 or newer, which has --vhost-user; that of Debian 12 is older")
         }
         Feature::WithoutRng => Support::No("always has an entropy source; leave rng on"),
-        Feature::Credentials => Support::With("in an initrd that is put together in memory at start"),
+        Feature::Credentials => Support::With("in an initrd that is assembled in memory at the start"),
         Feature::NineP | Feature::NinePReadOnly | Feature::NinePSecurityModel => Support::No("has no 9p; use virtiofs"),
-        Feature::InterfaceBridge => {
-            Support::No("has no helper that puts a tap into a bridge; use a tap that the host has put there")
-        }
+        Feature::InterfaceBridge => Support::No("has no bridge helper; add a tap to the bridge on the host"),
         Feature::TapVhost => Support::No("moves packets itself, without vhost-net"),
         Feature::ForwardFromGuest => {
             Support::No("has no user networking of its own, and passt forwards from the host only")
         }
         Feature::DeviceUsb => Support::No("has no USB"),
-        Feature::CpuModel => Support::No("always gives the host's CPU"),
+        Feature::CpuModel => Support::No("always uses the host's CPU"),
         Feature::WithoutKvm => Support::No("needs KVM"),
         Feature::OtherArchitecture => Support::No("runs guests of the host's architecture only"),
         Feature::Graphics => Support::No("has no graphics card; only a patched one has `--gpu`"),

@@ -38,7 +38,7 @@ const GIVEN_ONCE: [GivenOnce; 2] = [
 
 /// What it can do. `tests/hypervisors/rows.rs` has shown every yes with version 1.17.0-dev of 2026-08.
 pub(super) fn support(feature: Feature) -> Support {
-    const NO_SHARES: &str = "has no shares at all; its makers declined them";
+    const NO_SHARES: &str = "does not support shares";
     match feature {
         Feature::StoreDisk
         | Feature::InterfaceTap
@@ -51,27 +51,23 @@ pub(super) fn support(feature: Feature) -> Support {
         | Feature::Console
         | Feature::GracefulStop => Support::Yes,
         Feature::HotplugMemory => Support::Partly("plugged in while it runs, so hotpluggedMem must be 0"),
-        Feature::Credentials => Support::With("in an initrd that is put together in memory at start"),
+        Feature::Credentials => Support::With("in an initrd that is assembled in memory at the start"),
         Feature::MachineId => Support::With("as a kernel parameter"),
         Feature::VolumeSerial => Support::No("cannot set serial numbers"),
         Feature::VolumeDirect => Support::No("cannot open disks for direct I/O"),
-        Feature::VolumeQcow2 | Feature::VolumeVhd | Feature::VolumeVhdx => Support::No("knows raw images only"),
+        Feature::VolumeQcow2 | Feature::VolumeVhd | Feature::VolumeVhdx => Support::No("supports raw images only"),
         Feature::NineP | Feature::NinePReadOnly | Feature::NinePSecurityModel | Feature::Virtiofs => {
             Support::No(NO_SHARES)
         }
         Feature::InterfaceUser => Support::No("has no user networking"),
-        Feature::InterfaceMacvtap => {
-            Support::No("opens taps by their name only, and a macvtap has none that it could open")
-        }
-        Feature::InterfaceBridge => {
-            Support::No("has no helper that puts a tap into a bridge; use a tap that the host has put there")
-        }
+        Feature::InterfaceMacvtap => Support::No("opens taps by name, which does not work for macvtap"),
+        Feature::InterfaceBridge => Support::No("has no bridge helper; add a tap to the bridge on the host"),
         Feature::TapMultiQueue => Support::No("has one queue pair per interface"),
         Feature::TapVhost => Support::No("has no vhost-net"),
         Feature::ForwardFromHost | Feature::ForwardFromGuest => {
             Support::No("has no user networking, so no forwarded ports")
         }
-        Feature::DevicePci => Support::No("passes no PCI devices through"),
+        Feature::DevicePci => Support::No("does not support PCI passthrough"),
         Feature::DeviceUsb => Support::No("has no USB"),
         Feature::CpuModel => Support::No("has CPU templates instead of models; set firecracker.cpu"),
         Feature::WithoutKvm => Support::No("needs KVM"),

@@ -153,7 +153,7 @@ fn is_emulated(frame: &mut Frame<'_>) -> bool {
         (Accelerator::Auto, _) if is_foreign => true,
         (Accelerator::Kvm, _) if is_foreign => {
             let (guest, host) = (frame.architecture().as_str(), facts.architecture.as_str());
-            let reason = format!("is to use KVM, but a guest for {guest} on a host with {host} can only be emulated");
+            let reason = format!("requires KVM, but a guest for {guest} on a host with {host} can only be emulated");
             frame.refuse("qemu.accelerator", reason);
             false
         }
@@ -168,7 +168,7 @@ fn is_emulated(frame: &mut Frame<'_>) -> bool {
             true
         }
         (Accelerator::Kvm, Kvm::Unusable(why)) => {
-            frame.refuse("qemu.accelerator", format!("is to use KVM, but {why}; \"auto\" would emulate"));
+            frame.refuse("qemu.accelerator", format!("requires KVM, but {why}; \"auto\" would emulate"));
             false
         }
         (Accelerator::Auto | Accelerator::Kvm, _) => false,
