@@ -114,7 +114,7 @@ impl Problems<'_> {
             if let Err(error) = OpenOptions::new().read(true).write(true).open(node.path.as_path()) {
                 let remedy = match error.kind() {
                     ErrorKind::PermissionDenied => {
-                        "who runs the machine must be allowed to read and write it".to_owned()
+                        "the user the user who runs the machine must be allowed to read and write it".to_owned()
                     }
                     _ => format!("run: sudo {}", node.remedy),
                 };
@@ -309,7 +309,7 @@ impl Problems<'_> {
                 continue;
             }
             if volume.creation.is_none() {
-                self.add("volumes", format!("{path} is not there, and `autoCreate` is off"));
+                self.add("volumes", format!("{path} does not exist, and `autoCreate` is off"));
                 continue;
             }
             if let Err(error) = find_program(&HostPath::new(format!("mkfs.{}", volume.fs_type))) {
