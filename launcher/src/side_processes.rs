@@ -58,7 +58,7 @@ pub enum SideProcessError {
         source: io::Error,
     },
     /// It ended before it had made its socket.
-    #[error("{name}: {program} ended with {status} before it served {socket}; its messages are above")]
+    #[error("{name}: {program} ended with {status} before it served {socket}; its own messages are above")]
     Ended {
         /// What it serves.
         name: String,

@@ -24,7 +24,7 @@ pub enum StoreDiskError {
         source: io::Error,
     },
     /// It did not succeed.
-    #[error("{program} ended with {status} and made no store disk from {plan}; its messages are above")]
+    #[error("{program} ended with {status} and made no store disk from {plan}; its own messages are above")]
     Failed {
         /// The image builder.
         program: HostPath,

@@ -93,7 +93,7 @@ impl Prepared {
         let interfaces = network::make_ready(&launch.needs)?;
         lock.record_interfaces(interfaces.made())?;
         for made in interfaces.made() {
-            message(&format!("made network interface {}", made.name));
+            message(&format!("created network interface {}", made.name));
         }
         step.check_side_processes()?;
         let side_processes =
