@@ -114,7 +114,7 @@ impl Problems<'_> {
             if let Err(error) = OpenOptions::new().read(true).write(true).open(node.path.as_path()) {
                 let remedy = match error.kind() {
                     ErrorKind::PermissionDenied => {
-                        "the user the user the user who runs the machine must be allowed to read and write it"
+                        "the user the user the user the user who runs the machine must be allowed to read and write it"
                             .to_owned()
                     }
                     _ => format!("run: sudo {}", node.remedy),
