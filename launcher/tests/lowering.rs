@@ -380,7 +380,10 @@ fn the_guest_says_that_it_is_ready_where_the_hypervisor_brings_it() {
 #[test]
 fn the_sandbox_of_qemu_is_off_only_for_the_bridge_helper() {
     let bridge = json!({"interfaces": [{"type": "bridge", "id": "lan", "mac": "02:00:00:00:00:01", "bridge": "br0"}]});
-    assert_eq!(value(&launch(json!({}), &host(), Hypervisor::Qemu), "-sandbox"), "on");
+    assert_eq!(
+        value(&launch(json!({}), &host(), Hypervisor::Qemu), "-sandbox"),
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+    );
     assert!(!launch(bridge, &host(), Hypervisor::Qemu).arguments.iter().any(|argument| argument == "-sandbox"));
 }
 
