@@ -97,7 +97,15 @@ in
         vms.second.evaluatedConfig = tapped "2";
       }).config.system.checks;
   # The same check of machines that go together.
-  checked = builtins.head declared.config.system.checks;
+  checked =
+    let
+      named = name: { evaluatedConfig = guestOf { networking.hostName = name; }; };
+    in
+    builtins.head
+      (host {
+        vms.first = named "first";
+        vms.second = named "second";
+      }).config.system.checks;
   # A host whose package of the command has nothing but the program.
   command = builtins.head declared.config.environment.systemPackages;
   # What the host makes of its machines beside the units, as host-facts.json has it.
