@@ -7,7 +7,7 @@ use launcher::imperative::{Layout, MachineActivity, MachineName, Phase, state_of
 use launcher::state::{Activity, MachineState, RunningMachine, RuntimeDirectory};
 use serde_json::{Value, json};
 
-/// Show which machines are running
+/// Show which machines are running or being started
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Machines to show [default: all known machines]
