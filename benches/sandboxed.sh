@@ -40,6 +40,8 @@ say "copying $list into a Nix store"
 root=$scratch/root
 mkdir -p "$root/nix/store"
 cp -a --reflink=auto "$tree/store/." "$tree/changed/." "$root/nix/store/"
+# Directories keep the setgid bit that some packages give them, which no Nix store has.
+find "$root/nix/store" -type d -perm /7000 -exec chmod u-s,g-s,-t {} +
 for info in closure-info closure-info-changed; do nix-store --store "$root" --load-db <"$tree/$info/registration"; done
 cp "$tree/closure-info/store-paths" "$scratch/before"
 cp "$tree/closure-info-changed/store-paths" "$scratch/after"
@@ -52,6 +54,7 @@ start_service() { # CACHE
   "$scratch/program/microvm-image" cache serve --cache "$1" --socket "$scratch/run/cache.sock" --store-dir "$root/nix/store" \
     --nix-daemon "$scratch/nix-daemon.sock" &
   service=$!
+  processes+=("$service")
   until [ -S "$scratch/run/cache.sock" ]; do sleep 0.1; done
 }
 stop_service() {
