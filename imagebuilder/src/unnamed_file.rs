@@ -8,13 +8,14 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// A file without a name. Dropped before [`Self::publish`] it leaves nothing behind.
 #[derive(Debug)]
 pub struct UnnamedFile {
     file: File,
-    /// Its name meanwhile, on file systems that know no files without one.
-    temporary: Option<PathBuf>,
+    /// Its name until it is published, if it needs one. It is removed with the file.
+    temporary: OnceLock<PathBuf>,
 }
 
 impl UnnamedFile {
@@ -27,11 +28,11 @@ impl UnnamedFile {
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o644);
         match options.clone().custom_flags(nix::libc::O_TMPFILE).open(directory) {
-            Ok(file) => Ok(Self { file, temporary: None }),
+            Ok(file) => Ok(Self { file, temporary: OnceLock::new() }),
             Err(error) if is_unsupported(&error) => {
                 let path = beside(target);
                 let file = options.create_new(true).open(&path)?;
-                Ok(Self { file, temporary: Some(path) })
+                Ok(Self { file, temporary: path.into() })
             }
             Err(error) => Err(error),
         }
@@ -47,24 +48,18 @@ impl UnnamedFile {
     /// # Errors
     /// It cannot be linked or renamed.
     pub fn publish(&self, target: &Path) -> io::Result<()> {
-        let temporary = match &self.temporary {
-            Some(path) => path.clone(),
-            None => {
-                match self.link(target) {
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                    other => return other,
-                }
-                // A link never replaces, so the file gets a name of its own first.
-                let path = beside(target);
-                self.link(&path)?;
-                path
+        if self.temporary.get().is_none() {
+            match self.link(target) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => return other,
             }
-        };
-        fs::rename(&temporary, target).inspect_err(|_| {
-            if self.temporary.is_none() {
-                let _ = fs::remove_file(&temporary);
-            }
-        })
+            // A link never replaces, so the file gets a name of its own first. It keeps that name if the renaming fails: a
+            // file that has lost its last name cannot be linked again.
+            let path = beside(target);
+            self.link(&path)?;
+            let _ = self.temporary.set(path);
+        }
+        self.temporary.get().map_or(Ok(()), |temporary| fs::rename(temporary, target))
     }
 
     fn link(&self, path: &Path) -> io::Result<()> {
@@ -75,7 +70,7 @@ impl UnnamedFile {
 
 impl Drop for UnnamedFile {
     fn drop(&mut self) {
-        if let Some(path) = &self.temporary {
+        if let Some(path) = self.temporary.get() {
             let _ = fs::remove_file(path);
         }
     }

@@ -113,17 +113,21 @@ fn packs_replaced_by_pipes_directories_links_and_holes() {
 }
 
 #[test]
-fn a_directory_in_the_place_of_an_entry_is_replaced_so_that_the_next_build_need_not_warn() {
+fn a_directory_in_the_place_of_an_entry_is_replaced_without_a_warning() {
     let target = Target::new();
     for entry in target.entries("packs") {
         fs::remove_file(&entry).unwrap();
         fs::create_dir_all(entry.join("with/something")).unwrap();
     }
-    target.assert_built("again");
-    let output = target.build("once-more");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && !stderr.contains("warning"), "{stderr}");
-    target.assert_unharmed();
+    for name in ["again", "once-more"] {
+        let output = target.build(name);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !stderr.contains("warning"), "{name}: {stderr}");
+        assert!(target.workspace.read(name) == target.image, "{name}: the image differs");
+        target.assert_unharmed();
+    }
+    let leftovers = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "tmp");
+    assert!(!target.entries("packs").iter().any(leftovers));
 }
 
 #[test]
