@@ -340,7 +340,8 @@ fn program_of(directory: &StateDirectory, arguments: &CallArguments) -> Result<O
         return Err(Failure::bad_input(vec![problem]));
     };
     let mut command = Command::new(&program);
-    command.args(&arguments.arguments).env("HOME", directory.path());
+    // systemd starts what is not ExecStart below the root directory that it does not change to, so in another directory.
+    command.args(&arguments.arguments).current_dir(directory.path()).env("HOME", directory.path());
     Ok(Some(command))
 }
 
