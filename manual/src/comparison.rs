@@ -9,6 +9,18 @@ pub enum Strictness {
     Shape,
 }
 
+/// What `microvm-image` prints every few seconds, if it takes that long, begins with one of these.
+const PHASES: [&str; 4] = ["scan", "build", "tables", "publish"];
+
+/// Whether a line is one of the progress lines of a build, which a fast machine does not print: `build: 27.0/69.1 MiB, …`,
+/// or only the phase as long as its size is not known.
+#[must_use]
+pub fn is_progress(line: &str) -> bool {
+    let Some(rest) = PHASES.iter().find_map(|phase| line.strip_prefix(phase)) else { return false };
+    rest.is_empty()
+        || rest.strip_prefix(": ").is_some_and(|facts| facts.starts_with(|first: char| first.is_ascii_digit()))
+}
+
 const ANYTHING: char = '…';
 /// Letters and digits of a store path's hash; hashes in hex are longer.
 const HASH_LENGTH: usize = 32;
@@ -100,6 +112,17 @@ mod tests {
         assert!(!is("a", "a\nb"));
         assert!(!is("", "more"));
         assert!(!is("a 1", "a 2"));
+    }
+
+    #[test]
+    fn progress_lines_are_recognised_and_the_summary_is_not_one() {
+        for line in ["build: 27.0/69.1 MiB, 0% cached, ratio 0.37, 9 s left", "build: 0.0/69.1 MiB", "scan", "publish"]
+        {
+            assert!(is_progress(line), "{line}");
+        }
+        for line in ["built system.squashfs in 8.04 s", "building", "build: failed", "tables of contents", ""] {
+            assert!(!is_progress(line), "{line}");
+        }
     }
 
     #[test]

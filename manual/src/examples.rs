@@ -6,9 +6,10 @@
 //! - `<!-- run: COMMAND -->` is a hidden command, which must succeed.
 //! - The block after a line `<!-- file: NAME -->` is written to that file.
 //! - In the output, `…` matches any text within a line, and a line `…` matches any lines.
+//! - Progress lines of a build are left out of the output, because a fast machine prints none.
 //! - In a block ```` ```console varying ````, numbers, hashes and widths of columns are not compared.
 
-use crate::comparison::{Strictness, matches};
+use crate::comparison::{Strictness, is_progress, matches};
 use crate::error::{Error, Problem, file};
 use crate::markdown::{Fence, comment, fences};
 use crate::pages::Page;
@@ -114,7 +115,8 @@ pub fn run(page: &Page, scratch: &Path, environment: &[(&str, String)]) -> Resul
     for step in &steps {
         let output = in_shell(&step.command, scratch, environment)?;
         let text = String::from_utf8_lossy(&output.stdout).replace(&scratch.display().to_string(), SHOWN_DIRECTORY);
-        let printed: Vec<String> = text.trim_end().lines().map(|line| line.trim_end().to_owned()).collect();
+        let lines = text.trim_end().lines().map(str::trim_end);
+        let printed: Vec<String> = lines.filter(|line| !is_progress(line)).map(str::to_owned).collect();
         match &step.expected {
             Expected::Success if !output.status.success() => {
                 let reason = format!("`{}` failed: {text}", step.command);
