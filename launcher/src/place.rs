@@ -17,7 +17,8 @@ use crate::child::Identity;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, readlinkat, renameat, renameat2};
 use nix::libc::{S_IFBLK, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_ISVTX};
-use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
+use nix::sys::socket::{UnixAddr, bind};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstat, fstatat, mkdirat};
 use nix::unistd::{
     AccessFlags, Gid, Uid, UnlinkatFlags, User, faccessat, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat,
 };
@@ -27,6 +28,10 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
+
+pub use private::PrivateDirectory;
+
+mod private;
 
 /// As many symbolic links as the kernel follows in one path: path_resolution(7).
 const MOST_LINKS: usize = 40;
@@ -365,11 +370,31 @@ impl Place {
         other.directory.sync()
     }
 
+    /// Binds a unix socket here, with that mode whatever the umask.
+    ///
+    /// # Errors
+    /// When there is something of that name, or the directory cannot be written to.
+    pub fn bind(&self, socket: &impl AsRawFd, mode: u32) -> io::Result<()> {
+        self.require_own_directory()?;
+        // The kernel binds no symbolic link that is there: it refuses the name as taken.
+        bind(socket.as_raw_fd(), &UnixAddr::new(&self.descriptor_path())?)?;
+        let made = self.own_socket()?;
+        // A descriptor of the kind `O_PATH` has no fchmod; the path below /proc leads to the very same socket.
+        Ok(fchmodat(AT_FDCWD, descriptor_path(&made).as_path(), to_mode(mode), FchmodatFlags::FollowSymlink)?)
+    }
+
     /// Gives a socket that this user has made to another user, who can then connect to it.
     ///
     /// # Errors
     /// When there is something else by now.
     pub fn give_socket(&self, owner: &Identity) -> io::Result<()> {
+        let made = self.own_socket()?;
+        fchownat(&made, "", Some(owner.user()), Some(owner.group()), AtFlags::AT_EMPTY_PATH)?;
+        Ok(())
+    }
+
+    /// The socket that this user has made here.
+    fn own_socket(&self) -> io::Result<OwnedFd> {
         let look = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let found = openat(&self.directory.descriptor, self.name.as_os_str(), look, Mode::empty())?;
         let stat = fstat(&found)?;
@@ -377,8 +402,7 @@ impl Place {
         if stat.st_mode & S_IFMT != S_IFSOCK || !is_ours {
             return Err(io::Error::other("it is not the socket that was made here"));
         }
-        fchownat(&found, "", Some(owner.user()), Some(owner.group()), AtFlags::AT_EMPTY_PATH)?;
-        Ok(())
+        Ok(found)
     }
 
     /// Removes the file or link; it need not be there.

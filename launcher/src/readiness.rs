@@ -1,8 +1,10 @@
 //! Reporting to the service manager how far a machine is, and receiving the reports of the guest. Nothing here waits:
 //! the supervisor's event loop calls when something can be read or written.
 
+use crate::child::Identity;
 use crate::launch::{GuestNotification, NotificationSocket};
 use crate::path::HostPath;
+use crate::place::Place;
 use crate::sockets::{SocketError, remove_stale};
 use nix::errno::Errno;
 use nix::libc::VMADDR_CID_HOST;
@@ -18,6 +20,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+/// Only the user who runs the hypervisor connects, and the group.
+const SOCKET_MODE: u32 = 0o660;
 /// More than this is no notification of systemd.
 const LONGEST_NOTIFICATION_BYTES: usize = 4096;
 /// How long a connection of the guest may last. systemd sends its message at once.
@@ -150,11 +154,16 @@ pub struct GuestMessage {
 }
 
 impl GuestListener {
-    /// Listens, before the guest starts.
+    /// Listens, before the guest starts. A socket on the file system is given to the user who runs the hypervisor, if that
+    /// is another: the hypervisor connects to it.
     ///
     /// # Errors
     /// [`ReadinessError`].
-    pub fn listen(notification: &GuestNotification, working_directory: &HostPath) -> Result<Self, ReadinessError> {
+    pub fn listen(
+        notification: &GuestNotification,
+        working_directory: &HostPath,
+        hypervisor: Option<&Identity>,
+    ) -> Result<Self, ReadinessError> {
         let (place, path, peer_cid) = match &notification.listen {
             NotificationSocket::Unix(path) => {
                 let path = path.below(working_directory);
@@ -164,9 +173,10 @@ impl GuestListener {
             NotificationSocket::Vsock { cid } => (format!("vsock port {}", notification.port), None, Some(*cid)),
         };
         let made = match &path {
-            Some(path) => UnixAddr::new(path.as_path()).map_err(io::Error::from).and_then(|address| {
+            Some(path) => Place::itself(path).and_then(|place| {
                 let socket = new_socket(AddressFamily::Unix)?;
-                bind(socket.as_raw_fd(), &address)?;
+                place.bind(&socket, SOCKET_MODE)?;
+                hypervisor.map_or(Ok(()), |user| place.give_socket(user))?;
                 Ok(socket)
             }),
             None => new_socket(AddressFamily::Vsock).and_then(|socket| {
@@ -311,8 +321,23 @@ mod tests {
         let notification =
             GuestNotification { port: 8888, listen: NotificationSocket::Unix("notify.vsock_8888".into()) };
         let state = HostPath::new(directory.path().to_str().unwrap());
-        let listener = GuestListener::listen(&notification, &state).unwrap();
+        let listener = GuestListener::listen(&notification, &state, None).unwrap();
         (directory, notification, listener)
+    }
+
+    #[test]
+    fn a_hypervisor_of_another_user_can_connect_for_the_guest() {
+        if !nix::unistd::geteuid().is_root() {
+            return crate::test_skip::skipped("only root runs a hypervisor as another user");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let notification = GuestNotification { port: 8888, listen: NotificationSocket::Unix("vsock_8888".into()) };
+        let state = HostPath::new(directory.path().to_str().unwrap());
+        let nobody = Identity::of("nobody").unwrap();
+        let listener = GuestListener::listen(&notification, &state, Some(&nobody)).unwrap();
+        let metadata = std::fs::symlink_metadata(listener.path().unwrap()).unwrap();
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!((metadata.uid(), metadata.mode() & 0o777), (nobody.user().as_raw(), SOCKET_MODE));
     }
 
     #[test]
@@ -329,7 +354,7 @@ mod tests {
         drop(guest);
         assert!(listener.receive()[0].is_ready);
         let state = HostPath::new(directory.path().to_str().unwrap());
-        assert!(matches!(GuestListener::listen(&notification, &state), Err(ReadinessError::Socket(_))));
+        assert!(matches!(GuestListener::listen(&notification, &state, None), Err(ReadinessError::Socket(_))));
     }
 
     /// Runs the listener as the event loop does, until the condition holds; how often it woke up.

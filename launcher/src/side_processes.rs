@@ -6,14 +6,18 @@
 //! A start uses only processes that it has started itself, or that provably run the same command: whoever starts one
 //! writes that command into `SOCKET.command` beside its socket. A daemon left over from an earlier start may serve what the
 //! machine spec now forbids. None is left over: they end with the launcher, or with the hypervisor that it becomes.
+//!
+//! A virtiofs daemon of root makes a socket and `SOCKET.pid`, and follows symbolic links to the latter. The machine's user can
+//! put links into the state directory. So the daemon makes both in a directory of its own, which only its user can change,
+//! and the socket is moved from there to its place.
 
-use crate::child::{Identity, OnParentDeath, prepare};
+use crate::child::{Identity, OnParentDeath, hand_on, prepare};
 use crate::interruption::{Interrupted, Interruption, end_group};
 use crate::launch::{SideProcess, SideProcessKind};
 use crate::path::HostPath;
-use crate::place::Place;
+use crate::place::{Place, PrivateDirectory};
 use crate::programs::{NotInstalled, find_program};
-use crate::sockets::{SocketError, is_served, remove_stale};
+use crate::sockets::{SocketError, is_bound, is_served, remove_stale};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -28,6 +32,8 @@ const SOCKET_PATIENCE: Duration = Duration::from_secs(30);
 const SOCKET_PAUSE: Duration = Duration::from_millis(20);
 /// How long another launcher may take to write down the command of a daemon that it has just started again.
 const PROOF_PATIENCE: Duration = Duration::from_secs(2);
+/// Before the path of the socket in a virtiofs daemon's arguments.
+const SOCKET_OPTION: &str = "--socket-path=";
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
 /// A daemon that has lived this long is not in trouble: its next failure counts as the first.
@@ -126,6 +132,8 @@ struct Entry {
     started: Instant,
     delay: Duration,
     start_again: Option<Instant>,
+    /// Where it makes its socket, until that is moved to its place.
+    private: Option<PrivateDirectory>,
     /// Whether its command is written beside its socket.
     is_noted: bool,
 }
@@ -164,6 +172,7 @@ impl SideProcesses {
                 started: Instant::now(),
                 delay: FIRST_DELAY,
                 start_again: None,
+                private: None,
                 is_noted: false,
             };
             entry.spawn()?;
@@ -201,7 +210,7 @@ impl SideProcesses {
     fn wait_for_sockets(&mut self, interruption: &Interruption) -> Result<(), SideProcessError> {
         let end = Instant::now() + SOCKET_PATIENCE;
         for entry in &mut self.entries {
-            while !is_served(entry.socket.as_path()) {
+            while !entry.serves() {
                 if let Some(status) = entry.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
                     return Err(SideProcessError::Ended {
                         name: described(&entry.process),
@@ -298,7 +307,11 @@ impl Entry {
         let failed =
             |source| SideProcessError::Start { name: described(&self.process), program: self.program.clone(), source };
         let mut command = Command::new(&self.program);
-        command.args(&self.process.arguments).current_dir(self.working_directory.as_path()).stdin(Stdio::null());
+        let (private, arguments) = self.private_socket().map_err(failed)?;
+        command.args(arguments).current_dir(self.working_directory.as_path()).stdin(Stdio::null());
+        if let Some(private) = &private {
+            hand_on(&mut command, vec![private.number()]);
+        }
         // stdout is the guest's console.
         let stderr = std::os::fd::AsFd::as_fd(&io::stderr()).try_clone_to_owned().map_err(failed)?;
         command.stdout(stderr).process_group(0);
@@ -307,6 +320,39 @@ impl Entry {
         self.child = Some(command.spawn().map_err(failed)?);
         self.started = Instant::now();
         self.is_noted = false;
+        self.private = private;
+        Ok(())
+    }
+
+    /// The directory in which the daemon makes its socket, and its arguments that say so.
+    fn private_socket(&self) -> io::Result<(Option<PrivateDirectory>, Vec<String>)> {
+        let mut arguments = self.process.arguments.clone();
+        let option = format!("{SOCKET_OPTION}{}", self.process.socket);
+        let Some(argument) = arguments.iter_mut().find(|argument| **argument == option) else {
+            return Ok((None, arguments));
+        };
+        let private = PrivateDirectory::make(Place::itself(self.socket.as_path())?.directory().try_clone()?)?;
+        *argument = format!("{SOCKET_OPTION}{}", private.path_of(private.name()).display());
+        Ok((Some(private), arguments))
+    }
+
+    /// Whether it listens, wherever its socket is at the moment.
+    fn serves(&self) -> bool {
+        match &self.private {
+            Some(private) => is_bound(&private.path_of(private.name())),
+            None => is_served(self.socket.as_path()),
+        }
+    }
+
+    /// Moves the socket to its place, for its client.
+    fn publish(&mut self) -> io::Result<()> {
+        let Some(private) = &self.private else { return self.give_socket() };
+        let made = private.place(private.name())?;
+        if let Some(client) = &self.client {
+            made.give_socket(client)?;
+        }
+        made.rename_to(&Place::itself(self.socket.as_path())?)?;
+        self.private = None;
         Ok(())
     }
 
@@ -318,7 +364,7 @@ impl Entry {
 
     /// A daemon that was started again has made another socket.
     fn note_command(&mut self) {
-        if self.is_noted || self.child.is_none() || !is_served(self.socket.as_path()) {
+        if self.is_noted || self.child.is_none() || !self.serves() {
             return;
         }
         // Without it only another launcher would not use this daemon.
@@ -335,8 +381,8 @@ impl Entry {
         }
     }
 
-    fn write_command(&self) -> Result<(), SideProcessError> {
-        let given = self.give_socket();
+    fn write_command(&mut self) -> Result<(), SideProcessError> {
+        let given = self.publish();
         let written =
             given.and_then(|()| ServedCommand::of(&self.process, &self.working_directory)).and_then(|command| {
                 let text = serde_json::to_vec(&command)?;

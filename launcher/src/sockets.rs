@@ -38,18 +38,23 @@ pub fn is_listening(path: &Path) -> bool {
 }
 
 /// Whether a daemon of this network namespace serves the socket, found out without a connection: it might serve only
-/// one. A daemon that has bound a relative path is known by the inode of its socket, because sockets of other directories
-/// have the same relative path.
+/// one. A daemon that has bound another path, a relative one or one below a descriptor, is known by the inode of its
+/// socket, because sockets of other directories have the same relative path.
 pub fn is_served(path: &Path) -> bool {
     let Ok(metadata) = fs::symlink_metadata(path) else { return false };
     let is_this = |listener: &Listener| {
         listener.path == path
-            || (listener.path.is_relative()
-                && path.ends_with(&listener.path)
+            || ((listener.path.starts_with("/proc/self/fd")
+                || (listener.path.is_relative() && path.ends_with(&listener.path)))
                 // The kernel tells no more of it than 32 bits: struct unix_diag_vfs.
                 && listener.inode == Some(metadata.ino() as u32))
     };
     listeners().iter().any(is_this)
+}
+
+/// Whether some process has bound exactly this path and listens.
+pub fn is_bound(path: &Path) -> bool {
+    listeners().iter().any(|listener| listener.path == path)
 }
 
 /// A socket on the file system that some process listens on.

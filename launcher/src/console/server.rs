@@ -1,13 +1,13 @@
 //! Serves the console to several clients from one thread that never waits for one of them.
 
 use super::ConsoleError;
+use crate::place::Place;
 use crate::sockets::remove_stale;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, listen, socket};
 use std::collections::VecDeque;
-use std::fs::{self, Permissions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -23,6 +23,11 @@ const MOST_READS: usize = 16;
 /// How long no client is accepted after the kernel has refused one, for want of descriptors for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
+/// This user and its group may connect.
+const SOCKET_MODE: u32 = 0o660;
+/// Connections that may wait to be accepted.
+const WAITING_CLIENTS: i32 = 128;
+
 const HANG_UP: PollFlags = PollFlags::POLLHUP.union(PollFlags::POLLERR);
 
 /// The console of one machine.
@@ -30,6 +35,7 @@ const HANG_UP: PollFlags = PollFlags::POLLHUP.union(PollFlags::POLLERR);
 pub struct ConsoleServer {
     listener: UnixListener,
     path: PathBuf,
+    place: Place,
     scrollback: VecDeque<u8>,
     clients: Vec<Client>,
     accept_after: Option<Instant>,
@@ -60,12 +66,15 @@ impl ConsoleServer {
     /// [`ConsoleError`].
     pub fn listen(path: &Path) -> Result<Self, ConsoleError> {
         remove_stale(path)?;
-        let failed = |source| ConsoleError::Serve { path: path.to_owned(), source };
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
+        let made = Place::itself(path).and_then(|place| {
+            let listener = new_socket()?;
+            place.bind(&listener, SOCKET_MODE)?;
+            listen(&listener, Backlog::new(WAITING_CLIENTS)?)?;
+            Ok((UnixListener::from(listener), place))
+        });
         let path = path.to_owned();
-        Ok(Self { listener, path, scrollback: VecDeque::new(), clients: Vec::new(), accept_after: None })
+        let (listener, place) = made.map_err(|source| ConsoleError::Serve { path: path.clone(), source })?;
+        Ok(Self { listener, path, place, scrollback: VecDeque::new(), clients: Vec::new(), accept_after: None })
     }
 
     /// Where it is served.
@@ -135,7 +144,7 @@ impl ConsoleServer {
 impl Drop for ConsoleServer {
     fn drop(&mut self) {
         // A socket that stays is removed by the next start.
-        let _ = fs::remove_file(&self.path);
+        let _ = self.place.remove();
     }
 }
 
@@ -199,6 +208,10 @@ impl Client {
     }
 }
 
+fn new_socket() -> io::Result<OwnedFd> {
+    Ok(socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?)
+}
+
 fn append(buffer: &mut VecDeque<u8>, bytes: &[u8], longest: usize) {
     buffer.extend(bytes);
     let surplus = buffer.len().saturating_sub(longest);
@@ -233,6 +246,24 @@ mod tests {
         other.write_all(b"root\n").unwrap();
         assert_eq!(server.serve(Typing::Accepted), b"root\n");
         assert_eq!(server.interests(Typing::Accepted).len(), 3);
+    }
+
+    #[test]
+    fn the_socket_is_for_the_user_and_the_group_and_no_link_of_another_user_is_followed_to_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let (elsewhere, path) = (directory.path().join("elsewhere.sock"), directory.path().join("console.sock"));
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        ConsoleServer::listen(&path).unwrap_err();
+        assert!(Place::itself(&path).unwrap().bind(&new_socket().unwrap(), SOCKET_MODE).is_err());
+        assert!(!elsewhere.exists());
+        std::fs::remove_file(&path).unwrap();
+        let server = ConsoleServer::listen(&path).unwrap();
+        assert_eq!(std::fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o777, SOCKET_MODE);
+        UnixStream::connect(&path).unwrap();
+        assert!(crate::sockets::is_served(&path));
+        drop(server);
+        assert!(!path.exists());
     }
 
     #[test]

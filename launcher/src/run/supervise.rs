@@ -6,7 +6,7 @@
 use super::hand_over::{command, unix_seconds};
 use super::output::OutputWriter;
 use super::{Prepared, RunError};
-use crate::child::{OnParentDeath, prepare};
+use crate::child::{Identity, OnParentDeath, prepare};
 use crate::console::ConsoleServer;
 use crate::console::server::Typing;
 use crate::console::terminal::{RawTerminal, make_raw};
@@ -105,7 +105,7 @@ impl Supervisor<'_> {
             messages.push(format!("the service manager does not receive: {error}\n").as_bytes());
             ServiceManager::default()
         });
-        let listener = self.listen_for_guest()?;
+        let listener = self.listen_for_guest(prepared.identity.as_ref())?;
         let server = ConsoleServer::listen(&self.console_path())?;
         let began = Instant::now();
         let (mut child, master) = self.spawn(&mut prepared)?;
@@ -158,10 +158,10 @@ impl Supervisor<'_> {
         }
     }
 
-    fn listen_for_guest(&self) -> Result<Option<GuestListener>, RunError> {
+    fn listen_for_guest(&self, hypervisor: Option<&Identity>) -> Result<Option<GuestListener>, RunError> {
         let notification = self.launch.notification.as_ref();
-        let listener =
-            notification.map(|notification| GuestListener::listen(notification, &self.launch.working_directory));
+        let listener = notification
+            .map(|notification| GuestListener::listen(notification, &self.launch.working_directory, hypervisor));
         Ok(listener.transpose()?)
     }
 

@@ -54,6 +54,58 @@ fn a_daemon_is_started_again_and_ended() {
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "the program and what it wrote");
 }
 
+/// It writes a file beside its socket and follows links to it, as virtiofsd does.
+const DAEMON_WITH_PID_FILE: &str = "import os, socket, sys
+path = sys.argv[1].removeprefix('--socket-path=')
+open(path + '.pid', 'w').write(str(os.getpid()))
+server = socket.socket(socket.AF_UNIX)
+server.bind(path)
+server.listen(1)
+server.accept()
+";
+
+#[test]
+fn a_link_of_the_machines_user_does_not_make_a_daemon_overwrite_a_file_of_the_host() {
+    let directory = tempfile::tempdir().unwrap();
+    let (elsewhere, state_directory) = (directory.path().join("passwd"), directory.path().join("state"));
+    fs::write(&elsewhere, "root:x:0:0").unwrap();
+    fs::create_dir(&state_directory).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, state_directory.join("fs.sock.pid")).unwrap();
+    let mut process = side_process(directory.path(), DAEMON_WITH_PID_FILE);
+    process.arguments = vec!["--socket-path=fs.sock".to_owned()];
+    let interruption = Interruption::watch().unwrap();
+    let client = nix::unistd::geteuid().is_root().then(|| Identity::of("nobody").unwrap());
+    let start = || {
+        SideProcesses::start(std::slice::from_ref(&process), &state(&state_directory), client.as_ref(), &interruption)
+    };
+    let mut processes = start().unwrap();
+    assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "root:x:0:0");
+    let socket = state_directory.join("fs.sock");
+    let names = || {
+        let entries = fs::read_dir(&state_directory).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["fs.sock", "fs.sock.command", "fs.sock.pid"]);
+    if let Some(client) = &client {
+        assert_eq!(fs::symlink_metadata(&socket).unwrap().uid(), client.user().as_raw());
+    }
+    assert!(start().unwrap().is_empty(), "another launcher knows it by its command");
+    // Again after it has ended, and nothing stays of the directory that it had for itself.
+    drop(std::os::unix::net::UnixStream::connect(&socket).unwrap());
+    let end = Instant::now() + Duration::from_secs(60);
+    let mut events = Vec::new();
+    while (events.is_empty() || !processes.entries[0].is_noted) && Instant::now() < end {
+        events.extend(processes.supervise().0);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(is_served(&socket), "{events:?}");
+    assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "root:x:0:0");
+    drop(processes);
+    assert_eq!(names(), ["fs.sock.pid"]);
+}
+
 #[test]
 fn a_daemon_with_another_command_is_not_used() {
     let directory = tempfile::tempdir().unwrap();
@@ -143,6 +195,7 @@ fn starts_a_daemon_for_another_test() {
         started: Instant::now(),
         delay: FIRST_DELAY,
         start_again: None,
+        private: None,
         is_noted: false,
     };
     entry.spawn().unwrap();
@@ -186,6 +239,7 @@ fn failures_are_given_more_and_more_time() {
         started: Instant::now(),
         delay: FIRST_DELAY,
         start_again: None,
+        private: None,
         is_noted: false,
     };
     for _ in 0..20 {

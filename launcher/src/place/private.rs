@@ -1,0 +1,86 @@
+//! A directory that no other user can change, for a program that is given a path and creates what it likes beside it.
+
+use super::{Directory, Place, descriptor_path, directory_flags, to_mode};
+use nix::errno::Errno;
+use nix::fcntl::openat;
+use nix::sys::stat::{Mode, fstat, mkdirat};
+use nix::unistd::{Uid, UnlinkatFlags, geteuid, unlinkat};
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const MODE: u32 = 0o700;
+/// One that is there is of a process that had the same number and was killed.
+const MOST_TRIES: u32 = 1000;
+
+/// A new directory in another one, removed with all files in it when this is dropped. It is reached by its descriptor: whoever
+/// may change the directory above may at most give it another name.
+#[derive(Debug)]
+pub struct PrivateDirectory {
+    parent: Directory,
+    name: OsString,
+    directory: Directory,
+}
+
+impl PrivateDirectory {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When the directory above cannot be written to.
+    pub fn make(parent: Directory) -> io::Result<Self> {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        for _ in 0..MOST_TRIES {
+            let number = MADE.fetch_add(1, Ordering::Relaxed);
+            let name = OsString::from(format!(".microvm-{}-{number}", std::process::id()));
+            match mkdirat(&parent, name.as_os_str(), to_mode(MODE)) {
+                Err(Errno::EEXIST) => continue,
+                made => made?,
+            }
+            let descriptor = openat(&parent, name.as_os_str(), directory_flags(), Mode::empty())?;
+            let stat = fstat(&descriptor)?;
+            if Uid::from_raw(stat.st_uid) != geteuid() || stat.st_mode & 0o077 != 0 {
+                let reason = "another user has replaced the new directory";
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+            }
+            let path = parent.path().join(&name);
+            return Ok(Self { parent, name, directory: Directory { descriptor, path } });
+        }
+        Err(Errno::EEXIST.into())
+    }
+
+    /// Its name, which no other directory of this process has.
+    pub fn name(&self) -> &OsString {
+        &self.name
+    }
+
+    /// The descriptor that [`PrivateDirectory::path_of`] goes by.
+    pub fn number(&self) -> RawFd {
+        self.directory.descriptor.as_raw_fd()
+    }
+
+    /// The path of something in it, for this process and those that the descriptor is handed on to.
+    pub fn path_of(&self, name: &OsString) -> PathBuf {
+        descriptor_path(&self.directory.descriptor).join(name)
+    }
+
+    /// Something in it.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn place(&self, name: &OsString) -> io::Result<Place> {
+        Ok(self.directory.try_clone()?.place(name))
+    }
+}
+
+impl Drop for PrivateDirectory {
+    fn drop(&mut self) {
+        // What stays is empty, or of no use to anybody.
+        let entries = std::fs::read_dir(descriptor_path(&self.directory.descriptor)).into_iter().flatten().flatten();
+        for entry in entries {
+            let _ = unlinkat(&self.directory, entry.file_name().as_os_str(), UnlinkatFlags::NoRemoveDir);
+        }
+        let _ = unlinkat(&self.parent, self.name.as_os_str(), UnlinkatFlags::RemoveDir);
+    }
+}
