@@ -96,7 +96,7 @@ fn a_link_of_the_machines_user_does_not_make_a_daemon_overwrite_a_file_of_the_ho
     drop(std::os::unix::net::UnixStream::connect(&socket).unwrap());
     let end = Instant::now() + Duration::from_secs(60);
     let mut events = Vec::new();
-    while (events.is_empty() || !processes.entries[0].is_noted) && Instant::now() < end {
+    while (events.is_empty() || !is_served(&socket)) && Instant::now() < end {
         events.extend(processes.supervise().0);
         std::thread::sleep(Duration::from_millis(10));
     }
