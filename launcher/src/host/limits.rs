@@ -1,32 +1,64 @@
 //! Kinds of disk images that a hypervisor does not open although it opens others of that format.
 
+use super::qcow2::Qcow2;
 use crate::launch::VolumeNeed;
+use crate::place::Place;
 use crate::spec::{Hypervisor, ImageType};
+use nix::fcntl::OFlag;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// Why the hypervisor does not open the image, if it does not.
+/// Why the hypervisor does not open the image, if it does not. An image that cannot be read is reported by others.
 pub(super) fn of(hypervisor: Hypervisor, volume: &VolumeNeed) -> Option<String> {
     if !matches!(hypervisor, Hypervisor::CloudHypervisor | Hypervisor::Crosvm) {
         return None;
     }
-    let mut start = [0; 16];
-    File::open(volume.image.as_path()).ok()?.read_exact_at(&mut start, 0).ok()?;
-    let path = &volume.image;
-    match volume.image_type {
-        // docs/interop/qcow2.rst: the version at 4, where the name of the backing file is at 8.
-        ImageType::Qcow2 if start[8..16] != [0; 8] => Some(format!(
-            "{path} has a backing file, which {hypervisor} does not open; merge it with: qemu-img convert -O qcow2"
-        )),
-        ImageType::Qcow2 if hypervisor == Hypervisor::Crosvm && start[4..8] != [0, 0, 0, 3] => Some(format!(
-            "{path} is qcow2 of version {}, and crosvm opens version 3 only; run: qemu-img amend -o compat=1.1",
-            start[7]
-        )),
-        // Only the image of a fixed size has no copy of its footer at its start.
-        ImageType::Vhd if start.starts_with(b"conectix") => Some(format!(
-            "{path} is a dynamic VHD, and {hypervisor} opens those of a fixed size only; convert it with: qemu-img \
-             convert -O vpc -o subformat=fixed"
-        )),
-        _ => None,
+    let image = Place::of(volume.image.as_path()).and_then(|place| place.open(OFlag::O_RDONLY)).ok()?;
+    let reason = match volume.image_type {
+        ImageType::Qcow2 => of_qcow2(hypervisor, &Qcow2::read(&image).ok()?),
+        ImageType::Vhd => of_vhd(hypervisor, &image),
+        ImageType::Raw | ImageType::Vhdx => None,
+    };
+    reason.map(|reason| format!("{} {reason}", volume.image))
+}
+
+fn of_qcow2(hypervisor: Hypervisor, image: &Qcow2<'_>) -> Option<String> {
+    let convert = "with: qemu-img convert -O qcow2";
+    if image.has_backing_file() {
+        return Some(format!("has a backing file, which {hypervisor} does not open; merge it {convert}"));
     }
+    if image.has_external_data_file() {
+        return Some(format!("has an external data file, which {hypervisor} does not open; merge it {convert}"));
+    }
+    if image.is_encrypted() {
+        return Some(format!("is encrypted, and {hypervisor} does not decrypt it; decrypt it {convert}"));
+    }
+    if image.has_extended_l2_entries() {
+        return Some(format!("has extended L2 entries, which {hypervisor} does not support; convert it {convert}"));
+    }
+    if hypervisor != Hypervisor::Crosvm {
+        return None;
+    }
+    if image.version() != 3 {
+        let version = image.version();
+        return Some(format!(
+            "is qcow2 of version {version}, and crosvm opens version 3 only; run: qemu-img amend -o compat=1.1"
+        ));
+    }
+    // Tables that cannot be read are for the hypervisor to report.
+    image.is_compressed().unwrap_or(false).then(|| {
+        format!("holds compressed clusters, which crosvm does not read; convert it without option -c {convert}")
+    })
+}
+
+/// Only the image of a fixed size has no copy of its footer at its start.
+fn of_vhd(hypervisor: Hypervisor, image: &File) -> Option<String> {
+    let mut start = [0; 8];
+    image.read_exact_at(&mut start, 0).ok()?;
+    (start == *b"conectix").then(|| {
+        format!(
+            "is a dynamic VHD, and {hypervisor} opens those of a fixed size only; convert it with: qemu-img convert -O vpc \
+             -o subformat=fixed"
+        )
+    })
 }

@@ -5,6 +5,7 @@ mod facts;
 mod kvm;
 mod limits;
 mod needs;
+mod qcow2;
 
 pub use facts::{FactsError, NoticedKernel, gather, kernel_form};
 pub use needs::{HostProblem, Moment, missing};

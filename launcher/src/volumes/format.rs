@@ -77,6 +77,11 @@ pub(super) fn described(image: &File) -> io::Result<(&'static str, Option<ImageT
     Ok(look(image)?.map_or(("a raw image", Some(ImageType::Raw)), |found| (found.name, found.image_type)))
 }
 
+/// The name of the format whose magic these bytes begin with.
+pub(super) fn name_by_start(start: &[u8]) -> Option<&'static str> {
+    by_start(start).map(|found| found.name)
+}
+
 fn look(mut image: &File) -> io::Result<Option<Found>> {
     let mut start = vec![0; START_BYTES];
     let mut filled = 0;

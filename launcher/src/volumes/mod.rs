@@ -228,6 +228,8 @@ fn superblock_is_known(fs_type: &str) -> bool {
 fn described(found: Option<&FileSystem>) -> String {
     match found {
         None => "no known file system".to_owned(),
+        // Images, partitions and the like, which have no labels.
+        Some(found) if found.fs_type.starts_with("a ") || found.fs_type.starts_with("an ") => found.fs_type.to_owned(),
         Some(found) if found.label.is_empty() => format!("{} without a label", found.fs_type),
         Some(found) => format!("{} with label `{}`", found.fs_type, found.label),
     }

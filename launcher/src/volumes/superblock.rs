@@ -1,5 +1,6 @@
 //! Which file system a disk image holds, and its label, by its superblock.
 
+use super::format::name_by_start;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -139,7 +140,7 @@ pub(super) fn is_known(fs_type: &str) -> bool {
 
 /// Kinds of which only the name is known, so that they are not taken for something else: name, place, magic. Sources: the
 /// probes of util-linux' libblkid, and docs/interop of qemu.
-const OTHERS: [(&str, usize, &[u8]); 30] = [
+const OTHERS: [(&str, usize, &[u8]); 26] = [
     ("squashfs", 0, b"hsqs"),
     ("erofs", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]),
     ("LUKS", 0, b"LUKS\xba\xbe"),
@@ -164,17 +165,14 @@ const OTHERS: [(&str, usize, &[u8]); 30] = [
     ("cramfs", 0, &[0x45, 0x3d, 0xcd, 0x28]),
     ("romfs", 0, b"-rom1fs-"),
     ("a table of partitions (GPT)", 512, b"EFI PART"),
-    ("qcow2", 0, b"QFI\xfb"),
-    ("a vhd image", 0, b"conectix"),
-    ("a vhdx image", 0, b"vhdxfile"),
-    ("a vmdk image", 0, b"KDMV"),
     ("a vdi image", 0x40, &[0x7f, 0x10, 0xda, 0xbe]),
     ("a cpio archive", 0, b"07070"),
 ];
 
 fn others(bytes: &[u8]) -> Option<FileSystem> {
-    let found = OTHERS.iter().find(|(_, at, magic)| bytes.get(*at..*at + magic.len()) == Some(*magic))?;
-    Some(FileSystem { fs_type: found.0, label: String::new() })
+    let found = OTHERS.iter().find(|(_, at, magic)| bytes.get(*at..*at + magic.len()) == Some(*magic));
+    let fs_type = found.map(|(name, _, _)| *name).or_else(|| name_by_start(bytes))?;
+    Some(FileSystem { fs_type, label: String::new() })
 }
 
 fn label(bytes: &[u8]) -> String {
@@ -205,6 +203,6 @@ mod tests {
     fn other_images_are_told_apart() {
         let mut bytes = vec![0; LOOKED_AT_BYTES];
         bytes[..4].copy_from_slice(b"QFI\xfb");
-        assert_eq!(recognise(&bytes).map(|found| found.fs_type), Some("qcow2"));
+        assert_eq!(recognise(&bytes).map(|found| found.fs_type), Some("a qcow2 image"));
     }
 }

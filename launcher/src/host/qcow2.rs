@@ -1,0 +1,116 @@
+//! What a qcow2 image says of itself that a hypervisor may not support: docs/interop/qcow2.rst of qemu.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// The header of version 3, as far as it is read here.
+const HEADER_BYTES: usize = 104;
+/// How much of the tables is searched for compressed clusters: with clusters of 64 KiB, those of the first 128 GiB.
+const MOST_TABLE_BYTES: u64 = 16 << 20;
+/// The place of an L2 table in an entry of the L1 table.
+const L2_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const COMPRESSED: u64 = 1 << 62;
+/// The smallest and the largest cluster that the format has: 512 bytes and 2 MiB.
+const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
+
+const EXTERNAL_DATA_FILE: u64 = 1 << 2;
+const COMPRESSION_TYPE: u64 = 1 << 3;
+const EXTENDED_L2: u64 = 1 << 4;
+
+/// A qcow2 image's header.
+pub(super) struct Qcow2<'image> {
+    image: &'image File,
+    header: [u8; HEADER_BYTES],
+}
+
+impl<'image> Qcow2<'image> {
+    /// Reads it. A header of version 2 is shorter; what follows it counts as zeros.
+    pub(super) fn read(image: &'image File) -> io::Result<Self> {
+        let mut header = [0; HEADER_BYTES];
+        let mut filled = 0;
+        while filled < header.len() {
+            match image.read_at(&mut header[filled..], filled as u64)? {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        Ok(Self { image, header })
+    }
+
+    pub(super) fn version(&self) -> u32 {
+        self.word(4)
+    }
+
+    pub(super) fn has_backing_file(&self) -> bool {
+        self.long(8) != 0
+    }
+
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.word(32) != 0
+    }
+
+    pub(super) fn has_external_data_file(&self) -> bool {
+        self.features() & EXTERNAL_DATA_FILE != 0
+    }
+
+    pub(super) fn has_extended_l2_entries(&self) -> bool {
+        self.features() & EXTENDED_L2 != 0
+    }
+
+    /// Whether it holds compressed clusters. Only the first tables are read: a program that compresses at all begins with the
+    /// first cluster.
+    pub(super) fn is_compressed(&self) -> io::Result<bool> {
+        let cluster_bits = self.word(20);
+        if self.features() & COMPRESSION_TYPE != 0 {
+            return Ok(true);
+        }
+        if !CLUSTER_BITS.contains(&cluster_bits) {
+            return Ok(false);
+        }
+        let cluster_bytes = 1_u64 << cluster_bits;
+        let l1_bytes = (u64::from(self.word(36)) * 8).min(MOST_TABLE_BYTES);
+        let mut left = MOST_TABLE_BYTES;
+        for entry in self.table(self.long(40), l1_bytes)? {
+            let offset = entry & L2_OFFSET;
+            if offset == 0 {
+                continue;
+            }
+            if left == 0 {
+                break;
+            }
+            left = left.saturating_sub(cluster_bytes);
+            if self.table(offset, cluster_bytes)?.any(|entry| entry & COMPRESSED != 0) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The entries of a table; what is beyond the end of the image counts as none.
+    fn table(&self, offset: u64, length: u64) -> io::Result<impl Iterator<Item = u64> + use<>> {
+        let end = self.image.metadata()?.len();
+        let is_device = end == 0;
+        let length = if is_device { length } else { length.min(end.saturating_sub(offset)) };
+        let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+        self.image.read_exact_at(&mut bytes, offset)?;
+        let entries: Vec<u64> = bytes.chunks_exact(8).map(big_endian).collect();
+        Ok(entries.into_iter())
+    }
+
+    fn features(&self) -> u64 {
+        if self.version() >= 3 { self.long(72) } else { 0 }
+    }
+
+    fn word(&self, at: usize) -> u32 {
+        self.header[at..at + 4].iter().fold(0, |value, byte| value << 8 | u32::from(*byte))
+    }
+
+    fn long(&self, at: usize) -> u64 {
+        big_endian(&self.header[at..at + 8])
+    }
+}
+
+fn big_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
