@@ -219,7 +219,7 @@ fn one_of_several_processes_that_create_a_machine_at_once_makes_it_and_the_other
     });
     assert_eq!(outputs.iter().filter(|output| output.status.success()).count(), 1, "{outputs:?}");
     for output in outputs.iter().filter(|output| !output.status.success()) {
-        assert!(String::from_utf8_lossy(&output.stderr).contains("is there already"), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("already exists"), "{output:?}");
     }
     // The same for updates: each sees a whole machine, and nothing is left beside it.
     host.flake(&[("web", Ok("two"))]);
@@ -311,8 +311,10 @@ fn services_are_systemds() {
 #[test]
 fn ssh_goes_through_this_program() {
     let Some(host) = Host::new() else { return };
-    let facts = host.path("machines/web/current/share/microvm");
+    let facts = host.path("runner/share/microvm");
     fs::create_dir_all(&facts).unwrap();
+    fs::create_dir(host.path("machines/web")).unwrap();
+    symlink(host.path("runner"), host.path("machines/web/current")).unwrap();
     assert!(host.refused(2, &["ssh", "web"]).contains("vsock.cid"));
     fs::write(facts.join("vsock-cid"), "7\n").unwrap();
     fs::write(facts.join("hypervisor"), "qemu\n").unwrap();
@@ -323,6 +325,72 @@ fn ssh_goes_through_this_program() {
     let calls: Vec<_> = calls.lines().collect();
     assert!(calls[0].contains("vsock-connect '7' 22") && calls[0].ends_with("-v -l root web uname -a"), "{calls:?}");
     assert!(calls[1].contains("machines/web/web.vsock' 22"), "{calls:?}");
+}
+
+/// A user of this host who runs machines, such as one that a guest has taken over.
+const OTHER_USER: u32 = 65534;
+
+#[test]
+fn root_follows_no_link_that_another_user_has_put_into_a_machines_directory() {
+    let Some(host) = Host::new() else { return };
+    host.flake(&[("web", Ok("one"))]);
+    host.done(&["create", "web", "--flake", "flake"]);
+    let machine = host.path("machines/web");
+    let runner = host.current("web");
+    // What root would run or believe.
+    let theirs = host.path("theirs");
+    fs::create_dir_all(theirs.join("share/microvm")).unwrap();
+    fs::create_dir(theirs.join("bin")).unwrap();
+    write_program(&theirs.join("bin/microvm-run"), "#!/bin/sh\necho run >>\"$RECORDS/calls\"\n");
+    fs::write(theirs.join("share/microvm/vsock-cid"), "7\n").unwrap();
+    fs::write(theirs.join("share/microvm/hypervisor"), "qemu\n").unwrap();
+    let put = |name: &str| {
+        let link = machine.join(name);
+        let _ = fs::remove_file(&link);
+        symlink(&theirs, &link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(OTHER_USER), Some(OTHER_USER)).unwrap();
+    };
+    let reason = "who must not decide what root does";
+    let refused = |arguments: &[&str], name: &str| {
+        let output = host.microvm(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains(reason) && said.contains(&format!("machines/web/{name}")), "{arguments:?}: {said}");
+        assert!(arguments[0] == "list" || !output.status.success(), "{arguments:?}: {said}");
+    };
+
+    put("booted");
+    for command in [["update", "web"], ["ssh", "web"]] {
+        refused(&command, "booted");
+    }
+    refused(&["list"], "booted");
+    fs::remove_file(machine.join("booted")).unwrap();
+
+    put("current");
+    for command in [["update", "web"], ["ssh", "web"], ["run", "web"]] {
+        refused(&command, "current");
+    }
+    refused(&["list", "--offline"], "current");
+    assert_eq!(host.done(&["status"]), "web  -  stopped\n", "it reads neither");
+    assert_eq!(host.current("web"), theirs, "nothing was changed");
+    fs::remove_file(machine.join("current")).unwrap();
+    symlink(&runner, machine.join("current")).unwrap();
+
+    // A link, and a file of the other user.
+    let flake = host.path("flake").canonicalize().unwrap();
+    fs::remove_file(machine.join("flake")).unwrap();
+    symlink(host.path("flake/flake.nix"), machine.join("flake")).unwrap();
+    std::os::unix::fs::lchown(machine.join("flake"), Some(OTHER_USER), Some(OTHER_USER)).unwrap();
+    assert!(host.refused(1, &["update", "web"]).contains("symbolic link"));
+    fs::remove_file(machine.join("flake")).unwrap();
+    fs::write(machine.join("flake"), flake.to_str().unwrap()).unwrap();
+    std::os::unix::fs::chown(machine.join("flake"), Some(OTHER_USER), None).unwrap();
+    assert!(host.refused(1, &["update", "web"]).contains(reason));
+    assert!(host.done(&["list"]).contains(reason));
+    assert_eq!(host.current("web"), runner);
+    assert!(!host.calls().contains("run") && !host.calls().contains("ssh"), "{}", host.calls());
+
+    std::os::unix::fs::chown(machine.join("flake"), Some(0), None).unwrap();
+    host.done(&["update", "web"]);
 }
 
 #[test]

@@ -39,8 +39,7 @@ pub fn create(layout: &Layout, name: &MachineName, flake: &FlakeReference) -> Re
 /// Lets the complete directory appear under its name. Its runner has a root all the time: that of Nix leads to the old name,
 /// and those of the machine to the new one, so in between there is one that leads to the runner itself.
 fn appear(layout: &Layout, making: &Machine, machine: &Machine) -> Result<(), ImperativeError> {
-    let current = making.current();
-    let runner = fs::read_link(&current).map_err(ImperativeError::file(&current))?;
+    let runner = making.runner()?;
     let meanwhile = layout.add_gc_root(machine, &runner)?;
     layout.add_gc_roots(machine)?;
     rename(&making.directory, &machine.directory)?;

@@ -143,8 +143,24 @@ impl Machine {
     /// [`ImperativeError::File`], also when another user than root has made the link and root is to follow it.
     pub fn runner(&self) -> Result<PathBuf, ImperativeError> {
         let link = self.current();
-        let target = Place::itself(&link).and_then(|place| place.read_own_link());
-        Ok(self.directory.join(target.map_err(ImperativeError::file(&link))?))
+        self.follow(&link)?.ok_or_else(|| ImperativeError::file(&link)(io::ErrorKind::NotFound.into()))
+    }
+
+    /// The runner that it was started with; none when it was stopped in order.
+    ///
+    /// # Errors
+    /// As [`Machine::runner`].
+    pub fn booted_runner(&self) -> Result<Option<PathBuf>, ImperativeError> {
+        self.follow(&self.booted())
+    }
+
+    /// Where a link of the machine leads, if it is there. Root does not follow that of another user.
+    fn follow(&self, link: &Path) -> Result<Option<PathBuf>, ImperativeError> {
+        match Place::itself(link).and_then(|place| place.read_own_link()) {
+            Ok(target) => Ok(Some(self.directory.join(target))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ImperativeError::file(link)(error)),
+        }
     }
 
     /// The link to the runner that runs; the service removes it at a stop.

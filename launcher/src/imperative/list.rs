@@ -110,13 +110,17 @@ fn row(machine: &Machine, evaluation: Evaluation) -> Row {
         flake: None,
         activity,
         freshness: Freshness::Unknown,
-        stale: booted(machine) == Booted::Another,
+        stale: false,
         problem,
     };
-    let current = match fs::read_link(machine.current()) {
+    match booted(machine) {
+        Ok(booted) => row.stale = booted == Booted::Another,
+        Err(error) => row.problem = Some(error.to_string()),
+    }
+    let current = match machine.runner() {
         Ok(current) => current,
         Err(error) => {
-            row.problem = Some(ImperativeError::file(&machine.current())(error).to_string());
+            row.problem = Some(error.to_string());
             return row;
         }
     };

@@ -21,7 +21,7 @@ const SSH_PORT: u32 = 22;
 /// key, which is new at each boot of a guest without a disk, is not checked.
 ///
 /// # Errors
-/// [`ImperativeError::Missing`], [`ImperativeError::NoVsock`].
+/// [`ImperativeError::Missing`], [`ImperativeError::NoVsock`]; [`ImperativeError::File`] for a link that root does not follow.
 pub fn ssh_command(
     layout: &Layout,
     name: &MachineName,
@@ -29,7 +29,10 @@ pub fn ssh_command(
     arguments: &[String],
 ) -> Result<Command, ImperativeError> {
     let machine = layout.existing(name)?;
-    let runner = [machine.booted(), machine.current()].into_iter().find(|link| link.exists());
+    let runner = match machine.booted_runner()? {
+        Some(booted) if booted.exists() => Some(booted),
+        _ => machine.current().symlink_metadata().is_ok().then(|| machine.runner()).transpose()?,
+    };
     let fact = |file: &str| {
         let path = runner.as_ref()?.join("share/microvm").join(file);
         std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())

@@ -5,6 +5,7 @@ use super::lock::MachineLock;
 use super::{ImperativeError, MachineName, nix};
 use crate::spec::MachineSpec;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// What an update changed.
@@ -39,7 +40,8 @@ pub fn update(layout: &Layout, name: &MachineName) -> Result<Updated, Imperative
     // Looked up again: it may have been deleted while this waited.
     let machine = layout.existing(name)?;
     let flake = machine.flake()?;
-    let old = fs::read_link(machine.current()).ok();
+    // Before anything is built: root takes no other user's word for what the machine has.
+    let (old, _) = (present(machine.runner())?, machine.booted_runner()?);
     // Nix registers the link as a root: the new runner stays until the old link has become the new one.
     let building = layout.building(&machine);
     let new = nix::build(&flake, name, &building)?;
@@ -53,15 +55,26 @@ pub fn update(layout: &Layout, name: &MachineName) -> Result<Updated, Imperative
         replace_link(&new, &machine.current())?;
     }
     remove_link(&building)?;
-    Ok(Updated { is_changed, difference, booted: booted(&machine) })
+    Ok(Updated { is_changed, difference, booted: booted(&machine)? })
 }
 
 /// What the machine was started with.
-pub(super) fn booted(machine: &Machine) -> Booted {
-    match (fs::read_link(machine.booted()), fs::read_link(machine.current())) {
-        (Ok(booted), Ok(current)) if booted != current => Booted::Another,
-        (Ok(_), _) => Booted::Current,
-        (Err(_), _) => Booted::Nothing,
+///
+/// # Errors
+/// When a link is not to be followed.
+pub(super) fn booted(machine: &Machine) -> Result<Booted, ImperativeError> {
+    Ok(match (machine.booted_runner()?, present(machine.runner())?) {
+        (Some(booted), Some(current)) if booted != current => Booted::Another,
+        (Some(_), _) => Booted::Current,
+        (None, _) => Booted::Nothing,
+    })
+}
+
+/// None for a link that is not there.
+fn present(runner: Result<PathBuf, ImperativeError>) -> Result<Option<PathBuf>, ImperativeError> {
+    match runner {
+        Err(ImperativeError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        runner => runner.map(Some),
     }
 }
 
