@@ -43,7 +43,7 @@ let
       { rig = { inherit checks; }; }
       module
     ];
-  hostScenarios = import ./hosts.nix { inherit lib; };
+  hostScenarios = import ./hosts.nix;
 in
 {
   inherit pkgs;

@@ -1,6 +1,5 @@
 # The hosts that are booted as containers: by the scenario's name the systems, in a row. The first is booted, and switches to
 # the others as `checks` says.
-{ lib }:
 let
   host = {
     boot.isContainer = true;
@@ -13,6 +12,11 @@ let
     systemd.network.wait-online.enable = false;
     # /sys cannot be written in a container.
     hardware.ksm.enable = false;
+    # Where this computer's qemu and its libraries are in the container.
+    microvm.host.readablePaths = [
+      "/host/lib64"
+      "/host/usr"
+    ];
   };
   machine = name: {
     imports = [
@@ -27,7 +31,7 @@ let
         {
           type = "tap";
           id = "vm-${name}";
-          mac = "02:00:00:00:00:0${toString (lib.stringLength name)}";
+          mac = "02:00:00:00:00:${builtins.substring 0 2 (builtins.hashString "sha256" name)}";
         }
       ];
     };
