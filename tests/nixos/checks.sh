@@ -15,7 +15,7 @@ failed_units() { systemctl list-units --failed --plain --no-legend --no-pager | 
 journal_errors() {
   local errors
   # Those of stage 1 too.
-  errors=$(journalctl --boot --priority err --output short-monotonic --no-hostname --no-pager | sed 's/^[^]]*\] [^:]*: //' | grep -vxEf <(grep -v '^#\|^$' "$ARTEFACTS") | sort -u)
+  errors=$(journalctl --quiet --boot --priority err --output short-monotonic --no-hostname --no-pager | sed 's/^[^]]*\] [^:]*: //' | grep -vxEf <(grep -v '^#\|^$' "$ARTEFACTS") | sort -u)
   same 'no unexpected error in the journal' "$errors" ''
 }
 

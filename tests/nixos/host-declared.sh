@@ -5,6 +5,7 @@ machines=/var/lib/microvms
 pid_of() { systemctl show --property MainPID --value "microvm@$1.service"; }
 runs() { systemctl is-active --quiet "microvm@$1.service" && [ "$(pid_of "$1")" != 0 ] && pgrep --full "guest=$1\b" >/dev/null; }
 failures() { journalctl --no-pager --output cat --unit 'microvm@*' --grep 'Failed with result' 2>/dev/null | grep -v '^-- '; }
+user_of() { ps -o uid= -p "$(pid_of "$1")"; }
 runner_of() { readlink -f "$machines/$1/$2"; } # MACHINE current|booted
 wait_for() { # COMMAND...: for a condition that others bring about
   local waited
@@ -35,6 +36,7 @@ for machine in web steady; do
   check "$machine has its tap interface" ip link show "vm-$machine"
   same "$machine does not run as root" "$(ps -o uid= -p "$(pid_of $machine)" | grep -cw 0)" 0
 done
+check 'each has a user of its own' test "$(user_of web)" != "$(user_of steady)"
 check 'a machine without autostart is installed' test -x "$machines/asleep/current/bin/microvm-run"
 same 'and does not run' "$(systemctl is-active microvm@asleep.service)" inactive
 same 'every machine is listed' "$(microvm list 2>/dev/null | grep -cE '^(asleep|steady|web)\b')" 3
