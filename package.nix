@@ -14,7 +14,7 @@ rustPlatform.buildRustPackage {
   pname = program;
   inherit (manifest.workspace.package) version;
 
-  # A change of a module, a test fixture or a page builds nothing anew.
+  # A change of a module, a test fixture or a page rebuilds nothing.
   src = lib.fileset.toSource {
     root = ./.;
     fileset = lib.fileset.unions [

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # pictured.sh PICTURE [varying]: fails unless each line of stdin is in docs/pictures/PICTURE.svg, spaces aside; with `varying` numbers
 # and their units, too. The manual's pages run it in hidden steps, with the commands that scripts/pictures.sh types, so that a picture
-# that is not current any more is noticed: scripts/pictures.sh makes it anew.
+# that is not current any more is noticed: scripts/pictures.sh makes it again.
 set -euo pipefail
 picture=$(dirname "$(realpath "$0")")/../docs/pictures/$1.svg
 varying=s/x/x/
@@ -12,6 +12,6 @@ while IFS= read -r line; do
   wanted=$(sed -E "$varying" <<<"$line" | tr -d ' \n')
   [ -n "$wanted" ] || continue
   lines=$((lines + 1))
-  [[ $shown == *"$wanted"* ]] || { printf 'error: not in docs/pictures/%s.svg: %s\nhint: scripts/pictures.sh makes it anew\n' "$1" "$line" >&2; exit 1; }
+  [[ $shown == *"$wanted"* ]] || { printf 'error: not in docs/pictures/%s.svg: %s\nhint: scripts/pictures.sh makes it again\n' "$1" "$line" >&2; exit 1; }
 done
 [ "$lines" -gt 0 ] || { printf 'error: nothing to look for in docs/pictures/%s.svg\n' "$1" >&2; exit 1; }

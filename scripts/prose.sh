@@ -11,13 +11,12 @@ if [ "$("$typos" --version 2>/dev/null)" != "typos-cli $version" ]; then
 fi
 "$typos" --format brief
 
-# Widened as the tree is cleaned.
-paths=('*.md')
+paths=('*.md' '*.nix' '*.sh' '*.rs')
 failed=0
 while IFS=$'\t' read -r phrase instead; do
   case $phrase in '' | '#'*) continue ;; esac
   [ -n "$instead" ] || { echo "prose: scripts/phrases.txt: \`$phrase\` has no replacement after a tab" >&2; exit 1; }
-  # Not in words that others chose: licences, lock files, and what the list itself says.
+  # Not in text that others chose: licences, lock files, and what the list itself says.
   found=$(git grep -nIiP "$phrase" -- "${paths[@]}" ':!scripts/phrases.txt' ':!CONTRIBUTING.md') || continue
   printf '%s\n    write instead: %s\n' "$found" "$instead"
   failed=1

@@ -155,7 +155,7 @@ fn list_problems(problems: &[ScanError]) -> String {
 /// `cancel` is looked at often; once it is true the build ends with [`BuildError::Interrupted`].
 ///
 /// # Errors
-/// Anything that keeps the image from being right; then nothing stands at the output that did not stand there before.
+/// Anything that prevents a correct image. What was at the output before is then unchanged.
 pub fn build(
     plan: &ImagePlan,
     options: &BuildOptions,

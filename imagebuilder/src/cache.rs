@@ -173,13 +173,13 @@ impl Cache {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 place.parent().map_or(Ok(()), make_directory).and_then(|()| file.publish(place))
             }
-            // No entry is a directory, and as long as one is there, every build makes the entry in vain.
+            // No entry is a directory, and as long as one is there, no build can keep the entry.
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
                 fs::remove_dir_all(place).and_then(|()| file.publish(place))
             }
             other => other,
         };
-        // Whoever may enter the directory may read it, whatever the umask of the one who made it.
+        // Anyone who may enter the directory may read it, whatever the umask of the one who made it.
         place
             .parent()
             .map_or(Ok(()), refuse_link)
@@ -252,7 +252,7 @@ fn open_unstamped(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Makes a directory of the cache. Whoever may read and write the one above it may do so here, whatever the umask.
+/// Makes a directory of the cache. Anyone who may read and write the one above it may do so here, whatever the umask.
 fn make_directory(path: &Path) -> io::Result<()> {
     refuse_link(path)?;
     match fs::create_dir(path) {

@@ -25,7 +25,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
 
-/// Where the service listens unless it is told otherwise, and where clients look for it.
+/// Where the service listens and clients connect, unless an option names another socket.
 pub const DEFAULT_SOCKET: &str = "/run/microvm-image/cache.sock";
 
 /// A pack that a client wants.
@@ -47,7 +47,7 @@ pub trait PackStore: Sync {
     /// encoder and of the codec. A client with another one cannot use the packs.
     fn encoder(&self, settings: &ImageSettings) -> String;
 
-    /// Opens the pack if it is kept, read-only and anew: the file is sent to a client, which then shares its offset.
+    /// Opens the pack again, read-only, if it is kept: the file is sent to a client, which then shares its offset.
     ///
     /// # Errors
     /// It cannot be looked for.

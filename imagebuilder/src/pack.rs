@@ -20,7 +20,7 @@
 //! How many segments there are, what is in them and where they begin follows from the contents and the settings: see
 //! [`layout`]. A pack is written to a file without a name and gets its name when it is whole, with the footer last: so
 //! neither a killed program nor a power cut leaves something that is taken for a pack. The checksums find damage; they
-//! are no signature, and whoever can write to a pack can forge one.
+//! are no signature, and anyone who can write to a pack can forge one.
 
 pub mod contents;
 pub mod layout;

@@ -1,4 +1,4 @@
-//! What is to be built: a pure function of the closure and the settings, and a versioned JSON document.
+//! What a build makes: a pure function of the closure and the settings, and a versioned JSON document.
 //!
 //! ```json
 //! {

@@ -141,7 +141,7 @@ fn nar_hashes_need_a_closure() {
     assert!(text(&output.stderr).starts_with("error: --nar was given without a closure to compare with\nhint: "));
 }
 
-/// Where everything is in an image, written down: whoever changes the format or its order has to look at it.
+/// Where everything is in an image, written down: anyone who changes the format or its order must look at it.
 #[test]
 fn the_tree_of_an_image_is_the_golden_one() {
     let fixture = Fixture::new();
@@ -151,7 +151,7 @@ fn the_tree_of_an_image_is_the_golden_one() {
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&golden, &output.stdout).unwrap();
     }
-    assert_eq!(text(&output.stdout), fs::read_to_string(&golden).unwrap(), "UPDATE_GOLDEN=1 writes it anew");
+    assert_eq!(text(&output.stdout), fs::read_to_string(&golden).unwrap(), "UPDATE_GOLDEN=1 writes it again");
 }
 
 #[test]

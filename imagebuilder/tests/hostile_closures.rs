@@ -1,4 +1,4 @@
-//! Names in the sources of a closure that mean harm: each is refused before anything is read or written, in words that are fit
+//! Names in the sources of a closure that mean harm: each is refused before anything is read or written, in a message that is fit
 //! to be shown.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]

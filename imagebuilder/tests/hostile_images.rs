@@ -1,5 +1,5 @@
 //! Images that mean harm, or were damaged: nothing panics, runs on for ever, grows without bound, or writes outside of
-//! the directory it was told to fill.
+//! the output directory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
 

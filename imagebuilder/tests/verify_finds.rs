@@ -28,7 +28,7 @@ fn told(report: &VerifyReport) -> Vec<String> {
     report.problems.iter().map(|problem| format!("{:?} {problem}", problem.kind)).collect()
 }
 
-/// An image of a store that is changed afterwards: what is told then.
+/// An image of a store that is changed afterwards: the problems that are reported.
 fn told_after(change: impl FnOnce(&Store)) -> Vec<String> {
     let mut seeded = Seeded::new(11);
     let store = Store::new([(
@@ -102,7 +102,7 @@ fn types_modes_sizes_and_targets() {
     );
 }
 
-/// The large file is compared in several parts; each part that differs is told.
+/// The large file is compared in several parts; each part that differs is reported.
 #[test]
 fn single_bytes_of_content() {
     let at = |offset: u64, path: &Path| {
@@ -175,7 +175,7 @@ fn owners_times_and_modes_of_an_image_that_is_not_ours() {
             format!("Time {tree}/file: was modified at 7, not at 1"),
         ]
     );
-    // Capped, the first paths are told and all problems are counted.
+    // Capped, the first paths are reported and all problems are counted.
     let options = VerifyOptions { closure: Some(&closure), nar: NarCheck::Skip, jobs: 2, problems_told: 2 };
     let capped = verify(&image, options).unwrap();
     assert_eq!((capped.problems.as_slice(), capped.problem_count), (&report.problems[..2], 9));
@@ -260,7 +260,7 @@ fn nar_hashes_are_those_of_nix() {
     }
 }
 
-/// An image with a directory of a few files, changed by `change`: what is told of it.
+/// An image with a directory of a few files, changed by `change`: the problems that are reported.
 fn told_of_patched(change: impl FnOnce(&mut PlainImage, &Image)) -> Vec<String> {
     let many = (0..300).map(|number| (format!("entry-{number:03}"), Item::file(format!("{number}"))));
     let mut image = PlainImage::new(Item::directory([

@@ -1,4 +1,4 @@
-//! A launch in words: the disks as the guest will name them, what is mounted, what must be there, the exact command.
+//! A launch in plain English: the disks as the guest will name them, what is mounted, what must be there, the exact command.
 
 use crate::launch::{Access, FileToWrite, GuestDisk, KvmUse, Launch, NotificationSocket, VolumeNeed, VsockHostEnd};
 use crate::refusal::Refusals;
@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 /// What another hypervisor would make of the same machine.
 pub type Others = Vec<(Hypervisor, Result<(), Refusals>)>;
 
-/// The launch in words.
+/// The launch in plain English.
 pub fn explain(spec: &CheckedSpec, launch: &Launch, others: &Others) -> String {
     let mut text = Text::default();
     text.line(&format!("{} on {}, in {}", launch.name, launch.hypervisor, launch.working_directory));

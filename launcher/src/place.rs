@@ -1,7 +1,7 @@
 //! Opening, creating and replacing files in places that another user may be able to change.
 //!
 //! A machine's state directory belongs to the machine's user, and root works in it: before a start, and for `microvm
-//! volumes`, `tap up` and the like. Whoever may write to a directory may put a symbolic link there at any moment. So a
+//! volumes`, `tap up` and the like. Anyone who may write to a directory may put a symbolic link there at any moment. So a
 //! path is looked up once, name by name, and the directory that it leads to is held open; from then on files are reached
 //! by that descriptor and a plain name, never by the path again. Three rules hold:
 //!
@@ -588,7 +588,7 @@ fn make_below(parent: &OwnedFd, name: &OsStr, mode: u32, owner: Option<&Identity
     }
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let made = openat(parent, name, flags, Mode::empty())?;
-    // Whoever owns the directory above may have put another one in its place.
+    // The owner of the directory above may have put another one in its place.
     if Uid::from_raw(fstat(&made)?.st_uid) != geteuid() {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another user has replaced the new directory"));
     }

@@ -3,7 +3,7 @@
 //! A virtiofs daemon serves one connection and ends with it. While the supervisor lives it is started again, with more
 //! time between the tries the more often it fails.
 //!
-//! A start uses only processes that it has started itself, or that provably run the same command: whoever starts one
+//! A start uses only processes that it has started itself, or that provably run the same command: the process that starts one
 //! writes that command into `SOCKET.command` beside its socket. A daemon left over from an earlier start may serve what the
 //! machine spec now forbids. None is left over: they end with the launcher, or with the hypervisor that it becomes.
 //!
@@ -39,7 +39,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(10);
 /// A daemon that has lived this long is not in trouble: its next failure counts as the first.
 const HEALTHY_LIFE: Duration = Duration::from_secs(30);
 
-/// Whoever starts the machine reads which command serves its sockets.
+/// Anyone who starts the machine reads which command serves its sockets.
 const COMMAND_MODE: u32 = 0o644;
 
 /// Why a process beside the hypervisor does not run.

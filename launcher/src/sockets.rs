@@ -64,7 +64,7 @@ struct Listener {
     inode: Option<u32>,
 }
 
-/// All of this network namespace. A kernel without socket diagnosis tells of those that were bound by name only.
+/// All of this network namespace. A kernel without socket diagnosis reports only those that were bound by name.
 fn listeners() -> Vec<Listener> {
     diagnosis::listeners().unwrap_or_else(|_| {
         let list = fs::read_to_string("/proc/net/unix").unwrap_or_default();

@@ -29,7 +29,7 @@ fn table() -> Value {
     Value::Object(features)
 }
 
-/// Run with `MICROVM_TEST_BLESS=1` to write the file anew.
+/// Run with `MICROVM_TEST_BLESS=1` to write the file again.
 #[test]
 fn the_nixos_module_has_the_launchers_capabilities() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nixos-modules/microvm/capabilities.json");

@@ -192,7 +192,7 @@ fn a_spec_is_read_from_standard_input() {
     assert!(stdout(&output).starts_with("minimal: runs on qemu"), "{}", stdout(&output));
 }
 
-/// `MICROVM_TEST_BLESS=1` writes the goldens anew.
+/// `MICROVM_TEST_BLESS=1` writes the goldens again.
 #[test]
 fn explanations_are_their_goldens() {
     for (name, hypervisor) in [
@@ -262,7 +262,7 @@ fn the_printed_schema_takes_every_spec_and_no_misspelt_one() {
     }
 }
 
-/// `MICROVM_TEST_BLESS=1` writes the page anew.
+/// `MICROVM_TEST_BLESS=1` writes the page again.
 #[test]
 fn the_reference_of_the_machine_spec_is_made_from_its_schema() {
     let page = repository().join("docs/machine-spec.md");

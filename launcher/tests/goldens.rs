@@ -1,6 +1,6 @@
 //! Every spec of fixtures/specs on every hypervisor: the launch, or the exact words of the refusal.
 //!
-//! `MICROVM_TEST_BLESS=1` writes them anew; the difference is then for the reader of the commit to judge.
+//! `MICROVM_TEST_BLESS=1` writes them again; review the difference before you commit it.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
 
@@ -31,7 +31,7 @@ fn spec_names() -> Vec<String> {
 fn outcome(name: &str, hypervisor: Hypervisor) -> (&'static str, String) {
     let text = fs::read_to_string(fixtures().join("specs").join(format!("{name}.json"))).expect("a spec");
     let spec = parse(&text).unwrap_or_else(|problems| panic!("{name}: {problems:#?}"));
-    assert_eq!(spec.name, name, "a spec is called as its file, so that goldens can be told apart");
+    assert_eq!(spec.name, name, "a spec has the name of its file, so that every golden has a different name");
     let checked = check(&spec).unwrap_or_else(|problems| panic!("{name}: {problems:#?}"));
     let facts = HostFacts::assumed(HostPath::new(format!("/var/lib/microvms/{name}")));
     match lower(&checked, &facts, hypervisor) {

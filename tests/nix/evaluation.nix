@@ -377,7 +377,7 @@ let
       expected = "/run/wrappers/bin/qemu-bridge-helper";
       found = (specOf (guest { })).qemu.bridgeHelper;
     };
-    "the guest is told where its closure's registration is, if it has Nix" = {
+    "the guest gets the place of its closure's registration, if it has Nix" = {
       expected = {
         with-nix = true;
         without = false;

@@ -35,7 +35,7 @@ boot() { # REGISTRATION: memory is new, the volume is not
   CMDLINE=$cmdline PERSISTENT_STATE=/nix/.rw-store/var NIX_STATE=/nix/var/nix STORE_IS_WRITABLE=1 bash "$script"
 }
 
-# Two systems, each of a library and what refers to it; what the lower layer holds is told by registrations.
+# Two systems, each of a library and what refers to it; registrations say what the lower layer holds.
 old_library=$(build old-library)
 old_system=$(build old-system "$(reference "$old_library")")
 new_library=$(build new-library)

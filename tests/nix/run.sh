@@ -29,7 +29,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 export MICROVM_IMAGE_CACHE=$scratch/cache MICROVM_RUNTIME_DIR=$scratch/run
 
-# The host's Nix configuration has no say.
+# The host's Nix configuration is ignored.
 export NIX_REMOTE='' NIX_CONF_DIR=/var/empty NIX_USER_CONF_FILES=/dev/null NIX_CONFIG='substituters =
 build-users-group =
 builders =
@@ -75,7 +75,7 @@ evaluate() {
   [ "$failed" = '{}' ] || { jq . <<<"$failed" >&2; die "what the modules make is not what was expected, see above"; }
   say "the modules make what is expected of them"
   nix-instantiate --eval --strict --json "${arguments[@]}" docs/options.nix | jq -r . >"$scratch/options.md"
-  diff -u docs/options.md "$scratch/options.md" >&2 || die "docs/options.md is not what the modules say" "make it anew as docs/options.nix tells"
+  diff -u docs/options.md "$scratch/options.md" >&2 || die "docs/options.md is not what the modules say" "make it again as docs/options.nix explains"
 }
 
 build() { # ATTRIBUTE [FILE [ARGUMENT...]]: prints the logical path
@@ -175,7 +175,7 @@ check_units() {
     jq --sort-keys '.autostart |= sort' | diff -u tests/nix/host-facts.json - || die "the host makes something else of its machines than expected"
 }
 
-check_deploy() { # ssh carries out here what it is told to, nix and the machine's programs write down their arguments
+check_deploy() { # ssh runs its command here, nix and the machine's programs write down their arguments
   local rebuild bin=$scratch/deploy/bin state=$scratch/deploy/state program said
   rebuild=$(build rebuild)
   mkdir -p "$bin" "$state"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154
 # After checks.sh in a guest; rig.checks of the scenario follow, then `finish`.
 
-# The rig's last word; the first is the machine's, and says what becomes of it.
+# The rig's last word; the first is the machine's, and says how it ends.
 finish() {
   local end
   journal_errors

@@ -89,7 +89,7 @@ impl Drop for CloseGuard<'_> {
 /// Runs `direct` beside `threads` workers that do the jobs it hands in.
 ///
 /// # Errors
-/// What `direct` says, or that no thread can be started. `direct` is told how many workers there are: fewer than `threads`
+/// What `direct` says, or that no thread can be started. `direct` gets the number of workers: fewer than `threads`
 /// when the system starts no more.
 pub(super) fn with_workers<T>(
     inputs: &WorkerInputs<'_>,

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What pack is to be made, and where.
+/// The pack to make, and its place.
 #[derive(Clone, Copy, Debug)]
 pub struct PackRequest<'a> {
     /// The store path. Its NAR hash goes into the pack; whether it is right is the caller's concern.

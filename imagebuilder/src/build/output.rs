@@ -79,7 +79,7 @@ impl<'a> ImageFile<'a> {
         Ok(())
     }
 
-    /// Has space allocated up to `end`, ahead, as long as the file system can; a full disk is told by the write that meets
+    /// Has space allocated up to `end`, ahead, as long as the file system can; a full disk is reported by the write that meets
     /// it.
     pub(super) fn allocate(&self, end: u64) {
         let allocated = self.allocated.load(Ordering::Relaxed);
@@ -160,7 +160,7 @@ pub(super) fn write_all_at(
     mut at: u64,
     make_room: MakeRoom<'_>,
 ) -> io::Result<()> {
-    // Empty slices first: writing nothing cannot be told from being unable to write.
+    // Empty slices first: writing nothing looks the same as being unable to write.
     IoSlice::advance_slices(&mut slices, 0);
     while !slices.is_empty() {
         let offset = i64::try_from(at).map_err(|_| io::ErrorKind::FileTooLarge)?;

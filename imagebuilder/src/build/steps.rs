@@ -36,7 +36,7 @@ pub(super) enum Step {
         file: FileRef,
         /// The range.
         range: RangeRef,
-        /// What becomes of it.
+        /// What happens to it.
         then: Then,
     },
     /// A large file all of whose ranges have been hashed.

@@ -150,7 +150,7 @@ impl Worker<'_> {
     /// Copies segments from packs into the image, and checks them on the way.
     pub(super) fn copy(&mut self, job: CopyJob) -> Result<Product, BuildError> {
         let (Some(first), Some(end), Some(image)) = (job.runs.first(), job.end(), self.inputs.image) else {
-            return Err(BuildError::Defect { what: "nothing was to be copied, or to nowhere" });
+            return Err(BuildError::Defect { what: "a copy has no source or no target" });
         };
         let start = first.image_at;
         let length = usize::try_from(end - start).unwrap_or(usize::MAX);

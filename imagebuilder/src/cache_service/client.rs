@@ -127,7 +127,7 @@ impl CacheClient {
     /// Asks for the pack of a store path: `None` when the service has none for this build, which is no trouble. After an
     /// error the service is not asked again: other requests would meet it, too, or take as long.
     ///
-    /// The pack is to be verified like one from any other cache.
+    /// The caller must verify the pack like one from any other cache.
     ///
     /// # Errors
     /// The service cannot be used, or could not make the pack.

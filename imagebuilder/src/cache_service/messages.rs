@@ -57,7 +57,7 @@ pub(super) fn receive(socket: impl AsFd) -> io::Result<Message> {
 }
 
 fn receive_into(socket: impl AsFd, ancillary: &mut RecvAncillaryBuffer<'_>) -> io::Result<Message> {
-    // One byte more than any message has, so that a longer one is told from one that fits.
+    // One byte more than any message has, so that a longer one is recognised.
     let mut bytes = vec![0; MESSAGE_BYTES_MAX + 1];
     let received = retry(|| recvmsg(&socket, &mut [IoSliceMut::new(&mut bytes)], ancillary, RecvFlags::CMSG_CLOEXEC))?;
     let descriptors = ancillary

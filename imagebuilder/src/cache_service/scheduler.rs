@@ -36,7 +36,7 @@ impl<Task> Scheduler<Task> {
         }
     }
 
-    /// The task that is to be worked on next, if a worker is free. Its owner's next turn is after all others'.
+    /// The next task, if a worker is free. Its owner's next turn is after all others'.
     pub(super) fn next(&mut self) -> Option<(Owner, Task)> {
         if self.running.values().sum::<usize>() >= self.running_max {
             return None;

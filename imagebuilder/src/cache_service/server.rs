@@ -1,7 +1,7 @@
 //! The service: one thread that talks to all clients and waits for nobody, and workers that do what takes time.
 //!
 //! A request is first looked up: is the store path valid, is its pack there? What has to be made goes to the makers, each
-//! pack once, whoever asks for it. Both kinds of work take turns among the users that ask, and finding never waits for
+//! pack once, for all who ask for it. Both kinds of work take turns among the users that ask, and finding never waits for
 //! making.
 
 use super::connections::{Connections, accept};
@@ -197,7 +197,7 @@ impl Server<'_> {
         Ok(())
     }
 
-    /// Waits for something to do, at most until the clock is to be looked at.
+    /// Waits for something to do, at most until the next deadline.
     fn wait(&self, accepts: bool) -> io::Result<Ready> {
         let mut numbers = Vec::with_capacity(self.connections.count());
         let listened = if accepts { PollFlags::IN } else { PollFlags::empty() };

@@ -1,4 +1,4 @@
-//! Opens packs and checks them, whoever made them.
+//! Opens packs and checks them, because another user may have made them.
 
 use super::layout::{Layout, Piece, begin_of};
 use super::{

@@ -58,7 +58,7 @@ pub struct Problem {
     pub path: Option<ImagePath>,
     /// Its sort.
     pub kind: ProblemKind,
-    /// What is wrong, in words.
+    /// What is wrong, in plain English.
     pub detail: String,
 }
 

@@ -31,7 +31,7 @@ const FACTS: [(&str, &str, u64, &[&str]); 3] = [
 /// What a run of the program came to.
 #[derive(Debug)]
 pub(crate) struct Run {
-    /// Exit code; a signal is told as 1000 and its number.
+    /// Exit code; 1000 and its number for a signal.
     pub(crate) code: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,

@@ -69,7 +69,7 @@ impl PlainImage {
 
     /// Where the inode with this number begins.
     pub fn inode(&self, number: u32) -> usize {
-        // Owner and group are entry 0, the time is 1, then comes the number: the type and mode stand before.
+        // Owner and group are entry 0, the time is 1, then comes the number, after the type and mode.
         let mut wanted = vec![0, 0, 0, 0, 1, 0, 0, 0];
         wanted.extend_from_slice(&number.to_le_bytes());
         self.find_from(self.u64_at(64) as usize, &wanted) - 4

@@ -77,7 +77,7 @@ fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// What to do when the place that was to be written to is the reason.
+/// What to do when the place of the output is the reason.
 fn storage_hint(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -63,7 +63,7 @@ fn stop_found(machine: KnownMachine, timeout: Duration) -> Result<(), Failure> {
     stop_machine(&machine, timeout)
 }
 
-/// Ends a start. If that was too late, the machine that runs now is to be stopped.
+/// Ends a start. If that was too late, returns the machine that runs now, which the caller must stop.
 fn stop_start(machine: KnownMachine, timeout: Duration) -> Result<Option<KnownMachine>, Failure> {
     let name = machine.state.name();
     let stopped = end_start(&machine.state, timeout, &mut write_stderr).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! The guest's console on a unix socket: whoever connects sees what was printed before, and may type.
+//! The guest's console on a unix socket: anyone who connects sees what was printed before, and may type.
 
 pub mod client;
 pub mod server;

@@ -59,7 +59,7 @@ pub enum ControlError {
 }
 
 /// A control socket, ready to be asked. Each request is a connection of its own: qemu serves one client at a time, and
-/// whoever stays connected locks the others out.
+/// a client that stays connected locks the others out.
 #[derive(Clone, Debug)]
 pub struct Controller {
     protocol: ControlProtocol,

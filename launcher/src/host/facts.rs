@@ -31,7 +31,7 @@ const EMPTY_DIRECTORY: &str = ".empty";
 /// Why the facts could not be gathered.
 #[derive(Debug, thiserror::Error)]
 pub enum FactsError {
-    /// The state directory cannot be told.
+    /// The state directory is not known.
     #[error("the current directory is no place to run a machine in: {0}")]
     CurrentDirectory(io::Error),
     /// Somebody asked the launcher to stop.
@@ -58,7 +58,7 @@ struct ProgramVersion {
     version: Option<(u32, u32, u32)>,
 }
 
-/// What changes when a program is installed anew.
+/// What changes when a program is installed again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct FileIdentity {

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 const PREPENDED: &str = "panic=-1 console=ttyS0 ";
 /// Slots of its PCI bus, less the host bridge and two devices of its own, which come last.
 const MOST_DEVICES: usize = 29;
-/// The directory in which it jails its devices unless it is told another: `DEFAULT_PIVOT_ROOT` in its build.
+/// The directory in which it jails its devices unless an option names another: `DEFAULT_PIVOT_ROOT` in its build.
 const DEFAULT_PIVOT_ROOT: &str = "/var/empty";
 
 /// Tried: with more its x86 tables fail, because the interrupt controller's number comes behind those of the CPUs.
@@ -181,7 +181,7 @@ fn check_serial(frame: &mut Frame<'_>) {
     }
 }
 
-/// The directory for the jails, if it is to be said.
+/// The directory for the jails, if the command must name it.
 fn pivot_root(frame: &mut Frame<'_>) -> Option<HostPath> {
     let chosen = frame.spec.crosvm.pivot_root.clone().or_else(|| frame.facts.empty_directory.clone());
     let directory = chosen.clone().unwrap_or_else(|| HostPath::from(DEFAULT_PIVOT_ROOT));
@@ -205,7 +205,7 @@ fn network_options(frame: &mut Frame<'_>, index: usize, interface: &CheckedInter
     let options = Options::new(Dialect::Crosvm);
     let options = match &interface.kind {
         InterfaceKind::Tap { vhost } => {
-            // With vhost-net it opens the tap with a single queue, whatever it is told.
+            // With vhost-net it opens the tap with a single queue, whatever the options say.
             let pairs = if *vhost { 1 } else { frame.queue_pairs() };
             frame.need_tap(&interface.id, pairs);
             let options = options.pair("tap-name", &interface.id).pair("mac", &interface.mac);

@@ -49,7 +49,7 @@ pub(super) struct Command {
     pub(super) expected_configuration: Option<serde_json::Value>,
 }
 
-/// An option of a hypervisor that is to be given once.
+/// An option of a hypervisor that may be given only once.
 pub(super) struct GivenOnce {
     pub(super) names: &'static [&'static str],
     /// What to do instead of giving it again.
@@ -146,7 +146,7 @@ impl<'spec> Frame<'spec> {
         }
     }
 
-    /// For the hypervisors that find out the format of a disk by its content, whatever they are told.
+    /// For the hypervisors that find out the format of a disk by its content, whatever the options say.
     pub(super) fn guesses_formats(&mut self) {
         let disks = self.spec.disks.iter();
         self.needs.guessed_formats = disks

@@ -37,7 +37,7 @@ impl MachineLock {
 
 impl Drop for MachineLock {
     fn drop(&mut self) {
-        // Removed while it is held: whoever waits for it sees that, and makes a new one.
+        // Removed while it is held: a process that waits for it sees that, and makes a new one.
         let _ = Place::itself(&self.path).and_then(|place| place.remove());
     }
 }

@@ -30,7 +30,7 @@ pub enum Booted {
     Current,
 }
 
-/// Builds the machine anew. Its runner is the old one until the new one is complete.
+/// Builds the machine again. Its runner is the old one until the new one is complete.
 ///
 /// # Errors
 /// [`ImperativeError::Missing`], [`ImperativeError::Declared`]; those of Nix and of files.

@@ -9,7 +9,7 @@ use std::process::Command;
 
 /// What the template of the units allows every machine: none of it is a door to what belongs to others.
 const OF_TEMPLATE: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"];
-/// Where systemd keeps what it was told until the next boot.
+/// Where systemd keeps settings until the next boot.
 const TOLD: &str = "/run/systemd/system.control";
 
 /// Has systemd allow the unit these devices until the next boot, and none that it was allowed before. For a machine that

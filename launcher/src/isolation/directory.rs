@@ -118,7 +118,7 @@ impl StateDirectory {
     }
 
     /// Gives the machine its user, once: the directory becomes root's and the group's, and what the former user of all
-    /// machines owned in it becomes the machine's. Returns what should be told.
+    /// machines owned in it becomes the machine's. Returns what should be reported.
     ///
     /// # Errors
     /// [`IsolationError::NoFreeId`], [`IsolationError::File`]. What is interrupted is done again at the next start.

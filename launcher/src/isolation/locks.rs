@@ -37,7 +37,7 @@ pub(super) fn of_volume(volume: &VolumeNeed, runtime: &Path) -> Result<Vec<LockF
     let number = |device| format!("{}-{}", major(device), minor(device));
     if metadata.file_type().is_block_device() {
         let lock = by_number(format!("block-{}", number(metadata.rdev())));
-        // Whoever finds it there names the device in its spec.
+        // Any machine that finds it there names the device in its spec.
         make(&lock.on_host, (0, 0, 0o666))?;
         return Ok(vec![lock]);
     }

@@ -5,7 +5,7 @@ use crate::spec::{DeviceBus, ImageType, MacvtapMode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What must be there, or be made, before a hypervisor starts, in the order in which it is to be made.
+/// What must be there, or be made, before a hypervisor starts, in the order of making it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Needs {
@@ -25,7 +25,7 @@ pub struct Needs {
     pub volumes: Vec<VolumeNeed>,
     /// Disks whose format the hypervisor finds out by their content: that must be the format that the spec says.
     pub guessed_formats: Vec<GuessedFormat>,
-    /// Sockets left over from an earlier run, over which the hypervisor would stumble.
+    /// Sockets left over from an earlier run, which would make the hypervisor fail.
     pub sockets_to_remove: Vec<HostPath>,
     /// Tap interfaces.
     pub taps: Vec<TapNeed>,

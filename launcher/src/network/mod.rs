@@ -53,7 +53,7 @@ pub enum NetworkError {
         name: String,
         /// Whether it should be multi_queue.
         multi_queue: bool,
-        /// The commands that make it anew.
+        /// The commands that make it again.
         remedy: String,
     },
     /// A tap is another user's.
@@ -65,7 +65,7 @@ pub enum NetworkError {
         found: String,
         /// Whose it should be.
         wanted: String,
-        /// The commands that make it anew.
+        /// The commands that make it again.
         remedy: String,
     },
     /// A tap is the temporary one of another process.
@@ -157,8 +157,8 @@ impl Drop for CreatedInterfaces {
     }
 }
 
-/// Removes interfaces that were made for a machine that has ended. One that is no longer there, or that somebody has made
-/// anew, is left alone.
+/// Removes interfaces that were made for a machine that has ended. One that is no longer there, or that somebody has replaced,
+/// is left alone.
 pub fn remove_made(interfaces: &[MadeInterface]) {
     for made in interfaces {
         if let Ok(Some(link)) = netlink::find(&made.name)

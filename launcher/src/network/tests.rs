@@ -6,7 +6,7 @@ use std::process::Command;
 
 /// Moves this test, which has a process of its own under nextest and a thread of its own otherwise, into a new network
 /// namespace; false without the rights for that.
-#[expect(clippy::print_stderr, reason = "a skipped test is told")]
+#[expect(clippy::print_stderr, reason = "a skipped test is reported")]
 fn in_new_namespace() -> bool {
     match unshare(CloneFlags::CLONE_NEWNET) {
         Ok(()) => true,

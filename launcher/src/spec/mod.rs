@@ -1,4 +1,4 @@
-//! What the user wants: a machine, in words that no hypervisor owns.
+//! What the user wants: a machine, in terms that fit every hypervisor.
 //!
 //! The JSON document is what the NixOS module writes. Its field names are those of microvm.nix where that has them.
 //! Every object refuses unknown fields; [`parse`] names the nearest known one. Nothing here is checked beyond its

@@ -165,7 +165,7 @@ pub struct CheckedVolume {
     pub fs_type: String,
     /// Its label, which fits the file system.
     pub label: Option<String>,
-    /// Its size in MiB if it is to be created.
+    /// Its size in MiB if the launcher creates it.
     pub creation_size_mib: Option<u64>,
     /// Further arguments for mkfs.
     pub mkfs_extra_args: Vec<String>,

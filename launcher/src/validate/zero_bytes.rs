@@ -11,7 +11,7 @@ pub(super) fn check(spec: &MachineSpec, findings: &mut Findings) {
     let mut found = Vec::new();
     search(&document, "", &mut found);
     for option in found {
-        // Where a rule of its own forbids more, that has been told.
+        // If a rule of its own forbids more, that has been reported.
         if !findings.problems.iter().any(|problem| problem.option == option) {
             findings.problem(option, "has a zero byte, which no argument of a program can have");
         }

@@ -116,7 +116,7 @@ fn take(
     let is_new = lock.stat().map_err(failed)?.is_none();
     let mut file = lock.open_or_create(VOLUME_MODE).map_err(failed)?;
     if is_new {
-        // Whoever may write to the image may lock it.
+        // Anyone who may write to the image may lock it.
         share_as(&file, stat, locking.owner).map_err(failed)?;
     }
     let whole = flock { l_type: F_WRLCK as i16, l_whence: SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };

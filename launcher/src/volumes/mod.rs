@@ -212,7 +212,7 @@ fn check_content(volume: &VolumeNeed, image: &File) -> Result<(), VolumeError> {
 
 fn matches(found: Option<&FileSystem>, volume: &VolumeNeed) -> bool {
     match found {
-        // Only what the superblock reader knows can be told to be wrong.
+        // Only a type that the superblock reader knows can be recognised as wrong.
         None => !superblock_is_known(&volume.fs_type),
         Some(found) => {
             let same_label = volume.label.as_ref().is_none_or(|label| *label == found.label);

@@ -23,7 +23,7 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a skipped tool is told")]
+#[expect(clippy::print_stderr, reason = "a skipped tool is reported")]
 fn a_volume_is_created_once() {
     let directory = tempfile::tempdir().unwrap();
     let interruption = Interruption::watch().unwrap();

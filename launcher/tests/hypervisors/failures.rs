@@ -206,7 +206,7 @@ fn a_machine_runs_without_the_rights_of_root() {
         command.current_dir(machine.directory.path()).env("MICROVM_RUNTIME_DIR", machine.path("run"));
         command
     };
-    // Nobody may not make the tap, and is told what to ask root for.
+    // The user nobody may not make the tap, and the error says what root must do.
     let refused = as_nobody(&["run", "machine.json"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
     let wanted = "run: sudo ip tuntap add vm-web mode tap user nobody";

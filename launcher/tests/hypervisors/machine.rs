@@ -29,7 +29,7 @@ pub(crate) fn without_kvm_warning(said: &[u8]) -> String {
 
 /// Prints why a part of a test does nothing where no setup could help: hypervisors that Debian does not package, devices
 /// that the host has not.
-#[expect(clippy::print_stderr, reason = "a skipped test is told")]
+#[expect(clippy::print_stderr, reason = "a skipped test is reported")]
 pub(crate) fn tell_skip(why: &str) {
     eprintln!("skipped: {why}");
 }

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 pub(crate) struct ProbeGuest {
     /// For qemu, cloud-hypervisor, firecracker and crosvm.
     pub(crate) elf: PathBuf,
-    /// For kvmtool, and whoever takes it.
+    /// For kvmtool, and others that take it.
     pub(crate) bzimage: PathBuf,
 }
 
@@ -61,7 +61,7 @@ pub(crate) struct ProbeDevice {
     pub(crate) place: String,
     /// Its kind: `blk`, `net`...
     pub(crate) name: String,
-    /// What it tells of itself.
+    /// What it reports about itself.
     pub(crate) fields: BTreeMap<String, String>,
 }
 

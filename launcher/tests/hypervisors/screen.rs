@@ -1,4 +1,4 @@
-//! A screen that nobody looks at: the guest's kernel drives the card, the keyboard and the pointer, and what it paints is
+//! A screen without a window: the guest's kernel drives the card, the keyboard and the pointer, and what it paints is
 //! what qemu gives for a picture of the screen.
 
 use crate::linux::{assert_said, build_image, linux_machine, stop_gracefully};

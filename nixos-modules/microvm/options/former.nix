@@ -1,4 +1,4 @@
-# Options that microvm.nix had or has and this project does not. Whoever sets one is told what to set instead.
+# Options that microvm.nix had or has and this project does not. Setting one is an error that names what to set instead.
 { lib, ... }:
 let
   former = lib.mkOption {

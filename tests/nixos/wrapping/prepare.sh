@@ -13,7 +13,7 @@ fetch() { # LIST: the .deb of every line's packages
   grep -v '^#' "$1" | while read -ra arguments; do "$fixtures/fetch-packages.sh" "${arguments[@]}"; done
 }
 
-# Kept as they are: another version of one package would build everything anew.
+# Kept as they are: another version of one package would rebuild everything.
 if [ ! -e "$rig/graph.json" ] || [ "$here/packages.list" -nt "$rig/graph.json" ] || [ "$here/merge.list" -nt "$rig/graph.json" ]; then
   fetch "$here/packages.list" | sort -u >"$rig/debs.list"
   mapfile -t debs <"$rig/debs.list"

@@ -144,7 +144,7 @@ fn keep_pages_apart(frame: &mut Frame<'_>, memory: &mut Pairs, item: &Item) {
     }
 }
 
-/// The options with their values, which may be the next words or stand behind an equals sign.
+/// The options with their values, which may be the next words or follow an equals sign.
 fn items(arguments: &[String]) -> Vec<Item> {
     let mut items: Vec<Item> = Vec::new();
     for argument in arguments {

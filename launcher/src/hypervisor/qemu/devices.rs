@@ -289,7 +289,7 @@ fn placed(device: Options, place: Place) -> Options {
     device.pair_if("addr", place.address).pair_if("multifunction", place.multifunction.then_some("on"))
 }
 
-/// The file for `-drive file=`, which takes what stands before a colon for a protocol unless a slash comes first.
+/// The file for `-drive file=`, which takes the text before a colon for a protocol unless a slash comes first.
 fn file_name(path: &str) -> String {
     let is_relative = !path.starts_with('/') && !path.starts_with("./");
     if is_relative && path.contains(':') { format!("./{path}") } else { path.to_owned() }

@@ -138,7 +138,7 @@ fn root_ports(frame: &Frame<'_>) -> BTreeSet<String> {
     qemu.pcie_root_ports.iter().map(|port| port.id.clone()).chain(added.filter_map(|device| device.id)).collect()
 }
 
-/// What a device of the host is told in qemu's own words.
+/// The slot that a device of the host has in qemu's own syntax.
 pub(super) fn words_of(device: &crate::spec::Device) -> UserDevice {
     extra::device_words("devices".to_owned(), device.qemu.device_extra_args.as_deref().unwrap_or_default())
 }
