@@ -27,10 +27,10 @@ pub(crate) struct ServeArgs {
     /// Directory of the cache; nobody but the service may write there
     #[arg(long, value_name = "DIR")]
     cache: PathBuf,
-    /// Size in bytes that the cache may have, or with a unit of 1024
+    /// Largest size of the cache in bytes, or with a unit of 1024: 500M, 20G
     #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "20G")]
     max_size: u64,
-    /// Socket to listen on, when systemd does not hand one over
+    /// Socket to listen on [default: the one that systemd passes]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Directory that holds the store paths

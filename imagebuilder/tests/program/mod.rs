@@ -138,7 +138,10 @@ impl Workspace {
         }
         // The project may lie where only root may enter, in its home for one.
         let program = self.path("program-of-nobody");
-        fs::copy(env!("CARGO_BIN_EXE_microvm-image"), &program).unwrap();
+        // By another process: a program that another test starts meanwhile would hold the copy open for writing until its
+        // exec, and the copy could not be started: "Text file busy".
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_microvm-image")).arg(&program).status().unwrap();
+        assert!(copied.success());
         fs::set_permissions(self.root(), fs::Permissions::from_mode(0o777)).unwrap();
         let mut command = self.command_of(&program, arguments);
         command.uid(65534).gid(65534);
