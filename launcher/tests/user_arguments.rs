@@ -295,3 +295,64 @@ fn options_that_others_take_once_are_refused_by_name() {
     let network = launch(extra("kvmtool", &["-n", "mode=user"]), Hypervisor::Kvmtool);
     assert_eq!(value(&network, "-n"), "mode=user");
 }
+
+#[test]
+fn one_id_for_two_of_the_users_own_arguments_is_refused_by_name() {
+    for (first, second, id) in [
+        (["-chardev", "null,id=log"], ["-chardev", "file,path=/l,id=log"], "log"),
+        (["-netdev", "user,id=lan"], ["-netdev", r#"{"type":"user","id":"lan"}"#], "lan"),
+        (["-netdev", "user,id=lan"], ["-nic", "user,id=lan"], "lan"),
+        (["-drive", "if=none,id=d,file=/a"], ["-drive", "if=none,file=/b,id=d"], "d"),
+        (["-blockdev", "null-co,node-name=d"], ["-drive", "if=none,id=d,file=/b"], "d"),
+        (["-object", "rng-random,id=r"], ["--object", "rng-builtin,id=r"], "r"),
+        (["-fsdev", "local,id=f,path=/a"], ["-fsdev", "local,id=f,path=/b"], "f"),
+    ] {
+        let said = refusal(extra("qemu", &[first, second].concat()), Hypervisor::Qemu);
+        assert!(said.contains("qemu.extraArgs") && said.contains(&format!("has the id `{id}` already")), "{said}");
+    }
+    // Names of different kinds do not meet.
+    let apart = [
+        "-chardev",
+        "null,id=x",
+        "-netdev",
+        "user,id=x",
+        "-drive",
+        "if=none,id=x,file=/a",
+        "-object",
+        "rng-builtin,id=x",
+    ];
+    launch(extra("qemu", &apart), Hypervisor::Qemu);
+}
+
+#[test]
+fn lists_of_firecrackers_extra_config_come_behind_ours_and_elements_of_one_id_are_merged() {
+    let with = |configuration: Value| {
+        json!({
+            "volumes": [{"image": "/v.img", "size": 16, "mountPoint": "/v"}],
+            "interfaces": [{"type": "tap", "id": "lan", "mac": "02:00:00:00:00:01"}],
+            "firecracker": {"extraConfig": configuration},
+        })
+    };
+    let document = |configuration: Value| -> Value {
+        let launch = launch(with(configuration), Hypervisor::Firecracker);
+        serde_json::from_str(&launch.files[0].content).expect("a document")
+    };
+    let plain = document(json!({}));
+    let theirs = json!({"drive_id": "mine", "path_on_host": "/m.img", "is_root_device": false});
+    let ours = plain["drives"][0]["drive_id"].clone();
+    let limit = json!({"bandwidth": {"size": 1, "refill_time": 1}});
+    let merged = document(json!({
+        "drives": [theirs, {"drive_id": ours, "rate_limiter": limit}],
+        "network-interfaces": [{"iface_id": "second", "host_dev_name": "t", "guest_mac": "02:00:00:00:00:02"}],
+    }));
+    let drives = merged["drives"].as_array().expect("a list");
+    assert_eq!(drives.len(), 2);
+    assert_eq!((&drives[0]["rate_limiter"], &drives[1]), (&limit, &theirs));
+    assert_eq!(drives[0]["path_on_host"], plain["drives"][0]["path_on_host"]);
+    let interfaces = merged["network-interfaces"].as_array().expect("a list");
+    assert_eq!((interfaces.len(), &interfaces[0]), (2, &plain["network-interfaces"][0]));
+    let said = refusal(with(json!({"drives": [theirs, theirs]})), Hypervisor::Firecracker);
+    assert!(said.contains("firecracker.extraConfig.drives") && said.contains("`mine` is given twice"), "{said}");
+    let said = refusal(with(json!({"network-interfaces": {}})), Hypervisor::Firecracker);
+    assert!(said.contains("firecracker.extraConfig.network-interfaces") && said.contains("takes a list"), "{said}");
+}

@@ -178,7 +178,7 @@ pub struct FirecrackerSection {
     /// How disks are read and written; null is io_uring.
     #[serde(default)]
     pub drive_io_engine: DriveIoEngine,
-    /// Further configuration, merged into firecracker's document.
+    /// Further configuration, merged into firecracker's document. List elements are merged by id.
     #[serde(default)]
     pub extra_config: serde_json::Map<String, serde_json::Value>,
     /// Further arguments.

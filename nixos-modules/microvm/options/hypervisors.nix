@@ -117,7 +117,7 @@ in
       extraConfig = mkOption {
         type = types.attrsOf types.anything;
         default = { };
-        description = "Additional configuration, merged into firecracker's document.";
+        description = "Additional configuration, merged into firecracker's document. List elements are merged by id.";
       };
     };
 

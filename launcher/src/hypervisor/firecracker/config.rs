@@ -112,17 +112,57 @@ impl FullConfiguration {
     }
 }
 
-/// Merges objects field by field, however deep; anything else replaces what is there.
-pub(super) fn merge(document: &mut Value, extra: &Map<String, Value>) {
-    let Value::Object(fields) = document else { return };
+/// The fields by which elements of firecracker's lists are told apart.
+const ID_FIELDS: [&str; 3] = ["drive_id", "iface_id", "id"];
+
+/// Something that cannot be merged: the field, and why.
+pub(super) type Conflict = (String, String);
+
+/// Merges objects field by field, however deep. An element of a list is merged with the one that has the same id, or else
+/// comes behind those that are there. Anything else replaces what is there.
+pub(super) fn merge(document: &mut Value, extra: &Map<String, Value>) -> Vec<Conflict> {
+    let Value::Object(fields) = document else { return Vec::new() };
+    let mut conflicts = Vec::new();
     for (name, value) in extra {
         match (fields.get_mut(name), value) {
-            (Some(there @ Value::Object(_)), Value::Object(value)) => merge(there, value),
+            (Some(there @ Value::Object(_)), Value::Object(value)) => {
+                let inner = merge(there, value).into_iter();
+                conflicts.extend(inner.map(|(field, reason)| (format!("{name}.{field}"), reason)));
+            }
+            (Some(Value::Array(there)), Value::Array(elements)) => {
+                conflicts.extend(merge_lists(there, elements).into_iter().map(|reason| (name.clone(), reason)));
+            }
+            (Some(Value::Array(_)), _) => conflicts.push((name.clone(), "takes a list here; write one".to_owned())),
             _ => {
                 fields.insert(name.clone(), value.clone());
             }
         }
     }
+    conflicts
+}
+
+fn merge_lists(there: &mut Vec<Value>, elements: &[Value]) -> Vec<String> {
+    let mut conflicts = Vec::new();
+    for (index, element) in elements.iter().enumerate() {
+        let id = id_of(element);
+        if id.is_some() && elements[..index].iter().any(|earlier| id_of(earlier) == id) {
+            let id = id.unwrap_or_default();
+            conflicts.push(format!("takes each id once, and `{id}` is given twice here; choose another id"));
+            continue;
+        }
+        let same = there.iter_mut().find(|other| id.is_some() && id_of(other) == id);
+        match (same, element) {
+            (Some(same), Value::Object(fields)) => {
+                conflicts.extend(merge(same, fields).into_iter().map(|(field, reason)| format!("{reason} ({field})")));
+            }
+            _ => there.push(element.clone()),
+        }
+    }
+    conflicts
+}
+
+fn id_of(element: &Value) -> Option<&str> {
+    ID_FIELDS.iter().find_map(|field| element.get(field)?.as_str())
 }
 
 #[cfg(test)]
@@ -131,10 +171,10 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn objects_are_merged_and_everything_else_is_replaced() {
+    fn objects_and_lists_are_merged_and_everything_else_is_replaced() {
         let mut document = json!({"a": {"b": 1, "c": [1, 2]}, "d": 1});
         let extra = json!({"a": {"c": [3], "e": 2}, "d": {"f": 1}, "g": null});
-        merge(&mut document, extra.as_object().expect("an object"));
-        assert_eq!(document, json!({"a": {"b": 1, "c": [3], "e": 2}, "d": {"f": 1}, "g": null}));
+        assert_eq!(merge(&mut document, extra.as_object().expect("an object")), []);
+        assert_eq!(document, json!({"a": {"b": 1, "c": [1, 2, 3], "e": 2}, "d": {"f": 1}, "g": null}));
     }
 }

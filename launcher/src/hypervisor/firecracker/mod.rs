@@ -104,7 +104,9 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
         entropy: spec.rng.then_some(Entropy {}),
     };
     let mut document = configuration.to_value();
-    config::merge(&mut document, &spec.firecracker.extra_config);
+    for (field, reason) in config::merge(&mut document, &spec.firecracker.extra_config) {
+        frame.refuse(format!("firecracker.extraConfig.{field}"), reason);
+    }
     finish(frame, &document)
 }
 

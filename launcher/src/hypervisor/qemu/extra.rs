@@ -166,6 +166,7 @@ pub(super) fn check(frame: &mut Frame<'_>) {
         frame.refuse("qemu.extraArgs", reason);
     }
     check_ids(frame);
+    check_ids_of_backends(frame);
 }
 
 /// What our own arguments decide about the machine, wherever the user writes it.
@@ -211,6 +212,42 @@ fn check_ids(frame: &mut Frame<'_>) {
     }
 }
 
+/// Options that share one set of names with each other, apart from those of devices.
+const NAMED_TOGETHER: [&[&str]; 8] = [
+    &["chardev"],
+    &["netdev", "nic"],
+    &["drive", "blockdev"],
+    &["object"],
+    &["fsdev"],
+    &["audiodev"],
+    &["tpmdev"],
+    &["mon"],
+];
+
+/// No two of the user's own backends have one id.
+fn check_ids_of_backends(frame: &mut Frame<'_>) {
+    let extra = &frame.spec.qemu.extra_args;
+    for group in NAMED_TOGETHER {
+        let mut seen: Vec<(&str, String)> = Vec::new();
+        for (name, value) in options(extra).into_iter().filter(|(name, _)| group.contains(name)) {
+            for id in ids(value.unwrap_or_default()) {
+                if let Some((other, _)) = seen.iter().find(|(_, earlier)| *earlier == id) {
+                    let reason = format!("has the id `{id}` already, from -{other}, and -{name} cannot have it too");
+                    frame.refuse("qemu.extraArgs", format!("{reason}; choose another id"));
+                }
+                seen.push((name, id));
+            }
+        }
+    }
+}
+
+/// The names that an argument gives to what it makes.
+fn ids(argument: &str) -> Vec<String> {
+    let pairs = if argument.starts_with('{') { json_pairs(argument) } else { pairs(argument) };
+    let names = pairs.into_iter().filter(|(key, _)| matches!(key.as_str(), "id" | "node-name"));
+    names.filter_map(|(_, value)| value).collect()
+}
+
 /// `id_wellformed` in util/id.c.
 fn is_well_formed(id: &str) -> bool {
     let allowed = |character: char| character.is_ascii_alphanumeric() || "-._".contains(character);
@@ -218,10 +255,7 @@ fn is_well_formed(id: &str) -> bool {
 }
 
 fn has_own_id(argument: &str) -> bool {
-    let pairs = if argument.starts_with('{') { json_pairs(argument) } else { pairs(argument) };
-    pairs.into_iter().any(|(key, value)| {
-        matches!(key.as_str(), "id" | "node-name") && value.is_some_and(|value| value.starts_with(OWN_IDS))
-    })
+    ids(argument).iter().any(|id| id.starts_with(OWN_IDS))
 }
 
 /// The options with their values: a name without its dashes, and what comes after it if that is no option.
