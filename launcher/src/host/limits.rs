@@ -46,9 +46,10 @@ fn of_qcow2(hypervisor: Hypervisor, image: &Qcow2<'_>) -> Option<String> {
         ));
     }
     // Tables that cannot be read are for the hypervisor to report.
-    image.is_compressed().unwrap_or(false).then(|| {
-        format!("holds compressed clusters, which crosvm does not read; convert it without option -c {convert}")
-    })
+    image
+        .is_compressed()
+        .unwrap_or(false)
+        .then(|| format!("holds compressed clusters, which crosvm does not read; convert it {convert}"))
 }
 
 /// Only the image of a fixed size has no copy of its footer at its start.
