@@ -61,7 +61,7 @@ rm -rf "$root"
 
 said=$state/out/said
 touch "$said"
-grep '^FAILED\|^said: ' "$said" | while read -r line; do say "$line"; done
+while read -r line; do say "$line"; done < <(grep '^FAILED\|^said: ' "$said")
 say "$(grep -c '^ok' "$said" || true) checks passed in $((SECONDS - started)) s"
 grep -qx end "$said" || { say "the host did not come to its end: $(tail -n 3 "$state/console")"; exit 1; }
 ! grep -q '^FAILED' "$said"
