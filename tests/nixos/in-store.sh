@@ -2,7 +2,10 @@
 # in-store.sh COMMAND...: runs it where /nix is the rig's own, $NIXOS_RIG/nix, with a Nix that asks no network.
 set -euo pipefail
 rig=${NIXOS_RIG:?the directory for packages, the store and states, which run.sh sets}
-mkdir -p "$rig/nix" /nix
+mkdir -p "$rig/nix/store" /nix
+# As on a NixOS host: a guest that has this store as a share changes it otherwise, or tries to.
+chmod 1775 "$rig/nix/store"
+chown 0:30000 "$rig/nix/store"
 # The host's configuration is not used. Without fsync-metadata thousands of derivations are written in seconds.
 export NIX_REMOTE='' NIX_CONF_DIR=/var/empty NIX_USER_CONF_FILES=/dev/null NIX_CONFIG='substituters =
 build-users-group =
