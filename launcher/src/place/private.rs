@@ -15,7 +15,7 @@ const MODE: u32 = 0o700;
 /// One that is there is of a process that had the same number and was killed.
 const MOST_TRIES: u32 = 1000;
 
-/// A new directory in another one, removed with all files in it when this is dropped. It is reached by its descriptor: whoever
+/// A new directory in another one, removed with all files in it when this is dropped. It is reached by its descriptor: anyone who
 /// may change the directory above may at most give it another name.
 #[derive(Debug)]
 pub struct PrivateDirectory {

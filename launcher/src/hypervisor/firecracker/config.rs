@@ -112,7 +112,7 @@ impl FullConfiguration {
     }
 }
 
-/// The fields by which elements of firecracker's lists are told apart.
+/// The fields that identify an element of a list of firecracker.
 const ID_FIELDS: [&str; 3] = ["drive_id", "iface_id", "id"];
 
 /// Something that cannot be merged: the field, and why.
