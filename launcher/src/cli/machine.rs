@@ -11,7 +11,7 @@ use launcher::run::RunError;
 use launcher::side_processes::SideProcessError;
 use launcher::spec::MachineSpec;
 use launcher::state::{Activity, MachineState, RuntimeDirectory, is_same_directory};
-use launcher::validate::check;
+use launcher::validate::{CheckedSpec, check};
 use launcher::volumes::VolumeError;
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -95,9 +95,12 @@ pub(crate) fn launch_of(
     interruption: &Interruption,
 ) -> Result<Launch, Failure> {
     let facts = facts_for(spec, overrides, runtime, interruption)?;
-    let checked =
-        check(spec).map_err(|problems| Failure::bad_input(problems.iter().map(ToString::to_string).collect()))?;
-    lowered(&checked, &facts)
+    lowered(&checked(spec)?, &facts)
+}
+
+/// The spec without its problems, or all of them.
+pub(crate) fn checked(spec: &MachineSpec) -> Result<CheckedSpec, Failure> {
+    check(spec).map_err(|problems| Failure::bad_input(problems.iter().map(ToString::to_string).collect()))
 }
 
 /// The facts about this host.

@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 use super::imperative::run_by_name;
-use super::machine::{failed, launch_of, watch};
+use super::machine::{checked, failed, launch_of, watch};
 use super::output::write_stderr;
 use super::spec_file::{SpecArguments, read};
 use launcher::run::{RunError, Start, Supervision, run as start};
@@ -32,6 +32,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let interruption = watch()?;
     let overrides = &arguments.spec.overrides;
     let spec = read(&arguments.spec.spec, overrides)?;
+    // Before the start is recorded under the spec's name, which may be a bad one.
+    checked(&spec)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let begun = Start::begin(&runtime, &spec.name, overrides.state_directory()?.as_path()).map_err(failed)?;
     let launch = launch_of(&spec, overrides, &runtime, &interruption)?;
