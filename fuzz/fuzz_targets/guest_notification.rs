@@ -12,17 +12,20 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 
-static LISTENER: LazyLock<GuestListener> = LazyLock::new(|| {
-    let notification = GuestNotification { port: 8888, listen: NotificationSocket::Unix("notify".into()) };
-    let directory = HostPath::new(Scratch::new().path().to_str().expect("UTF-8"));
-    GuestListener::listen(&notification, &directory).expect("a listener")
-});
+static DIRECTORY: LazyLock<HostPath> = LazyLock::new(|| HostPath::new(Scratch::new().path().to_str().expect("UTF-8")));
 
 fuzz_target!(|bytes: &[u8]| {
-    let mut guest = UnixStream::connect(LISTENER.path().expect("a path")).expect("a connection");
-    // Longer ones do not fit into the socket, and nobody reads yet.
-    guest.write_all(&bytes[..bytes.len().min(64 << 10)]).expect("a word");
+    // A listener for each input: one that is connected to very often is slowed down.
+    let notification = GuestNotification { port: 8888, listen: NotificationSocket::Unix("notify".into()) };
+    let mut listener = GuestListener::listen(&notification, &DIRECTORY, None).expect("a listener");
+    let mut guest = UnixStream::connect(listener.path().expect("a path")).expect("a connection");
+    // Longer messages do not fit into the socket, and nobody reads yet.
+    guest.write_all(&bytes[..bytes.len().min(64 << 10)]).expect("a message that is sent");
     drop(guest);
-    let word = LISTENER.take().expect("what was said");
-    assert!(word.status.is_none_or(|status| !status.contains(char::is_control) && status.chars().count() <= 200));
+    let message = loop {
+        if let Some(message) = listener.receive().pop() {
+            break message;
+        }
+    };
+    assert!(message.status.is_none_or(|status| !status.contains(char::is_control) && status.chars().count() <= 200));
 });

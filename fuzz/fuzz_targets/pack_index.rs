@@ -19,7 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((blocks, rest)) = bytes.split_first_chunk() else { return };
     let (path, settings) = (planned_path(), ImageSettings::default());
     let mut index = Vec::new();
-    let mut text = |text: &str, index: &mut Vec<u8>| {
+    let text = |text: &str, index: &mut Vec<u8>| {
         index.extend_from_slice(&(text.len() as u16).to_le_bytes());
         index.extend_from_slice(text.as_bytes());
     };
