@@ -301,7 +301,8 @@ start_cache_service() { # on the chroot store, which Nix's own daemon opens and 
   mkdir "$service"
   NIX_REMOTE=$fixtures/store NIX_DAEMON_SOCKET_PATH=$service/nix-daemon.sock nix-daemon >"$service/nix-daemon.log" 2>&1 &
   service_processes=($!)
-  trap 'kill "${service_processes[@]}" 2>/dev/null; rm -rf "$scratch"' EXIT
+  # kill fails when they have ended; a trap that fails would be the script's exit code.
+  trap 'kill "${service_processes[@]}" 2>/dev/null || true; rm -rf "$scratch"' EXIT
   "$programs/bin/microvm-image" cache serve --cache "$service/cache" --socket "$service/cache.sock" \
     --store-dir "$fixtures/store/nix/store" --nix-daemon "$service/nix-daemon.sock" 2>"$service/log" &
   service_processes+=($!)
