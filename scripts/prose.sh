@@ -7,7 +7,7 @@ cd "$(dirname "$(realpath "$0")")/.."
 typos=target/typos/bin/typos
 if [ "$("$typos" --version 2>/dev/null)" != "typos-cli $version" ]; then
   echo "prose: installing typos-cli $version with cargo, once" >&2
-  cargo install --quiet --locked --root target/typos --version "$version" typos-cli
+  cargo install --quiet --locked --debug --root target/typos --version "$version" typos-cli
 fi
 "$typos" --format brief
 

@@ -46,7 +46,7 @@ check_sources() {
   # The registry's names of RFC 166's formatter and of deadnix; built once, out of the way of the project.
   local tools=${CARGO_TARGET_DIR:-target}/nix-tools
   if [ ! -x "$tools/bin/nixfmt" ] || [ ! -x "$tools/bin/deadnix" ]; then
-    cargo install --quiet --locked --root "$tools" nixfmt_rs@0.5.3 deadnix@1.3.1 || true
+    cargo install --quiet --locked --debug --root "$tools" nixfmt_rs@0.5.3 deadnix@1.3.1 || true
   fi
   if [ -x "$tools/bin/nixfmt" ] && [ -x "$tools/bin/deadnix" ]; then
     for file in "${files[@]}"; do
