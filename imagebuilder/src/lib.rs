@@ -47,6 +47,7 @@
 //! ```
 
 pub mod atomic_file;
+pub mod block_map;
 pub mod build;
 pub mod cache;
 pub mod cache_service;
