@@ -1,25 +1,25 @@
-//! The machine spec's reference in Markdown, made from its schema: docs/machine-spec.md, which a test compares.
+//! The reference of the machine spec in Markdown, generated from its schema. A test compares it with docs/machine-spec.md.
 
 use crate::spec::SPEC_VERSION;
 use crate::spec::schema::machine_spec_schema;
 use serde_json::{Map, Value};
 use std::fmt::Write as _;
 
-/// The reference.
+/// Returns the reference as one Markdown page.
 pub fn machine_spec_reference() -> String {
     let schema = machine_spec_schema();
     let empty = Map::new();
     let definitions = schema.get("$defs").and_then(Value::as_object).unwrap_or(&empty);
     let mut text = format!(
         "# The machine spec\n\n\
-         A machine is one JSON document, version {SPEC_VERSION}. `microvm schema` prints its JSON Schema; this page is made from it\n\
+         A machine is one JSON document, version {SPEC_VERSION}. `microvm schema` prints its JSON Schema; this page is generated from it\n\
          by `microvm schema --markdown`. Every object refuses fields that are not listed here.\n\
          Relative paths refer to the machine's state directory.\n"
     );
     write_object(&mut text, "Machine", &schema);
     for (name, definition) in definitions {
         write_object(&mut text, name, definition);
-        write_words(&mut text, name, definition);
+        write_values(&mut text, name, definition);
     }
     text
 }
@@ -32,7 +32,7 @@ fn write_object(text: &mut String, name: &str, schema: &Value) {
     for (field, property) in properties {
         let is_required = required.iter().any(|name| name.as_str() == Some(field));
         let default = match property.get("default") {
-            _ if is_required => "must be set".to_owned(),
+            _ if is_required => "required".to_owned(),
             Some(value) => format!("`{}`", brief(value)),
             None => "`null`".to_owned(),
         };
@@ -40,10 +40,10 @@ fn write_object(text: &mut String, name: &str, schema: &Value) {
     }
 }
 
-fn write_words(text: &mut String, name: &str, schema: &Value) {
+fn write_values(text: &mut String, name: &str, schema: &Value) {
     let Some(branches) = schema.get("oneOf").and_then(Value::as_array) else { return };
     write_heading(text, name, schema);
-    text.push_str("| word | meaning |\n|---|---|\n");
+    text.push_str("| value | meaning |\n|---|---|\n");
     for branch in branches {
         let word = branch.get("const").and_then(Value::as_str).unwrap_or_default();
         let _ = writeln!(text, "| `\"{word}\"` | {} |", description(branch));
@@ -54,7 +54,7 @@ fn write_heading(text: &mut String, name: &str, schema: &Value) {
     let _ = write!(text, "\n## {name}\n\n{}\n\n", description(schema));
 }
 
-/// A default value; of a section, only that it has its own defaults.
+/// Returns a default value as JSON; a section with defaults of its own is shortened to `{}`.
 fn brief(value: &Value) -> String {
     match value {
         Value::Object(fields) if !fields.is_empty() => "{}".to_owned(),

@@ -1,8 +1,8 @@
-//! What the user wants: a machine, in terms that fit every hypervisor.
+//! The machine spec: what the user wrote, independent of the hypervisor.
 //!
-//! The JSON document is what the NixOS module writes. Its field names are those of microvm.nix where that has them.
-//! Every object refuses unknown fields; [`parse`] names the nearest known one. Nothing here is checked beyond its
-//! type: that is `validate`'s work, whose result is another type.
+//! The NixOS module writes it as JSON. Fields that microvm.nix has too have the same names. Every object refuses
+//! unknown fields; [`parse`] suggests the nearest known one. Only types are checked here; `validate` checks the rest
+//! and returns another type.
 
 mod devices;
 mod graphics;
@@ -35,44 +35,45 @@ pub const SPEC_VERSION: u32 = 1;
 pub struct MachineSpec {
     /// Version of this format; 1.
     pub version: u32,
-    /// The machine's name: names its sockets and its state, and is what `microvm stop NAME` takes.
+    /// The machine's name. Its sockets and state files are named after it, and commands such as `microvm stop NAME`
+    /// take it.
     pub name: String,
-    /// The hypervisor that runs it, unless `--hypervisor` names another.
+    /// The hypervisor; `--hypervisor` overrides it.
     #[serde(default)]
     pub hypervisor: Hypervisor,
 
-    /// The guest's architecture; null is the host's. Another than the host's is emulated, by qemu.
+    /// The guest's architecture; null means the host's. Only qemu can emulate another architecture.
     #[serde(default)]
     pub architecture: Option<Architecture>,
     /// Number of virtual CPUs.
     #[serde(default = "one_vcpu")]
     pub vcpu: u32,
-    /// The CPU model to emulate; null is the host's. KVM runs it where it can: on x86.
+    /// The CPU model to emulate; null means the host's. On x86, a named model still runs under KVM.
     #[serde(default)]
     pub cpu: Option<String>,
     /// Memory in MiB.
     #[serde(default = "default_memory_mib", rename = "mem")]
     pub mem_mib: u64,
-    /// Whether the memory is backed by huge pages of the host.
+    /// Whether to back the guest's memory with huge pages of the host.
     #[serde(default)]
     pub hugepage_mem: bool,
-    /// Most memory in MiB that can be plugged into the running machine with virtio-mem, on top of `mem`.
+    /// Memory in MiB that can be added to the running machine with virtio-mem, on top of `mem`.
     #[serde(default, rename = "hotplugMem")]
     pub hotplug_mem_mib: u64,
-    /// How much of `hotplugMem` in MiB is plugged at start; null is all of it.
+    /// How much of `hotplugMem` to add at start, in MiB; null means all of it.
     #[serde(default, rename = "hotpluggedMem")]
     pub hotplugged_mem_mib: Option<u64>,
-    /// Whether there is a balloon, by which the host can take memory back.
+    /// Whether to add a balloon device, with which the host can reclaim memory.
     #[serde(default)]
     pub balloon: bool,
     /// Size of the balloon at start in MiB.
     #[serde(default, rename = "initialBalloonMem")]
     pub initial_balloon_mem_mib: u64,
-    /// Whether the balloon gives its memory back when the guest runs out of it.
+    /// Whether the balloon shrinks when the guest runs out of memory.
     #[serde(default = "yes", rename = "deflateOnOOM")]
     pub deflate_on_oom: bool,
 
-    /// The kernel image: a bzImage, or an uncompressed ELF where the hypervisor loads that.
+    /// The kernel image: a bzImage, or an uncompressed ELF for hypervisors that load one.
     pub kernel: HostPath,
     /// The same kernel as an uncompressed ELF (vmlinux), preferred by the hypervisors that load one.
     #[serde(default)]
@@ -80,67 +81,70 @@ pub struct MachineSpec {
     /// The initrd.
     #[serde(default)]
     pub initrd: Option<HostPath>,
-    /// Kernel parameters; what the hypervisor needs for its console is added.
+    /// Kernel parameters. The launcher adds those that the hypervisor's console requires.
     #[serde(default)]
     pub kernel_params: Vec<String>,
-    /// The machine's id as a UUID: the SMBIOS system UUID where the hypervisor has one, else a kernel parameter.
+    /// The machine ID as a UUID. It is passed as the SMBIOS system UUID if the hypervisor supports that, otherwise as a
+    /// kernel parameter.
     #[serde(default)]
     pub machine_id: Option<String>,
 
-    /// The read-only disk with the system closure, always `/dev/vda`; null when a share brings `/nix/store`.
+    /// The read-only disk with the system closure, always `/dev/vda`; null if a share provides `/nix/store`.
     #[serde(default)]
     pub store_disk: Option<StoreDisk>,
-    /// Where the guest keeps the writable layer over `/nix/store`: the mount point of a volume or share, or a tmpfs.
+    /// Where the guest stores the writable layer over `/nix/store`: on a volume or share that is mounted there,
+    /// otherwise on a tmpfs.
     #[serde(default)]
     pub writable_store_overlay: Option<String>,
-    /// Further disks, in the order of their letters.
+    /// Additional disks, in the order of their drive letters.
     #[serde(default)]
     pub volumes: Vec<Volume>,
-    /// Directories of the host that the guest mounts.
+    /// Host directories that the guest mounts.
     #[serde(default)]
     pub shares: Vec<Share>,
 
-    /// Network interfaces, in the order in which the guest sees them.
+    /// Network interfaces, in the order in which the guest finds them.
     #[serde(default)]
     pub interfaces: Vec<Interface>,
     /// Ports forwarded between the host and the interface of type `user`.
     #[serde(default)]
     pub forward_ports: Vec<ForwardPort>,
-    /// Sockets between host and guest that need no network.
+    /// Sockets between host and guest that do not use a network.
     #[serde(default)]
     pub vsock: Vsock,
 
-    /// Devices of the host that the guest gets for itself.
+    /// Host devices to pass through to the guest.
     #[serde(default)]
     pub devices: Vec<Device>,
-    /// Whether there is a virtio entropy source.
+    /// Whether to add a virtio entropy device.
     #[serde(default = "yes")]
     pub rng: bool,
-    /// A screen.
+    /// The graphics device.
     #[serde(default)]
     pub graphics: Graphics,
-    /// Secrets for the guest's systemd: credential name to file on the host. qemu hands them over by fw_cfg, where
-    /// systemd looks by itself; the others in the initrd as `/microvm-credentials/NAME`, which its stage 1 moves to
-    /// `/run/credentials/@initrd/NAME`.
+    /// Credentials for the guest's systemd: maps each name to a file on the host. qemu passes them by fw_cfg, which
+    /// systemd reads. For the other hypervisors the launcher adds them to the initrd as `/microvm-credentials/NAME`,
+    /// and
+    /// stage 1 moves them to `/run/credentials/@initrd/NAME`.
     #[serde(default)]
     pub credential_files: BTreeMap<String, HostPath>,
 
-    /// The hypervisor's control socket; null is `NAME.sock` in the state directory.
+    /// The hypervisor's control socket; null means `NAME.sock` in the state directory.
     #[serde(default)]
     pub socket: Option<HostPath>,
-    /// A socket on which the console is served with scrollback; null is the terminal of `microvm run`.
+    /// A socket that serves the console with scrollback; null means the terminal of `microvm run`.
     #[serde(default)]
     pub console_socket: Option<HostPath>,
-    /// The user to switch to when started as root.
+    /// The user that runs the hypervisor when the launcher is started as root.
     #[serde(default)]
     pub user: Option<String>,
-    /// Commands to run before the hypervisor, in order, each a program and its arguments.
+    /// Commands to run before the hypervisor starts, in order. Each is a list of the program and its arguments.
     #[serde(default)]
     pub pre_start: Vec<Vec<String>>,
-    /// A program that prints one line of further hypervisor arguments at every start.
+    /// A program that is run at every start and prints one line of additional hypervisor arguments.
     #[serde(default)]
     pub extra_args_script: Option<HostPath>,
-    /// Whether the process is called `microvm@NAME` in process lists.
+    /// Whether the process is shown as `microvm@NAME` in process lists.
     #[serde(default = "yes")]
     pub pretty_procnames: bool,
 
@@ -159,7 +163,7 @@ pub struct MachineSpec {
     /// What only kvmtool understands.
     #[serde(default)]
     pub kvmtool: KvmtoolSection,
-    /// How the virtiofs daemons of the shares are run.
+    /// Settings of the virtiofs daemons.
     #[serde(default)]
     pub virtiofsd: VirtiofsdSection,
 }

@@ -1,16 +1,16 @@
-//! Passed-through devices and vsock as the user writes them.
+//! Passed-through devices and vsock, as written in the spec.
 
 use crate::path::HostPath;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A device of the host that the guest gets for itself.
+/// A host device that is passed through to the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Device {
-    /// The bus it sits on.
+    /// The device's bus.
     pub bus: DeviceBus,
-    /// pci: its address, `0000:01:00.0`; usb: `vendorid=0xabcd,productid=0x0123`.
+    /// For pci: the address, such as `0000:01:00.0`. For usb: `vendorid=0xabcd,productid=0x0123`.
     pub path: String,
     /// What only qemu understands.
     #[serde(default)]
@@ -21,14 +21,14 @@ pub struct Device {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceBus {
-    /// PCI, by VFIO.
+    /// PCI, through VFIO.
     Pci,
     /// USB.
     Usb,
 }
 
 impl DeviceBus {
-    /// The word in the machine spec.
+    /// Returns the value as written in the machine spec.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pci => "pci",
@@ -44,25 +44,26 @@ pub struct QemuDevice {
     /// The device's identifier.
     #[serde(default)]
     pub id: Option<String>,
-    /// The bus it is attached to.
+    /// The guest's bus that it is attached to.
     #[serde(default)]
     pub bus: Option<String>,
-    /// Further properties in qemu's own syntax, passed on as they are.
+    /// Additional device properties in qemu's syntax, passed unchanged.
     #[serde(default)]
     pub device_extra_args: Option<String>,
 }
 
-/// Sockets between host and guest that need no network.
+/// Sockets between host and guest that do not use a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Vsock {
-    /// The guest's address, 3 or more; null is no vsock.
+    /// The guest's context ID (CID), 3 or more; null means no vsock device.
     #[serde(default)]
     pub cid: Option<u32>,
-    /// cloud-hypervisor and firecracker: the host's end, a unix socket; null is `NAME.vsock` in the state directory.
+    /// cloud-hypervisor and firecracker only: the Unix socket on the host; null means `NAME.vsock` in the state
+    /// directory.
     #[serde(default)]
     pub socket: Option<HostPath>,
-    /// Whether the guest's systemd reports over vsock that it has booted.
+    /// Whether the guest's systemd reports over vsock that it has finished booting.
     #[serde(default)]
     pub notify: bool,
 }

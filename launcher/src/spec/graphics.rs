@@ -1,33 +1,33 @@
-//! The screen as the user writes it.
+//! The graphics device, as written in the spec.
 
 use crate::path::HostPath;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A screen: a virtio graphics card, and with qemu a keyboard and a pointer.
+/// A virtio graphics device; qemu adds a keyboard and a tablet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Graphics {
-    /// Whether the machine has one.
+    /// Whether the machine has a graphics device.
     #[serde(default)]
     pub enable: bool,
-    /// Where qemu shows it.
+    /// Where qemu displays the screen.
     #[serde(default)]
     pub backend: GraphicsBackend,
-    /// Whether the host's OpenGL draws for the guest; null is where the host has a render node, else with a warning the
-    /// guest draws by itself.
+    /// Whether the host renders for the guest with OpenGL. Null means yes if the host has a render node; otherwise the
+    /// guest renders in software, with a warning.
     #[serde(default)]
     pub gl: Option<bool>,
-    /// qemu: the protocol by which the guest uses the host's Vulkan; null is none.
+    /// qemu only: the protocol with which the guest uses the host's Vulkan; null means no Vulkan.
     #[serde(default)]
     pub vulkan: Option<VulkanProtocol>,
-    /// qemu: the window through which the guest sees the host's graphics memory, with `vulkan`: MiB or GiB, as in `256M`.
+    /// qemu only, with `vulkan`: size of the window on the host's graphics memory, in MiB or GiB, such as `256M`.
     #[serde(default = "default_host_memory")]
     pub hostmem: String,
-    /// crosvm: the socket of the process that draws; null is `NAME-gpu.sock` in the state directory.
+    /// crosvm only: the socket of the graphics process; null means `NAME-gpu.sock` in the state directory.
     #[serde(default)]
     pub socket: Option<HostPath>,
-    /// crosvm: the program of the process that draws; null is that of the hypervisor.
+    /// crosvm only: the program of the graphics process; null means the hypervisor's program.
     #[serde(default)]
     pub program: Option<HostPath>,
 }
@@ -50,31 +50,31 @@ fn default_host_memory() -> String {
     "256M".to_owned()
 }
 
-/// Where qemu shows the screen.
+/// Where qemu displays the screen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum GraphicsBackend {
-    /// In a window of the desktop.
+    /// In a desktop window.
     #[default]
     Gtk,
-    /// In a window of macOS, where this launcher does not run.
+    /// In a macOS window; refused, because the launcher runs on Linux only.
     Cocoa,
-    /// Nowhere: the guest draws all the same, for VNC or for a picture by the control socket.
+    /// Nowhere. The guest still renders, for VNC or for screenshots through the control socket.
     Headless,
 }
 
-/// A protocol by which the guest uses the host's Vulkan.
+/// The protocol with which the guest uses the host's Vulkan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VulkanProtocol {
-    /// Vulkan's commands, passed on.
+    /// Forwards Vulkan commands.
     Venus,
-    /// The commands of the host's own graphics driver.
+    /// Forwards the commands of the host's graphics driver.
     DrmNativeContext,
 }
 
 impl VulkanProtocol {
-    /// The word in the machine spec, and the property of qemu's graphics card.
+    /// Returns the value as written in the machine spec, which is also the property of qemu's graphics device.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Venus => "venus",

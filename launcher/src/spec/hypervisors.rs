@@ -1,4 +1,4 @@
-//! The hypervisors, and the sections of the spec that only one of them understands.
+//! The hypervisors, and the sections of the spec that apply to only one of them.
 
 use crate::path::HostPath;
 use schemars::JsonSchema;
@@ -24,11 +24,11 @@ pub enum Hypervisor {
 }
 
 impl Hypervisor {
-    /// All of them, in the order of every table.
+    /// All hypervisors, in the order in which tables list them.
     pub const ALL: [Hypervisor; 5] =
         [Self::Qemu, Self::CloudHypervisor, Self::Firecracker, Self::Crosvm, Self::Kvmtool];
 
-    /// The word in the machine spec and on the command line.
+    /// Returns the name used in the machine spec and on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Qemu => "qemu",
@@ -39,7 +39,7 @@ impl Hypervisor {
         }
     }
 
-    /// The hypervisor of that name.
+    /// Returns the hypervisor with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|hypervisor| hypervisor.as_str() == name)
     }
@@ -63,7 +63,7 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    /// The kernel's word for it, in the machine spec too.
+    /// Returns the kernel's name for it, which the machine spec uses too.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
@@ -72,32 +72,32 @@ impl Architecture {
     }
 }
 
-/// What only qemu understands.
+/// Settings for qemu only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct QemuSection {
-    /// The program; null is the one of the machine's architecture from the search path.
+    /// The program; null means `qemu-system-ARCHITECTURE` from the search path.
     #[serde(default)]
     pub program: Option<HostPath>,
-    /// The machine model; null chooses between `microvm` and `q35`.
+    /// The machine model; null means `microvm` if it supports all devices, otherwise `q35`.
     #[serde(default)]
     pub machine: Option<String>,
-    /// Options of the machine model, instead of the chosen ones.
+    /// Options of the machine model. They replace the default options.
     #[serde(default)]
     pub machine_opts: Option<BTreeMap<String, String>>,
-    /// Who runs the guest's instructions; `auto` is KVM where it is usable.
+    /// How the guest's instructions are executed.
     #[serde(default)]
     pub accelerator: Accelerator,
     /// Whether the guest has a serial console on the terminal.
     #[serde(default = "super::yes")]
     pub serial_console: bool,
-    /// PCI Express root ports, into which devices can be plugged later.
+    /// PCI Express root ports, which allow devices to be plugged in later.
     #[serde(default)]
     pub pcie_root_ports: Vec<PcieRootPort>,
-    /// The program that puts a tap into a bridge; null is qemu's own.
+    /// The program that adds a tap interface to a bridge; null means qemu's own helper.
     #[serde(default)]
     pub bridge_helper: Option<HostPath>,
-    /// Further arguments.
+    /// Additional arguments.
     #[serde(default)]
     pub extra_args: Vec<String>,
 }
@@ -117,16 +117,16 @@ impl Default for QemuSection {
     }
 }
 
-/// Who runs the guest's instructions.
+/// How the guest's instructions are executed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Accelerator {
-    /// KVM where it is usable, else emulation, with a warning.
+    /// With KVM if it is usable, otherwise emulated, with a warning.
     #[default]
     Auto,
-    /// The kernel's KVM.
+    /// With KVM.
     Kvm,
-    /// Emulation.
+    /// Emulated by qemu (TCG).
     Tcg,
 }
 
@@ -134,9 +134,9 @@ pub enum Accelerator {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PcieRootPort {
-    /// Its identifier, which a device names as its bus.
+    /// The port's identifier, which devices use as their `bus`.
     pub id: String,
-    /// The bus it sits on.
+    /// The port's bus.
     #[serde(default)]
     pub bus: Option<String>,
     /// Its chassis number.
@@ -145,43 +145,43 @@ pub struct PcieRootPort {
     /// Its slot number.
     #[serde(default)]
     pub slot: Option<String>,
-    /// Its address on the parent bus.
+    /// The port's address on the parent bus.
     #[serde(default)]
     pub addr: Option<String>,
 }
 
-/// What only cloud-hypervisor understands.
+/// Settings for cloud-hypervisor only.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CloudHypervisorSection {
-    /// The program; null is `cloud-hypervisor` from the search path.
+    /// The program; null means `cloud-hypervisor` from the search path.
     #[serde(default)]
     pub program: Option<HostPath>,
-    /// SMBIOS strings of type 11; every user of the host can read them in the process list.
+    /// SMBIOS strings of type 11. Every user of the host can read them in the process list.
     #[serde(default, rename = "platformOEMStrings")]
     pub platform_oem_strings: Vec<String>,
-    /// Further arguments.
+    /// Additional arguments.
     #[serde(default)]
     pub extra_args: Vec<String>,
 }
 
-/// What only firecracker understands.
+/// Settings for firecracker only.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FirecrackerSection {
-    /// The program; null is `firecracker` from the search path.
+    /// The program; null means `firecracker` from the search path.
     #[serde(default)]
     pub program: Option<HostPath>,
     /// A CPU template: firecracker's `cpu-config` object.
     #[serde(default)]
     pub cpu: Option<serde_json::Map<String, serde_json::Value>>,
-    /// How disks are read and written; null is io_uring.
+    /// How disks are read and written.
     #[serde(default)]
     pub drive_io_engine: DriveIoEngine,
-    /// Further configuration, merged into firecracker's document. List elements are merged by id.
+    /// Additional configuration, merged into firecracker's JSON document. List elements are merged by their ids.
     #[serde(default)]
     pub extra_config: serde_json::Map<String, serde_json::Value>,
-    /// Further arguments.
+    /// Additional arguments.
     #[serde(default)]
     pub extra_args: Vec<String>,
 }
@@ -189,76 +189,76 @@ pub struct FirecrackerSection {
 /// How firecracker reads and writes disks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DriveIoEngine {
-    /// With io_uring; needs Linux 5.10.51.
+    /// With io_uring; requires Linux 5.10.51 or later.
     #[default]
     Async,
     /// With ordinary system calls.
     Sync,
 }
 
-/// What only crosvm understands.
+/// Settings for crosvm only.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CrosvmSection {
-    /// The program; null is `crosvm` from the search path.
+    /// The program; null means `crosvm` from the search path.
     #[serde(default)]
     pub program: Option<HostPath>,
-    /// The empty directory in which its devices are jailed; null is crosvm's `/var/empty`.
+    /// The empty directory that jailed devices use as their root; null means `/var/empty`.
     #[serde(default)]
     pub pivot_root: Option<HostPath>,
-    /// Further arguments.
+    /// Additional arguments.
     #[serde(default)]
     pub extra_args: Vec<String>,
 }
 
-/// What only kvmtool understands.
+/// Settings for kvmtool only.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KvmtoolSection {
-    /// The program; null is `lkvm` from the search path.
+    /// The program; null means `lkvm` from the search path.
     #[serde(default)]
     pub program: Option<HostPath>,
-    /// Further arguments.
+    /// Additional arguments.
     #[serde(default)]
     pub extra_args: Vec<String>,
 }
 
-/// How the virtiofs daemons are run.
+/// Settings of the virtiofs daemons.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VirtiofsdSection {
-    /// The program; null is `virtiofsd` from the search path.
+    /// The program; null means `virtiofsd` from the search path.
     #[serde(default)]
     pub program: Option<HostPath>,
-    /// When the daemon refers to files by handles, which keeps its number of open files low.
+    /// When the daemon uses file handles, which keep the number of open files low.
     #[serde(default)]
     pub inode_file_handles: InodeFileHandles,
-    /// Threads of each daemon; null is one per CPU of the host.
+    /// Number of threads of each daemon; null means one per CPU of the host.
     #[serde(default)]
     pub thread_pool_size: Option<u32>,
     /// The group of the daemons' sockets.
     #[serde(default)]
     pub group: Option<String>,
-    /// Further arguments for every daemon.
+    /// Additional arguments for every daemon.
     #[serde(default)]
     pub extra_args: Vec<String>,
 }
 
-/// When the virtiofs daemon refers to files by handles.
+/// When the virtiofs daemon uses file handles.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum InodeFileHandles {
     /// Never.
     Never,
-    /// Where it can.
+    /// If the file system supports them.
     #[default]
     Prefer,
-    /// Always; where it cannot, the share fails.
+    /// Always; the share fails if the file system does not support them.
     Mandatory,
 }
 
 impl InodeFileHandles {
-    /// The word in the machine spec and in the daemon's option.
+    /// Returns the value as written in the machine spec and in the daemon's option.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Never => "never",

@@ -1,4 +1,4 @@
-//! Network interfaces and forwarded ports as the user writes them.
+//! Network interfaces and forwarded ports, as written in the spec.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,17 +7,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Interface {
-    /// How it reaches the outside.
+    /// How the interface is connected.
     #[serde(rename = "type")]
     pub interface_type: InterfaceType,
-    /// Its name; for `tap` and `macvtap` the name of the interface on the host, at most 15 bytes.
+    /// The interface's name. For `tap` and `macvtap` it is the name of the host's interface, at most 15 bytes.
     pub id: String,
     /// The guest's MAC address.
     pub mac: String,
-    /// The bridge that an interface of type `bridge` joins.
+    /// The bridge, for an interface of type `bridge`.
     #[serde(default)]
     pub bridge: Option<String>,
-    /// What an interface of type `macvtap` hangs on.
+    /// The host's link, for an interface of type `macvtap`.
     #[serde(default)]
     pub macvtap: Option<Macvtap>,
     /// Settings of an interface of type `tap`.
@@ -25,22 +25,22 @@ pub struct Interface {
     pub tap: Tap,
 }
 
-/// How an interface reaches the outside.
+/// How an interface is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum InterfaceType {
-    /// Through sockets of an unprivileged process.
+    /// User-mode networking: an unprivileged process on the host opens the connections.
     User,
     /// A tap interface of the host.
     Tap,
     /// A macvtap interface of the host.
     Macvtap,
-    /// A tap that qemu's helper makes and puts into a bridge.
+    /// A tap interface that qemu's bridge helper creates and adds to a bridge.
     Bridge,
 }
 
 impl InterfaceType {
-    /// The word in the machine spec.
+    /// Returns the value as written in the machine spec.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::User => "user",
@@ -51,34 +51,34 @@ impl InterfaceType {
     }
 }
 
-/// What a macvtap interface hangs on.
+/// The host's link of a macvtap interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Macvtap {
-    /// The host's interface.
+    /// The host's network interface.
     pub link: String,
-    /// Who may talk with whom.
+    /// Which endpoints of the link can reach each other.
     pub mode: MacvtapMode,
 }
 
-/// Who may talk with whom over one macvtap link.
+/// Which endpoints of a macvtap link can reach each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MacvtapMode {
-    /// Nobody on the link with each other.
+    /// None: the guests on the link are isolated from each other.
     Private,
-    /// Through the outside switch.
+    /// All, through the external switch.
     Vepa,
-    /// Directly.
+    /// All, directly.
     Bridge,
-    /// One guest owns the link.
+    /// A single guest uses the whole link.
     Passthru,
-    /// Only listed sources.
+    /// Only listed source addresses.
     Source,
 }
 
 impl MacvtapMode {
-    /// The word in the machine spec.
+    /// Returns the value as written in the machine spec.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Private => "private",
@@ -94,7 +94,7 @@ impl MacvtapMode {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tap {
-    /// Whether the kernel's vhost-net moves the packets.
+    /// Whether the kernel moves the packets, with vhost-net.
     #[serde(default)]
     pub vhost: bool,
 }
@@ -103,7 +103,7 @@ pub struct Tap {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ForwardPort {
-    /// Where the connections come from.
+    /// The side that opens the connections.
     #[serde(default)]
     pub from: ForwardFrom,
     /// The protocol.
@@ -115,14 +115,14 @@ pub struct ForwardPort {
     pub guest: PortEnd,
 }
 
-/// Where forwarded connections come from.
+/// The side that opens forwarded connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ForwardFrom {
-    /// The host's port leads into the guest.
+    /// A port of the host is forwarded to the guest.
     #[default]
     Host,
-    /// The guest's port leads to the host.
+    /// A port of the guest is forwarded to the host.
     Guest,
 }
 
@@ -138,7 +138,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// The word in the machine spec.
+    /// Returns the value as written in the machine spec.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -151,7 +151,7 @@ impl Protocol {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PortEnd {
-    /// An IPv4 address; empty is any.
+    /// An IPv4 address; an empty string means any.
     #[serde(default)]
     pub address: String,
     /// The port.

@@ -1,24 +1,24 @@
-//! Text to [`MachineSpec`]: every misfit of the document is reported at once.
+//! Parses a [`MachineSpec`] from JSON and reports all problems at once.
 
-use super::schema::{Misfit, misfits};
+use super::schema::{Mismatch, mismatches};
 use super::{MachineSpec, SPEC_VERSION};
 use crate::visible::one_line;
 use serde_json::Value;
 
-/// Why a text is no machine spec.
+/// A reason why a text is not a machine spec.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// The text is no JSON.
+    /// The text is not JSON.
     #[error("line {line}, column {column}: {message}")]
     Syntax {
         /// The line, from 1.
         line: usize,
         /// The column, from 1.
         column: usize,
-        /// What the parser says.
+        /// The parser's message.
         message: String,
     },
-    /// The document is of a format that this program does not know.
+    /// The document has a version that this program does not support.
     #[error(
         "version: this program reads machine specs of version {SPEC_VERSION}, but this one has {found}; build the machine and the launcher from the same release"
     )]
@@ -26,15 +26,15 @@ pub enum ParseError {
         /// The version in the document.
         found: u64,
     },
-    /// The document has other fields or types than a machine spec.
+    /// A field or type does not match the schema.
     #[error("{}", one_line(&.0.to_string()))]
-    Misfit(Misfit),
+    Mismatch(Mismatch),
 }
 
 /// Reads a machine spec.
 ///
 /// # Errors
-/// Every [`ParseError`] of the text; at least one.
+/// All [`ParseError`]s of the text, at least one.
 pub fn parse(text: &str) -> Result<MachineSpec, Vec<ParseError>> {
     let read = serde_json::from_str::<MachineSpec>(text);
     if let Ok(spec) = &read
@@ -48,11 +48,11 @@ pub fn parse(text: &str) -> Result<MachineSpec, Vec<ParseError>> {
     {
         return Err(vec![ParseError::Version { found }]);
     }
-    let misfits = misfits(&document);
-    if !misfits.is_empty() {
-        return Err(misfits.into_iter().map(ParseError::Misfit).collect());
+    let mismatches = mismatches(&document);
+    if !mismatches.is_empty() {
+        return Err(mismatches.into_iter().map(ParseError::Mismatch).collect());
     }
-    // Doubled fields, which only serde sees.
+    // Only serde finds fields that are given twice.
     read.map_err(syntax)
 }
 
@@ -61,7 +61,7 @@ fn syntax(error: serde_json::Error) -> Vec<ParseError> {
     let message = error.to_string();
     let place = format!(" at line {line} column {column}");
     let message = match message.strip_suffix(&place).unwrap_or(&message) {
-        "EOF while parsing a value" if column == 0 => "it is empty, or ends where JSON should begin".to_owned(),
+        "EOF while parsing a value" if column == 0 => "the document is empty or incomplete".to_owned(),
         message => message.to_owned(),
     };
     vec![ParseError::Syntax { line, column, message }]
@@ -93,11 +93,11 @@ mod tests {
     #[test]
     fn malformed_json_names_line_and_column() {
         assert_eq!(messages("{\n  \"version\": 1,\n  \"name\" \"web\"\n}"), ["line 3, column 10: expected `:`"]);
-        assert_eq!(messages(""), ["line 1, column 0: it is empty, or ends where JSON should begin"]);
+        assert_eq!(messages(""), ["line 1, column 0: the document is empty or incomplete"]);
     }
 
     #[test]
-    fn every_misfit_is_named_at_once() {
+    fn every_mismatch_is_named_at_once() {
         let text = r#"{"version":1,"name":"web","vpcu":2,"mem":"512","hypervisor":"fircracker",
             "volumes":[{"imgae":"a.img"}],"qemu":{"extraArgs":"-s"}}"#;
         assert_eq!(
@@ -107,9 +107,9 @@ mod tests {
                 "mem: must be a whole number, but is the string \"512\"",
                 "qemu.extraArgs: must be a list, but is the string \"-s\"",
                 "volumes[0].imgae: unknown field; did you mean `image`?",
-                "volumes[0].image: missing, but it must be set",
+                "volumes[0].image: required field is missing",
                 "vpcu: unknown field; did you mean `vcpu`?",
-                "kernel: missing, but it must be set",
+                "kernel: required field is missing",
             ]
         );
     }

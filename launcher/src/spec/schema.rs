@@ -1,56 +1,56 @@
-//! The JSON Schema of the machine spec, generated from its types, and a walk along it that finds every misfit at once.
+//! The JSON Schema of the machine spec, generated from its types, and a check against it that reports all problems.
 //!
-//! serde stops at the first field it cannot place. The walk goes on, so that a spec with three misspelt options is
-//! mended in one go; what it accepts is then read by serde, which has the last word.
+//! serde stops at the first unknown field. The check continues, so that a user can fix three misspelt options at once.
+//! A document that passes is then read by serde, which can still refuse it.
 
 use crate::spec::MachineSpec;
 use crate::spelling::nearest;
 use serde_json::{Map, Value};
 use std::fmt;
 
-/// The schema of [`MachineSpec`] as a JSON document.
+/// Returns the schema of [`MachineSpec`] as a JSON document.
 pub fn machine_spec_schema() -> Value {
     schemars::schema_for!(MachineSpec).to_value()
 }
 
-/// Where a document does not fit the schema.
+/// A place where a document does not match the schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Misfit {
-    /// The place, as in `volumes[1].image`; empty is the document itself.
+pub struct Mismatch {
+    /// The place, such as `volumes[1].image`; empty for the document itself.
     pub place: String,
-    /// What is wrong there.
-    pub kind: MisfitKind,
+    /// The problem.
+    pub kind: MismatchKind,
 }
 
-/// In what way a document does not fit the schema.
+/// How a document does not match the schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MisfitKind {
-    /// A field that no type has; the nearest one that there is.
+pub enum MismatchKind {
+    /// An unknown field; with the nearest known one.
     UnknownField(Option<String>),
-    /// A field that must be there is not.
+    /// A required field is missing.
     MissingField,
-    /// A value of another type: what is wanted, what is there.
+    /// A value of the wrong type: what is expected, and what was found.
     WrongType(String, String),
-    /// A whole number out of its range: the least, the largest, what is there.
+    /// A whole number out of range: the smallest and largest allowed value, and the one found.
     OutOfRange(i128, i128, String),
-    /// A word that is none of these; the nearest one that is.
-    UnknownWord(Vec<String>, Option<String>),
+    /// A string that is not one of the allowed values; with the nearest of them.
+    UnknownValue(Vec<String>, Option<String>),
 }
 
-impl fmt::Display for Misfit {
+impl fmt::Display for Mismatch {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = if self.place.is_empty() { "the machine spec" } else { &self.place };
         match &self.kind {
-            MisfitKind::UnknownField(Some(known)) => {
+            MismatchKind::UnknownField(Some(known)) => {
                 write!(formatter, "{place}: unknown field; did you mean `{known}`?")
             }
-            MisfitKind::UnknownField(None) => write!(formatter, "{place}: unknown field"),
-            MisfitKind::MissingField => write!(formatter, "{place}: missing, but it must be set"),
-            MisfitKind::WrongType(wanted, found) => write!(formatter, "{place}: must be {wanted}, but is {found}"),
-            MisfitKind::OutOfRange(least, largest, found) => {
+            MismatchKind::UnknownField(None) => write!(formatter, "{place}: unknown field"),
+            MismatchKind::MissingField => write!(formatter, "{place}: required field is missing"),
+            MismatchKind::WrongType(wanted, found) => write!(formatter, "{place}: must be {wanted}, but is {found}"),
+            MismatchKind::OutOfRange(least, largest, found) => {
                 write!(formatter, "{place}: must be from {least} to {largest}, but is {found}")
             }
-            MisfitKind::UnknownWord(words, known) => {
+            MismatchKind::UnknownValue(words, known) => {
                 write!(formatter, "{place}: must be one of {}", words.join(", "))?;
                 known.as_ref().map_or(Ok(()), |known| write!(formatter, "; did you mean `{known}`?"))
             }
@@ -58,17 +58,17 @@ impl fmt::Display for Misfit {
     }
 }
 
-/// Every place where the document does not fit the schema of [`MachineSpec`], in the document's order.
-pub fn misfits(document: &Value) -> Vec<Misfit> {
+/// Returns every place where the document does not match the schema of [`MachineSpec`], in document order.
+pub fn mismatches(document: &Value) -> Vec<Mismatch> {
     let root = machine_spec_schema();
-    let mut walk = Walk { definitions: root.get("$defs").and_then(Value::as_object), misfits: Vec::new() };
+    let mut walk = Walk { definitions: root.get("$defs").and_then(Value::as_object), mismatches: Vec::new() };
     walk.visit("", document, &root);
-    walk.misfits
+    walk.mismatches
 }
 
 struct Walk<'schema> {
     definitions: Option<&'schema Map<String, Value>>,
-    misfits: Vec<Misfit>,
+    mismatches: Vec<Mismatch>,
 }
 
 impl<'schema> Walk<'schema> {
@@ -85,7 +85,7 @@ impl<'schema> Walk<'schema> {
         let types = types_of(schema);
         if !types.is_empty() && !types.iter().any(|name| has_type(value, name)) {
             let wanted = types.iter().map(|name| wanted_type(name)).collect::<Vec<_>>().join(" or ");
-            return self.report(place, MisfitKind::WrongType(wanted, found_type(value)));
+            return self.report(place, MismatchKind::WrongType(wanted, found_type(value)));
         }
         match value {
             Value::Object(fields) => self.visit_fields(place, fields, schema),
@@ -100,7 +100,7 @@ impl<'schema> Walk<'schema> {
                 if let (Some((least, largest)), Some(found)) = (range_of(schema), number.as_i128())
                     && !(least..=largest).contains(&found)
                 {
-                    self.report(place, MisfitKind::OutOfRange(least, largest, found.to_string()));
+                    self.report(place, MismatchKind::OutOfRange(least, largest, found.to_string()));
                 }
             }
             _ => {}
@@ -116,7 +116,7 @@ impl<'schema> Walk<'schema> {
                 (Some(schema), _) => self.visit(&place, value, schema),
                 (None, Some(Value::Bool(false))) => {
                     let known = properties.into_iter().flat_map(|properties| properties.keys());
-                    let kind = MisfitKind::UnknownField(nearest(name, known.map(String::as_str)).map(str::to_owned));
+                    let kind = MismatchKind::UnknownField(nearest(name, known.map(String::as_str)).map(str::to_owned));
                     self.report(&place, kind);
                 }
                 (None, Some(schema)) => self.visit(&place, value, schema),
@@ -126,7 +126,7 @@ impl<'schema> Walk<'schema> {
         let required = schema.get("required").and_then(Value::as_array);
         for name in required.into_iter().flatten().filter_map(Value::as_str) {
             if !fields.contains_key(name) {
-                self.report(&below(place, name), MisfitKind::MissingField);
+                self.report(&below(place, name), MismatchKind::MissingField);
             }
         }
     }
@@ -136,9 +136,9 @@ impl<'schema> Walk<'schema> {
             Some(word) if words.iter().any(|known| known == word) => {}
             Some(word) => {
                 let known = nearest(word, words.iter().map(String::as_str)).map(str::to_owned);
-                self.report(place, MisfitKind::UnknownWord(words, known));
+                self.report(place, MismatchKind::UnknownValue(words, known));
             }
-            None => self.report(place, MisfitKind::UnknownWord(words, None)),
+            None => self.report(place, MismatchKind::UnknownValue(words, None)),
         }
     }
 
@@ -151,8 +151,8 @@ impl<'schema> Walk<'schema> {
             .unwrap_or(schema)
     }
 
-    fn report(&mut self, place: &str, kind: MisfitKind) {
-        self.misfits.push(Misfit { place: place.to_owned(), kind });
+    fn report(&mut self, place: &str, kind: MismatchKind) {
+        self.mismatches.push(Mismatch { place: place.to_owned(), kind });
     }
 }
 
@@ -172,7 +172,7 @@ fn types_of(schema: &Value) -> Vec<&str> {
     }
 }
 
-/// The words of an enumeration, which the generator writes either as `enum` or, with a description each, as `oneOf`.
+/// Returns the values of an enumeration. The generator writes them as `enum` or, with descriptions, as `oneOf`.
 fn words_of(schema: &Value) -> Option<Vec<String>> {
     let word = |value: &Value| value.as_str().map(str::to_owned);
     if let Some(words) = schema.get("enum").and_then(Value::as_array) {
@@ -182,7 +182,7 @@ fn words_of(schema: &Value) -> Option<Vec<String>> {
     branches.iter().map(|branch| branch.get("const").and_then(word)).collect()
 }
 
-/// The range of a whole number: the generator writes the type as `format`, and limits where that type has narrow ones.
+/// Returns the range of a whole number. The generator writes the type as `format`, and adds limits for narrow types.
 fn range_of(schema: &Value) -> Option<(i128, i128)> {
     let (least, largest) = match schema.get("format").and_then(Value::as_str)? {
         "uint8" => (0, i128::from(u8::MAX)),

@@ -1,4 +1,4 @@
-//! Disks and shared directories as the user writes them.
+//! Disks and shared directories, as written in the spec.
 
 use super::yes;
 use crate::path::HostPath;
@@ -9,33 +9,33 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StoreDisk {
-    /// The image. With `plan`: where the image is made; null is `NAME-store.squashfs` in the state directory.
+    /// The image. With `plan`, the file to build; null means `NAME-store.squashfs` in the state directory.
     #[serde(default)]
     pub image: Option<HostPath>,
-    /// A plan of the image builder, from which the image is made with the host's cache before the machine starts.
+    /// An image plan. The image is built from it with the host's cache before the machine starts.
     #[serde(default)]
     pub plan: Option<HostPath>,
-    /// The image builder that carries out the plan; null is `microvm-image` from the search path.
+    /// The image builder; null means `microvm-image` from the search path.
     #[serde(default)]
     pub builder: Option<HostPath>,
-    /// The image builder's cache; null is the builder's own default.
+    /// The image builder's cache directory; null means the builder's default.
     #[serde(default)]
     pub cache: Option<HostPath>,
-    /// Its serial number, at most 20 bytes: `/dev/disk/by-id/virtio-SERIAL` in the guest, whatever its letter.
+    /// The disk's serial number, at most 20 bytes. The guest finds the disk as `/dev/disk/by-id/virtio-SERIAL`.
     #[serde(default)]
     pub serial: Option<String>,
-    /// Whether to read it past the page cache of the host.
+    /// Whether to bypass the host's page cache (direct I/O).
     #[serde(default)]
     pub direct: bool,
 }
 
-/// A disk image with a file system that the guest mounts.
+/// A disk image with a file system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Volume {
     /// The image: a file, or a block device.
     pub image: HostPath,
-    /// Size in MiB when it is created.
+    /// Size of a new image in MiB.
     #[serde(default, rename = "size")]
     pub size_mib: Option<u64>,
     /// The file system: ext2, ext3, ext4, xfs, btrfs, vfat...
@@ -44,22 +44,22 @@ pub struct Volume {
     /// The file system's label.
     #[serde(default)]
     pub label: Option<String>,
-    /// The disk's serial number, at most 20 bytes: `/dev/disk/by-id/virtio-SERIAL` in the guest.
+    /// The disk's serial number, at most 20 bytes. The guest finds the disk as `/dev/disk/by-id/virtio-SERIAL`.
     #[serde(default)]
     pub serial: Option<String>,
-    /// Whether the guest may only read it.
+    /// Whether the guest has read access only.
     #[serde(default)]
     pub read_only: bool,
-    /// Whether to go past the page cache of the host.
+    /// Whether to bypass the host's page cache (direct I/O).
     #[serde(default)]
     pub direct: bool,
-    /// Whether to create it before the start when there is no such file.
+    /// Whether to create the image before the start if it does not exist.
     #[serde(default = "yes")]
     pub auto_create: bool,
-    /// Further arguments for mkfs.
+    /// Additional arguments for mkfs.
     #[serde(default)]
     pub mkfs_extra_args: Vec<String>,
-    /// Where the guest mounts it; null is nowhere.
+    /// Where the guest mounts it; null means that it is not mounted.
     #[serde(default)]
     pub mount_point: Option<String>,
     /// The image's format.
@@ -75,19 +75,19 @@ fn ext4() -> String {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageType {
-    /// The disk's bytes as they are.
+    /// The plain contents of the disk.
     #[default]
     Raw,
-    /// qemu's copy on write format, version 2 or 3.
+    /// qemu's copy-on-write format, version 2 or 3.
     Qcow2,
-    /// Microsoft's older format.
+    /// The older format of Microsoft Virtual PC and Hyper-V.
     Vhd,
-    /// Microsoft's newer format.
+    /// The format of newer versions of Hyper-V.
     Vhdx,
 }
 
 impl ImageType {
-    /// The word in the machine spec.
+    /// Returns the value as written in the machine spec.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Raw => "raw",
@@ -98,35 +98,36 @@ impl ImageType {
     }
 }
 
-/// A directory of the host that the guest mounts.
+/// A host directory that the guest mounts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Share {
     /// The protocol.
     #[serde(default)]
     pub proto: ShareProtocol,
-    /// The name by which the guest finds it.
+    /// The name with which the guest mounts it.
     pub tag: String,
     /// The directory on the host.
     pub source: HostPath,
-    /// The virtiofs daemon's socket; null is `NAME-virtiofs-TAG.sock` in the state directory.
+    /// The virtiofs daemon's socket; null means `NAME-virtiofs-TAG.sock` in the state directory.
     #[serde(default)]
     pub socket: Option<HostPath>,
     /// Where the guest mounts it.
     pub mount_point: String,
-    /// Whether the guest may only read it.
+    /// Whether the guest has read access only.
     #[serde(default)]
     pub read_only: bool,
-    /// 9p: whose rights the guest's files get on the host.
+    /// 9p only: how owners and modes of the guest's files are stored on the host.
     #[serde(default)]
     pub security_model: SecurityModel,
-    /// virtiofs: what the guest may keep in its cache.
+    /// virtiofs only: what the guest caches.
     #[serde(default)]
     pub cache: Cache,
-    /// virtiofs: whether POSIX access control lists work; excludes translated user ids.
+    /// virtiofs only: whether POSIX access control lists are supported. They cannot be combined with translated user
+    /// IDs.
     #[serde(default = "yes")]
     pub posix_acl: bool,
-    /// virtiofs: further arguments for the daemon.
+    /// virtiofs only: additional arguments for the daemon.
     #[serde(default)]
     pub extra_args: Vec<String>,
 }
@@ -135,16 +136,16 @@ pub struct Share {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ShareProtocol {
-    /// Plan 9's protocol, spoken by the hypervisor itself.
+    /// The 9P protocol, served by the hypervisor itself.
     #[default]
     #[serde(rename = "9p")]
     NineP,
-    /// FUSE over virtio, spoken by a daemon beside the hypervisor.
+    /// FUSE over virtio, served by a separate daemon.
     Virtiofs,
 }
 
 impl ShareProtocol {
-    /// The word in the machine spec.
+    /// Returns the value as written in the machine spec.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NineP => "9p",
@@ -153,23 +154,23 @@ impl ShareProtocol {
     }
 }
 
-/// Whose rights a 9p guest's files get on the host.
+/// How a 9p share stores owners and modes of the guest's files on the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SecurityModel {
-    /// The guest's owner and mode; needs root.
+    /// As owner and mode on the host; requires root.
     Passthrough,
-    /// Like passthrough, but failing to set the owner is no error.
+    /// Like `passthrough`, but ignores errors when setting the owner.
     #[default]
     None,
-    /// Owner and mode in extended attributes.
+    /// In extended attributes.
     Mapped,
-    /// Owner and mode in hidden files.
+    /// In hidden files.
     MappedFile,
 }
 
 impl SecurityModel {
-    /// The word in the machine spec.
+    /// Returns the value as written in the machine spec.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Passthrough => "passthrough",
@@ -180,14 +181,14 @@ impl SecurityModel {
     }
 }
 
-/// What a virtiofs guest may keep in its cache.
+/// What the guest of a virtiofs share caches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Cache {
-    /// As the daemon sees fit.
+    /// Data and metadata, for a limited time.
     #[default]
     Auto,
-    /// Everything, for directories that nobody else changes.
+    /// Everything, without a time limit; only for directories that nobody else changes.
     Always,
     /// Metadata only.
     Metadata,
@@ -196,7 +197,7 @@ pub enum Cache {
 }
 
 impl Cache {
-    /// The word in the machine spec and in the daemon's option.
+    /// Returns the value as written in the machine spec and in the daemon's option.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
