@@ -1,17 +1,19 @@
 //! Opening, creating and replacing files in places that another user may be able to change.
 //!
 //! A machine's state directory belongs to the machine's user, and root works in it: before a start, and for `microvm
-//! volumes`, `tap up` and the like. Anyone who may write to a directory may put a symbolic link there at any moment. So a
-//! path is looked up once, name by name, and the directory that it leads to is held open; from then on files are reached
-//! by that descriptor and a plain name, never by the path again. Three rules hold:
+//! volumes`, `tap up` and similar commands. Anyone who can write to a directory can replace a name in it with a
+//! symbolic link at any moment. Therefore a path is resolved only once, component by component. The resulting directory
+//! stays open, and files are then reached by its descriptor and a plain name, never by the path again. Three rules
+//! apply:
 //!
-//! - root follows a symbolic link of another user only to what belongs to that same user;
-//! - a file is written under a name that nobody else had (`O_EXCL`, or without a name at all), and gets its owner and its
-//!   mode by its descriptor before it appears, whole and on disk;
-//! - a file that is there is looked at by descriptor before it is opened: only regular files and block devices are.
+//! - root follows another user's symbolic link only to files of that same user;
+//! - a file is written without a name, or under a temporary name created with `O_EXCL`. It gets its owner and its mode
+//!   through its descriptor, and appears only when it is complete and synced;
+//! - an existing file is inspected through a descriptor before it is opened: only regular files and block devices are
+//!   opened.
 //!
-//! The other modules of the launcher create, rename, remove and give away files through this one only; a test of the
-//! layers holds them to that.
+//! All other modules of the launcher create, rename, remove and chown files through this module; `tests/layering.rs`
+//! enforces this.
 
 use crate::child::Identity;
 use nix::errno::Errno;
@@ -33,26 +35,26 @@ pub use private::PrivateDirectory;
 
 mod private;
 
-/// As many symbolic links as the kernel follows in one path: path_resolution(7).
+/// The number of symbolic links that the kernel follows in one path: path_resolution(7).
 const MOST_LINKS: usize = 40;
 
-/// A directory, held open.
+/// An open directory.
 #[derive(Debug)]
 pub struct Directory {
     descriptor: OwnedFd,
     path: PathBuf,
 }
 
-/// Where a path leads: a name in a directory that is held open. There may be nothing of that name yet.
+/// A resolved path: an open directory, and a name in it. A file of that name may or may not exist.
 #[derive(Debug)]
 pub struct Place {
     directory: Directory,
     name: OsString,
-    /// The owners of the symbolic links on the way that root does not trust.
+    /// The owners, other than root, of the symbolic links that were followed.
     link_owners: Vec<Uid>,
 }
 
-/// A file that is being written and that nobody can see yet, or only under a name of its own.
+/// A file that is being written. It has no name yet, or only a temporary one.
 #[derive(Debug)]
 pub struct NewFile<'place> {
     file: File,
@@ -61,18 +63,18 @@ pub struct NewFile<'place> {
 }
 
 impl Directory {
-    /// Opens a directory that is there.
+    /// Opens an existing directory.
     ///
     /// # Errors
-    /// When it is not there, is no directory, or is reached by a link that is not to be followed.
+    /// Fails if it does not exist, is not a directory, or is reached by a symbolic link that root must not follow.
     pub fn open(path: &Path) -> io::Result<Self> {
         Self::find(path, &mut |_, _| Err(Errno::ENOENT.into()))
     }
 
-    /// Opens a directory, and makes it, and those above it, when they are not there. What is made gets the mode, and the
-    /// owner if there is one.
+    /// Opens a directory. Creates it and its parents if they are missing; the new directories get `mode` and, if given,
+    /// `owner`.
     ///
-    /// # Errors
+    /// The same as [`Directory::open`].
     /// As [`Directory::open`].
     pub fn make(path: &Path, mode: u32, owner: Option<&Identity>) -> io::Result<Self> {
         Self::find(path, &mut |parent, name| make_below(parent, name, mode, owner))
@@ -85,58 +87,59 @@ impl Directory {
         Ok(directory)
     }
 
-    /// Where it is.
+    /// Returns the path without the symbolic links that were followed.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Something in it, there or not. The name is one name: without a slash, and neither `.` nor `..`.
+    /// Returns the place of a file in this directory, which need not exist. `name` must be a single component: no
+    /// slash, not `.` or `..`.
     pub fn place(self, name: impl Into<OsString>) -> Place {
         Place { directory: self, name: name.into(), link_owners: Vec::new() }
     }
 
-    /// Its descriptor, once more.
+    /// Duplicates the descriptor.
     ///
     /// # Errors
-    /// When no descriptor is left.
+    /// Fails if the process has no free descriptor.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { descriptor: self.descriptor.try_clone()?, path: self.path.clone() })
     }
 
-    /// Writes the directory itself to the disk: only then names in it survive a power cut.
+    /// Syncs the directory itself. Names in it survive a power cut only after this.
     ///
     /// # Errors
-    /// When the disk fails.
+    /// Fails if the disk reports an error.
     pub fn sync(&self) -> io::Result<()> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         match openat(&self.descriptor, ".", flags, Mode::empty()) {
             Ok(readable) => File::from(readable).sync_all(),
-            // A directory may be written to without being readable, and cannot be synced then.
+            // A directory that is writable but not readable cannot be opened for syncing.
             Err(Errno::EACCES) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Who owns it.
+    /// Returns the owner.
     ///
     /// # Errors
-    /// When the kernel does not say.
+    /// Fails if fstat(2) fails.
     pub fn owner(&self) -> io::Result<Uid> {
         Ok(Uid::from_raw(fstat(&self.descriptor)?.st_uid))
     }
 
-    /// Gives the directory to a user.
+    /// Changes the owner and the group of the directory.
     ///
     /// # Errors
-    /// When this process may not.
+    /// Fails if this process is not permitted to.
     pub fn give_to(&self, owner: &Identity) -> io::Result<()> {
-        // Not by the descriptor itself, which is of the kind `O_PATH`.
+        // fchown(2) does not accept a descriptor opened with `O_PATH`.
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let readable = openat(&self.descriptor, ".", flags, Mode::empty())?;
         Ok(fchown(readable, Some(owner.user()), Some(owner.group()))?)
     }
 
-    /// Whether this process may create files in it.
+    /// Whether this process can create files in it.
     pub fn is_writable(&self) -> bool {
         faccessat(&self.descriptor, ".", AccessFlags::W_OK, AtFlags::AT_EACCESS).is_ok()
     }
@@ -157,18 +160,18 @@ impl AsFd for Directory {
 }
 
 impl Place {
-    /// Looks the path up. Everything but the last name must be there.
+    /// Resolves a path. All components except the last must exist.
     ///
     /// # Errors
-    /// When a directory on the way is not there, or a link is not to be followed.
+    /// Fails if a directory of the path is missing, or a symbolic link in it must not be followed.
     pub fn of(path: &Path) -> io::Result<Self> {
         Self::find(path, &mut |_, _| Err(Errno::ENOENT.into()))
     }
 
-    /// Looks the path up, and makes the directories on the way that are not there.
+    /// Resolves a path, and creates its missing directories.
     ///
     /// # Errors
-    /// As [`Place::of`].
+    /// The same as [`Place::of`].
     pub fn with_parents(path: &Path, mode: u32, owner: Option<&Identity>) -> io::Result<Self> {
         Self::find(path, &mut |parent, name| make_below(parent, name, mode, owner))
     }
@@ -194,47 +197,47 @@ impl Place {
         Err(Errno::ELOOP.into())
     }
 
-    /// Looks up the directory only: a symbolic link of that name is not followed but replaced or removed itself.
+    /// Resolves the parent directory only. If the last component is a symbolic link, the place is the link itself.
     ///
     /// # Errors
-    /// As [`Directory::open`].
+    /// The same as [`Directory::open`].
     pub fn itself(path: &Path) -> io::Result<Self> {
         let (parent, name) = split(path)?;
         Ok(Directory::open(parent)?.place(name))
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn directory(&self) -> &Directory {
         &self.directory
     }
 
-    /// The path, without symbolic links as far as they have been followed.
+    /// Returns the path without the symbolic links that were followed.
     pub fn path(&self) -> PathBuf {
         self.directory.path.join(&self.name)
     }
 
-    /// The same place with something behind its name: `disk.img` and `.lock` give `disk.img.lock`.
+    /// Returns the place of a file with `suffix` appended to this name: `disk.img` and `.lock` give `disk.img.lock`.
     ///
     /// # Errors
-    /// When no descriptor is left.
+    /// Fails if the process has no free descriptor.
     pub fn beside(&self, suffix: &str) -> io::Result<Self> {
         let mut name = self.name.clone();
         name.push(suffix);
         Ok(Self { directory: self.directory.try_clone()?, name, link_owners: self.link_owners.clone() })
     }
 
-    /// What is there; a symbolic link is itself.
+    /// Returns the metadata of the file, or `None` if it does not exist. Does not follow a symbolic link.
     ///
     /// # Errors
-    /// When the kernel does not say.
+    /// Fails if fstatat(2) fails.
     pub fn stat(&self) -> io::Result<Option<FileStat>> {
         self.directory.entry(&self.name)
     }
 
-    /// Opens the file that is there, which must be a regular file or a block device.
+    /// Opens an existing file, which must be a regular file or a block device.
     ///
     /// # Errors
-    /// When it is not there, something else, or not to be touched by root.
+    /// Fails if the file is missing, is of another type, or is one that root must not open here.
     pub fn open(&self, flags: OFlag) -> io::Result<File> {
         let look = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let found = openat(&self.directory.descriptor, self.name.as_os_str(), look, Mode::empty())?;
@@ -242,15 +245,15 @@ impl Place {
         require_file(&stat)?;
         require_same_owner(&self.link_owners, &stat)?;
         require_no_foreign_hard_link(&stat, &fstat(&self.directory.descriptor)?)?;
-        // The very same file, whatever the name leads to by now: proc(5), /proc/PID/fd.
+        // Opens the same file even if the name now refers to another one: proc(5), /proc/PID/fd.
         let again = open(descriptor_path(&found).as_path(), flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty())?;
         Ok(File::from(again))
     }
 
-    /// Reads the file that is there, and says who owns it; none when there is nothing.
+    /// Reads a file and returns its content and its owner, or `None` if it does not exist.
     ///
     /// # Errors
-    /// As [`Place::open`].
+    /// The same as [`Place::open`].
     pub fn read(&self) -> io::Result<Option<(Vec<u8>, Uid)>> {
         let mut file = match self.open(OFlag::O_RDONLY) {
             Ok(file) => file,
@@ -262,10 +265,10 @@ impl Place {
         Ok(Some((content, Uid::from_raw(fstat(&file)?.st_uid))))
     }
 
-    /// Opens the file, or creates it empty with that mode.
+    /// Opens the file, or creates an empty one with `mode`.
     ///
     /// # Errors
-    /// As [`Place::open`].
+    /// The same as [`Place::open`].
     pub fn open_or_create(&self, mode: u32) -> io::Result<File> {
         loop {
             match self.open(OFlag::O_RDWR) {
@@ -275,7 +278,7 @@ impl Place {
             self.require_own_directory()?;
             let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
             match openat(&self.directory.descriptor, self.name.as_os_str(), flags, to_mode(mode)) {
-                // Another process was faster: then it is there.
+                // Another process has created it in the meantime: open that one.
                 Err(Errno::EEXIST) => {}
                 created => {
                     let file = File::from(created?);
@@ -286,33 +289,33 @@ impl Place {
         }
     }
 
-    /// Writes the file whole or not at all, over what is there, and so that it survives a power cut.
+    /// Replaces the file atomically and syncs it, so that it survives a power cut.
     ///
     /// # Errors
-    /// When the disk is full or the directory not writable; nothing is left behind then.
+    /// Fails if the disk is full or the directory is not writable. The old file is then unchanged.
     pub fn replace(&self, content: &[u8], mode: u32, owner: Option<&Identity>) -> io::Result<()> {
         self.require_own_directory()?;
         let (file, name) = self.create_named()?;
         let written = fill(&file, content, mode, owner)
             .and_then(|()| Ok(renameat(&self.directory, name.as_os_str(), &self.directory, self.name.as_os_str())?));
         if let Err(error) = written {
-            // The error of the write is worth more than that of clearing up.
+            // The error of the write matters more than one from the cleanup.
             let _ = unlinkat(&self.directory, name.as_os_str(), UnlinkatFlags::NoRemoveDir);
             return Err(error);
         }
         self.directory.sync()
     }
 
-    /// Begins a new file that nobody sees before it is finished.
+    /// Creates a file that becomes visible only in [`NewFile::finish`].
     ///
     /// # Errors
-    /// When the directory cannot be written to.
+    /// Fails if the directory is not writable.
     pub fn create(&self) -> io::Result<NewFile<'_>> {
         self.require_own_directory()?;
         let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
         match openat(&self.directory.descriptor, ".", flags, to_mode(0o600)) {
             Ok(file) => Ok(NewFile { file: file.into(), place: self, temporary_name: None }),
-            // Some file systems cannot have files without a name: open(2).
+            // Some file systems do not support `O_TMPFILE`: open(2).
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT) => {
                 let (file, name) = self.create_named()?;
                 Ok(NewFile { file, place: self, temporary_name: Some(name) })
@@ -321,10 +324,10 @@ impl Place {
         }
     }
 
-    /// Puts a symbolic link there, over what is there.
+    /// Creates a symbolic link, atomically replacing an existing file.
     ///
     /// # Errors
-    /// When the directory cannot be written to.
+    /// Fails if the directory is not writable.
     pub fn replace_link(&self, target: &Path) -> io::Result<()> {
         self.require_own_directory()?;
         let name = self.temporary_name();
@@ -334,10 +337,11 @@ impl Place {
         self.directory.sync()
     }
 
-    /// Where the symbolic link that is there leads to. Root takes no other user's word for it.
+    /// Returns the target of a symbolic link. If this process is root, the link must belong to root.
     ///
     /// # Errors
-    /// When it is no link, or that of a user who could make root do something by it.
+    /// Fails if the file is not a symbolic link, is replaced during the call, or belongs to a user whom root must not
+    /// trust.
     pub fn read_own_link(&self) -> io::Result<PathBuf> {
         let link = self.stat()?.ok_or(Errno::ENOENT)?;
         let target = readlinkat(&self.directory.descriptor, self.name.as_os_str())?;
@@ -349,10 +353,10 @@ impl Place {
         Ok(target.into())
     }
 
-    /// What the file says that is there. Root takes no other user's word for it.
+    /// Reads a file. If this process is root, the file must belong to root.
     ///
     /// # Errors
-    /// As [`Place::open`], or when it is a file of a user who could make root do something by it.
+    /// The same as [`Place::open`]; also fails if the file belongs to a user whom root must not trust.
     pub fn read_own(&self) -> io::Result<Vec<u8>> {
         let mut file = self.open(OFlag::O_RDONLY)?;
         require_own(&fstat(&file)?)?;
@@ -361,39 +365,39 @@ impl Place {
         Ok(content)
     }
 
-    /// Gives what is there another name, over what has that name.
+    /// Renames the file, replacing an existing file at the new place.
     ///
     /// # Errors
-    /// When one of the directories cannot be written to.
+    /// Fails if one of the directories is not writable.
     pub fn rename_to(&self, other: &Self) -> io::Result<()> {
         renameat(&self.directory, self.name.as_os_str(), &other.directory, other.name.as_os_str())?;
         other.directory.sync()
     }
 
-    /// Binds a unix socket here, with that mode whatever the umask.
+    /// Binds a Unix socket here with `mode`, whatever the umask is.
     ///
     /// # Errors
-    /// When there is something of that name, or the directory cannot be written to.
+    /// Fails if a file of that name exists, or the directory is not writable.
     pub fn bind(&self, socket: &impl AsRawFd, mode: u32) -> io::Result<()> {
         self.require_own_directory()?;
-        // The kernel binds no symbolic link that is there: it refuses the name as taken.
+        // bind(2) does not follow an existing symbolic link; it fails because the name exists.
         bind(socket.as_raw_fd(), &UnixAddr::new(&self.descriptor_path())?)?;
         let made = self.own_socket()?;
-        // A descriptor of the kind `O_PATH` has no fchmod; the path below /proc leads to the very same socket.
+        // A descriptor opened with `O_PATH` does not support fchmod(2); its path in /proc refers to the same socket.
         Ok(fchmodat(AT_FDCWD, descriptor_path(&made).as_path(), to_mode(mode), FchmodatFlags::FollowSymlink)?)
     }
 
-    /// Gives a socket that this user has made to another user, who can then connect to it.
+    /// Gives a socket that this user has created to another user, who can then connect to it.
     ///
     /// # Errors
-    /// When there is something else by now.
+    /// Fails if the socket has been replaced.
     pub fn give_socket(&self, owner: &Identity) -> io::Result<()> {
         let made = self.own_socket()?;
         fchownat(&made, "", Some(owner.user()), Some(owner.group()), AtFlags::AT_EMPTY_PATH)?;
         Ok(())
     }
 
-    /// The socket that this user has made here.
+    /// Opens the socket that this user has created here.
     fn own_socket(&self) -> io::Result<OwnedFd> {
         let look = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let found = openat(&self.directory.descriptor, self.name.as_os_str(), look, Mode::empty())?;
@@ -405,16 +409,16 @@ impl Place {
         Ok(found)
     }
 
-    /// Removes the file or link; it need not be there.
+    /// Removes the file or symbolic link. A missing file is not an error.
     ///
     /// # Errors
-    /// When it is a directory, or the directory cannot be written to.
+    /// Fails if it is a directory, or the parent directory is not writable.
     pub fn remove(&self) -> io::Result<()> {
         self.remove_name(&self.name)
     }
 
-    /// The place by its directory's descriptor, for system calls that take nothing but a path. Valid as long as this
-    /// lives, in this process only.
+    /// Returns a path through the directory's descriptor, for system calls that accept only a path. It is valid in this
+    /// process only, and as long as `self` exists.
     pub fn descriptor_path(&self) -> PathBuf {
         descriptor_path(&self.directory.descriptor).join(&self.name)
     }
@@ -426,7 +430,7 @@ impl Place {
         }
     }
 
-    /// A link of another user does not decide where root creates, replaces or removes something.
+    /// Another user's symbolic link must not decide where root creates, replaces or removes a file.
     fn require_own_directory(&self) -> io::Result<()> {
         require_same_owner(&self.link_owners, &fstat(&self.directory.descriptor)?)
     }
@@ -440,7 +444,7 @@ impl Place {
 
     fn create_named(&self) -> io::Result<(File, OsString)> {
         let name = self.temporary_name();
-        // One that is there is of a process that had the same number and was killed.
+        // An existing file was left by a killed process that had the same process id.
         self.remove_name(&name)?;
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let file = openat(&self.directory.descriptor, name.as_os_str(), flags, to_mode(0o600))?;
@@ -449,15 +453,15 @@ impl Place {
 }
 
 impl NewFile<'_> {
-    /// The file.
+    /// Returns the file.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Gives it its name, unless something of that name has appeared in the meantime, and writes it to the disk.
+    /// Gives the file its name, unless another file of that name exists by now, and syncs it.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AlreadyExists`], or when the disk is full.
+    /// Returns [`io::ErrorKind::AlreadyExists`], or an error of the disk.
     pub fn finish(mut self, mode: u32, owner: Option<&Identity>) -> io::Result<()> {
         fill(&self.file, &[], mode, owner)?;
         let (directory, target) = (&self.place.directory, self.place.name.as_os_str());
@@ -468,7 +472,7 @@ impl NewFile<'_> {
             }
             Some(name) => {
                 match renameat2(directory, name.as_os_str(), directory, target, RenameFlags::RENAME_NOREPLACE) {
-                    // A file system that does not know the flag: a hard link does not overwrite either.
+                    // The file system does not support the flag. A hard link does not overwrite a file either.
                     Err(Errno::EINVAL | Errno::ENOSYS) => {
                         linkat(directory, name.as_os_str(), directory, target, AtFlags::empty())?;
                         unlinkat(directory, name.as_os_str(), UnlinkatFlags::NoRemoveDir)?;
@@ -485,16 +489,16 @@ impl NewFile<'_> {
 impl Drop for NewFile<'_> {
     fn drop(&mut self) {
         if let Some(name) = self.temporary_name.take() {
-            // It is of no use to anybody, and in nobody's way.
+            // If this fails, the file stays under its temporary name and does no harm.
             let _ = self.place.remove_name(&name);
         }
     }
 }
 
-/// Refuses a program that root would run although the user could put another one in its place.
+/// Refuses to let root run a program that the machine's user could replace.
 ///
 /// # Errors
-/// When the program, or a directory above it, is that user's or can be written to by that user.
+/// Fails if the program or one of its parent directories belongs to that user or is writable by that user.
 pub fn require_out_of_reach(program: &Path, user: &Identity) -> io::Result<()> {
     let program = program.canonicalize()?;
     for path in program.ancestors() {
@@ -511,14 +515,14 @@ pub fn require_out_of_reach(program: &Path, user: &Identity) -> io::Result<()> {
     Ok(())
 }
 
-/// The path by which a descriptor of this process can be opened again.
+/// Returns a path by which this process can reopen a descriptor.
 pub fn descriptor_path(descriptor: &impl AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
 }
 
 type MakeMissing<'make> = dyn FnMut(&OwnedFd, &OsStr) -> io::Result<()> + 'make;
 
-/// Looks up a directory name by name. What is missing is left to `missing`, which may make it.
+/// Opens a directory component by component. Calls `missing` for a directory that does not exist; it may create it.
 fn walk(path: &Path, link_owners: &mut Vec<Uid>, missing: &mut MakeMissing<'_>) -> io::Result<Directory> {
     let mut names = parts(path);
     let mut directory = start(path)?;
@@ -554,7 +558,7 @@ fn walk(path: &Path, link_owners: &mut Vec<Uid>, missing: &mut MakeMissing<'_>) 
     Ok(directory)
 }
 
-/// The directory and the name in it.
+/// Splits a path into the parent directory and the last component.
 fn split(path: &Path) -> io::Result<(&Path, &OsStr)> {
     let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -570,7 +574,7 @@ fn start(path: &Path) -> io::Result<Directory> {
     Ok(Directory { descriptor: open(name, directory_flags(), Mode::empty())?, path })
 }
 
-/// The names of a path. `..` stays one: behind a symbolic link it is not the directory before.
+/// Returns the components of a path. `..` is kept: after a symbolic link it does not refer to the previous component.
 fn parts(path: &Path) -> VecDeque<OsString> {
     let names = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
     names.map(|part| part.as_os_str().to_owned()).collect()
@@ -582,13 +586,13 @@ fn parent_of(path: &Path) -> PathBuf {
 
 fn make_below(parent: &OwnedFd, name: &OsStr, mode: u32, owner: Option<&Identity>) -> io::Result<()> {
     match mkdirat(parent, name, to_mode(mode)) {
-        // Another process was faster.
+        // Another process has created it in the meantime.
         Err(Errno::EEXIST) => return Ok(()),
         made => made?,
     }
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let made = openat(parent, name, flags, Mode::empty())?;
-    // The owner of the directory above may have put another one in its place.
+    // The owner of the parent directory could have replaced it.
     if Uid::from_raw(fstat(&made)?.st_uid) != geteuid() {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another user has replaced the new directory"));
     }
@@ -625,7 +629,8 @@ fn require_file(stat: &FileStat) -> io::Result<()> {
     }
 }
 
-/// Notes the owner of a link that root must not follow just anywhere. Who is not root has nothing to lend.
+/// Records the owner of a symbolic link. Only root needs this: another user can reach nothing through a link that the
+/// user could not reach directly.
 fn note_owner(link_owners: &mut Vec<Uid>, link: &FileStat) {
     let owner = Uid::from_raw(link.st_uid);
     if geteuid().is_root() && !owner.is_root() {
@@ -658,7 +663,7 @@ fn require_same_owner(link_owners: &[Uid], found: &FileStat) -> io::Result<()> {
     }
 }
 
-/// Who may write to a directory may give a foreign file another name there, where the kernel does not forbid it:
+/// Anyone who can write to a directory can hard-link another user's file there, unless the kernel forbids it:
 /// /proc/sys/fs/protected_hardlinks.
 fn require_no_foreign_hard_link(file: &FileStat, directory: &FileStat) -> io::Result<()> {
     let is_foreign = directory.st_uid != 0 && file.st_uid != directory.st_uid;
@@ -672,7 +677,7 @@ fn require_no_foreign_hard_link(file: &FileStat, directory: &FileStat) -> io::Re
     Ok(())
 }
 
-/// The user's name, or the number of one that has none.
+/// Returns the user's name, or the user id if there is none.
 pub fn user_name(user: Uid) -> String {
     User::from_uid(user).ok().flatten().map_or_else(|| user.to_string(), |user| user.name)
 }

@@ -1,15 +1,17 @@
-//! The processes beside a hypervisor, such as the virtiofs daemons: one small supervisor for all of a machine's.
+//! The processes that run beside a hypervisor, such as virtiofs daemons, and their supervisor: one for all processes of
+//! a machine.
 //!
-//! A virtiofs daemon serves one connection and ends with it. While the supervisor lives it is started again, with more
-//! time between the tries the more often it fails.
+//! A virtiofs daemon serves one connection and exits when it is closed. The supervisor restarts it, with a delay that
+//! doubles after each failure.
 //!
-//! A start uses only processes that it has started itself, or that provably run the same command: the process that starts one
-//! writes that command into `SOCKET.command` beside its socket. A daemon left over from an earlier start may serve what the
-//! machine spec now forbids. None is left over: they end with the launcher, or with the hypervisor that it becomes.
+//! A start reuses a running process only if it provably runs the same command: the process that starts a daemon writes
+//! the command into `SOCKET.command` next to its socket. A daemon of an earlier start could serve a directory that the
+//! machine spec now forbids. Daemons are not left over: they end with the launcher, or with the hypervisor that it
+//! becomes by exec.
 //!
-//! A virtiofs daemon of root makes a socket and `SOCKET.pid`, and follows symbolic links to the latter. The machine's user can
-//! put links into the state directory. So the daemon makes both in a directory of its own, which only its user can change,
-//! and the socket is moved from there to its place.
+//! virtiofsd, running as root, creates a socket and `SOCKET.pid`, and follows symbolic links when it creates the
+//! latter. The machine's user can create links in the state directory. Therefore the daemon creates both in a private
+//! directory, and the launcher then moves the socket to its place.
 
 use crate::child::{Identity, OnParentDeath, hand_on, prepare};
 use crate::interruption::{Interrupted, Interruption, end_group};
@@ -26,59 +28,59 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a daemon may take to make its socket.
+/// How long a daemon may take to create its socket.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait before looking for a socket again.
 const SOCKET_PAUSE: Duration = Duration::from_millis(20);
-/// How long another launcher may take to write down the command of a daemon that it has just started again.
+/// How long another launcher may take to record the command of a daemon that it has just restarted.
 const PROOF_PATIENCE: Duration = Duration::from_secs(2);
-/// Before the path of the socket in a virtiofs daemon's arguments.
+/// The option in a virtiofs daemon's arguments that precedes the socket path.
 const SOCKET_OPTION: &str = "--socket-path=";
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
-/// A daemon that has lived this long is not in trouble: its next failure counts as the first.
+/// A daemon that has run this long is healthy: its next failure counts as the first.
 const HEALTHY_LIFE: Duration = Duration::from_secs(30);
 
-/// Anyone who starts the machine reads which command serves its sockets.
+/// Readable by all, because any user who starts the machine must be able to check which command serves its sockets.
 const COMMAND_MODE: u32 = 0o644;
 
-/// Why a process beside the hypervisor does not run.
+/// Why a process beside the hypervisor cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SideProcessError {
-    /// Its program is not there.
+    /// Its program is not installed.
     #[error("{name}: {source}")]
     NotInstalled {
-        /// What it serves.
+        /// The process, in words for the user.
         name: String,
-        /// What is missing.
+        /// The missing program.
         source: NotInstalled,
     },
     /// It cannot be started.
     #[error("{name}: {program}: {source}")]
     Start {
-        /// What it serves.
+        /// The process, in words for the user.
         name: String,
         /// Its program.
         program: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It ended before it had made its socket.
+    /// It ended before it had created its socket.
     #[error("{name}: {program} ended with {status} before it served {socket}; its own messages are above")]
     Ended {
-        /// What it serves.
+        /// The process, in words for the user.
         name: String,
         /// Its program.
         program: PathBuf,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
         /// Its socket.
         socket: HostPath,
     },
-    /// It does not make its socket.
+    /// It did not create its socket in time.
     #[error("{name}: {program} has not served {socket} within {} s", SOCKET_PATIENCE.as_secs())]
     TooSlow {
-        /// What it serves.
+        /// The process, in words for the user.
         name: String,
         /// Its program.
         program: PathBuf,
@@ -91,7 +93,7 @@ pub enum SideProcessError {
          process, or start it with `microvm virtiofsd` and this machine spec"
     )]
     Foreign {
-        /// What it serves.
+        /// The process, in words for the user.
         name: String,
         /// Its socket.
         socket: HostPath,
@@ -99,22 +101,22 @@ pub enum SideProcessError {
     /// The command could not be written beside its socket.
     #[error("{name}: {path}: {source}")]
     Command {
-        /// What it serves.
+        /// The process, in words for the user.
         name: String,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Its socket is in the way.
+    /// A file at the path of its socket is in the way.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// Somebody asked the launcher to stop.
+    /// The user asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
 
-/// All processes beside one hypervisor; they end when this is dropped.
+/// All processes beside one hypervisor. Dropping this ends them.
 #[derive(Debug, Default)]
 pub struct SideProcesses {
     entries: Vec<Entry>,
@@ -126,23 +128,23 @@ struct Entry {
     program: PathBuf,
     socket: HostPath,
     working_directory: HostPath,
-    /// Who connects to the socket, if that is another user.
+    /// The user who connects to the socket, if it is another user.
     client: Option<Identity>,
     child: Option<Child>,
     started: Instant,
     delay: Duration,
     start_again: Option<Instant>,
-    /// Where it makes its socket, until that is moved to its place.
+    /// The directory in which the process creates its socket, until the socket is moved to its place.
     private: Option<PrivateDirectory>,
-    /// Whether its command is written beside its socket.
+    /// Whether its command is recorded next to its socket.
     is_noted: bool,
 }
 
 impl SideProcesses {
-    /// Starts those whose socket no process with the same command serves yet, and waits until all sockets are served.
-    /// The sockets are given to the client, the user who runs the hypervisor, if it is another.
+    /// Starts the processes that are not yet running with the same command, and waits until all sockets are served. The
+    /// sockets are given to `client`, the user who runs the hypervisor, if it is another user.
     ///
-    /// # Errors
+    /// Returns [`SideProcessError`]; the processes that were started are then ended.
     /// [`SideProcessError`]; those that were started are ended again.
     pub fn start(
         processes: &[SideProcess],
@@ -182,13 +184,13 @@ impl SideProcesses {
         Ok(started)
     }
 
-    /// Whether there are any.
+    /// Whether there are no processes.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Reaps those that have ended and starts them again when their time has come. Returns what happened, and when to
-    /// look again.
+    /// Reaps processes that have ended, and restarts those whose delay is over. Returns messages for the user, and when
+    /// to call this again.
     pub fn supervise(&mut self) -> (Vec<String>, Option<Instant>) {
         let mut events = Vec::new();
         for entry in &mut self.entries {
@@ -235,14 +237,14 @@ impl SideProcesses {
     }
 }
 
-/// The command of a process that serves a socket.
+/// The recorded command of a process that serves a socket.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ServedCommand {
     program: HostPath,
     arguments: Vec<String>,
     working_directory: HostPath,
-    /// Device and inode of the socket: another process that takes the place over makes another one.
+    /// Device and inode of the socket: another process that takes over the path creates another socket.
     socket: (u64, u64),
 }
 
@@ -258,7 +260,8 @@ impl ServedCommand {
     }
 }
 
-/// Whether a process that provably runs the same command serves the socket. Only root's word counts, and this user's own.
+/// Whether the socket is served by a process that provably runs the same command. Only records of root and of this user
+/// are trusted.
 pub fn serves_the_same(process: &SideProcess, working_directory: &HostPath) -> bool {
     let socket = process.socket.below(working_directory);
     let written = || {
@@ -295,7 +298,7 @@ impl Drop for SideProcesses {
             if let Some(child) = &mut entry.child {
                 end_group(child);
             }
-            // A daemon leaves its socket behind, and nobody listens there any more.
+            // A daemon leaves its socket behind, although nothing listens on it any more.
             let _ = remove_stale(entry.socket.as_path());
             let _ = command_place(entry.socket.as_path()).and_then(|place| place.remove());
         }
@@ -312,10 +315,10 @@ impl Entry {
         if let Some(private) = &private {
             hand_on(&mut command, vec![private.number()]);
         }
-        // stdout is the guest's console.
+        // Not inherited, because stdout is the guest's console.
         let stderr = std::os::fd::AsFd::as_fd(&io::stderr()).try_clone_to_owned().map_err(failed)?;
         command.stdout(stderr).process_group(0);
-        // With the launcher, or with the hypervisor that it becomes: both are the same process.
+        // Ends with the launcher, or with the hypervisor that it becomes by exec: both are the same process.
         prepare(&mut command, OnParentDeath::Terminate, None);
         self.child = Some(command.spawn().map_err(failed)?);
         self.started = Instant::now();
@@ -324,7 +327,7 @@ impl Entry {
         Ok(())
     }
 
-    /// The directory in which the daemon makes its socket, and its arguments that say so.
+    /// Creates the directory for the daemon's socket, and returns it with the arguments that use it.
     fn private_socket(&self) -> io::Result<(Option<PrivateDirectory>, Vec<String>)> {
         let mut arguments = self.process.arguments.clone();
         let option = format!("{SOCKET_OPTION}{}", self.process.socket);
@@ -336,7 +339,7 @@ impl Entry {
         Ok((Some(private), arguments))
     }
 
-    /// Whether it listens, wherever its socket is at the moment.
+    /// Whether the process listens on its socket, moved or not.
     fn serves(&self) -> bool {
         match &self.private {
             Some(private) => is_bound(&private.path_of(private.name())),
@@ -344,7 +347,7 @@ impl Entry {
         }
     }
 
-    /// Moves the socket to its place, for its client.
+    /// Moves the socket to its place, and gives it to its client.
     fn publish(&mut self) -> io::Result<()> {
         let Some(private) = &self.private else { return self.give_socket() };
         let made = private.place(private.name())?;
@@ -356,22 +359,22 @@ impl Entry {
         Ok(())
     }
 
-    /// When to look at it again.
+    /// Returns when to check this process again.
     fn look_again(&self) -> Option<Instant> {
         let waits = self.child.is_some() && !self.is_noted && self.started.elapsed() < SOCKET_PATIENCE;
         self.start_again.or_else(|| waits.then(|| Instant::now() + SOCKET_PAUSE))
     }
 
-    /// A daemon that was started again has made another socket.
+    /// Records the command again after a restart, because the daemon has created another socket.
     fn note_command(&mut self) {
         if self.is_noted || self.child.is_none() || !self.serves() {
             return;
         }
-        // Without it only another launcher would not use this daemon.
+        // Without the record, another launcher refuses to use this daemon; nothing else depends on it.
         self.is_noted = self.write_command().is_ok();
     }
 
-    /// Root's daemons make sockets that only root may connect to; passt is another user already.
+    /// The sockets of root's daemons accept connections only from root. passt already runs as another user.
     fn give_socket(&self) -> io::Result<()> {
         match &self.client {
             Some(client) if self.process.kind != SideProcessKind::Passt => {

@@ -1,9 +1,9 @@
-//! What is known about the machines that start and run: one directory each below the runtime directory, gone after a
+//! The state of machines that start or run: one directory per machine in the runtime directory, which is empty after a
 //! reboot.
 //!
-//! `stop`, `status`, `console` and `balloon` find a machine here by its name. A machine runs when the recorded process is
-//! alive and the same one: its start time distinguishes it from a later process with the same number. Whether a machine
-//! runs is decided here only, by [`MachineState::activity`].
+//! `stop`, `status`, `console` and `balloon` find a machine here by its name. A machine runs if the recorded process is
+//! alive and is still the same process: the start time distinguishes it from a later process with the same process id.
+//! Only [`MachineState::activity`] decides whether a machine runs.
 
 use crate::launch::Launch;
 use crate::network::MadeInterface;
@@ -20,38 +20,38 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Longest name of a machine in bytes: with it the socket paths stay below the 107 bytes that the kernel takes.
+/// The longest name of a machine in bytes. It keeps socket paths below the 107 bytes that the kernel accepts: unix(7).
 const LONGEST_NAME_BYTES: usize = 64;
-/// How long a supervisor whose machine has ended may take to clean up.
+/// How long to wait for a supervisor that cleans up after its machine.
 const CLEAN_UP_PATIENCE: Duration = Duration::from_secs(10);
-/// The file with the [`RunningMachine`].
+/// The file that contains the [`RunningMachine`].
 const PROCESS: &str = "process.json";
-/// The file with the [`StartingMachine`].
+/// The file that contains the [`StartingMachine`].
 const STARTING: &str = "starting.json";
 
-/// Why the state of a machine cannot be read or written.
+/// Why the state of a machine cannot be read or written, or the machine cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Neither the environment nor the rights of this user give a runtime directory.
+    /// No variable names a runtime directory, and this user cannot use `/run/microvm`.
     #[error("there is no runtime directory: set XDG_RUNTIME_DIR or MICROVM_RUNTIME_DIR to one that is yours")]
     NoRuntimeDirectory,
-    /// A name that could lead out of the runtime directory.
+    /// A name that is invalid or could point outside the runtime directory.
     #[error(
         "`{}` is no machine name: it has 1 to {LONGEST_NAME_BYTES} letters, digits, `.`, `_` and `-`, and begins with a letter, a digit or `_`",
         one_line(.0)
     )]
     BadName(String),
-    /// The machine runs.
+    /// The machine is running.
     #[error("{name} is running already, as process {pid}{}", elsewhere(.directory.as_deref()))]
     Running {
         /// The machine.
         name: String,
         /// Its process.
         pid: i32,
-        /// Where it runs, if that is not the directory of this start.
+        /// Its state directory, if that is not the directory of this start.
         directory: Option<PathBuf>,
     },
-    /// Another launcher is starting it.
+    /// Another launcher is starting the machine.
     #[error("{0} is being started by another process")]
     Starting(String),
     /// A file operation failed.
@@ -59,15 +59,15 @@ pub enum StateError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A state file of another release, or a damaged one.
+    /// A state file that is damaged or was written by another release.
     #[error("{path}: {source}; remove it if no machine runs from it")]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: serde_json::Error,
     },
 }
@@ -77,18 +77,18 @@ fn elsewhere(directory: Option<&Path>) -> String {
     format!(" in {}; give this one another name with --name", directory.display())
 }
 
-/// A process, told apart from a later one with the same number.
+/// A process, distinguished from later processes with the same process id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ProcessIdentity {
-    /// Its number.
+    /// The process id.
     pub pid: i32,
     /// When it started, in clock ticks since boot: field 22 of `/proc/PID/stat`, which exec does not change.
     pub start_ticks: u64,
 }
 
 impl ProcessIdentity {
-    /// The running process of that number.
+    /// Returns the running process with that process id.
     pub fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let broken = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has another format"));
@@ -103,21 +103,21 @@ impl ProcessIdentity {
         Ok(Self { pid, start_ticks })
     }
 
-    /// This process.
+    /// Returns this process.
     pub fn own() -> io::Result<Self> {
         Self::of(Pid::this().as_raw())
     }
 
-    /// Whether it still runs; a zombie does not.
+    /// Whether it is still running. A zombie is not.
     pub fn is_alive(&self) -> bool {
         Self::of(self.pid).is_ok_and(|now| now == *self)
     }
 
-    /// Sends it a signal; a process that is gone needs none. A process that gets its number in the meantime is not hit:
-    /// pidfd_open(2).
+    /// Sends a signal. Does nothing if the process has ended, and never signals a later process with the same process
+    /// id: pidfd_open(2).
     ///
     /// # Errors
-    /// When this user may not.
+    /// Fails if this user is not permitted to signal the process.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         let Some(pid) = rustix::process::Pid::from_raw(self.pid) else { return Ok(()) };
         let descriptor = match pidfd_open(pid, PidfdFlags::empty()) {
@@ -125,7 +125,7 @@ impl ProcessIdentity {
             Err(rustix::io::Errno::SRCH) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         };
-        // Looked at after the descriptor was opened: if it is the process now, the descriptor is of that one.
+        // Checked after opening the descriptor: if the process is still alive now, the descriptor refers to it.
         if !self.is_alive() {
             return Ok(());
         }
@@ -138,7 +138,7 @@ impl ProcessIdentity {
         }
     }
 
-    /// Whose process it is: its real user id, `Uid` in `/proc/PID/status`.
+    /// Returns the real user id: `Uid` in `/proc/PID/status`.
     fn user(&self) -> io::Result<Uid> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
         let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
@@ -147,26 +147,26 @@ impl ProcessIdentity {
     }
 }
 
-/// The processes of a machine that runs.
+/// The processes and interfaces of a running machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RunningMachine {
     /// The hypervisor.
     pub hypervisor: ProcessIdentity,
-    /// The launcher that supervises it; null when the launcher has become the hypervisor.
+    /// The launcher that supervises it; null if the launcher has become the hypervisor by exec.
     pub supervisor: Option<ProcessIdentity>,
     /// When it was started, in seconds since 1970.
     pub started_unix_seconds: u64,
-    /// The socket on which its console is served.
+    /// The socket that serves its console.
     pub console_socket: Option<PathBuf>,
-    /// Whether the guest has reported that it has booted; null when it is not asked to.
+    /// Whether the guest has reported that it has booted; null if the machine spec does not ask it to report.
     pub guest_ready: Option<bool>,
-    /// The network interfaces that were made for it, which are removed when it has ended.
+    /// The network interfaces that were created for it. They are removed when it ends.
     #[serde(default)]
     pub interfaces: Vec<MadeInterface>,
 }
 
-/// A machine that is being started: its hypervisor does not run yet.
+/// A machine that is being started. Its hypervisor is not running yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartingMachine {
@@ -174,23 +174,23 @@ pub struct StartingMachine {
     pub launcher: ProcessIdentity,
     /// The machine's state directory.
     pub working_directory: PathBuf,
-    /// The network interfaces that were made for it so far.
+    /// The network interfaces that were created for it so far.
     pub interfaces: Vec<MadeInterface>,
 }
 
 /// What a machine is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Activity {
-    /// Nothing: no process of it is alive.
+    /// None of its processes is alive.
     Stopped,
-    /// A launcher makes what the hypervisor needs.
+    /// A launcher is preparing the start.
     Starting(StartingMachine),
     /// Its hypervisor is alive.
     Running(RunningMachine),
 }
 
 impl Activity {
-    /// The processes of a machine that runs.
+    /// Returns the processes if the machine runs.
     pub fn running(&self) -> Option<&RunningMachine> {
         match self {
             Self::Running(machine) => Some(machine),
@@ -199,15 +199,15 @@ impl Activity {
     }
 }
 
-/// The directory that holds one directory for each machine.
+/// The directory that contains one directory per machine.
 #[derive(Clone, Debug)]
 pub struct RuntimeDirectory(PathBuf);
 
 impl RuntimeDirectory {
-    /// The first of `$MICROVM_RUNTIME_DIR`, `/run/microvm` for root, `$XDG_RUNTIME_DIR/microvm`, and `/run/microvm` if
-    /// it is there, as a service manager makes it.
+    /// Returns the first of `$MICROVM_RUNTIME_DIR`, `/run/microvm` for root, `$XDG_RUNTIME_DIR/microvm`, and
+    /// `/run/microvm` if it exists (a service manager creates it).
     ///
-    /// # Errors
+    /// Returns [`StateError::NoRuntimeDirectory`] if none of them is available.
     /// [`StateError::NoRuntimeDirectory`].
     pub fn locate() -> Result<Self, StateError> {
         let of_system = PathBuf::from("/run/microvm");
@@ -223,20 +223,20 @@ impl RuntimeDirectory {
         if of_system.is_dir() { Ok(Self(of_system)) } else { Err(StateError::NoRuntimeDirectory) }
     }
 
-    /// A directory of the caller's choice.
+    /// Uses the given directory.
     pub fn at(directory: impl Into<PathBuf>) -> Self {
         Self(directory.into())
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// The state of one machine.
+    /// Returns the state of one machine, which need not exist.
     ///
     /// # Errors
-    /// [`StateError::BadName`].
+    /// Returns [`StateError::BadName`].
     pub fn machine(&self, name: &str) -> Result<MachineState, StateError> {
         let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_');
         let is_plain = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
@@ -246,10 +246,10 @@ impl RuntimeDirectory {
         Ok(MachineState { name: name.to_owned(), directory: self.0.join(name) })
     }
 
-    /// The names of the machines that are known here, sorted.
+    /// Returns the names of the recorded machines, sorted. A missing directory counts as empty.
     ///
     /// # Errors
-    /// [`StateError::File`]; a directory that is not there is empty.
+    /// Returns [`StateError::File`].
     pub fn machine_names(&self) -> Result<Vec<String>, StateError> {
         let entries = match fs::read_dir(&self.0) {
             Ok(entries) => entries,
@@ -272,7 +272,7 @@ pub struct MachineState {
     directory: PathBuf,
 }
 
-/// Keeps every other launcher from starting the machine, as long as it lives.
+/// Prevents all other launchers from starting the machine while it is held.
 #[derive(Debug)]
 pub struct StartLock {
     state: MachineState,
@@ -281,20 +281,20 @@ pub struct StartLock {
 }
 
 impl StartLock {
-    /// The interfaces of an earlier run that nobody has removed.
+    /// Returns the interfaces of an earlier run that were not removed.
     pub fn left_over_interfaces(&self) -> &[MadeInterface] {
         &self.starting.interfaces
     }
 
-    /// The runtime directory that the machine is recorded in.
+    /// Returns the runtime directory that contains the machine's state.
     pub fn runtime(&self) -> RuntimeDirectory {
         self.state.runtime()
     }
 
-    /// Records the network interfaces that were made, so that they can be removed even if this process is killed.
+    /// Records the network interfaces that were created, so that they can be removed even if this process is killed.
     ///
     /// # Errors
-    /// [`StateError::File`].
+    /// Returns [`StateError::File`].
     pub fn record_interfaces(&mut self, interfaces: &[MadeInterface]) -> Result<(), StateError> {
         self.starting.interfaces = interfaces.to_vec();
         self.state.write(STARTING, &self.starting)
@@ -308,30 +308,30 @@ impl Drop for StartLock {
 }
 
 impl MachineState {
-    /// The machine's name.
+    /// Returns the machine's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The runtime directory that it is recorded in.
+    /// Returns the runtime directory that contains the machine's state.
     pub fn runtime(&self) -> RuntimeDirectory {
         RuntimeDirectory::at(self.directory.parent().unwrap_or(&self.directory))
     }
 
-    /// Where its state is.
+    /// Returns the directory that contains its state.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Where a file of this machine is.
+    /// Returns the path of a state file of this machine.
     pub fn file(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// Makes sure that the machine does not run and that no other launcher starts it, and records that this process does.
+    /// Locks the machine for a start by this process. Refuses if it runs or another launcher starts it.
     ///
     /// # Errors
-    /// [`StateError::Running`], [`StateError::Starting`], or a file operation.
+    /// Returns [`StateError::Running`], [`StateError::Starting`], or [`StateError::File`].
     pub fn lock_for_start(&self, working_directory: &Path) -> Result<StartLock, StateError> {
         let failed = |path: &Path, source| StateError::File { path: path.to_owned(), source };
         let directory =
@@ -346,7 +346,7 @@ impl MachineState {
         Ok(StartLock { state: self.clone(), starting, _lock: lock })
     }
 
-    /// A supervisor holds the lock until it has cleaned up after its machine, which does not take long.
+    /// Waits for the lock: a supervisor holds it until it has cleaned up after its machine, which takes a moment.
     fn wait_for_lock(&self, mut file: File, working_directory: &Path) -> Result<Flock<File>, StateError> {
         let end = Instant::now() + CLEAN_UP_PATIENCE;
         loop {
@@ -371,15 +371,15 @@ impl MachineState {
         }
     }
 
-    /// What the machine is doing.
+    /// Returns what the machine is doing.
     ///
     /// # Errors
-    /// [`StateError::File`], [`StateError::Unreadable`].
+    /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn activity(&self) -> Result<Activity, StateError> {
-        // In this order: the record of the start is removed only after that of the hypervisor is written.
+        // In this order, because the record of the start is removed only after the record of the hypervisor is written.
         let starting: Option<(StartingMachine, Uid)> = self.read(STARTING)?;
         let running: Option<(RunningMachine, Uid)> = self.read(PROCESS)?;
-        // A machine's user must not make root signal the process of somebody else.
+        // A machine's user must not make root signal another user's process.
         let is_writers = |process: &ProcessIdentity, writer: Uid| {
             writer.is_root() || process.user().is_ok_and(|user| user == writer)
         };
@@ -399,18 +399,18 @@ impl MachineState {
         Ok(Activity::Stopped)
     }
 
-    /// The machine's processes, if its hypervisor is alive.
+    /// Returns the machine's processes, if its hypervisor is alive.
     ///
     /// # Errors
-    /// [`StateError::File`], [`StateError::Unreadable`].
+    /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn running(&self) -> Result<Option<RunningMachine>, StateError> {
         Ok(self.activity()?.running().cloned())
     }
 
-    /// Where the machine starts or runs, or ran last.
+    /// Returns the state directory with which the machine starts, runs, or ran last.
     ///
     /// # Errors
-    /// [`StateError::File`], [`StateError::Unreadable`].
+    /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn working_directory(&self) -> Result<Option<PathBuf>, StateError> {
         match self.activity()? {
             Activity::Starting(machine) => Ok(Some(machine.working_directory)),
@@ -418,11 +418,11 @@ impl MachineState {
         }
     }
 
-    /// The interfaces that were made for the machine and that a launcher or supervisor which was killed could not remove;
-    /// none as long as the machine starts or runs.
+    /// Returns the interfaces that were created for the machine and not removed, because the launcher or supervisor was
+    /// killed. Empty while the machine starts or runs.
     ///
     /// # Errors
-    /// [`StateError::File`], [`StateError::Unreadable`].
+    /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn left_over_interfaces(&self) -> Result<Vec<MadeInterface>, StateError> {
         if self.activity()? != Activity::Stopped {
             return Ok(Vec::new());
@@ -433,49 +433,49 @@ impl MachineState {
             .map(|(machine, writer)| (machine.interfaces, writer))
             .into_iter()
             .chain(running.map(|(machine, writer)| (machine.interfaces, writer)));
-        // Nobody must make another user, and root least of all, remove an interface.
+        // Only records of this user count: nobody may make another user, and root in particular, remove an interface.
         let own = recorded.filter(|(_, writer)| *writer == geteuid());
         Ok(own.flat_map(|(interfaces, _)| interfaces).collect())
     }
 
-    /// What was started last, alive or not.
+    /// Returns the most recent launch, whether or not the machine still runs.
     ///
     /// # Errors
-    /// [`StateError::File`], [`StateError::Unreadable`].
+    /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn last_launch(&self) -> Result<Option<Launch>, StateError> {
         Ok(self.read("launch.json")?.map(|(launch, _)| launch))
     }
 
-    /// Records what is about to be started.
+    /// Records a launch before it starts.
     ///
     /// # Errors
-    /// [`StateError::File`].
+    /// Returns [`StateError::File`].
     pub fn write_launch(&self, launch: &Launch) -> Result<(), StateError> {
         self.write("launch.json", launch)
     }
 
-    /// Records the processes: the machine does not start any more, it runs.
+    /// Records the processes. From then on the machine counts as running, not as starting.
     ///
     /// # Errors
-    /// [`StateError::File`].
+    /// Returns [`StateError::File`].
     pub fn write_running(&self, machine: &RunningMachine) -> Result<(), StateError> {
         self.write(PROCESS, machine)?;
         self.remove(STARTING);
         Ok(())
     }
 
-    /// Forgets the processes; what was started is kept for the user to look at.
+    /// Removes the record of the processes. The record of the launch stays, for the user to read.
     pub fn clear_running(&self) {
         self.remove(PROCESS);
         self.remove(STARTING);
     }
 
     fn remove(&self, name: &str) {
-        // A record that stays is that of a dead process, and ignored.
+        // A record that cannot be removed belongs to a dead process and is ignored.
         let _ = Place::itself(&self.file(name)).and_then(|place| place.remove());
     }
 
-    /// What a file says, and who has written it.
+    /// Reads a state file, and returns its content and its owner.
     fn read<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<(T, Uid)>, StateError> {
         let path = self.file(name);
         match Place::itself(&path).and_then(|place| place.read()) {
@@ -489,7 +489,7 @@ impl MachineState {
         }
     }
 
-    /// Whole or not at all: a reader never sees half a file.
+    /// Writes a state file atomically.
     fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
         let path = self.file(name);
         let written = serde_json::to_vec_pretty(value).map_err(io::Error::from).and_then(|mut text| {
@@ -500,7 +500,7 @@ impl MachineState {
     }
 }
 
-/// Whether both paths lead to the same directory.
+/// Whether both paths refer to the same directory.
 pub fn is_same_directory(first: &Path, second: &Path) -> bool {
     let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     first == second || resolved(first) == resolved(second)
@@ -554,7 +554,7 @@ mod tests {
         let made = MadeInterface { name: "vm-web".to_owned(), index: 7 };
         lock.record_interfaces(std::slice::from_ref(&made)).unwrap();
         let own = ProcessIdentity::own().unwrap();
-        let Activity::Starting(starting) = machine.activity().unwrap() else { panic!("it does not start") };
+        let Activity::Starting(starting) = machine.activity().unwrap() else { panic!("it is not starting") };
         assert_eq!((starting.launcher, starting.interfaces.as_slice()), (own, [made.clone()].as_slice()));
         assert_eq!(machine.working_directory().unwrap().as_deref(), Some(Path::new("/var/lib/web")));
         assert_eq!(machine.left_over_interfaces().unwrap(), []);
@@ -565,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn a_launcher_that_was_killed_does_not_start_the_machine_any_more() {
+    fn a_machine_whose_launcher_was_killed_counts_as_stopped() {
         let directory = tempfile::tempdir().unwrap();
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
         let lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
@@ -583,7 +583,7 @@ mod tests {
     }
 
     #[test]
-    fn another_process_with_the_same_number_is_not_the_machine() {
+    fn a_later_process_with_the_same_pid_does_not_count_as_the_machine() {
         let directory = tempfile::tempdir().unwrap();
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
         let _lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
@@ -610,7 +610,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_file_is_written_over_a_link_and_not_through_it() {
+    fn writing_a_state_file_replaces_a_symbolic_link_instead_of_following_it() {
         let directory = tempfile::tempdir().unwrap();
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
         let _lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
@@ -625,7 +625,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_does_not_hit_another_process_with_the_same_number() {
+    fn a_signal_is_not_sent_to_a_later_process_with_the_same_pid() {
         let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         let process = ProcessIdentity::of(i32::try_from(child.id()).unwrap()).unwrap();
         let former = ProcessIdentity { start_ticks: process.start_ticks - 1, ..process };
@@ -637,7 +637,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_state_file_is_named() {
+    fn the_error_for_a_damaged_state_file_names_the_file() {
         let directory = tempfile::tempdir().unwrap();
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
         let _lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
@@ -647,7 +647,7 @@ mod tests {
     }
 
     #[test]
-    fn only_directories_are_machines() {
+    fn only_directories_are_listed_as_machines() {
         let directory = tempfile::tempdir().unwrap();
         let runtime = RuntimeDirectory::at(directory.path());
         fs::write(directory.path().join("facts.json"), "").unwrap();

@@ -1,4 +1,4 @@
-//! A directory that no other user can change, for a program that is given a path and creates what it likes beside it.
+//! A directory that no other user can change, for a program that is given a path and may create other files next to it.
 
 use super::{Directory, Place, descriptor_path, directory_flags, to_mode};
 use nix::errno::Errno;
@@ -12,11 +12,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const MODE: u32 = 0o700;
-/// One that is there is of a process that had the same number and was killed.
+/// The number of names to try. An existing directory was left by a killed process that had the same process id.
 const MOST_TRIES: u32 = 1000;
 
-/// A new directory in another one, removed with all files in it when this is dropped. It is reached by its descriptor: anyone who
-/// may change the directory above may at most give it another name.
+/// A new directory, removed with the files in it when this is dropped. It is reached by its descriptor: a user who can
+/// change the parent directory can only rename it.
 #[derive(Debug)]
 pub struct PrivateDirectory {
     parent: Directory,
@@ -25,10 +25,10 @@ pub struct PrivateDirectory {
 }
 
 impl PrivateDirectory {
-    /// Makes one.
+    /// Creates the directory.
     ///
     /// # Errors
-    /// When the directory above cannot be written to.
+    /// Fails if the parent directory is not writable.
     pub fn make(parent: Directory) -> io::Result<Self> {
         static MADE: AtomicU32 = AtomicU32::new(0);
         for _ in 0..MOST_TRIES {
@@ -50,25 +50,25 @@ impl PrivateDirectory {
         Err(Errno::EEXIST.into())
     }
 
-    /// Its name, which no other directory of this process has.
+    /// Returns its name, which is unique in this process.
     pub fn name(&self) -> &OsString {
         &self.name
     }
 
-    /// The descriptor that [`PrivateDirectory::path_of`] goes by.
+    /// Returns the number of the descriptor that [`PrivateDirectory::path_of`] refers to.
     pub fn number(&self) -> RawFd {
         self.directory.descriptor.as_raw_fd()
     }
 
-    /// The path of something in it, for this process and those that the descriptor is handed on to.
+    /// Returns a path of a file in it, valid in this process and in children that inherit the descriptor.
     pub fn path_of(&self, name: &OsString) -> PathBuf {
         descriptor_path(&self.directory.descriptor).join(name)
     }
 
-    /// Something in it.
+    /// Returns the place of a file in it.
     ///
     /// # Errors
-    /// When no descriptor is left.
+    /// Fails if the process has no free descriptor.
     pub fn place(&self, name: &OsString) -> io::Result<Place> {
         Ok(self.directory.try_clone()?.place(name))
     }
@@ -76,7 +76,7 @@ impl PrivateDirectory {
 
 impl Drop for PrivateDirectory {
     fn drop(&mut self) {
-        // What stays is empty, or of no use to anybody.
+        // If something cannot be removed, it stays and does no harm.
         let entries = std::fs::read_dir(descriptor_path(&self.directory.descriptor)).into_iter().flatten().flatten();
         for entry in entries {
             let _ = unlinkat(&self.directory, entry.file_name().as_os_str(), UnlinkatFlags::NoRemoveDir);

@@ -3,7 +3,7 @@ use nix::unistd::{Gid, chown};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
-/// A user without any rights, as a machine's user is.
+/// A user without privileges, like a machine's user.
 const STRANGER: u32 = 65534;
 
 fn give_away(path: &Path) {
@@ -17,7 +17,7 @@ fn give_away(path: &Path) {
     .unwrap();
 }
 
-/// A directory of the stranger, beside a file and a directory of root.
+/// A directory of another user, next to a file and a directory of root.
 struct Host {
     root: tempfile::TempDir,
 }
@@ -25,7 +25,7 @@ struct Host {
 impl Host {
     fn new() -> Option<Self> {
         if !geteuid().is_root() {
-            crate::test_skip::skipped("only root can be tricked into what other users cannot do");
+            crate::test_skip::skipped("needs root: the test shows that root is not tricked by another user's files");
             return None;
         }
         let root = tempfile::tempdir().unwrap();
@@ -94,7 +94,7 @@ fn a_hard_link_to_a_file_of_root_is_not_opened() {
 }
 
 #[test]
-fn a_replaced_file_has_its_owner_and_mode_and_what_was_linked_stays() {
+fn replacing_a_file_sets_its_mode_and_leaves_its_hard_links_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     let (victim, path) = (directory.path().join("victim"), directory.path().join("web.json"));
     fs::write(&victim, "untouched").unwrap();
@@ -107,7 +107,7 @@ fn a_replaced_file_has_its_owner_and_mode_and_what_was_linked_stays() {
 }
 
 #[test]
-fn a_new_file_never_overwrites_and_leaves_nothing_when_it_is_given_up() {
+fn a_new_file_never_overwrites_and_is_removed_when_dropped() {
     let directory = tempfile::tempdir().unwrap();
     let place = Place::with_parents(&directory.path().join("a/b/disk.img"), 0o750, None).unwrap();
     drop(place.create().unwrap());
@@ -120,7 +120,7 @@ fn a_new_file_never_overwrites_and_leaves_nothing_when_it_is_given_up() {
 }
 
 #[test]
-fn a_file_on_a_file_system_without_unnamed_files_is_made_under_another_name() {
+fn a_file_is_created_under_a_temporary_name_where_unnamed_files_are_unsupported() {
     let directory = tempfile::tempdir().unwrap();
     let place = Place::of(&directory.path().join("disk.img")).unwrap();
     let (file, name) = place.create_named().unwrap();
@@ -145,7 +145,7 @@ fn pipes_and_directories_are_not_opened() {
 }
 
 #[test]
-fn a_path_is_looked_up_as_the_kernel_does() {
+fn paths_are_resolved_as_the_kernel_resolves_them() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().canonicalize().unwrap();
     fs::create_dir_all(root.join("a/b")).unwrap();
@@ -156,7 +156,7 @@ fn a_path_is_looked_up_as_the_kernel_does() {
     }
     let owner = Place::of(&root.join("x")).unwrap().directory().owner().unwrap();
     assert_eq!(owner, geteuid());
-    // Only root may give files away.
+    // Only root can change the owner of a file.
     if geteuid().is_root() {
         chown(&root.join("a"), Some(Uid::from_raw(STRANGER)), None).unwrap();
         assert_eq!(Directory::open(&root.join("a")).unwrap().owner().unwrap(), Uid::from_raw(STRANGER));
@@ -164,7 +164,7 @@ fn a_path_is_looked_up_as_the_kernel_does() {
 }
 
 #[test]
-fn what_a_stranger_has_put_there_does_not_decide_what_root_does() {
+fn root_refuses_to_read_a_strangers_file_or_link_as_its_own() {
     let Some(host) = Host::new() else { return };
     fs::write(host.path("state/flake"), "github:good/flake").unwrap();
     symlink("/nix/store/good", host.path("state/current")).unwrap();
@@ -179,7 +179,7 @@ fn what_a_stranger_has_put_there_does_not_decide_what_root_does() {
 }
 
 #[test]
-fn root_runs_no_program_that_the_machines_user_can_replace() {
+fn root_refuses_to_run_a_program_that_the_machines_user_can_replace() {
     let Some(host) = Host::new() else { return };
     let nobody = Identity::of("nobody").unwrap();
     for name in ["state/script", "etc/script"] {
