@@ -8,13 +8,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Why a file was not written. An existing file is then unchanged.
+/// A file could not be written. An existing file is unchanged.
 #[derive(Debug, Error)]
 #[error("cannot write {}", .path.display())]
 pub struct WriteError {
     /// The file.
     pub path: PathBuf,
-    /// Why.
+    /// The error of the system.
     pub source: io::Error,
 }
 
@@ -33,28 +33,29 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), WriteError> {
         .and_then(|()| fs::rename(&temporary, path))
         .and_then(|()| sync_directory_of(path));
     written.map_err(|source| {
-        // Report the first error; that the file cannot be removed either does not matter to the user.
+        // Only the first error matters to the user, so a failure to remove the temporary file is not reported.
         _ = fs::remove_file(&temporary);
         WriteError { path: path.to_path_buf(), source }
     })
 }
 
-/// Makes the names in the directory of `path` last across a power cut.
+/// Syncs the directory that contains `path`, so that the names in it survive a power cut.
 ///
 /// # Errors
 /// The disk fails.
 pub(crate) fn sync_directory_of(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match File::open(directory).and_then(|directory| directory.sync_all()) {
-        // A directory that may be written to but not read, and file systems that cannot sync directories.
+        // The user may write to the directory but not read it, or the file system cannot sync directories.
         Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => Ok(()),
         other => other,
     }
 }
 
-/// A hidden name in the same directory that is unique, even if a killed process had the same number.
+/// Returns a unique hidden name in the same directory. It is random because a killed process with the same id may have
+/// left a file.
 pub(crate) fn beside(path: &Path) -> PathBuf {
-    // The standard library's only source of chance: a hasher's random keys.
+    // The keys of a hasher are the only random numbers that the standard library offers.
     let chance = RandomState::new().build_hasher().finish();
     let name = path.file_name().unwrap_or_default().as_bytes();
     // A name has at most 255 bytes.
@@ -65,7 +66,7 @@ pub(crate) fn beside(path: &Path) -> PathBuf {
     path.with_file_name(hidden)
 }
 
-/// So much of a file's name is in that of its temporary file, for who finds one.
+/// Number of bytes of the file's name that its temporary file's name begins with, to identify leftover files.
 const BEGINNING_BYTES: usize = 100;
 
 #[cfg(test)]
@@ -73,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replaces_what_was_there_and_leaves_nothing_else() {
+    fn an_existing_file_is_replaced_and_no_temporary_file_remains() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("plan.json");
         for content in ["first", "second"] {
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_leaves_nothing() {
+    fn a_failed_write_leaves_no_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("taken");
         fs::create_dir(&path).unwrap();

@@ -1,7 +1,7 @@
-//! The content of an image as a list of where its bytes come from: metadata in memory, ranges of store files, zeros.
+//! The content of an image as a list of extents and their sources: metadata in memory, ranges of store files, or zeros.
 //!
-//! Whoever has a [`BlockMap`] has the image: it can be written to a file, shared with the store by reflinks, or served to a
-//! guest on demand. It is a pure type; it reads no file.
+//! A [`BlockMap`] describes an image completely: the image can be written to a file, can share blocks with the store by
+//! reflinks, or can be served to a guest on demand. It is a pure type; it reads no file.
 //!
 //! A closure may have a million files, so the map is compact: 24 bytes per extent, and the paths of files are kept in
 //! their trees ([`StoreFiles`]), at about 50 bytes per file.
@@ -39,15 +39,15 @@ pub struct FileId {
     pub node: NodeId,
 }
 
-/// The place of a file: a store path, and the way from there.
+/// The location of a file: a store path and the path of the file below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreFilePath<'a> {
     /// The directory that contains the store path.
     pub store_dir: &'a Path,
     /// The store path.
     pub store_path: &'a StorePath,
-    /// Names of the directories below the store path and of the file, with slashes between them. Empty if the store path
-    /// is the file.
+    /// Names of the directories below the store path and of the file, with slashes between them. Empty if the store
+    /// path is the file.
     pub relative: Vec<u8>,
 }
 
@@ -76,7 +76,7 @@ impl StoreFiles {
         }
     }
 
-    /// Returns the place of a file; `None` if `file` is not a node of these store paths.
+    /// Returns the location of a file; `None` if `file` is not a node of these store paths.
     pub fn file_path(&self, file: FileId) -> Option<StoreFilePath<'_>> {
         let member = self.members.get(usize::try_from(file.member).ok()?)?;
         let tree = &member.tree;
@@ -109,7 +109,7 @@ pub enum Source {
         /// First byte.
         offset: u64,
     },
-    /// No place: all bytes are zero.
+    /// No source: all bytes are zero.
     Zeros,
 }
 
@@ -124,7 +124,7 @@ pub struct Extent {
     pub source: Source,
 }
 
-/// Extents that are not an image.
+/// Extents that do not form an image.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BlockMapError {
     /// An extent does not begin where the one before it ends.
@@ -141,7 +141,7 @@ pub enum BlockMapError {
         /// Where it begins.
         start: u64,
     },
-    /// More than the metadata contains.
+    /// An extent goes beyond the end of the metadata.
     #[error("the extent at byte {start} needs {needed_bytes} bytes of metadata, but there are {available_bytes}")]
     Metadata {
         /// Where it begins.
@@ -151,7 +151,7 @@ pub enum BlockMapError {
         /// Length of the metadata.
         available_bytes: u64,
     },
-    /// More than a file contains, or a file that does not exist.
+    /// An extent goes beyond the end of its file, or the file does not exist.
     #[error("the extent at byte {start} is not in the file that it names")]
     File {
         /// Where it begins.
@@ -267,7 +267,7 @@ impl BlockMap {
         }
     }
 
-    /// Length of the image in bytes.
+    /// Returns the length of the image in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
@@ -282,13 +282,13 @@ impl BlockMap {
         &self.files
     }
 
-    /// Returns the place of a file; `None` if `file` is not from this map.
+    /// Returns the location of a file; `None` if `file` is not from this map.
     pub fn file_path(&self, file: FileId) -> Option<StoreFilePath<'_>> {
         self.files.file_path(file)
     }
 
-    /// Returns the extents of a range of the image, in order, cut to the range; it takes logarithmic time to find the first.
-    /// What of the range is behind the end of the image is left out.
+    /// Returns the extents of a range of the image, in order, cut to the range; it takes logarithmic time to find the
+    /// first. The part of the range behind the end of the image is ignored.
     pub fn extents_in(&self, range: Range<u64>) -> ExtentsIn<'_> {
         let next = self.extents.partition_point(|extent| extent.start <= range.start).saturating_sub(1);
         ExtentsIn { map: self, next, at: range.start, end: range.end.min(self.size_bytes) }
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_image_is_refused() {
+    fn extents_that_do_not_form_an_image_are_refused() {
         let refused =
             |extents: &[Extent]| BlockMap::new(files(&[10]), vec![0; 8], extents.iter().copied()).unwrap_err();
         assert_eq!(refused(&[extent(1, 1, META)]), BlockMapError::NotContiguous { start: 1, expected: 0 });
@@ -441,7 +441,7 @@ mod tests {
         assert_eq!(refused(&[extent(0, 9, Source::Metadata { offset: u64::MAX })]), metadata(u64::MAX));
         let too_long = [extent(0, 1, Source::Zeros), extent(1, u64::MAX, Source::Zeros)];
         assert_eq!(refused(&too_long), BlockMapError::TooLong { start: 1 });
-        // Behind the end of a file, no file, no node, no store path.
+        // Behind the end of a file; nodes that are not files or do not exist; store paths that do not exist.
         for (file, offset, length) in [
             (file(0), 0, 11),
             (file(0), 10, 1),
@@ -473,7 +473,7 @@ mod tests {
         assert_eq!(files.file_path(FileId { member: 0, node: 0 }).unwrap().relative, b"");
     }
 
-    /// Byte by byte what the extents say: the source's number in the upper half, the position in it in the lower.
+    /// The origin of every byte according to the extents: the number of the source and the position in it.
     fn bytes_of(extents: impl Iterator<Item = Extent>) -> Vec<(u64, u64, u64)> {
         extents
             .flat_map(|Extent { start, length, source }| {
@@ -488,7 +488,7 @@ mod tests {
     }
 
     prop_compose! {
-        /// Extents of any kind behind each other: of three files with 40 bytes each and 60 bytes of metadata.
+        /// Contiguous extents of all kinds, from three files with 40 bytes each and 60 bytes of metadata.
         fn extents()(parts in prop::collection::vec((0..5_u32, 0..20_u64, 1..20_u64), 0..40)) -> Vec<Extent> {
             let mut start = 0;
             parts.into_iter().map(|(kind, offset, length)| {
@@ -506,7 +506,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_range_says_the_same_as_the_extents_it_was_made_of(extents in extents(), from in 0..900_u64, length in 0..300_u64) {
+        fn every_range_has_the_bytes_of_the_extents_it_is_cut_from(extents in extents(), from in 0..900_u64, length in 0..300_u64) {
             let map = BlockMap::new(files(&[40, 40, 40]), vec![0; 60], extents.iter().copied()).unwrap();
             prop_assert_eq!(bytes_of(map.extents()), bytes_of(extents.iter().copied()));
             let wanted: Vec<_> =

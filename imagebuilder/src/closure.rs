@@ -1,4 +1,4 @@
-//! What goes into an image: store paths that refer to nothing outside of themselves, wherever the list came from.
+//! The content of an image: a closure of store paths, and the sources that it can be read from.
 
 mod check;
 mod graph;

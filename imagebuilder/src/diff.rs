@@ -21,7 +21,7 @@ pub struct DiffOptions {
     pub differences_told: usize,
 }
 
-/// What kind of difference it is.
+/// The kind of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
@@ -61,19 +61,19 @@ impl fmt::Display for Difference {
     }
 }
 
-/// All differences. Serialised it is version 1 of the `diff --json` document.
+/// All differences. Its serialised form is version 1 of the `diff --json` document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DiffReport {
-    /// Version of this document's form.
+    /// Version of this document's format.
     pub version: u32,
     /// How many differences there are.
     pub difference_count: u64,
-    /// The first of them, in the order of their paths.
+    /// The first differences, in the order of their paths.
     pub differences: Vec<Difference>,
 }
 
-/// Why two images cannot be compared.
+/// Two images cannot be compared.
 #[derive(Debug, Error)]
 pub enum DiffError {
     /// The first image is damaged.
@@ -87,12 +87,12 @@ pub enum DiffError {
     Threads {
         /// The requested number.
         jobs: usize,
-        /// Why.
+        /// The error of the thread pool.
         source: rayon::ThreadPoolBuildError,
     },
 }
 
-/// Compares two images, whatever codecs and block sizes they have.
+/// Compares two images. Their codecs and block sizes may differ.
 ///
 /// # Errors
 /// One of them is damaged.
@@ -125,14 +125,15 @@ fn changed(found: &FirstOf<Difference>, path: &[u8], detail: String) {
     found.add(Difference { path: ImagePath(path.to_vec()), change: Change::Changed, detail });
 }
 
-/// Walks both images together. Reports differences in names and inodes, and yields the files whose content must be compared.
+/// Walks both images together. Reports differences in names and inodes, and yields the files whose content must be
+/// compared.
 struct Pairs<'a> {
     first: Peekable<Walk<'a>>,
     second: Peekable<Walk<'a>>,
     found: &'a FirstOf<Difference>,
 }
 
-/// The order of walks: parents first, names of one directory by their bytes.
+/// Compares two paths by the order of walks: parents first, the names in a directory by their bytes.
 fn walk_order(a: &[u8], b: &[u8]) -> Ordering {
     a.split(|byte| *byte == b'/').cmp(b.split(|byte| *byte == b'/'))
 }
@@ -296,13 +297,13 @@ impl<'a> ContentStream<'a> {
         self.taken += usize::try_from(count).unwrap_or_default();
     }
 
-    /// The next bytes of the current piece; nothing for a hole.
+    /// Returns the next bytes of the current piece; `None` for a hole.
     fn ahead(&self, count: u64) -> Option<&[u8]> {
         let count = usize::try_from(count).ok()?;
         self.bytes.get(self.taken..).filter(|_| !self.bytes.is_empty())?.get(..count)
     }
 
-    /// Where the next `count` bytes of two streams differ first.
+    /// Returns the index of the first difference in the next `count` bytes of two streams.
     fn first_difference(&self, other: &Self, count: u64) -> Option<u64> {
         let position = match (self.ahead(count), other.ahead(count)) {
             (None, None) => None,

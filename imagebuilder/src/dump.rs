@@ -5,7 +5,7 @@ use crate::image::{Block, Escaped, FileInode, Image, ImageError, Inode, InodeFor
 use std::io::{self, Write};
 use thiserror::Error;
 
-/// Why a dump is incomplete.
+/// A dump is incomplete.
 #[derive(Debug, Error)]
 pub enum DumpError {
     /// The image is damaged.
@@ -60,7 +60,7 @@ pub fn dump(image: &Image, out: &mut dyn Write) -> Result<(), DumpError> {
     Ok(())
 }
 
-/// `/path type mode owner:group mtime inode links` and what belongs to the kind.
+/// Writes `/path type mode owner:group mtime inode links` and the fields of the inode's type.
 fn dump_node(image: &Image, node: &Node, out: &mut dyn Write) -> Result<(), DumpError> {
     let inode = &node.inode;
     let extended = if inode.form == InodeForm::Extended { "+" } else { "" };
@@ -97,7 +97,7 @@ fn dump_node(image: &Image, node: &Node, out: &mut dyn Write) -> Result<(), Dump
     Ok(())
 }
 
-/// The location of the content: ` at=96 blocks=3450,4096p,hole*12 fragment=0+120`.
+/// Writes the location of the content: ` at=96 blocks=3450,4096p,hole*12 fragment=0+120`.
 fn dump_file(image: &Image, file: &FileInode, out: &mut dyn Write) -> Result<(), DumpError> {
     write!(out, " size={}", file.size_bytes)?;
     let mut holes = 0_u64;
@@ -136,13 +136,13 @@ fn dump_xattrs(image: &Image, inode: &Inode, out: &mut dyn Write) -> Result<(), 
     Ok(())
 }
 
-/// Stored bytes, with a `p` when they are plain.
+/// Formats the stored length of a block, with a `p` if it is stored uncompressed.
 fn stored(block: Block) -> String {
     let plain = if block.word.is_plain() { "p" } else { "" };
     format!("{}{plain}", block.word.stored_bytes())
 }
 
-/// Major and minor number, packed as the kernel's `new_decode_dev` has them.
+/// Returns the major and minor number, which are packed as in the kernel's `new_decode_dev`.
 fn device_numbers(number: u32) -> (u32, u32) {
     ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xf_ff00))
 }

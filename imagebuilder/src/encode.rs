@@ -1,6 +1,6 @@
-//! Compresses single blocks, the same input to the same bytes on every machine and thread.
+//! Compresses single blocks. The same input gives the same bytes on every machine and in every thread.
 //!
-//! The codecs are compiled in (never the system's libraries), because another version may give other bytes.
+//! The codecs are compiled in. The system's libraries are never used, because another version may give other bytes.
 
 use crate::settings::{Compression, ImageSettings};
 use crate::squashfs::format::{BLOCK_PLAIN, PutLe, codec};
@@ -10,16 +10,16 @@ use std::io::Cursor;
 use thiserror::Error;
 use zstd::zstd_safe::{CCtx, CParameter, ParamSwitch};
 
-/// Counts changes of this module that change bytes: it is part of every cache key.
+/// Increased by every change of this module that changes the output. It is part of every cache key.
 pub const ENCODER_VERSION: u32 = 1;
 
-/// Versions of the codecs' crates, as `Cargo.lock` has them: another version may give other bytes.
+/// Versions of the codecs' crates, as in `Cargo.lock`: another version may give other bytes.
 const ZLIB_RS: &str = "0.6.8";
 const LIBLZMA: &str = "0.4.9";
 const LZ4_FLEX: &str = "0.14.0";
 
-/// Names the encoder, its version and that of the codec it uses: all that decides the bytes of a block besides the content,
-/// the level and the block size.
+/// Returns the version of the encoder and the name and version of its codec. Together with the content, the level and
+/// the block size, they determine the bytes of a block.
 pub fn codec_version(compression: Compression) -> String {
     let version = match compression {
         Compression::Zstd => zstd::zstd_safe::version_string(),
@@ -31,7 +31,7 @@ pub fn codec_version(compression: Compression) -> String {
     format!("e{ENCODER_VERSION}.{version}")
 }
 
-/// A codec that failed; none of them does on memory alone.
+/// A codec failed. This is not expected, because the codecs only read and write memory.
 #[derive(Clone, Debug, Error)]
 #[error("the {codec} encoder failed: {reason}")]
 pub struct EncodeError {
@@ -41,15 +41,15 @@ pub struct EncodeError {
 
 #[cfg(test)]
 impl EncodeError {
-    /// An error, to test its handling.
+    /// Returns an error for tests of error handling.
     pub(crate) fn for_test() -> Self {
         Self { codec: "zstd", reason: "for a test".to_owned() }
     }
 }
 
-/// The number of a codec in the superblock.
+/// Returns the number of a codec in the superblock.
 ///
-/// Plain images name gzip: it is the codec that every kernel with squashfs is most likely to have.
+/// Uncompressed images name gzip, because it is the codec that kernels with squashfs most likely support.
 pub fn codec_number(compression: Compression) -> u16 {
     match compression {
         Compression::Zstd => codec::ZSTD,
@@ -66,8 +66,8 @@ const GZIP_LEVEL_UNSAID: u32 = 9;
 /// Highest zstd level for metadata blocks.
 const ZSTD_METADATA_LEVEL: u32 = 1;
 
-/// The codec options that follow the superblock, for readers that ask for them: LZ4 must have them (its version), the
-/// others only say what differs from the defaults of the squashfs tools.
+/// Returns the codec options that follow the superblock. LZ4 requires them (for its version); the others only contain
+/// what differs from the defaults of the squashfs tools.
 pub fn codec_options(settings: &ImageSettings) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     match (settings.compression(), settings.level()) {
@@ -86,7 +86,7 @@ pub fn codec_options(settings: &ImageSettings) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Compresses blocks one after the other. Holds the codec's working memory, so a thread keeps one.
+/// Compresses blocks one after the other. It owns the codec's working memory, so each thread keeps one.
 pub struct Encoder {
     codec: Codec,
 }
@@ -116,8 +116,8 @@ impl Encoder {
         Ok(Self { codec })
     }
 
-    /// Sets the codec up for metadata blocks. Higher zstd levels take two to ten times as long for their 8 KiB, which a
-    /// rebuild from the cache would wait for, and save less than a ten-thousandth of an image.
+    /// Sets the codec up for metadata blocks. Higher zstd levels take two to ten times as long for 8 KiB, which would
+    /// slow down a rebuild from the cache, and save less than a ten-thousandth of an image.
     ///
     /// # Errors
     /// The codec refuses its parameters.
@@ -131,7 +131,7 @@ impl Encoder {
     }
 
     /// Appends the stored form of a block to `out` and returns its size word: the stored length, with
-    /// [`BLOCK_PLAIN`] when compressing would not have made it shorter.
+    /// [`BLOCK_PLAIN`] if compression does not make it shorter.
     ///
     /// # Errors
     /// The codec failed.
@@ -159,12 +159,13 @@ impl Encoder {
     }
 }
 
-/// Blocks are at most 1 MiB, so their length always fits the word.
+/// Returns the length as a size word. Blocks have at most 1 MiB, so it always fits.
 fn length_word(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// The row-based match finder is switched on by hand: left alone, zstd decides by the CPU it was compiled for.
+/// Creates a zstd context. It enables the row-based match finder explicitly; otherwise its use depends on the CPU that
+/// zstd was compiled for.
 fn zstd_context(level: u32) -> Result<CCtx<'static>, EncodeError> {
     let mut context = CCtx::create();
     let level = i32::try_from(level).unwrap_or(i32::MAX);
@@ -178,18 +179,19 @@ fn zstd_error(code: usize) -> EncodeError {
     EncodeError { codec: "zstd", reason: zstd::zstd_safe::get_error_name(code).to_owned() }
 }
 
-/// True when the compressed form, appended to `out`, is shorter than the input.
+/// Appends the compressed form to `out`; returns whether it is shorter than the input.
 fn encode_zstd(context: &mut CCtx<'static>, input: &[u8], out: &mut Vec<u8>) -> Result<bool, EncodeError> {
     let start = out.len();
     out.reserve(zstd::zstd_safe::compress_bound(input.len()));
-    // A cursor lets zstd write into room that has not been zeroed.
+    // With a cursor, zstd can write to memory that has not been zeroed.
     let mut end = Cursor::new(out);
     end.set_position(start as u64);
     let written = context.compress2(&mut end, input).map_err(zstd_error)?;
     Ok(written < input.len())
 }
 
-/// As [`encode_zstd`]; the output buffer is one byte short of the input, so what does not fit did not shrink.
+/// Same as [`encode_zstd`]. The output buffer is one byte shorter than the input: output that does not fit is not
+/// shorter.
 fn encode_gzip(stream: &mut Compress, input: &[u8], out: &mut Vec<u8>) -> Result<bool, EncodeError> {
     let start = out.len();
     stream.reset();
@@ -201,7 +203,8 @@ fn encode_gzip(stream: &mut Compress, input: &[u8], out: &mut Vec<u8>) -> Result
     Ok(status == Status::StreamEnd)
 }
 
-/// The kernel's decoder takes one LZMA2 filter, a dictionary no larger than the block, and CRC32 as the only check.
+/// Same as [`encode_zstd`]. The kernel's decoder requires a single LZMA2 filter, a dictionary that is not larger than
+/// the block, and CRC32 as the check.
 fn encode_xz(level: u32, dictionary_bytes: u32, input: &[u8], out: &mut Vec<u8>) -> Result<bool, EncodeError> {
     let fail = |error: liblzma::stream::Error| EncodeError { codec: "xz", reason: error.to_string() };
     let mut options = LzmaOptions::new_preset(level).map_err(fail)?;
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn every_codec_gives_back_what_it_was_given_and_says_so_alike_twice() {
+    fn every_codec_restores_its_input_and_compresses_it_to_the_same_bytes_twice() {
         let text = b"the quick brown fox ".repeat(5000);
         for compression in Compression::ALL {
             let mut encoder = Encoder::new(&settings(compression)).unwrap();
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_versions_in_the_keys_of_packs_are_those_of_the_codecs() {
+    fn the_versions_in_the_keys_of_packs_are_those_in_cargo_lock() {
         let lock = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock")).unwrap();
         for (name, version) in [("zlib-rs", ZLIB_RS), ("liblzma-sys", LIBLZMA), ("lz4_flex", LZ4_FLEX)] {
             assert!(lock.contains(&format!("name = \"{name}\"\nversion = \"{version}\"\n")), "{name} {version}");
@@ -269,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_shrink_is_stored_plain() {
+    fn a_block_that_does_not_shrink_is_stored_uncompressed() {
         let mut noise = Vec::new();
         blake3::Hasher::new().finalize_xof().fill({
             noise.resize(4097, 0);

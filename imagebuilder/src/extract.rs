@@ -1,8 +1,8 @@
 //! Extracts the files of an image into a directory.
 //!
-//! Nothing is ever written outside that directory, even if the image is malicious: names are checked when listings are read,
-//! everything is created relative to open directories, and no symbolic link is followed. Each file
-//! appears complete or not at all. Owners, setuid and setgid bits and extended attributes are not extracted.
+//! Nothing is ever written outside that directory, even if the image is malicious: names are checked when listings are
+//! read, everything is created relative to open directories, and no symbolic link is followed. Each file appears
+//! complete or not at all. Owners, setuid and setgid bits and extended attributes are not extracted.
 
 mod plan;
 mod second_pass;
@@ -22,25 +22,25 @@ use target::TargetDirectory;
 use thiserror::Error;
 use write::{Making, WriteJob};
 
-/// Files handed to a thread at once: neighbours mostly share a fragment block.
+/// Number of files given to a thread at once: adjacent files often share a fragment block.
 const BATCH: usize = 32;
 
 /// What to do with devices, pipes and sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpecialFiles {
-    /// Extract nothing when there is one.
+    /// Refuse the image if it contains one.
     Refuse,
-    /// Leave them out.
+    /// Skip them.
     Skip,
 }
 
-/// What is extracted, and where to.
+/// What to extract, and where to.
 #[derive(Clone, Copy, Debug)]
 pub struct ExtractOptions<'a> {
-    /// The path in the image: a directory and all below it, or a single file. The root's content goes right into the
-    /// output directory, anything else under its own name.
+    /// The path in the image: a directory and everything below it, or a single file. The content of the root is
+    /// extracted directly into the output directory, everything else under its last name.
     pub path: &'a [u8],
-    /// The directory to fill. It must be empty, or is created.
+    /// The output directory. It must be empty; it is created if it does not exist.
     pub output: &'a Path,
     /// What to do with devices, pipes and sockets.
     pub special_files: SpecialFiles,
@@ -48,13 +48,13 @@ pub struct ExtractOptions<'a> {
     pub jobs: usize,
 }
 
-/// What was extracted. Serialised it is version 1 of the `extract --json` document.
+/// What was extracted. Its serialised form is version 1 of the `extract --json` document.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExtractReport {
-    /// Version of this document's form.
+    /// Version of this document's format.
     pub version: u32,
-    /// Directories, the output directory not counted.
+    /// Directories, without the output directory.
     pub directories: u64,
     /// Regular files.
     pub files: u64,
@@ -62,21 +62,22 @@ pub struct ExtractReport {
     pub bytes: u64,
     /// Symbolic links.
     pub symlinks: u64,
-    /// Names made as links to a file that was there already.
+    /// Names that were created as links to a file extracted earlier.
     pub hard_links: u64,
-    /// Devices, pipes and sockets left out.
+    /// Devices, pipes and sockets that were skipped.
     pub special_files_skipped: u64,
-    /// Setuid and setgid bits left out: without the owner they would give rights to another.
+    /// Setuid and setgid bits that were removed: they would give the rights of the wrong user, because owners are not
+    /// preserved.
     pub set_id_bits_dropped: u64,
 }
 
-/// Why something was not extracted.
+/// An extraction failed.
 #[derive(Debug, Error)]
 pub enum ExtractError {
     /// The image is damaged, or has nothing at the path.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// There is something in the output directory.
+    /// The output directory is not empty.
     #[error("{} is not empty", .path.display())]
     NotEmpty {
         /// The directory.
@@ -87,9 +88,9 @@ pub enum ExtractError {
     SpecialFile {
         /// The first of them.
         path: ImagePath,
-        /// What it is.
+        /// Its type.
         kind: InodeType,
-        /// How many more there are.
+        /// The number of other special files.
         others: u64,
     },
     /// Something cannot be created or written.
@@ -102,13 +103,13 @@ pub enum ExtractError {
         /// The error of the system.
         source: io::Error,
     },
-    /// More hard links than fit into bounded memory.
+    /// There are more hard links than the memory limit allows.
     #[error("{path}: too many files with hard links; extract a part of the image at a time")]
     TooManyLinks {
-        /// Where it became too many.
+        /// The file at which the limit was exceeded.
         path: ImagePath,
     },
-    /// Stopped by the caller.
+    /// The caller cancelled the extraction.
     #[error("interrupted")]
     Interrupted,
     /// No thread can be started.
@@ -116,7 +117,7 @@ pub enum ExtractError {
     Threads {
         /// The requested number.
         jobs: usize,
-        /// Why.
+        /// The error of the thread pool.
         source: rayon::ThreadPoolBuildError,
     },
 }
@@ -132,12 +133,12 @@ fn write_error(action: &'static str, path: PathBuf) -> impl FnOnce(Errno) -> Ext
 
 /// Extracts a path of an image.
 ///
-/// The tree is walked once before anything is made, so damaged tables and special files are found before. When `cancel`
-/// turns true the extraction ends.
+/// The tree is walked once before anything is created, so that damaged tables and special files are found first. The
+/// extraction ends when `cancel` becomes true.
 ///
 /// # Errors
-/// The image is damaged, the output directory is not empty, or something cannot be written. A directory that was made is
-/// removed then; what was extracted into one that was there stays, its files whole.
+/// The image is damaged, the output directory is not empty, or something cannot be written. An output directory that
+/// was created is then removed. One that existed keeps the files extracted so far, each of them complete.
 pub fn extract(image: &Image, options: ExtractOptions<'_>, cancel: &AtomicBool) -> Result<ExtractReport, ExtractError> {
     let jobs = options.jobs.max(1);
     let threads = crate::threads::pool(jobs);
@@ -150,7 +151,7 @@ pub fn extract(image: &Image, options: ExtractOptions<'_>, cancel: &AtomicBool) 
     Ok(ExtractReport { hard_links, ..planned.report })
 }
 
-/// Makes directories and symbolic links one after the other, and the files with all threads.
+/// Creates directories and symbolic links one after the other, and files with all threads.
 fn write_tree(
     image: &Image,
     options: ExtractOptions<'_>,
@@ -188,7 +189,7 @@ fn write_tree(
     }
 }
 
-/// Inodes with several names, so that the first name gets the content and the others become links.
+/// Inodes with several names: the content is written under the first name, and the others become links to it.
 #[derive(Debug)]
 struct Linked {
     met: InodeSet,
@@ -199,7 +200,7 @@ impl Linked {
         Self { met: InodeSet::new(image.superblock().inodes) }
     }
 
-    /// True when the inode has several names and this is not the first that was met.
+    /// Returns true if the inode has several names and was visited before under another one.
     fn is_later_name(&mut self, inode: &Inode) -> bool {
         let several = inode.links > 1 && inode.inode_type() != InodeType::Directory;
         several && !self.met.insert(inode.number)

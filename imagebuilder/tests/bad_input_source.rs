@@ -40,7 +40,7 @@ fn a_plan_settles_its_options() {
     for option in ["--compression gzip", "--level 3", "--block-size 4K", "--fragment-block-size 4K"] {
         let name = option.split(' ').next().unwrap();
         let stderr = format!(
-            "error: --plan and {name} were given, but a plan settles it\n\
+            "error: --plan and {name} were given, but the plan already determines it\n\
              hint: make another plan from the same closure: microvm-image plan\n"
         );
         refused(&workspace, &format!("--plan plan.json {option}"), &stderr);
@@ -210,7 +210,7 @@ fn a_registration_and_a_list_of_different_closures() {
 #[test]
 fn graphs_that_are_none() {
     let workspace = Workspace::with_store();
-    let cannot = "error: cannot take a graph from attrs.json";
+    let cannot = "error: cannot read a graph from attrs.json";
     for (text, message) in [
         ("{", "it is not JSON: EOF while parsing an object at line 1 column 1\n"),
         ("[1", "it is not JSON: EOF while parsing a list at line 1 column 2\n"),
@@ -221,7 +221,7 @@ fn graphs_that_are_none() {
         ),
         (
             "/nix/store/x\n\n0\n",
-            "it is a graph in the older text form, which gives no hashes\n\
+            "it is a graph in the older text form, which has no hashes\n\
              hint: set `__structuredAttrs = true` in the derivation and use its .attrs.json\n",
         ),
     ] {

@@ -115,7 +115,7 @@ fn arguments_that_name_no_store_path_are_all_told() {
                  argument 1: \"file\" is not a store path: it is not in the store\n  \
                  argument 2: \"absent\" is not a store path: it is missing, and it is not in the store\n  \
                  argument 3: \"missing/link\" is not a store path: its directory is missing\n  \
-                 argument 4: \"loop\" is not a store path: too many symbolic links lead from it\n  \
+                 argument 4: \"loop\" is not a store path: it is a chain of too many symbolic links\n  \
                  argument 5: \"/nix/store/{TOOLS}/bin\" is not a store path: it is inside a store path; name the store path itself\n  \
                  argument 6: \"/nix/store/short\" is not a store path: it is shorter than the 32 characters of the hash\n  \
                  argument 8: {GREETING} is listed twice, first at argument 7\n{hint}"

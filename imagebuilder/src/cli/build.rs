@@ -30,8 +30,8 @@ Examples:
 
 /// Build the image of a closure
 ///
-/// The image is written completely or not at all. Its path is the only output on stdout. Content that is in the cache is
-/// neither read nor compressed again. The cache does not affect the image: its bytes are the same without it.
+/// The image is written completely or not at all. Its path is the only output on stdout. Content that is in the cache
+/// is neither read nor compressed again. The cache does not affect the image: its bytes are the same without it.
 #[derive(Debug, Args)]
 #[command(override_usage = "microvm-image build [OPTIONS] --output <IMAGE>\n           [STORE_PATH]...", after_long_help = EXAMPLES)]
 pub(crate) struct BuildArgs {
@@ -83,11 +83,11 @@ struct BuildCacheArgs {
     cache_verify: bool,
 }
 
-/// The service of this build, and why there is none although there should be.
+/// The cache service of this build, and a warning if the one that the user named cannot be used.
 type FoundService = (Option<Arc<dyn PackSource>>, Option<String>);
 
 impl BuildCacheArgs {
-    /// Refuses what clap cannot.
+    /// Refuses combinations of options that clap cannot check.
     fn check(&self) -> Result<(), Failure> {
         if self.no_cache && self.cache_verify && self.cache_socket.is_none() {
             return Err(Failure::usage("--cache-verify has no cache to verify with --no-cache"));
@@ -95,7 +95,7 @@ impl BuildCacheArgs {
         Ok(())
     }
 
-    /// Connects to the service. A path that was asked for by the user has to have one, the others may.
+    /// Connects to the service. A missing service is reported only if the user named its socket.
     fn service(&self) -> FoundService {
         let named = env::var_os("MICROVM_IMAGE_CACHE_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from);
         let socket = match &self.cache_socket {
@@ -106,8 +106,10 @@ impl BuildCacheArgs {
         match CacheClient::connect(&socket) {
             Ok(Some(client)) => (Some(Arc::new(client)), None),
             Ok(None) if self.cache_socket.is_none() => (None, None),
-            Ok(None) => (None, Some(format!("no cache service at {}; the build goes on without", socket.display()))),
-            Err(error) => (None, Some(format!("{}; the build goes on without", failure::chain(&error)))),
+            Ok(None) => {
+                (None, Some(format!("no cache service at {}; the build continues without it", socket.display())))
+            }
+            Err(error) => (None, Some(format!("{}; the build continues without it", failure::chain(&error)))),
         }
     }
 }
@@ -177,7 +179,7 @@ fn tell_built(args: &BuildArgs, report: &BuildReport) -> Result<(), Failure> {
     streams::print_path(&args.output)
 }
 
-/// The summary for the user, in a few lines.
+/// Returns the summary for the user, a few lines long.
 fn summary(image: &Path, report: &BuildReport) -> Vec<String> {
     let verb = match report.outcome {
         Outcome::Built => "built",

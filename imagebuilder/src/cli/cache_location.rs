@@ -23,7 +23,7 @@ pub(crate) struct CacheDirectoryArgs {
 }
 
 impl CacheDirectoryArgs {
-    /// The directory asked for, or the default one.
+    /// Returns the directory given with `--cache`, or the default one.
     pub(crate) fn directory(&self) -> Result<PathBuf, Failure> {
         match &self.directory {
             Some(directory) => Ok(directory.clone()),
@@ -35,7 +35,7 @@ impl CacheDirectoryArgs {
     }
 }
 
-/// The user who runs the program.
+/// Returns the default directory of the user who runs the program.
 fn default_directory(variable: impl Fn(&str) -> Option<OsString>, is_root: bool) -> Option<PathBuf> {
     let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(named) = path("MICROVM_IMAGE_CACHE") {
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_that_is_set_wins() {
+    fn the_first_variable_that_is_set_determines_the_directory() {
         for (is_root, last) in [(true, Some("/var/cache/microvm-image")), (false, None)] {
             for (variables, expected) in [
                 (&ALL[..], Some("/named")),

@@ -14,17 +14,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, thread};
 
-/// Packs that one build asks for at the same time: where there are more processors, each pack is made by several.
+/// Number of packs that one build requests at the same time. With more processors than this, several threads make each
+/// pack.
 const ASKED_AT_ONCE: usize = 8;
 
 /// Serve packs to all builds of this host, also those in Nix's sandbox
 ///
 /// The service makes the packs of store paths that Nix calls valid, keeps them in its cache directory, and hands out
-/// read-only descriptors of them. Nothing that a client sends is written anywhere, so clients need not be trusted. systemd
-/// starts it with its socket (ListenSequentialPacket=); --socket makes one that every user may connect to.
+/// read-only descriptors of them. Nothing that a client sends is written anywhere, so clients need not be trusted.
+/// systemd starts it with its socket (ListenSequentialPacket=); --socket makes one that every user may connect to.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Directory of the cache; nobody but the service may write there
+    /// Directory of the cache; only the service may be able to write to it
     #[arg(long, value_name = "DIR")]
     cache: PathBuf,
     /// Largest size of the cache in bytes, or with a unit of 1024: 500M, 20G
@@ -96,7 +97,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let service = Service { listener, packs: &packs, nix_daemon: &nix_daemon, owners: Owners::of_this_host(), limits };
     service.run(interrupt::cancel_flag(), &mut |line| streams::message(line))?;
     if let Some(path) = &args.socket {
-        // Who comes now finds nothing, rather than a socket that refuses.
+        // New clients then find no socket, instead of one that refuses connections.
         let _ = std::fs::remove_file(path);
     }
     Ok(())

@@ -19,7 +19,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Why the command failed.
+/// The reason why a command failed, and what the user can do about it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     exit_code: u8,
@@ -51,14 +51,14 @@ impl Failure {
     /// An image that cannot be read, or is too damaged to go on: exit code 1.
     pub(crate) fn unreadable_image(image: &Path, error: &(dyn Error + 'static)) -> Self {
         let message = match error.downcast_ref() {
-            // Names the image itself.
+            // This error already names the image.
             Some(ImageError::Open { .. }) => chain(error),
             _ => format!("{}: {}", image.display(), chain(error)),
         };
         Self { exit_code: 1, message, hint: None }
     }
 
-    /// A problem was found in an image: exit code 1.
+    /// An image has problems: exit code 1.
     pub(crate) fn unsound(message: String) -> Self {
         Self { exit_code: 1, message, hint: None }
     }
@@ -79,14 +79,14 @@ impl Failure {
         Self { hint: Some(hint), ..self }
     }
 
-    /// The lines to print, and the exit code.
+    /// Returns the lines to print and the exit code.
     pub(crate) fn into_report(self) -> (String, ExitCode) {
         let hint = self.hint.map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
         (format!("error: {}{hint}", self.message), ExitCode::from(self.exit_code))
     }
 }
 
-/// A hint if the output's file system is the reason.
+/// Returns a hint if the file system of the output is the reason for the error.
 fn storage_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -268,7 +268,7 @@ mod tests {
     use std::path::PathBuf;
 
     #[test]
-    fn an_error_is_told_with_all_it_comes_from() {
+    fn a_message_contains_the_error_and_all_its_causes() {
         let source = io::Error::from(io::ErrorKind::PermissionDenied);
         let failure = Failure::from(PlanFileError::Read { path: PathBuf::from("plan.json"), source });
         assert_eq!(failure.message, "cannot read the plan plan.json: permission denied");
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_that_an_error_names_itself_is_not_repeated() {
+    fn a_cause_that_is_part_of_the_message_is_not_repeated() {
         #[derive(Debug, thiserror::Error)]
         #[error("/srv/disk: {source}")]
         struct Named {
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn exit_codes_tell_bad_input_from_failed_work() {
+    fn exit_codes_distinguish_bad_input_from_failed_work() {
         let full = || io::Error::from(io::ErrorKind::StorageFull);
         let path = PathBuf::from("x");
         let codes = [
@@ -304,21 +304,21 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_with_what_to_do() {
+    fn the_error_for_a_full_disk_has_a_hint() {
         let source = io::Error::from(io::ErrorKind::StorageFull);
         let failure = Failure::from(WriteError { path: PathBuf::from("x"), source });
         assert_eq!(failure.hint.as_deref(), Some("free some space there, or write to another file system"));
     }
 
     #[test]
-    fn an_image_that_cannot_be_opened_is_named_once() {
+    fn the_error_for_an_image_that_cannot_be_opened_names_it_once() {
         let path = PathBuf::from("nope");
         let error = ImageError::Open { path: path.clone(), source: io::ErrorKind::NotFound.into() };
         assert_eq!(Failure::unreadable_image(&path, &error).message, "cannot open image nope: entity not found");
     }
 
     #[test]
-    fn a_missing_mkfs_is_told_with_its_packages() {
+    fn the_error_for_a_missing_mkfs_names_its_packages() {
         let error = VolumeError::NoProgram { program: "mkfs.xfs", debian_package: "xfsprogs", nix_package: "xfsprogs" };
         let failure = Failure::from(error);
         assert_eq!(failure.message, "the program mkfs.xfs is not installed");

@@ -45,7 +45,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     streams::print(text(&facts).as_bytes())
 }
 
-/// The facts, as lines with a name and a value.
+/// Formats the facts as lines with a name and a value.
 fn text(facts: &ImageFacts) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: String| {

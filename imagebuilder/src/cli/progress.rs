@@ -17,12 +17,12 @@ pub(crate) enum Loudness {
     Normal,
 }
 
-/// Time between two lines without a terminal.
+/// Time between two lines if stderr is not a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the bar is drawn per second.
 const DRAWS_PER_SECOND: u8 = 10;
 
-/// The kind of progress that suits stderr.
+/// Returns a bar if stderr is a terminal, otherwise lines.
 pub(crate) fn on_stderr(loudness: Loudness) -> Box<dyn Progress> {
     let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
     match loudness {
@@ -32,7 +32,7 @@ pub(crate) fn on_stderr(loudness: Loudness) -> Box<dyn Progress> {
     }
 }
 
-/// Only warnings.
+/// Prints only warnings.
 #[derive(Default)]
 struct Warnings(Silent);
 
@@ -103,12 +103,12 @@ impl Count {
     }
 }
 
-/// Seconds below two minutes, minutes above.
+/// Formats the time left: in seconds below two minutes, in minutes above.
 fn time_left(seconds: f64) -> String {
     if seconds < 120.0 { format!("{seconds:.0} s left") } else { format!("{:.0} min left", seconds / 60.0) }
 }
 
-/// A line every few seconds.
+/// Prints a line every few seconds.
 struct Lines {
     count: Count,
     told: Instant,
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_all_that_is_known() {
+    fn a_line_contains_all_known_facts() {
         let elapsed = Duration::from_secs(30);
         assert_eq!(count(3 << 30, 1 << 30).line(elapsed), "build: 1.0/3.0 GiB, 25% cached, ratio 0.33, 60 s left");
         assert_eq!(count(3 << 30, 3 << 30).line(elapsed), "build: 3.0/3.0 GiB, 25% cached, ratio 0.33, 0 s left");

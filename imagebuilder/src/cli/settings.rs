@@ -29,13 +29,14 @@ pub(crate) struct SettingsArgs {
 }
 
 impl SettingsArgs {
-    /// The selected settings, checked.
+    /// Checks the selected settings and returns them.
     pub(crate) fn settings(&self) -> Result<ImageSettings, Failure> {
         let compression = self.compression.unwrap_or(ImageSettings::default().compression());
         Ok(ImageSettings::new(compression, self.level, self.block_size, self.fragment_block_size)?)
     }
 
-    /// The first of these options that was given, to refuse it with a plan, which has its own settings.
+    /// Returns the name of the first of these options that was given. They conflict with a plan, which has its own
+    /// settings.
     pub(crate) fn first_given(&self) -> Option<&'static str> {
         [
             ("--compression", self.compression.is_some()),

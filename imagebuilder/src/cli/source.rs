@@ -51,7 +51,7 @@ enum Chosen {
 }
 
 impl SourceArgs {
-    /// The closure, if a source was given.
+    /// Reads the closure; `None` if no source was given.
     pub(crate) fn closure(&self) -> Result<Option<Closure>, Failure> {
         match self.chosen()? {
             None => Ok(None),
@@ -63,7 +63,7 @@ impl SourceArgs {
         }
     }
 
-    /// The plan of an image of the closure with the settings.
+    /// Returns the plan of an image of the closure with these settings.
     pub(crate) fn plan(&self, settings: &SettingsArgs) -> Result<ImagePlan, Failure> {
         match self.chosen()? {
             None => Err(Failure::usage("no closure was given")
@@ -74,8 +74,10 @@ impl SourceArgs {
             }
             Some(Chosen::Plan(file)) => match settings.first_given() {
                 None => self.read_plan(&file),
-                Some(option) => Err(Failure::usage(format!("--plan and {option} were given, but a plan settles it"))
-                    .with_hint("make another plan from the same closure: microvm-image plan")),
+                Some(option) => {
+                    Err(Failure::usage(format!("--plan and {option} were given, but the plan already determines it"))
+                        .with_hint("make another plan from the same closure: microvm-image plan"))
+                }
             },
         }
     }
@@ -94,7 +96,7 @@ impl SourceArgs {
         absolute.map_err(|error| Failure::bad_input(&error).with_context("cannot make --store-dir absolute"))
     }
 
-    /// The source that was given. Two sources are an error.
+    /// Returns the source that was given. Two sources are an error.
     fn chosen(&self) -> Result<Option<Chosen>, Failure> {
         let store_paths = (!self.store_paths.is_empty()).then(|| ClosureSource::StorePaths {
             arguments: self.store_paths.clone(),

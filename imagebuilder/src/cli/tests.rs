@@ -1,9 +1,9 @@
-//! What holds for all commands: every one of them, and every option, is explained.
+//! Checks of all commands and options: each one is explained, and says its default and its unit.
 
 use super::Cli;
 use clap::{Arg, Command, CommandFactory};
 
-/// Calls `look` with the words of every command and the command.
+/// Calls `look` with the name of every command, such as `cache gc`, and its definition.
 fn each_command(look: &mut impl FnMut(&str, &Command)) {
     fn walk(words: &str, command: &Command, look: &mut impl FnMut(&str, &Command)) {
         look(words, command);
@@ -24,7 +24,7 @@ fn shown_as(argument: &Arg) -> String {
 }
 
 #[test]
-fn the_definitions_hang_together() {
+fn the_definitions_are_consistent() {
     Cli::command().debug_assert();
 }
 
@@ -49,7 +49,7 @@ fn every_command_and_option_is_explained() {
 
 #[test]
 fn every_option_with_a_value_says_its_default() {
-    // Options that are required, may be left out without anything standing in, or have one value each time.
+    // Options that are required, that have no effect if they are omitted, or that can be given several times.
     let without_default = [
         "--closure-info",
         "--graph",

@@ -1,4 +1,4 @@
-//! Checks records and makes a closure of them. All problems are found before any is reported.
+//! Checks the records of a source and makes a closure from them. All problems are reported at once.
 
 use crate::plan::PlannedPath;
 use crate::store_path::{LocatedStorePath, StorePath, StorePathError};
@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Where Nix keeps its store when nothing says otherwise.
+/// The default directory of the Nix store.
 pub(crate) const DEFAULT_STORE_DIR: &str = "/nix/store";
 
 /// The position of a record in its source, counted from 1.
@@ -32,22 +32,22 @@ impl fmt::Display for Position {
     }
 }
 
-/// One store path as a source gives it.
+/// One store path as listed by a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClosureRecord {
-    /// Where the source gives it.
+    /// Its position in the source.
     pub position: Position,
-    /// The store path, with the directory the source names.
+    /// The store path, with the directory that the source names.
     pub located: LocatedStorePath,
-    /// sha256 of its NAR serialisation.
+    /// SHA-256 of its NAR serialisation.
     pub nar_hash: Option<[u8; 32]>,
     /// Length of its NAR serialisation in bytes.
     pub nar_size_bytes: Option<u64>,
-    /// The store paths it refers to, itself perhaps among them. Empty when the source does not say.
+    /// The store paths it refers to, possibly including itself. Empty if the source has no references.
     pub references: Vec<StorePath>,
 }
 
-/// One thing that is wrong with the records of a closure.
+/// A problem with the records of a closure.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ClosureProblem {
     /// There are no store paths.
@@ -61,14 +61,14 @@ pub enum ClosureProblem {
         /// What is wrong with it.
         error: StorePathError,
     },
-    /// A line is not what it has to be.
+    /// A line does not have the expected form.
     #[error("{position}: {text:?} is not {expected}")]
     Malformed {
         /// Its position.
         position: Position,
-        /// The text found there.
+        /// The text of the line.
         text: String,
-        /// What is expected there.
+        /// A description of what is expected there.
         expected: &'static str,
     },
     /// The text ends within a record.
@@ -76,47 +76,47 @@ pub enum ClosureProblem {
     Truncated {
         /// The first line that is missing.
         position: Position,
-        /// What is expected there.
+        /// A description of what is expected there.
         expected: &'static str,
     },
-    /// The same store path twice.
+    /// A store path is listed twice.
     #[error("{position}: {path} is listed twice, first at {first}")]
     Twice {
-        /// The second place.
+        /// The second position.
         position: Position,
         /// The store path.
         path: StorePath,
-        /// The first place.
+        /// The first position.
         first: Position,
     },
-    /// Members of two stores.
+    /// The paths belong to two different stores.
     #[error("{position}: {path} is in {}, but the paths before it are in {}", .store_dir.display(), .first.display())]
     OtherStore {
         /// Its position.
         position: Position,
         /// The store path.
         path: StorePath,
-        /// The directory it is given with.
+        /// The directory of this store path.
         store_dir: PathBuf,
-        /// The directory of the others.
+        /// The directory of the store paths before it.
         first: PathBuf,
     },
-    /// A reference leads out of the closure.
+    /// A store path refers to one that is not in the closure.
     #[error("{position}: {path} refers to {reference}, which is missing: the closure is incomplete")]
     NotClosed {
         /// The position of the store path that refers.
         position: Position,
         /// The store path that refers.
         path: StorePath,
-        /// What it refers to.
+        /// The store path that is missing.
         reference: StorePath,
     },
 }
 
-/// Everything that is wrong with one source of a closure.
+/// All problems with one source of a closure.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ClosureProblems {
-    /// The source, as a user knows it: a file's path, or the words of a command line.
+    /// The source as the user gave it: the path of a file, or a command line.
     pub origin: String,
     /// At least one.
     pub problems: Vec<ClosureProblem>,
@@ -134,21 +134,23 @@ impl fmt::Display for ClosureProblems {
     }
 }
 
-/// Store paths that are complete: at least one, none twice, every reference among them; sorted by base name.
+/// A complete set of store paths: it has at least one path, no path twice, and contains everything that its paths refer
+/// to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Closure {
-    /// The directory that physically holds the paths.
+    /// The directory that contains the files of the paths.
     pub store_dir: PathBuf,
     /// The paths, sorted by base name.
     pub paths: Vec<PlannedPath>,
 }
 
 impl Closure {
-    /// Checks records. `store_dir` says where the paths physically lie; without it that is the directory they are given
-    /// with, or `/nix/store` when they are bare base names. `problems` are those found while the records were read.
+    /// Checks records and makes a closure from them. `store_dir` is the directory that contains the files. The default
+    /// is the directory that the records name, or `/nix/store` if they have only base names. `problems` are those found
+    /// while the records were read.
     ///
     /// # Errors
-    /// All problems: those handed in and those of the records.
+    /// All problems: those passed in and those of the records.
     pub fn from_records(
         origin: &str,
         records: Vec<ClosureRecord>,
@@ -170,7 +172,7 @@ impl Closure {
                 }),
             }
         }
-        // A record that could not be read is one that may be missed here: it would be reported twice.
+        // A path that seems to be missing may be in a record that could not be read, which is already reported.
         if !unreadable {
             problems.extend(missing_references(&members));
         }
@@ -195,7 +197,7 @@ impl Closure {
     }
 }
 
-/// Notes the directory of the first record that has one, and finds the records of another.
+/// Remembers the directory of the first record that has one, and returns a problem if this record has another one.
 fn other_store(record: &ClosureRecord, named_dir: &mut Option<PathBuf>) -> Option<ClosureProblem> {
     let store_dir = record.located.store_dir.as_ref()?;
     let first = named_dir.get_or_insert_with(|| store_dir.clone());
@@ -219,7 +221,7 @@ fn missing_references(members: &BTreeMap<StorePath, ClosureRecord>) -> impl Iter
 }
 
 impl ClosureProblem {
-    /// The number of the line, entry or argument; problems are reported in this order.
+    /// Returns the number of the line, entry or argument; problems are reported in this order.
     fn number(&self) -> usize {
         match self {
             Self::Empty => 0,
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn sorted_whatever_the_order() {
+    fn paths_are_sorted_whatever_order_they_are_listed_in() {
         let forward = vec![record(1, A, &[]), record(2, B, &[A, B])];
         let backward = vec![record(1, B, &[B, A]), record(2, A, &[])];
         let closure = Closure::from_records("list", forward, None, vec![]).unwrap();
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_paths_lie() {
+    fn the_store_directory_is_the_given_one_or_the_one_in_the_names() {
         let store_dir = |text: &str, given: Option<&Path>| {
             Closure::from_records("list", vec![record(1, text, &[])], given, vec![]).unwrap().store_dir
         };
@@ -277,12 +279,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_no_closure() {
+    fn an_empty_list_is_refused() {
         assert_eq!(message(vec![]), "list: it contains no store path");
     }
 
     #[test]
-    fn twice_is_told_with_both_places() {
+    fn a_path_listed_twice_is_reported_with_both_positions() {
         assert_eq!(
             message(vec![record(1, A, &[]), record(3, &format!("/nix/store/{A}"), &[])]),
             format!("list: line 3: {A} is listed twice, first at line 1")
@@ -290,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn all_missing_references_are_told() {
+    fn all_missing_references_are_reported() {
         assert_eq!(
             message(vec![record(1, B, &[A]), record(9, A, &[C])]),
             format!("list: line 9: {A} refers to {C}, which is missing: the closure is incomplete")
@@ -305,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn two_stores_are_not_one() {
+    fn paths_of_two_stores_are_refused() {
         assert_eq!(
             message(vec![record(1, &format!("/nix/store/{A}"), &[]), record(2, &format!("/srv/{B}"), &[])]),
             format!("list: line 2: {B} is in /srv, but the paths before it are in /nix/store")
@@ -313,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_could_not_be_read_is_not_missed_as_well() {
+    fn a_record_that_could_not_be_read_is_not_reported_as_missing_too() {
         let unreadable =
             ClosureProblem::Malformed { position: Position::Line(2), text: "x".to_owned(), expected: "a NAR hash" };
         let problems =

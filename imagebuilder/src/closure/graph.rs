@@ -1,8 +1,8 @@
-//! The graph that `exportReferencesGraph` puts into `.attrs.json` when a derivation has structured attributes.
+//! The graph that Nix writes to `.attrs.json` for a derivation with `exportReferencesGraph` and structured attributes.
 //!
-//! The file is an object of all attributes. `exportReferencesGraph` names the graphs, and under each of these names
-//! is an array with one object per store path: `path`, `narHash`, `narSize`, `references`, and others that are not
-//! used here and differ between versions of Nix.
+//! The file is an object of all attributes. The attribute `exportReferencesGraph` lists the names of the graphs. The
+//! attribute with such a name is an array with one object per store path: `path`, `narHash`, `narSize`, `references`,
+//! and others that are not used here and differ between versions of Nix.
 
 use super::check::{ClosureProblem, ClosureRecord, Position};
 use crate::nar_hash;
@@ -11,19 +11,19 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-/// Why a JSON document gives no graph.
+/// The graph cannot be read from a JSON document.
 #[derive(Debug, Error)]
 pub enum GraphError {
     /// Not JSON.
     #[error("it is not JSON")]
     Json(#[from] serde_json::Error),
-    /// The older form, which gives no hashes.
-    #[error("it is a graph in the older text form, which gives no hashes")]
+    /// The older text form, which has no hashes.
+    #[error("it is a graph in the older text form, which has no hashes")]
     TextForm,
     /// Neither an object nor an array.
     #[error("it is {found}, not an object as in `.attrs.json`")]
     NotAnObject {
-        /// What it is.
+        /// The type of the document.
         found: &'static str,
     },
     /// Nothing in it looks like a graph.
@@ -35,25 +35,25 @@ pub enum GraphError {
         /// Their names.
         keys: Vec<String>,
     },
-    /// The chosen graph is not there.
+    /// The chosen graph does not exist.
     #[error("it contains no graph named {key:?}, {}", if .keys.is_empty() { "and no other".to_owned() } else { format!("only {}", .keys.join(", ")) })]
     NoSuchGraph {
-        /// The name asked for.
+        /// The requested name.
         key: String,
-        /// The names there are.
+        /// The names of all graphs.
         keys: Vec<String>,
     },
-    /// The graph has another form than Nix gives it.
+    /// The graph does not have the form that Nix writes.
     #[error("the graph {key:?} is not an array of objects with `path`, `narHash`, `narSize` and `references`")]
     Form {
-        /// The graph's name; empty when the document is the graph.
+        /// The graph's name; empty if the document itself is the graph.
         key: String,
-        /// What the parser says.
+        /// The error of the parser.
         source: serde_json::Error,
     },
 }
 
-/// One entry of the graph. Nix owns the form and adds fields, so unknown ones are let pass.
+/// One entry of the graph. Unknown fields are ignored, because new versions of Nix add some.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Entry {
@@ -64,10 +64,11 @@ struct Entry {
     references: Vec<String>,
 }
 
-/// Reads the graph `key` of the document, or the only one there is. A document that is an array is the graph itself.
+/// Reads the graph `key` of the document, or its only graph. A document that is an array is the graph itself.
+/// Wrong entries are returned as problems.
 ///
 /// # Errors
-/// The document holds no such graph, or several and none is chosen. Entries that are wrong are problems, all returned.
+/// The document has no such graph, or has several and `key` is `None`.
 pub(super) fn parse(text: &str, key: Option<&str>) -> Result<(Vec<ClosureRecord>, Vec<ClosureProblem>), GraphError> {
     if text.trim_start().starts_with('/') {
         return Err(GraphError::TextForm);
@@ -85,7 +86,7 @@ pub(super) fn parse(text: &str, key: Option<&str>) -> Result<(Vec<ClosureRecord>
     Ok((records, problems))
 }
 
-/// Takes the graph that is asked for, or the only one, out of the attributes.
+/// Removes the requested graph, or the only one, from the attributes and returns it.
 fn choose(mut attributes: Map<String, Value>, key: Option<&str>) -> Result<(String, Value), GraphError> {
     let mut keys: Vec<String> = match attributes.get("exportReferencesGraph") {
         Some(Value::Object(graphs)) => graphs.keys().cloned().collect(),
@@ -151,7 +152,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What Nix 2.26 writes for a derivation with one graph, other attributes left out but for one.
+    /// The output of Nix 2.26 for a derivation with one graph; all other attributes except `builder` are removed.
     const ATTRS: &str = r#"{"builder":"/bin/sh",
 "closure":[
 {"closureSize":288,"narHash":"sha256:0b31ifi74fghg3sv6m2d9bgphkcg268fig4kvqf6kcwgqb18140c","narSize":168,
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_graph_cut_out_of_its_file_is_one() {
+    fn a_graph_without_the_other_attributes_is_accepted() {
         let attributes: Value = serde_json::from_str(ATTRS).unwrap();
         let whole = parse(ATTRS, None).unwrap();
         assert_eq!(parse(&attributes["closure"].to_string(), None).unwrap(), whole);
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn several_graphs_need_a_choice() {
+    fn a_document_with_several_graphs_requires_a_name() {
         let mut attributes: Value = serde_json::from_str(ATTRS).unwrap();
         attributes["exportReferencesGraph"]["other"] = serde_json::json!([]);
         attributes["other"] = serde_json::json!([]);
@@ -199,14 +200,14 @@ mod tests {
     }
 
     #[test]
-    fn documents_without_a_graph() {
+    fn documents_without_a_graph_are_refused() {
         assert_eq!(message("", None), "it is not JSON");
         assert_eq!(message("3", None), "it is a number, not an object as in `.attrs.json`");
         assert_eq!(message("{}", None), "it contains no graph: the attribute `exportReferencesGraph` names none");
         assert_eq!(message("{}", Some("x")), "it contains no graph named \"x\", and no other");
         assert_eq!(
             message("/nix/store/8cj96c53yr12pyhmdp42winkcqyydskk-b\n\n0\n", None),
-            "it is a graph in the older text form, which gives no hashes"
+            "it is a graph in the older text form, which has no hashes"
         );
         assert_eq!(
             message(r#"{"exportReferencesGraph":{"g":[]},"g":[7]}"#, None),
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_entries_are_all_told() {
+    fn all_wrong_entries_are_reported() {
         let text = ATTRS.replace("sha256:0b3", "sha256:eb3").replacen("-a\",\"references\"", "\",\"references\"", 1);
         let (records, problems) = parse(&text, None).unwrap();
         assert_eq!(records, []);

@@ -1,5 +1,5 @@
-//! Asks the Nix store for the closure of some store paths, through `nix-store`: of all of Nix' commands the one whose
-//! output is the same from 2.8 to 2.34 (`nix path-info --json` has had three forms).
+//! Queries the Nix store for the closure of some store paths with `nix-store`. Its output is the same in all versions
+//! of Nix from 2.8 to 2.34, while that of `nix path-info --json` has had three forms.
 
 mod location;
 
@@ -14,39 +14,40 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use thiserror::Error;
 
-/// Store paths in one call: their names stay far below the 2 MiB that Linux gives to the arguments of a program.
+/// Number of store paths per call: their names take much less than the 2 MiB that Linux allows for a program's
+/// arguments.
 const PATHS_IN_ONE_CALL: usize = 2000;
-/// Symbolic links followed from an argument to the store, as many as Linux follows.
+/// Maximum number of symbolic links from an argument to the store, the same as in Linux.
 const SYMLINKS_MAX: usize = 40;
 
-/// Why the Nix store gave no closure.
+/// The closure cannot be read from the Nix store.
 #[derive(Debug, Error)]
 pub enum NixStoreError {
-    /// Arguments that name no store path.
+    /// An argument does not name a store path.
     #[error(transparent)]
     Arguments(#[from] ClosureProblems),
-    /// The program is not there.
+    /// The program is not installed.
     #[error("the program nix-store is not installed")]
     NoProgram,
     /// The program cannot be run.
     #[error("cannot run nix-store")]
     Run(#[source] io::Error),
-    /// The program says no.
+    /// The program failed.
     #[error("{command} failed ({status}): {message}")]
     Failed {
         /// The command, without the paths.
         command: String,
         /// Its exit status.
         status: std::process::ExitStatus,
-        /// What it wrote on its stderr.
+        /// Its output on stderr.
         message: String,
     },
-    /// The program says something else than a list of store paths.
+    /// The output of the program is not a list of store paths.
     #[error("{command} printed something unexpected")]
     Output {
         /// The command, without the paths.
         command: String,
-        /// What is wrong with it.
+        /// The problems with the output.
         source: ClosureProblems,
     },
     /// The store's files are on another machine or in an archive.
@@ -63,17 +64,17 @@ pub enum NixStoreError {
         /// Where its files would be.
         store_dir: PathBuf,
     },
-    /// The current directory cannot be found out.
-    #[error("cannot find the current directory, from which {} is relative", .path.display())]
+    /// The current directory cannot be determined.
+    #[error("cannot determine the current directory, to which {} is relative", .path.display())]
     CurrentDirectory {
         /// The argument.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// The closure of `arguments`: store paths, or symbolic links to them such as `./result`.
+/// Returns the closure of `arguments`, which are store paths or symbolic links to them such as `./result`.
 pub(super) fn closure(
     arguments: &[PathBuf],
     store: Option<&StoreLocation>,
@@ -85,7 +86,7 @@ pub(super) fn closure(
         (None, Some(store)) => store.store_dir(&logical_dir)?,
         (None, None) => logical_dir.clone(),
     };
-    // Links lead to the store by whatever name its directory has, so its own names count as well.
+    // A link can use any name of the store's directory, so the resolved names are accepted too.
     let mut store_dirs = vec![logical_dir.clone(), physical_dir.clone()];
     store_dirs.extend([&logical_dir, &physical_dir].into_iter().filter_map(|dir| dir.canonicalize().ok()));
     let roots = roots(arguments, &store_dirs)?;
@@ -101,14 +102,14 @@ pub(super) fn closure(
         .map_err(|source| NixStoreError::Output { command: "nix-store --dump-db".to_owned(), source })
 }
 
-/// How `nix-store` is called.
+/// The options that `nix-store` is called with.
 struct NixStore<'a> {
     store: Option<&'a StoreLocation>,
     logical_dir: &'a Path,
 }
 
 impl NixStore<'_> {
-    /// The store paths that `roots` need, themselves among them.
+    /// Returns the closure of `roots`, which includes `roots`.
     fn requisites(&self, roots: &[StorePath]) -> Result<Vec<StorePath>, NixStoreError> {
         let mut members = BTreeSet::new();
         let mut problems = Vec::new();
@@ -155,12 +156,12 @@ impl NixStore<'_> {
     }
 }
 
-/// What Nix says, without the `error:` that this program writes itself.
+/// Removes the `error:` from a message of Nix, because this program prints its own.
 fn without_prefix(message: &str) -> String {
     message.trim().trim_start_matches("error:").trim_start().to_owned()
 }
 
-/// The store paths that the arguments name, none twice; all that is wrong with them at once.
+/// Returns the store paths that the arguments name, without duplicates, or all problems with them.
 fn roots(arguments: &[PathBuf], store_dirs: &[PathBuf]) -> Result<Vec<StorePath>, NixStoreError> {
     let mut roots: BTreeMap<StorePath, Position> = BTreeMap::new();
     let mut problems = Vec::new();
@@ -212,5 +213,5 @@ fn root(argument: &Path, store_dirs: &[PathBuf]) -> Result<Result<StorePath, Sto
             Err(_) => return fail("it is missing, and it is not in the store"),
         };
     }
-    fail("too many symbolic links lead from it")
+    fail("it is a chain of too many symbolic links")
 }

@@ -1,10 +1,10 @@
-//! A plain list of store paths, one a line.
+//! A plain list of store paths, one per line.
 
 use super::check::{ClosureProblem, ClosureRecord, Position};
 use crate::store_path::LocatedStorePath;
 
-/// Reads a list, taken as complete: nothing is known of hashes or references. Blank lines, a carriage return before the
-/// newline, blanks around a path and slashes after it are harmless and accepted.
+/// Reads a list. It is assumed to be complete, because it has no references; it has no hashes either. Blank lines, a
+/// carriage return before the newline, blanks around a path and slashes after it are accepted.
 pub(super) fn parse(text: &str) -> (Vec<ClosureRecord>, Vec<ClosureProblem>) {
     let (mut records, mut problems) = (Vec::new(), Vec::new());
     for (index, line) in text.lines().enumerate() {
@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_harmless_is_accepted() {
+    fn blanks_carriage_returns_and_trailing_slashes_are_accepted() {
         for text in [
             format!("/nix/store/{A}\n/nix/store/{B}\n"),
             format!("/nix/store/{A}\n/nix/store/{B}"),
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_name_no_store_path_are_all_told() {
+    fn all_lines_that_are_not_store_paths_are_reported() {
         let (records, problems) = parse(&format!("/etc/passwd\n{A}\n\n/nix/store/{B}/bin\n"));
         assert_eq!(records.len(), 1);
         let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
@@ -81,7 +81,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_taken_or_refused(text in ".*") {
+        fn any_text_is_accepted_or_refused_without_a_panic(text in ".*") {
             let _ = parse(&text);
         }
     }

@@ -1,5 +1,5 @@
-//! The registration text of `closureInfo` and `nix-store --dump-db`: five parts a store path, one line each, the last
-//! one repeated.
+//! The registration text of `closureInfo` and `nix-store --dump-db`. A record has five lines, and then a line for each
+//! reference:
 //!
 //! ```text
 //! /nix/store/HASH-NAME
@@ -7,21 +7,21 @@
 //! 120                     length of the NAR in bytes
 //!                         the deriver, or an empty line
 //! 1                       number of references
-//! /nix/store/HASH-NAME    the references, itself perhaps among them
+//! /nix/store/HASH-NAME    the references, possibly including the path itself
 //! ```
 
 use super::check::{ClosureProblem, ClosureRecord, Position};
 use crate::nar_hash;
 use crate::store_path::{LocatedStorePath, StorePath};
 
-/// What a registration text holds, and what is wrong with it.
+/// The records of a registration text, and the problems with it.
 pub(super) struct Registration {
     pub(super) records: Vec<ClosureRecord>,
     pub(super) problems: Vec<ClosureProblem>,
 }
 
-/// Reads a registration text. A wrong path, hash or size is noted and reading goes on; a wrong number of references or
-/// an early end stops it, since after those nobody can say which line is which.
+/// Reads a registration text. After a wrong path, hash or size, it continues with the next line. A wrong number of
+/// references ends it, because the meaning of the following lines is then unknown.
 pub(super) fn parse(text: &str) -> Registration {
     let mut lines = Lines { rest: text.lines(), number: 0 };
     let mut registration = Registration { records: Vec::new(), problems: Vec::new() };
@@ -38,7 +38,7 @@ pub(super) fn parse(text: &str) -> Registration {
     registration
 }
 
-/// The rest of the record that begins with the line `path`; `None` when a line of it has been noted as a problem.
+/// Reads the rest of the record that begins with the line `path`; `None` if one of its lines has a problem.
 fn record(
     path: &str,
     lines: &mut Lines<'_>,
@@ -54,7 +54,7 @@ fn record(
     let size = lines.next("the size of the NAR")?;
     let nar_size_bytes =
         size.parse().map_err(|_| problems.push(lines.malformed(size, "a NAR size (a number of bytes)"))).ok();
-    lines.next("the deriver (an empty line will do)")?;
+    lines.next("the deriver (or an empty line)")?;
     let count = lines.next("the number of references")?;
     let count: usize = count.parse().map_err(|_| lines.malformed(count, "a number of references"))?;
     let mut references = Vec::new();
@@ -87,12 +87,12 @@ fn unique(mut references: Vec<StorePath>) -> Vec<StorePath> {
 
 struct Lines<'a> {
     rest: std::str::Lines<'a>,
-    /// Number of the line given last, counted from 1.
+    /// Number of the line that was returned last, counted from 1.
     number: usize,
 }
 
 impl<'a> Lines<'a> {
-    /// The next line that is not empty: empty ones between records mean nothing.
+    /// Returns the next line that is not empty. Empty lines between records are ignored.
     fn next_record(&mut self) -> Option<&'a str> {
         loop {
             let line = self.rest.next()?;
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// `closureInfo` of two paths, as Nixpkgs' builder writes it.
+    /// The output of Nixpkgs' `closureInfo` for two paths.
     const CLOSURE_INFO: &str = "\
 /nix/store/8cj96c53yr12pyhmdp42winkcqyydskk-b
 sha256:0b31ifi74fghg3sv6m2d9bgphkcg268fig4kvqf6kcwgqb18140c
@@ -133,7 +133,7 @@ sha256:1z63q11s9hppsav4x9kh767bqr7ypmw7ncg3wjncgs4lijvx8li2
 
 0
 ";
-    /// The same of `nix-store --dump-db` (Nix 2.8.0), which puts the paths in another order.
+    /// The output of `nix-store --dump-db` (Nix 2.8.0) for the same paths, in another order.
     const DUMP_DB: &str = "\
 /nix/store/ww5ixrr91z8mx6fzy97kwzl5lv5slwdr-a
 2252d4b78c94e8c7ace4e3317b78bdfe64bc8e3970a64eb6d2f7c2a443c0c3fc
@@ -166,7 +166,7 @@ sha256:1z63q11s9hppsav4x9kh767bqr7ypmw7ncg3wjncgs4lijvx8li2
     }
 
     #[test]
-    fn both_forms_say_the_same() {
+    fn both_forms_give_the_same_records() {
         let facts = sorted(CLOSURE_INFO);
         assert_eq!(facts, sorted(DUMP_DB));
         assert_eq!(facts.len(), 2);
@@ -174,14 +174,14 @@ sha256:1z63q11s9hppsav4x9kh767bqr7ypmw7ncg3wjncgs4lijvx8li2
     }
 
     #[test]
-    fn carriage_returns_and_empty_lines_after_a_record_mean_nothing() {
+    fn carriage_returns_and_empty_lines_between_records_are_ignored() {
         assert_eq!(sorted(&CLOSURE_INFO.replace('\n', "\r\n")), sorted(CLOSURE_INFO));
         assert_eq!(sorted(&format!("{CLOSURE_INFO}\n\n")), sorted(CLOSURE_INFO));
         assert_eq!(sorted(""), []);
     }
 
     #[test]
-    fn wrong_lines_are_all_told() {
+    fn all_wrong_lines_are_reported() {
         let text = CLOSURE_INFO.replace("168", "-168").replace("sha256:1z6", "sha256:ez6").replace("120", "12x0");
         assert_eq!(
             problems(&text),
@@ -199,7 +199,7 @@ sha256:1z63q11s9hppsav4x9kh767bqr7ypmw7ncg3wjncgs4lijvx8li2
     }
 
     #[test]
-    fn a_wrong_count_stops_the_reading() {
+    fn a_wrong_number_of_references_ends_the_reading() {
         assert_eq!(
             problems(&CLOSURE_INFO.replacen("\n1\n", "\none\n", 1)),
             ["line 5: \"one\" is not a number of references"]
@@ -212,7 +212,7 @@ sha256:1z63q11s9hppsav4x9kh767bqr7ypmw7ncg3wjncgs4lijvx8li2
             problems(&CLOSURE_INFO[..CLOSURE_INFO.find("168").unwrap()]),
             ["line 3: the text ends where the size of the NAR is expected"]
         );
-        // A count that would take years to go through: the text ends first.
+        // A loop over this number would take years, but the text ends first.
         assert_eq!(
             problems(&CLOSURE_INFO.replacen("\n0\n", "\n18446744073709551615\n", 1)),
             ["line 12: the text ends where a reference is expected"]
@@ -252,7 +252,7 @@ sha256:1z63q11s9hppsav4x9kh767bqr7ypmw7ncg3wjncgs4lijvx8li2
         }
 
         #[test]
-        fn any_text_is_taken_or_refused(text in ".*", cut in 0..CLOSURE_INFO.len(), byte: char) {
+        fn any_text_is_accepted_or_refused_without_a_panic(text in ".*", cut in 0..CLOSURE_INFO.len(), byte: char) {
             let _ = parse(&text);
             let _ = parse(&format!("{}{byte}{}", &CLOSURE_INFO[..cut], &CLOSURE_INFO[cut..]));
         }

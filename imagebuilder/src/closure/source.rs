@@ -1,4 +1,4 @@
-//! Where a closure comes from: reads the source, whichever it is, into a [`Closure`].
+//! Reads a [`Closure`] from any of the supported sources.
 
 use super::check::{Closure, ClosureProblems};
 use super::graph::{self, GraphError};
@@ -12,20 +12,20 @@ use thiserror::Error;
 /// A list that is read from a file or from stdin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListInput {
-    /// This process' stdin.
+    /// The stdin of this process.
     Stdin,
     /// A file.
     File(PathBuf),
 }
 
-/// Where a closure comes from.
+/// The source of a closure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClosureSource {
-    /// Roots whose closure the Nix store knows.
+    /// The Nix store provides the closure of some store paths.
     StorePaths {
         /// Store paths, or symbolic links to them.
         arguments: Vec<PathBuf>,
-        /// Another store than Nix' own choice.
+        /// The store to query; `None` for Nix's default.
         store: Option<StoreLocation>,
     },
     /// The output of Nixpkgs' `closureInfo`: a directory with `registration` and `store-paths`.
@@ -34,14 +34,14 @@ pub enum ClosureSource {
     Graph {
         /// `.attrs.json`.
         file: PathBuf,
-        /// The graph's name; `None` when it holds only one.
+        /// The graph's name; `None` if the file has only one.
         key: Option<String>,
     },
-    /// A list of store paths, taken as complete.
+    /// A list of store paths, which is assumed to be complete.
     PathList(ListInput),
 }
 
-/// Why a source gives no closure.
+/// The closure cannot be read from its source.
 #[derive(Debug, Error)]
 pub enum ClosureError {
     /// A file cannot be read.
@@ -49,10 +49,10 @@ pub enum ClosureError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
-    /// A text with bytes that no store path has.
+    /// A text is not UTF-8, and so cannot be a list of store paths.
     #[error("{}: line {line} is not UTF-8", .path.display())]
     NotText {
         /// The file.
@@ -60,15 +60,15 @@ pub enum ClosureError {
         /// The line, counted from 1.
         line: usize,
     },
-    /// The JSON holds no graph.
-    #[error("cannot take a graph from {}", .path.display())]
+    /// The JSON contains no usable graph.
+    #[error("cannot read a graph from {}", .path.display())]
     Graph {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The problem with the document.
         source: GraphError,
     },
-    /// The Nix store gives no closure.
+    /// The Nix store does not provide the closure.
     #[error(transparent)]
     NixStore(#[from] NixStoreError),
     /// The records do not make a closure.
@@ -84,11 +84,11 @@ pub enum ClosureError {
     },
 }
 
-/// Reads a source. `store_dir` says where the store paths physically lie, when that is not where the source has them.
-/// Whether they are there is not looked at: that is [`crate::presence::check`].
+/// Reads a source. `store_dir` overrides the directory that contains the files of the store paths. This function does
+/// not check that they exist; [`crate::presence::check`] does.
 ///
 /// # Errors
-/// The source cannot be read, or what it holds is not a closure; then all that is wrong with it.
+/// The source cannot be read, or is not a closure; the error then contains all problems.
 pub fn read(source: &ClosureSource, store_dir: Option<&Path>) -> Result<Closure, ClosureError> {
     match source {
         ClosureSource::StorePaths { arguments, store } => Ok(nix_store::closure(arguments, store.as_ref(), store_dir)?),
@@ -108,7 +108,7 @@ pub fn read(source: &ClosureSource, store_dir: Option<&Path>) -> Result<Closure,
 }
 
 impl ListInput {
-    /// How the input is called in messages.
+    /// Returns the name of the input for messages.
     fn name(&self) -> &Path {
         match self {
             Self::Stdin => Path::new("stdin"),
@@ -136,7 +136,7 @@ fn closure_info(directory: &Path, store_dir: Option<&Path>) -> Result<Closure, C
     }
 }
 
-/// The least element that only one of two sorted sequences has.
+/// Returns the smallest element that is in only one of two sorted sequences.
 fn first_difference<T: Ord>(left: impl Iterator<Item = T>, right: impl Iterator<Item = T>) -> Option<T> {
     let (mut left, mut right) = (left.peekable(), right.peekable());
     loop {

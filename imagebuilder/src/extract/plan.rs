@@ -3,15 +3,15 @@
 use super::{ExtractError, ExtractOptions, ExtractReport, Linked, SpecialFiles};
 use crate::image::{Image, ImagePath, InodeKind, InodeType};
 
-/// The permission bits that give the rights of the owner or group.
+/// The mode bits setuid and setgid.
 pub(super) const SET_ID_BITS: u16 = 0o6000;
 
-/// What an extraction will make.
+/// What an extraction will create.
 #[derive(Debug)]
 pub(super) struct Planned {
-    /// All counts but that of hard links.
+    /// All counts except that of hard links.
     pub(super) report: ExtractReport,
-    /// How many bytes of the paths are left out in the output directory: the way to what is extracted.
+    /// Length of the prefix that is removed from all paths in the output directory: the parent of the extracted path.
     pub(super) parent_bytes: usize,
 }
 

@@ -1,4 +1,4 @@
-//! The second pass: makes hard links, and gives directories their mode and time once everything is in them.
+//! The second pass: creates hard links, and sets the mode and time of directories after everything in them is created.
 
 use super::target::{TargetDirectory, open_directory, set_mode_and_time};
 use super::write::top_depth;
@@ -13,10 +13,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Most bytes of names that are remembered so that more links to them can be made.
+/// Maximum size in bytes of the names that are remembered to create links to them.
 const REMEMBERED_BYTES_MAX: usize = 64 << 20;
 
-/// Walks the tree once more; says how many hard links were made.
+/// Walks the tree again and returns the number of hard links created.
 pub(super) fn finish(
     image: &Image,
     options: ExtractOptions<'_>,
@@ -46,7 +46,7 @@ struct SecondPass<'a> {
     target: &'a TargetDirectory,
     top_depth: usize,
     linked: Linked,
-    /// The first name of inodes that say they have several.
+    /// The first name of each inode that has several names according to its link count.
     first_names: HashMap<u32, Vec<u8>>,
     remembered_bytes: usize,
     open: Vec<OpenDirectory>,
@@ -97,7 +97,7 @@ impl SecondPass<'_> {
         Ok(())
     }
 
-    /// Closes the directories that nothing more goes into.
+    /// Sets the mode and time of the directories at `depth` or deeper, which are complete, and closes them.
     fn leave(&mut self, depth: usize) -> Result<(), ExtractError> {
         while self.open.len() > depth {
             let Some(done) = self.open.pop() else { break };

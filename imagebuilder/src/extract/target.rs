@@ -1,4 +1,4 @@
-//! The output directory, and ways into it that no symbolic link can turn aside.
+//! The output directory. Everything in it is opened without following symbolic links.
 
 use super::{ExtractError, write_error};
 use nix::errno::Errno;
@@ -11,10 +11,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Directories are opened for nothing but what is in them, and never through a symbolic link.
+/// Flags for opening a directory: read-only, and never through a symbolic link.
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// The directory that is filled, open.
+/// The open output directory.
 #[derive(Debug)]
 pub(super) struct TargetDirectory {
     path: PathBuf,
@@ -23,19 +23,20 @@ pub(super) struct TargetDirectory {
     parent_bytes: usize,
 }
 
-/// Whose directory it is.
+/// Whether the directory existed before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
-    /// It was made for the extraction.
+    /// It was created for this extraction.
     Made,
-    /// It was there, empty; something else may write to it as well.
+    /// It existed and was empty; others may write to it too.
     Found,
 }
 
 impl TargetDirectory {
-    /// Makes the directory, or takes an empty one. The user may have put a symbolic link there: that is followed.
+    /// Creates the directory, or opens an existing empty one. A symbolic link at `path` is followed, because the user
+    /// gave it.
     ///
-    /// Of the paths in the image, `parent_bytes` are left out.
+    /// The first `parent_bytes` bytes of the paths in the image are removed.
     pub(super) fn create(path: &Path, parent_bytes: usize) -> Result<Self, ExtractError> {
         let fail = |action| move |source| ExtractError::Write { action, path: path.to_owned(), source };
         let origin = match fs::create_dir(path) {
@@ -55,15 +56,15 @@ impl TargetDirectory {
         Ok(Self { path: path.to_owned(), directory, origin, parent_bytes })
     }
 
-    /// Takes back what was extracted, as far as that can be done: only in a directory that was made for it is nothing else.
+    /// Removes the output directory if this extraction created it. An existing directory may contain files of others.
     pub(super) fn discard(&self) {
         if self.origin == Origin::Made {
-            // Why the extraction failed counts more, and what stays behind is seen by who called.
+            // The reason why the extraction failed is more important, and the caller mentions what remains.
             _ = fs::remove_dir_all(&self.path);
         }
     }
 
-    /// Where something of the image comes to lie, for messages.
+    /// Returns the path of a file of the image in the output directory, for messages.
     pub(super) fn path_of(&self, path: &[u8]) -> PathBuf {
         self.path.join(OsStr::from_bytes(self.relative(path)))
     }
@@ -72,7 +73,7 @@ impl TargetDirectory {
         path.get(self.parent_bytes..).unwrap_or_default()
     }
 
-    /// Another handle of the directory itself.
+    /// Returns another descriptor of the directory itself.
     pub(super) fn open(&self) -> Result<OwnedFd, ExtractError> {
         self.directory.try_clone().map_err(|source| ExtractError::Write {
             action: "open directory",
@@ -81,7 +82,7 @@ impl TargetDirectory {
         })
     }
 
-    /// Opens the directory that holds `path`, name by name.
+    /// Opens the parent directory of `path`, one name at a time.
     pub(super) fn open_parent<'p>(&self, path: &'p [u8]) -> Result<(OwnedFd, &'p OsStr), ExtractError> {
         let mut directory = self.open()?;
         let mut names: Vec<&[u8]> = self.relative(path).split(|byte| *byte == b'/').collect();
@@ -94,7 +95,7 @@ impl TargetDirectory {
     }
 }
 
-/// Makes a directory that only its owner can enter, and opens it.
+/// Creates a directory that only its owner can enter, and opens it.
 pub(super) fn make_directory(parent: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     mkdirat(&parent, name, Mode::S_IRWXU)?;
     open_directory(parent, name)
@@ -105,7 +106,7 @@ pub(super) fn open_directory(parent: impl AsFd, name: &OsStr) -> Result<OwnedFd,
     openat(parent, name, DIRECTORY, Mode::empty())
 }
 
-/// Gives a file or directory its mode and time, the time last since it is what the rest would change.
+/// Sets the mode and then the modification time of a file or directory.
 pub(super) fn set_mode_and_time(file: impl AsFd, mode: u16, modified_at: u32) -> Result<(), Errno> {
     fchmod(&file, Mode::from_bits_truncate(u32::from(mode & !super::plan::SET_ID_BITS)))?;
     let time = TimeSpec::new(i64::from(modified_at), 0);

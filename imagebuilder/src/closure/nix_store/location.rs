@@ -5,17 +5,17 @@ use crate::closure::check::DEFAULT_STORE_DIR;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-/// Another store than the one `nix-store` takes by itself.
+/// A store other than the default of `nix-store`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreLocation {
-    /// A store in Nix' words: `daemon`, `local?root=/mnt`, `unix:///run/nix.sock`.
+    /// A store URL in Nix's syntax: `daemon`, `local?root=/mnt`, `unix:///run/nix.sock`.
     Url(String),
-    /// A chroot store: the root under which `nix/store` and the database lie.
+    /// A chroot store: the directory that contains `nix/store` and the database.
     Root(PathBuf),
 }
 
 impl StoreLocation {
-    /// Tells a URL from a directory as Nix does: what has `://`, or is one of the names Nix knows, is a URL.
+    /// Distinguishes a URL from a directory as Nix does: a text that contains `://` or is a store name of Nix is a URL.
     pub fn parse(text: &OsStr) -> Self {
         match text.to_str() {
             Some(url) if url.contains("://") || matches!(scheme(url), "auto" | "daemon" | "local") => {
@@ -25,7 +25,7 @@ impl StoreLocation {
         }
     }
 
-    /// The value for `nix-store --store`. A directory is made absolute: Nix takes it for one by its slash.
+    /// Returns the value for `nix-store --store`. A directory is made absolute, because Nix recognises it by its slash.
     pub(super) fn argument(&self) -> OsString {
         match self {
             Self::Url(url) => url.into(),
@@ -33,11 +33,11 @@ impl StoreLocation {
         }
     }
 
-    /// The directory that physically holds the store paths.
+    /// Returns the directory that contains the files of the store paths.
     ///
     /// # Errors
-    /// The store is not on this machine, or there is none at the directory. The latter is looked at because Nix makes
-    /// an empty store where it finds none.
+    /// The store is not on this machine, or the directory contains no store. The latter is checked because Nix would
+    /// create an empty store there.
     pub(super) fn store_dir(&self, logical_dir: &Path) -> Result<PathBuf, NixStoreError> {
         let under = |root: &Path| root.join(logical_dir.strip_prefix("/").unwrap_or(logical_dir));
         let (root, store_dir) = match self {
@@ -56,21 +56,21 @@ impl StoreLocation {
     }
 }
 
-/// The directory before the base names in the output of Nix: `/nix/store` unless the environment says
-/// otherwise, as for Nix itself.
+/// Returns the directory before the base names in the output of Nix: the environment overrides `/nix/store`, as it does
+/// for Nix itself.
 pub(super) fn logical_store_dir() -> PathBuf {
     std::env::var_os("NIX_STORE_DIR")
         .filter(|dir| !dir.is_empty())
         .map_or_else(|| PathBuf::from(DEFAULT_STORE_DIR), PathBuf::from)
 }
 
-/// `local` of `local?root=/mnt`, `unix` of `unix:///run/nix.sock`.
+/// Returns the scheme of a store URL: `local` for `local?root=/mnt`, `unix` for `unix:///run/nix.sock`.
 fn scheme(url: &str) -> &str {
     let end = url.find("://").or_else(|| url.find('?')).unwrap_or(url.len());
     &url[..end]
 }
 
-/// The value of a setting after the `?` of a URL, percent-decoded.
+/// Returns the percent-decoded value of a parameter after the `?` of a URL.
 fn setting(url: &str, name: &str) -> Option<OsString> {
     let (_, settings) = url.split_once('?')?;
     let value = settings.split('&').find_map(|setting| setting.strip_prefix(name)?.strip_prefix('='))?;
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_and_directories() {
+    fn urls_are_distinguished_from_directories() {
         for url in ["daemon", "auto", "local", "local?root=/mnt", "unix:///run/nix.sock", "https://cache.example"] {
             assert_eq!(StoreLocation::parse(OsStr::new(url)), StoreLocation::Url(url.to_owned()));
         }
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn files_lie_under_the_root() {
+    fn the_store_directory_is_below_the_root() {
         let root = tempfile::tempdir().unwrap();
         let store_dir = root.path().join("nix/store");
         std::fs::create_dir_all(&store_dir).unwrap();
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn stores_without_files_here() {
+    fn stores_without_files_on_this_machine_are_refused() {
         let logical_dir = Path::new("/nix/store");
         let refusal =
             |text: &str| StoreLocation::parse(OsStr::new(text)).store_dir(logical_dir).unwrap_err().to_string();
