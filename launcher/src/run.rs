@@ -1,4 +1,4 @@
-//! Starting a machine: everything that it needs is made, then this process becomes the hypervisor or its supervisor.
+//! Starting a machine: creates everything that it needs; then this process becomes the hypervisor or its supervisor.
 
 mod clean_up;
 mod hand_over;
@@ -31,16 +31,16 @@ use std::time::Duration;
 pub use clean_up::clean_up_after;
 pub use prepare::Prepared;
 
-/// Why a machine could not be started, or has failed.
+/// Why a machine could not be started, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The hypervisor is not installed.
     #[error(transparent)]
     NotInstalled(#[from] NotInstalled),
-    /// Things are missing on this host.
+    /// Requirements that this host does not meet.
     #[error("{}", list(.0))]
     Missing(Vec<HostProblem>),
-    /// The state of the machine.
+    /// The state of the machine cannot be read or written, or the machine cannot be started now.
     #[error(transparent)]
     State(#[from] StateError),
     /// A command of `preStart` failed.
@@ -48,50 +48,50 @@ pub enum RunError {
     PreStart {
         /// The command.
         command: String,
-        /// Why.
+        /// The cause.
         reason: String,
     },
-    /// A file could not be written, or a directory not be made.
+    /// A file could not be written, or a directory could not be created.
     #[error("{path}: {source}")]
     File {
         /// The file.
         path: HostPath,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The store disk.
+    /// The store disk could not be made.
     #[error(transparent)]
     StoreDisk(#[from] StoreDiskError),
-    /// A volume.
+    /// A volume could not be prepared.
     #[error(transparent)]
     Volume(#[from] VolumeError),
-    /// A socket.
+    /// A socket could not be prepared.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// A network interface.
+    /// A network interface could not be prepared.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// A process beside the hypervisor.
+    /// A process beside the hypervisor could not be started.
     #[error(transparent)]
     SideProcess(#[from] SideProcessError),
-    /// The initrd with the credentials.
+    /// The initrd with the credentials could not be made.
     #[error(transparent)]
     Initrd(#[from] InitrdError),
-    /// The guest's notification.
+    /// The socket for the guest's notification could not be prepared.
     #[error(transparent)]
     Readiness(#[from] ReadinessError),
-    /// The console.
+    /// The console could not be served.
     #[error(transparent)]
     Console(#[from] ConsoleError),
-    /// The user.
+    /// The user that runs the hypervisor does not exist.
     #[error(transparent)]
     NoSuchUser(#[from] NoSuchUser),
-    /// The program for further arguments.
+    /// The program that adds arguments failed.
     #[error("extraArgsScript {script}: {reason}")]
     ExtraArguments {
         /// The program.
         script: HostPath,
-        /// Why.
+        /// The cause.
         reason: String,
     },
     /// The hypervisor could not be started.
@@ -99,7 +99,7 @@ pub enum RunError {
     Start {
         /// Its program.
         program: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The hypervisor has failed.
@@ -107,17 +107,17 @@ pub enum RunError {
     Failed {
         /// The hypervisor.
         hypervisor: String,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
         /// How long it ran.
         seconds: f64,
     },
-    /// The kernel refused something that this process needs for itself.
+    /// A system call of the launcher itself failed.
     #[error("{action}: {source}")]
     System {
-        /// What was to be done.
+        /// What the launcher was doing.
         action: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// A signal asked the launcher to stop.
@@ -126,7 +126,7 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// Whether a signal has ended the start.
+    /// Whether a signal interrupted the start.
     pub fn is_interruption(&self) -> bool {
         matches!(
             self,
@@ -142,19 +142,19 @@ fn list(problems: &[HostProblem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// What this process is once the machine runs.
+/// What this process does once the machine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Supervision {
-    /// The hypervisor.
+    /// It becomes the hypervisor by exec.
     Become,
-    /// Its supervisor, which gives the guest this long to shut down when it is asked to end.
+    /// It supervises the hypervisor. When it receives a signal, it gives the guest this much time to shut down.
     Supervise {
-        /// The time for the guest.
+        /// The time for the guest to shut down.
         stop_timeout: Duration,
     },
 }
 
-/// A start that no other launcher can interfere with, and that `stop` and `status` see.
+/// A start that excludes all other launchers and is visible to `stop` and `status`.
 #[derive(Debug)]
 pub struct Start {
     state: MachineState,
@@ -162,11 +162,11 @@ pub struct Start {
 }
 
 impl Start {
-    /// Begins to start the machine of that name in that directory, before anything else is found out or made. Removes what
-    /// an earlier run has left behind.
+    /// Locks the machine for a start in that directory. Call this before anything else is checked or created. Removes
+    /// what an earlier run has left behind.
     ///
     /// # Errors
-    /// When the machine runs or is being started already.
+    /// Fails if the machine runs or is already being started.
     pub fn begin(runtime: &RuntimeDirectory, name: &str, working_directory: &Path) -> Result<Self, RunError> {
         let state = runtime.machine(name)?;
         let lock = state.lock_for_start(working_directory)?;
@@ -175,10 +175,11 @@ impl Start {
     }
 }
 
-/// Starts the machine. As the hypervisor it does not return; as the supervisor it returns when the machine has ended.
+/// Starts the machine. If this process becomes the hypervisor, this returns only on failure; as the supervisor, it
+/// returns when the machine has ended.
 ///
 /// # Errors
-/// [`RunError`]; what was made for the start is then removed again.
+/// Returns [`RunError`]; everything that was created for the start is then removed.
 pub fn run(
     launch: &Launch,
     start: Start,
@@ -207,8 +208,8 @@ pub fn run(
     }
 }
 
-/// Marks a state directory as one in which a machine runs, for those who do not know in which runtime directory that is
-/// recorded. The mark goes with the process.
+/// Locks a state directory while a machine runs in it, for programs that do not know which runtime directory records
+/// the machine. The lock ends with the process.
 fn hold_directory(directory: &HostPath) -> Result<Flock<File>, RunError> {
     let failed = |source| RunError::File { path: directory.clone(), source };
     let opened = File::open(directory.as_path()).map_err(failed)?;

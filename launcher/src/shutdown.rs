@@ -1,4 +1,4 @@
-//! Stopping a machine: ask the guest, wait for it, and only then end the hypervisor.
+//! Stopping a machine: asks the guest to shut down, waits, and ends the hypervisor only if the guest does not.
 
 use crate::control::{ControlError, Controller};
 use crate::launch::{ForcedStop, GracefulStep, Launch};
@@ -10,30 +10,31 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How often to look whether the hypervisor has ended.
+/// How often to check whether the hypervisor has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How long the guest may take over a request before the next one is made.
+/// How long to wait after a request before sending the next one.
 const LONGEST_GAP: Duration = Duration::from_secs(15);
-/// How long to wait after the last request before the first one is made again: the guest may not have been listening yet.
+/// How long to wait after the last request before starting over with the first: the guest may not have been ready for
+/// it.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
-/// The guest acts on a magic system request at once, and each one builds on the one before.
+/// The gap between magic system requests. The guest handles each one at once, and each depends on the one before.
 const MAGIC_KEY_GAP: Duration = Duration::from_secs(2);
 const XON: u8 = 0x11;
-/// How long to wait for an answer at first. Doubled after each failure: a loaded host is slow, and a control socket may be
-/// busy with another client.
+/// How long to wait for the first response. Doubled after each failure, because a loaded host is slow and the control
+/// socket may be busy with another client.
 const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(60);
-/// How long to wait before a request that failed is made again.
+/// How long to wait before retrying a failed request.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
-/// How long the hypervisor may take to answer the request to end, and to end after it.
+/// How long the hypervisor may take to respond to a request to exit, and then to exit.
 const FORCED_PATIENCE: Duration = Duration::from_secs(5);
-/// How long the hypervisor may take to end after SIGTERM, in which it writes its disk images out.
+/// How long the hypervisor may take to exit after SIGTERM, during which it flushes its disk images.
 const TERMINATION_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why a machine could not be stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum StopError {
-    /// It does not react, and its process is not known.
+    /// It does not respond, and its process is not known.
     #[error("{name} does not stop, and its process is not known, so no signal can be sent: {source}")]
     NoProcess {
         /// The machine.
@@ -51,7 +52,7 @@ pub enum StopError {
         name: String,
         /// The process.
         pid: i32,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The process survived SIGKILL.
@@ -67,11 +68,11 @@ pub enum StopError {
 /// How a machine stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped {
-    /// It was not running.
+    /// The machine was not running.
     WasNotRunning,
     /// The guest shut down.
     Gracefully,
-    /// The hypervisor ended when it was asked to.
+    /// The hypervisor exited on request.
     Forced,
     /// The hypervisor was killed.
     Killed,
@@ -80,19 +81,19 @@ pub enum Stopped {
 /// A machine to stop.
 #[derive(Debug)]
 pub struct StopTarget<'launch> {
-    /// What was started.
+    /// The launch of the machine.
     pub launch: &'launch Launch,
-    /// Its process, if known.
+    /// The hypervisor's process, if known.
     pub process: Option<ProcessIdentity>,
-    /// The socket on which its supervisor serves its console, if there is one.
+    /// The socket that serves its console, if it has a supervisor.
     pub console_socket: Option<PathBuf>,
 }
 
-/// Stops the machine. The guest has until `timeout` to shut down; a request that fails is made again until then. Only
-/// afterwards is the hypervisor ended. Problems on the way are passed to `message`, one line each.
+/// Stops the machine. The guest has `timeout` to shut down; failed requests are retried during that time. After it the
+/// hypervisor is ended. Passes each problem to `message` as one line.
 ///
 /// # Errors
-/// [`StopError`].
+/// Returns [`StopError`].
 pub fn stop(target: &StopTarget<'_>, timeout: Duration, message: &mut dyn FnMut(&str)) -> Result<Stopped, StopError> {
     let launch = target.launch;
     let controller = launch.control.as_ref().map(|socket| Controller::new(socket, &launch.working_directory));
@@ -111,11 +112,11 @@ pub fn stop(target: &StopTarget<'_>, timeout: Duration, message: &mut dyn FnMut(
     machine.force(message)
 }
 
-/// Ends the start of a machine by a signal to the launcher, which then removes what it has made. After `timeout` the
-/// launcher is killed. Returns also when the machine runs in the end, because the signal came too late.
+/// Ends a start by sending SIGTERM to the launcher, which then removes what it has created. After `timeout`, kills the
+/// launcher. Also returns if the machine is running after all because the signal came too late.
 ///
 /// # Errors
-/// [`StopError`], or [`StateError`] in it.
+/// Returns [`StopError`].
 pub fn end_start(state: &MachineState, timeout: Duration, message: &mut dyn FnMut(&str)) -> Result<Stopped, StopError> {
     let Activity::Starting(machine) = state.activity()? else { return Ok(Stopped::WasNotRunning) };
     let (launcher, name) = (machine.launcher, state.name());
@@ -134,7 +135,7 @@ pub fn end_start(state: &MachineState, timeout: Duration, message: &mut dyn FnMu
         let end = Instant::now() + patience;
         loop {
             let is_starting = matches!(state.activity()?, Activity::Starting(_));
-            // A supervisor that has received the signal stops its machine by itself.
+            // A supervisor that has received the signal stops its machine itself.
             if !is_starting && (!launcher.is_alive() || matches!(state.activity()?, Activity::Running(_))) {
                 return Ok(outcome);
             }
@@ -147,11 +148,11 @@ pub fn end_start(state: &MachineState, timeout: Duration, message: &mut dyn FnMu
     Err(StopError::Unkillable { name: name.to_owned(), pid: launcher.pid })
 }
 
-/// What became of the requests to the guest.
+/// The result of the requests to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Guest {
     ShutDown,
-    /// It received a request, but has not shut down in time.
+    /// It received a request, but did not shut down in time.
     Asked,
     /// No request reached it in time.
     NotAsked,
@@ -208,7 +209,7 @@ impl Machine<'_> {
                     gap_after(steps, index - 1, left)
                 }
                 Err(_) if self.is_gone() => return Guest::ShutDown,
-                // The hypervisor answers: another request may be one that it accepts, and later perhaps this one.
+                // The hypervisor responds. It may accept another request, or this one later.
                 Err(error @ (ControlError::Refused { .. } | ControlError::Unsupported(_))) => {
                     problems.report(&error, message);
                     index += 1;
@@ -229,11 +230,12 @@ impl Machine<'_> {
         }
     }
 
-    /// kvmtool passes a magic key on only when it next reads its terminal (hw/serial.c), so something must be typed:
-    /// XON, which a guest's terminal ignores. Without a supervisor only the user can type.
+    /// kvmtool delivers a magic key only when it next reads its terminal (hw/serial.c), so something must be typed.
+    /// This types XON, which a guest's terminal ignores. Without a supervisor, only the user can type.
     fn nudge_console(&self, step: &GracefulStep) {
         if let (GracefulStep::KvmtoolSysrq(_), Some(socket)) = (step, &self.target.console_socket) {
-            // Without a console the request waits for the next key; the hypervisor is ended after the timeout.
+            // Without a console, the request is delivered at the next key press, or the hypervisor is ended after the
+            // timeout.
             let _ = UnixStream::connect(socket).and_then(|mut console| console.write_all(&[XON]));
         }
     }
@@ -272,7 +274,7 @@ impl Machine<'_> {
     }
 }
 
-/// How long the guest may take over the request of this index before the next one.
+/// Returns how long to wait after the request with this index before sending the next one.
 fn gap_after(steps: &[GracefulStep], index: usize, left: Duration) -> Duration {
     let index = index % steps.len();
     let steps_left = u32::try_from(steps.len() - index).unwrap_or(1);
@@ -283,7 +285,7 @@ fn gap_after(steps: &[GracefulStep], index: usize, left: Duration) -> Duration {
     }
 }
 
-/// Reports each problem once, however often it comes.
+/// Reports each problem only once, however often it occurs.
 #[derive(Default)]
 struct Problems {
     reported: Vec<String>,
@@ -292,7 +294,7 @@ struct Problems {
 impl Problems {
     fn report(&mut self, error: &ControlError, message: &mut dyn FnMut(&str)) {
         let kind = match error {
-            // The system's reason varies from one attempt to the next.
+            // The reason in the error varies from one attempt to the next.
             ControlError::NoAnswer { .. } => "no answer".to_owned(),
             ControlError::NobodyThere { .. } => "nobody there".to_owned(),
             other => other.to_string(),

@@ -50,7 +50,7 @@ pub enum SideProcessError {
     /// Its program is not installed.
     #[error("{name}: {source}")]
     NotInstalled {
-        /// The process, in words for the user.
+        /// The process, as messages name it.
         name: String,
         /// The missing program.
         source: NotInstalled,
@@ -58,7 +58,7 @@ pub enum SideProcessError {
     /// It cannot be started.
     #[error("{name}: {program}: {source}")]
     Start {
-        /// The process, in words for the user.
+        /// The process, as messages name it.
         name: String,
         /// Its program.
         program: PathBuf,
@@ -68,7 +68,7 @@ pub enum SideProcessError {
     /// It ended before it had created its socket.
     #[error("{name}: {program} ended with {status} before it served {socket}; its own messages are above")]
     Ended {
-        /// The process, in words for the user.
+        /// The process, as messages name it.
         name: String,
         /// Its program.
         program: PathBuf,
@@ -80,7 +80,7 @@ pub enum SideProcessError {
     /// It did not create its socket in time.
     #[error("{name}: {program} has not served {socket} within {} s", SOCKET_PATIENCE.as_secs())]
     TooSlow {
-        /// The process, in words for the user.
+        /// The process, as messages name it.
         name: String,
         /// Its program.
         program: PathBuf,
@@ -93,7 +93,7 @@ pub enum SideProcessError {
          process, or start it with `microvm virtiofsd` and this machine spec"
     )]
     Foreign {
-        /// The process, in words for the user.
+        /// The process, as messages name it.
         name: String,
         /// Its socket.
         socket: HostPath,
@@ -101,7 +101,7 @@ pub enum SideProcessError {
     /// The command could not be written beside its socket.
     #[error("{name}: {path}: {source}")]
     Command {
-        /// The process, in words for the user.
+        /// The process, as messages name it.
         name: String,
         /// The file.
         path: PathBuf,

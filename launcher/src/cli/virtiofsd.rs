@@ -30,7 +30,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut processes = launch.needs.processes;
     processes.retain(|process| process.kind == SideProcessKind::Virtiofsd);
     let mut manager = ServiceManager::of_environment().unwrap_or_else(|error| {
-        write_stderr(&format!("the service manager does not receive: {error}"));
+        write_stderr(&format!("cannot notify the service manager: {error}"));
         ServiceManager::default()
     });
     let client = launch.user.as_deref().map(Identity::of).transpose().map_err(failed)?;
@@ -54,6 +54,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn notify(manager: &mut ServiceManager, lines: &str) {
     if let Err(error) = manager.notify(lines) {
-        write_stderr(&format!("the service manager does not receive: {error}"));
+        write_stderr(&format!("cannot notify the service manager: {error}"));
     }
 }

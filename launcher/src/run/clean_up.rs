@@ -1,5 +1,5 @@
-//! Removing what a start has made when the launcher itself is no longer there to do it, because it has become the
-//! hypervisor: a small process waits for the hypervisor's end, however that comes.
+//! Cleaning up after a launcher that has become the hypervisor. A small process waits until the hypervisor has ended
+//! for any reason, and then removes the network interfaces that the start has created.
 
 use crate::child::{OnParentDeath, prepare};
 use crate::interruption::Interruption;
@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-/// Starts that process. It is no child of the hypervisor, which would wonder about one.
+/// Starts that process. It detaches, so that the hypervisor does not have an unexpected child.
 pub(super) fn clean_up_later(state: &MachineState, hypervisor: ProcessIdentity) -> io::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["clean-up-after", "--detach", state.name()]);
@@ -26,11 +26,11 @@ pub(super) fn clean_up_later(state: &MachineState, hypervisor: ProcessIdentity) 
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("microvm clean-up-after: {status}"))) }
 }
 
-/// Waits until the process has ended, and removes the interfaces that were made for its machine. Signals do not end the
-/// wait: the process that they are meant for is the hypervisor.
+/// Waits until the process has ended, then removes the interfaces that were created for its machine. Signals do not
+/// interrupt the wait, because they are meant for the hypervisor.
 ///
 /// # Errors
-/// When the machine's state cannot be read.
+/// Fails if the machine's state cannot be read.
 pub fn clean_up_after(
     runtime: &RuntimeDirectory,
     name: &str,

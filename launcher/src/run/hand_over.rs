@@ -1,4 +1,4 @@
-//! Becoming the hypervisor: same process, same number, nothing of the launcher left.
+//! Becoming the hypervisor by exec: the process and its id stay the same, and nothing of the launcher is left.
 
 use super::clean_up::clean_up_later;
 use super::{Prepared, RunError};
@@ -11,24 +11,24 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The command that is the hypervisor, without stdin, stdout and user.
+/// Returns the hypervisor's command, without stdin, stdout and user.
 pub(super) fn command(launch: &Launch, prepared: &Prepared) -> Command {
     let mut command = Command::new(&prepared.program);
     command.arg0(&launch.process_name).args(&prepared.arguments).current_dir(launch.working_directory.as_path());
-    // Only the launcher reports to the service manager.
+    // Only the launcher notifies the service manager.
     command.env_remove("NOTIFY_SOCKET").envs(&launch.environment);
     prepared.hand_on_descriptors(&mut command);
     command
 }
 
-/// What the launcher keeps until it is the hypervisor.
+/// What the launcher keeps until it becomes the hypervisor.
 pub(super) struct Until<'run> {
     pub(super) interruption: &'run Interruption,
-    /// The mark of the state directory, which the hypervisor inherits.
+    /// The lock on the state directory, which the hypervisor inherits.
     pub(super) held: Flock<File>,
 }
 
-/// Returns only when it fails.
+/// Becomes the hypervisor. Returns only on failure.
 pub(super) fn become_hypervisor(
     launch: &Launch,
     prepared: Prepared,
@@ -82,7 +82,7 @@ fn exec(
     if let Err(source) = until.interruption.restore_mask() {
         return failed(source);
     }
-    // The destructors of what was prepared run only if this returns.
+    // Everything in `prepared` is dropped only if exec fails and returns.
     failed(command.exec())
 }
 

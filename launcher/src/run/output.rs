@@ -1,4 +1,4 @@
-//! Writing to standard output and standard error without ever waiting for their readers.
+//! Writing to stdout and stderr without waiting for a slow reader.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -6,14 +6,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What may wait for a reader before the oldest of it is dropped.
+/// The size of the queue. Beyond it, the oldest bytes are dropped.
 const LONGEST_BACKLOG_BYTES: usize = 1 << 20;
-/// What is written at once.
+/// The largest single write.
 const CHUNK_BYTES: usize = 16 << 10;
-/// How long the reader may read nothing at the end before the rest is given up.
+/// How long to wait at the end for a reader that reads nothing, before the rest is discarded.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A thread that writes, and the bytes that wait for it. A reader that does not read holds up that thread only.
+/// A thread that writes, and its queue. A slow reader blocks only that thread.
 #[derive(Clone, Debug)]
 pub(super) struct OutputWriter {
     shared: Arc<Shared>,
@@ -28,12 +28,12 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     bytes: VecDeque<u8>,
-    /// Bytes that were dropped and not yet reported in the output.
+    /// The number of bytes that were dropped and not yet reported in the output.
     dropped_bytes: u64,
-    /// How often the thread has written something.
+    /// The number of completed writes.
     writes: u64,
     is_writing: bool,
-    /// The reader is gone: nothing is kept any more.
+    /// The reader has closed its end: bytes are discarded from now on.
     is_broken: bool,
 }
 
@@ -42,12 +42,12 @@ impl OutputWriter {
     pub(super) fn start(output: impl Write + Send + 'static) -> Self {
         let shared = Arc::new(Shared::default());
         let of_thread = Arc::clone(&shared);
-        // It ends with the process: a write that waits for a reader cannot be ended.
+        // It is not joined: a write that waits for a reader cannot be interrupted.
         thread::spawn(move || write_all(&of_thread, output));
         Self { shared }
     }
 
-    /// Has the bytes written when the reader takes them. What waits longest is dropped when too much waits.
+    /// Queues the bytes. If the queue is full, drops the oldest ones.
     pub(super) fn push(&self, bytes: &[u8]) {
         let mut queue = self.shared.lock();
         if queue.is_broken {
@@ -61,7 +61,7 @@ impl OutputWriter {
         self.shared.changed.notify_all();
     }
 
-    /// Waits until everything is written, or the reader has taken nothing for a while.
+    /// Waits until everything is written, or until the reader has read nothing for [`PATIENCE`].
     pub(super) fn finish(&self) {
         let mut queue = self.shared.lock();
         let mut writes = queue.writes;
@@ -85,7 +85,7 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next bytes to write, as soon as there are some.
+    /// Waits for bytes, and returns the next ones to write.
     fn take(&self) -> Vec<u8> {
         let mut queue = self.lock();
         while queue.bytes.is_empty() {
@@ -132,7 +132,7 @@ mod tests {
     use std::io::Read;
 
     #[test]
-    fn everything_is_written_for_a_reader_that_reads() {
+    fn all_output_reaches_a_reader_that_reads() {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let reading = thread::spawn(move || {
             let mut bytes = vec![0; 300_000];
@@ -149,13 +149,13 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_does_not_read_holds_nobody_up_and_learns_what_it_missed() {
+    fn a_reader_that_does_not_read_blocks_nothing_and_sees_how_much_was_dropped() {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let output = OutputWriter::start(writer);
         for _ in 0..300 {
             output.push(&[b'x'; 8192]);
         }
-        // Gives up, because nobody reads.
+        // Returns after its patience, because nothing reads.
         output.finish();
         output.push(b"the last line");
         let mut text = String::new();
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_is_gone_is_no_reason_to_wait() {
+    fn finishing_does_not_wait_for_a_reader_that_has_closed() {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let output = OutputWriter::start(writer);

@@ -1,4 +1,4 @@
-//! Making everything that the hypervisor needs before it starts. What was made is removed again when this is dropped.
+//! Creates everything that the hypervisor needs before it starts. Dropping [`Prepared`] ends and removes it again.
 
 use super::RunError;
 use crate::child::{Identity, hand_on};
@@ -23,10 +23,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Asks the service manager for more time than the start has by itself, in microseconds: sd_notify(3).
-const EXTEND_TIMEOUT: &str = "EXTEND_TIMEOUT_USEC=60000000\nSTATUS=making the disks";
+/// Extends the start timeout of the service manager by 60 s, given in microseconds: sd_notify(3).
+const EXTEND_TIMEOUT: &str = "EXTEND_TIMEOUT_USEC=60000000\nSTATUS=creating the disks";
 
-/// A machine whose hypervisor may start.
+/// A machine that is ready for its hypervisor to start.
 #[derive(Debug)]
 pub struct Prepared {
     /// The hypervisor's program.
@@ -35,20 +35,20 @@ pub struct Prepared {
     pub arguments: Vec<String>,
     /// Who it is to be.
     pub identity: Option<Identity>,
-    /// The processes beside it.
+    /// The processes that run beside it.
     pub side_processes: SideProcesses,
-    /// Interfaces that were made for it.
+    /// The interfaces that were created for it.
     pub interfaces: CreatedInterfaces,
     descriptors: Vec<PassedDescriptor>,
     locks: Vec<VolumeLock>,
 }
 
-/// The rights to a directory that is made for a machine.
+/// The mode of a directory that is created for a machine.
 const DIRECTORY_MODE: u32 = 0o750;
-/// The rights to a file that only the hypervisor reads.
+/// The mode of a file that only the hypervisor reads.
 const FILE_MODE: u32 = 0o600;
 
-/// A descriptor that the hypervisor gets under a number of its choice.
+/// A descriptor that the hypervisor inherits under a fixed number.
 #[derive(Debug)]
 struct PassedDescriptor {
     number: i32,
@@ -56,16 +56,16 @@ struct PassedDescriptor {
 
 impl Drop for PassedDescriptor {
     fn drop(&mut self) {
-        // Nothing is lost when it is closed already.
+        // If it is already closed, nothing is lost.
         let _ = nix::unistd::close(self.number);
     }
 }
 
 impl Prepared {
-    /// Makes everything, in the order in which one needs the other.
+    /// Creates everything, in the order of dependencies.
     ///
     /// # Errors
-    /// [`RunError`].
+    /// Returns [`RunError`].
     pub fn make(
         launch: &Launch,
         lock: &mut StartLock,
@@ -105,14 +105,14 @@ impl Prepared {
         Ok(Self { program, arguments, identity, side_processes, interfaces, descriptors, locks })
     }
 
-    /// Lets the hypervisor, and nobody else, have the descriptors: those that its arguments name, and the locks on its
-    /// volumes, which are to live as long as it.
+    /// Makes `command` inherit the descriptors: those that its arguments name, and the locks on its volumes, which must
+    /// live as long as the hypervisor. No other child inherits them.
     pub fn hand_on_descriptors(&self, command: &mut Command) {
         let named = self.descriptors.iter().map(|descriptor| descriptor.number);
         hand_on(command, named.chain(self.locks.iter().map(VolumeLock::descriptor)).collect());
     }
 
-    /// Closes this process's copies: the hypervisor has its own.
+    /// Closes this process's copies, because the hypervisor has its own.
     pub fn close_descriptors(&mut self) {
         self.descriptors.clear();
     }
@@ -129,7 +129,7 @@ impl Step<'_> {
         path.below(&self.launch.working_directory)
     }
 
-    /// What is made for the hypervisor belongs to who it will be.
+    /// Creates the directories, owned by the user that runs the hypervisor.
     fn make_directories(&self) -> Result<(), RunError> {
         let working = self.launch.working_directory.clone();
         let directories = self.launch.needs.directories.iter().map(|directory| self.absolute(directory));
@@ -160,7 +160,7 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Root runs nothing that the machine's user could replace.
+    /// Root must not run a program that the machine's user could replace.
     fn require_out_of_reach(&self, program: &Path) -> io::Result<()> {
         self.identity.map_or(Ok(()), |identity| require_out_of_reach(program, identity))
     }
@@ -191,13 +191,14 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// A disk takes as long as it takes: the service manager must not take that for a start that hangs.
+    /// Creates the disks. This can take long, so the service manager is asked for more time.
     fn make_disks(&self, message: &mut dyn FnMut(&str)) -> Result<(), RunError> {
-        // One that does not receive misses nothing that the start needs.
+        // Without a connection to the service manager, only the extension is lost.
         let mut manager = ServiceManager::of_environment().unwrap_or_default();
         let report = move || drop(manager.notify(EXTEND_TIMEOUT));
         self.interruption.while_reporting(report, || {
-            // A unit of the host module has made it already, because no machine can reach the cache.
+            // In a confined unit, another unit of the host module has already created it, because the cache must be out
+            // of the machine's reach.
             if let Some(need) = self.launch.needs.store_disk.as_ref().filter(|_| !isolation::is_confined()) {
                 store_disk::make(need, &self.launch.working_directory, self.identity, self.interruption)?;
             }
@@ -219,7 +220,7 @@ impl Step<'_> {
     fn write_files(&self) -> Result<(), RunError> {
         for file in &self.launch.files {
             let path = self.absolute(&file.path);
-            // A link of that name is replaced: only the launcher writes such files.
+            // A symbolic link of that name is replaced, because only the launcher writes these files.
             Place::itself(path.as_path())
                 .and_then(|place| place.replace(file.content.as_bytes(), FILE_MODE, self.identity))
                 .map_err(|source| RunError::File { path: path.clone(), source })?;
@@ -257,13 +258,13 @@ impl Step<'_> {
     }
 }
 
-/// Gives a descriptor the number that the hypervisor's arguments name. Other programs do not get it.
+/// Duplicates a descriptor to the number that the hypervisor's arguments name, closed on exec in other children.
 fn pass(descriptor: OwnedFd, number: i32) -> Result<PassedDescriptor, RunError> {
-    let failed = |source| RunError::System { action: "handing a file descriptor to the hypervisor", source };
+    let failed = |source| RunError::System { action: "passing a file descriptor to the hypervisor", source };
     let placed = fcntl(&descriptor, FcntlArg::F_DUPFD_CLOEXEC(number)).map_err(|errno| failed(errno.into()))?;
     let passed = PassedDescriptor { number: placed };
     if placed == number {
         return Ok(passed);
     }
-    Err(failed(io::Error::other(format!("descriptor {number} is taken already"))))
+    Err(failed(io::Error::other(format!("descriptor {number} is already in use"))))
 }

@@ -1,7 +1,7 @@
-//! Supervising the hypervisor: its console, the service manager, the processes beside it, and a graceful end.
+//! Supervising the hypervisor: its console, the service manager, the processes beside it, and the graceful stop.
 //!
-//! One loop waits for everything at once. Nothing in it waits for anything else: output has a thread that writes it, and a
-//! stop has a thread that asks the guest. Without an event the loop sleeps.
+//! One loop polls all descriptors, and nothing in it blocks: separate threads write the output and ask the guest to
+//! stop. The loop sleeps while there are no events.
 
 use super::hand_over::{command, unix_seconds};
 use super::output::OutputWriter;
@@ -35,12 +35,12 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long to wait before a starting hypervisor is asked again whether it runs; doubled up to the second.
+/// How long to wait before asking a starting hypervisor again whether it runs; doubled up to [`LONGEST_QUESTION_GAP`].
 const FIRST_QUESTION_AFTER: Duration = Duration::from_millis(20);
 const LONGEST_QUESTION_GAP: Duration = Duration::from_secs(1);
-/// What may wait to be typed before more is not read from the clients.
+/// The size of the input queue. While it is full, nothing is read from the clients.
 const LONGEST_INPUT_BYTES: usize = 64 << 10;
-/// How often the hypervisor's terminal is read before the loop turns to the rest.
+/// The most reads from the hypervisor's terminal in one turn of the loop.
 const MOST_READS: usize = 16;
 
 pub(super) struct Supervisor<'run> {
@@ -50,19 +50,19 @@ pub(super) struct Supervisor<'run> {
     pub(super) interruption: &'run Interruption,
 }
 
-/// What is supervised.
+/// The state of a running machine.
 struct Supervised {
     console: Console,
     side_processes: SideProcesses,
     listener: Option<GuestListener>,
     machine: RunningMachine,
     manager: ServiceManager,
-    /// Becomes readable when the hypervisor answers on its control socket.
+    /// Becomes readable once the hypervisor responds on its control socket.
     hypervisor_runs: Option<UnixStream>,
-    /// The signal that began the stop.
+    /// The signal that started the stop.
     stopping: Option<Signal>,
     messages: OutputWriter,
-    /// Removed when the machine has ended, however that came.
+    /// Removed when the machine has ended for any reason.
     _interfaces: CreatedInterfaces,
 }
 
@@ -73,7 +73,7 @@ impl Supervised {
 
     fn notify(&mut self, lines: &str) {
         if let Err(error) = self.manager.notify(lines) {
-            self.message(&format!("the service manager does not receive: {error}"));
+            self.message(&format!("cannot notify the service manager: {error}"));
         }
     }
 
@@ -87,22 +87,22 @@ impl Supervised {
         let own = [self.console.server.deadline(), self.listener.as_ref().and_then(GuestListener::deadline)];
         let deadline = own.into_iter().flatten().chain(deadline).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |time| {
-            // Rounded up: a wait that ends too early would be repeated until the deadline has come.
+            // Rounded up, because a wait that ends slightly early would be repeated until the deadline.
             let left = time.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
         let mut descriptors: Vec<_> = interests.into_iter().map(|(fd, flags)| PollFd::new(fd, flags)).collect();
-        // After an error the caller looks at everything as after an event.
+        // After an error, the caller checks everything, as after an event.
         let _ = poll(&mut descriptors, timeout);
     }
 }
 
 impl Supervisor<'_> {
-    /// Runs the machine to its end.
+    /// Runs the machine until it ends.
     pub(super) fn run(self, mut prepared: Prepared) -> Result<(), RunError> {
         let messages = OutputWriter::start(io::stderr());
         let manager = ServiceManager::of_environment().unwrap_or_else(|error| {
-            messages.push(format!("the service manager does not receive: {error}\n").as_bytes());
+            messages.push(format!("cannot notify the service manager: {error}\n").as_bytes());
             ServiceManager::default()
         });
         let listener = self.listen_for_guest(prepared.identity.as_ref())?;
@@ -129,7 +129,7 @@ impl Supervisor<'_> {
             _interfaces: interfaces,
         };
         let status = self.supervise(&mut child, &mut supervised)?;
-        // What it wrote right before its end.
+        // Prints what it wrote just before it ended.
         supervised.console.print();
         supervised.notify("STOPPING=1");
         supervised.console.stdout.finish();
@@ -139,7 +139,7 @@ impl Supervisor<'_> {
 
     fn outcome(&self, status: ExitStatus, stopping: Option<Signal>, began: Instant) -> Result<(), RunError> {
         match stopping {
-            // Ctrl-C ends the command as interrupted; a service manager's SIGTERM is an orderly end.
+            // Ctrl-C makes the command end as interrupted; SIGTERM from a service manager is a normal end.
             Some(Signal::SIGINT) => Err(Interrupted(Signal::SIGINT).into()),
             Some(_) => Ok(()),
             None if status.success() => Ok(()),
@@ -165,15 +165,15 @@ impl Supervisor<'_> {
         Ok(listener.transpose()?)
     }
 
-    /// Starts the hypervisor on a terminal of its own: some behave differently on a pipe.
+    /// Starts the hypervisor on its own terminal, because some hypervisors behave differently on a pipe.
     fn spawn(&self, prepared: &mut Prepared) -> Result<(Child, File), RunError> {
-        let failed = |source| RunError::System { action: "making a terminal for the hypervisor", source };
+        let failed = |source| RunError::System { action: "creating a terminal for the hypervisor", source };
         let terminal = openpty(None, None).map_err(|errno| failed(errno.into()))?;
         make_raw(&terminal.slave).map_err(failed)?;
         let input = terminal.slave.try_clone().map_err(failed)?;
         let mut command = command(self.launch, prepared);
         command.stdin(Stdio::from(input)).stdout(Stdio::from(terminal.slave));
-        // A group of its own: ctrl-C is for the supervisor, which asks the guest first.
+        // In its own process group, because Ctrl-C is for the supervisor, which asks the guest first.
         command.process_group(0);
         prepare(&mut command, OnParentDeath::Terminate, prepared.identity.clone());
         let program = prepared.program.display().to_string();
@@ -192,7 +192,7 @@ impl Supervisor<'_> {
         let failed = |source| StateError::File { path: self.state.directory().to_owned(), source };
         let pid = i32::try_from(child.id()).unwrap_or(0);
         let supervisor = ProcessIdentity::own().map_err(failed)?;
-        // It may have ended already: then there is nothing to stop, and the loop below finds out how it ended.
+        // It may have ended already. Then there is nothing to stop, and the event loop finds out its exit status.
         let hypervisor = ProcessIdentity::of(pid).unwrap_or(ProcessIdentity { pid, start_ticks: 0 });
         let machine = RunningMachine {
             hypervisor,
@@ -206,7 +206,7 @@ impl Supervisor<'_> {
         Ok(machine)
     }
 
-    /// Asks from a thread of its own, and only if the service manager waits for the answer.
+    /// Asks in a separate thread, and only if a service manager waits for the answer.
     fn ask_whether_it_runs(&self, manager: &ServiceManager) -> Option<UnixStream> {
         if !manager.is_there() {
             return None;
@@ -217,20 +217,21 @@ impl Supervisor<'_> {
         thread::spawn(move || {
             let mut gap = FIRST_QUESTION_AFTER;
             while controller.as_ref().is_some_and(|controller| controller.status().is_err()) {
-                // Ends with the process, which ends with the hypervisor.
+                // The thread ends with the process, which ends with the hypervisor.
                 thread::sleep(gap);
                 gap = (gap * 2).min(LONGEST_QUESTION_GAP);
             }
-            // The machine may have ended.
+            // Fails if the machine has ended in the meantime; nothing waits for the answer then.
             let _ = theirs.write_all(b".");
         });
         Some(ours)
     }
 
-    /// The event loop.
+    /// Runs the event loop until the hypervisor has ended.
     fn supervise(&self, child: &mut Child, supervised: &mut Supervised) -> Result<ExitStatus, RunError> {
         loop {
-            // Signals come first: a child that ends after it was looked at below wakes the wait at the end.
+            // Signals come first: if the child ends after the check below, its SIGCHLD ends the wait at the bottom of
+            // the loop.
             if let Err(interrupted) = self.interruption.check() {
                 self.interruption.forget();
                 self.begin_to_stop(interrupted.0, child, supervised);
@@ -256,7 +257,7 @@ impl Supervisor<'_> {
         }
         supervised.hypervisor_runs = None;
         let waits_for_guest = supervised.listener.is_some();
-        supervised.notify(if waits_for_guest { "STATUS=the guest boots" } else { "READY=1\nSTATUS=runs" });
+        supervised.notify(if waits_for_guest { "STATUS=the guest is booting" } else { "READY=1\nSTATUS=running" });
     }
 
     fn receive_from_guest(&self, supervised: &mut Supervised) {
@@ -275,11 +276,11 @@ impl Supervisor<'_> {
         }
     }
 
-    /// The first signal asks the guest to shut down; the second one kills the hypervisor.
+    /// Starts the stop at the first signal; at the second one, kills the hypervisor.
     fn begin_to_stop(&self, signal: Signal, child: &mut Child, supervised: &mut Supervised) {
         if supervised.stopping.is_some() {
-            supervised.message("asked again: killing the hypervisor");
-            // If it has just ended, it need not be killed.
+            supervised.message("asked to stop again: killing the hypervisor");
+            // Fails if it has just ended.
             let _ = child.kill();
             return;
         }
@@ -301,30 +302,31 @@ impl Supervisor<'_> {
 impl Supervised {
     fn notify_pending(&mut self) {
         if let Err(error) = self.manager.flush() {
-            self.message(&format!("the service manager does not receive: {error}"));
+            self.message(&format!("cannot notify the service manager: {error}"));
         }
     }
 }
 
-/// The hypervisor's terminal, between the console's clients and this process's own stdin and stdout.
+/// The hypervisor's terminal, connected to the console's clients and to this process's stdin and stdout.
 struct Console {
     server: ConsoleServer,
-    /// None when the hypervisor has closed its end.
+    /// `None` after the hypervisor has closed its end.
     master: Option<File>,
-    /// Typed, but not yet taken by the hypervisor.
+    /// Input that the hypervisor has not yet read.
     input: VecDeque<u8>,
     stdin: Option<OwnTerminal>,
     stdout: OutputWriter,
 }
 
-/// The terminal of the user who has started the machine.
+/// The terminal of the user who started the machine.
 struct OwnTerminal {
     input: OwnedFd,
     _raw: RawTerminal,
 }
 
 impl OwnTerminal {
-    /// stdin, if it is a terminal. Opened once more, because the flags of stdin itself are shared with other programs.
+    /// Returns stdin if it is a terminal. It is reopened, because the flags of stdin itself are shared with other
+    /// programs.
     fn of_user() -> Option<Self> {
         let stdin = io::stdin();
         if !stdin.is_terminal() {
@@ -361,7 +363,7 @@ impl Console {
         interests
     }
 
-    /// Does everything that can be done without waiting.
+    /// Does all work that does not block.
     fn serve(&mut self) {
         let typing = self.typing();
         if typing == Typing::Accepted {
@@ -382,7 +384,7 @@ impl Console {
         match nix::unistd::read(&stdin.input, &mut buffer) {
             Ok(count) if count > 0 => self.input.extend(&buffer[..count]),
             Err(Errno::EAGAIN | Errno::EINTR) => {}
-            // The terminal is gone.
+            // The terminal was closed.
             _ => self.stdin = None,
         }
     }
@@ -395,14 +397,14 @@ impl Console {
         while !self.input.is_empty() {
             match master.write(self.input.as_slices().0) {
                 Ok(count) => drop(self.input.drain(..count)),
-                // Full, or closed, which reading finds out.
+                // The terminal is full, or closed, which the next read detects.
                 Err(_) => return,
             }
         }
     }
 
-    /// Passes on what the hypervisor has written by now, within limits: one that never stops writing must not keep the
-    /// loop from everything else.
+    /// Forwards the hypervisor's output. The number of reads is limited, so that a hypervisor that never stops writing
+    /// cannot block the rest of the loop.
     fn print(&mut self) {
         let mut buffer = [0; 16 << 10];
         for _ in 0..MOST_READS {
@@ -414,7 +416,7 @@ impl Console {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // EIO: nothing has the terminal open any more.
+                // EIO: all descriptors of the other end are closed.
                 _ => self.master = None,
             }
         }

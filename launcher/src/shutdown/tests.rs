@@ -41,21 +41,21 @@ fn launch(directory: &Path) -> Launch {
     }
 }
 
-/// A process in the place of the hypervisor.
+/// A process that stands in for the hypervisor.
 fn sleeper(script: &str) -> (Child, ProcessIdentity) {
     let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
     let identity = ProcessIdentity::of(child.id() as i32).unwrap();
     (child, identity)
 }
 
-/// A qemu that carries out one command by killing the process, and reports every command.
+/// A fake QEMU that reports every command, and kills the process when it receives the command `obeys`.
 fn qemu(directory: &Path, obeys: &'static str, pid: i32) -> std::sync::mpsc::Receiver<String> {
     let listener = UnixListener::bind(directory.join("web.sock")).unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            // A client that has waited too long is gone.
+            // The client has timed out and closed the connection.
             let Ok(()) = stream.write_all(b"{\"QMP\": {}}\n") else { continue };
             for line in BufReader::new(stream.try_clone().unwrap()).lines() {
                 let Ok(line) = line else { break };
@@ -82,7 +82,7 @@ fn stop_quietly(launch: &Launch, process: Option<ProcessIdentity>, timeout: Dura
 }
 
 #[test]
-fn a_machine_that_does_not_run_is_stopped() {
+fn stopping_a_machine_that_does_not_run_succeeds() {
     let directory = tempfile::tempdir().unwrap();
     let launch = launch(directory.path());
     assert_eq!(stop_quietly(&launch, None, Duration::from_secs(9)).0, Stopped::WasNotRunning);
@@ -93,7 +93,7 @@ fn a_machine_that_does_not_run_is_stopped() {
 }
 
 #[test]
-fn the_guest_is_asked_first() {
+fn the_guest_is_asked_to_shut_down_before_the_hypervisor_is_ended() {
     let directory = tempfile::tempdir().unwrap();
     let (mut child, identity) = sleeper("exec sleep 100");
     let commands = qemu(directory.path(), "system_powerdown", identity.pid);
@@ -114,7 +114,7 @@ fn a_guest_that_ignores_the_power_button_gets_ctrl_alt_delete() {
 }
 
 #[test]
-fn a_guest_that_does_nothing_is_ended() {
+fn the_hypervisor_is_ended_if_the_guest_does_not_shut_down_in_time() {
     let directory = tempfile::tempdir().unwrap();
     let (mut child, identity) = sleeper("exec sleep 100");
     let commands = qemu(directory.path(), "quit", identity.pid);
@@ -127,7 +127,7 @@ fn a_guest_that_does_nothing_is_ended() {
 }
 
 #[test]
-fn a_guest_that_could_not_be_asked_in_time_is_ended_and_the_reason_is_given() {
+fn the_hypervisor_is_ended_with_the_reason_if_the_guest_cannot_be_asked() {
     let directory = tempfile::tempdir().unwrap();
     let (mut child, identity) = sleeper("exec sleep 100");
     let _silent = UnixListener::bind(directory.path().join("web.sock")).unwrap();
@@ -156,7 +156,7 @@ fn a_process_that_ignores_signals_is_killed() {
     child.wait().unwrap();
 }
 
-/// What the guest is asked by, and the path of the request where there is one.
+/// The requests to the guest over this protocol.
 fn steps_of(protocol: ControlProtocol) -> Vec<GracefulStep> {
     let put = |path: &str| {
         let body = Some(json!({"action_type": "SendCtrlAltDel"}));
@@ -171,8 +171,8 @@ fn steps_of(protocol: ControlProtocol) -> Vec<GracefulStep> {
     }
 }
 
-/// A hypervisor that leaves the first connections without an answer, and then carries the request out. It closes them;
-/// kvmtool, whose answer that would be, keeps them open.
+/// A fake hypervisor that closes the first connections without a response, and then carries out a request. For kvmtool,
+/// whose response is the closed connection, it keeps them open.
 fn busy_hypervisor(protocol: ControlProtocol, path: &Path, busy_connections: usize, pid: i32) {
     let end = move || nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     if protocol == ControlProtocol::CrosvmSeqpacket {
@@ -219,7 +219,7 @@ fn busy_hypervisor(protocol: ControlProtocol, path: &Path, busy_connections: usi
                 stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
             }
         }
-        // The client has its answer, or closes the connection.
+        // The client has received its response, or closes the connection.
         let _ = stream.read(&mut buffer);
     });
 }
@@ -253,7 +253,7 @@ fn a_guest_shuts_down_although_another_client_holds_the_control_socket_for_a_whi
     let (mut child, identity) = sleeper("exec sleep 600");
     let _commands = qemu(directory.path(), "system_powerdown", identity.pid);
     let mut other = UnixStream::connect(directory.path().join("web.sock")).unwrap();
-    // It is served: qemu answers nobody else until it goes.
+    // The other client is connected: QEMU serves no one else until it disconnects.
     other.read_exact(&mut [0; 8]).unwrap();
     let launch = launch(directory.path());
     let (stopped, messages) = std::thread::scope(|scope| {
@@ -263,7 +263,7 @@ fn a_guest_shuts_down_although_another_client_holds_the_control_socket_for_a_whi
             let mut messages = Vec::new();
             let stopped = stop(&target, Duration::from_secs(300), &mut |text| {
                 messages.push(text.to_owned());
-                // The test may have heard enough.
+                // The test waits for the first message only.
                 let _ = sender.send(());
             });
             (stopped.unwrap(), messages)

@@ -28,14 +28,14 @@ fn state(directory: &Path) -> HostPath {
 }
 
 #[test]
-fn a_daemon_is_started_again_and_ended() {
+fn a_daemon_that_has_ended_is_restarted_and_ended_with_its_supervisor() {
     let directory = tempfile::tempdir().unwrap();
     let process = side_process(directory.path(), DAEMON);
     let interruption = Interruption::watch().unwrap();
     let mut processes =
         SideProcesses::start(std::slice::from_ref(&process), &state(directory.path()), None, &interruption).unwrap();
     let socket = directory.path().join("fs.sock");
-    // Another supervisor leaves alone what is served already.
+    // Another supervisor does not start a daemon that is already running.
     assert!(SideProcesses::start(&[process], &state(directory.path()), None, &interruption).unwrap().is_empty());
     drop(std::os::unix::net::UnixStream::connect(&socket).unwrap());
     let starts = || fs::read_to_string(directory.path().join("fs.sock.starts")).unwrap_or_default().len();
@@ -54,7 +54,7 @@ fn a_daemon_is_started_again_and_ended() {
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "the program and what it wrote");
 }
 
-/// It writes a file beside its socket and follows links to it, as virtiofsd does.
+/// Like virtiofsd, it writes a file next to its socket and follows symbolic links when it opens it.
 const DAEMON_WITH_PID_FILE: &str = "import os, socket, sys
 path = sys.argv[1].removeprefix('--socket-path=')
 open(path + '.pid', 'w').write(str(os.getpid()))
@@ -65,7 +65,7 @@ server.accept()
 ";
 
 #[test]
-fn a_link_of_the_machines_user_does_not_make_a_daemon_overwrite_a_file_of_the_host() {
+fn a_daemon_does_not_overwrite_a_host_file_through_a_link_of_the_machines_user() {
     let directory = tempfile::tempdir().unwrap();
     let (elsewhere, state_directory) = (directory.path().join("passwd"), directory.path().join("state"));
     fs::write(&elsewhere, "root:x:0:0").unwrap();
@@ -91,8 +91,8 @@ fn a_link_of_the_machines_user_does_not_make_a_daemon_overwrite_a_file_of_the_ho
     if let Some(client) = &client {
         assert_eq!(fs::symlink_metadata(&socket).unwrap().uid(), client.user().as_raw());
     }
-    assert!(start().unwrap().is_empty(), "another launcher knows it by its command");
-    // Again after it has ended, and nothing stays of the directory that it had for itself.
+    assert!(start().unwrap().is_empty(), "another launcher recognises it by its command");
+    // It is restarted after it has ended, and its private directory is removed.
     drop(std::os::unix::net::UnixStream::connect(&socket).unwrap());
     let end = Instant::now() + Duration::from_secs(60);
     let mut events = Vec::new();
@@ -122,7 +122,7 @@ fn a_daemon_with_another_command_is_not_used() {
 }
 
 #[test]
-fn a_daemon_that_was_started_again_is_known_by_its_command_again() {
+fn the_command_of_a_restarted_daemon_is_recorded_again() {
     let directory = tempfile::tempdir().unwrap();
     let process = side_process(directory.path(), DAEMON);
     let interruption = Interruption::watch().unwrap();
@@ -146,7 +146,7 @@ fn a_launcher_that_is_killed_leaves_no_daemon() {
         directory.path(),
         "import os, sys, time\nopen(sys.argv[1] + '.pid', 'w').write(str(os.getpid()))\ntime.sleep(600)\n",
     );
-    // The child that a launcher starts, in a process that is then killed.
+    // A child that a launcher has started, in a process that is then killed.
     let pid_file = directory.path().join("fs.sock.pid");
     let program = find_program(&process.program).unwrap();
     let mut parent = std::process::Command::new(std::env::current_exe().unwrap())
@@ -169,7 +169,7 @@ fn a_launcher_that_is_killed_leaves_no_daemon() {
     assert!(!daemon.is_alive());
 }
 
-/// Not a test: what [`a_launcher_that_is_killed_leaves_no_daemon`] kills.
+/// Not a test: the process that [`a_launcher_that_is_killed_leaves_no_daemon`] kills.
 #[test]
 #[ignore = "run by another test"]
 fn starts_a_daemon_for_another_test() {
@@ -203,7 +203,7 @@ fn starts_a_daemon_for_another_test() {
 }
 
 #[test]
-fn a_daemon_that_dies_at_once_is_an_error() {
+fn the_start_fails_if_a_daemon_ends_before_it_serves() {
     let directory = tempfile::tempdir().unwrap();
     let process = side_process(directory.path(), "import sys\nsys.exit(3)\n");
     let interruption = Interruption::watch().unwrap();
@@ -213,7 +213,7 @@ fn a_daemon_that_dies_at_once_is_an_error() {
 }
 
 #[test]
-fn a_missing_daemon_says_what_to_install() {
+fn the_error_for_a_missing_daemon_names_the_package() {
     let directory = tempfile::tempdir().unwrap();
     let process = SideProcess { program: "/nonexistent/virtiofsd".into(), ..side_process(directory.path(), "") };
     let interruption = Interruption::watch().unwrap();
@@ -227,7 +227,7 @@ fn a_missing_daemon_says_what_to_install() {
 }
 
 #[test]
-fn failures_are_given_more_and_more_time() {
+fn repeated_failures_are_retried_with_longer_delays() {
     let directory = tempfile::tempdir().unwrap();
     let mut entry = Entry {
         process: side_process(directory.path(), ""),

@@ -222,7 +222,7 @@ fn a_service_manager_is_told_and_its_sigterm_asks_the_guest() {
         let count = manager.recv(&mut buffer).unwrap();
         String::from_utf8_lossy(&buffer[..count]).into_owned()
     };
-    assert_eq!(hear(), "READY=1\nSTATUS=runs");
+    assert_eq!(hear(), "READY=1\nSTATUS=running");
     running.wait_for("waiting");
     terminate(&running);
     assert_eq!(hear(), "STOPPING=1\nSTATUS=stopping");
@@ -274,7 +274,7 @@ fn a_guest_that_reports_over_vsock_makes_the_service_ready() {
         let count = manager.recv(&mut buffer).unwrap();
         String::from_utf8_lossy(&buffer[..count]).into_owned()
     };
-    assert_eq!(hear(), "STATUS=the guest boots");
+    assert_eq!(hear(), "STATUS=the guest is booting");
     let launch = machine.launch();
     let listens = &launch.notification.as_ref().unwrap().listen;
     let launcher::launch::NotificationSocket::Unix(path) = listens else { panic!("{listens:?}") };
