@@ -1,5 +1,5 @@
-//! The host's network interfaces of a machine: found or made with netlink and ioctl, as far as the rights go; else the
-//! error says exactly what to run.
+//! The host's network interfaces of a machine. They are created through netlink and ioctl if this user is permitted to;
+//! otherwise the error contains the commands to run.
 
 pub mod macvtap;
 pub mod netlink;
@@ -17,15 +17,15 @@ pub use tap::InterfaceState;
 /// Why a network interface is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// It is not there, and making it takes rights that this user has not.
+    /// It does not exist, and this user is not permitted to create it.
     #[error("network interface {name} does not exist, and only root can create it; run: {remedy}")]
     Missing {
         /// The interface.
         name: String,
-        /// The commands that make it.
+        /// The commands that create it.
         remedy: String,
     },
-    /// It is down, and bringing it up takes rights that this user has not.
+    /// It is down, and this user is not permitted to bring it up.
     #[error("network interface {name} is down; run: {remedy}")]
     Down {
         /// The interface.
@@ -33,14 +33,14 @@ pub enum NetworkError {
         /// The command that brings it up.
         remedy: String,
     },
-    /// It is something else.
+    /// An interface of this name exists, but it is of another kind.
     #[error("network interface {name} is {kind}, but the machine needs {wanted} of that name; give it another `id`")]
     OtherKind {
         /// The interface.
         name: String,
-        /// What it is.
+        /// Its kind.
         kind: String,
-        /// What it should be.
+        /// The required kind.
         wanted: &'static str,
     },
     /// A tap has the wrong number of queues.
@@ -51,39 +51,39 @@ pub enum NetworkError {
     TapQueues {
         /// The tap.
         name: String,
-        /// Whether it should be multi_queue.
+        /// Whether it must be multi_queue.
         multi_queue: bool,
-        /// The commands that make it again.
+        /// The commands that recreate it.
         remedy: String,
     },
-    /// A tap is another user's.
+    /// A tap belongs to another user.
     #[error("tap {name} belongs to {found}, but {wanted} must open it; run: {remedy}")]
     TapOwner {
         /// The tap.
         name: String,
-        /// Whose it is.
+        /// Its owner.
         found: String,
-        /// Whose it should be.
+        /// The user who must own it.
         wanted: String,
-        /// The commands that make it again.
+        /// The commands that recreate it.
         remedy: String,
     },
-    /// A tap is the temporary one of another process.
+    /// A tap is not persistent: it belongs to a process that has it open.
     #[error("tap {0} belongs to a process that has it open: another machine has the same interface id")]
     TapInUse(String),
-    /// The driver is not there.
-    #[error("/dev/net/tun is not there; run: sudo modprobe tun")]
+    /// The tun driver is not loaded.
+    #[error("/dev/net/tun does not exist; run: sudo modprobe tun")]
     NoTun,
-    /// What a macvtap is to hang on is not there.
+    /// The lower interface of a macvtap does not exist.
     #[error("macvtap {name} needs the interface {link}, which does not exist on this host")]
     NoLink {
         /// The macvtap.
         name: String,
-        /// What it is to hang on.
+        /// Its lower interface.
         link: String,
     },
     /// The device node of a macvtap did not appear.
-    #[error("macvtap {name} has no device node {path}: does udev run?")]
+    #[error("macvtap {name} has no device node {path}: is udev running?")]
     NoNode {
         /// The macvtap.
         name: String,
@@ -91,54 +91,54 @@ pub enum NetworkError {
         path: PathBuf,
     },
     /// The device node of a macvtap cannot be opened.
-    #[error("{path}: {source}; its owner must be who runs the machine")]
+    #[error("{path}: {source}; the user who runs the machine must own it")]
     Node {
         /// The node.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A bridge is not there.
-    #[error("bridge {name} is not there; run: sudo ip link add {name} type bridge && sudo ip link set {name} up")]
+    /// A bridge does not exist.
+    #[error("bridge {name} does not exist; run: sudo ip link add {name} type bridge && sudo ip link set {name} up")]
     NoBridge {
         /// The bridge.
         name: String,
     },
-    /// No MAC address.
-    #[error("`{0}` is no MAC address")]
+    /// A MAC address is invalid.
+    #[error("`{0}` is not a MAC address")]
     BadMac(String),
-    /// It was there a moment ago.
-    #[error("network interface {0} vanished while it was being set up")]
+    /// An interface disappeared during the setup.
+    #[error("network interface {0} disappeared while it was being set up")]
     Vanished(String),
-    /// The kernel refused.
+    /// The kernel refused a request.
     #[error("network interface {name}: {source}")]
     Kernel {
         /// The interface.
         name: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The owner is unknown.
+    /// The owner's name is unknown.
     #[error(transparent)]
     NoSuchUser(#[from] NoSuchUser),
 }
 
-/// A network interface that a launcher has made.
+/// A network interface that a launcher has created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MadeInterface {
     /// Its name.
     pub name: String,
-    /// Its number, which distinguishes it from one of the same name that was made later.
+    /// Its index, which distinguishes it from a later interface of the same name.
     pub index: i32,
 }
 
-/// Interfaces that were made for a machine; removed when this is dropped.
+/// Interfaces that were created for a machine. They are removed when this is dropped.
 #[derive(Debug, Default)]
 pub struct CreatedInterfaces(Vec<MadeInterface>);
 
 impl CreatedInterfaces {
-    /// Those that were made.
+    /// Returns the interfaces.
     pub fn made(&self) -> &[MadeInterface] {
         &self.0
     }
@@ -157,23 +157,23 @@ impl Drop for CreatedInterfaces {
     }
 }
 
-/// Removes interfaces that were made for a machine that has ended. One that is no longer there, or that somebody has replaced,
-/// is left alone.
+/// Removes interfaces that were created for a machine that has ended. Ignores interfaces that no longer exist or have
+/// been replaced by another one of the same name.
 pub fn remove_made(interfaces: &[MadeInterface]) {
     for made in interfaces {
         if let Ok(Some(link)) = netlink::find(&made.name)
             && link.index == made.index
         {
-            // Who made it may remove it. If not, `microvm tap down` reports why.
+            // Succeeds for the user who created it. If it fails, `microvm tap down` reports why.
             let _ = netlink::delete(link.index);
         }
     }
 }
 
-/// Makes sure that all interfaces are there.
+/// Creates the missing interfaces and checks the existing ones.
 ///
 /// # Errors
-/// [`NetworkError`] of the first one that is not; those made before are removed again.
+/// Returns the first [`NetworkError`]; the interfaces created so far are then removed.
 pub fn make_ready(needs: &Needs) -> Result<CreatedInterfaces, NetworkError> {
     let mut created = CreatedInterfaces::default();
     for tap in &needs.taps {
@@ -192,7 +192,7 @@ pub fn make_ready(needs: &Needs) -> Result<CreatedInterfaces, NetworkError> {
     Ok(created)
 }
 
-/// Everything that is wrong with the host's interfaces, changing nothing.
+/// Returns everything that is wrong with the host's interfaces, without changing anything.
 pub fn inspect(needs: &Needs) -> Vec<NetworkError> {
     let mut problems = Vec::new();
     for tap in &needs.taps {
@@ -207,7 +207,7 @@ pub fn inspect(needs: &Needs) -> Vec<NetworkError> {
     problems
 }
 
-/// The id of an interface's owner; without a name it is who runs the launcher.
+/// Returns the user id of an interface's owner. Without a name, it is the user who runs the launcher.
 pub fn owner_id(name: Option<&str>) -> Result<Uid, NetworkError> {
     Ok(match name {
         Some(name) => Identity::of(name)?.user(),
@@ -215,10 +215,10 @@ pub fn owner_id(name: Option<&str>) -> Result<Uid, NetworkError> {
     })
 }
 
-/// Makes the tap of an interface of type `bridge` for that user, and puts it into the bridge.
+/// Creates the tap of an interface of type `bridge` for that user, and adds it to the bridge.
 ///
 /// # Errors
-/// [`NetworkError`].
+/// Returns [`NetworkError`].
 pub fn make_bridge_tap(bridge: &BridgeNeed, owner: Uid) -> Result<(), NetworkError> {
     find_bridge(bridge)?;
     let need = bridge_tap(bridge);
@@ -231,10 +231,10 @@ pub fn make_bridge_tap(bridge: &BridgeNeed, owner: Uid) -> Result<(), NetworkErr
     netlink::join(index(&need.name)?, index(&bridge.bridge)?).map_err(failed)
 }
 
-/// Removes that tap; it need not be there.
+/// Removes that tap. A missing tap is not an error.
 ///
 /// # Errors
-/// [`NetworkError`].
+/// Returns [`NetworkError`].
 pub fn remove_bridge_tap(bridge: &BridgeNeed) -> Result<(), NetworkError> {
     tap::remove(&bridge_tap(bridge))
 }
@@ -255,7 +255,7 @@ fn find_bridge(bridge: &BridgeNeed) -> Result<(), NetworkError> {
     }
 }
 
-/// The user's name, or the number of one that has none.
+/// Returns the user's name, or the user id if there is none.
 fn user_name(user: Uid) -> String {
     User::from_uid(user).ok().flatten().map_or_else(|| user.to_string(), |user| user.name)
 }

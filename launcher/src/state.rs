@@ -37,7 +37,8 @@ pub enum StateError {
     NoRuntimeDirectory,
     /// A name that is invalid or could point outside the runtime directory.
     #[error(
-        "`{}` is no machine name: it has 1 to {LONGEST_NAME_BYTES} letters, digits, `.`, `_` and `-`, and begins with a letter, a digit or `_`",
+        "`{}` is not a machine name: use 1 to {LONGEST_NAME_BYTES} letters, digits, `.`, `_` and `-`, starting with a \
+         letter, a digit or `_`",
         one_line(.0)
     )]
     BadName(String),

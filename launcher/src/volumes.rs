@@ -1,4 +1,4 @@
-//! Volumes: created whole or not at all, never over a file that is there, and checked for type and label.
+//! Volumes: created atomically, never over an existing file, and checked for file system and label.
 
 mod format;
 mod lock;
@@ -26,77 +26,78 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// The rights to a volume that is created: those of who runs the machine, and of nobody else.
+/// The mode of a new volume: only the user who runs the machine can access it.
 const VOLUME_MODE: u32 = 0o600;
-/// The rights to directories that are made for it.
+/// The mode of a directory that is created for a volume.
 const DIRECTORY_MODE: u32 = 0o755;
 
 /// Why a volume is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
-    /// It is not there, and is not to be created.
-    #[error("volume {0} does not exist, and `autoCreate` is off: create it or turn that on")]
+    /// It does not exist, and `autoCreate` is off.
+    #[error("volume {0} does not exist, and `autoCreate` is off: create it or turn `autoCreate` on")]
     Missing(HostPath),
     /// A file operation failed.
     #[error("volume {path}: {source}")]
     File {
         /// The image.
         path: HostPath,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// No program makes such a file system.
+    /// No installed program creates such a file system.
     #[error("volume {path} needs a file system: {source}")]
     NoMkfs {
         /// The image.
         path: HostPath,
-        /// What is missing.
+        /// The missing program.
         source: NotInstalled,
     },
-    /// mkfs did not succeed; nothing was left behind.
+    /// mkfs failed; nothing was left behind.
     #[error("volume {path}: {program} ended with {status}: {said}")]
     MkfsFailed {
         /// The image.
         path: HostPath,
         /// The program.
         program: String,
-        /// How it ended.
+        /// Its exit status.
         status: String,
-        /// What it wrote.
+        /// Its output.
         said: String,
     },
-    /// What mkfs made is something else.
-    #[error("volume {path}: {program} succeeded but left {found}, where {wanted} was asked for")]
+    /// mkfs succeeded, but did not create the requested file system.
+    #[error("volume {path}: {program} succeeded, but created {found} instead of {wanted}")]
     MkfsMade {
         /// The image.
         path: HostPath,
         /// The program.
         program: String,
-        /// What is there.
+        /// What the image contains.
         found: String,
-        /// What should be there.
+        /// What was requested.
         wanted: String,
     },
-    /// The volume holds something else.
+    /// The volume contains something else.
     #[error(
         "volume {path} holds {found}, but the machine spec says {wanted}: change the spec, or move the file away to have a new volume created"
     )]
     Other {
         /// The image.
         path: HostPath,
-        /// What is there.
+        /// What the image contains.
         found: String,
-        /// What should be there.
+        /// What the machine spec requires.
         wanted: String,
     },
-    /// Another machine writes to it.
+    /// Another machine is writing to it.
     #[error(
-        "volume {path} is in use by {holder}; two machines that write to one volume destroy it, so stop that one first"
+        "volume {path} is in use by {holder}; two machines that write to one volume destroy its data, so stop that \
+         machine first"
     )]
     InUse {
         /// The image.
         path: HostPath,
-        /// Who has locked it.
+        /// The owner of the lock, as its lock file names it.
         holder: String,
     },
     /// The lock file cannot be used.
@@ -106,10 +107,10 @@ pub enum VolumeError {
         path: HostPath,
         /// The lock file.
         lock: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Two volumes are one.
+    /// Two volumes are the same file.
     #[error("volumes {first} and {second} are the same file, and the guest would write to it twice; give each its own")]
     Twice {
         /// One of them.
@@ -117,42 +118,42 @@ pub enum VolumeError {
         /// The other one.
         second: HostPath,
     },
-    /// The hypervisor would take it for another format.
+    /// The hypervisor would detect another format.
     #[error(
-        "{option}: {path} begins like {found}, but the machine spec says {wanted}: {hypervisor} goes by the content, and \
-         would open any file of this host that such a header names; set imageType if you have made the image so, or else \
-         overwrite what the guest has written there"
+        "{option}: {path} looks like {found}, but the machine spec says {wanted}: {hypervisor} detects the format by \
+         the content, and would open any file of this host that the header names; set imageType if you created the \
+         image in this format, otherwise overwrite the header, which the guest may have written"
     )]
     Format {
-        /// The disk of the spec.
+        /// The option of the spec that names the disk.
         option: String,
         /// The image.
         path: HostPath,
-        /// What its content looks like.
+        /// The format that its content looks like.
         found: String,
-        /// What it should be.
+        /// The format in the machine spec.
         wanted: &'static str,
         /// The hypervisor.
         hypervisor: String,
     },
-    /// Somebody asked the launcher to stop.
+    /// The user asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
 
-/// What became of a volume.
+/// Whether a volume was created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VolumeState {
-    /// It was there.
+    /// It already existed.
     Present,
     /// It was created.
     Created,
 }
 
-/// Makes sure that a volume is there and is what the spec says. `image` must be absolute. What is created belongs to the
-/// owner if there is one, else to who runs this.
+/// Creates a volume if it is missing, and checks that it is what the machine spec requires. `image` must be absolute. A
+/// new volume belongs to `owner` if given, otherwise to the current user.
 ///
-/// # Errors
+/// Returns [`VolumeError`].
 /// [`VolumeError`].
 pub fn make_ready(
     volume: &VolumeNeed,
@@ -169,16 +170,16 @@ pub fn make_ready(
         }
         let Some(creation) = &volume.creation else { return Err(VolumeError::Missing(volume.image.clone())) };
         match create(volume, creation, owner, interruption) {
-            // Another process was faster: then it is there, and looked at.
+            // Another process has created it in the meantime: check that one.
             Err(VolumeError::File { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
             created => return created.map(|()| VolumeState::Created),
         }
     }
 }
 
-/// Looks at a volume that is there without changing anything: whether it holds what the spec says.
+/// Checks an existing volume against the machine spec, without changing anything.
 ///
-/// # Errors
+/// Returns [`VolumeError`].
 /// [`VolumeError`].
 pub fn inspect(volume: &VolumeNeed) -> Result<(), VolumeError> {
     let flags = if volume.access == Access::ReadWrite { OFlag::O_RDWR } else { OFlag::O_RDONLY };
@@ -188,8 +189,8 @@ pub fn inspect(volume: &VolumeNeed) -> Result<(), VolumeError> {
     }
 }
 
-/// A volume that the launcher would create must hold what it would have made, and another one that the guest mounts what
-/// the guest mounts.
+/// Checks the content: a volume that the launcher may create must be what it would create, and any other volume must be
+/// what the guest mounts.
 fn check_content(volume: &VolumeNeed, image: &File) -> Result<(), VolumeError> {
     let failed = |source| VolumeError::File { path: volume.image.clone(), source };
     if volume.image_type != ImageType::Raw {
@@ -201,7 +202,7 @@ fn check_content(volume: &VolumeNeed, image: &File) -> Result<(), VolumeError> {
         return Err(VolumeError::Other { path: volume.image.clone(), found: found.to_owned(), wanted });
     }
     let found = file_system(image).map_err(failed)?;
-    // What the launcher did not make is looked at only if the guest mounts it, and may still be empty.
+    // A volume that the launcher does not create is checked only if the guest mounts it, and it may still be empty.
     let is_foreign = volume.creation.is_none() || image.metadata().map_err(failed)?.file_type().is_block_device();
     let is_anything_good = is_foreign && (volume.mount_point.is_none() || found.is_none());
     if is_anything_good || matches(found.as_ref(), volume) {
@@ -212,7 +213,7 @@ fn check_content(volume: &VolumeNeed, image: &File) -> Result<(), VolumeError> {
 
 fn matches(found: Option<&FileSystem>, volume: &VolumeNeed) -> bool {
     match found {
-        // Only a type that the superblock reader knows can be recognised as wrong.
+        // Only file systems that the superblock reader recognises can be reported as wrong.
         None => !superblock_is_known(&volume.fs_type),
         Some(found) => {
             let same_label = volume.label.as_ref().is_none_or(|label| *label == found.label);
@@ -228,7 +229,7 @@ fn superblock_is_known(fs_type: &str) -> bool {
 fn described(found: Option<&FileSystem>) -> String {
     match found {
         None => "no known file system".to_owned(),
-        // Images, partitions and the like, which have no labels.
+        // Images, partition tables and the like have no labels.
         Some(found) if found.fs_type.starts_with("a ") || found.fs_type.starts_with("an ") => found.fs_type.to_owned(),
         Some(found) if found.label.is_empty() => format!("{} without a label", found.fs_type),
         Some(found) => format!("{} with label `{}`", found.fs_type, found.label),
@@ -242,8 +243,8 @@ fn wanted(volume: &VolumeNeed) -> String {
     }
 }
 
-/// Creates the image without a name, so that nobody sees half of it and nothing is left of it when this ends: mkfs gets it
-/// by its descriptor.
+/// Creates the image as an unnamed file, which mkfs reaches by its descriptor. No other process sees an incomplete
+/// image, and nothing is left behind if this process ends.
 fn create(
     volume: &VolumeNeed,
     creation: &VolumeCreation,
@@ -288,7 +289,7 @@ fn create(
 fn mkfs_arguments(volume: &VolumeNeed, creation: &VolumeCreation) -> Vec<String> {
     let (fixed, label_option): (&[&str], &str) = match volume.fs_type.as_str() {
         "ext2" | "ext3" | "ext4" => (&["-q"], "-L"),
-        // The file was emptied by us: there is nothing to be careful of.
+        // The file is new and empty, so mkfs has nothing to overwrite.
         "xfs" => (&["-q", "-f"], "-L"),
         "btrfs" => (&["-q", "-f"], "-L"),
         "vfat" | "fat" | "msdos" => (&[], "-n"),
@@ -303,8 +304,8 @@ fn mkfs_arguments(volume: &VolumeNeed, creation: &VolumeCreation) -> Vec<String>
     arguments
 }
 
-/// On btrfs a disk image written in place is better off without copy on write; the flag can be set only while it is
-/// empty. Elsewhere there is no such thing, and no harm in not having it.
+/// Turns copy-on-write off on btrfs, where it slows down disk images that are written in place; the flag can be set
+/// only while the file is empty. Other file systems need nothing.
 fn avoid_copy_on_write(image: &File) {
     let is_btrfs = nix::sys::statfs::fstatfs(image)
         .is_ok_and(|statistics| statistics.filesystem_type() == nix::sys::statfs::BTRFS_SUPER_MAGIC);

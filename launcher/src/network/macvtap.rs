@@ -1,4 +1,4 @@
-//! Macvtap interfaces: made on a link of the host, and opened for the hypervisor once for each queue.
+//! Macvtap interfaces: created on a lower interface of the host, and opened for the hypervisor once per queue.
 
 use super::netlink::{self, Link, NewMacvtap};
 use super::tap::InterfaceState;
@@ -14,13 +14,13 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How long udev may take to make the device node.
+/// How long udev may take to create the device node.
 const NODE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Makes sure that the macvtap is there, for that user, and up.
+/// Creates the macvtap for that user if it is missing, and brings it up.
 ///
 /// # Errors
-/// [`NetworkError`]; one without the rights for it says what to run.
+/// Returns [`NetworkError`]. If this user is not permitted to create it, the error contains the commands to run.
 pub fn make_ready(macvtap: &MacvtapNeed, owner: Uid) -> Result<InterfaceState, NetworkError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::PermissionDenied => {
@@ -41,26 +41,26 @@ pub fn make_ready(macvtap: &MacvtapNeed, owner: Uid) -> Result<InterfaceState, N
     }
     let node = wait_for_node(macvtap, link.index)?;
     if state == InterfaceState::Created {
-        // By descriptor: udev may remove the node and another interface get its number.
+        // By descriptor, because udev may remove the node, and another interface may get its number.
         let opened = open_node(&node, OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
         opened.and_then(|node| fchown(node, Some(owner), None)).map_err(|errno| failed(errno.into()))?;
     }
     Ok(state)
 }
 
-/// Removes the macvtap; it need not be there.
+/// Removes the macvtap. A missing one is not an error.
 ///
 /// # Errors
-/// [`NetworkError`].
+/// Returns [`NetworkError`].
 pub fn remove(macvtap: &MacvtapNeed) -> Result<(), NetworkError> {
     let Some(link) = find(macvtap)? else { return Ok(()) };
     netlink::delete(link.index).map_err(|source| NetworkError::Kernel { name: macvtap.name.clone(), source })
 }
 
-/// Whether the macvtap is there and can be opened, changing nothing.
+/// Checks that the macvtap exists, without changing anything.
 ///
 /// # Errors
-/// [`NetworkError`].
+/// Returns [`NetworkError`] if it is missing or of another kind.
 pub fn inspect(macvtap: &MacvtapNeed, owner: Uid) -> Result<(), NetworkError> {
     if find(macvtap)?.is_some() {
         return Ok(());
@@ -71,7 +71,7 @@ pub fn inspect(macvtap: &MacvtapNeed, owner: Uid) -> Result<(), NetworkError> {
 /// Opens the macvtap once for each descriptor that the hypervisor expects.
 ///
 /// # Errors
-/// [`NetworkError`].
+/// Returns [`NetworkError`].
 pub fn open(macvtap: &MacvtapNeed) -> Result<Vec<OwnedFd>, NetworkError> {
     let link = find(macvtap)?.ok_or_else(|| NetworkError::Vanished(macvtap.name.clone()))?;
     let node = node_path(link.index);
@@ -82,7 +82,7 @@ pub fn open(macvtap: &MacvtapNeed) -> Result<Vec<OwnedFd>, NetworkError> {
     macvtap.descriptors.iter().map(open_once).collect()
 }
 
-/// The commands that make the macvtap, to be run by somebody who may.
+/// Returns the commands that create the macvtap, for a user who is permitted to run them.
 pub fn commands(macvtap: &MacvtapNeed, owner: Uid) -> String {
     let MacvtapNeed { name, link, mode, mac, .. } = macvtap;
     format!(
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_commands_are_complete() {
+    fn the_commands_create_the_macvtap_and_give_it_to_its_owner() {
         let macvtap = MacvtapNeed {
             name: "web0".to_owned(),
             link: "eth0".to_owned(),

@@ -1,4 +1,4 @@
-//! The few requests about network interfaces that the launcher makes to the kernel, over rtnetlink(7).
+//! The requests about network interfaces that the launcher sends to the kernel, over rtnetlink(7).
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -29,7 +29,7 @@ const IFLA_TUN_TYPE: u16 = 3;
 const IFLA_TUN_VNET_HDR: u16 = 5;
 const IFLA_TUN_PERSIST: u16 = 6;
 const IFLA_TUN_MULTI_QUEUE: u16 = 7;
-/// `IFF_TAP` as `IFLA_TUN_TYPE` has it.
+/// The value of `IFLA_TUN_TYPE` for a tap.
 const TUN_TYPE_TAP: u8 = 2;
 
 const IFF_UP: u32 = 1;
@@ -37,57 +37,57 @@ const HEADER_BYTES: usize = 16;
 const LINK_MESSAGE_BYTES: usize = 16;
 const LONGEST_ANSWER_BYTES: usize = 64 << 10;
 
-/// A network interface as the kernel describes it.
+/// A network interface as the kernel reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
-    /// Its number.
+    /// Its index.
     pub index: i32,
     /// Whether it is up.
     pub is_up: bool,
-    /// What it is: `tun`, `macvtap`, `bridge`...; empty for a device.
+    /// Its kind: `tun`, `macvtap`, `bridge`...; empty for a hardware device.
     pub kind: String,
     /// Its MAC address.
     pub mac: [u8; 6],
-    /// The number of what it hangs on.
+    /// The index of its lower interface.
     pub link: Option<i32>,
-    /// What a tun or tap is like.
+    /// The properties of a tun or tap.
     pub tun: Option<Tun>,
-    /// The mode of a macvtap, a bit of `MACVLAN_MODE_*`.
+    /// The mode of a macvtap: one bit of `MACVLAN_MODE_*`.
     pub macvlan_mode: Option<u32>,
 }
 
-/// What a tun or tap interface is like.
+/// The properties of a tun or tap interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tun {
     /// Whether it is a tap.
     pub is_tap: bool,
-    /// The user who may open it.
+    /// The user who can open it.
     pub owner: Option<u32>,
     /// Whether it was created with `multi_queue`.
     pub multi_queue: bool,
     /// Whether it was created with `vnet_hdr`.
     pub vnet_hdr: bool,
-    /// Whether it outlives who has opened it.
+    /// Whether it stays when the process that has opened it ends.
     pub persistent: bool,
 }
 
-/// A macvtap interface to be made.
+/// A macvtap interface to create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewMacvtap<'spec> {
     /// Its name.
     pub name: &'spec str,
-    /// The number of what it hangs on.
+    /// The index of its lower interface.
     pub link: i32,
-    /// A bit of `MACVLAN_MODE_*`.
+    /// Its mode: one bit of `MACVLAN_MODE_*`.
     pub mode: u32,
     /// Its MAC address.
     pub mac: [u8; 6],
 }
 
-/// The interface of that name in this network namespace, if there is one.
+/// Returns the interface of that name in this network namespace, or `None` if it does not exist.
 ///
 /// # Errors
-/// When the kernel does not say.
+/// Fails if the kernel refuses the request.
 pub fn find(name: &str) -> io::Result<Option<Link>> {
     let mut request = Request::new(RTM_GETLINK, NLM_F_REQUEST, LinkMessage::default());
     request.attribute(IFLA_IFNAME, &zero_terminated(name));
@@ -101,16 +101,16 @@ pub fn find(name: &str) -> io::Result<Option<Link>> {
 /// Brings an interface up.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// Fails if the kernel refuses the request.
 pub fn bring_up(index: i32) -> io::Result<()> {
     let message = LinkMessage { index, flags: IFF_UP, change: IFF_UP };
     Request::new(RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, message).answer().map(|_| ())
 }
 
-/// Puts an interface into a bridge.
+/// Adds an interface to a bridge.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// Fails if the kernel refuses the request.
 pub fn join(index: i32, bridge: i32) -> io::Result<()> {
     let message = LinkMessage { index, ..LinkMessage::default() };
     let mut request = Request::new(RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, message);
@@ -121,16 +121,16 @@ pub fn join(index: i32, bridge: i32) -> io::Result<()> {
 /// Deletes an interface.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// Fails if the kernel refuses the request.
 pub fn delete(index: i32) -> io::Result<()> {
     let message = LinkMessage { index, ..LinkMessage::default() };
     Request::new(RTM_DELLINK, NLM_F_REQUEST | NLM_F_ACK, message).answer().map(|_| ())
 }
 
-/// Makes a macvtap interface.
+/// Creates a macvtap interface.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// Fails if the kernel refuses the request.
 pub fn create_macvtap(macvtap: &NewMacvtap<'_>) -> io::Result<()> {
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
     let mut request = Request::new(RTM_NEWLINK, flags, LinkMessage::default());
@@ -143,7 +143,7 @@ pub fn create_macvtap(macvtap: &NewMacvtap<'_>) -> io::Result<()> {
     request.answer().map(|_| ())
 }
 
-/// `struct ifinfomsg` without what is always zero.
+/// `struct ifinfomsg` without the fields that are always zero.
 #[derive(Default)]
 struct LinkMessage {
     index: i32,
@@ -170,7 +170,7 @@ impl Request {
         self.0.extend(attribute(kind, value));
     }
 
-    /// Sends it; the answer's payload, empty for a mere acknowledgement.
+    /// Sends the request and returns the payload of the response, which is empty for an acknowledgement.
     fn answer(mut self) -> io::Result<Vec<u8>> {
         let length = u32::try_from(self.0.len()).map_err(|_| Errno::EMSGSIZE)?;
         self.0[..4].copy_from_slice(&length.to_ne_bytes());
@@ -197,7 +197,7 @@ fn open() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// `struct rtattr` with its value, padded to four bytes.
+/// Encodes a `struct rtattr` with its value, padded to four bytes.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
     let mut bytes = Vec::with_capacity(value.len() + 8);
@@ -212,7 +212,7 @@ fn zero_terminated(name: &str) -> Vec<u8> {
     [name.as_bytes(), &[0]].concat()
 }
 
-/// The attributes in a run of them; a damaged one ends it.
+/// Decodes consecutive attributes, up to the first damaged one.
 pub(crate) fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
     let mut found = Vec::new();
     while bytes.len() >= 4 {

@@ -1,4 +1,4 @@
-//! Tap interfaces: made with the flags that the hypervisor needs, or told how to make.
+//! Tap interfaces: created with the flags that the hypervisor needs, or described as commands for root.
 
 use super::netlink::{self, Link, Tun};
 use super::{NetworkError, user_name};
@@ -9,19 +9,19 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 
-/// What became of an interface.
+/// Whether an interface was created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InterfaceState {
-    /// It was there and is as it must be.
+    /// It already existed with the required properties.
     Present,
-    /// It was made.
+    /// It was created.
     Created,
 }
 
-/// Makes sure that the tap is there, for that user, and up.
+/// Creates the tap for that user if it is missing, checks it, and brings it up.
 ///
 /// # Errors
-/// [`NetworkError`]; one without the rights for it says what to run.
+/// Returns [`NetworkError`]. If this user is not permitted to create it, the error contains the commands to run.
 pub fn make_ready(tap: &TapNeed, owner: Uid) -> Result<InterfaceState, NetworkError> {
     match find(tap)? {
         Some(link) => {
@@ -40,18 +40,18 @@ pub fn make_ready(tap: &TapNeed, owner: Uid) -> Result<InterfaceState, NetworkEr
     }
 }
 
-/// Gives a tap that is there to another user.
+/// Gives an existing tap to another user.
 ///
 /// # Errors
-/// [`NetworkError`].
+/// Returns [`NetworkError`].
 pub fn give(tap: &TapNeed, owner: Uid) -> Result<(), NetworkError> {
     create(tap, owner)
 }
 
-/// Removes the tap; it need not be there.
+/// Removes the tap. A missing tap is not an error.
 ///
 /// # Errors
-/// [`NetworkError`].
+/// Returns [`NetworkError`].
 pub fn remove(tap: &TapNeed) -> Result<(), NetworkError> {
     let Some(link) = find(tap)? else { return Ok(()) };
     if link.kind != "tun" {
@@ -60,10 +60,10 @@ pub fn remove(tap: &TapNeed) -> Result<(), NetworkError> {
     netlink::delete(link.index).map_err(|source| NetworkError::Kernel { name: tap.name.clone(), source })
 }
 
-/// Whether the tap is there and is as it must be, changing nothing.
+/// Checks the tap without changing anything.
 ///
 /// # Errors
-/// [`NetworkError`].
+/// Returns [`NetworkError`] if it is missing or unsuitable.
 pub fn inspect(tap: &TapNeed, owner: Uid) -> Result<(), NetworkError> {
     match find(tap)? {
         Some(link) => check(tap, &link, owner),
@@ -99,7 +99,7 @@ fn check(tap: &TapNeed, link: &Link, owner: Uid) -> Result<(), NetworkError> {
         });
     }
     if !persistent {
-        // It belongs to a process that has it open, and goes with it.
+        // It belongs to a process that has it open, and is removed with that process.
         return Err(NetworkError::TapInUse(tap.name.clone()));
     }
     Ok(())
@@ -129,7 +129,7 @@ fn denied_or_failed(tap: &TapNeed, owner: Uid, source: io::Error) -> NetworkErro
     }
 }
 
-/// The commands that make the tap, to be run by somebody who may.
+/// Returns the commands that create the tap, for a user who is permitted to run them.
 pub fn commands(tap: &TapNeed, owner: Uid) -> String {
     let name = &tap.name;
     let multi_queue = if tap.multi_queue { " multi_queue" } else { "" };
@@ -159,8 +159,8 @@ fn configure(file: &File, tap: &TapNeed, owner: Uid) -> io::Result<()> {
     request::set_persistent(file.as_raw_fd())
 }
 
-/// The requests of linux/if_tun.h.
-#[expect(unsafe_code, reason = "the tun driver is driven by ioctl, which nothing wraps")]
+/// The ioctl requests of linux/if_tun.h.
+#[expect(unsafe_code, reason = "no crate wraps the ioctls of the tun driver")]
 mod request {
     use nix::libc::{__c_anonymous_ifr_ifru, c_char, c_int, c_short, ifreq};
     use std::io;
@@ -173,10 +173,10 @@ mod request {
     nix::ioctl_write_int_bad!(tun_set_persistent, TUNSETPERSIST);
     nix::ioctl_write_int_bad!(tun_set_owner, TUNSETOWNER);
 
-    /// Makes or opens the interface of that name.
+    /// Creates or opens the interface of that name.
     pub(super) fn attach(descriptor: c_int, name: &str, flags: c_short) -> io::Result<()> {
         let mut ifr_name = [0; 16];
-        // One byte is kept for the end.
+        // The last byte stays zero, as the terminator.
         for (to, from) in ifr_name.iter_mut().take(15).zip(name.bytes()) {
             *to = from as c_char;
         }
@@ -186,14 +186,14 @@ mod request {
         Ok(())
     }
 
-    /// Lets one user open it.
+    /// Lets a user open the interface.
     pub(super) fn set_owner(descriptor: c_int, owner: c_int) -> io::Result<()> {
         // SAFETY: the argument is a number, not a pointer.
         unsafe { tun_set_owner(descriptor, owner) }?;
         Ok(())
     }
 
-    /// Keeps it when the descriptor is closed.
+    /// Keeps the interface when the descriptor is closed.
     pub(super) fn set_persistent(descriptor: c_int) -> io::Result<()> {
         // SAFETY: the argument is a number, not a pointer.
         unsafe { tun_set_persistent(descriptor, 1) }?;

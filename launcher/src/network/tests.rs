@@ -4,8 +4,8 @@ use crate::spec::MacvtapMode;
 use nix::sched::{CloneFlags, unshare};
 use std::process::Command;
 
-/// Moves this test, which has a process of its own under nextest and a thread of its own otherwise, into a new network
-/// namespace; false without the rights for that.
+/// Moves this test into a new network namespace; returns false without the permission for that. Under nextest the test
+/// has its own process, otherwise its own thread.
 #[expect(clippy::print_stderr, reason = "a skipped test is reported")]
 fn in_new_namespace() -> bool {
     match unshare(CloneFlags::CLONE_NEWNET) {
@@ -27,7 +27,7 @@ fn needs(taps: Vec<TapNeed>) -> Needs {
 }
 
 #[test]
-fn a_tap_is_made_with_its_flags_and_removed() {
+fn a_tap_is_created_with_its_flags_and_removed() {
     if !in_new_namespace() {
         return;
     }
@@ -51,7 +51,7 @@ fn a_tap_is_made_with_its_flags_and_removed() {
 }
 
 #[test]
-fn a_tap_with_other_queues_is_refused() {
+fn a_tap_with_the_wrong_number_of_queues_is_refused() {
     if !in_new_namespace() {
         return;
     }
@@ -62,7 +62,7 @@ fn a_tap_with_other_queues_is_refused() {
 }
 
 #[test]
-fn a_tap_of_somebody_else_is_refused() {
+fn a_tap_of_another_user_is_refused() {
     if !in_new_namespace() {
         return;
     }
@@ -73,7 +73,7 @@ fn a_tap_of_somebody_else_is_refused() {
 }
 
 #[test]
-fn what_is_made_for_a_failed_start_is_removed() {
+fn interfaces_created_for_a_failed_start_are_removed() {
     if !in_new_namespace() {
         return;
     }
@@ -85,7 +85,7 @@ fn what_is_made_for_a_failed_start_is_removed() {
 }
 
 #[test]
-fn another_kind_of_interface_is_not_taken() {
+fn an_interface_of_another_kind_is_refused_and_not_removed() {
     if !in_new_namespace() {
         return;
     }
@@ -96,7 +96,7 @@ fn another_kind_of_interface_is_not_taken() {
 }
 
 #[test]
-fn a_missing_tap_says_what_to_run() {
+fn the_error_for_a_missing_tap_contains_the_commands_to_run() {
     if !in_new_namespace() {
         return;
     }
@@ -110,7 +110,7 @@ fn a_missing_tap_says_what_to_run() {
 }
 
 #[test]
-fn a_macvtap_is_made_opened_and_removed() {
+fn a_macvtap_is_created_opened_and_removed() {
     if !in_new_namespace() {
         return;
     }
@@ -139,7 +139,7 @@ fn a_macvtap_is_made_opened_and_removed() {
 }
 
 #[test]
-fn an_interface_that_was_made_anew_by_somebody_else_is_not_removed() {
+fn a_later_interface_of_the_same_name_is_not_removed() {
     if !in_new_namespace() {
         return;
     }

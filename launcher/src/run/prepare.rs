@@ -31,9 +31,9 @@ const EXTEND_TIMEOUT: &str = "EXTEND_TIMEOUT_USEC=60000000\nSTATUS=creating the 
 pub struct Prepared {
     /// The hypervisor's program.
     pub program: PathBuf,
-    /// Its arguments, those of the extra script included.
+    /// Its arguments, including those of `extraArgsScript`.
     pub arguments: Vec<String>,
-    /// Who it is to be.
+    /// The user that it runs as, if it is not the launcher's.
     pub identity: Option<Identity>,
     /// The processes that run beside it.
     pub side_processes: SideProcesses,

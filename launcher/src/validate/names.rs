@@ -80,7 +80,7 @@ pub(super) fn mac(mac: &str) -> Result<(), String> {
     let bytes: Option<Vec<u8>> =
         mac.split(':').map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten()).collect();
     let Some(bytes) = bytes.filter(|bytes| bytes.len() == 6 && !mac.contains('+')) else {
-        return Err(format!("`{mac}` is no MAC address; write six bytes as in `02:00:00:00:00:01`"));
+        return Err(format!("`{mac}` is not a MAC address; write six bytes as in `02:00:00:00:00:01`"));
     };
     if bytes[0] & 1 == 1 {
         return Err(format!("`{mac}` is a multicast address; clear the lowest bit of its first byte"));

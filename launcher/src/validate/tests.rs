@@ -125,7 +125,7 @@ fn one_problem_each() {
             tap(json!({"id": "a-name-that-is-too-long"})),
             "web: interfaces[0].id: `a-name-that-is-too-long` has 23 bytes",
         ),
-        (tap(json!({"mac": "02"})), "web: interfaces[0].mac: `02` is no MAC address"),
+        (tap(json!({"mac": "02"})), "web: interfaces[0].mac: `02` is not a MAC address"),
         (
             tap(json!({"bridge": "br0"})),
             "web: interfaces[0].bridge: is of use only with type = \"bridge\", but the type is \"tap\"",

@@ -1,8 +1,8 @@
-//! Which format a disk image has by its first and last bytes, as far as a hypervisor might take it for one.
+//! Detecting the format of a disk image from its first and last bytes, as hypervisors do.
 //!
-//! crosvm, kvmtool and cloud-hypervisor look at the content of an image to find its format; crosvm and kvmtool cannot be
-//! told it at all. A guest that writes such a header into its own raw disk decides at the next start what its host opens:
-//! a header names other files.
+//! crosvm, kvmtool and cloud-hypervisor detect the format of an image from its content; crosvm and kvmtool have no
+//! option that sets it. A guest that writes the header of another format to its own raw disk could thereby choose which
+//! files the hypervisor opens at the next start, because such a header can name other files.
 
 use super::VolumeError;
 use crate::launch::GuessedFormat;
@@ -14,14 +14,15 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
-/// How much of the start is looked at.
+/// The number of bytes to read from the start.
 const START_BYTES: usize = 4096;
-/// A fixed VHD ends with its footer, which early versions of Virtual PC wrote one byte short.
+/// The length of the footer of a fixed VHD. Early versions of Virtual PC wrote it one byte short.
 const FOOTER_BYTES: u64 = 512;
 const VHD_COOKIE: &[u8] = b"conectix";
 
-/// What begins with what, and which format of the machine spec that is. Sources: docs/interop/qcow2.rst and block/vmdk.c of
-/// qemu; the VHD and VHDX specifications; disk/src/{composite,android_sparse}.rs of crosvm.
+/// Magic bytes at the start, the format's name for the user, and its `imageType` in the machine spec, if it has one.
+/// Sources: docs/interop/qcow2.rst and block/vmdk.c of QEMU; the VHD and VHDX specifications;
+/// disk/src/{composite,android_sparse}.rs of crosvm.
 const STARTS: [(&[u8], &str, Option<ImageType>); 9] = [
     (b"QFI\xfb\0\0\0\x01", "a qcow image of version 1", None),
     (b"QFI\xfb", "a qcow2 image", Some(ImageType::Qcow2)),
@@ -33,9 +34,9 @@ const STARTS: [(&[u8], &str, Option<ImageType>); 9] = [
     (b"composite_disk\x1d", "a composite disk of crosvm", None),
     (b"\x3a\xff\x26\xed", "a sparse image of Android", None),
 ];
-/// A frame of zstd, RFC 8878: crosvm reads images compressed so.
+/// The magic of a zstd frame (RFC 8878): crosvm reads compressed images.
 const ZSTD_FRAME: u32 = 0xfd2f_b528;
-/// Skippable frames, which a seekable zstd file may begin with.
+/// The magics of skippable frames, with which a seekable zstd file may start.
 const ZSTD_SKIPPABLE: std::ops::RangeInclusive<u32> = 0x184d_2a50..=0x184d_2a5f;
 
 struct Found {
@@ -43,11 +44,11 @@ struct Found {
     image_type: Option<ImageType>,
 }
 
-/// Refuses a disk whose content would be taken for another format than the spec says, at every start: the guest may have
-/// written it since the last one.
+/// Refuses a disk if the hypervisor would detect another format than the machine spec gives. Checked at every start,
+/// because the guest may have written to the disk since the last one.
 ///
 /// # Errors
-/// [`VolumeError::Format`], or when the image cannot be read.
+/// Returns [`VolumeError::Format`], or [`VolumeError::File`] if the image cannot be read.
 pub fn check_format(
     disk: &GuessedFormat,
     working_directory: &HostPath,
@@ -72,12 +73,12 @@ pub fn check_format(
     })
 }
 
-/// What an image looks like, and which format of the machine spec that is.
+/// Returns the name and the `imageType` of the format that an image looks like.
 pub(super) fn described(image: &File) -> io::Result<(&'static str, Option<ImageType>)> {
     Ok(look(image)?.map_or(("a raw image", Some(ImageType::Raw)), |found| (found.name, found.image_type)))
 }
 
-/// The name of the format whose magic these bytes begin with.
+/// Returns the name of the format whose magic bytes these are.
 pub(super) fn name_by_start(start: &[u8]) -> Option<&'static str> {
     by_start(start).map(|found| found.name)
 }
@@ -95,7 +96,7 @@ fn look(mut image: &File) -> io::Result<Option<Found>> {
     if let Some(found) = by_start(&start) {
         return Ok(Some(found));
     }
-    // A block device has no length in its metadata.
+    // The metadata of a block device does not contain its length.
     let length = image.seek(SeekFrom::End(0))?;
     for footer_bytes in [FOOTER_BYTES, FOOTER_BYTES - 1] {
         let mut cookie = [0; VHD_COOKIE.len()];
@@ -154,9 +155,9 @@ mod tests {
         ];
         for header in headers {
             let error = check(directory.path(), &sector(header), ImageType::Raw).unwrap_err();
-            assert!(error.contains("disk.img begins like a"), "{error}");
-            assert!(error.contains("the machine spec says raw: crosvm goes by the content"), "{error}");
-            // Also when there is nothing else on the disk.
+            assert!(error.contains("disk.img looks like a"), "{error}");
+            assert!(error.contains("the machine spec says raw: crosvm detects the format by the content"), "{error}");
+            // Also if the disk contains only the header.
             check(directory.path(), header, ImageType::Raw).unwrap_err();
         }
         for skippable in ZSTD_SKIPPABLE {
@@ -185,7 +186,7 @@ mod tests {
         check(directory.path(), &sector(b"XFSB"), ImageType::Raw).unwrap();
         check(directory.path(), &sector(b"QFI\xfb\0\0\0\x03"), ImageType::Qcow2).unwrap();
         let error = check(directory.path(), &sector(b""), ImageType::Qcow2).unwrap_err();
-        assert!(error.contains("begins like a raw image, but the machine spec says qcow2"), "{error}");
+        assert!(error.contains("looks like a raw image, but the machine spec says qcow2"), "{error}");
         check(directory.path(), &sector(b"QFI\xfb\0\0\0\x01"), ImageType::Qcow2).unwrap_err();
     }
 }

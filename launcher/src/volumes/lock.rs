@@ -1,12 +1,13 @@
-//! One machine writes to a volume at a time: an exclusive lock, held as long as the machine runs.
+//! Exclusive locks on volumes: only one machine can write to a volume at a time.
 //!
-//! It is a lock of an open file description (`F_OFD_SETLK` in fcntl(2)), which the hypervisor inherits with the descriptor:
-//! it survives exec, and the kernel drops it when the last process that has the descriptor ends, however it ends. It is on a
-//! file of its own, because some hypervisors lock the image themselves, in ways that would get into each other's.
+//! The lock is a lock of an open file description (`F_OFD_SETLK` in fcntl(2)). The hypervisor inherits the descriptor,
+//! so the lock survives exec, and the kernel releases it when the last process that holds the descriptor has ended for
+//! any reason. It is taken on a separate file, because some hypervisors lock the image themselves, and the locks would
+//! conflict.
 //!
-//! The lock file is `IMAGE.lock` beside the image, after symbolic links were followed. A block device, an image with
-//! several names, and one in a directory that this user cannot write to are locked by their numbers, in
-//! `.volume-locks` of the runtime directory.
+//! The lock file is `IMAGE.lock` next to the image, after following symbolic links. Block devices, images with several
+//! hard links, and images in a directory that this user cannot write to are locked by their numbers, in `.volume-locks`
+//! in the runtime directory.
 
 use super::{DIRECTORY_MODE, VOLUME_MODE, VolumeError};
 use crate::child::Identity;
@@ -25,49 +26,49 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 
-/// Directory of the runtime directory for locks by number. With the dot it is no machine's name.
+/// The directory in the runtime directory with locks by number. The dot distinguishes it from all machine names.
 const BY_NUMBER: &str = ".volume-locks";
-/// Machines of different users lock there.
+/// Machines of different users create lock files there.
 const BY_NUMBER_MODE: u32 = 0o1777;
-/// What a lock file says is read up to here.
+/// The most bytes to read from a lock file.
 const LONGEST_HOLDER_BYTES: u64 = 200;
 
-/// A lock on a volume, held as long as this lives, or a process that has inherited the descriptor.
+/// A lock on a volume. It is held until this is dropped and every process that has inherited the descriptor has ended.
 #[derive(Debug)]
 pub struct VolumeLock(File);
 
 impl VolumeLock {
-    /// The number of the descriptor that holds the lock.
+    /// Returns the number of the descriptor that holds the lock.
     pub fn descriptor(&self) -> RawFd {
         self.0.as_raw_fd()
     }
 }
 
-/// Where to lock and for whom.
+/// Where to lock volumes, and for which machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Locking<'run> {
     /// The machine's name.
     pub machine: &'run str,
-    /// Relative images are from here.
+    /// The directory that relative images are in.
     pub working_directory: &'run HostPath,
-    /// Where the locks by number are.
+    /// The runtime directory, which contains the locks by number.
     pub runtime: &'run RuntimeDirectory,
-    /// Whom lock files belong to whose image is yet to be created.
+    /// The owner of lock files for images that do not exist yet; by default the current user.
     pub owner: Option<&'run Identity>,
 }
 
-/// An image that this start has locked already.
+/// An image that this start has already locked.
 struct Taken {
     place: PathBuf,
-    /// Device and inode, if it is there.
+    /// Device and inode, if the image exists.
     number: Option<(u64, u64)>,
     image: HostPath,
 }
 
-/// Locks every volume that the guest writes to.
+/// Locks all volumes that the guest writes to.
 ///
 /// # Errors
-/// [`VolumeError::InUse`], [`VolumeError::Twice`], [`VolumeError::Lock`], or when the image cannot be looked at.
+/// Returns [`VolumeError::InUse`], [`VolumeError::Twice`], [`VolumeError::Lock`], or [`VolumeError::File`].
 pub fn lock_volumes(volumes: &[VolumeNeed], locking: Locking<'_>) -> Result<Vec<VolumeLock>, VolumeError> {
     let mut taken: Vec<Taken> = Vec::new();
     let mut locks = Vec::new();
@@ -89,7 +90,7 @@ pub fn lock_volumes(volumes: &[VolumeNeed], locking: Locking<'_>) -> Result<Vec<
     Ok(locks)
 }
 
-/// The lock files of an image.
+/// Returns the places of the lock files of an image.
 fn places(image: &Place, stat: Option<&FileStat>, runtime: &RuntimeDirectory) -> io::Result<Vec<Place>> {
     let beside = image.beside(".lock")?;
     let Some(stat) = stat else { return Ok(vec![beside]) };
@@ -116,7 +117,7 @@ fn take(
     let is_new = lock.stat().map_err(failed)?.is_none();
     let mut file = lock.open_or_create(VOLUME_MODE).map_err(failed)?;
     if is_new {
-        // Anyone who may write to the image may lock it.
+        // Any user who can write to the image can lock it.
         share_as(&file, stat, locking.owner).map_err(failed)?;
     }
     let whole = flock { l_type: F_WRLCK as i16, l_whence: SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };
@@ -132,7 +133,7 @@ fn take(
     Ok(VolumeLock(file))
 }
 
-/// Gives a lock file the rights of its image, or of the image that is to come.
+/// Gives a lock file the owner and mode of its image, or those of an image that will be created.
 fn share_as(file: &File, image: Option<&FileStat>, owner: Option<&Identity>) -> io::Result<()> {
     match image {
         None => {
@@ -145,7 +146,7 @@ fn share_as(file: &File, image: Option<&FileStat>, owner: Option<&Identity>) -> 
             if geteuid().is_root() {
                 fchown(file, Some(Uid::from_raw(image.st_uid)), Some(Gid::from_raw(image.st_gid)))?;
             } else if own.st_gid != image.st_gid {
-                // A member of the image's group may; for another there is no group to share with.
+                // Fails for a user who is not in the image's group; then there is no group to share the lock with.
                 let _ = fchown(file, None, Some(Gid::from_raw(image.st_gid)));
             }
             fchmod(file, Mode::from_bits_truncate(image.st_mode & 0o666 | VOLUME_MODE))?;
@@ -154,7 +155,7 @@ fn share_as(file: &File, image: Option<&FileStat>, owner: Option<&Identity>) -> 
     Ok(())
 }
 
-/// What the lock file says about who has it.
+/// Returns the owner of the lock, as recorded in the lock file.
 fn holder(file: &mut File) -> String {
     let mut text = Vec::new();
     let read = file.rewind().and_then(|()| file.take(LONGEST_HOLDER_BYTES).read_to_end(&mut text));
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_writer_is_refused_and_learns_who_the_first_is() {
+    fn a_second_writer_is_refused_with_an_error_that_names_the_first() {
         let host = Host::new();
         fs::write(host.path("var.img"), "").unwrap();
         symlink("var.img", host.path("link.img")).unwrap();
@@ -223,14 +224,14 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_that_is_yet_to_be_created_is_locked_too() {
+    fn a_volume_is_locked_before_it_is_created() {
         let host = Host::new();
         let _first = host.lock("web", &["images/var.img"]).unwrap();
         host.lock("db", &["images/var.img"]).unwrap_err();
     }
 
     #[test]
-    fn one_file_cannot_be_two_volumes_of_a_machine() {
+    fn two_volumes_of_a_machine_that_are_the_same_file_are_refused() {
         let host = Host::new();
         fs::write(host.path("var.img"), "").unwrap();
         symlink("var.img", host.path("link.img")).unwrap();
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn two_names_of_one_file_are_locked_as_one() {
+    fn an_image_is_locked_under_all_its_hard_links() {
         let host = Host::new();
         fs::write(host.path("var.img"), "").unwrap();
         fs::hard_link(host.path("var.img"), host.path("hard.img")).unwrap();
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_survives_exec_and_is_gone_after_sigkill() {
+    fn a_lock_survives_exec_and_is_released_after_sigkill() {
         let host = Host::new();
         fs::write(host.path("var.img"), "").unwrap();
         let locks = host.lock("web", &["var.img"]).unwrap();
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_file_has_the_rights_of_its_image_and_is_no_link() {
+    fn a_lock_file_has_the_mode_of_its_image_and_a_symbolic_link_is_refused() {
         let host = Host::new();
         fs::write(host.path("var.img"), "").unwrap();
         fs::set_permissions(host.path("var.img"), fs::Permissions::from_mode(0o660)).unwrap();
@@ -292,7 +293,7 @@ mod tests {
             places(place, Some(&stat), &host.runtime).unwrap().iter().map(Place::path).collect()
         };
         assert_eq!(found(&place), [host.path("images/var.img.lock")]);
-        // Root may write everywhere but into what is immutable, which not every file system knows.
+        // Root can write to every directory except an immutable one, and not every file system supports that flag.
         let images = fs::File::open(host.path("images")).unwrap();
         if !geteuid().is_root() {
             fs::set_permissions(host.path("images"), fs::Permissions::from_mode(0o555)).unwrap();

@@ -1,4 +1,4 @@
-//! Disks of machines that are one and the same file, however their paths are spelt.
+//! Finding disks that are the same file on this host, however their paths are spelt.
 
 use crate::path::HostPath;
 use crate::validate::{CheckedSpec, Disk};
@@ -9,14 +9,14 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
-/// Two disks that are one file.
+/// Two disks that are the same file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SameFile {
-    /// The machines, once if it is one.
+    /// The name of the machine, or of both machines.
     pub machine: String,
-    /// The option of the spec that names the file first.
+    /// The option of the spec that names the file.
     pub option: String,
-    /// What is wrong.
+    /// A description of the problem.
     pub reason: String,
 }
 
@@ -26,22 +26,23 @@ impl fmt::Display for SameFile {
     }
 }
 
-/// What tells a file from all others.
+/// The identity of a file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum File {
     /// Device and inode.
     Inode(u64, u64),
-    /// The device itself, whatever node leads to it.
+    /// The number of a block device, regardless of which node names it.
     Block(u64),
-    /// A file that is not there yet: the directory above it that is there, and the names below that.
+    /// A file that does not exist yet: device and inode of its closest existing parent directory, and the components
+    /// below it.
     Missing(u64, u64, Vec<OsString>),
-    /// Nothing is known of it but its path.
+    /// Only the path is known.
     Named(PathBuf),
 }
 
-/// Every pair of disks of the machines that are one file, of which at least one is written to. Relative images are below
-/// the directory, and compared within a machine only, because each machine has a directory of its own. Paths that are
-/// spelt alike are left out: [`check`](crate::validate::check) finds those without looking at the host.
+/// Returns every pair of disks that are the same file, if at least one of the two is writable. Relative images are
+/// resolved against `directory` and compared only within a machine, because each machine has its own directory. Leaves
+/// out paths that are spelt alike: [`check`](crate::validate::check) finds those without access to the host.
 pub fn same_files(machines: &[&CheckedSpec], directory: &HostPath) -> Vec<SameFile> {
     let mut holders: BTreeMap<File, Vec<(&CheckedSpec, &Disk)>> = BTreeMap::new();
     for machine in machines {
@@ -100,7 +101,7 @@ fn file_at(path: &Path) -> File {
     }
 }
 
-/// Without `.` and doubled slashes; `..` is left to the kernel as far as the directories are there.
+/// Removes `.` and repeated slashes. `..` stays, because only the kernel can resolve it correctly.
 fn normal(path: &Path) -> PathBuf {
     path.components().filter(|part| *part != Component::CurDir).collect()
 }
@@ -112,7 +113,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn paths_are_compared_by_the_files_that_they_lead_to() {
+    fn different_paths_to_one_file_are_recognised_as_the_same_file() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         fs::create_dir(at("real")).unwrap();

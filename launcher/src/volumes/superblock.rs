@@ -1,21 +1,22 @@
-//! Which file system a disk image holds, and its label, by its superblock.
+//! Detecting the file system of a disk image and its label from the superblock.
 
 use super::format::name_by_start;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// A file system on an image.
+/// The file system of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSystem {
-    /// Its type as `mkfs.TYPE` has it.
+    /// Its type, as in `mkfs.TYPE`.
     pub fs_type: &'static str,
-    /// Its label; empty when it has none.
+    /// Its label; empty if it has none.
     pub label: String,
 }
 
 impl FileSystem {
-    /// Whether this is what somebody calls by that type: the kernel's ext4 mounts all three of its kind.
+    /// Whether this is a file system of that type. All of ext2, ext3 and ext4 match each other, because the kernel's
+    /// ext4 driver mounts them all.
     pub fn is_of_type(&self, fs_type: &str) -> bool {
         let family =
             |name: &str| if matches!(name, "ext2" | "ext3" | "ext4") { "ext".to_owned() } else { name.to_owned() };
@@ -29,19 +30,19 @@ impl FileSystem {
     }
 }
 
-/// How far into the image the superblocks reach: the first of ZFS is at 128 KiB.
+/// The number of bytes that contain all superblocks: the first one of ZFS is at 128 KiB.
 const LOOKED_AT_BYTES: usize = 0x2_1000;
 
 const EXT_SUPERBLOCK: usize = 1024;
 const EXT_FEATURE_COMPATIBLE_HAS_JOURNAL: u32 = 4;
-/// extents, 64bit, flex_bg: any of them makes it ext4 (Documentation/filesystems/ext4/super.rst).
+/// The features extents, 64bit and flex_bg, each of which requires ext4 (Documentation/filesystems/ext4/super.rst).
 const EXT4_FEATURES_INCOMPATIBLE: u32 = 0x40 | 0x80 | 0x200;
 const BTRFS_SUPERBLOCK: usize = 0x1_0000;
 
-/// The file system of an image; none when no superblock is known.
+/// Detects the file system of an image. Returns `None` if no known superblock is found.
 ///
 /// # Errors
-/// When the image cannot be read.
+/// Fails if the image cannot be read.
 pub fn file_system(image: &File) -> io::Result<Option<FileSystem>> {
     let mut bytes = vec![0; LOOKED_AT_BYTES];
     let mut filled = 0;
@@ -94,7 +95,7 @@ fn btrfs(bytes: &[u8]) -> Option<FileSystem> {
         .then(|| FileSystem { fs_type: "btrfs", label: label(&superblock[0x12b..0x22b]) })
 }
 
-/// The label of FAT12 and FAT16 is in the boot sector at 43, that of FAT32 at 71; `NO NAME` is none.
+/// The label of FAT12 and FAT16 is in the boot sector at offset 43, that of FAT32 at 71; `NO NAME` means none.
 fn vfat(bytes: &[u8]) -> Option<FileSystem> {
     if bytes.get(510..512)? != [0x55, 0xaa] {
         return None;
@@ -109,7 +110,8 @@ fn vfat(bytes: &[u8]) -> Option<FileSystem> {
     Some(FileSystem { fs_type: "vfat", label })
 }
 
-/// include/linux/f2fs_fs.h, struct f2fs_super_block: magic first, 512 units of UTF-16 for the label at 0x7c.
+/// include/linux/f2fs_fs.h, struct f2fs_super_block: the magic comes first, and the label is 512 units of UTF-16 at
+/// 0x7c.
 fn f2fs(bytes: &[u8]) -> Option<FileSystem> {
     let superblock = bytes.get(1024..1024 + 0x7c + 1024)?;
     if superblock[..4] != [0x10, 0x20, 0xf5, 0xf2] {
@@ -120,26 +122,26 @@ fn f2fs(bytes: &[u8]) -> Option<FileSystem> {
     Some(FileSystem { fs_type: "f2fs", label: String::from_utf16_lossy(&units) })
 }
 
-/// A table of partitions, by whose signature nothing else was recognised.
+/// An MBR partition table. Checked last, because boot sectors of file systems have the same signature.
 fn partitions(bytes: &[u8]) -> Option<FileSystem> {
     if bytes.get(510..512)? != [0x55, 0xaa] {
         return None;
     }
-    // The four entries begin at 446, each with a flag that is 0 or 0x80, and a kind.
+    // The four entries start at 446. Each has a flag, which is 0 or 0x80, and a partition type.
     let entries = bytes[446..510].chunks_exact(16);
     let is_table =
         entries.clone().all(|entry| matches!(entry[0], 0 | 0x80)) && entries.into_iter().any(|entry| entry[4] != 0);
     is_table.then(|| FileSystem { fs_type: "a table of partitions (MBR)", label: String::new() })
 }
 
-/// Whether [`file_system`] recognises this type, so that what it does not recognise is none.
+/// Whether [`file_system`] detects this type, so that an image in which it detects nothing is of another type.
 pub(super) fn is_known(fs_type: &str) -> bool {
     let with_label = ["ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "fat", "msdos", "f2fs", "ntfs3"];
     with_label.contains(&fs_type) || OTHERS.iter().any(|(name, _, _)| *name == fs_type)
 }
 
-/// Kinds of which only the name is known, so that they are not taken for something else: name, place, magic. Sources: the
-/// probes of util-linux' libblkid, and docs/interop of qemu.
+/// File systems and images that are only detected, so that they are not overwritten or mistaken for others: name,
+/// offset, magic. Sources: the probes of libblkid in util-linux, and docs/interop of QEMU.
 const OTHERS: [(&str, usize, &[u8]); 26] = [
     ("squashfs", 0, b"hsqs"),
     ("erofs", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]),
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ext_family_is_one() {
+    fn all_ext_types_and_all_fat_types_match_each_other() {
         let ext4 = FileSystem { fs_type: "ext4", label: String::new() };
         assert!(ext4.is_of_type("ext3") && ext4.is_of_type("ext4") && !ext4.is_of_type("xfs"));
         let vfat = FileSystem { fs_type: "vfat", label: String::new() };
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn other_images_are_told_apart() {
+    fn a_disk_image_format_is_recognised_by_its_magic() {
         let mut bytes = vec![0; LOOKED_AT_BYTES];
         bytes[..4].copy_from_slice(b"QFI\xfb");
         assert_eq!(recognise(&bytes).map(|found| found.fs_type), Some("a qcow2 image"));

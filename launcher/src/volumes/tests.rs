@@ -58,7 +58,7 @@ fn a_failed_mkfs_leaves_nothing() {
 }
 
 #[test]
-fn a_file_under_which_older_releases_made_volumes_is_not_touched() {
+fn a_link_at_the_temporary_name_of_older_releases_is_not_followed() {
     let directory = tempfile::tempdir().unwrap();
     let volume = need(directory.path(), "ext4");
     let victim = directory.path().join("victim");
@@ -71,7 +71,7 @@ fn a_file_under_which_older_releases_made_volumes_is_not_touched() {
 }
 
 #[test]
-fn a_volume_is_created_for_its_owner_and_never_through_a_strangers_link() {
+fn a_volume_gets_its_owner_and_is_not_created_through_another_users_link() {
     if !nix::unistd::geteuid().is_root() {
         crate::test_skip::skipped("only root can give files away");
         return;
@@ -97,7 +97,7 @@ fn a_volume_is_created_for_its_owner_and_never_through_a_strangers_link() {
 }
 
 #[test]
-fn a_file_that_holds_something_else_is_not_touched() {
+fn a_volume_with_other_content_is_refused_and_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     let interruption = Interruption::watch().unwrap();
     let mut volume = need(directory.path(), "ext4");
@@ -105,13 +105,13 @@ fn a_file_that_holds_something_else_is_not_touched() {
     let error = make_ready(&volume, None, &interruption).unwrap_err();
     assert!(error.to_string().contains("holds no known file system, but the machine spec says ext4"), "{error}");
     assert_eq!(fs::read_to_string(volume.image.as_path()).unwrap(), "the user's thesis");
-    // With autoCreate off the content is the user's own affair.
+    // With autoCreate off, the content is not checked.
     volume.creation = None;
     assert_eq!(make_ready(&volume, None, &interruption).unwrap(), VolumeState::Present);
 }
 
 #[test]
-fn another_label_is_found_out() {
+fn a_volume_with_another_label_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let interruption = Interruption::watch().unwrap();
     let mut volume = need(directory.path(), "ext4");
@@ -122,7 +122,7 @@ fn another_label_is_found_out() {
 }
 
 #[test]
-fn a_missing_volume_is_named() {
+fn the_error_for_a_missing_volume_names_it() {
     let directory = tempfile::tempdir().unwrap();
     let mut volume = need(directory.path(), "ext4");
     volume.creation = None;
@@ -131,7 +131,7 @@ fn a_missing_volume_is_named() {
 }
 
 #[test]
-fn a_missing_mkfs_is_named_before_anything_is_made() {
+fn a_missing_mkfs_is_reported_before_anything_is_created() {
     let directory = tempfile::tempdir().unwrap();
     let volume = need(directory.path(), "nofs");
     let error = make_ready(&volume, None, &Interruption::watch().unwrap()).unwrap_err();
@@ -140,7 +140,7 @@ fn a_missing_mkfs_is_named_before_anything_is_made() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_is_an_error() {
+fn creation_fails_if_a_parent_is_not_a_directory() {
     let directory = tempfile::tempdir().unwrap();
     let volume = need(&directory.path().join("file/below"), "ext4");
     fs::write(directory.path().join("file"), "").unwrap();

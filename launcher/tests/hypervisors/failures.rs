@@ -175,7 +175,7 @@ fn names_that_lead_elsewhere_are_refused() {
     for name in ["..", ".hidden", "a b"] {
         let output = machine.output(&["stop", name]);
         assert_eq!(output.status.code(), Some(2), "{name}: {output:?}");
-        assert!(said(&output).contains("is no machine name"), "{}", said(&output));
+        assert!(said(&output).contains("is not a machine name"), "{}", said(&output));
     }
     let output = machine.output(&["stop", "wbe"]);
     assert_eq!(output.status.code(), Some(2));

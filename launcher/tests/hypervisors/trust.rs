@@ -82,7 +82,7 @@ fn a_raw_disk_whose_guest_wrote_another_format_is_refused_at_the_next_start() {
             let output = machine.output(&["run", "machine.json"]);
             assert_eq!(output.status.code(), Some(1), "{hypervisor}: {output:?}");
             let text = said(&output);
-            assert!(text.contains("error: volumes[0]: ") && text.contains("begins like a qcow2 image"), "{text}");
+            assert!(text.contains("error: volumes[0]: ") && text.contains("looks like a qcow2 image"), "{text}");
             assert!(!machine.path("started").exists() && !text.contains("secret"), "{text}");
         }
     }
