@@ -1,9 +1,10 @@
-//! Keeps the first of what is found, and counts all of it.
+//! Collects findings: keeps the first ones and counts all.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-/// Collects findings from many threads. Of too many, the least are kept: the same ones, whatever the threads do.
+/// Collects findings from many threads. If there are too many, the smallest are kept, so that the timing of the threads
+/// does not affect the result.
 #[derive(Debug)]
 pub(crate) struct FirstOf<T> {
     limit: usize,
@@ -11,7 +12,7 @@ pub(crate) struct FirstOf<T> {
 }
 
 impl<T: Ord> FirstOf<T> {
-    /// Keeps the first `limit`.
+    /// Creates a collection that keeps the first `limit` findings.
     pub(crate) fn new(limit: usize) -> Self {
         Self { limit, state: Mutex::new((BTreeSet::new(), 0)) }
     }
@@ -27,7 +28,7 @@ impl<T: Ord> FirstOf<T> {
         }
     }
 
-    /// Those kept, in order, and how many there were.
+    /// Returns the findings that were kept, in order, and the number of all findings.
     pub(crate) fn finish(self) -> (Vec<T>, u64) {
         let (kept, count) = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         (kept.into_iter().collect(), count)
@@ -39,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_too_many_the_least_are_kept_and_all_are_counted() {
+    fn the_smallest_of_too_many_are_kept_and_all_are_counted() {
         let found = FirstOf::new(2);
         for name in ["c", "a", "d", "b"] {
             found.add(name);

@@ -1,21 +1,22 @@
-//! Reads squashfs 4.0 images: opens them, walks their trees, and gives back what the files hold.
+//! Reads squashfs 4.0 images: opens them, walks their trees, and reads the content of their files.
 //!
-//! # Why a reader of our own
-//! The reader of backhand 0.25.5 was tried first. Against a few thousand mutated images it neither panicked nor grew,
-//! but it is no judge of an image: it refuses symlink targets from 256 bytes on, which Nix stores have (measured); it
-//! ends a directory's listing at the first entry it cannot parse, and so loses files without a word
-//! (`v4/squashfs.rs`, `dir_from_index`); it holds all inodes and listings in memory at once; it reads through one
-//! lock; and it does not look at the export table, directory indexes, link counts or extended attributes. So backhand
-//! is the second opinion in the tests, and this module is the reader.
+//! # Why not an existing crate
+//! We tried the reader of backhand 0.25.5 first. With a few thousand mutated images it neither panicked nor used too
+//! much memory, but it cannot verify an image: it refuses symlink targets of 256 bytes or more, which Nix stores
+//! contain (measured); it ends a directory's listing at the first entry that it cannot parse, and so loses files
+//! silently (`v4/squashfs.rs`, `dir_from_index`); it keeps all inodes and listings in memory; it reads under a single
+//! lock; and it ignores the export table, directory indexes, link counts and extended attributes. The tests use
+//! backhand as a second reader to compare with.
 //!
-//! # What it promises
-//! Whatever the bytes, nothing here panics, loops or allocates without bound. Every position and length is checked
-//! against the image and the format before it is used, blocks are decompressed into buffers of the size they may have,
-//! tables are read piece by piece (`metadata`), and walks cannot go in circles (`walk`). An image is at no time
-//! believed: what contradicts itself is an [`ImageError`] that names the place.
+//! # Guarantees
+//! No input makes this module panic, loop, or allocate without bound. Every position and length is checked against the
+//! image and the format before it is used, blocks are decompressed into buffers of their largest allowed size, tables
+//! are read in pieces (`metadata`), and walks cannot contain cycles (`walk`). An image is never trusted: a
+//! contradiction is an [`ImageError`] that names the place.
 //!
-//! It takes every image the stock tools make, save for the codecs LZO and LZMA, and refuses what only some readers
-//! take: listings out of order, metadata blocks that are not full, indexes that do not match.
+//! The reader accepts all images of the stock tools except those with the codecs LZO and LZMA. It refuses images that
+//! only some readers accept: with listings out of order, metadata blocks that are not full, or indexes that do not
+//! match.
 
 pub(crate) mod codec;
 mod content;
@@ -65,16 +66,16 @@ const FRAGMENT_ENTRY_BYTES: u64 = 16;
 const EXPORT_ENTRY_BYTES: u64 = 8;
 /// Bytes of an id table entry.
 const ID_ENTRY_BYTES: u64 = 4;
-/// No inode is shorter: what all have in common, and a link count.
+/// Length of the shortest inode: the fields that all inodes have, and a link count.
 const INODE_BYTES_MIN: u64 = 20;
-/// Most inodes: it bounds what is held for each of them while an image is checked.
+/// Maximum number of inodes. It bounds the memory that is used per inode while an image is checked.
 const INODES_MAX: u32 = 1 << 23;
-/// Most fragment blocks: it bounds what is held for each of them while an image is checked.
+/// Maximum number of fragment blocks. It bounds the memory that is used per block while an image is checked.
 const FRAGMENTS_MAX: u32 = 1 << 24;
-/// Decompressed fragment blocks that are kept, each of at most 1 MiB.
+/// Number of decompressed fragment blocks in the cache, each of at most 1 MiB.
 const FRAGMENT_BLOCKS_KEPT: usize = 32;
 
-/// Bytes of the image that belong to one part of it.
+/// A range of the image that belongs to one part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Region {
     /// The part.
@@ -85,7 +86,7 @@ pub(crate) struct Region {
     pub(crate) end: u64,
 }
 
-/// An open image. All of it can be used by several threads at once.
+/// An open image. Several threads can use it at once.
 #[derive(Debug)]
 pub struct Image {
     superblock: Superblock,
@@ -99,7 +100,7 @@ pub struct Image {
     id_table: MetadataTable,
     ids: Vec<u32>,
     xattrs: Option<XattrTables>,
-    /// The indexes of the tables that have one, heads included.
+    /// The indexes of the tables that have one, including their heads.
     indexes: Vec<Region>,
     fragment_cache: Mutex<Recent>,
 }
@@ -108,17 +109,17 @@ impl Image {
     /// Opens an image file or a block device with an image on it.
     ///
     /// # Errors
-    /// It cannot be read, is no squashfs, or its tables are damaged.
+    /// The image cannot be read, is not a squashfs, or its tables are damaged.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
         let source = File::open(path).and_then(FileSource::new);
         let source = source.map_err(|source| ImageError::Open { path: path.to_owned(), source })?;
         Self::from_source(Box::new(source))
     }
 
-    /// Opens an image from anywhere.
+    /// Opens an image from any source of bytes.
     ///
     /// # Errors
-    /// It cannot be read, is no squashfs, or its tables are damaged.
+    /// The image cannot be read, is not a squashfs, or its tables are damaged.
     pub fn from_source(source: Box<dyn ImageSource>) -> Result<Self, ImageError> {
         let superblock = Superblock::read(source.as_ref())?;
         let decoder = codec::Decoder::new(superblock.codec)?;
@@ -177,27 +178,27 @@ impl Image {
         })
     }
 
-    /// The superblock.
+    /// Returns the superblock.
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
     }
 
-    /// What the image says of its codec's settings.
+    /// Returns the codec options that the image contains.
     pub fn codec_options(&self) -> Option<CodecOptions> {
         self.codec_options
     }
 
-    /// The codec. Images without compression name gzip.
+    /// Returns the codec. Images without compression name gzip.
     pub fn compression(&self) -> Compression {
         self.storage.decoder.compression()
     }
 
-    /// User and group ids, in the order of their table.
+    /// Returns the user and group ids, in the order of their table.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
 
-    /// Length of the file or device, padding included.
+    /// Returns the length of the file or device in bytes, including padding.
     pub fn length_bytes(&self) -> u64 {
         self.storage.source.length_bytes()
     }
@@ -213,7 +214,7 @@ impl Image {
         read_inode(self.inodes.cursor(place), context)
     }
 
-    /// The root directory's inode.
+    /// Returns the inode of the root directory.
     ///
     /// # Errors
     /// It is damaged, or not a directory.
@@ -225,17 +226,17 @@ impl Image {
         let root = self.inode_at(self.inodes.place(piece, (reference & 0xffff) as u16)?)?;
         match root.kind {
             InodeKind::Directory(_) => Ok(root),
-            _ => Err(ImageError::damaged(Part::Superblock, "says the root is something else than a directory")),
+            _ => Err(ImageError::damaged(Part::Superblock, "says the root is not a directory")),
         }
     }
 
-    /// The inode of a directory entry, which must be what the entry says.
+    /// Reads the inode of a directory entry and checks that both have the same type and number.
     fn inode_of(&self, entry: &ListingEntry) -> Result<Inode, ImageError> {
         let (piece, offset) = entry.inode;
         let inode = self.inode_at(self.inodes.place(piece, offset)?)?;
         if inode.number != entry.number || inode.inode_type() != entry.inode_type {
             let reason = format!(
-                "it is {} {}, its directory entry says {} {}",
+                "it is {} {}, but its directory entry says {} {}",
                 inode.inode_type().name(),
                 inode.number,
                 entry.inode_type.name(),
@@ -246,7 +247,7 @@ impl Image {
         Ok(inode)
     }
 
-    /// The whole tree.
+    /// Walks the whole tree.
     ///
     /// # Errors
     /// The root is damaged.
@@ -254,19 +255,19 @@ impl Image {
         Ok(Walk::new(self, Vec::new(), self.root()?))
     }
 
-    /// The tree below a path, which it begins with.
+    /// Walks the tree from a path, which is the first node.
     ///
     /// # Errors
-    /// There is nothing at the path, or a directory on the way is damaged.
+    /// The path does not exist, or a directory above it is damaged.
     pub fn walk_from(&self, path: &[u8]) -> Result<Walk<'_>, ImageError> {
         let (path, inode) = self.find(path)?;
         Ok(Walk::new(self, path, inode))
     }
 
-    /// Looks a path up, not following symlinks. Leading, doubled and trailing slashes and `.` do not matter.
+    /// Looks a path up without following symlinks. Leading, doubled and trailing slashes and `.` are ignored.
     ///
     /// # Errors
-    /// There is nothing at the path, or a directory on the way is damaged.
+    /// The path does not exist, or a directory above it is damaged.
     pub fn find(&self, path: &[u8]) -> Result<(Vec<u8>, Inode), ImageError> {
         let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
         let not_found = || ImageError::NotFound { path: ImagePath(names.join(&b'/')) };
@@ -288,7 +289,7 @@ impl Image {
         Ok((names.join(&b'/'), inode))
     }
 
-    /// The extended attributes of an inode.
+    /// Reads the extended attributes of an inode.
     ///
     /// # Errors
     /// Their tables are damaged.
@@ -300,10 +301,10 @@ impl Image {
     }
 }
 
-/// No more inodes than this reader takes, and than the table has room for.
+/// Checks that there are at most as many inodes as this reader supports and as fit into the table.
 fn check_inode_count(inodes: u32, table_bytes: u64) -> Result<(), ImageError> {
     if u64::from(inodes) > table_bytes / INODE_BYTES_MIN {
-        let reason = format!("says there are {inodes} inodes, the inode table has {table_bytes} bytes");
+        let reason = format!("says there are {inodes} inodes, but the inode table has only {table_bytes} bytes");
         return Err(ImageError::damaged(Part::Superblock, reason));
     }
     if inodes > INODES_MAX {

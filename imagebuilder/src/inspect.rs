@@ -1,39 +1,39 @@
-//! The facts of an image, for people and programs.
+//! Facts about an image, for people and programs.
 
 use crate::image::{Block, CodecOptions, FileInode, Image, ImageError, InodeKind, InodeType, each_distinct};
 use serde::Serialize;
 
-/// What an image is made of. Serialised it is version 1 of the `inspect --json` document.
+/// The facts about an image. Their serialised form is version 1 of the `inspect --json` document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageFacts {
-    /// Version of this document's form.
+    /// Version of this document's format.
     pub version: u32,
-    /// Length of the file, padding included.
+    /// Length of the file in bytes, including padding.
     pub image_bytes: u64,
-    /// Length of the file system.
+    /// Length of the file system in bytes.
     pub bytes_used: u64,
-    /// Codec of the compressed blocks. Images without compression name gzip and have plain blocks only.
+    /// Codec of the compressed blocks. Images without compression name gzip and have only uncompressed blocks.
     pub codec: &'static str,
-    /// Level, when the image says so. Tools leave their default out.
+    /// Level, if the image contains it. Tools do not write their default level.
     pub level: Option<u32>,
     /// Data block size.
     pub block_size_bytes: u32,
-    /// Time of making, in seconds since 1970.
+    /// Creation time in seconds since 1970.
     pub made_at: u32,
     /// The flags that are set.
     pub flags: Vec<&'static str>,
     /// Inodes by kind.
     pub inodes: InodeFacts,
-    /// Bytes of all file inodes, holes included. Hard links count once, equal files each time.
+    /// Bytes of all file inodes, including holes. Hard links count once, equal files each time.
     pub content_bytes: u64,
-    /// How many of them are in holes.
+    /// Number of these bytes that are in holes.
     pub hole_bytes: u64,
-    /// File inodes whose content another file has too.
+    /// File inodes whose content is shared with an earlier file.
     pub duplicate_files: u64,
     /// Bytes of those files.
     pub duplicate_bytes: u64,
-    /// Blocks of file content, shared ones counted once.
+    /// Blocks of file content; shared ones count once.
     pub data_blocks: BlockFacts,
     /// Blocks of file tails and small files.
     pub fragment_blocks: BlockFacts,
@@ -55,21 +55,21 @@ pub struct InodeFacts {
     pub symlinks: u64,
     /// Block and character devices, pipes, sockets.
     pub special: u64,
-    /// Names that files have beyond the first.
+    /// Additional names of files that have several.
     pub hard_links: u64,
     /// Inodes with extended attributes.
     pub with_xattrs: u64,
 }
 
-/// Blocks of one sort.
+/// Blocks of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BlockFacts {
-    /// How many there are.
+    /// Number of blocks.
     pub blocks: u64,
-    /// How many are stored as they are.
+    /// Number of blocks that are stored uncompressed.
     pub plain_blocks: u64,
-    /// Bytes they take in the image.
+    /// Stored bytes in the image.
     pub stored_bytes: u64,
 }
 
@@ -89,17 +89,17 @@ pub struct TableFacts {
     pub name: String,
     /// Where it begins in the image.
     pub start: u64,
-    /// Bytes it takes in the image, without its index.
+    /// Stored bytes in the image, without the index.
     pub stored_bytes: u64,
-    /// Bytes once decompressed.
+    /// Decompressed bytes.
     pub bytes: u64,
-    /// Metadata blocks.
+    /// Number of metadata blocks.
     pub blocks: u64,
-    /// How many of them are stored as they are.
+    /// Number of metadata blocks that are stored uncompressed.
     pub plain_blocks: u64,
 }
 
-/// Where a file's content is: two files with equal keys have equal content.
+/// Returns the location of a file's content. Two files with the same location have the same content.
 fn content_key(file: &FileInode, first: Option<Block>) -> Option<(u64, u64, u64)> {
     let tail = file.fragment.map_or(0, |fragment| (u64::from(fragment.index) + 1) << 32 | u64::from(fragment.offset));
     match first {
@@ -121,7 +121,7 @@ fn table_facts(image: &Image) -> Vec<TableFacts> {
     facts.collect()
 }
 
-/// Collects the facts: reads the inode table once and a second time for the blocks, but no file content.
+/// Collects the facts. It reads the inode table twice, the second time for the blocks, but no file content.
 ///
 /// # Errors
 /// The tables are damaged.

@@ -1,4 +1,4 @@
-//! When a machine needs no store disk: it mounts the host's store instead.
+//! Decides whether a machine needs a store disk: it needs none if it mounts the host's store.
 
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -6,10 +6,10 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
 
-/// The host directory that, shared, makes a store disk superfluous.
+/// A machine that shares this host directory needs no store disk.
 const HOST_STORE: &str = "/nix/store";
 
-/// Why a machine's shares are not known.
+/// The shares of a machine cannot be read.
 #[derive(Debug, Error)]
 pub enum MachineError {
     /// The file cannot be read.
@@ -17,32 +17,32 @@ pub enum MachineError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
-    /// What it holds is not a machine.
+    /// The file does not describe a machine.
     #[error("cannot read the shares of the machine {}", .path.display())]
     Form {
         /// The file.
         path: PathBuf,
-        /// Why; the message ends with line and column.
+        /// The error of the parser, which ends with line and column.
         source: serde_json::Error,
     },
 }
 
-/// What a build says when no disk is needed. Serialised it is the version 1 of the `--json` report.
+/// The result of a build that needs no disk. Its serialised form is version 1 of the `--json` report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SkipReport {
-    /// Version of this report's form.
+    /// Version of this report's format.
     pub version: u32,
     /// Always `skipped`.
     pub outcome: &'static str,
-    /// Why, for a reader.
+    /// The reason, as a sentence.
     pub reason: String,
 }
 
-/// The one field of `machine.json` that is looked at. The launcher owns the form and checks the rest.
+/// The only field of `machine.json` that is used here. The launcher checks the others.
 #[derive(Deserialize)]
 struct Machine {
     #[serde(default)]
@@ -56,7 +56,7 @@ struct Share {
     tag: Option<String>,
 }
 
-/// Whether the machine described by the file `path` needs no store disk, and if so why.
+/// Returns why the machine that the file `path` describes needs no store disk; `None` if it needs one.
 ///
 /// # Errors
 /// The file cannot be read, is not JSON, or its `shares` are not an array of objects with a `source`.
@@ -78,7 +78,7 @@ fn skip_by_text(text: &str) -> Result<Option<SkipReport>, serde_json::Error> {
     }))
 }
 
-/// `/nix/store`, however many slashes and dots it is written with.
+/// Returns whether a path is `/nix/store`, with any number of slashes and dots.
 fn is_host_store(source: &Path) -> bool {
     source.components().filter(|component| *component != Component::CurDir).collect::<PathBuf>()
         == Path::new(HOST_STORE)
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_host_store_as_a_share_skips_the_disk() {
+    fn a_machine_that_shares_the_host_store_needs_no_disk() {
         for source in ["/nix/store", "/nix/store/", "//nix//store", "/nix/./store"] {
             let text =
                 format!(r#"{{"version":9,"shares":[{{"source":"/srv"}},{{"source":"{source}","tag":"ro-store"}}]}}"#);
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn other_shares_do_not() {
+    fn a_machine_with_other_shares_needs_a_disk() {
         for text in [
             "{}",
             r#"{"shares":[]}"#,
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_machine_is_refused_with_its_place() {
+    fn a_file_that_is_not_a_machine_is_refused_with_line_and_column() {
         let message = |text: &str| skip_by_text(text).unwrap_err().to_string();
         assert_eq!(message("{\n\"shares\": 7}"), "invalid type: integer `7`, expected a sequence at line 2 column 11");
         assert_eq!(message(r#"{"shares":[{}]}"#), "missing field `source` at line 1 column 13");

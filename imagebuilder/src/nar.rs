@@ -1,14 +1,14 @@
-//! The NAR serialisation of a path in an image, whose SHA-256 is what a Nix store registers for it.
+//! The hash of the NAR serialisation of a path in an image. Nix registers this hash for each store path.
 //!
-//! Form: Nix' manual, "Nix Archive (NAR)". Every string is its length in eight bytes, its bytes, and zeros up to a
-//! multiple of eight. Only the executable bit of a mode is in it.
+//! The format is described in Nix's manual, "Nix Archive (NAR)". Every string consists of its length in eight bytes,
+//! its bytes, and zeros up to a multiple of eight. The only bit of the mode in it is the executable bit.
 
 use crate::image::{FileInode, Image, ImageError, InodeKind, Node, Piece};
 use sha2::{Digest, Sha256};
 
-/// Strings are padded to multiples of this.
+/// Strings are padded to a multiple of this length.
 const ALIGNMENT_BYTES: u64 = 8;
-/// Zeros are hashed so many at a time.
+/// Zeros to hash at a time.
 static ZEROS: [u8; 4096] = [0; 4096];
 
 /// The digest and length of a NAR.
@@ -20,10 +20,10 @@ pub struct NarDigest {
     pub size_bytes: u64,
 }
 
-/// Serialises the tree at `path` of the image and hashes it on the way.
+/// Serialises the tree at `path` of the image and returns the hash.
 ///
 /// # Errors
-/// There is nothing at the path, it holds something no NAR can, or the image is damaged there.
+/// The path does not exist, contains a special file, which a NAR does not support, or is damaged.
 pub fn nar_digest(image: &Image, path: &[u8]) -> Result<NarDigest, ImageError> {
     let mut nar = Nar { hash: Sha256::new(), size_bytes: 0 };
     nar.text("nix-archive-1");
@@ -89,7 +89,7 @@ impl Nar {
         self.string(text.as_bytes());
     }
 
-    /// What follows `type`, up to the closing parenthesis.
+    /// Writes the part after `type`, up to the closing parenthesis.
     fn node(&mut self, image: &Image, node: &Node) -> Result<(), ImageError> {
         match &node.inode.kind {
             InodeKind::Directory(_) => self.text("directory"),
@@ -128,7 +128,7 @@ impl Nar {
         Ok(())
     }
 
-    /// Ends a node, and the entry around it when it is not the first.
+    /// Ends a node, and the directory entry around it unless it is the root.
     fn close(&mut self, depth: usize) {
         self.text(")");
         if depth > 0 {
@@ -136,7 +136,7 @@ impl Nar {
         }
     }
 
-    /// Ends the innermost of so many open directories.
+    /// Ends the innermost open directory.
     fn close_directory(&mut self, open_directories: usize) {
         self.close(open_directories - 1);
     }

@@ -1,33 +1,33 @@
-//! The sha256 of a path's NAR serialisation, in the four ways Nix writes it.
+//! The SHA-256 of a store path's NAR serialisation, in the four formats that Nix uses.
 
 use thiserror::Error;
 
-/// The characters of Nix' base 32 in the order of their values: no e, o, t, u.
+/// The digits of Nix's base 32 in the order of their values. It has no e, o, t and u.
 const NIX_BASE32: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
-/// The characters of base 64 in the order of their values (RFC 4648, section 4).
+/// The digits of base 64 in the order of their values (RFC 4648, section 4).
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-/// Characters of 32 bytes in Nix' base 32.
+/// Number of characters for 32 bytes in Nix's base 32.
 const NIX_BASE32_LENGTH: usize = 52;
-/// Characters of 32 bytes in hex.
+/// Number of characters for 32 bytes in hex.
 const HEX_LENGTH: usize = 64;
-/// Characters of 32 bytes in base 64, with the one `=` at the end.
+/// Number of characters for 32 bytes in base 64, including the `=` at the end.
 const BASE64_LENGTH: usize = 44;
 
-/// A text that is not the sha256 of a NAR.
+/// A text that is not the SHA-256 of a NAR.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
     "{text:?} is not a NAR hash: it must be `sha256:` and 52 characters of Nix base 32 or 64 of hex, 64 of hex alone, or `sha256-` and base 64"
 )]
 pub struct NarHashError {
-    /// The text as it was given.
+    /// The text.
     pub text: String,
 }
 
-/// Reads `sha256:NIX32` (closureInfo, `.attrs.json`), `sha256:HEX`, `HEX` (`nix-store --dump-db`) or the SRI form
+/// Parses `sha256:NIX32` (closureInfo, `.attrs.json`), `sha256:HEX`, `HEX` (`nix-store --dump-db`) or the SRI format
 /// `sha256-BASE64`.
 ///
 /// # Errors
-/// Any other text, also a hash of another kind.
+/// The text has another format, or is a hash of another kind.
 pub fn parse(text: &str) -> Result<[u8; 32], NarHashError> {
     let digits = text.strip_prefix("sha256:");
     let hash = match (digits, text.strip_prefix("sha256-")) {
@@ -39,7 +39,7 @@ pub fn parse(text: &str) -> Result<[u8; 32], NarHashError> {
     hash.ok_or_else(|| NarHashError { text: text.to_owned() })
 }
 
-/// `sha256:` and Nix' base 32: the form plans are written in, and the one Nix itself shows.
+/// Formats a hash as `sha256:` and Nix's base 32, the format that plans contain and that Nix itself prints.
 pub fn print(hash: &[u8; 32]) -> String {
     let mut text = String::with_capacity("sha256:".len() + NIX_BASE32_LENGTH);
     text.push_str("sha256:");
@@ -62,7 +62,8 @@ fn from_nix_base32(digits: &[u8]) -> Option<[u8; 32]> {
         hash[byte] |= low;
         match hash.get_mut(byte + 1) {
             Some(next) => *next |= high,
-            // 52 digits hold four bits more than 32 bytes: they must be zero, or two texts would mean one hash.
+            // 52 digits have four bits more than 32 bytes. They must be zero, or two texts would stand for the same
+            // hash.
             None if high != 0 => return None,
             None => {}
         }
@@ -98,7 +99,7 @@ fn from_base64(digits: &[u8]) -> Option<[u8; 32]> {
             pending &= (1 << pending_bits) - 1;
         }
     }
-    // 43 digits hold two bits more than 32 bytes: they must be zero.
+    // 43 digits have two bits more than 32 bytes. They must be zero.
     (pending == 0).then_some(hash)
 }
 
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The sha256 of nothing, as `nix hash convert` writes it.
+    /// The SHA-256 of the empty string, as printed by `nix hash convert`.
     const OF_NOTHING: [&str; 4] = [
         "sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73",
         "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
@@ -116,7 +117,7 @@ mod tests {
     ];
 
     #[test]
-    fn four_forms_of_one_hash() {
+    fn all_four_formats_give_the_same_hash() {
         let hash = parse(OF_NOTHING[0]).unwrap();
         assert_eq!(hash[..4], [0xe3, 0xb0, 0xc4, 0x42]);
         for text in OF_NOTHING {
@@ -135,7 +136,7 @@ mod tests {
             "0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73",
             "sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c7",
             "sha256:emdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73",
-            // A hash with bits past its end.
+            // A hash with extra bits at its end.
             "sha256:zmdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73",
             "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFV=",
             "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU",
@@ -154,7 +155,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_taken_or_refused(text in "(sha256[:-])?.*") {
+        fn any_text_is_accepted_or_refused_without_a_panic(text in "(sha256[:-])?.*") {
             let _ = parse(&text);
         }
     }

@@ -1,4 +1,4 @@
-//! May an image or another file be written where it is asked for? Looked at before any work.
+//! Checks whether an image or another file can be written to its path, before any work is done.
 
 use std::fs::{self, FileType};
 use std::io;
@@ -6,7 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Why nothing can be written there.
+/// The output cannot be written.
 #[derive(Debug, Error)]
 pub enum OutputError {
     /// The directory is missing.
@@ -14,29 +14,29 @@ pub enum OutputError {
     NoDirectory {
         /// The output.
         path: PathBuf,
-        /// The directory it should go to.
+        /// Its directory.
         directory: PathBuf,
     },
-    /// What is there is not a regular file.
+    /// The path exists and is not a regular file.
     #[error("cannot write {}: it is {kind}, and only regular files are replaced", .path.display())]
     NotAFile {
         /// The output.
         path: PathBuf,
-        /// What it is.
+        /// Its type.
         kind: &'static str,
     },
-    /// The path ends in no file name.
+    /// The path does not end with a file name.
     #[error("cannot write {}: it names no file", .path.display())]
     NoName {
         /// The output.
         path: PathBuf,
     },
-    /// It cannot be looked at.
+    /// The metadata of the path cannot be read.
     #[error("cannot write {}", .path.display())]
     Look {
         /// The output.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -44,7 +44,7 @@ pub enum OutputError {
 /// Checks whether `path` can be written: its directory exists, and it is a regular file or does not exist.
 ///
 /// # Errors
-/// It may not.
+/// It cannot be written.
 pub fn check(path: &Path) -> Result<(), OutputError> {
     let directory = match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
@@ -54,7 +54,7 @@ pub fn check(path: &Path) -> Result<(), OutputError> {
     if !directory.is_dir() {
         return Err(OutputError::NoDirectory { path: path.to_path_buf(), directory: directory.to_path_buf() });
     }
-    // Links are followed: one that leads to a device must not be taken for a file that is in the way.
+    // Symbolic links are followed, so that a link to a device is recognised as a device.
     match fs::metadata(path) {
         Ok(found) => match kind(found.file_type()) {
             Some(kind) => Err(OutputError::NotAFile { path: path.to_path_buf(), kind }),
@@ -66,7 +66,7 @@ pub fn check(path: &Path) -> Result<(), OutputError> {
     }
 }
 
-/// What is there, when it is not a regular file.
+/// Returns the name of a file type; `None` for a regular file.
 fn kind(file_type: FileType) -> Option<&'static str> {
     if file_type.is_file() {
         None

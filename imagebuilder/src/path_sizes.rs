@@ -1,24 +1,24 @@
 //! How many bytes of an image each store path takes.
 //!
-//! What is in the image once is counted once. A block that several store paths use is paid by the first of them, in the
-//! order of their names, and told as shared by the others; of a fragment block each pays in proportion to its bytes in
-//! there. So the stored bytes of all paths add up to the image without its tables.
+//! Shared content is counted once. A block that several store paths use counts for the first of them, in the order of
+//! their names, and as shared for the others. A fragment block counts for each path in proportion to its bytes in the
+//! block. So the stored bytes of all paths add up to the image without its tables.
 
 use crate::image::{FragmentRef, Image, ImageError, ImagePath, InodeKind, each_distinct};
 use crate::store_root;
 use serde::{Serialize, Serializer};
 
-/// The bytes of every store path. Serialised it is version 1 of the `size --json` document.
+/// The bytes of every store path. Its serialised form is version 1 of the `size --json` document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PathSizes {
-    /// Version of this document's form.
+    /// Version of this document's format.
     pub version: u32,
     /// Bytes of the file system.
     pub bytes_used: u64,
-    /// Bytes of superblock and tables: names, inodes, and where everything is.
+    /// Bytes of the superblock and the tables (names, inodes, positions).
     pub tables_bytes: u64,
-    /// The entries of the image's root, those that take most first.
+    /// The entries of the image's root, largest first.
     pub paths: Vec<PathSize>,
 }
 
@@ -31,11 +31,11 @@ pub struct PathSize {
     pub path: ImagePath,
     /// Regular files.
     pub files: u64,
-    /// Bytes of all its files, equal ones and holes counted each time.
+    /// Bytes of all its files, including holes. Equal files count each time.
     pub content_bytes: u64,
-    /// Bytes of the image that it pays for.
+    /// Bytes of the image that count for this path.
     pub stored_bytes: u64,
-    /// Bytes of the image that it uses too, and another path pays for.
+    /// Bytes of the image that this path uses and that count for another path.
     pub shared_bytes: u64,
 }
 
@@ -48,7 +48,7 @@ type BlockUse = (u64, u32, u32);
 /// A piece of a fragment block and a path that uses it: fragment, offset, length, path.
 type PieceUse = (u32, u32, u32, u32);
 
-/// Adds up what each entry of the root takes. No file content is read.
+/// Computes the size of each entry of the root. No file content is read.
 ///
 /// # Errors
 /// The image is damaged.
@@ -67,7 +67,7 @@ pub fn path_sizes(image: &Image) -> Result<PathSizes, ImageError> {
     }
     add_data_blocks(image, &mut paths)?;
     add_fragment_blocks(image, &mut paths)?;
-    // No store path, and empty where Nix is not at work.
+    // This directory is not a store path, and it is empty in images of closures.
     paths.retain(|path| path.path.0 != store_root::LINKS || path.files > 0);
     let superblock = image.superblock();
     let blocks_bytes: u64 = paths.iter().map(|path| path.stored_bytes).sum();
@@ -76,7 +76,7 @@ pub fn path_sizes(image: &Image) -> Result<PathSizes, ImageError> {
     Ok(PathSizes { version: 1, bytes_used: superblock.bytes_used, tables_bytes, paths })
 }
 
-/// Hands every file of the image to `visit`, with the number of its path.
+/// Calls `visit` for every file of the image, with the number of its store path.
 fn each_file(
     image: &Image,
     mut visit: impl FnMut(u32, &crate::image::FileInode) -> Result<(), ImageError>,
@@ -140,12 +140,12 @@ fn add_fragment_blocks(image: &Image, paths: &mut [PathSize]) -> Result<(), Imag
     shares.pay(image, paths)
 }
 
-/// Who uses the bytes of one fragment block.
+/// The paths that use the bytes of one fragment block.
 #[derive(Default)]
 struct FragmentShares {
     fragment: Option<u32>,
     last_piece: Option<(u32, u32)>,
-    /// Bytes that a path pays for, and bytes that it shares.
+    /// For each path its number, the bytes that count for it, and the bytes that count for another path.
     users: Vec<(u32, u64, u64)>,
 }
 
@@ -162,7 +162,7 @@ impl FragmentShares {
         }
     }
 
-    /// Distributes all stored bytes over the paths, and starts again.
+    /// Distributes all stored bytes over the paths, and clears the list.
     fn pay(&mut self, image: &Image, paths: &mut [PathSize]) -> Result<(), ImageError> {
         let Some(fragment) = self.fragment.take() else { return Ok(()) };
         let stored = u64::from(image.fragment(fragment)?.word.stored_bytes());

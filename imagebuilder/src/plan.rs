@@ -1,4 +1,4 @@
-//! What a build makes: a pure function of the closure and the settings, and a versioned JSON document.
+//! The plan of an image: a pure function of the closure and the settings, with a versioned JSON format.
 //!
 //! ```json
 //! {
@@ -8,7 +8,7 @@
 //!   "paths": [{"path": "HASH-NAME", "narHash": "sha256:NIX32", "narSize": 120}]
 //! }
 //! ```
-//! `narHash` and `narSize` are left out where the closure's source does not give them.
+//! `narHash` and `narSize` are omitted if the closure's source does not contain them.
 
 use crate::closure::Closure;
 use crate::nar_hash;
@@ -18,20 +18,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
 use thiserror::Error;
 
-/// The version of the JSON form that is written, and the only one that is read.
+/// Version of the JSON format that is written, and the only one that can be read.
 pub const PLAN_VERSION: u64 = 1;
 
 /// One store path of the image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct PlannedPath {
-    /// The member of the store.
+    /// The store path.
     pub path: StorePath,
-    /// sha256 of its NAR serialisation, when the closure's source gives it: then the cache can be asked without reading
-    /// the path.
+    /// SHA-256 of its NAR serialisation, if the closure's source contains it. With it, a build can look the path up in
+    /// the cache without reading its files.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "nar_hash_text")]
     pub nar_hash: Option<[u8; 32]>,
-    /// Length of its NAR serialisation in bytes, when the source gives it.
+    /// Length of its NAR serialisation in bytes, if the source contains it.
     #[serde(rename = "narSize", default, skip_serializing_if = "Option::is_none")]
     pub nar_size_bytes: Option<u64>,
 }
@@ -39,7 +39,7 @@ pub struct PlannedPath {
 /// A checked plan: at least one path, none of them twice, sorted by base name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImagePlan {
-    /// The directory that physically holds the paths, `/nix/store` or another.
+    /// The directory that contains the files of the paths, by default `/nix/store`.
     pub store_dir: PathBuf,
     /// Codec and block sizes.
     pub settings: ImageSettings,
@@ -47,10 +47,10 @@ pub struct ImagePlan {
     pub paths: Vec<PlannedPath>,
 }
 
-/// What is wrong with the text of a plan.
+/// The text is not a valid plan.
 #[derive(Debug, Error)]
 pub enum PlanError {
-    /// Not JSON, or not of the form of a plan; the message ends with line and column.
+    /// The text is not JSON, or does not have the fields of a plan. The message ends with line and column.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
     /// A version that this program does not support.
@@ -59,7 +59,7 @@ pub enum PlanError {
         /// The version in the JSON.
         found: String,
     },
-    /// `storeDir` depends on where the program runs.
+    /// `storeDir` is relative, so it depends on the current directory.
     #[error("its storeDir {} is relative", .store_dir.display())]
     RelativeStoreDir {
         /// The directory.
@@ -68,7 +68,7 @@ pub enum PlanError {
     /// There are no store paths.
     #[error("it contains no store path")]
     Empty,
-    /// The same store path twice.
+    /// A store path is listed twice.
     #[error("it lists these store paths twice: {}", display_all(.paths))]
     Twice {
         /// The paths.
@@ -81,7 +81,7 @@ fn display_all(paths: &[StorePath]) -> String {
 }
 
 impl ImagePlan {
-    /// The plan of an image of `closure`: equal closures and settings give equal plans.
+    /// Returns the plan of an image of `closure`. Equal closures and settings give equal plans.
     pub fn new(closure: Closure, settings: ImageSettings) -> Self {
         Self { store_dir: closure.store_dir, settings, paths: closure.paths }
     }
@@ -89,9 +89,9 @@ impl ImagePlan {
     /// Reads and checks a plan. The order of the paths does not matter.
     ///
     /// # Errors
-    /// The text is not JSON, not a plan, or one of a version that this program does not know.
+    /// The text is not JSON, not a plan, or has a version that this program does not support.
     pub fn from_json(text: &str) -> Result<Self, PlanError> {
-        /// All that is asked of a plan of any version.
+        /// The field that plans of all versions have.
         #[derive(Deserialize)]
         struct AnyVersion {
             version: serde_json::Value,
@@ -117,7 +117,7 @@ impl ImagePlan {
         Ok(Self { store_dir, settings, paths })
     }
 
-    /// The plan as JSON, with a newline at its end: equal plans give equal texts.
+    /// Returns the plan as JSON, with a newline at its end. Equal plans give equal texts.
     ///
     /// # Errors
     /// The name of the store's directory is not UTF-8.
@@ -134,7 +134,7 @@ impl ImagePlan {
     }
 }
 
-/// The JSON form.
+/// The JSON format of a plan.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct PlanDocument {
@@ -145,7 +145,7 @@ struct PlanDocument {
 }
 
 mod nar_hash_text {
-    //! A NAR hash as text: written in Nix' base 32, read in any of its forms.
+    //! A NAR hash as text: written in Nix's base 32, read in any of its formats.
 
     use super::{Deserialize, Deserializer, Serializer, nar_hash};
     use serde::de::Error;
@@ -171,7 +171,7 @@ mod tests {
 
     const HASH: &str = "0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv";
 
-    /// A plan of two paths, of which one has no hash.
+    /// A plan of two paths, one of them without a hash.
     const GOLDEN: &str = include_str!("../tests/golden/plan-v1.json");
 
     fn golden_plan() -> ImagePlan {
@@ -193,7 +193,7 @@ mod tests {
         }
     }
 
-    /// The golden plan with a part of its text replaced.
+    /// Returns the golden plan with a part of its text replaced.
     fn changed(old: &str, new: &str) -> String {
         let text = GOLDEN.replacen(old, new, 1);
         assert_ne!(text, GOLDEN, "{old} is not in the golden plan");
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_form_of_version_1_stays() {
+    fn the_format_of_version_1_is_unchanged() {
         assert_eq!(golden_plan().to_json().unwrap(), GOLDEN);
         assert_eq!(ImagePlan::from_json(GOLDEN).unwrap(), golden_plan());
     }
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_are_read_in_every_form() {
+    fn hashes_are_read_in_every_format() {
         let nix32 = format!("sha256:0{}", "1".repeat(51));
         let hex: String = nar_hash::parse(&nix32).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
         for form in [hex.clone(), format!("sha256:{hex}")] {
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_plan_is_refused_with_its_place() {
+    fn a_text_that_is_not_a_plan_is_refused_with_line_and_column() {
         for (text, message) in [
             (String::new(), "EOF while parsing a value at line 1 column 0"),
             (GOLDEN.replacen("\"paths\"", "paths", 1), "key must be a string at line 10 column 3"),
@@ -292,7 +292,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_taken_or_refused(text in ".*", cut in 0..GOLDEN.len()) {
+        fn any_text_is_accepted_or_refused_without_a_panic(text in ".*", cut in 0..GOLDEN.len()) {
             let _ = ImagePlan::from_json(&text);
             let _ = ImagePlan::from_json(&GOLDEN[..cut]);
         }

@@ -1,4 +1,4 @@
-//! Plans in files.
+//! Reads plans from files.
 
 use crate::plan::{ImagePlan, PlanError};
 use std::fs;
@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Why a file gives no plan.
+/// The plan cannot be read.
 #[derive(Debug, Error)]
 pub enum PlanFileError {
     /// The file cannot be read.
@@ -14,15 +14,15 @@ pub enum PlanFileError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
-    /// What the file holds is not a plan.
+    /// The file does not contain a valid plan.
     #[error("{} is not a plan", .path.display())]
     NotAPlan {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The problem with its text.
         source: PlanError,
     },
 }

@@ -1,4 +1,4 @@
-//! Are the planned store paths there and readable? Asked before any work, of all paths at once.
+//! Checks that all planned store paths exist and are readable, before any work is done.
 
 use crate::plan::ImagePlan;
 use crate::store_path::StorePath;
@@ -15,18 +15,18 @@ use thiserror::Error;
 pub struct AbsentPath {
     /// The store path.
     pub path: StorePath,
-    /// Why it cannot be read: most often that it does not exist.
+    /// The error of the system; usually the path does not exist.
     pub source: io::Error,
 }
 
-/// The store paths of a plan that cannot be read: all of them, at least one.
+/// All store paths of a plan that cannot be read, at least one.
 #[derive(Debug)]
 pub struct AbsentPaths {
-    /// The directory they were looked for in.
+    /// The directory that should contain them.
     pub store_dir: PathBuf,
-    /// The paths and what is wrong with each.
+    /// The paths, each with its error.
     pub absent: Vec<AbsentPath>,
-    /// How many paths the plan has.
+    /// Number of all paths in the plan.
     pub planned: usize,
 }
 
@@ -40,10 +40,10 @@ impl fmt::Display for AbsentPaths {
     }
 }
 
-/// Looks whether each store path of the plan is there and may be read: two system calls a path.
+/// Checks that each store path of the plan exists and can be read, with two system calls per path.
 ///
 /// # Errors
-/// All the paths that are not.
+/// Some paths cannot be read; the error lists all of them.
 pub fn check(plan: &ImagePlan) -> Result<(), AbsentPaths> {
     let absent: Vec<AbsentPath> = plan
         .paths
@@ -62,7 +62,7 @@ pub fn check(plan: &ImagePlan) -> Result<(), AbsentPaths> {
 fn look_at(path: &std::path::Path) -> io::Result<()> {
     let kind = fs::symlink_metadata(path)?.file_type();
     let needed = match (kind.is_symlink(), kind.is_dir()) {
-        // A symbolic link is stored as it is; where it leads does not matter.
+        // A symbolic link is stored as a link; its target does not matter.
         (true, _) => return Ok(()),
         (false, true) => AccessFlags::R_OK | AccessFlags::X_OK,
         (false, false) => AccessFlags::R_OK,

@@ -1,4 +1,4 @@
-//! Lists a store path: names, kinds, sizes; no content is read.
+//! Lists the files of a store path: names, types and sizes. No content is read.
 
 use crate::tree::{FileMode, NodeId, Tree, TreeError};
 use std::collections::HashMap;
@@ -10,44 +10,44 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// What a listing cannot take.
+/// A store path cannot be listed.
 #[derive(Debug, Error)]
 pub enum ScanError {
-    /// Something cannot be read.
+    /// A file or directory cannot be read.
     #[error("cannot list {}", .path.display())]
     Unreadable {
-        /// What.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// A Nix store holds files, directories and symbolic links only.
+    /// A file has a type that does not occur in a Nix store.
     #[error("{} is {kind}: a Nix store holds only regular files, directories and symbolic links", .path.display())]
     Kind {
-        /// What.
+        /// The file or directory.
         path: PathBuf,
-        /// What it is.
+        /// Its type.
         kind: &'static str,
     },
-    /// Nix drops these bits.
+    /// A file has mode bits that Nix removes.
     #[error("{} has mode {mode:04o}: a Nix store holds no setuid, setgid or sticky files", .path.display())]
     Mode {
-        /// What.
+        /// The file or directory.
         path: PathBuf,
         /// Its mode.
         mode: u32,
     },
-    /// The format cannot hold it.
+    /// The image format does not support a name or target.
     #[error("cannot hold {}", .path.display())]
     Tree {
-        /// What.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The limit of the format.
         #[source]
         source: TreeError,
     },
-    /// A store path is not what the closure's source says.
+    /// A store path does not have the NAR size in the closure's source.
     #[error(
         "{} has a NAR size of {actual_bytes} bytes, but the closure's source says {expected_bytes}: \
          the store path is damaged, or the source is of another one",
@@ -56,9 +56,9 @@ pub enum ScanError {
     NarSize {
         /// The store path.
         path: PathBuf,
-        /// What the source says.
+        /// The size in the source.
         expected_bytes: u64,
-        /// What is there.
+        /// The actual size.
         actual_bytes: u64,
     },
 }
@@ -68,17 +68,17 @@ pub enum ScanError {
 pub struct Listing {
     /// The files.
     pub tree: Tree,
-    /// Modification times of the regular files, by file number: to see whether they change before they are read.
+    /// Modification times of the regular files, by file number, to detect whether they change before they are read.
     pub modified: Vec<(i64, i64)>,
-    /// Device and inode of the regular files that have several links, by file number: `nix-store --optimise` leaves
-    /// files of equal content as links of one inode.
+    /// Device and inode of the regular files that have several links, by file number. `nix-store --optimise` replaces
+    /// files of equal content with hard links.
     pub linked: HashMap<u32, (u64, u64)>,
 }
 
 /// Lists the store path at `path`.
 ///
 /// # Errors
-/// Something in it cannot be listed, or has no place in a Nix store.
+/// Something in it cannot be listed, or cannot occur in a Nix store.
 pub fn list(path: &Path) -> Result<Listing, ScanError> {
     let metadata = fs::symlink_metadata(path).map_err(|source| unreadable(path, source))?;
     let mut listing = Listing::default();
@@ -122,7 +122,7 @@ impl Listing {
         self.tree.add_file(name, metadata.len(), executable).map_err(too_large)
     }
 
-    /// Entries in order of their names, however the directory gives them.
+    /// Adds the entries of a directory, sorted by name.
     fn add_entries(&mut self, directory: &Path) -> Result<(), ScanError> {
         let fail = |source| unreadable(directory, source);
         let mut entries = fs::read_dir(directory)

@@ -1,7 +1,7 @@
-//! Segments: the stored form of up to 4 MiB of content, the unit that is compressed, cached and written.
+//! Segments: the stored form of up to 4 MiB of content, which is the unit of compressing, caching and writing.
 //!
-//! A segment is either a run of blocks of one file or one fragment block of several small files. What it holds depends
-//! on its content and the settings alone, never on the store path or the image it is used in.
+//! A segment is either a sequence of blocks of one file, or one fragment block of several small files. Its bytes depend
+//! only on its content and the settings, never on the store path or the image that contains it.
 
 use crate::encode::{EncodeError, Encoder};
 use std::ops::Range;
@@ -9,86 +9,87 @@ use std::ops::Range;
 /// BLAKE3-256 of some content.
 pub type ContentHash = [u8; 32];
 
-/// Files are read, hashed, compressed and cached in ranges of so many bytes: a multiple of every block size, small
-/// enough that two threads find work in one large file.
+/// Length in bytes of the ranges in which files are read, hashed, compressed and cached. It is a multiple of every
+/// block size, and small enough that several threads can work on one large file.
 pub const RANGE_BYTES: u64 = 4 << 20;
 
-/// Number of ranges a file of so many bytes is cut into.
+/// Returns the number of ranges of a file with `size_bytes` bytes.
 pub fn range_count(size_bytes: u64) -> usize {
     usize::try_from(size_bytes.div_ceil(RANGE_BYTES)).unwrap_or(usize::MAX)
 }
 
-/// Length in bytes of one range of a file.
+/// Returns the length in bytes of one range of a file.
 pub fn range_length(size_bytes: u64, range: usize) -> usize {
     let start = range as u64 * RANGE_BYTES;
     usize::try_from(size_bytes.saturating_sub(start).min(RANGE_BYTES)).unwrap_or(0)
 }
 
-/// The stored form of a segment: its blocks lie in the buffer of a batch.
+/// The stored form of a segment. Its blocks are in the buffer of a [`Batch`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Size words of its blocks, in order; 0 for a hole.
     pub words: Vec<u32>,
     /// Length of its content in bytes.
     pub input_bytes: u32,
-    /// Where its blocks lie in the buffer, as they go into the image.
+    /// The range of the buffer that contains its blocks, in the form in which they are written to the image.
     pub stored: Range<usize>,
-    /// Checksum of the stored bytes, where somebody needs it.
+    /// Checksum of the stored bytes, if it is needed.
     pub checksum: u128,
 }
 
-/// Segments that follow each other in an image, in one buffer: handing over many small ones at a time is cheap.
+/// Segments that follow each other in an image, in one buffer, so that many small ones can be passed on cheaply.
 #[derive(Debug, Default)]
 pub struct Batch {
     segments: Vec<Segment>,
     buffer: Vec<u8>,
-    /// Up to here the buffer holds segments.
+    /// Number of bytes of the buffer that segments use.
     used: usize,
 }
 
 impl Batch {
-    /// No segments yet. What the buffer holds is of no account.
+    /// Creates a batch without segments. The content of `buffer` is ignored.
     pub fn new(buffer: Vec<u8>) -> Self {
         Self { segments: Vec::new(), buffer, used: 0 }
     }
 
-    /// The segments.
+    /// Returns the segments.
     pub fn segments(&self) -> &[Segment] {
         &self.segments
     }
 
-    /// The blocks of a segment of this batch.
+    /// Returns the blocks of a segment of this batch.
     pub fn stored(&self, segment: &Segment) -> &[u8] {
         &self.buffer[segment.stored.clone()]
     }
 
-    /// Adds a segment that has been put behind the others.
+    /// Adds a segment whose blocks were written to the buffer behind the others.
     pub fn push(&mut self, segment: Segment) {
         self.used = segment.stored.end;
         self.segments.push(segment);
     }
 
-    /// The buffer, to be used again.
+    /// Returns the buffer for reuse.
     pub fn into_buffer(self) -> Vec<u8> {
         self.buffer
     }
 
-    /// The buffer, and where the next segment begins at the earliest: what is behind that is of no account.
+    /// Returns the buffer and the position behind the last segment. The bytes from there on can be overwritten.
     pub(crate) fn room(&mut self) -> (&mut Vec<u8>, usize) {
         (&mut self.buffer, self.used)
     }
 }
 
-/// How the blocks of a segment are cut.
+/// The kind of a segment, which determines its blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SegmentKind {
     /// Blocks of one file; a block of zeros becomes a hole.
     File,
-    /// One fragment block, never a hole: its size word could not say so.
+    /// One fragment block. It is never a hole, because its size word cannot express that.
     Fragment,
 }
 
-/// Hash of a file from the hashes of its ranges; a file of one range has that range's hash, plain BLAKE3.
+/// Computes the hash of a file from the hashes of its ranges. The hash of a file with one range is that range's plain
+/// BLAKE3.
 pub fn file_content(ranges: &[ContentHash]) -> ContentHash {
     if let [only] = ranges {
         return *only;
@@ -100,7 +101,7 @@ pub fn file_content(ranges: &[ContentHash]) -> ContentHash {
     *hasher.finalize().as_bytes()
 }
 
-/// Compresses a segment behind those of `batch`, without adding it.
+/// Compresses a segment to the end of `batch`'s buffer, without adding it to the batch.
 ///
 /// # Errors
 /// The codec failed.
@@ -126,8 +127,8 @@ pub fn encode_segment(
     Ok(Segment { words, input_bytes, stored: start..buffer.len(), checksum: 0 })
 }
 
-/// Most blocks differ from zero in their first bytes, so this costs nothing. Slices are compared because that is fast in
-/// unoptimised builds, too, which read files of gigabytes of zeros in tests.
+/// Returns whether a block contains only zeros. Most blocks have other bytes at their beginning, so this costs almost
+/// nothing. Comparing slices is fast in unoptimised builds too; tests read files with gigabytes of zeros.
 fn is_zeros(block: &[u8]) -> bool {
     const ZEROS: [u8; 512] = [0; 512];
     block.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])

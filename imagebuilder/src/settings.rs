@@ -15,15 +15,15 @@ pub enum Compression {
     Xz,
     /// LZ4 blocks; no levels.
     Lz4,
-    /// Every block stored as it is; no levels.
+    /// Every block is stored uncompressed; no levels.
     None,
 }
 
 impl Compression {
-    /// All codecs, in the order the help lists them.
+    /// All codecs, in the order of the help text.
     pub const ALL: [Self; 5] = [Self::Zstd, Self::Gzip, Self::Xz, Self::Lz4, Self::None];
 
-    /// The name on the command line and in plans.
+    /// Returns the name on the command line and in plans.
     pub fn name(self) -> &'static str {
         match self {
             Self::Zstd => "zstd",
@@ -34,7 +34,7 @@ impl Compression {
         }
     }
 
-    /// Lowest, default and highest level; `None` for codecs without levels.
+    /// Returns the lowest, default and highest level; `None` for codecs without levels.
     pub fn levels(self) -> Option<LevelRange> {
         match self {
             Self::Zstd => Some(LevelRange { lowest: 1, default: 8, highest: 22 }),
@@ -45,18 +45,18 @@ impl Compression {
     }
 }
 
-/// The levels a codec takes.
+/// The levels that a codec supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LevelRange {
     /// Fastest level.
     pub lowest: u32,
-    /// The level used when none is asked for.
+    /// The default level.
     pub default: u32,
     /// Slowest level.
     pub highest: u32,
 }
 
-/// Settings that cannot be met.
+/// Invalid settings.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SettingsError {
     /// The level is outside the codec's range.
@@ -64,11 +64,11 @@ pub enum SettingsError {
     LevelOutOfRange {
         /// The codec.
         compression: Compression,
-        /// The level asked for.
+        /// The requested level.
         level: u32,
-        /// Lowest level the codec takes.
+        /// Lowest level of the codec.
         lowest: u32,
-        /// Highest level the codec takes.
+        /// Highest level of the codec.
         highest: u32,
     },
     /// The codec has no levels.
@@ -76,19 +76,20 @@ pub enum SettingsError {
     NoLevels {
         /// The codec.
         compression: Compression,
-        /// The level asked for.
+        /// The requested level.
         level: u32,
     },
-    /// Squashfs takes powers of two from 4 KiB to 1 MiB.
+    /// The block size is not a power of two from 4 KiB to 1 MiB, as squashfs requires.
     #[error("block size {bytes} is not a power of two from 4096 (4K) to 1048576 (1M)")]
     BlockSize {
-        /// The size asked for.
+        /// The requested size.
         bytes: u64,
     },
-    /// A fragment block is read through a buffer of one data block.
+    /// The fragment block size is too large or not a power of two. Readers use a buffer of one data block for fragment
+    /// blocks.
     #[error("fragment block size {fragment_bytes} is not a power of two from 4096 to the block size {block_bytes}")]
     FragmentBlockSize {
-        /// The fragment block size asked for.
+        /// The requested fragment block size.
         fragment_bytes: u64,
         /// The data block size.
         block_bytes: u32,
@@ -106,15 +107,15 @@ pub struct ImageSettings {
 }
 
 impl ImageSettings {
-    /// Data block size when none is asked for, in bytes. Chosen by measurement: `docs/defaults.md`.
+    /// Default size of data blocks in bytes. It was chosen by measurement, see `docs/defaults.md`.
     pub const DEFAULT_BLOCK_SIZE_BYTES: u32 = 128 * 1024;
-    /// Fragment block size when none is asked for (and the data block is not smaller), in bytes.
+    /// Default size of fragment blocks in bytes, unless data blocks are smaller.
     pub const DEFAULT_FRAGMENT_BLOCK_SIZE_BYTES: u32 = 128 * 1024;
 
-    /// Checks the settings; `None` takes the default.
+    /// Checks the settings; `None` stands for the default.
     ///
     /// # Errors
-    /// A level or size out of its range.
+    /// A level or size is out of its range.
     pub fn new(
         compression: Compression,
         level: Option<u32>,
@@ -142,12 +143,12 @@ impl ImageSettings {
         Ok(Self { compression, level, block_size_bytes, fragment_block_size_bytes })
     }
 
-    /// The codec.
+    /// Returns the codec.
     pub fn compression(&self) -> Compression {
         self.compression
     }
 
-    /// The codec's level; `None` for codecs without levels.
+    /// Returns the codec's level; `None` for codecs without levels.
     pub fn level(&self) -> Option<u32> {
         self.level
     }

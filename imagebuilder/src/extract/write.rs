@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(super) struct WriteJob {
     directory: Arc<OwnedFd>,
     name: OsString,
-    /// Where it comes to lie, for messages.
+    /// Its path in the output directory, for messages.
     target_path: PathBuf,
     image_path: Vec<u8>,
     file: FileInode,
@@ -31,7 +31,7 @@ pub(super) struct WriteJob {
     modified_at: u32,
 }
 
-/// Walks the image and makes what is no file; yields the files.
+/// Walks the image and creates directories and symbolic links; yields the files.
 #[derive(Debug)]
 pub(super) struct Making<'a> {
     target: &'a TargetDirectory,
@@ -39,7 +39,7 @@ pub(super) struct Making<'a> {
     linked: Linked,
     /// The open directories above the current node; the first is the output directory.
     directories: Vec<Arc<OwnedFd>>,
-    /// The depth of the nodes that go right into the output directory.
+    /// The depth of the nodes that are created directly in the output directory.
     top_depth: usize,
 }
 
@@ -83,13 +83,14 @@ impl<'a> Making<'a> {
                 mode: node.inode.mode,
                 modified_at: node.inode.modified_at,
             })),
-            // Refused before, or to be left out.
+            // Special files: the image was refused before, or they are skipped.
             _ => Ok(None),
         }
     }
 }
 
-/// The root's content goes right into the output directory, anything else under its own name.
+/// Returns the depth of the nodes that are created directly in the output directory: the entries of the root, or the
+/// extracted path itself.
 pub(super) fn top_depth(image: &Image, options: ExtractOptions<'_>) -> Result<usize, ExtractError> {
     let (path, _) = image.find(options.path)?;
     Ok(usize::from(path.is_empty()))
@@ -118,14 +119,15 @@ fn make_symlink(directory: impl AsFd, name: &OsStr, target: &[u8], modified_at: 
 }
 
 impl WriteJob {
-    /// Writes the file under another name and gives it its own once it is whole.
+    /// Writes the file under a temporary name and renames it when it is complete.
     pub(super) fn write(&self, image: &Image) -> Result<(), ExtractError> {
         let fail = |action| write_error(action, self.target_path.clone());
         let (partial_name, file) = self.create_partial().map_err(fail("make"))?;
         let finish = || {
             self.fill(image, &file)?;
             set_mode_and_time(&file, self.mode, self.modified_at).map_err(fail("set mode and time of"))?;
-            // The names of a listing ascend, so nothing of the image is there; another program's file is not replaced.
+            // The names of a listing ascend, so an existing file is not from the image. Files of other programs are not
+            // replaced.
             match fstatat(&*self.directory, self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
                 Err(Errno::ENOENT) => {}
                 Ok(_) => return Err(fail("make")(Errno::EEXIST)),
@@ -135,12 +137,12 @@ impl WriteJob {
                 .map_err(fail("make"))
         };
         finish().inspect_err(|_| {
-            // The first error counts; that the rest of the file stays behind as well adds nothing to it.
+            // Only the first error is reported, not that the partial file cannot be removed.
             _ = unlinkat(&*self.directory, partial_name.as_os_str(), UnlinkatFlags::NoRemoveDir);
         })
     }
 
-    /// A new file under a name that no other file has.
+    /// Creates a file with a unique name.
     fn create_partial(&self) -> Result<(OsString, File), Errno> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -154,7 +156,7 @@ impl WriteJob {
         }
     }
 
-    /// Writes the content; holes are left out, so the file system need not store them.
+    /// Writes the content. Holes are skipped, so that the file system does not have to store them.
     fn fill(&self, image: &Image, file: &File) -> Result<(), ExtractError> {
         let fail = |source: io::Error| ExtractError::Write { action: "write", path: self.target_path.clone(), source };
         let mut content = image.content(&self.file);

@@ -1,4 +1,5 @@
-//! Decompresses single blocks into buffers of a given size: never a byte more, whatever the block says of itself.
+//! Decompresses single blocks into buffers of a given size. A block never gets more memory than that, whatever its
+//! header says.
 
 use super::error::{ImageError, Part};
 use crate::settings::Compression;
@@ -8,21 +9,21 @@ use liblzma::stream::{Action, Stream};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
-/// Most memory an xz block may ask for: its dictionary is at most one block of 1 MiB, the rest is the decoder's own.
+/// Memory limit for an xz block. Its dictionary is at most one block of 1 MiB; the decoder needs the rest for itself.
 const XZ_MEMORY_BYTES: u64 = 16 << 20;
 
-/// The codec number of images by `mksquashfs -comp lzma`, which no kernel ever mounted.
+/// The codec number of images from `mksquashfs -comp lzma`, which no kernel supports.
 const LZMA: u16 = 2;
 /// The codec number of LZO images.
 const LZO: u16 = 3;
 
-/// Decompresses blocks for many threads; the working memory of each is kept and used again.
+/// Decompresses blocks for many threads; their working memory is reused.
 pub(crate) struct Decoder {
     compression: Compression,
     idle: Mutex<Vec<Workspace>>,
 }
 
-/// What one thread needs while it decompresses.
+/// The working memory of one thread.
 #[derive(Default)]
 pub(crate) struct Workspace {
     zstd: Option<zstd::bulk::Decompressor<'static>>,
@@ -36,7 +37,7 @@ impl fmt::Debug for Decoder {
 }
 
 impl Decoder {
-    /// The decoder for a codec number of a superblock.
+    /// Returns the decoder for a codec number of a superblock.
     pub(crate) fn new(number: u16) -> Result<Self, ImageError> {
         let compression = match number {
             codec::GZIP => Compression::Gzip,
@@ -50,12 +51,12 @@ impl Decoder {
         Ok(Self { compression, idle: Mutex::new(Vec::new()) })
     }
 
-    /// The codec. Images made without compression name gzip and hold plain blocks only.
+    /// Returns the codec. Images without compression name gzip and contain only uncompressed blocks.
     pub(crate) fn compression(&self) -> Compression {
         self.compression
     }
 
-    /// Decompresses one block to the front of `output` and says how long it is.
+    /// Decompresses one block to the beginning of `output` and returns its length.
     pub(crate) fn decode(&self, part: Part, input: &[u8], output: &mut [u8]) -> Result<usize, ImageError> {
         let taken = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut workspace = taken.unwrap_or_default();
@@ -68,7 +69,7 @@ impl Decoder {
 }
 
 impl Workspace {
-    /// Decompresses one block to the front of `output` and says how long it is.
+    /// Decompresses one block to the beginning of `output` and returns its length.
     pub(crate) fn decode(
         &mut self,
         compression: Compression,
@@ -106,7 +107,7 @@ fn decode_xz(input: &[u8], output: &mut [u8]) -> Result<usize, String> {
     finished(matches!(status, liblzma::stream::Status::StreamEnd), stream.total_out())
 }
 
-/// The length of a stream that came to its end.
+/// Returns the length of a stream, or an error if the stream has not ended.
 fn finished(ended: bool, length: u64) -> Result<usize, String> {
     if !ended {
         return Err("it is cut off, or longer than a block can be".to_owned());

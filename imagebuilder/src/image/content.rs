@@ -8,22 +8,22 @@ use super::superblock::read_at;
 use crate::squashfs::format::BLOCK_PLAIN;
 use std::sync::{Arc, PoisonError};
 
-/// The size word of a block: how many bytes are stored, and whether they are stored as they are.
+/// The size word of a block: the number of stored bytes, and whether they are uncompressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockWord(pub u32);
 
 impl BlockWord {
-    /// Zero bytes that are not stored at all.
+    /// Returns whether the block consists of zeros that are not stored.
     pub fn is_hole(self) -> bool {
         self.0 == 0
     }
 
-    /// The block is not compressed.
+    /// Returns whether the block is stored uncompressed.
     pub fn is_plain(self) -> bool {
         self.0 & BLOCK_PLAIN != 0
     }
 
-    /// Stored bytes.
+    /// Returns the number of stored bytes.
     pub fn stored_bytes(self) -> u32 {
         self.0 & !BLOCK_PLAIN
     }
@@ -34,20 +34,20 @@ impl BlockWord {
 pub struct Block {
     /// Where it begins in the image.
     pub start: u64,
-    /// Stored bytes and form.
+    /// Stored length, and whether the block is compressed.
     pub word: BlockWord,
-    /// Length once decompressed; of fragment blocks the most it may be.
+    /// Decompressed length in bytes; for fragment blocks the maximum.
     pub length: u32,
 }
 
 impl Block {
-    /// Where it ends in the image.
+    /// Returns the position behind its last byte in the image.
     pub fn end(self) -> u64 {
         self.start.saturating_add(u64::from(self.word.stored_bytes()))
     }
 }
 
-/// Walks the size words of a file.
+/// An iterator over the blocks of a file.
 #[derive(Clone, Debug)]
 pub struct FileBlocks<'a> {
     image: &'a Image,
@@ -68,7 +68,7 @@ impl<'a> FileBlocks<'a> {
         }
     }
 
-    /// How many blocks are left.
+    /// Returns the number of remaining blocks.
     pub fn blocks_left(&self) -> u64 {
         self.blocks_left
     }
@@ -105,11 +105,11 @@ impl Iterator for FileBlocks<'_> {
 pub enum Piece<'a> {
     /// Bytes.
     Data(&'a [u8]),
-    /// So many zero bytes that are not stored.
+    /// A number of zero bytes that are not stored.
     Hole(u64),
 }
 
-/// Reads a file, or some of its blocks, piece by piece; holds one block.
+/// Reads a file, or some of its blocks, in pieces. It keeps one block in memory.
 #[derive(Debug)]
 pub struct ContentReader<'a> {
     image: &'a Image,
@@ -121,7 +121,7 @@ pub struct ContentReader<'a> {
 }
 
 impl<'a> ContentReader<'a> {
-    /// The whole file.
+    /// Reads the whole file.
     pub fn new(image: &'a Image, file: &FileInode) -> Self {
         let blocks = FileBlocks::new(image, file);
         let blocks_wanted = blocks.blocks_left();
@@ -129,12 +129,12 @@ impl<'a> ContentReader<'a> {
         Self { image, blocks, blocks_wanted, fragment, block: Vec::new(), tail: None }
     }
 
-    /// So many of the next blocks, and no tail.
+    /// Reads the next `count` blocks, without the tail.
     pub(crate) fn of_blocks(blocks: FileBlocks<'a>, count: u64) -> Self {
         Self { image: blocks.image, blocks, blocks_wanted: count, fragment: None, block: Vec::new(), tail: None }
     }
 
-    /// The next piece; nothing at the end.
+    /// Returns the next piece; `None` at the end.
     ///
     /// # Errors
     /// A block is damaged.
@@ -157,29 +157,29 @@ impl<'a> ContentReader<'a> {
     }
 }
 
-/// The bytes of a fragment block that belong to a file.
+/// Returns the bytes of a fragment block that belong to a file.
 pub(crate) fn fragment_piece(block: &[u8], fragment: FragmentRef) -> Result<&[u8], ImageError> {
     let start = usize::try_from(fragment.offset).unwrap_or(usize::MAX);
     let length = usize::try_from(fragment.length).unwrap_or(usize::MAX);
     let piece = start.checked_add(length).and_then(|end| block.get(start..end));
     piece.ok_or_else(|| {
-        let reason = format!("holds {} bytes, a file's tail lies at {start} and has {length}", block.len());
+        let reason = format!("has {} bytes, but a file's tail begins at {start} and has {length}", block.len());
         ImageError::damaged(Part::FragmentBlock(fragment.index), reason)
     })
 }
 
 impl Image {
-    /// The blocks of a file.
+    /// Returns the blocks of a file.
     pub fn file_blocks(&self, file: &FileInode) -> FileBlocks<'_> {
         FileBlocks::new(self, file)
     }
 
-    /// The content of a file.
+    /// Returns a reader of the content of a file.
     pub fn content(&self, file: &FileInode) -> ContentReader<'_> {
         ContentReader::new(self, file)
     }
 
-    /// A block must lie between the codec options and the inode table, and be no longer than a block.
+    /// Checks that a block is between the codec options and the inode table, and not longer than the block size.
     fn check_block(&self, part: Part, block: Block) -> Result<(), ImageError> {
         let stored = block.word.stored_bytes();
         let end = block.start.checked_add(u64::from(stored));
@@ -190,13 +190,13 @@ impl Image {
             return Err(ImageError::damaged(part, format!("it is stored in {stored} bytes, more than a block has")));
         }
         if block.start < self.data_start || end.is_none_or(|end| end > self.superblock.inode_table) {
-            let reason = format!("it lies at byte {} with {stored} bytes, outside of the data", block.start);
+            let reason = format!("it is at byte {} and has {stored} bytes, which is outside of the data", block.start);
             return Err(ImageError::damaged(part, reason));
         }
         Ok(())
     }
 
-    /// Reads and decompresses a data block; its length must be what the file says.
+    /// Reads and decompresses a data block, and checks that it has the length that the file expects.
     pub(crate) fn read_data_block(&self, block: Block, output: &mut Vec<u8>) -> Result<(), ImageError> {
         let part = Part::DataBlock(block.start);
         self.read_block(part, block, output)?;
@@ -227,10 +227,10 @@ impl Image {
         Ok(())
     }
 
-    /// Where a fragment block is.
+    /// Returns the location of a fragment block.
     ///
     /// # Errors
-    /// There is none with this number, or its entry is damaged.
+    /// No fragment block has this number, or its entry is damaged.
     pub fn fragment(&self, index: u32) -> Result<Block, ImageError> {
         let part = Part::FragmentBlock(index);
         let table = self.fragments.as_ref().filter(|_| index < self.superblock.fragments);
@@ -243,7 +243,7 @@ impl Image {
         Ok(block)
     }
 
-    /// A decompressed fragment block; the last few are kept.
+    /// Returns a decompressed fragment block. The most recently used ones are cached.
     pub(crate) fn fragment_block(&self, index: u32) -> Result<Arc<Vec<u8>>, ImageError> {
         if let Some(block) = self.fragment_cache.lock().unwrap_or_else(PoisonError::into_inner).get(index) {
             return Ok(block);

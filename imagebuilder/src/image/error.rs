@@ -1,4 +1,4 @@
-//! What can be wrong with an image.
+//! Errors of the reader.
 
 use super::escape::ImagePath;
 use std::fmt;
@@ -60,7 +60,7 @@ impl fmt::Display for Part {
     }
 }
 
-/// Why an image, or a part of it, cannot be read.
+/// An image, or a part of it, cannot be read.
 #[derive(Debug, Error)]
 pub enum ImageError {
     /// The image file cannot be opened.
@@ -68,53 +68,53 @@ pub enum ImageError {
     Open {
         /// The image.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
     /// Reading the image file failed.
     #[error("cannot read {length_bytes} bytes at byte {offset} of the image")]
     Read {
-        /// How many bytes were asked for.
+        /// Number of bytes requested.
         length_bytes: usize,
-        /// From where.
+        /// Position of the first byte in the image.
         offset: u64,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The file holds something else, or its beginning is damaged.
+    /// The file is not a squashfs image, or its beginning is damaged.
     #[error("not a squashfs 4.0 image: {reason}")]
     NotSquashfs {
-        /// What gives it away.
+        /// The unexpected value.
         reason: String,
     },
-    /// A valid image that this reader does not take.
+    /// A valid image that this reader does not support.
     #[error("{what} is not supported")]
     Unsupported {
-        /// What the image has.
+        /// The unsupported feature.
         what: String,
     },
     /// Something in the image contradicts the format or another part of it.
     #[error("{part}: {reason}")]
     Damaged {
-        /// Where.
+        /// The damaged part.
         part: Part,
-        /// What is wrong.
+        /// The problem.
         reason: String,
     },
-    /// The image asks for more than this reader is willing to hold or do.
+    /// The image exceeds a limit of this reader.
     #[error("{part}: {reason} (the limit of this reader is {limit})")]
     Limit {
-        /// Where.
+        /// The part that exceeds the limit.
         part: Part,
-        /// What there is too much of.
+        /// What exceeds the limit.
         reason: String,
-        /// How much is allowed.
+        /// The limit.
         limit: u64,
     },
-    /// There is nothing at this path.
+    /// The path does not exist in the image.
     #[error("{path} is not in the image")]
     NotFound {
-        /// The path asked for.
+        /// The requested path.
         path: ImagePath,
     },
     /// An error that belongs to one path of the image.
@@ -122,24 +122,24 @@ pub enum ImageError {
     At {
         /// The path in the image.
         path: ImagePath,
-        /// What is wrong with it.
+        /// The problem with it.
         #[source]
         source: Box<ImageError>,
     },
 }
 
 impl ImageError {
-    /// A contradiction in `part`.
+    /// Returns an error about damage in `part`.
     pub(crate) fn damaged(part: Part, reason: impl Into<String>) -> Self {
         Self::Damaged { part, reason: reason.into() }
     }
 
-    /// Names the path the error belongs to.
+    /// Adds the path that the error belongs to.
     pub(crate) fn at(self, path: &[u8]) -> Self {
         Self::At { path: ImagePath(path.to_vec()), source: Box::new(self) }
     }
 
-    /// The message and those of its sources in one line.
+    /// Returns the message and those of its sources in one line.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut next = std::error::Error::source(self);

@@ -1,15 +1,15 @@
-//! Names as they are shown: one word of printable text, whatever bytes are in them.
+//! Shows names as one word of printable text, whatever bytes they contain.
 
 use std::fmt::{self, Write};
 
-/// Shows bytes as text without whitespace: valid UTF-8 stays, everything else becomes `\xNN`.
+/// Shows bytes as text without whitespace: printable UTF-8 is unchanged, everything else becomes `\xNN`.
 ///
-/// Escaped are backslashes, whitespace, control characters, bytes that are not UTF-8, and the characters that reorder
-/// text on a terminal. Two different byte strings never look alike, and the text can be turned back into the bytes.
+/// It escapes backslashes, whitespace, control characters, bytes that are not UTF-8, and characters that reorder text
+/// on a terminal. Different byte strings always give different texts, and the bytes can be recovered from the text.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<'a>(pub &'a [u8]);
 
-/// Characters that change the order in which a terminal shows others.
+/// Returns whether a character changes the order in which a terminal shows others.
 fn reorders_text(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -35,7 +35,7 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// A path inside an image, `/`-separated, relative to its root. Shown with a leading `/` and escaped.
+/// A path inside an image, separated by `/` and relative to its root. It is shown escaped and with a leading `/`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImagePath(pub Vec<u8>);
 
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn escapes_what_a_line_or_a_terminal_would_take_wrongly() {
+    fn characters_that_break_a_line_or_control_a_terminal_are_escaped() {
         for (bytes, shown) in [
             (&b"plain-1.0"[..], "plain-1.0"),
             ("gr\u{fc}n".as_bytes(), "gr\u{fc}n"),

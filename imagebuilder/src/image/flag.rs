@@ -1,14 +1,14 @@
-//! The superblock's flags by name.
+//! The names of the superblock's flags.
 
 use crate::squashfs::format::flags;
 
 /// Flags that this project never sets.
 mod other {
-    /// Left over from squashfs 3: the kernel checks nothing.
+    /// A remnant of squashfs 3, which the kernel does not check.
     pub(super) const UNCHECKED: u16 = 1 << 2;
-    /// All tails are in fragments.
+    /// All tails of files are in fragments.
     pub(super) const ALWAYS_FRAGMENTS: u16 = 1 << 5;
-    /// Extended attributes are stored plain.
+    /// Extended attributes are stored uncompressed.
     pub(super) const PLAIN_XATTRS: u16 = 1 << 8;
 }
 
@@ -28,12 +28,12 @@ const NAMES: [(u16, &str); 12] = [
     (flags::PLAIN_IDS, "plain-ids"),
 ];
 
-/// The names of the flags that are set.
+/// Returns the names of the flags that are set.
 pub(crate) fn flag_names(set: u16) -> Vec<&'static str> {
     NAMES.iter().filter(|(flag, _)| set & flag != 0).map(|(_, name)| *name).collect()
 }
 
-/// The bits that no flag of squashfs 4.0 has.
+/// Returns the bits in `set` that are not flags of squashfs 4.0.
 pub(crate) fn unknown_flags(set: u16) -> u16 {
     NAMES.iter().fold(set, |rest, (flag, _)| rest & !flag)
 }

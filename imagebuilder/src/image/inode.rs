@@ -1,15 +1,15 @@
-//! Inodes as they are read: fourteen types on disk, seven kinds here.
+//! Reads inodes. The fourteen types on disk (seven basic, seven extended) become seven kinds.
 
 use super::error::{ImageError, Part};
 use super::metadata::Cursor;
 use crate::squashfs::format::{DIRECTORY_SIZE_EXTRA, NO_FRAGMENT, NO_XATTR, inode_type};
 
-/// Extended types are the basic ones and this.
+/// Difference between the number of an extended type and that of its basic type.
 const EXTENDED: u16 = 7;
-/// The kernel refuses longer symlink targets: they would not fit one page.
+/// Longest symlink target in bytes. The kernel refuses longer ones, which would not fit into a page.
 const TARGET_BYTES_MAX: u32 = 4096;
 
-/// The basic types that no Nix store holds.
+/// The basic types that do not occur in a Nix store.
 mod other_type {
     /// Block device.
     pub(super) const BLOCK_DEVICE: u16 = 4;
@@ -21,7 +21,7 @@ mod other_type {
     pub(super) const SOCKET: u16 = 7;
 }
 
-/// What kind of thing an inode is.
+/// The type of an inode, without the difference between basic and extended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum InodeType {
     /// Directory.
@@ -41,7 +41,7 @@ pub enum InodeType {
 }
 
 impl InodeType {
-    /// All kinds, in the order of their numbers.
+    /// All types, in the order of their numbers.
     pub const ALL: [Self; 7] = [
         Self::Directory,
         Self::File,
@@ -52,7 +52,7 @@ impl InodeType {
         Self::Socket,
     ];
 
-    /// The kind with this basic number, as directory entries have it.
+    /// Returns the type with this basic number, which directory entries contain.
     pub(crate) fn from_basic(number: u16) -> Option<Self> {
         Some(match number {
             inode_type::BASIC_DIRECTORY => Self::Directory,
@@ -66,7 +66,7 @@ impl InodeType {
         })
     }
 
-    /// The field's word for it.
+    /// Returns its name for messages and dumps.
     pub fn name(self) -> &'static str {
         match self {
             Self::Directory => "directory",
@@ -80,23 +80,23 @@ impl InodeType {
     }
 }
 
-/// The shorter or the longer form of an inode on disk.
+/// The form of an inode on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InodeForm {
-    /// Without link counts for files, extended attributes, large sizes, holes.
+    /// The short form, without link counts for files, extended attributes, large sizes and holes.
     Basic,
-    /// With all of them.
+    /// The long form, with all of them.
     Extended,
 }
 
-/// An inode, its ids looked up.
+/// An inode with its user and group id already looked up.
 #[derive(Clone, Debug)]
 pub struct Inode {
     /// Its number, from 1 to the superblock's count.
     pub number: u32,
     /// Basic or extended.
     pub form: InodeForm,
-    /// Permission bits, setuid, setgid and sticky among them.
+    /// Permission bits, including setuid, setgid and sticky.
     pub mode: u16,
     /// Owner.
     pub user_id: u32,
@@ -104,19 +104,19 @@ pub struct Inode {
     pub group_id: u32,
     /// Modification time in seconds since 1970.
     pub modified_at: u32,
-    /// How many names it says it has.
+    /// Link count: the number of names that it should have.
     pub links: u32,
     /// Number of its entry in the table of extended attributes.
     pub xattr: Option<u32>,
-    /// What it is.
+    /// Its type, with the fields of that type.
     pub kind: InodeKind,
     /// Where it begins in the decompressed inode table.
     pub(crate) place: u64,
-    /// Where it ends there.
+    /// Where it ends in that table.
     pub(crate) end: u64,
 }
 
-/// What an inode is, and what belongs to that.
+/// The type of an inode, with the fields of that type.
 #[derive(Clone, Debug)]
 pub enum InodeKind {
     /// Directory.
@@ -140,11 +140,11 @@ pub enum InodeKind {
 pub struct DirectoryInode {
     /// Length of the listing in bytes.
     pub listing_bytes: u32,
-    /// Number of the directory that holds it.
+    /// Inode number of its parent directory.
     pub parent_number: u32,
     /// Number of entries in its index.
     pub index_entries: u16,
-    /// The listing's piece of the directory table as stored, and the offset in it.
+    /// Position of the listing: the stored piece of the directory table, and the offset in it after decompression.
     pub(crate) listing: (u32, u16),
     /// Where the index begins in the decompressed inode table.
     pub(crate) index_place: u64,
@@ -159,7 +159,7 @@ pub struct FileInode {
     pub start: u64,
     /// Number of blocks, not counting a tail in a fragment.
     pub blocks: u64,
-    /// Bytes that the inode says are holes.
+    /// Number of bytes in holes, according to the inode.
     pub hole_bytes: u64,
     /// The fragment with the file's tail.
     pub fragment: Option<FragmentRef>,
@@ -179,7 +179,7 @@ pub struct FragmentRef {
 }
 
 impl Inode {
-    /// The kind without what belongs to it.
+    /// Returns the type without its fields.
     pub fn inode_type(&self) -> InodeType {
         match self.kind {
             InodeKind::Directory(_) => InodeType::Directory,
@@ -193,7 +193,7 @@ impl Inode {
     }
 }
 
-/// What the reader of an inode has to know of its image.
+/// The facts about an image that are needed to read an inode.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct InodeContext<'a> {
     /// The id table.
@@ -222,7 +222,7 @@ pub(crate) fn read_inode(mut cursor: Cursor<'_>, context: InodeContext<'_>) -> R
         InodeType::from_basic(basic).ok_or_else(|| damaged(format!("no inode has the type {number_of_type}")))?;
     let mode = cursor.u16()?;
     if mode & !0o7777 != 0 {
-        return Err(damaged(format!("its mode {mode:o} has more than permission bits")));
+        return Err(damaged(format!("its mode {mode:o} has bits that are not permissions")));
     }
     let look_up = |cursor: &mut Cursor<'_>| {
         let index = cursor.u16()?;
@@ -234,7 +234,7 @@ pub(crate) fn read_inode(mut cursor: Cursor<'_>, context: InodeContext<'_>) -> R
     let modified_at = cursor.u32()?;
     let number = cursor.u32()?;
     if number == 0 || number > context.inodes {
-        return Err(damaged(format!("its number is {number}, there are {} inodes", context.inodes)));
+        return Err(damaged(format!("its number is {number}, but there are {} inodes", context.inodes)));
     }
     let body = match (inode_type, form) {
         (InodeType::Directory, InodeForm::Basic) => read_basic_directory(&mut cursor)?,
@@ -262,7 +262,7 @@ pub(crate) fn read_inode(mut cursor: Cursor<'_>, context: InodeContext<'_>) -> R
     })
 }
 
-/// What follows the sixteen bytes that all inodes have.
+/// The fields that follow the first sixteen bytes, which all inodes have.
 struct Body {
     links: u32,
     xattr: u32,
@@ -330,7 +330,7 @@ fn read_extended_file(cursor: &mut Cursor<'_>, context: InodeContext<'_>, part: 
     Ok(Body { links, xattr, kind })
 }
 
-/// The fields both forms of a file have.
+/// The fields that both forms of a file have.
 struct FileSizes {
     start: u64,
     size_bytes: u64,
@@ -339,7 +339,7 @@ struct FileSizes {
 }
 
 impl FileSizes {
-    /// Finds the number of size words and goes past them.
+    /// Computes the number of size words and skips them.
     fn read_words(
         self,
         cursor: &mut Cursor<'_>,
@@ -357,7 +357,7 @@ impl FileSizes {
                 return Err(ImageError::damaged(part, reason));
             }
             if tail > 0 && offset.checked_add(tail).is_none_or(|end| end > context.block_size_bytes) {
-                let reason = format!("its tail of {tail} bytes lies at byte {offset} of fragment block {index}");
+                let reason = format!("its tail of {tail} bytes is at byte {offset} of fragment block {index}");
                 return Err(ImageError::damaged(part, reason));
             }
             (self.size_bytes / block_size, Some(FragmentRef { index, offset, length: tail }))
@@ -365,7 +365,7 @@ impl FileSizes {
         let words_place = cursor.place();
         let words_bytes = blocks.checked_mul(4);
         cursor.skip(words_bytes.unwrap_or(u64::MAX)).map_err(|_| {
-            ImageError::damaged(part, format!("it says it has {} bytes, more blocks than are listed", self.size_bytes))
+            ImageError::damaged(part, format!("its size of {} bytes needs more blocks than it lists", self.size_bytes))
         })?;
         Ok(FileInode {
             size_bytes: self.size_bytes,
@@ -389,7 +389,7 @@ fn read_other(cursor: &mut Cursor<'_>, inode_type: InodeType, form: InodeForm, p
             let mut target = vec![0; usize::try_from(length).unwrap_or_default()];
             cursor.read(&mut target)?;
             if target.contains(&0) {
-                return Err(ImageError::damaged(part, "its target has a zero byte in it"));
+                return Err(ImageError::damaged(part, "its target contains a zero byte"));
             }
             InodeKind::Symlink(target)
         }

@@ -1,4 +1,5 @@
-//! Directory listings: headers, each with up to 256 entries whose inodes lie in one piece of the inode table.
+//! Directory listings. A listing consists of headers, each with up to 256 entries whose inodes are in the same piece of
+//! the inode table.
 
 use super::error::{ImageError, Part};
 use super::escape::Escaped;
@@ -6,7 +7,7 @@ use super::inode::{DirectoryInode, InodeType};
 use super::metadata::{Cursor, MetadataTable};
 use crate::squashfs::format::{DIRECTORY_HEADER_ENTRIES_MAX, DirectoryEntry, DirectoryHeader};
 
-/// Longest name in bytes. The format has room for one byte more, the kernel's file systems have not.
+/// Longest name in bytes. The format allows one byte more, but Linux does not.
 const NAME_BYTES_MAX: usize = 255;
 
 /// One entry of a listing.
@@ -14,17 +15,17 @@ const NAME_BYTES_MAX: usize = 255;
 pub struct ListingEntry {
     /// Its name: not empty, not `.` or `..`, without `/` and zero bytes.
     pub name: Vec<u8>,
-    /// What it says its inode is.
+    /// The type of its inode, according to the entry.
     pub inode_type: InodeType,
-    /// The number it says its inode has.
+    /// The number of its inode, according to the entry.
     pub number: u32,
-    /// The piece of the inode table as stored, and the offset in it, where its inode begins.
+    /// Position of its inode: the stored piece of the inode table, and the offset in it after decompression.
     pub(crate) inode: (u32, u16),
-    /// Where the header in front of it begins in the listing, when it is the header's first entry.
+    /// Where its header begins in the listing, if it is the header's first entry.
     pub(crate) header_at: Option<u32>,
 }
 
-/// Reads a listing entry by entry; names must ascend. After an error it ends.
+/// Reads a listing entry by entry and checks that the names ascend. It ends after an error.
 #[derive(Clone, Debug)]
 pub(crate) struct Listing<'a> {
     cursor: Cursor<'a>,
@@ -44,22 +45,22 @@ struct Header {
 }
 
 impl<'a> Listing<'a> {
-    /// The listing of the directory with this inode number.
+    /// Opens the listing of the directory with this inode number.
     pub(crate) fn new(table: &'a MetadataTable, number: u32, directory: &DirectoryInode) -> Result<Self, ImageError> {
-        // Empty directories name a place that may not exist.
+        // The position in an empty directory may not exist.
         let start = match directory.listing_bytes {
             0 => 0,
             _ => table.place(directory.listing.0, directory.listing.1)?,
         };
         let end = start + u64::from(directory.listing_bytes);
         if end > table.length() {
-            let reason = format!("it reaches to byte {end} of the directory table, which has {}", table.length());
+            let reason = format!("it ends at byte {end} of the directory table, which has {} bytes", table.length());
             return Err(ImageError::damaged(Part::Listing(number), reason));
         }
         Ok(Self { cursor: table.cursor(start), number, start, end, header: None, last_name: Vec::new() })
     }
 
-    /// Where the listing begins in the decompressed directory table.
+    /// Returns where the listing begins in the decompressed directory table.
     pub(crate) fn start(&self) -> u64 {
         self.start
     }
@@ -68,7 +69,7 @@ impl<'a> Listing<'a> {
         ImageError::damaged(Part::Listing(self.number), reason)
     }
 
-    /// Bytes of the listing that are not read yet.
+    /// Returns the number of bytes that have not been read yet.
     fn left(&self) -> u64 {
         self.end.saturating_sub(self.cursor.place())
     }
@@ -146,9 +147,9 @@ impl Iterator for Listing<'_> {
 pub(crate) struct IndexEntry {
     /// Where a header begins in the listing.
     pub(crate) listing_offset: u32,
-    /// The piece of the directory table, as stored, in which it begins.
+    /// The stored piece of the directory table in which it begins.
     pub(crate) piece: u32,
-    /// The first name behind it.
+    /// The first name behind the header.
     pub(crate) name: Vec<u8>,
 }
 
@@ -161,7 +162,7 @@ pub(crate) struct IndexEntries<'a> {
 }
 
 impl<'a> IndexEntries<'a> {
-    /// The index of the directory with this inode number.
+    /// Opens the index of the directory with this inode number.
     pub(crate) fn new(inode_table: &'a MetadataTable, number: u32, directory: &DirectoryInode) -> Self {
         Self { cursor: inode_table.cursor(directory.index_place), number, left: directory.index_entries }
     }

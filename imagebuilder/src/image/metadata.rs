@@ -1,12 +1,12 @@
-//! Tables of metadata blocks, read as if they were one run of bytes.
+//! Reads tables that consist of metadata blocks as if they were contiguous bytes.
 //!
-//! A table is cut into pieces of 8 KiB, each stored compressed or plain behind a two-byte length. References into it
-//! name the position of a piece as stored and an offset in it once decompressed. Here a table knows where each of its
-//! pieces begins, so a place in it is one number: the byte in the decompressed table. That takes four bytes of memory a
-//! piece, and it finds out references that point between pieces.
+//! A table is divided into pieces of 8 KiB. Each is stored compressed or uncompressed behind a two-byte length. A
+//! reference consists of the position of a stored piece and an offset in the decompressed piece. This module records
+//! where each piece begins, so a place in a table is a single number: the position in the decompressed table. That
+//! takes four bytes of memory per piece, and detects references that do not point to the beginning of a piece.
 //!
-//! All pieces but the last must be full: the kernel does not ask for it, but unsquashfs does and every tool writes
-//! them so.
+//! All pieces except the last must be full: the kernel does not require this, but unsquashfs does, and all tools write
+//! full pieces.
 
 use super::codec::Decoder;
 use super::error::{ImageError, Part};
@@ -16,14 +16,15 @@ use super::superblock::{TakeLe, read_at};
 use crate::squashfs::format::{METADATA_BLOCK_BYTES, METADATA_PLAIN};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Most pieces a table may have: 8 GiB of inodes, some sixty million files. It bounds the memory hostile images take.
+/// Maximum number of pieces of a table: 8 GiB of inodes, about sixty million files. It bounds the memory for malicious
+/// images.
 const PIECES_MAX: u64 = 1 << 20;
-/// Decompressed pieces kept of each table.
+/// Number of decompressed pieces that are cached for each table.
 const PIECES_CACHED: usize = 64;
-/// Length of a piece, as a position.
+/// Decompressed length of a piece in bytes.
 const PIECE_BYTES: u64 = METADATA_BLOCK_BYTES as u64;
 
-/// The image's bytes and the means to decompress them, shared by all its parts.
+/// The bytes of an image and their decoder, shared by all tables.
 #[derive(Debug)]
 pub(crate) struct Storage {
     /// The bytes.
@@ -47,7 +48,7 @@ pub(crate) struct MetadataTable {
 }
 
 impl MetadataTable {
-    /// Finds the pieces between two positions of the image, without decompressing any but the last.
+    /// Finds the pieces between two positions of the image. It decompresses only the last one.
     pub(crate) fn scan(storage: &Arc<Storage>, part: Part, start: u64, end: u64) -> Result<Self, ImageError> {
         let damaged = |reason: String| Err(ImageError::damaged(part, reason));
         if end < start {
@@ -86,10 +87,10 @@ impl MetadataTable {
         Ok(table)
     }
 
-    /// Reads the index of a table whose pieces are found through a list of positions, and the pieces' places.
+    /// Opens a table whose pieces are listed in an index.
     ///
-    /// The pieces end at `end`, their list is at `index_at`; `length` is the length of the decompressed table.
-    /// Also says where the list ends.
+    /// The pieces end at `end`, and the index is at `index_at`; `length` is the length of the decompressed table.
+    /// Also returns the position behind the index.
     pub(crate) fn indexed(
         storage: &Arc<Storage>,
         part: Part,
@@ -106,7 +107,9 @@ impl MetadataTable {
         let index_bytes = count * 8;
         let room = storage.source.length_bytes().saturating_sub(index_at);
         if index_bytes > room {
-            return damaged(format!("its index needs {index_bytes} bytes at byte {index_at}, the image has {room}"));
+            return damaged(format!(
+                "its index needs {index_bytes} bytes at byte {index_at}, but the image has only {room} there"
+            ));
         }
         let mut index = vec![0; usize::try_from(index_bytes).unwrap_or(usize::MAX)];
         read_at(storage.source.as_ref(), &mut index, index_at)?;
@@ -124,7 +127,7 @@ impl MetadataTable {
         Ok((table, index_at + index_bytes))
     }
 
-    /// Stored length of the piece at a position of the image, and whether it is plain.
+    /// Returns the stored length of the piece at a position of the image, and whether it is uncompressed.
     fn head(&self, at: u64) -> Result<(u64, bool), ImageError> {
         let mut head = [0; 2];
         read_at(self.storage.source.as_ref(), &mut head, at)?;
@@ -132,37 +135,37 @@ impl MetadataTable {
         Ok((u64::from(word & !METADATA_PLAIN), word & METADATA_PLAIN != 0))
     }
 
-    /// The name of the table.
+    /// Returns the name of the table.
     pub(crate) fn part(&self) -> Part {
         self.part
     }
 
-    /// Where the table begins in the image.
+    /// Returns where the table begins in the image.
     pub(crate) fn start(&self) -> u64 {
         self.start
     }
 
-    /// Where its last piece ends in the image.
+    /// Returns where its last piece ends in the image.
     pub(crate) fn end(&self) -> u64 {
         self.end
     }
 
-    /// Length of the decompressed table in bytes.
+    /// Returns the length of the decompressed table in bytes.
     pub(crate) fn length(&self) -> u64 {
         self.length
     }
 
-    /// Number of pieces.
+    /// Returns the number of pieces.
     pub(crate) fn pieces(&self) -> u64 {
         self.pieces.len() as u64
     }
 
-    /// Number of pieces that are stored as they are.
+    /// Returns the number of pieces that are stored uncompressed.
     pub(crate) fn plain_pieces(&self) -> u64 {
         self.plain_pieces
     }
 
-    /// The place in the decompressed table of a stored piece's byte.
+    /// Converts a reference to a place in the decompressed table.
     pub(crate) fn place(&self, piece_start: u32, offset: u16) -> Result<u64, ImageError> {
         let Ok(index) = self.pieces.binary_search(&piece_start) else {
             return Err(ImageError::damaged(
@@ -180,18 +183,19 @@ impl MetadataTable {
         Ok(place)
     }
 
-    /// Where the piece that holds a place is stored, from the start of the table, and the offset in it.
+    /// Converts a place to a reference: where its piece is stored, from the start of the table, and the offset in the
+    /// piece.
     pub(crate) fn stored_place(&self, place: u64) -> Option<(u32, u16)> {
         let index = usize::try_from(place / PIECE_BYTES).ok()?;
         Some((*self.pieces.get(index)?, u16::try_from(place % PIECE_BYTES).ok()?))
     }
 
-    /// Reads from a place on.
+    /// Returns a cursor at a place.
     pub(crate) fn cursor(&self, place: u64) -> Cursor<'_> {
         Cursor { table: self, place, piece: None }
     }
 
-    /// A decompressed piece.
+    /// Returns a decompressed piece.
     fn piece(&self, index: usize) -> Result<Arc<Vec<u8>>, ImageError> {
         let number = u32::try_from(index).unwrap_or(u32::MAX);
         if let Some(piece) = self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(number) {
@@ -216,7 +220,7 @@ impl MetadataTable {
         if piece.is_empty() || (!last && piece.len() != METADATA_BLOCK_BYTES) {
             return Err(ImageError::damaged(
                 self.part,
-                format!("the metadata block at byte {at} holds {} bytes, not {METADATA_BLOCK_BYTES}", piece.len()),
+                format!("the metadata block at byte {at} has {} bytes, not {METADATA_BLOCK_BYTES}", piece.len()),
             ));
         }
         let piece = Arc::new(piece);
@@ -225,7 +229,7 @@ impl MetadataTable {
     }
 }
 
-/// Reads a table from one place on.
+/// Reads a table from a place onwards.
 #[derive(Clone, Debug)]
 pub(crate) struct Cursor<'a> {
     table: &'a MetadataTable,
@@ -234,12 +238,12 @@ pub(crate) struct Cursor<'a> {
 }
 
 impl Cursor<'_> {
-    /// Where the next byte comes from.
+    /// Returns the place of the next byte.
     pub(crate) fn place(&self) -> u64 {
         self.place
     }
 
-    /// Goes past so many bytes.
+    /// Skips a number of bytes.
     pub(crate) fn skip(&mut self, bytes: u64) -> Result<(), ImageError> {
         match self.place.checked_add(bytes).filter(|place| *place <= self.table.length) {
             Some(place) => {

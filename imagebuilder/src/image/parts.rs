@@ -1,4 +1,4 @@
-//! What the checks and reports of this crate ask of an image, beyond its tree and its files.
+//! Parts of an image that only the checks and reports of this crate need: flags, regions, tables, blocks, indexes.
 
 use super::content::Block;
 use super::error::{ImageError, Part};
@@ -11,33 +11,33 @@ use super::xattr::XattrTables;
 use super::{EXPORT_ENTRY_BYTES, Image, Region, flag};
 
 impl Image {
-    /// The names of the superblock's flags that are set.
+    /// Returns the names of the superblock's flags that are set.
     pub fn flag_names(&self) -> Vec<&'static str> {
         flag::flag_names(self.superblock.flags)
     }
 
-    /// The superblock's flags that squashfs 4.0 does not have.
+    /// Returns the bits of the superblock's flags that are not defined in squashfs 4.0.
     pub(crate) fn unknown_flags(&self) -> u16 {
         flag::unknown_flags(self.superblock.flags)
     }
 
-    /// Whether what follows the image belongs to something else, as on a device.
+    /// Returns whether the bytes behind the image can belong to something else, as on a block device.
     pub(crate) fn has_room_behind(&self) -> bool {
         self.storage.source.has_room_behind()
     }
 
-    /// Reads bytes of the image as they are.
+    /// Reads bytes of the image without decompressing them.
     pub(crate) fn read_raw(&self, buffer: &mut [u8], at: u64) -> Result<(), ImageError> {
         read_at(self.storage.source.as_ref(), buffer, at)
     }
 
-    /// Where the tables and their indexes lie.
+    /// Returns the positions of the tables and their indexes.
     pub(crate) fn regions(&self) -> Vec<Region> {
         let tables = self.tables().map(|table| Region { part: table.part(), start: table.start(), end: table.end() });
         tables.chain(self.indexes.iter().copied()).collect()
     }
 
-    /// All tables, in the order tools write them.
+    /// Returns all tables, in the order in which the tools write them.
     pub(crate) fn tables(&self) -> impl Iterator<Item = &MetadataTable> {
         let optional = [self.fragments.as_ref(), self.export.as_ref(), Some(&self.id_table)];
         let xattrs = self.xattrs.as_ref().map(|xattrs| [&xattrs.values, &xattrs.ids]);
@@ -47,7 +47,7 @@ impl Image {
             .chain(xattrs.into_iter().flatten())
     }
 
-    /// Hands every data block that is stored to `consume`, once, in the order of their places.
+    /// Calls `consume` once for every stored data block, in the order of their positions.
     ///
     /// # Errors
     /// An inode is damaged, or `consume` fails.
@@ -71,37 +71,37 @@ impl Image {
         each_distinct(produce, consume)
     }
 
-    /// The first block of a file that is not a hole.
+    /// Returns the first block of a file that is not a hole.
     pub(crate) fn first_stored_block(&self, file: &FileInode) -> Result<Option<Block>, ImageError> {
         self.file_blocks(file).find(|block| block.as_ref().map_or(true, |block| !block.word.is_hole())).transpose()
     }
 
-    /// The listing of a directory.
+    /// Returns the listing of a directory.
     pub(crate) fn listing(&self, number: u32, directory: &DirectoryInode) -> Result<Listing<'_>, ImageError> {
         Listing::new(&self.directories, number, directory)
     }
 
-    /// The index of a directory.
+    /// Returns the index of a directory.
     pub(crate) fn directory_index(&self, number: u32, directory: &DirectoryInode) -> IndexEntries<'_> {
         IndexEntries::new(&self.inodes, number, directory)
     }
 
-    /// An index entry of a directory is wrong.
+    /// Returns an error about an index entry of a directory.
     pub(crate) fn index_error(&self, number: u32, listing_offset: u32, reason: &str) -> ImageError {
         ImageError::damaged(Part::Listing(number), format!("its index entry for byte {listing_offset} {reason}"))
     }
 
-    /// Whether a place of the decompressed directory table lies in the metadata block that begins at `piece`.
+    /// Returns whether a place of the decompressed directory table is in the metadata block that begins at `piece`.
     pub(crate) fn is_in_directory_piece(&self, place: u64, piece: u32) -> bool {
         self.directories.stored_place(place).is_some_and(|(stored, _)| stored == piece)
     }
 
-    /// All extended attributes must be readable.
+    /// Checks that all extended attributes can be read.
     pub(crate) fn check_xattrs(&self) -> Result<(), ImageError> {
         self.xattrs.as_ref().map_or(Ok(()), XattrTables::check)
     }
 
-    /// The export table must lead from the inode's number to the inode.
+    /// Checks that the export table has the position of the inode under its number.
     pub(crate) fn check_export(&self, inode: &Inode) -> Result<(), ImageError> {
         let Some(table) = &self.export else { return Ok(()) };
         let mut cursor = table.cursor((u64::from(inode.number) - 1) * EXPORT_ENTRY_BYTES);
@@ -112,7 +112,7 @@ impl Image {
             return Ok(());
         }
         let actual = actual.unwrap_or_default();
-        let reason = format!("says inode {} is at {listed:#x}, it is at {actual:#x}", inode.number);
+        let reason = format!("says inode {} is at {listed:#x}, but it is at {actual:#x}", inode.number);
         Err(ImageError::damaged(Part::ExportTable, reason))
     }
 }

@@ -1,8 +1,8 @@
-//! Keeps what was made last.
+//! A small cache of decompressed blocks.
 
 use std::sync::Arc;
 
-/// The values used last, under their numbers.
+/// The most recently used values, by their numbers.
 #[derive(Debug)]
 pub(crate) struct Recent {
     kept: Vec<Kept>,
@@ -18,12 +18,12 @@ struct Kept {
 }
 
 impl Recent {
-    /// Keeps `limit` values, at least one.
+    /// Creates a cache of `limit` values, at least one.
     pub(crate) fn new(limit: usize) -> Self {
         Self { kept: Vec::new(), limit, clock: 0 }
     }
 
-    /// The value with this number, when it is kept.
+    /// Returns the value with this number, if it is in the cache.
     pub(crate) fn get(&mut self, number: u32) -> Option<Arc<Vec<u8>>> {
         self.clock += 1;
         let kept = self.kept.iter_mut().find(|kept| kept.number == number)?;
@@ -31,7 +31,7 @@ impl Recent {
         Some(Arc::clone(&kept.bytes))
     }
 
-    /// Keeps a value; the one that was not used for longest goes.
+    /// Adds a value. A full cache drops the least recently used one.
     pub(crate) fn put(&mut self, number: u32, bytes: &Arc<Vec<u8>>) {
         self.clock += 1;
         let new = Kept { number, used_at: self.clock, bytes: Arc::clone(bytes) };
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_value_that_was_not_used_for_longest_goes() {
+    fn a_full_cache_drops_the_least_recently_used_value() {
         let mut recent = Recent::new(2);
         for number in [1, 2] {
             recent.put(number, &Arc::new(vec![number as u8]));

@@ -1,10 +1,11 @@
-//! All inodes in the order of their table, whether the tree reaches them or not.
+//! Iterates over all inodes in the order of their table, whether they are in the tree or not.
 
 use super::Image;
 use super::error::{ImageError, Part};
 use super::inode::Inode;
 
-/// Reads the inode table from its beginning. After an error it ends: where the next inode begins is then not known.
+/// Reads the inode table from its beginning. It ends after an error, because the position of the next inode is then
+/// unknown.
 #[derive(Debug)]
 pub struct InodeScan<'a> {
     image: &'a Image,
@@ -48,7 +49,7 @@ impl Iterator for InodeScan<'_> {
 }
 
 impl Image {
-    /// All inodes in the order of their table.
+    /// Returns all inodes in the order of their table.
     pub fn inodes(&self) -> InodeScan<'_> {
         InodeScan { image: self, place: 0, left: self.superblock.inodes }
     }

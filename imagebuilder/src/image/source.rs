@@ -1,4 +1,4 @@
-//! Where the bytes of an image come from: a file, a block device, or memory.
+//! Sources of the bytes of an image: a file, a block device, or memory.
 
 use std::fmt;
 use std::fs::File;
@@ -7,15 +7,16 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 
 /// Bytes that can be read at any position by several threads at once.
 pub trait ImageSource: Send + Sync + fmt::Debug {
-    /// Length in bytes.
+    /// Returns the length in bytes.
     fn length_bytes(&self) -> u64;
 
-    /// Whether what follows the image belongs to something else: a device is as long as it is.
+    /// Returns whether the bytes behind the image can belong to something else. A block device can be longer than the
+    /// image.
     fn has_room_behind(&self) -> bool {
         false
     }
 
-    /// Fills `buffer` with the bytes from `offset` on.
+    /// Fills `buffer` with the bytes that begin at `offset`.
     ///
     /// # Errors
     /// The source ends before the buffer is full, or cannot be read.
@@ -31,10 +32,10 @@ pub struct FileSource {
 }
 
 impl FileSource {
-    /// Measures the file; block devices say their length only by seeking.
+    /// Determines the length by seeking, which also works for block devices.
     ///
     /// # Errors
-    /// The file cannot be sought: it is a pipe, a socket or a terminal.
+    /// The file does not support seeking: it is a pipe, a socket or a terminal.
     pub fn new(mut file: File) -> io::Result<Self> {
         let length_bytes = file.seek(SeekFrom::End(0))?;
         let is_device = file.metadata()?.file_type().is_block_device();

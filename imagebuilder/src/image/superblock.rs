@@ -1,4 +1,4 @@
-//! The first 96 bytes of an image, read and checked, and the codec options behind them.
+//! Reads and checks the first 96 bytes of an image, and the codec options behind them.
 
 use super::error::{ImageError, Part};
 use super::source::ImageSource;
@@ -11,12 +11,12 @@ const BLOCK_BYTES_MIN: u32 = 4096;
 /// Largest data block in bytes.
 const BLOCK_BYTES_MAX: u32 = 1 << 20;
 
-/// The superblock of an image whose sizes and positions lie inside of it.
+/// A superblock whose sizes and positions are inside the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
     /// Number of inodes.
     pub inodes: u32,
-    /// Time of making, in seconds since 1970.
+    /// Creation time in seconds since 1970.
     pub made_at: u32,
     /// Data block size in bytes, a power of two.
     pub block_size_bytes: u32,
@@ -28,7 +28,8 @@ pub struct Superblock {
     pub flags: u16,
     /// Number of user and group ids.
     pub ids: u16,
-    /// Where the root's inode is: position of its metadata block shifted by 16, and the offset in the block.
+    /// Reference to the root's inode: the position of its metadata block shifted left by 16, plus the offset in the
+    /// block.
     pub root: u64,
     /// Length of the file system in bytes, without padding.
     pub bytes_used: u64,
@@ -40,15 +41,15 @@ pub struct Superblock {
     pub inode_table: u64,
     /// Position of the directory table.
     pub directory_table: u64,
-    /// Position of the fragment table's index; only there when there are fragments.
+    /// Position of the fragment table's index; `None` if there are no fragments.
     pub fragment_table: Option<u64>,
     /// Position of the export table's index.
     pub export_table: Option<u64>,
 }
 
-/// Takes little-endian integers from the front of a byte slice.
+/// Takes little-endian integers from the beginning of a byte slice.
 pub(crate) trait TakeLe {
-    /// Takes so many bytes, or nothing when there are fewer.
+    /// Takes `LENGTH` bytes; `None` if there are fewer.
     fn take<const LENGTH: usize>(&mut self) -> Option<[u8; LENGTH]>;
 
     /// Takes two bytes.
@@ -75,7 +76,7 @@ impl TakeLe for &[u8] {
     }
 }
 
-/// The fields of the image, versions included.
+/// The fields of the superblock, including the format's version.
 struct Raw {
     superblock: Superblock,
     magic: u32,
@@ -114,7 +115,7 @@ impl Raw {
             xattr_id_table: present(bytes.take_u64()?),
             inode_table: bytes.take_u64()?,
             directory_table: bytes.take_u64()?,
-            // Without fragments mksquashfs names a position with nothing at it.
+            // Without fragments, mksquashfs writes a position that contains nothing.
             fragment_table: present(bytes.take_u64()?).filter(|_| fragments > 0),
             export_table: present(bytes.take_u64()?),
         };
@@ -123,12 +124,14 @@ impl Raw {
 }
 
 impl Superblock {
-    /// Reads and checks the superblock: what it says of the image may still be wrong, but lies inside of the image.
+    /// Reads and checks the superblock. Its values may still be wrong, but all positions are inside the image.
     pub(crate) fn read(source: &dyn ImageSource) -> Result<Self, ImageError> {
         let not_squashfs = |reason: String| ImageError::NotSquashfs { reason };
         let length = source.length_bytes();
         if length < SUPERBLOCK_BYTES as u64 {
-            return Err(not_squashfs(format!("it is {length} bytes long, a superblock alone has {SUPERBLOCK_BYTES}")));
+            return Err(not_squashfs(format!(
+                "it has {length} bytes, but the superblock alone has {SUPERBLOCK_BYTES}"
+            )));
         }
         let mut bytes = [0; SUPERBLOCK_BYTES];
         read_at(source, &mut bytes, 0)?;
@@ -137,7 +140,7 @@ impl Superblock {
             return Err(not_squashfs(format!("it begins with {:02x?}, not with \"hsqs\"", &bytes[..4])));
         }
         if raw.version != (4, 0) {
-            return Err(not_squashfs(format!("it says version {}.{}", raw.version.0, raw.version.1)));
+            return Err(not_squashfs(format!("its version is {}.{}", raw.version.0, raw.version.1)));
         }
         let superblock = raw.superblock;
         let size = superblock.block_size_bytes;
@@ -145,13 +148,14 @@ impl Superblock {
             return Err(not_squashfs(format!("its block size is {size}, not a power of two from 4096 to 1048576")));
         }
         if size.trailing_zeros() != u32::from(raw.block_log) {
-            return Err(not_squashfs(format!("its block size is {size} and 2^{} at once", raw.block_log)));
+            return Err(not_squashfs(format!("its block size is both {size} and 2^{}", raw.block_log)));
         }
         superblock.check_positions(length)?;
         Ok(superblock)
     }
 
-    /// All positions in the image, tables in their order, at least one inode and one id.
+    /// Checks that all positions are inside the image, that the tables are in order, and that there is an inode and an
+    /// id.
     fn check_positions(&self, length: u64) -> Result<(), ImageError> {
         let damaged = |reason: String| Err(ImageError::damaged(Part::Superblock, reason));
         if self.bytes_used > length {
@@ -164,7 +168,7 @@ impl Superblock {
             return damaged(format!("says there are {} inodes and {} ids", self.inodes, self.ids));
         }
         if self.fragments > 0 && self.fragment_table.is_none() {
-            return damaged(format!("says there are {} fragments but no table of them", self.fragments));
+            return damaged(format!("says there are {} fragments, but has no fragment table", self.fragments));
         }
         if self.inode_table < SUPERBLOCK_BYTES as u64 || self.inode_table >= self.directory_table {
             return damaged(format!(
@@ -187,19 +191,19 @@ impl Superblock {
         Ok(())
     }
 
-    /// Whether all bits of `flag` are set.
+    /// Returns whether all bits of `flag` are set.
     pub fn has(&self, flag: u16) -> bool {
         self.flags & flag == flag
     }
 }
 
-/// Reads from the image, naming the place when it fails.
+/// Reads from the image. An error contains the position.
 pub(crate) fn read_at(source: &dyn ImageSource, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {
     let length_bytes = buffer.len();
     source.read_exact_at(buffer, offset).map_err(|source| ImageError::Read { length_bytes, offset, source })
 }
 
-/// What the image says of how its codec was set.
+/// The codec options in an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodecOptions {
     /// zlib.
@@ -233,7 +237,7 @@ pub enum CodecOptions {
 }
 
 impl CodecOptions {
-    /// Reads the metadata block behind the superblock, when there is one, and says where data may begin.
+    /// Reads the metadata block behind the superblock, if there is one, and returns where data can begin.
     pub(crate) fn read(
         source: &dyn ImageSource,
         superblock: &Superblock,
@@ -248,7 +252,7 @@ impl CodecOptions {
         read_at(source, &mut head, start)?;
         let word = u16::from_le_bytes(head);
         let length = usize::from(word & !METADATA_PLAIN);
-        // The kernel reads the options before it has set up the codec, so they are never compressed.
+        // The kernel reads the options before it sets up the codec, so they are never compressed.
         if word & METADATA_PLAIN == 0 || length > METADATA_BLOCK_BYTES {
             return Err(damaged(format!("their length word is {word:#06x}")));
         }
@@ -275,7 +279,7 @@ impl CodecOptions {
         })
     }
 
-    /// The level, of codecs that have one.
+    /// Returns the level, if the codec has one.
     pub fn level(self) -> Option<u32> {
         match self {
             Self::Gzip { level, .. } | Self::Zstd { level } => Some(level),

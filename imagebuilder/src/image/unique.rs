@@ -1,12 +1,12 @@
-//! Goes over the distinct values of a stream too long to be held at once.
+//! Iterates over the distinct values of a stream that may not fit into memory.
 
-/// Values held at once; twice as many while they come in.
+/// Number of values in memory at once; twice as many while they are collected.
 const WINDOW: usize = 1 << 20;
 
-/// Hands each distinct value to `consume` once, in ascending order.
+/// Calls `consume` once for each distinct value, in ascending order.
 ///
-/// Memory is bounded: when there are more distinct values than fit, `produce` is called again for the next ones. It
-/// must hand over the same values each time.
+/// Memory is bounded: if there are too many distinct values, `produce` is called again for the next ones. It
+/// must produce the same values each time.
 pub(crate) fn each_distinct<T, E>(
     mut produce: impl FnMut(&mut dyn FnMut(T)) -> Result<(), E>,
     consume: impl FnMut(T) -> Result<(), E>,
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_distinct_value_comes_once_in_order_whatever_the_window() {
+    fn every_distinct_value_is_consumed_once_in_order_for_any_window() {
         let values: Vec<u32> = (0..1000).map(|index| index * 7919 % 257).collect();
         for window in [1, 2, 3, 100, 256, 257, 258, 1000] {
             let mut seen = Vec::new();

@@ -1,30 +1,30 @@
-//! Walks the tree of an image: every directory before what is in it, names in ascending order.
+//! Walks the tree of an image: every directory before its entries, names in ascending order.
 //!
-//! Hostile images are held off here: a directory that is reached twice (a loop, or a tree that doubles at every level)
-//! is an error, listings may not add up to more than the directory table, and depth is limited. So a walk takes time
-//! and memory in proportion to the tables that really are in the image.
+//! Malicious images cannot make a walk endless: a directory that is reached twice (a cycle, or a tree that doubles at
+//! every level) is an error, the total length of all listings is limited to that of the directory table, and depth is
+//! limited. So the time and memory of a walk are proportional to the size of the tables.
 
 use super::Image;
 use super::error::{ImageError, Part};
 use super::inode::{DirectoryInode, Inode, InodeKind};
 use super::listing::{Listing, ListingEntry};
 
-/// Deepest directory. Paths longer than 4096 bytes cannot even be named, so no store comes near.
+/// Maximum depth of a directory. Linux does not allow paths longer than 4096 bytes, so no store reaches it.
 const DEPTH_MAX: usize = 4096;
 
-/// One bit for each inode number.
+/// A set of inode numbers, one bit for each.
 #[derive(Debug)]
 pub(crate) struct InodeSet {
     words: Vec<u64>,
 }
 
 impl InodeSet {
-    /// No inode of an image with so many.
+    /// Creates an empty set for an image with this number of inodes.
     pub(crate) fn new(inodes: u32) -> Self {
         Self { words: vec![0; usize::try_from(inodes / 64 + 1).unwrap_or_default()] }
     }
 
-    /// Puts a number in, and says whether it is new.
+    /// Adds a number and returns whether it is new.
     pub(crate) fn insert(&mut self, number: u32) -> bool {
         let bit = 1 << (number % 64);
         match self.words.get_mut(usize::try_from(number / 64).unwrap_or(usize::MAX)) {
@@ -37,36 +37,36 @@ impl InodeSet {
         }
     }
 
-    /// Whether a number is in.
+    /// Returns whether the set contains a number.
     pub(crate) fn contains(&self, number: u32) -> bool {
         let word = self.words.get(usize::try_from(number / 64).unwrap_or(usize::MAX));
         word.is_some_and(|word| word & (1 << (number % 64)) != 0)
     }
 }
 
-/// Something in the tree.
+/// A node of the tree: a directory, a file, or another inode under one of its names.
 #[derive(Clone, Debug)]
 pub struct Node {
     /// 0 for the root.
     pub depth: usize,
-    /// Where it is, `/`-separated; empty for the root.
+    /// Its path, separated by `/`; empty for the root.
     pub path: Vec<u8>,
-    /// How many bytes of the path are its parent's and the `/` between.
+    /// Where the last component begins in the path.
     name_start: usize,
-    /// What it is.
+    /// Its inode.
     pub inode: Inode,
 }
 
 impl Node {
-    /// The last component of the path; empty for the root.
+    /// Returns the last component of the path; empty for the root.
     pub fn name(&self) -> &[u8] {
         self.path.get(self.name_start..).unwrap_or_default()
     }
 }
 
-/// An iterator over all nodes below one, itself included.
+/// An iterator over a node and all nodes below it.
 ///
-/// After an error it goes on with the next name, or with the parent when a listing is damaged.
+/// After an error it continues with the next name, or with the parent if a listing is damaged.
 #[derive(Debug)]
 pub struct Walk<'a> {
     image: &'a Image,
@@ -96,7 +96,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Begins the listing of a directory.
+    /// Starts to iterate over the listing of a directory.
     fn enter(&mut self, inode: &Inode, directory: &DirectoryInode) -> Result<(), ImageError> {
         if !self.visited.insert(inode.number) {
             let reason = format!("directory inode {} is reached a second time", inode.number);
@@ -108,7 +108,7 @@ impl<'a> Walk<'a> {
         }
         let left = self.listing_bytes_left.checked_sub(u64::from(directory.listing_bytes));
         self.listing_bytes_left = left.ok_or_else(|| {
-            ImageError::damaged(Part::DirectoryTable, "its listings overlap: together they are longer than it")
+            ImageError::damaged(Part::DirectoryTable, "its listings overlap: together they are longer than the table")
                 .at(&self.path)
         })?;
         let listing =
@@ -117,7 +117,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Yields a node, its listing to come next when it is a directory.
+    /// Returns a node. If it is a directory, its entries follow.
     fn yield_node(&mut self, node: Node) -> Result<Node, ImageError> {
         if let InodeKind::Directory(directory) = &node.inode.kind {
             self.enter(&node.inode, directory)?;

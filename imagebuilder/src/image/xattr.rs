@@ -1,4 +1,4 @@
-//! Extended attributes. A Nix store has none, images by other tools may.
+//! Extended attributes. A Nix store has none, but images from other tools can.
 
 use super::error::{ImageError, Part};
 use super::metadata::{Cursor, MetadataTable, Storage};
@@ -11,9 +11,10 @@ const ID_ENTRY_BYTES: u64 = 16;
 const HEAD_BYTES: u64 = 16;
 /// Set in the type of an attribute whose value is stored elsewhere.
 const VALUE_ELSEWHERE: u16 = 0x100;
-/// Longest value Linux takes.
+/// Longest value in bytes that Linux supports.
 const VALUE_BYTES_MAX: u32 = 65_536;
-/// Most bytes of names and values of one inode. Values can be shared, so a small table can expand to gigabytes.
+/// Maximum size in bytes of all names and values of one inode. Values can be shared, so a small table can expand to
+/// gigabytes.
 const INODE_BYTES_MAX: usize = 4 << 20;
 /// The prefix of names, by the low byte of the type.
 const PREFIXES: [&str; 3] = ["user.", "trusted.", "security."];
@@ -21,7 +22,7 @@ const PREFIXES: [&str; 3] = ["user.", "trusted.", "security."];
 /// The two tables of extended attributes.
 #[derive(Debug)]
 pub(crate) struct XattrTables {
-    /// Which attributes each inode with a number here has.
+    /// The position of the attributes of each inode that has some.
     pub(crate) ids: MetadataTable,
     /// Names and values.
     pub(crate) values: MetadataTable,
@@ -50,7 +51,7 @@ impl XattrTables {
         let values_at = fields.take_u64().ok_or_else(cut_off)?;
         let count = fields.take_u32().ok_or_else(cut_off)?;
         if count == 0 {
-            return Err(ImageError::damaged(Part::XattrIdTable, "it is there but has no entries"));
+            return Err(ImageError::damaged(Part::XattrIdTable, "it has no entries"));
         }
         let length = u64::from(count) * ID_ENTRY_BYTES;
         let (ids, end) = MetadataTable::indexed(storage, Part::XattrIdTable, head_at, head_at + HEAD_BYTES, length)?;
@@ -58,10 +59,10 @@ impl XattrTables {
         Ok(Self { ids, values, count, end })
     }
 
-    /// Where the list of an entry of the id table begins, and how many attributes it has.
+    /// Returns where the list of an entry of the id table begins, and its number of attributes.
     fn list(&self, index: u32) -> Result<(Cursor<'_>, u32), ImageError> {
         if index >= self.count {
-            let reason = format!("entry {index} of {} is asked for", self.count);
+            let reason = format!("something refers to entry {index} of {}", self.count);
             return Err(ImageError::damaged(Part::XattrIdTable, reason));
         }
         let mut cursor = self.ids.cursor(u64::from(index) * ID_ENTRY_BYTES);
@@ -69,7 +70,7 @@ impl XattrTables {
         Ok((self.values.cursor(place), cursor.u32()?))
     }
 
-    /// The attributes of an entry of the id table.
+    /// Reads the attributes of an entry of the id table.
     pub(crate) fn read(&self, index: u32) -> Result<Vec<Xattr>, ImageError> {
         let (mut cursor, count) = self.list(index)?;
         let mut xattrs = Vec::new();
@@ -90,8 +91,8 @@ impl XattrTables {
         Ok(xattrs)
     }
 
-    /// Goes through all lists without reading the values. Lists must not overlap, so this takes no longer than the
-    /// table is, however many entries there are.
+    /// Checks all lists without reading the values. Lists must not overlap, so the time depends on the length of the
+    /// table, not on the number of entries.
     pub(crate) fn check(&self) -> Result<(), ImageError> {
         let mut bytes_left = self.values.length();
         for index in 0..self.count {
@@ -105,7 +106,7 @@ impl XattrTables {
                 }
                 let left = bytes_left.checked_sub(cursor.place() - from);
                 bytes_left = left.ok_or_else(|| {
-                    ImageError::damaged(Part::XattrTable, "its lists overlap: together they are longer than it")
+                    ImageError::damaged(Part::XattrTable, "its lists overlap: together they are longer than the table")
                 })?;
                 from = cursor.place();
             }
@@ -129,13 +130,13 @@ impl XattrTables {
     }
 }
 
-/// A name with its prefix, and whether the value is stored elsewhere.
+/// Reads a name and returns it with its prefix, and whether the value is stored elsewhere.
 fn read_name(cursor: &mut Cursor<'_>) -> Result<(Vec<u8>, bool), ImageError> {
     let type_number = cursor.u16()?;
     let prefix = PREFIXES.get(usize::from(type_number & 0xff));
-    let prefix = prefix
-        .filter(|_| type_number & !(VALUE_ELSEWHERE | 0xff) == 0)
-        .ok_or_else(|| ImageError::damaged(Part::XattrTable, format!("no type is {type_number}")))?;
+    let prefix = prefix.filter(|_| type_number & !(VALUE_ELSEWHERE | 0xff) == 0).ok_or_else(|| {
+        ImageError::damaged(Part::XattrTable, format!("an attribute has the unknown type {type_number}"))
+    })?;
     let mut name = prefix.as_bytes().to_vec();
     let start = name.len();
     name.resize(start + usize::from(cursor.u16()?), 0);
