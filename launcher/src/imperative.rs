@@ -1,9 +1,10 @@
-//! The machines of a host: made from flakes, kept in state directories, run by systemd.
+//! Managing the machines of a host: built from flakes, kept in state directories, and run by systemd.
 //!
-//! Every machine has a directory `STATE/NAME` with `current`, a link to its runner; `booted`, a link to the runner that it
-//! was started with; and `flake`, what it is built from. A machine of the host's own configuration has `toplevel` instead,
-//! and is the host's to update. Each change is one rename, so whatever interrupts it leaves the old state. One process at a
-//! time changes a machine (`lock`), and a runner has its root before anything refers to it.
+//! Every machine has a directory `STATE/NAME` that contains `current`, a symbolic link to its runner; `booted`, a
+//! symbolic link to the runner that it was started with; and `flake`, the reference that it is built from. A machine of
+//! the host's own configuration has `toplevel` instead of `flake`, and is updated with the host. Each change is one
+//! rename, so an interrupted change leaves the old state. Only one process at a time can change a machine (`lock`), and
+//! a runner gets its garbage collection root before anything refers to it.
 
 mod activity;
 mod create;

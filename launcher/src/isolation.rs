@@ -1,8 +1,9 @@
-//! Keeping the machines of a host apart: a user for each, a state directory in which that user cannot change what root
-//! runs, and a root directory that holds nothing but what the machine's spec names.
+//! Isolating the machines of a host from each other: each machine has its own user, a state directory in which that
+//! user cannot change what root runs, and a root directory that contains only what the machine's spec names.
 //!
-//! Root does all of this, in the units around `microvm@`. It follows no link of a machine's user: what is in a state
-//! directory is reached through descriptors, and only links that root owns say which runner is started.
+//! Root does all of this, in the units around `microvm@`. It does not follow symbolic links of a machine's user: it
+//! reaches the content of a state directory through descriptors, and only symbolic links owned by root select the
+//! runner.
 
 mod contents;
 mod device_rules;
@@ -20,10 +21,10 @@ pub use tree::{Entry, PathOnHost, Tree, Wanted};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Who ran all machines before each had a user of its own.
+/// The user that ran all machines before each machine had its own user.
 pub const FORMER_USER: &str = "microvm";
 
-/// Whether this process runs in a unit of the host module, which says so in `$MICROVM_CONFINED`.
+/// Whether this process runs in a unit of the host module, which sets `$MICROVM_CONFINED`.
 pub fn is_confined() -> bool {
     std::env::var_os("MICROVM_CONFINED").is_some_and(|value| !value.is_empty())
 }
@@ -36,40 +37,43 @@ pub enum IsolationError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// What root would run or read is not root's.
-    #[error("{}: {reason}; remove it, then make it again with `microvm update` or by switching to the host's configuration", path.display())]
+    /// A file that root would run or read does not belong to root.
+    #[error(
+        "{}: {reason}; remove it, then recreate it with `microvm update` or by switching to the host's configuration",
+        path.display()
+    )]
     NotTrusted {
         /// The file.
         path: PathBuf,
         /// Why it is not trusted.
         reason: String,
     },
-    /// The service manager does not limit the machine to its devices.
+    /// systemd did not apply the unit's device rules.
     #[error("systemctl set-property does not allow the machine its devices: {0}")]
     DeviceRules(String),
-    /// All user ids are taken.
+    /// No user id is free.
     #[error("all {0} user ids for machines are taken")]
     NoFreeId(u32),
-    /// The first user id is not a number.
+    /// The first user id is not a number in the allowed range.
     #[error("{FIRST_USER_ID_VARIABLE} must be a number from 1000 to 4000000000, but is `{0}`")]
     BadFirstId(String),
-    /// The state directory is not prepared.
-    #[error("{}: has no user id yet; its unit microvm-set-booted@ gives it one", .0.display())]
+    /// The state directory has not been prepared.
+    #[error("{}: has no user id yet; the unit microvm-set-booted@ assigns one", .0.display())]
     NoUserId(PathBuf),
-    /// A volume outside of the state directory cannot be made.
+    /// A volume outside the state directory could not be created.
     #[error(transparent)]
     Volume(#[from] crate::volumes::VolumeError),
-    /// A path that cannot be given to the machine.
+    /// A path that cannot be made available to the machine.
     #[error("{option}: {}: {reason}", path.display())]
     Path {
         /// The option of the spec.
         option: String,
         /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         reason: String,
     },
 }

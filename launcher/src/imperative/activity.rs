@@ -1,5 +1,5 @@
-//! What a machine of this host is doing, however it was started: by its service, by `microvm run NAME`, or by `microvm run`
-//! with its spec. Every command that asks whether a machine runs asks here.
+//! What a machine of this host is doing, whether it was started by its service, by `microvm run NAME`, or by `microvm
+//! run` with its spec. All commands that need to know whether a machine runs use this module.
 
 use super::layout::Machine;
 use super::service::{Service, ServiceState};
@@ -11,41 +11,41 @@ use std::fs::File;
 /// What a machine of this host is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineActivity {
-    /// What the runtime directory of this user says.
+    /// The record in the runtime directory of this user.
     pub recorded: Activity,
-    /// What systemd says of its service.
+    /// The state of its service in systemd.
     pub service: ServiceState,
-    /// Whether a hypervisor runs in its state directory, recorded in whichever runtime directory.
+    /// Whether a launcher or hypervisor holds the lock on its state directory, whichever runtime directory records it.
     is_held: bool,
 }
 
-/// How far a machine is.
+/// The phase of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// No process of it runs.
+    /// None of its processes runs.
     Stopped,
     /// It is being started.
     Starting,
-    /// It runs.
+    /// It is running.
     Running,
 }
 
 impl MachineActivity {
-    /// Looks at the runtime directory, the service and the state directory.
+    /// Checks the runtime directory, the service and the state directory.
     ///
     /// # Errors
-    /// [`StateError`].
+    /// Returns [`StateError`].
     pub fn of(machine: &Machine) -> Result<Self, StateError> {
         let recorded = match RuntimeDirectory::locate() {
             Ok(runtime) => state_of(machine, &runtime)?.activity()?,
-            // A user without one has started nothing.
+            // A user without a runtime directory has not started a machine.
             Err(StateError::NoRuntimeDirectory) => Activity::Stopped,
             Err(error) => return Err(error),
         };
         Ok(Self { recorded, service: Service::of(&machine.name).state(), is_held: is_held(machine)? })
     }
 
-    /// How far the machine is.
+    /// Returns the phase of the machine.
     pub fn phase(&self) -> Phase {
         match (&self.recorded, self.service) {
             (Activity::Running(_), _) => Phase::Running,
@@ -57,17 +57,17 @@ impl MachineActivity {
         }
     }
 
-    /// Whether it starts or runs without its service, so that systemd neither stops nor restarts it.
+    /// Whether it starts or runs outside its service, so that systemd can neither stop nor restart it.
     pub fn is_outside_of_service(&self) -> bool {
         self.phase() != Phase::Stopped && self.service == ServiceState::Inactive
     }
 }
 
-/// The state of a machine of this host: under its own name, or under another one when it was started in its state directory
-/// by that name.
+/// Returns the state of a machine of this host: the one under its own name, or under another name if the machine was
+/// started in its state directory with that name.
 ///
 /// # Errors
-/// [`StateError`].
+/// Returns [`StateError`].
 pub fn state_of(machine: &Machine, runtime: &RuntimeDirectory) -> Result<MachineState, StateError> {
     let own = runtime.machine(machine.name.as_str())?;
     if own.activity()? != Activity::Stopped {
@@ -84,12 +84,12 @@ pub fn state_of(machine: &Machine, runtime: &RuntimeDirectory) -> Result<Machine
     Ok(own)
 }
 
-/// Whether a launcher or a hypervisor has marked the state directory: see `run`.
+/// Whether a launcher or a hypervisor holds the lock on the state directory: see `run`.
 fn is_held(machine: &Machine) -> Result<bool, StateError> {
     let failed = |source| StateError::File { path: machine.directory.clone(), source };
     let directory = match File::open(&machine.directory) {
         Ok(directory) => directory,
-        // Another user's machine: only that user and root can start or delete it.
+        // The directory belongs to another user's machine, which only that user and root can start or delete.
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(false),
         Err(error) => return Err(failed(error)),
     };

@@ -1,4 +1,4 @@
-//! `microvm create`: a machine from a flake.
+//! `microvm create`: creates a machine from a flake.
 
 use super::layout::{Layout, Machine, remove_link, rename};
 use super::lock::MachineLock;
@@ -8,27 +8,28 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// The rights to a state directory, and to the directory of all of them.
+/// The mode of a state directory, and of the directory that contains all of them.
 pub(super) const DIRECTORY_MODE: u32 = 0o755;
-/// The rights to the file that names the flake.
+/// The mode of the file that contains the flake reference.
 const FLAKE_MODE: u32 = 0o644;
 
-/// Builds the machine, and makes its state directory and its roots. The directory appears complete, or not at all.
+/// Builds the machine, and creates its state directory and its garbage collection roots. The directory appears
+/// atomically.
 ///
 /// # Errors
-/// [`ImperativeError::Exists`] before anything is built; those of Nix and of files.
+/// Returns [`ImperativeError::Exists`] before anything is built, or an error of Nix or of a file operation.
 pub fn create(layout: &Layout, name: &MachineName, flake: &FlakeReference) -> Result<Machine, ImperativeError> {
     let machine = layout.machine(name);
     let _lock = MachineLock::take(layout, name)?;
     if fs::symlink_metadata(&machine.directory).is_ok() {
         return Err(ImperativeError::Exists(machine.directory, name.to_string()));
     }
-    // A dot makes it no machine's name. What an interrupted creation has left is replaced.
+    // The leading dot distinguishes it from all machine names. Remains of an interrupted creation are replaced.
     let making = Machine { name: name.clone(), directory: layout.machines().join(format!(".{name}.new")) };
     remove_directory(&making.directory)?;
     Directory::make(&making.directory, DIRECTORY_MODE, None).map_err(ImperativeError::file(&making.directory))?;
     if let Err(error) = fill(&making, flake).and_then(|()| appear(layout, &making, &machine)) {
-        // The first error is worth more than those of cleaning up.
+        // The first error matters more than those of the cleanup.
         let _ = layout.remove_gc_roots(&machine);
         let _ = remove_directory(&making.directory);
         return Err(error);
@@ -36,8 +37,9 @@ pub fn create(layout: &Layout, name: &MachineName, flake: &FlakeReference) -> Re
     Ok(machine)
 }
 
-/// Lets the complete directory appear under its name. Its runner has a root all the time: that of Nix leads to the old name,
-/// and those of the machine to the new one, so in between there is one that leads to the runner itself.
+/// Renames the complete directory to its final name. The runner has a root at any time: Nix's root refers to the old
+/// name and the machine's roots refer to the new one, so during the rename a temporary root refers to the runner
+/// directly.
 fn appear(layout: &Layout, making: &Machine, machine: &Machine) -> Result<(), ImperativeError> {
     let runner = making.runner()?;
     let meanwhile = layout.add_gc_root(machine, &runner)?;
@@ -54,11 +56,11 @@ fn fill(making: &Machine, flake: &FlakeReference) -> Result<(), ImperativeError>
     Place::itself(&flake_file)
         .and_then(|place| place.replace(flake.as_str().as_bytes(), FLAKE_MODE, None))
         .map_err(ImperativeError::file(&flake_file))?;
-    // The directory stays that of who made it: a machine of the host module gets its user when it starts.
+    // The directory keeps the owner who created it: a machine of the host module gets its user when it starts.
     nix::build(flake, &making.name, &making.current()).map(drop)
 }
 
-/// Removes a directory that may not be there.
+/// Removes a directory recursively. A missing one is not an error.
 pub(super) fn remove_directory(directory: &Path) -> Result<(), ImperativeError> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImperativeError::file(directory)(error)),

@@ -1,4 +1,4 @@
-//! `microvm delete`: a machine and all that it kept.
+//! `microvm delete`: deletes a machine and its files.
 
 use super::activity::{MachineActivity, Phase};
 use super::create::remove_directory;
@@ -9,20 +9,20 @@ use super::{ImperativeError, MachineName};
 use std::path::PathBuf;
 use std::{fs, io};
 
-/// What goes when a machine is deleted.
+/// What is removed when a machine is deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removal {
-    /// Its state directory, with all volumes in it.
+    /// Its state directory, including all volumes in it.
     pub directory: PathBuf,
-    /// The files in it, which are what somebody may want to keep.
+    /// The files in it, which the user might want to keep.
     pub files: Vec<PathBuf>,
 }
 
-/// What would go, for asking before.
+/// Returns what would be removed, so that the user can confirm it.
 ///
 /// # Errors
-/// [`ImperativeError::Missing`], [`ImperativeError::Running`], [`ImperativeError::Declared`] while the host's
-/// configuration would only install it again.
+/// Returns [`ImperativeError::Missing`], [`ImperativeError::Running`], or [`ImperativeError::Declared`] if the host's
+/// configuration would install the machine again.
 pub fn removal(layout: &Layout, name: &MachineName) -> Result<Removal, ImperativeError> {
     let machine = layout.existing(name)?;
     if MachineActivity::of(&machine)?.phase() != Phase::Stopped {
@@ -35,11 +35,12 @@ pub fn removal(layout: &Layout, name: &MachineName) -> Result<Removal, Imperativ
     Ok(Removal { directory: machine.directory, files })
 }
 
-/// Deletes the machine: first it is no machine any more, then its roots and its files go. What an interruption leaves is
-/// removed by the next command that creates or deletes a machine of that name.
+/// Deletes the machine. Its directory is renamed first, so that it no longer counts as a machine; then its roots and
+/// files are removed. The next command that creates or deletes a machine of that name removes the remains of an
+/// interrupted deletion.
 ///
 /// # Errors
-/// Those of [`removal`], and of files.
+/// The same as [`removal`], or an error of a file operation.
 pub fn delete(layout: &Layout, name: &MachineName) -> Result<(), ImperativeError> {
     layout.existing(name)?;
     let _lock = MachineLock::take(layout, name)?;

@@ -1,46 +1,46 @@
-//! What goes wrong with a host's machines.
+//! The errors of commands that manage a host's machines.
 
 use crate::state::StateError;
 use crate::visible::one_line;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a command on a host's machines failed.
+/// Why a command that manages machines failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ImperativeError {
-    /// A name that cannot be a directory and a unit's instance at once.
+    /// A name that cannot be the name of a directory, a unit instance and a flake attribute.
     #[error(
         "`{}` is not a valid machine name: use at most 64 letters, digits, `.`, `_` and `-`, \
          starting with a letter or digit",
         one_line(.0)
     )]
     BadName(String),
-    /// A flake reference that the machine's name cannot be put behind.
+    /// A flake reference that is invalid, or to which the machine's name cannot be appended.
     #[error("{0}: {1}")]
     BadFlake(String, &'static str),
-    /// The machine is there already.
+    /// The machine already exists.
     #[error("{0} already exists; update it with: microvm update {1}")]
     Exists(PathBuf, String),
-    /// The machine is not there.
+    /// The machine does not exist.
     #[error("there is no machine {0}: {1} does not exist")]
     Missing(String, PathBuf),
-    /// The machine is the host's own.
+    /// The machine is part of the host's configuration.
     #[error("{0} is part of the host's configuration; update it with nixos-rebuild")]
     Declared(String),
-    /// The machine has nothing to build it from.
+    /// The file with the machine's flake reference cannot be read.
     #[error("{path} cannot be read, so {name} cannot be built: {source}")]
     NoFlake {
         /// The machine.
         name: String,
         /// The file that should name the flake.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The machine runs, or is being started.
+    /// The machine is running or being started.
     #[error("{0} is running; stop it first: microvm stop {0}")]
     Running(String),
-    /// The machine runs, but not in its service.
+    /// The machine is running, but not in its service.
     #[error("{0} is running outside of its service; stop it first: microvm stop {0}")]
     OutsideOfService(String),
     /// The state of a machine cannot be read.
@@ -49,42 +49,42 @@ pub enum ImperativeError {
     /// The machine's runner has no vsock.
     #[error("{0} has no vsock.cid, which ssh needs; it is set by microvm.vsock.cid and microvm.vsock.ssh.enable")]
     NoVsock(String),
-    /// A file.
+    /// A file operation failed.
     #[error("{}: {source}", path.display())]
     File {
         /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A program that could not be started.
+    /// A program could not be started.
     #[error("{program} cannot be started: {source}")]
     NoProgram {
         /// The program.
         program: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A program that failed and has said why.
+    /// A program failed.
     #[error("{program} failed with {status}{}{output}", if output.is_empty() { "" } else { ": " })]
     Program {
-        /// The program and its verb.
+        /// The program and its subcommand.
         program: String,
-        /// How it ended.
+        /// Its exit status.
         status: std::process::ExitStatus,
-        /// The last of what it said; empty when it spoke to the user itself.
+        /// The end of its output; empty if the program has printed its errors itself.
         output: String,
     },
 }
 
 impl ImperativeError {
-    /// The error of a file operation.
+    /// Returns a function that wraps the error of a file operation.
     pub(super) fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { path, source }
     }
 
-    /// Whether the user gave something wrong, rather than that something failed.
+    /// Whether the user's input is wrong, as opposed to an operation that failed.
     pub fn is_bad_input(&self) -> bool {
         !matches!(
             self,

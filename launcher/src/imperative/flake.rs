@@ -1,13 +1,13 @@
-//! What a machine is built from.
+//! The flake references that machines are built from.
 
 use super::{ImperativeError, MachineName};
 use std::fmt;
 use std::path::Path;
 
-/// Where the flake is when nobody says.
+/// The default flake reference.
 const DEFAULT: &str = "git+file:///etc/nixos";
 
-/// A flake reference that means the same in every directory.
+/// A flake reference that has the same meaning in every directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlakeReference(String);
 
@@ -18,19 +18,19 @@ impl Default for FlakeReference {
 }
 
 impl FlakeReference {
-    /// Takes a reference as the user writes it. Something with a scheme is left alone, and so is a name for the flake
-    /// registry; a directory's path, also a relative one, is made absolute, because the state directory outlives the
-    /// current one.
+    /// Resolves a reference that the user has typed. References with a scheme and names of the flake registry stay
+    /// unchanged. Paths of directories become absolute, because the state directory is used from other working
+    /// directories later.
     ///
     /// # Errors
-    /// [`ImperativeError::BadFlake`].
+    /// Returns [`ImperativeError::BadFlake`].
     pub fn resolve(text: &str, current_directory: &Path) -> Result<Self, ImperativeError> {
         let refuse = |reason| Err(ImperativeError::BadFlake(text.to_owned(), reason));
         if text.is_empty() || text.starts_with('-') || text.contains(char::is_control) {
-            return refuse("is no flake reference");
+            return refuse("is not a flake reference");
         }
         if text.contains('#') {
-            return refuse("names an attribute; the machine's name is put there");
+            return refuse("contains an attribute, but the machine's name is used as the attribute");
         }
         let is_path = text.starts_with('/') || text.starts_with('.');
         if !text.contains([':', '?'])
@@ -51,23 +51,24 @@ impl FlakeReference {
         Ok(Self(query.map_or_else(|| absolute.to_owned(), |query| format!("{absolute}?{query}"))))
     }
 
-    /// Takes the reference that a state directory has.
+    /// Wraps the reference that is stored in a state directory.
     pub fn stored(text: &str) -> Self {
         Self(text.trim_end_matches('\n').to_owned())
     }
 
-    /// The reference.
+    /// Returns the reference as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The machine's runner, as an installable.
+    /// Returns the installable of the machine's runner.
     pub(super) fn runner_of(&self, name: &MachineName) -> String {
         format!("{}#nixosConfigurations.\"{name}\".config.microvm.declaredRunner", self.0)
     }
 }
 
-/// Nix looks for it also above a directory, up to the root of its repository.
+/// Whether Nix finds a flake for the directory: it also searches the parent directories, up to the root of the
+/// repository.
 fn has_flake(directory: &Path) -> bool {
     let is_there = |directory: &Path| directory.join("flake.nix").is_file();
     let Ok(directory) = directory.canonicalize() else { return false };

@@ -1,4 +1,4 @@
-//! Where a host's machines are.
+//! The directories that contain a host's machines.
 
 use super::{FlakeReference, ImperativeError, MachineName};
 use crate::place::{Directory, Place};
@@ -14,7 +14,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// `$MICROVM_STATE_DIR` and `$MICROVM_GCROOTS_DIR`, by default those of the host module.
+    /// Reads `$MICROVM_STATE_DIR` and `$MICROVM_GCROOTS_DIR`. The defaults are the directories of the host module.
     pub fn of_environment() -> Self {
         let directory = |variable: &str, default: &str| {
             std::env::var_os(variable).filter(|value| !value.is_empty()).map_or_else(|| default.into(), PathBuf::from)
@@ -25,25 +25,25 @@ impl Layout {
         }
     }
 
-    /// The directories of the caller's choice.
+    /// Uses the given directories.
     pub fn at(machines: impl Into<PathBuf>, gc_roots: impl Into<PathBuf>) -> Self {
         Self { machines: machines.into(), gc_roots: gc_roots.into() }
     }
 
-    /// Where the state directories are.
+    /// Returns the directory that contains the state directories.
     pub fn machines(&self) -> &Path {
         &self.machines
     }
 
-    /// A machine, there or not.
+    /// Returns a machine, which need not exist.
     pub fn machine(&self, name: &MachineName) -> Machine {
         Machine { name: name.clone(), directory: self.machines.join(name.as_str()) }
     }
 
-    /// A machine that is there.
+    /// Returns an existing machine.
     ///
     /// # Errors
-    /// [`ImperativeError::Missing`].
+    /// Returns [`ImperativeError::Missing`].
     pub fn existing(&self, name: &MachineName) -> Result<Machine, ImperativeError> {
         let machine = self.machine(name);
         if machine.directory.is_dir() {
@@ -53,7 +53,7 @@ impl Layout {
         }
     }
 
-    /// The machine whose state directory this is, however the path is spelled.
+    /// Returns the machine that has this state directory, however the path is spelt.
     pub fn machine_in(&self, directory: &Path) -> Option<Machine> {
         let directory = directory.canonicalize().ok()?;
         let machines = self.machines.canonicalize().ok()?;
@@ -61,10 +61,10 @@ impl Layout {
         Some(self.machine(&MachineName::new(name).ok()?))
     }
 
-    /// All machines, by name.
+    /// Returns all machines, sorted by name.
     ///
     /// # Errors
-    /// [`ImperativeError::File`]; a directory that is not there is empty.
+    /// Returns [`ImperativeError::File`]. A missing directory counts as empty.
     pub fn all(&self) -> Result<Vec<Machine>, ImperativeError> {
         let entries = match fs::read_dir(&self.machines) {
             Ok(entries) => entries,
@@ -78,7 +78,7 @@ impl Layout {
         Ok(machines)
     }
 
-    /// The links that keep the machine's runners from the garbage collection: what they are and where they lead.
+    /// Returns the paths and targets of the links that protect the machine's runners from garbage collection.
     pub(super) fn gc_roots_of(&self, machine: &Machine) -> [(PathBuf, PathBuf); 2] {
         let name = machine.name.as_str();
         [
@@ -87,7 +87,7 @@ impl Layout {
         ]
     }
 
-    /// A link straight to a runner, for as long as the machine's own do not lead to it.
+    /// Creates a temporary root that refers directly to a runner, until the machine's own roots refer to it.
     pub(super) fn add_gc_root(&self, machine: &Machine, runner: &Path) -> Result<PathBuf, ImperativeError> {
         Directory::make(&self.gc_roots, 0o755, None).map_err(ImperativeError::file(&self.gc_roots))?;
         let root = self.gc_roots.join(format!(".{}.new", machine.name));
@@ -95,7 +95,7 @@ impl Layout {
         Ok(root)
     }
 
-    /// Removes all links to the machine's runners; they need not be there.
+    /// Removes all roots of the machine. Missing ones are not an error.
     pub(super) fn remove_gc_roots(&self, machine: &Machine) -> Result<(), ImperativeError> {
         let [(current, _), (booted, _)] = self.gc_roots_of(machine);
         for root in [current, booted, self.gc_roots.join(format!(".{}.new", machine.name))] {
@@ -104,15 +104,16 @@ impl Layout {
         Ok(())
     }
 
-    /// The link to the runner that an update builds. Beside the state directory, which the machine's user may change.
+    /// Returns the path of the link to the runner that an update builds. It is outside the state directory, which the
+    /// machine's user can change.
     pub(super) fn building(&self, machine: &Machine) -> PathBuf {
         self.machines.join(format!(".{}.building", machine.name))
     }
 
-    /// Makes those links.
+    /// Creates the roots of the machine.
     ///
     /// # Errors
-    /// [`ImperativeError::File`].
+    /// Returns [`ImperativeError::File`].
     pub fn add_gc_roots(&self, machine: &Machine) -> Result<(), ImperativeError> {
         Directory::make(&self.gc_roots, 0o755, None).map_err(ImperativeError::file(&self.gc_roots))?;
         for (root, target) in self.gc_roots_of(machine) {
@@ -122,7 +123,7 @@ impl Layout {
     }
 }
 
-/// A machine's state directory.
+/// A machine and its state directory.
 #[derive(Clone, Debug)]
 pub struct Machine {
     /// Its name.
@@ -132,29 +133,30 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The link to the runner that the next start takes.
+    /// Returns the path of the link to the runner that the next start uses.
     pub fn current(&self) -> PathBuf {
         self.directory.join("current")
     }
 
-    /// The runner that the next start takes, for who runs something of it.
+    /// Returns the runner that the next start uses, for callers that run programs from it.
     ///
     /// # Errors
-    /// [`ImperativeError::File`], also when another user than root has made the link and root is to follow it.
+    /// Returns [`ImperativeError::File`], also if this process is root and another user has created the link.
     pub fn runner(&self) -> Result<PathBuf, ImperativeError> {
         let link = self.current();
         self.follow(&link)?.ok_or_else(|| ImperativeError::file(&link)(io::ErrorKind::NotFound.into()))
     }
 
-    /// The runner that it was started with; none when it was stopped in order.
+    /// Returns the runner that the machine was started with; `None` if it was stopped normally.
     ///
     /// # Errors
-    /// As [`Machine::runner`].
+    /// The same as [`Machine::runner`].
     pub fn booted_runner(&self) -> Result<Option<PathBuf>, ImperativeError> {
         self.follow(&self.booted())
     }
 
-    /// Where a link of the machine leads, if it is there. Root does not follow that of another user.
+    /// Returns the target of a link of the machine, or `None` if it does not exist. Root does not follow another user's
+    /// link.
     fn follow(&self, link: &Path) -> Result<Option<PathBuf>, ImperativeError> {
         match Place::itself(link).and_then(|place| place.read_own_link()) {
             Ok(target) => Ok(Some(self.directory.join(target))),
@@ -163,31 +165,31 @@ impl Machine {
         }
     }
 
-    /// The link to the runner that runs; the service removes it at a stop.
+    /// Returns the path of the link to the running runner. The service removes the link when the machine stops.
     pub fn booted(&self) -> PathBuf {
         self.directory.join("booted")
     }
 
-    /// The file that names the flake.
+    /// Returns the path of the file that contains the flake reference.
     pub fn flake_file(&self) -> PathBuf {
         self.directory.join("flake")
     }
 
-    /// Whether it is part of the host's configuration, and the host's to update.
+    /// Whether it is part of the host's configuration, and is updated with the host.
     pub fn is_declared(&self) -> bool {
         fs::symlink_metadata(self.directory.join("toplevel")).is_ok()
     }
 
-    /// What it is built from.
+    /// Returns the flake that it is built from.
     ///
     /// # Errors
-    /// [`ImperativeError::Declared`], [`ImperativeError::NoFlake`].
+    /// Returns [`ImperativeError::Declared`] or [`ImperativeError::NoFlake`].
     pub fn flake(&self) -> Result<FlakeReference, ImperativeError> {
         if self.is_declared() {
             return Err(ImperativeError::Declared(self.name.to_string()));
         }
         let path = self.flake_file();
-        // Root builds what the file names.
+        // Refuses another user's file, because root builds what it names.
         match Place::itself(&path).and_then(|place| place.read_own()) {
             Ok(text) => Ok(FlakeReference::stored(&String::from_utf8_lossy(&text))),
             Err(source) => Err(ImperativeError::NoFlake { name: self.name.to_string(), path, source }),
@@ -195,7 +197,7 @@ impl Machine {
     }
 }
 
-/// Removes a link that may not be there.
+/// Removes a symbolic link. A missing one is not an error.
 pub(super) fn remove_link(link: &Path) -> Result<(), ImperativeError> {
     match Place::itself(link).and_then(|place| place.remove()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImperativeError::file(link)(error)),
@@ -203,12 +205,12 @@ pub(super) fn remove_link(link: &Path) -> Result<(), ImperativeError> {
     }
 }
 
-/// Renames a directory of this host's machines.
+/// Renames a directory.
 pub(super) fn rename(from: &Path, to: &Path) -> Result<(), ImperativeError> {
     Place::itself(from).and_then(|place| place.rename_to(&Place::itself(to)?)).map_err(ImperativeError::file(to))
 }
 
-/// Points the link at the target; until then it is the old one.
+/// Atomically points a symbolic link at the target.
 pub(super) fn replace_link(target: &Path, link: &Path) -> Result<(), ImperativeError> {
     Place::itself(link).and_then(|place| place.replace_link(target)).map_err(ImperativeError::file(link))
 }

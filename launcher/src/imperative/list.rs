@@ -1,4 +1,4 @@
-//! `microvm list`: what there is, what runs, and what of it is old.
+//! `microvm list`: lists the machines, what they are doing, and which of them are outdated.
 
 use super::activity::{MachineActivity, Phase};
 use super::layout::{Layout, Machine};
@@ -9,33 +9,33 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fs, thread};
 
-/// Evaluations at once: each takes a core and a gigabyte of memory.
+/// The most evaluations in parallel: each one needs a core and about 1 GiB of memory.
 const MOST_AT_ONCE: usize = 8;
 
-/// Whether the flakes are evaluated, which takes seconds each.
+/// Whether to evaluate the flakes, which takes seconds per machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evaluation {
-    /// All of them, side by side.
+    /// Evaluates all of them in parallel.
     Evaluate,
-    /// None: only what is on this host.
+    /// Evaluates none: lists only what is on this host.
     Skip,
 }
 
-/// One machine.
+/// The row of one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Row {
     /// Its name.
     pub name: String,
-    /// What it is built from; null when it is part of the host's configuration.
+    /// The flake that it is built from; null if it is part of the host's configuration.
     pub flake: Option<String>,
     /// What it is doing.
     pub activity: ListedActivity,
-    /// Whether its runner is what the flake makes today.
+    /// Whether its runner is the one that its flake evaluates to now.
     pub freshness: Freshness,
-    /// Whether it was started with another runner than it has.
+    /// Whether it was started with another runner than its current one.
     pub stale: bool,
-    /// What is wrong with it, if anything is.
+    /// A problem with the machine, if there is one.
     pub problem: Option<String>,
 }
 
@@ -43,34 +43,35 @@ pub struct Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ListedActivity {
-    /// It runs, however it was started.
+    /// It is running, however it was started.
     Running,
     /// It is being started.
     Starting,
-    /// It does not run, but its service was not stopped either: it has failed, or ended with the host.
+    /// It is not running, but was not stopped by its service: it has failed, or the host went down.
     Stopped,
-    /// It does not run: it was stopped, or never started.
+    /// It is not running: it was stopped, or has never been started.
     NotBooted,
 }
 
-/// Whether a runner is what the flake makes today.
+/// Whether a runner is the one that its flake evaluates to now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Freshness {
-    /// It is.
+    /// It is the same runner.
     Current,
-    /// The flake makes another one.
+    /// The flake evaluates to another runner.
     Outdated,
-    /// It was not asked for, or the host's configuration says.
+    /// The flake was not evaluated, or the machine is part of the host's configuration.
     Unknown,
-    /// The flake makes none.
+    /// The flake cannot be evaluated.
     Broken,
 }
 
-/// All machines, by name. One that cannot be evaluated or read is a row that says so.
+/// Returns the rows of all machines, sorted by name. A machine that cannot be read or evaluated has a row with the
+/// problem.
 ///
 /// # Errors
-/// Only when the state directories cannot be listed.
+/// Fails only if the state directories cannot be listed.
 pub fn list(layout: &Layout, evaluation: Evaluation) -> Result<Vec<Row>, ImperativeError> {
     let machines = layout.all()?;
     let rows = Mutex::new(vec![None; machines.len()]);

@@ -1,4 +1,4 @@
-//! One process at a time creates, updates or deletes a machine.
+//! Locks that let only one process at a time create, update or delete a machine.
 
 use super::create::DIRECTORY_MODE;
 use super::{ImperativeError, Layout, MachineName};
@@ -8,8 +8,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Keeps other processes from changing the machine, as long as it lives. It is a file beside the state directory, which
-/// need not exist, and which the machine's user may change.
+/// Prevents other processes from changing the machine while it is held. The lock file is next to the state directory,
+/// because that may not exist yet and can be changed by the machine's user.
 #[derive(Debug)]
 pub(super) struct MachineLock {
     path: PathBuf,
@@ -17,7 +17,7 @@ pub(super) struct MachineLock {
 }
 
 impl MachineLock {
-    /// Waits until no other process changes the machine.
+    /// Waits until no other process is changing the machine.
     pub(super) fn take(layout: &Layout, name: &MachineName) -> Result<Self, ImperativeError> {
         let directory = Directory::make(layout.machines(), DIRECTORY_MODE, None)
             .map_err(ImperativeError::file(layout.machines()))?;
@@ -37,12 +37,12 @@ impl MachineLock {
 
 impl Drop for MachineLock {
     fn drop(&mut self) {
-        // Removed while it is held: a process that waits for it sees that, and makes a new one.
+        // Removed while the lock is held: a process that waits for the lock detects this and creates a new file.
         let _ = Place::itself(&self.path).and_then(|place| place.remove());
     }
 }
 
-/// Whether the file was not removed by its former holder in the meantime.
+/// Whether the lock file is still at its path, rather than removed by its former holder.
 fn is_still_at(lock: &File, path: &Path) -> bool {
     match (lock.metadata(), fs::symlink_metadata(path)) {
         (Ok(locked), Ok(found)) => (locked.dev(), locked.ino()) == (found.dev(), found.ino()),

@@ -1,4 +1,4 @@
-//! Telling systemd-machined of a machine, for `machinectl`: org.freedesktop.machine1(5).
+//! Registering machines with systemd-machined, for `machinectl`: org.freedesktop.machine1(5).
 
 use super::ImperativeError;
 use std::process::Command;
@@ -6,10 +6,10 @@ use std::process::Command;
 const MANAGER: [&str; 4] =
     ["call", "org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager"];
 
-/// Registers the machine with its process.
+/// Registers the machine and its process.
 ///
 /// # Errors
-/// When busctl cannot be started or fails.
+/// Fails if busctl cannot be started or fails.
 pub fn register(name: &str, machine_id: Option<&str>, leader: u32) -> Result<(), ImperativeError> {
     let digits: String = machine_id.unwrap_or_default().chars().filter(char::is_ascii_hexdigit).collect();
     let id: Vec<String> = (0..digits.len() / 2)
@@ -22,10 +22,10 @@ pub fn register(name: &str, machine_id: Option<&str>, leader: u32) -> Result<(),
     carry_out(command, "busctl RegisterMachine")
 }
 
-/// Takes the machine off again.
+/// Removes the registration of the machine.
 ///
 /// # Errors
-/// When busctl cannot be started or fails.
+/// Fails if busctl cannot be started or fails.
 pub fn unregister(name: &str) -> Result<(), ImperativeError> {
     let mut command = Command::new("busctl");
     command.args(MANAGER).args(["UnregisterMachine", "s", name]);

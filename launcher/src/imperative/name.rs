@@ -1,21 +1,22 @@
-//! The name of a machine: a directory's, a unit instance's and a flake attribute's at once.
+//! The name of a machine, which is also the name of a directory, a unit instance and a flake attribute.
 
 use super::ImperativeError;
 use std::fmt;
 
-/// As long as the state directory's sockets bear: sun_path has 108 bytes.
+/// The longest name in bytes. It keeps the paths of sockets in the state directory below 108 bytes, the size of
+/// `sun_path`: unix(7).
 const LONGEST_BYTES: usize = 64;
 
-/// A machine's name, checked.
+/// A valid machine name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MachineName(String);
 
 impl MachineName {
-    /// Checks a name: letters, digits, `.`, `_` and `-`, and the first is a letter or digit. So it is no path, no option,
-    /// no hidden file, and what systemd takes as an instance without escapes.
+    /// Checks a name: letters, digits, `.`, `_` and `-`, starting with a letter or digit. Such a name contains no path,
+    /// is neither an option nor a hidden file, and is a systemd instance name without escapes.
     ///
     /// # Errors
-    /// [`ImperativeError::BadName`].
+    /// Returns [`ImperativeError::BadName`].
     pub fn new(name: &str) -> Result<Self, ImperativeError> {
         let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric());
         let is_plain = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
@@ -26,7 +27,7 @@ impl MachineName {
         }
     }
 
-    /// The name.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -43,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_no_paths_no_options_and_no_hidden_files() {
+    fn names_that_are_paths_options_or_hidden_files_are_refused() {
         for good in ["web", "web-1", "a.b_c", "7"] {
             assert!(MachineName::new(good).is_ok(), "{good}");
         }

@@ -1,10 +1,10 @@
-//! Asking Nix to build, evaluate and compare.
+//! Running Nix to build runners, evaluate flakes and compare closures.
 
 use super::{FlakeReference, ImperativeError, MachineName};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// How much of what a program said last goes into an error.
+/// The longest part of a program's output that is used in an error message, in bytes.
 const LAST_WORDS_BYTES: usize = 800;
 
 fn nix(verb: &[&str]) -> Command {
@@ -13,7 +13,8 @@ fn nix(verb: &[&str]) -> Command {
     command
 }
 
-/// Builds the machine's runner, keeps it by the link, and tells its store path. Nix talks to the user meanwhile.
+/// Builds the machine's runner, registers the link as its root, and returns its store path. Nix prints its progress to
+/// the terminal.
 pub(super) fn build(flake: &FlakeReference, name: &MachineName, link: &Path) -> Result<PathBuf, ImperativeError> {
     let mut command = nix(&["build"]);
     command.arg(flake.runner_of(name)).arg("--out-link").arg(link).stdout(Stdio::null());
@@ -24,21 +25,21 @@ pub(super) fn build(flake: &FlakeReference, name: &MachineName, link: &Path) -> 
     std::fs::read_link(link).map_err(ImperativeError::file(link))
 }
 
-/// The store path that the machine's runner would have.
+/// Returns the store path that the machine's runner would have if it were built now.
 pub(super) fn evaluate(flake: &FlakeReference, name: &MachineName) -> Result<PathBuf, ImperativeError> {
     let mut command = nix(&["eval", "--raw"]);
     command.arg(format!("{}.outPath", flake.runner_of(name)));
     said("nix eval", command).map(PathBuf::from)
 }
 
-/// The difference between two closures, in lines.
+/// Returns the difference between two closures, as lines of text.
 pub(super) fn difference(old: &Path, new: &Path) -> Result<String, ImperativeError> {
     let mut command = nix(&["store", "diff-closures"]);
     command.arg(old).arg(new);
     said("nix store diff-closures", command)
 }
 
-/// What the program wrote to its standard output.
+/// Runs a command of Nix and returns its stdout.
 fn said(program: &str, mut command: Command) -> Result<String, ImperativeError> {
     let output = command
         .stdin(Stdio::null())
@@ -51,13 +52,13 @@ fn said(program: &str, mut command: Command) -> Result<String, ImperativeError> 
     Err(ImperativeError::Program { program: program.to_owned(), status: output.status, output: last_words(&words) })
 }
 
-/// The error among what a program said: Nix puts it first or last, among traces and warnings.
+/// Finds the error in a program's output: Nix prints it first or last, between traces and warnings.
 fn last_words(text: &str) -> String {
     let line = text.lines().map(str::trim).rfind(|line| line.starts_with("error: ") && *line != "error:");
     let line = line.or_else(|| text.lines().rfind(|line| !line.trim().is_empty())).unwrap_or_default().trim();
     let end = (0..=LAST_WORDS_BYTES.min(line.len())).rev().find(|end| line.is_char_boundary(*end)).unwrap_or_default();
     let line = line[..end].trim_start_matches("error: ");
-    // It tries the name in several places, and lists them all; the last is the one that was meant.
+    // Nix lists all attribute paths that it has tried; the last one is the one that was requested.
     match line.split_once(" does not provide attribute ").map(|(flake, tried)| (flake, tried.rsplit_once(" or "))) {
         Some((flake, Some((_, meant)))) => format!("{flake} does not provide attribute {meant}"),
         _ => line.to_owned(),
@@ -69,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_words_are_the_error() {
+    fn the_error_is_found_between_traces_and_warnings() {
         let text = "warning: dirty\nerror: attribute 'web' missing\n\n   at a:1:2:\n  (use --show-trace)\n";
         assert_eq!(last_words(text), "attribute 'web' missing");
         assert_eq!(last_words("killed\n\n"), "killed");

@@ -1,4 +1,5 @@
-//! Taking PCI devices from the host's drivers, for machines to have them: kernel documentation, driver-api/vfio.rst.
+//! Detaching PCI devices from the host's drivers, so that machines can use them: kernel documentation,
+//! driver-api/vfio.rst.
 
 use super::ImperativeError;
 use crate::child::Identity;
@@ -8,10 +9,10 @@ use ::nix::unistd::fchownat;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The driver that hands devices on.
+/// The driver for devices that are passed to machines.
 const DRIVER: &str = "vfio-pci";
 
-/// Where the kernel shows its devices.
+/// The directories in which the kernel exposes PCI devices and their groups.
 #[derive(Clone, Debug)]
 pub struct PciBus {
     sysfs: PathBuf,
@@ -25,16 +26,17 @@ impl Default for PciBus {
 }
 
 impl PciBus {
-    /// The directories of the caller's choice, for tests.
+    /// Uses the given directories, for tests.
     pub fn at(sysfs: impl Into<PathBuf>, groups: impl Into<PathBuf>) -> Self {
         Self { sysfs: sysfs.into(), groups: groups.into() }
     }
 
-    /// Gives the device to `vfio-pci`, and its group to the user. One that is there already stays.
+    /// Binds the device to `vfio-pci`, and makes the user the owner of its group's node. A device that is already bound
+    /// stays bound.
     ///
     /// # Errors
-    /// Files of the kernel that are not there, because there is no such device, no IOMMU or no `vfio-pci`, or that only
-    /// root can write.
+    /// Fails if a file of the kernel is missing, because the device, an IOMMU or `vfio-pci` is missing, or if this
+    /// process is not root.
     pub fn hand_over(&self, address: &str, owner: Option<&Identity>) -> Result<(), ImperativeError> {
         let device = self.sysfs.join("devices").join(address);
         let driver = device.join("driver");
@@ -50,7 +52,8 @@ impl PciBus {
         let group = fs::read_link(&link).map_err(ImperativeError::file(&link))?;
         let Some(owner) = owner else { return Ok(()) };
         let file = self.groups.join(group.file_name().unwrap_or_default());
-        // Opening the group would take it from the machine.
+        // Not opened for reading or writing, because the kernel allows a group to be open only once, and the machine
+        // needs it.
         let node = open(&file, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
         let given =
             node.and_then(|node| fchownat(node, "", Some(owner.user()), Some(owner.group()), AtFlags::AT_EMPTY_PATH));
@@ -59,7 +62,7 @@ impl PciBus {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), ImperativeError> {
-    // Not created when it is missing: these are the kernel's.
+    // Not created if it is missing: the kernel provides these files.
     let file = fs::OpenOptions::new().write(true).open(path);
     file.and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes())).map_err(ImperativeError::file(path))
 }
@@ -70,7 +73,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn a_device_is_taken_from_its_driver_once() {
+    fn a_device_is_bound_to_vfio_pci_unless_it_already_is() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         let device = root.join("devices/0000:01:00.0");

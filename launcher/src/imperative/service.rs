@@ -9,26 +9,26 @@ pub struct Service {
     unit: String,
 }
 
-/// The state of a service, `ActiveState` in systemd(1).
+/// The state of a service: `ActiveState` in systemd(1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServiceState {
-    /// It does not run, or has failed.
+    /// It is not running, or has failed.
     Inactive,
-    /// It is being started, or systemd waits to start it again.
+    /// It is being started, or systemd is waiting to restart it.
     Starting,
-    /// It runs.
+    /// It is running.
     Active,
     /// It is being stopped.
     Stopping,
 }
 
 impl Service {
-    /// The service of the machine.
+    /// Returns the service of the machine.
     pub fn of(name: &MachineName) -> Self {
         Self { unit: format!("microvm@{name}.service") }
     }
 
-    /// What systemd says of it; without systemd no service is active.
+    /// Returns its state in systemd. Without systemd, all services are inactive.
     pub fn state(&self) -> ServiceState {
         let mut command = Command::new("systemctl");
         command.args(["show", "--property=ActiveState", "--value", &self.unit]);
@@ -42,10 +42,10 @@ impl Service {
         }
     }
 
-    /// Carries out a verb of systemctl: start, stop, restart.
+    /// Runs a verb of systemctl: start, stop, restart.
     ///
     /// # Errors
-    /// When systemctl cannot be started or fails; it tells the user why.
+    /// Fails if systemctl cannot be started or fails; systemctl has then printed the reason.
     pub fn command(&self, verb: &str) -> Result<(), ImperativeError> {
         let status = Command::new("systemctl")
             .args([verb, &self.unit])
@@ -58,11 +58,11 @@ impl Service {
         Err(ImperativeError::Program { program, status, output: String::new() })
     }
 
-    /// What shows the machine's journal.
+    /// Returns the command that shows the machine's journal.
     pub fn journal(&self, arguments: &[String]) -> Command {
         let mut command = Command::new("journalctl");
         command.arg("--unit").arg(&self.unit);
-        // What is wrong before the hypervisor starts is said by the units around it.
+        // The units around it report what fails before the hypervisor starts.
         for helper in ["root", "set-booted", "tap-interfaces", "macvtap-interfaces", "pci-devices", "virtiofsd"] {
             command.arg("--unit").arg(self.unit.replacen("microvm@", &format!("microvm-{helper}@"), 1));
         }

@@ -1,4 +1,4 @@
-//! `microvm ssh`: a shell in the guest over vsock, without a network.
+//! `microvm ssh`: opens a shell in the guest over vsock, without a network.
 
 use super::{ImperativeError, Layout, MachineName};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
@@ -9,19 +9,20 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
-/// Options of ssh that have a value, ssh(1).
+/// The options of ssh that take a value: ssh(1).
 const OPTIONS_WITH_VALUE: &str = "BbcDEeFIiJLlmOoPpQRSWw";
 
 /// The port of sshd.
 const SSH_PORT: u32 = 22;
 
-/// The command that connects to the machine's sshd, through this program itself (`vsock-connect`).
+/// Returns the command that connects to the machine's sshd, with this program (`vsock-connect`) as the proxy.
 ///
-/// The host's side of vsock is the kernel's or a socket of the hypervisor, and nobody else can answer there: the guest's
-/// key, which is new at each boot of a guest without a disk, is not checked.
+/// The guest's host key is not checked: a guest without a disk has a new key after each boot, and only the guest itself
+/// can answer on its vsock address, which belongs to the kernel or is a socket of the hypervisor.
 ///
 /// # Errors
-/// [`ImperativeError::Missing`], [`ImperativeError::NoVsock`]; [`ImperativeError::File`] for a link that root does not follow.
+/// Returns [`ImperativeError::Missing`], [`ImperativeError::NoVsock`], or [`ImperativeError::File`] for a link that
+/// root does not follow.
 pub fn ssh_command(
     layout: &Layout,
     name: &MachineName,
@@ -38,7 +39,7 @@ pub fn ssh_command(
         std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
     };
     let cid = fact("vsock-cid").ok_or_else(|| ImperativeError::NoVsock(name.to_string()))?;
-    // These two have a socket of their own instead of the kernel's vsock.
+    // These two hypervisors have a Unix socket instead of the kernel's vsock.
     let has_socket =
         fact("hypervisor").is_some_and(|hypervisor| ["cloud-hypervisor", "firecracker"].contains(&hypervisor.as_str()));
     let place = if has_socket { machine.directory.join(format!("{name}.vsock")).display().to_string() } else { cid };
@@ -53,18 +54,18 @@ pub fn ssh_command(
     ] {
         command.args(["-o", &option]);
     }
-    // ssh takes the first of several users.
+    // The user's options come first, because ssh uses the first of several user names.
     let (options, guest_command) = arguments.split_at(options_of(arguments));
     command.args(options).args(["-l", "root", name.as_str()]).args(guest_command);
     Ok(command)
 }
 
-/// How many of the words are options of ssh with their values; the others are a command for the guest.
+/// Returns the number of leading words that are options of ssh with their values. The rest is a command for the guest.
 fn options_of(words: &[String]) -> usize {
     let mut count = 0;
     while let Some(letters) = words.get(count).and_then(|word| word.strip_prefix('-')).filter(|rest| !rest.is_empty()) {
         count += 1;
-        // Its value is the rest of the word, or the next word.
+        // The value is the rest of the word, or the next word.
         if letters.find(|letter| OPTIONS_WITH_VALUE.contains(letter)).is_some_and(|at| at + 1 == letters.len()) {
             count += 1;
         }
@@ -72,10 +73,10 @@ fn options_of(words: &[String]) -> usize {
     count.min(words.len())
 }
 
-/// Copies between standard input and output and a port of a guest, as ssh's ProxyCommand wants it.
+/// Copies data between stdin, stdout and a port of the guest, as a ProxyCommand of ssh.
 ///
 /// # Errors
-/// When the guest does not answer.
+/// Fails if the guest does not accept the connection.
 pub fn connect_vsock(place: &str, port: u32) -> io::Result<()> {
     let (mut from_guest, mut to_guest): (Box<dyn Read + Send>, File) = match place.parse::<u32>() {
         Ok(cid) => {
@@ -85,7 +86,7 @@ pub fn connect_vsock(place: &str, port: u32) -> io::Result<()> {
         }
         Err(_) => {
             let mut guest = UnixStream::connect(place)?;
-            // firecracker's docs/vsock.md; cloud-hypervisor speaks the same.
+            // The protocol is described in firecracker's docs/vsock.md; cloud-hypervisor uses the same one.
             guest.write_all(format!("CONNECT {port}\n").as_bytes())?;
             let mut reader = BufReader::new(guest.try_clone()?);
             let mut answer = String::new();
@@ -100,7 +101,7 @@ pub fn connect_vsock(place: &str, port: u32) -> io::Result<()> {
         }
     };
     std::thread::spawn(move || {
-        // ssh ends the connection by ending this process.
+        // ssh closes the connection by ending this process.
         let _ = io::copy(&mut io::stdin().lock(), &mut to_guest);
     });
     let mut stdout = io::stdout().lock();

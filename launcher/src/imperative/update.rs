@@ -1,4 +1,4 @@
-//! `microvm update`: the same machine from a newer flake.
+//! `microvm update`: rebuilds a machine from the current state of its flake.
 
 use super::layout::{Layout, Machine, remove_link, replace_link};
 use super::lock::MachineLock;
@@ -8,41 +8,41 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What an update changed.
+/// The result of an update.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Updated {
-    /// Whether there is another runner now.
+    /// Whether the runner has changed.
     pub is_changed: bool,
-    /// What the closure gained and lost, in lines.
+    /// The packages that the closure gained and lost, as lines of text.
     pub difference: String,
-    /// What of it the machine was started with.
+    /// The runner that the machine was started with.
     pub booted: Booted,
 }
 
-/// What a machine was started with.
+/// The runner that a machine was started with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Booted {
-    /// It does not run, and was stopped in order if it ever did.
+    /// The machine is not running, and was stopped normally if it ever ran.
     Nothing,
-    /// Another runner than it now has.
+    /// Another runner than the current one.
     Another,
-    /// The runner that it has.
+    /// The current runner.
     Current,
 }
 
-/// Builds the machine again. Its runner is the old one until the new one is complete.
+/// Rebuilds the machine. It keeps its old runner until the new one is complete.
 ///
 /// # Errors
-/// [`ImperativeError::Missing`], [`ImperativeError::Declared`]; those of Nix and of files.
+/// Returns [`ImperativeError::Missing`], [`ImperativeError::Declared`], or an error of Nix or of a file operation.
 pub fn update(layout: &Layout, name: &MachineName) -> Result<Updated, ImperativeError> {
     layout.existing(name)?;
     let _lock = MachineLock::take(layout, name)?;
-    // Looked up again: it may have been deleted while this waited.
+    // Looked up again, because the machine may have been deleted while this process waited for the lock.
     let machine = layout.existing(name)?;
     let flake = machine.flake()?;
-    // Before anything is built: root takes no other user's word for what the machine has.
+    // Checked before anything is built, because root must not trust links of another user.
     let (old, _) = (present(machine.runner())?, machine.booted_runner()?);
-    // Nix registers the link as a root: the new runner stays until the old link has become the new one.
+    // Nix registers the link as a root, so the new runner is not collected before `current` points to it.
     let building = layout.building(&machine);
     let new = nix::build(&flake, name, &building)?;
     let is_changed = old.as_ref() != Some(&new);
@@ -58,10 +58,10 @@ pub fn update(layout: &Layout, name: &MachineName) -> Result<Updated, Imperative
     Ok(Updated { is_changed, difference, booted: booted(&machine)? })
 }
 
-/// What the machine was started with.
+/// Returns whether the machine was started with its current runner.
 ///
 /// # Errors
-/// When a link is not to be followed.
+/// Fails if root must not follow a link of the machine.
 pub(super) fn booted(machine: &Machine) -> Result<Booted, ImperativeError> {
     Ok(match (machine.booted_runner()?, present(machine.runner())?) {
         (Some(booted), Some(current)) if booted != current => Booted::Another,
@@ -70,7 +70,7 @@ pub(super) fn booted(machine: &Machine) -> Result<Booted, ImperativeError> {
     })
 }
 
-/// None for a link that is not there.
+/// Returns `None` for a missing link.
 fn present(runner: Result<PathBuf, ImperativeError>) -> Result<Option<PathBuf>, ImperativeError> {
     match runner {
         Err(ImperativeError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -78,17 +78,17 @@ fn present(runner: Result<PathBuf, ImperativeError>) -> Result<Option<PathBuf>, 
     }
 }
 
-/// Of the systems, because a runner with a store disk does not refer to its system.
+/// Compares the systems, because a runner with a store disk does not refer to its system.
 fn difference(old: &Path, new: &Path) -> String {
     let (old, new): (PathBuf, PathBuf) = match (system(old), system(new)) {
         (Some(old), Some(new)) => (old, new),
         _ => (old.to_owned(), new.to_owned()),
     };
-    // A runner that was collected cannot be compared, and the update is done all the same.
+    // A runner that was garbage-collected cannot be compared, but the update has succeeded.
     nix::difference(&old, &new).unwrap_or_else(|error| format!("{error}\n"))
 }
 
-/// The system that a runner starts, while this host has it.
+/// Returns the system that a runner starts, if it is still on this host.
 fn system(runner: &Path) -> Option<PathBuf> {
     runner.join("share/microvm/system").canonicalize().ok().or_else(|| {
         let document = fs::read(runner.join("share/microvm/machine.json")).ok()?;
@@ -117,6 +117,6 @@ mod tests {
         assert_eq!(system(&runner), None, "it was collected");
         fs::create_dir(&toplevel).unwrap();
         assert_eq!(system(&runner), Some(toplevel));
-        assert_eq!(system(directory.path()), None, "it is no runner of this project");
+        assert_eq!(system(directory.path()), None, "not a runner of this project");
     }
 }

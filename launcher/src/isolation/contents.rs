@@ -1,4 +1,4 @@
-//! Changing what is in a state directory, by root, without following a link of the machine's user.
+//! Changing the content of a state directory as root, without following symbolic links of the machine's user.
 
 use super::IsolationError;
 use nix::dir::Dir;
@@ -14,8 +14,8 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Gives what belongs to the one user to the other, in the directory and all below it. A file with several names stays: it
-/// may be another machine's too. Returns which those are.
+/// Changes the owner of all files of the user `former`, in the directory and recursively, to `new`. Skips files with
+/// several hard links, because they may belong to another machine too. Returns a message for each of those.
 pub(super) fn hand_over(
     directory: impl AsFd,
     path: &Path,
@@ -35,7 +35,8 @@ pub(super) fn hand_over(
         if status.st_uid == former {
             if kind == S_IFREG && status.st_nlink > 1 {
                 told.push(format!(
-                    "{} has {} names and stays as it is; if it is this machine's alone, run: chown {new}:{new} {0}",
+                    "{} has {} hard links, so its owner was not changed; if only this machine uses it, run: \
+                     chown {new}:{new} {0}",
                     child.display(),
                     status.st_nlink
                 ));
@@ -53,7 +54,7 @@ pub(super) fn hand_over(
     Ok(told)
 }
 
-/// Makes root the owner of a link or file, if there is one.
+/// Makes root the owner of a file or symbolic link, if it exists.
 pub(super) fn take_for_root(directory: impl AsFd, path: &Path, name: &str) -> Result<(), IsolationError> {
     let root = (Some(Uid::from_raw(0)), Some(Gid::from_raw(0)));
     match fchownat(directory, name, root.0, root.1, AtFlags::AT_SYMLINK_NOFOLLOW) {
@@ -62,7 +63,7 @@ pub(super) fn take_for_root(directory: impl AsFd, path: &Path, name: &str) -> Re
     }
 }
 
-/// Removes a file or link; it need not be there.
+/// Removes a file or symbolic link. A missing one is not an error.
 pub(super) fn remove(directory: impl AsFd, path: &Path, name: &str) -> Result<(), IsolationError> {
     match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
@@ -70,7 +71,7 @@ pub(super) fn remove(directory: impl AsFd, path: &Path, name: &str) -> Result<()
     }
 }
 
-/// Removes a file by its path; it need not be there.
+/// Removes a file by its path. A missing one is not an error.
 pub(super) fn remove_file(path: &Path) -> Result<(), IsolationError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(IsolationError::file(path)(error)),

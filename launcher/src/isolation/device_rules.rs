@@ -1,4 +1,4 @@
-//! The devices that a machine's unit may open: those of its root directory, one by one.
+//! The devices that a machine's unit may open: exactly those in its root directory.
 
 use super::IsolationError;
 use super::tree::{Entry, Tree};
@@ -7,16 +7,17 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::Command;
 
-/// What the template of the units allows every machine: none of it is a door to what belongs to others.
+/// The devices that the unit template allows for every machine. None of them gives access to anything outside the
+/// machine.
 const OF_TEMPLATE: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"];
-/// Where systemd keeps settings until the next boot.
+/// The directory in which systemd keeps settings that apply until the next boot.
 const TOLD: &str = "/run/systemd/system.control";
 
-/// Has systemd allow the unit these devices until the next boot, and none that it was allowed before. For a machine that
-/// needs no more than the template gives there is nothing to tell.
+/// Makes systemd allow the unit these devices until the next boot, and no others. Does nothing for a machine that needs
+/// only the devices of the template.
 ///
 /// # Errors
-/// [`IsolationError::DeviceRules`].
+/// Returns [`IsolationError::DeviceRules`].
 pub fn allow_devices(tree: &Tree, unit: &str) -> Result<(), IsolationError> {
     let failed = |reason: String| IsolationError::DeviceRules(reason);
     let further = further(tree);
@@ -27,7 +28,7 @@ pub fn allow_devices(tree: &Tree, unit: &str) -> Result<(), IsolationError> {
     let of_template = OF_TEMPLATE.into_iter().filter(|path| Path::new(path).exists()).map(str::to_owned);
     let allowed = of_template.chain(["char-pts".to_owned()]).chain(further);
     let mut command = Command::new("systemctl");
-    // The empty one forgets all that were there.
+    // An empty assignment clears the list.
     command.args(["set-property", "--runtime", unit, "DeviceAllow="]);
     command.args(allowed.map(|device| format!("DeviceAllow={device} rw")));
     let output = command.output().map_err(|error| failed(error.to_string()))?;
@@ -37,7 +38,7 @@ pub fn allow_devices(tree: &Tree, unit: &str) -> Result<(), IsolationError> {
     Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
-/// The devices of the spec that the template does not know.
+/// Returns the devices that the template does not allow.
 fn further(tree: &Tree) -> Vec<String> {
     let is_device = |path: &Path| {
         fs::metadata(path)

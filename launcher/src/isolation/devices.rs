@@ -1,11 +1,11 @@
-//! Device nodes whose numbers the kernel gives out.
+//! Device nodes whose numbers the kernel assigns dynamically.
 
 use crate::launch::Needs;
 use crate::spec::DeviceBus;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The nodes of macvtap interfaces, which are there once the interfaces are.
+/// Returns the nodes of the macvtap interfaces, for interfaces that exist.
 pub(super) fn of_macvtaps(needs: &Needs) -> impl Iterator<Item = PathBuf> {
     needs.macvtaps.iter().filter_map(|need| {
         let index = fs::read_to_string(Path::new("/sys/class/net").join(&need.name).join("ifindex")).ok()?;
@@ -13,7 +13,7 @@ pub(super) fn of_macvtaps(needs: &Needs) -> impl Iterator<Item = PathBuf> {
     })
 }
 
-/// The nodes of the VFIO groups of PCI devices, and that of VFIO itself.
+/// Returns the nodes of the VFIO groups of the PCI devices, and the node of VFIO itself.
 pub(super) fn of_pci(needs: &Needs) -> impl Iterator<Item = PathBuf> {
     let devices = needs.devices.iter().filter(|device| device.bus == DeviceBus::Pci);
     devices.flat_map(|device| {

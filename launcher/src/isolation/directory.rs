@@ -1,5 +1,5 @@
-//! The state directory of a machine. It is root's, its group is the machine's own, and it is sticky: the machine's user
-//! makes and removes files of its own in it, but cannot touch `current`, `booted`, `flake` and `toplevel`.
+//! The state directory of a machine. It belongs to root and to the machine's group, and it is sticky: the machine's
+//! user can create and remove its own files in it, but cannot change `current`, `booted`, `flake` and `toplevel`.
 
 use super::{FORMER_USER, IsolationError, contents};
 use crate::imperative::{Layout, Machine};
@@ -14,34 +14,35 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// The environment variable with the first of the machines' user ids.
+/// The environment variable that contains the first user id of the machines.
 pub const FIRST_USER_ID_VARIABLE: &str = "MICROVM_FIRST_USER_ID";
-/// The file that names the flake.
+/// The file that contains the flake reference.
 pub const FLAKE: &str = "flake";
-/// The link that says that the machine is part of the host's configuration.
+/// The symbolic link whose presence marks a machine of the host's configuration.
 pub const TOPLEVEL: &str = "toplevel";
 
 const CURRENT: &str = "current";
 const BOOTED: &str = "booted";
-/// What only root may change.
+/// The files that only root may change.
 const OF_ROOT: [&str; 4] = [CURRENT, BOOTED, FLAKE, TOPLEVEL];
-/// Sticky; root and the machine's group may do all, others nothing.
+/// Sticky; full access for root and the machine's group, none for others.
 const MODE: mode_t = 0o1770;
-/// systemd's documentation of user ids (UIDS-GIDS.md) leaves everything from here to 2147352575 free.
+/// The first id of the range up to 2147352575, which systemd's documentation of user ids (UIDS-GIDS.md) leaves
+/// unassigned.
 const DEFAULT_FIRST_ID: u32 = 0x7000_0000;
 const COUNT_OF_IDS: u32 = 1 << 20;
 
-/// The user ids that machines may have. The group of a machine has the same number.
+/// The range of user ids for machines. A machine's group has the same number as its user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserIds {
     first: u32,
 }
 
 impl UserIds {
-    /// Those from `$MICROVM_FIRST_USER_ID` on.
+    /// Returns the range that starts at `$MICROVM_FIRST_USER_ID`.
     ///
     /// # Errors
-    /// [`IsolationError::BadFirstId`].
+    /// Returns [`IsolationError::BadFirstId`].
     pub fn of_environment() -> Result<Self, IsolationError> {
         let Some(text) = std::env::var_os(FIRST_USER_ID_VARIABLE).filter(|text| !text.is_empty()) else {
             return Ok(Self { first: DEFAULT_FIRST_ID });
@@ -55,7 +56,8 @@ impl UserIds {
         id >= self.first && id - self.first < COUNT_OF_IDS
     }
 
-    /// The id for a name: the same on every host and after every new installation, unless another machine has it.
+    /// Returns the id for a name. It is the same on every host and after every reinstallation, unless another machine
+    /// uses it.
     fn choose(self, name: &str, taken: &BTreeSet<u32>) -> Result<u32, IsolationError> {
         // FNV-1a, 32 bits.
         let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
@@ -66,7 +68,7 @@ impl UserIds {
     }
 }
 
-/// A machine's state directory, held open.
+/// An open state directory.
 #[derive(Debug)]
 pub struct StateDirectory {
     path: PathBuf,
@@ -75,10 +77,10 @@ pub struct StateDirectory {
 }
 
 impl StateDirectory {
-    /// Opens a directory that is there.
+    /// Opens an existing state directory.
     ///
     /// # Errors
-    /// [`IsolationError::File`], also when a link is in its place; [`IsolationError::BadFirstId`].
+    /// Returns [`IsolationError::File`], also if the path is a symbolic link, or [`IsolationError::BadFirstId`].
     pub fn open(machine: &Machine) -> Result<Self, IsolationError> {
         let path = machine.directory.clone();
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -86,10 +88,10 @@ impl StateDirectory {
         Ok(Self { path, file, ids: UserIds::of_environment()? })
     }
 
-    /// Opens the directory, and makes it first when it is not there.
+    /// Opens the state directory, and creates it if it is missing.
     ///
     /// # Errors
-    /// Those of [`Self::open`].
+    /// The same as [`Self::open`].
     pub fn make(layout: &Layout, machine: &Machine) -> Result<Self, IsolationError> {
         fs::create_dir_all(layout.machines()).map_err(IsolationError::file(layout.machines()))?;
         let mut builder = fs::DirBuilder::new();
@@ -102,26 +104,27 @@ impl StateDirectory {
         }
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The user id of the machine, which is also that of its group.
+    /// Returns the user id of the machine, which is also its group id.
     ///
     /// # Errors
-    /// [`IsolationError::NoUserId`] before [`Self::adopt`].
+    /// Returns [`IsolationError::NoUserId`] before [`Self::adopt`] was called.
     pub fn user_id(&self) -> Result<u32, IsolationError> {
         let status = fstat(&self.file).map_err(IsolationError::errno(&self.path))?;
         let is_adopted = status.st_uid == 0 && self.ids.contains(status.st_gid);
         if is_adopted { Ok(status.st_gid) } else { Err(IsolationError::NoUserId(self.path.clone())) }
     }
 
-    /// Gives the machine its user, once: the directory becomes root's and the group's, and what the former user of all
-    /// machines owned in it becomes the machine's. Returns what should be reported.
+    /// Assigns the machine its user, once: the directory then belongs to root and to the machine's group, and files
+    /// that belonged to the former shared user belong to the machine. Returns messages for the user.
     ///
     /// # Errors
-    /// [`IsolationError::NoFreeId`], [`IsolationError::File`]. What is interrupted is done again at the next start.
+    /// Returns [`IsolationError::NoFreeId`] or [`IsolationError::File`]. If this is interrupted, the next start repeats
+    /// it.
     pub fn adopt(&self, layout: &Layout) -> Result<Vec<String>, IsolationError> {
         let _lock = lock(layout)?;
         if self.user_id().is_ok() {
@@ -131,7 +134,7 @@ impl StateDirectory {
         let id = self.ids.choose(&name, &taken(layout, self.ids))?;
         let failed = || IsolationError::errno(&self.path);
         let was_shared = fstat(&self.file).map_err(failed())?.st_uid != 0;
-        // From here on nobody but root changes what is in it.
+        // From here on, only root can change the content.
         fchmod(&self.file, Mode::from_bits_truncate(0o700)).map_err(failed())?;
         fchown(&self.file, Some(Uid::from_raw(0)), Some(Gid::from_raw(0))).map_err(failed())?;
         let mut told = Vec::new();
@@ -144,15 +147,15 @@ impl StateDirectory {
         fchown(&self.file, Some(Uid::from_raw(0)), Some(Gid::from_raw(id))).map_err(failed())?;
         fchmod(&self.file, Mode::from_bits_truncate(MODE)).map_err(failed())?;
         if was_shared {
-            told.insert(0, format!("{name} has a user of its own now, {id}: its files were given to it"));
+            told.insert(0, format!("{name} now has its own user, {id}, which owns its files"));
         }
         Ok(told)
     }
 
-    /// Makes a directory in it for the machine, where nothing is.
+    /// Creates a directory in it, owned by the machine's user, if it is missing.
     ///
     /// # Errors
-    /// [`IsolationError::File`].
+    /// Returns [`IsolationError::File`].
     pub fn make_directory(&self, name: &Path) -> Result<(), IsolationError> {
         let id = self.user_id()?;
         let mut parent = self.file.try_clone().map_err(IsolationError::file(&self.path))?;
@@ -175,7 +178,7 @@ impl StateDirectory {
     /// Points `current` to the runner.
     ///
     /// # Errors
-    /// [`IsolationError::File`].
+    /// Returns [`IsolationError::File`].
     pub fn set_current(&self, layout: &Layout, runner: &Path) -> Result<(), IsolationError> {
         self.point(layout, runner, CURRENT)
     }
@@ -183,24 +186,25 @@ impl StateDirectory {
     /// Points `booted` to the runner that `current` points to.
     ///
     /// # Errors
-    /// [`IsolationError::NotTrusted`] when `current` is not root's; [`IsolationError::File`].
+    /// Returns [`IsolationError::NotTrusted`] if `current` does not belong to root, or [`IsolationError::File`].
     pub fn set_booted(&self, layout: &Layout) -> Result<(), IsolationError> {
         let runner = self.trusted_link(CURRENT)?;
         self.point(layout, &runner, BOOTED)
     }
 
-    /// Removes `booted`; it need not be there.
+    /// Removes `booted`. A missing link is not an error.
     ///
     /// # Errors
-    /// [`IsolationError::File`].
+    /// Returns [`IsolationError::File`].
     pub fn clear_booted(&self) -> Result<(), IsolationError> {
         contents::remove(&self.file, &self.path, BOOTED)
     }
 
-    /// Says that the machine is built from the flake, or, without one, that it is part of the host's configuration.
+    /// Records the flake that the machine is built from, or, without one, that the machine is part of the host's
+    /// configuration.
     ///
     /// # Errors
-    /// [`IsolationError::File`].
+    /// Returns [`IsolationError::File`].
     pub fn set_origin(&self, layout: &Layout, flake: Option<&str>, runner: &Path) -> Result<(), IsolationError> {
         let Some(flake) = flake else {
             self.point(layout, runner, TOPLEVEL)?;
@@ -217,10 +221,10 @@ impl StateDirectory {
         contents::remove(&self.file, &self.path, TOPLEVEL)
     }
 
-    /// A program of the runner that was booted, if it has such a program.
+    /// Returns the path of a program in the booted runner, or `None` if the runner does not contain it.
     ///
     /// # Errors
-    /// [`IsolationError::NotTrusted`].
+    /// Returns [`IsolationError::NotTrusted`].
     pub fn program(&self, name: &str) -> Result<Option<PathBuf>, IsolationError> {
         let runner = self.runner()?;
         let program = runner.join("bin").join(name);
@@ -229,18 +233,22 @@ impl StateDirectory {
         if metadata.is_file() && is_root_s {
             return Ok(Some(program));
         }
-        Err(IsolationError::NotTrusted { path: program, reason: "others than root can change this program".to_owned() })
+        Err(IsolationError::NotTrusted {
+            path: program,
+            reason: "users other than root can change this program".to_owned(),
+        })
     }
 
-    /// The runner that was booted.
+    /// Returns the booted runner.
     ///
     /// # Errors
-    /// [`IsolationError::NotTrusted`].
+    /// Returns [`IsolationError::NotTrusted`].
     pub fn runner(&self) -> Result<PathBuf, IsolationError> {
         self.trusted_link(BOOTED)
     }
 
-    /// Where a link of root leads: to a directory that only root can change.
+    /// Returns the target of a symbolic link. The link must belong to root, and its target must be a directory that
+    /// only root can change.
     fn trusted_link(&self, name: &str) -> Result<PathBuf, IsolationError> {
         let path = self.path.join(name);
         let status = self.status(name)?.ok_or_else(|| IsolationError::NotTrusted {
@@ -258,7 +266,7 @@ impl StateDirectory {
         let target = self.path.join(target).canonicalize().map_err(IsolationError::file(&path))?;
         let metadata = fs::metadata(&target).map_err(IsolationError::file(&target))?;
         if metadata.uid() != 0 || metadata.permissions().mode() & 0o022 != 0 {
-            return Err(refuse("others than root can change the directory that it leads to"));
+            return Err(refuse("users other than root can change its target"));
         }
         Ok(target)
     }
@@ -271,7 +279,7 @@ impl StateDirectory {
         }
     }
 
-    /// A link is made where only root can make one, then renamed over the old one.
+    /// Creates the symbolic link where only root can write, and renames it over the old one.
     fn point(&self, layout: &Layout, target: &Path, name: &str) -> Result<(), IsolationError> {
         let new = self.beside(layout, name);
         contents::remove_file(&new)?;
@@ -283,7 +291,8 @@ impl StateDirectory {
         renameat(nix::fcntl::AT_FDCWD, &new, &self.file, name).map_err(IsolationError::errno(&self.path.join(name)))
     }
 
-    /// A name in the directory of all machines, which is root's. A dot makes it no machine's.
+    /// Returns a path in the directory of all machines, which belongs to root. The leading dot distinguishes it from
+    /// all machine names.
     fn beside(&self, layout: &Layout, name: &str) -> PathBuf {
         let machine = self.path.file_name().unwrap_or_default().to_string_lossy();
         layout.machines().join(format!(".{machine}.{name}"))
@@ -296,7 +305,7 @@ impl AsFd for StateDirectory {
     }
 }
 
-/// One process at a time gives out user ids.
+/// Ensures that only one process at a time assigns user ids.
 fn lock(layout: &Layout) -> Result<Flock<File>, IsolationError> {
     let directory = File::open(layout.machines()).map_err(IsolationError::file(layout.machines()))?;
     Flock::lock(directory, FlockArg::LockExclusive)
@@ -322,7 +331,7 @@ mod tests {
     fn is_root() -> bool {
         let is_root = nix::unistd::geteuid().is_root();
         if !is_root {
-            crate::test_skip::skipped("only root gives files to users");
+            crate::test_skip::skipped("only root can change the owner of a file");
         }
         is_root
     }
@@ -335,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_gets_the_same_user_everywhere_and_no_other_machines() {
+    fn a_machine_gets_the_same_user_id_on_every_host_unless_another_machine_has_it() {
         let ids = UserIds { first: DEFAULT_FIRST_ID };
         let id = ids.choose("web", &BTreeSet::new()).unwrap();
         assert_eq!(ids.choose("web", &BTreeSet::new()).unwrap(), id);
@@ -345,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machines_user_owns_its_files_but_not_what_root_runs() {
+    fn root_runs_only_runners_that_the_machines_user_cannot_change() {
         if !is_root() {
             return;
         }
@@ -360,19 +369,19 @@ mod tests {
         assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (0, id, 0o1770));
         state.set_booted(&layout).unwrap();
         assert_eq!(state.runner().unwrap(), Path::new("/"));
-        // One that the machine's user has made is not followed.
+        // A link that the machine's user has created is not followed.
         state.clear_booted().unwrap();
         symlink("/", machine.booted()).unwrap();
         std::os::unix::fs::lchown(machine.booted(), Some(id), Some(id)).unwrap();
         assert!(matches!(state.runner(), Err(IsolationError::NotTrusted { .. })));
-        // Nor is one of root to a directory that others can change.
+        // A link of root to a directory that others can change is not followed either.
         chown(directory.path(), Some(FORMER), None).unwrap();
         state.set_current(&layout, directory.path()).unwrap();
         assert!(matches!(state.set_booted(&layout), Err(IsolationError::NotTrusted { .. })));
     }
 
     #[test]
-    fn links_where_root_writes_are_replaced_not_followed() {
+    fn symbolic_links_where_root_writes_are_replaced_and_not_followed() {
         if !is_root() {
             return;
         }
@@ -389,14 +398,14 @@ mod tests {
         assert_eq!(fs::read_to_string(&precious).unwrap(), "untouched");
         assert_eq!(fs::read_to_string(machine.flake_file()).unwrap(), "path:/srv");
         assert!(fs::symlink_metadata(machine.directory.join(TOPLEVEL)).is_err());
-        // A link in the place of the directory itself.
+        // The state directory itself is a symbolic link.
         let other = layout.machine(&MachineName::new("other").unwrap());
         symlink(&machine.directory, &other.directory).unwrap();
         assert!(StateDirectory::open(&other).is_err());
     }
 
     #[test]
-    fn files_of_the_former_user_become_the_machines_but_for_those_with_several_names() {
+    fn files_of_the_former_user_get_the_machines_user_unless_they_have_several_hard_links() {
         if !is_root() {
             return;
         }

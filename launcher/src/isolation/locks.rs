@@ -1,5 +1,5 @@
-//! The files on which volumes outside of the state directory are locked, as `volumes::lock` names them: in a machine's root
-//! directory there are those of its own volumes only, so that it cannot keep another machine from its volumes.
+//! The lock files of volumes outside the state directory, named as in `volumes::lock`. A machine's root directory
+//! contains only the lock files of its own volumes, so that it cannot lock another machine's volumes.
 
 use super::IsolationError;
 use crate::launch::{Access, VolumeNeed};
@@ -10,19 +10,19 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-/// As `volumes::lock` has it.
+/// The same as in `volumes::lock`.
 const BY_NUMBER: &str = ".volume-locks";
 
-/// A lock file on the host, and its path in the root directory.
+/// A lock file on the host, and its path in the machine's root directory.
 pub(super) struct LockFile {
     pub(super) on_host: PathBuf,
     pub(super) inside: PathBuf,
 }
 
-/// Makes the lock files of a volume, which is there already.
+/// Creates the lock files of an existing volume.
 ///
 /// # Errors
-/// [`IsolationError::File`].
+/// Returns [`IsolationError::File`].
 pub(super) fn of_volume(volume: &VolumeNeed, runtime: &Path) -> Result<Vec<LockFile>, IsolationError> {
     let image = volume.image.as_path();
     if volume.access != Access::ReadWrite || !volume.image.is_absolute() {
@@ -37,7 +37,7 @@ pub(super) fn of_volume(volume: &VolumeNeed, runtime: &Path) -> Result<Vec<LockF
     let number = |device| format!("{}-{}", major(device), minor(device));
     if metadata.file_type().is_block_device() {
         let lock = by_number(format!("block-{}", number(metadata.rdev())));
-        // Any machine that finds it there names the device in its spec.
+        // Writable by all: only machines whose spec names the device have this file in their root directory.
         make(&lock.on_host, (0, 0, 0o666))?;
         return Ok(vec![lock]);
     }
@@ -59,7 +59,7 @@ fn with_ending(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// One that is there stays as it is.
+/// Creates a file with that owner and mode. Leaves an existing file unchanged.
 fn make(path: &Path, (user, group, mode): (u32, u32, u32)) -> Result<(), IsolationError> {
     let failed = || IsolationError::file(path);
     if let Some(parent) = path.parent() {

@@ -1,4 +1,4 @@
-//! Making a machine's root directory by mounts, and removing it.
+//! Building a machine's root directory from mounts, and removing it.
 
 use super::tree::{Entry, PathOnHost, Tree};
 use super::{FORMER_USER, IsolationError, locks};
@@ -15,31 +15,32 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
-/// Makes the root directory at `root`, a directory that only root can change. One that is there is removed first.
+/// Builds the root directory at `root`. Only root may be able to change its parent. Removes an existing root directory
+/// first.
 ///
 /// # Errors
-/// [`IsolationError`]; what was made is then removed.
+/// Returns [`IsolationError`]; everything that was mounted is then removed.
 pub fn make(tree: &Tree, root: &Path) -> Result<(), IsolationError> {
     remove(root)?;
     let made = Maker { tree, root }.make();
     if made.is_err() {
-        // The first error is the one that helps.
+        // The first error is the useful one.
         let _ = remove(root);
     }
     made
 }
 
-/// Removes what [`make`] made; it need not be there.
+/// Removes what [`make`] has built. A missing directory is not an error.
 ///
 /// # Errors
-/// [`IsolationError::File`].
+/// Returns [`IsolationError::File`].
 pub fn remove(root: &Path) -> Result<(), IsolationError> {
     let mut below = mounts_below(root)?;
     // The last mount is the topmost.
     below.reverse();
     for path in below {
         match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            // It went with what it lay on.
+            // It was unmounted together with the mount below it.
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
             Err(errno) => return Err(IsolationError::errno(&path)(errno)),
         }
@@ -50,13 +51,14 @@ pub fn remove(root: &Path) -> Result<(), IsolationError> {
     }
 }
 
-/// All that is mounted there or below, in the order in which it was mounted.
+/// Returns all mount points at or below the path, in the order of mounting.
 fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, IsolationError> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(IsolationError::file(path))?;
     Ok(mounts.lines().filter_map(mount_point).filter(|mounted| mounted.starts_with(path)).collect())
 }
 
-/// The fifth field of a line of /proc/PID/mountinfo, where space, tab, newline and backslash are written in octal.
+/// Returns the fifth field of a line of /proc/PID/mountinfo, in which space, tab, newline and backslash are escaped in
+/// octal.
 fn mount_point(line: &str) -> Option<PathBuf> {
     let escaped = line.split(' ').nth(4)?;
     let mut text = String::new();
@@ -84,7 +86,7 @@ impl Maker<'_> {
         for entry in &self.tree.entries {
             self.add(entry)?;
         }
-        // Nobody adds to it: a path that is not in the spec is not in it.
+        // Read-only, so that nothing is added to it later.
         remount(self.root, MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV)
     }
 
@@ -120,7 +122,7 @@ impl Maker<'_> {
         }
     }
 
-    /// The path on the host. `..` would lead out of the root directory.
+    /// Returns the path on the host. `..` is removed, because it could leave the root directory.
     fn inside(&self, path: &Path) -> PathBuf {
         let parts = path.components().filter(|part| matches!(part, Component::Normal(_)));
         self.root.join(parts.collect::<PathBuf>())
@@ -167,15 +169,15 @@ impl Maker<'_> {
             }
         };
         let place = self.inside(&path.path);
-        // Held open: what is mounted over is what was looked at.
+        // Kept open, so that the mount covers exactly the file or directory that was checked.
         let opened = if source.is_dir() { self.mount_directory(&path.path)? } else { self.mount_file(&path.path)? };
         let target = by_descriptor(&opened);
-        // What is mounted below it comes along, so that a share is what it is on the host. Below /sys that is the kernel's
-        // inside, which no machine needs.
+        // Mounts below it are included, so that a share has the same content as on the host. The exception is /sys,
+        // whose submounts expose kernel internals that no machine needs.
         let recursive = if source.is_dir() && source != Path::new("/sys") { MsFlags::MS_REC } else { MsFlags::empty() };
         mount(Some(&source), target.as_str(), None::<&str>, MsFlags::MS_BIND | recursive, None::<&str>)
             .map_err(IsolationError::errno(&place))?;
-        // What is mounted on it here stays here: it is the host's own directory otherwise.
+        // Mounts that are made here do not propagate to the host's directory.
         mount(None::<&str>, &place, None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
             .map_err(IsolationError::errno(&place))?;
         let is_device_directory = path.path.starts_with("/dev");
@@ -193,7 +195,7 @@ impl Maker<'_> {
         remount(&place, access | MsFlags::MS_NOSUID | MsFlags::MS_NODEV)
     }
 
-    /// A directory to mount over.
+    /// Opens a directory to mount over, and creates it if it is missing.
     fn mount_directory(&self, to: &Path) -> Result<OwnedFd, IsolationError> {
         self.directory(to, 0o755)?;
         let place = self.inside(to);
@@ -201,8 +203,8 @@ impl Maker<'_> {
             .map_err(IsolationError::errno(&place))
     }
 
-    /// A file to mount over. In the state directory the machine's user may have put something there, which is then
-    /// replaced.
+    /// Opens a file to mount over, and creates it if it is missing. In the state directory, the machine's user may have
+    /// created something else at this path, which is then replaced.
     fn mount_file(&self, to: &Path) -> Result<OwnedFd, IsolationError> {
         let place = self.inside(to);
         self.parents(to)?;
@@ -222,15 +224,15 @@ impl Maker<'_> {
         open(&place, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(IsolationError::errno(&place))
     }
 
-    /// The machine's own node of a device of the host; on a host that lets nobody make nodes, the host's.
+    /// Creates the machine's own node of a host device. Where creating nodes is not permitted, binds the host's node.
     fn device(&self, path: &Path) -> Result<(), IsolationError> {
-        // What is missing is reported by the machine's own start, with a hint.
+        // The machine's start reports a missing device, with a hint.
         let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
         let kind = metadata.file_type();
         let flag = match (kind.is_block_device(), kind.is_char_device()) {
             (true, _) => SFlag::S_IFBLK,
             (_, true) => SFlag::S_IFCHR,
-            // A volume below /dev that is a file, such as one in /dev/shm.
+            // A volume below /dev that is a regular file, for example in /dev/shm.
             _ => {
                 let option = "volumes".to_owned();
                 return self.bind(&PathOnHost { path: path.to_owned(), writable: true, optional: false, option });
@@ -263,7 +265,7 @@ impl Maker<'_> {
     }
 }
 
-/// The path that leads to what is open, and to nothing else.
+/// Returns a path that refers to the open file, whatever its name refers to now.
 fn by_descriptor(file: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
@@ -277,10 +279,10 @@ fn remount(place: &Path, flags: MsFlags) -> Result<(), IsolationError> {
         .map_err(IsolationError::errno(place))
 }
 
-/// Makes the volumes outside of the state directory that are not there yet, and gives the machine what is to be its own.
+/// Creates the missing volumes outside the state directory, and makes the machine their owner.
 ///
 /// # Errors
-/// [`IsolationError::Volume`], and those of giving.
+/// Returns [`IsolationError::Volume`], or an error of changing the owner.
 pub fn make_volumes(tree: &mut Tree, runtime: &Path, interruption: &Interruption) -> Result<(), IsolationError> {
     for volume in &tree.volumes {
         let is_new = match make_ready(volume, None, interruption)? {
@@ -295,11 +297,11 @@ pub fn make_volumes(tree: &mut Tree, runtime: &Path, interruption: &Interruption
     Ok(())
 }
 
-/// Gives a volume outside of the state directory to the machine, if it belonged to the former user of all machines or was
-/// just made by root.
+/// Makes the machine the owner of a volume outside the state directory, if the volume belongs to the former shared user
+/// or was just created by root.
 ///
 /// # Errors
-/// [`IsolationError::File`]; [`IsolationError::NotTrusted`] for a file with several names.
+/// Returns [`IsolationError::File`], or [`IsolationError::NotTrusted`] for a file with several hard links.
 fn give_volume(path: &Path, user_id: u32, is_new: IsNew) -> Result<(), IsolationError> {
     let failed = || IsolationError::errno(path);
     let file = match open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()) {
@@ -315,20 +317,20 @@ fn give_volume(path: &Path, user_id: u32, is_new: IsNew) -> Result<(), Isolation
         return Ok(());
     }
     if status.st_nlink > 1 {
-        let reason = format!("has {} names, so it may be another machine's too", status.st_nlink);
+        let reason = format!("has {} hard links, so it may belong to another machine too", status.st_nlink);
         return Err(IsolationError::NotTrusted { path: path.to_owned(), reason });
     }
-    // A path descriptor is enough for nothing but its entry in /proc.
+    // A descriptor opened with `O_PATH` can be passed to chown(2) only by its path in /proc.
     let by_descriptor = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
     let owner = Some(Uid::from_raw(user_id));
     chown(by_descriptor.as_str(), owner, Some(Gid::from_raw(user_id))).map_err(failed())
 }
 
-/// Whether root has just made a file.
+/// Whether root has just created a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum IsNew {
-    /// It has.
+    /// It was just created.
     Yes,
-    /// It was there.
+    /// It already existed.
     No,
 }

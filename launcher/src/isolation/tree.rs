@@ -1,4 +1,5 @@
-//! What a machine's root directory holds: the store, its state directory, its devices, and the files that its spec names.
+//! The content of a machine's root directory: the store, its state directory, its devices, and the files that its spec
+//! names.
 
 use super::IsolationError;
 use crate::launch::{Access, Launch, Needs, VolumeNeed};
@@ -6,128 +7,130 @@ use crate::path::HostPath;
 use crate::spec::DeviceBus;
 use std::path::{Path, PathBuf};
 
-/// Device nodes that every program may expect: name, major and minor number (Linux, Documentation/admin-guide/devices.txt).
+/// Device nodes that every program may expect: name, major and minor number (Linux,
+/// Documentation/admin-guide/devices.txt).
 const COMMON_DEVICES: [(&str, u64, u64); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
-/// What a runner may open that does not say what it needs.
+/// The devices for runners that do not declare what they need.
 const USUAL_DEVICES: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"];
 
-/// One thing in the root directory. `to` is an absolute path in it.
+/// An entry of the root directory. `to` is an absolute path in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// An empty directory of root's.
+    /// An empty directory, owned by root.
     Directory {
         /// Its path.
         to: PathBuf,
         /// Its mode.
         mode: u32,
     },
-    /// A file system in memory.
+    /// A tmpfs.
     Memory {
-        /// Where it is mounted.
+        /// The mount point.
         to: PathBuf,
-        /// Its options, mount(8).
+        /// The mount options: mount(8).
         options: &'static str,
         /// Whether device nodes on it can be opened.
         devices: bool,
     },
-    /// A new instance of the pseudo terminals.
+    /// A new instance of devpts.
     Terminals,
-    /// A file or directory of the host at the same path.
+    /// A file or directory of the host, at the same path.
     Host(PathOnHost),
-    /// A file of the host as another one.
+    /// A file of the host, at another path.
     Renamed {
         /// The file on the host.
         from: PathBuf,
         /// Its path.
         to: PathBuf,
-        /// Whether the machine may change it.
+        /// Whether the machine can write to it.
         writable: bool,
     },
-    /// A device node for the machine's user: the same device as the host's at that path.
+    /// A device node owned by the machine's user, with the number of the host's node at that path.
     Device(PathBuf),
-    /// A device node for everybody.
+    /// A device node that all users can open.
     CommonDevice {
         /// Its path.
         to: PathBuf,
-        /// Its number.
+        /// Its major and minor number.
         number: (u64, u64),
     },
-    /// A file with that text.
+    /// A text file.
     Text {
         /// Its path.
         to: PathBuf,
-        /// The text.
+        /// Its content.
         text: String,
     },
-    /// A copy that only the machine's user can read: it may be a secret that only root can read on the host.
+    /// A copy that only the machine's user can read, because the host's file may be readable only by root.
     Secret(PathBuf),
     /// A symbolic link.
     Link {
         /// Its path.
         to: PathBuf,
-        /// Where it leads.
+        /// Its target.
         target: PathBuf,
     },
 }
 
-/// A file or directory of the host at the same path.
+/// A file or directory of the host, at the same path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathOnHost {
     /// The path.
     pub path: PathBuf,
-    /// Whether the machine may change it.
+    /// Whether the machine can write to it.
     pub writable: bool,
     /// Whether it may be missing.
     pub optional: bool,
-    /// Who asks for it.
+    /// The option of the spec that requires it.
     pub option: String,
 }
 
 /// The root directory of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tree {
-    /// The machine's user.
+    /// The user id of the machine.
     pub user_id: u32,
-    /// What is in it, a parent before what is below it.
+    /// The entries; a parent comes before its children.
     pub entries: Vec<Entry>,
-    /// Volumes with absolute paths that are to be there first.
+    /// Volumes with absolute paths, which must exist before the root directory is built.
     pub volumes: Vec<VolumeNeed>,
 }
 
-/// What a tree is made from.
+/// The inputs of a tree.
 #[derive(Debug)]
 pub struct Wanted<'host> {
     /// The machine's name.
     pub name: &'host str,
     /// Its state directory.
     pub state: &'host Path,
-    /// What it starts; nothing for a runner of microvm.nix, which does not say.
+    /// What the machine starts; `None` for a runner of microvm.nix, which does not declare it.
     pub launch: Option<&'host Launch>,
-    /// Its user.
+    /// The user id of the machine.
     pub user_id: u32,
-    /// The group `kvm` of the host.
+    /// The id of the host's group `kvm`.
     pub kvm_group: u32,
-    /// Where the machine keeps what tells that it runs.
+    /// The runtime directory that records the machine.
     pub runtime: &'host Path,
     /// Further files and directories of the host.
     pub further: Vec<PathOnHost>,
-    /// Whether it has an interface of type `user`, whose names the host resolves.
+    /// Whether it has an interface of type `user`, for which the host resolves names.
     pub resolves_names: bool,
-    /// Where the image of the store disk is, if this host makes it.
+    /// The image of the store disk, if this host makes it.
     pub store_disk: Option<PathBuf>,
 }
 
 impl Tree {
-    /// The root directory for a machine.
+    /// Plans the root directory of a machine.
     ///
     /// # Errors
-    /// [`IsolationError::Path`] for a socket outside of the state directory, which nobody could make there.
+    /// Returns [`IsolationError::Path`] if a socket is outside the state directory, where the machine could not create
+    /// it.
     pub fn plan(wanted: &Wanted<'_>) -> Result<Self, IsolationError> {
         let state = wanted.state;
         let mut tree = Self { user_id: wanted.user_id, entries: skeleton(wanted), volumes: Vec::new() };
-        // First: what the spec names may lie below.
+        // These come first, because paths of the spec may be below them.
         tree.entries.extend(wanted.further.iter().cloned().map(Entry::Host));
         tree.bind(Path::new("/nix/store"), "the store", Write::No, Missing::Refused);
         for program in ["/bin/sh", "/usr/bin/env"].map(Path::new) {
@@ -181,7 +184,8 @@ impl Tree {
         self.entries.extend(nodes.into_iter().map(Entry::Device));
     }
 
-    /// Files and directories that the spec names. A share that a daemon serves is that daemon's affair.
+    /// Adds the files and directories of the spec, except shares that a virtiofs daemon serves: only the daemon reads
+    /// those.
     fn add_files(&mut self, needs: &Needs, state: &Path) {
         let served: Vec<String> = needs.processes.iter().flat_map(|process| process.arguments.clone()).collect();
         for presence in &needs.present {
@@ -221,7 +225,8 @@ impl Tree {
         }
     }
 
-    /// A socket that a unit of root's makes can be bound; one that the machine makes must be where it may.
+    /// Adds sockets that units of root create. Refuses sockets that the machine would have to create outside its state
+    /// directory.
     fn check_sockets(&mut self, needs: &Needs, state: &Path) -> Result<(), IsolationError> {
         let outside = |socket: &&HostPath| socket.is_absolute() && !socket.as_path().starts_with(state);
         for process in needs.processes.iter().filter(|process| outside(&&process.socket)) {
@@ -232,10 +237,9 @@ impl Tree {
             Some(socket) => Err(IsolationError::Path {
                 option: "socket".to_owned(),
                 path: socket.as_path().to_owned(),
-                reason:
-                    "lies outside of the machine's state directory, where its user cannot make one; write a relative \
+                reason: "is outside the machine's state directory, where its user cannot create it; use a relative \
                          path"
-                        .to_owned(),
+                    .to_owned(),
             }),
         }
     }
@@ -257,7 +261,7 @@ fn absolute(path: &HostPath, state: &Path) -> PathBuf {
     state.join(path.as_path())
 }
 
-/// What is there whatever the machine is like.
+/// Returns the entries that every root directory has.
 fn skeleton(wanted: &Wanted<'_>) -> Vec<Entry> {
     let directory = |to: &str, mode| Entry::Directory { to: to.into(), mode };
     let (user, kvm, home) = (wanted.user_id, wanted.kvm_group, wanted.state.display());
@@ -292,7 +296,7 @@ fn skeleton(wanted: &Wanted<'_>) -> Vec<Entry> {
         optional: false,
         option: "sysfs".to_owned(),
     }));
-    // systemd mounts its socket for notifications over it.
+    // systemd mounts its notification socket over this file.
     entries.push(Entry::Text { to: "/run/systemd/notify".into(), text: String::new() });
     let passwd = format!("root:x:0:0:::\nmicrovm:x:{user}:{user}::{home}:\n");
     entries.push(Entry::Text { to: "/etc/passwd".into(), text: passwd });

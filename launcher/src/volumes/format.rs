@@ -1,7 +1,7 @@
 //! Detecting the format of a disk image from its first and last bytes, as hypervisors do.
 //!
 //! crosvm, kvmtool and cloud-hypervisor detect the format of an image from its content; crosvm and kvmtool have no
-//! option that sets it. A guest that writes the header of another format to its own raw disk could thereby choose which
+//! option that sets it. A guest that writes the header of another format to its own raw disk could then choose which
 //! files the hypervisor opens at the next start, because such a header can name other files.
 
 use super::VolumeError;
