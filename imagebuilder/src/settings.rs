@@ -153,12 +153,12 @@ impl ImageSettings {
         self.level
     }
 
-    /// Size of a data block before compression, in bytes: what the superblock says.
+    /// Returns the size of a data block before compression, in bytes, which is also in the superblock.
     pub fn block_size_bytes(&self) -> u32 {
         self.block_size_bytes
     }
 
-    /// Largest size of a fragment block before compression, in bytes.
+    /// Returns the maximum size of a fragment block before compression, in bytes.
     pub fn fragment_block_size_bytes(&self) -> u32 {
         self.fragment_block_size_bytes
     }
@@ -210,7 +210,7 @@ impl From<ImageSettings> for UncheckedSettings {
     }
 }
 
-/// `bytes` as u32 when it is a power of two from 4096 to `highest`.
+/// Returns `bytes` if it is a power of two from 4096 to `highest`.
 fn power_of_two(bytes: u64, highest: u32) -> Option<u32> {
     u32::try_from(bytes).ok().filter(|size| size.is_power_of_two() && (4096..=highest).contains(size))
 }

@@ -1,14 +1,14 @@
-//! Sizes as people write them: `4K`, `128KiB`, `1M`, `2G`.
+//! Parses and prints sizes such as `4K`, `128KiB`, `1M`, `2G`.
 
 use thiserror::Error;
 
 /// A text that is not a size.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SizeError {
-    /// No digits lead.
+    /// The text does not begin with digits.
     #[error("{text:?} is not a size: write a number of bytes, or a number with a unit, such as 128K or 2GiB")]
     NoNumber {
-        /// The text as it was given.
+        /// The text.
         text: String,
     },
     /// The letters after the number are not a unit.
@@ -16,25 +16,25 @@ pub enum SizeError {
         "{unit:?} in {text:?} is not a unit: use K, M, G or T (or KiB, MiB, GiB, TiB), each 1024 times the previous one"
     )]
     Unit {
-        /// The text as it was given.
+        /// The text.
         text: String,
-        /// What follows the number.
+        /// The text after the number.
         unit: String,
     },
-    /// More bytes than fit 64 bits.
+    /// The size does not fit into 64 bits.
     #[error("{text:?} is more than 18446744073709551615 bytes")]
     TooLarge {
-        /// The text as it was given.
+        /// The text.
         text: String,
     },
 }
 
-/// Reads a size in bytes: a whole number and, when wanted, a unit of 1024, 1024², … bytes.
+/// Parses a size in bytes: an integer, optionally with a unit of 1024, 1024², … bytes.
 ///
-/// `kB` and `MB` are refused rather than guessed: some mean 1000 by them and some 1024.
+/// `kB` and `MB` are refused because they are ambiguous: they can mean multiples of 1000 or of 1024.
 ///
 /// # Errors
-/// No number, an unknown unit, or a size of more than 64 bits.
+/// There is no number, the unit is unknown, or the size does not fit into 64 bits.
 pub fn parse(text: &str) -> Result<u64, SizeError> {
     let digits = text.len() - text.trim_start_matches(|character: char| character.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
@@ -57,7 +57,7 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
         .ok_or_else(|| SizeError::TooLarge { text: text.to_owned() })
 }
 
-/// Writes a size so that [`parse`] reads it back: with the largest unit that divides it.
+/// Formats a size with the largest unit that divides it. [`parse`] returns the same size.
 pub fn print(bytes: u64) -> String {
     for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {
         if bytes != 0 && bytes.trailing_zeros() >= shift {
@@ -67,13 +67,13 @@ pub fn print(bytes: u64) -> String {
     bytes.to_string()
 }
 
-/// Writes a size for a reader, in three or four digits: `480.2 MiB`.
+/// Formats a size for people, with three or four digits: `480.2 MiB`.
 pub fn human(bytes: u64) -> String {
     let (divisor, unit) = unit_for(bytes);
     if unit == "B" { format!("{bytes} B") } else { format!("{:.1} {unit}", bytes as f64 / divisor) }
 }
 
-/// Writes a part and its whole in the unit of the whole: `480.2/999.0 MiB`.
+/// Formats a part and its whole in the unit of the whole: `480.2/999.0 MiB`.
 pub fn human_of(part_bytes: u64, whole_bytes: u64) -> String {
     match unit_for(whole_bytes) {
         (_, "B") => format!("{part_bytes}/{whole_bytes} B"),
@@ -81,7 +81,7 @@ pub fn human_of(part_bytes: u64, whole_bytes: u64) -> String {
     }
 }
 
-/// The largest unit that leaves at most three digits before the point.
+/// Returns the smallest unit for which the number has at most three digits before the point.
 fn unit_for(bytes: u64) -> (f64, &'static str) {
     let mut divisor = 1.0;
     for unit in ["B", "KiB", "MiB", "GiB"] {
@@ -99,7 +99,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn units_are_of_1024() {
+    fn units_are_powers_of_1024() {
         for (text, bytes) in [
             ("0", 0),
             ("4096", 4096),
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_for_a_reader() {
+    fn sizes_for_people_have_three_or_four_digits() {
         for (bytes, text) in [
             (0, "0 B"),
             (999, "999 B"),
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_are_no_size() {
+    fn texts_that_are_not_a_size_are_refused() {
         for (text, message) in [
             ("", r#""" is not a size: write a number of bytes, or a number with a unit, such as 128K or 2GiB"#),
             ("K", r#""K" is not a size: write a number of bytes, or a number with a unit, such as 128K or 2GiB"#),
@@ -164,7 +164,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_taken_or_refused(text in ".*") {
+        fn any_text_is_accepted_or_refused_without_a_panic(text in ".*") {
             let _ = parse(&text);
         }
     }

@@ -1,6 +1,6 @@
-//! The squashfs 4.0 format: what its records look like on disk, and how the tables of an image are laid out.
+//! Writes the squashfs 4.0 format: the records on disk, and the tables of an image.
 //!
-//! Nothing here knows of stores, caches or threads.
+//! This module uses no store, cache or thread.
 
 pub mod format;
 pub mod metadata;

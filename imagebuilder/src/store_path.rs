@@ -1,31 +1,31 @@
-//! The name of a member of a Nix store, valid by construction.
+//! The base name of a store path, valid by construction.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
 
-/// The characters of Nix' base 32: no e, o, u, t.
+/// The digits of Nix's base 32, which has no e, o, t and u.
 const NIX_BASE32: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
-/// Characters of the hash part.
+/// Length of the hash part in characters.
 const HASH_LENGTH: usize = 32;
-/// Nix refuses longer names (`StorePath::MaxPathLen`).
+/// Maximum length of the name in characters (`StorePath::MaxPathLen` of Nix).
 const NAME_LENGTH_MAX: usize = 211;
 
-/// A text that does not name a member of a Nix store.
+/// A text that is not a store path.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("{text:?} is not a store path: {reason}")]
 pub struct StorePathError {
-    /// The text as it was given.
+    /// The text.
     pub text: String,
-    /// What is wrong with it.
+    /// The problem with it.
     pub reason: &'static str,
 }
 
-/// The base name of a store path, `HASH-NAME`: 32 characters of Nix' base 32, a dash, and a name.
+/// The base name of a store path, `HASH-NAME`: 32 characters of Nix's base 32, a dash, and a name.
 ///
-/// It cannot hold `/`, `..`, a leading dot or a byte outside of ASCII, so it is safe as one component of a path.
-/// Ordered by its bytes.
+/// It cannot contain `/`, `..`, a leading dot or characters outside of ASCII, so it is safe as a component of a path.
+/// Base names are ordered by their bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct StorePath(String);
@@ -63,36 +63,36 @@ impl StorePath {
         Ok(Self(text.to_owned()))
     }
 
-    /// `HASH-NAME`.
+    /// Returns `HASH-NAME`.
     pub fn base_name(&self) -> &str {
         &self.0
     }
 
-    /// The 32 characters before the dash.
+    /// Returns the 32 characters before the dash.
     pub fn hash_part(&self) -> &str {
         &self.0[..HASH_LENGTH]
     }
 
-    /// What follows the dash.
+    /// Returns the part after the dash.
     pub fn name(&self) -> &str {
         &self.0[HASH_LENGTH + 1..]
     }
 }
 
-/// A store path as texts give it: a bare base name, or with the directory that holds it.
+/// A store path in a text: only a base name, or a base name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocatedStorePath {
-    /// The directory it was given with, such as `/nix/store`; `None` for a bare base name.
+    /// The directory in the text, such as `/nix/store`; `None` if there is only a base name.
     pub store_dir: Option<PathBuf>,
-    /// The member of the store.
+    /// The store path.
     pub path: StorePath,
 }
 
 impl LocatedStorePath {
-    /// Reads `/nix/store/HASH-NAME` or `HASH-NAME`. Trailing and doubled slashes mean nothing and are accepted.
+    /// Parses `/nix/store/HASH-NAME` or `HASH-NAME`. Trailing and doubled slashes are ignored.
     ///
     /// # Errors
-    /// The text is relative with a directory, holds `..`, or its last component is not `HASH-NAME`.
+    /// The text is relative and has a directory, contains `..`, or its last component is not `HASH-NAME`.
     pub fn parse(text: &str) -> Result<Self, StorePathError> {
         let fail = |reason| Err(StorePathError { text: text.to_owned(), reason });
         let whole = Path::new(text);
@@ -110,7 +110,7 @@ impl LocatedStorePath {
             };
             StorePathError { text: text.to_owned(), reason }
         })?;
-        // `components` leaves out doubled slashes and inner dots, so that equal directories compare equal.
+        // `components` skips doubled slashes and inner dots, so that equal directories compare equal.
         let parent: PathBuf = whole.parent().map(|parent| parent.components().collect()).unwrap_or_default();
         if whole.is_absolute() {
             Ok(Self { store_dir: Some(parent), path })
@@ -122,7 +122,7 @@ impl LocatedStorePath {
     }
 }
 
-/// Whether one of the directories above the last component is named like a store path.
+/// Returns whether one of the directories above the last component is named like a store path.
 fn inside_a_store_path(whole: &Path) -> bool {
     whole
         .ancestors()
@@ -169,13 +169,13 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_base_name() {
+    fn a_base_name_has_a_hash_and_a_name() {
         let path = StorePath::from_base_name(&format!("{HASH}-bash-5.2")).unwrap();
         assert_eq!((path.hash_part(), path.name()), (HASH, "bash-5.2"));
     }
 
     #[test]
-    fn names_nix_refuses_are_refused() {
+    fn names_that_nix_refuses_are_refused() {
         for (name, expected) in [
             ("", "it is shorter than the 32 characters of the hash"),
             (&HASH[1..], "it is shorter than the 32 characters of the hash"),
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn slashes_that_mean_nothing_are_accepted() {
+    fn trailing_and_doubled_slashes_are_ignored() {
         let plain = LocatedStorePath::parse(&format!("/nix/store/{HASH}-x")).unwrap();
         assert_eq!(plain.store_dir.as_deref(), Some(Path::new("/nix/store")));
         assert_eq!(LocatedStorePath::parse(&format!("/nix//store/./{HASH}-x//")).unwrap(), plain);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_name_no_store_path() {
+    fn texts_that_are_not_store_paths_are_refused() {
         assert_eq!(reason("/"), "it names no file");
         assert_eq!(reason("/etc/passwd"), "it is shorter than the 32 characters of the hash");
         assert_eq!(
@@ -225,7 +225,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_taken_or_refused(text in ".*") {
+        fn any_text_is_accepted_or_refused_without_a_panic(text in ".*") {
             if let Ok(located) = LocatedStorePath::parse(&text) {
                 prop_assert!(!located.path.base_name().contains('/'));
             }

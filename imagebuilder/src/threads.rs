@@ -1,4 +1,4 @@
-//! Threads that work side by side, as many as the system lets a program start.
+//! Starts threads, as many as requested or as many as the system allows.
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use std::cell::Cell;
@@ -6,17 +6,18 @@ use std::io;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Most threads a command takes. More than there are processors help nobody, and each has its own buffers.
+/// Maximum number of threads of a command. Each thread has its own buffers, and more threads than processors do not
+/// help.
 pub const JOBS_MAX: usize = 256;
 
-/// A pool of `wanted` threads, or fewer when the system starts no more.
+/// Creates a pool of `wanted` threads, or fewer if the system does not allow more.
 ///
 /// # Errors
 /// Not even one thread can be started.
 pub(crate) fn pool(wanted: usize) -> Result<ThreadPool, ThreadPoolBuildError> {
     let started = Cell::new(0);
     let start = |thread: rayon::ThreadBuilder| match std::thread::Builder::new().spawn(|| thread.run()) {
-        // A pool takes work from the queues of threads that do not run, too.
+        // A pool with some threads works: they also take work from the queues of threads that could not be started.
         Err(error) if started.get() == 0 => Err(error),
         Err(_) => Ok(()),
         Ok(_) => {
@@ -27,8 +28,8 @@ pub(crate) fn pool(wanted: usize) -> Result<ThreadPool, ThreadPoolBuildError> {
     ThreadPoolBuilder::new().num_threads(wanted.clamp(1, JOBS_MAX)).spawn_handler(start).build()
 }
 
-/// `map` of every item, in the order of the items, by at most `threads` threads. This thread is one of them, so it works
-/// also when no other can be started.
+/// Applies `map` to every item with at most `threads` threads, and returns the results in the order of the items. The
+/// calling thread is one of them, so this works even if no other can be started.
 pub(crate) fn map_in_parallel<Item: Sync, Product: Send>(
     threads: usize,
     items: &[Item],
@@ -57,7 +58,7 @@ pub(crate) fn map_in_parallel<Item: Sync, Product: Send>(
     products.into_iter().map(|(_, product)| product).collect()
 }
 
-/// Does two things side by side, or one after the other when no thread can be started for the second.
+/// Runs two functions in parallel, or one after the other if no thread can be started for the second.
 pub(crate) fn both<First, Second: Send>(
     first: impl FnOnce() -> io::Result<First>,
     second: impl Fn() -> io::Result<Second> + Sync,
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_are_in_the_order_of_the_items_whatever_the_threads() {
+    fn products_are_in_the_order_of_the_items_for_any_number_of_threads() {
         let items: Vec<u32> = (0..1000).collect();
         let expected: Vec<u32> = items.iter().map(|item| item * 2).collect();
         for threads in [0, 1, 2, 7, 2000] {
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn both_things_are_done_and_either_may_fail() {
+    fn both_functions_run_and_either_may_fail() {
         let fail = || Err::<i32, _>(io::Error::other("no"));
         assert_eq!(both(|| Ok(1), || Ok(2)).unwrap(), (1, 2));
         assert!(both(fail, || Ok(2)).is_err());

@@ -1,11 +1,12 @@
-//! The files of one store path, held compactly: a closure may have a million of them.
+//! The files of one store path in a compact form, because a closure can have a million of them.
 
 use thiserror::Error;
 
 /// Number of a node in its tree; the root is 0.
 pub type NodeId = u32;
 
-/// What a store path is: a file, a symbolic link or a directory of such, in depth-first order, names sorted by bytes.
+/// The nodes of a store path in depth-first order, with names sorted by their bytes. The root is a directory, a regular
+/// file or a symbolic link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tree {
     nodes: Vec<Node>,
@@ -13,7 +14,7 @@ pub struct Tree {
     text: Vec<u8>,
     /// Sizes of the regular files, in the order of the nodes.
     file_sizes: Vec<u64>,
-    /// The directory that is being filled.
+    /// The directory to which nodes are currently added.
     open_directory: NodeId,
 }
 
@@ -22,7 +23,7 @@ pub struct Tree {
 struct Node {
     name_start: u32,
     name_bytes: u16,
-    /// The directory it is in; the root's is itself.
+    /// Its parent directory; the root is its own parent.
     parent: NodeId,
     kind: Kind,
 }
@@ -34,12 +35,12 @@ enum Kind {
     Symlink { target_start: u32, target_bytes: u16 },
 }
 
-/// What a node is, as Nix sees it: no owner, no time, of the mode only whether it is executable.
+/// A node with the properties that Nix preserves: no owner, no time, and only the executable bit of the mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry<'a> {
-    /// A directory; its nodes are those from the next one up to `end`.
+    /// A directory. The nodes below it are those after it, up to but not including `end`.
     Directory {
-        /// One past the last node below it.
+        /// The number after its last node.
         end: NodeId,
     },
     /// A regular file.
@@ -58,11 +59,11 @@ pub enum Entry<'a> {
     },
 }
 
-/// A tree that outgrows the 32-bit numbers it is held in.
+/// A file cannot be added to a tree.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TreeError {
-    /// Over 4 Gi nodes, or over 4 GiB of names.
-    #[error("it holds more than 4294967295 files or bytes of names")]
+    /// The tree has more than 4 Gi nodes or 4 GiB of names, which do not fit into its 32-bit numbers.
+    #[error("it contains more than 4294967295 files or bytes of names")]
     TooLarge,
     /// A name is longer than Linux allows.
     #[error("the name {0:?} is longer than 255 bytes")]
@@ -78,29 +79,29 @@ const NAME_BYTES_MAX: usize = 255;
 const TARGET_BYTES_MAX: usize = 4095;
 
 impl Tree {
-    /// Number of nodes, directories and the root included.
+    /// Returns the number of nodes, including directories and the root.
     pub fn len(&self) -> NodeId {
         // `push` keeps the number below 2^32.
         u32::try_from(self.nodes.len()).unwrap_or(u32::MAX)
     }
 
-    /// True before the root is there.
+    /// Returns true if the tree does not even have a root.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
 
-    /// Lengths of the regular files, in the order of the nodes.
+    /// Returns the lengths of the regular files in bytes, in the order of the nodes.
     pub fn file_sizes(&self) -> &[u64] {
         &self.file_sizes
     }
 
-    /// A node's name; the root's is empty.
+    /// Returns a node's name, which is empty for the root.
     pub fn name(&self, node: NodeId) -> &[u8] {
         let Node { name_start, name_bytes, .. } = self.nodes[node as usize];
         self.text(name_start, name_bytes)
     }
 
-    /// What a node is.
+    /// Returns the type and properties of a node.
     pub fn entry(&self, node: NodeId) -> Entry<'_> {
         match self.nodes[node as usize].kind {
             Kind::Directory { end } => Entry::Directory { end },
@@ -113,12 +114,12 @@ impl Tree {
         }
     }
 
-    /// The directory a node is in; `None` for the root.
+    /// Returns the parent directory of a node; `None` for the root.
     pub fn parent(&self, node: NodeId) -> Option<NodeId> {
         (node > 0).then(|| self.nodes[node as usize].parent)
     }
 
-    /// The nodes of a directory, in order of their names; nothing for other nodes.
+    /// Returns the entries of a directory, in the order of their names. Other nodes have none.
     pub fn children(&self, directory: NodeId) -> impl Iterator<Item = NodeId> + '_ {
         let end = self.end(directory);
         let mut next = directory + 1;
@@ -131,7 +132,7 @@ impl Tree {
         })
     }
 
-    /// One past the last node at or below `node`.
+    /// Returns the number after the last node at or below `node`.
     fn end(&self, node: NodeId) -> NodeId {
         match self.nodes[node as usize].kind {
             Kind::Directory { end } => end,
@@ -143,17 +144,17 @@ impl Tree {
         &self.text[start as usize..start as usize + usize::from(bytes)]
     }
 
-    /// Appends a directory; [`Self::close_directory`] ends it once its nodes are appended.
+    /// Appends a directory. Nodes appended after it are inside it, until [`Self::close_directory`] is called.
     ///
     /// # Errors
-    /// The tree is too large, or the name is.
+    /// The tree is too large, or the name is too long.
     pub fn open_directory(&mut self, name: &[u8]) -> Result<NodeId, TreeError> {
         let directory = self.push(name, Kind::Directory { end: 0 })?;
         self.open_directory = directory;
         Ok(directory)
     }
 
-    /// Ends a directory: what was appended since it was opened is in it.
+    /// Ends a directory.
     pub fn close_directory(&mut self, directory: NodeId) {
         let end = self.len();
         let node = &mut self.nodes[directory as usize];
@@ -164,7 +165,7 @@ impl Tree {
     /// Appends a regular file.
     ///
     /// # Errors
-    /// The tree is too large, or the name is.
+    /// The tree is too large, or the name is too long.
     pub fn add_file(&mut self, name: &[u8], size_bytes: u64, mode: FileMode) -> Result<NodeId, TreeError> {
         let file = u32::try_from(self.file_sizes.len()).map_err(|_| TreeError::TooLarge)?;
         self.file_sizes.push(size_bytes);
@@ -174,7 +175,7 @@ impl Tree {
     /// Appends a symbolic link.
     ///
     /// # Errors
-    /// The tree is too large, or the name or the target is.
+    /// The tree is too large, or the name or the target is too long.
     pub fn add_symlink(&mut self, name: &[u8], target: &[u8]) -> Result<NodeId, TreeError> {
         if target.len() > TARGET_BYTES_MAX {
             return Err(TreeError::TargetTooLong);
@@ -199,10 +200,10 @@ impl Tree {
         Ok((start, u16::try_from(text.len()).map_err(|_| TreeError::TooLarge)?))
     }
 
-    /// Length of the tree's NAR serialisation in bytes.
+    /// Returns the length of the tree's NAR serialisation in bytes.
     ///
-    /// Source: the grammar in Nix' thesis (figure 5.2): every string is its length in 8 bytes and its bytes, padded
-    /// with zeros to a multiple of 8.
+    /// Source: the grammar in the thesis about Nix (figure 5.2): every string consists of its length in 8 bytes and its
+    /// bytes, padded with zeros to a multiple of 8.
     pub fn nar_size_bytes(&self) -> u64 {
         let mut total = nar_string(b"nix-archive-1".len() as u64);
         for node in 0..self.len() {
@@ -227,12 +228,12 @@ impl Tree {
     }
 }
 
-/// Bytes that a string of so many bytes takes in a NAR.
+/// Returns the number of bytes in a NAR for a string of `bytes` bytes.
 fn nar_string(bytes: u64) -> u64 {
     8 + bytes.next_multiple_of(8)
 }
 
-/// The one bit of a file's mode that Nix keeps.
+/// The only property of a file's mode that Nix preserves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileMode {
     /// 0444.

@@ -1,4 +1,4 @@
-//! Files that have no name until they are whole, so that a program that is killed leaves nothing behind.
+//! Files that have no name until they are complete, so that a program that is killed leaves nothing behind.
 
 use crate::atomic_file::beside;
 use nix::fcntl::{AT_FDCWD, AtFlags};
@@ -10,19 +10,20 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// A file without a name. Dropped before [`Self::publish`] it leaves nothing behind.
+/// A file without a name. If it is dropped before [`Self::publish`], nothing remains.
 #[derive(Debug)]
 pub struct UnnamedFile {
     file: File,
-    /// Its name until it is published, if it needs one. It is removed with the file.
+    /// A temporary name until it is published, if it needs one. It is removed when the file is dropped.
     temporary: OnceLock<PathBuf>,
 }
 
 impl UnnamedFile {
-    /// Makes an empty file in the directory of `target`, open for reading and writing, with the mode 0644 less the umask.
+    /// Creates an empty file in the directory of `target`, open for reading and writing, with the mode 0644 minus the
+    /// umask.
     ///
     /// # Errors
-    /// The directory is missing, or may not be written to.
+    /// The directory is missing or not writable.
     pub fn create_beside(target: &Path) -> io::Result<Self> {
         let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut options = OpenOptions::new();
@@ -38,12 +39,13 @@ impl UnnamedFile {
         }
     }
 
-    /// The file.
+    /// Returns the open file.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Gives the file its name, on the same file system, replacing what has that name. May be tried again after an error.
+    /// Gives the file its name, which must be on the same file system, and replaces an existing file. It can be called
+    /// again after an error.
     ///
     /// # Errors
     /// It cannot be linked or renamed.
@@ -53,8 +55,8 @@ impl UnnamedFile {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 other => return other,
             }
-            // A link never replaces, so the file gets a name of its own first. It keeps that name if the renaming fails: a
-            // file that has lost its last name cannot be linked again.
+            // A link never replaces a file, so the file gets a temporary name first and is renamed. It keeps that name
+            // if renaming fails, because a file that has lost its last name cannot be linked again.
             let path = beside(target);
             self.link(&path)?;
             let _ = self.temporary.set(path);
@@ -76,7 +78,8 @@ impl Drop for UnnamedFile {
     }
 }
 
-/// File systems without O_TMPFILE say so, and kernels or sandboxes without it take the path for a directory to open.
+/// Returns whether an error means that `O_TMPFILE` is not supported. File systems without it report that; kernels and
+/// sandboxes without it try to open the path as a directory.
 fn is_unsupported(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

@@ -1,4 +1,4 @@
-//! Says whether an image is sound and, given its closure, whether it holds that closure and nothing else.
+//! Checks whether an image is valid and, given a closure, whether it contains exactly that closure.
 
 mod blocks;
 mod compare;
@@ -21,22 +21,22 @@ use serde::Serialize;
 use std::fmt::Write;
 use thiserror::Error;
 
-/// Comparisons handed to a thread at once: neighbours mostly share a fragment block.
+/// Number of comparisons given to a thread at once: adjacent files often share a fragment block.
 const BATCH: usize = 32;
 
 /// Whether NARs are hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NarCheck {
-    /// No.
+    /// NARs are not hashed.
     Skip,
-    /// Of every path whose hash the closure's source gives.
+    /// The NAR of every path with a hash in the closure's source is hashed.
     Compute,
 }
 
-/// What is checked, and how.
+/// What to check, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct VerifyOptions<'a> {
-    /// The closure that the image must hold; without, only the image itself is checked.
+    /// The closure that the image must contain; `None` checks only the image itself.
     pub closure: Option<&'a Closure>,
     /// Whether NARs are hashed.
     pub nar: NarCheck,
@@ -46,30 +46,30 @@ pub struct VerifyOptions<'a> {
     pub problems_told: usize,
 }
 
-/// What came of it. Serialised it is version 1 of the `verify --json` document.
+/// The result of the checks. Its serialised form is version 1 of the `verify --json` document.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VerifyReport {
-    /// Version of this document's form.
+    /// Version of this document's format.
     pub version: u32,
-    /// Nothing is wrong.
+    /// Whether there are no problems.
     pub sound: bool,
     /// Inodes in the image.
     pub inodes: u64,
     /// Store paths compared with the store.
     pub paths_compared: u64,
-    /// Files compared with the store, byte by byte. Parts of a large file count once each.
+    /// Files compared with the store byte by byte. Each part of a large file counts separately.
     pub comparisons: u64,
     /// NARs hashed.
     pub nars_hashed: u64,
-    /// How many things are wrong.
+    /// Number of all problems.
     pub problem_count: u64,
-    /// The first of them, in the order of their paths.
+    /// The first problems, in the order of their paths.
     pub problems: Vec<Problem>,
 }
 
 impl VerifyReport {
-    /// The report of an image that is too damaged to be opened.
+    /// Returns the report about an image that is too damaged to be opened.
     pub fn of_unreadable(error: ImageError) -> Self {
         let problems = Problems::new(1);
         problems.damage(error);
@@ -87,18 +87,18 @@ impl VerifyReport {
     }
 }
 
-/// Why an image could not be checked at all.
+/// An image could not be checked at all.
 #[derive(Debug, Error)]
 pub enum VerifyError {
-    /// The image cannot be read, or its superblock or tables are too damaged to go on.
+    /// The image cannot be read, or its superblock or tables are too damaged to continue.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// There are no threads to be had.
+    /// No thread can be started.
     #[error("cannot start {jobs} threads")]
     Threads {
-        /// How many were asked for.
+        /// The requested number.
         jobs: usize,
-        /// Why.
+        /// The error of the thread pool.
         source: rayon::ThreadPoolBuildError,
     },
 }
@@ -106,7 +106,7 @@ pub enum VerifyError {
 /// Checks an image.
 ///
 /// # Errors
-/// It cannot be checked at all. What is wrong with an image that can be read is in the report.
+/// The image cannot be checked at all. Problems with an image that can be read are in the report.
 pub fn verify(image: &Image, options: VerifyOptions<'_>) -> Result<VerifyReport, VerifyError> {
     let jobs = options.jobs.max(1);
     let threads = crate::threads::pool(jobs);
@@ -160,7 +160,7 @@ fn check_nars(image: &Image, closure: &Closure, problems: &Problems) -> u64 {
     closure.paths.par_iter().map(|planned| u64::from(check_nar(image, planned, problems))).sum()
 }
 
-/// True when the path's NAR hash is known and was compared.
+/// Returns whether the path's NAR hash is known and was compared.
 fn check_nar(image: &Image, planned: &PlannedPath, problems: &Problems) -> bool {
     let Some(nar_hash) = planned.nar_hash else { return false };
     let path = planned.path.base_name().as_bytes();
@@ -169,7 +169,7 @@ fn check_nar(image: &Image, planned: &PlannedPath, problems: &Problems) -> bool 
             if digest.sha256 == nar_hash && planned.nar_size_bytes.is_none_or(|size| size == digest.size_bytes) => {}
         Ok(digest) => {
             let detail = format!(
-                "its NAR has sha256 {} and {} bytes, the closure says {}{}",
+                "its NAR has the SHA-256 {} and {} bytes, but the closure says {}{}",
                 hex(&digest.sha256),
                 digest.size_bytes,
                 hex(&nar_hash),

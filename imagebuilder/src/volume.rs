@@ -1,8 +1,7 @@
-//! Makes a volume: a sparse file with an empty filesystem, for a machine to write to.
+//! Creates a volume: a sparse file with an empty filesystem, for a machine to write to.
 //!
-//! The filesystem is made by its own mkfs program in a hidden file beside the output, read back, and only then given
-//! its name, by a call that fails when something has that name already: no volume is ever overwritten, and none appears
-//! that is not whole.
+//! The filesystem's mkfs program creates it in a hidden file beside the output. The result is checked, and then renamed
+//! by a call that fails if the output exists. So a volume is never overwritten, and never incomplete.
 
 mod external_program;
 mod file_system;
@@ -22,42 +21,42 @@ use std::sync::atomic::AtomicBool;
 use tempfile::{NamedTempFile, TempDir};
 use thiserror::Error;
 
-/// Bytes of a sector: a disk has whole ones only.
+/// Length of a sector in bytes. The size of a disk is a multiple of it.
 const SECTOR_BYTES: u64 = 512;
 
-/// What volume is wanted.
+/// The requested volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeRequest {
-    /// Where the file goes. Nothing may be there.
+    /// The file to create, which must not exist.
     pub path: PathBuf,
-    /// Its size in bytes, of which the disk holds only what mkfs writes.
+    /// Its size in bytes. The file is sparse: it takes only the space of what mkfs writes.
     pub size_bytes: u64,
     /// The filesystem in it.
     pub file_system: FileSystem,
     /// The filesystem's label.
     pub label: Option<String>,
-    /// Directories to be made in it, with those above them; for ext4 only.
+    /// Directories to create in it, with their parents; for ext4 only.
     pub directories: Vec<PathBuf>,
     /// More arguments for the mkfs program, before the name of the file.
     pub mkfs_arguments: Vec<OsString>,
 }
 
-/// One thing that is wrong with a request.
+/// A problem with a request.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum RequestProblem {
-    /// Something is there.
+    /// The output exists.
     #[error("{} exists, and a volume never replaces an existing file", .path.display())]
     Exists {
         /// The output.
         path: PathBuf,
     },
-    /// Where to?
+    /// The directory of the output is missing.
     #[error("there is no directory {}", .directory.display())]
     NoDirectory {
-        /// The directory the output should go to.
+        /// The directory of the output.
         directory: PathBuf,
     },
-    /// Disks have whole sectors.
+    /// The size is not a multiple of the sector size.
     #[error("the size {bytes} is not a multiple of {SECTOR_BYTES} bytes above 0")]
     Size {
         /// The size.
@@ -70,16 +69,16 @@ pub enum RequestProblem {
         file_system: FileSystem,
         /// The label.
         label: String,
-        /// Why not.
+        /// The problem with the label.
         problem: LabelProblem,
     },
-    /// Only mkfs.ext4 makes directories.
+    /// Directories were requested, but only mkfs.ext4 can create them.
     #[error("directories can be created in ext4 only, not in {}", .file_system.name())]
     Directories {
         /// The filesystem.
         file_system: FileSystem,
     },
-    /// The name of a directory.
+    /// The name of a directory is not supported.
     #[error("{:?} cannot be created in the volume: it must be a path of plain names, without `..`, quotes and control characters", .directory.display())]
     DirectoryName {
         /// The directory.
@@ -87,23 +86,23 @@ pub enum RequestProblem {
     },
 }
 
-/// Why there is no volume. In each case nothing is left of it.
+/// A volume could not be created. Nothing remains of it.
 #[derive(Debug, Error)]
 pub enum VolumeError {
-    /// The request cannot be met: all that is wrong with it.
+    /// The request is invalid.
     #[error("cannot create the volume {}:{}", .path.display(), list(.problems))]
     Request {
         /// The output.
         path: PathBuf,
-        /// At least one.
+        /// All problems, at least one.
         problems: Vec<RequestProblem>,
     },
-    /// The file cannot be made.
+    /// The file cannot be created.
     #[error("cannot create the volume {}", .path.display())]
     File {
         /// The output.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
     /// A directory cannot be prepared.
@@ -114,9 +113,9 @@ pub enum VolumeError {
     NoProgram {
         /// The program.
         program: &'static str,
-        /// The package of Debian that has it.
+        /// The Debian package that contains it.
         debian_package: &'static str,
-        /// The package of Nixpkgs that has it.
+        /// The Nixpkgs package that contains it.
         nix_package: &'static str,
     },
     /// The program cannot be run.
@@ -124,34 +123,34 @@ pub enum VolumeError {
     Run {
         /// The program.
         program: &'static str,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The program says no.
+    /// The program failed.
     #[error("{program} failed ({status}): {message}")]
     Failed {
         /// The program.
         program: &'static str,
         /// Its exit status.
         status: std::process::ExitStatus,
-        /// What it wrote on its stderr.
+        /// Its output on stderr.
         message: String,
     },
-    /// The program is content, but the volume is not what was asked for.
-    #[error("{program} created something else than the requested volume")]
+    /// The program succeeded, but the volume is not the requested one.
+    #[error("{program} did not create the requested volume")]
     ReadBack {
         /// The program.
         program: &'static str,
-        /// What is different.
+        /// The difference.
         source: ReadBackError,
     },
-    /// Somebody made the file in the meantime.
+    /// Another process created the output in the meantime.
     #[error("{} was created by another process in the meantime, and a volume never replaces an existing file", .path.display())]
     CameIntoBeing {
         /// The output.
         path: PathBuf,
     },
-    /// The caller said stop.
+    /// The caller cancelled the work.
     #[error("interrupted")]
     Interrupted,
 }
@@ -163,10 +162,10 @@ fn list(problems: &[RequestProblem]) -> String {
     }
 }
 
-/// Makes a volume. `cancel` is looked at often; once it is true nothing is made.
+/// Creates a volume. `cancel` is checked often; if it becomes true, no volume is created.
 ///
 /// # Errors
-/// The request cannot be met, the mkfs program is missing or fails, or the disk is full. Nothing is left then.
+/// The request is invalid, the mkfs program is missing or fails, or the disk is full. Nothing remains then.
 pub fn create(request: &VolumeRequest, cancel: &AtomicBool) -> Result<(), VolumeError> {
     let problems = problems(request);
     if !problems.is_empty() {
@@ -221,13 +220,13 @@ fn problems(request: &VolumeRequest) -> Vec<RequestProblem> {
     problems
 }
 
-/// The directory of a file, `.` for a bare name.
+/// Returns the directory of a file, which is `.` for a name without a directory.
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// `/store` and `store/` as `store`; `None` when the path is not one of plain names. Quotes are refused because debugfs
-/// reads names in quotes.
+/// Returns `store` for `/store` and `store/`; `None` if the path does not consist of plain names. Quotes are refused
+/// because debugfs reads names in quotes.
 fn inner_path(directory: &Path) -> Option<PathBuf> {
     let text = directory.to_str()?;
     if text.contains(|character: char| character.is_control() || character == '"') {
@@ -244,7 +243,7 @@ fn inner_path(directory: &Path) -> Option<PathBuf> {
     (!inner.as_os_str().is_empty()).then_some(inner)
 }
 
-/// A file beside `path` that is gone when it is dropped.
+/// Creates a temporary file beside `path`, which is removed when it is dropped.
 fn hidden_file(path: &Path) -> io::Result<NamedTempFile> {
     use std::os::unix::fs::PermissionsExt;
     tempfile::Builder::new()
@@ -254,7 +253,7 @@ fn hidden_file(path: &Path) -> io::Result<NamedTempFile> {
         .tempfile_in(parent(path))
 }
 
-/// A tree of empty directories for mkfs to copy, with the modes they are to have.
+/// Creates a tree of empty directories for mkfs to copy, with the right modes.
 fn tree(directories: &[PathBuf]) -> io::Result<Option<TempDir>> {
     if directories.is_empty() {
         return Ok(None);
@@ -264,7 +263,7 @@ fn tree(directories: &[PathBuf]) -> io::Result<Option<TempDir>> {
     set_mode(tree.path())?;
     for inner in directories.iter().filter_map(|directory| inner_path(directory)) {
         DirBuilder::new().recursive(true).mode(0o755).create(tree.path().join(&inner))?;
-        // The umask has been at work.
+        // The umask may have removed bits of the modes.
         for part in inner.ancestors() {
             set_mode(&tree.path().join(part))?;
         }
@@ -277,8 +276,8 @@ fn set_mode(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
-/// mkfs.ext4 copies the owners of the tree as well. Who is not root cannot make a tree that root owns, but can say so in
-/// the filesystem.
+/// Gives the directories in the filesystem to root. mkfs.ext4 copies the owners of the tree, and users other than root
+/// cannot create a tree that root owns.
 fn give_to_root(request: &VolumeRequest, file: &Path, cancel: &AtomicBool) -> Result<(), VolumeError> {
     let mut arguments: Vec<OsString> = vec!["-w".into(), "-f".into(), "-".into(), file.into()];
     let mut commands = String::new();

@@ -197,7 +197,7 @@ fn requests_that_cannot_be_met_tell_all_problems() {
         "error: cannot create the volume missing/volume:\n  \
          there is no directory missing\n  \
          the size 1000 is not a multiple of 512 bytes above 0\n  \
-         xfs does not support the label \"thirteen-long\": it has 13 bytes, and 12 is the most\n  \
+         xfs does not support the label \"thirteen-long\": it has 13 bytes, but the maximum is 12\n  \
          directories can be created in ext4 only, not in xfs\n  \
          \"../up\" cannot be created in the volume: it must be a path of plain names, without `..`, quotes and control characters\n",
     );
@@ -238,7 +238,7 @@ fn a_mkfs_that_makes_something_else_is_found_out() {
     let output = command.env("PATH", path).output().unwrap();
     assert_eq!(
         String::from_utf8(output.stderr).unwrap(),
-        "error: mkfs.btrfs created something else than the requested volume: there is no btrfs in it\n"
+        "error: mkfs.btrfs did not create the requested volume: there is no btrfs in it\n"
     );
     assert_eq!(workspace.names(), ["mkfs.btrfs"]);
 }

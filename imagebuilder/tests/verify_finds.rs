@@ -94,10 +94,10 @@ fn types_modes_sizes_and_targets() {
     assert_eq!(
         told,
         [
-            format!("Size {}: has 5 bytes in the image, 18 in the store", in_tree("directory/other")),
-            format!("Target {}: points to target in the image, to other\\x20target in the store", in_tree("link")),
-            format!("Mode {}: has mode 0555 in the image, 0444 in the store", in_tree("program")),
-            format!("Type {}: is a file in the image, a directory in the store", in_tree("text")),
+            format!("Size {}: has 5 bytes in the image, but 18 in the store", in_tree("directory/other")),
+            format!("Target {}: points to target in the image, but to other\\x20target in the store", in_tree("link")),
+            format!("Mode {}: has mode 0555 in the image, but 0444 in the store", in_tree("program")),
+            format!("Type {}: is a file in the image, but a directory in the store", in_tree("text")),
         ]
     );
 }
@@ -167,8 +167,8 @@ fn owners_times_and_modes_of_an_image_that_is_not_ours() {
             "Mode /: has mode 0755, not 1775".to_owned(),
             "Owner /: belongs to 12:34, not to 0:30000".to_owned(),
             "Time /: was modified at 7, not at 1".to_owned(),
-            "Missing /.links: is not in the image, and Nix in a guest cannot make it on a read-only store".to_owned(),
-            format!("Mode {tree}: has mode 0755 in the image, 0555 in the store"),
+            "Missing /.links: is not in the image, and Nix in a guest cannot create it in a read-only store".to_owned(),
+            format!("Mode {tree}: has mode 0755 in the image, but 0555 in the store"),
             format!("Owner {tree}: belongs to 12:34, not to 0:0"),
             format!("Time {tree}: was modified at 7, not at 1"),
             format!("Owner {tree}/file: belongs to 12:34, not to 0:0"),
@@ -289,7 +289,7 @@ fn link_counts_and_parents() {
     });
     let path = in_tree("directory");
     let wanted = [
-        format!("Links {path}: has link count 9, 2 is right"),
+        format!("Links {path}: has the link count 9, but should have 2"),
         format!("Directory {path}: says inode 1 holds it, inode {} does", numbers.1),
     ];
     assert_eq!(told, wanted);
@@ -323,7 +323,7 @@ fn a_directory_index_that_points_at_the_wrong_name() {
     assert!(found, "300 entries have an index");
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].starts_with(&format!("Directory {}: its index entry for byte ", in_tree("many"))), "{told:?}");
-    assert!(told[0].ends_with("names another entry than the first behind it"), "{told:?}");
+    assert!(told[0].ends_with("does not name the first entry behind it"), "{told:?}");
 }
 
 #[test]

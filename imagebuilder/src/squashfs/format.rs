@@ -1,6 +1,7 @@
-//! Every on-disk record of squashfs 4.0 that this project writes, little-endian, field by field.
+//! All on-disk records of squashfs 4.0 that this project writes. All integers are little-endian.
 //!
-//! Source: the kernel's `fs/squashfs/squashfs_fs.h` and the readers beside it, which are what an image has to satisfy.
+//! Source: the kernel's `fs/squashfs/squashfs_fs.h` and the code in that directory, which must be able to read an
+//! image.
 //!
 //! ```text
 //! superblock (96 bytes) | codec options | data and fragment blocks | inode table | directory table
@@ -9,15 +10,15 @@
 //!
 //! The kernel checks that the index of each of the last three tables ends exactly where the next table begins.
 
-/// `hsqs`.
+/// The magic number, `hsqs`.
 pub const MAGIC: u32 = 0x7371_7368;
 /// Length of the superblock in bytes.
 pub const SUPERBLOCK_BYTES: usize = 96;
-/// Inodes, directories and tables are cut into blocks of so many bytes before compression.
+/// Length in bytes of a metadata block before compression. Inodes, directories and tables consist of such blocks.
 pub const METADATA_BLOCK_BYTES: usize = 8192;
-/// Set in the two-byte header of a metadata block that is stored as it is.
+/// Set in the two-byte header of a metadata block that is stored uncompressed.
 pub const METADATA_PLAIN: u16 = 1 << 15;
-/// Set in the size word of a data or fragment block that is stored as it is.
+/// Set in the size word of a data or fragment block that is stored uncompressed.
 pub const BLOCK_PLAIN: u32 = 1 << 24;
 /// "No such table" in the superblock.
 pub const NO_TABLE: u64 = u64::MAX;
@@ -25,22 +26,22 @@ pub const NO_TABLE: u64 = u64::MAX;
 pub const NO_FRAGMENT: u32 = u32::MAX;
 /// "No extended attributes" in an extended inode.
 pub const NO_XATTR: u32 = u32::MAX;
-/// A directory header counts at most so many entries (`SQUASHFS_DIR_COUNT`).
+/// Maximum number of entries behind a directory header (`SQUASHFS_DIR_COUNT`).
 pub const DIRECTORY_HEADER_ENTRIES_MAX: usize = 256;
 /// Longest name of a directory entry in bytes (`SQUASHFS_NAME_LEN`).
 pub const NAME_BYTES_MAX: usize = 256;
-/// A directory's size counts three bytes more than its listing: for `.` and `..`, which are not stored.
+/// The size of a directory is three bytes larger than its listing, for `.` and `..`, which are not stored.
 pub const DIRECTORY_SIZE_EXTRA: u32 = 3;
-/// Block devices are read in whole pages: the image is padded to a multiple of this.
+/// The image is padded to a multiple of this length, because block devices are read in whole pages.
 pub const IMAGE_ALIGNMENT_BYTES: u64 = 4096;
 
 /// Superblock flags.
 pub mod flags {
-    /// Inode blocks are stored plain.
+    /// Inode blocks are stored uncompressed.
     pub const PLAIN_INODES: u16 = 1 << 0;
-    /// Data blocks are stored plain.
+    /// Data blocks are stored uncompressed.
     pub const PLAIN_DATA: u16 = 1 << 1;
-    /// Fragment blocks are stored plain.
+    /// Fragment blocks are stored uncompressed.
     pub const PLAIN_FRAGMENTS: u16 = 1 << 3;
     /// There are no fragments.
     pub const NO_FRAGMENTS: u16 = 1 << 4;
@@ -52,7 +53,7 @@ pub mod flags {
     pub const NO_XATTRS: u16 = 1 << 9;
     /// A metadata block with codec options follows the superblock.
     pub const CODEC_OPTIONS: u16 = 1 << 10;
-    /// The id table is stored plain.
+    /// The id table is stored uncompressed.
     pub const PLAIN_IDS: u16 = 1 << 11;
 }
 
@@ -68,15 +69,15 @@ pub mod codec {
     pub const ZSTD: u16 = 6;
 }
 
-/// Inode types, as inodes and directory entries have them. Entries always name the basic type.
+/// Inode types in inodes and directory entries. Entries always contain the basic type.
 pub mod inode_type {
-    /// Directory whose listing is under 64 KiB, without index.
+    /// Directory with a listing of less than 64 KiB and without an index.
     pub const BASIC_DIRECTORY: u16 = 1;
-    /// File whose start and size fit 32 bits, with one link and no holes.
+    /// File whose start and size fit into 32 bits, with one link and no holes.
     pub const BASIC_FILE: u16 = 2;
     /// Symbolic link.
     pub const BASIC_SYMLINK: u16 = 3;
-    /// Directory with index or long listing.
+    /// Directory with an index or a long listing.
     pub const EXTENDED_DIRECTORY: u16 = 8;
     /// File with 64-bit start and size, or holes.
     pub const EXTENDED_FILE: u16 = 9;
@@ -106,12 +107,12 @@ impl PutLe for Vec<u8> {
     }
 }
 
-/// The first 96 bytes.
+/// The first 96 bytes of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
-    /// Number of inodes; the export table has as many entries.
+    /// Number of inodes, which is also the number of entries in the export table.
     pub inodes: u32,
-    /// Time of making, in seconds since 1970.
+    /// Creation time in seconds since 1970.
     pub made_at: u32,
     /// Data block size in bytes, a power of two.
     pub block_size_bytes: u32,
@@ -140,7 +141,7 @@ pub struct Superblock {
 }
 
 impl Superblock {
-    /// The 96 bytes.
+    /// Returns the 96 bytes on disk.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(SUPERBLOCK_BYTES);
         out.put_u32(MAGIC);
@@ -166,22 +167,23 @@ impl Superblock {
     }
 }
 
-/// Where an inode is: position of its metadata block in the inode table, and offset in that block once decompressed.
+/// A reference to an inode: the position of its metadata block in the inode table, and the offset in the decompressed
+/// block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InodeRef(pub u64);
 
 impl InodeRef {
-    /// From the block's position and the offset in it.
+    /// Creates a reference from the block's position and the offset in it.
     pub fn new(position: MetadataPosition) -> Self {
         Self((u64::from(position.block) << 16) | u64::from(position.offset))
     }
 
-    /// Position of the metadata block, from the start of the inode table.
+    /// Returns the position of the metadata block, from the start of the inode table.
     pub fn block(self) -> u32 {
         u32::try_from(self.0 >> 16).unwrap_or(u32::MAX)
     }
 
-    /// Offset in the decompressed block.
+    /// Returns the offset in the decompressed block.
     pub fn offset(self) -> u16 {
         (self.0 & 0xffff) as u16
     }
@@ -190,13 +192,13 @@ impl InodeRef {
 /// A place in a metadata table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MetadataPosition {
-    /// Position of the metadata block as stored, from the start of the table.
+    /// Position of the stored metadata block, from the start of the table.
     pub block: u32,
     /// Offset in the decompressed block, below 8192.
     pub offset: u16,
 }
 
-/// What all inodes begin with, besides their type.
+/// The fields that all inodes begin with, without the type.
 #[derive(Clone, Copy, Debug)]
 pub struct InodeHead {
     /// Permission bits.
@@ -205,12 +207,12 @@ pub struct InodeHead {
     pub modified_at: u32,
     /// Number of the inode, from 1.
     pub number: u32,
-    /// Entry of the id table that is the group.
+    /// Index of the group in the id table.
     pub group_entry: u16,
 }
 
 impl InodeHead {
-    /// Sixteen bytes; the user is entry 0 of the id table.
+    /// Appends sixteen bytes. The user is entry 0 of the id table.
     fn encode(self, inode_type: u16, out: &mut Vec<u8>) {
         out.put_u16(inode_type);
         out.put_u16(self.mode);
@@ -224,22 +226,22 @@ impl InodeHead {
 /// A file's content in the image.
 #[derive(Clone, Copy, Debug)]
 pub struct FileInode<'a> {
-    /// Common part.
+    /// The fields of all inodes.
     pub head: InodeHead,
     /// Length in bytes.
     pub size_bytes: u64,
     /// Position of the first block in the image.
     pub start: u64,
-    /// Size words of the blocks, one a block: 0 for a hole.
+    /// Size words, one per block; 0 for a hole.
     pub block_words: &'a [u32],
     /// Bytes of the blocks that are holes.
     pub hole_bytes: u64,
-    /// Number of the fragment block that holds the whole file, and the offset in it.
+    /// Number of the fragment block that contains the whole file, and the offset in it.
     pub fragment: Option<(u32, u32)>,
 }
 
 impl FileInode<'_> {
-    /// The basic form where it can hold the file, else the extended form.
+    /// Appends the basic form if the file fits into it, otherwise the extended form.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let (fragment, offset) = self.fragment.unwrap_or((NO_FRAGMENT, 0));
         match (u32::try_from(self.start), u32::try_from(self.size_bytes), self.hole_bytes) {
@@ -270,14 +272,14 @@ impl FileInode<'_> {
 /// A symbolic link.
 #[derive(Clone, Copy, Debug)]
 pub struct SymlinkInode<'a> {
-    /// Common part.
+    /// The fields of all inodes.
     pub head: InodeHead,
     /// The target's bytes, without a terminator.
     pub target: &'a [u8],
 }
 
 impl SymlinkInode<'_> {
-    /// The basic form.
+    /// Appends the basic form.
     pub fn encode(&self, out: &mut Vec<u8>) {
         self.head.encode(inode_type::BASIC_SYMLINK, out);
         out.put_u32(1); // links
@@ -286,7 +288,7 @@ impl SymlinkInode<'_> {
     }
 }
 
-/// One entry of a directory's index: the listing from `listing_offset` on begins with `name`.
+/// One entry of a directory's index: the header at `listing_offset` is followed by the entry `name`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirectoryIndexEntry {
     /// Offset of a directory header in the listing.
@@ -297,25 +299,25 @@ pub struct DirectoryIndexEntry {
     pub name: Vec<u8>,
 }
 
-/// A directory's listing, as its inode points at it.
+/// The inode of a directory, which refers to its listing.
 #[derive(Clone, Debug)]
 pub struct DirectoryInode<'a> {
-    /// Common part.
+    /// The fields of all inodes.
     pub head: InodeHead,
-    /// Two, and one for each directory in it.
+    /// Two, plus the number of directories in it.
     pub links: u32,
-    /// Number of the directory that holds it; the root names one past the last inode.
+    /// Inode number of the parent directory; the root has the number after the last inode.
     pub parent_number: u32,
     /// Length of the listing in bytes.
     pub listing_bytes: u32,
     /// Where the listing begins in the directory table.
     pub listing: MetadataPosition,
-    /// Entries the kernel may start a look-up from.
+    /// Index entries from which the kernel can start a lookup.
     pub index: &'a [DirectoryIndexEntry],
 }
 
 impl DirectoryInode<'_> {
-    /// The basic form where it can hold the directory, else the extended form.
+    /// Appends the basic form if the directory fits into it, otherwise the extended form.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let size = self.listing_bytes.saturating_add(DIRECTORY_SIZE_EXTRA);
         match (u16::try_from(size), self.index) {
@@ -347,14 +349,14 @@ impl DirectoryInode<'_> {
     }
 }
 
-/// The header in front of up to 256 directory entries whose inodes lie in one metadata block.
+/// The header of up to 256 directory entries whose inodes are in the same metadata block.
 #[derive(Clone, Copy, Debug)]
 pub struct DirectoryHeader {
     /// Number of entries, at least 1.
     pub entries: u32,
     /// Position of the metadata block of their inodes.
     pub inode_block: u32,
-    /// Entries say their inode number as a signed difference from this.
+    /// Entries contain the signed difference between their inode number and this number.
     pub base_number: u32,
 }
 
@@ -362,7 +364,7 @@ impl DirectoryHeader {
     /// Length in bytes.
     pub const BYTES: usize = 12;
 
-    /// Twelve bytes.
+    /// Appends twelve bytes.
     pub fn encode(self, out: &mut Vec<u8>) {
         out.put_u32(self.entries - 1);
         out.put_u32(self.inode_block);
@@ -370,16 +372,16 @@ impl DirectoryHeader {
     }
 }
 
-/// One name of a directory.
+/// One entry of a directory.
 #[derive(Clone, Copy, Debug)]
 pub struct DirectoryEntry<'a> {
     /// Offset of the inode in its decompressed metadata block.
     pub inode_offset: u16,
-    /// Inode number less the header's base number.
+    /// Inode number minus the header's base number.
     pub number_difference: i16,
     /// Basic type of the inode.
     pub inode_type: u16,
-    /// The name's bytes: not empty.
+    /// The name's bytes, at least one.
     pub name: &'a [u8],
 }
 
@@ -387,7 +389,7 @@ impl DirectoryEntry<'_> {
     /// Bytes in front of the name.
     pub const HEAD_BYTES: usize = 8;
 
-    /// Eight bytes and the name.
+    /// Appends eight bytes and the name.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(self.inode_offset);
         out.extend_from_slice(&self.number_difference.to_le_bytes());
@@ -397,17 +399,17 @@ impl DirectoryEntry<'_> {
     }
 }
 
-/// Where a fragment block is.
+/// An entry of the fragment table: the location of a fragment block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FragmentEntry {
     /// Position in the image.
     pub start: u64,
-    /// Size word: stored bytes, and [`BLOCK_PLAIN`] when they are stored as they are.
+    /// Size word: the number of stored bytes, and [`BLOCK_PLAIN`] if they are uncompressed.
     pub word: u32,
 }
 
 impl FragmentEntry {
-    /// Sixteen bytes.
+    /// Appends sixteen bytes.
     pub fn encode(self, out: &mut Vec<u8>) {
         out.put_u64(self.start);
         out.put_u32(self.word);

@@ -1,4 +1,5 @@
-//! Metadata tables: a stream of bytes cut into blocks of 8 KiB, each compressed or plain behind a two-byte header.
+//! Writes metadata tables: a stream of bytes, divided into blocks of 8 KiB. Each block has a two-byte header and is
+//! stored compressed or uncompressed.
 
 use crate::encode::{EncodeError, Encoder};
 use crate::squashfs::format::{BLOCK_PLAIN, METADATA_BLOCK_BYTES, METADATA_PLAIN, MetadataPosition};
@@ -12,12 +13,12 @@ pub struct MetadataWriter<'a> {
 }
 
 impl<'a> MetadataWriter<'a> {
-    /// Blocks are compressed by `encoder`, or all stored plain without one.
+    /// Creates a table whose blocks are compressed by `encoder`; `None` stores all blocks uncompressed.
     pub fn new(encoder: Option<&'a mut Encoder>) -> Self {
         Self { encoder, stored: Vec::new(), pending: Vec::new(), block_starts: Vec::new() }
     }
 
-    /// Where the next byte will be.
+    /// Returns the position of the next byte.
     pub fn position(&self) -> MetadataPosition {
         MetadataPosition {
             block: u32::try_from(self.stored.len()).unwrap_or(u32::MAX),
@@ -25,7 +26,7 @@ impl<'a> MetadataWriter<'a> {
         }
     }
 
-    /// Appends bytes; a record may run over the end of a block.
+    /// Appends bytes. A record can cross the end of a block.
     ///
     /// # Errors
     /// The codec failed.
@@ -41,7 +42,7 @@ impl<'a> MetadataWriter<'a> {
         Ok(())
     }
 
-    /// Ends the table: its stored bytes, and where in them each block begins.
+    /// Ends the table. Returns its stored bytes and the position of each block in them.
     ///
     /// # Errors
     /// The codec failed.
@@ -76,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn positions_are_those_of_the_stored_blocks() {
+    fn positions_refer_to_the_stored_blocks() {
         let mut writer = MetadataWriter::new(None);
         writer.write(&[7; 8191]).unwrap();
         assert_eq!(writer.position(), MetadataPosition { block: 0, offset: 8191 });

@@ -1,10 +1,11 @@
-//! From trees and the places of their contents to the tables of an image.
+//! Makes the tables of an image from the trees of its store paths and the locations of their contents.
 //!
-//! Two choices are ours, both within what every reader of the format accepts:
-//! - The inodes of a directory's entries lie side by side, files and directories alike, so that looking at every entry
-//!   of a directory (`ls -l`, `find -size`) walks its metadata blocks once.
-//! - Directories of over 32 entries have an index that is finer than one entry a metadata block: the kernel reads a
-//!   listing one entry at a time from the nearest index entry on, so a look-up costs the square root of the entries.
+//! This project made two choices that all readers of the format accept:
+//! - The inodes of a directory's entries are adjacent, those of files and directories alike. So commands that read all
+//!   entries of a directory (`ls -l`, `find -size`) read its metadata blocks once.
+//! - Directories with more than 32 entries have an index that is finer than one entry per metadata block. The kernel
+//!   reads a listing one entry at a time, starting at the nearest index entry, so the time of a lookup grows with the
+//!   square root of the number of entries.
 
 use crate::encode::{EncodeError, Encoder};
 use crate::squashfs::format::{
@@ -16,55 +17,55 @@ use crate::store_root;
 use crate::tree::{Entry, NodeId, Tree};
 use thiserror::Error;
 
-/// Everything in a Nix store has this modification time.
+/// Modification time of everything in a Nix store, in seconds since 1970.
 const MODIFIED_AT: u32 = 1;
 const MODE_DIRECTORY: u16 = 0o555;
 const MODE_EXECUTABLE: u16 = 0o555;
 const MODE_REGULAR: u16 = 0o444;
 const MODE_SYMLINK: u16 = 0o777;
-/// The users and groups of all inodes: root is the user and the group of everything but the root directory.
+/// The id table. Root is the user and group of everything except the root directory, which has another group.
 const IDS: [u32; 2] = [0, store_root::GROUP];
 const ROOT_GROUP: u16 = 0;
 const BUILD_USERS_GROUP: u16 = 1;
-/// Fewer entries than this are found quickest by reading them all.
+/// A lookup among fewer entries is fastest without an index.
 const INDEX_STRIDE_MIN: usize = 32;
 
-/// Tables that cannot be written.
+/// The tables cannot be written.
 #[derive(Debug, Error)]
 pub enum TablesError {
     /// The codec failed.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// A table or a count outgrows its 32-bit field.
-    #[error("the image needs {what}, more than squashfs can hold")]
+    /// A table or a count does not fit into its 32-bit field.
+    #[error("the image needs {what}, which squashfs does not support")]
     TooLarge {
-        /// What there is too much of.
+        /// What is too large.
         what: &'static str,
     },
 }
 
-/// A member of the image's root directory.
+/// An entry of the image's root directory.
 #[derive(Clone, Copy, Debug)]
 pub struct Member<'a> {
-    /// Its name there.
+    /// Its name.
     pub name: &'a [u8],
-    /// What it holds.
+    /// Its files.
     pub tree: &'a Tree,
 }
 
-/// Where a file's content is.
+/// The location of a file's content.
 #[derive(Clone, Copy, Debug)]
 pub enum Location<'a> {
-    /// Nowhere: the file is empty.
+    /// The file is empty.
     Empty,
-    /// In a fragment block, whole.
+    /// The whole file is in a fragment block.
     Fragment {
         /// The fragment block's number.
         index: u32,
-        /// Offset in it once decompressed.
+        /// Offset in the decompressed block.
         offset: u32,
     },
-    /// In blocks of its own.
+    /// The file has its own blocks.
     Blocks {
         /// Position of the first one in the image.
         start: u64,
@@ -77,29 +78,29 @@ pub enum Location<'a> {
 
 /// The locations of the content of all files in the image.
 pub trait Contents {
-    /// The location of the content of a file. `member` is the index of its store path in the `members` of [`write_tables`],
-    /// `file` its number among the regular files of that store path's tree, in the order of its nodes. Files with equal
-    /// content have the same location.
+    /// The location of the content of a file. `member` is the index of its store path in the `members` of
+    /// [`write_tables`], `file` its number among the regular files of that store path's tree, in the order of its
+    /// nodes. Files with equal content have the same location.
     fn locate(&self, member: usize, file: u32) -> Location<'_>;
 }
 
 /// Whether metadata blocks are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetadataBlocks {
-    /// Smaller.
+    /// Compressed, which makes the image smaller.
     Compressed,
-    /// Quicker to read and to write.
+    /// Uncompressed, which is faster to read and write.
     Plain,
 }
 
-/// All that follows the data and fragment blocks, and what the superblock says of it.
+/// Everything that follows the data and fragment blocks, and the fields of the superblock that refer to it.
 #[derive(Debug)]
 pub struct Tables {
     /// The tables in the order of the image.
     pub bytes: Vec<u8>,
     /// Number of inodes.
     pub inodes: u32,
-    /// The root directory's inode.
+    /// Reference to the root directory's inode.
     pub root: InodeRef,
     /// Position of the inode table in the image.
     pub inode_table: u64,
@@ -115,13 +116,14 @@ pub struct Tables {
     pub ids: u16,
 }
 
-/// Makes the tables of an image. They follow the data: `start` is the position in bytes at which the blocks end, and all
-/// positions in the result count from the beginning of the image. `members` must be sorted by name; `contents` counts them in
-/// that order. `fragments` are the entries of the fragment table, in the order of their indexes. The three encoders are for
-/// the inode table, the directory table and all other tables; `None` writes uncompressed metadata blocks.
+/// Makes the tables of an image. They follow the data: `start` is the position in bytes at which the blocks end, and
+/// all positions in the result count from the beginning of the image. `members` must be sorted by name; `contents`
+/// counts them in that order. `fragments` are the entries of the fragment table, in the order of their indexes. The
+/// three encoders are for the inode table, the directory table and all other tables; `None` writes uncompressed
+/// metadata blocks.
 ///
-/// The result is inode table, directory table, fragment table, export table and id table. The root directory contains the members
-/// and what [`store_root`] requires.
+/// The result is inode table, directory table, fragment table, export table and id table. The root directory contains
+/// the members and the entries that [`store_root`] describes.
 ///
 /// # Errors
 /// The codec failed, or the closure has more files than the format supports.
@@ -200,9 +202,10 @@ fn append_lookup_table(
     Ok(index)
 }
 
-/// Inode numbers, settled before any inode is written: a directory names its parent's, which is written later.
+/// Inode numbers. They are assigned before any inode is written, because a directory's inode contains the number of its
+/// parent, which is written later.
 struct Numbers {
-    /// By member, by node.
+    /// Indexed by member and node.
     by_member: Vec<Vec<u32>>,
     root: u32,
     links: u32,
@@ -210,7 +213,7 @@ struct Numbers {
 }
 
 impl Numbers {
-    /// The entries of a directory are numbered in a row.
+    /// Assigns consecutive numbers to the entries of a directory.
     fn assign(members: &[Member<'_>]) -> Result<Self, TablesError> {
         let total = members
             .iter()
@@ -227,7 +230,7 @@ impl Numbers {
             by_member.push(numbers);
         }
         for (member, numbers) in members.iter().zip(&mut by_member) {
-            // Depth first: a directory's node comes before all nodes below it.
+            // In depth-first order, a directory's node comes before all nodes below it.
             for node in 0..member.tree.len() {
                 for child in member.tree.children(node) {
                     numbers[child as usize] = next;
@@ -239,7 +242,7 @@ impl Numbers {
     }
 }
 
-/// A directory whose listing is written and whose inode is not.
+/// A directory whose listing is already written, but not its inode.
 struct Listed {
     position: MetadataPosition,
     bytes: u32,
@@ -247,7 +250,7 @@ struct Listed {
     index: Vec<DirectoryIndexEntry>,
 }
 
-/// An entry of a directory whose inode is written.
+/// A directory entry whose inode is already written.
 struct Written<'a> {
     name: &'a [u8],
     inode: InodeRef,
@@ -277,7 +280,7 @@ impl Emitter<'_, '_> {
             written.push(self.emit_inode(number, member.tree, 0, (member.name, self.numbers.root), listed)?);
         }
         let listed = self.emit_listing(&written)?;
-        // The root's parent is a number that no inode has, as the squashfs tools write it.
+        // As in the squashfs tools, the root's parent is a number that no inode has.
         let head = InodeHead {
             mode: store_root::MODE,
             modified_at: MODIFIED_AT,
@@ -287,7 +290,7 @@ impl Emitter<'_, '_> {
         self.emit_directory(head, self.numbers.total + 1, &listed)
     }
 
-    /// The directory that Nix expects next to the store paths. It is empty.
+    /// Writes the inode of the empty directory that Nix expects next to the store paths.
     fn emit_links_directory(&mut self) -> Result<Written<'static>, TablesError> {
         let number = self.numbers.links;
         let listed = self.emit_listing(&[])?;
@@ -296,7 +299,7 @@ impl Emitter<'_, '_> {
         Ok(Written { name: store_root::LINKS, inode, number, inode_type: inode_type::BASIC_DIRECTORY })
     }
 
-    /// Writes everything below a directory, and its listing; nothing for other nodes.
+    /// Writes everything below a directory, and its listing. For other nodes it writes nothing and returns `None`.
     fn emit_below(&mut self, member: usize, tree: &Tree, node: NodeId) -> Result<Option<Listed>, TablesError> {
         if !matches!(tree.entry(node), Entry::Directory { .. }) {
             return Ok(None);
@@ -313,7 +316,7 @@ impl Emitter<'_, '_> {
         self.emit_listing(&written).map(Some)
     }
 
-    /// Writes the inode of a node; what is below it is written.
+    /// Writes the inode of a node. Everything below it must already be written.
     fn emit_inode<'t>(
         &mut self,
         member: usize,
@@ -437,18 +440,19 @@ impl Emitter<'_, '_> {
     }
 }
 
-/// What all inodes but the root's have in common.
+/// Returns the fields that all inodes have; not used for the root.
 fn head(mode: u16, number: u32) -> InodeHead {
     InodeHead { mode, modified_at: MODIFIED_AT, number, group_entry: ROOT_GROUP }
 }
 
-/// Entries between two index entries: about the square root of all, so that the way through the index and the way
-/// through the listing are equally long.
+/// Returns the number of entries between two index entries. It is about the square root of all entries, so that a
+/// lookup reads about as many index entries as listing entries.
 fn index_stride(entries: usize) -> usize {
     entries.isqrt().next_power_of_two().clamp(INDEX_STRIDE_MIN, DIRECTORY_HEADER_ENTRIES_MAX)
 }
 
-/// How many of the first entries share one header: their inodes lie in one metadata block.
+/// Returns how many of the first entries share one header, which requires that their inodes are in the same metadata
+/// block.
 fn header_run(entries: &[Written<'_>], stride: usize) -> usize {
     let block = entries.first().map(|entry| entry.inode.block());
     entries.iter().take(stride).take_while(|entry| Some(entry.inode.block()) == block).count()

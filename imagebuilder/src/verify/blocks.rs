@@ -1,26 +1,26 @@
-//! Checks the data: blocks do not overlap, and all decompress to exactly what is expected of them.
+//! Checks the data: blocks must not overlap, and each must decompress to the expected length.
 
 use super::problem::{ProblemKind, Problems};
 use crate::image::{Block, Image, ImageError, InodeKind, Part, each_distinct};
 use rayon::prelude::*;
 
-/// Blocks handed to the threads at once.
+/// Number of blocks given to the threads at once.
 const BATCH: usize = 256;
 
-/// Whether blocks are also decompressed.
+/// Which blocks are decompressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decompress {
-    /// All.
+    /// All blocks.
     All,
-    /// Only fragment blocks: something else reads all files.
+    /// Only fragment blocks, because the comparison with the store reads all files.
     Fragments,
 }
 
-/// A block and what it is.
+/// A block and its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Stored {
     block: Block,
-    /// Its number when it is a fragment block.
+    /// Its number if it is a fragment block.
     fragment: Option<u32>,
 }
 
@@ -30,9 +30,9 @@ impl Stored {
     }
 }
 
-/// Goes over all blocks in the order of their places.
+/// Checks all blocks in the order of their positions.
 ///
-/// Equal blocks may be shared; blocks that overlap in any other way are a problem.
+/// Files can share whole blocks. Blocks that overlap in any other way are a problem.
 pub(super) fn check_blocks(image: &Image, decompress: Decompress, problems: &Problems) {
     let tails = fragment_tails(image, problems);
     let mut batch = Vec::with_capacity(BATCH);
@@ -70,7 +70,8 @@ pub(super) fn check_blocks(image: &Image, decompress: Decompress, problems: &Pro
     }
 }
 
-/// All stored blocks. Damage to a single file or fragment is reported elsewhere, and its other blocks still count.
+/// Calls `put` for all stored blocks. Damage to a single file or fragment is reported by other checks, and does not end
+/// this one.
 fn stored_blocks(image: &Image, put: &mut dyn FnMut(Stored)) -> Result<(), ImageError> {
     for index in 0..image.superblock().fragments {
         if let Ok(block) = image.fragment(index) {
@@ -87,7 +88,7 @@ fn stored_blocks(image: &Image, put: &mut dyn FnMut(Stored)) -> Result<(), Image
     Ok(())
 }
 
-/// The length that each fragment block must have for the tails in it. Reports damaged size words.
+/// Returns the minimum length of each fragment block, given the tails in it. Reports damaged size words.
 fn fragment_tails(image: &Image, problems: &Problems) -> Vec<u32> {
     let count = usize::try_from(image.superblock().fragments).unwrap_or(usize::MAX);
     let mut ends = vec![0_u32; count];

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use thiserror::Error;
 
-/// Holes are compared so many bytes at a time.
+/// Number of bytes of a hole to compare at a time.
 const HOLE_BYTES: usize = 64 * 1024;
 
 #[derive(Debug, Error)]
@@ -18,7 +18,7 @@ enum CompareError {
     Store(#[from] io::Error),
 }
 
-/// The first byte that differs.
+/// The position of the first byte that differs.
 struct Difference {
     at: u64,
 }
@@ -70,7 +70,7 @@ fn compare_part(
     Ok(None)
 }
 
-/// The store's bytes, read as far as they are compared.
+/// The content of a file in the store, read as far as it has been compared.
 struct StoreStream<'b> {
     file: File,
     at: u64,
@@ -103,7 +103,7 @@ impl StoreStream<'_> {
     }
 }
 
-/// The BLAKE3 of the whole file on both sides, for the message; nothing when one of them cannot be read.
+/// Formats the BLAKE3 of the whole file on both sides for the message; empty if one of them cannot be read.
 fn digests(image: &Image, comparison: &Comparison<'_>) -> String {
     let store = File::open(&comparison.store_path).and_then(|file| {
         let mut hasher = blake3::Hasher::new();
@@ -116,7 +116,7 @@ fn digests(image: &Image, comparison: &Comparison<'_>) -> String {
     }
 }
 
-/// BLAKE3-256 of a file in an image.
+/// Computes the BLAKE3-256 of a file in an image.
 fn content_blake3(image: &Image, file: &FileInode) -> Result<blake3::Hash, ImageError> {
     static ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];
     let mut hasher = blake3::Hasher::new();

@@ -1,41 +1,41 @@
-//! The problems of an image: all are counted, and the first ones are reported.
+//! Collects the problems of an image: all are counted, and the first ones are reported.
 
 use crate::first_of::FirstOf;
 use crate::image::{ImageError, ImagePath};
 use serde::{Serialize, Serializer};
 use std::fmt;
 
-/// The sort of a problem.
+/// The kind of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProblemKind {
     /// The image contradicts the format or itself.
     Damaged,
-    /// An inode that no name leads to.
+    /// An inode without a directory entry.
     Unreachable,
-    /// A link count that is not the number of names.
+    /// A link count that differs from the number of names.
     Links,
     /// A directory's index or parent is wrong.
     Directory,
-    /// The export table points elsewhere.
+    /// The export table does not refer to the inode.
     Export,
-    /// Blocks or tables overlap, or do not touch where they must.
+    /// Blocks or tables overlap, or have gaps that are not allowed.
     Layout,
     /// The bytes behind the file system are not zero.
     Padding,
-    /// The store has it, the image has not.
+    /// A file is in the store, but not in the image.
     Missing,
-    /// The image has it, the store has not.
+    /// A file is in the image, but not in the store.
     Extra,
-    /// A file where the store has a directory, and the like.
+    /// Another type than in the store.
     Type,
-    /// Another mode than Nix gives.
+    /// Another mode than Nix uses.
     Mode,
-    /// Another owner or group than it should have: 0, and for the root directory the group of Nix' build users.
+    /// A wrong owner or group. They must be 0; the group of the root directory must be that of Nix's build users.
     Owner,
     /// A modification time other than 1.
     Time,
-    /// Extended attributes, which no store path has.
+    /// Extended attributes, which store paths do not have.
     Xattrs,
     /// Another length than in the store.
     Size,
@@ -43,22 +43,22 @@ pub enum ProblemKind {
     Target,
     /// Other bytes than in the store.
     Content,
-    /// Another NAR hash than the closure's source says.
+    /// Another NAR hash than in the closure's source.
     NarHash,
     /// The store itself cannot be read.
     Store,
 }
 
-/// One thing that is wrong.
+/// One problem.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
-    /// The path in the image it belongs to.
+    /// The path in the image that it belongs to; `None` if it belongs to the image as a whole.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
     pub path: Option<ImagePath>,
-    /// Its sort.
+    /// Its kind.
     pub kind: ProblemKind,
-    /// What is wrong, in plain English.
+    /// A description, as the end of a sentence that begins with the path.
     pub detail: String,
 }
 
@@ -84,27 +84,27 @@ impl fmt::Debug for Problem {
     }
 }
 
-/// Collects problems from many threads. Of too many, those with the first paths are kept.
+/// Collects problems from many threads. If there are too many, those with the first paths are kept.
 #[derive(Debug)]
 pub(super) struct Problems(FirstOf<Problem>);
 
 impl Problems {
-    /// Keeps the first `limit`.
+    /// Creates a collection that keeps the first `limit` problems.
     pub(super) fn new(limit: usize) -> Self {
         Self(FirstOf::new(limit))
     }
 
-    /// Adds one that belongs to a path.
+    /// Adds a problem that belongs to a path.
     pub(super) fn at(&self, path: &[u8], kind: ProblemKind, detail: impl Into<String>) {
         self.add(Problem { path: Some(ImagePath(path.to_vec())), kind, detail: detail.into() });
     }
 
-    /// Adds one that belongs to the image as a whole.
+    /// Adds a problem that belongs to the image as a whole.
     pub(super) fn general(&self, kind: ProblemKind, detail: impl Into<String>) {
         self.add(Problem { path: None, kind, detail: detail.into() });
     }
 
-    /// Adds damage, under the path that the error names.
+    /// Adds damage, with the path in the error.
     pub(super) fn damage(&self, error: ImageError) {
         match error {
             ImageError::At { path, source } => {
@@ -118,7 +118,7 @@ impl Problems {
         self.0.add(problem);
     }
 
-    /// Those kept, in order, and how many there were.
+    /// Returns the problems that were kept, in order, and the number of all problems.
     pub(super) fn finish(self) -> (Vec<Problem>, u64) {
         self.0.finish()
     }

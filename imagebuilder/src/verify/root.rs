@@ -5,14 +5,14 @@ use super::store::check_attributes;
 use crate::image::{Image, ImageError, Inode, InodeKind, InodeType};
 use crate::store_root;
 
-/// Looks at the root's own inode and at the directory of hard links.
+/// Checks the root's inode and the directory of hard links.
 pub(super) fn check(image: &Image, root: &Inode, problems: &Problems) {
     check_attributes(root, b"", store_root::GROUP, problems);
     check_mode(root, b"", store_root::MODE, problems);
     let links = match image.find(store_root::LINKS) {
         Ok((_, links)) => links,
         Err(ImageError::NotFound { .. }) => {
-            let detail = "is not in the image, and Nix in a guest cannot make it on a read-only store";
+            let detail = "is not in the image, and Nix in a guest cannot create it in a read-only store";
             return problems.at(store_root::LINKS, ProblemKind::Missing, detail);
         }
         Err(error @ ImageError::At { .. }) => return problems.damage(error),

@@ -1,4 +1,4 @@
-//! Compares an image with the store it was made from: walks both at once, in the order of their names.
+//! Compares an image with the store. It walks both at the same time, in the order of their names.
 
 use super::problem::{ProblemKind, Problems};
 use super::root;
@@ -12,41 +12,41 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Bytes of a file that one thread compares at a time, so that a large file keeps all threads busy.
+/// Number of bytes of a file that a thread compares at a time, so that all threads can work on a large file.
 const PART_BYTES: u64 = 16 << 20;
-/// Modification time that Nix gives everything in its store.
+/// Modification time of everything in a Nix store, in seconds since 1970.
 const STORE_TIME: u32 = 1;
 
 /// A file, or a part of it, whose bytes must be compared.
 #[derive(Debug)]
 pub(super) struct Comparison<'a> {
-    /// Where it is in the image.
+    /// Its path in the image.
     pub(super) path: Vec<u8>,
-    /// Where it is in the store.
+    /// Its path in the store.
     pub(super) store_path: PathBuf,
     /// The whole file.
     pub(super) file: FileInode,
-    /// The part's blocks, and where they begin in the file.
+    /// The part to compare.
     pub(super) part: Part<'a>,
 }
 
-/// Which bytes of a file.
+/// A part of a file.
 #[derive(Debug)]
 pub(super) enum Part<'a> {
-    /// All of them.
+    /// The whole file.
     Whole,
-    /// So many blocks from a byte of the file on.
+    /// A number of blocks.
     Blocks {
-        /// The part's blocks come next.
+        /// An iterator whose next blocks are those of the part.
         blocks: FileBlocks<'a>,
-        /// How many.
+        /// Number of blocks.
         count: u64,
-        /// Where they begin in the file.
+        /// Position of the first block in the file.
         offset: u64,
     },
-    /// The piece in a fragment, from a byte of the file on.
+    /// The tail in a fragment block.
     Tail {
-        /// Where it begins in the file.
+        /// Position of the tail in the file.
         offset: u64,
     },
 }
@@ -60,9 +60,9 @@ pub(super) struct Pairing<'a> {
     problems: &'a Problems,
     store_dir: &'a Path,
     walk: Walk<'a>,
-    /// What the store has in each directory above the current node, and has not been met in the image yet.
+    /// For each directory above the current node, the names in the store that have not been found in the image yet.
     levels: Vec<Level>,
-    /// Nodes below this depth have nothing to be compared with.
+    /// Nodes below this depth are skipped, because the store has no counterpart.
     skip_below: Option<usize>,
     queue: VecDeque<Comparison<'a>>,
 }
@@ -91,7 +91,8 @@ impl<'a> Pairing<'a> {
         self.store_dir.join(Path::new(std::ffi::OsStr::from_bytes(path)))
     }
 
-    /// Tells what the image lacks in the directories that a node of this depth is not in.
+    /// Ends the directories that do not contain a node of this depth, and reports the names that the image lacks in
+    /// them.
     fn leave(&mut self, depth: usize) {
         while self.levels.len() > depth.max(1) {
             self.leave_one();
@@ -161,8 +162,8 @@ impl<'a> Pairing<'a> {
         found
     }
 
-    /// Goes past something that cannot be read: when it is the rest of a listing, what the store has there cannot be
-    /// called missing.
+    /// Skips a node that cannot be read. If it is the rest of a listing, the remaining names of the store are not
+    /// reported as missing.
     fn pass_damaged(&mut self, path: &[u8]) {
         let depth = if path.is_empty() { 0 } else { path.split(|byte| *byte == b'/').count() };
         if self.skip_below.is_some_and(|skipped| depth > skipped) {
@@ -196,21 +197,21 @@ impl<'a> Pairing<'a> {
         let store_type = inode_type_of(metadata);
         if inode.inode_type() != store_type {
             let detail =
-                format!("is a {} in the image, a {} in the store", inode.inode_type().name(), store_type.name());
+                format!("is a {} in the image, but a {} in the store", inode.inode_type().name(), store_type.name());
             self.problems.at(&node.path, ProblemKind::Type, detail);
             self.skip_below = Some(node.depth);
             return;
         }
         let mode = canonical_mode(metadata);
         if u32::from(inode.mode) != mode {
-            let detail = format!("has mode {:04o} in the image, {mode:04o} in the store", inode.mode);
+            let detail = format!("has mode {:04o} in the image, but {mode:04o} in the store", inode.mode);
             self.problems.at(&node.path, ProblemKind::Mode, detail);
         }
         match &node.inode.kind {
             InodeKind::Directory(_) => self.enter(node.path, &store_path),
             InodeKind::Symlink(target) => self.compare_target(&node.path, target, &store_path),
             InodeKind::File(file) if file.size_bytes != metadata.len() => {
-                let detail = format!("has {} bytes in the image, {} in the store", file.size_bytes, metadata.len());
+                let detail = format!("has {} bytes in the image, but {} in the store", file.size_bytes, metadata.len());
                 self.problems.at(&node.path, ProblemKind::Size, detail);
             }
             InodeKind::File(file) => self.queue_file(node.path.clone(), store_path, file.clone()),
@@ -233,25 +234,25 @@ impl<'a> Pairing<'a> {
             Ok(store_target) if store_target.as_os_str().as_bytes() == target => {}
             Ok(store_target) => {
                 let store_target = Escaped(store_target.as_os_str().as_bytes());
-                let detail = format!("points to {} in the image, to {store_target} in the store", Escaped(target));
+                let detail = format!("points to {} in the image, but to {store_target} in the store", Escaped(target));
                 self.problems.at(path, ProblemKind::Target, detail);
             }
             Err(error) => self.unreadable(path, store_path, &error),
         }
     }
 
-    /// Puts a file up for comparison, in parts when it is large.
+    /// Queues a file for comparison, in parts if it is large.
     fn queue_file(&mut self, path: Vec<u8>, store_path: PathBuf, file: FileInode) {
         if file.size_bytes <= PART_BYTES {
             self.queue.push_back(Comparison { path, store_path, file, part: Part::Whole });
             return;
         }
-        // One part at a time: a file may have millions of them.
+        // Parts are created one at a time, because a file can have millions of them.
         let blocks = self.image.file_blocks(&file);
         self.queue.push_back(Comparison { path, store_path, file, part: Part::Blocks { blocks, count: 0, offset: 0 } });
     }
 
-    /// The next part of the file at the front of the queue; the file leaves the queue with its last part.
+    /// Returns the next part of the first file in the queue. The file is removed from the queue with its last part.
     fn next_part(&mut self) -> Option<Comparison<'a>> {
         let block_size = u64::from(self.image.superblock().block_size_bytes);
         let front = self.queue.front_mut()?;
@@ -301,7 +302,7 @@ impl<'a> Iterator for Pairing<'a> {
     }
 }
 
-/// Owner, time and extended attributes. Everything is root's, and of a group.
+/// Checks the owner, which must be root, the group, the time and the extended attributes.
 pub(super) fn check_attributes(inode: &Inode, path: &[u8], group: u32, problems: &Problems) {
     if (inode.user_id, inode.group_id) != (0, group) {
         let detail = format!("belongs to {}:{}, not to 0:{group}", inode.user_id, inode.group_id);
@@ -311,11 +312,11 @@ pub(super) fn check_attributes(inode: &Inode, path: &[u8], group: u32, problems:
         problems.at(path, ProblemKind::Time, format!("was modified at {}, not at 1", inode.modified_at));
     }
     if inode.xattr.is_some() {
-        problems.at(path, ProblemKind::Xattrs, "has extended attributes, which no store path has");
+        problems.at(path, ProblemKind::Xattrs, "has extended attributes, which store paths do not have");
     }
 }
 
-/// The names in a directory, in the order of their bytes.
+/// Returns the names in a directory, in the order of their bytes.
 fn sorted_names(directory: &Path) -> io::Result<VecDeque<Vec<u8>>> {
     let names: io::Result<Vec<_>> =
         fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.file_name().into_vec())).collect();
@@ -337,7 +338,8 @@ fn inode_type_of(metadata: &Metadata) -> InodeType {
     }
 }
 
-/// The mode Nix gives everything it adds to a store: readable by all, executable when its owner may execute it.
+/// Returns the mode that Nix sets for everything in a store: readable by all, and executable by all if the owner can
+/// execute it.
 fn canonical_mode(metadata: &Metadata) -> u32 {
     match (metadata.file_type().is_symlink(), metadata.mode() & 0o100) {
         (true, _) => 0o777,

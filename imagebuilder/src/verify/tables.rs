@@ -4,26 +4,27 @@ use super::problem::{ProblemKind, Problems};
 use crate::image::{Image, ImageError, Inode, InodeKind, InodeSet, InodeType};
 use crate::squashfs::format::{IMAGE_ALIGNMENT_BYTES, flags};
 
-/// Zero bytes behind an image are looked at up to here; more than that is no padding.
+/// Number of bytes behind the file system that are checked. Padding is never longer.
 const PADDING_BYTES_MAX: u64 = 1 << 20;
 
-/// What is known of the inodes once their table is read.
+/// The facts about all inodes, collected by reading their table.
 #[derive(Debug)]
 pub(super) struct Inodes {
-    /// The link count each says it has, by number.
+    /// The link count in each inode, by number.
     pub(super) links: Vec<u32>,
-    /// Those that are in the table.
+    /// The numbers of the inodes in the table.
     pub(super) present: InodeSet,
-    /// Those that are directories.
+    /// The numbers of the directories.
     pub(super) directories: InodeSet,
 }
 
-/// Tables follow each other without gaps: the kernel refuses an index that does not end where the next table begins.
+/// Checks that the tables follow each other without gaps. The kernel refuses an index that does not end where the next
+/// table begins.
 pub(super) fn check_layout(image: &Image, problems: &Problems) {
     let superblock = image.superblock();
     let unknown = image.unknown_flags();
     if unknown != 0 {
-        problems.general(ProblemKind::Damaged, format!("superblock: flags {unknown:#06x} are not known"));
+        problems.general(ProblemKind::Damaged, format!("superblock: flags {unknown:#06x} are unknown"));
     }
     let mut regions = image.regions();
     regions.sort_unstable_by_key(|region| (region.start, region.end));
@@ -39,19 +40,23 @@ pub(super) fn check_layout(image: &Image, problems: &Problems) {
     }
     if end != superblock.bytes_used {
         let detail =
-            format!("superblock: says {} bytes are used, the last table ends at byte {end}", superblock.bytes_used);
+            format!("superblock: says {} bytes are used, but the last table ends at byte {end}", superblock.bytes_used);
         problems.general(ProblemKind::Layout, detail);
     }
     let fragments = superblock.fragments > 0;
     if fragments && superblock.has(flags::NO_FRAGMENTS) {
-        problems.general(ProblemKind::Damaged, "superblock: says there are no fragments, and counts some");
+        problems.general(
+            ProblemKind::Damaged,
+            "superblock: its flags say there are no fragments, but their number is not 0",
+        );
     }
     if superblock.has(flags::EXPORTABLE) && superblock.export_table.is_none() {
-        problems.general(ProblemKind::Export, "superblock: says there is an export table, and has no place for it");
+        problems
+            .general(ProblemKind::Export, "superblock: its flags say there is an export table, but it has no position");
     }
 }
 
-/// Behind the file system there are zeros up to the next 4 KiB, and in a file to its end.
+/// Checks that the file system is followed by zeros up to the next 4 KiB, and in a file up to its end.
 pub(super) fn check_padding(image: &Image, problems: &Problems) {
     let used = image.superblock().bytes_used;
     let padded = used.next_multiple_of(IMAGE_ALIGNMENT_BYTES);
@@ -76,7 +81,7 @@ pub(super) fn check_padding(image: &Image, problems: &Problems) {
             let at = at + position as u64;
             problems.general(
                 ProblemKind::Padding,
-                format!("padding: byte {at} is not zero, the file system ends at {used}"),
+                format!("padding: byte {at} is not zero, but the file system ends at {used}"),
             );
             return;
         }
@@ -84,7 +89,8 @@ pub(super) fn check_padding(image: &Image, problems: &Problems) {
     }
 }
 
-/// Reads all inodes: numbers used once, export table right, attributes readable, no tail of nothing.
+/// Reads all inodes and checks that each number is used once, that the export table is correct, that attributes are
+/// readable, and that no tail is empty.
 pub(super) fn check_inodes(image: &Image, problems: &Problems) -> Inodes {
     if let Err(error) = image.check_xattrs() {
         problems.damage(error);
@@ -127,7 +133,7 @@ fn check_inode(image: &Image, inode: &Inode, problems: &Problems) {
     let InodeKind::File(file) = &inode.kind else { return };
     let damaged = |detail: String| problems.general(ProblemKind::Damaged, format!("inode {}: {detail}", inode.number));
     if file.fragment.is_some_and(|fragment| fragment.length == 0) {
-        // The kernel answers EINVAL when such a file is opened.
+        // Opening such a file fails with EINVAL.
         damaged("has a fragment for a tail of no bytes".to_owned());
     }
     if file.hole_bytes > file.size_bytes {

@@ -1,5 +1,5 @@
-//! Checks the tree against the inodes: every inode has a name, link counts are right, directories know their parents,
-//! and directory indexes lead the kernel to the right headers.
+//! Compares the tree with the inodes: every inode must have a name, and link counts, parents and directory indexes must
+//! be correct.
 
 use super::problem::{ProblemKind, Problems};
 use super::tables::Inodes;
@@ -31,11 +31,11 @@ pub(super) fn check_tree(image: &Image, inodes: &Inodes, problems: &Problems) {
 struct TreeCheck<'a> {
     image: &'a Image,
     problems: &'a Problems,
-    /// Names that lead to each inode, by its number.
+    /// Number of directory entries of each inode, by its number.
     names: Vec<u32>,
     /// The directories above the current node.
     parents: Vec<Parent>,
-    /// No part of the tree was unreadable, so inodes that were not seen have no name.
+    /// Whether the whole tree was readable. Only then do inodes that were not visited have no name.
     whole: bool,
 }
 
@@ -87,14 +87,14 @@ impl TreeCheck<'_> {
         });
     }
 
-    /// Ends the directories that a node of this depth is not in.
+    /// Ends the directories that do not contain a node of this depth.
     fn leave(&mut self, depth: usize) {
         while self.parents.len() > depth {
             let Some(parent) = self.parents.pop() else { return };
-            // gensquashfs counts all entries, everybody else only directories.
+            // gensquashfs counts all entries, other tools only directories.
             let counts = [parent.subdirectories, parent.entries].map(|count| count.saturating_add(2));
             if self.whole && !counts.contains(&parent.links) {
-                let detail = format!("has link count {}, {} is right", parent.links, counts[0]);
+                let detail = format!("has the link count {}, but should have {}", parent.links, counts[0]);
                 self.problems.at(&parent.path, ProblemKind::Links, detail);
             }
         }
@@ -110,14 +110,15 @@ impl TreeCheck<'_> {
                 self.problems
                     .general(ProblemKind::Unreachable, format!("inode {number}: no directory entry refers to it"));
             } else if !directory && links != names {
-                let detail = format!("inode {number}: has link count {links} and {names} names");
+                let detail = format!("inode {number}: has the link count {links}, but {names} names");
                 self.problems.general(ProblemKind::Links, detail);
             }
         }
     }
 }
 
-/// Every index entry names a header of the listing, where it is stored, and the first name behind it, in order.
+/// Checks that the index entries are in order, and that each has the position of a header, its metadata block, and the
+/// first name behind it.
 fn check_index(image: &Image, node: &Node, directory: &DirectoryInode) -> Result<(), ImageError> {
     let number = node.inode.number;
     if directory.index_entries == 0 {
@@ -135,16 +136,18 @@ fn check_index(image: &Image, node: &Node, directory: &DirectoryInode) -> Result
             Err(_) => break,
         };
         if indexed.name != entry.name {
-            return Err(image.index_error(number, header_at, "names another entry than the first behind it"));
+            return Err(image.index_error(number, header_at, "does not name the first entry behind it"));
         }
         if !image.is_in_directory_piece(start + u64::from(header_at), indexed.piece) {
-            return Err(image.index_error(number, header_at, "names another metadata block than the one it is in"));
+            return Err(image.index_error(number, header_at, "does not name the metadata block that it is in"));
         }
         index.next();
     }
     match index.next() {
         None => Ok(()),
-        Some(Ok(left)) => Err(image.index_error(number, left.listing_offset, "points at no header, or out of order")),
+        Some(Ok(left)) => {
+            Err(image.index_error(number, left.listing_offset, "does not point to a header, or is out of order"))
+        }
         Some(Err(error)) => Err(error),
     }
 }

@@ -1,4 +1,4 @@
-//! Runs a program to its end, or until the caller says stop.
+//! Runs a program until it ends or the caller cancels it.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -10,32 +10,32 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// Where mkfs programs are although many users' PATH does not say so.
+/// Directories of mkfs programs, which are not in the PATH of many users.
 const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
-/// Time between two looks at a running program.
+/// Interval between checks whether the program has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How a program ended.
 pub(super) enum Ended {
     Succeeded,
-    /// It was killed since the caller said stop.
+    /// It was killed because the caller cancelled it.
     Cancelled,
-    /// There is no such program.
+    /// The program does not exist.
     NotInstalled,
-    /// It ended with another status than 0.
+    /// It ended with a status other than 0.
     Failed {
         status: ExitStatus,
-        /// What it wrote on its stderr.
+        /// Its output on stderr.
         message: String,
     },
 }
 
-/// Runs a program with its stdin and stdout closed, in English.
+/// Runs a program with stdin and stdout connected to `/dev/null` and English messages.
 pub(super) fn run(program: &str, arguments: &[OsString], cancel: &AtomicBool) -> io::Result<Ended> {
     let Some(found) = find(program) else {
         return Ok(Ended::NotInstalled);
     };
-    // A file rather than a pipe: it cannot fill up while nobody reads.
+    // A file instead of a pipe, which could fill up and block the program.
     let mut messages = tempfile::tempfile()?;
     let mut child = Command::new(found)
         .args(arguments)
@@ -58,7 +58,7 @@ pub(super) fn run(program: &str, arguments: &[OsString], cancel: &AtomicBool) ->
     if status.success() {
         return Ok(Ended::Succeeded);
     }
-    // A Ctrl-C on the terminal reaches the program as well, perhaps before this process has noticed.
+    // A Ctrl-C on the terminal also reaches the program, perhaps before this process handles it.
     if cancel.load(Ordering::SeqCst) {
         return Ok(Ended::Cancelled);
     }
@@ -68,14 +68,14 @@ pub(super) fn run(program: &str, arguments: &[OsString], cancel: &AtomicBool) ->
     Ok(Ended::Failed { status, message: without_usage(&String::from_utf8_lossy(&text)) })
 }
 
-/// What a program says before it lists all its options: mkfs.xfs does with every error.
+/// Returns the part of a message before the usage. mkfs.xfs prints its usage with every error.
 fn without_usage(text: &str) -> String {
     let lines = text.lines().take_while(|line| !line.starts_with("Usage:"));
     let message = lines.collect::<Vec<_>>().join("\n").trim().to_owned();
     if message.is_empty() { text.trim().to_owned() } else { message }
 }
 
-/// The program in PATH or the system's directories.
+/// Finds the program in PATH or the system's directories.
 fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     find_in(program, &path)
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_a_program_can_take() {
+    fn success_failure_and_a_missing_program_are_distinguished() {
         let never = AtomicBool::new(false);
         assert!(matches!(shell("exit 0", &never), Ended::Succeeded));
         assert!(matches!(run("no-such-program", &[], &never).unwrap(), Ended::NotInstalled));
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_usage_is_left_out_when_there_is_more_to_say() {
+    fn the_usage_is_removed_from_a_message_that_has_other_text() {
         assert_eq!(without_usage("too small\nUsage: mkfs.xfs\n[-q]\n"), "too small");
         assert_eq!(without_usage("Usage: mke2fs\n[-q]\n"), "Usage: mke2fs\n[-q]");
     }
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_directory_of_the_path_wins_and_the_systems_come_last() {
+    fn the_directories_of_path_are_searched_before_those_of_the_system() {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("sh");
         std::fs::write(&program, "").unwrap();

@@ -1,9 +1,9 @@
-//! The filesystems a volume can have: their programs, packages and labels.
+//! The filesystems of volumes: their programs, packages and labels.
 
 use std::ffi::OsString;
 use thiserror::Error;
 
-/// Characters that a FAT label cannot hold (Microsoft's FAT specification, section 6.1, and `mkfs.fat`).
+/// Characters that a FAT label cannot contain (Microsoft's FAT specification, section 6.1, and `mkfs.fat`).
 const NOT_IN_FAT_LABELS: &str = "\"*+,./:;<=>?[\\]|";
 
 /// A filesystem that a volume can have.
@@ -19,22 +19,22 @@ pub enum FileSystem {
     Vfat,
 }
 
-/// Why a filesystem does not take a label.
+/// A filesystem does not support a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum LabelProblem {
     /// It is empty.
     #[error("it is empty")]
     Empty,
     /// It has too many bytes.
-    #[error("it has {length_bytes} bytes, and {max_bytes} is the most")]
+    #[error("it has {length_bytes} bytes, but the maximum is {max_bytes}")]
     TooLong {
-        /// Its length.
+        /// Its length in bytes.
         length_bytes: usize,
-        /// The most the filesystem takes.
+        /// The maximum length in bytes.
         max_bytes: usize,
     },
-    /// It holds a character it must not.
-    #[error("it holds {character:?}")]
+    /// It contains a character that is not allowed.
+    #[error("it contains {character:?}")]
     Character {
         /// The first such character.
         character: char,
@@ -42,10 +42,10 @@ pub enum LabelProblem {
 }
 
 impl FileSystem {
-    /// All of them, in the order the help lists them.
+    /// All filesystems, in the order of the help text.
     pub const ALL: [Self; 4] = [Self::Ext4, Self::Xfs, Self::Btrfs, Self::Vfat];
 
-    /// The name on the command line and in `/proc/filesystems`.
+    /// Returns the name on the command line and in `/proc/filesystems`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
@@ -55,7 +55,7 @@ impl FileSystem {
         }
     }
 
-    /// The program that makes it.
+    /// Returns the program that creates it.
     pub fn mkfs_program(self) -> &'static str {
         match self {
             Self::Ext4 => "mkfs.ext4",
@@ -65,7 +65,7 @@ impl FileSystem {
         }
     }
 
-    /// The package of Debian with that program.
+    /// Returns the Debian package that contains the program.
     pub fn debian_package(self) -> &'static str {
         match self {
             Self::Ext4 => "e2fsprogs",
@@ -75,14 +75,14 @@ impl FileSystem {
         }
     }
 
-    /// The package of Nixpkgs with that program.
+    /// Returns the Nixpkgs package that contains the program.
     pub fn nix_package(self) -> &'static str {
-        // The names happen to be the same; they are two facts nevertheless.
+        // The names are the same for all filesystems so far.
         self.debian_package()
     }
 
-    /// Bytes of the longest label: `s_volume_name` of ext4, `sb_fname` of XFS, `BTRFS_LABEL_SIZE` less the final zero,
-    /// and a FAT directory entry's 8.3.
+    /// Returns the maximum length of a label in bytes: `s_volume_name` of ext4, `sb_fname` of XFS, `BTRFS_LABEL_SIZE`
+    /// without the final zero, and the 8.3 name of a FAT directory entry.
     pub fn label_max_bytes(self) -> usize {
         match self {
             Self::Ext4 => 16,
@@ -92,10 +92,10 @@ impl FileSystem {
         }
     }
 
-    /// Whether the filesystem takes the label, and `/dev/disk/by-label` can show it.
+    /// Checks that the filesystem supports the label, and that `/dev/disk/by-label` can show it.
     ///
     /// # Errors
-    /// It is empty, too long, or holds a character it must not.
+    /// The label is empty, too long, or contains a character that is not allowed.
     pub fn check_label(self, label: &str) -> Result<(), LabelProblem> {
         let max_bytes = self.label_max_bytes();
         if label.is_empty() {
@@ -114,11 +114,11 @@ impl FileSystem {
         }
     }
 
-    /// The arguments of the mkfs program, without the name of the file and the user's arguments.
+    /// Returns the arguments of the mkfs program, without the name of the file and the user's arguments.
     pub(super) fn mkfs_arguments(self, label: Option<&str>) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = match self {
-            // Small filesystems would get blocks of 1 KiB, a quarter of the guest's pages. `root_owner` keeps the user
-            // who makes the volume out of it.
+            // By default, small filesystems have blocks of 1 KiB, a quarter of the guest's pages. Without `root_owner`,
+            // the root directory would belong to the user who creates the volume.
             Self::Ext4 => vec!["-q".into(), "-F".into(), "-b4096".into(), "-Eroot_owner=0:0".into()],
             Self::Xfs | Self::Btrfs => vec!["-q".into()],
             Self::Vfat => vec![],
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_are_as_long_as_the_filesystem_takes() {
+    fn labels_longer_than_the_maximum_are_refused() {
         for file_system in FileSystem::ALL {
             let max_bytes = file_system.label_max_bytes();
             assert_eq!(file_system.check_label(&"A".repeat(max_bytes)), Ok(()));
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_count_not_characters() {
+    fn the_length_of_a_label_is_counted_in_bytes() {
         assert_eq!(FileSystem::Ext4.check_label("ääääääää"), Ok(()));
         assert_eq!(
             FileSystem::Ext4.check_label("äääääääää"),
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn fat_is_choosy() {
+    fn fat_refuses_characters_that_its_labels_cannot_contain() {
         assert_eq!(FileSystem::Vfat.check_label("MY DISK"), Ok(()));
         for character in ['ä', '/', '*', '"', '.'] {
             assert_eq!(

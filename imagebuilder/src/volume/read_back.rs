@@ -1,4 +1,4 @@
-//! Reads a fresh volume back: is it what was asked for?
+//! Checks that a new volume is the requested one.
 
 use super::{FileSystem, VolumeRequest, inner_path};
 use ext4_view::{Ext4, Ext4Error};
@@ -8,45 +8,45 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// What is different.
+/// A new volume is not the requested one.
 #[derive(Debug, Error)]
 pub enum ReadBackError {
     /// The file cannot be read.
     #[error("cannot read the volume back")]
     Read(#[source] io::Error),
-    /// The filesystem's mark is missing.
+    /// The filesystem's magic number is missing.
     #[error("there is no {} in it", .file_system.name())]
     NoFileSystem {
         /// The filesystem.
         file_system: FileSystem,
     },
-    /// It has grown or shrunk.
+    /// Its size has changed.
     #[error("it has {found_bytes} bytes, not {size_bytes}")]
     Size {
-        /// The size asked for.
+        /// The requested size.
         size_bytes: u64,
-        /// The size found.
+        /// The actual size.
         found_bytes: u64,
     },
-    /// The ext4 is not sound.
+    /// The ext4 filesystem is damaged.
     #[error("its ext4 cannot be read")]
     Ext4(#[source] Box<Ext4Error>),
-    /// Another label.
+    /// The label is not the requested one.
     #[error("its label is {found:?}")]
     Label {
-        /// The label found.
+        /// The actual label.
         found: String,
     },
-    /// A directory is missing, or is not root's.
-    #[error("its {} is not a directory of root's with the mode 0755", .directory.display())]
+    /// A directory is missing, or has the wrong owner or mode.
+    #[error("its {} is not a directory that root owns with the mode 0755", .directory.display())]
     Directory {
         /// The directory.
         directory: PathBuf,
     },
 }
 
-/// Where a filesystem writes its mark, and what it is: `ext4_super_block.s_magic`, `xfs_dsb.sb_magicnum`,
-/// `btrfs_super_block.magic`, and the boot sector's signature.
+/// Returns the position and the value of a filesystem's magic number: `ext4_super_block.s_magic`,
+/// `xfs_dsb.sb_magicnum`, `btrfs_super_block.magic`, and the boot sector's signature.
 fn mark(file_system: FileSystem) -> (u64, &'static [u8]) {
     match file_system {
         FileSystem::Ext4 => (0x438, &[0x53, 0xef]),
@@ -56,7 +56,7 @@ fn mark(file_system: FileSystem) -> (u64, &'static [u8]) {
     }
 }
 
-/// Looks whether the volume in `file` is the one of the request: size and filesystem, and for ext4 the label and the
+/// Checks that the volume in `file` has the requested size and filesystem, and for ext4 the requested label and
 /// directories.
 pub(super) fn check(file: &Path, request: &VolumeRequest) -> Result<(), ReadBackError> {
     let volume = File::open(file).map_err(ReadBackError::Read)?;
@@ -66,7 +66,7 @@ pub(super) fn check(file: &Path, request: &VolumeRequest) -> Result<(), ReadBack
     }
     let (offset, expected) = mark(request.file_system);
     let mut found = vec![0; expected.len()];
-    // A volume that is too short for its mark has none.
+    // A volume that is too short to contain the magic number has none.
     if volume.read_exact_at(&mut found, offset).is_err() || found != expected {
         return Err(ReadBackError::NoFileSystem { file_system: request.file_system });
     }

@@ -1,4 +1,4 @@
-//! Gives blocks of zeros back to the disk: mkfs programs write out empty journals, 64 MiB of them for XFS.
+//! Turns blocks of zeros into holes, because mkfs programs write empty journals (64 MiB for XFS).
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek64};
@@ -6,16 +6,17 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// What is read at once and given back when it is all zeros; a multiple of every block size.
+/// Length in bytes of the chunks that become holes if they contain only zeros. It is a multiple of every block size.
 const CHUNK_BYTES: u64 = 1 << 16;
 
-/// Makes holes of the zeros of a file: its content stays the same. On a filesystem without holes nothing happens.
+/// Turns the zeros of a file into holes, which does not change its content. On file systems without holes it does
+/// nothing.
 pub(super) fn dig_holes(file: &File) -> io::Result<()> {
     let length = file.metadata()?.len();
     let mut chunk = vec![0; CHUNK_BYTES as usize];
     let mut position = 0;
     while position < length {
-        // What is no data may still take space: mkfs programs allocate journals without writing them.
+        // Ranges without data can still take space, because mkfs programs allocate journals without writing them.
         let data = next_data(file, position).map_or(length, |data| data / CHUNK_BYTES * CHUNK_BYTES);
         if data > position && !dig(file, position, data) {
             return Ok(());
@@ -32,13 +33,13 @@ pub(super) fn dig_holes(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the range is a hole now.
+/// Tries to turn a range into a hole, and returns whether it succeeded.
 fn dig(file: &File, start: u64, end: u64) -> bool {
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     fallocate(file, flags, start as i64, (end - start) as i64).is_ok()
 }
 
-/// Where the next byte that is not in a hole lies, if there is one.
+/// Returns the position of the next byte that is not in a hole; `None` if there is none.
 fn next_data(file: &File, position: u64) -> Option<u64> {
     let found = lseek64(file, i64::try_from(position).ok()?, Whence::SeekData).ok()?;
     u64::try_from(found).ok()
@@ -50,7 +51,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     #[test]
-    fn zeros_go_and_content_stays() {
+    fn zeros_become_holes_and_the_content_is_unchanged() {
         let file = tempfile::tempfile().unwrap();
         let mut content = vec![0_u8; 1_000_001];
         content[300_000] = 1;
@@ -66,7 +67,7 @@ mod tests {
         file.read_exact_at(&mut found, 0).unwrap();
         assert_eq!(found, content);
         assert_eq!(file.metadata().unwrap().len(), content.len() as u64);
-        // Two chunks of 128 sectors hold something else than zeros.
+        // Two chunks of 128 sectors contain other bytes than zeros.
         let after = file.metadata().unwrap().blocks();
         assert!(before > 1900 && after <= 256, "{before} sectors before, {after} after");
     }
