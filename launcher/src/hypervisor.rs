@@ -1,4 +1,5 @@
-//! From a checked machine to the command that runs it: one file a hypervisor, each pure, none knowing another.
+//! Turning a checked machine spec into the command that runs it. There is one module per hypervisor; each one is free
+//! of side effects and independent of the others.
 
 mod cloud_hypervisor;
 mod crosvm;
@@ -17,7 +18,7 @@ use crate::spec::Hypervisor;
 use crate::validate::CheckedSpec;
 use frame::Frame;
 
-/// Whether a hypervisor can do something, by its table.
+/// Returns whether a hypervisor supports a feature, from its capability table.
 pub fn support(hypervisor: Hypervisor, feature: Feature) -> Support {
     match hypervisor {
         Hypervisor::Qemu => qemu::support(feature),
@@ -28,20 +29,20 @@ pub fn support(hypervisor: Hypervisor, feature: Feature) -> Support {
     }
 }
 
-/// The capability tables of all hypervisors as a Markdown table.
+/// Returns the capability tables of all hypervisors as one Markdown table.
 pub fn capability_table() -> String {
     crate::capability::markdown_table(support)
 }
 
-/// The command that runs the machine on this hypervisor, and all that belongs to it.
+/// Returns the launch of the machine on this hypervisor: the command and everything that it needs.
 ///
 /// # Errors
-/// Every reason why the machine cannot run there, each with the hypervisors that could.
+/// Returns all reasons why the hypervisor cannot run the machine, each with the hypervisors that can.
 pub fn lower(spec: &CheckedSpec, facts: &HostFacts, hypervisor: Hypervisor) -> Result<Launch, Refusals> {
     lower_on(spec, facts, hypervisor).map_err(|refusals| with_alternatives(spec, facts, refusals))
 }
 
-/// The hypervisors on which the machine can run as it is.
+/// Returns the hypervisors that can run the machine unchanged.
 pub fn runs_on(spec: &CheckedSpec, facts: &HostFacts) -> Vec<Hypervisor> {
     Hypervisor::ALL.into_iter().filter(|hypervisor| lower_on(spec, facts, *hypervisor).is_ok()).collect()
 }
@@ -64,7 +65,8 @@ fn lower_on(spec: &CheckedSpec, facts: &HostFacts, hypervisor: Hypervisor) -> Re
     }
 }
 
-/// Finds for each refusal the hypervisors that do not refuse the same subject, by lowering for each of them.
+/// Lowers the machine for every hypervisor, and lists with each refusal the hypervisors that do not refuse the same
+/// subject.
 fn with_alternatives(spec: &CheckedSpec, facts: &HostFacts, mut refusals: Vec<Refusal>) -> Refusals {
     let mut runs_on = Vec::new();
     for hypervisor in Hypervisor::ALL {

@@ -276,5 +276,8 @@ fn an_initrd_larger_than_the_memory_is_told() {
     let host = Host::new();
     fs::File::create(host.path("initrd")).unwrap().set_len(64 << 20).unwrap();
     let said = host.check(json!({"initrd": "initrd", "mem": 64}));
-    assert!(said.contains("mem: qemu loads kernel and initrd, which have 65 MiB, into memory of 64 MiB"), "{said}");
+    assert!(
+        said.contains("mem: qemu cannot load the kernel and the initrd, 65 MiB in total, into 64 MiB of memory"),
+        "{said}"
+    );
 }

@@ -107,13 +107,13 @@ fn more_cpus_than_a_hypervisor_has_are_refused() {
     ] {
         launch(json!({"vcpu": most}), &host(), hypervisor);
         let refused = refusals(json!({"vcpu": most + 1}), &host(), hypervisor);
-        assert!(refused[0].contains(&format!("web: vcpu: {hypervisor} has at most {most} CPUs")), "{refused:?}");
+        assert!(refused[0].contains(&format!("web: vcpu: {hypervisor} supports at most {most} CPUs")), "{refused:?}");
         let facts = HostFacts { kvm_most_vcpus: Some(2), ..host() };
         let refused = refusals(json!({"vcpu": 3}), &facts, hypervisor);
-        assert!(refused[0].contains("runs on this host's KVM, which has at most 2 CPUs"), "{refused:?}");
+        assert!(refused[0].contains("uses this host's KVM, which supports at most 2 CPUs"), "{refused:?}");
     }
     let emulated = json!({"vcpu": 256, "qemu": {"accelerator": "tcg"}});
-    assert!(refusals(emulated, &host(), Hypervisor::Qemu)[0].contains("has at most 255 CPUs when it emulates"));
+    assert!(refusals(emulated, &host(), Hypervisor::Qemu)[0].contains("supports at most 255 CPUs when it emulates"));
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn an_initrd_that_is_larger_than_the_memory_is_refused() {
     let facts = HostFacts { file_bytes, ..host() };
     for hypervisor in Hypervisor::ALL {
         let refused = refusals(json!({}), &facts, hypervisor);
-        assert!(refused[0].contains("loads kernel and initrd, which have 512 MiB, into memory of 512 MiB"));
+        assert!(refused[0].contains("cannot load the kernel and the initrd, 512 MiB in total, into 512 MiB of memory"));
         launch(json!({"mem": 513}), &facts, hypervisor);
     }
 }
@@ -157,7 +157,10 @@ fn sockets_that_the_launcher_binds_keep_the_limit_where_they_lie() {
     let deep = HostFacts::assumed(HostPath::new(format!("/{}", "d".repeat(85))));
     let console = refusals(json!({"consoleSocket": "a-console-of-web.sock"}), &deep, Hypervisor::Qemu);
     assert!(console[0].contains("web: consoleSocket: qemu has a socket at /ddd"), "{console:?}");
-    assert!(console[0].contains("which has 108 bytes of the 107 that a unix socket's path can have"), "{console:?}");
+    assert!(
+        console[0].contains("which has 108 bytes, but the path of a Unix socket can have at most 107"),
+        "{console:?}"
+    );
     launch(json!({"consoleSocket": "a-console-of-we.sock"}), &deep, Hypervisor::Qemu);
     let notified = || json!({"vsock": {"cid": 3, "notify": true}});
     for hypervisor in [Hypervisor::CloudHypervisor, Hypervisor::Firecracker] {
@@ -210,7 +213,7 @@ fn qemu_takes_a_machine_with_pci_where_the_small_one_is_too_small() {
     let small = launch(small, &host(), Hypervisor::Qemu);
     assert!(value(&small, "-machine").contains("pcie=on"), "{:?}", small.arguments);
     assert!(small.arguments.iter().any(|argument| argument.starts_with("virtio-blk-pci,")));
-    assert!(refusals(volumes(30), &host(), Hypervisor::Qemu)[0].contains("qemu has room for 30 devices"));
+    assert!(refusals(volumes(30), &host(), Hypervisor::Qemu)[0].contains("qemu supports at most 30 devices"));
     let hotplug = json!({"hotplugMem": 512, "qemu": {"machine": "microvm"}});
     assert!(
         refusals(hotplug, &host(), Hypervisor::Qemu)[0].starts_with("web: hotplugMem: qemu has no hot-plugged memory")
@@ -249,7 +252,7 @@ fn an_older_firecracker_is_told_only_what_it_knows() {
 #[test]
 fn firecracker_keeps_its_limits() {
     let on = |fields| refusals(fields, &host(), Hypervisor::Firecracker);
-    assert!(on(json!({"vcpu": 33}))[0].starts_with("web: vcpu: firecracker has at most 32 CPUs"));
+    assert!(on(json!({"vcpu": 33}))[0].starts_with("web: vcpu: firecracker supports at most 32 CPUs"));
     assert!(on(json!({"hotplugMem": 200, "hotpluggedMem": 0}))[0].contains("plugs memory in slots of 128 MiB"));
     assert!(
         on(json!({"hotplugMem": 128}))[0]
@@ -350,9 +353,9 @@ fn credentials_come_by_fw_cfg_or_in_the_initrd() {
         assert!(spoken.contains("/proc/self/fd/100") && !spoken.contains("secrets"), "{hypervisor}: {spoken}");
     }
     let without = json!({"initrd": null, "credentialFiles": {"token": "/run/secrets/token"}});
-    assert!(refusals(without, &host(), Hypervisor::Crosvm)[0].contains("in the initrd, and there is none"));
+    assert!(refusals(without, &host(), Hypervisor::Crosvm)[0].contains("in the initrd, but there is no initrd"));
     let long = json!({"credentialFiles": {"a-name-of-twenty-nine-bytes-x": "/run/secrets/token"}});
-    assert!(refusals(long, &host(), Hypervisor::Qemu)[0].contains("has room for 28 bytes of a credential's name"));
+    assert!(refusals(long, &host(), Hypervisor::Qemu)[0].contains("supports credential names of at most 28 bytes"));
 }
 
 #[test]
@@ -396,7 +399,7 @@ fn options_that_firecracker_takes_once_are_not_given_twice() {
     assert_eq!(value(&chosen, "--level"), "Debug");
     assert_eq!(chosen.arguments.iter().filter(|argument| *argument == "--level").count(), 1);
     let refused = refusals(extra(json!(["--config-file", "x"])), &host(), Hypervisor::Firecracker);
-    assert!(refused[0].contains("cannot take --config-file beside what the launcher gives it"), "{refused:?}");
+    assert!(refused[0].contains("cannot be given --config-file, because the launcher already sets it"), "{refused:?}");
 }
 
 #[test]
@@ -406,7 +409,8 @@ fn kvmtools_socket_lies_below_its_home_and_keeps_the_limit() {
     assert_eq!(launch.control.expect("a socket").path.as_str(), "/var/lib/microvms/web/.lkvm/web.sock");
     let deep = HostFacts::assumed(HostPath::new(format!("/{}", "d".repeat(100))));
     assert!(
-        refusals(json!({}), &deep, Hypervisor::Kvmtool)[0].contains("of the 107 that a unix socket's path can have")
+        refusals(json!({}), &deep, Hypervisor::Kvmtool)[0]
+            .contains("but the path of a Unix socket can have at most 107")
     );
 }
 
@@ -505,7 +509,7 @@ fn a_screen_takes_three_slots_of_pci() {
     let volumes = (0..27).map(|index| json!({"image": format!("{index}.img"), "size": 1}));
     fields["volumes"] = volumes.collect::<Vec<_>>().into();
     let refused = refusals(fields, &host(), Hypervisor::Qemu);
-    assert!(refused[0].contains("has room for 30 devices, and this machine has 31"), "{refused:?}");
+    assert!(refused[0].contains("supports at most 30 devices, but this machine has 31"), "{refused:?}");
     let mut small = graphics(json!({}));
     small["qemu"] = json!({"machine": "microvm"});
     assert!(value(&launch(small, &host(), Hypervisor::Qemu), "-machine").contains("pcie=on"));
@@ -518,7 +522,10 @@ fn vulkan_takes_a_new_qemu_and_the_hosts_opengl() {
     assert!(new.arguments.contains(&"virtio-gpu-gl-pci,addr=0x1c,blob=on,hostmem=4G,venus=on".to_owned()), "{new:?}");
     let old = HostFacts { versions: [(Hypervisor::Qemu, Version(9, 1, 2))].into(), ..host() };
     let refused = refusals(fields(), &old, Hypervisor::Qemu);
-    assert!(refused[0].contains("graphics.vulkan: qemu passes Vulkan on from version 9.2.0 on"), "{refused:?}");
+    assert!(
+        refused[0].contains("graphics.vulkan: qemu supports Vulkan in the guest from version 9.2.0 on"),
+        "{refused:?}"
+    );
     let mut headless = fields();
     headless["graphics"]["backend"] = json!("headless");
     let refused = refusals(headless, &without_card(None, None), Hypervisor::Qemu);

@@ -65,12 +65,12 @@ fn ids_of_the_user_do_not_meet_ours_in_qemu() {
     }
     for argument in ["virtio-rng-pci,id=microvm-net0", "{\"driver\":\"virtio-rng-pci\",\"id\":\"microvm-x\"}"] {
         let refused = refusal(extra("qemu", &["-device", argument]), Hypervisor::Qemu);
-        assert!(refused.contains("qemu.extraArgs: qemu keeps the ids that begin with `microvm-`"), "{refused}");
+        assert!(refused.contains("qemu.extraArgs: qemu cannot use ids that start with `microvm-`"), "{refused}");
     }
     for (device, expected) in [
         (json!({"id": "microvm-a"}), "devices[0].qemu.id: qemu keeps the ids"),
-        (json!({"id": "0a"}), "devices[0].qemu.id: qemu has ids of letters"),
-        (json!({"id": "a", "deviceExtraArgs": "id=a"}), "qemu.deviceExtraArgs: qemu has the id `a` already"),
+        (json!({"id": "0a"}), "devices[0].qemu.id: qemu requires ids of letters"),
+        (json!({"id": "a", "deviceExtraArgs": "id=a"}), "qemu.deviceExtraArgs: qemu already has the id `a`"),
     ] {
         let refused =
             refusal(json!({"devices": [{"bus": "pci", "path": "0000:01:00.0", "qemu": device}]}), Hypervisor::Qemu);
@@ -106,7 +106,7 @@ fn the_low_pci_addresses_are_the_users() {
     }
     let crowd: Vec<&str> = std::iter::repeat_n(["-device", "virtio-rng-pci"], 26).flatten().collect();
     let refused = refusal(machine(&crowd), Hypervisor::Qemu);
-    assert!(refused.contains("has room for 30 devices, and this machine has 31"), "{refused}");
+    assert!(refused.contains("supports at most 30 devices, but this machine has 31"), "{refused}");
 }
 
 #[test]
@@ -175,13 +175,13 @@ fn functions_of_one_card_are_functions_in_the_guest() {
 #[test]
 fn words_that_would_replace_ours_in_qemu_are_refused_by_name() {
     for (arguments, expected) in [
-        (["-kernel", "/k"], "-kernel instead of ours; use kernel"),
-        (["-append", "quiet"], "-append instead of ours; use kernelParams"),
-        (["--initrd", "/i"], "-initrd instead of ours; use initrd"),
-        (["-cpu", "EPYC"], "-cpu instead of ours; use cpu"),
+        (["-kernel", "/k"], "-kernel instead of the launcher's; use kernel"),
+        (["-append", "quiet"], "-append instead of the launcher's; use kernelParams"),
+        (["--initrd", "/i"], "-initrd instead of the launcher's; use initrd"),
+        (["-cpu", "EPYC"], "-cpu instead of the launcher's; use cpu"),
         (["-accel", "tcg"], "use qemu.accelerator"),
         (["-enable-kvm", "-S"], "use qemu.accelerator"),
-        (["-machine", "pc"], "the type of -machine instead of ours; use qemu.machine"),
+        (["-machine", "pc"], "the type of this -machine instead of the launcher's; use qemu.machine"),
         (["-M", "graphics=off,accel=tcg"], "use qemu.accelerator"),
         (["-m", "1G"], "use mem"),
         (["-m", "slots=2,size=1G"], "use mem"),
@@ -199,7 +199,7 @@ fn words_that_would_replace_ours_in_qemu_are_refused_by_name() {
     }
     let on_terminal = json!({"qemu": {"serialConsole": false, "extraArgs": ["-serial", "stdio"]}});
     launch(on_terminal, Hypervisor::Qemu);
-    for (key, expected) in [("type", "use that"), ("memory-backend", "has a memory backend already")] {
+    for (key, expected) in [("type", "use that"), ("memory-backend", "already has a memory backend")] {
         let fields = json!({"hugepageMem": true, "qemu": {"machineOpts": {key: "x"}}});
         let refused = refusal(fields, Hypervisor::Qemu);
         assert!(refused.contains(&format!("qemu.machineOpts.{key}: qemu ")) && refused.contains(expected), "{refused}");
@@ -239,11 +239,11 @@ fn what_the_spec_says_to_cloud_hypervisor_is_not_said_again() {
     for (arguments, expected) in [
         (["--cpus", "boot=4"], "takes boot of --cpus from vcpu; set that"),
         (["--memory", "size=1G"], "takes size of --memory from mem; set that"),
-        (["--kernel", "/k"], "takes no further --kernel; use kernel"),
+        (["--kernel", "/k"], "does not accept another --kernel; use kernel"),
         (["--cmdline", "quiet"], "use kernelParams"),
         (["--api-socket=x", "-v"], "use socket"),
         (["--memory", "shared=on,mergeable=on"], "leave `mergeable=on` out"),
-        (["--restore", "source_url=file:///x"], "takes no further --restore"),
+        (["--restore", "source_url=file:///x"], "does not accept another --restore"),
     ] {
         let refused = refusal(extra("cloudHypervisor", &arguments), Hypervisor::CloudHypervisor);
         assert!(
@@ -252,7 +252,7 @@ fn what_the_spec_says_to_cloud_hypervisor_is_not_said_again() {
         );
     }
     let twice = refusal(extra("cloudHypervisor", &["--cpus", "max=2", "--cpus", "max=3"]), Hypervisor::CloudHypervisor);
-    assert!(twice.contains("takes --cpus once, and it is given twice"), "{twice}");
+    assert!(twice.contains("accepts --cpus only once, but it is given twice"), "{twice}");
     let mut shared = extra("cloudHypervisor", &["--memory", "shared=off"]);
     shared["shares"] = json!([{"proto": "virtiofs", "tag": "t", "source": "/s", "mountPoint": "/s"}]);
     let shared = refusal(shared, Hypervisor::CloudHypervisor);
@@ -272,7 +272,7 @@ fn options_that_others_take_once_are_refused_by_name() {
         ("kvmtool", Hypervisor::Kvmtool, ["-c", "4"], "use vcpu"),
         ("kvmtool", Hypervisor::Kvmtool, ["-m512", "--sdl"], "use mem"),
         ("kvmtool", Hypervisor::Kvmtool, ["--params", "x"], "use kernelParams"),
-        ("kvmtool", Hypervisor::Kvmtool, ["--no-nodefaults", "--sdl"], "the launcher says all defaults itself"),
+        ("kvmtool", Hypervisor::Kvmtool, ["--no-nodefaults", "--sdl"], "the launcher configures all devices itself"),
         ("firecracker", Hypervisor::Firecracker, ["--no-api", "--id"], "cannot take --no-api beside"),
     ] {
         let refused = refusal(extra(section, &arguments), hypervisor);
@@ -289,7 +289,7 @@ fn options_that_others_take_once_are_refused_by_name() {
     let mut disks = extra("kvmtool", &["-d", "a.img", "-d", "b.img"]);
     disks["volumes"] = (0..3).map(|index| json!({"image": format!("{index}.img"), "size": 1})).collect();
     let refused = refusal(disks, Hypervisor::Kvmtool);
-    assert!(refused.contains("has at most 4 disks, and this machine has 5"), "{refused}");
+    assert!(refused.contains("supports at most 4 disks, but this machine has 5"), "{refused}");
     // What is not given is the user's to give.
     launch(extra("crosvm", &["--vsock", "3"]), Hypervisor::Crosvm);
     let network = launch(extra("kvmtool", &["-n", "mode=user"]), Hypervisor::Kvmtool);
@@ -308,7 +308,7 @@ fn one_id_for_two_of_the_users_own_arguments_is_refused_by_name() {
         (["-fsdev", "local,id=f,path=/a"], ["-fsdev", "local,id=f,path=/b"], "f"),
     ] {
         let said = refusal(extra("qemu", &[first, second].concat()), Hypervisor::Qemu);
-        assert!(said.contains("qemu.extraArgs") && said.contains(&format!("has the id `{id}` already")), "{said}");
+        assert!(said.contains("qemu.extraArgs") && said.contains(&format!("already has the id `{id}`")), "{said}");
     }
     // Names of different kinds do not meet.
     let apart = [

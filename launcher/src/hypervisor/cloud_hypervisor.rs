@@ -1,4 +1,4 @@
-//! Cloud Hypervisor: PCI devices only, an HTTP API, no 9p. Read at v53.
+//! Cloud Hypervisor, which has PCI devices only, an HTTP API, and no 9p. Written against v53.
 
 mod config;
 mod extra;
@@ -18,24 +18,24 @@ use config::{
 };
 use std::collections::BTreeMap;
 
-/// Slots of its PCI bus, less the host bridge.
+/// The slots of its PCI bus without the host bridge.
 const MOST_DEVICES: usize = 31;
-/// Since when bzImages boot.
+/// The first version that boots bzImages.
 const BZ_IMAGE: Version = Version(39, 0, 0);
-/// Since when a disk has a serial number of one's own.
+/// The first version that can set a disk's serial number.
 const SERIAL: Version = Version(35, 0, 0);
-/// Since when a disk's format can, and for writing to its first sector must, be said.
+/// The first version that can set a disk's format, which from then on is required for writing to the first sector.
 const IMAGE_TYPE: Version = Version(51, 0, 0);
-/// Since when the SMBIOS UUID is called `system_uuid`.
+/// The first version that names the SMBIOS UUID `system_uuid`.
 const SYSTEM_UUID: Version = Version(53, 0, 0);
-/// `VIRTIO_MEM_ALIGN_SIZE`: hot-plugged memory is a whole number of these.
+/// `VIRTIO_MEM_ALIGN_SIZE`: the size of hot-plugged memory must be a multiple of it.
 const HOTPLUG_ALIGNMENT_MIB: u64 = 128;
 /// `MAX_SUPPORTED_CPUS` in vmm/src/config.rs.
 const MOST_VCPUS: u32 = 8192;
-/// Whose file system it asks for the size of huge pages.
+/// The mount point of hugetlbfs. Cloud Hypervisor reads the size of huge pages from it.
 const HUGE_PAGES: &str = "/dev/hugepages";
 
-/// What it can do. `tests/hypervisors/rows.rs` has shown every yes with version v54.0, except for
+/// The supported features. `tests/hypervisors/rows.rs` has verified all supported ones with version v54.0, except for
 /// PCI devices.
 pub(super) fn support(feature: Feature) -> Support {
     match feature {
@@ -104,7 +104,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
         }),
         fs: file_systems(&mut frame),
         serial: Port { mode: Mode::Tty },
-        // Null would still be a virtio device.
+        // The mode Null would still add a virtio device.
         console: Port { mode: Mode::Off },
         devices: spec
             .devices
@@ -126,7 +126,9 @@ fn check_kernel(frame: &mut Frame<'_>, kernel: &HostPath) {
         Some(KernelForm::Elf) => {
             frame.refuse(
                 option,
-                format!("boots an ELF by its PVH note, and {kernel} has none; build it with CONFIG_PVH"),
+                format!(
+                    "boots an ELF kernel only if it has a PVH note, and {kernel} has none; build it with CONFIG_PVH"
+                ),
             );
         }
         Some(KernelForm::BzImage) if !frame.facts.at_least(Hypervisor::CloudHypervisor, BZ_IMAGE) => {
@@ -148,7 +150,7 @@ fn check_limits(frame: &mut Frame<'_>) {
     for (option, mib) in [("hotplugMem", hotplug.most_mib), ("hotpluggedMem", hotplug.initial_mib)] {
         if !mib.is_multiple_of(HOTPLUG_ALIGNMENT_MIB) {
             let reason =
-                format!("plugs memory in steps of {HOTPLUG_ALIGNMENT_MIB} MiB, and {mib} is no multiple of it");
+                format!("plugs memory in steps of {HOTPLUG_ALIGNMENT_MIB} MiB, and {mib} is not a multiple of that");
             frame.refuse(option, reason);
         }
     }
@@ -163,7 +165,7 @@ fn check_devices(frame: &mut Frame<'_>, config: &VmConfig) {
         + config.devices.len()
         + singles.into_iter().filter(|present| *present).count();
     if devices > MOST_DEVICES {
-        frame.refuse("volumes", format!("has room for {MOST_DEVICES} devices, and this machine has {devices}"));
+        frame.refuse("volumes", format!("supports at most {MOST_DEVICES} devices, but this machine has {devices}"));
     }
 }
 
@@ -174,7 +176,7 @@ fn memory(frame: &Frame<'_>) -> Memory {
     Memory {
         size: memory.mem_mib << 20,
         shared,
-        // Equal pages of machines can be merged only where nobody else looks at them; it refuses both together.
+        // Cloud Hypervisor refuses mergeable memory together with shared memory or huge pages.
         mergeable: !shared && !memory.huge_pages,
         hugepages: memory.huge_pages,
         hotplug_method: hotplug.map(|_| "VirtioMem"),
@@ -210,7 +212,7 @@ fn disk_config(frame: &mut Frame<'_>, disk: &Disk) -> DiskConfig {
         path: disk.image.as_str().to_owned(),
         readonly: disk.read_only,
         direct: disk.direct,
-        // More queues than CPUs are refused.
+        // Cloud Hypervisor refuses more queues than CPUs.
         num_queues: frame.queue_pairs(),
         serial: disk.serial.clone(),
         image_type: knows_types.then_some(image_type),
@@ -233,7 +235,7 @@ fn net(frame: &mut Frame<'_>, index: usize, interface: &CheckedInterface) -> Opt
         }
         InterfaceKind::User => {
             let socket = HostPath::new(format!("{}-passt-{index}.sock", frame.spec.name));
-            // The forwarded ports go to the first one, as all of them lead to the same guest.
+            // Only to the first such interface, because all forwarded ports reach the same guest.
             let is_first =
                 frame.spec.interfaces.iter().position(|other| other.kind == InterfaceKind::User) == Some(index);
             let ports = if is_first { frame.spec.forward_ports.as_slice() } else { &[] };
@@ -241,7 +243,7 @@ fn net(frame: &mut Frame<'_>, index: usize, interface: &CheckedInterface) -> Opt
                 if forward.from == ForwardFrom::Host && !forward.guest.address.is_empty() {
                     frame.refuse(
                         format!("forwardPorts[{place}].guest.address"),
-                        "forwards by passt, which knows one guest only",
+                        "forwards ports through passt, which supports only one guest",
                     );
                 }
             }

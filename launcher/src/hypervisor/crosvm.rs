@@ -1,4 +1,4 @@
-//! crosvm: every device in a jail of its own. Read at 2026-08.
+//! crosvm, which runs each device in its own jail. Written against 2026-08.
 
 use super::drawing::{Drawing, WithoutCard, drawing};
 use super::frame::{Command, Frame, GivenOnce, VsockTransport};
@@ -13,16 +13,18 @@ use crate::validate::{CheckedGraphics, CheckedInterface, CheckedShare, Disk, Int
 use serde_json::json;
 use std::collections::BTreeMap;
 
-/// What it puts before the user's parameters.
+/// The parameters that crosvm adds before the user's.
 const PREPENDED: &str = "panic=-1 console=ttyS0 ";
-/// Slots of its PCI bus, less the host bridge and two devices of its own, which come last.
+/// The slots of its PCI bus without the host bridge and two devices of its own, which come last.
 const MOST_DEVICES: usize = 29;
-/// The directory in which it jails its devices unless an option names another: `DEFAULT_PIVOT_ROOT` in its build.
+/// The directory in which crosvm jails its devices unless an option names another one: `DEFAULT_PIVOT_ROOT` in its
+/// build.
 const DEFAULT_PIVOT_ROOT: &str = "/var/empty";
 
-/// Tried: with more its x86 tables fail, because the interrupt controller's number comes behind those of the CPUs.
+/// Measured: with more CPUs the x86 tables fail, because the number of the interrupt controller follows those of the
+/// CPUs.
 const MOST_VCPUS: u32 = 254;
-/// Options that stop it when they are given twice.
+/// Options that make crosvm fail when they are given twice.
 const GIVEN_ONCE: [GivenOnce; 9] = [
     GivenOnce { names: &["-c", "--cpus"], instead: "use vcpu" },
     GivenOnce { names: &["-m", "--mem"], instead: "use mem" },
@@ -31,12 +33,12 @@ const GIVEN_ONCE: [GivenOnce; 9] = [
     GivenOnce { names: &["-i", "--initrd"], instead: "use initrd" },
     GivenOnce { names: &["--pivot-root"], instead: "use crosvm.pivotRoot" },
     GivenOnce { names: &["--init-mem"], instead: "use initialBalloonMem" },
-    GivenOnce { names: &["--smbios"], instead: "use machineId, or leave that out" },
+    GivenOnce { names: &["--smbios"], instead: "use machineId, or omit that option" },
     GivenOnce { names: &["--vsock", "--cid"], instead: "use vsock.cid" },
 ];
 
-/// What it can do. `tests/hypervisors/rows.rs` has shown every yes with version 2026-08-21, except for
-/// PCI devices, vhost-net, vsock and the screen, for which the test host had nothing.
+/// The supported features. `tests/hypervisors/rows.rs` has verified all supported ones with version 2026-08-21, except
+/// for PCI devices, vhost-net, vsock and the screen, which the test host did not have.
 pub(super) fn support(feature: Feature) -> Support {
     match feature {
         Feature::StoreDisk
@@ -93,13 +95,13 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     add(&["-c", &spec.vcpu.to_string(), "-m", &spec.memory.mem_mib.to_string()]);
     add(&["--serial", "type=stdout,hardware=serial,num=1,console=true,stdin=true"]);
     if frame.facts.is_confined {
-        // It would need namespaces, which the unit denies; the unit is the jail.
+        // The jail requires namespaces, which the unit denies. The unit itself is the jail.
         add(&["--disable-sandbox"]);
     } else if let Some(pivot_root) = pivot_root(&mut frame) {
         add(&["--pivot-root", pivot_root.as_str()]);
     }
     if spec.memory.huge_pages {
-        // The pages are the kernel's to find: none need be set aside.
+        // Transparent huge pages: none need to be reserved.
         frame.needs.huge_pages_mib = 0;
         add(&["--hugepages"]);
     }
@@ -140,7 +142,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     if let Some(initrd) = frame.initrd_with_credentials() {
         add(&["-i", initrd.as_str()]);
     }
-    // Before the serial console, which stays the one that programs write to: the last is /dev/console.
+    // Before the serial console: the last console is /dev/console, which programs write to.
     let screen = if spec.graphics.is_some() { "console=tty0" } else { "" };
     add(&["-p", &frame.ascii_command_line(&[screen, "console=ttyS0", "reboot=k", "panic=1"], PREPENDED.len())]);
     check_serial(&mut frame);
@@ -159,11 +161,11 @@ fn check_devices(frame: &mut Frame<'_>) {
         + singles.into_iter().filter(|present| *present).count();
     frame.check_cpus(MOST_VCPUS);
     if devices > MOST_DEVICES {
-        frame.refuse("volumes", format!("has room for {MOST_DEVICES} devices, and this machine has {devices}"));
+        frame.refuse("volumes", format!("supports at most {MOST_DEVICES} devices, but this machine has {devices}"));
     }
 }
 
-/// The first serial port is the console; without words to the contrary another one would be the first too.
+/// Refuses a second first serial port: a port without a number would be the first, which is the console.
 fn check_serial(frame: &mut Frame<'_>) {
     let extra = &frame.spec.crosvm.extra_args;
     for (index, argument) in extra.iter().enumerate() {
@@ -181,7 +183,7 @@ fn check_serial(frame: &mut Frame<'_>) {
     }
 }
 
-/// The directory for the jails, if the command must name it.
+/// Returns the directory for the jails, if the command must name it.
 fn pivot_root(frame: &mut Frame<'_>) -> Option<HostPath> {
     let chosen = frame.spec.crosvm.pivot_root.clone().or_else(|| frame.facts.empty_directory.clone());
     let directory = chosen.clone().unwrap_or_else(|| HostPath::from(DEFAULT_PIVOT_ROOT));
@@ -205,7 +207,7 @@ fn network_options(frame: &mut Frame<'_>, index: usize, interface: &CheckedInter
     let options = Options::new(Dialect::Crosvm);
     let options = match &interface.kind {
         InterfaceKind::Tap { vhost } => {
-            // With vhost-net it opens the tap with a single queue, whatever the options say.
+            // With vhost-net, crosvm opens the tap with a single queue, regardless of the options.
             let pairs = if *vhost { 1 } else { frame.queue_pairs() };
             frame.need_tap(&interface.id, pairs);
             let options = options.pair("tap-name", &interface.id).pair("mac", &interface.mac);
@@ -244,14 +246,14 @@ fn share_options(frame: &mut Frame<'_>, index: usize, checked: &CheckedShare) ->
                     );
                 }
             }
-            // Its process for the share is in a directory of its own, where a relative path leads nowhere.
+            // crosvm's process for the share has another working directory, so the path must be absolute.
             let source = share.source.below(&frame.facts.state_directory);
             ["--shared-dir".to_owned(), format!("{source}:{}:type=p9", share.tag)]
         }
     }
 }
 
-/// The graphics card is that of a process beside it, which is not jailed: it must find the host's graphics drivers.
+/// Adds the graphics card, which is a process without a jail because it must find the host's graphics drivers.
 fn graphics_options(frame: &mut Frame<'_>, graphics: &CheckedGraphics) -> String {
     let drawing = drawing(frame, graphics, WithoutCard::Fails);
     let Some(wayland_socket) = frame.facts.desktop.wayland_socket.clone() else {
@@ -264,7 +266,7 @@ fn graphics_options(frame: &mut Frame<'_>, graphics: &CheckedGraphics) -> String
         let reason = format!("cannot be given `{wayland_socket}`: a comma ends a path in its option for Wayland");
         frame.refuse("graphics.enable", reason);
     }
-    // With a context for Wayland's own protocol, a proxy in the guest can show single windows.
+    // The cross-domain context lets a proxy in the guest show single windows over Wayland's protocol.
     let parameters = match drawing {
         Drawing::Host(_) => json!({"context-types": "virgl:virgl2:cross-domain", "egl": true, "vulkan": true}),
         Drawing::Guest => json!({"backend": "2d", "context-types": "cross-domain"}),

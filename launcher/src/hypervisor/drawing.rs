@@ -1,29 +1,29 @@
-//! Who draws the guest's screen: the host's OpenGL, or the guest by itself into memory.
+//! Choosing the renderer of the guest's screen: the host's OpenGL, or the guest's own software renderer.
 
 use super::frame::Frame;
 use crate::facts::RenderNode;
 use crate::path::HostPath;
 use crate::validate::CheckedGraphics;
 
-/// Who draws.
+/// The renderer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Drawing {
-    /// The host, by the node of a graphics card if there is one.
+    /// The host renders, through the node of a graphics card if there is one.
     Host(Option<HostPath>),
-    /// The guest.
+    /// The guest renders in software.
     Guest,
 }
 
 /// Whether the host's OpenGL works without a graphics card.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum WithoutCard {
-    /// It does: the desktop's own draws.
+    /// It works, through the OpenGL of the desktop.
     Works,
-    /// It does not.
+    /// It does not work.
     Fails,
 }
 
-/// Who draws: as it is wished, else the host if it can. Refuses what cannot be.
+/// Returns the renderer that the spec asks for, or by default the host if it can render. Refuses an impossible choice.
 pub(super) fn drawing(frame: &mut Frame<'_>, graphics: &CheckedGraphics, without_card: WithoutCard) -> Drawing {
     let (option, wish) = match (&graphics.vulkan, graphics.gl) {
         (Some(_), _) => ("graphics.vulkan", Some(true)),

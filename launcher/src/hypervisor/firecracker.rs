@@ -1,4 +1,4 @@
-//! Firecracker: configured by one JSON document, few devices, no shares. Read at 1.17-dev.
+//! Firecracker, which is configured by one JSON document, and has few devices and no shares. Written against 1.17-dev.
 
 mod config;
 
@@ -16,27 +16,28 @@ use config::{
 };
 use std::collections::BTreeMap;
 
-/// Interrupt lines on x86 leave room for this many virtio devices (changelog of 1.15).
+/// The most virtio devices that the interrupt lines on x86 allow (changelog of 1.15).
 const MOST_DEVICES: usize = 17;
 /// `MAX_SUPPORTED_VCPUS`.
 const MOST_VCPUS: u32 = 32;
-/// The default and least slot of hot-plugged memory; its total is a whole number of slots.
+/// The default and smallest slot of hot-plugged memory; the total size must be a multiple of it.
 const HOTPLUG_SLOT_MIB: u64 = 128;
-/// `pci=off` and, for each device, `virtio_mmio.device=4K@0xc0001000:5`, which it appends.
+/// The parameters that firecracker appends: `pci=off` and, for each device, `virtio_mmio.device=4K@0xc0001000:5`.
 const APPENDED_BYTES: usize = 8;
 const APPENDED_BYTES_PER_DEVICE: usize = 40;
-/// Since when there are virtio-mem and free page reporting.
+/// The first version with virtio-mem and free page reporting.
 const MEMORY_DEVICES: Version = Version(1, 14, 0);
-/// Since when bzImages boot.
+/// The first version that boots bzImages.
 const BZ_IMAGE: Version = Version(1, 17, 0);
 
-/// Options that are always given, and that stop it when they are given twice.
+/// Options that the launcher always gives, and that make firecracker fail when they are given twice.
 const GIVEN_ONCE: [GivenOnce; 2] = [
     GivenOnce { names: &["--api-sock", "--no-api"], instead: "use socket" },
     GivenOnce { names: &["--config-file"], instead: "use firecracker.extraConfig" },
 ];
 
-/// What it can do. `tests/hypervisors/rows.rs` has shown every yes with version 1.17.0-dev of 2026-08.
+/// The supported features. `tests/hypervisors/rows.rs` has verified all supported ones with version 1.17.0-dev of
+/// 2026-08.
 pub(super) fn support(feature: Feature) -> Support {
     const NO_SHARES: &str = "does not support shares";
     match feature {
@@ -87,7 +88,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
         machine_config: MachineConfiguration {
             vcpu_count: spec.vcpu,
             mem_size_mib: spec.memory.mem_mib,
-            // With SMT an odd number of CPUs is refused; without it a guest sees as many cores.
+            // With SMT, an odd number of CPUs is refused; without it, the guest sees the same number of cores.
             smt: false,
             track_dirty_pages: false,
             huge_pages: spec.memory.huge_pages.then_some(HugePages::TwoMib),
@@ -119,14 +120,14 @@ fn check_kernel(frame: &mut Frame<'_>, kernel: &HostPath) {
     }
 }
 
-/// Refuses what is too much for it, and counts the devices.
+/// Refuses a machine that exceeds firecracker's limits, and returns the number of its devices.
 fn check_limits(frame: &mut Frame<'_>) -> usize {
     let spec = frame.spec;
     frame.check_cpus(MOST_VCPUS);
     let single = [spec.vsock.is_some(), spec.memory.balloon.is_some(), spec.memory.hotplug.is_some(), spec.rng];
     let devices = spec.disks.len() + spec.interfaces.len() + single.into_iter().filter(|present| *present).count();
     if devices > MOST_DEVICES {
-        frame.refuse("volumes", format!("has room for {MOST_DEVICES} devices, and this machine has {devices}"));
+        frame.refuse("volumes", format!("supports at most {MOST_DEVICES} devices, but this machine has {devices}"));
     }
     let memory = &spec.memory;
     if memory.hotplug.is_some() || memory.balloon.is_some() {
@@ -140,8 +141,8 @@ fn check_limits(frame: &mut Frame<'_>) -> usize {
 
 fn boot_source(frame: &mut Frame<'_>, kernel: &HostPath, devices: usize) -> BootSource {
     let initrd_path = frame.initrd_with_credentials().map(|initrd| initrd.as_str().to_owned());
-    // Always set: its own default has `nomodule`, with which no NixOS initrd finds its root. And without
-    // `i8042.nopnp`, which keeps the guest from seeing ctrl-alt-delete.
+    // Always set, because firecracker's own default contains `nomodule`, with which no NixOS initrd finds its root.
+    // `i8042.nopnp` is left out, because with it the guest does not receive Ctrl-Alt-Delete.
     let own = match frame.architecture() {
         Architecture::X86_64 => {
             ["console=ttyS0,115200", "reboot=k", "panic=1", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd"].as_slice()
@@ -166,7 +167,8 @@ fn drives(frame: &mut Frame<'_>) -> Vec<Drive> {
     let drives = frame.spec.disks.iter().map(|disk| Drive {
         drive_id: disk.device.trim_start_matches("/dev/").to_owned(),
         path_on_host: disk.image.as_str().to_owned(),
-        // A root device comes first whatever its place in the list, and adds root=/dev/vda to the command line.
+        // A root device would come first regardless of its place in the list, and would add root=/dev/vda to the
+        // command line.
         is_root_device: false,
         is_read_only: disk.read_only,
         cache_type: if disk.read_only { CacheType::Unsafe } else { CacheType::Writeback },
@@ -192,7 +194,7 @@ fn network_interfaces(frame: &mut Frame<'_>) -> Vec<NetworkInterface> {
 
 fn balloon(frame: &Frame<'_>) -> Option<Balloon> {
     let balloon = frame.spec.memory.balloon.as_ref()?;
-    // Older versions stop at a field that they do not know.
+    // Older versions fail on an unknown field.
     let reports = frame.facts.at_least(Hypervisor::Firecracker, MEMORY_DEVICES);
     Some(Balloon {
         amount_mib: balloon.initial_mib,
@@ -211,7 +213,7 @@ fn memory_hotplug(frame: &mut Frame<'_>) -> Option<MemoryHotplug> {
         frame.refuse(
             "hotplugMem",
             format!(
-                "plugs memory in slots of {HOTPLUG_SLOT_MIB} MiB, and {} is no whole number of them",
+                "plugs memory in slots of {HOTPLUG_SLOT_MIB} MiB, and {} is not a multiple of that",
                 hotplug.most_mib
             ),
         );
@@ -230,7 +232,7 @@ fn finish(mut frame: Frame<'_>, document: &serde_json::Value) -> Result<Launch, 
     let words = ["--api-sock", spec.control_socket.as_str(), "--config-file", path.as_str()];
     let mut arguments = words.map(str::to_owned).to_vec();
     let extra = &spec.firecracker.extra_args;
-    // Its log goes to stdout, where the guest's console is: only what is wrong may come between.
+    // firecracker logs to stdout, which is the guest's console, so only warnings and errors are logged.
     if !gives(extra, "--level") {
         arguments.extend(["--level".to_owned(), "Warning".to_owned()]);
     }

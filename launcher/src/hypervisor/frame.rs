@@ -1,4 +1,4 @@
-//! What is the same for every hypervisor: the launch around the command, and where refusals and warnings gather.
+//! The builder of a launch: everything that is the same for all hypervisors, and the collected refusals and warnings.
 
 use crate::cmdline::KernelCommandLine;
 use crate::facts::{Architecture, HostFacts, KernelForm, Kvm};
@@ -15,17 +15,17 @@ use crate::spec::{Hypervisor, MacvtapMode, ShareProtocol};
 use crate::validate::{CheckedInterface, CheckedSpec, Disk, DiskRole};
 use std::collections::BTreeMap;
 
-/// The directory of the credentials in the initrd. The guest's stage 1 copies it to where systemd looks: what an
-/// archive has below /run is hidden when systemd mounts a tmpfs there.
+/// The directory of the credentials in the initrd. The guest's stage 1 copies its content to where systemd expects it.
+/// An archive cannot place files below /run directly, because systemd mounts a tmpfs over it.
 const CREDENTIALS_DIRECTORY: &str = "microvm-credentials";
 
-/// A unix socket's path with its final NUL has 108 bytes: `sun_path` in unix(7).
+/// The path of a Unix socket, with its final NUL, has at most 108 bytes: `sun_path` in unix(7).
 const LONGEST_SOCKET_BYTES: usize = 107;
 
-/// Queue pairs of a network interface at most: more bring nothing and cost file descriptors.
+/// The most queue pairs of a network interface. More do not make it faster, and each needs file descriptors.
 const MOST_QUEUE_PAIRS: u32 = 16;
 
-/// A launch in the making.
+/// A launch that is being built.
 pub(super) struct Frame<'spec> {
     pub(super) spec: &'spec CheckedSpec,
     pub(super) facts: &'spec HostFacts,
@@ -36,7 +36,7 @@ pub(super) struct Frame<'spec> {
     next_descriptor: i32,
 }
 
-/// What a hypervisor's own file knows of a launch.
+/// The parts of a launch that only the hypervisor's own module can provide.
 pub(super) struct Command {
     pub(super) program: HostPath,
     pub(super) arguments: Vec<String>,
@@ -52,12 +52,12 @@ pub(super) struct Command {
 /// An option of a hypervisor that may be given only once.
 pub(super) struct GivenOnce {
     pub(super) names: &'static [&'static str],
-    /// What to do instead of giving it again.
+    /// The hint to the user: what to use instead of the option.
     pub(super) instead: &'static str,
 }
 
 impl GivenOnce {
-    /// Whether the argument is this option, alone or with its value.
+    /// Whether the argument is this option, with or without a value.
     fn is(&self, argument: &str) -> bool {
         let with_value = |name: &&str| {
             argument.strip_prefix(*name).is_some_and(|rest| {
@@ -69,12 +69,12 @@ impl GivenOnce {
     }
 }
 
-/// How a hypervisor brings the guest's vsock to the host.
+/// How a hypervisor connects the guest's vsock to the host.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum VsockTransport {
-    /// By the kernel's vhost-vsock.
+    /// Through the kernel's vhost-vsock.
     Kernel,
-    /// By a unix socket.
+    /// Through a Unix socket.
     UnixSocket,
 }
 
@@ -96,7 +96,7 @@ impl<'spec> Frame<'spec> {
         frame.add_share_needs();
         for (name, path) in &spec.credential_files {
             let option = format!("credentialFiles.{name}");
-            // qemu reads them by itself; for the others they are put into the initrd.
+            // QEMU reads them itself; for the other hypervisors, the launcher adds them to the initrd.
             match hypervisor {
                 Hypervisor::Qemu => frame.need_file(&option, path, Access::Read),
                 _ => frame.need_file_for_launcher(&option, path, Access::Read),
@@ -146,7 +146,7 @@ impl<'spec> Frame<'spec> {
         }
     }
 
-    /// For the hypervisors that find out the format of a disk by its content, whatever the options say.
+    /// Records that this hypervisor detects the format of a disk from its content.
     pub(super) fn guesses_formats(&mut self) {
         let disks = self.spec.disks.iter();
         self.needs.guessed_formats = disks
@@ -172,7 +172,7 @@ impl<'spec> Frame<'spec> {
         }
     }
 
-    /// Refuses the machine; the reason goes on after the hypervisor's name.
+    /// Refuses the machine. `reason` continues a sentence that starts with the hypervisor's name.
     pub(super) fn refuse(&mut self, option: impl Into<String>, reason: impl Into<String>) {
         self.refusals.push(Refusal {
             machine: self.spec.name.clone(),
@@ -187,7 +187,7 @@ impl<'spec> Frame<'spec> {
         self.warnings.push(format!("{}: {option}: {text}", self.spec.name));
     }
 
-    /// The option string, or nothing after having refused what it cannot carry.
+    /// Returns the option string. If a value cannot be written in it, refuses the machine and returns an empty string.
     pub(super) fn written(&mut self, option: &str, options: Result<String, Unwritable>) -> String {
         options.unwrap_or_else(|unwritable| {
             self.refuse(option, unwritable.to_string());
@@ -195,7 +195,7 @@ impl<'spec> Frame<'spec> {
         })
     }
 
-    /// The next number for a file descriptor that the hypervisor is given.
+    /// Returns the number of the next file descriptor that the hypervisor inherits.
     pub(super) fn descriptor(&mut self) -> i32 {
         let descriptor = self.next_descriptor;
         self.next_descriptor += 1;
@@ -211,7 +211,7 @@ impl<'spec> Frame<'spec> {
         });
     }
 
-    /// A file that the launcher itself reads, or a process beside the hypervisor.
+    /// Records a file that the launcher itself reads, or a process beside the hypervisor.
     pub(super) fn need_file_for_launcher(&mut self, option: &str, path: &HostPath, access: Access) {
         let (path, option) = (path.clone(), option.to_owned());
         self.needs.present.push(Presence { path, option, access, reader: Reader::Launcher });
@@ -224,12 +224,12 @@ impl<'spec> Frame<'spec> {
         }
     }
 
-    /// The guest's architecture.
+    /// Returns the guest's architecture.
     pub(super) fn architecture(&self) -> Architecture {
         self.spec.architecture.unwrap_or(self.facts.architecture)
     }
 
-    /// For the hypervisors that cannot run without KVM.
+    /// Refuses the machine if KVM is unavailable, for hypervisors that require it.
     pub(super) fn require_kvm(&mut self) {
         if self.architecture() != self.facts.architecture {
             let (guest, host) = (self.architecture().as_str(), self.facts.architecture.as_str());
@@ -241,53 +241,54 @@ impl<'spec> Frame<'spec> {
         }
     }
 
-    /// Refuses more CPUs than the hypervisor has, or the host's KVM.
+    /// Refuses more CPUs than the hypervisor or the host's KVM supports.
     pub(super) fn check_cpus(&mut self, most: u32) {
         let wanted = self.spec.vcpu;
         match self.facts.kvm_most_vcpus {
-            _ if wanted > most => self.refuse("vcpu", format!("has at most {most} CPUs")),
+            _ if wanted > most => self.refuse("vcpu", format!("supports at most {most} CPUs")),
             Some(most) if wanted > most => {
-                self.refuse("vcpu", format!("runs on this host's KVM, which has at most {most} CPUs"));
+                self.refuse("vcpu", format!("uses this host's KVM, which supports at most {most} CPUs"));
             }
             _ => {}
         }
     }
 
-    /// The machine is run by KVM.
+    /// Records that the machine uses KVM.
     pub(super) fn use_kvm(&mut self) {
         self.needs.kvm = KvmUse::Required;
         self.need_device("hypervisor", "/dev/kvm", "modprobe -a kvm_intel kvm_amd");
         if self.facts.kvm == Kvm::UsableSoftware {
-            // Such a guest hangs before its first word, so nobody can tell later.
+            // Warned about in advance, because such a guest can hang before its first output, when nothing can report
+            // the cause.
             let emulation = "qemu can emulate it: --hypervisor qemu --accel tcg";
             let said = format!("this host's KVM is emulated (kvm_pvm): if the guest prints nothing, {emulation}");
             self.warn("hypervisor", &said);
         }
     }
 
-    /// The kernel for a hypervisor that takes the boot image.
+    /// Returns the kernel, for a hypervisor that boots a bzImage.
     pub(super) fn boot_image(&mut self) -> HostPath {
         let image = self.spec.kernel.image.clone();
         self.need_file("kernel", &image, Access::Read);
         image
     }
 
-    /// The kernel for a hypervisor that is better off with the uncompressed one.
+    /// Returns the uncompressed kernel if there is one, for a hypervisor that prefers it.
     pub(super) fn uncompressed_image(&mut self) -> HostPath {
         let Some(vmlinux) = self.spec.kernel.vmlinux.clone() else { return self.boot_image() };
         self.need_file("vmlinux", &vmlinux, Access::Read);
         vmlinux
     }
 
-    /// Which option the kernel image comes from.
+    /// Returns the name of the option that sets the kernel image.
     pub(super) fn kernel_option(&self, image: &HostPath) -> &'static str {
         if self.spec.kernel.vmlinux.as_ref() == Some(image) { "vmlinux" } else { "kernel" }
     }
 
-    /// The form of the kernel image if somebody has looked; refuses what is no kernel at all.
+    /// Returns the form of the kernel image, if the host's facts contain it. Refuses a file that is not a kernel.
     pub(super) fn kernel_form(&mut self, image: &HostPath) -> Option<KernelForm> {
         let form = self.facts.kernel_forms.get(image).copied();
-        // On ARM a kernel is an `Image`, which has neither form.
+        // On ARM, a kernel is an `Image`, which is in neither form.
         if form == Some(KernelForm::Unknown) && self.architecture() == Architecture::X86_64 {
             let reason = format!("cannot boot {image}: it is neither a bzImage nor an ELF");
             self.refuse(self.kernel_option(image), reason);
@@ -295,14 +296,14 @@ impl<'spec> Frame<'spec> {
         form
     }
 
-    /// The initrd's path for the hypervisor. With credentials it is put together in memory at start.
+    /// Returns the initrd's path for the hypervisor. With credentials, the initrd is composed in memory at the start.
     pub(super) fn initrd_with_credentials(&mut self) -> Option<HostPath> {
         let base = self.plain_initrd();
         if self.spec.credential_files.is_empty() {
             return base;
         }
         let Some(base) = base else {
-            self.refuse("credentialFiles", "brings credentials to the guest in the initrd, and there is none");
+            self.refuse("credentialFiles", "passes credentials to the guest in the initrd, but there is no initrd");
             return None;
         };
         let descriptor = self.descriptor();
@@ -324,21 +325,23 @@ impl<'spec> Frame<'spec> {
         let bytes = bytes_of(&initrd) + bytes_of(&self.spec.kernel.image);
         if bytes >= self.spec.memory.mem_mib << 20 {
             let (mib, needed) = (self.spec.memory.mem_mib, bytes.div_ceil(1 << 20));
-            let reason =
-                format!("loads kernel and initrd, which have {needed} MiB, into memory of {mib} MiB; set more");
+            let reason = format!(
+                "cannot load the kernel and the initrd, {needed} MiB in total, into {mib} MiB of memory; increase mem"
+            );
             self.refuse("mem", reason);
         }
         Some(initrd)
     }
 
-    /// The kernel command line: the hypervisor's parameters, those for readiness and machine id, the user's.
+    /// Returns the kernel command line: the hypervisor's parameters, those for readiness and the machine id, and the
+    /// user's.
     pub(super) fn command_line(&mut self, own: &[&str], added_bytes: usize) -> String {
         let mut line = KernelCommandLine::new();
         for parameter in own {
             line.push(*parameter);
         }
         if let Some(port) = self.notify_port() {
-            // systemd reads it as a credential: it opens a stream to this port of the host and says READY=1.
+            // systemd reads this credential, connects to this port of the host, and sends READY=1.
             line.push(format!("systemd.set_credential=vmm.notify_socket:vsock-stream:2:{port}"));
         }
         for parameter in &self.spec.kernel.parameters {
@@ -346,7 +349,7 @@ impl<'spec> Frame<'spec> {
         }
         line.finish(added_bytes).unwrap_or_else(|too_long| {
             let reason = format!(
-                "boots with {} bytes of kernel parameters, but a kernel takes at most {}",
+                "would boot with {} bytes of kernel parameters, but the kernel supports at most {}",
                 too_long.bytes,
                 crate::cmdline::MOST_BYTES
             );
@@ -355,7 +358,7 @@ impl<'spec> Frame<'spec> {
         })
     }
 
-    /// The parameter for the machine id where the hypervisor has no SMBIOS for it.
+    /// Returns the kernel parameter for the machine id, for hypervisors without SMBIOS.
     pub(super) fn machine_id_parameter(&self) -> String {
         let id = self.spec.machine_id.as_deref().unwrap_or_default();
         if id.is_empty() { String::new() } else { format!("systemd.machine_id={}", id.replace('-', "")) }
@@ -365,7 +368,7 @@ impl<'spec> Frame<'spec> {
         self.spec.vsock.as_ref()?.notify_port
     }
 
-    /// Queue pairs of an interface on a hypervisor that has one for each CPU.
+    /// Returns the queue pairs of an interface, for hypervisors that support one pair per CPU.
     pub(super) fn queue_pairs(&self) -> u32 {
         self.spec.vcpu.min(MOST_QUEUE_PAIRS)
     }
@@ -381,7 +384,7 @@ impl<'spec> Frame<'spec> {
         });
     }
 
-    /// The descriptors under which the hypervisor gets a macvtap, one for each queue pair.
+    /// Returns the descriptors of a macvtap that the hypervisor inherits, one per queue pair.
     pub(super) fn need_macvtap(
         &mut self,
         interface: &CheckedInterface,
@@ -400,7 +403,7 @@ impl<'spec> Frame<'spec> {
         descriptors
     }
 
-    /// Adds the user's arguments, and refuses those that would repeat ours.
+    /// Adds the user's arguments. Refuses options that the launcher already sets.
     pub(super) fn add_extra_arguments(
         &mut self,
         option: &str,
@@ -413,31 +416,35 @@ impl<'spec> Frame<'spec> {
             let found = extra.iter().find(|argument| once.is(argument)).filter(|_| own);
             if let Some(argument) = found {
                 let name = argument.split('=').next().unwrap_or_default();
-                self.refuse(option, format!("cannot take {name} beside what the launcher gives it; {}", once.instead));
+                self.refuse(
+                    option,
+                    format!("cannot be given {name}, because the launcher already sets it; {}", once.instead),
+                );
             }
         }
         arguments.extend(extra.iter().cloned());
     }
 
-    /// Like [`Self::command_line`], for a hypervisor that takes ASCII only.
+    /// Like [`Self::command_line`], for a hypervisor that supports only ASCII.
     pub(super) fn ascii_command_line(&mut self, own: &[&str], added_bytes: usize) -> String {
         for (index, parameter) in self.spec.kernel.parameters.iter().enumerate() {
             if let Some(character) = parameter.chars().find(|character| !character.is_ascii()) {
-                let reason = format!("takes kernel parameters in ASCII only, and this one has `{character}`");
+                let reason = format!("supports kernel parameters in ASCII only, but this one contains `{character}`");
                 self.refuse(format!("kernelParams[{index}]"), reason);
             }
         }
         self.command_line(own, added_bytes)
     }
 
-    /// The launch, or every reason why there is none.
+    /// Returns the launch, or all refusals.
     pub(super) fn finish(mut self, command: Command, transport: VsockTransport) -> Result<Launch, Vec<Refusal>> {
         let spec = self.spec;
         let (vsock, notification) = self.vsock(transport);
         self.needs.sockets_to_remove.push(command.control.path.clone());
         if command.control.path.as_str().len() > LONGEST_SOCKET_BYTES {
             let reason = format!(
-                "puts its control socket at {}, which has {} bytes of the {LONGEST_SOCKET_BYTES} that a unix socket's path can have",
+                "puts its control socket at {}, which has {} bytes, but the path of a Unix socket can have at most \
+                 {LONGEST_SOCKET_BYTES}",
                 command.control.path,
                 command.control.path.as_str().len()
             );
@@ -478,7 +485,7 @@ impl<'spec> Frame<'spec> {
         })
     }
 
-    /// The launcher itself binds these by their absolute paths.
+    /// Checks the sockets that the launcher itself binds, by their absolute paths.
     fn check_bound_sockets(&mut self, notification: Option<&GuestNotification>) {
         let console = self.spec.console_socket.clone().map(|path| ("consoleSocket", path));
         let notified = match notification {
@@ -492,8 +499,8 @@ impl<'spec> Frame<'spec> {
             let bytes = path.as_str().len();
             if bytes > LONGEST_SOCKET_BYTES {
                 let reason = format!(
-                    "has a socket at {path}, which has {bytes} bytes of the {LONGEST_SOCKET_BYTES} that a unix \
-                     socket's path can have"
+                    "needs a socket at {path}, which has {bytes} bytes, but the path of a Unix socket can have \
+                     at most {LONGEST_SOCKET_BYTES}"
                 );
                 self.refuse(option, reason);
             }

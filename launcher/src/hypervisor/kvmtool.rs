@@ -1,4 +1,5 @@
-//! kvmtool: small, without ACPI, serial numbers or a way to ask the guest to shut down. Read at b48735e (2024-07).
+//! kvmtool, a small hypervisor without ACPI, disk serial numbers, or a way to request a shutdown. Written against
+//! b48735e (2024-07).
 
 use super::frame::{Command, Frame, GivenOnce, VsockTransport};
 use crate::capability::{Feature, Support};
@@ -15,8 +16,8 @@ use std::collections::BTreeMap;
 const MOST_DISKS: usize = 4;
 /// `MIN_RAM_SIZE` in include/kvm/kvm-config.h.
 const LEAST_MEMORY_MIB: u64 = 64;
-/// What it would say by itself on x86 (`kvm__arch_set_cmdline`), except for a root device: it has no ACPI tables and no
-/// usable interrupt controller behind the CPUs' own, and its keyboard controller answers to nothing but a reset.
+/// The parameters that kvmtool adds by default on x86 (`kvm__arch_set_cmdline`), except for a root device. It has no
+/// ACPI tables and no usable I/O APIC, and its keyboard controller supports only the reset command.
 const X86_PARAMETERS: [&str; 11] = [
     "noapic",
     "noacpi",
@@ -32,7 +33,7 @@ const X86_PARAMETERS: [&str; 11] = [
 ];
 /// `MPTABLE_MAX_CPUS` in x86/mptable.c.
 const MOST_VCPUS: u32 = 255;
-/// Options of which it takes the last one without a word.
+/// Options of which kvmtool silently uses the last one.
 const GIVEN_ONCE: [GivenOnce; 10] = [
     GivenOnce { names: &["-c", "--cpus"], instead: "use vcpu" },
     GivenOnce { names: &["-m", "--mem"], instead: "use mem" },
@@ -40,15 +41,15 @@ const GIVEN_ONCE: [GivenOnce; 10] = [
     GivenOnce { names: &["-i", "--initrd"], instead: "use initrd" },
     GivenOnce { names: &["-p", "--params"], instead: "use kernelParams" },
     GivenOnce { names: &["--name"], instead: "use name" },
-    GivenOnce { names: &["--console"], instead: "the console is the serial one" },
+    GivenOnce { names: &["--console"], instead: "the launcher uses the serial console" },
     GivenOnce { names: &["--vsock"], instead: "use vsock.cid" },
     GivenOnce { names: &["--hugetlbfs"], instead: "use hugepageMem" },
-    GivenOnce { names: &["--nodefaults", "--no-nodefaults"], instead: "the launcher says all defaults itself" },
+    GivenOnce { names: &["--nodefaults", "--no-nodefaults"], instead: "the launcher configures all devices itself" },
 ];
 const ARM_PARAMETERS: [&str; 2] = ["panic=1", "console=ttyS0"];
 
-/// What it can do. `tests/hypervisors/rows.rs` has shown every yes with version b48735e (3.18.0), except for
-/// PCI devices, vhost-net and vsock, for which the test host had nothing.
+/// The supported features. `tests/hypervisors/rows.rs` has verified all supported ones with version b48735e (3.18.0),
+/// except for PCI devices, vhost-net and vsock, which the test host did not have.
 pub(super) fn support(feature: Feature) -> Support {
     match feature {
         Feature::StoreDisk
@@ -107,8 +108,8 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
             format!("boots bzImages only, and {kernel} is an ELF, which it would load as plain bytes"),
         );
     }
-    // Without --nodefaults it would name a root device on the command line, and share the host's root directory with a
-    // guest that has neither disk nor initrd.
+    // Without --nodefaults, kvmtool would add a root device to the command line, and would share the host's root
+    // directory with a guest that has neither a disk nor an initrd.
     let words = ["run", "--nodefaults", "--name", &spec.name, "--console", "serial"];
     let mut arguments = words.map(str::to_owned).to_vec();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
@@ -133,7 +134,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     for (index, interface) in spec.interfaces.iter().enumerate() {
         add(&["-n", &network_options(&mut frame, index, interface)]);
     }
-    // What the user adds would still be none.
+    // With mode=none, an interface that the user adds would not work.
     let adds_interface = |argument: &String| argument == "-n" || argument.starts_with("--network");
     if spec.interfaces.is_empty() && !spec.kvmtool.extra_args.iter().any(adds_interface) {
         add(&["-n", "mode=none"]);
@@ -161,7 +162,7 @@ fn command_line(frame: &mut Frame<'_>) -> String {
         Architecture::X86_64 => X86_PARAMETERS.as_slice(),
         Architecture::Aarch64 => ARM_PARAMETERS.as_slice(),
     };
-    // The magic system requests that stop the guest come over the console, which only the host can type on.
+    // The stop sends magic system requests over the console, on which only the host can type.
     let parameters: Vec<_> = own.iter().copied().chain(["sysrq_always_enabled=1", &machine_id]).collect();
     frame.command_line(&parameters, 0)
 }
@@ -171,7 +172,7 @@ fn check_limits(frame: &mut Frame<'_>) {
     let is_disk = |argument: &&String| *argument == "-d" || argument.starts_with("--disk");
     let disks = spec.disks.len() + spec.kvmtool.extra_args.iter().filter(is_disk).count();
     if disks > MOST_DISKS {
-        let reason = format!("has at most {MOST_DISKS} disks, and this machine has {disks}");
+        let reason = format!("supports at most {MOST_DISKS} disks, but this machine has {disks}");
         frame.refuse("volumes", reason);
     }
     frame.check_cpus(MOST_VCPUS);
@@ -180,7 +181,7 @@ fn check_limits(frame: &mut Frame<'_>) {
     }
     let users = spec.interfaces.iter().filter(|interface| interface.kind == InterfaceKind::User).count();
     if users > 1 {
-        frame.refuse("interfaces", "has at most one interface with user networking");
+        frame.refuse("interfaces", "supports at most one interface with user networking");
     }
     if spec.memory.balloon.as_ref().is_some_and(|balloon| balloon.deflate_on_oom) {
         frame.warn("deflateOnOOM", "kvmtool's balloon does not deflate by itself");
@@ -188,7 +189,7 @@ fn check_limits(frame: &mut Frame<'_>) {
 }
 
 fn disk_options(frame: &mut Frame<'_>, disk: &Disk) -> String {
-    // A name that starts with `scsi:` is the address of a disk on the network.
+    // kvmtool takes a name that starts with `scsi:` for the address of a disk on the network.
     let image = disk.image.as_str();
     let image = if image.starts_with("scsi:") { format!("./{image}") } else { image.to_owned() };
     let mut options = Options::new(Dialect::Kvmtool).value(&image);
@@ -215,7 +216,7 @@ fn network_options(frame: &mut Frame<'_>, index: usize, interface: &CheckedInter
         }
         InterfaceKind::Macvtap { link, mode } => {
             let descriptors = frame.need_macvtap(interface, (link, *mode), 1);
-            // A tapif with a slash keeps it from configuring the descriptor as if it were a tap's.
+            // With a slash in tapif, kvmtool does not configure the descriptor as a tap.
             options.pair("mode", "tap").pair("tapif", "/dev/macvtap").pair_if("fd", descriptors.first())
         }
         InterfaceKind::Bridge { .. } => return String::new(),
@@ -225,7 +226,7 @@ fn network_options(frame: &mut Frame<'_>, index: usize, interface: &CheckedInter
 
 fn finish(frame: Frame<'_>, arguments: Vec<String>) -> Result<Launch, Vec<Refusal>> {
     let (spec, home) = (frame.spec, frame.facts.state_directory.clone());
-    // It puts its socket below $HOME, whatever else is asked.
+    // kvmtool always creates its socket below $HOME.
     let socket = HostPath::new(format!(".lkvm/{}.sock", spec.name)).below(&home);
     let command = Command {
         program: spec.kvmtool.program.clone().unwrap_or_else(|| HostPath::from("lkvm")),
@@ -233,7 +234,7 @@ fn finish(frame: Frame<'_>, arguments: Vec<String>) -> Result<Launch, Vec<Refusa
         environment: BTreeMap::from([("HOME".to_owned(), home.as_str().to_owned())]),
         files: Vec::new(),
         control: ControlSocket { protocol: ControlProtocol::Kvmtool, path: socket },
-        // Sync, remount read-only, reboot: it ends when its guest reboots. Without ACPI the guest cannot switch off.
+        // Sync, remount read-only, reboot: kvmtool ends when its guest reboots. Without ACPI, the guest cannot power off.
         graceful: ['s', 'u', 'b'].map(GracefulStep::KvmtoolSysrq).to_vec(),
         forced: ForcedStop::KvmtoolStop,
         console_device: Some("ttyS0"),

@@ -1,4 +1,5 @@
-//! QEMU: the one that can nearly everything, and the only one that runs without KVM. Read at 7.2 and 9.
+//! QEMU, which supports nearly all features and is the only hypervisor that runs without KVM. Written against 7.2 and
+//! 9.
 
 mod devices;
 mod extra;
@@ -17,13 +18,13 @@ use crate::validate::{CheckedSpec, InterfaceKind};
 use machine::{Bus, Machine, own_id};
 use std::collections::BTreeMap;
 
-/// Where systemd looks for credentials in qemu's fw_cfg.
+/// The prefix under which systemd finds credentials in QEMU's fw_cfg.
 const CREDENTIAL_PREFIX: &str = "opt/io.systemd.credentials/";
-/// `FW_CFG_MAX_FILE_PATH`, less the final NUL.
+/// `FW_CFG_MAX_FILE_PATH` without the final NUL.
 const FW_CFG_NAME_BYTES: usize = 55;
 
-/// What it can do. `tests/hypervisors/rows.rs` has shown every yes with version 7.2.22, except for
-/// devices of the host, vhost-net and vsock, for which the test host had nothing, and other architectures.
+/// The supported features. `tests/hypervisors/rows.rs` has verified all supported ones with version 7.2.22, except for
+/// host devices, vhost-net and vsock, which the test host did not have, and other architectures.
 pub(super) fn support(feature: Feature) -> Support {
     match feature {
         Feature::InitialBalloon => Support::No("starts with an empty balloon; fill it with `microvm balloon`"),
@@ -58,23 +59,23 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     let uses_helper = spec.interfaces.iter().any(|interface| matches!(interface.kind, InterfaceKind::Bridge { .. }))
         && !frame.facts.is_confined;
     if !uses_helper {
-        // The bridge helper has rights of its own, which a sandboxed process cannot give to its children.
+        // The bridge helper is setuid, and a sandboxed process cannot start it with these privileges.
         arguments.extend(["-sandbox".to_owned(), sandbox(spec)]);
     }
     arguments.extend(extra);
     finish(frame, &machine, arguments)
 }
 
-/// Words of the user's own arguments with which qemu starts another program.
+/// Words in the user's arguments with which QEMU starts another program.
 const STARTS_PROGRAMS: [&str; 5] = ["cmd:", "exec:", "smb=", "script=", "helper="];
-/// Those with which it changes its user.
+/// Options in the user's arguments with which QEMU changes its user or root directory.
 const CHANGES_USER: [&str; 4] = ["-runas", "-run-with", "-chroot", "-daemonize"];
 
-/// What qemu is forbidden once it runs: as much as what the machine uses allows.
+/// Returns the seccomp options: they forbid as much as the machine's features allow.
 fn sandbox(spec: &CheckedSpec) -> String {
-    // The host's libraries for a desktop start processes and choose processors.
+    // The host's desktop libraries start processes and set CPU affinities.
     let has_desktop = spec.graphics.is_some();
-    // What that prints is not known yet.
+    // Its output is not known yet.
     let has_script = spec.extra_args_script.is_some();
     let given =
         |words: &[&str]| spec.qemu.extra_args.iter().any(|argument| words.iter().any(|word| argument.contains(word)));
@@ -93,7 +94,10 @@ fn sandbox(spec: &CheckedSpec) -> String {
 
 fn check_kernel(frame: &mut Frame<'_>, kernel: &HostPath) {
     if frame.kernel_form(kernel) == Some(KernelForm::Elf) {
-        frame.refuse("kernel", format!("boots an ELF by its PVH note, and {kernel} has none; give it the bzImage"));
+        frame.refuse(
+            "kernel",
+            format!("boots an ELF kernel only if it has a PVH note, and {kernel} has none; set kernel to the bzImage"),
+        );
     }
 }
 
@@ -101,7 +105,7 @@ fn kernel_parameters(frame: &Frame<'_>, machine: &Machine) -> Vec<String> {
     let mut parameters = Vec::new();
     let mut add = |parameter: &str| parameters.push(parameter.to_owned());
     if frame.spec.graphics.is_some() {
-        // Before the serial console, which stays the one that programs write to: the last is /dev/console.
+        // Before the serial console: the last console is /dev/console, which programs write to.
         add("console=tty0");
     }
     if frame.spec.qemu.serial_console {
@@ -119,7 +123,7 @@ fn kernel_parameters(frame: &Frame<'_>, machine: &Machine) -> Vec<String> {
         && frame.architecture() == Architecture::X86_64
         && frame.spec.architecture.is_none_or(|guest| guest == frame.facts.architecture)
     {
-        // On a busy host an emulated guest often fails to calibrate its time stamp counter, and hangs.
+        // On a busy host, an emulated guest often fails to calibrate its time stamp counter, and hangs.
         if let Some(khz) = frame.facts.tsc_khz {
             add(&format!("tsc_early_khz={khz}"));
         }
@@ -131,7 +135,7 @@ fn kernel_parameters(frame: &Frame<'_>, machine: &Machine) -> Vec<String> {
     parameters
 }
 
-/// The control socket and the console.
+/// Writes the control socket and the console.
 fn write_ports(frame: &mut Frame<'_>, arguments: &mut Vec<String>) {
     let socket = Options::new(Dialect::Qemu)
         .word("socket")
@@ -145,7 +149,7 @@ fn write_ports(frame: &mut Frame<'_>, arguments: &mut Vec<String>) {
     let words = ["-chardev", &socket, "-mon", &monitor];
     arguments.extend(words.map(str::to_owned));
     if frame.spec.qemu.serial_console {
-        // Without signal=off, ctrl-c would end qemu instead of reaching the guest.
+        // Without signal=off, Ctrl-C would end QEMU instead of reaching the guest.
         let console = own_id("console");
         let (terminal, serial) = (format!("stdio,id={console},signal=off"), format!("chardev:{console}"));
         let words = ["-chardev", &terminal, "-serial", &serial];
@@ -153,7 +157,7 @@ fn write_ports(frame: &mut Frame<'_>, arguments: &mut Vec<String>) {
     }
 }
 
-/// The machine id and the credentials.
+/// Writes the machine id and the credentials.
 fn write_identity(frame: &mut Frame<'_>, arguments: &mut Vec<String>) {
     if let Some(id) = &frame.spec.machine_id {
         arguments.extend(["-smbios".to_owned(), format!("type=1,uuid={id}")]);
@@ -163,7 +167,7 @@ fn write_identity(frame: &mut Frame<'_>, arguments: &mut Vec<String>) {
         let entry = format!("{CREDENTIAL_PREFIX}{name}");
         if entry.len() > FW_CFG_NAME_BYTES {
             let most = FW_CFG_NAME_BYTES - CREDENTIAL_PREFIX.len();
-            frame.refuse(&option, format!("has room for {most} bytes of a credential's name"));
+            frame.refuse(&option, format!("supports credential names of at most {most} bytes"));
         }
         let options = Options::new(Dialect::Qemu).pair("name", &entry).pair("file", path).finish();
         arguments.extend(["-fw_cfg".to_owned(), frame.written(&option, options)]);

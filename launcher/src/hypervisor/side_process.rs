@@ -1,4 +1,5 @@
-//! The processes beside a hypervisor: a virtiofs daemon for each share, passt for user networking, crosvm's graphics card.
+//! The commands of the processes beside a hypervisor: a virtiofs daemon per share, passt for user networking, and
+//! crosvm's graphics card.
 
 use super::frame::Frame;
 use crate::launch::{SideProcess, SideProcessKind};
@@ -6,16 +7,16 @@ use crate::path::HostPath;
 use crate::spec::{ForwardFrom, ForwardPort};
 use crate::validate::{CheckedGraphics, CheckedShare, CheckedSpec};
 
-/// Who tells the guest a virtiofs share's tag.
+/// Which side provides the tag of a virtiofs share to the guest.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum TagTeller {
-    /// The hypervisor. qemu 7.1 to 8.0 crashes if the daemon does too.
+    /// The hypervisor. With a tag from the daemon, QEMU 7.1 to 8.0 crashes when the daemon does.
     Hypervisor,
-    /// The daemon: crosvm asks it, and without an answer the guest's first read ends the daemon.
+    /// The daemon: crosvm requests the tag from it, and a daemon without one ends at the guest's first read.
     Daemon,
 }
 
-/// The virtiofs daemon of a share.
+/// Returns the virtiofs daemon of a share.
 pub(super) fn virtiofsd(frame: &Frame<'_>, checked: &CheckedShare, teller: TagTeller) -> SideProcess {
     let (settings, share) = (&frame.spec.virtiofsd, &checked.share);
     let mut arguments = vec![
@@ -37,8 +38,8 @@ pub(super) fn virtiofsd(frame: &Frame<'_>, checked: &CheckedShare, teller: TagTe
         arguments.push("--posix-acl".to_owned());
     }
     if checked.holds_overlay {
-        // The overlay's own attributes are in the namespace `trusted`, which only root of the host may write; mapped,
-        // they are ordinary attributes on the host.
+        // The overlay stores attributes in the namespace `trusted`, which only root of the host can write. They are
+        // mapped to ordinary attributes on the host.
         arguments.push("--xattrmap=:map::user.virtiofs.:".to_owned());
     }
     if share.read_only {
@@ -57,7 +58,7 @@ pub(super) fn virtiofsd(frame: &Frame<'_>, checked: &CheckedShare, teller: TagTe
     }
 }
 
-/// passt, which gives user networking to a hypervisor that has only vhost-user.
+/// Returns passt, which provides user networking to a hypervisor that supports only vhost-user.
 pub(super) fn passt(interface: &str, socket: &HostPath, ports: &[ForwardPort]) -> SideProcess {
     let mut arguments = vec![
         "--foreground".to_owned(),
@@ -80,7 +81,7 @@ pub(super) fn passt(interface: &str, socket: &HostPath, ports: &[ForwardPort]) -
     }
 }
 
-/// crosvm's graphics card, which shows what the guest draws on a Wayland desktop.
+/// Returns crosvm's graphics card, which shows the guest's screen on a Wayland desktop.
 pub(super) fn crosvm_gpu(
     spec: &CheckedSpec,
     graphics: &CheckedGraphics,

@@ -1,5 +1,5 @@
-//! Cloud Hypervisor's `VmConfig`: the schemas of its published API that this launcher uses, by their names there, and
-//! the options that say the same on its command line.
+//! Cloud Hypervisor's `VmConfig`: the schemas of its published API that this launcher uses, with the names of the API,
+//! and the corresponding command-line options.
 
 use super::super::frame::Frame;
 use crate::keyval::{Dialect, Options};
@@ -101,7 +101,7 @@ pub(super) struct Net {
     pub(super) vhost_user: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) vhost_socket: Option<String>,
-    /// No part of the API: descriptors can only be inherited.
+    /// Not part of the API, because descriptors can only be inherited.
     #[serde(skip)]
     pub(super) fds: Vec<i32>,
 }
@@ -189,12 +189,12 @@ impl Platform {
 
 impl VmConfig {
     pub(super) fn to_value(&self) -> Value {
-        // Text and numbers in range: there is nothing that could not be written as JSON.
+        // Serialising text and numbers in range cannot fail.
         serde_json::to_value(self).unwrap_or_default()
     }
 }
 
-/// The command line that says what the configuration says.
+/// Returns the command line that corresponds to the configuration.
 pub(super) fn arguments(frame: &mut Frame<'_>, config: &VmConfig) -> Vec<String> {
     let mut arguments = Vec::new();
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);

@@ -1,29 +1,29 @@
-//! The extra arguments of the user beside ours: it stops when an option that it takes once is given twice, so such
-//! options are merged key by key, replaced, or refused by name.
+//! Merging the user's extra arguments with ours. Cloud Hypervisor refuses an option that is given twice, so such
+//! options are merged key by key, replaced, or refused.
 
 use super::super::frame::Frame;
 use crate::path::HostPath;
 
 const OPTION: &str = "cloudHypervisor.extraArgs";
 
-/// Options whose value has keys, merged with ours.
+/// Options whose value consists of keys, which are merged with ours.
 const MERGED: [&str; 6] = ["--balloon", "--cpus", "--memory", "--platform", "--rng", "--vsock"];
-/// Options of which the user's is taken instead of ours.
+/// Options for which the user's value replaces ours.
 const REPLACED: [&str; 3] = ["--console", "--seccomp", "--serial"];
-/// Options that only the spec sets, and by what.
+/// Options that only the spec may set, and a hint.
 const REFUSED: [(&str, &str); 10] = [
     ("--api-socket", "use socket"),
     ("--cmdline", "use kernelParams"),
     ("--firmware", "the kernel is booted without one"),
-    ("--help", "it would start no machine"),
+    ("--help", "it would not start a machine"),
     ("--igvm", "use kernel"),
     ("--initramfs", "use initrd"),
     ("--kernel", "use kernel"),
     ("--restore", "it would restore another machine"),
-    ("--version", "it would start no machine"),
+    ("--version", "it would not start a machine"),
     ("--memory-zone", "the memory is one region; use --memory"),
 ];
-/// Keys that only the spec sets where ours are written, and by what.
+/// Keys that only the spec may set if our value contains them, and the option of the spec.
 const OWN_KEYS: [(&str, &str, &str); 12] = [
     ("--cpus", "boot", "vcpu"),
     ("--memory", "size", "mem"),
@@ -39,25 +39,25 @@ const OWN_KEYS: [(&str, &str, &str); 12] = [
     ("--balloon", "deflate_on_oom", "deflateOnOOM"),
 ];
 
-/// The whole command line.
+/// The merged command line.
 pub(super) struct Merged {
     pub(super) arguments: Vec<String>,
-    /// Whether the serial console is still the terminal.
+    /// Whether the serial console is still on the terminal.
     pub(super) serial_is_ours: bool,
-    /// Whether nothing was changed in our options.
+    /// Whether none of our options has changed.
     pub(super) config_is_ours: bool,
 }
 
-/// An option with the words up to the next one.
+/// An option and the words up to the next option.
 struct Item {
     option: String,
     values: Vec<String>,
 }
 
-/// `key=value` in their order; a word without a value stands alone.
+/// `key=value` in their order; a word without `=` has no value.
 type Pairs = Vec<(String, Option<String>)>;
 
-/// Our arguments and the user's, each option as often as it may be.
+/// Merges our arguments with the user's.
 pub(super) fn merge(frame: &mut Frame<'_>, own: Vec<String>) -> Merged {
     let mut items = items(&own);
     let mut merged = Merged { arguments: Vec::new(), serial_is_ours: true, config_is_ours: true };
@@ -65,12 +65,12 @@ pub(super) fn merge(frame: &mut Frame<'_>, own: Vec<String>) -> Merged {
     for item in self::items(&frame.spec.cloud_hypervisor.extra_args) {
         let once = MERGED.contains(&item.option.as_str()) || REPLACED.contains(&item.option.as_str());
         if once && seen.contains(&item.option) {
-            frame.refuse(OPTION, format!("takes {} once, and it is given twice", item.option));
+            frame.refuse(OPTION, format!("accepts {} only once, but it is given twice", item.option));
             continue;
         }
         seen.push(item.option.clone());
         if let Some((option, instead)) = REFUSED.iter().find(|(option, _)| *option == item.option) {
-            frame.refuse(OPTION, format!("takes no further {option}; {instead}"));
+            frame.refuse(OPTION, format!("does not accept another {option}; {instead}"));
             continue;
         }
         let place = items.iter().position(|own| own.option == item.option);
@@ -84,7 +84,7 @@ pub(super) fn merge(frame: &mut Frame<'_>, own: Vec<String>) -> Merged {
             Some(at) if REPLACED.contains(&item.option.as_str()) || item.values.is_empty() => items[at] = item,
             _ => {
                 if item.option == "--vsock" {
-                    // Left over from an earlier start it would be in the way.
+                    // A socket left over from an earlier start would make the start fail.
                     let socket = pairs(&item.values.concat()).into_iter().find(|(key, _)| key == "socket");
                     frame.needs.sockets_to_remove.extend(socket.and_then(|(_, path)| path).map(HostPath::new));
                 }
@@ -99,7 +99,7 @@ pub(super) fn merge(frame: &mut Frame<'_>, own: Vec<String>) -> Merged {
     merged
 }
 
-/// Our value with the user's keys.
+/// Merges the user's keys into our value.
 fn merge_value(frame: &mut Frame<'_>, item: &Item, own: &str) -> String {
     let mut merged = pairs(own);
     for (key, value) in pairs(&item.values.concat()) {
@@ -132,7 +132,7 @@ fn merge_value(frame: &mut Frame<'_>, item: &Item, own: &str) -> String {
     words.collect::<Vec<_>>().join(",")
 }
 
-/// Pages that others see, or huge ones, are not merged with equal ones: it refuses both together.
+/// Removes `mergeable` if memory is shared or consists of huge pages, because Cloud Hypervisor refuses the combination.
 fn keep_pages_apart(frame: &mut Frame<'_>, memory: &mut Pairs, item: &Item) {
     let is_on =
         |memory: &Pairs, key: &str| memory.iter().any(|(name, value)| name == key && value.as_deref() == Some("on"));
@@ -144,7 +144,7 @@ fn keep_pages_apart(frame: &mut Frame<'_>, memory: &mut Pairs, item: &Item) {
     }
 }
 
-/// The options with their values, which may be the next words or follow an equals sign.
+/// Splits arguments into options and values. A value is the next words, or follows an equals sign.
 fn items(arguments: &[String]) -> Vec<Item> {
     let mut items: Vec<Item> = Vec::new();
     for argument in arguments {
@@ -159,7 +159,7 @@ fn items(arguments: &[String]) -> Vec<Item> {
     items
 }
 
-/// Commas count only outside of quotes and brackets.
+/// Splits a value into its pairs. Commas inside quotes and brackets do not separate.
 fn pairs(text: &str) -> Pairs {
     let (mut parts, mut part, mut open, mut quoted) = (Vec::new(), String::new(), 0_i32, false);
     for character in text.chars() {

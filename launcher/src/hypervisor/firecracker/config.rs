@@ -1,5 +1,5 @@
-//! Firecracker's configuration document: the definitions of its published API that this launcher uses, by their names
-//! there. A field that firecracker does not know stops it, so what is not used is not written.
+//! Firecracker's configuration document: the definitions of its published API that this launcher uses, with the names
+//! of the API. Firecracker fails on a field that it does not support, so unused fields are omitted.
 
 use crate::spec::DriveIoEngine;
 use serde::Serialize;
@@ -13,7 +13,7 @@ pub(super) struct FullConfiguration {
     pub(super) machine_config: MachineConfiguration,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) cpu_config: Option<Map<String, Value>>,
-    /// Mandatory, even if empty.
+    /// Required, even if it is empty.
     pub(super) drives: Vec<Drive>,
     pub(super) network_interfaces: Vec<NetworkInterface>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -63,7 +63,7 @@ pub(super) struct Drive {
     pub(super) io_engine: DriveIoEngine,
 }
 
-/// Whether the guest's flushes reach the disk: with `Unsafe` they do not.
+/// Whether the guest's flushes reach the disk. With `Unsafe`, they do not.
 #[derive(Debug, Serialize)]
 pub(super) enum CacheType {
     Unsafe,
@@ -107,19 +107,19 @@ pub(super) struct Entropy {}
 
 impl FullConfiguration {
     pub(super) fn to_value(&self) -> Value {
-        // Maps with text for keys and numbers in range: there is nothing that could not be written as JSON.
+        // Serialising maps with text keys and numbers in range cannot fail.
         serde_json::to_value(self).unwrap_or_default()
     }
 }
 
-/// The fields that identify an element of a list of firecracker.
+/// The fields that identify an element of a list.
 const ID_FIELDS: [&str; 3] = ["drive_id", "iface_id", "id"];
 
-/// Something that cannot be merged: the field, and why.
+/// A field that cannot be merged, and the reason.
 pub(super) type Conflict = (String, String);
 
-/// Merges objects field by field, however deep. An element of a list is merged with the one that has the same id, or else
-/// comes behind those that are there. Anything else replaces what is there.
+/// Merges objects recursively, field by field. An element of a list is merged with the one that has the same id, or
+/// else appended. Any other value replaces the existing one.
 pub(super) fn merge(document: &mut Value, extra: &Map<String, Value>) -> Vec<Conflict> {
     let Value::Object(fields) = document else { return Vec::new() };
     let mut conflicts = Vec::new();
@@ -132,7 +132,7 @@ pub(super) fn merge(document: &mut Value, extra: &Map<String, Value>) -> Vec<Con
             (Some(Value::Array(there)), Value::Array(elements)) => {
                 conflicts.extend(merge_lists(there, elements).into_iter().map(|reason| (name.clone(), reason)));
             }
-            (Some(Value::Array(_)), _) => conflicts.push((name.clone(), "takes a list here; write one".to_owned())),
+            (Some(Value::Array(_)), _) => conflicts.push((name.clone(), "requires a list here".to_owned())),
             _ => {
                 fields.insert(name.clone(), value.clone());
             }
@@ -147,7 +147,7 @@ fn merge_lists(there: &mut Vec<Value>, elements: &[Value]) -> Vec<String> {
         let id = id_of(element);
         if id.is_some() && elements[..index].iter().any(|earlier| id_of(earlier) == id) {
             let id = id.unwrap_or_default();
-            conflicts.push(format!("takes each id once, and `{id}` is given twice here; choose another id"));
+            conflicts.push(format!("accepts each id only once, but `{id}` is given twice here; choose another id"));
             continue;
         }
         let same = there.iter_mut().find(|other| id.is_some() && id_of(other) == id);

@@ -1,4 +1,4 @@
-//! qemu's devices, in the order in which the guest is to see them.
+//! QEMU's devices, in the order in which the guest numbers them.
 
 use super::super::frame::Frame;
 use super::super::side_process::{TagTeller, virtiofsd};
@@ -11,7 +11,7 @@ use crate::launch::BridgeNeed;
 use crate::spec::{DeviceBus, ForwardFrom, ImageType, Protocol, ShareProtocol};
 use crate::validate::{CheckedInterface, CheckedShare, Disk, InterfaceKind};
 
-/// Arguments being written.
+/// The command line that is being written.
 struct Writer<'frame, 'spec, 'arguments> {
     frame: &'frame mut Frame<'spec>,
     machine: &'frame Machine,
@@ -19,7 +19,7 @@ struct Writer<'frame, 'spec, 'arguments> {
     arguments: &'arguments mut Vec<String>,
 }
 
-/// Writes them, and returns the user's arguments, which go behind them.
+/// Writes the devices, and returns the user's arguments, which must come after them.
 pub(super) fn write(
     frame: &mut Frame<'_>,
     machine: &Machine,
@@ -30,7 +30,7 @@ pub(super) fn write(
     let slots = Slots::new(frame, machine);
     let mut writer = Writer { frame, machine, slots, arguments };
     if machine.model == "microvm" {
-        // For ctrl-alt-delete and for the guest's reset.
+        // Needed for Ctrl-Alt-Delete and for the guest's reset.
         writer.add("qemu.machine", "-device", Options::new(Dialect::Qemu).word("i8042"));
     }
     writer.root_ports();
@@ -77,7 +77,7 @@ impl Writer<'_, '_, '_> {
         self.arguments.extend([switch.to_owned(), value]);
     }
 
-    /// Adds a virtio device under its name on the machine's bus.
+    /// Adds a virtio device to the machine's bus.
     fn virtio(&mut self, option: &str, name: &str, with: impl FnOnce(Options) -> Options) {
         let device = Options::new(Dialect::Qemu).word(format!("{name}-{}", self.machine.bus.suffix()));
         let device = placed(device, self.slots.next());
@@ -86,7 +86,7 @@ impl Writer<'_, '_, '_> {
 
     fn root_ports(&mut self) {
         let ports = &self.frame.spec.qemu.pcie_root_ports;
-        // Two ports of one chassis and slot are one too many.
+        // QEMU refuses two ports with the same chassis and slot.
         let mut chassis = (1..).filter(|number| ports.iter().all(|port| port.chassis != Some(*number)));
         for (index, port) in ports.iter().enumerate() {
             let address = port.addr.as_deref().and_then(extra::address);
@@ -112,7 +112,7 @@ impl Writer<'_, '_, '_> {
             ImageType::Vhd => "vpc",
             ImageType::Vhdx => "vhdx",
         };
-        // Native calls would work only past the page cache; io_uring works with and without.
+        // Native calls would require O_DIRECT; io_uring works with and without it.
         let aio = if self.frame.facts.io_uring_is_usable { "io_uring" } else { "threads" };
         let drive = Options::new(Dialect::Qemu)
             .pair("id", &id)
@@ -184,7 +184,8 @@ impl Writer<'_, '_, '_> {
                 let helper = self.frame.spec.qemu.bridge_helper.clone();
                 let tap = bridge_tap(&self.frame.spec.name, index, &interface.id);
                 if self.frame.facts.is_confined {
-                    // The helper cannot get its rights there: the unit has made the tap and put it into the bridge.
+                    // In a confined unit the setuid helper does not work. Another unit has created the tap and added it
+                    // to the bridge.
                     self.frame.need_tap(&tap, 1);
                     Options::new(Dialect::Qemu)
                         .word("tap")
@@ -209,14 +210,15 @@ impl Writer<'_, '_, '_> {
                 .pair("netdev", &id)
                 .pair("mac", &interface.mac)
                 .pair_if("mq", (pairs > 1).then_some("on"))
-                // One vector for each queue, for control, and for the configuration.
+                // One vector per queue, one for control, and one for the configuration.
                 .pair_if("vectors", (pairs > 1 && on_pci).then_some(2 * pairs + 2))
-                // An empty ROM, or the firmware waits for a network to boot from.
+                // An empty ROM, because the firmware would otherwise wait for a network boot.
                 .word_if(on_pci.then_some("romfile="))
         });
     }
 
-    /// The forwarded ports go to the first interface with user networking, as all of them lead to the same guest.
+    /// Adds the forwarded ports to the first interface with user networking only, because all of them reach the same
+    /// guest.
     fn user_network(&mut self, index: usize, id: &str) -> Options {
         let spec = self.frame.spec;
         let mut options = Options::new(Dialect::Qemu).word("user").pair("id", id);
@@ -241,7 +243,7 @@ impl Writer<'_, '_, '_> {
                     }
                     if guest.address.is_empty() {
                         let reason =
-                            "needs the address in the guest's network that is to lead to the host, such as 10.0.2.10";
+                            "requires an address in the guest's network for the forwarded port, such as 10.0.2.10";
                         self.frame.refuse(format!("forwardPorts[{place}].guest.address"), reason);
                     }
                     let address = if host.address.is_empty() { "127.0.0.1" } else { &host.address };
@@ -263,7 +265,7 @@ impl Writer<'_, '_, '_> {
         for (index, device) in devices.iter().enumerate() {
             let options = match device.bus {
                 DeviceBus::Pci => Options::new(Dialect::Qemu).word("vfio-pci").pair("host", &device.path),
-                // Checked to be nothing but pairs that usb-host knows.
+                // Validated to contain only pairs that usb-host supports.
                 DeviceBus::Usb => Options::new(Dialect::Qemu).word("usb-host").word(&device.path),
             };
             let words = words_of(device);
@@ -274,7 +276,7 @@ impl Writer<'_, '_, '_> {
             };
             let options = placed(options, place);
             let options = options.pair_if("id", device.qemu.id.as_ref()).pair_if("bus", device.qemu.bus.as_ref());
-            // The user's own words in qemu's own syntax.
+            // The user's own text in QEMU's syntax.
             let options = match &device.qemu.device_extra_args {
                 Some(extra) => options.word(extra),
                 None => options,
@@ -284,18 +286,18 @@ impl Writer<'_, '_, '_> {
     }
 }
 
-/// The device at its place.
+/// Adds the place to a device.
 fn placed(device: Options, place: Place) -> Options {
     device.pair_if("addr", place.address).pair_if("multifunction", place.multifunction.then_some("on"))
 }
 
-/// The file for `-drive file=`, which takes the text before a colon for a protocol unless a slash comes first.
+/// Returns the file for `-drive file=`, which takes the text before a colon for a protocol unless a slash precedes it.
 fn file_name(path: &str) -> String {
     let is_relative = !path.starts_with('/') && !path.starts_with("./");
     if is_relative && path.contains(':') { format!("./{path}") } else { path.to_owned() }
 }
 
-/// The name of the tap that takes the helper's place: the interface's, if the kernel could call one so.
+/// Returns the name of the tap that replaces the helper's: the interface's name, if it is a valid name for the kernel.
 fn bridge_tap(machine: &str, index: usize, interface: &str) -> String {
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
     if (1..=15).contains(&interface.len())
@@ -304,7 +306,7 @@ fn bridge_tap(machine: &str, index: usize, interface: &str) -> String {
     {
         return interface.to_owned();
     }
-    // FNV-1a, 64 bits, of which 44 are shown.
+    // FNV-1a, 64 bits, of which 44 are used.
     let hash = machine
         .bytes()
         .chain(interface.bytes())

@@ -1,13 +1,12 @@
-//! What the user adds to qemu's command line: what of it concerns our own arguments, and what is refused by name.
+//! The user's additions to QEMU's command line: what they change about our arguments, and what is refused.
 
 use super::super::frame::Frame;
 use crate::spec::DeviceBus;
 
-/// The first letters of every id that is written here. Ids of the user never begin with them.
+/// The prefix of all ids that the launcher assigns. Ids of the user must not start with it.
 pub(super) const OWN_IDS: &str = "microvm-";
 
-/// Options whose last mention counts, so that the user's would replace ours without a word, or that stop qemu, with
-/// the option of the spec that says the same.
+/// Options that silently override ours, because QEMU uses the last one, with the option of the spec to use instead.
 const REPLACING: [(&str, &str); 6] = [
     ("kernel", "use kernel"),
     ("initrd", "use initrd"),
@@ -17,7 +16,8 @@ const REPLACING: [(&str, &str); 6] = [
     ("enable-kvm", "use qemu.accelerator"),
 ];
 
-/// Options that are merged with ours but for some of their keys. An option's first word may stand for the first key.
+/// Options that QEMU merges with ours, with the keys that only the spec may set. The first word of the value may omit
+/// its key.
 const PARTLY_OURS: [(&str, &[&str], &str); 5] = [
     ("machine", &["type"], "use qemu.machine"),
     ("M", &["type"], "use qemu.machine"),
@@ -26,7 +26,8 @@ const PARTLY_OURS: [(&str, &[&str], &str); 5] = [
     ("name", &["guest"], "use name"),
 ];
 
-/// Names of devices that need no PCI bus: those of other buses, and virtio devices on their own.
+/// Parts of the names of devices that do not need a PCI bus: devices on other buses, and virtio devices without a
+/// transport.
 const WITHOUT_PCI: [&str; 15] = [
     "-device",
     "isa-",
@@ -45,7 +46,7 @@ const WITHOUT_PCI: [&str; 15] = [
     "vmcoreinfo",
 ];
 
-/// A device that the user adds in qemu's own words.
+/// A device that the user adds in QEMU's syntax.
 #[derive(Clone, Debug, Default)]
 pub(super) struct UserDevice {
     /// The option of the spec.
@@ -54,14 +55,14 @@ pub(super) struct UserDevice {
     pub(super) driver: String,
     /// Its id.
     pub(super) id: Option<String>,
-    /// The bus it is put on.
+    /// The bus that it is attached to.
     pub(super) bus: Option<String>,
     /// Its slot and function on a PCI bus.
     pub(super) address: Option<(u8, u8)>,
 }
 
 impl UserDevice {
-    /// The device of `-device`'s value, which may be JSON.
+    /// Parses the value of `-device`, which may be JSON.
     fn read(option: &str, text: &str) -> Self {
         let pairs = if text.starts_with('{') { json_pairs(text) } else { pairs(text) };
         let mut device = Self { option: option.to_owned(), ..Self::default() };
@@ -78,7 +79,7 @@ impl UserDevice {
         device
     }
 
-    /// Whether it sits on a PCI bus.
+    /// Whether it is attached to a PCI bus.
     pub(super) fn needs_pci(&self) -> bool {
         let is = |name: &&str| {
             if name.starts_with('-') { self.driver.ends_with(*name) } else { self.driver.starts_with(*name) }
@@ -86,13 +87,13 @@ impl UserDevice {
         !WITHOUT_PCI.iter().any(is)
     }
 
-    /// Whether it takes one of the slots of virtio-mmio.
+    /// Whether it needs a virtio-mmio slot.
     pub(super) fn is_virtio_mmio(&self) -> bool {
         self.driver.ends_with("-device") && (self.driver.starts_with("virtio-") || self.driver.starts_with("vhost-"))
     }
 }
 
-/// The devices among the extra arguments.
+/// Returns the devices in the extra arguments.
 pub(super) fn devices(extra: &[String]) -> Vec<UserDevice> {
     options(extra)
         .into_iter()
@@ -101,7 +102,7 @@ pub(super) fn devices(extra: &[String]) -> Vec<UserDevice> {
         .collect()
 }
 
-/// Where among the arguments virtio devices are that have no place on PCI.
+/// Returns the indices of the arguments that add a virtio device without a PCI address.
 pub(super) fn places_behind_ours(extra: &[String]) -> Vec<usize> {
     let is_device = |name: &str| matches!(name, "-device" | "--device");
     let unplaced = |text: &String| {
@@ -114,36 +115,39 @@ pub(super) fn places_behind_ours(extra: &[String]) -> Vec<usize> {
     places.filter(|at| is_device(&extra[at - 1]) && unplaced(&extra[*at])).collect()
 }
 
-/// How many those are.
+/// Returns the number of those arguments.
 pub(super) fn devices_behind_ours(extra: &[String]) -> usize {
     places_behind_ours(extra).len()
 }
 
-/// A device's `deviceExtraArgs` as if they were its option.
+/// Parses a device's `deviceExtraArgs`.
 pub(super) fn device_words(option: String, text: &str) -> UserDevice {
     UserDevice { driver: String::new(), ..UserDevice::read(&option, &format!("device,{text}")) }
 }
 
-/// `slot` or `slot.function`, in hexadecimal digits: `set_pci_devfn` in hw/core/qdev-properties-system.c.
+/// Parses `slot` or `slot.function`, in hexadecimal digits: `set_pci_devfn` in hw/core/qdev-properties-system.c.
 pub(super) fn address(text: &str) -> Option<(u8, u8)> {
     let number = |text: &str| u8::from_str_radix(text.trim_start_matches("0x"), 16).ok();
     let (slot, function) = text.split_once('.').unwrap_or((text, "0"));
     Some((number(slot)?, number(function)?))
 }
 
-/// Refuses the words that cannot stand beside ours.
+/// Refuses arguments that conflict with ours.
 pub(super) fn check(frame: &mut Frame<'_>) {
     let extra = &frame.spec.qemu.extra_args;
     for (name, value) in options(extra) {
         if let Some((_, instead)) = REPLACING.iter().find(|(option, _)| *option == name) {
-            frame.refuse("qemu.extraArgs", format!("would take -{name} instead of ours; {instead}"));
+            frame.refuse("qemu.extraArgs", format!("would use this -{name} instead of the launcher's; {instead}"));
         }
         if let Some((_, keys, instead)) = PARTLY_OURS.iter().find(|(option, _, _)| *option == name) {
             let gives = |(index, (key, value)): (usize, &(String, Option<String>))| {
                 keys.contains(&key.as_str()) || (index == 0 && value.is_none())
             };
             if value.is_some_and(|value| pairs(value).iter().enumerate().any(gives)) {
-                let reason = format!("would take the {} of -{name} instead of ours; {instead}", keys.join(" and "));
+                let reason = format!(
+                    "would use the {} of this -{name} instead of the launcher's; {instead}",
+                    keys.join(" and ")
+                );
                 frame.refuse("qemu.extraArgs", reason);
             }
         }
@@ -151,7 +155,7 @@ pub(super) fn check(frame: &mut Frame<'_>) {
             check_machine_keys(frame, value.unwrap_or_default());
         }
         if name == "daemonize" {
-            let reason = "cannot go into the background, because the launcher watches its process";
+            let reason = "cannot run in the background, because the launcher supervises its process";
             frame.refuse("qemu.extraArgs", format!("{reason}; leave -daemonize out"));
         }
         let on_terminal = value.is_some_and(|value| matches!(value.trim_start_matches("mon:"), "stdio"))
@@ -162,28 +166,32 @@ pub(super) fn check(frame: &mut Frame<'_>) {
         }
     }
     if extra.iter().any(|argument| has_own_id(argument)) {
-        let reason = format!("keeps the ids that begin with `{OWN_IDS}` for the launcher; choose another id");
+        let reason =
+            format!("cannot use ids that start with `{OWN_IDS}`, which the launcher reserves; choose another id");
         frame.refuse("qemu.extraArgs", reason);
     }
     check_ids(frame);
     check_ids_of_backends(frame);
 }
 
-/// What our own arguments decide about the machine, wherever the user writes it.
+/// Refuses machine properties that our own arguments set.
 fn check_machine_keys(frame: &mut Frame<'_>, value: &str) {
     let backs_memory = frame.spec.memory.shared || frame.spec.memory.huge_pages;
     for (key, _) in pairs(value) {
         if key == "accel" {
-            frame.refuse("qemu.extraArgs", "would take the accel of -machine instead of ours; use qemu.accelerator");
+            frame.refuse(
+                "qemu.extraArgs",
+                "would use the accel of this -machine instead of the launcher's; use qemu.accelerator",
+            );
         }
         if key == "memory-backend" && backs_memory {
-            let reason = "has a memory backend already, for shared memory or huge pages";
+            let reason = "already has a memory backend, for shared memory or huge pages";
             frame.refuse("qemu.extraArgs", reason);
         }
     }
 }
 
-/// The ids of root ports and devices: well-formed, not ours, no two the same.
+/// Checks the ids of root ports and devices: they must be well-formed, unique, and not reserved.
 fn check_ids(frame: &mut Frame<'_>) {
     let spec = frame.spec;
     let ports = spec.qemu.pcie_root_ports.iter().enumerate();
@@ -201,18 +209,21 @@ fn check_ids(frame: &mut Frame<'_>) {
     }
     for (index, (option, id)) in ids.iter().enumerate() {
         if id.starts_with(OWN_IDS) && option != "qemu.extraArgs" {
-            let reason = format!("keeps the ids that begin with `{OWN_IDS}` for the launcher; choose another id");
+            let reason =
+                format!("cannot use ids that start with `{OWN_IDS}`, which the launcher reserves; choose another id");
             frame.refuse(option, reason);
         } else if !is_well_formed(id) {
-            let reason = format!("has ids of letters, digits, `-`, `.` and `_`, a letter first; `{id}` is none");
+            let reason = format!(
+                "requires ids of letters, digits, `-`, `.` and `_` that start with a letter, which `{id}` is not"
+            );
             frame.refuse(option, reason);
         } else if let Some((other, _)) = ids[..index].iter().find(|(_, earlier)| earlier == id) {
-            frame.refuse(option, format!("has the id `{id}` already, from {other}"));
+            frame.refuse(option, format!("already has the id `{id}`, from {other}"));
         }
     }
 }
 
-/// Options that share one set of names with each other, apart from those of devices.
+/// Groups of options whose ids must be unique within the group.
 const NAMED_TOGETHER: [&[&str]; 8] = [
     &["chardev"],
     &["netdev", "nic"],
@@ -224,7 +235,7 @@ const NAMED_TOGETHER: [&[&str]; 8] = [
     &["mon"],
 ];
 
-/// No two of the user's own backends have one id.
+/// Checks that the user's backends have unique ids.
 fn check_ids_of_backends(frame: &mut Frame<'_>) {
     let extra = &frame.spec.qemu.extra_args;
     for group in NAMED_TOGETHER {
@@ -232,7 +243,7 @@ fn check_ids_of_backends(frame: &mut Frame<'_>) {
         for (name, value) in options(extra).into_iter().filter(|(name, _)| group.contains(name)) {
             for id in ids(value.unwrap_or_default()) {
                 if let Some((other, _)) = seen.iter().find(|(_, earlier)| *earlier == id) {
-                    let reason = format!("has the id `{id}` already, from -{other}, and -{name} cannot have it too");
+                    let reason = format!("already has the id `{id}`, from -{other}, and -{name} cannot have it too");
                     frame.refuse("qemu.extraArgs", format!("{reason}; choose another id"));
                 }
                 seen.push((name, id));
@@ -241,14 +252,14 @@ fn check_ids_of_backends(frame: &mut Frame<'_>) {
     }
 }
 
-/// The names that an argument gives to what it makes.
+/// Returns the ids in the value of an argument.
 fn ids(argument: &str) -> Vec<String> {
     let pairs = if argument.starts_with('{') { json_pairs(argument) } else { pairs(argument) };
     let names = pairs.into_iter().filter(|(key, _)| matches!(key.as_str(), "id" | "node-name"));
     names.filter_map(|(_, value)| value).collect()
 }
 
-/// `id_wellformed` in util/id.c.
+/// The same as `id_wellformed` in util/id.c.
 fn is_well_formed(id: &str) -> bool {
     let allowed = |character: char| character.is_ascii_alphanumeric() || "-._".contains(character);
     id.starts_with(|character: char| character.is_ascii_alphabetic()) && id.chars().all(allowed)
@@ -258,7 +269,7 @@ fn has_own_id(argument: &str) -> bool {
     ids(argument).iter().any(|id| id.starts_with(OWN_IDS))
 }
 
-/// The options with their values: a name without its dashes, and what comes after it if that is no option.
+/// Returns the options and their values: the name without its dashes, and the next argument unless that is an option.
 fn options(arguments: &[String]) -> Vec<(&str, Option<&str>)> {
     let mut found = Vec::new();
     for (index, argument) in arguments.iter().enumerate() {
@@ -269,7 +280,7 @@ fn options(arguments: &[String]) -> Vec<(&str, Option<&str>)> {
     found
 }
 
-/// `key=value,key`, where a doubled comma is one comma of the value.
+/// Parses `key=value,key`. A doubled comma is a comma in the value.
 fn pairs(text: &str) -> Vec<(String, Option<String>)> {
     let parts = text.replace(",,", "\0");
     let parts = parts.split(',').map(|part| part.replace('\0', ","));
@@ -280,14 +291,14 @@ fn pairs(text: &str) -> Vec<(String, Option<String>)> {
     parts.filter(|part| !part.is_empty()).map(pair).collect()
 }
 
-/// The text fields of a JSON object; none if it is no object.
+/// Returns the string fields of a JSON object; none if the text is not an object.
 fn json_pairs(text: &str) -> Vec<(String, Option<String>)> {
     let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(text) else { return Vec::new() };
     let text_of = |value: serde_json::Value| value.as_str().map(str::to_owned);
     fields.into_iter().filter_map(|(key, value)| Some((key, Some(text_of(value)?)))).collect()
 }
 
-/// Whether one of the user's words asks for a PCI bus, by a device or by a device of the host.
+/// Whether the user's arguments or a passed-through device require a PCI bus.
 pub(super) fn needs_pci(frame: &Frame<'_>) -> bool {
     frame.spec.devices.iter().any(|device| device.bus == DeviceBus::Pci)
         || devices(&frame.spec.qemu.extra_args).iter().any(UserDevice::needs_pci)

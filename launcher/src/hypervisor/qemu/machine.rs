@@ -1,4 +1,5 @@
-//! Which of qemu's machines: the small one where it can do the work, else one with PCI; with KVM, or emulated.
+//! Choosing QEMU's machine model and accelerator: microvm if it supports all devices, otherwise one with PCI; KVM or
+//! emulation.
 
 use super::super::frame::Frame;
 use super::extra;
@@ -9,9 +10,9 @@ use crate::launch::KvmUse;
 use crate::spec::Accelerator;
 use std::collections::BTreeMap;
 
-/// virtio-mmio slots of the machine model microvm (docs/system/i386/microvm.rst).
+/// The virtio-mmio slots of the machine model microvm (docs/system/i386/microvm.rst).
 const MMIO_SLOTS: usize = 8;
-/// Virtual CPUs: `max_cpus` of microvm and q35 in qemu 7.2, and what its emulated interrupt controller counts to.
+/// The most virtual CPUs with KVM: `max_cpus` of microvm and q35 in QEMU 7.2.
 const MOST_VCPUS: u32 = 288;
 const MOST_VCPUS_EMULATED: u32 = 255;
 /// `VIRT_MAX_CPUS` of the machine model virt on ARM.
@@ -20,14 +21,14 @@ const MOST_VCPUS_ARM: u32 = 512;
 /// How virtio devices are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bus {
-    /// Each at an address of its own.
+    /// Each one at its own address.
     Mmio,
-    /// On PCI.
+    /// On a PCI bus.
     Pci,
 }
 
 impl Bus {
-    /// What the names of virtio devices end in.
+    /// Returns the suffix of the names of virtio devices.
     pub(super) fn suffix(self) -> &'static str {
         match self {
             Self::Mmio => "device",
@@ -36,14 +37,14 @@ impl Bus {
     }
 }
 
-/// A machine model, chosen.
+/// The chosen machine model.
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) model: String,
     pub(super) bus: Bus,
     pub(super) is_emulated: bool,
     pub(super) has_keyboard: bool,
-    /// How many PCI devices of ours sit on the root bus.
+    /// The number of our PCI devices on the root bus.
     pub(super) own_pci_devices: usize,
 }
 
@@ -62,8 +63,8 @@ pub(super) fn choose(frame: &mut Frame<'_>) -> Machine {
         || on_mmio > MMIO_SLOTS;
     let model = spec.qemu.machine.clone().unwrap_or_else(|| match architecture {
         Architecture::Aarch64 => "virt".to_owned(),
-        // Emulated, the small machine has no clock that a busy host leaves right, and kernels without its devices'
-        // addresses in ACPI find no disk.
+        // When emulated, the clock of microvm is inaccurate on a busy host, and kernels that do not find the addresses
+        // of its devices in ACPI find no disk.
         Architecture::X86_64 if needs_pci || is_emulated => "q35".to_owned(),
         Architecture::X86_64 => "microvm".to_owned(),
     });
@@ -78,7 +79,7 @@ pub(super) fn choose(frame: &mut Frame<'_>) -> Machine {
     if is_microvm && spec.memory.hotplug.is_some() {
         frame.refuse(
             "hotplugMem",
-            "has no hot-plugged memory with the machine model microvm; leave qemu.machine to it, or set \"q35\"",
+            "has no hot-plugged memory with the machine model microvm; unset qemu.machine, or set it to \"q35\"",
         );
     }
     check_machine_options(frame, is_microvm && needs_pci);
@@ -97,7 +98,7 @@ pub(super) fn choose(frame: &mut Frame<'_>) -> Machine {
     }
 }
 
-/// Options of the user that ours cannot stand beside.
+/// Refuses the user's machine options that conflict with ours.
 fn check_machine_options(frame: &mut Frame<'_>, needs_pcie: bool) {
     let spec = frame.spec;
     let Some(options) = &spec.qemu.machine_opts else { return };
@@ -105,7 +106,7 @@ fn check_machine_options(frame: &mut Frame<'_>, needs_pcie: bool) {
         frame.refuse("qemu.machineOpts.type", "takes the machine model from qemu.machine; use that");
     }
     if options.contains_key("memory-backend") && (spec.memory.shared || spec.memory.huge_pages) {
-        let reason = "has a memory backend already, for shared memory or huge pages";
+        let reason = "already has a memory backend, for shared memory or huge pages";
         frame.refuse("qemu.machineOpts.memory-backend", reason);
     }
     if needs_pcie && options.get("pcie").is_some_and(|value| matches!(value.as_str(), "off" | "no" | "false")) {
@@ -114,7 +115,7 @@ fn check_machine_options(frame: &mut Frame<'_>, needs_pcie: bool) {
     }
 }
 
-/// The accelerator of the machine options, or the one of the spec.
+/// Returns the accelerator in the machine options, or by default the one of the spec.
 fn accelerator(spec: &crate::validate::CheckedSpec) -> Accelerator {
     match spec.qemu.machine_opts.as_ref().and_then(|options| options.get("accel")).map(String::as_str) {
         Some("kvm") => Accelerator::Kvm,
@@ -133,7 +134,7 @@ fn check_cpus(frame: &mut Frame<'_>, is_emulated: bool) {
     if !is_emulated {
         frame.check_cpus(most);
     } else if frame.spec.vcpu > most {
-        frame.refuse("vcpu", format!("has at most {most} CPUs when it emulates"));
+        frame.refuse("vcpu", format!("supports at most {most} CPUs when it emulates"));
     }
     let is_host = frame.spec.cpu.as_deref().is_some_and(|cpu| cpu.split(',').next() == Some("host"));
     if is_host && is_emulated {
@@ -161,7 +162,7 @@ fn is_emulated(frame: &mut Frame<'_>) -> bool {
             frame.warn("hypervisor", &format!("{why}; qemu emulates the machine, many times slower"));
             true
         }
-        // KVM on ARM runs no model but the host's.
+        // KVM on ARM supports only the host's CPU model.
         (Accelerator::Auto, _) if is_foreign_model(frame) => {
             let reason = "names a CPU model that KVM does not run on ARM; qemu emulates the machine, many times slower";
             frame.warn("cpu", reason);
@@ -196,12 +197,12 @@ fn count_virtio_devices(frame: &Frame<'_>) -> usize {
         + singles.into_iter().filter(|present| *present).count()
 }
 
-/// An id that the user's words never have.
+/// Returns an id that never conflicts with the user's ids.
 pub(super) fn own_id(name: &str) -> String {
     format!("{}{name}", extra::OWN_IDS)
 }
 
-/// The machine, its CPUs and its memory.
+/// Writes the machine, its CPUs and its memory.
 pub(super) fn write(frame: &mut Frame<'_>, machine: &Machine, arguments: &mut Vec<String>) {
     let spec = frame.spec;
     let backs_memory = spec.memory.shared || spec.memory.huge_pages;
@@ -228,7 +229,7 @@ pub(super) fn write(frame: &mut Frame<'_>, machine: &Machine, arguments: &mut Ve
     }
 }
 
-/// Memory that can be shared with another process, or is made of huge pages.
+/// Returns the options of memory that is shared with another process, or consists of huge pages.
 fn memory_backend(frame: &Frame<'_>, id: &str, size_mib: u64) -> String {
     let memory = &frame.spec.memory;
     let shared = if memory.shared { "on" } else { "off" };
@@ -251,7 +252,7 @@ fn machine_settings(frame: &Frame<'_>, machine: &Machine) -> BTreeMap<String, St
     set("mem-merge", "on");
     match machine.model.as_str() {
         "microvm" => {
-            // ACPI tells the kernel where the devices are; with KVM the old timer and interrupt controller only cost.
+            // The kernel finds the devices through ACPI; with KVM, the legacy timer and interrupt controller only cost time.
             set("acpi", "on");
             set("pcie", if machine.bus == Bus::Pci { "on" } else { "off" });
             let legacy = if machine.is_emulated { "on" } else { "off" };
@@ -269,11 +270,11 @@ fn machine_settings(frame: &Frame<'_>, machine: &Machine) -> BTreeMap<String, St
     settings
 }
 
-/// The CPU model, which may carry flags after commas.
+/// Returns the CPU model, which may have flags after commas.
 fn cpu(frame: &Frame<'_>, machine: &Machine) -> String {
     let (spec, facts) = (frame.spec, frame.facts);
     if let Some(cpu) = &spec.cpu {
-        // As below.
+        // For the same reason as below.
         let lacks_flag = facts.kvm == Kvm::UsableSoftware && !machine.is_emulated && !cpu.contains("arch-capabilities");
         let model = cpu.split(',').next().unwrap_or_default();
         let flag = if lacks_flag && matches!(model, "host" | "max") { ",-arch-capabilities" } else { "" };
@@ -283,9 +284,9 @@ fn cpu(frame: &Frame<'_>, machine: &Machine) -> String {
         return "max".to_owned();
     }
     match (frame.architecture(), &facts.kvm) {
-        // The software kind of KVM does not know the register behind that flag, and qemu stops over it.
+        // Software KVM does not support the register of that flag, and QEMU then fails.
         (Architecture::X86_64, Kvm::UsableSoftware) => "host,-arch-capabilities".to_owned(),
-        // SGX would need memory of its own that the small machine does not have.
+        // SGX would need separate memory, which microvm does not have.
         (Architecture::X86_64, _) => "host,+x2apic,-sgx".to_owned(),
         (Architecture::Aarch64, _) => "host".to_owned(),
     }

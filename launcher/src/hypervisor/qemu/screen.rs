@@ -1,4 +1,4 @@
-//! qemu's screen: where it is shown, and the graphics card that draws it.
+//! QEMU's screen: where it is shown, and the graphics card.
 
 use super::super::drawing::{Drawing, WithoutCard, drawing};
 use super::super::frame::Frame;
@@ -7,15 +7,15 @@ use crate::keyval::{Dialect, Options};
 use crate::spec::{Hypervisor, VulkanProtocol};
 use crate::validate::{CheckedGraphics, View};
 
-/// Devices that come with a screen: the card, the keyboard, the pointer.
+/// The number of devices of a screen: the card, the keyboard and the pointer.
 pub(super) const DEVICES: usize = 3;
-/// The first version whose graphics card passes Vulkan on: its release notes.
+/// The first version whose graphics card supports Vulkan, according to its release notes.
 const FIRST_WITH_VULKAN: Version = Version(9, 2, 0);
 
-/// What a machine has for a screen.
+/// The screen of a machine.
 #[derive(Debug)]
 pub(super) struct Screen {
-    /// What goes after `-display`.
+    /// The value of `-display`.
     pub(super) display: String,
     /// The graphics card, if there is one.
     pub(super) card: Option<Card>,
@@ -24,7 +24,7 @@ pub(super) struct Screen {
 /// A graphics card.
 #[derive(Debug)]
 pub(super) struct Card {
-    /// The device, without its bus.
+    /// The device name without the suffix of its bus.
     pub(super) name: &'static str,
     vulkan: Option<(VulkanProtocol, String)>,
 }
@@ -50,11 +50,11 @@ fn check(frame: &mut Frame<'_>, graphics: &CheckedGraphics) {
         frame.refuse("graphics.backend", reason);
     }
     if graphics.vulkan.is_some() && !frame.facts.at_least(Hypervisor::Qemu, FIRST_WITH_VULKAN) {
-        frame.refuse("graphics.vulkan", format!("passes Vulkan on from version {FIRST_WITH_VULKAN} on"));
+        frame.refuse("graphics.vulkan", format!("supports Vulkan in the guest from version {FIRST_WITH_VULKAN} on"));
     }
 }
 
-/// A window has the desktop's OpenGL, which software may do; without a window it takes a card.
+/// A window uses the desktop's OpenGL, which may be a software renderer; without a window, a graphics card is required.
 fn without_card(view: View) -> WithoutCard {
     match view {
         View::Window => WithoutCard::Works,
@@ -63,7 +63,7 @@ fn without_card(view: View) -> WithoutCard {
 }
 
 impl Card {
-    /// The device with its properties.
+    /// Adds the card's properties to its device.
     pub(super) fn with_properties(&self, device: Options) -> Options {
         match &self.vulkan {
             Some((protocol, memory)) => device.pair("blob", "on").pair("hostmem", memory).pair(protocol.as_str(), "on"),

@@ -1,5 +1,5 @@
-//! Where qemu's PCI devices sit. Ours take the high slots, so that the low ones are free for the devices that the user
-//! adds with an address, or with none: qemu gives those the lowest that is free.
+//! The PCI addresses of QEMU's devices. Our devices use the highest slots, so that the low ones are free for devices
+//! that the user adds. QEMU assigns the lowest free slot to those without an address.
 
 use super::super::frame::Frame;
 use super::extra::{self, UserDevice};
@@ -7,27 +7,27 @@ use super::machine::{Bus, Machine};
 use crate::spec::DeviceBus;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// The last slot for devices: q35 has its chip set in the one behind it.
+/// The last slot for devices: the next one contains the chip set of q35.
 const LAST_SLOT: u8 = 0x1e;
-/// Slots for devices: the host bridge is in slot 0.
+/// The number of slots for devices: slot 0 contains the host bridge.
 pub(super) const SLOTS: usize = 30;
-/// Functions of a PCI device.
+/// The number of functions of a PCI device.
 const FUNCTIONS: u8 = 8;
 
-/// The PCI addresses of our devices.
+/// The PCI addresses that are available for devices.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
-    /// Free slots of the root bus for ours, ascending.
+    /// The slots of the root bus for our devices, ascending.
     own: VecDeque<u8>,
-    /// Slots behind ours, for devices of the user that the guest counts after ours.
+    /// The slots after ours, for devices of the user that the guest must number after ours.
     behind: VecDeque<u8>,
-    /// Functions above 0 that somebody puts on this bus and slot.
+    /// The buses and slots on which the user places functions above 0.
     multifunction: BTreeSet<(String, u8)>,
-    /// For the devices of the host that share a root port: how many, and how many are placed.
+    /// For host devices that share a root port: how many there are, and how many have been placed.
     shared_buses: BTreeMap<String, (u8, u8)>,
 }
 
-/// The address of a device and whether other functions share its slot.
+/// The address of a device, and whether its slot has other functions.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) address: Option<String>,
@@ -35,7 +35,7 @@ pub(super) struct Place {
 }
 
 impl Slots {
-    /// Slots for all of the machine's devices; refuses more than there are.
+    /// Assigns slots for all devices of the machine. Refuses the machine if there are not enough.
     pub(super) fn new(frame: &mut Frame<'_>, machine: &Machine) -> Self {
         let spec = frame.spec;
         if machine.bus != Bus::Pci {
@@ -59,7 +59,7 @@ impl Slots {
         let crowded: Vec<_> = slots.shared_buses.iter().filter(|(_, (count, _))| *count > FUNCTIONS).collect();
         if let Some((bus, (count, _))) = crowded.first() {
             let reason =
-                format!("has room for {FUNCTIONS} devices on the root port `{bus}`, and {count} are put there");
+                format!("supports at most {FUNCTIONS} devices on the root port `{bus}`, but {count} are placed there");
             frame.refuse("devices", reason);
         }
         let on_root_bus = |device: &&UserDevice| device.bus.is_none() || device.bus.as_deref() == Some("pcie.0");
@@ -74,12 +74,12 @@ impl Slots {
         let free: Vec<u8> = (1..=LAST_SLOT).filter(|slot| !taken.contains(slot)).collect();
         if own + placed_by_qemu > free.len() {
             let reason = format!(
-                "has room for {} devices beside those with an address, and this machine has {}",
+                "supports at most {} devices besides those with an address, but this machine has {}",
                 free.len(),
                 own + placed_by_qemu
             );
             let reason = if taken.is_empty() {
-                format!("has room for {SLOTS} devices, and this machine has {}", own + placed_by_qemu)
+                format!("supports at most {SLOTS} devices, but this machine has {}", own + placed_by_qemu)
             } else {
                 reason
             };
@@ -92,13 +92,13 @@ impl Slots {
         slots
     }
 
-    /// The next slot of ours.
+    /// Returns the next slot for one of our devices.
     pub(super) fn next(&mut self) -> Place {
         Place { address: self.own.pop_front().map(|slot| format!("{slot:#x}")), multifunction: false }
     }
 
-    /// The user's arguments, with a place for each virtio device that has none: qemu would put it into the first slot, and
-    /// the guest would call the disk /dev/vda.
+    /// Returns the user's arguments, with an address for each virtio device that has none. QEMU would put it into the
+    /// first slot, and the guest would name such a disk /dev/vda.
     pub(super) fn place_behind(&mut self, extra: &[String]) -> Vec<String> {
         let mut placed = extra.to_vec();
         for at in extra::places_behind_ours(extra) {
@@ -109,7 +109,7 @@ impl Slots {
         placed
     }
 
-    /// The place of a device for which the user chose this bus and address.
+    /// Returns the place of a device for which the user may have chosen the bus and the address.
     pub(super) fn chosen(&mut self, bus: Option<&str>, address: Option<(u8, u8)>) -> Place {
         match (bus, address) {
             (bus, Some((slot, 0))) => {
@@ -119,7 +119,7 @@ impl Slots {
             (_, Some(_)) => Place::default(),
             (None, None) => self.next(),
             (Some(bus), None) => match self.shared_buses.get_mut(bus) {
-                // A root port has one slot: its devices are that slot's functions.
+                // A root port has one slot, so its devices are functions of that slot.
                 Some((count, placed)) if *count > 1 => {
                     let function = *placed;
                     *placed += 1;
@@ -131,19 +131,19 @@ impl Slots {
     }
 }
 
-/// The ids of the root ports, each of which is a bus with one slot.
+/// Returns the ids of the root ports. Each root port is a bus with one slot.
 fn root_ports(frame: &Frame<'_>) -> BTreeSet<String> {
     let qemu = &frame.spec.qemu;
     let added = extra::devices(&qemu.extra_args).into_iter().filter(|device| device.driver == "pcie-root-port");
     qemu.pcie_root_ports.iter().map(|port| port.id.clone()).chain(added.filter_map(|device| device.id)).collect()
 }
 
-/// The slot that a device of the host has in qemu's own syntax.
+/// Returns the user's QEMU properties of a host device.
 pub(super) fn words_of(device: &crate::spec::Device) -> UserDevice {
     extra::device_words("devices".to_owned(), device.qemu.device_extra_args.as_deref().unwrap_or_default())
 }
 
-/// Everything for which the user may have chosen an address.
+/// Returns all devices for which the user may have chosen an address.
 fn placed_by_user(frame: &Frame<'_>) -> Vec<UserDevice> {
     let spec = frame.spec;
     let mut users = extra::devices(&spec.qemu.extra_args);
@@ -160,7 +160,7 @@ fn placed_by_user(frame: &Frame<'_>) -> Vec<UserDevice> {
     users
 }
 
-/// How many PCI devices of ours take a slot of the root bus.
+/// Returns the number of our PCI devices that need a slot of the root bus.
 pub(super) fn count_own(frame: &Frame<'_>, virtio_devices: usize) -> usize {
     let spec = frame.spec;
     let ports = spec.qemu.pcie_root_ports.iter().filter(|port| port.addr.is_none() && port.bus.is_none()).count();
