@@ -10,10 +10,20 @@ let
   cfg = config.microvm;
   inherit (config.boot) initrd;
   handOver = builtins.readFile ./hand-over-credentials.sh;
+  # `./secret` is a path in the store if the configuration is in a flake; otherwise Nix would copy it there.
+  inStore = file: builtins.isPath file || lib.hasPrefix "${builtins.storeDir}/" (toString file);
+  refusal = name: {
+    assertion = false;
+    message = "${config.networking.hostName}: microvm.credentialFiles.${name}: the file would be in the Nix store, where every user of the host can read it; set the option to the path of a file on the host, as a string: \"/run/secrets/${name}\"";
+  };
 in
 {
-  config = lib.mkIf (cfg.guest.enable && cfg.credentialFiles != { } && cfg.hypervisor != "qemu") {
-    boot.initrd =
+  config = lib.mkIf (cfg.guest.enable && cfg.credentialFiles != { }) {
+    assertions = map refusal (
+      builtins.filter (name: inStore cfg.credentialFiles.${name}) (builtins.attrNames cfg.credentialFiles)
+    );
+
+    boot.initrd = lib.mkIf (cfg.hypervisor != "qemu") (
       # NixOS is going to have no script any more.
       lib.optionalAttrs (options.boot.initrd ? postMountCommands) {
         # After the root is mounted nothing of stage 1 touches /run any more, which goes over to stage 2 as it is.
@@ -34,6 +44,7 @@ in
           serviceConfig.Type = "oneshot";
           script = handOver;
         };
-      };
+      }
+    );
   };
 }

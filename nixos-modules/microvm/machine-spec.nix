@@ -88,12 +88,13 @@ in
       forwardPorts
       devices
       rng
-      credentialFiles
       socket
       consoleSocket
       user
       prettyProcnames
       ;
+    # toString does not copy a path into the store; credentials.nix refuses one.
+    credentialFiles = lib.mapAttrs (_: toString) cfg.credentialFiles;
     kernel = "${cfg.kernel}/${config.system.boot.loader.kernelFile}";
     vmlinux = if loadsElf then "${cfg.kernel.dev}/vmlinux" else null;
     initrd = "${cfg.initrdPath}";

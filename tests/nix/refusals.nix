@@ -203,6 +203,12 @@ in
     "forwardPorts: need an interface with type = \"user\""
   ])
   (on "qemu" { vsock.ssh.enable = true; } [ "vsock.ssh.enable: needs microvm.vsock.cid" ])
+  (on "qemu" { credentialFiles.token = ./refusals.nix; } [
+    "credentialFiles.token: the file would be in the Nix store, where every user of the host can read it; set the option to the path of a file on the host, as a string: \"/run/secrets/token\""
+  ])
+  (on "firecracker" { credentialFiles.key = "${builtins.storeDir}/key"; } [
+    "credentialFiles.key: the file would be in the Nix store, where every user of the host can read it; set the option to the path of a file on the host, as a string: \"/run/secrets/key\""
+  ])
   (on "qemu" { vsock.notify = true; } [ "vsock.notify: needs microvm.vsock.cid" ])
   (on "crosvm" { initialBalloonMem = 64; } [ "initialBalloonMem: needs microvm.balloon = true" ])
   {

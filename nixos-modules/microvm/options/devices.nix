@@ -48,7 +48,10 @@ in
     credentialFiles = mkOption {
       type = types.attrsOf types.path;
       default = { };
-      description = "Secrets for the guest's systemd, as credential names and files on the host. They appear neither in the Nix store nor on a command line.";
+      example = {
+        token = "/run/secrets/token";
+      };
+      description = "Secrets for the guest's systemd: maps credential names to files on the host, which are read at every start. Write the paths as strings: a path literal such as `./secret` is refused, because the file would be in the Nix store, where every user can read it.";
     };
 
     rng = mkOption {
