@@ -1,4 +1,4 @@
-//! The guest's console on a unix socket: anyone who connects sees what was printed before, and may type.
+//! The guest's console on a Unix socket. Everyone who connects sees the earlier output and can type.
 
 pub mod client;
 pub mod server;
@@ -13,26 +13,26 @@ use std::path::PathBuf;
 /// Why a console cannot be served or reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
-    /// The socket cannot be made.
+    /// The socket cannot be created.
     #[error("the console cannot be served on {path}: {source}")]
     Serve {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Nobody serves it.
+    /// No process serves the socket.
     #[error("no console on {path}: {source}")]
     Unreachable {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The socket that is there is not ours to replace.
+    /// An existing socket must not be replaced.
     #[error(transparent)]
     Socket(#[from] crate::sockets::SocketError),
-    /// The terminal cannot be used.
+    /// The terminal cannot be read, written or set to raw mode.
     #[error("the terminal: {0}")]
     Terminal(io::Error),
 }

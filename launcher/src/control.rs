@@ -1,4 +1,4 @@
-//! Sending requests to a running hypervisor over its control socket, each in its own protocol.
+//! Sending requests to a running hypervisor over its control socket, in the hypervisor's own protocol.
 
 mod connection;
 mod crosvm;
@@ -14,52 +14,52 @@ use serde_json::{Value, json};
 use std::io;
 use std::time::Duration;
 
-/// How long a hypervisor may take to answer. A busy host is slow, but a hypervisor that says nothing for this long
-/// will not.
+/// How long a hypervisor may take to respond. A busy host is slow, but a hypervisor that has not responded by then will
+/// not.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a request to a hypervisor failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// No process listens.
+    /// No process listens on the socket.
     #[error("no process listens on the control socket {path}: {source}")]
     NobodyThere {
         /// The socket.
         path: HostPath,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A process listens, but does not answer in time.
+    /// A process listens, but does not respond in time.
     #[error("the control socket {path} accepts connections but does not answer: {source}")]
     NoAnswer {
         /// The socket.
         path: HostPath,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The answer is not one of this protocol.
-    #[error("the control socket {path} gave an answer of another protocol: {answer}")]
+    /// The response is not part of the protocol.
+    #[error("the control socket {path} sent a response of another protocol: {answer}")]
     Misunderstood {
         /// The socket.
         path: HostPath,
-        /// What it answered.
+        /// The response.
         answer: String,
     },
-    /// The hypervisor refuses.
+    /// The hypervisor refuses the request.
     #[error("the hypervisor refused {request}: {answer}")]
     Refused {
-        /// What it was asked.
+        /// The request.
         request: String,
-        /// What it answered.
+        /// The response.
         answer: String,
     },
-    /// The hypervisor has no such command.
+    /// The hypervisor does not support the request.
     #[error("{0}")]
     Unsupported(String),
 }
 
-/// A control socket, ready to be asked. Each request is a connection of its own: qemu serves one client at a time, and
-/// a client that stays connected locks the others out.
+/// A client of a control socket. Each request opens its own connection: QEMU serves one client at a time, and a client
+/// that stays connected blocks all others.
 #[derive(Clone, Debug)]
 pub struct Controller {
     protocol: ControlProtocol,
@@ -68,27 +68,27 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Talks to this socket, whose relative path is taken from `working_directory`.
+    /// Creates a client of this socket. A relative path is resolved against `working_directory`.
     pub fn new(socket: &ControlSocket, working_directory: &HostPath) -> Self {
         Self { protocol: socket.protocol, path: socket.path.below(working_directory), patience: PATIENCE }
     }
 
-    /// Waits less long for each answer.
+    /// Sets how long each request may take.
     #[must_use]
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// The socket.
+    /// Returns the path of the socket.
     pub fn path(&self) -> &HostPath {
         &self.path
     }
 
-    /// The machine's state as the hypervisor names it; an answer means that the hypervisor runs.
+    /// Returns the machine's state in the hypervisor's terms. A response shows that the hypervisor runs.
     ///
     /// # Errors
-    /// [`ControlError`].
+    /// Returns [`ControlError`].
     pub fn status(&self) -> Result<String, ControlError> {
         let misunderstood = |answer: &Value| self.misunderstood(&answer.to_string());
         let field_of = |answer: &Value, field: &str| {
@@ -98,16 +98,16 @@ impl Controller {
             ControlProtocol::Qmp => field_of(&self.qmp("query-status", Value::Null)?, "status"),
             ControlProtocol::CloudHypervisorHttp => field_of(&self.get("/api/v1/vm.info")?, "state"),
             ControlProtocol::FirecrackerHttp => field_of(&self.get("/")?, "state"),
-            // It has no question that changes nothing: that it takes the connection must do.
+            // crosvm has no request without side effects, so an accepted connection has to suffice.
             ControlProtocol::CrosvmSeqpacket => crosvm::connect(self).map(|_| "running".to_owned()),
             ControlProtocol::Kvmtool => kvmtool::status(self),
         }
     }
 
-    /// Asks the guest to shut down.
+    /// Sends a request to shut down to the guest.
     ///
     /// # Errors
-    /// [`ControlError`].
+    /// Returns [`ControlError`].
     pub fn ask_guest(&self, step: &GracefulStep) -> Result<(), ControlError> {
         match step {
             GracefulStep::QmpSystemPowerdown => self.qmp("system_powerdown", Value::Null).map(|_| ()),
@@ -118,58 +118,60 @@ impl Controller {
         }
     }
 
-    /// Ends the hypervisor; [`ForcedStop::Terminate`] is not for a control socket, and refused.
+    /// Ends the hypervisor. [`ForcedStop::Terminate`] needs no control socket and is refused.
     ///
     /// # Errors
-    /// [`ControlError`].
+    /// Returns [`ControlError`].
     pub fn force(&self, stop: &ForcedStop) -> Result<(), ControlError> {
         match stop {
             ForcedStop::QmpQuit => self.qmp("quit", Value::Null).map(|_| ()),
             ForcedStop::Http(request) => self.http(request).map(|_| ()),
             ForcedStop::CrosvmExit => crosvm::request(self, &json!("Exit")).map(|_| ()),
             ForcedStop::KvmtoolStop => kvmtool::stop(self),
-            ForcedStop::Terminate => Err(ControlError::Unsupported("the hypervisor ends by a signal only".to_owned())),
+            ForcedStop::Terminate => {
+                Err(ControlError::Unsupported("the hypervisor can be ended only by a signal".to_owned()))
+            }
         }
     }
 
-    /// One QMP command and its answer.
+    /// Sends one QMP command and returns the response.
     ///
     /// # Errors
-    /// [`ControlError`].
+    /// Returns [`ControlError`].
     pub fn qmp(&self, command: &str, arguments: Value) -> Result<Value, ControlError> {
         qmp::execute(self, command, arguments)
     }
 
-    /// One HTTP request; an answer other than 2xx is a refusal.
+    /// Sends one HTTP request and returns the response. Any status other than 2xx counts as a refusal.
     ///
     /// # Errors
-    /// [`ControlError`].
+    /// Returns [`ControlError`].
     pub fn http(&self, request: &HttpRequest) -> Result<HttpAnswer, ControlError> {
         http::request(self, request)
     }
 
-    /// The JSON at an HTTP path.
+    /// Returns the JSON document at an HTTP path.
     ///
     /// # Errors
-    /// [`ControlError`].
+    /// Returns [`ControlError`].
     pub fn get(&self, path: &str) -> Result<Value, ControlError> {
         let request = HttpRequest { method: "GET".to_owned(), path: path.to_owned(), body: None };
         let answer = self.http(&request)?;
         serde_json::from_str(&answer.body).map_err(|_| self.misunderstood(&answer.body))
     }
 
-    /// One crosvm message and its answer.
+    /// Sends one message to crosvm and returns the response.
     ///
     /// # Errors
-    /// [`ControlError`].
+    /// Returns [`ControlError`].
     pub fn crosvm(&self, request: &Value) -> Result<Value, ControlError> {
         crosvm::request(self, request)
     }
 
-    /// Changes the target of kvmtool's balloon by so many MiB.
+    /// Changes the target size of kvmtool's balloon by this number of MiB.
     ///
     /// # Errors
-    /// [`ControlError`].
+    /// Returns [`ControlError`].
     pub fn kvmtool_balloon(&self, change_mib: i32) -> Result<(), ControlError> {
         kvmtool::balloon(self, change_mib)
     }

@@ -1,4 +1,5 @@
-//! A launch in plain English: the disks as the guest will name them, what is mounted, what must be there, the exact command.
+//! Explaining a launch in plain English: the disks as the guest names them, mounts, requirements, and the exact
+//! command.
 
 use crate::launch::{Access, FileToWrite, GuestDisk, KvmUse, Launch, NotificationSocket, VolumeNeed, VsockHostEnd};
 use crate::refusal::Refusals;
@@ -7,10 +8,10 @@ use crate::spec::Hypervisor;
 use crate::validate::{CheckedSpec, DiskRole, InterfaceKind};
 use std::fmt::Write as _;
 
-/// What another hypervisor would make of the same machine.
+/// The outcome of the same machine on each other hypervisor.
 pub type Others = Vec<(Hypervisor, Result<(), Refusals>)>;
 
-/// The launch in plain English.
+/// Returns the explanation of a launch.
 pub fn explain(spec: &CheckedSpec, launch: &Launch, others: &Others) -> String {
     let mut text = Text::default();
     text.line(&format!("{} on {}, in {}", launch.name, launch.hypervisor, launch.working_directory));
@@ -22,7 +23,7 @@ pub fn explain(spec: &CheckedSpec, launch: &Launch, others: &Others) -> String {
     text.section("Network", &network(spec));
     text.section("Reachable at", &reachable(launch));
     text.section("Must exist before", &must_exist(launch));
-    text.section("Made before the start", &made_before(launch));
+    text.section("Created before the start", &made_before(launch));
     for file in &launch.files {
         text.section(&format!("Writes {}", file.path), &file_lines(file));
     }
@@ -31,7 +32,7 @@ pub fn explain(spec: &CheckedSpec, launch: &Launch, others: &Others) -> String {
     text.text
 }
 
-/// The command as it can be copied into a shell.
+/// Returns the command in a form that can be pasted into a shell.
 pub fn command(launch: &Launch) -> String {
     let mut lines = vec![format!("cd {}", quote(launch.working_directory.as_str()))];
     for macvtap in &launch.needs.macvtaps {
@@ -81,10 +82,10 @@ fn disks(launch: &Launch) -> Vec<String> {
     lines.collect()
 }
 
-/// As the guest's NixOS module mounts them (`nixos-modules/microvm/mounts.nix`).
+/// Returns the mounts that the guest's NixOS module makes (`nixos-modules/microvm/mounts.nix`).
 fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
     let mut lines = Vec::new();
-    // Below the overlay, if there is one.
+    // With an overlay, the store is mounted below it.
     let store = if spec.writable_store_overlay.is_some() { "/nix/.ro-store" } else { "/nix/store" };
     let mut has_store_disk = false;
     let mut volumes = spec.volumes.iter();
@@ -118,7 +119,7 @@ fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
     lines
 }
 
-/// What a disk is mounted by: its file system's label, its serial number, its place.
+/// Returns the device by which a disk is mounted: by its file system's label, its serial number, or its position.
 fn mount_device(disk: &GuestDisk, label: Option<&str>) -> String {
     match (label, &disk.serial) {
         (Some(label), _) => format!("/dev/disk/by-label/{label}"),
@@ -179,7 +180,7 @@ fn reachable(launch: &Launch) -> Vec<String> {
             NotificationSocket::Vsock { .. } => format!("vsock port {}", notification.port),
             NotificationSocket::Unix(path) => path.to_string(),
         };
-        lines.push(format!("the guest says READY=1 to {listener}"));
+        lines.push(format!("the guest sends READY=1 to {listener}"));
     }
     lines
 }
@@ -239,13 +240,13 @@ fn made_before(launch: &Launch) -> Vec<String> {
         let headers = if tap.vnet_hdr { " vnet_hdr" } else { "" };
         let owner = tap.owner.as_deref().unwrap_or("$USER");
         lines.push(format!(
-            "tap, if it is not there: ip tuntap add {} mode tap user {owner}{headers}{queues}",
+            "tap, if it does not exist: ip tuntap add {} mode tap user {owner}{headers}{queues}",
             quote(&tap.name)
         ));
     }
     for macvtap in &needs.macvtaps {
         lines.push(format!(
-            "macvtap, if it is not there: ip link add link {} name {} address {} type macvtap mode {}",
+            "macvtap, if it does not exist: ip link add link {} name {} address {} type macvtap mode {}",
             quote(&macvtap.link),
             quote(&macvtap.name),
             macvtap.mac,
@@ -275,7 +276,10 @@ fn made_before(launch: &Launch) -> Vec<String> {
 fn created_volume(volume: &VolumeNeed) -> Option<String> {
     let creation = volume.creation.as_ref()?;
     let label = volume.label.as_ref().map(|label| format!(", label {label}")).unwrap_or_default();
-    Some(format!("volume {}, if it is not there: {} MiB of {}{label}", volume.image, creation.size_mib, volume.fs_type))
+    Some(format!(
+        "volume {}, if it does not exist: {} MiB of {}{label}",
+        volume.image, creation.size_mib, volume.fs_type
+    ))
 }
 
 fn file_lines(file: &FileToWrite) -> Vec<String> {
@@ -286,7 +290,7 @@ fn other_lines(others: &Others) -> Vec<String> {
     let mut lines = Vec::new();
     for (hypervisor, outcome) in others {
         match outcome {
-            Ok(()) => lines.push(format!("{hypervisor} could run it as it is")),
+            Ok(()) => lines.push(format!("{hypervisor} could run it unchanged")),
             Err(refusals) => {
                 let reasons = refusals.refusals.iter();
                 lines.extend(reasons.map(|refusal| format!("{hypervisor} {} ({})", refusal.reason, refusal.option)));

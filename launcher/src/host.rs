@@ -1,4 +1,4 @@
-//! What the host is and has: the facts that a launch depends on, and everything that a launch misses here.
+//! The host: the facts that a launch depends on, and the requirements of a launch that the host does not meet.
 
 mod desktop;
 mod facts;

@@ -1,21 +1,21 @@
-//! `key=value,key=value`: the option strings of the hypervisors, each with its own way of writing a value that has a
-//! comma in it. No option string is put together anywhere else.
+//! The option strings of the hypervisors, `key=value,key=value`. Each hypervisor has its own rules for values that
+//! contain a comma. All option strings are built by this module.
 
 mod cloud_hypervisor;
 mod crosvm;
 mod kvmtool;
 mod qemu;
 
-/// Whose option strings are written.
+/// The hypervisor whose rules apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// qemu: a comma is doubled.
+    /// QEMU: a comma is doubled.
     Qemu,
-    /// cloud-hypervisor: a value is in double quotes and cannot contain a double quote.
+    /// cloud-hypervisor: a value may be in double quotes, and cannot contain a double quote.
     CloudHypervisor,
-    /// crosvm: a value is in double quotes, in which a backslash escapes.
+    /// crosvm: a value may be in double quotes, in which a backslash escapes.
     Crosvm,
-    /// kvmtool: nothing can be escaped.
+    /// kvmtool: there is no escaping.
     Kvmtool,
 }
 
@@ -37,17 +37,17 @@ impl Dialect {
     }
 }
 
-/// A value that a hypervisor's option strings cannot carry.
+/// A value that cannot be written in a hypervisor's option string.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot be given `{value}`: {reason}")]
 pub struct Unwritable {
     /// The value.
     pub value: String,
-    /// Why not.
+    /// The reason, which continues a sentence about the hypervisor.
     pub reason: &'static str,
 }
 
-/// An option string being written.
+/// An option string that is being built.
 #[derive(Clone, Debug)]
 pub struct Options {
     dialect: Dialect,
@@ -56,12 +56,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// An empty option string.
+    /// Creates an empty option string.
     pub fn new(dialect: Dialect) -> Self {
         Self { dialect, parts: Vec::new(), unwritable: None }
     }
 
-    /// Adds a word without a value: the name of a device, a flag.
+    /// Adds a word without a value: a device name or a flag.
     #[must_use]
     pub fn word(mut self, word: impl Into<String>) -> Self {
         self.parts.push(word.into());
@@ -111,10 +111,10 @@ impl Options {
         self.word(format!("{key}=[{}]", written.join(",")))
     }
 
-    /// The option string.
+    /// Returns the option string.
     ///
     /// # Errors
-    /// The first value that the dialect cannot write.
+    /// Returns the first value that cannot be written.
     pub fn finish(self) -> Result<String, Unwritable> {
         match self.unwritable {
             Some(unwritable) => Err(unwritable),

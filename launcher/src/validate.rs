@@ -1,4 +1,5 @@
-//! `MachineSpec` to [`CheckedSpec`]: what holds whatever the hypervisor. Every problem is found in one go.
+//! Validation of a machine spec, independent of the hypervisor: `MachineSpec` to [`CheckedSpec`]. Finds all problems at
+//! once.
 
 mod across;
 mod checked;
@@ -23,10 +24,10 @@ use crate::spec::MachineSpec;
 use findings::Findings;
 use sockets::Sockets;
 
-/// Checks a machine spec.
+/// Validates a machine spec.
 ///
 /// # Errors
-/// Every [`Problem`] that the spec has whatever the hypervisor; at least one.
+/// Returns all problems that the spec has on every hypervisor; the list is not empty.
 pub fn check(spec: &MachineSpec) -> Result<CheckedSpec, Vec<Problem>> {
     let mut findings = Findings::new(&spec.name);
     machine::check(spec, &mut findings);

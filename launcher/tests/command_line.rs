@@ -84,10 +84,10 @@ fn bad_input_ends_with_2_and_says_what_to_mend() {
         ),
         (
             json!({"volumes": [{"image": "a", "size": 1}, {"image": "./a", "size": 1}]}),
-            "volumes[1].image: the image `a` is already that of volumes[0].image",
+            "volumes[1].image: the image `a` is already used by volumes[0].image",
         ),
         (json!({"socket": long_name}), "has 109 bytes, but the path of a unix socket has at most 107"),
-        (json!({"graphics": {"enable": true, "backend": "cocoa"}}), "\"cocoa\" is macOS' own"),
+        (json!({"graphics": {"enable": true, "backend": "cocoa"}}), "\"cocoa\" is supported on macOS only"),
         (
             json!({
                 "interfaces": [{"type": "user", "id": "net", "mac": "02:00:00:00:00:01"}],

@@ -25,7 +25,7 @@
         }
         {
           assertion = vm.updateFlake == null || vm.flake != null;
-          message = "microvm.vms.${name}.updateFlake: is of use only with `flake`";
+          message = "microvm.vms.${name}.updateFlake: has an effect only with `flake`";
         }
         {
           assertion = builtins.match "[A-Za-z0-9_][A-Za-z0-9_.-]*" name != null;

@@ -27,7 +27,7 @@ let
         if seen ? ${value} then
           {
             inherit seen;
-            found = found ++ [ (refuse option "the ${what} `${value}` is already that of ${seen.${value}}") ];
+            found = found ++ [ (refuse option "the ${what} `${value}` is already used by ${seen.${value}}") ];
           }
         else
           {
@@ -169,7 +169,7 @@ let
           && share.posixAcl
           && lib.any (lib.hasPrefix "--translate-") (cfg.virtiofsd.extraArgs ++ share.extraArgs)
         )
-      ) "${option}.posixAcl" "excludes translated user and group ids; set it to false"
+      ) "${option}.posixAcl" "is incompatible with translated user and group ids; set it to false"
     )
     ++ unless (
       cfg.storeOnDisk || lib.any (share: share.source == "/nix/store") cfg.shares
@@ -191,7 +191,7 @@ let
         if interface.type == "bridge" then
           "must be set, because the type is \"bridge\""
         else
-          "is of use only with type = \"bridge\", but the type is \"${interface.type}\""
+          "has an effect only with type = \"bridge\", but the type is \"${interface.type}\""
       )
       ++ unless (
         interface.type != "macvtap" || interface.macvtap.link != null
@@ -206,17 +206,17 @@ let
     )
     ++ unless (
       cfg.forwardPorts == [ ] || lib.any (interface: interface.type == "user") cfg.interfaces
-    ) "forwardPorts" "need an interface with type = \"user\"";
+    ) "forwardPorts" "require an interface with type = \"user\"";
 
   otherAssertions =
     unless (!cfg.vsock.ssh.enable || cfg.vsock.cid != null) "vsock.ssh.enable" "needs microvm.vsock.cid"
-    ++ unless (!cfg.vsock.notify || cfg.vsock.cid != null) "vsock.notify" "needs microvm.vsock.cid"
+    ++ unless (!cfg.vsock.notify || cfg.vsock.cid != null) "vsock.notify" "requires microvm.vsock.cid"
     ++ unless (
       !cfg.graphics.enable || cfg.graphics.backend != "cocoa"
-    ) "graphics.backend" "\"cocoa\" is macOS' own; set \"gtk\" or \"headless\""
+    ) "graphics.backend" "\"cocoa\" is supported on macOS only; set \"gtk\" or \"headless\""
     ++ unless (
       !cfg.graphics.enable || cfg.graphics.vulkan == null || cfg.graphics.gl != false
-    ) "graphics.vulkan" "needs the host's OpenGL; leave graphics.gl to it"
+    ) "graphics.vulkan" "requires the host's OpenGL; do not set graphics.gl to false"
     ++ unless (
       !cfg.guest.enable || cfg.initialBalloonMem == 0 || cfg.balloon
     ) "initialBalloonMem" "needs microvm.balloon = true"
@@ -250,7 +250,7 @@ in
       map sentence wrong
       ++ lib.optional (
         cfg.mem < 32
-      ) "${machine}: microvm.mem: Linux with its initrd hardly boots in less than 32 MiB"
+      ) "${machine}: microvm.mem: Linux with its initrd hardly ever boots with less than 32 MiB"
       ++ lib.optional (
         config.nix.optimise.automatic or false && cfg.writableStoreOverlay == null
       ) "${machine}: nix.optimise.automatic: a read-only store cannot be optimised"

@@ -123,8 +123,8 @@ in
       };
     }
     [
-      "graphics.backend: \"cocoa\" is macOS' own; set \"gtk\" or \"headless\""
-      "graphics.vulkan: needs the host's OpenGL; leave graphics.gl to it"
+      "graphics.backend: \"cocoa\" is supported on macOS only; set \"gtk\" or \"headless\""
+      "graphics.vulkan: requires the host's OpenGL; do not set graphics.gl to false"
     ]
   )
   (on "firecracker" { volumes = [ (volume // { imageType = "qcow2"; }) ]; } [
@@ -148,9 +148,9 @@ in
       ];
     }
     [
-      "volumes[1].image: the image `a.img` is already that of volumes[0].image"
-      "volumes[2].serial: the serial number `s` is already that of volumes[1].serial"
-      "volumes[1].label: the label `x` is already that of volumes[0].label"
+      "volumes[1].image: the image `a.img` is already used by volumes[0].image"
+      "volumes[2].serial: the serial number `s` is already used by volumes[1].serial"
+      "volumes[1].label: the label `x` is already used by volumes[0].label"
       "volumes[2].size: must be set, because autoCreate is on"
     ]
   )
@@ -162,15 +162,15 @@ in
       ];
     }
     [
-      "shares[1].tag: the tag `a` is already that of shares[0].tag"
-      "shares[1].socket: the socket `guest-virtiofs-a.sock` is already that of shares[0].socket"
+      "shares[1].tag: the tag `a` is already used by shares[0].tag"
+      "shares[1].socket: the socket `guest-virtiofs-a.sock` is already used by shares[0].socket"
     ]
   )
   (on "qemu" { shares = [ (virtiofs // { socket = null; }) ]; } [
     "shares[0].socket: must be set, because the protocol is virtiofs"
   ])
   (on "qemu" { shares = [ (virtiofs // { extraArgs = [ "--translate-uid=map:0:1:1" ]; }) ]; } [
-    "shares[0].posixAcl: excludes translated user and group ids; set it to false"
+    "shares[0].posixAcl: is incompatible with translated user and group ids; set it to false"
   ])
   (on "qemu" { storeOnDisk = false; } [
     "storeOnDisk: is off, so a share must have the source `/nix/store`"
@@ -183,8 +183,8 @@ in
       ];
     }
     [
-      "interfaces[1].id: the id `vm-guest` is already that of interfaces[0].id"
-      "interfaces[1].mac: the MAC address `02:00:00:00:00:01` is already that of interfaces[0].mac"
+      "interfaces[1].id: the id `vm-guest` is already used by interfaces[0].id"
+      "interfaces[1].mac: the MAC address `02:00:00:00:00:01` is already used by interfaces[0].mac"
     ]
   )
   (on "qemu" { interfaces = [ (interface // { id = "sixteen-bytes-16"; }) ]; } [
@@ -194,13 +194,13 @@ in
     "interfaces[0].bridge: must be set, because the type is \"bridge\""
   ])
   (on "qemu" { interfaces = [ (interface // { bridge = "br0"; }) ]; } [
-    "interfaces[0].bridge: is of use only with type = \"bridge\", but the type is \"tap\""
+    "interfaces[0].bridge: has an effect only with type = \"bridge\", but the type is \"tap\""
   ])
   (on "qemu" { interfaces = [ (interface // { type = "macvtap"; }) ]; } [
     "interfaces[0].macvtap.link: must be set, because the type is \"macvtap\""
   ])
   (on "qemu" { forwardPorts = [ forward ]; } [
-    "forwardPorts: need an interface with type = \"user\""
+    "forwardPorts: require an interface with type = \"user\""
   ])
   (on "qemu" { vsock.ssh.enable = true; } [ "vsock.ssh.enable: needs microvm.vsock.cid" ])
   (on "qemu" { credentialFiles.token = ./refusals.nix; } [
@@ -209,7 +209,7 @@ in
   (on "firecracker" { credentialFiles.key = "${builtins.storeDir}/key"; } [
     "credentialFiles.key: the file would be in the Nix store, where every user of the host can read it; set the option to the path of a file on the host, as a string: \"/run/secrets/key\""
   ])
-  (on "qemu" { vsock.notify = true; } [ "vsock.notify: needs microvm.vsock.cid" ])
+  (on "qemu" { vsock.notify = true; } [ "vsock.notify: requires microvm.vsock.cid" ])
   (on "crosvm" { initialBalloonMem = 64; } [ "initialBalloonMem: needs microvm.balloon = true" ])
   {
     module = {

@@ -164,7 +164,7 @@ check_units() {
   say "the cache service is confined;${exposure#*→}"
   ! nix-build --quiet --no-out-link "${arguments[@]}" --argstr stateDir "$state" -A clash tests/nix/host.nix 2>"$scratch/clash" ||
     die "a host was built with two machines that want the same tap"
-  grep -q 'vm-same.*is claimed by' "$scratch/clash" || { cat "$scratch/clash" >&2; die "the failed build does not name the tap"; }
+  grep -q 'vm-same.*is used by' "$scratch/clash" || { cat "$scratch/clash" >&2; die "the failed build does not name the tap"; }
   build checked "${host[@]}" >/dev/null
   build command "${host[@]}" >/dev/null
   say "a host whose machines get into each other's way is not built"

@@ -1,4 +1,4 @@
-//! The user's end of a console socket.
+//! The client of a console socket: `microvm console`.
 
 use super::ConsoleError;
 use super::terminal::RawTerminal;
@@ -9,22 +9,22 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// Ctrl-], as telnet has it: leaves the console.
+/// Ctrl-], as in telnet: leaves the console.
 const ESCAPE: u8 = 0x1d;
 
-/// Why the console was left.
+/// Why the client has left the console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detached {
-    /// The user pressed ctrl-].
+    /// The user pressed Ctrl-].
     ByUser,
     /// The machine has ended.
     MachineEnded,
 }
 
-/// Connects the terminal, or whatever stdin and stdout are, with the console. What is typed goes there until ctrl-].
+/// Connects stdin and stdout, which may be a terminal, to the console until the user types Ctrl-].
 ///
 /// # Errors
-/// [`ConsoleError`].
+/// Returns [`ConsoleError`].
 pub fn attach(path: &Path) -> Result<Detached, ConsoleError> {
     let stream =
         UnixStream::connect(path).map_err(|source| ConsoleError::Unreachable { path: path.to_owned(), source })?;
@@ -78,7 +78,7 @@ mod tests {
     use std::fs::File;
 
     #[test]
-    fn what_is_typed_goes_there_until_the_escape() {
+    fn input_is_sent_up_to_the_escape_key() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("typed");
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guests_words_come_out_until_it_ends() {
+    fn output_is_printed_until_the_machine_ends() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(b"login: ").unwrap();
         drop(theirs);
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_does_not_run_has_no_console() {
+    fn connecting_to_the_console_of_a_stopped_machine_fails() {
         let error = attach(Path::new("/nonexistent/console.sock")).unwrap_err();
         assert!(error.to_string().contains("no console on /nonexistent/console.sock"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! Serves the console to several clients from one thread that never waits for one of them.
+//! The server of a console. One thread serves all clients, and none of them can block it.
 
 use super::ConsoleError;
 use crate::place::Place;
@@ -12,20 +12,20 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How much of the earlier output a new client is shown.
+/// How much of the earlier output a new client receives.
 const SCROLLBACK_BYTES: usize = 256 << 10;
-/// A client that is this far behind does not read any more.
+/// A client with a longer backlog is disconnected, because it has stopped reading.
 const LONGEST_BACKLOG_BYTES: usize = 1 << 20;
-/// More clients than this have to wait until one of them leaves.
+/// The most clients at a time. Others wait until one of them disconnects.
 const MOST_CLIENTS: usize = 64;
-/// How often a client is read before the others are.
+/// The most reads from one client in one turn of the loop.
 const MOST_READS: usize = 16;
-/// How long no client is accepted after the kernel has refused one, for want of descriptors for instance.
+/// How long to wait after a failed accept(2), for example when there are no free descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// This user and its group may connect.
+/// This user and its group can connect.
 const SOCKET_MODE: u32 = 0o660;
-/// Connections that may wait to be accepted.
+/// The length of the listen queue.
 const WAITING_CLIENTS: i32 = 128;
 
 const HANG_UP: PollFlags = PollFlags::POLLHUP.union(PollFlags::POLLERR);
@@ -45,25 +45,25 @@ pub struct ConsoleServer {
 struct Client {
     stream: UnixStream,
     backlog: VecDeque<u8>,
-    /// It has closed its end for writing, as `echo reboot | microvm console` does, and may still read.
+    /// The client has shut down its end for writing, as `echo reboot | microvm console` does, and may still read.
     has_finished: bool,
     is_gone: bool,
 }
 
-/// Whether what clients type can be taken at the moment.
+/// Whether input from clients is read at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Typing {
-    /// Read it.
+    /// It is read.
     Accepted,
-    /// Leave it with the clients: the guest is behind.
+    /// It is left in the clients' sockets, because the guest has not read the earlier input.
     Held,
 }
 
 impl ConsoleServer {
-    /// Serves on that socket, which only this user and its group may connect to.
+    /// Starts to serve on that socket. Only this user and its group can connect to it.
     ///
     /// # Errors
-    /// [`ConsoleError`].
+    /// Returns [`ConsoleError`].
     pub fn listen(path: &Path) -> Result<Self, ConsoleError> {
         remove_stale(path)?;
         let made = Place::itself(path).and_then(|place| {
@@ -77,24 +77,24 @@ impl ConsoleServer {
         Ok(Self { listener, path, place, scrollback: VecDeque::new(), clients: Vec::new(), accept_after: None })
     }
 
-    /// Where it is served.
+    /// Returns the path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What to wait for.
+    /// Returns the descriptors and events to poll for.
     pub fn interests(&self, typing: Typing) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         let listener = self.may_accept().then(|| (self.listener.as_fd(), PollFlags::POLLIN));
         let clients = self.clients.iter().map(|client| (client.stream.as_fd(), client.interest(typing)));
         listener.into_iter().chain(clients).collect()
     }
 
-    /// When to call [`ConsoleServer::serve`] at the latest.
+    /// Returns the latest time at which [`ConsoleServer::serve`] must be called.
     pub fn deadline(&self) -> Option<Instant> {
         self.accept_after
     }
 
-    /// Shows the clients what the guest has printed.
+    /// Sends the guest's output to the clients.
     pub fn print(&mut self, bytes: &[u8]) {
         append(&mut self.scrollback, bytes, SCROLLBACK_BYTES);
         for client in &mut self.clients {
@@ -104,7 +104,7 @@ impl ConsoleServer {
         self.remove_gone();
     }
 
-    /// Accepts new clients and writes to old ones. Returns what was typed.
+    /// Accepts new clients, writes to all clients, and returns what they have typed.
     pub fn serve(&mut self, typing: Typing) -> Vec<u8> {
         if self.accept_after.is_some_and(|time| time <= Instant::now()) {
             self.accept_after = None;
@@ -143,14 +143,13 @@ impl ConsoleServer {
 
 impl Drop for ConsoleServer {
     fn drop(&mut self) {
-        // A socket that stays is removed by the next start.
+        // If the socket cannot be removed, the next start does it.
         let _ = self.place.remove();
     }
 }
 
 impl Client {
-    /// The end of what it types stays readable for ever, so it is not waited for again. That it hangs up is always
-    /// reported: poll(2).
+    /// End of file stays readable, so it is not polled for again. A hang-up is always reported: poll(2).
     fn interest(&self, typing: Typing) -> PollFlags {
         let mut flags = PollFlags::empty();
         if typing == Typing::Accepted && !self.has_finished {
@@ -169,10 +168,10 @@ impl Client {
     }
 
     fn read(&mut self, typed: &mut Vec<u8>) {
-        // Asked before reading: what it has sent before it hung up is then read below.
+        // Checked before reading, so that everything the client sent before it hung up is read below.
         let has_hung_up = self.has_hung_up();
         let mut buffer = [0; 4096];
-        // One that types faster than this loop reads must not hold it up.
+        // Limited, so that a client that never stops typing cannot block the loop.
         for _ in 0..MOST_READS {
             match self.stream.read(&mut buffer) {
                 Ok(0) => {
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_client_sees_what_was_printed_before_and_types() {
+    fn a_late_client_sees_the_earlier_output_and_can_type() {
         let directory = tempfile::tempdir().unwrap();
         let mut server = ConsoleServer::listen(&directory.path().join("console.sock")).unwrap();
         server.print(b"booting\n");
@@ -249,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn the_socket_is_for_the_user_and_the_group_and_no_link_of_another_user_is_followed_to_it() {
+    fn the_socket_is_accessible_to_user_and_group_and_not_created_through_a_link() {
         use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
         let (elsewhere, path) = (directory.path().join("elsewhere.sock"), directory.path().join("console.sock"));
@@ -267,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_does_not_read_holds_nobody_up() {
+    fn a_client_that_does_not_read_is_disconnected() {
         let directory = tempfile::tempdir().unwrap();
         let mut server = ConsoleServer::listen(&directory.path().join("console.sock")).unwrap();
         let _asleep = UnixStream::connect(server.path()).unwrap();
@@ -280,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_hangs_up_is_forgotten_and_the_socket_removed() {
+    fn a_client_that_hangs_up_is_removed_and_the_socket_is_deleted_at_the_end() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("console.sock");
         let mut server = ConsoleServer::listen(&path).unwrap();
@@ -294,7 +293,7 @@ mod tests {
         assert!(!path.exists());
     }
 
-    /// Whether something is to be done at once.
+    /// Whether poll(2) returns at once.
     fn is_woken(server: &ConsoleServer, typing: Typing) -> bool {
         let interests = server.interests(typing);
         let mut descriptors: Vec<_> = interests.into_iter().map(|(fd, flags)| PollFd::new(fd, flags)).collect();

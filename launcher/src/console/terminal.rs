@@ -1,10 +1,10 @@
-//! A terminal that hands every key on, put back as it was in the end.
+//! Raw mode of a terminal, restored at the end.
 
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// A terminal in raw mode, as long as this lives.
+/// A terminal in raw mode. Dropping this restores its former settings.
 #[derive(Debug)]
 pub struct RawTerminal {
     terminal: OwnedFd,
@@ -12,10 +12,10 @@ pub struct RawTerminal {
 }
 
 impl RawTerminal {
-    /// Puts the terminal into raw mode.
+    /// Sets the terminal to raw mode.
     ///
     /// # Errors
-    /// When it is no terminal.
+    /// Fails if the descriptor is not a terminal.
     pub fn enter(terminal: &impl AsFd) -> io::Result<Self> {
         let terminal = terminal.as_fd().try_clone_to_owned()?;
         let before = tcgetattr(&terminal)?;
@@ -26,15 +26,15 @@ impl RawTerminal {
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        // The terminal may be gone, and then needs nothing.
+        // Fails if the terminal is closed; then there is nothing to restore.
         let _ = tcsetattr(&self.terminal, SetArg::TCSADRAIN, &self.before);
     }
 }
 
-/// Makes a terminal pass everything on unchanged, for good.
+/// Sets a terminal to raw mode permanently.
 ///
 /// # Errors
-/// When it is no terminal.
+/// Fails if the descriptor is not a terminal.
 pub fn make_raw(terminal: &impl AsFd) -> io::Result<()> {
     set_raw(terminal, tcgetattr(terminal)?)
 }

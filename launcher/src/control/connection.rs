@@ -1,4 +1,4 @@
-//! Connections to unix sockets that end in time, whatever the other side does.
+//! Connections to Unix sockets with a deadline.
 
 use super::{ControlError, Controller};
 use nix::fcntl::{OFlag, open};
@@ -11,8 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// A stream that can be used until a deadline. The limit is on the whole exchange: a server that sends one byte at a time
-/// gains nothing.
+/// A stream with a deadline for the whole exchange, so that a server that sends one byte at a time cannot extend it.
 pub(super) struct Connection {
     stream: UnixStream,
     deadline: Instant,
@@ -26,12 +25,12 @@ impl Connection {
         Ok(Self { stream, deadline })
     }
 
-    /// Says that nothing more will be written.
+    /// Shuts the connection down for writing.
     pub(super) fn finish_writing(&self) -> io::Result<()> {
         self.stream.shutdown(std::net::Shutdown::Write)
     }
 
-    /// Carries out a read or a write with the time that is left.
+    /// Runs a read or a write, limited to the remaining time.
     fn in_time(&mut self, act: impl FnOnce(&mut UnixStream) -> io::Result<usize>) -> io::Result<usize> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -61,7 +60,7 @@ impl Write for Connection {
     }
 }
 
-/// A packet socket to the controller's socket.
+/// Opens a seqpacket connection to the controller's socket.
 pub(super) fn packets(controller: &Controller) -> Result<OwnedFd, ControlError> {
     open_socket(controller, SockType::SeqPacket)
 }
@@ -72,7 +71,7 @@ fn too_late() -> io::Error {
 
 fn open_socket(controller: &Controller, kind: SockType) -> Result<OwnedFd, ControlError> {
     connected(controller, kind).map_err(|source| match source.kind() {
-        // The kernel waits in connect when the other side does not take connections: unix(7).
+        // connect(2) blocks while the other side does not accept connections: unix(7).
         io::ErrorKind::WouldBlock => controller.no_answer(too_late()),
         _ => ControlError::NobodyThere { path: controller.path.clone(), source },
     })
@@ -87,7 +86,7 @@ fn connected(controller: &Controller, kind: SockType) -> io::Result<OwnedFd> {
     Ok(descriptor)
 }
 
-/// Limits each further call on the socket. Zero would be no limit: socket(7).
+/// Limits each further call on the socket. Zero would mean no limit: socket(7).
 fn limit(socket: &impl AsFd, patience: Duration) -> io::Result<()> {
     let microseconds = i64::try_from(patience.as_micros()).unwrap_or(i64::MAX).max(1);
     let limit = TimeVal::microseconds(microseconds);
@@ -96,8 +95,8 @@ fn limit(socket: &impl AsFd, patience: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// A hypervisor binds a relative path; the absolute one may be longer than the kernel takes, and then leads through an
-/// open directory.
+/// Calls `act` with the address of a path. A hypervisor binds a relative path, and the absolute one may exceed the
+/// length that the kernel accepts; the address then goes through an open directory.
 fn with_address<T>(path: &Path, act: impl FnOnce(&UnixAddr) -> io::Result<T>) -> io::Result<T> {
     if let Ok(address) = UnixAddr::new(path) {
         return act(&address);

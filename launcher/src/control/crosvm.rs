@@ -1,4 +1,4 @@
-//! crosvm's socket: one JSON message each way, in a packet each (vm_control/src/lib.rs, `VmRequest`).
+//! crosvm's protocol: one JSON message in each direction, each in one packet (vm_control/src/lib.rs, `VmRequest`).
 
 use super::connection::packets;
 use super::{ControlError, Controller};
@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 const LONGEST_MESSAGE_BYTES: usize = 64 << 10;
 
-/// That it can be connected to.
+/// Connects without sending a message.
 pub(super) fn connect(controller: &Controller) -> Result<OwnedFd, ControlError> {
     packets(controller)
 }
@@ -21,7 +21,7 @@ pub(super) fn request(controller: &Controller, request: &Value) -> Result<Value,
     let mut buffer = vec![0; LONGEST_MESSAGE_BYTES];
     let count =
         recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(|errno| controller.no_answer(errno.into()))?;
-    // Having carried out `Exit` it may be gone before its answer is out.
+    // After `Exit`, crosvm may end before it has sent the response.
     if count == 0 && text == "\"Exit\"" {
         return Ok(Value::Null);
     }
@@ -33,7 +33,7 @@ pub(super) fn request(controller: &Controller, request: &Value) -> Result<Value,
     }
 }
 
-/// `{"Err": errno}` and its likes.
+/// Returns the reason in `{"Err": errno}` and similar responses.
 fn refusal(answer: &Value) -> Option<String> {
     let (name, value) = answer.as_object()?.iter().next()?;
     name.starts_with("Err").then(|| match value.as_i64().and_then(|errno| i32::try_from(errno).ok()) {

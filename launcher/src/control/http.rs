@@ -1,22 +1,22 @@
-//! HTTP/1.1 over a unix socket, as much as cloud-hypervisor and firecracker speak: one request, an answer with a
-//! `Content-Length` or none.
+//! The subset of HTTP/1.1 over a Unix socket that cloud-hypervisor and firecracker use: one request, and a response
+//! with or without a `Content-Length`.
 
 use super::connection::Connection;
 use super::{ControlError, Controller};
 use crate::launch::HttpRequest;
 use std::io::{self, BufRead, BufReader, Read, Write};
 
-/// More than this is no answer of a hypervisor.
+/// The largest body of a response. No hypervisor sends more.
 const LONGEST_BODY_BYTES: u64 = 16 << 20;
-/// The same for the lines before it.
+/// The most header lines of a response.
 const MOST_HEADER_LINES: u32 = 100;
 
-/// An answer with a status of 2xx.
+/// A response with a 2xx status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpAnswer {
     /// The status code.
     pub status: u16,
-    /// The body; empty when there is none.
+    /// The body; empty if there is none.
     pub body: String,
 }
 

@@ -1,7 +1,7 @@
-//! kvmtool's socket: a header of type and length, little-endian, then the message (include/kvm/kvm-ipc.h).
+//! kvmtool's protocol: a header with type and length, little-endian, then the message (include/kvm/kvm-ipc.h).
 //!
-//! The server takes one client for each wake-up and may overlook a second one that comes right behind: so a request
-//! without an answer is tried again.
+//! The server accepts one client per wake-up and can miss a second one that follows immediately, so a request without a
+//! response is retried.
 
 use super::connection::Connection;
 use super::{ControlError, Controller};
@@ -17,10 +17,10 @@ const VMSTATE: u32 = 8;
 const DEBUG_MAGIC_KEY: u32 = 4;
 
 const TRIES: u32 = 3;
-/// What the server needs to be ready for the next client.
+/// The time that the server needs to be ready for the next client.
 const GAP: Duration = Duration::from_millis(300);
 
-/// `running` or `paused`.
+/// Returns `running` or `paused`.
 pub(super) fn status(controller: &Controller) -> Result<String, ControlError> {
     let mut outcome = Err(ControlError::Unsupported("not asked yet".to_owned()));
     for attempt in 0..TRIES {
@@ -53,7 +53,7 @@ pub(super) fn magic_key(controller: &Controller, key: char) -> Result<(), Contro
     let mut parameters = Vec::new();
     parameters.extend(DEBUG_MAGIC_KEY.to_le_bytes());
     parameters.extend(0u32.to_le_bytes());
-    let key = u8::try_from(key).map_err(|_| ControlError::Unsupported(format!("`{key}` is no key of one byte")))?;
+    let key = u8::try_from(key).map_err(|_| ControlError::Unsupported(format!("`{key}` is not a key of one byte")))?;
     parameters.extend([key, 0, 0, 0]);
     send(controller, DEBUG, &parameters)
 }
@@ -66,13 +66,13 @@ pub(super) fn stop(controller: &Controller) -> Result<(), ControlError> {
     send(controller, STOP, &[])
 }
 
-/// Messages without an answer: the server closes the connection once it has dealt with what it read.
+/// Sends a message that has no response: the server closes the connection once it has handled the message.
 fn send(controller: &Controller, kind: u32, content: &[u8]) -> Result<(), ControlError> {
     let mut connection = Connection::open(controller)?;
     let sent = connection.write_all(&message(kind, content)).and_then(|()| {
         connection.finish_writing()?;
         match connection.read(&mut [0; 64]) {
-            // It is gone, as after a stop.
+            // The server has ended, as after a stop.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
             result => result,
         }

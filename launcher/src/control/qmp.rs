@@ -1,14 +1,14 @@
-//! qemu's QMP: JSON lines, a greeting, a handshake, then commands; events come in between.
+//! QEMU's protocol, QMP: JSON lines. A greeting and a handshake, then commands; events may come at any time.
 
 use super::connection::Connection;
 use super::{ControlError, Controller};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 
-/// More than this is no line of qemu, which a guest may have taken over.
+/// The longest line. QEMU sends no longer ones, but a guest may have taken control of it.
 const LONGEST_LINE_BYTES: u64 = 1 << 20;
 
-/// Connects, shakes hands, gives one command, returns its answer.
+/// Connects, performs the handshake, sends one command, and returns the response.
 pub(super) fn execute(controller: &Controller, command: &str, arguments: Value) -> Result<Value, ControlError> {
     let mut lines = BufReader::new(Connection::open(controller)?);
     let greeting = read(controller, &mut lines)?;
@@ -17,13 +17,13 @@ pub(super) fn execute(controller: &Controller, command: &str, arguments: Value) 
     }
     exchange(controller, &mut lines, "qmp_capabilities", Value::Null)?;
     match exchange(controller, &mut lines, command, arguments) {
-        // It may be gone before its answer is out.
+        // After `quit`, QEMU may end before it has sent the response.
         Err(ControlError::NoAnswer { .. }) if command == "quit" => Ok(Value::Null),
         answer => answer,
     }
 }
 
-/// The keys in the form of `input-send-event`: pressed in order, then let go.
+/// Returns the keys in the form of `input-send-event`: pressed in order, then released.
 pub(super) fn ctrl_alt_delete() -> Value {
     let key =
         |name: &str, down: bool| json!({"type": "key", "data": {"down": down, "key": {"type": "qcode", "data": name}}});
@@ -45,7 +45,7 @@ fn exchange(
     }
     let sent = lines.get_mut().write_all(format!("{request}\n").as_bytes());
     sent.map_err(|source| controller.no_answer(source))?;
-    // Events come in between, until the connection's deadline at the latest.
+    // Skips events; the connection's deadline ends the loop.
     loop {
         let answer = read(controller, lines)?;
         if let Some(result) = answer.get("return") {

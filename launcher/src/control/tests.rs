@@ -13,7 +13,7 @@ fn controller(protocol: ControlProtocol, path: &Path) -> Controller {
     Controller::new(&socket, &"/".into()).with_patience(Duration::from_secs(20))
 }
 
-/// Serves one connection after another with what `serve` does, as often as asked.
+/// Serves `connections` connections, one after another.
 fn server<F>(path: &Path, connections: usize, serve: F) -> JoinHandle<()>
 where
     F: Fn(UnixStream) + Send + 'static,
@@ -22,7 +22,7 @@ where
     std::thread::spawn(move || (0..connections).for_each(|_| serve(listener.accept().unwrap().0)))
 }
 
-/// A qemu that answers the n-th line with the n-th answer.
+/// A fake QEMU that responds to the n-th line with the n-th answer.
 fn qmp_server(path: &Path, answers: &'static [&'static str]) -> JoinHandle<()> {
     server(path, 1, move |mut stream| {
         stream.write_all(b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n").unwrap();
@@ -50,7 +50,7 @@ fn qmp_answers_are_found_between_events() {
 }
 
 #[test]
-fn a_refusal_of_qemu_is_told() {
+fn a_refusal_of_qemu_is_reported_with_its_reason() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("qmp.sock");
     let _thread = qmp_server(
@@ -62,7 +62,7 @@ fn a_refusal_of_qemu_is_told() {
 }
 
 #[test]
-fn quitting_needs_no_answer() {
+fn quit_succeeds_without_a_response() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("qmp.sock");
     let _thread = qmp_server(&path, &["{\"return\": {}}\r\n", ""]);
@@ -70,7 +70,7 @@ fn quitting_needs_no_answer() {
 }
 
 #[test]
-fn nobody_there_is_told_from_no_answer() {
+fn a_missing_server_and_a_silent_server_give_different_errors() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("qmp.sock");
     for protocol in [
@@ -81,7 +81,7 @@ fn nobody_there_is_told_from_no_answer() {
     ] {
         let error = controller(protocol, &path).status().unwrap_err();
         assert!(matches!(error, ControlError::NobodyThere { .. }), "{protocol:?}: {error}");
-        // A process that listens but never takes a connection.
+        // A process that listens but never accepts a connection.
         let listener = UnixListener::bind(&path).unwrap();
         let impatient = controller(protocol, &path).with_patience(Duration::from_millis(300));
         let error = impatient.status().unwrap_err();
@@ -93,12 +93,12 @@ fn nobody_there_is_told_from_no_answer() {
 }
 
 #[test]
-fn another_server_is_found_out() {
+fn a_server_of_another_protocol_is_reported() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("other.sock");
     let _thread = server(&path, 2, |mut stream| {
         stream.write_all(b"SSH-2.0-OpenSSH\r\n\r\n").unwrap();
-        // Until the client goes: it may still be sending.
+        // Until the client disconnects, because it may still be sending.
         let _ = stream.read_to_end(&mut Vec::new());
     });
     for protocol in [ControlProtocol::Qmp, ControlProtocol::FirecrackerHttp] {
@@ -107,9 +107,9 @@ fn another_server_is_found_out() {
     }
 }
 
-/// A guest may have taken its hypervisor over. What it then says ends by itself nowhere.
+/// A guest may have taken control of its hypervisor, which then sends without end.
 #[test]
-fn a_hypervisor_that_never_stops_talking_is_not_listened_to_for_ever() {
+fn reading_from_a_hypervisor_that_never_stops_sending_ends() {
     for (protocol, first, again) in [
         (ControlProtocol::Qmp, "{\"QMP\": {}}\n", "{\"event\": \"RESUME\"}\n"),
         (ControlProtocol::Qmp, "", "{\"QMP\": "),
@@ -131,9 +131,9 @@ fn a_hypervisor_that_never_stops_talking_is_not_listened_to_for_ever() {
     }
 }
 
-/// It sends one byte whenever the client would give up, if each read had the whole time.
+/// The server sends one byte just before each single read would time out.
 #[test]
-fn an_answer_that_comes_byte_by_byte_ends_with_the_patience_of_the_whole_request() {
+fn a_response_that_comes_byte_by_byte_times_out_as_a_whole() {
     for (protocol, first) in
         [(ControlProtocol::Qmp, "{\"QMP\": {}}\n"), (ControlProtocol::FirecrackerHttp, "HTTP/1.1 200 OK\r\n")]
     {
@@ -152,7 +152,7 @@ fn an_answer_that_comes_byte_by_byte_ends_with_the_patience_of_the_whole_request
     }
 }
 
-/// Reads one request and answers it.
+/// Reads one request and sends the response.
 fn http_server(path: &Path, answer: &'static str) -> JoinHandle<()> {
     server(path, 1, move |mut stream| {
         let mut request = [0; 4096];
@@ -160,7 +160,7 @@ fn http_server(path: &Path, answer: &'static str) -> JoinHandle<()> {
         let request = String::from_utf8_lossy(&request[..count]).into_owned();
         assert!(request.contains("HTTP/1.1\r\nHost: localhost\r\n"), "{request}");
         stream.write_all(answer.as_bytes()).unwrap();
-        // firecracker keeps the connection open: the client must not wait for its end.
+        // firecracker keeps the connection open, so the client must not wait for its end.
         let _ = stream.read(&mut [0; 16]);
     })
 }
@@ -174,7 +174,7 @@ fn http_answers_are_read_by_their_length() {
 }
 
 #[test]
-fn an_http_refusal_is_told() {
+fn an_http_refusal_is_reported_with_its_body() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("fc.sock");
     let _thread = http_server(&path, "HTTP/1.1 400 \r\nContent-Length: 17\r\n\r\n{\"fault\":\"no no\"}");
@@ -188,7 +188,7 @@ fn an_http_refusal_is_told() {
     assert_eq!(error.to_string(), "the hypervisor refused PUT /actions: 400 {\"fault\":\"no no\"}");
 }
 
-/// A crosvm that answers each packet with the next answer.
+/// A fake crosvm that responds to each packet with the next answer.
 fn crosvm_server(path: &Path, answers: &'static [&'static str]) -> JoinHandle<Vec<String>> {
     let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
     bind(listener.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
@@ -207,7 +207,7 @@ fn crosvm_server(path: &Path, answers: &'static [&'static str]) -> JoinHandle<Ve
 }
 
 #[test]
-fn crosvm_gets_its_messages() {
+fn messages_to_crosvm_are_in_its_format() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("crosvm.sock");
     let thread = crosvm_server(&path, &["\"Ok\"", "{\"Err\":19}"]);
@@ -219,7 +219,7 @@ fn crosvm_gets_its_messages() {
 }
 
 #[test]
-fn kvmtool_gets_its_messages() {
+fn messages_to_kvmtool_are_in_its_format() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("lkvm.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -253,7 +253,7 @@ fn kvmtool_gets_its_messages() {
 }
 
 #[test]
-fn a_socket_too_deep_for_an_address_is_reached() {
+fn a_socket_whose_path_exceeds_an_address_is_reached() {
     let directory = tempfile::tempdir().unwrap();
     let deep = directory.path().join("d".repeat(120));
     std::fs::create_dir(&deep).unwrap();

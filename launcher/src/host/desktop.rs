@@ -1,4 +1,4 @@
-//! Finding out what there is to draw with and to show windows on.
+//! Detecting the host's graphics: render nodes for drawing, and the desktop session for windows.
 
 use crate::facts::{Desktop, RenderNode};
 use crate::path::HostPath;
@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The session of this process, and the graphics cards in `/dev/dri`.
+/// Detects the session of this process and the graphics cards in `/dev/dri`.
 pub(super) fn probe() -> Desktop {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     Desktop {
@@ -17,14 +17,15 @@ pub(super) fn probe() -> Desktop {
     }
 }
 
-/// The name of a display is a path, or that of a socket in the runtime directory: wl_display_connect(3).
+/// Returns the path of the Wayland socket. The display is a path, or a name in the runtime directory:
+/// wl_display_connect(3).
 fn wayland_socket(display: Option<OsString>, runtime_directory: Option<OsString>) -> Option<HostPath> {
     let display = PathBuf::from(display?);
     let path = if display.is_absolute() { display } else { PathBuf::from(runtime_directory?).join(display) };
     Some(HostPath::new(path.to_string_lossy()))
 }
 
-/// The first node that can be read and written, by its number.
+/// Returns the first render node that this process can read and write, in numerical order.
 fn render_node(directory: &Path) -> RenderNode {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let is_render_node =
@@ -35,7 +36,7 @@ fn render_node(directory: &Path) -> RenderNode {
     match (usable, nodes.first()) {
         (Some(node), _) => RenderNode::Usable(HostPath::new(node.to_string_lossy())),
         (None, Some(node)) => RenderNode::Unusable(format!(
-            "the user who runs the machine may not read and write {}; add that user to the group render",
+            "the user who runs the machine cannot read and write {}; add that user to the group render",
             node.display()
         )),
         (None, None) => RenderNode::Unusable(format!("there is no {}/renderD*", directory.display())),
@@ -59,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_render_node_is_taken_and_its_absence_told() {
+    fn the_first_render_node_is_used_and_a_missing_one_is_reported() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("dri");
         let told = format!("there is no {}/renderD*", missing.display());

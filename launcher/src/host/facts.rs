@@ -1,5 +1,5 @@
-//! Finding out the facts about the host. A launch is to start within milliseconds, and asking a hypervisor for its
-//! version takes longer than that: so answers are kept, each with the identity of the file that it is about.
+//! Gathering the facts about the host. A launch should start within milliseconds, but asking a hypervisor for its
+//! version takes longer. Therefore answers are cached, together with the identity of the program file.
 
 use super::{desktop, kvm};
 use crate::facts::{Architecture, HostFacts, KernelForm, Privilege, Version};
@@ -20,29 +20,29 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// How long the time stamp counter is compared with the clock: it is then known to about one part in ten thousand.
+/// How long to compare the time stamp counter with the clock, which gives its rate to about one part in ten thousand.
 const TSC_MEASUREMENT: Duration = Duration::from_millis(10);
 
-/// Where they are kept in the runtime directory.
+/// The cache file in the runtime directory.
 const FACTS_FILE: &str = "host-facts.json";
-/// crosvm's empty directory there. With the dot it is no machine's name.
+/// crosvm's empty directory in the runtime directory. The leading dot distinguishes it from all machine names.
 const EMPTY_DIRECTORY: &str = ".empty";
 
 /// Why the facts could not be gathered.
 #[derive(Debug, thiserror::Error)]
 pub enum FactsError {
-    /// The state directory is not known.
-    #[error("the current directory is no place to run a machine in: {0}")]
+    /// The current directory is not available.
+    #[error("the current directory cannot be used: {0}")]
     CurrentDirectory(io::Error),
-    /// Somebody asked the launcher to stop.
+    /// The user asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
 
-/// A kernel image that somebody has looked at.
+/// A kernel image and its form.
 pub type NoticedKernel = (HostPath, KernelForm);
 
-/// What is remembered from one start to the next.
+/// The facts that are cached between starts.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Remembered {
@@ -58,7 +58,7 @@ struct ProgramVersion {
     version: Option<(u32, u32, u32)>,
 }
 
-/// What changes when a program is installed again.
+/// The properties of a file that change when a program is reinstalled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct FileIdentity {
@@ -69,10 +69,10 @@ struct FileIdentity {
     changed_nanoseconds: i64,
 }
 
-/// The facts about this host for one machine on one hypervisor, run in that directory.
+/// Gathers the facts about this host for one machine on one hypervisor.
 ///
 /// # Errors
-/// [`FactsError`].
+/// Returns [`FactsError`].
 pub fn gather(
     spec: &MachineSpec,
     hypervisor: Hypervisor,
@@ -148,7 +148,7 @@ fn remember(
     Ok(())
 }
 
-/// What root or this user has written down; another user could tell root what it likes.
+/// Reads the cache if root or this user has written it. Another user must not be able to give root false facts.
 fn recall(path: &Path) -> Option<Remembered> {
     let (text, writer) = Place::itself(path).and_then(|place| place.read()).ok()??;
     if !writer.is_root() && writer != nix::unistd::geteuid() {
@@ -157,7 +157,7 @@ fn recall(path: &Path) -> Option<Remembered> {
     serde_json::from_slice(&text).ok()
 }
 
-/// It only saves time: a host on which it cannot be written is asked again.
+/// Writes the cache. A failure is ignored, because the facts can be gathered again.
 fn store(runtime: &RuntimeDirectory, known: &Remembered) {
     let Ok(text) = serde_json::to_vec(known) else { return };
     let directory = Directory::make(runtime.path(), 0o750, None);
@@ -175,7 +175,7 @@ fn identity(program: &Path) -> Option<FileIdentity> {
     })
 }
 
-/// The program of a hypervisor: the spec's, or the one that everybody calls by that name.
+/// Returns the program of a hypervisor: the spec's, or the default name.
 fn program_of(spec: &MachineSpec, hypervisor: Hypervisor, architecture: Architecture) -> HostPath {
     let (named, usual) = match hypervisor {
         Hypervisor::Qemu => (&spec.qemu.program, format!("qemu-system-{}", architecture.as_str())),
@@ -192,7 +192,7 @@ fn ask_version(
     hypervisor: Hypervisor,
     interruption: &Interruption,
 ) -> Result<Option<Version>, Interrupted> {
-    // Only these depend on the version so far; crosvm and kvmtool have none that means anything.
+    // Decisions depend on the version of these only; crosvm and kvmtool have no meaningful version numbers.
     let argument = match hypervisor {
         Hypervisor::Qemu | Hypervisor::CloudHypervisor | Hypervisor::Firecracker => "--version",
         Hypervisor::Crosvm | Hypervisor::Kvmtool => return Ok(None),
@@ -204,7 +204,7 @@ fn ask_version(
     }
 }
 
-/// crosvm jails its devices in an empty directory, usually `/var/empty`.
+/// Returns the empty directory for crosvm's jails, if the host has no `/var/empty`.
 fn empty_directory(hypervisor: Hypervisor, runtime: &RuntimeDirectory) -> Option<HostPath> {
     if hypervisor != Hypervisor::Crosvm || Path::new("/var/empty").is_dir() {
         return None;
@@ -213,10 +213,10 @@ fn empty_directory(hypervisor: Hypervisor, runtime: &RuntimeDirectory) -> Option
     Some(HostPath::new(directory.path().to_string_lossy()))
 }
 
-/// What a kernel image is, by its first bytes.
+/// Detects the form of a kernel image from its first bytes.
 ///
 /// # Errors
-/// When it cannot be read.
+/// Fails if the image cannot be read.
 pub fn kernel_form(path: &Path) -> io::Result<KernelForm> {
     let mut file = Place::of(path)?.open(OFlag::O_RDONLY)?;
     let mut start = [0; 0x210];
@@ -242,10 +242,10 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// Whether an ELF64 has a note of the owner "Xen" and type 18, XEN_ELFNOTE_PHYS32_ENTRY.
+/// Whether an ELF64 file has a note with the owner "Xen" and the type 18, XEN_ELFNOTE_PHYS32_ENTRY.
 fn has_pvh_note(file: &File, header: &[u8]) -> io::Result<bool> {
     const LONGEST_NOTES_BYTES: u64 = 1 << 20;
-    // Linux has five. A file that is made to waste time has 65,535, each with the longest notes.
+    // Linux has five. Limited, because a malicious file could have 65,535, each with the longest notes.
     const MOST_PROGRAM_HEADERS: u64 = 64;
     let number = |bytes: &[u8], at: usize, count: usize| {
         bytes
@@ -258,7 +258,7 @@ fn has_pvh_note(file: &File, header: &[u8]) -> io::Result<bool> {
     let (table, entry_bytes, entries) = (number(header, 32, 8), number(header, 54, 2), number(header, 56, 2));
     for index in 0..entries.min(MOST_PROGRAM_HEADERS) {
         let mut entry = [0; 56];
-        // A table at the end of the address space holds nothing that could be read.
+        // Saturating, because the offset in the file is untrusted; reading beyond the end then fails.
         file.read_exact_at(&mut entry, table.saturating_add(index * entry_bytes))?;
         let (kind, offset, size) = (number(&entry, 0, 4), number(&entry, 8, 8), number(&entry, 32, 8));
         if kind != 4 || size > LONGEST_NOTES_BYTES {
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_is_asked_for_once() {
+    fn a_version_is_asked_for_again_only_when_the_program_changes() {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("firecracker");
         let asked = directory.path().join("asked");
@@ -329,13 +329,13 @@ mod tests {
         assert_eq!(fs::read_to_string(&asked).unwrap(), "x\n");
         crate::test_program::write_program(&program, &script("v1.14.0"));
         assert_eq!(versions(), Some(Version(1, 14, 0)));
-        // What is remembered may be damaged.
+        // A damaged cache is ignored.
         fs::write(directory.path().join("run/host-facts.json"), "{").unwrap();
         assert_eq!(versions(), Some(Version(1, 14, 0)));
     }
 
     #[test]
-    fn facts_are_written_over_a_link_and_those_of_another_user_are_not_believed() {
+    fn cached_facts_replace_a_link_and_those_of_another_user_are_ignored() {
         let directory = tempfile::tempdir().unwrap();
         let (runtime, victim) = (RuntimeDirectory::at(directory.path()), directory.path().join("victim"));
         fs::write(&victim, "untouched").unwrap();
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn kernels_are_told_by_their_first_bytes() {
+    fn the_form_of_a_kernel_is_detected_from_its_first_bytes() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("kernel");
         let mut bytes = vec![0; 0x400];
@@ -368,7 +368,7 @@ mod tests {
         assert!(kernel_form(&directory.path().join("none")).is_err());
     }
 
-    /// The header of an ELF64 with its table of program headers at `table`.
+    /// Returns an ELF64 header whose table of program headers is at `table`.
     fn elf(table: u64, entries: u16) -> Vec<u8> {
         let mut bytes = vec![0; 64];
         bytes[..4].copy_from_slice(b"\x7fELF");
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_with_a_table_beyond_all_addresses_is_no_kernel() {
+    fn an_elf_with_a_table_beyond_all_addresses_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("kernel");
         for table in [u64::MAX, u64::MAX - 100, 1 << 63, 1 << 40] {
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_with_endless_notes_is_not_read_for_ever() {
+    fn reading_an_elf_with_too_many_notes_ends() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("kernel");
         let mut bytes = elf(64, u16::MAX);
@@ -405,7 +405,7 @@ mod tests {
 
     #[cfg(target_arch = "x86_64")]
     #[test]
-    fn the_time_stamp_counter_runs_at_a_plausible_pace() {
+    fn the_measured_rate_of_the_time_stamp_counter_is_plausible() {
         let khz = measure_tsc_khz().unwrap();
         assert!((100_000..100_000_000).contains(&khz), "{khz} kHz");
     }

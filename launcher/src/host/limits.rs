@@ -1,4 +1,4 @@
-//! Kinds of disk images that a hypervisor does not open although it opens others of that format.
+//! Features of disk images that a hypervisor does not support although it supports the format.
 
 use super::qcow2::Qcow2;
 use crate::launch::VolumeNeed;
@@ -8,7 +8,7 @@ use nix::fcntl::OFlag;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// Why the hypervisor does not open the image, if it does not. An image that cannot be read is reported by others.
+/// Returns why the hypervisor cannot open the image, if it cannot. An unreadable image is reported elsewhere.
 pub(super) fn of(hypervisor: Hypervisor, volume: &VolumeNeed) -> Option<String> {
     if !matches!(hypervisor, Hypervisor::CloudHypervisor | Hypervisor::Crosvm) {
         return None;
@@ -45,14 +45,14 @@ fn of_qcow2(hypervisor: Hypervisor, image: &Qcow2<'_>) -> Option<String> {
             "is qcow2 of version {version}, and crosvm opens version 3 only; run: qemu-img amend -o compat=1.1"
         ));
     }
-    // Tables that cannot be read are for the hypervisor to report.
+    // If the tables cannot be read, the hypervisor reports it.
     image
         .is_compressed()
         .unwrap_or(false)
-        .then(|| format!("holds compressed clusters, which crosvm does not read; convert it {convert}"))
+        .then(|| format!("contains compressed clusters, which crosvm does not read; convert it {convert}"))
 }
 
-/// Only the image of a fixed size has no copy of its footer at its start.
+/// A dynamic VHD has a copy of its footer at the start; an image of fixed size does not.
 fn of_vhd(hypervisor: Hypervisor, image: &File) -> Option<String> {
     let mut start = [0; 8];
     image.read_exact_at(&mut start, 0).ok()?;

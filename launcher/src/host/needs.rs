@@ -1,4 +1,4 @@
-//! Everything that a launch misses on this host, found without changing anything.
+//! Finding the requirements of a launch that this host does not meet, without changing anything.
 
 use super::limits;
 use crate::child::Identity;
@@ -20,12 +20,12 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Something that is missing.
+/// An unmet requirement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostProblem {
-    /// The option of the spec that asks for it, or what it is.
+    /// The option of the spec that requires it, or its name.
     pub option: String,
-    /// What is wrong, and what helps.
+    /// What is missing, and the remedy.
     pub message: String,
 }
 
@@ -35,16 +35,16 @@ impl fmt::Display for HostProblem {
     }
 }
 
-/// When it is asked.
+/// When the requirements are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// Any time: also what `run` would make by itself is looked at.
+    /// At any time: everything that `run` would create itself is checked too.
     Check,
-    /// Right before the start, when all that can be made has been made.
+    /// Right before the start, after everything else has been created.
     Start,
 }
 
-/// Everything that is missing.
+/// Returns all unmet requirements.
 pub fn missing(launch: &Launch, moment: Moment) -> Vec<HostProblem> {
     let mut problems = Problems { launch, found: Vec::new() };
     let identity = launch.user.as_deref().map(Identity::of).and_then(Result::ok);
@@ -63,7 +63,7 @@ pub fn missing(launch: &Launch, moment: Moment) -> Vec<HostProblem> {
     problems.found
 }
 
-/// With the effective rights, which [`Identity::see`] changes.
+/// Checks with the effective user id, which [`Identity::see`] changes.
 fn accessible(path: &Path, rights: AccessFlags) -> Result<(), Errno> {
     faccessat(AT_FDCWD, path, rights, AtFlags::AT_EACCESS)
 }
@@ -82,7 +82,7 @@ impl Problems<'_> {
         path.below(&self.launch.working_directory)
     }
 
-    /// Looks with the rights of the machine's user, who runs the hypervisor.
+    /// Runs a check as the machine's user, who runs the hypervisor.
     fn see_as(&mut self, identity: Option<&Identity>, look: impl FnOnce(&mut Self, Moment), moment: Moment) {
         let first = self.found.len();
         let seen = match identity {
@@ -93,7 +93,7 @@ impl Problems<'_> {
             }
         };
         if let Err(error) = seen {
-            self.add("user", format!("looking with this user's rights failed: {error}"));
+            self.add("user", format!("cannot check with this user's permissions: {error}"));
         }
         if let Some(user) = self.launch.user.as_deref().filter(|_| identity.is_some()) {
             for problem in &mut self.found[first..] {
@@ -102,7 +102,7 @@ impl Problems<'_> {
         }
     }
 
-    /// What the hypervisor does itself.
+    /// Checks what the hypervisor itself opens.
     fn check_for_hypervisor(&mut self, moment: Moment) {
         if let Err(error) = find_program(&self.launch.program) {
             self.add(self.launch.hypervisor.as_str(), error.to_string());
@@ -114,8 +114,7 @@ impl Problems<'_> {
             if let Err(error) = OpenOptions::new().read(true).write(true).open(node.path.as_path()) {
                 let remedy = match error.kind() {
                     ErrorKind::PermissionDenied => {
-                        "the user the user the user the user who runs the machine must be allowed to read and write it"
-                            .to_owned()
+                        "the user who runs the machine must be allowed to read and write it".to_owned()
                     }
                     _ => format!("run: sudo {}", node.remedy),
                 };
@@ -124,14 +123,14 @@ impl Problems<'_> {
         }
         let control = launch.control.as_ref().map(|control| self.absolute(&control.path));
         let parents = control.iter().flat_map(|path| path.as_path().ancestors().skip(1));
-        // `run` makes the state directory, and gives it to the user.
+        // `run` creates a missing state directory and gives it to the user.
         let parent = parents.into_iter().find(|parent| parent.is_dir());
         let is_there = launch.working_directory.as_path().is_dir();
         if let Some(parent) = parent.filter(|_| is_there)
             && let Err(errno) = accessible(parent, AccessFlags::W_OK | AccessFlags::X_OK)
         {
             let error = std::io::Error::from(errno);
-            self.add("socket", format!("{}: {error}; the control socket is made there", parent.display()));
+            self.add("socket", format!("{}: {error}; the control socket is created there", parent.display()));
         }
         self.check_volumes_that_are_there(moment);
     }
@@ -152,7 +151,7 @@ impl Problems<'_> {
             if need.image.as_path().symlink_metadata().is_err() {
                 continue;
             }
-            // Right before the start they are looked at when they are made ready.
+            // Right before the start, the volumes are checked when they are prepared.
             let content = if moment == Moment::Check { inspect(&need) } else { Ok(()) };
             let problem = match content {
                 Ok(()) => limits::of(launch.hypervisor, &need),
@@ -164,7 +163,7 @@ impl Problems<'_> {
         }
     }
 
-    /// passt has had vhost-user for some time only; the one that is too old ends with a list of its options.
+    /// Checks that passt supports vhost-user. Older versions lack it and end with a list of their options.
     fn check_passt(&mut self) {
         let launch = self.launch;
         for process in launch.needs.processes.iter().filter(|process| process.kind == SideProcessKind::Passt) {
@@ -194,8 +193,8 @@ impl Problems<'_> {
         }
     }
 
-    /// Whether the daemon of the share serves the directory already. It is the host's, with rights that who runs the machine
-    /// need not have.
+    /// Whether the share's daemon is already serving the directory. The daemon belongs to the host and may have
+    /// permissions that the user who runs the machine does not have.
     fn is_served(&self, presence: &Presence) -> bool {
         let argument = format!("--shared-dir={}", presence.path);
         self.launch.needs.processes.iter().any(|process| {
@@ -226,7 +225,7 @@ impl Problems<'_> {
         }
     }
 
-    /// A PCI device must have been given to VFIO; which group of devices that takes with it is the user's to decide.
+    /// Checks that a PCI device is bound to VFIO. The user decides about the other devices of its IOMMU group.
     fn check_device(&mut self, device: &PassedDevice) {
         if device.bus != DeviceBus::Pci {
             return;
@@ -275,7 +274,7 @@ impl Problems<'_> {
             self.add(
                 "hugepageMem",
                 format!(
-                    "{} MiB of huge pages are free, but the machine takes {wanted_mib}; \
+                    "{} MiB of huge pages are free, but the machine needs {wanted_mib}; \
                      run: sudo sysctl vm.nr_hugepages={pages}",
                     free * size_kib / 1024
                 ),
@@ -316,7 +315,7 @@ impl Problems<'_> {
             if let Err(error) = find_program(&HostPath::new(format!("mkfs.{}", volume.fs_type))) {
                 self.add("volumes", format!("{path} cannot be created: {error}"));
             }
-            // The nearest directory that is there is where the others and the image are made.
+            // The nearest existing parent is the directory in which the missing ones and the image are created.
             let parents = path.as_path().ancestors().skip(1);
             if let Some(parent) = parents.into_iter().find(|parent| parent.symlink_metadata().is_ok()) {
                 let rights = AccessFlags::W_OK | AccessFlags::X_OK;

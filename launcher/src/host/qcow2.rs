@@ -1,31 +1,31 @@
-//! What a qcow2 image says of itself that a hypervisor may not support: docs/interop/qcow2.rst of qemu.
+//! Reading the features of a qcow2 image that a hypervisor may not support: docs/interop/qcow2.rst of QEMU.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// The header of version 3, as far as it is read here.
+/// The part of the header of version 3 that is read here.
 const HEADER_BYTES: usize = 104;
-/// How much of the tables is searched for compressed clusters: with clusters of 64 KiB, those of the first 128 GiB.
+/// The most table bytes to search for compressed clusters: with clusters of 64 KiB, they cover the first 128 GiB.
 const MOST_TABLE_BYTES: u64 = 16 << 20;
-/// The place of an L2 table in an entry of the L1 table.
+/// The mask of the L2 table's offset in an entry of the L1 table.
 const L2_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
-/// The smallest and the largest cluster that the format has: 512 bytes and 2 MiB.
+/// The smallest and the largest cluster size of the format, as exponents: 512 bytes and 2 MiB.
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 
 const EXTERNAL_DATA_FILE: u64 = 1 << 2;
 const COMPRESSION_TYPE: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 
-/// A qcow2 image's header.
+/// The header of a qcow2 image.
 pub(super) struct Qcow2<'image> {
     image: &'image File,
     header: [u8; HEADER_BYTES],
 }
 
 impl<'image> Qcow2<'image> {
-    /// Reads it. A header of version 2 is shorter; what follows it counts as zeros.
+    /// Reads the header. Version 2 has a shorter one; the fields that it lacks are zero.
     pub(super) fn read(image: &'image File) -> io::Result<Self> {
         let mut header = [0; HEADER_BYTES];
         let mut filled = 0;
@@ -58,8 +58,8 @@ impl<'image> Qcow2<'image> {
         self.features() & EXTENDED_L2 != 0
     }
 
-    /// Whether it holds compressed clusters. Only the first tables are read: a program that compresses at all begins with the
-    /// first cluster.
+    /// Whether the image contains compressed clusters. Only the first tables are read, because a program that
+    /// compresses starts with the first cluster.
     pub(super) fn is_compressed(&self) -> io::Result<bool> {
         let cluster_bits = self.word(20);
         if self.features() & COMPRESSION_TYPE != 0 {
@@ -87,7 +87,7 @@ impl<'image> Qcow2<'image> {
         Ok(false)
     }
 
-    /// The entries of a table; what is beyond the end of the image counts as none.
+    /// Returns the entries of a table, up to the end of the image.
     fn table(&self, offset: u64, length: u64) -> io::Result<impl Iterator<Item = u64> + use<>> {
         let end = self.image.metadata()?.len();
         let is_device = end == 0;

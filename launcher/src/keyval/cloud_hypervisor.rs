@@ -1,6 +1,6 @@
-//! cloud-hypervisor: option_parser/src/lib.rs. Commas count only outside of double quotes and brackets; the quotes are
-//! removed, a doubled quote is one only in recent versions. Older versions count brackets inside of quotes too, and
-//! trim the value after the quotes are gone, so what is written here keeps clear of both.
+//! cloud-hypervisor: option_parser/src/lib.rs. Commas inside double quotes and brackets do not separate. The quotes are
+//! removed; only recent versions support a doubled quote. Older versions also count brackets inside quotes, and trim
+//! the value after removing the quotes, so the values that are written here avoid both.
 
 pub(super) fn escape(value: &str) -> Result<String, &'static str> {
     if value.is_empty() {

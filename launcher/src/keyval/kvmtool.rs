@@ -1,5 +1,6 @@
-//! kvmtool: disk/core.c (`disk_img_name_parser`) and builtin-run.c (`virtio_9p_rootdir_parser`) cut at commas and know
-//! no escape. virtio/net.c (`netdev_parser`) cuts at equals signs too, but no value that it is given can have one.
+//! kvmtool: disk/core.c (`disk_img_name_parser`) and builtin-run.c (`virtio_9p_rootdir_parser`) split at commas and
+//! support no escaping. virtio/net.c (`netdev_parser`) also splits at equals signs, but none of its values can contain
+//! one.
 
 pub(super) fn escape(value: &str) -> Result<String, &'static str> {
     if value.is_empty() {

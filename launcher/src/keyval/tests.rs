@@ -1,9 +1,9 @@
-//! What a hypervisor reads is what was meant: parse(back) == input, with each hypervisor's own rules of reading.
+//! Property tests: parsing an option string by the hypervisor's own rules gives back the original values.
 
 use super::*;
 use proptest::prelude::*;
 
-/// qemu's `opts_do_parse`: values end at a comma that is not doubled.
+/// QEMU's `opts_do_parse`: values end at a comma that is not doubled.
 fn read_qemu(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut characters = text.chars().peekable();
@@ -21,16 +21,16 @@ fn read_qemu(text: &str) -> Vec<String> {
     parts
 }
 
-/// How much of a bracket cloud-hypervisor sees inside of quotes, and when it trims.
+/// How a version of cloud-hypervisor treats brackets inside quotes, and when it trims.
 #[derive(Clone, Copy)]
 enum Generation {
-    /// Up to v45 or so: brackets count everywhere, values are trimmed without their quotes.
+    /// Up to about v45: brackets count everywhere, and values are trimmed after the quotes are removed.
     Old,
-    /// v54: quotes hide everything.
+    /// v54: nothing inside quotes is special.
     New,
 }
 
-/// cloud-hypervisor's `split_commas`, then `parse` and `get`; null is its error.
+/// cloud-hypervisor's `split_commas`, then `parse` and `get`; `None` is its error.
 fn read_cloud_hypervisor(text: &str, generation: Generation) -> Option<Vec<String>> {
     let (mut parts, mut part, mut open, mut quoted) = (Vec::new(), String::new(), 0_i32, false);
     for character in text.trim().chars() {
@@ -58,7 +58,7 @@ fn read_cloud_hypervisor(text: &str, generation: Generation) -> Option<Vec<Strin
     (open == 0 && !quoted).then(|| parts.into_iter().map(|part| trimmed(part.clone()).unwrap_or(part)).collect())
 }
 
-/// crosvm's `any_string` after `key=`, repeated; null is its error.
+/// crosvm's `any_string` after `key=`, repeated; `None` is its error.
 fn read_crosvm(text: &str) -> Option<Vec<String>> {
     let mut parts = Vec::new();
     let mut rest = text;
@@ -95,7 +95,7 @@ fn read_crosvm_quoted(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// kvmtool's cuts at commas.
+/// kvmtool splits at commas.
 fn read_kvmtool(text: &str) -> Vec<String> {
     text.split(',').map(str::to_owned).collect()
 }
@@ -113,7 +113,7 @@ fn keyed(values: &[String]) -> Vec<String> {
     values.iter().enumerate().map(|(index, value)| format!("k{index}={value}")).collect()
 }
 
-/// Values made of what the dialects treat as special, and of anything else.
+/// Generates values from characters that the hypervisors treat as special, and arbitrary values.
 fn values() -> impl Strategy<Value = Vec<String>> {
     let special = proptest::string::string_regex("[,=\"'\\[\\]\\\\ a/.\u{e4}-]{0,12}").expect("a regex");
     proptest::collection::vec(prop_oneof![special, any::<String>()], 1..4)
@@ -121,13 +121,13 @@ fn values() -> impl Strategy<Value = Vec<String>> {
 
 proptest! {
     #[test]
-    fn qemu_reads_what_was_meant(values in values()) {
+    fn qemu_parses_the_original_values(values in values()) {
         let text = written(Dialect::Qemu, &values).expect("everything can be written");
         prop_assert_eq!(read_qemu(&text), keyed(&values));
     }
 
     #[test]
-    fn cloud_hypervisor_reads_what_was_meant_or_is_not_asked(values in values()) {
+    fn cloud_hypervisor_parses_the_original_values_or_they_are_refused(values in values()) {
         if let Ok(text) = written(Dialect::CloudHypervisor, &values) {
             prop_assert_eq!(read_cloud_hypervisor(&text, Generation::New), Some(keyed(&values)));
             prop_assert_eq!(read_cloud_hypervisor(&text, Generation::Old), Some(keyed(&values)));
@@ -135,13 +135,13 @@ proptest! {
     }
 
     #[test]
-    fn crosvm_reads_what_was_meant(values in values()) {
+    fn crosvm_parses_the_original_values(values in values()) {
         let text = written(Dialect::Crosvm, &values).expect("everything can be written");
         prop_assert_eq!(read_crosvm(&text), Some(keyed(&values)));
     }
 
     #[test]
-    fn kvmtool_reads_what_was_meant_or_is_not_asked(values in values()) {
+    fn kvmtool_parses_the_original_values_or_they_are_refused(values in values()) {
         if let Ok(text) = written(Dialect::Kvmtool, &values) {
             prop_assert_eq!(read_kvmtool(&text), keyed(&values));
         }
@@ -149,7 +149,7 @@ proptest! {
 }
 
 #[test]
-fn a_path_that_looks_like_an_option_stays_a_path() {
+fn a_comma_in_a_path_does_not_add_an_option() {
     let values = ["a,readonly=on".to_owned()];
     assert_eq!(written(Dialect::Qemu, &values).expect("writable"), "k0=a,,readonly=on");
     assert_eq!(written(Dialect::CloudHypervisor, &values).expect("writable"), "k0=\"a,readonly=on\"");
@@ -159,7 +159,7 @@ fn a_path_that_looks_like_an_option_stays_a_path() {
 }
 
 #[test]
-fn ordinary_values_are_not_dressed_up() {
+fn ordinary_values_are_not_quoted() {
     for dialect in [Dialect::Qemu, Dialect::CloudHypervisor, Dialect::Crosvm, Dialect::Kvmtool] {
         let options = Options::new(dialect).word("tap").pair("id", 3).pair_if("mac", None::<&str>);
         assert_eq!(options.value("/nix/store/x-y_1.2/z").finish().expect("writable"), "tap,id=3,/nix/store/x-y_1.2/z");
@@ -167,7 +167,7 @@ fn ordinary_values_are_not_dressed_up() {
 }
 
 #[test]
-fn what_cloud_hypervisor_cannot_read_is_refused() {
+fn values_that_cloud_hypervisor_cannot_parse_are_refused() {
     for value in ["", "a\"b", " a", "a ", "[", "][", "a]"] {
         assert!(written(Dialect::CloudHypervisor, &[value.to_owned()]).is_err(), "{value:?}");
     }

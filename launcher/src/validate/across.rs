@@ -1,13 +1,13 @@
-//! What several machines of one host may not share.
+//! Conflicts between machines of one host.
 
 use super::checked::{CheckedSpec, InterfaceKind};
 use super::findings::Problem;
 use crate::spec::{ForwardFrom, ShareProtocol};
 use std::collections::BTreeMap;
 
-/// Every clash between machines that are to run on one host at the same time.
+/// Returns all conflicts between machines that run on one host at the same time.
 ///
-/// Relative paths are left out: each machine has a state directory of its own.
+/// Relative paths do not conflict, because each machine has its own state directory.
 pub fn check_across(specs: &[&CheckedSpec]) -> Vec<Problem> {
     let mut holders: BTreeMap<(&'static str, String), Vec<Holder<'_>>> = BTreeMap::new();
     for spec in specs {
@@ -22,7 +22,7 @@ pub fn check_across(specs: &[&CheckedSpec]) -> Vec<Problem> {
     clashes.map(|((what, value), holders)| clash(what, &value, &holders)).collect()
 }
 
-/// Something of which a host has one, and the option that asks for it.
+/// A resource that a host has only once, and the option that uses it.
 struct Claim {
     what: &'static str,
     value: String,
@@ -32,9 +32,9 @@ struct Claim {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Hold {
-    /// Nobody else may have it.
+    /// Only one machine can use it.
     Alone,
-    /// Others may read it too.
+    /// Several machines can use it if all of them only read it.
     Reading,
 }
 
@@ -50,7 +50,7 @@ fn clash(what: &str, value: &str, holders: &[Holder<'_>]) -> Problem {
     Problem {
         machine: machines.join(", "),
         option: holders.first().map(|holder| holder.option.clone()).unwrap_or_default(),
-        reason: format!("the {what} `{value}` is claimed by {}; only one of them can run", options.join(" and ")),
+        reason: format!("the {what} `{value}` is used by {}; only one of them can run", options.join(" and ")),
     }
 }
 
@@ -80,7 +80,7 @@ fn claims(spec: &CheckedSpec) -> Vec<Claim> {
 fn network_claims(spec: &CheckedSpec) -> Vec<Claim> {
     let mut claims = Vec::new();
     for (index, interface) in spec.interfaces.iter().enumerate() {
-        // Behind user networking every machine has a network of its own.
+        // With user networking, every machine has its own network.
         if interface.kind != InterfaceKind::User {
             claims.push(alone("MAC address", &interface.mac, format!("interfaces[{index}].mac")));
         }

@@ -1,4 +1,5 @@
-//! A machine spec that has been checked: defaults filled in, disks in guest order, no contradictions left.
+//! A machine spec after validation: defaults are filled in, disks are in guest order, and options do not contradict
+//! each other.
 
 use crate::launch::StoreDiskNeed;
 use crate::path::HostPath;
@@ -8,86 +9,86 @@ use crate::spec::{
 };
 use std::collections::BTreeMap;
 
-/// A machine without contradictions. Only [`super::check`] makes one.
+/// A valid machine spec. Only [`super::check`] creates one.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct CheckedSpec {
-    /// Its name: a file name, not hidden, and no option.
+    /// The name. It is a valid file name, not hidden, and cannot be mistaken for an option.
     pub name: String,
     /// The hypervisor that the spec names.
     pub hypervisor: Hypervisor,
-    /// The guest's architecture, if it is not to be the host's.
+    /// The guest's architecture, if it differs from the host's.
     pub architecture: Option<Architecture>,
-    /// Virtual CPUs; at least one.
+    /// The number of virtual CPUs; at least one.
     pub vcpu: u32,
     /// The CPU model to emulate.
     pub cpu: Option<String>,
-    /// Memory.
+    /// The memory.
     pub memory: Memory,
-    /// Kernel, initrd, parameters.
+    /// The kernel, the initrd and the kernel parameters.
     pub kernel: Kernel,
     /// The machine id: a lower-case UUID with dashes.
     pub machine_id: Option<String>,
-    /// How the store disk's image is made, if it is made from a plan.
+    /// How the store disk's image is built, if it is built from a plan.
     pub store_disk: Option<StoreDiskNeed>,
     /// All disks in guest order: the store disk, then the volumes.
     pub disks: Vec<Disk>,
-    /// The volumes in their order.
+    /// The volumes, in the order of the spec.
     pub volumes: Vec<CheckedVolume>,
     /// The shares.
     pub shares: Vec<CheckedShare>,
-    /// Where the guest keeps the writable layer over its store.
+    /// The guest's directory for the writable layer over the store.
     pub writable_store_overlay: Option<String>,
     /// The network interfaces.
     pub interfaces: Vec<CheckedInterface>,
-    /// Forwarded ports; if there are any, there is an interface of type `user`.
+    /// The forwarded ports. If there are any, there is an interface of type `user`.
     pub forward_ports: Vec<ForwardPort>,
     /// The vsock device.
     pub vsock: Option<CheckedVsock>,
-    /// Passed-through devices.
+    /// The passed-through devices.
     pub devices: Vec<Device>,
     /// Whether there is an entropy source.
     pub rng: bool,
     /// The screen.
     pub graphics: Option<CheckedGraphics>,
-    /// Credentials by name.
+    /// The credentials, by name.
     pub credential_files: BTreeMap<String, HostPath>,
-    /// The control socket, where the hypervisor lets that be chosen.
+    /// The control socket, for hypervisors that let it be chosen.
     pub control_socket: HostPath,
-    /// The console's socket.
+    /// The socket that serves the console.
     pub console_socket: Option<HostPath>,
-    /// The user to become.
+    /// The user who runs the hypervisor.
     pub user: Option<String>,
-    /// Commands before the start; each has a program.
+    /// Commands to run before the start; each has a program.
     pub pre_start: Vec<Vec<String>>,
-    /// A program that prints further arguments.
+    /// A program whose output is appended to the hypervisor's arguments.
     pub extra_args_script: Option<HostPath>,
-    /// What the process is to call itself, if not by its program's name.
+    /// The name of the process, if it differs from the program's name.
     pub process_name: Option<String>,
-    /// What only qemu understands.
+    /// Options that only QEMU has.
     pub qemu: QemuSection,
-    /// What only cloud-hypervisor understands.
+    /// Options that only cloud-hypervisor has.
     pub cloud_hypervisor: CloudHypervisorSection,
-    /// What only firecracker understands.
+    /// Options that only firecracker has.
     pub firecracker: FirecrackerSection,
-    /// What only crosvm understands.
+    /// Options that only crosvm has.
     pub crosvm: CrosvmSection,
-    /// What only kvmtool understands.
+    /// Options that only kvmtool has.
     pub kvmtool: KvmtoolSection,
-    /// How virtiofs daemons are run.
+    /// Options of the virtiofs daemons.
     pub virtiofsd: VirtiofsdSection,
-    /// What the user should know although nothing is wrong.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
 /// The memory of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// What it has at start in MiB; at least one.
+    /// The memory at the start, in MiB; at least one.
     pub mem_mib: u64,
-    /// Whether it is backed by huge pages.
+    /// Whether it consists of huge pages.
     pub huge_pages: bool,
-    /// Whether another process must see it: a virtiofs daemon works in the guest's memory.
+    /// Whether it is shared with another process: a virtiofs daemon accesses the guest's memory.
     pub shared: bool,
     /// Memory that can be plugged in.
     pub hotplug: Option<HotplugMemory>,
@@ -98,22 +99,22 @@ pub struct Memory {
 /// Memory that can be plugged into the running machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HotplugMemory {
-    /// At most, in MiB; at least one.
+    /// The most, in MiB; at least one.
     pub most_mib: u64,
-    /// At start, in MiB; not more than the most.
+    /// The amount at the start, in MiB; at most `most_mib`.
     pub initial_mib: u64,
 }
 
 /// A balloon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Balloon {
-    /// Its size at start in MiB; less than the memory.
+    /// Its size at the start, in MiB; less than the memory.
     pub initial_mib: u64,
-    /// Whether it gives memory back when the guest runs out of it.
+    /// Whether it shrinks when the guest runs out of memory.
     pub deflate_on_oom: bool,
 }
 
-/// What is booted.
+/// The files and parameters for booting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
     /// The kernel image.
@@ -126,30 +127,30 @@ pub struct Kernel {
     pub parameters: Vec<String>,
 }
 
-/// A disk, in guest order.
+/// A disk. Disks are in guest order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// The option of the spec it comes from: `storeDisk`, `volumes[0]`.
+    /// The option of the spec that describes it: `storeDisk`, `volumes[0]`.
     pub option: String,
-    /// What it is for.
+    /// Its purpose.
     pub role: DiskRole,
-    /// The guest's device, by its place in the order: `/dev/vda`.
+    /// The guest's device name, from its position: `/dev/vda`.
     pub device: String,
     /// The image.
     pub image: HostPath,
-    /// The image's format.
+    /// The format of the image.
     pub image_type: ImageType,
-    /// Whether the guest may only read it.
+    /// Whether it is read-only for the guest.
     pub read_only: bool,
-    /// Whether to go past the host's page cache.
+    /// Whether to bypass the host's page cache.
     pub direct: bool,
     /// Its serial number, at most 20 printable bytes.
     pub serial: Option<String>,
-    /// Where the guest mounts it.
+    /// The guest's mount point.
     pub mount_point: Option<String>,
 }
 
-/// What a disk is for.
+/// The purpose of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskRole {
     /// The system closure.
@@ -158,12 +159,12 @@ pub enum DiskRole {
     Volume,
 }
 
-/// What it takes to have a volume, apart from its [`Disk`].
+/// The properties of a volume that are not in its [`Disk`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckedVolume {
-    /// Its file system.
+    /// Its file system type.
     pub fs_type: String,
-    /// Its label, which fits the file system.
+    /// Its label, which is valid for the file system.
     pub label: Option<String>,
     /// Its size in MiB if the launcher creates it.
     pub creation_size_mib: Option<u64>,
@@ -171,14 +172,15 @@ pub struct CheckedVolume {
     pub mkfs_extra_args: Vec<String>,
 }
 
-/// A share with its socket.
+/// A share and its socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckedShare {
-    /// The share as it is written.
+    /// The share in the spec.
     pub share: Share,
-    /// The socket of its daemon; meaningful for virtiofs only.
+    /// The socket of its daemon; unused except with virtiofs.
     pub socket: HostPath,
-    /// Whether the writable layer over the store lies on it, which needs extended attributes of the trusted kind.
+    /// Whether the writable layer over the store is on this share, which requires extended attributes in the namespace
+    /// `trusted`.
     pub holds_overlay: bool,
 }
 
@@ -189,28 +191,28 @@ pub struct CheckedInterface {
     pub id: String,
     /// Its MAC address in lower case.
     pub mac: String,
-    /// How it reaches the outside.
+    /// How it is connected.
     pub kind: InterfaceKind,
 }
 
-/// How an interface reaches the outside, with what that takes.
+/// How a network interface is connected, with the required settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InterfaceKind {
-    /// Through sockets of a process.
+    /// Through sockets of a user process.
     User,
     /// A tap of the host.
     Tap {
-        /// Whether the kernel moves the packets.
+        /// Whether vhost-net moves the packets.
         vhost: bool,
     },
     /// A macvtap of the host.
     Macvtap {
-        /// The host's interface.
+        /// The lower interface on the host.
         link: String,
-        /// Who may talk with whom.
+        /// Which interfaces can communicate.
         mode: MacvtapMode,
     },
-    /// A tap that qemu's helper puts into a bridge.
+    /// A tap that QEMU's helper adds to a bridge.
     Bridge {
         /// The bridge.
         bridge: String,
@@ -220,40 +222,41 @@ pub enum InterfaceKind {
 /// A screen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckedGraphics {
-    /// Where qemu shows it.
+    /// Where QEMU shows it.
     pub view: View,
-    /// Whether the host's OpenGL draws, if that is settled.
+    /// Whether the host's OpenGL renders, if the spec sets it.
     pub gl: Option<bool>,
-    /// The protocol for the host's Vulkan, with the size of its window in qemu's words. OpenGL is then not turned off.
+    /// The protocol for the host's Vulkan, and the size of its window in QEMU's syntax. If it is set, OpenGL is not
+    /// turned off.
     pub vulkan: Option<(VulkanProtocol, String)>,
-    /// The socket of the process that draws.
+    /// The socket of the rendering process.
     pub socket: HostPath,
-    /// The program of that process, if it is not to be the hypervisor's.
+    /// The program of that process, if it is not the hypervisor's.
     pub program: Option<HostPath>,
 }
 
-/// Where qemu shows a screen.
+/// Where QEMU shows a screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
-    /// In a window of the desktop.
+    /// In a window on the desktop.
     Window,
-    /// Nowhere by itself.
+    /// Nowhere.
     Headless,
 }
 
 /// A vsock device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckedVsock {
-    /// The guest's address, 3 or more.
+    /// The guest's address; at least 3.
     pub cid: u32,
-    /// The host's end where that is a unix socket.
+    /// The host's end, for hypervisors where it is a Unix socket.
     pub socket: HostPath,
-    /// The port on which the guest tells that it has booted, if it is to.
+    /// The port on which the guest reports that it has booted, if the spec asks for it.
     pub notify_port: Option<u32>,
 }
 
-/// The guest's device of the disk in that place: `/dev/vda`, ..., `/dev/vdz`, `/dev/vdaa`, as Linux counts
-/// (`sd_format_disk_name` in drivers/scsi/sd.c, used by virtio_blk too).
+/// Returns the guest's device name of the disk with this index: `/dev/vda`, ..., `/dev/vdz`, `/dev/vdaa`, numbered as
+/// Linux does (`sd_format_disk_name` in drivers/scsi/sd.c, also used by virtio_blk).
 pub(super) fn device_name(index: usize) -> String {
     let mut letters = Vec::new();
     let mut rest = index + 1;
@@ -270,7 +273,7 @@ mod tests {
     use super::device_name;
 
     #[test]
-    fn letters_go_on_after_z() {
+    fn device_names_continue_with_two_letters_after_z() {
         let names: Vec<_> = [0, 1, 25, 26, 51, 52, 701, 702].into_iter().map(device_name).collect();
         let expected =
             ["vda", "vdb", "vdz", "vdaa", "vdaz", "vdba", "vdzz", "vdaaa"].map(|name| format!("/dev/{name}"));

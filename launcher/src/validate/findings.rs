@@ -1,4 +1,4 @@
-//! Where the checks put what they find.
+//! Collecting the problems and warnings of the checks.
 
 use crate::visible::one_line;
 
@@ -6,11 +6,11 @@ use crate::visible::one_line;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", one_line(&format!("{machine}: {option}: {reason}")))]
 pub struct Problem {
-    /// The machine, or the machines when it is between several.
+    /// The machine, or the machines if the problem is a conflict.
     pub machine: String,
     /// The option, as in `volumes[1].image`.
     pub option: String,
-    /// What is wrong with it and what would be right.
+    /// What is wrong, and what would be valid.
     pub reason: String,
 }
 
@@ -31,7 +31,7 @@ impl Findings {
         self.problems.push(Problem { machine: self.machine.clone(), option: option.into(), reason: reason.into() });
     }
 
-    /// Takes over the reason why a single value is not as it must be.
+    /// Reports the error of a check of a single value.
     pub(super) fn require(&mut self, option: impl Into<String>, result: Result<(), String>) {
         if let Err(reason) = result {
             self.problem(option, reason);
@@ -42,12 +42,12 @@ impl Findings {
         self.warnings.push(format!("{}: {option}: {text}", self.machine));
     }
 
-    /// Reports every value of `items` that an earlier item has too.
+    /// Reports every value in `items` that an earlier item also has.
     pub(super) fn require_distinct<'item>(&mut self, what: &str, items: impl Iterator<Item = (String, &'item str)>) {
         let mut seen = std::collections::BTreeMap::new();
         for (option, value) in items {
             if let Some(first) = seen.get(value) {
-                self.problem(option, format!("the {what} `{value}` is already that of {first}"));
+                self.problem(option, format!("the {what} `{value}` is already used by {first}"));
             } else {
                 seen.insert(value, option);
             }

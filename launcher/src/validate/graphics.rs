@@ -1,4 +1,4 @@
-//! The screen.
+//! Validation of the screen.
 
 use super::checked::{CheckedGraphics, View};
 use super::findings::Findings;
@@ -15,13 +15,13 @@ pub(super) fn graphics(spec: &MachineSpec, findings: &mut Findings) -> Option<Ch
         GraphicsBackend::Gtk => View::Window,
         GraphicsBackend::Headless => View::Headless,
         GraphicsBackend::Cocoa => {
-            findings.problem("graphics.backend", "\"cocoa\" is macOS' own; set \"gtk\" or \"headless\"");
+            findings.problem("graphics.backend", "\"cocoa\" is supported on macOS only; set \"gtk\" or \"headless\"");
             return None;
         }
     };
     if graphics.vulkan.is_some() {
         if graphics.gl == Some(false) {
-            findings.problem("graphics.vulkan", "needs the host's OpenGL; leave graphics.gl to it");
+            findings.problem("graphics.vulkan", "requires the host's OpenGL; do not set graphics.gl to false");
         }
         findings.require("graphics.hostmem", host_memory(&graphics.hostmem));
     }
@@ -38,11 +38,11 @@ pub(super) fn graphics(spec: &MachineSpec, findings: &mut Findings) -> Option<Ch
     })
 }
 
-/// A power of two, as the size of a window on PCI must be, in MiB or GiB.
+/// Checks the size: a power of two, as required for a PCI window, in MiB or GiB.
 fn host_memory(text: &str) -> Result<(), String> {
     let number = text.strip_suffix(['M', 'G']).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
     match number.and_then(|digits| digits.parse::<u32>().ok()) {
         Some(size) if size.is_power_of_two() => Ok(()),
-        _ => Err(format!("`{text}` is no size; write a power of two and M or G, as in `256M`")),
+        _ => Err(format!("`{text}` is not a size; write a power of two followed by M or G, as in `256M`")),
     }
 }

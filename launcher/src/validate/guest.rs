@@ -1,10 +1,10 @@
-//! What is booted and what the guest is given besides disks and networks: kernel, parameters, id, credentials, devices.
+//! Validation of the kernel, its parameters, the machine id, the credentials and the passed-through devices.
 
 use super::findings::Findings;
 use super::names;
 use crate::spec::{Device, DeviceBus, MachineSpec};
 
-/// What qemu's usb-host device can be found by.
+/// The properties by which QEMU's usb-host finds a device.
 const USB_KEYS: [&str; 5] = ["vendorid", "productid", "hostbus", "hostaddr", "hostport"];
 
 pub(super) fn check(spec: &MachineSpec, findings: &mut Findings) {
@@ -38,15 +38,16 @@ fn device_path(device: &Device) -> Result<(), String> {
     let path = device.path.as_str();
     match device.bus {
         DeviceBus::Pci if is_pci_address(path) => Ok(()),
-        DeviceBus::Pci => Err(format!("`{path}` is no PCI address; write it as lspci -D does, `0000:01:00.0`")),
+        DeviceBus::Pci => Err(format!("`{path}` is not a PCI address; write it like lspci -D does, `0000:01:00.0`")),
         DeviceBus::Usb if is_usb_address(path) => Ok(()),
         DeviceBus::Usb => Err(format!(
-            "`{path}` finds no USB device; write `vendorid=0xabcd,productid=0x0123` or `hostbus=1,hostaddr=2`"
+            "`{path}` does not identify a USB device; write `vendorid=0xabcd,productid=0x0123` or \
+             `hostbus=1,hostaddr=2`"
         )),
     }
 }
 
-/// `DDDD:BB:DD.F` in hexadecimal digits.
+/// Whether the text is `DDDD:BB:DD.F` in hexadecimal digits.
 fn is_pci_address(path: &str) -> bool {
     let bytes = path.as_bytes();
     bytes.len() == 12
@@ -58,7 +59,7 @@ fn is_pci_address(path: &str) -> bool {
         })
 }
 
-/// `key=value` pairs, joined by commas, of the keys above.
+/// Whether the text consists of comma-separated `key=value` pairs with these keys.
 fn is_usb_address(path: &str) -> bool {
     path.split(',').all(|pair| {
         pair.split_once('=').is_some_and(|(key, value)| {
@@ -74,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn device_addresses_are_those_of_their_bus() {
+    fn only_addresses_of_the_devices_bus_are_valid() {
         for (path, expected) in
             [("0000:01:00.0", true), ("01:00.0", false), ("0000:01:00.8", false), ("0000:01:00.0,x=y", false)]
         {

@@ -1,4 +1,4 @@
-//! The machine itself: name, CPUs, memory, user, commands before the start.
+//! Validation of the name, CPUs, memory, user, programs and the commands before the start.
 
 use super::checked::{Balloon, HotplugMemory, Memory};
 use super::findings::Findings;
@@ -11,7 +11,7 @@ pub(super) fn check(spec: &MachineSpec, findings: &mut Findings) {
         findings.problem("vcpu", "must be at least 1");
     }
     if spec.cpu.as_deref().is_some_and(str::is_empty) {
-        findings.problem("cpu", "must not be empty; null is the host's CPU");
+        findings.problem("cpu", "must not be empty; null means the host's CPU");
     }
     check_memory(spec, findings);
     if let Some(user) = &spec.user {
@@ -41,7 +41,7 @@ pub(super) fn check(spec: &MachineSpec, findings: &mut Findings) {
         }
     }
     if spec.virtiofsd.thread_pool_size == Some(0) {
-        findings.problem("virtiofsd.threadPoolSize", "must be at least 1; null is one per CPU of the host");
+        findings.problem("virtiofsd.threadPoolSize", "must be at least 1; null means one per CPU of the host");
     }
 }
 
@@ -49,9 +49,9 @@ fn check_memory(spec: &MachineSpec, findings: &mut Findings) {
     if spec.mem_mib == 0 {
         findings.problem("mem", "must be at least 1 MiB");
     } else if spec.mem_mib < 32 {
-        findings.warning("mem", "Linux with its initrd hardly boots in less than 32 MiB");
+        findings.warning("mem", "Linux with its initrd hardly ever boots with less than 32 MiB");
     }
-    // Four PiB: what the widest address of today's CPUs reaches; more is a unit mistaken.
+    // 4 PiB is the largest address space of current CPUs. A larger value is probably in the wrong unit.
     for (option, mib) in [("mem", spec.mem_mib), ("hotplugMem", spec.hotplug_mem_mib)] {
         if mib > 1 << 32 {
             findings.problem(option, format!("{mib} MiB is more than a machine can have; the unit is MiB"));
@@ -73,7 +73,7 @@ fn check_memory(spec: &MachineSpec, findings: &mut Findings) {
         }
     }
     if spec.initial_balloon_mem_mib > 0 && !spec.balloon {
-        findings.problem("initialBalloonMem", "needs balloon = true");
+        findings.problem("initialBalloonMem", "requires balloon = true");
     }
     if spec.balloon && spec.initial_balloon_mem_mib >= spec.mem_mib {
         findings.problem("initialBalloonMem", format!("must be less than mem, which is {} MiB", spec.mem_mib));

@@ -1,23 +1,26 @@
-//! Rules for single names and values, each with its source. Every function says why a value is not as it must be.
+//! Rules for single names and values, with their sources. Each function returns the reason why a value is invalid.
 
 use crate::path::HostPath;
 use std::net::Ipv4Addr;
 
-/// A unix socket's path with its final NUL has 108 bytes: `sun_path` in unix(7).
+/// The path of a Unix socket, with its final NUL, has at most 108 bytes: `sun_path` in unix(7).
 const SOCKET_PATH_BYTES: usize = 107;
-/// An interface's name with its final NUL has 16 bytes: `IFNAMSIZ` in linux/if.h.
+/// The name of an interface, with its final NUL, has at most 16 bytes: `IFNAMSIZ` in linux/if.h.
 const INTERFACE_NAME_BYTES: usize = 15;
-/// A virtio disk's serial number: `VIRTIO_BLK_ID_BYTES` in linux/virtio_blk.h.
+/// The size of a virtio disk's serial number: `VIRTIO_BLK_ID_BYTES` in linux/virtio_blk.h.
 const SERIAL_BYTES: usize = 20;
 
-/// A name that becomes part of file names and of command lines.
+/// Checks a name that becomes part of file names and command lines.
 pub(super) fn file_name(name: &str) -> Result<(), String> {
     let allowed = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
     if name.is_empty() {
         return Err("must not be empty".to_owned());
     }
     if name.len() > 64 {
-        return Err(format!("has {} bytes, but at most 64 fit into the names made of it", name.len()));
+        return Err(format!(
+            "has {} bytes, but can have at most 64, because other names are derived from it",
+            name.len()
+        ));
     }
     if name.starts_with(['.', '-']) {
         return Err(format!("`{name}` must start with a letter, a digit or `_`"));
@@ -30,7 +33,7 @@ pub(super) fn file_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// A path: neither empty nor taken for an option, and nothing that breaks a line.
+/// Checks a path: it must not be empty, look like an option, or contain control characters.
 pub(super) fn path(path: &HostPath) -> Result<(), String> {
     let text = path.as_str();
     if text.is_empty() {
@@ -42,7 +45,7 @@ pub(super) fn path(path: &HostPath) -> Result<(), String> {
     no_control_characters(text)
 }
 
-/// A unix socket's path.
+/// Checks the path of a Unix socket.
 pub(super) fn socket_path(socket: &HostPath) -> Result<(), String> {
     path(socket)?;
     let bytes = socket.as_str().len();
@@ -54,8 +57,8 @@ pub(super) fn socket_path(socket: &HostPath) -> Result<(), String> {
     Ok(())
 }
 
-/// The name of a network interface of the host: `dev_valid_name` in net/core/dev.c, without the `%` that tun replaces
-/// by a number.
+/// Checks the name of a network interface of the host: `dev_valid_name` in net/core/dev.c, but without `%`, which tun
+/// replaces with a number.
 pub(super) fn interface_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name == "." || name == ".." || name.starts_with('-') {
         return Err(format!("`{name}` cannot be the name of a network interface"));
@@ -75,7 +78,7 @@ pub(super) fn interface_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// A MAC address of one station.
+/// Checks a MAC address, which must be a unicast address.
 pub(super) fn mac(mac: &str) -> Result<(), String> {
     let bytes: Option<Vec<u8>> =
         mac.split(':').map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten()).collect();
@@ -86,20 +89,20 @@ pub(super) fn mac(mac: &str) -> Result<(), String> {
         return Err(format!("`{mac}` is a multicast address; clear the lowest bit of its first byte"));
     }
     if bytes.iter().all(|byte| *byte == 0) {
-        return Err(format!("`{mac}` is no address of a station"));
+        return Err(format!("`{mac}` is not the address of an interface"));
     }
     Ok(())
 }
 
-/// An IPv4 address, or nothing for any.
+/// Checks an IPv4 address. An empty one stands for any address.
 pub(super) fn ipv4_address(address: &str) -> Result<(), String> {
     if address.is_empty() || address.parse::<Ipv4Addr>().is_ok() {
         return Ok(());
     }
-    Err(format!("`{address}` is no IPv4 address"))
+    Err(format!("`{address}` is not an IPv4 address"))
 }
 
-/// The name by which the guest mounts a share. It becomes part of a file name and of a line of /etc/fstab.
+/// Checks the tag by which the guest mounts a share. It becomes part of a file name and of a line in /etc/fstab.
 pub(super) fn share_tag(tag: &str, most_bytes: usize) -> Result<(), String> {
     if tag.is_empty() {
         return Err("must not be empty".to_owned());
@@ -116,7 +119,7 @@ pub(super) fn share_tag(tag: &str, most_bytes: usize) -> Result<(), String> {
     }
 }
 
-/// A virtio disk's serial number.
+/// Checks the serial number of a virtio disk.
 pub(super) fn serial(serial: &str) -> Result<(), String> {
     if serial.is_empty() {
         return Err("must not be empty".to_owned());
@@ -135,7 +138,7 @@ pub(super) fn serial(serial: &str) -> Result<(), String> {
     }
 }
 
-/// A path in the guest that is mounted on.
+/// Checks a mount point in the guest.
 pub(super) fn guest_path(path: &str) -> Result<(), String> {
     if !path.starts_with('/') {
         return Err(format!("`{path}` must start at the root"));
@@ -151,7 +154,7 @@ pub(super) fn guest_path(path: &str) -> Result<(), String> {
     }
 }
 
-/// A user of the host, by name or number.
+/// Checks the name or number of a user of the host.
 pub(super) fn user(user: &str) -> Result<(), String> {
     let forbidden = |character: char| !character.is_ascii_graphic() || "/:,".contains(character);
     if user.is_empty() || user.starts_with('-') || user.chars().any(forbidden) {
@@ -160,7 +163,8 @@ pub(super) fn user(user: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A credential's name: `credential_name_valid` in systemd, without `:`, which separates it from its value.
+/// Checks the name of a credential: `credential_name_valid` in systemd, but without `:`, which separates the name from
+/// the value.
 pub(super) fn credential(name: &str) -> Result<(), String> {
     let forbidden = |character: char| !character.is_ascii_graphic() || "/:".contains(character);
     if name.is_empty() || name == "." || name == ".." || name.len() > 255 || name.chars().any(forbidden) {
@@ -169,7 +173,7 @@ pub(super) fn credential(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The canonical form of a UUID, which may be written without dashes, as in /etc/machine-id.
+/// Returns the canonical form of a UUID, which may be written without dashes, as in /etc/machine-id.
 pub(super) fn canonical_uuid(text: &str) -> Option<String> {
     let digits: String = text.chars().filter(|character| *character != '-').collect::<String>().to_ascii_lowercase();
     let well_formed = digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -181,7 +185,7 @@ pub(super) fn canonical_uuid(text: &str) -> Option<String> {
     Some(format!("{}-{}-{}-{}-{}", part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32)))
 }
 
-/// Text that goes into one argument and one line.
+/// Checks text that becomes one argument and part of one line.
 pub(super) fn no_control_characters(text: &str) -> Result<(), String> {
     match text.chars().find(|character| character.is_control()) {
         Some(character) => Err(format!("`{}` has the control character {character:?}", text.escape_debug())),

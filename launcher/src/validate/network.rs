@@ -1,4 +1,4 @@
-//! Interfaces, forwarded ports, vsock.
+//! Validation of interfaces, forwarded ports and vsock.
 
 use super::checked::{CheckedInterface, CheckedVsock, InterfaceKind};
 use super::findings::Findings;
@@ -6,12 +6,12 @@ use super::names;
 use crate::path::HostPath;
 use crate::spec::{ForwardFrom, Interface, InterfaceType, MachineSpec};
 
-/// The first address of a guest; those below are the hypervisor, the loopback and the host: vsock(7).
+/// The lowest address of a guest. The lower ones are the hypervisor, the loopback and the host: vsock(7).
 const FIRST_GUEST_CID: u32 = 3;
-/// `VMADDR_CID_ANY` in vsock(7), which is nobody's address.
+/// `VMADDR_CID_ANY` in vsock(7), which is not the address of a guest.
 const ANY_CID: u32 = u32::MAX;
-/// Guests tell that they have booted on this port plus their address, so that machines that share the host's AF_VSOCK
-/// ports do not meet. It lies above the ports of services.
+/// Guests report that they have booted on this port plus their address, so that machines that share the host's AF_VSOCK
+/// ports do not conflict. It is above the ports of services.
 const FIRST_NOTIFY_PORT: u32 = 1 << 30;
 
 pub(super) fn interfaces(spec: &MachineSpec, findings: &mut Findings) -> Vec<CheckedInterface> {
@@ -38,7 +38,7 @@ pub(super) fn interfaces(spec: &MachineSpec, findings: &mut Findings) -> Vec<Che
     let named = || spec.interfaces.iter().enumerate();
     let ids = named().map(|(index, interface)| (format!("interfaces[{index}].id"), interface.id.as_str()));
     findings.require_distinct("id", ids);
-    // Behind user networking an interface is alone in its network.
+    // With user networking, each interface has its own network.
     let macs: Vec<_> = named()
         .filter(|(_, interface)| interface.interface_type != InterfaceType::User)
         .map(|(index, interface)| (format!("interfaces[{index}].mac"), interface.mac.to_ascii_lowercase()))
@@ -53,7 +53,7 @@ fn check_kind(index: usize, interface: &Interface, findings: &mut Findings) -> O
     let mut only_for = |name: &str, given: bool, owner: InterfaceType| {
         if given && kind != owner {
             let reason =
-                format!("is of use only with type = \"{}\", but the type is \"{}\"", owner.as_str(), kind.as_str());
+                format!("has an effect only with type = \"{}\", but the type is \"{}\"", owner.as_str(), kind.as_str());
             findings.problem(option(name), reason);
         }
     };
@@ -85,7 +85,7 @@ fn check_kind(index: usize, interface: &Interface, findings: &mut Findings) -> O
 pub(super) fn forward_ports(spec: &MachineSpec, findings: &mut Findings) {
     let users = spec.interfaces.iter().filter(|interface| interface.interface_type == InterfaceType::User).count();
     if !spec.forward_ports.is_empty() && users == 0 {
-        findings.problem("forwardPorts", "need an interface with type = \"user\"");
+        findings.problem("forwardPorts", "require an interface with type = \"user\"");
     }
     let mut taken = Vec::new();
     for (index, forward) in spec.forward_ports.iter().enumerate() {
@@ -107,12 +107,13 @@ pub(super) fn forward_ports(spec: &MachineSpec, findings: &mut Findings) {
 pub(super) fn vsock(spec: &MachineSpec, findings: &mut Findings) -> Option<CheckedVsock> {
     let Some(cid) = spec.vsock.cid else {
         if spec.vsock.notify {
-            findings.problem("vsock.notify", "needs vsock.cid");
+            findings.problem("vsock.notify", "requires vsock.cid");
         }
         return None;
     };
     if !(FIRST_GUEST_CID..ANY_CID).contains(&cid) {
-        findings.problem("vsock.cid", format!("{cid} is reserved; a guest's is {FIRST_GUEST_CID} or more"));
+        findings
+            .problem("vsock.cid", format!("{cid} is reserved; a guest's address must be {FIRST_GUEST_CID} or greater"));
     }
     let socket = spec.vsock.socket.clone().unwrap_or_else(|| HostPath::new(format!("{}.vsock", spec.name)));
     let notify_port = spec.vsock.notify.then(|| FIRST_NOTIFY_PORT.wrapping_add(cid) | FIRST_NOTIFY_PORT);

@@ -1,4 +1,4 @@
-//! The unix sockets of a machine: none too long, no two the same.
+//! Validation of a machine's Unix sockets: the lengths of their paths, and that they differ.
 
 use super::checked::{CheckedGraphics, CheckedShare, CheckedVsock};
 use super::findings::Findings;
@@ -7,14 +7,14 @@ use super::storage::plain;
 use crate::path::HostPath;
 use crate::spec::{MachineSpec, ShareProtocol};
 
-/// What has sockets beside the machine itself.
+/// The parts of a machine that have sockets.
 pub(super) struct Sockets<'checked> {
     pub(super) shares: &'checked [CheckedShare],
     pub(super) vsock: Option<&'checked CheckedVsock>,
     pub(super) graphics: Option<&'checked CheckedGraphics>,
 }
 
-/// The control socket, after all sockets have been looked at.
+/// Checks all sockets, and returns the control socket.
 pub(super) fn control_socket(spec: &MachineSpec, own: &Sockets<'_>, findings: &mut Findings) -> HostPath {
     let control = spec.socket.clone().unwrap_or_else(|| HostPath::new(format!("{}.sock", spec.name)));
     let mut sockets = vec![("socket".to_owned(), control.clone())];
@@ -22,7 +22,7 @@ pub(super) fn control_socket(spec: &MachineSpec, own: &Sockets<'_>, findings: &m
         sockets.push(("consoleSocket".to_owned(), console.clone()));
     }
     if let Some(vsock) = own.vsock {
-        // The guest's notification arrives at a socket with the port in its name.
+        // The guest's notification arrives at a socket whose name contains the port.
         let longest = vsock.notify_port.map(|port| HostPath::new(format!("{}_{port}", vsock.socket)));
         sockets.push(("vsock.socket".to_owned(), longest.unwrap_or_else(|| vsock.socket.clone())));
     }

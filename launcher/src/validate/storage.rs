@@ -1,4 +1,4 @@
-//! Disks and shares: their order, their letters, what may not be said twice.
+//! Validation of disks and shares: their order, device names, and values that must be unique.
 
 use super::checked::{CheckedShare, CheckedVolume, Disk, DiskRole, device_name};
 use super::findings::Findings;
@@ -7,11 +7,11 @@ use crate::launch::StoreDiskNeed;
 use crate::path::HostPath;
 use crate::spec::{ImageType, MachineSpec, Share, ShareProtocol, StoreDisk, Volume};
 
-/// The file systems that can be created, and how many bytes their labels have at most: e2label(8), xfs_admin(8),
+/// The file systems that can be created, and the largest size of their labels in bytes: e2label(8), xfs_admin(8),
 /// btrfs-filesystem(8), fatlabel(8), mkfs.f2fs(8).
 const FILE_SYSTEMS: [(&str, usize); 7] =
     [("ext2", 16), ("ext3", 16), ("ext4", 16), ("xfs", 12), ("btrfs", 255), ("vfat", 11), ("f2fs", 512)];
-/// `MAX_TAG_LEN` in qemu's hw/9pfs/9p.h, less the final NUL.
+/// `MAX_TAG_LEN` in QEMU's hw/9pfs/9p.h without the final NUL.
 const NINE_P_TAG_BYTES: usize = 31;
 /// The tag field of `struct virtio_fs_config` in linux/virtio_fs.h.
 const VIRTIOFS_TAG_BYTES: usize = 36;
@@ -49,7 +49,7 @@ pub(super) fn disks(
     (disks, volumes, need)
 }
 
-/// A path without the prefix that changes nothing, for comparing.
+/// Returns a path without a leading `./`, for comparisons.
 pub(super) fn plain(path: &HostPath) -> &str {
     path.as_str().trim_start_matches("./")
 }
@@ -74,14 +74,15 @@ fn check_store_disk(
         findings.require("storeDisk.serial", names::serial(serial));
     }
     if store_disk.image.is_none() && store_disk.plan.is_none() {
-        findings.problem("storeDisk", "must name an image, or a plan to make one from; null is no store disk");
+        findings.problem("storeDisk", "must contain an image, or a plan to build one from; null means no store disk");
     }
     if store_disk.plan.is_some() && store_disk.plan == store_disk.image {
-        findings.problem("storeDisk.image", "is the plan itself; the image made from it needs a path of its own");
+        findings
+            .problem("storeDisk.image", "is the path of the plan; the image that is built from it needs another path");
     }
     for (option, given) in [("storeDisk.builder", &store_disk.builder), ("storeDisk.cache", &store_disk.cache)] {
         if given.is_some() && store_disk.plan.is_none() {
-            findings.problem(option, "is of use only with storeDisk.plan");
+            findings.problem(option, "has an effect only with storeDisk.plan");
         }
     }
     let image = store_disk.image.clone().unwrap_or_else(default_image);
@@ -149,11 +150,11 @@ fn check_volume(index: usize, volume: &Volume, findings: &mut Findings) {
     }
     if file_system.is_none() && !is_device {
         let known = FILE_SYSTEMS.map(|(name, _)| name).join(", ");
-        let reason = format!("`{}` cannot be created; known are {known}, or set autoCreate = false", volume.fs_type);
+        let reason = format!("`{}` cannot be created; use one of {known}, or set autoCreate = false", volume.fs_type);
         findings.problem(option("fsType"), reason);
     }
     if volume.image_type != ImageType::Raw {
-        findings.problem(option("imageType"), "images that are created are raw; set autoCreate = false");
+        findings.problem(option("imageType"), "only raw images can be created; set autoCreate = false");
     }
 }
 
@@ -170,11 +171,11 @@ pub(super) fn shares(spec: &MachineSpec, findings: &mut Findings) -> Vec<Checked
         let translates = |argument: &String| argument.starts_with("--translate-");
         let translated = share.extra_args.iter().chain(&spec.virtiofsd.extra_args).any(translates);
         if share.proto == ShareProtocol::Virtiofs && share.posix_acl && translated {
-            findings.problem(option("posixAcl"), "excludes translated user and group ids; set it to false");
+            findings.problem(option("posixAcl"), "is incompatible with translated user and group ids; set it to false");
         }
         let holds_overlay = overlay_lies_on(spec, &share.mount_point);
         if holds_overlay && share.proto == ShareProtocol::NineP {
-            let reason = "lies on a 9p share, where the kernel's overlay can neither rename nor delete; \
+            let reason = "is on a 9p share, where the kernel's overlay can neither rename nor delete; \
                           use a volume or a virtiofs share";
             findings.problem("writableStoreOverlay", reason);
         }
@@ -193,7 +194,7 @@ fn share_socket(spec: &MachineSpec, share: &Share) -> HostPath {
     share.socket.clone().unwrap_or_else(|| HostPath::new(format!("{}-virtiofs-{}.sock", spec.name, share.tag)))
 }
 
-/// Whether the mount point is the one that the overlay's directory lies on, that is the deepest one above it.
+/// Whether the overlay's directory is on this mount point, that is, whether it is the deepest mount point above it.
 fn overlay_lies_on(spec: &MachineSpec, mount_point: &str) -> bool {
     let Some(overlay) = &spec.writable_store_overlay else { return false };
     let volumes = spec.volumes.iter().filter_map(|volume| volume.mount_point.as_deref());

@@ -1,10 +1,10 @@
-//! Each rule on the smallest spec that breaks it.
+//! Tests of each rule on the smallest spec that violates it.
 
 use super::*;
 use crate::spec::parse::parse;
 use serde_json::{Value, json};
 
-/// The smallest spec, with these fields added or replaced.
+/// Returns the smallest spec with these fields added or replaced.
 fn spec(fields: Value) -> MachineSpec {
     let mut document = json!({"version": 1, "name": "web", "kernel": "/k/bzImage"});
     if let (Value::Object(document), Value::Object(fields)) = (&mut document, fields) {
@@ -22,7 +22,7 @@ fn checked(fields: Value) -> CheckedSpec {
 }
 
 #[test]
-fn one_problem_each() {
+fn each_rule_reports_exactly_one_problem() {
     let volume = |extra: Value| {
         let mut volume = json!({"image": "a.img", "size": 1});
         if let (Value::Object(volume), Value::Object(extra)) = (&mut volume, extra) {
@@ -54,16 +54,16 @@ fn one_problem_each() {
             "web: hotpluggedMem: must not be more than hotplugMem, which is 4 MiB",
         ),
         (json!({"hotplugMem": 5, "hotpluggedMem": 4}), "web: hotplugMem: must be even"),
-        (screen(json!({"backend": "cocoa"})), "web: graphics.backend: \"cocoa\" is macOS' own"),
-        (screen(json!({"vulkan": "venus", "gl": false})), "web: graphics.vulkan: needs the host's OpenGL"),
-        (screen(json!({"vulkan": "venus", "hostmem": "3G"})), "web: graphics.hostmem: `3G` is no size"),
-        (screen(json!({"vulkan": "venus", "hostmem": "4G,x=y"})), "web: graphics.hostmem: `4G,x=y` is no size"),
+        (screen(json!({"backend": "cocoa"})), "web: graphics.backend: \"cocoa\" is supported on macOS only"),
+        (screen(json!({"vulkan": "venus", "gl": false})), "web: graphics.vulkan: requires the host's OpenGL"),
+        (screen(json!({"vulkan": "venus", "hostmem": "3G"})), "web: graphics.hostmem: `3G` is not a size"),
+        (screen(json!({"vulkan": "venus", "hostmem": "4G,x=y"})), "web: graphics.hostmem: `4G,x=y` is not a size"),
         (screen(json!({"program": "-gpu"})), "web: graphics.program: `-gpu` would be taken for an option"),
         (
             screen(json!({"socket": "web.sock"})),
-            "web: graphics.socket: the socket `web.sock` is already that of socket",
+            "web: graphics.socket: the socket `web.sock` is already used by socket",
         ),
-        (json!({"initialBalloonMem": 4}), "web: initialBalloonMem: needs balloon = true"),
+        (json!({"initialBalloonMem": 4}), "web: initialBalloonMem: requires balloon = true"),
         (
             json!({"balloon": true, "initialBalloonMem": 512}),
             "web: initialBalloonMem: must be less than mem, which is 512 MiB",
@@ -76,19 +76,19 @@ fn one_problem_each() {
             json!({"credentialFiles": {"a/b": "/run/a"}}),
             "web: credentialFiles.a/b: `a/b` cannot be the name of a credential",
         ),
-        (json!({"devices": [{"bus": "pci", "path": "1:0"}]}), "web: devices[0].path: `1:0` is no PCI address"),
+        (json!({"devices": [{"bus": "pci", "path": "1:0"}]}), "web: devices[0].path: `1:0` is not a PCI address"),
         (json!({"user": "a b"}), "web: user: `a b` cannot be the name of a user"),
         (json!({"preStart": [[]]}), "web: preStart[0]: must name a program"),
         (json!({"socket": long}), "web: socket: `xxx"),
-        (json!({"consoleSocket": "web.sock"}), "web: consoleSocket: the socket `web.sock` is already that of socket"),
-        (json!({"storeDisk": {}}), "web: storeDisk: must name an image, or a plan"),
+        (json!({"consoleSocket": "web.sock"}), "web: consoleSocket: the socket `web.sock` is already used by socket"),
+        (json!({"storeDisk": {}}), "web: storeDisk: must contain an image, or a plan"),
         (
             json!({"storeDisk": {"image": "a", "cache": "/c"}}),
-            "web: storeDisk.cache: is of use only with storeDisk.plan",
+            "web: storeDisk.cache: has an effect only with storeDisk.plan",
         ),
         (volume(json!({"size": null})), "web: volumes[0].size: must be set, because autoCreate is on"),
         (volume(json!({"size": 0})), "web: volumes[0].size: must be at least 1 MiB"),
-        (volume(json!({"fsType": "ntfs"})), "web: volumes[0].fsType: `ntfs` cannot be created; known are ext2"),
+        (volume(json!({"fsType": "ntfs"})), "web: volumes[0].fsType: `ntfs` cannot be created; use one of ext2"),
         (
             volume(json!({"label": "seventeen-bytes-x"})),
             "web: volumes[0].label: `seventeen-bytes-x` has 17 bytes, but a label of ext4 has at most 16",
@@ -98,11 +98,11 @@ fn one_problem_each() {
             volume(json!({"serial": "twenty-one-bytes-long"})),
             "web: volumes[0].serial: `twenty-one-bytes-long` has 21 bytes",
         ),
-        (volume(json!({"imageType": "qcow2"})), "web: volumes[0].imageType: images that are created are raw"),
+        (volume(json!({"imageType": "qcow2"})), "web: volumes[0].imageType: only raw images can be created"),
         (volume(json!({"mountPoint": "var"})), "web: volumes[0].mountPoint: `var` must start at the root"),
         (
             json!({"storeDisk": {"image": "a.img"}, "volumes": [{"image": "./a.img", "size": 1}]}),
-            "web: volumes[0].image: the image `a.img` is already that of storeDisk.image",
+            "web: volumes[0].image: the image `a.img` is already used by storeDisk.image",
         ),
         (json!({"shares": [{"tag": "a/b", "source": "/s", "mountPoint": "/s"}]}), "web: shares[0].tag: `a/b` has '/'"),
         (
@@ -111,11 +111,11 @@ fn one_problem_each() {
         ),
         (
             json!({"shares": [{"proto": "virtiofs", "tag": "a", "source": "/s", "mountPoint": "/s", "extraArgs": ["--translate-uid=map:0:1:1"]}]}),
-            "web: shares[0].posixAcl: excludes translated",
+            "web: shares[0].posixAcl: is incompatible with translated",
         ),
         (
             json!({"shares": [{"tag": "a", "source": "/s", "mountPoint": "/rw"}], "writableStoreOverlay": "/rw/store"}),
-            "web: writableStoreOverlay: lies on a 9p share",
+            "web: writableStoreOverlay: is on a 9p share",
         ),
         (
             json!({"volumes": [{"image": "a", "size": 1, "readOnly": true, "mountPoint": "/rw"}], "writableStoreOverlay": "/rw"}),
@@ -128,21 +128,21 @@ fn one_problem_each() {
         (tap(json!({"mac": "02"})), "web: interfaces[0].mac: `02` is not a MAC address"),
         (
             tap(json!({"bridge": "br0"})),
-            "web: interfaces[0].bridge: is of use only with type = \"bridge\", but the type is \"tap\"",
+            "web: interfaces[0].bridge: has an effect only with type = \"bridge\", but the type is \"tap\"",
         ),
         (tap(json!({"type": "bridge"})), "web: interfaces[0].bridge: must be set"),
         (tap(json!({"type": "macvtap"})), "web: interfaces[0].macvtap: must be set"),
         (
             tap(json!({"type": "user", "tap": {"vhost": true}})),
-            "web: interfaces[0].tap.vhost: is of use only with type = \"tap\"",
+            "web: interfaces[0].tap.vhost: has an effect only with type = \"tap\"",
         ),
         (
             json!({"forwardPorts": [{"host": {"port": 1}, "guest": {"port": 2}}]}),
-            "web: forwardPorts: need an interface with type = \"user\"",
+            "web: forwardPorts: require an interface with type = \"user\"",
         ),
         (json!({"vsock": {"cid": 2}}), "web: vsock.cid: 2 is reserved"),
         (json!({"vsock": {"cid": 4_294_967_295_u32}}), "web: vsock.cid: 4294967295 is reserved"),
-        (json!({"vsock": {"notify": true}}), "web: vsock.notify: needs vsock.cid"),
+        (json!({"vsock": {"notify": true}}), "web: vsock.notify: requires vsock.cid"),
     ] {
         let found = problems(fields.clone());
         assert!(found.len() == 1 && found[0].contains(expected), "{fields}\n wanted {expected}\n found  {found:#?}");
@@ -150,7 +150,7 @@ fn one_problem_each() {
 }
 
 #[test]
-fn problems_come_all_at_once() {
+fn all_problems_are_reported_at_once() {
     let found = problems(json!({
         "name": "a b", "vcpu": 0, "mem": 0,
         "interfaces": [{"type": "tap", "id": "t", "mac": "x"}, {"type": "tap", "id": "t", "mac": "02:00:00:00:00:01"}],
@@ -159,7 +159,7 @@ fn problems_come_all_at_once() {
 }
 
 #[test]
-fn the_store_disk_is_the_first_and_volumes_follow() {
+fn the_store_disk_comes_first_and_the_volumes_follow() {
     let spec = checked(json!({
         "storeDisk": {"plan": "/nix/store/x-plan.json"},
         "volumes": [{"image": "a.img", "size": 1}, {"image": "/dev/vg/b", "readOnly": true}],
@@ -174,18 +174,18 @@ fn the_store_disk_is_the_first_and_volumes_follow() {
 }
 
 #[test]
-fn two_interfaces_may_share_a_mac_address_only_behind_user_networking() {
+fn two_interfaces_can_have_the_same_mac_address_only_with_user_networking() {
     let machine = |kind: &str| {
         let interface = |kind: &str, id: &str| json!({"type": kind, "id": id, "mac": "02:00:00:00:00:01"});
         json!({"interfaces": [interface(kind, "a"), interface("tap", "b")]})
     };
     assert_eq!(checked(machine("user")).interfaces.len(), 2);
-    let said = "web: interfaces[1].mac: the MAC address `02:00:00:00:00:01` is already that of interfaces[0].mac";
+    let said = "web: interfaces[1].mac: the MAC address `02:00:00:00:00:01` is already used by interfaces[0].mac";
     assert_eq!(problems(machine("tap")), [said]);
 }
 
 #[test]
-fn the_overlay_lies_on_the_deepest_mount_above_it() {
+fn the_overlay_is_on_the_deepest_mount_point_above_it() {
     let shares = |source: &str| {
         json!({
             "writableStoreOverlay": "/nix/.rw-store",
@@ -201,7 +201,7 @@ fn the_overlay_lies_on_the_deepest_mount_above_it() {
 }
 
 #[test]
-fn machines_of_one_host_clash_over_what_it_has_once() {
+fn machines_that_use_the_same_host_resource_conflict() {
     let machine = |name: &str, fields: Value| {
         let mut fields = fields;
         fields["name"] = json!(name);
@@ -216,7 +216,8 @@ fn machines_of_one_host_clash_over_what_it_has_once() {
     let (first, second) = (machine("a", fields.clone()), machine("b", fields));
     let found: Vec<_> = check_across(&[&first, &second]).iter().map(ToString::to_string).collect();
     assert_eq!(found.len(), 4, "{found:#?}");
-    let clash = "a, b: vsock.cid: the vsock address `3` is claimed by a's vsock.cid and b's vsock.cid; only one of them can run";
+    let clash =
+        "a, b: vsock.cid: the vsock address `3` is used by a's vsock.cid and b's vsock.cid; only one of them can run";
     assert!(found.iter().any(|problem| problem == clash), "{found:#?}");
     assert!(!found.iter().any(|problem| problem.contains("squashfs")), "a read-only image may be shared: {found:#?}");
     let other = machine("c", json!({"volumes": [{"image": "data.img", "size": 1}]}));

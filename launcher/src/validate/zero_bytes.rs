@@ -1,19 +1,19 @@
-//! No text of a spec has a zero byte: it would end an argument, a path or a variable of the environment before its end, and
-//! so fail only when the machine starts.
+//! Refuses zero bytes in all text of a spec: a zero byte would end an argument, a path or an environment variable
+//! early, so the machine would fail only at its start.
 
 use super::findings::Findings;
 use crate::spec::MachineSpec;
 use serde_json::Value;
 
 pub(super) fn check(spec: &MachineSpec, findings: &mut Findings) {
-    // A spec came from JSON and can go there again; were that ever to fail, nothing is hidden by it.
+    // Serialising a spec that came from JSON cannot fail; if it did, only this check would be skipped.
     let Ok(document) = serde_json::to_value(spec) else { return };
     let mut found = Vec::new();
     search(&document, "", &mut found);
     for option in found {
-        // If a rule of its own forbids more, that has been reported.
+        // Skipped if another rule has already reported a problem with this option.
         if !findings.problems.iter().any(|problem| problem.option == option) {
-            findings.problem(option, "has a zero byte, which no argument of a program can have");
+            findings.problem(option, "contains a zero byte, which cannot be passed to a program");
         }
     }
 }
