@@ -39,7 +39,7 @@ pub enum ScanError {
         mode: u32,
     },
     /// The image format does not support a name or target.
-    #[error("cannot hold {}", .path.display())]
+    #[error("an image cannot contain {}", .path.display())]
     Tree {
         /// The file or directory.
         path: PathBuf,

@@ -205,7 +205,7 @@ fn requests_that_cannot_be_met_tell_all_problems() {
         2,
         "error: cannot create the volume volume:\n  \
          the size 0 is not a multiple of 512 bytes above 0\n  \
-         vfat does not support the label \"a.b\": it holds '.'\n",
+         vfat does not support the label \"a.b\": it contains '.'\n",
     );
     workspace.run("volume create volume --size big --fs ext4").failure(
         2,

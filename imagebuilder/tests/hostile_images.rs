@@ -393,7 +393,7 @@ fn problems_of(image: PlainImage) -> String {
 fn blocks_outside_of_the_data_over_each_other_or_of_a_wrong_length_are_found() {
     const PLAIN: u32 = 1 << 24;
     let wrong_words = [
-        (PLAIN | 4095, "it holds 4095 bytes, 4096 are needed"),
+        (PLAIN | 4095, "it has 4095 bytes, but 4096 are needed"),
         (4096, "does not decompress with gzip"),
         (PLAIN | 5000, "it is stored in 5000 bytes, more than a block has"),
         (PLAIN, "its size word is 0x1000000"),

@@ -204,7 +204,7 @@ impl Image {
         if output.len() == wanted {
             return Ok(());
         }
-        Err(ImageError::damaged(part, format!("it holds {} bytes, {wanted} are needed", output.len())))
+        Err(ImageError::damaged(part, format!("it has {} bytes, but {wanted} are needed", output.len())))
     }
 
     /// Reads and decompresses a block of at most `block.length` bytes.
@@ -213,7 +213,7 @@ impl Image {
         let stored_bytes = usize::try_from(block.word.stored_bytes()).unwrap_or(usize::MAX);
         if block.word.is_plain() {
             if stored_bytes > limit {
-                let reason = format!("it holds {stored_bytes} bytes, at most {limit} are needed");
+                let reason = format!("it has {stored_bytes} bytes, but at most {limit} are needed");
                 return Err(ImageError::damaged(part, reason));
             }
             output.resize(stored_bytes, 0);

@@ -119,7 +119,7 @@ fn check_block(image: &Image, stored: Stored, tails: &[u32], buffer: &mut Vec<u8
         Some(index) => image.read_fragment_block(index, buffer).and_then(|()| {
             let needed = usize::try_from(index).ok().and_then(|index| tails.get(index)).copied().unwrap_or_default();
             if buffer.is_empty() || (buffer.len() as u64) < u64::from(needed) {
-                let reason = format!("it holds {} bytes, files use {needed}", buffer.len());
+                let reason = format!("it has {} bytes, but files use {needed}", buffer.len());
                 return Err(ImageError::Damaged { part: stored.part(), reason });
             }
             Ok(())
