@@ -1,4 +1,4 @@
-//! The inner parts of a build, each by itself: `cargo bench -p imagebuilder`.
+//! Measures single parts of a build: `cargo bench -p imagebuilder`.
 
 #![allow(missing_docs, reason = "criterion_main makes an undocumented function")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run says why and ends")]
@@ -16,7 +16,7 @@ use imagebuilder::tree::{FileMode, Tree};
 use std::hint::black_box;
 use std::sync::atomic::AtomicBool;
 
-/// A MiB that compresses about as well as programs do: the benchmark's own machine code.
+/// Returns 1 MiB that compresses about as well as programs: the benchmark's own machine code.
 fn content() -> Vec<u8> {
     let mut content = std::fs::read(std::env::current_exe().unwrap()).unwrap();
     content.truncate(1 << 20);
@@ -66,7 +66,7 @@ fn packs(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Every file somewhere in a fragment block.
+/// Locations in which every file is in a fragment block.
 struct Somewhere;
 
 impl Contents for Somewhere {

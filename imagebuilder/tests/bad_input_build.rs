@@ -1,4 +1,4 @@
-//! Options, outputs and stores that no image can be built with: refused before any work, and nothing is left.
+//! Invalid options, outputs and stores are refused before any work, and leave nothing behind.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -13,7 +13,7 @@ use std::process::Command;
 const BUILD: &str = "build --closure-info info --store-dir store";
 
 #[test]
-fn codecs_levels_and_sizes_out_of_range() {
+fn codecs_levels_and_sizes_out_of_range_are_refused() {
     let workspace = Workspace::with_store();
     for (option, message) in [
         ("--level 0", "level 0 is out of range for zstd: it takes 1 to 22"),
@@ -55,7 +55,7 @@ fn codecs_levels_and_sizes_out_of_range() {
 }
 
 #[test]
-fn outputs_that_cannot_be_written() {
+fn outputs_that_cannot_be_written_are_refused() {
     let workspace = Workspace::with_store();
     let _socket = UnixListener::bind(workspace.path("socket")).unwrap();
     symlink("/dev/null", workspace.path("link")).unwrap();
@@ -77,10 +77,10 @@ fn outputs_that_cannot_be_written() {
 }
 
 #[test]
-fn a_full_disk() {
+fn a_full_disk_is_an_error_with_a_hint() {
     let workspace = Workspace::with_store();
     let store = workspace.path("store");
-    // Random enough not to shrink.
+    // Random, so that it does not compress.
     let noise: Vec<u8> =
         (0..40_000_u64).flat_map(|number| blake3::hash(&number.to_le_bytes()).as_bytes()[..16].to_vec()).collect();
     fs::write(store.join("3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-noise"), noise).unwrap();
@@ -110,7 +110,7 @@ fn a_full_disk() {
 }
 
 #[test]
-fn threads_that_cannot_be_started_are_fewer_threads_and_a_warning() {
+fn a_build_continues_with_fewer_threads_and_a_warning_if_threads_cannot_be_started() {
     let workspace = Workspace::with_store();
     if !nix::unistd::geteuid().is_root() {
         skip("only root can run a program as a user of its own, whose processes are limited");
@@ -121,7 +121,7 @@ fn threads_that_cannot_be_started_are_fewer_threads_and_a_warning() {
     }
     workspace.run(&format!("{BUILD} -j 1 --no-cache -o expected")).success();
     let program = workspace.command_of_ordinary_user([] as [&str; 0]).get_program().to_owned();
-    // A user that runs nothing else.
+    // A user without other processes.
     let user = (1 << 29) + std::process::id();
     for (command, expected) in [
         (format!("{BUILD} -q -j 64 -o image"), true),
@@ -144,7 +144,7 @@ fn threads_that_cannot_be_started_are_fewer_threads_and_a_warning() {
 }
 
 #[test]
-fn store_paths_that_may_not_be_read() {
+fn store_paths_without_read_permission_are_refused() {
     let workspace = Workspace::with_store();
     let hidden = "3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-hidden";
     let path = workspace.path("store").join(hidden);
@@ -163,7 +163,7 @@ fn store_paths_that_may_not_be_read() {
 }
 
 #[test]
-fn a_store_path_of_another_size_than_registered() {
+fn a_store_path_with_another_size_than_registered_is_refused() {
     let workspace = Workspace::with_store();
     workspace.write("info/registration", &registration().replace("\n1104\n", "\n1112\n"));
     let run = workspace.run(&format!("{BUILD} --no-cache -o image"));
@@ -180,7 +180,7 @@ fn a_store_path_of_another_size_than_registered() {
 }
 
 #[test]
-fn what_no_store_holds() {
+fn files_that_cannot_occur_in_a_store_are_refused() {
     let workspace = Workspace::with_store();
     let [socket, setuid] = ["3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-socket", "4aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-setuid"];
     workspace.write("list", &format!("{}{socket}\n{setuid}\n", store_paths()));
@@ -201,7 +201,7 @@ fn what_no_store_holds() {
 }
 
 #[test]
-fn a_refusal_leaves_the_image_that_was_there() {
+fn a_refused_build_leaves_an_existing_image_unchanged() {
     let workspace = Workspace::with_store();
     workspace.write("image", "precious");
     fs::remove_file(workspace.path("store").join(GREETING)).unwrap();
@@ -210,7 +210,7 @@ fn a_refusal_leaves_the_image_that_was_there() {
 }
 
 #[test]
-fn no_place_for_a_cache() {
+fn a_build_without_a_directory_for_the_cache_is_refused() {
     let workspace = Workspace::with_store();
     let mut command = workspace.command_of_ordinary_user(format!("{BUILD} -o image").split(' '));
     let output = command.env_remove("MICROVM_IMAGE_CACHE").env_remove("HOME").output().unwrap();
@@ -223,7 +223,7 @@ fn no_place_for_a_cache() {
         )
     );
     workspace.write("taken", "");
-    // A cache that cannot be used is a warning and a slower build.
+    // A cache that cannot be used causes a warning and a slower build.
     let run = workspace.run(&format!("{BUILD} -q -o image --cache taken"));
     assert_eq!(
         run.stderr,

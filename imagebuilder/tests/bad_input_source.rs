@@ -1,11 +1,11 @@
-//! Closures that are none: refused with exit code 2, all problems at once, and nothing written.
+//! Invalid closures are refused with exit code 2. All problems are reported at once, and nothing is written.
 
 mod program;
 
 use program::{ABSENT, GREETING, LINK, TOOLS, Workspace, graph, registration, store_paths};
 use std::fs;
 
-/// Builds with more arguments, expects a refusal with these words, and that no image is left and no cache was made.
+/// Builds with these arguments and expects a refusal with this message, no image and no cache.
 #[track_caller]
 fn refused(workspace: &Workspace, arguments: &str, stderr: &str) {
     let names = workspace.names();
@@ -14,7 +14,7 @@ fn refused(workspace: &Workspace, arguments: &str, stderr: &str) {
 }
 
 #[test]
-fn no_source_and_two_sources() {
+fn no_source_and_two_sources_are_refused() {
     let workspace = Workspace::with_store();
     refused(
         &workspace,
@@ -34,7 +34,7 @@ fn no_source_and_two_sources() {
 }
 
 #[test]
-fn a_plan_settles_its_options() {
+fn options_that_a_plan_determines_are_refused() {
     let workspace = Workspace::with_store();
     workspace.run("plan --closure-info info -o plan.json").success();
     for option in ["--compression gzip", "--level 3", "--block-size 4K", "--fragment-block-size 4K"] {
@@ -48,7 +48,7 @@ fn a_plan_settles_its_options() {
 }
 
 #[test]
-fn files_that_cannot_be_read() {
+fn files_that_cannot_be_read_are_refused() {
     let workspace = Workspace::new();
     let cause = "No such file or directory (os error 2)";
     for (arguments, what) in [
@@ -65,7 +65,7 @@ fn files_that_cannot_be_read() {
 }
 
 #[test]
-fn store_paths_that_are_missing_are_all_told() {
+fn all_missing_store_paths_are_reported() {
     let workspace = Workspace::with_store();
     let another = "3zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz-another";
     workspace.write("list", &format!("{}{ABSENT}\n{another}\n", store_paths()));
@@ -83,7 +83,7 @@ fn store_paths_that_are_missing_are_all_told() {
 }
 
 #[test]
-fn names_that_are_no_store_paths_are_all_told() {
+fn all_names_that_are_not_store_paths_are_reported() {
     let workspace = Workspace::with_store();
     workspace.write("list", &format!("/nix/store/{GREETING}\r\n\r\n/etc/passwd\r\n/nix/store/{TOOLS}/bin\r\n"));
     refused(
@@ -98,7 +98,7 @@ fn names_that_are_no_store_paths_are_all_told() {
 }
 
 #[test]
-fn the_same_path_twice() {
+fn a_path_that_is_listed_twice_is_refused() {
     let workspace = Workspace::with_store();
     workspace.write("list", &format!("{}\n/nix/store/{GREETING}/\n", store_paths()));
     refused(
@@ -121,7 +121,7 @@ fn the_same_path_twice() {
 }
 
 #[test]
-fn members_of_two_stores() {
+fn paths_of_two_stores_are_refused() {
     let workspace = Workspace::with_store();
     workspace.write("list", &format!("/nix/store/{GREETING}\n/gnu/store/{TOOLS}\n"));
     refused(
@@ -135,7 +135,7 @@ fn members_of_two_stores() {
 }
 
 #[test]
-fn an_empty_closure() {
+fn an_empty_closure_is_refused() {
     let workspace = Workspace::with_store();
     workspace.write("list", "\r\n \n");
     refused(&workspace, "--paths-from list", "error: list: it contains no store path\n");
@@ -146,7 +146,7 @@ fn an_empty_closure() {
 }
 
 #[test]
-fn a_closure_that_is_not_closed() {
+fn a_closure_with_missing_references_is_refused() {
     let workspace = Workspace::with_store();
     let absent = format!("/nix/store/{ABSENT}\n");
     let stderr = |origin: &str, first: &str, second: &str| {
@@ -157,7 +157,7 @@ fn a_closure_that_is_not_closed() {
              hint: list all store paths that the system needs, as closureInfo and `nix-store -qR` do\n"
         )
     };
-    // The greeting stays, but the two others refer to something else.
+    // The greeting is unchanged, but the two others refer to something else.
     let text = registration().replace(&format!("\n2\n/nix/store/{GREETING}\n"), &format!("\n2\n{absent}"));
     let text = text.replace(&format!("\n1\n/nix/store/{GREETING}\n"), &format!("\n1\n{absent}"));
     workspace.write("info/registration", &text);
@@ -171,7 +171,7 @@ fn a_closure_that_is_not_closed() {
 }
 
 #[test]
-fn wrong_lines_of_a_registration_are_all_told() {
+fn all_wrong_lines_of_a_registration_are_reported() {
     let workspace = Workspace::with_store();
     let text = registration().replace("sha256:04", "md5:04").replace("\n1104\n", "\n1k\n").replace("\n168\n", "\n\n");
     workspace.write("info/registration", &text);
@@ -194,7 +194,7 @@ fn wrong_lines_of_a_registration_are_all_told() {
 }
 
 #[test]
-fn a_registration_and_a_list_of_different_closures() {
+fn a_registration_and_a_list_of_different_closures_are_refused() {
     let workspace = Workspace::with_store();
     workspace.write("info/store-paths", &format!("/nix/store/{GREETING}\n/nix/store/{LINK}\n"));
     refused(
@@ -208,7 +208,7 @@ fn a_registration_and_a_list_of_different_closures() {
 }
 
 #[test]
-fn graphs_that_are_none() {
+fn invalid_graphs_are_refused() {
     let workspace = Workspace::with_store();
     let cannot = "error: cannot read a graph from attrs.json";
     for (text, message) in [
@@ -231,7 +231,7 @@ fn graphs_that_are_none() {
 }
 
 #[test]
-fn plans_that_are_none() {
+fn invalid_plans_are_refused() {
     let workspace = Workspace::with_store();
     workspace.run("plan --closure-info info -o plan.json").success();
     let plan = String::from_utf8(workspace.read("plan.json")).unwrap();
@@ -257,7 +257,7 @@ fn plans_that_are_none() {
 }
 
 #[test]
-fn machines_that_are_none() {
+fn invalid_machines_are_refused() {
     let workspace = Workspace::with_store();
     for (text, message) in [
         ("{", "EOF while parsing an object at line 1 column 1"),

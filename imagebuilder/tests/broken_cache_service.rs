@@ -1,5 +1,5 @@
-//! Whatever a service does, or what stands in its place, a build's side of it ends in time with a pack, without one, or with
-//! an error that says what happened. It asks no more once it has met an error that is not one request's alone.
+//! Broken cache services: the client of a build always ends in time, with a pack, without one, or with an error that
+//! says what happened. After an error that concerns more than one request, it sends no more requests.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -34,7 +34,7 @@ fn connect(path: &Path) -> CacheClient {
     CacheClient::connect_with(path, IMPATIENT).unwrap().unwrap()
 }
 
-/// The error of the first request; the second gets none, and no pack.
+/// Returns the error of the first request. The second request must return no error and no pack.
 fn error_of(path: &Path) -> String {
     let client = connect(path);
     let error = fetch(&client, 0).unwrap_err();
@@ -48,7 +48,7 @@ fn open(path: &str) -> OwnedFd {
 }
 
 #[test]
-fn a_build_gets_packs_and_does_without_those_that_there_are_none_of() {
+fn a_build_gets_the_packs_that_exist_and_continues_without_the_others() {
     let service = Running::new();
     service.nix.remove(&base_name(1));
     service.nix.add(&base_name(2), [8; 32], 120);
@@ -56,17 +56,17 @@ fn a_build_gets_packs_and_does_without_those_that_there_are_none_of() {
     assert_eq!(fetch(&client, 0).unwrap(), Some(base_name(0)));
     assert_eq!(fetch(&client, 1).unwrap(), None);
     assert_eq!(fetch(&client, 2).unwrap(), None);
-    // Those were these paths' alone.
+    // The errors concerned only those paths.
     assert_eq!(fetch(&client, 4).unwrap(), Some(base_name(4)));
     let without_hash = imagebuilder::plan::PlannedPath { nar_hash: None, ..planned(5) };
     assert!(client.fetch(&without_hash, &ImageSettings::default(), ENCODER).unwrap().is_none());
-    // Packs of another encoder would make another image.
+    // Packs of another encoder would change the image.
     assert!(client.fetch(&planned(5), &ImageSettings::default(), "other").is_err());
     assert!(fetch(&client, 6).unwrap().is_none());
 }
 
 #[test]
-fn a_service_that_can_make_no_pack_is_not_asked_again() {
+fn a_service_that_cannot_make_packs_is_not_asked_again() {
     let service = Running::new();
     service.packs.set(0, Making::Fails);
     let error = error_of(&service.socket());
@@ -91,7 +91,7 @@ fn threads_share_a_few_connections() {
 }
 
 #[test]
-fn a_connection_that_the_service_has_closed_is_made_again() {
+fn a_connection_that_the_service_has_closed_is_opened_again() {
     let service = Running::with(|limits| limits.silence = Duration::from_millis(200));
     let client = CacheClient::connect(&service.socket()).unwrap().unwrap();
     for number in 0..3 {
@@ -104,7 +104,7 @@ fn a_connection_that_the_service_has_closed_is_made_again() {
 fn a_build_waits_for_a_service_that_works() {
     let service = Running::new();
     service.packs.set(0, Making::Takes);
-    // Longer than the service is silent, less long than it works.
+    // Longer than the service is silent, but shorter than it works.
     let patience = Patience { silence: Duration::from_millis(3500), request: LONG };
     let client = CacheClient::connect_with(&service.socket(), patience).unwrap().unwrap();
     thread::scope(|scope| {
@@ -117,26 +117,26 @@ fn a_build_waits_for_a_service_that_works() {
 }
 
 #[test]
-fn nothing_at_the_socket_is_no_trouble_and_something_else_is() {
+fn a_missing_socket_is_no_error_but_another_file_is() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cache.sock");
     assert!(CacheClient::connect(&path).unwrap().is_none());
     File::create(&path).unwrap();
     assert!(matches!(CacheClient::connect(&path), Err(ClientError::Connect { .. })));
     std::fs::remove_file(&path).unwrap();
-    // A socket whose service is gone.
+    // The socket of a service that has ended.
     drop(listener::make(&path).unwrap());
     assert!(matches!(CacheClient::connect(&path), Err(ClientError::Connect { .. })));
 }
 
 #[test]
-fn silence_ends_in_time() {
+fn a_service_that_does_not_answer_is_abandoned_in_time() {
     let (_directory, path) = broken(|_| {});
     assert!(error_of(&path).contains("did not answer in time"));
 }
 
 #[test]
-fn a_service_that_works_for_ever_is_left_in_time() {
+fn a_service_that_works_for_ever_is_abandoned_in_time() {
     let (_directory, path) = broken(|client| {
         let client = client.try_clone().unwrap();
         thread::spawn(move || {
@@ -150,7 +150,7 @@ fn a_service_that_works_for_ever_is_left_in_time() {
 }
 
 #[test]
-fn a_service_that_does_not_accept_is_left_in_time() {
+fn a_service_that_does_not_accept_is_abandoned_in_time() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cache.sock");
     let _listener = listener::make(&path).unwrap();
@@ -159,13 +159,13 @@ fn a_service_that_does_not_accept_is_left_in_time() {
 }
 
 #[test]
-fn a_service_that_hangs_up_is_asked_once_more_and_no_more() {
+fn a_service_that_closes_the_connection_is_asked_only_once_more() {
     let (_directory, path) = broken(|client| rustix::net::shutdown(client, rustix::net::Shutdown::Both).unwrap());
     assert!(error_of(&path).contains("ended the connection"));
 }
 
 #[test]
-fn what_is_no_answer_is_an_error() {
+fn a_message_that_is_not_an_answer_is_an_error() {
     for message in [&b"\0\xff"[..], b"{}", b"{\"version\":1}", br#"{"answer":"yes","version":1}"#, &[b' '; 8000]] {
         let message = message.to_vec();
         let (_directory, path) = broken(move |client| say(client, &message, &[]));
@@ -176,7 +176,7 @@ fn what_is_no_answer_is_an_error() {
 }
 
 #[test]
-fn a_pack_without_a_file_or_with_something_else_is_an_error() {
+fn a_pack_without_a_file_or_with_another_type_of_file_is_an_error() {
     type Descriptors = fn() -> Vec<OwnedFd>;
     let cases: [(Descriptors, &str); 6] = [
         (Vec::new, "with 0 descriptors"),

@@ -1,4 +1,4 @@
-//! A damaged, forged or shared cache never shows in an image.
+//! A damaged, forged or shared cache never affects an image.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -24,7 +24,7 @@ use std::time::Duration;
 use support::built::closure;
 use support::store_tree::{Item, Store, base_name, mixed_tree};
 
-/// Changes the bytes of an entry.
+/// Changes the bytes of a pack.
 type Damage = fn(&mut Vec<u8>);
 /// Changes a file of the store.
 type Change = fn(&Path);
@@ -75,7 +75,7 @@ impl Bench {
         }
     }
 
-    /// Builds with the cache into a place that is free, and checks the image.
+    /// Removes the image, builds it again with the cache, and checks it.
     fn build_with(&self, trust: CacheTrust) -> BuildReport {
         let _ = fs::remove_file(self.output());
         let options = BuildOptions { cache_trust: trust, ..self.options() };
@@ -88,7 +88,7 @@ impl Bench {
         self.build_with(CacheTrust::Checksums)
     }
 
-    /// All packs of the cache.
+    /// Returns the paths of all packs in the cache.
     fn packs(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut open = vec![self.cache().join("v2/packs")];
@@ -111,7 +111,7 @@ fn rewrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 }
 
 #[test]
-fn damaged_entries_are_found_rebuilt_and_counted() {
+fn damaged_packs_are_detected_replaced_and_counted() {
     let bench = Bench::new();
     bench.build();
     let damages = [
@@ -145,13 +145,13 @@ fn damaged_entries_are_found_rebuilt_and_counted() {
         let again = bench.build();
         assert_eq!((again.cache.hit_paths, again.cache.rebuilt_paths), (3, 0), "{what}: {again:?}");
     }
-    // One pack of several.
+    // One of several packs.
     rewrite(&bench.packs()[1], |bytes| bytes[0] ^= 1);
     assert_eq!(bench.build().cache.rebuilt_paths, 1);
 }
 
 #[test]
-fn an_entry_under_another_s_name_is_no_entry() {
+fn a_pack_under_the_name_of_another_is_ignored() {
     let bench = Bench::new();
     bench.build();
     let packs = bench.packs();
@@ -164,9 +164,9 @@ fn an_entry_under_another_s_name_is_no_entry() {
 }
 
 #[test]
-fn a_forged_entry_with_a_right_checksum_is_found_when_asked_for() {
+fn a_forged_pack_with_a_valid_checksum_is_found_by_the_comparison_with_the_store() {
     let bench = Bench::new();
-    // The forger builds the cache of another store whose files have other bytes, and gives it the victim's names.
+    // The attacker builds a cache from a store whose files have other bytes, and gives its packs the victim's names.
     let forged = Bench::new();
     fs::remove_dir_all(forged.store.member("three")).unwrap();
     Item::directory([("file", Item::file("CONTENT"))]).write(&forged.store.member("three"), forged.store.path());
@@ -178,12 +178,12 @@ fn a_forged_entry_with_a_right_checksum_is_found_when_asked_for() {
     let options = BuildOptions { cache_trust: CacheTrust::VerifyAgainstStore, ..bench.options() };
     build(&bench.plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
     assert!(fs::read(bench.output()).unwrap() == bench.reference);
-    // And the forged pack has been replaced.
+    // The forged pack has been replaced.
     assert_eq!(bench.build().cache.missed_paths, 0);
 }
 
 #[test]
-fn forged_blocks_with_right_checksums_are_found_when_asked_for() {
+fn forged_blocks_with_valid_checksums_are_found_by_the_comparison_with_the_store() {
     let bench = Bench::new();
     let content = vec![0x5a; 300_000];
     Item::directory([("file", Item::file(content.clone()))])
@@ -219,7 +219,7 @@ fn forged_blocks_with_right_checksums_are_found_when_asked_for() {
     cache.keep_pack(path, &settings, &forged).unwrap();
     drop(cache);
 
-    // What the documentation says: who may write to the cache can forge, and --cache-verify finds it.
+    // As documented: anyone who can write to the cache can forge content, and --cache-verify finds it.
     assert!(image(Some(bench.cache()), CacheTrust::Checksums).0 != reference);
     let (verified, report) = image(Some(bench.cache()), CacheTrust::VerifyAgainstStore);
     assert!(verified == reference);
@@ -241,7 +241,7 @@ fn copy_tree(from: &Path, to: &Path) {
 }
 
 #[test]
-fn an_image_in_place_is_left_alone_until_it_or_the_plan_changes() {
+fn an_existing_image_is_kept_until_it_or_the_plan_changes() {
     let bench = Bench::new();
     assert_eq!(bench.build().outcome, Outcome::Built);
     let build_again = |plan: &ImagePlan| {
@@ -249,7 +249,7 @@ fn an_image_in_place_is_left_alone_until_it_or_the_plan_changes() {
         (report.outcome, fs::read(bench.output()).unwrap() == bench.reference)
     };
     assert_eq!(build_again(&bench.plan), (Outcome::Unchanged, true));
-    // A byte changed in place, length and times kept as far as a program can.
+    // Change a byte, and restore the length and the times that a program can set.
     let modified = fs::metadata(bench.output()).unwrap().modified().unwrap();
     rewrite(&bench.output(), |bytes| bytes[5000] ^= 1);
     fs::File::open(bench.output()).unwrap().set_modified(modified).unwrap();
@@ -262,13 +262,13 @@ fn an_image_in_place_is_left_alone_until_it_or_the_plan_changes() {
 }
 
 #[test]
-fn a_record_describes_the_image_that_its_build_published_and_not_that_of_another_build() {
+fn a_record_describes_the_image_of_its_own_build_not_that_of_another() {
     let bench = Bench::new();
     let report = bench.build();
     let cache = Cache::open(&bench.cache()).unwrap();
     let key = PlanKey::of(&bench.plan).unwrap();
     let published = fs::File::open(bench.output()).unwrap();
-    // Another build puts its image there before this one has written its record.
+    // Another build publishes its image before this one has written its record.
     let other = bench.directory.path().join("other");
     fs::write(&other, "the image of another plan").unwrap();
     fs::rename(&other, bench.output()).unwrap();
@@ -319,7 +319,7 @@ fn a_killed_build_leaves_a_usable_cache_and_no_image() {
         std::thread::sleep(Duration::from_millis(milliseconds));
         child.kill().unwrap();
         let finished = child.wait().unwrap().success();
-        // Killed before its end there is no image; killed behind it, a whole one.
+        // If the build is killed before its end, there is no image; after it, there is a complete one.
         match fs::read(&output) {
             Ok(image) => assert!(image == bench.reference, "after {milliseconds} ms"),
             Err(_) => assert!(!finished),
@@ -331,7 +331,7 @@ fn a_killed_build_leaves_a_usable_cache_and_no_image() {
 }
 
 #[test]
-fn collection_makes_room_and_the_next_build_makes_up_for_it() {
+fn packs_removed_by_a_collection_are_created_again_by_the_next_build() {
     let bench = Bench::new();
     bench.build();
     let full = maintenance::stat(&bench.cache()).unwrap();
@@ -351,7 +351,7 @@ fn collection_makes_room_and_the_next_build_makes_up_for_it() {
 }
 
 #[test]
-fn a_check_of_the_cache_removes_what_is_damaged() {
+fn a_check_of_the_cache_removes_damaged_packs() {
     let bench = Bench::new();
     bench.build();
     let packs = bench.packs();
@@ -370,7 +370,7 @@ fn a_check_of_the_cache_removes_what_is_damaged() {
     assert_eq!(bench.build().cache.rebuilt_paths, 0);
 }
 
-/// Does something to the store as soon as the blocks begin.
+/// Calls a function that changes the store when the phase of the blocks begins.
 struct Meddle<F: FnMut()>(F);
 
 impl<F: FnMut()> Progress for Meddle<F> {
@@ -409,7 +409,7 @@ fn a_file_that_changes_or_vanishes_while_it_is_read_ends_the_build() {
 }
 
 #[test]
-fn an_interrupted_build_leaves_what_was_there() {
+fn an_interrupted_build_leaves_the_existing_image_unchanged() {
     let bench = Bench::new();
     fs::write(bench.output(), "the image before").unwrap();
     let cancel = AtomicBool::new(false);

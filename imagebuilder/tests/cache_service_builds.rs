@@ -1,5 +1,5 @@
-//! Builds with the cache service, without it, and with one that is broken: the image is the same, byte for byte, and whatever
-//! goes wrong with the service is a warning.
+//! Builds with the cache service, without it, and with a broken one give the same image, byte for byte. All problems
+//! with the service are warnings.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -26,7 +26,8 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
-/// A store with something to compress, a daemon that calls its paths valid, and the image that every build has to make.
+/// A store with content to compress, a Nix daemon that reports its paths as valid, and the image that every build must
+/// create.
 struct Host {
     workspace: Workspace,
     nix: FakeNixDaemon,
@@ -38,7 +39,7 @@ const BUILD: &str = "build --closure-info info --store-dir store --level 3";
 impl Host {
     fn new() -> Self {
         let workspace = Workspace::with_store();
-        // Users other than the test's start programs here.
+        // Other users start programs in this directory.
         fs::set_permissions(workspace.root(), fs::Permissions::from_mode(0o777)).unwrap();
         let nix = FakeNixDaemon::start(&workspace.path("nix.sock"));
         fs::set_permissions(workspace.path("nix.sock"), fs::Permissions::from_mode(0o777)).unwrap();
@@ -58,7 +59,7 @@ impl Host {
         Server(child)
     }
 
-    /// A build that asks `socket` alone: what it says on stderr, and its report.
+    /// Builds with only the service at `socket`, and returns stderr and the report.
     fn build(&self, socket: &str, options: &str) -> (String, serde_json::Value) {
         let line = format!("{BUILD} --no-cache --cache-socket {socket} --json -o image {options}");
         self.finished(self.workspace.command(line.split_whitespace()).output().unwrap())
@@ -71,7 +72,7 @@ impl Host {
         (stderr, serde_json::from_slice(&output.stdout).unwrap())
     }
 
-    /// A build with an own cache and a service that does not help: the image is the same, and there is a warning.
+    /// Builds with a cache directory and a broken service, and expects the same image and a warning.
     fn expect_warning(&self, socket: &str, expected: &str) {
         let (stderr, report) = self.build(socket, "");
         let warnings: Vec<&str> = stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
@@ -102,11 +103,11 @@ impl Host {
     }
 }
 
-/// A service that runs; it is killed with the test.
+/// A running service. It is killed when the test ends.
 struct Server(Child);
 
 impl Server {
-    /// Ends it as systemd does, and returns its exit code and what it said.
+    /// Ends it as systemd does, and returns its exit code and its output.
     fn stop(mut self) -> (Option<i32>, String) {
         kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGTERM).unwrap();
         let code = self.0.wait().unwrap().code();
@@ -130,7 +131,7 @@ fn file_of(content: &[u8]) -> OwnedFd {
 }
 
 #[test]
-fn the_second_build_takes_everything_from_the_service_and_makes_the_same_image() {
+fn the_second_build_gets_everything_from_the_service_and_makes_the_same_image() {
     let host = Host::new();
     let server = host.serve("");
     let (stderr, _) = host.build("run.sock", "");
@@ -146,7 +147,7 @@ fn the_second_build_takes_everything_from_the_service_and_makes_the_same_image()
 }
 
 #[test]
-fn another_user_gets_what_the_first_had_made() {
+fn another_user_gets_the_packs_made_for_the_first() {
     let host = Host::new();
     let _server = host.serve("");
     host.build("run.sock", "");
@@ -159,7 +160,7 @@ fn another_user_gets_what_the_first_had_made() {
 }
 
 #[test]
-fn a_service_at_the_default_socket_is_used_beside_the_own_cache() {
+fn a_service_at_the_default_socket_is_used_together_with_the_users_cache() {
     let host = Host::new();
     let _server = host.serve("");
     let build = |name: &str| {
@@ -168,7 +169,7 @@ fn a_service_at_the_default_socket_is_used_beside_the_own_cache() {
         command.env("MICROVM_IMAGE_CACHE_SOCKET", name).env("MICROVM_IMAGE_CACHE", host.workspace.path("own"));
         host.finished(command.output().unwrap())
     };
-    // Nothing there is nothing to talk about, as long as nobody asked for it by an option.
+    // A missing service is not reported unless an option requests it.
     assert!(!build("absent.sock").0.contains("warning"));
     fs::remove_dir_all(host.workspace.path("own")).unwrap();
     build("run.sock");
@@ -178,7 +179,7 @@ fn a_service_at_the_default_socket_is_used_beside_the_own_cache() {
 }
 
 #[test]
-fn a_path_that_nix_does_not_know_comes_from_the_own_cache() {
+fn the_pack_of_a_path_that_is_not_valid_in_nix_comes_from_the_users_cache() {
     let host = Host::new();
     host.nix.remove(TOOLS);
     let _server = host.serve("");
@@ -194,7 +195,7 @@ fn a_path_that_nix_does_not_know_comes_from_the_own_cache() {
 }
 
 #[test]
-fn a_socket_that_was_asked_for_and_has_no_service_is_told() {
+fn a_socket_given_by_an_option_without_a_service_is_reported() {
     let host = Host::new();
     host.expect_warning("nowhere.sock", "no cache service at nowhere.sock");
     host.workspace.write("file.sock", "");
@@ -205,7 +206,7 @@ fn a_socket_that_was_asked_for_and_has_no_service_is_told() {
 }
 
 #[test]
-fn packs_of_another_path_cut_or_random_packs_and_things_that_are_none_cost_only_time() {
+fn wrong_truncated_and_random_packs_only_make_a_build_slower() {
     let host = Host::new();
     let greeting = host.pack(GREETING);
     let tools = host.pack(TOOLS);
@@ -228,7 +229,7 @@ fn packs_of_another_path_cut_or_random_packs_and_things_that_are_none_cost_only_
         assert!(stderr.contains("3 damaged paths made again"), "{what}: {stderr}");
         assert_eq!(report["cache"]["hitBytes"], 0, "{what}: {report}");
     }
-    // A whole pack of one path, and one with a wrong bit: the others are made here.
+    // A valid pack of another path, and one with a wrong bit: the build creates the right ones itself.
     for (what, content) in [("of another path", greeting), ("flipped", flipped)] {
         let (_directory, path) =
             broken(move |client| say(client, &Answer::PACK.message().unwrap(), &[file_of(&content)]));
@@ -238,7 +239,7 @@ fn packs_of_another_path_cut_or_random_packs_and_things_that_are_none_cost_only_
 }
 
 #[test]
-fn a_descriptor_that_cannot_be_read_costs_only_time() {
+fn a_descriptor_that_cannot_be_read_only_makes_a_build_slower() {
     let host = Host::new();
     let tools = host.pack(TOOLS);
     host.workspace.write("pack", "");
@@ -257,7 +258,7 @@ fn a_descriptor_that_cannot_be_read_costs_only_time() {
 }
 
 #[test]
-fn a_silent_service_costs_only_time() {
+fn a_silent_service_only_makes_a_build_slower() {
     let host = Host::new();
     let (_directory, path) = broken(|_| {});
     host.expect_warning(path.to_str().unwrap(), "did not answer in time");
@@ -280,11 +281,11 @@ fn a_build_whose_service_is_killed_at_any_moment_makes_the_same_image() {
         server.0.kill().unwrap();
         server.0.wait().unwrap();
         host.finished(build.wait_with_output().unwrap());
-        // What it leaves is whole packs, and nothing that would have to be swept up.
+        // It leaves complete packs and nothing that must be cleaned up.
         let checked = host.workspace.run("cache fsck --cache served --json");
         let checked: serde_json::Value = serde_json::from_str(&checked.success()).unwrap();
         assert_eq!(checked["damaged"], serde_json::json!([]), "step {step}");
-        // The next one takes the place of the socket that was left.
+        // The next service replaces the socket that the killed one left.
         if step % 3 == 0 {
             let _ = fs::remove_dir_all(host.workspace.path("served"));
         }
@@ -293,7 +294,7 @@ fn a_build_whose_service_is_killed_at_any_moment_makes_the_same_image() {
 }
 
 #[test]
-fn a_client_that_is_killed_at_any_moment_leaves_the_service_as_it_was() {
+fn a_client_that_is_killed_at_any_moment_does_not_affect_the_service() {
     let host = Host::new();
     let server = host.serve("");
     for step in 0..12 {
@@ -315,7 +316,7 @@ fn a_client_that_is_killed_at_any_moment_leaves_the_service_as_it_was() {
     assert_eq!(server.stop().0, Some(0));
 }
 
-/// A directory that holds so many kilobytes, in a mount namespace of the command's own.
+/// Returns a command that runs in its own mount namespace, in which `directory` has only a number of kilobytes.
 fn on_small_disk(host: &Host, kilobytes: usize, directory: &str, line: &str) -> Command {
     let script = format!(
         "mkdir -p {directory} && mount -t tmpfs -o size={kilobytes}k small {directory} || exit 99; exec \"$0\" {line}"
@@ -327,7 +328,7 @@ fn on_small_disk(host: &Host, kilobytes: usize, directory: &str, line: &str) -> 
 }
 
 #[test]
-fn a_service_whose_disk_is_full_costs_only_time() {
+fn a_service_with_a_full_disk_only_makes_a_build_slower() {
     if !nix::unistd::geteuid().is_root() {
         return skip("only root can mount a small disk");
     }

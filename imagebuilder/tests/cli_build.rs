@@ -1,4 +1,4 @@
-//! `microvm-image build`: one image, whatever the source of the closure, and what is said of it.
+//! `microvm-image build`: all sources of a closure give the same image; its output and reports.
 
 mod program;
 
@@ -6,7 +6,7 @@ use program::{GREETING, LINK, TOOLS, Workspace, has_tool, store_paths};
 use std::fs;
 use std::process::Command;
 
-/// Everything but the source and the output.
+/// The arguments except the source and the output.
 const BUILD: &str = "build --store-dir store --quiet -o";
 
 #[test]
@@ -26,7 +26,7 @@ fn every_source_gives_the_same_bytes() {
 }
 
 #[test]
-fn the_image_holds_the_store_paths() {
+fn the_image_contains_the_store_paths() {
     let workspace = Workspace::with_store();
     workspace.run(&format!("{BUILD} image --closure-info info")).success();
     if !has_tool("unsquashfs") {
@@ -70,7 +70,7 @@ fn the_report_is_json() {
 }
 
 #[test]
-fn digests_are_told_when_they_are_asked_for() {
+fn digests_are_printed_if_requested() {
     let workspace = Workspace::with_store();
     let run = workspace.run("build --closure-info info --store-dir store -o image --digest");
     let image = workspace.read("image");
@@ -80,7 +80,7 @@ fn digests_are_told_when_they_are_asked_for() {
 }
 
 #[test]
-fn settings_reach_the_image() {
+fn settings_determine_codec_and_block_size_of_the_image() {
     let workspace = Workspace::with_store();
     let mut images = Vec::new();
     for settings in
@@ -89,7 +89,7 @@ fn settings_reach_the_image() {
         workspace.run(&format!("{BUILD} image --closure-info info {settings}")).success();
         images.push(workspace.read("image"));
     }
-    // The codec's number and the block size in the superblock: offsets 20 and 12.
+    // The codec's number and the block size are at the offsets 20 and 12 of the superblock.
     let facts: Vec<(u8, u32)> =
         images.iter().map(|image| (image[20], u32::from_le_bytes(image[12..16].try_into().unwrap()))).collect();
     assert_eq!(facts[2..], [(5, 131_072), (4, 131_072), (1, 131_072), (6, 4096)]);
@@ -97,7 +97,7 @@ fn settings_reach_the_image() {
 }
 
 #[test]
-fn the_cache_is_where_it_is_said_to_be() {
+fn the_cache_is_in_the_directory_of_the_option_or_variable() {
     let workspace = Workspace::with_store();
     let build = "build --closure-info info --store-dir store -q -o image";
     workspace.run(&format!("{build} --no-cache")).success();
@@ -118,7 +118,7 @@ fn the_cache_is_where_it_is_said_to_be() {
 }
 
 #[test]
-fn a_machine_with_the_hosts_store_needs_no_disk() {
+fn a_machine_that_shares_the_hosts_store_needs_no_disk() {
     let workspace = Workspace::with_store();
     workspace.write("machine.json", r#"{"name":"vm","shares":[{"tag":"ro-store","source":"/nix/store/"}],"later":1}"#);
     let reason = r#"the machine's share "ro-store" has the source /nix/store: it needs no store disk"#;
@@ -134,7 +134,7 @@ fn a_machine_with_the_hosts_store_needs_no_disk() {
 }
 
 #[test]
-fn a_machine_without_it_needs_one() {
+fn a_machine_that_does_not_share_the_hosts_store_needs_a_disk() {
     let workspace = Workspace::with_store();
     workspace.write("machine.json", r#"{"shares":[{"tag":"home","source":"/home"}]}"#);
     workspace.run(&format!("{BUILD} image --machine machine.json --closure-info info")).success();
@@ -142,7 +142,7 @@ fn a_machine_without_it_needs_one() {
 }
 
 #[test]
-fn machines_as_the_launcher_knows_them() {
+fn machine_specs_of_the_launcher_are_accepted() {
     let workspace = Workspace::with_store();
     let specs = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/specs");
     let mut outcomes = Vec::new();
@@ -162,7 +162,7 @@ fn machines_as_the_launcher_knows_them() {
 }
 
 #[test]
-fn lines_of_progress_come_only_every_few_seconds() {
+fn progress_without_a_terminal_is_printed_only_every_few_seconds() {
     let workspace = Workspace::with_store();
     let run = workspace.run("build --closure-info info --store-dir store -o image --no-cache");
     assert!(run.stderr.starts_with("built image"), "{}", run.stderr);

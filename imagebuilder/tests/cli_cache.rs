@@ -1,4 +1,4 @@
-//! `microvm-image cache`: what builds leave in it, and how it is kept in order.
+//! `microvm-image cache`: reports about a cache, and its maintenance.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -17,17 +17,17 @@ fn json(workspace: &Workspace, line: &str) -> Value {
 }
 
 #[test]
-fn the_path_is_the_one_builds_use() {
+fn the_printed_path_is_the_one_that_builds_use() {
     let workspace = Workspace::new();
     let path = workspace.path("cache");
     assert_eq!(workspace.run("cache path").success(), format!("{}\n", path.display()));
     assert_eq!(workspace.run("cache path --cache named").success(), "named\n");
     assert_eq!(json(&workspace, "cache path --json"), serde_json::json!({"version": 2, "path": path}));
-    assert!(!path.exists(), "asking makes nothing");
+    assert!(!path.exists(), "the command must not create it");
 }
 
 #[test]
-fn a_cache_that_is_not_there_is_empty() {
+fn a_missing_cache_is_reported_as_empty() {
     let workspace = Workspace::new();
     let stat = json(&workspace, "cache stat --json");
     assert_eq!((&stat["version"], &stat["totalBytes"], &stat["packs"]), (&2.into(), &0.into(), &0.into()));
@@ -37,7 +37,7 @@ fn a_cache_that_is_not_there_is_empty() {
 }
 
 #[test]
-fn what_a_build_leaves_is_counted_and_collected() {
+fn the_entries_of_a_build_are_counted_and_collected() {
     let workspace = Workspace::with_store();
     workspace.run(BUILD).success();
     let stat = json(&workspace, "cache stat --json");
@@ -73,7 +73,7 @@ fn damage_is_found_and_removed() {
 }
 
 #[test]
-fn a_limit_is_needed() {
+fn a_collection_without_a_limit_is_refused() {
     let workspace = Workspace::new();
     let run = workspace.run("cache gc");
     assert_eq!(run.code, 2);
@@ -123,7 +123,7 @@ fn users_with_any_umask_share_a_cache() {
         fs::set_permissions(workspace.root(), fs::Permissions::from_mode(0o777)).unwrap();
         fs::create_dir(workspace.path("cache")).unwrap();
         fs::set_permissions(workspace.path("cache"), fs::Permissions::from_mode(0o777)).unwrap();
-        // Root fills the cache, and two users take from it.
+        // Root fills the cache, and two users use its entries.
         shell(0, umask, "of-root");
         let filled = json(&workspace, "cache stat --json");
         for user in [65534, 61234] {

@@ -1,4 +1,4 @@
-//! Help, completions and manual pages, as users get them.
+//! Help, completions and manual pages.
 
 mod program;
 
@@ -6,7 +6,7 @@ use program::{Workspace, has_tool};
 use std::fs;
 use std::process::Command;
 
-/// All commands, in the order a user meets them.
+/// All commands, in the order of the help text.
 const COMMANDS: [&str; 13] = [
     "",
     "build",
@@ -24,7 +24,7 @@ const COMMANDS: [&str; 13] = [
 ];
 
 #[test]
-fn what_a_usage_error_quotes_does_not_steer_the_terminal() {
+fn control_characters_in_a_usage_error_are_escaped() {
     let workspace = Workspace::new();
     for arguments in
         [&["in\u{1b}[31mspect\nerror: no"][..], &["inspect", "a", "b\u{9b}\r\nhint: x"], &["build", "--\u{7}x"]]
@@ -56,7 +56,7 @@ fn help_fits_into_60_columns() {
 }
 
 #[test]
-fn nothing_to_do_shows_the_help() {
+fn the_program_without_a_command_shows_the_help() {
     let workspace = Workspace::new();
     let run = workspace.run("");
     assert_eq!((run.code, run.stdout.as_str()), (2, ""));
@@ -68,7 +68,7 @@ fn nothing_to_do_shows_the_help() {
 }
 
 #[test]
-fn completions_for_every_shell() {
+fn completions_are_generated_for_every_shell() {
     let workspace = Workspace::new();
     for (shell, mark) in [
         ("bash", "complete -F _microvm__image"),
@@ -91,7 +91,7 @@ fn completions_for_every_shell() {
 }
 
 #[test]
-fn manual_pages_for_every_command() {
+fn manual_pages_are_generated_for_every_command() {
     let workspace = Workspace::new();
     let page = workspace.run("man").success();
     assert!(page.contains(".TH microvm-image 1"), "{page}");

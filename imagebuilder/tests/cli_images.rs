@@ -1,4 +1,4 @@
-//! The commands that read images, as a user runs them: what goes to stdout, what to stderr, and the exit code.
+//! The commands that read images: their output on stdout and stderr, and their exit code.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
 
@@ -62,7 +62,7 @@ fn assert_ends(output: &Output, code: i32, stderr: &str) {
 }
 
 #[test]
-fn verify_says_what_it_compared() {
+fn verify_prints_what_it_compared() {
     let fixture = Fixture::new();
     assert_ends(&fixture.run(&["verify", "image"]), 0, "sound: 9 inodes\n");
     let output = fixture.run_with_closure(&["verify", "image"]);
@@ -71,7 +71,7 @@ fn verify_says_what_it_compared() {
 }
 
 #[test]
-fn verify_tells_all_problems_and_ends_with_one() {
+fn verify_prints_all_problems_and_exits_with_1() {
     let fixture = Fixture::new();
     let tree = fixture.store.member("tree");
     fs::remove_file(tree.join("empty")).unwrap();
@@ -93,7 +93,7 @@ fn verify_tells_all_problems_and_ends_with_one() {
 }
 
 #[test]
-fn what_is_no_image_is_said_by_every_command() {
+fn every_command_refuses_a_file_that_is_not_an_image() {
     let fixture = Fixture::new();
     fs::write(fixture.directory.path().join("short"), &fs::read(fixture.image()).unwrap()[..5000]).unwrap();
     for command in [&["verify"][..], &["inspect"], &["inspect", "--tree"], &["extract", "-o", "out"]] {
@@ -117,7 +117,7 @@ fn what_is_no_image_is_said_by_every_command() {
 }
 
 #[test]
-fn an_image_on_a_block_device_may_have_anything_behind_it() {
+fn an_image_on_a_block_device_may_be_followed_by_other_bytes() {
     if !nix::unistd::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
         return support::tools::skip("loop devices need root");
     }
@@ -135,13 +135,13 @@ fn an_image_on_a_block_device_may_have_anything_behind_it() {
 }
 
 #[test]
-fn nar_hashes_need_a_closure() {
+fn checking_nar_hashes_without_a_closure_is_refused() {
     let output = Fixture::new().run(&["verify", "image", "--nar"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).starts_with("error: --nar was given without a closure to compare with\nhint: "));
 }
 
-/// Where everything is in an image, written down: anyone who changes the format or its order must look at it.
+/// The golden file has the position of everything in an image, so that a change of the format or the order is noticed.
 #[test]
 fn the_tree_of_an_image_is_the_golden_one() {
     let fixture = Fixture::new();
@@ -151,11 +151,11 @@ fn the_tree_of_an_image_is_the_golden_one() {
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&golden, &output.stdout).unwrap();
     }
-    assert_eq!(text(&output.stdout), fs::read_to_string(&golden).unwrap(), "UPDATE_GOLDEN=1 writes it again");
+    assert_eq!(text(&output.stdout), fs::read_to_string(&golden).unwrap(), "UPDATE_GOLDEN=1 updates the golden file");
 }
 
 #[test]
-fn inspect_tells_the_facts() {
+fn inspect_prints_the_facts() {
     let fixture = Fixture::new();
     let output = fixture.run(&["inspect", "image", "--json"]);
     assert_ends(&output, 0, "");
@@ -170,7 +170,7 @@ fn inspect_tells_the_facts() {
 }
 
 #[test]
-fn levels_are_told_when_the_image_says_them() {
+fn the_level_is_printed_if_the_image_contains_it() {
     let fixture = Fixture::new();
     for (compression, level) in [(Compression::Zstd, 3), (Compression::Gzip, 4)] {
         let settings = ImageSettings::new(compression, Some(level), None, None).unwrap();
@@ -181,7 +181,7 @@ fn levels_are_told_when_the_image_says_them() {
 }
 
 #[test]
-fn extract_prints_where_it_went() {
+fn extract_prints_the_output_directory() {
     let fixture = Fixture::new();
     let output = fixture.run(&["extract", "image", "-o", "out"]);
     assert_ends(&output, 0, "");

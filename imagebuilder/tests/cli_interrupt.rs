@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM: exit code 130, one message, and nothing left.
+//! SIGINT and SIGTERM: exit code 130, one message, and no remaining files.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Nothing here takes this long, unless a signal is not heard.
+/// Nothing in these tests takes this long, unless a signal is ignored.
 const PATIENCE: Duration = Duration::from_secs(60);
 const NOISE: &str = "3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-noise";
 
@@ -40,7 +40,7 @@ fn interrupt(mut child: Child, signal: Signal) {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
-        assert!(began.elapsed() < PATIENCE, "{signal} is not heard");
+        assert!(began.elapsed() < PATIENCE, "{signal} was ignored");
         thread::sleep(Duration::from_millis(2));
     };
     let (mut stdout, mut stderr) = (String::new(), String::new());
@@ -49,7 +49,7 @@ fn interrupt(mut child: Child, signal: Signal) {
     assert_eq!((status.code(), stderr.as_str(), stdout.as_str()), (Some(130), "error: interrupted\n", ""));
 }
 
-/// A workspace with a store path that takes many seconds at the highest level.
+/// Creates a workspace with a store path that takes many seconds to compress at the highest level.
 fn with_noise() -> Workspace {
     let workspace = Workspace::new();
     fs::create_dir(workspace.path("store")).unwrap();
@@ -62,7 +62,7 @@ fn with_noise() -> Workspace {
 }
 
 #[test]
-fn a_build_leaves_nothing_and_keeps_what_was_there() {
+fn an_interrupted_build_leaves_nothing_and_keeps_the_existing_image() {
     let workspace = with_noise();
     workspace.write("image", "precious");
     let names = workspace.names();
@@ -80,16 +80,16 @@ fn a_build_leaves_nothing_and_keeps_what_was_there() {
 }
 
 #[test]
-fn waiting_for_stdin_ends_at_once() {
+fn a_signal_while_waiting_for_stdin_ends_the_program_at_once() {
     let workspace = Workspace::new();
     let child = start(&mut workspace.command(["plan", "--paths-from", "-"]));
-    // Nothing shows that it waits: it has done so by now, and if not the signal comes even earlier.
+    // It cannot be observed that the program waits. If it does not wait yet, the signal just arrives earlier.
     thread::sleep(Duration::from_millis(200));
     interrupt(child, Signal::SIGINT);
 }
 
 #[test]
-fn a_volume_leaves_nothing_and_its_mkfs_is_stopped() {
+fn an_interrupted_volume_leaves_nothing_and_its_mkfs_is_stopped() {
     let workspace = Workspace::new();
     fs::create_dir(workspace.path("bin")).unwrap();
     let mkfs = workspace.path("bin/mkfs.ext4");
@@ -101,5 +101,5 @@ fn a_volume_leaves_nothing_and_its_mkfs_is_stopped() {
     interrupt(child, Signal::SIGTERM);
     assert_eq!(workspace.names(), ["bin", "started"]);
     let pid: i32 = String::from_utf8(workspace.read("started")).unwrap().trim().parse().unwrap();
-    assert!(kill(Pid::from_raw(pid), None).is_err(), "mkfs goes on");
+    assert!(kill(Pid::from_raw(pid), None).is_err(), "mkfs is still running");
 }

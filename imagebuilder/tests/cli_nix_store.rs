@@ -1,4 +1,4 @@
-//! Store paths as arguments: their closure is asked of a Nix store, a real one where Nix is installed.
+//! Store paths as arguments: a Nix store provides their closure. Tests use a real one if Nix is installed.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-/// A chroot store in `root` with three texts: `c` refers to `b` and `a`, `b` to `a`. Gives their base names.
+/// Creates a chroot store in `root` with three texts: `c` refers to `b` and `a`, `b` to `a`. Returns their base names.
 fn real_store(workspace: &Workspace) -> Option<[String; 3]> {
     if !has_tool("nix-store") || !has_tool("nix-instantiate") {
         return None;
@@ -32,7 +32,7 @@ fn real_store(workspace: &Workspace) -> Option<[String; 3]> {
 }
 
 #[test]
-fn the_closure_of_a_store_path() {
+fn the_closure_of_a_store_path_is_read_from_the_store() {
     let workspace = Workspace::new();
     let Some([a, b, c]) = real_store(&workspace) else { return };
     let plan = workspace.run(&format!("plan --store root /nix/store/{c}")).success();
@@ -50,7 +50,7 @@ fn the_closure_of_a_store_path() {
 }
 
 #[test]
-fn every_way_to_name_a_store_path() {
+fn a_store_path_can_be_named_directly_or_by_links() {
     let workspace = Workspace::new();
     let Some([_, b, _]) = real_store(&workspace) else { return };
     let root = workspace.path("root").display().to_string();
@@ -73,7 +73,7 @@ fn every_way_to_name_a_store_path() {
 }
 
 #[test]
-fn an_image_of_a_real_store_is_that_of_its_plan() {
+fn an_image_of_a_real_store_equals_that_of_its_plan() {
     let workspace = Workspace::new();
     let Some([a, _, c]) = real_store(&workspace) else { return };
     workspace.run(&format!("build --store root /nix/store/{c} /nix/store/{a} -q -o image")).success();
@@ -83,7 +83,7 @@ fn an_image_of_a_real_store_is_that_of_its_plan() {
 }
 
 #[test]
-fn paths_a_real_store_does_not_have() {
+fn paths_that_are_not_in_a_real_store_are_refused() {
     let workspace = Workspace::new();
     if real_store(&workspace).is_none() {
         return;
@@ -98,7 +98,7 @@ fn paths_a_real_store_does_not_have() {
 }
 
 #[test]
-fn arguments_that_name_no_store_path_are_all_told() {
+fn all_arguments_that_are_not_store_paths_are_reported() {
     let workspace = Workspace::with_store();
     let hint = "hint: name store paths as /nix/store/HASH-NAME, or use links to them; for another store, use --store\n";
     workspace.write("file", "");
@@ -124,7 +124,7 @@ fn arguments_that_name_no_store_path_are_all_told() {
 }
 
 #[test]
-fn stores_that_are_none() {
+fn invalid_stores_are_refused() {
     let workspace = Workspace::with_store();
     fs::create_dir(workspace.path("root")).unwrap();
     workspace.run(&format!("build -o image --store root /nix/store/{TOOLS}")).failure(
@@ -146,7 +146,7 @@ fn stores_that_are_none() {
     assert!(run.stderr.contains("[STORE_PATH]"), "{}", run.stderr);
 }
 
-/// Runs with a directory of its own as PATH.
+/// Runs the program with a PATH that contains at most a fake `nix-store`.
 fn run_with_path(workspace: &Workspace, nix_store: Option<&str>) -> (Option<i32>, String) {
     fs::create_dir_all(workspace.path("bin")).unwrap();
     if let Some(script) = nix_store {
@@ -159,7 +159,7 @@ fn run_with_path(workspace: &Workspace, nix_store: Option<&str>) -> (Option<i32>
 }
 
 #[test]
-fn a_nix_that_is_missing_or_talks_nonsense() {
+fn a_missing_nix_and_unexpected_output_of_nix_are_errors() {
     let workspace = Workspace::with_store();
     assert_eq!(
         run_with_path(&workspace, None),

@@ -1,4 +1,4 @@
-//! `microvm-image plan`: the same closure gives the same plan, wherever it is read from.
+//! `microvm-image plan`: the same closure gives the same plan from every source.
 
 mod program;
 
@@ -7,7 +7,7 @@ use std::fs;
 
 /// The plan of the three store paths with their hashes.
 const WITH_HASHES: &str = include_str!("golden/plan-closure-info.json");
-/// The plan of the same from a list, which has no hashes, with other settings.
+/// The plan of the same store paths from a list, which has no hashes, with other settings.
 const FROM_A_LIST: &str = include_str!("golden/plan-list.json");
 
 #[test]
@@ -29,7 +29,7 @@ fn a_list_gives_the_golden_plan_without_hashes() {
 }
 
 #[test]
-fn a_plan_read_and_written_is_the_same() {
+fn a_plan_that_is_read_and_written_is_unchanged() {
     let workspace = Workspace::new();
     workspace.write("plan.json", WITH_HASHES);
     assert_eq!(workspace.run("plan --plan plan.json").success(), WITH_HASHES);
@@ -60,7 +60,7 @@ fn the_order_of_a_registration_does_not_matter() {
 }
 
 #[test]
-fn an_output_is_written_whole_and_replaced() {
+fn an_existing_output_is_replaced_by_a_complete_plan() {
     let workspace = Workspace::with_store();
     for _ in 0..2 {
         assert_eq!(workspace.run("plan --closure-info info -o plan.json").success(), "");
@@ -70,7 +70,7 @@ fn an_output_is_written_whole_and_replaced() {
 }
 
 #[test]
-fn a_plan_does_not_look_at_the_store() {
+fn a_plan_does_not_depend_on_the_files_of_the_store() {
     let workspace = Workspace::with_store();
     fs::rename(workspace.path("store"), workspace.path("elsewhere")).unwrap();
     let plan = workspace.run("plan --closure-info info --store-dir store").success();
@@ -78,7 +78,7 @@ fn a_plan_does_not_look_at_the_store() {
 }
 
 #[test]
-fn a_directory_of_another_store_is_where_the_paths_lie() {
+fn the_directory_of_another_store_is_in_the_plan() {
     let workspace = Workspace::new();
     let list = store_paths().replace("/nix/store", "/mnt//nix/store/");
     let plan = workspace.run_with_stdin("plan --paths-from -", &list).success();
@@ -86,7 +86,7 @@ fn a_directory_of_another_store_is_where_the_paths_lie() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_failure() {
+fn a_reader_that_closes_the_pipe_is_not_a_failure() {
     let workspace = Workspace::with_store();
     let mut command = workspace.command(["plan", "--closure-info", "info"]);
     let (reader, writer) = std::io::pipe().unwrap();
@@ -96,7 +96,7 @@ fn a_reader_that_goes_away_is_no_failure() {
 }
 
 #[test]
-fn a_stdout_that_is_full_is_one() {
+fn a_full_stdout_is_a_failure() {
     let workspace = Workspace::with_store();
     let mut command = workspace.command(["plan", "--closure-info", "info"]);
     let output = command.stdout(fs::File::options().write(true).open("/dev/full").unwrap()).output().unwrap();

@@ -1,4 +1,4 @@
-//! Progress on a terminal: a bar that fits, is wiped at the end, and keeps stdout clean.
+//! Progress on a terminal: a bar that fits, is removed at the end, and does not write to stdout.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -9,7 +9,7 @@ use std::fs;
 
 const NOISE: &str = "3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-noise";
 
-/// What a build writes to a terminal of 60 columns.
+/// Returns the output of a build on a terminal with 60 columns.
 fn on_a_terminal(workspace: &Workspace, setting: &str, options: &str) -> String {
     fs::create_dir_all(workspace.path("store")).unwrap();
     let noise: Vec<u8> = (0..500_000_u64)
@@ -33,13 +33,13 @@ fn on_a_terminal(workspace: &Workspace, setting: &str, options: &str) -> String 
     text
 }
 
-/// Without escape sequences, cut wherever a line is begun or begun again.
+/// Removes escape sequences and splits the output where a line begins or is overwritten.
 fn lines(text: &str) -> Vec<String> {
     let mut plain = String::new();
     let mut characters = text.chars();
     while let Some(character) = characters.next() {
         if character == '\u{1b}' {
-            // CSI: a bracket, parameters, and a letter.
+            // A CSI sequence has a bracket, parameters, and a letter.
             characters.find(|character| character.is_ascii_alphabetic());
         } else {
             plain.push(character);
@@ -49,7 +49,7 @@ fn lines(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_bar_fits_into_60_columns_and_says_all() {
+fn a_bar_fits_into_60_columns_and_contains_all_facts() {
     if !has_tool("script") || !has_tool("stty") {
         return;
     }
@@ -69,7 +69,7 @@ fn a_bar_fits_into_60_columns_and_says_all() {
 }
 
 #[test]
-fn no_colour_when_it_is_not_wanted_and_no_bar_when_quiet() {
+fn a_bar_has_no_colour_with_no_color_and_is_missing_with_quiet() {
     if !has_tool("script") || !has_tool("stty") {
         return;
     }

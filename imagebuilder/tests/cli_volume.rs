@@ -1,4 +1,5 @@
-//! `microvm-image volume create`: sparse, whole, never over anything; read back with three programs.
+//! `microvm-image volume create`: volumes are sparse, complete, and never replace a file. Three other programs read
+//! them.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -12,11 +13,11 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-/// The ext4 of a file, for ext4_rs.
+/// A file with an ext4 filesystem, for ext4_rs.
 struct Volume(File);
 
 impl BlockDevice for Volume {
-    /// A block, and the one after it: the reader looks past the end of a block when it reads its last entries.
+    /// Reads a block and the one after it, because ext4_rs reads past the end of a block with its last entries.
     fn read_offset(&self, offset: usize) -> Vec<u8> {
         let mut bytes = vec![0; 2 * BLOCK_SIZE];
         let mut filled = 0;
@@ -34,10 +35,10 @@ impl BlockDevice for Volume {
     }
 }
 
-/// The number of the root directory in every ext4.
+/// The inode number of the root directory in every ext4.
 const ROOT_INODE: u64 = 2;
 
-/// What ext4_rs says of a directory: uid, gid, mode.
+/// Returns uid, gid and mode of a directory, read by ext4_rs.
 fn directory_facts(ext4: &Ext4, names: &[&str]) -> (u16, u16, u16) {
     let number = names.iter().fold(ROOT_INODE, |inode, name| ext4.fuse_lookup(inode, name).unwrap().ino);
     let inode = ext4.get_inode_ref(number.try_into().unwrap()).inode;
@@ -49,7 +50,7 @@ fn open_ext4(path: &Path) -> Ext4 {
     Ext4::open(Arc::new(Volume(File::open(path).unwrap())))
 }
 
-/// Runs a program that looks at a file and expects it to be content.
+/// Runs a program that checks a file, and expects success.
 #[track_caller]
 fn content(program: &str, arguments: &[&str], file: &Path) -> String {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
@@ -60,7 +61,7 @@ fn content(program: &str, arguments: &[&str], file: &Path) -> String {
 }
 
 #[test]
-fn ext4_with_label_and_directories() {
+fn an_ext4_volume_has_its_label_and_directories() {
     if !has_tool("mkfs.ext4") || !has_tool("e2fsck") || !has_tool("debugfs") {
         return;
     }
@@ -84,7 +85,7 @@ fn ext4_with_label_and_directories() {
 }
 
 #[test]
-fn a_volume_of_who_is_not_root_belongs_to_root_inside() {
+fn directories_in_a_volume_belong_to_root_even_if_another_user_creates_it() {
     if !has_tool("mkfs.ext4") || !has_tool("e2fsck") {
         return;
     }
@@ -126,7 +127,7 @@ fn every_filesystem_is_sound_sparse_and_labelled() {
 }
 
 #[test]
-fn arguments_for_mkfs_come_after_ours() {
+fn arguments_for_mkfs_override_the_default_ones() {
     if !has_tool("mkfs.ext4") {
         return;
     }
@@ -170,9 +171,9 @@ fn nothing_is_ever_replaced() {
 }
 
 #[test]
-fn a_file_that_appears_meanwhile_stays() {
+fn a_file_that_another_process_creates_in_the_meantime_is_not_replaced() {
     let workspace = Workspace::new();
-    // A mkfs that somebody is faster than.
+    // This mkfs creates the output itself, as another process could in the meantime.
     let mkfs = workspace.path("mkfs.vfat");
     let script = "#!/bin/sh\necho precious > volume\nfor file; do :; done\n\
                   printf '\\125\\252' | dd of=\"$file\" bs=1 seek=510 conv=notrunc 2>/dev/null\n";
@@ -190,7 +191,7 @@ fn a_file_that_appears_meanwhile_stays() {
 }
 
 #[test]
-fn requests_that_cannot_be_met_tell_all_problems() {
+fn all_problems_of_an_invalid_request_are_reported() {
     let workspace = Workspace::new();
     workspace.run("volume create missing/volume --size 1000 --fs xfs --label thirteen-long --dir store --dir ../up").failure(
         2,
@@ -229,7 +230,7 @@ fn a_mkfs_that_fails_leaves_nothing() {
 }
 
 #[test]
-fn a_mkfs_that_makes_something_else_is_found_out() {
+fn a_mkfs_that_creates_another_filesystem_is_an_error() {
     let workspace = Workspace::new();
     let mkfs = workspace.path("mkfs.btrfs");
     program::write_program(&mkfs, "#!/bin/sh\nexit 0\n");

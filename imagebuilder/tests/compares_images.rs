@@ -17,7 +17,7 @@ fn image_of(store: &Store, settings: ImageSettings) -> Image {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");
     build_image(store.path(), settings, &path);
-    // The open file stays readable when the directory goes away.
+    // The open file stays readable after the directory is removed.
     Image::open(&path).unwrap()
 }
 
@@ -28,7 +28,7 @@ fn differences(first: &Image, second: &Image) -> Vec<String> {
 }
 
 #[test]
-fn images_of_one_store_are_equal_whatever_they_are_made_with() {
+fn images_of_one_store_are_equal_for_all_settings() {
     let store = Store::new([("tree", mixed_tree(31)), ("file", Item::file("x"))]);
     let images = [
         image_of(&store, settings(Compression::Zstd, 4096)),
@@ -41,7 +41,7 @@ fn images_of_one_store_are_equal_whatever_they_are_made_with() {
 }
 
 #[test]
-fn every_difference_is_told_once_and_whole_trees_in_one_line() {
+fn every_difference_is_reported_once_and_whole_trees_in_one_line() {
     let noise = Seeded::new(32).noise(600_000);
     let mut changed_noise = noise.clone();
     changed_noise[599_999] ^= 1;
@@ -110,7 +110,7 @@ fn sizes(store: &Store, settings: ImageSettings) -> PathSizes {
 }
 
 #[test]
-fn what_a_path_shares_is_charged_to_the_first() {
+fn shared_content_counts_for_the_first_path() {
     let noise = Seeded::new(33).noise(1_000_000);
     let store = Store::new([
         ("alone", Item::file(Seeded::new(34).noise(500_000))),
@@ -133,7 +133,7 @@ fn what_a_path_shares_is_charged_to_the_first() {
 }
 
 #[test]
-fn fragment_blocks_are_shared_out_by_the_bytes_in_them() {
+fn fragment_blocks_count_for_each_path_in_proportion_to_its_bytes() {
     let names: Vec<String> = (0..20).map(|number| format!("small-{number}")).collect();
     let members = names.iter().map(|name| (name.as_str(), Item::file(name.repeat(30))));
     let store = Store::new(members.chain([("tree", mixed_tree(35))]));
@@ -145,7 +145,7 @@ fn fragment_blocks_are_shared_out_by_the_bytes_in_them() {
 }
 
 #[test]
-fn the_commands_print_lines_or_json_and_end_as_asked() {
+fn the_commands_print_lines_or_json_and_exit_with_the_requested_code() {
     let directory = tempfile::tempdir().unwrap();
     for (name, content) in [("first", "one"), ("second", "two")] {
         let store = Store::new([("tree", Item::file(content))]);

@@ -1,5 +1,5 @@
-//! The main proof of the builder: the kernel, unsquashfs, backhand and our own reader all find in its images exactly
-//! what the store has. One test for each trap of the format, and random trees.
+//! The main test of the builder: the kernel, unsquashfs, backhand and our own reader must find exactly the store's
+//! content in its images. There is one test for each difficulty of the format, and one with random trees.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
 
@@ -17,14 +17,14 @@ use support::readers::{self, Snapshot};
 use support::store_tree::{Content, Item, Store, base_name, mixed_tree};
 use support::tools::KernelMount;
 
-/// Which readers are asked. backhand takes no symlink target from 256 bytes on.
+/// The readers to compare. backhand refuses symlink targets of 256 bytes or more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Readers {
     All,
     NotBackhand,
 }
 
-/// Builds an image of the store and asks all readers.
+/// Builds an image of the store and compares the results of the readers.
 fn assert_all_agree(store: &Store, settings: ImageSettings, asked: Readers) {
     let directory = support::scratch::directory();
     let path = directory.path().join("image");
@@ -55,7 +55,7 @@ fn assert_verified(store_dir: &Path, path: &Path) {
     assert!(report.sound, "{:#?}", report.problems);
 }
 
-/// One member with these entries, with the default settings and with the smallest block.
+/// Tests a store path with these entries, with the default settings and with the smallest block size.
 fn assert_tree_agrees<N: Into<Vec<u8>>>(entries: impl IntoIterator<Item = (N, Item)>) {
     let store = Store::new([("tree", Item::directory(entries))]);
     assert_all_agree(&store, ImageSettings::default(), Readers::All);
@@ -63,16 +63,16 @@ fn assert_tree_agrees<N: Into<Vec<u8>>>(entries: impl IntoIterator<Item = (N, It
 }
 
 #[test]
-fn every_codec_agrees_on_a_tree_with_something_of_everything() {
+fn readers_agree_for_every_codec() {
     let store = Store::new([("tree", mixed_tree(1)), ("other", mixed_tree(2)), ("file", Item::file("a file"))]);
     for compression in Compression::ALL {
         assert_all_agree(&store, settings(compression, 131_072), Readers::NotBackhand);
     }
 }
 
-/// Nix makes and changes what it misses of these even to read a store, which fails on a disk that cannot be written.
+/// Nix creates missing parts even if it only reads a store, which fails on a read-only disk.
 #[test]
-fn the_root_directory_is_as_nix_expects_a_store_to_be() {
+fn the_root_directory_has_what_nix_expects_of_a_store() {
     let store = Store::new([("tree", mixed_tree(1))]);
     let directory = support::scratch::directory();
     let path = directory.path().join("image");
@@ -93,7 +93,7 @@ fn the_root_directory_is_as_nix_expects_a_store_to_be() {
 }
 
 #[test]
-fn every_block_size_agrees() {
+fn readers_agree_for_every_block_size() {
     let store = Store::new([("tree", mixed_tree(3))]);
     for block_size_bytes in [4096, 16_384, 262_144, 1 << 20] {
         assert_all_agree(&store, settings(Compression::Zstd, block_size_bytes), Readers::NotBackhand);
@@ -101,7 +101,7 @@ fn every_block_size_agrees() {
 }
 
 #[test]
-fn two_files_that_share_their_first_block_keep_their_second() {
+fn two_files_with_the_same_first_block_keep_their_second_blocks() {
     let mut seeded = support::seeded::Seeded::new(4);
     for block in [4096, ImageSettings::DEFAULT_BLOCK_SIZE_BYTES as usize] {
         let first = seeded.text(block);
@@ -118,7 +118,7 @@ fn two_files_that_share_their_first_block_keep_their_second() {
 }
 
 #[test]
-fn empty_files_and_directories() {
+fn readers_agree_on_empty_files_and_directories() {
     assert_tree_agrees([
         ("a", Item::file("")),
         ("b", Item::program("")),
@@ -128,7 +128,7 @@ fn empty_files_and_directories() {
 }
 
 #[test]
-fn a_store_of_nothing_but_an_empty_directory() {
+fn readers_agree_on_a_store_with_only_an_empty_directory() {
     let store = Store::new([("nothing", Item::directory::<&str>([]))]);
     assert_all_agree(&store, ImageSettings::default(), Readers::All);
 }
@@ -144,7 +144,7 @@ fn a_store_path_may_be_a_file_or_a_symlink() {
 }
 
 #[test]
-fn sizes_around_multiples_of_the_block() {
+fn readers_agree_on_file_sizes_around_multiples_of_the_block_size() {
     let mut seeded = support::seeded::Seeded::new(5);
     let block = ImageSettings::DEFAULT_BLOCK_SIZE_BYTES as usize;
     let sizes = [1, 4095, 4096, 4097, 8192, block - 1, block, block + 1, 2 * block, 3 * block - 1];
@@ -158,7 +158,7 @@ fn sizes_around_multiples_of_the_block() {
 }
 
 #[test]
-fn nothing_but_fragments() {
+fn readers_agree_on_an_image_with_only_fragments() {
     let mut seeded = support::seeded::Seeded::new(6);
     let files = (0..1000).map(|number| {
         let length = 1 + seeded.index(900);
@@ -168,7 +168,7 @@ fn nothing_but_fragments() {
 }
 
 #[test]
-fn directory_indexes_over_256_entries_and_over_a_metadata_block() {
+fn readers_agree_on_directories_with_over_256_entries_and_over_a_metadata_block() {
     for (count, name_bytes) in [(255, 5), (256, 5), (257, 5), (600, 5), (300, 200), (2000, 40)] {
         let entries = (0..count).map(|number| {
             let item = match number % 7 {
@@ -183,9 +183,9 @@ fn directory_indexes_over_256_entries_and_over_a_metadata_block() {
     }
 }
 
-/// The inode numbers of entries are signed 16-bit differences, so one header cannot span them.
+/// The inode numbers of entries are signed 16-bit differences, so a single header is not enough for this many.
 #[test]
-fn seventy_thousand_entries_in_one_directory() {
+fn readers_agree_on_a_directory_with_seventy_thousand_entries() {
     let entries = (0..70_000).map(|number| {
         let item = match number % 50 {
             0 => Item::file(format!("{}", number % 1000)),
@@ -199,13 +199,13 @@ fn seventy_thousand_entries_in_one_directory() {
 }
 
 #[test]
-fn names_of_255_bytes_and_names_that_are_not_utf8() {
+fn readers_agree_on_names_of_255_bytes_and_names_that_are_not_utf8() {
     let names: [&[u8]; 8] =
         [&[b'n'; 255], &[0xff; 255], b"\xff\xfe\x80", b"\x01", b" ", b"a\nb", b"-rf", "\u{1f4a9}".as_bytes()];
     assert_tree_agrees(names.map(|name| (name, Item::file(name))));
 }
 
-/// Names whose first bytes are over 127 sort behind ASCII: a look-up by name relies on it.
+/// Names whose first byte is above 127 must be sorted behind ASCII, because a lookup by name relies on the order.
 #[test]
 fn the_kernel_finds_every_name_in_a_directory_with_an_index() {
     let names = (0..3000_u32).map(|number| {
@@ -220,7 +220,7 @@ fn the_kernel_finds_every_name_in_a_directory_with_an_index() {
 }
 
 #[test]
-fn symlink_targets_up_to_4095_bytes() {
+fn readers_agree_on_symlink_targets_up_to_4095_bytes() {
     let targets = [1, 255, 256, 1000, 4095];
     let links = targets.map(|length| (format!("link-{length}"), Item::symlink("t".repeat(length))));
     let store = Store::new([("tree", Item::directory(links))]);
@@ -228,7 +228,7 @@ fn symlink_targets_up_to_4095_bytes() {
 }
 
 #[test]
-fn sparse_files_over_4_gib() {
+fn readers_agree_on_sparse_files_over_4_gib() {
     let pieces = [(0, b"begin".to_vec()), (4 << 30, b"behind 4 GiB".to_vec()), ((4 << 30) + 300_000, vec![7; 5000])];
     let store = Store::in_memory([(
         "tree",
@@ -242,7 +242,7 @@ fn sparse_files_over_4_gib() {
 }
 
 #[test]
-fn hard_links_are_as_if_they_were_copies() {
+fn hard_links_in_the_store_give_the_same_image_as_copies() {
     let content = support::seeded::Seeded::new(7).text(500_000);
     let first = format!("{}/first", base_name("a"));
     let linked = Store::new([
@@ -294,7 +294,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_trees_agree(
+    fn readers_agree_on_random_trees(
         items in prop::collection::vec(item(), 1..4),
         compression in prop::sample::select(Compression::ALL.to_vec()),
         block_log in 12..=17_u32,

@@ -1,4 +1,4 @@
-//! `extract` gives back what an image was made of, and says clearly when it cannot.
+//! `extract` restores the files of an image, and fails with a clear error if it cannot.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
 
@@ -42,7 +42,7 @@ impl Built {
 }
 
 #[test]
-fn everything_comes_out_as_the_store_has_it_with_the_times_of_a_store() {
+fn extracted_files_equal_those_in_the_store_and_have_its_times() {
     let built = Built::new(mixed_tree(21));
     let output = built.output();
     let report = built.extract("", &output).unwrap();
@@ -58,7 +58,7 @@ fn everything_comes_out_as_the_store_has_it_with_the_times_of_a_store() {
 }
 
 #[test]
-fn a_path_comes_out_under_its_last_name() {
+fn a_path_is_extracted_under_its_last_name() {
     let built = Built::new(mixed_tree(22));
     let path = format!("{}/deep/level-29/level-28", base_name("tree"));
     let output = built.output();
@@ -75,7 +75,7 @@ fn a_path_comes_out_under_its_last_name() {
 }
 
 #[test]
-fn a_path_that_is_not_there_leaves_nothing_behind() {
+fn a_path_that_does_not_exist_leaves_nothing_behind() {
     let built = Built::new(Item::directory([("file", Item::file("content"))]));
     let error = built.extract("nothing", &built.output()).unwrap_err();
     assert_eq!(error.to_string(), "/nothing is not in the image");
@@ -83,7 +83,7 @@ fn a_path_that_is_not_there_leaves_nothing_behind() {
 }
 
 #[test]
-fn the_output_is_made_or_empty_and_may_be_reached_through_a_symlink_of_the_user() {
+fn the_output_must_be_missing_or_empty_and_may_be_a_symlink() {
     let built = Built::new(Item::directory([("file", Item::file("content"))]));
     let empty = built.directory.path().join("empty");
     fs::create_dir(&empty).unwrap();
@@ -103,7 +103,7 @@ fn the_output_is_made_or_empty_and_may_be_reached_through_a_symlink_of_the_user(
 }
 
 #[test]
-fn an_interrupted_extraction_says_so() {
+fn an_interrupted_extraction_is_an_error() {
     let built = Built::new(mixed_tree(23));
     let output = built.output();
     let options = ExtractOptions { path: b"", output: &output, special_files: SpecialFiles::Refuse, jobs: 2 };
@@ -112,7 +112,7 @@ fn an_interrupted_extraction_says_so() {
 }
 
 #[test]
-fn what_cannot_be_extracted_whole_leaves_no_directory_that_was_made_for_it() {
+fn a_failed_extraction_removes_the_directory_that_it_created() {
     if !nix::unistd::geteuid().is_root() {
         return tools::skip("mounting needs root");
     }
@@ -128,7 +128,7 @@ fn what_cannot_be_extracted_whole_leaves_no_directory_that_was_made_for_it() {
 }
 
 #[test]
-fn a_full_disk_is_told_with_the_file_and_leaves_no_half_of_it() {
+fn the_error_for_a_full_disk_names_the_file_and_no_partial_file_remains() {
     if !nix::unistd::geteuid().is_root() {
         return tools::skip("mounting needs root");
     }

@@ -1,4 +1,4 @@
-//! One full disk for the cache and the image: the image comes first.
+//! The cache and the image are on the same full disk: the image has priority.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 const NAMES: [&str; 3] =
     ["3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-a", "4aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-b", "5aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-c"];
 
-/// Three store paths of 1 MB each that do not shrink, lists of one each, and their images.
+/// Creates three store paths of 1 MB each that do not compress, a list for each, and their images.
 fn workspace() -> Workspace {
     let workspace = Workspace::new();
     fs::create_dir(workspace.path("store")).unwrap();
@@ -33,7 +33,8 @@ fn workspace() -> Workspace {
     workspace
 }
 
-/// Runs a script where `small` is a disk of so many KiB; `None`, with the reason told, where none can be mounted.
+/// Runs a script in which `small` is a disk of a number of KiB. If it cannot be mounted, prints the reason and returns
+/// `None`.
 fn on_small_disk(workspace: &Workspace, kibibytes: u32, script: &str) -> Option<Output> {
     if !has_tool("unshare") {
         return None;
@@ -60,7 +61,7 @@ fn assert_succeeded(output: &Output) {
 }
 
 #[test]
-fn what_this_build_would_keep_in_the_cache_is_given_up_for_the_image() {
+fn new_packs_are_discarded_to_make_room_for_the_image() {
     let workspace = workspace();
     for kibibytes in [1200, 1500, 1800, 2050] {
         let script = "for n in 1 2 3; do rm -f small/image; build a small/image; cmp small/image a.image; done";
@@ -70,7 +71,7 @@ fn what_this_build_would_keep_in_the_cache_is_given_up_for_the_image() {
 }
 
 #[test]
-fn older_entries_of_the_cache_are_removed_for_the_image() {
+fn older_packs_are_removed_to_make_room_for_the_image() {
     let workspace = workspace();
     let script = "build a other; build b other; rm other; build c small/image; cmp small/image c.image\n\
                   build a small/image; cmp small/image a.image";
@@ -81,7 +82,7 @@ fn older_entries_of_the_cache_are_removed_for_the_image() {
 }
 
 #[test]
-fn a_disk_too_small_for_the_image_alone_is_an_error_and_nothing_is_left() {
+fn a_disk_too_small_for_the_image_is_an_error_and_nothing_remains() {
     let workspace = workspace();
     let script = "build a small/image || code=$?; ls -A small; exit $code";
     let Some(output) = on_small_disk(&workspace, 700, script) else { return };

@@ -1,5 +1,5 @@
-//! A cache that somebody else may write to: whatever lies in the place of an entry, the build ends, its image is right, and
-//! nothing outside of the cache is read into it, written, stamped or removed.
+//! A cache that others can write to: whatever they put in place of an entry, the build ends, its image is correct, and
+//! no file outside of the cache is read into it, written, touched or removed.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
-/// Puts something in the place of an entry; the second path is a file outside of the cache.
+/// Replaces an entry of the cache; the second path is a file outside of the cache.
 type Attack = fn(&Path, &Path);
 
 struct Target {
@@ -23,7 +23,7 @@ struct Target {
 }
 
 impl Target {
-    /// A store, a cache that has its image, and beside them a file that is nobody's business.
+    /// Creates a store, a cache with its packs, and a file outside of both.
     fn new() -> Self {
         let workspace = Workspace::with_store();
         workspace.write("victim", "precious");
@@ -37,7 +37,7 @@ impl Target {
 
     fn run(&self, arguments: &[&str]) -> Output {
         let program = self.workspace.command(arguments);
-        // A program that waits for ever fails the test, too; it may hold back a milder signal.
+        // A program that waits for ever must fail the test. It could block signals other than SIGKILL.
         let mut command = Command::new("timeout");
         command.args(["--signal=KILL", "120"]).arg(program.get_program()).args(program.get_args());
         command.current_dir(self.workspace.root()).env("MICROVM_IMAGE_CACHE", self.workspace.path("cache"));
@@ -76,7 +76,7 @@ impl Target {
     fn assert_unharmed(&self) {
         assert_eq!(self.workspace.read("victim"), b"precious");
         let modified = fs::metadata(self.workspace.path("victim")).unwrap().modified().unwrap();
-        assert!(modified.elapsed().unwrap() > Duration::from_secs(500_000), "it was stamped");
+        assert!(modified.elapsed().unwrap() > Duration::from_secs(500_000), "its time was changed");
     }
 }
 
@@ -97,7 +97,7 @@ fn entries_replaced_by_anything_else(part: &str) {
             attack(&entry, &target.workspace.path("victim"));
         }
         target.assert_built("again");
-        // The image of the record is in its place: what is said of it may not be believed.
+        // The image of the record exists, but the record must not be trusted.
         target.assert_built("image");
         for command in [&["cache", "fsck"][..], &["cache", "stat"], &["cache", "gc", "--max-size", "0"]] {
             assert!(target.run(command).status.code().is_some(), "{name}: {command:?} does not end");
@@ -108,12 +108,12 @@ fn entries_replaced_by_anything_else(part: &str) {
 }
 
 #[test]
-fn packs_replaced_by_pipes_directories_links_and_holes() {
+fn packs_replaced_by_pipes_directories_links_and_holes_do_no_harm() {
     entries_replaced_by_anything_else("packs");
 }
 
 #[test]
-fn a_directory_in_the_place_of_an_entry_is_replaced_without_a_warning() {
+fn a_directory_in_place_of_an_entry_is_replaced_without_a_warning() {
     let target = Target::new();
     for entry in target.entries("packs") {
         fs::remove_file(&entry).unwrap();
@@ -131,11 +131,11 @@ fn a_directory_in_the_place_of_an_entry_is_replaced_without_a_warning() {
 }
 
 #[test]
-fn records_replaced_by_pipes_directories_links_and_holes() {
+fn records_replaced_by_pipes_directories_links_and_holes_do_no_harm() {
     entries_replaced_by_anything_else("outputs");
 }
 
-/// Gives a pack other bytes, and the right checksum of its index.
+/// Changes the bytes of a pack and updates the checksum of its index.
 fn forge(pack: &Path, change: impl FnOnce(&mut Vec<u8>, usize)) {
     const FOOTER_BYTES: usize = 56;
     let mut bytes = fs::read(pack).unwrap();
@@ -143,7 +143,7 @@ fn forge(pack: &Path, change: impl FnOnce(&mut Vec<u8>, usize)) {
     let index_bytes = u64::from_le_bytes(footer[16..24].try_into().unwrap());
     let index_at = bytes.len() - usize::try_from(index_bytes).unwrap();
     if index_at == 0 {
-        // A pack without blocks.
+        // The pack has no blocks.
         return;
     }
     change(&mut bytes, index_at);
@@ -154,14 +154,14 @@ fn forge(pack: &Path, change: impl FnOnce(&mut Vec<u8>, usize)) {
 }
 
 #[test]
-fn forged_packs_with_right_checksums_that_no_image_can_hold_are_made_again() {
+fn forged_packs_with_valid_checksums_and_invalid_content_are_replaced() {
     // The last segment's size word and checksum are at the end of the index.
     let forgeries: [fn(&mut Vec<u8>, usize); 6] = [
-        // A block of no bytes, of more than a block, and a plain one of another length.
+        // A block without bytes, one longer than a block, and an uncompressed one of another length.
         |bytes, _| put_word(bytes, 0),
         |bytes, _| put_word(bytes, (1 << 24) - 1),
         |bytes, _| put_word(bytes, (1 << 24) | 1),
-        // An index without a segment, with one too many, and of nothing.
+        // An index in which a segment is missing, one with an extra segment, and an empty one.
         |bytes, _| bytes.truncate(bytes.len() - 20),
         |bytes, _| bytes.extend([7; 20]),
         |bytes, index_at| bytes.truncate(index_at),
@@ -177,14 +177,14 @@ fn forged_packs_with_right_checksums_that_no_image_can_hold_are_made_again() {
     }
 }
 
-/// Writes over the size word of the last segment, which has one block.
+/// Overwrites the size word of the last segment, which has one block.
 fn put_word(bytes: &mut [u8], word: u32) {
     let at = bytes.len() - 20;
     bytes[at..at + 4].copy_from_slice(&word.to_le_bytes());
 }
 
 #[test]
-fn directories_of_the_cache_that_lead_out_of_it_are_refused_and_nothing_there_is_collected() {
+fn symlinks_in_place_of_cache_directories_are_refused_and_their_targets_are_not_collected() {
     for part in ["packs", "outputs", ""] {
         let target = Target::new();
         let elsewhere = target.workspace.path("elsewhere");
@@ -194,14 +194,14 @@ fn directories_of_the_cache_that_lead_out_of_it_are_refused_and_nothing_there_is
         fs::remove_dir_all(&directory).unwrap();
         symlink(&elsewhere, directory.components().collect::<PathBuf>()).unwrap();
         for (command, code) in [
-            // The image is made without the cache.
+            // The image is built without the cache.
             (&["build", "--closure-info", "info", "--store-dir", "store", "--quiet", "-o", "again"][..], 0),
             (&["cache", "gc", "--max-size", "0"], 1),
             (&["cache", "fsck"], 1),
         ] {
             let output = target.run(command);
             let said = String::from_utf8(output.stderr).unwrap();
-            // fsck looks at nothing below outputs.
+            // fsck does not check anything below outputs.
             if !(command[1] == "fsck" && part == "outputs") {
                 assert_eq!(output.status.code(), Some(code), "{part}: {command:?}: {said}");
                 assert!(said.contains("it is a symbolic link, which leads out of the cache"), "{part}: {said}");
@@ -214,7 +214,7 @@ fn directories_of_the_cache_that_lead_out_of_it_are_refused_and_nothing_there_is
 }
 
 #[test]
-fn a_directory_of_packs_that_leads_out_of_the_cache_is_not_written_to() {
+fn a_symlink_in_place_of_a_directory_of_packs_is_not_written_to() {
     let target = Target::new();
     let elsewhere = target.workspace.path("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
@@ -226,7 +226,7 @@ fn a_directory_of_packs_that_leads_out_of_the_cache_is_not_written_to() {
 }
 
 #[test]
-fn an_output_that_is_a_link_is_replaced_and_what_it_leads_to_is_not() {
+fn an_output_that_is_a_symlink_is_replaced_and_its_target_is_unchanged() {
     let target = Target::new();
     symlink("victim", target.workspace.path("link")).unwrap();
     target.assert_built("link");

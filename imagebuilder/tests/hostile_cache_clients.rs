@@ -1,4 +1,4 @@
-//! One test for each thing that a client of the cache service could try. Afterwards the service serves others as before.
+//! Attacks by clients of the cache service, one per test. The service continues to serve other clients.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// The request for the first store path, with a part of its text replaced.
+/// Returns the request for the first store path with a part of its text replaced.
 fn changed(old: &str, new: &str) -> Vec<u8> {
     let text = String::from_utf8(request(0)).unwrap();
     assert!(text.contains(old), "{old} is not in {text}");
@@ -31,7 +31,7 @@ fn answer_to(service: &Running, message: &[u8]) -> String {
 }
 
 #[test]
-fn names_that_lead_out_of_the_store_are_refused() {
+fn names_that_point_out_of_the_store_are_refused() {
     let service = Running::new();
     for name in ["../../etc/shadow", "/etc/shadow", "..", ".", "", "a/b", &format!("{}/../x", base_name(0))] {
         assert_eq!(answer_to(&service, &changed(&base_name(0), name)), "malformed", "{name}");
@@ -47,14 +47,14 @@ fn a_path_that_is_being_built_is_refused() {
     let client = service.client();
     assert_eq!(client.ask(0).reason(), "notValid");
     assert!(service.packs.begun().is_empty());
-    // The same client may ask for others, and for this one when it is built.
+    // The same client can request other paths, and this one after it is built.
     client.expect_pack(1);
     service.nix.add(&base_name(0), [7; 32], 120);
     client.expect_pack(0);
 }
 
 #[test]
-fn a_pack_is_not_handed_out_once_its_path_is_not_valid() {
+fn the_pack_of_a_path_that_is_no_longer_valid_is_refused() {
     let service = Running::new();
     service.client().expect_pack(0);
     service.nix.remove(&base_name(0));
@@ -62,7 +62,7 @@ fn a_pack_is_not_handed_out_once_its_path_is_not_valid() {
 }
 
 #[test]
-fn a_path_with_another_content_than_the_clients_is_refused() {
+fn a_path_whose_content_differs_from_the_clients_is_refused() {
     let service = Running::new();
     service.nix.add(&base_name(0), [8; 32], 120);
     assert_eq!(service.client().ask(0).reason(), "otherContent");
@@ -82,31 +82,31 @@ fn a_client_of_another_encoder_or_version_is_refused() {
 }
 
 #[test]
-fn a_path_is_kept_from_collection_while_its_pack_is_made() {
+fn a_path_is_protected_from_garbage_collection_while_its_pack_is_made() {
     let service = Running::new();
     service.client().expect_pack(0);
     assert_eq!(service.nix.roots(), [base_name(0)]);
-    // A pack that is there needs no store path.
+    // An existing pack needs no store path.
     service.client().expect_pack(0);
     assert_eq!(service.nix.roots().len(), 1);
 }
 
 #[test]
-fn messages_that_are_none_end_the_connection() {
+fn invalid_messages_end_the_connection() {
     let service = Running::new();
     let long = [b" ".repeat(MESSAGE_BYTES_MAX), request(0)].concat();
     let cut = request(0)[..40].to_vec();
     for message in [&b"\0\xff\xfe"[..], b"{}", b"[[[[[[[[[[", &b"[".repeat(MESSAGE_BYTES_MAX), &cut, &long, b"null"] {
         let client = service.client();
         client.send(message);
-        // One that is too long is not even answered.
+        // A message that is too long gets no answer.
         let is_long = message.len() > MESSAGE_BYTES_MAX;
         if !is_long {
             client.receive().reason();
         }
         assert!(client.receive().is_end());
     }
-    // An empty message is the end of a connection, too.
+    // An empty message also ends a connection.
     let client = service.client();
     client.send(b"");
     assert!(client.receive().is_end());
@@ -126,7 +126,7 @@ fn descriptors_that_a_client_sends_are_not_kept() {
     sendmsg(&client.0, &[IoSlice::new(&message)], &mut ancillary, SendFlags::empty()).unwrap();
     drop(writer);
     assert!(matches!(client.receive(), Received::Answer(_, Some(_))));
-    // The connection is open still, and nobody holds the other end of the pipe.
+    // The connection is still open, but the service has closed the other end of the pipe.
     assert_eq!(reader.read(&mut [0]).unwrap(), 0);
 }
 
@@ -139,10 +139,10 @@ fn a_silent_client_is_dropped() {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_dropped_before_many_descriptors_are_under_way() {
+fn a_client_that_does_not_read_is_dropped_before_many_descriptors_are_queued() {
     let service = Running::new();
     let client = service.client();
-    // It blocks when the service reads no more, and fails when the service has dropped it.
+    // Sending blocks when the service stops reading, and fails when the service has dropped the client.
     let mut sent = 0;
     while sent < 10_000 && send(&client.0, &request(0), SendFlags::NOSIGNAL).is_ok() {
         sent += 1;
@@ -153,7 +153,7 @@ fn a_client_that_does_not_read_is_dropped_before_many_descriptors_are_under_way(
     {
         packs += usize::from(descriptor.is_some());
     }
-    assert!(sent < 10_000 && packs < 32, "{sent} requests were sent, {packs} packs were under way");
+    assert!(sent < 10_000 && packs < 32, "{sent} requests were sent, {packs} packs were queued");
     service.client().expect_pack(0);
 }
 
@@ -179,7 +179,7 @@ fn a_pack_cannot_be_changed_through_its_descriptor() {
 }
 
 #[test]
-fn what_a_client_does_with_its_descriptor_does_not_reach_others() {
+fn a_clients_use_of_its_descriptor_does_not_affect_others() {
     let service = Running::new();
     let client = service.client();
     client.send(&request(0));
@@ -187,13 +187,13 @@ fn what_a_client_does_with_its_descriptor_does_not_reach_others() {
     let mut pack = pack.unwrap();
     pack.seek(SeekFrom::End(1000)).unwrap();
     let locked = Flock::lock(pack, FlockArg::LockExclusiveNonblock).unwrap();
-    // Neither where it is read, nor its lock.
+    // Neither the file position nor a lock affects others.
     service.client().expect_pack(0);
     drop(locked);
 }
 
 #[test]
-fn a_pack_is_made_once_for_all_who_ask() {
+fn a_pack_is_made_once_for_all_clients_that_request_it() {
     let service = Running::new();
     service.packs.set(0, Making::Takes);
     let clients: Vec<TestClient> = (0..10).map(|_| service.client()).collect();
@@ -218,13 +218,13 @@ fn one_client_with_a_thousand_requests_does_not_starve_another() {
         client.send(&request(number));
     }
     wait_until("the hostile client keeps its makers busy", || !service.packs.begun().is_empty());
-    // Whatever the other asks for is made although nothing of the first one's ever ends.
+    // The requests of the other user are served although none of the first user's ever ends.
     let other = service.client_of(65_532);
     for number in 100..110 {
         other.expect_pack(number);
     }
     assert_eq!(service.packs.begun().iter().filter(|name| **name < base_name(100)).count(), 1);
-    // Also what waits in the queue of the first: it does not wait there for the other.
+    // This includes a pack that is already queued for the first user.
     service.packs.set(11, Making::Works);
     other.expect_pack(11);
 }
@@ -238,14 +238,14 @@ fn a_user_with_too_many_connections_is_refused_more() {
     drop(clients);
     wait_until("there is room again", || {
         let client = service.client();
-        // A client that is refused may find that before it has asked.
+        // The service may close the connection of a refused client before the client sends its request.
         send(&client.0, &request(0), SendFlags::NOSIGNAL).is_ok()
             && matches!(client.receive(), Received::Answer(_, Some(_)))
     });
 }
 
 #[test]
-fn the_users_of_a_namespace_are_one_user() {
+fn all_users_of_a_user_namespace_share_one_limit() {
     if !nix::unistd::geteuid().is_root() {
         return skip("only root can be several users");
     }
@@ -257,7 +257,7 @@ fn the_users_of_a_namespace_are_one_user() {
 }
 
 #[test]
-fn the_service_takes_a_limited_number_of_clients() {
+fn the_service_accepts_a_limited_number_of_clients() {
     let service = Running::with(|limits| limits.clients = 3);
     let clients: Vec<TestClient> = (0..3).map(|_| service.client()).collect();
     clients.iter().for_each(|client| client.expect_pack(0));
@@ -265,7 +265,7 @@ fn the_service_takes_a_limited_number_of_clients() {
 }
 
 #[test]
-fn work_that_nobody_waits_for_is_ended() {
+fn work_is_cancelled_when_no_client_waits_for_it() {
     let service = Running::new();
     service.packs.set(0, Making::Takes);
     let (first, second) = (service.client(), service.client());
@@ -276,13 +276,13 @@ fn work_that_nobody_waits_for_is_ended() {
     drop(first);
     drop(second);
     wait_until("the making is cancelled", || service.packs.cancelled.load(Ordering::SeqCst) == 1);
-    // Who asks again gets it made again.
+    // A new request starts it again.
     service.packs.set(0, Making::Works);
     service.client().expect_pack(0);
 }
 
 #[test]
-fn a_request_that_takes_too_long_is_refused_and_its_work_ended() {
+fn a_request_that_takes_too_long_is_refused_and_its_work_is_cancelled() {
     let service = Running::with(|limits| limits.request_time = Duration::from_millis(300));
     service.packs.set(0, Making::Takes);
     let client = service.client();
@@ -317,7 +317,7 @@ fn a_pack_that_cannot_be_made_is_refused_and_a_defect_costs_one_request() {
 }
 
 #[test]
-fn a_client_hears_from_a_service_that_works() {
+fn a_client_gets_a_message_while_the_service_works() {
     let service = Running::new();
     service.packs.set(0, Making::Takes);
     let client = service.client();
@@ -329,7 +329,7 @@ fn a_client_hears_from_a_service_that_works() {
 }
 
 #[test]
-fn a_service_that_nobody_uses_ends_and_one_in_use_does_not() {
+fn an_unused_service_ends_and_one_in_use_does_not() {
     let service = Running::with(|limits| limits.idle_exit = Some(Duration::from_millis(400)));
     let client = service.client();
     client.expect_pack(0);

@@ -1,5 +1,5 @@
-//! Names in the sources of a closure that mean harm: each is refused before anything is read or written, in a message that is fit
-//! to be shown.
+//! Malicious names in the sources of a closure: each is refused before anything is read or written, in a message that
+//! is safe to print.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -12,7 +12,7 @@ use std::os::unix::fs::symlink;
 const HASH: &str = "0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv";
 const NAR_HASH: &str = "sha256:0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv0c0wqvhs4gn6a6ps1q4a";
 
-/// Names below `/nix/store/`.
+/// Returns malicious names below `/nix/store/`.
 fn hostile_names() -> Vec<String> {
     let behind_the_hash =
         ["..", "a/../../../etc", "a\u{1b}[2J", "a\u{202e}b", "a b", "$(touch pwned)", "a;b", "ü", "a\\b", ""];
@@ -22,7 +22,7 @@ fn hostile_names() -> Vec<String> {
     names
 }
 
-/// The program is run with a source that has the name in it.
+/// Runs the program with a source that contains the name, and expects a refusal.
 #[track_caller]
 fn assert_refused(source: &str, name: &str, write: impl FnOnce(&Workspace)) {
     let workspace = Workspace::with_store();
@@ -36,7 +36,7 @@ fn assert_refused(source: &str, name: &str, write: impl FnOnce(&Workspace)) {
 }
 
 #[test]
-fn registrations_of_names_that_are_paths_options_or_steer_terminals() {
+fn paths_options_and_control_characters_in_registrations_are_refused() {
     for name in hostile_names() {
         assert_refused("--closure-info info", &name, |workspace| {
             workspace.write("info/registration", &format!("/nix/store/{name}\n{NAR_HASH}\n120\n\n0\n"));
@@ -51,7 +51,7 @@ fn registrations_of_names_that_are_paths_options_or_steer_terminals() {
 }
 
 #[test]
-fn graphs_with_names_that_are_paths_options_or_steer_terminals() {
+fn paths_options_and_control_characters_in_graphs_are_refused() {
     for name in hostile_names() {
         for (path, references) in [(&name, vec![]), (&GREETING.to_owned(), vec![format!("/nix/store/{name}")])] {
             assert_refused("--graph graph.json", &name, |workspace| {
@@ -66,7 +66,7 @@ fn graphs_with_names_that_are_paths_options_or_steer_terminals() {
 }
 
 #[test]
-fn lists_and_plans_with_names_that_are_paths_options_or_steer_terminals() {
+fn paths_options_and_control_characters_in_lists_and_plans_are_refused() {
     for name in hostile_names() {
         assert_refused("--paths-from list", &name, |workspace| workspace.write("list", &format!("{name}\n")));
         let workspace = Workspace::with_store();
@@ -84,7 +84,7 @@ fn lists_and_plans_with_names_that_are_paths_options_or_steer_terminals() {
 }
 
 #[test]
-fn a_store_path_that_is_a_link_is_stored_as_one_and_what_it_leads_to_is_not_read() {
+fn a_store_path_that_is_a_symlink_is_stored_as_one_and_its_target_is_not_read() {
     let workspace = Workspace::new();
     fs::create_dir(workspace.path("store")).unwrap();
     workspace.write("secret", "do not read this");

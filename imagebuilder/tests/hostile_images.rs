@@ -1,4 +1,4 @@
-//! Images that mean harm, or were damaged: nothing panics, runs on for ever, grows without bound, or writes outside of
+//! Malicious and damaged images: the program never panics, loops for ever, uses unbounded memory, or writes outside of
 //! the output directory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
@@ -21,12 +21,12 @@ use support::seeded::Seeded;
 use support::stock;
 use support::store_tree::{Item, Store, base_name};
 
-/// A dump longer than this is no dump of the small images here: the reader runs in circles.
+/// Limit for dumps of the small images in these tests. A longer dump means that the reader loops.
 const DUMP_BYTES_MAX: usize = 64 << 20;
-/// Files larger than this are not extracted in these tests: a hole of terabytes is valid, but no use here.
+/// Larger files are not extracted in these tests. A hole of terabytes would be valid.
 const EXTRACT_BYTES_MAX: u64 = 256 << 20;
 
-/// Takes bytes up to a limit.
+/// A writer that fails the test after a number of bytes.
 struct Limited(usize);
 
 impl Write for Limited {
@@ -51,11 +51,11 @@ fn try_extract(image: &Image, output: &Path) -> Result<(), ExtractError> {
     extract(image, options, &AtomicBool::new(false)).map(drop)
 }
 
-/// Does everything with the image that this crate can do, extracts it when there is a jail for that, and says whether
-/// it was found to be sound.
+/// Runs all operations of this crate on the image, extracts it if there is a jail, and returns whether the image is
+/// sound.
 fn use_up(bytes: Vec<u8>, jail: Option<&Jail>) -> bool {
     let Ok(image) = Image::from_source(Box::new(bytes)) else { return false };
-    // Errors are right here; what must not happen is all the rest.
+    // Errors are expected; panics, endless loops and unbounded memory are not.
     let facts = inspect(&image);
     let _ = dump(&image, &mut Limited(DUMP_BYTES_MAX));
     let sound = check(&image).sound;
@@ -68,7 +68,7 @@ fn use_up(bytes: Vec<u8>, jail: Option<&Jail>) -> bool {
     sound
 }
 
-/// A directory with a directory to extract into, and all around it what must stay as it is.
+/// A directory that contains an output directory and files that an extraction must not change.
 struct Jail {
     around: tempfile::TempDir,
 }
@@ -84,7 +84,7 @@ impl Jail {
         let output = self.around.path().join("output");
         let _ = try_extract(image, &output);
         if output.exists() && fs::remove_dir_all(&output).is_err() {
-            // Damaged directories may have lost the rights to be removed.
+            // The modes of damaged directories may not allow their removal.
             support::tools::run("chmod", ["-R".as_ref(), "u+rwX".as_ref(), output.as_os_str()]);
             fs::remove_dir_all(&output).unwrap();
         }
@@ -98,7 +98,7 @@ impl Jail {
     }
 }
 
-/// Small trees with every kind of thing in them.
+/// Returns a small tree with files of all types.
 fn small_tree() -> Item {
     let mut seeded = Seeded::new(9);
     let many = (0..300).map(|number| (format!("entry-{number:03}"), Item::file(format!("{number}"))));
@@ -113,7 +113,7 @@ fn small_tree() -> Item {
     ])
 }
 
-/// Images of the small tree by our builder and the stock tools.
+/// Returns images of the small tree, made by our builder and the stock tools.
 fn small_images() -> Vec<(String, Vec<u8>)> {
     let store = Store::new([("tree", small_tree()), ("file", Item::file("alone"))]);
     let directory = tempfile::tempdir().unwrap();
@@ -130,7 +130,8 @@ fn small_images() -> Vec<(String, Vec<u8>)> {
     images
 }
 
-/// A small image whose tables are plain, with extended attributes: some alike, some longer than a metadata block.
+/// Returns a small image with uncompressed tables and with extended attributes, some equal, some longer than a metadata
+/// block.
 fn image_with_xattrs() -> Option<(String, Vec<u8>)> {
     let setfattr = support::tools::find("setfattr")?;
     let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
@@ -149,8 +150,8 @@ fn image_with_xattrs() -> Option<(String, Vec<u8>)> {
     Some(("mksquashfs with xattrs".to_owned(), fs::read(path).unwrap()))
 }
 
-/// Changes a few bytes: flips, single values, runs of ones or zeros, copied pieces, a cut-off end. Superblock and
-/// tables are hit more often than the data.
+/// Mutates an image: flips bits, sets single values, writes runs of ones or zeros, copies pieces, or truncates it. The
+/// superblock and tables are changed more often than the data.
 fn mutate(bytes: &mut Vec<u8>, seeded: &mut Seeded) {
     let tables = u64::from_le_bytes(bytes[64..72].try_into().unwrap()) as usize;
     for _ in 0..=seeded.below(4) {
@@ -179,7 +180,7 @@ fn mutate(bytes: &mut Vec<u8>, seeded: &mut Seeded) {
     }
 }
 
-/// How many mutated images of each kind are tried.
+/// Number of mutations of each image.
 const MUTATIONS: u64 = 200;
 
 #[test]
@@ -200,12 +201,12 @@ fn mutated_images_do_no_harm() {
             refused += u64::from(!sound && !unchanged);
         }
     }
-    // Some bytes have no meaning (time of making, padding of codecs), and some changes make another valid image.
-    assert!(tried >= 5 * MUTATIONS && refused * 10 > tried * 6, "only {refused} of {tried} mutations were found out");
+    // Some bytes have no meaning (creation time, padding of codecs), and some changes result in another valid image.
+    assert!(tried >= 5 * MUTATIONS && refused * 10 > tried * 6, "only {refused} of {tried} mutations were detected");
     assert!(peak_memory_bytes() < 512 << 20, "{} bytes of memory", peak_memory_bytes());
 }
 
-/// Highest resident size of this process.
+/// Returns the highest resident size of this process in bytes.
 fn peak_memory_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -242,7 +243,7 @@ fn a_superblock_that_claims_four_billion_inodes_is_refused_before_anything_is_he
     let mut alone = PlainImage { bytes: original.bytes[..96].to_vec() };
     alone.put(4, &u32::MAX.to_le_bytes());
     assert!(opening_fails(alone.bytes).chain().contains("truncated"));
-    // Without an export table there is nothing but the inode table to tell.
+    // Without an export table, only the size of the inode table contradicts the number.
     let mut image = PlainImage { bytes: original.bytes };
     image.put(4, &u32::MAX.to_le_bytes());
     image.put(88, &u64::MAX.to_le_bytes());
@@ -258,7 +259,7 @@ fn a_superblock_that_claims_millions_of_fragments_is_refused() {
     assert_eq!(error, "fragment table: 4294967295 fragment blocks (the limit of this reader is 16777216)");
 }
 
-/// Opens an image, expects the check and the extraction to fail, and gives all that was said.
+/// Opens an image, expects the check and the extraction to fail, and returns all messages.
 fn assert_refused(image: PlainImage) -> String {
     let jail = Jail::new();
     let image = Image::from_source(Box::new(image.bytes)).unwrap();
@@ -277,7 +278,7 @@ fn assert_refused(image: PlainImage) -> String {
 }
 
 #[test]
-fn names_that_lead_out_of_the_directory_are_refused() {
+fn names_that_point_out_of_the_directory_are_refused() {
     for (from, to) in [
         ("aa", "..".as_bytes()),
         ("~", b"."),
@@ -294,7 +295,7 @@ fn names_that_lead_out_of_the_directory_are_refused() {
 }
 
 #[test]
-fn a_name_that_stands_twice_is_refused_so_no_link_can_redirect_what_follows() {
+fn a_name_that_is_listed_twice_is_refused_so_that_no_link_can_redirect_a_later_file() {
     let mut image = PlainImage::new(Item::directory([
         ("aaaaaa", Item::symlink("/tmp")),
         ("bbbbbb", Item::directory([("victim", Item::file("overwritten"))])),
@@ -305,7 +306,7 @@ fn a_name_that_stands_twice_is_refused_so_no_link_can_redirect_what_follows() {
 }
 
 #[test]
-fn symlinks_that_lead_out_are_made_but_never_followed() {
+fn symlinks_to_outside_paths_are_created_but_never_followed() {
     let jail = Jail::new();
     let image = PlainImage::new(Item::directory([
         ("absolute", Item::symlink(jail.around.path().join("victim").to_str().unwrap())),
@@ -320,10 +321,10 @@ fn symlinks_that_lead_out_are_made_but_never_followed() {
     assert_eq!(fs::read(jail.around.path().join("victim")).unwrap(), b"untouched");
 }
 
-/// A directory `outer` with a directory `inner` in it: numbers of both, and where their inodes are.
+/// Returns an image with a directory `outer` that contains a directory `inner`, and the positions of their inodes.
 fn nested() -> (PlainImage, usize, usize) {
     let inner = Item::directory([("file", Item::file("content"))]);
-    // What comes behind leaves room for a listing that is read twice.
+    // The entries behind it make the table long enough for a listing that is read twice.
     let behind = Item::directory([("n".repeat(200), Item::file("")), ("o".repeat(200), Item::file(""))]);
     let image = PlainImage::new(Item::directory([("outer", Item::directory([("inner", inner)])), ("z", behind)]));
     let opened = Image::from_source(Box::new(image.bytes.clone())).unwrap();
@@ -333,9 +334,9 @@ fn nested() -> (PlainImage, usize, usize) {
 }
 
 #[test]
-fn a_directory_that_holds_itself_is_refused() {
+fn a_directory_that_contains_itself_is_refused() {
     let (mut image, outer, inner) = nested();
-    // Where the listing is, its length and place in its metadata block: `inner` now lists what `outer` lists.
+    // Copy the position and length of the listing, so that `inner` has the entries of `outer`.
     for (at, length) in [(16, 4), (24, 4)] {
         let bytes = image.bytes[outer + at..outer + at + length].to_vec();
         image.put(inner + at, &bytes);
@@ -345,7 +346,7 @@ fn a_directory_that_holds_itself_is_refused() {
 }
 
 #[test]
-fn directories_that_share_a_listing_are_refused_so_a_tree_cannot_double_at_every_level() {
+fn directories_that_share_a_listing_are_refused_so_that_a_tree_cannot_double_at_every_level() {
     let directory = |name: &str| Item::directory([(name.to_owned(), Item::file("content"))]);
     let mut image = PlainImage::new(Item::directory([
         ("a", directory("long-enough-to-notice")),
@@ -372,10 +373,11 @@ fn a_file_that_claims_more_blocks_than_it_lists_is_refused() {
     let file = image.inode(opened.find(in_tree("file").as_bytes()).unwrap().1.number);
     image.put(file + 28, &u32::MAX.to_le_bytes());
     let said = assert_refused(image);
-    assert!(said.contains("more blocks than are listed"), "{said}");
+    assert!(said.contains("more blocks than it lists"), "{said}");
 }
 
-/// The file `file` of noise, three blocks and a tail long: the image, where its inode is, and that of its size words.
+/// Returns an image with a file of noise that has three blocks and a tail, and the positions of its inode and its size
+/// words.
 fn file_of_blocks() -> (PlainImage, usize, usize) {
     let image = PlainImage::new(Item::directory([("file", Item::file(Seeded::new(1).noise(3 * 4096)))]));
     let opened = Image::from_source(Box::new(image.bytes.clone())).unwrap();
@@ -390,7 +392,7 @@ fn problems_of(image: PlainImage) -> String {
 }
 
 #[test]
-fn blocks_outside_of_the_data_over_each_other_or_of_a_wrong_length_are_found() {
+fn blocks_that_are_outside_of_the_data_overlap_or_have_a_wrong_length_are_found() {
     const PLAIN: u32 = 1 << 24;
     let wrong_words = [
         (PLAIN | 4095, "it has 4095 bytes, but 4096 are needed"),
@@ -414,7 +416,7 @@ fn blocks_outside_of_the_data_over_each_other_or_of_a_wrong_length_are_found() {
 }
 
 #[test]
-fn a_block_that_is_a_bomb_gives_no_more_than_a_block() {
+fn a_decompression_bomb_is_limited_to_one_block() {
     let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 19).unwrap();
     let store = Store::new([("tree", Item::directory([("file", Item::file(Seeded::new(1).text(20 * 4096)))]))]);
     let directory = tempfile::tempdir().unwrap();
@@ -430,7 +432,7 @@ fn a_block_that_is_a_bomb_gives_no_more_than_a_block() {
 }
 
 #[test]
-fn other_files_are_told_apart_from_images() {
+fn files_that_are_not_images_are_refused() {
     let elf = fs::read(std::env::current_exe().unwrap()).unwrap();
     assert!(opening_fails(elf).to_string().starts_with("not a squashfs 4.0 image: it begins with"));
     assert!(opening_fails(Vec::new()).to_string().contains("it is 0 bytes long"));

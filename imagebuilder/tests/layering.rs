@@ -1,11 +1,12 @@
-//! The layers of the crate, held by reading its sources: what is pure touches nothing, and what is apart stays apart.
+//! Checks the layers of the crate by reading its sources: pure modules have no effects, and separate modules do not use
+//! each other.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
 use std::path::Path;
 
-/// From texts to a plan, and from a plan to sizes and names: nothing outside of the process is looked at.
+/// Modules that use nothing outside of the process.
 const PURE: [&str; 12] = [
     "block_map.rs",
     "closure/check.rs",
@@ -21,13 +22,13 @@ const PURE: [&str; 12] = [
     "store_path.rs",
 ];
 
-/// What a pure module must not name.
+/// Paths that a pure module must not use.
 const EFFECTS: [&str; 7] = ["std::fs", "std::process", "std::env", "std::io", "std::time", "std::thread", "nix::"];
 
-/// Lines of the longest file.
+/// Maximum number of lines of a file.
 const LINES_MAX: usize = 700;
 
-/// Path below `src` and code of every source file, its comments and tests left out.
+/// Returns the path below `src` and the code of every source file, without comments and tests.
 fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut directories = vec![root.clone()];
@@ -50,7 +51,7 @@ fn sources() -> Vec<(String, String)> {
     sources
 }
 
-/// The files, of those that `chosen` chooses, that name one of the words.
+/// Returns the files selected by `chosen` that contain one of the words.
 fn naming(words: &[&str], chosen: impl Fn(&str) -> bool) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (name, code) in sources().into_iter().filter(|(name, _)| chosen(name)) {
@@ -62,14 +63,14 @@ fn naming(words: &[&str], chosen: impl Fn(&str) -> bool) -> Vec<(String, String)
 const NOTHING: [(String, String); 0] = [];
 
 #[test]
-fn only_the_command_line_knows_clap_and_one_file_the_bars() {
+fn only_the_command_line_uses_clap_and_only_one_file_uses_indicatif() {
     assert_eq!(naming(&["clap::", "clap_complete", "clap_mangen"], |name| !name.starts_with("cli/")), NOTHING);
     assert_eq!(naming(&["indicatif"], |name| name != "cli/progress.rs"), NOTHING);
     assert!(naming(&["clap::", "indicatif"], |name| name.starts_with("cli/")).len() > 2, "the words are looked for");
 }
 
 #[test]
-fn the_format_does_not_know_the_cache_and_nothing_knows_the_command_line() {
+fn the_format_does_not_use_the_cache_and_nothing_uses_the_command_line() {
     let is_format = |name: &str| name == "squashfs.rs" || name.starts_with("squashfs/");
     assert!(sources().iter().any(|(name, _)| is_format(name)));
     assert_eq!(naming(&["crate::cache", "crate::build"], is_format), NOTHING);
@@ -77,13 +78,13 @@ fn the_format_does_not_know_the_cache_and_nothing_knows_the_command_line() {
 }
 
 #[test]
-fn a_lock_is_released_by_closing_its_file() {
-    // `nix::fcntl::Flock` panics when it is dropped and the kernel reports an error.
+fn locks_are_released_by_closing_their_files() {
+    // `nix::fcntl::Flock` panics if the kernel reports an error when it is dropped.
     assert_eq!(naming(&["Flock"], |_| true), NOTHING);
 }
 
 #[test]
-fn what_is_pure_touches_nothing() {
+fn pure_modules_have_no_effects() {
     let known: Vec<String> = sources().into_iter().map(|(name, _)| name).collect();
     for name in PURE {
         assert!(known.iter().any(|known| known == name), "{name} is gone: take it from the list");

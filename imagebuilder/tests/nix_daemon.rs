@@ -1,4 +1,4 @@
-//! The daemon of the Nix that is installed, asked as the cache service asks it.
+//! Queries the daemon of the installed Nix as the cache service does.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -12,7 +12,7 @@ use service::{skip, wait_until};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// The daemon of a chroot store; it ends with the test.
+/// The daemon of a chroot store. It is killed when the test ends.
 struct Daemon(Child);
 
 impl Drop for Daemon {
@@ -43,7 +43,7 @@ fn output(command: &mut Command) -> String {
 }
 
 #[test]
-fn the_daemon_tells_what_is_valid_and_is_asked_again_after_it_was_restarted() {
+fn the_daemon_reports_valid_paths_and_is_connected_to_again_after_a_restart() {
     if Command::new("nix-daemon").arg("--version").output().is_err() {
         return skip("nix-daemon is not installed");
     }

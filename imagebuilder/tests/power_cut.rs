@@ -1,6 +1,7 @@
-//! Power cuts: what is on the disk afterwards is the old image or the new one, never something between.
+//! After a power cut, the disk has the old image or the new one, never a mixture.
 //!
-//! A file system on a loop device is shut down without writing its log, as a power cut would leave it, and mounted again.
+//! The tests shut down a file system on a loop device without writing its log, which has the effect of a power cut, and
+//! mount it again.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
@@ -19,14 +20,14 @@ use std::time::Duration;
 const OLD: &str = "3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-old";
 const NEW: &str = "4aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-new";
 
-/// A file system that can lose its power.
+/// A file system on a loop device.
 struct Disk {
     image: PathBuf,
     point: PathBuf,
 }
 
 impl Disk {
-    /// `None`, with the reason told, where nothing can be mounted.
+    /// Creates and mounts it. If nothing can be mounted, prints the reason and returns `None`.
     fn new(workspace: &Workspace, kind: &str) -> Option<Self> {
         let mkfs = format!("mkfs.{kind}");
         if !has_tool(&mkfs) {
@@ -40,8 +41,8 @@ impl Disk {
             skip(&format!("this kernel has no {kind}"));
             return None;
         }
-        // In a mount namespace of this thread: a copy of the mount in the namespace of another program would keep the file
-        // system alive when it is unmounted here.
+        // This thread gets its own mount namespace. Otherwise the namespace of another program could get a copy of the
+        // mount, which would keep the file system alive after it is unmounted here.
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
@@ -61,15 +62,15 @@ impl Disk {
         );
     }
 
-    /// Has the file system commit the metadata of all files, as it does by itself after some seconds, while the data of
-    /// others stays in memory.
+    /// Makes the file system commit the metadata of all files, as it does after some seconds anyway. The data of other
+    /// files stays in memory.
     fn commit_metadata(&self) {
         let file = File::create(self.point.join("committed")).unwrap();
         file.set_len(1).unwrap();
         file.sync_all().unwrap();
     }
 
-    /// Cuts the power and switches it on again.
+    /// Shuts the file system down without writing its log, and mounts it again.
     #[allow(unsafe_code, reason = "no crate wraps this ioctl")]
     fn cut_power(&self) {
         /// `EXT4_IOC_SHUTDOWN` and `XFS_IOC_GOINGDOWN`: linux/fs/ext4/ext4.h, linux/fs/xfs/libxfs/xfs_fs.h.
@@ -95,7 +96,7 @@ impl Drop for Disk {
     }
 }
 
-/// A store with two paths that do not shrink, and their images.
+/// A store with two paths that do not compress, and their images.
 struct Images {
     workspace: Workspace,
     old: Vec<u8>,
@@ -112,7 +113,7 @@ impl Images {
                 .collect();
             fs::write(workspace.path("store").join(name), noise).unwrap();
             workspace.write(name, &format!("{name}\n"));
-            // With NAR hashes, so that an image in place is left alone.
+            // With NAR hashes, so that an existing image is kept.
             let plan = workspace.run(&format!("plan --paths-from {name} --store-dir store"));
             let plan: serde_json::Value = serde_json::from_str(&plan.success()).unwrap();
             let mut plan = plan;
@@ -131,7 +132,7 @@ impl Images {
 }
 
 #[test]
-fn an_image_is_whole_after_a_power_cut_although_it_was_just_built() {
+fn an_image_is_complete_after_a_power_cut_right_after_its_build() {
     let images = Images::new();
     for kind in ["ext4", "xfs"] {
         let Some(disk) = Disk::new(&images.workspace, kind) else { continue };
@@ -142,7 +143,7 @@ fn an_image_is_whole_after_a_power_cut_although_it_was_just_built() {
         let found = fs::read(disk.point.join("image")).unwrap();
         let zeros = found.chunks(4096).filter(|block| block.iter().all(|byte| *byte == 0)).count();
         assert!(found == images.new, "{kind}: {} bytes, {zeros} blocks of zeros", found.len());
-        // Whatever became of the cache: a build gives the right image.
+        // Whatever happened to the cache, a build gives the right image.
         for (name, image) in [(NEW, &images.new), (OLD, &images.old)] {
             images.build(kind, name);
             assert!(fs::read(disk.point.join("image")).unwrap() == *image, "{kind}: {name}");
@@ -161,7 +162,7 @@ fn a_power_cut_during_a_build_leaves_the_old_image_or_the_new_one() {
             let mut child = images.workspace.command(line.split(' ')).stderr(Stdio::null()).spawn().unwrap();
             std::thread::sleep(Duration::from_millis(milliseconds));
             disk.commit_metadata();
-            // The mount is busy as long as the program runs; it ends by itself or with an I/O error.
+            // The mount is busy while the program runs. It ends by itself or with an I/O error.
             child.kill().unwrap();
             child.wait().unwrap();
             disk.cut_power();
@@ -174,7 +175,7 @@ fn a_power_cut_during_a_build_leaves_the_old_image_or_the_new_one() {
 }
 
 #[test]
-fn a_plan_is_whole_after_a_power_cut_although_it_was_just_written() {
+fn a_plan_is_complete_after_a_power_cut_right_after_it_was_written() {
     let images = Images::new();
     for kind in ["ext4", "xfs"] {
         let Some(disk) = Disk::new(&images.workspace, kind) else { continue };

@@ -1,4 +1,4 @@
-//! Our reader takes what the stock tools make, and sees in it what is there.
+//! Our reader accepts images of the stock tools and reads their content correctly.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
 
@@ -21,7 +21,7 @@ fn assert_sound(name: &str, path: &Path) {
     assert!(report.sound, "{name}: {:#?}", report.problems);
 }
 
-/// Makes an image of a tree with a program's options; `None` when the program is not there.
+/// Makes an image of a tree with a program's options; `None` if the program is not installed.
 type Maker = fn(&Path, &Path, &[&str]) -> Option<()>;
 
 #[test]
@@ -37,7 +37,7 @@ fn every_codec_and_option_of_the_stock_tools_is_read() {
 }
 
 #[test]
-fn what_is_extracted_is_what_went_into_a_stock_image() {
+fn files_extracted_from_a_stock_image_equal_the_original_ones() {
     let store = Store::new([("tree", mixed_tree(2))]);
     let directory = tempfile::tempdir().unwrap();
     let image = directory.path().join("image");
@@ -50,7 +50,8 @@ fn what_is_extracted_is_what_went_into_a_stock_image() {
     readers::assert_same("extract", &readers::directory(&output), &readers::directory(store.path()));
 }
 
-/// A tree with what a Nix store cannot hold: devices, a pipe, hard links, extended attributes, a setuid file.
+/// Creates a tree with files that a Nix store cannot contain: devices, a pipe, hard links, extended attributes, a
+/// setuid file.
 fn special_tree(directory: &Path) {
     let run = |program: &str, arguments: &[&str]| {
         let arguments = arguments.iter().map(|argument| match argument.strip_prefix("TREE/") {
@@ -148,7 +149,7 @@ fn extended_attributes_of_stock_images_are_read() {
 }
 
 #[test]
-fn a_path_is_found_whatever_slashes_are_around_it() {
+fn a_path_is_found_with_any_slashes_around_it() {
     let store = Store::new([("tree", mixed_tree(3))]);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");

@@ -1,4 +1,4 @@
-//! The same plan gives the same bytes, whatever else differs.
+//! The same plan always gives the same bytes.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -18,7 +18,7 @@ use support::built::closure;
 use support::seeded::Seeded;
 use support::store_tree::{Item, Store, base_name, mixed_tree};
 
-/// Several store paths that share contents, small and large.
+/// Creates several store paths that share small and large files.
 fn store() -> Store {
     let shared = Seeded::new(9).text(700_000);
     let large = Seeded::new(10).text(5 << 20);
@@ -36,7 +36,7 @@ fn store() -> Store {
     ])
 }
 
-/// A plan with NAR hashes that are made up but tell one path from another.
+/// Returns a plan with invented NAR hashes that are different for each path.
 fn hashed_plan(store_dir: &Path, settings: ImageSettings) -> ImagePlan {
     let mut closure = closure(store_dir);
     for planned in &mut closure.paths {
@@ -83,11 +83,11 @@ fn assert_same(a: &[u8], b: &[u8], what: &str) {
 }
 
 #[test]
-fn threads_and_cache_do_not_show() {
+fn threads_and_cache_do_not_affect_the_image() {
     let small = Store::new([("one", mixed_tree(1)), ("two", mixed_tree(2))]);
     let large = store();
     for compression in Compression::ALL {
-        // Contents of several ranges are cut before a codec sees them: one codec is enough for those.
+        // Large files are divided into ranges independently of the codec, so one codec is enough for them.
         let store = if compression == Compression::Zstd { &large } else { &small };
         let settings = ImageSettings::new(compression, None, Some(131_072), None).unwrap();
         let plan = hashed_plan(store.path(), settings);
@@ -100,7 +100,7 @@ fn threads_and_cache_do_not_show() {
         for round in ["cold", "warm"] {
             assert_same(&reference, &image_of(&plan, &way).0, &format!("{compression:?} {round}"));
         }
-        // Hashes from the store's database or found out by reading: the same image, from the same cache.
+        // Hashes from the store's database and hashes computed by reading give the same image, from the same cache.
         let listed = ImagePlan::new(closure(store.path()), settings);
         let (image, report) = image_of(&listed, &way);
         assert_same(&reference, &image, &format!("{compression:?} from a path list"));
@@ -113,12 +113,12 @@ fn threads_and_cache_do_not_show() {
 }
 
 #[test]
-fn a_cache_of_other_closures_does_not_show() {
+fn a_cache_of_other_closures_does_not_affect_the_image() {
     let store = store();
     let whole = hashed_plan(store.path(), ImageSettings::default());
     let reference = image_of(&whole, &Way::plain(2)).0;
-    // Whatever part of the closure was built before: contents shared with a path that was not in that part, or that
-    // came first there and does not here, are where they belong.
+    // Part of the closure was built before. Content that is shared with other paths must be stored at the right
+    // position, even if the path that comes first is another one than in that part.
     for kept in 0..whole.paths.len() {
         let cache = tempfile::tempdir().unwrap();
         let part: Vec<PlannedPath> = vec![whole.paths[kept].clone()];
@@ -133,18 +133,18 @@ fn a_cache_of_other_closures_does_not_show() {
 }
 
 #[test]
-fn the_store_s_own_form_does_not_show() {
+fn order_times_modes_and_hard_links_of_the_store_do_not_affect_the_image() {
     let store = store();
     let plan = ImagePlan::new(closure(store.path()), ImageSettings::default());
     let reference = image_of(&plan, &Way::plain(2)).0;
 
-    // Made in another order, with other times, and writable as a copy by hand would be.
+    // A copy made in another order, with other times, and writable, as a copy made by hand would be.
     let copy = tempfile::tempdir().unwrap();
     copy_reversed(store.path(), copy.path());
     let copied = ImagePlan::new(closure(copy.path()), ImageSettings::default());
     assert_same(&reference, &image_of(&copied, &Way::plain(2)).0, "a copy");
 
-    // As `nix-store --optimise` leaves it: equal files are links of one file.
+    // Equal files become links to one file, as with `nix-store --optimise`.
     let linked = link_equal_files(copy.path());
     assert!(linked > 20, "only {linked} files were equal to others");
     for jobs in [1, 3] {
@@ -158,7 +158,7 @@ fn the_store_s_own_form_does_not_show() {
     }
 }
 
-/// Copies a tree, the last names first.
+/// Copies a tree in reverse order of the names.
 fn copy_reversed(from: &Path, to: &Path) {
     let mut names: Vec<_> = fs::read_dir(from).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort_unstable();
@@ -178,7 +178,7 @@ fn copy_reversed(from: &Path, to: &Path) {
     }
 }
 
-/// Makes equal files of equal mode links of one file, and says how many were equal to an earlier one.
+/// Replaces files that have the content and mode of an earlier file with links to it, and returns their number.
 fn link_equal_files(root: &Path) -> u64 {
     let mut first = std::collections::HashMap::new();
     let mut linked = 0;
@@ -204,7 +204,7 @@ fn link_equal_files(root: &Path) -> u64 {
 }
 
 #[test]
-fn the_surroundings_do_not_show() {
+fn the_environment_does_not_affect_the_image() {
     let store = store();
     let directory = tempfile::tempdir().unwrap();
     let list: String = closure(store.path()).paths.iter().map(|path| format!("{}\n", path.path)).collect();
@@ -250,7 +250,7 @@ fn equal_content_is_stored_once_across_store_paths() {
 }
 
 #[test]
-fn a_changed_path_is_all_that_is_compressed() {
+fn only_the_changed_path_is_compressed() {
     let mut seeded = Seeded::new(5);
     let mut member = |files: usize| {
         let files: Vec<_> = (0..files)
@@ -271,7 +271,7 @@ fn a_changed_path_is_all_that_is_compressed() {
     changed.write(&store.path().join(base_name("b-2")), store.path());
     let plan = hashed_plan(store.path(), ImageSettings::default());
     let reference = image_of(&plan, &Way::plain(2)).0;
-    // What did not change is not even looked at: it can be gone.
+    // Unchanged paths are not even read: they can be missing.
     for name in ["a-1", "c-1"] {
         fs::remove_dir_all(store.member(name)).unwrap();
     }
@@ -283,8 +283,8 @@ fn a_changed_path_is_all_that_is_compressed() {
     assert_eq!(report.cache.missed_bytes, changed_bytes - report.duplicate_bytes);
 }
 
-/// Another version of a codec may give other bytes: then the digest changes, and with it the version in the keys of packs has
-/// to change (`encode::codec_version`), or `LAYOUT_VERSION` where the layout did.
+/// Another version of a codec may give other bytes. If a digest changes, the version in the keys of packs must change
+/// too (`encode::codec_version`), or `LAYOUT_VERSION` if the layout changed.
 #[test]
 fn an_image_of_each_codec_has_the_bytes_that_it_had_before() {
     let text: Vec<u8> = (0..40_000u32).flat_map(|number| format!("{} ", number * number % 977).into_bytes()).collect();

@@ -1,4 +1,4 @@
-//! Whatever is wrong with an image, `verify` says so, once, and names the path.
+//! `verify` reports every problem with an image once, and names the path.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
 
@@ -28,7 +28,7 @@ fn told(report: &VerifyReport) -> Vec<String> {
     report.problems.iter().map(|problem| format!("{:?} {problem}", problem.kind)).collect()
 }
 
-/// An image of a store that is changed afterwards: the problems that are reported.
+/// Builds an image, changes the store, and returns the problems that are reported.
 fn told_after(change: impl FnOnce(&Store)) -> Vec<String> {
     let mut seeded = Seeded::new(11);
     let store = Store::new([(
@@ -59,7 +59,7 @@ fn allow_writing(path: &Path) {
 }
 
 #[test]
-fn names_that_only_one_side_has() {
+fn names_that_only_one_side_has_are_reported() {
     let told = told_after(|store| {
         let tree = store.member("tree");
         fs::remove_file(tree.join("directory/inner")).unwrap();
@@ -79,7 +79,7 @@ fn names_that_only_one_side_has() {
 }
 
 #[test]
-fn types_modes_sizes_and_targets() {
+fn differing_types_modes_sizes_and_targets_are_reported() {
     let told = told_after(|store| {
         let tree = store.member("tree");
         fs::remove_file(tree.join("link")).unwrap();
@@ -104,7 +104,7 @@ fn types_modes_sizes_and_targets() {
 
 /// The large file is compared in several parts; each part that differs is reported.
 #[test]
-fn single_bytes_of_content() {
+fn single_bytes_of_content_that_differ_are_reported() {
     let at = |offset: u64, path: &Path| {
         use std::os::unix::fs::FileExt;
         fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
@@ -130,7 +130,7 @@ fn single_bytes_of_content() {
 }
 
 #[test]
-fn store_paths_that_only_one_side_has() {
+fn store_paths_that_only_one_side_has_are_reported() {
     let store = Store::new([("a", Item::file("a")), ("b", Item::directory([("file", Item::file("b"))]))]);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");
@@ -150,7 +150,7 @@ fn store_paths_that_only_one_side_has() {
 }
 
 #[test]
-fn owners_times_and_modes_of_an_image_that_is_not_ours() {
+fn wrong_owners_times_and_modes_of_an_image_by_another_tool_are_reported() {
     let store = Store::new([("tree", Item::directory([("file", Item::file("content"))]))]);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");
@@ -175,13 +175,13 @@ fn owners_times_and_modes_of_an_image_that_is_not_ours() {
             format!("Time {tree}/file: was modified at 7, not at 1"),
         ]
     );
-    // Capped, the first paths are reported and all problems are counted.
+    // With a limit, the problems of the first paths are reported and all are counted.
     let options = VerifyOptions { closure: Some(&closure), nar: NarCheck::Skip, jobs: 2, problems_told: 2 };
     let capped = verify(&image, options).unwrap();
     assert_eq!((capped.problems.as_slice(), capped.problem_count), (&report.problems[..2], 9));
 }
 
-/// `nix-store --dump` of a directory with an executable, an empty file and a symlink, written down by hand.
+/// The output of `nix-store --dump` for a directory with an executable, an empty file and a symlink, written by hand.
 fn nar_by_hand() -> Vec<u8> {
     let mut nar = Vec::new();
     let mut put = |string: &[u8]| {
@@ -218,7 +218,7 @@ fn nar_store() -> (Store, Vec<u8>) {
 }
 
 #[test]
-fn nar_hashes_are_those_of_the_serialisation() {
+fn nar_hashes_equal_those_of_a_serialisation_written_by_hand() {
     let (store, nar) = nar_store();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");
@@ -243,7 +243,7 @@ fn nar_hashes_are_those_of_the_serialisation() {
 }
 
 #[test]
-fn nar_hashes_are_those_of_nix() {
+fn nar_hashes_equal_those_of_nix() {
     let Some(nix_store) = tools::find("nix-store") else { return };
     let store =
         Store::new([("tree", mixed_tree(13)), ("file", Item::program("alone")), ("link", Item::symlink("a b"))]);
@@ -260,7 +260,8 @@ fn nar_hashes_are_those_of_nix() {
     }
 }
 
-/// An image with a directory of a few files, changed by `change`: the problems that are reported.
+/// Builds an image with a directory of a few files, lets `change` modify it, and returns the problems that are
+/// reported.
 fn told_of_patched(change: impl FnOnce(&mut PlainImage, &Image)) -> Vec<String> {
     let many = (0..300).map(|number| (format!("entry-{number:03}"), Item::file(format!("{number}"))));
     let mut image = PlainImage::new(Item::directory([
@@ -279,7 +280,7 @@ fn number(image: &Image, path: &str) -> u32 {
 }
 
 #[test]
-fn link_counts_and_parents() {
+fn wrong_link_counts_and_parents_are_reported() {
     let mut numbers = (0, 0);
     let told = told_of_patched(|image, opened| {
         numbers = (number(opened, "directory"), number(opened, ""));
@@ -296,9 +297,9 @@ fn link_counts_and_parents() {
 }
 
 #[test]
-fn an_export_table_that_points_elsewhere() {
+fn an_export_table_with_a_wrong_position_is_reported() {
     let told = told_of_patched(|image, _| {
-        // The index of the table says where its only block is; entries follow two bytes later.
+        // The index of the table has the position of its only block. The entries follow two bytes later.
         let block = image.u64_at(image.u64_at(88) as usize) as usize;
         let first = image.bytes[block + 2..block + 10].to_vec();
         image.put(block + 10, &first);
@@ -308,14 +309,15 @@ fn an_export_table_that_points_elsewhere() {
 }
 
 #[test]
-fn a_directory_index_that_points_at_the_wrong_name() {
+fn a_directory_index_with_a_wrong_name_is_reported() {
     let mut found = false;
     let told = told_of_patched(|image, opened| {
         let many = image.inode(number(opened, "many"));
         let index_entries = u16::from_le_bytes(image.bytes[many + 32..many + 34].try_into().unwrap());
         found = index_entries > 0;
         if found {
-            // Behind 40 bytes: listing offset, block, length of the name, name.
+            // After 40 bytes of the inode, an entry has the listing offset, the block, the length of the name, and the
+            // name.
             let name = many + 40 + 12;
             image.put(name, b"x");
         }
@@ -327,7 +329,7 @@ fn a_directory_index_that_points_at_the_wrong_name() {
 }
 
 #[test]
-fn an_entry_that_disagrees_with_its_inode() {
+fn an_entry_that_contradicts_its_inode_is_reported() {
     let told = told_of_patched(|image, _| {
         let entry = image.entry(b"text");
         image.put(entry + 4, &3_u16.to_le_bytes());
@@ -338,14 +340,14 @@ fn an_entry_that_disagrees_with_its_inode() {
 }
 
 #[test]
-fn bytes_behind_the_file_system() {
+fn nonzero_bytes_behind_the_file_system_are_reported() {
     let told = told_of_patched(|image, _| *image.bytes.last_mut().unwrap() = 1);
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].starts_with("Padding padding: byte ") && told[0].contains(" is not zero"), "{told:?}");
 }
 
 #[test]
-fn a_length_that_is_not_that_of_the_tables() {
+fn a_length_that_differs_from_the_end_of_the_tables_is_reported() {
     let told = told_of_patched(|image, _| {
         let used = image.u64_at(40);
         image.put(40, &(used + 8).to_le_bytes());
@@ -355,10 +357,10 @@ fn a_length_that_is_not_that_of_the_tables() {
 }
 
 #[test]
-fn a_fragment_for_an_empty_file_which_the_kernel_refuses() {
+fn a_fragment_for_an_empty_file_which_the_kernel_refuses_is_reported() {
     let told = told_of_patched(|image, opened| {
         let text = image.inode(number(opened, "text"));
-        assert_ne!(image.u32_at(text + 20), u32::MAX, "a small file lies in a fragment");
+        assert_ne!(image.u32_at(text + 20), u32::MAX, "a small file is in a fragment");
         image.put(text + 28, &0_u32.to_le_bytes());
     });
     assert_eq!(told.len(), 1, "{told:?}");

@@ -1,7 +1,7 @@
-//! Runs the program under test in a directory of its own, with a small store in it.
+//! Runs the program under test in a new directory with a small store.
 
 #![allow(dead_code, reason = "each test file uses a part of this")]
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "it fails tests and tells why they are skipped")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "it fails tests and prints why they are skipped")]
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
-/// A file.
+/// A store path that is a file.
 pub(crate) const GREETING: &str = "0a2m3b4c5d6f7g8h9i0jaka1balcmdnp-greeting";
-/// A directory with an executable, a file and a link to the greeting.
+/// A store path that is a directory with an executable, a file and a link to the greeting.
 pub(crate) const TOOLS: &str = "1v9z8y7x6w5s4r3q2p1n0m9l8k7j6ihg-tools";
-/// A link to the greeting.
+/// A store path that is a link to the greeting.
 pub(crate) const LINK: &str = "2f3d4c5b6a7i8j9k0l1m2n3p4q5r6s7v-link";
-/// Something that is nowhere.
+/// A store path that does not exist.
 pub(crate) const ABSENT: &str = "3xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx-absent";
 
 /// `nix-hash --type sha256 --base32` and the length of `nix-store --dump` of the three (Nix 2.8.0).
@@ -28,10 +28,10 @@ const FACTS: [(&str, &str, u64, &[&str]); 3] = [
     (LINK, "0nsv6jk3vralkj2cdkcgyzq4sdrbzwl8rgmfpqgy6jz3dvch8zkd", 168, &[GREETING]),
 ];
 
-/// What a run of the program came to.
+/// The result of a run of the program.
 #[derive(Debug)]
 pub(crate) struct Run {
-    /// Exit code; 1000 and its number for a signal.
+    /// Exit code; 1000 plus its number for a signal.
     pub(crate) code: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
@@ -46,14 +46,14 @@ impl Run {
         }
     }
 
-    /// The run succeeded: its stdout.
+    /// Expects success and returns stdout.
     #[track_caller]
     pub(crate) fn success(self) -> String {
         assert_eq!(self.code, 0, "{}", self.stderr);
         self.stdout
     }
 
-    /// The run failed with this exit code and these words, and nothing on stdout.
+    /// Expects a failure with this exit code and message, and nothing on stdout.
     #[track_caller]
     pub(crate) fn failure(self, code: i32, stderr: &str) {
         assert_eq!((self.code, self.stderr.as_str(), self.stdout.as_str()), (code, stderr, ""));
@@ -66,12 +66,13 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
-    /// An empty one.
+    /// Creates an empty workspace.
     pub(crate) fn new() -> Self {
         Self { directory: TempDir::new().unwrap() }
     }
 
-    /// One with the three store paths in `store`, their `closureInfo` in `info` and their graph in `attrs.json`.
+    /// Creates a workspace with three store paths in `store`, their `closureInfo` in `info` and their graph in
+    /// `attrs.json`.
     pub(crate) fn with_store() -> Self {
         let workspace = Self::new();
         let store = workspace.path("store");
@@ -110,7 +111,7 @@ impl Workspace {
         fs::read(self.path(name)).unwrap()
     }
 
-    /// The names in the directory, sorted: to see that nothing is left.
+    /// Returns the sorted names in the directory, to check that nothing remains.
     pub(crate) fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.root()).unwrap();
         let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -118,7 +119,7 @@ impl Workspace {
         names
     }
 
-    /// The program, to be run here: with no cache, home or Nix of the user's.
+    /// Returns a command that runs the program in the workspace, without the user's cache, home and Nix.
     pub(crate) fn command<Arguments>(&self, arguments: Arguments) -> Command
     where
         Arguments: IntoIterator,
@@ -127,7 +128,8 @@ impl Workspace {
         self.command_of(Path::new(env!("CARGO_BIN_EXE_microvm-image")), arguments)
     }
 
-    /// The same by an ordinary user: by nobody where the tests are run by root, who may do everything.
+    /// Same as [`Self::command`], but as an ordinary user: as nobody if root runs the tests, because root has all
+    /// permissions.
     pub(crate) fn command_of_ordinary_user<Arguments>(&self, arguments: Arguments) -> Command
     where
         Arguments: IntoIterator,
@@ -136,10 +138,10 @@ impl Workspace {
         if !nix::unistd::geteuid().is_root() {
             return self.command(arguments);
         }
-        // The project may lie where only root may enter, in its home for one.
+        // The project may be in a directory that only root can enter, such as root's home.
         let program = self.path("program-of-nobody");
-        // By another process: a program that another test starts meanwhile would hold the copy open for writing until its
-        // exec, and the copy could not be started: "Text file busy".
+        // Another process copies it. If this process did, a program started by another test in the meantime would keep
+        // the copy open for writing until its exec, and starting the copy would fail with "Text file busy".
         let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_microvm-image")).arg(&program).status().unwrap();
         assert!(copied.success());
         fs::set_permissions(self.root(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -157,7 +159,7 @@ impl Workspace {
         command.args(arguments).current_dir(self.root()).stdin(Stdio::null());
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("MICROVM_IMAGE_CACHE", self.path("cache")).env("HOME", self.root());
-        // Not the one of the machine that runs the test.
+        // Never use the service of the machine that runs the test.
         command.env("MICROVM_IMAGE_CACHE_SOCKET", self.path("cache.sock"));
         for (name, value) in NIX_ENVIRONMENT {
             command.env(name, value);
@@ -165,12 +167,12 @@ impl Workspace {
         command
     }
 
-    /// Runs the program with the words of a line as its arguments.
+    /// Runs the program with the words of `line` as its arguments.
     pub(crate) fn run(&self, line: &str) -> Run {
         Run::new(self.command(line.split_whitespace()).output().unwrap())
     }
 
-    /// The same with something on its stdin.
+    /// Same as [`Self::run`], with `stdin` as its standard input.
     pub(crate) fn run_with_stdin(&self, line: &str, stdin: &str) -> Run {
         let mut command = self.command(line.split_whitespace());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -180,7 +182,7 @@ impl Workspace {
 }
 
 impl Drop for Workspace {
-    /// The store's directories cannot be written to, so they could not be removed by who is not root.
+    /// Makes the store's directories writable, because only root could remove them otherwise.
     fn drop(&mut self) {
         let tools = self.path("store").join(TOOLS);
         for directory in [tools.clone(), tools.join("bin"), tools.join("share")] {
@@ -189,11 +191,11 @@ impl Drop for Workspace {
     }
 }
 
-/// Nix without a daemon, users or network, so that it works in any test.
+/// Settings of Nix without a daemon, build users and network, so that it works in all tests.
 pub(crate) const NIX_ENVIRONMENT: [(&str, &str); 2] =
     [("NIX_REMOTE", ""), ("NIX_CONFIG", "substituters =\nbuild-users-group =\nbuilders =\nfsync-metadata = false")];
 
-/// The store paths, with the SHA-256 and the length of their NAR serialisations.
+/// Returns the store paths, with the SHA-256 and the length of their NAR serialisations.
 pub(crate) fn facts() -> Vec<(&'static str, [u8; 32], u64)> {
     FACTS
         .iter()
@@ -201,7 +203,7 @@ pub(crate) fn facts() -> Vec<(&'static str, [u8; 32], u64)> {
         .collect()
 }
 
-/// `registration` as `closureInfo` writes it.
+/// Returns `registration` as written by `closureInfo`.
 pub(crate) fn registration() -> String {
     let mut text = String::new();
     for (name, hash, size, references) in FACTS {
@@ -211,12 +213,12 @@ pub(crate) fn registration() -> String {
     text
 }
 
-/// `store-paths` as `closureInfo` writes it.
+/// Returns `store-paths` as written by `closureInfo`.
 pub(crate) fn store_paths() -> String {
     FACTS.iter().map(|(name, ..)| format!("/nix/store/{name}\n")).collect()
 }
 
-/// `.attrs.json` as Nix writes it, with one graph.
+/// Returns `.attrs.json` as written by Nix, with one graph.
 pub(crate) fn graph() -> String {
     let entries: Vec<serde_json::Value> = FACTS
         .iter()
@@ -241,8 +243,8 @@ fn write(path: &Path, content: &str, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Whether a program that a test needs is there. When it is not, the reason is printed and the test has to return;
-/// with `MICROVM_TEST_REQUIRE_TOOLS=1` it fails instead.
+/// Returns whether a program that a test needs is installed. If not, prints the reason, and the test must return.
+/// With `MICROVM_TEST_REQUIRE_TOOLS=1` it fails the test instead.
 #[track_caller]
 pub(crate) fn has_tool(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -253,7 +255,7 @@ pub(crate) fn has_tool(name: &str) -> bool {
     skip(&format!("{name} is not installed"))
 }
 
-/// Prints why a test is skipped; with `MICROVM_TEST_REQUIRE_TOOLS=1` fails it.
+/// Prints why a test is skipped. With `MICROVM_TEST_REQUIRE_TOOLS=1` it fails the test instead.
 #[track_caller]
 pub(crate) fn skip(reason: &str) -> bool {
     let required = std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_some_and(|value| value == "1");
@@ -262,9 +264,8 @@ pub(crate) fn skip(reason: &str) -> bool {
     false
 }
 
-/// Writes an executable file through another process. Were it written by this one, a test in another thread could start a
-/// program meanwhile, whose process holds the open file until its exec: starting the new program then fails with
-/// "Text file busy".
+/// Writes an executable file through another process. If this process wrote it, a program started by another test in
+/// the meantime would keep the file open until its exec, and starting the new program would fail with "Text file busy".
 pub(crate) fn write_program(path: &Path, text: &str) {
     let mut writer = Command::new("sh")
         .args(["-c", "cat > \"$0\" && chmod 0755 \"$0\""])

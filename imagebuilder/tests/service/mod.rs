@@ -1,4 +1,4 @@
-//! What the tests of the cache service share: a daemon like Nix', packs that are made of a few bytes, and clients.
+//! Shared by the tests of the cache service: a fake Nix daemon, fake packs with a few bytes, and clients.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
@@ -32,15 +32,15 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Long enough for anything that happens at all on a busy machine.
+/// Long enough for anything that is expected to happen, even on a busy machine.
 pub const LONG: Duration = Duration::from_secs(120);
 
-/// The name of the store path with this number.
+/// Returns the name of the store path with this number.
 pub fn base_name(number: usize) -> String {
     format!("{number:032}-path")
 }
 
-/// It, as a plan has it.
+/// Returns the store path with this number as a plan contains it.
 pub fn planned(number: usize) -> PlannedPath {
     PlannedPath {
         path: StorePath::from_base_name(&base_name(number)).unwrap(),
@@ -49,7 +49,7 @@ pub fn planned(number: usize) -> PlannedPath {
     }
 }
 
-/// A request for its pack.
+/// Returns a request for the pack of the store path with this number.
 pub fn request(number: usize) -> Vec<u8> {
     let request = Request::new(planned(number), ImageSettings::default(), ENCODER.to_owned()).unwrap();
     request.message().unwrap()
@@ -58,10 +58,10 @@ pub fn request(number: usize) -> Vec<u8> {
 /// The name of the encoder that makes [`FakePacks`].
 pub const ENCODER: &str = "fake-1";
 
-/// Users who are one user with a user namespace.
+/// The content of `/etc/subuid`: these users belong to one user with a user namespace.
 const SUBUID: &str = "someone:100000:65536\n";
 
-/// What [`FakePacks`] is to do with a store path.
+/// What [`FakePacks`] does for a store path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Making {
     /// Make the pack.
@@ -74,16 +74,16 @@ pub enum Making {
     Panics,
 }
 
-/// Packs that hold the name of their store path.
+/// Packs that contain only the name of their store path.
 pub struct FakePacks {
     directory: TempDir,
-    /// How the making of the numbered store paths goes; the others work.
+    /// What happens for these store paths. For all others, the pack is made.
     pub makings: Mutex<HashMap<String, Making>>,
-    /// Store paths in the order in which their making began.
+    /// Store paths in the order in which the work on their packs began.
     pub begun: Mutex<Vec<String>>,
-    /// How often a making was cancelled.
+    /// How often the work on a pack was cancelled.
     pub cancelled: AtomicUsize,
-    /// Lets what takes long end.
+    /// Ends all work of the kind [`Making::Takes`] when it is true.
     pub gate: AtomicBool,
 }
 
@@ -142,14 +142,14 @@ impl PackStore for FakePacks {
             }
         }
         let path = self.path(&name);
-        // As packs are: whole or not there, and its owner's alone.
+        // Like real packs, it is complete or missing, and only its owner can read it.
         let mut file = tempfile::Builder::new().tempfile_in(self.directory.path()).unwrap();
         file.write_all(name.as_bytes()).unwrap();
         Ok(file.persist(path).unwrap())
     }
 }
 
-/// A service that runs in a thread of its own.
+/// A service that runs in its own thread.
 pub struct Running {
     pub packs: Arc<FakePacks>,
     pub nix: FakeNixDaemon,
@@ -160,12 +160,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// With limits that no test meets by accident.
+    /// Starts a service with limits that tests do not reach by accident.
     pub fn new() -> Self {
         Self::with(|_| {})
     }
 
-    /// With some limits changed.
+    /// Starts a service with some limits changed.
     pub fn with(change: impl FnOnce(&mut Limits)) -> Self {
         let mut limits = Limits { silence: LONG, request_time: LONG, ..Limits::default() };
         change(&mut limits);
@@ -203,7 +203,7 @@ impl Running {
         TestClient::connect(&self.socket())
     }
 
-    /// A client of another user, which only root can be.
+    /// Connects as another user, which only root can do.
     pub fn client_of(&self, user: u32) -> TestClient {
         let socket = self.socket();
         let connect = move || {
@@ -230,13 +230,13 @@ impl Drop for Running {
     }
 }
 
-/// A client that does what it likes.
+/// A client that can send anything.
 pub struct TestClient(pub OwnedFd);
 
-/// What came from the service.
+/// What the client received from the service.
 #[derive(Debug)]
 pub enum Received {
-    /// An answer that is not `working`, and the content of the pack that came with it.
+    /// An answer other than `working`, and the content of the pack in it.
     Answer(Answer, Option<String>),
     /// The service ended the connection.
     End,
@@ -254,7 +254,7 @@ impl TestClient {
         send(&self.0, message, SendFlags::NOSIGNAL).unwrap();
     }
 
-    /// The next message, with the descriptor that came with it.
+    /// Receives the next message and its descriptor.
     pub fn receive_raw(&self) -> io::Result<(Vec<u8>, Option<File>)> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -270,7 +270,7 @@ impl TestClient {
         Ok((bytes, file))
     }
 
-    /// The next answer that ends a request.
+    /// Receives the next answer that ends a request.
     pub fn receive(&self) -> Received {
         loop {
             let (bytes, file) = match self.receive_raw() {
@@ -296,7 +296,7 @@ impl TestClient {
         self.receive()
     }
 
-    /// Asks, gets the pack, and looks at it.
+    /// Requests a pack and checks its content.
     pub fn expect_pack(&self, number: usize) {
         match self.ask(number) {
             Received::Answer(Answer::Pack { .. }, Some(content)) => assert_eq!(content, base_name(number)),
@@ -306,7 +306,7 @@ impl TestClient {
 }
 
 impl Received {
-    /// The reason of a refusal, as its JSON has it.
+    /// Returns the reason of a refusal, as in its JSON.
     pub fn reason(self) -> String {
         match self {
             Self::Answer(Answer::Refused { reason, .. }, None) => {
@@ -321,7 +321,7 @@ impl Received {
     }
 }
 
-/// Something that listens where a service should, and does `behaviour` with each message.
+/// Starts a fake service that calls `behaviour` for each connection.
 pub fn broken(behaviour: impl Fn(&OwnedFd) + Send + Sync + 'static) -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cache.sock");
@@ -349,13 +349,13 @@ pub fn say(client: &OwnedFd, message: &[u8], descriptors: &[OwnedFd]) {
     let _ = sendmsg(client, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL);
 }
 
-/// Says that a test cannot run here, which is a failure where everything has to.
+/// Prints why a test is skipped; fails the test if all tools are required.
 pub fn skip(reason: &str) {
     assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "{reason}");
     eprintln!("skipped: {reason}");
 }
 
-/// Waits until something is so.
+/// Waits until `is_so` returns true.
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {

@@ -1,4 +1,4 @@
-//! A daemon that answers like that of Nix 2.8 what is asked of it here: is a path valid.
+//! A fake daemon that supports the queries of the cache service with the protocol of Nix 2.8.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// A store path's NAR hash and size.
+/// The NAR hash and size of each valid store path.
 type Valid = Arc<Mutex<HashMap<String, ([u8; 32], u64)>>>;
 
-/// The daemon; its threads end with the test.
+/// The fake daemon. Its threads end with the test.
 pub struct FakeNixDaemon {
     valid: Valid,
     roots: Arc<Mutex<Vec<String>>>,
@@ -30,17 +30,17 @@ impl FakeNixDaemon {
         daemon
     }
 
-    /// From now on this path is valid.
+    /// Makes a path valid.
     pub fn add(&self, base_name: &str, nar_hash: [u8; 32], nar_size_bytes: u64) {
         self.valid.lock().unwrap().insert(base_name.to_owned(), (nar_hash, nar_size_bytes));
     }
 
-    /// From now on it is not.
+    /// Makes a path invalid.
     pub fn remove(&self, base_name: &str) {
         self.valid.lock().unwrap().remove(base_name);
     }
 
-    /// Paths that it was asked not to collect.
+    /// Returns the paths that clients registered as temporary roots.
     pub fn roots(&self) -> Vec<String> {
         self.roots.lock().unwrap().clone()
     }

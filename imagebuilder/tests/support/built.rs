@@ -1,4 +1,4 @@
-//! Images by our own builder.
+//! Images made by our own builder.
 
 use super::store_tree::{Item, Store, base_name};
 use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-/// All members of a store, without hashes.
+/// Returns a closure of all store paths in a store, without hashes.
 pub fn closure(store_dir: &Path) -> Closure {
     let names = fs::read_dir(store_dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut paths: Vec<_> = names
@@ -25,7 +25,7 @@ pub fn closure(store_dir: &Path) -> Closure {
     Closure { store_dir: store_dir.to_owned(), paths }
 }
 
-/// Builds an image of all members of a store.
+/// Builds an image of all store paths in a store.
 pub fn build_image(store_dir: &Path, settings: ImageSettings, image: &Path) {
     let plan = ImagePlan::new(closure(store_dir), settings);
     let options = BuildOptions {
@@ -39,18 +39,18 @@ pub fn build_image(store_dir: &Path, settings: ImageSettings, image: &Path) {
     build(&plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
 }
 
-/// Settings with a codec and a block size.
+/// Returns settings with a codec and a block size.
 pub fn settings(compression: Compression, block_size_bytes: u64) -> ImageSettings {
     ImageSettings::new(compression, None, Some(block_size_bytes), None).unwrap()
 }
 
-/// An image in memory whose blocks and tables are all stored plain, so that single fields can be changed.
+/// An image in memory whose blocks and tables are all uncompressed, so that single fields can be changed.
 pub struct PlainImage {
     pub bytes: Vec<u8>,
 }
 
 impl PlainImage {
-    /// Of one member named `tree`.
+    /// Builds an image of one store path named `tree`.
     pub fn new(item: Item) -> Self {
         let store = Store::new([("tree", item)]);
         let directory = tempfile::tempdir().unwrap();
@@ -59,7 +59,7 @@ impl PlainImage {
         Self { bytes: fs::read(&image).unwrap() }
     }
 
-    /// Where these bytes are; they must be there exactly once behind `from`.
+    /// Returns the position of these bytes, which must occur exactly once behind `from`.
     pub fn find_from(&self, from: usize, wanted: &[u8]) -> usize {
         let windows = self.bytes[from..].windows(wanted.len()).enumerate();
         let found: Vec<usize> = windows.filter(|(_, window)| *window == wanted).map(|(at, _)| at + from).collect();
@@ -67,15 +67,15 @@ impl PlainImage {
         found[0]
     }
 
-    /// Where the inode with this number begins.
+    /// Returns where the inode with this number begins.
     pub fn inode(&self, number: u32) -> usize {
-        // Owner and group are entry 0, the time is 1, then comes the number, after the type and mode.
+        // After the type and mode, the owner and group are entry 0, the time is 1, and then the number follows.
         let mut wanted = vec![0, 0, 0, 0, 1, 0, 0, 0];
         wanted.extend_from_slice(&number.to_le_bytes());
         self.find_from(self.u64_at(64) as usize, &wanted) - 4
     }
 
-    /// Where the directory entry with this name begins.
+    /// Returns where the directory entry with this name begins.
     pub fn entry(&self, name: &[u8]) -> usize {
         let mut wanted = (name.len() as u16 - 1).to_le_bytes().to_vec();
         wanted.extend_from_slice(name);
@@ -90,7 +90,7 @@ impl PlainImage {
         u32::from_le_bytes(self.bytes[at..at + 4].try_into().unwrap())
     }
 
-    /// Writes over bytes.
+    /// Overwrites bytes.
     pub fn put(&mut self, at: usize, bytes: &[u8]) {
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }
@@ -103,7 +103,7 @@ impl PlainImage {
     }
 }
 
-/// The path in an image of something in the member named `tree`.
+/// Returns the path in the image of a file in the store path named `tree`.
 pub fn in_tree(path: &str) -> String {
     format!("/{}/{path}", base_name("tree"))
 }

@@ -1,4 +1,4 @@
-//! What the tests of images share: trees, the tools that make and read images, and what each reader sees.
+//! Shared by the tests of images: trees, the tools that make and read images, and the results of each reader.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]

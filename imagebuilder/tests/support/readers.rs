@@ -1,4 +1,4 @@
-//! What each reader of images sees in them, in a form that can be compared.
+//! The content of an image according to each reader, in a form that can be compared.
 
 use super::scratch;
 use super::tools::{self, KernelMount};
@@ -11,14 +11,14 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-/// One thing in a tree.
+/// A file or directory in a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub mode: u32,
     pub what: What,
 }
 
-/// What it is; contents by their digest.
+/// Its type, with the digest of its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
     Directory,
@@ -27,7 +27,7 @@ pub enum What {
     Other(&'static str),
 }
 
-/// A tree by the paths in it, without its root.
+/// A tree as a map from its paths, without its root.
 pub type Snapshot = BTreeMap<String, Seen>;
 
 fn shown(path: &[u8]) -> String {
@@ -43,7 +43,7 @@ fn hash_zeros(hasher: &mut blake3::Hasher, mut length: u64) {
     }
 }
 
-/// Hashes what a reader gives, with its length.
+/// Hashes the content from a reader, and counts its length.
 fn file(mut reader: impl Read) -> What {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 17];
@@ -59,19 +59,20 @@ fn file(mut reader: impl Read) -> What {
     }
 }
 
-/// A directory on disk, with its own modes.
+/// Reads a directory on disk, with its actual modes.
 pub fn directory(root: &Path) -> Snapshot {
     snapshot_directory(root, |metadata| metadata.permissions().mode() & 0o7777)
 }
 
-/// What an image of a store directory holds: its members with the modes Nix would give, and the directory of hard links.
+/// Returns the expected content of an image of a store directory: its paths with the modes that Nix sets, and the
+/// directory of hard links.
 pub fn store(root: &Path) -> Snapshot {
     let mut snapshot = store_path(root);
     snapshot.insert(".links".to_owned(), Seen { mode: 0o755, what: What::Directory });
     snapshot
 }
 
-/// What is in a store path, with the modes Nix would give.
+/// Reads a store path, with the modes that Nix sets.
 pub fn store_path(root: &Path) -> Snapshot {
     snapshot_directory(root, |metadata| match (metadata.is_symlink(), metadata.mode() & 0o100) {
         (true, _) => 0o777,
@@ -108,7 +109,7 @@ fn snapshot_directory(root: &Path, mode: impl Fn(&Metadata) -> u32) -> Snapshot 
     snapshot
 }
 
-/// Our own reader.
+/// Reads an image with our own reader.
 pub fn our_reader(path: &Path) -> Snapshot {
     let image = Image::open(path).unwrap();
     let nodes = image.walk().unwrap().map(Result::unwrap).filter(|node| node.depth > 0);
@@ -141,7 +142,7 @@ pub fn our_reader(path: &Path) -> Snapshot {
     seen.collect()
 }
 
-/// The reader of backhand. It takes no symlink target from 256 bytes on: not for trees that have one.
+/// Reads an image with backhand, which refuses symlink targets of 256 bytes or more.
 pub fn backhand(path: &Path) -> Snapshot {
     let reader = FilesystemReader::from_reader(BufReader::new(File::open(path).unwrap())).unwrap();
     let mut snapshot = Snapshot::new();
@@ -158,7 +159,7 @@ pub fn backhand(path: &Path) -> Snapshot {
     snapshot
 }
 
-/// unsquashfs, which extracts; `None` when there is none.
+/// Reads an image by extracting it with unsquashfs; `None` if it is not installed.
 pub fn unsquashfs(image: &Path) -> Option<Snapshot> {
     let program = tools::find("unsquashfs")?;
     let target = scratch::directory();
@@ -170,7 +171,7 @@ pub fn unsquashfs(image: &Path) -> Option<Snapshot> {
     Some(directory(&output))
 }
 
-/// The kernel, through a loop mount; `None` where that cannot be done.
+/// Reads an image with the kernel through a loop mount; `None` if it cannot be mounted.
 pub fn kernel(image: &Path) -> Option<Snapshot> {
     let mount = KernelMount::new(image)?;
     Some(directory(mount.path()))

@@ -1,6 +1,6 @@
-//! Numbers that look random and are the same in every run.
+//! Pseudo-random numbers that are the same in every run.
 
-/// A generator by its seed (splitmix64).
+/// A generator with a seed (splitmix64).
 pub struct Seeded(u64);
 
 impl Seeded {
@@ -16,24 +16,24 @@ impl Seeded {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `limit`.
+    /// Returns a number below `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
-    /// An index of something with so many elements.
+    /// Returns an index into something with `length` elements.
     pub fn index(&mut self, length: usize) -> usize {
         usize::try_from(self.below(length as u64)).unwrap()
     }
 
-    /// Bytes that do not compress.
+    /// Returns bytes that do not compress.
     pub fn noise(&mut self, length: usize) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..length.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).collect();
         bytes.truncate(length);
         bytes
     }
 
-    /// Bytes that compress like text.
+    /// Returns bytes that compress like text.
     pub fn text(&mut self, length: usize) -> Vec<u8> {
         const WORDS: [&str; 8] = ["closure ", "of ", "store ", "paths ", "image ", "block\n", "fragment ", "inode "];
         let mut bytes = Vec::with_capacity(length + 16);

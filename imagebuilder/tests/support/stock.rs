@@ -1,13 +1,13 @@
-//! Images by the stock tools, with all the codecs and options that change what a reader meets.
+//! Images made by the stock tools, with all codecs and options that matter for a reader.
 
 use super::tools;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-/// Codecs that both tools and our reader know.
+/// Codecs that both tools and our reader support.
 pub const CODECS: [&str; 4] = ["gzip", "xz", "lz4", "zstd"];
 
-/// Options of mksquashfs, each set for one more image of the same tree.
+/// Sets of options for mksquashfs. Each is used for one image of the same tree.
 const MKSQUASHFS_OPTIONS: [&[&str]; 8] = [
     &["-comp", "zstd", "-b", "4096"],
     &["-comp", "zstd", "-b", "1048576", "-Xcompression-level", "1"],
@@ -19,7 +19,7 @@ const MKSQUASHFS_OPTIONS: [&[&str]; 8] = [
     &["-comp", "gzip", "-tailends", "-all-root", "-all-time", "1"],
 ];
 
-/// Makes an image of a directory with mksquashfs; `None` when there is none.
+/// Makes an image of a directory with mksquashfs; `None` if it is not installed.
 pub fn mksquashfs(tree: &Path, image: &Path, options: &[&str]) -> Option<()> {
     let program = tools::find("mksquashfs")?;
     let fixed = ["-noappend", "-quiet", "-no-progress"].map(AsRef::<OsStr>::as_ref);
@@ -28,7 +28,7 @@ pub fn mksquashfs(tree: &Path, image: &Path, options: &[&str]) -> Option<()> {
     Some(())
 }
 
-/// Makes an image of a directory with gensquashfs; `None` when there is none.
+/// Makes an image of a directory with gensquashfs; `None` if it is not installed.
 pub fn gensquashfs(tree: &Path, image: &Path, options: &[&str]) -> Option<()> {
     let program = tools::find("gensquashfs")?;
     let fixed = [OsStr::new("-q"), OsStr::new("-D"), tree.as_os_str(), image.as_os_str()];
@@ -36,7 +36,7 @@ pub fn gensquashfs(tree: &Path, image: &Path, options: &[&str]) -> Option<()> {
     Some(())
 }
 
-/// Images of a tree by both tools, each with its command line as a name.
+/// Makes images of a tree with both tools. Each has its command line as its name.
 pub fn images(tree: &Path, directory: &Path) -> Vec<(String, PathBuf)> {
     let mut images = Vec::new();
     let path = |number: usize| directory.join(format!("image-{number}"));

@@ -1,4 +1,4 @@
-//! Trees of files as data, and on disk as members of a store directory.
+//! Trees of files as data, and on disk as store paths in a store directory.
 
 use super::scratch;
 use super::seeded::Seeded;
@@ -18,15 +18,15 @@ pub enum Item {
     },
     Symlink(Vec<u8>),
     Directory(BTreeMap<Vec<u8>, Item>),
-    /// Another name of the file at this path, `/`-separated, from the store directory.
+    /// Another name of the file at this path, which is relative to the store directory.
     HardLink(Vec<u8>),
 }
 
-/// What is in a file.
+/// The content of a file.
 #[derive(Clone, Debug)]
 pub enum Content {
     Bytes(Vec<u8>),
-    /// A file of so many bytes, zero but for the pieces at their offsets.
+    /// A file of this length that is zero except for the pieces at their offsets.
     Sparse {
         size_bytes: u64,
         pieces: Vec<(u64, Vec<u8>)>,
@@ -54,7 +54,7 @@ impl Item {
         Self::Directory(entries.into_iter().map(|(name, item)| (name.into(), item)).collect())
     }
 
-    /// Makes it at a path. The directories above are there.
+    /// Creates it at a path, whose parent directory must exist.
     pub fn write(&self, path: &Path, store_dir: &Path) {
         match self {
             Self::File { content, executable } => {
@@ -81,7 +81,7 @@ impl Item {
     }
 }
 
-/// A base name that Nix would take, the same for the same name.
+/// Returns a base name that Nix would accept. The same name always gives the same base name.
 pub fn base_name(name: &str) -> String {
     const DIGITS: &[u8] = b"0123456789abcdfghijklmnpqrsvwxyz";
     let hash = blake3::hash(name.as_bytes());
@@ -89,18 +89,18 @@ pub fn base_name(name: &str) -> String {
     format!("{hash}-{name}")
 }
 
-/// A store directory that goes away when it is dropped.
+/// A store directory that is removed when it is dropped.
 pub struct Store {
     directory: tempfile::TempDir,
 }
 
 impl Store {
-    /// A store with these members, by the name part of their base names.
+    /// Creates a store with these store paths, given by the name part of their base names.
     pub fn new<'n>(members: impl IntoIterator<Item = (&'n str, Item)>) -> Self {
         Self::made_in(tempfile::tempdir().unwrap(), members)
     }
 
-    /// The same, where making very many files is fast.
+    /// Same as [`Self::new`], in a directory in which creating very many files is fast.
     pub fn in_memory<'n>(members: impl IntoIterator<Item = (&'n str, Item)>) -> Self {
         Self::made_in(scratch::directory(), members)
     }
@@ -113,18 +113,18 @@ impl Store {
         store
     }
 
-    /// The store directory.
+    /// Returns the store directory.
     pub fn path(&self) -> &Path {
         self.directory.path()
     }
 
-    /// Where a member is.
+    /// Returns the path of a store path, given its name.
     pub fn member(&self, name: &str) -> PathBuf {
         self.path().join(base_name(name))
     }
 }
 
-/// A tree with something of everything a store may hold, some of it twice.
+/// Returns a tree with everything that a store can contain, some of it twice.
 pub fn mixed_tree(seed: u64) -> Item {
     let mut seeded = Seeded::new(seed);
     let shared = seeded.text(300_000);

@@ -1,19 +1,19 @@
-//! Programs and rights that not every machine has.
+//! Programs and permissions that are not available on every machine.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Set to 1 where everything must be there: then what is missing fails the test.
+/// If this variable is 1, a missing program fails the test.
 const REQUIRE: &str = "MICROVM_TEST_REQUIRE_TOOLS";
 
-/// Says why a part of a test does not run; where everything must be there, fails.
+/// Prints why a part of a test is skipped; fails the test if all tools are required.
 pub fn skip(why: &str) {
     assert!(std::env::var_os(REQUIRE).is_none_or(|value| value != "1"), "{why}, and {REQUIRE}=1");
     eprintln!("skipped: {why}");
 }
 
-/// The path of a program; `None`, with the reason told, when it is not installed.
+/// Returns the path of a program. If it is not installed, prints the reason and returns `None`.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.is_file());
@@ -23,7 +23,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
     found
 }
 
-/// Runs a program and fails the test, with all it said, when it fails.
+/// Runs a program and returns its stdout. If it fails, fails the test and prints its output.
 pub fn run<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl IntoIterator<Item = S>) -> String {
     let mut command = Command::new(program);
     command.args(arguments);
@@ -34,7 +34,7 @@ pub fn run<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl IntoIter
     said.into_owned()
 }
 
-/// True for root in a namespace where file systems can be mounted.
+/// Returns whether this process is root in a namespace in which file systems can be mounted.
 fn may_mount() -> bool {
     nix::unistd::geteuid().is_root() && Path::new("/dev/loop-control").exists()
 }
@@ -45,7 +45,7 @@ pub struct KernelMount {
 }
 
 impl KernelMount {
-    /// Mounts an image; `None`, with the reason told, where that cannot be done.
+    /// Mounts an image. If it cannot be mounted, prints the reason and returns `None`.
     pub fn new(image: &Path) -> Option<Self> {
         if !may_mount() {
             skip("mounting needs root and loop devices");
@@ -62,7 +62,7 @@ impl KernelMount {
         Some(Self { point })
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub fn path(&self) -> &Path {
         self.point.path()
     }
@@ -70,7 +70,7 @@ impl KernelMount {
 
 impl Drop for KernelMount {
     fn drop(&mut self) {
-        // A failing test may still have files open: the kernel then ends the mount when they are closed.
+        // A failing test may still have open files. The kernel then ends the mount when they are closed.
         let done = Command::new("umount").arg("-l").arg(self.point.path()).status();
         if !done.is_ok_and(|status| status.success()) {
             eprintln!("could not unmount {}", self.point.path().display());
