@@ -167,7 +167,7 @@ fn sockets_that_the_launcher_binds_keep_the_limit_where_they_lie() {
         launch(notified(), &deep, hypervisor);
         let deeper = HostFacts::assumed(HostPath::new(format!("/{}", "d".repeat(87))));
         let refused = refusals(notified(), &deeper, hypervisor);
-        assert!(refused[0].contains(&format!("web: vsock.socket: {hypervisor} has a socket at")), "{refused:?}");
+        assert!(refused[0].contains(&format!("web: vsock.socket: {hypervisor} needs a socket at")), "{refused:?}");
     }
 }
 
@@ -288,7 +288,7 @@ fn a_kernel_command_line_that_would_be_cut_off_is_refused() {
     let fields = |bytes: usize| json!({"kernelParams": ["x".repeat(bytes)]});
     for hypervisor in Hypervisor::ALL {
         let refused = refusals(fields(2047), &host(), hypervisor);
-        assert!(refused[0].contains("of kernel parameters, but a kernel takes at most 2047"), "{refused:?}");
+        assert!(refused[0].contains("of kernel parameters, but the kernel supports at most 2047"), "{refused:?}");
         assert!(lower(&machine(fields(1700)), &host(), hypervisor).is_ok(), "{hypervisor}");
     }
 }
@@ -334,7 +334,7 @@ fn a_machine_with_more_devices_than_slots_is_refused() {
         (Hypervisor::Kvmtool, 4),
     ] {
         assert!(lower(&machine(volumes(most)), &host(), hypervisor).is_ok(), "{hypervisor}");
-        assert!(refusals(volumes(most + 1), &host(), hypervisor)[0].contains("and this machine has"), "{hypervisor}");
+        assert!(refusals(volumes(most + 1), &host(), hypervisor)[0].contains("but this machine has"), "{hypervisor}");
     }
 }
 

@@ -266,14 +266,14 @@ fn what_the_spec_says_to_cloud_hypervisor_is_not_said_again() {
 #[test]
 fn options_that_others_take_once_are_refused_by_name() {
     for (section, hypervisor, arguments, expected) in [
-        ("crosvm", Hypervisor::Crosvm, ["--cpus", "4"], "cannot take --cpus beside"),
+        ("crosvm", Hypervisor::Crosvm, ["--cpus", "4"], "cannot be given --cpus, because"),
         ("crosvm", Hypervisor::Crosvm, ["-m", "4"], "use mem"),
-        ("crosvm", Hypervisor::Crosvm, ["--socket=x", "-p"], "cannot take --socket beside"),
+        ("crosvm", Hypervisor::Crosvm, ["--socket=x", "-p"], "cannot be given --socket, because"),
         ("kvmtool", Hypervisor::Kvmtool, ["-c", "4"], "use vcpu"),
         ("kvmtool", Hypervisor::Kvmtool, ["-m512", "--sdl"], "use mem"),
         ("kvmtool", Hypervisor::Kvmtool, ["--params", "x"], "use kernelParams"),
         ("kvmtool", Hypervisor::Kvmtool, ["--no-nodefaults", "--sdl"], "the launcher configures all devices itself"),
-        ("firecracker", Hypervisor::Firecracker, ["--no-api", "--id"], "cannot take --no-api beside"),
+        ("firecracker", Hypervisor::Firecracker, ["--no-api", "--id"], "cannot be given --no-api, because"),
     ] {
         let refused = refusal(extra(section, &arguments), hypervisor);
         let option = format!("{section}.extraArgs: {hypervisor} ");
@@ -354,5 +354,5 @@ fn lists_of_firecrackers_extra_config_come_behind_ours_and_elements_of_one_id_ar
     let said = refusal(with(json!({"drives": [theirs, theirs]})), Hypervisor::Firecracker);
     assert!(said.contains("firecracker.extraConfig.drives") && said.contains("`mine` is given twice"), "{said}");
     let said = refusal(with(json!({"network-interfaces": {}})), Hypervisor::Firecracker);
-    assert!(said.contains("firecracker.extraConfig.network-interfaces") && said.contains("takes a list"), "{said}");
+    assert!(said.contains("firecracker.extraConfig.network-interfaces") && said.contains("requires a list"), "{said}");
 }
