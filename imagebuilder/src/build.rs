@@ -24,14 +24,13 @@ pub use output::OutputError;
 use crate::cache::outputs::PlanKey;
 use crate::cache::{Cache, CacheError};
 use crate::encode::{EncodeError, Encoder, codec_number, codec_options};
+use crate::little_endian::PutLe;
 use crate::pack::PackSource;
 use crate::plan::ImagePlan;
 use crate::progress::{Phase, Progress};
 use crate::report::{BuildReport, CacheReport, CpuSeconds, Outcome};
 use crate::scan::ScanError;
-use crate::squashfs::format::{
-    IMAGE_ALIGNMENT_BYTES, METADATA_PLAIN, NO_TABLE, PutLe, SUPERBLOCK_BYTES, Superblock, flags,
-};
+use crate::squashfs::format::{IMAGE_ALIGNMENT_BYTES, METADATA_PLAIN, NO_TABLE, SUPERBLOCK_BYTES, Superblock, flags};
 use crate::squashfs::tables::{Contents, Location, Member as TableMember, Tables, TablesError, write_tables};
 use crate::threads::JOBS_MAX;
 use buffers::SpareBuffers;

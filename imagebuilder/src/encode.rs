@@ -2,8 +2,9 @@
 //!
 //! The codecs are compiled in. The system's libraries are never used, because another version may give other bytes.
 
+use crate::little_endian::PutLe;
 use crate::settings::{Compression, ImageSettings};
-use crate::squashfs::format::{BLOCK_PLAIN, PutLe, codec};
+use crate::squashfs::format::{BLOCK_PLAIN, codec};
 use flate2::{Compress, FlushCompress, Status};
 use liblzma::stream::{Action, Check, Filters, LzmaOptions, Stream};
 use std::io::Cursor;

@@ -47,6 +47,7 @@
 //! ```
 
 pub mod atomic_file;
+pub mod attributes;
 pub mod block_map;
 pub mod build;
 pub mod cache;
@@ -55,10 +56,12 @@ pub mod closure;
 pub mod diff;
 pub mod dump;
 pub mod encode;
+pub mod erofs;
 pub mod extract;
 mod first_of;
 pub mod image;
 pub mod inspect;
+pub mod little_endian;
 pub mod machine;
 pub mod nar;
 pub mod nar_hash;

@@ -6,8 +6,8 @@
 //! - 1 and 2, file and executable file: size (u64), hash (32 bytes) of each range of 4 MiB, none for an empty file;
 //! - 3, symbolic link: length of its target (u16), target.
 
+use crate::little_endian::PutLe;
 use crate::segment::{ContentHash, range_count};
-use crate::squashfs::format::PutLe;
 use crate::tree::{Entry, FileMode, NodeId, Tree};
 
 /// Linux allows paths of 4096 bytes, so no tree that was ever listed is deeper than this.

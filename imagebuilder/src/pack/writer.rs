@@ -1,10 +1,10 @@
 //! The index and the footer of a pack.
 
 use super::{FOOTER_BYTES, MAGIC, contents, settings_name};
+use crate::little_endian::PutLe;
 use crate::plan::PlannedPath;
 use crate::segment::ContentHash;
 use crate::settings::ImageSettings;
-use crate::squashfs::format::PutLe;
 use crate::tree::Tree;
 use std::fs::File;
 use std::io;

@@ -10,6 +10,8 @@
 //!
 //! The kernel checks that the index of each of the last three tables ends exactly where the next table begins.
 
+use crate::little_endian::PutLe;
+
 /// The magic number, `hsqs`.
 pub const MAGIC: u32 = 0x7371_7368;
 /// Length of the superblock in bytes.
@@ -81,30 +83,6 @@ pub mod inode_type {
     pub const EXTENDED_DIRECTORY: u16 = 8;
     /// File with 64-bit start and size, or holes.
     pub const EXTENDED_FILE: u16 = 9;
-}
-
-/// Appends little-endian integers.
-pub trait PutLe {
-    /// Appends two bytes.
-    fn put_u16(&mut self, value: u16);
-    /// Appends four bytes.
-    fn put_u32(&mut self, value: u32);
-    /// Appends eight bytes.
-    fn put_u64(&mut self, value: u64);
-}
-
-impl PutLe for Vec<u8> {
-    fn put_u16(&mut self, value: u16) {
-        self.extend_from_slice(&value.to_le_bytes());
-    }
-
-    fn put_u32(&mut self, value: u32) {
-        self.extend_from_slice(&value.to_le_bytes());
-    }
-
-    fn put_u64(&mut self, value: u64) {
-        self.extend_from_slice(&value.to_le_bytes());
-    }
 }
 
 /// The first 96 bytes of an image.

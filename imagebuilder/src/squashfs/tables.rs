@@ -7,22 +7,18 @@
 //!   reads a listing one entry at a time, starting at the nearest index entry, so the time of a lookup grows with the
 //!   square root of the number of entries.
 
+use crate::attributes::{MODE_DIRECTORY, MODE_EXECUTABLE, MODE_REGULAR, MODE_SYMLINK, MODIFIED_AT};
 use crate::encode::{EncodeError, Encoder};
+use crate::little_endian::PutLe;
 use crate::squashfs::format::{
     DIRECTORY_HEADER_ENTRIES_MAX, DirectoryEntry, DirectoryHeader, DirectoryIndexEntry, DirectoryInode, FileInode,
-    FragmentEntry, InodeHead, InodeRef, MetadataPosition, NO_TABLE, PutLe, SymlinkInode, inode_type,
+    FragmentEntry, InodeHead, InodeRef, MetadataPosition, NO_TABLE, SymlinkInode, inode_type,
 };
 use crate::squashfs::metadata::MetadataWriter;
 use crate::store_root;
 use crate::tree::{Entry, NodeId, Tree};
 use thiserror::Error;
 
-/// Modification time of everything in a Nix store, in seconds since 1970.
-const MODIFIED_AT: u32 = 1;
-const MODE_DIRECTORY: u16 = 0o555;
-const MODE_EXECUTABLE: u16 = 0o555;
-const MODE_REGULAR: u16 = 0o444;
-const MODE_SYMLINK: u16 = 0o777;
 /// The id table. Root is the user and group of everything except the root directory, which has another group.
 const IDS: [u32; 2] = [0, store_root::GROUP];
 const ROOT_GROUP: u16 = 0;
