@@ -55,7 +55,7 @@ pub fn planned_path() -> PlannedPath {
 
 /// A plan of that path.
 pub fn plan() -> ImagePlan {
-    ImagePlan { store_dir: "/nix/store".into(), settings: ImageSettings::default(), paths: vec![planned_path()] }
+    ImagePlan { store_dir: "/nix/store".into(), format: ImageSettings::default().into(), paths: vec![planned_path()] }
 }
 
 /// An empty cache.

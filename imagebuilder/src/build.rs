@@ -3,6 +3,7 @@
 mod back_pressure;
 mod buffers;
 mod check;
+mod erofs;
 mod job;
 mod job_queue;
 mod make_pack;
@@ -24,16 +25,19 @@ pub use output::OutputError;
 use crate::cache::outputs::PlanKey;
 use crate::cache::{Cache, CacheError};
 use crate::encode::{EncodeError, Encoder, codec_number, codec_options};
+use crate::erofs::ErofsError;
 use crate::little_endian::PutLe;
 use crate::pack::PackSource;
 use crate::plan::ImagePlan;
 use crate::progress::{Phase, Progress};
 use crate::report::{BuildReport, CacheReport, CpuSeconds, Outcome};
 use crate::scan::ScanError;
+use crate::settings::{ImageFormat, ImageSettings};
 use crate::squashfs::format::{IMAGE_ALIGNMENT_BYTES, METADATA_PLAIN, NO_TABLE, SUPERBLOCK_BYTES, Superblock, flags};
 use crate::squashfs::tables::{Contents, Location, Member as TableMember, Tables, TablesError, write_tables};
 use crate::threads::JOBS_MAX;
 use buffers::SpareBuffers;
+use erofs::ErofsBuild;
 use job::WorkerInputs;
 use new_pack::{CacheKeeper, PackKeeper};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -127,6 +131,9 @@ pub enum BuildError {
     /// The format cannot hold the closure.
     #[error(transparent)]
     Tables(#[from] TablesError),
+    /// The erofs format cannot hold the closure.
+    #[error(transparent)]
+    Erofs(#[from] ErofsError),
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
@@ -183,14 +190,46 @@ pub fn build(
     };
     let output = ImageFile::create(&options.output, &make_room)?;
     let threads = options.jobs.clamp(1, JOBS_MAX);
-    let build = Build { plan, options, cache: cache.as_ref(), cancel, threads, started };
-    let (report, published) = build.run(output, progress)?;
+    let mut report = match plan.format {
+        ImageFormat::Squashfs(settings) => {
+            let build = Build { plan, settings: &settings, options, cache: cache.as_ref(), cancel, threads, started };
+            build.write(&output, progress)?
+        }
+        ImageFormat::Erofs(profile) => {
+            ErofsBuild { plan, profile, cancel, threads, started }.write(&output, progress)?
+        }
+    };
+    progress.begin(Phase::Publish, 0);
+    let published = publish(output, options, cancel, &mut report)?;
+    report.seconds.total = started.elapsed().as_secs_f64();
+    report.cpu_seconds.total = cpu_seconds(UsageWho::RUSAGE_SELF);
+    report.peak_memory_bytes = peak_memory_bytes();
     if let Some((cache, key)) = &key
         && let Err(error) = cache.remember_build(key, &options.output, &published, &report)
     {
         progress.warn(&cache_warning(&error));
     }
     Ok(report)
+}
+
+/// Hashes a complete image where that was asked for, and puts it in its place.
+fn publish(
+    output: ImageFile<'_>,
+    options: &BuildOptions,
+    cancel: &AtomicBool,
+    report: &mut BuildReport,
+) -> Result<File, BuildError> {
+    let started = Instant::now();
+    if options.digests == Digests::Compute {
+        let (blake3, sha256) = output.digests()?;
+        (report.image_blake3, report.image_sha256) = (Some(blake3), Some(sha256));
+    }
+    if cancel.load(Ordering::Relaxed) {
+        return Err(BuildError::Interrupted);
+    }
+    let published = output.publish()?;
+    report.seconds.publish = started.elapsed().as_secs_f64();
+    Ok(published)
 }
 
 /// Whether what is removed from the cache frees space for the output.
@@ -215,8 +254,10 @@ fn cache_warning(error: &CacheError) -> String {
     format!("{error}{cause}; the image is not affected, but the next build will be slower")
 }
 
+/// A build of a squashfs image.
 struct Build<'a> {
     plan: &'a ImagePlan,
+    settings: &'a ImageSettings,
     options: &'a BuildOptions,
     cache: Option<&'a Cache>,
     cancel: &'a AtomicBool,
@@ -225,11 +266,12 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
-    fn run(&self, output: ImageFile<'_>, progress: &mut dyn Progress) -> Result<(BuildReport, File), BuildError> {
+    /// Writes everything but what belongs to every format, and returns the report so far.
+    fn write(&self, output: &ImageFile<'_>, progress: &mut dyn Progress) -> Result<BuildReport, BuildError> {
         let mut report =
             BuildReport { version: REPORT_VERSION, paths: self.plan.paths.len() as u64, ..Default::default() };
         progress.begin(Phase::Scan, 0);
-        let scanner = Scanner::new(self.plan, self.options, self.cache, self.cancel);
+        let scanner = Scanner::new(self.plan, self.settings, self.options, self.cache, self.cancel);
         let mut scanned = scanner.scan(self.threads)?;
         scanner.warnings().iter().for_each(|warning| progress.warn(warning));
         report.files = scanned.members.iter().map(|member| member.tree().file_sizes().len() as u64).sum();
@@ -237,11 +279,11 @@ impl Build<'_> {
         report.seconds.scan = self.started.elapsed().as_secs_f64();
 
         let blocks_started = Instant::now();
-        let options = codec_options(&self.plan.settings);
+        let options = codec_options(self.settings);
         let done = loop {
             progress.begin(Phase::Blocks, report.input_bytes);
-            let start = self.begin(options.as_deref(), &output)?;
-            let done = self.write_blocks(&scanned.members, &output, start, progress)?;
+            let start = self.begin(options.as_deref(), output)?;
+            let done = self.write_blocks(&scanned.members, output, start, progress)?;
             if done.damaged.is_empty() {
                 break done;
             }
@@ -254,21 +296,9 @@ impl Build<'_> {
 
         progress.begin(Phase::Tables, 0);
         let tables_started = Instant::now();
-        let tables = self.write_tables(&scanned.members, &done.places, done.end, &output)?;
-        report.image_bytes = self.finish(&done, &tables, options.is_some(), &output)?;
+        let tables = self.write_tables(&scanned.members, &done.places, done.end, output)?;
+        report.image_bytes = self.finish(&done, &tables, options.is_some(), output)?;
         report.seconds.tables = tables_started.elapsed().as_secs_f64();
-
-        progress.begin(Phase::Publish, 0);
-        let publish_started = Instant::now();
-        if self.options.digests == Digests::Compute {
-            let (blake3, sha256) = output.digests()?;
-            (report.image_blake3, report.image_sha256) = (Some(blake3), Some(sha256));
-        }
-        if self.cancel.load(Ordering::Relaxed) {
-            return Err(BuildError::Interrupted);
-        }
-        let published = output.publish()?;
-        report.seconds.publish = publish_started.elapsed().as_secs_f64();
 
         report.blocks = done.places.blocks;
         (report.duplicate_files, report.duplicate_bytes) = (done.tally.duplicate_files, done.tally.duplicate_bytes);
@@ -278,10 +308,8 @@ impl Build<'_> {
             enabled: self.cache.is_some() || self.options.packs.is_some(),
             ..done.tally.report(self.plan.paths.len(), scanned.rebuilt.len(), rebuilt_bytes)
         };
-        report.seconds.total = self.started.elapsed().as_secs_f64();
-        report.cpu_seconds = CpuSeconds { total: cpu_seconds(UsageWho::RUSAGE_SELF), sequencer: done.cpu_seconds };
-        report.peak_memory_bytes = peak_memory_bytes();
-        Ok((report, published))
+        report.cpu_seconds = CpuSeconds { total: 0.0, sequencer: done.cpu_seconds };
+        Ok(report)
     }
 
     /// Writes what comes before the data, and says where that begins.
@@ -302,10 +330,10 @@ impl Build<'_> {
         start: u64,
         progress: &mut dyn Progress,
     ) -> Result<Sequenced, BuildError> {
-        let keeper = self.cache.map(|cache| CacheKeeper { cache, settings: &self.plan.settings });
+        let keeper = self.cache.map(|cache| CacheKeeper { cache, settings: self.settings });
         let target = Target {
             members,
-            settings: &self.plan.settings,
+            settings: self.settings,
             image: Some((output, start)),
             keeper: keeper.as_ref().map(|keeper| keeper as &dyn PackKeeper),
         };
@@ -337,7 +365,7 @@ impl Build<'_> {
             })
             .collect();
         let contents = ByName { places, order: &order };
-        let mut encoders = three_encoders(|| Encoder::for_metadata(&self.plan.settings))?;
+        let mut encoders = three_encoders(|| Encoder::for_metadata(self.settings))?;
         let encoders = encoders.each_mut().map(Some);
         let tables = write_tables(&by_name, &contents, places.fragments(), start, encoders)?;
         output.write_at(&mut [IoSlice::new(&tables.bytes)], start)?;
@@ -366,10 +394,10 @@ impl Build<'_> {
         let superblock = Superblock {
             inodes: tables.inodes,
             made_at: MADE_AT,
-            block_size_bytes: self.plan.settings.block_size_bytes(),
+            block_size_bytes: self.settings.block_size_bytes(),
             fragments: u32::try_from(fragments)
                 .map_err(|_| TablesError::TooLarge { what: "over 4294967295 fragment blocks" })?,
-            codec: codec_number(self.plan.settings.compression()),
+            codec: codec_number(self.settings.compression()),
             flags: bits,
             ids: tables.ids,
             root: tables.root,

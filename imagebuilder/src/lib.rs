@@ -78,6 +78,7 @@ pub mod segment;
 pub mod settings;
 pub mod size;
 pub mod squashfs;
+pub mod store_listing;
 pub mod store_path;
 pub mod store_root;
 pub mod threads;

@@ -8,11 +8,12 @@
 //!   "paths": [{"path": "HASH-NAME", "narHash": "sha256:NIX32", "narSize": 120}]
 //! }
 //! ```
+//! The settings of an erofs image are `{"format": "erofs"}`, with `"dax": true` for one that is mapped into guests.
 //! `narHash` and `narSize` are omitted if the closure's source does not contain them.
 
 use crate::closure::Closure;
 use crate::nar_hash;
-use crate::settings::ImageSettings;
+use crate::settings::ImageFormat;
 use crate::store_path::StorePath;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
@@ -41,8 +42,8 @@ pub struct PlannedPath {
 pub struct ImagePlan {
     /// The directory that contains the files of the paths, by default `/nix/store`.
     pub store_dir: PathBuf,
-    /// Codec and block sizes.
-    pub settings: ImageSettings,
+    /// Format of the image, with its settings.
+    pub format: ImageFormat,
     /// The paths, sorted by base name.
     pub paths: Vec<PlannedPath>,
 }
@@ -81,9 +82,9 @@ fn display_all(paths: &[StorePath]) -> String {
 }
 
 impl ImagePlan {
-    /// Returns the plan of an image of `closure`. Equal closures and settings give equal plans.
-    pub fn new(closure: Closure, settings: ImageSettings) -> Self {
-        Self { store_dir: closure.store_dir, settings, paths: closure.paths }
+    /// Returns the plan of an image of `closure`. Equal closures and formats give equal plans.
+    pub fn new(closure: Closure, format: impl Into<ImageFormat>) -> Self {
+        Self { store_dir: closure.store_dir, format: format.into(), paths: closure.paths }
     }
 
     /// Reads and checks a plan. The order of the paths does not matter.
@@ -100,7 +101,7 @@ impl ImagePlan {
         if version.as_u64() != Some(PLAN_VERSION) {
             return Err(PlanError::Version { found: version.to_string() });
         }
-        let PlanDocument { store_dir, settings, mut paths, .. } = serde_json::from_str(text)?;
+        let PlanDocument { store_dir, settings: format, mut paths, .. } = serde_json::from_str(text)?;
         if !store_dir.is_absolute() {
             return Err(PlanError::RelativeStoreDir { store_dir });
         }
@@ -114,7 +115,7 @@ impl ImagePlan {
         if !twice.is_empty() {
             return Err(PlanError::Twice { paths: twice });
         }
-        Ok(Self { store_dir, settings, paths })
+        Ok(Self { store_dir, format, paths })
     }
 
     /// Returns the plan as JSON, with a newline at its end. Equal plans give equal texts.
@@ -125,7 +126,7 @@ impl ImagePlan {
         let document = PlanDocument {
             version: PLAN_VERSION,
             store_dir: self.store_dir.clone(),
-            settings: self.settings,
+            settings: self.format,
             paths: self.paths.clone(),
         };
         let mut text = serde_json::to_string_pretty(&document)?;
@@ -140,7 +141,7 @@ impl ImagePlan {
 struct PlanDocument {
     version: u64,
     store_dir: PathBuf,
-    settings: ImageSettings,
+    settings: ImageFormat,
     paths: Vec<PlannedPath>,
 }
 
@@ -166,7 +167,8 @@ mod nar_hash_text {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Compression;
+    use crate::erofs::Profile;
+    use crate::settings::{Compression, ImageSettings};
     use proptest::prelude::*;
 
     const HASH: &str = "0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv";
@@ -177,7 +179,7 @@ mod tests {
     fn golden_plan() -> ImagePlan {
         ImagePlan {
             store_dir: PathBuf::from("/nix/store"),
-            settings: ImageSettings::new(Compression::Zstd, Some(9), Some(262_144), Some(131_072)).unwrap(),
+            format: ImageSettings::new(Compression::Zstd, Some(9), Some(262_144), Some(131_072)).unwrap().into(),
             paths: vec![
                 PlannedPath {
                     path: StorePath::from_base_name(&format!("{HASH}-bash-5.2")).unwrap(),
@@ -259,6 +261,29 @@ mod tests {
     }
 
     #[test]
+    fn an_erofs_plan_has_no_setting_of_squashfs() {
+        let settings = GOLDEN.find("\"settings\"").unwrap()..GOLDEN.find("\"paths\"").unwrap();
+        let with =
+            |text: &str| format!("{}\"settings\": {text}, {}", &GOLDEN[..settings.start], &GOLDEN[settings.end..]);
+        let format = |text: &str| ImagePlan::from_json(&with(text)).map(|plan| plan.format);
+        assert_eq!(format(r#"{"format": "erofs"}"#).unwrap(), ImageFormat::Erofs(Profile::Disk));
+        assert_eq!(format(r#"{"format": "erofs", "dax": true}"#).unwrap(), ImageFormat::Erofs(Profile::Dax));
+        let squashfs =
+            r#"{"format": "squashfs", "compression": "none", "blockSizeBytes": 4096, "fragmentBlockSizeBytes": 4096"#;
+        let settings = ImageSettings::new(Compression::None, None, Some(4096), None).unwrap();
+        assert_eq!(format(&format!("{squashfs}}}")).unwrap(), ImageFormat::Squashfs(settings));
+        for (settings, message) in [
+            (r#"{"format": "erofs", "level": 8}"#, "`level` is not a setting of the format erofs"),
+            (&format!(r#"{squashfs}, "dax": false}}"#), "`dax` is not a setting of the format squashfs"),
+            (r#"{"format": "ext4"}"#, "unknown variant `ext4`, expected `squashfs` or `erofs`"),
+            ("{}", "missing field `compression`"),
+        ] {
+            let refused = format(settings).unwrap_err().to_string();
+            assert!(refused.starts_with(message), "{refused}");
+        }
+    }
+
+    #[test]
     fn names_and_hashes_are_checked() {
         let message = |old: &str, new: &str| ImagePlan::from_json(&changed(old, new)).unwrap_err().to_string();
         assert!(message("-hello", "-he llo").contains("its name holds a character other than"));
@@ -287,7 +312,12 @@ mod tests {
             paths.sort_by(|left, right| left.path.cmp(&right.path));
             paths.dedup_by(|left, right| left.path == right.path);
             let settings = ImageSettings::new(codec, None, Some(1 << block_log2), None).unwrap();
-            let plan = ImagePlan { store_dir: PathBuf::from("/nix/store"), settings, paths };
+            let format = match block_log2 {
+                12 => ImageFormat::Erofs(Profile::Disk),
+                13 => ImageFormat::Erofs(Profile::Dax),
+                _ => settings.into(),
+            };
+            let plan = ImagePlan { store_dir: PathBuf::from("/nix/store"), format, paths };
             prop_assert_eq!(ImagePlan::from_json(&plan.to_json().unwrap()).unwrap(), plan);
         }
 

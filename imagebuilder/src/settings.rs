@@ -1,5 +1,6 @@
 //! The settings of an image: codec, level and block sizes. Together with the store paths they determine every byte.
 
+use crate::erofs::Profile;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -85,6 +86,20 @@ pub enum SettingsError {
         /// The requested size.
         bytes: u64,
     },
+    /// A setting of the other format.
+    #[error("`{setting}` is not a setting of the format {format}")]
+    NotOfFormat {
+        /// The setting.
+        setting: &'static str,
+        /// The format.
+        format: &'static str,
+    },
+    /// A setting that the format needs.
+    #[error("missing field `{setting}`")]
+    Missing {
+        /// The setting.
+        setting: &'static str,
+    },
     /// The fragment block size is too large or not a power of two. Readers use a buffer of one data block for fragment
     /// blocks.
     #[error("fragment block size {fragment_bytes} is not a power of two from 4096 to the block size {block_bytes}")]
@@ -96,9 +111,69 @@ pub enum SettingsError {
     },
 }
 
-/// Checked settings of an image: two images with equal settings and equal store paths are equal byte for byte.
+/// The format of an image and its settings: two images with equal formats and equal store paths are equal byte for byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedSettings", into = "UncheckedSettings")]
+pub enum ImageFormat {
+    /// Compressed squashfs.
+    Squashfs(ImageSettings),
+    /// Uncompressed EROFS.
+    Erofs(Profile),
+}
+
+impl ImageFormat {
+    /// The name on the command line and in plans.
+    pub fn name(self) -> FormatName {
+        match self {
+            Self::Squashfs(_) => FormatName::Squashfs,
+            Self::Erofs(_) => FormatName::Erofs,
+        }
+    }
+}
+
+impl From<ImageSettings> for ImageFormat {
+    fn from(settings: ImageSettings) -> Self {
+        Self::Squashfs(settings)
+    }
+}
+
+impl TryFrom<ImageFormat> for ImageSettings {
+    type Error = SettingsError;
+
+    fn try_from(format: ImageFormat) -> Result<Self, SettingsError> {
+        match format {
+            ImageFormat::Squashfs(settings) => Ok(settings),
+            ImageFormat::Erofs(_) => Err(SettingsError::NotOfFormat { setting: "format", format: "squashfs" }),
+        }
+    }
+}
+
+/// A format without its settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FormatName {
+    /// Squashfs 4.0.
+    Squashfs,
+    /// EROFS of Linux 5.4.
+    Erofs,
+}
+
+impl FormatName {
+    /// All formats, in the order of the help.
+    pub const ALL: [Self; 2] = [Self::Squashfs, Self::Erofs];
+
+    /// The name on the command line and in plans.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Squashfs => "squashfs",
+            Self::Erofs => "erofs",
+        }
+    }
+}
+
+/// Checked settings of a squashfs image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "ImageFormat", into = "ImageFormat")]
 pub struct ImageSettings {
     compression: Compression,
     level: Option<u32>,
@@ -175,37 +250,73 @@ impl Default for ImageSettings {
     }
 }
 
-/// The settings in a plan, before they are checked.
-#[derive(Serialize, Deserialize)]
+/// The settings in a plan, before they are checked. A plan without a format is one of a squashfs.
+#[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct UncheckedSettings {
-    compression: Compression,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    format: Option<FormatName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    compression: Option<Compression>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     level: Option<u32>,
-    block_size_bytes: u64,
-    fragment_block_size_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    block_size_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fragment_block_size_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dax: Option<bool>,
 }
 
-impl TryFrom<UncheckedSettings> for ImageSettings {
+impl TryFrom<UncheckedSettings> for ImageFormat {
     type Error = SettingsError;
 
     fn try_from(unchecked: UncheckedSettings) -> Result<Self, SettingsError> {
-        Self::new(
-            unchecked.compression,
-            unchecked.level,
-            Some(unchecked.block_size_bytes),
-            Some(unchecked.fragment_block_size_bytes),
-        )
+        let UncheckedSettings { format, compression, level, block_size_bytes, fragment_block_size_bytes, dax } =
+            unchecked;
+        let format = format.unwrap_or(FormatName::Squashfs);
+        let refuse = |given: &[(&'static str, bool)]| match given.iter().find(|(_, is_given)| *is_given) {
+            Some((setting, _)) => Err(SettingsError::NotOfFormat { setting, format: format.name() }),
+            None => Ok(()),
+        };
+        match format {
+            FormatName::Squashfs => {
+                refuse(&[("dax", dax.is_some())])?;
+                let missing = |setting| SettingsError::Missing { setting };
+                let compression = compression.ok_or(missing("compression"))?;
+                let block_bytes = block_size_bytes.ok_or(missing("blockSizeBytes"))?;
+                let fragment_bytes = fragment_block_size_bytes.ok_or(missing("fragmentBlockSizeBytes"))?;
+                ImageSettings::new(compression, level, Some(block_bytes), Some(fragment_bytes)).map(Self::Squashfs)
+            }
+            FormatName::Erofs => {
+                refuse(&[
+                    ("compression", compression.is_some()),
+                    ("level", level.is_some()),
+                    ("blockSizeBytes", block_size_bytes.is_some()),
+                    ("fragmentBlockSizeBytes", fragment_block_size_bytes.is_some()),
+                ])?;
+                Ok(Self::Erofs(if dax == Some(true) { Profile::Dax } else { Profile::Disk }))
+            }
+        }
     }
 }
 
-impl From<ImageSettings> for UncheckedSettings {
-    fn from(settings: ImageSettings) -> Self {
-        Self {
-            compression: settings.compression,
-            level: settings.level,
-            block_size_bytes: u64::from(settings.block_size_bytes),
-            fragment_block_size_bytes: u64::from(settings.fragment_block_size_bytes),
+impl From<ImageFormat> for UncheckedSettings {
+    fn from(format: ImageFormat) -> Self {
+        match format {
+            // No format: older versions of this program can read the plan.
+            ImageFormat::Squashfs(settings) => Self {
+                compression: Some(settings.compression),
+                level: settings.level,
+                block_size_bytes: Some(u64::from(settings.block_size_bytes)),
+                fragment_block_size_bytes: Some(u64::from(settings.fragment_block_size_bytes)),
+                ..Self::default()
+            },
+            ImageFormat::Erofs(profile) => Self {
+                format: Some(FormatName::Erofs),
+                dax: (profile == Profile::Dax).then_some(true),
+                ..Self::default()
+            },
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::atomic_file::sync_directory_of;
 use crate::threads::both;
 use crate::unnamed_file::UnnamedFile;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, fstatfs};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -33,6 +34,8 @@ pub enum OutputError {
     Place(#[from] crate::output::OutputError),
 }
 
+/// `BCACHEFS_STATFS_MAGIC` of the kernel's `fs/bcachefs/bcachefs_format.h`.
+const BCACHEFS_SUPER_MAGIC: FsType = FsType(0xca45_1a4e);
 /// So much is allocated ahead: writing into allocated space costs about half (measured on ext4).
 const ALLOCATION_STEP_BYTES: u64 = 64 << 20;
 /// The disk begins to write after so many bytes, so that little is left to wait for when the image is whole.
@@ -77,6 +80,14 @@ impl<'a> ImageFile<'a> {
         write_all_at(self.file(), slices, at, self.make_room).map_err(io_error("write", &self.target))?;
         self.write_back.wrote(bytes as u64);
         Ok(())
+    }
+
+    /// Whether the image is on a file system that shares blocks between files.
+    pub(super) fn may_share_blocks(&self) -> bool {
+        fstatfs(self.file()).is_ok_and(|found| {
+            let kind = found.filesystem_type();
+            [BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, BCACHEFS_SUPER_MAGIC].contains(&kind)
+        })
     }
 
     /// Has space allocated up to `end`, ahead, as long as the file system can; a full disk is reported by the write that meets

@@ -7,6 +7,7 @@ use crate::cache::{Cache, CacheError};
 use crate::pack::{OpenError, Pack, PackSource};
 use crate::plan::{ImagePlan, PlannedPath};
 use crate::scan::{self, ScanError};
+use crate::settings::ImageSettings;
 use crate::threads::map_in_parallel;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -25,6 +26,7 @@ pub(super) struct Scanned {
 /// Asks for packs and lists what has none.
 pub(super) struct Scanner<'a> {
     plan: &'a ImagePlan,
+    settings: &'a ImageSettings,
     trust: CacheTrust,
     source: Option<&'a dyn PackSource>,
     source_works: AtomicBool,
@@ -43,12 +45,14 @@ enum Found {
 impl<'a> Scanner<'a> {
     pub(super) fn new(
         plan: &'a ImagePlan,
+        settings: &'a ImageSettings,
         options: &'a BuildOptions,
         cache: Option<&'a Cache>,
         cancel: &'a AtomicBool,
     ) -> Self {
         Self {
             plan,
+            settings,
             trust: options.cache_trust,
             source: options.packs.as_deref(),
             source_works: AtomicBool::new(true),
@@ -130,7 +134,7 @@ impl<'a> Scanner<'a> {
                 // Only the store tells what the path holds, or the pack is not believed.
                 Found::Sound(pack) => {
                     let member = self.list(planned)?;
-                    if holds(&pack, &member, &self.plan.settings, self.trust, self.cancel)? {
+                    if holds(&pack, &member, self.settings, self.trust, self.cancel)? {
                         return Ok((self.member(planned, Knowledge::Packed(pack)), false));
                     }
                     return Ok((member, planned.nar_hash.is_some()));
@@ -142,7 +146,7 @@ impl<'a> Scanner<'a> {
 
     fn ask_source(&self, planned: &PlannedPath) -> Option<File> {
         let source = self.source.filter(|_| planned.nar_hash.is_some() && self.source_works.load(Ordering::Relaxed))?;
-        match source.find_pack(planned, &self.plan.settings) {
+        match source.find_pack(planned, self.settings) {
             Ok(file) => file,
             Err(error) => {
                 self.source_works.store(false, Ordering::Relaxed);
@@ -153,14 +157,14 @@ impl<'a> Scanner<'a> {
     }
 
     fn ask_cache(&self, planned: &PlannedPath) -> Option<File> {
-        self.cache?.find_pack(planned, &self.plan.settings).unwrap_or_else(|error| {
+        self.cache?.find_pack(planned, self.settings).unwrap_or_else(|error| {
             self.warn(cache_warning(&error));
             None
         })
     }
 
     fn open(&self, file: Option<File>, planned: &PlannedPath) -> Found {
-        match file.map(|file| Pack::open(file, planned, &self.plan.settings)) {
+        match file.map(|file| Pack::open(file, planned, self.settings)) {
             None => Found::Nothing,
             Some(Ok(pack)) => Found::Sound(Box::new(pack)),
             Some(Err(OpenError::Damaged { .. })) => Found::Damaged,

@@ -6,6 +6,9 @@ use crate::plan::PlannedPath;
 use crate::scan::Listing;
 use crate::segment::RANGE_BYTES;
 use crate::tree::{Entry, NodeId, Tree};
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+use rustix::fs::copy_file_range;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -119,6 +122,12 @@ impl SourceFile {
         let Entry::File { file: number, size_bytes, .. } = member.tree().entry(node) else {
             return Err(BuildError::Changed { path });
         };
+        let modified = member.listing().map(|listing| listing.modified[number as usize]);
+        Self::open_path(path, size_bytes, modified)
+    }
+
+    /// Opens the file at `path`, which had this length and modification time when it was listed.
+    pub(super) fn open_path(path: PathBuf, size_bytes: u64, modified: Option<(i64, i64)>) -> Result<Self, BuildError> {
         // Without waiting: a pipe in place of the file would have no writer.
         let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
         let opened = File::options().read(true).custom_flags(flags).open(&path);
@@ -126,7 +135,6 @@ impl SourceFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BuildError::Changed { path }),
             other => other.map_err(|source| BuildError::Read { path: path.clone(), source })?,
         };
-        let modified = member.listing().map(|listing| listing.modified[number as usize]);
         Ok(Self { file, path, size_bytes, modified })
     }
 
@@ -136,6 +144,36 @@ impl SourceFile {
             io::ErrorKind::UnexpectedEof => BuildError::Changed { path: self.path.clone() },
             _ => BuildError::Read { path: self.path.clone(), source },
         })
+    }
+
+    /// Whether these bytes are a hole of the file: they take no space, and are zeros.
+    pub(super) fn is_hole(&self, offset: u64, length: u64) -> bool {
+        let seek = |offset: u64| lseek(&self.file, i64::try_from(offset).unwrap_or(i64::MAX), Whence::SeekData);
+        match seek(offset) {
+            Ok(data) => u64::try_from(data).is_ok_and(|data| data >= offset + length),
+            // There is no data behind `offset`.
+            Err(Errno::ENXIO) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Copies whole blocks to a place in another file by `copy_file_range`, which shares them where the file system can.
+    /// Returns how many bytes were copied: less than `length` if this does not work here.
+    pub(super) fn share(&self, offset: u64, (target, at): (&File, u64), length: u64) -> Result<u64, BuildError> {
+        let mut done = 0;
+        while done < length {
+            let (mut from, mut to) = (offset + done, at + done);
+            let left = usize::try_from(length - done).unwrap_or(usize::MAX);
+            match copy_file_range(&self.file, Some(&mut from), target, Some(&mut to), left) {
+                // The file is shorter than it was.
+                Ok(0) => return Err(BuildError::Changed { path: self.path.clone() }),
+                Ok(copied) => done += copied as u64,
+                Err(rustix::io::Errno::INTR) => {}
+                // Reading and writing works everywhere, or gives the error with its reason.
+                Err(_) => return Ok(done),
+            }
+        }
+        Ok(done)
     }
 
     /// Says whether the file was left alone until it had been read: its length and modification time are those that

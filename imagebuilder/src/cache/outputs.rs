@@ -4,10 +4,11 @@
 //! modification and change time. The change time cannot be set by a program, so no write goes unseen.
 
 use super::{Cache, CacheError, open_unstamped};
+use crate::erofs::Profile;
 use crate::pack::settings_name;
 use crate::plan::ImagePlan;
 use crate::report::BuildReport;
-use crate::settings::ImageSettings;
+use crate::settings::ImageFormat;
 use crate::unnamed_file::UnnamedFile;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -31,7 +32,7 @@ impl PlanKey {
     /// The key of a plan; `None` if the NAR hash of a path is not known, because its content is then known only by reading it.
     pub fn of(plan: &ImagePlan) -> Option<Self> {
         let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 plan, image synced");
-        hasher.update(settings_text(&plan.settings).as_bytes());
+        hasher.update(settings_text(plan.format).as_bytes());
         for path in &plan.paths {
             hasher.update(path.path.base_name().as_bytes());
             hasher.update(&[0]);
@@ -42,10 +43,21 @@ impl PlanKey {
 }
 
 /// Raised when a release makes other images of the same plan and segments: other tables, another order.
-const LAYOUT_VERSION: u32 = 3;
+const SQUASHFS_LAYOUT_VERSION: u32 = 3;
+/// The same for erofs.
+const EROFS_LAYOUT_VERSION: u32 = 1;
 
-fn settings_text(settings: &ImageSettings) -> String {
-    format!("{} layout {LAYOUT_VERSION}\n", settings_name(settings))
+fn settings_text(format: ImageFormat) -> String {
+    match format {
+        ImageFormat::Squashfs(settings) => format!("{} layout {SQUASHFS_LAYOUT_VERSION}\n", settings_name(&settings)),
+        ImageFormat::Erofs(profile) => {
+            let profile = match profile {
+                Profile::Disk => "disk",
+                Profile::Dax => "dax",
+            };
+            format!("erofs {profile} layout {EROFS_LAYOUT_VERSION}\n")
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -96,8 +108,10 @@ impl Cache {
         if metadata.modified().is_ok_and(|used| used.elapsed().is_ok_and(|age| age > STAMP_INTERVAL)) {
             // A cache that can only be read serves as well.
             let _ = file.set_modified(SystemTime::now());
-            for path in &plan.paths {
-                let _ = self.find_pack(path, &plan.settings);
+            if let ImageFormat::Squashfs(settings) = &plan.format {
+                for path in &plan.paths {
+                    let _ = self.find_pack(path, settings);
+                }
             }
         }
         Some(record.report)

@@ -3,13 +3,24 @@
 use super::failure::Failure;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use imagebuilder::settings::{Compression, ImageSettings};
+use imagebuilder::erofs::Profile;
+use imagebuilder::settings::{Compression, FormatName, ImageFormat, ImageSettings};
 use imagebuilder::size;
 
 /// Codec, level and block sizes. `docs/defaults.md` explains the defaults.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Image")]
 pub(crate) struct SettingsArgs {
+    /// Format of the image: squashfs is compressed, erofs is not [default: squashfs]
+    ///
+    /// An erofs image is written as fast as the store can be copied. On btrfs, xfs and bcachefs it shares the blocks of
+    /// files with the store and takes little space of its own.
+    #[arg(long, value_name = "FORMAT", value_parser = format_parser())]
+    format: Option<FormatName>,
+    /// Make an erofs image that guests can map into their memory: files have whole blocks, and the image is padded to a
+    /// multiple of 2 MiB
+    #[arg(long)]
+    dax: bool,
     /// Codec of the image [default: zstd]
     #[arg(long, value_name = "CODEC", value_parser = compression_parser())]
     compression: Option<Compression>,
@@ -29,15 +40,35 @@ pub(crate) struct SettingsArgs {
 }
 
 impl SettingsArgs {
-    /// Checks the selected settings and returns them.
-    pub(crate) fn settings(&self) -> Result<ImageSettings, Failure> {
-        let compression = self.compression.unwrap_or(ImageSettings::default().compression());
-        Ok(ImageSettings::new(compression, self.level, self.block_size, self.fragment_block_size)?)
+    /// Returns the selected format with its settings, checked.
+    pub(crate) fn format(&self) -> Result<ImageFormat, Failure> {
+        match self.format.unwrap_or(FormatName::Squashfs) {
+            FormatName::Squashfs if self.dax => {
+                Err(Failure::usage("--dax was given, but the format is squashfs, which cannot be mapped")
+                    .with_hint("add --format erofs"))
+            }
+            FormatName::Squashfs => {
+                let compression = self.compression.unwrap_or(ImageSettings::default().compression());
+                let settings = ImageSettings::new(compression, self.level, self.block_size, self.fragment_block_size)?;
+                Ok(ImageFormat::Squashfs(settings))
+            }
+            FormatName::Erofs => match self.first_squashfs_option() {
+                Some(option) => {
+                    Err(Failure::usage(format!("{option} was given, but an erofs image is not compressed"))
+                        .with_hint(format!("leave {option} out, or use --format squashfs")))
+                }
+                None => Ok(ImageFormat::Erofs(if self.dax { Profile::Dax } else { Profile::Disk })),
+            },
+        }
     }
 
-    /// Returns the name of the first of these options that was given. They conflict with a plan, which has its own
-    /// settings.
+    /// Returns the first of these options that was given, to refuse it with a plan, which has its own settings.
     pub(crate) fn first_given(&self) -> Option<&'static str> {
+        let given = [("--format", self.format.is_some()), ("--dax", self.dax)];
+        given.into_iter().find_map(|(name, given)| given.then_some(name)).or_else(|| self.first_squashfs_option())
+    }
+
+    fn first_squashfs_option(&self) -> Option<&'static str> {
         [
             ("--compression", self.compression.is_some()),
             ("--level", self.level.is_some()),
@@ -47,6 +78,11 @@ impl SettingsArgs {
         .into_iter()
         .find_map(|(name, given)| given.then_some(name))
     }
+}
+
+fn format_parser() -> impl TypedValueParser<Value = FormatName> {
+    PossibleValuesParser::new(FormatName::ALL.map(FormatName::name))
+        .map(|name| FormatName::ALL.into_iter().find(|format| format.name() == name).unwrap_or(FormatName::Squashfs))
 }
 
 fn compression_parser() -> impl TypedValueParser<Value = Compression> {

@@ -69,8 +69,8 @@ impl SourceArgs {
             None => Err(Failure::usage("no closure was given")
                 .with_hint("name store paths, or give one of --closure-info, --graph, --paths-from and --plan")),
             Some(Chosen::Closure(source)) => {
-                let settings = settings.settings()?;
-                Ok(ImagePlan::new(closure::read(&source, self.store_dir()?.as_deref())?, settings))
+                let format = settings.format()?;
+                Ok(ImagePlan::new(closure::read(&source, self.store_dir()?.as_deref())?, format))
             }
             Some(Chosen::Plan(file)) => match settings.first_given() {
                 None => self.read_plan(&file),

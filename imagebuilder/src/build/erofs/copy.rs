@@ -1,0 +1,124 @@
+//! Writes the content of a block map into the image.
+//!
+//! Where the file system can share blocks between files (btrfs, xfs, bcachefs), `copy_file_range` shares the whole blocks of
+//! files with the store; what is left is metadata and the ends of files. Elsewhere everything is read and written in
+//! stretches of the image: one large write is faster than many small ones.
+
+use super::super::BuildError;
+use super::super::output::ImageFile;
+use super::content;
+use crate::block_map::{BlockMap, Extent, FileId, Source};
+use crate::erofs::format::BLOCK_BYTES;
+use crate::progress::Progress;
+use crate::store_listing::StoreListing;
+use crate::threads::map_in_parallel;
+use std::io::IoSlice;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Bytes of the image that a thread takes at once.
+const STRETCH_BYTES: u64 = 2 << 20;
+/// Stretches for each thread between two looks at progress.
+const STRETCHES_PER_ROUND: usize = 16;
+
+/// What is copied where.
+pub(super) struct Copy<'a> {
+    pub(super) map: &'a BlockMap,
+    pub(super) listing: &'a StoreListing,
+    pub(super) output: &'a ImageFile<'a>,
+    pub(super) cancel: &'a AtomicBool,
+}
+
+/// Copies everything. The image has its final length, and reads as zeros.
+pub(super) fn copy(copy: &Copy<'_>, threads: usize, progress: &mut dyn Progress) -> Result<(), BuildError> {
+    let size_bytes = copy.map.size_bytes();
+    let shares = AtomicBool::new(copy.output.may_share_blocks());
+    let stretches: Vec<Range<u64>> = (0..size_bytes.div_ceil(STRETCH_BYTES))
+        .map(|number| number * STRETCH_BYTES..size_bytes.min((number + 1) * STRETCH_BYTES))
+        .collect();
+    for round in stretches.chunks(STRETCHES_PER_ROUND * threads) {
+        for copied in map_in_parallel(threads, round, |stretch| copy.stretch(stretch.clone(), &shares)) {
+            let bytes = copied?;
+            progress.advance(bytes, 0, bytes);
+        }
+    }
+    Ok(())
+}
+
+/// Content of a stretch that is written by one call.
+struct Gathered {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Copy<'_> {
+    /// Copies a stretch of the image, and returns how many bytes of files are in it.
+    fn stretch(&self, stretch: Range<u64>, shares: &AtomicBool) -> Result<u64, BuildError> {
+        let mut gathered = Gathered { start: stretch.start, bytes: Vec::new() };
+        let mut file_bytes = 0;
+        for extent in self.map.extents_in(stretch.clone()) {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(BuildError::Interrupted);
+            }
+            match extent.source {
+                Source::Metadata { offset } => {
+                    let from = offset as usize;
+                    gathered.bytes.extend_from_slice(&self.map.metadata()[from..from + extent.length as usize]);
+                }
+                // What was never written reads as zeros.
+                Source::Zeros if extent.length >= BLOCK_BYTES => {
+                    self.flush(&mut gathered, extent.start + extent.length)?
+                }
+                Source::Zeros => gathered.bytes.resize(gathered.bytes.len() + extent.length as usize, 0),
+                Source::File { file, offset } => {
+                    self.file(&extent, (file, offset), &mut gathered, shares)?;
+                    file_bytes += extent.length;
+                }
+            }
+        }
+        self.flush(&mut gathered, stretch.end)?;
+        Ok(file_bytes)
+    }
+
+    /// Writes what is gathered. The next content is at `next`.
+    fn flush(&self, gathered: &mut Gathered, next: u64) -> Result<(), BuildError> {
+        if !gathered.bytes.is_empty() {
+            self.output.write_at(&mut [IoSlice::new(&gathered.bytes)], gathered.start)?;
+        }
+        gathered.bytes.clear();
+        gathered.start = next;
+        Ok(())
+    }
+
+    fn file(
+        &self,
+        extent: &Extent,
+        (file, mut offset): (FileId, u64),
+        gathered: &mut Gathered,
+        shares: &AtomicBool,
+    ) -> Result<(), BuildError> {
+        let Extent { mut start, mut length, .. } = *extent;
+        let size_bytes = self.map.files().file_size_bytes(file).unwrap_or_default();
+        let source = content::open(self.listing, file, size_bytes)?;
+        if length >= BLOCK_BYTES && source.is_hole(offset, length) {
+            self.flush(gathered, start + length)?;
+            return source.finish();
+        }
+        if shares.load(Ordering::Relaxed) && start % BLOCK_BYTES == 0 && offset % BLOCK_BYTES == 0 {
+            let whole = length - length % BLOCK_BYTES;
+            if whole > 0 {
+                self.flush(gathered, start)?;
+                let shared = source.share(offset, (self.output.file(), start), whole)?;
+                if shared < whole {
+                    shares.store(false, Ordering::Relaxed);
+                }
+                (start, offset, length) = (start + shared, offset + shared, length - shared);
+                gathered.start = start;
+            }
+        }
+        let filled = gathered.bytes.len();
+        gathered.bytes.resize(filled + length as usize, 0);
+        source.read_at(offset, &mut gathered.bytes[filled..])?;
+        source.finish()
+    }
+}
