@@ -1,9 +1,10 @@
-//! The cache that all builds of a host share, also those in Nix's sandbox: a service makes packs from the host's store and
-//! hands out read-only descriptors of them over a Unix socket.
+//! The cache that all builds of a host share, including those in Nix's sandbox. A service makes packs from the host's
+//! store and sends read-only descriptors of them over a Unix socket.
 //!
-//! A client names a store path, its NAR hash and the settings. The service asks Nix whether the path is valid and has that
-//! hash, makes the pack from the store itself, and sends a descriptor. Nothing that a client sends is ever written
-//! anywhere, so a hostile client can at most ask for work, and the amount of that is limited. See `docs/cache.md`.
+//! A client sends a store path, its NAR hash and the settings. The service asks Nix whether the path is valid and has
+//! that hash, makes the pack from the store itself, and sends a descriptor. Nothing that a client sends is ever written
+//! anywhere, so a malicious client can only request work, and the amount of work is limited. See
+//! `docs/cache-service.md`.
 
 pub mod client;
 mod connections;
@@ -25,42 +26,43 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
 
-/// Where the service listens and clients connect, unless an option names another socket.
+/// The default socket of the service and its clients.
 pub const DEFAULT_SOCKET: &str = "/run/microvm-image/cache.sock";
 
-/// A pack that a client wants.
+/// A pack that a client requests.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WantedPack {
-    /// The member of the store.
+    /// The store path.
     pub path: StorePath,
-    /// sha256 of its NAR serialisation.
+    /// SHA-256 of its NAR serialisation.
     pub nar_hash: [u8; 32],
-    /// Length of its NAR serialisation in bytes, as Nix has recorded it; `None` until Nix was asked.
+    /// Length of its NAR serialisation in bytes, as recorded by Nix; `None` until Nix has been queried.
     pub nar_size_bytes: Option<u64>,
     /// Codec and block sizes.
     pub settings: ImageSettings,
 }
 
-/// Where packs are kept and made. Called from several threads at once.
+/// Finds and makes packs. Several threads call it at once.
 pub trait PackStore: Sync {
-    /// Everything that settles a pack's bytes besides the store path and the settings: versions of the pack's form, of the
-    /// encoder and of the codec. A client with another one cannot use the packs.
+    /// Returns everything that determines a pack's bytes besides the store path and the settings: the versions of the
+    /// pack format, of the encoder and of the codec. A client with other versions cannot use the packs.
     fn encoder(&self, settings: &ImageSettings) -> String;
 
-    /// Opens the pack again, read-only, if it is kept: the file is sent to a client, which then shares its offset.
+    /// Opens the pack read-only, if it exists. Each call opens it again, because a client shares the offset of its
+    /// descriptor.
     ///
     /// # Errors
-    /// It cannot be looked for.
+    /// The pack cannot be looked up.
     fn find(&self, wanted: &WantedPack) -> io::Result<Option<File>>;
 
-    /// Makes the pack from the store, keeps it, and returns it, open for reading. Gives up soon once `cancel` is set.
+    /// Makes the pack from the store, keeps it, and returns it open for reading. Stops soon after `cancel` is set.
     ///
     /// # Errors
-    /// The message that the client is sent.
+    /// The pack cannot be made. The error is the message for the client.
     fn make(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<File, String>;
 }
 
-/// An error and what it comes from, in one line.
+/// Formats an error and its causes in one line.
 fn in_one_line(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -71,7 +73,7 @@ fn in_one_line(error: &dyn Error) -> String {
     text
 }
 
-/// Opens a file again, for reading only: a descriptor that is sent shares its offset and its rights with the receiver.
+/// Opens a file again for reading only. The receiver of a descriptor shares its offset and access mode with the sender.
 fn reopen(file: &File) -> io::Result<File> {
     File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }

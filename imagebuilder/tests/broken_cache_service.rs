@@ -169,10 +169,10 @@ fn a_message_that_is_not_an_answer_is_an_error() {
     for message in [&b"\0\xff"[..], b"{}", b"{\"version\":1}", br#"{"answer":"yes","version":1}"#, &[b' '; 8000]] {
         let message = message.to_vec();
         let (_directory, path) = broken(move |client| say(client, &message, &[]));
-        assert!(error_of(&path).contains("no cache service of this version"));
+        assert!(error_of(&path).contains("is not a cache service of this version"));
     }
     let (_directory, path) = broken(|client| say(client, br#"{"answer":"pack","version":2}"#, &[]));
-    assert!(error_of(&path).contains("has version 2, but this program speaks version 1 only"));
+    assert!(error_of(&path).contains("has version 2, but this program supports only version 1"));
 }
 
 #[test]

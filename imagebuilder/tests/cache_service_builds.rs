@@ -387,5 +387,5 @@ fn a_service_that_cannot_start_says_why() {
     let _server = host.serve("");
     let run =
         host.workspace.run("cache serve --cache served --socket run.sock --store-dir store --nix-daemon nix.sock");
-    run.failure(2, "error: something else listens at run.sock already\n");
+    run.failure(2, "error: another process already listens at run.sock\n");
 }

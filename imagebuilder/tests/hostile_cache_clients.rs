@@ -345,7 +345,7 @@ fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
     let path = directory.path().join("socket");
     let first = imagebuilder::cache_service::listener::make(&path).unwrap();
     let error = imagebuilder::cache_service::listener::make(&path).unwrap_err().to_string();
-    assert!(error.contains("something else listens at"), "{error}");
+    assert!(error.contains("another process already listens at"), "{error}");
     drop(first);
     imagebuilder::cache_service::listener::make(&path).unwrap();
     std::fs::remove_file(&path).unwrap();

@@ -1,5 +1,5 @@
-//! A build's side of the service. Whatever goes wrong here costs time and nothing else: the build makes for itself what it
-//! does not get.
+//! The client of the service. Its failures only make a build slower: the build makes the packs that it does not get
+//! itself.
 
 use super::in_one_line;
 use super::messages::{self, Message};
@@ -17,22 +17,22 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
-/// Connections of one build: the service takes a limited number of each user.
+/// Maximum number of connections of one build. The service accepts a limited number from each user.
 const CONNECTIONS_MAX: usize = 8;
 
-/// How long a build waits for the service, by default.
+/// The default time limits of a build.
 const PATIENCE: Patience = Patience { silence: Duration::from_secs(10), request: Duration::from_secs(900) };
 
-/// How long a build waits.
+/// How long a build waits for the service.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// For a sign that the service is still there; it gives one every two seconds.
+    /// Time limit for any message; the service sends one every two seconds.
     pub silence: Duration,
-    /// For one pack.
+    /// Time limit for one pack.
     pub request: Duration,
 }
 
-/// Why the service gave no pack.
+/// The service did not provide a pack.
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// It cannot be reached.
@@ -40,7 +40,7 @@ pub enum ClientError {
     Connect {
         /// Its socket.
         socket: PathBuf,
-        /// Why.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
@@ -49,38 +49,38 @@ pub enum ClientError {
     Ended {
         /// Its socket.
         socket: PathBuf,
-        /// Why, where the kernel says it.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// It said nothing for too long.
+    /// It sent nothing for too long.
     #[error("the cache service at {} did not answer in time", .socket.display())]
     Silent {
         /// Its socket.
         socket: PathBuf,
     },
-    /// It said what no service says.
-    #[error("what listens at {} is no cache service of this version", .socket.display())]
+    /// It sent an invalid message.
+    #[error("the program that listens at {} is not a cache service of this version", .socket.display())]
     Protocol {
         /// Its socket.
         socket: PathBuf,
-        /// What it said.
+        /// The problem with the message.
         #[source]
         source: ProtocolError,
     },
-    /// It refused.
+    /// It refused the request.
     #[error("the cache service at {} refused: {message}", .socket.display())]
     Refused {
         /// Its socket.
         socket: PathBuf,
-        /// Why, for a program.
+        /// The reason, for programs.
         reason: Reason,
-        /// Why, for a person.
+        /// The reason, for people.
         message: String,
     },
 }
 
-/// A service that a build asks for packs, from several threads at once.
+/// A client that requests packs from the service. Several threads can use it at once.
 #[derive(Debug)]
 pub struct CacheClient {
     socket: PathBuf,
@@ -89,26 +89,25 @@ pub struct CacheClient {
     returned: Condvar,
 }
 
-/// Connections that nobody uses at the moment, and how many more may be made.
+/// Idle connections, and the number of connections that can still be opened.
 #[derive(Debug)]
 struct Pool {
     idle: Vec<OwnedFd>,
     unmade: usize,
-    /// Set once the service is not to be asked again.
+    /// Whether the service must not be used again.
     given_up: bool,
 }
 
 impl CacheClient {
-    /// For the service at `socket`. The first connection is made here, to see whether there is one: `None` says that
-    /// nothing is at `socket`.
+    /// Connects to the service at `socket`; `None` if the socket does not exist.
     ///
     /// # Errors
-    /// Something is there, but it cannot be connected to.
+    /// The socket exists, but connecting to it fails.
     pub fn connect(socket: &Path) -> Result<Option<Self>, ClientError> {
         Self::connect_with(socket, PATIENCE)
     }
 
-    /// The same with another patience.
+    /// Same as [`CacheClient::connect`], with other time limits.
     ///
     /// # Errors
     /// Those of [`CacheClient::connect`].
@@ -124,10 +123,10 @@ impl CacheClient {
         }
     }
 
-    /// Asks for the pack of a store path: `None` when the service has none for this build, which is no trouble. After an
-    /// error the service is not asked again: other requests would meet it, too, or take as long.
+    /// Requests the pack of a store path; `None` if the service has none for this build, which is not an error. After
+    /// an error, the service is not used again, because other requests would fail too, or take as long.
     ///
-    /// The caller must verify the pack like one from any other cache.
+    /// The caller must check the pack like one from any other cache.
     ///
     /// # Errors
     /// The service cannot be used, or could not make the pack.
@@ -143,7 +142,7 @@ impl CacheClient {
         let (connection, answer) = self.ask(taken, &message);
         let answer = match answer {
             Ok(pack) => Ok(Some(pack)),
-            // A path of another store than the host's, or more work than the service takes: the build goes on alone.
+            // The path is not in the host's store, or the service is too busy: the build makes this pack itself.
             Err(ClientError::Refused {
                 reason: Reason::NotValid | Reason::OtherContent | Reason::Busy | Reason::TooSlow,
                 ..
@@ -158,7 +157,8 @@ impl CacheClient {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection, or room for a new one; waits for one of another thread. `None` once the service was given up.
+    /// Takes an idle connection, or returns `Some(None)` if a new one can be opened. Waits until another thread returns
+    /// one. `None` if the service must not be used again.
     fn take_connection(&self) -> Option<Option<OwnedFd>> {
         let mut pool = self.pool();
         loop {
@@ -190,8 +190,8 @@ impl CacheClient {
         }
     }
 
-    /// Asks on a connection, or on a new one. A service that was restarted meanwhile, or has closed a connection that was
-    /// idle, is asked once more.
+    /// Sends a request on a connection, or on a new one. If the service was restarted in the meantime, or has closed an
+    /// idle connection, it sends the request once more.
     fn ask(&self, connection: Option<OwnedFd>, message: &[u8]) -> (Option<OwnedFd>, Result<File, ClientError>) {
         let mut next = connection;
         for attempt in 0..2 {
@@ -201,7 +201,7 @@ impl CacheClient {
             };
             match self.converse(&connection, message) {
                 Err(ClientError::Ended { .. }) if attempt == 0 => {}
-                // The connection is still good: the answer was whole.
+                // The connection is still usable, because the answer was complete.
                 answer @ (Ok(_) | Err(ClientError::Refused { .. })) => return (Some(connection), answer),
                 answer => return (None, answer),
             }
@@ -236,7 +236,7 @@ impl CacheClient {
 
     fn receive(&self, connection: &OwnedFd) -> Result<Message, ClientError> {
         let received = match messages::receive(connection) {
-            // The service ended the connection before it read all: what it said first is still there.
+            // The service closed the connection before it read everything; its message can still be received.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => messages::receive(connection),
             other => other,
         };
@@ -246,7 +246,8 @@ impl CacheClient {
         })
     }
 
-    /// A pipe, a directory or a device would block a reader or lie about its length.
+    /// Refuses everything except regular files: a pipe, a directory or a device could block a reader or have a wrong
+    /// length.
     fn regular_file(&self, descriptor: OwnedFd) -> Result<File, ClientError> {
         let file = File::from(descriptor);
         match file.metadata() {
@@ -274,7 +275,7 @@ impl PackSource for CacheClient {
     }
 }
 
-/// Connects to the service. Neither connecting nor anything after it waits longer than `silence`.
+/// Connects to the service. Neither connecting nor any later operation waits longer than `silence`.
 fn open(path: &Path, silence: Duration) -> Result<OwnedFd, ClientError> {
     let connected = || -> rustix::io::Result<OwnedFd> {
         let address = SocketAddrUnix::new(path)?;

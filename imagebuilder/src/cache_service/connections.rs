@@ -1,4 +1,4 @@
-//! The clients that are connected, and what each waits for.
+//! The connected clients, and their current requests.
 
 use super::WantedPack;
 use super::messages;
@@ -11,14 +11,15 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// How often a client that waits hears that the service is still there.
+/// Interval at which a waiting client gets a `working` message.
 const BEAT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The kernel raises this to the least it knows, in which a handful of answers fit. A client that does not read them is
-/// dropped, and the descriptors that are under way to such clients stay few: the kernel counts them against the service.
+/// Size of the send buffer. The kernel raises it to its minimum, which is enough for a few answers. A client that does
+/// not read them is dropped. This keeps the number of descriptors in flight small, which the kernel counts against the
+/// service.
 const SEND_BUFFER_BYTES: usize = 1;
 
-/// A client.
+/// A connected client.
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: OwnedFd,
@@ -36,28 +37,28 @@ pub(super) struct Wait {
     beat: Instant,
 }
 
-/// What ended a wait that nothing else ended.
+/// The connections for which a time limit has passed.
 #[derive(Debug, Default)]
 pub(super) struct Overdue {
-    /// Clients that said nothing for too long.
+    /// Clients that sent nothing for too long.
     pub(super) silent: Vec<u64>,
     /// Clients whose request took too long.
     pub(super) late: Vec<u64>,
-    /// Clients that are to hear that the service is still there.
+    /// Clients that must get a `working` message.
     pub(super) to_hear: Vec<u64>,
 }
 
-/// All of them, by number. Numbers are never given twice.
+/// All connections by number. Numbers are never reused.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     open: BTreeMap<u64, Connection>,
     next: u64,
 }
 
-/// Takes a client that waits to be accepted, and says which user it is.
+/// Accepts a client, and returns its socket and its user.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`] when there is none.
+/// [`io::ErrorKind::WouldBlock`] if no client is waiting.
 pub(super) fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, u32)> {
     let socket = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
     let user = sockopt::socket_peercred(&socket)?.uid.as_raw();
@@ -73,32 +74,32 @@ impl Connections {
         self.next += 1;
     }
 
-    /// How many there are.
+    /// Returns the number of connections.
     pub(super) fn count(&self) -> usize {
         self.open.len()
     }
 
-    /// How many of them are one owner's.
+    /// Returns the number of connections of one owner.
     pub(super) fn count_of(&self, owner: Owner) -> usize {
         self.open.values().filter(|connection| connection.owner == owner).count()
     }
 
-    /// Their numbers, their sockets, and whether they have a request that is being worked on.
+    /// Returns the number and the socket of each connection, and whether it has a request in progress.
     pub(super) fn sockets(&self) -> impl Iterator<Item = (u64, &OwnedFd, bool)> {
         self.open.iter().map(|(number, connection)| (*number, &connection.socket, connection.waits.is_some()))
     }
 
-    /// Whose a connection is; `None` when it has ended.
+    /// Returns the owner of a connection; `None` if it has ended.
     pub(super) fn owner(&self, number: u64) -> Option<Owner> {
         self.open.get(&number).map(|connection| connection.owner)
     }
 
-    /// What a client waits for.
+    /// Returns the pack that a client waits for.
     pub(super) fn wanted(&self, number: u64) -> Option<&WantedPack> {
         self.open.get(&number)?.waits.as_ref().map(|wait| &wait.wanted)
     }
 
-    /// A client waits from now on.
+    /// Records that a client now waits for a pack.
     pub(super) fn wait(&mut self, number: u64, wanted: WantedPack, time_limit: Duration) {
         if let Some(connection) = self.open.get_mut(&number) {
             let now = Instant::now();
@@ -106,10 +107,10 @@ impl Connections {
         }
     }
 
-    /// Reads a message of a client; `None` when it has gone.
+    /// Reads a message of a client; `None` if it has closed the connection.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when there is none.
+    /// [`io::ErrorKind::WouldBlock`] if there is no message.
     pub(super) fn receive(&mut self, number: u64) -> io::Result<Option<Vec<u8>>> {
         let Some(connection) = self.open.get_mut(&number) else { return Ok(None) };
         let message = messages::receive_without_descriptors(&connection.socket)?;
@@ -117,7 +118,7 @@ impl Connections {
         Ok((!message.bytes.is_empty()).then_some(message.bytes))
     }
 
-    /// Sends an answer that ends a client's wait. A client that cannot take it is dropped.
+    /// Sends an answer that ends a client's request. A client that cannot receive it is dropped.
     pub(super) fn answer(&mut self, number: u64, answer: &Answer, pack: Option<&File>) {
         if let Some(connection) = self.open.get_mut(&number) {
             connection.waits = None;
@@ -126,7 +127,7 @@ impl Connections {
         }
     }
 
-    /// Tells a client that the service is still there.
+    /// Sends a client the message that the service is still working.
     pub(super) fn beat(&mut self, number: u64) {
         if let Some(Connection { waits: Some(wait), .. }) = self.open.get_mut(&number) {
             wait.beat = Instant::now() + BEAT_INTERVAL;
@@ -150,7 +151,7 @@ impl Connections {
         self.open.remove(&number);
     }
 
-    /// What the clock has ended.
+    /// Returns the connections for which a time limit has passed.
     pub(super) fn overdue(&self, silence_limit: Duration) -> Overdue {
         let now = Instant::now();
         let mut overdue = Overdue::default();

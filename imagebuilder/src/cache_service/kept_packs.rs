@@ -1,4 +1,5 @@
-//! The service's packs: in a cache directory of its own, made from the host's store, and never more than a given size.
+//! The service's packs. They are in its own cache directory, made from the host's store, and limited to a given total
+//! size.
 
 use super::{PackStore, WantedPack, in_one_line, reopen};
 use crate::build::{BuildError, PackRequest, make_pack};
@@ -15,34 +16,34 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// After a collection so much of the largest size is in use at most, so that not every new pack is followed by another.
+/// Percentage of the maximum size that remains after a collection, so that not every new pack causes another one.
 const KEPT_PERCENT: u64 = 90;
 
-/// Where packs are kept and what they are made from.
+/// The settings of [`KeptPacks`].
 #[derive(Clone, Debug)]
 pub struct KeptPacksOptions {
-    /// The cache directory: the service's alone.
+    /// The cache directory, which only the service uses.
     pub cache: PathBuf,
-    /// The directory that physically holds the store paths.
+    /// The directory that contains the files of the store paths.
     pub store_dir: PathBuf,
     /// Largest size of the cache in bytes.
     pub size_max_bytes: u64,
-    /// Threads that make one pack.
+    /// Number of threads that make one pack.
     pub jobs: usize,
 }
 
-/// Packs in a directory.
+/// A [`PackStore`] in a cache directory.
 #[derive(Debug)]
 pub struct KeptPacks {
     options: KeptPacksOptions,
-    /// Finds packs. What keeps one is opened for it: it remembers what it has kept.
+    /// Used to find packs. To keep a pack, the cache is opened again, because it remembers what it has added.
     cache: Cache,
-    /// Bytes in the directory, as far as this process knows.
+    /// Number of bytes in the directory, counted by this process.
     size_bytes: Mutex<u64>,
 }
 
 impl KeptPacks {
-    /// Opens the cache, and trims it when it is too large.
+    /// Opens the cache, and collects it if it is too large.
     ///
     /// # Errors
     /// The directory cannot be used.
@@ -52,7 +53,7 @@ impl KeptPacks {
         Ok(Self { options, cache, size_bytes: Mutex::new(collected.kept_bytes) })
     }
 
-    /// Makes a pack; on a full disk it removes the packs that were used least recently, and tries once more.
+    /// Makes a pack. If the disk is full, it removes the least recently used packs and tries once more.
     fn make_in(&self, cache: &Cache, wanted: &WantedPack, cancel: &AtomicBool) -> Result<Arc<UnnamedFile>, BuildError> {
         let path = &planned(wanted);
         let location = &self.options.store_dir.join(path.path.base_name());
@@ -64,7 +65,7 @@ impl KeptPacks {
             make_pack(&request, cancel)
         };
         match make() {
-            // Not with the cache that is to keep the pack: one that has made room keeps nothing more.
+            // Not with the cache that keeps the pack, because after making room a cache keeps nothing more.
             Err(error)
                 if is_disk_full(&error)
                     && Cache::open(&self.options.cache)?.make_room(wanted.nar_size_bytes.unwrap_or(0)) =>
@@ -75,7 +76,7 @@ impl KeptPacks {
         }
     }
 
-    /// Counts a new pack, and trims the cache when it has become too large.
+    /// Counts a new pack, and collects the cache if it has become too large.
     fn count(&self, pack: &File) -> Result<(), String> {
         let mut size_bytes = self.size_bytes.lock().unwrap_or_else(PoisonError::into_inner);
         *size_bytes += pack.metadata().map_err(|error| in_one_line(&error))?.len();
@@ -101,7 +102,7 @@ impl PackStore for KeptPacks {
         let cache = Cache::open(&self.options.cache).map_err(|error| in_one_line(&error))?;
         let pack = self.make_in(&cache, wanted, cancel).map_err(|error| in_one_line(&error))?;
         let file = reopen(pack.file()).map_err(|error| in_one_line(&error))?;
-        // One that cannot be kept is as good for who asked for it.
+        // A pack that cannot be kept is still sent to the client.
         if cache.keep_pack(&planned(wanted), &wanted.settings, &pack).is_ok() {
             self.count(&file)?;
         }

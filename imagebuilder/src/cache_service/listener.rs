@@ -1,4 +1,4 @@
-//! The socket that the service listens on: handed over by systemd, or made by itself.
+//! The socket that the service listens on. systemd passes it, or the service creates it.
 
 use listenfd::ListenFd;
 use nix::libc;
@@ -11,39 +11,39 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Clients that may wait to be accepted.
+/// Maximum number of clients that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// Why there is no socket to listen on.
+/// There is no socket to listen on.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    /// What systemd handed over is something else.
-    #[error("the socket that systemd handed over cannot be used; it needs ListenSequentialPacket=")]
+    /// The file descriptor from systemd is not a suitable socket.
+    #[error("the socket that systemd passed cannot be used; the socket unit needs ListenSequentialPacket=")]
     HandedOver(#[source] io::Error),
-    /// systemd handed over several.
-    #[error("systemd handed over {0} sockets, but the service listens on one")]
+    /// systemd passed several sockets.
+    #[error("systemd passed {0} sockets, but the service listens on only one")]
     Several(usize),
-    /// It cannot be made.
+    /// The socket cannot be created.
     #[error("cannot listen at {}", .path.display())]
     Bind {
-        /// Where.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// Another service listens there.
-    #[error("something else listens at {} already", .path.display())]
+    /// Another process listens at the path.
+    #[error("another process already listens at {}", .path.display())]
     InUse {
-        /// Where.
+        /// Its path.
         path: PathBuf,
     },
 }
 
-/// The socket that systemd started this process for, if it did: sd_listen_fds(3).
+/// Returns the socket that systemd passed to this process, if it did: sd_listen_fds(3).
 ///
 /// # Errors
-/// It handed over something else.
+/// systemd passed something else, or several sockets.
 pub fn handed_over() -> Result<Option<OwnedFd>, ListenError> {
     let mut handed = ListenFd::from_env();
     match handed.len() {
@@ -55,10 +55,10 @@ pub fn handed_over() -> Result<Option<OwnedFd>, ListenError> {
     }
 }
 
-/// Makes a socket that every user may connect to. One that is left of a service that was killed is replaced.
+/// Creates a socket that every user can connect to. The socket of a service that was killed is replaced.
 ///
 /// # Errors
-/// Something else is there, or it cannot be made.
+/// Another file or a used socket exists at the path, or the socket cannot be created.
 pub fn make(path: &Path) -> Result<OwnedFd, ListenError> {
     let fail = |source| ListenError::Bind { path: path.to_owned(), source };
     let address = SocketAddrUnix::new(path).map_err(|error| fail(error.into()))?;

@@ -1,4 +1,4 @@
-//! Messages and descriptors over a `SOCK_SEQPACKET` socket.
+//! Sends and receives messages and descriptors over a `SOCK_SEQPACKET` socket.
 
 use super::protocol::MESSAGE_BYTES_MAX;
 use rustix::net::{
@@ -9,22 +9,23 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Descriptors that a client has room for: one is right, more are taken to be counted and closed.
+/// Maximum number of descriptors that a client receives. One is expected; more are received only to be counted and
+/// closed.
 const DESCRIPTORS_MAX: usize = 4;
 
-/// A message as it came.
+/// A message as received.
 #[derive(Debug)]
 pub(super) struct Message {
-    /// Its bytes; none when the other side has gone.
+    /// Its bytes; empty if the other side has closed the connection.
     pub(super) bytes: Vec<u8>,
-    /// Descriptors that came with it, closed with this message unless they are taken.
+    /// The descriptors in it. Those that are not taken are closed when the message is dropped.
     pub(super) descriptors: Vec<OwnedFd>,
 }
 
-/// Sends a message, with a descriptor where there is one. Waits for nothing when the socket does not block.
+/// Sends a message, optionally with a descriptor. It does not wait if the socket is non-blocking.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`] when the other side does not read; whatever else the kernel says.
+/// [`io::ErrorKind::WouldBlock`] if the other side does not read, or another error of the kernel.
 pub(super) fn send(socket: impl AsFd, message: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -38,11 +39,10 @@ pub(super) fn send(socket: impl AsFd, message: &[u8], descriptor: Option<Borrowe
     if sent == message.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
-/// Receives a message and drops descriptors that come with it: there is no room for any, so the kernel does not even
-/// install them.
+/// Receives a message without descriptors. There is no room for any, so the kernel does not even install them.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`] when there is none, [`io::ErrorKind::InvalidData`] for one that is too long.
+/// [`io::ErrorKind::WouldBlock`] if there is no message, [`io::ErrorKind::InvalidData`] if it is too long.
 pub(super) fn receive_without_descriptors(socket: impl AsFd) -> io::Result<Message> {
     receive_into(socket, &mut RecvAncillaryBuffer::default())
 }
@@ -50,14 +50,14 @@ pub(super) fn receive_without_descriptors(socket: impl AsFd) -> io::Result<Messa
 /// Receives a message and up to [`DESCRIPTORS_MAX`] descriptors.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`] when none comes in time, [`io::ErrorKind::InvalidData`] for one that is too long.
+/// [`io::ErrorKind::WouldBlock`] if no message arrives in time, [`io::ErrorKind::InvalidData`] if it is too long.
 pub(super) fn receive(socket: impl AsFd) -> io::Result<Message> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     receive_into(socket, &mut RecvAncillaryBuffer::new(&mut space))
 }
 
 fn receive_into(socket: impl AsFd, ancillary: &mut RecvAncillaryBuffer<'_>) -> io::Result<Message> {
-    // One byte more than any message has, so that a longer one is recognised.
+    // One byte more than the longest valid message, so that a longer one is detected.
     let mut bytes = vec![0; MESSAGE_BYTES_MAX + 1];
     let received = retry(|| recvmsg(&socket, &mut [IoSliceMut::new(&mut bytes)], ancillary, RecvFlags::CMSG_CLOEXEC))?;
     let descriptors = ancillary

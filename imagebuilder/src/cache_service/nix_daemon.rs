@@ -1,12 +1,13 @@
-//! Asks Nix's daemon whether a store path is valid, over its socket.
+//! Queries Nix's daemon over its socket whether a store path is valid.
 //!
-//! Of the ways to ask, this one needs no more rights than any user has and no knowledge of how Nix keeps its database: the
-//! SQLite file can only be read reliably by who may write beside it (write-ahead log), its schema is Nix's own, and a
-//! program started for each path costs 20 ms. The daemon answers in a tenth of a millisecond, in a protocol that Nix
-//! 2.3 to 2.34 and Lix speak, and it can be asked not to collect a path while it is read.
+//! This needs no special permissions and does not depend on the format of Nix's database. The SQLite file can be read
+//! reliably only by users who can write to its directory (because of the write-ahead log), and its schema is internal
+//! to Nix. Starting a program for each path would take 20 ms. The daemon answers in a tenth of a millisecond, with a
+//! protocol that Nix 2.3 to 2.34 and Lix support, and can protect a path from garbage collection while it is read.
 //!
-//! The protocol: numbers of 64 bits, little endian; texts as a number and bytes, padded to 8. After a greeting the client
-//! sends operations, and the daemon answers each with log messages, an end or an error, and the result.
+//! The protocol consists of 64-bit little-endian numbers, and of texts: a length and the bytes, padded to a multiple of
+//! 8. After a greeting the client sends operations. The daemon answers each with log messages, an end or an error, and
+//! the result.
 
 use super::WantedPack;
 use crate::nar_hash;
@@ -17,24 +18,25 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
 
-/// Where Nix's daemon listens, unless `$NIX_DAEMON_SOCKET_PATH` says otherwise.
+/// The default socket of Nix's daemon; `$NIX_DAEMON_SOCKET_PATH` overrides it.
 pub const DEFAULT_NIX_DAEMON: &str = "/nix/var/nix/daemon-socket/socket";
 
-/// The store directory as Nix names it; its files may lie elsewhere.
+/// The store directory in Nix's database; the files can be in another directory.
 const LOGICAL_STORE_DIR: &str = "/nix/store";
 
-/// A store path that the daemon does not collect while this connection lives is remembered by it, so connections are not
-/// kept for ever.
+/// Maximum number of temporary roots per connection. The daemon remembers them until the connection ends, so
+/// connections are replaced after a while.
 const ROOTS_MAX: usize = 64;
 
-/// How long the daemon may be silent: it may be collecting garbage, and then waits for its own locks.
+/// Time limit for an answer. The daemon can be slow during a garbage collection, when it waits for its own locks.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const CLIENT_MAGIC: u64 = 0x6e69_7863;
 const DAEMON_MAGIC: u64 = 0x6478_696f;
-/// 1.35, of Nix 2.15. Older daemons answer with theirs, and newer ones speak this one.
+/// The version that the client sends: 1.35, of Nix 2.15. Older daemons answer with their own version, newer ones
+/// support this one.
 const VERSION: u64 = minor_version(35);
-/// 1.21, of Nix 2.3.
+/// The oldest supported version: 1.21, of Nix 2.3.
 const OLDEST_VERSION: u64 = minor_version(21);
 
 const OPERATION_ADD_TEMP_ROOT: u64 = 11;
@@ -51,7 +53,7 @@ mod log {
     pub(super) const RESULT: u64 = 0x5253_4c54;
 }
 
-/// Length of the longest text, in bytes, and the most elements of a list: far above what a daemon sends.
+/// Maximum length of a text in bytes, and of a list in elements, much larger than anything a daemon sends.
 const TEXT_BYTES_MAX: u64 = 1 << 20;
 const ELEMENTS_MAX: u64 = 1 << 20;
 
@@ -59,7 +61,7 @@ const fn minor_version(minor: u64) -> u64 {
     (1 << 8) | minor
 }
 
-/// Why Nix could not be asked.
+/// Nix's daemon could not be queried.
 #[derive(Debug, Error)]
 pub enum NixDaemonError {
     /// There is no daemon, or it cannot be reached.
@@ -67,31 +69,31 @@ pub enum NixDaemonError {
     Connect {
         /// Its socket.
         socket: PathBuf,
-        /// Why.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
     /// The connection ended or took too long.
-    #[error("cannot talk to Nix's daemon")]
+    #[error("the connection to Nix's daemon failed")]
     Io(#[from] io::Error),
-    /// What listens is no daemon, or one that this program does not understand.
-    #[error("Nix's daemon said something unexpected: {0}")]
+    /// The other side is not a daemon, or its protocol is not supported.
+    #[error("Nix's daemon sent something unexpected: {0}")]
     Unexpected(&'static str),
-    /// The daemon refused.
+    /// The daemon answered with an error.
     #[error("Nix's daemon refused: {0}")]
     Refused(String),
 }
 
-/// What Nix has recorded of a valid store path.
+/// The facts about a valid store path in Nix's database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValidPath {
-    /// sha256 of its NAR serialisation.
+    /// SHA-256 of its NAR serialisation.
     pub nar_hash: [u8; 32],
     /// Length of its NAR serialisation in bytes.
     pub nar_size_bytes: u64,
 }
 
-/// A connection to Nix's daemon that is made when it is needed.
+/// A connection to Nix's daemon that is opened when it is needed.
 #[derive(Debug)]
 pub struct NixDaemon {
     socket: PathBuf,
@@ -100,36 +102,37 @@ pub struct NixDaemon {
 }
 
 impl NixDaemon {
-    /// For the daemon that listens at `socket`.
+    /// Creates a client of the daemon that listens at `socket`, without connecting.
     pub fn new(socket: &Path) -> Self {
         Self { socket: socket.to_owned(), connection: None, roots: 0 }
     }
 
-    /// What Nix has recorded of a store path; `None` for one that is not valid, which has perhaps been begun.
+    /// Returns the recorded facts about a store path; `None` if it is not valid, for example because it is still being
+    /// built.
     ///
     /// # Errors
-    /// The daemon cannot be asked.
+    /// The daemon cannot be queried.
     pub fn query(&mut self, path: &StorePath) -> Result<Option<ValidPath>, NixDaemonError> {
         self.ask(|connection| connection.query_path_info(path))
     }
 
-    /// The same, and from then on Nix does not collect the path until this connection ends.
+    /// Same as [`Self::query`], and protects the path from garbage collection until this connection ends.
     ///
     /// # Errors
-    /// The daemon cannot be asked.
+    /// The daemon cannot be queried.
     pub fn query_and_keep(&mut self, path: &StorePath) -> Result<Option<ValidPath>, NixDaemonError> {
         if self.roots >= ROOTS_MAX {
             self.close();
         }
         self.roots += 1;
-        // First the root, then the question: between them nothing can be collected.
+        // The root is added before the query, so that the path cannot be collected in between.
         self.ask(|connection| {
             connection.add_temp_root(path)?;
             connection.query_path_info(path)
         })
     }
 
-    /// Ends the connection, if there is one: Nix may collect again what was kept.
+    /// Ends the connection, if there is one. Nix can then collect the protected paths again.
     pub fn close(&mut self) {
         self.connection = None;
         self.roots = 0;
@@ -142,7 +145,7 @@ impl NixDaemon {
         let was_open = self.connection.is_some();
         let first = self.ask_once(&question);
         match first {
-            // The daemon was restarted since the last question.
+            // The daemon may have been restarted since the last query.
             Err(NixDaemonError::Io(_)) if was_open => self.ask_once(&question),
             other => other,
         }
@@ -158,7 +161,7 @@ impl NixDaemon {
         };
         let answer = question(connection);
         if answer.is_err() {
-            // Whatever went wrong, what comes next on it is not the answer to the next question.
+            // After an error, the next bytes on the connection would not be the answer to the next query.
             self.close();
         }
         answer
@@ -174,7 +177,7 @@ fn connect(socket: &Path) -> Result<Connection<BufReader<UnixStream>, UnixStream
     Connection::greet(reader, stream)
 }
 
-/// A conversation with the daemon.
+/// An open connection after the greeting.
 #[derive(Debug)]
 struct Connection<Reader, Writer> {
     reader: Reader,
@@ -187,20 +190,20 @@ impl<Reader: Read, Writer: Write> Connection<Reader, Writer> {
         let mut connection = Self { reader, writer, version: VERSION };
         connection.send(&[CLIENT_MAGIC], None)?;
         if connection.number()? != DAEMON_MAGIC {
-            return Err(NixDaemonError::Unexpected("its greeting is another one"));
+            return Err(NixDaemonError::Unexpected("its greeting is wrong"));
         }
         let theirs = connection.number()?;
         if theirs >> 8 != VERSION >> 8 || theirs < OLDEST_VERSION {
-            return Err(NixDaemonError::Unexpected("it speaks a version of the protocol that this program does not"));
+            return Err(NixDaemonError::Unexpected("its version of the protocol is not supported"));
         }
         connection.version = theirs.min(VERSION);
-        // Our version, no processor to run on, and no space to reserve.
+        // Our version, no CPU affinity, and no space to reserve.
         connection.send(&[VERSION, 0, 0], None)?;
         if connection.version >= minor_version(33) {
             connection.text()?; // Nix's own version
         }
         if connection.version >= minor_version(35) {
-            connection.number()?; // whether we are trusted
+            connection.number()?; // whether this client is trusted
         }
         connection.end_of_log()?;
         Ok(connection)
@@ -218,11 +221,11 @@ impl<Reader: Read, Writer: Write> Connection<Reader, Writer> {
         match self.number()? {
             0 => return Ok(None),
             1 => {}
-            _ => return Err(NixDaemonError::Unexpected("a path is neither valid nor not valid")),
+            _ => return Err(NixDaemonError::Unexpected("the validity of a path is neither 0 nor 1")),
         }
         self.text()?; // the deriver
-        let nar_hash = nar_hash::parse(&self.text()?)
-            .map_err(|_| NixDaemonError::Unexpected("a NAR hash is not one of sha256"))?;
+        let nar_hash =
+            nar_hash::parse(&self.text()?).map_err(|_| NixDaemonError::Unexpected("a NAR hash is not a SHA-256"))?;
         self.texts()?; // references
         self.number()?; // time of registration
         let nar_size_bytes = self.number()?;
@@ -232,7 +235,7 @@ impl<Reader: Read, Writer: Write> Connection<Reader, Writer> {
         Ok(Some(ValidPath { nar_hash, nar_size_bytes }))
     }
 
-    /// Sends numbers and perhaps a text, in one write.
+    /// Sends numbers and optionally a text, in one write.
     fn send(&mut self, numbers: &[u64], text: Option<&str>) -> Result<(), NixDaemonError> {
         let mut bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         if let Some(text) = text {
@@ -245,7 +248,7 @@ impl<Reader: Read, Writer: Write> Connection<Reader, Writer> {
         Ok(())
     }
 
-    /// Reads log messages up to the end of them.
+    /// Reads log messages until they end.
     fn end_of_log(&mut self) -> Result<(), NixDaemonError> {
         loop {
             match self.number()? {
@@ -263,7 +266,7 @@ impl<Reader: Read, Writer: Write> Connection<Reader, Writer> {
                     self.fields()?;
                 }
                 log::ERROR => return Err(NixDaemonError::Refused(self.error()?)),
-                _ => return Err(NixDaemonError::Unexpected("a log message of a kind that is not known")),
+                _ => return Err(NixDaemonError::Unexpected("a log message has an unknown type")),
             }
         }
     }
@@ -278,8 +281,8 @@ impl<Reader: Read, Writer: Write> Connection<Reader, Writer> {
         self.number()?; // level
         self.text()?; // name
         let message = self.text()?;
-        // Where in a Nix expression it happened, and how it came there: none of that follows in the next answer, since the
-        // connection ends with an error.
+        // The position in a Nix expression and a stack trace follow. They need not be read, because the connection is
+        // closed after an error.
         Ok(message)
     }
 
@@ -288,7 +291,7 @@ impl<Reader: Read, Writer: Write> Connection<Reader, Writer> {
             match self.number()? {
                 0 => drop(self.number()?),
                 1 => drop(self.text()?),
-                _ => return Err(NixDaemonError::Unexpected("a field of a kind that is not known")),
+                _ => return Err(NixDaemonError::Unexpected("a field has an unknown type")),
             }
         }
         Ok(())
@@ -331,18 +334,18 @@ fn logical(path: &StorePath) -> String {
     format!("{LOGICAL_STORE_DIR}/{path}")
 }
 
-/// Why there is no pack of a path, as far as Nix knows.
+/// The result of the query for a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Validity {
-    /// It is valid, has that content, and is that long.
+    /// The path is valid and has the requested hash; the number is its NAR size in bytes.
     Valid(u64),
-    /// Nix does not call it valid.
+    /// The path is not valid.
     NotValid,
-    /// It is valid, but with another content.
+    /// The path is valid, but has another hash.
     OtherContent,
 }
 
-/// Compares what Nix has recorded with what a client wants.
+/// Compares the facts in Nix's database with the request of a client.
 pub(super) fn judge(wanted: &WantedPack, found: Option<&ValidPath>) -> Validity {
     match found {
         None => Validity::NotValid,
@@ -351,7 +354,7 @@ pub(super) fn judge(wanted: &WantedPack, found: Option<&ValidPath>) -> Validity 
     }
 }
 
-/// Reads an answer of a daemon from bytes: for the fuzzer.
+/// Reads an answer of a daemon from bytes, for the fuzzer.
 #[doc(hidden)]
 pub fn read_answer(bytes: &[u8], path: &StorePath) -> Result<Option<ValidPath>, NixDaemonError> {
     Connection::greet(bytes, io::sink())?.query_path_info(path)
@@ -408,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_valid_path_is_known_to_daemons_of_all_versions() {
+    fn a_valid_path_is_read_from_daemons_of_all_versions() {
         for minor in [21, 34, 35, 38] {
             let answer = [greeting(minor), info()].concat();
             let valid = read_answer(&answer, &path()).unwrap().unwrap();
@@ -422,14 +425,14 @@ mod tests {
     }
 
     #[test]
-    fn daemons_that_refuse_or_are_none_are_errors() {
+    fn refusals_and_invalid_answers_of_a_daemon_are_errors() {
         let message = |answer: &[u8]| read_answer(answer, &path()).unwrap_err().to_string();
         let refused =
             [greeting(34), bytes(&[log::ERROR]), text("Error"), bytes(&[0]), text(""), text("no"), bytes(&[0, 0])];
         assert_eq!(message(&refused.concat()), "Nix's daemon refused: no");
         let old = [greeting(21), bytes(&[log::ERROR]), text("no"), bytes(&[1])];
         assert_eq!(message(&old.concat()), "Nix's daemon refused: no");
-        assert!(message(&greeting(20)).contains("a version of the protocol"));
+        assert!(message(&greeting(20)).contains("its version of the protocol is not supported"));
         assert!(message(&bytes(&[1, 2, 3])).contains("greeting"));
         let endless = [greeting(34), bytes(&[log::NEXT, u64::MAX])].concat();
         assert!(message(&endless).contains("too long"));

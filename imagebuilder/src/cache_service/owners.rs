@@ -1,23 +1,24 @@
-//! Who counts as one user: with a user namespace, a user of the host can be any of the users that subuid(5) gives to it.
+//! Determines which users count as one: in a user namespace, a user can act as any of its subordinate users, see
+//! subuid(5).
 
 use super::scheduler::Owner;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-/// The users that belong together.
+/// The ranges of users that belong to one owner.
 #[derive(Clone, Debug, Default)]
 pub struct Owners {
     ranges: Vec<(Range<u64>, Owner)>,
 }
 
 impl Owners {
-    /// As `/etc/subuid` of this host has them. Without that file nobody has subordinate users.
+    /// Reads `/etc/subuid`. Without that file, no user has subordinate users.
     pub fn of_this_host() -> Self {
         Self::parse(&fs::read_to_string(Path::new("/etc/subuid")).unwrap_or_default())
     }
 
-    /// Reads lines `NAME:FIRST:COUNT`; others are passed over, as by the programs that use the file.
+    /// Parses lines `NAME:FIRST:COUNT`. Other lines are ignored, as the programs that use the file do.
     pub fn parse(text: &str) -> Self {
         let mut ranges = Vec::new();
         let mut owners: Vec<(&str, Owner)> = Vec::new();
@@ -28,7 +29,7 @@ impl Owners {
             else {
                 continue;
             };
-            // All ranges of a name are one owner, called after the first user of the first.
+            // All ranges of a name belong to one owner, whose number is the first user of the first range.
             let owner = match owners.iter().find(|(known, _)| *known == name) {
                 Some((_, owner)) => *owner,
                 None => {
@@ -41,7 +42,7 @@ impl Owners {
         Self { ranges }
     }
 
-    /// Whose a process of this user is.
+    /// Returns the owner of a process of this user.
     pub(super) fn of(&self, user: u32) -> Owner {
         self.ranges.iter().find(|(range, _)| range.contains(&u64::from(user))).map_or(user, |(_, owner)| *owner)
     }
@@ -52,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn subordinate_users_are_one_owner_and_others_are_their_own() {
+    fn subordinate_users_have_one_owner_and_other_users_own_themselves() {
         let text =
             "me:100000:65536\nyou:200000:10\n\n# no line\nme:300000:1\nx:y:z\nmore:1:2:3\nlast:4294967295:4294967295\n";
         let owners = Owners::parse(text);

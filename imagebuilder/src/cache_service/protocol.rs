@@ -1,4 +1,4 @@
-//! What client and service say to each other: JSON documents, one a message of a `SOCK_SEQPACKET` socket.
+//! The protocol between client and service: each message on a `SOCK_SEQPACKET` socket is a JSON document.
 //!
 //! ```json
 //! {"version": 1, "encoder": "…", "storePath": {"path": "HASH-NAME", "narHash": "sha256:NIX32"},
@@ -7,79 +7,80 @@
 //! {"version": 1, "answer": "pack"}
 //! {"version": 1, "answer": "refused", "reason": "notValid", "message": "…"}
 //! ```
-//! A client sends one request at a time. `working` says that the service is still there, `pack` comes with a descriptor,
-//! and `pack` and `refused` end the request. The socket keeps messages apart, so there is no half of one to wait for.
+//! A client sends one request at a time. `working` means that the service is still working on it, and `pack` comes with
+//! a descriptor. `pack` and `refused` end the request. The socket preserves message boundaries, so a message is never
+//! partial.
 
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The version that this program speaks, and the only one.
+/// The only supported version of the protocol.
 pub const PROTOCOL_VERSION: u64 = 1;
 
-/// Length of the longest message, in bytes. The longest request that is right has about 700.
+/// Maximum length of a message in bytes. The longest valid request has about 700.
 pub const MESSAGE_BYTES_MAX: usize = 4096;
 
-/// Length of the longest name of an encoder, in bytes.
+/// Maximum length of the name of an encoder in bytes.
 const ENCODER_BYTES_MAX: usize = 128;
 
-/// Length of the longest explanation in an answer, in bytes.
+/// Maximum length of the explanation in an answer in bytes.
 const EXPLANATION_BYTES_MAX: usize = 512;
 
-/// What a client asks for: the pack of one store path.
+/// A request for the pack of one store path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Request {
     version: u64,
-    /// What makes the client's packs: see [`super::PackStore::encoder`].
+    /// The encoder of the client's packs, see [`super::PackStore::encoder`].
     pub encoder: String,
-    /// The store path; it has a NAR hash.
+    /// The store path, which must have a NAR hash.
     pub store_path: PlannedPath,
     /// Codec and block sizes.
     pub settings: ImageSettings,
 }
 
-/// What the service says.
+/// An answer of the service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", deny_unknown_fields, rename_all = "camelCase")]
 pub enum Answer {
-    /// The request is being worked on: ask the socket again.
+    /// The request is in progress; another answer follows.
     Working {
         /// [`PROTOCOL_VERSION`].
         version: u64,
     },
-    /// The pack comes with this message.
+    /// This message contains a descriptor of the pack.
     Pack {
         /// [`PROTOCOL_VERSION`].
         version: u64,
     },
-    /// There will be no pack.
+    /// The client gets no pack.
     Refused {
         /// [`PROTOCOL_VERSION`].
         version: u64,
-        /// Why, for a program.
+        /// The reason, for programs.
         reason: Reason,
-        /// Why, for a person.
+        /// The reason, for people.
         message: String,
     },
 }
 
-/// Why there is no pack.
+/// The reason why a client gets no pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Reason {
-    /// The request is none.
+    /// The request is invalid.
     Malformed,
-    /// The client speaks another version of the protocol.
+    /// The client uses another version of the protocol.
     Version,
-    /// The client's packs are made by another encoder.
+    /// The client uses another encoder.
     Encoder,
-    /// Nix does not call the store path valid.
+    /// The store path is not valid according to Nix.
     NotValid,
-    /// The store path that Nix knows has another content.
+    /// The store path has another NAR hash according to Nix.
     OtherContent,
-    /// The service has as many clients or requests as it takes.
+    /// The service has reached its limit of clients or requests.
     Busy,
     /// The pack took longer than the service allows.
     TooSlow,
@@ -87,48 +88,48 @@ pub enum Reason {
     Failed,
 }
 
-/// A message that is not what it should be.
+/// An invalid message.
 #[derive(Debug, Error)]
 pub enum ProtocolError {
-    /// Longer than any message is.
+    /// The message is too long.
     #[error("a message has more than {MESSAGE_BYTES_MAX} bytes")]
     TooLong,
-    /// Not JSON, or not of the form of this message.
+    /// The message is not JSON, or does not have the expected fields.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
-    /// Of another version.
-    #[error("a message has version {found}, but this program speaks version {PROTOCOL_VERSION} only")]
+    /// The message has another version.
+    #[error("a message has version {found}, but this program supports only version {PROTOCOL_VERSION}")]
     Version {
-        /// The version, as the JSON has it.
+        /// The version in the JSON.
         found: String,
     },
-    /// A request for a path without a NAR hash, or with an encoder's name that is none.
+    /// A request for a path without a NAR hash, or with an invalid name of an encoder.
     #[error("a request {0}")]
     Request(&'static str),
     /// A pack without exactly one descriptor, or a descriptor without a pack.
     #[error("an answer came with {0} descriptors")]
     Descriptors(usize),
-    /// What came as a pack is no file.
-    #[error("what the service sent is not a regular file")]
+    /// The descriptor of a pack is not a regular file.
+    #[error("the service sent a descriptor that is not a regular file")]
     NotAFile,
 }
 
 impl Request {
-    /// A request for the pack of a store path; `None` for one without a NAR hash, by which packs are found.
+    /// Creates a request for the pack of a store path; `None` if the path has no NAR hash, which identifies packs.
     pub fn new(store_path: PlannedPath, settings: ImageSettings, encoder: String) -> Option<Self> {
         store_path.nar_hash.is_some().then_some(Self { version: PROTOCOL_VERSION, encoder, store_path, settings })
     }
 
-    /// Reads a request.
+    /// Parses a request.
     ///
     /// # Errors
-    /// It is no request of this version.
+    /// The message is not a valid request of this version.
     pub fn parse(message: &[u8]) -> Result<Self, ProtocolError> {
         check(message)?;
         let request: Self = serde_json::from_slice(message)?;
         let encoder = &request.encoder;
         if encoder.len() > ENCODER_BYTES_MAX || !encoder.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(ProtocolError::Request("has a name of an encoder that is none"));
+            return Err(ProtocolError::Request("has an invalid name of an encoder"));
         }
         if request.store_path.nar_hash.is_none() {
             return Err(ProtocolError::Request("has no NAR hash"));
@@ -136,22 +137,22 @@ impl Request {
         Ok(request)
     }
 
-    /// The message.
+    /// Returns the message as bytes.
     ///
     /// # Errors
-    /// None that is known: every request has a JSON form.
+    /// None are expected, because every request can be written as JSON.
     pub fn message(&self) -> Result<Vec<u8>, ProtocolError> {
         Ok(serde_json::to_vec(self)?)
     }
 }
 
 impl Answer {
-    /// The request is being worked on.
+    /// The answer that the request is in progress.
     pub const WORKING: Self = Self::Working { version: PROTOCOL_VERSION };
-    /// The pack comes with this message.
+    /// The answer that contains a descriptor of the pack.
     pub const PACK: Self = Self::Pack { version: PROTOCOL_VERSION };
 
-    /// There will be no pack. A long explanation is cut.
+    /// Returns the answer that the client gets no pack. A long explanation is truncated.
     pub fn refused(reason: Reason, explanation: &str) -> Self {
         let mut end = explanation.len().min(EXPLANATION_BYTES_MAX);
         while !explanation.is_char_boundary(end) {
@@ -160,25 +161,25 @@ impl Answer {
         Self::Refused { version: PROTOCOL_VERSION, reason, message: explanation[..end].to_owned() }
     }
 
-    /// Reads an answer.
+    /// Parses an answer.
     ///
     /// # Errors
-    /// It is no answer of this version.
+    /// The message is not a valid answer of this version.
     pub fn parse(message: &[u8]) -> Result<Self, ProtocolError> {
         check(message)?;
         Ok(serde_json::from_slice(message)?)
     }
 
-    /// The message.
+    /// Returns the message as bytes.
     ///
     /// # Errors
-    /// None that is known: every answer has a JSON form.
+    /// None are expected, because every answer can be written as JSON.
     pub fn message(&self) -> Result<Vec<u8>, ProtocolError> {
         Ok(serde_json::to_vec(self)?)
     }
 }
 
-/// Looks at what messages of every version have.
+/// Checks the length and the version of a message.
 fn check(message: &[u8]) -> Result<(), ProtocolError> {
     #[derive(Deserialize)]
     struct AnyVersion {
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_form_of_version_1_stays() {
+    fn the_format_of_version_1_is_unchanged() {
         assert_eq!(String::from_utf8(request().message().unwrap()).unwrap(), GOLDEN_REQUEST);
         assert_eq!(Request::parse(GOLDEN_REQUEST.as_bytes()).unwrap(), request());
         for (answer, text) in [
@@ -234,12 +235,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_refused() {
-        assert!(refusal("\"version\":1", "\"version\":2").contains("version 2, but this program speaks version 1"));
+    fn invalid_requests_are_refused() {
+        assert!(
+            refusal("\"version\":1", "\"version\":2").contains("version 2, but this program supports only version 1")
+        );
         assert!(refusal("\"version\":1,", "\"version\":1,\"version\":1,").contains("duplicate field"));
         assert!(refusal("\"encoder\"", "\"output\":\"/x\",\"encoder\"").contains("unknown field `output`"));
-        assert!(refusal("zstd8-e1", "zstd8 e1").contains("a name of an encoder that is none"));
-        assert!(refusal("zstd8-e1", &"z".repeat(129)).contains("a name of an encoder that is none"));
+        assert!(refusal("zstd8-e1", "zstd8 e1").contains("an invalid name of an encoder"));
+        assert!(refusal("zstd8-e1", &"z".repeat(129)).contains("an invalid name of an encoder"));
         assert!(refusal("\"level\":8", "\"level\":99").contains("level 99 is out of range"));
         assert!(refusal("-hello", "-he/llo").contains("its name holds a character other than"));
         assert!(refusal("0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-hello", "../../etc/shadow").contains("is shorter than"));
@@ -253,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_explanation_is_cut_between_characters() {
+    fn a_long_explanation_is_truncated_between_characters() {
         let Answer::Refused { message, .. } = Answer::refused(Reason::Failed, &"ä".repeat(1000)) else {
             panic!("it is refused");
         };
@@ -264,7 +267,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_taken_or_refused(bytes: Vec<u8>, cut in 0..GOLDEN_REQUEST.len()) {
+        fn any_bytes_are_accepted_or_refused_without_a_panic(bytes: Vec<u8>, cut in 0..GOLDEN_REQUEST.len()) {
             let _ = Request::parse(&bytes);
             let _ = Answer::parse(&bytes);
             prop_assert!(Request::parse(&GOLDEN_REQUEST.as_bytes()[..cut]).is_err());

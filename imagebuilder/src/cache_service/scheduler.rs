@@ -1,24 +1,24 @@
-//! Which request is next: each owner has a queue, and the queues take turns.
+//! Decides which task is next. Each owner has a queue, and the queues take turns.
 
 use std::collections::{HashMap, VecDeque};
 
-/// Whose request it is: a user of the host, by its number.
+/// The owner of a request: the number of a user of the host.
 pub(super) type Owner = u32;
 
-/// Queues of tasks, one an owner.
+/// Queues of tasks, one per owner.
 #[derive(Debug)]
 pub(super) struct Scheduler<Task> {
-    /// Owners with tasks that wait, in the order of their turns, with these tasks.
+    /// The owners with waiting tasks, in the order of their turns, and these tasks.
     waiting: VecDeque<(Owner, VecDeque<Task>)>,
-    /// How many tasks of an owner are being worked on.
+    /// The number of running tasks of each owner.
     running: HashMap<Owner, usize>,
     running_max: usize,
     running_per_owner_max: usize,
 }
 
 impl<Task> Scheduler<Task> {
-    /// For so many workers. One owner may keep all but one of them busy, so that another never waits for a long task of
-    /// the first; a single worker is shared by turns alone.
+    /// Creates a scheduler for a number of workers. One owner can use all but one of them, so that another owner never
+    /// waits for a long task of the first. With a single worker, the owners only take turns.
     pub(super) fn new(workers: usize) -> Self {
         Self {
             waiting: VecDeque::new(),
@@ -36,7 +36,7 @@ impl<Task> Scheduler<Task> {
         }
     }
 
-    /// The next task, if a worker is free. Its owner's next turn is after all others'.
+    /// Returns the next task, if a worker is free. Its owner's next turn is after all others.
     pub(super) fn next(&mut self) -> Option<(Owner, Task)> {
         if self.running.values().sum::<usize>() >= self.running_max {
             return None;
@@ -52,7 +52,7 @@ impl<Task> Scheduler<Task> {
         Some((owner, task))
     }
 
-    /// A task of the owner has ended.
+    /// Records that a task of the owner has ended.
     pub(super) fn finished(&mut self, owner: Owner) {
         if let Some(count) = self.running.get_mut(&owner) {
             *count -= 1;
@@ -62,7 +62,7 @@ impl<Task> Scheduler<Task> {
         }
     }
 
-    /// Whether nothing waits and nothing runs.
+    /// Returns whether no task is waiting or running.
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
     }
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_owner_with_a_thousand_tasks_waits_after_each_for_the_others() {
+    fn an_owner_with_a_thousand_tasks_takes_turns_with_the_others() {
         let mut scheduler = Scheduler::new(1);
         (0..1000).for_each(|number| scheduler.push(1, number));
         scheduler.push(2, 5000);
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_is_left_for_the_others() {
+    fn one_worker_is_reserved_for_other_owners() {
         let mut scheduler = Scheduler::new(3);
         (0..9).for_each(|number| scheduler.push(1, number));
         assert_eq!([scheduler.next(), scheduler.next(), scheduler.next()], [Some((1, 0)), Some((1, 1)), None]);

@@ -1,8 +1,8 @@
-//! The service: one thread that talks to all clients and waits for nobody, and workers that do what takes time.
+//! The service: one thread serves all clients without blocking on any of them, and workers do the slow work.
 //!
-//! A request is first looked up: is the store path valid, is its pack there? What has to be made goes to the makers, each
-//! pack once, for all who ask for it. Both kinds of work take turns among the users that ask, and finding never waits for
-//! making.
+//! A request is first looked up: is the store path valid, and does its pack exist? Missing packs are made by other
+//! workers, each pack once for all clients that request it. For both kinds of work the users take turns, and lookups
+//! never wait for packs that are being made.
 
 use super::connections::{Connections, accept};
 use super::owners::Owners;
@@ -24,29 +24,30 @@ use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
-/// How often the clock is looked at.
+/// Interval at which time limits are checked.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
-/// How long no client is accepted after one could not be: the process has no descriptors left.
+/// How long no client is accepted after accepting one has failed, because the process has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
-/// Clients that are accepted before the others are looked at again.
+/// Maximum number of clients to accept before the others are served again.
 const ACCEPTED_AT_ONCE: usize = 16;
-/// Threads that look up.
+/// Number of threads for lookups.
 const LOOKERS: usize = 2;
 
-/// How much the service does for whom.
+/// The limits of the service.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Packs that are made at the same time, at least 2: one user can occupy all makers but one.
+    /// Maximum number of packs that are made at the same time, at least 2. One user can use all but one of these
+    /// workers.
     pub makers: usize,
-    /// Clients that are connected at the same time.
+    /// Maximum number of connected clients.
     pub clients: usize,
-    /// Clients of one user.
+    /// Maximum number of connected clients of one user.
     pub clients_per_user: usize,
-    /// How long a request may take, and the making of a pack.
+    /// Time limit for a request, and for making a pack.
     pub request_time: Duration,
-    /// How long a client may be connected without a request.
+    /// Time limit for a connection without a request.
     pub silence: Duration,
-    /// The service ends when it has had no client for so long; `None` for never.
+    /// The service ends after this time without a client; `None` means never.
     pub idle_exit: Option<Duration>,
 }
 
@@ -71,21 +72,21 @@ pub struct Service<'a> {
     pub packs: &'a dyn PackStore,
     /// The socket of Nix's daemon.
     pub nix_daemon: &'a Path,
-    /// Who counts as one user.
+    /// The users that count as one.
     pub owners: Owners,
-    /// How much is done for whom.
+    /// The limits.
     pub limits: Limits,
 }
 
-/// Why the service cannot go on.
+/// The service cannot continue.
 #[derive(Debug, Error)]
 pub enum ServeError {
-    /// The kernel refuses what it needs.
+    /// A system call failed.
     #[error("cannot {action}")]
     System {
-        /// What was being done.
+        /// The operation.
         action: &'static str,
-        /// Why it failed.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
@@ -96,12 +97,13 @@ fn system(action: &'static str) -> impl Fn(io::Error) -> ServeError {
 }
 
 impl Service<'_> {
-    /// Serves until `stop` is set, or nobody has asked for long enough. Lines for the log go to `tell`.
+    /// Serves until `stop` is set, or until there has been no client for the configured time. `tell` receives lines for
+    /// the log.
     ///
     /// # Errors
-    /// The system refuses a thread, or waiting for clients.
+    /// A thread cannot be started, or waiting for clients fails.
     pub fn run(&self, stop: &AtomicBool, tell: &mut dyn FnMut(&str)) -> Result<(), ServeError> {
-        let flags = fcntl_getfl(&self.listener).map_err(|error| system("look at the socket")(error.into()))?;
+        let flags = fcntl_getfl(&self.listener).map_err(|error| system("get the flags of the socket")(error.into()))?;
         fcntl_setfl(&self.listener, flags | OFlags::NONBLOCK)
             .map_err(|error| system("set the socket up")(error.into()))?;
         let bell = Bell::new().map_err(system("make an event descriptor"))?;
@@ -134,18 +136,18 @@ impl Service<'_> {
     }
 }
 
-/// Workers of one kind, and what waits for them.
+/// The workers of one kind, and the tasks that wait for them.
 struct Pool<Item> {
     scheduler: Scheduler<Item>,
     tasks: Sender<Task>,
 }
 
-/// A pack that is being made, or waits to be.
+/// A pack that is being made or waits for a worker.
 #[derive(Debug, Default)]
 struct Job {
-    /// Connections that wait for it.
+    /// The connections that wait for it.
     waiting: Vec<u64>,
-    /// Set when the making began: for whom, since when, and how it is stopped.
+    /// Set when the work begins: its owner, its start, and the flag that cancels it.
     running: Option<Running>,
 }
 
@@ -203,7 +205,7 @@ impl Server<'_> {
         let listened = if accepts { PollFlags::IN } else { PollFlags::empty() };
         let mut polled = vec![PollFd::new(&self.service.listener, listened), PollFd::new(self.bell, PollFlags::IN)];
         for (number, socket, waits) in self.connections.sockets() {
-            // A client that has an answer to come is not read: its next request waits in its own socket.
+            // A client that waits for an answer is not read: its next request stays in its socket.
             let wanted = if waits { PollFlags::empty() } else { PollFlags::IN };
             numbers.push(number);
             polled.push(PollFd::new(socket, wanted));
@@ -222,16 +224,16 @@ impl Server<'_> {
         Ok(Ready { listener: polled[0].revents().contains(PollFlags::IN), connections })
     }
 
-    /// Accepts who waits to be, within the limits.
+    /// Accepts waiting clients, within the limits.
     ///
     /// # Errors
-    /// Nobody can be accepted for now.
+    /// No client can be accepted at the moment.
     fn accept(&mut self) -> io::Result<()> {
         for _ in 0..ACCEPTED_AT_ONCE {
             let (socket, user) = match accept(&self.service.listener) {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                // It has gone again.
+                // The client has already closed the connection.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
                     (self.tell)(&format!("cannot accept a client: {error}"));
@@ -241,7 +243,7 @@ impl Server<'_> {
             let (owner, limits) = (self.service.owners.of(user), &self.service.limits);
             if self.connections.count() >= limits.clients || self.connections.count_of(owner) >= limits.clients_per_user
             {
-                let refusal = Answer::refused(Reason::Busy, "the cache service has as many clients as it takes");
+                let refusal = Answer::refused(Reason::Busy, "the cache service has reached its limit of clients");
                 if let Ok(message) = refusal.message() {
                     let _ = super::messages::send(&socket, &message, None);
                 }
@@ -275,7 +277,7 @@ impl Server<'_> {
             let message = format!("this service makes packs with {encoder}");
             return self.refuse(number, &Refusal::new(Reason::Encoder, message));
         }
-        // The parser has seen to it that there is one.
+        // The parser has checked that there is one.
         let Some(nar_hash) = request.store_path.nar_hash else { return self.connections.remove(number) };
         let (path, settings) = (request.store_path.path, request.settings);
         let wanted = WantedPack { path, nar_hash, nar_size_bytes: None, settings };
@@ -294,7 +296,7 @@ impl Server<'_> {
             }
         }
         while let Some((owner, wanted)) = self.makings.scheduler.next() {
-            // It may be in the queues of several owners, and it may be that nobody waits for it any longer.
+            // A pack can be in the queues of several owners, and perhaps no client waits for it any more.
             match self.jobs.get_mut(&wanted) {
                 Some(job) if job.running.is_none() => {
                     let cancel = Arc::new(AtomicBool::new(false));
@@ -306,7 +308,7 @@ impl Server<'_> {
         }
     }
 
-    /// Takes what a worker has done.
+    /// Handles the outcome of a worker's task.
     fn take(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::LookedUp { connection, owner, found } => {
@@ -321,7 +323,7 @@ impl Server<'_> {
         }
     }
 
-    /// Orders the pack that a client waits for to be made.
+    /// Queues the pack that a client waits for.
     fn order(&mut self, connection: u64) {
         let (Some(owner), Some(wanted)) = (self.connections.owner(connection), self.connections.wanted(connection))
         else {
@@ -330,7 +332,8 @@ impl Server<'_> {
         let job = self.jobs.entry(wanted.clone()).or_default();
         job.waiting.push(connection);
         if job.running.is_none() {
-            // In this owner's queue, too, when it is in another's already: one owner does not wait for another's queue.
+            // It is added to this owner's queue even if it is already in another's, because an owner must not wait for
+            // another's queue.
             self.makings.scheduler.push(owner, wanted.clone());
         }
     }
@@ -351,7 +354,7 @@ impl Server<'_> {
                     }
                 }
             }
-            // Who asked after it was stopped still wants it.
+            // Clients that requested it after it was cancelled still wait for it.
             Err(_) if stopped => job.waiting.into_iter().for_each(|connection| self.order(connection)),
             Err(refusal) => {
                 (self.tell)(&format!("cannot make the pack of {}: {}", wanted.path, refusal.message));
@@ -366,20 +369,20 @@ impl Server<'_> {
         self.connections.answer(connection, &Answer::refused(refusal.reason, &refusal.message), None);
     }
 
-    /// Ends a connection, and the work that was done for it alone.
+    /// Ends a connection, and cancels the work that is done only for it.
     fn drop_client(&mut self, number: u64) {
         self.connections.remove(number);
         self.leave(number);
     }
 
-    /// Takes a connection off the packs that it waits for.
+    /// Removes a connection from the packs that it waits for.
     fn leave(&mut self, number: u64) {
         self.jobs.retain(|_, job| {
             job.waiting.retain(|waiting| *waiting != number);
             if job.waiting.is_empty() {
                 job.cancel();
             }
-            // One that runs stays until its worker has ended.
+            // A running job remains until its worker has ended.
             !job.waiting.is_empty() || job.running.is_some()
         });
     }
@@ -417,17 +420,17 @@ impl Server<'_> {
     }
 }
 
-/// What became ready while the server waited.
+/// The sockets that have become ready.
 struct Ready {
-    /// Clients wait to be accepted.
+    /// Whether clients wait to be accepted.
     listener: bool,
-    /// Connections that said something, or, if true, ended.
+    /// Connections that have a message, and whether they have ended.
     connections: Vec<(u64, bool)>,
 }
 
 impl<Item> Pool<Item> {
     fn hand(&self, task: Task) {
-        // The workers live as long as this sender.
+        // Sending cannot fail, because the workers run until this sender is dropped.
         let _ = self.tasks.send(task);
     }
 }

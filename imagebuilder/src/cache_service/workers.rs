@@ -1,4 +1,4 @@
-//! Threads that do what takes time: asking Nix, opening packs, making packs.
+//! The worker threads, which do the slow work: querying Nix, opening packs, making packs.
 
 use super::nix_daemon::{NixDaemon, Validity, judge};
 use super::protocol::Reason;
@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// How long a worker keeps its connection to Nix's daemon when nothing is asked.
+/// How long an idle worker keeps its connection to Nix's daemon.
 const KEEP_CONNECTION: Duration = Duration::from_secs(5);
 
 /// A piece of work.
@@ -25,9 +25,9 @@ const KEEP_CONNECTION: Duration = Duration::from_secs(5);
 pub(super) enum Task {
     /// Ask Nix whether the store path is valid, and open its pack if there is one.
     LookUp {
-        /// The connection that asks.
+        /// The connection of the client.
         connection: u64,
-        /// Whose it is.
+        /// The owner of the connection.
         owner: Owner,
         /// The pack.
         wanted: WantedPack,
@@ -36,24 +36,24 @@ pub(super) enum Task {
     Make {
         /// The pack.
         wanted: WantedPack,
-        /// Set when nobody waits for it any longer.
+        /// Set when no client waits for it any more.
         cancel: Arc<AtomicBool>,
     },
 }
 
-/// What became of it.
+/// The outcome of a task.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// Of [`Task::LookUp`].
+    /// The outcome of [`Task::LookUp`].
     LookedUp {
-        /// The connection that asked.
+        /// The connection of the client.
         connection: u64,
-        /// Whose it is.
+        /// The owner of the connection.
         owner: Owner,
-        /// The pack, or `None` when it has to be made.
+        /// The pack, or `None` if it must be made.
         found: Result<Option<File>, Refusal>,
     },
-    /// Of [`Task::Make`].
+    /// The outcome of [`Task::Make`].
     Made {
         /// The pack.
         wanted: WantedPack,
@@ -62,12 +62,12 @@ pub(super) enum Outcome {
     },
 }
 
-/// Why there is no pack.
+/// The reason why a client gets no pack.
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
-    /// For a program.
+    /// The reason, for programs.
     pub(super) reason: Reason,
-    /// For a person.
+    /// The reason, for people.
     pub(super) message: String,
 }
 
@@ -77,25 +77,25 @@ impl Refusal {
     }
 }
 
-/// Tells the thread that polls that there is an outcome.
+/// Wakes the polling thread when there is an outcome.
 #[derive(Debug)]
 pub(super) struct Bell(OwnedFd);
 
 impl Bell {
-    /// A new one.
+    /// Creates an event descriptor.
     ///
     /// # Errors
-    /// The process has no descriptor left.
+    /// The process has no descriptors left.
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
     fn ring(&self) {
-        // A counter that is full has been rung already.
+        // If the counter is full, the thread has already been woken.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    /// Makes it silent again.
+    /// Resets the event descriptor.
     pub(super) fn silence(&self) {
         let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
@@ -107,18 +107,18 @@ impl AsFd for Bell {
     }
 }
 
-/// What all workers share.
+/// The inputs that all workers share.
 pub(super) struct Workshop<'a> {
     /// The packs.
     pub(super) packs: &'a dyn PackStore,
     /// The socket of Nix's daemon.
     pub(super) nix_daemon: &'a Path,
-    /// Rung for each outcome.
+    /// Used to wake the polling thread for each outcome.
     pub(super) bell: &'a Bell,
 }
 
 impl Workshop<'_> {
-    /// Works until there are no more tasks.
+    /// Carries out tasks until there are no more.
     pub(super) fn work(&self, tasks: &Mutex<Receiver<Task>>, outcomes: &Sender<Outcome>) {
         let mut nix = NixDaemon::new(self.nix_daemon);
         loop {
@@ -168,7 +168,7 @@ fn valid(validity: Validity, wanted: &WantedPack) -> Result<u64, Refusal> {
     match validity {
         Validity::Valid(nar_size_bytes) => Ok(nar_size_bytes),
         Validity::NotValid => {
-            Err(Refusal::new(Reason::NotValid, format!("Nix does not call {} valid on this host", wanted.path)))
+            Err(Refusal::new(Reason::NotValid, format!("{} is not valid on this host according to Nix", wanted.path)))
         }
         Validity::OtherContent => {
             Err(Refusal::new(Reason::OtherContent, format!("{} has another NAR hash on this host", wanted.path)))
@@ -180,7 +180,7 @@ fn refusal_of(error: &dyn Error) -> Refusal {
     Refusal::new(Reason::Failed, in_one_line(error))
 }
 
-/// A panic is a defect of this program; it must cost one request, not the service a worker.
+/// Catches a panic, which is a defect of this program. It must only fail one request, not end a worker of the service.
 fn guarded<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic: Box<dyn Any + Send>| {
         drop(panic);

@@ -66,7 +66,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         (Some(handed_over), None) => handed_over,
         (None, Some(path)) => listener::make(path)?,
         (Some(_), Some(_)) => {
-            return Err(Failure::usage("systemd handed a socket over, and --socket names another")
+            return Err(Failure::usage("systemd passed a socket, but --socket names another one")
                 .with_hint("leave --socket out"));
         }
         (None, None) => {
