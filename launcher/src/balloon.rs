@@ -1,4 +1,4 @@
-//! The balloon of a machine that runs: how much of its memory the host holds.
+//! The balloon of a running machine: the memory that the guest has returned to the host.
 
 use crate::control::{ControlError, Controller};
 use crate::launch::{ControlProtocol, HttpRequest, Launch};
@@ -9,34 +9,34 @@ const MIB: u64 = 1 << 20;
 /// Why a balloon cannot be read or resized.
 #[derive(Debug, thiserror::Error)]
 pub enum BalloonError {
-    /// The machine has none.
-    #[error("{0} has no balloon: set `balloon = true` in the machine spec and start it again")]
+    /// The machine has no balloon.
+    #[error("{0} has no balloon: set `balloon = true` in the machine spec and restart it")]
     None(String),
     /// The machine has no control socket.
     #[error("{0} has no control socket")]
     NoControl(String),
-    /// More than there is.
+    /// The requested size exceeds the memory.
     #[error("a balloon of {size_mib} MiB does not fit into the {mem_mib} MiB of {name}")]
     TooLarge {
         /// The machine.
         name: String,
-        /// What was asked for.
+        /// The requested size.
         size_mib: u64,
-        /// What there is.
+        /// The machine's memory.
         mem_mib: u64,
     },
     /// The hypervisor does not report the size.
     #[error("{0} does not report the size of its balloon")]
     NotTold(&'static str),
-    /// The hypervisor refuses, or does not answer.
+    /// The hypervisor refuses the request, or does not respond.
     #[error(transparent)]
     Control(#[from] ControlError),
 }
 
-/// Sets the size that the balloon is to have. The guest decides when, and how far, it follows.
+/// Sets the target size of the balloon. The guest decides when and how far it follows.
 ///
 /// # Errors
-/// [`BalloonError`].
+/// Returns [`BalloonError`].
 pub fn resize(launch: &Launch, size_mib: u64) -> Result<(), BalloonError> {
     let (protocol, controller, mem_mib) = reach(launch)?;
     if size_mib > mem_mib {
@@ -48,7 +48,7 @@ pub fn resize(launch: &Launch, size_mib: u64) -> Result<(), BalloonError> {
         body: Some(body),
     };
     match protocol {
-        // qemu's number is what the guest keeps.
+        // QEMU's value is the memory that the guest keeps.
         ControlProtocol::Qmp => controller.qmp("balloon", json!({"value": (mem_mib - size_mib) * MIB})).map(drop),
         ControlProtocol::CloudHypervisorHttp => {
             controller.http(&put("PUT", "/api/v1/vm.resize", json!({"desired_balloon": size_mib * MIB}))).map(drop)
@@ -65,24 +65,24 @@ pub fn resize(launch: &Launch, size_mib: u64) -> Result<(), BalloonError> {
     Ok(())
 }
 
-/// Changes the size that the balloon of kvmtool is to have: it understands only steps, and never tells where it is.
+/// Changes the target size of kvmtool's balloon. kvmtool supports only changes, and never reports the size.
 ///
 /// # Errors
-/// [`BalloonError`].
+/// Returns [`BalloonError`].
 pub fn change(launch: &Launch, change_mib: i32) -> Result<(), BalloonError> {
     let (_, controller, _) = reach(launch)?;
     Ok(controller.kvmtool_balloon(change_mib)?)
 }
 
-/// Whether the balloon can only be changed by steps.
+/// Whether the balloon supports only changes.
 pub fn only_by_steps(launch: &Launch) -> bool {
     launch.control.as_ref().is_some_and(|socket| socket.protocol == ControlProtocol::Kvmtool)
 }
 
-/// The size of the balloon in MiB, as the hypervisor knows it.
+/// Returns the size of the balloon in MiB, as the hypervisor reports it.
 ///
 /// # Errors
-/// [`BalloonError`].
+/// Returns [`BalloonError`].
 pub fn size_mib(launch: &Launch) -> Result<u64, BalloonError> {
     let (protocol, controller, mem_mib) = reach(launch)?;
     let number = |answer: &Value, pointer: &str, hypervisor| {

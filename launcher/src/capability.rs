@@ -1,41 +1,42 @@
-//! What each hypervisor supports: one table each, the source of refusals, of Nix' assertions and of the tables in the manual.
+//! What each hypervisor supports. Each hypervisor has one table, from which refusals, Nix assertions and the tables in
+//! the manual are derived.
 
 use crate::spec::DeviceBus;
 use crate::spec::{ForwardFrom, Hypervisor, ImageType, SecurityModel, ShareProtocol};
 use crate::validate::{CheckedSpec, InterfaceKind};
 
-/// Whether a hypervisor can do something.
+/// Whether a hypervisor supports a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Support {
-    /// It can.
+    /// It is supported.
     Yes,
-    /// It can, by means that the user should know.
+    /// It is supported, with a note for the user.
     With(&'static str),
-    /// It can, with a limitation.
+    /// It is supported with a limitation.
     Partly(&'static str),
-    /// It cannot, and why.
+    /// It is not supported, with the reason.
     No(&'static str),
 }
 
 impl Support {
-    /// Whether it can.
+    /// Whether it is supported, possibly with a limitation.
     pub fn is_there(self) -> bool {
         !matches!(self, Self::No(_))
     }
 }
 
-/// How the launcher handles a machine that asks for something its hypervisor does not support.
+/// How the launcher handles a feature that the hypervisor does not support.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lenience {
-    /// It is refused.
+    /// The machine is refused.
     Refuse,
-    /// The machine runs without it, with a warning: the guest works the same.
+    /// The feature is ignored with a warning, because the guest works without it.
     Warn,
 }
 
-/// Something that not every hypervisor can do.
+/// A feature that not every hypervisor supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs, reason = "`Feature::row` says what each is")]
+#[allow(missing_docs, reason = "`Feature::row` describes each")]
 pub enum Feature {
     StoreDisk,
     VolumeSerial,
@@ -75,7 +76,7 @@ pub enum Feature {
 }
 
 impl Feature {
-    /// All of them, in the order of every table.
+    /// All features, in the order of the tables.
     pub const ALL: [Feature; 35] = [
         Self::StoreDisk,
         Self::VolumeSerial,
@@ -114,7 +115,7 @@ impl Feature {
         Self::Graphics,
     ];
 
-    /// What it is called in tables and messages.
+    /// Returns the name of the feature in tables and messages.
     pub fn row(self) -> &'static str {
         match self {
             Self::StoreDisk => "store disk as the read-only /dev/vda",
@@ -155,7 +156,7 @@ impl Feature {
         }
     }
 
-    /// The option of the machine spec that asks for it; empty if none does.
+    /// Returns the option of the machine spec that uses the feature; empty if there is none.
     pub fn option(self) -> &'static str {
         match self {
             Self::StoreDisk => "storeDisk",
@@ -189,26 +190,26 @@ impl Feature {
         }
     }
 
-    /// How the launcher handles a machine that asks for it on a hypervisor that does not support it.
+    /// Returns how the launcher handles the feature on a hypervisor that does not support it.
     pub fn lenience(self) -> Lenience {
         match self {
-            // The guest finds its volumes by label or letter just as well, and packets arrive, only slower.
+            // The guest also finds its volumes by label or device name, and packets arrive, only slower.
             Self::VolumeSerial | Self::VolumeDirect | Self::TapVhost | Self::NinePSecurityModel => Lenience::Warn,
             _ => Lenience::Refuse,
         }
     }
 }
 
-/// One option of a machine that asks for a feature.
+/// An option of a machine that uses a feature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Use {
-    /// The feature.
+    /// The feature that it uses.
     pub feature: Feature,
     /// The option, as in `volumes[0].serial`.
     pub option: String,
 }
 
-/// Everything that a machine asks for and that not every hypervisor can do.
+/// Returns all options of a machine that use features which not every hypervisor supports.
 pub fn uses(spec: &CheckedSpec) -> Vec<Use> {
     let mut uses = Vec::new();
     let mut add = |asked: bool, feature: Feature, option: String| {
@@ -283,7 +284,7 @@ pub fn uses(spec: &CheckedSpec) -> Vec<Use> {
     uses
 }
 
-/// Rows of the summary: what a row is called, and the features that it sums up.
+/// The rows of the summary: the name of the row, and the features that it combines.
 const SUMMARY: [(&str, &[Feature]); 17] = [
     ("store disk, raw volumes", &[Feature::StoreDisk]),
     ("qcow2, vhd and vhdx images", &[Feature::VolumeQcow2, Feature::VolumeVhd, Feature::VolumeVhdx]),
@@ -304,7 +305,7 @@ const SUMMARY: [(&str, &[Feature]); 17] = [
     ("graphics", &[Feature::Graphics]),
 ];
 
-/// The most important features as a Markdown table of yes, no and partly, without notes.
+/// Returns the most important features as a Markdown table of yes, no and partly, without notes.
 pub fn summary_table(support: impl Fn(Hypervisor, Feature) -> Support) -> String {
     let mut table = table_head();
     for (row, features) in SUMMARY {
@@ -326,13 +327,13 @@ pub fn summary_table(support: impl Fn(Hypervisor, Feature) -> Support) -> String
     table
 }
 
-/// The head of a Markdown table with one column per hypervisor.
+/// Returns the head of a Markdown table with one column per hypervisor.
 fn table_head() -> String {
     let names = Hypervisor::ALL.map(|hypervisor| format!(" {hypervisor} |")).concat();
     format!("| |{names}\n|---|{}", "---|".repeat(Hypervisor::ALL.len()))
 }
 
-/// The tables of all hypervisors as one Markdown table, with the reasons as numbered notes below it.
+/// Returns the tables of all hypervisors as one Markdown table, with the reasons as numbered notes below it.
 pub fn markdown_table(support: impl Fn(Hypervisor, Feature) -> Support) -> String {
     let mut notes: Vec<&'static str> = Vec::new();
     let mut number_of = |note: &'static str| {

@@ -1,4 +1,4 @@
-//! The properties of a child process: its signal mask, what happens to it when the launcher dies, its user.
+//! The properties of a child process: its signal mask, its user, and what happens to it when the launcher dies.
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
@@ -11,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// A user's ids, looked up before the fork: behind it the user database must not be read.
+/// The ids of a user. They are looked up before the fork, because the user database must not be read after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     user: Uid,
@@ -20,16 +20,16 @@ pub struct Identity {
     home: PathBuf,
 }
 
-/// A user that there is not.
+/// A user that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there is no user `{0}` on this host; create it or change `user` in the machine spec")]
 pub struct NoSuchUser(pub String);
 
 impl Identity {
-    /// The ids of a user and of all groups that it belongs to.
+    /// Looks up a user and all groups that it belongs to.
     ///
     /// # Errors
-    /// [`NoSuchUser`].
+    /// Returns [`NoSuchUser`].
     pub fn of(name: &str) -> Result<Self, NoSuchUser> {
         let unknown = || NoSuchUser(name.to_owned());
         let user = User::from_name(name).ok().flatten().ok_or_else(unknown)?;
@@ -38,26 +38,26 @@ impl Identity {
         Ok(Self { user: user.uid, group: user.gid, groups, home: user.dir })
     }
 
-    /// The user's id.
+    /// Returns the user id.
     pub fn user(&self) -> Uid {
         self.user
     }
 
-    /// The user's first group.
+    /// Returns the id of the primary group.
     pub fn group(&self) -> Gid {
         self.group
     }
 
-    /// Whether the user belongs to the group.
+    /// Whether the user is in the group.
     pub fn is_member_of(&self, group: Gid) -> bool {
         self.group == group || self.groups.contains(&group)
     }
 
-    /// What this user sees: looks with its rights, and has those of root again afterwards. Who is not root looks as who it
-    /// is.
+    /// Runs `look` with the effective ids of this user, and then restores those of root. Without root privileges, runs
+    /// it unchanged.
     ///
     /// # Errors
-    /// When the rights cannot be changed, or not be had back.
+    /// Fails if the ids cannot be changed or restored.
     pub fn see<T>(&self, look: impl FnOnce() -> T) -> io::Result<T> {
         if !nix::unistd::geteuid().is_root() || self.user.is_root() {
             return Ok(look());
@@ -73,10 +73,10 @@ impl Identity {
         Ok(seen)
     }
 
-    /// Becomes this user for good; nothing to do for who is it already.
+    /// Becomes this user permanently. Does nothing if the process already has its ids.
     ///
     /// # Errors
-    /// When the process has not the right to.
+    /// Fails if the process is not permitted to.
     pub fn assume(&self) -> io::Result<()> {
         if nix::unistd::geteuid() == self.user && nix::unistd::getegid() == self.group {
             return Ok(());
@@ -88,24 +88,24 @@ impl Identity {
     }
 }
 
-/// What happens to a child when the launcher dies without having ended it.
+/// What happens to a child that is running when the launcher dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnParentDeath {
-    /// It lives on.
+    /// It continues.
     LiveOn,
-    /// It is asked to end.
+    /// It receives SIGTERM.
     Terminate,
 }
 
-/// Gives a command that is about to be spawned the signal mask of a fresh process, which std passes on as it is, and the
-/// other properties. Only the launcher reports to the service manager.
+/// Prepares a command: gives it an empty signal mask, because std lets children inherit the launcher's, and the other
+/// properties. Removes `NOTIFY_SOCKET`, because only the launcher notifies the service manager.
 pub fn prepare(command: &mut Command, on_parent_death: OnParentDeath, identity: Option<Identity>) {
     command.env_remove("NOTIFY_SOCKET");
     let settle = move || -> io::Result<()> {
         if let Some(identity) = &identity {
             identity.assume()?;
         }
-        // Behind the change of user, which clears it: prctl(2), PR_SET_PDEATHSIG.
+        // After changing the user, which clears it: prctl(2), PR_SET_PDEATHSIG.
         if on_parent_death == OnParentDeath::Terminate {
             set_pdeathsig(Signal::SIGTERM)?;
         }
@@ -115,15 +115,15 @@ pub fn prepare(command: &mut Command, on_parent_death: OnParentDeath, identity: 
     before_exec(command, settle);
 }
 
-/// Lets a command that is about to be spawned run as that user, with the user's home directory.
+/// Makes a command run as that user, with the user's home directory.
 pub fn become_user(command: &mut Command, identity: &Identity) {
     let identity = identity.clone();
     command.env("HOME", &identity.home).env_remove("XDG_CACHE_HOME").env_remove("XDG_RUNTIME_DIR");
     before_exec(command, move || identity.assume());
 }
 
-/// Lets a command that is about to be spawned, or become this process, have descriptors under the numbers that they
-/// have. All descriptors of the launcher are closed in every other program that it runs.
+/// Makes a command inherit descriptors under their current numbers, whether it is spawned or replaces this process. All
+/// other programs that the launcher runs inherit none.
 pub fn hand_on(command: &mut Command, descriptors: Vec<RawFd>) {
     before_exec(command, move || {
         for descriptor in &descriptors {
@@ -133,7 +133,7 @@ pub fn hand_on(command: &mut Command, descriptors: Vec<RawFd>) {
     });
 }
 
-#[expect(unsafe_code, reason = "a descriptor that is known by its number only cannot be borrowed otherwise")]
+#[expect(unsafe_code, reason = "std has no safe way to borrow a descriptor by its number")]
 fn keep_open(descriptor: RawFd) -> io::Result<()> {
     // SAFETY: it is borrowed for one system call; a number that is not open is an error of that call.
     let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
@@ -143,8 +143,8 @@ fn keep_open(descriptor: RawFd) -> io::Result<()> {
 
 #[expect(unsafe_code, reason = "std has no safe way to set a child's signal mask, death signal or groups")]
 fn before_exec(command: &mut Command, settle: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
-    // SAFETY: between fork and exec only async-signal-safe functions may be called. `settle` makes the system calls
-    // setgroups, setgid, setuid, prctl, fcntl and sigprocmask on values made before, and allocates nothing.
+    // Only async-signal-safe functions may be called between fork and exec. `settle` makes the system calls setgroups,
+    // setgid, setuid, prctl, fcntl and sigprocmask with values that were prepared before, and allocates nothing.
     unsafe {
         command.pre_exec(settle);
     }
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn users_are_looked_up() {
+    fn users_are_looked_up_and_unknown_ones_are_refused() {
         let root = Identity::of("root").unwrap();
         assert!(root.user().is_root());
         assert_eq!(Identity::of("no-such-user"), Err(NoSuchUser("no-such-user".to_owned())));
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_receives_signals_again() {
+    fn a_child_starts_with_an_empty_signal_mask() {
         let mut blocked = SigSet::empty();
         blocked.add(Signal::SIGTERM);
         blocked.thread_block().unwrap();

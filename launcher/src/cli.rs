@@ -60,14 +60,15 @@ pub(crate) fn main() -> ExitCode {
     let arguments = match Arguments::try_parse_from(&given) {
         Ok(arguments) => arguments,
         Err(error) => {
-            // clap quotes the arguments, which may contain control characters: parse escaped arguments again for the message.
+            // clap quotes the arguments, which may contain control characters. Parsing again with escaped arguments
+            // gives a safe message.
             let shown = given.into_iter().map(|argument| match argument.to_str() {
                 Some(text) => launcher::visible::one_line(text).into_owned().into(),
                 None => argument,
             });
             let error = Arguments::try_parse_from(shown).err().unwrap_or(error);
             let code = if error.use_stderr() { failure::BAD_INPUT } else { 0 };
-            // There is nowhere left to report that this could not be printed.
+            // If this fails, there is nowhere left to report it.
             let _ = error.print();
             return ExitCode::from(code);
         }

@@ -1,32 +1,33 @@
 //! The kernel command line.
 
-/// What x86 kernels take: `COMMAND_LINE_SIZE` in arch/x86/include/asm/setup.h, less the final NUL. Longer ones are cut
-/// off without a word by some hypervisors and by the kernel.
+/// The most bytes that x86 kernels support: `COMMAND_LINE_SIZE` in arch/x86/include/asm/setup.h without the final NUL.
+/// Some hypervisors and the kernel silently truncate a longer one.
 pub const MOST_BYTES: usize = 2047;
 
-/// The parameters of a kernel, in their order.
+/// The parameters of a kernel, in order.
 #[derive(Clone, Debug, Default)]
 pub struct KernelCommandLine {
     parameters: Vec<String>,
 }
 
-/// A kernel command line that would be cut off.
+/// A kernel command line that would be truncated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the kernel command line has {bytes} bytes with what the hypervisor adds, but a kernel takes at most {MOST_BYTES}"
+    "the kernel command line has {bytes} bytes with what the hypervisor adds, but the kernel supports at most \
+     {MOST_BYTES}"
 )]
 pub struct CommandLineTooLong {
-    /// How long it would be.
+    /// Its length with the bytes that the hypervisor adds.
     pub bytes: usize,
 }
 
 impl KernelCommandLine {
-    /// No parameters.
+    /// Creates an empty command line.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a parameter; an empty one is left out.
+    /// Adds a parameter. Ignores an empty one.
     pub fn push(&mut self, parameter: impl Into<String>) {
         let parameter = parameter.into();
         if !parameter.trim().is_empty() {
@@ -34,16 +35,16 @@ impl KernelCommandLine {
         }
     }
 
-    /// Whether there is a parameter of that name, such as `root`.
+    /// Whether there is a parameter with that name, such as `root`.
     pub fn has(&self, name: &str) -> bool {
         let words = self.parameters.iter().flat_map(|parameter| parameter.split_whitespace());
         words.into_iter().any(|word| word.split_once('=').map_or(word, |(before, _)| before) == name)
     }
 
-    /// The command line.
+    /// Returns the command line.
     ///
     /// # Errors
-    /// If it is too long together with the bytes that the hypervisor adds.
+    /// Fails if it is too long together with the bytes that the hypervisor adds.
     pub fn finish(self, added_bytes: usize) -> Result<String, CommandLineTooLong> {
         let line = self.parameters.join(" ");
         let bytes = line.len() + added_bytes;
@@ -56,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_keep_their_order_and_empty_ones_vanish() {
+    fn parameters_keep_their_order_and_empty_ones_are_ignored() {
         let mut line = KernelCommandLine::new();
         for parameter in ["console=ttyS0", "", " ", "root=fstab loglevel=4"] {
             line.push(parameter);
@@ -66,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_cut_off_is_refused() {
+    fn a_command_line_that_would_be_truncated_is_refused() {
         let line_of = |bytes: usize| {
             let mut line = KernelCommandLine::new();
             line.push("x".repeat(bytes));

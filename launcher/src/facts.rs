@@ -1,4 +1,4 @@
-//! What the host is, as far as a launch depends on it: plain data that the probing half fills in.
+//! The properties of the host that a launch depends on. This is plain data; `host` gathers it.
 
 use crate::path::HostPath;
 pub use crate::spec::Architecture;
@@ -6,44 +6,46 @@ use crate::spec::Hypervisor;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Facts about the host. [`HostFacts::assumed`] is what `check` and `explain` go by without inspecting the host.
+/// Facts about the host. `check` and `explain` use [`HostFacts::assumed`], without inspecting the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostFacts {
     /// The processor architecture.
     pub architecture: Architecture,
-    /// Whether the kernel's virtualisation can be used.
+    /// Whether KVM can be used.
     pub kvm: Kvm,
-    /// The most virtual CPUs that a machine of the kernel's KVM has, as far as known.
+    /// The most virtual CPUs of a machine with the host's KVM, if known.
     pub kvm_most_vcpus: Option<u32>,
-    /// The directory in which the hypervisor runs and to which relative paths refer; absolute.
+    /// The hypervisor's working directory, to which relative paths refer; absolute.
     pub state_directory: HostPath,
-    /// The versions of the hypervisors that are installed, as far as known.
+    /// The versions of the installed hypervisors, if known.
     pub versions: BTreeMap<Hypervisor, Version>,
     /// The format of each inspected kernel image.
     pub kernel_forms: BTreeMap<HostPath, KernelForm>,
     /// The length in bytes of each inspected kernel image and initrd.
     pub file_bytes: BTreeMap<HostPath, u64>,
-    /// Online processors of the host, as far as known.
+    /// The number of online processors of the host, if known.
     pub processors: Option<u32>,
-    /// Frequency of the host's time stamp counter in kHz, as far as known: an emulated guest that knows it need not
-    /// calibrate.
+    /// The frequency of the host's time stamp counter in kHz, if known. An emulated guest that is given it does not
+    /// need to calibrate.
     pub tsc_khz: Option<u64>,
     /// Whether processes can use io_uring, which containers often forbid.
     pub io_uring_is_usable: bool,
-    /// Whether the installed crosvm is built with a balloon; one without does not know the option that turns it off.
+    /// Whether the installed crosvm is built with a balloon. A crosvm without one does not have the option that turns
+    /// it off.
     pub crosvm_has_balloon: bool,
-    /// An empty directory in which crosvm can jail its devices, if `/var/empty` is not there.
+    /// An empty directory in which crosvm can jail its devices, if `/var/empty` does not exist.
     pub empty_directory: Option<HostPath>,
-    /// What there is to draw with and to show windows on.
+    /// The means to render and to show windows.
     pub desktop: Desktop,
     /// Whether the launcher runs as root.
     pub privilege: Privilege,
-    /// Whether it runs in the jail that a unit of the host module is, where a hypervisor cannot make one of its own.
+    /// Whether it runs in a confined unit of the host module, where a hypervisor cannot create its own jail.
     pub is_confined: bool,
 }
 
 impl HostFacts {
-    /// A typical host, without inspecting one: x86_64, KVM, the newest hypervisors, a desktop, not root.
+    /// Returns the facts of a typical host, without inspecting one: x86_64, KVM, the newest hypervisors, a desktop, not
+    /// root.
     pub fn assumed(state_directory: HostPath) -> Self {
         Self {
             architecture: Architecture::X86_64,
@@ -64,25 +66,25 @@ impl HostFacts {
         }
     }
 
-    /// Whether the installed hypervisor is at least of this version; one whose version is unknown is taken for new.
+    /// Whether the installed hypervisor has at least this version. An unknown version counts as new.
     pub fn at_least(&self, hypervisor: Hypervisor, version: Version) -> bool {
         self.versions.get(&hypervisor).is_none_or(|installed| *installed >= version)
     }
 }
 
-/// What there is to draw with and to show windows on.
+/// The means to render and to show windows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Desktop {
-    /// The socket of the Wayland compositor in whose session the launcher runs.
+    /// The socket of the session's Wayland compositor.
     pub wayland_socket: Option<HostPath>,
-    /// The X11 display of that session.
+    /// The session's X11 display.
     pub x11_display: Option<String>,
-    /// The node of a graphics card that draws without a window.
+    /// The node of a graphics card that can render without a window.
     pub render_node: RenderNode,
 }
 
 impl Desktop {
-    /// Wayland and one graphics card.
+    /// Returns a desktop with Wayland and one graphics card.
     fn assumed() -> Self {
         Self {
             wayland_socket: Some(HostPath::from("/run/user/1000/wayland-0")),
@@ -97,53 +99,53 @@ impl Desktop {
     }
 }
 
-/// The node of a graphics card that draws without a window.
+/// The node of a graphics card that can render without a window.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RenderNode {
     /// It can be read and written.
     Usable(HostPath),
-    /// There is none that can; why.
+    /// No node can be used, for this reason.
     Unusable(String),
 }
 
-/// Whether the kernel's virtualisation can be used.
+/// Whether KVM can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kvm {
-    /// `/dev/kvm` makes machines.
+    /// `/dev/kvm` can create machines.
     Usable,
-    /// It does, but is the software kind (the module kvm_pvm), which knows fewer CPU registers and under which kernels hang
-    /// that were not made for it.
+    /// It can, but is implemented in software (the module kvm_pvm), which supports fewer CPU registers and under which
+    /// kernels that were not built for it hang.
     UsableSoftware,
-    /// It does not; why.
+    /// It cannot be used, for this reason.
     Unusable(String),
 }
 
 impl Kvm {
-    /// Whether a hypervisor that needs KVM can run.
+    /// Whether a hypervisor that requires KVM can run.
     pub fn is_usable(&self) -> bool {
         !matches!(self, Self::Unusable(_))
     }
 }
 
-/// Whose rights the launcher has.
+/// The privileges of the launcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privilege {
-    /// Those of root.
+    /// It runs as root.
     Root,
-    /// Those of an ordinary user.
+    /// It runs as an ordinary user.
     Unprivileged,
 }
 
-/// What a kernel image is, by its first bytes.
+/// The form of a kernel image, detected from its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelForm {
     /// Linux's compressed boot image for x86.
     BzImage,
-    /// An ELF with a note that says where to enter it under PVH.
+    /// An ELF with a note that contains its PVH entry point.
     ElfPvh,
-    /// An ELF without one.
+    /// An ELF without such a note.
     Elf,
-    /// Something else.
+    /// Any other file.
     Unknown,
 }
 
@@ -152,7 +154,7 @@ pub enum KernelForm {
 pub struct Version(pub u32, pub u32, pub u32);
 
 impl Version {
-    /// The first version number in a program's answer to `--version`: a number, or two or three joined by dots.
+    /// Finds the first version number in the output of `--version`: a number, or two or three joined by dots.
     pub fn find_in(answer: &str) -> Option<Version> {
         answer
             .split(|character: char| character.is_whitespace() || character == '(')
@@ -177,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_found_in_what_the_programs_print() {
+    fn versions_are_found_in_the_output_of_the_programs() {
         for (answer, version) in [
             ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", Some(Version(7, 2, 22))),
             ("cloud-hypervisor v53.0", Some(Version(53, 0, 0))),
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_version_is_taken_for_new() {
+    fn an_unknown_version_counts_as_new() {
         let mut facts = HostFacts::assumed("/var/lib/microvms/web".into());
         assert!(facts.at_least(Hypervisor::Qemu, Version(9, 0, 0)));
         facts.versions.insert(Hypervisor::Qemu, Version(7, 2, 22));

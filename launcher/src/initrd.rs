@@ -1,5 +1,5 @@
-//! An initrd put together at start: the machine's own, followed by an archive with credentials, which the kernel
-//! unpacks over it. It lives in memory only, so that no secret is left on a disk.
+//! An initrd that is composed at the start: the machine's own initrd, followed by an archive with credentials, which
+//! the kernel unpacks over it. It exists in memory only, so that no secret is left on a disk.
 
 use crate::launch::ComposedInitrd;
 use crate::path::HostPath;
@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 
-/// Why the initrd could not be put together.
+/// Why the initrd could not be composed.
 #[derive(Debug, thiserror::Error)]
 pub enum InitrdError {
     /// A file could not be read.
@@ -18,10 +18,10 @@ pub enum InitrdError {
     Read {
         /// The file.
         path: HostPath,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The memory for it could not be had.
+    /// The file in memory could not be created or written.
     #[error("cannot create the initrd with the credentials in memory: {0}")]
     Memory(#[from] io::Error),
 }
@@ -29,14 +29,14 @@ pub enum InitrdError {
 const DIRECTORY_MODE: u32 = 0o040_500;
 const FILE_MODE: u32 = 0o100_400;
 
-/// Makes the initrd, readable from its start.
+/// Composes the initrd, and returns its descriptor, positioned at the start.
 ///
 /// # Errors
-/// [`InitrdError`].
+/// Returns [`InitrdError`].
 pub fn compose(initrd: &ComposedInitrd, working_directory: &HostPath) -> Result<OwnedFd, InitrdError> {
     let read = |path: &HostPath| {
         let path = path.below(working_directory);
-        // The guest gets what is read here: root must not read a file of its own for a machine's user.
+        // The guest receives the content, so root must not be made to read its own files for a machine's user.
         let content = open_file(&path)?;
         read_all(content).map_err(|source| InitrdError::Read { path, source })
     };
@@ -66,12 +66,13 @@ fn read_all(mut file: File) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// How many bytes are missing to a multiple of four.
+/// Returns the number of bytes to the next multiple of four.
 fn padding(bytes: u64) -> usize {
     usize::try_from(bytes.wrapping_neg() % 4).unwrap_or(0)
 }
 
-/// A cpio archive of the "newc" kind: Documentation/driver-api/early-userspace/buffer-format.rst of the kernel.
+/// Returns a cpio archive in the "newc" format: Documentation/driver-api/early-userspace/buffer-format.rst of the
+/// kernel.
 fn archive(directory: &str, files: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let mut archive = Vec::new();
     let mut inode = 1;
@@ -110,7 +111,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::fs;
 
-    /// Name, mode and content of every entry.
+    /// Returns the name, mode and content of each entry.
     fn entries(mut archive: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
         let mut entries = Vec::new();
         loop {
@@ -160,9 +161,11 @@ mod tests {
     }
 
     #[test]
-    fn root_puts_no_file_of_its_own_into_the_guest_for_a_machines_user() {
+    fn root_does_not_read_its_own_file_through_a_link_of_the_machines_user() {
         if !nix::unistd::geteuid().is_root() {
-            return crate::test_skip::skipped("only root can be tricked into what other users cannot do");
+            return crate::test_skip::skipped(
+                "needs root: the test shows that root does not follow another user's link",
+            );
         }
         let directory = tempfile::tempdir().unwrap();
         for name in ["initrd", "shadow"] {
@@ -181,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_credential_is_named() {
+    fn the_error_for_a_missing_credential_names_it() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("initrd"), b"").unwrap();
         let need = ComposedInitrd {

@@ -1,5 +1,5 @@
-//! Signals that ask the launcher to stop, received at the places where it waits: children are then ended and reaped, and
-//! what was half made is removed, instead of dying in the middle.
+//! Handling signals that ask the launcher to stop. They are received only where the launcher waits, so that it can end
+//! and reap its children and remove incomplete files before it exits.
 
 use crate::child::{OnParentDeath, prepare};
 use nix::errno::Errno;
@@ -17,10 +17,10 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a child may take to end by itself after it was asked to.
+/// How long a child may take to exit after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How often a command that takes long is reported.
+/// How often progress is reported while a command runs.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// A signal asked the launcher to stop.
@@ -28,28 +28,28 @@ const REPORT_EVERY: Duration = Duration::from_secs(5);
 #[error("interrupted by {0}")]
 pub struct Interrupted(pub Signal);
 
-/// Why a child's end could not be waited for.
+/// Why waiting for a child failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ChildError {
-    /// A signal asked the launcher to stop, and so the child was ended.
+    /// A signal asked the launcher to stop, and the child was ended.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-    /// It could not be started, or not be waited for.
+    /// The child could not be started, or waiting for it failed.
     #[error(transparent)]
     System(#[from] io::Error),
 }
 
-/// How a child ended and what it wrote.
+/// The result of a child process.
 #[derive(Debug)]
 pub struct Ended {
     /// Its exit status.
     pub status: ExitStatus,
-    /// The end of what it wrote to stdout and stderr; empty when that went to the user.
+    /// The end of its output to stdout and stderr; empty if the output was not captured.
     pub output: String,
 }
 
-/// Blocks SIGTERM, SIGINT, SIGHUP and SIGCHLD as long as it lives, and reports them when asked. A signal that the process
-/// was started to ignore, as nohup(1) has it with SIGHUP, is still ignored.
+/// Blocks SIGTERM, SIGINT, SIGHUP and SIGCHLD while it exists, and reports them on request. Signals that were ignored
+/// when the process started, such as SIGHUP under nohup(1), stay ignored.
 #[derive(Debug)]
 pub struct Interruption {
     signals: SignalFd,
@@ -58,7 +58,7 @@ pub struct Interruption {
     progress: RefCell<Option<Progress>>,
 }
 
-/// What is called from time to time while a command runs.
+/// A callback for progress reports while a command runs.
 struct Progress {
     report: Box<dyn FnMut()>,
     next: Instant,
@@ -71,10 +71,10 @@ impl fmt::Debug for Progress {
 }
 
 impl Interruption {
-    /// Begins to block the signals. To be called before the process has a second thread.
+    /// Starts to block the signals. Call this before the process creates a second thread.
     ///
     /// # Errors
-    /// When the kernel gives no signal descriptor.
+    /// Fails if the kernel cannot create a signal descriptor.
     pub fn watch() -> io::Result<Self> {
         let watched = watched_signals();
         let before = watched.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
@@ -82,10 +82,10 @@ impl Interruption {
         Ok(Self { signals, before, received: Cell::new(None), progress: RefCell::new(None) })
     }
 
-    /// Whether somebody has asked to stop; from then on always the same answer.
+    /// Whether a signal has asked the launcher to stop. Returns the first such signal on every later call.
     ///
     /// # Errors
-    /// [`Interrupted`].
+    /// Returns [`Interrupted`].
     pub fn check(&self) -> Result<(), Interrupted> {
         while let Ok(Some(information)) = self.signals.read_signal() {
             let signal = i32::try_from(information.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
@@ -96,25 +96,25 @@ impl Interruption {
         self.received.get().map_or(Ok(()), |signal| Err(Interrupted(signal)))
     }
 
-    /// Forgets the signal, so that a second one can be distinguished from the first.
+    /// Forgets the signal, so that a second one can be detected.
     pub fn forget(&self) {
         self.received.set(None);
     }
 
-    /// Waits, at most until then; wakes earlier when a child ends.
+    /// Waits for at most this time; returns earlier when a child ends.
     ///
     /// # Errors
-    /// [`Interrupted`].
+    /// Returns [`Interrupted`].
     pub fn pause(&self, longest: Duration) -> Result<(), Interrupted> {
         self.check()?;
         let mut descriptors = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::MAX);
-        // An error means that it did not wait; every caller asks again.
+        // An error means that it did not wait; all callers check again.
         let _ = poll(&mut descriptors, timeout);
         self.check()
     }
 
-    /// Calls `report` when a command starts inside `act`, and every few seconds while commands run.
+    /// Runs `act`, and calls `report` when a command starts in it and every few seconds while commands run.
     pub fn while_reporting<T>(&self, report: impl FnMut() + 'static, act: impl FnOnce() -> T) -> T {
         self.progress.replace(Some(Progress { report: Box::new(report), next: Instant::now() }));
         let outcome = act();
@@ -129,10 +129,10 @@ impl Interruption {
         }
     }
 
-    /// Runs a command to its end and keeps what it writes.
+    /// Runs a command until it ends and captures its output.
     ///
     /// # Errors
-    /// [`ChildError`].
+    /// Returns [`ChildError`].
     pub fn run_quietly(&self, command: &mut Command) -> Result<Ended, ChildError> {
         let output = memory()?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
@@ -140,10 +140,10 @@ impl Interruption {
         Ok(Ended { status, output: text_of(output)? })
     }
 
-    /// Runs a command to its end and keeps what it writes to stdout; stderr is the user's.
+    /// Runs a command until it ends and captures its stdout. Its stderr goes to the user.
     ///
     /// # Errors
-    /// [`ChildError`].
+    /// Returns [`ChildError`].
     pub fn run_for_output(&self, command: &mut Command) -> Result<Ended, ChildError> {
         let output = memory()?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?);
@@ -151,10 +151,10 @@ impl Interruption {
         Ok(Ended { status, output: text_of(output)? })
     }
 
-    /// Runs a command to its end; what it writes to stdout goes to stderr, because stdout is for results.
+    /// Runs a command until it ends. Its stdout goes to stderr, because the launcher's stdout is for results.
     ///
     /// # Errors
-    /// [`ChildError`].
+    /// Returns [`ChildError`].
     pub fn run_aloud(&self, command: &mut Command) -> Result<ExitStatus, ChildError> {
         let stderr = io::stderr().as_fd().try_clone_to_owned()?;
         command.stdin(Stdio::null()).stdout(stderr);
@@ -164,7 +164,7 @@ impl Interruption {
     fn run(&self, command: &mut Command) -> Result<ExitStatus, ChildError> {
         self.check()?;
         prepare(command, OnParentDeath::Terminate, None);
-        // In a process group of its own, so that what it has started ends with it.
+        // In its own process group, so that the processes that it has started end with it.
         let mut child = command.process_group(0).spawn()?;
         self.report_progress();
         loop {
@@ -179,10 +179,10 @@ impl Interruption {
         }
     }
 
-    /// Restores the signal mask as it was before: to be called right before exec.
+    /// Restores the original signal mask; call this right before exec.
     ///
     /// # Errors
-    /// When the kernel refuses the mask.
+    /// Fails if the kernel refuses the mask.
     pub fn restore_mask(&self) -> io::Result<()> {
         self.before.thread_set_mask().map_err(io::Error::from)
     }
@@ -190,7 +190,7 @@ impl Interruption {
 
 impl Drop for Interruption {
     fn drop(&mut self) {
-        // A signal that was received must not end the process now: it has been dealt with.
+        // A pending signal must not end the process after the mask is restored, because it has been handled.
         let _ = self.check();
         let _ = self.restore_mask();
     }
@@ -202,7 +202,7 @@ impl AsFd for Interruption {
     }
 }
 
-/// Takes what a child writes, however much, without a thread that reads along.
+/// Creates a file in memory for a child's output, which needs no thread that reads it.
 fn memory() -> io::Result<File> {
     Ok(File::from(memfd_create(c"output", MFdFlags::MFD_CLOEXEC)?))
 }
@@ -226,15 +226,15 @@ fn watched_signals() -> SigSet {
     signals
 }
 
-/// The mask `SigIgn` of proc_pid_status(5). A blocked signal is delivered although it is ignored, so those must not be
-/// blocked.
+/// Returns the mask `SigIgn` of proc_pid_status(5). A blocked signal is delivered even if it is ignored, so ignored
+/// signals must not be blocked.
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// Ends a child that leads a process group, and all of the group: by SIGTERM, then by SIGKILL.
+/// Ends a child and its process group: with SIGTERM, then with SIGKILL.
 pub fn end_group(child: &mut Child) {
     let Ok(group) = i32::try_from(child.id()) else { return };
     for (signal, patience) in [(Signal::SIGTERM, GRACE), (Signal::SIGKILL, GRACE)] {
@@ -249,7 +249,7 @@ pub fn end_group(child: &mut Child) {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-    // Killed: it cannot be long.
+    // It has received SIGKILL, so this does not take long.
     let _ = child.wait();
 }
 
@@ -279,7 +279,7 @@ mod tests {
             while std::fs::read_to_string(&waiting).map_or(true, |text| !text.ends_with('\n')) {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            // To the thread that holds it back: in a test program the others do not.
+            // To the thread that blocks it, because the other threads of a test program do not.
             nix::sys::pthread::pthread_kill(own_thread, Signal::SIGTERM).unwrap();
         });
         let result = interruption.run_quietly(Command::new("sh").args(["-c", &script]));
@@ -291,15 +291,15 @@ mod tests {
         while !gone() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10));
         }
-        assert!(gone(), "process {sleeper} lives on");
+        assert!(gone(), "process {sleeper} is still running");
     }
 
     #[test]
-    fn a_command_that_takes_long_is_reported_at_once_and_again() {
+    fn a_long_command_is_reported_at_once_and_again() {
         let interruption = Interruption::watch().unwrap();
         let reports = std::rc::Rc::new(Cell::new(0));
         let counted = std::rc::Rc::clone(&reports);
-        // Ends when the second report has come.
+        // Ends after the second report.
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("reported");
         let script = format!("while [ ! -e {} ]; do sleep 0.1; done", path.display());
@@ -313,7 +313,7 @@ mod tests {
             interruption.while_reporting(report, || interruption.run_aloud(Command::new("sh").args(["-c", &script])));
         assert!(status.unwrap().success());
         assert_eq!(reports.get(), 2);
-        // Without a command there is nothing to wait for.
+        // Without a command, nothing is reported.
         interruption.while_reporting(|| panic!("nothing takes long"), || ());
     }
 }

@@ -1,5 +1,5 @@
-//! What starting a machine comes to on one hypervisor: the command, what must be there before it, and how to talk to
-//! it afterwards. Plain data: made by the pure half, carried out by the other, written to JSON for `explain --json`.
+//! The result of lowering a machine for one hypervisor: the command, what must exist before it runs, and how to control
+//! it afterwards. Plain data: the pure part creates it, `run` executes it, and `explain --json` prints it.
 
 mod control;
 mod needs;
@@ -18,13 +18,13 @@ use crate::spec::Hypervisor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The version of the document that a [`Launch`] is written as.
+/// The version of the JSON document of a [`Launch`].
 pub const LAUNCH_VERSION: u32 = 1;
 
-/// The first file descriptor that the launcher hands to a hypervisor: above all that a shell or a service manager uses.
+/// The first file descriptor that a hypervisor inherits: above those that shells and service managers use.
 pub const FIRST_PASSED_DESCRIPTOR: i32 = 100;
 
-/// A machine, ready to be started.
+/// A machine that is ready to be started.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Launch {
@@ -34,29 +34,29 @@ pub struct Launch {
     pub name: String,
     /// The hypervisor.
     pub hypervisor: Hypervisor,
-    /// The hypervisor's program: a path, or a name without a slash to be found on the search path.
+    /// The hypervisor's program: a path, or a name without a slash to search for in `$PATH`.
     pub program: HostPath,
-    /// What the process calls itself, argv\[0\].
+    /// The process name, argv\[0\].
     pub process_name: String,
     /// The arguments after argv\[0\].
     pub arguments: Vec<String>,
-    /// Variables to set in the environment.
+    /// Environment variables to set.
     pub environment: BTreeMap<String, String>,
-    /// The directory to start it in, to which every relative path here refers; absolute.
+    /// The working directory, to which all relative paths here refer; absolute.
     pub working_directory: HostPath,
-    /// The user to become before the start when started as root.
+    /// The user to become before the start, if the launcher runs as root.
     pub user: Option<String>,
     /// Files to write before the start.
     pub files: Vec<FileToWrite>,
-    /// What must be there, or be made, before the start.
+    /// What must exist, or be created, before the start.
     pub needs: Needs,
-    /// The disks in the order in which the guest sees them.
+    /// The disks, in the order in which the guest sees them.
     pub disks: Vec<GuestDisk>,
-    /// The socket on which the hypervisor takes commands.
+    /// The socket on which the hypervisor receives requests.
     pub control: Option<ControlSocket>,
     /// How to stop the machine.
     pub shutdown: Shutdown,
-    /// Where the guest's console is.
+    /// The guest's console.
     pub console: Console,
     /// The guest's vsock device.
     pub vsock: Option<VsockEnd>,
@@ -64,9 +64,9 @@ pub struct Launch {
     pub notification: Option<GuestNotification>,
     /// The balloon, if there is one.
     pub balloon: Option<BalloonDevice>,
-    /// The configuration as the hypervisor's API is expected to give it back, where it has such an API.
+    /// The configuration that the hypervisor's API is expected to return, if it has such an API.
     pub expected_configuration: Option<serde_json::Value>,
-    /// What the user should know although the machine starts.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
@@ -74,9 +74,9 @@ pub struct Launch {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FileToWrite {
-    /// Where.
+    /// The path.
     pub path: HostPath,
-    /// What.
+    /// The content.
     pub content: String,
 }
 
@@ -88,10 +88,10 @@ pub struct GuestDisk {
     pub device: String,
     /// The image on the host.
     pub image: HostPath,
-    /// Whether the guest may only read it.
+    /// Whether it is read-only for the guest.
     pub read_only: bool,
     /// The serial number that the guest sees, if it can be set.
     pub serial: Option<String>,
-    /// Where the guest mounts it.
+    /// The guest's mount point.
     pub mount_point: Option<String>,
 }

@@ -1,10 +1,10 @@
 //! Runs machines on qemu, cloud-hypervisor, firecracker, crosvm or kvmtool. The program `microvm` is a thin layer over
 //! this crate; `ARCHITECTURE.md` explains how the modules work together.
 //!
-//! A machine passes through a sequence of types: [`spec::parse::parse`] reads a text as a [`spec::MachineSpec`],
-//! [`validate::check`] makes it a [`validate::CheckedSpec`], [`hypervisor::lower`] makes that a [`launch::Launch`] for one
-//! hypervisor, and [`run`] executes the launch. Everything before `run` is pure: it reads neither files nor the
-//! environment.
+//! A machine passes through a sequence of types: [`spec::parse::parse`] parses text into a [`spec::MachineSpec`],
+//! [`validate::check`] turns it into a [`validate::CheckedSpec`], [`hypervisor::lower`] turns that into a
+//! [`launch::Launch`] for one hypervisor, and [`run`] executes the launch. Everything before `run` is pure: it reads
+//! neither files nor the environment.
 //!
 //! ```
 //! use launcher::facts::HostFacts;

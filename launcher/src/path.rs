@@ -1,4 +1,4 @@
-//! A path on the host as the machine spec writes it.
+//! Paths on the host, as they are written in the machine spec.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,37 +6,38 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::path::Path;
 
-/// A path on the host: absolute, or relative to the machine's state directory, in which the hypervisor runs.
+/// A path on the host: absolute, or relative to the machine's state directory, which is the hypervisor's working
+/// directory.
 ///
-/// It is text and not a `PathBuf` because it comes from JSON and goes into option strings, both of which are Unicode,
-/// and because the pure half of the launcher must not be able to ask the file system about it.
+/// It is text and not a `PathBuf`, because it comes from JSON and goes into option strings, both of which are Unicode,
+/// and because the pure part of the launcher must not access the file system.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline)]
 pub struct HostPath(String);
 
 impl HostPath {
-    /// Takes the path as it is written.
+    /// Wraps the path unchanged.
     pub fn new(path: impl Into<String>) -> Self {
         Self(path.into())
     }
 
-    /// The path as it was written.
+    /// Returns the path as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The path for the standard library.
+    /// Returns the path for the standard library.
     pub fn as_path(&self) -> &Path {
         Path::new(&self.0)
     }
 
-    /// Whether it starts at the root.
+    /// Whether it is absolute.
     pub fn is_absolute(&self) -> bool {
         self.0.starts_with('/')
     }
 
-    /// This path if it is absolute, else this path below `directory`.
+    /// Returns the path unchanged if it is absolute, otherwise joined to `directory`.
     #[must_use]
     pub fn below(&self, directory: &HostPath) -> HostPath {
         if self.is_absolute() {

@@ -1,23 +1,23 @@
-//! Finding programs, and saying what to install when one is not there.
+//! Finding programs, and naming the package to install if one is missing.
 
 use crate::path::HostPath;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 use std::path::{Path, PathBuf};
 
-/// A program that is not there.
+/// A program that is not installed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{program} is not installed: {place}; {remedy}")]
 pub struct NotInstalled {
-    /// The program as it was asked for.
+    /// The program as it was requested.
     pub program: String,
-    /// Where it was looked for.
+    /// Where it was searched for.
     pub place: String,
     /// What to install.
     pub remedy: String,
 }
 
-/// Packages by the last part of a program's name: Debian's (if it has one) and nixpkgs' name.
+/// Packages by the file name of a program: the Debian package, if there is one, and the nixpkgs package.
 const PACKAGES: &[(&str, Option<&str>, &str)] = &[
     ("qemu-system-x86_64", Some("qemu-system-x86"), "qemu_kvm"),
     ("qemu-system-aarch64", Some("qemu-system-arm"), "qemu_kvm"),
@@ -35,10 +35,10 @@ const PACKAGES: &[(&str, Option<&str>, &str)] = &[
     ("mkfs.vfat", Some("dosfstools"), "dosfstools"),
 ];
 
-/// The program's file: as it is when it has a slash, else the first on the search path.
+/// Finds a program: a name with a slash is a path, any other name is searched for in `$PATH`.
 ///
 /// # Errors
-/// [`NotInstalled`], with the package that brings it as far as known.
+/// Returns [`NotInstalled`], with the package that contains the program if it is known.
 pub fn find_program(program: &HostPath) -> Result<PathBuf, NotInstalled> {
     let missing =
         |place: String| NotInstalled { program: program.to_string(), place, remedy: remedy(program.as_path()) };
@@ -56,7 +56,7 @@ pub fn find_program(program: &HostPath) -> Result<PathBuf, NotInstalled> {
     std::env::split_paths(&search_path)
         .map(|directory| directory.join(program.as_path()))
         .find(|path| is_program(path))
-        .ok_or_else(|| missing("it is in no directory of $PATH".to_owned()))
+        .ok_or_else(|| missing("it is not in any directory of $PATH".to_owned()))
 }
 
 fn is_program(path: &Path) -> bool {
@@ -67,8 +67,8 @@ fn remedy(program: &Path) -> String {
     let name = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     match PACKAGES.iter().find(|(known, _, _)| *known == name) {
         Some((_, Some(debian), nixpkgs)) => format!("install it (Debian: {debian}, nixpkgs: {nixpkgs})"),
-        Some((_, None, nixpkgs)) => format!("install it (nixpkgs: {nixpkgs}) or name its program in the machine spec"),
-        None => "install it or name another one in the machine spec".to_owned(),
+        Some((_, None, nixpkgs)) => format!("install it (nixpkgs: {nixpkgs}), or set its program in the machine spec"),
+        None => "install it, or set another program in the machine spec".to_owned(),
     }
 }
 
@@ -77,12 +77,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_to_install_is_said() {
+    fn the_error_for_a_missing_program_names_the_package() {
         let error = find_program(&HostPath::from("/nonexistent/bin/cloud-hypervisor")).unwrap_err();
         assert_eq!(
             error.to_string(),
             "/nonexistent/bin/cloud-hypervisor is not installed: there is no such file; \
-             install it (nixpkgs: cloud-hypervisor) or name its program in the machine spec"
+             install it (nixpkgs: cloud-hypervisor), or set its program in the machine spec"
         );
         let error = find_program(&HostPath::from("mkfs.no-such-file-system")).unwrap_err();
         assert!(error.to_string().contains("$PATH"), "{error}");
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_program_is_not_taken() {
+    fn a_file_that_is_not_executable_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("crosvm");
         std::fs::write(&path, "").unwrap();

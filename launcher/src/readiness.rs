@@ -1,5 +1,5 @@
-//! Reporting to the service manager how far a machine is, and receiving the reports of the guest. Nothing here waits:
-//! the supervisor's event loop calls when something can be read or written.
+//! Reporting the state of a machine to the service manager, and receiving the guest's reports. Nothing here blocks: the
+//! supervisor's event loop calls this module when a descriptor is ready.
 
 use crate::child::Identity;
 use crate::launch::{GuestNotification, NotificationSocket};
@@ -20,36 +20,37 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Only the user who runs the hypervisor connects, and the group.
+/// Only the user who runs the hypervisor, and the group, can connect.
 const SOCKET_MODE: u32 = 0o660;
-/// More than this is no notification of systemd.
+/// The longest notification. systemd sends no longer ones.
 const LONGEST_NOTIFICATION_BYTES: usize = 4096;
-/// How long a connection of the guest may last. systemd sends its message at once.
+/// How long a connection from the guest may last. systemd sends its message immediately.
 const LONGEST_CONNECTION: Duration = Duration::from_secs(2);
-/// Connections that are served at once, and that are accepted within [`ACCEPT_PERIOD`]. A guest that makes more waits.
+/// The most connections at a time, and the most that are accepted within [`ACCEPT_PERIOD`]. A guest that opens more has
+/// to wait.
 const MOST_CONNECTIONS: usize = 8;
 const MOST_ACCEPTED: usize = 16;
 const ACCEPT_PERIOD: Duration = Duration::from_secs(1);
-/// Messages that may wait for the service manager. Beyond that the oldest status lines are dropped.
+/// The length of the queue to the service manager. Beyond it, the oldest status lines are dropped.
 const MOST_PENDING: usize = 32;
 
 /// Why the launcher cannot listen for the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadinessError {
-    /// The socket cannot be made.
+    /// The socket cannot be created.
     #[error("cannot listen for the guest's notification on {place}: {source}")]
     Listen {
         /// The socket.
         place: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Another process has it.
+    /// Another process uses the socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
 }
 
-/// The service manager that started the launcher, if there is one: sd_notify(3).
+/// The service manager that started the launcher, or none: sd_notify(3).
 #[derive(Debug, Default)]
 pub struct ServiceManager {
     socket: Option<OwnedFd>,
@@ -57,10 +58,10 @@ pub struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// The one in `$NOTIFY_SOCKET`.
+    /// Connects to the service manager in `$NOTIFY_SOCKET`.
     ///
     /// # Errors
-    /// When that is set, but no process receives there.
+    /// Fails if the variable is set, but no process receives on that socket.
     pub fn of_environment() -> io::Result<Self> {
         let address = std::env::var_os("NOTIFY_SOCKET").filter(|value| !value.is_empty());
         address.map_or_else(|| Ok(Self::default()), |address| Self::at(address.as_bytes()))
@@ -77,15 +78,15 @@ impl ServiceManager {
         Ok(Self { socket: Some(socket), pending: VecDeque::new() })
     }
 
-    /// Whether there is one.
+    /// Whether there is a service manager.
     pub fn is_there(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// Sends lines of `VARIABLE=value`, now or as soon as the service manager takes them.
+    /// Sends lines of `VARIABLE=value`, now or as soon as the service manager reads them.
     ///
     /// # Errors
-    /// When no process receives any more; that is no reason to stop a machine.
+    /// Fails if no process receives any more. A machine can continue without its service manager.
     pub fn notify(&mut self, lines: &str) -> io::Result<()> {
         if self.socket.is_none() {
             return Ok(());
@@ -99,10 +100,10 @@ impl ServiceManager {
         self.flush()
     }
 
-    /// Sends what waits.
+    /// Sends the queued lines.
     ///
     /// # Errors
-    /// As [`ServiceManager::notify`].
+    /// The same as [`ServiceManager::notify`].
     pub fn flush(&mut self) -> io::Result<()> {
         let Some(socket) = &self.socket else { return Ok(()) };
         while let Some(lines) = self.pending.front() {
@@ -119,21 +120,21 @@ impl ServiceManager {
         Ok(())
     }
 
-    /// The socket, when something waits to be sent on it.
+    /// Returns the socket and the event to poll for, while lines are queued.
     pub fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let socket = self.socket.as_ref().filter(|_| !self.pending.is_empty())?;
         Some((socket.as_fd(), PollFlags::POLLOUT))
     }
 }
 
-/// A socket on which the guest's systemd reports: each connection brings one notification.
+/// A socket on which the guest's systemd reports. Each connection carries one notification.
 #[derive(Debug)]
 pub struct GuestListener {
     listener: OwnedFd,
     path: Option<PathBuf>,
     peer_cid: Option<u32>,
     connections: Vec<GuestConnection>,
-    /// When this period began, and how many connections were accepted in it.
+    /// When the current period began, and how many connections have been accepted in it.
     period: (Instant, usize),
 }
 
@@ -144,21 +145,21 @@ struct GuestConnection {
     end: Instant,
 }
 
-/// What the guest has reported.
+/// A report of the guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuestMessage {
-    /// It has booted.
+    /// Whether it has booted.
     pub is_ready: bool,
     /// What it is doing.
     pub status: Option<String>,
 }
 
 impl GuestListener {
-    /// Listens, before the guest starts. A socket on the file system is given to the user who runs the hypervisor, if that
-    /// is another: the hypervisor connects to it.
+    /// Starts to listen; call this before the guest starts. A socket on the file system is given to the user who runs
+    /// the hypervisor, if that is another user, because the hypervisor connects to it.
     ///
     /// # Errors
-    /// [`ReadinessError`].
+    /// Returns [`ReadinessError`].
     pub fn listen(
         notification: &GuestNotification,
         working_directory: &HostPath,
@@ -192,28 +193,28 @@ impl GuestListener {
         Ok(Self { listener, path, peer_cid, connections: Vec::new(), period: (Instant::now(), 0) })
     }
 
-    /// Where it listens on the file system.
+    /// Returns the path of the socket, if it is on the file system.
     pub fn path(&self) -> Option<&PathBuf> {
         self.path.as_ref()
     }
 
-    /// What to wait for.
+    /// Returns the descriptors and events to poll for.
     pub fn interests(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         let listener = self.may_accept().then(|| self.listener.as_fd());
         let connections = self.connections.iter().map(|connection| connection.descriptor.as_fd());
         listener.into_iter().chain(connections).map(|descriptor| (descriptor, PollFlags::POLLIN)).collect()
     }
 
-    /// When to call [`GuestListener::receive`] at the latest.
+    /// Returns the latest time at which [`GuestListener::receive`] must be called.
     pub fn deadline(&self) -> Option<Instant> {
         let connections = self.connections.iter().map(|connection| connection.end);
-        // A full house ends with the first connection; a full period by itself.
+        // If all connections are in use, accepting resumes when the first one ends; otherwise when the period ends.
         let period = (self.period.1 >= MOST_ACCEPTED).then(|| self.period.0 + ACCEPT_PERIOD);
         connections.chain(period).min()
     }
 
-    /// Accepts connections and reads from them; the messages that are complete. A connection from somebody else than the
-    /// guest is closed.
+    /// Accepts connections, reads from them, and returns the complete messages. Closes connections that do not come
+    /// from the guest.
     pub fn receive(&mut self) -> Vec<GuestMessage> {
         if self.period.0.elapsed() >= ACCEPT_PERIOD {
             self.period = (Instant::now(), 0);
@@ -249,7 +250,7 @@ impl GuestListener {
 }
 
 impl GuestConnection {
-    /// Whether nothing more is to come: the guest has closed the connection, sent too much, or taken too long.
+    /// Whether the message is complete: the guest has closed the connection, sent too much, or taken too long.
     fn read(&mut self) -> bool {
         let mut buffer = [0; 1024];
         while self.text.len() < LONGEST_NOTIFICATION_BYTES {
@@ -271,11 +272,12 @@ fn new_socket(family: AddressFamily) -> io::Result<OwnedFd> {
 
 #[expect(unsafe_code, reason = "nix returns the accepted socket as a number")]
 fn own(descriptor: i32) -> OwnedFd {
-    // SAFETY: the number comes straight from accept4, and nothing else has it.
+    // SAFETY: accept4 has just returned the descriptor, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
-/// Only these two are accepted: the guest must not tell the host's service manager which process to watch.
+/// Returns the only two fields that are accepted: the guest must not tell the host's service manager which process to
+/// watch.
 fn parse(text: &str) -> GuestMessage {
     let status = text.lines().find_map(|line| line.strip_prefix("STATUS=")).map(printable);
     GuestMessage { is_ready: text.lines().any(|line| line == "READY=1"), status }
@@ -293,13 +295,13 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixStream};
 
     #[test]
-    fn the_service_manager_receives_every_line_also_after_it_was_busy() {
+    fn the_service_manager_receives_all_lines_after_it_was_busy() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let receiver = UnixDatagram::bind(&path).unwrap();
         let mut manager = ServiceManager::at(path.as_os_str().as_bytes()).unwrap();
         let mut sent = 0;
-        // Until its queue is full, and then some.
+        // Until the receiver's queue is full, and a few more.
         while manager.interest().is_none() || sent % 8 != 0 {
             sent += 1;
             manager.notify(&format!("READY=1\nSTATUS={sent}")).unwrap();
@@ -357,7 +359,7 @@ mod tests {
         assert!(matches!(GuestListener::listen(&notification, &state, None), Err(ReadinessError::Socket(_))));
     }
 
-    /// Runs the listener as the event loop does, until the condition holds; how often it woke up.
+    /// Runs the listener as the event loop does, until the condition is true, and returns the number of wake-ups.
     fn receive_until(listener: &mut GuestListener, mut is_done: impl FnMut(&[GuestMessage]) -> bool) -> usize {
         let mut wake_ups = 0;
         loop {
@@ -392,7 +394,7 @@ mod tests {
                 written = slow.write_all(b"x");
             }
         });
-        // It is cut off although it still sends.
+        // The connection is closed although the guest is still sending.
         receive_until(&mut listener, |messages| !messages.is_empty());
         writer.join().unwrap();
     }
@@ -404,7 +406,7 @@ mod tests {
         let began = Instant::now();
         let flooding = std::thread::spawn(move || {
             for _ in 0..100 {
-                // When the queue of the listener is full, the guest waits here.
+                // If the listener's queue is full, this blocks.
                 drop(UnixStream::connect(&path).unwrap());
             }
         });

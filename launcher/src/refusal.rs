@@ -1,8 +1,8 @@
-//! Why a machine cannot run on a hypervisor, and on which it could.
+//! Why a hypervisor cannot run a machine, and which hypervisors can.
 
 use crate::spec::Hypervisor;
 
-/// One reason why a machine cannot run on a hypervisor.
+/// One reason why a hypervisor cannot run a machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{machine}: {option}: {hypervisor} {reason}{}", alternatives(.able))]
 pub struct Refusal {
@@ -12,15 +12,15 @@ pub struct Refusal {
     pub option: String,
     /// The hypervisor that refuses.
     pub hypervisor: Hypervisor,
-    /// Why; it goes on after the hypervisor's name.
+    /// The reason, which continues a sentence that starts with the hypervisor's name.
     pub reason: String,
-    /// The hypervisors that do not refuse what the option belongs to, such as the share.
+    /// The hypervisors that do not refuse the same subject, such as the share.
     pub able: Vec<Hypervisor>,
 }
 
 impl Refusal {
-    /// What the option belongs to: the share, the volume, the balloon. A hypervisor that can give another option of it
-    /// but not this one is no way out.
+    /// Returns the part of the machine that the option belongs to: the share, the volume, the balloon. A hypervisor
+    /// that supports another option of it but not this one is not an alternative.
     pub fn subject(&self) -> &str {
         match self.option.split('.').next().unwrap_or_default() {
             "hotpluggedMem" => "hotplugMem",
@@ -31,18 +31,18 @@ impl Refusal {
     }
 }
 
-/// Every reason why a machine cannot run on a hypervisor; at least one.
+/// All reasons why a hypervisor cannot run a machine; at least one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct Refusals {
     /// The reasons.
     pub refusals: Vec<Refusal>,
-    /// The hypervisors on which the machine could run as it is.
+    /// The hypervisors that can run the machine unchanged.
     pub runs_on: Vec<Hypervisor>,
 }
 
 impl Refusals {
-    /// What the user can do, in one line.
+    /// Returns a hint to the user, in one line.
     pub fn hint(&self) -> String {
         if self.runs_on.is_empty() {
             "no hypervisor can run this machine as it is".to_owned()
@@ -56,7 +56,7 @@ fn alternatives(able: &[Hypervisor]) -> String {
     if able.is_empty() { "; no other hypervisor can".to_owned() } else { format!("; {} can", names(able)) }
 }
 
-/// `qemu`, `qemu and crosvm`, `qemu, crosvm and kvmtool`.
+/// Returns the names in a sentence: `qemu`, `qemu and crosvm`, `qemu, crosvm and kvmtool`.
 pub fn names(hypervisors: &[Hypervisor]) -> String {
     match hypervisors {
         [] => "none".to_owned(),
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_names_machine_option_hypervisor_reason_and_who_can() {
+    fn a_refusal_names_machine_option_hypervisor_reason_and_alternatives() {
         let refusal = Refusal {
             machine: "web".to_owned(),
             option: "shares[0].proto".to_owned(),

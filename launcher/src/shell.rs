@@ -1,4 +1,4 @@
-//! Quotes words for a shell, so that the output of `explain` can be copied and run.
+//! Quoting words for a shell, so that the output of `explain` can be copied and run.
 
 /// Quotes a word for a POSIX shell.
 pub fn quote(word: &str) -> String {
@@ -15,7 +15,7 @@ mod tests {
     use super::quote;
 
     #[test]
-    fn words_are_quoted_only_where_it_is_needed() {
+    fn words_are_quoted_only_if_needed() {
         for (word, expected) in [
             ("console=ttyS0", "console=ttyS0"),
             ("", "''"),

@@ -1,4 +1,4 @@
-//! Unix sockets on the file system: whether somebody listens, and removing those where nobody does.
+//! Unix sockets on the file system: detecting whether a process listens, and removing stale sockets.
 
 use crate::place::Place;
 use nix::errno::Errno;
@@ -10,16 +10,16 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-/// `__SO_ACCEPTCON` in the flags column of /proc/net/unix: a socket that listens.
+/// `__SO_ACCEPTCON` in the flags column of /proc/net/unix: a listening socket.
 const LISTENS: u32 = 0x10000;
 
-/// Why a left-over socket was not removed.
+/// Why a stale socket was not removed.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Somebody answers there.
+    /// A process listens on it.
     #[error("{0}: another process listens on this socket; is the machine running already?")]
     InUse(PathBuf),
-    /// What is there is no socket.
+    /// The file is not a socket.
     #[error("{0} exists and is not a socket; move it away")]
     NoSocket(PathBuf),
     /// A file operation failed.
@@ -27,44 +27,44 @@ pub enum SocketError {
     File {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// Whether some process listens on the socket, found out by a connection if it must be.
+/// Whether a process listens on the socket. Connects to it if that cannot be determined otherwise.
 pub fn is_listening(path: &Path) -> bool {
     is_served(path) || connects(path)
 }
 
-/// Whether a daemon of this network namespace serves the socket, found out without a connection: it might serve only
-/// one. A daemon that has bound another path, a relative one or one below a descriptor, is known by the inode of its
-/// socket, because sockets of other directories have the same relative path.
+/// Whether a process in this network namespace listens on the socket. Does not connect, because some daemons serve only
+/// one connection. If the daemon has bound a relative path or one through a descriptor, it is identified by the
+/// socket's inode, because sockets in other directories can have the same relative path.
 pub fn is_served(path: &Path) -> bool {
     let Ok(metadata) = fs::symlink_metadata(path) else { return false };
     let is_this = |listener: &Listener| {
         listener.path == path
             || ((listener.path.starts_with("/proc/self/fd")
                 || (listener.path.is_relative() && path.ends_with(&listener.path)))
-                // The kernel tells no more of it than 32 bits: struct unix_diag_vfs.
+                // The kernel reports only the lower 32 bits: struct unix_diag_vfs.
                 && listener.inode == Some(metadata.ino() as u32))
     };
     listeners().iter().any(is_this)
 }
 
-/// Whether some process has bound exactly this path and listens.
+/// Whether a process listens on a socket that was bound with exactly this path.
 pub fn is_bound(path: &Path) -> bool {
     listeners().iter().any(|listener| listener.path == path)
 }
 
-/// A socket on the file system that some process listens on.
+/// A socket on the file system on which a process listens.
 struct Listener {
-    /// As it was bound.
+    /// The path with which it was bound.
     path: PathBuf,
     inode: Option<u32>,
 }
 
-/// All of this network namespace. A kernel without socket diagnosis reports only those that were bound by name.
+/// Returns all listening sockets of this network namespace. A kernel without sock_diag reports no inodes.
 fn listeners() -> Vec<Listener> {
     diagnosis::listeners().unwrap_or_else(|_| {
         let list = fs::read_to_string("/proc/net/unix").unwrap_or_default();
@@ -78,8 +78,8 @@ fn listed(line: &str) -> Option<Listener> {
     (flags & LISTENS != 0 && !name.is_empty()).then(|| Listener { path: name.into(), inode: None })
 }
 
-/// A line of /proc/net/unix: Num RefCount Protocol Flags Type St Inode, padded with spaces, and the path, which may
-/// hold some itself.
+/// Splits a line of /proc/net/unix: Num RefCount Protocol Flags Type St Inode, padded with spaces, and the path, which
+/// may contain spaces.
 fn split_entry(line: &str) -> (Vec<&str>, &str) {
     let mut fields = Vec::new();
     let mut rest = line;
@@ -98,17 +98,17 @@ fn connects(path: &Path) -> bool {
     if UnixStream::connect(path).is_ok() {
         return true;
     }
-    // crosvm's is of another type.
+    // crosvm's socket is of another type.
     let Ok(address) = UnixAddr::new(path) else { return false };
     let opened = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None);
     opened
         .is_ok_and(|descriptor| connect(descriptor.as_raw_fd(), &address) != Err(Errno::ECONNREFUSED) && path.exists())
 }
 
-/// Removes a socket that a process has left behind; never one on which somebody listens.
+/// Removes a stale socket. Never removes one on which a process listens.
 ///
 /// # Errors
-/// [`SocketError`].
+/// Returns [`SocketError`].
 pub fn remove_stale(path: &Path) -> Result<(), SocketError> {
     let failed = |source| SocketError::File { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
@@ -120,7 +120,7 @@ pub fn remove_stale(path: &Path) -> Result<(), SocketError> {
     }
 }
 
-/// The kernel's list of unix sockets, which `ss -xl` prints too: sock_diag(7), linux/unix_diag.h.
+/// The kernel's list of Unix sockets, which `ss -xl` also prints: sock_diag(7), linux/unix_diag.h.
 mod diagnosis {
     use super::Listener;
     use nix::errno::Errno;
@@ -146,7 +146,7 @@ mod diagnosis {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         send(socket.as_raw_fd(), &request(), MsgFlags::empty())?;
         let mut found = Vec::new();
-        // What the kernel sends at once: `NLMSG_GOODSIZE` and more.
+        // The kernel's largest single message: `NLMSG_GOODSIZE` or more.
         let mut buffer = vec![0; 1 << 16];
         loop {
             let count = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -168,9 +168,9 @@ mod diagnosis {
         bytes.extend(40u32.to_ne_bytes());
         bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
         bytes.extend(flags.to_ne_bytes());
-        // Sequence and sender, which nobody compares.
+        // The sequence number and the port id, which are not used.
         bytes.extend([0; 8]);
-        // struct unix_diag_req: the family, its protocol, padding, the states, an inode, what to show, a cookie.
+        // struct unix_diag_req: family, protocol, padding, states, inode, what to show, cookie.
         bytes.extend([nix::libc::AF_UNIX as u8, 0, 0, 0]);
         bytes.extend(LISTENING.to_ne_bytes());
         bytes.extend([0; 4]);
@@ -179,7 +179,7 @@ mod diagnosis {
         bytes
     }
 
-    /// The kind and the payload of the first message, and what follows it.
+    /// Returns the kind and the payload of the first message, and the rest.
     fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
         let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
         let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
@@ -191,7 +191,7 @@ mod diagnosis {
         let (mut path, mut inode) = (None, None);
         for (kind, value) in crate::network::netlink::attributes(payload.get(MESSAGE_BYTES..)?) {
             match kind {
-                // An abstract name begins with a NUL and is on no file system.
+                // An abstract name starts with a NUL and is not on the file system.
                 UNIX_DIAG_NAME if value.first().is_some_and(|byte| *byte != 0) => {
                     let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
                     path = Some(OsStr::from_bytes(&value[..end]).into());
@@ -213,7 +213,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     #[test]
-    fn only_a_socket_that_nobody_serves_is_removed() {
+    fn only_a_stale_socket_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("web.sock");
         remove_stale(&path).unwrap();
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_of_another_directory_with_the_same_relative_path_is_not_this_one() {
+    fn a_socket_with_the_same_relative_path_in_another_directory_does_not_count() {
         let directory = tempfile::tempdir().unwrap();
         for name in ["a", "b"] {
             fs::create_dir(directory.path().join(name)).unwrap();
@@ -244,7 +244,7 @@ mod tests {
             .unwrap();
         let mut ready = [0];
         io::Read::read_exact(daemon.stdout.as_mut().unwrap(), &mut ready).unwrap();
-        // A left-over of the same name, on which nobody listens.
+        // A stale socket of the same name.
         drop(UnixListener::bind(directory.path().join("b/fs.sock")).unwrap());
         let served = ["a", "b"].map(|name| is_served(&directory.path().join(name).join("fs.sock")));
         drop(daemon.stdin.take());
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn packet_sockets_are_told_apart_too() {
+    fn a_listening_packet_socket_is_not_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("crosvm.sock");
         let server = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_the_kernel_are_split() {
+    fn lines_of_proc_net_unix_are_split_and_paths_may_contain_spaces() {
         let line = "0000000000000000: 00000002 00000000 00010000 0001 01   507 /run/a b.sock";
         let (fields, path) = split_entry(line);
         assert_eq!((fields[3], fields[6], path), ("00010000", "507", "/run/a b.sock"));
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_the_user_is_never_removed() {
+    fn a_file_that_is_not_a_socket_is_never_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notes.txt");
         fs::write(&path, "dear diary").unwrap();

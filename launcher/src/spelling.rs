@@ -1,6 +1,6 @@
-//! Suggests a known word for a misspelt one.
+//! Suggestions for misspelt words.
 
-/// The known word nearest to `word`, if one is near enough to have been meant.
+/// Returns the known word nearest to `word`, if it is similar enough.
 pub fn nearest<'known>(word: &str, known: impl Iterator<Item = &'known str>) -> Option<&'known str> {
     let folded = fold(word);
     known
@@ -10,12 +10,12 @@ pub fn nearest<'known>(word: &str, known: impl Iterator<Item = &'known str>) -> 
         .map(|(_, candidate)| candidate)
 }
 
-/// Letter case, dashes and underscores are what people mix up first.
+/// Removes the differences that are confused most often: letter case, dashes and underscores.
 fn fold(word: &str) -> Vec<char> {
     word.chars().filter(|character| *character != '-' && *character != '_').flat_map(char::to_lowercase).collect()
 }
 
-/// Insertions, deletions, replacements and swaps of neighbours that lead from one word to the other.
+/// Returns the number of insertions, deletions, replacements and swaps of neighbours between two words.
 fn distance(left: &[char], right: &[char]) -> usize {
     let mut table = vec![vec![0; right.len() + 1]; left.len() + 1];
     table[0] = (0..=right.len()).collect();
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_misspelt_word_finds_its_neighbour_and_a_strange_one_none() {
+    fn a_misspelt_word_gets_a_suggestion_and_an_unrelated_one_none() {
         let known = ["vcpu", "mem", "readOnly", "hotplugMem", "volumes"];
         for (word, expected) in [
             ("vpcu", Some("vcpu")),

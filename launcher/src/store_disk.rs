@@ -1,5 +1,5 @@
-//! Making the store disk from its plan right before the start, with the host's cache: the image builder's work, which
-//! is another program.
+//! Building the store disk from its plan right before the start, with the host's cache. The image builder, a separate
+//! program, does this.
 
 use crate::child::{Identity, become_user};
 use crate::interruption::{ChildError, Interrupted, Interruption};
@@ -9,31 +9,31 @@ use crate::programs::{NotInstalled, find_program};
 use std::io;
 use std::process::{Command, ExitStatus};
 
-/// Why the store disk could not be made.
+/// Why the store disk could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreDiskError {
-    /// The image builder is not there.
+    /// The image builder is not installed.
     #[error("cannot build the store disk from its plan: {0}")]
     NotInstalled(#[from] NotInstalled),
-    /// It cannot be started.
+    /// The image builder cannot be started.
     #[error("{program}: {source}")]
     Start {
         /// The image builder.
         program: HostPath,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It did not succeed.
-    #[error("{program} ended with {status} and made no store disk from {plan}; its own messages are above")]
+    /// The image builder failed.
+    #[error("{program} ended with {status} without building the store disk from {plan}; its own messages are above")]
     Failed {
         /// The image builder.
         program: HostPath,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
         /// The plan.
         plan: HostPath,
     },
-    /// It says that it succeeded, but the image is not there.
+    /// The image builder succeeded, but the image does not exist.
     #[error("{program} succeeded, but there is no {image}")]
     NoImage {
         /// The image builder.
@@ -41,16 +41,16 @@ pub enum StoreDiskError {
         /// The image.
         image: HostPath,
     },
-    /// Somebody asked the launcher to stop.
+    /// The user asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
 
-/// Makes the image. The builder itself sees whether the image that is there is already the plan's, and writes a new one
-/// whole or not at all. It writes into the machine's state directory, and so is the machine's user if root starts it.
+/// Builds the image. The builder detects whether the existing image already matches the plan, and replaces it
+/// atomically. It writes to the machine's state directory, so root runs it as the machine's user.
 ///
 /// # Errors
-/// [`StoreDiskError`].
+/// Returns [`StoreDiskError`].
 pub fn make(
     need: &StoreDiskNeed,
     working_directory: &HostPath,
@@ -82,7 +82,7 @@ pub fn make(
     Ok(())
 }
 
-/// `MICROVM_IMAGE` names the image builder where it is not on the search path, as in a checkout.
+/// Returns the image builder in `$MICROVM_IMAGE`, for use where it is not in `$PATH`, such as in a checkout.
 fn named_in_environment() -> Option<HostPath> {
     std::env::var("MICROVM_IMAGE").ok().filter(|path| !path.is_empty()).map(HostPath::new)
 }
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_builder_gets_plan_image_and_cache() {
+    fn the_builder_is_called_with_plan_image_and_cache() {
         let directory = tempfile::tempdir().unwrap();
         make_in(directory.path(), "echo \"$@\" > arguments; touch web-store.squashfs").unwrap();
         assert_eq!(
@@ -120,10 +120,10 @@ mod tests {
     }
 
     #[test]
-    fn a_builder_that_fails_or_makes_nothing_is_an_error() {
+    fn a_builder_that_fails_or_creates_no_image_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let error = make_in(directory.path(), "exit 4").unwrap_err().to_string();
-        assert!(error.contains("exit status: 4 and made no store disk from /nix/store/plan.json"), "{error}");
+        assert!(error.contains("exit status: 4 without building the store disk from /nix/store/plan.json"), "{error}");
         let error = make_in(directory.path(), "exit 0").unwrap_err();
         assert!(matches!(error, StoreDiskError::NoImage { .. }), "{error}");
     }

@@ -1,11 +1,11 @@
-//! Programs that unit tests write and then start.
+//! Programs that unit tests write and then run.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Writes an executable file through another process. Were it written by this one, a test in another thread could start a
-/// program meanwhile, whose process holds the open file until its exec: starting the new program then fails with
+/// Writes an executable file through another process. If this process wrote it, another thread of the test program
+/// could fork meanwhile; its child would hold the open file until exec, and running the new program would fail with
 /// "Text file busy".
 pub(crate) fn write_program(path: &Path, text: &str) {
     let mut writer = Command::new("sh")

@@ -1,6 +1,6 @@
-//! Skipping a test, with a word about why.
+//! Skipping a test with a printed reason.
 
-/// Says why a test does not run.
+/// Prints why a test is skipped.
 #[expect(clippy::print_stderr, reason = "nothing is skipped in silence")]
 pub(crate) fn skipped(why: &str) {
     eprintln!("skipped: {why}");

@@ -1,14 +1,14 @@
-//! Text from elsewhere as it may be shown: a name in a machine spec is not to move the cursor of who reads the error about
-//! it, nor to add a line that looks like another message.
+//! Escaping untrusted text for display: a name in a machine spec must not move the cursor of a terminal, or add a line
+//! that looks like another message.
 
 use std::borrow::Cow;
 
-/// Text of one line: every control character is written as its escape.
+/// Escapes all control characters, so that the text stays on one line.
 pub fn one_line(text: &str) -> Cow<'_, str> {
     escaped(text, char::is_control)
 }
 
-/// Text of several lines: every other control character is written as its escape.
+/// Escapes all control characters except newlines and tabs.
 pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |character| character.is_control() && character != '\n' && character != '\t')
 }
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_would_steer_the_terminal_is_shown_instead() {
+    fn control_characters_are_shown_as_escapes() {
         assert_eq!(one_line("a\u{1b}[31mred\nerror: no\r\u{9b}x"), "a\\u{1b}[31mred\\nerror: no\\r\\u{9b}x");
         assert_eq!(lines("a\u{1b}[31m\n\tb"), "a\\u{1b}[31m\n\tb");
         assert!(matches!(one_line("Grüße 'quoted' \\n"), Cow::Borrowed(_)));

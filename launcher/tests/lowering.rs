@@ -156,7 +156,7 @@ fn kernel_parameters_beyond_ascii_are_refused_where_they_stop_the_start() {
 fn sockets_that_the_launcher_binds_keep_the_limit_where_they_lie() {
     let deep = HostFacts::assumed(HostPath::new(format!("/{}", "d".repeat(85))));
     let console = refusals(json!({"consoleSocket": "a-console-of-web.sock"}), &deep, Hypervisor::Qemu);
-    assert!(console[0].contains("web: consoleSocket: qemu has a socket at /ddd"), "{console:?}");
+    assert!(console[0].contains("web: consoleSocket: qemu needs a socket at /ddd"), "{console:?}");
     assert!(
         console[0].contains("which has 108 bytes, but the path of a Unix socket can have at most 107"),
         "{console:?}"

@@ -74,7 +74,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.json { print_json(&report) } else { print_text(report) }
 }
 
-/// The spec in the file, unless it has problems, which go into the report.
+/// Returns the spec in a file, or adds its problems to the report.
 fn check_file(
     path: &Path,
     overrides: &Overrides,
@@ -105,7 +105,7 @@ fn check_file(
     }
 }
 
-/// Like [`check_on_hypervisor`], with the facts of this host, and with what the host lacks.
+/// Like [`check_on_hypervisor`], but with the facts of this host, and also reports what the host lacks.
 fn check_on_host(
     spec: &MachineSpec,
     machine: &CheckedSpec,

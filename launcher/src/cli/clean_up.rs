@@ -1,4 +1,5 @@
-//! `microvm clean-up-after`: removes what `run` has made for a machine whose hypervisor it has become. `run` starts it.
+//! `microvm clean-up-after`: removes what `run` has created for a machine after `run` has become the hypervisor. `run`
+//! starts it.
 
 use super::failure::Failure;
 use super::machine::{failed, watch};
@@ -30,7 +31,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return command.spawn().map(|_| ()).map_err(failed);
     }
     let held_back = watch()?;
-    // The terminal on which the machine was started does not wait for this process.
+    // In a new session, so that the terminal on which the machine was started does not wait for this process.
     nix::unistd::setsid().map_err(failed)?;
     let process = ProcessIdentity { pid: arguments.pid, start_ticks: arguments.start_ticks };
     let runtime = RuntimeDirectory::locate().map_err(failed)?;

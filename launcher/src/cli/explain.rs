@@ -1,4 +1,4 @@
-//! `microvm explain`: what `run` would do.
+//! `microvm explain`: shows what `run` would do.
 
 use super::failure::Failure;
 use super::output::write_stdout;
@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     write_stdout(&format!("{:#}\n", json!({"launch": launch, "others": others})))
 }
 
-/// Why a hypervisor refuses the machine; an empty list if it does not.
+/// Returns why a hypervisor refuses the machine; an empty list if it does not.
 fn reasons(outcome: &Result<(), launcher::refusal::Refusals>) -> Value {
     let refusals = outcome.as_ref().err().map(|refusals| refusals.refusals.as_slice()).unwrap_or_default();
     refusals.iter().map(|refusal| json!({"option": refusal.option, "reason": refusal.reason})).collect()

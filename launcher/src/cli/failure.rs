@@ -1,18 +1,18 @@
-//! How a command fails: the problems first, the hint last, and the exit code.
+//! The failure of a command: its problems, a hint, and the exit code.
 
 use launcher::visible::lines;
 use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// The command did not succeed.
+/// The exit code of a command that failed.
 pub(crate) const FAILED: u8 = 1;
-/// The input is wrong.
+/// The exit code for invalid input.
 pub(crate) const BAD_INPUT: u8 = 2;
-/// A signal ended the command.
+/// The exit code of a command that was interrupted by a signal.
 pub(crate) const INTERRUPTED: u8 = 130;
 
-/// Why a command failed.
+/// The failure of a command.
 pub(crate) struct Failure {
     code: u8,
     problems: Vec<String>,
@@ -20,17 +20,17 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// The input is wrong, with all its problems.
+    /// Creates a failure for invalid input, with all problems.
     pub(crate) fn bad_input(problems: Vec<String>) -> Self {
         Self { code: BAD_INPUT, problems, hint: None }
     }
 
-    /// The command did not succeed, with all its problems.
+    /// Creates a failure with several problems.
     pub(crate) fn many(problems: Vec<String>) -> Self {
         Self { code: FAILED, problems, hint: None }
     }
 
-    /// The command did not succeed.
+    /// Creates a failure from an error and its causes.
     pub(crate) fn failed(error: &(dyn Error + 'static)) -> Self {
         Self { code: FAILED, problems: vec![chain(error)], hint: storage_hint(error) }
     }
@@ -41,13 +41,13 @@ impl Failure {
         self
     }
 
-    /// Adds advice for the user.
+    /// Adds a hint.
     pub(crate) fn with_hint(mut self, hint: Option<String>) -> Self {
         self.hint = hint.or(self.hint);
         self
     }
 
-    /// Prints it on stderr.
+    /// Prints the failure on stderr and returns the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         let mut stderr = std::io::stderr().lock();
         for problem in &self.problems {
@@ -61,8 +61,8 @@ impl Failure {
     }
 }
 
-/// The error and its causes on one line, outermost first. Many errors say in their own text what they come from: a cause
-/// is added only where it is not there already.
+/// Returns the error and its causes on one line, outermost first. Many errors include their cause in their own text, so
+/// a cause is added only if the text does not contain it yet.
 fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -77,7 +77,7 @@ fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// What to do when the place of the output is the reason.
+/// Returns a hint if the storage of the output is the reason.
 fn storage_hint(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -93,12 +93,12 @@ fn macvtaps_up(needs: &Needs, target: &Target) -> Outcomes {
 
 fn word(state: InterfaceState) -> &'static str {
     match state {
-        InterfaceState::Present => "was there",
-        InterfaceState::Created => "made",
+        InterfaceState::Present => "already exists",
+        InterfaceState::Created => "created",
     }
 }
 
-/// Prints the names to stdout and reports all failures, not only the first.
+/// Prints the names of the interfaces on stdout, and reports all failures, not only the first.
 fn report(outcomes: Outcomes) -> Result<(), Failure> {
     let mut problems = Vec::new();
     for (name, outcome) in outcomes {

@@ -20,14 +20,14 @@ use std::path::{Path, PathBuf};
 pub(crate) struct KnownMachine {
     pub(crate) state: MachineState,
     pub(crate) activity: Activity,
-    /// What was started last, or what the spec says; None for a machine of this host that was never started.
+    /// The most recent launch, or the spec's. `None` for a machine of this host that was never started.
     pub(crate) launch: Option<Launch>,
-    /// Where a machine of the same name runs, which is not the machine that is meant.
+    /// The state directory of another running machine that has the same name.
     pub(crate) elsewhere: Option<PathBuf>,
 }
 
 impl KnownMachine {
-    /// Why a command that needs a running machine fails.
+    /// Returns the failure of a command that requires a running machine.
     pub(crate) fn is_not_running(&self) -> Failure {
         let name = self.state.name();
         let problem = match (&self.activity, &self.elsewhere) {
@@ -40,8 +40,8 @@ impl KnownMachine {
     }
 }
 
-/// Finds the machine. Something with a slash, or that ends in `.json`, is a spec, and means the machine in that state
-/// directory; everything else is a name.
+/// Finds the machine. An argument with a slash, or that ends in `.json`, is a spec, and refers to the machine in that
+/// state directory; any other argument is a name.
 pub(crate) fn find(name_or_spec: &str, overrides: &Overrides) -> Result<KnownMachine, Failure> {
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     if name_or_spec.contains('/') || name_or_spec.ends_with(".json") || name_or_spec == "-" {
@@ -66,7 +66,7 @@ fn find_by_spec(path: &Path, overrides: &Overrides, runtime: &RuntimeDirectory) 
     Ok(KnownMachine { state, activity, launch: Some(launch), elsewhere })
 }
 
-/// Finds the machine of that name.
+/// Finds the machine by its name.
 pub(crate) fn find_by_name(name: &str, runtime: &RuntimeDirectory) -> Result<KnownMachine, Failure> {
     let of_host = MachineName::new(name).ok().and_then(|name| Layout::of_environment().existing(&name).ok());
     let state = match &of_host {
@@ -87,7 +87,7 @@ pub(crate) fn find_by_name(name: &str, runtime: &RuntimeDirectory) -> Result<Kno
     Ok(KnownMachine { state, activity, launch, elsewhere: None })
 }
 
-/// The launch of a spec on this host.
+/// Returns the launch of a spec on this host.
 pub(crate) fn launch_of(
     spec: &MachineSpec,
     overrides: &Overrides,
@@ -98,12 +98,12 @@ pub(crate) fn launch_of(
     lowered(&checked(spec)?, &facts)
 }
 
-/// The spec without its problems, or all of them.
+/// Validates a spec.
 pub(crate) fn checked(spec: &MachineSpec) -> Result<CheckedSpec, Failure> {
     check(spec).map_err(|problems| Failure::bad_input(problems.iter().map(ToString::to_string).collect()))
 }
 
-/// The facts about this host.
+/// Gathers the facts about this host.
 pub(crate) fn facts_for(
     spec: &MachineSpec,
     overrides: &Overrides,
@@ -118,13 +118,13 @@ pub(crate) fn watch() -> Result<Interruption, Failure> {
     Interruption::watch().map_err(failed)
 }
 
-/// The failure of a command; an interrupted command has its own exit code.
+/// Returns the failure for an error. An interrupted command has its own exit code.
 pub(crate) fn failed(error: impl Error + 'static) -> Failure {
     let failure = Failure::failed(&error);
     if is_interrupted(&error) { failure.with_code(INTERRUPTED) } else { failure }
 }
 
-/// Whether the error is an interruption, or passes one on.
+/// Whether the error is, or contains, an interruption.
 fn is_interrupted(error: &(dyn Error + 'static)) -> bool {
     error.is::<Interrupted>()
         || error.downcast_ref::<RunError>().is_some_and(RunError::is_interruption)
@@ -139,7 +139,7 @@ mod tests {
     use nix::sys::signal::Signal;
 
     #[test]
-    fn an_interruption_is_known_by_its_type_and_not_by_its_text() {
+    fn an_interruption_is_detected_by_its_type_and_not_by_its_text() {
         for error in [RunError::Interrupted(Interrupted(Signal::SIGHUP)), Interrupted(Signal::SIGTERM).into()] {
             assert!(is_interrupted(&error));
         }

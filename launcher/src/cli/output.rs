@@ -1,4 +1,4 @@
-//! Results on stdout.
+//! Writing results to stdout and messages to stderr.
 
 use super::failure::Failure;
 use launcher::visible::lines;

@@ -15,8 +15,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     spec: SpecArguments,
     /// Supervise the hypervisor instead of executing it in place: serve the console, notify the service manager, and
-    /// shut the guest down gracefully on SIGTERM, SIGINT and SIGHUP. A machine with a console socket is always supervised. So is every
-    /// machine if MICROVM_SUPERVISE=1 is set in the environment, as the service microvm@ does.
+    /// shut the guest down gracefully on SIGTERM, SIGINT and SIGHUP. A machine with a console socket is always
+    /// supervised. So is every machine if MICROVM_SUPERVISE=1 is set in the environment, as the service microvm@ does.
     #[arg(long)]
     supervise: bool,
     /// Time for the guest to shut down when the supervisor is asked to stop, before it is forced
@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let interruption = watch()?;
     let overrides = &arguments.spec.overrides;
     let spec = read(&arguments.spec.spec, overrides)?;
-    // Before the start is recorded under the spec's name, which may be a bad one.
+    // Checked before the start is recorded under the spec's name, which may be invalid.
     checked(&spec)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let begun = Start::begin(&runtime, &spec.name, overrides.state_directory()?.as_path()).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! Machine specs from files, checked and lowered, with their problems collected for reporting.
+//! Reading machine specs from files, applying overrides, and reporting all their problems.
 
 use super::failure::Failure;
 use launcher::facts::HostFacts;
@@ -41,12 +41,12 @@ pub(crate) struct Overrides {
 }
 
 fn accelerator_named(name: &str) -> Result<Accelerator, String> {
-    serde_json::from_value(serde_json::Value::from(name)).map_err(|_| "known are auto, kvm, tcg".to_owned())
+    serde_json::from_value(serde_json::Value::from(name)).map_err(|_| "must be auto, kvm or tcg".to_owned())
 }
 
 fn hypervisor_named(name: &str) -> Result<Hypervisor, String> {
     Hypervisor::from_name(name)
-        .ok_or_else(|| format!("known are {}", Hypervisor::ALL.map(Hypervisor::as_str).join(", ")))
+        .ok_or_else(|| format!("must be one of {}", Hypervisor::ALL.map(Hypervisor::as_str).join(", ")))
 }
 
 impl Overrides {
@@ -59,8 +59,8 @@ impl Overrides {
         }
     }
 
-    /// The name that the machine has on this host, if that is not the spec's. Two machines of one flake may have the same
-    /// host name, but never the same state directory.
+    /// Returns the name of the machine on this host, if it differs from the spec's. Two machines of one flake can have
+    /// the same host name, but never the same state directory.
     fn name_on_host(&self) -> Result<Option<String>, Failure> {
         if self.name.is_some() {
             return Ok(self.name.clone());
@@ -74,7 +74,7 @@ impl Overrides {
         Ok(Layout::of_environment().machine_in(directory.as_path()).map(|machine| machine.name.to_string()))
     }
 
-    /// The state directory as an absolute path.
+    /// Returns the state directory as an absolute path.
     pub(crate) fn state_directory(&self) -> Result<HostPath, Failure> {
         let current = std::env::current_dir().map_err(|error| Failure::failed(&error))?;
         let directory = self.state_dir.as_ref().map_or_else(|| current.clone(), |directory| current.join(directory));
@@ -88,10 +88,10 @@ impl Overrides {
     }
 }
 
-/// Specs have some kilobytes. A longer file is something else, perhaps an endless device.
+/// The largest size of a spec. Specs have some kilobytes; a longer file is something else, such as an endless device.
 const SPEC_BYTES_MAX: u64 = 16 << 20;
 
-/// The text of a spec.
+/// Returns the text of a spec.
 pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
     let mut text = String::new();
     let read = if path == Path::new("-") {
@@ -112,7 +112,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
     }
 }
 
-/// The spec in a file, with the overrides applied.
+/// Returns the spec in a file, with the overrides applied.
 pub(crate) fn read(path: &Path, overrides: &Overrides) -> Result<MachineSpec, Failure> {
     let text = read_text(path)?;
     let mut spec = parse(&text).map_err(|errors| {
@@ -125,18 +125,18 @@ pub(crate) fn read(path: &Path, overrides: &Overrides) -> Result<MachineSpec, Fa
     Ok(spec)
 }
 
-/// The checked spec in a file, with the overrides applied.
+/// Returns the checked spec in a file, with the overrides applied.
 pub(crate) fn read_checked(path: &Path, overrides: &Overrides) -> Result<CheckedSpec, Failure> {
     let spec = read(path, overrides)?;
     check(&spec).map_err(|problems| Failure::bad_input(problems.iter().map(ToString::to_string).collect()))
 }
 
-/// The launch of a checked spec on its hypervisor.
+/// Returns the launch of a checked spec on its hypervisor.
 pub(crate) fn lowered(spec: &CheckedSpec, facts: &HostFacts) -> Result<Launch, Failure> {
     lower(spec, facts, spec.hypervisor).map_err(|refusals| refused(&refusals))
 }
 
-/// A failure with every refusal, and a hint with the hypervisors on which the machine could run.
+/// Returns a failure with all refusals, and a hint with the hypervisors that can run the machine.
 pub(crate) fn refused(refusals: &Refusals) -> Failure {
     let problems = refusals.refusals.iter().map(ToString::to_string).collect();
     Failure::bad_input(problems).with_hint(Some(refusals.hint()))

@@ -24,7 +24,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut rows = Vec::new();
     if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
         let problem =
-            format!("there is no machine {unknown}: none of that name has been started, and this host has none");
+            format!("there is no machine {unknown}: it has never been started, and this host does not define it");
         return Err(Failure::bad_input(vec![problem]));
     }
     for name in &names {
@@ -75,7 +75,8 @@ impl Row<'_> {
     }
 }
 
-/// A machine of this host may also run in its service, or be recorded in another runtime directory.
+/// Returns the state of a machine. A machine of this host may run in its service, or be recorded in another runtime
+/// directory.
 fn look(name: &str, runtime: &RuntimeDirectory) -> Result<(MachineState, Phase), Failure> {
     let of_host = MachineName::new(name).ok().and_then(|name| Layout::of_environment().existing(&name).ok());
     if let Some(machine) = of_host {
@@ -91,7 +92,7 @@ fn look(name: &str, runtime: &RuntimeDirectory) -> Result<(MachineState, Phase),
     Ok((state, phase))
 }
 
-/// The machines that have been started here, and those of the host, started or not.
+/// Returns the machines that have been started here, and all machines of the host.
 fn known_names(runtime: &RuntimeDirectory) -> Result<Vec<String>, Failure> {
     let mut names = runtime.machine_names().map_err(failed)?;
     let of_host = Layout::of_environment().all().map_err(failed)?;

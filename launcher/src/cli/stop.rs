@@ -1,4 +1,4 @@
-//! `microvm stop`: stops a machine, gracefully if possible, or the start of one.
+//! `microvm stop`: stops a machine, gracefully if possible, or ends its start.
 
 use super::failure::Failure;
 use super::imperative::active_service;
@@ -11,7 +11,7 @@ use launcher::sockets::remove_stale;
 use launcher::state::{Activity, RunningMachine, RuntimeDirectory};
 use std::time::{Duration, Instant};
 
-/// Time for the guest to shut down by default.
+/// The default time for the guest to shut down.
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the supervisor may take to clean up after its hypervisor.
 const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(10);
@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     stop_found(machine, timeout)
 }
 
-/// Stops the machine of that name, by its service if that runs it.
+/// Stops the machine with that name, through its service if that runs it.
 pub(crate) fn stop_by_name(name: &str, timeout: Duration) -> Result<(), Failure> {
     match active_service(name) {
         Some(service) => service.command("stop").map_err(failed),
@@ -63,7 +63,7 @@ fn stop_found(machine: KnownMachine, timeout: Duration) -> Result<(), Failure> {
     stop_machine(&machine, timeout)
 }
 
-/// Ends a start. If that was too late, returns the machine that runs now, which the caller must stop.
+/// Ends a start. If it is too late for that, returns the machine, which is now running and which the caller must stop.
 fn stop_start(machine: KnownMachine, timeout: Duration) -> Result<Option<KnownMachine>, Failure> {
     let name = machine.state.name();
     let stopped = end_start(&machine.state, timeout, &mut write_stderr).map_err(failed)?;
@@ -102,7 +102,7 @@ fn stop_machine(machine: &KnownMachine, timeout: Duration) -> Result<(), Failure
     Ok(())
 }
 
-/// Removes what the hypervisor leaves behind; a supervisor does this itself.
+/// Removes what the hypervisor leaves behind. A supervisor does this itself.
 fn clean_up(machine: &KnownMachine, running: Option<&RunningMachine>) -> Result<(), Failure> {
     let supervisor = running.and_then(|running| running.supervisor);
     let end = Instant::now() + SUPERVISOR_PATIENCE;
@@ -111,7 +111,7 @@ fn clean_up(machine: &KnownMachine, running: Option<&RunningMachine>) -> Result<
     }
     if let Some(launch) = &machine.launch {
         for socket in launch.needs.sockets_to_clear() {
-            // The next start removes them too, and reports then what is in the way.
+            // If this fails, the next start removes them, or reports the error.
             let _ = remove_stale(socket.below(&launch.working_directory).as_path());
         }
     }

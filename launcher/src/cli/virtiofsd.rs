@@ -11,7 +11,7 @@ use launcher::side_processes::SideProcesses;
 use launcher::state::RuntimeDirectory;
 use std::time::{Duration, Instant};
 
-/// Longest time between two looks at the daemons.
+/// The longest time between two checks of the daemons.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// Serve a machine's virtiofs shares, with all daemons under one supervisor

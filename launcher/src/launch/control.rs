@@ -1,30 +1,30 @@
-//! How to talk to a machine that runs: its control socket, how it stops, its console, its vsock.
+//! How to control a running machine: its control socket, shutdown, console and vsock.
 
 use crate::path::HostPath;
 use serde::{Deserialize, Serialize};
 
-/// The socket on which a hypervisor takes commands.
+/// The socket on which a hypervisor receives requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ControlSocket {
-    /// What is spoken on it.
+    /// Its protocol.
     pub protocol: ControlProtocol,
-    /// Where it is.
+    /// Its path.
     pub path: HostPath,
 }
 
-/// What is spoken on a control socket. It also decides how to find out that the hypervisor runs: `query-status`,
-/// `vm.info`, `GET /`, that the socket answers, and its `VMSTATE`.
+/// The protocol of a control socket. It also determines how to check that the hypervisor runs: `query-status`,
+/// `vm.info`, `GET /`, a successful connection, or `VMSTATE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ControlProtocol {
-    /// qemu: JSON lines on a stream.
+    /// QEMU: JSON lines on a stream.
     Qmp,
     /// cloud-hypervisor: HTTP below `/api/v1/`.
     CloudHypervisorHttp,
     /// firecracker: HTTP.
     FirecrackerHttp,
-    /// crosvm: one JSON message each way on a SOCK_SEQPACKET socket.
+    /// crosvm: one JSON message in each direction, on a SOCK_SEQPACKET socket.
     CrosvmSeqpacket,
     /// kvmtool: binary messages on a stream.
     Kvmtool,
@@ -34,9 +34,9 @@ pub enum ControlProtocol {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Shutdown {
-    /// What asks the guest to shut down, tried in this order with time between them; empty if there is nothing.
+    /// The requests to the guest to shut down, tried in this order with pauses; empty if there are none.
     pub graceful: Vec<GracefulStep>,
-    /// What ends the hypervisor when the guest does not.
+    /// How to end the hypervisor if the guest does not shut down.
     pub forced: ForcedStop,
 }
 
@@ -46,7 +46,7 @@ pub struct Shutdown {
 pub enum GracefulStep {
     /// QMP `system_powerdown`: the ACPI power button.
     QmpSystemPowerdown,
-    /// QMP `input-send-event` with ctrl-alt-delete.
+    /// QMP `input-send-event` with Ctrl-Alt-Delete.
     QmpCtrlAltDelete,
     /// An HTTP request.
     Http(HttpRequest),
@@ -68,7 +68,7 @@ pub struct HttpRequest {
     pub body: Option<serde_json::Value>,
 }
 
-/// What ends a hypervisor at once.
+/// How to end a hypervisor immediately.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ForcedStop {
@@ -84,13 +84,13 @@ pub enum ForcedStop {
     Terminate,
 }
 
-/// Where the guest's console is.
+/// The guest's console.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Console {
-    /// The guest's device behind the hypervisor's standard input and output; null if there is none.
+    /// The guest's device that is connected to the hypervisor's stdin and stdout; null if there is none.
     pub guest_device: Option<String>,
-    /// The socket on which the launcher is to serve it with scrollback; null leaves it on the terminal.
+    /// The socket on which the launcher serves the console with scrollback; null leaves it on the terminal.
     pub socket: Option<HostPath>,
 }
 
@@ -100,18 +100,18 @@ pub struct Console {
 pub struct VsockEnd {
     /// The guest's address.
     pub cid: u32,
-    /// How the host reaches it.
+    /// The host's end.
     pub host_end: VsockHostEnd,
 }
 
-/// How the host reaches a guest's vsock.
+/// The host's end of a guest's vsock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum VsockHostEnd {
-    /// By AF_VSOCK sockets.
+    /// AF_VSOCK sockets.
     Kernel,
-    /// By a unix socket: after `CONNECT PORT` it leads to that port of the guest; the guest's connections to port P
-    /// of the host arrive at this path followed by `_P`.
+    /// A Unix socket. After `CONNECT PORT`, it is connected to that port of the guest. The guest's connections to port
+    /// P of the host arrive at this path followed by `_P`.
     UnixSocket(HostPath),
 }
 
@@ -121,27 +121,27 @@ pub enum VsockHostEnd {
 pub struct GuestNotification {
     /// The port of the host to which the guest's systemd sends `READY=1`.
     pub port: u32,
-    /// Where the launcher listens for it, with a stream socket, before the start.
+    /// The socket on which the launcher listens before the start.
     pub listen: NotificationSocket,
 }
 
-/// Where the launcher listens for the guest.
+/// The socket on which the launcher listens for the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum NotificationSocket {
-    /// On the port of an AF_VSOCK socket, taking only connections from this address.
+    /// The port of an AF_VSOCK socket that accepts only connections from this address.
     Vsock {
         /// The guest's address.
         cid: u32,
     },
-    /// On a unix socket.
+    /// A Unix stream socket.
     Unix(HostPath),
 }
 
-/// A balloon, resized over the control socket.
+/// A balloon, which is resized over the control socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BalloonDevice {
-    /// The machine's memory in MiB with an empty balloon.
+    /// The machine's memory in MiB when the balloon is empty.
     pub mem_mib: u64,
 }

@@ -1,29 +1,29 @@
-//! What must be there, or be made, before a hypervisor starts.
+//! What must exist, or be created, before a hypervisor starts.
 
 use crate::path::HostPath;
 use crate::spec::{DeviceBus, ImageType, MacvtapMode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What must be there, or be made, before a hypervisor starts, in the order of making it.
+/// What must exist, or be created, before a hypervisor starts, in the order of creation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Needs {
     /// Whether the hypervisor uses KVM.
     pub kvm: KvmUse,
-    /// Commands to run first, each a program and its arguments.
+    /// Commands to run first; each is a program and its arguments.
     pub pre_start: Vec<Vec<String>>,
-    /// Files and directories that must be there.
+    /// Files and directories that must exist.
     pub present: Vec<Presence>,
     /// Device nodes that must open for reading and writing.
     pub device_nodes: Vec<DeviceNode>,
-    /// Directories to make if they are not there.
+    /// Directories to create if they are missing.
     pub directories: Vec<HostPath>,
-    /// The store disk, if its image is yet to be made from a plan.
+    /// The store disk, if its image must be built from a plan.
     pub store_disk: Option<StoreDiskNeed>,
-    /// The volumes in their order.
+    /// The volumes, in order.
     pub volumes: Vec<VolumeNeed>,
-    /// Disks whose format the hypervisor finds out by their content: that must be the format that the spec says.
+    /// Disks whose format the hypervisor detects from their content, which must match the spec.
     pub guessed_formats: Vec<GuessedFormat>,
     /// Sockets left over from an earlier run, which would make the hypervisor fail.
     pub sockets_to_remove: Vec<HostPath>,
@@ -31,26 +31,26 @@ pub struct Needs {
     pub taps: Vec<TapNeed>,
     /// Macvtap interfaces.
     pub macvtaps: Vec<MacvtapNeed>,
-    /// Bridges that qemu's helper joins.
+    /// Bridges that QEMU's helper adds a tap to.
     pub bridges: Vec<BridgeNeed>,
     /// Devices of the host that must be free for the guest.
     pub devices: Vec<PassedDevice>,
-    /// Processes to start beside the hypervisor; each one's socket must be there before it starts.
+    /// Processes to run beside the hypervisor. The socket of each one must exist before the hypervisor starts.
     pub processes: Vec<SideProcess>,
-    /// The initrd, if it is put together at start.
+    /// The initrd, if it is composed at the start.
     pub initrd: Option<ComposedInitrd>,
     /// A program whose one line of output, split at spaces, is appended to the arguments.
     pub extra_args_script: Option<HostPath>,
-    /// The directory where the file system of huge pages must be mounted.
+    /// The directory on which hugetlbfs must be mounted.
     #[serde(default)]
     pub hugetlbfs: Option<HostPath>,
-    /// Huge pages of the host in MiB that the memory takes up.
+    /// The memory in MiB that consists of huge pages of the host.
     pub huge_pages_mib: u64,
 }
 
 impl Needs {
-    /// The sockets that must not be served before the start: all but those of processes beside the hypervisor, which
-    /// the host's own service may have started already.
+    /// Returns the sockets on which no process may listen before the start: all except those of processes beside the
+    /// hypervisor, which a service of the host may have started already.
     pub fn sockets_to_clear(&self) -> impl Iterator<Item = &HostPath> {
         let is_served_beside = |socket: &HostPath| self.processes.iter().any(|process| process.socket == *socket);
         self.sockets_to_remove.iter().filter(move |socket| !is_served_beside(socket))
@@ -61,52 +61,52 @@ impl Needs {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum KvmUse {
-    /// It cannot run without.
+    /// It requires KVM.
     #[default]
     Required,
-    /// It emulates.
+    /// It emulates the machine.
     NotUsed,
 }
 
-/// A file or directory that must be there.
+/// A file or directory that must exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Presence {
-    /// Where.
+    /// The path.
     pub path: HostPath,
-    /// The option of the spec that asks for it, such as `kernel`.
+    /// The option of the spec that requires it, such as `kernel`.
     pub option: String,
-    /// What is done with it.
+    /// How it is used.
     pub access: Access,
-    /// Who does it.
+    /// The process that uses it.
     #[serde(default)]
     pub reader: Reader,
 }
 
-/// Who looks at a file or directory, if the machine has a user.
+/// The process that uses a file or directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Reader {
-    /// The hypervisor, with the rights of the machine's user.
+    /// The hypervisor, as the machine's user.
     #[default]
     Hypervisor,
-    /// The launcher or a process beside the hypervisor, with the launcher's rights.
+    /// The launcher, or a process beside the hypervisor that runs as the launcher's user.
     Launcher,
 }
 
-/// What is done with a file.
+/// How a file or directory is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Access {
-    /// A file is read.
+    /// The file is read.
     Read,
-    /// A file is read and written.
+    /// The file is read and written.
     ReadWrite,
-    /// A program is run.
+    /// The program is run.
     Execute,
-    /// A directory is entered.
+    /// The directory is read.
     Enter,
-    /// A directory is entered and written to.
+    /// The directory is read and written.
     EnterWrite,
 }
 
@@ -114,51 +114,51 @@ pub enum Access {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DeviceNode {
-    /// Where.
+    /// The path.
     pub path: HostPath,
-    /// The option of the spec that asks for it.
+    /// The option of the spec that requires it.
     pub option: String,
-    /// What brings it, such as `modprobe vhost_vsock`.
+    /// The command that provides it, such as `modprobe vhost_vsock`.
     pub remedy: String,
 }
 
-/// A store disk that is made from a plan before the start.
+/// A store disk that is built from a plan before the start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StoreDiskNeed {
     /// The plan.
     pub plan: HostPath,
-    /// Where the image is made.
+    /// The image to build.
     pub image: HostPath,
     /// The image builder.
     pub builder: HostPath,
-    /// Its cache; null is its own default.
+    /// Its cache directory; null means its default.
     pub cache: Option<HostPath>,
 }
 
-/// A volume that must be there, or be created.
+/// A volume that must exist or be created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VolumeNeed {
     /// The image.
     pub image: HostPath,
-    /// The file system that it has or gets.
+    /// The file system that it must have, or that is created.
     pub fs_type: String,
-    /// The label that it has or gets.
+    /// The label that it must have, or that is set.
     pub label: Option<String>,
-    /// What is done with it.
+    /// How it is used.
     pub access: Access,
     /// The image's format.
     #[serde(default)]
     pub image_type: ImageType,
-    /// Where the guest mounts it; null is nowhere, and then what it holds is the user's own affair.
+    /// The guest's mount point; null if the guest does not mount it, in which case its content is not checked.
     #[serde(default)]
     pub mount_point: Option<String>,
-    /// How to create it if it is not there; null is not to.
+    /// How to create it if it is missing; null if it must exist.
     pub creation: Option<VolumeCreation>,
 }
 
-/// A disk whose format the hypervisor finds out by its content.
+/// A disk whose format the hypervisor detects from its content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GuessedFormat {
@@ -166,7 +166,7 @@ pub struct GuessedFormat {
     pub option: String,
     /// The image.
     pub image: HostPath,
-    /// Its format by the spec.
+    /// Its format in the spec.
     pub image_type: ImageType,
 }
 
@@ -186,35 +186,35 @@ pub struct VolumeCreation {
 pub struct TapNeed {
     /// Its name.
     pub name: String,
-    /// The user who may open it; null is the one who starts the machine.
+    /// The user who can open it; null means the user who starts the machine.
     pub owner: Option<String>,
-    /// Whether it must have been created with `multi_queue`: it must agree with what the hypervisor asks for exactly.
+    /// Whether it must have been created with `multi_queue`, which must match the hypervisor's request exactly.
     pub multi_queue: bool,
     /// Whether to create it with `vnet_hdr`.
     pub vnet_hdr: bool,
-    /// Queue pairs that the hypervisor opens.
+    /// The number of queue pairs that the hypervisor opens.
     pub queue_pairs: u32,
 }
 
-/// A macvtap interface, handed over as open file descriptors.
+/// A macvtap interface, which the hypervisor inherits as open file descriptors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MacvtapNeed {
     /// Its name.
     pub name: String,
-    /// The host's interface that it hangs on.
+    /// The lower interface on the host.
     pub link: String,
-    /// Who may talk with whom.
+    /// Which interfaces can communicate.
     pub mode: MacvtapMode,
-    /// Its MAC address, which the guest has too.
+    /// Its MAC address, which is also the guest's.
     pub mac: String,
-    /// The user who may open it; null is the one who starts the machine.
+    /// The user who can open it; null means the user who starts the machine.
     pub owner: Option<String>,
-    /// The numbers under which the hypervisor expects `/dev/tapIFINDEX`, opened once for each.
+    /// The descriptor numbers under which the hypervisor expects `/dev/tapIFINDEX`, which is opened once for each.
     pub descriptors: Vec<i32>,
 }
 
-/// A bridge that qemu's helper puts a tap into.
+/// A bridge that QEMU's helper adds a tap to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BridgeNeed {
@@ -222,12 +222,12 @@ pub struct BridgeNeed {
     pub bridge: String,
     /// The helper, if the spec names one.
     pub helper: Option<HostPath>,
-    /// The tap that the host puts into the bridge instead, where the helper could not get its rights.
+    /// The tap that the host adds to the bridge instead, where the helper's setuid bit has no effect.
     #[serde(default)]
     pub tap: String,
 }
 
-/// A device of the host that the guest gets for itself.
+/// A device of the host that is passed through to the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PassedDevice {
@@ -241,32 +241,32 @@ pub struct PassedDevice {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SideProcess {
-    /// What it is.
+    /// Its kind.
     pub kind: SideProcessKind,
     /// What it serves: the share's tag, the interface's id, or the machine's name.
     pub name: String,
-    /// The program: a path, or a name to be found on the search path.
+    /// The program: a path, or a name to search for in `$PATH`.
     pub program: HostPath,
     /// Its arguments.
     pub arguments: Vec<String>,
-    /// The socket that it makes and the hypervisor connects to.
+    /// The socket that it creates and that the hypervisor connects to.
     pub socket: HostPath,
 }
 
-/// What a side process is.
+/// The kind of a process beside the hypervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum SideProcessKind {
     /// The daemon of a virtiofs share.
     Virtiofsd,
-    /// User networking for a hypervisor that has none.
+    /// passt: user networking for a hypervisor that has none.
     Passt,
-    /// A graphics card for a hypervisor that has none.
+    /// crosvm's graphics card, which runs as a separate process.
     CrosvmGpu,
 }
 
-/// An initrd that is put together at start: the machine's own, followed by an archive with the credentials. It exists
-/// only in memory, under a file descriptor that the hypervisor is given as `/proc/self/fd/N`.
+/// An initrd that is composed at the start: the machine's own, followed by an archive with the credentials. It exists
+/// in memory only; the hypervisor inherits its descriptor and opens it as `/proc/self/fd/N`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ComposedInitrd {
@@ -276,6 +276,6 @@ pub struct ComposedInitrd {
     pub directory: String,
     /// The files in that directory, mode 0400, owner root: name to file on the host.
     pub credentials: BTreeMap<String, HostPath>,
-    /// The number under which the hypervisor expects it.
+    /// The descriptor number under which the hypervisor expects it.
     pub descriptor: i32,
 }

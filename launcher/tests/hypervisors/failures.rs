@@ -67,7 +67,7 @@ fn a_hypervisor_that_is_not_installed_is_named_with_its_package() {
     let output = machine.output(&["run", "machine.json", "--hypervisor", "cloud-hypervisor"]);
     assert_eq!(output.status.code(), Some(1));
     let wanted = "error: /nonexistent/cloud-hypervisor is not installed: there is no such file; \
-                  install it (nixpkgs: cloud-hypervisor) or name its program in the machine spec\n";
+                  install it (nixpkgs: cloud-hypervisor), or set its program in the machine spec\n";
     assert!(said(&output).ends_with(wanted), "{}", said(&output));
 }
 

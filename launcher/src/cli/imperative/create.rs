@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let layout = Layout::of_environment();
     let machine = create(&layout, &arguments.name, &flake).map_err(|error| failure(&error))?;
-    write_stderr(&format!("{} is created from {flake}; start it with: microvm start {}", machine.name, machine.name));
+    write_stderr(&format!("{}: created from {flake}; start it with: microvm start {}", machine.name, machine.name));
     write_stderr(&format!(
         "to start it with the host, add \"{}\" to microvm.autostart in its NixOS configuration",
         machine.name

@@ -26,6 +26,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             .with_hint(Some(format!("to confirm: microvm delete --yes {}", arguments.name))));
     }
     delete(&layout, &arguments.name).map_err(|error| failure(&error))?;
-    write_stderr(&format!("{} is deleted", arguments.name));
+    write_stderr(&format!("{}: deleted", arguments.name));
     Ok(())
 }

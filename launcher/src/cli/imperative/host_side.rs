@@ -1,4 +1,4 @@
-//! `microvm pci-setup|register|unregister SPEC`: what a host does for a machine besides running it.
+//! `microvm pci-setup|register|unregister SPEC`: prepares the host for a machine, and registers the machine.
 
 use super::failure;
 use crate::cli::failure::Failure;
@@ -39,7 +39,7 @@ pub(crate) struct UnregisterArguments {
 pub(crate) fn pci_setup(arguments: &PciArguments) -> Result<(), Failure> {
     let spec = read(&arguments.spec.spec, &arguments.spec.overrides)?;
     let owner = arguments.owner.as_deref().map(Identity::of).transpose().map_err(failed)?;
-    // Built into some kernels; where it is missing, the first device says so.
+    // Some kernels have it built in. If it is missing, the first device reports that.
     let _ = Command::new("modprobe").arg("vfio-pci").stderr(Stdio::null()).status();
     let devices = spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci);
     let bus = PciBus::default();
@@ -54,7 +54,7 @@ pub(crate) fn register_machine(arguments: &RegisterArguments) -> Result<(), Fail
     let spec = read(&arguments.spec.spec, &arguments.spec.overrides)?;
     let of_systemd = || std::env::var("MAINPID").ok()?.parse().ok();
     let leader = arguments.leader.or_else(of_systemd).ok_or_else(|| {
-        Failure::bad_input(vec!["the machine's process is not known: neither --leader nor $MAINPID is set".to_owned()])
+        Failure::bad_input(vec!["the machine's process id is unknown: neither --leader nor $MAINPID is set".to_owned()])
     })?;
     register(&spec.name, spec.machine_id.as_deref(), leader).map_err(|error| failure(&error))
 }

@@ -1,4 +1,4 @@
-//! The command line of microvm.nix, in letters: `-f FLAKE -c NAME`, `-Ru NAME...`, `-l`, `-r NAME`, `-s NAME`.
+//! The command line of microvm.nix, which uses letters: `-f FLAKE -c NAME`, `-Ru NAME...`, `-l`, `-r NAME`, `-s NAME`.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ struct Asked {
     rest: Vec<String>,
 }
 
-/// Translates the letters into a command. `None` if the arguments are a command already, or cannot be understood.
+/// Translates the letters into a command. `None` if the arguments already are a command, or are not valid letters.
 pub(in crate::cli) fn in_words(arguments: &[String]) -> Option<Vec<String>> {
     let is_letters = |argument: &String| argument.starts_with('-') && !argument.starts_with("--");
     let first = arguments.first().filter(|argument| is_letters(argument))?;
@@ -23,7 +23,7 @@ pub(in crate::cli) fn in_words(arguments: &[String]) -> Option<Vec<String>> {
     let verb = asked.verb?;
     let mut words = vec![verb.to_owned()];
     if asked.names.iter().any(|name| name.starts_with('-')) {
-        // Not a valid machine name: the command must report that, instead of taking the name for an option.
+        // Not a valid machine name. The command must report that, instead of parsing the name as an option.
         words.extend(asked.options.into_iter().chain(["--".to_owned()]).chain(asked.names));
     } else {
         words.extend(asked.names.into_iter().chain(asked.options));
@@ -82,7 +82,7 @@ fn read(mut arguments: VecDeque<String>) -> Option<Asked> {
     Some(asked)
 }
 
-/// A letter's value: the rest of its word, or the next word.
+/// Returns a letter's value: the rest of its word, or the next word.
 fn value(letters: &mut std::str::Chars<'_>, arguments: &mut VecDeque<String>) -> Option<String> {
     let rest: String = letters.by_ref().collect();
     if rest.is_empty() { arguments.pop_front() } else { Some(rest) }
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn letters_are_read_as_users_of_microvm_nix_write_them() {
+    fn letters_are_translated_as_in_microvm_nix() {
         let words = |line: &str| {
             let arguments: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
             in_words(&arguments).map(|words| words.join(" "))
@@ -110,7 +110,7 @@ mod tests {
             ("-s web", "ssh web"),
             ("-s web -- -v uname -a", "ssh web -- -v uname -a"),
             ("-l --json", "list --json"),
-            // The command itself reports what is missing or wrong.
+            // The command itself reports missing and invalid arguments.
             ("-c", "create"),
             ("-c web -f", "create web --flake"),
             ("-c -x -f a", "create --flake a -- -x"),

@@ -1,4 +1,4 @@
-//! `microvm prune`: what remains of machines that are no longer in the host's configuration.
+//! `microvm prune`: stops machines that are no longer in the host's configuration, and lists their state directories.
 
 use super::failure;
 use crate::cli::failure::Failure;

@@ -1,4 +1,4 @@
-//! `microvm start|restart|logs NAME`, and `run` and `stop` when they are given the name of a host's machine.
+//! `microvm start|restart|logs NAME`, and `run` and `stop` with the name of a host's machine.
 
 use super::{failure, name_of};
 use crate::cli::failure::Failure;
@@ -54,7 +54,7 @@ fn each(names: &[MachineName], verb: &str) -> Result<(), Failure> {
     names.iter().try_for_each(|name| Service::of(name).command(verb).map_err(|error| failure(&error)))
 }
 
-/// systemd would start a second one beside a machine that runs outside of its service.
+/// Fails if the machine runs outside its service, because systemd would start a second one.
 pub(super) fn require_service(machine: &Machine) -> Result<(), ImperativeError> {
     if MachineActivity::of(machine)?.is_outside_of_service() {
         return Err(ImperativeError::OutsideOfService(machine.name.to_string()));
@@ -68,16 +68,17 @@ pub(crate) fn logs(arguments: &LogsArguments) -> Result<(), Failure> {
     Err(become_program("journalctl", &mut Service::of(&arguments.name).journal(&arguments.options)))
 }
 
-/// The machine of this host with that name, unless the argument is a spec.
+/// Returns the machine of this host with that name, or `None` if the argument is a spec.
 fn machine_called(text: &Path) -> Option<Machine> {
     let name = text.to_str().filter(|_| !text.exists()).and_then(|text| MachineName::new(text).ok())?;
     Layout::of_environment().existing(&name).ok()
 }
 
-/// Runs a host's machine in this process instead of in its service. Returns only on failure, or if the argument is a spec.
+/// Runs a host's machine in this process instead of in its service. Returns only on failure, or if the argument
+/// is a spec.
 pub(in crate::cli) fn run_by_name(text: &Path, options: &[&str]) -> Option<Failure> {
     let Some(machine) = machine_called(text) else {
-        // Otherwise it is a file, and opening it reports that it is missing.
+        // Otherwise the argument is a file, and opening it reports that it is missing.
         let name = text.to_str().filter(|name| !text.exists() && *name != "-" && !name.ends_with(".json"))?;
         let name = MachineName::new(name).ok()?;
         let directory = Layout::of_environment().machine(&name).directory;
@@ -99,15 +100,15 @@ pub(in crate::cli) fn run_by_name(text: &Path, options: &[&str]) -> Option<Failu
     Some(become_program("microvm-run", &mut command))
 }
 
-/// The service that runs or starts the machine of that name. If the machine were stopped by other means, systemd would
-/// restart it.
+/// Returns the service that runs or starts the machine with that name. If the machine were stopped in another way,
+/// systemd would restart it.
 pub(in crate::cli) fn active_service(name: &str) -> Option<Service> {
     let name = MachineName::new(name).ok()?;
     Layout::of_environment().existing(&name).ok()?;
     Some(Service::of(&name)).filter(|service| service.state() != ServiceState::Inactive)
 }
 
-/// Returns only on failure.
+/// Executes a program in this process. Returns only on failure.
 pub(super) fn become_program(program: &'static str, command: &mut Command) -> Failure {
     failure(&ImperativeError::NoProgram { program, source: command.exec() })
 }

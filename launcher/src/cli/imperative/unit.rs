@@ -1,5 +1,5 @@
-//! `microvm unit`: what the units of the host module do for a machine. Root runs all of it, for a machine whose user it
-//! does not trust; no person needs it.
+//! `microvm unit`: the tasks of the host module's units for a machine. All of them run as root, for a machine whose
+//! user is not trusted. Users do not need this command.
 
 use super::name_of;
 use crate::cli::failure::Failure;
@@ -23,7 +23,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Do what a unit of the host does for a machine
+/// Perform a task of one of the host module's units for a machine
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -32,13 +32,13 @@ pub(crate) struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Task {
-    /// Make the state directory of a declared machine, with its runner
+    /// Create the state directory of a declared machine, and set its runner
     Install(InstallArguments),
-    /// Give the machine its user and note the runner that it starts with
+    /// Assign the machine its user, and record the runner that it starts with
     Adopt(Machine),
-    /// Forget the runner that the machine was started with
+    /// Remove the record of the runner that the machine was started with
     Release(Machine),
-    /// Make the machine's root directory
+    /// Build the machine's root directory
     RootUp(RootArguments),
     /// Remove the machine's root directory
     RootDown(RootArguments),
@@ -62,10 +62,10 @@ struct InstallArguments {
     /// Its runner
     #[arg(long, value_name = "PATH")]
     runner: PathBuf,
-    /// The flake that `microvm update` builds it from; without, it is part of the host's configuration
+    /// The flake that `microvm update` builds it from; without it, the machine is part of the host's configuration
     #[arg(long, value_name = "FLAKE")]
     flake: Option<String>,
-    /// A directory in the state directory that the machine shares
+    /// A directory in the state directory to create for a share of the machine
     #[arg(long = "directory", value_name = "DIR")]
     directories: Vec<PathBuf>,
 }
@@ -74,10 +74,10 @@ struct InstallArguments {
 struct RootArguments {
     #[command(flatten)]
     machine: Machine,
-    /// The directory that the machines' root directories are in
+    /// The directory that contains the root directories of the machines
     #[arg(long, value_name = "DIR", default_value = "/run/microvm-roots")]
     roots: PathBuf,
-    /// Where the images of store disks are that this host makes
+    /// The directory that contains the images of store disks that this host builds
     #[arg(long, value_name = "DIR", default_value = "/var/cache/microvm-store-disks")]
     disks: PathBuf,
     /// A file or directory of the host that the machine may read
@@ -89,7 +89,7 @@ struct RootArguments {
 struct CallArguments {
     #[command(flatten)]
     machine: Machine,
-    /// Succeed when the runner has no such program
+    /// Succeed if the runner does not contain the program
     #[arg(long)]
     if_there: bool,
     /// The program in the runner's bin
@@ -121,7 +121,7 @@ fn install(layout: &Layout, arguments: &InstallArguments) -> Result<(), Failure>
     let directory = StateDirectory::make(layout, &machine).map_err(failed)?;
     directory.set_current(layout, &arguments.runner).map_err(failed)?;
     directory.set_origin(layout, arguments.flake.as_deref(), &arguments.runner).map_err(failed)?;
-    // A machine that runs as the former user of all machines gets its own at its next start.
+    // A running machine that uses the former shared user is assigned its own user at its next start.
     let is_running = fs::symlink_metadata(machine.booted()).is_ok();
     if !is_running || directory.user_id().is_ok() {
         directory.adopt(layout).map_err(failed)?.iter().for_each(|line| write_stderr(line));
@@ -141,7 +141,7 @@ fn adopt(layout: &Layout, machine: &Machine) -> Result<(), Failure> {
     make_runtime_directory(&runtime.path().join(machine.name.as_str()), directory.user_id().map_err(failed)?)
 }
 
-/// Where the machine notes that it runs; what is there from the former user is removed.
+/// Creates the directory in which the machine records that it runs, and removes a former one.
 fn make_runtime_directory(path: &Path, user_id: u32) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::bad_input(vec![format!("{}: {error}", path.display())]).with_code(1);
     match fs::remove_dir_all(path) {
@@ -153,11 +153,11 @@ fn make_runtime_directory(path: &Path, user_id: u32) -> Result<(), Failure> {
     chown(path, Some(user_id), Some(user_id)).map_err(failed)
 }
 
-/// What is known of the machine that is about to start.
+/// The properties of a machine that is about to start.
 struct Starting {
     directory: StateDirectory,
     user_id: u32,
-    /// Nothing for a runner of microvm.nix.
+    /// `None` for a runner of microvm.nix.
     known: Option<(MachineSpec, Launch)>,
 }
 
@@ -228,7 +228,7 @@ fn further_paths(arguments: &RootArguments) -> Vec<PathOnHost> {
         optional: false,
         option: "further paths of the host".to_owned(),
     };
-    // The unit of one machine adds to what the template gives all of them.
+    // Paths from the unit of a single machine, in addition to those that the template gives to all machines.
     let of_environment = |variable: &str| std::env::var_os(variable).unwrap_or_default();
     let (readable, writable) = (of_environment("MICROVM_READABLE_PATHS"), of_environment("MICROVM_WRITABLE_PATHS"));
     let split =
@@ -237,7 +237,8 @@ fn further_paths(arguments: &RootArguments) -> Vec<PathOnHost> {
     readable.chain(split(&writable).iter().map(|each| path(each, true))).collect()
 }
 
-/// The image is made by the user of the image cache, whom no guest reaches, where the machine can only read it.
+/// Builds the image as the user of the image cache, which no guest can access, in a place where the machine can only
+/// read it.
 fn make_store_disk(
     launch: &Launch,
     arguments: &RootArguments,
@@ -268,8 +269,8 @@ fn call(layout: &Layout, arguments: &CallArguments) -> Result<(), Failure> {
     become_program(&directory, arguments)
 }
 
-/// They are made for the machine's user before the runner's own program sees them: a runner of an earlier release knows
-/// only the former user of all machines.
+/// Creates the interfaces for the machine's user before the runner's own program uses them, because a runner of an
+/// earlier release creates them for the former shared user.
 fn make_interfaces(needs: &Needs, program: &str, user_id: u32) -> Result<(), NetworkError> {
     let owner = Uid::from_raw(user_id);
     if program == "macvtap-up" {
@@ -284,7 +285,8 @@ fn make_interfaces(needs: &Needs, program: &str, user_id: u32) -> Result<(), Net
     Ok(())
 }
 
-/// A runner of microvm.nix makes its taps for the former user of all machines; they are then given to the machine's.
+/// Runs the program of a runner of microvm.nix, which creates its taps for the former shared user, and gives them to
+/// the machine's user.
 fn make_taps_of_others(starting: &Starting, arguments: &CallArguments) -> Result<(), Failure> {
     let Some(mut command) = program_of(&starting.directory, arguments)? else { return Ok(()) };
     let status = command.status().map_err(failed)?;
@@ -330,7 +332,7 @@ fn become_program(directory: &StateDirectory, arguments: &CallArguments) -> Resu
     }
 }
 
-/// The program as a command; nothing if the runner has none and need not have one.
+/// Returns the command of a program in the runner, or `None` if the runner does not contain it and that is allowed.
 fn program_of(directory: &StateDirectory, arguments: &CallArguments) -> Result<Option<Command>, Failure> {
     let Some(program) = directory.program(&arguments.program).map_err(failed)? else {
         if arguments.if_there {
@@ -340,12 +342,13 @@ fn program_of(directory: &StateDirectory, arguments: &CallArguments) -> Result<O
         return Err(Failure::bad_input(vec![problem]));
     };
     let mut command = Command::new(&program);
-    // systemd starts what is not ExecStart below the root directory that it does not change to, so in another directory.
+    // systemd runs commands other than ExecStart in another working directory, because it does not enter their root
+    // directory.
     command.args(&arguments.arguments).current_dir(directory.path()).env("HOME", directory.path());
     Ok(Some(command))
 }
 
-/// Those who may use /dev/kvm; on a host without such a group, nobody.
+/// Returns the group that can use /dev/kvm; if the host has no such group, one without privileges.
 fn kvm_group() -> Gid {
     let group = Group::from_name("kvm").ok().flatten().map(|group| group.gid);
     let of_former = || User::from_name(FORMER_USER).ok().flatten().map(|user| user.gid);

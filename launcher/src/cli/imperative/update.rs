@@ -58,7 +58,7 @@ enum Next {
 fn report(name: &MachineName, updated: &Updated, next: Next) {
     let state = if updated.is_changed { "updated" } else { "current" };
     write_stderr(&match next {
-        Next::Restart => format!("{name} is {state}, and is started with it"),
+        Next::Restart => format!("{name} is {state}; restarting it"),
         Next::Nothing if updated.booted == Booted::Another => {
             format!("{name} is {state}, but runs an older system: microvm restart {name}")
         }
