@@ -1,12 +1,12 @@
-# A store disk of the paths in a list, made in Nix's sandbox: for sandboxed.sh.
+# Builds a store disk of the paths in a list in Nix's sandbox, for sandboxed.sh.
 {
-  # a file of store paths, one a line, all valid
+  # a file with store paths, one per line, all valid
   paths,
   # a directory with the static program microvm-image
   program,
-  # "disk", or "nothing" for what Nix itself costs
+  # "disk", or "nothing" to measure Nix alone
   what,
-  # so that no build is the same as another
+  # makes each derivation unique
   round,
 }:
 let

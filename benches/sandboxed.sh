@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# sandboxed.sh [ROUNDS [LIST]]: what a sandboxed `nix-build` of a store disk costs after one store path changed, with the
-# cache service and without. Runs as root; prints a table of seconds, its medians, and their ratio.
-#   ROUNDS  rounds that count, 5 unless given; one more is run first and dropped. The contenders take turns in going first.
-#   LIST    of fixtures/closure/packages, `server` unless given
-# Contenders: `service` has the packs of the closure before the change; `without` has no service; `nothing` is the same
-# derivation, which only writes a plan: what Nix itself costs. Every build is a derivation of its own, and all images of a
-# round are compared.
+# sandboxed.sh [ROUNDS [LIST]]: measures a sandboxed `nix-build` of a store disk after one store path changed, with and
+# without the cache service. Runs as root. Prints a table of seconds, its medians, and their ratio. ROUNDS  number of
+# rounds, by default 5; an additional first round is discarded. The contenders take turns in going first. LIST    a list
+# in fixtures/closure/packages, by default `server` Contenders: `service` has the packs of the closure before the
+# change; `without` has no service; `nothing` is the same derivation, but only writes a plan, to measure Nix alone.
+# Every build is a separate derivation, and all images of a round are compared.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 
@@ -40,7 +39,7 @@ say "copying $list into a Nix store"
 root=$scratch/root
 mkdir -p "$root/nix/store"
 cp -a --reflink=auto "$tree/store/." "$tree/changed/." "$root/nix/store/"
-# Directories keep the setgid bit that some packages give them, which no Nix store has.
+# Some packages set the setgid bit of directories, which does not occur in a Nix store.
 find "$root/nix/store" -type d -perm /7000 -exec chmod u-s,g-s,-t {} +
 for info in closure-info closure-info-changed; do nix-store --store "$root" --load-db <"$tree/$info/registration"; done
 cp "$tree/closure-info/store-paths" "$scratch/before"
@@ -76,7 +75,7 @@ stop_service
 measure() { # CONTENDER ROUND: sets `seconds`; keeps the output in $scratch/CONTENDER
   local began ended
   if [ "$1" = service ]; then
-    # Each round with the packs from before the change.
+    # Each round starts with the packs from before the change.
     rm -rf "$scratch/cache-round"
     cp -a "$scratch/cache" "$scratch/cache-round"
     start_service "$scratch/cache-round"

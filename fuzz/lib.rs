@@ -1,4 +1,4 @@
-//! What the targets share: files for parsers that read them, a cache and a plan for its entries.
+//! Shared by the targets: files for parsers that read files, a cache, and a plan for its entries.
 
 use imagebuilder::cache::Cache;
 use imagebuilder::closure::{Closure, ClosureError, ClosureSource, read};
@@ -7,19 +7,20 @@ use imagebuilder::settings::ImageSettings;
 use imagebuilder::store_path::StorePath;
 use std::path::{Path, PathBuf};
 
-/// Name of the store path that the planned one has.
+/// Base name of the planned store path.
 pub const BASE_NAME: &str = "0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-hello";
 
-/// A directory for one target. It is below `$TMPDIR`, which `run.sh` removes: a fuzzer ends without cleaning up.
+/// A directory for one target. It is below `$TMPDIR`, which `run.sh` removes, because a fuzzer ends without cleaning
+/// up.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// A new one.
+    /// Creates a new directory.
     pub fn new() -> Self {
         Self(tempfile::tempdir().expect("a directory").keep())
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -38,7 +39,7 @@ impl Default for Scratch {
     }
 }
 
-/// Reads a closure. One that is taken has paths, sorted, each once, all below its store directory.
+/// Reads a closure, and checks that an accepted one has at least one path, sorted paths, and no path twice.
 pub fn read_closure(source: &ClosureSource) -> Result<Closure, ClosureError> {
     let closure = read(source, None).inspect_err(|error| drop(error.to_string()))?;
     assert!(!closure.paths.is_empty());
@@ -47,23 +48,24 @@ pub fn read_closure(source: &ClosureSource) -> Result<Closure, ClosureError> {
     Ok(closure)
 }
 
-/// A store path with a NAR hash, as a plan has it.
+/// Returns a planned store path with a NAR hash.
 pub fn planned_path() -> PlannedPath {
     let path = StorePath::from_base_name(BASE_NAME).expect("a store path");
     PlannedPath { path, nar_hash: Some([7; 32]), nar_size_bytes: None }
 }
 
-/// A plan of that path.
+/// Returns a plan of that path.
 pub fn plan() -> ImagePlan {
     ImagePlan { store_dir: "/nix/store".into(), format: ImageSettings::default().into(), paths: vec![planned_path()] }
 }
 
-/// An empty cache.
+/// Opens an empty cache.
 pub fn open_cache(scratch: &Scratch) -> Cache {
     Cache::open(scratch.path()).expect("a cache")
 }
 
-/// The one entry below a directory of the cache: a target stores a right one first, to learn where it lies.
+/// Returns the path of the only entry below a directory of the cache. A target first stores a valid entry to find its
+/// path.
 pub fn only_entry(directory: &Path) -> PathBuf {
     let mut open = vec![directory.to_path_buf()];
     while let Some(directory) = open.pop() {

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# run.sh: compiles every fuzz target and runs each for a short time; fails when one finds something.
+# run.sh: compiles every fuzz target and runs each for a short time. Fails if a target finds something.
 #
 # usage: fuzz/run.sh [SECONDS [TARGET...]]      (default: 20,000 inputs or 2 seconds each, all targets)
 #
-# With the stable compiler: the coverage counters of libFuzzer are a pass of LLVM, which needs no sanitizer. What is found
-# lies in target/fuzz/artifacts/TARGET; `target/fuzz/HOST/release/TARGET FILE` repeats it.
+# It uses the stable compiler: the coverage counters of libFuzzer are a pass of LLVM, which needs no sanitizer. Findings
+# are stored in target/fuzz/artifacts/TARGET; `target/fuzz/HOST/release/TARGET FILE` reproduces one.
 set -euo pipefail
 
 cd "$(dirname "$(realpath "$0")")/.."
@@ -13,7 +13,7 @@ if [ $# -gt 0 ]; then
   limits=(-max_total_time="$1")
   shift
 fi
-# Built by the tests; the seeds of most targets are made with it.
+# The program that the tests build; it is used to make the seeds of most targets.
 builds=${CARGO_TARGET_DIR:-target}
 output=$builds/fuzz
 host=$(rustc -vV | sed -n 's/^host: //p')
@@ -25,11 +25,11 @@ flags=(-Cpasses=sancov-module)
 for option in level=4 inline-8bit-counters pc-table trace-compares; do
   flags+=("-Cllvm-args=-sanitizer-coverage-$option")
 done
-# With --target the flags hold for the targets alone, not for the build scripts that run here.
+# With --target, the flags apply only to the targets, not to build scripts.
 RUSTFLAGS=${flags[*]} cargo build --manifest-path fuzz/Cargo.toml --target-dir "$output" --target "$host" --release \
   --locked --quiet
 
-# Many targets write what they read: in memory, where that can be had, that is a hundred times faster.
+# Many targets write their input to files, which is a hundred times faster in memory.
 [ ! -w /dev/shm ] || export TMPDIR=/dev/shm
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# seeds.sh: makes what the fuzzers start from: small images by our builder and the stock tools, a real cache's entries, the
-# specs and the texts of the tests.
+# seeds.sh: makes the seeds of the fuzzers: small images made by our builder and the stock tools, entries of a real
+# cache, and the specs and texts of the tests.
 #
 # usage: fuzz/seeds.sh MICROVM_IMAGE CORPUS      (the program, such as target/debug/microvm-image; a new directory)
 set -euo pipefail
@@ -43,7 +43,7 @@ for codec in zstd gzip xz lz4 none; do
   fi
 done
 if command -v mksquashfs >/dev/null; then
-  # Tables that are not compressed: a changed byte is a changed field.
+  # With uncompressed tables, changing a byte changes a field.
   mksquashfs "$work/store" "$corpus/read_image/plain" -noI -noD -noF -noX -b 4096 -noappend -quiet -no-progress
 fi
 cp -r "$corpus/read_image" "$corpus/extract_image"
@@ -66,13 +66,13 @@ mkdir "$corpus/machine_spec" "$corpus/store_share"
 cp ../fixtures/specs/*.json "$corpus/machine_spec"
 cp ../fixtures/specs/{minimal,shares-9p,store-share}.json "$corpus/store_share"
 
-# A real cache: what follows the checksums of its entries, and its record of an image.
+# From a real cache: the parts of its entries after the checksums, and its record of an image.
 cat >"$work/plan.json" <<END
 {"version": 1, "storeDir": "$work/store", "paths": [{"path": "$name", "narHash": "$hash"}],
   "settings": {"compression": "zstd", "level": 3, "blockSizeBytes": 4096, "fragmentBlockSizeBytes": 4096}}
 END
 build --plan "$work/plan.json" --cache "$work/cache" -o "$work/image"
-# Ends of packs: trees, hashes and size words, for the fuzzer to put together.
+# The indexes of packs: trees, hashes and size words for the fuzzer to combine.
 number=0
 while read -r pack; do
   number=$((number + 1))
@@ -80,7 +80,7 @@ while read -r pack; do
 done < <(find "$work/cache/v2/packs" -type f | sort)
 find "$work/cache/v2/outputs" -type f -exec cat {} \; | seed output_record built
 
-# What a client asks the cache service, what it answers, and what Nix' daemon says.
+# A request of a client to the cache service, its answers, and answers of Nix's daemon.
 printf '{"version":1,"encoder":"zstd8-e1","storePath":{"path":"%s","narHash":"%s"},"settings":%s}' "$name" "$hash" \
   '{"compression":"zstd","level":8,"blockSizeBytes":131072,"fragmentBlockSizeBytes":131072}' | seed cache_request request
 printf '{"answer":"refused","version":1,"reason":"notValid","message":"no"}' | seed cache_request answer
@@ -96,7 +96,7 @@ printf 'oixd\0\0\0\0\042\001\0\0\0\0\0\0\005\0\0\0\0\0\0\0002.8.0\0\0\0stla\0\0\
 } | seed kernel_image elf
 printf '%0514dHdrS%010d' 0 0 | seed kernel_image boot-image
 
-# What is kept of a machine, what its hypervisor and its guest say, what its volumes hold.
+# The recorded state of a machine, answers of its hypervisor, messages of its guest, and the content of its volumes.
 printf '0{"hypervisor":{"pid":1,"startTicks":5},"supervisor":null,"startedUnixSeconds":1,"consoleSocket":null,%s}' \
   '"guestReady":true' | seed machine_state process
 for hypervisor in qemu firecracker; do
@@ -104,7 +104,7 @@ for hypervisor in qemu firecracker; do
 done
 qmp='{"QMP":{}}\r\n{"return":{}}\r\n{"event":"RESUME"}\r\n{"return":{"status":"running"}}\r\n'
 http='HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n{"state":"Running"}'
-# The byte in front says whose answer it is.
+# The first byte selects the hypervisor.
 printf '0%b' "$qmp" | seed control_answer qemu
 printf '1%b' "$http" | seed control_answer cloud-hypervisor
 printf '2%b' "$http" | seed control_answer firecracker

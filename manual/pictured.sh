@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# pictured.sh PICTURE [varying]: fails unless each line of stdin is in docs/pictures/PICTURE.svg, spaces aside; with `varying` numbers
-# and their units, too. The manual's pages run it in hidden steps, with the commands that scripts/pictures.sh types, so that a picture
-# that is not current any more is noticed: scripts/pictures.sh makes it again.
+# pictured.sh PICTURE [varying]: fails unless each line of stdin is in docs/pictures/PICTURE.svg. It ignores spaces, and
+# with `varying` also numbers and their units. The manual's pages run it in hidden steps, with the commands that
+# scripts/pictures.sh types, to detect pictures that are out of date. scripts/pictures.sh renders them again.
 set -euo pipefail
 picture=$(dirname "$(realpath "$0")")/../docs/pictures/$1.svg
 varying=s/x/x/

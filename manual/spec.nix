@@ -1,6 +1,6 @@
-# What Nix makes of a module of the manual: the machine spec, the guest's file systems and what is refused, by the minimal
-# evaluator of the tests. The examples of docs/ that begin with Nix go through this.
-#   nix-instantiate --eval --strict --json manual/spec.nix --arg module ./FILE.nix --argstr fixtures DIR
+# Evaluates a module of the manual with the minimal evaluator of the tests: the machine spec, the guest's file systems
+# and failed assertions. The examples of docs/ that begin with a Nix module use it. nix-instantiate --eval --strict
+# --json manual/spec.nix --arg module ./FILE.nix --argstr fixtures DIR
 { module, fixtures }:
 let
   lib = import ../tests/nix/evaluator;

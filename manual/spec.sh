@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# spec.sh FILE.nix: the machine spec that Nix makes of a module of the manual, as JSON; refusals as NixOS words them.
+# spec.sh FILE.nix: prints the machine spec of a module of the manual as JSON, or its failed assertions as NixOS prints
+# them.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
 made=$(nix-instantiate --eval --strict --json "$here/spec.nix" --arg module "$(realpath "$1")" \

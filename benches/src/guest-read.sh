@@ -1,7 +1,7 @@
 #!/bin/sh
-# shellcheck shell=dash
-# First process of the guest of `benches guest-read`: the fixture's initrd (busybox, modules) and the benches program, static.
-# Kernel parameters: read.rounds=N read.every=N read.disks=/dev/vda,/dev/vdb,...
+# shellcheck shell=dash First process of the guest of `benches guest-read`. The initrd contains the fixture's (busybox,
+# modules) and the static program `benches`. Kernel parameters: read.rounds=N read.every=N
+# read.disks=/dev/vda,/dev/vdb,...
 export PATH=/bin
 mkdir -p /proc /sys /dev /tmp
 mount -t proc proc /proc
@@ -11,7 +11,7 @@ mkdir -p /dev/shm
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /tmp
 modprobe -a virtio_pci virtio_mmio virtio_blk squashfs erofs
-# shellcheck disable=SC2013 # words are wanted
+# shellcheck disable=SC2013 # word splitting is intended
 for parameter in $(cat /proc/cmdline); do
   case $parameter in
   read.rounds=*) rounds=${parameter#*=} ;;
@@ -19,7 +19,7 @@ for parameter in $(cat /proc/cmdline); do
   read.disks=*) disks=${parameter#*=} ;;
   esac
 done
-# shellcheck disable=SC2046,SC2086 # words are wanted
+# shellcheck disable=SC2046,SC2086 # word splitting is intended
 if /benches read --on-disk --rounds "$rounds" --every "$every" --json /tmp/readings $(echo "$disks" | tr ',' ' ') >/dev/null; then
   echo
   echo "guest-read-begin"

@@ -35,7 +35,8 @@ pub fn run(images: &[PathBuf], extent: Extent) -> Result<Vec<ImageReadings>, Err
     Ok(results)
 }
 
-/// The fixture's initrd followed by an archive of this program and its start script; the kernel unpacks one after another.
+/// The fixture's initrd followed by an archive of this program and its start script; the kernel unpacks one after
+/// another.
 fn build_initrd(base: &Path, initrd: &Path) -> Result<(), Error> {
     let program = workspace::static_program("benches")?;
     let tree = tempfile::tempdir().map_err(file("make a directory in", std::env::temp_dir()))?;
@@ -119,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_result_stands_between_the_markers() {
+    fn the_result_is_read_from_between_the_markers() {
         assert_eq!(between_markers("boot\nguest-read-begin\r\n[]\r\nguest-read-end\r\n").unwrap(), "[]");
     }
 

@@ -48,7 +48,7 @@ impl Axis {
         self.from + share * (self.to - self.from)
     }
 
-    /// 1, 2, 5, 10, ... within a logarithmic range; round steps within a linear one.
+    /// Returns 1, 2, 5, 10, ... within a logarithmic range, or round steps within a linear one.
     fn ticks(&self) -> Vec<f64> {
         let candidates = (-4..8).flat_map(|exponent| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(exponent)));
         if self.scale == Scale::Logarithmic {
@@ -72,7 +72,7 @@ struct Point {
     megabytes: f64,
 }
 
-/// Every cold build as a point: right is slower, up is larger.
+/// Draws every cold build as a point: right is slower, up is larger.
 #[must_use]
 pub fn size_against_time(store: &StoreResults) -> String {
     let points: Vec<Point> = store
@@ -123,7 +123,7 @@ impl Label {
     const LETTER_WIDTH: f64 = 6.4;
     const LINE_HEIGHT: f64 = 15.0;
 
-    /// Right of the point, as close to its height as other labels and points allow.
+    /// Places the label right of its point, as close to its height as other labels and points allow.
     fn beside((left, top): (f64, f64), text: &str, labels: &[Self], dots: &[(f64, f64)]) -> Self {
         let width = f64::from(u32::try_from(text.chars().count()).unwrap_or(u32::MAX)) * Self::LETTER_WIDTH;
         let left = (left + 7.0).min(WIDTH - width - 4.0);
@@ -167,7 +167,7 @@ fn point(title: &str, outcome: &Outcome) -> Option<Point> {
     })
 }
 
-/// Grid lines and their labels, with the units of both axes.
+/// Draws grid lines and their labels, with the units of both axes.
 fn axes(x: &Axis, y: &Axis, [x_unit, y_unit]: [&str; 2]) -> String {
     let mut text = String::new();
     for tick in x.ticks() {
@@ -199,7 +199,7 @@ fn axes(x: &Axis, y: &Axis, [x_unit, y_unit]: [&str; 2]) -> String {
     text
 }
 
-/// A short form of thousands and millions that fits under an axis.
+/// Formats thousands and millions in a short form that fits under an axis.
 fn short(number: f64) -> String {
     match number {
         millions if millions >= 1e6 => format!("{}M", millions / 1e6),
@@ -208,7 +208,7 @@ fn short(number: f64) -> String {
     }
 }
 
-/// Seconds against the growing quantity, one line per contender, with two logarithmic axes.
+/// Draws seconds against the growing quantity, one line per contender, with two logarithmic axes.
 #[must_use]
 pub fn scaling(stores: &[&StoreResults], growth: Growth) -> String {
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
@@ -268,7 +268,7 @@ pub fn scaling(stores: &[&StoreResults], growth: Growth) -> String {
     frame(&format!("Seconds to build an image against {what}"), HEIGHT, &body)
 }
 
-/// Every contender's median time as a bar on a logarithmic scale, contest by contest.
+/// Draws every contender's median time as a bar on a logarithmic scale, contest by contest.
 #[must_use]
 pub fn times(store: &StoreResults) -> String {
     let medians: Vec<f64> = store

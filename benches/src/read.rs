@@ -42,7 +42,7 @@ pub struct Extent {
 /// Reads every image in every way, image after image within a round.
 ///
 /// # Errors
-/// When an image can't be mounted or read, or the images do not hold the same files.
+/// When an image can't be mounted or read, or the images do not contain the same files.
 pub fn run(images: &[PathBuf], extent: Extent, backing: Backing) -> Result<Vec<ImageReadings>, Error> {
     let memory = tempfile::tempdir_in("/dev/shm").map_err(file("make a directory in", "/dev/shm"))?;
     let placed = images
@@ -89,7 +89,7 @@ fn same_files(images: &[PathBuf], placed: &[PathBuf]) -> Result<Vec<StoreFile>, 
             None => common = Some(files),
             Some(first) if *first != files => {
                 let (count, other) = (first.len(), files.len());
-                let message = format!("{} holds {other} other files than the first image ({count})", name.display());
+                let message = format!("{} has {other} files, not the {count} of the first image", name.display());
                 return Err(Error::Unexpected(message));
             }
             Some(_) => {}
@@ -113,7 +113,8 @@ fn read_cold(image: &Path, what: Reading, files: &[StoreFile]) -> Result<f64, Er
     reading::seconds(what, mounted.path(), files).map_err(file("read", image))
 }
 
-/// Two tables: median seconds (random reads in microseconds a read), and the ratio to the first image within each round.
+/// Formats two tables: median seconds (random reads in microseconds per read), and the ratio to the first image within
+/// each round.
 #[must_use]
 pub fn tables(results: &[ImageReadings]) -> String {
     let Some(first) = results.first() else { return String::new() };

@@ -34,7 +34,7 @@ pub enum Reading {
 }
 
 impl Reading {
-    /// All of them, in the order in which they are measured.
+    /// All ways, in the order in which they are measured.
     pub const ALL: [Self; 5] =
         [Self::FindStat, Self::AllFiles, Self::AllFilesTwoReaders, Self::SmallFiles, Self::RandomPages];
 
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shorter_file_is_found_out() {
+    fn a_file_that_is_shorter_than_listed_is_an_error() {
         let (directory, files) = store();
         fs::write(directory.path().join("bin/big"), "short").unwrap();
         for reading in [Reading::AllFiles, Reading::AllFilesTwoReaders, Reading::RandomPages] {
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn random_places_lie_within_files_and_repeat() {
+    fn random_positions_are_within_files_and_the_same_each_time() {
         let (_directory, files) = store();
         let places = random_places(&files, 500);
         assert_eq!(places.len(), 500);

@@ -17,10 +17,11 @@ const FILES_PER_PATH: usize = 100;
 const FILES_PER_DIRECTORY: usize = 20;
 const MOST_WORDS: u64 = 200;
 const LARGE_FILE_BYTES: usize = 16_000_000;
-/// Text that large files are cut from, in slices of up to [`SLICE_BYTES`], so that they compress like text.
+/// Length of the text from which large files are made, in slices of up to [`SLICE_BYTES`], so that they compress like
+/// text.
 const POOL_BYTES: usize = 1 << 20;
 const SLICE_BYTES: usize = 2048;
-/// Low, so that compression does not hide the cost per file.
+/// A low level, so that compression does not hide the cost per file.
 const PACKING: Packing = Packing { level: 3, block_bytes: 128 * 1024 };
 
 /// The stores to create.
@@ -128,7 +129,7 @@ impl<'a> Maker<'a> {
         Ok(Self { directory, list, paths: 0, made: Made { files: 0, bytes: 0 } })
     }
 
-    /// The next store path; its hash is as many letters as Nix has, another for each.
+    /// Begins the next store path. It gets a unique hash of the same length as in Nix.
     fn begin_path(&mut self) -> Result<std::path::PathBuf, Error> {
         let name = format!("{:032}-files-{}", self.paths, self.paths);
         self.paths += 1;

@@ -2,18 +2,18 @@
 
 use serde::Serialize;
 
-/// Smallest, middle and largest of some numbers.
+/// Minimum, median and maximum of some numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
     /// The smallest.
     pub minimum: f64,
-    /// The middle one; of an even count the mean of the two middle ones.
+    /// The median: the middle number, or the mean of the two middle ones.
     pub median: f64,
     /// The largest.
     pub maximum: f64,
 }
 
-/// The spread of `values`; `None` when there are none.
+/// Returns the spread of `values`; `None` if there are none.
 #[must_use]
 pub fn spread(values: &[f64]) -> Option<Spread> {
     let mut sorted = values.to_vec();
@@ -27,14 +27,15 @@ pub fn spread(values: &[f64]) -> Option<Spread> {
     Some(Spread { minimum: *sorted.first()?, median, maximum: *sorted.last()? })
 }
 
-/// The spread of `values[i] / base[i]`: ratios within each round, because a slow moment of the machine affects both sides.
+/// Returns the spread of `values[i] / base[i]`. The ratios are taken within each round, because a slow phase of the
+/// machine affects both values.
 #[must_use]
 pub fn ratio(values: &[f64], base: &[f64]) -> Option<Spread> {
     let ratios: Vec<f64> = values.iter().zip(base).map(|(value, base)| value / base).collect();
     spread(&ratios)
 }
 
-/// A Markdown table with aligned columns; all columns but the first are numbers, aligned to the right.
+/// Formats a Markdown table with aligned columns. All columns except the first are numbers and aligned to the right.
 #[must_use]
 pub fn markdown(header: &[String], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
@@ -81,13 +82,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_of_an_even_count_lies_between_the_middle_two() {
+    fn the_median_of_an_even_count_is_the_mean_of_the_middle_two() {
         let spread = spread(&[4.0, 1.0, 3.0, 2.0]).unwrap();
         assert_eq!(spread, Spread { minimum: 1.0, median: 2.5, maximum: 4.0 });
     }
 
     #[test]
-    fn nothing_has_no_spread() {
+    fn an_empty_list_has_no_spread() {
         assert_eq!(spread(&[]), None);
     }
 

@@ -26,10 +26,11 @@ pub struct StoreTree {
 }
 
 impl StoreTree {
-    /// The tree of a package list of `fixtures/closure/packages/`: `server` or `desktop`; made if it is not there.
+    /// Opens the tree of a package list in `fixtures/closure/packages/`: `server` or `desktop`. It is created if it
+    /// does not exist.
     ///
     /// # Errors
-    /// When it can't be made, or a killed benchmark's leftovers can't be put back.
+    /// When it can't be created, or the original state can't be restored after a benchmark was killed.
     pub fn open(name: &str) -> Result<Self, Error> {
         let closures = workspace::root().join("fixtures/closure");
         let list = closures.join("packages").join(format!("{name}.list"));
@@ -47,7 +48,7 @@ impl StoreTree {
         Self { directory: directory.to_owned(), revision: Revision::First }
     }
 
-    /// The directory that holds the store paths.
+    /// The directory that contains the store paths.
     #[must_use]
     pub fn store(&self) -> PathBuf {
         self.directory.join("store")
@@ -115,7 +116,7 @@ impl StoreTree {
 
     fn move_path(&self, from: &Path, to: &Path, name: &str) -> Result<(), Error> {
         let (source, target) = (from.join(name), to.join(name));
-        // a directory that is moved gets a new `..`, so it must be writable for a moment
+        // Moving a directory changes its `..`, so it must be writable for a moment.
         let mode =
             |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).map_err(file("chmod", path));
         mode(&source, 0o755)?;
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn one_path_is_replaced_and_put_back() {
+    fn one_path_is_replaced_and_restored() {
         let (directory, mut tree) = tree();
         tree.set_revision(Revision::Changed).unwrap();
         assert_eq!(names(&tree.store()), [NEW, OTHER]);

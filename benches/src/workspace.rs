@@ -12,7 +12,8 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The directory of a fixture closure (`small`, `system`), built by `fixtures/closure/build.sh` if need be.
+/// Returns the directory of a fixture closure (`small`, `system`), which `fixtures/closure/build.sh` builds if
+/// necessary.
 ///
 /// # Errors
 /// When it can't be built.
@@ -47,7 +48,7 @@ pub fn release_program(package: &str, name: &str) -> Result<PathBuf, Error> {
 /// # Errors
 /// When cargo fails.
 pub fn static_program(name: &str) -> Result<PathBuf, Error> {
-    let target = "x86_64-unknown-linux-gnu"; // named, so that the flags below do not reach procedural macros
+    let target = "x86_64-unknown-linux-gnu"; // with an explicit target, the flags below do not apply to procedural macros
     let directory = target_directory()?.join("static");
     run_loudly(
         Command::new("cargo")

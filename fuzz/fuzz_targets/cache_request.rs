@@ -1,5 +1,5 @@
-//! Invariant: what a client sends to the cache service is refused, or is a request for one member of the store, with a NAR
-//! hash; and it stays the same when it is written and read again. The service's answers and those of Nix' daemon are read
+//! Invariant: a message of a client to the cache service is refused, or is a request for one store path with a NAR
+//! hash, which is unchanged when it is written and read again. The answers of the service and of Nix's daemon are read
 //! from the same bytes.
 
 #![no_main]

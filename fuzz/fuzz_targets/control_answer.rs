@@ -1,5 +1,5 @@
-//! Invariant: whatever a hypervisor answers, which a guest may have taken over, asking it ends with a word or an error.
-//! Input: which hypervisor (first byte), then its answer.
+//! Invariant: for any answer of a hypervisor, which a guest may have taken over, a query ends with a state or an error.
+//! Input: the hypervisor (first byte), then its answer.
 
 #![no_main]
 
@@ -13,7 +13,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-/// crosvm's packets are left to the tests beside the code: their sockets are not in the standard library.
+/// crosvm's protocol is covered by unit tests, because its type of socket is not in the standard library.
 const PROTOCOLS: [ControlProtocol; 4] = [
     ControlProtocol::Qmp,
     ControlProtocol::CloudHypervisorHttp,
@@ -31,7 +31,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((which, answer)) = bytes.split_first() else { return };
     let (listener, path) = &*SOCKET;
     let protocol = PROTOCOLS[usize::from(*which) % PROTOCOLS.len()];
-    // Without an answer kvmtool is asked again after a while, as its server may overlook a client.
+    // Without an answer, kvmtool would be asked again after a while, because its server may miss a client.
     if protocol == ControlProtocol::Kvmtool && answer.len() < 4 {
         return;
     }
@@ -42,7 +42,7 @@ fuzz_target!(|bytes: &[u8]| {
             let (mut client, _) = listener.accept().expect("a client");
             let _ = client.write_all(answer);
             let _ = client.shutdown(std::net::Shutdown::Write);
-            // Until the client has gone: closing with its request unread would reset the connection.
+            // Read until the client closes the connection: closing it with an unread request would reset it.
             let _ = client.read_to_end(&mut Vec::new());
         });
         if let Err(error) = controller.status() {

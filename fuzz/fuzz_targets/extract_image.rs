@@ -1,5 +1,5 @@
-//! Invariant: whatever the bytes, extracting an image makes nothing outside of the output directory, and what can be
-//! extracted from a sound image has the names and sizes that the image says.
+//! Invariant: for any bytes, extracting an image creates nothing outside of the output directory, and the files
+//! extracted from a valid image have the names and sizes in the image.
 
 #![no_main]
 
@@ -9,7 +9,7 @@ use imagebuilder::inspect::inspect;
 use libfuzzer_sys::fuzz_target;
 use std::sync::atomic::AtomicBool;
 
-/// Holes of terabytes are valid, but not useful here.
+/// Maximum size of the content to extract. Holes of terabytes are valid, but not useful here.
 const CONTENT_BYTES_MAX: u64 = 16 << 20;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -15,7 +15,7 @@ use std::sync::LazyLock;
 static DIRECTORY: LazyLock<HostPath> = LazyLock::new(|| HostPath::new(Scratch::new().path().to_str().expect("UTF-8")));
 
 fuzz_target!(|bytes: &[u8]| {
-    // A listener for each input: one that is connected to very often is slowed down.
+    // Each input gets a new listener, because a listener slows down clients that connect very often.
     let notification = GuestNotification { port: 8888, listen: NotificationSocket::Unix("notify".into()) };
     let mut listener = GuestListener::listen(&notification, &DIRECTORY, None).expect("a listener");
     let mut guest = UnixStream::connect(listener.path().expect("a path")).expect("a connection");

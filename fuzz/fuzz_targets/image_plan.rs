@@ -1,4 +1,4 @@
-//! Invariant: a plan that is taken is written and read back as the same plan, whatever the bytes were.
+//! Invariant: for any bytes, an accepted plan is unchanged when it is written and read again.
 
 #![no_main]
 

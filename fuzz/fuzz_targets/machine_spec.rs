@@ -1,5 +1,6 @@
-//! Invariant: whatever the bytes, a machine spec is refused with reasons or becomes a command on every hypervisor that
-//! takes it: without zero bytes, as explained for a shell, and written and read back the same.
+//! Invariant: for any bytes, a machine spec is refused with reasons, or becomes a command on every hypervisor that
+//! supports it. The command has no zero bytes, equals the explained one for a shell, and is unchanged when it is
+//! written and read again.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! Invariant: the files with a machine's state are read or refused, with any content; no machine that
-//! does not run is taken for one that does. Input: which file (its first byte's lowest bit), then its content.
+//! Invariant: the files with a machine's state are read or refused, with any content, and a machine that does not run
+//! is never reported as running. Input: the file (the lowest bit of the first byte), then its content.
 
 #![no_main]
 

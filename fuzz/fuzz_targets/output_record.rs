@@ -1,4 +1,4 @@
-//! Invariant: a record of a finished build is believed only when it names the very file that is there, whatever its bytes.
+//! Invariant: for any bytes, a record of a finished build is accepted only if it describes exactly the existing file.
 
 #![no_main]
 

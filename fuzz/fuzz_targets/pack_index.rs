@@ -1,5 +1,6 @@
-//! Invariant: a forged pack, its checksum right, is refused or is that of some store path: names of one component, hashes for
-//! each file, blocks that lie in the pack. Input: the length of the blocks (u16), and what follows the names in the index.
+//! Invariant: a forged pack with a valid checksum is refused, or is a valid pack of some store path: names of one
+//! component, hashes for each file, blocks inside the pack. Input: the length of the blocks (u16), and the index after
+//! the names.
 
 #![no_main]
 

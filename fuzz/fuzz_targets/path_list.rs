@@ -1,4 +1,4 @@
-//! Invariant: a list of store paths gives a sound closure or an error, whatever the bytes. Carriage returns say nothing.
+//! Invariant: for any bytes, a list of store paths gives a valid closure or an error. Carriage returns are ignored.
 
 #![no_main]
 

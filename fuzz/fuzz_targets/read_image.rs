@@ -1,5 +1,5 @@
-//! Invariant: whatever the bytes, opening, checking, describing and dumping an image ends, without a panic, in memory
-//! bounded by the limits of the reader. What is dumped of a sound image is the same twice.
+//! Invariant: for any bytes, opening, checking, describing and dumping an image ends without a panic, with memory
+//! bounded by the limits of the reader. Two dumps of a valid image are equal.
 
 #![no_main]
 
@@ -13,13 +13,13 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(image) = Image::from_source(Box::new(bytes.to_vec())) else { return };
     let facts = inspect(&image);
     let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 1, problems_told: 10 };
-    let report = verify(&image, options).expect("one thread is always to be had");
+    let report = verify(&image, options).expect("one thread can always be started");
     let dumps = [(); 2].map(|()| {
         let mut text = Vec::new();
         dump(&image, &mut text).map(|()| text).ok()
     });
     assert_eq!(dumps[0], dumps[1]);
     if report.sound {
-        assert!(facts.is_ok() && dumps[0].is_some(), "what is sound can be described");
+        assert!(facts.is_ok() && dumps[0].is_some(), "a valid image can be described");
     }
 });

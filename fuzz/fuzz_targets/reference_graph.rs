@@ -1,4 +1,4 @@
-//! Invariant: an `.attrs.json` gives a sound closure or an error, whatever the bytes.
+//! Invariant: for any bytes, an `.attrs.json` gives a valid closure or an error.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Invariant: a registration as `closureInfo` writes it gives a sound closure or an error, whatever the bytes.
+//! Invariant: for any bytes, the output of `closureInfo` gives a valid closure or an error.
 //! Input: `registration`, a zero byte, `store-paths`.
 
 #![no_main]

@@ -1,4 +1,4 @@
-//! Invariant: store paths, NAR hashes and sizes that are taken mean one thing: printed and read again they are the same.
+//! Invariant: accepted store paths, NAR hashes and sizes are unchanged when they are printed and parsed again.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! Invariant: whatever a volume holds, which the guest writes, its file system is recognised or not, without a panic.
-//! Input: the number of a place (first byte), then the bytes there.
+//! Invariant: for any content of a volume, which the guest writes, its file system is recognised or not, without a
+//! panic. Input: the number of a position (first byte), then the bytes at that position.
 
 #![no_main]
 
@@ -10,7 +10,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::LazyLock;
 
-/// The start, where ext and others have their superblock, and where btrfs has it.
+/// The beginning of the volume, and the positions of the superblocks of ext and others, and of btrfs.
 const PLACES: [u64; 3] = [0, 1024, 0x1_0000];
 
 static FILE: LazyLock<File> = LazyLock::new(|| {

@@ -9,11 +9,11 @@ pub enum Strictness {
     Shape,
 }
 
-/// What `microvm-image` prints every few seconds, if it takes that long, begins with one of these.
+/// The first words of the progress lines that `microvm-image` prints every few seconds.
 const PHASES: [&str; 4] = ["scan", "build", "tables", "publish"];
 
-/// Whether a line is one of the progress lines of a build, which a fast machine does not print: `build: 27.0/69.1 MiB, …`,
-/// or only the phase as long as its size is not known.
+/// Returns whether a line is a progress line of a build, which a fast machine does not print: `build: 27.0/69.1 MiB,
+/// …`, or only the phase while its size is unknown.
 #[must_use]
 pub fn is_progress(line: &str) -> bool {
     let Some(rest) = PHASES.iter().find_map(|phase| line.strip_prefix(phase)) else { return false };
@@ -22,11 +22,11 @@ pub fn is_progress(line: &str) -> bool {
 }
 
 const ANYTHING: char = '…';
-/// Letters and digits of a store path's hash; hashes in hex are longer.
+/// Length of a store path's hash in characters; hashes in hex are longer.
 const HASH_LENGTH: usize = 32;
 
-/// Whether the printed lines match the expected ones. In the expected lines, `…` matches any text within a line, and a
-/// line `…` matches any lines.
+/// Returns whether the printed lines match the expected ones. In the expected lines, `…` matches any text within a
+/// line, and a line `…` matches any lines.
 #[must_use]
 pub fn matches(expected: &[String], printed: &[String], strictness: Strictness) -> bool {
     match expected.split_first() {
@@ -58,7 +58,7 @@ fn line_matches(expected: &str, printed: &str) -> bool {
     printed.ends_with(last)
 }
 
-/// The line with `#` for each hash and number, and single spaces.
+/// Replaces each hash and number in the line with `#`, and multiple spaces with one.
 fn shape(line: &str) -> String {
     let mut words = Vec::new();
     for word in line.split_whitespace() {
@@ -80,7 +80,7 @@ fn part_shape(part: &str) -> String {
     }
 }
 
-/// With one `#` for each number, also within a version such as `deb12u14`.
+/// Replaces each number with `#`, also within a version such as `deb12u14`.
 fn without_digits(part: &str) -> String {
     let mut text = String::new();
     let mut characters = part.chars().peekable();
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn ellipses_stand_for_anything() {
+    fn ellipses_match_any_text() {
         let is = |expected, printed| matches(&lines(expected), &lines(printed), Strictness::Exact);
         assert!(is("a … c\n…\nend", "a bb c\nx\ny\nend"));
         assert!(is("a\n…", "a"));
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_lines_are_recognised_and_the_summary_is_not_one() {
+    fn progress_lines_are_recognised_and_the_summary_is_not() {
         for line in ["build: 27.0/69.1 MiB, 0% cached, ratio 0.37, 9 s left", "build: 0.0/69.1 MiB", "scan", "publish"]
         {
             assert!(is_progress(line), "{line}");
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_leave_numbers_and_hashes_out() {
+    fn shapes_do_not_contain_numbers_and_hashes() {
         let is = |expected, printed| matches(&lines(expected), &lines(printed), Strictness::Shape);
         assert!(is("built in 0.68 s", "built in 12 s"));
         assert!(is("  cache    0 B (0 %) known", "  cache  65.0 MiB (100 %) known"));

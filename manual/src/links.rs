@@ -1,5 +1,5 @@
-//! Checks that the targets of all links, all files and all NixOS options that pages name exist, and that the book contains
-//! all pages.
+//! Checks that the targets of all links, all files and all NixOS options that pages name exist, and that the book
+//! contains all pages.
 
 use crate::error::Problem;
 use crate::markdown::{anchors, prose, targets, without_code};
@@ -63,7 +63,7 @@ fn broken(root: &Path, pages: &[Page], page: &Page, target: &str) -> Option<Stri
     let anchor = anchor?;
     let text = &pages.iter().find(|page| page.path == full)?.text;
     let is_there = anchors(text).iter().any(|found| found == anchor) || text.contains(&format!("id=\"{anchor}\""));
-    (!is_there).then(|| format!("the link `{target}` names a heading that {} does not have", full.display()))
+    (!is_there).then(|| format!("the link `{target}` names a heading that does not exist in {}", full.display()))
 }
 
 /// The path of a link, relative to its page, without `..`.

@@ -137,19 +137,19 @@ mod tests {
     }
 
     #[test]
-    fn targets_of_links_and_pictures_but_not_of_code() {
+    fn targets_of_links_and_pictures_are_found_but_not_those_in_code() {
         assert_eq!(targets("[a](b.md#c) ![d](e.svg \"title\") `[f](g)`"), ["b.md#c", "e.svg"]);
     }
 
     #[test]
-    fn anchors_as_github_and_mdbook_make_them() {
+    fn anchors_are_those_of_github_and_mdbook() {
         let text = "# The `microvm` command, all\n\n## A [link](x.md) here\n## A link here\n```\n# no\n```\n#no\n";
         assert_eq!(anchors(text), ["the-microvm-command-all", "a-link-here", "a-link-here-1"]);
         assert_eq!(anchors("### `microvm.shares.*.proto`"), ["microvmsharesproto"]);
     }
 
     #[test]
-    fn comments_with_a_key() {
+    fn the_value_of_a_comment_with_a_key_is_found() {
         assert_eq!(comment("<!-- run: ls -l -->", "run"), Some("ls -l"));
         assert_eq!(comment("<!-- run: ls -l -->", "made by"), None);
         assert_eq!(comment("text", "run"), None);

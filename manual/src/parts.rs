@@ -1,7 +1,7 @@
 //! Regenerates the parts of pages between `<!-- made by: WORDS -->` and `<!-- end of: WORDS -->`.
 //!
-//! `manual commands of PROGRAM` is the help of all commands of a program, `manual features of HYPERVISOR` its column of the
-//! capability table. Anything else is a program with arguments that prints the part.
+//! `manual commands of PROGRAM` is the help of all commands of a program, `manual features of HYPERVISOR` its column of
+//! the capability table. Anything else is a program with arguments that prints the part.
 
 use crate::error::{Error, Problem};
 use crate::markdown::comment;
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_commands() {
+    fn the_names_of_commands_are_read_from_a_help_text() {
         let help = "About\n\nCommands:\n  run    Start\n         it\n  help   Print\n\nOptions:\n  -h\n";
         assert_eq!(command_names(help), ["run"]);
     }

@@ -1,5 +1,5 @@
-//! A picture of a terminal: text with escape sequences for colours (as `tmux capture-pane -e` prints it) to an SVG whose
-//! text can be selected and searched.
+//! Renders a picture of a terminal: converts text with escape sequences for colours (as `tmux capture-pane -e` prints
+//! it) to an SVG whose text can be selected and searched.
 
 use std::fmt::Write as _;
 
@@ -14,7 +14,7 @@ const COLOURS: [&str; 16] = [
     "#b2e89f", "#ffe08a", "#a5cbff", "#e8bff5", "#97ecec", "#ffffff",
 ];
 
-/// How a run of characters looks.
+/// The colours and attributes of a run of characters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Style {
     colour: Option<String>,
@@ -29,7 +29,7 @@ enum Weight {
     Dim,
 }
 
-/// The picture of a terminal's lines. `title` is what a screen reader says.
+/// Renders a terminal's lines. `title` is the description for screen readers.
 #[must_use]
 pub fn svg(text: &str, title: &str) -> String {
     let lines: Vec<&str> = text.trim_end().lines().collect();
@@ -74,7 +74,7 @@ fn write_run(picture: &mut String, style: &Style, text: &str, (row, column): (us
         Weight::Bold => " font-weight=\"bold\"",
         Weight::Dim => " opacity=\"0.65\"",
     });
-    // The length is given, so that the columns stay in place whichever font the reader has.
+    // The length is explicit, so that the columns are aligned with any font.
     let length = cells(shown.chars().count());
     let _ =
         writeln!(picture, "<text x=\"{x}\" y=\"{y}\" textLength=\"{length}\"{attributes}>{}</text>", escaped(shown));
@@ -94,7 +94,7 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// The runs of one look in a line; the style goes on into the next line.
+/// Splits a line into runs with the same style. The style at its end continues in the next line.
 fn runs(line: &str, style: &mut Style) -> Vec<(Style, String)> {
     let mut runs = Vec::new();
     let mut rest = line;
@@ -137,7 +137,7 @@ fn change(style: &mut Style, numbers: &str) {
     }
 }
 
-/// The colour of `38;5;N`, if it is one of the first 16, or of `38;2;R;G;B`.
+/// Returns the colour of `38;5;N`, if it is one of the first 16, or of `38;2;R;G;B`.
 fn many_colours(numbers: &mut impl Iterator<Item = usize>) -> Option<String> {
     match numbers.next()? {
         5 => COLOURS.get(numbers.next()?).map(|colour| (*colour).to_owned()),

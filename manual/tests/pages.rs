@@ -1,10 +1,10 @@
-//! The pages as they are. What needs the programs or the fixtures is checked by scripts/manual.sh.
+//! Checks of the pages that need neither the programs nor the fixtures. scripts/manual.sh does the others.
 
 use manual::pages::{all, root};
 use manual::{links, messages};
 
 #[test]
-fn every_link_and_every_named_file_and_option_is_there() {
+fn every_link_and_every_named_file_and_option_exists() {
     let problems = links::check(&root(), &all(&root()).unwrap());
     assert!(problems.is_empty(), "{problems:#?}");
 }
