@@ -74,8 +74,8 @@ impl Directory {
     /// Opens a directory. Creates it and its parents if they are missing; the new directories get `mode` and, if given,
     /// `owner`.
     ///
+    /// # Errors
     /// The same as [`Directory::open`].
-    /// As [`Directory::open`].
     pub fn make(path: &Path, mode: u32, owner: Option<&Identity>) -> io::Result<Self> {
         Self::find(path, &mut |parent, name| make_below(parent, name, mode, owner))
     }

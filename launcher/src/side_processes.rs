@@ -144,8 +144,8 @@ impl SideProcesses {
     /// Starts the processes that are not yet running with the same command, and waits until all sockets are served. The
     /// sockets are given to `client`, the user who runs the hypervisor, if it is another user.
     ///
+    /// # Errors
     /// Returns [`SideProcessError`]; the processes that were started are then ended.
-    /// [`SideProcessError`]; those that were started are ended again.
     pub fn start(
         processes: &[SideProcess],
         working_directory: &HostPath,

@@ -208,8 +208,8 @@ impl RuntimeDirectory {
     /// Returns the first of `$MICROVM_RUNTIME_DIR`, `/run/microvm` for root, `$XDG_RUNTIME_DIR/microvm`, and
     /// `/run/microvm` if it exists (a service manager creates it).
     ///
+    /// # Errors
     /// Returns [`StateError::NoRuntimeDirectory`] if none of them is available.
-    /// [`StateError::NoRuntimeDirectory`].
     pub fn locate() -> Result<Self, StateError> {
         let of_system = PathBuf::from("/run/microvm");
         if let Some(directory) = std::env::var_os("MICROVM_RUNTIME_DIR").filter(|value| !value.is_empty()) {

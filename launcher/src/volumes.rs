@@ -153,8 +153,8 @@ pub enum VolumeState {
 /// Creates a volume if it is missing, and checks that it is what the machine spec requires. `image` must be absolute. A
 /// new volume belongs to `owner` if given, otherwise to the current user.
 ///
+/// # Errors
 /// Returns [`VolumeError`].
-/// [`VolumeError`].
 pub fn make_ready(
     volume: &VolumeNeed,
     owner: Option<&Identity>,
@@ -179,8 +179,8 @@ pub fn make_ready(
 
 /// Checks an existing volume against the machine spec, without changing anything.
 ///
+/// # Errors
 /// Returns [`VolumeError`].
-/// [`VolumeError`].
 pub fn inspect(volume: &VolumeNeed) -> Result<(), VolumeError> {
     let flags = if volume.access == Access::ReadWrite { OFlag::O_RDWR } else { OFlag::O_RDONLY };
     match Place::of(volume.image.as_path()).and_then(|place| place.open(flags)) {
