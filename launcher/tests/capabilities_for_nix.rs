@@ -1,4 +1,5 @@
-//! The NixOS module refuses what the launcher would refuse, from the same table: a file that this test keeps equal to it.
+//! The NixOS module refuses the same features as the launcher. It reads a copy of the capability table, which this test
+//! compares.
 
 use launcher::capability::{Feature, Lenience, Support};
 use launcher::hypervisor::support;
@@ -29,9 +30,9 @@ fn table() -> Value {
     Value::Object(features)
 }
 
-/// Run with `MICROVM_TEST_BLESS=1` to write the file again.
+/// `MICROVM_TEST_BLESS=1` rewrites the file.
 #[test]
-fn the_nixos_module_has_the_launchers_capabilities() {
+fn the_capabilities_of_the_nixos_module_equal_the_launchers() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nixos-modules/microvm/capabilities.json");
     let expected = format!("{:#}\n", table());
     if std::env::var_os("MICROVM_TEST_BLESS").is_some() {

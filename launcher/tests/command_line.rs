@@ -1,6 +1,6 @@
-//! The program as its user meets it: what it prints, what it says when the input is bad, how it ends.
+//! The command line as a user sees it: output, error messages and exit codes.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test tells by failing")]
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test reports by failing")]
 
 #[path = "../src/test_program.rs"]
 mod test_program;
@@ -32,7 +32,7 @@ fn fixture(name: &str) -> String {
     repository().join("fixtures/specs").join(format!("{name}.json")).display().to_string()
 }
 
-/// A directory with one spec in it.
+/// A directory that contains one spec.
 struct Scratch {
     directory: tempfile::TempDir,
 }
@@ -44,7 +44,7 @@ impl Scratch {
         Self { directory }
     }
 
-    /// The smallest machine, with these fields added or replaced.
+    /// Writes the smallest machine spec, with these fields added or replaced.
     fn machine(fields: Value) -> Self {
         let mut document = json!({"version": 1, "name": "web", "kernel": "/k/bzImage"});
         if let (Value::Object(document), Value::Object(fields)) = (&mut document, fields) {
@@ -59,7 +59,7 @@ impl Scratch {
 }
 
 #[test]
-fn bad_input_ends_with_2_and_says_what_to_mend() {
+fn bad_input_exits_with_2_and_the_error_names_the_remedy() {
     let long_name = "x".repeat(109);
     for (fields, expected) in [
         (json!({"vpcu": 2}), "vpcu: unknown field; did you mean `vcpu`?"),
@@ -108,7 +108,7 @@ fn bad_input_ends_with_2_and_says_what_to_mend() {
 }
 
 #[test]
-fn malformed_json_is_shown_by_file_line_and_column() {
+fn malformed_json_is_reported_with_file_line_and_column() {
     let scratch = Scratch::new("{\n  \"version\": 1,\n  \"name\" \"web\"\n}\n");
     let said = stderr(&microvm(&["check", &scratch.spec()]));
     assert_eq!(
@@ -118,7 +118,7 @@ fn malformed_json_is_shown_by_file_line_and_column() {
 }
 
 #[test]
-fn a_spec_that_cannot_be_read_is_named() {
+fn the_error_for_an_unreadable_spec_names_it() {
     let output = microvm(&["check", "/nowhere/machine.json"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(
@@ -129,7 +129,7 @@ fn a_spec_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn a_wrong_option_of_the_command_line_ends_with_2() {
+fn an_invalid_command_line_exits_with_2() {
     for arguments in [["explain", "--hypervisor"].as_slice(), &["check"], &["explain", "--hypervisor", "xen", "x"], &[]]
     {
         assert_eq!(microvm(arguments).status.code(), Some(2), "{arguments:?}");
@@ -138,7 +138,7 @@ fn a_wrong_option_of_the_command_line_ends_with_2() {
 }
 
 #[test]
-fn what_a_usage_error_quotes_does_not_steer_the_terminal() {
+fn a_usage_error_escapes_control_characters() {
     for arguments in
         [&["che\u{1b}[31mck\nerror: no"][..], &["explain", "a", "b\u{9b}\r\nhint: x"], &["run", "--\u{7}x"]]
     {
@@ -152,7 +152,7 @@ fn what_a_usage_error_quotes_does_not_steer_the_terminal() {
 }
 
 #[test]
-fn check_tells_where_a_machine_runs() {
+fn check_prints_the_hypervisors_that_support_a_machine() {
     let output = microvm(&["check", &fixture("store-disk"), &fixture("store-share")]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(
@@ -163,7 +163,7 @@ fn check_tells_where_a_machine_runs() {
 }
 
 #[test]
-fn check_finds_clashes_and_refusals_together_and_as_json() {
+fn check_reports_conflicts_and_refusals_together_as_json() {
     let specs = [fixture("network-tap"), fixture("everything"), fixture("shares-9p")];
     let specs: Vec<_> = specs.iter().map(String::as_str).collect();
     let output = microvm(&[&["check", "--json", "--hypervisor", "firecracker"], specs.as_slice()].concat());
@@ -192,9 +192,9 @@ fn a_spec_is_read_from_standard_input() {
     assert!(stdout(&output).starts_with("minimal: runs on qemu"), "{}", stdout(&output));
 }
 
-/// `MICROVM_TEST_BLESS=1` writes the goldens again.
+/// `MICROVM_TEST_BLESS=1` rewrites the goldens.
 #[test]
-fn explanations_are_their_goldens() {
+fn explanations_equal_their_goldens() {
     for (name, hypervisor) in [
         ("everything", "qemu"),
         ("settings", "firecracker"),
@@ -215,7 +215,7 @@ fn explanations_are_their_goldens() {
     }
 }
 
-/// Runs the explained command with a program that prints its arguments in place of the hypervisor.
+/// Runs the explained command in a shell, with a program that prints its arguments instead of the hypervisor.
 #[test]
 fn the_explained_command_can_be_copied_into_a_shell() {
     for name in ["everything", "quotes", "commas", "settings", "network-tap-queues", "store-disk"] {
@@ -249,7 +249,7 @@ fn the_explained_command_can_be_copied_into_a_shell() {
 }
 
 #[test]
-fn the_printed_schema_takes_every_spec_and_no_misspelt_one() {
+fn the_printed_schema_accepts_every_spec_and_refuses_a_misspelt_field() {
     let schema: Value = serde_json::from_str(&stdout(&microvm(&["schema"]))).expect("JSON");
     let validator = jsonschema::validator_for(&schema).expect("a schema");
     for entry in fs::read_dir(repository().join("fixtures/specs")).expect("specs") {
@@ -262,9 +262,9 @@ fn the_printed_schema_takes_every_spec_and_no_misspelt_one() {
     }
 }
 
-/// `MICROVM_TEST_BLESS=1` writes the page again.
+/// `MICROVM_TEST_BLESS=1` rewrites the page.
 #[test]
-fn the_reference_of_the_machine_spec_is_made_from_its_schema() {
+fn the_reference_page_equals_the_one_generated_from_the_schema() {
     let page = repository().join("docs/machine-spec.md");
     let found = stdout(&microvm(&["schema", "--markdown"]));
     if std::env::var_os("MICROVM_TEST_BLESS").is_some() {
@@ -278,7 +278,7 @@ fn the_reference_of_the_machine_spec_is_made_from_its_schema() {
 }
 
 #[test]
-fn the_capability_table_is_whole() {
+fn the_capability_table_has_a_row_for_each_feature() {
     let table = stdout(&microvm(&["capabilities"]));
     let rows: Vec<_> = table.lines().filter(|line| line.starts_with("| ")).collect();
     assert!(rows.iter().all(|row| row.matches('|').count() == 7), "{table}");

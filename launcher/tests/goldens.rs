@@ -1,8 +1,8 @@
-//! Every spec of fixtures/specs on every hypervisor: the launch, or the exact words of the refusal.
+//! Every spec of fixtures/specs on every hypervisor: the launch, or the exact text of the refusal.
 //!
-//! `MICROVM_TEST_BLESS=1` writes them again; review the difference before you commit it.
+//! `MICROVM_TEST_BLESS=1` rewrites the goldens; review the difference before you commit it.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test reports by failing")]
 
 use launcher::facts::HostFacts;
 use launcher::hypervisor::lower;
@@ -27,7 +27,7 @@ fn spec_names() -> Vec<String> {
     names
 }
 
-/// The file's extension and content that the spec comes to on the hypervisor.
+/// Returns the golden file's extension and content for the spec on the hypervisor.
 fn outcome(name: &str, hypervisor: Hypervisor) -> (&'static str, String) {
     let text = fs::read_to_string(fixtures().join("specs").join(format!("{name}.json"))).expect("a spec");
     let spec = parse(&text).unwrap_or_else(|problems| panic!("{name}: {problems:#?}"));
@@ -38,7 +38,7 @@ fn outcome(name: &str, hypervisor: Hypervisor) -> (&'static str, String) {
         Ok(launch) => {
             let text = serde_json::to_string_pretty(&launch).expect("JSON");
             let read: Launch = serde_json::from_str(&text).expect("a launch");
-            assert_eq!(read, launch, "a launch is read back as it was written");
+            assert_eq!(read, launch, "a launch survives a round trip through JSON");
             ("json", text + "\n")
         }
         Err(refusals) => ("refused", format!("{refusals}\n{}\n", refusals.hint())),
@@ -46,7 +46,7 @@ fn outcome(name: &str, hypervisor: Hypervisor) -> (&'static str, String) {
 }
 
 #[test]
-fn every_spec_comes_to_its_golden_on_every_hypervisor() {
+fn every_spec_equals_its_golden_on_every_hypervisor() {
     let updates = std::env::var_os("MICROVM_TEST_BLESS").is_some();
     let directory = fixtures().join("launches");
     let (mut expected_files, mut differences) = (BTreeSet::new(), Vec::new());
@@ -71,7 +71,7 @@ fn every_spec_comes_to_its_golden_on_every_hypervisor() {
         return;
     }
     assert!(differences.is_empty(), "differ from their goldens:\n{}", differences.join("\n"));
-    assert!(stale.is_empty(), "goldens of nothing: {stale:?}");
+    assert!(stale.is_empty(), "goldens without a spec: {stale:?}");
 }
 
 fn golden_files(directory: &Path) -> Vec<PathBuf> {

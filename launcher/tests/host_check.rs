@@ -1,7 +1,7 @@
-//! `microvm check --host` says before the start what would stop it: what volumes hold, where they cannot be created, and
-//! what the machine's user may not do.
+//! `microvm check --host` reports before the start what would make it fail: the content of volumes, places where they
+//! cannot be created, and missing permissions of the machine's user.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test tells by failing, and why it does nothing")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test reports by failing, and prints why it is skipped")]
 
 use serde_json::{Value, json};
 use std::fs;
@@ -29,7 +29,7 @@ impl Host {
         self.directory.path().join(name)
     }
 
-    /// What `microvm` says about the machine with these fields, and whether it succeeded.
+    /// Returns the output of `microvm` for the machine with these fields, and whether the command succeeded.
     fn say(&self, command: &[&str], fields: Value) -> (bool, String) {
         let mut spec = json!({"version": 1, "name": "web", "kernel": "bzImage", "qemu": {"accelerator": "tcg", "program": "/bin/true"}});
         spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -61,14 +61,14 @@ fn run(program: &str, arguments: &[&str], last: &Path) -> bool {
 fn is_root() -> bool {
     let is_root = nix::unistd::geteuid().is_root();
     if !is_root {
-        assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "this test takes root");
-        eprintln!("skipped: only root becomes another user");
+        assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "this test requires root");
+        eprintln!("skipped: only root can become another user");
     }
     is_root
 }
 
 #[test]
-fn a_volume_that_holds_another_file_system_is_told_by_check_volumes_and_run() {
+fn a_volume_with_another_file_system_is_reported_by_check_volumes_and_run() {
     let host = Host::new();
     let image = host.path("var.img");
     fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
@@ -96,7 +96,7 @@ fn a_volume_that_holds_another_file_system_is_told_by_check_volumes_and_run() {
 }
 
 #[test]
-fn common_kinds_of_content_are_told_by_name() {
+fn common_kinds_of_content_are_reported_by_name() {
     let host = Host::new();
     for (at, magic, name) in [
         (0, b"QFI\xfb\0\0\0\x03".as_slice(), "a qcow2 image"),
@@ -121,7 +121,7 @@ fn common_kinds_of_content_are_told_by_name() {
 }
 
 #[test]
-fn a_block_device_with_another_file_system_is_not_called_present() {
+fn a_block_device_with_another_file_system_is_not_reported_as_present() {
     if !is_root() {
         return;
     }
@@ -145,7 +145,7 @@ fn a_block_device_with_another_file_system_is_not_called_present() {
 }
 
 #[test]
-fn an_image_of_another_format_is_told() {
+fn an_image_of_another_format_or_an_unsupported_kind_is_reported() {
     let host = Host::new();
     let (base, image) = (host.path("base.img"), host.path("var.img"));
     fs::File::create(&base).unwrap().set_len(4 << 20).unwrap();
@@ -187,7 +187,7 @@ fn an_image_of_another_format_is_told() {
             assert!(said.contains(reason) && said.contains(&format!("{hypervisor} does not")), "{said}");
         }
     }
-    // The last cluster only: a table must be read to find it.
+    // Data in the last cluster only, so that a table must be read to find it.
     fs::write(&base, [vec![0; (4 << 20) - 4096], vec![b'x'; 4096]].concat()).unwrap();
     for (options, is_refused) in [(["-c", "-S", "4k"].as_slice(), true), (&["-S", "4k"], false)] {
         let mut convert = Command::new("qemu-img");
@@ -199,7 +199,7 @@ fn an_image_of_another_format_is_told() {
 }
 
 #[test]
-fn a_volume_that_is_a_directory_or_cannot_be_created_is_told() {
+fn a_volume_that_is_a_directory_or_cannot_be_created_is_reported() {
     let host = Host::new();
     fs::create_dir(host.path("directory.img")).unwrap();
     fs::write(host.path("file"), "").unwrap();
@@ -223,7 +223,7 @@ fn a_volume_that_is_a_directory_or_cannot_be_created_is_told() {
 }
 
 #[test]
-fn the_host_is_checked_with_the_eyes_of_the_machines_user() {
+fn the_host_is_checked_with_the_permissions_of_the_machines_user() {
     if !is_root() {
         return;
     }
@@ -247,7 +247,7 @@ fn the_host_is_checked_with_the_eyes_of_the_machines_user() {
 }
 
 #[test]
-fn a_passt_that_is_too_old_is_told() {
+fn a_passt_without_vhost_user_is_reported() {
     let host = Host::new();
     let fields = || {
         json!({
@@ -261,7 +261,7 @@ fn a_passt_that_is_too_old_is_told() {
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     };
-    // A hypervisor of an unknown version is taken for new.
+    // A hypervisor with an unknown version counts as new.
     program("silent", "#!/bin/sh\n");
     let write = |help: &str| program("passt", &format!("#!/bin/sh\necho 'Usage: passt [OPTION]...'\necho '{help}'\n"));
     write("  -f, --foreground");
@@ -272,7 +272,7 @@ fn a_passt_that_is_too_old_is_told() {
 }
 
 #[test]
-fn an_initrd_larger_than_the_memory_is_told() {
+fn an_initrd_larger_than_the_memory_is_reported() {
     let host = Host::new();
     fs::File::create(host.path("initrd")).unwrap().set_len(64 << 20).unwrap();
     let said = host.check(json!({"initrd": "initrd", "mem": 64}));

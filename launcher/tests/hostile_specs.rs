@@ -1,7 +1,7 @@
-//! Machine specs and names of machines that mean harm: each is refused, or comes to a command in which its text is one word
-//! and nothing else; and none of it steers the terminal of who reads the errors.
+//! Malicious machine specs and machine names. Each one is refused, or leads to a command in which its text is exactly
+//! one word. None of them sends control characters to the terminal of a user who reads the errors.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test tells by failing")]
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test reports by failing")]
 
 #[path = "../src/test_program.rs"]
 mod test_program;
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use test_program::write_program;
 
-/// Each would do something if it reached a shell, a terminal, an option parser or a file system as it is.
+/// Each text would have an effect if it reached a shell, a terminal, an option parser or a file system unescaped.
 const HOSTILE: [&str; 9] = [
     "$(touch pwned)`touch pwned`;touch pwned|touch pwned&touch pwned\\",
     "'\"; touch pwned; '\" #",
@@ -42,7 +42,7 @@ fn documents() -> Vec<Value> {
     paths.iter().map(|path| serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()).collect()
 }
 
-/// The JSON pointers of all strings in a document.
+/// Collects the JSON pointers of all strings in a document.
 fn strings(value: &Value, place: &str, found: &mut Vec<String>) {
     match value {
         Value::String(_) => found.push(place.to_owned()),
@@ -56,7 +56,7 @@ fn strings(value: &Value, place: &str, found: &mut Vec<String>) {
     }
 }
 
-/// Every fixture with each of its strings replaced by each hostile one: where, by what, and the text.
+/// Returns every fixture with each of its strings replaced by each hostile text: the place, the text, and the document.
 fn hostile_documents() -> Vec<(String, &'static str, String)> {
     let mut hostile = Vec::new();
     for document in documents() {
@@ -73,7 +73,7 @@ fn hostile_documents() -> Vec<(String, &'static str, String)> {
     hostile
 }
 
-/// The launches of a spec on every hypervisor that takes it; what is said of the others must be fit to be shown.
+/// Returns the launches of a spec on all hypervisors that support it. All error messages must be safe to print.
 fn launches(place: &str, text: &str) -> Vec<Launch> {
     let assert_fit = |said: String| assert!(!said.contains(char::is_control), "{place}: {said:?}");
     let spec: MachineSpec = match parse(text) {
@@ -95,14 +95,14 @@ fn launches(place: &str, text: &str) -> Vec<Launch> {
 }
 
 #[test]
-fn no_string_of_a_spec_breaks_out_of_its_word_in_the_command() {
+fn every_string_of_a_spec_stays_one_word_of_the_command() {
     let directory = tempfile::tempdir().unwrap();
     let program = directory.path().join("printer");
     write_program(&program, "#!/bin/sh\nprintf '%s\\0' \"$@\" end\n");
     let (mut expected, mut script) = (Vec::new(), String::new());
     for (place, hostile, text) in hostile_documents() {
         for mut launch in launches(&place, &text) {
-            // A device of a macvtap would be opened first, and is not there.
+            // The command would open the device of a macvtap first, which does not exist.
             if !launch.needs.macvtaps.is_empty() {
                 continue;
             }
@@ -113,7 +113,7 @@ fn no_string_of_a_spec_breaks_out_of_its_word_in_the_command() {
             expected.extend(launch.arguments.iter().cloned().chain(["end".to_owned()]));
         }
     }
-    assert!(expected.len() > 1000, "some are taken");
+    assert!(expected.len() > 1000, "some are accepted");
     fs::write(directory.path().join("script"), script).unwrap();
     let printed = Command::new("sh").arg("-eu").arg(directory.path().join("script")).output().unwrap();
     assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
@@ -122,7 +122,7 @@ fn no_string_of_a_spec_breaks_out_of_its_word_in_the_command() {
     let difference = words.iter().zip(&expected).position(|(word, expected)| word != expected);
     assert_eq!(difference.map(|at| (words[at], &expected[at])), None);
     assert_eq!(words.len(), expected.len());
-    assert!(!directory.path().join("pwned").exists(), "a shell carried out a part of a spec");
+    assert!(!directory.path().join("pwned").exists(), "a shell executed a part of a spec");
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn names_that_are_paths_options_or_lines_are_refused_by_every_hypervisor() {
 }
 
 #[test]
-fn endless_strings_and_deep_documents_are_refused_or_taken_but_nothing_breaks() {
+fn endless_strings_and_deep_documents_cause_no_panic() {
     let long = "x".repeat(1 << 20);
     let deep = "[".repeat(100_000);
     for text in [
@@ -149,7 +149,7 @@ fn endless_strings_and_deep_documents_are_refused_or_taken_but_nothing_breaks() 
 }
 
 #[test]
-fn sockets_longer_than_the_kernel_takes_are_refused() {
+fn socket_paths_longer_than_the_kernel_supports_are_refused() {
     let long = format!("/run/{}", "s".repeat(103));
     let shares = json!([{"proto": "virtiofs", "tag": "t", "source": "/s", "mountPoint": "/s", "socket": long}]);
     for (field, fields) in [
@@ -166,7 +166,7 @@ fn sockets_longer_than_the_kernel_takes_are_refused() {
 }
 
 #[test]
-fn the_same_thing_twice_is_refused() {
+fn duplicate_images_tags_ids_and_sockets_are_refused() {
     let volume = json!({"image": "a.img", "size": 1, "mountPoint": "/a"});
     let share = json!({"tag": "t", "source": "/s", "mountPoint": "/s"});
     let interface = json!({"type": "tap", "id": "tap0", "mac": "02:00:00:00:00:01"});
@@ -181,7 +181,7 @@ fn the_same_thing_twice_is_refused() {
         let problems = check(&parse(&document.to_string()).unwrap()).unwrap_err();
         assert!(problems.iter().any(|problem| problem.option == told), "{told}: {problems:?}");
     }
-    // JSON with a field twice would mean different things to different readers.
+    // Different parsers would interpret JSON with a duplicate field differently.
     assert!(parse(r#"{"version": 1, "name": "web", "kernel": "/k", "name": "db"}"#).is_err());
 }
 
@@ -220,7 +220,7 @@ impl Host {
 }
 
 #[test]
-fn commands_take_no_name_that_is_a_path_an_option_or_a_line() {
+fn commands_refuse_names_that_are_paths_options_or_several_lines() {
     let host = Host::new();
     let long = "x".repeat(10_000);
     let names = ["", ".", "..", "../victim", "-rf", "a\nerror: b", "a\u{1b}[2J", "ü", "a b", "$(touch pwned)", &long];
@@ -236,7 +236,7 @@ fn commands_take_no_name_that_is_a_path_an_option_or_a_line() {
 }
 
 #[test]
-fn what_a_spec_says_does_not_steer_the_terminal() {
+fn errors_escape_control_characters_in_a_spec() {
     let host = Host::new();
     let spec = host.directory.path().join("machine.json");
     for text in [
@@ -249,7 +249,7 @@ fn what_a_spec_says_does_not_steer_the_terminal() {
         fs::write(&spec, text.to_string()).unwrap();
         for command in ["check", "explain", "run", "stop", "console", "volumes"] {
             let output = host.microvm(&[command, spec.to_str().unwrap()]);
-            // What is remembered about the host does no harm.
+            // Remembered facts about the host are kept here and do no harm.
             let _ = fs::remove_file(host.directory.path().join("run/host-facts.json"));
             let said = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(2), "{command} {text}: {said}");

@@ -1,5 +1,5 @@
 //! `microvm create|update|list|ssh|delete...` on a temporary state directory, with real Nix and a real flake. Only
-//! systemctl, journalctl and ssh are recorders, which write down how they were called.
+//! systemctl, journalctl and ssh are replaced, by programs that record their arguments.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,7 +22,7 @@ struct Host {
 }
 
 impl Host {
-    /// Without Nix or root there is nothing to test against.
+    /// Returns `None` without Nix or root, which the tests require.
     fn new() -> Option<Self> {
         let has_nix = Command::new("nix").arg("--version").output().is_ok_and(|output| output.status.success());
         let is_usable = has_nix && nix::unistd::geteuid().is_root() && Path::new("/usr/bin/busybox").exists();
@@ -36,7 +36,7 @@ impl Host {
         for directory in ["bin", "machines", "gcroots", "flake", "store"] {
             fs::create_dir(host.path(directory)).unwrap();
         }
-        // An active unit is a file of its name.
+        // A unit is active if a file with its name exists.
         host.recorder(
             "systemctl",
             "case $1 in show) [ ! -e \"$RECORDS/$4\" ] || echo active ;; cat) [ -e \"$RECORDS/$2\" ] ;; esac",
@@ -56,7 +56,7 @@ impl Host {
         write_program(&path, &format!("#!/bin/sh\necho {name} \"$@\" >>\"$RECORDS/calls\"\n{script}\n"));
     }
 
-    /// A flake with these machines; what is not `Ok` is an expression that fails.
+    /// Writes a flake with these machines. An `Err` is an expression that cannot be evaluated.
     fn flake(&self, machines: &[(&str, Result<&str, &str>)]) {
         let machine = |(name, content): &(&str, Result<&str, &str>)| match content {
             Ok(content) => format!(
@@ -94,14 +94,14 @@ impl Host {
             .unwrap()
     }
 
-    /// What it says on stdout; it must succeed.
+    /// Runs a command that must succeed, and returns its stdout.
     fn done(&self, arguments: &[&str]) -> String {
         let output = self.microvm(arguments);
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What it says on stderr; it must end with this code.
+    /// Runs a command that must exit with this code, and returns its stderr.
     fn refused(&self, code: i32, arguments: &[&str]) -> String {
         let output = self.microvm(arguments);
         let said = String::from_utf8(output.stderr).unwrap();
@@ -123,7 +123,7 @@ fn a_machine_is_created_updated_listed_and_deleted() {
     let Some(host) = Host::new() else { return };
     host.flake(&[("web", Ok("one"))]);
 
-    // A relative path means the same wherever the next command is started.
+    // A relative path of a flake is stored as an absolute one.
     let directory = host.done(&["-f", "flake", "-c", "web"]);
     assert_eq!(directory.trim(), host.path("machines/web").to_str().unwrap());
     let flake = fs::read_to_string(host.path("machines/web/flake")).unwrap();
@@ -145,7 +145,7 @@ fn a_machine_is_created_updated_listed_and_deleted() {
     assert_ne!(host.current("web"), first);
     let restarts = || host.calls().matches("systemctl restart").count();
     assert_eq!(restarts(), 1);
-    // One that does not run is started, and one that is what it shall be is left alone.
+    // A machine that does not run is started; one that runs the current system is not restarted.
     fs::remove_file(host.path("machines/web/booted")).unwrap();
     host.done(&["update", "web", "-R"]);
     assert_eq!(restarts(), 2);
@@ -188,7 +188,7 @@ fn one_broken_machine_does_not_hide_the_others() {
     assert!(rows[1]["problem"].as_str().unwrap().contains("b is broken"), "{rows:#}");
     assert!(rows[3]["problem"].as_str().unwrap().contains("current"), "{rows:#}");
 
-    // The one that can be built is, and the others keep what they have.
+    // The machine that can be built is updated, and the others keep their runners.
     let before = host.current("b");
     let said = host.refused(1, &["update", "b", "a"]);
     assert!(said.contains("error: b: nix build failed") && said.contains("a is current"), "{said}");
@@ -196,12 +196,12 @@ fn one_broken_machine_does_not_hide_the_others() {
 }
 
 #[test]
-fn a_creation_that_fails_leaves_nothing() {
+fn a_failed_creation_leaves_nothing() {
     let Some(host) = Host::new() else { return };
     host.flake(&[("web", Err("throw \"no\""))]);
     host.refused(1, &["create", "web", "--flake", "flake"]);
     assert!(fs::read_dir(host.path("machines")).unwrap().next().is_none());
-    // What a killed one left is in nobody's way.
+    // Remains of a killed creation do not get in the way.
     fs::create_dir(host.path("machines/.web.new")).unwrap();
     host.flake(&[("web", Ok("one"))]);
     host.done(&["create", "web", "--flake", "flake"]);
@@ -209,7 +209,7 @@ fn a_creation_that_fails_leaves_nothing() {
 }
 
 #[test]
-fn one_of_several_processes_that_create_a_machine_at_once_makes_it_and_the_others_say_so() {
+fn of_several_processes_that_create_a_machine_only_one_succeeds() {
     let Some(host) = Host::new() else { return };
     host.flake(&[("web", Ok("one"))]);
     let outputs: Vec<Output> = std::thread::scope(|scope| {
@@ -221,7 +221,7 @@ fn one_of_several_processes_that_create_a_machine_at_once_makes_it_and_the_other
     for output in outputs.iter().filter(|output| !output.status.success()) {
         assert!(String::from_utf8_lossy(&output.stderr).contains("already exists"), "{output:?}");
     }
-    // The same for updates: each sees a whole machine, and nothing is left beside it.
+    // The same for updates: each process sees a complete machine, and nothing else is left behind.
     host.flake(&[("web", Ok("two"))]);
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -246,7 +246,7 @@ fn a_machine_does_not_appear_before_its_runner_has_a_root() {
     fs::write(host.path("gcroots"), "in the way").unwrap();
     host.refused(1, &["create", "web", "--flake", "flake"]);
     assert!(fs::read_dir(host.path("machines")).unwrap().next().is_none());
-    // What a deletion that was interrupted left does not come back.
+    // The remains of an interrupted deletion do not reappear in a new machine.
     fs::remove_file(host.path("gcroots")).unwrap();
     fs::create_dir(host.path("machines/.web.new")).unwrap();
     fs::write(host.path("machines/.web.new/var.img"), "of a deleted machine").unwrap();
@@ -255,7 +255,7 @@ fn a_machine_does_not_appear_before_its_runner_has_a_root() {
 }
 
 #[test]
-fn names_and_flakes_are_checked_before_anything_is_done() {
+fn invalid_names_and_flakes_are_refused_before_any_change() {
     let Some(host) = Host::new() else { return };
     for name in ["../web", "a/b", ".", "a b", "a@b"] {
         assert!(
@@ -273,7 +273,7 @@ fn names_and_flakes_are_checked_before_anything_is_done() {
 }
 
 #[test]
-fn services_are_systemds() {
+fn service_commands_are_passed_to_systemd() {
     let Some(host) = Host::new() else { return };
     let machine = host.path("machines/web");
     fs::create_dir_all(machine.join("runner/bin")).unwrap();
@@ -299,7 +299,8 @@ fn services_are_systemds() {
         assert!(calls.contains(call), "{calls}");
     }
 
-    // A machine of the host's configuration is the host's to update; when it left that, it is stopped and told of.
+    // A machine of the host's configuration is updated with the host. After it was removed from the configuration,
+    // prune stops and lists it.
     assert!(host.refused(2, &["update", "web"]).contains("nixos-rebuild"));
     fs::write(host.path("install-microvm-web.service"), "").unwrap();
     assert_eq!(host.done(&["prune"]), "");
@@ -309,7 +310,7 @@ fn services_are_systemds() {
 }
 
 #[test]
-fn ssh_goes_through_this_program() {
+fn ssh_uses_this_program_as_its_proxy() {
     let Some(host) = Host::new() else { return };
     let facts = host.path("runner/share/microvm");
     fs::create_dir_all(&facts).unwrap();
@@ -327,17 +328,17 @@ fn ssh_goes_through_this_program() {
     assert!(calls[1].contains("machines/web/web.vsock' 22"), "{calls:?}");
 }
 
-/// A user of this host who runs machines, such as one that a guest has taken over.
+/// A user of this host who runs machines, and whom a guest may have taken control of.
 const OTHER_USER: u32 = 65534;
 
 #[test]
-fn root_follows_no_link_that_another_user_has_put_into_a_machines_directory() {
+fn root_does_not_follow_links_of_another_user_in_a_machines_directory() {
     let Some(host) = Host::new() else { return };
     host.flake(&[("web", Ok("one"))]);
     host.done(&["create", "web", "--flake", "flake"]);
     let machine = host.path("machines/web");
     let runner = host.current("web");
-    // What root would run or believe.
+    // Files that root would run or trust.
     let theirs = host.path("theirs");
     fs::create_dir_all(theirs.join("share/microvm")).unwrap();
     fs::create_dir(theirs.join("bin")).unwrap();
@@ -375,7 +376,7 @@ fn root_follows_no_link_that_another_user_has_put_into_a_machines_directory() {
     fs::remove_file(machine.join("current")).unwrap();
     symlink(&runner, machine.join("current")).unwrap();
 
-    // A link, and a file of the other user.
+    // A symbolic link, and a file of the other user.
     let flake = host.path("flake").canonicalize().unwrap();
     fs::remove_file(machine.join("flake")).unwrap();
     symlink(host.path("flake/flake.nix"), machine.join("flake")).unwrap();
@@ -394,7 +395,7 @@ fn root_follows_no_link_that_another_user_has_put_into_a_machines_directory() {
 }
 
 #[test]
-fn machined_is_told_of_a_machine() {
+fn a_machine_is_registered_with_machined() {
     let Some(host) = Host::new() else { return };
     let spec = r#"{"version": 1, "name": "web", "kernel": "/k", "machineId": "0102030405060708090a0b0c0d0e0fff"}"#;
     fs::write(host.path("web.json"), spec).unwrap();

@@ -1,11 +1,12 @@
-//! The layers of the crate, held by reading the sources: what is pure touches nothing, what is apart stays apart.
+//! The layers of the crate, checked in the source text: pure modules have no effects, and separate modules do not use
+//! each other.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test reports by failing")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules of the pure half: from text to launch.
+/// The modules of the pure part: from text to launch.
 const PURE: [&str; 14] = [
     "capability",
     "cmdline",
@@ -23,7 +24,7 @@ const PURE: [&str; 14] = [
     "validate",
 ];
 
-/// What touches files, processes, the environment, the network or the clock.
+/// Text that indicates access to files, processes, the environment, the network or the clock.
 const EFFECTS: [&str; 13] = [
     "std::fs",
     "std::process",
@@ -40,8 +41,8 @@ const EFFECTS: [&str; 13] = [
     ".metadata()",
 ];
 
-/// What follows a path that another user may have changed since it was looked at. Directories are removed by std, which
-/// follows no links (`remove_dir_all`).
+/// Calls that follow a path which another user may have changed in the meantime. std's `remove_dir_all` is not among
+/// them, because it does not follow symbolic links.
 const BY_PATH: [&str; 15] = [
     "fs::write(",
     "File::create",
@@ -64,13 +65,13 @@ fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
-/// The Rust files of a module: its own and those below it.
+/// Returns the Rust files of a module and its submodules.
 fn files_of_module(directory: &Path, name: &str) -> Vec<(PathBuf, String)> {
     let places = [directory.join(format!("{name}.rs")), directory.join(name)];
     places.iter().filter(|path| path.exists()).flat_map(|path| files_at(path)).collect()
 }
 
-/// The Rust files at and below the path, with the part that is not tests.
+/// Returns the Rust files at and below the path, without their tests.
 fn files_at(path: &Path) -> Vec<(PathBuf, String)> {
     if path.is_dir() {
         let entries = fs::read_dir(path).expect("a directory of sources");
@@ -97,10 +98,10 @@ fn uses_of<'word>(files: &[(PathBuf, String)], words: &[&'word str]) -> Vec<(Pat
 }
 
 #[test]
-fn the_pure_half_touches_nothing() {
+fn pure_modules_have_no_effects() {
     for name in PURE {
         let files = files_of_module(&sources(), name);
-        assert!(!files.is_empty(), "{name} is gone: take it from the list");
+        assert!(!files.is_empty(), "{name} no longer exists: remove it from the list");
         assert_eq!(uses_of(&files, &EFFECTS), [], "{name} is pure");
     }
 }
@@ -109,11 +110,11 @@ fn the_pure_half_touches_nothing() {
 fn files_are_created_changed_and_removed_by_descriptor_only() {
     let mut files = files_at(&sources());
     assert!(files.len() > 20, "the sources are found");
-    // The one module that does.
+    // The module that is allowed to.
     files.retain(|(path, _)| !path.ends_with("place.rs"));
     files.retain(|(path, _)| !path.ends_with("test_program.rs"));
-    // Root's work in directories that only root can change: those of all machines, and a machine's root directory while it
-    // is made. What is in a state directory is reached by descriptors there, too.
+    // Root's work in directories that only root can change: the directory of all machines, and a machine's root
+    // directory while it is built. These modules, too, reach the content of a state directory through descriptors.
     let in_roots_directories = [
         "isolation/contents.rs",
         "isolation/directory.rs",
@@ -127,14 +128,14 @@ fn files_are_created_changed_and_removed_by_descriptor_only() {
     assert!(binds.is_empty(), "crate::place binds sockets: {binds:?}");
 }
 
-/// Addresses of the kernel and of vsock are no paths.
+/// Addresses of netlink and of vsock are not paths.
 fn binds_a_path(line: &str) -> bool {
     let is_call = line.contains("::bind(") || (line.contains(" bind(") && !line.contains("fn bind("));
     is_call && !line.contains("&NetlinkAddr::new(") && !line.contains("&VsockAddr::new(")
 }
 
 #[test]
-fn the_library_knows_no_command_line() {
+fn the_library_does_not_use_the_command_line() {
     let entries = fs::read_dir(sources()).expect("the sources");
     let paths = entries.map(|entry| entry.expect("an entry").path());
     let library = paths.filter(|path| !["cli", "cli.rs", "main.rs"].iter().any(|name| path.ends_with(name)));
@@ -144,14 +145,14 @@ fn the_library_knows_no_command_line() {
 }
 
 #[test]
-fn hypervisors_do_not_know_each_other() {
+fn hypervisor_modules_do_not_use_each_other() {
     let names = ["qemu", "cloud_hypervisor", "firecracker", "crosvm", "kvmtool"];
     for name in names {
         let files = files_of_module(&sources().join("hypervisor"), name);
         assert!(!files.is_empty(), "{name} has sources");
         for other in names.iter().filter(|other| **other != name) {
             let uses = [format!("super::{other}"), format!("hypervisor::{other}")];
-            assert_eq!(uses_of(&files, &uses.each_ref().map(String::as_str)), [], "{name} knows {other}");
+            assert_eq!(uses_of(&files, &uses.each_ref().map(String::as_str)), [], "{name} uses {other}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! How a launch depends on the host: without KVM, with old versions, with the kernel image that there is.
+//! How a launch depends on the host: without KVM, with old versions, with different kernel images.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test reports by failing")]
 
 use launcher::capability::Feature;
 use launcher::facts::{Architecture, Desktop, HostFacts, KernelForm, Kvm, RenderNode, Version};
@@ -32,7 +32,7 @@ fn refusals(fields: Value, facts: &HostFacts, hypervisor: Hypervisor) -> Vec<Str
     refusals.refusals.iter().map(ToString::to_string).collect()
 }
 
-/// The value after that option.
+/// Returns the argument after that option.
 fn value<'launch>(launch: &'launch Launch, option: &str) -> &'launch str {
     let at = launch.arguments.iter().position(|argument| argument == option);
     at.map(|at| launch.arguments[at + 1].as_str()).unwrap_or_else(|| panic!("no {option} in {:?}", launch.arguments))
@@ -60,17 +60,17 @@ fn without_kvm_qemu_emulates_with_a_warning_and_the_others_refuse() {
 }
 
 #[test]
-fn emulation_can_be_asked_for() {
+fn emulation_can_be_requested_without_a_warning() {
     for fields in [json!({"qemu": {"accelerator": "tcg"}}), json!({"qemu": {"machineOpts": {"accel": "tcg"}}})] {
         let launch = launch(fields, &host(), Hypervisor::Qemu);
         assert!(value(&launch, "-machine").contains("accel=tcg"));
-        assert_eq!(launch.warnings, [""; 0], "what was asked for needs no warning");
+        assert_eq!(launch.warnings, [""; 0], "a requested emulation needs no warning");
         assert_eq!((value(&launch, "-cpu"), launch.needs.kvm), ("max", KvmUse::NotUsed));
     }
 }
 
 #[test]
-fn a_named_cpu_model_keeps_kvm() {
+fn a_cpu_model_is_used_with_kvm_where_kvm_supports_it() {
     let named = launch(json!({"cpu": "EPYC,+x2apic"}), &host(), Hypervisor::Qemu);
     assert!(value(&named, "-machine").contains("accel=kvm"), "{:?}", named.arguments);
     assert_eq!((value(&named, "-cpu"), named.warnings.len()), ("EPYC,+x2apic", 0));
@@ -86,7 +86,7 @@ fn a_named_cpu_model_keeps_kvm() {
 }
 
 #[test]
-fn the_cpu_of_the_host_is_refused_where_it_would_be_emulated() {
+fn the_cpu_model_host_is_refused_when_emulating() {
     let without = HostFacts { kvm: Kvm::Unusable("/dev/kvm is not there".to_owned()), ..host() };
     let refused = refusals(json!({"cpu": "host"}), &without, Hypervisor::Qemu);
     let expected = "web: cpu: qemu has the CPU model `host` only with KVM, but /dev/kvm is not there; \
@@ -97,7 +97,7 @@ fn the_cpu_of_the_host_is_refused_where_it_would_be_emulated() {
 }
 
 #[test]
-fn more_cpus_than_a_hypervisor_has_are_refused() {
+fn more_cpus_than_a_hypervisor_supports_are_refused() {
     for (hypervisor, most) in [
         (Hypervisor::Qemu, 288),
         (Hypervisor::CloudHypervisor, 8192),
@@ -117,7 +117,7 @@ fn more_cpus_than_a_hypervisor_has_are_refused() {
 }
 
 #[test]
-fn hot_plugged_memory_of_cloud_hypervisor_comes_in_steps() {
+fn hot_plugged_memory_of_cloud_hypervisor_must_be_a_multiple_of_its_step() {
     let on = |most: u64, initial: u64| json!({"hotplugMem": most, "hotpluggedMem": initial});
     launch(on(256, 128), &host(), Hypervisor::CloudHypervisor);
     for (fields, option) in [(on(200, 0), "hotplugMem"), (on(256, 64), "hotpluggedMem")] {
@@ -138,7 +138,7 @@ fn an_initrd_that_is_larger_than_the_memory_is_refused() {
 }
 
 #[test]
-fn kernel_parameters_beyond_ascii_are_refused_where_they_stop_the_start() {
+fn kernel_parameters_beyond_ascii_are_refused_where_they_are_unsupported() {
     let fields = || json!({"kernelParams": ["quiet", "name=m\u{fc}ller"]});
     for hypervisor in [Hypervisor::CloudHypervisor, Hypervisor::Crosvm] {
         let refused = refusals(fields(), &host(), hypervisor);
@@ -153,7 +153,7 @@ fn kernel_parameters_beyond_ascii_are_refused_where_they_stop_the_start() {
 }
 
 #[test]
-fn sockets_that_the_launcher_binds_keep_the_limit_where_they_lie() {
+fn sockets_that_the_launcher_binds_are_refused_if_their_absolute_path_is_too_long() {
     let deep = HostFacts::assumed(HostPath::new(format!("/{}", "d".repeat(85))));
     let console = refusals(json!({"consoleSocket": "a-console-of-web.sock"}), &deep, Hypervisor::Qemu);
     assert!(console[0].contains("web: consoleSocket: qemu needs a socket at /ddd"), "{console:?}");
@@ -172,14 +172,14 @@ fn sockets_that_the_launcher_binds_keep_the_limit_where_they_lie() {
 }
 
 #[test]
-fn a_relative_9p_share_of_crosvm_is_given_by_its_whole_path() {
+fn crosvm_gets_the_absolute_path_of_a_relative_9p_share() {
     let share = json!({"shares": [{"tag": "t", "source": "data", "mountPoint": "/data"}]});
     let launch = launch(share, &host(), Hypervisor::Crosvm);
     assert_eq!(value(&launch, "--shared-dir"), "/var/lib/microvms/web/data:t:type=p9");
 }
 
 #[test]
-fn huge_pages_need_their_file_system_where_the_hypervisor_looks_at_it() {
+fn huge_pages_require_hugetlbfs_where_the_hypervisor_reads_it() {
     for hypervisor in Hypervisor::ALL {
         let needs = launch(json!({"hugepageMem": true}), &host(), hypervisor).needs;
         let looks = matches!(hypervisor, Hypervisor::CloudHypervisor | Hypervisor::Kvmtool);
@@ -188,7 +188,7 @@ fn huge_pages_need_their_file_system_where_the_hypervisor_looks_at_it() {
 }
 
 #[test]
-fn the_software_kvm_gets_a_cpu_that_it_knows_and_a_warning() {
+fn software_kvm_gets_a_supported_cpu_and_a_warning() {
     let facts = HostFacts { kvm: Kvm::UsableSoftware, ..host() };
     let qemu = launch(json!({}), &facts, Hypervisor::Qemu);
     assert_eq!(value(&qemu, "-cpu"), "host,-arch-capabilities");
@@ -200,7 +200,7 @@ fn the_software_kvm_gets_a_cpu_that_it_knows_and_a_warning() {
 }
 
 #[test]
-fn qemu_takes_a_machine_with_pci_where_the_small_one_is_too_small() {
+fn qemu_uses_a_machine_with_pci_if_the_devices_exceed_microvm() {
     let volumes = |count: usize| {
         let volumes = (0..count).map(|index| json!({"image": format!("{index}.img"), "size": 1}));
         json!({"volumes": volumes.collect::<Vec<_>>()})
@@ -227,7 +227,7 @@ fn machine_options_of_the_user_replace_the_chosen_ones() {
 }
 
 #[test]
-fn an_older_cloud_hypervisor_is_told_only_what_it_knows() {
+fn an_older_cloud_hypervisor_gets_only_options_that_it_supports() {
     let disk = json!({"volumes": [{"image": "a.img", "size": 1}], "machineId": "a67472e5570e5c8ab18cae3c77701050"});
     let old = |version| HostFacts { versions: [(Hypervisor::CloudHypervisor, version)].into(), ..host() };
     let launch_on = |version| launch(disk.clone(), &old(version), Hypervisor::CloudHypervisor);
@@ -241,7 +241,7 @@ fn an_older_cloud_hypervisor_is_told_only_what_it_knows() {
 }
 
 #[test]
-fn an_older_firecracker_is_told_only_what_it_knows() {
+fn an_older_firecracker_gets_only_fields_that_it_supports() {
     let facts = HostFacts { versions: [(Hypervisor::Firecracker, Version(1, 13, 1))].into(), ..host() };
     let balloon = launch(json!({"balloon": true}), &facts, Hypervisor::Firecracker);
     assert!(!balloon.files[0].content.contains("free_page_reporting"));
@@ -250,7 +250,7 @@ fn an_older_firecracker_is_told_only_what_it_knows() {
 }
 
 #[test]
-fn firecracker_keeps_its_limits() {
+fn a_machine_beyond_firecrackers_limits_is_refused() {
     let on = |fields| refusals(fields, &host(), Hypervisor::Firecracker);
     assert!(on(json!({"vcpu": 33}))[0].starts_with("web: vcpu: firecracker supports at most 32 CPUs"));
     assert!(on(json!({"hotplugMem": 200, "hotpluggedMem": 0}))[0].contains("plugs memory in slots of 128 MiB"));
@@ -261,7 +261,7 @@ fn firecracker_keeps_its_limits() {
 }
 
 #[test]
-fn a_kernel_of_the_wrong_form_is_refused_by_the_hypervisor_that_cannot_boot_it() {
+fn a_kernel_form_that_a_hypervisor_cannot_boot_is_refused() {
     use Hypervisor::{CloudHypervisor, Crosvm, Firecracker, Kvmtool, Qemu};
     for (form, able) in [
         (KernelForm::BzImage, vec![Qemu, CloudHypervisor, Firecracker, Crosvm, Kvmtool]),
@@ -284,7 +284,7 @@ fn a_kernel_of_the_wrong_form_is_refused_by_the_hypervisor_that_cannot_boot_it()
 }
 
 #[test]
-fn a_kernel_command_line_that_would_be_cut_off_is_refused() {
+fn a_kernel_command_line_that_would_be_truncated_is_refused() {
     let fields = |bytes: usize| json!({"kernelParams": ["x".repeat(bytes)]});
     for hypervisor in Hypervisor::ALL {
         let refused = refusals(fields(2047), &host(), hypervisor);
@@ -294,7 +294,7 @@ fn a_kernel_command_line_that_would_be_cut_off_is_refused() {
 }
 
 #[test]
-fn taps_have_as_many_queues_as_the_hypervisor_opens() {
+fn taps_have_the_number_of_queues_that_the_hypervisor_opens() {
     let fields =
         || json!({"vcpu": 4, "user": "alice", "interfaces": [{"type": "tap", "id": "t0", "mac": "02:00:00:00:00:01"}]});
     for (hypervisor, pairs) in [
@@ -312,7 +312,7 @@ fn taps_have_as_many_queues_as_the_hypervisor_opens() {
 }
 
 #[test]
-fn crosvm_opens_a_tap_with_vhost_net_by_a_single_queue() {
+fn crosvm_opens_a_tap_with_vhost_net_with_a_single_queue() {
     let interface = json!({"type": "tap", "id": "t0", "mac": "02:00:00:00:00:01", "tap": {"vhost": true}});
     let launch = launch(json!({"vcpu": 4, "interfaces": [interface]}), &host(), Hypervisor::Crosvm);
     assert_eq!(value(&launch, "--net"), "tap-name=t0,mac=02:00:00:00:00:01,vhost-net");
@@ -325,7 +325,7 @@ fn a_machine_with_more_devices_than_slots_is_refused() {
         let volumes = (0..count).map(|index| json!({"image": format!("{index}.img"), "size": 1}));
         json!({"volumes": volumes.collect::<Vec<_>>()})
     };
-    // Next to the disks there are the entropy source, and cloud-hypervisor's watchdog.
+    // Besides the disks, there are the entropy source and cloud-hypervisor's watchdog.
     for (hypervisor, most) in [
         (Hypervisor::Qemu, 29),
         (Hypervisor::CloudHypervisor, 29),
@@ -339,14 +339,14 @@ fn a_machine_with_more_devices_than_slots_is_refused() {
 }
 
 #[test]
-fn credentials_come_by_fw_cfg_or_in_the_initrd() {
+fn credentials_are_passed_by_fw_cfg_or_in_the_initrd() {
     let fields = || json!({"credentialFiles": {"token": "/run/secrets/token"}});
     let qemu = launch(fields(), &host(), Hypervisor::Qemu);
     assert_eq!(value(&qemu, "-fw_cfg"), "name=opt/io.systemd.credentials/token,file=/run/secrets/token");
     assert_eq!(qemu.needs.initrd, None);
     for hypervisor in Hypervisor::ALL.into_iter().skip(1) {
         let launch = launch(fields(), &host(), hypervisor);
-        let initrd = launch.needs.initrd.expect("an initrd put together at start");
+        let initrd = launch.needs.initrd.expect("an initrd composed at the start");
         assert_eq!((initrd.base.as_str(), initrd.descriptor), ("/k/initrd", 100));
         let spoken =
             launch.arguments.join(" ") + &launch.files.iter().map(|file| file.content.clone()).collect::<String>();
@@ -359,7 +359,7 @@ fn credentials_come_by_fw_cfg_or_in_the_initrd() {
 }
 
 #[test]
-fn the_guest_says_that_it_is_ready_where_the_hypervisor_brings_it() {
+fn the_guest_notifies_the_port_or_socket_of_its_hypervisor() {
     let fields = || json!({"vsock": {"cid": 42, "notify": true}});
     let port = (1 << 30) + 42;
     for hypervisor in Hypervisor::ALL {
@@ -391,7 +391,7 @@ fn the_sandbox_of_qemu_is_off_only_for_the_bridge_helper() {
 }
 
 #[test]
-fn options_that_firecracker_takes_once_are_not_given_twice() {
+fn options_that_firecracker_accepts_once_are_not_given_twice() {
     let extra = |arguments: Value| json!({"firecracker": {"extraArgs": arguments}});
     let plain = launch(json!({}), &host(), Hypervisor::Firecracker);
     assert_eq!(value(&plain, "--level"), "Warning");
@@ -403,7 +403,7 @@ fn options_that_firecracker_takes_once_are_not_given_twice() {
 }
 
 #[test]
-fn kvmtools_socket_lies_below_its_home_and_keeps_the_limit() {
+fn kvmtools_socket_is_below_its_home_and_a_path_that_is_too_long_is_refused() {
     let launch = launch(json!({}), &host(), Hypervisor::Kvmtool);
     assert_eq!(launch.environment["HOME"], "/var/lib/microvms/web");
     assert_eq!(launch.control.expect("a socket").path.as_str(), "/var/lib/microvms/web/.lkvm/web.sock");
@@ -415,7 +415,7 @@ fn kvmtools_socket_lies_below_its_home_and_keeps_the_limit() {
 }
 
 #[test]
-fn a_host_without_io_uring_does_without() {
+fn without_io_uring_disks_use_threads_or_synchronous_io() {
     let facts = HostFacts { io_uring_is_usable: false, ..host() };
     let disk = || json!({"storeDisk": {"image": "/s.squashfs"}});
     assert!(value(&launch(disk(), &facts, Hypervisor::Qemu), "-drive").contains("aio=threads"));
@@ -425,7 +425,7 @@ fn a_host_without_io_uring_does_without() {
 }
 
 #[test]
-fn a_crosvm_built_without_the_balloon_is_not_told_to_leave_it_out() {
+fn a_crosvm_built_without_the_balloon_does_not_get_the_option_no_balloon() {
     let facts = HostFacts { crosvm_has_balloon: false, ..host() };
     assert!(!launch(json!({}), &facts, Hypervisor::Crosvm).arguments.contains(&"--no-balloon".to_owned()));
     assert!(refusals(json!({"balloon": true}), &facts, Hypervisor::Crosvm)[0].contains("is built without the balloon"));
@@ -439,7 +439,7 @@ fn graphics(fields: Value) -> Value {
     json!({"graphics": graphics})
 }
 
-/// A host without a graphics card, with such windows.
+/// Returns a host without a graphics card, but with these displays.
 fn without_card(wayland: Option<&str>, x11: Option<&str>) -> HostFacts {
     let desktop = Desktop {
         wayland_socket: wayland.map(HostPath::from),
@@ -450,7 +450,7 @@ fn without_card(wayland: Option<&str>, x11: Option<&str>) -> HostFacts {
 }
 
 #[test]
-fn a_screen_is_drawn_by_the_host_where_it_can() {
+fn the_host_renders_the_screen_if_it_can() {
     let on = |fields: Value, facts: &HostFacts| {
         let launch = launch(graphics(fields), facts, Hypervisor::Qemu);
         let card = launch.arguments.iter().find(|argument| argument.starts_with("virtio-gpu")).cloned();
@@ -466,7 +466,7 @@ fn a_screen_is_drawn_by_the_host_where_it_can() {
     assert_eq!(on(headless(json!(false)), &host()), expect("none", "virtio-gpu-pci"));
     let x11 = without_card(None, Some(":0"));
     assert_eq!(on(json!({"gl": false}), &x11), expect("gtk,gl=off", "virtio-gpu-pci"));
-    assert_eq!(on(json!({"gl": true}), &x11), expect("gtk,gl=on", "virtio-gpu-gl-pci"), "the desktop's own draws");
+    assert_eq!(on(json!({"gl": true}), &x11), expect("gtk,gl=on", "virtio-gpu-gl-pci"), "the desktop's OpenGL renders");
     let (display, card, warnings) = on(headless(Value::Null), &x11);
     assert_eq!((display.as_str(), card.as_str()), ("none", "virtio-gpu-pci"));
     let warning =
@@ -477,7 +477,7 @@ fn a_screen_is_drawn_by_the_host_where_it_can() {
 }
 
 #[test]
-fn a_window_needs_a_desktop() {
+fn a_window_without_a_desktop_is_refused() {
     let bare = without_card(None, None);
     let refused = refusals(graphics(json!({"gl": false})), &bare, Hypervisor::Qemu);
     assert_eq!(refused.len(), 1);
@@ -504,7 +504,7 @@ fn the_graphics_card_of_crosvm_is_a_process_beside_it() {
 }
 
 #[test]
-fn a_screen_takes_three_slots_of_pci() {
+fn a_screen_uses_three_pci_slots() {
     let mut fields = graphics(json!({}));
     let volumes = (0..27).map(|index| json!({"image": format!("{index}.img"), "size": 1}));
     fields["volumes"] = volumes.collect::<Vec<_>>().into();
@@ -516,7 +516,7 @@ fn a_screen_takes_three_slots_of_pci() {
 }
 
 #[test]
-fn vulkan_takes_a_new_qemu_and_the_hosts_opengl() {
+fn vulkan_requires_a_new_qemu_and_the_hosts_opengl() {
     let fields = || graphics(json!({"vulkan": "venus", "hostmem": "4G"}));
     let new = launch(fields(), &host(), Hypervisor::Qemu);
     assert!(new.arguments.contains(&"virtio-gpu-gl-pci,addr=0x1c,blob=on,hostmem=4G,venus=on".to_owned()), "{new:?}");
@@ -533,7 +533,7 @@ fn vulkan_takes_a_new_qemu_and_the_hosts_opengl() {
 }
 
 #[test]
-fn on_arm_the_machine_is_virt_and_the_console_another() {
+fn on_arm_the_machine_model_is_virt_and_the_console_is_ttyama0() {
     let facts = HostFacts { architecture: Architecture::Aarch64, ..host() };
     let qemu = launch(json!({}), &facts, Hypervisor::Qemu);
     assert_eq!(qemu.program.as_str(), "qemu-system-aarch64");
@@ -558,7 +558,7 @@ fn a_guest_of_another_architecture_is_emulated_or_refused() {
     assert!(refusals(strict, &host(), Hypervisor::Qemu)[0].contains("can only be emulated"));
 }
 
-/// The smallest machine that asks for the feature; null if no option does.
+/// Returns the smallest machine that uses the feature; null if no option does.
 fn asking_for(feature: Feature) -> Value {
     let volume = |name: &str, value: Value| json!({"volumes": [{"image": "a", "autoCreate": false, name: value}]});
     let share = |proto: &str, name: &str, value: Value| json!({"shares": [{"proto": proto, "tag": "t", "source": "/s", "mountPoint": "/s", name: value}]});
@@ -606,7 +606,7 @@ fn asking_for(feature: Feature) -> Value {
 }
 
 #[test]
-fn the_tables_say_what_lowering_does() {
+fn the_capability_tables_match_lowering() {
     for feature in Feature::ALL {
         let fields = asking_for(feature);
         if fields.is_null() {
@@ -625,7 +625,7 @@ fn the_tables_say_what_lowering_does() {
 }
 
 #[test]
-fn what_the_guest_cannot_feel_is_left_out_with_a_warning() {
+fn features_that_the_guest_does_not_need_are_omitted_with_a_warning() {
     let fields = json!({"volumes": [{"image": "a.img", "size": 1, "serial": "s", "direct": true}]});
     let launch = launch(fields, &host(), Hypervisor::Firecracker);
     assert_eq!(launch.warnings.len(), 2, "{:?}", launch.warnings);
@@ -634,7 +634,7 @@ fn what_the_guest_cannot_feel_is_left_out_with_a_warning() {
 }
 
 #[test]
-fn everything_that_must_be_there_is_named() {
+fn the_launch_lists_everything_that_must_exist() {
     let fields = json!({
         "vmlinux": "/k/vmlinux",
         "storeDisk": {"plan": "/s/plan.json"},
@@ -660,7 +660,7 @@ fn everything_that_must_be_there_is_named() {
     assert_eq!(needs.pre_start, [["/bin/true"]]);
     let sockets: Vec<_> = needs.sockets_to_remove.iter().map(HostPath::as_str).collect();
     assert_eq!(sockets, ["web-virtiofs-t.sock", "web.sock"]);
-    // The host's own service may serve the share already.
+    // A service of the host may serve the share already.
     let to_clear: Vec<_> = needs.sockets_to_clear().map(HostPath::as_str).collect();
     assert_eq!(to_clear, ["web.sock"]);
 }

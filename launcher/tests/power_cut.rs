@@ -1,6 +1,6 @@
-//! Power cuts: what the launcher has written is whole afterwards, or not there.
+//! Power cuts: files that the launcher has written are complete afterwards, or do not exist.
 //!
-//! A file system on a loop device is shut down without writing its log, as a power cut would leave it, and mounted again.
+//! A file system on a loop device is shut down without writing its log, as in a power cut, and mounted again.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,14 +18,14 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A file system that can lose its power.
+/// A file system whose power can be cut.
 struct Disk {
     image: PathBuf,
     point: PathBuf,
 }
 
 impl Disk {
-    /// `None`, with the reason told, where nothing can be mounted.
+    /// Returns `None` and prints the reason if nothing can be mounted.
     fn new(directory: &Path, kind: &str) -> Option<Self> {
         let disk = Self { image: directory.join(format!("{kind}.disk")), point: directory.join(kind) };
         if !nix::unistd::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
@@ -36,8 +36,8 @@ impl Disk {
             eprintln!("skipped: this kernel has no {kind}");
             return None;
         }
-        // In a mount namespace of this thread: a copy of the mount in the namespace of another program would keep the file
-        // system alive when it is unmounted here.
+        // In a mount namespace of this thread, because a copy of the mount in another program's namespace would keep
+        // the file system alive after it is unmounted here.
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
@@ -59,22 +59,22 @@ impl Disk {
         assert!(command("mount").args(["-o", "loop"]).args([&self.image, &self.point]).status().unwrap().success());
     }
 
-    /// Has the file system commit the metadata of all files, as it does by itself after some seconds, while the data of
-    /// others stays in memory.
+    /// Makes the file system commit the metadata of all files, as it does by itself after some seconds, while the data
+    /// of other files is still in memory.
     fn commit_metadata(&self) {
         let file = File::create(self.point.join("committed")).unwrap();
         file.set_len(1).unwrap();
         file.sync_all().unwrap();
     }
 
-    /// Cuts the power and switches it on again.
+    /// Cuts the power, and mounts the file system again.
     #[allow(unsafe_code, reason = "no crate wraps this ioctl")]
     fn cut_power(&self) {
         /// `EXT4_IOC_SHUTDOWN` and `XFS_IOC_GOINGDOWN`: linux/fs/ext4/ext4.h, linux/fs/xfs/libxfs/xfs_fs.h.
         const SHUTDOWN: libc::c_ulong = 0x8004_587d;
         const WITHOUT_THE_LOG: u32 = 2;
         let root = File::open(&self.point).unwrap();
-        // SAFETY: the ioctl reads four bytes from the pointer, which it is given.
+        // SAFETY: the ioctl reads four bytes through the pointer, which refers to a live `u32`.
         let done = unsafe { libc::ioctl(root.as_raw_fd(), SHUTDOWN as _, &WITHOUT_THE_LOG) };
         assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
         drop(root);
@@ -95,7 +95,7 @@ fn command(program: &str) -> Command {
     command
 }
 
-/// `microvm volumes` in that state directory.
+/// Runs `microvm volumes` in that state directory.
 fn volumes(state: &Path, spec: &Path) {
     let microvm = env!("CARGO_BIN_EXE_microvm");
     let done = command(microvm).arg("volumes").arg(spec).arg("--state-dir").arg(state).output().unwrap();
@@ -103,7 +103,7 @@ fn volumes(state: &Path, spec: &Path) {
 }
 
 #[test]
-fn volumes_specs_and_state_files_written_just_before_a_power_cut_are_whole_afterwards() {
+fn files_written_just_before_a_power_cut_are_complete_afterwards() {
     let directory = tempfile::tempdir().unwrap();
     let spec = directory.path().join("machine.json");
     let document = serde_json::json!({
@@ -130,7 +130,7 @@ fn volumes_specs_and_state_files_written_just_before_a_power_cut_are_whole_after
         let image = disk.point.join("var.img");
         let check = command("e2fsck").args(["-f", "-n"]).arg(&image).output().unwrap();
         assert!(check.status.success(), "{kind}: {}", String::from_utf8_lossy(&check.stdout));
-        // It is what the spec says, so it is not made again.
+        // It matches the spec, so it is not created again.
         volumes(&disk.point, &spec);
         let names = fs::read_dir(&disk.point).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         assert!(!names.into_iter().any(|name| name.ends_with(".new")), "{kind}: half a file is left");

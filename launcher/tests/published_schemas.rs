@@ -1,6 +1,6 @@
-//! What the launcher writes for firecracker and cloud-hypervisor, held against the schemas that they publish.
+//! The configurations for firecracker and cloud-hypervisor, validated against the schemas that these projects publish.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test reports by failing")]
 
 use jsonschema::{Draft, Validator};
 use launcher::facts::HostFacts;
@@ -22,8 +22,8 @@ fn published(file: &str) -> Value {
     serde_saphyr::from_str(&text).expect("YAML")
 }
 
-/// The validator of one definition. Objects with listed properties take no others: firecracker stops at a field that
-/// it does not know, and one that cloud-hypervisor does not know would be without effect.
+/// Returns the validator of one definition. Objects with listed properties accept no others: firecracker fails on an
+/// unknown field, and cloud-hypervisor would ignore it.
 fn validator(mut document: Value, definition: &str) -> Validator {
     forbid_unknown_fields(&mut document);
     document["$ref"] = json!(format!("#/{definition}"));
@@ -34,7 +34,7 @@ fn forbid_unknown_fields(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
             fields.values_mut().for_each(forbid_unknown_fields);
-            // A property may itself be called `properties`; a schema says that it is an object.
+            // A property may itself be named `properties`; a schema has the type object.
             if fields.get("type") == Some(&json!("object")) && fields.contains_key("properties") {
                 fields.entry("additionalProperties").or_insert(json!(false));
             }
@@ -44,7 +44,7 @@ fn forbid_unknown_fields(schema: &mut Value) {
     }
 }
 
-/// Every spec of fixtures/specs that the hypervisor runs.
+/// Returns the launches of all specs in fixtures/specs that the hypervisor supports.
 fn launches(hypervisor: Hypervisor) -> Vec<Launch> {
     let entries = fs::read_dir(fixtures().join("specs")).expect("fixtures/specs");
     let mut launches = Vec::new();
@@ -65,7 +65,7 @@ fn assert_valid(validator: &Validator, document: &Value, machine: &str) {
 }
 
 #[test]
-fn firecracker_takes_every_configuration() {
+fn every_configuration_is_valid_for_firecrackers_schema() {
     let validator = validator(published("firecracker.yaml"), "definitions/FullVmConfiguration");
     for launch in launches(Hypervisor::Firecracker) {
         let document: Value = serde_json::from_str(&launch.files[0].content).expect("JSON");
@@ -73,12 +73,12 @@ fn firecracker_takes_every_configuration() {
         assert_eq!(Some(&document), launch.expected_configuration.as_ref());
         let mut misspelt = document.clone();
         misspelt["machine-config"]["vcpus"] = json!(1);
-        assert!(!validator.is_valid(&misspelt), "the schema would let anything pass");
+        assert!(!validator.is_valid(&misspelt), "the schema accepts anything");
     }
 }
 
 #[test]
-fn firecracker_boots_what_a_nixos_initrd_needs() {
+fn firecracker_gets_the_boot_arguments_that_a_nixos_initrd_needs() {
     for launch in launches(Hypervisor::Firecracker) {
         let document = launch.expected_configuration.expect("a configuration");
         let boot_args = document["boot-source"]["boot_args"].as_str().expect("boot_args are always set");
@@ -92,19 +92,19 @@ fn firecracker_boots_what_a_nixos_initrd_needs() {
 }
 
 #[test]
-fn cloud_hypervisor_would_take_every_configuration() {
+fn every_configuration_is_valid_for_cloud_hypervisors_schema() {
     let validator = validator(published("cloud-hypervisor.yaml"), "components/schemas/VmConfig");
     for launch in launches(Hypervisor::CloudHypervisor) {
         let document = launch.expected_configuration.expect("a configuration");
         assert_valid(&validator, &document, &launch.name);
         let mut misspelt = document.clone();
         misspelt["memory"]["sise"] = json!(1);
-        assert!(!validator.is_valid(&misspelt), "the schema would let anything pass");
+        assert!(!validator.is_valid(&misspelt), "the schema accepts anything");
     }
 }
 
 #[test]
-fn cloud_hypervisors_command_line_says_what_its_configuration_says() {
+fn cloud_hypervisors_command_line_equals_its_configuration() {
     for launch in launches(Hypervisor::CloudHypervisor) {
         let said = configuration_of(&launch.arguments);
         assert_eq!(Some(said), launch.expected_configuration, "{}", launch.name);
@@ -112,7 +112,7 @@ fn cloud_hypervisors_command_line_says_what_its_configuration_says() {
 }
 
 #[test]
-fn the_requests_that_stop_a_machine_are_in_the_apis() {
+fn the_requests_that_stop_a_machine_are_in_the_published_apis() {
     let (firecracker, cloud_hypervisor) = (published("firecracker.yaml"), published("cloud-hypervisor.yaml"));
     let action = validator(firecracker.clone(), "definitions/InstanceActionInfo");
     for (hypervisor, api, prefix) in
@@ -145,7 +145,7 @@ fn requests(launch: &Launch) -> Vec<HttpRequest> {
     requests
 }
 
-/// What cloud-hypervisor makes of its command line, in the words of its API.
+/// Converts cloud-hypervisor's command line to a configuration in the terms of its API.
 fn configuration_of(arguments: &[String]) -> Value {
     let mut document = json!({"disks": [], "net": [], "fs": [], "devices": [], "payload": {}, "watchdog": false});
     let mut words = arguments.iter();

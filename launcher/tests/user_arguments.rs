@@ -1,6 +1,6 @@
-//! What the user adds in a hypervisor's own words works beside ours, or is refused by name.
+//! The user's own arguments for a hypervisor: they work together with ours, or are refused with an error that names them.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "a test tells by failing")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test reports by failing")]
 
 use launcher::facts::HostFacts;
 use launcher::hypervisor::lower;
@@ -28,14 +28,14 @@ fn refusal(fields: Value, hypervisor: Hypervisor) -> String {
     outcome(fields.clone(), hypervisor).expect_err(&fields.to_string())
 }
 
-/// The value after that option, which is there once.
+/// Returns the argument after that option, which must occur once.
 fn value<'launch>(launch: &'launch Launch, option: &str) -> &'launch str {
     let at: Vec<_> = (0..launch.arguments.len()).filter(|at| launch.arguments[*at] == option).collect();
     assert_eq!(at.len(), 1, "{option} in {:?}", launch.arguments);
     &launch.arguments[at[0] + 1]
 }
 
-/// The devices with their places on PCI, in their order.
+/// Returns the PCI slots of the devices, in order.
 fn addresses(launch: &Launch) -> Vec<u32> {
     let devices = launch.arguments.iter().filter_map(|argument| argument.split_once(",addr=0x"));
     let slots = devices.map(|(_, rest)| rest.split([',', '.']).next().unwrap_or_default());
@@ -47,7 +47,7 @@ fn extra(section: &str, arguments: &[&str]) -> Value {
 }
 
 #[test]
-fn ids_of_the_user_do_not_meet_ours_in_qemu() {
+fn ids_of_the_user_cannot_conflict_with_ours_in_qemu() {
     let taken = ["console", "control", "net0", "disk0", "share0", "memory", "usb", "balloon", "hotplug"];
     let everything = json!({
         "balloon": true, "hotplugMem": 128,
@@ -61,14 +61,14 @@ fn ids_of_the_user_do_not_meet_ours_in_qemu() {
         arguments.iter().flat_map(|argument| argument.split(',')).filter_map(|part| part.strip_prefix("id=")).collect();
     assert!(ours.len() >= taken.len(), "{ours:?}");
     for id in ours {
-        assert!(id.starts_with("microvm-"), "{id} may be the user's");
+        assert!(id.starts_with("microvm-"), "{id} could be the user's");
     }
     for argument in ["virtio-rng-pci,id=microvm-net0", "{\"driver\":\"virtio-rng-pci\",\"id\":\"microvm-x\"}"] {
         let refused = refusal(extra("qemu", &["-device", argument]), Hypervisor::Qemu);
         assert!(refused.contains("qemu.extraArgs: qemu cannot use ids that start with `microvm-`"), "{refused}");
     }
     for (device, expected) in [
-        (json!({"id": "microvm-a"}), "devices[0].qemu.id: qemu keeps the ids"),
+        (json!({"id": "microvm-a"}), "devices[0].qemu.id: qemu cannot use ids"),
         (json!({"id": "0a"}), "devices[0].qemu.id: qemu requires ids of letters"),
         (json!({"id": "a", "deviceExtraArgs": "id=a"}), "qemu.deviceExtraArgs: qemu already has the id `a`"),
     ] {
@@ -79,7 +79,7 @@ fn ids_of_the_user_do_not_meet_ours_in_qemu() {
 }
 
 #[test]
-fn the_low_pci_addresses_are_the_users() {
+fn the_low_pci_addresses_stay_free_for_the_user() {
     let disks = |count: usize| (0..count).map(|index| json!({"image": format!("{index}.img"), "size": 1}));
     let machine = |arguments: &[&str]| {
         let mut fields = extra("qemu", arguments);
@@ -87,7 +87,7 @@ fn the_low_pci_addresses_are_the_users() {
         fields["volumes"] = disks(4).collect();
         fields
     };
-    // Ours go upwards, so that the guest sees the disks in their order; the chip set is in 0x1f.
+    // Ours ascend, so that the guest numbers the disks in order; 0x1f contains the chip set.
     let plain = addresses(&launch(machine(&[]), Hypervisor::Qemu));
     assert_eq!(plain, [0x1a, 0x1b, 0x1c, 0x1d, 0x1e]);
     for taken in ["addr=1c", "addr=0x1c", "addr=0x1c.0", "bus=pcie.0,addr=0x1c"] {
@@ -110,7 +110,7 @@ fn the_low_pci_addresses_are_the_users() {
 }
 
 #[test]
-fn a_disk_of_the_user_comes_behind_ours() {
+fn a_disk_of_the_user_is_numbered_after_ours() {
     let arguments =
         ["-device", "virtio-blk-pci,drive=x", "-device", "e1000", "-device", "virtio-blk-pci,drive=y,addr=2"];
     let mut fields = extra("qemu", &arguments);
@@ -128,7 +128,7 @@ fn a_disk_of_the_user_comes_behind_ours() {
 }
 
 #[test]
-fn a_pci_device_of_the_user_gets_a_machine_with_pci() {
+fn a_pci_device_of_the_user_selects_a_machine_with_pci() {
     let by_words = launch(extra("qemu", &["-device", "virtio-rng-pci"]), Hypervisor::Qemu);
     assert!(value(&by_words, "-machine").starts_with("q35,"), "{:?}", by_words.arguments);
     let without = launch(extra("qemu", &["-device", "isa-debug-exit"]), Hypervisor::Qemu);
@@ -145,7 +145,7 @@ fn a_pci_device_of_the_user_gets_a_machine_with_pci() {
 }
 
 #[test]
-fn functions_of_one_card_are_functions_in_the_guest() {
+fn functions_of_one_card_share_a_slot_in_the_guest() {
     let device =
         |function: u8, qemu: Value| json!({"bus": "pci", "path": format!("0000:01:00.{function}"), "qemu": qemu});
     let port = json!({"qemu": {"pcieRootPorts": [{"id": "rp1"}, {"id": "rp2"}]}});
@@ -173,7 +173,7 @@ fn functions_of_one_card_are_functions_in_the_guest() {
 }
 
 #[test]
-fn words_that_would_replace_ours_in_qemu_are_refused_by_name() {
+fn arguments_that_would_override_ours_in_qemu_are_refused() {
     for (arguments, expected) in [
         (["-kernel", "/k"], "-kernel instead of the launcher's; use kernel"),
         (["-append", "quiet"], "-append instead of the launcher's; use kernelParams"),
@@ -235,7 +235,7 @@ fn options_of_cloud_hypervisor_are_merged() {
 }
 
 #[test]
-fn what_the_spec_says_to_cloud_hypervisor_is_not_said_again() {
+fn options_of_the_spec_cannot_be_given_to_cloud_hypervisor_again() {
     for (arguments, expected) in [
         (["--cpus", "boot=4"], "takes boot of --cpus from vcpu; set that"),
         (["--memory", "size=1G"], "takes size of --memory from mem; set that"),
@@ -264,7 +264,7 @@ fn what_the_spec_says_to_cloud_hypervisor_is_not_said_again() {
 }
 
 #[test]
-fn options_that_others_take_once_are_refused_by_name() {
+fn options_that_a_hypervisor_accepts_once_are_refused_if_the_launcher_sets_them() {
     for (section, hypervisor, arguments, expected) in [
         ("crosvm", Hypervisor::Crosvm, ["--cpus", "4"], "cannot be given --cpus, because"),
         ("crosvm", Hypervisor::Crosvm, ["-m", "4"], "use mem"),
@@ -290,14 +290,14 @@ fn options_that_others_take_once_are_refused_by_name() {
     disks["volumes"] = (0..3).map(|index| json!({"image": format!("{index}.img"), "size": 1})).collect();
     let refused = refusal(disks, Hypervisor::Kvmtool);
     assert!(refused.contains("supports at most 4 disks, but this machine has 5"), "{refused}");
-    // What is not given is the user's to give.
+    // The user can give options that the launcher does not.
     launch(extra("crosvm", &["--vsock", "3"]), Hypervisor::Crosvm);
     let network = launch(extra("kvmtool", &["-n", "mode=user"]), Hypervisor::Kvmtool);
     assert_eq!(value(&network, "-n"), "mode=user");
 }
 
 #[test]
-fn one_id_for_two_of_the_users_own_arguments_is_refused_by_name() {
+fn two_arguments_of_the_user_with_the_same_id_are_refused() {
     for (first, second, id) in [
         (["-chardev", "null,id=log"], ["-chardev", "file,path=/l,id=log"], "log"),
         (["-netdev", "user,id=lan"], ["-netdev", r#"{"type":"user","id":"lan"}"#], "lan"),
@@ -310,7 +310,7 @@ fn one_id_for_two_of_the_users_own_arguments_is_refused_by_name() {
         let said = refusal(extra("qemu", &[first, second].concat()), Hypervisor::Qemu);
         assert!(said.contains("qemu.extraArgs") && said.contains(&format!("already has the id `{id}`")), "{said}");
     }
-    // Names of different kinds do not meet.
+    // Ids of different kinds do not conflict.
     let apart = [
         "-chardev",
         "null,id=x",
@@ -325,7 +325,7 @@ fn one_id_for_two_of_the_users_own_arguments_is_refused_by_name() {
 }
 
 #[test]
-fn lists_of_firecrackers_extra_config_come_behind_ours_and_elements_of_one_id_are_merged() {
+fn lists_of_firecrackers_extra_config_are_appended_and_elements_with_the_same_id_merged() {
     let with = |configuration: Value| {
         json!({
             "volumes": [{"image": "/v.img", "size": 16, "mountPoint": "/v"}],

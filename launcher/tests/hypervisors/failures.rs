@@ -1,4 +1,4 @@
-//! Starts that fail, and starts without the rights of root: what is said, what the exit code is, what is left behind.
+//! Starts that fail, and starts without root: error messages, exit codes, and what is left behind.
 
 use crate::lifecycle::{terminate, waiting_machine};
 use crate::machine::{Running, TestMachine, use_program, without_kvm_warning};
@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// A machine for a firecracker that is a shell script.
+/// Creates a machine whose firecracker is a shell script.
 pub(crate) fn scripted_machine(script: &str, changes: Value) -> Option<TestMachine> {
     let machine = TestMachine::new("web")?;
     let program = write_script(&machine, "firecracker", script);
@@ -31,7 +31,7 @@ pub(crate) fn scripted_machine(script: &str, changes: Value) -> Option<TestMachi
 
 pub(crate) fn write_script(machine: &TestMachine, name: &str, script: &str) -> PathBuf {
     let path = machine.path(name);
-    // Asked for its version it answers at once.
+    // Responds immediately when asked for the version.
     let text = format!("#!/bin/sh\n[ \"$1\" != --version ] || {{ echo Firecracker v1.14.0; exit 0; }}\n{script}\n");
     write_program(&path, &text);
     path
@@ -41,7 +41,7 @@ pub(crate) fn said(output: &Output) -> String {
     without_kvm_warning(&output.stderr)
 }
 
-/// Where a script tells that it runs, and as which process.
+/// Waits for the file in which a script writes its process id.
 pub(crate) fn wait_for_file(path: &std::path::Path, running: &Running<'_>) -> String {
     let end = Instant::now() + Duration::from_secs(120);
     loop {
@@ -59,7 +59,7 @@ pub(crate) fn is_alive(pid: &str) -> bool {
 }
 
 #[test]
-fn a_hypervisor_that_is_not_installed_is_named_with_its_package() {
+fn the_error_for_a_missing_hypervisor_names_its_package() {
     let Some(machine) = scripted_machine("", json!({"cloudHypervisor": {"program": "/nonexistent/cloud-hypervisor"}}))
     else {
         return;
@@ -72,7 +72,7 @@ fn a_hypervisor_that_is_not_installed_is_named_with_its_package() {
 }
 
 #[test]
-fn a_hypervisor_that_dies_at_once_is_heard() {
+fn the_output_of_a_hypervisor_that_ends_immediately_is_printed() {
     let Some(machine) = scripted_machine("echo 'no such device' >&2; exit 7", json!({})) else { return };
     let output = machine.output(&["run", "machine.json"]);
     assert_eq!((output.status.code(), said(&output).as_str()), (Some(7), "no such device\n"));
@@ -85,7 +85,7 @@ fn a_hypervisor_that_dies_at_once_is_heard() {
 }
 
 #[test]
-fn everything_that_is_missing_is_said_at_once() {
+fn all_missing_files_are_reported_at_once() {
     let changes = json!({"storeDisk": {"image": "no-image"}, "credentialFiles": {"token": "no-token"}});
     let Some(machine) = scripted_machine("exit 0", changes) else { return };
     fs::remove_file(machine.path("kernel")).unwrap();
@@ -100,7 +100,7 @@ fn everything_that_is_missing_is_said_at_once() {
 }
 
 #[test]
-fn a_failing_command_before_the_start_ends_it() {
+fn a_failing_pre_start_command_ends_the_start() {
     let script = "echo the hypervisor runs";
     let Some(machine) = scripted_machine(script, json!({"preStart": [["sh", "-c", "echo out; exit 3"]]})) else {
         return;
@@ -111,7 +111,7 @@ fn a_failing_command_before_the_start_ends_it() {
 }
 
 #[test]
-fn arguments_of_the_script_reach_the_hypervisor() {
+fn the_output_of_extra_args_script_is_passed_to_the_hypervisor() {
     let changes = json!({"extraArgsScript": "arguments.sh"});
     let Some(machine) = scripted_machine("echo \"$@\"", changes) else { return };
     write_script(&machine, "arguments.sh", "echo --boot-timer  --id web");
@@ -120,7 +120,7 @@ fn arguments_of_the_script_reach_the_hypervisor() {
 }
 
 #[test]
-fn sigterm_while_starting_ends_the_commands_before_the_start() {
+fn sigterm_while_starting_ends_the_pre_start_commands() {
     let changes = json!({"preStart": [["sh", "-c", "sleep 300 & echo $! > sleeper; wait"]]});
     let Some(machine) = scripted_machine("exit 0", changes) else { return };
     let mut running = machine.start(&[]);
@@ -132,13 +132,13 @@ fn sigterm_while_starting_ends_the_commands_before_the_start() {
     while is_alive(&sleeper) && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(!is_alive(&sleeper), "the child of the command lives on");
+    assert!(!is_alive(&sleeper), "the child of the command is still running");
 }
 
 #[test]
 fn sigterm_while_starting_removes_daemons_sockets_and_interfaces() {
     let Some((machine, mut spec)) = waiting_machine(Hypervisor::Qemu) else { return };
-    // The daemon serves, the tap is there, and the last step before the hypervisor takes long.
+    // The daemon is serving, the tap exists, and the last step before the hypervisor takes long.
     let daemon = "import os, socket, sys
 path = next(a.split('=', 1)[1] for a in sys.argv if a.startswith('--socket-path='))
 server = socket.socket(socket.AF_UNIX)
@@ -170,7 +170,7 @@ server.accept()
 }
 
 #[test]
-fn names_that_lead_elsewhere_are_refused() {
+fn names_that_point_outside_the_runtime_directory_are_refused() {
     let Some(machine) = scripted_machine("exit 0", json!({})) else { return };
     for name in ["..", ".hidden", "a b"] {
         let output = machine.output(&["stop", name]);
@@ -182,7 +182,7 @@ fn names_that_lead_elsewhere_are_refused() {
     assert!(said(&output).starts_with("error: no machine `wbe` has been started\nhint: "), "{}", said(&output));
 }
 
-/// Lets an ordinary user use the machine, whose kernel may lie where only root may enter: in the project, in root's home.
+/// Gives the machine to an ordinary user. Its kernel may be in a directory that only root can enter, so it is copied.
 fn give_to_nobody(machine: &TestMachine, spec: &mut MachineSpec) {
     fs::copy(&probe_guest().bzimage, machine.path("kernel")).unwrap();
     spec.kernel = "kernel".into();
@@ -193,10 +193,10 @@ fn give_to_nobody(machine: &TestMachine, spec: &mut MachineSpec) {
 }
 
 #[test]
-fn a_machine_runs_without_the_rights_of_root() {
+fn a_machine_runs_without_root() {
     let Some((machine, mut spec)) = waiting_machine(Hypervisor::Qemu) else { return };
     give_to_nobody(&machine, &mut spec);
-    // On some machines only root may open /dev/net/tun. `ip netns exec` has made a mount namespace too.
+    // On some machines only root can open /dev/net/tun. `ip netns exec` has also created a mount namespace.
     let made = Command::new("mknod").args(["-m", "666"]).arg(machine.path("tun")).args(["c", "10", "200"]).status();
     assert!(made.unwrap().success());
     let as_nobody = |arguments: &[&str]| {
@@ -206,7 +206,7 @@ fn a_machine_runs_without_the_rights_of_root() {
         command.current_dir(machine.directory.path()).env("MICROVM_RUNTIME_DIR", machine.path("run"));
         command
     };
-    // The user nobody may not make the tap, and the error says what root must do.
+    // The user nobody cannot create the tap, and the error contains the command for root.
     let refused = as_nobody(&["run", "machine.json"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
     let wanted = "run: sudo ip tuntap add vm-web mode tap user nobody";
@@ -219,7 +219,7 @@ fn a_machine_runs_without_the_rights_of_root() {
 }
 
 #[test]
-fn root_gives_its_rights_away() {
+fn a_hypervisor_started_by_root_runs_as_the_machines_user() {
     let Some((machine, mut spec)) = waiting_machine(Hypervisor::Qemu) else { return };
     give_to_nobody(&machine, &mut spec);
     spec.user = Some("nobody".to_owned());
@@ -241,7 +241,7 @@ fn root_gives_its_rights_away() {
 }
 
 #[test]
-fn the_daemons_have_a_service_of_their_own() {
+fn the_virtiofs_daemons_run_in_a_separate_service() {
     let share = json!([{"proto": "virtiofs", "tag": "home", "source": ".", "mountPoint": "/home"}]);
     let Some((machine, mut spec)) = waiting_machine(Hypervisor::Qemu) else { return };
     let daemon = "import socket, sys
@@ -272,7 +272,7 @@ server.accept()
 }
 
 #[test]
-fn volumes_are_made_without_a_start() {
+fn volumes_are_created_without_a_start() {
     let volumes = json!([{"image": "a.img", "size": 8}, {"image": "b.img", "autoCreate": false}]);
     let Some(machine) = scripted_machine("exit 0", json!({"volumes": volumes})) else { return };
     let output = machine.output(&["volumes", "--json", "machine.json"]);

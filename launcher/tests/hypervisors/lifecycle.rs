@@ -1,5 +1,5 @@
-//! A machine from start to stop under every hypervisor at hand: the supervisor's console, the API's answers, the
-//! balloon, traffic through a tap, and the request that the guest hears when it is to stop.
+//! A machine from start to stop on every available hypervisor: the supervisor's console, the API, the balloon, traffic
+//! through a tap, and the shutdown request that the guest receives.
 
 use crate::machine::{Running, TestMachine, program_of, skip, tell_skip, use_program, write_disk};
 use crate::probe::{ProbeReport, probe_guest};
@@ -14,7 +14,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// What the guest is to hear from `microvm stop`.
+/// Returns the request that the guest receives from `microvm stop`.
 fn request_of(hypervisor: Hypervisor) -> &'static str {
     match hypervisor {
         Hypervisor::Firecracker => "ctrl-alt-delete",
@@ -24,32 +24,32 @@ fn request_of(hypervisor: Hypervisor) -> &'static str {
 }
 
 #[test]
-fn a_life_under_qemu() {
+fn a_machine_starts_serves_and_stops_on_qemu() {
     live(Hypervisor::Qemu);
 }
 
 #[test]
-fn a_life_under_cloud_hypervisor() {
+fn a_machine_starts_serves_and_stops_on_cloud_hypervisor() {
     live(Hypervisor::CloudHypervisor);
 }
 
 #[test]
-fn a_life_under_firecracker() {
+fn a_machine_starts_serves_and_stops_on_firecracker() {
     live(Hypervisor::Firecracker);
 }
 
 #[test]
-fn a_life_under_crosvm() {
+fn a_machine_starts_serves_and_stops_on_crosvm() {
     live(Hypervisor::Crosvm);
 }
 
 #[test]
-fn a_life_under_kvmtool() {
+fn a_machine_starts_serves_and_stops_on_kvmtool() {
     live(Hypervisor::Kvmtool);
 }
 
-/// A machine that waits, with a tap, a balloon and a disk. One CPU, because the probe guest drives one queue of a tap,
-/// and crosvm, which opens one for each CPU, leaves frames on the others.
+/// Returns a machine that waits, with a tap, a balloon and a disk. It has one CPU, because the probe guest uses one
+/// queue of a tap, and crosvm opens one per CPU and would leave frames in the others.
 pub(crate) fn waiting_machine(hypervisor: Hypervisor) -> Option<(TestMachine, MachineSpec)> {
     let Some(program) = program_of(hypervisor) else {
         let why = format!("no {hypervisor}: it is not installed, or MICROVM_TEST_... does not name it");
@@ -79,7 +79,7 @@ pub(crate) fn waiting_machine(hypervisor: Hypervisor) -> Option<(TestMachine, Ma
 
 fn live(hypervisor: Hypervisor) {
     let Some((machine, spec)) = waiting_machine(hypervisor) else { return };
-    // The tap as the hypervisor needs it, made by the command for that.
+    // The tap, created by its command as the hypervisor needs it.
     let queues = machine.output(&["tap", "up", "machine.json"]);
     assert_eq!(String::from_utf8_lossy(&queues.stdout), "vm-web\n", "{queues:?}");
     machine.namespace.run("ip", &["addr", "add", "10.77.0.1/24", "dev", "vm-web"]);
@@ -112,7 +112,7 @@ fn live(hypervisor: Hypervisor) {
     assert!(!machine.namespace.run("ip", &["-o", "link"]).contains("vm-web"));
 }
 
-/// What the hypervisor says it runs is what it was asked to.
+/// Compares the configuration that the hypervisor reports with the expected one.
 fn compare_api(launch: &Launch) {
     let socket = launch.control.as_ref().unwrap();
     let controller = Controller::new(socket, &launch.working_directory);
@@ -122,12 +122,12 @@ fn compare_api(launch: &Launch) {
     let answer = match launch.hypervisor {
         Hypervisor::CloudHypervisor => controller.get("/api/v1/vm.info").unwrap()["config"].clone(),
         Hypervisor::Firecracker => controller.get("/vm/config").unwrap(),
-        other => panic!("{other} has no API that tells its configuration"),
+        other => panic!("{other} has no API that returns its configuration"),
     };
     assert_contains(&answer, expected, "");
 }
 
-/// Everything that is expected is there; what the hypervisor adds does not matter.
+/// Asserts that everything expected is present. Additions of the hypervisor are ignored.
 fn assert_contains(found: &Value, expected: &Value, place: &str) {
     match (found, expected) {
         (Value::Object(found), Value::Object(expected)) => {
@@ -148,7 +148,7 @@ fn assert_contains(found: &Value, expected: &Value, place: &str) {
     }
 }
 
-/// What was printed before is shown, and what is typed arrives.
+/// Asserts that a new client receives the earlier output, and that its input reaches the guest.
 fn type_on_console(machine: &TestMachine, running: &mut Running<'_>) {
     let mut console = UnixStream::connect(machine.path("run/web/console.sock")).unwrap();
     console.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -175,7 +175,8 @@ fn resize_balloon(machine: &TestMachine, running: &mut Running<'_>, hypervisor: 
     let size = machine.output(&["balloon", "web"]);
     match hypervisor {
         Hypervisor::Kvmtool => assert!(!size.status.success()),
-        // Firecracker tells the target; the others what the guest has given, and this guest gives nothing.
+        // Firecracker reports the target size; the others report what the guest has returned, and this guest returns
+        // nothing.
         Hypervisor::Firecracker => assert_eq!(String::from_utf8_lossy(&size.stdout), "64\n"),
         Hypervisor::Crosvm => {}
         _ => assert_eq!(String::from_utf8_lossy(&size.stdout), "0\n", "{size:?}"),
@@ -193,7 +194,7 @@ fn assert_no_leftovers(machine: &TestMachine) {
 }
 
 #[test]
-fn the_machine_that_the_launcher_has_become_is_stopped_too() {
+fn a_machine_without_a_supervisor_is_stopped() {
     let Some((machine, _)) = waiting_machine(Hypervisor::Qemu) else { return };
     let mut running = machine.start(&[]);
     running.wait_for("waiting");
@@ -210,7 +211,7 @@ fn the_machine_that_the_launcher_has_become_is_stopped_too() {
 }
 
 #[test]
-fn a_service_manager_is_told_and_its_sigterm_asks_the_guest() {
+fn a_service_manager_is_notified_and_its_sigterm_shuts_the_guest_down() {
     let Some((machine, _)) = waiting_machine(Hypervisor::Qemu) else { return };
     let manager = UnixDatagram::bind(machine.path("notify")).unwrap();
     manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -232,9 +233,9 @@ fn a_service_manager_is_told_and_its_sigterm_asks_the_guest() {
 }
 
 #[test]
-fn a_guest_that_does_not_listen_is_ended_after_the_timeout() {
+fn a_guest_that_does_not_respond_is_ended_after_the_timeout() {
     let Some((machine, mut spec)) = waiting_machine(Hypervisor::Qemu) else { return };
-    // The guest is stopped, and so hears nothing.
+    // The guest is paused, so it does not receive the request.
     spec.qemu.extra_args = vec!["-S".to_owned()];
     machine.write_spec(&spec);
     let mut running = machine.start(&["--supervise"]);
@@ -250,7 +251,7 @@ fn a_guest_that_does_not_listen_is_ended_after_the_timeout() {
     assert_no_leftovers(&machine);
 }
 
-/// SIGTERM to the launcher, which runs as the process that `ip netns exec` has become.
+/// Sends SIGTERM to the launcher, which replaced `ip netns exec` by exec.
 pub(crate) fn terminate(running: &Running<'_>) {
     let sent = Command::new("kill").arg(running.child.id().to_string()).status().unwrap();
     assert!(sent.success());
@@ -258,7 +259,7 @@ pub(crate) fn terminate(running: &Running<'_>) {
 
 #[test]
 fn a_guest_that_reports_over_vsock_makes_the_service_ready() {
-    // Firecracker and cloud-hypervisor bring the guest's connections to a unix socket; here the test is the guest.
+    // Firecracker and cloud-hypervisor connect the guest's vsock to a Unix socket; here the test acts as the guest.
     let Some((machine, mut spec)) = waiting_machine(Hypervisor::Firecracker) else { return };
     spec.vsock.cid = Some(42);
     spec.vsock.notify = true;

@@ -1,5 +1,5 @@
-//! A real Debian kernel and a real Nix closure under qemu without KVM, from plan or image to a clean end: what the
-//! README promises.
+//! A real Debian kernel and a real Nix closure on QEMU without KVM, from the plan or image to a clean shutdown, as the
+//! README describes it.
 
 use crate::machine::{Running, TestMachine, program_of, skip, tell_skip};
 use launcher::spec::{Hypervisor, MachineSpec};
@@ -9,17 +9,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// A closure that boots, made by fixtures/closure/build.sh.
+/// A bootable closure, built by fixtures/closure/build.sh.
 pub(crate) struct Closure {
     directory: PathBuf,
-    /// Where its store paths lie.
+    /// The directory that contains its store paths.
     store: PathBuf,
-    /// The logical path of its system.
+    /// The store path of its system.
     toplevel: String,
     store_paths: usize,
 }
 
-/// The closure, built once; none where it cannot be built.
+/// Returns the closure, which is built once; `None` where it cannot be built.
 fn closure() -> Option<&'static Closure> {
     static BUILT: OnceLock<Option<Closure>> = OnceLock::new();
     BUILT
@@ -45,7 +45,7 @@ fn closure() -> Option<&'static Closure> {
         .as_ref()
 }
 
-/// The image builder: named by `MICROVM_IMAGE`, beside `microvm`, or built now.
+/// Returns the image builder: the one in `MICROVM_IMAGE`, next to `microvm`, or built now.
 fn image_builder() -> PathBuf {
     if let Some(program) = std::env::var_os("MICROVM_IMAGE") {
         return program.into();
@@ -58,7 +58,7 @@ fn image_builder() -> PathBuf {
     beside
 }
 
-/// A machine of the closure; what a test adds or changes is merged into its spec.
+/// Creates a machine of the closure, with these fields merged into its spec.
 pub(crate) fn linux_machine(
     name: &str,
     parameters: &[&str],
@@ -84,7 +84,7 @@ pub(crate) fn linux_machine(
     Some((machine, closure))
 }
 
-/// An image of the closure in the machine's directory.
+/// Builds an image of the closure in the machine's directory.
 pub(crate) fn build_image(machine: &TestMachine, closure: &Closure) {
     let built = Command::new(image_builder())
         .args(["build", "--quiet", "--no-cache", "--closure-info"])
@@ -98,10 +98,10 @@ pub(crate) fn build_image(machine: &TestMachine, closure: &Closure) {
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 }
 
-/// The guest has said this line.
+/// Asserts that the guest has printed this line.
 pub(crate) fn assert_said(console: &str, line: &str) {
     let said = format!("guest: {line}");
-    assert!(console.contains(&said), "the guest has not said `{said}`:\n{console}");
+    assert!(console.contains(&said), "the guest has not printed `{said}`:\n{console}");
 }
 
 fn run_to_the_end(machine: &TestMachine) -> String {
@@ -111,7 +111,7 @@ fn run_to_the_end(machine: &TestMachine) -> String {
 }
 
 #[test]
-fn the_store_disk_is_made_from_its_plan_and_booted() {
+fn the_store_disk_is_built_from_its_plan_and_booted() {
     let spec =
         json!({"storeDisk": {"plan": "plan.json", "image": "store.squashfs", "cache": "cache", "serial": "store"}});
     let Some((machine, closure)) = linux_machine("plan", &[], spec) else { return };
@@ -141,12 +141,12 @@ fn the_store_disk_is_made_from_its_plan_and_booted() {
     assert_said(&boot(), "store_writable=no");
     assert!(
         image == fs::read(machine.path("store.squashfs")).unwrap(),
-        "made again from the cache, it is another image"
+        "the image that is rebuilt from the cache differs"
     );
 }
 
 #[test]
-fn the_overlay_keeps_a_file_over_a_reboot() {
+fn the_overlay_keeps_a_file_across_a_reboot() {
     let parameters = [
         "guest.actions=report,persist",
         "systemd.mount-extra=/dev/vda:/nix/.ro-store:squashfs:ro",
@@ -170,7 +170,7 @@ fn the_overlay_keeps_a_file_over_a_reboot() {
 }
 
 #[test]
-fn the_store_comes_by_9p_without_a_disk() {
+fn the_store_is_mounted_over_9p_without_a_disk() {
     let parameters = ["systemd.mount-extra=ro-store:/nix/store:9p:trans=virtio,version=9p2000.L,msize=65536,ro"];
     let Some(closure) = closure() else { return };
     let spec = json!({"shares": [{
@@ -184,10 +184,10 @@ fn the_store_comes_by_9p_without_a_disk() {
 }
 
 #[test]
-fn the_store_comes_by_virtiofs_without_a_disk() {
+fn the_store_is_mounted_over_virtiofs_without_a_disk() {
     let Some(closure) = closure() else { return };
     let Ok(daemon) = std::env::var("MICROVM_TEST_VIRTIOFSD") else {
-        return tell_skip("MICROVM_TEST_VIRTIOFSD names no virtiofsd: Debian 12 has none that takes these options");
+        return tell_skip("MICROVM_TEST_VIRTIOFSD is not set, and Debian 12 has no virtiofsd with these options");
     };
     let spec = json!({
         "shares": [{
@@ -197,7 +197,7 @@ fn the_store_comes_by_virtiofs_without_a_disk() {
     });
     let parameters = ["systemd.mount-extra=ro-store:/nix/store:virtiofs:ro"];
     let Some((machine, _)) = linux_machine("virtiofs", &parameters, spec) else { return };
-    // Once as the hypervisor, which leaves its daemon an orphan, and once supervised.
+    // Once unsupervised, where the daemon must end with the hypervisor, and once supervised.
     for options in [[].as_slice(), &["--supervise"]] {
         let console = machine.start(options).end_well();
         assert_said(&console, "mount=/nix/store type=virtiofs device=ro-store ");
@@ -208,7 +208,7 @@ fn the_store_comes_by_virtiofs_without_a_disk() {
 }
 
 #[test]
-fn a_forwarded_port_answers_and_stop_is_graceful() {
+fn a_forwarded_port_responds_and_stop_is_graceful() {
     let spec = json!({
         "storeDisk": {"image": "store.squashfs"},
         "interfaces": [{"type": "user", "id": "net0", "mac": "02:00:00:00:00:11"}],
@@ -228,7 +228,7 @@ fn a_forwarded_port_answers_and_stop_is_graceful() {
 }
 
 #[test]
-fn a_tap_answers_ping() {
+fn a_guest_behind_a_tap_responds_to_ping() {
     let spec = json!({
         "storeDisk": {"image": "store.squashfs"},
         "interfaces": [{"type": "tap", "id": "vm-tap", "mac": "02:00:00:00:00:12"}],

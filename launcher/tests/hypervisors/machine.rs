@@ -1,4 +1,4 @@
-//! A machine under test: a spec in a directory of its own, started by the real `microvm` in a network namespace.
+//! A machine under test: a spec in its own directory, started by the real `microvm` in a network namespace.
 
 use launcher::launch::Launch;
 use launcher::path::HostPath;
@@ -13,28 +13,28 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a probe guest may take on a busy machine.
+/// How long a probe guest may take on a busy host.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Prints why a test does nothing. With `MICROVM_TEST_REQUIRE_TOOLS` it fails instead.
+/// Prints why a test is skipped. With `MICROVM_TEST_REQUIRE_TOOLS`, fails instead.
 pub(crate) fn skip(why: &str) {
     assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "cannot be skipped: {why}");
     tell_skip(why);
 }
 
-/// What was said, but for the warning that a host with an emulated KVM gives rise to.
+/// Returns the output without the warning that is printed on a host with software KVM.
 pub(crate) fn without_kvm_warning(said: &[u8]) -> String {
     String::from_utf8_lossy(said).split_inclusive('\n').filter(|line| !line.contains("(kvm_pvm)")).collect()
 }
 
-/// Prints why a part of a test does nothing where no setup could help: hypervisors that Debian does not package, devices
-/// that the host has not.
+/// Prints why a part of a test is skipped, if no setup could change that: hypervisors that Debian does not package, and
+/// missing host devices.
 #[expect(clippy::print_stderr, reason = "a skipped test is reported")]
 pub(crate) fn tell_skip(why: &str) {
     eprintln!("skipped: {why}");
 }
 
-/// The hypervisor's program: qemu from the search path, the others from the environment.
+/// Returns the hypervisor's program: qemu from `$PATH`, the others from the environment.
 pub(crate) fn program_of(hypervisor: Hypervisor) -> Option<PathBuf> {
     let variable = match hypervisor {
         Hypervisor::Qemu => return find_on_path("qemu-system-x86_64"),
@@ -46,17 +46,17 @@ pub(crate) fn program_of(hypervisor: Hypervisor) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from)
 }
 
-/// A program of the search path.
+/// Returns a program in `$PATH`.
 pub(crate) fn find_on_path(name: &str) -> Option<PathBuf> {
     launcher::programs::find_program(&HostPath::from(name)).ok()
 }
 
-/// Whether /dev/kvm opens.
+/// Whether /dev/kvm can be opened.
 pub(crate) fn kvm_opens() -> bool {
     File::options().read(true).write(true).open("/dev/kvm").is_ok()
 }
 
-/// Names the given program in the section of its hypervisor.
+/// Sets the program of the hypervisor in its section of the spec.
 pub(crate) fn use_program(spec: &mut MachineSpec, hypervisor: Hypervisor, program: &Path) {
     let program = Some(HostPath::new(program.to_str().unwrap()));
     match hypervisor {
@@ -68,7 +68,7 @@ pub(crate) fn use_program(spec: &mut MachineSpec, hypervisor: Hypervisor, progra
     }
 }
 
-/// Nothing of the surroundings reaches the launcher, except for the passt that they name.
+/// Isolates the launcher from the environment, except for the passt that is set in it.
 pub(crate) fn in_test_environment(command: &mut Command, machine: &TestMachine) {
     command.env("MICROVM_RUNTIME_DIR", machine.path("run")).env("PATH", search_path());
     for variable in ["MICROVM_IMAGE", "MICROVM_NAME", "NOTIFY_SOCKET"] {
@@ -76,7 +76,7 @@ pub(crate) fn in_test_environment(command: &mut Command, machine: &TestMachine) 
     }
 }
 
-/// The search path, with the passt that the environment names in front.
+/// Returns `$PATH`, preceded by the directory of the passt that is set in the environment.
 fn search_path() -> String {
     let path = std::env::var("PATH").unwrap_or_default();
     let passt = std::env::var_os("MICROVM_TEST_PASST").map(PathBuf::from);
@@ -86,17 +86,17 @@ fn search_path() -> String {
     }
 }
 
-/// A network namespace that goes away with this.
+/// A network namespace, which is deleted on drop.
 pub(crate) struct Namespace(String);
 
 impl Namespace {
-    /// A new one; none without the rights to make one.
+    /// Creates a namespace; returns `None` without the required permissions.
     pub(crate) fn new() -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("microvm-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let made = Command::new("ip").args(["netns", "add", &name]).stderr(Stdio::null()).status();
         if !made.is_ok_and(|status| status.success()) {
-            skip("`ip netns add` does not work here: network namespaces take root");
+            skip("`ip netns add` does not work here: network namespaces require root");
             return None;
         }
         let namespace = Self(name);
@@ -104,14 +104,14 @@ impl Namespace {
         Some(namespace)
     }
 
-    /// A command in it.
+    /// Returns a command in the namespace.
     pub(crate) fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.0]).arg(program.as_ref());
         command
     }
 
-    /// Runs a command in it, which must succeed.
+    /// Runs a command in the namespace, which must succeed, and returns its output.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
         let output = self.command(program).args(arguments).output().unwrap();
         let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -121,7 +121,7 @@ impl Namespace {
 }
 
 impl Namespace {
-    /// Lets qemu's helper use the bridge: `ip netns exec` puts this file in the place of the host's.
+    /// Allows QEMU's helper to use the bridge: `ip netns exec` mounts this file over the host's.
     pub(crate) fn allow_bridge(&self, bridge: &str) {
         let directory = Path::new("/etc/netns").join(&self.0).join("qemu");
         fs::create_dir_all(&directory).unwrap();
@@ -137,7 +137,7 @@ impl Drop for Namespace {
     }
 }
 
-/// A machine in a directory of its own.
+/// A machine in its own directory.
 pub(crate) struct TestMachine {
     pub(crate) namespace: Namespace,
     pub(crate) directory: tempfile::TempDir,
@@ -154,7 +154,7 @@ impl Drop for TestMachine {
     }
 }
 
-/// A `microvm run` that goes on.
+/// A running `microvm run`.
 pub(crate) struct Running<'machine> {
     pub(crate) machine: &'machine TestMachine,
     pub(crate) child: Child,
@@ -163,7 +163,7 @@ pub(crate) struct Running<'machine> {
 }
 
 impl TestMachine {
-    /// An empty directory and namespace for a machine of that name.
+    /// Creates an empty directory and a namespace for a machine of that name.
     pub(crate) fn new(name: &str) -> Option<Self> {
         let directory = tempfile::Builder::new().prefix("mv").tempdir().unwrap();
         Some(Self { namespace: Namespace::new()?, directory, name: name.to_owned(), helpers: RefCell::default() })
@@ -173,7 +173,7 @@ impl TestMachine {
         self.directory.path().join(name)
     }
 
-    /// Serves HTTP in the namespace, as long as this lives.
+    /// Serves HTTP in the namespace until the machine is dropped.
     pub(crate) fn serve_http(&self, address: &str) {
         let mut command = self.namespace.command("busybox");
         command.args(["httpd", "-f", "-p", address]).current_dir(self.directory.path());
@@ -185,7 +185,7 @@ impl TestMachine {
             command.args(["nc", "-w", "1", host, port]).stdin(Stdio::null()).status().unwrap().success()
         };
         while !connects() {
-            assert!(Instant::now() < end, "nobody serves {address}");
+            assert!(Instant::now() < end, "nothing serves {address}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -195,7 +195,7 @@ impl TestMachine {
         fs::write(self.path("machine.json"), serde_json::to_string_pretty(spec).unwrap()).unwrap();
     }
 
-    /// `microvm` with these arguments, in the namespace and the directory.
+    /// Returns `microvm` with these arguments, in the namespace and the directory.
     pub(crate) fn microvm(&self, arguments: &[&str]) -> Command {
         let mut command = self.namespace.command(env!("CARGO_BIN_EXE_microvm"));
         command.args(arguments).current_dir(self.directory.path()).stdin(Stdio::null());
@@ -203,7 +203,7 @@ impl TestMachine {
         command
     }
 
-    /// Runs `microvm` to its end.
+    /// Runs `microvm` until it ends.
     pub(crate) fn output(&self, arguments: &[&str]) -> Output {
         self.microvm(arguments).output().unwrap()
     }
@@ -219,24 +219,24 @@ impl TestMachine {
         Running { machine: self, child: command.spawn().unwrap(), console, talk }
     }
 
-    /// What was started.
+    /// Returns the most recent launch.
     pub(crate) fn launch(&self) -> Launch {
         RuntimeDirectory::at(self.path("run")).machine(&self.name).unwrap().last_launch().unwrap().unwrap()
     }
 }
 
 impl Running<'_> {
-    /// What the guest has printed.
+    /// Returns the guest's output.
     pub(crate) fn console(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.console).unwrap()).into_owned()
     }
 
-    /// What the launcher and the hypervisor have said.
+    /// Returns the messages of the launcher and the hypervisor.
     pub(crate) fn talk(&self) -> String {
         without_kvm_warning(&fs::read(&self.talk).unwrap())
     }
 
-    /// Waits until the guest has printed a line that has this in it.
+    /// Waits until the guest has printed a line that contains the text.
     pub(crate) fn wait_for(&mut self, text: &str) {
         let end = Instant::now() + PATIENCE;
         while !self.console().contains(text) {
@@ -247,7 +247,7 @@ impl Running<'_> {
         }
     }
 
-    /// Waits for its end.
+    /// Waits until it ends.
     pub(crate) fn end(&mut self) -> ExitStatus {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -259,7 +259,7 @@ impl Running<'_> {
         }
     }
 
-    /// Waits for its end, which must be a good one; what the guest has printed.
+    /// Waits until it ends, which must be successful, and returns the guest's output.
     pub(crate) fn end_well(&mut self) -> String {
         let status = self.end();
         let signal = status.signal().map(|signal| format!(" by signal {signal}")).unwrap_or_default();
@@ -278,7 +278,7 @@ impl Drop for Running<'_> {
     }
 }
 
-/// A file that starts with a text of 16 bytes, by which the probe guest's report tells it from others.
+/// Writes a file that starts with a mark of 16 bytes, which identifies it in the probe guest's report.
 pub(crate) fn write_disk(path: &Path, mark: &str, sectors: u64) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let mut file = File::create(path).unwrap();

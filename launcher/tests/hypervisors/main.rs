@@ -1,4 +1,4 @@
-//! The launcher against real hypervisors: what the guest sees is what the spec says.
+//! Tests of the launcher with real hypervisors: the guest sees what the spec describes.
 
 #![allow(
     clippy::unwrap_used,

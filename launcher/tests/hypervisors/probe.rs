@@ -1,4 +1,4 @@
-//! Builds the probe guest and reads what it prints: see fixtures/probe-guest/README.md for the format.
+//! Building the probe guest and parsing its output: see fixtures/probe-guest/README.md for the format.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,11 @@ use std::sync::OnceLock;
 pub(crate) struct ProbeGuest {
     /// For qemu, cloud-hypervisor, firecracker and crosvm.
     pub(crate) elf: PathBuf,
-    /// For kvmtool, and others that take it.
+    /// For kvmtool, and other hypervisors that boot a bzImage.
     pub(crate) bzimage: PathBuf,
 }
 
-/// Builds the probe guest once per test program.
+/// Builds the probe guest, once per test program.
 pub(crate) fn probe_guest() -> &'static ProbeGuest {
     static BUILT: OnceLock<ProbeGuest> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -25,30 +25,30 @@ pub(crate) fn probe_guest() -> &'static ProbeGuest {
     })
 }
 
-/// What the probe guest saw.
+/// The report of the probe guest.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct ProbeReport {
-    /// How it was entered: `pvh`, `linux32`, `linux64`.
+    /// The boot protocol: `pvh`, `linux32`, `linux64`.
     pub(crate) boot: String,
     /// The kernel command line.
     pub(crate) command_line: String,
-    /// Size and FNV-1a hash of the initrd.
+    /// The size and the FNV-1a hash of the initrd.
     pub(crate) initrd: Option<(u64, u64)>,
-    /// Usable memory.
+    /// The usable memory.
     pub(crate) memory_bytes: u64,
-    /// Processors that run.
+    /// The number of running processors.
     pub(crate) cpus: u32,
-    /// The virtio devices in the order in which Linux takes them.
+    /// The virtio devices, in the order in which Linux numbers them.
     pub(crate) devices: Vec<ProbeDevice>,
     /// Other PCI functions, `VVVV:DDDD`.
     pub(crate) functions: Vec<String>,
-    /// Whether it saw all its devices.
+    /// Whether the report of the devices is complete.
     pub(crate) complete: bool,
-    /// What it was asked to stop by, when it waited.
+    /// The shutdown request that it received while waiting.
     pub(crate) request: Option<String>,
-    /// Balloon targets that it noticed, in pages of 4 KiB.
+    /// The balloon targets that it received, in pages of 4 KiB.
     pub(crate) balloon_targets: Vec<u64>,
-    /// Lines that were typed.
+    /// The lines that it received on the console.
     pub(crate) typed: Vec<String>,
     /// How it ended.
     pub(crate) end: Option<String>,
@@ -57,28 +57,28 @@ pub(crate) struct ProbeReport {
 /// One virtio device.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ProbeDevice {
-    /// Where it sits: `mmio:...` or `pci:...`.
+    /// Its address: `mmio:...` or `pci:...`.
     pub(crate) place: String,
     /// Its kind: `blk`, `net`...
     pub(crate) name: String,
-    /// What it reports about itself.
+    /// The properties that it reports.
     pub(crate) fields: BTreeMap<String, String>,
 }
 
 impl ProbeDevice {
-    /// A field that must be there.
+    /// Returns a field, which must exist.
     pub(crate) fn field(&self, name: &str) -> &str {
         self.fields.get(name).unwrap_or_else(|| panic!("{} has no `{name}`: {:?}", self.place, self.fields))
     }
 }
 
 impl ProbeReport {
-    /// The devices of one kind.
+    /// Returns the devices of one kind.
     pub(crate) fn named<'report>(&'report self, name: &str) -> Vec<&'report ProbeDevice> {
         self.devices.iter().filter(|device| device.name == name).collect()
     }
 
-    /// Reads the console; lines that are not the probe's are the hypervisor's and passed over.
+    /// Parses the console output. Ignores lines that are not the probe's, such as the hypervisor's.
     pub(crate) fn parse(console: &str) -> ProbeReport {
         let mut report = ProbeReport::default();
         for line in console.lines().map(|line| line.trim_end_matches('\r')) {
@@ -95,8 +95,8 @@ impl ProbeReport {
                 "cpus" => report.cpus = number(&fields(rest), "enabled") as u32,
                 "device" => {
                     let mut fields = fields(rest);
-                    let place = fields.remove("at").expect("a device says where it sits");
-                    let name = fields.remove("name").expect("a device says what it is");
+                    let place = fields.remove("at").expect("a device has an address");
+                    let name = fields.remove("name").expect("a device has a name");
                     report.devices.push(ProbeDevice { place, name, fields });
                 }
                 "function" => report.functions.extend(fields(rest).remove("id")),
@@ -113,16 +113,16 @@ impl ProbeReport {
     }
 }
 
-/// FNV-1a, 64 bits, as the probe computes it over the initrd.
+/// Returns the FNV-1a hash, 64 bits, as the probe computes it for the initrd.
 pub(crate) fn fnv1a64(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn number(fields: &BTreeMap<String, String>, name: &str) -> u64 {
-    fields[name].parse().unwrap_or_else(|_| panic!("`{name}` is no number in {fields:?}"))
+    fields[name].parse().unwrap_or_else(|_| panic!("`{name}` is not a number in {fields:?}"))
 }
 
-/// `name=value` pairs, where a value may be bracketed text.
+/// Parses `name=value` pairs, in which a value may be bracketed text.
 fn fields(line: &str) -> BTreeMap<String, String> {
     let mut fields = BTreeMap::new();
     let mut rest = line.trim_start();
@@ -137,7 +137,7 @@ fn fields(line: &str) -> BTreeMap<String, String> {
     fields
 }
 
-/// `[text]` with its escapes undone, and what follows.
+/// Parses `[text]` and its escapes, and returns the text and the rest.
 fn bracketed(text: &str) -> Option<(String, &str)> {
     let (inside, rest) = text.strip_prefix('[')?.split_once(']')?;
     let mut bytes = Vec::new();
@@ -152,7 +152,7 @@ fn bracketed(text: &str) -> Option<(String, &str)> {
 }
 
 #[test]
-fn a_report_is_read_back() {
+fn a_report_is_parsed_between_lines_of_the_hypervisor() {
     let report = ProbeReport::parse(concat!(
         "SeaBIOS\nprobe format=1 boot=pvh base=00200000\r\ncmdline [a b\\x5d=c]\n",
         "initrd size_bytes=12 fnv1a64=664247110156a92e\nmemory usable_bytes=268041216\n",

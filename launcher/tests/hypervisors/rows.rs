@@ -1,5 +1,5 @@
-//! A row of the capability tables says yes only because its test here has shown it: one test for each row and hypervisor,
-//! with the real program, wherever its environment variable names it. What the tables refuse is tested in `lowering.rs`.
+//! The evidence for every yes in the capability tables: one test per row and hypervisor, with the real program, if its
+//! environment variable is set. `lowering.rs` tests what the tables refuse.
 
 use crate::machine::{
     TestMachine, find_on_path, in_test_environment, kvm_opens, program_of, skip, tell_skip, use_program, write_disk,
@@ -18,12 +18,12 @@ use std::sync::Mutex;
 const INITRD: &[u8] = b"070701 not an archive";
 const MARK: &str = "a row";
 const MAC: &str = "02:00:00:00:00:01";
-/// The row for huge pages, whose number is one for the whole host.
+/// Serialises the tests of huge pages, whose number is a setting of the whole host.
 static HUGE_PAGES: Mutex<()> = Mutex::new(());
 
 macro_rules! rows {
     ($($name:ident: $feature:ident,)+) => {
-        /// Each row under one hypervisor.
+        /// Tests each row on one hypervisor.
         macro_rules! under {
             ($module:ident: $hypervisor:ident) => {
                 mod $module {
@@ -43,7 +43,7 @@ macro_rules! rows {
         under!(kvmtool: Kvmtool);
 
         #[test]
-        fn every_row_has_its_test() {
+        fn every_row_has_a_test() {
             assert_eq!([$(Feature::$feature),+], Feature::ALL);
         }
     };
@@ -87,7 +87,7 @@ rows! {
     graphics: Graphics,
 }
 
-/// Starts the smallest machine that asks for the feature, and compares what its guest sees.
+/// Starts the smallest machine that uses the feature, and compares what its guest sees.
 fn show(hypervisor: Hypervisor, feature: Feature) {
     if !support(hypervisor, feature).is_there() {
         return;
@@ -122,7 +122,7 @@ fn show(hypervisor: Hypervisor, feature: Feature) {
     compare(hypervisor, feature, &report, &machine.launch());
 }
 
-/// `microvm run`; for huge pages with their file system, which is then mounted for this command only.
+/// Returns `microvm run`. For huge pages, hugetlbfs is mounted for this command only.
 fn command(machine: &TestMachine, hypervisor: Hypervisor, feature: Feature) -> Command {
     let without_kvm = hypervisor == Hypervisor::Qemu && feature != Feature::CpuModel && feature != Feature::HugePages;
     let accelerator: &[&str] = if without_kvm { &["--accel", "tcg"] } else { &[] };
@@ -137,7 +137,7 @@ fn command(machine: &TestMachine, hypervisor: Hypervisor, feature: Feature) -> C
     command
 }
 
-/// Huge pages for one machine, given back at the end.
+/// Huge pages for one machine, returned on drop.
 struct HugePages {
     before: u64,
     _alone: std::sync::MutexGuard<'static, ()>,
@@ -160,7 +160,7 @@ impl Drop for HugePages {
     }
 }
 
-/// The fields of the spec, with what they need; or why this host cannot show it.
+/// Returns the fields of the spec and prepares what they need, or returns why this host cannot test the feature.
 fn prepare(hypervisor: Hypervisor, feature: Feature, machine: &TestMachine) -> Result<Value, String> {
     let by_kernel = !matches!(hypervisor, Hypervisor::CloudHypervisor | Hypervisor::Firecracker);
     let interface = |kind: &str, extra: Value| {
@@ -254,9 +254,9 @@ fn prepare(hypervisor: Hypervisor, feature: Feature, machine: &TestMachine) -> R
         Feature::CpuModel => json!({"cpu": "qemu64"}),
         Feature::WithoutRng => json!({"rng": false}),
         Feature::MachineId => json!({"machineId": "a67472e5570e5c8ab18cae3c77701050"}),
-        Feature::Console | Feature::GracefulStop => return Err("lifecycle.rs shows it".to_owned()),
+        Feature::Console | Feature::GracefulStop => return Err("lifecycle.rs tests it".to_owned()),
         Feature::WithoutKvm => json!({}),
-        Feature::OtherArchitecture => return Err("the probe guest is made for x86_64 only".to_owned()),
+        Feature::OtherArchitecture => return Err("the probe guest supports x86_64 only".to_owned()),
         Feature::Graphics if hypervisor == Hypervisor::Qemu => {
             json!({"graphics": {"enable": true, "backend": "headless", "gl": false}})
         }
@@ -264,7 +264,7 @@ fn prepare(hypervisor: Hypervisor, feature: Feature, machine: &TestMachine) -> R
     })
 }
 
-/// A raw volume with the mark.
+/// Returns a raw volume with the mark.
 fn volume(machine: &TestMachine, extra: Value) -> Value {
     write_disk(&machine.path("row.img"), MARK, 8192);
     let mut volume = json!({"image": "row.img", "autoCreate": false});
@@ -272,7 +272,7 @@ fn volume(machine: &TestMachine, extra: Value) -> Value {
     json!({"volumes": [volume]})
 }
 
-/// The same as an image of another format, by its name in the spec and in qemu-img.
+/// Returns the same volume as an image of another format, named as in the spec and as in qemu-img.
 fn image(machine: &TestMachine, image_type: &str, format: &[&str]) -> Result<Value, String> {
     find_on_path("qemu-img").ok_or("no qemu-img")?;
     let fields = volume(machine, json!({"imageType": image_type}));
@@ -284,7 +284,7 @@ fn image(machine: &TestMachine, image_type: &str, format: &[&str]) -> Result<Val
     Ok(fields)
 }
 
-/// cloud-hypervisor has user networking only by a passt that is new enough.
+/// Checks that passt is new enough for cloud-hypervisor's user networking.
 pub(crate) fn passt_for(hypervisor: Hypervisor) -> Result<(), String> {
     if hypervisor != Hypervisor::CloudHypervisor {
         return Ok(());
@@ -346,7 +346,7 @@ fn compare(hypervisor: Hypervisor, feature: Feature, report: &ProbeReport, launc
 }
 
 #[test]
-fn a_machine_of_another_user_reaches_its_virtiofs_share() {
+fn a_machine_that_runs_as_another_user_can_use_its_virtiofs_share() {
     let Ok(daemon) = std::env::var("MICROVM_TEST_VIRTIOFSD") else { return tell_skip("no MICROVM_TEST_VIRTIOFSD") };
     let (Some(program), Some(machine)) = (program_of(Hypervisor::Qemu), TestMachine::new("row")) else {
         return skip("no qemu, or no network namespaces");

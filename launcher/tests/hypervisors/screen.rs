@@ -1,5 +1,5 @@
-//! A screen without a window: the guest's kernel drives the card, the keyboard and the pointer, and what it paints is
-//! what qemu gives for a picture of the screen.
+//! A screen without a window: the guest's kernel uses the card, the keyboard and the pointer, and QEMU's screenshot
+//! shows what the guest has painted.
 
 use crate::linux::{assert_said, build_image, linux_machine, stop_gracefully};
 use crate::machine::{PATIENCE, TestMachine};
@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 #[test]
-fn what_the_guest_paints_is_on_the_screen() {
+fn a_screenshot_shows_what_the_guest_has_painted() {
     let spec = json!({
         "storeDisk": {"image": "store.squashfs"},
         "graphics": {"enable": true, "backend": "headless", "gl": false},
@@ -29,7 +29,7 @@ fn what_the_guest_paints_is_on_the_screen() {
     loop {
         let picture = Picture::of(&machine);
         assert_eq!((picture.width, picture.height), (1280, 800));
-        // The kernel brings what was painted to the card a moment later, in pieces that miss a line where they meet.
+        // The kernel transfers painted areas to the card a moment later, in pieces that can miss a line at their edges.
         let white = picture.samples.iter().filter(|sample| **sample == 255).count();
         if white * 100 > picture.samples.len() * 99 {
             break;
@@ -40,11 +40,11 @@ fn what_the_guest_paints_is_on_the_screen() {
     stop_gracefully(&machine, &mut running);
 }
 
-/// A picture of the screen.
+/// A screenshot.
 struct Picture {
     width: usize,
     height: usize,
-    /// Three samples a pixel.
+    /// Three samples per pixel.
     samples: Vec<u8>,
 }
 
@@ -68,7 +68,7 @@ impl Picture {
     }
 }
 
-/// Gives qemu a command and waits until it is done.
+/// Sends a command to QEMU and waits until it is done.
 fn command(stream: &mut BufReader<UnixStream>, request: &Value) {
     stream.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
     loop {

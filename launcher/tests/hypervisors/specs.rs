@@ -1,4 +1,5 @@
-//! The probe guest boots for every spec of fixtures/specs under every hypervisor at hand, and sees what the spec says.
+//! The probe guest boots with every spec of fixtures/specs on every available hypervisor, and sees what the spec
+//! describes.
 
 use crate::machine::{TestMachine, find_on_path, kvm_opens, program_of, skip, tell_skip, use_program, write_disk};
 use crate::probe::{ProbeReport, fnv1a64, probe_guest};
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const INITRD: &[u8] = b"070701 not really an archive: the probe guest only hashes it";
-/// A block device of a spec becomes a file of this size.
+/// The size of the file that replaces a block device of a spec.
 const DISK_SECTORS: u64 = 4096;
 
 #[test]
@@ -95,14 +96,14 @@ fn message(panic: &Box<dyn std::any::Any + Send>) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
 }
 
-/// Whether this hypervisor takes the machine at all; that it refuses for the right reason is the goldens' business.
+/// Whether this hypervisor supports the machine. The goldens test the reason of a refusal.
 fn is_accepted(spec: &MachineSpec) -> bool {
     let facts = HostFacts::assumed("/".into());
     let checked = check(spec).unwrap_or_else(|problems| panic!("{problems:?}"));
     lower(&checked, &facts, spec.hypervisor).is_ok()
 }
 
-/// Moves everything that the spec names into the machine's directory, and makes it.
+/// Moves everything that the spec names into the machine's directory, and creates it.
 fn adapt(spec: &mut MachineSpec, machine: &TestMachine) -> Result<(), String> {
     let guest = probe_guest();
     let moved = |path: &HostPath| {
@@ -113,7 +114,7 @@ fn adapt(spec: &mut MachineSpec, machine: &TestMachine) -> Result<(), String> {
     spec.vmlinux = Some(HostPath::new(guest.elf.to_str().unwrap()));
     fs::write(machine.path("initrd"), INITRD).unwrap();
     spec.initrd = Some("initrd".into());
-    // One that every qemu knows.
+    // A model that every QEMU supports.
     spec.cpu = spec.cpu.as_ref().map(|_| "EPYC".to_owned());
     for port in spec.forward_ports.iter().filter(|port| port.from == ForwardFrom::Guest) {
         machine.serve_http(&format!("{}:{}", port.host.address, port.host.port));
@@ -121,7 +122,7 @@ fn adapt(spec: &mut MachineSpec, machine: &TestMachine) -> Result<(), String> {
     if !Path::new("/dev/vhost-net").exists() {
         spec.interfaces.iter_mut().for_each(|interface| interface.tap.vhost = false);
     }
-    // Firecracker refuses a metadata service for no interface.
+    // Firecracker refuses a metadata service without an interface.
     spec.firecracker.extra_config.remove("mmds-config");
     spec.user = None;
     spec.pre_start.clear();
@@ -172,7 +173,7 @@ fn adapt(spec: &mut MachineSpec, machine: &TestMachine) -> Result<(), String> {
     Ok(())
 }
 
-/// There need be neither a desktop nor a graphics card, but crosvm does not go without a desktop.
+/// The host may have neither a desktop nor a graphics card, but crosvm requires a desktop.
 fn adapt_graphics(spec: &mut MachineSpec) -> Result<(), String> {
     spec.graphics.backend = GraphicsBackend::Headless;
     spec.graphics.gl = Some(false);
@@ -212,7 +213,7 @@ fn adapt_disks(
     for (index, volume) in spec.volumes.iter_mut().enumerate() {
         volume.image = moved(&volume.image);
         if volume.fs_type == "xfs" {
-            // The least that mkfs.xfs makes.
+            // The smallest size that mkfs.xfs supports.
             volume.size_mib = Some(320);
         }
         let path = machine.path(volume.image.as_str());
@@ -230,7 +231,7 @@ fn adapt_disks(
     Ok(())
 }
 
-/// Stands for the image builder: another program, tested elsewhere.
+/// A replacement for the image builder, which is a separate program with its own tests.
 fn fake_builder(machine: &TestMachine) -> PathBuf {
     let path = machine.path("fake-builder");
     let script = "#!/bin/sh\nwhile [ \"$1\" != --output ]; do shift; done\n\
@@ -260,7 +261,7 @@ fn boot_and_compare(spec: &MachineSpec, machine: &TestMachine, options: &[&str])
     assert_eq!(cids, expected, "vsock");
     assert_eq!(report.cpus, spec.vcpu, "vcpus");
     let (wanted_bytes, found_bytes) = (spec.mem_mib << 20, report.memory_bytes);
-    // A little is taken by tables and firmware.
+    // Tables and firmware use a little memory.
     assert!(found_bytes <= wanted_bytes && found_bytes + (4 << 20) > wanted_bytes, "memory: {found_bytes}");
     let words: Vec<&str> = report.command_line.split(' ').collect();
     for parameter in &spec.kernel_params {

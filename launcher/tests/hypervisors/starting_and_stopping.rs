@@ -1,4 +1,4 @@
-//! Starts that are ended, machines that are stopped together, names that are used twice, and what is left afterwards.
+//! Ending a start, stopping several machines at once, duplicate names, and what is left behind.
 
 use crate::failures::{is_alive, scripted_machine, wait_for_file};
 use crate::lifecycle::waiting_machine;
@@ -20,7 +20,7 @@ fn status_of(machine: &TestMachine, name: &str) -> String {
     String::from_utf8_lossy(&machine.output(&["status", name]).stdout).into_owned()
 }
 
-/// Waits until the condition holds.
+/// Waits until the condition is true.
 fn wait_until(what: &str, is_done: impl Fn() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is_done() {
@@ -51,7 +51,7 @@ fn end_the_start(changes: Value) {
         assert_eq!(messages(&stop), "web was starting; the start was ended\n");
         assert!(stop.status.success());
         assert_eq!(running.end().code(), Some(130), "{}", running.talk());
-        assert!(!is_alive(&step), "the step of the start lives on");
+        assert!(!is_alive(&step), "the step of the start is still running");
         assert!(!machine.path("started").exists(), "the hypervisor was started");
         assert!(status_of(&machine, "web").ends_with("stopped\n"));
         fs::remove_file(machine.path("step")).unwrap();
@@ -85,7 +85,7 @@ fn twenty_machines_stopped_together_all_shut_down_cleanly() {
         let mut command = machine.microvm(&["stop", "web", "--timeout", "250"]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
-    // All are asked before the first is waited for.
+    // All machines receive their request before the first one is waited for.
     let stops: Vec<_> = machines.iter().map(stop).collect();
     for stop in stops {
         let stop = stop.wait_with_output().unwrap();
@@ -99,12 +99,12 @@ fn twenty_machines_stopped_together_all_shut_down_cleanly() {
 }
 
 #[test]
-fn a_guest_shuts_down_although_another_client_holds_the_monitor_of_qemu() {
+fn a_guest_shuts_down_although_another_client_is_connected_to_the_monitor() {
     let Some((machine, _)) = waiting_machine(Hypervisor::Qemu) else { return };
     let mut running = machine.start(&["--supervise"]);
     running.wait_for("waiting");
     let mut other = UnixStream::connect(machine.path("web.sock")).unwrap();
-    // qemu greets it, and answers nobody else until it leaves.
+    // QEMU sends it the greeting, and serves no one else until it disconnects.
     assert!(other.read(&mut [0; 1024]).unwrap() > 0);
     let mut command = machine.microvm(&["stop", "web", "--timeout", "250"]);
     let mut stop = command.stderr(Stdio::piped()).spawn().unwrap();
@@ -119,7 +119,7 @@ fn a_guest_shuts_down_although_another_client_holds_the_monitor_of_qemu() {
     assert_eq!(ProbeReport::parse(&running.end_well()).request.as_deref(), Some("power-button"));
 }
 
-/// How often the threads of the process have waited and were woken.
+/// Returns how often the threads of the process have waited and been woken.
 fn wake_ups(process: u32) -> u64 {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let of_task = |task: std::io::Result<fs::DirEntry>| {
@@ -139,11 +139,11 @@ fn a_supervisor_sleeps_after_a_console_client_has_left() {
     let mut client = UnixStream::connect(&socket).unwrap();
     client.write_all(b"hello\n").unwrap();
     drop(client);
-    // One that only reads stays.
+    // A client that only reads stays connected.
     let reader = UnixStream::connect(&socket).unwrap();
     reader.shutdown(std::net::Shutdown::Write).unwrap();
     let process = running.child.id();
-    // Until it has dealt with them: then nothing changes within a second.
+    // Until it has handled both clients: then nothing changes within a second.
     let is_asleep = || {
         let before = wake_ups(process);
         std::thread::sleep(Duration::from_secs(1));
@@ -165,13 +165,13 @@ fn stop_hypervisor(machine: &TestMachine, running: &mut Running<'_>) {
 }
 
 #[test]
-fn a_supervisor_whose_output_nobody_reads_serves_its_console_and_receives_sigterm() {
+fn a_supervisor_whose_output_is_not_read_still_serves_its_console_and_handles_sigterm() {
     let script = "i=0; while [ $i -lt 3000 ]; do echo 'a line of the console that nobody reads, far too long for a pipe'; \
                   i=$((i+1)); done; echo $$ > hypervisor; exec sleep 600";
     let Some(machine) = scripted_machine(script, json!({})) else { return };
     let mut command = machine.microvm(&["run", "machine.json", "--supervise", "--stop-timeout", "0"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    // The hypervisor gets to its end of the output only if somebody takes it.
+    // The script can finish its output only if something reads it.
     wait_until("the hypervisor has written everything", || {
         fs::read_to_string(machine.path("hypervisor")).is_ok_and(|text| text.ends_with('\n'))
     });
@@ -183,7 +183,7 @@ fn a_supervisor_whose_output_nobody_reads_serves_its_console_and_receives_sigter
     assert!(child.wait().unwrap().success());
 }
 
-/// The tap of a machine is there while it runs, and not afterwards, however it ends.
+/// Checks that the tap of a machine exists while it runs, and is removed however it ends.
 fn end_with_a_tap(hypervisor: Hypervisor, options: &[&str]) {
     let Some((machine, _)) = waiting_machine(hypervisor) else { return };
     let has_tap = || machine.namespace.run("ip", &["-o", "link"]).contains("vm-web");
@@ -247,7 +247,7 @@ fn a_tap_of_a_supervisor_that_was_killed_is_removed_by_stop_and_by_the_next_star
     assert!(!has_tap());
 }
 
-/// A host whose machines are all of one flake without a host name.
+/// Creates a machine of a host whose machines are all built from one flake without a host name.
 fn machine_of_host(machine: &TestMachine, spec: &launcher::spec::MachineSpec, name: &str) -> std::path::PathBuf {
     let directory = machine.path("machines").join(name);
     fs::create_dir_all(&directory).unwrap();
@@ -261,7 +261,7 @@ fn machine_of_host(machine: &TestMachine, spec: &launcher::spec::MachineSpec, na
 }
 
 #[test]
-fn two_machines_without_a_host_name_are_known_by_their_directories() {
+fn two_machines_without_a_host_name_are_identified_by_their_directories() {
     let Some((machine, spec)) = waiting_machine(Hypervisor::Qemu) else { return };
     let directories = ["a", "b"].map(|name| machine_of_host(&machine, &spec, name));
     let microvm = |directory: &std::path::Path, arguments: &[&str]| {
@@ -289,7 +289,7 @@ fn two_machines_without_a_host_name_are_known_by_their_directories() {
             String::from_utf8_lossy(&seen).contains("waiting")
         });
     }
-    // By its spec, in its own directory, and by its name.
+    // By its spec in its own directory, and by its name.
     let stop = microvm(&directories[0], &["stop", "machine.json"]).output().unwrap();
     assert_eq!(messages(&stop), "a has shut down\n");
     assert!(status().starts_with("a  qemu  stopped\nb  qemu  running"), "{}", status());
@@ -299,7 +299,7 @@ fn two_machines_without_a_host_name_are_known_by_their_directories() {
 }
 
 #[test]
-fn stopping_a_spec_in_another_directory_does_not_stop_the_machine_of_that_name() {
+fn stopping_a_spec_in_another_directory_does_not_stop_a_machine_of_the_same_name() {
     let Some((machine, _)) = waiting_machine(Hypervisor::Qemu) else { return };
     let mut running = machine.start(&["--supervise"]);
     running.wait_for("waiting");
@@ -319,7 +319,7 @@ fn stopping_a_spec_in_another_directory_does_not_stop_the_machine_of_that_name()
 }
 
 #[test]
-fn a_machine_that_was_started_by_hand_is_not_deleted_whatever_runtime_directory_it_has() {
+fn a_machine_that_was_started_by_hand_is_not_deleted_with_any_runtime_directory() {
     for (runtime, options) in
         [("run", [].as_slice()), ("elsewhere", &[]), ("run", &["--supervise"]), ("elsewhere", &["--supervise"])]
     {

@@ -1,4 +1,4 @@
-//! What a machine's guest, or its user, may have prepared for the next start: nothing of it reaches the host's files.
+//! A machine's guest or user may have prepared files for the next start. None of them gives access to the host's files.
 
 use crate::failures::{is_alive, said, scripted_machine, wait_for_file, write_script};
 use crate::lifecycle::waiting_machine;
@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
-/// The user `nobody`, as a machine's user.
+/// The user `nobody`, who is used as a machine's user.
 const NOBODY: u32 = 65534;
 
 fn kill(pid: &str, signal: &str) {
@@ -25,10 +25,10 @@ fn wait_until_gone(pid: &str) {
     while is_alive(pid) && Instant::now() < end {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    assert!(!is_alive(pid), "process {pid} is still there");
+    assert!(!is_alive(pid), "process {pid} is still running");
 }
 
-/// The program, or a script where only what the launcher says before it starts is of interest.
+/// Returns the program, or a script if the test only checks what the launcher prints before the start.
 fn program_or_script(machine: &TestMachine, hypervisor: Hypervisor) -> std::path::PathBuf {
     program_of(hypervisor).unwrap_or_else(|| {
         tell_skip(&format!("no {hypervisor}: a script takes its place"));
@@ -36,7 +36,7 @@ fn program_or_script(machine: &TestMachine, hypervisor: Hypervisor) -> std::path
     })
 }
 
-/// Runs the machine where every user may open /dev/kvm: `ip netns exec` has made a mount namespace.
+/// Runs the machine where every user can open /dev/kvm, in the mount namespace that `ip netns exec` has created.
 fn run_with_open_kvm(machine: &TestMachine) -> Output {
     let script = "mknod -m 666 kvm c 10 232 && mount --bind kvm /dev/kvm && exec \"$@\"";
     let mut command = machine.namespace.command("sh");
@@ -45,7 +45,7 @@ fn run_with_open_kvm(machine: &TestMachine) -> Output {
     command.stdin(Stdio::null()).output().unwrap()
 }
 
-/// A qcow2 header whose backing file is a file of the host.
+/// Returns a qcow2 header that names a file of the host as its backing file.
 fn qcow2_header(backing_file: &str) -> Vec<u8> {
     let mut header = vec![0; 1 << 16];
     header[..4].copy_from_slice(b"QFI\xfb");
@@ -59,7 +59,7 @@ fn qcow2_header(backing_file: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_raw_disk_whose_guest_wrote_another_format_is_refused_at_the_next_start() {
+fn a_raw_disk_on_which_the_guest_wrote_another_header_is_refused() {
     if !kvm_opens() {
         return tell_skip("these hypervisors need KVM");
     }
@@ -89,7 +89,7 @@ fn a_raw_disk_whose_guest_wrote_another_format_is_refused_at_the_next_start() {
 }
 
 #[test]
-fn a_hypervisor_that_is_told_the_format_takes_the_disk_as_it_is() {
+fn a_disk_with_another_header_is_accepted_if_the_format_is_set_explicitly() {
     let Some(machine) = scripted_machine("exit 0", json!({"volumes": [{"image": "var.img", "autoCreate": false}]}))
     else {
         return;
@@ -100,7 +100,7 @@ fn a_hypervisor_that_is_told_the_format_takes_the_disk_as_it_is() {
 }
 
 #[test]
-fn files_of_the_hypervisor_are_not_written_through_links() {
+fn files_for_the_hypervisor_are_not_written_through_links() {
     let Some(machine) = scripted_machine("exit 0", json!({"user": "nobody"})) else { return };
     fs::set_permissions(machine.directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
     fs::write(machine.path("victim"), "untouched").unwrap();
@@ -116,7 +116,7 @@ fn files_of_the_hypervisor_are_not_written_through_links() {
 }
 
 #[test]
-fn root_runs_no_script_that_the_machines_user_can_change() {
+fn root_refuses_to_run_a_script_that_the_machines_user_can_change() {
     for changes in [
         json!({"user": "nobody", "extraArgsScript": "script.sh"}),
         json!({"user": "nobody", "preStart": [["./script.sh"]]}),
@@ -133,7 +133,7 @@ fn root_runs_no_script_that_the_machines_user_can_change() {
 }
 
 #[test]
-fn a_secret_initrd_is_open_in_the_hypervisor_and_in_nothing_else() {
+fn an_initrd_with_credentials_is_open_only_in_the_hypervisor() {
     let list = "ls -l /proc/self/fd | grep -c memfd:initrd";
     let changes = json!({
         "credentialFiles": {"token": "token"}, "extraArgsScript": "arguments.sh",
@@ -151,10 +151,10 @@ fn a_secret_initrd_is_open_in_the_hypervisor_and_in_nothing_else() {
 }
 
 #[test]
-fn a_volume_is_locked_as_long_as_its_hypervisor_lives() {
+fn a_volume_is_locked_while_its_hypervisor_runs() {
     let volumes = json!({"volumes": [{"image": "var.img", "size": 8}]});
     for options in [[].as_slice(), &["--supervise"]] {
-        // It does not end when its supervisor does.
+        // The script does not end when its supervisor does.
         let Some(machine) = scripted_machine("trap '' TERM; echo $$ >pid; exec sleep 600", volumes.clone()) else {
             return;
         };
@@ -193,7 +193,7 @@ fn a_volume_is_locked_as_long_as_its_hypervisor_lives() {
 }
 
 #[test]
-fn a_start_that_fails_leaves_no_daemon_and_none_is_used_for_another_command() {
+fn a_failed_start_leaves_no_daemon_and_a_daemon_with_another_command_is_not_used() {
     let Some(machine) = TestMachine::new("web") else { return };
     let daemon = "import os, socket, sys
 path = next(a.split('=', 1)[1] for a in sys.argv if a.startswith('--socket-path='))
@@ -222,7 +222,7 @@ server.accept()
     let read_pid = || fs::read_to_string(machine.path("daemon")).unwrap().trim().to_owned();
     wait_until_gone(&read_pid());
 
-    // A service that serves the share is used by a start with the same command, and by no other.
+    // A daemon of the service is used by a start with the same command, but not by one with another command.
     fs::remove_file(machine.path("daemon")).unwrap();
     let mut running = machine.start_command(machine.microvm(&["virtiofsd", "machine.json"]));
     let pid = wait_for_file(&machine.path("daemon"), &running);
@@ -240,7 +240,7 @@ server.accept()
 }
 
 #[test]
-fn check_finds_one_file_behind_two_paths() {
+fn check_reports_two_paths_to_the_same_file() {
     let volumes = json!([{"image": "a.img", "autoCreate": false}, {"image": "b.img", "autoCreate": false}]);
     let Some(machine) = scripted_machine("exit 0", json!({"volumes": volumes})) else { return };
     fs::write(machine.path("a.img"), "").unwrap();
