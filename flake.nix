@@ -15,7 +15,7 @@
       pkgsOf = system: nixpkgs.legacyPackages.${system};
 
       examples = import ./examples { inherit lib self; };
-      # By system and name, each evaluated once whatever asks for it.
+      # By system and name. Each configuration is evaluated only once.
       configurations = forSystems (
         system: lib.mapAttrs (_: modules: nixpkgs.lib.nixosSystem { inherit system modules; }) examples
       );
@@ -32,7 +32,7 @@
     {
       lib = import ./lib { inherit lib; };
 
-      # Sets, not paths: `nix flake check` of Nix 2.8 takes no others.
+      # Sets instead of paths, because `nix flake check` of Nix 2.8 accepts nothing else.
       nixosModules = {
         microvm.imports = [ ./nixos-modules/microvm ];
         microvm-options.imports = [ ./nixos-modules/microvm/options ];
@@ -41,7 +41,7 @@
       };
 
       overlays.default = final: _: programsOf final;
-      # Its name in flakes that were written for microvm.nix.
+      # The name that flakes written for microvm.nix use.
       overlay = self.overlays.default;
 
       packages = forSystems (
@@ -67,7 +67,7 @@
         all // lib.mapAttrs' (name: lib.nameValuePair "${system}-${name}") configurations.${system}
       ) { } systems;
 
-      # A host with machines on all hypervisors, itself in a machine; and machines with a screen, in a window and by VNC.
+      # A host in a microVM with machines on all hypervisors, and machines with a screen in a window and by VNC.
       apps = forSystems (
         system:
         lib.genAttrs [ "vm" "graphics" "qemu-vnc" ] (name: {
@@ -76,7 +76,7 @@
         })
       );
 
-      # All that this flake builds for a system, and what is made sure of by Nix alone.
+      # Everything that this flake builds for a system, and the checks that need only Nix.
       checks = forSystems (
         system:
         self.packages.${system}
@@ -105,7 +105,7 @@
         }
       );
 
-      # The one that takes a whole tree, where Nixpkgs has it.
+      # The formatter that supports whole trees, if Nixpkgs has it.
       formatter = forSystems (
         system:
         (pkgsOf system).nixfmt-tree or (import ./tests/nix/source-tools.nix { pkgs = pkgsOf system; })

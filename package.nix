@@ -14,7 +14,7 @@ rustPlatform.buildRustPackage {
   pname = program;
   inherit (manifest.workspace.package) version;
 
-  # A change of a module, a test fixture or a page rebuilds nothing.
+  # Only the sources of the crates, so that a change of a module, a test fixture or a page does not cause a rebuild.
   src = lib.fileset.toSource {
     root = ./.;
     fileset = lib.fileset.unions [
@@ -33,7 +33,7 @@ rustPlatform.buildRustPackage {
   };
   cargoLock.lockFile = ./Cargo.lock;
   cargoBuildFlags = [ "--package=${crate}" ];
-  # The tests in tests/ need the fixtures and hypervisors; the checks of the flake and CI run those.
+  # Only unit tests. The tests in tests/ need the fixtures and hypervisors; CI runs them.
   cargoTestFlags = [
     "--package=${crate}"
     "--lib"

@@ -3,8 +3,8 @@
 #
 # Installs the programs that the benchmarks compare with, from Debian sid's packages, without touching the system: they
 # are unpacked into DIR (default: target/peers) together with their libraries, and DIR/bin/NAME starts them through the
-# unpacked loader. Prints DIR, and their versions on stderr. Does nothing if they are already installed. mksquashfs,
-# unsquashfs (squashfs-tools 4.7 or later)   gensquashfs (squashfs-tools-ng 1.3)   mkfs.erofs (erofs-utils 1.9)
+# unpacked loader. Prints DIR, and their versions on stderr. Does nothing if they are already installed.
+#   mksquashfs, unsquashfs (squashfs-tools 4.7 or later)   gensquashfs (squashfs-tools-ng 1.3)   mkfs.erofs (erofs-utils 1.9)
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # sandboxed.sh [ROUNDS [LIST]]: measures a sandboxed `nix-build` of a store disk after one store path changed, with and
-# without the cache service. Runs as root. Prints a table of seconds, its medians, and their ratio. ROUNDS  number of
-# rounds, by default 5; an additional first round is discarded. The contenders take turns in going first. LIST    a list
-# in fixtures/closure/packages, by default `server` Contenders: `service` has the packs of the closure before the
-# change; `without` has no service; `nothing` is the same derivation, but only writes a plan, to measure Nix alone.
-# Every build is a separate derivation, and all images of a round are compared.
+# without the cache service. Runs as root. Prints a table of seconds, its medians, and their ratio.
+#   ROUNDS  number of rounds, by default 5; an additional first round is discarded. The contenders take turns in going first.
+#   LIST    a list in fixtures/closure/packages, by default `server`
+# Contenders: `service` has the packs of the closure before the change; `without` has no service; `nothing` is the same
+# derivation, but only writes a plan, to measure Nix alone. Every build is a separate derivation, and all images of a
+# round are compared.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 

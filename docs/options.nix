@@ -1,5 +1,5 @@
-# The options of guests and hosts as Markdown, from the modules themselves: docs/options.md. tests/nix/run.sh compares.
-#   nix-instantiate --eval --strict --json docs/options.nix ARGUMENTS | jq -r .
+# Generates docs/options.md, the options of guests and hosts, from the modules. tests/nix/run.sh checks that it is
+# current. nix-instantiate --eval --strict --json docs/options.nix ARGUMENTS | jq -r .
 {
   work ? null,
   kernel ? null,
@@ -7,7 +7,7 @@
   packages ? null,
 }:
 let
-  # Always the evaluator of the tests: other module systems have other names for types.
+  # Always uses the evaluator of the tests, because other module systems have other names for types.
   lib = import ../tests/nix/evaluator;
   pkgs =
     if packages != null then
@@ -68,7 +68,8 @@ let
     if lib.isType "option" tree then
       let
         modules = submodules tree.type;
-        # Only the names and types: the name is not known, and nothing of it is evaluated.
+        # Only the names and types are used. The name of the submodule is unknown, and nothing that depends on it is
+        # evaluated.
         inner =
           (lib.evalModules {
             modules = modules ++ [ { _module.args.name = "<name>"; } ];

@@ -1,4 +1,4 @@
-# The example configurations: name to modules. `*-example` and `*-example-with-tap` are made for each hypervisor.
+# The modules of the example configurations, by name. `*-example` and `*-example-with-tap` exist for each hypervisor.
 { lib, self }:
 let
   hypervisors = import ../lib/hypervisors.nix;

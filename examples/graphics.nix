@@ -1,5 +1,5 @@
-# A guest in a window of this desktop: a terminal, full screen. Log in on the window's other consoles, or where it was
-# started, as "root" with an empty password.
+# A guest in a window of this desktop that shows a terminal in full screen. Log in as "root" with an empty password, on
+# the window's other consoles or in the terminal that started the guest.
 { lib, pkgs, ... }:
 {
   networking.hostName = "graphics";

@@ -1,4 +1,4 @@
-# A guest that runs on all five hypervisors: a console with an empty root password, and a volume that stays.
+# A guest for all five hypervisors. It has a console with an empty root password, and a persistent volume.
 {
   users.users.root.password = "";
   services.getty.helpLine = ''

@@ -1,4 +1,4 @@
-# A guest with a screen, keyboard and pointer, which a VNC viewer on this computer shows: vncviewer localhost:0
+# A guest with a screen, keyboard and pointer. Connect to it with a VNC viewer on this computer: vncviewer localhost:0
 {
   networking.hostName = "qemu-vnc";
   microvm = {

@@ -1,4 +1,5 @@
-# A host in a microVM, with a microVM on each hypervisor in it: nested virtualisation without touching the real host.
+# A host in a microVM, which runs a microVM on each hypervisor. This nested virtualisation does not change the real
+# host.
 {
   guestModule,
   lib,
@@ -33,7 +34,7 @@ in
       }
     ];
 
-    # The machines in the machine: reachable by `ssh NAME` from the host.
+    # The nested machines; `ssh NAME` on the host in the microVM connects to one.
     vms = lib.genAttrs hypervisors (hypervisor: {
       config = {
         imports = [ guestModule ];
@@ -64,7 +65,7 @@ in
 
   environment.systemPackages = [ pkgs.openssh ];
 
-  # A bridge with DHCP and names for the machines.
+  # A bridge that provides DHCP and names for the machines.
   networking.useNetworkd = true;
   systemd.network = {
     netdevs."10-virbr0".netdevConfig = {

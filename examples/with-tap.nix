@@ -1,4 +1,4 @@
-# With a tap interface, which must be there before: sudo result/bin/tap-up --owner $USER
+# Adds a tap interface. Create it before you start the machine: sudo result/bin/tap-up --owner $USER
 { config, ... }:
 {
   microvm.interfaces = [

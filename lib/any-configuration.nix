@@ -1,9 +1,9 @@
-# A qemu runner of any NixOS configuration, made for a microVM or not: nothing of its disks is there, the store is the
-# host's, the root is in memory, the network is the user's.
+# Makes a qemu runner from any NixOS configuration, even if it was not made for a microVM. It uses the host's store, a
+# root file system in memory, user networking, and none of the configuration's disks.
 { lib }:
 configuration:
 let
-  # File systems of disks that are not there: known still, mounted by nobody.
+  # The file systems of disks that do not exist. They remain defined, but are never mounted.
   absent =
     lib.mapAttrs
       (

@@ -1,4 +1,4 @@
-# Looking into a list of command-line arguments: for those who add to `microvm.HYPERVISOR.extraArgs`.
+# Functions that read lists of command-line arguments, for modules that extend `microvm.HYPERVISOR.extraArgs`.
 { lib }:
 let
   step =
@@ -20,7 +20,8 @@ let
       state // { values = state.values ++ [ (lib.removePrefix "${name}=" argument) ]; };
 in
 {
-  # The values of an option, or of one with several names, given as two words or with `=`, and the arguments without it.
+  # Returns the values of an option (which can have several names), given as two arguments or with `=`, and the other
+  # arguments.
   extractOptValues =
     names: arguments:
     let
@@ -35,7 +36,7 @@ in
     else
       { inherit (found) values args; };
 
-  # The value of KEY in `a=1,KEY=2`; null without one.
+  # Returns the value of KEY in `a=1,KEY=2`, or null if it is missing.
   extractParamValue =
     key: text:
     let

@@ -1,4 +1,4 @@
-# build-microvm FLAKE#NAME: the command around any-configuration.nix.
+# The command `build-microvm FLAKE#NAME`, which uses any-configuration.nix.
 { pkgs, source }:
 pkgs.writeShellScriptBin "build-microvm" ''
   set -euo pipefail
@@ -15,7 +15,7 @@ pkgs.writeShellScriptBin "build-microvm" ''
   esac
   flake=''${1%#*} name=''${1##*#}
   shift
-  # A path means the same as on the command line of nix.
+  # Paths have the same meaning as on the command line of nix.
   [ ! -d "$flake" ] || flake=$(realpath "$flake")
   FLAKE=$flake NAME=$name exec nix --extra-experimental-features 'nix-command flakes' build --impure "$@" --expr '
     let

@@ -1,4 +1,5 @@
-# What the hypervisors support, from the launcher's table, and the launcher's message for what they do not support.
+# The features that the hypervisors support, from the launcher's table, and the launcher's messages for those that they
+# do not.
 { lib }:
 let
   table = builtins.fromJSON (builtins.readFile ../nixos-modules/microvm/capabilities.json);
@@ -16,7 +17,8 @@ rec {
 
   can = hypervisor: feature: table.${feature}.hypervisors.${hypervisor}.can;
 
-  # Whether a machine that uses it without support is refused; otherwise the machine runs without it, with a warning.
+  # Whether a machine that uses an unsupported feature is refused. If not, it runs without the feature and prints a
+  # warning.
   refuses = feature: table.${feature}.refuse;
 
   sentence =

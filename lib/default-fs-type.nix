@@ -1,2 +1,2 @@
-# The file system of volumes that name none.
+# The default file system of volumes.
 "ext4"

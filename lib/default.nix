@@ -1,4 +1,4 @@
-# What flakes and hosts can use without a configuration.
+# The functions that flakes and hosts can use without a configuration.
 { lib }:
 let
   capabilities = import ./capabilities.nix { inherit lib; };
@@ -6,7 +6,7 @@ in
 rec {
   hypervisors = import ./hypervisors.nix;
 
-  # All five have tap interfaces.
+  # All five support tap interfaces.
   hypervisorsWithNetwork = builtins.filter (
     hypervisor: capabilities.can hypervisor "InterfaceTap"
   ) hypervisors;
@@ -21,7 +21,7 @@ rec {
 
   inherit capabilities;
 
-  # The runner of a NixOS configuration, with hypervisor and launcher from other packages than the guest's.
+  # Makes the runner of a NixOS configuration with the hypervisor and launcher from other packages than the guest's.
   buildRunner =
     {
       # a NixOS configuration with the module `microvm`

@@ -6,7 +6,7 @@ in
 rec {
   driveLetters = letters ++ lib.concatMap (first: map (second: first + second) letters) letters;
 
-  # The volumes of a configuration's `microvm`, each with its `letter`.
+  # Adds its `letter` to each volume of a configuration's `microvm`.
   withDriveLetters =
     { volumes, storeOnDisk, ... }:
     let

@@ -1,4 +1,4 @@
-# The hypervisors, in the order of every table; the launcher knows the same five.
+# The hypervisors, in the order of all tables. The launcher has the same list.
 [
   "qemu"
   "cloud-hypervisor"

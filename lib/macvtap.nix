@@ -1,12 +1,12 @@
-# Macvtap interfaces as file descriptors, for runners of one's own. This project's launcher opens them itself.
+# Opens macvtap interfaces as file descriptors, for custom runners. This project's launcher opens them itself.
 { lib }:
 {
-  # The numbers of each interface's descriptors, by its id, and the shell code that opens them.
+  # Returns the descriptor numbers of each interface, by its id, and the shell code that opens them.
   makeMacvtap =
     {
       # a configuration's `microvm`
       microvmConfig,
-      # with `tapMultiQueue` an interface has a descriptor for each CPU
+      # with `tapMultiQueue` an interface has one descriptor per CPU
       hypervisorConfig ? { },
       # the first number; 0 to 2 are the standard streams
       firstDescriptor ? 3,
@@ -23,7 +23,7 @@
     in
     {
       macvtapFds = lib.listToAttrs (map ({ id, numbers }: lib.nameValuePair id numbers) numbered) // {
-        # where the numbers of other files may start
+        # the first number that is free for other files
         nextFreeFd = firstDescriptor + builtins.length ids * queues;
       };
       openMacvtapFds = lib.concatMapStrings (

@@ -1,7 +1,8 @@
 #!/bin/sh
-# shellcheck shell=dash First process of the guest of `benches guest-read`. The initrd contains the fixture's (busybox,
-# modules) and the static program `benches`. Kernel parameters: read.rounds=N read.every=N
-# read.disks=/dev/vda,/dev/vdb,...
+# shellcheck shell=dash
+# First process of the guest of `benches guest-read`. Its initrd is that of the fixture (busybox, modules) with the static
+# program `benches` added.
+# Kernel parameters: read.rounds=N read.every=N read.disks=/dev/vda,/dev/vdb,...
 export PATH=/bin
 mkdir -p /proc /sys /dev /tmp
 mount -t proc proc /proc

@@ -1,5 +1,5 @@
-# The caches of store disks: the service that all builds of this host share, and the directory of the machines' user, with
-# its garbage collection.
+# The caches for store disks: the service that all builds of this host share, and the cache directory of the machines'
+# user with its garbage collection.
 {
   config,
   lib,
@@ -11,7 +11,7 @@ let
   serviceUser = "microvm-image-cache";
   socketDirectory = "/run/microvm-image";
 
-  # Neither needs more than its directory, and the service a socket beside.
+  # Both need only their directory; the service also needs its socket.
   hardening = {
     CapabilityBoundingSet = [ "" ];
     DevicePolicy = "closed";
@@ -87,9 +87,9 @@ in
           description = "Socket of the cache service of store disks";
           wantedBy = [ "sockets.target" ];
           socketConfig = {
-            # Messages keep their boundaries.
+            # A socket that preserves message boundaries.
             ListenSequentialPacket = "${socketDirectory}/cache.sock";
-            # Clients are not trusted: everybody may ask.
+            # Every user can connect, because clients are not trusted anyway.
             SocketMode = "0666";
             DirectoryMode = "0755";
             RemoveOnStop = true;
@@ -99,12 +99,12 @@ in
         systemd.services.microvm-image-cache = {
           description = "Cache service of store disks";
           requires = [ "microvm-image-cache.socket" ];
-          # It asks Nix which store paths are valid.
+          # It queries Nix's daemon for valid store paths.
           after = [
             "microvm-image-cache.socket"
             "nix-daemon.socket"
           ];
-          # It starts whenever a build asks; one that was killed many times is still started again.
+          # A build starts it by connecting. There is no limit, so it starts again even if it was killed many times.
           unitConfig.StartLimitIntervalSec = 0;
           serviceConfig = hardening // {
             ExecStart = "${lib.getExe cache.package} cache serve --cache /var/cache/microvm-image-service --max-size ${cache.maxSize} --idle-exit 300";
@@ -118,8 +118,8 @@ in
           };
         };
 
-        # The directory, not the socket: a socket that is made again during a build is found by the build. The question
-        # mark lets builds start when the directory is not there.
+        # The directory instead of the socket, so that builds find a socket that is created again in the meantime. With
+        # the question mark, builds also start if the directory does not exist.
         nix.settings = lib.mkIf cache.service.sandbox {
           extra-sandbox-paths = [ "${socketDirectory}?" ];
         };

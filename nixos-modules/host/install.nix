@@ -1,4 +1,4 @@
-# install-microvm-NAME: the state directory of a declared machine, and its runner in it.
+# install-microvm-NAME: creates the state directory of a declared machine and installs its runner there.
 {
   config,
   lib,
@@ -9,14 +9,14 @@ let
   cfg = config.microvm;
   isInstalledOnce = vm: vm.updateFlake != null;
   runnerOf = vm: vm.configuration.config.microvm.declaredRunner;
-  # The host's store is there.
+  # The host's store always exists.
   sharedDirectories =
     vm:
     builtins.filter (source: source != "/nix/store") (
       map (share: share.source) vm.configuration.config.microvm.shares
     );
   isAbsolute = lib.hasPrefix "/";
-  # A word of a unit's command line: systemd.service(5), "Command lines".
+  # Quotes a word of a unit's command line, see systemd.service(5), "Command lines".
   escape =
     text:
     "\"${
@@ -51,14 +51,15 @@ let
       ];
       partOf = [ "microvm@${name}.service" ];
       wantedBy = [ "microvms.target" ];
-      # Those are the command's to update.
+      # The command `microvm` updates these machines.
       unitConfig = lib.optionalAttrs (isInstalledOnce vm) {
         ConditionPathExists = "!${cfg.stateDir}/${name}";
       };
       serviceConfig = {
         Type = "oneshot";
         RemainAfterExit = true;
-        # A flake is what `microvm update` builds from; without, the machine is the host's own.
+        # `microvm update` builds the machine from its flake. A machine without a flake is part of the host's
+        # configuration.
         ExecStart = lib.concatStringsSep " " (
           [
             "${lib.getExe cfg.host.package} unit install ${name} --runner ${runnerOf vm}"
@@ -78,21 +79,21 @@ let
     };
   };
 
-  # A changed runner restarts the machine, or is only told.
+  # A changed runner restarts the machine, or is only reported.
   restarts = name: vm: {
     name = "microvm@${name}";
     value = {
       overrideStrategy = "asDropin";
       restartTriggers = [ (runnerOf vm) ];
       serviceConfig = {
-        # The template says never; the empty word takes that back.
+        # The template disables restarts. The empty value resets that.
         X-RestartIfChanged = [
           ""
           vm.restartIfChanged
         ];
       }
       // lib.optionalAttrs ((runnerOf vm).supportsNotifySocket or false) { Type = "notify"; };
-      # The template's, not another one.
+      # Without this, NixOS would override the template's PATH.
       path = lib.mkForce [ ];
     };
   };
@@ -101,7 +102,7 @@ in
   config = lib.mkIf cfg.host.enable {
     systemd.services = lib.mapAttrs' install cfg.vms // lib.mapAttrs' restarts cfg.vms;
 
-    # Two machines that want the same name, interface, address, port or volume are found when the host is built.
+    # Machines that use the same name, interface, address, port or volume are detected when the host is built.
     system.checks = lib.optional (cfg.vms != { }) (
       pkgs.runCommand "microvm-machines-checked"
         {
@@ -114,7 +115,7 @@ in
         ''
     );
 
-    # passt makes itself a jail of namespaces.
+    # passt isolates itself in its own namespaces.
     microvm.host.machines = lib.mapAttrs (
       _: vm:
       let
@@ -130,7 +131,7 @@ in
 
     microvm.autostart = builtins.attrNames (lib.filterAttrs (_: vm: vm.autostart) cfg.vms);
 
-    # Directories that machines share, where there are none yet; those that are there stay as they are.
+    # Creates missing directories that machines share. Existing ones are not changed.
     systemd.tmpfiles.rules =
       map
         (

@@ -39,17 +39,17 @@ let
       readablePaths = mkOption {
         type = types.listOf types.path;
         default = [ ];
-        description = "Files and directories of the host that its hypervisor and its scripts may read.";
+        description = "Files and directories of the host that the machine's hypervisor and scripts may read.";
       };
       writablePaths = mkOption {
         type = types.listOf types.path;
         default = [ ];
-        description = "Files and directories of the host that they may also change, as far as their user may.";
+        description = "Files and directories of the host that they may also write to, if their user has the permission.";
       };
       namespaces = mkOption {
         type = types.bool;
         default = false;
-        description = "Whether they may make namespaces, which passt does for user networking under cloud-hypervisor.";
+        description = "Whether they may create namespaces, as passt does for user networking with cloud-hypervisor.";
       };
     };
   };
@@ -171,21 +171,21 @@ in
         type = types.ints.between 1000 4000000000;
         default = 1879048192;
         description = ''
-          The first of about a million user ids, of which each machine has one. By default they are where systemd's list of
-          user ids leaves room.
+          The first of about a million user ids, of which each machine gets one. systemd's list of user ids does not use the
+          default range.
         '';
       };
       readablePaths = mkOption {
         type = types.listOf types.path;
         default = [ ];
-        description = "Files and directories of the host, beside the store, that every machine's hypervisor may read.";
+        description = "Files and directories of the host, in addition to the store, that every machine's hypervisor may read.";
       };
       machines = mkOption {
         type = types.attrsOf (types.submodule machine);
         default = { };
         example = literalExpression ''{ web.writablePaths = [ "/srv/web" ]; }'';
         description = ''
-          What single machines may do on this host beyond what their options name, whether they are declared here or made by
+          Additional permissions of single machines on this host, whether they are declared here or created by
           `microvm create`.
         '';
       };

@@ -1,8 +1,8 @@
-# The services of every machine in the state directory, declared or made by `microvm create`. Names and order are those
-# of microvm.nix. A machine's own directory tells which of them it needs.
+# The services of all machines in the state directory, whether declared or created by `microvm create`. Their names and
+# order are those of microvm.nix. A machine's directory determines which of them it needs.
 #
-# Root runs nothing that a machine's user can replace: every program of a runner is started by `microvm unit`, which looks
-# whose the links to it are. `docs/host.md` has the whole of the isolation.
+# Root runs nothing that a machine's user can replace: `microvm unit` starts every program of a runner, and checks
+# the owner of the links to it. `docs/host.md` describes the isolation.
 {
   config,
   lib,
@@ -27,12 +27,12 @@ let
   environment = {
     MICROVM_STATE_DIR = cfg.stateDir;
     MICROVM_RUNTIME_DIR = "/run/microvm";
-    # Two machines of one flake may have the same host name, but never the same directory.
+    # Two machines of one flake can have the same host name, but never the same directory.
     MICROVM_NAME = "%i";
     MICROVM_FIRST_USER_ID = toString cfg.host.firstUserId;
   };
 
-  # What comes before the machine, ends with it, and is left out by runners that do not need it.
+  # A service that starts before the machine and stops with it. It is skipped if the runner does not need it.
   helper =
     {
       description,
@@ -42,7 +42,7 @@ let
     }:
     {
       inherit description environment;
-      # So that it stops before the link to the runner that booted is gone.
+      # It must stop before the link to the booted runner is removed.
       after = after ++ [ setBooted ];
       before = [
         root
@@ -56,16 +56,17 @@ let
         RemainAfterExit = true;
         SyslogIdentifier = "${program}@%i";
         WorkingDirectory = state;
-        # The interfaces are the machine's user's already, and the devices become it in its root directory.
+        # The interfaces already belong to the machine's user. The devices get this owner in the machine's root
+        # directory.
         ExecStart = unit "call %i ${program} --owner root";
       }
       // lib.optionalAttrs (stop != null) {
-        # What was made by the runner that booted is for that one to remove.
+        # The booted runner must remove what it has created.
         ExecStop = unit "call --if-there %i ${stop}";
       };
     };
 
-  # Nothing here is needed by any of the five hypervisors.
+  # None of the five hypervisors needs what these settings forbid.
   hardening = {
     LockPersonality = true;
     PrivateTmp = true;
@@ -89,7 +90,7 @@ let
     ];
   };
 
-  # What only some machines need, declared with the host or not.
+  # The services that only some machines need.
   special =
     name: settings:
     lib.optionalAttrs (settings.readablePaths ++ settings.writablePaths != [ ]) {
@@ -99,7 +100,7 @@ let
           MICROVM_READABLE_PATHS = lib.concatStringsSep ":" settings.readablePaths;
           MICROVM_WRITABLE_PATHS = lib.concatStringsSep ":" settings.writablePaths;
         };
-        # The template's, not another one.
+        # Without this, NixOS would override the template's PATH.
         path = lib.mkForce [ ];
       };
     }
@@ -200,7 +201,7 @@ in
             Type = "oneshot";
             RemainAfterExit = true;
             ExecStart = unit "adopt %i";
-            # Nothing needs that runner any longer: Nix may collect it.
+            # Nothing needs the booted runner any more, so Nix may collect it.
             ExecStop = unit "release %i";
           };
         };
@@ -224,7 +225,7 @@ in
               lib.concatMapStrings (path: " --readable ${path}") cfg.host.readablePaths
             }";
             ExecStop = unit "root-down %i --roots ${roots}";
-            # Where the host makes the store disk, the first time takes as long as it takes.
+            # There is no limit, because the host may have to build the store disk first.
             TimeoutStartSec = "infinity";
           };
         };
@@ -246,22 +247,23 @@ in
           unitConfig.ConditionPathExists = "${state}/current/bin/microvm-run";
           restartIfChanged = false;
           environment = environment // {
-            # kvmtool can be asked to stop only by who holds its console, and somebody must pass on that a guest is ready.
+            # A supervisor is needed to stop kvmtool, which is possible only through its console, and to forward a
+            # guest's notification that it is ready.
             MICROVM_SUPERVISE = "1";
-            # The unit is a jail already, and its root directory holds the store disk that the host has made.
+            # The unit already confines the machine, and its root directory contains the store disk built by the host.
             MICROVM_CONFINED = "1";
           };
           serviceConfig = hardening // {
             Type = if cfg.host.useNotifySockets then "notify" else "simple";
             NotifyAccess = "main";
             RootDirectory = "${roots}/%i";
-            # What stops the machine needs the host's services.
+            # ExecStop needs the host's services, so it runs in the host's root directory.
             RootDirectoryStartOnly = true;
             WorkingDirectory = state;
             SyslogIdentifier = "microvm@%i";
-            # `!`: all of the unit's confinement, but the user is the machine's own, which `enter` becomes.
+            # `!`: the unit's confinement applies, except for the user. `enter` switches to the machine's user.
             ExecStart = "!${unit "enter %i microvm-run"}";
-            # `+`: with all rights, because the host's other services would not listen to the machine's user.
+            # `+`: runs with all privileges, because the host's other services refuse requests of the machine's user.
             ExecStartPost = "-+${unit "call --if-there %i microvm-register"}";
             ExecStop = "-!${unit "enter --if-there %i microvm-shutdown"}";
             ExecStopPost = "-+${unit "call --if-there %i microvm-unregister"}";
@@ -274,11 +276,11 @@ in
             LimitMEMLOCK = "infinity";
             UMask = "0077";
 
-            # Everything is mounted read-only in the root directory but what the machine may write.
+            # Everything in the root directory is mounted read-only, except what the machine may write.
             ProtectSystem = "full";
             ProtectProc = "invisible";
             DevicePolicy = "closed";
-            # Of all that a host may have; other devices of a machine's spec are added one by one by `microvm-root@`.
+            # These devices exist on any host. `microvm-root@` adds the other devices of a machine's spec.
             DeviceAllow = [
               "/dev/kvm rw"
               "/dev/net/tun rw"
@@ -286,7 +288,7 @@ in
               "/dev/vhost-vsock rw"
               "char-pts rw"
             ];
-            # For `enter`; without new privileges nobody gets them again.
+            # `enter` needs these. NoNewPrivileges prevents other processes from regaining them.
             CapabilityBoundingSet = [
               "CAP_SETUID"
               "CAP_SETGID"

@@ -1,4 +1,4 @@
-# What the host's kernel, users and directories must have.
+# The settings of the host's kernel, users and directories.
 {
   config,
   lib,
@@ -9,10 +9,11 @@ let
   cfg = config.microvm;
   libvirt = config.virtualisation.libvirtd.enable;
 
-  # The command looks where this host's services look, also below sudo, which passes no variables on.
+  # The command uses the same directories as this host's services, also below sudo, which does not pass environment
+  # variables.
   command = pkgs.runCommand "microvm-command" { meta.mainProgram = "microvm"; } ''
     mkdir -p "$out/bin"
-    # A package of one's own may have none.
+    # A user-defined package may not have this directory.
     if [ -d ${cfg.host.package}/share ]; then
       ln -s ${cfg.host.package}/share "$out/share"
     fi
@@ -34,25 +35,25 @@ in
       "vhost_net"
       "vhost_vsock"
     ];
-    # Equal pages of several machines are kept once.
+    # Equal memory pages of several machines are stored once.
     hardware.ksm.enable = lib.mkDefault true;
 
     users.users.microvm = {
       isSystemUser = true;
       group = "kvm";
     };
-    # Devices that are passed through are locked into memory as a whole.
+    # With passed-through devices, all of a machine's memory is locked.
     security.pam.loginLimits = [
       {
         domain = "microvm";
         item = "memlock";
-        # soft and hard
+        # soft and hard limit
         type = "-";
         value = "infinity";
       }
     ];
 
-    # libvirt's module makes the same one.
+    # libvirt's module creates the same wrapper.
     security.wrappers = lib.mkIf (cfg.host.bridgeHelper.enable && !libvirt) {
       qemu-bridge-helper = {
         source = "${pkgs.qemu_kvm}/libexec/qemu-bridge-helper";
@@ -68,7 +69,7 @@ in
     systemd.tmpfiles.rules = [
       "d ${cfg.stateDir} 0755 root root -"
       "d /run/microvm 0755 root root -"
-      # Where volumes are locked by their numbers: a machine sees the locks of its own volumes only.
+      # The locks of volumes, named by device and inode number. A machine sees only the locks of its own volumes.
       "d /run/microvm/.volume-locks 0700 root root -"
       "d /run/microvm-roots 0700 root root -"
       "d /var/cache/microvm-store-disks 0750 microvm kvm -"

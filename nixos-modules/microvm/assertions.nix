@@ -1,4 +1,5 @@
-# What is refused before anything is built: the launcher's checks with the options' names, and what only NixOS can know.
+# Refuses invalid configurations before anything is built: the launcher's checks, with the names of the options, and
+# checks that only NixOS can do.
 { config, lib, ... }:
 let
   cfg = config.microvm;
@@ -17,7 +18,7 @@ let
     option: list: f:
     lib.concatLists (lib.imap0 (index: item: f "${option}[${toString index}]" item) list);
 
-  # An assertion for every value that an earlier item of the list has too.
+  # An assertion for each value that occurs twice in the list.
   distinct =
     what: items:
     (lib.foldl'
@@ -50,7 +51,8 @@ let
       value = item.${name};
     }) list;
 
-  # Everything the machine asks for that not every hypervisor can do, as the launcher's `capability::uses` has it.
+  # All features that the machine uses and that not every hypervisor supports, the same as in the launcher's
+  # `capability::uses`.
   use = feature: option: { inherit feature option; };
   interfaceFeature = {
     user = "InterfaceUser";
@@ -78,7 +80,8 @@ let
         [ (use "Virtiofs" "${option}.proto") ]
       else
         [ (use "NineP" "${option}.proto") ]
-        # The host's store is read-only by default, and then by the guest's mount alone.
+        # The host's store is read-only by default. If the hypervisor cannot enforce that, only the guest's mount is
+        # read-only.
         ++ lib.optional (share.readOnly && share.source != "/nix/store") (
           use "NinePReadOnly" "${option}.readOnly"
         )
@@ -129,20 +132,20 @@ let
     message = sentence asked;
   }) right;
 
-  noHypervisor = "is of a hypervisor that is not there; set microvm.hypervisor to one of ${lib.concatStringsSep ", " (import ../../lib/hypervisors.nix)}";
+  noHypervisor = "belongs to a hypervisor that is not supported; set microvm.hypervisor to one of ${lib.concatStringsSep ", " (import ../../lib/hypervisors.nix)}";
   formerAssertions =
     lib.concatLists (
       lib.mapAttrsToList (option: reason: unless (cfg.${option} == null) option reason) {
         alioth = noHypervisor;
-        balloonMem = "is not there any more; set microvm.balloon = true, and microvm.initialBalloonMem to what the balloon holds at the start";
-        bootDisk = "is not there: every hypervisor boots microvm.kernel directly; remove it";
+        balloonMem = "is not supported; set microvm.balloon = true, and microvm.initialBalloonMem to the size of the balloon at the start";
+        bootDisk = "is not supported: every hypervisor boots microvm.kernel directly; remove it";
         stratovirt = noHypervisor;
         vfkit = noHypervisor;
       }
     )
     ++
       unless (cfg.qemu.bios == null) "qemu.bios"
-        "is not there any more: qemu boots microvm.kernel without firmware; for firmware of your own set microvm.qemu.extraArgs = [ \"-bios\" PATH ]";
+        "is not supported: qemu boots microvm.kernel without firmware; to use your own firmware, set microvm.qemu.extraArgs = [ \"-bios\" PATH ]";
 
   volumeAssertions =
     distinct "image" (field "volumes" "image" cfg.volumes)
@@ -179,7 +182,7 @@ let
     distinct "id" (field "interfaces" "id" cfg.interfaces)
     ++ distinct "MAC address" (
       field "interfaces" "mac" (
-        # Behind user networking an interface is alone in its network.
+        # With user networking, each interface has its own network.
         map (
           interface: if interface.type == "user" then interface // { mac = null; } else interface
         ) cfg.interfaces
@@ -230,7 +233,7 @@ let
         "breaks when Nix makes hard links in the store; turn nix.optimise.automatic and nix.settings.auto-optimise-store off"
     ++ unless (
       cfg.storeDiskBuild == "derivation" || cfg.storeDiskType == "squashfs"
-    ) "storeDiskBuild" "\"host\" makes squashfs only; set microvm.storeDiskType = \"squashfs\"";
+    ) "storeDiskBuild" "\"host\" supports only squashfs; set microvm.storeDiskType = \"squashfs\"";
 in
 {
   config = lib.mkIf cfg.guest.enable {
@@ -257,7 +260,7 @@ in
       ++ indexed "volumes" cfg.volumes (
         option: volume:
         lib.optional (volume.label != null && !volume.autoCreate)
-          "${machine}: microvm.${option}.label: nothing is created here, so the image must have the label `${volume.label}` already"
+          "${machine}: microvm.${option}.label: autoCreate is off, so the image must already have the label `${volume.label}`"
       );
   };
 }

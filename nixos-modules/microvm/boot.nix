@@ -1,4 +1,4 @@
-# What a NixOS needs to start in a microVM, and what it must not try.
+# The settings that NixOS needs to boot in a microVM.
 {
   config,
   lib,
@@ -26,7 +26,7 @@ in
           "virtio_blk"
         ]
         ++ lib.optional (cfg.vsock.cid != null) "vmw_vsock_virtio_transport"
-        # firecracker asks for a shutdown by a keyboard.
+        # firecracker requests a shutdown through a keyboard.
         ++ lib.optional (cfg.hypervisor == "firecracker" && pkgs.stdenv.hostPlatform.isx86) "i8042";
         kernelModules =
           lib.optional isWritable "overlay"
@@ -42,7 +42,7 @@ in
         "virtio_gpu"
         "virtio_input"
       ];
-      # None of these devices is ever there.
+      # No microVM has these devices.
       blacklistedKernelModules = [
         "rfkill"
         "intel_pstate"
@@ -52,19 +52,19 @@ in
 
     systemd = {
       services = {
-        # The platform has no storage for the kernel's last messages.
+        # The platform has no persistent storage for kernel messages.
         mount-pstore.enable = false;
-        # Without a writable store Nix could only fail.
+        # Nix cannot work without a writable store.
         nix-daemon.enable = lib.mkDefault isWritable;
       };
       sockets.nix-daemon.enable = lib.mkDefault isWritable;
-      # There is no partition table whose partitions could be mounted.
+      # There is no partition table.
       generators.systemd-gpt-auto-generator = "/dev/null";
     };
 
     environment.etc.machine-id = lib.mkIf (cfg.machineId != null) {
       mode = lib.mkDefault "0444";
-      # A user's own has `text` or `source`.
+      # A user can override it with `text` or `source`.
       text = lib.mkDefault "${lib.replaceStrings [ "-" ] [ "" ] cfg.machineId}\n";
     };
     networking.hostId = lib.mkIf (cfg.machineId != null) (

@@ -1,5 +1,6 @@
-# Credentials in stage 1: all hypervisors but qemu, whose firmware configuration systemd reads by itself, get them in an
-# initrd that the launcher puts together. The guest's systemd takes them from where an initrd leaves them.
+# Credentials in stage 1. With qemu, systemd reads them from the firmware configuration. For all other hypervisors the
+# launcher adds them to the initrd, and stage 1 moves them to where the guest's systemd expects credentials from an
+# initrd.
 {
   config,
   lib,
@@ -24,9 +25,9 @@ in
     );
 
     boot.initrd = lib.mkIf (cfg.hypervisor != "qemu") (
-      # NixOS is going to have no script any more.
+      # Future versions of NixOS will not have this script.
       lib.optionalAttrs (options.boot.initrd ? postMountCommands) {
-        # After the root is mounted nothing of stage 1 touches /run any more, which goes over to stage 2 as it is.
+        # After the root is mounted, stage 1 no longer changes /run, which stage 2 keeps.
         postMountCommands = lib.mkIf (!initrd.systemd.enable) handOver;
       }
       // lib.optionalAttrs (options.boot.initrd.systemd ? services) {

@@ -1,4 +1,4 @@
-# Bringing a machine to a host, and a new system into a running machine, by SSH.
+# Scripts that install a machine on a host, and a new system in a running machine, over SSH.
 {
   config,
   lib,
@@ -10,7 +10,7 @@ let
   inherit (config.networking) hostName;
   plain = path: builtins.unsafeDiscardStringContext "${path}";
 
-  # What is done on the other side is a script of its own, so that nothing of it is expanded on this side.
+  # The commands for the other side are in a separate script, so that the local shell does not expand them.
   command =
     name: values: script:
     pkgs.writeShellScriptBin "microvm-${name}-${hostName}" ''
@@ -22,7 +22,7 @@ let
       ${script} "$@"
     '';
 
-  # Why a running machine cannot become the new system, if it cannot.
+  # The reason why a running machine cannot switch to the new system; null if it can.
   obstacle =
     if cfg.storeOnDisk then
       "the store is a disk, which a running system cannot change; share the host's /nix/store, or use deploy.rebuild, which restarts the machine"
@@ -35,10 +35,10 @@ let
 
   values = {
     name = hostName;
-    # The host builds it: only its derivation is copied.
+    # Only the derivation is copied, because the host builds it.
     runner = builtins.unsafeDiscardOutputDependency cfg.declaredRunner.drvPath;
   };
-  # Without a system the machine is restarted.
+  # Without a system, the machine is restarted.
   restarting = {
     system = "";
     registration = "";

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154
 # The commands of deploy.nix, which sets:
 #   name, runner               the machine and its runner's derivation
-#   system, registration       its system and what Nix' database is to know of it; empty where it has to be restarted
+#   system, registration       its system and the registration for Nix's database; empty if it must be restarted
 die() { printf 'error: %s\n' "$1" >&2; exit "${2:-1}"; }
 
 on_host() {
@@ -11,12 +11,13 @@ on_host() {
   roots=${MICROVM_GCROOTS_DIR:-/nix/var/nix/gcroots/microvm}
   [ ! -e "$state/toplevel" ] || { echo "error: $name is part of the host's configuration, which updates it" >&2; exit 2; }
   mkdir -p "$roots"
-  # The root comes with the build: no garbage collection can be faster.
+  # The build creates the root, so that a garbage collection cannot delete the result in between.
   new=$(nix-store --realise "$derivation" --add-root "$roots/new-$name")
   new=$(readlink -f "$new")
   # The machine gets its user when it starts.
   [ -d "$state" ] || { mkdir -p "${state%/*}"; mkdir -m 0700 "$state"; }
-  # Made where only root can make links, then renamed over the old one: the machine's user may put links into its directory.
+  # Created in a directory that only root can write to, and then renamed over the old link: the machine's user can
+  # create links in its own directory.
   point() { ln -sfnT "$1" "${state%/*}/.$name.$2"; mv -T "${state%/*}/.$name.$2" "$state/$2"; }
   old=$(readlink "$state/current" || true)
   if [ "$old" = "$new" ]; then
@@ -52,9 +53,9 @@ restart() {
 remotely() { # TARGET SUDO FUNCTION ARGUMENT...: runs the function there
   local target=$1 sudo=$2 function=$3 words
   shift 3
-  # SSH hands over one line for the other side's shell.
+  # SSH passes a single line to the shell on the other side.
   printf -v words '%q ' "$function" "$@"
-  # shellcheck disable=SC2029 # the words are made here
+  # shellcheck disable=SC2029 # the words are quoted on this side
   ssh "$target" "${sudo:+sudo }bash -euc $(printf %q "$(declare -f "$function"); $words")"
 }
 

@@ -1,11 +1,12 @@
 # shellcheck shell=bash disable=SC2154
-# Gives the root directory of the erofs image $out the mode and group that Nix expects of a store: 1775 and 30000, NixOS'
-# group of build users. Nix tries to change them where they are others, even to read a store, and fails on a disk that
-# cannot be written. mkfs.erofs gives one group to all files only, and a build has one group to give.
+# Sets the mode and group of the root directory in the erofs image $out to those that Nix expects of a store: 1775 and
+# 30000, the group of build users in NixOS. If they differ, Nix tries to change them, even if it only reads the store, and
+# fails on a read-only disk. mkfs.erofs can only set the same group for all files.
 #
-# Offsets are those of fs/erofs/erofs_fs.h: the superblock at 1024 has at 12 the base 2 logarithm of the block size, at 14
-# the root's number (in slots of 32 bytes from the first metadata block on) and at 40 that block. An inode begins with its
-# format, whose bit 0 tells the extended form, and has at 4 its mode; its group is at 26 (compact, two bytes) or at 28.
+# The offsets are those of fs/erofs/erofs_fs.h. The superblock at 1024 has the base 2 logarithm of the block size at 12,
+# the root's number (in slots of 32 bytes, from the first metadata block) at 14, and that block at 40. An inode begins
+# with its format, whose bit 0 is set for the extended form. Its mode is at 4, and its group at 26 (compact, two bytes)
+# or at 28.
 erofs_number() { od -A n -t "u$2" -j "$1" -N "$2" "$out" | tr -d ' '; } # OFFSET BYTES
 erofs_put() { printf '%b' "$2" | dd of="$out" bs=1 seek="$1" conv=notrunc status=none; } # OFFSET TEXT
 [ "$(erofs_number 1024 4)" = 3774210530 ] || { echo "$out is no erofs image" >&2; exit 1; }

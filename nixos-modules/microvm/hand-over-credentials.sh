@@ -1,6 +1,6 @@
 # shellcheck shell=sh
-# Stage 1 of a guest: moves what the launcher put into the initrd to where the system's systemd looks for what an initrd
-# hands over (systemd.exec(5), import of system credentials). STAGE_1_ROOT is for tests.
+# Runs in stage 1 of a guest. Moves the credentials that the launcher added to the initrd to the directory from which
+# systemd imports the credentials of an initrd (systemd.exec(5), import of system credentials). STAGE_1_ROOT is for tests.
 if [ -d "${STAGE_1_ROOT:-}/microvm-credentials" ]; then
   mkdir -p "${STAGE_1_ROOT:-}/run/credentials/@initrd"
   chmod 0700 "${STAGE_1_ROOT:-}/run/credentials/@initrd"

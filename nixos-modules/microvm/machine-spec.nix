@@ -1,4 +1,5 @@
-# The machine spec: the configuration's facts under the names that the launcher reads. Every decision is the launcher's.
+# The machine spec: the configuration's values under the names that the launcher reads. The launcher makes all
+# decisions.
 {
   config,
   lib,
@@ -12,7 +13,8 @@ let
   inherit (cfg.vmHostPackages.stdenv) hostPlatform;
   kernelPlatform = pkgs.stdenv.hostPlatform;
 
-  # These load an uncompressed ELF on x86; the package's output `dev` has it, and would only be dead weight elsewhere.
+  # These hypervisors load an uncompressed ELF on x86. It is in the package's output `dev`, which the others do not
+  # need.
   loadsElf =
     kernelPlatform.isx86_64
     && builtins.elem cfg.hypervisor [
@@ -34,7 +36,8 @@ let
     name: text:
     "${cfg.vmHostPackages.writeShellScript "microvm-${config.networking.hostName}-${name}" text}";
 
-  # The host's store is read-only even where only the guest's mount says so, so that is no reason to refuse the machine.
+  # For the host's store, a read-only mount in the guest is sufficient, so a hypervisor that cannot enforce it is no
+  # reason to refuse the machine.
   refusesWrites = {
     "9p" = capabilities.can cfg.hypervisor "NinePReadOnly";
     virtiofs = builtins.compareVersions (cfg.virtiofsd.package.version or "1.13") "1.13" >= 0;
@@ -98,8 +101,8 @@ in
     kernel = "${cfg.kernel}/${config.system.boot.loader.kernelFile}";
     vmlinux = if loadsElf then "${cfg.kernel.dev}/vmlinux" else null;
     initrd = "${cfg.initrdPath}";
-    # They name paths of the guest. With a disk of its own the runner does not need those on the host, nor takes them along
-    # when it is copied.
+    # They contain paths of the guest. If the guest has a store disk, the runner does not depend on these paths, so they
+    # are not copied with it.
     kernelParams =
       if cfg.storeOnDisk then
         map builtins.unsafeDiscardStringContext cfg.kernelParams

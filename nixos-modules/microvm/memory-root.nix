@@ -1,4 +1,4 @@
-# The root file system of a machine that keeps nothing.
+# The root file system of a machine without persistent state.
 {
   device = "rootfs";
   fsType = "tmpfs";

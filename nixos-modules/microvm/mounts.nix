@@ -1,4 +1,5 @@
-# File systems of the guest: a root in memory, the store from its disk or share, a writable layer over it, volumes, shares.
+# The file systems of the guest: a root in memory, the store from its disk or share, a writable layer over it, volumes
+# and shares.
 {
   config,
   lib,
@@ -15,7 +16,7 @@ let
   hostStore = lib.findFirst (share: share.source == "/nix/store") null cfg.shares;
   hasSerials = capabilities.can cfg.hypervisor "VolumeSerial";
 
-  # Whether the writable layer lies below the mount point, which then must be there before the store is.
+  # Whether the writable layer is below this mount point, which must then be mounted before the store.
   holdsOverlay =
     mountPoint: overlay != null && lib.hasPrefix "${lib.removeSuffix "/" mountPoint}/" "${overlay}/";
 
@@ -40,10 +41,11 @@ let
     }
     .${share.proto}
     ++ lib.optional share.readOnly "ro"
-    # Its driver is a module that nothing asks for by the device's name.
+    # The driver is a module that the kernel does not load automatically.
     ++ [ "x-systemd.after=systemd-modules-load.service" ];
 
-  # Whatever is running is read from the store: what it is mounted from, or lies below, cannot be unmounted before the end.
+  # All programs run from the store, so its mounts, and those that they are below or come from, cannot be unmounted
+  # until the end.
   storeDirectories = [
     "/nix/store"
     lowerStore
@@ -61,7 +63,7 @@ let
 
   storeDisk = lib.optionalAttrs cfg.storeOnDisk {
     ${lowerStore} = {
-      # No other disk has that serial number. Where disks have none, the store's is always the first.
+      # The serial number is unique. If disks have no serial numbers, the store's disk is always the first.
       device = if hasSerials then "/dev/disk/by-id/virtio-nix-store" else "/dev/vda";
       fsType = cfg.storeDiskType;
       options = [
@@ -73,7 +75,7 @@ let
     };
   };
 
-  # A share of the host's store that is mounted elsewhere is bound to where the store is looked for.
+  # A share of the host's store that is mounted elsewhere is bind-mounted to /nix/store.
   storeShare =
     lib.optionalAttrs (!cfg.storeOnDisk && hostStore != null && hostStore.mountPoint != lowerStore)
       {
@@ -96,7 +98,7 @@ let
         upperdir = "${overlay}/store";
         workdir = "${overlay}/work";
       };
-      # virtiofs has no trusted.* attributes, in which an overlay otherwise keeps what it deleted.
+      # virtiofs has no trusted.* attributes, in which an overlay stores metadata by default.
       options = lib.mkIf (lib.any (
         share: share.proto == "virtiofs" && holdsOverlay share.mountPoint
       ) cfg.shares) [ "userxattr" ];
@@ -142,8 +144,8 @@ in
       ++ shares
     );
 
-    # systemd stops mounts at shutdown, and with one all that are over it, before it ends the last processes. These it leaves
-    # to the very end, when nothing of the store is needed any more.
+    # At shutdown, systemd stops a mount, with everything mounted over it, before it ends the last processes. It must
+    # keep these mounts until the very end, when nothing from the store is needed any more.
     systemd.units = lib.listToAttrs (
       map (mountPoint: {
         name = "${utils.escapeSystemdPath mountPoint}.mount";

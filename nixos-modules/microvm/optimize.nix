@@ -1,4 +1,4 @@
-# What a microVM rarely needs.
+# Disables what a microVM rarely needs.
 {
   config,
   lib,
@@ -7,7 +7,8 @@
 }:
 let
   cfg = config.microvm;
-  # microvm.nix' users could not mount the store from it on crosvm and kvmtool; nobody has shown yet that it works here.
+  # Users of microvm.nix could not mount the store with it on crosvm and kvmtool. It has not been tested on them in this
+  # project.
   hasSystemdInitrd = builtins.elem cfg.hypervisor [
     "qemu"
     "cloud-hypervisor"
@@ -17,12 +18,12 @@ in
 {
   config = lib.mkIf (cfg.guest.enable && cfg.optimize.enable) {
     documentation.enable = lib.mkDefault false;
-    # Sixteen serial ports are looked for otherwise.
+    # By default, the kernel looks for sixteen serial ports.
     boot.kernelParams = [ "8250.nr_uarts=1" ];
-    # Drivers of disks, keyboards and USB that no microVM has.
+    # They are drivers of disks, keyboards and USB devices that no microVM has.
     boot.initrd.includeDefaultModules = lib.mkDefault false;
     boot.initrd.systemd = {
-      # Where it is not set, NixOS decides: until 25.11 for its script, from 26.05 on for systemd.
+      # The default of NixOS is its script until 25.11, and systemd from 26.05 on.
       enable = lib.mkIf hasSystemdInitrd (lib.mkDefault true);
     }
     // (
@@ -34,11 +35,11 @@ in
     );
     boot.swraid.enable = lib.mkDefault false;
     networking.useNetworkd = lib.mkDefault true;
-    # NixOS 24.05 has no such option.
+    # NixOS 24.05 does not have this option.
     systemd = lib.optionalAttrs (options.systemd ? tpm2) { tpm2.enable = lib.mkDefault false; } // {
       network.wait-online.enable = lib.mkDefault false;
     };
-    # A new system cannot be switched to when its store is not the host's.
+    # Switching to a new system requires the host's store.
     system.switch.enable = lib.mkDefault (!cfg.storeOnDisk && config.services.openssh.enable);
   };
 }

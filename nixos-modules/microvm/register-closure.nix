@@ -1,5 +1,5 @@
-# The guest's Nix database: it knows the paths of the system closure, and over a writable layer that stays, also those
-# that were added to it.
+# The guest's Nix database. It contains the paths of the system closure, and with a persistent writable layer also those
+# that were added to the store.
 {
   config,
   lib,
@@ -32,7 +32,7 @@ in
       microvm.closureRegistration = pkgs.closureInfo { rootPaths = [ config.system.build.toplevel ]; };
     }
     (lib.mkIf (cfg.guest.enable && cfg.registerClosure) {
-      # Not in the system's own kernel parameters: the registration is made from the system.
+      # Not in the system's kernel parameters, because the registration depends on the system.
       microvm.kernelParams = [ "regInfo=${cfg.closureRegistration}/registration" ];
 
       systemd.services.microvm-register-closure = {

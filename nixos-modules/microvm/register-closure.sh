@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# The guest's Nix database at boot. Run by a unit, and by tests/nix/register-closure.sh with directories of its own:
-#   PERSISTENT_STATE   where Nix' state is kept beside a writable layer that stays; empty: the layer is gone at reboot
-#   NIX_STATE          where Nix looks for its state
-#   STORE_IS_WRITABLE  1 where garbage can be collected
-# regInfo=FILE on the kernel command line is the registration of the system closure.
+# Prepares the guest's Nix database at boot. A unit runs it, and tests/nix/register-closure.sh with other directories:
+#   PERSISTENT_STATE   directory for Nix's state beside a persistent writable layer; empty if the layer is lost at reboot
+#   NIX_STATE          directory in which Nix expects its state
+#   STORE_IS_WRITABLE  1 if garbage can be collected
+# regInfo=FILE on the kernel command line names the registration of the system closure.
 set -euo pipefail
 
 read -ra parameters <"${CMDLINE:-/proc/cmdline}"
@@ -13,7 +13,7 @@ for parameter in "${parameters[@]}"; do
 done
 
 if [ -n "$PERSISTENT_STATE" ]; then
-  # Not all of the state: the daemon's socket may be there already, and so may the roots that keep the running system.
+  # Only parts of the state: the daemon's socket and the roots of the running system may already exist.
   for part in db profiles; do
     mkdir -p "$PERSISTENT_STATE/$part" "$NIX_STATE/$part"
     mountpoint --quiet "$NIX_STATE/$part" || mount --bind "$PERSISTENT_STATE/$part" "$NIX_STATE/$part"
@@ -22,7 +22,8 @@ fi
 
 [ -z "$registration" ] || nix-store --load-db <"$registration"
 if [ -n "$registration" ] && [ "$STORE_IS_WRITABLE" = 1 ]; then
-  # The registration cannot list itself. A garbage collection would delete it, and the next boot would not find it.
+  # The registration cannot list itself. Without this, a garbage collection would delete it, and the next boot would not
+  # find it.
   path=${registration%/registration}
   printf '%s\n\n0\n' "$path" | nix-store --register-validity
   mkdir -p "$NIX_STATE/gcroots"
@@ -30,8 +31,8 @@ if [ -n "$registration" ] && [ "$STORE_IS_WRITABLE" = 1 ]; then
 fi
 [ -n "$PERSISTENT_STATE" ] || exit 0
 
-# Paths of an earlier system are gone from the lower layer. What the guest built from them does not work any more either,
-# but Nix would hold it for valid for ever, and everything it refers to: so it goes with them.
+# The lower layer no longer contains the paths of an earlier system. What the guest built from them does not work any
+# more either, but Nix would consider it valid for ever, with everything that it refers to. So it is removed too.
 vanished=()
 while read -r path; do
   [ -e "$path" ] || [ -L "$path" ] || vanished+=("$path")

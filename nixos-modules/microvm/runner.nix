@@ -1,4 +1,5 @@
-# The runner: a package whose scripts call the launcher with the machine spec, in the layout that hosts of microvm.nix know.
+# The runner: a package whose scripts call the launcher with the machine spec, in the layout that hosts of microvm.nix
+# expect.
 {
   config,
   extendModules,
@@ -14,7 +15,7 @@ let
 
   launcher = lib.getExe cfg.launcher.package;
 
-  # Nothing can be made from a spec that the launcher refuses: the refusal ends this build, with its full explanation.
+  # If the launcher refuses the spec, this build fails with the launcher's message.
   machineSpec =
     host.runCommand "microvm-machine-${hostName}.json"
       {
@@ -37,10 +38,11 @@ let
   tapMultiQueue = cfg.vcpu > 1 && capabilities.can cfg.hypervisor "TapMultiQueue";
 
   call = word: "${launcher} ${word} ${machineSpec} \"$@\"";
-  # The launcher takes the place of the shell, so that signals and the exit code are its own.
+  # The launcher replaces the shell, so that it receives signals and its exit code is returned.
   become = word: "exec ${call word}";
 
-  # What a launch may start beside the hypervisor, which the spec names: a unit of systemd has none of it on its path.
+  # Programs that a launch may start besides the hypervisor, which the spec names. They are not in the PATH of a systemd
+  # unit.
   fileSystemPackages = {
     ext2 = host.e2fsprogs;
     ext3 = host.e2fsprogs;
@@ -63,7 +65,7 @@ let
     packages: script:
     lib.optionalString (packages != [ ]) "export PATH=${lib.makeBinPath packages}:$PATH\n" + script;
 
-  # Users' scripts set for themselves what they want.
+  # Scripts of users can override these shell options.
   scripts = lib.mapAttrs (_: script: "set -eu\n" + script) (
     {
       microvm-run = withPath runPath (become "run");
@@ -80,7 +82,7 @@ let
     }
     // lib.optionalAttrs (virtiofsShares != [ ]) { virtiofsd-run = become "virtiofsd"; }
     // lib.optionalAttrs (devicesOn "pci" != [ ]) {
-      # For modprobe, which is on no unit's path.
+      # It needs modprobe, which is not in the PATH of a systemd unit.
       pci-setup = withPath [ host.kmod ] (call "pci-setup");
     }
     // lib.optionalAttrs cfg.registerWithMachined {
@@ -91,7 +93,7 @@ let
 
   lines = list: lib.concatMapStrings (line: "${line}\n") list;
 
-  # Files under share/microvm, which hosts read.
+  # Files in share/microvm, which hosts read.
   facts = {
     hypervisor = lines [ cfg.hypervisor ];
   }
@@ -162,7 +164,8 @@ let
         ''
       );
 
-  # The guest differs between hypervisors too, in the name of its store disk for one: each runner has its own.
+  # The guest also depends on the hypervisor, for example in the name of its store disk, so each runner has its own
+  # guest.
   runnerOf =
     hypervisor:
     (extendModules { modules = [ { microvm.hypervisor = lib.mkVMOverride hypervisor; } ]; })

@@ -1,4 +1,4 @@
-# The disk of the system closure: squashfs by `microvm-image`, or erofs by mkfs.erofs.
+# The disk with the system closure: squashfs made by `microvm-image`, or erofs made by mkfs.erofs.
 {
   config,
   lib,
@@ -13,7 +13,7 @@ let
   ]
   ++ lib.optional cfg.registerClosure cfg.closureRegistration;
 
-  # Nix 2.8 names a file outside the sandbox; in the build directory it is in all versions.
+  # Nix 2.8 sets the variable to a file outside of the sandbox. All versions have the file in the build directory.
   findGraph = ''
     graph=$NIX_ATTRS_JSON_FILE
     [ -e "$graph" ] || graph=$NIX_BUILD_TOP/.attrs.json
@@ -25,7 +25,7 @@ let
       {
         __structuredAttrs = true;
         exportReferencesGraph.closure = roots;
-        # The input is gigabytes that are here already, and so is the output's only reader.
+        # The input has gigabytes and is already on this machine, as is the only user of the output.
         preferLocalBuild = true;
         allowSubstitutes = false;
       }
@@ -33,7 +33,7 @@ let
     ) (findGraph + script);
 
   image = {
-    # An image holds store paths as text wherever it is not compressed; they must not keep the closure on the host.
+    # The uncompressed parts of an image contain store paths as text, which must not become references to the closure.
     unsafeDiscardReferences.out = true;
   };
 
@@ -41,7 +41,7 @@ let
     fromClosure "microvm-store-disk-${hostName}.squashfs"
       (image // { nativeBuildInputs = [ cfg.imageBuilder.package ]; })
       ''
-        # The cache service is there where the host's Nix lets builds see it. The image is the same without.
+        # The cache service is available if the host's Nix gives builds access to it. The image is the same without it.
         microvm-image build --no-cache --cache-socket /run/microvm-image/cache.sock --jobs "''${NIX_BUILD_CORES:-1}" ${lib.escapeShellArgs cfg.storeDiskSquashfsFlags} \
           --graph "$graph" --output "$out"
       '';
@@ -58,17 +58,18 @@ let
         }
       )
       ''
-        # A fixed UUID and fixed times: without them no two images of one closure are the same. No checksum of the
-        # superblock's block, in which the root directory's inode may be, which is changed below.
+        # A fixed UUID and fixed times make images of the same closure equal. The checksum of the superblock's block is
+        # disabled, because that block can contain the root directory's inode, which is changed below.
         flags=(-U 2ba3a4f8-1a5e-5c5b-9a3c-b7e0b1c9d2f4 -T 1 --all-root -E nosbcrc ${lib.escapeShellArgs cfg.storeDiskErofsFlags})
         jq -r '.closure[].path | split("/")[-1]' "$graph" | LC_ALL=C sort >closure
         ls -A ${builtins.storeDir} | LC_ALL=C sort | LC_ALL=C comm -13 closure - >others
 
-        # mkfs.erofs takes one directory. In Nix' sandbox the store has little but the closure, and the rest is left out.
-        # The closure is copied only where that store is a whole host's, or where an old mkfs.erofs would keep the hard
-        # links that `nix-store --optimise` makes on some hosts: then the image would not be the same everywhere.
+        # mkfs.erofs accepts one directory. In Nix's sandbox the store contains little besides the closure, and the
+        # rest is excluded. The closure is copied only if the store is that of a whole host, or if an old mkfs.erofs would
+        # preserve the hard links that `nix-store --optimise` creates on some hosts, so that the image would not be the
+        # same everywhere.
         if [ ! -e ${builtins.storeDir}/.links ] && [ "$(wc -l <others)" -lt 2000 ] && [[ $(mkfs.erofs --help 2>&1) == *--hard-dereference* ]]; then
-          # mkfs.erofs sees the image that it makes.
+          # The image itself must be excluded too.
           flags+=("--exclude-path=''${out##*/}")
           while read -r other; do flags+=("--exclude-path=$other"); done <others
           mkdir -m 0755 ${builtins.storeDir}/.links

@@ -2,7 +2,7 @@
 { config, lib, ... }:
 let
   cfg = config.microvm;
-  # NixOS 24.05 names the package elsewhere, and makes the host keys in another unit.
+  # NixOS 24.05 has another option for the package, and creates the host keys in another unit.
   openssh = config.services.openssh.package or config.programs.ssh.package;
   makesHostKeys = [
     "sshd-keygen.service"

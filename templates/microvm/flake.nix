@@ -3,7 +3,7 @@
 
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
-    # Change this to where you got the template from.
+    # Change this to the flake that you got the template from.
     microvm.url = "microvm";
     microvm.inputs.nixpkgs.follows = "nixpkgs";
   };
@@ -37,7 +37,7 @@
               # or cloud-hypervisor, firecracker, crosvm, kvmtool
               hypervisor = "qemu";
 
-              # A disk that stays.
+              # A persistent disk.
               volumes = [
                 {
                   image = "var.img";
@@ -46,8 +46,8 @@
                 }
               ];
 
-              # The store of this computer instead of a disk: the machine is built at once, but sees all of the store.
-              # firecracker has no shares, and cloud-hypervisor and crosvm want proto = "virtiofs".
+              # The store of this computer instead of a store disk: the machine is built faster, but can read the whole
+              # store. firecracker does not support shares, and cloud-hypervisor and crosvm require proto = "virtiofs".
               shares = [
                 {
                   proto = "9p";

@@ -223,17 +223,17 @@ in
   (on "qemu" {
     storeDiskBuild = "host";
     storeDiskType = "erofs";
-  } [ "storeDiskBuild: \"host\" makes squashfs only; set microvm.storeDiskType = \"squashfs\"" ])
+  } [ "storeDiskBuild: \"host\" supports only squashfs; set microvm.storeDiskType = \"squashfs\"" ])
   (on "qemu" { balloonMem = 512; } [
-    "balloonMem: is not there any more; set microvm.balloon = true, and microvm.initialBalloonMem to what the balloon holds at the start"
+    "balloonMem: is not supported; set microvm.balloon = true, and microvm.initialBalloonMem to the size of the balloon at the start"
   ])
   (on "qemu" { qemu.bios.enable = true; } [
-    "qemu.bios: is not there any more: qemu boots microvm.kernel without firmware; for firmware of your own set microvm.qemu.extraArgs = [ \"-bios\" PATH ]"
+    "qemu.bios: is not supported: qemu boots microvm.kernel without firmware; to use your own firmware, set microvm.qemu.extraArgs = [ \"-bios\" PATH ]"
   ])
   (on "qemu" { bootDisk.enable = true; } [
-    "bootDisk: is not there: every hypervisor boots microvm.kernel directly; remove it"
+    "bootDisk: is not supported: every hypervisor boots microvm.kernel directly; remove it"
   ])
   (on "qemu" { vfkit.extraArgs = [ ]; } [
-    "vfkit: is of a hypervisor that is not there; set microvm.hypervisor to one of qemu, cloud-hypervisor, firecracker, crosvm, kvmtool"
+    "vfkit: belongs to a hypervisor that is not supported; set microvm.hypervisor to one of qemu, cloud-hypervisor, firecracker, crosvm, kvmtool"
   ])
 ]

@@ -107,7 +107,7 @@ let
           default = config.source == "/nix/store";
           defaultText = literalExpression ''source == "/nix/store"'';
           description = ''
-            Whether it is read-only for the guest. The host's `/nix/store` is shared read-only by default. Where the host cannot
+            Whether it is read-only for the guest. The host's `/nix/store` is shared read-only by default. If the host cannot
             refuse writes (9p on crosvm and kvmtool, virtiofsd before 1.13), only the guest's read-only mount and the host's file
             permissions protect it.
           '';
