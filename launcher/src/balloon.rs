@@ -48,7 +48,7 @@ pub fn resize(launch: &Launch, size_mib: u64) -> Result<(), BalloonError> {
         body: Some(body),
     };
     match protocol {
-        // QEMU's value is the memory that the guest keeps.
+        // qemu's value is the memory that the guest keeps.
         ControlProtocol::Qmp => controller.qmp("balloon", json!({"value": (mem_mib - size_mib) * MIB})).map(drop),
         ControlProtocol::CloudHypervisorHttp => {
             controller.http(&put("PUT", "/api/v1/vm.resize", json!({"desired_balloon": size_mib * MIB}))).map(drop)

@@ -58,7 +58,7 @@ pub enum ControlError {
     Unsupported(String),
 }
 
-/// A client of a control socket. Each request opens its own connection: QEMU serves one client at a time, and a client
+/// A client of a control socket. Each request opens its own connection: qemu serves one client at a time, and a client
 /// that stays connected blocks all others.
 #[derive(Clone, Debug)]
 pub struct Controller {

@@ -9,7 +9,7 @@ mod qemu;
 /// The hypervisor whose rules apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// QEMU: a comma is doubled.
+    /// qemu: a comma is doubled.
     Qemu,
     /// cloud-hypervisor: a value may be in double quotes, and cannot contain a double quote.
     CloudHypervisor,

@@ -1,11 +1,11 @@
-//! QEMU's protocol, QMP: JSON lines. A greeting and a handshake, then commands; events may come at any time.
+//! qemu's protocol, QMP: JSON lines. A greeting and a handshake, then commands; events may come at any time.
 
 use super::connection::Connection;
 use super::{ControlError, Controller};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 
-/// The longest line. QEMU sends no longer ones, but a guest may have taken control of it.
+/// The longest line. qemu sends no longer ones, but a guest may have taken control of it.
 const LONGEST_LINE_BYTES: u64 = 1 << 20;
 
 /// Connects, performs the handshake, sends one command, and returns the response.
@@ -17,7 +17,7 @@ pub(super) fn execute(controller: &Controller, command: &str, arguments: Value) 
     }
     exchange(controller, &mut lines, "qmp_capabilities", Value::Null)?;
     match exchange(controller, &mut lines, command, arguments) {
-        // After `quit`, QEMU may end before it has sent the response.
+        // After `quit`, qemu may end before it has sent the response.
         Err(ControlError::NoAnswer { .. }) if command == "quit" => Ok(Value::Null),
         answer => answer,
     }

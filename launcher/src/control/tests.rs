@@ -22,7 +22,7 @@ where
     std::thread::spawn(move || (0..connections).for_each(|_| serve(listener.accept().unwrap().0)))
 }
 
-/// A fake QEMU that responds to the n-th line with the n-th answer.
+/// A fake qemu that responds to the n-th line with the n-th answer.
 fn qmp_server(path: &Path, answers: &'static [&'static str]) -> JoinHandle<()> {
     server(path, 1, move |mut stream| {
         stream.write_all(b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n").unwrap();

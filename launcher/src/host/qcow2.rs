@@ -1,4 +1,4 @@
-//! Reading the features of a qcow2 image that a hypervisor may not support: docs/interop/qcow2.rst of QEMU.
+//! Reading the features of a qcow2 image that a hypervisor may not support: docs/interop/qcow2.rst of qemu.
 
 use std::fs::File;
 use std::io;

@@ -96,7 +96,7 @@ impl<'spec> Frame<'spec> {
         frame.add_share_needs();
         for (name, path) in &spec.credential_files {
             let option = format!("credentialFiles.{name}");
-            // QEMU reads them itself; for the other hypervisors, the launcher adds them to the initrd.
+            // qemu reads them itself; for the other hypervisors, the launcher adds them to the initrd.
             match hypervisor {
                 Hypervisor::Qemu => frame.need_file(&option, path, Access::Read),
                 _ => frame.need_file_for_launcher(&option, path, Access::Read),

@@ -1,4 +1,4 @@
-//! QEMU, which supports nearly all features and is the only hypervisor that runs without KVM. Written against 7.2 and
+//! qemu, which supports nearly all features and is the only hypervisor that runs without KVM. Written against 7.2 and
 //! 9.
 
 mod devices;
@@ -18,7 +18,7 @@ use crate::validate::{CheckedSpec, InterfaceKind};
 use machine::{Bus, Machine, own_id};
 use std::collections::BTreeMap;
 
-/// The prefix under which systemd finds credentials in QEMU's fw_cfg.
+/// The prefix under which systemd finds credentials in qemu's fw_cfg.
 const CREDENTIAL_PREFIX: &str = "opt/io.systemd.credentials/";
 /// `FW_CFG_MAX_FILE_PATH` without the final NUL.
 const FW_CFG_NAME_BYTES: usize = 55;
@@ -59,16 +59,16 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     let uses_helper = spec.interfaces.iter().any(|interface| matches!(interface.kind, InterfaceKind::Bridge { .. }))
         && !frame.facts.is_confined;
     if !uses_helper {
-        // The bridge helper is setuid, and a sandboxed process cannot start it with these privileges.
+        // The bridge helper needs additional privileges, which a sandboxed process cannot give to its children.
         arguments.extend(["-sandbox".to_owned(), sandbox(spec)]);
     }
     arguments.extend(extra);
     finish(frame, &machine, arguments)
 }
 
-/// Words in the user's arguments with which QEMU starts another program.
+/// Words in the user's arguments with which qemu starts another program.
 const STARTS_PROGRAMS: [&str; 5] = ["cmd:", "exec:", "smb=", "script=", "helper="];
-/// Options in the user's arguments with which QEMU changes its user or root directory.
+/// Options in the user's arguments with which qemu changes its user or root directory.
 const CHANGES_USER: [&str; 4] = ["-runas", "-run-with", "-chroot", "-daemonize"];
 
 /// Returns the seccomp options: they forbid as much as the machine's features allow.
@@ -149,7 +149,7 @@ fn write_ports(frame: &mut Frame<'_>, arguments: &mut Vec<String>) {
     let words = ["-chardev", &socket, "-mon", &monitor];
     arguments.extend(words.map(str::to_owned));
     if frame.spec.qemu.serial_console {
-        // Without signal=off, Ctrl-C would end QEMU instead of reaching the guest.
+        // Without signal=off, Ctrl-C would end qemu instead of reaching the guest.
         let console = own_id("console");
         let (terminal, serial) = (format!("stdio,id={console},signal=off"), format!("chardev:{console}"));
         let words = ["-chardev", &terminal, "-serial", &serial];

@@ -10,7 +10,7 @@ use crate::validate::{CheckedGraphics, CheckedShare, CheckedSpec};
 /// Which side provides the tag of a virtiofs share to the guest.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum TagTeller {
-    /// The hypervisor. With a tag from the daemon, QEMU 7.1 to 8.0 crashes when the daemon does.
+    /// The hypervisor. qemu 7.1 to 8.0 crashes if the daemon also provides it.
     Hypervisor,
     /// The daemon: crosvm requests the tag from it, and a daemon without one ends at the guest's first read.
     Daemon,

@@ -7,8 +7,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::Command;
 
-/// The devices that the unit template allows for every machine. None of them gives access to anything outside the
-/// machine.
+/// The devices that the unit template allows for every machine. None of them gives access to what
+/// belongs to other machines or users.
 const OF_TEMPLATE: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"];
 /// The directory in which systemd keeps settings that apply until the next boot.
 const TOLD: &str = "/run/systemd/system.control";

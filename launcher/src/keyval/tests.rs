@@ -3,7 +3,7 @@
 use super::*;
 use proptest::prelude::*;
 
-/// QEMU's `opts_do_parse`: values end at a comma that is not doubled.
+/// qemu's `opts_do_parse`: values end at a comma that is not doubled.
 fn read_qemu(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut characters = text.chars().peekable();

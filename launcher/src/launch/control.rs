@@ -18,7 +18,7 @@ pub struct ControlSocket {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ControlProtocol {
-    /// QEMU: JSON lines on a stream.
+    /// qemu: JSON lines on a stream.
     Qmp,
     /// cloud-hypervisor: HTTP below `/api/v1/`.
     CloudHypervisorHttp,

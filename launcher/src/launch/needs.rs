@@ -31,7 +31,7 @@ pub struct Needs {
     pub taps: Vec<TapNeed>,
     /// Macvtap interfaces.
     pub macvtaps: Vec<MacvtapNeed>,
-    /// Bridges that QEMU's helper adds a tap to.
+    /// Bridges that qemu's helper adds a tap to.
     pub bridges: Vec<BridgeNeed>,
     /// Devices of the host that must be free for the guest.
     pub devices: Vec<PassedDevice>,
@@ -214,7 +214,7 @@ pub struct MacvtapNeed {
     pub descriptors: Vec<i32>,
 }
 
-/// A bridge that QEMU's helper adds a tap to.
+/// A bridge that qemu's helper adds a tap to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BridgeNeed {
@@ -222,7 +222,7 @@ pub struct BridgeNeed {
     pub bridge: String,
     /// The helper, if the spec names one.
     pub helper: Option<HostPath>,
-    /// The tap that the host adds to the bridge instead, where the helper's setuid bit has no effect.
+    /// The tap that the host adds to the bridge instead, where the helper cannot gain its privileges.
     #[serde(default)]
     pub tap: String,
 }

@@ -48,7 +48,7 @@ fn sleeper(script: &str) -> (Child, ProcessIdentity) {
     (child, identity)
 }
 
-/// A fake QEMU that reports every command, and kills the process when it receives the command `obeys`.
+/// A fake qemu that reports every command, and kills the process when it receives the command `obeys`.
 fn qemu(directory: &Path, obeys: &'static str, pid: i32) -> std::sync::mpsc::Receiver<String> {
     let listener = UnixListener::bind(directory.join("web.sock")).unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -253,7 +253,7 @@ fn a_guest_shuts_down_although_another_client_holds_the_control_socket_for_a_whi
     let (mut child, identity) = sleeper("exec sleep 600");
     let _commands = qemu(directory.path(), "system_powerdown", identity.pid);
     let mut other = UnixStream::connect(directory.path().join("web.sock")).unwrap();
-    // The other client is connected: QEMU serves no one else until it disconnects.
+    // The other client is connected: qemu serves no one else until it disconnects.
     other.read_exact(&mut [0; 8]).unwrap();
     let launch = launch(directory.path());
     let (stopped, messages) = std::thread::scope(|scope| {

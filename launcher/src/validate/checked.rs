@@ -65,7 +65,7 @@ pub struct CheckedSpec {
     pub extra_args_script: Option<HostPath>,
     /// The name of the process, if it differs from the program's name.
     pub process_name: Option<String>,
-    /// Options that only QEMU has.
+    /// Options that only qemu has.
     pub qemu: QemuSection,
     /// Options that only cloud-hypervisor has.
     pub cloud_hypervisor: CloudHypervisorSection,
@@ -212,7 +212,7 @@ pub enum InterfaceKind {
         /// Which interfaces can communicate.
         mode: MacvtapMode,
     },
-    /// A tap that QEMU's helper adds to a bridge.
+    /// A tap that qemu's helper adds to a bridge.
     Bridge {
         /// The bridge.
         bridge: String,
@@ -222,11 +222,11 @@ pub enum InterfaceKind {
 /// A screen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckedGraphics {
-    /// Where QEMU shows it.
+    /// Where qemu shows it.
     pub view: View,
     /// Whether the host's OpenGL renders, if the spec sets it.
     pub gl: Option<bool>,
-    /// The protocol for the host's Vulkan, and the size of its window in QEMU's syntax. If it is set, OpenGL is not
+    /// The protocol for the host's Vulkan, and the size of its window in qemu's syntax. If it is set, OpenGL is not
     /// turned off.
     pub vulkan: Option<(VulkanProtocol, String)>,
     /// The socket of the rendering process.
@@ -235,7 +235,7 @@ pub struct CheckedGraphics {
     pub program: Option<HostPath>,
 }
 
-/// Where QEMU shows a screen.
+/// Where qemu shows a screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
     /// In a window on the desktop.

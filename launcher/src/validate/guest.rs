@@ -4,7 +4,7 @@ use super::findings::Findings;
 use super::names;
 use crate::spec::{Device, DeviceBus, MachineSpec};
 
-/// The properties by which QEMU's usb-host finds a device.
+/// The properties by which qemu's usb-host finds a device.
 const USB_KEYS: [&str; 5] = ["vendorid", "productid", "hostbus", "hostaddr", "hostport"];
 
 pub(super) fn check(spec: &MachineSpec, findings: &mut Findings) {

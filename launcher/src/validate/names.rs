@@ -27,7 +27,7 @@ pub(super) fn file_name(name: &str) -> Result<(), String> {
     }
     match name.chars().find(|character| !allowed(*character)) {
         Some(character) => {
-            Err(format!("`{name}` has {character:?}, but only letters, digits, `.`, `_` and `-` are allowed"))
+            Err(format!("`{name}` contains {character:?}, but only letters, digits, `.`, `_` and `-` are allowed"))
         }
         None => Ok(()),
     }
@@ -72,7 +72,7 @@ pub(super) fn interface_name(name: &str) -> Result<(), String> {
     let forbidden = |character: char| !character.is_ascii_graphic() || "/:%,=".contains(character);
     match name.chars().find(|character| forbidden(*character)) {
         Some(character) => {
-            Err(format!("`{name}` has {character:?}, which the name of a network interface cannot have"))
+            Err(format!("`{name}` contains {character:?}, which is not allowed in the name of a network interface"))
         }
         None => Ok(()),
     }
@@ -114,7 +114,7 @@ pub(super) fn share_tag(tag: &str, most_bytes: usize) -> Result<(), String> {
         return Err(format!("`{tag}` must not start with `.` or `-`"));
     }
     match tag.chars().find(|character| !character.is_ascii_graphic() || *character == '/') {
-        Some(character) => Err(format!("`{tag}` has {character:?}, which a tag cannot have")),
+        Some(character) => Err(format!("`{tag}` contains {character:?}, which is not allowed in a tag")),
         None => Ok(()),
     }
 }
@@ -132,7 +132,7 @@ pub(super) fn serial(serial: &str) -> Result<(), String> {
     }
     match serial.chars().find(|character| !character.is_ascii_graphic() || *character == '/') {
         Some(character) => {
-            Err(format!("`{serial}` has {character:?}, which the name below /dev/disk/by-id cannot have"))
+            Err(format!("`{serial}` contains {character:?}, which is not allowed in a name below /dev/disk/by-id"))
         }
         None => Ok(()),
     }
@@ -147,9 +147,10 @@ pub(super) fn guest_path(path: &str) -> Result<(), String> {
         return Err(format!("`{path}` must not go upwards with `..`"));
     }
     match path.chars().find(|character| character.is_control() || character.is_whitespace()) {
-        Some(character) => {
-            Err(format!("`{}` has {character:?}, which a line of /etc/fstab cannot have", path.escape_debug()))
-        }
+        Some(character) => Err(format!(
+            "`{}` contains {character:?}, which is not allowed in a line of /etc/fstab",
+            path.escape_debug()
+        )),
         None => Ok(()),
     }
 }
@@ -188,7 +189,7 @@ pub(super) fn canonical_uuid(text: &str) -> Option<String> {
 /// Checks text that becomes one argument and part of one line.
 pub(super) fn no_control_characters(text: &str) -> Result<(), String> {
     match text.chars().find(|character| character.is_control()) {
-        Some(character) => Err(format!("`{}` has the control character {character:?}", text.escape_debug())),
+        Some(character) => Err(format!("`{}` contains the control character {character:?}", text.escape_debug())),
         None => Ok(()),
     }
 }

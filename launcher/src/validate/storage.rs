@@ -11,7 +11,7 @@ use crate::spec::{ImageType, MachineSpec, Share, ShareProtocol, StoreDisk, Volum
 /// btrfs-filesystem(8), fatlabel(8), mkfs.f2fs(8).
 const FILE_SYSTEMS: [(&str, usize); 7] =
     [("ext2", 16), ("ext3", 16), ("ext4", 16), ("xfs", 12), ("btrfs", 255), ("vfat", 11), ("f2fs", 512)];
-/// `MAX_TAG_LEN` in QEMU's hw/9pfs/9p.h without the final NUL.
+/// `MAX_TAG_LEN` in qemu's hw/9pfs/9p.h without the final NUL.
 const NINE_P_TAG_BYTES: usize = 31;
 /// The tag field of `struct virtio_fs_config` in linux/virtio_fs.h.
 const VIRTIOFS_TAG_BYTES: usize = 36;

@@ -44,7 +44,7 @@ fn each_rule_reports_exactly_one_problem() {
     let long = "x".repeat(108);
     for (fields, expected) in [
         (json!({"name": "../web"}), "../web: name: `../web` must start with a letter"),
-        (json!({"name": "a/b"}), "a/b: name: `a/b` has '/'"),
+        (json!({"name": "a/b"}), "a/b: name: `a/b` contains '/'"),
         (json!({"vcpu": 0}), "web: vcpu: must be at least 1"),
         (json!({"mem": 0}), "web: mem: must be at least 1 MiB"),
         (json!({"mem": 513, "hugepageMem": true}), "web: mem: 513 MiB cannot be made of huge pages"),
@@ -70,7 +70,7 @@ fn each_rule_reports_exactly_one_problem() {
         ),
         (json!({"kernel": ""}), "web: kernel: must not be empty"),
         (json!({"kernel": "-k"}), "web: kernel: `-k` would be taken for an option"),
-        (json!({"kernelParams": ["a\nb"]}), "web: kernelParams[0]: `a\\nb` has the control character"),
+        (json!({"kernelParams": ["a\nb"]}), "web: kernelParams[0]: `a\\nb` contains the control character"),
         (json!({"machineId": "web"}), "web: machineId: must be a UUID"),
         (
             json!({"credentialFiles": {"a/b": "/run/a"}}),
@@ -104,7 +104,10 @@ fn each_rule_reports_exactly_one_problem() {
             json!({"storeDisk": {"image": "a.img"}, "volumes": [{"image": "./a.img", "size": 1}]}),
             "web: volumes[0].image: the image `a.img` is already used by storeDisk.image",
         ),
-        (json!({"shares": [{"tag": "a/b", "source": "/s", "mountPoint": "/s"}]}), "web: shares[0].tag: `a/b` has '/'"),
+        (
+            json!({"shares": [{"tag": "a/b", "source": "/s", "mountPoint": "/s"}]}),
+            "web: shares[0].tag: `a/b` contains '/'",
+        ),
         (
             json!({"shares": [{"tag": "x".repeat(32), "source": "/s", "mountPoint": "/s"}]}),
             "has 32 bytes, but the tag of such a share has at most 31",

@@ -21,7 +21,7 @@ const FOOTER_BYTES: u64 = 512;
 const VHD_COOKIE: &[u8] = b"conectix";
 
 /// Magic bytes at the start, the format's name for the user, and its `imageType` in the machine spec, if it has one.
-/// Sources: docs/interop/qcow2.rst and block/vmdk.c of QEMU; the VHD and VHDX specifications;
+/// Sources: docs/interop/qcow2.rst and block/vmdk.c of qemu; the VHD and VHDX specifications;
 /// disk/src/{composite,android_sparse}.rs of crosvm.
 const STARTS: [(&[u8], &str, Option<ImageType>); 9] = [
     (b"QFI\xfb\0\0\0\x01", "a qcow image of version 1", None),

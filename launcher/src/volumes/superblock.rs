@@ -141,7 +141,7 @@ pub(super) fn is_known(fs_type: &str) -> bool {
 }
 
 /// File systems and images that are only detected, so that they are not overwritten or mistaken for others: name,
-/// offset, magic. Sources: the probes of libblkid in util-linux, and docs/interop of QEMU.
+/// offset, magic. Sources: the probes of libblkid in util-linux, and docs/interop of qemu.
 const OTHERS: [(&str, usize, &[u8]); 26] = [
     ("squashfs", 0, b"hsqs"),
     ("erofs", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]),

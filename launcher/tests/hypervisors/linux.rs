@@ -1,4 +1,4 @@
-//! A real Debian kernel and a real Nix closure on QEMU without KVM, from the plan or image to a clean shutdown, as the
+//! A real Debian kernel and a real Nix closure on qemu without KVM, from the plan or image to a clean shutdown, as the
 //! README describes it.
 
 use crate::machine::{Running, TestMachine, program_of, skip, tell_skip};

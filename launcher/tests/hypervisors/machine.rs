@@ -121,7 +121,7 @@ impl Namespace {
 }
 
 impl Namespace {
-    /// Allows QEMU's helper to use the bridge: `ip netns exec` mounts this file over the host's.
+    /// Allows qemu's helper to use the bridge: `ip netns exec` mounts this file over the host's.
     pub(crate) fn allow_bridge(&self, bridge: &str) {
         let directory = Path::new("/etc/netns").join(&self.0).join("qemu");
         fs::create_dir_all(&directory).unwrap();

@@ -1,4 +1,4 @@
-//! A screen without a window: the guest's kernel uses the card, the keyboard and the pointer, and QEMU's screenshot
+//! A screen without a window: the guest's kernel uses the card, the keyboard and the pointer, and qemu's screenshot
 //! shows what the guest has painted.
 
 use crate::linux::{assert_said, build_image, linux_machine, stop_gracefully};
@@ -68,7 +68,7 @@ impl Picture {
     }
 }
 
-/// Sends a command to QEMU and waits until it is done.
+/// Sends a command to qemu and waits until it is done.
 fn command(stream: &mut BufReader<UnixStream>, request: &Value) {
     stream.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
     loop {

@@ -114,7 +114,7 @@ fn adapt(spec: &mut MachineSpec, machine: &TestMachine) -> Result<(), String> {
     spec.vmlinux = Some(HostPath::new(guest.elf.to_str().unwrap()));
     fs::write(machine.path("initrd"), INITRD).unwrap();
     spec.initrd = Some("initrd".into());
-    // A model that every QEMU supports.
+    // A model that every qemu supports.
     spec.cpu = spec.cpu.as_ref().map(|_| "EPYC".to_owned());
     for port in spec.forward_ports.iter().filter(|port| port.from == ForwardFrom::Guest) {
         machine.serve_http(&format!("{}:{}", port.host.address, port.host.port));

@@ -104,7 +104,7 @@ fn a_guest_shuts_down_although_another_client_is_connected_to_the_monitor() {
     let mut running = machine.start(&["--supervise"]);
     running.wait_for("waiting");
     let mut other = UnixStream::connect(machine.path("web.sock")).unwrap();
-    // QEMU sends it the greeting, and serves no one else until it disconnects.
+    // qemu sends it the greeting, and serves no one else until it disconnects.
     assert!(other.read(&mut [0; 1024]).unwrap() > 0);
     let mut command = machine.microvm(&["stop", "web", "--timeout", "250"]);
     let mut stop = command.stderr(Stdio::piped()).spawn().unwrap();

@@ -342,8 +342,8 @@ fn program_of(directory: &StateDirectory, arguments: &CallArguments) -> Result<O
         return Err(Failure::bad_input(vec![problem]));
     };
     let mut command = Command::new(&program);
-    // systemd runs commands other than ExecStart in another working directory, because it does not enter their root
-    // directory.
+    // With `RootDirectoryStartOnly=`, systemd runs all other commands outside the root directory, and so in another
+    // working directory.
     command.args(&arguments.arguments).current_dir(directory.path()).env("HOME", directory.path());
     Ok(Some(command))
 }

@@ -1,4 +1,4 @@
-//! QEMU's devices, in the order in which the guest numbers them.
+//! qemu's devices, in the order in which the guest numbers them.
 
 use super::super::frame::Frame;
 use super::super::side_process::{TagTeller, virtiofsd};
@@ -86,7 +86,7 @@ impl Writer<'_, '_, '_> {
 
     fn root_ports(&mut self) {
         let ports = &self.frame.spec.qemu.pcie_root_ports;
-        // QEMU refuses two ports with the same chassis and slot.
+        // qemu refuses two ports with the same chassis and slot.
         let mut chassis = (1..).filter(|number| ports.iter().all(|port| port.chassis != Some(*number)));
         for (index, port) in ports.iter().enumerate() {
             let address = port.addr.as_deref().and_then(extra::address);
@@ -184,8 +184,8 @@ impl Writer<'_, '_, '_> {
                 let helper = self.frame.spec.qemu.bridge_helper.clone();
                 let tap = bridge_tap(&self.frame.spec.name, index, &interface.id);
                 if self.frame.facts.is_confined {
-                    // In a confined unit the setuid helper does not work. Another unit has created the tap and added it
-                    // to the bridge.
+                    // In a confined unit the helper cannot gain its privileges. Another unit has created the tap and added
+                    // it to the bridge.
                     self.frame.need_tap(&tap, 1);
                     Options::new(Dialect::Qemu)
                         .word("tap")
@@ -276,7 +276,7 @@ impl Writer<'_, '_, '_> {
             };
             let options = placed(options, place);
             let options = options.pair_if("id", device.qemu.id.as_ref()).pair_if("bus", device.qemu.bus.as_ref());
-            // The user's own text in QEMU's syntax.
+            // The user's own text in qemu's syntax.
             let options = match &device.qemu.device_extra_args {
                 Some(extra) => options.word(extra),
                 None => options,

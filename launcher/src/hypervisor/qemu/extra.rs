@@ -1,4 +1,4 @@
-//! The user's additions to QEMU's command line: what they change about our arguments, and what is refused.
+//! The user's additions to qemu's command line: what they change about our arguments, and what is refused.
 
 use super::super::frame::Frame;
 use crate::spec::DeviceBus;
@@ -6,7 +6,7 @@ use crate::spec::DeviceBus;
 /// The prefix of all ids that the launcher assigns. Ids of the user must not start with it.
 pub(super) const OWN_IDS: &str = "microvm-";
 
-/// Options that silently override ours, because QEMU uses the last one, with the option of the spec to use instead.
+/// Options that silently override ours, because qemu uses the last one, with the option of the spec to use instead.
 const REPLACING: [(&str, &str); 6] = [
     ("kernel", "use kernel"),
     ("initrd", "use initrd"),
@@ -16,7 +16,7 @@ const REPLACING: [(&str, &str); 6] = [
     ("enable-kvm", "use qemu.accelerator"),
 ];
 
-/// Options that QEMU merges with ours, with the keys that only the spec may set. The first word of the value may omit
+/// Options that qemu merges with ours, with the keys that only the spec may set. The first word of the value may omit
 /// its key.
 const PARTLY_OURS: [(&str, &[&str], &str); 5] = [
     ("machine", &["type"], "use qemu.machine"),
@@ -46,7 +46,7 @@ const WITHOUT_PCI: [&str; 15] = [
     "vmcoreinfo",
 ];
 
-/// A device that the user adds in QEMU's syntax.
+/// A device that the user adds in qemu's syntax.
 #[derive(Clone, Debug, Default)]
 pub(super) struct UserDevice {
     /// The option of the spec.

@@ -1,4 +1,4 @@
-//! Choosing QEMU's machine model and accelerator: microvm if it supports all devices, otherwise one with PCI; KVM or
+//! Choosing qemu's machine model and accelerator: microvm if it supports all devices, otherwise one with PCI; KVM or
 //! emulation.
 
 use super::super::frame::Frame;
@@ -12,8 +12,9 @@ use std::collections::BTreeMap;
 
 /// The virtio-mmio slots of the machine model microvm (docs/system/i386/microvm.rst).
 const MMIO_SLOTS: usize = 8;
-/// The most virtual CPUs with KVM: `max_cpus` of microvm and q35 in QEMU 7.2.
+/// The most virtual CPUs with KVM: `max_cpus` of microvm and q35 in qemu 7.2.
 const MOST_VCPUS: u32 = 288;
+/// The most virtual CPUs when emulating: the limit of the emulated interrupt controller.
 const MOST_VCPUS_EMULATED: u32 = 255;
 /// `VIRT_MAX_CPUS` of the machine model virt on ARM.
 const MOST_VCPUS_ARM: u32 = 512;
@@ -284,7 +285,7 @@ fn cpu(frame: &Frame<'_>, machine: &Machine) -> String {
         return "max".to_owned();
     }
     match (frame.architecture(), &facts.kvm) {
-        // Software KVM does not support the register of that flag, and QEMU then fails.
+        // Software KVM does not support the register of that flag, and qemu then fails.
         (Architecture::X86_64, Kvm::UsableSoftware) => "host,-arch-capabilities".to_owned(),
         // SGX would need separate memory, which microvm does not have.
         (Architecture::X86_64, _) => "host,+x2apic,-sgx".to_owned(),

@@ -1,4 +1,4 @@
-//! QEMU's screen: where it is shown, and the graphics card.
+//! qemu's screen: where it is shown, and the graphics card.
 
 use super::super::drawing::{Drawing, WithoutCard, drawing};
 use super::super::frame::Frame;

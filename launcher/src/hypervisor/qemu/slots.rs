@@ -1,5 +1,5 @@
-//! The PCI addresses of QEMU's devices. Our devices use the highest slots, so that the low ones are free for devices
-//! that the user adds. QEMU assigns the lowest free slot to those without an address.
+//! The PCI addresses of qemu's devices. Our devices use the highest slots, so that the low ones are free for devices
+//! that the user adds. qemu assigns the lowest free slot to those without an address.
 
 use super::super::frame::Frame;
 use super::extra::{self, UserDevice};
@@ -97,7 +97,7 @@ impl Slots {
         Place { address: self.own.pop_front().map(|slot| format!("{slot:#x}")), multifunction: false }
     }
 
-    /// Returns the user's arguments, with an address for each virtio device that has none. QEMU would put it into the
+    /// Returns the user's arguments, with an address for each virtio device that has none. qemu would put it into the
     /// first slot, and the guest would name such a disk /dev/vda.
     pub(super) fn place_behind(&mut self, extra: &[String]) -> Vec<String> {
         let mut placed = extra.to_vec();
@@ -138,7 +138,7 @@ fn root_ports(frame: &Frame<'_>) -> BTreeSet<String> {
     qemu.pcie_root_ports.iter().map(|port| port.id.clone()).chain(added.filter_map(|device| device.id)).collect()
 }
 
-/// Returns the user's QEMU properties of a host device.
+/// Returns the user's qemu properties of a host device.
 pub(super) fn words_of(device: &crate::spec::Device) -> UserDevice {
     extra::device_words("devices".to_owned(), device.qemu.device_extra_args.as_deref().unwrap_or_default())
 }
