@@ -1,5 +1,6 @@
 # Generates docs/options.md, the options of guests and hosts, from the modules. tests/nix/run.sh checks that it is
-# current. nix-instantiate --eval --strict --json docs/options.nix ARGUMENTS | jq -r .
+# current.
+#   nix-instantiate --eval --strict --json docs/options.nix ARGUMENTS | jq -r .
 {
   work ? null,
   kernel ? null,

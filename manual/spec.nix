@@ -1,6 +1,6 @@
 # Evaluates a module of the manual with the minimal evaluator of the tests: the machine spec, the guest's file systems
-# and failed assertions. The examples of docs/ that begin with a Nix module use it. nix-instantiate --eval --strict
-# --json manual/spec.nix --arg module ./FILE.nix --argstr fixtures DIR
+# and failed assertions. The examples of docs/ that begin with a Nix module use it.
+#   nix-instantiate --eval --strict --json manual/spec.nix --arg module ./FILE.nix --argstr fixtures DIR
 { module, fixtures }:
 let
   lib = import ../tests/nix/evaluator;

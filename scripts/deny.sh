@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# deny.sh: cargo deny over all dependencies. Advisories come from a database on the network: without it they are left out,
-# which is said; licences, bans and sources are always checked.
+# deny.sh: runs cargo deny on all dependencies. Advisories come from a database on the network; without it they are
+# skipped with a message. Licences, bans and sources are always checked.
 set -euo pipefail
 version=0.20.2
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # manual.sh [--write]: checks the manual, docs/, and builds the book in target/manual (or $CARGO_TARGET_DIR/manual).
 #
-#   1  every link leads to a page, and every named file exists
+#   1  the targets of all links and all named files exist
 #   2  the generated parts (commands, features of hypervisors) are current
 #   3  the examples print what the pages show; they need the fixture closure `small`
 #   4  the messages that pages quote occur in the sources
@@ -22,7 +22,7 @@ target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 export MICROVM_FIXTURES=${MICROVM_FIXTURES:-$PWD/target/fixtures}
 [ -f "$MICROVM_FIXTURES/small/toplevel" ] || fixtures/closure/build.sh small
 
-# About a minute of processor time, once; without features it is the renderer only.
+# Installed once, in about a minute of processor time. Without features it is only the renderer.
 version=0.5.4
 mdbook=$target/manual-tools/bin/mdbook
 if ! "$mdbook" --version 2>/dev/null | grep -qF "v$version"; then
@@ -33,7 +33,7 @@ fi
 
 cargo build --locked --quiet -p imagebuilder -p launcher -p manual
 manual=$target/debug/manual
-# Not below the work tree: Nix would take a flake there for a part of it.
+# Not below the work tree, because Nix would treat a flake there as a part of it.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 "$manual" links

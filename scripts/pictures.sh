@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# pictures.sh: makes the pictures of terminals in docs/pictures from real runs, with tmux; look at them before they are
-# committed. Needs the fixture closure `small` and, for a build slow enough to be seen, MICROVM_PICTURES_CLOSURE: a directory
-# with closure-info (default: that of `small`).
+# pictures.sh: renders the pictures of terminals in docs/pictures from real runs, with tmux. Look at them before you
+# commit them. Needs the fixture closure `small` and, for a build that is slow enough to show progress,
+# MICROVM_PICTURES_CLOSURE: a directory with closure-info (default: that of `small`).
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 
@@ -19,7 +19,7 @@ trap 'tmux -S "$socket" kill-server 2>/dev/null || true; rm -rf "$scratch"' EXIT
 mkdir "$scratch/home"
 ln -s "$closure/closure-info" "$scratch/home/closure-info"
 ln -s "$fixtures/store/nix/store" "$scratch/home/store"
-# The examples of docs/host.md leave two machines here.
+# The examples of docs/host.md create two machines in this directory.
 "$target/release/manual" examples --scratch "$scratch/examples" docs/host.md
 hosts=$scratch/examples/host/pictured
 
@@ -29,8 +29,8 @@ start() { # COLUMNS ROWS [HOME]: a shell
   screen new-session -d -s picture -x "$1" -y "$2" \
     "cd '$scratch/home' && env -i HOME='$home' TERM=xterm-256color LC_ALL=C.UTF-8 PATH='$target/release:$hosts/bin:$PATH' \
       MICROVM_STATE_DIR='$hosts/machines' MICROVM_GCROOTS_DIR='$hosts/gcroots' PS1='\[\e[1;32m\]\$\[\e[0m\] ' bash --norc --noprofile" \; \
-    set-option -s exit-empty off # else the server goes with its session, while the next one is made
-  # Until the shell has prompted.
+    set-option -s exit-empty off # otherwise the server ends with its session, while the next one is created
+  # Wait for the shell's prompt.
   until screen capture-pane -p -t picture | grep -q '^\$'; do sleep 0.1; done
 }
 type_in() { screen send-keys -t picture -l "$1"; screen send-keys -t picture Enter; }
@@ -40,7 +40,7 @@ until_prompt() { # COUNT: that many prompts are on the screen, the last of them 
 }
 take() { # NAME TITLE: without the last prompt, where nothing is typed
   screen capture-pane -e -p -t picture | sed -e 's/[[:space:]]*$//' >"$scratch/lines"
-  # Neither the empty end of the screen nor the prompt that waits.
+  # Remove the empty end of the screen and the waiting prompt.
   sed -i -e :end -e '/^\n*$/{$d;N;bend' -e '}' "$scratch/lines"
   [ "${3:-}" = running ] || sed -i '$d' "$scratch/lines"
   "$target/release/manual" picture --title "$2" <"$scratch/lines" >"$pictures/$1.svg"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# prose.sh: spelling (typos, configured by _typos.toml) and the phrases of scripts/phrases.txt, over everything that git tracks.
+# prose.sh: checks spelling (with typos, configured by _typos.toml) and the phrases of scripts/phrases.txt in all files
+# that git tracks.
 set -euo pipefail
 version=1.52.0
 
@@ -16,7 +17,7 @@ failed=0
 while IFS=$'\t' read -r phrase instead; do
   case $phrase in '' | '#'*) continue ;; esac
   [ -n "$instead" ] || { echo "prose: scripts/phrases.txt: \`$phrase\` has no replacement after a tab" >&2; exit 1; }
-  # Not in text that others chose: licences, lock files, and what the list itself says.
+  # Not in the list itself, and not in the style page, which quotes some phrases.
   found=$(git grep -nIiP "$phrase" -- "${paths[@]}" ':!scripts/phrases.txt' ':!CONTRIBUTING.md') || continue
   printf '%s\n    write instead: %s\n' "$found" "$instead"
   failed=1

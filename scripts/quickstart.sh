@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # quickstart.sh [--system | --test]
 #
-# From nothing to a booted microVM, on Debian 12 or later as root: makes a real Nix closure, builds its image, verifies it,
-# boots it under qemu with a writable overlay over its store and shows what the guest saw; then updates one package: builds
-# the image again, which costs only what changed, and boots that. qemu emulates (no KVM needed); with
-# MICROVM_QUICKSTART_ACCEL=kvm it does not.
+# Goes from an empty checkout to a booted microVM, on Debian 12 or later as root. It makes a real Nix closure, builds
+# and verifies its image, boots it with qemu and a writable overlay over the store, and shows the guest's report. Then
+# it updates one package, builds the image again, which compresses only what changed, and boots it. qemu emulates, so
+# KVM is not needed; MICROVM_QUICKSTART_ACCEL=kvm uses it.
 #   --system   a closure of about 180 store paths and 480 MB instead of 21 paths and 70 MB
-#   --test     for scripts/test.sh: a debug build, a cache and images of its own that go away, checks instead of a show
+#   --test     for scripts/test.sh: uses a debug build and a temporary cache and images, and checks the output instead of showing it
 set -euo pipefail
 
 case ${1:-} in
@@ -55,7 +55,7 @@ show microvm-image verify "$image" --closure-info "$closure/closure-info" "${sou
 
 title '4. A machine that boots from it'
 rm -f "$output/overlay.img"
-write_spec() { # TOPLEVEL IMAGE: what the NixOS module would write, with the fixture guest's orders as kernel parameters
+write_spec() { # TOPLEVEL IMAGE: writes the spec as the NixOS module would, with the fixture guest's actions as kernel parameters
   jq --null-input --arg kernel "$closure/vmlinux" --arg initrd "$closure/initrd" --arg init "$1/init" --arg image "$2" '{
     version: 1, name: "quickstart", hypervisor: "qemu", $kernel, $initrd,
     storeDisk: { $image, serial: "store" },
@@ -69,12 +69,12 @@ write_spec() { # TOPLEVEL IMAGE: what the NixOS module would write, with the fix
     ]
   }' >"$output/machine.json"
 }
-boot() { # runs the machine and leaves what the guest reported in $output/guest
+boot() { # runs the machine and writes the guest's report to $output/guest
   show timeout 300 microvm run --accel "$accel" --state-dir "$output" "$output/machine.json" </dev/null >"$output/console" ||
     { cat "$output/console" >&2; die "the machine did not end well" "its console is above"; }
   grep --text --only-matching 'guest: .*' "$output/console" | tr -d '\r' | tee "$output/guest"
 }
-expect() { # LINE: the guest must have reported it
+expect() { # LINE: fails unless the guest has reported it
   grep -q "^guest: $1" "$output/guest" || die "the guest did not report: $1" "its console: $output/console"
 }
 write_spec "$(cat "$closure/toplevel")" "$image"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # setup.sh: installs what the tests and the quickstart need on Debian 12 or later, from Debian's own packages.
 #
-# Safe to run again at any time: it asks dpkg first and touches nothing when nothing is missing (about 0.1 s).
-# Needs root only when a package is missing. Rust (cargo) is expected to be there already: Debian 12's is too old.
+# It is safe to run it again: it queries dpkg first and changes nothing if no package is missing (about 0.1 s).
+# It needs root only if a package is missing. Install Rust (cargo) yourself, because that of Debian 12 is too old.
 set -euo pipefail
 
 # program or file needed        package it comes from

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# test.sh: every check of the project, on Debian 12 or later as root; about 22 minutes on 2 cores the first time.
+# test.sh: runs all checks of the project, on Debian 12 or later as root; about 22 minutes on 2 cores the first time.
 #
-# Runs all steps even when one fails, then says which failed. With MICROVM_TEST_REQUIRE_TOOLS=1, which this script sets,
-# a test that misses an external program fails instead of being skipped.
+# It runs all steps even if one fails, and then lists the failed ones. It sets MICROVM_TEST_REQUIRE_TOOLS=1, with which
+# a test fails instead of being skipped if an external program is missing.
 set -uo pipefail
 
 cd "$(dirname "$(realpath "$0")")/.." || exit 1

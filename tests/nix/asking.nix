@@ -1,5 +1,5 @@
-# For each row of the launcher's table the option that asks for it, and settings that do: evaluation.nix lets every
-# hypervisor be asked for what it cannot do.
+# For each row of the launcher's table, the option that uses the feature, and settings that use it. evaluation.nix tests
+# every hypervisor with each feature that it does not support.
 let
   interface = type: {
     inherit type;

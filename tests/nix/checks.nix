@@ -1,4 +1,5 @@
-# Checks of the flake beside its packages: the sources, the modules, the options' documentation, with the user's Nixpkgs.
+# Checks of the flake besides its packages: the sources, the modules and the options' documentation, with the user's
+# Nixpkgs.
 {
   # with microvm and microvm-image
   pkgs,
@@ -11,7 +12,7 @@ let
     root = ../..;
     fileset = lib.fileset.fileFilter (file: lib.hasSuffix ".nix" file.name) ../..;
   };
-  # What each says of all Nix files of the project.
+  # The commands that check all Nix files of the project.
   commands = {
     nixfmt = "find . -name '*.nix' -exec nixfmt --check {} +";
     deadnix = "deadnix --fail .";
@@ -27,7 +28,7 @@ let
     )
   ) commands;
 
-  # The modules with Nixpkgs' own module system; NixOS' options are stood in for, its systems are among the packages.
+  # Evaluates the modules with Nixpkgs' module system. The options of NixOS are replaced by those of the tests.
   evaluatorArguments.packages = pkgs // {
     fixture = {
       toplevel = pkgs.emptyDirectory;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# credentials.sh FIXTURE PROGRAMS: a credential, from the launcher's initrd to where the guest's systemd looks for it. A
-# program in kvmtool's place takes the initrd that the launcher put together; Linux boots with it under qemu and runs the
-# modules' part of stage 1. Run by tests/nix/run.sh.
+# credentials.sh FIXTURE PROGRAMS: tests that a credential gets from the launcher's initrd to where the guest's systemd
+# looks for it. A fake kvmtool saves the initrd that the launcher made. Linux boots with it under qemu and runs the
+# modules' part of stage 1. tests/nix/run.sh runs this script.
 #   FIXTURE    a directory with kernel and initrd, such as target/fixtures/small
 #   PROGRAMS   a directory with bin/microvm
 set -euo pipefail
@@ -34,7 +34,7 @@ jq -n --arg here "$scratch" --arg fixture "$fixture" '{
 MICROVM_RUNTIME_DIR=$scratch/run "$programs/bin/microvm" run machine.json >log 2>&1 || { cat log >&2; die "the launcher starts nothing"; }
 [ -f assembled ] || die "the launcher did not put an initrd together"
 
-# Its last archive is the test's stage 1, in place of the fixture's.
+# The last archive contains the test's stage 1, which replaces the fixture's.
 mkdir -p test
 cp "$stage_1" test/hand-over.sh
 cat >test/init <<'INIT'

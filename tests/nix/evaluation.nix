@@ -1,5 +1,6 @@
-# What the modules make of configurations, by the minimal module evaluator, or with `packages` by Nixpkgs' module system. Gives the tests that fail, each with what was
-# expected and what was found: an empty set is a pass.
+# Tests the results of the modules for configurations, with the minimal module evaluator, or with Nixpkgs' module system
+# if `packages` is given. Returns the failed tests, each with the expected and the actual value; the empty set means
+# success.
 {
   work ? null,
   kernel ? null,

@@ -1,4 +1,4 @@
-# A host with two machines, one declared with the host and one of a flake: its units, as a directory.
+# Builds the units of a host with two machines, one declared with modules and one from a flake, as a directory.
 {
   work,
   kernel,
@@ -75,7 +75,7 @@ let
 in
 {
   units = import ./evaluator/units.nix { inherit lib pkgs; } declared.config.systemd;
-  # Two machines want the same tap: the host's build fails.
+  # Two machines use the same tap, so the build of the host fails.
   clash =
     let
       tapped =
@@ -96,7 +96,7 @@ in
         vms.first.evaluatedConfig = tapped "1";
         vms.second.evaluatedConfig = tapped "2";
       }).config.system.checks;
-  # The same check of machines that go together.
+  # The same check succeeds for machines without conflicts.
   checked =
     let
       named = name: { evaluatedConfig = guestOf { networking.hostName = name; }; };
@@ -106,9 +106,9 @@ in
         vms.first = named "first";
         vms.second = named "second";
       }).config.system.checks;
-  # A host whose package of the command has nothing but the program.
+  # A host whose package of the command contains only the program.
   command = builtins.head declared.config.environment.systemPackages;
-  # What the host makes of its machines beside the units, as host-facts.json has it.
+  # The results for the host's machines besides the units; host-facts.json has the expected values.
   facts =
     let
       inherit
@@ -133,7 +133,7 @@ in
       inherit (microvm) autostart;
       inherit types;
       directories = builtins.filter (lib.hasInfix "/srv") systemd.tmpfiles.rules;
-      # What builds in Nix' sandbox see beside the store.
+      # The paths that builds in Nix's sandbox see in addition to the store.
       sandboxPaths =
         map
           (

@@ -1,5 +1,5 @@
-# Configurations that are refused, and what is said: every assertion of the guest module, and every row of the launcher's
-# table that refuses.
+# Configurations that are refused, and the messages: every assertion of the guest module, and every row of the
+# launcher's table that refuses a machine.
 let
   on = hypervisor: settings: expected: {
     module.microvm = settings // {

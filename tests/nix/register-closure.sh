@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# register-closure.sh: the boot script of the guest's Nix database on a real store, over three boots: the first system, the
-# same with paths built in the guest, another system. Run as root; everything is in a mount namespace of its own.
+# register-closure.sh: tests the boot script of the guest's Nix database on a real store, over three boots: the first
+# system, the same system with paths built in the guest, and another system. Run it as root; it uses its own mount
+# namespace.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")"
 if [ "${1:-}" != --in-namespace ]; then
@@ -27,7 +28,7 @@ build() { # NAME REFERENCE...: prints a store path that refers to the others
 }
 reference() { printf '(builtins.storePath "%s")' "$1"; }
 valid() { nix-store --check-validity "$1" 2>/dev/null; }
-boot() { # REGISTRATION: memory is new, the volume is not
+boot() { # REGISTRATION: boots with empty memory and the existing volume
   umount /nix/var/nix/db /nix/var/nix/profiles 2>/dev/null || true
   rm -rf /nix/var/nix
   mkdir -p /nix/var/nix
@@ -35,7 +36,7 @@ boot() { # REGISTRATION: memory is new, the volume is not
   CMDLINE=$cmdline PERSISTENT_STATE=/nix/.rw-store/var NIX_STATE=/nix/var/nix STORE_IS_WRITABLE=1 bash "$script"
 }
 
-# Two systems, each of a library and what refers to it; registrations say what the lower layer holds.
+# Two systems, each with a library and a path that refers to it. The registrations list the content of the lower layer.
 old_library=$(build old-library)
 old_system=$(build old-system "$(reference "$old_library")")
 new_library=$(build new-library)

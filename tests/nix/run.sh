@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
-# run.sh: the tests of the Nix code, as root, on a machine without Nixpkgs or network; about 3 minutes, with NIXPKGS 6.
+# run.sh: runs the tests of the Nix code, as root. They need neither Nixpkgs nor network; about 3 minutes, with NIXPKGS
+# 6.
 #   1  every .nix file parses, is formatted and has no dead code
-#   2  the modules evaluate, by a minimal module evaluator: evaluation.nix
-#   3  the boot script of the guest's Nix database, on real databases: register-closure.sh
-#   4  a credential reaches a guest by the launcher's initrd: credentials.sh
-#   5  Nix builds runners of the fixture closure, with `microvm-image build` run inside its sandbox, and qemu boots them
-#   6  `nix flake` works on the real flake.nix, over a stand-in for Nixpkgs, and `nix run` boots a machine: nixpkgs/
-#   7  builds in the sandbox take what did not change from the cache service, over its socket
-#   8  systemd as a container's init runs machines by the host module's units: systemd.sh
+#   2  the modules evaluate with a minimal module evaluator: evaluation.nix
+#   3  the boot script of the guest's Nix database works on real databases: register-closure.sh
+#   4  a credential reaches a guest through the launcher's initrd: credentials.sh
+#   5  Nix builds runners of the fixture closure, with `microvm-image build` in its sandbox, and qemu boots them
+#   6  `nix flake` works on the real flake.nix with a substitute for Nixpkgs, and `nix run` boots a machine: nixpkgs/
+#   7  builds in the sandbox get unchanged content from the cache service, over its socket
+#   8  systemd as a container's init runs machines with the host module's units: systemd.sh
 #   9  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
-# MICROVM_FIXTURES is where fixtures/closure/build.sh put the closure `small`; MICROVM_TEST_PROGRAMS a directory with
-# bin/microvm and bin/microvm-image, static; it is built when it is not given.
+# MICROVM_FIXTURES is the directory in which fixtures/closure/build.sh made the closure `small`. MICROVM_TEST_PROGRAMS
+# is a directory with static bin/microvm and bin/microvm-image; without it, they are built.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/../.."
 
 die() { printf 'error: %s\n' "$1" >&2; [ $# -lt 2 ] || printf 'hint: %s\n' "$2" >&2; exit 1; }
 say() { printf 'nix: %s\n' "$*" >&2; }
-missing() { # PROGRAM HINT: a skipped tool is a failure where CI asks for all
+missing() { # PROGRAM HINT: prints that a program is missing; fails if all tools are required
   [ "${MICROVM_TEST_REQUIRE_TOOLS:-}" != 1 ] || die "$1 is missing" "$2"
   say "skipped: $1 is missing; $2"
 }
@@ -43,7 +44,7 @@ check_sources() {
   mapfile -t files < <(git ls-files '*.nix' 2>/dev/null || find . -name '*.nix' -not -path './target/*')
   local file
   for file in "${files[@]}"; do nix-instantiate --parse "$file" >/dev/null || die "$file does not parse"; done
-  # The registry's names of RFC 166's formatter and of deadnix; built once, out of the way of the project.
+  # The crates of RFC 166's formatter and of deadnix, built once, outside of the project's workspace.
   local tools=${CARGO_TARGET_DIR:-target}/nix-tools
   if [ ! -x "$tools/bin/nixfmt" ] || [ ! -x "$tools/bin/deadnix" ]; then
     cargo install --quiet --locked --debug --root "$tools" nixfmt_rs@0.5.3 deadnix@1.3.1 || true
@@ -82,7 +83,7 @@ build() { # ATTRIBUTE [FILE [ARGUMENT...]]: prints the logical path
   local attribute=$1 file=${2:-tests/nix/runner.nix} attempt
   for attempt in 1 2 3; do
     if nix-build --quiet --no-out-link "${arguments[@]}" "${@:3}" -A "$attribute" "$file" 2>"$scratch/log"; then return 0; fi
-    # A builder that somebody killed says nothing about what it builds.
+    # Try again if the builder was killed, because that is not a failure of what it builds.
     grep -q 'signal 9' "$scratch/log" || break
     say "a builder of $attribute was killed, attempt $attempt"
   done
@@ -90,7 +91,7 @@ build() { # ATTRIBUTE [FILE [ARGUMENT...]]: prints the logical path
   die "nix-build of $attribute failed" "the last lines of its log are above"
 }
 
-on_store_paths() { # COMMAND...: where /nix/store is the chroot store's
+on_store_paths() { # COMMAND...: runs it where /nix/store is that of the chroot store
   # shellcheck disable=SC2016 # $1 is the inner shell's
   unshare --mount --propagation private bash -euc '
     mkdir -p /nix/store
@@ -108,7 +109,7 @@ expect() { # FILE LINE...
   done
 }
 
-boot() { # ATTRIBUTE LINE...: twice, in a state directory of its own
+boot() { # ATTRIBUTE LINE...: boots it twice, in its own state directory
   local attribute=$1 runner state=$scratch/state-$1
   shift
   runner=$(build "$attribute")
@@ -175,7 +176,7 @@ check_units() {
     jq --sort-keys '.autostart |= sort' | diff -u tests/nix/host-facts.json - || die "the host makes something else of its machines than expected"
 }
 
-check_deploy() { # ssh runs its command here, nix and the machine's programs write down their arguments
+check_deploy() { # with a fake ssh that runs its command locally; nix and the machine's programs record their arguments
   local rebuild bin=$scratch/deploy/bin state=$scratch/deploy/state program said
   rebuild=$(build rebuild)
   mkdir -p "$bin" "$state"
@@ -199,12 +200,12 @@ check_deploy() { # ssh runs its command here, nix and the machine's programs wri
   [ "$(readlink "$state/guest/current")" = "$scratch/deploy/runner" ] || die "the machine was not installed: $said"
   ! said=$(deploy guest root@host) || die "rebuild does without a machine"
   said=$(deploy guest root@host root@guest) || true
-  # The fixture's system cannot switch, so its last step is the one that is missed.
+  # The fixture's system cannot switch, so the last step fails because of a missing program.
   grep -q 'nixos-system-.*/bin/switch-to-configuration' <<<"$said" || die "the system was not switched to: $said"
   for program in 'nix .*copy --derivation .*--to ssh-ng://root@host /nix/store/.*.drv' 'nix-store --realise /nix/store/.*.drv' 'nix-store --load-db' 'nix-env --profile .*--set /nix/store/'; do
     grep -q "^$program" "$scratch/deploy/calls" || { cat "$scratch/deploy/calls" >&2; die "deploying did not call $program"; }
   done
-  # One with a store disk cannot be switched.
+  # A machine with a store disk cannot be switched.
   rebuild=$(build rebuildWithDisk)
   printf '#!/bin/bash\necho systemctl "$@" >>"$DEPLOY/calls"\n' >"$bin/systemctl"
   chmod +x "$bin/systemctl"
@@ -215,11 +216,11 @@ check_deploy() { # ssh runs its command here, nix and the machine's programs wri
 
 check_erofs() {
   local disk mounted=$scratch/erofs path
-  # The maker of the image is this machine's, with its libraries.
+  # mkfs.erofs and its libraries are those of this machine.
   local host=(--option sandbox-paths '/usr /lib /lib64')
-  # One that is there may be of another version of mkfs.erofs, which the derivation does not know.
+  # An existing disk may be from another version of mkfs.erofs, which is not an input of the derivation.
   disk=$(build erofsStoreDisk tests/nix/runner.nix "${host[@]}")
-  # With the runner of an earlier run, which refers to it.
+  # Delete it, with the runner of an earlier run that refers to it.
   nix-store --store "$fixtures/store" --query --referrers-closure "$disk" | xargs nix-store --store "$fixtures/store" --delete >/dev/null 2>"$scratch/log" ||
     { tail -n 5 "$scratch/log" >&2; die "the erofs store disk of an earlier run cannot be deleted"; }
   disk=$fixtures/store$(build erofsStoreDisk tests/nix/runner.nix "${host[@]}")
@@ -238,18 +239,18 @@ check_erofs() {
   say "the erofs store disk has the ${#paths[@]} paths of the closure, and is the same when made again"
 }
 
-check_flake() { # nixpkgs/ is no Nixpkgs: what it shows is that flake.nix and Nix agree, not that NixOS does
+check_flake() { # nixpkgs/ only replaces Nixpkgs, so this tests flake.nix with Nix, but not with NixOS
   local copy=$scratch/flake name runner
   mkdir "$copy"
-  # Nix copies all of a directory, and the build directory is none of its business.
+  # Nix copies the whole directory, which must not contain the build directory.
   { git ls-files -z 2>/dev/null || find . -type f -not -path './target/*' -not -path './.git/*' -print0; } | xargs -0 cp --parents -t "$copy"
-  # A tree of its own: the lock file below would be in what it locks.
+  # A separate tree, so that the lock file is not part of what it locks.
   local nixpkgs=path:$scratch/stand-in
   cp -r "$copy" "$scratch/stand-in"
   cp tests/nix/nixpkgs/flake.nix "$scratch/stand-in/"
   export MICROVM_TEST_FIXTURES=$fixtures MICROVM_TEST_PROGRAMS
   MICROVM_TEST_PROGRAMS=$(realpath "$programs")
-  flake() { # ARGUMENT...: of nix, in the chroot store as /nix, because templates must be there; what it says goes to $scratch/log
+  flake() { # ARGUMENT...: runs nix with the chroot store as /nix, because templates must be there; its output goes to $scratch/log
     # shellcheck disable=SC2016 # $1 is the inner shell's
     unshare --mount --propagation private bash -euc 'mkdir -p /nix; mount --bind "$1/nix" /nix; shift; exec timeout 120 nix "$@"' \
       bash "$fixtures/store" "$@" </dev/null 2>"$scratch/log" || { tail -n 40 "$scratch/log" >&2; die "nix $* failed"; }
@@ -262,7 +263,7 @@ check_flake() { # nixpkgs/ is no Nixpkgs: what it shows is that flake.nix and Ni
     grep -qF "$name" "$scratch/outputs" || { cat "$scratch/outputs" >&2; die "nix flake show has no $name"; }
   done
   flake flake check --impure --no-build "path:$copy"
-  # Nix 2.8 says the first of every `lib`; `overlay` is there for older flakes.
+  # Nix 2.8 prints the first warning for every `lib`. `overlay` exists for older flakes.
   ! grep -i warning "$scratch/log" | grep -v -e "unknown flake output 'lib'" -e "'overlay' is deprecated" >&2 || die "nix flake check warns of the flake"
 
   mkdir "$scratch/new" "$scratch/nix-run"
@@ -296,29 +297,29 @@ check_store_disk() {
   say "the store disk is verified, and the same when made again"
 }
 
-start_cache_service() { # on the chroot store, which Nix's own daemon opens and asks
+start_cache_service() { # for the chroot store, with a daemon of Nix for that store
   service=$scratch/service
   mkdir "$service"
   NIX_REMOTE=$fixtures/store NIX_DAEMON_SOCKET_PATH=$service/nix-daemon.sock nix-daemon >"$service/nix-daemon.log" 2>&1 &
   service_processes=($!)
-  # kill fails when they have ended; a trap that fails would be the script's exit code.
+  # kill fails if they have ended, and the exit code of the trap would become that of the script.
   trap 'kill "${service_processes[@]}" 2>/dev/null || true; rm -rf "$scratch"' EXIT
   "$programs/bin/microvm-image" cache serve --cache "$service/cache" --socket "$service/cache.sock" \
     --store-dir "$fixtures/store/nix/store" --nix-daemon "$service/nix-daemon.sock" 2>"$service/log" &
   service_processes+=($!)
-  # The shell would report that one was killed.
+  # Otherwise the shell reports when one is killed.
   disown "${service_processes[@]}"
   timeout 60 bash -c 'until [ -S "$1/cache.sock" ] && [ -S "$1/nix-daemon.sock" ]; do sleep 0.1; done' bash "$service" ||
     { cat "$service"/*log >&2; die "the cache service did not start"; }
 }
 
-again() { # ATTRIBUTE [DIRECTORY]: Nix makes it again in its sandbox, which sees DIRECTORY as /run/microvm-image; log in again.log
+again() { # ATTRIBUTE [DIRECTORY]: builds it again in Nix's sandbox, which sees DIRECTORY as /run/microvm-image; log in again.log
   local sandbox=()
   [ $# -lt 2 ] || sandbox=(--option sandbox-paths "/run/microvm-image=$2")
   nix-build --no-out-link --check "${arguments[@]}" "${sandbox[@]}" -A "$1" tests/nix/runner.nix >/dev/null 2>"$scratch/again.log" ||
     { tail -n 20 "$scratch/again.log" >&2; die "$1 is another disk when made again"; }
 }
-expect_all_known() { # the last disk is of the service's packs alone
+expect_all_known() { # fails unless the last disk was made only from the service's packs
   grep -q '^ *cache .*(100 %) known$' "$scratch/again.log" || { cat "$scratch/again.log" "$service/log" >&2; die "a sandboxed build did not take everything from the cache service"; }
 }
 packs() { find "$service/cache" -path '*/packs/*' -type f | wc -l; }
@@ -330,7 +331,7 @@ check_cache_service() {
   build changedStoreDisk >/dev/null
   again plainStoreDisk
   grep -q 'warning: no cache service at /run/microvm-image/cache.sock' "$scratch/again.log" || { cat "$scratch/again.log" >&2; die "a build without the service does not say so"; }
-  # The service makes everything, then it has everything, then it makes what changed.
+  # The service first makes everything, then has everything, then makes what changed.
   again plainStoreDisk "$service"
   made=$(packs)
   again plainStoreDisk "$service"
@@ -366,7 +367,7 @@ check_services
 for hypervisor in qemu cloud-hypervisor firecracker crosvm kvmtool; do build "five.$hypervisor" >/dev/null; done
 say "the runners of all five hypervisors build"
 boot plain 'serial=nix-store' 'guest: store_writable=no'
-# Its disk was made by check_erofs: no mkfs.erofs is in the sandbox here.
+# check_erofs has made its disk, because mkfs.erofs is not available in the sandbox.
 boot erofs 'serial=nix-store' 'guest: store_writable=no'
 boot writable 'serial=nix-store' 'serial=rw-store' 'guest: store_writable=yes' 'guest: persisted=new'
 expect "$scratch/writable-2.log" 'guest: persisted=found'
@@ -380,7 +381,8 @@ in_nixos() { # ATTRIBUTE
 
 check_in_nixos() {
   local part unit derivations=0
-  # Each by itself: an evaluator keeps all it has evaluated, and fifty NixOS are more than most machines have memory for.
+  # One evaluation for each, because an evaluator keeps everything in memory, and fifty NixOS systems need too much of
+  # it.
   local packages
   mapfile -t packages < <(nix-instantiate --eval --strict --json --arg nixpkgs "$(realpath "$NIXPKGS")" --expr '{ nixpkgs }: builtins.mapAttrs (_: builtins.attrNames) (import ./tests/nix/with-nixpkgs.nix { inherit nixpkgs; }).derivations.packages' |
     jq -r 'to_entries[] | "\(.key).\(.value[])"')

@@ -1,4 +1,4 @@
-# Runners of the fixture closure, for tests/nix/run.sh to build by Nix and to boot.
+# Runners of the fixture closure, which tests/nix/run.sh builds with Nix and boots.
 {
   work,
   kernel,
@@ -14,7 +14,7 @@ let
       module.microvm = settings;
     };
 
-  # The fixture's initrd has no fstab, which NixOS' has: it mounts what systemd.mount-extra= says.
+  # Unlike the initrd of NixOS, the fixture's initrd has no fstab. It mounts the file systems in systemd.mount-extra=.
   mountParameters =
     configuration:
     lib.mapAttrsToList (
@@ -109,7 +109,7 @@ in
 {
   plain = plain.config.microvm.declaredRunner;
   plainStoreDisk = plain.config.microvm.storeDisk;
-  # The same after one package changed.
+  # The same store disk after one package changed.
   changedStoreDisk =
     (system {
       inherit work kernel programs;

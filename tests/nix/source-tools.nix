@@ -1,4 +1,4 @@
-# The programs that look at Nix code. Nixpkgs 25.11 gave RFC 166's formatter the plain name.
+# The programs that check Nix code. Since Nixpkgs 25.11, RFC 166's formatter is named `nixfmt`.
 { pkgs }:
 {
   inherit (pkgs) deadnix;

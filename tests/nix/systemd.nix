@@ -1,12 +1,12 @@
-# A host for tests/nix/systemd.sh, with a machine on each hypervisor and one whose store disk the host makes. Their kernel
-# is the probe guest, which tells what it sees and then waits to be asked to stop.
+# A host for tests/nix/systemd.sh, with a machine on each hypervisor and one whose store disk the host builds. Their
+# kernel is the probe guest, which reports its devices and then waits for a request to stop.
 {
   work,
   kernel,
   programs,
   # a directory with bzImage and vmlinux: fixtures/probe-guest
   probe,
-  # whether there is a virtiofsd
+  # whether virtiofsd is available
   hasVirtiofsd,
 }:
 let
@@ -36,13 +36,13 @@ let
       import ./evaluator/system.nix {
         inherit work kernel programs;
         module = {
-          # A machine is known by its directory, whatever its guest is called.
+          # A machine is identified by its directory, not by the name of its guest.
           networking.hostName = lib.mkForce "guest-of-${name}";
           imports = [ further ];
           microvm = {
             inherit hypervisor storeDiskBuild;
             kernel = probeKernel;
-            # The probe guest reads all of it.
+            # The probe guest reads the whole initrd.
             initrdPath = builtins.toFile "initrd" "no archive";
             kernelParams = [ "probe=wait" ];
             qemu.accelerator = "tcg";
@@ -88,7 +88,7 @@ let
           name = "victim";
           hypervisor = "qemu";
           storeDiskBuild = "derivation";
-          # The kernel could not call a tap so.
+          # This is not a valid name for an interface.
           further.microvm.interfaces = [
             {
               type = "bridge";
@@ -102,7 +102,7 @@ let
           name = "attacker";
           hypervisor = "qemu";
           storeDiskBuild = "derivation";
-          # In the place of a qemu that somebody has taken over.
+          # Replaces a qemu that an attacker has taken over.
           further.microvm.qemu.package =
             pkgs.runCommand "attacker"
               {
@@ -128,7 +128,7 @@ let
         microvm = {
           host.package = pkgs.microvm;
           host.imageCache.package = pkgs.microvm-image;
-          # The hypervisors are those of this system.
+          # The hypervisors of this system are used.
           host.readablePaths = [
             "/usr"
             "/lib"

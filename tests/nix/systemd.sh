@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# systemd.sh STORE UNITS TMPFILES PLAN PROGRAMS: the host module's units under a real systemd. A container of this system (systemd-nspawn,
-# its own init, network and devices, nothing left behind) starts a machine on each hypervisor that is there, looks at the
-# confinement of the processes, and stops them. Run as root by tests/nix/run.sh.
-#   STORE      the directory that is the container's /nix/store
-#   UNITS      the units of tests/nix/systemd.nix, TMPFILES its rules for systemd-tmpfiles
-#   PLAN       the plan of a store disk of it
+# systemd.sh STORE UNITS TMPFILES PLAN PROGRAMS: tests the host module's units with a real systemd. A container of this
+# system (systemd-nspawn with its own init, network and devices, which leaves nothing behind) starts a machine on each
+# available hypervisor, checks the confinement of the processes, and stops them. tests/nix/run.sh runs this script as
+# root.
+#   STORE      the directory to use as the container's /nix/store
+#   UNITS      the units of tests/nix/systemd.nix; TMPFILES is its rules for systemd-tmpfiles
+#   PLAN       the plan of a store disk
 #   PROGRAMS   a directory with bin/microvm-image, static
-#   MICROVM_TEST_{CLOUD_HYPERVISOR,FIRECRACKER,CROSVM,KVMTOOL,VIRTIOFSD}: programs, where they are
+#   MICROVM_TEST_{CLOUD_HYPERVISOR,FIRECRACKER,CROSVM,KVMTOOL,VIRTIOFSD}: the paths of these programs, if they are available
 set -euo pipefail
 
 die() { printf 'error: %s\n' "$1" >&2; exit 1; }
 say() { printf 'nix: %s\n' "$*" >&2; }
 
-# Names of machines, with the program that each needs.
+# Returns the program that a machine needs.
 program_of() { # MACHINE
   case $1 in
   qemu | made-on-host) echo qemu-system-x86_64 ;;
@@ -22,11 +23,11 @@ program_of() { # MACHINE
 }
 machines=(qemu made-on-host cloud-hypervisor firecracker crosvm kvmtool)
 
-# In the container.
+# The functions that run in the container.
 
-wait_for() { # MACHINE TEXT: in the machine's journal, for at most 40 s
+wait_for() { # MACHINE TEXT: waits for the text in the machine's journal, for at most 40 s
   local _ invocation
-  # Of this start, not of an earlier one.
+  # Only the messages of this start, not of an earlier one.
   invocation=$(systemctl show --property InvocationID --value "microvm@$1")
   for _ in {1..80}; do
     ! journalctl --quiet "_SYSTEMD_INVOCATION_ID=$invocation" | grep --quiet "$2" || return 0
@@ -73,12 +74,12 @@ check_stopped() { # MACHINE
   [ "$show" = 'ActiveState=inactive ExecMainStatus=0 Result=success ' ] ||
     { journalctl --no-pager --unit "microvm@$1" | tail -n 30 >&2; die "microvm@$1 did not stop well: $show"; }
   journalctl --quiet --unit "microvm@$1" | grep -q 'request ' || { journalctl --no-pager --unit "microvm@$1" | tail -n 30 >&2; die "microvm@$1 was not asked to stop"; }
-  # It stops with the machine, but nobody waits for it.
+  # It stops with the machine, but stopping the machine does not wait for it.
   timeout 10 bash -c 'while ip link show "$1"; do sleep 0.1; done' bash "vm-${1:0:11}" >/dev/null 2>&1 || die "the tap of microvm@$1 is still there"
   timeout 10 bash -c 'while [ -L "$1" ]; do sleep 0.1; done' bash "/var/lib/microvms/$1/booted" || die "the link to what microvm@$1 was started with is still there"
 }
 
-# What a hypervisor that somebody has taken over can do is listed in attacks.txt, and nothing else.
+# attacks.txt lists everything that a hypervisor under an attacker's control can do.
 check_isolation() {
   local process device state=/var/lib/microvms
   for name in victim attacker; do systemctl start "install-microvm-$name"; done
@@ -87,7 +88,7 @@ check_isolation() {
   wait_for victim waiting
   ip --oneline link show master br-test | grep -q ': vm' || die "the victim is not in its bridge: $(ip link)"
   process=$(systemctl show --property MainPID --value microvm@victim)
-  # What somebody would like to have, and everybody on this host may read or call.
+  # Targets of an attacker that every user of this host can read or connect to.
   device=$(awk 'NR > 2 { print $1 ":" $2; exit }' /proc/partitions)
   printf '%s\n' "$process" "$device" >"$state/attacker/victim"
   mknod -m 0666 /dev/block-of-host b "${device%:*}" "${device#*:}"
@@ -98,7 +99,7 @@ check_isolation() {
   wait_until test -S /nix/var/nix/daemon-socket/socket
   chmod 0666 /nix/var/nix/daemon-socket/socket
   ipcmk --shmem 64 --mode 0666 >/dev/null
-  # Where root once wrote through links.
+  # Paths at which root wrote through links in an earlier release.
   plant_links "$state/attacker"
   systemctl start microvm@attacker || { journalctl --no-pager --unit '*microvm*attacker*' | tail -n 40 >&2; die "microvm@attacker does not start"; }
   wait_until test -e "$state/attacker/attacks"
@@ -107,14 +108,14 @@ check_isolation() {
   [ "$(readlink "$state/attacker/current")" = "$(readlink "$state/attacker/booted")" ] || die "the attacker's links were changed"
   systemctl restart microvm@attacker || die "a machine that was taken over cannot be restarted"
   systemctl stop microvm@attacker microvm@victim
-  # It was ended by force: nothing of it listens to a request to shut down.
+  # It was killed, because it does not handle requests to shut down.
   systemctl reset-failed microvm@attacker
   [ -z "$(ip --oneline link show master br-test)" ] || die "the victim's tap is still in the bridge"
   grep -qx untouched /root/precious || die "root wrote through a link of a machine's user"
   printf 'attacker: %s of %s attempts are refused\n' "$(grep -c ': no' /root/attacks.txt)" "$(wc -l </root/attacks.txt)"
 }
 
-plant_links() { # DIRECTORY: links to a file of root's, as a machine's user makes them
+plant_links() { # DIRECTORY: creates links to a file that root owns, as a machine's user could
   local name user
   user=$(stat -c %g "$1")
   echo untouched >/root/precious
@@ -124,7 +125,7 @@ plant_links() { # DIRECTORY: links to a file of root's, as a machine's user make
   done
 }
 
-# A machine of an earlier release: everything belongs to the user of all machines.
+# A machine of an earlier release, in which everything belongs to the common user of all machines.
 check_migration() {
   local state=/var/lib/microvms/qemu said
   chown -hR microvm:kvm "$state"
@@ -146,7 +147,7 @@ check_migration() {
   echo "qemu: starts with the files of an earlier release"
 }
 
-wait_until() { # COMMAND...: for at most 40 s
+wait_until() { # COMMAND...: waits until it succeeds, for at most 40 s
   local _
   for _ in {1..400}; do
     ! "$@" || return 0
@@ -155,13 +156,13 @@ wait_until() { # COMMAND...: for at most 40 s
   die "within 40 s this did not come true: $*"
 }
 
-make_devices() { # those of this system that machines need, as udev makes them on a host
+make_devices() { # creates the devices that machines need, as udev does on a host
   local name mode group number
   while read -r name mode group; do
     number=/sys/class/misc/${name##*/}/dev
     [ -e "$number" ] || continue
     mkdir -p "$(dirname "/dev/$name")"
-    # systemd-nspawn has made some, which are root's.
+    # systemd-nspawn has created some, which root owns.
     [ -e "/dev/$name" ] || mknod "/dev/$name" c "$(cut -d : -f 1 "$number")" "$(cut -d : -f 2 "$number")"
     chmod "$mode" "/dev/$name"
     chgrp "$group" "/dev/$name"
@@ -173,14 +174,14 @@ vhost-vsock 0660 kvm
 DEVICES
 }
 
-build_as() { # USER OUTPUT: the store disk of a plan, with the report
+build_as() { # USER OUTPUT: builds the store disk of a plan and prints the report
   setpriv --reuid="$1" --regid=nogroup --clear-groups env HOME=/nonexistent MICROVM_IMAGE_CACHE=/nonexistent \
     microvm-image build --plan /etc/plan.json --no-cache --cache-socket /run/microvm-image/cache.sock --output "$2" --json --quiet
 }
 
 check_cache_service() {
   local process first second exposure unit=microvm-image-cache
-  # Nix's daemon, as on a host.
+  # Start Nix's daemon, as on a host.
   nix-daemon >/out/nix-daemon.log 2>&1 &
   timeout 60 bash -c 'until [ -S /nix/var/nix/daemon-socket/socket ]; do sleep 0.1; done' || die "Nix's daemon did not start: $(cat /out/nix-daemon.log)"
   systemctl start "$unit.socket"
@@ -193,11 +194,11 @@ check_cache_service() {
   grep -q '^Seccomp:.*2' "/proc/$process/status" || die "the cache service has no system call filter"
   exposure=$(systemd-analyze security --no-pager "$unit" | tail -n 1)
   awk -F ': ' '{ exit !($NF + 0 <= 2.0) }' <<<"$exposure" || die "the cache service is not hardened: $exposure"
-  # Another user gets what the first one had made, and the same disk.
+  # Another user gets the packs made for the first one, and the same disk.
   second=$(build_as daemon /tmp/images/second) || die "no store disk for another user: $second"
   jq -e '.cache.hitPaths == .paths' <<<"$second" >/dev/null || { journalctl --no-pager --unit "$unit" >&2; die "not all came from the service: $second"; }
   cmp /tmp/images/first /tmp/images/second || die "the service gave another user another disk"
-  # One that is killed is started again by the next build.
+  # The next build starts a killed service again.
   systemctl kill --signal=SIGKILL "$unit"
   second=$(build_as daemon /tmp/images/third) || die "no store disk after the service was killed: $second"
   jq -e '.cache.hitPaths == .paths' <<<"$second" >/dev/null || { journalctl --no-pager --unit "$unit" >&2; die "the service was not started again: $second"; }
@@ -226,7 +227,7 @@ inside() {
     systemctl start "install-microvm-$name"
     systemctl start "microvm@$name" || { journalctl --quiet --no-pager --unit "*microvm*$name*" | tail -n 60 >&2; die "microvm@$name does not start; the journal is above"; }
     check_running "$name"
-    # Its disk was made of the service's packs, and of none of its own.
+    # Its disk was made from the service's packs, and the user's cache has none.
     [ "$name" != made-on-host ] || [ -z "$(find /var/cache/microvm-image -path '*/packs/*' -type f)" ] ||
       die "the host's store disk was not made of the cache service's packs: $(journalctl --quiet --no-pager --unit "*microvm*" | grep -i cache)"
     check_stopped "$name"
@@ -244,7 +245,7 @@ if [ "${1:-}" = --inside ]; then
   exit
 fi
 
-# Around it.
+# The functions outside of the container.
 
 [ $# -eq 5 ] || { printf 'error: usage: %s STORE UNITS TMPFILES PLAN PROGRAMS\n' "$0" >&2; exit 2; }
 if [ -z "${MICROVM_TEST_IN_NAMESPACE:-}" ]; then
@@ -252,7 +253,7 @@ if [ -z "${MICROVM_TEST_IN_NAMESPACE:-}" ]; then
 fi
 store=$1 units=$2 tmpfiles=$3 plan=$4 programs=$5
 
-# Everything in memory over a read-only view of this system: what the container writes is gone with it.
+# The container writes to memory, over a read-only view of this system, so nothing remains of it.
 scratch=$(mktemp -d)
 mount -t tmpfs tmpfs "$scratch"
 mkdir "$scratch"/{upper,work,root,out}
@@ -270,7 +271,7 @@ leave_cgroups() {
 }
 trap leave_cgroups EXIT
 if [ ! -d /run/systemd/system ]; then
-  # There is no systemd that could make a scope for it.
+  # Without systemd on this machine, nothing can create a scope for the container.
   container+=(--register=no --keep-unit)
   for hierarchy in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
     [ -e "$hierarchy/cgroup.procs" ] || continue
@@ -287,17 +288,17 @@ for program in CLOUD_HYPERVISOR:cloud-hypervisor FIRECRACKER:firecracker CROSVM:
   variable=MICROVM_TEST_${program%%:*}
   [ -z "${!variable:-}" ] || cp "${!variable}" "$root/usr/bin/${program#*:}"
 done
-# What Nix knows of the store: the service asks for it.
+# Nix's database of the store, which the service queries.
 mkdir -p "$root/nix/var/nix"
 cp -r "$(dirname "$store")/var/nix/db" "$root/nix/var/nix/"
 cp "$programs/bin/microvm-image" "$root/usr/bin/"
 cp "$plan" "$root/etc/plan.json"
 cp -r "$units/." "$root/etc/systemd/system/"
 cp "$tmpfiles" "$root/etc/tmpfiles.d/microvm.conf"
-# The tests' programs are static: they cannot load the other services of names.
+# The tests' programs are static, so they cannot load other name services.
 printf 'passwd: files\ngroup: files\n' >"$root/etc/nsswitch.conf"
 echo 00000000000000000000000000000001 >"$root/etc/machine-id"
-# What NixOS makes of users.* and of the kernel modules' rules for their devices.
+# The users, groups and device rules that NixOS would create.
 cat >"$root/etc/sysusers.d/microvm.conf" <<'SYSUSERS'
 g kvm -
 u microvm - "microVMs" /var/empty

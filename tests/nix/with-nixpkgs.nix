@@ -1,5 +1,5 @@
-# The flake and the modules in a real NixOS, without the flake machinery and without network. Only evaluated: building a
-# NixOS needs its sources. Gives derivations and values for tests/nix/run.sh to look at.
+# Evaluates the flake and the modules with a real NixOS, without the flake command and without network. Nothing is
+# built, because building NixOS needs its sources. Returns derivations and values, which tests/nix/run.sh checks.
 { nixpkgs }:
 let
   lib = import (nixpkgs + "/lib");
@@ -52,7 +52,7 @@ let
       vsock.ssh.enable = true;
     };
   };
-  # Its system is switched by SSH.
+  # Its system can be switched over SSH.
   sharing = guest {
     services.openssh.enable = true;
     microvm.shares = [
@@ -86,7 +86,8 @@ let
       updateFlake = "path:/srv/machines";
     };
   };
-  # With what else makes qemu's bridge helper, a machine with packages of its own, and one that is evaluated already.
+  # Has another module that creates qemu's bridge helper, a machine with its own packages, and an already evaluated
+  # machine.
   hostOfOthers = hostWith {
     virtualisation.libvirtd.enable = true;
     microvm.vms.own = {
@@ -112,7 +113,7 @@ in
   derivations = {
     packages = builtins.mapAttrs (_: builtins.mapAttrs (_: package: package.drvPath)) flake.packages;
     otherOutputs = builtins.mapAttrs (system: _: {
-      # Of the others the packages are above, and nixfmt is not in every tree that has only been unpacked.
+      # The other checks are packages, which are listed above, and nixfmt, which not every unpacked tree has.
       checks = map (name: flake.checks.${system}.${name}.drvPath) [
         "modules"
         "options-documentation"
@@ -126,7 +127,7 @@ in
     }) flake.packages;
     template = template.packages.x86_64-linux.default.drvPath;
     toplevel = writable.config.system.build.toplevel.drvPath;
-    # One that is made for a disk, and knows nothing of microVMs.
+    # A configuration that is made for a disk and does not use the microVM module.
     anyConfiguration =
       (import ../../lib/any-configuration.nix { inherit lib; } (nixosSystem {
         system = "x86_64-linux";
@@ -153,7 +154,7 @@ in
       sharing.config.microvm.deploy.sshSwitch
       sharing.config.microvm.deploy.rebuild
     ];
-    # Their stage 1 hands them over: by a script, or by a unit.
+    # Stage 1 passes them on with a script or a unit.
     credentials = lib.genAttrs [ "kvmtool" "firecracker" ] (
       hypervisor:
       (guest {

@@ -1,6 +1,6 @@
 # A minimal module evaluator: the part of Nixpkgs' `lib` that this project's modules use, written from its documented
-# behaviour, so that they can be evaluated and built where no Nixpkgs is at hand. It is no substitute for NixOS: where
-# that is at hand, tests/nix/run.sh uses it too (environment variable NIXPKGS).
+# behaviour, so that they can be evaluated and built without Nixpkgs. It does not replace tests with NixOS:
+# tests/nix/run.sh also uses Nixpkgs if it is available (environment variable NIXPKGS).
 let
   lib =
     builtins

@@ -1,4 +1,4 @@
-# The library's small functions.
+# The small functions of the library.
 lib:
 let
   inherit (builtins)

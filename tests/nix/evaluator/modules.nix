@@ -1,4 +1,4 @@
-# Modules: imports, declarations, definitions, and the tree of options and values that they make.
+# Modules: imports, declarations, definitions, and the resulting tree of options and values.
 lib:
 let
   inherit (builtins)
@@ -28,7 +28,7 @@ let
     "meta"
   ];
 
-  # A module and all that it imports, each once.
+  # Returns a module and all modules that it imports, without duplicates.
   collect =
     arguments: modules:
     let

@@ -1,5 +1,5 @@
-# The NixOS options that a guest's and a host's modules read or set, only as precise as these need, and a toplevel that
-# refuses failed assertions as NixOS' does.
+# The NixOS options that the modules of guests and hosts read or set, only as precise as they need, and a toplevel that
+# fails with failed assertions, like that of NixOS.
 {
   config,
   lib,

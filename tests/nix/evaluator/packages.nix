@@ -1,8 +1,8 @@
-# The few packages and builders of Nixpkgs that the modules use, made of the fixture closure: real derivations, built by
-# Nix in its sandbox on the closure's own bash.
+# The packages and builders of Nixpkgs that the modules use, made from the fixture closure: real derivations that Nix
+# builds in its sandbox with the closure's bash.
 #   work, kernel   what fixtures/closure/build.sh prepared
 #   programs       a directory with bin/microvm and bin/microvm-image, static
-#   system         of what is built of them; the closure's own packages are of x86_64
+#   system         the system to build for; the closure's packages are for x86_64
 {
   lib ? import ./.,
   work,
@@ -49,7 +49,7 @@ let
         ]
       );
       isStructured = attributes.__structuredAttrs or false;
-      # With structured attributes nothing is in the environment, not even the output's name.
+      # With structured attributes, the environment is empty and does not even contain the output's name.
       prelude = lib.optionalString isStructured ''
         . "$NIX_BUILD_TOP/.attrs.sh"
         out=''${outputs[out]}
@@ -81,7 +81,7 @@ let
       passAsFile = [ "text" ];
     } ''cp "$textPath" "$out"; chmod +x "$out"'';
 
-  # A program of the machine that runs the test: hypervisors are not part of the fixture.
+  # A program of the machine that runs the test, because hypervisors are not part of the fixture.
   programOfHost =
     name:
     build name { meta.mainProgram = name; } ''

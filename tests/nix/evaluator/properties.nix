@@ -1,4 +1,4 @@
-# Properties of definitions (mkIf, mkMerge, priorities, order) and what is left of them in the end.
+# Evaluates the properties of definitions (mkIf, mkMerge, priorities, order).
 lib:
 let
   inherit (builtins)
@@ -15,7 +15,7 @@ let
     ;
   isType = type: value: isAttrs value && (value._type or null) == type;
 
-  # The definitions of one option, without conditions that do not hold.
+  # Returns the definitions of one option whose conditions hold.
   discharge =
     definition:
     if isType "merge" definition.value then
@@ -38,7 +38,7 @@ let
     else
       definition;
 
-  # Those of the strongest priority, in their order.
+  # Returns the definitions with the highest priority, in their order.
   settle =
     definitions:
     let
@@ -85,7 +85,7 @@ in
   mkBefore = lib.mkOrder 500;
   mkAfter = lib.mkOrder 1500;
 
-  # A property of a set, as the same property of each of its members.
+  # Turns a property of a set into the same property of each of its members.
   pushDown =
     value:
     if isType "merge" value then

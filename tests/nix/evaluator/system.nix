@@ -1,10 +1,11 @@
-# A configuration of the guest module. It has what `nixpkgs.lib.nixosSystem` gives: `config`, `options`, `extendModules`.
+# Evaluates a configuration of the guest module. Like `nixpkgs.lib.nixosSystem`, it returns `config`, `options` and
+# `extendModules`.
 {
-  # of the fixture closure
+  # the fixture closure
   work ? null,
   kernel ? null,
   programs ? null,
-  # or Nixpkgs' packages, and with them its module system
+  # or Nixpkgs' packages, to use its module system too
   packages ? null,
   module ? { },
 }:

@@ -81,7 +81,7 @@ let
             inherit value;
           }) (lib.pushDown definition.value)
         ) definitions;
-        # To see that no condition holds is to look at the value, which a lazy set must not do.
+        # Checking whether a condition holds evaluates the value, which a lazy set must not do.
         isThere = name: isLazy || builtins.concatMap lib.discharge (under name pushed) != [ ];
       in
       lib.genAttrs (filter isThere (namesOf pushed)) (

@@ -1,4 +1,4 @@
-# systemd units from `systemd.services`, `.sockets`, `.timers` and `.targets`, as NixOS writes them: one directory.
+# Writes systemd units from `systemd.services`, `.sockets`, `.timers` and `.targets` to a directory, as NixOS does.
 { lib, pkgs }:
 systemd:
 let

@@ -1,4 +1,4 @@
-# NixOS' module argument of this name, as far as the mount points of the tests need it.
+# The part of NixOS's module argument `utils` that the mount points of the tests need.
 { lib }:
 {
   escapeSystemdPath =

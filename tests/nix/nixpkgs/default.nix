@@ -1,4 +1,4 @@
-# As `import <nixpkgs> { }`.
+# Replaces `import <nixpkgs> { }`.
 {
   system ? "x86_64-linux",
 }:

@@ -1,6 +1,6 @@
-# run.sh puts this into the root of a copy of the project: a flake sees nothing above its directory.
+# run.sh copies this to the root of a copy of the project, because a flake cannot read files above its directory.
 {
-  description = "A stand-in for Nixpkgs, so that the real flake.nix runs where there is none: no NixOS is in it";
+  description = "A substitute for Nixpkgs, to run the real flake.nix without Nixpkgs; it does not contain NixOS";
 
   outputs = _: {
     lib = import ./tests/nix/nixpkgs/lib.nix;

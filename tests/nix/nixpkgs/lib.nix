@@ -1,8 +1,8 @@
-# The minimal evaluator of the tests, and what of Nixpkgs' `lib` only the flake and the packages use.
+# The minimal evaluator of the tests, and the functions of Nixpkgs' `lib` that only the flake and the packages use.
 let
   evaluator = import ../evaluator;
 
-  # A set of files is what says of a path whether it is in it.
+  # A file set is represented by a function that returns whether a path is in the set.
   toFiles =
     part:
     if builtins.isFunction part then

@@ -1,4 +1,4 @@
-# The package sets by system; this file's value is made once, however many import it.
+# The package sets by system. Nix evaluates this file only once, even if several files import it.
 let
   lib = import ./lib.nix;
 in

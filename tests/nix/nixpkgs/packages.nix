@@ -1,5 +1,6 @@
-# The packages of the tests' evaluator, and those that only the flake and the examples ask for. Crates are not compiled:
-# their packages hold the programs that run.sh built. Where these and the fixture closure are is in the environment.
+# The packages of the tests' evaluator, and those that only the flake and the examples use. Crates are not compiled:
+# their packages contain the programs that run.sh built. Environment variables have the paths of the programs and of the
+# fixture closure.
 { lib, system }:
 let
   directory =

@@ -1,4 +1,4 @@
-# `nixpkgs.lib.nixosSystem`: the module system of the tests' evaluator with its few NixOS options.
+# Replaces `nixpkgs.lib.nixosSystem` with the module system of the tests' evaluator and its few NixOS options.
 {
   modules,
   system ? null,
