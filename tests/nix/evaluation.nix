@@ -59,7 +59,7 @@ let
     );
 
   tests = {
-    "a user's own machine id is the guest's" = {
+    "a configured machine id becomes that of the guest" = {
       expected = {
         text = "00000000000000000000000000000001\n";
         mode = "0444";
@@ -74,11 +74,11 @@ let
           ;
       };
     };
-    "a host name that is empty is named" = {
+    "an empty host name is reported" = {
       expected = [ "networking.hostName: must be set, because it names the microVM" ];
       found = messagesOf { networking.hostName = ""; };
     };
-    "the store disk is found by its serial number where disks have one" = {
+    "the store disk is mounted by its serial number if the hypervisor supports one" = {
       expected = {
         qemu = "/dev/disk/by-id/virtio-nix-store";
         cloud-hypervisor = "/dev/disk/by-id/virtio-nix-store";
@@ -88,7 +88,7 @@ let
       };
       found = each (hypervisor: (guest { inherit hypervisor; }).config.fileSystems."/nix/store".device);
     };
-    "and has it in the machine spec" = {
+    "the machine spec contains the store disk's serial number if the hypervisor supports one" = {
       expected = {
         qemu = "nix-store";
         cloud-hypervisor = "nix-store";
@@ -110,7 +110,7 @@ let
       };
       found = fileSystemsOf (guest { });
     };
-    "a writable layer lies on its volume" = {
+    "a writable layer is on the volume at its mount point" = {
       expected = {
         "/" = root;
         "/nix/.ro-store" = "/dev/vda squashfs ro,${afterModules} needed-for-boot";
@@ -133,7 +133,7 @@ let
         ];
       });
     };
-    "the host's store by 9p needs no disk, and shifts the letters" = {
+    "with the host's store by 9p there is no disk, and volumes start at vda" = {
       expected = {
         "/" = root;
         "/nix/.ro-store" =
@@ -147,7 +147,7 @@ let
         volumes = [ overlayVolume ];
       });
     };
-    "the host's store by virtiofs is bound to where the store is" = {
+    "the host's store by virtiofs is bind-mounted to /nix/store" = {
       expected = {
         "/" = root;
         "/nix/.ro-store" = "store virtiofs defaults,ro,${afterModules} needed-for-boot";
@@ -158,7 +158,7 @@ let
         shares = [ (share // { proto = "virtiofs"; }) ];
       });
     };
-    "a writable layer on virtiofs keeps what it deletes in user attributes" = {
+    "a writable layer on virtiofs stores its metadata in user attributes" = {
       expected = true;
       found =
         lib.hasInfix "userxattr"
@@ -174,7 +174,7 @@ let
             ];
           }))."/nix/store";
     };
-    "the host's store is shared read-only on every transport" = {
+    "the host's store is shared read-only with every protocol" = {
       expected = {
         "9p" = {
           crosvm = "mounted";
@@ -221,7 +221,7 @@ let
           } { };
         };
     };
-    "shutdown leaves every mount that the store needs to the end, and no other" = {
+    "exactly the mounts that the store needs are kept until the end of a shutdown" = {
       expected = {
         plain = [ "nix-store.mount" ];
         volume = [
@@ -271,7 +271,7 @@ let
           };
         };
     };
-    "an initrd has the drivers of disks and keyboards only where nothing is left out" = {
+    "an initrd has the drivers of disks and keyboards only without optimisation" = {
       expected = {
         optimized = false;
         not = true;
@@ -288,7 +288,7 @@ let
           shares = [ share ];
         })).storeDisk;
     };
-    "a disk made on the host is a plan in the store" = {
+    "with a disk built on the host, the store contains only its plan" = {
       expected = [
         "builder"
         "plan"
@@ -300,7 +300,7 @@ let
             storeDiskBuild = "host";
           })).storeDisk;
     };
-    "the uncompressed kernel is named only where it is loaded" = {
+    "the machine spec has the uncompressed kernel only for hypervisors that load it" = {
       expected = {
         qemu = true;
         cloud-hypervisor = !isX86;
@@ -315,7 +315,7 @@ let
         })).vmlinux == null
       );
     };
-    "a guest with a screen has its drivers, another keeps them away" = {
+    "graphics drivers are loaded in a guest with a screen and blacklisted in others" = {
       expected = {
         screen = {
           loads = true;
@@ -343,7 +343,7 @@ let
           none = drivers false;
         };
     };
-    "the process that draws is crosvm's only" = {
+    "only crosvm has a graphics process" = {
       expected = {
         qemu = false;
         crosvm = true;
@@ -356,7 +356,7 @@ let
         })).graphics.program != null
       );
     };
-    "only the chosen hypervisor's section is written" = {
+    "the machine spec has only the section of the chosen hypervisor" = {
       expected = {
         qemu = { };
         firecracker.extraArgs = [ "--level" ];
@@ -374,11 +374,11 @@ let
           firecracker = { inherit (spec.firecracker) extraArgs; };
         };
     };
-    "a bridge is joined by the program that the host module gives the right to" = {
+    "qemu uses the bridge helper that the host module installs" = {
       expected = "/run/wrappers/bin/qemu-bridge-helper";
       found = (specOf (guest { })).qemu.bridgeHelper;
     };
-    "the guest gets the place of its closure's registration, if it has Nix" = {
+    "the kernel parameters have the path of the closure's registration if the guest has Nix" = {
       expected = {
         with-nix = true;
         without = false;
@@ -392,7 +392,7 @@ let
           without = isTold { nix.enable = false; };
         };
     };
-    "Nix' state stays beside a layer that stays, and only then" = {
+    "Nix's state persists exactly if the writable layer persists" = {
       expected = {
         volume = "/nix/.rw-store/var";
         memory = "";
@@ -411,11 +411,11 @@ let
           memory = state [ ];
         };
     };
-    "each runner is of its own hypervisor" = {
+    "each runner has its own hypervisor" = {
       expected = each (hypervisor: hypervisor);
       found = builtins.mapAttrs (_: runner: runner.hypervisor) (guest { }).config.microvm.runner;
     };
-    "the declared runner is that of the hypervisor" = {
+    "the declared runner is that of the chosen hypervisor" = {
       expected = "microvm-firecracker-guest";
       found = (guest { hypervisor = "firecracker"; }).config.microvm.declaredRunner.name;
     };
@@ -446,11 +446,11 @@ let
           inherit (runner.meta) mainProgram;
         };
     };
-    "a machine id is made from the name, and the one that microvm.nix makes" = {
+    "a machine id is made from the name, as in microvm.nix" = {
       expected = "7f24513f-4cfc-c3c1-d45e-a90b18590f2a";
       found = (guest { }).config.microvm.machineId;
     };
-    "credentials are handed over by stage 1, except where the firmware brings them" = {
+    "stage 1 passes credentials on, except with qemu, whose firmware does" = {
       expected = {
         qemu = "neither";
         cloud-hypervisor = "systemd";
@@ -478,7 +478,7 @@ let
           "neither"
       );
     };
-    "stage 1 is systemd's where it was seen to work, and elsewhere what NixOS makes it" = {
+    "stage 1 uses systemd on hypervisors on which it was tested, and the default of NixOS on others" = {
       expected = {
         of-24-05 = {
           qemu = true;
@@ -506,11 +506,11 @@ let
           of-26-05 = isSystemd true;
         };
     };
-    "the guest's architecture is that of its packages" = {
+    "the architecture in the machine spec is that of the guest's packages" = {
       expected = if isX86 then "x86_64" else "aarch64";
       found = (specOf (guest { })).architecture;
     };
-    "options are taken out of a list of arguments, whichever way they are written" = {
+    "extractOptValues removes an option in every notation" = {
       expected = {
         taken = {
           values = [
@@ -553,7 +553,7 @@ let
         none = library.extractParamValue "id" "cid=3,socket=a";
       };
     };
-    "macvtap interfaces have descriptors of their own" = {
+    "each macvtap interface has its own descriptors" = {
       expected = {
         macvtapFds.vm-b = [
           3
@@ -582,7 +582,7 @@ let
         hypervisorConfig.tapMultiQueue = true;
       };
     };
-    "a running system is switched only where its store is the host's" = {
+    "a running system can be switched only if it uses the host's store" = {
       expected = {
         disk = false;
         share = true;
@@ -603,7 +603,7 @@ let
           share = canSwitch [ share ];
         };
     };
-    "volumes have letters after vdz" = {
+    "volumes after vdz have two letters" = {
       expected = "ab";
       found =
         (lib.last (
@@ -613,7 +613,7 @@ let
           }
         )).letter;
     };
-    "what a hypervisor cannot do is refused or warned of, with its reason and those that can" = {
+    "an unsupported feature is refused or causes a warning, with the reason and the hypervisors that support it" = {
       expected = [ ];
       found = lib.concatMap (
         feature:
@@ -638,7 +638,7 @@ let
         )
       ) (builtins.attrNames asking);
     };
-    "and every row of the table is asked for, but those that no option names" = {
+    "every row of the capability table is tested, except those without an option" = {
       expected = [
         "GracefulStop"
         "OtherArchitecture"
@@ -648,7 +648,7 @@ let
       ];
       found = builtins.attrNames (removeAttrs capabilities.table (builtins.attrNames asking));
     };
-    "behind user networking a MAC address may be another's" = {
+    "interfaces of type user may have equal MAC addresses" = {
       expected = [ ];
       found = messagesOf {
         microvm.interfaces =
@@ -664,7 +664,7 @@ let
             ];
       };
     };
-    "a runner with a store disk needs no path of the guest on the host" = {
+    "a runner with a store disk does not refer to store paths of the guest" = {
       expected = {
         disk = false;
         share = true;
@@ -683,7 +683,7 @@ let
           share = isNeeded [ share ];
         };
     };
-    "what a hypervisor does without is a warning" = {
+    "a feature that a hypervisor can omit causes a warning" = {
       expected = [
         "guest: microvm.volumes[0].serial: firecracker cannot set serial numbers; qemu, cloud-hypervisor and crosvm can"
       ];
