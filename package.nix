@@ -29,6 +29,8 @@ rustPlatform.buildRustPackage {
       ./launcher/src
       ./manual/Cargo.toml
       ./manual/src
+      ./program/Cargo.toml
+      ./program/src
     ];
   };
   cargoLock.lockFile = ./Cargo.lock;

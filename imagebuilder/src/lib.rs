@@ -46,7 +46,6 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-pub mod atomic_file;
 pub mod attributes;
 pub mod block_map;
 pub mod build;
@@ -83,6 +82,5 @@ pub mod store_path;
 pub mod store_root;
 pub mod threads;
 pub mod tree;
-pub mod unnamed_file;
 pub mod verify;
 pub mod volume;

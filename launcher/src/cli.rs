@@ -63,7 +63,7 @@ pub(crate) fn main() -> ExitCode {
             // clap quotes the arguments, which may contain control characters. Parsing again with escaped arguments
             // gives a safe message.
             let shown = given.into_iter().map(|argument| match argument.to_str() {
-                Some(text) => launcher::visible::one_line(text).into_owned().into(),
+                Some(text) => program::escape::one_line(text).into_owned().into(),
                 None => argument,
             });
             let error = Arguments::try_parse_from(shown).err().unwrap_or(error);

@@ -3,9 +3,9 @@
 
 use crate::launch::ComposedInitrd;
 use crate::path::HostPath;
-use crate::place::Place;
 use nix::fcntl::OFlag;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use program::place::Place;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;

@@ -1,13 +1,13 @@
 //! Handling signals that ask the launcher to stop. They are received only where the launcher waits, so that it can end
 //! and reap its children and remove incomplete files before it exits.
 
-use crate::child::{OnParentDeath, prepare};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
+use program::child::{OnParentDeath, prepare};
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::fs::File;

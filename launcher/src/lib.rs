@@ -28,7 +28,6 @@
 
 pub mod balloon;
 pub mod capability;
-pub mod child;
 pub mod cmdline;
 pub mod console;
 pub mod control;
@@ -44,7 +43,6 @@ pub mod keyval;
 pub mod launch;
 pub mod network;
 pub mod path;
-pub mod place;
 pub mod programs;
 pub mod readiness;
 pub mod reference;
@@ -55,7 +53,6 @@ pub mod shutdown;
 pub mod side_processes;
 pub mod sockets;
 pub mod spec;
-pub mod spelling;
 pub mod state;
 pub mod store_disk;
 #[cfg(test)]
@@ -63,5 +60,4 @@ mod test_program;
 #[cfg(test)]
 mod test_skip;
 pub mod validate;
-pub mod visible;
 pub mod volumes;

@@ -5,9 +5,9 @@ pub mod macvtap;
 pub mod netlink;
 pub mod tap;
 
-use crate::child::{Identity, NoSuchUser};
 use crate::launch::{BridgeNeed, Needs, TapNeed};
-use nix::unistd::{Uid, User, geteuid};
+use nix::unistd::{Uid, geteuid};
+use program::user::{Identity, NoSuchUser};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::PathBuf;
@@ -253,11 +253,6 @@ fn find_bridge(bridge: &BridgeNeed) -> Result<(), NetworkError> {
         }
         Some(_) => Ok(()),
     }
-}
-
-/// Returns the user's name, or the user id if there is none.
-fn user_name(user: Uid) -> String {
-    User::from_uid(user).ok().flatten().map_or_else(|| user.to_string(), |user| user.name)
 }
 
 #[cfg(test)]

@@ -1,10 +1,8 @@
 //! Reporting the state of a machine to the service manager, and receiving the guest's reports. Nothing here blocks: the
 //! supervisor's event loop calls this module when a descriptor is ready.
 
-use crate::child::Identity;
 use crate::launch::{GuestNotification, NotificationSocket};
 use crate::path::HostPath;
-use crate::place::Place;
 use crate::sockets::{SocketError, remove_stale};
 use nix::errno::Errno;
 use nix::libc::VMADDR_CID_HOST;
@@ -13,6 +11,8 @@ use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, VsockAddr, accept4, bind, connect, getpeername,
     listen, recv, send, socket,
 };
+use program::place::Place;
+use program::user::Identity;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

@@ -6,7 +6,6 @@ mod output;
 mod prepare;
 mod supervise;
 
-use crate::child::NoSuchUser;
 use crate::console::ConsoleError;
 use crate::host::HostProblem;
 use crate::initrd::InitrdError;
@@ -22,6 +21,7 @@ use crate::state::{MachineState, RuntimeDirectory, StartLock, StateError};
 use crate::store_disk::StoreDiskError;
 use crate::volumes::VolumeError;
 use nix::fcntl::{Flock, FlockArg};
+use program::user::NoSuchUser;
 use std::fs::File;
 use std::io;
 use std::path::Path;

@@ -13,13 +13,14 @@
 //! latter. The machine's user can create links in the state directory. Therefore the daemon creates both in a private
 //! directory, and the launcher then moves the socket to its place.
 
-use crate::child::{Identity, OnParentDeath, hand_on, prepare};
 use crate::interruption::{Interrupted, Interruption, end_group};
 use crate::launch::{SideProcess, SideProcessKind};
 use crate::path::HostPath;
-use crate::place::{Place, PrivateDirectory};
 use crate::programs::{NotInstalled, find_program};
 use crate::sockets::{SocketError, is_bound, is_served, remove_stale};
+use program::child::{OnParentDeath, hand_on, prepare};
+use program::place::{Place, PrivateDirectory};
+use program::user::Identity;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::unix::fs::MetadataExt;

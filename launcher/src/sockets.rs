@@ -1,8 +1,8 @@
 //! Unix sockets on the file system: detecting whether a process listens, and removing stale sockets.
 
-use crate::place::Place;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use program::place::Place;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;

@@ -7,12 +7,12 @@
 
 use crate::launch::Launch;
 use crate::network::MadeInterface;
-use crate::place::{Directory, Place};
-use crate::visible::one_line;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, Uid, geteuid};
+use program::escape::one_line;
+use program::place::{Directory, Place};
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};

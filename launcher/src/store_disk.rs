@@ -1,11 +1,12 @@
 //! Building the store disk from its plan right before the start, with the host's cache. The image builder, a separate
 //! program, does this.
 
-use crate::child::{Identity, become_user};
 use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::launch::StoreDiskNeed;
 use crate::path::HostPath;
 use crate::programs::{NotInstalled, find_program};
+use program::child::become_user;
+use program::user::Identity;
 use std::io;
 use std::process::{Command, ExitStatus};
 

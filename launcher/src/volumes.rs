@@ -10,14 +10,15 @@ pub use lock::{Locking, VolumeLock, lock_volumes};
 pub use same_file::{SameFile, same_files};
 pub use superblock::{FileSystem, file_system};
 
-use crate::child::{Identity, hand_on};
 use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::launch::{Access, VolumeCreation, VolumeNeed};
 use crate::path::HostPath;
-use crate::place::{Place, descriptor_path};
 use crate::programs::{NotInstalled, find_program};
 use crate::spec::ImageType;
 use nix::fcntl::OFlag;
+use program::child::hand_on;
+use program::place::{Place, descriptor_path};
+use program::user::Identity;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use std::fs::File;
 use std::io;

@@ -9,10 +9,10 @@
     reason = "a test that cannot go on fails, and a skipped one says so"
 )]
 
-use launcher::place::Place;
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use program::place::Place;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};

@@ -8,7 +8,7 @@ use crate::plan::PlannedPath;
 use crate::progress::Silent;
 use crate::settings::ImageSettings;
 use crate::threads::JOBS_MAX;
-use crate::unnamed_file::UnnamedFile;
+use program::unnamed_file::UnnamedFile;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::PoisonError;

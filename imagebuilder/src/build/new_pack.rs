@@ -6,7 +6,7 @@ use crate::cache::{Cache, CacheError};
 use crate::pack::{PackHead, write_index};
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
-use crate::unnamed_file::UnnamedFile;
+use program::unnamed_file::UnnamedFile;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;

@@ -1,10 +1,10 @@
 //! The image file: written without a name, then put in its place whole.
 
-use crate::atomic_file::sync_directory_of;
 use crate::threads::both;
-use crate::unnamed_file::UnnamedFile;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, fstatfs};
+use program::atomic_file::sync_directory_of;
+use program::unnamed_file::UnnamedFile;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, IoSlice};

@@ -9,7 +9,7 @@ use crate::pack::settings_name;
 use crate::plan::ImagePlan;
 use crate::report::BuildReport;
 use crate::settings::ImageFormat;
-use crate::unnamed_file::UnnamedFile;
+use program::unnamed_file::UnnamedFile;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};

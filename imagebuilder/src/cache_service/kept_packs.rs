@@ -8,7 +8,7 @@ use crate::cache::{Cache, CacheError};
 use crate::pack::settings_name;
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
-use crate::unnamed_file::UnnamedFile;
+use program::unnamed_file::UnnamedFile;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io;

@@ -1,6 +1,5 @@
 //! How a command fails: an `error:` line, possibly a `hint:`, and an exit code.
 
-use imagebuilder::atomic_file::WriteError;
 use imagebuilder::build::BuildError;
 use imagebuilder::cache::CacheError;
 use imagebuilder::cache_service::listener::ListenError;
@@ -14,6 +13,7 @@ use imagebuilder::presence::AbsentPaths;
 use imagebuilder::scan::ScanError;
 use imagebuilder::settings::SettingsError;
 use imagebuilder::volume::VolumeError;
+use program::atomic_file::WriteError;
 use std::error::Error;
 use std::io;
 use std::path::Path;

@@ -5,7 +5,8 @@ use super::settings::SettingsArgs;
 use super::source::SourceArgs;
 use super::streams;
 use clap::Args;
-use imagebuilder::{atomic_file, output};
+use imagebuilder::output;
+use program::atomic_file;
 use std::path::PathBuf;
 
 /// Write the plan of an image

@@ -1,6 +1,6 @@
 //! Errors of the reader.
 
-use super::escape::ImagePath;
+use super::image_path::ImagePath;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;

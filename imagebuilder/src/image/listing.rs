@@ -2,10 +2,10 @@
 //! the inode table.
 
 use super::error::{ImageError, Part};
-use super::escape::Escaped;
 use super::inode::{DirectoryInode, InodeType};
 use super::metadata::{Cursor, MetadataTable};
 use crate::squashfs::format::{DIRECTORY_HEADER_ENTRIES_MAX, DirectoryEntry, DirectoryHeader};
+use program::escape::Escaped;
 
 /// Longest name in bytes. The format allows one byte more, but Linux does not.
 const NAME_BYTES_MAX: usize = 255;

@@ -3,9 +3,9 @@
 
 use super::failure::Failure;
 use super::machine::{failed, watch};
-use launcher::child::{OnParentDeath, prepare};
 use launcher::run::clean_up_after;
 use launcher::state::{ProcessIdentity, RuntimeDirectory};
+use program::child::{OnParentDeath, prepare};
 use std::process::Command;
 
 /// Wait for a machine's end, and remove the network interfaces that were made for it

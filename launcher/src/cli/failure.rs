@@ -1,6 +1,6 @@
 //! The failure of a command: its problems, a hint, and the exit code.
 
-use launcher::visible::lines;
+use program::escape::lines;
 use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;

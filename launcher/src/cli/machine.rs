@@ -77,7 +77,7 @@ pub(crate) fn find_by_name(name: &str, runtime: &RuntimeDirectory) -> Result<Kno
     let launch = state.last_launch().map_err(failed)?;
     if launch.is_none() && of_host.is_none() && activity == Activity::Stopped {
         let known = runtime.machine_names().map_err(failed)?;
-        let hint = match launcher::spelling::nearest(name, known.iter().map(String::as_str)) {
+        let hint = match program::spelling::nearest(name, known.iter().map(String::as_str)) {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("the machines that were started are listed in {}", runtime.path().display()),
         };

@@ -1,7 +1,7 @@
 //! Writing results to stdout and messages to stderr.
 
 use super::failure::Failure;
-use launcher::visible::lines;
+use program::escape::lines;
 use std::io::{self, Write};
 
 /// Writes a result. A reader that closes the pipe early, such as `head`, is not a failure.

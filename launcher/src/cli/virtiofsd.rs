@@ -4,11 +4,11 @@ use super::failure::Failure;
 use super::machine::{failed, launch_of, watch};
 use super::output::write_stderr;
 use super::spec_file::{SpecArguments, read};
-use launcher::child::Identity;
 use launcher::launch::SideProcessKind;
 use launcher::readiness::ServiceManager;
 use launcher::side_processes::SideProcesses;
 use launcher::state::RuntimeDirectory;
+use program::user::Identity;
 use std::time::{Duration, Instant};
 
 /// The longest time between two checks of the daemons.

@@ -4,9 +4,9 @@ use super::failure::Failure;
 use super::machine::{failed, launch_of, watch};
 use super::output::write_stdout;
 use super::spec_file::{SpecArguments, read};
-use launcher::child::Identity;
 use launcher::state::RuntimeDirectory;
 use launcher::volumes::{VolumeError, VolumeState, make_ready};
+use program::user::Identity;
 use serde_json::json;
 
 /// Create a machine's missing volumes and check the others

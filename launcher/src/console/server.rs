@@ -1,10 +1,10 @@
 //! The server of a console. One thread serves all clients, and none of them can block it.
 
 use super::ConsoleError;
-use crate::place::Place;
 use crate::sockets::remove_stale;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, listen, socket};
+use program::place::Place;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

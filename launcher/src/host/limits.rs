@@ -2,9 +2,9 @@
 
 use super::qcow2::Qcow2;
 use crate::launch::VolumeNeed;
-use crate::place::Place;
 use crate::spec::{Hypervisor, ImageType};
 use nix::fcntl::OFlag;
+use program::place::Place;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 

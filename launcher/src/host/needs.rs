@@ -1,7 +1,6 @@
 //! Finding the requirements of a launch that this host does not meet, without changing anything.
 
 use super::limits;
-use crate::child::Identity;
 use crate::launch::{Access, KvmUse, Launch, PassedDevice, Presence, Reader, SideProcessKind, VolumeNeed};
 use crate::network;
 use crate::path::HostPath;
@@ -14,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, statfs};
 use nix::unistd::{AccessFlags, faccessat};
+use program::user::Identity;
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;

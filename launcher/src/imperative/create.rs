@@ -3,7 +3,7 @@
 use super::layout::{Layout, Machine, remove_link, rename};
 use super::lock::MachineLock;
 use super::{FlakeReference, ImperativeError, MachineName, nix};
-use crate::place::{Directory, Place};
+use program::place::{Directory, Place};
 use std::fs;
 use std::io;
 use std::path::Path;

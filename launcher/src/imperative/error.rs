@@ -1,7 +1,7 @@
 //! The errors of commands that manage a host's machines.
 
 use crate::state::StateError;
-use crate::visible::one_line;
+use program::escape::one_line;
 use std::io;
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! The directories that contain a host's machines.
 
 use super::{FlakeReference, ImperativeError, MachineName};
-use crate::place::{Directory, Place};
+use program::place::{Directory, Place};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -2,8 +2,8 @@
 
 use super::create::DIRECTORY_MODE;
 use super::{ImperativeError, Layout, MachineName};
-use crate::place::{Directory, Place};
 use nix::fcntl::{Flock, FlockArg};
+use program::place::{Directory, Place};
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -2,10 +2,10 @@
 //! driver-api/vfio.rst.
 
 use super::ImperativeError;
-use crate::child::Identity;
 use ::nix::fcntl::{AtFlags, OFlag, open};
 use ::nix::sys::stat::Mode;
 use ::nix::unistd::fchownat;
+use program::user::Identity;
 use std::fs;
 use std::path::{Path, PathBuf};
 

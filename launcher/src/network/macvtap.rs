@@ -1,13 +1,14 @@
 //! Macvtap interfaces: created on a lower interface of the host, and opened for the hypervisor once per queue.
 
+use super::NetworkError;
 use super::netlink::{self, Link, NewMacvtap};
 use super::tap::InterfaceState;
-use super::{NetworkError, user_name};
 use crate::launch::MacvtapNeed;
 use crate::spec::MacvtapMode;
 use nix::fcntl::{OFlag, open as open_node};
 use nix::sys::stat::Mode;
 use nix::unistd::{Uid, fchown};
+use program::user::user_name;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;

@@ -1,10 +1,11 @@
 //! Tap interfaces: created with the flags that the hypervisor needs, or described as commands for root.
 
+use super::NetworkError;
 use super::netlink::{self, Link, Tun};
-use super::{NetworkError, user_name};
 use crate::launch::TapNeed;
 use nix::libc::{IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, c_int, c_short};
 use nix::unistd::Uid;
+use program::user::user_name;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;

@@ -1,11 +1,11 @@
 //! Cleaning up after a launcher that has become the hypervisor. A small process waits until the hypervisor has ended
 //! for any reason, and then removes the network interfaces that the start has created.
 
-use crate::child::{OnParentDeath, prepare};
 use crate::interruption::Interruption;
 use crate::network::remove_made;
 use crate::state::{MachineState, ProcessIdentity, RuntimeDirectory, StateError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use program::child::{OnParentDeath, prepare};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
 use std::os::fd::AsFd;

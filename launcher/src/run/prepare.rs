@@ -1,7 +1,6 @@
 //! Creates everything that the hypervisor needs before it starts. Dropping [`Prepared`] ends and removes it again.
 
 use super::RunError;
-use crate::child::{Identity, hand_on};
 use crate::host::{Moment, missing};
 use crate::initrd;
 use crate::interruption::{ChildError, Interruption};
@@ -9,7 +8,6 @@ use crate::isolation;
 use crate::launch::Launch;
 use crate::network::{self, CreatedInterfaces, macvtap};
 use crate::path::HostPath;
-use crate::place::{Directory, Place, require_out_of_reach};
 use crate::programs::find_program;
 use crate::readiness::ServiceManager;
 use crate::side_processes::SideProcesses;
@@ -18,6 +16,9 @@ use crate::state::{RuntimeDirectory, StartLock};
 use crate::store_disk;
 use crate::volumes::{self, Locking, VolumeLock, VolumeState};
 use nix::fcntl::{FcntlArg, fcntl};
+use program::child::hand_on;
+use program::place::{Directory, Place, require_out_of_reach};
+use program::user::Identity;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 
 use super::schema::{Mismatch, mismatches};
 use super::{MachineSpec, SPEC_VERSION};
-use crate::visible::one_line;
+use program::escape::one_line;
 use serde_json::Value;
 
 /// A reason why a text is not a machine spec.

@@ -4,7 +4,7 @@
 //! A document that passes is then read by serde, which can still refuse it.
 
 use crate::spec::MachineSpec;
-use crate::spelling::nearest;
+use program::spelling::nearest;
 use serde_json::{Map, Value};
 use std::fmt;
 

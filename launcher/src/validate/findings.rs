@@ -1,6 +1,6 @@
 //! Collecting the problems and warnings of the checks.
 
-use crate::visible::one_line;
+use program::escape::one_line;
 
 /// A problem of a machine spec.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -7,9 +7,9 @@
 use super::VolumeError;
 use crate::launch::GuessedFormat;
 use crate::path::HostPath;
-use crate::place::Place;
 use crate::spec::{Hypervisor, ImageType};
 use nix::fcntl::OFlag;
+use program::place::Place;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;

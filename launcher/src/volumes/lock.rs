@@ -10,17 +10,17 @@
 //! in the runtime directory.
 
 use super::{DIRECTORY_MODE, VOLUME_MODE, VolumeError};
-use crate::child::Identity;
 use crate::launch::{Access, VolumeNeed};
 use crate::path::HostPath;
-use crate::place::{Directory, Place};
 use crate::state::RuntimeDirectory;
-use crate::visible::one_line;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{F_WRLCK, S_IFBLK, S_IFMT, SEEK_SET, flock};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, major, minor};
 use nix::unistd::{Gid, Pid, Uid, fchown, geteuid};
+use program::escape::one_line;
+use program::place::{Directory, Place};
+use program::user::Identity;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -258,7 +258,7 @@ mod tests {
         let locks = host.lock("web", &["var.img"]).unwrap();
         let mut command = std::process::Command::new("sleep");
         command.arg("600");
-        crate::child::hand_on(&mut command, locks.iter().map(VolumeLock::descriptor).collect());
+        program::child::hand_on(&mut command, locks.iter().map(VolumeLock::descriptor).collect());
         let mut hypervisor = command.spawn().unwrap();
         drop(locks);
         host.lock("db", &["var.img"]).unwrap_err();

@@ -4,9 +4,9 @@ use super::failure;
 use crate::cli::failure::Failure;
 use crate::cli::machine::failed;
 use crate::cli::spec_file::{SpecArguments, read};
-use launcher::child::Identity;
 use launcher::imperative::{PciBus, register, unregister};
 use launcher::spec::DeviceBus;
+use program::user::Identity;
 use std::process::{Command, Stdio};
 
 /// Bind a machine's PCI devices to vfio-pci

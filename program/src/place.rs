@@ -12,17 +12,17 @@
 //! - an existing file is inspected through a descriptor before it is opened: only regular files and block devices are
 //!   opened.
 //!
-//! All other modules of the launcher create, rename, remove and chown files through this module; `tests/layering.rs`
-//! enforces this.
+//! The launcher creates, renames, removes and chowns files through this module only; its `tests/layering.rs` enforces
+//! this.
 
-use crate::child::Identity;
+use crate::user::{Identity, user_name};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, readlinkat, renameat, renameat2};
 use nix::libc::{S_IFBLK, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_ISVTX};
 use nix::sys::socket::{UnixAddr, bind};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstat, fstatat, mkdirat};
 use nix::unistd::{
-    AccessFlags, Gid, Uid, UnlinkatFlags, User, faccessat, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat,
+    AccessFlags, Gid, Uid, UnlinkatFlags, faccessat, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat,
 };
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -675,11 +675,6 @@ fn require_no_foreign_hard_link(file: &FileStat, directory: &FileStat) -> io::Re
         ));
     }
     Ok(())
-}
-
-/// Returns the user's name, or the user id if there is none.
-pub fn user_name(user: Uid) -> String {
-    User::from_uid(user).ok().flatten().map_or_else(|| user.to_string(), |user| user.name)
 }
 
 #[cfg(test)]

@@ -1,6 +1,33 @@
-//! Shows names as one word of printable text, whatever bytes they contain.
+//! Untrusted text in messages. A name in a machine spec or an image must not move the cursor of whoever reads an error
+//! about it, and must not add a line that looks like another message.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write};
+
+/// Escapes all control characters, so that the text stays on one line.
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    escaped(text, char::is_control)
+}
+
+/// Escapes all control characters except newlines and tabs.
+pub fn lines(text: &str) -> Cow<'_, str> {
+    escaped(text, |character| character.is_control() && character != '\n' && character != '\t')
+}
+
+fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&is_escaped) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 8);
+    for character in text.chars() {
+        if is_escaped(character) {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    Cow::Owned(shown)
+}
 
 /// Shows bytes as text without whitespace: printable UTF-8 is unchanged, everything else becomes `\xNN`.
 ///
@@ -35,25 +62,16 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// A path inside an image, separated by `/` and relative to its root. It is shown escaped and with a leading `/`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ImagePath(pub Vec<u8>);
-
-impl fmt::Display for ImagePath {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "/{}", Escaped(&self.0))
-    }
-}
-
-impl fmt::Debug for ImagePath {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, formatter)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_are_shown_as_escapes() {
+        assert_eq!(one_line("a\u{1b}[31mred\nerror: no\r\u{9b}x"), "a\\u{1b}[31mred\\nerror: no\\r\\u{9b}x");
+        assert_eq!(lines("a\u{1b}[31m\n\tb"), "a\\u{1b}[31m\n\tb");
+        assert!(matches!(one_line("Grüße 'quoted' \\n"), Cow::Borrowed(_)));
+    }
 
     #[test]
     fn characters_that_break_a_line_or_control_a_terminal_are_escaped() {
@@ -70,6 +88,5 @@ mod tests {
         ] {
             assert_eq!(Escaped(bytes).to_string(), shown);
         }
-        assert_eq!(ImagePath(b"a/b c".to_vec()).to_string(), "/a/b\\x20c");
     }
 }

@@ -43,7 +43,7 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), WriteError> {
 ///
 /// # Errors
 /// The disk fails.
-pub(crate) fn sync_directory_of(path: &Path) -> io::Result<()> {
+pub fn sync_directory_of(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match File::open(directory).and_then(|directory| directory.sync_all()) {
         // The user may write to the directory but not read it, or the file system cannot sync directories.

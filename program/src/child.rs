@@ -1,0 +1,89 @@
+//! The properties of a child process: its signal mask, its user, and what happens to it when this program dies.
+
+use crate::user::Identity;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigSet, Signal};
+use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// What happens to a child that is running when this program dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnParentDeath {
+    /// It continues.
+    LiveOn,
+    /// It receives SIGTERM.
+    Terminate,
+}
+
+/// Prepares a command: gives it an empty signal mask, because std lets children inherit this program's, and the other
+/// properties. Removes `NOTIFY_SOCKET`, because only this program notifies the service manager.
+pub fn prepare(command: &mut Command, on_parent_death: OnParentDeath, identity: Option<Identity>) {
+    command.env_remove("NOTIFY_SOCKET");
+    let settle = move || -> io::Result<()> {
+        if let Some(identity) = &identity {
+            identity.assume()?;
+        }
+        // After changing the user, which clears it: prctl(2), PR_SET_PDEATHSIG.
+        if on_parent_death == OnParentDeath::Terminate {
+            set_pdeathsig(Signal::SIGTERM)?;
+        }
+        SigSet::empty().thread_set_mask()?;
+        Ok(())
+    };
+    before_exec(command, settle);
+}
+
+/// Makes a command run as that user, with the user's home directory.
+pub fn become_user(command: &mut Command, identity: &Identity) {
+    let identity = identity.clone();
+    command.env("HOME", identity.home()).env_remove("XDG_CACHE_HOME").env_remove("XDG_RUNTIME_DIR");
+    before_exec(command, move || identity.assume());
+}
+
+/// Makes a command inherit descriptors under their current numbers, whether it is spawned or replaces this process. All
+/// other programs that this one runs inherit none.
+pub fn hand_on(command: &mut Command, descriptors: Vec<RawFd>) {
+    before_exec(command, move || {
+        for descriptor in &descriptors {
+            keep_open(*descriptor)?;
+        }
+        Ok(())
+    });
+}
+
+#[expect(unsafe_code, reason = "std has no safe way to borrow a descriptor by its number")]
+fn keep_open(descriptor: RawFd) -> io::Result<()> {
+    // SAFETY: it is borrowed for one system call; a number that is not open is an error of that call.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "std has no safe way to set a child's signal mask, death signal or groups")]
+fn before_exec(command: &mut Command, settle: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
+    // SAFETY: only async-signal-safe functions may be called between fork and exec. `settle` makes the system calls setgroups,
+    // setgid, setuid, prctl, fcntl and sigprocmask with values that were prepared before, and allocates nothing.
+    unsafe {
+        command.pre_exec(settle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_starts_with_an_empty_signal_mask() {
+        let mut blocked = SigSet::empty();
+        blocked.add(Signal::SIGTERM);
+        blocked.thread_block().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "grep SigBlk /proc/self/status"]);
+        prepare(&mut command, OnParentDeath::Terminate, None);
+        let output = command.output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "SigBlk:\t0000000000000000");
+    }
+}

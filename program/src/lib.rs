@@ -1,0 +1,30 @@
+//! What `microvm` and `microvm-image` share because both are Unix programs: files that appear whole or not at all, places
+//! that another user may change, users, child processes, untrusted text in messages, and spelling suggestions.
+//!
+//! Nothing here knows about machines or images; neither of the two main crates depends on the other.
+//!
+//! ```
+//! use program::escape::one_line;
+//! use program::place::Place;
+//! use program::spelling::nearest;
+//!
+//! // A file is replaced whole, by descriptor: a link that another user puts there in the meantime is not followed.
+//! let directory = tempfile::tempdir()?;
+//! let place = Place::of(&directory.path().join("machine.json"))?;
+//! place.replace(b"{}", 0o644, None)?;
+//! assert_eq!(place.read_own()?, b"{}");
+//!
+//! // Text from elsewhere cannot control the terminal of whoever reads it.
+//! assert_eq!(one_line("\u{1b}[2Jweb"), "\\u{1b}[2Jweb");
+//!
+//! assert_eq!(nearest("vpcu", ["vcpu", "mem"].into_iter()), Some("vcpu"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod atomic_file;
+pub mod child;
+pub mod escape;
+pub mod place;
+pub mod spelling;
+pub mod unnamed_file;
+pub mod user;
