@@ -31,6 +31,8 @@ rustPlatform.buildRustPackage {
       ./manual/src
       ./program/Cargo.toml
       ./program/src
+      ./testing/Cargo.toml
+      ./testing/src
     ];
   };
   cargoLock.lockFile = ./Cargo.lock;

@@ -4,7 +4,7 @@
 
 mod program;
 
-use program::{GREETING, TOOLS, Workspace, has_tool, registration, skip, store_paths};
+use program::{GREETING, TOOLS, Workspace, has_tool, registration, store_paths};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -100,7 +100,7 @@ fn a_full_disk_is_an_error_with_a_hint() {
         .unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     if output.status.code() == Some(99) || stderr.starts_with("unshare:") {
-        skip(&format!("no tmpfs can be mounted: {stderr}"));
+        testing::missing(&format!("no tmpfs can be mounted: {stderr}"));
         return;
     }
     let expected = "error: cannot write small/image: No space left on device (os error 28)\n\
@@ -113,7 +113,7 @@ fn a_full_disk_is_an_error_with_a_hint() {
 fn a_build_continues_with_fewer_threads_and_a_warning_if_threads_cannot_be_started() {
     let workspace = Workspace::with_store();
     if !nix::unistd::geteuid().is_root() {
-        skip("only root can run a program as a user of its own, whose processes are limited");
+        testing::missing("only root can run a program as a user of its own, whose processes are limited");
         return;
     }
     if !has_tool("prlimit") || !has_tool("setpriv") {

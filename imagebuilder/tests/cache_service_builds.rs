@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use program::{GREETING, TOOLS, Workspace, facts};
 use service::nix_daemon::FakeNixDaemon;
-use service::{broken, say, skip, wait_until};
+use service::{broken, say, wait_until};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -330,7 +330,7 @@ fn on_small_disk(host: &Host, kilobytes: usize, directory: &str, line: &str) -> 
 #[test]
 fn a_service_with_a_full_disk_only_makes_a_build_slower() {
     if !nix::unistd::geteuid().is_root() {
-        return skip("only root can mount a small disk");
+        return testing::missing("only root can mount a small disk");
     }
     let host = Host::new();
     for kilobytes in [4, 8, 12, 16, 20, 24, 32, 64] {

@@ -101,7 +101,7 @@ fn a_cache_of_the_former_layout_is_removed_once_no_older_program_uses_it() {
 #[test]
 fn users_with_any_umask_share_a_cache() {
     if !nix::unistd::geteuid().is_root() {
-        program::skip("only root can run the program as several users");
+        testing::missing("only root can run the program as several users");
         return;
     }
     for umask in ["077", "027", "022"] {

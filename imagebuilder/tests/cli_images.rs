@@ -119,7 +119,7 @@ fn every_command_refuses_a_file_that_is_not_an_image() {
 #[test]
 fn an_image_on_a_block_device_may_be_followed_by_other_bytes() {
     if !nix::unistd::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
-        return support::tools::skip("loop devices need root");
+        return testing::missing("loop devices need root");
     }
     let fixture = Fixture::new();
     let image = fs::read(fixture.image()).unwrap();

@@ -93,7 +93,7 @@ fn an_interrupted_volume_leaves_nothing_and_its_mkfs_is_stopped() {
     let workspace = Workspace::new();
     fs::create_dir(workspace.path("bin")).unwrap();
     let mkfs = workspace.path("bin/mkfs.ext4");
-    program::write_program(&mkfs, "#!/bin/sh\necho $$ > started.tmp\nmv started.tmp started\nexec sleep 600\n");
+    testing::write_program(&mkfs, "#!/bin/sh\necho $$ > started.tmp\nmv started.tmp started\nexec sleep 600\n");
     let path = format!("{}:{}", workspace.path("bin").display(), std::env::var("PATH").unwrap());
     let line = "volume create volume --size 1M --fs ext4";
     let child = start(workspace.command(line.split(' ')).env("PATH", path));

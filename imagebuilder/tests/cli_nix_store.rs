@@ -4,7 +4,7 @@
 
 mod program;
 
-use program::{GREETING, NIX_ENVIRONMENT, TOOLS, Workspace, has_tool, skip};
+use program::{GREETING, NIX_ENVIRONMENT, TOOLS, Workspace, has_tool};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
@@ -23,7 +23,7 @@ fn real_store(workspace: &Workspace) -> Option<[String; 3]> {
         .output()
         .unwrap();
     if !output.status.success() {
-        skip(&format!("no store can be made: {}", String::from_utf8_lossy(&output.stderr)));
+        testing::missing(&format!("no store can be made: {}", String::from_utf8_lossy(&output.stderr)));
         return None;
     }
     let text = String::from_utf8(output.stdout).unwrap();
@@ -150,7 +150,7 @@ fn invalid_stores_are_refused() {
 fn run_with_path(workspace: &Workspace, nix_store: Option<&str>) -> (Option<i32>, String) {
     fs::create_dir_all(workspace.path("bin")).unwrap();
     if let Some(script) = nix_store {
-        program::write_program(&workspace.path("bin/nix-store"), script);
+        testing::write_program(&workspace.path("bin/nix-store"), script);
     }
     let line = format!("build --store-dir store /nix/store/{TOOLS} -o image");
     let output = workspace.command(line.split(' ')).env("PATH", workspace.path("bin")).output().unwrap();

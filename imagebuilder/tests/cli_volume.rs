@@ -177,7 +177,7 @@ fn a_file_that_another_process_creates_in_the_meantime_is_not_replaced() {
     let mkfs = workspace.path("mkfs.vfat");
     let script = "#!/bin/sh\necho precious > volume\nfor file; do :; done\n\
                   printf '\\125\\252' | dd of=\"$file\" bs=1 seek=510 conv=notrunc 2>/dev/null\n";
-    program::write_program(&mkfs, script);
+    testing::write_program(&mkfs, script);
     let path = format!("{}:{}", workspace.root().display(), std::env::var("PATH").unwrap());
     let mut command = workspace.command("volume create volume --size 1M --fs vfat".split(' '));
     let output = command.env("PATH", path).output().unwrap();
@@ -233,7 +233,7 @@ fn a_mkfs_that_fails_leaves_nothing() {
 fn a_mkfs_that_creates_another_filesystem_is_an_error() {
     let workspace = Workspace::new();
     let mkfs = workspace.path("mkfs.btrfs");
-    program::write_program(&mkfs, "#!/bin/sh\nexit 0\n");
+    testing::write_program(&mkfs, "#!/bin/sh\nexit 0\n");
     let path = format!("{}:{}", workspace.root().display(), std::env::var("PATH").unwrap());
     let mut command = workspace.command("volume create volume --size 1M --fs btrfs".split(' '));
     let output = command.env("PATH", path).output().unwrap();

@@ -114,7 +114,7 @@ fn an_interrupted_extraction_is_an_error() {
 #[test]
 fn a_failed_extraction_removes_the_directory_that_it_created() {
     if !nix::unistd::geteuid().is_root() {
-        return tools::skip("mounting needs root");
+        return testing::missing("mounting needs root");
     }
     let noise = support::seeded::Seeded::new(25).noise(3_000_000);
     let built = Built::new(Item::directory([("fits", Item::file("x")), ("large", Item::file(noise))]));
@@ -130,7 +130,7 @@ fn a_failed_extraction_removes_the_directory_that_it_created() {
 #[test]
 fn the_error_for_a_full_disk_names_the_file_and_no_partial_file_remains() {
     if !nix::unistd::geteuid().is_root() {
-        return tools::skip("mounting needs root");
+        return testing::missing("mounting needs root");
     }
     let noise = support::seeded::Seeded::new(24).noise(3_000_000);
     let built = Built::new(Item::directory([("fits", Item::file("x")), ("large", Item::file(noise))]));

@@ -8,7 +8,7 @@ use imagebuilder::cache_service::protocol::MESSAGE_BYTES_MAX;
 use nix::fcntl::{Flock, FlockArg};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
-use service::{Making, Received, Running, TestClient, base_name, planned, request, skip, wait_until};
+use service::{Making, Received, Running, TestClient, base_name, planned, request, wait_until};
 use std::fs::File;
 use std::io::{IoSlice, Read, Seek, SeekFrom, Write};
 use std::mem::MaybeUninit;
@@ -209,7 +209,7 @@ fn a_pack_is_made_once_for_all_clients_that_request_it() {
 #[test]
 fn one_client_with_a_thousand_requests_does_not_starve_another() {
     if !nix::unistd::geteuid().is_root() {
-        return skip("only root can be two users");
+        return testing::missing("only root can be two users");
     }
     let service = Running::with(|limits| limits.clients_per_user = 12);
     let hostile: Vec<TestClient> = (0..12).map(|_| service.client_of(65_531)).collect();
@@ -247,7 +247,7 @@ fn a_user_with_too_many_connections_is_refused_more() {
 #[test]
 fn all_users_of_a_user_namespace_share_one_limit() {
     if !nix::unistd::geteuid().is_root() {
-        return skip("only root can be several users");
+        return testing::missing("only root can be several users");
     }
     let service = Running::with(|limits| limits.clients_per_user = 3);
     let clients: Vec<TestClient> = (0..3).map(|number| service.client_of(100_000 + number)).collect();

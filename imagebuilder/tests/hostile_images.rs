@@ -133,7 +133,7 @@ fn small_images() -> Vec<(String, Vec<u8>)> {
 /// Returns a small image with uncompressed tables and with extended attributes, some equal, some longer than a metadata
 /// block.
 fn image_with_xattrs() -> Option<(String, Vec<u8>)> {
-    let setfattr = support::tools::find("setfattr")?;
+    let setfattr = testing::find_tool("setfattr")?;
     let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     let tree = directory.path().join("tree");
     fs::create_dir(&tree).unwrap();

@@ -8,7 +8,7 @@ mod service;
 use imagebuilder::cache_service::nix_daemon::NixDaemon;
 use imagebuilder::store_path::StorePath;
 use program::NIX_ENVIRONMENT;
-use service::{skip, wait_until};
+use service::wait_until;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -45,7 +45,7 @@ fn output(command: &mut Command) -> String {
 #[test]
 fn the_daemon_reports_valid_paths_and_is_connected_to_again_after_a_restart() {
     if Command::new("nix-daemon").arg("--version").output().is_err() {
-        return skip("nix-daemon is not installed");
+        return testing::missing("nix-daemon is not installed");
     }
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();

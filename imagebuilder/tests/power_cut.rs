@@ -7,94 +7,14 @@
 
 mod program;
 
-use nix::libc;
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
-use program::{Workspace, has_tool, skip};
-use std::fs::{self, File};
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use program::Workspace;
+use std::fs;
+use std::process::Stdio;
 use std::time::Duration;
+use testing::Disk;
 
 const OLD: &str = "3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-old";
 const NEW: &str = "4aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-new";
-
-/// A file system on a loop device.
-struct Disk {
-    image: PathBuf,
-    point: PathBuf,
-}
-
-impl Disk {
-    /// Creates and mounts it. If nothing can be mounted, prints the reason and returns `None`.
-    fn new(workspace: &Workspace, kind: &str) -> Option<Self> {
-        let mkfs = format!("mkfs.{kind}");
-        if !has_tool(&mkfs) {
-            return None;
-        }
-        if !nix::unistd::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
-            skip("mounting needs root and loop devices");
-            return None;
-        }
-        if !fs::read_to_string("/proc/filesystems").unwrap().contains(kind) {
-            skip(&format!("this kernel has no {kind}"));
-            return None;
-        }
-        // This thread gets its own mount namespace. Otherwise the namespace of another program could get a copy of the
-        // mount, which would keep the file system alive after it is unmounted here.
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-        let disk = Self { image: workspace.path(&format!("{kind}.disk")), point: workspace.path(kind) };
-        File::create(&disk.image).unwrap().set_len(400 << 20).unwrap();
-        fs::create_dir(&disk.point).unwrap();
-        let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
-        let made = Command::new(mkfs).arg("-q").arg(&disk.image).env("PATH", path).status().unwrap();
-        assert!(made.success());
-        disk.mount();
-        Some(disk)
-    }
-
-    fn mount(&self) {
-        assert!(
-            Command::new("mount").args(["-o", "loop"]).args([&self.image, &self.point]).status().unwrap().success()
-        );
-    }
-
-    /// Makes the file system commit the metadata of all files, as it does after some seconds anyway. The data of other
-    /// files stays in memory.
-    fn commit_metadata(&self) {
-        let file = File::create(self.point.join("committed")).unwrap();
-        file.set_len(1).unwrap();
-        file.sync_all().unwrap();
-    }
-
-    /// Shuts the file system down without writing its log, and mounts it again.
-    #[allow(unsafe_code, reason = "no crate wraps this ioctl")]
-    fn cut_power(&self) {
-        /// `EXT4_IOC_SHUTDOWN` and `XFS_IOC_GOINGDOWN`: linux/fs/ext4/ext4.h, linux/fs/xfs/libxfs/xfs_fs.h.
-        const SHUTDOWN: libc::c_ulong = 0x8004_587d;
-        const WITHOUT_THE_LOG: u32 = 2;
-        let root = File::open(&self.point).unwrap();
-        // SAFETY: the ioctl reads four bytes from the pointer, which it is given.
-        let done = unsafe { libc::ioctl(root.as_raw_fd(), SHUTDOWN as _, &WITHOUT_THE_LOG) };
-        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-        drop(root);
-        self.unmount();
-        self.mount();
-    }
-
-    fn unmount(&self) {
-        assert!(Command::new("umount").arg(&self.point).status().unwrap().success());
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.point).status();
-    }
-}
 
 /// A store with two paths that do not compress, and their images.
 struct Images {
@@ -135,18 +55,18 @@ impl Images {
 fn an_image_is_complete_after_a_power_cut_right_after_its_build() {
     let images = Images::new();
     for kind in ["ext4", "xfs"] {
-        let Some(disk) = Disk::new(&images.workspace, kind) else { continue };
+        let Some(disk) = Disk::new(images.workspace.root(), kind) else { continue };
         images.build(kind, OLD);
         images.build(kind, NEW);
         disk.commit_metadata();
         disk.cut_power();
-        let found = fs::read(disk.point.join("image")).unwrap();
+        let found = fs::read(disk.path().join("image")).unwrap();
         let zeros = found.chunks(4096).filter(|block| block.iter().all(|byte| *byte == 0)).count();
         assert!(found == images.new, "{kind}: {} bytes, {zeros} blocks of zeros", found.len());
         // Whatever happened to the cache, a build gives the right image.
         for (name, image) in [(NEW, &images.new), (OLD, &images.old)] {
             images.build(kind, name);
-            assert!(fs::read(disk.point.join("image")).unwrap() == *image, "{kind}: {name}");
+            assert!(fs::read(disk.path().join("image")).unwrap() == *image, "{kind}: {name}");
         }
     }
 }
@@ -155,7 +75,7 @@ fn an_image_is_complete_after_a_power_cut_right_after_its_build() {
 fn a_power_cut_during_a_build_leaves_the_old_image_or_the_new_one() {
     let images = Images::new();
     for kind in ["ext4", "xfs"] {
-        let Some(disk) = Disk::new(&images.workspace, kind) else { continue };
+        let Some(disk) = Disk::new(images.workspace.root(), kind) else { continue };
         images.build(kind, OLD);
         for milliseconds in [0, 5, 10, 20, 40, 80, 160, 320] {
             let line = format!("build --plan {NEW}.json --cache {kind}/cache -q -o {kind}/image");
@@ -166,10 +86,10 @@ fn a_power_cut_during_a_build_leaves_the_old_image_or_the_new_one() {
             child.kill().unwrap();
             child.wait().unwrap();
             disk.cut_power();
-            let found = fs::read(disk.point.join("image")).unwrap();
+            let found = fs::read(disk.path().join("image")).unwrap();
             assert!(found == images.old || found == images.new, "{kind} after {milliseconds} ms: {}", found.len());
             images.build(kind, OLD);
-            assert!(fs::read(disk.point.join("image")).unwrap() == images.old, "{kind} after {milliseconds} ms");
+            assert!(fs::read(disk.path().join("image")).unwrap() == images.old, "{kind} after {milliseconds} ms");
         }
     }
 }
@@ -178,12 +98,12 @@ fn a_power_cut_during_a_build_leaves_the_old_image_or_the_new_one() {
 fn a_plan_is_complete_after_a_power_cut_right_after_it_was_written() {
     let images = Images::new();
     for kind in ["ext4", "xfs"] {
-        let Some(disk) = Disk::new(&images.workspace, kind) else { continue };
+        let Some(disk) = Disk::new(images.workspace.root(), kind) else { continue };
         for name in [OLD, NEW] {
             images.workspace.run(&format!("plan --paths-from {name} --store-dir store -o {kind}/plan")).success();
         }
         disk.commit_metadata();
         disk.cut_power();
-        assert!(fs::read_to_string(disk.point.join("plan")).unwrap().contains(NEW), "{kind}");
+        assert!(fs::read_to_string(disk.path().join("plan")).unwrap().contains(NEW), "{kind}");
     }
 }

@@ -74,7 +74,7 @@ fn special_tree(directory: &Path) {
 #[test]
 fn devices_pipes_and_hard_links_of_stock_images_are_shown_and_extracted_only_on_request() {
     if !nix::unistd::geteuid().is_root() {
-        return tools::skip("making devices needs root");
+        return testing::missing("making devices needs root");
     }
     let directory = tempfile::tempdir().unwrap();
     let tree = directory.path().join("tree");
@@ -116,7 +116,7 @@ fn devices_pipes_and_hard_links_of_stock_images_are_shown_and_extracted_only_on_
 
 #[test]
 fn extended_attributes_of_stock_images_are_read() {
-    let Some(setfattr) = tools::find("setfattr") else { return };
+    let Some(setfattr) = testing::find_tool("setfattr") else { return };
     let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     let tree = directory.path().join("tree");
     fs::create_dir(&tree).unwrap();

@@ -17,8 +17,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use support::built::{PlainImage, build_image, closure, in_tree, settings};
 use support::seeded::Seeded;
+use support::stock;
 use support::store_tree::{Item, Store, base_name, mixed_tree};
-use support::{stock, tools};
 
 fn check(image: &Image, closure: Option<&Closure>, nar: NarCheck) -> VerifyReport {
     verify(image, VerifyOptions { closure, nar, jobs: 2, problems_told: 50 }).unwrap()
@@ -244,7 +244,7 @@ fn nar_hashes_equal_those_of_a_serialisation_written_by_hand() {
 
 #[test]
 fn nar_hashes_equal_those_of_nix() {
-    let Some(nix_store) = tools::find("nix-store") else { return };
+    let Some(nix_store) = testing::find_tool("nix-store") else { return };
     let store =
         Store::new([("tree", mixed_tree(13)), ("file", Item::program("alone")), ("link", Item::symlink("a b"))]);
     let directory = tempfile::tempdir().unwrap();

@@ -163,9 +163,7 @@ mod tests {
     #[test]
     fn root_does_not_read_its_own_file_through_a_link_of_the_machines_user() {
         if !nix::unistd::geteuid().is_root() {
-            return crate::test_skip::skipped(
-                "needs root: the test shows that root does not follow another user's link",
-            );
+            return testing::skipped("needs root: the test shows that root does not follow another user's link");
         }
         let directory = tempfile::tempdir().unwrap();
         for name in ["initrd", "shadow"] {

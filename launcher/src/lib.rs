@@ -55,9 +55,5 @@ pub mod sockets;
 pub mod spec;
 pub mod state;
 pub mod store_disk;
-#[cfg(test)]
-mod test_program;
-#[cfg(test)]
-mod test_skip;
 pub mod validate;
 pub mod volumes;

@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn a_hypervisor_of_another_user_can_connect_for_the_guest() {
         if !nix::unistd::geteuid().is_root() {
-            return crate::test_skip::skipped("only root runs a hypervisor as another user");
+            return testing::skipped("only root runs a hypervisor as another user");
         }
         let directory = tempfile::tempdir().unwrap();
         let notification = GuestNotification { port: 8888, listen: NotificationSocket::Unix("vsock_8888".into()) };

@@ -598,7 +598,7 @@ mod tests {
     #[test]
     fn a_machines_user_cannot_make_root_take_another_process_for_the_machine() {
         if !nix::unistd::geteuid().is_root() {
-            crate::test_skip::skipped("only root can give files away");
+            testing::skipped("only root can give files away");
             return;
         }
         let directory = tempfile::tempdir().unwrap();

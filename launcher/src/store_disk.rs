@@ -96,7 +96,7 @@ mod tests {
 
     fn need(directory: &Path, script: &str) -> StoreDiskNeed {
         let builder = directory.join("microvm-image");
-        crate::test_program::write_program(&builder, &format!("#!/bin/sh\n{script}\n"));
+        testing::write_program(&builder, &format!("#!/bin/sh\n{script}\n"));
         StoreDiskNeed {
             plan: "/nix/store/plan.json".into(),
             image: "web-store.squashfs".into(),

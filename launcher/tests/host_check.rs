@@ -1,7 +1,7 @@
 //! `microvm check --host` reports before the start what would make it fail: the content of volumes, places where they
 //! cannot be created, and missing permissions of the machine's user.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test reports by failing, and prints why it is skipped")]
+#![allow(clippy::unwrap_used, reason = "a test reports by failing")]
 
 use serde_json::{Value, json};
 use std::fs;
@@ -50,8 +50,7 @@ impl Host {
 fn run(program: &str, arguments: &[&str], last: &Path) -> bool {
     let done = Command::new(program).args(arguments).arg(last).output();
     let Ok(output) = done else {
-        assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "{program} is not installed");
-        eprintln!("skipped: {program} is not installed");
+        testing::missing(&format!("{program} is not installed"));
         return false;
     };
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
@@ -61,8 +60,7 @@ fn run(program: &str, arguments: &[&str], last: &Path) -> bool {
 fn is_root() -> bool {
     let is_root = nix::unistd::geteuid().is_root();
     if !is_root {
-        assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "this test requires root");
-        eprintln!("skipped: only root can become another user");
+        testing::missing("only root can become another user");
     }
     is_root
 }
@@ -160,8 +158,7 @@ fn an_image_of_another_format_or_an_unsupported_kind_is_reported() {
         made.is_ok_and(|status| status.success())
     };
     if !create(&["-f", "vpc"]) {
-        assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "qemu-img does not work");
-        eprintln!("skipped: qemu-img does not work");
+        testing::missing("qemu-img does not work");
         return;
     }
     let said = host.check(volume("qcow2"));

@@ -3,9 +3,6 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test reports by failing")]
 
-#[path = "../src/test_program.rs"]
-mod test_program;
-
 use launcher::explain::command;
 use launcher::facts::HostFacts;
 use launcher::hypervisor::lower;
@@ -17,7 +14,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use test_program::write_program;
+use testing::write_program;
 
 /// Each text would have an effect if it reached a shell, a terminal, an option parser or a file system unescaped.
 const HOSTILE: [&str; 9] = [

@@ -1,21 +1,14 @@
 //! `microvm create|update|list|ssh|delete...` on a temporary state directory, with real Nix and a real flake. Only
 //! systemctl, journalctl and ssh are replaced, by programs that record their arguments.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test that cannot be set up fails, and a skipped one says so"
-)]
-
-#[path = "../src/test_program.rs"]
-mod test_program;
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails, and a skipped one says so")]
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
-use test_program::write_program;
+use testing::write_program;
 
 struct Host {
     directory: TempDir,
@@ -28,8 +21,7 @@ impl Host {
         let is_usable = has_nix && nix::unistd::geteuid().is_root() && Path::new("/usr/bin/busybox").exists();
         if !is_usable {
             let reason = "nix, busybox-static and root are needed";
-            assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "{reason}");
-            eprintln!("skipped: {reason}");
+            testing::missing(reason);
             return None;
         }
         let host = Self { directory: tempfile::tempdir().unwrap() };

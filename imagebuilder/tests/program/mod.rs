@@ -1,7 +1,7 @@
 //! Runs the program under test in a new directory with a small store.
 
 #![allow(dead_code, reason = "each test file uses a part of this")]
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "it fails tests and prints why they are skipped")]
+#![allow(clippy::unwrap_used, reason = "it fails tests")]
 
 use std::ffi::OsStr;
 use std::fs;
@@ -247,32 +247,5 @@ fn write(path: &Path, content: &str, mode: u32) {
 /// With `MICROVM_TEST_REQUIRE_TOOLS=1` it fails the test instead.
 #[track_caller]
 pub(crate) fn has_tool(name: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    if directories.map(|directory| directory.join(name)).any(|candidate| candidate.is_file()) {
-        return true;
-    }
-    skip(&format!("{name} is not installed"))
-}
-
-/// Prints why a test is skipped. With `MICROVM_TEST_REQUIRE_TOOLS=1` it fails the test instead.
-#[track_caller]
-pub(crate) fn skip(reason: &str) -> bool {
-    let required = std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_some_and(|value| value == "1");
-    assert!(!required, "{reason}, but MICROVM_TEST_REQUIRE_TOOLS=1");
-    eprintln!("skipped: {reason}");
-    false
-}
-
-/// Writes an executable file through another process. If this process wrote it, a program started by another test in
-/// the meantime would keep the file open until its exec, and starting the new program would fail with "Text file busy".
-pub(crate) fn write_program(path: &Path, text: &str) {
-    let mut writer = Command::new("sh")
-        .args(["-c", "cat > \"$0\" && chmod 0755 \"$0\""])
-        .arg(path)
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    writer.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    assert!(writer.wait().unwrap().success());
+    testing::find_tool(name).is_some()
 }

@@ -349,12 +349,6 @@ pub fn say(client: &OwnedFd, message: &[u8], descriptors: &[OwnedFd]) {
     let _ = sendmsg(client, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL);
 }
 
-/// Prints why a test is skipped; fails the test if all tools are required.
-pub fn skip(reason: &str) {
-    assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "{reason}");
-    eprintln!("skipped: {reason}");
-}
-
 /// Waits until `is_so` returns true.
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();

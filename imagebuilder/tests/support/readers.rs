@@ -161,7 +161,7 @@ pub fn backhand(path: &Path) -> Snapshot {
 
 /// Reads an image by extracting it with unsquashfs; `None` if it is not installed.
 pub fn unsquashfs(image: &Path) -> Option<Snapshot> {
-    let program = tools::find("unsquashfs")?;
+    let program = testing::find_tool("unsquashfs")?;
     let target = scratch::directory();
     let output = target.path().join("out");
     tools::run(

@@ -21,7 +21,7 @@ const MKSQUASHFS_OPTIONS: [&[&str]; 8] = [
 
 /// Makes an image of a directory with mksquashfs; `None` if it is not installed.
 pub fn mksquashfs(tree: &Path, image: &Path, options: &[&str]) -> Option<()> {
-    let program = tools::find("mksquashfs")?;
+    let program = testing::find_tool("mksquashfs")?;
     let fixed = ["-noappend", "-quiet", "-no-progress"].map(AsRef::<OsStr>::as_ref);
     let options = options.iter().map(AsRef::<OsStr>::as_ref);
     tools::run(program, [tree.as_os_str(), image.as_os_str()].into_iter().chain(fixed).chain(options));
@@ -30,7 +30,7 @@ pub fn mksquashfs(tree: &Path, image: &Path, options: &[&str]) -> Option<()> {
 
 /// Makes an image of a directory with gensquashfs; `None` if it is not installed.
 pub fn gensquashfs(tree: &Path, image: &Path, options: &[&str]) -> Option<()> {
-    let program = tools::find("gensquashfs")?;
+    let program = testing::find_tool("gensquashfs")?;
     let fixed = [OsStr::new("-q"), OsStr::new("-D"), tree.as_os_str(), image.as_os_str()];
     tools::run(program, fixed.into_iter().chain(options.iter().map(AsRef::<OsStr>::as_ref)));
     Some(())

@@ -1,27 +1,8 @@
 //! Programs and permissions that are not available on every machine.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-
-/// If this variable is 1, a missing program fails the test.
-const REQUIRE: &str = "MICROVM_TEST_REQUIRE_TOOLS";
-
-/// Prints why a part of a test is skipped; fails the test if all tools are required.
-pub fn skip(why: &str) {
-    assert!(std::env::var_os(REQUIRE).is_none_or(|value| value != "1"), "{why}, and {REQUIRE}=1");
-    eprintln!("skipped: {why}");
-}
-
-/// Returns the path of a program. If it is not installed, prints the reason and returns `None`.
-pub fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.is_file());
-    if found.is_none() {
-        skip(&format!("{program} is not installed"));
-    }
-    found
-}
 
 /// Runs a program and returns its stdout. If it fails, fails the test and prints its output.
 pub fn run<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl IntoIterator<Item = S>) -> String {
@@ -48,12 +29,12 @@ impl KernelMount {
     /// Mounts an image. If it cannot be mounted, prints the reason and returns `None`.
     pub fn new(image: &Path) -> Option<Self> {
         if !may_mount() {
-            skip("mounting needs root and loop devices");
+            testing::missing("mounting needs root and loop devices");
             return None;
         }
         let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap();
         if !filesystems.contains("squashfs") {
-            skip("this kernel has no squashfs");
+            testing::missing("this kernel has no squashfs");
             return None;
         }
         let point = tempfile::tempdir().unwrap();

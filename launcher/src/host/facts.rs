@@ -318,7 +318,7 @@ mod tests {
         let program = directory.path().join("firecracker");
         let asked = directory.path().join("asked");
         let script = |version: &str| format!("#!/bin/sh\necho x >> {}\necho Firecracker {version}\n", asked.display());
-        crate::test_program::write_program(&program, &script("v1.13.1"));
+        testing::write_program(&program, &script("v1.13.1"));
         let runtime = RuntimeDirectory::at(directory.path().join("run"));
         let interruption = Interruption::watch().unwrap();
         let versions = || {
@@ -327,7 +327,7 @@ mod tests {
         };
         assert_eq!((versions(), versions()), (Some(Version(1, 13, 1)), Some(Version(1, 13, 1))));
         assert_eq!(fs::read_to_string(&asked).unwrap(), "x\n");
-        crate::test_program::write_program(&program, &script("v1.14.0"));
+        testing::write_program(&program, &script("v1.14.0"));
         assert_eq!(versions(), Some(Version(1, 14, 0)));
         // A damaged cache is ignored.
         fs::write(directory.path().join("run/host-facts.json"), "{").unwrap();

@@ -331,7 +331,7 @@ mod tests {
     fn is_root() -> bool {
         let is_root = nix::unistd::geteuid().is_root();
         if !is_root {
-            crate::test_skip::skipped("only root can change the owner of a file");
+            testing::skipped("only root can change the owner of a file");
         }
         is_root
     }

@@ -13,7 +13,7 @@ server.accept()
 
 fn side_process(directory: &Path, script: &str) -> SideProcess {
     let program = directory.join("daemon.py");
-    crate::test_program::write_program(&program, &format!("#!/usr/bin/env python3\n{script}"));
+    testing::write_program(&program, &format!("#!/usr/bin/env python3\n{script}"));
     SideProcess {
         kind: SideProcessKind::Virtiofsd,
         name: "ro-store".to_owned(),

@@ -298,7 +298,7 @@ mod tests {
         if !geteuid().is_root() {
             fs::set_permissions(host.path("images"), fs::Permissions::from_mode(0o555)).unwrap();
         } else if rustix::fs::ioctl_setflags(&images, rustix::fs::IFlags::IMMUTABLE).is_err() {
-            crate::test_skip::skipped("directories cannot be made immutable on this file system");
+            testing::skipped("directories cannot be made immutable on this file system");
             return;
         }
         let found = found(&place);

@@ -23,14 +23,12 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a skipped tool is reported")]
 fn a_volume_is_created_once() {
     let directory = tempfile::tempdir().unwrap();
     let interruption = Interruption::watch().unwrap();
     for (fs_type, size_mib) in [("ext4", 16), ("ext2", 16), ("vfat", 16), ("xfs", 320), ("btrfs", 128)] {
         if find_program(&HostPath::new(format!("mkfs.{fs_type}"))).is_err() {
-            assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "mkfs.{fs_type} is not installed");
-            eprintln!("skipped: mkfs.{fs_type} is not installed");
+            testing::missing(&format!("mkfs.{fs_type} is not installed"));
             continue;
         }
         let mut volume = need(&directory.path().join(fs_type), fs_type);
@@ -73,7 +71,7 @@ fn a_link_at_the_temporary_name_of_older_releases_is_not_followed() {
 #[test]
 fn a_volume_gets_its_owner_and_is_not_created_through_another_users_link() {
     if !nix::unistd::geteuid().is_root() {
-        crate::test_skip::skipped("only root can give files away");
+        testing::skipped("only root can give files away");
         return;
     }
     let directory = tempfile::tempdir().unwrap();

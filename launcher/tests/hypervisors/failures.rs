@@ -3,7 +3,6 @@
 use crate::lifecycle::{terminate, waiting_machine};
 use crate::machine::{Running, TestMachine, use_program, without_kvm_warning};
 use crate::probe::probe_guest;
-use crate::test_program::write_program;
 use launcher::spec::{Hypervisor, MachineSpec};
 use serde_json::{Value, json};
 use std::fs;
@@ -12,6 +11,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
+use testing::write_program;
 
 /// Creates a machine whose firecracker is a shell script.
 pub(crate) fn scripted_machine(script: &str, changes: Value) -> Option<TestMachine> {

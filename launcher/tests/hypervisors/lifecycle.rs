@@ -1,7 +1,7 @@
 //! A machine from start to stop on every available hypervisor: the supervisor's console, the API, the balloon, traffic
 //! through a tap, and the shutdown request that the guest receives.
 
-use crate::machine::{Running, TestMachine, program_of, skip, tell_skip, use_program, write_disk};
+use crate::machine::{Running, TestMachine, missing, program_of, skipped, use_program, write_disk};
 use crate::probe::{ProbeReport, probe_guest};
 use launcher::control::Controller;
 use launcher::launch::Launch;
@@ -54,8 +54,8 @@ pub(crate) fn waiting_machine(hypervisor: Hypervisor) -> Option<(TestMachine, Ma
     let Some(program) = program_of(hypervisor) else {
         let why = format!("no {hypervisor}: it is not installed, or MICROVM_TEST_... does not name it");
         match hypervisor {
-            Hypervisor::Qemu => skip(&why),
-            _ => tell_skip(&why),
+            Hypervisor::Qemu => missing(&why),
+            _ => skipped(&why),
         }
         return None;
     };

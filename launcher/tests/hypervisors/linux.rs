@@ -1,7 +1,7 @@
 //! A real Debian kernel and a real Nix closure on qemu without KVM, from the plan or image to a clean shutdown, as the
 //! README describes it.
 
-use crate::machine::{Running, TestMachine, program_of, skip, tell_skip};
+use crate::machine::{Running, TestMachine, missing, program_of, skipped};
 use launcher::spec::{Hypervisor, MachineSpec};
 use serde_json::{Value, json};
 use std::fs;
@@ -33,7 +33,7 @@ fn closure() -> Option<&'static Closure> {
                 .output()
                 .unwrap();
             if !built.status.success() {
-                skip(&format!("no closure to boot: {}", String::from_utf8_lossy(&built.stderr)));
+                missing(&format!("no closure to boot: {}", String::from_utf8_lossy(&built.stderr)));
                 return None;
             }
             let directory = fixtures.join("small");
@@ -65,7 +65,7 @@ pub(crate) fn linux_machine(
     changes: Value,
 ) -> Option<(TestMachine, &'static Closure)> {
     if program_of(Hypervisor::Qemu).is_none() {
-        skip("qemu is not installed");
+        missing("qemu is not installed");
         return None;
     }
     let closure = closure()?;
@@ -187,7 +187,7 @@ fn the_store_is_mounted_over_9p_without_a_disk() {
 fn the_store_is_mounted_over_virtiofs_without_a_disk() {
     let Some(closure) = closure() else { return };
     let Ok(daemon) = std::env::var("MICROVM_TEST_VIRTIOFSD") else {
-        return tell_skip("MICROVM_TEST_VIRTIOFSD is not set, and Debian 12 has no virtiofsd with these options");
+        return skipped("MICROVM_TEST_VIRTIOFSD is not set, and Debian 12 has no virtiofsd with these options");
     };
     let spec = json!({
         "shares": [{

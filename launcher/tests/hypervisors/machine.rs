@@ -12,26 +12,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+pub(crate) use testing::{missing, skipped};
 
 /// How long a probe guest may take on a busy host.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Prints why a test is skipped. With `MICROVM_TEST_REQUIRE_TOOLS`, fails instead.
-pub(crate) fn skip(why: &str) {
-    assert!(std::env::var_os("MICROVM_TEST_REQUIRE_TOOLS").is_none(), "cannot be skipped: {why}");
-    tell_skip(why);
-}
-
 /// Returns the output without the warning that is printed on a host with software KVM.
 pub(crate) fn without_kvm_warning(said: &[u8]) -> String {
     String::from_utf8_lossy(said).split_inclusive('\n').filter(|line| !line.contains("(kvm_pvm)")).collect()
-}
-
-/// Prints why a part of a test is skipped, if no setup could change that: hypervisors that Debian does not package, and
-/// missing host devices.
-#[expect(clippy::print_stderr, reason = "a skipped test is reported")]
-pub(crate) fn tell_skip(why: &str) {
-    eprintln!("skipped: {why}");
 }
 
 /// Returns the hypervisor's program: qemu from `$PATH`, the others from the environment.
@@ -96,7 +84,7 @@ impl Namespace {
         let name = format!("microvm-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let made = Command::new("ip").args(["netns", "add", &name]).stderr(Stdio::null()).status();
         if !made.is_ok_and(|status| status.success()) {
-            skip("`ip netns add` does not work here: network namespaces require root");
+            missing("`ip netns add` does not work here: network namespaces require root");
             return None;
         }
         let namespace = Self(name);

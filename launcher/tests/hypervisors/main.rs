@@ -16,8 +16,6 @@ mod rows;
 mod screen;
 mod specs;
 mod starting_and_stopping;
-#[path = "../../src/test_program.rs"]
-mod test_program;
 mod trust;
 
 #[test]

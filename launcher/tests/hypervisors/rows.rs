@@ -2,7 +2,7 @@
 //! environment variable is set. `lowering.rs` tests what the tables refuse.
 
 use crate::machine::{
-    TestMachine, find_on_path, in_test_environment, kvm_opens, program_of, skip, tell_skip, use_program, write_disk,
+    TestMachine, find_on_path, in_test_environment, kvm_opens, missing, program_of, skipped, use_program, write_disk,
 };
 use crate::probe::{ProbeReport, probe_guest};
 use launcher::capability::Feature;
@@ -94,15 +94,15 @@ fn show(hypervisor: Hypervisor, feature: Feature) {
     }
     let Some(program) = program_of(hypervisor) else {
         let why = format!("no {hypervisor}: it is not installed, or MICROVM_TEST_... does not name it");
-        return if hypervisor == Hypervisor::Qemu { skip(&why) } else { tell_skip(&why) };
+        return if hypervisor == Hypervisor::Qemu { missing(&why) } else { skipped(&why) };
     };
     if !kvm_opens() && hypervisor != Hypervisor::Qemu {
-        return tell_skip("/dev/kvm does not open");
+        return skipped("/dev/kvm does not open");
     }
     let Some(machine) = TestMachine::new("row") else { return };
     let fields = match prepare(hypervisor, feature, &machine) {
         Ok(fields) => fields,
-        Err(why) => return tell_skip(&format!("{feature:?} under {hypervisor}: {why}")),
+        Err(why) => return skipped(&format!("{feature:?} under {hypervisor}: {why}")),
     };
     let guest = probe_guest();
     let mut document = json!({
@@ -347,9 +347,9 @@ fn compare(hypervisor: Hypervisor, feature: Feature, report: &ProbeReport, launc
 
 #[test]
 fn a_machine_that_runs_as_another_user_can_use_its_virtiofs_share() {
-    let Ok(daemon) = std::env::var("MICROVM_TEST_VIRTIOFSD") else { return tell_skip("no MICROVM_TEST_VIRTIOFSD") };
+    let Ok(daemon) = std::env::var("MICROVM_TEST_VIRTIOFSD") else { return skipped("no MICROVM_TEST_VIRTIOFSD") };
     let (Some(program), Some(machine)) = (program_of(Hypervisor::Qemu), TestMachine::new("row")) else {
-        return skip("no qemu, or no network namespaces");
+        return missing("no qemu, or no network namespaces");
     };
     let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
     let guest = probe_guest();

@@ -1,10 +1,9 @@
 //! The probe guest boots with every spec of fixtures/specs on every available hypervisor, and sees what the spec
 //! describes.
 
-use crate::machine::{TestMachine, find_on_path, kvm_opens, program_of, skip, tell_skip, use_program, write_disk};
+use crate::machine::{TestMachine, find_on_path, kvm_opens, missing, program_of, skipped, use_program, write_disk};
 use crate::probe::{ProbeReport, fnv1a64, probe_guest};
 use crate::rows::passt_for;
-use crate::test_program::write_program;
 use launcher::facts::HostFacts;
 use launcher::hypervisor::lower;
 use launcher::launch::{Access, Launch};
@@ -16,6 +15,7 @@ use launcher::validate::check;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use testing::write_program;
 
 const INITRD: &[u8] = b"070701 not really an archive: the probe guest only hashes it";
 /// The size of the file that replaces a block device of a spec.
@@ -29,7 +29,7 @@ fn the_guest_sees_every_spec_under_qemu_emulated() {
 #[test]
 fn the_guest_sees_every_spec_under_qemu_with_kvm() {
     if !kvm_opens() {
-        return tell_skip("/dev/kvm does not open");
+        return skipped("/dev/kvm does not open");
     }
     run_all(Hypervisor::Qemu, &["--accel", "kvm"]);
 }
@@ -57,7 +57,7 @@ fn the_guest_sees_every_spec_under_kvmtool() {
 fn run_all(hypervisor: Hypervisor, options: &[&str]) {
     let Some(program) = program_of(hypervisor) else {
         let why = format!("no {hypervisor}: it is not installed, or MICROVM_TEST_... does not name it");
-        return if hypervisor == Hypervisor::Qemu { skip(&why) } else { tell_skip(&why) };
+        return if hypervisor == Hypervisor::Qemu { missing(&why) } else { skipped(&why) };
     };
     let mut paths: Vec<PathBuf> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/specs"))
         .unwrap()
@@ -75,7 +75,7 @@ fn run_all(hypervisor: Hypervisor, options: &[&str]) {
         let Some(machine) = TestMachine::new(&spec.name) else { return };
         use_program(&mut spec, hypervisor, &program);
         match adapt(&mut spec, &machine) {
-            Err(why) => tell_skip(&format!("{hypervisor}, {}: {why}", spec.name)),
+            Err(why) => skipped(&format!("{hypervisor}, {}: {why}", spec.name)),
             Ok(()) if !is_accepted(&spec) => {}
             Ok(()) => {
                 seen += 1;

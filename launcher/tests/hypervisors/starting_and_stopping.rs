@@ -36,7 +36,7 @@ fn signal(process: &str, signal: &str) {
 fn end_the_start(changes: Value) {
     let Some(machine) = scripted_machine("echo the hypervisor runs > started", changes) else { return };
     let builder = "#!/bin/sh\necho $$ > step\nexec sleep 600\n";
-    crate::test_program::write_program(&machine.path("builder"), builder);
+    testing::write_program(&machine.path("builder"), builder);
     fs::write(machine.path("plan.json"), "{}").unwrap();
     for options in [[].as_slice(), &["--supervise"]] {
         let mut running = machine.start(options);

@@ -2,9 +2,8 @@
 
 use crate::failures::{is_alive, said, scripted_machine, wait_for_file, write_script};
 use crate::lifecycle::waiting_machine;
-use crate::machine::{PATIENCE, TestMachine, kvm_opens, program_of, tell_skip, use_program};
+use crate::machine::{PATIENCE, TestMachine, kvm_opens, program_of, skipped, use_program};
 use crate::probe::probe_guest;
-use crate::test_program::write_program;
 use launcher::spec::{Hypervisor, MachineSpec};
 use serde_json::json;
 use std::fs;
@@ -12,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
+use testing::write_program;
 
 /// The user `nobody`, who is used as a machine's user.
 const NOBODY: u32 = 65534;
@@ -31,7 +31,7 @@ fn wait_until_gone(pid: &str) {
 /// Returns the program, or a script if the test only checks what the launcher prints before the start.
 fn program_or_script(machine: &TestMachine, hypervisor: Hypervisor) -> std::path::PathBuf {
     program_of(hypervisor).unwrap_or_else(|| {
-        tell_skip(&format!("no {hypervisor}: a script takes its place"));
+        skipped(&format!("no {hypervisor}: a script takes its place"));
         write_script(machine, hypervisor.as_str(), "echo started >started")
     })
 }
@@ -61,7 +61,7 @@ fn qcow2_header(backing_file: &str) -> Vec<u8> {
 #[test]
 fn a_raw_disk_on_which_the_guest_wrote_another_header_is_refused() {
     if !kvm_opens() {
-        return tell_skip("these hypervisors need KVM");
+        return skipped("these hypervisors need KVM");
     }
     for hypervisor in [Hypervisor::Crosvm, Hypervisor::Kvmtool, Hypervisor::CloudHypervisor] {
         for read_only in [false, true] {

@@ -25,7 +25,7 @@ struct Host {
 impl Host {
     fn new() -> Option<Self> {
         if !geteuid().is_root() {
-            crate::test_skip::skipped("needs root: the test shows that root is not tricked by another user's files");
+            testing::skipped("needs root: the test shows that root is not tricked by another user's files");
             return None;
         }
         let root = tempfile::tempdir().unwrap();
