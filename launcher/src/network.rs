@@ -45,7 +45,7 @@ pub enum NetworkError {
     },
     /// A tap has the wrong number of queues.
     #[error(
-        "tap {name} was made {}, which the hypervisor does not support with this number of CPUs; run: {remedy}",
+        "tap {name} was created {}, which the hypervisor does not support with this number of CPUs; run: {remedy}",
         if *multi_queue { "without multi_queue" } else { "with multi_queue" }
     )]
     TapQueues {

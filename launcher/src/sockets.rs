@@ -17,7 +17,7 @@ const LISTENS: u32 = 0x10000;
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// A process listens on it.
-    #[error("{0}: another process listens on this socket; is the machine running already?")]
+    #[error("{0}: another process listens on this socket; is the machine already running?")]
     InUse(PathBuf),
     /// The file is not a socket.
     #[error("{0} exists and is not a socket; move it away")]

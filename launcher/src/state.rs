@@ -43,7 +43,7 @@ pub enum StateError {
     )]
     BadName(String),
     /// The machine is running.
-    #[error("{name} is running already, as process {pid}{}", elsewhere(.directory.as_deref()))]
+    #[error("{name} is already running, as process {pid}{}", elsewhere(.directory.as_deref()))]
     Running {
         /// The machine.
         name: String,

@@ -100,7 +100,7 @@ fn common_kinds_of_content_are_reported_by_name() {
         (0, b"QFI\xfb\0\0\0\x03".as_slice(), "a qcow2 image"),
         (0, b"LUKS\xba\xbe", "LUKS"),
         (536, b"LVM2 001", "LVM"),
-        (512, b"EFI PART", "a table of partitions (GPT)"),
+        (512, b"EFI PART", "a GPT partition table"),
         (3, b"NTFS    ", "ntfs"),
         (4086, b"SWAPSPACE2", "swap"),
         (0x2_0000, &[0x0c, 0xb1, 0xba, 0, 0, 0, 0, 0], "zfs"),

@@ -404,7 +404,7 @@ impl Place {
         let stat = fstat(&found)?;
         let is_ours = stat.st_uid == geteuid().as_raw() && stat.st_nlink == 1;
         if stat.st_mode & S_IFMT != S_IFSOCK || !is_ours {
-            return Err(io::Error::other("it is not the socket that was made here"));
+            return Err(io::Error::other("this is not the socket that was created here"));
         }
         Ok(found)
     }

@@ -295,7 +295,7 @@ impl Problems<'_> {
         for socket in launch.needs.sockets_to_clear() {
             let path = self.absolute(socket);
             if is_listening(path.as_path()) {
-                self.add("socket", format!("another process listens on {path}; is the machine running already?"));
+                self.add("socket", format!("another process listens on {path}; is the machine already running?"));
             }
         }
         if let Some(disk) = &launch.needs.store_disk

@@ -60,7 +60,7 @@ pub(super) fn support(feature: Feature) -> Support {
         Feature::VolumeQcow2 => Support::Partly("of version 3, uncompressed, without direct I/O and backing file"),
         Feature::NineP => Support::Partly("reported as broken by users of the former launcher; virtiofs works"),
         Feature::TapMultiQueue => Support::Partly("not together with vhost-net"),
-        Feature::HugePages => Support::Partly("transparent ones, by advice to the kernel"),
+        Feature::HugePages => Support::Partly("transparent huge pages, by madvise(2)"),
         Feature::Credentials => Support::With("in an initrd that is assembled in memory at the start"),
         Feature::VolumeVhd | Feature::VolumeVhdx => Support::No("supports raw and qcow2 images only"),
         Feature::NinePReadOnly => Support::No("cannot share a directory read-only by 9p"),

@@ -90,7 +90,7 @@ pub(super) fn support(feature: Feature) -> Support {
         Feature::WithoutKvm => Support::No("needs KVM"),
         Feature::OtherArchitecture => Support::No("runs guests of the host's architecture only"),
         Feature::Graphics => {
-            Support::No("has a screen only where it is built with SDL, GTK or VNC, and nixpkgs builds it with none")
+            Support::No("has a screen only if it is built with SDL, GTK or VNC, which nixpkgs does not do")
         }
     }
 }

@@ -260,7 +260,7 @@ impl StateDirectory {
             return Err(refuse("this is not a link to a runner"));
         }
         if status.st_uid != 0 {
-            return Err(refuse("this link was not made by root"));
+            return Err(refuse("this link was not created by root"));
         }
         let target = readlinkat(&self.file, name).map_err(IsolationError::errno(&path))?;
         let target = self.path.join(target).canonicalize().map_err(IsolationError::file(&path))?;

@@ -4,16 +4,16 @@
 
 pub(super) fn escape(value: &str) -> Result<String, &'static str> {
     if value.is_empty() {
-        return Err("it takes an empty value for a missing one");
+        return Err("it treats an empty value as a missing one");
     }
     if value.contains('"') {
         return Err("a double quote cannot be written in its options");
     }
     if value.trim() != value {
-        return Err("it cuts off blanks at the ends of a value");
+        return Err("it removes blanks at the ends of a value");
     }
     if !has_matching_brackets(value) {
-        return Err("brackets without their partner cannot be written in its options");
+        return Err("unbalanced brackets cannot be written in its options");
     }
     let plain = !value.contains([',', '[', ']']);
     Ok(if plain { value.to_owned() } else { format!("\"{value}\"") })

@@ -55,7 +55,7 @@ fn a_tap_with_the_wrong_number_of_queues_is_refused() {
     }
     std::mem::forget(make_ready(&needs(vec![TapNeed { multi_queue: true, ..tap() }])).unwrap());
     let error = make_ready(&needs(vec![tap()])).unwrap_err().to_string();
-    assert!(error.contains("was made with multi_queue"), "{error}");
+    assert!(error.contains("was created with multi_queue"), "{error}");
     assert!(error.contains("ip link delete web0 && sudo ip tuntap add web0 mode tap user root vnet_hdr"), "{error}");
 }
 

@@ -141,7 +141,7 @@ pub(super) fn serial(serial: &str) -> Result<(), String> {
 /// Checks a mount point in the guest.
 pub(super) fn guest_path(path: &str) -> Result<(), String> {
     if !path.starts_with('/') {
-        return Err(format!("`{path}` must start at the root"));
+        return Err(format!("`{path}` must be an absolute path"));
     }
     if path.split('/').any(|part| part == "..") {
         return Err(format!("`{path}` must not go upwards with `..`"));

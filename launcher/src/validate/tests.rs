@@ -99,7 +99,7 @@ fn each_rule_reports_exactly_one_problem() {
             "web: volumes[0].serial: `twenty-one-bytes-long` has 21 bytes",
         ),
         (volume(json!({"imageType": "qcow2"})), "web: volumes[0].imageType: only raw images can be created"),
-        (volume(json!({"mountPoint": "var"})), "web: volumes[0].mountPoint: `var` must start at the root"),
+        (volume(json!({"mountPoint": "var"})), "web: volumes[0].mountPoint: `var` must be an absolute path"),
         (
             json!({"storeDisk": {"image": "a.img"}, "volumes": [{"image": "./a.img", "size": 1}]}),
             "web: volumes[0].image: the image `a.img` is already used by storeDisk.image",

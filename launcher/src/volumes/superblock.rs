@@ -131,7 +131,7 @@ fn partitions(bytes: &[u8]) -> Option<FileSystem> {
     let entries = bytes[446..510].chunks_exact(16);
     let is_table =
         entries.clone().all(|entry| matches!(entry[0], 0 | 0x80)) && entries.into_iter().any(|entry| entry[4] != 0);
-    is_table.then(|| FileSystem { fs_type: "a table of partitions (MBR)", label: String::new() })
+    is_table.then(|| FileSystem { fs_type: "an MBR partition table", label: String::new() })
 }
 
 /// Whether [`file_system`] detects this type, so that an image in which it detects nothing is of another type.
@@ -152,8 +152,8 @@ const OTHERS: [(&str, usize, &[u8]); 26] = [
     ("swap", 4086, b"SWAPSPACE2"),
     ("LVM", 512 + 24, b"LVM2 001"),
     ("LVM", 24, b"LVM2 001"),
-    ("a member of a RAID", 4096, &[0xfc, 0x4e, 0x2b, 0xa9]),
-    ("a member of a RAID", 0, &[0xfc, 0x4e, 0x2b, 0xa9]),
+    ("a RAID member", 4096, &[0xfc, 0x4e, 0x2b, 0xa9]),
+    ("a RAID member", 0, &[0xfc, 0x4e, 0x2b, 0xa9]),
     ("iso9660", 0x8001, b"CD001"),
     ("udf", 0x8001, b"BEA01"),
     ("jfs", 0x8000, b"JFS1"),
@@ -166,7 +166,7 @@ const OTHERS: [(&str, usize, &[u8]); 26] = [
     ("zfs", 0x2_0000, &[0x0c, 0xb1, 0xba, 0]),
     ("cramfs", 0, &[0x45, 0x3d, 0xcd, 0x28]),
     ("romfs", 0, b"-rom1fs-"),
-    ("a table of partitions (GPT)", 512, b"EFI PART"),
+    ("a GPT partition table", 512, b"EFI PART"),
     ("a vdi image", 0x40, &[0x7f, 0x10, 0xda, 0xbe]),
     ("a cpio archive", 0, b"07070"),
 ];

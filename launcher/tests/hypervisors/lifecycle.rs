@@ -87,7 +87,7 @@ fn live(hypervisor: Hypervisor) {
     running.wait_for("waiting");
     let again = machine.output(&["run", "machine.json"]);
     assert_eq!(again.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&again.stderr).contains("web is running already"), "{again:?}");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("web is already running"), "{again:?}");
 
     let launch = machine.launch();
     compare_api(&launch);

@@ -311,7 +311,7 @@ fn stopping_a_spec_in_another_directory_does_not_stop_a_machine_of_the_same_name
     assert!(messages(&stop).starts_with("web is not running in "), "{stop:?}");
     assert!(messages(&stop).contains("`microvm stop web` stops that one"), "{stop:?}");
     let start = other(&["run", "machine.json"]);
-    assert!(messages(&start).contains("web is running already, as process "), "{start:?}");
+    assert!(messages(&start).contains("web is already running, as process "), "{start:?}");
     assert!(messages(&start).contains("give this one another name with --name"), "{start:?}");
     assert!(status_of(&machine, "web").contains("running as process"));
     assert!(machine.output(&["stop", "machine.json"]).status.success());

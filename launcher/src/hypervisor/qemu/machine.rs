@@ -74,7 +74,7 @@ pub(super) fn choose(frame: &mut Frame<'_>) -> Machine {
         // https://github.com/microvm-nix/microvm.nix/issues/171
         frame.warn(
             "mem",
-            "guests of the machine model microvm were seen to hang with exactly 2048 MiB; another size works",
+            "guests of the machine model microvm can hang with exactly 2048 MiB; use another size",
         );
     }
     if is_microvm && spec.memory.hotplug.is_some() {
