@@ -72,10 +72,7 @@ pub(super) fn choose(frame: &mut Frame<'_>) -> Machine {
     let is_microvm = model == "microvm";
     if is_microvm && spec.memory.mem_mib == 2048 {
         // https://github.com/microvm-nix/microvm.nix/issues/171
-        frame.warn(
-            "mem",
-            "guests of the machine model microvm can hang with exactly 2048 MiB; use another size",
-        );
+        frame.warn("mem", "guests of the machine model microvm can hang with exactly 2048 MiB; use another size");
     }
     if is_microvm && spec.memory.hotplug.is_some() {
         frame.refuse(
