@@ -133,7 +133,7 @@ check_migration() {
   ln "$state/var.img" /var/lib/microvms/second-name
   systemctl restart install-microvm-qemu
   said=$(journalctl --quiet --unit install-microvm-qemu --output cat)
-  grep -q 'var.img has 2 names' <<<"$said" || die "a volume with two names was given away: $said"
+  grep -q 'var.img has 2 hard links' <<<"$said" || die "a volume with two names was given away: $said"
   rm /var/lib/microvms/second-name
   chown microvm:kvm "$state" "$state/var.img"
   chmod 0755 "$state"
