@@ -613,31 +613,32 @@ let
           }
         )).letter;
     };
-    "an unsupported feature is refused or causes a warning, with the reason and the hypervisors that support it" = {
-      expected = [ ];
-      found = lib.concatMap (
-        feature:
-        let
-          inherit (asking.${feature}) option settings;
-          problem =
-            hypervisor:
-            let
-              inherit (guest (settings // { inherit hypervisor; })) config;
-              refusals = map (assertion: assertion.message) (
-                builtins.filter (assertion: !assertion.assertion) config.assertions
-              );
-              sentence = capabilities.sentence {
-                machine = "guest";
-                inherit option hypervisor feature;
-              };
-            in
-            builtins.elem sentence (if capabilities.refuses feature then refusals else config.warnings);
-        in
-        map (hypervisor: "${feature} of ${hypervisor}") (
-          builtins.filter (hypervisor: problem hypervisor != !capabilities.can hypervisor feature) hypervisors
-        )
-      ) (builtins.attrNames asking);
-    };
+    "an unsupported feature is refused or causes a warning, with the reason and the hypervisors that support it" =
+      {
+        expected = [ ];
+        found = lib.concatMap (
+          feature:
+          let
+            inherit (asking.${feature}) option settings;
+            problem =
+              hypervisor:
+              let
+                inherit (guest (settings // { inherit hypervisor; })) config;
+                refusals = map (assertion: assertion.message) (
+                  builtins.filter (assertion: !assertion.assertion) config.assertions
+                );
+                sentence = capabilities.sentence {
+                  machine = "guest";
+                  inherit option hypervisor feature;
+                };
+              in
+              builtins.elem sentence (if capabilities.refuses feature then refusals else config.warnings);
+          in
+          map (hypervisor: "${feature} of ${hypervisor}") (
+            builtins.filter (hypervisor: problem hypervisor != !capabilities.can hypervisor feature) hypervisors
+          )
+        ) (builtins.attrNames asking);
+      };
     "every row of the capability table is tested, except those without an option" = {
       expected = [
         "GracefulStop"
