@@ -59,7 +59,7 @@ pub enum RunError {
         /// The cause.
         source: io::Error,
     },
-    /// The store disk could not be made.
+    /// The store disk could not be built.
     #[error(transparent)]
     StoreDisk(#[from] StoreDiskError),
     /// A volume could not be prepared.
@@ -74,7 +74,7 @@ pub enum RunError {
     /// A process beside the hypervisor could not be started.
     #[error(transparent)]
     SideProcess(#[from] SideProcessError),
-    /// The initrd with the credentials could not be made.
+    /// The initrd with the credentials could not be composed.
     #[error(transparent)]
     Initrd(#[from] InitrdError),
     /// The socket for the guest's notification could not be prepared.

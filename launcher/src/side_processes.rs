@@ -99,7 +99,7 @@ pub enum SideProcessError {
         /// Its socket.
         socket: HostPath,
     },
-    /// The command could not be written beside its socket.
+    /// The command could not be recorded next to its socket.
     #[error("{name}: {path}: {source}")]
     Command {
         /// The process, as messages name it.
@@ -112,7 +112,7 @@ pub enum SideProcessError {
     /// A file at the path of its socket is in the way.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The user asked the launcher to stop.
+    /// A signal asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }

@@ -42,7 +42,7 @@ pub enum StoreDiskError {
         /// The image.
         image: HostPath,
     },
-    /// The user asked the launcher to stop.
+    /// A signal asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }

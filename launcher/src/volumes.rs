@@ -137,7 +137,7 @@ pub enum VolumeError {
         /// The hypervisor.
         hypervisor: String,
     },
-    /// The user asked the launcher to stop.
+    /// A signal asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }

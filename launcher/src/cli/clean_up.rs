@@ -8,7 +8,7 @@ use launcher::state::{ProcessIdentity, RuntimeDirectory};
 use program::child::{OnParentDeath, prepare};
 use std::process::Command;
 
-/// Wait for a machine's end, and remove the network interfaces that were made for it
+/// Wait until a machine has ended, then remove the network interfaces that were created for it
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The machine's name
@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
     pid: i32,
     /// When that process started, in clock ticks since boot
     start_ticks: u64,
-    /// Go on in a process of its own
+    /// Continue in a separate process
     #[arg(long)]
     detach: bool,
 }

@@ -34,7 +34,7 @@ pub enum FactsError {
     /// The current directory is not available.
     #[error("the current directory cannot be used: {0}")]
     CurrentDirectory(io::Error),
-    /// The user asked the launcher to stop.
+    /// A signal asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }

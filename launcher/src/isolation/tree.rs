@@ -117,7 +117,7 @@ pub struct Wanted<'host> {
     pub further: Vec<PathOnHost>,
     /// Whether it has an interface of type `user`, for which the host resolves names.
     pub resolves_names: bool,
-    /// The image of the store disk, if this host makes it.
+    /// The image of the store disk, if this host builds it.
     pub store_disk: Option<PathBuf>,
 }
 
