@@ -1,5 +1,5 @@
-//! How far workers may run ahead: what is read, being compressed or waiting to be written is counted, and no job is handed
-//! out while the count is over a limit.
+//! Limits how far workers run ahead. Content that is read, being compressed or waiting to be written is counted, and no
+//! job is submitted while the count exceeds a limit.
 
 use super::job::{Job, Product};
 use super::job_queue::{JobId, JobQueue};
@@ -7,76 +7,76 @@ use super::steps::Step;
 use crate::segment::Batch;
 use std::collections::{HashMap, VecDeque};
 
-/// Content that may be held in memory: read ahead, being compressed, or waiting to be written.
+/// Maximum number of bytes of content in memory that are read ahead, being compressed or waiting to be written.
 const HELD_BYTES_FIXED: u64 = 8 << 20;
 const HELD_BYTES_PER_JOB: u64 = 8 << 20;
-/// Slots that may wait to be placed.
+/// Maximum number of slots that wait to be placed.
 const SLOTS_MAX: usize = 256;
 
-/// A part of the image whose place is not settled yet, because what comes before it has no length yet.
+/// A part of the image whose position is not known yet, because the length of an earlier part is unknown.
 #[derive(Debug)]
 pub(super) struct Slot {
     /// Number of its store path.
     pub(super) member: usize,
-    /// Bytes of content it holds in memory.
+    /// Number of bytes of its content in memory.
     pub(super) held_bytes: u64,
-    /// What it is.
+    /// Its content.
     pub(super) content: SlotContent,
 }
 
-/// What is in a slot.
+/// The content of a slot.
 #[derive(Debug)]
 pub(super) enum SlotContent {
-    /// A segment, and where it goes.
+    /// A segment and its destination.
     Segment(Target, SegmentState),
-    /// Segments of a pack: their numbers, and the bytes of their content that are new to the image.
+    /// Segments of a pack: for each its number and the number of bytes of its content that are new in the image.
     Packed(Vec<(usize, u64)>),
-    /// Content that the image has already, as that file: for the pack of the store path only. `None` when no pack is made,
-    /// or for a fragment block.
+    /// Content that is already in the image, as the content of this file. It is only needed for the pack of the store
+    /// path. `None` if no pack is made, or for a fragment block.
     LeftOut(Option<usize>),
-    /// A store path that was listed is complete.
+    /// The end of a store path that was listed.
     EndOfMember,
 }
 
-/// Where a segment goes.
+/// The destination of a segment.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Target {
-    /// It is the next run of blocks of a file of `size_bytes`.
+    /// The next blocks of a file with `size_bytes` bytes.
     File {
         /// Number of the file in the image.
         file: usize,
         /// Length of the file in bytes.
         size_bytes: u64,
-        /// Whether the file begins with it.
+        /// Whether these are the first blocks of the file.
         is_first: bool,
     },
-    /// It is a fragment block, so many bytes of which are new to the image.
+    /// A fragment block with this number. The second field is the number of bytes that are new in the image.
     Fragment(u32, u64),
-    /// It is a fragment block of files that the image has already: for the pack only.
+    /// A fragment block of files that are already in the image; it is only written to the pack.
     PackOnly,
 }
 
-/// How far a segment is.
+/// The state of a segment.
 #[derive(Debug)]
 pub(super) enum SegmentState {
-    /// Nobody has been asked for it.
+    /// Its job has not been submitted yet.
     Waiting(Job),
-    /// A worker makes it.
+    /// Its job is in the queue or running.
     Underway,
     /// It can be written.
     Ready(Batch),
 }
 
-/// What was asked for and has not been placed.
+/// The steps and slots that have been started and not been placed yet.
 pub(super) struct Backlog<'a> {
     queue: &'a JobQueue,
-    /// Next step to ask a worker for.
+    /// The next step whose job will be submitted.
     next_asked: usize,
     products: HashMap<usize, Product>,
     slots: VecDeque<Slot>,
     /// Number of the first slot.
     first_slot: u64,
-    /// Slots that nobody has been asked for, by number.
+    /// Numbers of the slots whose jobs have not been submitted yet.
     waiting: VecDeque<u64>,
     underway: usize,
     held_bytes: u64,
@@ -84,7 +84,7 @@ pub(super) struct Backlog<'a> {
 }
 
 impl<'a> Backlog<'a> {
-    /// Nothing asked for.
+    /// Creates an empty backlog.
     pub(super) fn new(queue: &'a JobQueue, threads: usize) -> Self {
         Self {
             queue,
@@ -99,22 +99,23 @@ impl<'a> Backlog<'a> {
         }
     }
 
-    /// Whether workers have jobs.
+    /// Returns whether workers have jobs.
     pub(super) fn is_busy(&self) -> bool {
         self.underway > 0
     }
 
-    /// Whether all that was asked for has been placed.
+    /// Returns whether everything that was started has been placed.
     pub(super) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
 
-    /// Whether more steps may be taken.
+    /// Returns whether more steps may be taken.
     pub(super) fn has_room(&self) -> bool {
         self.slots.len() < SLOTS_MAX
     }
 
-    /// Hands in jobs while there is room for what they will hold: first those of slots, for they are written first.
+    /// Submits jobs while the limit allows the memory that they will use. Jobs of slots come first, because they are
+    /// written first.
     pub(super) fn ask(&mut self, steps: &[Step]) {
         while let Some(number) = self.waiting.front().copied() {
             let first = number == self.first_slot;
@@ -122,7 +123,7 @@ impl<'a> Backlog<'a> {
             let Some(slot) = self.slot(number).filter(|_| room) else { break };
             let SlotContent::Segment(_, state) = &mut slot.content else { break };
             let SegmentState::Waiting(job) = std::mem::replace(state, SegmentState::Underway) else { break };
-            // Bytes that were read for it are counted already.
+            // Bytes that have already been read for it are already counted.
             if let Job::EncodeRange { range, .. } = &job {
                 slot.held_bytes = range.length as u64;
                 self.held_bytes += range.length as u64;
@@ -144,39 +145,39 @@ impl<'a> Backlog<'a> {
         }
     }
 
-    /// Hands in a job at once.
+    /// Submits a job immediately.
     pub(super) fn submit(&mut self, id: JobId, job: Job) {
         self.underway += 1;
         self.queue.submit(id, job);
     }
 
-    /// A job is done.
+    /// Records that a job has ended.
     pub(super) fn finished(&mut self) {
         self.underway -= 1;
     }
 
-    /// Keeps the product of a step until the step is taken.
+    /// Stores the product of a step until the step is taken.
     pub(super) fn keep_product(&mut self, step: usize, product: Product) {
         self.products.insert(step, product);
     }
 
-    /// Whether a step can be taken.
+    /// Returns whether a step can be taken.
     pub(super) fn is_ready(&self, number: usize, step: &Step) -> bool {
         step.job().is_none() || self.products.contains_key(&number)
     }
 
-    /// The product of a step that is being taken.
+    /// Returns the product of a step that is being taken.
     pub(super) fn take_product(&mut self, number: usize) -> Option<Product> {
         self.next_asked = self.next_asked.max(number + 1);
         self.products.remove(&number)
     }
 
-    /// Content is held no longer.
+    /// Subtracts content that is no longer in memory.
     pub(super) fn release(&mut self, bytes: u64) {
         self.held_bytes -= bytes;
     }
 
-    /// Content is held by somebody else as well.
+    /// Counts content that another owner keeps in memory too.
     pub(super) fn hold(&mut self, bytes: u64) {
         self.held_bytes += bytes;
     }
@@ -189,14 +190,14 @@ impl<'a> Backlog<'a> {
         self.slots.push_back(slot);
     }
 
-    /// A worker has made the segment of a slot.
+    /// Stores the segment that a worker has made for a slot.
     pub(super) fn fill(&mut self, number: u64, batch: Batch) {
         if let Some(Slot { content: SlotContent::Segment(_, state), .. }) = self.slot(number) {
             *state = SegmentState::Ready(batch);
         }
     }
 
-    /// The first slot, if it can be placed.
+    /// Removes and returns the first slot, if it can be placed.
     pub(super) fn pop_ready(&mut self) -> Option<Slot> {
         let is_ready = match &self.slots.front()?.content {
             SlotContent::Segment(_, state) => matches!(state, SegmentState::Ready(_)),

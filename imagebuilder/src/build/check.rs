@@ -1,4 +1,4 @@
-//! Compares packs with the store: for paths whose content is not named by a hash, and for who does not trust the cache.
+//! Compares packs with the store, for paths without a NAR hash, and for users who do not trust the cache.
 
 use super::source::Member;
 use super::{BuildError, CacheTrust};
@@ -11,8 +11,8 @@ use crate::squashfs::format::BLOCK_PLAIN;
 use crate::tree::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether a store path that was listed, `member`, holds what a pack says; with [`CacheTrust::VerifyAgainstStore`] also
-/// whether the blocks of the pack hold it.
+/// Returns whether the listed store path `member` has the content that a pack describes. With
+/// [`CacheTrust::VerifyAgainstStore`] it also checks that the blocks of the pack have this content.
 ///
 /// # Errors
 /// The store path cannot be read, or it changed while it was read.

@@ -1,4 +1,4 @@
-//! Where the content of every file is in the image, filled in as the blocks are written.
+//! The location of every file's content in the image. It is filled in while blocks are written.
 
 use super::source::Member;
 use crate::segment::ContentHash;
@@ -8,20 +8,20 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// Place of one file.
+/// The location of one file's content.
 #[derive(Clone, Copy, Debug)]
 enum Place {
-    /// It has no content.
+    /// The file is empty.
     Empty,
-    /// Where that file is.
+    /// The same location as that of another file.
     SameAs(usize),
-    /// In a fragment block.
+    /// The file is in a fragment block.
     Fragment { index: u32, offset: u32 },
-    /// In blocks of its own.
+    /// The file has its own blocks.
     Blocks { start: u64, first_word: usize, words: usize, hole_bytes: u64 },
 }
 
-/// What the content of a file turned out to be.
+/// Whether the content of a file is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Novelty {
     /// No earlier file has it.
@@ -30,7 +30,7 @@ pub(super) enum Novelty {
     Known,
 }
 
-/// The places of all files.
+/// The locations of all files.
 #[derive(Debug)]
 pub(super) struct Places {
     places: Vec<Place>,
@@ -38,12 +38,12 @@ pub(super) struct Places {
     fragments: Vec<FragmentEntry>,
     first_files: Vec<usize>,
     by_content: HashMap<ContentHash, usize, BuildHasherDefault<Uniform>>,
-    /// Blocks in the image, those of fragments included and holes not.
+    /// Number of blocks in the image, including fragment blocks, without holes.
     pub(super) blocks: u64,
 }
 
 impl Places {
-    /// All files empty.
+    /// Creates locations in which all files are empty.
     pub(super) fn new(members: &[Member]) -> Self {
         let files = members.iter().map(|member| member.tree().file_sizes().len()).sum();
         Self {
@@ -56,7 +56,7 @@ impl Places {
         }
     }
 
-    /// Notes the content of a file; unless it is new the file shares the place of the first file that has it.
+    /// Records the hash of a file's content. If an earlier file has the same content, the file gets the same location.
     pub(super) fn meet(&mut self, file: usize, content: ContentHash) -> Novelty {
         match self.by_content.entry(content) {
             Entry::Vacant(vacant) => {
@@ -70,7 +70,7 @@ impl Places {
         }
     }
 
-    /// The first file with the content of a file.
+    /// Returns the first file with the same content as a file.
     pub(super) fn first_with_content_of(&self, mut file: usize) -> usize {
         while let Place::SameAs(first) = self.places[file] {
             file = first;
@@ -78,24 +78,24 @@ impl Places {
         file
     }
 
-    /// The file has the place of an earlier file.
+    /// Gives a file the location of an earlier file.
     pub(super) fn share(&mut self, file: usize, with: usize) {
         self.places[file] = Place::SameAs(with);
     }
 
-    /// A new fragment block's number.
+    /// Adds a fragment block and returns its number.
     pub(super) fn new_fragment(&mut self) -> u32 {
         self.fragments.push(FragmentEntry { start: 0, word: 0 });
-        // Each takes a segment of its own; four billion of them do not fit any disk.
+        // Each fragment block is a segment, and no disk is large enough for four billion segments.
         u32::try_from(self.fragments.len() - 1).unwrap_or(u32::MAX)
     }
 
-    /// The file is in a fragment block.
+    /// Records that a file is in a fragment block.
     pub(super) fn put_in_fragment(&mut self, file: usize, index: u32, offset: u32) {
         self.places[file] = Place::Fragment { index, offset };
     }
 
-    /// The fragment block a file is in, unless it shares the place of an earlier file.
+    /// Returns the fragment block that contains a file; `None` if the file has the location of an earlier file.
     pub(super) fn fragment_of(&self, file: usize) -> Option<u32> {
         match self.places[file] {
             Place::Fragment { index, .. } => Some(index),
@@ -103,13 +103,13 @@ impl Places {
         }
     }
 
-    /// The fragment block is written at `start`.
+    /// Records that a fragment block is written at `start`.
     pub(super) fn wrote_fragment(&mut self, index: u32, start: u64, word: u32) {
         self.fragments[index as usize] = FragmentEntry { start, word };
         self.blocks += 1;
     }
 
-    /// The next blocks of the file are written at `start`; their input was `input_bytes` long.
+    /// Records that the next blocks of a file are written at `start`. Their content has `input_bytes` bytes.
     pub(super) fn wrote_blocks(&mut self, file: usize, start: u64, words: &[u32], input_bytes: u32, block_bytes: u32) {
         if let Place::Empty = self.places[file] {
             self.places[file] = Place::Blocks { start, first_word: self.words.len(), words: 0, hole_bytes: 0 };
@@ -130,12 +130,12 @@ impl Places {
         }
     }
 
-    /// The fragment table.
+    /// Returns the fragment table.
     pub(super) fn fragments(&self) -> &[FragmentEntry] {
         &self.fragments
     }
 
-    /// Whether every block in the image is stored plain.
+    /// Returns whether all blocks in the image are stored uncompressed.
     pub(super) fn all_plain(&self) -> bool {
         let fragments = self.fragments.iter().map(|fragment| fragment.word);
         self.words.iter().copied().chain(fragments).all(|word| word == 0 || word & BLOCK_PLAIN != 0)
@@ -154,7 +154,7 @@ impl Contents for Places {
     }
 }
 
-/// Content hashes are uniform already: eight of their bytes are as good a hash as any.
+/// A hasher for content hashes. They are uniformly distributed, so eight of their bytes are a good hash.
 #[derive(Debug, Default)]
 struct Uniform(u64);
 
@@ -164,7 +164,7 @@ impl Hasher for Uniform {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        // Arrays also feed their length: eight bytes that add nothing but do no harm.
+        // An array also writes its length, which is always the same, so it does no harm.
         if let Some(eight) = bytes.first_chunk() {
             self.0 ^= u64::from_le_bytes(*eight);
         }

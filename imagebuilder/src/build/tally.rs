@@ -1,4 +1,4 @@
-//! Counts where the bytes of an image came from.
+//! Counts the origins of the bytes in an image.
 
 use crate::report::CacheReport;
 use std::collections::HashSet;
@@ -8,32 +8,32 @@ use std::collections::HashSet;
 pub(super) struct Tally {
     compressed: HashSet<usize>,
     bytes: CacheReport,
-    /// Files whose content is in the image already.
+    /// Files whose content was already in the image.
     pub(super) duplicate_files: u64,
     /// Bytes of those files.
     pub(super) duplicate_bytes: u64,
 }
 
 impl Tally {
-    /// Content was copied from packs.
+    /// Counts content that was copied from packs.
     pub(super) fn copied(&mut self, input_bytes: u64) {
         self.bytes.hit_bytes += input_bytes;
     }
 
-    /// Content of a store path was compressed.
+    /// Counts content of a store path that was compressed.
     pub(super) fn compressed(&mut self, member: usize, input_bytes: u64) {
         self.compressed.insert(member);
         self.bytes.missed_bytes += input_bytes;
     }
 
-    /// A file was in the image already.
+    /// Counts a file whose content was already in the image.
     pub(super) fn duplicate(&mut self, bytes: u64) {
         self.duplicate_files += 1;
         self.duplicate_bytes += bytes;
     }
 
-    /// The counts as the report has them, of so many store paths, of which `rebuilt_paths` with `rebuilt_bytes` had damaged
-    /// packs.
+    /// Returns the counts for the report, given the number of store paths, and the number and size of those with
+    /// damaged packs.
     pub(super) fn report(&self, paths: usize, rebuilt_paths: usize, rebuilt_bytes: u64) -> CacheReport {
         let missed = self.compressed.len() as u64;
         CacheReport {

@@ -1,7 +1,7 @@
-//! Records of finished builds: so that a build whose output is in place is done at once.
+//! Records of finished builds. With a record, a build whose output already exists ends immediately.
 //!
-//! A record is believed when the file at the output is the very file that was built: same device, inode, length,
-//! modification and change time. The change time cannot be set by a program, so no write goes unseen.
+//! A record is accepted if the file at the output is exactly the file that was built: it has the same device, inode,
+//! length, modification and change time. Programs cannot set the change time, so every write is detected.
 
 use super::{Cache, CacheError, open_unstamped};
 use crate::erofs::Profile;
@@ -18,18 +18,19 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// An image that is in place stamps what it was made of not more often than this.
+/// Minimum interval between two updates of the times of an existing image's record and packs.
 const STAMP_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
-/// A record has less than 2 KiB.
+/// Maximum length of a record in bytes. A valid one has less than 2 KiB.
 const RECORD_BYTES_MAX: u64 = 64 << 10;
 
-/// Names what an image is made of; two plans with equal keys give equal images.
+/// A key that identifies the content of an image. Plans with equal keys give equal images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanKey(String);
 
 impl PlanKey {
-    /// The key of a plan; `None` if the NAR hash of a path is not known, because its content is then known only by reading it.
+    /// Returns the key of a plan; `None` if the NAR hash of a path is unknown, because its content can then only be
+    /// determined by reading it.
     pub fn of(plan: &ImagePlan) -> Option<Self> {
         let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 plan, image synced");
         hasher.update(settings_text(plan.format).as_bytes());
@@ -42,7 +43,8 @@ impl PlanKey {
     }
 }
 
-/// Raised when a release makes other images of the same plan and segments: other tables, another order.
+/// Increased when a release makes other images from the same plan and segments, for example with other tables or
+/// another order.
 const SQUASHFS_LAYOUT_VERSION: u32 = 3;
 /// The same for erofs.
 const EROFS_LAYOUT_VERSION: u32 = 1;
@@ -90,14 +92,15 @@ impl FileIdentity {
 }
 
 impl Cache {
-    /// The report of the build that made the image at `output`, if it was of this plan and the image is untouched.
+    /// Returns the report of the build that made the image at `output`, if it was built from this plan and is
+    /// unchanged.
     ///
-    /// The record and the packs that the image was made of are stamped as used, at most once a day: machines that only start
-    /// again need them at their next update.
+    /// It updates the times of the record and of the image's packs, at most once a day, because machines that are only
+    /// started again need the packs at their next update.
     pub fn finished_build(&self, key: &PlanKey, plan: &ImagePlan, output: &Path) -> Option<BuildReport> {
         let file = open_unstamped(&self.record_path(output).ok()?).ok()??;
         let mut text = Vec::new();
-        // Reading from anything but a file could take for ever.
+        // Reading from anything except a regular file could block for ever.
         let metadata = file.metadata().ok().filter(fs::Metadata::is_file)?;
         (&file).take(RECORD_BYTES_MAX).read_to_end(&mut text).ok()?;
         let record: Record = serde_json::from_slice(&text).ok()?;
@@ -106,7 +109,7 @@ impl Cache {
             return None;
         }
         if metadata.modified().is_ok_and(|used| used.elapsed().is_ok_and(|age| age > STAMP_INTERVAL)) {
-            // A cache that can only be read serves as well.
+            // The record is also usable if the cache is read-only.
             let _ = file.set_modified(SystemTime::now());
             if let ImageFormat::Squashfs(settings) = &plan.format {
                 for path in &plan.paths {
@@ -117,8 +120,8 @@ impl Cache {
         Some(record.report)
     }
 
-    /// Remembers that the file `published` at `output` is the image of a plan. The file is described by its descriptor:
-    /// another build may have put another image at `output` in the meantime.
+    /// Records that the file `published` at `output` is the image of a plan. The attributes are read from the
+    /// descriptor, because another build may have replaced the image at `output` in the meantime.
     ///
     /// # Errors
     /// The record cannot be written.

@@ -1,16 +1,16 @@
-//! What a store path consists of, with the hashes of its files: so that nothing of it has to be listed, read or hashed
-//! again.
+//! The nodes of a store path and the hashes of its files, so that its files need not be listed, read or hashed again.
 //!
-//! Nodes in depth-first order, the root first. A node is: kind (u8) | length of its name (u8) | name | by kind
-//! - 0, directory: number of its entries (u32), the entries follow;
-//! - 1 and 2, file and executable file: size (u64), hash (32 bytes) of each range of 4 MiB, none for an empty file;
+//! The nodes are in depth-first order, beginning with the root. A node is: kind (u8) | length of its name (u8) | name |
+//! by kind
+//! - 0, directory: number of its entries (u32); the entries follow;
+//! - 1 and 2, file and executable file: size (u64), hash (32 bytes) of each range of 4 MiB; none for an empty file;
 //! - 3, symbolic link: length of its target (u16), target.
 
 use crate::little_endian::PutLe;
 use crate::segment::{ContentHash, range_count};
 use crate::tree::{Entry, FileMode, NodeId, Tree};
 
-/// Linux allows paths of 4096 bytes, so no tree that was ever listed is deeper than this.
+/// Maximum depth of a tree. Linux allows paths of 4096 bytes, so no tree on disk is deeper.
 const DEPTH_MAX: usize = 2048;
 
 /// A tree and the hashes of its files.
@@ -18,11 +18,11 @@ const DEPTH_MAX: usize = 2048;
 pub struct PathContents {
     /// The files.
     pub tree: Tree,
-    /// Hashes of the ranges of all its regular files, one file after the other.
+    /// The hashes of the ranges of all regular files, one file after the other.
     pub range_hashes: Vec<ContentHash>,
 }
 
-/// The nodes as bytes.
+/// Encodes the nodes as bytes.
 pub fn encode(tree: &Tree, range_hashes: &[ContentHash]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut hashes = range_hashes.iter();
@@ -35,7 +35,7 @@ pub fn encode(tree: &Tree, range_hashes: &[ContentHash]) -> Vec<u8> {
             Entry::Symlink { .. } => 3,
         });
         let name = tree.name(node);
-        // `Tree` takes no longer names and targets.
+        // `Tree` refuses longer names and targets.
         out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
         out.extend_from_slice(name);
         match entry {
@@ -55,17 +55,17 @@ pub fn encode(tree: &Tree, range_hashes: &[ContentHash]) -> Vec<u8> {
     out
 }
 
-/// Reads nodes; `None` when they cannot be those of a store path.
+/// Decodes nodes; `None` if they are not valid nodes of a store path.
 pub fn decode(bytes: &[u8]) -> Option<PathContents> {
     let mut reader = Reader { rest: bytes };
     let mut contents = PathContents::default();
-    // Directories whose entries are still to come: number of entries left, and the name of the last one.
+    // The open directories, each with the number of remaining entries and the name of the last one.
     let mut open: Vec<(NodeId, u32, Vec<u8>)> = Vec::new();
     loop {
         let node = reader.node(&mut contents)?;
         let name = contents.tree.name(node.id).to_vec();
         if let Some((_, left, last)) = open.last_mut() {
-            // A name is one component, and the names of a directory are sorted.
+            // A name must be a single component, and the names of a directory must ascend.
             if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name <= *last {
                 return None;
             }
@@ -91,7 +91,7 @@ pub fn decode(bytes: &[u8]) -> Option<PathContents> {
 
 struct DecodedNode {
     id: NodeId,
-    /// Number of entries, of a directory.
+    /// Number of entries, if the node is a directory.
     entries: Option<u32>,
 }
 
@@ -156,13 +156,13 @@ mod tests {
     }
 
     #[test]
-    fn contents_read_back_as_they_were_written() {
+    fn encoded_contents_are_decoded_unchanged() {
         let contents = sample();
         assert_eq!(decode(&encode(&contents.tree, &contents.range_hashes)).unwrap(), contents);
     }
 
     #[test]
-    fn contents_that_are_cut_are_none() {
+    fn truncated_contents_are_refused() {
         let contents = sample();
         let bytes = encode(&contents.tree, &contents.range_hashes);
         for length in 0..bytes.len() {

@@ -1,4 +1,4 @@
-//! The index and the footer of a pack.
+//! Writes the index and the footer of a pack.
 
 use super::{FOOTER_BYTES, MAGIC, contents, settings_name};
 use crate::little_endian::PutLe;
@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// What a pack is of.
+/// The description of a pack in its index.
 #[derive(Clone, Copy, Debug)]
 pub struct PackHead<'a> {
     /// The store path.
@@ -19,11 +19,11 @@ pub struct PackHead<'a> {
     pub settings: &'a ImageSettings,
     /// The files.
     pub tree: &'a Tree,
-    /// Hashes of the ranges of all its files, one file after the other.
+    /// The hashes of the ranges of all files, one file after the other.
     pub range_hashes: &'a [ContentHash],
 }
 
-/// A segment that was written.
+/// A segment that has been written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewSegment {
     /// Size words of its blocks.
@@ -32,7 +32,7 @@ pub struct NewSegment {
     pub checksum: u128,
 }
 
-/// Completes a pack whose segments are written, up to `end`: writes the index behind them, and then the footer.
+/// Completes a pack whose segments are written up to `end`: writes the index behind them, and then the footer.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -70,7 +70,7 @@ fn encode_index(head: &PackHead<'_>, segments: &[NewSegment]) -> Vec<u8> {
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
-    // Names of store paths and settings are shorter than 256 bytes.
+    // The names of store paths and settings are shorter than 256 bytes.
     out.put_u16(u16::try_from(text.len()).unwrap_or(u16::MAX));
     out.extend_from_slice(text.as_bytes());
 }
