@@ -5,11 +5,9 @@ mod check;
 mod clean_up;
 mod console;
 mod explain;
-mod failure;
 mod imperative;
 mod interfaces;
 mod machine;
-mod output;
 mod reference;
 mod run;
 mod spec_file;
@@ -19,7 +17,8 @@ mod virtiofsd;
 mod volumes;
 
 use clap::{Parser, Subcommand};
-use failure::Failure;
+use program::failure::{BAD_INPUT, Failure};
+use program::output::{escaped_arguments, report};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -62,12 +61,9 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => {
             // clap quotes the arguments, which may contain control characters. Parsing again with escaped arguments
             // gives a safe message.
-            let shown = given.into_iter().map(|argument| match argument.to_str() {
-                Some(text) => program::escape::one_line(text).into_owned().into(),
-                None => argument,
-            });
+            let shown = escaped_arguments(given);
             let error = Arguments::try_parse_from(shown).err().unwrap_or(error);
-            let code = if error.use_stderr() { failure::BAD_INPUT } else { 0 };
+            let code = if error.use_stderr() { BAD_INPUT } else { 0 };
             // If this fails, there is nowhere left to report it.
             let _ = error.print();
             return ExitCode::from(code);
@@ -75,7 +71,7 @@ pub(crate) fn main() -> ExitCode {
     };
     match carry_out(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => report(&failure),
     }
 }
 

@@ -1,10 +1,12 @@
-//! What `microvm` and `microvm-image` share because both are Unix programs: files that appear whole or not at all, places
-//! that another user may change, users, child processes, untrusted text in messages, and spelling suggestions.
+//! What `microvm` and `microvm-image` share because both are Unix programs: output, failures and exit codes, untrusted text
+//! in messages, spelling suggestions, files that appear whole or not at all, places that another user may change, users,
+//! and child processes.
 //!
 //! Nothing here knows about machines or images; neither of the two main crates depends on the other.
 //!
 //! ```
 //! use program::escape::one_line;
+//! use program::failure::Failure;
 //! use program::place::Place;
 //! use program::spelling::nearest;
 //!
@@ -17,6 +19,8 @@
 //! // Text from elsewhere cannot control the terminal of whoever reads it.
 //! assert_eq!(one_line("\u{1b}[2Jweb"), "\\u{1b}[2Jweb");
 //!
+//! let failure = Failure::usage("there is no field `vpcu`").with_hint("did you mean `vcpu`?");
+//! assert_eq!(failure.report().0, ["error: there is no field `vpcu`", "hint: did you mean `vcpu`?"]);
 //! assert_eq!(nearest("vpcu", ["vcpu", "mem"].into_iter()), Some("vcpu"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -24,6 +28,8 @@
 pub mod atomic_file;
 pub mod child;
 pub mod escape;
+pub mod failure;
+pub mod output;
 pub mod place;
 pub mod spelling;
 pub mod unnamed_file;

@@ -1,10 +1,10 @@
 //! `microvm-image build`.
 
 use super::cache_location::CacheDirectoryArgs;
-use super::failure::{self, Failure};
+use super::failure::Failure;
 use super::settings::SettingsArgs;
 use super::source::SourceArgs;
-use super::{interrupt, progress, streams, thread_count};
+use super::{interrupt, progress, thread_count};
 use clap::Args;
 use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
 use imagebuilder::cache_service::DEFAULT_SOCKET;
@@ -109,7 +109,7 @@ impl BuildCacheArgs {
             Ok(None) => {
                 (None, Some(format!("no cache service at {}; the build continues without it", socket.display())))
             }
-            Err(error) => (None, Some(format!("{}; the build continues without it", failure::chain(&error)))),
+            Err(error) => (None, Some(format!("{}; the build continues without it", program::failure::chain(&error)))),
         }
     }
 }
@@ -162,21 +162,21 @@ impl BuildArgs {
 
 fn tell_skipped(args: &BuildArgs, report: &SkipReport) -> Result<(), Failure> {
     if !args.quiet {
-        streams::message(&format!("skipped {}: {}", args.output.display(), report.reason));
+        program::output::message(&format!("skipped {}: {}", args.output.display(), report.reason));
     }
-    if args.json { streams::print_json(report) } else { Ok(()) }
+    if args.json { Ok(program::output::print_json(report)?) } else { Ok(()) }
 }
 
 fn tell_built(args: &BuildArgs, report: &BuildReport) -> Result<(), Failure> {
     if !args.quiet {
         for line in summary(&args.output, report) {
-            streams::message(&line);
+            program::output::message(&line);
         }
     }
     if args.json {
-        return streams::print_json(report);
+        return Ok(program::output::print_json(report)?);
     }
-    streams::print_path(&args.output)
+    Ok(program::output::print_path(&args.output)?)
 }
 
 /// Returns the summary for the user, a few lines long.

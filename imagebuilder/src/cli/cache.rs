@@ -3,7 +3,6 @@
 use super::cache_location::CacheDirectoryArgs;
 use super::cache_serve;
 use super::failure::Failure;
-use super::streams;
 use clap::{Args, Subcommand};
 use imagebuilder::cache::maintenance::{Collection, fsck, gc, stat};
 use imagebuilder::size;
@@ -69,7 +68,7 @@ pub(crate) fn run(args: CacheArgs) -> Result<(), Failure> {
     match args.command {
         CacheCommand::Path(common) => {
             let directory = common.directory.directory()?;
-            if common.json { print_json(&directory, ()) } else { streams::print_path(&directory) }
+            if common.json { print_json(&directory, ()) } else { Ok(program::output::print_path(&directory)?) }
         }
         CacheCommand::Stat(common) => run_stat(&common),
         CacheCommand::Gc { common, max_size, dry_run } => {
@@ -81,7 +80,7 @@ pub(crate) fn run(args: CacheArgs) -> Result<(), Failure> {
 }
 
 fn print_json(path: &Path, facts: impl Serialize) -> Result<(), Failure> {
-    streams::print_json(&Document { version: VERSION, path, facts })
+    Ok(program::output::print_json(&Document { version: VERSION, path, facts })?)
 }
 
 fn run_stat(common: &CommonArgs) -> Result<(), Failure> {
@@ -106,7 +105,7 @@ fn run_stat(common: &CommonArgs) -> Result<(), Failure> {
         size::human(counts.other_bytes),
         size::human(total_bytes),
     );
-    streams::print(text.as_bytes())
+    Ok(program::output::print(text)?)
 }
 
 fn run_gc(common: &CommonArgs, max_size: u64, collection: Collection) -> Result<(), Failure> {
@@ -120,9 +119,9 @@ fn run_gc(common: &CommonArgs, max_size: u64, collection: Collection) -> Result<
         Collection::DryRun => "would remove",
     };
     let (entries, removed) = (collected.removed_entries, size::human(collected.removed_bytes));
-    streams::print(
+    Ok(program::output::print(
         format!("{verb} {entries} entries, {removed}; {} remain\n", size::human(collected.kept_bytes)).as_bytes(),
-    )
+    )?)
 }
 
 fn run_fsck(common: &CommonArgs) -> Result<(), Failure> {
@@ -132,8 +131,8 @@ fn run_fsck(common: &CommonArgs) -> Result<(), Failure> {
         return print_json(&directory, checked);
     }
     for path in &checked.damaged {
-        streams::message(&format!("damaged, removed: {}", path.display()));
+        program::output::message(&format!("damaged, removed: {}", path.display()));
     }
     let (entries, damaged) = (checked.entries, checked.damaged.len());
-    streams::print(format!("read {entries} packs, removed {damaged} damaged ones\n").as_bytes())
+    Ok(program::output::print(format!("read {entries} packs, removed {damaged} damaged ones\n"))?)
 }

@@ -1,7 +1,7 @@
 //! `microvm-image cache serve`.
 
 use super::failure::Failure;
-use super::{interrupt, streams, thread_count};
+use super::{interrupt, thread_count};
 use clap::Args;
 use imagebuilder::cache_service::kept_packs::{KeptPacks, KeptPacksOptions};
 use imagebuilder::cache_service::listener;
@@ -95,7 +95,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         idle_exit: args.idle_exit.map(Duration::from_secs),
     };
     let service = Service { listener, packs: &packs, nix_daemon: &nix_daemon, owners: Owners::of_this_host(), limits };
-    service.run(interrupt::cancel_flag(), &mut |line| streams::message(line))?;
+    service.run(interrupt::cancel_flag(), &mut |line| program::output::message(line))?;
     if let Some(path) = &args.socket {
         // New clients then find no socket, instead of one that refuses connections.
         let _ = std::fs::remove_file(path);

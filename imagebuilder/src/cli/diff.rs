@@ -1,7 +1,7 @@
 //! `microvm-image diff`.
 
 use super::failure::Failure;
-use super::{streams, thread_count};
+use super::thread_count;
 use clap::Args;
 use imagebuilder::diff::{DiffError, DiffOptions, diff};
 use imagebuilder::image::Image;
@@ -47,17 +47,17 @@ pub(crate) fn run(args: &DiffArgs) -> Result<(), Failure> {
         DiffError::Threads { .. } => Failure::failed(&error),
     })?;
     if args.json {
-        streams::print_json(&report)?;
+        program::output::print_json(&report)?;
     } else {
         let mut text = String::new();
         for difference in &report.differences {
             // Writing to a string does not fail.
             _ = writeln!(text, "{difference}");
         }
-        streams::print(text.as_bytes())?;
+        program::output::print(text)?;
         let untold = report.difference_count - report.differences.len() as u64;
         if untold > 0 {
-            streams::message(&format!("and {untold} more"));
+            program::output::message(&format!("and {untold} more"));
         }
     }
     match (args.exit_code, report.difference_count) {

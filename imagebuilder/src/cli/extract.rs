@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 use super::interrupt;
-use super::{streams, thread_count};
+use super::thread_count;
 use clap::Args;
 use imagebuilder::extract::{ExtractError, ExtractOptions, SpecialFiles, extract};
 use imagebuilder::image::Image;
@@ -48,11 +48,11 @@ pub(crate) fn run(args: &ExtractArgs) -> Result<(), Failure> {
     };
     let report = extract(&image, options, interrupt::cancel_flag()).map_err(|error| failure(args, &error))?;
     if args.json {
-        return streams::print_json(&report);
+        return Ok(program::output::print_json(&report)?);
     }
     let mut line = args.output.as_os_str().as_bytes().to_vec();
     line.push(b'\n');
-    streams::print(&line)
+    Ok(program::output::print(&line)?)
 }
 
 fn failure(args: &ExtractArgs, error: &ExtractError) -> Failure {

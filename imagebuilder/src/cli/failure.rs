@@ -14,107 +14,77 @@ use imagebuilder::scan::ScanError;
 use imagebuilder::settings::SettingsError;
 use imagebuilder::volume::VolumeError;
 use program::atomic_file::WriteError;
+use program::failure::chain;
+use program::output;
 use std::error::Error;
-use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// The reason why a command failed, and what the user can do about it.
+/// The reason why a command failed, and what the user can do about it. It is a type of its own so that errors of the
+/// library convert to it.
 #[derive(Debug)]
-pub(crate) struct Failure {
-    exit_code: u8,
-    message: String,
-    hint: Option<String>,
-}
+pub(crate) struct Failure(program::failure::Failure);
 
 impl Failure {
-    /// The work failed although the input is valid: exit code 1.
+    /// See [`program::failure::Failure::failed`].
     pub(crate) fn failed(error: &(dyn Error + 'static)) -> Self {
-        Self { exit_code: 1, message: chain(error), hint: storage_hint(error).map(str::to_owned) }
+        Self(program::failure::Failure::failed(error))
     }
 
-    /// The input is invalid: exit code 2.
+    /// See [`program::failure::Failure::bad_input`].
     pub(crate) fn bad_input(error: &dyn Error) -> Self {
-        Self { exit_code: 2, message: chain(error), hint: None }
+        Self(program::failure::Failure::bad_input(error))
     }
 
-    /// The arguments are invalid in a way that clap cannot detect: exit code 2.
+    /// See [`program::failure::Failure::usage`].
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self { exit_code: 2, message: message.into(), hint: None }
+        Self(program::failure::Failure::usage(message))
     }
 
-    /// A signal stopped the program: exit code 130.
+    /// See [`program::failure::Failure::interrupted`].
     pub(crate) fn interrupted() -> Self {
-        Self { exit_code: 130, message: "interrupted".to_owned(), hint: None }
+        Self(program::failure::Failure::interrupted())
     }
 
-    /// An image that cannot be read, or is too damaged to go on: exit code 1.
+    /// An image cannot be read, or is too damaged to go on: exit code 1.
     pub(crate) fn unreadable_image(image: &Path, error: &(dyn Error + 'static)) -> Self {
-        let message = match error.downcast_ref() {
+        match error.downcast_ref() {
             // This error already names the image.
-            Some(ImageError::Open { .. }) => chain(error),
-            _ => format!("{}: {}", image.display(), chain(error)),
-        };
-        Self { exit_code: 1, message, hint: None }
+            Some(ImageError::Open { .. }) => Self::unsound(chain(error)),
+            _ => Self::unsound(format!("{}: {}", image.display(), chain(error))),
+        }
     }
 
     /// An image has problems: exit code 1.
     pub(crate) fn unsound(message: String) -> Self {
-        Self { exit_code: 1, message, hint: None }
+        Self(program::failure::Failure::problems(vec![message]))
     }
 
     /// Puts a context in front of the message.
     pub(crate) fn with_context(self, context: &str) -> Self {
-        Self { message: format!("{context}: {}", self.message), ..self }
+        Self(self.0.with_context(context))
     }
 
     /// Sets the hint.
     pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
-        Self { hint: Some(hint.into()), ..self }
+        Self(self.0.with_hint(hint))
     }
 
     /// Appends to the hint.
     pub(crate) fn with_further_hint(self, hint: &str) -> Self {
-        let hint = self.hint.map_or_else(|| hint.to_owned(), |first| format!("{first}; {hint}"));
-        Self { hint: Some(hint), ..self }
+        Self(self.0.with_further_hint(hint))
     }
 
-    /// Returns the lines to print and the exit code.
-    pub(crate) fn into_report(self) -> (String, ExitCode) {
-        let hint = self.hint.map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
-        (format!("error: {}{hint}", self.message), ExitCode::from(self.exit_code))
+    /// Prints it on stderr, and returns the exit code.
+    pub(crate) fn report(&self) -> ExitCode {
+        output::report(&self.0)
     }
 }
 
-/// Returns a hint if the file system of the output is the reason for the error.
-fn storage_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        match error.downcast_ref().map(io::Error::kind) {
-            Some(io::ErrorKind::StorageFull) => return Some("free some space there, or write to another file system"),
-            Some(io::ErrorKind::QuotaExceeded) => return Some("your quota there is used up: free some of it"),
-            Some(io::ErrorKind::ReadOnlyFilesystem) => {
-                return Some("that file system is mounted read-only: use another one");
-            }
-            _ => next = error.source(),
-        }
+impl From<program::failure::Failure> for Failure {
+    fn from(failure: program::failure::Failure) -> Self {
+        Self(failure)
     }
-    None
-}
-
-/// An error and its causes, joined by colons. A cause that is part of the text of its error is not repeated.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 impl From<ClosureError> for Failure {
@@ -265,25 +235,14 @@ impl From<VolumeError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
     use std::path::PathBuf;
 
     #[test]
     fn a_message_contains_the_error_and_all_its_causes() {
         let source = io::Error::from(io::ErrorKind::PermissionDenied);
         let failure = Failure::from(PlanFileError::Read { path: PathBuf::from("plan.json"), source });
-        assert_eq!(failure.message, "cannot read the plan plan.json: permission denied");
-        assert_eq!((failure.exit_code, failure.hint), (2, None));
-    }
-
-    #[test]
-    fn a_cause_that_is_part_of_the_message_is_not_repeated() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("/srv/disk: {source}")]
-        struct Named {
-            source: io::Error,
-        }
-        let error = Named { source: io::Error::from_raw_os_error(28) };
-        assert_eq!(Failure::failed(&error).message, "/srv/disk: No space left on device (os error 28)");
+        assert_eq!(failure.0, program::failure::Failure::usage("cannot read the plan plan.json: permission denied"));
     }
 
     #[test]
@@ -291,37 +250,31 @@ mod tests {
         let full = || io::Error::from(io::ErrorKind::StorageFull);
         let path = PathBuf::from("x");
         let codes = [
-            Failure::from(BuildError::Interrupted).exit_code,
-            Failure::from(BuildError::Changed { path: path.clone() }).exit_code,
-            Failure::from(BuildError::Output(OutputError::NoName { path: path.clone() }.into())).exit_code,
-            Failure::from(WriteError { path: path.clone(), source: full() }).exit_code,
-            Failure::from(VolumeError::Interrupted).exit_code,
-            Failure::from(VolumeError::CameIntoBeing { path: path.clone() }).exit_code,
-            Failure::from(VolumeError::File { path, source: full() }).exit_code,
-            Failure::from(ClosureError::NixStore(NixStoreError::NoProgram)).exit_code,
+            Failure::from(BuildError::Interrupted).0.report().1,
+            Failure::from(BuildError::Changed { path: path.clone() }).0.report().1,
+            Failure::from(BuildError::Output(OutputError::NoName { path: path.clone() }.into())).0.report().1,
+            Failure::from(WriteError { path: path.clone(), source: full() }).0.report().1,
+            Failure::from(VolumeError::Interrupted).0.report().1,
+            Failure::from(VolumeError::CameIntoBeing { path: path.clone() }).0.report().1,
+            Failure::from(VolumeError::File { path, source: full() }).0.report().1,
+            Failure::from(ClosureError::NixStore(NixStoreError::NoProgram)).0.report().1,
         ];
-        assert_eq!(codes, [130, 1, 2, 1, 130, 2, 1, 1]);
-    }
-
-    #[test]
-    fn the_error_for_a_full_disk_has_a_hint() {
-        let source = io::Error::from(io::ErrorKind::StorageFull);
-        let failure = Failure::from(WriteError { path: PathBuf::from("x"), source });
-        assert_eq!(failure.hint.as_deref(), Some("free some space there, or write to another file system"));
+        assert_eq!(codes, [130, 1, 2, 1, 130, 2, 1, 1].map(ExitCode::from));
     }
 
     #[test]
     fn the_error_for_an_image_that_cannot_be_opened_names_it_once() {
         let path = PathBuf::from("nope");
         let error = ImageError::Open { path: path.clone(), source: io::ErrorKind::NotFound.into() };
-        assert_eq!(Failure::unreadable_image(&path, &error).message, "cannot open image nope: entity not found");
+        let (lines, _) = Failure::unreadable_image(&path, &error).0.report();
+        assert_eq!(lines, ["error: cannot open image nope: entity not found"]);
     }
 
     #[test]
     fn the_error_for_a_missing_mkfs_names_its_packages() {
         let error = VolumeError::NoProgram { program: "mkfs.xfs", debian_package: "xfsprogs", nix_package: "xfsprogs" };
-        let failure = Failure::from(error);
-        assert_eq!(failure.message, "the program mkfs.xfs is not installed");
-        assert_eq!(failure.hint.as_deref(), Some("install xfsprogs (Debian) or add xfsprogs (Nixpkgs) to PATH"));
+        let (lines, _) = Failure::from(error).0.report();
+        let hint = "hint: install xfsprogs (Debian) or add xfsprogs (Nixpkgs) to PATH";
+        assert_eq!(lines, ["error: the program mkfs.xfs is not installed", hint]);
     }
 }

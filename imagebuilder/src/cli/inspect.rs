@@ -1,7 +1,6 @@
 //! `microvm-image inspect`.
 
 use super::failure::Failure;
-use super::streams;
 use clap::Args;
 use imagebuilder::dump::{DumpError, dump};
 use imagebuilder::image::Image;
@@ -40,9 +39,9 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     }
     let facts = inspect(&image).map_err(|error| unreadable(&error))?;
     if args.json {
-        return streams::print_json(&facts);
+        return Ok(program::output::print_json(&facts)?);
     }
-    streams::print(text(&facts).as_bytes())
+    Ok(program::output::print(text(&facts))?)
 }
 
 /// Formats the facts as lines with a name and a value.

@@ -4,14 +4,11 @@
 //! Child processes do not inherit the signal mask, because Rust's standard library clears it for them.
 
 use super::failure::Failure;
-use super::streams;
 use nix::sys::signal::{SigSet, Signal};
+use program::failure::INTERRUPTED;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-
-/// The exit code that shells report for a program ended by SIGINT.
-const INTERRUPTED: i32 = 130;
 
 /// Set by a signal that arrives while undoable work is running.
 static CANCELLED: AtomicBool = AtomicBool::new(false);
@@ -35,8 +32,8 @@ fn wait(signals: &SigSet) {
     while signals.wait().is_ok() {
         let asked_before = CANCELLED.swap(true, Ordering::SeqCst);
         if asked_before || !LOOKED_AT.load(Ordering::SeqCst) {
-            streams::message("error: interrupted");
-            process::exit(INTERRUPTED);
+            program::output::message("error: interrupted");
+            process::exit(i32::from(INTERRUPTED));
         }
     }
 }

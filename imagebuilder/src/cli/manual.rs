@@ -1,7 +1,7 @@
 //! `microvm-image completions` and `microvm-image man`, generated from the clap types that parse the arguments.
 
+use super::Cli;
 use super::failure::Failure;
-use super::{Cli, streams};
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
         let text = String::from_utf8_lossy(&script).replace("microvm__subcmd__image", "microvm__image");
         script = text.into_bytes();
     }
-    streams::print(&script)
+    Ok(program::output::print(&script)?)
 }
 
 pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
@@ -42,7 +42,7 @@ pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
         let mut text = Vec::new();
         let rendered = clap_mangen::Man::new(Cli::command()).render(&mut text);
         rendered.map_err(|error| Failure::failed(&error).with_context("cannot write the manual page"))?;
-        return streams::print(&text);
+        return Ok(program::output::print(&text)?);
     };
     clap_mangen::generate_to(Cli::command(), directory).map_err(|error| {
         Failure::failed(&error).with_context(&format!("cannot write the manual pages to {}", directory.display()))

@@ -3,7 +3,6 @@
 use super::failure::Failure;
 use super::settings::SettingsArgs;
 use super::source::SourceArgs;
-use super::streams;
 use clap::Args;
 use imagebuilder::output;
 use program::atomic_file;
@@ -32,7 +31,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     let plan = args.source.plan(&args.settings)?;
     let text = plan.to_json().map_err(|error| Failure::failed(&error).with_context("cannot write the plan as JSON"))?;
     match &args.output {
-        None => streams::print(text.as_bytes()),
+        None => Ok(program::output::print(text)?),
         Some(path) => Ok(atomic_file::write(path, text.as_bytes())?),
     }
 }

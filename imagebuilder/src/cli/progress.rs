@@ -1,6 +1,5 @@
 //! The progress of a build: a bar on a terminal, a line every few seconds elsewhere.
 
-use super::streams;
 use imagebuilder::progress::{Phase, Progress, Silent};
 use imagebuilder::size;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -46,7 +45,7 @@ impl Progress for Warnings {
     }
 
     fn warn(&mut self, message: &str) {
-        streams::message(&format!("warning: {message}"));
+        program::output::message(&format!("warning: {message}"));
     }
 }
 
@@ -122,7 +121,7 @@ impl Lines {
     fn tell_when_due(&mut self) {
         if self.told.elapsed() >= LINE_INTERVAL {
             self.told = Instant::now();
-            streams::message(&self.count.line(self.count.began.elapsed()));
+            program::output::message(&self.count.line(self.count.began.elapsed()));
         }
     }
 }
@@ -139,7 +138,7 @@ impl Progress for Lines {
     }
 
     fn warn(&mut self, message: &str) {
-        streams::message(&format!("warning: {message}"));
+        program::output::message(&format!("warning: {message}"));
     }
 }
 
@@ -185,7 +184,7 @@ impl Progress for Bar {
     }
 
     fn warn(&mut self, message: &str) {
-        self.bar.suspend(|| streams::message(&format!("warning: {message}")));
+        self.bar.suspend(|| program::output::message(&format!("warning: {message}")));
     }
 }
 

@@ -1,7 +1,6 @@
 //! `microvm-image size`.
 
 use super::failure::Failure;
-use super::streams;
 use clap::Args;
 use imagebuilder::image::Image;
 use imagebuilder::path_sizes::path_sizes;
@@ -25,7 +24,7 @@ pub(crate) fn run(args: &SizeArgs) -> Result<(), Failure> {
     let sizes = Image::open(&args.image).and_then(|image| path_sizes(&image));
     let sizes = sizes.map_err(|error| Failure::unreadable_image(&args.image, &error))?;
     if args.json {
-        return streams::print_json(&sizes);
+        return Ok(program::output::print_json(&sizes)?);
     }
     let mut text = format!("{:>14} {:>14} {:>14}  path\n", "stored", "shared", "content");
     for path in &sizes.paths {
@@ -37,5 +36,5 @@ pub(crate) fn run(args: &SizeArgs) -> Result<(), Failure> {
         );
     }
     _ = writeln!(text, "{:>14} {:>14} {:>14}  tables", sizes.tables_bytes, 0, 0);
-    streams::print(text.as_bytes())
+    Ok(program::output::print(text)?)
 }

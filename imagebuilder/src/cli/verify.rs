@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 use super::source::SourceArgs;
-use super::{streams, thread_count};
+use super::thread_count;
 use clap::Args;
 use imagebuilder::image::{Image, ImageError};
 use imagebuilder::verify::{NarCheck, VerifyOptions, VerifyReport, verify};
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         Err(error) => {
             let failure = Failure::unreadable_image(&args.image, &error);
             if args.json && !matches!(error, ImageError::Open { .. }) {
-                streams::print_json(&VerifyReport::of_unreadable(error))?;
+                program::output::print_json(&VerifyReport::of_unreadable(error))?;
             }
             return Err(failure);
         }
@@ -60,16 +60,16 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     };
     let report = verify(&image, options).map_err(|error| Failure::unreadable_image(&args.image, &error))?;
     for problem in &report.problems {
-        streams::message(&problem.to_string());
+        program::output::message(&problem.to_string());
     }
     let untold = report.problem_count.saturating_sub(report.problems.len() as u64);
     if untold > 0 {
-        streams::message(&format!("and {untold} more"));
+        program::output::message(&format!("and {untold} more"));
     }
     if args.json {
-        streams::print_json(&report)?;
+        program::output::print_json(&report)?;
     } else if report.sound {
-        streams::message(&summary(&report));
+        program::output::message(&summary(&report));
     }
     if report.sound {
         return Ok(());

@@ -1,7 +1,7 @@
 //! `microvm-image volume`.
 
 use super::failure::Failure;
-use super::{interrupt, streams};
+use super::interrupt;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use imagebuilder::size;
@@ -88,16 +88,16 @@ fn run_create(args: CreateArgs) -> Result<(), Failure> {
     };
     create(&request, interrupt::cancel_flag())?;
     if args.json {
-        return streams::print_json(&VolumeReport {
+        return Ok(program::output::print_json(&VolumeReport {
             version: 1,
             path: &request.path,
             size_bytes: request.size_bytes,
             file_system: request.file_system.name(),
             label: request.label.as_deref(),
             directories: &request.directories,
-        });
+        })?);
     }
-    streams::print_path(&request.path)
+    Ok(program::output::print_path(&request.path)?)
 }
 
 fn file_system_parser() -> impl TypedValueParser<Value = FileSystem> {

@@ -1,11 +1,11 @@
 //! `microvm balloon`: how much of a machine's memory is returned to the host.
 
-use super::failure::Failure;
 use super::machine::{failed, find};
-use super::output::write_stdout;
 use super::spec_file::Overrides;
 use launcher::balloon::{change, only_by_steps, resize, size_mib};
 use launcher::launch::Launch;
+use program::failure::Failure;
+use program::output::print;
 
 /// Show or set the size of a machine's balloon: the memory it returns to the host
 #[derive(clap::Args)]
@@ -27,14 +27,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.size {
         None => {
             let size_mib = size_mib(launch).map_err(failed)?;
-            write_stdout(&format!("{size_mib}\n"))
+            print(format!("{size_mib}\n"))
         }
         Some(size) => set(launch, size),
     }
 }
 
 fn set(launch: &Launch, size: &str) -> Result<(), Failure> {
-    let bad = |wanted: &str| Failure::bad_input(vec![format!("`{size}` is not {wanted}")]);
+    let bad = |wanted: &str| Failure::usage(format!("`{size}` is not {wanted}"));
     let is_step = size.starts_with(['+', '-']);
     if only_by_steps(launch) {
         let step = size.parse().ok().filter(|_| is_step);

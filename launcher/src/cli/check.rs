@@ -1,8 +1,6 @@
 //! `microvm check`: every problem of one or more machines at once.
 
-use super::failure::{BAD_INPUT, Failure};
 use super::machine::{facts_for, failed, watch};
-use super::output::write_stdout;
 use super::spec_file::{Overrides, read_text};
 use launcher::facts::HostFacts;
 use launcher::host::{Moment, missing};
@@ -13,6 +11,8 @@ use launcher::spec::{Hypervisor, MachineSpec, parse::parse};
 use launcher::state::RuntimeDirectory;
 use launcher::validate::{CheckedSpec, check, check_across};
 use launcher::volumes::same_files;
+use program::failure::{BAD_INPUT, Failure};
+use program::output::print;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -158,22 +158,21 @@ fn print_json(report: &Report) -> Result<(), Failure> {
         "problems": problems.collect::<Vec<_>>(),
         "warnings": report.warnings,
     });
-    write_stdout(&format!("{document:#}\n"))?;
+    print(format!("{document:#}\n"))?;
     // The problems are already printed.
-    if report.problems.is_empty() { Ok(()) } else { Err(Failure::bad_input(Vec::new()).with_code(BAD_INPUT)) }
+    if report.problems.is_empty() { Ok(()) } else { Err(Failure::input_problems(Vec::new()).with_code(BAD_INPUT)) }
 }
 
 fn print_text(report: Report) -> Result<(), Failure> {
-    super::output::write_warnings(&report.warnings);
+    program::output::warn(&report.warnings);
     if !report.problems.is_empty() {
         let hint = (!report.hints.is_empty()).then(|| report.hints.join("; "));
-        return Err(
-            Failure::bad_input(report.problems.into_iter().map(|problem| problem.text).collect()).with_hint(hint)
-        );
+        return Err(Failure::input_problems(report.problems.into_iter().map(|problem| problem.text).collect())
+            .with_optional_hint(hint));
     }
     let lines = report.machines.iter().map(|(name, hypervisor, others)| match others.as_slice() {
         [] => format!("{name}: runs on {hypervisor}\n"),
         others => format!("{name}: runs on {hypervisor}; also on {}\n", names(others)),
     });
-    write_stdout(&lines.collect::<String>())
+    print(lines.collect::<String>())
 }

@@ -1,11 +1,11 @@
 //! `microvm clean-up-after`: removes what `run` has created for a machine after `run` has become the hypervisor. `run`
 //! starts it.
 
-use super::failure::Failure;
 use super::machine::{failed, watch};
 use launcher::run::clean_up_after;
 use launcher::state::{ProcessIdentity, RuntimeDirectory};
 use program::child::{OnParentDeath, prepare};
+use program::failure::Failure;
 use std::process::Command;
 
 /// Wait until a machine has ended, then remove the network interfaces that were created for it

@@ -1,10 +1,10 @@
 //! `microvm console`: the console of a supervised machine.
 
-use super::failure::Failure;
 use super::machine::{failed, find};
-use super::output::write_stderr;
 use super::spec_file::Overrides;
 use launcher::console::{Detached, attach};
+use program::failure::Failure;
+use program::output::message;
 
 /// Connect the terminal to a machine's console; Ctrl-] disconnects
 #[derive(clap::Args)]
@@ -24,11 +24,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let Some(socket) = &running.console_socket else {
         let hint = "start it with `microvm run --supervise`, or set `consoleSocket` in its spec".to_owned();
         let problem = format!("the console of {name} is on the terminal that started it");
-        return Err(Failure::many(vec![problem]).with_hint(Some(hint)));
+        return Err(Failure::problems(vec![problem]).with_hint(hint));
     };
     match attach(socket).map_err(failed)? {
-        Detached::ByUser => write_stderr(&format!("left the console of {name}")),
-        Detached::MachineEnded => write_stderr(&format!("{name} has ended")),
+        Detached::ByUser => message(&format!("left the console of {name}")),
+        Detached::MachineEnded => message(&format!("{name} has ended")),
     }
     Ok(())
 }

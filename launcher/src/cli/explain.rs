@@ -1,12 +1,12 @@
 //! `microvm explain`: shows what `run` would do.
 
-use super::failure::Failure;
-use super::output::write_stdout;
 use super::spec_file::{SpecArguments, lowered, read_checked};
 use launcher::explain::{Others, explain};
 use launcher::facts::HostFacts;
 use launcher::hypervisor::lower;
 use launcher::spec::Hypervisor;
+use program::failure::Failure;
+use program::output::print;
 use serde_json::{Map, Value, json};
 
 /// Show a machine's disks, mounts, requirements and exact command line
@@ -27,11 +27,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let others = Hypervisor::ALL.into_iter().filter(|hypervisor| *hypervisor != spec.hypervisor);
     let others: Others = others.map(|hypervisor| (hypervisor, lower(&spec, &facts, hypervisor).map(|_| ()))).collect();
     if !arguments.json {
-        return write_stdout(&explain(&spec, &launch, &others));
+        return print(explain(&spec, &launch, &others));
     }
     let others: Map<String, Value> =
         others.iter().map(|(name, outcome)| (name.to_string(), reasons(outcome))).collect();
-    write_stdout(&format!("{:#}\n", json!({"launch": launch, "others": others})))
+    print(format!("{:#}\n", json!({"launch": launch, "others": others})))
 }
 
 /// Returns why a hypervisor refuses the machine; an empty list if it does not.

@@ -14,9 +14,9 @@ mod update;
 pub(super) use letters::in_words;
 pub(super) use service::{active_service, run_by_name};
 
-use super::failure::Failure;
 use clap::Subcommand;
 use launcher::imperative::{ImperativeError, MachineName};
+use program::failure::Failure;
 
 #[derive(Subcommand)]
 pub(super) enum HostCommand {
@@ -62,5 +62,5 @@ fn name_of(text: &str) -> Result<MachineName, String> {
 }
 
 fn failure(error: &ImperativeError) -> Failure {
-    if error.is_bad_input() { Failure::bad_input(vec![error.to_string()]) } else { Failure::failed(error) }
+    if error.is_bad_input() { Failure::usage(error.to_string()) } else { Failure::failed(error) }
 }

@@ -1,12 +1,12 @@
 //! `microvm tap` and `microvm macvtap`: a machine's network interfaces on the host.
 
-use super::failure::Failure;
 use super::machine::{failed, launch_of, watch};
-use super::output::{write_stderr, write_stdout};
 use super::spec_file::{SpecArguments, read};
 use launcher::launch::Needs;
 use launcher::network::{InterfaceState, NetworkError, macvtap, owner_id, tap};
 use launcher::state::RuntimeDirectory;
+use program::failure::Failure;
+use program::output::{message, print};
 
 /// Create or remove a machine's tap interfaces
 #[derive(clap::Args)]
@@ -104,11 +104,11 @@ fn report(outcomes: Outcomes) -> Result<(), Failure> {
     for (name, outcome) in outcomes {
         match outcome {
             Ok(word) => {
-                write_stderr(&format!("{name}: {word}"));
-                write_stdout(&format!("{name}\n"))?;
+                message(&format!("{name}: {word}"));
+                print(format!("{name}\n"))?;
             }
             Err(error) => problems.push(error.to_string()),
         }
     }
-    if problems.is_empty() { Ok(()) } else { Err(Failure::many(problems)) }
+    if problems.is_empty() { Ok(()) } else { Err(Failure::problems(problems)) }
 }

@@ -1,6 +1,5 @@
 //! The machine that a command refers to, by the name that `status` shows or by its spec.
 
-use super::failure::{Failure, INTERRUPTED};
 use super::spec_file::{Overrides, lowered, read};
 use launcher::facts::HostFacts;
 use launcher::host::{FactsError, gather};
@@ -13,6 +12,7 @@ use launcher::spec::MachineSpec;
 use launcher::state::{Activity, MachineState, RuntimeDirectory, is_same_directory};
 use launcher::validate::{CheckedSpec, check};
 use launcher::volumes::VolumeError;
+use program::failure::{Failure, INTERRUPTED};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
@@ -36,7 +36,7 @@ impl KnownMachine {
             _ => format!("{name} is not running"),
         };
         let hint = self.elsewhere.as_ref().map(|place| format!("a machine of that name runs in {}", place.display()));
-        Failure::many(vec![problem]).with_hint(hint)
+        Failure::problems(vec![problem]).with_optional_hint(hint)
     }
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn find(name_or_spec: &str, overrides: &Overrides) -> Result<KnownMac
 
 fn find_by_spec(path: &Path, overrides: &Overrides, runtime: &RuntimeDirectory) -> Result<KnownMachine, Failure> {
     let spec = read(path, overrides)?;
-    let state = runtime.machine(&spec.name).map_err(|error| Failure::bad_input(vec![error.to_string()]))?;
+    let state = runtime.machine(&spec.name).map_err(|error| Failure::usage(error.to_string()))?;
     let activity = state.activity().map_err(failed)?;
     let directory = overrides.state_directory()?;
     let place = if activity == Activity::Stopped { None } else { state.working_directory().map_err(failed)? };
@@ -71,7 +71,7 @@ pub(crate) fn find_by_name(name: &str, runtime: &RuntimeDirectory) -> Result<Kno
     let of_host = MachineName::new(name).ok().and_then(|name| Layout::of_environment().existing(&name).ok());
     let state = match &of_host {
         Some(machine) => state_of(machine, runtime).map_err(failed)?,
-        None => runtime.machine(name).map_err(|error| Failure::bad_input(vec![error.to_string()]))?,
+        None => runtime.machine(name).map_err(|error| Failure::usage(error.to_string()))?,
     };
     let activity = state.activity().map_err(failed)?;
     let launch = state.last_launch().map_err(failed)?;
@@ -82,7 +82,7 @@ pub(crate) fn find_by_name(name: &str, runtime: &RuntimeDirectory) -> Result<Kno
             None => format!("the machines that were started are listed in {}", runtime.path().display()),
         };
         let problem = format!("no machine `{name}` has been started");
-        return Err(Failure::bad_input(vec![problem]).with_hint(Some(hint)));
+        return Err(Failure::usage(problem).with_hint(hint));
     }
     Ok(KnownMachine { state, activity, launch, elsewhere: None })
 }
@@ -100,7 +100,7 @@ pub(crate) fn launch_of(
 
 /// Validates a spec.
 pub(crate) fn checked(spec: &MachineSpec) -> Result<CheckedSpec, Failure> {
-    check(spec).map_err(|problems| Failure::bad_input(problems.iter().map(ToString::to_string).collect()))
+    check(spec).map_err(|problems| Failure::input_problems(problems.iter().map(ToString::to_string).collect()))
 }
 
 /// Gathers the facts about this host.

@@ -1,12 +1,12 @@
 //! `microvm schema`, `capabilities`, `completions`, `man`: the program's reference documentation.
 
-use super::failure::Failure;
-use super::output::write_stdout;
 use clap::CommandFactory;
 use clap_complete::Shell;
 use launcher::capability::{Feature, Support, summary_table};
 use launcher::hypervisor::{capability_table, support};
 use launcher::spec::{Hypervisor, schema::machine_spec_schema};
+use program::failure::Failure;
+use program::output::print;
 use serde_json::{Map, Value, json};
 
 /// Print the JSON Schema of the machine spec
@@ -19,9 +19,9 @@ pub(crate) struct SchemaArguments {
 
 pub(crate) fn schema(arguments: &SchemaArguments) -> Result<(), Failure> {
     if arguments.markdown {
-        return write_stdout(&launcher::reference::machine_spec_reference());
+        return print(launcher::reference::machine_spec_reference());
     }
-    write_stdout(&format!("{:#}\n", machine_spec_schema()))
+    print(format!("{:#}\n", machine_spec_schema()))
 }
 
 /// Print what each hypervisor supports, as a Markdown table
@@ -37,10 +37,10 @@ pub(crate) struct CapabilitiesArguments {
 
 pub(crate) fn capabilities(arguments: &CapabilitiesArguments) -> Result<(), Failure> {
     if arguments.summary {
-        return write_stdout(&summary_table(support));
+        return print(summary_table(support));
     }
     if !arguments.json {
-        return write_stdout(&capability_table());
+        return print(capability_table());
     }
     let features = Feature::ALL.into_iter().map(|feature| {
         let cells = Hypervisor::ALL.map(|hypervisor| {
@@ -54,7 +54,7 @@ pub(crate) fn capabilities(arguments: &CapabilitiesArguments) -> Result<(), Fail
         let cells: Map<String, Value> = cells.into_iter().collect();
         json!({"feature": feature.row(), "option": feature.option(), "hypervisors": cells})
     });
-    write_stdout(&format!("{:#}\n", Value::Array(features.collect())))
+    print(format!("{:#}\n", Value::Array(features.collect())))
 }
 
 /// Print completions for a shell
@@ -67,7 +67,7 @@ pub(crate) struct CompletionsArguments {
 pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<(), Failure> {
     let mut text = Vec::new();
     clap_complete::generate(arguments.shell, &mut super::Arguments::command(), "microvm", &mut text);
-    write_stdout(&String::from_utf8_lossy(&text))
+    print(text)
 }
 
 /// Print the manual page
@@ -84,10 +84,10 @@ pub(crate) fn man(arguments: &ManArguments) -> Result<(), Failure> {
         None => program,
         Some(name) => match program.find_subcommand(name) {
             Some(command) => command.clone(),
-            None => return Err(Failure::bad_input(vec![format!("there is no command `{name}`")])),
+            None => return Err(Failure::usage(format!("there is no command `{name}`"))),
         },
     };
     let mut text = Vec::new();
     clap_mangen::Man::new(page).render(&mut text).map_err(|error| Failure::failed(&error))?;
-    write_stdout(&String::from_utf8_lossy(&text))
+    print(text)
 }

@@ -1,12 +1,12 @@
 //! `microvm run`: starts a machine.
 
-use super::failure::Failure;
 use super::imperative::run_by_name;
 use super::machine::{checked, failed, launch_of, watch};
-use super::output::write_stderr;
 use super::spec_file::{SpecArguments, read};
 use launcher::run::{RunError, Start, Supervision, run as start};
 use launcher::state::RuntimeDirectory;
+use program::failure::Failure;
+use program::output::message;
 use std::time::Duration;
 
 /// Start a machine
@@ -43,9 +43,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     } else {
         Supervision::Become
     };
-    start(&launch, begun, supervision, &interruption, &mut write_stderr).map_err(|error| match error {
-        RunError::Missing(problems) => Failure::many(problems.iter().map(ToString::to_string).collect())
-            .with_hint(Some(format!("{} needs these before it can start", launch.name))),
+    start(&launch, begun, supervision, &interruption, &mut message).map_err(|error| match error {
+        RunError::Missing(problems) => Failure::problems(problems.iter().map(ToString::to_string).collect())
+            .with_hint(format!("{} needs these before it can start", launch.name)),
         error => failed(error),
     })
 }

@@ -1,6 +1,5 @@
 //! Reading machine specs from files, applying overrides, and reporting all their problems.
 
-use super::failure::Failure;
 use launcher::facts::HostFacts;
 use launcher::hypervisor::lower;
 use launcher::imperative::Layout;
@@ -9,6 +8,7 @@ use launcher::path::HostPath;
 use launcher::refusal::Refusals;
 use launcher::spec::{Accelerator, Hypervisor, MachineSpec, parse::parse};
 use launcher::validate::{CheckedSpec, check};
+use program::failure::Failure;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -66,8 +66,7 @@ impl Overrides {
             return Ok(self.name.clone());
         }
         if let Some(name) = std::env::var_os("MICROVM_NAME").filter(|name| !name.is_empty()) {
-            let name =
-                name.into_string().map_err(|_| Failure::bad_input(vec!["MICROVM_NAME must be UTF-8".to_owned()]));
+            let name = name.into_string().map_err(|_| Failure::usage("MICROVM_NAME must be UTF-8"));
             return name.map(Some);
         }
         let directory = self.state_directory()?;
@@ -80,7 +79,7 @@ impl Overrides {
         let directory = self.state_dir.as_ref().map_or_else(|| current.clone(), |directory| current.join(directory));
         match directory.to_str() {
             Some(text) => Ok(HostPath::from(text)),
-            None => Err(Failure::bad_input(vec![format!(
+            None => Err(Failure::input_problems(vec![format!(
                 "{}: the path of a state directory must be UTF-8",
                 directory.display()
             )])),
@@ -100,10 +99,8 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
         File::open(path).and_then(|file| file.take(SPEC_BYTES_MAX + 1).read_to_string(&mut text))
     };
     match read {
-        Err(error) => {
-            Err(Failure::bad_input(vec![format!("cannot read the machine spec {}: {error}", path.display())]))
-        }
-        Ok(length_bytes) if length_bytes as u64 > SPEC_BYTES_MAX => Err(Failure::bad_input(vec![format!(
+        Err(error) => Err(Failure::usage(format!("cannot read the machine spec {}: {error}", path.display()))),
+        Ok(length_bytes) if length_bytes as u64 > SPEC_BYTES_MAX => Err(Failure::input_problems(vec![format!(
             "{}: longer than {} MiB, the limit for a machine spec",
             path.display(),
             SPEC_BYTES_MAX >> 20
@@ -116,7 +113,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
 pub(crate) fn read(path: &Path, overrides: &Overrides) -> Result<MachineSpec, Failure> {
     let text = read_text(path)?;
     let mut spec = parse(&text).map_err(|errors| {
-        Failure::bad_input(errors.iter().map(|error| format!("{}: {error}", path.display())).collect())
+        Failure::input_problems(errors.iter().map(|error| format!("{}: {error}", path.display())).collect())
     })?;
     overrides.apply(&mut spec);
     if let Some(name) = overrides.name_on_host()? {
@@ -128,7 +125,7 @@ pub(crate) fn read(path: &Path, overrides: &Overrides) -> Result<MachineSpec, Fa
 /// Returns the checked spec in a file, with the overrides applied.
 pub(crate) fn read_checked(path: &Path, overrides: &Overrides) -> Result<CheckedSpec, Failure> {
     let spec = read(path, overrides)?;
-    check(&spec).map_err(|problems| Failure::bad_input(problems.iter().map(ToString::to_string).collect()))
+    check(&spec).map_err(|problems| Failure::input_problems(problems.iter().map(ToString::to_string).collect()))
 }
 
 /// Returns the launch of a checked spec on its hypervisor.
@@ -139,5 +136,5 @@ pub(crate) fn lowered(spec: &CheckedSpec, facts: &HostFacts) -> Result<Launch, F
 /// Returns a failure with all refusals, and a hint with the hypervisors that can run the machine.
 pub(crate) fn refused(refusals: &Refusals) -> Failure {
     let problems = refusals.refusals.iter().map(ToString::to_string).collect();
-    Failure::bad_input(problems).with_hint(Some(refusals.hint()))
+    Failure::input_problems(problems).with_hint(refusals.hint())
 }

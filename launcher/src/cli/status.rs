@@ -1,10 +1,10 @@
 //! `microvm status`: which machines are running or being started.
 
-use super::failure::Failure;
 use super::machine::failed;
-use super::output::write_stdout;
 use launcher::imperative::{Layout, MachineActivity, MachineName, Phase, state_of};
 use launcher::state::{Activity, MachineState, RunningMachine, RuntimeDirectory};
+use program::failure::Failure;
+use program::output::print;
 use serde_json::{Value, json};
 
 /// Show which machines are running or being started
@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
         let problem =
             format!("there is no machine {unknown}: it has never been started, and this host does not define it");
-        return Err(Failure::bad_input(vec![problem]));
+        return Err(Failure::usage(problem));
     }
     for name in &names {
         let (state, phase) = look(name, &runtime)?;
@@ -34,9 +34,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         rows.push(Row { name, hypervisor: launch.map(|launch| launch.hypervisor.to_string()), phase, activity });
     }
     if arguments.json {
-        return write_stdout(&format!("{:#}\n", Value::Array(rows.iter().map(Row::json).collect())));
+        return print(format!("{:#}\n", Value::Array(rows.iter().map(Row::json).collect())));
     }
-    write_stdout(&rows.iter().map(Row::text).collect::<String>())
+    print(rows.iter().map(Row::text).collect::<String>())
 }
 
 struct Row<'names> {
@@ -83,7 +83,7 @@ fn look(name: &str, runtime: &RuntimeDirectory) -> Result<(MachineState, Phase),
         let phase = MachineActivity::of(&machine).map_err(failed)?.phase();
         return Ok((state_of(&machine, runtime).map_err(failed)?, phase));
     }
-    let state = runtime.machine(name).map_err(|error| Failure::bad_input(vec![error.to_string()]))?;
+    let state = runtime.machine(name).map_err(|error| Failure::usage(error.to_string()))?;
     let phase = match state.activity().map_err(failed)? {
         Activity::Stopped => Phase::Stopped,
         Activity::Starting(_) => Phase::Starting,

@@ -1,14 +1,14 @@
 //! `microvm stop`: stops a machine, gracefully if possible, or ends its start.
 
-use super::failure::Failure;
 use super::imperative::active_service;
 use super::machine::{KnownMachine, failed, find, find_by_name};
-use super::output::write_stderr;
 use super::spec_file::Overrides;
 use launcher::network::remove_made;
 use launcher::shutdown::{StopTarget, Stopped, end_start, stop};
 use launcher::sockets::remove_stale;
 use launcher::state::{Activity, RunningMachine, RuntimeDirectory};
+use program::failure::Failure;
+use program::output::message;
 use std::time::{Duration, Instant};
 
 /// The default time for the guest to shut down.
@@ -37,8 +37,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let name = machine.state.name();
     if let Some(elsewhere) = &machine.elsewhere {
         let (own, other) = (arguments.overrides.state_directory()?, elsewhere.display());
-        write_stderr(&format!("{name} is not running in {own}"));
-        write_stderr(&format!("a machine of that name runs in {other}: `microvm stop {name}` stops that one"));
+        message(&format!("{name} is not running in {own}"));
+        message(&format!("a machine of that name runs in {other}: `microvm stop {name}` stops that one"));
         return Ok(());
     }
     stop_found(machine, timeout)
@@ -66,7 +66,7 @@ fn stop_found(machine: KnownMachine, timeout: Duration) -> Result<(), Failure> {
 /// Ends a start. If it is too late for that, returns the machine, which is now running and which the caller must stop.
 fn stop_start(machine: KnownMachine, timeout: Duration) -> Result<Option<KnownMachine>, Failure> {
     let name = machine.state.name();
-    let stopped = end_start(&machine.state, timeout, &mut write_stderr).map_err(failed)?;
+    let stopped = end_start(&machine.state, timeout, &mut message).map_err(failed)?;
     let activity = machine.state.activity().map_err(failed)?;
     if let Activity::Running(_) = activity {
         let launch = machine.state.last_launch().map_err(failed)?;
@@ -74,7 +74,7 @@ fn stop_start(machine: KnownMachine, timeout: Duration) -> Result<Option<KnownMa
     }
     remove_made(&machine.state.left_over_interfaces().map_err(failed)?);
     machine.state.clear_running();
-    write_stderr(&match stopped {
+    message(&match stopped {
         Stopped::Killed => format!("{name} was starting; its launcher was killed"),
         _ => format!("{name} was starting; the start was ended"),
     });
@@ -84,16 +84,16 @@ fn stop_start(machine: KnownMachine, timeout: Duration) -> Result<Option<KnownMa
 fn stop_machine(machine: &KnownMachine, timeout: Duration) -> Result<(), Failure> {
     let name = machine.state.name();
     let Some(launch) = &machine.launch else {
-        write_stderr(&format!("{name} is not running"));
+        message(&format!("{name} is not running"));
         return Ok(());
     };
     let running = machine.activity.running();
     let process = running.map(|running| running.hypervisor);
     let console_socket = running.and_then(|running| running.console_socket.clone());
     let target = StopTarget { launch, process, console_socket };
-    let stopped = stop(&target, timeout, &mut write_stderr).map_err(failed)?;
+    let stopped = stop(&target, timeout, &mut message).map_err(failed)?;
     clean_up(machine, running)?;
-    write_stderr(&match stopped {
+    message(&match stopped {
         Stopped::WasNotRunning => format!("{name} is not running"),
         Stopped::Gracefully => format!("{name} has shut down"),
         Stopped::Forced => format!("{name} was ended"),

@@ -1,13 +1,13 @@
 //! `microvm virtiofsd`: serves a machine's shares until it is stopped, in a service separate from the machine's.
 
-use super::failure::Failure;
 use super::machine::{failed, launch_of, watch};
-use super::output::write_stderr;
 use super::spec_file::{SpecArguments, read};
 use launcher::launch::SideProcessKind;
 use launcher::readiness::ServiceManager;
 use launcher::side_processes::SideProcesses;
 use launcher::state::RuntimeDirectory;
+use program::failure::Failure;
+use program::output::message;
 use program::user::Identity;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut processes = launch.needs.processes;
     processes.retain(|process| process.kind == SideProcessKind::Virtiofsd);
     let mut manager = ServiceManager::of_environment().unwrap_or_else(|error| {
-        write_stderr(&format!("cannot notify the service manager: {error}"));
+        message(&format!("cannot notify the service manager: {error}"));
         ServiceManager::default()
     });
     let client = launch.user.as_deref().map(Identity::of).transpose().map_err(failed)?;
@@ -38,11 +38,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut daemons =
         SideProcesses::start(&processes, &launch.working_directory, client.as_ref(), &interruption).map_err(failed)?;
     let served = processes.len();
-    write_stderr(&format!("{}: {served} virtiofs share{} served", launch.name, if served == 1 { "" } else { "s" }));
+    message(&format!("{}: {served} virtiofs share{} served", launch.name, if served == 1 { "" } else { "s" }));
     notify(&mut manager, "READY=1\nSTATUS=all shares are served");
     while !daemons.is_empty() {
         let (events, next) = daemons.supervise();
-        events.iter().for_each(|event| write_stderr(event));
+        events.iter().for_each(|event| message(event));
         let longest = next.map_or(LOOK_EVERY, |time| time.saturating_duration_since(Instant::now()));
         if interruption.pause(longest).is_err() {
             break;
@@ -54,6 +54,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn notify(manager: &mut ServiceManager, lines: &str) {
     if let Err(error) = manager.notify(lines) {
-        write_stderr(&format!("cannot notify the service manager: {error}"));
+        message(&format!("cannot notify the service manager: {error}"));
     }
 }

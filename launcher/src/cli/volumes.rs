@@ -1,11 +1,11 @@
 //! `microvm volumes`: creates a machine's missing volumes.
 
-use super::failure::Failure;
 use super::machine::{failed, launch_of, watch};
-use super::output::write_stdout;
 use super::spec_file::{SpecArguments, read};
 use launcher::state::RuntimeDirectory;
 use launcher::volumes::{VolumeError, VolumeState, make_ready};
+use program::failure::Failure;
+use program::output::print;
 use program::user::Identity;
 use serde_json::json;
 
@@ -44,6 +44,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     } else {
         done.iter().map(|(need, state)| format!("{}  {}  {state}\n", need.image, need.fs_type)).collect()
     };
-    write_stdout(&text)?;
-    if problems.is_empty() { Ok(()) } else { Err(Failure::many(problems)) }
+    print(text)?;
+    if problems.is_empty() { Ok(()) } else { Err(Failure::problems(problems)) }
 }

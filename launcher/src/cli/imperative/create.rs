@@ -1,10 +1,10 @@
 //! `microvm create`.
 
 use super::{failure, name_of};
-use crate::cli::failure::Failure;
 use crate::cli::machine::failed;
-use crate::cli::output::{write_stderr, write_stdout};
 use launcher::imperative::{FlakeReference, Layout, MachineName, create};
+use program::failure::Failure;
+use program::output::{message, print};
 
 /// Create a machine on this host from a flake's `nixosConfigurations.NAME`
 #[derive(clap::Args)]
@@ -25,10 +25,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let layout = Layout::of_environment();
     let machine = create(&layout, &arguments.name, &flake).map_err(|error| failure(&error))?;
-    write_stderr(&format!("{}: created from {flake}; start it with: microvm start {}", machine.name, machine.name));
-    write_stderr(&format!(
+    message(&format!("{}: created from {flake}; start it with: microvm start {}", machine.name, machine.name));
+    message(&format!(
         "to start it with the host, add \"{}\" to microvm.autostart in its NixOS configuration",
         machine.name
     ));
-    write_stdout(&format!("{}\n", machine.directory.display()))
+    print(format!("{}\n", machine.directory.display()))
 }

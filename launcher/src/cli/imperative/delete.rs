@@ -1,9 +1,9 @@
 //! `microvm delete`.
 
 use super::{failure, name_of};
-use crate::cli::failure::Failure;
-use crate::cli::output::write_stderr;
 use launcher::imperative::{Layout, MachineName, delete, removal};
+use program::failure::Failure;
+use program::output::message;
 
 /// Delete a machine of this host with its volumes
 #[derive(clap::Args)]
@@ -22,10 +22,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if !arguments.yes {
         let files = removal.files.iter().map(|file| format!("\n  {}", file.display())).collect::<String>();
         let problem = format!("{} and everything in it would be deleted:{files}", removal.directory.display());
-        return Err(Failure::bad_input(vec![problem])
-            .with_hint(Some(format!("to confirm: microvm delete --yes {}", arguments.name))));
+        return Err(Failure::usage(problem).with_hint(format!("to confirm: microvm delete --yes {}", arguments.name)));
     }
     delete(&layout, &arguments.name).map_err(|error| failure(&error))?;
-    write_stderr(&format!("{}: deleted", arguments.name));
+    message(&format!("{}: deleted", arguments.name));
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! `microvm pci-setup|register|unregister SPEC`: prepares the host for a machine, and registers the machine.
 
 use super::failure;
-use crate::cli::failure::Failure;
 use crate::cli::machine::failed;
 use crate::cli::spec_file::{SpecArguments, read};
 use launcher::imperative::{PciBus, register, unregister};
 use launcher::spec::DeviceBus;
+use program::failure::Failure;
 use program::user::Identity;
 use std::process::{Command, Stdio};
 
@@ -47,15 +47,16 @@ pub(crate) fn pci_setup(arguments: &PciArguments) -> Result<(), Failure> {
         .filter_map(|device| bus.hand_over(&device.path, owner.as_ref()).err())
         .map(|error| format!("{}: {error}", spec.name))
         .collect();
-    if problems.is_empty() { Ok(()) } else { Err(Failure::many(problems)) }
+    if problems.is_empty() { Ok(()) } else { Err(Failure::problems(problems)) }
 }
 
 pub(crate) fn register_machine(arguments: &RegisterArguments) -> Result<(), Failure> {
     let spec = read(&arguments.spec.spec, &arguments.spec.overrides)?;
     let of_systemd = || std::env::var("MAINPID").ok()?.parse().ok();
-    let leader = arguments.leader.or_else(of_systemd).ok_or_else(|| {
-        Failure::bad_input(vec!["the machine's process id is unknown: neither --leader nor $MAINPID is set".to_owned()])
-    })?;
+    let leader = arguments
+        .leader
+        .or_else(of_systemd)
+        .ok_or_else(|| Failure::usage("the machine's process id is unknown: neither --leader nor $MAINPID is set"))?;
     register(&spec.name, spec.machine_id.as_deref(), leader).map_err(|error| failure(&error))
 }
 

@@ -1,9 +1,9 @@
 //! `microvm list`.
 
 use super::failure;
-use crate::cli::failure::Failure;
-use crate::cli::output::{write_stderr, write_stdout};
 use launcher::imperative::{Evaluation, Freshness, Layout, ListedActivity, Row, list};
+use program::failure::Failure;
+use program::output::{message, print};
 use std::io::IsTerminal;
 
 /// List the machines of this host, whether they are running, and whether their flakes have changed
@@ -23,13 +23,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let rows = list(&layout, evaluation).map_err(|error| failure(&error))?;
     if arguments.json {
         let document = serde_json::to_value(&rows).map_err(|error| Failure::failed(&error))?;
-        return write_stdout(&format!("{document:#}\n"));
+        return print(format!("{document:#}\n"));
     }
     if rows.is_empty() {
         let machines = layout.machines().display();
-        write_stderr(&format!(
-            "there are no machines in {machines}; create one with `microvm create NAME --flake FLAKE`"
-        ));
+        message(&format!("there are no machines in {machines}; create one with `microvm create NAME --flake FLAKE`"));
     }
     let palette =
         if std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) {
@@ -38,7 +36,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             Palette::Plain
         };
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or_default();
-    write_stdout(&rows.iter().map(|row| line(row, width, palette)).collect::<String>())
+    print(rows.iter().map(|row| line(row, width, palette)).collect::<String>())
 }
 
 #[derive(Clone, Copy)]

@@ -1,11 +1,11 @@
 //! `microvm prune`: stops machines that are no longer in the host's configuration, and lists their state directories.
 
 use super::failure;
-use crate::cli::failure::Failure;
 use crate::cli::machine::failed;
-use crate::cli::output::{write_stderr, write_stdout};
 use crate::cli::stop::{STOP_TIMEOUT, stop_by_name};
 use launcher::imperative::{Layout, Machine, MachineActivity, Phase, is_declared};
+use program::failure::Failure;
+use program::output::{message, print};
 
 /// Stop machines that are no longer in the host's configuration, and list their state directories
 #[derive(clap::Args)]
@@ -23,11 +23,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         if !arguments.dry_run && activity.phase() != Phase::Stopped {
             stop_by_name(machine.name.as_str(), STOP_TIMEOUT)?;
         }
-        write_stderr(&format!(
-            "{} is no longer declared; delete it with: microvm delete {}",
-            machine.name, machine.name
-        ));
-        write_stdout(&format!("{}\n", machine.directory.display()))?;
+        message(&format!("{} is no longer declared; delete it with: microvm delete {}", machine.name, machine.name));
+        print(format!("{}\n", machine.directory.display()))?;
     }
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! `microvm start|restart|logs NAME`, and `run` and `stop` with the name of a host's machine.
 
 use super::{failure, name_of};
-use crate::cli::failure::Failure;
 use launcher::imperative::{
     ImperativeError, Layout, Machine, MachineActivity, MachineName, Phase, Service, ServiceState,
 };
+use program::failure::Failure;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;

@@ -2,9 +2,9 @@
 
 use super::service::become_program;
 use super::{failure, name_of};
-use crate::cli::failure::Failure;
 use crate::cli::machine::failed;
 use launcher::imperative::{Layout, MachineName, connect_vsock, ssh_command};
+use program::failure::Failure;
 
 /// Log in to a machine of this host over vsock; requires microvm.vsock.ssh.enable in the guest
 #[derive(clap::Args)]
@@ -34,5 +34,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 pub(crate) fn connect(arguments: &ConnectArguments) -> Result<(), Failure> {
     connect_vsock(&arguments.place, arguments.port)
-        .map_err(|error| Failure::many(vec![format!("vsock {} port {}: {error}", arguments.place, arguments.port)]))
+        .map_err(|error| Failure::problems(vec![format!("vsock {} port {}: {error}", arguments.place, arguments.port)]))
 }

@@ -2,9 +2,7 @@
 //! user is not trusted. Users do not need this command.
 
 use super::name_of;
-use crate::cli::failure::Failure;
 use crate::cli::machine::{failed, launch_of, watch};
-use crate::cli::output::write_stderr;
 use crate::cli::spec_file::{Overrides, read};
 use launcher::imperative::{Layout, MachineName};
 use launcher::interruption::Interruption;
@@ -15,6 +13,8 @@ use launcher::spec::{InterfaceType, MachineSpec};
 use launcher::state::RuntimeDirectory;
 use launcher::store_disk;
 use nix::unistd::{Gid, Group, Uid, User, setgid, setgroups, setuid};
+use program::failure::Failure;
+use program::output::message;
 use program::user::Identity;
 use std::ffi::OsString;
 use std::fs;
@@ -124,7 +124,7 @@ fn install(layout: &Layout, arguments: &InstallArguments) -> Result<(), Failure>
     // A running machine that uses the former shared user is assigned its own user at its next start.
     let is_running = fs::symlink_metadata(machine.booted()).is_ok();
     if !is_running || directory.user_id().is_ok() {
-        directory.adopt(layout).map_err(failed)?.iter().for_each(|line| write_stderr(line));
+        directory.adopt(layout).map_err(failed)?.iter().for_each(|line| message(line));
         for name in &arguments.directories {
             directory.make_directory(name).map_err(failed)?;
         }
@@ -134,7 +134,7 @@ fn install(layout: &Layout, arguments: &InstallArguments) -> Result<(), Failure>
 
 fn adopt(layout: &Layout, machine: &Machine) -> Result<(), Failure> {
     let directory = directory_of(layout, machine)?;
-    directory.adopt(layout).map_err(failed)?.iter().for_each(|line| write_stderr(line));
+    directory.adopt(layout).map_err(failed)?.iter().for_each(|line| message(line));
     directory.set_booted(layout).map_err(failed)?;
     layout.add_gc_roots(&layout.machine(&machine.name)).map_err(failed)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
@@ -143,7 +143,7 @@ fn adopt(layout: &Layout, machine: &Machine) -> Result<(), Failure> {
 
 /// Creates the directory in which the machine records that it runs, and removes a former one.
 fn make_runtime_directory(path: &Path, user_id: u32) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| Failure::bad_input(vec![format!("{}: {error}", path.display())]).with_code(1);
+    let failed = |error: std::io::Error| Failure::problems(vec![format!("{}: {error}", path.display())]);
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
@@ -291,9 +291,7 @@ fn make_taps_of_others(starting: &Starting, arguments: &CallArguments) -> Result
     let Some(mut command) = program_of(&starting.directory, arguments)? else { return Ok(()) };
     let status = command.status().map_err(failed)?;
     if !status.success() {
-        return Err(
-            Failure::bad_input(vec![format!("tap-up of {} ended with {status}", arguments.machine.name)]).with_code(1)
-        );
+        return Err(Failure::problems(vec![format!("tap-up of {} ended with {status}", arguments.machine.name)]));
     }
     let facts = starting.directory.runner().map_err(failed)?.join("share/microvm");
     let lines = |name: &str| fs::read_to_string(facts.join(name)).unwrap_or_default();
@@ -339,7 +337,7 @@ fn program_of(directory: &StateDirectory, arguments: &CallArguments) -> Result<O
             return Ok(None);
         }
         let problem = format!("the runner of {} has no program {}", arguments.machine.name, arguments.program);
-        return Err(Failure::bad_input(vec![problem]));
+        return Err(Failure::usage(problem));
     };
     let mut command = Command::new(&program);
     // With `RootDirectoryStartOnly=`, systemd runs all other commands outside the root directory, and so in another

@@ -2,9 +2,9 @@
 
 use super::name_of;
 use super::service::require_service;
-use crate::cli::failure::Failure;
-use crate::cli::output::{write_stderr, write_stdout};
 use launcher::imperative::{Booted, Layout, MachineName, Service, Updated, update};
+use program::failure::Failure;
+use program::output::{message, print};
 
 /// Rebuild machines from their flakes, and show what changed
 #[derive(clap::Args)]
@@ -33,7 +33,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             Ok(updated)
         });
         match done {
-            Ok(updated) => write_stdout(&updated.difference)?,
+            Ok(updated) => print(updated.difference)?,
             // Continue with the other machines.
             Err(error) => {
                 is_bad_input &= error.is_bad_input();
@@ -43,8 +43,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     match problems.is_empty() {
         true => Ok(()),
-        false if is_bad_input => Err(Failure::bad_input(problems)),
-        false => Err(Failure::many(problems)),
+        false if is_bad_input => Err(Failure::input_problems(problems)),
+        false => Err(Failure::problems(problems)),
     }
 }
 
@@ -57,7 +57,7 @@ enum Next {
 
 fn report(name: &MachineName, updated: &Updated, next: Next) {
     let state = if updated.is_changed { "updated" } else { "current" };
-    write_stderr(&match next {
+    message(&match next {
         Next::Restart => format!("{name} is {state}; restarting it"),
         Next::Nothing if updated.booted == Booted::Another => {
             format!("{name} is {state}, but runs an older system: microvm restart {name}")

@@ -16,7 +16,6 @@ mod progress;
 mod settings;
 mod size;
 mod source;
-mod streams;
 #[cfg(test)]
 mod tests;
 mod thread_count;
@@ -62,11 +61,7 @@ pub(crate) fn main() -> ExitCode {
     let result = interrupt::install().and_then(|()| run(cli.command));
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            let (report, exit_code) = failure.into_report();
-            streams::message(&report);
-            exit_code
-        }
+        Err(failure) => failure.report(),
     }
 }
 
@@ -74,10 +69,7 @@ pub(crate) fn main() -> ExitCode {
 fn arguments() -> Cli {
     Cli::try_parse().unwrap_or_else(|error| {
         // clap quotes the arguments, which may contain control characters: parse escaped arguments again for the message.
-        let shown = std::env::args_os().map(|argument| match argument.to_str() {
-            Some(text) => streams::visible_line(text).into_owned().into(),
-            None => argument,
-        });
+        let shown = program::output::escaped_arguments(std::env::args_os());
         Cli::try_parse_from(shown).err().unwrap_or(error).exit()
     })
 }
