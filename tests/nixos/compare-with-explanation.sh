@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# compare-with-explanation.sh RUNNER SAID: whether the disks and mounts that a guest told are those that `microvm explain`
-# says it has. Run where the rig's store is /nix.
+# compare-with-explanation.sh RUNNER SAID: compares the disks and mounts that a guest reported with those that
+# `microvm explain` prints. Run it where the rig's store is /nix.
 set -euo pipefail
 runner=$1 said=$2 differences=0
 explanation=$("$(sed -n 's/^exec \([^ ]*\) run .*/\1/p' "$runner/bin/microvm-run")" explain --accel tcg "$runner/share/microvm/machine.json")
@@ -19,7 +19,7 @@ done < <(section 'Disks, in guest order')
 
 while read -r target kind rest; do
   [ -n "$target" ] || continue
-  # The last one over a directory is what is seen there.
+  # The last mount over a directory is the visible one.
   mounted=$(awk -v target="$target" '$1 == "mount:" && $2 == target { line = $0 } END { print line }' "$said")
   read -r _ _ _ type options <<<"$mounted"
   case $kind in
@@ -29,7 +29,7 @@ while read -r target kind rest; do
   esac
   case $rest in *read-only*) wanted_access=ro ;; esac
   [[ ${type:-nothing} =~ $wanted ]] || different "on $target there is ${type:-nothing}, not $kind"
-  # A store is read-only wherever it is seen, except for Nix' daemon.
+  # A store is read-only everywhere, except for Nix's daemon.
   case $target in /nix/store) wanted_access=ro ;; esac
   case ",${options:-}," in *",$wanted_access,"*) ;; *) different "$target is mounted ${options:-not at all}, not $wanted_access" ;; esac
 done < <(section 'Mounts')

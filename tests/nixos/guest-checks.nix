@@ -1,4 +1,5 @@
-# What is looked at in a guest at every boot, and, with rig.checks, in one. Lines `RIG: ...` on the console tell run-guest.sh.
+# The checks in a guest: those of every boot, and rig.checks of a single scenario. They report to run-guest.sh with
+# lines `RIG: ...` on the console.
 {
   config,
   lib,
@@ -13,7 +14,7 @@
     description = "Shell commands that call `check WHAT COMMAND...`, `same WHAT FOUND EXPECTED` and `value NAME TEXT...`.";
   };
   config = {
-    # The console is the rig's.
+    # The rig uses the console.
     systemd.services."serial-getty@ttyS0".enable = false;
     systemd.services.rig-checks = {
       wantedBy = [ "multi-user.target" ];

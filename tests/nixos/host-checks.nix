@@ -1,4 +1,4 @@
-# A host of the rig: rig.checks is run when it is up. Its lines go to /out/said, for run-host.sh.
+# A host of the rig. It runs rig.checks when it has booted, and writes their output to /out/said, for run-host.sh.
 {
   config,
   lib,
@@ -17,7 +17,7 @@
       wantedBy = [ "multi-user.target" ];
       after = [ "multi-user.target" ];
       unitConfig.DefaultDependencies = false;
-      # A switch must not end what it is checked by, nor what it is run by.
+      # A switch must not end the checks, which run the switch.
       restartIfChanged = false;
       stopIfChanged = false;
       path = [

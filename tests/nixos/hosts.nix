@@ -1,5 +1,5 @@
-# The hosts that are booted as containers: by the scenario's name the systems, in a row. The first is booted, and switches to
-# the others as `checks` says.
+# The hosts that are booted as containers: for each scenario a list of systems. The first one is booted, and `checks`
+# switches to the others.
 let
   host = {
     boot.isContainer = true;
@@ -10,9 +10,9 @@ let
       useHostResolvConf = false;
     };
     systemd.network.wait-online.enable = false;
-    # /sys cannot be written in a container.
+    # /sys is read-only in a container.
     hardware.ksm.enable = false;
-    # Where this computer's qemu and its libraries are in the container.
+    # The paths of this computer's qemu and its libraries in the container.
     microvm.host.readablePaths = [
       "/host/lib64"
       "/host/usr"

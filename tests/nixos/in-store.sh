@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# in-store.sh COMMAND...: runs it where /nix is the rig's own, $NIXOS_RIG/nix, with a Nix that asks no network.
+# in-store.sh COMMAND...: runs a command with the rig's $NIXOS_RIG/nix as /nix, and with a Nix that does not use the
+# network.
 set -euo pipefail
 rig=${NIXOS_RIG:?the directory for packages, the store and states, which run.sh sets}
 mkdir -p "$rig/nix/store" /nix
-# As on a NixOS host: a guest that has this store as a share changes it otherwise, or tries to.
+# As on a NixOS host. Otherwise a guest with this store as a share tries to change it.
 chmod 1775 "$rig/nix/store"
 chown 0:30000 "$rig/nix/store"
 # The host's configuration is not used. Without fsync-metadata thousands of derivations are written in seconds.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# run-guest.sh SCENARIO ARGUMENT...: builds the machines of a scenario of guests.nix and boots one after the other in one
-# state directory. ARGUMENTs are nix-build's. Called by run.sh.
+# run-guest.sh SCENARIO ARGUMENT...: builds the machines of a scenario of guests.nix and boots one after the other in
+# one state directory. The ARGUMENTs are passed to nix-build. run.sh runs this script.
 set -euo pipefail
 scenario=$1
 shift
@@ -19,10 +19,10 @@ clean_up() {
 }
 trap clean_up EXIT
 
-# What a machine says line by line, without the terminal's colours and returns.
+# Prints a machine's lines for the rig, without the terminal's colours and carriage returns.
 said() { tr -d '\r' <"$1" | sed 's/\x1b\[[0-9;?]*[a-zA-Z]//g' | sed -n 's/^.*RIG: //p'; } # CONSOLE
 
-wait_for_end() { # CONSOLE: until the checks are done, or the machine is gone
+wait_for_end() { # CONSOLE: waits until the checks are done or the machine has ended
   local waited
   for ((waited = 0; waited < boot_seconds; waited++)); do
     if said "$1" | grep -qx end; then return 0; fi
@@ -32,7 +32,7 @@ wait_for_end() { # CONSOLE: until the checks are done, or the machine is gone
   return 1
 }
 
-finish() { # END RUNNER: ends the machine, and waits for it
+finish() { # END RUNNER: ends the machine and waits for its end
   local waited
   case $1 in
   poweroff | reboot | crash) printf '%s\n' "$1" >&5 ;;
@@ -79,7 +79,7 @@ boot() { # NUMBER RUNNER END OUTSIDE
   [ -z "$daemon" ] || kill -TERM -- "-$daemon" 2>/dev/null || true
   daemon=
   said "$console" >"$state/said-$1"
-  # What fails at shutdown is on the console only.
+  # Failures at shutdown are only on the console.
   while read -r line; do problem "boot $1: at shutdown: $line"; done < <(tr -d '\r' <"$console" | sed 's/\x1b\[[0-9;?]*[a-zA-Z]//g' | sed '1,/RIG: end/d' | grep -E 'FAILED|Failed|timed out|SIGKILL' | grep -vxEf <(grep -v '^#\|^$' artefacts.txt))
   while read -r line; do problem "boot $1: $line"; done < <(grep '^FAILED' "$state/said-$1")
   ./in-store.sh ./compare-with-explanation.sh "$2" "$state/said-$1" || problem "boot $1: the machine is not what microvm explain says"

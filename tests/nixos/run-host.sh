@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # run-host.sh SCENARIO ARGUMENT...: builds the systems of a scenario of hosts.nix and boots the first as a container
-# (systemd-nspawn) with a store and a Nix database of its own. ARGUMENTs are nix-build's. Called by run.sh.
+# (systemd-nspawn) with its own store and Nix database. The ARGUMENTs are passed to nix-build. run.sh runs this script.
 set -euo pipefail
 scenario=$1
 shift
@@ -22,23 +22,23 @@ mapfile -t systems <"$state/out/systems"
 # shellcheck disable=SC2016 # $1 is the inner shell's
 ./in-store.sh bash -euc 'nix-store --query --requisites "$@" | tee "$0/paths" | xargs nix-store --dump-db >"$0/registration"' "$state" "${systems[@]}"
 
-# Hard links: garbage collected in the container is not garbage here.
+# Hard links, so that a garbage collection in the container does not affect the rig's store.
 root=$state/root
 mkdir -p "$root"/{etc,nix/store,nix/var/nix/profiles,host/usr,host/lib64,usr,sbin,bin,tmp,var,run,proc,sys,dev,out,root}
 sed "s,^,$rig," "$state/paths" | xargs cp -al -t "$root/nix/store"
 chmod 1775 "$root/nix/store"
 chown 0:30000 "$root/nix/store"
-# Something that nobody needs.
+# A store path that nothing needs.
 garbage=/nix/store/00000000000000000000000000000000-garbage
 touch "$root$garbage"
 echo "$garbage" >"$state/out/garbage"
 NIX_REMOTE='' NIX_CONF_DIR=/var/empty nix-store --store "local?root=$root" --load-db <"$state/registration" 2>/dev/null
 ln -s "${systems[0]}" "$root/nix/var/nix/profiles/system-1-link"
 ln -s system-1-link "$root/nix/var/nix/profiles/system"
-# This computer's qemu, which its libraries come with.
+# This computer's qemu and its libraries.
 ln -s ../usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 "$root/host/lib64/"
 touch "$root/etc/os-release"
-# As NixOS' udev makes it; a container has no udev.
+# Created as NixOS's udev would, because a container has no udev.
 mknod -m 0666 "$state/tun" c 10 200
 
 started=$SECONDS

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # run.sh [SCENARIO...]: boots real NixOS guests and hosts made from this project's modules, as root; all by default.
 #
-#   NIXPKGS=DIR                a nixpkgs tree, 24.05 or newer, whose modules make the systems; without it nothing is done
-#   MICROVM_NIXOS_RIG=DIR      where packages, the store and the machines' states are kept, 4 GB; default: target/nixos
-#   MICROVM_TEST_PROGRAMS=DIR  has bin/microvm and bin/microvm-image; default: a debug build of this checkout
+#   NIXPKGS=DIR                a nixpkgs tree, 24.05 or newer, with the modules of the systems; required
+#   MICROVM_NIXOS_RIG=DIR      directory for packages, the store and the machines' states, 4 GB; default: target/nixos
+#   MICROVM_TEST_PROGRAMS=DIR  directory with bin/microvm and bin/microvm-image; default: a debug build of this checkout
 #
-# There is no binary cache: the modules are nixpkgs' own, the programs are Debian's packages, wrapped as derivations
-# (wrapping/). What is built is kept, so a second run builds only what changed. README.md has the rest.
+# There is no binary cache: the modules are those of nixpkgs, and the programs are Debian's packages, wrapped as
+# derivations (wrapping/). Build results are kept, so a second run builds only what changed. README.md explains the
+# rest.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")"
 product=$(realpath ../..)
@@ -20,7 +21,7 @@ if [ -z "${NIXPKGS:-}" ]; then
 fi
 NIXPKGS=$(realpath "$NIXPKGS")
 [ "$(id -u)" = 0 ] || die "only root can run Nix' sandboxed builds without a daemon" "run as root"
-# A tree that somebody debugged stage 2 in does not start systemd.
+# A tree in which stage 2 was modified for debugging does not start systemd.
 grep -q '^ *exec @systemdExecutable@' "$NIXPKGS/nixos/modules/system/boot/stage-2-init.sh" ||
   die "$NIXPKGS is not a nixpkgs tree as NixOS has it: its stage-2-init.sh does not start systemd"
 for program in nix-build dpkg-deb jq qemu-system-x86_64 unshare ssh-keygen; do

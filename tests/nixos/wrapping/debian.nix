@@ -1,4 +1,5 @@
-# Debian packages as store paths, one a group of graph.json: attribute names are Debian's package names and the groups'.
+# Debian packages as store paths, one for each group of graph.json. The attribute names are those of Debian's packages
+# and of the groups.
 { rig }:
 let
   directory =
@@ -11,7 +12,7 @@ let
   patchelf = directory "patchelf";
   system = "x86_64-linux";
 
-  # A derivation with what nixpkgs expects of packages.
+  # A derivation with the attributes that nixpkgs expects of packages.
   package =
     {
       pname,
@@ -83,7 +84,7 @@ let
             }
           ) group.packages;
           dependencies = map (name: built.${name}) group.dependencies;
-          # Essential in Debian, so nobody says that they need it.
+          # These packages are essential in Debian, so no package declares that it depends on them.
           shell = if built ? bash then "${built.bash}/bin/bash" else "";
           perl = if built ? perl then "${built.perl}/bin/perl" else "";
           fixup = fixups.${group.name} or "";

@@ -1,5 +1,6 @@
-# The packages that a small NixOS names, as wrapped Debian packages. Whatever is not here is nixpkgs' own derivation: if it
-# is made of other packages by shell alone it builds, and if it needs sources there is no network for them.
+# The packages that a small NixOS uses, as wrapped Debian packages. All other packages are the derivations of nixpkgs.
+# They can be built if they only combine other packages with shell commands, but not if they need sources from the
+# network.
 { rig, debian }:
 final: prev:
 let
@@ -212,7 +213,7 @@ in
     binutils
     ;
   inherit (deb) erofs-utils;
-  # Debian keeps it where no program looks for it.
+  # Debian has it in a directory in which no program looks for it.
   virtiofsd = final.runCommand "virtiofsd" {
     inherit (deb.virtiofsd) version;
   } "mkdir -p $out/bin; ln -s ${deb.virtiofsd}/libexec/virtiofsd $out/bin/virtiofsd";

@@ -1,4 +1,4 @@
-# Emulated and on a busy computer nothing is too late, and a status line that moves costs seconds.
+# Long timeouts for emulation on a busy computer, and no animated status line, which would take seconds.
 { lib, options, ... }:
 let
   manager = {

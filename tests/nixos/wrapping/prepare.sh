@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# prepare.sh PRODUCT PROGRAMS: fetches and unpacks into $NIXOS_RIG what the systems are made of. Quick when all is there.
-# Needs network, dpkg-deb and cargo the first time; NIXPKGS and NIXOS_RIG are run.sh's.
+# prepare.sh PRODUCT PROGRAMS: fetches and unpacks the inputs of the systems into $NIXOS_RIG. It is fast if they already
+# exist. The first time it needs network, dpkg-deb and cargo. run.sh sets NIXPKGS and NIXOS_RIG.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
 product=$1 programs=$2 rig=${NIXOS_RIG:?} nixpkgs=${NIXPKGS:?}
@@ -13,14 +13,14 @@ fetch() { # LIST: the .deb of every line's packages
   grep -v '^#' "$1" | while read -ra arguments; do "$fixtures/fetch-packages.sh" "${arguments[@]}"; done
 }
 
-# Kept as they are: another version of one package would rebuild everything.
+# Existing packages are kept, because another version of one package would rebuild everything.
 if [ ! -e "$rig/graph.json" ] || [ "$here/packages.list" -nt "$rig/graph.json" ] || [ "$here/merge.list" -nt "$rig/graph.json" ]; then
   fetch "$here/packages.list" | sort -u >"$rig/debs.list"
   mapfile -t debs <"$rig/debs.list"
   python3 "$here/package-groups.py" "$rig" "$here/merge.list" "${debs[@]}"
 fi
 
-# The only programs that builders have without being made by Nix.
+# The only programs of builders that Nix does not build.
 if [ ! -e "$rig/patchelf" ]; then
   mkdir -p "$rig/busybox/bin" "$rig/patchelf.new" "$rig/unpacked"
   cp "$rig"/packages/busybox-static_*/usr/bin/busybox "$rig/busybox/bin/"
@@ -53,7 +53,7 @@ fi
 if [ ! -e "$inputs/make-initrd-ng/make-initrd-ng" ]; then
   mkdir -p "$rig/make-initrd-ng" "$inputs/make-initrd-ng"
   cp -r "$nixpkgs/pkgs/build-support/kernel/make-initrd-ng/." "$rig/make-initrd-ng/"
-  # A workspace of its own, wherever the rig is.
+  # Its own workspace, because the rig may be inside of another one.
   grep -q '^\[workspace\]' "$rig/make-initrd-ng/Cargo.toml" || printf '\n[workspace]\n' >>"$rig/make-initrd-ng/Cargo.toml"
   (cd "$rig/make-initrd-ng" && cargo build --quiet --release --locked --target-dir "$rig/make-initrd-ng/target")
   cp "$rig/make-initrd-ng/target/release/make-initrd-ng" "$inputs/make-initrd-ng/"

@@ -1,5 +1,5 @@
-# What stage 1 by NixOS' script needs of Debian's programs: the library that udev opens at run time, where it looks for
-# modules, and no `strip`.
+# The settings with which the scripted stage 1 of NixOS works with Debian's programs: the library that udev opens at run
+# time, the directory of modules, and no `strip`.
 { pkgs, ... }:
 {
   console.enable = false;

@@ -39,7 +39,7 @@ in
         "file"
         "patchelf"
       ];
-      # nothing but what is asked of it
+      # only the attributes that nixpkgs reads
       cc = debian.package {
         pname = "cc";
         version = "0";
@@ -65,7 +65,7 @@ in
           libcxx = null;
         };
       };
-      # There is no network: what needs this cannot be built.
+      # There is no network, so packages that need this cannot be built.
       fetchurlBoot =
         {
           name ? baseNameOf (builtins.head ([ (args.url or "source") ])),

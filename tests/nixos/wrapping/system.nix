@@ -1,4 +1,4 @@
-# What a NixOS of Debian's programs needs, and what it does without.
+# The settings of a NixOS with Debian's programs, and the features that it disables.
 {
   config,
   lib,
@@ -50,7 +50,7 @@ in
   security.pam.services.login.rules.session.lastlog.enable = lib.mkForce false;
   services.timesyncd.enable = lib.mkDefault false;
 
-  # Debian's programs look in Debian's places.
+  # Debian's programs expect files in Debian's directories.
   system.activationScripts.debian = {
     deps = [ "specialfs" ];
     text = ''
