@@ -1,4 +1,4 @@
-//! Builds an image from a plan: scan, blocks, tables, publish.
+//! Builds an image from a plan, in four phases: scan, blocks, tables, publish.
 
 mod back_pressure;
 mod buffers;
@@ -55,53 +55,54 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use thiserror::Error;
 
-/// Version of the report's form.
+/// Version of the report's format.
 const REPORT_VERSION: u32 = 1;
-/// Images are made at the time Nix gives to all files, so that the clock does not show in them.
+/// Creation time of images, in seconds since 1970. It is the time that Nix gives to all files, so images do not depend
+/// on the clock.
 const MADE_AT: u32 = 1;
 
-/// How much the cache is trusted.
+/// How content from the cache is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheTrust {
-    /// Checksums are checked: damage is found, a forger with write access is not.
+    /// Checksums are checked. This detects damage, but not content forged by a user with write access.
     Checksums,
     /// Every store path is read, and every cached block is decompressed and compared with it.
     VerifyAgainstStore,
 }
 
-/// Whether digests of the whole image are computed.
+/// Whether to compute digests of the whole image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Digests {
-    /// None: the quickest.
+    /// No digests, which is fastest.
     Skip,
     /// BLAKE3-256 and SHA-256.
     Compute,
 }
 
-/// Everything about a build that does not change a byte of the image.
+/// The options of a build that do not affect the bytes of the image.
 #[derive(Clone, Debug)]
 pub struct BuildOptions {
-    /// Where the image goes.
+    /// The file to write the image to.
     pub output: PathBuf,
-    /// The cache directory; `None` builds without.
+    /// The cache directory; `None` builds without a cache.
     pub cache: Option<PathBuf>,
-    /// Who is asked for packs before the cache is.
+    /// A source of packs that is queried before the cache.
     pub packs: Option<Arc<dyn PackSource>>,
-    /// How much packs are trusted.
+    /// How packs are checked.
     pub cache_trust: CacheTrust,
-    /// Threads that read and compress, 1 to [`JOBS_MAX`].
+    /// Number of threads that read and compress, from 1 to [`JOBS_MAX`].
     pub jobs: usize,
-    /// Digests of the whole image.
+    /// Whether to compute digests of the whole image.
     pub digests: Digests,
 }
 
-/// Why there is no image.
+/// The image could not be built.
 #[derive(Debug, Error)]
 pub enum BuildError {
-    /// Stopped by the caller.
+    /// The caller cancelled the build.
     #[error("interrupted")]
     Interrupted,
-    /// Store paths that cannot be listed, or hold what no Nix store holds.
+    /// Some store paths cannot be listed, or contain files that cannot occur in a Nix store.
     #[error("{}", list_problems(.0))]
     Scan(Vec<ScanError>),
     /// A file cannot be read.
@@ -109,11 +110,11 @@ pub enum BuildError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// A file is not what it was when the build began, or when the cache met it.
+    /// A file has changed since the build began, or since its pack was made.
     #[error("{} changed or vanished while it was read", .path.display())]
     Changed {
         /// The file.
@@ -137,13 +138,13 @@ pub enum BuildError {
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
-    /// A thread ended early: a defect of this program.
+    /// A thread panicked, which is a defect of this program.
     #[error("a worker thread failed; this is a defect of microvm-image")]
     WorkerPanicked,
-    /// What cannot be: a defect of this program.
+    /// An impossible state, which is a defect of this program.
     #[error("{what}; this is a defect of microvm-image")]
     Defect {
-        /// What was found.
+        /// The state.
         what: &'static str,
     },
 }
@@ -156,12 +157,12 @@ fn list_problems(problems: &[ScanError]) -> String {
     problems.iter().map(text).collect::<Vec<_>>().join("\n")
 }
 
-/// Builds the image of `plan` at `options.output`: whole or not at all.
+/// Builds the image of `plan` at `options.output`, completely or not at all.
 ///
-/// `cancel` is looked at often; once it is true the build ends with [`BuildError::Interrupted`].
+/// `cancel` is checked often; when it becomes true, the build ends with [`BuildError::Interrupted`].
 ///
 /// # Errors
-/// Anything that prevents a correct image. What was at the output before is then unchanged.
+/// A problem prevents a correct image. An existing file at the output is then unchanged.
 pub fn build(
     plan: &ImagePlan,
     options: &BuildOptions,
@@ -239,7 +240,7 @@ fn share_a_disk(cache: &Path, output: &Path) -> bool {
     device(cache).is_some_and(|cache| device(directory) == Some(cache))
 }
 
-/// The report of a build that found its image in place.
+/// Returns the report of a build whose output already existed.
 fn unchanged(report: BuildReport, started: Instant) -> BuildReport {
     let cache =
         CacheReport { enabled: true, hit_paths: report.paths, hit_bytes: report.input_bytes, ..CacheReport::default() };
@@ -287,8 +288,8 @@ impl Build<'_> {
             if done.damaged.is_empty() {
                 break done;
             }
-            // What was copied from these packs is wrong, and so may be all places behind it: they are made again, and the
-            // blocks are written again.
+            // The content copied from these packs is wrong, and the positions behind it may be wrong too. The packs are
+            // made again, and all blocks are written again.
             scanner.scan_again(&mut scanned, &done.damaged)?;
             output.restart()?;
         };
@@ -413,16 +414,16 @@ impl Build<'_> {
     }
 }
 
-/// What is made of store paths: an image, packs, or both.
+/// The outputs that are made from store paths: an image, packs, or both.
 struct Target<'a> {
     members: &'a [Member],
     settings: &'a crate::settings::ImageSettings,
-    /// The image, and where its data begins.
+    /// The image, and the position of its data.
     image: Option<(&'a ImageFile<'a>, u64)>,
     keeper: Option<&'a dyn PackKeeper>,
 }
 
-/// Reads, compresses and writes all that is to be read, compressed or copied.
+/// Reads, compresses, copies and writes all content.
 fn write_blocks(
     target: &Target<'_>,
     threads: usize,
@@ -448,13 +449,13 @@ fn write_blocks(
     })
 }
 
-/// The encoders of the inode table, the directory table and the others. A codec that cannot be set up ends the build: tables
-/// written without it would be other bytes.
+/// Creates the encoders of the inode table, the directory table and the other tables. A codec that cannot be set up
+/// ends the build, because tables written without it would have other bytes.
 fn three_encoders(new: impl Fn() -> Result<Encoder, EncodeError>) -> Result<[Encoder; 3], EncodeError> {
     Ok([new()?, new()?, new()?])
 }
 
-/// The places of files when members are counted in the order of the root directory.
+/// The locations of files, with store paths numbered in the order of the root directory.
 struct ByName<'a> {
     places: &'a Places,
     order: &'a [usize],
@@ -466,13 +467,13 @@ impl Contents for ByName<'_> {
     }
 }
 
-/// Processor time of this process or thread; 0 when the kernel does not say.
+/// Returns the processor time of this process or thread in seconds; 0 if the kernel does not provide it.
 fn cpu_seconds(who: UsageWho) -> f64 {
     let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
     getrusage(who).map_or(0.0, |usage| seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
-/// Highest resident size of this process; 0 when the kernel does not say.
+/// Returns the highest resident size of this process in bytes; 0 if the kernel does not provide it.
 fn peak_memory_bytes() -> u64 {
     getrusage(UsageWho::RUSAGE_SELF).ok().and_then(|usage| u64::try_from(usage.max_rss()).ok()).unwrap_or(0) * 1024
 }

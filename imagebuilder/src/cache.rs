@@ -6,9 +6,9 @@
 //!   outputs/HASH                          what was built where, to see that nothing has to be done
 //! ```
 //!
-//! A pack is written to a file without a name and linked to its place when it is whole, and is never changed afterwards.
-//! Nothing is locked: an open pack can be read although it is removed, and a build that misses one makes it again. What a
-//! pack holds is checked when it is opened and read; see `docs/cache.md` for what is trusted.
+//! A pack is written to a file without a name and linked to its place when it is whole, and is never changed
+//! afterwards. Nothing is locked: an open pack can be read although it is removed, and a build that misses one makes it
+//! again. What a pack holds is checked when it is opened and read; see `docs/cache.md` for what is trusted.
 
 pub mod maintenance;
 pub mod outputs;
@@ -28,27 +28,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 use thiserror::Error;
 
-/// Version of the directory's form; another form is another directory beside it.
+/// Version of the directory's layout. Each version has its own directory.
 const FORM: &str = "v2";
 
-/// A cache that cannot be used.
+/// An operation on the cache failed.
 #[derive(Debug, Error)]
 #[error("cannot {action} in the cache, {}", .path.display())]
 pub struct CacheError {
-    /// What was being done.
+    /// The operation.
     pub action: &'static str,
-    /// To what.
+    /// The file or directory.
     pub path: PathBuf,
-    /// Why it failed.
+    /// The error of the system.
     #[source]
     pub source: io::Error,
 }
 
-/// A cache that is being used.
+/// An open cache.
 #[derive(Debug)]
 pub struct Cache {
     root: PathBuf,
-    /// What this build adds; `None` once it has given that up and adds nothing more.
+    /// The packs that this build has added; `None` after it has discarded them and adds nothing more.
     added: Mutex<Option<Added>>,
     /// A directory of packs and the names in it.
     listing: Mutex<Option<(PathBuf, Vec<OsString>)>>,
@@ -60,15 +60,15 @@ struct Added {
     being_made: Vec<Weak<UnnamedFile>>,
 }
 
-/// Packs are stamped when they are used, but not more often than this: gc needs no finer order.
+/// Minimum interval between two updates of a used pack's time. Garbage collection does not need a finer order.
 const STAMP_INTERVAL: Duration = Duration::from_secs(3600);
 
 impl Cache {
-    /// Opens the cache in `directory`, making what is not there yet. Below `directory` everybody may do what they may do in it,
-    /// whatever the umask.
+    /// Opens the cache in `directory`, and creates missing directories. Users have the same permissions below
+    /// `directory` as in it, regardless of the umask.
     ///
     /// # Errors
-    /// The directory cannot be made, or a directory of the cache is a symbolic link.
+    /// A directory cannot be created, or a directory of the cache is a symbolic link.
     pub fn open(directory: &Path) -> Result<Self, CacheError> {
         let root = directory.join(FORM);
         let fail = |path: &Path, source| CacheError { action: "make a directory", path: path.to_owned(), source };
@@ -79,7 +79,7 @@ impl Cache {
         Ok(Self { root, added: Mutex::new(Some(Added::default())), listing: Mutex::new(None) })
     }
 
-    /// Where the packs made with `settings` are.
+    /// Returns the directory of the packs made with `settings`.
     pub fn pack_directory(&self, settings: &ImageSettings) -> PathBuf {
         self.root.join("packs").join(settings_name(settings))
     }
@@ -88,11 +88,11 @@ impl Cache {
         self.pack_directory(settings).join(file_name(path))
     }
 
-    /// Opens the pack of a store path for reading and stamps it as used. Nothing of it has been checked. For a path whose NAR
-    /// hash is not given it is a pack of that path with any hash.
+    /// Opens the pack of a store path for reading, without checking it, and updates its time. For a path without a NAR
+    /// hash, it opens a pack of that path with any hash.
     ///
     /// # Errors
-    /// It is there and cannot be opened.
+    /// The pack exists, but cannot be opened.
     pub fn find_pack(&self, path: &PlannedPath, settings: &ImageSettings) -> Result<Option<File>, CacheError> {
         let mut place = self.pack_path(path, settings);
         let directory = self.pack_directory(settings);
@@ -129,10 +129,10 @@ impl Cache {
         Ok(listing.as_ref().and_then(|(_, names)| first(names)))
     }
 
-    /// An empty file for a pack; `None` once this build has given up what it adds.
+    /// Creates an empty file for a pack; `None` after this build has discarded its packs.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The file cannot be created.
     pub fn new_pack(&self, settings: &ImageSettings) -> Result<Option<Arc<UnnamedFile>>, CacheError> {
         let directory = self.pack_directory(settings);
         let place = directory.join("pack");
@@ -152,7 +152,8 @@ impl Cache {
         }))
     }
 
-    /// Gives a whole pack its name, replacing what has that name. Does nothing once this build has given up what it adds.
+    /// Gives a complete pack its name, and replaces an existing one. Does nothing after this build has discarded its
+    /// packs.
     ///
     /// # Errors
     /// It cannot be linked.
@@ -169,17 +170,17 @@ impl Cache {
         let mut added = self.added();
         let Some(added) = added.as_mut() else { return Ok(()) };
         let publish = || match file.publish(place) {
-            // gc removes empty directories.
+            // Garbage collection removes empty directories.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 place.parent().map_or(Ok(()), make_directory).and_then(|()| file.publish(place))
             }
-            // No entry is a directory, and as long as one is there, no build can keep the entry.
+            // An entry is never a directory. A directory in its place would prevent all builds from keeping the entry.
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
                 fs::remove_dir_all(place).and_then(|()| file.publish(place))
             }
             other => other,
         };
-        // Anyone who may enter the directory may read it, whatever the umask of the one who made it.
+        // Anyone who can enter the directory can read the pack, regardless of the umask of its creator.
         place
             .parent()
             .map_or(Ok(()), refuse_link)
@@ -193,7 +194,7 @@ impl Cache {
     /// Removes the pack of a store path.
     ///
     /// # Errors
-    /// It is there and cannot be removed.
+    /// The pack exists, but cannot be removed.
     pub fn remove_pack(&self, path: &PlannedPath, settings: &ImageSettings) -> Result<(), CacheError> {
         let place = self.pack_path(path, settings);
         match fs::remove_file(&place) {
@@ -203,12 +204,13 @@ impl Cache {
     }
 
     fn added(&self) -> MutexGuard<'_, Option<Added>> {
-        // The lists are whole at every moment, whichever thread ended while it held the lock.
+        // The lists are always consistent, even if a thread has panicked while it held the lock.
         self.added.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Frees space on a full disk: first gives up what this build adds, which then adds nothing more, and afterwards removes
-    /// the packs that were used least recently, at least `bytes` of them. True if something was removed.
+    /// Frees space on a full disk. First it discards the packs of this build, which then adds nothing more. If that
+    /// frees nothing, it removes the least recently used packs, at least `bytes` bytes. Returns whether something was
+    /// removed.
     pub fn make_room(&self, bytes: u64) -> bool {
         let given_up = self.added().take();
         let mut removed = false;
@@ -222,37 +224,37 @@ impl Cache {
             }
         }
         let removed = removed || maintenance::trim(&self.root, bytes);
-        // Some file systems free the space of removed files only with the next commit of their journal.
+        // Some file systems free the space of removed files only at the next commit of their journal.
         let _ = File::open(&self.root).and_then(|root| root.sync_all());
         removed
     }
 }
 
-/// Opens an entry of the cache, whatever is in its place: who may write to the cache could have put a link there, which
-/// leads out of it, or a pipe, of which the opening would wait for ever. Stamps a file as used.
+/// Opens an entry of the cache and updates its time. Users who can write to the cache could have replaced the entry
+/// with a link to an outside file, or with a pipe, whose opening would block for ever; both are refused.
 fn open_entry(path: &Path) -> io::Result<Option<File>> {
     let Some(file) = open_unstamped(path)? else { return Ok(None) };
     let metadata = file.metadata()?;
     if metadata.is_file() && metadata.modified()?.elapsed().is_ok_and(|age| age > STAMP_INTERVAL) {
-        // A cache that can only be read serves as well; its entries just look unused.
+        // A read-only cache is usable too; its entries just look unused.
         let _ = file.set_modified(SystemTime::now());
     }
     Ok(Some(file))
 }
 
-/// The same, but does not stamp.
+/// Same as [`open_entry`], but does not update the time.
 fn open_unstamped(path: &Path) -> io::Result<Option<File>> {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
     match options.open(path) {
-        // A link in the place of an entry is none.
+        // A link in place of an entry is ignored.
         Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some),
     }
 }
 
-/// Makes a directory of the cache. Anyone who may read and write the one above it may do so here, whatever the umask.
+/// Creates a directory of the cache with the permissions of its parent, regardless of the umask.
 fn make_directory(path: &Path) -> io::Result<()> {
     refuse_link(path)?;
     match fs::create_dir(path) {
@@ -265,7 +267,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Refuses a directory of the cache that is a link: what is made or collected below it would be elsewhere.
+/// Refuses a directory of the cache that is a link, because files outside of the cache would be created or collected.
 fn refuse_link(directory: &Path) -> io::Result<()> {
     if fs::symlink_metadata(directory).is_ok_and(|metadata| metadata.is_symlink()) {
         return Err(io::Error::other("it is a symbolic link, which leads out of the cache: remove it"));

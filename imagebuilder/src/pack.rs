@@ -1,9 +1,9 @@
-//! Packs: all that an image needs of one store path, in one file.
+//! Packs: everything that an image needs of one store path, in one file.
 //!
-//! A pack holds what the store path consists of (names, kinds, sizes, hashes of contents) and its compressed blocks, in the
-//! order in which an image of this path alone has them. It depends on the store path and the settings only, and never
-//! points into another pack: which contents an image leaves out, because an earlier store path has them already, is
-//! decided when the image is made.
+//! A pack contains the description of the store path (names, types, sizes, hashes of contents) and its compressed
+//! blocks, in the same order as in an image of only this path. It depends only on the store path and the settings, and
+//! never refers to another pack. Content that an earlier store path of an image already has is skipped when the image
+//! is written.
 //!
 //! ```text
 //! blocks     the stored segments one after the other; large ones begin at a multiple of 4096 bytes
@@ -13,14 +13,14 @@
 //! Integers are little-endian. The index:
 //! - base name of the store path: length (u16), bytes;
 //! - NAR hash: 1 and 32 bytes, or 0 for a path whose hash was not given;
-//! - what decides the bytes besides the content, [`settings_name`]: length (u16), bytes;
-//! - contents: length (u64), and the nodes as [`contents`] has them;
+//! - everything that determines the bytes besides the content, [`settings_name`]: length (u16), bytes;
+//! - contents: length (u64), and the nodes in the format of [`contents`];
 //! - for each segment: the size words of its blocks (u32 each), XXH3-128 of its stored bytes (16 bytes).
 //!
-//! How many segments there are, what is in them and where they begin follows from the contents and the settings: see
-//! [`layout`]. A pack is written to a file without a name and gets its name when it is whole, with the footer last: so
-//! neither a killed program nor a power cut leaves something that is taken for a pack. The checksums find damage; they
-//! are no signature, and anyone who can write to a pack can forge one.
+//! The contents and the settings determine the number of segments, their content and their positions: see [`layout`]. A
+//! pack is written to a file without a name, the footer last, and gets its name when it is complete. So neither a
+//! killed program nor a power cut leaves a partial file that looks like a pack. The checksums detect damage; they are
+//! not signatures, and anyone who can write to the cache can forge a pack.
 
 pub mod contents;
 pub mod layout;
@@ -38,18 +38,18 @@ use std::fs::File;
 use thiserror::Error;
 use twox_hash::xxhash3_128;
 
-/// The end of every pack. Another form of packs has another magic.
+/// The magic number at the beginning of the footer. It changes with the format.
 const MAGIC: [u8; 16] = *b"microvm-pack\0\0\0\x01";
 /// Length of the footer in bytes.
 const FOOTER_BYTES: usize = 16 + 8 + 32;
-/// An index of ten million files is under this.
+/// Maximum length of an index in bytes. That of ten million files is shorter.
 const INDEX_BYTES_MAX: u64 = 1 << 30;
 
-/// Large segments begin at a multiple of this in packs and images, so that file systems that share blocks between files
-/// can share them between both. It is the block size of these file systems.
+/// Large segments begin at a multiple of this length in packs and images, so that file systems that share blocks
+/// between files can share them between both. It is the block size of these file systems.
 pub const SHARED_BLOCK_BYTES: u64 = 4096;
 
-/// Names all that decides the bytes of a pack besides the store path.
+/// Returns a name for everything that determines the bytes of a pack besides the store path.
 pub fn settings_name(settings: &ImageSettings) -> String {
     let codec = settings.compression().name();
     let level = settings.level().map(|level| level.to_string()).unwrap_or_default();
@@ -57,7 +57,7 @@ pub fn settings_name(settings: &ImageSettings) -> String {
     format!("{codec}{level}-{}-b{block}-f{fragment}", codec_version(settings.compression()))
 }
 
-/// The settings of a [`settings_name`], also of one that another version of a codec made.
+/// Returns the settings in a [`settings_name`], even if another version of a codec made it.
 fn settings_of_name(name: &str) -> Option<ImageSettings> {
     let mut parts = name.split('-');
     let codec = parts.next()?;
@@ -72,7 +72,7 @@ fn settings_of_name(name: &str) -> Option<ImageSettings> {
     parts.next().is_none().then_some(settings)
 }
 
-/// Name of the file that holds the pack of a store path: 97 characters, or 39 for a path whose NAR hash is not given.
+/// Returns the file name of the pack of a store path: 97 characters, or 39 for a path without a NAR hash.
 pub fn file_name(planned: &PlannedPath) -> String {
     let hash_part = planned.path.hash_part();
     match &planned.nar_hash {
@@ -81,22 +81,23 @@ pub fn file_name(planned: &PlannedPath) -> String {
     }
 }
 
-/// Gives packs to a build: a service that makes them for everybody on the host, say.
+/// A source of packs for a build, for example a service that makes them for all users of the host.
 pub trait PackSource: Debug + Send + Sync {
-    /// The pack of a store path, to be read; `None` when there is none. Called by several threads at once. Whatever is given
-    /// is checked.
+    /// Returns the pack of a store path, open for reading; `None` if there is none. Several threads call it at once.
+    /// The build checks the pack.
     ///
     /// # Errors
-    /// The source does not work: it is not asked again by this build.
+    /// The source does not work. The build does not use it again.
     fn find_pack(&self, path: &PlannedPath, settings: &ImageSettings) -> Result<Option<File>, PackSourceError>;
 }
 
-/// Why a source of packs does not work.
+/// A source of packs does not work.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub struct PackSourceError(pub String);
 
-/// Checksum of the stored bytes of a segment. It finds damage, as BLAKE3 would at four times the cost.
+/// Computes the checksum of the stored bytes of a segment. It detects damage as well as BLAKE3, which takes four times
+/// as long.
 pub fn segment_checksum(stored: &[u8]) -> u128 {
     xxhash3_128::Hasher::oneshot(stored)
 }

@@ -1,5 +1,5 @@
-//! Untrusted text in messages. A name in a machine spec or an image must not move the cursor of whoever reads an error
-//! about it, and must not add a line that looks like another message.
+//! Untrusted text in messages. A name in a machine spec or an image must not move the cursor of the terminal on which
+//! an error about it is printed, and must not add a line that looks like another message.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};

@@ -1,6 +1,6 @@
-//! What `microvm` and `microvm-image` share because both are Unix programs: output, failures and exit codes, untrusted text
-//! in messages, spelling suggestions, files that appear whole or not at all, places that another user may change, users,
-//! and child processes.
+//! What `microvm` and `microvm-image` share because both are Unix programs: output, failures and exit codes, untrusted
+//! text in messages, spelling suggestions, files that appear whole or not at all, places that another user may change,
+//! users, and child processes.
 //!
 //! Nothing here knows about machines or images; neither of the two main crates depends on the other.
 //!
@@ -16,7 +16,7 @@
 //! place.replace(b"{}", 0o644, None)?;
 //! assert_eq!(place.read_own()?, b"{}");
 //!
-//! // Text from elsewhere cannot control the terminal of whoever reads it.
+//! // Untrusted text cannot control the terminal.
 //! assert_eq!(one_line("\u{1b}[2Jweb"), "\\u{1b}[2Jweb");
 //!
 //! let failure = Failure::usage("there is no field `vpcu`").with_hint("did you mean `vcpu`?");

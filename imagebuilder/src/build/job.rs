@@ -1,4 +1,4 @@
-//! What a worker thread does: reading, hashing, compressing, copying, writing.
+//! The jobs of worker threads: reading, hashing, compressing, copying, writing.
 
 use super::BuildError;
 use super::buffers::SpareBuffers;
@@ -14,7 +14,7 @@ use crate::settings::ImageSettings;
 use crate::tree::NodeId;
 use std::sync::Arc;
 
-/// A piece of work.
+/// A job for a worker.
 #[derive(Debug)]
 pub(super) enum Job {
     /// Reads and hashes small files of one store path.
@@ -24,16 +24,16 @@ pub(super) enum Job {
         /// The files.
         nodes: Vec<NodeId>,
     },
-    /// Reads a range of a file, and does `then` with it.
+    /// Reads a range of a file, and processes it as `then` says.
     ReadRange {
-        /// Which range.
+        /// The range.
         range: RangeRef,
-        /// What to do.
+        /// What to do with it.
         then: Then,
     },
-    /// Reads a range of a file, which must have this hash still, and makes its segment.
+    /// Reads a range of a file, checks that it still has this hash, and makes its segment.
     EncodeRange {
-        /// Which range.
+        /// The range.
         range: RangeRef,
         /// The hash.
         content: ContentHash,
@@ -45,39 +45,39 @@ pub(super) enum Job {
         /// The content.
         bytes: Vec<u8>,
     },
-    /// Writes segments into the image and into packs.
+    /// Writes segments to the image and to packs.
     Write(WriteJob),
-    /// Copies segments from packs into the image.
+    /// Copies segments from packs to the image.
     Copy(CopyJob),
-    /// Completes a pack and keeps it.
+    /// Completes a pack and adds it to the cache.
     Keep(Box<KeepJob>),
 }
 
-/// A pack whose segments are written.
+/// A pack whose segments have been written.
 #[derive(Debug)]
 pub(super) struct KeepJob {
     /// Number of the store path.
     pub(super) member: usize,
     /// The pack.
     pub(super) pack: Arc<NewPack>,
-    /// Where its segments end.
+    /// Position behind its last segment.
     pub(super) end: u64,
     /// Its segments.
     pub(super) segments: Vec<NewSegment>,
     /// Hashes of the ranges of all files of the store path.
     pub(super) range_hashes: Vec<ContentHash>,
-    /// Segments that the image has, but that are not in the pack yet.
+    /// Segments that must be copied from the image to the pack.
     pub(super) from_image: Vec<FromImage>,
 }
 
-/// Stored bytes that are copied from the image to a pack.
+/// Stored bytes to copy from the image to a pack.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FromImage {
-    /// Where they are in the image.
+    /// Position in the image.
     pub(super) image_at: u64,
-    /// Where they go in the pack.
+    /// Position in the pack.
     pub(super) pack_at: u64,
-    /// How many.
+    /// Number of bytes.
     pub(super) bytes: u32,
 }
 
@@ -94,85 +94,85 @@ pub(super) struct RangeRef {
     pub(super) length: usize,
 }
 
-/// What to do with a range that has been read.
+/// How to process a range that has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Then {
-    /// Make its segment: no other file of the image can be equal.
+    /// Make its segment, because no other file of the image can be equal.
     Encode,
-    /// Hand the bytes over: whether another file is equal is not known yet.
+    /// Return the bytes, because it is not known yet whether another file is equal.
     Keep,
-    /// Only hash it: the file is too large to be kept.
+    /// Only hash it, because the file is too large to keep it in memory.
     Hash,
 }
 
-/// What a job gives.
+/// The product of a job.
 #[derive(Debug)]
 pub(super) enum Product {
-    /// Of [`Job::ReadFiles`]: the contents one after the other, and their hashes.
+    /// The product of [`Job::ReadFiles`]: the contents, one after the other, and their hashes.
     Files {
         /// The contents.
         bytes: Vec<u8>,
         /// The hashes.
         hashes: Vec<ContentHash>,
     },
-    /// Of [`Then::Encode`]: the segment of the range, and its hash unless nobody needs it.
+    /// The product of [`Then::Encode`]: the segment of the range, and its hash if it is needed.
     Range {
         /// The hash.
         content: Option<ContentHash>,
         /// The segment.
         batch: Batch,
     },
-    /// Of [`Job::Encode`] and [`Job::EncodeRange`].
+    /// The product of [`Job::Encode`] and [`Job::EncodeRange`].
     Segment(Batch),
-    /// Of [`Then::Keep`].
+    /// The product of [`Then::Keep`].
     Kept {
         /// The hash.
         content: ContentHash,
         /// The bytes.
         bytes: Vec<u8>,
     },
-    /// Of [`Then::Hash`].
+    /// The product of [`Then::Hash`].
     Hashed {
         /// The hash.
         content: ContentHash,
     },
-    /// Of [`Job::Write`].
+    /// The product of [`Job::Write`].
     Written {
-        /// Bytes of content that are held no longer.
+        /// Number of bytes of content that are no longer in memory.
         held_bytes: u64,
-        /// The store paths whose packs were written to, once for each segment.
+        /// The store paths whose packs were written to, once per segment.
         members: Vec<usize>,
     },
-    /// Of [`Job::Copy`].
+    /// The product of [`Job::Copy`].
     Copied {
-        /// Bytes of content.
+        /// Number of bytes of content.
         input_bytes: u64,
-        /// Bytes in the image.
+        /// Number of stored bytes in the image.
         stored_bytes: u64,
         /// Store paths whose packs are damaged.
         damaged: Vec<usize>,
     },
-    /// Of [`Job::Keep`].
+    /// The product of [`Job::Keep`].
     Done,
 }
 
-/// What all workers share.
+/// The inputs that all workers share.
 pub(super) struct WorkerInputs<'a> {
     /// The store paths, in the order of their data.
     pub(super) members: &'a [Member],
     /// Codec and block sizes.
     pub(super) settings: &'a ImageSettings,
-    /// The image; `None` when only packs are made.
+    /// The image; `None` if only packs are made.
     pub(super) image: Option<&'a ImageFile<'a>>,
-    /// Where new packs go; `None` when none are made.
+    /// The receiver of new packs; `None` if no packs are made.
     pub(super) keeper: Option<&'a dyn PackKeeper>,
     /// Buffers for segments.
     pub(super) buffers: &'a SpareBuffers,
-    /// Takes what went wrong with new packs: none of it stops a build.
+    /// Receives problems with new packs, which never end a build.
     pub(super) cache_troubles: &'a (dyn Fn(CacheError) + Sync),
 }
 
-/// One worker: its codec and its buffer.
+/// A worker, with its codec and its buffer.
 pub(super) struct Worker<'a> {
     pub(super) inputs: &'a WorkerInputs<'a>,
     encoder: Encoder,
@@ -185,7 +185,7 @@ impl<'a> Worker<'a> {
         Ok(Self { inputs, encoder: Encoder::new(inputs.settings)?, buffer: Vec::new() })
     }
 
-    /// Does a piece of work.
+    /// Runs a job.
     pub(super) fn run(&mut self, job: Job) -> Result<Product, BuildError> {
         match job {
             Job::ReadFiles { member, nodes } => self.read_files(member, &nodes),
@@ -223,7 +223,7 @@ impl<'a> Worker<'a> {
 
     fn read_range(&mut self, range: RangeRef, then: Then) -> Result<Product, BuildError> {
         let mut buffer = match then {
-            // These bytes are handed over.
+            // These bytes are returned in the product.
             Then::Keep => self.inputs.buffers.take_filled(range.length),
             Then::Encode | Then::Hash => self.take_buffer(RANGE_BYTES as usize),
         };
@@ -253,8 +253,8 @@ impl<'a> Worker<'a> {
         Ok(Product::Segment(batch))
     }
 
-    /// A buffer of at least `length` bytes. It is put back afterwards: zeroing a new one each time would cost as much as
-    /// copying the content does.
+    /// Takes the buffer, with at least `length` bytes. The caller puts it back, because zeroing a new one each time
+    /// would take as long as copying the content.
     pub(super) fn take_buffer(&mut self, length: usize) -> Vec<u8> {
         let mut buffer = std::mem::take(&mut self.buffer);
         if buffer.len() < length {
@@ -265,7 +265,7 @@ impl<'a> Worker<'a> {
 
     /// Compresses a segment.
     fn encode(&mut self, kind: SegmentKind, content: &[u8]) -> Result<Batch, BuildError> {
-        // Room for all of it, even if nothing shrinks.
+        // Enough capacity even if no block becomes shorter.
         let buffer = self.inputs.buffers.take(content.len() + content.len() / 128 + 1024);
         let block_size_bytes = self.inputs.settings.block_size_bytes();
         let mut batch = Batch::new(buffer);
@@ -277,7 +277,7 @@ impl<'a> Worker<'a> {
         Ok(batch)
     }
 
-    /// Completes a pack. What goes wrong costs the next build time, and is no error of this one.
+    /// Completes a pack. A failure is not an error of this build; it only makes the next build slower.
     fn keep(&self, job: &KeepJob) {
         let Some(keeper) = self.inputs.keeper else { return };
         let member = &self.inputs.members[job.member];

@@ -1,4 +1,4 @@
-//! Threads that do jobs, first come first served, and hand the products back.
+//! A queue of jobs, and the worker threads that run them and return the products.
 
 use super::BuildError;
 use super::job::{Job, Product, Worker, WorkerInputs};
@@ -6,18 +6,18 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// What a job is for: handed back with its product.
+/// The purpose of a job, which is returned with its product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum JobId {
     /// A step of the sequence.
     Step(usize),
     /// A slot of the output.
     Slot(u64),
-    /// Something that nothing waits for but the end of the build.
+    /// A job that only the end of the build waits for.
     Background,
 }
 
-/// A product and what it is for.
+/// A product and its purpose.
 pub(super) type JobResult = (JobId, Result<Product, BuildError>);
 
 #[derive(Default)]
@@ -37,11 +37,11 @@ pub(super) struct JobQueue {
 
 impl JobQueue {
     fn locked(&self) -> MutexGuard<'_, Waiting> {
-        // A queue of jobs is whole at every moment, whichever thread ended while it held the lock.
+        // The queue is always consistent, even if a thread has panicked while it held the lock.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a job at the end, or in front when doing it frees memory.
+    /// Adds a job at the end, or at the front if it frees memory.
     pub(super) fn submit(&self, id: JobId, job: Job) {
         let mut waiting = self.locked();
         match job {
@@ -77,7 +77,7 @@ impl JobQueue {
     }
 }
 
-/// Closes the queue when the one who hands in jobs is done, whatever the way.
+/// Closes the queue when the submitter of jobs ends, for any reason.
 struct CloseGuard<'a>(&'a JobQueue);
 
 impl Drop for CloseGuard<'_> {
@@ -86,11 +86,11 @@ impl Drop for CloseGuard<'_> {
     }
 }
 
-/// Runs `direct` beside `threads` workers that do the jobs it hands in.
+/// Runs `direct` with `threads` workers, which run the jobs that it submits. `direct` receives the number of workers,
+/// which is smaller than `threads` if the system does not allow more.
 ///
 /// # Errors
-/// What `direct` says, or that no thread can be started. `direct` gets the number of workers: fewer than `threads`
-/// when the system starts no more.
+/// The error of `direct`, or no thread can be started.
 pub(super) fn with_workers<T>(
     inputs: &WorkerInputs<'_>,
     threads: usize,
@@ -112,13 +112,13 @@ pub(super) fn with_workers<T>(
                 Err(_) => break,
             }
         }
-        // Only workers hold senders: when all of them have ended, waiting for a product ends too.
+        // Now only workers have senders, so that waiting for a product ends when all workers have ended.
         drop(sender);
         direct(&queue, &receiver, started)
     })
 }
 
-/// Tells the one who waits for products that there will be none, should a worker panic.
+/// Sends an error to the receiver of products if the worker panics.
 struct PanicGuard<'a>(&'a Sender<JobResult>);
 
 impl Drop for PanicGuard<'_> {

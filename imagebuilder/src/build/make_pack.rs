@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The pack to make, and its place.
+/// The pack to make.
 #[derive(Clone, Copy, Debug)]
 pub struct PackRequest<'a> {
-    /// The store path. Its NAR hash goes into the pack; whether it is right is the caller's concern.
+    /// The store path. Its NAR hash is written to the pack; the caller must check that it is correct.
     pub path: &'a PlannedPath,
-    /// Where it physically lies.
+    /// The location of its files.
     pub location: &'a Path,
     /// Codec and block sizes.
     pub settings: &'a ImageSettings,
@@ -29,11 +29,11 @@ pub struct PackRequest<'a> {
     pub jobs: usize,
 }
 
-/// Makes a pack: a whole file without a name, to be kept by [`crate::cache::Cache::keep_pack`] or handed over.
+/// Makes a pack as a complete file without a name. [`crate::cache::Cache::keep_pack`] can give it a name.
 ///
 /// # Errors
-/// What lies at the location is no store path, or not the one of this NAR size, it cannot be read, or the pack cannot be
-/// written. Nothing is left then.
+/// The location does not contain a store path of this NAR size, it cannot be read, or the pack cannot be written.
+/// Nothing remains then.
 pub fn make_pack(request: &PackRequest<'_>, cancel: &AtomicBool) -> Result<Arc<UnnamedFile>, BuildError> {
     let place = request.directory.join("pack");
     let fail = |source| CacheError { action: "make a pack", path: request.directory.to_owned(), source };

@@ -1,4 +1,4 @@
-//! Packs that are being made.
+//! Packs that are being written.
 
 use super::job::KeepJob;
 use super::output::write_all_at;
@@ -49,7 +49,7 @@ impl NewPack {
         !self.failed.load(Ordering::Relaxed)
     }
 
-    /// Writes bytes at a place. After an error the pack is given up.
+    /// Writes bytes at a position. After an error the pack is discarded.
     pub(super) fn write_at(&self, slices: &mut [IoSlice<'_>], at: u64) -> Result<(), CacheError> {
         if !self.is_wanted() {
             return Ok(());
@@ -64,7 +64,7 @@ impl NewPack {
         CacheError { action: "write a pack", path: PathBuf::from(&self.base_name), source }
     }
 
-    /// Copies what only the image has, and writes the index.
+    /// Copies the segments that only the image has, and writes the index.
     pub(super) fn complete(&self, job: &KeepJob, head: &PackHead<'_>, image: Option<&File>) -> Result<(), CacheError> {
         if !self.is_wanted() {
             return Ok(());
@@ -82,7 +82,7 @@ impl NewPack {
     }
 }
 
-/// Keeps packs in a cache.
+/// Adds packs to a cache.
 pub(super) struct CacheKeeper<'a> {
     /// The cache.
     pub(super) cache: &'a Cache,
@@ -100,23 +100,23 @@ impl PackKeeper for CacheKeeper<'_> {
     }
 }
 
-/// Makes one pack, for the caller.
+/// Receives a single pack, for the caller.
 pub(super) struct OnePack {
-    /// The file it is made in.
+    /// The file of the pack.
     pub(super) file: Arc<UnnamedFile>,
-    /// Whether it is whole.
+    /// Whether it is complete.
     pub(super) whole: AtomicBool,
-    /// What went wrong.
+    /// The first error.
     pub(super) trouble: Mutex<Option<CacheError>>,
 }
 
 impl OnePack {
-    /// In a file.
+    /// Creates a receiver for a pack in this file.
     pub(super) fn new(file: UnnamedFile) -> Self {
         Self { file: Arc::new(file), whole: AtomicBool::new(false), trouble: Mutex::new(None) }
     }
 
-    /// Notes what went wrong first.
+    /// Records an error, unless there is an earlier one.
     pub(super) fn note(&self, error: CacheError) {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }

@@ -15,21 +15,21 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use thiserror::Error;
 
-/// An image that cannot be written.
+/// The image cannot be written.
 #[derive(Debug, Error)]
 pub enum OutputError {
     /// An operation failed.
     #[error("cannot {action} {}", .path.display())]
     Io {
-        /// What was being done.
+        /// The operation.
         action: &'static str,
         /// The output.
         path: PathBuf,
-        /// Why it failed.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// There is no place for it.
+    /// The path of the output is not suitable.
     #[error(transparent)]
     Place(#[from] crate::output::OutputError),
 }
@@ -44,7 +44,7 @@ const WRITE_BACK_STEP_BYTES: u64 = 32 << 20;
 /// Frees space for so many bytes on a full disk; false when there is nothing to free.
 pub(super) type MakeRoom<'a> = &'a (dyn Fn(u64) -> bool + Sync);
 
-/// An image being written, by several threads. Dropped before [`Self::publish`] it leaves nothing behind.
+/// An image that several threads write. If it is dropped before [`Self::publish`], nothing remains.
 pub(super) struct ImageFile<'a> {
     file: UnnamedFile,
     target: PathBuf,
@@ -55,10 +55,10 @@ pub(super) struct ImageFile<'a> {
 }
 
 impl<'a> ImageFile<'a> {
-    /// Begins an image that will be at `target`.
+    /// Begins an image that will be published at `target`.
     ///
     /// # Errors
-    /// `target` is in no directory, or is one, or a device, or nothing can be written beside it.
+    /// The directory of `target` is missing or not writable, or `target` is a directory or a device.
     pub(super) fn create(target: &Path, make_room: MakeRoom<'a>) -> Result<Self, OutputError> {
         crate::output::check(target)?;
         let file = UnnamedFile::create_beside(target).map_err(io_error("create a file beside", target))?;
@@ -71,10 +71,10 @@ impl<'a> ImageFile<'a> {
         self.file.file()
     }
 
-    /// Writes bytes at a place.
+    /// Writes bytes at a position.
     ///
     /// # Errors
-    /// The disk is full, say.
+    /// Writing fails, for example because the disk is full.
     pub(super) fn write_at(&self, slices: &mut [IoSlice<'_>], at: u64) -> Result<(), OutputError> {
         let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
         write_all_at(self.file(), slices, at, self.make_room).map_err(io_error("write", &self.target))?;
@@ -90,8 +90,8 @@ impl<'a> ImageFile<'a> {
         })
     }
 
-    /// Has space allocated up to `end`, ahead, as long as the file system can; a full disk is reported by the write that meets
-    /// it.
+    /// Has space allocated up to `end`, ahead, as long as the file system can; a full disk is reported by the write
+    /// that meets it.
     pub(super) fn allocate(&self, end: u64) {
         let allocated = self.allocated.load(Ordering::Relaxed);
         if end <= allocated {
@@ -114,16 +114,16 @@ impl<'a> ImageFile<'a> {
         self.file().set_len(0).map_err(io_error("write", &self.target))
     }
 
-    /// Writes the beginning, which is known last, and ends the file after `length` bytes.
+    /// Writes the beginning, whose content is known last, and sets the length of the file.
     ///
     /// # Errors
-    /// The disk is full, say.
+    /// Writing fails, for example because the disk is full.
     pub(super) fn finish(&self, beginning: &[u8], length: u64) -> Result<(), OutputError> {
         self.write_at(&mut [IoSlice::new(beginning)], 0)?;
         self.file().set_len(length).map_err(io_error("end", &self.target))
     }
 
-    /// BLAKE3-256 and SHA-256 of the whole image, in hex.
+    /// Computes the BLAKE3-256 and the SHA-256 of the whole image, in hex.
     ///
     /// # Errors
     /// The image cannot be read back.
@@ -143,10 +143,10 @@ impl<'a> ImageFile<'a> {
         both(blake3, sha256).map_err(io_error("read back", &self.target))
     }
 
-    /// Puts the image in its place, replacing what was there, and returns the file.
+    /// Gives the image its name, replacing an existing file, and returns the file.
     ///
-    /// The image is on disk before it gets its name. File systems may write the rename first; a power cut would then
-    /// leave a file of the right length that is full of zeros, and destroy the old image.
+    /// The image is synced before it gets its name. Otherwise the file system could write the rename first, and a power
+    /// cut would leave a file of the right length that is full of zeros, and destroy the old image.
     ///
     /// # Errors
     /// It cannot be written to disk, linked or renamed.
@@ -164,14 +164,14 @@ impl<'a> ImageFile<'a> {
     }
 }
 
-/// Writes all slices at a place, again while a full disk can be given some room.
+/// Writes all slices at a position. On a full disk it tries again while space can be freed.
 pub(super) fn write_all_at(
     file: &File,
     mut slices: &mut [IoSlice<'_>],
     mut at: u64,
     make_room: MakeRoom<'_>,
 ) -> io::Result<()> {
-    // Empty slices first: writing nothing looks the same as being unable to write.
+    // Remove empty slices, because writing 0 bytes looks the same as being unable to write.
     IoSlice::advance_slices(&mut slices, 0);
     while !slices.is_empty() {
         let offset = i64::try_from(at).map_err(|_| io::ErrorKind::FileTooLarge)?;
@@ -189,7 +189,7 @@ pub(super) fn write_all_at(
     Ok(())
 }
 
-/// `IOV_MAX` of Linux.
+/// Maximum number of slices in one system call, `IOV_MAX` of Linux.
 const SLICES_MAX: usize = 1024;
 
 fn read_back(file: &File, mut take: impl FnMut(&[u8])) -> io::Result<()> {
@@ -205,12 +205,12 @@ fn read_back(file: &File, mut take: impl FnMut(&[u8])) -> io::Result<()> {
     }
 }
 
-/// A thread that has the disk write what is in the page cache while the image is being made.
+/// A thread that writes the page cache to disk while the image is being made.
 struct WriteBack {
     written: AtomicU64,
-    /// Where it was last asked, in bytes written.
+    /// Number of written bytes when the thread was last notified.
     asked_at: AtomicU64,
-    /// `None` when no thread could be started: then all is written at the end.
+    /// `None` if no thread could be started; everything is then written at the end.
     thread: Option<(SyncSender<()>, JoinHandle<io::Result<()>>)>,
 }
 
@@ -218,7 +218,7 @@ impl WriteBack {
     fn start(file: &File) -> Self {
         let thread = file.try_clone().ok().and_then(|file| {
             let (sender, receiver) = sync_channel(1);
-            // An error is reported to one call only, so the first one is kept.
+            // The kernel reports an error to only one call, so the first error is kept.
             let write = move || receiver.iter().map(|()| file.sync_data()).fold(Ok(()), Result::and);
             let thread = std::thread::Builder::new().name("microvm-image write-back".to_owned()).spawn(write);
             thread.ok().map(|thread| (sender, thread))
@@ -226,7 +226,7 @@ impl WriteBack {
         Self { written: AtomicU64::new(0), asked_at: AtomicU64::new(0), thread }
     }
 
-    /// So many bytes more have been written.
+    /// Records that more bytes have been written.
     fn wrote(&self, bytes: u64) {
         let written = self.written.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if let Some((sender, _)) = &self.thread
@@ -245,7 +245,7 @@ impl WriteBack {
     }
 }
 
-/// Whether the disk, or the user's share of it, is full.
+/// Returns whether the disk or the user's quota is full.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

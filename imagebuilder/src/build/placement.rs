@@ -1,4 +1,5 @@
-//! Settles where each segment lies in the image and in new packs, one after the other, and has workers move the bytes.
+//! Assigns positions in the image and in new packs to the segments, one after the other, and submits jobs that write
+//! them.
 
 use super::BuildError;
 use super::back_pressure::{Backlog, SegmentState, Slot, SlotContent, Target};
@@ -15,20 +16,20 @@ use crate::segment::{Batch, Segment, range_count};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Where the next segments go.
+/// The positions of the next segments.
 pub(super) struct Placement<'a> {
     inputs: &'a SequenceInputs<'a>,
-    /// Where the next byte of the image goes.
+    /// Position of the next byte in the image.
     pub(super) end: u64,
-    /// The store path whose segments are being placed, how many it has had, and the length of its content.
+    /// The store path whose segments are being placed, the number of segments so far, and the length of its content.
     current: Current,
     writes: WriteJob,
     copies: CopyJob,
-    /// The packs that are not whole yet, by store path.
+    /// The packs that are not complete yet, by store path.
     packs: HashMap<usize, PackInProgress>,
-    /// Segments of large files in the image, for the packs of other store paths that have the same files.
+    /// The segments of large files in the image, for the packs of other store paths with the same files.
     stored: HashMap<usize, Vec<StoredRange>>,
-    /// Packs that need what the image has, so they are made last.
+    /// Packs that need content from the image, so they are completed last.
     last: Vec<KeepJob>,
 }
 
@@ -58,13 +59,13 @@ struct PackInProgress {
     end: u64,
     segments: Vec<NewSegment>,
     from_image: Vec<FromImage>,
-    /// Segments that workers are writing.
+    /// Number of segments that workers are writing.
     writing: usize,
     is_complete: bool,
 }
 
 impl PackInProgress {
-    /// Where the next segment begins.
+    /// Returns the position of the next segment.
     fn begin(&mut self, current: &Current, file_bytes: u64, bytes: u32) -> u64 {
         let begin = begin_of(self.end, current.pieces, current.input_bytes, file_bytes);
         self.end = begin + u64::from(bytes);
@@ -73,7 +74,7 @@ impl PackInProgress {
 }
 
 impl<'a> Placement<'a> {
-    /// Behind what has been written of the image: `end` bytes.
+    /// Creates a placement that begins behind the first `start` bytes of the image.
     pub(super) fn new(inputs: &'a SequenceInputs<'a>) -> Self {
         Self {
             inputs,
@@ -87,7 +88,7 @@ impl<'a> Placement<'a> {
         }
     }
 
-    /// Places the next slot, and says what was compressed for it.
+    /// Places the next slot, and returns how much was compressed for it.
     pub(super) fn place(
         &mut self,
         slot: Slot,
@@ -187,7 +188,7 @@ impl<'a> Placement<'a> {
         self.writes.push(WritePart { batch, member, image_at, pack }, held_bytes);
     }
 
-    /// Where the next segment begins in the image.
+    /// Returns the position of the next segment in the image.
     fn begin_in_image(&mut self, file_bytes: u64, stored_bytes: u32) -> u64 {
         let begin = begin_of(self.end, self.current.pieces, self.current.input_bytes, file_bytes);
         self.end = begin + u64::from(stored_bytes);
@@ -197,7 +198,7 @@ impl<'a> Placement<'a> {
         begin
     }
 
-    /// Packs of other store paths may need it.
+    /// Records the position of a segment, which packs of other store paths may need.
     fn remember(&mut self, file: usize, image_at: u64, bytes: u32, segment: &NewSegment) {
         if self.inputs.keeper.is_some() {
             let range = StoredRange { image_at, bytes, segment: segment.clone() };
@@ -247,11 +248,13 @@ impl<'a> Placement<'a> {
         }
     }
 
-    /// A piece of the store path that the image has already; `file` has it there.
+    /// Skips a part of the store path that is already in the image as the content of `file`.
     fn leave_out(&mut self, member: usize, file: Option<usize>) -> Result<(), BuildError> {
         if let (Some(file), Some(pack)) = (file, self.packs.get_mut(&member)) {
-            let stored =
-                self.stored.get(&file).ok_or(BuildError::Defect { what: "a file was left out that is nowhere" })?;
+            let stored = self
+                .stored
+                .get(&file)
+                .ok_or(BuildError::Defect { what: "the content of a skipped file is missing" })?;
             for (number, range) in stored.iter().enumerate() {
                 let file_bytes = if number == 0 { self.inputs.file_bytes(file) } else { 0 };
                 let pack_at = pack.begin(&self.current, file_bytes, range.bytes);
@@ -265,7 +268,7 @@ impl<'a> Placement<'a> {
         Ok(())
     }
 
-    /// Has workers move what was gathered.
+    /// Submits jobs for the gathered segments.
     pub(super) fn flush(&mut self, backlog: &mut Backlog<'_>) {
         if !self.writes.is_empty() {
             backlog.submit(JobId::Background, Job::Write(std::mem::take(&mut self.writes)));
@@ -275,7 +278,7 @@ impl<'a> Placement<'a> {
         }
     }
 
-    /// Segments of these store paths have been written, one for each number.
+    /// Records that segments have been written: one for each entry in `members`, which are store paths.
     pub(super) fn wrote(&mut self, members: &[usize], backlog: &mut Backlog<'_>, hashes: &RangeHashes) {
         for member in members {
             if let Some(pack) = self.packs.get_mut(member) {
@@ -300,7 +303,8 @@ impl<'a> Placement<'a> {
         }
     }
 
-    /// Everything is in the image: packs that need it can be made. False when there are none.
+    /// Completes the packs that need content from the image, after everything is in the image. Returns false if there
+    /// are none.
     pub(super) fn make_last_packs(&mut self, backlog: &mut Backlog<'_>) -> bool {
         let last = std::mem::take(&mut self.last);
         let any = !last.is_empty();

@@ -17,9 +17,9 @@ use std::sync::{Mutex, PoisonError};
 
 /// The store paths of an image.
 pub(super) struct Scanned {
-    /// In the order of the data.
+    /// The store paths in the order of the data.
     pub(super) members: Vec<Member>,
-    /// Numbers of those that had a damaged pack, and are listed instead.
+    /// Numbers of the store paths that were listed because their pack was damaged.
     pub(super) rebuilt: BTreeSet<usize>,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Scanner<'a> {
     warnings: Mutex<Vec<String>>,
 }
 
-/// What became of a pack that was looked for.
+/// The result of a lookup of a pack.
 enum Found {
     Sound(Box<Pack>),
     Nothing,
@@ -62,23 +62,23 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// What went wrong with packs: the first of each kind.
+    /// Returns the warnings about packs, only the first of each kind.
     pub(super) fn warnings(&self) -> Vec<String> {
         self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn warn(&self, warning: String) {
         let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
-        // One is enough where every store path has the same trouble.
+        // One is enough if every store path has the same problem.
         if warnings.is_empty() {
             warnings.push(warning);
         }
     }
 
-    /// What every store path holds, in the order of the data.
+    /// Determines the content of all store paths, in the order of the data.
     ///
-    /// The order is that of the names, not of the hashes: an update changes hashes, and what a path shares with its
-    /// neighbours should not change with them.
+    /// They are ordered by name, not by hash: an update changes hashes, which should not change the content that a path
+    /// shares with its neighbours.
     pub(super) fn scan(&self, threads: usize) -> Result<Scanned, BuildError> {
         let mut ordered: Vec<&PlannedPath> = self.plan.paths.iter().collect();
         ordered.sort_by_key(|planned| (planned.path.name(), planned.path.base_name()));
@@ -118,7 +118,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// The store path, and whether its pack is damaged.
+    /// Determines the content of a store path, and returns whether its pack was damaged.
     fn scan_path(&self, planned: &PlannedPath) -> Result<(Member, bool), BuildError> {
         if self.cancel.load(Ordering::Relaxed) {
             return Err(BuildError::Interrupted);

@@ -1,7 +1,7 @@
-//! Takes the steps in their order and decides what is stored, and in which fragment block.
+//! Takes the steps in order and decides which content is stored, and in which fragment block.
 //!
-//! Workers may finish in any order; everything that settles a byte of the image is decided here, by one thread, step
-//! after step. So the image is the same whatever the threads and the cache do. This thread moves no content: workers do.
+//! Workers can finish in any order. A single thread makes all decisions that affect the bytes of the image here, step
+//! by step, so the image does not depend on threads and cache. This thread moves no content; workers do.
 
 use super::BuildError;
 use super::back_pressure::{Backlog, SegmentState, Slot, SlotContent, Target};
@@ -26,25 +26,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-/// How soon an interrupt is noticed while nothing else happens.
+/// Interval at which cancellation is checked while nothing else happens.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What the data of an image came to.
+/// The result of writing the data of an image.
 #[derive(Debug)]
 pub(super) struct Sequenced {
-    /// Where everything is.
+    /// The locations of all files.
     pub(super) places: Places,
     /// The counts for the report.
     pub(super) tally: Tally,
-    /// Where the data ends in the image.
+    /// Position behind the data in the image.
     pub(super) end: u64,
-    /// Processor time of the thread that decided, in seconds.
+    /// Processor time of the deciding thread in seconds.
     pub(super) cpu_seconds: f64,
-    /// Store paths whose packs are damaged: the image is not right.
+    /// Store paths whose packs are damaged. If there are some, the image is not correct.
     pub(super) damaged: BTreeSet<usize>,
 }
 
-/// What a sequence works with.
+/// The inputs of a sequencer.
 pub(super) struct SequenceInputs<'a> {
     /// The store paths, in the order of the data.
     pub(super) members: &'a [Member],
@@ -52,22 +52,22 @@ pub(super) struct SequenceInputs<'a> {
     pub(super) settings: &'a ImageSettings,
     /// Number of worker threads.
     pub(super) threads: usize,
-    /// Becomes true when the build is to stop.
+    /// Becomes true when the build must stop.
     pub(super) cancel: &'a AtomicBool,
     /// Buffers for content.
     pub(super) buffers: &'a SpareBuffers,
-    /// The image; `None` when only packs are made.
+    /// The image; `None` if only packs are made.
     pub(super) image: Option<&'a ImageFile<'a>>,
-    /// Where the data begins in the image.
+    /// Position of the data in the image.
     pub(super) start: u64,
-    /// Where new packs go; `None` when none are made.
+    /// The receiver of new packs; `None` if no packs are made.
     pub(super) keeper: Option<&'a dyn PackKeeper>,
-    /// Takes what goes wrong with new packs.
+    /// Receives problems with new packs.
     pub(super) cache_troubles: &'a (dyn Fn(CacheError) + Sync),
 }
 
 impl SequenceInputs<'_> {
-    /// Length of a file, by its number in the image.
+    /// Returns the length of a file in bytes, by its number in the image.
     pub(super) fn file_bytes(&self, file: usize) -> u64 {
         let member = &self.members[self.members.partition_point(|member| member.first_file <= file) - 1];
         member.tree().file_sizes()[file - member.first_file]
@@ -77,7 +77,7 @@ impl SequenceInputs<'_> {
 /// The fragment block that is being filled.
 #[derive(Debug, Default)]
 struct OpenFragment {
-    /// Its number in the image, once it has a file that is new there, and the bytes of such files.
+    /// Its number in the image, after the first file that is new in the image was added.
     index: Option<u32>,
     new_bytes: u64,
     /// The contents.
@@ -89,20 +89,20 @@ pub(super) struct Sequencer<'a> {
     inputs: &'a SequenceInputs<'a>,
     progress: &'a mut dyn Progress,
     steps: Vec<Step>,
-    /// Next step to take.
+    /// The next step to take.
     next: usize,
     backlog: Backlog<'a>,
     placement: Placement<'a>,
     fragment: OpenFragment,
-    /// Contents that the store path has had so far: what is stored together depends on the store path alone, so that a
-    /// change elsewhere never moves it.
+    /// The contents of the store path so far. Which files are stored together depends only on the store path, so that a
+    /// change in another one never moves them.
     met: HashSet<ContentHash>,
     range_hashes: RangeHashes,
     done: Sequenced,
 }
 
 impl<'a> Sequencer<'a> {
-    /// Before the first step.
+    /// Creates a sequencer before its first step.
     pub(super) fn new(inputs: &'a SequenceInputs<'a>, progress: &'a mut dyn Progress, queue: &'a JobQueue) -> Self {
         let members = inputs.members;
         let small_limit_bytes = u64::from(inputs.settings.fragment_block_size_bytes());
@@ -197,7 +197,7 @@ impl<'a> Sequencer<'a> {
             if !self.backlog.is_ready(number, step) {
                 break;
             }
-            // A step is taken once; what is left in its place is never looked at.
+            // A step is taken only once, so its replacement is never used.
             let step = std::mem::replace(step, Step::EndOfMember(0));
             let product = self.backlog.take_product(number);
             self.next += 1;
@@ -242,8 +242,8 @@ impl<'a> Sequencer<'a> {
         self.progress.advance(file.size_bytes, 0, 0);
     }
 
-    /// A file that goes into a fragment block, unless one of the same store path has its content. The block is part of
-    /// the image when the image lacks at least one of its files.
+    /// Adds a file to a fragment block, unless an earlier file of the same store path has its content. The block
+    /// becomes part of the image if at least one of its files is new in the image.
     fn take_small(&mut self, file: FileRef, hash: ContentHash, content: &[u8]) {
         let is_repeated = !self.met.insert(hash);
         let limit_bytes = self.inputs.settings.fragment_block_size_bytes() as usize;
@@ -292,7 +292,7 @@ impl<'a> Sequencer<'a> {
                 if let Some(content) = content {
                     self.range_hashes.set(file.file, range.range, content);
                     if range.range + 1 == range_count(file.size_bytes) {
-                        // No other file of the image has this content, so this only names it.
+                        // No other file of the image has this content, so this only records its hash.
                         let hash = file_content(self.range_hashes.of(file.file));
                         self.done.places.meet(file.file, hash);
                         self.met.insert(hash);
@@ -334,7 +334,7 @@ impl<'a> Sequencer<'a> {
         }
     }
 
-    /// Whether the image lacks the content of a large file; if it has it, the file is left out.
+    /// Returns whether the content of a large file is new in the image. If it is not, the file is skipped.
     fn is_new(&mut self, file: FileRef, content: ContentHash) -> bool {
         let is_repeated = !self.met.insert(content);
         if self.done.places.meet(file.file, content) == Novelty::New {
@@ -352,20 +352,20 @@ impl<'a> Sequencer<'a> {
         self.range_hashes.copy(to, file.file);
         let hash = file_content(self.range_hashes.of(file.file));
         if file.size_bytes < u64::from(self.inputs.settings.fragment_block_size_bytes()) {
-            // Of the same store path, which has the content.
+            // The earlier file is in the same store path, so the content has already been read.
             return self.take_small(file, hash, &[]);
         }
         let is_of_other_member = to < self.inputs.members[file.member].first_file;
         self.done.places.share(file.file, to);
         self.count_duplicate(file);
-        // Without packs the hash may be unknown, but then only whether something was left out matters.
+        // Without packs the hash may be unknown, but it is then not needed.
         if is_of_other_member && (self.inputs.keeper.is_none() || self.met.insert(hash)) {
             let first = self.done.places.first_with_content_of(file.file);
             self.push(file.member, SlotContent::LeftOut(Some(first)), 0);
         }
     }
 
-    /// A store path that has a pack: those of its segments are copied that have something new.
+    /// Takes a store path with a pack: copies the segments that have content that is new in the image.
     fn take_packed(&mut self, member: usize) {
         let Some(pack) = self.inputs.members[member].pack() else { return };
         let first_file = self.inputs.members[member].first_file;

@@ -19,11 +19,11 @@ use std::path::PathBuf;
 /// A store path of the image.
 #[derive(Debug)]
 pub(super) struct Member {
-    /// What it is called and hashed.
+    /// Its name and hash.
     pub(super) planned: PlannedPath,
-    /// Where it physically lies.
+    /// The location of its files.
     pub(super) location: PathBuf,
-    /// How its files are known.
+    /// The description of its files.
     pub(super) knowledge: Knowledge,
     /// Number of its first regular file among those of the whole image.
     pub(super) first_file: usize,
@@ -32,14 +32,14 @@ pub(super) struct Member {
 /// How the files of a store path are known.
 #[derive(Debug)]
 pub(super) enum Knowledge {
-    /// Listed just now: the content has to be read.
+    /// A listing; the content must be read.
     Listed(Listing),
-    /// From a pack, which has all that the image needs.
+    /// A pack, which has everything that the image needs.
     Packed(Box<Pack>),
 }
 
 impl Member {
-    /// The files.
+    /// Returns the files.
     pub(super) fn tree(&self) -> &Tree {
         match &self.knowledge {
             Knowledge::Listed(listing) => &listing.tree,
@@ -47,7 +47,7 @@ impl Member {
         }
     }
 
-    /// The pack, if there is one.
+    /// Returns the pack, if there is one.
     pub(super) fn pack(&self) -> Option<&Pack> {
         match &self.knowledge {
             Knowledge::Listed(_) => None,
@@ -55,7 +55,7 @@ impl Member {
         }
     }
 
-    /// The listing, if there is no pack.
+    /// Returns the listing, if there is no pack.
     pub(super) fn listing(&self) -> Option<&Listing> {
         match &self.knowledge {
             Knowledge::Listed(listing) => Some(listing),
@@ -63,12 +63,12 @@ impl Member {
         }
     }
 
-    /// Length of all its files in bytes.
+    /// Returns the length of all its files in bytes.
     pub(super) fn input_bytes(&self) -> u64 {
         self.tree().file_sizes().iter().sum()
     }
 
-    /// Path of a node.
+    /// Returns the path of a node.
     pub(super) fn path_of(&self, node: NodeId) -> PathBuf {
         let tree = self.tree();
         let mut names = Vec::new();
@@ -85,7 +85,7 @@ impl Member {
         path.into()
     }
 
-    /// Length of a file, 0 for other nodes.
+    /// Returns the length of a file in bytes; 0 for other nodes.
     pub(super) fn file_length(&self, node: NodeId) -> u64 {
         match self.tree().entry(node) {
             Entry::File { size_bytes, .. } => size_bytes,
@@ -93,7 +93,7 @@ impl Member {
         }
     }
 
-    /// Fills `out` with a range of a file, which must still be as it was listed.
+    /// Fills `out` with a range of a file, and checks that the file has not changed since it was listed.
     pub(super) fn read(&self, node: NodeId, range: usize, out: &mut [u8]) -> Result<(), BuildError> {
         let file = SourceFile::open(self, node)?;
         file.read_at(range as u64 * RANGE_BYTES, out)?;
@@ -112,7 +112,7 @@ pub(super) struct SourceFile {
     file: File,
     path: PathBuf,
     size_bytes: u64,
-    /// When it was modified last, of a file that was listed.
+    /// The modification time, if the file was listed.
     modified: Option<(i64, i64)>,
 }
 
@@ -157,8 +157,8 @@ impl SourceFile {
         }
     }
 
-    /// Copies whole blocks to a place in another file by `copy_file_range`, which shares them where the file system can.
-    /// Returns how many bytes were copied: less than `length` if this does not work here.
+    /// Copies whole blocks to a place in another file by `copy_file_range`, which shares them where the file system
+    /// can. Returns how many bytes were copied: less than `length` if this does not work here.
     pub(super) fn share(&self, offset: u64, (target, at): (&File, u64), length: u64) -> Result<u64, BuildError> {
         let mut done = 0;
         while done < length {

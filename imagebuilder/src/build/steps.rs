@@ -1,4 +1,4 @@
-//! The order of an image's data: every file once, in small steps that can be read ahead.
+//! The order of an image's data, as steps that can be read ahead. Every file occurs once.
 
 use super::BuildError;
 use super::job::{Job, RangeRef, Then};
@@ -8,7 +8,7 @@ use crate::threads::map_in_parallel;
 use crate::tree::{Entry, NodeId};
 use std::collections::{HashMap, HashSet};
 
-/// Small files are read in batches of at most so many bytes and files: enough to make handing over cheap.
+/// Maximum number of bytes and files in a batch of small files, large enough to make jobs cheap.
 const BATCH_BYTES: u64 = 512 << 10;
 const BATCH_FILES: usize = 256;
 
@@ -17,7 +17,7 @@ const BATCH_FILES: usize = 256;
 pub(super) struct FileRef {
     /// Number of its store path, in the order of the data.
     pub(super) member: usize,
-    /// Its node there.
+    /// Its node in the store path.
     pub(super) node: NodeId,
     /// Its number among all files of the image.
     pub(super) file: usize,
@@ -28,7 +28,7 @@ pub(super) struct FileRef {
 /// The next files of the image.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Files that share fragment blocks, of one store path, in a row.
+    /// Consecutive files of one store path that share fragment blocks.
     ReadSmall(Vec<FileRef>),
     /// One range of a large file.
     ReadRange {
@@ -36,10 +36,10 @@ pub(super) enum Step {
         file: FileRef,
         /// The range.
         range: RangeRef,
-        /// What happens to it.
+        /// How to process it.
         then: Then,
     },
-    /// A large file all of whose ranges have been hashed.
+    /// The end of a large file whose ranges have all been hashed.
     Hashed(FileRef),
     /// A file that is a hard link of an earlier one.
     Linked {
@@ -50,12 +50,13 @@ pub(super) enum Step {
     },
     /// A store path that has a pack.
     Packed(usize),
-    /// A store path that was listed is complete.
+    /// The end of a store path that was listed.
     EndOfMember(usize),
 }
 
 impl Step {
-    /// The job that has to be done before the step can be taken, and the bytes it will hold.
+    /// Returns the job that must run before the step can be taken, and the number of bytes that its product will keep
+    /// in memory.
     pub(super) fn job(&self) -> Option<(Job, u64)> {
         match self {
             Self::ReadSmall(files) => {
@@ -72,7 +73,7 @@ impl Step {
     }
 }
 
-/// Cuts the image's data into steps. Files under `small_limit_bytes` share fragment blocks.
+/// Divides the image's data into steps. Files with fewer than `small_limit_bytes` bytes share fragment blocks.
 pub(super) fn steps(members: &[Member], small_limit_bytes: u64, threads: usize) -> Vec<Step> {
     let twins = Twins::find(members, small_limit_bytes, threads);
     let mut first_links = HashMap::new();
@@ -86,8 +87,9 @@ pub(super) fn steps(members: &[Member], small_limit_bytes: u64, threads: usize) 
         for file in files(number, member).filter(|file| file.size_bytes > 0) {
             if let Some(identity) = listing.linked.get(&in_member(member, file)) {
                 let first: &FileRef = first_links.entry(*identity).or_insert(file);
-                // A link with another length is a file that changed while it was listed: reading it tells. A small file
-                // is in a fragment block of its own store path, so one that another path has is read again.
+                // A link with another length means that the file changed while it was listed; reading it detects that.
+                // A small file is in a fragment block of its own store path, so a link to a file of another path is
+                // read again.
                 let is_small = file.size_bytes < small_limit_bytes;
                 if is_small && first.member != number {
                     first_links.insert(*identity, file);
@@ -111,7 +113,7 @@ pub(super) fn steps(members: &[Member], small_limit_bytes: u64, threads: usize) 
     steps
 }
 
-/// The regular files of a member.
+/// Returns the regular files of a store path.
 fn files(number: usize, member: &Member) -> impl Iterator<Item = FileRef> + '_ {
     let tree = member.tree();
     (0..tree.len()).filter_map(move |node| match tree.entry(node) {
@@ -122,7 +124,7 @@ fn files(number: usize, member: &Member) -> impl Iterator<Item = FileRef> + '_ {
     })
 }
 
-/// A file's number in its member.
+/// Returns a file's number in its store path.
 fn in_member(member: &Member, file: FileRef) -> u32 {
     // A tree has fewer files than this.
     u32::try_from(file.file - member.first_file).unwrap_or(u32::MAX)
@@ -145,7 +147,7 @@ fn large(file: FileRef, twins: &Twins, steps: &mut Vec<Step>) {
     }
 }
 
-/// Small files that are waiting to become a step.
+/// Small files that will become a step.
 #[derive(Default)]
 struct Batch {
     files: Vec<FileRef>,
@@ -170,11 +172,11 @@ impl Batch {
     }
 }
 
-/// Large files that may be equal to another one: of the same length, and the same in the places that were looked at.
+/// Large files that may be equal to another one: they have the same length, and the same bytes in a few places.
 struct Twins {
-    /// Lengths that large files of packs have, and lengths under [`RANGE_BYTES`] that several files have.
+    /// Lengths of large files in packs, and lengths up to [`RANGE_BYTES`] that several files have.
     lengths: HashSet<u64>,
-    /// Numbers of longer files.
+    /// Numbers of longer files that may be equal to another one.
     files: HashSet<usize>,
 }
 
@@ -190,7 +192,7 @@ impl Twins {
             };
             for file in files(number, member).filter(|file| file.size_bytes >= small_limit_bytes) {
                 let link = listing.linked.get(&in_member(member, file));
-                // Links of one file are never read twice, so their length does not count twice.
+                // Links to one file are never read twice, so its length does not count twice.
                 if link.is_none_or(|identity| links.insert((*identity, file.size_bytes))) {
                     by_length.entry(file.size_bytes).or_default().push(file);
                 }
@@ -199,7 +201,7 @@ impl Twins {
         by_length.retain(|length, files| files.len() > 1 && !twins.lengths.contains(length));
         let mut unsure = Vec::new();
         for (length, files) in by_length {
-            // A file of one range is read once in any case.
+            // A file with one range is read only once in any case.
             if length <= RANGE_BYTES {
                 twins.lengths.insert(length);
             } else {
@@ -210,7 +212,7 @@ impl Twins {
         let mut first_with = HashMap::new();
         for (file, sample) in unsure.iter().zip(samples) {
             let Some(sample) = sample else {
-                // Reading it tells what is wrong.
+                // Reading it later reports the error.
                 twins.files.insert(file.file);
                 continue;
             };
@@ -226,10 +228,10 @@ impl Twins {
     }
 }
 
-/// So much is looked at in the beginning, the middle and the end of a file.
+/// Number of bytes to compare at the beginning, in the middle and at the end of a file.
 const SAMPLE_BYTES: usize = 4096;
 
-/// Hash of some places of a file that is longer than these.
+/// Computes the hash of these parts of a file, which must be longer than they are together.
 fn sample(member: &Member, file: FileRef) -> Result<[u8; 32], BuildError> {
     let source = member.open(file.node)?;
     let mut bytes = [0; SAMPLE_BYTES];

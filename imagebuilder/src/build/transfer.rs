@@ -1,4 +1,4 @@
-//! Moving stored bytes: from workers and packs into the image, and into new packs.
+//! Moves stored bytes from workers and packs to the image and to new packs.
 
 use super::BuildError;
 use super::job::{Product, Worker};
@@ -9,24 +9,24 @@ use crate::segment::Batch;
 use std::io::IoSlice;
 use std::sync::Arc;
 
-/// Segments are gathered until so many bytes, or so many segments, can be moved together: the page cache then takes large
-/// folios, which costs half of writing each segment by itself (measured on ext4).
+/// Segments are gathered until this number of bytes, or of segments, can be moved together. The page cache then uses
+/// large folios, which takes half the time of writing each segment separately (measured on ext4).
 const BYTES_ENOUGH: u64 = 2 << 20;
 const SEGMENTS_ENOUGH: usize = 400;
 
-/// What is between segments: at most one block less a byte.
+/// The zeros between segments, always less than a block.
 const ZEROS: [u8; SHARED_BLOCK_BYTES as usize] = [0; SHARED_BLOCK_BYTES as usize];
 
-/// A segment to be written.
+/// A segment to write.
 #[derive(Debug)]
 pub(super) struct WritePart {
-    /// The segment, alone in its batch.
+    /// The segment, which is the only one in its batch.
     pub(super) batch: Batch,
     /// Number of its store path.
     pub(super) member: usize,
-    /// Where it goes in the image, if it does.
+    /// Its position in the image; `None` if it is not written there.
     pub(super) image_at: Option<u64>,
-    /// The pack it goes to, and where there.
+    /// The pack to write it to, and the position in the pack.
     pub(super) pack: Option<(Arc<NewPack>, u64)>,
 }
 
@@ -36,7 +36,7 @@ impl WritePart {
     }
 }
 
-/// Segments to be written.
+/// Segments to write.
 #[derive(Debug, Default)]
 pub(super) struct WriteJob {
     parts: Vec<WritePart>,
@@ -45,29 +45,29 @@ pub(super) struct WriteJob {
 }
 
 impl WriteJob {
-    /// Adds a segment, which holds so many bytes of content until it is written.
+    /// Adds a segment, which keeps `held_bytes` bytes of content in memory until it is written.
     pub(super) fn push(&mut self, part: WritePart, held_bytes: u64) {
         self.stored_bytes += part.stored().len() as u64;
         self.held_bytes += held_bytes;
         self.parts.push(part);
     }
 
-    /// Whether it is time to write.
+    /// Returns whether there is enough to write.
     pub(super) fn is_enough(&self) -> bool {
         self.stored_bytes >= BYTES_ENOUGH || self.parts.len() >= SEGMENTS_ENOUGH
     }
 
-    /// Whether there is nothing to write.
+    /// Returns whether there is nothing to write.
     pub(super) fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 }
 
-/// Segments that follow each other in a pack and in the image.
+/// Segments that are adjacent in a pack and in the image.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     member: usize,
-    /// Number of the first segment, and how many there are.
+    /// Number of the first segment.
     first: usize,
     count: usize,
     pack_at: u64,
@@ -75,7 +75,7 @@ struct Run {
     bytes: u64,
 }
 
-/// Segments to be copied from packs to one stretch of the image.
+/// Segments to copy from packs to one contiguous range of the image.
 #[derive(Debug, Default)]
 pub(super) struct CopyJob {
     runs: Vec<Run>,
@@ -89,12 +89,12 @@ impl CopyJob {
         self.runs.last().map(|run| run.image_at + run.bytes)
     }
 
-    /// Whether a segment at this place of the image belongs to the stretch.
+    /// Returns whether a segment at this position of the image belongs to the range.
     pub(super) fn reaches(&self, image_at: u64) -> bool {
         self.end().is_none_or(|end| image_at >= end && image_at - end < SHARED_BLOCK_BYTES)
     }
 
-    /// Adds a segment of a pack; `input_bytes` of its content are new to the image.
+    /// Adds a segment of a pack; `input_bytes` bytes of its content are new in the image.
     pub(super) fn push(&mut self, (member, pack): (usize, &Pack), number: usize, image_at: u64, input_bytes: u64) {
         let segment = &pack.segments()[number];
         let bytes = u64::from(segment.bytes);
@@ -112,19 +112,19 @@ impl CopyJob {
         }
     }
 
-    /// Whether it is time to copy.
+    /// Returns whether there is enough to copy.
     pub(super) fn is_enough(&self) -> bool {
         self.stored_bytes >= BYTES_ENOUGH || self.segments >= SEGMENTS_ENOUGH
     }
 
-    /// Whether there is nothing to copy.
+    /// Returns whether there is nothing to copy.
     pub(super) fn is_empty(&self) -> bool {
         self.runs.is_empty()
     }
 }
 
 impl Worker<'_> {
-    /// Writes segments into the image and into packs.
+    /// Writes segments to the image and to packs.
     pub(super) fn write(&self, job: WriteJob) -> Result<Product, BuildError> {
         if let Some(image) = self.inputs.image {
             let parts = job.parts.iter().filter_map(|part| Some((part.image_at?, part.stored())));
@@ -172,7 +172,7 @@ impl Worker<'_> {
     }
 }
 
-/// Reads a run and checks it; false when it is damaged or cannot be read.
+/// Reads a run and checks it. Returns false if it is damaged or cannot be read.
 fn read_run(member: &Member, run: &Run, out: &mut [u8]) -> bool {
     let Some(pack) = member.pack() else { return false };
     if pack.read(run.pack_at, out).is_err() {
@@ -188,7 +188,8 @@ fn read_run(member: &Member, run: &Run, out: &mut [u8]) -> bool {
     })
 }
 
-/// Writes pieces that are in the order of their places, those that follow each other by one call, with zeros between them.
+/// Writes pieces, which must be in the order of their positions. Adjacent ones are written by a single call, with zeros
+/// between them.
 fn write_stretches<'a, E>(
     parts: impl Iterator<Item = (u64, &'a [u8])>,
     mut write: impl FnMut(&mut [IoSlice<'_>], u64) -> Result<(), E>,

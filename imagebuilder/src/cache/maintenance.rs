@@ -8,61 +8,61 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// What a cache holds.
+/// The size of a cache.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CacheStat {
-    /// Packs, each of one store path.
+    /// Number of packs, one per store path.
     pub packs: u64,
-    /// Their bytes.
+    /// Bytes of all packs.
     pub pack_bytes: u64,
-    /// Records of outputs, and a cache of the former layout.
+    /// Bytes of the records of outputs and of a cache of the former layout.
     pub other_bytes: u64,
 }
 
 impl CacheStat {
-    /// Bytes of everything.
+    /// Returns the total number of bytes.
     pub fn total_bytes(&self) -> u64 {
         self.pack_bytes + self.other_bytes
     }
 }
 
-/// What a collection removed, or would remove.
+/// The result of a collection, or of a dry run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Collected {
-    /// Entries removed.
+    /// Number of removed entries.
     pub removed_entries: u64,
-    /// Their bytes.
+    /// Bytes of the removed entries.
     pub removed_bytes: u64,
-    /// Bytes that are left.
+    /// Bytes of the remaining entries.
     pub kept_bytes: u64,
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Checked {
-    /// Packs read.
+    /// Number of packs that were read.
     pub entries: u64,
-    /// Those that were damaged; they have been removed.
+    /// The damaged packs, which have been removed.
     pub damaged: Vec<PathBuf>,
 }
 
-/// Whether a collection takes place or is only foretold.
+/// Whether a collection removes entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Collection {
-    /// Remove.
+    /// Remove entries.
     Remove,
-    /// Only count.
+    /// Only count the entries that would be removed.
     DryRun,
 }
 
-/// The former layout: a file for each segment.
+/// The directory of the former layout, which had a file for each segment.
 const FORMER: &str = "v1";
-/// A file with a temporary name that is older than this belongs to no build any more.
+/// A file with a temporary name that is older than this does not belong to a running build.
 const TEMPORARY_AGE: Duration = Duration::from_secs(24 * 3600);
-/// A full disk is met at every write, so trimming makes room for many of them.
+/// Minimum number of bytes that trimming frees, because every write on a full disk would cause another one.
 const TRIM_BYTES_MIN: u64 = 64 << 20;
 
 struct CacheEntry {
@@ -72,14 +72,14 @@ struct CacheEntry {
 }
 
 impl CacheEntry {
-    /// Whether it is the file of a build that was killed between giving it a temporary name and its own.
+    /// Returns whether it is the temporary file of a build that was killed.
     fn is_leftover(&self) -> bool {
         let is_temporary = self.path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         is_temporary && self.used.elapsed().is_ok_and(|age| age > TEMPORARY_AGE)
     }
 }
 
-/// Counts what the cache in `directory` holds; a cache that is not there holds nothing.
+/// Counts the entries of the cache in `directory`. A missing cache is empty.
 ///
 /// # Errors
 /// Something in it cannot be listed.
@@ -91,10 +91,10 @@ pub fn stat(directory: &Path) -> Result<CacheStat, CacheError> {
     Ok(CacheStat { packs: packs.len() as u64, pack_bytes: bytes(&packs), other_bytes })
 }
 
-/// Removes what was used least recently until the rest takes at most `size_max_bytes`, and the former layout once no
+/// Removes the least recently used entries until the rest takes at most `size_max_bytes`, and the former layout if no
 /// program uses it.
 ///
-/// Builds need not be waited for: what they have open they can read to the end.
+/// It does not wait for running builds, which can still read the packs that they have opened.
 ///
 /// # Errors
 /// Something cannot be listed or removed.
@@ -106,7 +106,8 @@ pub fn gc(directory: &Path, size_max_bytes: u64, collection: Collection) -> Resu
     let mut collected = Collected::default();
     let (mut full, mut removed) = (false, Vec::new());
     for entry in entries {
-        // Once the limit is met everything older goes: a small old entry does not outlive a large newer one.
+        // After the limit is reached, all older entries are removed, even small ones, so that the order of use is
+        // respected.
         let leftover = entry.is_leftover();
         full |= !leftover && collected.kept_bytes + entry.bytes > size_max_bytes;
         if full || leftover {
@@ -120,7 +121,7 @@ pub fn gc(directory: &Path, size_max_bytes: u64, collection: Collection) -> Resu
         collected.removed_bytes += entry.bytes;
         if collection == Collection::Remove {
             remove(&entry.path)?;
-            // Directories are made again when they are needed.
+            // Directories are created again when they are needed.
             if let Some(parent) = entry.path.parent().filter(|parent| !parent.ends_with("outputs")) {
                 let _ = fs::remove_dir(parent);
             }
@@ -132,13 +133,13 @@ pub fn gc(directory: &Path, size_max_bytes: u64, collection: Collection) -> Resu
 
 fn remove(path: &Path) -> Result<(), CacheError> {
     match fs::remove_file(path) {
-        // Another collection, or a build on a full disk, was quicker.
+        // Another collection, or a build on a full disk, has already removed it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(|source| CacheError { action: "remove an entry", path: path.to_owned(), source }),
     }
 }
 
-/// Removes a cache of the former layout, unless an older program uses it: such a program holds its lock.
+/// Removes a cache of the former layout, unless an older version of the program uses it and holds its lock.
 fn remove_former(directory: &Path, collection: Collection, collected: &mut Collected) -> Result<(), CacheError> {
     let former = directory.join(FORMER);
     let entries = list(&former)?;
@@ -160,8 +161,8 @@ fn remove_former(directory: &Path, collection: Collection, collected: &mut Colle
     Ok(())
 }
 
-/// Removes the packs used least recently, at least `bytes` of them and at least [`TRIM_BYTES_MIN`]. True if something was
-/// removed.
+/// Removes the least recently used packs, at least `bytes` bytes and at least [`TRIM_BYTES_MIN`]. Returns whether
+/// something was removed.
 pub(super) fn trim(root: &Path, bytes: u64) -> bool {
     let mut entries = list(&root.join("packs")).unwrap_or_default();
     entries.sort_by(|a, b| a.used.cmp(&b.used).then_with(|| a.path.cmp(&b.path)));
@@ -195,7 +196,7 @@ pub fn fsck(directory: &Path) -> Result<Checked, CacheError> {
     Ok(checked)
 }
 
-/// Whether a file is the pack that its place says.
+/// Returns whether a file is a valid pack for its path in the cache.
 fn is_sound(file: File, path: &Path) -> io::Result<bool> {
     let name = |path: Option<&Path>| path.and_then(Path::file_name).and_then(|name| name.to_str()).map(str::to_owned);
     match (name(path.parent()), name(Some(path))) {
@@ -204,7 +205,7 @@ fn is_sound(file: File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// All files below a directory.
+/// Lists all files below a directory.
 fn list(directory: &Path) -> Result<Vec<CacheEntry>, CacheError> {
     let fail = |path: &Path, source| CacheError { action: "list", path: path.to_owned(), source };
     if let Some(parent) = directory.parent() {
@@ -222,7 +223,7 @@ fn list(directory: &Path) -> Result<Vec<CacheEntry>, CacheError> {
             let entry = entry.map_err(|error| fail(&directory, error))?;
             let path = entry.path();
             let metadata = match entry.metadata() {
-                // It was removed meanwhile.
+                // It was removed in the meantime.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 other => other.map_err(|error| fail(&path, error))?,
             };

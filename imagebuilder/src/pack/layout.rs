@@ -1,8 +1,9 @@
-//! How the content of one store path is cut into segments, and in which order they lie.
+//! Divides the content of one store path into segments, and determines their order.
 //!
-//! A file of at least a fragment block is cut into ranges of 4 MiB, each a segment. Smaller files share fragment blocks, as
-//! many as fit, in the order of the files. What has the content of an earlier file of the path is left out. Nothing
-//! outside of the store path plays a part, so a change elsewhere never moves a file from one block to another.
+//! A file that is at least as long as a fragment block is divided into ranges of 4 MiB, each of which is a segment.
+//! Smaller files share fragment blocks, as many as fit, in the order of the files. A file with the content of an
+//! earlier file of the path is skipped. This depends only on the store path, so a change in another one never moves a
+//! file to another block.
 
 use super::SHARED_BLOCK_BYTES;
 use crate::segment::{ContentHash, file_content, range_count, range_length};
@@ -11,12 +12,12 @@ use crate::tree::{Entry, NodeId, Tree};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 
-/// Files from this size on begin at a multiple of [`SHARED_BLOCK_BYTES`].
+/// Files of at least this size begin at a multiple of [`SHARED_BLOCK_BYTES`].
 const ALIGNED_FILE_BYTES: u64 = 1 << 20;
-/// Store paths with so much content begin at such a place, too.
+/// Store paths with at least this much content also begin at such a position.
 const ALIGNED_PATH_BYTES: u64 = 256 << 10;
 
-/// A segment's content.
+/// The content of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
     /// A range of a file.
@@ -48,7 +49,7 @@ pub struct SmallFile {
 }
 
 impl Piece {
-    /// Length of the content in bytes.
+    /// Returns the length of the content in bytes.
     pub fn input_bytes(&self) -> u32 {
         match self {
             Self::Range { length, .. } => *length,
@@ -57,19 +58,20 @@ impl Piece {
     }
 }
 
-/// The segments of a store path, in their order.
+/// The segments of a store path, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     /// The segments.
     pub pieces: Vec<Piece>,
-    /// Files whose content an earlier file of the path has, with that file.
+    /// Files with the content of an earlier file of the path: the numbers of the file and of the earlier file.
     pub same_as: Vec<(u32, u32)>,
-    /// Content of the whole path in bytes, equal files counted each time.
+    /// Length of the content of the whole path in bytes. Equal files count each time.
     pub input_bytes: u64,
 }
 
 impl Layout {
-    /// Lays a store path out; `range_hashes` are those of all ranges of its files, one file after the other.
+    /// Computes the layout of a store path; `range_hashes` are the hashes of all ranges of its files, one file after
+    /// the other.
     pub fn new(tree: &Tree, range_hashes: &[ContentHash], settings: &ImageSettings) -> Self {
         let mut layout = Self { input_bytes: tree.file_sizes().iter().sum(), ..Self::default() };
         let mut first_with = HashMap::new();
@@ -114,8 +116,8 @@ impl Layout {
 
 /// Where a segment begins that follows bytes up to `end`, in a pack and in an image.
 ///
-/// `number` counts the segments of the store path, and `path_bytes` is the content of the path; `file_bytes` is the length
-/// of the file that begins with the segment, 0 for others.
+/// `number` counts the segments of the store path, and `path_bytes` is the content of the path; `file_bytes` is the
+/// length of the file that begins with the segment, 0 for others.
 pub fn begin_of(end: u64, number: usize, path_bytes: u64, file_bytes: u64) -> u64 {
     let is_aligned = file_bytes >= ALIGNED_FILE_BYTES || (number == 0 && path_bytes >= ALIGNED_PATH_BYTES);
     if is_aligned { end.next_multiple_of(SHARED_BLOCK_BYTES) } else { end }

@@ -1,4 +1,4 @@
-//! Opens packs and checks them, because another user may have made them.
+//! Opens packs and checks them, because another user can have made them.
 
 use super::layout::{Layout, Piece, begin_of};
 use super::{
@@ -25,8 +25,8 @@ pub enum OpenError {
     /// It cannot be read.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// It is not a whole and sound pack of the store path that was asked for.
-    #[error("it is not a sound pack of this store path: {reason}")]
+    /// It is not a valid pack of the requested store path.
+    #[error("it is not a valid pack of this store path: {reason}")]
     Damaged {
         /// What was found.
         reason: &'static str,
@@ -37,7 +37,7 @@ const fn damaged(reason: &'static str) -> OpenError {
     OpenError::Damaged { reason }
 }
 
-/// An open pack. Its index was checked; its segments are checked when they are read.
+/// An open pack. Its index has been checked; its segments are checked when they are read.
 #[derive(Debug)]
 pub struct Pack {
     stored: Stored,
@@ -61,9 +61,9 @@ enum Stored {
 /// A segment of a pack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredSegment {
-    /// Where its stored bytes begin in the pack.
+    /// Position of its stored bytes in the pack.
     pub at: u64,
-    /// Length of its stored bytes.
+    /// Number of stored bytes.
     pub bytes: u32,
     /// [`segment_checksum`] of them.
     pub checksum: u128,
@@ -71,9 +71,9 @@ pub struct StoredSegment {
 }
 
 impl Pack {
-    /// Opens the pack of a store path, made with `settings`, from any file that can be read at any position: one of a cache,
-    /// or a descriptor that another process handed over. Nothing that the file says of itself is believed before it is
-    /// checked. When the file is small it is read whole and closed.
+    /// Opens the pack of a store path, made with `settings`, from any file that can be read at any position: one of a
+    /// cache, or a descriptor that another process handed over. Nothing that the file says of itself is believed before
+    /// it is checked. When the file is small it is read whole and closed.
     ///
     /// # Errors
     /// It cannot be read, or is no such pack.
@@ -82,7 +82,8 @@ impl Pack {
             if head.base_name != path.path.base_name() {
                 return Err(damaged("it is of another store path"));
             }
-            // Without a hash only the store tells whether the pack is right, and then any may be.
+            // Without a hash, only a comparison with the store shows whether the pack is correct, and any pack of the
+            // path can be.
             if path.nar_hash.is_some() && head.nar_hash != path.nar_hash {
                 return Err(damaged("it is of a store path with another NAR hash"));
             }
@@ -120,7 +121,7 @@ impl Pack {
         let index_bytes = u64::from_le_bytes(index_bytes.try_into().unwrap_or_default());
         let index_at = (length - FOOTER_BYTES as u64).checked_sub(index_bytes);
         let Some(index_at) = index_at.filter(|_| index_bytes <= INDEX_BYTES_MAX) else {
-            return Err(damaged("its index is longer than it is"));
+            return Err(damaged("its index is longer than the file"));
         };
         let long_index;
         let index = if index_at >= tail_at {
@@ -149,17 +150,17 @@ impl Pack {
         Ok(pack)
     }
 
-    /// What the store path consists of.
+    /// Returns the files of the store path.
     pub fn tree(&self) -> &Tree {
         &self.tree
     }
 
-    /// Hashes of the ranges of all regular files, one file after the other.
+    /// Returns the hashes of the ranges of all regular files, one file after the other.
     pub fn range_hashes(&self) -> &[ContentHash] {
         &self.range_hashes
     }
 
-    /// Hash of a file's content, by the number of the file.
+    /// Returns the hash of a file's content, by the number of the file.
     pub fn content(&self, file: u32) -> ContentHash {
         let first = self.first_ranges[file as usize] as usize;
         let count = range_count(self.tree.file_sizes()[file as usize]);
@@ -171,12 +172,12 @@ impl Pack {
         &self.layout
     }
 
-    /// The segments, as many as the layout has pieces.
+    /// Returns the segments, one for each piece of the layout.
     pub fn segments(&self) -> &[StoredSegment] {
         &self.segments
     }
 
-    /// Size words of a segment's blocks.
+    /// Returns the size words of a segment's blocks.
     pub fn words(&self, segment: &StoredSegment) -> &[u32] {
         &self.words[segment.words.clone()]
     }
@@ -205,12 +206,12 @@ impl Pack {
         }
     }
 
-    /// Whether these are the stored bytes of a segment.
+    /// Returns whether these are the stored bytes of a segment.
     pub fn is_sound(segment: &StoredSegment, stored: &[u8]) -> bool {
         stored.len() == segment.bytes as usize && segment_checksum(stored) == segment.checksum
     }
 
-    /// Reads all segments; false when one is damaged.
+    /// Reads all segments. Returns false if one is damaged.
     ///
     /// # Errors
     /// The pack cannot be read.
@@ -230,7 +231,7 @@ impl Pack {
     }
 }
 
-/// A file that is shorter than it was a moment ago is damaged, not unreadable.
+/// Reads bytes at a position. A file that has become shorter counts as damaged, not as unreadable.
 fn read_at(file: &File, out: &mut [u8], at: u64) -> Result<(), OpenError> {
     file.read_exact_at(out, at).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => damaged("it is shorter than it was"),
@@ -238,7 +239,7 @@ fn read_at(file: &File, out: &mut [u8], at: u64) -> Result<(), OpenError> {
     })
 }
 
-/// What a pack says it is.
+/// The description of a pack at the beginning of its index.
 struct Head<'a> {
     base_name: &'a str,
     nar_hash: Option<[u8; 32]>,
@@ -256,13 +257,14 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Whether a file is a sound pack whose place in a cache is `settings`/`name`: reads all of it.
+/// Reads a whole file, and returns whether it is a valid pack for the path `settings`/`name` in a cache.
 ///
 /// # Errors
 /// It cannot be read.
 pub fn check_file(file: File, settings: &str, name: &str) -> io::Result<bool> {
     let expected = |head: &Head<'_>| {
-        let path = StorePath::from_base_name(head.base_name).map_err(|_| damaged("it is of no store path"))?;
+        let path = StorePath::from_base_name(head.base_name)
+            .map_err(|_| damaged("its base name is not that of a store path"))?;
         let planned = PlannedPath { path, nar_hash: head.nar_hash, nar_size_bytes: None };
         if head.settings != settings || file_name(&planned) != name {
             return Err(damaged("it has the name of another pack"));
@@ -276,13 +278,14 @@ pub fn check_file(file: File, settings: &str, name: &str) -> io::Result<bool> {
     }
 }
 
-/// Reads an index whose checksum is right. Who can write packs can forge checksums, so every number is checked.
+/// Decodes an index whose checksum is correct. Anyone who can write packs can forge checksums, so every number is
+/// checked.
 fn decode_index(
     index: &[u8],
     expected: &dyn Fn(&Head<'_>) -> Result<ImageSettings, OpenError>,
 ) -> Result<Pack, OpenError> {
     let mut rest = index;
-    let short = || damaged("its index is cut");
+    let short = || damaged("its index is truncated");
     let settings = &expected(&Head::take(&mut rest).ok_or_else(short)?)?;
     let contents_bytes = take(&mut rest, 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
     let contents_bytes = contents_bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(short)?;
@@ -315,7 +318,7 @@ fn decode_index(
         let at = begin_of(end, number, pack.layout.input_bytes, file_bytes);
         let first_word = pack.words.len();
         let bytes = take_words(&mut rest, piece, settings.block_size_bytes(), &mut pack.words)
-            .ok_or(damaged("it has blocks that no image can hold"))?;
+            .ok_or(damaged("it has blocks that no image can contain"))?;
         let checksum = take(&mut rest, 16).and_then(|sum| sum.try_into().ok()).ok_or_else(short)?;
         let words = first_word..pack.words.len();
         pack.segments.push(StoredSegment { at, bytes, checksum: u128::from_le_bytes(checksum), words });
@@ -324,7 +327,8 @@ fn decode_index(
     if rest.is_empty() { Ok(pack) } else { Err(damaged("its index is too long")) }
 }
 
-/// Reads the size words of a segment and returns the length of its stored bytes, unless they cannot be those of its content.
+/// Reads the size words of a segment and returns the number of its stored bytes; `None` if they are not valid for its
+/// content.
 fn take_words(rest: &mut &[u8], piece: &Piece, block_bytes: u32, words: &mut Vec<u32>) -> Option<u32> {
     let mut input_left = piece.input_bytes();
     let mut stored_bytes = 0_u32;
