@@ -29,7 +29,7 @@
         }
         {
           assertion = builtins.match "[A-Za-z0-9_][A-Za-z0-9_.-]*" name != null;
-          message = "microvm.vms.${name}: a name has letters, digits, `_`, `.` and `-`, and starts with no sign";
+          message = "microvm.vms.${name}: use letters, digits, `_`, `.` and `-`, and start with a letter, a digit or `_`";
         }
       ]) config.microvm.vms
     )
