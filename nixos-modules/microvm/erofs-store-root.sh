@@ -9,7 +9,7 @@
 # or at 28.
 erofs_number() { od -A n -t "u$2" -j "$1" -N "$2" "$out" | tr -d ' '; } # OFFSET BYTES
 erofs_put() { printf '%b' "$2" | dd of="$out" bs=1 seek="$1" conv=notrunc status=none; } # OFFSET TEXT
-[ "$(erofs_number 1024 4)" = 3774210530 ] || { echo "$out is no erofs image" >&2; exit 1; }
+[ "$(erofs_number 1024 4)" = 3774210530 ] || { echo "$out is not an erofs image" >&2; exit 1; }
 chmod u+w "$out"
 root=$((($(erofs_number 1064 4) << $(erofs_number 1036 1)) + 32 * $(erofs_number 1038 2)))
 erofs_put $((root + 4)) '\xfd\x43' # a directory, 041775

@@ -24,7 +24,7 @@ in
     type = lib.types.package;
     internal = true;
     readOnly = true;
-    description = "What Nix' database needs to know of the system closure.";
+    description = "The registration of the system closure for Nix's database.";
   };
 
   config = lib.mkMerge [

@@ -1,4 +1,4 @@
-//! Writes a small file whole or not at all, also across a power cut.
+//! Writes a small file completely or not at all, even if there is a power cut.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};

@@ -20,7 +20,7 @@ if [ -z "${NIXPKGS:-}" ]; then
   exit 0
 fi
 NIXPKGS=$(realpath "$NIXPKGS")
-[ "$(id -u)" = 0 ] || die "only root can run Nix' sandboxed builds without a daemon" "run as root"
+[ "$(id -u)" = 0 ] || die "only root can run sandboxed builds of Nix without a daemon" "run as root"
 # A tree in which stage 2 was modified for debugging does not start systemd.
 grep -q '^ *exec @systemdExecutable@' "$NIXPKGS/nixos/modules/system/boot/stage-2-init.sh" ||
   die "$NIXPKGS is not a nixpkgs tree as NixOS has it: its stage-2-init.sh does not start systemd"

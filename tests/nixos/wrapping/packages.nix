@@ -291,7 +291,7 @@ in
     };
   };
   makeInitrdNGTool = program "make-initrd-ng" "0.1.0" "make-initrd-ng";
-  # The C program that NixOS' wrappers are: prepare.sh compiled it once, here it gets the name of what it wraps.
+  # The C program of NixOS's wrappers. prepare.sh compiled it once; here it gets the name of the wrapped program.
   curlMinimal = deb.curl;
   libxslt = deb.xsltproc;
   fetchurl = final.stdenv.fetchurlBoot;

@@ -59,7 +59,7 @@ if [ ! -e "$inputs/make-initrd-ng/make-initrd-ng" ]; then
   cp "$rig/make-initrd-ng/target/release/make-initrd-ng" "$inputs/make-initrd-ng/"
 fi
 
-# NixOS' setuid wrapper, with 255 placeholders for the name of what it wraps, which packages.nix fills in.
+# NixOS's setuid wrapper, with 255 placeholders for the name of the wrapped program, which packages.nix fills in.
 if [ ! -e "$inputs/security-wrapper/security-wrapper" ]; then
   mkdir -p "$inputs/security-wrapper" "$rig/unsecvars"
   printf '#define UNSECURE_ENVVARS "LD_PRELOAD\\0" "LD_LIBRARY_PATH\\0" "LD_AUDIT\\0" "GCONV_PATH\\0" "TMPDIR\\0"\n' >"$rig/unsecvars/unsecvars.h"
