@@ -65,7 +65,7 @@ impl Outcome {
         self.costs.iter().map(|cost| cost.seconds).collect()
     }
 
-    /// The peak memory of all rounds, in bytes.
+    /// Returns the peak memory of all rounds, in bytes.
     #[must_use]
     pub fn peak_memory_bytes(&self) -> u64 {
         self.costs.iter().map(|cost| cost.peak_memory_bytes).max().unwrap_or(0)
@@ -141,7 +141,7 @@ impl Arena<'_> {
         self.tree.set_revision(Revision::First)
     }
 
-    /// A command as it is recorded in the results, without its directories.
+    /// Formats a command for the results, without its directories.
     fn without_directories(&self, command: &std::process::Command) -> String {
         let mut text = format!("{command:?}");
         let fixtures = crate::workspace::fixtures();

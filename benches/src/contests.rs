@@ -18,7 +18,7 @@ fn contender(name: &str, tool: Tool) -> Contender {
     Contender { name: name.to_owned(), tool, preparation: Preparation::Nothing }
 }
 
-/// The defaults of each tool without a cache: microvm.nix's two tools, and ours.
+/// Returns the contest with the defaults of each tool, without a cache: microvm.nix's two tools, and ours.
 #[must_use]
 pub fn defaults(scratch: &Path) -> Contest {
     Contest {
@@ -35,7 +35,7 @@ pub fn defaults(scratch: &Path) -> Contest {
     }
 }
 
-/// The same level and block size for all tools, to compare their implementations.
+/// Returns the contest with the same level and block size for all tools, which compares their implementations.
 #[must_use]
 pub fn same_level(level: u32) -> Contest {
     let packing = Packing { level, block_bytes: BLOCK_BYTES };
@@ -49,8 +49,8 @@ pub fn same_level(level: u32) -> Contest {
     }
 }
 
-/// After one store path of 3 MB changed, and after nothing changed, against copying the image. `image` is any build of the
-/// closure with our defaults.
+/// Returns the contest of builds after one store path of 3 MB or nothing has changed, with copies of the image. `image`
+/// is any build of the closure with our defaults.
 #[must_use]
 pub fn rebuild(scratch: &Path, image: &Path) -> Contest {
     let cached = |name: &str, source, preparation| Contender {

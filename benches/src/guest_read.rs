@@ -35,8 +35,8 @@ pub fn run(images: &[PathBuf], extent: Extent) -> Result<Vec<ImageReadings>, Err
     Ok(results)
 }
 
-/// The fixture's initrd followed by an archive of this program and its start script; the kernel unpacks one after
-/// another.
+/// Writes the fixture's initrd followed by an archive of this program and its start script; the kernel unpacks one
+/// after another.
 fn build_initrd(base: &Path, initrd: &Path) -> Result<(), Error> {
     let program = workspace::static_program("benches")?;
     let tree = tempfile::tempdir().map_err(file("make a directory in", std::env::temp_dir()))?;

@@ -53,7 +53,7 @@ impl Method {
         })
     }
 
-    /// As a Markdown list.
+    /// Formats the circumstances as a Markdown list.
     #[must_use]
     pub fn markdown(&self) -> String {
         format!(
@@ -68,7 +68,7 @@ impl Method {
     }
 }
 
-/// The first line with a number in it; some programs end with an error after printing their version.
+/// Returns the first line with a number in it. Some programs exit with an error after printing their version.
 fn version(command: &mut Command) -> String {
     let Ok(output) = command.output() else { return format!("{command:?}: cannot be started") };
     let text = [output.stdout, output.stderr].concat();

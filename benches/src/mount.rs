@@ -27,7 +27,7 @@ impl Mounted {
         Ok(Self { directory })
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.directory.path()

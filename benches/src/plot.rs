@@ -15,7 +15,7 @@ const BOTTOM: f64 = 60.0;
 const BAR_HEIGHT: f64 = 22.0;
 const BAR_LABEL_WIDTH: f64 = 420.0;
 
-/// The colour of a tool; ours has the most visible one.
+/// Returns the colour of a tool; ours has the most visible one.
 fn colour(name: &str) -> &'static str {
     match name.split([' ', ',']).next() {
         Some("microvm-image") => "#c2410c",

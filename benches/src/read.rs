@@ -79,7 +79,7 @@ fn empty_readings(image: &Path) -> Result<ImageReadings, Error> {
     Ok(ImageReadings { image: image.display().to_string(), bytes, seconds: vec![Vec::new(); Reading::ALL.len()] })
 }
 
-/// The files of all images; an error if the images differ.
+/// Returns the files of all images; an error if the images differ.
 fn same_files(images: &[PathBuf], placed: &[PathBuf]) -> Result<Vec<StoreFile>, Error> {
     let mut common: Option<Vec<StoreFile>> = None;
     for (name, image) in images.iter().zip(placed) {
@@ -98,7 +98,7 @@ fn same_files(images: &[PathBuf], placed: &[PathBuf]) -> Result<Vec<StoreFile>, 
     common.ok_or_else(|| Error::Unexpected("no image was given".into()))
 }
 
-/// The files of every n-th store path. Whole paths, because adjacent data in an image belongs to one path.
+/// Returns the files of every n-th store path. Whole paths, because adjacent data in an image belongs to one path.
 fn every_nth_path(files: Vec<StoreFile>, every: usize) -> Vec<StoreFile> {
     let store_path = |file: &StoreFile| file.path.components().next().map(|name| name.as_os_str().to_owned());
     let mut paths: Vec<_> = files.iter().map(store_path).collect();

@@ -38,7 +38,7 @@ impl Reading {
     pub const ALL: [Self; 5] =
         [Self::FindStat, Self::AllFiles, Self::AllFilesTwoReaders, Self::SmallFiles, Self::RandomPages];
 
-    /// A name for tables.
+    /// Returns a name for tables.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -60,7 +60,7 @@ pub struct StoreFile {
     pub bytes: u64,
 }
 
-/// All regular files under `directory`, sorted by path.
+/// Returns all regular files under `directory`, sorted by path.
 ///
 /// # Errors
 /// The first error of the file system.

@@ -37,7 +37,7 @@ fn files(results: &Results) -> Vec<(String, String)> {
     files
 }
 
-/// All tables, as Markdown.
+/// Formats all tables as Markdown.
 #[must_use]
 pub fn tables(results: &Results) -> String {
     let mut text = format!("# Benchmarks of {}\n\n{}\n", results.method.date, results.method.markdown());
@@ -70,7 +70,7 @@ fn store_tables(store: &StoreResults) -> String {
     text
 }
 
-/// A table of seconds, ratio to the first contender, size and peak memory.
+/// Formats a table of seconds, ratio to the first contender, size and peak memory.
 fn contest_table(contest: &ContestOutcome) -> String {
     let Some(first) = contest.outcomes.first() else { return String::new() };
     let header = ["", "seconds", "minimum..maximum", "processor s", "time ratio", "image MB", "size ratio", "peak MiB"];

@@ -36,7 +36,8 @@ pub fn run(rounds: usize) -> Result<Timings, Error> {
     Timings::measure("Start-up: until `microvm` has become the hypervisor", &mut commands, rounds)
 }
 
-/// A store disk, four volumes, two interfaces, a 9p share, a balloon and the random number generator; returns the spec.
+/// Writes the spec of a machine with a store disk, four volumes, two interfaces, a 9p share, a balloon and the random
+/// number generator, and returns its path.
 fn write_machine(directory: &Path) -> Result<std::path::PathBuf, Error> {
     let bin = directory.join("bin");
     fs::create_dir(&bin).map_err(file("make", &bin))?;
@@ -71,7 +72,7 @@ fn write_machine(directory: &Path) -> Result<std::path::PathBuf, Error> {
     Ok(spec)
 }
 
-/// The part of a Linux kernel that the launcher reads: `HdrS` in the boot sector (the kernel's
+/// Returns the part of a Linux kernel that the launcher reads: `HdrS` in the boot sector (the kernel's
 /// Documentation/arch/x86/boot.rst).
 fn bz_image_header() -> Vec<u8> {
     let mut image = vec![0; 4096];

@@ -42,19 +42,19 @@ impl StoreTree {
         Ok(tree)
     }
 
-    /// A directory with `store/` and `closure-info/` that has one state only.
+    /// Opens a directory with `store/` and `closure-info/` that has only one state.
     #[must_use]
     pub fn unchanging(directory: &Path) -> Self {
         Self { directory: directory.to_owned(), revision: Revision::First }
     }
 
-    /// The directory that contains the store paths.
+    /// Returns the directory that contains the store paths.
     #[must_use]
     pub fn store(&self) -> PathBuf {
         self.directory.join("store")
     }
 
-    /// The closure's registration, in its present state.
+    /// Returns the directory with the closure's registration in its current state.
     #[must_use]
     pub fn closure_info(&self) -> PathBuf {
         self.directory.join(match self.revision {
@@ -102,7 +102,7 @@ impl StoreTree {
         Ok(())
     }
 
-    /// The store path of the same package: the same name after another hash.
+    /// Returns the store path of the same package: the same name after another hash.
     fn sibling_of(&self, other: &str) -> Result<String, Error> {
         let package = other.get(32..).unwrap_or_default();
         for entry in fs::read_dir(self.store()).map_err(file("list", self.store()))? {

@@ -67,7 +67,7 @@ pub struct Programs {
 }
 
 impl Tool {
-    /// The cache it uses, if any.
+    /// Returns the cache it uses, if any.
     #[must_use]
     pub fn cache_directory(&self) -> Option<&Path> {
         match self {
@@ -76,7 +76,7 @@ impl Tool {
         }
     }
 
-    /// The command that packs `tree` into `output`.
+    /// Returns the command that packs `tree` into `output`.
     #[must_use]
     pub fn command(&self, programs: &Programs, tree: &StoreTree, output: &Path) -> Command {
         let jobs = JOBS.to_string();

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::error::{Error, file};
 
-/// The work tree that this program was compiled from.
+/// Returns the work tree that this program was compiled from.
 #[must_use]
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -22,7 +22,7 @@ pub fn fixture(size: &str) -> Result<PathBuf, Error> {
     Ok(fixtures().join(size))
 }
 
-/// Where fixtures are kept: `$MICROVM_FIXTURES`, else `target/fixtures` of the work tree.
+/// Returns the directory of the fixtures: `$MICROVM_FIXTURES`, otherwise `target/fixtures` of the work tree.
 #[must_use]
 pub fn fixtures() -> PathBuf {
     std::env::var_os("MICROVM_FIXTURES").map_or_else(|| root().join("target/fixtures"), PathBuf::from)
@@ -66,8 +66,8 @@ fn target_directory() -> Result<PathBuf, Error> {
     Ok(own.ancestors().nth(2).map_or_else(|| PathBuf::from("target"), Path::to_owned))
 }
 
-/// The host's time stamp counter in kHz. An emulated guest sees the host's counter and, on a busy machine, fails to
-/// calibrate it; with `tsc_early_khz=` it does not have to.
+/// Returns the host's time stamp counter in kHz. An emulated guest sees the host's counter and, on a busy machine,
+/// fails to calibrate it; with `tsc_early_khz=` it does not have to.
 ///
 /// # Errors
 /// When `/proc/cpuinfo` names no clock.

@@ -52,17 +52,17 @@ pub struct StoreFilePath<'a> {
 }
 
 impl StoreFiles {
-    /// The files of `members`, which are in `store_dir`.
+    /// Creates the list of the files of `members`, which are in `store_dir`.
     pub fn new(store_dir: PathBuf, members: Vec<StoreMember>) -> Self {
         Self { store_dir, members }
     }
 
-    /// The directory that contains the store paths.
+    /// Returns the directory that contains the store paths.
     pub fn store_dir(&self) -> &Path {
         &self.store_dir
     }
 
-    /// The store paths; a [`FileId`] counts from the first.
+    /// Returns the store paths; a [`FileId`] contains an index into them.
     pub fn members(&self) -> &[StoreMember] {
         &self.members
     }
@@ -243,7 +243,7 @@ impl BlockMap {
         Ok(())
     }
 
-    /// Whether an extent at `start` needs no entry of its own after the last one.
+    /// Returns whether an extent at `start` continues the last entry, so that it needs no entry itself.
     fn continues_last(&self, source: Source, start: u64) -> bool {
         let Some(last) = self.extents.last() else { return false };
         let behind = last.offset + (start - last.start);
@@ -272,12 +272,12 @@ impl BlockMap {
         self.size_bytes
     }
 
-    /// The bytes that are in no store file. [`Source::Metadata`] counts from the first.
+    /// Returns the bytes that are in no store file; [`Source::Metadata`] refers to them.
     pub fn metadata(&self) -> &[u8] {
         &self.metadata
     }
 
-    /// The store paths of the files.
+    /// Returns the store paths of the files.
     pub fn files(&self) -> &Arc<StoreFiles> {
         &self.files
     }
@@ -350,7 +350,7 @@ mod tests {
     use crate::tree::FileMode;
     use proptest::prelude::*;
 
-    /// A store path with `dir/` and files of these lengths in it, from node 2 on.
+    /// Returns a store path with a directory `dir` that contains files of these lengths, beginning with node 2.
     fn files(sizes: &[u64]) -> Arc<StoreFiles> {
         let mut tree = Tree::default();
         let root = tree.open_directory(b"").unwrap();
@@ -473,7 +473,7 @@ mod tests {
         assert_eq!(files.file_path(FileId { member: 0, node: 0 }).unwrap().relative, b"");
     }
 
-    /// The origin of every byte according to the extents: the number of the source and the position in it.
+    /// Returns the origin of every byte according to the extents: the number of the source and the position in it.
     fn bytes_of(extents: impl Iterator<Item = Extent>) -> Vec<(u64, u64, u64)> {
         extents
             .flat_map(|Extent { start, length, source }| {

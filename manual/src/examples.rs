@@ -1,7 +1,7 @@
 //! Runs the examples of the manual and compares their output with the pages.
 //!
-//! A block ```` ```console ```` contains commands, each after `$ ` (continued after `> `), and their output. The commands
-//! of a page run in order, in an empty directory that belongs to the page and is shown as `/home/user`.
+//! A block ```` ```console ```` contains commands, each after `$ ` (continued after `> `), and their output. The
+//! commands of a page run in order, in an empty directory that belongs to the page and is shown as `/home/user`.
 //!
 //! - `<!-- run: COMMAND -->` is a hidden command, which must succeed.
 //! - The block after a line `<!-- file: NAME -->` is written to that file.
@@ -42,7 +42,7 @@ pub enum Expected {
     Lines(Vec<String>, Strictness),
 }
 
-/// The steps of a page, shown and hidden, in order.
+/// Returns the steps of a page, shown and hidden, in order.
 #[must_use]
 pub fn steps(text: &str) -> Vec<Step> {
     let fences = fences(text);
@@ -69,7 +69,7 @@ pub fn steps(text: &str) -> Vec<Step> {
     steps
 }
 
-/// The commands of a block with their output.
+/// Returns the commands of a block with their output.
 fn commands(fence: &Fence, strictness: Strictness) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     for (offset, line) in fence.lines.iter().enumerate() {

@@ -26,7 +26,7 @@ const DIRECTORIES: [&str; 13] = [
 /// The page with all options, each with a heading.
 const OPTIONS: &str = "docs/options.md";
 
-/// The problems with links, in the order of the pages.
+/// Returns the problems with links, in the order of the pages.
 #[must_use]
 pub fn check(root: &Path, pages: &[Page]) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -47,7 +47,7 @@ pub fn check(root: &Path, pages: &[Page]) -> Vec<Problem> {
     problems
 }
 
-/// Why a link is broken.
+/// Returns why a link is broken.
 fn broken(root: &Path, pages: &[Page], page: &Page, target: &str) -> Option<String> {
     if target.contains("://") || target.starts_with("mailto:") {
         return None;
@@ -66,7 +66,7 @@ fn broken(root: &Path, pages: &[Page], page: &Page, target: &str) -> Option<Stri
     (!is_there).then(|| format!("the link `{target}` names a heading that does not exist in {}", full.display()))
 }
 
-/// The path of a link, relative to its page, without `..`.
+/// Returns the path of a link, relative to its page, without `..`.
 fn relative_to(page: &Path, target: &str) -> PathBuf {
     let mut path = page.parent().map_or_else(PathBuf::new, Path::to_owned);
     for component in Path::new(target).components() {
@@ -85,7 +85,7 @@ fn names_file(span: &str) -> bool {
     DIRECTORIES.contains(&first) && span.chars().all(plain) && rest.chars().any(|character| character.is_lowercase())
 }
 
-/// The option that a code span such as `microvm.vms.NAME.flake` or `microvm.mem = 512` names.
+/// Returns the option that a code span such as `microvm.vms.NAME.flake` or `microvm.mem = 512` names.
 fn named_option(span: &str) -> Option<String> {
     let name = span.split(" = ").next().unwrap_or_default().replace(".NAME", ".<name>");
     let plain = |character: char| character.is_ascii_alphanumeric() || ".*<>-".contains(character);
@@ -93,7 +93,7 @@ fn named_option(span: &str) -> Option<String> {
     is_option.then_some(name)
 }
 
-/// Whether the option exists, or options below it.
+/// Returns whether the option exists, or options below it.
 fn is_option(options: &str, name: &str) -> bool {
     let name = name.trim_end_matches(".*");
     options.contains(&format!("### `{name}`")) || options.contains(&format!("### `{name}."))

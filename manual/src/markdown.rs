@@ -13,7 +13,7 @@ pub struct Fence {
     pub lines: Vec<String>,
 }
 
-/// The fenced blocks of a text. An unclosed block ends with the text.
+/// Returns the fenced blocks of a text. An unclosed block ends with the text.
 #[must_use]
 pub fn fences(text: &str) -> Vec<Fence> {
     let mut fences = Vec::new();
@@ -40,7 +40,7 @@ pub fn fences(text: &str) -> Vec<Fence> {
     fences
 }
 
-/// The lines that are neither fenced nor indented by four spaces, each with its index from 0.
+/// Returns the lines that are neither fenced nor indented by four spaces, each with its index from 0.
 pub fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let fences = fences(text);
     text.lines().enumerate().filter(move |(index, line)| {
@@ -48,7 +48,7 @@ pub fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// The line without its code spans, and the code spans.
+/// Returns the line without its code spans, and the code spans.
 #[must_use]
 pub fn without_code(line: &str) -> (String, Vec<String>) {
     let (mut rest, mut spans) = (String::new(), Vec::new());
@@ -62,7 +62,7 @@ pub fn without_code(line: &str) -> (String, Vec<String>) {
     (rest, spans)
 }
 
-/// The targets of the links and pictures of a line.
+/// Returns the targets of the links and pictures of a line.
 #[must_use]
 pub fn targets(line: &str) -> Vec<String> {
     let (line, _) = without_code(line);
@@ -76,7 +76,7 @@ pub fn targets(line: &str) -> Vec<String> {
     targets
 }
 
-/// The anchors of the headings of a text, by the rule that GitHub and mdBook share.
+/// Returns the anchors of the headings of a text, by the rule that GitHub and mdBook share.
 #[must_use]
 pub fn anchors(text: &str) -> Vec<String> {
     let mut anchors: Vec<String> = Vec::new();
@@ -116,7 +116,7 @@ fn anchor(heading: &str) -> String {
         .collect()
 }
 
-/// The value of a comment on its own line, `<!-- KEY: VALUE -->`.
+/// Returns the value of a comment on its own line, `<!-- KEY: VALUE -->`.
 #[must_use]
 pub fn comment<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     let inner = line.trim().strip_prefix("<!--")?.strip_suffix("-->")?.trim();

@@ -11,7 +11,7 @@ use std::path::Path;
 /// The shortest part of a message that identifies its origin.
 const SHORTEST_PART: usize = 6;
 
-/// The text of all sources with messages.
+/// Returns the text of all sources with messages.
 ///
 /// # Errors
 /// When one can't be read.
@@ -36,7 +36,7 @@ fn collect(directory: &Path, text: &mut String) -> Result<(), Error> {
     Ok(())
 }
 
-/// The text with string literals that continue on the next line joined, and with unescaped quotes.
+/// Joins string literals that continue on the next line, and unescapes quotes.
 fn joined(source: &str) -> String {
     let mut pieces = source.split("\\\n");
     let first = pieces.next().unwrap_or_default().to_owned();
@@ -44,7 +44,7 @@ fn joined(source: &str) -> String {
     text.replace("\\\"", "\"").replace("''${", "${")
 }
 
-/// The quoted messages that do not occur in the sources.
+/// Returns the quoted messages that do not occur in the sources.
 #[must_use]
 pub fn check(page: &Page, sources: &str) -> Vec<Problem> {
     let mut problems = Vec::new();

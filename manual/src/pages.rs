@@ -14,21 +14,21 @@ pub struct Page {
 }
 
 impl Page {
-    /// Whether it is part of the book.
+    /// Returns whether it is part of the book.
     #[must_use]
     pub fn is_in_book(&self) -> bool {
         self.path.starts_with("docs")
     }
 }
 
-/// The work tree that this program was compiled from.
+/// Returns the work tree that this program was compiled from.
 #[must_use]
 pub fn root() -> PathBuf {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
     own.parent().unwrap_or(own).to_owned()
 }
 
-/// All pages, in the order of their paths: those at the root, of docs/, fixtures/, fuzz/ and benches/.
+/// Returns all pages, in the order of their paths: those at the root, of docs/, fixtures/, fuzz/ and benches/.
 ///
 /// # Errors
 /// When one can't be read.

@@ -10,7 +10,7 @@ use crate::programs::output;
 use serde_json::Value;
 use std::fmt::Write as _;
 
-/// The page with all its parts regenerated, and the parts that differ.
+/// Regenerates all parts of a page. Returns the new page and the parts that differ.
 ///
 /// # Errors
 /// A part has no end, or its program fails.
@@ -52,7 +52,7 @@ fn make(words: &str) -> Result<String, Error> {
     }
 }
 
-/// The help of a program and all its commands.
+/// Returns the help of a program and all its commands.
 fn commands(program: &str) -> Result<String, Error> {
     let mut text = String::new();
     write_command(&mut text, program, &[])?;
@@ -71,14 +71,14 @@ fn write_command(text: &mut String, program: &str, words: &[&str]) -> Result<(),
     Ok(())
 }
 
-/// The names in the list of commands of a help text, without `help`.
+/// Returns the names in the list of commands of a help text, without `help`.
 fn command_names(help: &str) -> Vec<&str> {
     let list = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     let named = list.filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')));
     named.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").collect()
 }
 
-/// The features of one hypervisor, from the capability table.
+/// Returns the features of one hypervisor, from the capability table.
 fn features(hypervisor: &str) -> Result<String, Error> {
     let command = "microvm capabilities --json";
     let wrong = |reason: &str| Error::Program { command: command.to_owned(), reason: reason.to_owned() };

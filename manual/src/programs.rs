@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 /// The width of help texts and messages.
 pub const COLUMNS: &str = "100";
 
-/// The search path, with the directory of this program first, which also contains the project's programs.
+/// Returns the search path, with the directory of this program first, which also contains the project's programs.
 ///
 /// # Errors
 /// The system does not report the path of this program.
@@ -19,7 +19,7 @@ pub fn search_path() -> Result<String, Error> {
     Ok(format!("{}:{usual}", directory.display()))
 }
 
-/// The output of a program on stdout; it must succeed.
+/// Runs a program, which must succeed, and returns its stdout.
 ///
 /// # Errors
 /// When it can't be started or fails.

@@ -42,7 +42,7 @@ impl Disk {
         Some(disk)
     }
 
-    /// The directory on which the file system is mounted.
+    /// Returns the directory on which the file system is mounted.
     pub fn path(&self) -> &Path {
         &self.point
     }

@@ -31,14 +31,15 @@ pub fn skipped(reason: &str) {
     eprintln!("skipped: {reason}");
 }
 
-/// Prints that something is missing and the test is skipped; with `MICROVM_TEST_REQUIRE_TOOLS=1` fails the test instead.
+/// Prints that something is missing and the test is skipped; with `MICROVM_TEST_REQUIRE_TOOLS=1` fails the test
+/// instead.
 #[track_caller]
 pub fn missing(reason: &str) {
     assert!(std::env::var_os(REQUIRE).is_none_or(|value| value != "1"), "{reason}, but {REQUIRE}=1");
     skipped(reason);
 }
 
-/// The file of a program that a test needs. If it is not installed, [`missing`] says so.
+/// Returns the path of a program that a test needs. If it is not installed, calls [`missing`].
 #[track_caller]
 pub fn find_tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
