@@ -1,4 +1,5 @@
-//! The files of a closure, listed and not read: what an image without compression is laid out from.
+//! A listing of the files of a closure, without their content. It determines the layout of an image without
+//! compression.
 
 use crate::block_map::{FileId, StoreFiles, StoreMember};
 use crate::plan::{ImagePlan, PlannedPath};
@@ -16,7 +17,7 @@ use std::sync::Arc;
 pub struct StoreListing {
     /// The files, in store paths that are sorted by base name.
     pub files: Arc<StoreFiles>,
-    /// Modification times of the regular files, by store path, by file number.
+    /// Modification times of the regular files, indexed by store path and file number.
     modified: Vec<Vec<(i64, i64)>>,
     /// Device and inode of the regular files that have several links.
     linked: HashMap<FileId, (u64, u64)>,
@@ -26,7 +27,8 @@ impl StoreListing {
     /// Lists the store paths of a plan with at most `threads` threads.
     ///
     /// # Errors
-    /// All problems: what cannot be listed, does not belong in a store, or does not have the NAR size of the plan.
+    /// All problems: files that cannot be listed or cannot occur in a store, and store paths with another NAR size than
+    /// in the plan.
     pub fn of(plan: &ImagePlan, threads: usize) -> Result<Self, Vec<ScanError>> {
         let mut members = Vec::with_capacity(plan.paths.len());
         let mut modified = Vec::with_capacity(plan.paths.len());
@@ -68,7 +70,7 @@ impl StoreListing {
         self.modified.get(file.member as usize)?.get(number as usize).copied()
     }
 
-    /// Returns device and inode of a file that has several links.
+    /// Returns the device and inode of a file that has several links.
     pub(crate) fn linked(&self, file: FileId) -> Option<(u64, u64)> {
         self.linked.get(&file).copied()
     }
@@ -95,7 +97,7 @@ fn list(planned: &PlannedPath, plan: &ImagePlan) -> Result<Listing, ScanError> {
     }
 }
 
-/// The files of a listing that have several links.
+/// Returns the files of a listing that have several links.
 fn linked_files(listing: &Listing, member: u32) -> Vec<(FileId, (u64, u64))> {
     if listing.linked.is_empty() {
         return Vec::new();

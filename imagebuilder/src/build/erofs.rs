@@ -1,7 +1,8 @@
-//! Builds an erofs image: list, compare files of equal size, lay out, copy.
+//! Builds an erofs image: lists the store paths, compares files of equal size, computes the layout, and copies the
+//! content.
 //!
-//! Nothing is compressed, so there is nothing to cache: the image is a copy of the store, or, where the file system can
-//! share blocks between files, mostly the blocks of the store itself.
+//! Nothing is compressed, so there is nothing to cache. The image is a copy of the store. If the file system can share
+//! blocks between files, most blocks of the image are those of the store.
 
 mod content;
 mod copy;
@@ -26,7 +27,7 @@ pub(super) struct ErofsBuild<'a> {
 }
 
 impl ErofsBuild<'_> {
-    /// Writes everything but what belongs to every format, and returns the report so far.
+    /// Writes everything except the parts that all formats have in common, and returns the report so far.
     pub(super) fn write(&self, output: &ImageFile<'_>, progress: &mut dyn Progress) -> Result<BuildReport, BuildError> {
         let mut report =
             BuildReport { version: REPORT_VERSION, paths: self.plan.paths.len() as u64, ..Default::default() };
@@ -39,7 +40,7 @@ impl ErofsBuild<'_> {
         (report.duplicate_files, report.duplicate_bytes) = (same.duplicate_files, same.duplicate_bytes);
         report.seconds.scan = self.started.elapsed().as_secs_f64();
 
-        // The layout comes first here: it takes milliseconds, and says where the content goes.
+        // The layout is computed first. It takes milliseconds, and determines the position of the content.
         let tables_started = Instant::now();
         progress.begin(Phase::Tables, 0);
         let map = block_map(listing.files.clone(), self.profile, &same.content)?;

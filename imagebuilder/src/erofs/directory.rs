@@ -3,19 +3,19 @@
 use super::format::{BLOCK_BYTES, DIRECTORY_ENTRY_BYTES, DirectoryEntry, FileType};
 use super::layout::InodeKey;
 
-/// An entry whose inode may not have a place yet.
+/// An entry whose inode may not have a position yet.
 pub(super) struct Entry<'a> {
     pub(super) name: &'a [u8],
     pub(super) file_type: FileType,
     pub(super) inode: InodeKey,
 }
 
-/// Sorts entries as the kernel looks them up: by the bytes of their names, `.` and `..` among them.
+/// Sorts entries in the order that the kernel expects: by the bytes of their names, including `.` and `..`.
 pub(super) fn sort(entries: &mut [Entry<'_>]) {
     entries.sort_unstable_by(|left, right| left.name.cmp(right.name));
 }
 
-/// The entries of each block: as many as fit.
+/// Returns the entries of each block, as many as fit.
 fn blocks<'e, 'a>(entries: &'e [Entry<'a>]) -> impl Iterator<Item = (&'e [Entry<'a>], u64)> {
     let mut rest = entries;
     std::iter::from_fn(move || {
@@ -33,7 +33,7 @@ fn blocks<'e, 'a>(entries: &'e [Entry<'a>]) -> impl Iterator<Item = (&'e [Entry<
     })
 }
 
-/// Length of a directory's content in bytes: all blocks but the last are whole.
+/// Returns the length of a directory's content in bytes. All blocks except the last are full.
 pub(super) fn size_bytes(entries: &[Entry<'_>]) -> u64 {
     let (count, last) = blocks(entries).fold((0, 0), |(count, _), (_, used)| (count + 1, used));
     u64::saturating_sub(count, 1) * BLOCK_BYTES + last
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_sorted_by_their_bytes_with_the_dots_among_them() {
+    fn names_including_the_dots_are_sorted_by_their_bytes() {
         let sorted = entries(&[b"..", b".", b"a", b"-x", b"..a", b".-", b"\xff", b"A", b".."]);
         let names: Vec<_> = sorted.iter().map(|entry| entry.name).collect();
         let wanted: [&[u8]; 9] = [b"-x", b".", b".-", b"..", b"..", b"..a", b"A", b"a", b"\xff"];
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_counted_is_what_is_written() {
+    fn the_counted_length_equals_the_written_length() {
         static NAME: [u8; 255] = [b'n'; 255];
         for count in [1, 2, 15, 16, 100, 341, 342] {
             for length in [1, 7, 255] {

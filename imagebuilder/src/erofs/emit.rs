@@ -1,4 +1,5 @@
-//! The second pass: writes inodes, directories and symbolic links into memory, and says where everything else is.
+//! The second pass: writes inodes, directories and symbolic links to memory, and records the positions of everything
+//! else.
 
 use super::directory;
 use super::format::{BLOCK_BYTES, Inode, NO_BLOCK, SLOT_BYTES, SUPERBLOCK_OFFSET, Superblock, put_checksum};
@@ -11,7 +12,7 @@ use std::sync::Arc;
 /// Lays out the image of a store whose store paths are `files`. Equal arguments give equal images.
 ///
 /// # Errors
-/// The closure has more files, names or bytes than the format can hold.
+/// The closure has more files, names or bytes than the format supports.
 pub fn block_map(files: Arc<StoreFiles>, profile: Profile, same: &SameContent) -> Result<BlockMap, ErofsError> {
     let inodes = Inodes::new(&files, profile, same)?;
     let places = Places::of(&inodes)?;
@@ -53,7 +54,7 @@ struct Emitter<'a> {
     /// The inode area and the directory area.
     metadata: Vec<u8>,
     tails: Vec<Tail>,
-    /// In the order of their blocks.
+    /// The blocks of files, in the order of their positions.
     data: Vec<Data>,
     written_groups: Vec<bool>,
     number: u32,
@@ -101,12 +102,12 @@ impl Output for Emitter<'_> {
 
 impl Emitter<'_> {
     fn put(&mut self, at: u64, bytes: &[u8]) {
-        // The first pass has made all places part of the metadata.
+        // The first pass has checked that all positions are in the metadata.
         let at = at as usize;
         self.metadata[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Writes content that is kept in memory: whole blocks, and the rest behind the inode.
+    /// Writes content to memory: whole blocks, and the rest behind the inode.
     fn put_content(&mut self, content: &[u8], shape: &Shape, start_block: u32, tail_at: u64) {
         let (blocks, tail) = content.split_at(content.len() - shape.tail_bytes as usize);
         if !blocks.is_empty() {
@@ -123,7 +124,7 @@ impl Emitter<'_> {
         let written =
             self.same.group_of(file).map(|group| std::mem::replace(&mut self.written_groups[group as usize], true));
         if shape.blocks > 0 && written != Some(true) {
-            // The first pass has found that all blocks have 32-bit numbers.
+            // The first pass has checked that all blocks have 32-bit numbers.
             self.data.push(Data { start_block, blocks: shape.blocks as u32, file });
         }
     }

@@ -1,13 +1,13 @@
-//! Every on-disk record of EROFS that this project writes, little-endian, field by field.
+//! All on-disk records of EROFS that this project writes. All integers are little-endian.
 //!
-//! Source: the kernel's `fs/erofs/erofs_fs.h`, and the readers beside it, which are what an image has to satisfy.
+//! Source: the kernel's `fs/erofs/erofs_fs.h` and the code in that directory, which must be able to read an image.
 
 use crate::little_endian::PutLe;
 use crc::{CRC_32_ISCSI, Crc};
 
 /// The superblock's first four bytes.
 pub const MAGIC: u32 = 0xe0f5_e1e2;
-/// Position of the superblock: boot loaders may use what is before it.
+/// Position of the superblock. Boot loaders can use the bytes before it.
 pub const SUPERBLOCK_OFFSET: u64 = 1024;
 /// Length of the superblock in bytes.
 pub const SUPERBLOCK_BYTES: u64 = 128;
@@ -23,10 +23,10 @@ pub const COMPACT_INODE_BYTES: u64 = 32;
 pub const EXTENDED_INODE_BYTES: u64 = 64;
 /// Length of a directory entry in bytes, without its name.
 pub const DIRECTORY_ENTRY_BYTES: u64 = 12;
-/// "No block" in an inode that has none of its own.
+/// "No block" in an inode without blocks.
 pub const NO_BLOCK: u32 = u32::MAX;
 
-/// Bits of the superblock's compatible features: readers that do not know them can read the image.
+/// Bits of the superblock's compatible features. Readers that do not support them can read the image.
 pub mod compatible {
     /// The superblock has a checksum.
     pub const SUPERBLOCK_CHECKSUM: u32 = 1 << 0;
@@ -42,11 +42,11 @@ const UUID: [u8; 16] = [0x2b, 0xa3, 0xa4, 0xf8, 0x1a, 0x5e, 0x5c, 0x5b, 0x9a, 0x
 pub enum DataLayout {
     /// Whole blocks that follow each other (`EROFS_INODE_FLAT_PLAIN`).
     Blocks = 0,
-    /// The same, but what is left after the last whole block is behind the inode (`EROFS_INODE_FLAT_INLINE`).
+    /// The same, but the rest after the last whole block is behind the inode (`EROFS_INODE_FLAT_INLINE`).
     BlocksAndTail = 2,
 }
 
-/// The type of an inode, as directory entries have it (`EROFS_FT_*`, the numbers of `FT_*` in the kernel's `fs_types.h`).
+/// The type of an inode in directory entries (`EROFS_FT_*`, the numbers of `FT_*` in the kernel's `fs_types.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileType {
     /// Regular file.
@@ -58,7 +58,7 @@ pub enum FileType {
 }
 
 impl FileType {
-    /// The bits of `i_mode` above the permissions (`S_IF*`).
+    /// Returns the bits of `i_mode` above the permissions (`S_IF*`).
     pub fn mode_bits(self) -> u16 {
         match self {
             Self::Regular => 0o100_000,
@@ -68,7 +68,7 @@ impl FileType {
     }
 }
 
-/// What differs between the superblocks of two images.
+/// The fields of the superblock that differ between images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Superblock {
     /// Number of the root directory's inode. The field has 16 bits, so the inode begins in the first 2 MiB.
@@ -109,8 +109,8 @@ impl Superblock {
     }
 }
 
-/// Writes the superblock's checksum into the first block of an image: crc32c of everything from the superblock to the end
-/// of the block, its own four bytes taken as zero. As in the kernel, the result is not inverted.
+/// Writes the superblock's checksum into the first block of an image: crc32c of everything from the superblock to the
+/// end of the block, its own four bytes taken as zero. As in the kernel, the result is not inverted.
 pub fn put_checksum(first_block: &mut [u8]) {
     let covered = &mut first_block[SUPERBLOCK_OFFSET as usize..BLOCK_BYTES as usize];
     covered[4..8].fill(0);
@@ -132,7 +132,7 @@ pub struct Inode {
     pub mode: u16,
     /// Group.
     pub group_id: u32,
-    /// Number of names. Directories have two, and one more for each directory in them.
+    /// Number of names. Directories have two, plus one for each directory in them.
     pub links: u32,
     /// Length of the content in bytes.
     pub size_bytes: u64,
@@ -140,7 +140,7 @@ pub struct Inode {
     pub layout: DataLayout,
     /// First block of the content, or [`NO_BLOCK`].
     pub start_block: u32,
-    /// Number for programs that see only 32 bits of it. It counts the inodes from 1.
+    /// Inode number for programs that use only 32 bits. It counts from 1.
     pub number: u32,
 }
 
@@ -154,7 +154,7 @@ impl Inode {
         }
     }
 
-    /// Appends the inode in the shorter form that can hold it.
+    /// Appends the inode in the shortest possible form.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let is_extended = Self::record_bytes(self.links, self.size_bytes) == EXTENDED_INODE_BYTES;
         out.put_u16(u16::from(is_extended) | ((self.layout as u16) << 1)); // i_format
@@ -191,7 +191,8 @@ impl Inode {
 pub struct DirectoryEntry {
     /// Number of the inode.
     pub nid: u64,
-    /// Where its name begins in the block; that of a block's first entry also says how many entries the block has.
+    /// Where its name begins in the block. That of a block's first entry also determines the number of entries in the
+    /// block.
     pub name_offset: u16,
     /// Type of the inode.
     pub file_type: FileType,

@@ -1,4 +1,4 @@
-//! Which inodes an image has, in which order, and how each is stored; and the pass that gives everything its place.
+//! Determines the inodes of an image, their order and form; contains the pass that assigns all positions.
 
 use super::directory::{self, Entry};
 use super::format::{BLOCK_BYTES, DataLayout, FileType, Inode, SLOT_BYTES, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET};
@@ -9,22 +9,22 @@ use crate::tree::{self, NodeId};
 use std::collections::HashMap;
 use thiserror::Error;
 
-/// What the image is for.
+/// The purpose of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Profile {
     /// A block device: the tails of files are behind their inodes, which saves most of a block for each file.
     Disk,
-    /// Persistent memory that is mapped into processes (DAX): files have whole blocks only, and the image is padded to a
-    /// multiple of [`DAX_ALIGNMENT_BYTES`].
+    /// Persistent memory that is mapped into processes (DAX): files have whole blocks only, and the image is padded to
+    /// a multiple of [`DAX_ALIGNMENT_BYTES`].
     Dax,
 }
 
-/// Hypervisors map persistent memory in huge pages of so many bytes.
+/// Length in bytes of the huge pages in which hypervisors map persistent memory.
 pub(super) const DAX_ALIGNMENT_BYTES: u64 = 2 << 20;
 
-/// Which files have equal content, so that it is stored once.
+/// The files with equal content, which is stored once.
 ///
-/// The content itself is not known here. Without any entry the image is correct, but larger.
+/// It does not contain the content itself. Without entries the image is correct, but larger.
 #[derive(Clone, Debug, Default)]
 pub struct SameContent {
     groups: HashMap<FileId, u32>,
@@ -32,7 +32,7 @@ pub struct SameContent {
 }
 
 impl SameContent {
-    /// Notes that these files have the same size and content.
+    /// Records that these files have the same size and content.
     pub fn add(&mut self, files: &[FileId]) {
         let group = self.copies.len() as u32;
         self.copies.push(files.len() as u32);
@@ -47,19 +47,19 @@ impl SameContent {
         self.copies.len()
     }
 
-    /// Number of files with the content of this one, itself included.
+    /// Returns the number of files with the same content as this one, including itself.
     fn copies_of(&self, file: FileId) -> u64 {
         self.group_of(file).and_then(|group| self.copies.get(group as usize)).map_or(1, |copies| u64::from(*copies))
     }
 }
 
-/// A closure that the format cannot hold.
+/// The image cannot be laid out.
 #[derive(Debug, Error)]
 pub enum ErofsError {
-    /// A number outgrows its field.
-    #[error("the image needs {what}, more than erofs can hold")]
+    /// A number does not fit into its field.
+    #[error("the image needs {what}, which erofs does not support")]
     TooLarge {
-        /// What there is too much of.
+        /// What is too large.
         what: &'static str,
     },
     /// A defect of this module.
@@ -67,18 +67,18 @@ pub enum ErofsError {
     Layout(#[from] BlockMapError),
 }
 
-/// Names an inode before it has a number.
+/// Identifies an inode before it has a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InodeKey {
     /// The root directory.
     Root,
     /// The directory of hard links that Nix expects.
     Links,
-    /// Something in a store path.
+    /// A node of a store path.
     Node { member: u32, node: NodeId },
 }
 
-/// What an inode contains.
+/// The content of an inode.
 pub(super) enum Content<'a> {
     /// A directory: sorted entries.
     Directory(&'a [Entry<'a>]),
@@ -88,7 +88,7 @@ pub(super) enum Content<'a> {
     File(FileId),
 }
 
-/// How an inode is stored, except for where.
+/// The form in which an inode is stored, without its position.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub(super) file_type: FileType,
@@ -96,9 +96,9 @@ pub(super) struct Shape {
     pub(super) group_id: u32,
     pub(super) links: u32,
     pub(super) size_bytes: u64,
-    /// Bytes of the content that are behind the inode.
+    /// Number of bytes of the content that are behind the inode.
     pub(super) tail_bytes: u64,
-    /// Blocks with the rest of the content.
+    /// Number of blocks with the rest of the content.
     pub(super) blocks: u64,
 }
 
@@ -111,7 +111,7 @@ impl Shape {
         if self.tail_bytes > 0 { DataLayout::BlocksAndTail } else { DataLayout::Blocks }
     }
 
-    /// Takes the tail out of the blocks if the inode's block has room for it.
+    /// Moves the tail from the blocks to the inode if the inode's block has room for it.
     fn with_tail(mut self) -> Self {
         let tail_bytes = self.size_bytes % BLOCK_BYTES;
         if tail_bytes > 0 && self.record_bytes() + tail_bytes <= BLOCK_BYTES {
@@ -122,7 +122,7 @@ impl Shape {
     }
 }
 
-/// Takes the inodes of an image, in the order of their numbers. Every pass is given the same.
+/// Receives the inodes of an image, in the order of their numbers. Both passes receive the same inodes.
 pub(super) trait Output {
     fn inode(&mut self, key: InodeKey, shape: &Shape, content: &Content<'_>) -> Result<(), ErofsError>;
 }
@@ -134,7 +134,8 @@ pub(super) struct Inodes<'a> {
     same: &'a SameContent,
     /// Store paths in the order of the root directory.
     by_base_name: Vec<u32>,
-    /// Store paths in the order of their content: by their names, because hashes change with every update.
+    /// Store paths in the order of their content. It is the order of their names, because hashes change with every
+    /// update.
     by_name: Vec<u32>,
 }
 
@@ -150,7 +151,7 @@ impl<'a> Inodes<'a> {
         Ok(Self { files, profile, same, by_base_name, by_name })
     }
 
-    /// Gives all inodes to `output`. Those of a directory's entries follow each other.
+    /// Passes all inodes to `output`. Those of a directory's entries are adjacent.
     pub(super) fn walk(&self, output: &mut impl Output) -> Result<(), ErofsError> {
         self.directory(InodeKey::Root, output)?;
         self.directory(InodeKey::Links, output)?;
@@ -190,7 +191,7 @@ impl<'a> Inodes<'a> {
                 let file = FileId { member, node };
                 let mut shape = shape(FileType::Regular, mode, size_bytes);
                 if self.profile == Profile::Disk {
-                    // Blocks can be shared and tails cannot: where many files are equal, a shared block is shorter.
+                    // Blocks can be shared, but tails cannot. If many files are equal, a shared block takes less space.
                     let tails = (size_bytes % BLOCK_BYTES).saturating_mul(self.same.copies_of(file));
                     if tails <= BLOCK_BYTES {
                         shape = shape.with_tail();
@@ -242,7 +243,7 @@ impl<'a> Inodes<'a> {
     }
 }
 
-/// Where an inode and its blocks are.
+/// The position of an inode and its blocks.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Place {
     /// Number of the inode.
@@ -251,12 +252,12 @@ pub(super) struct Place {
     pub(super) start: u32,
 }
 
-/// The first pass: gives every inode and every block its place.
+/// The first pass, which assigns positions to all inodes and blocks.
 pub(super) struct Places<'a> {
     same: &'a SameContent,
     root: Place,
     links: Place,
-    /// By store path, by node.
+    /// Indexed by store path and node.
     members: Vec<Vec<Place>>,
     /// First block of the content of equal files.
     groups: Vec<Option<u32>>,
@@ -294,22 +295,22 @@ impl<'a> Places<'a> {
         }
     }
 
-    /// Number of inodes.
+    /// Returns the number of inodes.
     pub(super) fn inodes(&self) -> u32 {
         self.inodes
     }
 
-    /// Block where the directory area begins.
+    /// Returns the first block of the directory area.
     pub(super) fn directory_start(&self) -> u32 {
         self.inode_area.blocks
     }
 
-    /// Block where the data area begins.
+    /// Returns the first block of the data area.
     pub(super) fn data_start(&self) -> u32 {
         self.inode_area.blocks.saturating_add(self.directory_blocks)
     }
 
-    /// Number of blocks of the image.
+    /// Returns the number of blocks of the image.
     pub(super) fn blocks(&self) -> u32 {
         self.data_start().saturating_add(self.data_blocks)
     }
@@ -317,7 +318,7 @@ impl<'a> Places<'a> {
 
 const TOO_MANY_BLOCKS: ErofsError = ErofsError::TooLarge { what: "over 4294967295 blocks of 4096 bytes" };
 
-/// Takes `blocks` blocks from the end of an area, and returns the first.
+/// Adds `blocks` blocks to the end of an area, and returns the first.
 fn take(area: &mut u32, blocks: u64) -> Result<u32, ErofsError> {
     let start = *area;
     let end = u64::from(start).saturating_add(blocks);
@@ -351,14 +352,15 @@ impl Output for Places<'_> {
     }
 }
 
-/// The blocks of inodes. An inode goes to the first of a few blocks that has room for it and its tail.
+/// The blocks of inodes. An inode is placed in the first of a few open blocks that has room for it and its tail.
 struct InodeArea {
     blocks: u32,
-    /// Blocks with room: their numbers, and how much of them is used.
+    /// The open blocks: their numbers, and the number of used bytes.
     open: Vec<(u32, u64)>,
 }
 
-/// With more, inodes of one directory would be further apart; with fewer, more space would be lost.
+/// Number of open blocks. With more, the inodes of a directory would be further apart; with fewer, more space would be
+/// wasted.
 const OPEN_BLOCKS: usize = 8;
 
 impl InodeArea {
@@ -366,8 +368,8 @@ impl InodeArea {
         Self { blocks: 1, open: vec![(0, SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES)] }
     }
 
-    /// Returns the number of an inode that takes `bytes` bytes with its tail. The first block never has the tail of a file:
-    /// the superblock's checksum covers it, and the content of files is not known.
+    /// Places an inode that takes `bytes` bytes with its tail, and returns its number. The first block never contains
+    /// the tail of a file, because the superblock's checksum covers it, and the content of files is unknown here.
     fn place(&mut self, bytes: u64, has_file_tail: bool) -> Result<u32, ErofsError> {
         let fits = |(block, used): &(u32, u64)| used + bytes <= BLOCK_BYTES && !(*block == 0 && has_file_tail);
         let index = match self.open.iter().position(fits) {

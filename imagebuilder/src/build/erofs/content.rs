@@ -1,5 +1,5 @@
-//! Finds the files of equal content. Only files of equal size are read, and large ones only as far as they are equal in a
-//! few places.
+//! Finds files with equal content. Only files of equal size are read, and large ones completely only if they are equal
+//! in a few places.
 
 use super::super::BuildError;
 use super::super::source::SourceFile;
@@ -10,14 +10,14 @@ use crate::threads::map_in_parallel;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What of a large file is compared first: its beginning, middle and end, so many bytes of each.
+/// Number of bytes to compare first at the beginning, in the middle and at the end of a large file.
 const SAMPLE_BYTES: u64 = 4096;
-/// A file up to this length is read whole at once.
+/// Files up to this length are read completely at once.
 const SMALL_BYTES: u64 = 3 * SAMPLE_BYTES;
-/// Bytes that are read at once.
+/// Number of bytes to read at once.
 const BUFFER_BYTES: u64 = 1 << 20;
 
-/// The files of equal content, and what is saved by storing it once.
+/// The files with equal content, and the number of bytes saved by storing it once.
 #[derive(Debug, Default)]
 pub(super) struct Compared {
     pub(super) content: SameContent,
@@ -63,7 +63,7 @@ impl Comparison<'_> {
         files: &[(u64, FileId)],
         hash: impl Fn(&SourceFile, u64) -> Result<[u8; 32], BuildError> + Sync,
     ) -> Result<Groups, BuildError> {
-        // Names of one file are hashed once.
+        // A file with several names is hashed once.
         let mut first_names = HashMap::new();
         let mut other_names = Vec::new();
         let mut to_hash = Vec::with_capacity(files.len());
@@ -105,7 +105,7 @@ pub(super) fn open(listing: &StoreListing, file: FileId, size_bytes: u64) -> Res
     SourceFile::open_path(listing.path(file), size_bytes, listing.modified(file))
 }
 
-/// Hashes three places of a large file, or all of a small one.
+/// Hashes three places of a large file, or a whole small one.
 fn sample(file: &SourceFile, size_bytes: u64) -> Result<[u8; 32], BuildError> {
     if size_bytes <= SMALL_BYTES {
         return whole(file, size_bytes);

@@ -1,8 +1,8 @@
-//! Writes the content of a block map into the image.
+//! Writes the content of a block map to the image.
 //!
-//! Where the file system can share blocks between files (btrfs, xfs, bcachefs), `copy_file_range` shares the whole blocks of
-//! files with the store; what is left is metadata and the ends of files. Elsewhere everything is read and written in
-//! stretches of the image: one large write is faster than many small ones.
+//! On file systems that can share blocks between files (btrfs, xfs, bcachefs), `copy_file_range` shares the whole
+//! blocks of files with the store, and only metadata and the ends of files are written. On others, everything is read
+//! and written in large contiguous ranges of the image, because one large write is faster than many small ones.
 
 use super::super::BuildError;
 use super::super::output::ImageFile;
@@ -16,12 +16,12 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Bytes of the image that a thread takes at once.
+/// Number of bytes of the image that a thread copies at once.
 const STRETCH_BYTES: u64 = 2 << 20;
-/// Stretches for each thread between two looks at progress.
+/// Number of ranges per thread between two reports of progress.
 const STRETCHES_PER_ROUND: usize = 16;
 
-/// What is copied where.
+/// The inputs of a copy.
 pub(super) struct Copy<'a> {
     pub(super) map: &'a BlockMap,
     pub(super) listing: &'a StoreListing,
@@ -29,7 +29,7 @@ pub(super) struct Copy<'a> {
     pub(super) cancel: &'a AtomicBool,
 }
 
-/// Copies everything. The image has its final length, and reads as zeros.
+/// Copies everything. The image must have its final length and contain only zeros.
 pub(super) fn copy(copy: &Copy<'_>, threads: usize, progress: &mut dyn Progress) -> Result<(), BuildError> {
     let size_bytes = copy.map.size_bytes();
     let shares = AtomicBool::new(copy.output.may_share_blocks());
@@ -45,14 +45,14 @@ pub(super) fn copy(copy: &Copy<'_>, threads: usize, progress: &mut dyn Progress)
     Ok(())
 }
 
-/// Content of a stretch that is written by one call.
+/// Content that will be written by one call.
 struct Gathered {
     start: u64,
     bytes: Vec<u8>,
 }
 
 impl Copy<'_> {
-    /// Copies a stretch of the image, and returns how many bytes of files are in it.
+    /// Copies a range of the image, and returns the number of bytes of files in it.
     fn stretch(&self, stretch: Range<u64>, shares: &AtomicBool) -> Result<u64, BuildError> {
         let mut gathered = Gathered { start: stretch.start, bytes: Vec::new() };
         let mut file_bytes = 0;
@@ -65,7 +65,7 @@ impl Copy<'_> {
                     let from = offset as usize;
                     gathered.bytes.extend_from_slice(&self.map.metadata()[from..from + extent.length as usize]);
                 }
-                // What was never written reads as zeros.
+                // Bytes that are never written are zeros.
                 Source::Zeros if extent.length >= BLOCK_BYTES => {
                     self.flush(&mut gathered, extent.start + extent.length)?
                 }
@@ -80,7 +80,7 @@ impl Copy<'_> {
         Ok(file_bytes)
     }
 
-    /// Writes what is gathered. The next content is at `next`.
+    /// Writes the gathered content. The next content is at `next`.
     fn flush(&self, gathered: &mut Gathered, next: u64) -> Result<(), BuildError> {
         if !gathered.bytes.is_empty() {
             self.output.write_at(&mut [IoSlice::new(&gathered.bytes)], gathered.start)?;
