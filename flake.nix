@@ -15,15 +15,67 @@
       pkgsOf = system: nixpkgs.legacyPackages.${system};
 
       examples = import ./examples { inherit lib self; };
-      # By system and name. Each configuration is evaluated only once.
-      configurations = forSystems (
-        system: lib.mapAttrs (_: modules: nixpkgs.lib.nixosSystem { inherit system modules; }) examples
-      );
+      # The examples share the packages and the programs of this flake, so Nix evaluates them once per system.
+      configure =
+        system: modules:
+        nixpkgs.lib.nixosSystem {
+          system = null;
+          modules = modules ++ [
+            {
+              nixpkgs.pkgs = pkgsOf system;
+              microvm.launcher.package = self.packages.${system}.microvm;
+              microvm.imageBuilder.package = self.packages.${system}.microvm-image;
+            }
+          ];
+        };
+      # Nix keeps every configuration in memory until `nix flake check` ends, about 250 MB each. The other examples, and those
+      # of other systems, are packages only.
+      configurations = lib.mapAttrs (_: configure "x86_64-linux") examples.configurations;
       runnersOf =
         system:
         lib.mapAttrs (
-          _: configuration: configuration.config.microvm.declaredRunner
-        ) configurations.${system};
+          name: modules:
+          if system == "x86_64-linux" && configurations ? ${name} then
+            configurations.${name}.config.microvm.declaredRunner
+          else
+            withoutConfiguration (configure system modules).config.microvm.declaredRunner
+        ) (examples.configurations // examples.others);
+      # The derivation without references to the configuration that it was evaluated from, so that Nix can free that memory.
+      withoutConfiguration =
+        package:
+        let
+          facts = {
+            inherit (package)
+              drvPath
+              name
+              outPath
+              system
+              ;
+            inherit (package.meta) mainProgram;
+          };
+        in
+        fromFacts (builtins.deepSeq facts facts);
+      fromFacts =
+        facts:
+        let
+          package = {
+            type = "derivation";
+            inherit (facts)
+              drvPath
+              name
+              outPath
+              system
+              ;
+            outputName = "out";
+            outputs = [ "out" ];
+            out = package;
+            all = [ package ];
+            meta = {
+              inherit (facts) mainProgram;
+            };
+          };
+        in
+        package;
       programsOf = pkgs: {
         microvm = pkgs.callPackage ./package.nix { crate = "launcher"; };
         microvm-image = pkgs.callPackage ./package.nix { crate = "imagebuilder"; };
@@ -62,17 +114,14 @@
       );
 
       # Named SYSTEM-NAME; a system's packages are named NAME.
-      nixosConfigurations = lib.foldl' (
-        all: system:
-        all // lib.mapAttrs' (name: lib.nameValuePair "${system}-${name}") configurations.${system}
-      ) { } systems;
+      nixosConfigurations = lib.mapAttrs' (name: lib.nameValuePair "x86_64-linux-${name}") configurations;
 
       # A host in a microVM with machines on all hypervisors, and machines with a screen in a window and by VNC.
       apps = forSystems (
         system:
         lib.genAttrs [ "vm" "graphics" "qemu-vnc" ] (name: {
           type = "app";
-          program = lib.getExe (runnersOf system).${name};
+          program = lib.getExe self.packages.${system}.${name};
         })
       );
 

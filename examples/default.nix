@@ -12,28 +12,36 @@ let
     }
   ];
 in
-lib.listToAttrs (
-  lib.concatMap (hypervisor: [
-    (lib.nameValuePair "${hypervisor}-example" (example hypervisor))
-    (lib.nameValuePair "${hypervisor}-example-with-tap" (example hypervisor ++ [ ./with-tap.nix ]))
-  ]) hypervisors
-)
-// {
-  vm = [
-    self.nixosModules.microvm
-    self.nixosModules.host
-    { _module.args.guestModule = self.nixosModules.microvm; }
-    ./vm.nix
-  ];
-  no-flake = [ ./no-flake.nix ];
-  graphics = [
-    self.nixosModules.microvm
-    ./guest.nix
-    ./graphics.nix
-  ];
-  qemu-vnc = [
-    self.nixosModules.microvm
-    ./guest.nix
-    ./qemu-vnc.nix
-  ];
+{
+  # Those that the flake has as `nixosConfigurations`.
+  configurations = lib.listToAttrs (
+    map (hypervisor: lib.nameValuePair "${hypervisor}-example" (example hypervisor)) hypervisors
+  );
+
+  others =
+    lib.listToAttrs (
+      map (
+        hypervisor:
+        lib.nameValuePair "${hypervisor}-example-with-tap" (example hypervisor ++ [ ./with-tap.nix ])
+      ) hypervisors
+    )
+    // {
+      vm = [
+        self.nixosModules.microvm
+        self.nixosModules.host
+        { _module.args.guestModule = self.nixosModules.microvm; }
+        ./vm.nix
+      ];
+      no-flake = [ ./no-flake.nix ];
+      graphics = [
+        self.nixosModules.microvm
+        ./guest.nix
+        ./graphics.nix
+      ];
+      qemu-vnc = [
+        self.nixosModules.microvm
+        ./guest.nix
+        ./qemu-vnc.nix
+      ];
+    };
 }

@@ -79,12 +79,12 @@ in
         DHCPServer = true;
         IPMasquerade = "ipv4";
       };
-      dhcpServerStaticLeases = map (hypervisor: {
-        dhcpServerStaticLeaseConfig = {
-          MACAddress = "02:00:00:02:01:0${number hypervisor}";
-          Address = "10.0.0.1${number hypervisor}";
-        };
-      }) hypervisors;
+      # As text: the option for leases has another form in newer NixOS.
+      extraConfig = lib.concatMapStrings (hypervisor: ''
+        [DHCPServerStaticLease]
+        MACAddress=02:00:00:02:01:0${number hypervisor}
+        Address=10.0.0.1${number hypervisor}
+      '') hypervisors;
     };
     networks."11-machines" = {
       matchConfig.Name = "vm-*";

@@ -9,8 +9,8 @@
 }:
 let
   lib = if packages == null then import ./evaluator else packages.lib;
-  evaluate =
-    module:
+  evaluateOver =
+    nixos: module:
     import ./evaluator/system.nix {
       inherit
         work
@@ -18,8 +18,10 @@ let
         programs
         packages
         module
+        nixos
         ;
     };
+  evaluate = evaluateOver ./evaluator/nixos.nix;
   library = import ../../lib { inherit lib; };
   isX86 = packages == null || packages.stdenv.hostPlatform.isx86_64;
   guest = settings: evaluate { microvm = settings; };
@@ -202,18 +204,22 @@ let
               isRefused = (builtins.head (specOf configuration).shares).readOnly;
             in
             if isMounted then "mounted${lib.optionalString isRefused " and refused"}" else "writable";
+          # Nixpkgs' own is older in NixOS 24.05.
+          byVirtiofsd =
+            version:
+            access "cloud-hypervisor" { proto = "virtiofs"; } (
+              { pkgs, ... }:
+              {
+                microvm.virtiofsd.package = pkgs.virtiofsd // {
+                  inherit version;
+                };
+              }
+            );
         in
         {
           "9p" = lib.genAttrs [ "crosvm" "kvmtool" "qemu" ] (hypervisor: access hypervisor { } { });
-          virtiofs = access "cloud-hypervisor" { proto = "virtiofs"; } { };
-          virtiofs-1-12 = access "cloud-hypervisor" { proto = "virtiofs"; } (
-            { pkgs, ... }:
-            {
-              microvm.virtiofsd.package = pkgs.virtiofsd // {
-                version = "1.12.0";
-              };
-            }
-          );
+          virtiofs = byVirtiofsd "1.13.0";
+          virtiofs-1-12 = byVirtiofsd "1.12.0";
           unless-said-otherwise = access "qemu" { readOnly = false; } { };
           other-directory = access "qemu" {
             source = "/srv";
@@ -504,6 +510,39 @@ let
         {
           of-24-05 = isSystemd false;
           of-26-05 = isSystemd true;
+        };
+    };
+    "a guest on a release after 24.05 sets the options that the release has" = {
+      expected = {
+        tpm-of-24-05 = false;
+        tpm-of-stage-1 = false;
+        tpm-of-system = false;
+        credentials = true;
+        sshd = "services.openssh.package";
+      };
+      found =
+        let
+          newer = evaluateOver ./evaluator/newer-nixos.nix {
+            microvm = {
+              hypervisor = "crosvm";
+              credentialFiles.token = "/etc/token";
+              vsock.cid = 5;
+              vsock.ssh.enable = true;
+            };
+          };
+          inherit (newer.config) boot systemd;
+          command = systemd.services."sshd-vsock@".serviceConfig.ExecStart;
+        in
+        {
+          tpm-of-24-05 = (evaluate { }).config.boot.initrd.systemd.enableTpm2;
+          tpm-of-stage-1 = boot.initrd.systemd.tpm2.enable;
+          tpm-of-system = systemd.tpm2.enable;
+          credentials = boot.initrd.systemd.services ? microvm-credentials;
+          sshd =
+            if lib.hasPrefix "-${newer.config.services.openssh.package}/bin/sshd " command then
+              "services.openssh.package"
+            else
+              command;
         };
     };
     "the architecture in the machine spec is that of the guest's packages" = {

@@ -8,6 +8,8 @@
   # or Nixpkgs' packages, to use its module system too
   packages ? null,
   module ? { },
+  # the options of NixOS
+  nixos ? ./nixos.nix,
 }:
 let
   lib = if packages == null then import ./. else packages.lib;
@@ -20,7 +22,7 @@ lib.evalModules {
     utils = import ./utils.nix { inherit lib; };
   };
   modules = [
-    ./nixos.nix
+    nixos
     ../../../nixos-modules/microvm
     {
       networking.hostName = lib.mkDefault "guest";

@@ -1,0 +1,52 @@
+# The options of nixos.nix as releases after 24.05 have them: TPM options with new names, no settings of the scripted stage 1
+# (from 26.11 on), stage 1 by systemd as the default (from 26.05 on), and a package option of sshd.
+args@{
+  lib,
+  pkgs,
+  ...
+}:
+let
+  nixos = import ./nixos.nix args;
+  anything = lib.mkOption {
+    type = lib.types.anything;
+    default = { };
+  };
+  enable = lib.mkOption {
+    type = lib.types.bool;
+    default = true;
+  };
+in
+{
+  options = nixos.options // {
+    boot = nixos.options.boot // {
+      initrd = removeAttrs nixos.options.boot.initrd [ "postMountCommands" ] // {
+        systemd = {
+          inherit enable;
+          services = anything;
+          tpm2 = { inherit enable; };
+        };
+      };
+    };
+    systemd =
+      lib.genAttrs [
+        "generators"
+        "network"
+        "services"
+        "sockets"
+        "targets"
+        "timers"
+        "tmpfiles"
+        "units"
+      ] (_: anything)
+      // {
+        tpm2 = { inherit enable; };
+      };
+  };
+
+  config = nixos.config // {
+    services.openssh = {
+      enable = lib.mkDefault false;
+      package = pkgs.coreutils;
+    };
+  };
+}
