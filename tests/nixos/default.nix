@@ -29,7 +29,6 @@ let
     name: module:
     nixos [
       (product + "/nixos-modules/microvm")
-      ./guest-checks.nix
       { networking.hostName = name; }
       module
     ];
@@ -43,12 +42,22 @@ let
       { rig = { inherit checks; }; }
       module
     ];
-  hostScenarios = import ./hosts.nix;
+  hostScenarios = import ./hosts.nix { inherit pkgs guest; };
 in
 {
   inherit pkgs;
   guests = lib.mapAttrs (
-    name: { boots, ... }: map (boot: guest name boot.machine) boots
+    name:
+    { boots, ... }:
+    map (
+      boot:
+      guest name {
+        imports = [
+          ./guest-checks.nix
+          boot.machine
+        ];
+      }
+    ) boots
   ) guestScenarios;
   hosts = lib.mapAttrs (_: { systems, checks }: map (host checks) systems) hostScenarios;
   plan =

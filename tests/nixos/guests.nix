@@ -64,6 +64,21 @@ let
     boot.initrd.systemd.enable = lib.mkForce false;
     imports = [ ./wrapping/scripted-initrd.nix ];
   };
+  # What a guest has for vsock, started without its device: few kernels without KVM have vhost_vsock.
+  withoutVsockDevice =
+    { config, pkgs, ... }:
+    let
+      spec = pkgs.writeText "machine.json" (
+        builtins.toJSON (removeAttrs config.microvm.machineSpec [ "vsock" ])
+      );
+    in
+    {
+      microvm = {
+        vsock.cid = 5;
+        vsock.ssh.enable = true;
+        binScripts.microvm-run = lib.mkForce "exec ${lib.getExe' pkgs.microvm-test-launcher "microvm"} run ${spec} \"$@\"";
+      };
+    };
   readsOnly.rig.checks = ''
     check 'the store cannot be written' sh -c '! touch /nix/store/x'
     check 'the database agrees with the store' nix-store --verify
@@ -159,6 +174,28 @@ in
       }
       { inherit machine; }
     ];
+  # The layer is a directory of the host.
+  overlay-on-share.boots =
+    let
+      machine = writableOn {
+        shares = [
+          (hostStore "virtiofs")
+          {
+            tag = "rw-store";
+            proto = "virtiofs";
+            source = "rw-store";
+            mountPoint = "/nix/.rw-store";
+          }
+        ];
+      };
+    in
+    [
+      {
+        inherit machine;
+        end = "cut";
+      }
+      { machine = upgraded machine; }
+    ];
   # Stage 1 by NixOS' script instead of systemd.
   scripted.boots =
     let
@@ -181,83 +218,90 @@ in
     ];
   devices.boots =
     let
-      machine = {
-        microvm = {
-          volumes = [
-            {
-              image = "var.img";
-              label = "var";
-              mountPoint = "/var";
-              size = 256;
-            }
-            {
-              image = "data.img";
-              serial = "datadisk";
-              mountPoint = "/srv/data";
-              size = 64;
-              fsType = "ext2";
-            }
-            {
-              image = "fat.img";
-              mountPoint = "/srv/fat";
-              size = 64;
-              fsType = "vfat";
-            }
-            {
-              image = "swap.img";
-              serial = "swapdisk";
-              mountPoint = null;
-              size = 64;
-              autoCreate = false;
-            }
-          ];
-          preStart = "[ -e swap.img ] || { truncate -s 64M swap.img; mkswap swap.img; }";
-          shares = [
-            {
-              tag = "shared";
-              source = "${shared}/directory";
-              mountPoint = "/srv/shared";
-            }
-          ];
-          credentialFiles.token = "${shared}/token";
-          interfaces = [
-            {
-              type = "user";
-              id = "net0";
-              mac = "02:00:00:00:00:01";
-            }
-          ];
-          forwardPorts = [
-            {
-              host.port = 2222;
-              guest.port = 22;
-            }
-          ];
-        };
-        swapDevices = [ { device = "/dev/disk/by-id/virtio-swapdisk"; } ];
-        services.openssh.enable = true;
-        users.users.root.openssh.authorizedKeys.keyFiles = [ "${shared}/key.pub" ];
-        systemd.services.reads-credential = {
-          wantedBy = [ "multi-user.target" ];
-          serviceConfig = {
-            Type = "oneshot";
-            RemainAfterExit = true;
-            LoadCredential = "token";
+      machine =
+        { pkgs, ... }:
+        {
+          microvm = {
+            volumes = [
+              {
+                image = "var.img";
+                label = "var";
+                mountPoint = "/var";
+                size = 256;
+              }
+              {
+                image = "data.img";
+                serial = "datadisk";
+                mountPoint = "/srv/data";
+                size = 64;
+                fsType = "ext2";
+              }
+              {
+                image = "fat.img";
+                mountPoint = "/srv/fat";
+                size = 64;
+                fsType = "vfat";
+              }
+              {
+                image = "swap.img";
+                serial = "swapdisk";
+                mountPoint = null;
+                size = 64;
+                autoCreate = false;
+              }
+            ];
+            preStart = "[ -e swap.img ] || { truncate -s 64M swap.img; mkswap swap.img; }";
+            shares = [
+              {
+                tag = "shared";
+                source = "${shared}/directory";
+                mountPoint = "/srv/shared";
+              }
+            ];
+            credentialFiles.token = "${shared}/token";
+            interfaces = [
+              {
+                type = "user";
+                id = "net0";
+                mac = "02:00:00:00:00:01";
+              }
+            ];
+            forwardPorts = [
+              {
+                host.port = 2222;
+                guest.port = 22;
+              }
+            ];
           };
-          script = ''cp "$CREDENTIALS_DIRECTORY/token" /run/token'';
+          swapDevices = [ { device = "/dev/disk/by-id/virtio-swapdisk"; } ];
+          imports = [ withoutVsockDevice ];
+          services.openssh.enable = true;
+          users.users.root.openssh.authorizedKeys.keyFiles = [ "${shared}/key.pub" ];
+          systemd.services.reads-credential = {
+            wantedBy = [ "multi-user.target" ];
+            serviceConfig = {
+              Type = "oneshot";
+              RemainAfterExit = true;
+              LoadCredential = "token";
+            };
+            script = ''cp "$CREDENTIALS_DIRECTORY/token" /run/token'';
+          };
+          systemd.services.rig-checks.path = [ pkgs.socat ];
+          rig.checks = ''
+            same 'sshd listens on vsock' "$(systemctl is-active sshd-vsock.socket)" active
+            check 'the guest has vsock to itself' modprobe vsock_loopback
+            same 'sshd answers on vsock' "$(socat -T 300 -u VSOCK-CONNECT:1:22 - 2>&1 | head -c 8)" 'SSH-2.0-'
+            same 'a service has the credential' "$(cat /run/token)" secret-of-the-rig
+            same 'nobody else may read it' "$(stat -c %a /run/credentials/@system/token)" 400
+            check 'there is swap' grep -q /dev/vd /proc/swaps
+            check 'the share is written to' touch /srv/shared/from-guest
+            for directory in /srv/data /srv/fat /var/lib; do check "$directory is written to" sh -c "echo boot >>$directory/boots"; done
+            value boots "$(wc -l </srv/data/boots)"
+            value machine-id "$(cat /etc/machine-id)"
+            value journal-boots "$(journalctl --list-boots --no-pager | grep -c ' [0-9a-f]\{32\} ')"
+            check 'the interface has an address' sh -c 'for n in $(seq 60); do ip -4 -br addr | grep -q 10.0.2.15 && exit; sleep 1; done; exit 1'
+          '';
         };
-        rig.checks = ''
-          same 'a service has the credential' "$(cat /run/token)" secret-of-the-rig
-          same 'nobody else may read it' "$(stat -c %a /run/credentials/@system/token)" 400
-          check 'there is swap' grep -q /dev/vd /proc/swaps
-          check 'the share is written to' touch /srv/shared/from-guest
-          for directory in /srv/data /srv/fat /var/lib; do check "$directory is written to" sh -c "echo boot >>$directory/boots"; done
-          value boots "$(wc -l </srv/data/boots)"
-          value machine-id "$(cat /etc/machine-id)"
-          value journal-boots "$(journalctl --list-boots --no-pager | grep -c ' [0-9a-f]\{32\} ')"
-          check 'the interface has an address' sh -c 'for n in $(seq 60); do ip -4 -br addr | grep -q 10.0.2.15 && exit; sleep 1; done; exit 1'
-        '';
-      };
       ssh = ''ssh -i "$SHARED/key" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ConnectTimeout=60 -p 2222 root@127.0.0.1 systemctl is-system-running'';
     in
     [

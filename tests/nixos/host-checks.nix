@@ -29,15 +29,18 @@
         pkgs.gawk
         pkgs.gnused
         pkgs.procps
+        pkgs.jq
+        pkgs.diffutils
         pkgs.bash
         "/run/current-system/sw"
       ];
       environment.ARTEFACTS = ./artefacts.txt;
       serviceConfig.Type = "simple";
       script = ''
-        exec >/out/said 2>&1
+        exec >>/out/said 2>&1
       ''
       + builtins.readFile ./checks.sh
+      + builtins.readFile ./host-checks.sh
       + builtins.readFile config.rig.checks
       + ''
 

@@ -1,6 +1,9 @@
 # The hosts that are booted as containers: for each scenario a list of systems. The first one is booted, and `checks`
 # switches to the others.
+# `guest NAME MODULE` evaluates a NixOS as a flake does.
+{ pkgs, guest }:
 let
+  inherit (pkgs) lib;
   host = {
     boot.isContainer = true;
     networking = {
@@ -60,8 +63,66 @@ let
     imports = [ second ];
     microvm.vms.steady.config.environment.etc.third.text = "yes";
   };
+  small = name: {
+    imports = [ (machine name) ];
+    microvm.mem = lib.mkForce 256;
+    microvm.vcpu = 1;
+  };
+  # A flake as a host has it: a store path with outputs.
+  flake =
+    module:
+    pkgs.writeTextDir "flake.nix" "{ }"
+    // {
+      nixosConfigurations = builtins.listToAttrs (
+        map
+          (name: {
+            inherit name;
+            value = guest name {
+              imports = [
+                (small name)
+                module
+              ];
+            };
+          })
+          [
+            "from-flake"
+            "own-flake"
+          ]
+      );
+    };
+  withFlake = module: {
+    imports = [ host ];
+    microvm = {
+      vms.from-flake.flake = flake module;
+      vms.own-flake = {
+        flake = flake module;
+        updateFlake = "path:/srv/machines";
+        autostart = false;
+      };
+      autostart = [ "by-hand" ];
+    };
+    # What the flake of the machine that is made by hand is made of.
+    environment.etc = {
+      "rig/by-hand".source =
+        (guest "by-hand" {
+          imports = [ (small "by-hand") ];
+          microvm.consoleSocket = "console.sock";
+        }).config.microvm.declaredRunner;
+      "rig/own-flake".source = (flake { }).nixosConfigurations.own-flake.config.microvm.declaredRunner;
+    };
+  };
 in
 {
+  flakes = {
+    systems = [
+      {
+        imports = [ (withFlake { }) ];
+        microvm.vms.leaving.config = small "leaving";
+      }
+      (withFlake { environment.etc.second.text = "yes"; })
+    ];
+    checks = ./host-flakes.sh;
+  };
   declared = {
     systems = [
       first

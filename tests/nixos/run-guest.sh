@@ -56,8 +56,9 @@ boot() { # NUMBER RUNNER END OUTSIDE
   rm -f "$state/input"
   mkfifo "$state/input"
   exec 5<>"$state/input"
-  # As the host module's unit does.
+  # As the host module's units do.
   if [ -x "$rig$2/bin/virtiofsd-run" ]; then
+    (cd "$state" && sed '/^\//d' "$rig$2"/share/microvm/virtiofs/*/source | xargs -r mkdir -p)
     setsid ./in-store.sh env --chdir="$state" "$2/bin/virtiofsd-run" >"$state/virtiofsd-$1" 2>&1 &
     daemon=$!
     for ((waited = 0; waited < 60; waited++)); do

@@ -42,24 +42,52 @@ touch "$root/etc/os-release"
 mknod -m 0666 "$state/tun" c 10 200
 
 started=$SECONDS
-# shellcheck disable=SC2016
-unshare --mount --cgroup --propagation private bash -euc '
-  for hierarchy in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
-    [ -e "$hierarchy/cgroup.procs" ] || continue
-    mkdir -p "$hierarchy/nixos-rig-$$"
-    echo $$ >"$hierarchy/nixos-rig-$$/cgroup.procs"
+process=
+trap '[ -z "$process" ] || kill -KILL -- "-$process" 2>/dev/null || true' EXIT
+said=$state/out/said
+boot() { # CONSOLE: the system that is the profile's
+  local system
+  system=$(readlink "$root/nix/var/nix/profiles/$(readlink "$root/nix/var/nix/profiles/system")")
+  # shellcheck disable=SC2016
+  setsid unshare --mount --cgroup --pid --fork --kill-child --mount-proc --propagation private bash -euc '
+    for hierarchy in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
+      [ -e "$hierarchy/cgroup.procs" ] || continue
+      mkdir -p "$hierarchy/nixos-rig-$5"
+      echo $$ >"$hierarchy/nixos-rig-$5/cgroup.procs"
+    done
+    mount --bind "$1" "$1"
+    SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 exec systemd-nspawn --quiet --register=no --keep-unit --directory "$1" \
+      --private-network --capability=all --bind-ro=/usr:/host/usr --bind="$2:/out" --kill-signal=SIGRTMIN+3 --console=read-only \
+      --bind="$4:/dev/net/tun" --property=DeviceAllow="char-* rwm" --setenv=container_uuid=00000000000000000000000000000001 \
+      "$3/init" systemd.show_status=error' bash "$root" "$state/out" "$system" "$state/tun" "$BASHPID" </dev/null >"$1" 2>&1 &
+  process=$!
+}
+ended() { # as the host, or by the power cut that it asks for, or after too long
+  local code=0
+  while kill -0 "$process" 2>/dev/null; do
+    if grep -qx cut "$said" 2>/dev/null && [ ! -e "$state/was-cut" ]; then
+      touch "$state/was-cut"
+      kill -KILL -- "-$process"
+      wait "$process" 2>/dev/null || true
+      return 1
+    fi
+    [ $((SECONDS - started)) -lt "$seconds" ] || { say "not done within $seconds s"; kill -KILL -- "-$process"; }
+    sleep 1
   done
-  mount --bind "$1" "$1"
-  SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 exec timeout -k 10 "$4" systemd-nspawn --quiet --register=no --keep-unit --directory "$1" \
-    --private-network --capability=all --bind-ro=/usr:/host/usr --bind="$2:/out" --kill-signal=SIGRTMIN+3 --console=read-only \
-    --bind="$5:/dev/net/tun" --property=DeviceAllow="char-* rwm" --setenv=container_uuid=00000000000000000000000000000001 \
-    "$3/init" systemd.show_status=error' bash "$root" "$state/out" "${systems[0]}" "$seconds" "$state/tun" </dev/null >"$state/console" 2>&1 ||
-  say "systemd-nspawn ended with $?"
+  wait "$process" || code=$?
+  [ "$code" = 0 ] || say "systemd-nspawn ended with $code"
+}
+boot "$state/console"
+if ! ended; then
+  say "the power was cut after $((SECONDS - started)) s"
+  boot "$state/console-after-cut"
+  ended
+fi
+process=
 cp -r "$root"/var/log/journal/*/ "$state/journal" 2>/dev/null || true
 chattr -i "$root/var/empty" 2>/dev/null || true
 rm -rf "$root"
 
-said=$state/out/said
 touch "$said"
 while read -r line; do say "$line"; done < <(grep '^FAILED\|^said: ' "$said")
 say "$(grep -c '^ok' "$said" || true) checks passed in $((SECONDS - started)) s"
