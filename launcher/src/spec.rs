@@ -148,19 +148,19 @@ pub struct MachineSpec {
     #[serde(default = "yes")]
     pub pretty_procnames: bool,
 
-    /// What only qemu understands.
+    /// Settings for qemu only.
     #[serde(default)]
     pub qemu: QemuSection,
-    /// What only cloud-hypervisor understands.
+    /// Settings for cloud-hypervisor only.
     #[serde(default)]
     pub cloud_hypervisor: CloudHypervisorSection,
-    /// What only firecracker understands.
+    /// Settings for firecracker only.
     #[serde(default)]
     pub firecracker: FirecrackerSection,
-    /// What only crosvm understands.
+    /// Settings for crosvm only.
     #[serde(default)]
     pub crosvm: CrosvmSection,
-    /// What only kvmtool understands.
+    /// Settings for kvmtool only.
     #[serde(default)]
     pub kvmtool: KvmtoolSection,
     /// Settings of the virtiofs daemons.

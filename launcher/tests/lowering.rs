@@ -143,7 +143,7 @@ fn kernel_parameters_beyond_ascii_are_refused_where_they_are_unsupported() {
     for hypervisor in [Hypervisor::CloudHypervisor, Hypervisor::Crosvm] {
         let refused = refusals(fields(), &host(), hypervisor);
         assert!(
-            refused[0].contains("web: kernelParams[1]: ") && refused[0].contains("this one has `\u{fc}`"),
+            refused[0].contains("web: kernelParams[1]: ") && refused[0].contains("this one contains `\u{fc}`"),
             "{refused:?}"
         );
     }

@@ -12,7 +12,7 @@ pub struct Device {
     pub bus: DeviceBus,
     /// For pci: the address, such as `0000:01:00.0`. For usb: `vendorid=0xabcd,productid=0x0123`.
     pub path: String,
-    /// What only qemu understands.
+    /// Settings for qemu only.
     #[serde(default)]
     pub qemu: QemuDevice,
 }

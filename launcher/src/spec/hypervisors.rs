@@ -10,7 +10,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hypervisor {
-    /// qemu.
+    /// QEMU.
     #[default]
     Qemu,
     /// Cloud Hypervisor.
