@@ -3,12 +3,15 @@
 
 mod cloud_hypervisor;
 mod crosvm;
+mod description;
 mod drawing;
 mod firecracker;
-mod frame;
 mod kvmtool;
+mod launch_builder;
 mod qemu;
 mod side_process;
+
+pub use description::{CredentialTransport, Description, HypervisorProgram, ImageLimits, VsockTransport, description};
 
 use crate::capability::{Feature, Lenience, Support, uses};
 use crate::facts::HostFacts;
@@ -16,17 +19,11 @@ use crate::launch::Launch;
 use crate::refusal::{Refusal, Refusals};
 use crate::spec::Hypervisor;
 use crate::validate::CheckedSpec;
-use frame::Frame;
+use launch_builder::LaunchBuilder;
 
 /// Returns whether a hypervisor supports a feature, from its capability table.
 pub fn support(hypervisor: Hypervisor, feature: Feature) -> Support {
-    match hypervisor {
-        Hypervisor::Qemu => qemu::support(feature),
-        Hypervisor::CloudHypervisor => cloud_hypervisor::support(feature),
-        Hypervisor::Firecracker => firecracker::support(feature),
-        Hypervisor::Crosvm => crosvm::support(feature),
-        Hypervisor::Kvmtool => kvmtool::support(feature),
-    }
+    (description(hypervisor).support)(feature)
 }
 
 /// Returns the capability tables of all hypervisors as one Markdown table.
@@ -48,21 +45,15 @@ pub fn runs_on(spec: &CheckedSpec, facts: &HostFacts) -> Vec<Hypervisor> {
 }
 
 fn lower_on(spec: &CheckedSpec, facts: &HostFacts, hypervisor: Hypervisor) -> Result<Launch, Vec<Refusal>> {
-    let mut frame = Frame::new(spec, facts, hypervisor);
+    let mut builder = LaunchBuilder::new(spec, facts, hypervisor);
     for asked in uses(spec) {
         let Support::No(reason) = support(hypervisor, asked.feature) else { continue };
         match asked.feature.lenience() {
-            Lenience::Refuse => frame.refuse(asked.option, reason),
-            Lenience::Warn => frame.warn(&asked.option, &format!("{hypervisor} {reason}; it is ignored")),
+            Lenience::Refuse => builder.refuse(asked.option, reason),
+            Lenience::Warn => builder.warn(&asked.option, &format!("{hypervisor} {reason}; it is ignored")),
         }
     }
-    match hypervisor {
-        Hypervisor::Qemu => qemu::lower(frame),
-        Hypervisor::CloudHypervisor => cloud_hypervisor::lower(frame),
-        Hypervisor::Firecracker => firecracker::lower(frame),
-        Hypervisor::Crosvm => crosvm::lower(frame),
-        Hypervisor::Kvmtool => kvmtool::lower(frame),
-    }
+    (description(hypervisor).lower)(builder)
 }
 
 /// Lowers the machine for every hypervisor, and lists with each refusal the hypervisors that do not refuse the same

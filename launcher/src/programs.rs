@@ -1,6 +1,8 @@
 //! Finding programs, and naming the package to install if one is missing.
 
+use crate::hypervisor::description;
 use crate::path::HostPath;
+use crate::spec::Hypervisor;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 use std::path::{Path, PathBuf};
@@ -17,14 +19,9 @@ pub struct NotInstalled {
     pub remedy: String,
 }
 
-/// Packages by the file name of a program: the Debian package, if there is one, and the nixpkgs package.
+/// Packages by the file name of a program: the Debian package, if there is one, and the nixpkgs package. Those of the
+/// hypervisors are in [`crate::hypervisor::Description`].
 const PACKAGES: &[(&str, Option<&str>, &str)] = &[
-    ("qemu-system-x86_64", Some("qemu-system-x86"), "qemu_kvm"),
-    ("qemu-system-aarch64", Some("qemu-system-arm"), "qemu_kvm"),
-    ("cloud-hypervisor", None, "cloud-hypervisor"),
-    ("firecracker", None, "firecracker"),
-    ("crosvm", None, "crosvm"),
-    ("lkvm", None, "kvmtool"),
     ("virtiofsd", Some("virtiofsd"), "virtiofsd"),
     ("passt", Some("passt"), "passt"),
     ("mkfs.ext2", Some("e2fsprogs"), "e2fsprogs"),
@@ -65,7 +62,9 @@ fn is_program(path: &Path) -> bool {
 
 fn remedy(program: &Path) -> String {
     let name = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    match PACKAGES.iter().find(|(known, _, _)| *known == name) {
+    let of_hypervisors = Hypervisor::ALL.into_iter().flat_map(|hypervisor| description(hypervisor).programs);
+    let of_hypervisors = of_hypervisors.map(|program| (program.name, program.debian_package, program.nix_package));
+    match PACKAGES.iter().copied().chain(of_hypervisors).find(|(known, _, _)| *known == name) {
         Some((_, Some(debian), nixpkgs)) => format!("install it (Debian: {debian}, nixpkgs: {nixpkgs})"),
         Some((_, None, nixpkgs)) => format!("install it (nixpkgs: {nixpkgs}), or set its program in the machine spec"),
         None => "install it, or set another program in the machine spec".to_owned(),

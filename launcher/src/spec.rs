@@ -16,7 +16,7 @@ pub use devices::{Device, DeviceBus, QemuDevice, Vsock};
 pub use graphics::{Graphics, GraphicsBackend, VulkanProtocol};
 pub use hypervisors::{
     Accelerator, Architecture, CloudHypervisorSection, CrosvmSection, DriveIoEngine, FirecrackerSection, Hypervisor,
-    InodeFileHandles, KvmtoolSection, PcieRootPort, QemuSection, VirtiofsdSection,
+    HypervisorSections, InodeFileHandles, KvmtoolSection, PcieRootPort, QemuSection, VirtiofsdSection,
 };
 pub use network::{ForwardFrom, ForwardPort, Interface, InterfaceType, Macvtap, MacvtapMode, PortEnd, Protocol, Tap};
 pub use storage::{Cache, ImageType, SecurityModel, Share, ShareProtocol, StoreDisk, Volume};

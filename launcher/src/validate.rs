@@ -20,7 +20,7 @@ pub use checked::{
 };
 pub use findings::Problem;
 
-use crate::spec::MachineSpec;
+use crate::spec::{HypervisorSections, MachineSpec};
 use findings::Findings;
 use sockets::Sockets;
 
@@ -78,11 +78,7 @@ pub fn check(spec: &MachineSpec) -> Result<CheckedSpec, Vec<Problem>> {
         pre_start: spec.pre_start.clone(),
         extra_args_script: spec.extra_args_script.clone(),
         process_name: spec.pretty_procnames.then(|| format!("microvm@{}", spec.name)),
-        qemu: spec.qemu.clone(),
-        cloud_hypervisor: spec.cloud_hypervisor.clone(),
-        firecracker: spec.firecracker.clone(),
-        crosvm: spec.crosvm.clone(),
-        kvmtool: spec.kvmtool.clone(),
+        sections: HypervisorSections::of(spec),
         virtiofsd: spec.virtiofsd.clone(),
         warnings: findings.warnings,
     })

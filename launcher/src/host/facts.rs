@@ -3,11 +3,12 @@
 
 use super::{desktop, kvm};
 use crate::facts::{Architecture, HostFacts, KernelForm, Privilege, Version};
+use crate::hypervisor::description;
 use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::isolation;
 use crate::path::HostPath;
 use crate::programs::find_program;
-use crate::spec::{Hypervisor, MachineSpec};
+use crate::spec::{Hypervisor, HypervisorSections, MachineSpec};
 use crate::state::RuntimeDirectory;
 use nix::fcntl::OFlag;
 use program::place::{Directory, Place};
@@ -137,7 +138,7 @@ fn remember(
         };
         facts.versions.extend(version.map(|version| (hypervisor, version)));
     }
-    if hypervisor == Hypervisor::Qemu {
+    if description(hypervisor).uses_tsc_frequency {
         learnt |= known.tsc_khz.is_none();
         known.tsc_khz = known.tsc_khz.or_else(measure_tsc_khz);
         facts.tsc_khz = known.tsc_khz;
@@ -177,14 +178,8 @@ fn identity(program: &Path) -> Option<FileIdentity> {
 
 /// Returns the program of a hypervisor: the spec's, or the default name.
 fn program_of(spec: &MachineSpec, hypervisor: Hypervisor, architecture: Architecture) -> HostPath {
-    let (named, usual) = match hypervisor {
-        Hypervisor::Qemu => (&spec.qemu.program, format!("qemu-system-{}", architecture.as_str())),
-        Hypervisor::CloudHypervisor => (&spec.cloud_hypervisor.program, "cloud-hypervisor".to_owned()),
-        Hypervisor::Firecracker => (&spec.firecracker.program, "firecracker".to_owned()),
-        Hypervisor::Crosvm => (&spec.crosvm.program, "crosvm".to_owned()),
-        Hypervisor::Kvmtool => (&spec.kvmtool.program, "lkvm".to_owned()),
-    };
-    named.clone().unwrap_or_else(|| HostPath::new(usual))
+    let sections = HypervisorSections::of(spec);
+    sections.program(hypervisor).cloned().unwrap_or_else(|| description(hypervisor).program(architecture))
 }
 
 fn ask_version(
@@ -192,21 +187,17 @@ fn ask_version(
     hypervisor: Hypervisor,
     interruption: &Interruption,
 ) -> Result<Option<Version>, Interrupted> {
-    // Decisions depend on the version of these only; crosvm and kvmtool have no meaningful version numbers.
-    let argument = match hypervisor {
-        Hypervisor::Qemu | Hypervisor::CloudHypervisor | Hypervisor::Firecracker => "--version",
-        Hypervisor::Crosvm | Hypervisor::Kvmtool => return Ok(None),
-    };
-    match interruption.run_quietly(Command::new(program).arg(argument)) {
+    let Some(option) = description(hypervisor).version_option else { return Ok(None) };
+    match interruption.run_quietly(Command::new(program).arg(option)) {
         Ok(ended) if ended.status.success() => Ok(Version::find_in(&ended.output)),
         Err(ChildError::Interrupted(interrupted)) => Err(interrupted),
         _ => Ok(None),
     }
 }
 
-/// Returns the empty directory for crosvm's jails, if the host has no `/var/empty`.
+/// Returns the empty directory for jailed devices, if the hypervisor needs one and the host has no `/var/empty`.
 fn empty_directory(hypervisor: Hypervisor, runtime: &RuntimeDirectory) -> Option<HostPath> {
-    if hypervisor != Hypervisor::Crosvm || Path::new("/var/empty").is_dir() {
+    if !description(hypervisor).needs_empty_directory || Path::new("/var/empty").is_dir() {
         return None;
     }
     let directory = Directory::make(&runtime.path().join(EMPTY_DIRECTORY), 0o755, None).ok()?;

@@ -1,6 +1,7 @@
 //! Features of disk images that a hypervisor does not support although it supports the format.
 
 use super::qcow2::Qcow2;
+use crate::hypervisor::{ImageLimits, description};
 use crate::launch::VolumeNeed;
 use crate::spec::{Hypervisor, ImageType};
 use nix::fcntl::OFlag;
@@ -10,19 +11,17 @@ use std::os::unix::fs::FileExt;
 
 /// Returns why the hypervisor cannot open the image, if it cannot. An unreadable image is reported elsewhere.
 pub(super) fn of(hypervisor: Hypervisor, volume: &VolumeNeed) -> Option<String> {
-    if !matches!(hypervisor, Hypervisor::CloudHypervisor | Hypervisor::Crosvm) {
-        return None;
-    }
+    let limits = description(hypervisor).image_limits?;
     let image = Place::of(volume.image.as_path()).and_then(|place| place.open(OFlag::O_RDONLY)).ok()?;
     let reason = match volume.image_type {
-        ImageType::Qcow2 => of_qcow2(hypervisor, &Qcow2::read(&image).ok()?),
+        ImageType::Qcow2 => of_qcow2(hypervisor, limits, &Qcow2::read(&image).ok()?),
         ImageType::Vhd => of_vhd(hypervisor, &image),
         ImageType::Raw | ImageType::Vhdx => None,
     };
     reason.map(|reason| format!("{} {reason}", volume.image))
 }
 
-fn of_qcow2(hypervisor: Hypervisor, image: &Qcow2<'_>) -> Option<String> {
+fn of_qcow2(hypervisor: Hypervisor, limits: ImageLimits, image: &Qcow2<'_>) -> Option<String> {
     let convert = "with: qemu-img convert -O qcow2";
     if image.has_backing_file() {
         return Some(format!("has a backing file, which {hypervisor} does not open; merge it {convert}"));
@@ -36,20 +35,20 @@ fn of_qcow2(hypervisor: Hypervisor, image: &Qcow2<'_>) -> Option<String> {
     if image.has_extended_l2_entries() {
         return Some(format!("has extended L2 entries, which {hypervisor} does not support; convert it {convert}"));
     }
-    if hypervisor != Hypervisor::Crosvm {
+    if limits.opens_old_and_compressed_qcow2 {
         return None;
     }
     if image.version() != 3 {
         let version = image.version();
         return Some(format!(
-            "is qcow2 of version {version}, and crosvm opens version 3 only; run: qemu-img amend -o compat=1.1"
+            "is qcow2 of version {version}, and {hypervisor} opens version 3 only; run: qemu-img amend -o compat=1.1"
         ));
     }
     // If the tables cannot be read, the hypervisor reports it.
     image
         .is_compressed()
         .unwrap_or(false)
-        .then(|| format!("contains compressed clusters, which crosvm does not read; convert it {convert}"))
+        .then(|| format!("contains compressed clusters, which {hypervisor} does not read; convert it {convert}"))
 }
 
 /// A dynamic VHD has a copy of its footer at the start; an image of fixed size does not.

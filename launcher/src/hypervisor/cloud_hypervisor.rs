@@ -3,11 +3,12 @@
 mod config;
 mod extra;
 
-use super::frame::{Command, Frame, VsockTransport};
+use super::description::{CredentialTransport, Description, HypervisorProgram, ImageLimits, VsockTransport};
+use super::launch_builder::{Command, LaunchBuilder};
 use super::side_process::{TagTeller, passt, virtiofsd};
 use crate::capability::{Feature, Support};
 use crate::facts::{Architecture, KernelForm, Version};
-use crate::launch::{ControlProtocol, ControlSocket, ForcedStop, GracefulStep, HttpRequest, Launch};
+use crate::launch::{ControlProtocol, ForcedStop, GracefulStep, HttpRequest, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
 use crate::spec::{DeviceBus, ForwardFrom, Hypervisor, ImageType, ShareProtocol};
@@ -35,9 +36,28 @@ const MOST_VCPUS: u32 = 8192;
 /// The mount point of hugetlbfs. Cloud Hypervisor reads the size of huge pages from it.
 const HUGE_PAGES: &str = "/dev/hugepages";
 
+pub(super) const DESCRIPTION: Description = Description {
+    hypervisor: Hypervisor::CloudHypervisor,
+    programs: &[HypervisorProgram {
+        architecture: None,
+        name: "cloud-hypervisor",
+        debian_package: None,
+        nix_package: "cloud-hypervisor",
+    }],
+    version_option: Some("--version"),
+    vsock: VsockTransport::UnixSocket,
+    protocol: ControlProtocol::CloudHypervisorHttp,
+    credentials: CredentialTransport::Initrd,
+    image_limits: Some(ImageLimits { opens_old_and_compressed_qcow2: true }),
+    needs_empty_directory: false,
+    uses_tsc_frequency: false,
+    support,
+    lower,
+};
+
 /// The supported features. `tests/hypervisors/rows.rs` has verified all supported ones with version v54.0, except for
 /// PCI devices.
-pub(super) fn support(feature: Feature) -> Support {
+fn support(feature: Feature) -> Support {
     match feature {
         Feature::StoreDisk
         | Feature::VolumeSerial
@@ -78,23 +98,23 @@ pub(super) fn support(feature: Feature) -> Support {
     }
 }
 
-pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
-    let spec = frame.spec;
-    frame.require_kvm();
-    frame.guesses_formats();
-    let kernel = frame.uncompressed_image();
-    check_kernel(&mut frame, &kernel);
-    check_limits(&mut frame);
+fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
+    let spec = builder.spec;
+    builder.require_kvm();
+    builder.guesses_formats();
+    let kernel = builder.uncompressed_image();
+    check_kernel(&mut builder, &kernel);
+    check_limits(&mut builder);
     let config = VmConfig {
         cpus: Cpus { boot_vcpus: spec.vcpu, max_vcpus: spec.vcpu },
-        memory: memory(&frame),
-        payload: payload(&mut frame, &kernel),
-        disks: spec.disks.iter().map(|disk| disk_config(&mut frame, disk)).collect(),
+        memory: memory(&builder),
+        payload: payload(&mut builder, &kernel),
+        disks: spec.disks.iter().map(|disk| disk_config(&mut builder, disk)).collect(),
         net: spec
             .interfaces
             .iter()
             .enumerate()
-            .filter_map(|(index, interface)| net(&mut frame, index, interface))
+            .filter_map(|(index, interface)| net(&mut builder, index, interface))
             .collect(),
         rng: Random { src: "/dev/urandom".to_owned() },
         balloon: spec.memory.balloon.as_ref().map(|balloon| Balloon {
@@ -102,7 +122,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
             deflate_on_oom: balloon.deflate_on_oom,
             free_page_reporting: true,
         }),
-        fs: file_systems(&mut frame),
+        fs: file_systems(&mut builder),
         serial: Port { mode: Mode::Tty },
         // The mode Null would still add a virtio device.
         console: Port { mode: Mode::Off },
@@ -113,26 +133,26 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
             .map(|device| Device { path: format!("/sys/bus/pci/devices/{}", device.path) })
             .collect(),
         vsock: spec.vsock.as_ref().map(|vsock| Vsock { cid: vsock.cid, socket: vsock.socket.as_str().to_owned() }),
-        platform: platform(&frame),
+        platform: platform(&builder),
         watchdog: true,
     };
-    check_devices(&mut frame, &config);
-    finish(frame, &config)
+    check_devices(&mut builder, &config);
+    finish(builder, &config)
 }
 
-fn check_kernel(frame: &mut Frame<'_>, kernel: &HostPath) {
-    let option = frame.kernel_option(kernel);
-    match frame.kernel_form(kernel) {
+fn check_kernel(builder: &mut LaunchBuilder<'_>, kernel: &HostPath) {
+    let option = builder.kernel_option(kernel);
+    match builder.kernel_form(kernel) {
         Some(KernelForm::Elf) => {
-            frame.refuse(
+            builder.refuse(
                 option,
                 format!(
                     "boots an ELF kernel only if it has a PVH note, and {kernel} has none; build it with CONFIG_PVH"
                 ),
             );
         }
-        Some(KernelForm::BzImage) if !frame.facts.at_least(Hypervisor::CloudHypervisor, BZ_IMAGE) => {
-            frame.refuse(
+        Some(KernelForm::BzImage) if !builder.facts.at_least(Hypervisor::CloudHypervisor, BZ_IMAGE) => {
+            builder.refuse(
                 option,
                 format!("boots bzImages only from version {BZ_IMAGE} on; give it the uncompressed kernel as vmlinux"),
             );
@@ -141,22 +161,22 @@ fn check_kernel(frame: &mut Frame<'_>, kernel: &HostPath) {
     }
 }
 
-fn check_limits(frame: &mut Frame<'_>) {
-    frame.check_cpus(MOST_VCPUS);
-    if frame.spec.memory.huge_pages {
-        frame.needs.hugetlbfs = Some(HostPath::from(HUGE_PAGES));
+fn check_limits(builder: &mut LaunchBuilder<'_>) {
+    builder.check_cpus(MOST_VCPUS);
+    if builder.spec.memory.huge_pages {
+        builder.needs.hugetlbfs = Some(HostPath::from(HUGE_PAGES));
     }
-    let Some(hotplug) = &frame.spec.memory.hotplug else { return };
+    let Some(hotplug) = &builder.spec.memory.hotplug else { return };
     for (option, mib) in [("hotplugMem", hotplug.most_mib), ("hotpluggedMem", hotplug.initial_mib)] {
         if !mib.is_multiple_of(HOTPLUG_ALIGNMENT_MIB) {
             let reason =
                 format!("plugs memory in steps of {HOTPLUG_ALIGNMENT_MIB} MiB, and {mib} is not a multiple of that");
-            frame.refuse(option, reason);
+            builder.refuse(option, reason);
         }
     }
 }
 
-fn check_devices(frame: &mut Frame<'_>, config: &VmConfig) {
+fn check_devices(builder: &mut LaunchBuilder<'_>, config: &VmConfig) {
     let singles =
         [true, config.balloon.is_some(), config.vsock.is_some(), config.memory.hotplug_size.is_some(), config.watchdog];
     let devices = config.disks.len()
@@ -165,13 +185,13 @@ fn check_devices(frame: &mut Frame<'_>, config: &VmConfig) {
         + config.devices.len()
         + singles.into_iter().filter(|present| *present).count();
     if devices > MOST_DEVICES {
-        frame.refuse("volumes", format!("supports at most {MOST_DEVICES} devices, but this machine has {devices}"));
+        builder.refuse("volumes", format!("supports at most {MOST_DEVICES} devices, but this machine has {devices}"));
     }
 }
 
-fn memory(frame: &Frame<'_>) -> Memory {
-    let (memory, hotplug) = (&frame.spec.memory, frame.spec.memory.hotplug.as_ref());
-    let uses_passt = frame.spec.interfaces.iter().any(|interface| interface.kind == InterfaceKind::User);
+fn memory(builder: &LaunchBuilder<'_>) -> Memory {
+    let (memory, hotplug) = (&builder.spec.memory, builder.spec.memory.hotplug.as_ref());
+    let uses_passt = builder.spec.interfaces.iter().any(|interface| interface.kind == InterfaceKind::User);
     let shared = memory.shared || uses_passt;
     Memory {
         size: memory.mem_mib << 20,
@@ -185,22 +205,22 @@ fn memory(frame: &Frame<'_>) -> Memory {
     }
 }
 
-fn payload(frame: &mut Frame<'_>, kernel: &HostPath) -> Payload {
-    let own = match frame.architecture() {
+fn payload(builder: &mut LaunchBuilder<'_>, kernel: &HostPath) -> Payload {
+    let own = match builder.architecture() {
         Architecture::X86_64 => ["earlyprintk=ttyS0", "console=ttyS0", "reboot=t", "panic=-1"].as_slice(),
         Architecture::Aarch64 => ["console=ttyAMA0", "panic=-1"].as_slice(),
     };
     Payload {
         kernel: kernel.as_str().to_owned(),
-        cmdline: frame.ascii_command_line(own, 0),
-        initramfs: frame.initrd_with_credentials().map(|initrd| initrd.as_str().to_owned()),
+        cmdline: builder.ascii_command_line(own, 0),
+        initramfs: builder.initrd_with_credentials().map(|initrd| initrd.as_str().to_owned()),
     }
 }
 
-fn disk_config(frame: &mut Frame<'_>, disk: &Disk) -> DiskConfig {
-    let knows_types = frame.facts.at_least(Hypervisor::CloudHypervisor, IMAGE_TYPE);
-    if disk.serial.is_some() && !frame.facts.at_least(Hypervisor::CloudHypervisor, SERIAL) {
-        frame.refuse(format!("{}.serial", disk.option), format!("sets serial numbers from version {SERIAL} on"));
+fn disk_config(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> DiskConfig {
+    let knows_types = builder.facts.at_least(Hypervisor::CloudHypervisor, IMAGE_TYPE);
+    if disk.serial.is_some() && !builder.facts.at_least(Hypervisor::CloudHypervisor, SERIAL) {
+        builder.refuse(format!("{}.serial", disk.option), format!("sets serial numbers from version {SERIAL} on"));
     }
     let image_type = match disk.image_type {
         ImageType::Raw => ImageKind::Raw,
@@ -213,42 +233,42 @@ fn disk_config(frame: &mut Frame<'_>, disk: &Disk) -> DiskConfig {
         readonly: disk.read_only,
         direct: disk.direct,
         // Cloud Hypervisor refuses more queues than CPUs.
-        num_queues: frame.queue_pairs(),
+        num_queues: builder.queue_pairs(),
         serial: disk.serial.clone(),
         image_type: knows_types.then_some(image_type),
     }
 }
 
-fn net(frame: &mut Frame<'_>, index: usize, interface: &CheckedInterface) -> Option<Net> {
+fn net(builder: &mut LaunchBuilder<'_>, index: usize, interface: &CheckedInterface) -> Option<Net> {
     let mut net = Net { mac: interface.mac.clone(), ..Net::default() };
     match &interface.kind {
         InterfaceKind::Tap { .. } => {
-            let pairs = frame.queue_pairs();
-            frame.need_tap(&interface.id, pairs);
+            let pairs = builder.queue_pairs();
+            builder.need_tap(&interface.id, pairs);
             net.tap = Some(interface.id.clone());
             net.num_queues = 2 * pairs;
         }
         InterfaceKind::Macvtap { link, mode } => {
-            let pairs = frame.queue_pairs();
-            net.fds = frame.need_macvtap(interface, (link, *mode), pairs);
+            let pairs = builder.queue_pairs();
+            net.fds = builder.need_macvtap(interface, (link, *mode), pairs);
             net.num_queues = 2 * pairs;
         }
         InterfaceKind::User => {
-            let socket = HostPath::new(format!("{}-passt-{index}.sock", frame.spec.name));
+            let socket = HostPath::new(format!("{}-passt-{index}.sock", builder.spec.name));
             // Only to the first such interface, because all forwarded ports reach the same guest.
             let is_first =
-                frame.spec.interfaces.iter().position(|other| other.kind == InterfaceKind::User) == Some(index);
-            let ports = if is_first { frame.spec.forward_ports.as_slice() } else { &[] };
+                builder.spec.interfaces.iter().position(|other| other.kind == InterfaceKind::User) == Some(index);
+            let ports = if is_first { builder.spec.forward_ports.as_slice() } else { &[] };
             for (place, forward) in ports.iter().enumerate() {
                 if forward.from == ForwardFrom::Host && !forward.guest.address.is_empty() {
-                    frame.refuse(
+                    builder.refuse(
                         format!("forwardPorts[{place}].guest.address"),
                         "forwards ports through passt, which supports only one guest",
                     );
                 }
             }
-            frame.needs.sockets_to_remove.push(socket.clone());
-            frame.needs.processes.push(passt(&interface.id, &socket, ports));
+            builder.needs.sockets_to_remove.push(socket.clone());
+            builder.needs.processes.push(passt(&interface.id, &socket, ports));
             net.vhost_user = true;
             net.vhost_socket = Some(socket.as_str().to_owned());
         }
@@ -257,11 +277,11 @@ fn net(frame: &mut Frame<'_>, index: usize, interface: &CheckedInterface) -> Opt
     Some(net)
 }
 
-fn file_systems(frame: &mut Frame<'_>) -> Vec<FileSystem> {
+fn file_systems(builder: &mut LaunchBuilder<'_>) -> Vec<FileSystem> {
     let mut file_systems = Vec::new();
-    for checked in frame.spec.shares.iter().filter(|checked| checked.share.proto == ShareProtocol::Virtiofs) {
-        let process = virtiofsd(frame, checked, TagTeller::Hypervisor);
-        frame.needs.processes.push(process);
+    for checked in builder.spec.shares.iter().filter(|checked| checked.share.proto == ShareProtocol::Virtiofs) {
+        let process = virtiofsd(builder, checked, TagTeller::Hypervisor);
+        builder.needs.processes.push(process);
         file_systems.push(FileSystem {
             tag: checked.share.tag.clone(),
             socket: checked.socket.as_str().to_owned(),
@@ -272,36 +292,36 @@ fn file_systems(frame: &mut Frame<'_>) -> Vec<FileSystem> {
     file_systems
 }
 
-fn platform(frame: &Frame<'_>) -> Option<Platform> {
-    let spec = frame.spec;
-    let new = frame.facts.at_least(Hypervisor::CloudHypervisor, SYSTEM_UUID);
+fn platform(builder: &LaunchBuilder<'_>) -> Option<Platform> {
+    let spec = builder.spec;
+    let new = builder.facts.at_least(Hypervisor::CloudHypervisor, SYSTEM_UUID);
     let id = spec.machine_id.clone();
     let platform = Platform {
         system_uuid: id.clone().filter(|_| new),
         uuid: id.filter(|_| !new),
-        oem_strings: spec.cloud_hypervisor.platform_oem_strings.clone(),
+        oem_strings: spec.sections.cloud_hypervisor.platform_oem_strings.clone(),
     };
     (!platform.is_empty()).then_some(platform)
 }
 
-fn finish(mut frame: Frame<'_>, config: &VmConfig) -> Result<Launch, Vec<Refusal>> {
-    let spec = frame.spec;
-    let own = config::arguments(&mut frame, config);
-    let merged = extra::merge(&mut frame, own);
+fn finish(mut builder: LaunchBuilder<'_>, config: &VmConfig) -> Result<Launch, Vec<Refusal>> {
+    let spec = builder.spec;
+    let own = config::arguments(&mut builder, config);
+    let merged = extra::merge(&mut builder, own);
     let put = |path: &str| HttpRequest { method: "PUT".to_owned(), path: format!("/api/v1/{path}"), body: None };
     let command = Command {
-        program: spec.cloud_hypervisor.program.clone().unwrap_or_else(|| HostPath::from("cloud-hypervisor")),
+        program: spec.sections.cloud_hypervisor.program.clone(),
         arguments: merged.arguments,
         environment: BTreeMap::new(),
         files: Vec::new(),
-        control: ControlSocket { protocol: ControlProtocol::CloudHypervisorHttp, path: spec.control_socket.clone() },
+        control: spec.control_socket.clone(),
         graceful: vec![GracefulStep::Http(put("vm.power-button"))],
         forced: ForcedStop::Http(put("vmm.shutdown")),
-        console_device: merged.serial_is_ours.then_some(match frame.architecture() {
+        console_device: merged.serial_is_ours.then_some(match builder.architecture() {
             Architecture::X86_64 => "ttyS0",
             Architecture::Aarch64 => "ttyAMA0",
         }),
         expected_configuration: merged.config_is_ours.then(|| config.to_value()),
     };
-    frame.finish(command, VsockTransport::UnixSocket)
+    builder.finish(command)
 }

@@ -1,14 +1,15 @@
 //! crosvm, which runs each device in its own jail. Written against 2026-08.
 
+use super::description::{CredentialTransport, Description, HypervisorProgram, ImageLimits, VsockTransport};
 use super::drawing::{Drawing, WithoutCard, drawing};
-use super::frame::{Command, Frame, GivenOnce, VsockTransport};
+use super::launch_builder::{Command, GivenOnce, LaunchBuilder};
 use super::side_process::{TagTeller, crosvm_gpu, virtiofsd};
 use crate::capability::{Feature, Support};
 use crate::keyval::{Dialect, Options};
-use crate::launch::{Access, ControlProtocol, ControlSocket, ForcedStop, GracefulStep, Launch};
+use crate::launch::{Access, ControlProtocol, ForcedStop, GracefulStep, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
-use crate::spec::{DeviceBus, ImageType, ShareProtocol};
+use crate::spec::{DeviceBus, Hypervisor, ImageType, ShareProtocol};
 use crate::validate::{CheckedGraphics, CheckedInterface, CheckedShare, Disk, InterfaceKind};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -37,9 +38,24 @@ const GIVEN_ONCE: [GivenOnce; 9] = [
     GivenOnce { names: &["--vsock", "--cid"], instead: "use vsock.cid" },
 ];
 
+pub(super) const DESCRIPTION: Description = Description {
+    hypervisor: Hypervisor::Crosvm,
+    programs: &[HypervisorProgram { architecture: None, name: "crosvm", debian_package: None, nix_package: "crosvm" }],
+    // It has no meaningful version numbers.
+    version_option: None,
+    vsock: VsockTransport::Kernel,
+    protocol: ControlProtocol::CrosvmSeqpacket,
+    credentials: CredentialTransport::Initrd,
+    image_limits: Some(ImageLimits { opens_old_and_compressed_qcow2: false }),
+    needs_empty_directory: true,
+    uses_tsc_frequency: false,
+    support,
+    lower,
+};
+
 /// The supported features. `tests/hypervisors/rows.rs` has verified all supported ones with version 2026-08-21, except
 /// for PCI devices, vhost-net, vsock and the screen, which the test host did not have.
-pub(super) fn support(feature: Feature) -> Support {
+fn support(feature: Feature) -> Support {
     match feature {
         Feature::StoreDisk
         | Feature::VolumeSerial
@@ -79,30 +95,30 @@ pub(super) fn support(feature: Feature) -> Support {
     }
 }
 
-pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
-    let spec = frame.spec;
-    frame.require_kvm();
-    frame.guesses_formats();
-    let kernel = frame.uncompressed_image();
-    frame.kernel_form(&kernel);
-    check_devices(&mut frame);
-    if spec.memory.balloon.is_some() && !frame.facts.crosvm_has_balloon {
-        frame.refuse("balloon", "of this host is built without the balloon");
+fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
+    let spec = builder.spec;
+    builder.require_kvm();
+    builder.guesses_formats();
+    let kernel = builder.uncompressed_image();
+    builder.kernel_form(&kernel);
+    check_devices(&mut builder);
+    if spec.memory.balloon.is_some() && !builder.facts.crosvm_has_balloon {
+        builder.refuse("balloon", "of this host is built without the balloon");
     }
     let words = ["--no-syslog", "--log-level", "warn", "run", "--name", &spec.name, "-s", spec.control_socket.as_str()];
     let mut arguments = words.map(str::to_owned).to_vec();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
     add(&["-c", &spec.vcpu.to_string(), "-m", &spec.memory.mem_mib.to_string()]);
     add(&["--serial", "type=stdout,hardware=serial,num=1,console=true,stdin=true"]);
-    if frame.facts.is_confined {
+    if builder.facts.is_confined {
         // The jail requires namespaces, which the unit denies. The unit itself is the jail.
         add(&["--disable-sandbox"]);
-    } else if let Some(pivot_root) = pivot_root(&mut frame) {
+    } else if let Some(pivot_root) = pivot_root(&mut builder) {
         add(&["--pivot-root", pivot_root.as_str()]);
     }
     if spec.memory.huge_pages {
         // Transparent huge pages: none need to be reserved.
-        frame.needs.huge_pages_mib = 0;
+        builder.needs.huge_pages_mib = 0;
         add(&["--hugepages"]);
     }
     match &spec.memory.balloon {
@@ -112,7 +128,7 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
                 add(&["--init-mem", &(spec.memory.mem_mib - balloon.initial_mib).to_string()]);
             }
         }
-        None if frame.facts.crosvm_has_balloon => add(&["--no-balloon"]),
+        None if builder.facts.crosvm_has_balloon => add(&["--no-balloon"]),
         None => {}
     }
     if !spec.rng {
@@ -122,16 +138,16 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
         add(&["--smbios", &format!("uuid={id}")]);
     }
     for disk in &spec.disks {
-        add(&["--block", &disk_options(&mut frame, disk)]);
+        add(&["--block", &disk_options(&mut builder, disk)]);
     }
     for (index, interface) in spec.interfaces.iter().enumerate() {
-        add(&["--net", &network_options(&mut frame, index, interface)]);
+        add(&["--net", &network_options(&mut builder, index, interface)]);
     }
     for (index, checked) in spec.shares.iter().enumerate() {
-        add(&share_options(&mut frame, index, checked).each_ref().map(String::as_str));
+        add(&share_options(&mut builder, index, checked).each_ref().map(String::as_str));
     }
     if let Some(graphics) = &spec.graphics {
-        add(&["--vhost-user", &graphics_options(&mut frame, graphics)]);
+        add(&["--vhost-user", &graphics_options(&mut builder, graphics)]);
     }
     if let Some(vsock) = &spec.vsock {
         add(&["--vsock", &format!("cid={}", vsock.cid)]);
@@ -139,35 +155,35 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     for device in spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci) {
         add(&["--vfio", &format!("/sys/bus/pci/devices/{}", device.path)]);
     }
-    if let Some(initrd) = frame.initrd_with_credentials() {
+    if let Some(initrd) = builder.initrd_with_credentials() {
         add(&["-i", initrd.as_str()]);
     }
     // Before the serial console: the last console is /dev/console, which programs write to.
     let screen = if spec.graphics.is_some() { "console=tty0" } else { "" };
-    add(&["-p", &frame.ascii_command_line(&[screen, "console=ttyS0", "reboot=k", "panic=1"], PREPENDED.len())]);
-    check_serial(&mut frame);
-    frame.add_extra_arguments("crosvm.extraArgs", &mut arguments, &spec.crosvm.extra_args, &GIVEN_ONCE);
+    add(&["-p", &builder.ascii_command_line(&[screen, "console=ttyS0", "reboot=k", "panic=1"], PREPENDED.len())]);
+    check_serial(&mut builder);
+    builder.add_extra_arguments("crosvm.extraArgs", &mut arguments, &spec.sections.crosvm.extra_args, &GIVEN_ONCE);
     arguments.push(kernel.as_str().to_owned());
-    finish(frame, arguments)
+    finish(builder, arguments)
 }
 
-fn check_devices(frame: &mut Frame<'_>) {
-    let spec = frame.spec;
+fn check_devices(builder: &mut LaunchBuilder<'_>) {
+    let spec = builder.spec;
     let singles = [spec.rng, spec.memory.balloon.is_some(), spec.vsock.is_some(), spec.graphics.is_some()];
     let devices = spec.disks.len()
         + spec.interfaces.len()
         + spec.shares.len()
         + spec.devices.len()
         + singles.into_iter().filter(|present| *present).count();
-    frame.check_cpus(MOST_VCPUS);
+    builder.check_cpus(MOST_VCPUS);
     if devices > MOST_DEVICES {
-        frame.refuse("volumes", format!("supports at most {MOST_DEVICES} devices, but this machine has {devices}"));
+        builder.refuse("volumes", format!("supports at most {MOST_DEVICES} devices, but this machine has {devices}"));
     }
 }
 
 /// Refuses a second first serial port: a port without a number would be the first, which is the console.
-fn check_serial(frame: &mut Frame<'_>) {
-    let extra = &frame.spec.crosvm.extra_args;
+fn check_serial(builder: &mut LaunchBuilder<'_>) {
+    let extra = &builder.spec.sections.crosvm.extra_args;
     for (index, argument) in extra.iter().enumerate() {
         let value = match argument.strip_prefix("--serial") {
             Some("") => extra.get(index + 1).map(String::as_str),
@@ -178,118 +194,119 @@ fn check_serial(frame: &mut Frame<'_>) {
         let setting = |key: &str| value.split(',').find_map(|part| part.strip_prefix(key)?.strip_prefix('='));
         if matches!(setting("hardware"), None | Some("serial")) && matches!(setting("num"), None | Some("1")) {
             let reason = "has the console on the first serial port; give --serial a num=2, 3 or 4";
-            frame.refuse("crosvm.extraArgs", reason);
+            builder.refuse("crosvm.extraArgs", reason);
         }
     }
 }
 
 /// Returns the directory for the jails, if the command must name it.
-fn pivot_root(frame: &mut Frame<'_>) -> Option<HostPath> {
-    let chosen = frame.spec.crosvm.pivot_root.clone().or_else(|| frame.facts.empty_directory.clone());
+fn pivot_root(builder: &mut LaunchBuilder<'_>) -> Option<HostPath> {
+    let chosen = builder.spec.sections.crosvm.pivot_root.clone().or_else(|| builder.facts.empty_directory.clone());
     let directory = chosen.clone().unwrap_or_else(|| HostPath::from(DEFAULT_PIVOT_ROOT));
-    frame.need_file("crosvm.pivotRoot", &directory, Access::Enter);
+    builder.need_file("crosvm.pivotRoot", &directory, Access::Enter);
     chosen
 }
 
-fn disk_options(frame: &mut Frame<'_>, disk: &Disk) -> String {
+fn disk_options(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> String {
     if disk.direct && disk.image_type == ImageType::Qcow2 {
-        frame.refuse(format!("{}.direct", disk.option), "opens raw images only for direct I/O, and this one is qcow2");
+        builder
+            .refuse(format!("{}.direct", disk.option), "opens raw images only for direct I/O, and this one is qcow2");
     }
     let options = Options::new(Dialect::Crosvm)
         .pair("path", &disk.image)
         .pair_if("ro", disk.read_only.then_some(true))
         .pair_if("direct", disk.direct.then_some(true))
         .pair_if("id", disk.serial.as_ref());
-    frame.written(&format!("{}.image", disk.option), options.finish())
+    builder.written(&format!("{}.image", disk.option), options.finish())
 }
 
-fn network_options(frame: &mut Frame<'_>, index: usize, interface: &CheckedInterface) -> String {
+fn network_options(builder: &mut LaunchBuilder<'_>, index: usize, interface: &CheckedInterface) -> String {
     let options = Options::new(Dialect::Crosvm);
     let options = match &interface.kind {
         InterfaceKind::Tap { vhost } => {
             // With vhost-net, crosvm opens the tap with a single queue, regardless of the options.
-            let pairs = if *vhost { 1 } else { frame.queue_pairs() };
-            frame.need_tap(&interface.id, pairs);
+            let pairs = if *vhost { 1 } else { builder.queue_pairs() };
+            builder.need_tap(&interface.id, pairs);
             let options = options.pair("tap-name", &interface.id).pair("mac", &interface.mac);
             let options = options.pair_if("vq-pairs", (pairs > 1).then_some(pairs));
             if *vhost {
-                frame.need_device(&format!("interfaces[{index}].tap.vhost"), "/dev/vhost-net", "modprobe vhost_net");
+                builder.need_device(&format!("interfaces[{index}].tap.vhost"), "/dev/vhost-net", "modprobe vhost_net");
                 options.word("vhost-net")
             } else {
                 options
             }
         }
         InterfaceKind::Macvtap { link, mode } => {
-            let descriptors = frame.need_macvtap(interface, (link, *mode), 1);
+            let descriptors = builder.need_macvtap(interface, (link, *mode), 1);
             options.pair_if("tap-fd", descriptors.first()).pair("mac", &interface.mac)
         }
         InterfaceKind::User | InterfaceKind::Bridge { .. } => return String::new(),
     };
-    frame.written(&format!("interfaces[{index}]"), options.finish())
+    builder.written(&format!("interfaces[{index}]"), options.finish())
 }
 
-fn share_options(frame: &mut Frame<'_>, index: usize, checked: &CheckedShare) -> [String; 2] {
+fn share_options(builder: &mut LaunchBuilder<'_>, index: usize, checked: &CheckedShare) -> [String; 2] {
     let share = &checked.share;
     match share.proto {
         ShareProtocol::Virtiofs => {
-            let process = virtiofsd(frame, checked, TagTeller::Daemon);
-            frame.needs.processes.push(process);
+            let process = virtiofsd(builder, checked, TagTeller::Daemon);
+            builder.needs.processes.push(process);
             let options = Options::new(Dialect::Crosvm).pair("type", "fs").pair("socket", &checked.socket);
-            ["--vhost-user".to_owned(), frame.written(&format!("shares[{index}].socket"), options.finish())]
+            ["--vhost-user".to_owned(), builder.written(&format!("shares[{index}].socket"), options.finish())]
         }
         ShareProtocol::NineP => {
             for (name, value) in [("source", share.source.as_str()), ("tag", share.tag.as_str())] {
                 if value.contains(':') {
-                    frame.refuse(
+                    builder.refuse(
                         format!("shares[{index}].{name}"),
                         format!("cannot be given `{value}`: a colon cannot be written in its option for shares"),
                     );
                 }
             }
             // crosvm's process for the share has another working directory, so the path must be absolute.
-            let source = share.source.below(&frame.facts.state_directory);
+            let source = share.source.below(&builder.facts.state_directory);
             ["--shared-dir".to_owned(), format!("{source}:{}:type=p9", share.tag)]
         }
     }
 }
 
 /// Adds the graphics card, which is a process without a jail because it must find the host's graphics drivers.
-fn graphics_options(frame: &mut Frame<'_>, graphics: &CheckedGraphics) -> String {
-    let drawing = drawing(frame, graphics, WithoutCard::Fails);
-    let Some(wayland_socket) = frame.facts.desktop.wayland_socket.clone() else {
+fn graphics_options(builder: &mut LaunchBuilder<'_>, graphics: &CheckedGraphics) -> String {
+    let drawing = drawing(builder, graphics, WithoutCard::Fails);
+    let Some(wayland_socket) = builder.facts.desktop.wayland_socket.clone() else {
         let reason = "shows its window on a Wayland desktop only, but $WAYLAND_DISPLAY is not set; \
                       start it from a graphical session";
-        frame.refuse("graphics.enable", reason);
+        builder.refuse("graphics.enable", reason);
         return String::new();
     };
     if wayland_socket.as_str().contains(',') {
         let reason = format!("cannot be given `{wayland_socket}`: a comma ends a path in its option for Wayland");
-        frame.refuse("graphics.enable", reason);
+        builder.refuse("graphics.enable", reason);
     }
     // The cross-domain context lets a proxy in the guest show single windows over Wayland's protocol.
     let parameters = match drawing {
         Drawing::Host(_) => json!({"context-types": "virgl:virgl2:cross-domain", "egl": true, "vulkan": true}),
         Drawing::Guest => json!({"backend": "2d", "context-types": "cross-domain"}),
     };
-    let process = crosvm_gpu(frame.spec, graphics, &wayland_socket, &parameters);
-    frame.needs.sockets_to_remove.push(graphics.socket.clone());
-    frame.needs.processes.push(process);
+    let process = crosvm_gpu(builder.spec, graphics, &wayland_socket, &parameters);
+    builder.needs.sockets_to_remove.push(graphics.socket.clone());
+    builder.needs.processes.push(process);
     let options = Options::new(Dialect::Crosvm).pair("type", "gpu").pair("socket", &graphics.socket);
-    frame.written("graphics.socket", options.finish())
+    builder.written("graphics.socket", options.finish())
 }
 
-fn finish(frame: Frame<'_>, arguments: Vec<String>) -> Result<Launch, Vec<Refusal>> {
-    let spec = frame.spec;
+fn finish(builder: LaunchBuilder<'_>, arguments: Vec<String>) -> Result<Launch, Vec<Refusal>> {
+    let spec = builder.spec;
     let command = Command {
-        program: spec.crosvm.program.clone().unwrap_or_else(|| HostPath::from("crosvm")),
+        program: spec.sections.crosvm.program.clone(),
         arguments,
         environment: BTreeMap::new(),
         files: Vec::new(),
-        control: ControlSocket { protocol: ControlProtocol::CrosvmSeqpacket, path: spec.control_socket.clone() },
+        control: spec.control_socket.clone(),
         graceful: vec![GracefulStep::CrosvmPowerButton],
         forced: ForcedStop::CrosvmExit,
         console_device: Some("ttyS0"),
         expected_configuration: None,
     };
-    frame.finish(command, VsockTransport::Kernel)
+    builder.finish(command)
 }

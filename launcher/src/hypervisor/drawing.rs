@@ -1,6 +1,6 @@
 //! Choosing the renderer of the guest's screen: the host's OpenGL, or the guest's own software renderer.
 
-use super::frame::Frame;
+use super::launch_builder::LaunchBuilder;
 use crate::facts::RenderNode;
 use crate::path::HostPath;
 use crate::validate::CheckedGraphics;
@@ -24,24 +24,28 @@ pub(super) enum WithoutCard {
 }
 
 /// Returns the renderer that the spec asks for, or by default the host if it can render. Refuses an impossible choice.
-pub(super) fn drawing(frame: &mut Frame<'_>, graphics: &CheckedGraphics, without_card: WithoutCard) -> Drawing {
+pub(super) fn drawing(
+    builder: &mut LaunchBuilder<'_>,
+    graphics: &CheckedGraphics,
+    without_card: WithoutCard,
+) -> Drawing {
     let (option, wish) = match (&graphics.vulkan, graphics.gl) {
         (Some(_), _) => ("graphics.vulkan", Some(true)),
         (None, wish) => ("graphics.gl", wish),
     };
-    match (wish, &frame.facts.desktop.render_node) {
+    match (wish, &builder.facts.desktop.render_node) {
         (Some(false), _) => Drawing::Guest,
         (_, RenderNode::Usable(node)) => Drawing::Host(Some(node.clone())),
         (Some(true), RenderNode::Unusable(_)) if without_card == WithoutCard::Works => Drawing::Host(None),
         (Some(true), RenderNode::Unusable(why)) => {
-            frame.refuse(
+            builder.refuse(
                 option,
                 format!("requires the host's OpenGL, but {why}; without {option} the guest renders in software"),
             );
             Drawing::Guest
         }
         (None, RenderNode::Unusable(why)) => {
-            frame.warn(option, &format!("{why}; the guest renders in software, without the host's OpenGL"));
+            builder.warn(option, &format!("{why}; the guest renders in software, without the host's OpenGL"));
             Drawing::Guest
         }
     }

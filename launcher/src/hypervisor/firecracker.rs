@@ -2,10 +2,11 @@
 
 mod config;
 
-use super::frame::{Command, Frame, GivenOnce, VsockTransport};
+use super::description::{CredentialTransport, Description, HypervisorProgram, VsockTransport};
+use super::launch_builder::{Command, GivenOnce, LaunchBuilder};
 use crate::capability::{Feature, Support};
 use crate::facts::{Architecture, KernelForm, Version};
-use crate::launch::{ControlProtocol, ControlSocket, FileToWrite, ForcedStop, GracefulStep, HttpRequest, Launch};
+use crate::launch::{ControlProtocol, FileToWrite, ForcedStop, GracefulStep, HttpRequest, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
 use crate::spec::{DriveIoEngine, Hypervisor};
@@ -36,9 +37,28 @@ const GIVEN_ONCE: [GivenOnce; 2] = [
     GivenOnce { names: &["--config-file"], instead: "use firecracker.extraConfig" },
 ];
 
+pub(super) const DESCRIPTION: Description = Description {
+    hypervisor: Hypervisor::Firecracker,
+    programs: &[HypervisorProgram {
+        architecture: None,
+        name: "firecracker",
+        debian_package: None,
+        nix_package: "firecracker",
+    }],
+    version_option: Some("--version"),
+    vsock: VsockTransport::UnixSocket,
+    protocol: ControlProtocol::FirecrackerHttp,
+    credentials: CredentialTransport::Initrd,
+    image_limits: None,
+    needs_empty_directory: false,
+    uses_tsc_frequency: false,
+    support,
+    lower,
+};
+
 /// The supported features. `tests/hypervisors/rows.rs` has verified all supported ones with version 1.17.0-dev of
 /// 2026-08.
-pub(super) fn support(feature: Feature) -> Support {
+fn support(feature: Feature) -> Support {
     const NO_SHARES: &str = "does not support shares";
     match feature {
         Feature::StoreDisk
@@ -77,14 +97,14 @@ pub(super) fn support(feature: Feature) -> Support {
     }
 }
 
-pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
-    let spec = frame.spec;
-    frame.require_kvm();
-    let kernel = frame.uncompressed_image();
-    check_kernel(&mut frame, &kernel);
-    let devices = check_limits(&mut frame);
+fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
+    let spec = builder.spec;
+    builder.require_kvm();
+    let kernel = builder.uncompressed_image();
+    check_kernel(&mut builder, &kernel);
+    let devices = check_limits(&mut builder);
     let configuration = FullConfiguration {
-        boot_source: boot_source(&mut frame, &kernel, devices),
+        boot_source: boot_source(&mut builder, &kernel, devices),
         machine_config: MachineConfiguration {
             vcpu_count: spec.vcpu,
             mem_size_mib: spec.memory.mem_mib,
@@ -93,78 +113,81 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
             track_dirty_pages: false,
             huge_pages: spec.memory.huge_pages.then_some(HugePages::TwoMib),
         },
-        cpu_config: spec.firecracker.cpu.clone(),
-        drives: drives(&mut frame),
-        network_interfaces: network_interfaces(&mut frame),
+        cpu_config: spec.sections.firecracker.cpu.clone(),
+        drives: drives(&mut builder),
+        network_interfaces: network_interfaces(&mut builder),
         vsock: spec
             .vsock
             .as_ref()
             .map(|vsock| Vsock { guest_cid: vsock.cid, uds_path: vsock.socket.as_str().to_owned() }),
-        balloon: balloon(&frame),
-        memory_hotplug: memory_hotplug(&mut frame),
+        balloon: balloon(&builder),
+        memory_hotplug: memory_hotplug(&mut builder),
         entropy: spec.rng.then_some(Entropy {}),
     };
     let mut document = configuration.to_value();
-    for (field, reason) in config::merge(&mut document, &spec.firecracker.extra_config) {
-        frame.refuse(format!("firecracker.extraConfig.{field}"), reason);
+    for (field, reason) in config::merge(&mut document, &spec.sections.firecracker.extra_config) {
+        builder.refuse(format!("firecracker.extraConfig.{field}"), reason);
     }
-    finish(frame, &document)
+    finish(builder, &document)
 }
 
-fn check_kernel(frame: &mut Frame<'_>, kernel: &HostPath) {
-    let form = frame.kernel_form(kernel);
-    if form == Some(KernelForm::BzImage) && !frame.facts.at_least(Hypervisor::Firecracker, BZ_IMAGE) {
+fn check_kernel(builder: &mut LaunchBuilder<'_>, kernel: &HostPath) {
+    let form = builder.kernel_form(kernel);
+    if form == Some(KernelForm::BzImage) && !builder.facts.at_least(Hypervisor::Firecracker, BZ_IMAGE) {
         let reason =
             format!("boots bzImages only from version {BZ_IMAGE} on; give it the uncompressed kernel as vmlinux");
-        frame.refuse(frame.kernel_option(kernel), reason);
+        builder.refuse(builder.kernel_option(kernel), reason);
     }
 }
 
 /// Refuses a machine that exceeds firecracker's limits, and returns the number of its devices.
-fn check_limits(frame: &mut Frame<'_>) -> usize {
-    let spec = frame.spec;
-    frame.check_cpus(MOST_VCPUS);
+fn check_limits(builder: &mut LaunchBuilder<'_>) -> usize {
+    let spec = builder.spec;
+    builder.check_cpus(MOST_VCPUS);
     let single = [spec.vsock.is_some(), spec.memory.balloon.is_some(), spec.memory.hotplug.is_some(), spec.rng];
     let devices = spec.disks.len() + spec.interfaces.len() + single.into_iter().filter(|present| *present).count();
     if devices > MOST_DEVICES {
-        frame.refuse("volumes", format!("supports at most {MOST_DEVICES} devices, but this machine has {devices}"));
+        builder.refuse("volumes", format!("supports at most {MOST_DEVICES} devices, but this machine has {devices}"));
     }
     let memory = &spec.memory;
     if memory.hotplug.is_some() || memory.balloon.is_some() {
-        let too_old = !frame.facts.at_least(Hypervisor::Firecracker, MEMORY_DEVICES);
+        let too_old = !builder.facts.at_least(Hypervisor::Firecracker, MEMORY_DEVICES);
         if memory.hotplug.is_some() && too_old {
-            frame.refuse("hotplugMem", format!("has virtio-mem from version {MEMORY_DEVICES} on"));
+            builder.refuse("hotplugMem", format!("has virtio-mem from version {MEMORY_DEVICES} on"));
         }
     }
     devices
 }
 
-fn boot_source(frame: &mut Frame<'_>, kernel: &HostPath, devices: usize) -> BootSource {
-    let initrd_path = frame.initrd_with_credentials().map(|initrd| initrd.as_str().to_owned());
+fn boot_source(builder: &mut LaunchBuilder<'_>, kernel: &HostPath, devices: usize) -> BootSource {
+    let initrd_path = builder.initrd_with_credentials().map(|initrd| initrd.as_str().to_owned());
     // Always set, because firecracker's own default contains `nomodule`, with which no NixOS initrd finds its root.
     // `i8042.nopnp` is left out, because with it the guest does not receive Ctrl-Alt-Delete.
-    let own = match frame.architecture() {
+    let own = match builder.architecture() {
         Architecture::X86_64 => {
             ["console=ttyS0,115200", "reboot=k", "panic=1", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd"].as_slice()
         }
         Architecture::Aarch64 => ["console=ttyS0,115200", "reboot=k", "panic=1"].as_slice(),
     };
-    let machine_id = frame.machine_id_parameter();
+    let machine_id = builder.machine_id_parameter();
     let parameters: Vec<_> = own.iter().copied().chain([machine_id.as_str()]).collect();
-    let boot_args = frame.command_line(&parameters, APPENDED_BYTES + APPENDED_BYTES_PER_DEVICE * devices);
+    let boot_args = builder.command_line(&parameters, APPENDED_BYTES + APPENDED_BYTES_PER_DEVICE * devices);
     BootSource { kernel_image_path: kernel.as_str().to_owned(), initrd_path, boot_args }
 }
 
-fn drives(frame: &mut Frame<'_>) -> Vec<Drive> {
-    let io_engine =
-        if frame.facts.io_uring_is_usable { frame.spec.firecracker.drive_io_engine } else { DriveIoEngine::Sync };
-    if io_engine != frame.spec.firecracker.drive_io_engine {
-        frame.warn(
+fn drives(builder: &mut LaunchBuilder<'_>) -> Vec<Drive> {
+    let io_engine = if builder.facts.io_uring_is_usable {
+        builder.spec.sections.firecracker.drive_io_engine
+    } else {
+        DriveIoEngine::Sync
+    };
+    if io_engine != builder.spec.sections.firecracker.drive_io_engine {
+        builder.warn(
             "firecracker.driveIoEngine",
             "this host has no io_uring, so disks are read and written with \"Sync\"",
         );
     }
-    let drives = frame.spec.disks.iter().map(|disk| Drive {
+    let drives = builder.spec.disks.iter().map(|disk| Drive {
         drive_id: disk.device.trim_start_matches("/dev/").to_owned(),
         path_on_host: disk.image.as_str().to_owned(),
         // A root device would come first regardless of its place in the list, and would add root=/dev/vda to the
@@ -177,11 +200,11 @@ fn drives(frame: &mut Frame<'_>) -> Vec<Drive> {
     drives.collect()
 }
 
-fn network_interfaces(frame: &mut Frame<'_>) -> Vec<NetworkInterface> {
+fn network_interfaces(builder: &mut LaunchBuilder<'_>) -> Vec<NetworkInterface> {
     let mut interfaces = Vec::new();
-    for interface in &frame.spec.interfaces {
+    for interface in &builder.spec.interfaces {
         if matches!(interface.kind, InterfaceKind::Tap { .. }) {
-            frame.need_tap(&interface.id, 1);
+            builder.need_tap(&interface.id, 1);
             interfaces.push(NetworkInterface {
                 iface_id: format!("eth{}", interfaces.len()),
                 host_dev_name: interface.id.clone(),
@@ -192,10 +215,10 @@ fn network_interfaces(frame: &mut Frame<'_>) -> Vec<NetworkInterface> {
     interfaces
 }
 
-fn balloon(frame: &Frame<'_>) -> Option<Balloon> {
-    let balloon = frame.spec.memory.balloon.as_ref()?;
+fn balloon(builder: &LaunchBuilder<'_>) -> Option<Balloon> {
+    let balloon = builder.spec.memory.balloon.as_ref()?;
     // Older versions fail on an unknown field.
-    let reports = frame.facts.at_least(Hypervisor::Firecracker, MEMORY_DEVICES);
+    let reports = builder.facts.at_least(Hypervisor::Firecracker, MEMORY_DEVICES);
     Some(Balloon {
         amount_mib: balloon.initial_mib,
         deflate_on_oom: balloon.deflate_on_oom,
@@ -204,13 +227,13 @@ fn balloon(frame: &Frame<'_>) -> Option<Balloon> {
     })
 }
 
-fn memory_hotplug(frame: &mut Frame<'_>) -> Option<MemoryHotplug> {
-    let hotplug = frame.spec.memory.hotplug.as_ref()?;
+fn memory_hotplug(builder: &mut LaunchBuilder<'_>) -> Option<MemoryHotplug> {
+    let hotplug = builder.spec.memory.hotplug.as_ref()?;
     if hotplug.initial_mib > 0 {
-        frame.refuse("hotpluggedMem", "plugs memory in only while it runs; set hotpluggedMem = 0");
+        builder.refuse("hotpluggedMem", "plugs memory in only while it runs; set hotpluggedMem = 0");
     }
     if !hotplug.most_mib.is_multiple_of(HOTPLUG_SLOT_MIB) {
-        frame.refuse(
+        builder.refuse(
             "hotplugMem",
             format!(
                 "plugs memory in slots of {HOTPLUG_SLOT_MIB} MiB, and {} is not a multiple of that",
@@ -226,36 +249,36 @@ fn gives(arguments: &[String], option: &str) -> bool {
     arguments.iter().any(|argument| argument.split('=').next() == Some(option))
 }
 
-fn finish(mut frame: Frame<'_>, document: &serde_json::Value) -> Result<Launch, Vec<Refusal>> {
-    let spec = frame.spec;
+fn finish(mut builder: LaunchBuilder<'_>, document: &serde_json::Value) -> Result<Launch, Vec<Refusal>> {
+    let spec = builder.spec;
     let path = HostPath::new(format!("{}-firecracker.json", spec.name));
     let words = ["--api-sock", spec.control_socket.as_str(), "--config-file", path.as_str()];
     let mut arguments = words.map(str::to_owned).to_vec();
-    let extra = &spec.firecracker.extra_args;
+    let extra = &spec.sections.firecracker.extra_args;
     // firecracker logs to stdout, which is the guest's console, so only warnings and errors are logged.
     if !gives(extra, "--level") {
         arguments.extend(["--level".to_owned(), "Warning".to_owned()]);
     }
-    frame.add_extra_arguments("firecracker.extraArgs", &mut arguments, extra, &GIVEN_ONCE);
+    builder.add_extra_arguments("firecracker.extraArgs", &mut arguments, extra, &GIVEN_ONCE);
     let action = |action: &str| HttpRequest {
         method: "PUT".to_owned(),
         path: "/actions".to_owned(),
         body: Some(serde_json::json!({"action_type": action})),
     };
-    let graceful = match frame.architecture() {
+    let graceful = match builder.architecture() {
         Architecture::X86_64 => vec![GracefulStep::Http(action("SendCtrlAltDel"))],
         Architecture::Aarch64 => Vec::new(),
     };
     let command = Command {
-        program: spec.firecracker.program.clone().unwrap_or_else(|| HostPath::from("firecracker")),
+        program: spec.sections.firecracker.program.clone(),
         arguments,
         environment: BTreeMap::new(),
         files: vec![FileToWrite { path, content: format!("{document:#}\n") }],
-        control: ControlSocket { protocol: ControlProtocol::FirecrackerHttp, path: spec.control_socket.clone() },
+        control: spec.control_socket.clone(),
         graceful,
         forced: ForcedStop::Terminate,
         console_device: Some("ttyS0"),
         expected_configuration: Some(document.clone()),
     };
-    frame.finish(command, VsockTransport::UnixSocket)
+    builder.finish(command)
 }

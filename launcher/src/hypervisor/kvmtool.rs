@@ -1,14 +1,15 @@
 //! kvmtool, a small hypervisor without ACPI, disk serial numbers, or a way to request a shutdown. Written against
 //! b48735e (2024-07).
 
-use super::frame::{Command, Frame, GivenOnce, VsockTransport};
+use super::description::{CredentialTransport, Description, HypervisorProgram, VsockTransport};
+use super::launch_builder::{Command, GivenOnce, LaunchBuilder};
 use crate::capability::{Feature, Support};
 use crate::facts::{Architecture, KernelForm};
 use crate::keyval::{Dialect, Options};
-use crate::launch::{ControlProtocol, ControlSocket, ForcedStop, GracefulStep, Launch};
+use crate::launch::{ControlProtocol, ForcedStop, GracefulStep, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
-use crate::spec::{DeviceBus, ShareProtocol};
+use crate::spec::{DeviceBus, Hypervisor, ShareProtocol};
 use crate::validate::{CheckedInterface, Disk, InterfaceKind};
 use std::collections::BTreeMap;
 
@@ -48,9 +49,24 @@ const GIVEN_ONCE: [GivenOnce; 10] = [
 ];
 const ARM_PARAMETERS: [&str; 2] = ["panic=1", "console=ttyS0"];
 
+pub(super) const DESCRIPTION: Description = Description {
+    hypervisor: Hypervisor::Kvmtool,
+    programs: &[HypervisorProgram { architecture: None, name: "lkvm", debian_package: None, nix_package: "kvmtool" }],
+    // Its version numbers are not meaningful.
+    version_option: None,
+    vsock: VsockTransport::Kernel,
+    protocol: ControlProtocol::Kvmtool,
+    credentials: CredentialTransport::Initrd,
+    image_limits: None,
+    needs_empty_directory: false,
+    uses_tsc_frequency: false,
+    support,
+    lower,
+};
+
 /// The supported features. `tests/hypervisors/rows.rs` has verified all supported ones with version b48735e (3.18.0),
 /// except for PCI devices, vhost-net and vsock, which the test host did not have.
-pub(super) fn support(feature: Feature) -> Support {
+fn support(feature: Feature) -> Support {
     match feature {
         Feature::StoreDisk
         | Feature::VolumeDirect
@@ -95,15 +111,15 @@ pub(super) fn support(feature: Feature) -> Support {
     }
 }
 
-pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
-    let spec = frame.spec;
-    frame.require_kvm();
-    frame.guesses_formats();
-    check_limits(&mut frame);
-    let kernel = frame.boot_image();
-    let is_elf = matches!(frame.kernel_form(&kernel), Some(KernelForm::Elf | KernelForm::ElfPvh));
-    if is_elf && frame.architecture() == Architecture::X86_64 {
-        frame.refuse(
+fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
+    let spec = builder.spec;
+    builder.require_kvm();
+    builder.guesses_formats();
+    check_limits(&mut builder);
+    let kernel = builder.boot_image();
+    let is_elf = matches!(builder.kernel_form(&kernel), Some(KernelForm::Elf | KernelForm::ElfPvh));
+    if is_elf && builder.architecture() == Architecture::X86_64 {
+        builder.refuse(
             "kernel",
             format!("boots bzImages only, and {kernel} is an ELF, which it would load as plain bytes"),
         );
@@ -114,13 +130,13 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     let mut arguments = words.map(str::to_owned).to_vec();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
     add(&["-m", &spec.memory.mem_mib.to_string(), "-c", &spec.vcpu.to_string(), "-k", kernel.as_str()]);
-    if let Some(initrd) = frame.initrd_with_credentials() {
+    if let Some(initrd) = builder.initrd_with_credentials() {
         add(&["-i", initrd.as_str()]);
     }
-    add(&["-p", &command_line(&mut frame)]);
+    add(&["-p", &command_line(&mut builder)]);
     if spec.memory.huge_pages {
         add(&["--hugetlbfs", "/dev/hugepages"]);
-        frame.needs.hugetlbfs = Some(HostPath::from("/dev/hugepages"));
+        builder.needs.hugetlbfs = Some(HostPath::from("/dev/hugepages"));
     }
     if spec.rng {
         add(&["--rng"]);
@@ -129,20 +145,20 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
         add(&["--balloon"]);
     }
     for disk in &spec.disks {
-        add(&["-d", &disk_options(&mut frame, disk)]);
+        add(&["-d", &disk_options(&mut builder, disk)]);
     }
     for (index, interface) in spec.interfaces.iter().enumerate() {
-        add(&["-n", &network_options(&mut frame, index, interface)]);
+        add(&["-n", &network_options(&mut builder, index, interface)]);
     }
     // With mode=none, an interface that the user adds would not work.
     let adds_interface = |argument: &String| argument == "-n" || argument.starts_with("--network");
-    if spec.interfaces.is_empty() && !spec.kvmtool.extra_args.iter().any(adds_interface) {
+    if spec.interfaces.is_empty() && !spec.sections.kvmtool.extra_args.iter().any(adds_interface) {
         add(&["-n", "mode=none"]);
     }
     for (index, checked) in spec.shares.iter().enumerate() {
         if checked.share.proto == ShareProtocol::NineP {
             let source = Options::new(Dialect::Kvmtool).value(checked.share.source.as_str()).finish();
-            let source = frame.written(&format!("shares[{index}].source"), source);
+            let source = builder.written(&format!("shares[{index}].source"), source);
             add(&["--9p", &format!("{source},{}", checked.share.tag)]);
         }
     }
@@ -152,43 +168,43 @@ pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
     for device in spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci) {
         add(&["--vfio-pci", &device.path]);
     }
-    frame.add_extra_arguments("kvmtool.extraArgs", &mut arguments, &spec.kvmtool.extra_args, &GIVEN_ONCE);
-    finish(frame, arguments)
+    builder.add_extra_arguments("kvmtool.extraArgs", &mut arguments, &spec.sections.kvmtool.extra_args, &GIVEN_ONCE);
+    finish(builder, arguments)
 }
 
-fn command_line(frame: &mut Frame<'_>) -> String {
-    let machine_id = frame.machine_id_parameter();
-    let own = match frame.architecture() {
+fn command_line(builder: &mut LaunchBuilder<'_>) -> String {
+    let machine_id = builder.machine_id_parameter();
+    let own = match builder.architecture() {
         Architecture::X86_64 => X86_PARAMETERS.as_slice(),
         Architecture::Aarch64 => ARM_PARAMETERS.as_slice(),
     };
     // The stop sends magic system requests over the console, on which only the host can type.
     let parameters: Vec<_> = own.iter().copied().chain(["sysrq_always_enabled=1", &machine_id]).collect();
-    frame.command_line(&parameters, 0)
+    builder.command_line(&parameters, 0)
 }
 
-fn check_limits(frame: &mut Frame<'_>) {
-    let spec = frame.spec;
+fn check_limits(builder: &mut LaunchBuilder<'_>) {
+    let spec = builder.spec;
     let is_disk = |argument: &&String| *argument == "-d" || argument.starts_with("--disk");
-    let disks = spec.disks.len() + spec.kvmtool.extra_args.iter().filter(is_disk).count();
+    let disks = spec.disks.len() + spec.sections.kvmtool.extra_args.iter().filter(is_disk).count();
     if disks > MOST_DISKS {
         let reason = format!("supports at most {MOST_DISKS} disks, but this machine has {disks}");
-        frame.refuse("volumes", reason);
+        builder.refuse("volumes", reason);
     }
-    frame.check_cpus(MOST_VCPUS);
+    builder.check_cpus(MOST_VCPUS);
     if spec.memory.mem_mib < LEAST_MEMORY_MIB {
-        frame.refuse("mem", format!("requires at least {LEAST_MEMORY_MIB} MiB"));
+        builder.refuse("mem", format!("requires at least {LEAST_MEMORY_MIB} MiB"));
     }
     let users = spec.interfaces.iter().filter(|interface| interface.kind == InterfaceKind::User).count();
     if users > 1 {
-        frame.refuse("interfaces", "supports at most one interface with user networking");
+        builder.refuse("interfaces", "supports at most one interface with user networking");
     }
     if spec.memory.balloon.as_ref().is_some_and(|balloon| balloon.deflate_on_oom) {
-        frame.warn("deflateOnOOM", "kvmtool's balloon does not deflate by itself");
+        builder.warn("deflateOnOOM", "kvmtool's balloon does not deflate by itself");
     }
 }
 
-fn disk_options(frame: &mut Frame<'_>, disk: &Disk) -> String {
+fn disk_options(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> String {
     // kvmtool takes a name that starts with `scsi:` for the address of a disk on the network.
     let image = disk.image.as_str();
     let image = if image.starts_with("scsi:") { format!("./{image}") } else { image.to_owned() };
@@ -199,46 +215,46 @@ fn disk_options(frame: &mut Frame<'_>, disk: &Disk) -> String {
     if disk.direct {
         options = options.word("direct");
     }
-    frame.written(&format!("{}.image", disk.option), options.finish())
+    builder.written(&format!("{}.image", disk.option), options.finish())
 }
 
-fn network_options(frame: &mut Frame<'_>, index: usize, interface: &CheckedInterface) -> String {
+fn network_options(builder: &mut LaunchBuilder<'_>, index: usize, interface: &CheckedInterface) -> String {
     let options = Options::new(Dialect::Kvmtool);
     let options = match &interface.kind {
         InterfaceKind::User => options.pair("mode", "user"),
         InterfaceKind::Tap { vhost } => {
-            frame.need_tap(&interface.id, 1);
+            builder.need_tap(&interface.id, 1);
             let options = options.pair("mode", "tap").pair("tapif", &interface.id);
             if *vhost {
-                frame.need_device(&format!("interfaces[{index}].tap.vhost"), "/dev/vhost-net", "modprobe vhost_net");
+                builder.need_device(&format!("interfaces[{index}].tap.vhost"), "/dev/vhost-net", "modprobe vhost_net");
             }
             options.pair_if("vhost", vhost.then_some(1))
         }
         InterfaceKind::Macvtap { link, mode } => {
-            let descriptors = frame.need_macvtap(interface, (link, *mode), 1);
+            let descriptors = builder.need_macvtap(interface, (link, *mode), 1);
             // With a slash in tapif, kvmtool does not configure the descriptor as a tap.
             options.pair("mode", "tap").pair("tapif", "/dev/macvtap").pair_if("fd", descriptors.first())
         }
         InterfaceKind::Bridge { .. } => return String::new(),
     };
-    frame.written(&format!("interfaces[{index}]"), options.pair("guest_mac", &interface.mac).finish())
+    builder.written(&format!("interfaces[{index}]"), options.pair("guest_mac", &interface.mac).finish())
 }
 
-fn finish(frame: Frame<'_>, arguments: Vec<String>) -> Result<Launch, Vec<Refusal>> {
-    let (spec, home) = (frame.spec, frame.facts.state_directory.clone());
+fn finish(builder: LaunchBuilder<'_>, arguments: Vec<String>) -> Result<Launch, Vec<Refusal>> {
+    let (spec, home) = (builder.spec, builder.facts.state_directory.clone());
     // kvmtool always creates its socket below $HOME.
     let socket = HostPath::new(format!(".lkvm/{}.sock", spec.name)).below(&home);
     let command = Command {
-        program: spec.kvmtool.program.clone().unwrap_or_else(|| HostPath::from("lkvm")),
+        program: spec.sections.kvmtool.program.clone(),
         arguments,
         environment: BTreeMap::from([("HOME".to_owned(), home.as_str().to_owned())]),
         files: Vec::new(),
-        control: ControlSocket { protocol: ControlProtocol::Kvmtool, path: socket },
+        control: socket,
         // Sync, remount read-only, reboot: kvmtool ends when its guest reboots. Without ACPI, the guest cannot power off.
         graceful: ['s', 'u', 'b'].map(GracefulStep::KvmtoolSysrq).to_vec(),
         forced: ForcedStop::KvmtoolStop,
         console_device: Some("ttyS0"),
         expected_configuration: None,
     };
-    frame.finish(command, VsockTransport::Kernel)
+    builder.finish(command)
 }

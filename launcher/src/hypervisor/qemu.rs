@@ -7,13 +7,15 @@ mod machine;
 mod screen;
 mod slots;
 
-use super::frame::{Command, Frame, VsockTransport};
+use super::description::{CredentialTransport, Description, HypervisorProgram, VsockTransport};
+use super::launch_builder::{Command, LaunchBuilder};
 use crate::capability::{Feature, Support};
 use crate::facts::{Architecture, KernelForm};
 use crate::keyval::{Dialect, Options};
-use crate::launch::{ControlProtocol, ControlSocket, ForcedStop, GracefulStep, Launch};
+use crate::launch::{ControlProtocol, ForcedStop, GracefulStep, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
+use crate::spec::Hypervisor;
 use crate::validate::{CheckedSpec, InterfaceKind};
 use machine::{Bus, Machine, own_id};
 use std::collections::BTreeMap;
@@ -23,9 +25,36 @@ const CREDENTIAL_PREFIX: &str = "opt/io.systemd.credentials/";
 /// `FW_CFG_MAX_FILE_PATH` without the final NUL.
 const FW_CFG_NAME_BYTES: usize = 55;
 
+pub(super) const DESCRIPTION: Description = Description {
+    hypervisor: Hypervisor::Qemu,
+    programs: &[
+        HypervisorProgram {
+            architecture: Some(Architecture::X86_64),
+            name: "qemu-system-x86_64",
+            debian_package: Some("qemu-system-x86"),
+            nix_package: "qemu_kvm",
+        },
+        HypervisorProgram {
+            architecture: Some(Architecture::Aarch64),
+            name: "qemu-system-aarch64",
+            debian_package: Some("qemu-system-arm"),
+            nix_package: "qemu_kvm",
+        },
+    ],
+    version_option: Some("--version"),
+    vsock: VsockTransport::Kernel,
+    protocol: ControlProtocol::Qmp,
+    credentials: CredentialTransport::Hypervisor,
+    image_limits: None,
+    needs_empty_directory: false,
+    uses_tsc_frequency: true,
+    support,
+    lower,
+};
+
 /// The supported features. `tests/hypervisors/rows.rs` has verified all supported ones with version 7.2.22, except for
 /// host devices, vhost-net and vsock, which the test host did not have, and other architectures.
-pub(super) fn support(feature: Feature) -> Support {
+fn support(feature: Feature) -> Support {
     match feature {
         Feature::InitialBalloon => Support::No("starts with an empty balloon; fill it with `microvm balloon`"),
         Feature::WithoutKvm | Feature::OtherArchitecture => Support::With("emulated, and many times slower"),
@@ -34,36 +63,36 @@ pub(super) fn support(feature: Feature) -> Support {
     }
 }
 
-pub(super) fn lower(mut frame: Frame<'_>) -> Result<Launch, Vec<Refusal>> {
-    let spec = frame.spec;
-    let machine = machine::choose(&mut frame);
-    extra::check(&mut frame);
-    let screen = screen::choose(&mut frame);
-    let kernel = frame.boot_image();
-    check_kernel(&mut frame, &kernel);
+fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
+    let spec = builder.spec;
+    let machine = machine::choose(&mut builder);
+    extra::check(&mut builder);
+    let screen = screen::choose(&mut builder);
+    let kernel = builder.boot_image();
+    check_kernel(&mut builder, &kernel);
     let guest_name = Options::new(Dialect::Qemu).pair("guest", &spec.name).finish();
-    let guest_name = frame.written("name", guest_name);
+    let guest_name = builder.written("name", guest_name);
     let words = ["-name", &guest_name, "-no-user-config", "-nodefaults", "-no-reboot", "-display", &screen.display];
     let mut arguments = words.map(str::to_owned).to_vec();
-    machine::write(&mut frame, &machine, &mut arguments);
+    machine::write(&mut builder, &machine, &mut arguments);
     arguments.extend(["-kernel".to_owned(), kernel.as_str().to_owned()]);
-    if let Some(initrd) = frame.plain_initrd() {
+    if let Some(initrd) = builder.plain_initrd() {
         arguments.extend(["-initrd".to_owned(), initrd.as_str().to_owned()]);
     }
-    let parameters = kernel_parameters(&frame, &machine);
+    let parameters = kernel_parameters(&builder, &machine);
     let parameters: Vec<_> = parameters.iter().map(String::as_str).collect();
-    arguments.extend(["-append".to_owned(), frame.command_line(&parameters, 0)]);
-    write_ports(&mut frame, &mut arguments);
-    let extra = devices::write(&mut frame, &machine, &screen, &mut arguments);
-    write_identity(&mut frame, &mut arguments);
+    arguments.extend(["-append".to_owned(), builder.command_line(&parameters, 0)]);
+    write_ports(&mut builder, &mut arguments);
+    let extra = devices::write(&mut builder, &machine, &screen, &mut arguments);
+    write_identity(&mut builder, &mut arguments);
     let uses_helper = spec.interfaces.iter().any(|interface| matches!(interface.kind, InterfaceKind::Bridge { .. }))
-        && !frame.facts.is_confined;
+        && !builder.facts.is_confined;
     if !uses_helper {
         // The bridge helper needs additional privileges, which a sandboxed process cannot give to its children.
         arguments.extend(["-sandbox".to_owned(), sandbox(spec)]);
     }
     arguments.extend(extra);
-    finish(frame, &machine, arguments)
+    finish(builder, &machine, arguments)
 }
 
 /// Words in the user's arguments with which qemu starts another program.
@@ -77,8 +106,9 @@ fn sandbox(spec: &CheckedSpec) -> String {
     let has_desktop = spec.graphics.is_some();
     // Its output is not known yet.
     let has_script = spec.extra_args_script.is_some();
-    let given =
-        |words: &[&str]| spec.qemu.extra_args.iter().any(|argument| words.iter().any(|word| argument.contains(word)));
+    let given = |words: &[&str]| {
+        spec.sections.qemu.extra_args.iter().any(|argument| words.iter().any(|word| argument.contains(word)))
+    };
     let mut sandbox = "on,obsolete=deny".to_owned();
     if !has_script && !given(&CHANGES_USER) {
         sandbox.push_str(",elevateprivileges=deny");
@@ -92,24 +122,24 @@ fn sandbox(spec: &CheckedSpec) -> String {
     sandbox
 }
 
-fn check_kernel(frame: &mut Frame<'_>, kernel: &HostPath) {
-    if frame.kernel_form(kernel) == Some(KernelForm::Elf) {
-        frame.refuse(
+fn check_kernel(builder: &mut LaunchBuilder<'_>, kernel: &HostPath) {
+    if builder.kernel_form(kernel) == Some(KernelForm::Elf) {
+        builder.refuse(
             "kernel",
             format!("boots an ELF kernel only if it has a PVH note, and {kernel} has none; set kernel to the bzImage"),
         );
     }
 }
 
-fn kernel_parameters(frame: &Frame<'_>, machine: &Machine) -> Vec<String> {
+fn kernel_parameters(builder: &LaunchBuilder<'_>, machine: &Machine) -> Vec<String> {
     let mut parameters = Vec::new();
     let mut add = |parameter: &str| parameters.push(parameter.to_owned());
-    if frame.spec.graphics.is_some() {
+    if builder.spec.graphics.is_some() {
         // Before the serial console: the last console is /dev/console, which programs write to.
         add("console=tty0");
     }
-    if frame.spec.qemu.serial_console {
-        match frame.architecture() {
+    if builder.spec.sections.qemu.serial_console {
+        match builder.architecture() {
             Architecture::X86_64 => {
                 add("earlyprintk=ttyS0");
                 add("console=ttyS0");
@@ -120,35 +150,35 @@ fn kernel_parameters(frame: &Frame<'_>, machine: &Machine) -> Vec<String> {
     add("reboot=t");
     add("panic=-1");
     if machine.is_emulated
-        && frame.architecture() == Architecture::X86_64
-        && frame.spec.architecture.is_none_or(|guest| guest == frame.facts.architecture)
+        && builder.architecture() == Architecture::X86_64
+        && builder.spec.architecture.is_none_or(|guest| guest == builder.facts.architecture)
     {
         // On a busy host, an emulated guest often fails to calibrate its time stamp counter, and hangs.
-        if let Some(khz) = frame.facts.tsc_khz {
+        if let Some(khz) = builder.facts.tsc_khz {
             add(&format!("tsc_early_khz={khz}"));
         }
     }
     if machine.bus == Bus::Mmio {
         // The machine model microvm has no SMBIOS tables.
-        add(&frame.machine_id_parameter());
+        add(&builder.machine_id_parameter());
     }
     parameters
 }
 
 /// Writes the control socket and the console.
-fn write_ports(frame: &mut Frame<'_>, arguments: &mut Vec<String>) {
+fn write_ports(builder: &mut LaunchBuilder<'_>, arguments: &mut Vec<String>) {
     let socket = Options::new(Dialect::Qemu)
         .word("socket")
         .pair("id", own_id("control"))
-        .pair("path", &frame.spec.control_socket)
+        .pair("path", &builder.spec.control_socket)
         .pair("server", "on")
         .pair("wait", "off")
         .finish();
-    let socket = frame.written("socket", socket);
+    let socket = builder.written("socket", socket);
     let monitor = format!("chardev={},mode=control", own_id("control"));
     let words = ["-chardev", &socket, "-mon", &monitor];
     arguments.extend(words.map(str::to_owned));
-    if frame.spec.qemu.serial_console {
+    if builder.spec.sections.qemu.serial_console {
         // Without signal=off, Ctrl-C would end qemu instead of reaching the guest.
         let console = own_id("console");
         let (terminal, serial) = (format!("stdio,id={console},signal=off"), format!("chardev:{console}"));
@@ -158,43 +188,42 @@ fn write_ports(frame: &mut Frame<'_>, arguments: &mut Vec<String>) {
 }
 
 /// Writes the machine id and the credentials.
-fn write_identity(frame: &mut Frame<'_>, arguments: &mut Vec<String>) {
-    if let Some(id) = &frame.spec.machine_id {
+fn write_identity(builder: &mut LaunchBuilder<'_>, arguments: &mut Vec<String>) {
+    if let Some(id) = &builder.spec.machine_id {
         arguments.extend(["-smbios".to_owned(), format!("type=1,uuid={id}")]);
     }
-    for (name, path) in &frame.spec.credential_files {
+    for (name, path) in &builder.spec.credential_files {
         let option = format!("credentialFiles.{name}");
         let entry = format!("{CREDENTIAL_PREFIX}{name}");
         if entry.len() > FW_CFG_NAME_BYTES {
             let most = FW_CFG_NAME_BYTES - CREDENTIAL_PREFIX.len();
-            frame.refuse(&option, format!("supports credential names of at most {most} bytes"));
+            builder.refuse(&option, format!("supports credential names of at most {most} bytes"));
         }
         let options = Options::new(Dialect::Qemu).pair("name", &entry).pair("file", path).finish();
-        arguments.extend(["-fw_cfg".to_owned(), frame.written(&option, options)]);
+        arguments.extend(["-fw_cfg".to_owned(), builder.written(&option, options)]);
     }
 }
 
-fn finish(frame: Frame<'_>, machine: &Machine, arguments: Vec<String>) -> Result<Launch, Vec<Refusal>> {
-    let (spec, architecture) = (frame.spec, frame.architecture());
+fn finish(builder: LaunchBuilder<'_>, machine: &Machine, arguments: Vec<String>) -> Result<Launch, Vec<Refusal>> {
+    let (spec, architecture) = (builder.spec, builder.architecture());
     let mut graceful = vec![GracefulStep::QmpSystemPowerdown];
     if machine.has_keyboard {
         graceful.push(GracefulStep::QmpCtrlAltDelete);
     }
-    let default_program = || HostPath::new(format!("qemu-system-{}", architecture.as_str()));
     let console_device = match architecture {
         Architecture::X86_64 => "ttyS0",
         Architecture::Aarch64 => "ttyAMA0",
     };
     let command = Command {
-        program: spec.qemu.program.clone().unwrap_or_else(default_program),
+        program: spec.sections.qemu.program.clone(),
         arguments,
         environment: BTreeMap::new(),
         files: Vec::new(),
-        control: ControlSocket { protocol: ControlProtocol::Qmp, path: spec.control_socket.clone() },
+        control: spec.control_socket.clone(),
         graceful,
         forced: ForcedStop::QmpQuit,
-        console_device: spec.qemu.serial_console.then_some(console_device),
+        console_device: spec.sections.qemu.serial_console.then_some(console_device),
         expected_configuration: None,
     };
-    frame.finish(command, VsockTransport::Kernel)
+    builder.finish(command)
 }

@@ -1,7 +1,7 @@
 //! The commands of the processes beside a hypervisor: a virtiofs daemon per share, passt for user networking, and
 //! crosvm's graphics card.
 
-use super::frame::Frame;
+use super::launch_builder::LaunchBuilder;
 use crate::launch::{SideProcess, SideProcessKind};
 use crate::path::HostPath;
 use crate::spec::{ForwardFrom, ForwardPort};
@@ -17,8 +17,8 @@ pub(super) enum TagTeller {
 }
 
 /// Returns the virtiofs daemon of a share.
-pub(super) fn virtiofsd(frame: &Frame<'_>, checked: &CheckedShare, teller: TagTeller) -> SideProcess {
-    let (settings, share) = (&frame.spec.virtiofsd, &checked.share);
+pub(super) fn virtiofsd(builder: &LaunchBuilder<'_>, checked: &CheckedShare, teller: TagTeller) -> SideProcess {
+    let (settings, share) = (&builder.spec.virtiofsd, &checked.share);
     let mut arguments = vec![
         format!("--socket-path={}", checked.socket),
         format!("--shared-dir={}", share.source),
@@ -28,7 +28,7 @@ pub(super) fn virtiofsd(frame: &Frame<'_>, checked: &CheckedShare, teller: TagTe
     if let Some(group) = &settings.group {
         arguments.push(format!("--socket-group={group}"));
     }
-    if let Some(threads) = settings.thread_pool_size.or(frame.facts.processors) {
+    if let Some(threads) = settings.thread_pool_size.or(builder.facts.processors) {
         arguments.push(format!("--thread-pool-size={threads}"));
     }
     if share.posix_acl || checked.holds_overlay {
@@ -97,7 +97,7 @@ pub(super) fn crosvm_gpu(
     ] {
         arguments.extend([option.to_owned(), value]);
     }
-    let program = graphics.program.clone().or_else(|| spec.crosvm.program.clone());
+    let program = graphics.program.clone().or_else(|| spec.sections.crosvm.program.clone());
     SideProcess {
         kind: SideProcessKind::CrosvmGpu,
         name: spec.name.clone(),

@@ -1,5 +1,6 @@
 //! The hypervisors, and the sections of the spec that apply to only one of them.
 
+use super::MachineSpec;
 use crate::path::HostPath;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -221,6 +222,59 @@ pub struct KvmtoolSection {
     /// Additional arguments.
     #[serde(default)]
     pub extra_args: Vec<String>,
+}
+
+/// The sections that apply to only one hypervisor each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HypervisorSections {
+    /// Options that only qemu has.
+    pub qemu: QemuSection,
+    /// Options that only cloud-hypervisor has.
+    pub cloud_hypervisor: CloudHypervisorSection,
+    /// Options that only firecracker has.
+    pub firecracker: FirecrackerSection,
+    /// Options that only crosvm has.
+    pub crosvm: CrosvmSection,
+    /// Options that only kvmtool has.
+    pub kvmtool: KvmtoolSection,
+}
+
+impl HypervisorSections {
+    /// Returns the sections of a machine.
+    pub fn of(spec: &MachineSpec) -> Self {
+        Self {
+            qemu: spec.qemu.clone(),
+            cloud_hypervisor: spec.cloud_hypervisor.clone(),
+            firecracker: spec.firecracker.clone(),
+            crosvm: spec.crosvm.clone(),
+            kvmtool: spec.kvmtool.clone(),
+        }
+    }
+
+    /// Returns the configured program of a hypervisor; none for the default one.
+    pub fn program(&self, hypervisor: Hypervisor) -> Option<&HostPath> {
+        let program = match hypervisor {
+            Hypervisor::Qemu => &self.qemu.program,
+            Hypervisor::CloudHypervisor => &self.cloud_hypervisor.program,
+            Hypervisor::Firecracker => &self.firecracker.program,
+            Hypervisor::Crosvm => &self.crosvm.program,
+            Hypervisor::Kvmtool => &self.kvmtool.program,
+        };
+        program.as_ref()
+    }
+
+    /// Returns the names of all options that are paths, with their values.
+    pub fn paths(&self) -> [(&'static str, &Option<HostPath>); 7] {
+        [
+            ("qemu.program", &self.qemu.program),
+            ("qemu.bridgeHelper", &self.qemu.bridge_helper),
+            ("cloudHypervisor.program", &self.cloud_hypervisor.program),
+            ("firecracker.program", &self.firecracker.program),
+            ("crosvm.program", &self.crosvm.program),
+            ("crosvm.pivotRoot", &self.crosvm.pivot_root),
+            ("kvmtool.program", &self.kvmtool.program),
+        ]
+    }
 }
 
 /// Settings of the virtiofs daemons.

@@ -4,8 +4,8 @@
 use crate::launch::StoreDiskNeed;
 use crate::path::HostPath;
 use crate::spec::{
-    Architecture, CloudHypervisorSection, CrosvmSection, Device, FirecrackerSection, ForwardPort, Hypervisor,
-    ImageType, KvmtoolSection, MacvtapMode, QemuSection, Share, VirtiofsdSection, VulkanProtocol,
+    Architecture, Device, ForwardPort, Hypervisor, HypervisorSections, ImageType, MacvtapMode, Share, VirtiofsdSection,
+    VulkanProtocol,
 };
 use std::collections::BTreeMap;
 
@@ -65,16 +65,8 @@ pub struct CheckedSpec {
     pub extra_args_script: Option<HostPath>,
     /// The name of the process, if it differs from the program's name.
     pub process_name: Option<String>,
-    /// Options that only qemu has.
-    pub qemu: QemuSection,
-    /// Options that only cloud-hypervisor has.
-    pub cloud_hypervisor: CloudHypervisorSection,
-    /// Options that only firecracker has.
-    pub firecracker: FirecrackerSection,
-    /// Options that only crosvm has.
-    pub crosvm: CrosvmSection,
-    /// Options that only kvmtool has.
-    pub kvmtool: KvmtoolSection,
+    /// Options that only one hypervisor has.
+    pub sections: HypervisorSections,
     /// Options of the virtiofs daemons.
     pub virtiofsd: VirtiofsdSection,
     /// Warnings for the user.

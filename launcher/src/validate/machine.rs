@@ -3,7 +3,7 @@
 use super::checked::{Balloon, HotplugMemory, Memory};
 use super::findings::Findings;
 use super::names;
-use crate::spec::{MachineSpec, ShareProtocol};
+use crate::spec::{HypervisorSections, MachineSpec, ShareProtocol};
 
 pub(super) fn check(spec: &MachineSpec, findings: &mut Findings) {
     findings.require("name", names::file_name(&spec.name));
@@ -25,19 +25,11 @@ pub(super) fn check(spec: &MachineSpec, findings: &mut Findings) {
     if let Some(script) = &spec.extra_args_script {
         findings.require("extraArgsScript", names::path(script));
     }
-    let programs = [
-        ("qemu.program", &spec.qemu.program),
-        ("qemu.bridgeHelper", &spec.qemu.bridge_helper),
-        ("cloudHypervisor.program", &spec.cloud_hypervisor.program),
-        ("firecracker.program", &spec.firecracker.program),
-        ("crosvm.program", &spec.crosvm.program),
-        ("crosvm.pivotRoot", &spec.crosvm.pivot_root),
-        ("kvmtool.program", &spec.kvmtool.program),
-        ("virtiofsd.program", &spec.virtiofsd.program),
-    ];
-    for (option, program) in programs {
-        if let Some(program) = program {
-            findings.require(option, names::path(program));
+    let sections = HypervisorSections::of(spec);
+    let paths = sections.paths().into_iter().chain([("virtiofsd.program", &spec.virtiofsd.program)]);
+    for (option, path) in paths {
+        if let Some(path) = path {
+            findings.require(option, names::path(path));
         }
     }
     if spec.virtiofsd.thread_pool_size == Some(0) {

@@ -1,7 +1,7 @@
 //! Cloud Hypervisor's `VmConfig`: the schemas of its published API that this launcher uses, with the names of the API,
 //! and the corresponding command-line options.
 
-use super::super::frame::Frame;
+use super::super::launch_builder::LaunchBuilder;
 use crate::keyval::{Dialect, Options};
 use serde::Serialize;
 use serde_json::Value;
@@ -195,15 +195,15 @@ impl VmConfig {
 }
 
 /// Returns the command line that corresponds to the configuration.
-pub(super) fn arguments(frame: &mut Frame<'_>, config: &VmConfig) -> Vec<String> {
+pub(super) fn arguments(builder: &mut LaunchBuilder<'_>, config: &VmConfig) -> Vec<String> {
     let mut arguments = Vec::new();
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
     let new = || Options::new(Dialect::CloudHypervisor);
-    let socket = new().pair("path", &frame.spec.control_socket).finish();
-    add("--api-socket", frame.written("socket", socket));
+    let socket = new().pair("path", &builder.spec.control_socket).finish();
+    add("--api-socket", builder.written("socket", socket));
     let cpus = &config.cpus;
     add("--cpus", format!("boot={},max={}", cpus.boot_vcpus, cpus.max_vcpus));
-    add("--memory", frame.written("mem", memory_options(&config.memory).finish()));
+    add("--memory", builder.written("mem", memory_options(&config.memory).finish()));
     add("--kernel", config.payload.kernel.clone());
     if let Some(initramfs) = &config.payload.initramfs {
         add("--initramfs", initramfs.clone());
@@ -213,33 +213,33 @@ pub(super) fn arguments(frame: &mut Frame<'_>, config: &VmConfig) -> Vec<String>
     add("--console", config.console.mode.option().to_owned());
     add("--seccomp", "true".to_owned());
     if let Some(platform) = &config.platform {
-        add("--platform", frame.written("cloudHypervisor.platformOEMStrings", platform_options(platform).finish()));
+        add("--platform", builder.written("cloudHypervisor.platformOEMStrings", platform_options(platform).finish()));
     }
-    for (disk, config) in frame.spec.disks.iter().zip(&config.disks) {
-        add("--disk", frame.written(&format!("{}.image", disk.option), disk_options(config).finish()));
+    for (disk, config) in builder.spec.disks.iter().zip(&config.disks) {
+        add("--disk", builder.written(&format!("{}.image", disk.option), disk_options(config).finish()));
     }
     for net in &config.net {
-        add("--net", frame.written("interfaces", net_options(net).finish()));
+        add("--net", builder.written("interfaces", net_options(net).finish()));
     }
     for fs in &config.fs {
         let options = new().pair("tag", &fs.tag).pair("socket", &fs.socket);
         let options = options.pair("num_queues", fs.num_queues).pair("queue_size", fs.queue_size);
-        add("--fs", frame.written("shares", options.finish()));
+        add("--fs", builder.written("shares", options.finish()));
     }
     if let Some(vsock) = &config.vsock {
         let options = new().pair("cid", vsock.cid).pair("socket", &vsock.socket);
-        add("--vsock", frame.written("vsock.socket", options.finish()));
+        add("--vsock", builder.written("vsock.socket", options.finish()));
     }
     if let Some(balloon) = &config.balloon {
         let options = new()
             .pair("size", mib(balloon.size))
             .pair("deflate_on_oom", if balloon.deflate_on_oom { "on" } else { "off" })
             .pair("free_page_reporting", if balloon.free_page_reporting { "on" } else { "off" });
-        add("--balloon", frame.written("balloon", options.finish()));
+        add("--balloon", builder.written("balloon", options.finish()));
     }
     add("--rng", format!("src={}", config.rng.src));
     for device in &config.devices {
-        add("--device", frame.written("devices", new().pair("path", &device.path).finish()));
+        add("--device", builder.written("devices", new().pair("path", &device.path).finish()));
     }
     if config.watchdog {
         arguments.push("--watchdog".to_owned());

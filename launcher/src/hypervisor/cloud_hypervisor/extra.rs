@@ -1,7 +1,7 @@
 //! Merging the user's extra arguments with ours. Cloud Hypervisor refuses an option that is given twice, so such
 //! options are merged key by key, replaced, or refused.
 
-use super::super::frame::Frame;
+use super::super::launch_builder::LaunchBuilder;
 use crate::path::HostPath;
 
 const OPTION: &str = "cloudHypervisor.extraArgs";
@@ -58,19 +58,19 @@ struct Item {
 type Pairs = Vec<(String, Option<String>)>;
 
 /// Merges our arguments with the user's.
-pub(super) fn merge(frame: &mut Frame<'_>, own: Vec<String>) -> Merged {
+pub(super) fn merge(builder: &mut LaunchBuilder<'_>, own: Vec<String>) -> Merged {
     let mut items = items(&own);
     let mut merged = Merged { arguments: Vec::new(), serial_is_ours: true, config_is_ours: true };
     let mut seen: Vec<String> = Vec::new();
-    for item in self::items(&frame.spec.cloud_hypervisor.extra_args) {
+    for item in self::items(&builder.spec.sections.cloud_hypervisor.extra_args) {
         let once = MERGED.contains(&item.option.as_str()) || REPLACED.contains(&item.option.as_str());
         if once && seen.contains(&item.option) {
-            frame.refuse(OPTION, format!("accepts {} only once, but it is given twice", item.option));
+            builder.refuse(OPTION, format!("accepts {} only once, but it is given twice", item.option));
             continue;
         }
         seen.push(item.option.clone());
         if let Some((option, instead)) = REFUSED.iter().find(|(option, _)| *option == item.option) {
-            frame.refuse(OPTION, format!("does not accept another {option}; {instead}"));
+            builder.refuse(OPTION, format!("does not accept another {option}; {instead}"));
             continue;
         }
         let place = items.iter().position(|own| own.option == item.option);
@@ -78,7 +78,7 @@ pub(super) fn merge(frame: &mut Frame<'_>, own: Vec<String>) -> Merged {
         merged.serial_is_ours &= item.option != "--serial" || item.values == ["tty"];
         match place {
             Some(at) if MERGED.contains(&item.option.as_str()) => {
-                let value = merge_value(frame, &item, &items[at].values.concat());
+                let value = merge_value(builder, &item, &items[at].values.concat());
                 items[at].values = vec![value];
             }
             Some(at) if REPLACED.contains(&item.option.as_str()) || item.values.is_empty() => items[at] = item,
@@ -86,7 +86,7 @@ pub(super) fn merge(frame: &mut Frame<'_>, own: Vec<String>) -> Merged {
                 if item.option == "--vsock" {
                     // A socket left over from an earlier start would make the start fail.
                     let socket = pairs(&item.values.concat()).into_iter().find(|(key, _)| key == "socket");
-                    frame.needs.sockets_to_remove.extend(socket.and_then(|(_, path)| path).map(HostPath::new));
+                    builder.needs.sockets_to_remove.extend(socket.and_then(|(_, path)| path).map(HostPath::new));
                 }
                 items.push(item);
             }
@@ -100,7 +100,7 @@ pub(super) fn merge(frame: &mut Frame<'_>, own: Vec<String>) -> Merged {
 }
 
 /// Merges the user's keys into our value.
-fn merge_value(frame: &mut Frame<'_>, item: &Item, own: &str) -> String {
+fn merge_value(builder: &mut LaunchBuilder<'_>, item: &Item, own: &str) -> String {
     let mut merged = pairs(own);
     for (key, value) in pairs(&item.values.concat()) {
         let ours = merged.iter().position(|(own, _)| *own == key);
@@ -108,10 +108,10 @@ fn merge_value(frame: &mut Frame<'_>, item: &Item, own: &str) -> String {
         match (ours, spec_option) {
             (Some(at), _) if merged[at].1 == value => {}
             (Some(_), Some((option, key, instead))) => {
-                frame.refuse(OPTION, format!("takes {key} of {option} from {instead}; set that"));
+                builder.refuse(OPTION, format!("takes {key} of {option} from {instead}; set that"));
             }
             (Some(_), None) if item.option == "--memory" && key == "shared" && value.as_deref() == Some("off") => {
-                frame.refuse(OPTION, "needs shared memory for the daemons beside it; leave `shared=off` out");
+                builder.refuse(OPTION, "needs shared memory for the daemons beside it; leave `shared=off` out");
             }
             (Some(at), None) if key == "oem_strings" => {
                 let lists = [merged[at].1.clone().unwrap_or_default(), value.unwrap_or_default()];
@@ -123,7 +123,7 @@ fn merge_value(frame: &mut Frame<'_>, item: &Item, own: &str) -> String {
         }
     }
     if item.option == "--memory" {
-        keep_pages_apart(frame, &mut merged, item);
+        keep_pages_apart(builder, &mut merged, item);
     }
     let words = merged.into_iter().map(|(key, value)| match value {
         Some(value) => format!("{key}={value}"),
@@ -133,12 +133,12 @@ fn merge_value(frame: &mut Frame<'_>, item: &Item, own: &str) -> String {
 }
 
 /// Removes `mergeable` if memory is shared or consists of huge pages, because Cloud Hypervisor refuses the combination.
-fn keep_pages_apart(frame: &mut Frame<'_>, memory: &mut Pairs, item: &Item) {
+fn keep_pages_apart(builder: &mut LaunchBuilder<'_>, memory: &mut Pairs, item: &Item) {
     let is_on =
         |memory: &Pairs, key: &str| memory.iter().any(|(name, value)| name == key && value.as_deref() == Some("on"));
     if is_on(memory, "mergeable") && (is_on(memory, "shared") || is_on(memory, "hugepages")) {
         if item.values.concat().contains("mergeable=on") {
-            frame.refuse(OPTION, "cannot merge the pages of shared memory or huge pages; leave `mergeable=on` out");
+            builder.refuse(OPTION, "cannot merge the pages of shared memory or huge pages; leave `mergeable=on` out");
         }
         memory.retain(|(key, _)| key != "mergeable");
     }

@@ -1,6 +1,6 @@
 //! qemu's devices, in the order in which the guest numbers them.
 
-use super::super::frame::Frame;
+use super::super::launch_builder::LaunchBuilder;
 use super::super::side_process::{TagTeller, virtiofsd};
 use super::extra;
 use super::machine::{Bus, Machine, own_id};
@@ -12,23 +12,23 @@ use crate::spec::{DeviceBus, ForwardFrom, ImageType, Protocol, ShareProtocol};
 use crate::validate::{CheckedInterface, CheckedShare, Disk, InterfaceKind};
 
 /// The command line that is being written.
-struct Writer<'frame, 'spec, 'arguments> {
-    frame: &'frame mut Frame<'spec>,
-    machine: &'frame Machine,
+struct Writer<'builder, 'spec, 'arguments> {
+    builder: &'builder mut LaunchBuilder<'spec>,
+    machine: &'builder Machine,
     slots: Slots,
     arguments: &'arguments mut Vec<String>,
 }
 
 /// Writes the devices, and returns the user's arguments, which must come after them.
 pub(super) fn write(
-    frame: &mut Frame<'_>,
+    builder: &mut LaunchBuilder<'_>,
     machine: &Machine,
     screen: &Screen,
     arguments: &mut Vec<String>,
 ) -> Vec<String> {
-    let spec = frame.spec;
-    let slots = Slots::new(frame, machine);
-    let mut writer = Writer { frame, machine, slots, arguments };
+    let spec = builder.spec;
+    let slots = Slots::new(builder, machine);
+    let mut writer = Writer { builder, machine, slots, arguments };
     if machine.model == "microvm" {
         // Needed for Ctrl-Alt-Delete and for the guest's reset.
         writer.add("qemu.machine", "-device", Options::new(Dialect::Qemu).word("i8042"));
@@ -68,12 +68,12 @@ pub(super) fn write(
         }
     }
     writer.passed_devices();
-    writer.slots.place_behind(&spec.qemu.extra_args)
+    writer.slots.place_behind(&spec.sections.qemu.extra_args)
 }
 
 impl Writer<'_, '_, '_> {
     fn add(&mut self, option: &str, switch: &str, options: Options) {
-        let value = self.frame.written(option, options.finish());
+        let value = self.builder.written(option, options.finish());
         self.arguments.extend([switch.to_owned(), value]);
     }
 
@@ -85,7 +85,7 @@ impl Writer<'_, '_, '_> {
     }
 
     fn root_ports(&mut self) {
-        let ports = &self.frame.spec.qemu.pcie_root_ports;
+        let ports = &self.builder.spec.sections.qemu.pcie_root_ports;
         // qemu refuses two ports with the same chassis and slot.
         let mut chassis = (1..).filter(|number| ports.iter().all(|port| port.chassis != Some(*number)));
         for (index, port) in ports.iter().enumerate() {
@@ -113,7 +113,7 @@ impl Writer<'_, '_, '_> {
             ImageType::Vhdx => "vhdx",
         };
         // Native calls would require O_DIRECT; io_uring works with and without it.
-        let aio = if self.frame.facts.io_uring_is_usable { "io_uring" } else { "threads" };
+        let aio = if self.builder.facts.io_uring_is_usable { "io_uring" } else { "threads" };
         let drive = Options::new(Dialect::Qemu)
             .pair("id", &id)
             .pair("format", format)
@@ -144,8 +144,8 @@ impl Writer<'_, '_, '_> {
                 self.virtio(&option, "virtio-9p", |device| device.pair("fsdev", &id).pair("mount_tag", &share.tag));
             }
             ShareProtocol::Virtiofs => {
-                let process = virtiofsd(self.frame, checked, TagTeller::Hypervisor);
-                self.frame.needs.processes.push(process);
+                let process = virtiofsd(self.builder, checked, TagTeller::Hypervisor);
+                self.builder.needs.processes.push(process);
                 let socket = Options::new(Dialect::Qemu).word("socket").pair("id", &id).pair("path", &checked.socket);
                 self.add(&option, "-chardev", socket);
                 self.virtio(&option, "vhost-user-fs", |device| device.pair("chardev", &id).pair("tag", &share.tag));
@@ -159,10 +159,10 @@ impl Writer<'_, '_, '_> {
         let backend = match &interface.kind {
             InterfaceKind::User => self.user_network(index, &id),
             InterfaceKind::Tap { vhost } => {
-                pairs = self.frame.queue_pairs();
-                self.frame.need_tap(&interface.id, pairs);
+                pairs = self.builder.queue_pairs();
+                self.builder.need_tap(&interface.id, pairs);
                 if *vhost {
-                    self.frame.need_device(&format!("{option}.tap.vhost"), "/dev/vhost-net", "modprobe vhost_net");
+                    self.builder.need_device(&format!("{option}.tap.vhost"), "/dev/vhost-net", "modprobe vhost_net");
                 }
                 Options::new(Dialect::Qemu)
                     .word("tap")
@@ -174,19 +174,19 @@ impl Writer<'_, '_, '_> {
                     .pair_if("vhost", vhost.then_some("on"))
             }
             InterfaceKind::Macvtap { link, mode } => {
-                pairs = self.frame.queue_pairs();
-                let descriptors = self.frame.need_macvtap(interface, (link, *mode), pairs);
+                pairs = self.builder.queue_pairs();
+                let descriptors = self.builder.need_macvtap(interface, (link, *mode), pairs);
                 let descriptors: Vec<_> = descriptors.iter().map(ToString::to_string).collect();
                 let key = if pairs > 1 { "fds" } else { "fd" };
                 Options::new(Dialect::Qemu).word("tap").pair("id", &id).pair(key, descriptors.join(":"))
             }
             InterfaceKind::Bridge { bridge } => {
-                let helper = self.frame.spec.qemu.bridge_helper.clone();
-                let tap = bridge_tap(&self.frame.spec.name, index, &interface.id);
-                if self.frame.facts.is_confined {
+                let helper = self.builder.spec.sections.qemu.bridge_helper.clone();
+                let tap = bridge_tap(&self.builder.spec.name, index, &interface.id);
+                if self.builder.facts.is_confined {
                     // In a confined unit the helper cannot gain its privileges. Another unit has created the tap and added
                     // it to the bridge.
-                    self.frame.need_tap(&tap, 1);
+                    self.builder.need_tap(&tap, 1);
                     Options::new(Dialect::Qemu)
                         .word("tap")
                         .pair("id", &id)
@@ -194,7 +194,7 @@ impl Writer<'_, '_, '_> {
                         .pair("script", "no")
                         .pair("downscript", "no")
                 } else {
-                    self.frame.needs.bridges.push(BridgeNeed { bridge: bridge.clone(), helper: helper.clone(), tap });
+                    self.builder.needs.bridges.push(BridgeNeed { bridge: bridge.clone(), helper: helper.clone(), tap });
                     Options::new(Dialect::Qemu)
                         .word("bridge")
                         .pair("id", &id)
@@ -220,7 +220,7 @@ impl Writer<'_, '_, '_> {
     /// Adds the forwarded ports to the first interface with user networking only, because all of them reach the same
     /// guest.
     fn user_network(&mut self, index: usize, id: &str) -> Options {
-        let spec = self.frame.spec;
+        let spec = self.builder.spec;
         let mut options = Options::new(Dialect::Qemu).word("user").pair("id", id);
         let first = spec.interfaces.iter().position(|interface| interface.kind == InterfaceKind::User);
         if first != Some(index) {
@@ -236,7 +236,7 @@ impl Writer<'_, '_, '_> {
                 }
                 ForwardFrom::Guest => {
                     if forward.proto == Protocol::Udp {
-                        self.frame.refuse(
+                        self.builder.refuse(
                             format!("forwardPorts[{place}].proto"),
                             "forwards TCP only from the guest to the host",
                         );
@@ -244,7 +244,7 @@ impl Writer<'_, '_, '_> {
                     if guest.address.is_empty() {
                         let reason =
                             "requires an address in the guest's network for the forwarded port, such as 10.0.2.10";
-                        self.frame.refuse(format!("forwardPorts[{place}].guest.address"), reason);
+                        self.builder.refuse(format!("forwardPorts[{place}].guest.address"), reason);
                     }
                     let address = if host.address.is_empty() { "127.0.0.1" } else { &host.address };
                     let rule = format!("tcp:{}:{}-tcp:{address}:{}", guest.address, guest.port, host.port);
@@ -256,7 +256,7 @@ impl Writer<'_, '_, '_> {
     }
 
     fn passed_devices(&mut self) {
-        let devices = &self.frame.spec.devices;
+        let devices = &self.builder.spec.devices;
         if devices.iter().any(|device| device.bus == DeviceBus::Usb) {
             let controller = Options::new(Dialect::Qemu).word("qemu-xhci").pair("id", own_id("usb"));
             let controller = placed(controller, self.slots.next());

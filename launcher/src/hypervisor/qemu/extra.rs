@@ -1,6 +1,6 @@
 //! The user's additions to qemu's command line: what they change about our arguments, and what is refused.
 
-use super::super::frame::Frame;
+use super::super::launch_builder::LaunchBuilder;
 use crate::spec::DeviceBus;
 
 /// The prefix of all ids that the launcher assigns. Ids of the user must not start with it.
@@ -133,11 +133,11 @@ pub(super) fn address(text: &str) -> Option<(u8, u8)> {
 }
 
 /// Refuses arguments that conflict with ours.
-pub(super) fn check(frame: &mut Frame<'_>) {
-    let extra = &frame.spec.qemu.extra_args;
+pub(super) fn check(builder: &mut LaunchBuilder<'_>) {
+    let extra = &builder.spec.sections.qemu.extra_args;
     for (name, value) in options(extra) {
         if let Some((_, instead)) = REPLACING.iter().find(|(option, _)| *option == name) {
-            frame.refuse("qemu.extraArgs", format!("would use this -{name} instead of the launcher's; {instead}"));
+            builder.refuse("qemu.extraArgs", format!("would use this -{name} instead of the launcher's; {instead}"));
         }
         if let Some((_, keys, instead)) = PARTLY_OURS.iter().find(|(option, _, _)| *option == name) {
             let gives = |(index, (key, value)): (usize, &(String, Option<String>))| {
@@ -148,53 +148,53 @@ pub(super) fn check(frame: &mut Frame<'_>) {
                     "would use the {} of this -{name} instead of the launcher's; {instead}",
                     keys.join(" and ")
                 );
-                frame.refuse("qemu.extraArgs", reason);
+                builder.refuse("qemu.extraArgs", reason);
             }
         }
         if matches!(name, "machine" | "M") {
-            check_machine_keys(frame, value.unwrap_or_default());
+            check_machine_keys(builder, value.unwrap_or_default());
         }
         if name == "daemonize" {
             let reason = "cannot run in the background, because the launcher supervises its process";
-            frame.refuse("qemu.extraArgs", format!("{reason}; leave -daemonize out"));
+            builder.refuse("qemu.extraArgs", format!("{reason}; leave -daemonize out"));
         }
         let on_terminal = value.is_some_and(|value| matches!(value.trim_start_matches("mon:"), "stdio"))
             || (name == "chardev" && value.is_some_and(|value| value.split(',').next() == Some("stdio")));
-        if on_terminal && frame.spec.qemu.serial_console {
+        if on_terminal && builder.spec.sections.qemu.serial_console {
             let reason = format!("has the serial console on the terminal, so -{name} cannot be there too");
-            frame.refuse("qemu.extraArgs", format!("{reason}; set qemu.serialConsole = false"));
+            builder.refuse("qemu.extraArgs", format!("{reason}; set qemu.serialConsole = false"));
         }
     }
     if extra.iter().any(|argument| has_own_id(argument)) {
         let reason =
             format!("cannot use ids that start with `{OWN_IDS}`, which the launcher reserves; choose another id");
-        frame.refuse("qemu.extraArgs", reason);
+        builder.refuse("qemu.extraArgs", reason);
     }
-    check_ids(frame);
-    check_ids_of_backends(frame);
+    check_ids(builder);
+    check_ids_of_backends(builder);
 }
 
 /// Refuses machine properties that our own arguments set.
-fn check_machine_keys(frame: &mut Frame<'_>, value: &str) {
-    let backs_memory = frame.spec.memory.shared || frame.spec.memory.huge_pages;
+fn check_machine_keys(builder: &mut LaunchBuilder<'_>, value: &str) {
+    let backs_memory = builder.spec.memory.shared || builder.spec.memory.huge_pages;
     for (key, _) in pairs(value) {
         if key == "accel" {
-            frame.refuse(
+            builder.refuse(
                 "qemu.extraArgs",
                 "would use the accel of this -machine instead of the launcher's; use qemu.accelerator",
             );
         }
         if key == "memory-backend" && backs_memory {
             let reason = "already has a memory backend, for shared memory or huge pages";
-            frame.refuse("qemu.extraArgs", reason);
+            builder.refuse("qemu.extraArgs", reason);
         }
     }
 }
 
 /// Checks the ids of root ports and devices: they must be well-formed, unique, and not reserved.
-fn check_ids(frame: &mut Frame<'_>) {
-    let spec = frame.spec;
-    let ports = spec.qemu.pcie_root_ports.iter().enumerate();
+fn check_ids(builder: &mut LaunchBuilder<'_>) {
+    let spec = builder.spec;
+    let ports = spec.sections.qemu.pcie_root_ports.iter().enumerate();
     let mut ids: Vec<(String, String)> =
         ports.map(|(index, port)| (format!("qemu.pcieRootPorts[{index}].id"), port.id.clone())).collect();
     for (index, device) in spec.devices.iter().enumerate() {
@@ -204,21 +204,21 @@ fn check_ids(frame: &mut Frame<'_>) {
         let words = device_words(option, words);
         ids.extend(words.id.into_iter().map(|id| (words.option.clone(), id)));
     }
-    for device in devices(&spec.qemu.extra_args) {
+    for device in devices(&spec.sections.qemu.extra_args) {
         ids.extend(device.id.into_iter().map(|id| (device.option.clone(), id)));
     }
     for (index, (option, id)) in ids.iter().enumerate() {
         if id.starts_with(OWN_IDS) && option != "qemu.extraArgs" {
             let reason =
                 format!("cannot use ids that start with `{OWN_IDS}`, which the launcher reserves; choose another id");
-            frame.refuse(option, reason);
+            builder.refuse(option, reason);
         } else if !is_well_formed(id) {
             let reason = format!(
                 "requires ids of letters, digits, `-`, `.` and `_` that start with a letter, which `{id}` is not"
             );
-            frame.refuse(option, reason);
+            builder.refuse(option, reason);
         } else if let Some((other, _)) = ids[..index].iter().find(|(_, earlier)| earlier == id) {
-            frame.refuse(option, format!("already has the id `{id}`, from {other}"));
+            builder.refuse(option, format!("already has the id `{id}`, from {other}"));
         }
     }
 }
@@ -236,15 +236,15 @@ const NAMED_TOGETHER: [&[&str]; 8] = [
 ];
 
 /// Checks that the user's backends have unique ids.
-fn check_ids_of_backends(frame: &mut Frame<'_>) {
-    let extra = &frame.spec.qemu.extra_args;
+fn check_ids_of_backends(builder: &mut LaunchBuilder<'_>) {
+    let extra = &builder.spec.sections.qemu.extra_args;
     for group in NAMED_TOGETHER {
         let mut seen: Vec<(&str, String)> = Vec::new();
         for (name, value) in options(extra).into_iter().filter(|(name, _)| group.contains(name)) {
             for id in ids(value.unwrap_or_default()) {
                 if let Some((other, _)) = seen.iter().find(|(_, earlier)| *earlier == id) {
                     let reason = format!("already has the id `{id}`, from -{other}, and -{name} cannot have it too");
-                    frame.refuse("qemu.extraArgs", format!("{reason}; choose another id"));
+                    builder.refuse("qemu.extraArgs", format!("{reason}; choose another id"));
                 }
                 seen.push((name, id));
             }
@@ -299,7 +299,7 @@ fn json_pairs(text: &str) -> Vec<(String, Option<String>)> {
 }
 
 /// Whether the user's arguments or a passed-through device require a PCI bus.
-pub(super) fn needs_pci(frame: &Frame<'_>) -> bool {
-    frame.spec.devices.iter().any(|device| device.bus == DeviceBus::Pci)
-        || devices(&frame.spec.qemu.extra_args).iter().any(UserDevice::needs_pci)
+pub(super) fn needs_pci(builder: &LaunchBuilder<'_>) -> bool {
+    builder.spec.devices.iter().any(|device| device.bus == DeviceBus::Pci)
+        || devices(&builder.spec.sections.qemu.extra_args).iter().any(UserDevice::needs_pci)
 }

@@ -1,7 +1,7 @@
 //! Choosing qemu's machine model and accelerator: microvm if it supports all devices, otherwise one with PCI; KVM or
 //! emulation.
 
-use super::super::frame::Frame;
+use super::super::launch_builder::LaunchBuilder;
 use super::extra;
 use super::{screen, slots};
 use crate::facts::{Architecture, Kvm};
@@ -49,20 +49,20 @@ pub(super) struct Machine {
     pub(super) own_pci_devices: usize,
 }
 
-pub(super) fn choose(frame: &mut Frame<'_>) -> Machine {
-    let is_emulated = is_emulated(frame);
-    check_cpus(frame, is_emulated);
-    let virtio_devices = count_virtio_devices(frame);
-    let (spec, architecture) = (frame.spec, frame.architecture());
-    let user_devices = extra::devices(&spec.qemu.extra_args);
+pub(super) fn choose(builder: &mut LaunchBuilder<'_>) -> Machine {
+    let is_emulated = is_emulated(builder);
+    check_cpus(builder, is_emulated);
+    let virtio_devices = count_virtio_devices(builder);
+    let (spec, architecture) = (builder.spec, builder.architecture());
+    let user_devices = extra::devices(&spec.sections.qemu.extra_args);
     let on_mmio = virtio_devices + user_devices.iter().filter(|device| device.is_virtio_mmio()).count();
-    let needs_pci = extra::needs_pci(frame)
+    let needs_pci = extra::needs_pci(builder)
         || !spec.devices.is_empty()
-        || !spec.qemu.pcie_root_ports.is_empty()
+        || !spec.sections.qemu.pcie_root_ports.is_empty()
         || spec.memory.hotplug.is_some()
         || spec.graphics.is_some()
         || on_mmio > MMIO_SLOTS;
-    let model = spec.qemu.machine.clone().unwrap_or_else(|| match architecture {
+    let model = spec.sections.qemu.machine.clone().unwrap_or_else(|| match architecture {
         Architecture::Aarch64 => "virt".to_owned(),
         // When emulated, the clock of microvm is inaccurate on a busy host, and kernels that do not find the addresses
         // of its devices in ACPI find no disk.
@@ -72,17 +72,17 @@ pub(super) fn choose(frame: &mut Frame<'_>) -> Machine {
     let is_microvm = model == "microvm";
     if is_microvm && spec.memory.mem_mib == 2048 {
         // https://github.com/microvm-nix/microvm.nix/issues/171
-        frame.warn("mem", "guests of the machine model microvm can hang with exactly 2048 MiB; use another size");
+        builder.warn("mem", "guests of the machine model microvm can hang with exactly 2048 MiB; use another size");
     }
     if is_microvm && spec.memory.hotplug.is_some() {
-        frame.refuse(
+        builder.refuse(
             "hotplugMem",
             "has no hot-plugged memory with the machine model microvm; unset qemu.machine, or set it to \"q35\"",
         );
     }
-    check_machine_options(frame, is_microvm && needs_pci);
-    if is_microvm && !spec.qemu.pcie_root_ports.is_empty() {
-        frame.refuse(
+    check_machine_options(builder, is_microvm && needs_pci);
+    if is_microvm && !spec.sections.qemu.pcie_root_ports.is_empty() {
+        builder.refuse(
             "qemu.pcieRootPorts",
             "has no PCI Express root ports with the machine model microvm; set qemu.machine to \"q35\"",
         );
@@ -90,103 +90,103 @@ pub(super) fn choose(frame: &mut Frame<'_>) -> Machine {
     Machine {
         bus: if is_microvm && !needs_pci { Bus::Mmio } else { Bus::Pci },
         has_keyboard: architecture == Architecture::X86_64,
-        own_pci_devices: slots::count_own(frame, virtio_devices),
+        own_pci_devices: slots::count_own(builder, virtio_devices),
         model,
         is_emulated,
     }
 }
 
 /// Refuses the user's machine options that conflict with ours.
-fn check_machine_options(frame: &mut Frame<'_>, needs_pcie: bool) {
-    let spec = frame.spec;
-    let Some(options) = &spec.qemu.machine_opts else { return };
+fn check_machine_options(builder: &mut LaunchBuilder<'_>, needs_pcie: bool) {
+    let spec = builder.spec;
+    let Some(options) = &spec.sections.qemu.machine_opts else { return };
     if options.contains_key("type") {
-        frame.refuse("qemu.machineOpts.type", "takes the machine model from qemu.machine; use that");
+        builder.refuse("qemu.machineOpts.type", "takes the machine model from qemu.machine; use that");
     }
     if options.contains_key("memory-backend") && (spec.memory.shared || spec.memory.huge_pages) {
         let reason = "already has a memory backend, for shared memory or huge pages";
-        frame.refuse("qemu.machineOpts.memory-backend", reason);
+        builder.refuse("qemu.machineOpts.memory-backend", reason);
     }
     if needs_pcie && options.get("pcie").is_some_and(|value| matches!(value.as_str(), "off" | "no" | "false")) {
         let reason = "needs PCI Express for the devices of this machine; leave `pcie` out or set it to \"on\"";
-        frame.refuse("qemu.machineOpts.pcie", reason);
+        builder.refuse("qemu.machineOpts.pcie", reason);
     }
 }
 
 /// Returns the accelerator in the machine options, or by default the one of the spec.
 fn accelerator(spec: &crate::validate::CheckedSpec) -> Accelerator {
-    match spec.qemu.machine_opts.as_ref().and_then(|options| options.get("accel")).map(String::as_str) {
+    match spec.sections.qemu.machine_opts.as_ref().and_then(|options| options.get("accel")).map(String::as_str) {
         Some("kvm") => Accelerator::Kvm,
         Some("tcg") => Accelerator::Tcg,
         Some(_) => Accelerator::Auto,
-        None => spec.qemu.accelerator,
+        None => spec.sections.qemu.accelerator,
     }
 }
 
-fn check_cpus(frame: &mut Frame<'_>, is_emulated: bool) {
-    let most = match frame.architecture() {
+fn check_cpus(builder: &mut LaunchBuilder<'_>, is_emulated: bool) {
+    let most = match builder.architecture() {
         Architecture::Aarch64 => MOST_VCPUS_ARM,
         Architecture::X86_64 if is_emulated => MOST_VCPUS_EMULATED,
         Architecture::X86_64 => MOST_VCPUS,
     };
     if !is_emulated {
-        frame.check_cpus(most);
-    } else if frame.spec.vcpu > most {
-        frame.refuse("vcpu", format!("supports at most {most} CPUs when it emulates"));
+        builder.check_cpus(most);
+    } else if builder.spec.vcpu > most {
+        builder.refuse("vcpu", format!("supports at most {most} CPUs when it emulates"));
     }
-    let is_host = frame.spec.cpu.as_deref().is_some_and(|cpu| cpu.split(',').next() == Some("host"));
+    let is_host = builder.spec.cpu.as_deref().is_some_and(|cpu| cpu.split(',').next() == Some("host"));
     if is_host && is_emulated {
-        let why = match &frame.facts.kvm {
+        let why = match &builder.facts.kvm {
             Kvm::Unusable(why) => format!(", but {why}"),
             _ => ", and this machine is emulated".to_owned(),
         };
-        frame.refuse("cpu", format!("has the CPU model `host` only with KVM{why}; set cpu to null or \"max\""));
+        builder.refuse("cpu", format!("has the CPU model `host` only with KVM{why}; set cpu to null or \"max\""));
     }
 }
 
-fn is_emulated(frame: &mut Frame<'_>) -> bool {
-    let (spec, facts) = (frame.spec, frame.facts);
-    let is_foreign = frame.architecture() != facts.architecture;
+fn is_emulated(builder: &mut LaunchBuilder<'_>) -> bool {
+    let (spec, facts) = (builder.spec, builder.facts);
+    let is_foreign = builder.architecture() != facts.architecture;
     let is_emulated = match (accelerator(spec), &facts.kvm) {
         (Accelerator::Tcg, _) => true,
         (Accelerator::Auto, _) if is_foreign => true,
         (Accelerator::Kvm, _) if is_foreign => {
-            let (guest, host) = (frame.architecture().as_str(), facts.architecture.as_str());
+            let (guest, host) = (builder.architecture().as_str(), facts.architecture.as_str());
             let reason = format!("requires KVM, but a guest for {guest} on a host with {host} can only be emulated");
-            frame.refuse("qemu.accelerator", reason);
+            builder.refuse("qemu.accelerator", reason);
             false
         }
         (Accelerator::Auto, Kvm::Unusable(why)) => {
-            frame.warn("hypervisor", &format!("{why}; qemu emulates the machine, many times slower"));
+            builder.warn("hypervisor", &format!("{why}; qemu emulates the machine, many times slower"));
             true
         }
         // KVM on ARM supports only the host's CPU model.
-        (Accelerator::Auto, _) if is_foreign_model(frame) => {
+        (Accelerator::Auto, _) if is_foreign_model(builder) => {
             let reason = "names a CPU model that KVM does not run on ARM; qemu emulates the machine, many times slower";
-            frame.warn("cpu", reason);
+            builder.warn("cpu", reason);
             true
         }
         (Accelerator::Kvm, Kvm::Unusable(why)) => {
-            frame.refuse("qemu.accelerator", format!("requires KVM, but {why}; \"auto\" would emulate"));
+            builder.refuse("qemu.accelerator", format!("requires KVM, but {why}; \"auto\" would emulate"));
             false
         }
         (Accelerator::Auto | Accelerator::Kvm, _) => false,
     };
     if is_emulated {
-        frame.needs.kvm = KvmUse::NotUsed;
+        builder.needs.kvm = KvmUse::NotUsed;
     } else {
-        frame.use_kvm();
+        builder.use_kvm();
     }
     is_emulated
 }
 
-fn is_foreign_model(frame: &Frame<'_>) -> bool {
-    let model = frame.spec.cpu.as_deref().and_then(|cpu| cpu.split(',').next());
-    frame.architecture() == Architecture::Aarch64 && model.is_some_and(|model| !matches!(model, "host" | "max"))
+fn is_foreign_model(builder: &LaunchBuilder<'_>) -> bool {
+    let model = builder.spec.cpu.as_deref().and_then(|cpu| cpu.split(',').next());
+    builder.architecture() == Architecture::Aarch64 && model.is_some_and(|model| !matches!(model, "host" | "max"))
 }
 
-fn count_virtio_devices(frame: &Frame<'_>) -> usize {
-    let spec = frame.spec;
+fn count_virtio_devices(builder: &LaunchBuilder<'_>) -> usize {
+    let spec = builder.spec;
     let singles = [spec.rng, spec.memory.balloon.is_some(), spec.vsock.is_some(), spec.memory.hotplug.is_some()];
     spec.disks.len()
         + spec.shares.len()
@@ -201,16 +201,16 @@ pub(super) fn own_id(name: &str) -> String {
 }
 
 /// Writes the machine, its CPUs and its memory.
-pub(super) fn write(frame: &mut Frame<'_>, machine: &Machine, arguments: &mut Vec<String>) {
-    let spec = frame.spec;
+pub(super) fn write(builder: &mut LaunchBuilder<'_>, machine: &Machine, arguments: &mut Vec<String>) {
+    let spec = builder.spec;
     let backs_memory = spec.memory.shared || spec.memory.huge_pages;
     let mut machine_options = Options::new(Dialect::Qemu).word(&machine.model);
-    for (key, value) in machine_settings(frame, machine) {
+    for (key, value) in machine_settings(builder, machine) {
         machine_options = machine_options.pair(&key, value);
     }
     machine_options = machine_options.pair_if("memory-backend", backs_memory.then(|| own_id("memory")));
-    let machine_options = frame.written("qemu.machineOpts", machine_options.finish());
-    let cpu = frame.written("cpu", Options::new(Dialect::Qemu).word(cpu(frame, machine)).finish());
+    let machine_options = builder.written("qemu.machineOpts", machine_options.finish());
+    let cpu = builder.written("cpu", Options::new(Dialect::Qemu).word(cpu(builder, machine)).finish());
     let memory = format!("{}M", spec.memory.mem_mib);
     let words = ["-machine", &machine_options, "-cpu", &cpu, "-smp", &spec.vcpu.to_string()];
     arguments.extend(words.map(str::to_owned));
@@ -220,27 +220,27 @@ pub(super) fn write(frame: &mut Frame<'_>, machine: &Machine, arguments: &mut Ve
     };
     arguments.extend(["-m".to_owned(), total]);
     if backs_memory {
-        arguments.extend(["-object".to_owned(), memory_backend(frame, &own_id("memory"), spec.memory.mem_mib)]);
+        arguments.extend(["-object".to_owned(), memory_backend(builder, &own_id("memory"), spec.memory.mem_mib)]);
     }
     if let Some(hotplug) = &spec.memory.hotplug {
-        arguments.extend(["-object".to_owned(), memory_backend(frame, &own_id("hotplug"), hotplug.most_mib)]);
+        arguments.extend(["-object".to_owned(), memory_backend(builder, &own_id("hotplug"), hotplug.most_mib)]);
     }
 }
 
 /// Returns the options of memory that is shared with another process, or consists of huge pages.
-fn memory_backend(frame: &Frame<'_>, id: &str, size_mib: u64) -> String {
-    let memory = &frame.spec.memory;
+fn memory_backend(builder: &LaunchBuilder<'_>, id: &str, size_mib: u64) -> String {
+    let memory = &builder.spec.memory;
     let shared = if memory.shared { "on" } else { "off" };
     let huge = if memory.huge_pages { ",hugetlb=on,hugetlbsize=2M" } else { "" };
     format!("memory-backend-memfd,id={id},size={size_mib}M,share={shared}{huge}")
 }
 
-fn machine_settings(frame: &Frame<'_>, machine: &Machine) -> BTreeMap<String, String> {
+fn machine_settings(builder: &LaunchBuilder<'_>, machine: &Machine) -> BTreeMap<String, String> {
     let mut settings = BTreeMap::new();
     let mut set = |key: &str, value: &str| settings.insert(key.to_owned(), value.to_owned());
     let accelerator = if machine.is_emulated { "tcg" } else { "kvm" };
     set("accel", accelerator);
-    if let Some(chosen) = &frame.spec.qemu.machine_opts {
+    if let Some(chosen) = &builder.spec.sections.qemu.machine_opts {
         settings.extend(chosen.clone());
         if machine.model == "microvm" && machine.bus == Bus::Pci {
             settings.entry("pcie".to_owned()).or_insert_with(|| "on".to_owned());
@@ -269,8 +269,8 @@ fn machine_settings(frame: &Frame<'_>, machine: &Machine) -> BTreeMap<String, St
 }
 
 /// Returns the CPU model, which may have flags after commas.
-fn cpu(frame: &Frame<'_>, machine: &Machine) -> String {
-    let (spec, facts) = (frame.spec, frame.facts);
+fn cpu(builder: &LaunchBuilder<'_>, machine: &Machine) -> String {
+    let (spec, facts) = (builder.spec, builder.facts);
     if let Some(cpu) = &spec.cpu {
         // For the same reason as below.
         let lacks_flag = facts.kvm == Kvm::UsableSoftware && !machine.is_emulated && !cpu.contains("arch-capabilities");
@@ -281,7 +281,7 @@ fn cpu(frame: &Frame<'_>, machine: &Machine) -> String {
     if machine.is_emulated {
         return "max".to_owned();
     }
-    match (frame.architecture(), &facts.kvm) {
+    match (builder.architecture(), &facts.kvm) {
         // Software KVM does not support the register of that flag, and qemu then fails.
         (Architecture::X86_64, Kvm::UsableSoftware) => "host,-arch-capabilities".to_owned(),
         // SGX would need separate memory, which microvm does not have.

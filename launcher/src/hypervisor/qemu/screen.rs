@@ -1,7 +1,7 @@
 //! qemu's screen: where it is shown, and the graphics card.
 
 use super::super::drawing::{Drawing, WithoutCard, drawing};
-use super::super::frame::Frame;
+use super::super::launch_builder::LaunchBuilder;
 use crate::facts::Version;
 use crate::keyval::{Dialect, Options};
 use crate::spec::{Hypervisor, VulkanProtocol};
@@ -29,28 +29,28 @@ pub(super) struct Card {
     vulkan: Option<(VulkanProtocol, String)>,
 }
 
-pub(super) fn choose(frame: &mut Frame<'_>) -> Screen {
+pub(super) fn choose(builder: &mut LaunchBuilder<'_>) -> Screen {
     let named = |name: &str| Options::new(Dialect::Qemu).word(name);
-    let Some(graphics) = &frame.spec.graphics else { return Screen { display: "none".to_owned(), card: None } };
-    check(frame, graphics);
-    let (display, name) = match (graphics.view, drawing(frame, graphics, without_card(graphics.view))) {
+    let Some(graphics) = &builder.spec.graphics else { return Screen { display: "none".to_owned(), card: None } };
+    check(builder, graphics);
+    let (display, name) = match (graphics.view, drawing(builder, graphics, without_card(graphics.view))) {
         (View::Window, Drawing::Host(_)) => (named("gtk").pair("gl", "on"), "virtio-gpu-gl"),
         (View::Window, Drawing::Guest) => (named("gtk").pair("gl", "off"), "virtio-gpu"),
         (View::Headless, Drawing::Host(node)) => (named("egl-headless").pair_if("rendernode", node), "virtio-gpu-gl"),
         (View::Headless, Drawing::Guest) => (named("none"), "virtio-gpu"),
     };
-    let display = frame.written("graphics.backend", display.finish());
+    let display = builder.written("graphics.backend", display.finish());
     Screen { display, card: Some(Card { name, vulkan: graphics.vulkan.clone() }) }
 }
 
-fn check(frame: &mut Frame<'_>, graphics: &CheckedGraphics) {
-    if graphics.view == View::Window && !frame.facts.desktop.has_windows() {
+fn check(builder: &mut LaunchBuilder<'_>, graphics: &CheckedGraphics) {
+    if graphics.view == View::Window && !builder.facts.desktop.has_windows() {
         let reason = "opens a window, but neither $WAYLAND_DISPLAY nor $DISPLAY is set; \
                       start it from a graphical session, or set graphics.backend to \"headless\"";
-        frame.refuse("graphics.backend", reason);
+        builder.refuse("graphics.backend", reason);
     }
-    if graphics.vulkan.is_some() && !frame.facts.at_least(Hypervisor::Qemu, FIRST_WITH_VULKAN) {
-        frame.refuse("graphics.vulkan", format!("supports Vulkan in the guest from version {FIRST_WITH_VULKAN} on"));
+    if graphics.vulkan.is_some() && !builder.facts.at_least(Hypervisor::Qemu, FIRST_WITH_VULKAN) {
+        builder.refuse("graphics.vulkan", format!("supports Vulkan in the guest from version {FIRST_WITH_VULKAN} on"));
     }
 }
 

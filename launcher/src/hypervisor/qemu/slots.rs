@@ -1,7 +1,7 @@
 //! The PCI addresses of qemu's devices. Our devices use the highest slots, so that the low ones are free for devices
 //! that the user adds. qemu assigns the lowest free slot to those without an address.
 
-use super::super::frame::Frame;
+use super::super::launch_builder::LaunchBuilder;
 use super::extra::{self, UserDevice};
 use super::machine::{Bus, Machine};
 use crate::spec::DeviceBus;
@@ -36,19 +36,19 @@ pub(super) struct Place {
 
 impl Slots {
     /// Assigns slots for all devices of the machine. Refuses the machine if there are not enough.
-    pub(super) fn new(frame: &mut Frame<'_>, machine: &Machine) -> Self {
-        let spec = frame.spec;
+    pub(super) fn new(builder: &mut LaunchBuilder<'_>, machine: &Machine) -> Self {
+        let spec = builder.spec;
         if machine.bus != Bus::Pci {
             return Self::default();
         }
-        let users = placed_by_user(frame);
+        let users = placed_by_user(builder);
         let mut slots = Self::default();
         for device in &users {
             if let Some((slot, 1..)) = device.address {
                 slots.multifunction.insert((device.bus.clone().unwrap_or_default(), slot));
             }
         }
-        let ports = root_ports(frame);
+        let ports = root_ports(builder);
         for device in spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci) {
             let words = words_of(device);
             let bus = device.qemu.bus.clone().or(words.bus).filter(|bus| ports.contains(bus));
@@ -60,7 +60,7 @@ impl Slots {
         if let Some((bus, (count, _))) = crowded.first() {
             let reason =
                 format!("supports at most {FUNCTIONS} devices on the root port `{bus}`, but {count} are placed there");
-            frame.refuse("devices", reason);
+            builder.refuse("devices", reason);
         }
         let on_root_bus = |device: &&UserDevice| device.bus.is_none() || device.bus.as_deref() == Some("pcie.0");
         let taken: BTreeSet<u8> =
@@ -83,9 +83,9 @@ impl Slots {
             } else {
                 reason
             };
-            frame.refuse("volumes", reason);
+            builder.refuse("volumes", reason);
         }
-        let behind = extra::devices_behind_ours(&spec.qemu.extra_args).min(free.len());
+        let behind = extra::devices_behind_ours(&spec.sections.qemu.extra_args).min(free.len());
         let (before, behind) = free.split_at(free.len() - behind);
         slots.own = before[before.len().saturating_sub(own)..].iter().copied().collect();
         slots.behind = behind.iter().copied().collect();
@@ -132,8 +132,8 @@ impl Slots {
 }
 
 /// Returns the ids of the root ports. Each root port is a bus with one slot.
-fn root_ports(frame: &Frame<'_>) -> BTreeSet<String> {
-    let qemu = &frame.spec.qemu;
+fn root_ports(builder: &LaunchBuilder<'_>) -> BTreeSet<String> {
+    let qemu = &builder.spec.sections.qemu;
     let added = extra::devices(&qemu.extra_args).into_iter().filter(|device| device.driver == "pcie-root-port");
     qemu.pcie_root_ports.iter().map(|port| port.id.clone()).chain(added.filter_map(|device| device.id)).collect()
 }
@@ -144,15 +144,15 @@ pub(super) fn words_of(device: &crate::spec::Device) -> UserDevice {
 }
 
 /// Returns all devices for which the user may have chosen an address.
-fn placed_by_user(frame: &Frame<'_>) -> Vec<UserDevice> {
-    let spec = frame.spec;
-    let mut users = extra::devices(&spec.qemu.extra_args);
+fn placed_by_user(builder: &LaunchBuilder<'_>) -> Vec<UserDevice> {
+    let spec = builder.spec;
+    let mut users = extra::devices(&spec.sections.qemu.extra_args);
     for device in spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci) {
         let words = words_of(device);
         let bus = device.qemu.bus.clone().or_else(|| words.bus.clone());
         users.push(UserDevice { bus, ..words });
     }
-    for port in &spec.qemu.pcie_root_ports {
+    for port in &spec.sections.qemu.pcie_root_ports {
         let address = port.addr.as_deref().and_then(extra::address);
         let option = "qemu.pcieRootPorts".to_owned();
         users.push(UserDevice { option, bus: port.bus.clone(), address, ..UserDevice::default() });
@@ -161,9 +161,10 @@ fn placed_by_user(frame: &Frame<'_>) -> Vec<UserDevice> {
 }
 
 /// Returns the number of our PCI devices that need a slot of the root bus.
-pub(super) fn count_own(frame: &Frame<'_>, virtio_devices: usize) -> usize {
-    let spec = frame.spec;
-    let ports = spec.qemu.pcie_root_ports.iter().filter(|port| port.addr.is_none() && port.bus.is_none()).count();
+pub(super) fn count_own(builder: &LaunchBuilder<'_>, virtio_devices: usize) -> usize {
+    let spec = builder.spec;
+    let ports =
+        spec.sections.qemu.pcie_root_ports.iter().filter(|port| port.addr.is_none() && port.bus.is_none()).count();
     let hosts = spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci);
     let placed = |device: &&crate::spec::Device| {
         let words = words_of(device);

@@ -1,5 +1,6 @@
 //! The builder of a launch: everything that is the same for all hypervisors, and the collected refusals and warnings.
 
+use super::description::{CredentialTransport, VsockTransport, description};
 use crate::cmdline::KernelCommandLine;
 use crate::facts::{Architecture, HostFacts, KernelForm, Kvm};
 use crate::keyval::Unwritable;
@@ -26,7 +27,7 @@ const LONGEST_SOCKET_BYTES: usize = 107;
 const MOST_QUEUE_PAIRS: u32 = 16;
 
 /// A launch that is being built.
-pub(super) struct Frame<'spec> {
+pub(super) struct LaunchBuilder<'spec> {
     pub(super) spec: &'spec CheckedSpec,
     pub(super) facts: &'spec HostFacts,
     pub(super) hypervisor: Hypervisor,
@@ -38,11 +39,13 @@ pub(super) struct Frame<'spec> {
 
 /// The parts of a launch that only the hypervisor's own module can provide.
 pub(super) struct Command {
-    pub(super) program: HostPath,
+    /// The configured program; none for the default one.
+    pub(super) program: Option<HostPath>,
     pub(super) arguments: Vec<String>,
     pub(super) environment: BTreeMap<String, String>,
     pub(super) files: Vec<FileToWrite>,
-    pub(super) control: ControlSocket,
+    /// The path of the control socket.
+    pub(super) control: HostPath,
     pub(super) graceful: Vec<GracefulStep>,
     pub(super) forced: ForcedStop,
     pub(super) console_device: Option<&'static str>,
@@ -69,18 +72,9 @@ impl GivenOnce {
     }
 }
 
-/// How a hypervisor connects the guest's vsock to the host.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum VsockTransport {
-    /// Through the kernel's vhost-vsock.
-    Kernel,
-    /// Through a Unix socket.
-    UnixSocket,
-}
-
-impl<'spec> Frame<'spec> {
+impl<'spec> LaunchBuilder<'spec> {
     pub(super) fn new(spec: &'spec CheckedSpec, facts: &'spec HostFacts, hypervisor: Hypervisor) -> Self {
-        let mut frame = Self {
+        let mut builder = Self {
             spec,
             facts,
             hypervisor,
@@ -89,32 +83,31 @@ impl<'spec> Frame<'spec> {
             warnings: spec.warnings.clone(),
             next_descriptor: FIRST_PASSED_DESCRIPTOR,
         };
-        frame.needs.pre_start = spec.pre_start.clone();
-        frame.needs.store_disk = spec.store_disk.clone();
-        frame.needs.extra_args_script = spec.extra_args_script.clone();
-        frame.add_disk_needs();
-        frame.add_share_needs();
+        builder.needs.pre_start = spec.pre_start.clone();
+        builder.needs.store_disk = spec.store_disk.clone();
+        builder.needs.extra_args_script = spec.extra_args_script.clone();
+        builder.add_disk_needs();
+        builder.add_share_needs();
         for (name, path) in &spec.credential_files {
             let option = format!("credentialFiles.{name}");
-            // qemu reads them itself; for the other hypervisors, the launcher adds them to the initrd.
-            match hypervisor {
-                Hypervisor::Qemu => frame.need_file(&option, path, Access::Read),
-                _ => frame.need_file_for_launcher(&option, path, Access::Read),
+            match description(hypervisor).credentials {
+                CredentialTransport::Hypervisor => builder.need_file(&option, path, Access::Read),
+                CredentialTransport::Initrd => builder.need_file_for_launcher(&option, path, Access::Read),
             }
         }
         let devices = spec.devices.iter();
-        frame.needs.devices =
+        builder.needs.devices =
             devices.map(|device| PassedDevice { bus: device.bus, path: device.path.clone() }).collect();
         if let Some(script) = &spec.extra_args_script {
-            frame.need_file_for_launcher("extraArgsScript", script, Access::Execute);
+            builder.need_file_for_launcher("extraArgsScript", script, Access::Execute);
         }
         if let Some(console) = &spec.console_socket {
-            frame.needs.sockets_to_remove.push(console.clone());
+            builder.needs.sockets_to_remove.push(console.clone());
         }
         if spec.memory.huge_pages {
-            frame.needs.huge_pages_mib = spec.memory.mem_mib;
+            builder.needs.huge_pages_mib = spec.memory.mem_mib;
         }
-        frame
+        builder
     }
 
     fn add_disk_needs(&mut self) {
@@ -315,7 +308,8 @@ impl<'spec> Frame<'spec> {
 
     pub(super) fn plain_initrd(&mut self) -> Option<HostPath> {
         let initrd = self.spec.kernel.initrd.clone()?;
-        let is_composed = self.hypervisor != Hypervisor::Qemu && !self.spec.credential_files.is_empty();
+        let in_initrd = description(self.hypervisor).credentials == CredentialTransport::Initrd;
+        let is_composed = in_initrd && !self.spec.credential_files.is_empty();
         if is_composed {
             self.need_file_for_launcher("initrd", &initrd, Access::Read);
         } else {
@@ -437,16 +431,19 @@ impl<'spec> Frame<'spec> {
     }
 
     /// Returns the launch, or all refusals.
-    pub(super) fn finish(mut self, command: Command, transport: VsockTransport) -> Result<Launch, Vec<Refusal>> {
+    pub(super) fn finish(mut self, command: Command) -> Result<Launch, Vec<Refusal>> {
         let spec = self.spec;
-        let (vsock, notification) = self.vsock(transport);
-        self.needs.sockets_to_remove.push(command.control.path.clone());
-        if command.control.path.as_str().len() > LONGEST_SOCKET_BYTES {
+        let description = description(self.hypervisor);
+        let program = command.program.unwrap_or_else(|| description.program(self.architecture()));
+        let control = ControlSocket { protocol: description.protocol, path: command.control };
+        let (vsock, notification) = self.vsock(description.vsock);
+        self.needs.sockets_to_remove.push(control.path.clone());
+        if control.path.as_str().len() > LONGEST_SOCKET_BYTES {
             let reason = format!(
                 "puts its control socket at {}, which has {} bytes, but the path of a Unix socket can have at most \
                  {LONGEST_SOCKET_BYTES}",
-                command.control.path,
-                command.control.path.as_str().len()
+                control.path,
+                control.path.as_str().len()
             );
             self.refuse("socket", reason);
         }
@@ -457,13 +454,13 @@ impl<'spec> Frame<'spec> {
         if !self.refusals.is_empty() {
             return Err(self.refusals);
         }
-        let program_name = command.program.as_str().rsplit('/').next().unwrap_or_default().to_owned();
+        let program_name = program.as_str().rsplit('/').next().unwrap_or_default().to_owned();
         Ok(Launch {
             version: LAUNCH_VERSION,
             name: spec.name.clone(),
             hypervisor: self.hypervisor,
             process_name: spec.process_name.clone().unwrap_or(program_name),
-            program: command.program,
+            program,
             arguments: command.arguments,
             environment: command.environment,
             working_directory: self.facts.state_directory.clone(),
@@ -471,7 +468,7 @@ impl<'spec> Frame<'spec> {
             files: command.files,
             needs: self.needs,
             disks: spec.disks.iter().map(|disk| guest_disk(disk, self.hypervisor)).collect(),
-            control: Some(command.control),
+            control: Some(control),
             shutdown: Shutdown { graceful: command.graceful, forced: command.forced },
             console: Console {
                 guest_device: command.console_device.map(str::to_owned),
