@@ -62,6 +62,10 @@ in
       generators.systemd-gpt-auto-generator = "/dev/null";
     };
 
+    # With build users, Nix as root changes the owner and the mode of the store, and fails where it cannot: on a share of a
+    # store that is not root:30000 with mode 1775, as on many hosts without NixOS.
+    nix.settings = lib.mkIf (!isWritable) { build-users-group = lib.mkDefault ""; };
+
     environment.etc.machine-id = lib.mkIf (cfg.machineId != null) {
       mode = lib.mkDefault "0444";
       # A user can override it with `text` or `source`.

@@ -512,6 +512,18 @@ let
           of-26-05 = isSystemd true;
         };
     };
+    "Nix leaves the owner and the mode of a read-only store alone" = {
+      expected = {
+        read-only = "";
+        writable = "nixbld";
+      };
+      found =
+        builtins.mapAttrs (_: settings: (guest settings).config.nix.settings.build-users-group or "nixbld")
+          {
+            read-only = { };
+            writable.writableStoreOverlay = "/nix/.rw-store";
+          };
+    };
     "a guest on a release after 24.05 sets the options that the release has" = {
       expected = {
         tpm-of-24-05 = false;

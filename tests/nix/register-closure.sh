@@ -74,4 +74,19 @@ done
 [ ! -e "$on_library" ] || die "what was built from a vanished path is still there"
 grep -q 'dropping 3 paths' <<<"$said" || die "the boot does not say what it dropped, but: $said"
 [ -z "$(nix-store --verify --check-contents 2>&1 | grep -v -e '^reading' -e '^checking' || true)" ] || die "the database is not sound"
+
+# A read-only share of a store that does not have the owner and the mode that Nix wants.
+mkdir /nix/share
+mount -t tmpfs tmpfs /nix/share
+cp -a /nix/store/. /nix/share/
+chown 1000:1000 /nix/share
+mount -o remount,ro /nix/share
+mount --bind /nix/share /nix/store
+without_build_users=$NIX_CONFIG
+export NIX_CONFIG=${NIX_CONFIG/build-users-group =/build-users-group = daemon}
+! boot "$new_registration" >/dev/null 2>&1 || die "with build users Nix does not change the store any more: the setting of boot.nix is useless"
+export NIX_CONFIG=$without_build_users
+boot "$new_registration" >/dev/null
+valid "$new_system" || die "the database of a guest with somebody else's store does not know its system"
+[ "$(stat -c %u /nix/store)" = 1000 ] || die "the owner of the store was changed"
 printf 'nix: the database of the guest follows its store\n' >&2

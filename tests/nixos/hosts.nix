@@ -95,7 +95,7 @@ let
     microvm = {
       vms.from-flake.flake = flake module;
       vms.own-flake = {
-        flake = flake module;
+        flake = flake { };
         updateFlake = "path:/srv/machines";
         autostart = false;
       };
