@@ -6,7 +6,8 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use imagebuilder::build::{PackRequest, make_pack};
 use imagebuilder::encode::Encoder;
-use imagebuilder::pack::Pack;
+use imagebuilder::open_files::OpenFiles;
+use imagebuilder::pack::{Pack, PackLimits};
 use imagebuilder::plan::PlannedPath;
 use imagebuilder::segment::{Batch, SegmentKind, encode_segment};
 use imagebuilder::settings::{Compression, ImageSettings};
@@ -54,14 +55,15 @@ fn packs(criterion: &mut Criterion) {
     let path = StorePath::from_base_name("0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-file").unwrap();
     let path = PlannedPath { path, nar_hash: Some([7; 32]), nar_size_bytes: None };
     let (settings, location, place) = (&settings, location.as_path(), directory.path());
-    let request = PackRequest { path: &path, location, settings, directory: place, jobs: 1 };
+    let request = PackRequest { path: &path, location, settings, directory: place, earlier: None, jobs: 1 };
     let made = make_pack(&request, &AtomicBool::new(false)).unwrap();
+    let limits = || PackLimits::new(OpenFiles::new(1));
     let mut group = criterion.benchmark_group("pack of 1 MiB of content");
     group.throughput(Throughput::Bytes(made.file().metadata().unwrap().len()));
     group.bench_function("open", |bencher| {
-        bencher.iter(|| Pack::open(made.file().try_clone().unwrap(), &path, settings).unwrap());
+        bencher.iter(|| Pack::open(made.file().try_clone().unwrap(), &path, settings, &limits()).unwrap());
     });
-    let pack = Pack::open(made.file().try_clone().unwrap(), &path, settings).unwrap();
+    let pack = Pack::open(made.file().try_clone().unwrap(), &path, settings, &limits()).unwrap();
     group.bench_function("read and check", |bencher| bencher.iter(|| assert!(pack.check_segments().unwrap())));
     group.finish();
 }

@@ -3,6 +3,7 @@
 mod back_pressure;
 mod buffers;
 mod check;
+mod earlier;
 mod erofs;
 mod job;
 mod job_queue;
@@ -27,6 +28,7 @@ use crate::cache::{Cache, CacheError};
 use crate::encode::{EncodeError, Encoder, codec_number, codec_options};
 use crate::erofs::ErofsError;
 use crate::little_endian::PutLe;
+use crate::open_files::OpenFiles;
 use crate::pack::PackSource;
 use crate::plan::ImagePlan;
 use crate::progress::{Phase, Progress};
@@ -272,19 +274,26 @@ impl Build<'_> {
         let mut report =
             BuildReport { version: REPORT_VERSION, paths: self.plan.paths.len() as u64, ..Default::default() };
         progress.begin(Phase::Scan, 0);
-        let scanner = Scanner::new(self.plan, self.settings, self.options, self.cache, self.cancel);
+        let open_files = OpenFiles::of_process(self.threads);
+        let scanner =
+            Scanner::new((self.plan, self.settings), self.options, self.cache, (self.cancel, open_files.clone()));
         let mut scanned = scanner.scan(self.threads)?;
         scanner.warnings().iter().for_each(|warning| progress.warn(warning));
         report.files = scanned.members.iter().map(|member| member.tree().file_sizes().len() as u64).sum();
         report.input_bytes = scanned.members.iter().map(Member::input_bytes).sum();
         report.seconds.scan = self.started.elapsed().as_secs_f64();
 
+        // Packs that are not trusted could change after they were checked: what was checked is what is written.
+        let pack = scanned.members.iter().find_map(|member| member.pack()?.file());
+        if let Some(pack) = pack.filter(|_| self.options.cache_trust == CacheTrust::Checksums) {
+            output.try_sharing(pack)?;
+        }
         let blocks_started = Instant::now();
         let options = codec_options(self.settings);
         let done = loop {
             progress.begin(Phase::Blocks, report.input_bytes);
             let start = self.begin(options.as_deref(), output)?;
-            let done = self.write_blocks(&scanned.members, output, start, progress)?;
+            let done = self.write_blocks(&scanned.members, (output, start), &open_files, progress)?;
             if done.damaged.is_empty() {
                 break done;
             }
@@ -327,15 +336,16 @@ impl Build<'_> {
     fn write_blocks(
         &self,
         members: &[Member],
-        output: &ImageFile<'_>,
-        start: u64,
+        image: (&ImageFile<'_>, u64),
+        open_files: &OpenFiles,
         progress: &mut dyn Progress,
     ) -> Result<Sequenced, BuildError> {
-        let keeper = self.cache.map(|cache| CacheKeeper { cache, settings: self.settings });
+        let settings = self.settings;
+        let keeper = self.cache.map(|cache| CacheKeeper { cache, settings, open_files: open_files.clone() });
         let target = Target {
             members,
-            settings: self.settings,
-            image: Some((output, start)),
+            settings,
+            image: Some(image),
             keeper: keeper.as_ref().map(|keeper| keeper as &dyn PackKeeper),
         };
         let first_trouble = Mutex::new(None);

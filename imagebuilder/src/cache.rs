@@ -3,6 +3,7 @@
 //! ```text
 //! CACHE/v2/
 //!   packs/SETTINGS/HASHPART-NARHASH       the pack of a store path
+//!   names/SETTINGS/NAME                   link to the pack of this name that was kept last
 //!   outputs/HASH                          what was built where, to see that nothing has to be done
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! again. What a pack holds is checked when it is opened and read; see `docs/cache.md` for what is trusted.
 
 pub mod maintenance;
+mod names;
 pub mod outputs;
 
 use crate::pack::{file_name, settings_name};
@@ -73,7 +75,7 @@ impl Cache {
         let root = directory.join(FORM);
         let fail = |path: &Path, source| CacheError { action: "make a directory", path: path.to_owned(), source };
         fs::create_dir_all(directory).map_err(|source| fail(&root, source))?;
-        for path in [root.clone(), root.join("packs"), root.join("outputs")] {
+        for path in [root.clone(), root.join("packs"), root.join("outputs"), root.join(names::NAMES)] {
             make_directory(&path).map_err(|source| fail(&path, source))?;
         }
         Ok(Self { root, added: Mutex::new(Some(Added::default())), listing: Mutex::new(None) })
@@ -99,7 +101,9 @@ impl Cache {
         refuse_link(&directory)
             .and_then(|()| match open_entry(&place)? {
                 None if path.nar_hash.is_none() => {
-                    let Some(name) = self.name_with_any_hash(&directory, path)? else { return Ok(None) };
+                    let Some(name) = self.name_with_any_hash(&directory, path.path.hash_part())? else {
+                        return Ok(None);
+                    };
                     place = directory.join(name);
                     open_entry(&place)
                 }
@@ -109,7 +113,7 @@ impl Cache {
     }
 
     /// Name of a pack of a store path. The directory is listed once.
-    fn name_with_any_hash(&self, directory: &Path, path: &PlannedPath) -> io::Result<Option<OsString>> {
+    fn name_with_any_hash(&self, directory: &Path, hash_part: &str) -> io::Result<Option<OsString>> {
         let mut listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
         if listing.as_ref().is_none_or(|(listed, _)| listed != directory) {
             let entries = match fs::read_dir(directory) {
@@ -121,7 +125,7 @@ impl Cache {
             names.sort_unstable();
             *listing = Some((directory.to_owned(), names));
         }
-        let hash_part = path.path.hash_part().as_bytes();
+        let hash_part = hash_part.as_bytes();
         let first = |names: &[OsString]| {
             let at = names.partition_point(|name| name.as_encoded_bytes() < hash_part);
             names.get(at).filter(|name| name.as_encoded_bytes().starts_with(hash_part)).cloned()
@@ -163,7 +167,9 @@ impl Cache {
         settings: &ImageSettings,
         pack: &UnnamedFile,
     ) -> Result<(), CacheError> {
-        self.keep(&self.pack_path(path, settings), pack)
+        self.keep(&self.pack_path(path, settings), pack)?;
+        self.note_name(path, settings);
+        Ok(())
     }
 
     fn keep(&self, place: &Path, file: &UnnamedFile) -> Result<(), CacheError> {

@@ -64,6 +64,7 @@ pub mod little_endian;
 pub mod machine;
 pub mod nar;
 pub mod nar_hash;
+pub mod open_files;
 pub mod output;
 pub mod pack;
 pub mod path_sizes;

@@ -27,7 +27,7 @@ pub mod layout;
 mod reader;
 mod writer;
 
-pub use reader::{OpenError, Pack, StoredSegment, check_file};
+pub use reader::{OpenError, Pack, PackLimits, StoredSegment, check_file};
 pub use writer::{NewSegment, PackHead, write_index};
 
 use crate::encode::codec_version;

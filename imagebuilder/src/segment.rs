@@ -44,12 +44,23 @@ pub struct Batch {
     buffer: Vec<u8>,
     /// Number of bytes of the buffer that segments use.
     used: usize,
+    is_known: bool,
 }
 
 impl Batch {
     /// Creates a batch without segments. The content of `buffer` is ignored.
     pub fn new(buffer: Vec<u8>) -> Self {
-        Self { segments: Vec::new(), buffer, used: 0 }
+        Self { segments: Vec::new(), buffer, used: 0, is_known: false }
+    }
+
+    /// Creates the same for segments that are not compressed now, but taken from a pack.
+    pub fn known(buffer: Vec<u8>) -> Self {
+        Self { is_known: true, ..Self::new(buffer) }
+    }
+
+    /// Whether the segments were taken from a pack.
+    pub fn is_known(&self) -> bool {
+        self.is_known
     }
 
     /// Returns the segments.

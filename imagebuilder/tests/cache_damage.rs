@@ -9,7 +9,8 @@ use imagebuilder::cache::Cache;
 use imagebuilder::cache::maintenance::{self, Collection};
 use imagebuilder::cache::outputs::PlanKey;
 use imagebuilder::encode::Encoder;
-use imagebuilder::pack::{NewSegment, Pack, PackHead, segment_checksum, write_index};
+use imagebuilder::open_files::OpenFiles;
+use imagebuilder::pack::{NewSegment, Pack, PackHead, PackLimits, segment_checksum, write_index};
 use imagebuilder::plan::ImagePlan;
 use imagebuilder::progress::{Phase, Progress, Silent};
 use imagebuilder::report::{BuildReport, Outcome};
@@ -38,11 +39,14 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let store = Store::new([
+        Self::of(Store::new([
             ("one", mixed_tree(1)),
             ("two", mixed_tree(2)),
             ("three", Item::directory([("file", Item::file("content"))])),
-        ]);
+        ]))
+    }
+
+    fn of(store: Store) -> Self {
         let mut closure = closure(store.path());
         for planned in &mut closure.paths {
             planned.nar_hash = Some(*blake3::hash(planned.path.base_name().as_bytes()).as_bytes());
@@ -172,7 +176,7 @@ fn a_forged_pack_with_a_valid_checksum_is_found_by_the_comparison_with_the_store
     Item::directory([("file", Item::file("CONTENT"))]).write(&forged.store.member("three"), forged.store.path());
     let options = forged.options();
     build(&forged.plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
-    copy_tree(&forged.cache(), &bench.cache());
+    copy_tree(&forged.cache().join("v2/packs"), &bench.cache().join("v2/packs"));
     let _ = fs::remove_file(bench.output());
 
     let options = BuildOptions { cache_trust: CacheTrust::VerifyAgainstStore, ..bench.options() };
@@ -204,7 +208,13 @@ fn forged_blocks_with_valid_checksums_are_found_by_the_comparison_with_the_store
     let settings = ImageSettings::default();
     let cache = Cache::open(&bench.cache()).unwrap();
     let path = plan.paths.iter().find(|planned| planned.path.name() == "four").unwrap();
-    let pack = Pack::open(cache.find_pack(path, &settings).unwrap().unwrap(), path, &settings).unwrap();
+    let pack = Pack::open(
+        cache.find_pack(path, &settings).unwrap().unwrap(),
+        path,
+        &settings,
+        &PackLimits::new(OpenFiles::new(1)),
+    )
+    .unwrap();
     let mut encoder = Encoder::new(&settings).unwrap();
     let lie = vec![0xa5; content.len()];
     let mut batch = Batch::default();
@@ -418,4 +428,58 @@ fn an_interrupted_build_leaves_the_existing_image_unchanged() {
     assert!(matches!(error, BuildError::Interrupted), "{error}");
     assert_eq!(fs::read(bench.output()).unwrap(), b"the image before");
     assert_eq!(bench.build().cache.rebuilt_paths, 0);
+}
+
+/// Cancels as soon as the cache has a pack.
+struct CancelWithPack<'a>(&'a Bench, &'a AtomicBool);
+
+impl Progress for CancelWithPack<'_> {
+    fn begin(&mut self, _phase: Phase, _total_bytes: u64) {}
+
+    fn advance(&mut self, _input_bytes: u64, _cached_bytes: u64, _stored_bytes: u64) {
+        let settings = fs::read_dir(self.0.cache().join("v2/packs")).into_iter().flatten().flatten();
+        let any = settings.flat_map(|directory| fs::read_dir(directory.path()).unwrap()).next().is_some();
+        self.1.fetch_or(any, Ordering::Relaxed);
+    }
+
+    fn warn(&mut self, _message: &str) {}
+}
+
+#[test]
+fn an_interrupted_first_build_keeps_the_packs_that_are_finished() {
+    // More than is read ahead: the first packs are finished long before the end.
+    let noise = |number: u64| Item::file(support::seeded::Seeded::new(number).noise(1 << 20));
+    let names: Vec<String> = (0..48).map(|number| format!("path-{number:02}")).collect();
+    let bench = Bench::of(Store::new(names.iter().zip(0..).map(|(name, number)| (name.as_str(), noise(number)))));
+    let cancel = AtomicBool::new(false);
+    let options = BuildOptions { jobs: 1, ..bench.options() };
+    let error = build(&bench.plan, &options, &mut CancelWithPack(&bench, &cancel), &cancel).unwrap_err();
+    assert!(matches!(error, BuildError::Interrupted), "{error}");
+    let (kept, report) = (bench.packs().len() as u64, bench.build());
+    assert!((1..48).contains(&kept) && report.cache.hit_paths == kept, "{kept}: {report:?}");
+}
+
+#[test]
+fn an_image_in_place_stamps_what_it_was_made_of_once_a_day() {
+    let bench = Bench::new();
+    bench.build();
+    let age = |path: &Path, hours: u64| {
+        let time = std::time::SystemTime::now() - Duration::from_secs(hours * 3600);
+        fs::File::open(path).unwrap().set_modified(time).unwrap();
+    };
+    let hours = |path: &Path| fs::metadata(path).unwrap().modified().unwrap().elapsed().unwrap().as_secs() / 3600;
+    let record = fs::read_dir(bench.cache().join("v2/outputs")).unwrap().next().unwrap().unwrap().path();
+    let unchanged = || {
+        let report = build(&bench.plan, &bench.options(), &mut Silent, &AtomicBool::new(false)).unwrap();
+        assert_eq!(report.outcome, Outcome::Unchanged);
+    };
+    // Every pack is old, the record is not: nothing is stamped.
+    bench.packs().iter().for_each(|pack| age(pack, 50));
+    age(&record, 23);
+    unchanged();
+    assert!(hours(&record) >= 22 && bench.packs().iter().all(|pack| hours(pack) >= 49));
+    // A day later all of it is.
+    age(&record, 25);
+    unchanged();
+    assert!(hours(&record) == 0 && bench.packs().iter().all(|pack| hours(pack) == 0));
 }

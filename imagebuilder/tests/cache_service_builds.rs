@@ -81,6 +81,11 @@ impl Host {
     }
 
     fn pack(&self, name: &str) -> Vec<u8> {
+        self.pack_of(name, &self.workspace.path("store").join(name))
+    }
+
+    /// A pack with right checksums that says that a store path has the content of `location`.
+    fn pack_of(&self, name: &str, location: &Path) -> Vec<u8> {
         let (name, nar_hash, _) = facts().into_iter().find(|(known, ..)| *known == name).unwrap();
         let path = PlannedPath {
             path: StorePath::from_base_name(name).unwrap(),
@@ -90,9 +95,10 @@ impl Host {
         let settings = ImageSettings::new(ImageSettings::default().compression(), Some(3), None, None).unwrap();
         let request = PackRequest {
             path: &path,
-            location: &self.workspace.path("store").join(name),
+            location,
             settings: &settings,
             directory: self.workspace.root(),
+            earlier: None,
             jobs: 1,
         };
         let file = make_pack(&request, &AtomicBool::new(false)).unwrap();
@@ -353,6 +359,55 @@ fn a_service_with_a_full_disk_only_makes_a_build_slower() {
 }
 
 #[test]
+fn a_build_with_the_service_on_a_full_disk_says_so_and_leaves_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        return testing::missing("only root can mount a small disk");
+    }
+    let host = Host::new();
+    let server = host.serve("");
+    let mut codes = Vec::new();
+    for kilobytes in (4..=32).step_by(4) {
+        let line =
+            format!("{BUILD} --cache small/cache --cache-socket run.sock -q -o small/image; code=$?; ls -A small");
+        let line = format!("{line}; cmp small/image image 2>/dev/null && echo same; exit $code");
+        let script = format!(
+            "mkdir -p small && mount -t tmpfs -o size={kilobytes}k small small || exit 99; head -c 4000 /dev/zero >small/other; \"$0\" {line}"
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+        command.arg(env!("CARGO_BIN_EXE_microvm-image")).current_dir(host.workspace.root()).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        match output.status.code() {
+            Some(0) => assert!(stdout.ends_with("same\n"), "{kilobytes} KiB: {stdout}"),
+            Some(1) => {
+                assert!(stderr.contains("No space left on device"), "{kilobytes} KiB: {stderr}");
+                assert!(!stdout.contains("image"), "{kilobytes} KiB: {stdout}");
+            }
+            code => panic!("{kilobytes} KiB: {code:?}: {stderr}"),
+        }
+        codes.extend(output.status.code());
+    }
+    assert_eq!((codes.first(), codes.last()), (Some(&1), Some(&0)));
+    assert_eq!(server.stop().0, Some(0));
+}
+
+#[test]
+fn a_forged_pack_of_the_service_is_found_when_the_store_is_compared() {
+    let host = Host::new();
+    // Of the same length, so that only the content tells.
+    fs::write(host.workspace.path("forged"), "HELLO\n").unwrap();
+    let forged = host.pack_of(GREETING, &host.workspace.path("forged"));
+    let (_directory, path) = broken(move |client| say(client, &Answer::PACK.message().unwrap(), &[file_of(&forged)]));
+    let (stderr, report) = host.build(path.to_str().unwrap(), "--cache-verify");
+    assert!(report["cache"]["rebuiltPaths"].as_u64().unwrap() >= 1, "{stderr}");
+    // The service is trusted otherwise, as the store is.
+    let line = format!("{BUILD} --no-cache --cache-socket {} -q -o trusting", path.display());
+    host.workspace.run(&line).success();
+    assert!(host.workspace.read("trusting") != host.image);
+}
+
+#[test]
 fn the_cache_of_the_service_stays_below_its_size() {
     let host = Host::new();
     let server = host.serve("--max-size 5K");
@@ -371,7 +426,8 @@ fn bytes_below(directory: &Path) -> u64 {
     entries
         .map(|entry| {
             let metadata = entry.metadata().unwrap();
-            if metadata.is_dir() { bytes_below(&entry.path()) } else { metadata.len() }
+            // Links take no blocks.
+            if metadata.is_dir() { bytes_below(&entry.path()) } else { u64::from(metadata.is_file()) * metadata.len() }
         })
         .sum()
 }

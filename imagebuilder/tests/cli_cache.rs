@@ -133,3 +133,48 @@ fn users_with_any_umask_share_a_cache() {
         assert_eq!(json(&workspace, "cache stat --json")["packs"], filled["packs"], "all came from the cache");
     }
 }
+
+#[test]
+fn a_closure_of_more_packs_than_files_may_be_open_is_built_from_the_cache() {
+    let workspace = Workspace::new();
+    fs::create_dir(workspace.path("store")).unwrap();
+    let mut list = String::new();
+    // Too large for packs that are held in memory.
+    for number in 0..300_u32 {
+        let name = format!("{number:032}-path");
+        let noise: Vec<u8> = (0..1200_u32)
+            .flat_map(|block| *blake3::hash(&[number.to_le_bytes(), block.to_le_bytes()].concat()).as_bytes())
+            .collect();
+        fs::write(workspace.path("store").join(&name), noise).unwrap();
+        list.push_str(&format!("{name}\n"));
+    }
+    workspace.write("list", &list);
+    let plan = workspace.run("plan --paths-from list --store-dir store").success();
+    let mut plan: Value = serde_json::from_str(&plan).unwrap();
+    for path in plan["paths"].as_array_mut().unwrap() {
+        let hash = blake3::hash(path["path"].as_str().unwrap_or_default().as_bytes()).to_hex();
+        path["narHash"] = format!("sha256:{hash}").into();
+    }
+    workspace.write("plan.json", &plan.to_string());
+    workspace.run("build --plan plan.json --no-cache -q -o reference").success();
+    let build = |limit: &str| {
+        let script = format!("{limit}; exec \"$0\" build --plan plan.json --cache own --json -j2 -o image");
+        let program = workspace.command([] as [&str; 0]);
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-ec", &script]).arg(program.get_program()).current_dir(workspace.root());
+        let output = shell.output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        assert!(workspace.read("image") == workspace.read("reference"), "{limit}");
+        fs::remove_file(workspace.path("image")).unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (report["cache"]["hitPaths"].as_u64().unwrap(), stderr)
+    };
+    assert_eq!(build("true").0, 0);
+    // A limit that can be raised.
+    let (known, stderr) = build("ulimit -Sn 100");
+    assert!(known == 300 && !stderr.contains("warning"), "{known}: {stderr}");
+    // One that cannot.
+    let (known, stderr) = build("ulimit -n 100");
+    assert!((1..300).contains(&known) && stderr.contains("warning: too many packs are open"), "{known}: {stderr}");
+}

@@ -283,6 +283,46 @@ fn only_the_changed_path_is_compressed() {
     assert_eq!(report.cache.missed_bytes, changed_bytes - report.duplicate_bytes);
 }
 
+#[test]
+fn contents_of_the_earlier_version_of_a_path_are_not_compressed_again() {
+    let mut seeded = Seeded::new(6);
+    let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+    for number in 0..40 {
+        let length = 1000 * (1 + seeded.index(400));
+        files.push((format!("{number:02}"), seeded.text(length)));
+    }
+    files.push(("large".to_owned(), seeded.text(9 << 20)));
+    let tree = |files: &[(String, Vec<u8>)]| {
+        Item::directory(files.iter().map(|(name, content)| (name.as_str(), Item::file(content.clone()))))
+    };
+    let cache = tempfile::tempdir().unwrap();
+    let old = Store::new([("tool-1.9", tree(&files)), ("other", mixed_tree(3))]);
+    image_of(&hashed_plan(old.path(), ImageSettings::default()), &Way::cached(cache.path()));
+
+    // One byte of the last range of the large file, and one of the last small file.
+    let mut changed = files;
+    changed[40].1[(8 << 20) + 7] ^= 1;
+    changed[39].1[3] ^= 1;
+    let new = Store::new([("tool-1.10", tree(&changed)), ("other", mixed_tree(3))]);
+    let plan = hashed_plan(new.path(), ImageSettings::default());
+    let reference = image_of(&plan, &Way::plain(2)).0;
+    let (image, report) = image_of(&plan, &Way::cached(cache.path()));
+    assert_same(&reference, &image, "with what the earlier version has");
+    assert_eq!((report.cache.hit_paths, report.cache.missed_paths), (1, 1));
+    // The range of 1 MiB, and the block or blocks of the small file.
+    let compressed = report.cache.missed_bytes;
+    assert!((1 << 20..(1 << 20) + 400_000).contains(&compressed), "{compressed} bytes were compressed");
+    // The new pack is whole, and its link does not outlive it.
+    let (image, report) = image_of(&plan, &Way::cached(cache.path()));
+    assert_same(&reference, &image, "from the new pack");
+    assert_eq!(report.cache.missed_bytes, 0);
+    let links = || fs::read_dir(cache.path().join("v2/names")).unwrap().count();
+    assert_eq!(links(), 1);
+    imagebuilder::cache::maintenance::gc(cache.path(), 0, imagebuilder::cache::maintenance::Collection::Remove)
+        .unwrap();
+    assert_eq!(links(), 0);
+}
+
 /// Another version of a codec may give other bytes. If a digest changes, the version in the keys of packs must change
 /// too (`encode::codec_version`), or `LAYOUT_VERSION` if the layout changed.
 #[test]

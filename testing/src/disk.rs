@@ -17,7 +17,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Makes a file system of that kind (ext4 or xfs) in `directory`, and mounts it on `directory/kind`. None, with the
+    /// Makes a file system of that kind (btrfs, ext4 or xfs) in `directory`, and mounts it on `directory/kind`. None, with the
     /// reason printed, where nothing can be mounted.
     pub fn new(directory: &Path, kind: &str) -> Option<Self> {
         let mkfs = find_tool(&format!("mkfs.{kind}"))?;

@@ -40,8 +40,12 @@ pub(super) enum Job {
     },
     /// Makes the segment of bytes that have been read.
     Encode {
+        /// Number of the store path.
+        member: usize,
         /// How it is cut.
         kind: SegmentKind,
+        /// Name of the content: the hash of a range, or [`fragment_content`](crate::pack::layout::fragment_content).
+        content: ContentHash,
         /// The content.
         bytes: Vec<u8>,
     },
@@ -191,8 +195,8 @@ impl<'a> Worker<'a> {
             Job::ReadFiles { member, nodes } => self.read_files(member, &nodes),
             Job::ReadRange { range, then } => self.read_range(range, then),
             Job::EncodeRange { range, content } => self.encode_range(range, &content),
-            Job::Encode { kind, bytes } => {
-                let batch = self.encode(kind, &bytes)?;
+            Job::Encode { member, kind, content, bytes } => {
+                let batch = self.make_segment(member, kind, Some(&content), &bytes)?;
                 self.inputs.buffers.give(bytes);
                 Ok(Product::Segment(batch))
             }
@@ -234,7 +238,10 @@ impl<'a> Worker<'a> {
         let product = match (then, content) {
             (Then::Keep, Some(content)) => return Ok(Product::Kept { content, bytes: buffer }),
             (Then::Hash, Some(content)) => Product::Hashed { content },
-            (_, content) => Product::Range { content, batch: self.encode(SegmentKind::File, bytes)? },
+            (_, content) => {
+                let batch = self.make_segment(range.member, SegmentKind::File, content.as_ref(), bytes)?;
+                Product::Range { content, batch }
+            }
         };
         self.buffer = buffer;
         Ok(product)
@@ -248,7 +255,7 @@ impl<'a> Worker<'a> {
         if blake3::hash(bytes).as_bytes() != content {
             return Err(BuildError::Changed { path: member.path_of(range.node) });
         }
-        let batch = self.encode(SegmentKind::File, bytes)?;
+        let batch = self.make_segment(range.member, SegmentKind::File, Some(content), bytes)?;
         self.buffer = buffer;
         Ok(Product::Segment(batch))
     }
@@ -261,6 +268,21 @@ impl<'a> Worker<'a> {
             buffer.resize(length, 0);
         }
         buffer
+    }
+
+    /// Takes a segment over from the earlier version of its store path, or compresses it.
+    fn make_segment(
+        &mut self,
+        member: usize,
+        kind: SegmentKind,
+        content: Option<&ContentHash>,
+        bytes: &[u8],
+    ) -> Result<Batch, BuildError> {
+        let earlier = self.inputs.members[member].earlier.as_ref().zip(content);
+        let known = earlier.and_then(|(earlier, content)| {
+            earlier.segment(kind, content, |length| self.inputs.buffers.take_empty(length))
+        });
+        known.map_or_else(|| self.encode(kind, bytes), Ok)
     }
 
     /// Compresses a segment.

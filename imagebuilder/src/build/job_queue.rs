@@ -23,6 +23,8 @@ pub(super) type JobResult = (JobId, Result<Product, BuildError>);
 #[derive(Default)]
 struct Waiting {
     jobs: VecDeque<(JobId, Job)>,
+    /// Copies, which are done when there is nothing else to do: nothing waits for them.
+    copies: VecDeque<(JobId, Job)>,
     /// Workers that wait for a job.
     idle: usize,
     closed: bool,
@@ -46,6 +48,7 @@ impl JobQueue {
         let mut waiting = self.locked();
         match job {
             Job::Write(_) => waiting.jobs.push_front((id, job)),
+            Job::Copy(_) => waiting.copies.push_back((id, job)),
             _ => waiting.jobs.push_back((id, job)),
         }
         // Waking is a system call even when nobody sleeps, and a build from packs hands in thousands of short jobs.
@@ -57,6 +60,7 @@ impl JobQueue {
     fn close(&self) {
         let mut waiting = self.locked();
         waiting.jobs.clear();
+        waiting.copies.clear();
         waiting.closed = true;
         self.wake.notify_all();
     }
@@ -64,7 +68,8 @@ impl JobQueue {
     fn next(&self) -> Option<(JobId, Job)> {
         let mut waiting = self.locked();
         loop {
-            if let Some(job) = waiting.jobs.pop_front() {
+            let next = waiting.jobs.pop_front();
+            if let Some(job) = next.or_else(|| waiting.copies.pop_front()) {
                 return Some(job);
             }
             if waiting.closed {

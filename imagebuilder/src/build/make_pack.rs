@@ -1,5 +1,6 @@
 //! Makes the pack of one store path.
 
+use super::earlier::Earlier;
 use super::new_pack::OnePack;
 use super::scan::list;
 use super::{BuildError, Target, write_blocks};
@@ -9,6 +10,7 @@ use crate::progress::Silent;
 use crate::settings::ImageSettings;
 use crate::threads::JOBS_MAX;
 use program::unnamed_file::UnnamedFile;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::PoisonError;
@@ -25,6 +27,8 @@ pub struct PackRequest<'a> {
     pub settings: &'a ImageSettings,
     /// Directory in which the file is made.
     pub directory: &'a Path,
+    /// The pack of an earlier version, whose compressed blocks are used again; it is trusted as the cache is.
+    pub earlier: Option<&'a File>,
     /// Threads that read and compress, 1 to [`JOBS_MAX`].
     pub jobs: usize,
 }
@@ -38,7 +42,10 @@ pub fn make_pack(request: &PackRequest<'_>, cancel: &AtomicBool) -> Result<Arc<U
     let place = request.directory.join("pack");
     let fail = |source| CacheError { action: "make a pack", path: request.directory.to_owned(), source };
     let one = OnePack::new(UnnamedFile::create_beside(&place).map_err(fail)?);
-    let members = [list(request.path, request.location.to_owned())?];
+    let mut member = list(request.path, request.location.to_owned())?;
+    let earlier = request.earlier.and_then(|file| file.try_clone().ok());
+    member.earlier = earlier.and_then(|file| Earlier::open_one(file, request.settings));
+    let members = [member];
     let target = Target { members: &members, settings: request.settings, image: None, keeper: Some(&one) };
     let threads = request.jobs.clamp(1, JOBS_MAX);
     write_blocks(&target, threads, cancel, &|error| one.note(error), &mut Silent)?;

@@ -3,6 +3,7 @@
 use super::job::KeepJob;
 use super::output::write_all_at;
 use crate::cache::{Cache, CacheError};
+use crate::open_files::{OpenFilePermit, OpenFiles};
 use crate::pack::{PackHead, write_index};
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
@@ -16,17 +17,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where new packs go.
 pub(super) trait PackKeeper: Sync {
-    /// An empty file for a pack; `None` when no more packs are wanted.
-    fn create(&self) -> Result<Option<Arc<UnnamedFile>>, CacheError>;
+    /// An empty file for a pack; `None` when no more packs are wanted, or too many files are open.
+    fn create(&self) -> Result<Option<PackFile>, CacheError>;
 
     /// Takes a whole pack.
     fn keep(&self, path: &PlannedPath, pack: &NewPack) -> Result<(), CacheError>;
 }
 
+/// A file for a pack, and the permission to keep it open.
+#[derive(Debug)]
+pub(super) struct PackFile {
+    file: Arc<UnnamedFile>,
+    _permit: Option<OpenFilePermit>,
+}
+
 /// A pack that is being written.
 #[derive(Debug)]
 pub(super) struct NewPack {
-    file: Arc<UnnamedFile>,
+    file: PackFile,
     /// The store path it is of.
     base_name: String,
     /// Something could not be written: it will not be kept.
@@ -35,13 +43,13 @@ pub(super) struct NewPack {
 
 impl NewPack {
     /// With nothing in it.
-    pub(super) fn new(file: Arc<UnnamedFile>, path: &PlannedPath) -> Self {
+    pub(super) fn new(file: PackFile, path: &PlannedPath) -> Self {
         Self { file, base_name: path.path.base_name().to_owned(), failed: AtomicBool::new(false) }
     }
 
     /// The file.
     pub(super) fn file(&self) -> &Arc<UnnamedFile> {
-        &self.file
+        &self.file.file
     }
 
     /// Whether it will be kept.
@@ -54,13 +62,13 @@ impl NewPack {
         if !self.is_wanted() {
             return Ok(());
         }
-        write_all_at(self.file.file(), slices, at, &|_| false).map_err(|source| self.give_up(source))
+        write_all_at(self.file().file(), slices, at, &|_| false).map_err(|source| self.give_up(source))
     }
 
     fn give_up(&self, source: io::Error) -> CacheError {
         self.failed.store(true, Ordering::Relaxed);
         // The space is for others.
-        let _ = self.file.file().set_len(0);
+        let _ = self.file().file().set_len(0);
         CacheError { action: "write a pack", path: PathBuf::from(&self.base_name), source }
     }
 
@@ -74,10 +82,10 @@ impl NewPack {
             buffer.resize(part.bytes as usize, 0);
             let image = image.ok_or(io::ErrorKind::NotFound)?;
             image.read_exact_at(&mut buffer, part.image_at)?;
-            self.file.file().write_all_at(&buffer, part.pack_at)
+            self.file().file().write_all_at(&buffer, part.pack_at)
         });
         copied
-            .and_then(|()| write_index(self.file.file(), job.end, head, &job.segments))
+            .and_then(|()| write_index(self.file().file(), job.end, head, &job.segments))
             .map_err(|source| self.give_up(source))
     }
 }
@@ -88,11 +96,16 @@ pub(super) struct CacheKeeper<'a> {
     pub(super) cache: &'a Cache,
     /// What the packs are made with.
     pub(super) settings: &'a ImageSettings,
+    /// Files that may be kept open.
+    pub(super) open_files: OpenFiles,
 }
 
 impl PackKeeper for CacheKeeper<'_> {
-    fn create(&self) -> Result<Option<Arc<UnnamedFile>>, CacheError> {
-        self.cache.new_pack(self.settings)
+    fn create(&self) -> Result<Option<PackFile>, CacheError> {
+        // A pack that is not made now is made by the next build.
+        let Some(permit) = self.open_files.permit() else { return Ok(None) };
+        let file = self.cache.new_pack(self.settings)?;
+        Ok(file.map(|file| PackFile { file, _permit: Some(permit) }))
     }
 
     fn keep(&self, path: &PlannedPath, pack: &NewPack) -> Result<(), CacheError> {
@@ -123,8 +136,8 @@ impl OnePack {
 }
 
 impl PackKeeper for OnePack {
-    fn create(&self) -> Result<Option<Arc<UnnamedFile>>, CacheError> {
-        Ok(Some(self.file.clone()))
+    fn create(&self) -> Result<Option<PackFile>, CacheError> {
+        Ok(Some(PackFile { file: self.file.clone(), _permit: None }))
     }
 
     fn keep(&self, _path: &PlannedPath, pack: &NewPack) -> Result<(), CacheError> {

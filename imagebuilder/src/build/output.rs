@@ -1,16 +1,20 @@
 //! The image file: written without a name, then put in its place whole.
 
+use crate::pack::SHARED_BLOCK_BYTES;
 use crate::threads::both;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, fstatfs};
 use program::atomic_file::sync_directory_of;
 use program::unnamed_file::UnnamedFile;
+use rustix::fs::copy_file_range;
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use thiserror::Error;
@@ -41,6 +45,9 @@ const ALLOCATION_STEP_BYTES: u64 = 64 << 20;
 /// The disk begins to write after so many bytes, so that little is left to wait for when the image is whole.
 const WRITE_BACK_STEP_BYTES: u64 = 32 << 20;
 
+/// Less is not worth an extent of its own.
+const SHARED_BYTES_MIN: u64 = 16 << 10;
+
 /// Frees space for so many bytes on a full disk; false when there is nothing to free.
 pub(super) type MakeRoom<'a> = &'a (dyn Fn(u64) -> bool + Sync);
 
@@ -52,6 +59,8 @@ pub(super) struct ImageFile<'a> {
     write_back: WriteBack,
     /// Up to here there is space; `u64::MAX` when the file system allocates none ahead.
     allocated: AtomicU64,
+    /// Whether it can share blocks with packs.
+    shares: AtomicBool,
 }
 
 impl<'a> ImageFile<'a> {
@@ -63,7 +72,14 @@ impl<'a> ImageFile<'a> {
         crate::output::check(target)?;
         let file = UnnamedFile::create_beside(target).map_err(io_error("create a file beside", target))?;
         let write_back = WriteBack::start(file.file());
-        Ok(Self { file, target: target.to_owned(), make_room, write_back, allocated: AtomicU64::new(0) })
+        Ok(Self {
+            file,
+            target: target.to_owned(),
+            make_room,
+            write_back,
+            allocated: AtomicU64::new(0),
+            shares: AtomicBool::new(false),
+        })
     }
 
     /// The file.
@@ -90,6 +106,44 @@ impl<'a> ImageFile<'a> {
         })
     }
 
+    /// Finds out whether this file can share blocks with `pack`, before anything is written.
+    ///
+    /// # Errors
+    /// The file cannot be emptied afterwards.
+    pub(super) fn try_sharing(&self, pack: &File) -> Result<(), OutputError> {
+        if rustix::fs::ioctl_ficlone(self.file(), pack).is_ok() {
+            self.shares.store(true, Ordering::Relaxed);
+            // Space that is allocated ahead would be freed again.
+            self.allocated.store(u64::MAX, Ordering::Relaxed);
+            self.file().set_len(0).map_err(io_error("write", &self.target))?;
+        }
+        Ok(())
+    }
+
+    /// Shares whole blocks of a pack, from `from` on, with the range `to` of this file. Returns the part of `to` that is
+    /// shared; the caller has to write the rest.
+    pub(super) fn share(&self, pack: &File, from: u64, to: Range<u64>) -> Range<u64> {
+        let nothing = to.start..to.start;
+        let first = to.start.next_multiple_of(SHARED_BLOCK_BYTES);
+        let end = to.end - to.end % SHARED_BLOCK_BYTES;
+        let is_aligned = from % SHARED_BLOCK_BYTES == to.start % SHARED_BLOCK_BYTES;
+        if !self.shares.load(Ordering::Relaxed) || !is_aligned || end < first + SHARED_BYTES_MIN {
+            return nothing;
+        }
+        let (mut source, mut target) = (from + (first - to.start), first);
+        while target < end {
+            let left = usize::try_from(end - target).unwrap_or(usize::MAX);
+            // Both offsets are moved on. These file systems share blocks for this call, and copy where they cannot.
+            match copy_file_range(pack, Some(&mut source), self.file(), Some(&mut target), left) {
+                Ok(0) => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                // A full disk, say: writing the same bytes tells.
+                Err(_) => break,
+            }
+        }
+        if target < end { nothing } else { first..end }
+    }
+
     /// Has space allocated up to `end`, ahead, as long as the file system can; a full disk is reported by the write
     /// that meets it.
     pub(super) fn allocate(&self, end: u64) {
@@ -110,7 +164,9 @@ impl<'a> ImageFile<'a> {
     /// # Errors
     /// The file system cannot do it.
     pub(super) fn restart(&self) -> Result<(), OutputError> {
-        self.allocated.store(0, Ordering::Relaxed);
+        if !self.shares.load(Ordering::Relaxed) {
+            self.allocated.store(0, Ordering::Relaxed);
+        }
         self.file().set_len(0).map_err(io_error("write", &self.target))
     }
 

@@ -33,11 +33,13 @@ pub(super) struct Placement<'a> {
     last: Vec<KeepJob>,
 }
 
-/// Content that was compressed, as far as it is new to the image, and its length in the image.
+/// Content that was not copied from the pack of its store path, as far as it is new to the image, and its length in the image.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Compressed {
+pub(super) struct Placed {
     pub(super) input_bytes: u64,
     pub(super) stored_bytes: u64,
+    /// Whether it comes from the pack of an earlier version, and was not compressed.
+    pub(super) is_known: bool,
 }
 
 #[derive(Default)]
@@ -95,8 +97,8 @@ impl<'a> Placement<'a> {
         backlog: &mut Backlog<'_>,
         places: &mut Places,
         hashes: &RangeHashes,
-    ) -> Result<Compressed, BuildError> {
-        let mut compressed = Compressed::default();
+    ) -> Result<Placed, BuildError> {
+        let mut placed = Placed::default();
         if self.current.member != Some(slot.member) {
             let input_bytes = self.inputs.members[slot.member].input_bytes();
             self.current = Current { member: Some(slot.member), pieces: 0, input_bytes };
@@ -112,7 +114,8 @@ impl<'a> Placement<'a> {
                     Target::Fragment(_, bytes) => bytes,
                     Target::PackOnly => 0,
                 };
-                compressed = Compressed { input_bytes: counted_bytes, stored_bytes: segment.stored.len() as u64 };
+                let (stored_bytes, is_known) = (segment.stored.len() as u64, batch.is_known());
+                placed = Placed { input_bytes: counted_bytes, stored_bytes, is_known };
                 self.place_segment(slot.member, target, (segment, batch), places, slot.held_bytes);
                 if self.writes.is_enough() {
                     self.flush(backlog);
@@ -134,7 +137,7 @@ impl<'a> Placement<'a> {
                 self.keep_if_whole(slot.member, backlog, hashes);
             }
         }
-        Ok(compressed)
+        Ok(placed)
     }
 
     fn begin_pack(&mut self, member: usize) {

@@ -1,10 +1,12 @@
 //! Finds out what the store paths hold: from their packs, or by listing them.
 
 use super::check::holds;
+use super::earlier::Earlier;
 use super::source::{Knowledge, Member};
 use super::{BuildError, BuildOptions, CacheTrust, cache_warning};
 use crate::cache::{Cache, CacheError};
-use crate::pack::{OpenError, Pack, PackSource};
+use crate::open_files::OpenFiles;
+use crate::pack::{OpenError, Pack, PackLimits, PackSource};
 use crate::plan::{ImagePlan, PlannedPath};
 use crate::scan::{self, ScanError};
 use crate::settings::ImageSettings;
@@ -32,6 +34,7 @@ pub(super) struct Scanner<'a> {
     source_works: AtomicBool,
     cache: Option<&'a Cache>,
     cancel: &'a AtomicBool,
+    limits: PackLimits,
     warnings: Mutex<Vec<String>>,
 }
 
@@ -44,11 +47,10 @@ enum Found {
 
 impl<'a> Scanner<'a> {
     pub(super) fn new(
-        plan: &'a ImagePlan,
-        settings: &'a ImageSettings,
+        (plan, settings): (&'a ImagePlan, &'a ImageSettings),
         options: &'a BuildOptions,
         cache: Option<&'a Cache>,
-        cancel: &'a AtomicBool,
+        (cancel, open_files): (&'a AtomicBool, OpenFiles),
     ) -> Self {
         Self {
             plan,
@@ -58,6 +60,7 @@ impl<'a> Scanner<'a> {
             source_works: AtomicBool::new(true),
             cache,
             cancel,
+            limits: PackLimits::new(open_files),
             warnings: Mutex::new(Vec::new()),
         }
     }
@@ -124,8 +127,8 @@ impl<'a> Scanner<'a> {
             return Err(BuildError::Interrupted);
         }
         let mut is_damaged = false;
-        for file in [self.ask_source(planned), self.ask_cache(planned)] {
-            match self.open(file, planned) {
+        for ask in [Self::ask_source, Self::ask_cache] {
+            match self.open(ask(self, planned), planned) {
                 Found::Nothing => {}
                 Found::Damaged => is_damaged = true,
                 Found::Sound(pack) if planned.nar_hash.is_some() && self.trust == CacheTrust::Checksums => {
@@ -141,7 +144,8 @@ impl<'a> Scanner<'a> {
                 }
             }
         }
-        Ok((self.list(planned)?, is_damaged))
+        let earlier = self.earlier(planned);
+        Ok((Member { earlier, ..self.list(planned)? }, is_damaged))
     }
 
     fn ask_source(&self, planned: &PlannedPath) -> Option<File> {
@@ -163,11 +167,22 @@ impl<'a> Scanner<'a> {
         })
     }
 
+    /// The pack of the earlier version. One that is not trusted is not compared with the store as a whole, so it is not used.
+    fn earlier(&self, planned: &PlannedPath) -> Option<Earlier> {
+        let cache = self.cache.filter(|_| self.trust == CacheTrust::Checksums)?;
+        let file = cache.find_earlier_pack(planned, self.settings)?;
+        Earlier::open(file, self.settings, &self.limits)
+    }
+
     fn open(&self, file: Option<File>, planned: &PlannedPath) -> Found {
-        match file.map(|file| Pack::open(file, planned, self.settings)) {
+        match file.map(|file| Pack::open(file, planned, self.settings, &self.limits)) {
             None => Found::Nothing,
             Some(Ok(pack)) => Found::Sound(Box::new(pack)),
             Some(Err(OpenError::Damaged { .. })) => Found::Damaged,
+            Some(Err(error @ OpenError::TooManyOpen)) => {
+                self.warn(format!("{error} (ulimit -n): the others are made again, and the build takes longer"));
+                Found::Nothing
+            }
             Some(Err(OpenError::Io(source))) => {
                 let path = PathBuf::from(planned.path.base_name());
                 self.warn(cache_warning(&CacheError { action: "read a pack", path, source }));
@@ -178,7 +193,7 @@ impl<'a> Scanner<'a> {
 
     fn member(&self, planned: &PlannedPath, knowledge: Knowledge) -> Member {
         let location = self.plan.store_dir.join(planned.path.base_name());
-        Member { planned: planned.clone(), location, knowledge, first_file: 0 }
+        Member { planned: planned.clone(), location, knowledge, first_file: 0, earlier: None }
     }
 
     fn list(&self, planned: &PlannedPath) -> Result<Member, BuildError> {
@@ -194,6 +209,9 @@ pub(super) fn list(planned: &PlannedPath, location: PathBuf) -> Result<Member, B
         Some(expected_bytes) => {
             Err(BuildError::Scan(vec![ScanError::NarSize { path: location, expected_bytes, actual_bytes }]))
         }
-        None => Ok(Member { planned: planned.clone(), location, knowledge: Knowledge::Listed(listing), first_file: 0 }),
+        None => {
+            let (planned, knowledge) = (planned.clone(), Knowledge::Listed(listing));
+            Ok(Member { planned, location, knowledge, first_file: 0, earlier: None })
+        }
     }
 }

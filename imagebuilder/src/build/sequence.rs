@@ -10,14 +10,14 @@ use super::job::{Job, Product, RangeRef, Then};
 use super::job_queue::{JobId, JobQueue, JobResult};
 use super::new_pack::PackKeeper;
 use super::output::ImageFile;
-use super::placement::Placement;
+use super::placement::{Placed, Placement};
 use super::places::{Novelty, Places};
 use super::range_hashes::RangeHashes;
 use super::source::Member;
 use super::steps::{FileRef, Step, steps};
 use super::tally::Tally;
 use crate::cache::CacheError;
-use crate::pack::layout::Piece;
+use crate::pack::layout::{Piece, fragment_hasher};
 use crate::progress::Progress;
 use crate::segment::{ContentHash, SegmentKind, file_content, range_count, range_length};
 use crate::settings::ImageSettings;
@@ -82,6 +82,8 @@ struct OpenFragment {
     new_bytes: u64,
     /// The contents.
     bytes: Vec<u8>,
+    /// Hashes of the contents, one after the other.
+    contents: Option<Box<blake3::Hasher>>,
 }
 
 /// Runs all steps.
@@ -128,15 +130,21 @@ impl<'a> Sequencer<'a> {
 
     /// Takes all steps; at the end all is written.
     pub(super) fn run(mut self, results: &Receiver<JobResult>) -> Result<Sequenced, BuildError> {
+        // What has to be compressed is asked for before anything is copied: what follows it in the image waits for it.
+        self.backlog.ask(&self.steps);
         loop {
             self.take_steps()?;
             while let Some(slot) = self.backlog.pop_ready() {
                 let member = slot.member;
                 let places = &mut self.done.places;
-                let compressed = self.placement.place(slot, &mut self.backlog, places, &self.range_hashes)?;
-                if compressed.input_bytes > 0 {
-                    self.done.tally.compressed(member, compressed.input_bytes);
-                    self.progress.advance(compressed.input_bytes, 0, compressed.stored_bytes);
+                let placed = self.placement.place(slot, &mut self.backlog, places, &self.range_hashes)?;
+                let Placed { input_bytes, stored_bytes, is_known } = placed;
+                if is_known {
+                    self.done.tally.copied(input_bytes);
+                    self.progress.advance(input_bytes, input_bytes, stored_bytes);
+                } else if input_bytes > 0 {
+                    self.done.tally.compressed(member, input_bytes);
+                    self.progress.advance(input_bytes, 0, stored_bytes);
                 }
             }
             self.backlog.ask(&self.steps);
@@ -263,11 +271,12 @@ impl<'a> Sequencer<'a> {
                 self.fragment.bytes = self.inputs.buffers.take_empty(limit_bytes);
             }
             self.fragment.bytes.extend_from_slice(content);
+            self.fragment.contents.get_or_insert_with(|| Box::new(fragment_hasher())).update(&hash);
         }
     }
 
     fn end_fragment(&mut self, member: usize) {
-        let OpenFragment { index, new_bytes, bytes } = std::mem::take(&mut self.fragment);
+        let OpenFragment { index, new_bytes, bytes, contents } = std::mem::take(&mut self.fragment);
         if bytes.is_empty() {
             return;
         }
@@ -281,7 +290,8 @@ impl<'a> Sequencer<'a> {
         };
         let held_bytes = bytes.len() as u64;
         self.backlog.hold(held_bytes);
-        let job = Job::Encode { kind: SegmentKind::Fragment, bytes };
+        let content = *contents.unwrap_or_default().finalize().as_bytes();
+        let job = Job::Encode { member, kind: SegmentKind::Fragment, content, bytes };
         self.push(member, SlotContent::Segment(target, SegmentState::Waiting(job)), held_bytes);
     }
 
@@ -304,7 +314,8 @@ impl<'a> Sequencer<'a> {
             (Then::Keep, Product::Kept { content, bytes }) => {
                 self.range_hashes.set(file.file, range.range, content);
                 if self.is_new(file, content) {
-                    let job = Job::Encode { kind: SegmentKind::File, bytes };
+                    let (member, kind) = (file.member, SegmentKind::File);
+                    let job = Job::Encode { member, kind, content, bytes };
                     let content = SlotContent::Segment(target_of(file, 0), SegmentState::Waiting(job));
                     self.push(file.member, content, length);
                 } else {

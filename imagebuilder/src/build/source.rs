@@ -1,14 +1,14 @@
 //! The store paths of an image, listed or known from packs, and how their files are read.
 
 use super::BuildError;
+use super::earlier::Earlier;
 use crate::pack::Pack;
 use crate::plan::PlannedPath;
 use crate::scan::Listing;
 use crate::segment::RANGE_BYTES;
 use crate::tree::{Entry, NodeId, Tree};
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
-use rustix::fs::copy_file_range;
+use rustix::fs::{SeekFrom, copy_file_range, seek};
+use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -27,6 +27,8 @@ pub(super) struct Member {
     pub(super) knowledge: Knowledge,
     /// Number of its first regular file among those of the whole image.
     pub(super) first_file: usize,
+    /// The pack of its earlier version, of one that was listed.
+    pub(super) earlier: Option<Earlier>,
 }
 
 /// How the files of a store path are known.
@@ -106,6 +108,9 @@ impl Member {
     }
 }
 
+/// Where less is read, looking for holes is not worth two system calls.
+const HOLE_BYTES_MIN: usize = 128 << 10;
+
 /// A regular file of a store path, open for reading.
 #[derive(Debug)]
 pub(super) struct SourceFile {
@@ -138,8 +143,29 @@ impl SourceFile {
         Ok(Self { file, path, size_bytes, modified })
     }
 
-    /// Fills `out` with the bytes from `offset` on.
+    /// Fills `out` with the bytes from `offset` on. Holes are not read.
     pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), BuildError> {
+        if out.len() < HOLE_BYTES_MIN {
+            return self.read_data(offset, out);
+        }
+        let (end, mut at) = (offset + out.len() as u64, offset);
+        let within = |at: u64| usize::try_from(at - offset).unwrap_or(usize::MAX);
+        while at < end {
+            let data = match seek(&self.file, SeekFrom::Data(at)) {
+                Ok(data) => data.min(end),
+                // There is no data up to the end of the file.
+                Err(Errno::NXIO) => end,
+                Err(_) => at,
+            };
+            out[within(at)..within(data)].fill(0);
+            let hole = seek(&self.file, SeekFrom::Hole(data)).ok().filter(|hole| *hole > data);
+            at = hole.map_or(end, |hole| hole.min(end));
+            self.read_data(data, &mut out[within(data)..within(at)])?;
+        }
+        Ok(())
+    }
+
+    fn read_data(&self, offset: u64, out: &mut [u8]) -> Result<(), BuildError> {
         self.file.read_exact_at(out, offset).map_err(|source| match source.kind() {
             io::ErrorKind::UnexpectedEof => BuildError::Changed { path: self.path.clone() },
             _ => BuildError::Read { path: self.path.clone(), source },
@@ -148,11 +174,10 @@ impl SourceFile {
 
     /// Whether these bytes are a hole of the file: they take no space, and are zeros.
     pub(super) fn is_hole(&self, offset: u64, length: u64) -> bool {
-        let seek = |offset: u64| lseek(&self.file, i64::try_from(offset).unwrap_or(i64::MAX), Whence::SeekData);
-        match seek(offset) {
-            Ok(data) => u64::try_from(data).is_ok_and(|data| data >= offset + length),
+        match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => data >= offset + length,
             // There is no data behind `offset`.
-            Err(Errno::ENXIO) => true,
+            Err(Errno::NXIO) => true,
             Err(_) => false,
         }
     }
@@ -183,5 +208,49 @@ impl SourceFile {
         let modified = (metadata.mtime(), metadata.mtime_nsec());
         let same = metadata.len() == self.size_bytes && self.modified.is_none_or(|listed| listed == modified);
         if same { Ok(()) } else { Err(BuildError::Changed { path: self.path }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store_path::StorePath;
+    use std::fs;
+
+    /// Bytes that this thread has asked the kernel for.
+    fn bytes_read() -> u64 {
+        let text = fs::read_to_string("/proc/thread-self/io").unwrap();
+        text.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse().ok()).unwrap()
+    }
+
+    #[test]
+    fn holes_of_a_sparse_file_are_not_read() {
+        const SIZE: u64 = 1 << 30;
+        let directory = tempfile::tempdir().unwrap();
+        let location = directory.path().join("sparse");
+        let file = File::create(&location).unwrap();
+        file.set_len(SIZE).unwrap();
+        // One in the middle of a range, one at the end of the file.
+        file.write_all_at(b"data", (100 << 20) + (1 << 20)).unwrap();
+        file.write_all_at(b"end", SIZE - 3).unwrap();
+        let path = StorePath::from_base_name("0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-sparse").unwrap();
+        let planned = PlannedPath { path, nar_hash: None, nar_size_bytes: None };
+        let member = super::super::scan::list(&planned, location).unwrap();
+        let before = bytes_read();
+        let (mut range, mut expected) = (vec![1; RANGE_BYTES as usize], vec![0; RANGE_BYTES as usize]);
+        for number in 0..crate::segment::range_count(SIZE) {
+            range.fill(1);
+            member.read(0, number, &mut range).unwrap();
+            let (at, data): (usize, &[u8]) = match number {
+                25 => (1 << 20, b"data"),
+                255 => (expected.len() - 3, b"end"),
+                _ => (0, b""),
+            };
+            expected[at..at + data.len()].copy_from_slice(data);
+            assert!(range == expected, "range {number}");
+            expected[at..at + data.len()].fill(0);
+        }
+        let read = bytes_read() - before;
+        assert!(read < 1 << 20, "{read} bytes were read");
     }
 }

@@ -242,3 +242,44 @@ fn sample(member: &Member, file: FileRef) -> Result<[u8; 32], BuildError> {
     }
     Ok(*hasher.finalize().as_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::PlannedPath;
+    use crate::store_path::StorePath;
+    use std::fs;
+
+    #[test]
+    fn files_of_equal_size_are_hashed_first_only_if_they_may_be_equal() {
+        const SIZE: usize = (RANGE_BYTES as usize) + (1 << 20);
+        let directory = tempfile::tempdir().unwrap();
+        let location = directory.path().join("path");
+        fs::create_dir(&location).unwrap();
+        // Different at the end, in the middle, where nobody looks, and nowhere.
+        for (name, changed) in
+            [("a", None), ("b", Some(SIZE - 1)), ("c", Some(SIZE / 2)), ("d", Some(5000)), ("e", None)]
+        {
+            let mut content = vec![7; SIZE];
+            if let Some(at) = changed {
+                content[at] = 8;
+            }
+            fs::write(location.join(name), content).unwrap();
+        }
+        let path = StorePath::from_base_name("0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-path").unwrap();
+        let planned = PlannedPath { path, nar_hash: None, nar_size_bytes: None };
+        let members = [super::super::scan::list(&planned, location).unwrap()];
+        let hashed_first: Vec<_> = steps(&members, 1000, 2)
+            .into_iter()
+            .filter_map(|step| match step {
+                Step::ReadRange { file, range, then } if range.range == 0 => {
+                    Some((members[0].path_of(file.node).file_name()?.to_str()?.to_owned(), then))
+                }
+                _ => None,
+            })
+            .collect();
+        let expected =
+            [("a", Then::Hash), ("b", Then::Encode), ("c", Then::Encode), ("d", Then::Hash), ("e", Then::Hash)];
+        assert_eq!(hashed_first, expected.map(|(name, then)| (name.to_owned(), then)));
+    }
+}

@@ -147,26 +147,37 @@ impl Worker<'_> {
         Ok(Product::Written { held_bytes: job.held_bytes, members })
     }
 
-    /// Copies segments from packs into the image, and checks them on the way.
+    /// Copies segments from packs into the image, and checks them on the way. Where the file system can, the image shares
+    /// their blocks with the pack.
     pub(super) fn copy(&mut self, job: CopyJob) -> Result<Product, BuildError> {
         let (Some(first), Some(end), Some(image)) = (job.runs.first(), job.end(), self.inputs.image) else {
             return Err(BuildError::Defect { what: "a copy has no source or no target" });
         };
         let start = first.image_at;
         let length = usize::try_from(end - start).unwrap_or(usize::MAX);
+        let within = |at: u64| usize::try_from(at - start).unwrap_or(length);
         let mut buffer = self.take_buffer(length);
         let mut damaged = Vec::new();
-        let mut filled = 0;
+        let (mut filled, mut written) = (0, 0);
         for run in &job.runs {
-            let begin = usize::try_from(run.image_at - start).unwrap_or(length);
-            let behind = begin + usize::try_from(run.bytes).unwrap_or(length);
+            let (begin, behind) = (within(run.image_at), within(run.image_at + run.bytes));
             buffer[filled..begin].fill(0);
-            if !read_run(&self.inputs.members[run.member], run, &mut buffer[begin..behind]) {
-                damaged.push(run.member);
-            }
             filled = behind;
+            let member = &self.inputs.members[run.member];
+            if !read_run(member, run, &mut buffer[begin..behind]) {
+                damaged.push(run.member);
+            } else if let Some(pack) = member.pack().and_then(Pack::file) {
+                let shared = image.share(pack, run.pack_at, run.image_at..run.image_at + run.bytes);
+                if !shared.is_empty() {
+                    image.write_at(
+                        &mut [IoSlice::new(&buffer[written..within(shared.start)])],
+                        start + written as u64,
+                    )?;
+                    written = within(shared.end);
+                }
+            }
         }
-        image.write_at(&mut [IoSlice::new(&buffer[..length])], start)?;
+        image.write_at(&mut [IoSlice::new(&buffer[written..length])], start + written as u64)?;
         self.buffer = buffer;
         Ok(Product::Copied { input_bytes: job.input_bytes, stored_bytes: job.stored_bytes, damaged })
     }

@@ -1,6 +1,6 @@
 //! Looking after a cache: how large it is, making it smaller, finding what is damaged.
 
-use super::{CacheError, FORM, open_entry, refuse_link};
+use super::{CacheError, FORM, names, open_entry, refuse_link};
 use crate::pack::check_file;
 use serde::Serialize;
 use std::fs::{self, File};
@@ -126,6 +126,9 @@ pub fn gc(directory: &Path, size_max_bytes: u64, collection: Collection) -> Resu
                 let _ = fs::remove_dir(parent);
             }
         }
+    }
+    if collection == Collection::Remove {
+        names::remove_dangling(&root);
     }
     remove_former(directory, collection, &mut collected)?;
     Ok(collected)

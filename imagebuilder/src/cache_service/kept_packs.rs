@@ -58,7 +58,9 @@ impl KeptPacks {
         let path = &planned(wanted);
         let location = &self.options.store_dir.join(path.path.base_name());
         let directory = &cache.pack_directory(&wanted.settings);
-        let request = PackRequest { path, location, settings: &wanted.settings, directory, jobs: self.options.jobs };
+        let earlier = cache.find_earlier_pack(path, &wanted.settings);
+        let (settings, earlier, jobs) = (&wanted.settings, earlier.as_ref(), self.options.jobs);
+        let request = PackRequest { path, location, settings, directory, earlier, jobs };
         let make = || {
             let fail = |source| CacheError { action: "make a directory", path: directory.clone(), source };
             fs::create_dir_all(directory).map_err(fail)?;

@@ -10,6 +10,7 @@ use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
 use imagebuilder::cache_service::DEFAULT_SOCKET;
 use imagebuilder::cache_service::client::CacheClient;
 use imagebuilder::machine::{self, SkipReport};
+use imagebuilder::open_files;
 use imagebuilder::pack::PackSource;
 use imagebuilder::report::{BuildReport, Outcome};
 use imagebuilder::threads::JOBS_MAX;
@@ -123,6 +124,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<(), Failure> {
     output::check(&args.output)?;
     let plan = args.source.plan(&args.settings)?;
     presence::check(&plan)?;
+    open_files::raise_limit();
     let mut progress = progress::on_stderr(args.loudness());
     let (service, trouble) = args.cache.service();
     options.packs = service;

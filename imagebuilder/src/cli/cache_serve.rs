@@ -8,7 +8,7 @@ use imagebuilder::cache_service::listener;
 use imagebuilder::cache_service::nix_daemon::DEFAULT_NIX_DAEMON;
 use imagebuilder::cache_service::owners::Owners;
 use imagebuilder::cache_service::server::{Limits, Service};
-use imagebuilder::size;
+use imagebuilder::{open_files, size};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -74,6 +74,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
                 .with_hint("start the service by a socket unit of systemd, or name a socket with --socket PATH"));
         }
     };
+    open_files::raise_limit();
     let jobs = args.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get);
     let packs = KeptPacks::open(KeptPacksOptions {
         cache: args.cache.clone(),

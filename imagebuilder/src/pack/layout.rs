@@ -114,6 +114,20 @@ impl Layout {
     }
 }
 
+/// Names the content of a fragment block by the contents of its files.
+pub fn fragment_content(files: impl Iterator<Item = ContentHash>) -> ContentHash {
+    let mut hasher = fragment_hasher();
+    for content in files {
+        hasher.update(&content);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// Takes the contents of the files of a fragment block, one after the other.
+pub fn fragment_hasher() -> blake3::Hasher {
+    blake3::Hasher::new_derive_key("microvm-image 2026-11 fragment block")
+}
+
 /// Where a segment begins that follows bytes up to `end`, in a pack and in an image.
 ///
 /// `number` counts the segments of the store path, and `path_bytes` is the content of the path; `file_bytes` is the

@@ -4,6 +4,7 @@ use super::layout::{Layout, Piece, begin_of};
 use super::{
     FOOTER_BYTES, INDEX_BYTES_MAX, MAGIC, contents, file_name, segment_checksum, settings_name, settings_of_name,
 };
+use crate::open_files::{OpenFilePermit, OpenFiles};
 use crate::plan::PlannedPath;
 use crate::segment::{ContentHash, file_content, range_count};
 use crate::settings::ImageSettings;
@@ -14,10 +15,13 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 
 /// So much of the end of a pack is read at once: all of a small pack, the index of most others.
 const TAIL_BYTES: u64 = 32 << 10;
+/// Small packs of one build are held in memory up to so many bytes; the files of further ones stay open.
+const MEMORY_BYTES_MAX: u64 = 32 << 20;
 
 /// A pack that cannot be used.
 #[derive(Debug, Error)]
@@ -31,6 +35,28 @@ pub enum OpenError {
         /// What was found.
         reason: &'static str,
     },
+    /// The process may not keep more files open.
+    #[error("too many packs are open for this process's limit of open files")]
+    TooManyOpen,
+}
+
+/// What the packs of one build may take together.
+#[derive(Debug)]
+pub struct PackLimits {
+    files: OpenFiles,
+    memory_bytes: AtomicU64,
+}
+
+impl PackLimits {
+    /// With files that packs may keep open.
+    pub fn new(files: OpenFiles) -> Self {
+        Self { files, memory_bytes: AtomicU64::new(MEMORY_BYTES_MAX) }
+    }
+
+    fn take_memory(&self, bytes: u64) -> bool {
+        let take = |left: u64| left.checked_sub(bytes);
+        self.memory_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
 }
 
 const fn damaged(reason: &'static str) -> OpenError {
@@ -53,7 +79,10 @@ pub struct Pack {
 /// Where the bytes of the segments are.
 #[derive(Debug)]
 enum Stored {
-    File(File),
+    File {
+        file: File,
+        _permit: OpenFilePermit,
+    },
     /// Of a small pack, which was read whole: thousands of files need not stay open.
     Memory(Vec<u8>),
 }
@@ -73,11 +102,16 @@ pub struct StoredSegment {
 impl Pack {
     /// Opens the pack of a store path, made with `settings`, from any file that can be read at any position: one of a
     /// cache, or a descriptor that another process handed over. Nothing that the file says of itself is believed before
-    /// it is checked. When the file is small it is read whole and closed.
+    /// it is checked. When the file is small it is read whole and closed, as long as `limits` allow it.
     ///
     /// # Errors
-    /// It cannot be read, or is no such pack.
-    pub fn open(file: File, path: &PlannedPath, settings: &ImageSettings) -> Result<Self, OpenError> {
+    /// It cannot be read, is no such pack, or is one too many.
+    pub fn open(
+        file: File,
+        path: &PlannedPath,
+        settings: &ImageSettings,
+        limits: &PackLimits,
+    ) -> Result<Self, OpenError> {
         let matches = |head: &Head<'_>| {
             if head.base_name != path.path.base_name() {
                 return Err(damaged("it is of another store path"));
@@ -92,17 +126,30 @@ impl Pack {
             }
             Ok(*settings)
         };
-        let pack = Self::open_if(file, &matches)?;
+        let pack = Self::open_if(file, &matches, limits)?;
         if path.nar_size_bytes.is_some_and(|size| size != pack.tree.nar_size_bytes()) {
             return Err(damaged("its contents have another NAR size"));
         }
         Ok(pack)
     }
 
+    /// Opens the pack of any store path that was made with `settings`.
+    ///
+    /// # Errors
+    /// It cannot be read, is no such pack, or is one too many.
+    pub fn open_earlier(file: File, settings: &ImageSettings, limits: &PackLimits) -> Result<Self, OpenError> {
+        let matches = |head: &Head<'_>| match head.settings == settings_name(settings) {
+            true => Ok(*settings),
+            false => Err(damaged("it was made with other settings")),
+        };
+        Self::open_if(file, &matches, limits)
+    }
+
     /// `expected` says with which settings the pack was made, if it is the one.
     fn open_if(
         file: File,
         expected: &dyn Fn(&Head<'_>) -> Result<ImageSettings, OpenError>,
+        limits: &PackLimits,
     ) -> Result<Self, OpenError> {
         let metadata = file.metadata()?;
         let length = metadata.len();
@@ -140,12 +187,12 @@ impl Pack {
         if pack.segments.last().map_or(0, |last| last.at + u64::from(last.bytes)) != index_at {
             return Err(damaged("its segments do not end where its index begins"));
         }
-        pack.stored = if tail_at == 0 {
+        pack.stored = if tail_at == 0 && limits.take_memory(index_at) {
             tail.truncate(usize::try_from(index_at).unwrap_or(0));
             tail.shrink_to_fit();
             Stored::Memory(tail)
         } else {
-            Stored::File(file)
+            Stored::File { file, _permit: limits.files.permit().ok_or(OpenError::TooManyOpen)? }
         };
         Ok(pack)
     }
@@ -167,6 +214,11 @@ impl Pack {
         file_content(&self.range_hashes[first..first + count])
     }
 
+    /// Hash of a range of a file, by the number of the file.
+    pub fn range_hash(&self, file: u32, range: usize) -> ContentHash {
+        self.range_hashes[self.first_ranges[file as usize] as usize + range]
+    }
+
     /// What is in the segments.
     pub fn layout(&self) -> &Layout {
         &self.layout
@@ -185,7 +237,7 @@ impl Pack {
     /// The file, unless the pack is small and was read whole.
     pub fn file(&self) -> Option<&File> {
         match &self.stored {
-            Stored::File(file) => Some(file),
+            Stored::File { file, .. } => Some(file),
             Stored::Memory(_) => None,
         }
     }
@@ -196,7 +248,7 @@ impl Pack {
     /// They cannot be read; a pack that has become shorter is an error of kind `UnexpectedEof`.
     pub fn read(&self, at: u64, out: &mut [u8]) -> io::Result<()> {
         match &self.stored {
-            Stored::File(file) => file.read_exact_at(out, at),
+            Stored::File { file, .. } => file.read_exact_at(out, at),
             Stored::Memory(bytes) => {
                 let start = usize::try_from(at).unwrap_or(usize::MAX);
                 let found = bytes.get(start..).and_then(|bytes| bytes.get(..out.len()));
@@ -271,9 +323,9 @@ pub fn check_file(file: File, settings: &str, name: &str) -> io::Result<bool> {
         }
         settings_of_name(settings).ok_or(damaged("its settings are none"))
     };
-    match Pack::open_if(file, &expected) {
+    match Pack::open_if(file, &expected, &PackLimits::new(OpenFiles::new(1))) {
         Ok(pack) => pack.check_segments(),
-        Err(OpenError::Damaged { .. }) => Ok(false),
+        Err(OpenError::Damaged { .. } | OpenError::TooManyOpen) => Ok(false),
         Err(OpenError::Io(error)) => Err(error),
     }
 }

@@ -1,0 +1,60 @@
+//! Takes over the compressed blocks that the earlier version of a store path has.
+
+use crate::open_files::OpenFiles;
+use crate::pack::layout::{Piece, fragment_content};
+use crate::pack::{Pack, PackLimits};
+use crate::segment::{Batch, ContentHash, Segment, SegmentKind};
+use crate::settings::ImageSettings;
+use std::collections::HashMap;
+use std::fs::File;
+
+/// The pack of an earlier version of a store path, made with the same settings.
+#[derive(Debug)]
+pub(super) struct Earlier {
+    pack: Pack,
+    /// Its segments by their content.
+    segments: HashMap<(SegmentKind, ContentHash), usize>,
+}
+
+impl Earlier {
+    /// From a pack that was found by its name; `None` if it cannot be used.
+    pub(super) fn open(file: File, settings: &ImageSettings, limits: &PackLimits) -> Option<Self> {
+        let pack = Pack::open_earlier(file, settings, limits).ok()?;
+        let key = |piece: &Piece| match piece {
+            Piece::Range { file, range, .. } => (SegmentKind::File, pack.range_hash(*file, *range)),
+            Piece::Fragment(files) => {
+                (SegmentKind::Fragment, fragment_content(files.iter().map(|small| pack.content(small.file))))
+            }
+        };
+        let segments = pack.layout().pieces.iter().map(key).zip(0..).collect();
+        Some(Self { pack, segments })
+    }
+
+    /// For the maker of one pack.
+    pub(super) fn open_one(file: File, settings: &ImageSettings) -> Option<Self> {
+        Self::open(file, settings, &PackLimits::new(OpenFiles::new(1)))
+    }
+
+    /// The segment of a content, checked; `None` if the pack has none or it is damaged. `buffer` is for its bytes.
+    pub(super) fn segment(
+        &self,
+        kind: SegmentKind,
+        content: &ContentHash,
+        buffer: impl FnOnce(usize) -> Vec<u8>,
+    ) -> Option<Batch> {
+        let number = *self.segments.get(&(kind, *content))?;
+        let (piece, stored) = (&self.pack.layout().pieces[number], &self.pack.segments()[number]);
+        let length = stored.bytes as usize;
+        let mut batch = Batch::known(buffer(length));
+        let (bytes, _) = batch.room();
+        bytes.resize(length, 0);
+        self.pack.read(stored.at, bytes).ok().filter(|()| Pack::is_sound(stored, bytes))?;
+        batch.push(Segment {
+            words: self.pack.words(stored).to_vec(),
+            input_bytes: piece.input_bytes(),
+            stored: 0..length,
+            checksum: stored.checksum,
+        });
+        Some(batch)
+    }
+}

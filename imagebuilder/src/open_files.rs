@@ -1,0 +1,72 @@
+//! How many files a build may have open at once.
+//!
+//! A build from packs keeps one file open for each pack: large closures have thousands of store paths, and the usual limit of
+//! a process is 1024 files.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Files that are not counted: standard streams, the image, the connections to the service, and what is open for a moment.
+const OTHERS: u64 = 64;
+/// Files that one thread has open for a moment.
+const OTHERS_PER_THREAD: u64 = 2;
+
+/// Raises this process's limit of open files as far as it may be raised, and returns the limit. Programs that it starts
+/// inherit the limit.
+pub fn raise_limit() -> u64 {
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, hard)) if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() => hard,
+        Ok((soft, _)) => soft,
+        // POSIX promises 20. The kernel refuses what is over the limit in any case.
+        Err(_) => 20,
+    }
+}
+
+/// The files that may still be opened and kept open.
+#[derive(Clone, Debug)]
+pub struct OpenFiles(Arc<AtomicU64>);
+
+/// Permission to keep one file open, until it is dropped.
+#[derive(Debug)]
+pub struct OpenFilePermit(OpenFiles);
+
+impl OpenFiles {
+    /// At most `count` files.
+    pub fn new(count: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(count)))
+    }
+
+    /// What this process's limit leaves to a build with so many threads.
+    pub fn of_process(threads: usize) -> Self {
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+        Self::new(limit.saturating_sub(OTHERS + OTHERS_PER_THREAD * threads as u64))
+    }
+
+    /// Permission to keep one more file open; `None` if there are too many.
+    pub fn permit(&self) -> Option<OpenFilePermit> {
+        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        taken.is_ok().then(|| OpenFilePermit(self.clone()))
+    }
+}
+
+impl Drop for OpenFilePermit {
+    fn drop(&mut self) {
+        self.0.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_are_closed_make_room_for_others() {
+        let files = OpenFiles::new(2);
+        let (first, second) = (files.permit(), files.permit());
+        assert!(first.is_some() && second.is_some());
+        assert!(files.permit().is_none());
+        drop(first);
+        assert!(files.permit().is_some());
+    }
+}

@@ -1,0 +1,208 @@
+//! Disks that are full, that fail, and that share blocks between files.
+//!
+//! If the cache and the image are on the same full disk, the image has priority.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+mod program;
+
+use program::{Workspace, has_tool};
+use std::fs;
+use std::process::{Command, Output};
+use testing::Disk;
+
+const NAMES: [&str; 3] =
+    ["3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-a", "4aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-b", "5aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-c"];
+
+/// Creates three store paths of 1 MB each that do not compress, a list for each, and their images.
+fn workspace() -> Workspace {
+    let workspace = Workspace::new();
+    fs::create_dir(workspace.path("store")).unwrap();
+    fs::create_dir(workspace.path("small")).unwrap();
+    for (list, name) in ["a", "b", "c"].into_iter().zip(NAMES) {
+        // Many files and a large one: fragment blocks and data blocks.
+        let noise = |count: u64, what: u64| -> Vec<u8> {
+            let block = |number: u64| *blake3::hash(format!("{name} {what} {number}").as_bytes()).as_bytes();
+            (0..count).flat_map(block).collect()
+        };
+        fs::create_dir(workspace.path("store").join(name)).unwrap();
+        fs::write(workspace.path("store").join(name).join("large"), noise(16_000, 0)).unwrap();
+        for number in 1..=16 {
+            fs::write(workspace.path("store").join(name).join(format!("{number}")), noise(1000, number)).unwrap();
+        }
+        workspace.write(list, &format!("{name}\n"));
+        workspace.run(&format!("build --paths-from {list} --store-dir store --no-cache -q -o {list}.image")).success();
+    }
+    workspace
+}
+
+/// Runs a script in which `small` is a disk of a number of KiB. If it cannot be mounted, prints the reason and returns
+/// `None`.
+fn on_small_disk(workspace: &Workspace, kibibytes: u32, script: &str) -> Option<Output> {
+    if !has_tool("unshare") {
+        return None;
+    }
+    let script = format!(
+        "mount -t tmpfs -o size={kibibytes}k small small || exit 99\n\
+         build() {{ \"$0\" build --paths-from $1 --store-dir store --cache small/cache -q -j2 -o $2; }}\n{script}"
+    );
+    let program = workspace.command([] as [&str; 0]).get_program().to_owned();
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-ec", &script]).arg(program);
+    let output = command.current_dir(workspace.root()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(99) || stderr.starts_with("unshare:") {
+        testing::missing(&format!("no tmpfs can be mounted: {stderr}"));
+        return None;
+    }
+    Some(output)
+}
+
+#[track_caller]
+fn assert_succeeded(output: &Output) {
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn new_packs_are_discarded_to_make_room_for_the_image() {
+    let workspace = workspace();
+    for kibibytes in [1200, 1500, 1800, 2050] {
+        let script = "for n in 1 2 3; do rm -f small/image; build a small/image; cmp small/image a.image; done";
+        let Some(output) = on_small_disk(&workspace, kibibytes, script) else { return };
+        assert_succeeded(&output);
+    }
+}
+
+#[test]
+fn older_packs_are_removed_to_make_room_for_the_image() {
+    let workspace = workspace();
+    let script = "build a other; build b other; rm other; build c small/image; cmp small/image c.image\n\
+                  build a small/image; cmp small/image a.image";
+    for kibibytes in [2300, 2600] {
+        let Some(output) = on_small_disk(&workspace, kibibytes, script) else { return };
+        assert_succeeded(&output);
+    }
+}
+
+#[test]
+fn a_disk_too_small_for_the_image_is_an_error_and_nothing_remains() {
+    let workspace = workspace();
+    let script = "build a small/image || code=$?; ls -A small; exit $code";
+    let Some(output) = on_small_disk(&workspace, 700, script) else { return };
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), b"cache\n".as_slice()));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("error: cannot write small/image: No space left on device (os error 28)\n"), "{stderr}");
+}
+
+#[test]
+fn an_image_from_the_cache_shares_its_data_with_the_cache_on_btrfs_and_xfs() {
+    let workspace = workspace();
+    workspace.write("all", &NAMES.map(|name| format!("{name}\n")).concat());
+    workspace.run("build --paths-from all --store-dir store --no-cache -q -o all.image").success();
+    for kind in ["btrfs", "xfs"] {
+        let Some(disk) = Disk::new(workspace.root(), kind) else { continue };
+        let build = |image: &str| {
+            let line = format!("build --paths-from all --store-dir store --cache {kind}/cache -q -o {kind}/{image}");
+            workspace.run(&line).success();
+            assert!(workspace.read(&format!("{kind}/{image}")) == workspace.read("all.image"), "{kind}: {image}");
+        };
+        let used_bytes = || {
+            // btrfs counts what is written, and not what is in memory.
+            assert!(Command::new("sync").arg("-f").arg(disk.path()).status().unwrap().success());
+            let counts = nix::sys::statvfs::statvfs(disk.path()).unwrap();
+            (counts.blocks() - counts.blocks_free()) * counts.fragment_size()
+        };
+        build("first");
+        let (before, images) = (used_bytes(), 8);
+        (0..images).for_each(|number| build(&format!("{number}")));
+        let (added, image) = (used_bytes() - before, fs::metadata(workspace.path("all.image")).unwrap().len());
+        assert!(added * 10 < image * images, "{kind}: {images} images of {image} bytes took {added} bytes");
+    }
+}
+
+/// Lets the N-th call of a kind fail that is for a regular file, and says so with a file.
+const FAULTS: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+static int fails(const char *kind, int fd) {
+  static atomic_int calls;
+  const char *wanted = getenv("FAULT_KIND");
+  struct stat status;
+  if (!wanted || strcmp(wanted, kind)) return 0;
+  if (fd >= 0 && (fstat(fd, &status) || !S_ISREG(status.st_mode))) return 0;
+  if (atomic_fetch_add(&calls, 1) + 1 != atoi(getenv("FAULT_AT"))) return 0;
+  close(open(getenv("FAULT_MARK"), O_CREAT | O_WRONLY, 0600));
+  errno = EIO;
+  return 1;
+}
+#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+ssize_t write(int fd, const void *data, size_t length) { return fails("write", fd) ? -1 : REAL(write)(fd, data, length); }
+ssize_t pwrite64(int fd, const void *data, size_t length, off64_t at) { return fails("write", fd) ? -1 : REAL(pwrite64)(fd, data, length, at); }
+ssize_t pwritev(int fd, const struct iovec *parts, int count, off_t at) { return fails("write", fd) ? -1 : REAL(pwritev)(fd, parts, count, at); }
+ssize_t pwritev64(int fd, const struct iovec *parts, int count, off64_t at) { return fails("write", fd) ? -1 : REAL(pwritev64)(fd, parts, count, at); }
+ssize_t read(int fd, void *data, size_t length) { return fails("read", fd) ? -1 : REAL(read)(fd, data, length); }
+ssize_t pread64(int fd, void *data, size_t length, off64_t at) { return fails("read", fd) ? -1 : REAL(pread64)(fd, data, length, at); }
+int fsync(int fd) { return fails("sync", fd) ? -1 : REAL(fsync)(fd); }
+int fdatasync(int fd) { return fails("sync", fd) ? -1 : REAL(fdatasync)(fd); }
+int rename(const char *from, const char *to) { return fails("name", -1) ? -1 : REAL(rename)(from, to); }
+int linkat(int from, const char *source, int to, const char *target, int flags) { return fails("name", -1) ? -1 : REAL(linkat)(from, source, to, target, flags); }
+int ftruncate64(int fd, off64_t length) { return fails("write", fd) ? -1 : REAL(ftruncate64)(fd, length); }
+"#;
+
+#[test]
+fn an_io_error_at_any_call_ends_the_build_with_a_message_or_does_not_matter() {
+    if !has_tool("cc") {
+        return;
+    }
+    let workspace = workspace();
+    workspace.write("both", &format!("{}\n{}\n", NAMES[0], NAMES[1]));
+    workspace.run("build --paths-from both --store-dir store --no-cache -q -o both.image").success();
+    workspace.run("build --paths-from a --store-dir store --cache kept -q -o kept.image").success();
+    workspace.write("faults.c", FAULTS);
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O1", "-o", "faults.so", "faults.c", "-ldl"]);
+    assert!(compiler.current_dir(workspace.root()).status().unwrap().success());
+    for kind in ["write", "read", "sync", "name"] {
+        for number in 1.. {
+            // One store path comes from the cache and one does not; an older image is in place.
+            let prepare = "rm -rf cache fault out; cp -a kept cache; mkdir out; cp c.image out/image";
+            let mut shell = Command::new("sh");
+            assert!(shell.args(["-ec", prepare]).current_dir(workspace.root()).status().unwrap().success());
+            let line = "build --paths-from both --store-dir store --cache cache -q -j2 -o out/image";
+            let mut command = workspace.command(line.split(' '));
+            command.env("LD_PRELOAD", workspace.path("faults.so")).env("FAULT_MARK", workspace.path("fault"));
+            command.env("FAULT_KIND", kind).env("FAULT_AT", number.to_string());
+            let output = command.output().unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            let what = format!("{kind} {number}: {:?}: {stderr}", output.status);
+            let left: Vec<_> = fs::read_dir(workspace.path("out")).unwrap().collect();
+            assert_eq!(left.len(), 1, "{what}");
+            let (image, old, new) =
+                (workspace.read("out/image"), workspace.read("c.image"), workspace.read("both.image"));
+            match output.status.code() {
+                Some(0) => assert!(image == new, "{what}"),
+                Some(1 | 2) => {
+                    assert!(stderr.contains("error: ") && stderr.contains("(os error 5)"), "{what}");
+                    // The image was in place already if its directory could not be synced.
+                    assert!(image == old || image == new, "{what}");
+                }
+                _ => panic!("{what}"),
+            }
+            if !workspace.path("fault").exists() {
+                assert!(number > 1 && output.status.success(), "{what}");
+                break;
+            }
+            // Whatever is left in the cache: the next build makes the right image.
+            workspace.run("build --paths-from both --store-dir store --cache cache -q -o out/image").success();
+            assert!(workspace.read("out/image") == new, "after {what}");
+        }
+    }
+}
