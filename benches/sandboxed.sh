@@ -34,7 +34,7 @@ RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --quiet --locked
 mkdir "$scratch/program"
 cp "${CARGO_TARGET_DIR:-target}/$target/release/microvm-image" "$scratch/program/"
 
-tree=$(realpath -m "${MICROVM_FIXTURES:-target/fixtures}/benches/$list")
+tree=$(realpath -m "${MICROVM_FIXTURES:-target/fixtures}/$list")
 fixtures/closure/debian-tree.sh "fixtures/closure/packages/$list.list" "$tree"
 say "copying $list into a Nix store"
 root=$scratch/root

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::cache_costs;
 use crate::contest::{Arena, ContestOutcome, read_closure};
 use crate::contests;
 use crate::error::{Error, file};
@@ -30,10 +31,34 @@ pub enum Readings {
 pub struct Extent {
     /// How often each contender runs.
     pub rounds: usize,
-    /// Only contests whose title contains this text; if empty, all.
-    pub only: String,
+    /// Only contests whose title contains one of these texts; if there are none, all.
+    pub only: Vec<String>,
     /// Readings in addition to builds.
     pub readings: Readings,
+}
+
+impl Extent {
+    fn wants(&self, title: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| title.contains(part.as_str()))
+    }
+}
+
+/// Measures what matters most to a user in about ten minutes: first builds, images from the cache on three file systems, one
+/// changed path of a small and a large closure, and many small store paths.
+///
+/// # Errors
+/// When a program fails or a file can't be written.
+pub fn quick(rounds: usize) -> Result<Results, Error> {
+    let extent = |only: &[&str]| Extent {
+        rounds,
+        only: only.iter().map(|title| (*title).to_owned()).collect(),
+        readings: Readings::None,
+    };
+    let only = ["first build", "level 3", "rebuild", "image from the cache", "sequencer", "closures"];
+    let mut results = run(&["server".to_owned()], &extent(&only))?;
+    results.stores.append(&mut run(&["desktop".to_owned()], &extent(&["rebuild"]))?.stores);
+    results.stores.push(cache_costs::small_paths(15_000, rounds, (&programs()?, &workspace::fixtures()))?);
+    Ok(results)
 }
 
 /// Runs the benchmarks of `extent` on all stores.
@@ -70,16 +95,29 @@ fn measure_store(name: &str, extent: &Extent, programs: &Programs) -> Result<Sto
     workspace::run(&mut own.command(programs, &tree, &image))?;
 
     let mut arena = Arena { tree: &mut tree, programs, scratch: scratch.path() };
-    let mut all = vec![contests::defaults(scratch.path())];
+    let mut all = vec![contests::defaults(), contests::filling(scratch.path())];
     all.extend(contests::LEVELS.map(contests::same_level));
     all.push(contests::rebuild(scratch.path(), &image));
-    let wanted = all.iter().filter(|contest| contest.title.contains(&extent.only));
-    let contests =
+    let wanted = all.iter().filter(|contest| extent.wants(&contest.title));
+    let mut contests =
         wanted.map(|contest| arena.run(contest, extent.rounds)).collect::<Result<Vec<ContestOutcome>, _>>()?;
+    let mut notes = Vec::new();
+    for kind in ["btrfs", "xfs"].into_iter().filter(|kind| extent.wants(&format!("image from the cache, {kind}"))) {
+        let (outcome, note) = cache_costs::on_file_system(kind, (&mut tree, programs), &image, extent.rounds)?;
+        contests.push(outcome);
+        notes.push(note);
+    }
+    if extent.wants("sequencer") {
+        notes.push(cache_costs::sequencer_share(&tree, programs, scratch.path())?);
+    }
+    // The other lists have too few paths.
+    if extent.wants("closures") && name == "server" {
+        notes.push(cache_costs::many_closures(&tree, programs, scratch.path())?);
+    }
     let read_seconds = (0..extent.rounds).map(|_| read_closure(&tree)).collect::<Result<_, _>>()?;
     let (readings, guest_readings) = read_images(extent, programs, &tree, &scratch)?;
     let name = name.to_owned();
-    Ok(StoreResults { name, growth: None, nar_bytes, files, read_seconds, contests, readings, guest_readings })
+    Ok(StoreResults { name, growth: None, nar_bytes, files, read_seconds, contests, notes, readings, guest_readings })
 }
 
 /// Reads the images of microvm.nix's two tools and of ours; ratios are relative to microvm.nix's squashfs.

@@ -16,7 +16,7 @@ use crate::{message, reading};
 pub enum Preparation {
     /// Its output and its cache are empty.
     Nothing,
-    /// The first closure was built into the cache and the output; then one store path changed.
+    /// The first closure was built into the cache; then one store path changed. There is no output.
     OnePathChanged,
     /// The same build ran before.
     NothingChanged,
@@ -110,17 +110,29 @@ impl Arena<'_> {
                 costs: Vec::new(),
             })
             .collect();
-        for round in 1..=rounds {
-            for (contender, outcome) in contest.contenders.iter().zip(&mut outcomes) {
-                self.measure(contender, outcome)?;
-                let seconds = outcome.costs.last().map_or(0.0, |cost| cost.seconds);
-                message(&format!("{}, round {round} of {rounds}: {}: {seconds:.3} s", contest.title, contender.name));
+        let count = contest.contenders.len();
+        // Every round begins with another contender. Round 0 warms up and does not count.
+        for round in 0..=rounds {
+            for turn in 0..count {
+                let number = (round + turn) % count;
+                let (Some(contender), Some(outcome)) = (contest.contenders.get(number), outcomes.get_mut(number))
+                else {
+                    continue;
+                };
+                let cost = self.measure(contender, outcome)?;
+                message(&format!(
+                    "{}, round {round} of {rounds}: {}: {:.3} s",
+                    contest.title, contender.name, cost.seconds
+                ));
+                if round > 0 {
+                    outcome.costs.push(cost);
+                }
             }
         }
         Ok(ContestOutcome { title: contest.title.clone(), outcomes })
     }
 
-    fn measure(&mut self, contender: &Contender, outcome: &mut Outcome) -> Result<(), Error> {
+    fn measure(&mut self, contender: &Contender, outcome: &mut Outcome) -> Result<Cost, Error> {
         let output = self.scratch.join("output.image");
         remove_if_there(&output)?;
         self.prepare(contender, &output)?;
@@ -132,13 +144,17 @@ impl Arena<'_> {
             measure::run(&mut command)?;
             self.reset_cache(contender)?;
         }
-        if contender.preparation == Preparation::OutputRemoved {
+        if matches!(contender.preparation, Preparation::OutputRemoved | Preparation::OnePathChanged) {
             remove_if_there(&output)?;
+            nix::unistd::sync();
         }
-        outcome.costs.push(measure::run(&mut command)?);
+        let cost = measure::run(&mut command)?;
         outcome.command = self.without_directories(&command);
-        outcome.image_bytes = fs::metadata(&output).map_err(file("read", &output))?.len();
-        self.tree.set_revision(Revision::First)
+        if contender.tool.makes_an_image() {
+            outcome.image_bytes = fs::metadata(&output).map_err(file("read", &output))?.len();
+        }
+        self.tree.set_revision(Revision::First)?;
+        Ok(cost)
     }
 
     /// Formats a command for the results, without its directories.

@@ -20,17 +20,28 @@ fn contender(name: &str, tool: Tool) -> Contender {
 
 /// Returns the contest with the defaults of each tool, without a cache: microvm.nix's two tools, and ours.
 #[must_use]
-pub fn defaults(scratch: &Path) -> Contest {
+pub fn defaults() -> Contest {
     Contest {
         title: "cold build, defaults".to_owned(),
+        contenders: vec![
+            contender("microvm-image", ours(None, Source::ClosureInfo, Cache::None)),
+            contender("gensquashfs -c zstd (microvm.nix)", Tool::Gensquashfs(None)),
+            contender("mkfs.erofs lz4hc (microvm.nix)", Tool::MkfsErofs),
+        ],
+    }
+}
+
+/// What filling a cache adds to a build.
+#[must_use]
+pub fn filling(scratch: &Path) -> Contest {
+    Contest {
+        title: "first build".to_owned(),
         contenders: vec![
             contender("microvm-image", ours(None, Source::ClosureInfo, Cache::None)),
             contender(
                 "microvm-image, filling a cache",
                 ours(None, Source::ClosureInfo, Cache::At(scratch.join("cache-cold"))),
             ),
-            contender("gensquashfs -c zstd (microvm.nix)", Tool::Gensquashfs(None)),
-            contender("mkfs.erofs lz4hc (microvm.nix)", Tool::MkfsErofs),
         ],
     }
 }
@@ -58,18 +69,56 @@ pub fn rebuild(scratch: &Path, image: &Path) -> Contest {
         tool: ours(None, source, Cache::At(scratch.join(format!("cache-{}", name.replace([' ', ','], "-"))))),
         preparation,
     };
-    let copy =
-        |name: &str, preparation| Contender { name: name.to_owned(), tool: Tool::Copy(image.to_owned()), preparation };
+    let new_file = Preparation::OutputRemoved;
+    let copy = |name: &str, tool, preparation| Contender { name: name.to_owned(), tool, preparation };
     Contest {
         title: "rebuild".to_owned(),
         contenders: vec![
-            copy("cp of the image", Preparation::OutputRemoved),
-            copy("cp of the image over an older one", Preparation::NothingChanged),
-            cached("output removed", Source::ClosureInfo, Preparation::OutputRemoved),
-            cached("one path changed", Source::ClosureInfo, Preparation::OnePathChanged),
+            copy("cp of the image into a new file", Tool::Copy(image.to_owned()), new_file),
+            copy("cp and sync", Tool::CopySynced(image.to_owned()), new_file),
+            cached("image from the cache into a new file", Source::ClosureInfo, new_file),
+            cached("one path changed, new file", Source::ClosureInfo, Preparation::OnePathChanged),
             cached("nothing changed", Source::ClosureInfo, Preparation::NothingChanged),
-            cached("one path changed, plain list", Source::PathList, Preparation::OnePathChanged),
-            cached("nothing changed, plain list", Source::PathList, Preparation::NothingChanged),
+            cached("plain list, new file", Source::PathList, new_file),
+            cached("plain list, one path changed, new file", Source::PathList, Preparation::OnePathChanged),
+        ],
+    }
+}
+
+/// An image from the cache on another file system, against copying the image there.
+#[must_use]
+pub fn from_the_cache(file_system: &str, scratch: &Path, image: &Path) -> Contest {
+    let contender =
+        |name: &str, tool| Contender { name: name.to_owned(), tool, preparation: Preparation::OutputRemoved };
+    Contest {
+        title: format!("image from the cache, {file_system}"),
+        contenders: vec![
+            contender("cp of the image into a new file", Tool::Copy(image.to_owned())),
+            contender("cp and sync", Tool::CopySynced(image.to_owned())),
+            contender("microvm-image", ours(None, Source::ClosureInfo, Cache::At(scratch.join("cache")))),
+        ],
+    }
+}
+
+/// An image of very many small store paths, against opening, reading and closing the files in `list`.
+#[must_use]
+pub fn small_paths(scratch: &Path, list: &Path) -> Contest {
+    let new_file = Preparation::OutputRemoved;
+    let cache = Cache::At(scratch.join("cache"));
+    Contest {
+        title: "small store paths".to_owned(),
+        contenders: vec![
+            Contender {
+                name: "open, read and close of every file".to_owned(),
+                tool: Tool::ReadFiles(list.to_owned()),
+                preparation: new_file,
+            },
+            Contender {
+                name: "microvm-image, from the cache".to_owned(),
+                tool: ours(None, Source::ClosureInfo, cache),
+                preparation: new_file,
+            },
+            contender("microvm-image, without a cache", ours(None, Source::ClosureInfo, Cache::None)),
         ],
     }
 }

@@ -7,6 +7,7 @@ use std::io::Write;
 
 pub mod boot;
 pub mod builds;
+pub mod cache_costs;
 pub mod contest;
 pub mod contests;
 pub mod error;

@@ -8,7 +8,7 @@ use benches::error::{Error, file};
 use benches::method::Method;
 use benches::results::Results;
 use benches::timings::Timings;
-use benches::{boot, guest_read, message, print, read, report, scale, start_up, workspace};
+use benches::{boot, cache_costs, guest_read, message, print, read, report, scale, start_up, workspace};
 use clap::{Parser, Subcommand};
 
 /// Measures microvm-image and microvm against their peers, in turn, in one run.
@@ -24,20 +24,29 @@ enum Scenario {
     /// Run all published benchmarks: `build` with reads in a guest, `scale` in memory, `boot` and `start-up`. This takes hours on two cores
     All {
         /// How often each contender of `build` runs
-        #[arg(long, default_value_t = 3)]
+        #[arg(long, default_value_t = 5)]
         rounds: usize,
+    },
+    /// Measure first builds, images from the cache and changed paths in about ten minutes. Needs root for loop mounts
+    Quick {
+        /// How often each contender runs; one more round is dropped
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Directory for the results [default: benches/results/DATE-quick]
+        #[arg(long)]
+        results: Option<PathBuf>,
     },
     /// Build images of stores with every tool, taking turns; write raw values, tables and plots
     Build {
         /// Stores, named after package lists in fixtures/closure/packages
         #[arg(default_values_t = ["server".to_owned(), "desktop".to_owned()])]
         stores: Vec<String>,
-        /// How often each contender runs
-        #[arg(long, default_value_t = 3)]
+        /// How often each contender runs; one more round is dropped
+        #[arg(long, default_value_t = 5)]
         rounds: usize,
-        /// Run only contests whose title contains this text: `defaults`, `level 9`, `rebuild`
-        #[arg(long, default_value = "", hide_default_value = true)]
-        only: String,
+        /// Run only contests whose title contains one of these texts: `defaults`, `level 9`, `rebuild`
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
         /// Also read the images: through loop mounts, or in a guest too (slow)
         #[arg(long, value_enum, default_value_t = ReadImages::No)]
         read: ReadImages,
@@ -78,6 +87,12 @@ enum Scenario {
         /// Directory for the results [default: benches/results/DATE-start-up]
         #[arg(long)]
         results: Option<PathBuf>,
+    },
+    /// Open, read and close the files in a list
+    #[command(hide = true)]
+    ReadFiles {
+        /// One path a line
+        list: PathBuf,
     },
     /// Boot an emulated guest from images of one closure that each tool built with its defaults
     Boot {
@@ -152,6 +167,8 @@ fn run(arguments: Arguments) -> Result<(), Error> {
             keep(&measured, results, "")
         }
         Scenario::All { rounds } => all(rounds),
+        Scenario::Quick { rounds, results } => keep(&builds::quick(rounds)?, results, "-quick"),
+        Scenario::ReadFiles { list } => cache_costs::read_files(&list),
         Scenario::Scale { files, megabytes, rounds, directory, results } => {
             let directory = directory.unwrap_or_else(workspace::fixtures);
             keep(&scale::run(&scale::Extent { files, megabytes, rounds }, &directory)?, results, "-scale")
@@ -174,7 +191,8 @@ fn run(arguments: Arguments) -> Result<(), Error> {
 /// Runs every scenario with its defaults and its default directory.
 fn all(rounds: usize) -> Result<(), Error> {
     let rounds = rounds.to_string();
-    let scenarios: [&[&str]; 4] = [
+    let scenarios: [&[&str]; 5] = [
+        &["quick", "--rounds", &rounds],
         &["build", "--rounds", &rounds, "--read", "guest"],
         &["scale", "--directory", "/dev/shm"],
         &["boot"],

@@ -57,7 +57,7 @@ impl Method {
     #[must_use]
     pub fn markdown(&self) -> String {
         format!(
-            "- command: `{}` at {}\n- machine: {}; {}\n- programs: {}\n- every contest in turn, A B A B; warm page cache; \
+            "- command: `{}` at {}\n- machine: {}; {}\n- programs: {}\n- contenders rotate from round to round, the first round is dropped; warm page cache; \
              seconds are medians, time ratios medians of the ratios within each round\n",
             self.command,
             self.revision,

@@ -59,6 +59,10 @@ fn store_tables(store: &StoreResults) -> String {
     for contest in &store.contests {
         text.push_str(&format!("\n### {}\n\n{}", contest.title, contest_table(contest)));
     }
+    if !store.notes.is_empty() {
+        text.push_str("\n### other values\n\n");
+        store.notes.iter().for_each(|note| text.push_str(&format!("- {note}\n")));
+    }
     for (title, readings) in [
         ("reading, loop mount on this kernel", &store.readings),
         ("reading in an emulated guest (only ratios mean something)", &store.guest_readings),

@@ -63,6 +63,9 @@ pub struct StoreResults {
     pub read_seconds: Vec<f64>,
     /// The contests.
     pub contests: Vec<ContestOutcome>,
+    /// Other measured facts, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Times to read the images of the default contest through loop mounts, if requested.
     pub readings: Vec<ImageReadings>,
     /// Times to read the same images in a guest, if requested.

@@ -83,6 +83,7 @@ fn measure_store(
         files: made.files,
         read_seconds,
         contests,
+        notes: Vec::new(),
         readings: Vec::new(),
         guest_readings: Vec::new(),
     })

@@ -53,8 +53,12 @@ pub enum Tool {
     Gensquashfs(Option<Packing>),
     /// mkfs.erofs of erofs-utils as microvm.nix calls it.
     MkfsErofs,
-    /// `cp` of a finished image: a lower bound for writing an image.
+    /// `cp` of a finished image: a lower bound for writing an image. The data may still be in memory when it ends.
     Copy(PathBuf),
+    /// The same, and `sync` of the copy: images of `microvm-image` are on disk when it ends.
+    CopySynced(PathBuf),
+    /// Opens, reads and closes the files in a list, without a program of a peer.
+    ReadFiles(PathBuf),
 }
 
 /// Where the programs are.
@@ -74,6 +78,12 @@ impl Tool {
             Self::Ours { cache: Cache::At(directory), .. } => Some(directory),
             _ => None,
         }
+    }
+
+    /// Returns whether it writes the output.
+    #[must_use]
+    pub fn makes_an_image(&self) -> bool {
+        !matches!(self, Self::ReadFiles(_))
     }
 
     /// Returns the command that packs `tree` into `output`.
@@ -137,7 +147,18 @@ impl Tool {
             }
             Self::Copy(image) => {
                 let mut command = Command::new("cp");
-                command.arg(image).arg(output);
+                command.arg("--reflink=never").arg(image).arg(output);
+                command
+            }
+            Self::CopySynced(image) => {
+                let mut command = Command::new("sh");
+                command.args(["-ec", "cp --reflink=never \"$0\" \"$1\"; sync \"$1\""]).arg(image).arg(output);
+                command
+            }
+            Self::ReadFiles(list) => {
+                let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("benches"));
+                let mut command = Command::new(own);
+                command.arg("read-files").arg(list);
                 command
             }
         }

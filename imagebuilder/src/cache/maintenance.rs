@@ -128,7 +128,7 @@ pub fn gc(directory: &Path, size_max_bytes: u64, collection: Collection) -> Resu
         }
     }
     if collection == Collection::Remove {
-        names::remove_dangling(&root);
+        names::remove_dangling(&root)?;
     }
     remove_former(directory, collection, &mut collected)?;
     Ok(collected)

@@ -4,7 +4,7 @@
 //! of the disk. It is read, but not followed. A link that is missing or wrong only means that a store path is compressed as a
 //! whole.
 
-use super::{Cache, make_directory, open_unstamped, refuse_link};
+use super::{Cache, CacheError, make_directory, open_unstamped, refuse_link};
 use crate::pack::settings_name;
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
@@ -68,12 +68,14 @@ fn replace_link(target: &Path, link: &Path) -> io::Result<()> {
 }
 
 /// Removes the links to packs that no longer exist.
-pub(super) fn remove_dangling(root: &Path) {
+///
+/// # Errors
+/// The directory of the links is a symbolic link itself.
+pub(super) fn remove_dangling(root: &Path) -> Result<(), CacheError> {
     let entries = |directory: &Path| fs::read_dir(directory).into_iter().flatten().flatten();
-    if refuse_link(&root.join(NAMES)).is_err() {
-        return;
-    }
-    for settings in entries(&root.join(NAMES)).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+    let names = root.join(NAMES);
+    refuse_link(&names).map_err(|source| CacheError { action: "list", path: names.clone(), source })?;
+    for settings in entries(&names).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         let packs: HashSet<OsString> = entries(&root.join("packs").join(settings.file_name()))
             .filter_map(|pack| Some(pack.file_name().to_str()?.split('-').next()?.into()))
             .collect();
@@ -85,6 +87,7 @@ pub(super) fn remove_dangling(root: &Path) {
         // It is made again when it is needed.
         let _ = fs::remove_dir(settings.path());
     }
+    Ok(())
 }
 
 #[cfg(test)]
