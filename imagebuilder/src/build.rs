@@ -131,7 +131,7 @@ pub enum BuildError {
     /// The image cannot be written.
     #[error(transparent)]
     Output(#[from] OutputError),
-    /// The format cannot hold the closure.
+    /// The format does not support the closure.
     #[error(transparent)]
     Tables(#[from] TablesError),
     /// The erofs format cannot hold the closure.
@@ -235,7 +235,7 @@ fn publish(
     Ok(published)
 }
 
-/// Whether what is removed from the cache frees space for the output.
+/// Returns whether removing packs from the cache frees space for the output.
 fn share_a_disk(cache: &Path, output: &Path) -> bool {
     let directory = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
@@ -322,7 +322,7 @@ impl Build<'_> {
         Ok(report)
     }
 
-    /// Writes what comes before the data, and says where that begins.
+    /// Writes everything before the data, and returns the position of the data.
     fn begin(&self, codec_options: Option<&[u8]>, output: &ImageFile<'_>) -> Result<u64, BuildError> {
         let mut beginning = vec![0; SUPERBLOCK_BYTES];
         if let Some(options) = codec_options {

@@ -3,13 +3,13 @@
 //! ```text
 //! CACHE/v2/
 //!   packs/SETTINGS/HASHPART-NARHASH       the pack of a store path
-//!   names/SETTINGS/NAME                   link to the pack of this name that was kept last
-//!   outputs/HASH                          what was built where, to see that nothing has to be done
+//!   names/SETTINGS/NAME                   link to the most recent pack of a store path with this name
+//!   outputs/HASH                          records of built images, to detect that nothing must be done
 //! ```
 //!
-//! A pack is written to a file without a name and linked to its place when it is whole, and is never changed
-//! afterwards. Nothing is locked: an open pack can be read although it is removed, and a build that misses one makes it
-//! again. What a pack holds is checked when it is opened and read; see `docs/cache.md` for what is trusted.
+//! A pack is written to a file without a name, which gets its name when it is complete, and is never changed
+//! afterwards. Nothing is locked: an open pack can be read even after it was removed, and a build that lacks one makes
+//! it again. The content of a pack is checked when it is opened and read; see `docs/cache.md` for what is trusted.
 
 pub mod maintenance;
 mod names;
@@ -112,7 +112,7 @@ impl Cache {
             .map_err(|source| CacheError { action: "open a pack", path: place, source })
     }
 
-    /// Name of a pack of a store path. The directory is listed once.
+    /// Returns the name of a pack of a store path. The directory is listed only once.
     fn name_with_any_hash(&self, directory: &Path, hash_part: &str) -> io::Result<Option<OsString>> {
         let mut listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
         if listing.as_ref().is_none_or(|(listed, _)| listed != directory) {

@@ -1,29 +1,30 @@
-//! How many files a build may have open at once.
+//! Limits the number of files that a build has open at once.
 //!
-//! A build from packs keeps one file open for each pack: large closures have thousands of store paths, and the usual limit of
-//! a process is 1024 files.
+//! A build from packs keeps one file open for each pack. Large closures have thousands of store paths, but the usual
+//! limit of a process is 1024 files.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Files that are not counted: standard streams, the image, the connections to the service, and what is open for a moment.
+/// Number of files that are not counted: standard streams, the image, connections to the service, and files that are
+/// open only briefly.
 const OTHERS: u64 = 64;
-/// Files that one thread has open for a moment.
+/// Number of files that one thread has open briefly.
 const OTHERS_PER_THREAD: u64 = 2;
 
-/// Raises this process's limit of open files as far as it may be raised, and returns the limit. Programs that it starts
+/// Raises this process's limit of open files as far as possible, and returns the new limit. Programs that it starts
 /// inherit the limit.
 pub fn raise_limit() -> u64 {
     match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((soft, hard)) if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() => hard,
         Ok((soft, _)) => soft,
-        // POSIX promises 20. The kernel refuses what is over the limit in any case.
+        // POSIX guarantees 20. The kernel enforces the limit in any case.
         Err(_) => 20,
     }
 }
 
-/// The files that may still be opened and kept open.
+/// The number of files that may still be opened and kept open.
 #[derive(Clone, Debug)]
 pub struct OpenFiles(Arc<AtomicU64>);
 
@@ -32,18 +33,18 @@ pub struct OpenFiles(Arc<AtomicU64>);
 pub struct OpenFilePermit(OpenFiles);
 
 impl OpenFiles {
-    /// At most `count` files.
+    /// Allows at most `count` files.
     pub fn new(count: u64) -> Self {
         Self(Arc::new(AtomicU64::new(count)))
     }
 
-    /// What this process's limit leaves to a build with so many threads.
+    /// Allows what this process's limit leaves for a build with `threads` threads.
     pub fn of_process(threads: usize) -> Self {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
         Self::new(limit.saturating_sub(OTHERS + OTHERS_PER_THREAD * threads as u64))
     }
 
-    /// Permission to keep one more file open; `None` if there are too many.
+    /// Returns the permission to keep one more file open; `None` if there are too many.
     pub fn permit(&self) -> Option<OpenFilePermit> {
         let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         taken.is_ok().then(|| OpenFilePermit(self.clone()))

@@ -53,7 +53,7 @@ impl Batch {
         Self { segments: Vec::new(), buffer, used: 0, is_known: false }
     }
 
-    /// Creates the same for segments that are not compressed now, but taken from a pack.
+    /// Creates a batch for segments that are taken from a pack instead of being compressed.
     pub fn known(buffer: Vec<u8>) -> Self {
         Self { is_known: true, ..Self::new(buffer) }
     }

@@ -430,7 +430,7 @@ fn an_interrupted_build_leaves_the_existing_image_unchanged() {
     assert_eq!(bench.build().cache.rebuilt_paths, 0);
 }
 
-/// Cancels as soon as the cache has a pack.
+/// Cancels the build as soon as the cache has a pack.
 struct CancelWithPack<'a>(&'a Bench, &'a AtomicBool);
 
 impl Progress for CancelWithPack<'_> {
@@ -473,12 +473,12 @@ fn an_image_in_place_stamps_what_it_was_made_of_once_a_day() {
         let report = build(&bench.plan, &bench.options(), &mut Silent, &AtomicBool::new(false)).unwrap();
         assert_eq!(report.outcome, Outcome::Unchanged);
     };
-    // Every pack is old, the record is not: nothing is stamped.
+    // All packs are old, but the record is not, so no time is updated.
     bench.packs().iter().for_each(|pack| age(pack, 50));
     age(&record, 23);
     unchanged();
     assert!(hours(&record) >= 22 && bench.packs().iter().all(|pack| hours(pack) >= 49));
-    // A day later all of it is.
+    // A day later, all times are updated.
     age(&record, 25);
     unchanged();
     assert!(hours(&record) == 0 && bench.packs().iter().all(|pack| hours(pack) == 0));

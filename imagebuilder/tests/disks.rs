@@ -107,7 +107,7 @@ fn an_image_from_the_cache_shares_its_data_with_the_cache_on_btrfs_and_xfs() {
             assert!(workspace.read(&format!("{kind}/{image}")) == workspace.read("all.image"), "{kind}: {image}");
         };
         let used_bytes = || {
-            // btrfs counts what is written, and not what is in memory.
+            // btrfs counts only what is written to disk, not what is in memory.
             assert!(Command::new("sync").arg("-f").arg(disk.path()).status().unwrap().success());
             let counts = nix::sys::statvfs::statvfs(disk.path()).unwrap();
             (counts.blocks() - counts.blocks_free()) * counts.fragment_size()
@@ -120,7 +120,7 @@ fn an_image_from_the_cache_shares_its_data_with_the_cache_on_btrfs_and_xfs() {
     }
 }
 
-/// Lets the N-th call of a kind fail that is for a regular file, and says so with a file.
+/// Makes the N-th call of a kind for a regular file fail, and creates a file when it does.
 const FAULTS: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -191,7 +191,7 @@ fn an_io_error_at_any_call_ends_the_build_with_a_message_or_does_not_matter() {
                 Some(0) => assert!(image == new, "{what}"),
                 Some(1 | 2) => {
                     assert!(stderr.contains("error: ") && stderr.contains("(os error 5)"), "{what}");
-                    // The image was in place already if its directory could not be synced.
+                    // If only syncing the directory failed, the image was already in place.
                     assert!(image == old || image == new, "{what}");
                 }
                 _ => panic!("{what}"),
@@ -200,7 +200,7 @@ fn an_io_error_at_any_call_ends_the_build_with_a_message_or_does_not_matter() {
                 assert!(number > 1 && output.status.success(), "{what}");
                 break;
             }
-            // Whatever is left in the cache: the next build makes the right image.
+            // Whatever remains in the cache, the next build makes the right image.
             workspace.run("build --paths-from both --store-dir store --cache cache -q -o out/image").success();
             assert!(workspace.read("out/image") == new, "after {what}");
         }

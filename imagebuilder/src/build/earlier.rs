@@ -1,4 +1,4 @@
-//! Takes over the compressed blocks that the earlier version of a store path has.
+//! Reuses the compressed blocks of the earlier version of a store path.
 
 use crate::open_files::OpenFiles;
 use crate::pack::layout::{Piece, fragment_content};
@@ -12,12 +12,12 @@ use std::fs::File;
 #[derive(Debug)]
 pub(super) struct Earlier {
     pack: Pack,
-    /// Its segments by their content.
+    /// Its segments, by the hashes of their contents.
     segments: HashMap<(SegmentKind, ContentHash), usize>,
 }
 
 impl Earlier {
-    /// From a pack that was found by its name; `None` if it cannot be used.
+    /// Opens a pack that was found by its name; `None` if it cannot be used.
     pub(super) fn open(file: File, settings: &ImageSettings, limits: &PackLimits) -> Option<Self> {
         let pack = Pack::open_earlier(file, settings, limits).ok()?;
         let key = |piece: &Piece| match piece {
@@ -35,7 +35,8 @@ impl Earlier {
         Self::open(file, settings, &PackLimits::new(OpenFiles::new(1)))
     }
 
-    /// The segment of a content, checked; `None` if the pack has none or it is damaged. `buffer` is for its bytes.
+    /// Returns the segment with this content after checking it; `None` if the pack has none, or it is damaged. Its
+    /// bytes are read into `buffer`.
     pub(super) fn segment(
         &self,
         kind: SegmentKind,

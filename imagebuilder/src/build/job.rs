@@ -38,13 +38,13 @@ pub(super) enum Job {
         /// The hash.
         content: ContentHash,
     },
-    /// Makes the segment of bytes that have been read.
+    /// Makes a segment from bytes that have already been read.
     Encode {
         /// Number of the store path.
         member: usize,
-        /// How it is cut.
+        /// The kind of the segment.
         kind: SegmentKind,
-        /// Name of the content: the hash of a range, or [`fragment_content`](crate::pack::layout::fragment_content).
+        /// The hash of the content: that of a range, or [`fragment_content`](crate::pack::layout::fragment_content).
         content: ContentHash,
         /// The content.
         bytes: Vec<u8>,
@@ -270,7 +270,7 @@ impl<'a> Worker<'a> {
         buffer
     }
 
-    /// Takes a segment over from the earlier version of its store path, or compresses it.
+    /// Takes a segment from the earlier version of its store path, or compresses it.
     fn make_segment(
         &mut self,
         member: usize,

@@ -23,9 +23,9 @@ pub(super) type JobResult = (JobId, Result<Product, BuildError>);
 #[derive(Default)]
 struct Waiting {
     jobs: VecDeque<(JobId, Job)>,
-    /// Copies, which are done when there is nothing else to do: nothing waits for them.
+    /// Copies, which run when there are no other jobs, because nothing waits for them.
     copies: VecDeque<(JobId, Job)>,
-    /// Workers that wait for a job.
+    /// Number of workers that wait for a job.
     idle: usize,
     closed: bool,
 }
@@ -51,7 +51,7 @@ impl JobQueue {
             Job::Copy(_) => waiting.copies.push_back((id, job)),
             _ => waiting.jobs.push_back((id, job)),
         }
-        // Waking is a system call even when nobody sleeps, and a build from packs hands in thousands of short jobs.
+        // Waking is a system call even if no worker sleeps, and a build from packs submits thousands of short jobs.
         if waiting.idle > 0 {
             self.wake.notify_one();
         }

@@ -25,11 +25,11 @@ pub struct PackRequest<'a> {
     pub location: &'a Path,
     /// Codec and block sizes.
     pub settings: &'a ImageSettings,
-    /// Directory in which the file is made.
+    /// Directory in which the file is created.
     pub directory: &'a Path,
-    /// The pack of an earlier version, whose compressed blocks are used again; it is trusted as the cache is.
+    /// The pack of an earlier version, whose compressed blocks are reused. It is trusted like the cache.
     pub earlier: Option<&'a File>,
-    /// Threads that read and compress, 1 to [`JOBS_MAX`].
+    /// Number of threads that read and compress, from 1 to [`JOBS_MAX`].
     pub jobs: usize,
 }
 

@@ -15,12 +15,12 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Where new packs go.
+/// A receiver of new packs.
 pub(super) trait PackKeeper: Sync {
-    /// An empty file for a pack; `None` when no more packs are wanted, or too many files are open.
+    /// Creates an empty file for a pack; `None` if no more packs are needed, or too many files are open.
     fn create(&self) -> Result<Option<PackFile>, CacheError>;
 
-    /// Takes a whole pack.
+    /// Receives a complete pack.
     fn keep(&self, path: &PlannedPath, pack: &NewPack) -> Result<(), CacheError>;
 }
 
@@ -35,24 +35,24 @@ pub(super) struct PackFile {
 #[derive(Debug)]
 pub(super) struct NewPack {
     file: PackFile,
-    /// The store path it is of.
+    /// Base name of its store path.
     base_name: String,
-    /// Something could not be written: it will not be kept.
+    /// Whether writing failed, so that the pack will not be kept.
     failed: AtomicBool,
 }
 
 impl NewPack {
-    /// With nothing in it.
+    /// Creates an empty pack.
     pub(super) fn new(file: PackFile, path: &PlannedPath) -> Self {
         Self { file, base_name: path.path.base_name().to_owned(), failed: AtomicBool::new(false) }
     }
 
-    /// The file.
+    /// Returns the file.
     pub(super) fn file(&self) -> &Arc<UnnamedFile> {
         &self.file.file
     }
 
-    /// Whether it will be kept.
+    /// Returns whether it will be kept.
     pub(super) fn is_wanted(&self) -> bool {
         !self.failed.load(Ordering::Relaxed)
     }
@@ -67,7 +67,7 @@ impl NewPack {
 
     fn give_up(&self, source: io::Error) -> CacheError {
         self.failed.store(true, Ordering::Relaxed);
-        // The space is for others.
+        // Free the space for others.
         let _ = self.file().file().set_len(0);
         CacheError { action: "write a pack", path: PathBuf::from(&self.base_name), source }
     }
@@ -94,7 +94,7 @@ impl NewPack {
 pub(super) struct CacheKeeper<'a> {
     /// The cache.
     pub(super) cache: &'a Cache,
-    /// What the packs are made with.
+    /// The settings of the packs.
     pub(super) settings: &'a ImageSettings,
     /// Files that may be kept open.
     pub(super) open_files: OpenFiles,
@@ -102,7 +102,7 @@ pub(super) struct CacheKeeper<'a> {
 
 impl PackKeeper for CacheKeeper<'_> {
     fn create(&self) -> Result<Option<PackFile>, CacheError> {
-        // A pack that is not made now is made by the next build.
+        // The next build makes a pack that is not made now.
         let Some(permit) = self.open_files.permit() else { return Ok(None) };
         let file = self.cache.new_pack(self.settings)?;
         Ok(file.map(|file| PackFile { file, _permit: Some(permit) }))

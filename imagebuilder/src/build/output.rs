@@ -1,4 +1,4 @@
-//! The image file: written without a name, then put in its place whole.
+//! The image file. It is written without a name, and gets its name when it is complete.
 
 use crate::pack::SHARED_BLOCK_BYTES;
 use crate::threads::both;
@@ -40,15 +40,16 @@ pub enum OutputError {
 
 /// `BCACHEFS_STATFS_MAGIC` of the kernel's `fs/bcachefs/bcachefs_format.h`.
 const BCACHEFS_SUPER_MAGIC: FsType = FsType(0xca45_1a4e);
-/// So much is allocated ahead: writing into allocated space costs about half (measured on ext4).
+/// Number of bytes that are allocated ahead. Writing to allocated space takes about half the time (measured on ext4).
 const ALLOCATION_STEP_BYTES: u64 = 64 << 20;
-/// The disk begins to write after so many bytes, so that little is left to wait for when the image is whole.
+/// Number of written bytes after which writing to the disk begins, so that little remains to be written when the image
+/// is complete.
 const WRITE_BACK_STEP_BYTES: u64 = 32 << 20;
 
-/// Less is not worth an extent of its own.
+/// Minimum number of bytes to share. A separate extent is not worth it for less.
 const SHARED_BYTES_MIN: u64 = 16 << 10;
 
-/// Frees space for so many bytes on a full disk; false when there is nothing to free.
+/// Frees a number of bytes on a full disk; returns false if there is nothing to free.
 pub(super) type MakeRoom<'a> = &'a (dyn Fn(u64) -> bool + Sync);
 
 /// An image that several threads write. If it is dropped before [`Self::publish`], nothing remains.
@@ -57,9 +58,9 @@ pub(super) struct ImageFile<'a> {
     target: PathBuf,
     make_room: MakeRoom<'a>,
     write_back: WriteBack,
-    /// Up to here there is space; `u64::MAX` when the file system allocates none ahead.
+    /// End of the allocated space; `u64::MAX` if the file system does not support allocation.
     allocated: AtomicU64,
-    /// Whether it can share blocks with packs.
+    /// Whether the file can share blocks with packs.
     shares: AtomicBool,
 }
 
@@ -82,7 +83,7 @@ impl<'a> ImageFile<'a> {
         })
     }
 
-    /// The file.
+    /// Returns the file.
     pub(super) fn file(&self) -> &File {
         self.file.file()
     }
@@ -106,22 +107,22 @@ impl<'a> ImageFile<'a> {
         })
     }
 
-    /// Finds out whether this file can share blocks with `pack`, before anything is written.
+    /// Determines whether this file can share blocks with `pack`. Call it before anything is written.
     ///
     /// # Errors
     /// The file cannot be emptied afterwards.
     pub(super) fn try_sharing(&self, pack: &File) -> Result<(), OutputError> {
         if rustix::fs::ioctl_ficlone(self.file(), pack).is_ok() {
             self.shares.store(true, Ordering::Relaxed);
-            // Space that is allocated ahead would be freed again.
+            // Sharing blocks would free space that is allocated ahead.
             self.allocated.store(u64::MAX, Ordering::Relaxed);
             self.file().set_len(0).map_err(io_error("write", &self.target))?;
         }
         Ok(())
     }
 
-    /// Shares whole blocks of a pack, from `from` on, with the range `to` of this file. Returns the part of `to` that is
-    /// shared; the caller has to write the rest.
+    /// Shares whole blocks of a pack, from `from` on, with the range `to` of this file. Returns the part of `to` that
+    /// is shared; the caller has to write the rest.
     pub(super) fn share(&self, pack: &File, from: u64, to: Range<u64>) -> Range<u64> {
         let nothing = to.start..to.start;
         let first = to.start.next_multiple_of(SHARED_BLOCK_BYTES);
@@ -133,19 +134,19 @@ impl<'a> ImageFile<'a> {
         let (mut source, mut target) = (from + (first - to.start), first);
         while target < end {
             let left = usize::try_from(end - target).unwrap_or(usize::MAX);
-            // Both offsets are moved on. These file systems share blocks for this call, and copy where they cannot.
+            // The call advances both offsets. These file systems share blocks for it, and copy what they cannot share.
             match copy_file_range(pack, Some(&mut source), self.file(), Some(&mut target), left) {
                 Ok(0) => break,
                 Ok(_) | Err(Errno::INTR) => {}
-                // A full disk, say: writing the same bytes tells.
+                // For example the disk is full. Writing the same bytes then reports the error.
                 Err(_) => break,
             }
         }
         if target < end { nothing } else { first..end }
     }
 
-    /// Has space allocated up to `end`, ahead, as long as the file system can; a full disk is reported by the write
-    /// that meets it.
+    /// Allocates space up to `end` in advance if the file system can do it. A full disk is reported by the write that
+    /// finds no space.
     pub(super) fn allocate(&self, end: u64) {
         let allocated = self.allocated.load(Ordering::Relaxed);
         if end <= allocated {
@@ -159,10 +160,10 @@ impl<'a> ImageFile<'a> {
         self.allocated.store(done, Ordering::Relaxed);
     }
 
-    /// Takes back all that was written.
+    /// Removes everything that was written.
     ///
     /// # Errors
-    /// The file system cannot do it.
+    /// The file cannot be truncated.
     pub(super) fn restart(&self) -> Result<(), OutputError> {
         if !self.shares.load(Ordering::Relaxed) {
             self.allocated.store(0, Ordering::Relaxed);

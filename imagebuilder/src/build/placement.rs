@@ -33,12 +33,13 @@ pub(super) struct Placement<'a> {
     last: Vec<KeepJob>,
 }
 
-/// Content that was not copied from the pack of its store path, as far as it is new to the image, and its length in the image.
+/// The length of content that was not copied from the pack of its store path and is new in the image, and its stored
+/// length.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Placed {
     pub(super) input_bytes: u64,
     pub(super) stored_bytes: u64,
-    /// Whether it comes from the pack of an earlier version, and was not compressed.
+    /// Whether it was taken from the pack of an earlier version instead of being compressed.
     pub(super) is_known: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Finds out what the store paths hold: from their packs, or by listing them.
+//! Determines the content of the store paths, from their packs or by listing them.
 
 use super::check::holds;
 use super::earlier::Earlier;
@@ -25,7 +25,7 @@ pub(super) struct Scanned {
     pub(super) rebuilt: BTreeSet<usize>,
 }
 
-/// Asks for packs and lists what has none.
+/// Looks up packs, and lists store paths without one.
 pub(super) struct Scanner<'a> {
     plan: &'a ImagePlan,
     settings: &'a ImageSettings,
@@ -134,7 +134,7 @@ impl<'a> Scanner<'a> {
                 Found::Sound(pack) if planned.nar_hash.is_some() && self.trust == CacheTrust::Checksums => {
                     return Ok((self.member(planned, Knowledge::Packed(pack)), false));
                 }
-                // Only the store tells what the path holds, or the pack is not believed.
+                // The path has no hash, so only the store has its content, or the pack must be compared with the store.
                 Found::Sound(pack) => {
                     let member = self.list(planned)?;
                     if holds(&pack, &member, self.settings, self.trust, self.cancel)? {
@@ -167,7 +167,8 @@ impl<'a> Scanner<'a> {
         })
     }
 
-    /// The pack of the earlier version. One that is not trusted is not compared with the store as a whole, so it is not used.
+    /// Returns the pack of the earlier version. With an untrusted cache it is not used, because it cannot be compared
+    /// with the store as a whole.
     fn earlier(&self, planned: &PlannedPath) -> Option<Earlier> {
         let cache = self.cache.filter(|_| self.trust == CacheTrust::Checksums)?;
         let file = cache.find_earlier_pack(planned, self.settings)?;

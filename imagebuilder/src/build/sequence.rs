@@ -82,7 +82,7 @@ struct OpenFragment {
     new_bytes: u64,
     /// The contents.
     bytes: Vec<u8>,
-    /// Hashes of the contents, one after the other.
+    /// The hashes of the contents, in the same order.
     contents: Option<Box<blake3::Hasher>>,
 }
 
@@ -128,9 +128,10 @@ impl<'a> Sequencer<'a> {
         }
     }
 
-    /// Takes all steps; at the end all is written.
+    /// Takes all steps. At the end, everything is written.
     pub(super) fn run(mut self, results: &Receiver<JobResult>) -> Result<Sequenced, BuildError> {
-        // What has to be compressed is asked for before anything is copied: what follows it in the image waits for it.
+        // Jobs that compress are submitted before anything is copied, because everything behind them in the image waits
+        // for them.
         self.backlog.ask(&self.steps);
         loop {
             self.take_steps()?;

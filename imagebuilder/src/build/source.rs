@@ -1,4 +1,4 @@
-//! The store paths of an image, listed or known from packs, and how their files are read.
+//! The store paths of an image, listed or described by packs, and reading their files.
 
 use super::BuildError;
 use super::earlier::Earlier;
@@ -27,11 +27,11 @@ pub(super) struct Member {
     pub(super) knowledge: Knowledge,
     /// Number of its first regular file among those of the whole image.
     pub(super) first_file: usize,
-    /// The pack of its earlier version, of one that was listed.
+    /// The pack of its earlier version, if the store path was listed.
     pub(super) earlier: Option<Earlier>,
 }
 
-/// How the files of a store path are known.
+/// The description of the files of a store path.
 #[derive(Debug)]
 pub(super) enum Knowledge {
     /// A listing; the content must be read.
@@ -108,7 +108,7 @@ impl Member {
     }
 }
 
-/// Where less is read, looking for holes is not worth two system calls.
+/// Minimum number of bytes for which a search for holes is worth two system calls.
 const HOLE_BYTES_MIN: usize = 128 << 10;
 
 /// A regular file of a store path, open for reading.
@@ -133,7 +133,7 @@ impl SourceFile {
 
     /// Opens the file at `path`, which had this length and modification time when it was listed.
     pub(super) fn open_path(path: PathBuf, size_bytes: u64, modified: Option<(i64, i64)>) -> Result<Self, BuildError> {
-        // Without waiting: a pipe in place of the file would have no writer.
+        // Non-blocking, because opening a pipe in place of the file would wait for a writer.
         let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
         let opened = File::options().read(true).custom_flags(flags).open(&path);
         let file = match opened {
@@ -143,7 +143,7 @@ impl SourceFile {
         Ok(Self { file, path, size_bytes, modified })
     }
 
-    /// Fills `out` with the bytes from `offset` on. Holes are not read.
+    /// Fills `out` with the bytes that begin at `offset`. Holes are not read.
     pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), BuildError> {
         if out.len() < HOLE_BYTES_MIN {
             return self.read_data(offset, out);
@@ -201,8 +201,8 @@ impl SourceFile {
         Ok(done)
     }
 
-    /// Says whether the file was left alone until it had been read: its length and modification time are those that
-    /// were listed. The change time does not count: `nix-store --optimise` may link files meanwhile.
+    /// Checks that the file has not changed until now: it must have the listed length and modification time. The change
+    /// time is not compared, because `nix-store --optimise` may link files in the meantime.
     pub(super) fn finish(self) -> Result<(), BuildError> {
         let metadata = self.file.metadata().map_err(|source| BuildError::Read { path: self.path.clone(), source })?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
@@ -217,7 +217,7 @@ mod tests {
     use crate::store_path::StorePath;
     use std::fs;
 
-    /// Bytes that this thread has asked the kernel for.
+    /// Returns the number of bytes that this thread has requested from the kernel.
     fn bytes_read() -> u64 {
         let text = fs::read_to_string("/proc/thread-self/io").unwrap();
         text.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse().ok()).unwrap()

@@ -147,7 +147,7 @@ impl Worker<'_> {
         Ok(Product::Written { held_bytes: job.held_bytes, members })
     }
 
-    /// Copies segments from packs into the image, and checks them on the way. Where the file system can, the image shares
+    /// Copies segments from packs to the image, and checks them. Where the file system can, the image shares
     /// their blocks with the pack.
     pub(super) fn copy(&mut self, job: CopyJob) -> Result<Product, BuildError> {
         let (Some(first), Some(end), Some(image)) = (job.runs.first(), job.end(), self.inputs.image) else {

@@ -1,4 +1,4 @@
-//! Looking after a cache: how large it is, making it smaller, finding what is damaged.
+//! Maintenance of a cache: its size, garbage collection, and a search for damaged packs.
 
 use super::{CacheError, FORM, names, open_entry, refuse_link};
 use crate::pack::check_file;

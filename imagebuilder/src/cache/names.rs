@@ -1,8 +1,8 @@
-//! Which pack of each name was kept last, so that a changed store path takes over what its earlier version has.
+//! Records the most recent pack of each name, so that a changed store path can reuse the blocks of its earlier version.
 //!
-//! `names/SETTINGS/NAME` is a symbolic link that contains the hash part of a store path; texts under 60 bytes need no block
-//! of the disk. It is read, but not followed. A link that is missing or wrong only means that a store path is compressed as a
-//! whole.
+//! `names/SETTINGS/NAME` is a symbolic link that contains the hash part of a store path; links of less than 60 bytes
+//! need no block on disk. It is read, but not followed. If a link is missing or wrong, the store path is just
+//! compressed as a whole.
 
 use super::{Cache, CacheError, make_directory, open_unstamped, refuse_link};
 use crate::pack::settings_name;
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 pub(super) const NAMES: &str = "names";
 
 impl Cache {
-    /// Opens the pack of an earlier version of a store path. Nothing of it has been checked.
+    /// Opens the pack of an earlier version of a store path, without checking it.
     pub fn find_earlier_pack(&self, path: &PlannedPath, settings: &ImageSettings) -> Option<File> {
         let link = self.name_link(path, settings);
         refuse_link(link.parent()?).ok()?;
@@ -31,7 +31,7 @@ impl Cache {
         open_unstamped(&directory.join(name)).ok()?
     }
 
-    /// Notes that the pack of a store path was kept.
+    /// Records that the pack of a store path was kept.
     pub(super) fn note_name(&self, path: &PlannedPath, settings: &ImageSettings) {
         let (link, pack) = (self.name_link(path, settings), path.path.hash_part());
         let _ = match replace_link(Path::new(pack), &link) {
@@ -47,7 +47,7 @@ impl Cache {
     }
 }
 
-/// Versions differ in digits and dots, while the rest tells packages and their outputs apart.
+/// Removes digits and dots, which differ between versions; the rest distinguishes packages and their outputs.
 fn name_without_version(name: &str) -> String {
     let name: String = name.chars().filter(|letter| !letter.is_ascii_digit() && *letter != '.').collect();
     if name.is_empty() { "_".to_owned() } else { name }
@@ -84,7 +84,7 @@ pub(super) fn remove_dangling(root: &Path) -> Result<(), CacheError> {
                 let _ = fs::remove_file(link.path());
             }
         }
-        // It is made again when it is needed.
+        // It is created again when it is needed.
         let _ = fs::remove_dir(settings.path());
     }
     Ok(())

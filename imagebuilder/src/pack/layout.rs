@@ -114,7 +114,7 @@ impl Layout {
     }
 }
 
-/// Names the content of a fragment block by the contents of its files.
+/// Computes the hash of a fragment block's content from the hashes of its files.
 pub fn fragment_content(files: impl Iterator<Item = ContentHash>) -> ContentHash {
     let mut hasher = fragment_hasher();
     for content in files {
@@ -128,7 +128,7 @@ pub fn fragment_hasher() -> blake3::Hasher {
     blake3::Hasher::new_derive_key("microvm-image 2026-11 fragment block")
 }
 
-/// Where a segment begins that follows bytes up to `end`, in a pack and in an image.
+/// Returns the position of a segment that follows the bytes up to `end`, in a pack and in an image.
 ///
 /// `number` counts the segments of the store path, and `path_bytes` is the content of the path; `file_bytes` is the
 /// length of the file that begins with the segment, 0 for others.

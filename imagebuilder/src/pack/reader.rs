@@ -18,9 +18,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 
-/// So much of the end of a pack is read at once: all of a small pack, the index of most others.
+/// Number of bytes at the end of a pack that are read at once: a whole small pack, or the index of most others.
 const TAIL_BYTES: u64 = 32 << 10;
-/// Small packs of one build are held in memory up to so many bytes; the files of further ones stay open.
+/// Maximum number of bytes of small packs that one build keeps in memory. The files of further ones stay open.
 const MEMORY_BYTES_MAX: u64 = 32 << 20;
 
 /// A pack that cannot be used.
@@ -32,15 +32,15 @@ pub enum OpenError {
     /// It is not a valid pack of the requested store path.
     #[error("it is not a valid pack of this store path: {reason}")]
     Damaged {
-        /// What was found.
+        /// The problem.
         reason: &'static str,
     },
-    /// The process may not keep more files open.
+    /// The process cannot keep more files open.
     #[error("too many packs are open for this process's limit of open files")]
     TooManyOpen,
 }
 
-/// What the packs of one build may take together.
+/// The limits for all packs of one build.
 #[derive(Debug)]
 pub struct PackLimits {
     files: OpenFiles,
@@ -48,7 +48,7 @@ pub struct PackLimits {
 }
 
 impl PackLimits {
-    /// With files that packs may keep open.
+    /// Creates limits with this number of files that packs may keep open.
     pub fn new(files: OpenFiles) -> Self {
         Self { files, memory_bytes: AtomicU64::new(MEMORY_BYTES_MAX) }
     }
@@ -76,14 +76,14 @@ pub struct Pack {
     words: Vec<u32>,
 }
 
-/// Where the bytes of the segments are.
+/// The bytes of the segments.
 #[derive(Debug)]
 enum Stored {
     File {
         file: File,
         _permit: OpenFilePermit,
     },
-    /// Of a small pack, which was read whole: thousands of files need not stay open.
+    /// The bytes of a small pack, which was read as a whole, so that thousands of files need not stay open.
     Memory(Vec<u8>),
 }
 
@@ -101,11 +101,11 @@ pub struct StoredSegment {
 
 impl Pack {
     /// Opens the pack of a store path, made with `settings`, from any file that can be read at any position: one of a
-    /// cache, or a descriptor that another process handed over. Nothing that the file says of itself is believed before
-    /// it is checked. When the file is small it is read whole and closed, as long as `limits` allow it.
+    /// cache, or a descriptor that another process sent. Everything that the file says about itself is checked before
+    /// it is used. A small file is read completely and closed, as long as `limits` allow it.
     ///
     /// # Errors
-    /// It cannot be read, is no such pack, or is one too many.
+    /// The file cannot be read, is not such a pack, or exceeds the limits.
     pub fn open(
         file: File,
         path: &PlannedPath,
@@ -133,10 +133,10 @@ impl Pack {
         Ok(pack)
     }
 
-    /// Opens the pack of any store path that was made with `settings`.
+    /// Opens a pack of any store path that was made with `settings`.
     ///
     /// # Errors
-    /// It cannot be read, is no such pack, or is one too many.
+    /// The file cannot be read, is not such a pack, or exceeds the limits.
     pub fn open_earlier(file: File, settings: &ImageSettings, limits: &PackLimits) -> Result<Self, OpenError> {
         let matches = |head: &Head<'_>| match head.settings == settings_name(settings) {
             true => Ok(*settings),
@@ -145,7 +145,7 @@ impl Pack {
         Self::open_if(file, &matches, limits)
     }
 
-    /// `expected` says with which settings the pack was made, if it is the one.
+    /// Opens a pack. `expected` checks its head and returns the settings with which it was made.
     fn open_if(
         file: File,
         expected: &dyn Fn(&Head<'_>) -> Result<ImageSettings, OpenError>,
@@ -214,12 +214,12 @@ impl Pack {
         file_content(&self.range_hashes[first..first + count])
     }
 
-    /// Hash of a range of a file, by the number of the file.
+    /// Returns the hash of a range of a file, by the number of the file.
     pub fn range_hash(&self, file: u32, range: usize) -> ContentHash {
         self.range_hashes[self.first_ranges[file as usize] as usize + range]
     }
 
-    /// What is in the segments.
+    /// Returns the layout, which describes the content of the segments.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -234,7 +234,7 @@ impl Pack {
         &self.words[segment.words.clone()]
     }
 
-    /// The file, unless the pack is small and was read whole.
+    /// Returns the file, unless the pack is small and was read as a whole.
     pub fn file(&self) -> Option<&File> {
         match &self.stored {
             Stored::File { file, .. } => Some(file),
@@ -242,10 +242,10 @@ impl Pack {
         }
     }
 
-    /// Reads stored bytes as they are; [`Self::is_sound`] checks them.
+    /// Reads stored bytes without checking them; [`Self::is_sound`] does.
     ///
     /// # Errors
-    /// They cannot be read; a pack that has become shorter is an error of kind `UnexpectedEof`.
+    /// They cannot be read. If the pack has become shorter, the error is of the kind `UnexpectedEof`.
     pub fn read(&self, at: u64, out: &mut [u8]) -> io::Result<()> {
         match &self.stored {
             Stored::File { file, .. } => file.read_exact_at(out, at),
@@ -321,7 +321,7 @@ pub fn check_file(file: File, settings: &str, name: &str) -> io::Result<bool> {
         if head.settings != settings || file_name(&planned) != name {
             return Err(damaged("it has the name of another pack"));
         }
-        settings_of_name(settings).ok_or(damaged("its settings are none"))
+        settings_of_name(settings).ok_or(damaged("its settings are invalid"))
     };
     match Pack::open_if(file, &expected, &PackLimits::new(OpenFiles::new(1))) {
         Ok(pack) => pack.check_segments(),
