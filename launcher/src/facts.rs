@@ -33,6 +33,10 @@ pub struct HostFacts {
     /// Whether the installed crosvm is built with a balloon. A crosvm without one does not have the option that turns
     /// it off.
     pub crosvm_has_balloon: bool,
+    /// Whether processes can restrict themselves with landlock as cloud-hypervisor does.
+    pub landlock: Landlock,
+    /// A directory on a file system in memory, for files without a name.
+    pub memory_directory: Option<HostPath>,
     /// An empty directory in which crosvm can jail its devices, if `/var/empty` does not exist.
     pub empty_directory: Option<HostPath>,
     /// The means to render and to show windows.
@@ -59,6 +63,8 @@ impl HostFacts {
             tsc_khz: None,
             io_uring_is_usable: true,
             crosvm_has_balloon: true,
+            landlock: Landlock::Usable,
+            memory_directory: Some(HostPath::from("/dev/shm")),
             empty_directory: None,
             desktop: Desktop::assumed(),
             privilege: Privilege::Unprivileged,
@@ -125,6 +131,15 @@ impl Kvm {
     pub fn is_usable(&self) -> bool {
         !matches!(self, Self::Unusable(_))
     }
+}
+
+/// Whether landlock can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Landlock {
+    /// The kernel restricts all access rights that cloud-hypervisor asks for.
+    Usable,
+    /// The reason why it cannot be used.
+    Unusable(String),
 }
 
 /// The privileges of the launcher.

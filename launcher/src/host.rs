@@ -3,6 +3,7 @@
 mod desktop;
 mod facts;
 mod kvm;
+mod landlock;
 mod limits;
 mod needs;
 mod qcow2;

@@ -1,14 +1,17 @@
 //! An initrd that is composed at the start: the machine's own initrd, followed by an archive with credentials, which
 //! the kernel unpacks over it. It exists in memory only, so that no secret is left on a disk.
 
+use crate::child::Identity;
 use crate::launch::ComposedInitrd;
 use crate::path::HostPath;
-use nix::fcntl::OFlag;
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::Mode;
 use program::place::Place;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::fchown;
 
 /// Why the initrd could not be composed.
 #[derive(Debug, thiserror::Error)]
@@ -29,11 +32,15 @@ pub enum InitrdError {
 const DIRECTORY_MODE: u32 = 0o040_500;
 const FILE_MODE: u32 = 0o100_400;
 
-/// Composes the initrd, and returns its descriptor, positioned at the start.
+/// Composes the initrd, and returns its descriptor, positioned at the start. The hypervisor opens it again, as `owner`.
 ///
 /// # Errors
 /// Returns [`InitrdError`].
-pub fn compose(initrd: &ComposedInitrd, working_directory: &HostPath) -> Result<OwnedFd, InitrdError> {
+pub fn compose(
+    initrd: &ComposedInitrd,
+    working_directory: &HostPath,
+    owner: Option<&Identity>,
+) -> Result<OwnedFd, InitrdError> {
     let read = |path: &HostPath| {
         let path = path.below(working_directory);
         // The guest receives the content, so root must not be made to read its own files for a machine's user.
@@ -44,8 +51,10 @@ pub fn compose(initrd: &ComposedInitrd, working_directory: &HostPath) -> Result<
     for (name, path) in &initrd.credentials {
         entries.push((name.as_str(), read(path)?));
     }
-    let memory = memfd_create(c"initrd", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?;
-    let mut file = File::from(memory);
+    let mut file = File::from(match &initrd.memory_directory {
+        Some(directory) => nameless_file(directory, owner)?,
+        None => memfd_create(c"initrd", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?,
+    });
     let base = initrd.base.below(working_directory);
     let mut source = open_file(&base)?;
     let base_bytes = io::copy(&mut source, &mut file)?;
@@ -53,6 +62,16 @@ pub fn compose(initrd: &ComposedInitrd, working_directory: &HostPath) -> Result<
     file.write_all(&archive(&initrd.directory, &entries))?;
     file.rewind()?;
     Ok(file.into())
+}
+
+/// A file that nobody can give a name to (open(2), O_TMPFILE with O_EXCL).
+fn nameless_file(directory: &HostPath, owner: Option<&Identity>) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_TMPFILE | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    let file = openat(AT_FDCWD, directory.as_path(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    if let Some(owner) = owner {
+        fchown(&file, Some(owner.user().as_raw()), Some(owner.group().as_raw()))?;
+    }
+    Ok(file)
 }
 
 fn open_file(path: &HostPath) -> Result<File, InitrdError> {
@@ -141,8 +160,9 @@ mod tests {
             directory: "run/credentials/@initrd".to_owned(),
             credentials: BTreeMap::from([("password".to_owned(), HostPath::from("secret"))]),
             descriptor: 100,
+            memory_directory: None,
         };
-        let made = compose(&need, &directory.path().to_str().unwrap().into()).unwrap();
+        let made = compose(&need, &directory.path().to_str().unwrap().into(), None).unwrap();
         let mut bytes = Vec::new();
         File::from(made).read_to_end(&mut bytes).unwrap();
         assert_eq!(&bytes[..8], b"12345\0\0\0");
@@ -176,8 +196,9 @@ mod tests {
             directory: "c".to_owned(),
             credentials: BTreeMap::from([("password".to_owned(), HostPath::from("secret"))]),
             descriptor: 100,
+            memory_directory: None,
         };
-        let error = compose(&need, &directory.path().to_str().unwrap().into()).unwrap_err().to_string();
+        let error = compose(&need, &directory.path().to_str().unwrap().into(), None).unwrap_err().to_string();
         assert!(error.contains("root does not follow a symbolic link of nobody"), "{error}");
     }
 
@@ -190,8 +211,9 @@ mod tests {
             directory: "c".to_owned(),
             credentials: BTreeMap::from([("password".to_owned(), HostPath::from("secret"))]),
             descriptor: 100,
+            memory_directory: None,
         };
-        let error = compose(&need, &directory.path().to_str().unwrap().into()).unwrap_err();
+        let error = compose(&need, &directory.path().to_str().unwrap().into(), None).unwrap_err();
         assert!(error.to_string().contains("/secret: "), "{error}");
     }
 }

@@ -150,8 +150,8 @@ fn configuration_of(arguments: &[String]) -> Value {
     let mut document = json!({"disks": [], "net": [], "fs": [], "devices": [], "payload": {}, "watchdog": false});
     let mut words = arguments.iter();
     while let Some(option) = words.next() {
-        if option == "--watchdog" {
-            document["watchdog"] = json!(true);
+        if let "--watchdog" | "--landlock" = option.as_str() {
+            document[if option == "--watchdog" { "watchdog" } else { "landlock_enable" }] = json!(true);
             continue;
         }
         let value = words.next().expect("every other option has a value");
@@ -170,6 +170,12 @@ fn configuration_of(arguments: &[String]) -> Value {
             ),
             "--net" => push(&mut document["net"], fields(value, &json!({"vhost_user": false, "num_queues": 2}))),
             "--fs" => push(&mut document["fs"], fields(value, &json!({}))),
+            "--landlock-rules" => {
+                if document["landlock_rules"].is_null() {
+                    document["landlock_rules"] = json!([]);
+                }
+                push(&mut document["landlock_rules"], fields(value, &json!({})));
+            }
             "--device" => push(&mut document["devices"], fields(value, &json!({}))),
             "--cpus" => document["cpus"] = fields(value, &json!({})),
             "--memory" => {

@@ -2,22 +2,25 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test reports by failing")]
 
-use launcher::facts::HostFacts;
+use launcher::facts::{HostFacts, Landlock, Version};
 use launcher::hypervisor::lower;
 use launcher::launch::Launch;
 use launcher::path::HostPath;
 use launcher::spec::{Hypervisor, parse::parse};
-use launcher::validate::check;
+use launcher::validate::{CheckedSpec, check};
 use serde_json::{Value, json};
 
-fn outcome(fields: Value, hypervisor: Hypervisor) -> Result<Launch, String> {
+fn machine(fields: Value) -> CheckedSpec {
     let mut document = json!({"version": 1, "name": "web", "kernel": "/k/bzImage", "initrd": "/k/initrd"});
     if let (Value::Object(document), Value::Object(fields)) = (&mut document, fields) {
         document.extend(fields);
     }
-    let spec = check(&parse(&document.to_string()).expect("a spec")).expect("a checked spec");
+    check(&parse(&document.to_string()).expect("a spec")).expect("a checked spec")
+}
+
+fn outcome(fields: Value, hypervisor: Hypervisor) -> Result<Launch, String> {
     let facts = HostFacts::assumed(HostPath::from("/var/lib/microvms/web"));
-    lower(&spec, &facts, hypervisor).map_err(|refusals| refusals.to_string())
+    lower(&machine(fields), &facts, hypervisor).map_err(|refusals| refusals.to_string())
 }
 
 fn launch(fields: Value, hypervisor: Hypervisor) -> Launch {
@@ -355,4 +358,55 @@ fn lists_of_firecrackers_extra_config_are_appended_and_elements_with_the_same_id
     assert!(said.contains("firecracker.extraConfig.drives") && said.contains("`mine` is given twice"), "{said}");
     let said = refusal(with(json!({"network-interfaces": {}})), Hypervisor::Firecracker);
     assert!(said.contains("firecracker.extraConfig.network-interfaces") && said.contains("requires a list"), "{said}");
+}
+
+#[test]
+fn cloud_hypervisor_gets_rules_for_what_it_opens_without_having_its_own() {
+    let rules = |launch: &Launch| {
+        assert_eq!(launch.arguments.iter().filter(|argument| *argument == "--landlock").count(), 1);
+        let words = launch.arguments.windows(2).filter(|words| words[0] == "--landlock-rules");
+        words.map(|words| words[1].clone()).collect::<Vec<_>>()
+    };
+    let on = |fields: Value| launch(fields, Hypervisor::CloudHypervisor);
+    let tap = json!([{"type": "tap", "id": "vm-web", "mac": "02:00:00:00:00:01"}]);
+    assert_eq!(rules(&on(json!({"interfaces": tap}))), ["path=/sys/class/net/vm-web/tun_flags,access=r"]);
+    assert_eq!(rules(&on(json!({"vsock": {"cid": 42}}))), ["path=.,access=w"]);
+    // It has a rule of its own for the directory of such a path.
+    assert_eq!(rules(&on(json!({"vsock": {"cid": 42, "socket": "/run/web/vsock"}}))), [""; 0]);
+    let group = "path=/dev/vfio,access=rw";
+    let device = "path=/sys/bus/pci/devices/0000:01:00.0,access=r";
+    assert_eq!(rules(&on(json!({"devices": [{"bus": "pci", "path": "0000:01:00.0"}]}))), [device, group]);
+    let arguments = [
+        ["--device", "path=/sys/bus/pci/devices/0000:01:00.0,id=card"].as_slice(),
+        &["--net", "tap=vm-other,mac=02:00:00:00:00:02"],
+        &["--landlock", "--landlock-rules", "path=/srv/disks,access=rw"],
+    ];
+    let merged = on(extra("cloudHypervisor", &arguments.concat()));
+    let tap = "path=/sys/class/net/vm-other/tun_flags,access=r";
+    assert_eq!(rules(&merged), ["path=/srv/disks,access=rw", device, group, tap]);
+}
+
+#[test]
+fn cloud_hypervisor_runs_without_landlock_where_it_could_not_start_with_it() {
+    let secret = json!({"initrd": "/k/initrd", "credentialFiles": {"token": "/run/token"}});
+    let no_landlock = |facts: &mut HostFacts| facts.landlock = Landlock::Unusable("Linux 6.1".to_owned());
+    let old = |facts: &mut HostFacts| {
+        facts.versions.insert(Hypervisor::CloudHypervisor, Version(40, 0, 0));
+    };
+    let no_memory = |facts: &mut HostFacts| facts.memory_directory = None;
+    let cases: [(Value, &dyn Fn(&mut HostFacts), &str); 3] = [
+        (json!({}), &no_landlock, "Linux 6.1"),
+        (json!({}), &old, "has it from version 41.0.0 on"),
+        (secret.clone(), &no_memory, "needs a tmpfs at /dev/shm for the initrd with the credentials"),
+    ];
+    for (fields, change, reason) in cases {
+        let mut facts = HostFacts::assumed("/var/lib/microvms/web".into());
+        change(&mut facts);
+        let launch = lower(&machine(fields), &facts, Hypervisor::CloudHypervisor).expect("a launch");
+        assert!(launch.arguments.iter().all(|argument| !argument.starts_with("--landlock")), "{:?}", launch.arguments);
+        let warning = format!("web: hypervisor: cloud-hypervisor runs without landlock: {reason}");
+        assert_eq!(launch.warnings, [warning]);
+    }
+    let with = launch(secret, Hypervisor::CloudHypervisor);
+    assert_eq!(with.needs.initrd.and_then(|initrd| initrd.memory_directory), Some("/dev/shm".into()));
 }

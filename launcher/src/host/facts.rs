@@ -1,7 +1,7 @@
 //! Gathering the facts about the host. A launch should start within milliseconds, but asking a hypervisor for its
 //! version takes longer. Therefore answers are cached, together with the identity of the program file.
 
-use super::{desktop, kvm};
+use super::{desktop, kvm, landlock};
 use crate::facts::{Architecture, HostFacts, KernelForm, Privilege, Version};
 use crate::hypervisor::description;
 use crate::interruption::{ChildError, Interrupted, Interruption};
@@ -100,12 +100,23 @@ pub fn gather(
             facts.file_bytes.insert(file.clone(), metadata.len());
         }
     }
+    if hypervisor == Hypervisor::CloudHypervisor {
+        facts.landlock = landlock::probe();
+        facts.memory_directory = memory_directory(Path::new("/dev/shm"));
+    }
     facts.empty_directory = empty_directory(hypervisor, runtime);
     if spec.graphics.enable {
         facts.desktop = desktop::probe();
     }
     remember(spec, hypervisor, runtime, interruption, &mut facts)?;
     Ok(facts)
+}
+
+/// The directory, if what is made there is in memory only.
+fn memory_directory(directory: &Path) -> Option<HostPath> {
+    let statistics = nix::sys::statfs::statfs(directory).ok()?;
+    let is_memory = statistics.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC;
+    is_memory.then(|| HostPath::new(directory.to_string_lossy()))
 }
 
 fn remember(

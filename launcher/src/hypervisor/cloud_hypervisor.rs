@@ -2,6 +2,7 @@
 
 mod config;
 mod extra;
+mod landlock;
 
 use super::description::{CredentialTransport, Description, HypervisorProgram, ImageLimits, VsockTransport};
 use super::launch_builder::{Command, LaunchBuilder};
@@ -135,9 +136,11 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
         vsock: spec.vsock.as_ref().map(|vsock| Vsock { cid: vsock.cid, socket: vsock.socket.as_str().to_owned() }),
         platform: platform(&builder),
         watchdog: true,
+        landlock_enable: false,
+        landlock_rules: Vec::new(),
     };
     check_devices(&mut builder, &config);
-    finish(builder, &config)
+    finish(builder, config)
 }
 
 fn check_kernel(builder: &mut LaunchBuilder<'_>, kernel: &HostPath) {
@@ -304,14 +307,22 @@ fn platform(builder: &LaunchBuilder<'_>) -> Option<Platform> {
     (!platform.is_empty()).then_some(platform)
 }
 
-fn finish(mut builder: LaunchBuilder<'_>, config: &VmConfig) -> Result<Launch, Vec<Refusal>> {
+fn finish(mut builder: LaunchBuilder<'_>, mut config: VmConfig) -> Result<Launch, Vec<Refusal>> {
     let spec = builder.spec;
-    let own = config::arguments(&mut builder, config);
+    let own = config::arguments(&mut builder, &config);
     let merged = extra::merge(&mut builder, own);
+    let mut arguments = merged.arguments();
+    if landlock::is_used(&mut builder) {
+        let (rules, added) = landlock::add(&mut builder, &merged.items);
+        landlock::keep_initrd_within_rules(&mut builder);
+        arguments.extend(added);
+        config.landlock_enable = true;
+        config.landlock_rules = rules;
+    }
     let put = |path: &str| HttpRequest { method: "PUT".to_owned(), path: format!("/api/v1/{path}"), body: None };
     let command = Command {
         program: spec.sections.cloud_hypervisor.program.clone(),
-        arguments: merged.arguments,
+        arguments,
         environment: BTreeMap::new(),
         files: Vec::new(),
         control: spec.control_socket.clone(),

@@ -302,7 +302,7 @@ impl<'spec> LaunchBuilder<'spec> {
         let descriptor = self.descriptor();
         let credentials = self.spec.credential_files.clone();
         let directory = CREDENTIALS_DIRECTORY.to_owned();
-        self.needs.initrd = Some(ComposedInitrd { base, directory, credentials, descriptor });
+        self.needs.initrd = Some(ComposedInitrd { base, directory, credentials, descriptor, memory_directory: None });
         Some(HostPath::new(format!("/proc/self/fd/{descriptor}")))
     }
 

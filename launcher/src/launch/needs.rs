@@ -278,4 +278,8 @@ pub struct ComposedInitrd {
     pub credentials: BTreeMap<String, HostPath>,
     /// The descriptor number under which the hypervisor expects it.
     pub descriptor: i32,
+    /// The directory of a file system in memory in which it is a file without a name, which landlock can have a rule for;
+    /// null is memory without a file system.
+    #[serde(default)]
+    pub memory_directory: Option<HostPath>,
 }

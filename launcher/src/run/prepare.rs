@@ -232,7 +232,7 @@ impl Step<'_> {
     fn open_descriptors(&self) -> Result<Vec<PassedDescriptor>, RunError> {
         let mut passed = Vec::new();
         if let Some(need) = &self.launch.needs.initrd {
-            let memory = initrd::compose(need, &self.launch.working_directory)?;
+            let memory = initrd::compose(need, &self.launch.working_directory, self.identity)?;
             passed.push(pass(memory, need.descriptor)?);
         }
         for need in &self.launch.needs.macvtaps {

@@ -4,6 +4,8 @@ use crate::failures::{is_alive, said, scripted_machine, wait_for_file, write_scr
 use crate::lifecycle::waiting_machine;
 use crate::machine::{PATIENCE, TestMachine, kvm_opens, program_of, skipped, use_program};
 use crate::probe::probe_guest;
+use launcher::control::{ControlError, Controller, HttpAnswer};
+use launcher::launch::HttpRequest;
 use launcher::spec::{Hypervisor, MachineSpec};
 use serde_json::json;
 use std::fs;
@@ -290,5 +292,48 @@ fn every_hypervisor_holds_the_lock_on_its_volume() {
         }
         assert!(machine.output(&["stop", "web", "--timeout", "60"]).status.success());
         running.end();
+    }
+}
+
+/// Asks a running cloud-hypervisor for one more disk.
+fn add_disk(machine: &TestMachine, path: &Path) -> Result<HttpAnswer, ControlError> {
+    let launch = machine.launch();
+    let controller = Controller::new(launch.control.as_ref().unwrap(), &launch.working_directory);
+    let body = Some(json!({"path": path, "image_type": "Raw"}));
+    let (method, path) = ("PUT".to_owned(), "/api/v1/vm.add-disk".to_owned());
+    controller.http(&HttpRequest { method, path, body })
+}
+
+#[test]
+fn cloud_hypervisor_opens_only_what_its_options_name() {
+    let outside = tempfile::tempdir().unwrap();
+    let disk = outside.path().join("disk.img");
+    fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    for is_allowed in [false, true] {
+        let Some((machine, mut spec)) = waiting_machine(Hypervisor::CloudHypervisor) else { return };
+        spec.vsock.cid = Some(42);
+        spec.credential_files = [("token".to_owned(), "token".into())].into();
+        fs::write(machine.path("token"), "hunter2").unwrap();
+        if is_allowed {
+            let rule = format!("path={},access=rw", outside.path().display());
+            spec.cloud_hypervisor.extra_args = vec!["--landlock-rules".to_owned(), rule];
+        }
+        machine.write_spec(&spec);
+        let mut running = machine.start(&["--supervise"]);
+        running.wait_for("waiting");
+        let launch = machine.launch();
+        let has_landlock = launch.arguments.contains(&"--landlock".to_owned());
+        if !has_landlock {
+            assert!(launch.warnings.iter().any(|warning| warning.contains("runs without landlock")), "{launch:?}");
+            skipped(&launch.warnings.join("\n"));
+        }
+        let answer = add_disk(&machine, &disk);
+        match answer {
+            Ok(_) => assert!(is_allowed || !has_landlock),
+            Err(error) => assert!(!is_allowed && error.to_string().contains("Permission denied"), "{error}"),
+        }
+        // What it was started with it has still, its own end included.
+        assert!(machine.output(&["stop", "web", "--timeout", "60"]).status.success());
+        running.end_well();
     }
 }

@@ -25,6 +25,9 @@ pub(super) struct VmConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) platform: Option<Platform>,
     pub(super) watchdog: bool,
+    pub(super) landlock_enable: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) landlock_rules: Vec<LandlockRule>,
 }
 
 /// `CpusConfig`.
@@ -179,6 +182,13 @@ pub(super) struct Platform {
     pub(super) uuid: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) oem_strings: Vec<String>,
+}
+
+/// `LandlockConfig`: `r`, `w` or `rw` to a file, or to a directory with all that is below it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct LandlockRule {
+    pub(super) path: String,
+    pub(super) access: &'static str,
 }
 
 impl Platform {

@@ -41,17 +41,24 @@ const OWN_KEYS: [(&str, &str, &str); 12] = [
 
 /// The merged command line.
 pub(super) struct Merged {
-    pub(super) arguments: Vec<String>,
+    pub(super) items: Vec<Item>,
     /// Whether the serial console is still on the terminal.
     pub(super) serial_is_ours: bool,
     /// Whether none of our options has changed.
     pub(super) config_is_ours: bool,
 }
 
+impl Merged {
+    /// The words of the command line.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        self.items.iter().flat_map(|item| std::iter::once(&item.option).chain(&item.values)).cloned().collect()
+    }
+}
+
 /// An option and the words up to the next option.
-struct Item {
-    option: String,
-    values: Vec<String>,
+pub(super) struct Item {
+    pub(super) option: String,
+    pub(super) values: Vec<String>,
 }
 
 /// `key=value` in their order; a word without `=` has no value.
@@ -60,7 +67,7 @@ type Pairs = Vec<(String, Option<String>)>;
 /// Merges our arguments with the user's.
 pub(super) fn merge(builder: &mut LaunchBuilder<'_>, own: Vec<String>) -> Merged {
     let mut items = items(&own);
-    let mut merged = Merged { arguments: Vec::new(), serial_is_ours: true, config_is_ours: true };
+    let mut merged = Merged { items: Vec::new(), serial_is_ours: true, config_is_ours: true };
     let mut seen: Vec<String> = Vec::new();
     for item in self::items(&builder.spec.sections.cloud_hypervisor.extra_args) {
         let once = MERGED.contains(&item.option.as_str()) || REPLACED.contains(&item.option.as_str());
@@ -74,7 +81,7 @@ pub(super) fn merge(builder: &mut LaunchBuilder<'_>, own: Vec<String>) -> Merged
             continue;
         }
         let place = items.iter().position(|own| own.option == item.option);
-        merged.config_is_ours &= place.is_none() || item.values.is_empty();
+        merged.config_is_ours &= (place.is_none() || item.values.is_empty()) && item.option != "--landlock-rules";
         merged.serial_is_ours &= item.option != "--serial" || item.values == ["tty"];
         match place {
             Some(at) if MERGED.contains(&item.option.as_str()) => {
@@ -92,10 +99,7 @@ pub(super) fn merge(builder: &mut LaunchBuilder<'_>, own: Vec<String>) -> Merged
             }
         }
     }
-    for item in items {
-        merged.arguments.push(item.option);
-        merged.arguments.extend(item.values);
-    }
+    merged.items = items;
     merged
 }
 
@@ -160,7 +164,7 @@ fn items(arguments: &[String]) -> Vec<Item> {
 }
 
 /// Splits a value into its pairs. Commas inside quotes and brackets do not separate.
-fn pairs(text: &str) -> Pairs {
+pub(super) fn pairs(text: &str) -> Pairs {
     let (mut parts, mut part, mut open, mut quoted) = (Vec::new(), String::new(), 0_i32, false);
     for character in text.chars() {
         match character {

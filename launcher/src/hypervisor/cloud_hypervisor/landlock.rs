@@ -1,0 +1,81 @@
+//! cloud-hypervisor's own sandbox. With `--landlock` its threads open only what its options name, and what
+//! `--landlock-rules` add: here what it opens without having a rule of its own for it, as read at v54 and seen with strace.
+
+use super::super::launch_builder::LaunchBuilder;
+use super::config::LandlockRule;
+use super::extra::{Item, pairs};
+use crate::facts::{Landlock, Version};
+use crate::keyval::{Dialect, Options};
+use crate::path::HostPath;
+use crate::spec::Hypervisor;
+
+/// Since when it has the option.
+const SINCE: Version = Version(41, 0, 0);
+
+/// Whether it restricts itself; warns if not.
+pub(super) fn is_used(builder: &mut LaunchBuilder<'_>) -> bool {
+    let why_not = match &builder.facts.landlock {
+        Landlock::Unusable(why) => why.clone(),
+        Landlock::Usable if !builder.facts.at_least(Hypervisor::CloudHypervisor, SINCE) => {
+            format!("has it from version {SINCE} on")
+        }
+        Landlock::Usable if !builder.spec.credential_files.is_empty() && builder.facts.memory_directory.is_none() => {
+            "needs a tmpfs at /dev/shm for the initrd with the credentials".to_owned()
+        }
+        Landlock::Usable => return true,
+    };
+    builder.warn("hypervisor", &format!("cloud-hypervisor runs without landlock: {why_not}"));
+    false
+}
+
+/// Adds the option and its rules, after the arguments of which these are the items.
+pub(super) fn add(builder: &mut LaunchBuilder<'_>, items: &[Item]) -> (Vec<LandlockRule>, Vec<String>) {
+    let mut rules: Vec<LandlockRule> = Vec::new();
+    for rule in items.iter().flat_map(opened_without_rule) {
+        if !rules.contains(&rule) {
+            rules.push(rule);
+        }
+    }
+    let mut arguments = Vec::new();
+    if items.iter().all(|item| item.option != "--landlock") {
+        arguments.push("--landlock".to_owned());
+    }
+    for rule in &rules {
+        let options = Options::new(Dialect::CloudHypervisor).pair("path", &rule.path).pair("access", rule.access);
+        arguments.extend(["--landlock-rules".to_owned(), builder.written("hypervisor", options.finish())]);
+    }
+    (rules, arguments)
+}
+
+fn opened_without_rule(item: &Item) -> Vec<LandlockRule> {
+    let value = |key: &str| {
+        let pairs = item.values.iter().flat_map(|value| pairs(value));
+        let value = pairs.filter(|(name, _)| name == key).find_map(|(_, value)| value);
+        value.map(|value| value.trim_matches('"').to_owned()).filter(|value| !value.is_empty())
+    };
+    let rule = |path: String, access| LandlockRule { path, access };
+    match item.option.as_str() {
+        // It has a rule for the directory that the path names, and a name alone names none.
+        "--vsock" if value("socket").is_some_and(|socket| !socket.contains('/')) => vec![rule(".".to_owned(), "w")],
+        // It looks whether the interface has several queues.
+        "--net" => match value("tap") {
+            Some(tap) => vec![rule(format!("/sys/class/net/{tap}/tun_flags"), "r")],
+            None => Vec::new(),
+        },
+        // Its rule for /dev/vfio/GROUP has the device's address in the place of the group.
+        "--device" => {
+            let device = value("path").map(|path| rule(path, "r"));
+            device.into_iter().chain([rule("/dev/vfio".to_owned(), "rw")]).collect()
+        }
+        "--platform" if value("iommufd").as_deref() == Some("on") => vec![rule("/dev/iommu".to_owned(), "rw")],
+        _ => Vec::new(),
+    }
+}
+
+/// Where the initrd with the credentials is made: a rule for a memfd is refused with EBADFD.
+pub(super) fn keep_initrd_within_rules(builder: &mut LaunchBuilder<'_>) {
+    let directory: Option<HostPath> = builder.facts.memory_directory.clone();
+    if let Some(initrd) = &mut builder.needs.initrd {
+        initrd.memory_directory = directory;
+    }
+}
