@@ -1,13 +1,13 @@
 //! An initrd that is composed at the start: the machine's own initrd, followed by an archive with credentials, which
 //! the kernel unpacks over it. It exists in memory only, so that no secret is left on a disk.
 
-use crate::child::Identity;
 use crate::launch::ComposedInitrd;
 use crate::path::HostPath;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 use program::place::Place;
+use program::user::Identity;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;

@@ -18,6 +18,7 @@ use crate::launch::{SideProcess, SideProcessKind};
 use crate::path::HostPath;
 use crate::programs::{NotInstalled, find_program};
 use crate::sockets::{SocketError, is_bound, is_served, remove_stale};
+use crate::state::ProcessIdentity;
 use program::child::{OnParentDeath, hand_on, prepare};
 use program::place::{Place, PrivateDirectory};
 use program::user::Identity;
@@ -188,6 +189,12 @@ impl SideProcesses {
     /// Whether there are no processes.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// The processes that this launcher has started and that run.
+    pub fn identities(&self) -> Vec<ProcessIdentity> {
+        let children = self.entries.iter().filter_map(|entry| i32::try_from(entry.child.as_ref()?.id()).ok());
+        children.filter_map(|pid| ProcessIdentity::of(pid).ok()).collect()
     }
 
     /// Reaps processes that have ended, and restarts those whose delay is over. Returns messages for the user, and when

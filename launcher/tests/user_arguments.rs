@@ -369,7 +369,7 @@ fn cloud_hypervisor_gets_rules_for_what_it_opens_without_having_its_own() {
     };
     let on = |fields: Value| launch(fields, Hypervisor::CloudHypervisor);
     let tap = json!([{"type": "tap", "id": "vm-web", "mac": "02:00:00:00:00:01"}]);
-    assert_eq!(rules(&on(json!({"interfaces": tap}))), ["path=/sys/class/net/vm-web/tun_flags,access=r"]);
+    assert_eq!(rules(&on(json!({"interfaces": tap}))), ["path=/sys/devices/virtual/net,access=r"]);
     assert_eq!(rules(&on(json!({"vsock": {"cid": 42}}))), ["path=.,access=w"]);
     // It has a rule of its own for the directory of such a path.
     assert_eq!(rules(&on(json!({"vsock": {"cid": 42, "socket": "/run/web/vsock"}}))), [""; 0]);
@@ -382,7 +382,7 @@ fn cloud_hypervisor_gets_rules_for_what_it_opens_without_having_its_own() {
         &["--landlock", "--landlock-rules", "path=/srv/disks,access=rw"],
     ];
     let merged = on(extra("cloudHypervisor", &arguments.concat()));
-    let tap = "path=/sys/class/net/vm-other/tun_flags,access=r";
+    let tap = "path=/sys/devices/virtual/net,access=r";
     assert_eq!(rules(&merged), ["path=/srv/disks,access=rw", device, group, tap]);
 }
 

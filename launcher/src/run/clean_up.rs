@@ -1,10 +1,12 @@
 //! Cleaning up after a launcher that has become the hypervisor. A small process waits until the hypervisor has ended
-//! for any reason, and then removes the network interfaces that the start has created.
+//! for any reason, and then removes the network interfaces that the start has created and ends the processes
+//! beside the hypervisor that have not ended with it.
 
 use crate::interruption::Interruption;
 use crate::network::remove_made;
 use crate::state::{MachineState, ProcessIdentity, RuntimeDirectory, StateError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 use program::child::{OnParentDeath, prepare};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
@@ -13,10 +15,16 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 /// Starts that process. It detaches, so that the hypervisor does not have an unexpected child.
-pub(super) fn clean_up_later(state: &MachineState, hypervisor: ProcessIdentity) -> io::Result<()> {
+pub(super) fn clean_up_later(
+    state: &MachineState,
+    hypervisor: ProcessIdentity,
+    side_processes: &[ProcessIdentity],
+) -> io::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["clean-up-after", "--detach", state.name()]);
-    command.args([hypervisor.pid.to_string(), hypervisor.start_ticks.to_string()]);
+    for process in std::iter::once(&hypervisor).chain(side_processes) {
+        command.args([process.pid.to_string(), process.start_ticks.to_string()]);
+    }
     if let Some(runtime) = state.directory().parent() {
         command.env("MICROVM_RUNTIME_DIR", runtime);
     }
@@ -26,19 +34,25 @@ pub(super) fn clean_up_later(state: &MachineState, hypervisor: ProcessIdentity) 
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("microvm clean-up-after: {status}"))) }
 }
 
-/// Waits until the process has ended, then removes the interfaces that were created for its machine. Signals do not
-/// interrupt the wait, because they are meant for the hypervisor.
+/// Waits until the first process, the hypervisor, has ended. Then removes the interfaces that were created for its machine,
+/// and ends the other processes: the kernel forgets to end with its parent a process that changes its user, as passt
+/// does (prctl(2), PR_SET_PDEATHSIG). Signals do not interrupt the wait, because they are meant for the hypervisor.
 ///
 /// # Errors
 /// Fails if the machine's state cannot be read.
 pub fn clean_up_after(
     runtime: &RuntimeDirectory,
     name: &str,
-    process: ProcessIdentity,
+    processes: &[ProcessIdentity],
     _held_back: &Interruption,
 ) -> Result<(), StateError> {
     let state = runtime.machine(name)?;
-    wait_for_end(process).map_err(|source| StateError::File { path: state.directory().to_owned(), source })?;
+    let failed = |source| StateError::File { path: state.directory().to_owned(), source };
+    let Some((hypervisor, side_processes)) = processes.split_first() else { return Ok(()) };
+    wait_for_end(*hypervisor).map_err(failed)?;
+    for process in side_processes {
+        process.signal(Signal::SIGTERM).map_err(failed)?;
+    }
     remove_made(&state.left_over_interfaces()?);
     Ok(())
 }

@@ -62,8 +62,9 @@ fn exec(
 ) -> RunError {
     let program = prepared.program.display().to_string();
     let failed = |source| RunError::Start { program: program.clone(), source };
-    if !prepared.interfaces.made().is_empty()
-        && let Err(source) = clean_up_later(state, hypervisor)
+    let side_processes = prepared.side_processes.identities();
+    if (!prepared.interfaces.made().is_empty() || !side_processes.is_empty())
+        && let Err(source) = clean_up_later(state, hypervisor, &side_processes)
     {
         return RunError::System { action: "starting the process that removes the network interfaces", source };
     }

@@ -2,7 +2,7 @@
 
 use super::checked::{CheckedSpec, InterfaceKind};
 use super::findings::Problem;
-use crate::spec::{ForwardFrom, ShareProtocol};
+use crate::spec::{ForwardFrom, MacvtapMode, ShareProtocol};
 use std::collections::BTreeMap;
 
 /// Returns all conflicts between machines that run on one host at the same time.
@@ -34,8 +34,8 @@ struct Claim {
 enum Hold {
     /// Only one machine can use it.
     Alone,
-    /// Several machines can use it if all of them only read it.
-    Reading,
+    /// Several machines can use it if none of them needs it alone: files that are only read, links of macvtaps.
+    Shared,
 }
 
 struct Holder<'machine> {
@@ -61,7 +61,7 @@ fn claims(spec: &CheckedSpec) -> Vec<Claim> {
         claims.push(alone("device", &device.path, format!("devices[{index}].path")));
     }
     for disk in spec.disks.iter().filter(|disk| disk.image.is_absolute()) {
-        let hold = if disk.read_only { Hold::Reading } else { Hold::Alone };
+        let hold = if disk.read_only { Hold::Shared } else { Hold::Alone };
         claims.push(Claim { hold, ..alone("image", disk.image.as_str(), format!("{}.image", disk.option)) });
     }
     let mut sockets = vec![(&spec.control_socket, "socket".to_owned())];
@@ -83,6 +83,10 @@ fn network_claims(spec: &CheckedSpec) -> Vec<Claim> {
         // With user networking, every machine has its own network.
         if interface.kind != InterfaceKind::User {
             claims.push(alone("MAC address", &interface.mac, format!("interfaces[{index}].mac")));
+        }
+        if let InterfaceKind::Macvtap { link, mode } = &interface.kind {
+            let hold = if *mode == MacvtapMode::Passthru { Hold::Alone } else { Hold::Shared };
+            claims.push(Claim { hold, ..alone("link", link, format!("interfaces[{index}].macvtap.link")) });
         }
         if matches!(interface.kind, InterfaceKind::Tap { .. } | InterfaceKind::Macvtap { .. }) {
             claims.push(alone("network interface", &interface.id, format!("interfaces[{index}].id")));

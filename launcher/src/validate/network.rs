@@ -4,7 +4,7 @@ use super::checked::{CheckedInterface, CheckedVsock, InterfaceKind};
 use super::findings::Findings;
 use super::names;
 use crate::path::HostPath;
-use crate::spec::{ForwardFrom, Interface, InterfaceType, MachineSpec};
+use crate::spec::{ForwardFrom, Interface, InterfaceType, MachineSpec, MacvtapMode};
 
 /// The lowest address of a guest. The lower ones are the hypervisor, the loopback and the host: vsock(7).
 const FIRST_GUEST_CID: u32 = 3;
@@ -44,7 +44,22 @@ pub(super) fn interfaces(spec: &MachineSpec, findings: &mut Findings) -> Vec<Che
         .map(|(index, interface)| (format!("interfaces[{index}].mac"), interface.mac.to_ascii_lowercase()))
         .collect();
     findings.require_distinct("MAC address", macs.iter().map(|(option, mac)| (option.clone(), mac.as_str())));
+    require_links_alone(spec, findings);
     interfaces
+}
+
+/// A macvtap in the mode passthru takes its whole link, and the kernel makes no other one on it.
+fn require_links_alone(spec: &MachineSpec, findings: &mut Findings) {
+    let macvtaps = || spec.interfaces.iter().enumerate().filter_map(|(index, it)| Some((index, it.macvtap.as_ref()?)));
+    for (index, macvtap) in macvtaps().filter(|(_, macvtap)| macvtap.mode == MacvtapMode::Passthru) {
+        if let Some((other, _)) = macvtaps().find(|(other, it)| *other != index && it.link == macvtap.link) {
+            let reason = format!(
+                "the mode \"passthru\" takes the whole link `{}`, which interfaces[{other}] uses too",
+                macvtap.link
+            );
+            findings.problem(format!("interfaces[{index}].macvtap.mode"), reason);
+        }
+    }
 }
 
 fn check_kind(index: usize, interface: &Interface, findings: &mut Findings) -> Option<InterfaceKind> {

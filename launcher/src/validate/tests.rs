@@ -226,3 +226,22 @@ fn machines_that_use_the_same_host_resource_conflict() {
     let other = machine("c", json!({"volumes": [{"image": "data.img", "size": 1}]}));
     assert_eq!(check_across(&[&first, &other]), []);
 }
+
+#[test]
+fn a_link_of_a_macvtap_in_the_mode_passthru_has_no_other_one() {
+    let on = |id: &str, mac: u32, mode: &str| json!({"type": "macvtap", "id": id, "mac": format!("02:00:00:00:00:0{mac}"), "macvtap": {"link": "eth0", "mode": mode}});
+    let both = json!([on("a", 1, "bridge"), on("b", 2, "passthru")]);
+    assert_eq!(
+        problems(json!({"interfaces": both})),
+        [
+            "web: interfaces[1].macvtap.mode: the mode \"passthru\" takes the whole link `eth0`, which interfaces[0] uses too"
+        ]
+    );
+    let machines = |mode: &str| {
+        let first = checked(json!({"name": "a", "interfaces": [on("a", 1, mode)]}));
+        let second = checked(json!({"name": "b", "interfaces": [on("b", 2, "bridge")]}));
+        check_across(&[&first, &second]).iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(machines("bridge"), [""; 0]);
+    assert!(machines("passthru")[0].contains("the link `eth0` is used by a's interfaces[0].macvtap.link"));
+}

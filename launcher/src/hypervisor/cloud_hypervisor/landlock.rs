@@ -57,11 +57,9 @@ fn opened_without_rule(item: &Item) -> Vec<LandlockRule> {
     match item.option.as_str() {
         // It has a rule for the directory that the path names, and a name alone names none.
         "--vsock" if value("socket").is_some_and(|socket| !socket.contains('/')) => vec![rule(".".to_owned(), "w")],
-        // It looks whether the interface has several queues.
-        "--net" => match value("tap") {
-            Some(tap) => vec![rule(format!("/sys/class/net/{tap}/tun_flags"), "r")],
-            None => Vec::new(),
-        },
+        // It reads tun_flags of the tap. It refuses rules for missing paths, and a tap in another network namespace than
+        // that of /sys is not found there.
+        "--net" if value("tap").is_some() => vec![rule("/sys/devices/virtual/net".to_owned(), "r")],
         // Its rule for /dev/vfio/GROUP has the device's address in the place of the group.
         "--device" => {
             let device = value("path").map(|path| rule(path, "r"));
