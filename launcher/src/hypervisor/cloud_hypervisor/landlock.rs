@@ -1,5 +1,5 @@
 //! cloud-hypervisor's own sandbox. With `--landlock` its threads open only what its options name, and what
-//! `--landlock-rules` add: here what it opens without having a rule of its own for it, as read at v54 and seen with strace.
+//! `--landlock-rules` add: here what it opens without having a rule of its own for it, as read at v54.
 
 use super::super::launch_builder::LaunchBuilder;
 use super::config::LandlockRule;
