@@ -84,7 +84,7 @@ impl Host {
         self.pack_of(name, &self.workspace.path("store").join(name))
     }
 
-    /// A pack with right checksums that says that a store path has the content of `location`.
+    /// Makes a pack with correct checksums which says that a store path has the content of `location`.
     fn pack_of(&self, name: &str, location: &Path) -> Vec<u8> {
         let (name, nar_hash, _) = facts().into_iter().find(|(known, ..)| *known == name).unwrap();
         let path = PlannedPath {

@@ -201,7 +201,7 @@ fn symlinks_in_place_of_cache_directories_are_refused_and_their_targets_are_not_
         ] {
             let output = target.run(command);
             let said = String::from_utf8(output.stderr).unwrap();
-            // fsck does not check anything but packs.
+            // fsck checks only packs.
             if !(command[1] == "fsck" && ["outputs", "names"].contains(&part)) {
                 assert_eq!(output.status.code(), Some(code), "{part}: {command:?}: {said}");
                 assert!(said.contains("it is a symbolic link, which leads out of the cache"), "{part}: {said}");
