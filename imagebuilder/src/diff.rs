@@ -1,7 +1,7 @@
 //! The differences between two images: names, types, modes, owners, sizes, targets, content.
 
 use crate::first_of::FirstOf;
-use crate::image::{ContentReader, Escaped, Image, ImageError, ImagePath, Inode, InodeKind, Node, Piece, Walk};
+use crate::image::{Escaped, FileContent, FileTree, ImageError, ImagePath, Inode, InodeKind, Node, Nodes, Piece};
 use rayon::prelude::*;
 use serde::{Serialize, Serializer};
 use std::cmp::Ordering;
@@ -96,7 +96,7 @@ pub enum DiffError {
 ///
 /// # Errors
 /// One of them is damaged.
-pub fn diff(first: &Image, second: &Image, options: DiffOptions) -> Result<DiffReport, DiffError> {
+pub fn diff(first: &dyn FileTree, second: &dyn FileTree, options: DiffOptions) -> Result<DiffReport, DiffError> {
     let jobs = options.jobs.max(1);
     let threads = crate::threads::pool(jobs);
     let threads = threads.map_err(|source| DiffError::Threads { jobs, source })?;
@@ -117,6 +117,7 @@ pub fn diff(first: &Image, second: &Image, options: DiffOptions) -> Result<DiffR
         batch?.iter().try_for_each(|(a, b)| compare_contents(first, second, (a, b), &found))
     };
     threads.install(|| batches.par_bridge().try_for_each(compare_batch))?;
+    drop(pairs);
     let (differences, difference_count) = found.finish();
     Ok(DiffReport { version: 1, difference_count, differences })
 }
@@ -128,8 +129,8 @@ fn changed(found: &FirstOf<Difference>, path: &[u8], detail: String) {
 /// Walks both images together. Reports differences in names and inodes, and yields the files whose content must be
 /// compared.
 struct Pairs<'a> {
-    first: Peekable<Walk<'a>>,
-    second: Peekable<Walk<'a>>,
+    first: Peekable<Nodes<'a>>,
+    second: Peekable<Nodes<'a>>,
     found: &'a FirstOf<Difference>,
 }
 
@@ -139,7 +140,7 @@ fn walk_order(a: &[u8], b: &[u8]) -> Ordering {
 }
 
 /// Skips a node and everything below it.
-fn take_subtree(walk: &mut Peekable<Walk<'_>>) -> Result<Option<Node>, ImageError> {
+fn take_subtree(walk: &mut Peekable<Nodes<'_>>) -> Result<Option<Node>, ImageError> {
     let Some(top) = walk.next().transpose()? else { return Ok(None) };
     while walk.next_if(|node| node.as_ref().is_ok_and(|node| node.depth > top.depth)).is_some() {}
     Ok(Some(top))
@@ -234,8 +235,8 @@ fn inode_differences(a: &Inode, b: &Inode) -> Vec<String> {
 }
 
 fn compare_contents(
-    first: &Image,
-    second: &Image,
+    first: &dyn FileTree,
+    second: &dyn FileTree,
     (a, b): (&Node, &Node),
     found: &FirstOf<Difference>,
 ) -> Result<(), DiffError> {
@@ -263,7 +264,7 @@ fn compare_contents(
 
 /// A file's content in pieces of any length; holes stay holes.
 struct ContentStream<'a> {
-    reader: ContentReader<'a>,
+    reader: Box<dyn FileContent + 'a>,
     /// The current piece; empty for a hole.
     bytes: Vec<u8>,
     taken: usize,
@@ -272,7 +273,7 @@ struct ContentStream<'a> {
 }
 
 impl<'a> ContentStream<'a> {
-    fn new(reader: ContentReader<'a>) -> Self {
+    fn new(reader: Box<dyn FileContent + 'a>) -> Self {
         Self { reader, bytes: Vec::new(), taken: 0, left: 0 }
     }
 

@@ -1,7 +1,8 @@
 //! A text that describes an image except for the content of its files, one line per item. It depends only on the
 //! image, for reading, for `diff`, and for golden tests.
 
-use crate::image::{Block, Escaped, FileInode, Image, ImageError, Inode, InodeForm, InodeKind, Node};
+use crate::erofs::reader::ErofsImage;
+use crate::image::{Block, Escaped, FileInode, FileTree as _, Image, ImageError, Inode, InodeForm, InodeKind, Node};
 use std::io::{self, Write};
 use thiserror::Error;
 
@@ -62,20 +63,8 @@ pub fn dump(image: &Image, out: &mut dyn Write) -> Result<(), DumpError> {
 
 /// Writes `/path type mode owner:group mtime inode links` and the fields of the inode's type.
 fn dump_node(image: &Image, node: &Node, out: &mut dyn Write) -> Result<(), DumpError> {
+    dump_attributes(node, out)?;
     let inode = &node.inode;
-    let extended = if inode.form == InodeForm::Extended { "+" } else { "" };
-    write!(
-        out,
-        "/{} {}{extended} {:04o} {}:{} mtime={} inode={} links={}",
-        Escaped(&node.path),
-        inode.inode_type().name(),
-        inode.mode,
-        inode.user_id,
-        inode.group_id,
-        inode.modified_at,
-        inode.number,
-        inode.links
-    )?;
     match &inode.kind {
         InodeKind::Directory(directory) => {
             write!(
@@ -94,6 +83,25 @@ fn dump_node(image: &Image, node: &Node, out: &mut dyn Write) -> Result<(), Dump
     }
     dump_xattrs(image, inode, out)?;
     writeln!(out)?;
+    Ok(())
+}
+
+/// Writes `/path type mode owner:group mtime inode links`. A `+` after the type marks the longer form of an inode.
+fn dump_attributes(node: &Node, out: &mut dyn Write) -> Result<(), DumpError> {
+    let inode = &node.inode;
+    let extended = if inode.form == InodeForm::Extended { "+" } else { "" };
+    write!(
+        out,
+        "/{} {}{extended} {:04o} {}:{} mtime={} inode={} links={}",
+        Escaped(&node.path),
+        inode.inode_type().name(),
+        inode.mode,
+        inode.user_id,
+        inode.group_id,
+        inode.modified_at,
+        inode.number,
+        inode.links
+    )?;
     Ok(())
 }
 
@@ -145,6 +153,63 @@ fn stored(block: Block) -> String {
 /// Returns the major and minor number, which are packed as in the kernel's `new_decode_dev`.
 fn device_numbers(number: u32) -> (u32, u32) {
     ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xf_ff00))
+}
+
+/// Writes the dump of an erofs image: the superblock, and the tree in the order of its names.
+///
+/// # Errors
+/// The image is damaged, or `out` cannot be written.
+pub fn dump_erofs(image: &ErofsImage, out: &mut dyn Write) -> Result<(), DumpError> {
+    let superblock = image.superblock();
+    writeln!(
+        out,
+        "erofs block-size={} made={} inodes={} bytes-used={} root={} features={}",
+        superblock.block_bytes(),
+        superblock.epoch,
+        superblock.inodes,
+        superblock.bytes(),
+        superblock.root_nid,
+        superblock.feature_names().join(",")
+    )?;
+    for node in image.walk()? {
+        let node = node?;
+        dump_attributes(&node, out)?;
+        match &node.inode.kind {
+            InodeKind::Directory(directory) => {
+                write!(out, " listing={}", directory.listing_bytes)?;
+                if let Some(content) = &directory.content {
+                    dump_place(image, content, out)?;
+                }
+            }
+            InodeKind::File(file) => {
+                write!(out, " size={}", file.size_bytes)?;
+                dump_place(image, file, out)?;
+            }
+            InodeKind::Symlink(target) => write!(out, " -> {}", Escaped(target))?,
+            InodeKind::BlockDevice(number) | InodeKind::CharacterDevice(number) => {
+                let (major, minor) = device_numbers(*number);
+                write!(out, " device={major}:{minor}")?;
+            }
+            InodeKind::Fifo | InodeKind::Socket => {}
+        }
+        if node.inode.xattr.is_some() {
+            write!(out, " xattrs")?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+/// Writes the location of content: ` at=8192 blocks=3 tail=120@1216`.
+fn dump_place(image: &ErofsImage, file: &FileInode, out: &mut dyn Write) -> Result<(), DumpError> {
+    if file.blocks > 0 {
+        write!(out, " at={} blocks={}", file.start, file.blocks)?;
+    }
+    let in_blocks = file.blocks.saturating_mul(image.superblock().block_bytes());
+    if file.size_bytes > in_blocks {
+        write!(out, " tail={}@{}", file.size_bytes - in_blocks, file.place)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

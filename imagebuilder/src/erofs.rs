@@ -22,6 +22,7 @@ mod directory;
 mod emit;
 pub mod format;
 mod layout;
+pub mod reader;
 
 pub use emit::block_map;
 pub use layout::{ErofsError, Profile, SameContent};

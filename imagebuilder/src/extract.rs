@@ -9,11 +9,12 @@ mod second_pass;
 mod target;
 mod write;
 
-use crate::image::{Image, ImageError, ImagePath, Inode, InodeSet, InodeType};
+use crate::image::{FileTree, ImageError, ImagePath, Inode, InodeType};
 use nix::errno::Errno;
 use plan::Planned;
 use rayon::prelude::*;
 use serde::Serialize;
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -139,7 +140,11 @@ fn write_error(action: &'static str, path: PathBuf) -> impl FnOnce(Errno) -> Ext
 /// # Errors
 /// The image is damaged, the output directory is not empty, or something cannot be written. An output directory that
 /// was created is then removed. One that existed keeps the files extracted so far, each of them complete.
-pub fn extract(image: &Image, options: ExtractOptions<'_>, cancel: &AtomicBool) -> Result<ExtractReport, ExtractError> {
+pub fn extract(
+    image: &dyn FileTree,
+    options: ExtractOptions<'_>,
+    cancel: &AtomicBool,
+) -> Result<ExtractReport, ExtractError> {
     let jobs = options.jobs.max(1);
     let threads = crate::threads::pool(jobs);
     let threads = threads.map_err(|source| ExtractError::Threads { jobs, source })?;
@@ -153,7 +158,7 @@ pub fn extract(image: &Image, options: ExtractOptions<'_>, cancel: &AtomicBool) 
 
 /// Creates directories and symbolic links one after the other, and files with all threads.
 fn write_tree(
-    image: &Image,
+    image: &dyn FileTree,
     options: ExtractOptions<'_>,
     target: &TargetDirectory,
     cancel: &AtomicBool,
@@ -190,16 +195,12 @@ fn write_tree(
 }
 
 /// Inodes with several names: the content is written under the first name, and the others become links to it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Linked {
-    met: InodeSet,
+    met: HashSet<u32>,
 }
 
 impl Linked {
-    fn new(image: &Image) -> Self {
-        Self { met: InodeSet::new(image.superblock().inodes) }
-    }
-
     /// Returns true if the inode has several names and was visited before under another one.
     fn is_later_name(&mut self, inode: &Inode) -> bool {
         let several = inode.links > 1 && inode.inode_type() != InodeType::Directory;

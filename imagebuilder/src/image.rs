@@ -21,6 +21,7 @@
 pub(crate) mod codec;
 mod content;
 mod error;
+mod file_tree;
 mod flag;
 mod image_path;
 mod inode;
@@ -35,9 +36,9 @@ mod unique;
 mod walk;
 mod xattr;
 
-pub(crate) use content::fragment_piece;
 pub use content::{Block, BlockWord, ContentReader, FileBlocks, Piece};
 pub use error::{ImageError, Part};
+pub use file_tree::{FileContent, FilePart, FileTree, Nodes};
 pub use image_path::ImagePath;
 pub use inode::{DirectoryInode, FileInode, FragmentRef, Inode, InodeForm, InodeKind, InodeType};
 pub use listing::ListingEntry;
@@ -49,6 +50,7 @@ pub use walk::{Node, Walk};
 pub use xattr::Xattr;
 
 pub(crate) use listing::Listing;
+pub(crate) use superblock::TakeLe;
 pub(crate) use unique::each_distinct;
 pub(crate) use walk::InodeSet;
 

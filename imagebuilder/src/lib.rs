@@ -65,6 +65,7 @@ pub mod machine;
 pub mod nar;
 pub mod nar_hash;
 pub mod open_files;
+pub mod open_image;
 pub mod output;
 pub mod pack;
 pub mod path_sizes;

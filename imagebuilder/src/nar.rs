@@ -3,7 +3,7 @@
 //! The format is described in Nix's manual, "Nix Archive (NAR)". Every string consists of its length in eight bytes,
 //! its bytes, and zeros up to a multiple of eight. The only bit of the mode in it is the executable bit.
 
-use crate::image::{FileInode, Image, ImageError, InodeKind, Node, Piece};
+use crate::image::{FileInode, FileTree, ImageError, InodeKind, Node, Piece};
 use sha2::{Digest, Sha256};
 
 /// Strings are padded to a multiple of this length.
@@ -24,7 +24,7 @@ pub struct NarDigest {
 ///
 /// # Errors
 /// The path does not exist, contains a special file, which a NAR does not support, or is damaged.
-pub fn nar_digest(image: &Image, path: &[u8]) -> Result<NarDigest, ImageError> {
+pub fn nar_digest(image: &dyn FileTree, path: &[u8]) -> Result<NarDigest, ImageError> {
     let mut nar = Nar { hash: Sha256::new(), size_bytes: 0 };
     nar.text("nix-archive-1");
     let mut open_directories = 0;
@@ -90,7 +90,7 @@ impl Nar {
     }
 
     /// Writes the part after `type`, up to the closing parenthesis.
-    fn node(&mut self, image: &Image, node: &Node) -> Result<(), ImageError> {
+    fn node(&mut self, image: &dyn FileTree, node: &Node) -> Result<(), ImageError> {
         match &node.inode.kind {
             InodeKind::Directory(_) => self.text("directory"),
             InodeKind::Symlink(target) => {
@@ -115,7 +115,7 @@ impl Nar {
         Ok(())
     }
 
-    fn content(&mut self, image: &Image, file: &FileInode) -> Result<(), ImageError> {
+    fn content(&mut self, image: &dyn FileTree, file: &FileInode) -> Result<(), ImageError> {
         self.bytes(&file.size_bytes.to_le_bytes());
         let mut content = image.content(file);
         while let Some(piece) = content.next_piece()? {

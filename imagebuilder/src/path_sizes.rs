@@ -4,7 +4,8 @@
 //! their names, and as shared for the others. A fragment block counts for each path in proportion to its bytes in the
 //! block. So the stored bytes of all paths add up to the image without its tables.
 
-use crate::image::{FragmentRef, Image, ImageError, ImagePath, InodeKind, each_distinct};
+use crate::erofs::reader::ErofsImage;
+use crate::image::{FileTree, FragmentRef, Image, ImageError, ImagePath, InodeKind, each_distinct};
 use crate::store_root;
 use serde::{Serialize, Serializer};
 
@@ -53,7 +54,50 @@ type PieceUse = (u32, u32, u32, u32);
 /// # Errors
 /// The image is damaged.
 pub fn path_sizes(image: &Image) -> Result<PathSizes, ImageError> {
-    let mut paths = Vec::new();
+    let mut paths = list_paths(image)?;
+    add_data_blocks(image, &mut paths)?;
+    add_fragment_blocks(image, &mut paths)?;
+    Ok(finish(paths, image.superblock().bytes_used))
+}
+
+/// Computes the size of each entry of the root of an erofs image: the blocks and tails of its files. Inodes and directories
+/// count as tables.
+///
+/// # Errors
+/// The image is damaged.
+pub fn path_sizes_erofs(image: &ErofsImage) -> Result<PathSizes, ImageError> {
+    let block_bytes = image.superblock().block_bytes();
+    let mut paths = list_paths(image)?;
+    each_file(image, |path, file| {
+        let in_blocks = file.blocks.saturating_mul(block_bytes);
+        if let Some(path) = path_at(&mut paths, path) {
+            path.stored_bytes = path.stored_bytes.saturating_add(file.size_bytes.saturating_sub(in_blocks));
+        }
+        Ok(())
+    })?;
+    let uses = |put: &mut dyn FnMut((u64, u64, u32))| {
+        each_file(image, |path, file| {
+            if file.blocks > 0 {
+                put((file.start, file.blocks, path));
+            }
+            Ok(())
+        })
+    };
+    let mut paid = None;
+    each_distinct(uses, |(start, blocks, path)| {
+        let first = paid.replace(start) != Some(start);
+        if let Some(path) = path_at(&mut paths, path) {
+            let bytes = if first { &mut path.stored_bytes } else { &mut path.shared_bytes };
+            *bytes = bytes.saturating_add(blocks.saturating_mul(block_bytes));
+        }
+        Ok(())
+    })?;
+    Ok(finish(paths, image.superblock().bytes()))
+}
+
+/// Lists the entries of the root, with the content of their files.
+fn list_paths(image: &dyn FileTree) -> Result<Vec<PathSize>, ImageError> {
+    let mut paths: Vec<PathSize> = Vec::new();
     for node in image.walk()? {
         let node = node?;
         if node.depth == 1 {
@@ -65,20 +109,21 @@ pub fn path_sizes(image: &Image) -> Result<PathSizes, ImageError> {
             path.content_bytes = path.content_bytes.saturating_add(file.size_bytes);
         }
     }
-    add_data_blocks(image, &mut paths)?;
-    add_fragment_blocks(image, &mut paths)?;
+    Ok(paths)
+}
+
+/// Sorts the paths by their size, and adds the size of what belongs to none of them.
+fn finish(mut paths: Vec<PathSize>, bytes_used: u64) -> PathSizes {
     // This directory is not a store path, and it is empty in images of closures.
     paths.retain(|path| path.path.0 != store_root::LINKS || path.files > 0);
-    let superblock = image.superblock();
     let blocks_bytes: u64 = paths.iter().map(|path| path.stored_bytes).sum();
     paths.sort_by(|a, b| b.stored_bytes.cmp(&a.stored_bytes).then_with(|| a.path.cmp(&b.path)));
-    let tables_bytes = superblock.bytes_used.saturating_sub(blocks_bytes);
-    Ok(PathSizes { version: 1, bytes_used: superblock.bytes_used, tables_bytes, paths })
+    PathSizes { version: 1, bytes_used, tables_bytes: bytes_used.saturating_sub(blocks_bytes), paths }
 }
 
 /// Calls `visit` for every file of the image, with the number of its store path.
 fn each_file(
-    image: &Image,
+    image: &dyn FileTree,
     mut visit: impl FnMut(u32, &crate::image::FileInode) -> Result<(), ImageError>,
 ) -> Result<(), ImageError> {
     let mut met = 0_u32;

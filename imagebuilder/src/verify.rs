@@ -2,6 +2,7 @@
 
 mod blocks;
 mod compare;
+mod erofs;
 mod problem;
 mod root;
 mod store;
@@ -11,11 +12,13 @@ mod tree;
 pub use problem::{Problem, ProblemKind};
 
 use crate::closure::Closure;
-use crate::image::{Image, ImageError};
+use crate::erofs::reader::ErofsImage;
+use crate::image::{FileTree, Image, ImageError};
 use crate::nar::nar_digest;
 use crate::plan::PlannedPath;
 use blocks::Decompress;
 use problem::Problems;
+use rayon::ThreadPool;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::fmt::Write;
@@ -108,6 +111,31 @@ pub enum VerifyError {
 /// # Errors
 /// The image cannot be checked at all. Problems with an image that can be read are in the report.
 pub fn verify(image: &Image, options: VerifyOptions<'_>) -> Result<VerifyReport, VerifyError> {
+    verify_with(image, options, |threads, problems| {
+        tables::check_layout(image, problems);
+        tables::check_padding(image, problems);
+        let inodes = tables::check_inodes(image, problems);
+        tree::check_tree(image, &inodes, problems);
+        drop(inodes);
+        let decompress = if options.closure.is_some() { Decompress::Fragments } else { Decompress::All };
+        threads.install(|| blocks::check_blocks(image, decompress, problems));
+    })
+}
+
+/// Checks an erofs image.
+///
+/// # Errors
+/// The same as those of [`verify`].
+pub fn verify_erofs(image: &ErofsImage, options: VerifyOptions<'_>) -> Result<VerifyReport, VerifyError> {
+    verify_with(image, options, |_, problems| erofs::check(image, problems))
+}
+
+/// Checks what depends on the format by `check_format`, and then compares the image with its closure.
+fn verify_with(
+    image: &dyn FileTree,
+    options: VerifyOptions<'_>,
+    check_format: impl FnOnce(&ThreadPool, &Problems),
+) -> Result<VerifyReport, VerifyError> {
     let jobs = options.jobs.max(1);
     let threads = crate::threads::pool(jobs);
     let threads = threads.map_err(|source| VerifyError::Threads { jobs, source })?;
@@ -115,20 +143,14 @@ pub fn verify(image: &Image, options: VerifyOptions<'_>) -> Result<VerifyReport,
     let mut report = VerifyReport {
         version: 1,
         sound: false,
-        inodes: u64::from(image.superblock().inodes),
+        inodes: image.inode_count(),
         paths_compared: 0,
         comparisons: 0,
         nars_hashed: 0,
         problem_count: 0,
         problems: Vec::new(),
     };
-    tables::check_layout(image, &problems);
-    tables::check_padding(image, &problems);
-    let inodes = tables::check_inodes(image, &problems);
-    tree::check_tree(image, &inodes, &problems);
-    drop(inodes);
-    let decompress = if options.closure.is_some() { Decompress::Fragments } else { Decompress::All };
-    threads.install(|| blocks::check_blocks(image, decompress, &problems));
+    check_format(&threads, &problems);
     if let Some(closure) = options.closure {
         report.paths_compared = closure.paths.len() as u64;
         report.comparisons = threads.install(|| compare_with_store(image, closure, &problems))?;
@@ -141,27 +163,28 @@ pub fn verify(image: &Image, options: VerifyOptions<'_>) -> Result<VerifyReport,
     Ok(report)
 }
 
-fn compare_with_store(image: &Image, closure: &Closure, problems: &Problems) -> Result<u64, ImageError> {
+fn compare_with_store(image: &dyn FileTree, closure: &Closure, problems: &Problems) -> Result<u64, ImageError> {
     let mut pairing = store::Pairing::new(image, closure, problems)?;
     let batches = std::iter::from_fn(|| {
         let batch: Vec<_> = pairing.by_ref().take(BATCH).collect();
         (!batch.is_empty()).then_some(batch)
     });
     let compare_batch = |buffer: &mut Vec<u8>, batch: Vec<store::Comparison<'_>>| {
-        for comparison in &batch {
+        let count = batch.len() as u64;
+        for comparison in batch {
             compare::compare(image, comparison, buffer, problems);
         }
-        batch.len() as u64
+        count
     };
     Ok(batches.par_bridge().map_init(Vec::new, compare_batch).sum())
 }
 
-fn check_nars(image: &Image, closure: &Closure, problems: &Problems) -> u64 {
+fn check_nars(image: &dyn FileTree, closure: &Closure, problems: &Problems) -> u64 {
     closure.paths.par_iter().map(|planned| u64::from(check_nar(image, planned, problems))).sum()
 }
 
 /// Returns whether the path's NAR hash is known and was compared.
-fn check_nar(image: &Image, planned: &PlannedPath, problems: &Problems) -> bool {
+fn check_nar(image: &dyn FileTree, planned: &PlannedPath, problems: &Problems) -> bool {
     let Some(nar_hash) = planned.nar_hash else { return false };
     let path = planned.path.base_name().as_bytes();
     match nar_digest(image, path) {

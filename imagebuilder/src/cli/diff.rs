@@ -4,7 +4,7 @@ use super::failure::Failure;
 use super::thread_count;
 use clap::Args;
 use imagebuilder::diff::{DiffError, DiffOptions, diff};
-use imagebuilder::image::Image;
+use imagebuilder::open_image::OpenImage;
 use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -35,13 +35,13 @@ pub(crate) struct DiffArgs {
 }
 
 pub(crate) fn run(args: &DiffArgs) -> Result<(), Failure> {
-    let open = |path: &PathBuf| Image::open(path).map_err(|error| Failure::unreadable_image(path, &error));
+    let open = |path: &PathBuf| OpenImage::open(path).map_err(|error| Failure::unreadable_image(path, &error));
     let (first, second) = (open(&args.first)?, open(&args.second)?);
     let options = DiffOptions {
         jobs: args.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get),
         differences_told: args.max_differences,
     };
-    let report = diff(&first, &second, options).map_err(|error| match &error {
+    let report = diff(first.tree(), second.tree(), options).map_err(|error| match &error {
         DiffError::First(cause) => Failure::unreadable_image(&args.first, cause),
         DiffError::Second(cause) => Failure::unreadable_image(&args.second, cause),
         DiffError::Threads { .. } => Failure::failed(&error),

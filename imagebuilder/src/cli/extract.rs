@@ -5,7 +5,7 @@ use super::interrupt;
 use super::thread_count;
 use clap::Args;
 use imagebuilder::extract::{ExtractError, ExtractOptions, SpecialFiles, extract};
-use imagebuilder::image::Image;
+use imagebuilder::open_image::OpenImage;
 use std::ffi::OsString;
 use std::fs;
 use std::num::NonZeroUsize;
@@ -39,14 +39,14 @@ pub(crate) struct ExtractArgs {
 }
 
 pub(crate) fn run(args: &ExtractArgs) -> Result<(), Failure> {
-    let image = Image::open(&args.image).map_err(|error| Failure::unreadable_image(&args.image, &error))?;
+    let image = OpenImage::open(&args.image).map_err(|error| Failure::unreadable_image(&args.image, &error))?;
     let options = ExtractOptions {
         path: args.path.as_deref().unwrap_or_default().as_bytes(),
         output: &args.output,
         special_files: if args.skip_special { SpecialFiles::Skip } else { SpecialFiles::Refuse },
         jobs: args.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get),
     };
-    let report = extract(&image, options, interrupt::cancel_flag()).map_err(|error| failure(args, &error))?;
+    let report = extract(image.tree(), options, interrupt::cancel_flag()).map_err(|error| failure(args, &error))?;
     if args.json {
         return Ok(program::output::print_json(&report)?);
     }

@@ -2,9 +2,9 @@
 
 use super::failure::Failure;
 use clap::Args;
-use imagebuilder::dump::{DumpError, dump};
-use imagebuilder::image::Image;
-use imagebuilder::inspect::{BlockFacts, ImageFacts, inspect};
+use imagebuilder::dump::{DumpError, dump, dump_erofs};
+use imagebuilder::inspect::{BlockFacts, ImageFacts, inspect, inspect_erofs};
+use imagebuilder::open_image::OpenImage;
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write as _};
 use std::path::PathBuf;
@@ -27,17 +27,25 @@ pub(crate) struct InspectArgs {
 
 pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     let unreadable = |error: &(dyn std::error::Error + 'static)| Failure::unreadable_image(&args.image, error);
-    let image = Image::open(&args.image).map_err(|error| unreadable(&error))?;
+    let image = OpenImage::open(&args.image).map_err(|error| unreadable(&error))?;
     if args.tree {
         let mut out = BufWriter::new(io::stdout().lock());
-        return match dump(&image, &mut out).and_then(|()| Ok(out.flush()?)) {
+        let dumped = match &image {
+            OpenImage::Squashfs(image) => dump(image, &mut out),
+            OpenImage::Erofs(image) => dump_erofs(image, &mut out),
+        };
+        return match dumped.and_then(|()| Ok(out.flush()?)) {
             // A reader that closes the pipe early, such as `head`, is not a failure.
             Err(DumpError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             Err(error) => Err(unreadable(&error)),
             Ok(()) => Ok(()),
         };
     }
-    let facts = inspect(&image).map_err(|error| unreadable(&error))?;
+    let facts = match &image {
+        OpenImage::Squashfs(image) => inspect(image),
+        OpenImage::Erofs(image) => inspect_erofs(image),
+    };
+    let facts = facts.map_err(|error| unreadable(&error))?;
     if args.json {
         return Ok(program::output::print_json(&facts)?);
     }
@@ -51,6 +59,7 @@ fn text(facts: &ImageFacts) -> String {
         // Writing to a string does not fail.
         _ = writeln!(out, "{name:<18}{value}");
     };
+    line("format", facts.format.to_owned());
     let level = facts.level.map(|level| format!(" level {level}")).unwrap_or_default();
     line("codec", format!("{}{level}", facts.codec));
     line("block size", format!("{} bytes", facts.block_size_bytes));

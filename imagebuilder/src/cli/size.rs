@@ -2,8 +2,8 @@
 
 use super::failure::Failure;
 use clap::Args;
-use imagebuilder::image::Image;
-use imagebuilder::path_sizes::path_sizes;
+use imagebuilder::open_image::OpenImage;
+use imagebuilder::path_sizes::{path_sizes, path_sizes_erofs};
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -21,7 +21,10 @@ pub(crate) struct SizeArgs {
 }
 
 pub(crate) fn run(args: &SizeArgs) -> Result<(), Failure> {
-    let sizes = Image::open(&args.image).and_then(|image| path_sizes(&image));
+    let sizes = OpenImage::open(&args.image).and_then(|image| match &image {
+        OpenImage::Squashfs(image) => path_sizes(image),
+        OpenImage::Erofs(image) => path_sizes_erofs(image),
+    });
     let sizes = sizes.map_err(|error| Failure::unreadable_image(&args.image, &error))?;
     if args.json {
         return Ok(program::output::print_json(&sizes)?);

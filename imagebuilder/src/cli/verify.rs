@@ -4,8 +4,9 @@ use super::failure::Failure;
 use super::source::SourceArgs;
 use super::thread_count;
 use clap::Args;
-use imagebuilder::image::{Image, ImageError};
-use imagebuilder::verify::{NarCheck, VerifyOptions, VerifyReport, verify};
+use imagebuilder::image::ImageError;
+use imagebuilder::open_image::OpenImage;
+use imagebuilder::verify::{NarCheck, VerifyOptions, VerifyReport, verify, verify_erofs};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::thread;
@@ -42,7 +43,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         return Err(Failure::usage("--nar was given without a closure to compare with")
             .with_hint("--closure-info, --graph and --plan have the hashes of NARs"));
     }
-    let image = match Image::open(&args.image) {
+    let image = match OpenImage::open(&args.image) {
         Ok(image) => image,
         Err(error) => {
             let failure = Failure::unreadable_image(&args.image, &error);
@@ -58,7 +59,11 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         jobs: args.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get),
         problems_told: args.max_problems,
     };
-    let report = verify(&image, options).map_err(|error| Failure::unreadable_image(&args.image, &error))?;
+    let report = match &image {
+        OpenImage::Squashfs(image) => verify(image, options),
+        OpenImage::Erofs(image) => verify_erofs(image, options),
+    };
+    let report = report.map_err(|error| Failure::unreadable_image(&args.image, &error))?;
     for problem in &report.problems {
         program::output::message(&problem.to_string());
     }

@@ -1,7 +1,7 @@
 //! Checks the part of the image to extract, before anything is created.
 
 use super::{ExtractError, ExtractOptions, ExtractReport, Linked, SpecialFiles};
-use crate::image::{Image, ImagePath, InodeKind, InodeType};
+use crate::image::{FileTree, ImagePath, InodeKind, InodeType};
 
 /// The mode bits setuid and setgid.
 pub(super) const SET_ID_BITS: u16 = 0o6000;
@@ -17,10 +17,10 @@ pub(super) struct Planned {
 
 impl Planned {
     /// Walks the tree once, to report damaged tables and special files before anything is written.
-    pub(super) fn look(image: &Image, options: ExtractOptions<'_>) -> Result<Self, ExtractError> {
+    pub(super) fn look(image: &dyn FileTree, options: ExtractOptions<'_>) -> Result<Self, ExtractError> {
         let mut report = ExtractReport { version: 1, ..ExtractReport::default() };
         let mut first_special: Option<(ImagePath, InodeType)> = None;
-        let mut linked = Linked::new(image);
+        let mut linked = Linked::default();
         let mut parent_bytes = 0;
         for node in image.walk_from(options.path)? {
             let node = node?;

@@ -3,7 +3,7 @@
 use super::target::{TargetDirectory, open_directory, set_mode_and_time};
 use super::write::top_depth;
 use super::{ExtractError, ExtractOptions, Linked, write_error};
-use crate::image::{Image, ImagePath, InodeKind, InodeType, Node};
+use crate::image::{FileTree, ImagePath, InodeKind, InodeType, Node};
 use nix::fcntl::AtFlags;
 use nix::unistd::linkat;
 use std::collections::HashMap;
@@ -18,7 +18,7 @@ const REMEMBERED_BYTES_MAX: usize = 64 << 20;
 
 /// Walks the tree again and returns the number of hard links created.
 pub(super) fn finish(
-    image: &Image,
+    image: &dyn FileTree,
     options: ExtractOptions<'_>,
     target: &TargetDirectory,
     cancel: &AtomicBool,
@@ -26,7 +26,7 @@ pub(super) fn finish(
     let mut pass = SecondPass {
         target,
         top_depth: top_depth(image, options)?,
-        linked: Linked::new(image),
+        linked: Linked::default(),
         first_names: HashMap::new(),
         remembered_bytes: 0,
         open: Vec::new(),

@@ -2,7 +2,7 @@
 
 use super::target::{TargetDirectory, make_directory, set_mode_and_time};
 use super::{ExtractError, ExtractOptions, Linked, write_error};
-use crate::image::{FileInode, Image, InodeKind, Node, Piece, Walk};
+use crate::image::{FileInode, FileTree, InodeKind, Node, Nodes, Piece};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, UtimensatFlags, fstatat, utimensat};
@@ -32,10 +32,9 @@ pub(super) struct WriteJob {
 }
 
 /// Walks the image and creates directories and symbolic links; yields the files.
-#[derive(Debug)]
 pub(super) struct Making<'a> {
     target: &'a TargetDirectory,
-    walk: Walk<'a>,
+    walk: Nodes<'a>,
     linked: Linked,
     /// The open directories above the current node; the first is the output directory.
     directories: Vec<Arc<OwnedFd>>,
@@ -45,14 +44,14 @@ pub(super) struct Making<'a> {
 
 impl<'a> Making<'a> {
     pub(super) fn new(
-        image: &'a Image,
+        image: &'a dyn FileTree,
         options: ExtractOptions<'_>,
         target: &'a TargetDirectory,
     ) -> Result<Self, ExtractError> {
         let walk = image.walk_from(options.path)?;
         let top_depth = top_depth(image, options)?;
         let directories = vec![Arc::new(target.open()?)];
-        Ok(Self { target, walk, linked: Linked::new(image), directories, top_depth })
+        Ok(Self { target, walk, linked: Linked::default(), directories, top_depth })
     }
 
     fn make(&mut self, node: &Node) -> Result<Option<WriteJob>, ExtractError> {
@@ -91,7 +90,7 @@ impl<'a> Making<'a> {
 
 /// Returns the depth of the nodes that are created directly in the output directory: the entries of the root, or the
 /// extracted path itself.
-pub(super) fn top_depth(image: &Image, options: ExtractOptions<'_>) -> Result<usize, ExtractError> {
+pub(super) fn top_depth(image: &dyn FileTree, options: ExtractOptions<'_>) -> Result<usize, ExtractError> {
     let (path, _) = image.find(options.path)?;
     Ok(usize::from(path.is_empty()))
 }
@@ -120,7 +119,7 @@ fn make_symlink(directory: impl AsFd, name: &OsStr, target: &[u8], modified_at: 
 
 impl WriteJob {
     /// Writes the file under a temporary name and renames it when it is complete.
-    pub(super) fn write(&self, image: &Image) -> Result<(), ExtractError> {
+    pub(super) fn write(&self, image: &dyn FileTree) -> Result<(), ExtractError> {
         let fail = |action| write_error(action, self.target_path.clone());
         let (partial_name, file) = self.create_partial().map_err(fail("make"))?;
         let finish = || {
@@ -157,7 +156,7 @@ impl WriteJob {
     }
 
     /// Writes the content. Holes are skipped, so that the file system does not have to store them.
-    fn fill(&self, image: &Image, file: &File) -> Result<(), ExtractError> {
+    fn fill(&self, image: &dyn FileTree, file: &File) -> Result<(), ExtractError> {
         let fail = |source: io::Error| ExtractError::Write { action: "write", path: self.target_path.clone(), source };
         let mut content = image.content(&self.file);
         let mut at = 0_u64;

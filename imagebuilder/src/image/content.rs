@@ -61,7 +61,7 @@ impl<'a> FileBlocks<'a> {
     pub(crate) fn new(image: &'a Image, file: &FileInode) -> Self {
         Self {
             image,
-            cursor: image.inodes.cursor(file.words_place),
+            cursor: image.inodes.cursor(file.place),
             next_start: file.start,
             blocks_left: file.blocks,
             bytes_left: file.size_bytes,
@@ -134,6 +134,11 @@ impl<'a> ContentReader<'a> {
         Self { image: blocks.image, blocks, blocks_wanted: count, fragment: None, block: Vec::new(), tail: None }
     }
 
+    /// Reads only the piece in a fragment of the file that `blocks` belongs to.
+    pub(crate) fn of_fragment(blocks: FileBlocks<'a>, fragment: FragmentRef) -> Self {
+        Self { image: blocks.image, blocks, blocks_wanted: 0, fragment: Some(fragment), block: Vec::new(), tail: None }
+    }
+
     /// Returns the next piece; `None` at the end.
     ///
     /// # Errors
@@ -158,7 +163,7 @@ impl<'a> ContentReader<'a> {
 }
 
 /// Returns the bytes of a fragment block that belong to a file.
-pub(crate) fn fragment_piece(block: &[u8], fragment: FragmentRef) -> Result<&[u8], ImageError> {
+fn fragment_piece(block: &[u8], fragment: FragmentRef) -> Result<&[u8], ImageError> {
     let start = usize::try_from(fragment.offset).unwrap_or(usize::MAX);
     let length = usize::try_from(fragment.length).unwrap_or(usize::MAX);
     let piece = start.checked_add(length).and_then(|end| block.get(start..end));

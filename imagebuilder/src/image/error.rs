@@ -29,6 +29,10 @@ pub enum Part {
     XattrTable,
     /// The inode that begins at this byte of the decompressed inode table.
     Inode(u64),
+    /// The inode that begins at this byte of the image.
+    InodeAt(u64),
+    /// The blocks of files in the image.
+    Data,
     /// The listing of the directory with this inode number.
     Listing(u32),
     /// The data block at this byte of the image.
@@ -52,6 +56,8 @@ impl fmt::Display for Part {
             Self::XattrIdTable => write!(formatter, "xattr id table"),
             Self::XattrTable => write!(formatter, "xattr table"),
             Self::Inode(position) => write!(formatter, "inode at byte {position} of the inode table"),
+            Self::InodeAt(at) => write!(formatter, "inode at byte {at}"),
+            Self::Data => write!(formatter, "data"),
             Self::Listing(number) => write!(formatter, "listing of directory inode {number}"),
             Self::DataBlock(at) => write!(formatter, "data block at byte {at}"),
             Self::FragmentBlock(index) => write!(formatter, "fragment block {index}"),
@@ -87,6 +93,15 @@ pub enum ImageError {
         /// The unexpected value.
         reason: String,
     },
+    /// The file is not an EROFS image, or its beginning is damaged.
+    #[error("not an erofs image: {reason}")]
+    NotErofs {
+        /// What shows this.
+        reason: String,
+    },
+    /// Readers of two formats would each see another image.
+    #[error("it is both a squashfs and an erofs image, so it is not clear which one a guest would mount")]
+    TwoFormats,
     /// A valid image that this reader does not support.
     #[error("{what} is not supported")]
     Unsupported {

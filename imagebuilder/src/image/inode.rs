@@ -148,6 +148,8 @@ pub struct DirectoryInode {
     pub(crate) listing: (u32, u16),
     /// Where the index begins in the decompressed inode table.
     pub(crate) index_place: u64,
+    /// Erofs: the listing is stored as the content of a file is.
+    pub(crate) content: Option<FileInode>,
 }
 
 /// A file's content.
@@ -163,8 +165,8 @@ pub struct FileInode {
     pub hole_bytes: u64,
     /// The fragment with the file's tail.
     pub fragment: Option<FragmentRef>,
-    /// Where the size words begin in the decompressed inode table.
-    pub(crate) words_place: u64,
+    /// Squashfs: where the size words begin in the decompressed inode table. Erofs: where the tail begins in the image.
+    pub(crate) place: u64,
 }
 
 /// A piece of a fragment block.
@@ -281,6 +283,7 @@ fn read_basic_directory(cursor: &mut Cursor<'_>) -> Result<Body, ImageError> {
         index_entries: 0,
         listing,
         index_place: cursor.place(),
+        content: None,
     });
     Ok(Body { links, xattr: NO_XATTR, kind })
 }
@@ -305,6 +308,7 @@ fn read_extended_directory(cursor: &mut Cursor<'_>) -> Result<Body, ImageError> 
         index_entries,
         listing,
         index_place,
+        content: None,
     });
     Ok(Body { links, xattr, kind })
 }
@@ -373,7 +377,7 @@ impl FileSizes {
             blocks,
             hole_bytes: self.hole_bytes,
             fragment,
-            words_place,
+            place: words_place,
         })
     }
 }

@@ -58,6 +58,11 @@ pub struct Node {
 }
 
 impl Node {
+    pub(crate) fn new(depth: usize, path: Vec<u8>, inode: Inode) -> Self {
+        let name_start = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        Self { depth, path, name_start, inode }
+    }
+
     /// Returns the last component of the path; empty for the root.
     pub fn name(&self) -> &[u8] {
         self.path.get(self.name_start..).unwrap_or_default()

@@ -1,8 +1,8 @@
 //! Compares the bytes of files in the image with those in the store.
 
 use super::problem::{ProblemKind, Problems};
-use super::store::{Comparison, Part};
-use crate::image::{ContentReader, FileInode, Image, ImageError, Piece, fragment_piece};
+use super::store::Comparison;
+use crate::image::{FileInode, FilePart, FileTree, ImageError, Piece};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use thiserror::Error;
@@ -24,12 +24,12 @@ struct Difference {
 }
 
 /// Compares one part of a file and reports differences.
-pub(super) fn compare(image: &Image, comparison: &Comparison<'_>, buffer: &mut Vec<u8>, problems: &Problems) {
-    let result = compare_part(image, comparison, buffer);
+pub(super) fn compare(image: &dyn FileTree, mut comparison: Comparison<'_>, buffer: &mut Vec<u8>, problems: &Problems) {
+    let result = compare_part(&mut comparison, buffer);
     match result {
         Ok(None) => {}
         Ok(Some(difference)) => {
-            let detail = format!("differs from the store at byte {}{}", difference.at, digests(image, comparison));
+            let detail = format!("differs from the store at byte {}{}", difference.at, digests(image, &comparison));
             problems.at(&comparison.path, ProblemKind::Content, detail);
         }
         Err(CompareError::Image(error)) => problems.damage(error.at(&comparison.path)),
@@ -39,25 +39,11 @@ pub(super) fn compare(image: &Image, comparison: &Comparison<'_>, buffer: &mut V
     }
 }
 
-fn compare_part(
-    image: &Image,
-    comparison: &Comparison<'_>,
-    buffer: &mut Vec<u8>,
-) -> Result<Option<Difference>, CompareError> {
+fn compare_part(comparison: &mut Comparison<'_>, buffer: &mut Vec<u8>) -> Result<Option<Difference>, CompareError> {
     let mut file = File::open(&comparison.store_path)?;
-    let (mut content, offset) = match &comparison.part {
-        Part::Whole => (image.content(&comparison.file), 0),
-        Part::Blocks { blocks, count, offset } => (ContentReader::of_blocks(blocks.clone(), *count), *offset),
-        Part::Tail { offset } => {
-            file.seek(SeekFrom::Start(*offset))?;
-            let Some(fragment) = comparison.file.fragment else { return Ok(None) };
-            let block = image.fragment_block(fragment.index)?;
-            let mut stream = StoreStream { file, at: *offset, buffer };
-            return stream.compare(fragment_piece(&block, fragment)?);
-        }
-    };
-    file.seek(SeekFrom::Start(offset))?;
-    let mut stream = StoreStream { file, at: offset, buffer };
+    let FilePart { offset, content } = &mut comparison.part;
+    file.seek(SeekFrom::Start(*offset))?;
+    let mut stream = StoreStream { file, at: *offset, buffer };
     while let Some(piece) = content.next_piece()? {
         let difference = match piece {
             Piece::Data(bytes) => stream.compare(bytes)?,
@@ -104,7 +90,7 @@ impl StoreStream<'_> {
 }
 
 /// Formats the BLAKE3 of the whole file on both sides for the message; empty if one of them cannot be read.
-fn digests(image: &Image, comparison: &Comparison<'_>) -> String {
+fn digests(image: &dyn FileTree, comparison: &Comparison<'_>) -> String {
     let store = File::open(&comparison.store_path).and_then(|file| {
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(file)?;
@@ -117,7 +103,7 @@ fn digests(image: &Image, comparison: &Comparison<'_>) -> String {
 }
 
 /// Computes the BLAKE3-256 of a file in an image.
-fn content_blake3(image: &Image, file: &FileInode) -> Result<blake3::Hash, ImageError> {
+fn content_blake3(image: &dyn FileTree, file: &FileInode) -> Result<blake3::Hash, ImageError> {
     static ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];
     let mut hasher = blake3::Hasher::new();
     let mut content = image.content(file);

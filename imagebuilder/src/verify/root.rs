@@ -2,11 +2,11 @@
 
 use super::problem::{ProblemKind, Problems};
 use super::store::check_attributes;
-use crate::image::{Image, ImageError, Inode, InodeKind, InodeType};
+use crate::image::{FileTree, ImageError, Inode, InodeKind, InodeType};
 use crate::store_root;
 
 /// Checks the root's inode and the directory of hard links.
-pub(super) fn check(image: &Image, root: &Inode, problems: &Problems) {
+pub(super) fn check(image: &dyn FileTree, root: &Inode, problems: &Problems) {
     check_attributes(root, b"", store_root::GROUP, problems);
     check_mode(root, b"", store_root::MODE, problems);
     let links = match image.find(store_root::LINKS) {
@@ -20,9 +20,10 @@ pub(super) fn check(image: &Image, root: &Inode, problems: &Problems) {
     };
     check_attributes(&links, store_root::LINKS, 0, problems);
     match &links.kind {
-        InodeKind::Directory(directory) => {
+        InodeKind::Directory(_) => {
             check_mode(&links, store_root::LINKS, store_root::LINKS_MODE, problems);
-            if directory.listing_bytes > 0 {
+            let entries = image.walk_from(store_root::LINKS).map_or(0, |nodes| nodes.skip(1).take(1).count());
+            if entries > 0 {
                 problems.at(store_root::LINKS, ProblemKind::Extra, "is not empty");
             }
         }

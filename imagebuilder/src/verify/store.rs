@@ -3,7 +3,7 @@
 use super::problem::{ProblemKind, Problems};
 use super::root;
 use crate::closure::Closure;
-use crate::image::{Escaped, FileBlocks, FileInode, Image, ImageError, Inode, InodeKind, InodeType, Node, Walk};
+use crate::image::{Escaped, FileInode, FilePart, FileTree, ImageError, Inode, InodeKind, InodeType, Node, Nodes};
 use crate::store_root;
 use std::collections::VecDeque;
 use std::fs::{self, Metadata};
@@ -27,44 +27,31 @@ pub(super) struct Comparison<'a> {
     /// The whole file.
     pub(super) file: FileInode,
     /// The part to compare.
-    pub(super) part: Part<'a>,
+    pub(super) part: FilePart<'a>,
 }
 
-/// A part of a file.
-#[derive(Debug)]
-pub(super) enum Part<'a> {
-    /// The whole file.
-    Whole,
-    /// A number of blocks.
-    Blocks {
-        /// An iterator whose next blocks are those of the part.
-        blocks: FileBlocks<'a>,
-        /// Number of blocks.
-        count: u64,
-        /// Position of the first block in the file.
-        offset: u64,
-    },
-    /// The tail in a fragment block.
-    Tail {
-        /// Position of the tail in the file.
-        offset: u64,
-    },
+/// A file that is compared part by part.
+struct Queued<'a> {
+    path: Vec<u8>,
+    store_path: PathBuf,
+    file: FileInode,
+    parts: Box<dyn Iterator<Item = FilePart<'a>> + Send + 'a>,
 }
 
 /// Walks image and store together. Reports differences in names and inodes, and yields the files to compare.
 ///
 /// The root of the image corresponds to the store directory, of which only the planned paths count.
-#[derive(Debug)]
 pub(super) struct Pairing<'a> {
-    image: &'a Image,
+    image: &'a dyn FileTree,
     problems: &'a Problems,
     store_dir: &'a Path,
-    walk: Walk<'a>,
+    walk: Nodes<'a>,
     /// For each directory above the current node, the names in the store that have not been found in the image yet.
     levels: Vec<Level>,
     /// Nodes below this depth are skipped, because the store has no counterpart.
     skip_below: Option<usize>,
-    queue: VecDeque<Comparison<'a>>,
+    /// The file whose parts are next.
+    file: Option<Queued<'a>>,
 }
 
 #[derive(Debug)]
@@ -74,7 +61,11 @@ struct Level {
 }
 
 impl<'a> Pairing<'a> {
-    pub(super) fn new(image: &'a Image, closure: &'a Closure, problems: &'a Problems) -> Result<Self, ImageError> {
+    pub(super) fn new(
+        image: &'a dyn FileTree,
+        closure: &'a Closure,
+        problems: &'a Problems,
+    ) -> Result<Self, ImageError> {
         let names = closure.paths.iter().map(|planned| planned.path.base_name().as_bytes().to_vec()).collect();
         Ok(Self {
             image,
@@ -83,7 +74,7 @@ impl<'a> Pairing<'a> {
             walk: image.walk()?,
             levels: vec![Level { path: Vec::new(), names }],
             skip_below: None,
-            queue: VecDeque::new(),
+            file: None,
         })
     }
 
@@ -241,39 +232,28 @@ impl<'a> Pairing<'a> {
         }
     }
 
-    /// Queues a file for comparison, in parts if it is large.
+    /// Makes a file the next to compare, in parts if it is large.
     fn queue_file(&mut self, path: Vec<u8>, store_path: PathBuf, file: FileInode) {
-        if file.size_bytes <= PART_BYTES {
-            self.queue.push_back(Comparison { path, store_path, file, part: Part::Whole });
-            return;
-        }
-        // Parts are created one at a time, because a file can have millions of them.
-        let blocks = self.image.file_blocks(&file);
-        self.queue.push_back(Comparison { path, store_path, file, part: Part::Blocks { blocks, count: 0, offset: 0 } });
+        let parts: Box<dyn Iterator<Item = FilePart<'a>> + Send + 'a> = if file.size_bytes <= PART_BYTES {
+            Box::new(std::iter::once(FilePart { offset: 0, content: self.image.content(&file) }))
+        } else {
+            self.image.parts(&file, PART_BYTES)
+        };
+        self.file = Some(Queued { path, store_path, file, parts });
     }
 
-    /// Returns the next part of the first file in the queue. The file is removed from the queue with its last part.
+    /// Returns the next part of the current file.
     fn next_part(&mut self) -> Option<Comparison<'a>> {
-        let block_size = u64::from(self.image.superblock().block_size_bytes);
-        let front = self.queue.front_mut()?;
-        let Part::Blocks { blocks, offset, .. } = &mut front.part else {
-            return self.queue.pop_front();
-        };
-        let count = blocks.blocks_left().min(PART_BYTES / block_size);
-        let (path, store_path, file) = (front.path.clone(), front.store_path.clone(), front.file.clone());
-        if count == 0 {
-            let part = Part::Tail { offset: *offset };
-            self.queue.pop_front();
-            return file.fragment.map(|_| Comparison { path, store_path, file, part });
+        let Queued { path, store_path, file, parts } = self.file.as_mut()?;
+        match parts.next() {
+            Some(part) => {
+                Some(Comparison { path: path.clone(), store_path: store_path.clone(), file: file.clone(), part })
+            }
+            None => {
+                self.file = None;
+                None
+            }
         }
-        let part = Part::Blocks { blocks: blocks.clone(), count, offset: *offset };
-        *offset += count * block_size;
-        // The comparison of the part reports damaged size words.
-        let whole = blocks.by_ref().take(usize::try_from(count).unwrap_or(usize::MAX)).all(|block| block.is_ok());
-        if !whole {
-            self.queue.pop_front();
-        }
-        Some(Comparison { path, store_path, file, part })
     }
 }
 
@@ -282,10 +262,8 @@ impl<'a> Iterator for Pairing<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            while !self.queue.is_empty() {
-                if let Some(comparison) = self.next_part() {
-                    return Some(comparison);
-                }
+            if let Some(comparison) = self.next_part() {
+                return Some(comparison);
             }
             match self.walk.next() {
                 Some(Ok(node)) => self.pair(node),

@@ -5,7 +5,7 @@ use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
 use imagebuilder::closure::Closure;
 use imagebuilder::plan::{ImagePlan, PlannedPath};
 use imagebuilder::progress::Silent;
-use imagebuilder::settings::{Compression, ImageSettings};
+use imagebuilder::settings::{Compression, ImageFormat, ImageSettings};
 use imagebuilder::store_path::StorePath;
 use std::fs;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub fn closure(store_dir: &Path) -> Closure {
 }
 
 /// Builds an image of all store paths in a store.
-pub fn build_image(store_dir: &Path, settings: ImageSettings, image: &Path) {
+pub fn build_image(store_dir: &Path, settings: impl Into<ImageFormat>, image: &Path) {
     let plan = ImagePlan::new(closure(store_dir), settings);
     let options = BuildOptions {
         output: image.to_owned(),

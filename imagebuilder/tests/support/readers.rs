@@ -3,7 +3,8 @@
 use super::scratch;
 use super::tools::{self, KernelMount};
 use backhand::{FilesystemReader, InnerNode};
-use imagebuilder::image::{Image, InodeKind, Piece};
+use imagebuilder::image::{InodeKind, Piece};
+use imagebuilder::open_image::OpenImage;
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io::{BufReader, Read};
@@ -111,7 +112,8 @@ fn snapshot_directory(root: &Path, mode: impl Fn(&Metadata) -> u32) -> Snapshot 
 
 /// Reads an image with our own reader.
 pub fn our_reader(path: &Path) -> Snapshot {
-    let image = Image::open(path).unwrap();
+    let image = OpenImage::open(path).unwrap();
+    let image = image.tree();
     let nodes = image.walk().unwrap().map(Result::unwrap).filter(|node| node.depth > 0);
     let seen = nodes.map(|node| {
         let what = match &node.inode.kind {

@@ -1,6 +1,7 @@
 //! Programs and permissions that are not available on every machine.
 
 use std::ffi::OsStr;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -20,6 +21,15 @@ fn may_mount() -> bool {
     nix::unistd::geteuid().is_root() && Path::new("/dev/loop-control").exists()
 }
 
+/// Whether a file has the magic number of EROFS.
+fn is_erofs(image: &Path) -> bool {
+    let mut magic = [0; 4];
+    std::fs::File::open(image)
+        .unwrap()
+        .read_exact_at(&mut magic, 1024)
+        .is_ok_and(|()| magic == [0xe2, 0xe1, 0xf5, 0xe0])
+}
+
 /// An image mounted by the kernel until it is dropped.
 pub struct KernelMount {
     point: tempfile::TempDir,
@@ -33,12 +43,29 @@ impl KernelMount {
             return None;
         }
         let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap();
-        if !filesystems.contains("squashfs") {
-            testing::missing("this kernel has no squashfs");
+        let kind = if is_erofs(image) { "erofs" } else { "squashfs" };
+        if !filesystems.contains(kind) {
+            testing::missing(&format!("this kernel has no {kind}"));
             return None;
         }
         let point = tempfile::tempdir().unwrap();
-        let options = ["-t", "squashfs", "-o", "loop,ro"].map(AsRef::<OsStr>::as_ref);
+        let options = ["-t", kind, "-o", "loop,ro"].map(AsRef::<OsStr>::as_ref);
+        run("mount", options.into_iter().chain([image.as_os_str(), point.path().as_os_str()]));
+        Some(Self { point })
+    }
+
+    /// Mounts a file system to write to; `None`, with the reason printed, if that is not possible.
+    pub fn writable(image: &Path, kind: &str) -> Option<Self> {
+        if !may_mount() {
+            testing::missing("mounting needs root and loop devices");
+            return None;
+        }
+        if !std::fs::read_to_string("/proc/filesystems").unwrap().contains(kind) {
+            testing::missing(&format!("this kernel has no {kind}"));
+            return None;
+        }
+        let point = tempfile::tempdir().unwrap();
+        let options = ["-t", kind, "-o", "loop"].map(AsRef::<OsStr>::as_ref);
         run("mount", options.into_iter().chain([image.as_os_str(), point.path().as_os_str()]));
         Some(Self { point })
     }

@@ -1,0 +1,119 @@
+//! Reads uncompressed EROFS images: ours, and those of mkfs.erofs without compression.
+//!
+//! # Why a reader of our own
+//! `erofs-rs` 0.3 was considered. It reads everything that the format has, compressed or not, and trusts what it reads:
+//! `docs` in `ARCHITECTURE.md` has what was found. The tests use it as a second opinion. This reader knows two of five data
+//! layouts and needs a few hundred lines.
+//!
+//! # What it promises
+//! The same as the reader of squashfs images (`crate::image`): whatever the bytes, nothing here panics, loops or allocates
+//! without bound, and what contradicts itself is an error that names the place. Every position is checked against the
+//! length of the image before it is used. A walk reaches no directory twice, and the listings of all directories together
+//! are not longer than the image, so it takes time in proportion to the image.
+//!
+//! Compressed files, files in chunks, and further devices are not supported and are refused with an error.
+
+mod content;
+mod inode;
+mod listing;
+mod superblock;
+mod walk;
+
+pub use superblock::ErofsSuperblock;
+
+use crate::image::{
+    FileContent, FileInode, FilePart, FileSource, FileTree, ImageError, ImageSource, Inode, Nodes, Part,
+};
+use std::fs::File;
+use std::path::Path;
+
+/// Most inodes: it bounds what is held for each of them while an image is checked.
+const INODES_MAX: u64 = 1 << 23;
+
+/// An open EROFS image. Several threads can use it at once.
+#[derive(Debug)]
+pub struct ErofsImage {
+    source: Box<dyn ImageSource>,
+    superblock: ErofsSuperblock,
+}
+
+impl ErofsImage {
+    /// Opens an image file or a block device with an image on it.
+    ///
+    /// # Errors
+    /// It cannot be read, is no EROFS, or needs a feature that is not supported.
+    pub fn open(path: &Path) -> Result<Self, ImageError> {
+        let source = File::open(path).and_then(FileSource::new);
+        let source = source.map_err(|source| ImageError::Open { path: path.to_owned(), source })?;
+        Self::from_source(Box::new(source))
+    }
+
+    /// Opens an image from anywhere.
+    ///
+    /// # Errors
+    /// It cannot be read, is no EROFS, or needs a feature that is not supported.
+    pub fn from_source(source: Box<dyn ImageSource>) -> Result<Self, ImageError> {
+        let superblock = ErofsSuperblock::read(source.as_ref())?;
+        if superblock.inodes > INODES_MAX {
+            let reason = format!("{} inodes", superblock.inodes);
+            return Err(ImageError::Limit { part: Part::Superblock, reason, limit: INODES_MAX });
+        }
+        Ok(Self { source, superblock })
+    }
+
+    /// The superblock.
+    pub fn superblock(&self) -> &ErofsSuperblock {
+        &self.superblock
+    }
+
+    /// Length of the file or device in bytes.
+    pub fn length_bytes(&self) -> u64 {
+        self.source.length_bytes()
+    }
+
+    /// Whether what follows the image belongs to something else, as on a device.
+    pub(crate) fn has_room_behind(&self) -> bool {
+        self.source.has_room_behind()
+    }
+
+    /// Reads bytes of the image as they are.
+    pub(crate) fn read_raw(&self, buffer: &mut [u8], at: u64) -> Result<(), ImageError> {
+        let length_bytes = buffer.len();
+        let read = self.source.read_exact_at(buffer, at);
+        read.map_err(|source| ImageError::Read { length_bytes, offset: at, source })
+    }
+
+    /// The root directory's inode.
+    pub(crate) fn root(&self) -> Result<Inode, ImageError> {
+        self.inode(u64::from(self.superblock.root_nid))
+    }
+}
+
+impl FileTree for ErofsImage {
+    fn inode_count(&self) -> u64 {
+        self.superblock.inodes
+    }
+
+    fn walk_from(&self, path: &[u8]) -> Result<Nodes<'_>, ImageError> {
+        let (path, inode, parent) = self.look_up(path)?;
+        Ok(Box::new(walk::Walk::new(self, path, inode, parent)))
+    }
+
+    fn find(&self, path: &[u8]) -> Result<(Vec<u8>, Inode), ImageError> {
+        self.look_up(path).map(|(path, inode, _)| (path, inode))
+    }
+
+    fn content(&self, file: &FileInode) -> Box<dyn FileContent + '_> {
+        Box::new(content::Content::new(self, file, 0..file.size_bytes))
+    }
+
+    fn parts(&self, file: &FileInode, part_bytes: u64) -> Box<dyn Iterator<Item = FilePart<'_>> + Send + '_> {
+        let file = file.clone();
+        let count = file.size_bytes.div_ceil(part_bytes);
+        Box::new((0..count).map(move |number| {
+            let offset = number * part_bytes;
+            let end = file.size_bytes.min(offset + part_bytes);
+            FilePart { offset, content: Box::new(content::Content::new(self, &file, offset..end)) }
+        }))
+    }
+}

@@ -1,0 +1,126 @@
+//! What the operations on whole images see of an image, whatever its format.
+
+use super::Image;
+use super::content::{ContentReader, FileBlocks, Piece};
+use super::error::ImageError;
+use super::inode::{FileInode, Inode};
+use super::walk::Node;
+use std::fmt;
+
+/// The nodes of a tree: every directory before what is in it, names in ascending order of their bytes. After an error it
+/// continues with the next name, or with the parent if a listing is damaged.
+pub type Nodes<'a> = Box<dyn Iterator<Item = Result<Node, ImageError>> + Send + 'a>;
+
+/// The content of a file, piece by piece.
+pub trait FileContent: Send + fmt::Debug {
+    /// Returns the next piece; nothing at the end.
+    ///
+    /// # Errors
+    /// The image is damaged there, or cannot be read.
+    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, ImageError>;
+}
+
+/// A part of a file that is read on its own, so that several threads can read a large file.
+#[derive(Debug)]
+pub struct FilePart<'a> {
+    /// Where it begins in the file.
+    pub offset: u64,
+    /// Its bytes.
+    pub content: Box<dyn FileContent + 'a>,
+}
+
+/// The files of an image. Several threads can use it at once.
+pub trait FileTree: Sync + fmt::Debug {
+    /// Returns the number of inodes that the superblock states.
+    fn inode_count(&self) -> u64;
+
+    /// Returns the tree below a path, which it begins with.
+    ///
+    /// # Errors
+    /// There is nothing at the path, or a directory on the way is damaged.
+    fn walk_from(&self, path: &[u8]) -> Result<Nodes<'_>, ImageError>;
+
+    /// Looks a path up without following symbolic links. Leading, doubled and trailing slashes and `.` do not matter.
+    ///
+    /// # Errors
+    /// There is nothing at the path, or a directory on the way is damaged.
+    fn find(&self, path: &[u8]) -> Result<(Vec<u8>, Inode), ImageError>;
+
+    /// Returns the content of a file.
+    fn content(&self, file: &FileInode) -> Box<dyn FileContent + '_>;
+
+    /// Returns the content of a file in parts of about `part_bytes` bytes.
+    fn parts(&self, file: &FileInode, part_bytes: u64) -> Box<dyn Iterator<Item = FilePart<'_>> + Send + '_>;
+
+    /// Returns the whole tree.
+    ///
+    /// # Errors
+    /// The root is damaged.
+    fn walk(&self) -> Result<Nodes<'_>, ImageError> {
+        self.walk_from(b"")
+    }
+}
+
+impl FileContent for ContentReader<'_> {
+    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, ImageError> {
+        ContentReader::next_piece(self)
+    }
+}
+
+impl FileTree for Image {
+    fn inode_count(&self) -> u64 {
+        u64::from(self.superblock().inodes)
+    }
+
+    fn walk_from(&self, path: &[u8]) -> Result<Nodes<'_>, ImageError> {
+        Ok(Box::new(Image::walk_from(self, path)?))
+    }
+
+    fn find(&self, path: &[u8]) -> Result<(Vec<u8>, Inode), ImageError> {
+        Image::find(self, path)
+    }
+
+    fn content(&self, file: &FileInode) -> Box<dyn FileContent + '_> {
+        Box::new(Image::content(self, file))
+    }
+
+    fn parts(&self, file: &FileInode, part_bytes: u64) -> Box<dyn Iterator<Item = FilePart<'_>> + Send + '_> {
+        let block_size_bytes = u64::from(self.superblock().block_size_bytes);
+        let blocks = self.file_blocks(file);
+        let file = file.clone();
+        Box::new(Parts { file: Some(file), blocks, offset: 0, block_size_bytes, part_bytes })
+    }
+}
+
+/// The parts of a file: blocks, and the piece in a fragment last. One at a time: a file may have millions of blocks.
+struct Parts<'a> {
+    file: Option<FileInode>,
+    blocks: FileBlocks<'a>,
+    offset: u64,
+    block_size_bytes: u64,
+    part_bytes: u64,
+}
+
+impl<'a> Iterator for Parts<'a> {
+    type Item = FilePart<'a>;
+
+    fn next(&mut self) -> Option<FilePart<'a>> {
+        let file = self.file.as_ref()?;
+        let offset = self.offset;
+        let count = self.blocks.blocks_left().min((self.part_bytes / self.block_size_bytes).max(1));
+        if count == 0 {
+            let fragment = file.fragment.filter(|fragment| fragment.length > 0);
+            self.file = None;
+            let tail = fragment.map(|fragment| ContentReader::of_fragment(self.blocks.clone(), fragment));
+            return tail.map(|tail| FilePart { offset, content: Box::new(tail) });
+        }
+        let content = Box::new(ContentReader::of_blocks(self.blocks.clone(), count));
+        self.offset += count * self.block_size_bytes;
+        // Whoever reads the part reports damaged size words.
+        let whole = self.blocks.by_ref().take(usize::try_from(count).unwrap_or(usize::MAX)).all(|block| block.is_ok());
+        if !whole {
+            self.file = None;
+        }
+        Some(FilePart { offset, content })
+    }
+}

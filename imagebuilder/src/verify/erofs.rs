@@ -1,0 +1,178 @@
+//! Checks an erofs image: the tree, link counts, that nothing overlaps, and the bytes behind the image.
+
+use super::problem::{ProblemKind, Problems};
+use crate::erofs::format::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET};
+use crate::erofs::reader::ErofsImage;
+use crate::image::{FileTree, InodeKind, Node};
+
+/// Zero bytes after an image are read up to here; more than that is no padding. Images for DAX end at a multiple of 2 MiB.
+const PADDING_BYTES_MAX: u64 = 2 << 20;
+/// Bytes that are read at once.
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// What is in a range of the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Use {
+    Superblock,
+    /// An inode and its tail.
+    Inode,
+    /// Blocks of a directory.
+    Metadata,
+    /// Blocks of a file. Several inodes may have the same.
+    Data,
+}
+
+/// Checks everything that is in the image itself.
+pub(super) fn check(image: &ErofsImage, problems: &Problems) {
+    let mut state =
+        Check { image, problems, uses: Vec::new(), names: Vec::new(), parents: Vec::new(), nodes: 0, whole: true };
+    match image.walk() {
+        Ok(walk) => {
+            for node in walk {
+                match node {
+                    Ok(node) => state.node(&node),
+                    Err(error) => {
+                        state.whole = false;
+                        problems.damage(error);
+                    }
+                }
+            }
+            state.leave(0);
+        }
+        Err(error) => return problems.damage(error),
+    }
+    if state.whole {
+        state.check_names();
+    }
+    state.check_uses();
+    check_padding(image, problems);
+}
+
+struct Check<'a> {
+    image: &'a ErofsImage,
+    problems: &'a Problems,
+    uses: Vec<(u64, u64, Use)>,
+    /// Number and link count of everything but directories, once for each name.
+    names: Vec<(u32, u32)>,
+    /// The directories above the current node.
+    parents: Vec<Parent>,
+    nodes: u64,
+    /// No part of the tree was unreadable.
+    whole: bool,
+}
+
+struct Parent {
+    path: Vec<u8>,
+    links: u32,
+    subdirectories: u32,
+}
+
+impl Check<'_> {
+    fn node(&mut self, node: &Node) {
+        self.leave(node.depth);
+        self.nodes += 1;
+        let inode = &node.inode;
+        let content = match &inode.kind {
+            InodeKind::Directory(directory) => {
+                if let Some(parent) = self.parents.last_mut() {
+                    parent.subdirectories += 1;
+                }
+                self.parents.push(Parent { path: node.path.clone(), links: inode.links, subdirectories: 0 });
+                directory.content.as_ref().map(|content| (content, Use::Metadata))
+            }
+            InodeKind::File(file) => Some((file, Use::Data)),
+            _ => None,
+        };
+        if !matches!(inode.kind, InodeKind::Directory(_)) {
+            self.names.push((inode.number, inode.links));
+        }
+        self.uses.push((inode.place, inode.end, Use::Inode));
+        if let Some((file, use_)) = content.filter(|(file, _)| file.blocks > 0) {
+            let end = file.start + (file.blocks << self.image.superblock().block_bits);
+            self.uses.push((file.start, end, use_));
+        }
+    }
+
+    /// Ends the directories that a node of this depth is not in.
+    fn leave(&mut self, depth: usize) {
+        while self.parents.len() > depth {
+            let Some(parent) = self.parents.pop() else { return };
+            let right = parent.subdirectories.saturating_add(2);
+            if self.whole && parent.links != right {
+                let detail = format!("has link count {}, {right} is right", parent.links);
+                self.problems.at(&parent.path, ProblemKind::Links, detail);
+            }
+        }
+    }
+
+    /// Link counts are the numbers of names, and the superblock counts all inodes.
+    fn check_names(&mut self) {
+        self.names.sort_unstable();
+        let mut inodes = self.nodes - self.names.len() as u64;
+        for names in self.names.chunk_by(|left, right| left.0 == right.0) {
+            inodes += 1;
+            let (number, links) = names[0];
+            if links as usize != names.len() {
+                let detail = format!("inode {number}: has link count {links} and {} names", names.len());
+                self.problems.general(ProblemKind::Links, detail);
+            }
+        }
+        let stated = self.image.superblock().inodes;
+        // mkfs.erofs counts an inode that no name leads to in some versions, so only too few are an error.
+        if stated < inodes {
+            let detail = format!("superblock: says there are {stated} inodes, the tree has {inodes}");
+            self.problems.general(ProblemKind::Damaged, detail);
+        }
+    }
+
+    /// Inodes and blocks do not overlap, except for the blocks of equal files, which are the same blocks.
+    fn check_uses(&mut self) {
+        self.uses.push((SUPERBLOCK_OFFSET, SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES, Use::Superblock));
+        self.uses.sort_unstable();
+        // Several names of one inode, and equal files.
+        self.uses.dedup();
+        let mut before: Option<(u64, u64, Use)> = None;
+        for (start, end, use_) in self.uses.drain(..) {
+            if let Some((_, end_before, use_before)) = before.filter(|(_, end_before, _)| *end_before > start) {
+                let name = |use_| match use_ {
+                    Use::Superblock => "the superblock",
+                    Use::Inode => "an inode",
+                    Use::Metadata => "a directory",
+                    Use::Data => "a file",
+                };
+                let detail = format!(
+                    "{} from byte {start} on overlaps {}, which ends at byte {end_before}",
+                    name(use_),
+                    name(use_before)
+                );
+                self.problems.general(ProblemKind::Layout, detail);
+            }
+            if before.is_none_or(|(_, end_before, _)| end > end_before) {
+                before = Some((start, end, use_));
+            }
+        }
+    }
+}
+
+/// What follows the image is zero.
+fn check_padding(image: &ErofsImage, problems: &Problems) {
+    let used = image.superblock().bytes();
+    if image.has_room_behind() {
+        return;
+    }
+    let end = image.length_bytes().min(used.saturating_add(PADDING_BYTES_MAX));
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut at = used;
+    while at < end {
+        let count = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
+        if let Err(error) = image.read_raw(&mut buffer[..count], at) {
+            return problems.damage(error);
+        }
+        if let Some(position) = buffer[..count].iter().position(|byte| *byte != 0) {
+            let at = at + position as u64;
+            let detail = format!("padding: byte {at} is not zero, the file system ends at {used}");
+            return problems.general(ProblemKind::Padding, detail);
+        }
+        at += count as u64;
+    }
+}
