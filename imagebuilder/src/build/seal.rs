@@ -1,0 +1,40 @@
+//! Appends the hash tree of dm-verity to a complete image.
+
+use super::BuildError;
+use super::output::ImageFile;
+use crate::threads::map_in_parallel;
+use crate::verity::{self, Seal};
+use std::io::IoSlice;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Bytes that a thread reads and hashes at once. They were written a moment ago, so they are in the page cache.
+const STRETCH_BYTES: u64 = 1 << 20;
+
+/// Hashes the first `data_bytes` bytes of the image, a multiple of 4096, and writes superblock and tree after them. Returns
+/// what opens the image, and its new length.
+pub(super) fn seal(
+    output: &ImageFile<'_>,
+    data_bytes: u64,
+    threads: usize,
+    cancel: &AtomicBool,
+) -> Result<(Seal, u64), BuildError> {
+    let stretches: Vec<Range<u64>> = (0..data_bytes.div_ceil(STRETCH_BYTES))
+        .map(|number| number * STRETCH_BYTES..data_bytes.min((number + 1) * STRETCH_BYTES))
+        .collect();
+    let hashes = map_in_parallel(threads, &stretches, |stretch| {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(BuildError::Interrupted);
+        }
+        let mut data = vec![0; (stretch.end - stretch.start) as usize];
+        output.read_at(&mut data, stretch.start)?;
+        Ok(verity::hash_blocks(&data))
+    });
+    let mut all = Vec::new();
+    for hashes in hashes {
+        all.extend_from_slice(&hashes?);
+    }
+    let tree = verity::tree_of(all);
+    output.write_at(&mut [IoSlice::new(&tree.bytes)], data_bytes)?;
+    Ok((Seal::new(&tree.root_hash, data_bytes), data_bytes + tree.bytes.len() as u64))
+}
