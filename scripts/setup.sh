@@ -13,6 +13,7 @@ packages=(
   busybox-static              # sandbox shell of the fixtures' Nix builds; the fixture guest's user land
   ca-certificates
   cpio                        # the fixture guest's initrd
+  cryptsetup-bin              # veritysetup: sealed images
   curl                        # talks to the forwarded port of a booted guest
   dosfstools                  # mkfs.vfat: volumes
   e2fsprogs                   # mkfs.ext4, debugfs: volumes

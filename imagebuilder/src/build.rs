@@ -14,6 +14,7 @@ mod placement;
 mod places;
 mod range_hashes;
 mod scan;
+mod seal;
 mod sequence;
 mod source;
 mod steps;
@@ -45,6 +46,7 @@ use new_pack::{CacheKeeper, PackKeeper};
 use nix::sys::resource::{UsageWho, getrusage};
 use output::ImageFile;
 use places::Places;
+use program::atomic_file::WriteError;
 use scan::Scanner;
 use sequence::{SequenceInputs, Sequenced, Sequencer};
 use source::Member;
@@ -137,6 +139,9 @@ pub enum BuildError {
     /// The erofs format cannot hold the closure.
     #[error(transparent)]
     Erofs(#[from] ErofsError),
+    /// The root hash cannot be written next to the image.
+    #[error(transparent)]
+    Seal(#[from] WriteError),
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
@@ -184,6 +189,7 @@ pub fn build(
         && options.cache_trust == CacheTrust::Checksums
         && let Some(report) = cache.finished_build(key, plan, &options.output)
         && (options.digests == Digests::Skip || report.image_sha256.is_some())
+        && report.verity.as_ref().is_none_or(|seal| seal::is_beside(seal, &options.output))
     {
         return Ok(unchanged(report, started));
     }
@@ -203,6 +209,12 @@ pub fn build(
         }
     };
     progress.begin(Phase::Publish, 0);
+    if plan.verity {
+        let seal_started = Instant::now();
+        let (seal, length) = seal::seal(&output, report.image_bytes, threads, cancel)?;
+        (report.image_bytes, report.seconds.verity) = (length, seal_started.elapsed().as_secs_f64());
+        report.verity = Some(seal);
+    }
     let published = publish(output, options, cancel, &mut report)?;
     report.seconds.total = started.elapsed().as_secs_f64();
     report.cpu_seconds.total = cpu_seconds(UsageWho::RUSAGE_SELF);
@@ -229,6 +241,11 @@ fn publish(
     }
     if cancel.load(Ordering::Relaxed) {
         return Err(BuildError::Interrupted);
+    }
+    // The seal comes first: an image that is in place always has one, and the other way round the kernel refuses to open the
+    // image.
+    if let Some(seal) = &report.verity {
+        seal::write_beside(seal, &options.output)?;
     }
     let published = output.publish()?;
     report.seconds.publish = started.elapsed().as_secs_f64();

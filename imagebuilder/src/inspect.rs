@@ -4,6 +4,8 @@ use crate::erofs::reader::ErofsImage;
 use crate::image::FileTree;
 use crate::image::{Block, CodecOptions, FileInode, Image, ImageError, InodeKind, InodeType, each_distinct};
 use crate::settings::FormatName;
+use crate::squashfs::format::IMAGE_ALIGNMENT_BYTES;
+use crate::verity::{self, Seal};
 use serde::Serialize;
 
 /// The facts about an image. Their serialised form is version 1 of the `inspect --json` document.
@@ -18,6 +20,9 @@ pub struct ImageFacts {
     pub image_bytes: u64,
     /// Length of the file system in bytes.
     pub bytes_used: u64,
+    /// Root hash of the dm-verity tree after the image, if there is one. Only its highest block was hashed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verity_root_hash: Option<String>,
     /// Codec of the compressed blocks. Images without compression name gzip and have only uncompressed blocks.
     pub codec: &'static str,
     /// Level, if the image contains it. Tools do not write their default level.
@@ -137,6 +142,7 @@ pub fn inspect(image: &Image) -> Result<ImageFacts, ImageError> {
         format: FormatName::Squashfs.name(),
         image_bytes: image.length_bytes(),
         bytes_used: superblock.bytes_used,
+        verity_root_hash: verity_root_hash(image, superblock.bytes_used.next_multiple_of(IMAGE_ALIGNMENT_BYTES))?,
         codec: image.compression().name(),
         level: image.codec_options().and_then(CodecOptions::level),
         block_size_bytes: superblock.block_size_bytes,
@@ -219,6 +225,7 @@ pub fn inspect_erofs(image: &ErofsImage) -> Result<ImageFacts, ImageError> {
         format: FormatName::Erofs.name(),
         image_bytes: image.length_bytes(),
         bytes_used: superblock.bytes(),
+        verity_root_hash: verity_root_hash(image, superblock.bytes())?,
         codec: "none",
         level: None,
         // At most 64 KiB.
@@ -277,4 +284,24 @@ pub fn inspect_erofs(image: &ErofsImage) -> Result<ImageFacts, ImageError> {
     facts.duplicate_files = files - distinct_files;
     facts.duplicate_bytes = bytes.saturating_sub(distinct_bytes);
     Ok(facts)
+}
+
+/// The root hash of the tree after the first `data_bytes` bytes.
+fn verity_root_hash(image: &dyn FileTree, data_bytes: u64) -> Result<Option<String>, ImageError> {
+    let block_bytes = verity::BLOCK_BYTES;
+    if image.length_bytes() < data_bytes + block_bytes {
+        return Ok(None);
+    }
+    let mut block = vec![0; block_bytes as usize];
+    image.read_raw(&mut block, data_bytes)?;
+    if !verity::is_superblock(&block) {
+        return Ok(None);
+    }
+    // The only block of data is its own highest block.
+    let highest = if data_bytes > block_bytes { data_bytes + block_bytes } else { 0 };
+    if image.length_bytes() < highest + block_bytes {
+        return Ok(None);
+    }
+    image.read_raw(&mut block, highest)?;
+    Ok(Some(Seal::new(&verity::hash_blocks(&block), data_bytes).root_hash))
 }

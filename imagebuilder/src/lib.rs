@@ -85,4 +85,5 @@ pub mod store_root;
 pub mod threads;
 pub mod tree;
 pub mod verify;
+pub mod verity;
 pub mod volume;

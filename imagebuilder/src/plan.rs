@@ -8,10 +8,12 @@
 //!   "paths": [{"path": "HASH-NAME", "narHash": "sha256:NIX32", "narSize": 120}]
 //! }
 //! ```
+//! `"verity": true` after the settings appends the hash tree of dm-verity to the image.
 //! The settings of an erofs image are `{"format": "erofs"}`, with `"dax": true` for one that is mapped into guests.
 //! `narHash` and `narSize` are omitted if the closure's source does not contain them.
 
 use crate::closure::Closure;
+use crate::erofs::Profile;
 use crate::nar_hash;
 use crate::settings::ImageFormat;
 use crate::store_path::StorePath;
@@ -44,6 +46,8 @@ pub struct ImagePlan {
     pub store_dir: PathBuf,
     /// Format of the image, with its settings.
     pub format: ImageFormat,
+    /// Whether the hash tree of dm-verity follows the image.
+    pub verity: bool,
     /// The paths, sorted by base name.
     pub paths: Vec<PlannedPath>,
 }
@@ -66,6 +70,9 @@ pub enum PlanError {
         /// The directory.
         store_dir: PathBuf,
     },
+    /// The kernel maps no sealed device into processes.
+    #[error("it has both verity and dax, but a sealed image cannot be mapped into guests")]
+    VerityWithDax,
     /// There are no store paths.
     #[error("it contains no store path")]
     Empty,
@@ -84,7 +91,7 @@ fn display_all(paths: &[StorePath]) -> String {
 impl ImagePlan {
     /// Returns the plan of an image of `closure`. Equal closures and formats give equal plans.
     pub fn new(closure: Closure, format: impl Into<ImageFormat>) -> Self {
-        Self { store_dir: closure.store_dir, format: format.into(), paths: closure.paths }
+        Self { store_dir: closure.store_dir, format: format.into(), verity: false, paths: closure.paths }
     }
 
     /// Reads and checks a plan. The order of the paths does not matter.
@@ -101,7 +108,7 @@ impl ImagePlan {
         if version.as_u64() != Some(PLAN_VERSION) {
             return Err(PlanError::Version { found: version.to_string() });
         }
-        let PlanDocument { store_dir, settings: format, mut paths, .. } = serde_json::from_str(text)?;
+        let PlanDocument { store_dir, settings: format, verity, mut paths, .. } = serde_json::from_str(text)?;
         if !store_dir.is_absolute() {
             return Err(PlanError::RelativeStoreDir { store_dir });
         }
@@ -115,7 +122,10 @@ impl ImagePlan {
         if !twice.is_empty() {
             return Err(PlanError::Twice { paths: twice });
         }
-        Ok(Self { store_dir, format, paths })
+        if verity && format == ImageFormat::Erofs(Profile::Dax) {
+            return Err(PlanError::VerityWithDax);
+        }
+        Ok(Self { store_dir, format, verity, paths })
     }
 
     /// Returns the plan as JSON, with a newline at its end. Equal plans give equal texts.
@@ -127,6 +137,7 @@ impl ImagePlan {
             version: PLAN_VERSION,
             store_dir: self.store_dir.clone(),
             settings: self.format,
+            verity: self.verity,
             paths: self.paths.clone(),
         };
         let mut text = serde_json::to_string_pretty(&document)?;
@@ -142,6 +153,8 @@ struct PlanDocument {
     version: u64,
     store_dir: PathBuf,
     settings: ImageFormat,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    verity: bool,
     paths: Vec<PlannedPath>,
 }
 
@@ -167,7 +180,6 @@ mod nar_hash_text {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::erofs::Profile;
     use crate::settings::{Compression, ImageSettings};
     use proptest::prelude::*;
 
@@ -179,6 +191,7 @@ mod tests {
     fn golden_plan() -> ImagePlan {
         ImagePlan {
             store_dir: PathBuf::from("/nix/store"),
+            verity: false,
             format: ImageSettings::new(Compression::Zstd, Some(9), Some(262_144), Some(131_072)).unwrap().into(),
             paths: vec![
                 PlannedPath {
@@ -234,7 +247,7 @@ mod tests {
             (changed("1,", "\"1\","), "its version is \"1\", but this program supports only version 1"),
             (
                 changed("\"storeDir\"", "\"storedir\""),
-                "unknown field `storedir`, expected one of `version`, `storeDir`, `settings`, `paths` at line 3 column 12",
+                "unknown field `storedir`, expected one of `version`, `storeDir`, `settings`, `verity`, `paths` at line 3 column 12",
             ),
             (
                 changed("\"narSize\"", "\"size\""),
@@ -277,6 +290,7 @@ mod tests {
             (&format!(r#"{squashfs}, "dax": false}}"#), "`dax` is not a setting of the format squashfs"),
             (r#"{"format": "ext4"}"#, "unknown variant `ext4`, expected `squashfs` or `erofs`"),
             ("{}", "missing field `compression`"),
+            (r#"{"format": "erofs", "dax": true}, "verity": true"#, "it has both verity and dax"),
         ] {
             let refused = format(settings).unwrap_err().to_string();
             assert!(refused.starts_with(message), "{refused}");
@@ -317,7 +331,8 @@ mod tests {
                 13 => ImageFormat::Erofs(Profile::Dax),
                 _ => settings.into(),
             };
-            let plan = ImagePlan { store_dir: PathBuf::from("/nix/store"), format, paths };
+            let verity = block_log2 % 2 == 0;
+            let plan = ImagePlan { store_dir: PathBuf::from("/nix/store"), format, verity, paths };
             prop_assert_eq!(ImagePlan::from_json(&plan.to_json().unwrap()).unwrap(), plan);
         }
 

@@ -1,5 +1,6 @@
 //! The report of a finished build.
 
+use crate::verity::Seal;
 use serde::{Deserialize, Serialize};
 
 /// Facts about a finished build. Their serialised form is version 1 of the `--json` report.
@@ -33,6 +34,9 @@ pub struct BuildReport {
     pub cpu_seconds: CpuSeconds,
     /// Highest resident size of this process in bytes.
     pub peak_memory_bytes: u64,
+    /// What opens the image through dm-verity, if it is sealed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub verity: Option<Seal>,
     /// BLAKE3-256 of the image in hex, if requested.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub image_blake3: Option<String>,
@@ -92,6 +96,9 @@ pub struct PhaseSeconds {
     pub blocks: f64,
     /// Inodes, directories and the other tables.
     pub tables: f64,
+    /// Hashing the image for dm-verity.
+    #[serde(default)]
+    pub verity: f64,
     /// Publishing packs and the image.
     pub publish: f64,
     /// The whole build.

@@ -8,6 +8,7 @@ mod root;
 mod store;
 mod tables;
 mod tree;
+mod verity;
 
 pub use problem::{Problem, ProblemKind};
 
@@ -16,6 +17,7 @@ use crate::erofs::reader::ErofsImage;
 use crate::image::{FileTree, Image, ImageError};
 use crate::nar::nar_digest;
 use crate::plan::PlannedPath;
+use crate::squashfs::format::IMAGE_ALIGNMENT_BYTES;
 use blocks::Decompress;
 use problem::Problems;
 use rayon::ThreadPool;
@@ -113,7 +115,9 @@ pub enum VerifyError {
 pub fn verify(image: &Image, options: VerifyOptions<'_>) -> Result<VerifyReport, VerifyError> {
     verify_with(image, options, |threads, problems| {
         tables::check_layout(image, problems);
-        tables::check_padding(image, problems);
+        let end = image.superblock().bytes_used.next_multiple_of(IMAGE_ALIGNMENT_BYTES);
+        let is_sealed = verity::check(image, end, problems);
+        tables::check_padding(image, if is_sealed { 0 } else { tables::PADDING_BYTES_MAX }, problems);
         let inodes = tables::check_inodes(image, problems);
         tree::check_tree(image, &inodes, problems);
         drop(inodes);
@@ -127,7 +131,12 @@ pub fn verify(image: &Image, options: VerifyOptions<'_>) -> Result<VerifyReport,
 /// # Errors
 /// The same as those of [`verify`].
 pub fn verify_erofs(image: &ErofsImage, options: VerifyOptions<'_>) -> Result<VerifyReport, VerifyError> {
-    verify_with(image, options, |_, problems| erofs::check(image, problems))
+    verify_with(image, options, |_, problems| {
+        erofs::check(image, problems);
+        if !verity::check(image, image.superblock().bytes(), problems) {
+            erofs::check_padding(image, problems);
+        }
+    })
 }
 
 /// Checks what depends on the format by `check_format`, and then compares the image with its closure.

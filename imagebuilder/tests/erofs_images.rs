@@ -5,6 +5,7 @@ mod support;
 use erofs_rs::EroFS;
 use erofs_rs::backend::SliceImage;
 use imagebuilder::block_map::{BlockMap, Extent, FileId, Source, StoreFiles, StoreMember};
+use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
 use imagebuilder::diff::{DiffOptions, diff};
 use imagebuilder::erofs::reader::ErofsImage;
 use imagebuilder::erofs::{Profile, SameContent, block_map};
@@ -13,16 +14,21 @@ use imagebuilder::image::{FileTree, ImageError, ImageSource, InodeKind, Node, Pi
 use imagebuilder::inspect::inspect_erofs;
 use imagebuilder::open_image::OpenImage;
 use imagebuilder::path_sizes::path_sizes_erofs;
+use imagebuilder::plan::ImagePlan;
+use imagebuilder::progress::Silent;
+use imagebuilder::report::{BuildReport, Outcome};
 use imagebuilder::settings::{Compression, ImageFormat};
 use imagebuilder::store_path::StorePath;
 use imagebuilder::tree::{Entry, FileMode, Tree};
-use imagebuilder::verify::{NarCheck, VerifyOptions, VerifyReport, verify_erofs};
+use imagebuilder::verify::{NarCheck, VerifyOptions, VerifyReport, verify, verify_erofs};
+use imagebuilder::verity::Seal;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use support::built::{build_image, closure, settings};
@@ -63,7 +69,7 @@ fn every_reader_sees_the_store_in_an_image_of_either_profile() {
         if let Some(seen) = readers::kernel(&path) {
             readers::assert_same("the kernel", &seen, &wanted);
         }
-        if let Some(program) = tools::find("fsck.erofs") {
+        if let Some(program) = testing::find_tool("fsck.erofs") {
             tools::run(program, [&path]);
         }
         let image = ErofsImage::open(&path).unwrap();
@@ -255,7 +261,7 @@ fn the_kernel_reads_an_image_at_the_limits_of_the_format() {
             path.as_file().write_all_at(&map.metadata()[offset as usize..][..length as usize], start).unwrap();
         }
     }
-    if let Some(program) = tools::find("fsck.erofs") {
+    if let Some(program) = testing::find_tool("fsck.erofs") {
         tools::run(program, [path.path()]);
     }
     let Some(mount) = KernelMount::new(path.path()) else { return };
@@ -459,7 +465,7 @@ fn a_file_with_both_magic_numbers_is_refused() {
 
 #[test]
 fn on_a_file_system_with_reflinks_an_image_takes_only_the_space_of_its_metadata() {
-    let Some(mkfs) = tools::find("mkfs.btrfs") else { return };
+    let Some(mkfs) = testing::find_tool("mkfs.btrfs") else { return };
     let disk = tempfile::NamedTempFile::new().unwrap();
     disk.as_file().set_len(300 << 20).unwrap();
     tools::run(mkfs, [disk.path()]);
@@ -480,4 +486,89 @@ fn on_a_file_system_with_reflinks_an_image_takes_only_the_space_of_its_metadata(
     let more = used() - before;
     assert!(more < 4 << 20, "the image takes {more} bytes");
     readers::assert_same("our reader", &readers::our_reader(&image), &readers::store(&store));
+}
+
+/// Builds a sealed image with a record in a cache, and returns the report.
+fn build_sealed(store: &Store, format: ImageFormat, path: &Path, cache: &Path) -> BuildReport {
+    let mut closure = closure(store.path());
+    for (planned, number) in closure.paths.iter_mut().zip(0..) {
+        // Without hashes there are no records. The tests never change a path without changing its name.
+        planned.nar_hash = Some([number; 32]);
+    }
+    let plan = ImagePlan { verity: true, ..ImagePlan::new(closure, format) };
+    let options = BuildOptions {
+        output: path.to_owned(),
+        cache: Some(cache.to_owned()),
+        packs: None,
+        cache_trust: CacheTrust::Checksums,
+        jobs: 2,
+        digests: Digests::Skip,
+    };
+    build(&plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap()
+}
+
+#[test]
+fn a_sealed_image_is_what_veritysetup_makes_and_a_flipped_bit_is_found() {
+    let store = mixed_store();
+    let directory = tempfile::tempdir().unwrap();
+    let cache = directory.path().join("cache");
+    for format in [settings(Compression::Zstd, 131_072).into(), ImageFormat::Erofs(Profile::Disk)] {
+        let path = directory.path().join("image");
+        let report = build_sealed(&store, format, &path, &cache);
+        let seal = report.verity.unwrap();
+        let beside = directory.path().join("image.verity.json");
+        assert_eq!(serde_json::from_slice::<Seal>(&fs::read(&beside).unwrap()).unwrap(), seal);
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes.len() as u64, report.image_bytes);
+
+        // Without the document the image is not complete, so it is built again.
+        assert_eq!(build_sealed(&store, format, &path, &cache).outcome, Outcome::Unchanged);
+        fs::remove_file(&beside).unwrap();
+        assert_eq!(build_sealed(&store, format, &path, &cache).outcome, Outcome::Built);
+        assert_eq!(build_sealed(&store, format, &path, &cache).outcome, Outcome::Unchanged);
+        assert!(fs::read(&path).unwrap() == bytes);
+
+        if let Some(image) = readers::kernel(&path) {
+            readers::assert_same("the kernel", &image, &readers::store(store.path()));
+        }
+        let sound = |path: &Path| match OpenImage::open(path).unwrap() {
+            OpenImage::Squashfs(image) => {
+                let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 2, problems_told: 10 };
+                verify(&image, options).unwrap()
+            }
+            OpenImage::Erofs(image) => check(&image),
+        };
+        assert!(sound(&path).sound, "{:?}", sound(&path).problems);
+        let veritysetup = testing::find_tool("veritysetup");
+        if let Some(program) = &veritysetup {
+            let other = directory.path().join("other");
+            fs::write(&other, &bytes[..seal.hash_offset_bytes as usize]).unwrap();
+            let options = [
+                format!("--salt={}", seal.salt),
+                "--uuid=6d696372-6f76-4d00-8069-6d6167650001".to_owned(),
+                format!("--hash-offset={}", seal.hash_offset_bytes),
+            ];
+            let arguments = ["format".to_owned(), other.display().to_string(), other.display().to_string()];
+            let said = tools::run(program, arguments.iter().chain(&options));
+            assert!(said.contains(&seal.root_hash), "{said}\n{}", seal.root_hash);
+            assert!(fs::read(&other).unwrap() == bytes, "veritysetup makes another tree");
+        }
+        let opens = |path: &Path| {
+            let mut command = Command::new(veritysetup.as_deref()?);
+            command.arg("verify").args([path, path]).arg(&seal.root_hash);
+            command.arg(format!("--hash-offset={}", seal.hash_offset_bytes));
+            Some(command.output().unwrap().status.success())
+        };
+        assert_ne!(opens(&path), Some(false));
+        // In the content of a file, in the superblock of the tree, in its highest and in its lowest level.
+        let tree_at = seal.hash_offset_bytes as usize;
+        for at in [tree_at - 4096, tree_at + 70, tree_at + 4096 + 5, bytes.len() - 4096] {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x10;
+            let path = directory.path().join("flipped");
+            fs::write(&path, &flipped).unwrap();
+            assert_ne!(opens(&path), Some(true), "byte {at}");
+            assert!(!sound(&path).sound, "byte {at}");
+        }
+    }
 }

@@ -99,6 +99,14 @@ impl<'a> ImageFile<'a> {
         Ok(())
     }
 
+    /// Reads bytes that were written.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub(super) fn read_at(&self, buffer: &mut [u8], at: u64) -> Result<(), OutputError> {
+        self.file().read_exact_at(buffer, at).map_err(io_error("read back", &self.target))
+    }
+
     /// Whether the image is on a file system that shares blocks between files.
     pub(super) fn may_share_blocks(&self) -> bool {
         fstatfs(self.file()).is_ok_and(|found| {

@@ -4,8 +4,12 @@ use super::BuildError;
 use super::output::ImageFile;
 use crate::threads::map_in_parallel;
 use crate::verity::{self, Seal};
+use program::atomic_file::{self, WriteError};
+use std::ffi::OsString;
+use std::fs;
 use std::io::IoSlice;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes that a thread reads and hashes at once. They were written a moment ago, so they are in the page cache.
@@ -37,4 +41,26 @@ pub(super) fn seal(
     let tree = verity::tree_of(all);
     output.write_at(&mut [IoSlice::new(&tree.bytes)], data_bytes)?;
     Ok((Seal::new(&tree.root_hash, data_bytes), data_bytes + tree.bytes.len() as u64))
+}
+
+/// `IMAGE.verity.json` beside the image.
+fn place_beside(image: &Path) -> PathBuf {
+    let mut name = OsString::from(image.as_os_str());
+    name.push(".verity.json");
+    name.into()
+}
+
+/// The document, with a newline at its end. Text fields cannot fail to be written as JSON.
+fn text(seal: &Seal) -> String {
+    serde_json::to_string_pretty(seal).unwrap_or_default() + "\n"
+}
+
+/// Writes what opens the image beside it.
+pub(super) fn write_beside(seal: &Seal, image: &Path) -> Result<(), WriteError> {
+    atomic_file::write(&place_beside(image), text(seal).as_bytes())
+}
+
+/// Whether what opens the image is beside it.
+pub(super) fn is_beside(seal: &Seal, image: &Path) -> bool {
+    fs::read(place_beside(image)).is_ok_and(|found| found == text(seal).as_bytes())
 }

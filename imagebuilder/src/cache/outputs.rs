@@ -32,8 +32,9 @@ impl PlanKey {
     /// Returns the key of a plan; `None` if the NAR hash of a path is unknown, because its content can then only be
     /// determined by reading it.
     pub fn of(plan: &ImagePlan) -> Option<Self> {
-        let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 plan, image synced");
+        let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 plan, format, verity");
         hasher.update(settings_text(plan.format).as_bytes());
+        hasher.update(&[u8::from(plan.verity)]);
         for path in &plan.paths {
             hasher.update(path.path.base_name().as_bytes());
             hasher.update(&[0]);

@@ -211,6 +211,7 @@ fn summary(image: &Path, report: &BuildReport) -> Vec<String> {
         lines.push(format!("  stored once instead of again: {bytes} in {files} files"));
     }
     lines.push(format!("  memory   {} at most", size::human(report.peak_memory_bytes)));
+    lines.extend(report.verity.as_ref().map(|seal| format!("  verity   root hash {}", seal.root_hash)));
     for (name, digest) in [("blake3", &report.image_blake3), ("sha256", &report.image_sha256)] {
         lines.extend(digest.as_ref().map(|digest| format!("  {name}   {digest}")));
     }

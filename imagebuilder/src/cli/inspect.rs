@@ -64,6 +64,9 @@ fn text(facts: &ImageFacts) -> String {
     line("codec", format!("{}{level}", facts.codec));
     line("block size", format!("{} bytes", facts.block_size_bytes));
     line("image", format!("{} bytes, {} used", facts.image_bytes, facts.bytes_used));
+    if let Some(root_hash) = &facts.verity_root_hash {
+        line("verity", format!("root hash {root_hash}"));
+    }
     line("flags", facts.flags.join(" "));
     let inodes = &facts.inodes;
     line("inodes", inodes.total.to_string());

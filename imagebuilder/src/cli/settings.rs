@@ -21,6 +21,9 @@ pub(crate) struct SettingsArgs {
     /// multiple of 2 MiB
     #[arg(long)]
     dax: bool,
+    /// Append the hash tree of dm-verity, and write what opens the image to IMAGE.verity.json
+    #[arg(long)]
+    verity: bool,
     /// Codec of the image [default: zstd]
     #[arg(long, value_name = "CODEC", value_parser = compression_parser())]
     compression: Option<Compression>,
@@ -40,6 +43,16 @@ pub(crate) struct SettingsArgs {
 }
 
 impl SettingsArgs {
+    /// Whether the image is sealed.
+    pub(crate) fn verity(&self) -> Result<bool, Failure> {
+        if self.verity && self.dax {
+            return Err(Failure::usage(
+                "--verity and --dax were given, but a sealed image cannot be mapped into guests",
+            ));
+        }
+        Ok(self.verity)
+    }
+
     /// Returns the selected format with its settings, checked.
     pub(crate) fn format(&self) -> Result<ImageFormat, Failure> {
         match self.format.unwrap_or(FormatName::Squashfs) {
@@ -64,7 +77,7 @@ impl SettingsArgs {
 
     /// Returns the first of these options that was given, to refuse it with a plan, which has its own settings.
     pub(crate) fn first_given(&self) -> Option<&'static str> {
-        let given = [("--format", self.format.is_some()), ("--dax", self.dax)];
+        let given = [("--format", self.format.is_some()), ("--dax", self.dax), ("--verity", self.verity)];
         given.into_iter().find_map(|(name, given)| given.then_some(name)).or_else(|| self.first_squashfs_option())
     }
 

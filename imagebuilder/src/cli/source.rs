@@ -69,8 +69,9 @@ impl SourceArgs {
             None => Err(Failure::usage("no closure was given")
                 .with_hint("name store paths, or give one of --closure-info, --graph, --paths-from and --plan")),
             Some(Chosen::Closure(source)) => {
-                let format = settings.format()?;
-                Ok(ImagePlan::new(closure::read(&source, self.store_dir()?.as_deref())?, format))
+                let (format, verity) = (settings.format()?, settings.verity()?);
+                let closure = closure::read(&source, self.store_dir()?.as_deref())?;
+                Ok(ImagePlan { verity, ..ImagePlan::new(closure, format) })
             }
             Some(Chosen::Plan(file)) => match settings.first_given() {
                 None => self.read_plan(&file),

@@ -34,6 +34,18 @@ pub trait FileTree: Sync + fmt::Debug {
     /// Returns the number of inodes that the superblock states.
     fn inode_count(&self) -> u64;
 
+    /// Returns the length of the file or device in bytes.
+    fn length_bytes(&self) -> u64;
+
+    /// Whether what follows the image belongs to something else, as on a device.
+    fn has_room_behind(&self) -> bool;
+
+    /// Fills `buffer` with the bytes of the image from `at` on.
+    ///
+    /// # Errors
+    /// The image ends before, or cannot be read.
+    fn read_raw(&self, buffer: &mut [u8], at: u64) -> Result<(), ImageError>;
+
     /// Returns the tree below a path, which it begins with.
     ///
     /// # Errors
@@ -70,6 +82,18 @@ impl FileContent for ContentReader<'_> {
 impl FileTree for Image {
     fn inode_count(&self) -> u64 {
         u64::from(self.superblock().inodes)
+    }
+
+    fn length_bytes(&self) -> u64 {
+        Image::length_bytes(self)
+    }
+
+    fn has_room_behind(&self) -> bool {
+        Image::has_room_behind(self)
+    }
+
+    fn read_raw(&self, buffer: &mut [u8], at: u64) -> Result<(), ImageError> {
+        Image::read_raw(self, buffer, at)
     }
 
     fn walk_from(&self, path: &[u8]) -> Result<Nodes<'_>, ImageError> {

@@ -45,7 +45,6 @@ pub(super) fn check(image: &ErofsImage, problems: &Problems) {
         state.check_names();
     }
     state.check_uses();
-    check_padding(image, problems);
 }
 
 struct Check<'a> {
@@ -155,7 +154,7 @@ impl Check<'_> {
 }
 
 /// What follows the image is zero.
-fn check_padding(image: &ErofsImage, problems: &Problems) {
+pub(super) fn check_padding(image: &ErofsImage, problems: &Problems) {
     let used = image.superblock().bytes();
     if image.has_room_behind() {
         return;

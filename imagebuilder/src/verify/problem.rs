@@ -21,6 +21,8 @@ pub enum ProblemKind {
     Export,
     /// Blocks or tables overlap, or have gaps that are not allowed.
     Layout,
+    /// The hash tree of dm-verity is not that of the image.
+    Verity,
     /// The bytes behind the file system are not zero.
     Padding,
     /// A file is in the store, but not in the image.

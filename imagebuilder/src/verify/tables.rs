@@ -5,7 +5,7 @@ use crate::image::{Image, ImageError, Inode, InodeKind, InodeSet, InodeType};
 use crate::squashfs::format::{IMAGE_ALIGNMENT_BYTES, flags};
 
 /// Number of bytes behind the file system that are checked. Padding is never longer.
-const PADDING_BYTES_MAX: u64 = 1 << 20;
+pub(super) const PADDING_BYTES_MAX: u64 = 1 << 20;
 
 /// The facts about all inodes, collected by reading their table.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub(super) fn check_layout(image: &Image, problems: &Problems) {
 }
 
 /// Checks that the file system is followed by zeros up to the next 4 KiB, and in a file up to its end.
-pub(super) fn check_padding(image: &Image, problems: &Problems) {
+pub(super) fn check_padding(image: &Image, behind_bytes: u64, problems: &Problems) {
     let used = image.superblock().bytes_used;
     let padded = used.next_multiple_of(IMAGE_ALIGNMENT_BYTES);
     let length = image.length_bytes();
@@ -67,7 +67,7 @@ pub(super) fn check_padding(image: &Image, problems: &Problems) {
             format!("padding: the image ends at byte {length}, neither with nor without padding"),
         );
     }
-    let behind = if image.has_room_behind() { 0 } else { PADDING_BYTES_MAX };
+    let behind = if image.has_room_behind() { 0 } else { behind_bytes };
     let end = length.min(padded.saturating_add(behind));
     let mut at = used;
     let mut buffer = [0; IMAGE_ALIGNMENT_BYTES as usize];
