@@ -56,7 +56,12 @@ pub fn planned_path() -> PlannedPath {
 
 /// Returns a plan of that path.
 pub fn plan() -> ImagePlan {
-    ImagePlan { store_dir: "/nix/store".into(), format: ImageSettings::default().into(), verity: false, paths: vec![planned_path()] }
+    ImagePlan {
+        store_dir: "/nix/store".into(),
+        format: ImageSettings::default().into(),
+        verity: false,
+        paths: vec![planned_path()],
+    }
 }
 
 /// Opens an empty cache.

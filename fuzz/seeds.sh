@@ -46,6 +46,12 @@ if command -v mksquashfs >/dev/null; then
   # With uncompressed tables, changing a byte changes a field.
   mksquashfs "$work/store" "$corpus/read_image/plain" -noI -noD -noF -noX -b 4096 -noappend -quiet -no-progress
 fi
+for options in '' --dax --verity; do
+  build --paths-from "$work/paths" --store-dir "$work/store" --no-cache --format erofs ${options:+"$options"} -o "$corpus/read_image/erofs$options"
+  # Without the superblock's checksum, so that a changed byte is read.
+  printf '\002' | dd of="$corpus/read_image/erofs$options" bs=1 seek=1032 conv=notrunc status=none
+done
+rm -f "$corpus/read_image/erofs--verity.verity.json"
 cp -r "$corpus/read_image" "$corpus/extract_image"
 
 # The sources of a closure, and a plan.

@@ -4,8 +4,8 @@
 #![no_main]
 
 use imagebuilder::extract::{ExtractOptions, SpecialFiles, extract};
-use imagebuilder::image::Image;
-use imagebuilder::inspect::inspect;
+use imagebuilder::inspect::{inspect, inspect_erofs};
+use imagebuilder::open_image::OpenImage;
 use libfuzzer_sys::fuzz_target;
 use std::sync::atomic::AtomicBool;
 
@@ -13,14 +13,18 @@ use std::sync::atomic::AtomicBool;
 const CONTENT_BYTES_MAX: u64 = 16 << 20;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(image) = Image::from_source(Box::new(bytes.to_vec())) else { return };
-    if !inspect(&image).is_ok_and(|facts| facts.content_bytes <= CONTENT_BYTES_MAX) {
+    let Ok(image) = OpenImage::from_source(Box::new(bytes.to_vec())) else { return };
+    let facts = match &image {
+        OpenImage::Squashfs(image) => inspect(image),
+        OpenImage::Erofs(image) => inspect_erofs(image),
+    };
+    if !facts.is_ok_and(|facts| facts.content_bytes <= CONTENT_BYTES_MAX) {
         return;
     }
     let around = tempfile::tempdir().expect("a directory for the test");
     let output = around.path().join("output");
     let options = ExtractOptions { path: b"", output: &output, special_files: SpecialFiles::Skip, jobs: 1 };
-    let _ = extract(&image, options, &AtomicBool::new(false));
+    let _ = extract(image.tree(), options, &AtomicBool::new(false));
     let names = std::fs::read_dir(around.path()).expect("the directory for the test");
     let outside = names.map(|entry| entry.expect("an entry").file_name()).filter(|name| name != "output").count();
     assert_eq!(outside, 0);

@@ -1,4 +1,4 @@
-//! Builds the squashfs image of a Nix closure, and reads, verifies, compares and extracts such images. The program
+//! Builds the image of a Nix closure, a squashfs or an EROFS, and reads, verifies, compares and extracts such images. The program
 //! `microvm-image` is a thin layer over this crate; `ARCHITECTURE.md` explains how the modules work together.
 //!
 //! A build has four stages, each of which is data that you can inspect:

@@ -75,7 +75,11 @@ fn only_the_command_line_uses_clap_and_only_one_file_uses_indicatif() {
 
 #[test]
 fn the_format_does_not_use_the_cache_and_nothing_uses_the_command_line() {
-    let is_format = |name: &str| name == "squashfs.rs" || name.starts_with("squashfs/");
+    let is_format = |name: &str| {
+        ["squashfs", "erofs"]
+            .iter()
+            .any(|format| name == format!("{format}.rs") || name.starts_with(&format!("{format}/")))
+    };
     assert!(sources().iter().any(|(name, _)| is_format(name)));
     assert_eq!(naming(&["crate::cache", "crate::build"], is_format), NOTHING);
     assert_eq!(naming(&["crate::cli"], |name| !is_command_line(name)), NOTHING);

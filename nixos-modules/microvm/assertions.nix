@@ -232,8 +232,10 @@ let
         "writableStoreOverlay"
         "breaks when Nix makes hard links in the store; turn nix.optimise.automatic and nix.settings.auto-optimise-store off"
     ++ unless (
-      cfg.storeDiskBuild == "derivation" || cfg.storeDiskType == "squashfs"
-    ) "storeDiskBuild" "\"host\" supports only squashfs; set microvm.storeDiskType = \"squashfs\"";
+      cfg.storeDiskBuild == "derivation"
+      || cfg.storeDiskType == "squashfs"
+      || cfg.storeDiskErofsFlags == [ ]
+    ) "storeDiskBuild" "\"host\" does not run mkfs.erofs; set microvm.storeDiskErofsFlags = [ ]";
 in
 {
   config = lib.mkIf cfg.guest.enable {

@@ -1,4 +1,4 @@
-# The disk with the system closure: squashfs made by `microvm-image`, or erofs made by mkfs.erofs.
+# The disk with the system closure: made by `microvm-image`, or by mkfs.erofs if there are options for it.
 {
   config,
   lib,
@@ -37,16 +37,25 @@ let
     unsafeDiscardReferences.out = true;
   };
 
-  squashfs =
-    fromClosure "microvm-store-disk-${hostName}.squashfs"
+  formatFlags =
+    if cfg.storeDiskType == "squashfs" then
+      cfg.storeDiskSquashfsFlags
+    else
+      [
+        "--format"
+        "erofs"
+      ];
+
+  byMicrovmImage =
+    fromClosure "microvm-store-disk-${hostName}.${cfg.storeDiskType}"
       (image // { nativeBuildInputs = [ cfg.imageBuilder.package ]; })
       ''
         # The cache service is available if the host's Nix gives builds access to it. The image is the same without it.
-        microvm-image build --no-cache --cache-socket /run/microvm-image/cache.sock --jobs "''${NIX_BUILD_CORES:-1}" ${lib.escapeShellArgs cfg.storeDiskSquashfsFlags} \
+        microvm-image build --no-cache --cache-socket /run/microvm-image/cache.sock --jobs "''${NIX_BUILD_CORES:-1}" ${lib.escapeShellArgs formatFlags} \
           --graph "$graph" --output "$out"
       '';
 
-  erofs =
+  byMkfs =
     fromClosure "microvm-store-disk-${hostName}.erofs"
       (
         image
@@ -87,12 +96,14 @@ let
 in
 {
   config.microvm = {
-    storeDisk = lib.mkDefault (if cfg.storeDiskType == "squashfs" then squashfs else erofs);
+    storeDisk = lib.mkDefault (
+      if cfg.storeDiskType == "erofs" && cfg.storeDiskErofsFlags != [ ] then byMkfs else byMicrovmImage
+    );
     storeDiskPlan =
       fromClosure "microvm-store-plan-${hostName}.json"
         { nativeBuildInputs = [ cfg.imageBuilder.package ]; }
         ''
-          microvm-image plan ${lib.escapeShellArgs cfg.storeDiskSquashfsFlags} --graph "$graph" --output "$out"
+          microvm-image plan ${lib.escapeShellArgs formatFlags} --graph "$graph" --output "$out"
         '';
   };
 }

@@ -223,7 +223,8 @@ in
   (on "qemu" {
     storeDiskBuild = "host";
     storeDiskType = "erofs";
-  } [ "storeDiskBuild: \"host\" supports only squashfs; set microvm.storeDiskType = \"squashfs\"" ])
+    storeDiskErofsFlags = [ "-zlz4hc" ];
+  } [ "storeDiskBuild: \"host\" does not run mkfs.erofs; set microvm.storeDiskErofsFlags = [ ]" ])
   (on "qemu" { balloonMem = 512; } [
     "balloonMem: is not supported; set microvm.balloon = true, and microvm.initialBalloonMem to the size of the balloon at the start"
   ])

@@ -215,28 +215,34 @@ check_deploy() { # with a fake ssh that runs its command locally; nix and the ma
 }
 
 check_erofs() {
-  local disk mounted=$scratch/erofs path
+  local disk
+  check_erofs_disk erofsStoreDisk
   # mkfs.erofs and its libraries are those of this machine.
   local host=(--option sandbox-paths '/usr /lib /lib64')
   # An existing disk may be from another version of mkfs.erofs, which is not an input of the derivation.
-  disk=$(build erofsStoreDisk tests/nix/runner.nix "${host[@]}")
-  # Delete it, with the runner of an earlier run that refers to it.
-  nix-store --store "$fixtures/store" --query --referrers-closure "$disk" | xargs nix-store --store "$fixtures/store" --delete >/dev/null 2>"$scratch/log" ||
+  disk=$(build compressedErofsStoreDisk tests/nix/runner.nix "${host[@]}")
+  nix-store --store "$fixtures/store" --delete "$disk" >/dev/null 2>"$scratch/log" ||
     { tail -n 5 "$scratch/log" >&2; die "the erofs store disk of an earlier run cannot be deleted"; }
-  disk=$fixtures/store$(build erofsStoreDisk tests/nix/runner.nix "${host[@]}")
-  nix-build --quiet --no-out-link --check "${arguments[@]}" "${host[@]}" -A erofsStoreDisk tests/nix/runner.nix >/dev/null 2>"$scratch/log" ||
-    { tail -n 5 "$scratch/log" >&2; die "the erofs store disk is another one when made again"; }
+  check_erofs_disk compressedErofsStoreDisk "${host[@]}"
+}
+
+check_erofs_disk() { # ATTRIBUTE OPTION...: the disk has the paths of the closure, and is the same when built again
+  local disk mounted=$scratch/$1 path name=$1
+  shift
+  disk=$fixtures/store$(build "$name" tests/nix/runner.nix "$@")
+  nix-build --quiet --no-out-link --check "${arguments[@]}" "$@" -A "$name" tests/nix/runner.nix >/dev/null 2>"$scratch/log" ||
+    { tail -n 5 "$scratch/log" >&2; die "the disk $name is different when built again"; }
   mkdir "$mounted"
-  mount -t erofs -o loop,ro "$disk" "$mounted" || die "the erofs store disk cannot be mounted"
+  mount -t erofs -o loop,ro "$disk" "$mounted" || die "the disk $name cannot be mounted"
   local paths=("$mounted"/*)
   for path in "${paths[@]}"; do
-    diff -r --no-dereference "$fixtures/store/nix/store/${path##*/}" "$path" || { umount "$mounted"; die "${path##*/} differs in the erofs store disk"; }
+    diff -r --no-dereference "$fixtures/store/nix/store/${path##*/}" "$path" || { umount "$mounted"; die "${path##*/} differs in the disk $name"; }
   done
   path=$(stat -c '%a %u:%g' "$mounted" "$mounted/.links" | tr '\n' ' ')
-  [ "$path" = '1775 0:30000 755 0:0 ' ] || { umount "$mounted"; die "the root directory of the erofs store disk is not as Nix expects a store: $path"; }
+  [ "$path" = '1775 0:30000 755 0:0 ' ] || { umount "$mounted"; die "the root directory of the disk $name is not as Nix expects a store: $path"; }
   umount "$mounted"
-  [ ${#paths[@]} -ge 20 ] || die "the erofs store disk has only ${#paths[@]} paths"
-  say "the erofs store disk has the ${#paths[@]} paths of the closure, and is the same when made again"
+  [ ${#paths[@]} -ge 20 ] || die "the disk $name has only ${#paths[@]} paths"
+  say "the disk $name has the ${#paths[@]} paths of the closure, and is the same when built again"
 }
 
 check_flake() { # nixpkgs/ only replaces Nixpkgs, so this tests flake.nix with Nix, but not with NixOS
@@ -367,7 +373,6 @@ check_services
 for hypervisor in qemu cloud-hypervisor firecracker crosvm kvmtool; do build "five.$hypervisor" >/dev/null; done
 say "the runners of all five hypervisors build"
 boot plain 'serial=nix-store' 'guest: store_writable=no'
-# check_erofs has made its disk, because mkfs.erofs is not available in the sandbox.
 boot erofs 'serial=nix-store' 'guest: store_writable=no'
 boot writable 'serial=nix-store' 'serial=rw-store' 'guest: store_writable=yes' 'guest: persisted=new'
 expect "$scratch/writable-2.log" 'guest: persisted=found'

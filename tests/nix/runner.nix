@@ -120,8 +120,14 @@ in
     (bootable {
       mem = 256;
       storeDiskType = "erofs";
+      storeDiskBuild = "host";
     }).config.microvm.declaredRunner;
   erofsStoreDisk = (configure { storeDiskType = "erofs"; }).config.microvm.storeDisk;
+  compressedErofsStoreDisk =
+    (configure {
+      storeDiskType = "erofs";
+      storeDiskErofsFlags = [ "-zlz4hc" ];
+    }).config.microvm.storeDisk;
   writable = (bootable writable).config.microvm.declaredRunner;
   onHost = (bootable (writable // { storeDiskBuild = "host"; })).config.microvm.declaredRunner;
   everything = everything.config.microvm.declaredRunner;

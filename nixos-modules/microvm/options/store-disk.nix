@@ -48,7 +48,11 @@ in
         "erofs"
       ];
       default = "squashfs";
-      description = "The file system of the store disk. Only squashfs is built in parallel and with a cache.";
+      description = ''
+        The file system of the store disk. Squashfs is compressed, and an update compresses only what changed. Erofs is not
+        compressed: it is as large as the closure, and the guest reads it with less work. With
+        `storeDiskBuild = "host"` on btrfs, xfs or bcachefs, it shares the blocks of files with the host's store.
+      '';
     };
 
     storeDiskSquashfsFlags = mkOption {
@@ -63,8 +67,12 @@ in
 
     storeDiskErofsFlags = mkOption {
       type = types.listOf types.str;
-      default = [ "-zlz4hc" ];
-      description = "Options for mkfs.erofs, in addition to those that make the store disk reproducible.";
+      default = [ ];
+      example = [ "-zlz4hc" ];
+      description = ''
+        If there are any, mkfs.erofs builds the erofs store disk with these options, in addition to those that make it
+        reproducible. Otherwise `microvm-image` builds it.
+      '';
     };
 
     imageBuilder.package = mkOption {
