@@ -1,5 +1,7 @@
 //! EROFS images: what is in them for every reader, the limits of the format, and hostile images.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 mod support;
 
 use erofs_rs::EroFS;
@@ -531,14 +533,14 @@ fn a_sealed_image_is_what_veritysetup_makes_and_a_flipped_bit_is_found() {
         if let Some(image) = readers::kernel(&path) {
             readers::assert_same("the kernel", &image, &readers::store(store.path()));
         }
-        let sound = |path: &Path| match OpenImage::open(path).unwrap() {
-            OpenImage::Squashfs(image) => {
-                let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 2, problems_told: 10 };
-                verify(&image, options).unwrap()
-            }
-            OpenImage::Erofs(image) => check(&image),
+        let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 2, problems_told: 10 };
+        // A damaged table is found when the image is opened.
+        let is_sound = |path: &Path| match OpenImage::open(path) {
+            Ok(OpenImage::Squashfs(image)) => verify(&image, options).unwrap().sound,
+            Ok(OpenImage::Erofs(image)) => check(&image).sound,
+            Err(_) => false,
         };
-        assert!(sound(&path).sound, "{:?}", sound(&path).problems);
+        assert!(is_sound(&path));
         let veritysetup = testing::find_tool("veritysetup");
         if let Some(program) = &veritysetup {
             let other = directory.path().join("other");
@@ -568,7 +570,7 @@ fn a_sealed_image_is_what_veritysetup_makes_and_a_flipped_bit_is_found() {
             let path = directory.path().join("flipped");
             fs::write(&path, &flipped).unwrap();
             assert_ne!(opens(&path), Some(true), "byte {at}");
-            assert!(!sound(&path).sound, "byte {at}");
+            assert!(!is_sound(&path), "byte {at}");
         }
     }
 }
