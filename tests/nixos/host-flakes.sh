@@ -18,7 +18,8 @@ write_flake() { # VERSION: machines of ready-made runners, which need no nixpkgs
           name = "microvm-qemu-\${name}";
           system = "x86_64-linux";
           builder = "\${valid "$(readlink -f "$(type -P bash)" | cut -d/ -f1-4)"}/bin/bash";
-          args = [ "-c" "\${valid "$(readlink -f "$(type -P cp)" | cut -d/ -f1-4)"}/bin/cp -r --no-preserve=ownership \${valid runner} \$out && echo $1 >\$out/share/microvm/rig-version" ];
+          PATH = "\${valid "$(readlink -f "$(type -P cp)" | cut -d/ -f1-4)"}/bin";
+          args = [ "-c" "cp -r \${valid runner} \$out && chmod u+w \$out/share/microvm && echo $1 >\$out/share/microvm/rig-version" ];
         };
       };
     in
@@ -32,6 +33,7 @@ FLAKE
 version_of() { cat "$machines/$1/$2/share/microvm/rig-version"; } # MACHINE current|booted
 
 second=$(sed -n 2p /out/systems)
+ln -sfn "$second" /nix/var/nix/gcroots/rig-second
 if [ ! -e /var/lib/rig-cut ]; then
   for machine in from-flake leaving; do check "$machine starts with the host" wait_for runs "$machine"; done
   same 'the state directory is the machine'\''s, and its link is root'\''s' "$(stat -c %a "$machines/from-flake") $(stat -c %U "$machines/from-flake/current")" '1770 root'
@@ -70,8 +72,6 @@ if [ ! -e /var/lib/rig-cut ]; then
   check 'the first runner goes' test ! -e "$booted"
   check 'a declared machine is updated from its own flake' microvm update own-flake
   same 'it has that runner' "$(version_of own-flake current)" 2
-  said_by microvm update from-flake
-  check 'the machine of the host is updated by the host only' grep -q nixos-rebuild <<<"$said"
 
   from_flake=$(pid_of from-flake) by_hand=$(pid_of by-hand) before=$(runner_of from-flake current)
   nix-env --profile /nix/var/nix/profiles/system --set "$second"

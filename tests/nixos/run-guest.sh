@@ -6,7 +6,7 @@ scenario=$1
 shift
 rig=${NIXOS_RIG:?}
 state=$rig/states/$scenario
-boot_seconds=${MICROVM_NIXOS_BOOT_SECONDS:-900}
+boot_seconds=${MICROVM_NIXOS_BOOT_SECONDS:-2700}
 say() { printf 'nixos: %s: %s\n' "$scenario" "$*" >&2; }
 problem() { say "$@"; problems=$((problems + 1)); }
 problems=0
@@ -53,6 +53,7 @@ finish() { # END RUNNER: ends the machine and waits for its end
 boot() { # NUMBER RUNNER END OUTSIDE
   local console=$state/console-$1 waited
   export MICROVM_RUNTIME_DIR=$state/run MICROVM_IMAGE_CACHE=$rig/image-cache
+  : >"$console"
   rm -f "$state/input"
   mkfifo "$state/input"
   exec 5<>"$state/input"
