@@ -242,8 +242,8 @@ fn publish(
     if cancel.load(Ordering::Relaxed) {
         return Err(BuildError::Interrupted);
     }
-    // The seal comes first: an image that is in place always has one, and the other way round the kernel refuses to open the
-    // image.
+    // The seal is written first, so that an image in place always has one. If only the seal is new, the kernel refuses
+    // to open the earlier image with it.
     if let Some(seal) = &report.verity {
         seal::write_beside(seal, &options.output)?;
     }

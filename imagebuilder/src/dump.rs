@@ -155,7 +155,7 @@ fn device_numbers(number: u32) -> (u32, u32) {
     ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xf_ff00))
 }
 
-/// Writes the dump of an erofs image: the superblock, and the tree in the order of its names.
+/// Writes the dump of an erofs image: the superblock, and the tree ordered by names.
 ///
 /// # Errors
 /// The image is damaged, or `out` cannot be written.

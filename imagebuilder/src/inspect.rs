@@ -256,7 +256,7 @@ pub fn inspect_erofs(image: &ErofsImage) -> Result<ImageFacts, ImageError> {
             facts.content_bytes = facts.content_bytes.saturating_add(file.size_bytes);
         }
     }
-    // The walk has met every name.
+    // The walk counted every name.
     facts.inodes.hard_links = facts.inodes.total.saturating_sub(superblock.inodes);
     let (mut files, mut bytes) = (0, 0_u64);
     let files_with_blocks = |put: &mut dyn FnMut((u64, u64, u64))| {
@@ -286,7 +286,7 @@ pub fn inspect_erofs(image: &ErofsImage) -> Result<ImageFacts, ImageError> {
     Ok(facts)
 }
 
-/// The root hash of the tree after the first `data_bytes` bytes.
+/// Returns the root hash of the tree after the first `data_bytes` bytes.
 fn verity_root_hash(image: &dyn FileTree, data_bytes: u64) -> Result<Option<String>, ImageError> {
     let block_bytes = verity::BLOCK_BYTES;
     if image.length_bytes() < data_bytes + block_bytes {
@@ -297,7 +297,7 @@ fn verity_root_hash(image: &dyn FileTree, data_bytes: u64) -> Result<Option<Stri
     if !verity::is_superblock(&block) {
         return Ok(None);
     }
-    // The only block of data is its own highest block.
+    // With a single data block there is no tree, and the root hash is the hash of this block.
     let highest = if data_bytes > block_bytes { data_bytes + block_bytes } else { 0 };
     if image.length_bytes() < highest + block_bytes {
         return Ok(None);

@@ -10,9 +10,9 @@ use std::path::Path;
 /// An image of either format.
 #[derive(Debug)]
 pub enum OpenImage {
-    /// A squashfs.
+    /// A squashfs image.
     Squashfs(Box<Image>),
-    /// An EROFS.
+    /// An EROFS image.
     Erofs(ErofsImage),
 }
 
@@ -20,15 +20,15 @@ impl OpenImage {
     /// Opens an image file or a block device with an image on it.
     ///
     /// # Errors
-    /// It cannot be read, has neither format, or is damaged. An image that has the magic numbers of both formats is
-    /// refused: a guest could see other files in it than this reader.
+    /// It cannot be read, has neither format, or is damaged. An image with the magic numbers of both formats is
+    /// refused, because a guest could see different files in it than this reader.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
         let source = File::open(path).and_then(FileSource::new);
         let source = source.map_err(|source| ImageError::Open { path: path.to_owned(), source })?;
         Self::from_source(Box::new(source))
     }
 
-    /// Opens an image from anywhere.
+    /// Opens an image from any source.
     ///
     /// # Errors
     /// The same as those of [`Self::open`].

@@ -60,8 +60,8 @@ pub fn path_sizes(image: &Image) -> Result<PathSizes, ImageError> {
     Ok(finish(paths, image.superblock().bytes_used))
 }
 
-/// Computes the size of each entry of the root of an erofs image: the blocks and tails of its files. Inodes and directories
-/// count as tables.
+/// Computes the size of each entry of the root of an erofs image: the blocks and tails of its files. Inodes and
+/// directories count as tables.
 ///
 /// # Errors
 /// The image is damaged.
@@ -112,7 +112,7 @@ fn list_paths(image: &dyn FileTree) -> Result<Vec<PathSize>, ImageError> {
     Ok(paths)
 }
 
-/// Sorts the paths by their size, and adds the size of what belongs to none of them.
+/// Sorts the paths by size, and adds the size of everything that belongs to none of them.
 fn finish(mut paths: Vec<PathSize>, bytes_used: u64) -> PathSizes {
     // This directory is not a store path, and it is empty in images of closures.
     paths.retain(|path| path.path.0 != store_root::LINKS || path.files > 0);

@@ -70,7 +70,7 @@ pub enum PlanError {
         /// The directory.
         store_dir: PathBuf,
     },
-    /// The kernel maps no sealed device into processes.
+    /// The kernel cannot map a sealed device into processes.
     #[error("it has both verity and dax, but a sealed image cannot be mapped into guests")]
     VerityWithDax,
     /// There are no store paths.

@@ -34,7 +34,7 @@ pub struct BuildReport {
     pub cpu_seconds: CpuSeconds,
     /// Highest resident size of this process in bytes.
     pub peak_memory_bytes: u64,
-    /// What opens the image through dm-verity, if it is sealed.
+    /// The values to open the image with through dm-verity, if it is sealed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub verity: Option<Seal>,
     /// BLAKE3-256 of the image in hex, if requested.
@@ -96,7 +96,7 @@ pub struct PhaseSeconds {
     pub blocks: f64,
     /// Inodes, directories and the other tables.
     pub tables: f64,
-    /// Hashing the image for dm-verity.
+    /// Time to hash the image for dm-verity.
     #[serde(default)]
     pub verity: f64,
     /// Publishing packs and the image.

@@ -139,7 +139,7 @@ pub fn verify_erofs(image: &ErofsImage, options: VerifyOptions<'_>) -> Result<Ve
     })
 }
 
-/// Checks what depends on the format by `check_format`, and then compares the image with its closure.
+/// Calls `check_format`, which checks what depends on the format, and then compares the image with its closure.
 fn verify_with(
     image: &dyn FileTree,
     options: VerifyOptions<'_>,

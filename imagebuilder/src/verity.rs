@@ -1,12 +1,13 @@
-//! dm-verity: a hash tree after the image, with which the kernel checks every block that it reads.
+//! dm-verity: a hash tree after the image. With it, the kernel checks every block that it reads.
 //!
-//! The image is followed by a superblock of one block and the tree, as `veritysetup format` makes them with SHA-256, blocks
-//! of 4096 bytes, and the data and the tree in one file. Salt and UUID are fixed, so that equal images have equal trees. A
-//! salt keeps an attacker from using hashes that were computed in advance; the content of a Nix store is public anyway.
+//! The image is followed by a superblock of one block and the tree, as `veritysetup format` makes them with SHA-256,
+//! blocks of 4096 bytes, and the data and the tree in one file. Salt and UUID are fixed, so that equal images have
+//! equal trees. A salt keeps an attacker from using hashes that were computed in advance; the content of a Nix store is
+//! public anyway.
 //!
-//! Every block of the tree contains the hashes of 128 blocks below it, the lowest level those of the image. The levels are
-//! stored from the highest, which is one block, to the lowest. The root hash is that of the highest block; whoever knows it
-//! can check everything.
+//! Every block of the tree contains the hashes of 128 blocks below it. The lowest level contains the hashes of the
+//! blocks of the image. The levels are stored from the highest, which is one block, to the lowest. The root hash is the
+//! hash of the highest block; with it, everything can be checked.
 //!
 //! Source: `lib/verity/verity.c` and `verity_hash.c` of cryptsetup 2.6, and the kernel's
 //! `Documentation/admin-guide/device-mapper/verity.rst`.
@@ -19,26 +20,26 @@ use thiserror::Error;
 
 /// Length of the blocks of data and tree in bytes.
 pub const BLOCK_BYTES: u64 = 4096;
-/// Length of a SHA-256 in bytes.
+/// Length of a SHA-256 hash in bytes.
 const HASH_BYTES: usize = 32;
-/// Hashes in a block of the tree.
+/// Number of hashes in a block of the tree.
 const HASHES_PER_BLOCK: usize = BLOCK_BYTES as usize / HASH_BYTES;
 /// The first bytes of the superblock.
 const SIGNATURE: &[u8; 8] = b"verity\0\0";
-/// Hashed before each block.
+/// The bytes that are hashed before each block.
 const SALT: [u8; 32] = *b"microvm-image: the salt is fixed";
-/// Names the tree, for people.
+/// Identifies the tree to people who read the superblock.
 const UUID: [u8; 16] = [0x6d, 0x69, 0x63, 0x72, 0x6f, 0x76, 0x4d, 0x00, 0x80, 0x69, 0x6d, 0x61, 0x67, 0x65, 0x00, 0x01];
 
-/// What a program needs to open a sealed image. Serialised it is version 1 of `IMAGE.verity.json`.
+/// The values that a program needs to open a sealed image. Their serialised form is version 1 of `IMAGE.verity.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Seal {
-    /// Version of this document's form.
+    /// Version of this document's format.
     pub version: u32,
     /// Hash of the whole image, in hex.
     pub root_hash: String,
-    /// Length of the image without superblock and tree in bytes. The superblock begins there.
+    /// Length of the image in bytes, without superblock and tree. The superblock begins there.
     pub hash_offset_bytes: u64,
     /// Length of the blocks of data and tree in bytes.
     pub block_size_bytes: u64,
@@ -48,17 +49,17 @@ pub struct Seal {
     pub salt: String,
 }
 
-/// Why an area after an image is not its hash tree.
+/// Why the data after an image are not its hash tree.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum VerityError {
     /// There is no superblock.
     #[error("there is no verity superblock")]
     NoSuperblock,
-    /// The superblock has other settings than those that this program writes.
+    /// The settings in the superblock are not those that this program writes.
     #[error("its superblock has other settings than those of microvm-image")]
     OtherSettings,
     /// The tree is cut off, or something follows it.
-    #[error("superblock and tree have {actual_bytes} bytes, {wanted_bytes} are right")]
+    #[error("superblock and tree have {actual_bytes} bytes, but should have {wanted_bytes}")]
     Length {
         /// Their length.
         actual_bytes: u64,
@@ -70,13 +71,13 @@ pub enum VerityError {
 /// A hash tree and its superblock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HashTree {
-    /// Hash of the highest block, or of the only block of data.
+    /// Hash of the highest block, or of the only data block.
     pub root_hash: [u8; HASH_BYTES],
     /// What follows the image.
     pub bytes: Vec<u8>,
 }
 
-/// Hashes blocks of data, and returns their hashes one after the other. `data` is a multiple of [`BLOCK_BYTES`].
+/// Hashes blocks of data and returns the concatenated hashes. The length of `data` is a multiple of [`BLOCK_BYTES`].
 pub fn hash_blocks(data: &[u8]) -> Vec<u8> {
     let salted = Sha256::new_with_prefix(SALT);
     let mut hashes = Vec::with_capacity(data.len() / HASHES_PER_BLOCK);
@@ -86,7 +87,7 @@ pub fn hash_blocks(data: &[u8]) -> Vec<u8> {
     hashes
 }
 
-/// Makes the tree above the hashes of all blocks of data, at least one.
+/// Makes the tree from the hashes of all data blocks. There is at least one.
 pub fn tree_of(hashes: Vec<u8>) -> HashTree {
     let data_blocks = (hashes.len() / HASH_BYTES) as u64;
     let mut levels = Vec::new();
@@ -104,7 +105,7 @@ pub fn tree_of(hashes: Vec<u8>) -> HashTree {
     HashTree { root_hash, bytes }
 }
 
-/// Length of superblock and tree of so many blocks of data, in bytes.
+/// Returns the length of superblock and tree in bytes for this number of data blocks.
 pub fn tree_bytes(data_blocks: u64) -> u64 {
     let mut total = 1;
     let mut level = data_blocks;
@@ -115,7 +116,7 @@ pub fn tree_bytes(data_blocks: u64) -> u64 {
     total * BLOCK_BYTES
 }
 
-/// The superblock, padded to a block (`struct verity_sb`).
+/// Returns the superblock, padded to a block (`struct verity_sb`).
 fn superblock(data_blocks: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(BLOCK_BYTES as usize);
     bytes.extend_from_slice(SIGNATURE); // signature
@@ -134,15 +135,15 @@ fn superblock(data_blocks: u64) -> Vec<u8> {
     bytes
 }
 
-/// Whether a superblock begins with these bytes.
+/// Returns whether these bytes begin like a superblock.
 pub fn is_superblock(bytes: &[u8]) -> bool {
     bytes.starts_with(SIGNATURE)
 }
 
-/// Checks the superblock of a tree, which has `actual_bytes` bytes together with it, over `data_blocks` blocks.
+/// Checks the superblock of a tree over `data_blocks` blocks. Superblock and tree together have `actual_bytes` bytes.
 ///
 /// # Errors
-/// It is not the superblock that this program writes for so many blocks.
+/// It is not the superblock that this program writes for this number of blocks.
 pub fn check_superblock(bytes: &[u8], data_blocks: u64, actual_bytes: u64) -> Result<(), VerityError> {
     if !is_superblock(bytes) {
         return Err(VerityError::NoSuperblock);
@@ -155,7 +156,7 @@ pub fn check_superblock(bytes: &[u8], data_blocks: u64, actual_bytes: u64) -> Re
 }
 
 impl Seal {
-    /// What opens an image of `data_bytes` bytes whose tree has this root.
+    /// Returns the values for an image of `data_bytes` bytes whose tree has this root hash.
     pub fn new(root_hash: &[u8], data_bytes: u64) -> Self {
         Self {
             version: 1,

@@ -1,4 +1,4 @@
-//! EROFS images: what is in them for every reader, the limits of the format, and hostile images.
+//! EROFS images: their content as several readers see it, the limits of the format, and hostile images.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -45,7 +45,7 @@ fn check(image: &ErofsImage) -> VerifyReport {
     verify_erofs(image, VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 2, problems_told: 10 }).unwrap()
 }
 
-/// A store path that is a file, one that is a link, and one with everything else.
+/// A store with a path that is a file, one that is a symbolic link, and one with everything else.
 fn mixed_store() -> Store {
     let twice = Seeded::new(9).noise(9000);
     Store::new([
@@ -102,7 +102,7 @@ fn every_reader_sees_the_store_in_an_image_of_either_profile() {
     }
 }
 
-/// What erofs-rs sees.
+/// The image as erofs-rs reads it.
 fn other_reader(bytes: &[u8]) -> readers::Snapshot {
     let image = EroFS::new(SliceImage::new(bytes)).unwrap();
     let mut snapshot = readers::Snapshot::new();
@@ -144,12 +144,16 @@ fn the_bytes_of_an_image_stay_and_do_not_depend_on_hard_links() {
     let (first, second) = (store.member("same").join("first"), store.member("same").join("second"));
     fs::remove_file(&second).unwrap();
     fs::hard_link(&first, &second).unwrap();
-    assert!(PROFILES.map(build) == images, "a hard link gives another image");
+    assert!(PROFILES.map(build) == images, "hard links change the image");
     let digests = images.map(|bytes| blake3::hash(&bytes).to_hex()[..16].to_owned());
-    assert_eq!(digests, ["220c44f0ee047135", "92b3888b3fd15a33"], "another layout needs another EROFS_LAYOUT_VERSION");
+    assert_eq!(
+        digests,
+        ["220c44f0ee047135", "92b3888b3fd15a33"],
+        "a changed layout needs another EROFS_LAYOUT_VERSION"
+    );
 }
 
-/// An image that is made up while it is read: files have content that depends on their number and the offset.
+/// An image that is generated while it is read. The content of a file depends on its number and the offset.
 #[derive(Debug)]
 struct Imagined(BlockMap);
 
@@ -193,8 +197,8 @@ fn imagine(files: &Arc<StoreFiles>, profile: Profile) -> Imagined {
     Imagined(block_map(Arc::clone(files), profile, &SameContent::default()).unwrap())
 }
 
-/// Directories with 100,000 files and with 70,000 directories, files with every length near a block's end, one of 5 GiB, and
-/// the longest names and targets.
+/// Directories with 100,000 files and with 70,000 directories, files of every length near the end of a block, a file of
+/// 5 GiB, and the longest names and targets.
 fn limits() -> Arc<StoreFiles> {
     let mut tree = Tree::default();
     let root = tree.open_directory(b"").unwrap();
@@ -227,7 +231,7 @@ fn limits() -> Arc<StoreFiles> {
 }
 
 #[test]
-fn the_limits_of_the_format_are_kept() {
+fn images_at_the_limits_of_the_format_are_built_and_read() {
     let files = limits();
     let image = ErofsImage::from_source(Box::new(imagine(&files, Profile::Dax))).unwrap();
     let report = check(&image);
@@ -257,7 +261,7 @@ fn the_kernel_reads_an_image_at_the_limits_of_the_format() {
     let map = block_map(files, Profile::Disk, &SameContent::default()).unwrap();
     let path = tempfile::NamedTempFile::new().unwrap();
     path.as_file().set_len(map.size_bytes()).unwrap();
-    // The files are zeros: only metadata is written.
+    // All content is zero, so only metadata is written.
     for Extent { start, length, source } in map.extents() {
         if let Source::Metadata { offset } = source {
             path.as_file().write_all_at(&map.metadata()[offset as usize..][..length as usize], start).unwrap();
@@ -283,7 +287,7 @@ fn the_kernel_reads_an_image_at_the_limits_of_the_format() {
     );
 }
 
-/// A random directory: names with any bytes, and lengths that meet the ends of blocks.
+/// A random directory with names of any bytes, and lengths that reach the ends of blocks.
 fn tree() -> impl Strategy<Value = Tree> {
     let length = prop_oneof![0..200_u64, 3900..4200_u64, 8100..8300_u64, Just(4096), Just(0)];
     let name = prop::collection::vec(prop_oneof![Just(b'.'), Just(b'-'), 1..=255_u8], 1..40);
@@ -331,7 +335,7 @@ impl Node2 {
     }
 }
 
-/// What an image of imagined files must contain.
+/// The expected content of an image of imagined files.
 fn wanted(files: &StoreFiles) -> readers::Snapshot {
     let mut snapshot = readers::Snapshot::new();
     snapshot.insert(".links".to_owned(), readers::Seen { mode: 0o755, what: readers::What::Directory });
@@ -362,7 +366,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
-    fn two_readers_see_random_trees_as_they_are(trees in prop::collection::vec(tree(), 1..4)) {
+    fn two_readers_read_random_trees_correctly(trees in prop::collection::vec(tree(), 1..4)) {
         let files = store_files(trees.into_iter().enumerate().map(|(number, tree)| (format!("t{number}"), tree)));
         for profile in PROFILES {
             let source = imagine(&files, profile);
@@ -392,7 +396,7 @@ fn small_image() -> Vec<u8> {
     fs::read(path.path()).unwrap()
 }
 
-/// Reads everything there is; what is wrong is an error.
+/// Reads the whole image. Anything wrong is an error.
 fn read_all(bytes: Vec<u8>) -> Result<(), ImageError> {
     let image = ErofsImage::from_source(Box::new(bytes))?;
     let _ = check(&image);
@@ -410,7 +414,7 @@ fn damaged_images_are_reported_and_never_crash_the_reader() {
     let mut seeded = Seeded::new(3);
     for _ in 0..800 {
         let mut bytes = sound.clone();
-        // Without the checksum, so that the reader gets to see the rest.
+        // Without the checksum, so that the reader also reads the rest.
         bytes[1024 + 8] &= !1;
         for _ in 0..=seeded.index(3) {
             let at = 1024 + seeded.index(4096);
@@ -427,7 +431,7 @@ fn damaged_images_are_reported_and_never_crash_the_reader() {
     assert!(error.starts_with("superblock: its checksum is"), "{error}");
 }
 
-/// Where the directory entry with this name begins, and its number.
+/// Returns the position of the directory entry with this name, and its inode number.
 fn entry(bytes: &[u8], image: &ErofsImage, path: &str) -> (usize, u64) {
     let number = image.find(path.as_bytes()).unwrap().1.number;
     let wanted = u64::from(number).to_le_bytes();
@@ -437,7 +441,7 @@ fn entry(bytes: &[u8], image: &ErofsImage, path: &str) -> (usize, u64) {
 
 #[test]
 fn a_directory_that_is_reached_twice_is_refused() {
-    // `b` becomes another name of `a`: with some levels of this, a walk would never end.
+    // `b` becomes another name of `a`. With enough levels of this, a walk would never end.
     let mut bytes = small_image();
     bytes[1024 + 8] &= !1;
     let image = ErofsImage::from_source(Box::new(bytes.clone())).unwrap();
@@ -494,7 +498,7 @@ fn on_a_file_system_with_reflinks_an_image_takes_only_the_space_of_its_metadata(
 fn build_sealed(store: &Store, format: ImageFormat, path: &Path, cache: &Path) -> BuildReport {
     let mut closure = closure(store.path());
     for (planned, number) in closure.paths.iter_mut().zip(0..) {
-        // Without hashes there are no records. The tests never change a path without changing its name.
+        // There are no records without hashes. The tests never change a path without changing its name.
         planned.nar_hash = Some([number; 32]);
     }
     let plan = ImagePlan { verity: true, ..ImagePlan::new(closure, format) };
@@ -510,7 +514,7 @@ fn build_sealed(store: &Store, format: ImageFormat, path: &Path, cache: &Path) -
 }
 
 #[test]
-fn a_sealed_image_is_what_veritysetup_makes_and_a_flipped_bit_is_found() {
+fn a_sealed_image_equals_that_of_veritysetup_and_a_flipped_bit_is_found() {
     let store = mixed_store();
     let directory = tempfile::tempdir().unwrap();
     let cache = directory.path().join("cache");
@@ -553,7 +557,7 @@ fn a_sealed_image_is_what_veritysetup_makes_and_a_flipped_bit_is_found() {
             let arguments = ["format".to_owned(), other.display().to_string(), other.display().to_string()];
             let said = tools::run(program, arguments.iter().chain(&options));
             assert!(said.contains(&seal.root_hash), "{said}\n{}", seal.root_hash);
-            assert!(fs::read(&other).unwrap() == bytes, "veritysetup makes another tree");
+            assert!(fs::read(&other).unwrap() == bytes, "the tree of veritysetup is different");
         }
         let opens = |path: &Path| {
             let mut command = Command::new(veritysetup.as_deref()?);
@@ -562,7 +566,7 @@ fn a_sealed_image_is_what_veritysetup_makes_and_a_flipped_bit_is_found() {
             Some(command.output().unwrap().status.success())
         };
         assert_ne!(opens(&path), Some(false));
-        // In the content of a file, in the superblock of the tree, in its highest and in its lowest level.
+        // In the content of a file, in the superblock of the tree, and in its highest and its lowest level.
         let tree_at = seal.hash_offset_bytes as usize;
         for at in [tree_at - 4096, tree_at + 70, tree_at + 4096 + 5, bytes.len() - 4096] {
             let mut flipped = bytes.clone();

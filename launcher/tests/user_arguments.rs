@@ -396,7 +396,7 @@ fn cloud_hypervisor_runs_without_landlock_where_it_could_not_start_with_it() {
     let no_memory = |facts: &mut HostFacts| facts.memory_directory = None;
     let cases: [(Value, &dyn Fn(&mut HostFacts), &str); 3] = [
         (json!({}), &no_landlock, "Linux 6.1"),
-        (json!({}), &old, "has it from version 41.0.0 on"),
+        (json!({}), &old, "only version 41.0.0 or later has it"),
         (secret.clone(), &no_memory, "needs a tmpfs at /dev/shm for the initrd with the credentials"),
     ];
     for (fields, change, reason) in cases {

@@ -1,4 +1,4 @@
-# The disk with the system closure: made by `microvm-image`, or by mkfs.erofs if there are options for it.
+# The disk with the system closure. `microvm-image` builds it, or mkfs.erofs if there are options for it.
 {
   config,
   lib,

@@ -99,7 +99,7 @@ impl<'a> ImageFile<'a> {
         Ok(())
     }
 
-    /// Reads bytes that were written.
+    /// Reads bytes that were written before.
     ///
     /// # Errors
     /// The disk fails.

@@ -12,11 +12,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Bytes that a thread reads and hashes at once. They were written a moment ago, so they are in the page cache.
+/// Number of bytes that a thread reads and hashes at once. They were written a moment ago, so they are in the page
+/// cache.
 const STRETCH_BYTES: u64 = 1 << 20;
 
-/// Hashes the first `data_bytes` bytes of the image, a multiple of 4096, and writes superblock and tree after them. Returns
-/// what opens the image, and its new length.
+/// Hashes the first `data_bytes` bytes of the image, a multiple of 4096, and writes superblock and tree after them.
+/// Returns the values to open the image with, and its new length.
 pub(super) fn seal(
     output: &ImageFile<'_>,
     data_bytes: u64,
@@ -43,24 +44,24 @@ pub(super) fn seal(
     Ok((Seal::new(&tree.root_hash, data_bytes), data_bytes + tree.bytes.len() as u64))
 }
 
-/// `IMAGE.verity.json` beside the image.
+/// Returns the path `IMAGE.verity.json`, in the directory of the image.
 fn place_beside(image: &Path) -> PathBuf {
     let mut name = OsString::from(image.as_os_str());
     name.push(".verity.json");
     name.into()
 }
 
-/// The document, with a newline at its end. Text fields cannot fail to be written as JSON.
+/// Returns the document, with a newline at its end. Writing text fields as JSON cannot fail.
 fn text(seal: &Seal) -> String {
     serde_json::to_string_pretty(seal).unwrap_or_default() + "\n"
 }
 
-/// Writes what opens the image beside it.
+/// Writes the document to the directory of the image.
 pub(super) fn write_beside(seal: &Seal, image: &Path) -> Result<(), WriteError> {
     atomic_file::write(&place_beside(image), text(seal).as_bytes())
 }
 
-/// Whether what opens the image is beside it.
+/// Returns whether the directory of the image has this document.
 pub(super) fn is_beside(seal: &Seal, image: &Path) -> bool {
     fs::read(place_beside(image)).is_ok_and(|found| found == text(seal).as_bytes())
 }

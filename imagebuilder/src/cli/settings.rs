@@ -21,7 +21,7 @@ pub(crate) struct SettingsArgs {
     /// multiple of 2 MiB
     #[arg(long)]
     dax: bool,
-    /// Append the hash tree of dm-verity, and write what opens the image to IMAGE.verity.json
+    /// Append the hash tree of dm-verity, and write the values to open the image with to IMAGE.verity.json
     #[arg(long)]
     verity: bool,
     /// Codec of the image [default: zstd]
@@ -43,7 +43,7 @@ pub(crate) struct SettingsArgs {
 }
 
 impl SettingsArgs {
-    /// Whether the image is sealed.
+    /// Returns whether the image will be sealed.
     pub(crate) fn verity(&self) -> Result<bool, Failure> {
         if self.verity && self.dax {
             return Err(Failure::usage(

@@ -1,18 +1,18 @@
 //! Reads uncompressed EROFS images: ours, and those of mkfs.erofs without compression.
 //!
 //! # Why a reader of our own
-//! `erofs-rs` 0.3 was tried first. It checks what it parses, but not what the parts say together: a walk compares a
-//! directory only with those above it, so directories that are reached by two names each double the walk with every level,
-//! and an image of 100 KiB keeps it busy for ever (30 levels are 10^9 directories). It does not look at `.` and `..`, at the
-//! order of names across blocks, or at link counts, and it has an image in memory or mapped, which ends the process if the
-//! file becomes shorter. The tests use it as a second opinion. This reader knows two of five data layouts and needs a few
-//! hundred lines.
+//! `erofs-rs` 0.3 was tried first. It checks each structure, but not whether the structures agree: a walk compares a
+//! directory only with the directories above it. If two names lead to each directory, every level doubles the length of
+//! the walk, so an image of 100 KiB keeps it busy forever (30 levels are 10^9 directories). It does not check `.` and
+//! `..`, the order of names across blocks, or link counts. It needs the image in memory or mapped, and a mapping ends
+//! the process when the file becomes shorter. The tests compare its results with those of this reader. This reader
+//! supports two of the five data layouts and needs a few hundred lines.
 //!
-//! # What it promises
-//! The same as the reader of squashfs images (`crate::image`): whatever the bytes, nothing here panics, loops or allocates
-//! without bound, and what contradicts itself is an error that names the place. Every position is checked against the
-//! length of the image before it is used. A walk reaches no directory twice, and the listings of all directories together
-//! are not longer than the image, so it takes time in proportion to the image.
+//! # Guarantees
+//! They are those of the reader of squashfs images (`crate::image`): for any bytes, nothing here panics, loops
+//! endlessly or allocates without bound, and a contradiction is an error that names the place. Every position is
+//! checked against the length of the image before it is used. A walk reaches no directory twice, and the listings of
+//! all directories together are not longer than the image, so the time is proportional to the length of the image.
 //!
 //! Compressed files, files in chunks, and further devices are not supported and are refused with an error.
 
@@ -30,7 +30,7 @@ use crate::image::{
 use std::fs::File;
 use std::path::Path;
 
-/// Most inodes: it bounds what is held for each of them while an image is checked.
+/// Maximum number of inodes. It limits the memory that is used for them while an image is checked.
 const INODES_MAX: u64 = 1 << 23;
 
 /// An open EROFS image. Several threads can use it at once.
@@ -44,17 +44,17 @@ impl ErofsImage {
     /// Opens an image file or a block device with an image on it.
     ///
     /// # Errors
-    /// It cannot be read, is no EROFS, or needs a feature that is not supported.
+    /// It cannot be read, is not an EROFS image, or needs a feature that is not supported.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
         let source = File::open(path).and_then(FileSource::new);
         let source = source.map_err(|source| ImageError::Open { path: path.to_owned(), source })?;
         Self::from_source(Box::new(source))
     }
 
-    /// Opens an image from anywhere.
+    /// Opens an image from any source.
     ///
     /// # Errors
-    /// It cannot be read, is no EROFS, or needs a feature that is not supported.
+    /// It cannot be read, is not an EROFS image, or needs a feature that is not supported.
     pub fn from_source(source: Box<dyn ImageSource>) -> Result<Self, ImageError> {
         let superblock = ErofsSuperblock::read(source.as_ref())?;
         if superblock.inodes > INODES_MAX {
@@ -74,19 +74,19 @@ impl ErofsImage {
         self.source.length_bytes()
     }
 
-    /// Whether what follows the image belongs to something else, as on a device.
+    /// Returns whether other data may follow the image, as on a device.
     pub(crate) fn has_room_behind(&self) -> bool {
         self.source.has_room_behind()
     }
 
-    /// Reads bytes of the image as they are.
+    /// Reads bytes of the image without interpreting them.
     pub(crate) fn read_raw(&self, buffer: &mut [u8], at: u64) -> Result<(), ImageError> {
         let length_bytes = buffer.len();
         let read = self.source.read_exact_at(buffer, at);
         read.map_err(|source| ImageError::Read { length_bytes, offset: at, source })
     }
 
-    /// The root directory's inode.
+    /// Returns the inode of the root directory.
     pub(crate) fn root(&self) -> Result<Inode, ImageError> {
         self.inode(u64::from(self.superblock.root_nid))
     }

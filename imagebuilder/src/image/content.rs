@@ -134,7 +134,7 @@ impl<'a> ContentReader<'a> {
         Self { image: blocks.image, blocks, blocks_wanted: count, fragment: None, block: Vec::new(), tail: None }
     }
 
-    /// Reads only the piece in a fragment of the file that `blocks` belongs to.
+    /// Reads only the piece in a fragment of the file to which `blocks` belongs.
     pub(crate) fn of_fragment(blocks: FileBlocks<'a>, fragment: FragmentRef) -> Self {
         Self { image: blocks.image, blocks, blocks_wanted: 0, fragment: Some(fragment), block: Vec::new(), tail: None }
     }

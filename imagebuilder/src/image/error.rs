@@ -96,10 +96,10 @@ pub enum ImageError {
     /// The file is not an EROFS image, or its beginning is damaged.
     #[error("not an erofs image: {reason}")]
     NotErofs {
-        /// What shows this.
+        /// What is wrong.
         reason: String,
     },
-    /// Readers of two formats would each see another image.
+    /// Readers of the two formats would see different images.
     #[error("it is both a squashfs and an erofs image, so it is not clear which one a guest would mount")]
     TwoFormats,
     /// A valid image that this reader does not support.

@@ -1,4 +1,4 @@
-//! What the operations on whole images see of an image, whatever its format.
+//! The interface of images of both formats for operations on whole images.
 
 use super::Image;
 use super::content::{ContentReader, FileBlocks, Piece};
@@ -7,25 +7,25 @@ use super::inode::{FileInode, Inode};
 use super::walk::Node;
 use std::fmt;
 
-/// The nodes of a tree: every directory before what is in it, names in ascending order of their bytes. After an error it
-/// continues with the next name, or with the parent if a listing is damaged.
+/// The nodes of a tree. Every directory comes before its content, and names are in ascending order of their bytes.
+/// After an error the iterator continues with the next name, or with the parent if a listing is damaged.
 pub type Nodes<'a> = Box<dyn Iterator<Item = Result<Node, ImageError>> + Send + 'a>;
 
 /// The content of a file, piece by piece.
 pub trait FileContent: Send + fmt::Debug {
-    /// Returns the next piece; nothing at the end.
+    /// Returns the next piece, or `None` at the end.
     ///
     /// # Errors
     /// The image is damaged there, or cannot be read.
     fn next_piece(&mut self) -> Result<Option<Piece<'_>>, ImageError>;
 }
 
-/// A part of a file that is read on its own, so that several threads can read a large file.
+/// A part of a file that can be read alone, so that several threads can read a large file.
 #[derive(Debug)]
 pub struct FilePart<'a> {
-    /// Where it begins in the file.
+    /// The position in the file at which it begins.
     pub offset: u64,
-    /// Its bytes.
+    /// The content of the part.
     pub content: Box<dyn FileContent + 'a>,
 }
 
@@ -37,22 +37,22 @@ pub trait FileTree: Sync + fmt::Debug {
     /// Returns the length of the file or device in bytes.
     fn length_bytes(&self) -> u64;
 
-    /// Whether what follows the image belongs to something else, as on a device.
+    /// Returns whether other data may follow the image, as on a device.
     fn has_room_behind(&self) -> bool;
 
-    /// Fills `buffer` with the bytes of the image from `at` on.
+    /// Fills `buffer` with the bytes of the image that begin at `at`.
     ///
     /// # Errors
-    /// The image ends before, or cannot be read.
+    /// The image is too short or cannot be read.
     fn read_raw(&self, buffer: &mut [u8], at: u64) -> Result<(), ImageError>;
 
-    /// Returns the tree below a path, which it begins with.
+    /// Returns the nodes at and below a path.
     ///
     /// # Errors
     /// There is nothing at the path, or a directory on the way is damaged.
     fn walk_from(&self, path: &[u8]) -> Result<Nodes<'_>, ImageError>;
 
-    /// Looks a path up without following symbolic links. Leading, doubled and trailing slashes and `.` do not matter.
+    /// Looks up a path without following symbolic links. Leading, doubled and trailing slashes and `.` are ignored.
     ///
     /// # Errors
     /// There is nothing at the path, or a directory on the way is damaged.
@@ -116,7 +116,8 @@ impl FileTree for Image {
     }
 }
 
-/// The parts of a file: blocks, and the piece in a fragment last. One at a time: a file may have millions of blocks.
+/// The parts of a file: blocks, and last the piece in a fragment. They are made one at a time, because a file may have
+/// millions of blocks.
 struct Parts<'a> {
     file: Option<FileInode>,
     blocks: FileBlocks<'a>,
@@ -140,7 +141,7 @@ impl<'a> Iterator for Parts<'a> {
         }
         let content = Box::new(ContentReader::of_blocks(self.blocks.clone(), count));
         self.offset += count * self.block_size_bytes;
-        // Whoever reads the part reports damaged size words.
+        // Damaged size words are reported when the part is read.
         let whole = self.blocks.by_ref().take(usize::try_from(count).unwrap_or(usize::MAX)).all(|block| block.is_ok());
         if !whole {
             self.file = None;

@@ -148,7 +148,7 @@ pub struct DirectoryInode {
     pub(crate) listing: (u32, u16),
     /// Where the index begins in the decompressed inode table.
     pub(crate) index_place: u64,
-    /// Erofs: the listing is stored as the content of a file is.
+    /// Erofs: the listing is stored like the content of a file.
     pub(crate) content: Option<FileInode>,
 }
 
@@ -165,7 +165,7 @@ pub struct FileInode {
     pub hole_bytes: u64,
     /// The fragment with the file's tail.
     pub fragment: Option<FragmentRef>,
-    /// Squashfs: where the size words begin in the decompressed inode table. Erofs: where the tail begins in the image.
+    /// Squashfs: position of the size words in the decompressed inode table. Erofs: position of the tail in the image.
     pub(crate) place: u64,
 }
 

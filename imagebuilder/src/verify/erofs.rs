@@ -1,16 +1,16 @@
-//! Checks an erofs image: the tree, link counts, that nothing overlaps, and the bytes behind the image.
+//! Checks an erofs image: the tree, link counts, overlapping structures, and the bytes after the image.
 
 use super::problem::{ProblemKind, Problems};
 use crate::erofs::format::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET};
 use crate::erofs::reader::ErofsImage;
 use crate::image::{FileTree, InodeKind, Node};
 
-/// Zero bytes after an image are read up to here; more than that is no padding. Images for DAX end at a multiple of 2 MiB.
+/// Maximum length of the padding that is checked. Images for DAX are padded to a multiple of 2 MiB.
 const PADDING_BYTES_MAX: u64 = 2 << 20;
-/// Bytes that are read at once.
+/// Number of bytes that are read at once.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// What is in a range of the image.
+/// What a range of the image contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Use {
     Superblock,
@@ -18,11 +18,11 @@ enum Use {
     Inode,
     /// Blocks of a directory.
     Metadata,
-    /// Blocks of a file. Several inodes may have the same.
+    /// Blocks of a file. Several inodes may have the same blocks.
     Data,
 }
 
-/// Checks everything that is in the image itself.
+/// Checks everything that needs only the image.
 pub(super) fn check(image: &ErofsImage, problems: &Problems) {
     let mut state =
         Check { image, problems, uses: Vec::new(), names: Vec::new(), parents: Vec::new(), nodes: 0, whole: true };
@@ -51,12 +51,12 @@ struct Check<'a> {
     image: &'a ErofsImage,
     problems: &'a Problems,
     uses: Vec<(u64, u64, Use)>,
-    /// Number and link count of everything but directories, once for each name.
+    /// Inode number and link count of everything except directories, once for each name.
     names: Vec<(u32, u32)>,
     /// The directories above the current node.
     parents: Vec<Parent>,
     nodes: u64,
-    /// No part of the tree was unreadable.
+    /// Whether the whole tree was readable.
     whole: bool,
 }
 
@@ -92,19 +92,19 @@ impl Check<'_> {
         }
     }
 
-    /// Ends the directories that a node of this depth is not in.
+    /// Finishes the directories that do not contain a node of this depth.
     fn leave(&mut self, depth: usize) {
         while self.parents.len() > depth {
             let Some(parent) = self.parents.pop() else { return };
             let right = parent.subdirectories.saturating_add(2);
             if self.whole && parent.links != right {
-                let detail = format!("has link count {}, {right} is right", parent.links);
+                let detail = format!("has the link count {}, but should have {right}", parent.links);
                 self.problems.at(&parent.path, ProblemKind::Links, detail);
             }
         }
     }
 
-    /// Link counts are the numbers of names, and the superblock counts all inodes.
+    /// Checks that link counts equal the numbers of names, and that the superblock counts all inodes.
     fn check_names(&mut self) {
         self.names.sort_unstable();
         let mut inodes = self.nodes - self.names.len() as u64;
@@ -112,23 +112,24 @@ impl Check<'_> {
             inodes += 1;
             let (number, links) = names[0];
             if links as usize != names.len() {
-                let detail = format!("inode {number}: has link count {links} and {} names", names.len());
+                let detail = format!("inode {number}: has the link count {links}, but {} names", names.len());
                 self.problems.general(ProblemKind::Links, detail);
             }
         }
         let stated = self.image.superblock().inodes;
-        // mkfs.erofs counts an inode that no name leads to in some versions, so only too few are an error.
+        // Some versions of mkfs.erofs also count an inode without a name, so only a number that is too small is an
+        // error.
         if stated < inodes {
-            let detail = format!("superblock: says there are {stated} inodes, the tree has {inodes}");
+            let detail = format!("superblock: says there are {stated} inodes, but the tree has {inodes}");
             self.problems.general(ProblemKind::Damaged, detail);
         }
     }
 
-    /// Inodes and blocks do not overlap, except for the blocks of equal files, which are the same blocks.
+    /// Checks that inodes and blocks do not overlap. Equal files may have the same blocks.
     fn check_uses(&mut self) {
         self.uses.push((SUPERBLOCK_OFFSET, SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES, Use::Superblock));
         self.uses.sort_unstable();
-        // Several names of one inode, and equal files.
+        // Removes the ranges of further names of an inode, and of equal files.
         self.uses.dedup();
         let mut before: Option<(u64, u64, Use)> = None;
         for (start, end, use_) in self.uses.drain(..) {
@@ -153,7 +154,7 @@ impl Check<'_> {
     }
 }
 
-/// What follows the image is zero.
+/// Checks that only zeros follow the image.
 pub(super) fn check_padding(image: &ErofsImage, problems: &Problems) {
     let used = image.superblock().bytes();
     if image.has_room_behind() {
@@ -169,7 +170,7 @@ pub(super) fn check_padding(image: &ErofsImage, problems: &Problems) {
         }
         if let Some(position) = buffer[..count].iter().position(|byte| *byte != 0) {
             let at = at + position as u64;
-            let detail = format!("padding: byte {at} is not zero, the file system ends at {used}");
+            let detail = format!("padding: byte {at} is not zero, but the file system ends at {used}");
             return problems.general(ProblemKind::Padding, detail);
         }
         at += count as u64;

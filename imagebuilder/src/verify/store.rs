@@ -30,7 +30,7 @@ pub(super) struct Comparison<'a> {
     pub(super) part: FilePart<'a>,
 }
 
-/// A file that is compared part by part.
+/// A file that is compared in parts.
 struct Queued<'a> {
     path: Vec<u8>,
     store_path: PathBuf,
@@ -50,7 +50,7 @@ pub(super) struct Pairing<'a> {
     levels: Vec<Level>,
     /// Nodes below this depth are skipped, because the store has no counterpart.
     skip_below: Option<usize>,
-    /// The file whose parts are next.
+    /// The file whose parts are compared next.
     file: Option<Queued<'a>>,
 }
 
@@ -232,7 +232,7 @@ impl<'a> Pairing<'a> {
         }
     }
 
-    /// Makes a file the next to compare, in parts if it is large.
+    /// Makes a file the next one to compare, in parts if it is large.
     fn queue_file(&mut self, path: Vec<u8>, store_path: PathBuf, file: FileInode) {
         let parts: Box<dyn Iterator<Item = FilePart<'a>> + Send + 'a> = if file.size_bytes <= PART_BYTES {
             Box::new(std::iter::once(FilePart { offset: 0, content: self.image.content(&file) }))

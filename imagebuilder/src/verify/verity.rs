@@ -4,10 +4,10 @@ use super::problem::{ProblemKind, Problems};
 use crate::image::{FileTree, ImageError};
 use crate::verity::{BLOCK_BYTES, check_superblock, hash_blocks, is_superblock, tree_of};
 
-/// Bytes that are read and hashed at once.
+/// Number of bytes that are read and hashed at once.
 const BUFFER_BYTES: u64 = 1 << 20;
 
-/// Checks the tree that follows the first `data_bytes` bytes of an image; false if there is none.
+/// Checks the tree after the first `data_bytes` bytes of an image. Returns false if there is none.
 pub(super) fn check(image: &dyn FileTree, data_bytes: u64, problems: &Problems) -> bool {
     let Some(tree_bytes) = image.length_bytes().checked_sub(data_bytes).filter(|left| *left >= BLOCK_BYTES) else {
         return false;
@@ -35,7 +35,7 @@ pub(super) fn check(image: &dyn FileTree, data_bytes: u64, problems: &Problems) 
     true
 }
 
-/// Makes the tree again and compares it; the first byte of the image at which it differs.
+/// Computes the tree again and compares it. Returns the position of the first byte of the image that differs.
 fn first_difference(image: &dyn FileTree, data_bytes: u64, tree_bytes: u64) -> Result<Option<u64>, ImageError> {
     let mut hashes = Vec::new();
     let mut at = 0;

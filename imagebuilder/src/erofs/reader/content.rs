@@ -4,11 +4,11 @@ use super::ErofsImage;
 use crate::image::{FileContent, FileInode, ImageError, Piece};
 use std::ops::Range;
 
-/// Bytes that are read at once.
+/// Number of bytes that are read at once.
 const PIECE_BYTES: u64 = 256 << 10;
 
 impl ErofsImage {
-    /// Fills `buffer` with content from `offset` on, which has so many bytes.
+    /// Fills `buffer` with the content that begins at `offset`. The caller has checked that there are enough bytes.
     pub(super) fn read_content(&self, file: &FileInode, offset: u64, buffer: &mut [u8]) -> Result<(), ImageError> {
         let in_blocks = (file.blocks << self.superblock().block_bits).min(file.size_bytes);
         let from_blocks = in_blocks.saturating_sub(offset).min(buffer.len() as u64) as usize;
@@ -47,7 +47,7 @@ impl FileContent for Content<'_> {
         self.buffer.resize(length as usize, 0);
         self.image.read_content(&self.file, self.left.start, &mut self.buffer)?;
         self.left.start += length;
-        // The format has no holes; what is extracted should not take the space of zeros all the same.
+        // The format has no holes, but extracted files should not take space for zeros.
         if length == PIECE_BYTES && self.buffer.iter().all(|byte| *byte == 0) {
             return Ok(Some(Piece::Hole(length)));
         }

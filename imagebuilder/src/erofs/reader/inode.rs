@@ -1,11 +1,11 @@
-//! Inodes: read, and checked against the length of the image.
+//! Reads inodes and checks them against the length of the image.
 
 use super::ErofsImage;
 use crate::erofs::format::{COMPACT_INODE_BYTES, EXTENDED_INODE_BYTES, SLOT_BYTES};
 use crate::image::{DirectoryInode, FileInode, ImageError, Inode, InodeForm, InodeKind, Part, TakeLe};
 use std::ops::Range;
 
-/// The kernel's limit, a page.
+/// The limit of the kernel: one page.
 const TARGET_BYTES_MAX: u64 = 4096;
 /// Bytes before the shared and inline extended attributes of an inode (`struct erofs_xattr_ibody_header`).
 const XATTR_HEADER_BYTES: u64 = 12;
@@ -56,7 +56,7 @@ impl Raw {
     }
 }
 
-/// Where the content of an inode is: whole blocks, then a tail.
+/// The place of an inode's content: whole blocks, then a tail.
 pub(super) struct Place {
     pub(super) blocks: Range<u64>,
     pub(super) tail: Range<u64>,
@@ -115,7 +115,7 @@ impl ErofsImage {
         })
     }
 
-    /// What the inode is, and where it ends with its tail.
+    /// Returns the kind of the inode, and the position at which it ends together with its tail.
     fn kind(&self, raw: &Raw, at: u64, tail_at: u64) -> Result<(InodeKind, u64), ImageError> {
         let damaged = |reason: String| ImageError::damaged(Part::InodeAt(at), reason);
         let mut end = tail_at;
@@ -135,7 +135,7 @@ impl ErofsImage {
         let kind = match raw.mode >> 12 {
             0o4 => {
                 let file = file()?;
-                // Directories are read like files. Their content may be longer than 4 GiB, which no listing is.
+                // Directories are read like files, whose content may be longer than 4 GiB. No listing is that long.
                 let listing_bytes = u32::try_from(raw.size_bytes)
                     .map_err(|_| damaged(format!("it is a directory of {} bytes", raw.size_bytes)))?;
                 InodeKind::Directory(DirectoryInode {
@@ -159,7 +159,7 @@ impl ErofsImage {
                 }
                 InodeKind::Symlink(target)
             }
-            // Devices have their number in the field of the first block.
+            // The field of the first block contains the number of a device.
             0o6 => InodeKind::BlockDevice(raw.start_block),
             0o2 => InodeKind::CharacterDevice(raw.start_block),
             0o1 => InodeKind::Fifo,
@@ -169,7 +169,8 @@ impl ErofsImage {
         Ok((kind, end))
     }
 
-    /// Where the content is. All of it is inside the image, and a tail ends in the block of its inode.
+    /// Returns the place of the content, after checking that it is inside the image and that the tail ends in the block
+    /// of its inode.
     fn place(&self, raw: &Raw, at: u64, tail_at: u64) -> Result<Place, ImageError> {
         let damaged = |reason: String| ImageError::damaged(Part::InodeAt(at), reason);
         let superblock = self.superblock();

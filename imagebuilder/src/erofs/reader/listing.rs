@@ -4,7 +4,7 @@ use super::ErofsImage;
 use crate::erofs::format::DIRECTORY_ENTRY_BYTES;
 use crate::image::{FileInode, ImageError, Inode, InodeKind, InodeType, Part, TakeLe};
 
-/// Longest name, as in Linux.
+/// Maximum length of a name, as in Linux.
 const NAME_BYTES_MAX: usize = 255;
 
 /// An entry of a directory.
@@ -15,18 +15,18 @@ pub(super) struct ListingEntry {
     pub(super) file_type: u8,
 }
 
-/// Reads the listing of a directory. It checks that names ascend, and that `.` and `..` are there and right; it does not
-/// return these two. After an error it ends.
+/// Reads the listing of a directory. It checks that names are in ascending order, and that `.` and `..` exist and are
+/// correct; it does not return these two. It ends after an error.
 #[derive(Debug)]
 pub(super) struct Listing<'a> {
     image: &'a ErofsImage,
     number: u32,
     parent: u32,
     content: FileInode,
-    /// Bytes of the content that are read.
+    /// Number of bytes of the content that were read.
     done: u64,
     block: Vec<u8>,
-    /// Entries of the block, and how many of them are done.
+    /// Number of entries of the block, and how many of them were returned.
     entries: usize,
     next: usize,
     last_name: Vec<u8>,
@@ -60,7 +60,7 @@ impl<'a> Listing<'a> {
         ImageError::damaged(Part::Listing(self.number), reason)
     }
 
-    /// Reads the next block; false at the end.
+    /// Reads the next block. Returns false at the end.
     fn fill(&mut self) -> Result<bool, ImageError> {
         let length = (self.content.size_bytes - self.done).min(self.image.superblock().block_bytes());
         if length == 0 {
@@ -77,7 +77,7 @@ impl<'a> Listing<'a> {
         Ok(true)
     }
 
-    /// Number of the inode, offset of the name, and type of an entry of the block.
+    /// Returns the inode number, the offset of the name, and the type of an entry of the block.
     fn record(&self, index: usize) -> Option<(u64, u16, u8)> {
         let mut bytes = self.block.get(index.checked_mul(DIRECTORY_ENTRY_BYTES as usize)?..)?;
         let (nid, offset) = (bytes.take_u64()?, bytes.take_u16()?);
@@ -141,7 +141,7 @@ impl Iterator for Listing<'_> {
     }
 }
 
-/// The number that a directory entry has for a type (`EROFS_FT_*`).
+/// Returns the number of a type in a directory entry (`EROFS_FT_*`).
 pub(super) fn number_of(inode_type: InodeType) -> u8 {
     match inode_type {
         InodeType::File => 1,

@@ -1,14 +1,14 @@
-//! The superblock, read and checked.
+//! Reads and checks the superblock.
 
 use crate::erofs::format::{MAGIC, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET, compatible, superblock_checksum};
 use crate::image::{ImageError, ImageSource, Part, TakeLe};
 
 /// Block sizes that Linux can mount: 512 bytes to 64 KiB, the largest page.
 const BLOCK_BITS: std::ops::RangeInclusive<u8> = 9..=16;
-/// Incompatible feature: compressed data have zeros before them. mkfs.erofs sets it in images without any, too.
+/// Incompatible feature: zeros before compressed data. mkfs.erofs sets it also in images without compressed data.
 const ZERO_PADDING: u32 = 1 << 0;
 
-/// The superblock of an image whose sizes are inside it.
+/// The superblock of an image. Its sizes were compared with the length of the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ErofsSuperblock {
     /// Base 2 logarithm of the block size.
@@ -56,7 +56,7 @@ impl ErofsSuperblock {
         }
         if superblock.bytes() > source.length_bytes() || superblock.blocks == 0 {
             let reason =
-                format!("says there are {} bytes, the image has {}", superblock.bytes(), source.length_bytes());
+                format!("says there are {} bytes, but the image has {}", superblock.bytes(), source.length_bytes());
             return Err(ImageError::damaged(Part::Superblock, reason));
         }
         if superblock.compatible & compatible::SUPERBLOCK_CHECKSUM != 0 {
@@ -75,7 +75,7 @@ impl ErofsSuperblock {
         u64::from(self.blocks) << self.block_bits
     }
 
-    /// Names of the features, for people.
+    /// Returns the names of the features, for display.
     pub fn feature_names(&self) -> Vec<&'static str> {
         let named = [
             (self.compatible & compatible::SUPERBLOCK_CHECKSUM, "superblock-checksum"),
@@ -91,7 +91,7 @@ fn read(source: &dyn ImageSource, buffer: &mut [u8], offset: u64) -> Result<(), 
     source.read_exact_at(buffer, offset).map_err(|source| ImageError::Read { length_bytes, offset, source })
 }
 
-/// Magic number, checksum, superblock and number of further devices.
+/// Returns the magic number, the checksum, the superblock and the number of further devices.
 fn parse(mut bytes: &[u8]) -> Option<(u32, u32, ErofsSuperblock, u16)> {
     let bytes = &mut bytes;
     let (magic, checksum, compatible) = (bytes.take_u32()?, bytes.take_u32()?, bytes.take_u32()?);
@@ -124,5 +124,8 @@ fn check(source: &dyn ImageSource, superblock: &ErofsSuperblock, checksum: u32) 
     if actual == checksum {
         return Ok(());
     }
-    Err(ImageError::damaged(Part::Superblock, format!("its checksum is {checksum:#010x}, {actual:#010x} is right")))
+    Err(ImageError::damaged(
+        Part::Superblock,
+        format!("its checksum is {checksum:#010x}, but should be {actual:#010x}"),
+    ))
 }

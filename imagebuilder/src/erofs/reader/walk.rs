@@ -1,32 +1,35 @@
-//! Walks the tree of an image, as `crate::image`'s walk does: every directory before what is in it.
+//! Walks the tree of an image like the walk of `crate::image`: every directory comes before its content.
 
 use super::listing::{Listing, ListingEntry, number_of};
 use super::{ErofsImage, INODES_MAX};
 use crate::image::{ImageError, ImagePath, Inode, InodeKind, Node, Part};
 use std::collections::HashSet;
 
-/// Deepest directory.
+/// Maximum depth of a directory.
 const DEPTH_MAX: usize = 4096;
 
 impl ErofsImage {
-    /// The inode of a directory entry, which must have the type that the entry says.
+    /// Returns the inode of a directory entry, after checking that both have the same type.
     fn inode_of(&self, entry: &ListingEntry) -> Result<Inode, ImageError> {
         let inode = self.inode(entry.nid)?;
         if number_of(inode.inode_type()) != entry.file_type {
-            let reason =
-                format!("it is a {}, its directory entry has the type {}", inode.inode_type().name(), entry.file_type);
+            let reason = format!(
+                "it is a {}, but its directory entry has the type {}",
+                inode.inode_type().name(),
+                entry.file_type
+            );
             return Err(ImageError::damaged(Part::InodeAt(inode.place), reason));
         }
         Ok(inode)
     }
 
-    /// Looks a path up, and returns it without superfluous slashes, its inode, and the number of its directory.
+    /// Looks up a path. Returns it without unnecessary slashes, its inode, and the inode number of its directory.
     pub(super) fn look_up(&self, path: &[u8]) -> Result<(Vec<u8>, Inode, u32), ImageError> {
         let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
         let not_found = || ImageError::NotFound { path: ImagePath(names.join(&b'/')) };
         let mut inode = self.root()?;
         if !matches!(inode.kind, InodeKind::Directory(_)) {
-            return Err(ImageError::damaged(Part::Superblock, "says the root is something else than a directory"));
+            return Err(ImageError::damaged(Part::Superblock, "says the root is not a directory"));
         }
         let mut parent = inode.number;
         for name in &names {
@@ -48,7 +51,7 @@ impl ErofsImage {
     }
 }
 
-/// An iterator over all nodes below one, itself included.
+/// An iterator over a node and all nodes below it.
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
     image: &'a ErofsImage,

@@ -17,7 +17,7 @@ pub(super) fn is_used(builder: &mut LaunchBuilder<'_>) -> bool {
     let why_not = match &builder.facts.landlock {
         Landlock::Unusable(why) => why.clone(),
         Landlock::Usable if !builder.facts.at_least(Hypervisor::CloudHypervisor, SINCE) => {
-            format!("has it from version {SINCE} on")
+            format!("only version {SINCE} or later has it")
         }
         Landlock::Usable if !builder.spec.credential_files.is_empty() && builder.facts.memory_directory.is_none() => {
             "needs a tmpfs at /dev/shm for the initrd with the credentials".to_owned()
