@@ -50,7 +50,7 @@ in
       default = "squashfs";
       description = ''
         The file system of the store disk. Squashfs is compressed, and an update compresses only what changed. Erofs is not
-        compressed: it is as large as the closure, and the guest reads it with less work. With
+        compressed: it is as large as the closure, but the guest reads it with less work. With
         `storeDiskBuild = "host"` on btrfs, xfs or bcachefs, it shares the blocks of files with the host's store.
       '';
     };
@@ -70,8 +70,8 @@ in
       default = [ ];
       example = [ "-zlz4hc" ];
       description = ''
-        If there are any, mkfs.erofs builds the erofs store disk with these options, in addition to those that make it
-        reproducible. Otherwise `microvm-image` builds it.
+        Options for mkfs.erofs, in addition to those that make the store disk reproducible. With any of them, mkfs.erofs
+        builds the erofs store disk; without them, `microvm-image` builds it.
       '';
     };
 
