@@ -389,15 +389,16 @@ fn cloud_hypervisor_gets_rules_for_what_it_opens_without_having_its_own() {
 #[test]
 fn cloud_hypervisor_runs_without_landlock_where_it_could_not_start_with_it() {
     let secret = json!({"initrd": "/k/initrd", "credentialFiles": {"token": "/run/token"}});
-    let no_landlock = |facts: &mut HostFacts| facts.landlock = Landlock::Unusable("Linux 6.1".to_owned());
-    let old = |facts: &mut HostFacts| {
+    type Change = fn(&mut HostFacts);
+    let no_landlock: Change = |facts| facts.landlock = Landlock::Unusable("Linux 6.1".to_owned());
+    let old: Change = |facts| {
         facts.versions.insert(Hypervisor::CloudHypervisor, Version(40, 0, 0));
     };
-    let no_memory = |facts: &mut HostFacts| facts.memory_directory = None;
-    let cases: [(Value, &dyn Fn(&mut HostFacts), &str); 3] = [
-        (json!({}), &no_landlock, "Linux 6.1"),
-        (json!({}), &old, "only version 41.0.0 or later has it"),
-        (secret.clone(), &no_memory, "needs a tmpfs at /dev/shm for the initrd with the credentials"),
+    let no_memory: Change = |facts| facts.memory_directory = None;
+    let cases: [(Value, Change, &str); 3] = [
+        (json!({}), no_landlock, "Linux 6.1"),
+        (json!({}), old, "only version 41.0.0 or later has it"),
+        (secret.clone(), no_memory, "needs a tmpfs at /dev/shm for the initrd with the credentials"),
     ];
     for (fields, change, reason) in cases {
         let mut facts = HostFacts::assumed("/var/lib/microvms/web".into());
