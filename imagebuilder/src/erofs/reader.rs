@@ -1,7 +1,7 @@
 //! Reads uncompressed EROFS images: ours, and those of mkfs.erofs without compression.
 //!
 //! # Why a reader of our own
-//! `erofs-rs` 0.3 was tried first. It checks each structure, but not whether the structures agree: a walk compares a
+//! `erofs-rs` 0.3 was considered. It checks each structure, but not whether the structures agree: a walk compares a
 //! directory only with the directories above it. If two names lead to each directory, every level doubles the length of
 //! the walk, so an image of 100 KiB keeps it busy forever (30 levels are 10^9 directories). It does not check `.` and
 //! `..`, the order of names across blocks, or link counts. It needs the image in memory or mapped, and a mapping ends
