@@ -25,6 +25,14 @@ pub struct Method {
     pub kernel: String,
     /// One line per program.
     pub versions: Vec<String>,
+    /// The order of the contenders.
+    #[serde(default = "same_order")]
+    pub order: String,
+}
+
+/// The order of results from before contenders rotated.
+fn same_order() -> String {
+    "every contest in turn, A B A B".to_owned()
 }
 
 impl Method {
@@ -50,6 +58,7 @@ impl Method {
                 peer("gensquashfs", "--version"),
                 peer("mkfs.erofs", "--version"),
             ],
+            order: "contenders rotate from round to round, the first round is dropped".to_owned(),
         })
     }
 
@@ -57,13 +66,14 @@ impl Method {
     #[must_use]
     pub fn markdown(&self) -> String {
         format!(
-            "- command: `{}` at {}\n- machine: {}; {}\n- programs: {}\n- contenders rotate from round to round, the first round is dropped; warm page cache; \
+            "- command: `{}` at {}\n- machine: {}; {}\n- programs: {}\n- {}; warm page cache; \
              seconds are medians, time ratios medians of the ratios within each round\n",
             self.command,
             self.revision,
             self.machine,
             self.kernel,
-            self.versions.join("; ")
+            self.versions.join("; "),
+            self.order
         )
     }
 }
