@@ -29,6 +29,9 @@ let
         plan = "${cfg.storeDiskPlan}";
         builder = lib.getExe cfg.imageBuilder.package;
       }
+      // lib.optionalAttrs (cfg.storeDiskType == "erofs") {
+        image = "${config.networking.hostName}-store.erofs";
+      }
     else
       { image = "${cfg.storeDisk}"; };
 
