@@ -149,3 +149,28 @@ fn work(inputs: &WorkerInputs<'_>, queue: &JobQueue, sender: &Sender<JobResult>)
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_panics_sends_an_error_instead_of_leaving_the_build_waiting() {
+        let (sender, receiver) = channel();
+        let worker = std::thread::spawn(move || {
+            let _guard = PanicGuard(&sender);
+            panic!("a defect, for the test");
+        });
+        assert!(worker.join().is_err());
+        let (id, product) = receiver.recv().expect("an error");
+        assert_eq!(id, JobId::Background);
+        let error = product.err().expect("an error").to_string();
+        assert_eq!(error, "a worker thread failed; this is a defect of microvm-image");
+    }
+
+    #[test]
+    fn an_impossible_state_is_named_as_a_defect_of_the_program() {
+        let error = BuildError::Defect { what: "a job made no segment" }.to_string();
+        assert_eq!(error, "a job made no segment; this is a defect of microvm-image");
+    }
+}
