@@ -56,7 +56,7 @@ pub fn quick(rounds: usize) -> Result<Results, Error> {
     };
     let only = ["first build", "level 3", "rebuild", "image from the cache", "sequencer", "closures"];
     let mut results = run(&["server".to_owned()], &extent(&only))?;
-    results.stores.append(&mut run(&["desktop".to_owned()], &extent(&["rebuild"]))?.stores);
+    results.stores.append(&mut run(&["desktop".to_owned()], &extent(&["one path changed"]))?.stores);
     results.stores.push(cache_costs::small_paths(15_000, rounds, (&programs()?, &workspace::fixtures()))?);
     Ok(results)
 }
@@ -98,6 +98,10 @@ fn measure_store(name: &str, extent: &Extent, programs: &Programs) -> Result<Sto
     let mut all = vec![contests::defaults(), contests::filling(scratch.path())];
     all.extend(contests::LEVELS.map(contests::same_level));
     all.push(contests::rebuild(scratch.path(), &image));
+    // It repeats a part of `rebuild`, so it runs only if it is asked for.
+    if extent.only.iter().any(|part| part == "one path changed") {
+        all.push(contests::one_path_changed(scratch.path(), &image));
+    }
     let wanted = all.iter().filter(|contest| extent.wants(&contest.title));
     let mut contests =
         wanted.map(|contest| arena.run(contest, extent.rounds)).collect::<Result<Vec<ContestOutcome>, _>>()?;

@@ -171,8 +171,8 @@ pub fn sequencer_share(tree: &StoreTree, programs: &Programs, scratch: &Path) ->
     let (one, sequencer) = build("1")?;
     let (two, _) = build("2")?;
     Ok(format!(
-        "the sequencer takes {:.1} % of the data phase's processor time; this phase takes {one:.2} s with -j1 and {two:.2} s \
-         with -j2",
+        "the data phase takes {one:.2} s with -j1 and {two:.2} s with -j2; the sequencer's processor time is {:.1} % of the \
+         former",
         sequencer / one * 100.0
     ))
 }
