@@ -1,9 +1,11 @@
 //! The directories that contain a host's machines.
 
 use super::{FlakeReference, ImperativeError, MachineName};
+use nix::unistd::geteuid;
 use program::place::{Directory, Place};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The directories of a host.
@@ -175,9 +177,11 @@ impl Machine {
         self.directory.join("flake")
     }
 
-    /// Whether it is part of the host's configuration, and is updated with the host.
+    /// Whether it is part of the host's configuration, and is updated with the host. Only the link of root, or of the
+    /// user who runs this process, counts: the machine's user can create one, too.
     pub fn is_declared(&self) -> bool {
-        fs::symlink_metadata(self.directory.join("toplevel")).is_ok()
+        let trusted = |link: fs::Metadata| link.uid() == 0 || link.uid() == geteuid().as_raw();
+        fs::symlink_metadata(self.directory.join("toplevel")).is_ok_and(trusted)
     }
 
     /// Returns the flake that it is built from.
@@ -213,4 +217,30 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), ImperativeError> {
 /// Atomically points a symbolic link at the target.
 pub(super) fn replace_link(target: &Path, link: &Path) -> Result<(), ImperativeError> {
     Place::itself(link).and_then(|place| place.replace_link(target)).map_err(ImperativeError::file(link))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{lchown, symlink};
+
+    #[test]
+    fn a_link_of_the_machines_user_does_not_make_a_machine_declared() {
+        if !geteuid().is_root() {
+            return testing::missing("only root can give a link to another user");
+        }
+        let host = tempfile::tempdir().expect("a directory");
+        let name = MachineName::new("web").expect("a name");
+        let machine = Layout::at(host.path(), host.path().join("gcroots")).machine(&name);
+        fs::create_dir(&machine.directory).expect("a state directory");
+        fs::write(machine.flake_file(), "github:good/flake").expect("a flake");
+        assert!(!machine.is_declared());
+        let link = machine.directory.join("toplevel");
+        symlink("/nix/store/system", &link).expect("a link");
+        assert!(machine.is_declared());
+        assert!(matches!(machine.flake(), Err(ImperativeError::Declared(_))));
+        lchown(&link, Some(65534), Some(65534)).expect("another owner");
+        assert!(!machine.is_declared());
+        machine.flake().expect("the flake is read");
+    }
 }
