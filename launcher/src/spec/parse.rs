@@ -115,6 +115,15 @@ mod tests {
     }
 
     #[test]
+    fn a_hypervisor_of_microvm_nix_that_is_not_supported_is_refused_with_the_five_that_are() {
+        for name in ["alioth", "stratovirt", "vfkit", "QEMU"] {
+            let text = format!(r#"{{"version":1,"name":"web","kernel":"/k","hypervisor":"{name}"}}"#);
+            let expected = "hypervisor: must be one of qemu, cloud-hypervisor, firecracker, crosvm, kvmtool";
+            assert!(messages(&text)[0].starts_with(expected), "{name}: {:?}", messages(&text));
+        }
+    }
+
+    #[test]
     fn a_number_out_of_range_names_the_range() {
         let text = r#"{"version":1,"name":"web","kernel":"/k","vcpu":4294967296,"mem":-1,"vsock":{"cid":-3}}"#;
         assert_eq!(
