@@ -168,7 +168,9 @@ impl Problems<'_> {
         let launch = self.launch;
         for process in launch.needs.processes.iter().filter(|process| process.kind == SideProcessKind::Passt) {
             let Ok(program) = find_program(&process.program) else { continue };
-            let Ok(asked) = Command::new(&program).arg("--help").stdin(Stdio::null()).output() else { continue };
+            let mut command = Command::new(&program);
+            command.arg("--help").env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
+            let Ok(asked) = command.output() else { continue };
             let said = [asked.stdout, asked.stderr].concat();
             if !String::from_utf8_lossy(&said).contains("--vhost-user") {
                 let reason = format!("{} has no --vhost-user; install passt 2024_11_27 or newer", program.display());

@@ -1,14 +1,14 @@
 //! Ending a start, stopping several machines at once, duplicate names, and what is left behind.
 
-use crate::failures::{is_alive, scripted_machine, wait_for_file};
+use crate::failures::{is_alive, scripted_machine, wait_for_file, write_script};
 use crate::lifecycle::waiting_machine;
-use crate::machine::{PATIENCE, Running, TestMachine};
-use crate::probe::ProbeReport;
+use crate::machine::{PATIENCE, Running, TestMachine, use_program};
+use crate::probe::{ProbeReport, probe_guest};
 use launcher::spec::Hypervisor;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -35,11 +35,16 @@ fn signal(process: &str, signal: &str) {
 
 fn end_the_start(changes: Value) {
     let Some(machine) = scripted_machine("echo the hypervisor runs > started", changes) else { return };
-    let builder = "#!/bin/sh\necho $$ > step\nexec sleep 600\n";
-    testing::write_program(&machine.path("builder"), builder);
+    let slow = format!("#!/bin/sh\necho $$ > {}\nexec sleep 600\n", machine.path("step").display());
+    fs::create_dir(machine.path("bin")).unwrap();
+    testing::write_program(&machine.path("builder"), &slow);
+    testing::write_program(&machine.path("bin/mkfs.ext4"), &slow);
     fs::write(machine.path("plan.json"), "{}").unwrap();
+    let path = format!("{}:{}", machine.path("bin").display(), std::env::var("PATH").unwrap());
     for options in [[].as_slice(), &["--supervise"]] {
-        let mut running = machine.start(options);
+        let mut command = machine.microvm(&[["run", "machine.json"].as_slice(), options].concat());
+        command.env("PATH", &path);
+        let mut running = machine.start_command(command);
         let step = wait_for_file(&machine.path("step"), &running);
         let status = status_of(&machine, "web");
         assert!(status.ends_with(&format!("starting, by process {}\n", running.child.id())), "{status}");
@@ -54,6 +59,9 @@ fn end_the_start(changes: Value) {
         assert!(!is_alive(&step), "the step of the start is still running");
         assert!(!machine.path("started").exists(), "the hypervisor was started");
         assert!(status_of(&machine, "web").ends_with("stopped\n"));
+        let left = fs::read_dir(machine.directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let volumes: Vec<_> = left.filter(|name| name.to_string_lossy().contains("var.img")).collect();
+        assert!(volumes.iter().all(|name| name == "var.img.lock"), "an unfinished volume stays: {volumes:?}");
         fs::remove_file(machine.path("step")).unwrap();
     }
 }
@@ -66,6 +74,11 @@ fn a_stop_while_a_command_runs_before_the_start_ends_the_start() {
 #[test]
 fn a_stop_while_the_store_disk_is_built_ends_the_start() {
     end_the_start(json!({"storeDisk": {"plan": "plan.json", "builder": "./builder"}}));
+}
+
+#[test]
+fn a_stop_while_mkfs_runs_ends_the_start() {
+    end_the_start(json!({"volumes": [{"image": "var.img", "size": 8, "fsType": "ext4"}]}));
 }
 
 #[test]
@@ -186,11 +199,15 @@ fn a_supervisor_whose_output_is_not_read_still_serves_its_console_and_handles_si
 /// Checks that the tap of a machine exists while it runs, and is removed however it ends.
 fn end_with_a_tap(hypervisor: Hypervisor, options: &[&str]) {
     let Some((machine, _)) = waiting_machine(hypervisor) else { return };
-    let has_tap = || machine.namespace.run("ip", &["-o", "link"]).contains("vm-web");
+    end_with_an_interface(&machine, options);
+}
+
+fn end_with_an_interface(machine: &TestMachine, options: &[&str]) {
+    let is_there = || machine.namespace.run("ip", &["-o", "link"]).contains("vm-web");
     for way in ["stop", "TERM", "INT", "HUP", "KILL"] {
         let mut running = machine.start(&[options, &["--stop-timeout", "30"]].concat());
         running.wait_for("waiting");
-        assert!(has_tap());
+        assert!(is_there());
         let process = fs::read_to_string(machine.path("run/web/process.json")).unwrap();
         let process: Value = serde_json::from_str(&process).unwrap();
         match way {
@@ -199,7 +216,7 @@ fn end_with_a_tap(hypervisor: Hypervisor, options: &[&str]) {
             way => signal(&running.child.id().to_string(), way),
         }
         running.end();
-        wait_until(&format!("the tap is removed after {way} {options:?}"), || !has_tap());
+        wait_until(&format!("the interface is removed after {way} {options:?}"), || !is_there());
     }
 }
 
@@ -227,6 +244,99 @@ fn a_tap_that_was_made_for_crosvm_is_removed_after_every_kind_of_end() {
 #[test]
 fn a_tap_that_was_made_for_kvmtool_is_removed_after_every_kind_of_end() {
     end_with_a_tap(Hypervisor::Kvmtool, &["--supervise"]);
+}
+
+#[test]
+fn a_macvtap_that_was_made_for_qemu_is_removed_after_every_kind_of_end() {
+    let Some((machine, mut spec)) = waiting_machine(Hypervisor::Qemu) else { return };
+    spec.interfaces = macvtap(&machine);
+    machine.write_spec(&spec);
+    end_with_an_interface(&machine, &["--supervise"]);
+    end_with_an_interface(&machine, &[]);
+}
+
+/// Returns a macvtap on a new lower interface of the machine's namespace.
+fn macvtap(machine: &TestMachine) -> Vec<launcher::spec::Interface> {
+    machine.namespace.run("ip", &["link", "add", "lower", "type", "bridge"]);
+    let macvtap = json!({"link": "lower", "mode": "bridge"});
+    let interface = json!([{"type": "macvtap", "id": "vm-web", "mac": "02:00:00:00:00:01", "macvtap": macvtap}]);
+    serde_json::from_value(interface).unwrap()
+}
+
+/// Returns a machine whose qemu, builder, daemon and scripts each write the output of a command to a file of their name.
+fn machine_of_reporting_programs(report: &str) -> Option<TestMachine> {
+    let machine = TestMachine::new("web")?;
+    let place = machine.directory.path().display().to_string();
+    let to = |name: &str| format!("{report} > {place}/{name}.txt; true");
+    let builder = format!("{}\nwhile [ \"$1\" != --output ]; do shift; done; truncate -s 1M \"$2\"", to("builder"));
+    write_script(&machine, "builder", &builder);
+    write_script(&machine, "arguments.sh", &to("script"));
+    let daemon = "import socket, sys
+path = next(a.split('=', 1)[1] for a in sys.argv if a.startswith('--socket-path='))
+server = socket.socket(socket.AF_UNIX)
+server.bind(path)
+server.listen(1)
+server.accept()";
+    fs::write(machine.path("daemon.py"), daemon).unwrap();
+    let serve = format!("{}\nexec python3 {place}/daemon.py \"$@\"", to("daemon"));
+    let virtiofsd = write_script(&machine, "virtiofsd", &serve);
+    let qemu = write_script(&machine, "qemu", &to("hypervisor"));
+    fs::write(machine.path("plan.json"), "{}").unwrap();
+    let mut spec: launcher::spec::MachineSpec = serde_json::from_value(json!({
+        "version": 1, "name": "web", "hypervisor": "qemu", "mem": 256, "kernel": probe_guest().bzimage,
+        "qemu": {"accelerator": "tcg"}, "virtiofsd": {"program": virtiofsd},
+        "shares": [{"proto": "virtiofs", "tag": "home", "source": ".", "mountPoint": "/home"}],
+        "storeDisk": {"plan": "plan.json", "builder": "./builder"},
+        "preStart": [["sh", "-c", to("before")]], "extraArgsScript": "arguments.sh",
+    }))
+    .unwrap();
+    spec.interfaces = macvtap(&machine);
+    use_program(&mut spec, Hypervisor::Qemu, &qemu);
+    machine.write_spec(&spec);
+    Some(machine)
+}
+
+fn reports(machine: &TestMachine) -> [(&'static str, String); 5] {
+    ["before", "builder", "daemon", "script", "hypervisor"]
+        .map(|name| (name, fs::read_to_string(machine.path(&format!("{name}.txt"))).unwrap()))
+}
+
+#[test]
+fn a_macvtap_is_open_only_in_the_hypervisor() {
+    // A macvtap's descriptor has a number from 100 on.
+    let Some(machine) = machine_of_reporting_programs("ls -l /proc/self/fd | grep -cE ' 1[0-9][0-9] -> /dev/tap'")
+    else {
+        return;
+    };
+    for options in [[].as_slice(), &["--supervise"]] {
+        let output = machine.output(&[["run", "machine.json"].as_slice(), options].concat());
+        assert!(output.status.success(), "{options:?}: {}", messages(&output));
+        for (name, count) in reports(&machine) {
+            assert_eq!(count.trim(), if name == "hypervisor" { "1" } else { "0" }, "{name}, {options:?}");
+        }
+    }
+}
+
+#[test]
+fn a_service_manager_gives_more_time_while_disks_are_made_and_is_known_to_no_other_program() {
+    let Some(machine) = machine_of_reporting_programs("env") else { return };
+    for options in [[].as_slice(), &["--supervise"]] {
+        let manager = UnixDatagram::bind(machine.path("notify")).unwrap();
+        manager.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut command = machine.microvm(&[["run", "machine.json"].as_slice(), options].concat());
+        command.env("NOTIFY_SOCKET", machine.path("notify"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{options:?}: {}", messages(&output));
+        let mut buffer = [0; 1024];
+        let length = manager.recv(&mut buffer).unwrap();
+        let first = String::from_utf8_lossy(&buffer[..length]);
+        assert!(first.starts_with("EXTEND_TIMEOUT_USEC=60000000\n"), "{options:?}: {first}");
+        for (name, environment) in reports(&machine) {
+            assert!(environment.contains("PATH="), "{name}: {environment}");
+            assert!(!environment.contains("NOTIFY_SOCKET"), "{name}, {options:?}: {environment}");
+        }
+        fs::remove_file(machine.path("notify")).unwrap();
+    }
 }
 
 #[test]
