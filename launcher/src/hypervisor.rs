@@ -39,6 +39,24 @@ pub fn lower(spec: &CheckedSpec, facts: &HostFacts, hypervisor: Hypervisor) -> R
     lower_on(spec, facts, hypervisor).map_err(|refusals| with_alternatives(spec, facts, refusals))
 }
 
+/// Returns the launch of the machine with the output of its `extraArgsScript`, which is treated like the hypervisor's
+/// `extraArgs`.
+///
+/// # Errors
+/// Returns all reasons why the hypervisor does not accept this output, each a sentence that starts with the hypervisor's name.
+pub fn lower_with_script_output(
+    spec: &CheckedSpec,
+    facts: &HostFacts,
+    hypervisor: Hypervisor,
+    output: &[String],
+) -> Result<Launch, Vec<String>> {
+    let mut spec = spec.clone();
+    spec.sections.extra_args_mut(hypervisor).extend_from_slice(output);
+    // Without the output, the machine was accepted, so every refusal is about the output.
+    let reason = |refusal: Refusal| format!("{hypervisor} {}", refusal.reason);
+    lower_on(&spec, facts, hypervisor).map_err(|refusals| refusals.into_iter().map(reason).collect())
+}
+
 /// Returns the hypervisors that can run the machine unchanged.
 pub fn runs_on(spec: &CheckedSpec, facts: &HostFacts) -> Vec<Hypervisor> {
     Hypervisor::ALL.into_iter().filter(|hypervisor| lower_on(spec, facts, *hypervisor).is_ok()).collect()

@@ -7,6 +7,7 @@ mod prepare;
 mod supervise;
 
 use crate::console::ConsoleError;
+use crate::facts::HostFacts;
 use crate::host::HostProblem;
 use crate::initrd::InitrdError;
 use crate::interruption::{Interrupted, Interruption};
@@ -19,6 +20,7 @@ use crate::side_processes::SideProcessError;
 use crate::sockets::SocketError;
 use crate::state::{MachineState, RuntimeDirectory, StartLock, StateError};
 use crate::store_disk::StoreDiskError;
+use crate::validate::CheckedSpec;
 use crate::volumes::VolumeError;
 use nix::fcntl::{Flock, FlockArg};
 use program::user::NoSuchUser;
@@ -94,6 +96,14 @@ pub enum RunError {
         /// The cause.
         reason: String,
     },
+    /// The hypervisor does not accept the arguments that the program has printed.
+    #[error("{}", described(.script, .reasons).join("\n"))]
+    ArgumentsRefused {
+        /// The program.
+        script: HostPath,
+        /// The reasons; at least one.
+        reasons: Vec<String>,
+    },
     /// The hypervisor could not be started.
     #[error("{program} could not be started: {source}")]
     Start {
@@ -138,8 +148,24 @@ impl RunError {
     }
 }
 
+fn described(script: &HostPath, reasons: &[String]) -> Vec<String> {
+    reasons.iter().map(|reason| format!("extraArgsScript {script}: {reason}")).collect()
+}
+
 fn list(problems: &[HostProblem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// A launch, and what it was lowered from: the output of `extraArgsScript` is known only during the start, and can
+/// change the launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Lowered<'start> {
+    /// The machine.
+    pub spec: &'start CheckedSpec,
+    /// The facts about this host.
+    pub facts: &'start HostFacts,
+    /// Its launch without the output of the script.
+    pub launch: &'start Launch,
 }
 
 /// What this process does once the machine runs.
@@ -181,17 +207,18 @@ impl Start {
 /// # Errors
 /// Returns [`RunError`]; everything that was created for the start is then removed.
 pub fn run(
-    launch: &Launch,
+    lowered: &Lowered<'_>,
     start: Start,
     supervision: Supervision,
     interruption: &Interruption,
     message: &mut dyn FnMut(&str),
 ) -> Result<(), RunError> {
     let Start { state, mut lock } = start;
-    for warning in &launch.warnings {
+    for warning in &lowered.launch.warnings {
         message(&format!("warning: {warning}"));
     }
-    let prepared = Prepared::make(launch, &mut lock, interruption, message)?;
+    let prepared = Prepared::make(lowered, &mut lock, interruption, message)?;
+    let launch = &prepared.launch.clone();
     state.write_launch(launch)?;
     let held = hold_directory(&launch.working_directory)?;
     match supervision {

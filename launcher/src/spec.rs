@@ -141,7 +141,8 @@ pub struct MachineSpec {
     /// Commands to run before the hypervisor starts, in order. Each is a list of the program and its arguments.
     #[serde(default)]
     pub pre_start: Vec<Vec<String>>,
-    /// A program that is run at every start and prints one line of additional hypervisor arguments.
+    /// A program that is run at every start and prints one line of additional hypervisor arguments. They are
+    /// checked and merged like `extraArgs`.
     #[serde(default)]
     pub extra_args_script: Option<HostPath>,
     /// Whether the process is shown as `microvm@NAME` in process lists.

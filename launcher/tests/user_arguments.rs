@@ -3,7 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test reports by failing")]
 
 use launcher::facts::{HostFacts, Landlock, Version};
-use launcher::hypervisor::lower;
+use launcher::hypervisor::{lower, lower_with_script_output};
 use launcher::launch::Launch;
 use launcher::path::HostPath;
 use launcher::spec::{Hypervisor, parse::parse};
@@ -410,4 +410,48 @@ fn cloud_hypervisor_runs_without_landlock_where_it_could_not_start_with_it() {
     }
     let with = launch(secret, Hypervisor::CloudHypervisor);
     assert_eq!(with.needs.initrd.and_then(|initrd| initrd.memory_directory), Some("/dev/shm".into()));
+}
+
+#[test]
+fn the_output_of_a_script_is_checked_and_merged_like_extra_args() {
+    let with = |section: &str, arguments: &[&str], hypervisor: Hypervisor, output: &[&str]| {
+        let mut fields = extra(section, arguments);
+        fields["extraArgsScript"] = json!("arguments.sh");
+        let facts = HostFacts::assumed(HostPath::from("/var/lib/microvms/web"));
+        let output: Vec<_> = output.iter().map(|word| (*word).to_owned()).collect();
+        lower_with_script_output(&machine(fields), &facts, hypervisor, &output)
+    };
+    let on_qemu = |output: &[&str]| with("qemu", &["-chardev", "null,id=log"], Hypervisor::Qemu, output);
+    let harmless = on_qemu(&["-device", "pvpanic-pci", "-netdev", "user,id=lan"]).expect("a launch");
+    assert!(harmless.arguments.iter().any(|argument| argument.starts_with("pvpanic-pci")), "{:?}", harmless.arguments);
+    assert_eq!(value(&harmless, "-netdev"), "user,id=lan");
+    assert!(harmless.arguments.contains(&"null,id=log".to_owned()), "the spec's own arguments stay");
+    assert!(value(&harmless, "-sandbox").contains("spawn=deny"));
+    let starts = on_qemu(&["-netdev", "tap,id=lan,script=/up"]).expect("a launch");
+    assert!(!value(&starts, "-sandbox").contains("spawn=deny"));
+    for (output, expected) in [
+        (["-chardev", "null,id=log"], "already has the id `log`"),
+        (["-append", "quiet"], "-append instead of the launcher's; use kernelParams"),
+        (["-daemonize", "-S"], "leave -daemonize out"),
+        (["-chardev", "null,id=microvm-console"], "choose another id"),
+    ] {
+        let reasons = on_qemu(&output).expect_err("a refusal").join("\n");
+        assert!(reasons.starts_with("qemu ") && reasons.contains(expected), "{output:?}: {reasons}");
+    }
+    let on_cloud = |output: &[&str]| with("cloudHypervisor", &["-v"], Hypervisor::CloudHypervisor, output);
+    let merged = on_cloud(&["--cpus", "max=4", "--vsock", "cid=3,socket=/run/x.sock"]).expect("a launch");
+    assert_eq!(value(&merged, "--cpus"), "boot=1,max=4");
+    assert!(merged.needs.sockets_to_remove.contains(&"/run/x.sock".into()));
+    let device = on_cloud(&["--net", "tap=vm-other,mac=02:00:00:00:00:02"]).expect("a launch");
+    assert!(device.arguments.contains(&"path=/sys/devices/virtual/net,access=r".to_owned()), "{:?}", device.arguments);
+    let reasons = on_cloud(&["--kernel", "/k", "--cpus", "boot=2"]).expect_err("refusals");
+    assert_eq!(reasons.len(), 2, "{reasons:?}");
+    for (section, hypervisor, output) in [
+        ("crosvm", Hypervisor::Crosvm, ["--cpus", "4"]),
+        ("firecracker", Hypervisor::Firecracker, ["--config-file", "/c"]),
+        ("kvmtool", Hypervisor::Kvmtool, ["-c", "4"]),
+    ] {
+        let reasons = with(section, &[], hypervisor, &output).expect_err("a refusal");
+        assert!(reasons[0].contains(&format!("cannot be given {}, because", output[0])), "{reasons:?}");
+    }
 }

@@ -1,9 +1,9 @@
 //! `microvm run`: starts a machine.
 
 use super::imperative::run_by_name;
-use super::machine::{checked, failed, launch_of, watch};
-use super::spec_file::{SpecArguments, read};
-use launcher::run::{RunError, Start, Supervision, run as start};
+use super::machine::{checked, facts_for, failed, watch};
+use super::spec_file::{SpecArguments, lowered, read};
+use launcher::run::{Lowered, RunError, Start, Supervision, run as start};
 use launcher::state::RuntimeDirectory;
 use program::failure::Failure;
 use program::output::message;
@@ -33,19 +33,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let overrides = &arguments.spec.overrides;
     let spec = read(&arguments.spec.spec, overrides)?;
     // Checked before the start is recorded under the spec's name, which may be invalid.
-    checked(&spec)?;
+    let checked = checked(&spec)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let begun = Start::begin(&runtime, &spec.name, overrides.state_directory()?.as_path()).map_err(failed)?;
-    let launch = launch_of(&spec, overrides, &runtime, &interruption)?;
+    let facts = facts_for(&spec, overrides, &runtime, &interruption)?;
+    let launch = lowered(&checked, &facts)?;
     let is_asked = arguments.supervise || std::env::var_os("MICROVM_SUPERVISE").is_some_and(|value| !value.is_empty());
     let supervision = if is_asked || launch.console.socket.is_some() {
         Supervision::Supervise { stop_timeout: Duration::from_secs(arguments.stop_timeout) }
     } else {
         Supervision::Become
     };
-    start(&launch, begun, supervision, &interruption, &mut message).map_err(|error| match error {
+    let lowered = Lowered { spec: &checked, facts: &facts, launch: &launch };
+    start(&lowered, begun, supervision, &interruption, &mut message).map_err(|error| match error {
         RunError::Missing(problems) => Failure::problems(problems.iter().map(ToString::to_string).collect())
             .with_hint(format!("{} needs these before it can start", launch.name)),
+        error @ RunError::ArgumentsRefused { .. } => {
+            Failure::problems(error.to_string().lines().map(str::to_owned).collect())
+        }
         error => failed(error),
     })
 }

@@ -104,16 +104,14 @@ const CHANGES_USER: [&str; 4] = ["-runas", "-run-with", "-chroot", "-daemonize"]
 fn sandbox(spec: &CheckedSpec) -> String {
     // The host's desktop libraries start processes and set CPU affinities.
     let has_desktop = spec.graphics.is_some();
-    // Its output is not known yet.
-    let has_script = spec.extra_args_script.is_some();
     let given = |words: &[&str]| {
         spec.sections.qemu.extra_args.iter().any(|argument| words.iter().any(|word| argument.contains(word)))
     };
     let mut sandbox = "on,obsolete=deny".to_owned();
-    if !has_script && !given(&CHANGES_USER) {
+    if !given(&CHANGES_USER) {
         sandbox.push_str(",elevateprivileges=deny");
     }
-    if !has_desktop && !has_script && !given(&STARTS_PROGRAMS) {
+    if !has_desktop && !given(&STARTS_PROGRAMS) {
         sandbox.push_str(",spawn=deny");
     }
     if !has_desktop {

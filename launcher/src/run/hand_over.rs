@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Returns the hypervisor's command, without stdin, stdout and user.
 pub(super) fn command(launch: &Launch, prepared: &Prepared) -> Command {
     let mut command = Command::new(&prepared.program);
-    command.arg0(&launch.process_name).args(&prepared.arguments).current_dir(launch.working_directory.as_path());
+    command.arg0(&launch.process_name).args(&launch.arguments).current_dir(launch.working_directory.as_path());
     // Only the launcher notifies the service manager.
     command.env_remove("NOTIFY_SOCKET").envs(&launch.environment);
     prepared.hand_on_descriptors(&mut command);

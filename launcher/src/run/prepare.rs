@@ -1,7 +1,8 @@
 //! Creates everything that the hypervisor needs before it starts. Dropping [`Prepared`] ends and removes it again.
 
-use super::RunError;
+use super::{Lowered, RunError};
 use crate::host::{Moment, missing};
+use crate::hypervisor::lower_with_script_output;
 use crate::initrd;
 use crate::interruption::{ChildError, Interruption};
 use crate::isolation;
@@ -32,8 +33,8 @@ const EXTEND_TIMEOUT: &str = "EXTEND_TIMEOUT_USEC=60000000\nSTATUS=creating the 
 pub struct Prepared {
     /// The hypervisor's program.
     pub program: PathBuf,
-    /// Its arguments, including those of `extraArgsScript`.
-    pub arguments: Vec<String>,
+    /// The launch, with the output of `extraArgsScript`.
+    pub launch: Launch,
     /// The user that it runs as, if it is not the launcher's.
     pub identity: Option<Identity>,
     /// The processes that run beside it.
@@ -68,11 +69,12 @@ impl Prepared {
     /// # Errors
     /// Returns [`RunError`].
     pub fn make(
-        launch: &Launch,
+        lowered: &Lowered<'_>,
         lock: &mut StartLock,
         interruption: &Interruption,
         message: &mut dyn FnMut(&str),
     ) -> Result<Self, RunError> {
+        let launch = lowered.launch;
         let program = find_program(&launch.program)?;
         let identity = launch.user.as_deref().map(Identity::of).transpose()?;
         let identity = identity.filter(|_| nix::unistd::geteuid().is_root());
@@ -99,11 +101,10 @@ impl Prepared {
         step.check_side_processes()?;
         let side_processes =
             SideProcesses::start(&launch.needs.processes, &launch.working_directory, identity.as_ref(), interruption)?;
-        let mut arguments = launch.arguments.clone();
-        arguments.extend(step.extra_arguments()?);
+        let launch = step.add_script_output(lowered, message)?;
         let descriptors = step.open_descriptors()?;
         interruption.check()?;
-        Ok(Self { program, arguments, identity, side_processes, interfaces, descriptors, locks })
+        Ok(Self { program, launch, identity, side_processes, interfaces, descriptors, locks })
     }
 
     /// Makes `command` inherit the descriptors: those that its arguments name, and the locks on its volumes, which must
@@ -243,14 +244,31 @@ impl Step<'_> {
         Ok(passed)
     }
 
-    fn extra_arguments(&self) -> Result<Vec<String>, RunError> {
-        let Some(script) = &self.launch.needs.extra_args_script else { return Ok(Vec::new()) };
+    /// Runs `extraArgsScript` and returns the launch with its output.
+    fn add_script_output(&self, lowered: &Lowered<'_>, message: &mut dyn FnMut(&str)) -> Result<Launch, RunError> {
+        let before = self.launch;
+        let Some(script) = &before.needs.extra_args_script else { return Ok(before.clone()) };
+        let words = self.run_script(script)?;
+        let launch = lower_with_script_output(lowered.spec, lowered.facts, before.hypervisor, &words)
+            .map_err(|reasons| RunError::ArgumentsRefused { script: script.clone(), reasons })?;
+        for warning in launch.warnings.iter().filter(|warning| !before.warnings.contains(warning)) {
+            message(&format!("warning: {warning}"));
+        }
+        for socket in launch.needs.sockets_to_clear().filter(|socket| !before.needs.sockets_to_remove.contains(socket))
+        {
+            remove_stale(self.absolute(socket).as_path())?;
+        }
+        Ok(launch)
+    }
+
+    fn run_script(&self, script: &HostPath) -> Result<Vec<String>, RunError> {
         let failed = |reason: String| RunError::ExtraArguments { script: script.clone(), reason };
         let program = self.absolute(script);
         self.require_out_of_reach(program.as_path()).map_err(|error| failed(error.to_string()))?;
         let mut command = Command::new(program.as_path());
         command.current_dir(self.launch.working_directory.as_path());
         match self.interruption.run_for_output(&mut command) {
+            Ok(ended) if ended.output.contains('\0') => Err(failed("its output contains a zero byte".to_owned())),
             Ok(ended) if ended.status.success() => Ok(ended.output.split_whitespace().map(str::to_owned).collect()),
             Ok(ended) => Err(failed(format!("ended with {}", ended.status))),
             Err(ChildError::Interrupted(interrupted)) => Err(interrupted.into()),

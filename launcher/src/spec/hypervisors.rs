@@ -251,6 +251,17 @@ impl HypervisorSections {
         }
     }
 
+    /// Returns the user's arguments for a hypervisor, to change them.
+    pub fn extra_args_mut(&mut self, hypervisor: Hypervisor) -> &mut Vec<String> {
+        match hypervisor {
+            Hypervisor::Qemu => &mut self.qemu.extra_args,
+            Hypervisor::CloudHypervisor => &mut self.cloud_hypervisor.extra_args,
+            Hypervisor::Firecracker => &mut self.firecracker.extra_args,
+            Hypervisor::Crosvm => &mut self.crosvm.extra_args,
+            Hypervisor::Kvmtool => &mut self.kvmtool.extra_args,
+        }
+    }
+
     /// Returns the configured program of a hypervisor; none for the default one.
     pub fn program(&self, hypervisor: Hypervisor) -> Option<&HostPath> {
         let program = match hypervisor {

@@ -61,7 +61,7 @@ pub struct CheckedSpec {
     pub user: Option<String>,
     /// Commands to run before the start; each has a program.
     pub pre_start: Vec<Vec<String>>,
-    /// A program whose output is appended to the hypervisor's arguments.
+    /// A program whose output is added to the user's arguments for the hypervisor.
     pub extra_args_script: Option<HostPath>,
     /// The name of the process, if it differs from the program's name.
     pub process_name: Option<String>,

@@ -120,6 +120,21 @@ fn the_output_of_extra_args_script_is_passed_to_the_hypervisor() {
 }
 
 #[test]
+fn an_option_of_ours_in_the_output_of_extra_args_script_is_refused_before_the_hypervisor_starts() {
+    let changes = json!({"extraArgsScript": "arguments.sh"});
+    let Some(machine) = scripted_machine("echo started > started", changes) else { return };
+    write_script(&machine, "arguments.sh", "echo --api-sock /tmp/other --config-file=/tmp/other");
+    let output = machine.output(&["run", "machine.json"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = said(&output);
+    for option in ["--api-sock", "--config-file"] {
+        let line = said.lines().find(|line| line.contains(option)).unwrap_or_else(|| panic!("{option}: {said}"));
+        assert!(line.starts_with("error: extraArgsScript arguments.sh: firecracker cannot be given "), "{line}");
+    }
+    assert!(!machine.path("started").exists());
+}
+
+#[test]
 fn sigterm_while_starting_ends_the_pre_start_commands() {
     let changes = json!({"preStart": [["sh", "-c", "sleep 300 & echo $! > sleeper; wait"]]});
     let Some(machine) = scripted_machine("exit 0", changes) else { return };

@@ -41,7 +41,7 @@ in
     extraArgsScript = mkOption {
       type = types.nullOr types.str;
       default = null;
-      description = "A shell command that runs at every start and prints additional arguments for the hypervisor, on one line.";
+      description = "A shell command that runs at every start and prints additional arguments for the hypervisor, on one line. They are checked and merged like `extraArgs`.";
     };
 
     binScripts = mkOption {
