@@ -102,6 +102,12 @@ printf 'oixd\0\0\0\0\042\001\0\0\0\0\0\0\005\0\0\0\0\0\0\0002.8.0\0\0\0stla\0\0\
 } | seed kernel_image elf
 printf '%0514dHdrS%010d' 0 0 | seed kernel_image boot-image
 
+# A request of a guest: the header, the size of the disk in sectors, and buffers for the header, the data and the status.
+{
+  printf '%016d\010\0\0\0' 0 | tr 0 '\0'
+  printf '%08d\020\0\0\0\0%08d\0\002\0\0\001%08d\001\0\0\0\001' 0 0 0 | tr 0 '\0'
+} | seed disk_request read
+
 # The recorded state of a machine, answers of its hypervisor, messages of its guest, and the content of its volumes.
 printf '0{"hypervisor":{"pid":1,"startTicks":5},"supervisor":null,"startedUnixSeconds":1,"consoleSocket":null,%s}' \
   '"guestReady":true' | seed machine_state process

@@ -8,9 +8,21 @@ rec {
 
   # Adds its `letter` to each volume of a configuration's `microvm`.
   withDriveLetters =
-    { volumes, storeOnDisk, ... }:
+    {
+      volumes,
+      storeOnDisk,
+      hypervisor ? null,
+      storeDiskBuild ? "derivation",
+      storeDiskTransport ? "block",
+      ...
+    }:
     let
-      free = if storeOnDisk then builtins.tail driveLetters else driveLetters;
+      # Persistent memory has no letter, and crosvm attaches a disk that is served behind its own.
+      storeIsFirst =
+        storeOnDisk
+        && storeDiskTransport == "block"
+        && !(storeDiskBuild == "live" && hypervisor == "crosvm");
+      free = if storeIsFirst then builtins.tail driveLetters else driveLetters;
     in
     lib.imap0 (index: volume: volume // { letter = builtins.elemAt free index; }) volumes;
 }

@@ -13,6 +13,7 @@ mod interrupt;
 mod manual;
 mod plan;
 mod progress;
+mod serve;
 mod settings;
 mod size;
 mod source;
@@ -49,6 +50,7 @@ enum Command {
     Extract(extract::ExtractArgs),
     Diff(diff::DiffArgs),
     Size(size::SizeArgs),
+    Serve(Box<serve::ServeArgs>),
     Cache(cache::CacheArgs),
     Volume(volume::VolumeArgs),
     Completions(manual::CompletionsArgs),
@@ -83,6 +85,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Extract(args) => extract::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Size(args) => size::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Cache(args) => cache::run(args),
         Command::Volume(args) => volume::run(args),
         Command::Completions(args) => manual::completions(&args),

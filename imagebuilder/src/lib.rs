@@ -76,6 +76,7 @@ pub mod progress;
 pub mod report;
 pub mod scan;
 pub mod segment;
+pub mod serve;
 pub mod settings;
 pub mod size;
 pub mod squashfs;

@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use program::Workspace;
 use std::fs;
 use std::io::Read;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -33,7 +34,13 @@ fn wait_for(path: &Path) {
 
 /// Sends the signal and expects the program to end with 130 and the message.
 #[track_caller]
-fn interrupt(mut child: Child, signal: Signal) {
+fn interrupt(child: Child, signal: Signal) {
+    end(child, signal, (Some(130), "error: interrupted\n"));
+}
+
+/// Sends the signal and expects the program to end with this code and this on stderr.
+#[track_caller]
+fn end(mut child: Child, signal: Signal, (code, message): (Option<i32>, &str)) {
     kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
     let began = Instant::now();
     let status = loop {
@@ -46,7 +53,7 @@ fn interrupt(mut child: Child, signal: Signal) {
     let (mut stdout, mut stderr) = (String::new(), String::new());
     child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
     child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-    assert_eq!((status.code(), stderr.as_str(), stdout.as_str()), (Some(130), "error: interrupted\n", ""));
+    assert_eq!((status.code(), stderr.as_str(), stdout.as_str()), (code, message, ""));
 }
 
 /// Creates a workspace with a store path that takes many seconds to compress at the highest level.
@@ -102,4 +109,26 @@ fn an_interrupted_volume_leaves_nothing_and_its_mkfs_is_stopped() {
     assert_eq!(workspace.names(), ["bin", "started"]);
     let pid: i32 = String::from_utf8(workspace.read("started")).unwrap().trim().parse().unwrap();
     assert!(kill(Pid::from_raw(pid), None).is_err(), "mkfs is still running");
+}
+
+#[test]
+fn a_server_tells_that_it_is_ready_is_confined_and_ends_well_when_it_is_asked_to() {
+    let workspace = Workspace::new();
+    fs::create_dir(workspace.path("store")).unwrap();
+    fs::write(workspace.path("store").join(NOISE), "a store path").unwrap();
+    workspace.write("list", NOISE);
+    let manager = UnixDatagram::bind(workspace.path("notify.sock")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let line = "serve --paths-from list --store-dir store --socket disk.sock";
+    let mut command = workspace.command(line.split(' '));
+    let child = start(command.env("NOTIFY_SOCKET", workspace.path("notify.sock")));
+    let mut word = [0; 64];
+    let length = manager.recv(&mut word).unwrap();
+    assert_eq!(&word[..length], b"READY=1");
+    assert!(UnixStream::connect(workspace.path("disk.sock")).is_ok(), "it is ready, but does not listen");
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.lines().any(|found| found == line), "no {line} in\n{status}");
+    }
+    end(child, Signal::SIGTERM, (Some(0), ""));
 }

@@ -3,7 +3,7 @@
 
 use crate::spec::DeviceBus;
 use crate::spec::{ForwardFrom, Hypervisor, ImageType, SecurityModel, ShareProtocol};
-use crate::validate::{CheckedSpec, InterfaceKind};
+use crate::validate::{CheckedSpec, DiskBackend, InterfaceKind};
 
 /// Whether a hypervisor supports a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub enum Lenience {
 #[allow(missing_docs, reason = "`Feature::row` describes each")]
 pub enum Feature {
     StoreDisk,
+    LiveStoreDisk,
+    PmemStoreDisk,
     VolumeSerial,
     VolumeDirect,
     VolumeQcow2,
@@ -77,8 +79,10 @@ pub enum Feature {
 
 impl Feature {
     /// All features, in the order of the tables.
-    pub const ALL: [Feature; 35] = [
+    pub const ALL: [Feature; 37] = [
         Self::StoreDisk,
+        Self::LiveStoreDisk,
+        Self::PmemStoreDisk,
         Self::VolumeSerial,
         Self::VolumeDirect,
         Self::VolumeQcow2,
@@ -119,6 +123,8 @@ impl Feature {
     pub fn row(self) -> &'static str {
         match self {
             Self::StoreDisk => "store disk as the read-only /dev/vda",
+            Self::LiveStoreDisk => "a store disk without an image",
+            Self::PmemStoreDisk => "the store disk as persistent memory",
             Self::VolumeSerial => "serial numbers of disks",
             Self::VolumeDirect => "direct I/O on disks",
             Self::VolumeQcow2 => "qcow2 images",
@@ -160,6 +166,8 @@ impl Feature {
     pub fn option(self) -> &'static str {
         match self {
             Self::StoreDisk => "storeDisk",
+            Self::LiveStoreDisk => "storeDisk.live",
+            Self::PmemStoreDisk => "storeDisk.transport",
             Self::VolumeSerial => "volumes.*.serial",
             Self::VolumeDirect => "volumes.*.direct",
             Self::VolumeQcow2 | Self::VolumeVhd | Self::VolumeVhdx => "volumes.*.imageType",
@@ -218,7 +226,11 @@ pub fn uses(spec: &CheckedSpec) -> Vec<Use> {
         }
     };
     for disk in &spec.disks {
-        add(disk.serial.is_some(), Feature::VolumeSerial, format!("{}.serial", disk.option));
+        let is_live = matches!(disk.backend, DiskBackend::Live(_));
+        add(is_live, Feature::LiveStoreDisk, format!("{}.live", disk.option));
+        add(disk.backend == DiskBackend::Pmem, Feature::PmemStoreDisk, format!("{}.transport", disk.option));
+        // A disk that is served brings its own.
+        add(disk.serial.is_some() && !is_live, Feature::VolumeSerial, format!("{}.serial", disk.option));
         add(disk.direct, Feature::VolumeDirect, format!("{}.direct", disk.option));
         let feature = match disk.image_type {
             ImageType::Raw => None,
@@ -285,8 +297,10 @@ pub fn uses(spec: &CheckedSpec) -> Vec<Use> {
 }
 
 /// The rows of the summary: the name of the row, and the features that it combines.
-const SUMMARY: [(&str, &[Feature]); 17] = [
+const SUMMARY: [(&str, &[Feature]); 19] = [
     ("store disk, raw volumes", &[Feature::StoreDisk]),
+    ("store disk without an image", &[Feature::LiveStoreDisk]),
+    ("store disk as persistent memory", &[Feature::PmemStoreDisk]),
     ("qcow2, vhd and vhdx images", &[Feature::VolumeQcow2, Feature::VolumeVhd, Feature::VolumeVhdx]),
     ("disk serial numbers, direct I/O", &[Feature::VolumeSerial, Feature::VolumeDirect]),
     ("9p shares", &[Feature::NineP, Feature::NinePReadOnly, Feature::NinePSecurityModel]),

@@ -5,7 +5,7 @@ use crate::launch::{Access, FileToWrite, GuestDisk, KvmUse, Launch, Notification
 use crate::refusal::Refusals;
 use crate::shell::quote;
 use crate::spec::Hypervisor;
-use crate::validate::{CheckedSpec, DiskRole, InterfaceKind};
+use crate::validate::{CheckedSpec, Disk, DiskBackend, DiskRole, InterfaceKind};
 use std::fmt::Write as _;
 
 /// The outcome of the same machine on each other hypervisor.
@@ -71,7 +71,9 @@ impl Text {
 }
 
 fn disks(launch: &Launch) -> Vec<String> {
-    let lines = launch.disks.iter().map(|disk| {
+    let mut disks: Vec<_> = launch.disks.iter().collect();
+    disks.sort_by_key(|disk| (disk.device.len(), &disk.device));
+    let lines = disks.into_iter().map(|disk| {
         let mut line = format!("{}  {}", disk.device, if disk.read_only { "read-only " } else { "read-write" });
         let _ = write!(line, "  {}", disk.image);
         if let Some(serial) = &disk.serial {
@@ -92,7 +94,7 @@ fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
     for (disk, guest_disk) in spec.disks.iter().zip(&launch.disks) {
         if disk.role == DiskRole::Store {
             has_store_disk = true;
-            lines.push(format!("{store}  store disk  {}", mount_device(guest_disk, None)));
+            lines.push(format!("{store}  store disk  {}{}", mount_device(guest_disk, None), store_way(disk)));
         } else if let Some(volume) = volumes.next()
             && let Some(mount_point) = &disk.mount_point
         {
@@ -117,6 +119,15 @@ fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
         lines.push(format!("/nix/store  overlay  writable layer in {overlay}"));
     }
     lines
+}
+
+/// Returns how the store reaches the guest if it is not a disk image, and what that means.
+fn store_way(disk: &Disk) -> &'static str {
+    match disk.backend {
+        DiskBackend::Image => "",
+        DiskBackend::Live(_) => ", served from the host's store while the machine runs; there is no image",
+        DiskBackend::Pmem => ", as persistent memory; the host and its guests share the image's pages in memory",
+    }
 }
 
 /// Returns the device by which a disk is mounted: by its file system's label, its serial number, or its position.

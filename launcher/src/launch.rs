@@ -9,8 +9,8 @@ pub use control::{
     NotificationSocket, Shutdown, VsockEnd, VsockHostEnd,
 };
 pub use needs::{
-    Access, BridgeNeed, ComposedInitrd, DeviceNode, GuessedFormat, KvmUse, MacvtapNeed, Needs, PassedDevice, Presence,
-    Reader, SideProcess, SideProcessKind, StoreDiskNeed, TapNeed, VolumeCreation, VolumeNeed,
+    Access, AfterEnd, BridgeNeed, ComposedInitrd, DeviceNode, GuessedFormat, KvmUse, MacvtapNeed, Needs, PassedDevice,
+    Presence, Reader, SideProcess, SideProcessKind, StoreDiskNeed, TapNeed, VolumeCreation, VolumeNeed,
 };
 
 use crate::path::HostPath;
@@ -50,7 +50,7 @@ pub struct Launch {
     pub files: Vec<FileToWrite>,
     /// What must exist, or be created, before the start.
     pub needs: Needs,
-    /// The disks, in the order in which the guest sees them.
+    /// The disks: the store disk, then the volumes.
     pub disks: Vec<GuestDisk>,
     /// The socket on which the hypervisor receives requests.
     pub control: Option<ControlSocket>,

@@ -14,11 +14,12 @@
 //! directory, and the launcher then moves the socket to its place.
 
 use crate::interruption::{Interrupted, Interruption, end_group};
-use crate::launch::{SideProcess, SideProcessKind};
+use crate::launch::{AfterEnd, SideProcess, SideProcessKind};
 use crate::path::HostPath;
 use crate::programs::{NotInstalled, find_program};
 use crate::sockets::{SocketError, is_bound, is_served, remove_stale};
 use crate::state::ProcessIdentity;
+use crate::store_disk::named_in_environment;
 use program::child::{OnParentDeath, hand_on, prepare};
 use program::place::{Place, PrivateDirectory};
 use program::user::Identity;
@@ -118,6 +119,12 @@ pub enum SideProcessError {
     Interrupted(#[from] Interrupted),
 }
 
+/// The program of a process: its own, or the image builder that the environment names.
+pub fn program_of(process: &SideProcess) -> HostPath {
+    let named = (process.kind == SideProcessKind::StoreDisk).then(named_in_environment).flatten();
+    named.unwrap_or_else(|| process.program.clone())
+}
+
 /// All processes beside one hypervisor. Dropping this ends them.
 #[derive(Debug, Default)]
 pub struct SideProcesses {
@@ -164,7 +171,7 @@ impl SideProcesses {
                 return Err(SideProcessError::Foreign { name: described(process), socket });
             }
             remove_stale(socket.as_path())?;
-            let program = find_program(&process.program)
+            let program = find_program(&program_of(process))
                 .map_err(|source| SideProcessError::NotInstalled { name: described(process), source })?;
             let mut entry = Entry {
                 process: process.clone(),
@@ -326,8 +333,10 @@ impl Entry {
         // Not inherited, because stdout is the guest's console.
         let stderr = std::os::fd::AsFd::as_fd(&io::stderr()).try_clone_to_owned().map_err(failed)?;
         command.stdout(stderr).process_group(0);
+        // The server of the store disk needs no more rights than the machine: it reads what the guest reads.
+        let user = self.client.clone().filter(|_| self.process.kind == SideProcessKind::StoreDisk);
         // Ends with the launcher, or with the hypervisor that it becomes by exec: both are the same process.
-        prepare(&mut command, OnParentDeath::Terminate, None);
+        prepare(&mut command, OnParentDeath::Terminate, user);
         self.child = Some(command.spawn().map_err(failed)?);
         self.started = Instant::now();
         self.is_noted = false;
@@ -382,10 +391,11 @@ impl Entry {
         self.is_noted = self.write_command().is_ok();
     }
 
-    /// The sockets of root's daemons accept connections only from root. passt already runs as another user.
+    /// The sockets of root's daemons accept connections only from root. passt already runs as another user, and the server
+    /// of the store disk as the machine's.
     fn give_socket(&self) -> io::Result<()> {
         match &self.client {
-            Some(client) if self.process.kind != SideProcessKind::Passt => {
+            Some(client) if !matches!(self.process.kind, SideProcessKind::Passt | SideProcessKind::StoreDisk) => {
                 Place::itself(self.socket.as_path())?.give_socket(client)
             }
             _ => Ok(()),
@@ -410,8 +420,23 @@ impl Entry {
         let Some(child) = &mut self.child else { return };
         let Ok(Some(status)) = child.try_wait() else { return };
         self.child = None;
+        if self.process.after_end == AfterEnd::Report {
+            // Without an error it has ended because the hypervisor has.
+            if !status.success() {
+                events.push(format!(
+                    "{} ended with {status}, and this hypervisor does not connect to another one: the guest cannot read \
+                     its store any more; stop the machine and start it again",
+                    described(&self.process)
+                ));
+            }
+            return;
+        }
         if status.success() || self.started.elapsed() >= HEALTHY_LIFE {
             self.delay = FIRST_DELAY;
+        }
+        // The server of the store disk ends without an error when the hypervisor does.
+        if status.success() && self.process.kind == SideProcessKind::StoreDisk {
+            return self.start_later();
         }
         events.push(format!(
             "{} ended with {status}; starting it again in {} ms",
@@ -431,6 +456,7 @@ fn described(process: &SideProcess) -> String {
     match process.kind {
         SideProcessKind::Virtiofsd => format!("the virtiofs daemon of share `{}`", process.name),
         SideProcessKind::Passt => format!("the passt of interface `{}`", process.name),
+        SideProcessKind::StoreDisk => format!("the server of the store disk of `{}`", process.name),
         SideProcessKind::CrosvmGpu => format!("the graphics card of `{}`", process.name),
     }
 }

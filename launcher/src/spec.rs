@@ -19,7 +19,7 @@ pub use hypervisors::{
     HypervisorSections, InodeFileHandles, KvmtoolSection, PcieRootPort, QemuSection, VirtiofsdSection,
 };
 pub use network::{ForwardFrom, ForwardPort, Interface, InterfaceType, Macvtap, MacvtapMode, PortEnd, Protocol, Tap};
-pub use storage::{Cache, ImageType, SecurityModel, Share, ShareProtocol, StoreDisk, Volume};
+pub use storage::{Cache, ImageType, SecurityModel, Share, ShareProtocol, StoreDisk, StoreTransport, Volume};
 
 use crate::path::HostPath;
 use schemars::JsonSchema;

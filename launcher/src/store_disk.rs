@@ -84,7 +84,7 @@ pub fn make(
 }
 
 /// Returns the image builder in `$MICROVM_IMAGE`, for use where it is not in `$PATH`, such as in a checkout.
-fn named_in_environment() -> Option<HostPath> {
+pub fn named_in_environment() -> Option<HostPath> {
     std::env::var("MICROVM_IMAGE").ok().filter(|path| !path.is_empty()).map(HostPath::new)
 }
 

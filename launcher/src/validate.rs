@@ -14,9 +14,10 @@ mod storage;
 mod zero_bytes;
 
 pub use across::check_across;
+pub(crate) use checked::device_name;
 pub use checked::{
-    Balloon, CheckedGraphics, CheckedInterface, CheckedShare, CheckedSpec, CheckedVolume, CheckedVsock, Disk, DiskRole,
-    HotplugMemory, InterfaceKind, Kernel, Memory, View,
+    Balloon, CheckedGraphics, CheckedInterface, CheckedShare, CheckedSpec, CheckedVolume, CheckedVsock, Disk,
+    DiskBackend, DiskRole, HotplugMemory, InterfaceKind, Kernel, LiveStore, Memory, View,
 };
 pub use findings::Problem;
 

@@ -570,6 +570,8 @@ fn asking_for(feature: Feature) -> Value {
     };
     match feature {
         Feature::StoreDisk => json!({"storeDisk": {"image": "/s.squashfs"}}),
+        Feature::LiveStoreDisk => json!({"storeDisk": {"plan": "/plan.json", "live": true}}),
+        Feature::PmemStoreDisk => json!({"storeDisk": {"image": "/s.erofs", "transport": "pmem"}}),
         Feature::VolumeSerial => volume("serial", json!("s")),
         Feature::VolumeDirect => volume("direct", json!(true)),
         Feature::VolumeQcow2 => volume("imageType", json!("qcow2")),

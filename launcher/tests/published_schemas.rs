@@ -85,8 +85,13 @@ fn firecracker_gets_the_boot_arguments_that_a_nixos_initrd_needs() {
         assert!(!boot_args.contains("nomodule") && !boot_args.contains("i8042.nopnp"), "{boot_args}");
         let drives = document["drives"].as_array().expect("drives are always there");
         assert!(drives.iter().all(|drive| drive["is_root_device"] == json!(false)));
-        let devices: Vec<_> = launch.disks.iter().map(|disk| disk.image.as_str()).collect();
-        let images: Vec<_> = drives.iter().map(|drive| drive["path_on_host"].as_str().expect("a path")).collect();
+        // Persistent memory is no drive, and a disk that is served has a socket instead of a path.
+        let disks = launch.disks.iter().filter(|disk| !disk.device.starts_with("/dev/pmem"));
+        let (devices, images): (Vec<_>, Vec<_>) = disks
+            .zip(drives)
+            .filter(|(_, drive)| drive["socket"].is_null())
+            .map(|(disk, drive)| (disk.image.as_str(), drive["path_on_host"].as_str().expect("a path")))
+            .unzip();
         assert_eq!(images, devices, "drives are in guest order");
     }
 }
@@ -169,6 +174,12 @@ fn configuration_of(arguments: &[String]) -> Value {
                 fields(value, &json!({"readonly": false, "direct": false, "num_queues": 1})),
             ),
             "--net" => push(&mut document["net"], fields(value, &json!({"vhost_user": false, "num_queues": 2}))),
+            "--pmem" => {
+                if document["pmem"].is_null() {
+                    document["pmem"] = json!([]);
+                }
+                push(&mut document["pmem"], fields(value, &json!({})));
+            }
             "--fs" => push(&mut document["fs"], fields(value, &json!({}))),
             "--landlock-rules" => {
                 if document["landlock_rules"].is_null() {
@@ -199,12 +210,12 @@ fn fields(text: &str, defaults: &Value) -> Value {
     let mut fields: Map<String, Value> = defaults.as_object().expect("an object").clone();
     for pair in split_outside(text) {
         let (key, value) = pair.split_once('=').expect("a pair");
-        let is_network = defaults.get("vhost_user").is_some();
+        let is_served = defaults.get("vhost_user").is_some() || text.contains("vhost_user=on");
         let (key, value) = match (key, value) {
             ("fd", _) => continue,
             ("boot", _) => ("boot_vcpus", number(value)),
             ("max", _) => ("max_vcpus", number(value)),
-            ("socket", _) if is_network => ("vhost_socket", json!(value)),
+            ("socket", _) if is_served => ("vhost_socket", json!(value)),
             ("hotplug_method", "virtio-mem") => (key, json!("VirtioMem")),
             ("image_type", "raw") => (key, json!("Raw")),
             ("image_type", "qcow2") => (key, json!("Qcow2")),

@@ -102,6 +102,12 @@ let
     ++ indexed "devices" cfg.devices (
       option: device: [ (use (if device.bus == "pci" then "DevicePci" else "DeviceUsb") option) ]
     )
+    ++ lib.optional (cfg.storeOnDisk && cfg.storeDiskBuild == "live") (
+      use "LiveStoreDisk" "storeDiskBuild"
+    )
+    ++ lib.optional (cfg.storeOnDisk && cfg.storeDiskTransport == "pmem") (
+      use "PmemStoreDisk" "storeDiskTransport"
+    )
     ++ lib.optional (cfg.vsock.cid != null) (use "Vsock" "vsock.cid")
     ++ lib.optional cfg.vsock.notify (use "GuestNotification" "vsock.notify")
     ++ lib.optional cfg.balloon (use "Balloon" "balloon")
@@ -235,7 +241,21 @@ let
       cfg.storeDiskBuild == "derivation"
       || cfg.storeDiskType == "squashfs"
       || cfg.storeDiskErofsFlags == [ ]
-    ) "storeDiskBuild" "\"host\" does not run mkfs.erofs; set microvm.storeDiskErofsFlags = [ ]";
+    ) "storeDiskBuild" "\"host\" does not run mkfs.erofs; set microvm.storeDiskErofsFlags = [ ]"
+    ++ unless (
+      cfg.storeDiskBuild != "live" || cfg.storeDiskType == "erofs"
+    ) "storeDiskBuild" "\"live\" serves an erofs; set microvm.storeDiskType = \"erofs\""
+    ++
+      unless
+        (
+          cfg.storeDiskTransport == "block" || cfg.storeDiskType == "erofs" && cfg.storeDiskErofsFlags == [ ]
+        )
+        "storeDiskTransport"
+        "\"pmem\" needs an erofs that is not compressed; set microvm.storeDiskType = \"erofs\" and storeDiskErofsFlags = [ ]"
+    ++
+      unless (cfg.storeDiskTransport == "block" || cfg.storeDiskBuild == "derivation")
+        "storeDiskTransport"
+        "\"pmem\" maps an image that Nix builds; set microvm.storeDiskBuild = \"derivation\"";
 in
 {
   config = lib.mkIf cfg.guest.enable {

@@ -31,6 +31,10 @@ in
         kernelModules =
           lib.optional isWritable "overlay"
           ++ lib.optional cfg.storeOnDisk cfg.storeDiskType
+          ++ lib.optionals (cfg.storeOnDisk && cfg.storeDiskTransport == "pmem") [
+            "virtio_pmem"
+            "nd_pmem"
+          ]
           ++ lib.optionals (hasShare "9p") [
             "9pnet_virtio"
             "9p"

@@ -24,16 +24,24 @@ let
     ];
 
   storeDisk =
-    if cfg.storeDiskBuild == "host" then
+    if cfg.storeDiskBuild == "derivation" then
+      {
+        image = "${cfg.storeDisk}";
+        transport = cfg.storeDiskTransport;
+      }
+    else
       {
         plan = "${cfg.storeDiskPlan}";
         builder = lib.getExe cfg.imageBuilder.package;
+        live = cfg.storeDiskBuild == "live";
       }
-      // lib.optionalAttrs (cfg.storeDiskType == "erofs") {
+      // lib.optionalAttrs (cfg.storeDiskBuild == "host" && cfg.storeDiskType == "erofs") {
         image = "${config.networking.hostName}-store.erofs";
-      }
-    else
-      { image = "${cfg.storeDisk}"; };
+      };
+  # Persistent memory has no serial number, and a disk that is served brings its own.
+  hasSerial =
+    cfg.storeDiskBuild == "live"
+    || capabilities.can cfg.hypervisor "VolumeSerial" && cfg.storeDiskTransport == "block";
 
   shellScript =
     name: text:
@@ -115,7 +123,7 @@ in
       if cfg.storeOnDisk then
         storeDisk
         // {
-          serial = if capabilities.can cfg.hypervisor "VolumeSerial" then "nix-store" else null;
+          serial = if hasSerial then "nix-store" else null;
         }
       else
         null;

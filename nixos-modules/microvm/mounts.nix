@@ -64,12 +64,20 @@ let
   storeDisk = lib.optionalAttrs cfg.storeOnDisk {
     ${lowerStore} = {
       # The serial number is unique. If disks have no serial numbers, the store's disk is always the first.
-      device = if hasSerials then "/dev/disk/by-id/virtio-nix-store" else "/dev/vda";
+      device =
+        if cfg.storeDiskTransport == "pmem" then
+          "/dev/pmem0"
+        else if hasSerials || cfg.storeDiskBuild == "live" then
+          "/dev/disk/by-id/virtio-nix-store"
+        else
+          "/dev/vda";
       fsType = cfg.storeDiskType;
       options = [
         "ro"
         "x-systemd.after=systemd-modules-load.service"
-      ];
+      ]
+      # Without the guest's own page cache.
+      ++ lib.optional (cfg.storeDiskTransport == "pmem") "dax=always";
       neededForBoot = true;
       noCheck = true;
     };

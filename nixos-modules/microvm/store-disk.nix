@@ -44,7 +44,8 @@ let
       [
         "--format"
         "erofs"
-      ];
+      ]
+      ++ lib.optional (cfg.storeDiskTransport == "pmem") "--dax";
 
   byMicrovmImage =
     fromClosure "microvm-store-disk-${hostName}.${cfg.storeDiskType}"

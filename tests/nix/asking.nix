@@ -114,6 +114,14 @@ in
   };
   VolumeDirect = volume "direct" true;
   VolumeQcow2 = volume "imageType" "qcow2";
+  LiveStoreDisk = {
+    option = "storeDiskBuild";
+    settings.storeDiskBuild = "live";
+  };
+  PmemStoreDisk = {
+    option = "storeDiskTransport";
+    settings.storeDiskTransport = "pmem";
+  };
   VolumeSerial = volume "serial" "a";
   VolumeVhd = volume "imageType" "vhd";
   VolumeVhdx = volume "imageType" "vhdx";

@@ -297,6 +297,7 @@ let
     "with a disk built on the host, the store contains only its plan" = {
       expected = [
         "builder"
+        "live"
         "plan"
         "serial"
       ];
@@ -305,6 +306,46 @@ let
           (specOf (guest {
             storeDiskBuild = "host";
           })).storeDisk;
+    };
+    "a live disk is served from a plan, and mounted by its serial number on every hypervisor" = {
+      expected = {
+        live = true;
+        serial = "nix-store";
+        fsType = "erofs";
+        device = "/dev/disk/by-id/virtio-nix-store";
+      };
+      found =
+        let
+          live = guest {
+            hypervisor = "firecracker";
+            storeDiskBuild = "live";
+          };
+          store = live.config.fileSystems."/nix/store";
+        in
+        {
+          inherit ((specOf live).storeDisk) live serial;
+          inherit (store) fsType device;
+        };
+    };
+    "persistent memory is an image without a serial number, mounted with DAX" = {
+      expected = {
+        transport = "pmem";
+        serial = null;
+        device = "/dev/pmem0";
+        hasDax = true;
+        modules = true;
+      };
+      found =
+        let
+          mapped = guest { storeDiskTransport = "pmem"; };
+          store = mapped.config.fileSystems."/nix/store";
+        in
+        {
+          inherit ((specOf mapped).storeDisk) transport serial;
+          inherit (store) device;
+          hasDax = builtins.elem "dax=always" store.options;
+          modules = builtins.elem "virtio_pmem" mapped.config.boot.initrd.kernelModules;
+        };
     };
     "the machine spec has the uncompressed kernel only for hypervisors that load it" = {
       expected = {

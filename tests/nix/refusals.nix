@@ -225,6 +225,19 @@ in
     storeDiskType = "erofs";
     storeDiskErofsFlags = [ "-zlz4hc" ];
   } [ "storeDiskBuild: \"host\" does not run mkfs.erofs; set microvm.storeDiskErofsFlags = [ ]" ])
+  (on "qemu" {
+    storeDiskBuild = "live";
+    storeDiskType = "squashfs";
+  } [ "storeDiskBuild: \"live\" serves an erofs; set microvm.storeDiskType = \"erofs\"" ])
+  (on "qemu"
+    {
+      storeDiskBuild = "live";
+      storeDiskTransport = "pmem";
+    }
+    [
+      "storeDiskTransport: \"pmem\" maps an image that Nix builds; set microvm.storeDiskBuild = \"derivation\""
+    ]
+  )
   (on "qemu" { balloonMem = 512; } [
     "balloonMem: is not supported; set microvm.balloon = true, and microvm.initialBalloonMem to the size of the balloon at the start"
   ])

@@ -11,6 +11,9 @@ use imagebuilder::output::OutputError;
 use imagebuilder::plan_file::PlanFileError;
 use imagebuilder::presence::AbsentPaths;
 use imagebuilder::scan::ScanError;
+use imagebuilder::serve::confine::ConfineError;
+use imagebuilder::serve::content::StoreDirError;
+use imagebuilder::serve::socket::SocketError;
 use imagebuilder::settings::SettingsError;
 use imagebuilder::volume::VolumeError;
 use program::atomic_file::WriteError;
@@ -39,6 +42,12 @@ impl Failure {
     /// See [`program::failure::Failure::usage`].
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self(program::failure::Failure::usage(message))
+    }
+
+    /// No option names a closure.
+    pub(crate) fn no_closure() -> Self {
+        Self::usage("no closure was given")
+            .with_hint("name store paths, or give one of --closure-info, --graph, --paths-from and --plan")
     }
 
     /// See [`program::failure::Failure::interrupted`].
@@ -196,6 +205,41 @@ impl From<ListenError> for Failure {
 impl From<ServeError> for Failure {
     fn from(error: ServeError) -> Self {
         Self::failed(&error)
+    }
+}
+
+impl From<imagebuilder::serve::ServeError> for Failure {
+    fn from(error: imagebuilder::serve::ServeError) -> Self {
+        Self::failed(&error)
+    }
+}
+
+impl From<SocketError> for Failure {
+    fn from(error: SocketError) -> Self {
+        match &error {
+            SocketError::Bind { .. } | SocketError::Notify { .. } => Self::failed(&error),
+            SocketError::InUse { .. } => Self::bad_input(&error).with_hint("end that process, or use another --socket"),
+            SocketError::NotASocket { .. } => {
+                Self::bad_input(&error).with_hint("move it away, or use another --socket")
+            }
+        }
+    }
+}
+
+impl From<ConfineError> for Failure {
+    fn from(error: ConfineError) -> Self {
+        match &error {
+            ConfineError::TooManyPaths { .. } => {
+                Self::failed(&error).with_hint("raise it with `ulimit -Hn`, or with LimitNOFILE= in a unit of systemd")
+            }
+            _ => Self::failed(&error),
+        }
+    }
+}
+
+impl From<StoreDirError> for Failure {
+    fn from(error: StoreDirError) -> Self {
+        Self::bad_input(&error)
     }
 }
 

@@ -10,6 +10,8 @@ use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+/// Whether the program is a server: that it ends when it is asked to is no failure.
+static IS_SERVER: AtomicBool = AtomicBool::new(false);
 /// Set by a signal that arrives while undoable work is running.
 static CANCELLED: AtomicBool = AtomicBool::new(false);
 /// Whether running work checks [`CANCELLED`].
@@ -30,6 +32,9 @@ pub(crate) fn install() -> Result<(), Failure> {
 
 fn wait(signals: &SigSet) {
     while signals.wait().is_ok() {
+        if IS_SERVER.load(Ordering::SeqCst) {
+            process::exit(0);
+        }
         let asked_before = CANCELLED.swap(true, Ordering::SeqCst);
         if asked_before || !LOOKED_AT.load(Ordering::SeqCst) {
             program::output::message("error: interrupted");
@@ -43,4 +48,9 @@ fn wait(signals: &SigSet) {
 pub(crate) fn cancel_flag() -> &'static AtomicBool {
     LOOKED_AT.store(true, Ordering::SeqCst);
     &CANCELLED
+}
+
+/// From now on a signal ends the program successfully.
+pub(crate) fn end_server() {
+    IS_SERVER.store(true, Ordering::SeqCst);
 }

@@ -66,8 +66,7 @@ impl SourceArgs {
     /// Returns the plan of an image of the closure with these settings.
     pub(crate) fn plan(&self, settings: &SettingsArgs) -> Result<ImagePlan, Failure> {
         match self.chosen()? {
-            None => Err(Failure::usage("no closure was given")
-                .with_hint("name store paths, or give one of --closure-info, --graph, --paths-from and --plan")),
+            None => Err(Failure::no_closure()),
             Some(Chosen::Closure(source)) => {
                 let (format, verity) = (settings.format()?, settings.verity()?);
                 let closure = closure::read(&source, self.store_dir()?.as_deref())?;

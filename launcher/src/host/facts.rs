@@ -8,7 +8,7 @@ use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::isolation;
 use crate::path::HostPath;
 use crate::programs::find_program;
-use crate::spec::{Hypervisor, HypervisorSections, MachineSpec};
+use crate::spec::{Hypervisor, HypervisorSections, MachineSpec, StoreTransport};
 use crate::state::RuntimeDirectory;
 use nix::fcntl::OFlag;
 use program::place::{Directory, Place};
@@ -95,7 +95,9 @@ pub fn gather(
             facts.kernel_forms.insert(kernel.clone(), form);
         }
     }
-    for file in std::iter::once(&spec.kernel).chain(&spec.initrd) {
+    let mapped = spec.store_disk.as_ref().filter(|disk| disk.transport == StoreTransport::Pmem);
+    let mapped = mapped.and_then(|disk| disk.image.as_ref());
+    for file in std::iter::once(&spec.kernel).chain(&spec.initrd).chain(mapped) {
         if let Ok(metadata) = fs::metadata(file.below(&state_directory).as_path()) {
             facts.file_bytes.insert(file.clone(), metadata.len());
         }

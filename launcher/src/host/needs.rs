@@ -5,7 +5,7 @@ use crate::launch::{Access, KvmUse, Launch, PassedDevice, Presence, Reader, Side
 use crate::network;
 use crate::path::HostPath;
 use crate::programs::find_program;
-use crate::side_processes::serves_the_same;
+use crate::side_processes::{program_of, serves_the_same};
 use crate::sockets::is_listening;
 use crate::spec::DeviceBus;
 use crate::volumes::inspect;
@@ -290,7 +290,7 @@ impl Problems<'_> {
             self.add("interfaces", problem.to_string());
         }
         for process in &launch.needs.processes {
-            if let Err(error) = find_program(&process.program) {
+            if let Err(error) = find_program(&program_of(process)) {
                 self.add(&process.name, error.to_string());
             }
         }

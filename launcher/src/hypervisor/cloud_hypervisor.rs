@@ -6,16 +6,16 @@ mod landlock;
 
 use super::description::{CredentialTransport, Description, HypervisorProgram, ImageLimits, VsockTransport};
 use super::launch_builder::{Command, LaunchBuilder};
-use super::side_process::{TagTeller, passt, virtiofsd};
+use super::side_process::{TagTeller, live_store, passt, virtiofsd};
 use crate::capability::{Feature, Support};
 use crate::facts::{Architecture, KernelForm, Version};
 use crate::launch::{ControlProtocol, ForcedStop, GracefulStep, HttpRequest, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
 use crate::spec::{DeviceBus, ForwardFrom, Hypervisor, ImageType, ShareProtocol};
-use crate::validate::{CheckedInterface, Disk, InterfaceKind};
+use crate::validate::{CheckedInterface, Disk, DiskBackend, InterfaceKind};
 use config::{
-    Balloon, Cpus, Device, DiskConfig, FileSystem, ImageKind, Memory, Mode, Net, Payload, Platform, Port, Random,
+    Balloon, Cpus, Device, DiskConfig, FileSystem, ImageKind, Memory, Mode, Net, Payload, Platform, Pmem, Port, Random,
     VmConfig, Vsock,
 };
 use std::collections::BTreeMap;
@@ -61,6 +61,8 @@ pub(super) const DESCRIPTION: Description = Description {
 fn support(feature: Feature) -> Support {
     match feature {
         Feature::StoreDisk
+        | Feature::LiveStoreDisk
+        | Feature::PmemStoreDisk
         | Feature::VolumeSerial
         | Feature::VolumeDirect
         | Feature::VolumeVhdx
@@ -110,7 +112,8 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
         cpus: Cpus { boot_vcpus: spec.vcpu, max_vcpus: spec.vcpu },
         memory: memory(&builder),
         payload: payload(&mut builder, &kernel),
-        disks: spec.disks.iter().map(|disk| disk_config(&mut builder, disk)).collect(),
+        disks: spec.disks.iter().filter_map(|disk| disk_config(&mut builder, disk)).collect(),
+        pmem: spec.disks.iter().filter_map(pmem).collect(),
         net: spec
             .interfaces
             .iter()
@@ -183,6 +186,7 @@ fn check_devices(builder: &mut LaunchBuilder<'_>, config: &VmConfig) {
     let singles =
         [true, config.balloon.is_some(), config.vsock.is_some(), config.memory.hotplug_size.is_some(), config.watchdog];
     let devices = config.disks.len()
+        + config.pmem.len()
         + config.net.len()
         + config.fs.len()
         + config.devices.len()
@@ -220,7 +224,36 @@ fn payload(builder: &mut LaunchBuilder<'_>, kernel: &HostPath) -> Payload {
     }
 }
 
-fn disk_config(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> DiskConfig {
+fn pmem(disk: &Disk) -> Option<Pmem> {
+    let file = disk.image.as_str().to_owned();
+    (disk.backend == DiskBackend::Pmem).then_some(Pmem { file, discard_writes: true })
+}
+
+/// The disk; none if it is persistent memory.
+fn disk_config(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> Option<DiskConfig> {
+    match &disk.backend {
+        DiskBackend::Image => Some(image_config(builder, disk)),
+        DiskBackend::Pmem => None,
+        DiskBackend::Live(live) => {
+            let queues = builder.queue_pairs();
+            let process = live_store(builder, live, &disk.image, queues);
+            builder.needs.processes.push(process);
+            Some(DiskConfig {
+                path: None,
+                vhost_user: Some(true),
+                vhost_socket: Some(live.socket.as_str().to_owned()),
+                // The server says that it is.
+                readonly: false,
+                direct: false,
+                num_queues: queues,
+                serial: None,
+                image_type: None,
+            })
+        }
+    }
+}
+
+fn image_config(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> DiskConfig {
     let knows_types = builder.facts.at_least(Hypervisor::CloudHypervisor, IMAGE_TYPE);
     if disk.serial.is_some() && !builder.facts.at_least(Hypervisor::CloudHypervisor, SERIAL) {
         builder.refuse(format!("{}.serial", disk.option), format!("sets serial numbers from version {SERIAL} on"));
@@ -232,7 +265,9 @@ fn disk_config(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> DiskConfig {
         ImageType::Vhdx => ImageKind::Vhdx,
     };
     DiskConfig {
-        path: disk.image.as_str().to_owned(),
+        path: Some(disk.image.as_str().to_owned()),
+        vhost_user: None,
+        vhost_socket: None,
         readonly: disk.read_only,
         direct: disk.direct,
         // Cloud Hypervisor refuses more queues than CPUs.

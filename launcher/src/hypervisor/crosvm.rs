@@ -3,14 +3,14 @@
 use super::description::{CredentialTransport, Description, HypervisorProgram, ImageLimits, VsockTransport};
 use super::drawing::{Drawing, WithoutCard, drawing};
 use super::launch_builder::{Command, GivenOnce, LaunchBuilder};
-use super::side_process::{TagTeller, crosvm_gpu, virtiofsd};
+use super::side_process::{TagTeller, crosvm_gpu, live_store, virtiofsd};
 use crate::capability::{Feature, Support};
 use crate::keyval::{Dialect, Options};
 use crate::launch::{Access, ControlProtocol, ForcedStop, GracefulStep, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
 use crate::spec::{DeviceBus, Hypervisor, ImageType, ShareProtocol};
-use crate::validate::{CheckedGraphics, CheckedInterface, CheckedShare, Disk, InterfaceKind};
+use crate::validate::{CheckedGraphics, CheckedInterface, CheckedShare, Disk, DiskBackend, InterfaceKind};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -58,6 +58,8 @@ pub(super) const DESCRIPTION: Description = Description {
 fn support(feature: Feature) -> Support {
     match feature {
         Feature::StoreDisk
+        | Feature::LiveStoreDisk
+        | Feature::PmemStoreDisk
         | Feature::VolumeSerial
         | Feature::VolumeDirect
         | Feature::Virtiofs
@@ -138,7 +140,8 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
         add(&["--smbios", &format!("uuid={id}")]);
     }
     for disk in &spec.disks {
-        add(&["--block", &disk_options(&mut builder, disk)]);
+        let (switch, options) = disk_options(&mut builder, disk);
+        add(&[switch, &options]);
     }
     for (index, interface) in spec.interfaces.iter().enumerate() {
         add(&["--net", &network_options(&mut builder, index, interface)]);
@@ -207,7 +210,26 @@ fn pivot_root(builder: &mut LaunchBuilder<'_>) -> Option<HostPath> {
     chosen
 }
 
-fn disk_options(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> String {
+fn disk_options(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> (&'static str, String) {
+    let new = || Options::new(Dialect::Crosvm);
+    match &disk.backend {
+        DiskBackend::Image => ("--block", image_options(builder, disk)),
+        DiskBackend::Pmem => {
+            let options = new().pair("path", &disk.image).pair("ro", true);
+            ("--pmem", builder.written("storeDisk.image", options.finish()))
+        }
+        DiskBackend::Live(live) => {
+            // A guest uses as many queues as it has CPUs; the server says how many there are.
+            let queues = builder.queue_pairs();
+            let process = live_store(builder, live, &disk.image, queues);
+            builder.needs.processes.push(process);
+            let options = new().pair("type", "block").pair("socket", &live.socket);
+            ("--vhost-user", builder.written("storeDisk.live", options.finish()))
+        }
+    }
+}
+
+fn image_options(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> String {
     if disk.direct && disk.image_type == ImageType::Qcow2 {
         builder
             .refuse(format!("{}.direct", disk.option), "opens raw images only for direct I/O, and this one is qcow2");

@@ -4,16 +4,17 @@ mod config;
 
 use super::description::{CredentialTransport, Description, HypervisorProgram, VsockTransport};
 use super::launch_builder::{Command, GivenOnce, LaunchBuilder};
+use super::side_process::live_store;
 use crate::capability::{Feature, Support};
 use crate::facts::{Architecture, KernelForm, Version};
 use crate::launch::{ControlProtocol, FileToWrite, ForcedStop, GracefulStep, HttpRequest, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
 use crate::spec::{DriveIoEngine, Hypervisor};
-use crate::validate::InterfaceKind;
+use crate::validate::{Disk, DiskBackend, InterfaceKind, LiveStore};
 use config::{
-    Balloon, BootSource, CacheType, Drive, Entropy, FullConfiguration, HugePages, MachineConfiguration, MemoryHotplug,
-    NetworkInterface, Vsock,
+    Balloon, BootSource, CacheType, Drive, DriveBackend, Entropy, FullConfiguration, HugePages, MachineConfiguration,
+    MemoryHotplug, NetworkInterface, Pmem, Vsock,
 };
 use std::collections::BTreeMap;
 
@@ -28,6 +29,10 @@ const APPENDED_BYTES: usize = 8;
 const APPENDED_BYTES_PER_DEVICE: usize = 40;
 /// The first version with virtio-mem and free page reporting.
 const MEMORY_DEVICES: Version = Version(1, 14, 0);
+/// Since when a drive can be served by another process.
+const VHOST_USER: Version = Version(1, 6, 0);
+/// Since when there is virtio-pmem.
+const PMEM: Version = Version(1, 14, 0);
 /// The first version that boots bzImages.
 const BZ_IMAGE: Version = Version(1, 17, 0);
 
@@ -71,6 +76,8 @@ fn support(feature: Feature) -> Support {
         | Feature::WithoutRng
         | Feature::Console
         | Feature::GracefulStop => Support::Yes,
+        Feature::LiveStoreDisk => Support::With("a developer preview of firecracker, without snapshots"),
+        Feature::PmemStoreDisk => Support::With("from version 1.14 on"),
         Feature::HotplugMemory => Support::Partly("plugged in while it runs, so hotpluggedMem must be 0"),
         Feature::Credentials => Support::With("in an initrd that is assembled in memory at the start"),
         Feature::MachineId => Support::With("as a kernel parameter"),
@@ -115,6 +122,7 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
         },
         cpu_config: spec.sections.firecracker.cpu.clone(),
         drives: drives(&mut builder),
+        pmem: pmem(&mut builder),
         network_interfaces: network_interfaces(&mut builder),
         vsock: spec
             .vsock
@@ -187,17 +195,50 @@ fn drives(builder: &mut LaunchBuilder<'_>) -> Vec<Drive> {
             "this host has no io_uring, so disks are read and written with \"Sync\"",
         );
     }
-    let drives = builder.spec.disks.iter().map(|disk| Drive {
-        drive_id: disk.device.trim_start_matches("/dev/").to_owned(),
-        path_on_host: disk.image.as_str().to_owned(),
+    let mut drives = Vec::new();
+    for disk in &builder.spec.disks {
+        let backend = match &disk.backend {
+            DiskBackend::Image => DriveBackend::Image {
+                path_on_host: disk.image.as_str().to_owned(),
+                is_read_only: disk.read_only,
+                cache_type: if disk.read_only { CacheType::Unsafe } else { CacheType::Writeback },
+                io_engine,
+            },
+            DiskBackend::Live(live) => live_drive(builder, disk, live),
+            DiskBackend::Pmem => continue,
+        };
+        let drive_id = disk.device.trim_start_matches("/dev/").to_owned();
         // A root device would come first regardless of its place in the list, and would add root=/dev/vda to the
         // command line.
-        is_root_device: false,
-        is_read_only: disk.read_only,
-        cache_type: if disk.read_only { CacheType::Unsafe } else { CacheType::Writeback },
-        io_engine,
-    });
-    drives.collect()
+        drives.push(Drive { drive_id, is_root_device: false, backend });
+    }
+    drives
+}
+
+/// It uses a single queue.
+fn live_drive(builder: &mut LaunchBuilder<'_>, disk: &Disk, live: &LiveStore) -> DriveBackend {
+    if !builder.facts.at_least(Hypervisor::Firecracker, VHOST_USER) {
+        builder.refuse("storeDisk.live", format!("connects to the server of a disk from version {VHOST_USER} on"));
+    }
+    let process = live_store(builder, live, &disk.image, 1);
+    builder.needs.processes.push(process);
+    DriveBackend::Socket { socket: live.socket.as_str().to_owned() }
+}
+
+fn pmem(builder: &mut LaunchBuilder<'_>) -> Vec<Pmem> {
+    let disks = builder.spec.disks.iter().filter(|disk| disk.backend == DiskBackend::Pmem);
+    let pmem: Vec<_> = disks
+        .map(|disk| Pmem {
+            id: "store".to_owned(),
+            path_on_host: disk.image.as_str().to_owned(),
+            root_device: false,
+            read_only: true,
+        })
+        .collect();
+    if !pmem.is_empty() && !builder.facts.at_least(Hypervisor::Firecracker, PMEM) {
+        builder.refuse("storeDisk.transport", format!("has persistent memory from version {PMEM} on"));
+    }
+    pmem
 }
 
 fn network_interfaces(builder: &mut LaunchBuilder<'_>) -> Vec<NetworkInterface> {

@@ -81,6 +81,12 @@ fn support(feature: Feature) -> Support {
         | Feature::DevicePci
         | Feature::WithoutRng
         | Feature::Console => Support::Yes,
+        Feature::LiveStoreDisk => Support::No(
+            "has no vhost-user, so no disk without an image; set microvm.storeDiskBuild to \"host\", or share /nix/store",
+        ),
+        Feature::PmemStoreDisk => {
+            Support::No("has no persistent memory; leave microvm.storeDiskTransport at \"block\"")
+        }
         Feature::InterfaceUser => {
             Support::Partly("one interface, without DHCP: the guest is 192.168.33.15/24, its gateway 192.168.33.1")
         }

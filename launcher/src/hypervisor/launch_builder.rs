@@ -13,7 +13,7 @@ use crate::launch::{
 use crate::path::HostPath;
 use crate::refusal::Refusal;
 use crate::spec::{Hypervisor, MacvtapMode, ShareProtocol};
-use crate::validate::{CheckedInterface, CheckedSpec, Disk, DiskRole};
+use crate::validate::{CheckedInterface, CheckedSpec, Disk, DiskBackend, DiskRole, device_name};
 use std::collections::BTreeMap;
 
 /// The directory of the credentials in the initrd. The guest's stage 1 copies its content to where systemd expects it.
@@ -118,7 +118,10 @@ impl<'spec> LaunchBuilder<'spec> {
         let mut volumes = spec.volumes.iter();
         for disk in &spec.disks {
             if disk.role == DiskRole::Store {
-                if spec.store_disk.is_none() {
+                if let DiskBackend::Live(live) = &disk.backend {
+                    self.needs.sockets_to_remove.push(live.socket.clone());
+                    self.need_file_for_launcher("storeDisk.plan", &disk.image, Access::Read);
+                } else if spec.store_disk.is_none() {
                     self.need_file("storeDisk.image", &disk.image, Access::Read);
                 }
                 continue;
@@ -143,6 +146,7 @@ impl<'spec> LaunchBuilder<'spec> {
     pub(super) fn guesses_formats(&mut self) {
         let disks = self.spec.disks.iter();
         self.needs.guessed_formats = disks
+            .filter(|disk| disk.backend == DiskBackend::Image)
             .map(|disk| GuessedFormat {
                 option: disk.option.clone(),
                 image: disk.image.clone(),
@@ -467,7 +471,7 @@ impl<'spec> LaunchBuilder<'spec> {
             user: spec.user.clone(),
             files: command.files,
             needs: self.needs,
-            disks: spec.disks.iter().map(|disk| guest_disk(disk, self.hypervisor)).collect(),
+            disks: guest_disks(&spec.disks, self.hypervisor),
             control: Some(control),
             shutdown: Shutdown { graceful: command.graceful, forced: command.forced },
             console: Console {
@@ -531,8 +535,21 @@ impl<'spec> LaunchBuilder<'spec> {
     }
 }
 
+/// crosvm attaches a disk that is served behind its own.
+fn guest_disks(disks: &[Disk], hypervisor: Hypervisor) -> Vec<GuestDisk> {
+    let mut guest_disks: Vec<_> = disks.iter().map(|disk| guest_disk(disk, hypervisor)).collect();
+    let is_live = disks.first().is_some_and(|disk| matches!(disk.backend, DiskBackend::Live(_)));
+    if is_live && hypervisor == Hypervisor::Crosvm {
+        for (index, disk) in guest_disks.iter_mut().enumerate() {
+            disk.device = device_name(if index == 0 { disks.len() - 1 } else { index - 1 });
+        }
+    }
+    guest_disks
+}
+
 fn guest_disk(disk: &Disk, hypervisor: Hypervisor) -> GuestDisk {
-    let has_serial = super::support(hypervisor, crate::capability::Feature::VolumeSerial).is_there();
+    let has_serial = matches!(disk.backend, DiskBackend::Live(_))
+        || super::support(hypervisor, crate::capability::Feature::VolumeSerial).is_there();
     GuestDisk {
         device: disk.device.clone(),
         image: disk.image.clone(),

@@ -58,7 +58,7 @@ fn support(feature: Feature) -> Support {
     match feature {
         Feature::InitialBalloon => Support::No("starts with an empty balloon; fill it with `microvm balloon`"),
         Feature::WithoutKvm | Feature::OtherArchitecture => Support::With("emulated, and many times slower"),
-        Feature::HotplugMemory => Support::With("not with the machine model microvm"),
+        Feature::HotplugMemory | Feature::PmemStoreDisk => Support::With("not with the machine model microvm"),
         _ => Support::Yes,
     }
 }

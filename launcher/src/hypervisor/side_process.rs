@@ -1,11 +1,11 @@
-//! The commands of the processes beside a hypervisor: a virtiofs daemon per share, passt for user networking, and
-//! crosvm's graphics card.
+//! The commands of the processes beside a hypervisor: a virtiofs daemon per share, passt for user networking, crosvm's
+//! graphics card, and the server of a store disk without an image.
 
 use super::launch_builder::LaunchBuilder;
-use crate::launch::{SideProcess, SideProcessKind};
+use crate::launch::{AfterEnd, SideProcess, SideProcessKind};
 use crate::path::HostPath;
-use crate::spec::{ForwardFrom, ForwardPort};
-use crate::validate::{CheckedGraphics, CheckedShare, CheckedSpec};
+use crate::spec::{ForwardFrom, ForwardPort, Hypervisor};
+use crate::validate::{CheckedGraphics, CheckedShare, CheckedSpec, LiveStore};
 
 /// Which side provides the tag of a virtiofs share to the guest.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,7 @@ pub(super) fn virtiofsd(builder: &LaunchBuilder<'_>, checked: &CheckedShare, tel
         program: settings.program.clone().unwrap_or_else(|| HostPath::from("virtiofsd")),
         arguments,
         socket: checked.socket.clone(),
+        after_end: AfterEnd::StartAgain,
     }
 }
 
@@ -78,6 +79,7 @@ pub(super) fn passt(interface: &str, socket: &HostPath, ports: &[ForwardPort]) -
         program: HostPath::from("passt"),
         arguments,
         socket: socket.clone(),
+        after_end: AfterEnd::StartAgain,
     }
 }
 
@@ -104,5 +106,25 @@ pub(super) fn crosvm_gpu(
         program: program.unwrap_or_else(|| HostPath::from("crosvm")),
         arguments,
         socket: graphics.socket.clone(),
+        after_end: AfterEnd::StartAgain,
+    }
+}
+
+/// The image builder, which serves the store disk while the machine runs.
+pub(super) fn live_store(builder: &LaunchBuilder<'_>, live: &LiveStore, plan: &HostPath, queues: u32) -> SideProcess {
+    let arguments = ["serve", "--plan", plan.as_str(), "--socket", live.socket.as_str(), "--queues"];
+    let mut arguments = arguments.map(str::to_owned).to_vec();
+    arguments.push(queues.to_string());
+    let after_end = match builder.hypervisor {
+        Hypervisor::Qemu | Hypervisor::CloudHypervisor => AfterEnd::StartAgain,
+        Hypervisor::Firecracker | Hypervisor::Crosvm | Hypervisor::Kvmtool => AfterEnd::Report,
+    };
+    SideProcess {
+        kind: SideProcessKind::StoreDisk,
+        name: builder.spec.name.clone(),
+        program: live.builder.clone(),
+        arguments,
+        socket: live.socket.clone(),
+        after_end,
     }
 }

@@ -251,6 +251,20 @@ pub struct SideProcess {
     pub arguments: Vec<String>,
     /// The socket that it creates and that the hypervisor connects to.
     pub socket: HostPath,
+    /// What to do when it ends while the hypervisor runs.
+    #[serde(default)]
+    pub after_end: AfterEnd,
+}
+
+/// What to do when a side process ends while the hypervisor runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AfterEnd {
+    /// Start it again: the hypervisor connects again, or has no use for it any more.
+    #[default]
+    StartAgain,
+    /// Report it: this hypervisor never connects again.
+    Report,
 }
 
 /// The kind of a process beside the hypervisor.
@@ -263,6 +277,8 @@ pub enum SideProcessKind {
     Passt,
     /// crosvm's graphics card, which runs as a separate process.
     CrosvmGpu,
+    /// The store disk, read from the host's store.
+    StoreDisk,
 }
 
 /// An initrd that is composed at the start: the machine's own, followed by an archive with the credentials. It exists

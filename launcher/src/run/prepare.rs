@@ -11,7 +11,7 @@ use crate::network::{self, CreatedInterfaces, macvtap};
 use crate::path::HostPath;
 use crate::programs::find_program;
 use crate::readiness::ServiceManager;
-use crate::side_processes::SideProcesses;
+use crate::side_processes::{SideProcesses, program_of};
 use crate::sockets::remove_stale;
 use crate::state::{RuntimeDirectory, StartLock};
 use crate::store_disk;
@@ -169,7 +169,7 @@ impl Step<'_> {
 
     fn check_side_processes(&self) -> Result<(), RunError> {
         for process in &self.launch.needs.processes {
-            let program = find_program(&process.program)?;
+            let program = find_program(&program_of(process))?;
             self.require_out_of_reach(&program)
                 .map_err(|source| RunError::Start { program: program.display().to_string(), source })?;
         }

@@ -27,6 +27,24 @@ pub struct StoreDisk {
     /// Whether to bypass the host's page cache (direct I/O).
     #[serde(default)]
     pub direct: bool,
+    /// Whether the image builder serves the disk of `plan` from the host's store while the machine runs. No image is built.
+    /// The guest sees an EROFS with the serial number `nix-store`.
+    #[serde(default)]
+    pub live: bool,
+    /// How the guest reads the disk.
+    #[serde(default)]
+    pub transport: StoreTransport,
+}
+
+/// How the guest reads the store disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreTransport {
+    /// As a disk, through the guest's own page cache.
+    #[default]
+    Block,
+    /// As persistent memory. The image is mapped into the guest, so the host and all guests share its pages in memory.
+    Pmem,
 }
 
 /// A disk image with a file system.

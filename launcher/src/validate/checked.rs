@@ -140,6 +140,28 @@ pub struct Disk {
     pub serial: Option<String>,
     /// The guest's mount point.
     pub mount_point: Option<String>,
+    /// What brings it to the guest.
+    pub backend: DiskBackend,
+}
+
+/// What brings a disk to the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskBackend {
+    /// The hypervisor reads and writes the image.
+    Image,
+    /// A process beside the hypervisor serves it: the image builder, which reads the store.
+    Live(LiveStore),
+    /// The hypervisor maps the image into the guest's memory.
+    Pmem,
+}
+
+/// A store disk without an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveStore {
+    /// The image builder.
+    pub builder: HostPath,
+    /// The socket that it makes.
+    pub socket: HostPath,
 }
 
 /// The purpose of a disk.
@@ -249,7 +271,7 @@ pub struct CheckedVsock {
 
 /// Returns the guest's device name of the disk with this index: `/dev/vda`, ..., `/dev/vdz`, `/dev/vdaa`, numbered as
 /// Linux does (`sd_format_disk_name` in drivers/scsi/sd.c, also used by virtio_blk).
-pub(super) fn device_name(index: usize) -> String {
+pub(crate) fn device_name(index: usize) -> String {
     let mut letters = Vec::new();
     let mut rest = index + 1;
     while rest > 0 {

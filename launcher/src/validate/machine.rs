@@ -83,7 +83,8 @@ pub(super) fn memory(spec: &MachineSpec) -> Memory {
     Memory {
         mem_mib: spec.mem_mib,
         huge_pages: spec.hugepage_mem,
-        shared: spec.shares.iter().any(|share| share.proto == ShareProtocol::Virtiofs),
+        shared: spec.shares.iter().any(|share| share.proto == ShareProtocol::Virtiofs)
+            || spec.store_disk.as_ref().is_some_and(|disk| disk.live),
         hotplug,
         balloon,
     }

@@ -31,6 +31,9 @@ pub(super) fn control_socket(spec: &MachineSpec, own: &Sockets<'_>, findings: &m
             sockets.push((format!("shares[{index}].socket"), share.socket.clone()));
         }
     }
+    if spec.store_disk.as_ref().is_some_and(|disk| disk.live) {
+        sockets.push(("storeDisk.live".to_owned(), super::storage::live_socket(spec)));
+    }
     if let Some(graphics) = own.graphics {
         sockets.push(("graphics.socket".to_owned(), graphics.socket.clone()));
     }

@@ -1,16 +1,18 @@
 //! Validation of disks and shares: their order, device names, and values that must be unique.
 
-use super::checked::{CheckedShare, CheckedVolume, Disk, DiskRole, device_name};
+use super::checked::{CheckedShare, CheckedVolume, Disk, DiskBackend, DiskRole, LiveStore, device_name};
 use super::findings::Findings;
 use super::names;
 use crate::launch::StoreDiskNeed;
 use crate::path::HostPath;
-use crate::spec::{ImageType, MachineSpec, Share, ShareProtocol, StoreDisk, Volume};
+use crate::spec::{ImageType, MachineSpec, Share, ShareProtocol, StoreDisk, StoreTransport, Volume};
 
 /// The file systems that can be created, and the largest size of their labels in bytes: e2label(8), xfs_admin(8),
 /// btrfs-filesystem(8), fatlabel(8), mkfs.f2fs(8).
 const FILE_SYSTEMS: [(&str, usize); 7] =
     [("ext2", 16), ("ext3", 16), ("ext4", 16), ("xfs", 12), ("btrfs", 255), ("vfat", 11), ("f2fs", 512)];
+/// The serial number that the image builder gives to a disk that it serves.
+const LIVE_SERIAL: &str = "nix-store";
 /// `MAX_TAG_LEN` in qemu's hw/9pfs/9p.h without the final NUL.
 const NINE_P_TAG_BYTES: usize = 31;
 /// The tag field of `struct virtio_fs_config` in linux/virtio_fs.h.
@@ -30,7 +32,9 @@ pub(super) fn disks(
     let mut volumes = Vec::new();
     for (index, volume) in spec.volumes.iter().enumerate() {
         check_volume(index, volume, findings);
-        disks.push(volume_disk(disks.len(), index, volume));
+        // Persistent memory is no disk, and has no letter.
+        let letters = disks.iter().filter(|disk| disk.backend != DiskBackend::Pmem).count();
+        disks.push(volume_disk(letters, index, volume));
         volumes.push(CheckedVolume {
             fs_type: volume.fs_type.clone(),
             label: volume.label.clone(),
@@ -85,25 +89,77 @@ fn check_store_disk(
             findings.problem(option, "has an effect only with storeDisk.plan");
         }
     }
-    let image = store_disk.image.clone().unwrap_or_else(default_image);
-    let need = store_disk.plan.clone().map(|plan| StoreDiskNeed {
+    check_live(store_disk, findings);
+    let builder = store_disk.builder.clone().unwrap_or_else(|| HostPath::from("microvm-image"));
+    let backend = match store_disk.transport {
+        _ if store_disk.live => DiskBackend::Live(LiveStore { builder: builder.clone(), socket: live_socket(spec) }),
+        StoreTransport::Pmem => DiskBackend::Pmem,
+        StoreTransport::Block => DiskBackend::Image,
+    };
+    let is_live = store_disk.live;
+    let image = store_disk.image.clone().or_else(|| store_disk.plan.clone().filter(|_| is_live));
+    let image = image.unwrap_or_else(default_image);
+    let need = store_disk.plan.clone().filter(|_| !is_live).map(|plan| StoreDiskNeed {
         plan,
         image: image.clone(),
-        builder: store_disk.builder.clone().unwrap_or_else(|| HostPath::from("microvm-image")),
+        builder,
         cache: store_disk.cache.clone(),
     });
     let disk = Disk {
         option: "storeDisk".to_owned(),
         role: DiskRole::Store,
-        device: device_name(0),
+        device: if backend == DiskBackend::Pmem { "/dev/pmem0".to_owned() } else { device_name(0) },
         image,
         image_type: ImageType::Raw,
         read_only: true,
         direct: store_disk.direct,
-        serial: store_disk.serial.clone(),
+        serial: if is_live { Some(LIVE_SERIAL.to_owned()) } else { store_disk.serial.clone() },
         mount_point: None,
+        backend,
     };
     (disk, need)
+}
+
+/// The socket at which the store disk is served.
+pub(super) fn live_socket(spec: &MachineSpec) -> HostPath {
+    HostPath::new(format!("{}-store.sock", spec.name))
+}
+
+/// What a disk without an image cannot have, and what persistent memory cannot.
+fn check_live(store_disk: &StoreDisk, findings: &mut Findings) {
+    let is_pmem = store_disk.transport == StoreTransport::Pmem;
+    if store_disk.live {
+        if store_disk.plan.is_none() {
+            findings.problem("storeDisk.live", "needs storeDisk.plan, which says what to serve");
+        }
+        for (option, given) in [("storeDisk.image", &store_disk.image), ("storeDisk.cache", &store_disk.cache)] {
+            if given.is_some() {
+                findings.problem(option, "is of no use with storeDisk.live, which makes no image");
+            }
+        }
+        if store_disk.direct {
+            findings
+                .problem("storeDisk.direct", "is of no use with storeDisk.live, which reads through the page cache");
+        }
+        if store_disk.serial.as_deref().is_some_and(|serial| serial != LIVE_SERIAL) {
+            findings.problem("storeDisk.serial", format!("is always `{LIVE_SERIAL}` with storeDisk.live"));
+        }
+        if is_pmem {
+            let reason = "\"pmem\" maps an image, and storeDisk.live has none; choose one of both";
+            findings.problem("storeDisk.transport", reason);
+        }
+    } else if is_pmem {
+        if store_disk.plan.is_some() {
+            let reason = "maps an image that is there already; name it with storeDisk.image, without a plan";
+            findings.problem("storeDisk.transport", reason);
+        }
+        if store_disk.serial.is_some() {
+            findings.problem("storeDisk.serial", "is of no use with the transport \"pmem\": it has no serial number");
+        }
+        if store_disk.direct {
+            findings.problem("storeDisk.direct", "is of no use with the transport \"pmem\", which maps the page cache");
+        }
+    }
 }
 
 fn volume_disk(place: usize, index: usize, volume: &Volume) -> Disk {
@@ -117,6 +173,7 @@ fn volume_disk(place: usize, index: usize, volume: &Volume) -> Disk {
         direct: volume.direct,
         serial: volume.serial.clone(),
         mount_point: volume.mount_point.clone(),
+        backend: DiskBackend::Image,
     }
 }
 

@@ -3,11 +3,14 @@
 
 use crate::machine::{Running, TestMachine, missing, program_of, skipped};
 use launcher::spec::{Hypervisor, MachineSpec};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// A bootable closure, built by fixtures/closure/build.sh.
 pub(crate) struct Closure {
@@ -46,7 +49,7 @@ fn closure() -> Option<&'static Closure> {
 }
 
 /// Returns the image builder: the one in `MICROVM_IMAGE`, next to `microvm`, or built now.
-fn image_builder() -> PathBuf {
+pub(crate) fn image_builder() -> PathBuf {
     if let Some(program) = std::env::var_os("MICROVM_IMAGE") {
         return program.into();
     }
@@ -115,16 +118,7 @@ fn the_store_disk_is_built_from_its_plan_and_booted() {
     let spec =
         json!({"storeDisk": {"plan": "plan.json", "image": "store.squashfs", "cache": "cache", "serial": "store"}});
     let Some((machine, closure)) = linux_machine("plan", &[], spec) else { return };
-    let planned = Command::new(image_builder())
-        .args(["plan", "--closure-info"])
-        .arg(closure.directory.join("closure-info"))
-        .arg("--store-dir")
-        .arg(&closure.store)
-        .arg("--output")
-        .arg(machine.path("plan.json"))
-        .output()
-        .unwrap();
-    assert!(planned.status.success(), "{}", String::from_utf8_lossy(&planned.stderr));
+    of_closure(&machine, closure, &["plan", "--output", "plan.json"]);
     let boot = || {
         let mut command = machine.microvm(&["run", "machine.json"]);
         command.env("MICROVM_IMAGE", image_builder());
@@ -143,6 +137,93 @@ fn the_store_disk_is_built_from_its_plan_and_booted() {
         image == fs::read(machine.path("store.squashfs")).unwrap(),
         "the image that is rebuilt from the cache differs"
     );
+}
+
+/// The image builder's work on the closure.
+fn of_closure(machine: &TestMachine, closure: &Closure, arguments: &[&str]) {
+    let done = Command::new(image_builder())
+        .args(arguments)
+        .arg("--closure-info")
+        .arg(closure.directory.join("closure-info"))
+        .arg("--store-dir")
+        .arg(&closure.store)
+        .current_dir(machine.path(""))
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// The process of the machine with these words in its command line.
+fn process_of(machine: &TestMachine, words: &str) -> Option<i32> {
+    let directory = fs::canonicalize(machine.path("")).unwrap();
+    fs::read_dir("/proc").unwrap().find_map(|entry| {
+        let path = entry.ok()?.path();
+        let command_line = fs::read(path.join("cmdline")).ok()?;
+        let is_it = String::from_utf8_lossy(&command_line).replace('\0', " ").contains(words);
+        let is_here = fs::read_link(path.join("cwd")).is_ok_and(|place| place == directory);
+        path.file_name()?.to_str()?.parse().ok().filter(|_| is_it && is_here)
+    })
+}
+
+#[test]
+fn a_guest_boots_from_the_hosts_store_without_an_image_and_survives_a_new_server() {
+    let spec = json!({"storeDisk": {"plan": "plan.json", "live": true, "builder": image_builder()}});
+    let parameters =
+        ["systemd.mount-extra=/dev/disk/by-id/virtio-nix-store:/nix/store:erofs:ro", "guest.actions=report,wait"];
+    let Some((machine, closure)) = linux_machine("live", &parameters, spec) else { return };
+    of_closure(&machine, closure, &["plan", "--output", "plan.json"]);
+    let mut running = machine.start(&["--supervise"]);
+    running.wait_for("guest: waiting");
+    let console = running.console();
+    assert_said(&console, "mount=/nix/store type=erofs device=/dev/disk/by-id/virtio-nix-store ");
+    assert_said(&console, &format!("store_paths={}\r", closure.store_paths));
+    assert_said(&console, "store_writable=no");
+
+    let server = process_of(&machine, "serve --plan plan.json").expect("the server of the store disk runs");
+    // Nix counts as a root what a process has open.
+    let opened = fs::read_dir(format!("/proc/{server}/fd")).unwrap();
+    let opened: Vec<_> = opened.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok()).collect();
+    let store = fs::canonicalize(&closure.store).unwrap();
+    let held = opened.iter().filter(|path| path.parent() == Some(&store)).count();
+    assert!(held >= closure.store_paths, "{held} of {} store paths are open", closure.store_paths);
+
+    kill(Pid::from_raw(server), Signal::SIGKILL).unwrap();
+    let replaced = || process_of(&machine, "serve --plan plan.json").is_some_and(|process| process != server);
+    wait_until("another server of the store disk", replaced);
+    stop_gracefully(&machine, &mut running);
+    assert!(!machine.path("live-store.sock").exists(), "the server's socket is left");
+    let large = fs::read_dir(machine.path("")).unwrap().filter(|entry| {
+        let metadata = entry.as_ref().unwrap().metadata().unwrap();
+        metadata.is_file() && metadata.len() > 1 << 20
+    });
+    assert_eq!(large.count(), 0, "something of the size of an image was written");
+}
+
+#[test]
+fn a_guest_maps_the_store_as_persistent_memory() {
+    let spec = json!({"storeDisk": {"image": "store.erofs", "transport": "pmem"}});
+    let parameters = ["systemd.mount-extra=/dev/pmem0:/nix/store:erofs:ro,dax=always"];
+    let Some((machine, closure)) = linux_machine("pmem", &parameters, spec) else { return };
+    of_closure(
+        &machine,
+        closure,
+        &["build", "--quiet", "--no-cache", "--format", "erofs", "--dax", "--output", "store.erofs"],
+    );
+    let before = fs::read(machine.path("store.erofs")).unwrap();
+    let console = run_to_the_end(&machine);
+    assert_said(&console, "mount=/nix/store type=erofs device=/dev/pmem0 ");
+    assert_said(&console, &format!("store_paths={}\r", closure.store_paths));
+    assert_said(&console, "store_writable=no");
+    assert!(before == fs::read(machine.path("store.erofs")).unwrap(), "the guest has changed the image");
+}
+
+/// Polls for at most two minutes.
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(120);
+    while !is_so() {
+        assert!(Instant::now() < end, "there is no {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! The evidence for every yes in the capability tables: one test per row and hypervisor, with the real program, if its
 //! environment variable is set. `lowering.rs` tests what the tables refuse.
 
+use crate::linux::image_builder;
 use crate::machine::{
     TestMachine, find_on_path, in_test_environment, kvm_opens, missing, program_of, skipped, use_program, write_disk,
 };
-use crate::probe::{ProbeReport, probe_guest};
+use crate::probe::{ProbeReport, fnv1a64, probe_guest};
 use launcher::capability::Feature;
 use launcher::hypervisor::support;
 use launcher::launch::Launch;
@@ -17,6 +18,8 @@ use std::sync::Mutex;
 
 const INITRD: &[u8] = b"070701 not an archive";
 const MARK: &str = "a row";
+/// All of a small store: on hosts with an emulated KVM a guest computes slowly.
+const HASHED_BYTES: usize = 32 << 10;
 const MAC: &str = "02:00:00:00:00:01";
 /// Serialises the tests of huge pages, whose number is a setting of the whole host.
 static HUGE_PAGES: Mutex<()> = Mutex::new(());
@@ -51,6 +54,8 @@ macro_rules! rows {
 
 rows! {
     store_disk: StoreDisk,
+    live_store_disk: LiveStoreDisk,
+    pmem_store_disk: PmemStoreDisk,
     volume_serial: VolumeSerial,
     volume_direct: VolumeDirect,
     volume_qcow2: VolumeQcow2,
@@ -176,6 +181,16 @@ fn prepare(hypervisor: Hypervisor, feature: Feature, machine: &TestMachine) -> R
     };
     let needs_node = |node: &str| if Path::new(node).exists() { Ok(()) } else { Err(format!("no {node}")) };
     Ok(match feature {
+        Feature::LiveStoreDisk => {
+            build_store(machine);
+            let disk = json!({"plan": "plan.json", "live": true, "builder": image_builder()});
+            json!({"storeDisk": disk, "vcpu": 2, "kernelParams": [format!("hash={HASHED_BYTES}")]})
+        }
+        Feature::PmemStoreDisk => {
+            build_store(machine);
+            let disk = json!({"image": "store.erofs", "transport": "pmem"});
+            json!({"storeDisk": disk, "kernelParams": [format!("hash={HASHED_BYTES}")]})
+        }
         Feature::StoreDisk => {
             write_disk(&machine.path("store.img"), MARK, 4096);
             json!({"storeDisk": {"image": "store.img"}})
@@ -298,12 +313,43 @@ pub(crate) fn passt_for(hypervisor: Hypervisor) -> Result<(), String> {
     is_new.then_some(()).ok_or_else(|| format!("{} is too old: it has no --vhost-user", program.display()))
 }
 
+/// A store with two store paths, its plan, and the image that a live disk must be equal to.
+fn build_store(machine: &TestMachine) {
+    let name = |hash: char, name: &str| format!("store/{}-{name}", String::from(hash).repeat(32));
+    fs::create_dir_all(machine.path(&name('0', "row")).join("bin")).unwrap();
+    let text: Vec<u8> = (0..3000_u32).flat_map(u32::to_le_bytes).collect();
+    fs::write(machine.path(&name('0', "row")).join("bin/program"), text).unwrap();
+    fs::write(machine.path(&name('0', "row")).join("small"), "small").unwrap();
+    fs::write(machine.path(&name('1', "file")), "a store path that is a file").unwrap();
+    let paths =
+        ["0", "1"].map(|hash| format!("/nix/store/{}-{}\n", hash.repeat(32), if hash == "0" { "row" } else { "file" }));
+    fs::write(machine.path("paths"), paths.concat()).unwrap();
+    for words in [
+        &["plan", "--paths-from", "paths", "--store-dir", "store", "--format", "erofs", "--dax", "-o", "plan.json"][..],
+        &["build", "--quiet", "--no-cache", "--plan", "plan.json", "-o", "store.erofs"],
+    ] {
+        let built = Command::new(image_builder()).args(words).current_dir(machine.path("")).output().unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    }
+}
+
 fn compare(hypervisor: Hypervisor, feature: Feature, report: &ProbeReport, launch: &Launch) {
     let disks = report.named("blk");
     let has_mark = || disks.first().is_some_and(|disk| disk.field("first").starts_with(MARK));
     let seen = |name: &str| report.named(name).len();
     match feature {
         Feature::StoreDisk => assert!(has_mark() && disks[0].field("access") == "ro", "{disks:?}"),
+        Feature::LiveStoreDisk => {
+            let built = fs::read(launch.working_directory.as_path().join("store.erofs")).unwrap();
+            let sectors = (built.len() / 512).to_string();
+            let seen = ["access", "serial", "sectors", "fnv1a64"].map(|field| disks[0].field(field));
+            assert_eq!(seen, ["ro", "nix-store", &sectors, &format!("{:016x}", fnv1a64(&built[..HASHED_BYTES]))]);
+        }
+        Feature::PmemStoreDisk => {
+            let built = fs::read(launch.working_directory.as_path().join("store.erofs")).unwrap();
+            let seen = ["size_bytes", "fnv1a64"].map(|field| report.named("pmem")[0].field(field));
+            assert_eq!(seen, [&built.len().to_string(), &format!("{:016x}", fnv1a64(&built[..HASHED_BYTES]))]);
+        }
         Feature::VolumeSerial => assert_eq!(disks[0].field("serial"), "row-serial"),
         Feature::VolumeDirect | Feature::VolumeQcow2 | Feature::VolumeVhd | Feature::VolumeVhdx => {
             assert!(has_mark() && disks[0].field("sectors") == "8192", "{disks:?}");

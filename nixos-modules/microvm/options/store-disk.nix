@@ -33,12 +33,28 @@ in
       type = types.enum [
         "derivation"
         "host"
+        "live"
       ];
       default = "derivation";
       description = ''
         Where the store disk is built. With `derivation`, Nix builds the whole disk and keeps it in the store. With `host`, the
         store contains only a plan, and the host builds the disk in the state directory before the start, with a cache, so
-        that an update builds only what changed.
+        that an update builds only what changed. With `live`, no disk is built: `microvm-image serve` reads the host's store
+        while the machine runs, and the guest sees only its closure.
+      '';
+    };
+
+    storeDiskTransport = mkOption {
+      type = types.enum [
+        "block"
+        "pmem"
+      ];
+      default = "block";
+      description = ''
+        How the guest reads the store disk. With `pmem`, the image is mapped into the guest as persistent memory, read-only, and
+        the host and all its guests share one copy of each page in memory. The guest needs a file system that is not
+        compressed, so the image is an EROFS of the size of the closure. Guests that share pages can observe by timing which
+        of them another guest reads; do not use it for guests that must not learn this about each other.
       '';
     };
 
@@ -47,7 +63,9 @@ in
         "squashfs"
         "erofs"
       ];
-      default = "squashfs";
+      default =
+        if cfg.storeDiskBuild == "live" || cfg.storeDiskTransport == "pmem" then "erofs" else "squashfs";
+      defaultText = "squashfs, or erofs if `storeDiskBuild` is `live` or `storeDiskTransport` is `pmem`";
       description = ''
         The file system of the store disk. Squashfs is compressed, and an update compresses only what changed. Erofs is not
         compressed: it is as large as the closure, but the guest reads it with less work. With

@@ -3,6 +3,7 @@
 
 use super::super::launch_builder::LaunchBuilder;
 use crate::keyval::{Dialect, Options};
+use crate::validate::DiskBackend;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -12,6 +13,8 @@ pub(super) struct VmConfig {
     pub(super) memory: Memory,
     pub(super) payload: Payload,
     pub(super) disks: Vec<DiskConfig>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) pmem: Vec<Pmem>,
     pub(super) net: Vec<Net>,
     pub(super) rng: Random,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,10 +64,15 @@ pub(super) struct Payload {
     pub(super) initramfs: Option<String>,
 }
 
-/// `DiskConfig`.
+/// `DiskConfig`: with an image, or with the socket of a process that serves the disk.
 #[derive(Debug, Serialize)]
 pub(super) struct DiskConfig {
-    pub(super) path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) vhost_user: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) vhost_socket: Option<String>,
     pub(super) readonly: bool,
     pub(super) direct: bool,
     pub(super) num_queues: u32,
@@ -92,6 +100,14 @@ impl ImageKind {
             Self::Vhdx => "vhdx",
         }
     }
+}
+
+/// `PmemConfig`.
+#[derive(Debug, Serialize)]
+pub(super) struct Pmem {
+    pub(super) file: String,
+    /// The guest's writes change its own copy of a page, never the file.
+    pub(super) discard_writes: bool,
 }
 
 /// `NetConfig`.
@@ -225,8 +241,14 @@ pub(super) fn arguments(builder: &mut LaunchBuilder<'_>, config: &VmConfig) -> V
     if let Some(platform) = &config.platform {
         add("--platform", builder.written("cloudHypervisor.platformOEMStrings", platform_options(platform).finish()));
     }
-    for (disk, config) in builder.spec.disks.iter().zip(&config.disks) {
+    let block_devices = builder.spec.disks.iter().filter(|disk| disk.backend != DiskBackend::Pmem);
+    for (disk, config) in block_devices.zip(&config.disks) {
         add("--disk", builder.written(&format!("{}.image", disk.option), disk_options(config).finish()));
+    }
+    for pmem in &config.pmem {
+        let discard = if pmem.discard_writes { "on" } else { "off" };
+        let options = new().pair("file", &pmem.file).pair("discard_writes", discard);
+        add("--pmem", builder.written("storeDisk.image", options.finish()));
     }
     for net in &config.net {
         add("--net", builder.written("interfaces", net_options(net).finish()));
@@ -281,7 +303,9 @@ fn platform_options(platform: &Platform) -> Options {
 
 fn disk_options(disk: &DiskConfig) -> Options {
     Options::new(Dialect::CloudHypervisor)
-        .pair("path", &disk.path)
+        .pair_if("path", disk.path.as_ref())
+        .pair_if("vhost_user", disk.vhost_user.map(|_| "on"))
+        .pair_if("socket", disk.vhost_socket.as_ref())
         .pair_if("readonly", disk.readonly.then_some("on"))
         .pair_if("direct", disk.direct.then_some("on"))
         .pair_if("num_queues", (disk.num_queues > 1).then_some(disk.num_queues))

@@ -15,6 +15,8 @@ pub(super) struct FullConfiguration {
     pub(super) cpu_config: Option<Map<String, Value>>,
     /// Required, even if it is empty.
     pub(super) drives: Vec<Drive>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) pmem: Vec<Pmem>,
     pub(super) network_interfaces: Vec<NetworkInterface>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) vsock: Option<Vsock>,
@@ -52,15 +54,29 @@ pub(super) enum HugePages {
     TwoMib,
 }
 
-/// `Drive`.
+/// `Drive`: with an image, or with the socket of a process that serves it.
 #[derive(Debug, Serialize)]
 pub(super) struct Drive {
     pub(super) drive_id: String,
-    pub(super) path_on_host: String,
     pub(super) is_root_device: bool,
-    pub(super) is_read_only: bool,
-    pub(super) cache_type: CacheType,
-    pub(super) io_engine: DriveIoEngine,
+    #[serde(flatten)]
+    pub(super) backend: DriveBackend,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum DriveBackend {
+    Image { path_on_host: String, is_read_only: bool, cache_type: CacheType, io_engine: DriveIoEngine },
+    Socket { socket: String },
+}
+
+/// `Pmem`.
+#[derive(Debug, Serialize)]
+pub(super) struct Pmem {
+    pub(super) id: String,
+    pub(super) path_on_host: String,
+    pub(super) root_device: bool,
+    pub(super) read_only: bool,
 }
 
 /// Whether the guest's flushes reach the disk. With `Unsafe`, they do not.

@@ -1,15 +1,19 @@
 //! qemu's devices, in the order in which the guest numbers them.
 
 use super::super::launch_builder::LaunchBuilder;
-use super::super::side_process::{TagTeller, virtiofsd};
+use super::super::side_process::{TagTeller, live_store, virtiofsd};
 use super::extra;
 use super::machine::{Bus, Machine, own_id};
 use super::screen::Screen;
 use super::slots::{Place, Slots, words_of};
+use crate::facts::Version;
 use crate::keyval::{Dialect, Options};
 use crate::launch::BridgeNeed;
-use crate::spec::{DeviceBus, ForwardFrom, ImageType, Protocol, ShareProtocol};
-use crate::validate::{CheckedInterface, CheckedShare, Disk, InterfaceKind};
+use crate::spec::{DeviceBus, ForwardFrom, Hypervisor, ImageType, Protocol, ShareProtocol};
+use crate::validate::{CheckedInterface, CheckedShare, Disk, DiskBackend, InterfaceKind, LiveStore};
+
+/// Since when the time between two connections of a socket is in milliseconds; the former option is gone in version 10.
+const RECONNECT_MS: Version = Version(9, 2, 0);
 
 /// The command line that is being written.
 struct Writer<'builder, 'spec, 'arguments> {
@@ -106,6 +110,11 @@ impl Writer<'_, '_, '_> {
 
     fn disk(&mut self, index: usize, disk: &Disk) {
         let id = own_id(&format!("disk{index}"));
+        match &disk.backend {
+            DiskBackend::Image => {}
+            DiskBackend::Live(live) => return self.live_disk(&id, disk, live),
+            DiskBackend::Pmem => return self.pmem(&id, disk),
+        }
         let format = match disk.image_type {
             ImageType::Raw => "raw",
             ImageType::Qcow2 => "qcow2",
@@ -127,6 +136,39 @@ impl Writer<'_, '_, '_> {
         self.virtio(&disk.option, "virtio-blk", |device| {
             device.pair("drive", &id).pair_if("serial", disk.serial.as_ref())
         });
+    }
+
+    /// A disk that another process serves, which may be started again.
+    fn live_disk(&mut self, id: &str, disk: &Disk, live: &LiveStore) {
+        let queues = self.builder.queue_pairs();
+        let process = live_store(self.builder, live, &disk.image, queues);
+        self.builder.needs.processes.push(process);
+        let in_milliseconds = self.builder.facts.at_least(Hypervisor::Qemu, RECONNECT_MS);
+        let (key, value) = if in_milliseconds { ("reconnect-ms", 1000) } else { ("reconnect", 1) };
+        let socket =
+            Options::new(Dialect::Qemu).word("socket").pair("id", id).pair("path", &live.socket).pair(key, value);
+        self.add("storeDisk.live", "-chardev", socket);
+        // The only device of its kind whose name does not end in the bus on virtio-mmio.
+        let name = match self.machine.bus {
+            Bus::Mmio => "vhost-user-blk",
+            Bus::Pci => "vhost-user-blk-pci",
+        };
+        let device = placed(Options::new(Dialect::Qemu).word(name), self.slots.next());
+        self.add("storeDisk.live", "-device", device.pair("chardev", id).pair("num-queues", queues));
+    }
+
+    /// An image that is mapped into the guest; the guest cannot write to the pages.
+    fn pmem(&mut self, id: &str, disk: &Disk) {
+        let bytes = self.machine.pmem_bytes;
+        let backend = Options::new(Dialect::Qemu)
+            .word("memory-backend-file")
+            .pair("id", id)
+            .pair("mem-path", &disk.image)
+            .pair("size", bytes)
+            .pair("share", "on")
+            .pair("readonly", "on");
+        self.add("storeDisk.image", "-object", backend);
+        self.virtio("storeDisk.transport", "virtio-pmem", |device| device.pair("memdev", id));
     }
 
     fn share(&mut self, index: usize, checked: &CheckedShare) {

@@ -8,10 +8,13 @@ use crate::facts::{Architecture, Kvm};
 use crate::keyval::{Dialect, Options};
 use crate::launch::KvmUse;
 use crate::spec::Accelerator;
+use crate::validate::DiskBackend;
 use std::collections::BTreeMap;
 
 /// The virtio-mmio slots of the machine model microvm (docs/system/i386/microvm.rst).
 const MMIO_SLOTS: usize = 8;
+/// Linux maps persistent memory in huge pages.
+const PMEM_ALIGNMENT_BYTES: u64 = 2 << 20;
 /// The most virtual CPUs with KVM: `max_cpus` of microvm and q35 in qemu 7.2.
 const MOST_VCPUS: u32 = 288;
 /// The most virtual CPUs when emulating: the limit of the emulated interrupt controller.
@@ -47,6 +50,8 @@ pub(super) struct Machine {
     pub(super) has_keyboard: bool,
     /// The number of our PCI devices on the root bus.
     pub(super) own_pci_devices: usize,
+    /// Length of the store disk's image if it is mapped as persistent memory, else 0.
+    pub(super) pmem_bytes: u64,
 }
 
 pub(super) fn choose(builder: &mut LaunchBuilder<'_>) -> Machine {
@@ -61,6 +66,7 @@ pub(super) fn choose(builder: &mut LaunchBuilder<'_>) -> Machine {
         || !spec.sections.qemu.pcie_root_ports.is_empty()
         || spec.memory.hotplug.is_some()
         || spec.graphics.is_some()
+        || has_pmem(builder)
         || on_mmio > MMIO_SLOTS;
     let model = spec.sections.qemu.machine.clone().unwrap_or_else(|| match architecture {
         Architecture::Aarch64 => "virt".to_owned(),
@@ -80,6 +86,12 @@ pub(super) fn choose(builder: &mut LaunchBuilder<'_>) -> Machine {
             "has no hot-plugged memory with the machine model microvm; unset qemu.machine, or set it to \"q35\"",
         );
     }
+    if is_microvm && has_pmem(builder) {
+        builder.refuse(
+            "storeDisk.transport",
+            "has no persistent memory with the machine model microvm; leave qemu.machine to it, or set \"q35\"",
+        );
+    }
     check_machine_options(builder, is_microvm && needs_pci);
     if is_microvm && !spec.sections.qemu.pcie_root_ports.is_empty() {
         builder.refuse(
@@ -91,6 +103,7 @@ pub(super) fn choose(builder: &mut LaunchBuilder<'_>) -> Machine {
         bus: if is_microvm && !needs_pci { Bus::Mmio } else { Bus::Pci },
         has_keyboard: architecture == Architecture::X86_64,
         own_pci_devices: slots::count_own(builder, virtio_devices),
+        pmem_bytes: pmem_bytes(builder),
         model,
         is_emulated,
     }
@@ -195,6 +208,29 @@ fn count_virtio_devices(builder: &LaunchBuilder<'_>) -> usize {
         + singles.into_iter().filter(|present| *present).count()
 }
 
+fn has_pmem(builder: &LaunchBuilder<'_>) -> bool {
+    builder.spec.disks.iter().any(|disk| disk.backend == DiskBackend::Pmem)
+}
+
+/// Returns the length of the image that is mapped as persistent memory: qemu has an option for it.
+fn pmem_bytes(builder: &mut LaunchBuilder<'_>) -> u64 {
+    let Some(disk) = builder.spec.disks.iter().find(|disk| disk.backend == DiskBackend::Pmem) else { return 0 };
+    match builder.facts.file_bytes.get(&disk.image).copied() {
+        Some(bytes) if bytes.is_multiple_of(PMEM_ALIGNMENT_BYTES) && bytes > 0 => bytes,
+        Some(bytes) => {
+            let reason = format!(
+                "maps images whose length is a multiple of 2 MiB, and {} has {bytes} bytes; build it with \
+                 `microvm-image build --format erofs --dax`",
+                disk.image
+            );
+            builder.refuse("storeDisk.image", reason);
+            0
+        }
+        // `explain` works without the image; a start without it is refused before this matters.
+        None => PMEM_ALIGNMENT_BYTES,
+    }
+}
+
 /// Returns an id that never conflicts with the user's ids.
 pub(super) fn own_id(name: &str) -> String {
     format!("{}{name}", extra::OWN_IDS)
@@ -214,9 +250,10 @@ pub(super) fn write(builder: &mut LaunchBuilder<'_>, machine: &Machine, argument
     let memory = format!("{}M", spec.memory.mem_mib);
     let words = ["-machine", &machine_options, "-cpu", &cpu, "-smp", &spec.vcpu.to_string()];
     arguments.extend(words.map(str::to_owned));
-    let total = match &spec.memory.hotplug {
-        Some(hotplug) => format!("size={memory},maxmem={}M", spec.memory.mem_mib + hotplug.most_mib),
-        None => memory,
+    let hotplug_mib = spec.memory.hotplug.as_ref().map_or(0, |hotplug| hotplug.most_mib);
+    let total = match hotplug_mib + machine.pmem_bytes.div_ceil(1 << 20) {
+        0 => memory,
+        more_mib => format!("size={memory},maxmem={}M", spec.memory.mem_mib + more_mib),
     };
     arguments.extend(["-m".to_owned(), total]);
     if backs_memory {

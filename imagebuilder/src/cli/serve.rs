@@ -1,0 +1,83 @@
+//! `microvm-image serve`.
+
+use super::failure::Failure;
+use super::interrupt;
+use super::source::SourceArgs;
+use clap::Args;
+use imagebuilder::plan::ImagePlan;
+use imagebuilder::serve::confine::{self, FileAccess};
+use imagebuilder::serve::content::{DiskContent, StoreContent};
+use imagebuilder::serve::device::QUEUES_MAX;
+use imagebuilder::serve::socket::{self, ServiceManager};
+use imagebuilder::serve::{layout, serve};
+use imagebuilder::settings::ImageSettings;
+use imagebuilder::{presence, threads};
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+const EXAMPLES: &str = "\
+Examples:
+  microvm-image serve --plan plan.json --socket store.sock
+  microvm-image serve ./result --socket store.sock
+  cloud-hypervisor --memory size=512M,shared=on --disk vhost_user=on,socket=store.sock ...";
+
+/// Serve a store disk to one machine, without an image
+///
+/// The disk is an uncompressed EROFS with the store paths of the closure. It does not exist as a file: only its directories
+/// are in memory, and the content of files is read from the store when the guest reads it. A hypervisor connects to the
+/// socket (vhost-user-blk) and must share the guest's memory. The disk is read-only and has the serial number `nix-store`.
+///
+/// The command runs in the foreground and ends when the hypervisor disconnects. It needs no privileges. Before it accepts
+/// the hypervisor, it gives up all system calls that it does not need, and all files but those of the closure. It tells
+/// systemd that it is ready when it listens.
+#[derive(Debug, Args)]
+#[command(override_usage = "microvm-image serve [OPTIONS] --socket <PATH>\n           [STORE_PATH]...", after_long_help = EXAMPLES)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Socket to listen on, which only your user may connect to; one that nobody listens on is replaced
+    #[arg(long, value_name = "PATH", help_heading = "Output")]
+    socket: PathBuf,
+    /// Queues of the disk, 1 to 64, each with a thread; a guest uses one for each of its processors
+    #[arg(long, value_name = "N", default_value = "4", value_parser = parse_queues, help_heading = "Output")]
+    queues: usize,
+    /// Print no message about the disk
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+}
+
+fn parse_queues(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(queues) if (1..=QUEUES_MAX).contains(&queues) => Ok(queues),
+        _ => Err(format!("a disk has 1 to {QUEUES_MAX} queues")),
+    }
+}
+
+pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
+    interrupt::end_server();
+    let Some(closure) = args.source.closure()? else { return Err(Failure::no_closure()) };
+    let plan = ImagePlan::new(closure, ImageSettings::default());
+    presence::check(&plan)?;
+    let content = content(&plan)?;
+    let store_paths = confine::open_store_paths(content.map().files())?;
+    let listener = socket::bind(&args.socket)?;
+    let manager = ServiceManager::connect()?;
+    let access = confine::restrict_files(&store_paths)?;
+    confine::restrict_system_calls()?;
+    if access == FileAccess::Unrestricted && !args.quiet {
+        program::output::message(
+            "warning: this kernel has no Landlock, so the server can read all files that your user can",
+        );
+    }
+    manager.ready();
+    let content: Arc<dyn DiskContent> = Arc::new(content);
+    Ok(serve(&content, listener, args.queues, program::output::message)?)
+}
+
+/// Lists the closure and lays the image out.
+fn content(plan: &ImagePlan) -> Result<StoreContent, Failure> {
+    let jobs = thread::available_parallelism().map_or(1, NonZero::get).min(threads::JOBS_MAX);
+    Ok(StoreContent::open(layout(plan, jobs)?)?)
+}

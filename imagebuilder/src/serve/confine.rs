@@ -1,0 +1,188 @@
+//! What the server gives up before a guest can talk to it: all files but those of the closure, and all system calls but
+//! those that it needs.
+
+use crate::block_map::StoreFiles;
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetStatus,
+};
+use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::io::Errno;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter_all_threads};
+use std::env::consts::ARCH;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Why the server is not confined.
+#[derive(Debug, Error)]
+pub enum ConfineError {
+    /// The kernel refuses the rules.
+    #[error("cannot restrict this process to the closure's files (Landlock)")]
+    Landlock(#[from] landlock::RulesetError),
+    /// A store path cannot be opened.
+    #[error("cannot open {}", .path.display())]
+    StorePath {
+        /// The store path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There are more store paths than the process may have open.
+    #[error("the closure has {paths} store paths, but this process may open only {limit} files")]
+    TooManyPaths {
+        /// Store paths of the closure.
+        paths: usize,
+        /// The limit.
+        limit: u64,
+    },
+    /// The filter cannot be made: the processor is of a kind that it does not know.
+    #[error("cannot filter the system calls of this process (seccomp)")]
+    Filter(#[from] seccompiler::BackendError),
+    /// The kernel refuses the filter.
+    #[error("cannot filter the system calls of this process (seccomp)")]
+    Seccomp(#[from] seccompiler::Error),
+}
+
+/// How far the kernel restricts which files are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileAccess {
+    /// Only files of the closure can be read, and none can be changed.
+    Closure,
+    /// The kernel has no Landlock: what its user may do, the server may do.
+    Unrestricted,
+}
+
+/// What the server opens besides the store paths: the files that it reads, events and memory of the guest.
+const OTHER_FILES: usize = 1024;
+
+/// All store paths of the closure, opened without their content.
+///
+/// As long as they are open, Nix' garbage collector keeps the closure: it counts what a process has open as a root.
+#[derive(Debug)]
+pub struct StorePaths(Vec<OwnedFd>);
+
+/// Opens the store paths. The limit of open files is raised for that as far as it can be.
+///
+/// # Errors
+/// [`ConfineError::StorePath`] and [`ConfineError::TooManyPaths`].
+pub fn open_store_paths(files: &StoreFiles) -> Result<StorePaths, ConfineError> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
+    // Refused: then the limit is as it was.
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    let too_many = || ConfineError::TooManyPaths { paths: files.members().len(), limit: most };
+    if (files.members().len() + OTHER_FILES) as u64 > most {
+        return Err(too_many());
+    }
+    let opened = files.members().iter().map(|member| {
+        let path = files.store_dir().join(member.path.base_name());
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        open(&path, flags, Mode::empty()).map_err(|error| match error {
+            Errno::MFILE => too_many(),
+            error => ConfineError::StorePath { path, source: error.into() },
+        })
+    });
+    Ok(StorePaths(opened.collect::<Result<_, _>>()?))
+}
+
+/// From now on this thread, and those that it starts, can only read files of the closure, and open no network connection.
+///
+/// # Errors
+/// [`ConfineError`].
+pub fn restrict_files(store_paths: &StorePaths) -> Result<FileAccess, ConfineError> {
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(ABI::V5))?
+        .handle_access(AccessNet::from_all(ABI::V5))?
+        .create()?;
+    for path in &store_paths.0 {
+        // A store path that is a symbolic link has no content, and the kernel takes no rule for it.
+        let is_link = fstat(path).is_ok_and(|status| FileType::from_raw_mode(status.st_mode).is_symlink());
+        if !is_link {
+            rules = rules.add_rule(PathBeneath::new(path, AccessFs::ReadFile))?;
+        }
+    }
+    match rules.restrict_self()?.ruleset {
+        RulesetStatus::NotEnforced => Ok(FileAccess::Unrestricted),
+        RulesetStatus::PartiallyEnforced | RulesetStatus::FullyEnforced => Ok(FileAccess::Closure),
+    }
+}
+
+/// What threads, memory, events, the socket and reading files need. Others fail with EPERM.
+const CALLS: &[libc::c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_close,
+    libc::SYS_dup,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_fadvise64,
+    libc::SYS_fcntl,
+    libc::SYS_fstat,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_lseek,
+    libc::SYS_madvise,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_nanosleep,
+    libc::SYS_newfstatat,
+    libc::SYS_openat2,
+    libc::SYS_ppoll,
+    libc::SYS_prctl,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_restart_syscall,
+    libc::SYS_rseq,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_set_robust_list,
+    libc::SYS_shutdown,
+    libc::SYS_sigaltstack,
+    libc::SYS_statx,
+    libc::SYS_tgkill,
+    libc::SYS_write,
+    libc::SYS_writev,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+];
+
+/// From now on no thread of this process can make a system call that the server does not need.
+///
+/// # Errors
+/// [`ConfineError`].
+pub fn restrict_system_calls() -> Result<(), ConfineError> {
+    let rules = CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    let filter = SeccompFilter::new(rules, refused, SeccompAction::Allow, ARCH.try_into()?)?;
+    let program: BpfProgram = filter.try_into()?;
+    Ok(apply_filter_all_threads(&program)?)
+}

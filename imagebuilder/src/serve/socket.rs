@@ -1,0 +1,113 @@
+//! The socket of the server, which is private to its user from the beginning, and the message to the service manager.
+
+use nix::sys::stat::{Mode, umask};
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Why there is no socket.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// It cannot be made.
+    #[error("cannot listen at {}", .path.display())]
+    Bind {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another server listens there.
+    #[error("another process listens at {} already", .path.display())]
+    InUse {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Something else is there.
+    #[error("{} exists and is not a socket", .path.display())]
+    NotASocket {
+        /// Where.
+        path: PathBuf,
+    },
+    /// systemd's socket does not exist.
+    #[error("cannot reach the service manager at NOTIFY_SOCKET={}", .address.display())]
+    Notify {
+        /// The value of the variable.
+        address: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Makes the socket, which only this user can connect to. One that a server left behind is replaced.
+///
+/// Call it while the process has one thread that makes files: it changes the umask for a moment.
+///
+/// # Errors
+/// [`SocketError`].
+pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+    let fail = |source| SocketError::Bind { path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(SocketError::NotASocket { path: path.to_owned() });
+        }
+        Ok(_) => match UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(fail)?,
+            _ => return Err(SocketError::InUse { path: path.to_owned() }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+        Err(error) => return Err(fail(error)),
+    }
+    let former = umask(Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(path);
+    umask(former);
+    bound.map_err(fail)
+}
+
+/// The service manager, if one waits for this process to be ready: sd_notify(3).
+#[derive(Debug)]
+pub struct ServiceManager(Option<UnixDatagram>);
+
+impl ServiceManager {
+    /// Connects, as long as that is allowed.
+    ///
+    /// # Errors
+    /// [`SocketError::Notify`].
+    pub fn connect() -> Result<Self, SocketError> {
+        let Some(address) = env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty()) else {
+            return Ok(Self(None));
+        };
+        let connected = || {
+            let socket = UnixDatagram::unbound()?;
+            socket.connect_addr(&notify_address(&address)?)?;
+            Ok(socket)
+        };
+        connected().map(|socket| Self(Some(socket))).map_err(|source| SocketError::Notify {
+            address: PathBuf::from(OsString::from_vec(address.as_bytes().to_vec())),
+            source,
+        })
+    }
+
+    /// Says that the socket is there and everything behind it.
+    pub fn ready(self) {
+        if let Some(socket) = self.0 {
+            // Nobody is waiting any more.
+            let _ = socket.send(b"READY=1");
+        }
+    }
+}
+
+fn notify_address(value: &OsString) -> io::Result<SocketAddr> {
+    match value.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(value),
+    }
+}
