@@ -13,13 +13,28 @@ let
       { settings.Manager = manager; }
     else
       { extraConfig = lib.generators.toKeyValue { } manager; };
+  # Units of systemd that have a timeout of 90 seconds of their own.
+  services =
+    lib.genAttrs
+      [
+        "systemd-modules-load"
+        "systemd-sysctl"
+      ]
+      (_: {
+        serviceConfig.TimeoutSec = 900;
+      });
 in
 {
   boot.kernelParams = [
     "systemd.show_status=error"
     "udev.event_timeout=1800"
     "rcupdate.rcu_cpu_stall_suppress=1"
+    "nosoftlockup"
   ];
-  systemd = of options.systemd;
-  boot.initrd.systemd = of options.boot.initrd.systemd;
+  systemd = of options.systemd // {
+    inherit services;
+  };
+  boot.initrd.systemd = of options.boot.initrd.systemd // {
+    inherit services;
+  };
 }
