@@ -33,6 +33,8 @@ rustPlatform.buildRustPackage {
       ./program/src
       ./testing/Cargo.toml
       ./testing/src
+      ./volume-maker/Cargo.toml
+      ./volume-maker/src
     ];
   };
   cargoLock.lockFile = ./Cargo.lock;

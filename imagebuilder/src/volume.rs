@@ -3,24 +3,22 @@
 //! The filesystem's mkfs program creates it in a hidden file beside the output. The result is checked, and then renamed
 //! by a call that fails if the output exists. So a volume is never overwritten, and never incomplete.
 
-mod external_program;
-mod file_system;
-mod read_back;
-mod sparse;
+pub use volume_maker::{FileSystem, LabelProblem, ReadBackError};
 
-pub use file_system::{FileSystem, LabelProblem};
-pub use read_back::ReadBackError;
-
-use external_program::Ended;
+use nix::sys::stat::{Mode, umask};
+use program::place::Place;
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder};
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use tempfile::{NamedTempFile, TempDir};
+use std::io::{self, Read, Seek};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 use thiserror::Error;
+use volume_maker::{CreateError, Finished, RunError, plain_path};
 
+/// Interval between checks whether a program has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Length of a sector in bytes. The size of a disk is a multiple of it.
 const SECTOR_BYTES: u64 = 512;
 
@@ -105,9 +103,6 @@ pub enum VolumeError {
         /// The error of the system.
         source: io::Error,
     },
-    /// A directory cannot be prepared.
-    #[error("cannot prepare the directories of the volume")]
-    Tree(#[source] io::Error),
     /// The program is not installed.
     #[error("the program {program} is not installed")]
     NoProgram {
@@ -118,35 +113,12 @@ pub enum VolumeError {
         /// The Nixpkgs package that contains it.
         nix_package: &'static str,
     },
-    /// The program cannot be run.
-    #[error("cannot run {program}")]
-    Run {
-        /// The program.
-        program: &'static str,
-        /// The error of the system.
-        source: io::Error,
-    },
-    /// The program failed.
-    #[error("{program} failed ({status}): {message}")]
-    Failed {
-        /// The program.
-        program: &'static str,
-        /// Its exit status.
-        status: std::process::ExitStatus,
-        /// Its output on stderr.
-        message: String,
-    },
-    /// The program succeeded, but the volume is not the requested one.
-    #[error("{program} did not create the requested volume")]
-    ReadBack {
-        /// The program.
-        program: &'static str,
-        /// The difference.
-        source: ReadBackError,
-    },
+    /// Creating the filesystem failed.
+    #[error(transparent)]
+    Create(CreateError),
     /// Another process created the output in the meantime.
     #[error("{} was created by another process in the meantime, and a volume never replaces an existing file", .path.display())]
-    CameIntoBeing {
+    CreatedMeanwhile {
         /// The output.
         path: PathBuf,
     },
@@ -172,27 +144,35 @@ pub fn create(request: &VolumeRequest, cancel: &AtomicBool) -> Result<(), Volume
         return Err(VolumeError::Request { path: request.path.clone(), problems });
     }
     let file_error = |source| VolumeError::File { path: request.path.clone(), source };
-    let file = hidden_file(&request.path).map_err(file_error)?;
-    file.as_file().set_len(request.size_bytes).map_err(file_error)?;
-    let tree = tree(&request.directories).map_err(VolumeError::Tree)?;
-    let mut arguments = request.file_system.mkfs_arguments(request.label.as_deref());
-    if let Some(tree) = &tree {
-        arguments.extend(["-d".into(), tree.path().into()]);
-    }
-    arguments.extend(request.mkfs_arguments.iter().cloned());
-    arguments.push(file.path().into());
-    run(request.file_system.mkfs_program(), request.file_system, &arguments, cancel)?;
-    if !request.directories.is_empty() && !nix::unistd::geteuid().is_root() {
-        give_to_root(request, file.path(), cancel)?;
-    }
-    sparse::dig_holes(file.as_file()).map_err(file_error)?;
-    read_back::check(file.path(), request)
-        .map_err(|source| VolumeError::ReadBack { program: request.file_system.mkfs_program(), source })?;
-    file.as_file().sync_all().map_err(file_error)?;
-    file.persist_noclobber(&request.path).map(drop).map_err(|error| match error.error.kind() {
-        io::ErrorKind::AlreadyExists => VolumeError::CameIntoBeing { path: request.path.clone() },
-        _ => VolumeError::File { path: request.path.clone(), source: error.error },
+    let wanted = volume_maker::VolumeRequest {
+        size_bytes: request.size_bytes,
+        file_system: request.file_system,
+        label: request.label.as_deref(),
+        directories: &request.directories,
+        mkfs_arguments: &request.mkfs_arguments,
+        mode: mode(),
+        owner: None,
+    };
+    let place = Place::itself(&request.path).map_err(file_error)?;
+    volume_maker::create(&place, &wanted, &mut |command| run(command, cancel)).map_err(|error| match error {
+        CreateError::File(source) => file_error(source),
+        CreateError::Exists => VolumeError::CreatedMeanwhile { path: request.path.clone() },
+        CreateError::Interrupted => VolumeError::Interrupted,
+        CreateError::NoProgram { program } => VolumeError::NoProgram {
+            program,
+            debian_package: request.file_system.debian_package(),
+            nix_package: request.file_system.nix_package(),
+        },
+        error => VolumeError::Create(error),
     })
+}
+
+/// Returns the mode of a new file: 0644 without the bits of the umask.
+fn mode() -> u32 {
+    // The umask can be read only by setting it. The stricter one holds for this moment.
+    let mask = umask(Mode::from_bits_truncate(0o077));
+    umask(mask);
+    0o644 & !mask.bits()
 }
 
 fn problems(request: &VolumeRequest) -> Vec<RequestProblem> {
@@ -215,7 +195,7 @@ fn problems(request: &VolumeRequest) -> Vec<RequestProblem> {
     if !request.directories.is_empty() && file_system != FileSystem::Ext4 {
         problems.push(RequestProblem::Directories { file_system });
     }
-    let unfit = request.directories.iter().filter(|directory| inner_path(directory).is_none());
+    let unfit = request.directories.iter().filter(|directory| plain_path(directory).is_none());
     problems.extend(unfit.map(|directory| RequestProblem::DirectoryName { directory: directory.clone() }));
     problems
 }
@@ -225,97 +205,49 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Returns `store` for `/store` and `store/`; `None` if the path does not consist of plain names. Quotes are refused
-/// because debugfs reads names in quotes.
-fn inner_path(directory: &Path) -> Option<PathBuf> {
-    let text = directory.to_str()?;
-    if text.contains(|character: char| character.is_control() || character == '"') {
-        return None;
-    }
-    let mut inner = PathBuf::new();
-    for component in directory.components() {
-        match component {
-            Component::RootDir | Component::CurDir => {}
-            Component::Normal(name) => inner.push(name),
-            Component::ParentDir | Component::Prefix(_) => return None,
+/// Runs a program with stdin and stdout connected to `/dev/null`. It is killed if `cancel` becomes true.
+fn run(command: &mut Command, cancel: &AtomicBool) -> Result<Finished, RunError> {
+    // A file instead of a pipe, which could fill up and block the program.
+    let mut messages = tempfile::tempfile()?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(messages.try_clone()?);
+    let mut child = command.spawn()?;
+    let status: ExitStatus = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
         }
-    }
-    (!inner.as_os_str().is_empty()).then_some(inner)
-}
-
-/// Creates a temporary file beside `path`, which is removed when it is dropped.
-fn hidden_file(path: &Path) -> io::Result<NamedTempFile> {
-    use std::os::unix::fs::PermissionsExt;
-    tempfile::Builder::new()
-        .prefix(".")
-        .suffix(".volume.tmp")
-        .permissions(fs::Permissions::from_mode(0o644))
-        .tempfile_in(parent(path))
-}
-
-/// Creates a tree of empty directories for mkfs to copy, with the right modes.
-fn tree(directories: &[PathBuf]) -> io::Result<Option<TempDir>> {
-    if directories.is_empty() {
-        return Ok(None);
-    }
-    let tree = TempDir::new()?;
-    // mkfs copies the mode of the tree itself to the root directory.
-    set_mode(tree.path())?;
-    for inner in directories.iter().filter_map(|directory| inner_path(directory)) {
-        DirBuilder::new().recursive(true).mode(0o755).create(tree.path().join(&inner))?;
-        // The umask may have removed bits of the modes.
-        for part in inner.ancestors() {
-            set_mode(&tree.path().join(part))?;
+        if cancel.load(Ordering::SeqCst) {
+            child.kill()?;
+            child.wait()?;
+            return Err(RunError::Interrupted);
         }
+        thread::sleep(POLL_INTERVAL);
+    };
+    // A Ctrl-C on the terminal also reaches the program, perhaps before this process handles it.
+    if !status.success() && cancel.load(Ordering::SeqCst) {
+        return Err(RunError::Interrupted);
     }
-    Ok(Some(tree))
+    let mut text = Vec::new();
+    messages.rewind()?;
+    messages.read_to_end(&mut text)?;
+    Ok(Finished { status, output: String::from_utf8_lossy(&text).into_owned() })
 }
 
-fn set_mode(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Gives the directories in the filesystem to root. mkfs.ext4 copies the owners of the tree, and users other than root
-/// cannot create a tree that root owns.
-fn give_to_root(request: &VolumeRequest, file: &Path, cancel: &AtomicBool) -> Result<(), VolumeError> {
-    let mut arguments: Vec<OsString> = vec!["-w".into(), "-f".into(), "-".into(), file.into()];
-    let mut commands = String::new();
-    for inner in request.directories.iter().filter_map(|directory| inner_path(directory)) {
-        for part in inner.ancestors() {
-            for owner in ["uid", "gid"] {
-                commands.push_str(&format!("set_inode_field \"/{}\" {owner} 0\n", part.display()));
-            }
-        }
+    fn shell(script: &str, cancel: &AtomicBool) -> Result<Finished, RunError> {
+        run(Command::new("sh").args(["-c", script]), cancel)
     }
-    let script = tempfile_with(&commands).map_err(VolumeError::Tree)?;
-    arguments[2] = script.path().into();
-    run("debugfs", request.file_system, &arguments, cancel)
-}
 
-fn tempfile_with(text: &str) -> io::Result<NamedTempFile> {
-    let file = NamedTempFile::new()?;
-    fs::write(file.path(), text)?;
-    Ok(file)
-}
+    #[test]
+    fn a_program_returns_its_status_and_its_messages() {
+        let finished = shell("echo said; echo why >&2; exit 3", &AtomicBool::new(false)).unwrap();
+        assert_eq!((finished.status.code(), finished.output.as_str()), (Some(3), "why\n"));
+    }
 
-/// Runs a program of the filesystem's package.
-fn run(
-    program: &'static str,
-    file_system: FileSystem,
-    arguments: &[OsString],
-    cancel: &AtomicBool,
-) -> Result<(), VolumeError> {
-    let ended =
-        external_program::run(program, arguments, cancel).map_err(|source| VolumeError::Run { program, source })?;
-    match ended {
-        Ended::Succeeded => Ok(()),
-        Ended::Cancelled => Err(VolumeError::Interrupted),
-        Ended::NotInstalled => Err(VolumeError::NoProgram {
-            program,
-            debian_package: file_system.debian_package(),
-            nix_package: file_system.nix_package(),
-        }),
-        Ended::Failed { status, message } => Err(VolumeError::Failed { program, status, message }),
+    #[test]
+    fn a_cancelled_program_is_killed() {
+        assert!(matches!(shell("sleep 600", &AtomicBool::new(true)), Err(RunError::Interrupted)));
     }
 }

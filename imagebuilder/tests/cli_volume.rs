@@ -176,7 +176,8 @@ fn a_file_that_another_process_creates_in_the_meantime_is_not_replaced() {
     // This mkfs creates the output itself, as another process could in the meantime.
     let mkfs = workspace.path("mkfs.vfat");
     let script = "#!/bin/sh\necho precious > volume\nfor file; do :; done\n\
-                  printf '\\125\\252' | dd of=\"$file\" bs=1 seek=510 conv=notrunc 2>/dev/null\n";
+                  printf '\\125\\252' | dd of=\"$file\" bs=1 seek=510 conv=notrunc 2>/dev/null\n\
+                  printf FAT16 | dd of=\"$file\" bs=1 seek=54 conv=notrunc 2>/dev/null\n";
     testing::write_program(&mkfs, script);
     let path = format!("{}:{}", workspace.root().display(), std::env::var("PATH").unwrap());
     let mut command = workspace.command("volume create volume --size 1M --fs vfat".split(' '));

@@ -11,7 +11,7 @@ mod launch_builder;
 mod qemu;
 mod side_process;
 
-pub use description::{CredentialTransport, Description, HypervisorProgram, ImageLimits, VsockTransport, description};
+pub use description::{CredentialTransport, Description, HypervisorProgram, ImageLimits, VsockTransport};
 
 use crate::capability::{Feature, Lenience, Support, uses};
 use crate::facts::HostFacts;
@@ -20,6 +20,17 @@ use crate::refusal::{Refusal, Refusals};
 use crate::spec::Hypervisor;
 use crate::validate::CheckedSpec;
 use launch_builder::LaunchBuilder;
+
+/// Returns the description of a hypervisor.
+pub fn description(hypervisor: Hypervisor) -> &'static Description {
+    match hypervisor {
+        Hypervisor::Qemu => &qemu::DESCRIPTION,
+        Hypervisor::CloudHypervisor => &cloud_hypervisor::DESCRIPTION,
+        Hypervisor::Firecracker => &firecracker::DESCRIPTION,
+        Hypervisor::Crosvm => &crosvm::DESCRIPTION,
+        Hypervisor::Kvmtool => &kvmtool::DESCRIPTION,
+    }
+}
 
 /// Returns whether a hypervisor supports a feature, from its capability table.
 pub fn support(hypervisor: Hypervisor, feature: Feature) -> Support {

@@ -6,6 +6,7 @@ use crate::spec::Hypervisor;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 use std::path::{Path, PathBuf};
+use volume_maker::FileSystem;
 
 /// A program that is not installed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,25 +21,21 @@ pub struct NotInstalled {
 }
 
 /// Packages by the file name of a program: the Debian package, if there is one, and the nixpkgs package. Those of the
-/// hypervisors are in [`crate::hypervisor::Description`].
-const PACKAGES: &[(&str, Option<&str>, &str)] = &[
-    ("virtiofsd", Some("virtiofsd"), "virtiofsd"),
-    ("passt", Some("passt"), "passt"),
-    ("mkfs.ext2", Some("e2fsprogs"), "e2fsprogs"),
-    ("mkfs.ext3", Some("e2fsprogs"), "e2fsprogs"),
-    ("mkfs.ext4", Some("e2fsprogs"), "e2fsprogs"),
-    ("mkfs.xfs", Some("xfsprogs"), "xfsprogs"),
-    ("mkfs.btrfs", Some("btrfs-progs"), "btrfs-progs"),
-    ("mkfs.vfat", Some("dosfstools"), "dosfstools"),
-];
+/// hypervisors are in [`crate::hypervisor::Description`], those of the mkfs programs in [`FileSystem`].
+const PACKAGES: &[(&str, Option<&str>, &str)] =
+    &[("virtiofsd", Some("virtiofsd"), "virtiofsd"), ("passt", Some("passt"), "passt")];
+
+/// Returns the error for a program that is not at `place`.
+pub fn not_installed(program: &str, place: &str) -> NotInstalled {
+    NotInstalled { program: program.to_owned(), place: place.to_owned(), remedy: remedy(Path::new(program)) }
+}
 
 /// Finds a program: a name with a slash is a path, any other name is searched for in `$PATH`.
 ///
 /// # Errors
 /// Returns [`NotInstalled`], with the package that contains the program if it is known.
 pub fn find_program(program: &HostPath) -> Result<PathBuf, NotInstalled> {
-    let missing =
-        |place: String| NotInstalled { program: program.to_string(), place, remedy: remedy(program.as_path()) };
+    let missing = |place: String| not_installed(program.as_str(), &place);
     if program.as_str().contains('/') {
         let path = program.as_path();
         return if is_program(path) {
@@ -64,7 +61,9 @@ fn remedy(program: &Path) -> String {
     let name = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let of_hypervisors = Hypervisor::ALL.into_iter().flat_map(|hypervisor| description(hypervisor).programs);
     let of_hypervisors = of_hypervisors.map(|program| (program.name, program.debian_package, program.nix_package));
-    match PACKAGES.iter().copied().chain(of_hypervisors).find(|(known, _, _)| *known == name) {
+    let of_file_systems = FileSystem::of_mkfs_program(name);
+    let of_file_systems = of_file_systems.map(|found| (name, Some(found.debian_package()), found.nix_package()));
+    match PACKAGES.iter().copied().chain(of_hypervisors).chain(of_file_systems).find(|(known, _, _)| *known == name) {
         Some((_, Some(debian), nixpkgs)) => format!("install it (Debian: {debian}, nixpkgs: {nixpkgs})"),
         Some((_, None, nixpkgs)) => format!("install it (nixpkgs: {nixpkgs}), or set its program in the machine spec"),
         None => "install it, or set another program in the machine spec".to_owned(),

@@ -3,29 +3,27 @@
 mod format;
 mod lock;
 mod same_file;
-mod superblock;
 
 pub use format::check_format;
 pub use lock::{Locking, VolumeLock, lock_volumes};
 pub use same_file::{SameFile, same_files};
-pub use superblock::{FileSystem, file_system};
+pub use volume_maker::{FoundFileSystem, file_system};
 
 use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::launch::{Access, VolumeCreation, VolumeNeed};
 use crate::path::HostPath;
-use crate::programs::{NotInstalled, find_program};
+use crate::programs::{NotInstalled, not_installed};
 use crate::spec::ImageType;
 use nix::fcntl::OFlag;
-use program::child::hand_on;
-use program::place::{Place, descriptor_path};
+use program::place::Place;
 use program::user::Identity;
-use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::process::Command;
+use volume_maker::{CreateError, FileSystem, Finished, RunError, VolumeRequest, is_recognised};
 
 /// The mode of a new volume: only the user who runs the machine can access it.
 const VOLUME_MODE: u32 = 0o600;
@@ -54,29 +52,13 @@ pub enum VolumeError {
         /// The missing program.
         source: NotInstalled,
     },
-    /// mkfs failed; nothing was left behind.
-    #[error("volume {path}: {program} ended with {status}: {said}")]
-    MkfsFailed {
+    /// Its file system cannot be created; nothing was left behind.
+    #[error("volume {path}: {source}")]
+    Create {
         /// The image.
         path: HostPath,
-        /// The program.
-        program: String,
-        /// Its exit status.
-        status: String,
-        /// Its output.
-        said: String,
-    },
-    /// mkfs succeeded, but did not create the requested file system.
-    #[error("volume {path}: {program} succeeded, but created {found} instead of {wanted}")]
-    MkfsMade {
-        /// The image.
-        path: HostPath,
-        /// The program.
-        program: String,
-        /// What the image contains.
-        found: String,
-        /// What was requested.
-        wanted: String,
+        /// The cause.
+        source: CreateError,
     },
     /// The volume contains something else.
     #[error(
@@ -212,10 +194,10 @@ fn check_content(volume: &VolumeNeed, image: &File) -> Result<(), VolumeError> {
     Err(VolumeError::Other { path: volume.image.clone(), found: described(found.as_ref()), wanted: wanted(volume) })
 }
 
-fn matches(found: Option<&FileSystem>, volume: &VolumeNeed) -> bool {
+fn matches(found: Option<&FoundFileSystem>, volume: &VolumeNeed) -> bool {
     match found {
         // Only file systems that the superblock reader recognises can be reported as wrong.
-        None => !superblock_is_known(&volume.fs_type),
+        None => !is_recognised(&volume.fs_type),
         Some(found) => {
             let same_label = volume.label.as_ref().is_none_or(|label| *label == found.label);
             found.is_of_type(&volume.fs_type) && same_label
@@ -223,11 +205,7 @@ fn matches(found: Option<&FileSystem>, volume: &VolumeNeed) -> bool {
     }
 }
 
-fn superblock_is_known(fs_type: &str) -> bool {
-    superblock::is_known(fs_type)
-}
-
-fn described(found: Option<&FileSystem>) -> String {
+fn described(found: Option<&FoundFileSystem>) -> String {
     match found {
         None => "no known file system".to_owned(),
         // Images, partition tables and the like have no labels.
@@ -244,8 +222,7 @@ fn wanted(volume: &VolumeNeed) -> String {
     }
 }
 
-/// Creates the image as an unnamed file, which mkfs reaches by its descriptor. No other process sees an incomplete
-/// image, and nothing is left behind if this process ends.
+/// Creates the volume, for its owner if there is one.
 fn create(
     volume: &VolumeNeed,
     creation: &VolumeCreation,
@@ -253,66 +230,38 @@ fn create(
     interruption: &Interruption,
 ) -> Result<(), VolumeError> {
     let failed = |source| VolumeError::File { path: volume.image.clone(), source };
-    let program = HostPath::new(format!("mkfs.{}", volume.fs_type));
-    let mkfs = find_program(&program).map_err(|source| VolumeError::NoMkfs { path: volume.image.clone(), source })?;
-    let place = Place::with_parents(volume.image.as_path(), DIRECTORY_MODE, owner).map_err(failed)?;
-    let image = place.create().map_err(failed)?;
-    avoid_copy_on_write(image.file());
-    image.file().set_len(creation.size_mib << 20).map_err(failed)?;
-
-    let mut command = Command::new(&mkfs);
-    command.args(mkfs_arguments(volume, creation)).arg(descriptor_path(image.file()));
-    hand_on(&mut command, vec![image.file().as_raw_fd()]);
-    let ended = interruption.run_quietly(&mut command).map_err(|error| match error {
-        ChildError::Interrupted(interrupted) => interrupted.into(),
-        ChildError::System(source) => failed(source),
-    })?;
-    if !ended.status.success() {
-        return Err(VolumeError::MkfsFailed {
-            path: volume.image.clone(),
-            program: program.to_string(),
-            status: ended.status.to_string(),
-            said: ended.output,
-        });
-    }
-    let found = file_system(image.file()).map_err(failed)?;
-    if !matches(found.as_ref(), volume) {
-        return Err(VolumeError::MkfsMade {
-            path: volume.image.clone(),
-            program: program.to_string(),
-            found: described(found.as_ref()),
-            wanted: wanted(volume),
-        });
-    }
-    image.finish(VOLUME_MODE, owner).map_err(failed)
-}
-
-fn mkfs_arguments(volume: &VolumeNeed, creation: &VolumeCreation) -> Vec<String> {
-    let (fixed, label_option): (&[&str], &str) = match volume.fs_type.as_str() {
-        "ext2" | "ext3" | "ext4" => (&["-q"], "-L"),
-        // The file is new and empty, so mkfs has nothing to overwrite.
-        "xfs" => (&["-q", "-f"], "-L"),
-        "btrfs" => (&["-q", "-f"], "-L"),
-        "vfat" | "fat" | "msdos" => (&[], "-n"),
-        "f2fs" => (&["-q"], "-l"),
-        _ => (&[], "-L"),
+    let no_mkfs = |program: &str| VolumeError::NoMkfs {
+        path: volume.image.clone(),
+        source: not_installed(program, "it is not in any directory of $PATH"),
     };
-    let mut arguments: Vec<String> = fixed.iter().map(|argument| (*argument).to_owned()).collect();
-    if let Some(label) = &volume.label {
-        arguments.extend([label_option.to_owned(), label.clone()]);
-    }
-    arguments.extend(creation.mkfs_extra_args.iter().cloned());
-    arguments
-}
-
-/// Turns copy-on-write off on btrfs, where it slows down disk images that are written in place; the flag can be set
-/// only while the file is empty. Other file systems need nothing.
-fn avoid_copy_on_write(image: &File) {
-    let is_btrfs = nix::sys::statfs::fstatfs(image)
-        .is_ok_and(|statistics| statistics.filesystem_type() == nix::sys::statfs::BTRFS_SUPER_MAGIC);
-    if is_btrfs && let Ok(flags) = ioctl_getflags(image) {
-        let _ = ioctl_setflags(image, flags | IFlags::NOCOW);
-    }
+    let Some(file_system) = FileSystem::from_name(&volume.fs_type) else {
+        return Err(no_mkfs(&format!("mkfs.{}", volume.fs_type)));
+    };
+    let mkfs_arguments: Vec<OsString> = creation.mkfs_extra_args.iter().map(OsString::from).collect();
+    let request = VolumeRequest {
+        size_bytes: creation.size_mib << 20,
+        file_system,
+        label: volume.label.as_deref(),
+        directories: &[],
+        mkfs_arguments: &mkfs_arguments,
+        mode: VOLUME_MODE,
+        owner,
+    };
+    let place = Place::with_parents(volume.image.as_path(), DIRECTORY_MODE, owner).map_err(failed)?;
+    let mut run = |command: &mut Command| match interruption.run_quietly(command) {
+        Ok(ended) => Ok(Finished { status: ended.status, output: ended.output }),
+        Err(ChildError::Interrupted(_)) => Err(RunError::Interrupted),
+        Err(ChildError::System(source)) => Err(RunError::System(source)),
+    };
+    volume_maker::create(&place, &request, &mut run).map_err(|error| match error {
+        CreateError::File(source) => failed(source),
+        CreateError::Exists => failed(io::ErrorKind::AlreadyExists.into()),
+        CreateError::NoProgram { program } => no_mkfs(program),
+        source => match interruption.check() {
+            Err(interrupted) => interrupted.into(),
+            Ok(()) => VolumeError::Create { path: volume.image.clone(), source },
+        },
+    })
 }
 
 #[cfg(test)]

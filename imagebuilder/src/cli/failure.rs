@@ -268,7 +268,7 @@ impl From<VolumeError> for Failure {
     fn from(error: VolumeError) -> Self {
         match &error {
             VolumeError::Interrupted => Self::interrupted(),
-            VolumeError::Request { .. } | VolumeError::CameIntoBeing { .. } => Self::bad_input(&error),
+            VolumeError::Request { .. } | VolumeError::CreatedMeanwhile { .. } => Self::bad_input(&error),
             VolumeError::NoProgram { debian_package, nix_package, .. } => Self::failed(&error)
                 .with_hint(format!("install {debian_package} (Debian) or add {nix_package} (Nixpkgs) to PATH")),
             _ => Self::failed(&error),
@@ -299,7 +299,7 @@ mod tests {
             Failure::from(BuildError::Output(OutputError::NoName { path: path.clone() }.into())).0.report().1,
             Failure::from(WriteError { path: path.clone(), source: full() }).0.report().1,
             Failure::from(VolumeError::Interrupted).0.report().1,
-            Failure::from(VolumeError::CameIntoBeing { path: path.clone() }).0.report().1,
+            Failure::from(VolumeError::CreatedMeanwhile { path: path.clone() }).0.report().1,
             Failure::from(VolumeError::File { path, source: full() }).0.report().1,
             Failure::from(ClosureError::NixStore(NixStoreError::NoProgram)).0.report().1,
         ];

@@ -98,6 +98,8 @@ fn support(feature: Feature) -> Support {
         Feature::WithoutKvm => Support::No("needs KVM"),
         Feature::OtherArchitecture => Support::No("runs guests of the host's architecture only"),
         Feature::Graphics => Support::No("has no graphics card; only a patched one has `--gpu`"),
+        #[allow(unreachable_patterns, reason = "a feature without a row is not supported")]
+        _ => Support::No("does not support it"),
     }
 }
 

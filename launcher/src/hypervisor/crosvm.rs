@@ -94,6 +94,8 @@ fn support(feature: Feature) -> Support {
         Feature::WithoutKvm => Support::No("needs KVM"),
         Feature::OtherArchitecture => Support::No("runs guests of the host's architecture only"),
         Feature::Graphics => Support::Partly("a window on a Wayland desktop, without keyboard and pointer"),
+        #[allow(unreachable_patterns, reason = "a feature without a row is not supported")]
+        _ => Support::No("does not support it"),
     }
 }
 

@@ -80,14 +80,3 @@ impl Description {
         HostPath::new(self.programs.iter().find(fits).map_or(self.hypervisor.as_str(), |program| program.name))
     }
 }
-
-/// Returns the description of a hypervisor.
-pub fn description(hypervisor: Hypervisor) -> &'static Description {
-    match hypervisor {
-        Hypervisor::Qemu => &super::qemu::DESCRIPTION,
-        Hypervisor::CloudHypervisor => &super::cloud_hypervisor::DESCRIPTION,
-        Hypervisor::Firecracker => &super::firecracker::DESCRIPTION,
-        Hypervisor::Crosvm => &super::crosvm::DESCRIPTION,
-        Hypervisor::Kvmtool => &super::kvmtool::DESCRIPTION,
-    }
-}

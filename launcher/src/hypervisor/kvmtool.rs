@@ -114,6 +114,8 @@ fn support(feature: Feature) -> Support {
         Feature::Graphics => {
             Support::No("has a screen only if it is built with SDL, GTK or VNC, which nixpkgs does not do")
         }
+        #[allow(unreachable_patterns, reason = "a feature without a row is not supported")]
+        _ => Support::No("does not support it"),
     }
 }
 

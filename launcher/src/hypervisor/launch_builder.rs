@@ -1,6 +1,6 @@
 //! The builder of a launch: everything that is the same for all hypervisors, and the collected refusals and warnings.
 
-use super::description::{CredentialTransport, VsockTransport, description};
+use super::{CredentialTransport, VsockTransport, description};
 use crate::cmdline::KernelCommandLine;
 use crate::facts::{Architecture, HostFacts, KernelForm, Kvm};
 use crate::keyval::Unwritable;

@@ -6,11 +6,8 @@ use super::names;
 use crate::launch::StoreDiskNeed;
 use crate::path::HostPath;
 use crate::spec::{ImageType, MachineSpec, Share, ShareProtocol, StoreDisk, StoreTransport, Volume};
+use volume_maker::FileSystem;
 
-/// The file systems that can be created, and the largest size of their labels in bytes: e2label(8), xfs_admin(8),
-/// btrfs-filesystem(8), fatlabel(8), mkfs.f2fs(8).
-const FILE_SYSTEMS: [(&str, usize); 7] =
-    [("ext2", 16), ("ext3", 16), ("ext4", 16), ("xfs", 12), ("btrfs", 255), ("vfat", 11), ("f2fs", 512)];
 /// The serial number that the image builder gives to a disk that it serves.
 const LIVE_SERIAL: &str = "nix-store";
 /// `MAX_TAG_LEN` in qemu's hw/9pfs/9p.h without the final NUL.
@@ -184,13 +181,14 @@ fn check_volume(index: usize, volume: &Volume, findings: &mut Findings) {
         findings.require(option("serial"), names::serial(serial));
     }
     findings.require(option("fsType"), names::file_name(&volume.fs_type));
-    let file_system = FILE_SYSTEMS.iter().find(|(name, _)| *name == volume.fs_type);
+    let file_system = FileSystem::from_name(&volume.fs_type);
     if let Some(label) = &volume.label {
         findings.require(option("label"), names::no_control_characters(label));
         if label.is_empty() || label.contains('/') {
             findings.problem(option("label"), format!("`{label}` cannot be a name below /dev/disk/by-label"));
         }
-        if let Some((name, most)) = file_system.filter(|(_, most)| label.len() > *most) {
+        if let Some(file_system) = file_system.filter(|file_system| label.len() > file_system.label_max_bytes()) {
+            let (name, most) = (file_system.name(), file_system.label_max_bytes());
             let reason = format!("`{label}` has {} bytes, but a label of {name} has at most {most}", label.len());
             findings.problem(option("label"), reason);
         }
@@ -206,7 +204,7 @@ fn check_volume(index: usize, volume: &Volume, findings: &mut Findings) {
         findings.problem(option("size"), "must be at least 1 MiB");
     }
     if file_system.is_none() && !is_device {
-        let known = FILE_SYSTEMS.map(|(name, _)| name).join(", ");
+        let known = FileSystem::ALL.map(FileSystem::name).join(", ");
         let reason = format!("`{}` cannot be created; use one of {known}, or set autoCreate = false", volume.fs_type);
         findings.problem(option("fsType"), reason);
     }

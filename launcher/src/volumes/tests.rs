@@ -27,7 +27,7 @@ fn a_volume_is_created_once() {
     let directory = tempfile::tempdir().unwrap();
     let interruption = Interruption::watch().unwrap();
     for (fs_type, size_mib) in [("ext4", 16), ("ext2", 16), ("vfat", 16), ("xfs", 320), ("btrfs", 128)] {
-        if find_program(&HostPath::new(format!("mkfs.{fs_type}"))).is_err() {
+        if crate::programs::find_program(&HostPath::new(format!("mkfs.{fs_type}"))).is_err() {
             testing::missing(&format!("mkfs.{fs_type} is not installed"));
             continue;
         }
@@ -50,7 +50,7 @@ fn a_failed_mkfs_leaves_nothing() {
     let mut volume = need(directory.path(), "ext4");
     volume.creation = Some(VolumeCreation { size_mib: 16, mkfs_extra_args: vec!["-Z".to_owned()] });
     let error = make_ready(&volume, None, &Interruption::watch().unwrap()).unwrap_err();
-    assert!(matches!(error, VolumeError::MkfsFailed { .. }), "{error}");
+    assert!(matches!(error, VolumeError::Create { source: CreateError::Failed { .. }, .. }), "{error}");
     assert!(error.to_string().contains("mkfs.ext4"), "{error}");
     assert_eq!(names(directory.path()), [""; 0]);
 }

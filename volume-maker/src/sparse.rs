@@ -11,7 +11,7 @@ const CHUNK_BYTES: u64 = 1 << 16;
 
 /// Turns the zeros of a file into holes, which does not change its content. On file systems without holes it does
 /// nothing.
-pub(super) fn dig_holes(file: &File) -> io::Result<()> {
+pub(crate) fn dig_holes(file: &File) -> io::Result<()> {
     let length = file.metadata()?.len();
     let mut chunk = vec![0; CHUNK_BYTES as usize];
     let mut position = 0;

@@ -1,20 +1,20 @@
 //! Detecting the file system of a disk image and its label from the superblock.
 
-use super::format::name_by_start;
+use crate::image_format::by_start;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
 /// The file system of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileSystem {
+pub struct FoundFileSystem {
     /// Its type, as in `mkfs.TYPE`.
     pub fs_type: &'static str,
     /// Its label; empty if it has none.
     pub label: String,
 }
 
-impl FileSystem {
+impl FoundFileSystem {
     /// Whether this is a file system of that type. All of ext2, ext3 and ext4 match each other, because the kernel's
     /// ext4 driver mounts them all.
     pub fn is_of_type(&self, fs_type: &str) -> bool {
@@ -43,7 +43,7 @@ const BTRFS_SUPERBLOCK: usize = 0x1_0000;
 ///
 /// # Errors
 /// Fails if the image cannot be read.
-pub fn file_system(image: &File) -> io::Result<Option<FileSystem>> {
+pub fn file_system(image: &File) -> io::Result<Option<FoundFileSystem>> {
     let mut bytes = vec![0; LOOKED_AT_BYTES];
     let mut filled = 0;
     while filled < bytes.len() {
@@ -55,7 +55,7 @@ pub fn file_system(image: &File) -> io::Result<Option<FileSystem>> {
     Ok(recognise(&bytes))
 }
 
-fn recognise(bytes: &[u8]) -> Option<FileSystem> {
+fn recognise(bytes: &[u8]) -> Option<FoundFileSystem> {
     ext(bytes)
         .or_else(|| xfs(bytes))
         .or_else(|| btrfs(bytes))
@@ -65,7 +65,7 @@ fn recognise(bytes: &[u8]) -> Option<FileSystem> {
         .or_else(|| partitions(bytes))
 }
 
-fn ext(bytes: &[u8]) -> Option<FileSystem> {
+fn ext(bytes: &[u8]) -> Option<FoundFileSystem> {
     let superblock = bytes.get(EXT_SUPERBLOCK..EXT_SUPERBLOCK + 1024)?;
     if superblock[0x38..0x3a] != [0x53, 0xef] {
         return None;
@@ -80,23 +80,23 @@ fn ext(bytes: &[u8]) -> Option<FileSystem> {
     } else {
         "ext2"
     };
-    Some(FileSystem { fs_type, label: label(&superblock[0x78..0x88]) })
+    Some(FoundFileSystem { fs_type, label: label(&superblock[0x78..0x88]) })
 }
 
 /// fs/xfs/libxfs/xfs_format.h: sb_magicnum, sb_fname.
-fn xfs(bytes: &[u8]) -> Option<FileSystem> {
-    bytes.starts_with(b"XFSB").then(|| FileSystem { fs_type: "xfs", label: label(&bytes[108..120]) })
+fn xfs(bytes: &[u8]) -> Option<FoundFileSystem> {
+    bytes.starts_with(b"XFSB").then(|| FoundFileSystem { fs_type: "xfs", label: label(&bytes[108..120]) })
 }
 
 /// fs/btrfs/accessors.h, struct btrfs_super_block: magic at 0x40, label at 0x12b.
-fn btrfs(bytes: &[u8]) -> Option<FileSystem> {
+fn btrfs(bytes: &[u8]) -> Option<FoundFileSystem> {
     let superblock = bytes.get(BTRFS_SUPERBLOCK..BTRFS_SUPERBLOCK + 0x1000)?;
     (&superblock[0x40..0x48] == b"_BHRfS_M")
-        .then(|| FileSystem { fs_type: "btrfs", label: label(&superblock[0x12b..0x22b]) })
+        .then(|| FoundFileSystem { fs_type: "btrfs", label: label(&superblock[0x12b..0x22b]) })
 }
 
 /// The label of FAT12 and FAT16 is in the boot sector at offset 43, that of FAT32 at 71; `NO NAME` means none.
-fn vfat(bytes: &[u8]) -> Option<FileSystem> {
+fn vfat(bytes: &[u8]) -> Option<FoundFileSystem> {
     if bytes.get(510..512)? != [0x55, 0xaa] {
         return None;
     }
@@ -107,23 +107,23 @@ fn vfat(bytes: &[u8]) -> Option<FileSystem> {
     };
     let label = String::from_utf8_lossy(&bytes[at..at + 11]).trim_end().to_owned();
     let label = if label == "NO NAME" { String::new() } else { label };
-    Some(FileSystem { fs_type: "vfat", label })
+    Some(FoundFileSystem { fs_type: "vfat", label })
 }
 
 /// include/linux/f2fs_fs.h, struct f2fs_super_block: the magic comes first, and the label is 512 units of UTF-16 at
 /// 0x7c.
-fn f2fs(bytes: &[u8]) -> Option<FileSystem> {
+fn f2fs(bytes: &[u8]) -> Option<FoundFileSystem> {
     let superblock = bytes.get(1024..1024 + 0x7c + 1024)?;
     if superblock[..4] != [0x10, 0x20, 0xf5, 0xf2] {
         return None;
     }
     let units = superblock[0x7c..].chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
     let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
-    Some(FileSystem { fs_type: "f2fs", label: String::from_utf16_lossy(&units) })
+    Some(FoundFileSystem { fs_type: "f2fs", label: String::from_utf16_lossy(&units) })
 }
 
 /// An MBR partition table. Checked last, because boot sectors of file systems have the same signature.
-fn partitions(bytes: &[u8]) -> Option<FileSystem> {
+fn partitions(bytes: &[u8]) -> Option<FoundFileSystem> {
     if bytes.get(510..512)? != [0x55, 0xaa] {
         return None;
     }
@@ -131,11 +131,11 @@ fn partitions(bytes: &[u8]) -> Option<FileSystem> {
     let entries = bytes[446..510].chunks_exact(16);
     let is_table =
         entries.clone().all(|entry| matches!(entry[0], 0 | 0x80)) && entries.into_iter().any(|entry| entry[4] != 0);
-    is_table.then(|| FileSystem { fs_type: "an MBR partition table", label: String::new() })
+    is_table.then(|| FoundFileSystem { fs_type: "an MBR partition table", label: String::new() })
 }
 
 /// Whether [`file_system`] detects this type, so that an image in which it detects nothing is of another type.
-pub(super) fn is_known(fs_type: &str) -> bool {
+pub fn is_recognised(fs_type: &str) -> bool {
     let with_label = ["ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "fat", "msdos", "f2fs", "ntfs3"];
     with_label.contains(&fs_type) || OTHERS.iter().any(|(name, _, _)| *name == fs_type)
 }
@@ -171,10 +171,10 @@ const OTHERS: [(&str, usize, &[u8]); 26] = [
     ("a cpio archive", 0, b"07070"),
 ];
 
-fn others(bytes: &[u8]) -> Option<FileSystem> {
+fn others(bytes: &[u8]) -> Option<FoundFileSystem> {
     let found = OTHERS.iter().find(|(_, at, magic)| bytes.get(*at..*at + magic.len()) == Some(*magic));
-    let fs_type = found.map(|(name, _, _)| *name).or_else(|| name_by_start(bytes))?;
-    Some(FileSystem { fs_type, label: String::new() })
+    let fs_type = found.map(|(name, _, _)| *name).or_else(|| by_start(bytes).map(|format| format.name))?;
+    Some(FoundFileSystem { fs_type, label: String::new() })
 }
 
 fn label(bytes: &[u8]) -> String {
@@ -195,9 +195,9 @@ mod tests {
 
     #[test]
     fn all_ext_types_and_all_fat_types_match_each_other() {
-        let ext4 = FileSystem { fs_type: "ext4", label: String::new() };
+        let ext4 = FoundFileSystem { fs_type: "ext4", label: String::new() };
         assert!(ext4.is_of_type("ext3") && ext4.is_of_type("ext4") && !ext4.is_of_type("xfs"));
-        let vfat = FileSystem { fs_type: "vfat", label: String::new() };
+        let vfat = FoundFileSystem { fs_type: "vfat", label: String::new() };
         assert!(vfat.is_of_type("msdos") && !vfat.is_of_type("ext4"));
     }
 

@@ -1,10 +1,12 @@
 //! Checks that a new volume is the requested one.
 
-use super::{FileSystem, VolumeRequest, inner_path};
+use crate::create::{VolumeRequest, plain_path};
+use crate::file_system::FileSystem;
+use crate::superblock;
 use ext4_view::{Ext4, Ext4Error};
+use program::place::descriptor_path;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -45,46 +47,30 @@ pub enum ReadBackError {
     },
 }
 
-/// Returns the position and the value of a filesystem's magic number: `ext4_super_block.s_magic`,
-/// `xfs_dsb.sb_magicnum`, `btrfs_super_block.magic`, and the boot sector's signature.
-fn mark(file_system: FileSystem) -> (u64, &'static [u8]) {
-    match file_system {
-        FileSystem::Ext4 => (0x438, &[0x53, 0xef]),
-        FileSystem::Xfs => (0, b"XFSB"),
-        FileSystem::Btrfs => (0x1_0040, b"_BHRfS_M"),
-        FileSystem::Vfat => (510, &[0x55, 0xaa]),
-    }
-}
-
-/// Checks that the volume in `file` has the requested size and filesystem, and for ext4 the requested label and
-/// directories.
-pub(super) fn check(file: &Path, request: &VolumeRequest) -> Result<(), ReadBackError> {
-    let volume = File::open(file).map_err(ReadBackError::Read)?;
+/// Checks that a volume has the requested size, filesystem and label, and for ext4 also that it is sound and contains the
+/// requested directories.
+pub(crate) fn check(volume: &File, request: &VolumeRequest<'_>) -> Result<(), ReadBackError> {
     let found_bytes = volume.metadata().map_err(ReadBackError::Read)?.len();
     if found_bytes != request.size_bytes {
         return Err(ReadBackError::Size { size_bytes: request.size_bytes, found_bytes });
     }
-    let (offset, expected) = mark(request.file_system);
-    let mut found = vec![0; expected.len()];
-    // A volume that is too short to contain the magic number has none.
-    if volume.read_exact_at(&mut found, offset).is_err() || found != expected {
+    let found = superblock::file_system(volume).map_err(ReadBackError::Read)?;
+    let Some(found) = found.filter(|found| found.is_of_type(request.file_system.name())) else {
         return Err(ReadBackError::NoFileSystem { file_system: request.file_system });
+    };
+    if request.label.is_some_and(|label| label != found.label) {
+        return Err(ReadBackError::Label { found: found.label });
     }
-    match request.file_system {
-        FileSystem::Ext4 => check_ext4(file, request),
-        FileSystem::Xfs | FileSystem::Btrfs | FileSystem::Vfat => Ok(()),
-    }
+    if request.file_system == FileSystem::Ext4 { check_ext4(volume, request.directories) } else { Ok(()) }
 }
 
-fn check_ext4(file: &Path, request: &VolumeRequest) -> Result<(), ReadBackError> {
-    let sound = |error| ReadBackError::Ext4(Box::new(error));
-    let ext4 = Ext4::load_from_path(file).map_err(sound)?;
-    if let Some(label) = &request.label
-        && ext4.label().to_str() != Ok(label)
-    {
-        return Err(ReadBackError::Label { found: ext4.label().display().to_string() });
-    }
-    for inner in request.directories.iter().filter_map(|directory| inner_path(directory)) {
+fn check_ext4(volume: &File, directories: &[PathBuf]) -> Result<(), ReadBackError> {
+    let ext4 = match Ext4::load_from_path(descriptor_path(volume)) {
+        // Arguments for mkfs can turn on features that the reader does not know.
+        Err(Ext4Error::Incompatible(_)) if directories.is_empty() => return Ok(()),
+        loaded => loaded.map_err(|error| ReadBackError::Ext4(Box::new(error)))?,
+    };
+    for inner in directories.iter().filter_map(|directory| plain_path(directory)) {
         for part in inner.ancestors() {
             let directory = Path::new("/").join(part);
             let is_right = ext4

@@ -9,6 +9,10 @@ const NOT_IN_FAT_LABELS: &str = "\"*+,./:;<=>?[\\]|";
 /// A filesystem that a volume can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FileSystem {
+    /// ext2.
+    Ext2,
+    /// ext3.
+    Ext3,
     /// ext4.
     Ext4,
     /// XFS.
@@ -17,6 +21,8 @@ pub enum FileSystem {
     Btrfs,
     /// FAT with long names.
     Vfat,
+    /// F2FS.
+    F2fs,
 }
 
 /// A filesystem does not support a label.
@@ -42,36 +48,53 @@ pub enum LabelProblem {
 }
 
 impl FileSystem {
-    /// All filesystems, in the order of the help text.
-    pub const ALL: [Self; 4] = [Self::Ext4, Self::Xfs, Self::Btrfs, Self::Vfat];
+    /// All filesystems that can be created.
+    pub const ALL: [Self; 7] = [Self::Ext2, Self::Ext3, Self::Ext4, Self::Xfs, Self::Btrfs, Self::Vfat, Self::F2fs];
+
+    /// Returns the filesystem with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.name() == name)
+    }
+
+    /// Returns the filesystem that this mkfs program creates.
+    pub fn of_mkfs_program(program: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.mkfs_program() == program)
+    }
 
     /// Returns the name on the command line and in `/proc/filesystems`.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Ext2 => "ext2",
+            Self::Ext3 => "ext3",
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
             Self::Btrfs => "btrfs",
             Self::Vfat => "vfat",
+            Self::F2fs => "f2fs",
         }
     }
 
     /// Returns the program that creates it.
     pub fn mkfs_program(self) -> &'static str {
         match self {
+            Self::Ext2 => "mkfs.ext2",
+            Self::Ext3 => "mkfs.ext3",
             Self::Ext4 => "mkfs.ext4",
             Self::Xfs => "mkfs.xfs",
             Self::Btrfs => "mkfs.btrfs",
             Self::Vfat => "mkfs.vfat",
+            Self::F2fs => "mkfs.f2fs",
         }
     }
 
     /// Returns the Debian package that contains the program.
     pub fn debian_package(self) -> &'static str {
         match self {
-            Self::Ext4 => "e2fsprogs",
+            Self::Ext2 | Self::Ext3 | Self::Ext4 => "e2fsprogs",
             Self::Xfs => "xfsprogs",
             Self::Btrfs => "btrfs-progs",
             Self::Vfat => "dosfstools",
+            Self::F2fs => "f2fs-tools",
         }
     }
 
@@ -82,13 +105,14 @@ impl FileSystem {
     }
 
     /// Returns the maximum length of a label in bytes: `s_volume_name` of ext4, `sb_fname` of XFS, `BTRFS_LABEL_SIZE`
-    /// without the final zero, and the 8.3 name of a FAT directory entry.
+    /// without the final zero, the 8.3 name of a FAT directory entry, and the 512 units of F2FS.
     pub fn label_max_bytes(self) -> usize {
         match self {
-            Self::Ext4 => 16,
+            Self::Ext2 | Self::Ext3 | Self::Ext4 => 16,
             Self::Xfs => 12,
             Self::Btrfs => 255,
             Self::Vfat => 11,
+            Self::F2fs => 512,
         }
     }
 
@@ -115,16 +139,25 @@ impl FileSystem {
     }
 
     /// Returns the arguments of the mkfs program, without the name of the file and the user's arguments.
-    pub(super) fn mkfs_arguments(self, label: Option<&str>) -> Vec<OsString> {
+    pub(crate) fn mkfs_arguments(self, label: Option<&str>) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = match self {
             // By default, small filesystems have blocks of 1 KiB, a quarter of the guest's pages. Without `root_owner`,
             // the root directory would belong to the user who creates the volume.
-            Self::Ext4 => vec!["-q".into(), "-F".into(), "-b4096".into(), "-Eroot_owner=0:0".into()],
-            Self::Xfs | Self::Btrfs => vec!["-q".into()],
+            Self::Ext2 | Self::Ext3 | Self::Ext4 => {
+                vec!["-q".into(), "-F".into(), "-b4096".into(), "-Eroot_owner=0:0".into()]
+            }
+            // The file is new and empty, so mkfs has nothing to overwrite.
+            Self::Xfs | Self::Btrfs => vec!["-q".into(), "-f".into()],
+            Self::F2fs => vec!["-q".into()],
             Self::Vfat => vec![],
         };
         if let Some(label) = label {
-            arguments.push(if self == Self::Vfat { "-n" } else { "-L" }.into());
+            let option = match self {
+                Self::Vfat => "-n",
+                Self::F2fs => "-l",
+                _ => "-L",
+            };
+            arguments.push(option.into());
             arguments.push(label.into());
         }
         arguments
