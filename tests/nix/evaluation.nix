@@ -28,17 +28,8 @@ let
   hypervisors = import ../../lib/hypervisors.nix;
   each = f: lib.genAttrs hypervisors f;
 
-  fileSystemsOf =
-    configuration:
-    builtins.mapAttrs (
-      _: fileSystem:
-      "${fileSystem.device} ${fileSystem.fsType} ${builtins.concatStringsSep "," fileSystem.options}"
-      + lib.optionalString fileSystem.neededForBoot " needed-for-boot"
-    ) configuration.config.fileSystems;
   specOf = configuration: configuration.config.microvm.machineSpec;
 
-  root = "rootfs tmpfs size=50%,mode=0755 needed-for-boot";
-  afterModules = "x-systemd.after=systemd-modules-load.service";
   share = {
     tag = "store";
     source = "/nix/store";
@@ -49,7 +40,6 @@ let
     mountPoint = "/nix/.rw-store";
     size = 256;
   };
-  overlayMount = "overlay overlay lowerdir=/nix/.ro-store,upperdir=/nix/.rw-store/store,workdir=/nix/.rw-store/work needed-for-boot";
 
   refused = import ./refusals.nix;
   asking = import ./asking.nix;
@@ -79,203 +69,6 @@ let
     "an empty host name is reported" = {
       expected = [ "networking.hostName: must be set, because it names the microVM" ];
       found = messagesOf { networking.hostName = ""; };
-    };
-    "the store disk is mounted by its serial number if the hypervisor supports one" = {
-      expected = {
-        qemu = "/dev/disk/by-id/virtio-nix-store";
-        cloud-hypervisor = "/dev/disk/by-id/virtio-nix-store";
-        crosvm = "/dev/disk/by-id/virtio-nix-store";
-        firecracker = "/dev/vda";
-        kvmtool = "/dev/vda";
-      };
-      found = each (hypervisor: (guest { inherit hypervisor; }).config.fileSystems."/nix/store".device);
-    };
-    "the machine spec contains the store disk's serial number if the hypervisor supports one" = {
-      expected = {
-        qemu = "nix-store";
-        cloud-hypervisor = "nix-store";
-        crosvm = "nix-store";
-        firecracker = null;
-        kvmtool = null;
-      };
-      found = each (
-        hypervisor:
-        (specOf (guest {
-          inherit hypervisor;
-        })).storeDisk.serial
-      );
-    };
-    "a plain guest has its root in memory and a read-only store" = {
-      expected = {
-        "/" = root;
-        "/nix/store" = "/dev/disk/by-id/virtio-nix-store squashfs ro,${afterModules} needed-for-boot";
-      };
-      found = fileSystemsOf (guest { });
-    };
-    "a writable layer is on the volume at its mount point" = {
-      expected = {
-        "/" = root;
-        "/nix/.ro-store" = "/dev/vda squashfs ro,${afterModules} needed-for-boot";
-        "/nix/.rw-store" = "/dev/vdb ext4 defaults needed-for-boot";
-        "/nix/store" = overlayMount;
-        "/var" = "/dev/disk/by-label/var ext4 ro";
-      };
-      found = fileSystemsOf (guest {
-        hypervisor = "kvmtool";
-        writableStoreOverlay = "/nix/.rw-store";
-        volumes = [
-          overlayVolume
-          {
-            image = "var.img";
-            mountPoint = "/var";
-            label = "var";
-            size = 64;
-            readOnly = true;
-          }
-        ];
-      });
-    };
-    "with the host's store by 9p there is no disk, and volumes start at vda" = {
-      expected = {
-        "/" = root;
-        "/nix/.ro-store" =
-          "store 9p trans=virtio,version=9p2000.L,msize=65536,ro,${afterModules} needed-for-boot";
-        "/nix/.rw-store" = "/dev/vda ext4 defaults needed-for-boot";
-        "/nix/store" = overlayMount;
-      };
-      found = fileSystemsOf (guest {
-        shares = [ share ];
-        writableStoreOverlay = "/nix/.rw-store";
-        volumes = [ overlayVolume ];
-      });
-    };
-    "the host's store by virtiofs is bind-mounted to /nix/store" = {
-      expected = {
-        "/" = root;
-        "/nix/.ro-store" = "store virtiofs defaults,ro,${afterModules} needed-for-boot";
-        "/nix/store" = "/nix/.ro-store none bind,ro needed-for-boot";
-      };
-      found = fileSystemsOf (guest {
-        hypervisor = "crosvm";
-        shares = [ (share // { proto = "virtiofs"; }) ];
-      });
-    };
-    "a writable layer on virtiofs stores its metadata in user attributes" = {
-      expected = true;
-      found =
-        lib.hasInfix "userxattr"
-          (fileSystemsOf (guest {
-            writableStoreOverlay = "/nix/.rw-store";
-            shares = [
-              {
-                tag = "rw";
-                proto = "virtiofs";
-                source = "rw";
-                mountPoint = "/nix/.rw-store";
-              }
-            ];
-          }))."/nix/store";
-    };
-    "the host's store is shared read-only with every protocol" = {
-      expected = {
-        "9p" = {
-          crosvm = "mounted";
-          kvmtool = "mounted";
-          qemu = "mounted and refused";
-        };
-        virtiofs = "mounted and refused";
-        virtiofs-1-12 = "mounted";
-        unless-said-otherwise = "writable";
-        other-directory = "writable";
-      };
-      found =
-        let
-          access =
-            hypervisor: settings: module:
-            let
-              configuration = evaluate {
-                imports = [ module ];
-                microvm = {
-                  inherit hypervisor;
-                  shares = [ (share // settings) ];
-                };
-              };
-              isMounted = builtins.elem "ro" configuration.config.fileSystems."/nix/.ro-store".options;
-              isRefused = (builtins.head (specOf configuration).shares).readOnly;
-            in
-            if isMounted then "mounted${lib.optionalString isRefused " and refused"}" else "writable";
-          # Nixpkgs' own is older in NixOS 24.05.
-          byVirtiofsd =
-            version:
-            access "cloud-hypervisor" { proto = "virtiofs"; } (
-              { pkgs, ... }:
-              {
-                microvm.virtiofsd.package = pkgs.virtiofsd // {
-                  inherit version;
-                };
-              }
-            );
-        in
-        {
-          "9p" = lib.genAttrs [ "crosvm" "kvmtool" "qemu" ] (hypervisor: access hypervisor { } { });
-          virtiofs = byVirtiofsd "1.13.0";
-          virtiofs-1-12 = byVirtiofsd "1.12.0";
-          unless-said-otherwise = access "qemu" { readOnly = false; } { };
-          other-directory = access "qemu" {
-            source = "/srv";
-            mountPoint = "/nix/.ro-store";
-          } { };
-        };
-    };
-    "exactly the mounts that the store needs are kept until the end of a shutdown" = {
-      expected = {
-        plain = [ "nix-store.mount" ];
-        volume = [
-          "nix-.ro\\x2dstore.mount"
-          "nix-.rw\\x2dstore.mount"
-          "nix-store.mount"
-        ];
-        share = [
-          "nix-.ro\\x2dstore.mount"
-          "nix-store.mount"
-        ];
-        above = [
-          "nix-.ro\\x2dstore.mount"
-          "nix-store.mount"
-          "nix.mount"
-        ];
-      };
-      found =
-        let
-          exempt =
-            settings:
-            builtins.attrNames (
-              lib.filterAttrs (
-                _: unit: lib.hasInfix "DefaultDependencies=false" (unit.text or "")
-              ) (guest settings).config.systemd.units
-            );
-          data = {
-            image = "data.img";
-            mountPoint = "/nixos-data";
-            size = 64;
-          };
-          writableStoreOverlay = "/nix/.rw-store";
-        in
-        {
-          plain = exempt { volumes = [ data ]; };
-          volume = exempt {
-            inherit writableStoreOverlay;
-            volumes = [
-              overlayVolume
-              data
-            ];
-          };
-          share = exempt { shares = [ share ]; };
-          above = exempt {
-            inherit writableStoreOverlay;
-            volumes = [ (overlayVolume // { mountPoint = "/nix"; }) ];
-          };
-        };
     };
     "an initrd has the drivers of disks and keyboards only without optimisation" = {
       expected = {
@@ -792,6 +585,17 @@ let
           ];
         }).config.warnings;
     };
+  }
+  // import ./evaluation-store.nix {
+    inherit
+      each
+      evaluate
+      guest
+      lib
+      overlayVolume
+      share
+      specOf
+      ;
   }
   // builtins.listToAttrs (
     map (refusal: {
