@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(image) = OpenImage::from_source(Box::new(bytes.to_vec())) else { return };
-    let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 1, problems_told: 10 };
+    let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 1, problems_max: 10 };
     let (facts, report, sizes) = match &image {
         OpenImage::Squashfs(image) => (inspect(image), verify(image, options), path_sizes(image)),
         OpenImage::Erofs(image) => (inspect_erofs(image), verify_erofs(image, options), path_sizes_erofs(image)),

@@ -41,7 +41,7 @@
 //! let report = build(&plan, &options, &mut Silent, &AtomicBool::new(false))?;
 //! assert_eq!(report.paths, 1);
 //!
-//! let options = VerifyOptions { closure: Some(&closure), nar: NarCheck::Skip, jobs: 2, problems_told: 10 };
+//! let options = VerifyOptions { closure: Some(&closure), nar: NarCheck::Skip, jobs: 2, problems_max: 10 };
 //! assert!(verify(&Image::open(&output)?, options)?.sound);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -49,7 +49,7 @@ pub fn check(plan: &ImagePlan) -> Result<(), AbsentPaths> {
         .paths
         .iter()
         .filter_map(|planned| {
-            let source = look_at(&plan.store_dir.join(planned.path.base_name())).err()?;
+            let source = check_path(&plan.store_dir.join(planned.path.base_name())).err()?;
             Some(AbsentPath { path: planned.path.clone(), source })
         })
         .collect();
@@ -59,7 +59,7 @@ pub fn check(plan: &ImagePlan) -> Result<(), AbsentPaths> {
     Err(AbsentPaths { store_dir: plan.store_dir.clone(), absent, planned: plan.paths.len() })
 }
 
-fn look_at(path: &std::path::Path) -> io::Result<()> {
+fn check_path(path: &std::path::Path) -> io::Result<()> {
     let kind = fs::symlink_metadata(path)?.file_type();
     let needed = match (kind.is_symlink(), kind.is_dir()) {
         // A symbolic link is stored as a link; its target does not matter.

@@ -48,7 +48,7 @@ pub struct VerifyOptions<'a> {
     /// Threads, at least 1.
     pub jobs: usize,
     /// How many problems to report; all are counted.
-    pub problems_told: usize,
+    pub problems_max: usize,
 }
 
 /// The result of the checks. Its serialised form is version 1 of the `verify --json` document.
@@ -148,7 +148,7 @@ fn verify_with(
     let jobs = options.jobs.max(1);
     let threads = crate::threads::pool(jobs);
     let threads = threads.map_err(|source| VerifyError::Threads { jobs, source })?;
-    let problems = Problems::new(options.problems_told);
+    let problems = Problems::new(options.problems_max);
     let mut report = VerifyReport {
         version: 1,
         sound: false,

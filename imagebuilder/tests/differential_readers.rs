@@ -48,7 +48,7 @@ fn assert_all_agree(store: &Store, settings: ImageSettings, asked: Readers) {
 fn assert_verified(store_dir: &Path, path: &Path) {
     let image = Image::open(path).unwrap();
     let closure = closure(store_dir);
-    let options = VerifyOptions { closure: Some(&closure), nar: NarCheck::Skip, jobs: 2, problems_told: 10 };
+    let options = VerifyOptions { closure: Some(&closure), nar: NarCheck::Skip, jobs: 2, problems_max: 10 };
     let report = verify(&image, options).unwrap();
     assert!(report.sound, "{:#?}", report.problems);
     let report = verify(&image, VerifyOptions { closure: None, ..options }).unwrap();

@@ -42,7 +42,7 @@ use support::tools::{self, KernelMount};
 const PROFILES: [Profile; 2] = [Profile::Disk, Profile::Dax];
 
 fn check(image: &ErofsImage) -> VerifyReport {
-    verify_erofs(image, VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 2, problems_told: 10 }).unwrap()
+    verify_erofs(image, VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 2, problems_max: 10 }).unwrap()
 }
 
 /// A store with a path that is a file, one that is a symbolic link, and one with everything else.
@@ -76,7 +76,7 @@ fn every_reader_sees_the_store_in_an_image_of_either_profile() {
         }
         let image = ErofsImage::open(&path).unwrap();
         let closure = closure(store.path());
-        let options = VerifyOptions { closure: Some(&closure), nar: NarCheck::Skip, jobs: 2, problems_told: 10 };
+        let options = VerifyOptions { closure: Some(&closure), nar: NarCheck::Skip, jobs: 2, problems_max: 10 };
         let report = verify_erofs(&image, options).unwrap();
         assert!(report.sound, "{:?}", report.problems);
 
@@ -537,7 +537,7 @@ fn a_sealed_image_equals_that_of_veritysetup_and_a_flipped_bit_is_found() {
         if let Some(image) = readers::kernel(&path) {
             readers::assert_same("the kernel", &image, &readers::store(store.path()));
         }
-        let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 2, problems_told: 10 };
+        let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 2, problems_max: 10 };
         // A damaged table is found when the image is opened.
         let is_sound = |path: &Path| match OpenImage::open(path) {
             Ok(OpenImage::Squashfs(image)) => verify(&image, options).unwrap().sound,

@@ -42,7 +42,7 @@ impl Write for Limited {
 }
 
 fn check(image: &Image) -> VerifyReport {
-    let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 1, problems_told: 20 };
+    let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 1, problems_max: 20 };
     verify(image, options).unwrap()
 }
 

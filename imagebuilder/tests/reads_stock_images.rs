@@ -16,7 +16,7 @@ use support::{readers, stock, tools};
 
 fn assert_sound(name: &str, path: &Path) {
     let image = Image::open(path).unwrap_or_else(|error| panic!("{name}: {}", error.chain()));
-    let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 2, problems_told: 10 };
+    let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 2, problems_max: 10 };
     let report = verify(&image, options).unwrap();
     assert!(report.sound, "{name}: {:#?}", report.problems);
 }

@@ -21,7 +21,7 @@ use support::stock;
 use support::store_tree::{Item, Store, base_name, mixed_tree};
 
 fn check(image: &Image, closure: Option<&Closure>, nar: NarCheck) -> VerifyReport {
-    verify(image, VerifyOptions { closure, nar, jobs: 2, problems_told: 50 }).unwrap()
+    verify(image, VerifyOptions { closure, nar, jobs: 2, problems_max: 50 }).unwrap()
 }
 
 fn told(report: &VerifyReport) -> Vec<String> {
@@ -176,7 +176,7 @@ fn wrong_owners_times_and_modes_of_an_image_by_another_tool_are_reported() {
         ]
     );
     // With a limit, the problems of the first paths are reported and all are counted.
-    let options = VerifyOptions { closure: Some(&closure), nar: NarCheck::Skip, jobs: 2, problems_told: 2 };
+    let options = VerifyOptions { closure: Some(&closure), nar: NarCheck::Skip, jobs: 2, problems_max: 2 };
     let capped = verify(&image, options).unwrap();
     assert_eq!((capped.problems.as_slice(), capped.problem_count), (&report.problems[..2], 9));
 }

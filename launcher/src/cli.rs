@@ -54,7 +54,7 @@ enum Command {
 pub(crate) fn main() -> ExitCode {
     let given: Vec<_> = std::env::args_os().collect();
     let letters: Option<Vec<String>> = given.iter().skip(1).map(|word| word.to_str().map(str::to_owned)).collect();
-    let words = letters.and_then(|letters| imperative::in_words(&letters));
+    let words = letters.and_then(|letters| imperative::expand_letters(&letters));
     let given = words.map_or(given, |words| ["microvm".to_owned()].into_iter().chain(words).map(Into::into).collect());
     let arguments = match Arguments::try_parse_from(&given) {
         Ok(arguments) => arguments,

@@ -133,7 +133,7 @@ impl Interruption {
     ///
     /// # Errors
     /// Returns [`ChildError`].
-    pub fn run_quietly(&self, command: &mut Command) -> Result<Ended, ChildError> {
+    pub fn run_captured(&self, command: &mut Command) -> Result<Ended, ChildError> {
         let output = memory()?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
         let status = self.run(command)?;
@@ -155,7 +155,7 @@ impl Interruption {
     ///
     /// # Errors
     /// Returns [`ChildError`].
-    pub fn run_aloud(&self, command: &mut Command) -> Result<ExitStatus, ChildError> {
+    pub fn run_with_output_on_stderr(&self, command: &mut Command) -> Result<ExitStatus, ChildError> {
         let stderr = io::stderr().as_fd().try_clone_to_owned()?;
         command.stdin(Stdio::null()).stdout(stderr);
         self.run(command)
@@ -261,9 +261,9 @@ mod tests {
     fn a_command_returns_its_status_and_its_output() {
         let interruption = Interruption::watch().unwrap();
         let ended =
-            interruption.run_quietly(Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"])).unwrap();
+            interruption.run_captured(Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"])).unwrap();
         assert_eq!((ended.status.code(), ended.output.as_str()), (Some(3), "out\nerr"));
-        let missing = interruption.run_quietly(&mut Command::new("/nonexistent/program"));
+        let missing = interruption.run_captured(&mut Command::new("/nonexistent/program"));
         assert!(matches!(missing, Err(ChildError::System(_))));
     }
 
@@ -282,7 +282,7 @@ mod tests {
             // To the thread that blocks it, because the other threads of a test program do not.
             nix::sys::pthread::pthread_kill(own_thread, Signal::SIGTERM).unwrap();
         });
-        let result = interruption.run_quietly(Command::new("sh").args(["-c", &script]));
+        let result = interruption.run_captured(Command::new("sh").args(["-c", &script]));
         assert!(matches!(result, Err(ChildError::Interrupted(Interrupted(Signal::SIGTERM)))), "{result:?}");
         let sleeper: i32 = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
         let gone =
@@ -309,8 +309,9 @@ mod tests {
                 std::fs::write(&path, "").unwrap();
             }
         };
-        let status =
-            interruption.while_reporting(report, || interruption.run_aloud(Command::new("sh").args(["-c", &script])));
+        let status = interruption.while_reporting(report, || {
+            interruption.run_with_output_on_stderr(Command::new("sh").args(["-c", &script]))
+        });
         assert!(status.unwrap().success());
         assert_eq!(reports.get(), 2);
         // Without a command, nothing is reported.

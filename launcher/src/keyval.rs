@@ -105,7 +105,7 @@ impl Options {
         for value in values {
             match self.dialect.escape_in_list(value) {
                 Ok(value) => written.push(value),
-                Err(reason) => self.give_up(value, reason),
+                Err(reason) => self.record_unwritable(value, reason),
             }
         }
         self.word(format!("{key}=[{}]", written.join(",")))
@@ -125,12 +125,12 @@ impl Options {
     fn part(mut self, prefix: &str, value: &str) -> Self {
         match self.dialect.escape(value) {
             Ok(escaped) => self.parts.push(format!("{prefix}{escaped}")),
-            Err(reason) => self.give_up(value, reason),
+            Err(reason) => self.record_unwritable(value, reason),
         }
         self
     }
 
-    fn give_up(&mut self, value: &str, reason: &'static str) {
+    fn record_unwritable(&mut self, value: &str, reason: &'static str) {
         self.unwritable.get_or_insert_with(|| Unwritable { value: value.to_owned(), reason });
     }
 }

@@ -210,7 +210,7 @@ impl SideProcesses {
         let mut events = Vec::new();
         for entry in &mut self.entries {
             entry.reap(&mut events);
-            entry.note_command();
+            entry.record_command();
             if entry.start_again.is_some_and(|time| time <= Instant::now()) {
                 entry.start_again = None;
                 if let Err(error) =
@@ -221,7 +221,7 @@ impl SideProcesses {
                 }
             }
         }
-        (events, self.entries.iter().filter_map(Entry::look_again).min())
+        (events, self.entries.iter().filter_map(Entry::poll).min())
     }
 
     fn wait_for_sockets(&mut self, interruption: &Interruption) -> Result<(), SideProcessError> {
@@ -377,13 +377,13 @@ impl Entry {
     }
 
     /// Returns when to check this process again.
-    fn look_again(&self) -> Option<Instant> {
+    fn poll(&self) -> Option<Instant> {
         let waits = self.child.is_some() && !self.is_noted && self.started.elapsed() < SOCKET_PATIENCE;
         self.start_again.or_else(|| waits.then(|| Instant::now() + SOCKET_PAUSE))
     }
 
     /// Records the command again after a restart, because the daemon has created another socket.
-    fn note_command(&mut self) {
+    fn record_command(&mut self) {
         if self.is_noted || self.child.is_none() || !self.serves() {
             return;
         }

@@ -70,7 +70,7 @@ pub fn make(
     if let Some(identity) = identity {
         become_user(&mut command, identity);
     }
-    let status = interruption.run_aloud(&mut command).map_err(|error| match error {
+    let status = interruption.run_with_output_on_stderr(&mut command).map_err(|error| match error {
         ChildError::Interrupted(interrupted) => interrupted.into(),
         ChildError::System(source) => StoreDiskError::Start { program: builder.clone(), source },
     })?;

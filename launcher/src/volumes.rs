@@ -248,7 +248,7 @@ fn create(
         owner,
     };
     let place = Place::with_parents(volume.image.as_path(), DIRECTORY_MODE, owner).map_err(failed)?;
-    let mut run = |command: &mut Command| match interruption.run_quietly(command) {
+    let mut run = |command: &mut Command| match interruption.run_captured(command) {
         Ok(ended) => Ok(Finished { status: ended.status, output: ended.output }),
         Err(ChildError::Interrupted(_)) => Err(RunError::Interrupted),
         Err(ChildError::System(source)) => Err(RunError::System(source)),

@@ -13,7 +13,7 @@ use std::process::Command;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnParentDeath {
     /// It continues.
-    LiveOn,
+    Continue,
     /// It receives SIGTERM.
     Terminate,
 }

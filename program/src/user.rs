@@ -57,7 +57,7 @@ impl Identity {
     ///
     /// # Errors
     /// Fails if the ids cannot be changed or restored.
-    pub fn see<T>(&self, look: impl FnOnce() -> T) -> io::Result<T> {
+    pub fn run_as<T>(&self, look: impl FnOnce() -> T) -> io::Result<T> {
         if !nix::unistd::geteuid().is_root() || self.user.is_root() {
             return Ok(look());
         }

@@ -199,7 +199,7 @@ impl CacheClient {
                 Ok(connection) => connection,
                 Err(error) => return (None, Err(error)),
             };
-            match self.converse(&connection, message) {
+            match self.exchange(&connection, message) {
                 Err(ClientError::Ended { .. }) if attempt == 0 => {}
                 // The connection is still usable, because the answer was complete.
                 answer @ (Ok(_) | Err(ClientError::Refused { .. })) => return (Some(connection), answer),
@@ -210,7 +210,7 @@ impl CacheClient {
         (None, Err(ClientError::Ended { socket: self.socket.clone(), source }))
     }
 
-    fn converse(&self, connection: &OwnedFd, message: &[u8]) -> Result<File, ClientError> {
+    fn exchange(&self, connection: &OwnedFd, message: &[u8]) -> Result<File, ClientError> {
         let deadline = Instant::now() + self.patience.request;
         messages::send(connection, message, None).map_err(|source| self.failed(source))?;
         while Instant::now() < deadline {

@@ -185,7 +185,7 @@ impl Server<'_> {
             if ready.listener && self.accept().is_err() {
                 accept_after = Instant::now() + ACCEPT_PAUSE;
             }
-            self.look_at_the_clock();
+            self.check_timeouts();
             if self.connections.count() > 0 || !self.makings.scheduler.is_idle() {
                 busy = Instant::now();
             }
@@ -387,7 +387,7 @@ impl Server<'_> {
         });
     }
 
-    fn look_at_the_clock(&mut self) {
+    fn check_timeouts(&mut self) {
         let limits = &self.service.limits;
         let overdue = self.connections.overdue(limits.silence);
         let late = Refusal::new(Reason::TooSlow, "the pack took longer than the cache service allows");

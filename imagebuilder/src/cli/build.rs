@@ -117,7 +117,7 @@ impl BuildCacheArgs {
 
 pub(crate) fn run(args: &BuildArgs) -> Result<(), Failure> {
     if let Some(skipped) = args.skip()? {
-        return tell_skipped(args, &skipped);
+        return report_skipped(args, &skipped);
     }
     args.cache.check()?;
     let mut options = args.options()?;
@@ -133,7 +133,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<(), Failure> {
     }
     let report = build(&plan, &options, progress.as_mut(), interrupt::cancel_flag());
     drop(progress);
-    tell_built(args, &report?)
+    report_built(args, &report?)
 }
 
 impl BuildArgs {
@@ -162,14 +162,14 @@ impl BuildArgs {
     }
 }
 
-fn tell_skipped(args: &BuildArgs, report: &SkipReport) -> Result<(), Failure> {
+fn report_skipped(args: &BuildArgs, report: &SkipReport) -> Result<(), Failure> {
     if !args.quiet {
         program::output::message(&format!("skipped {}: {}", args.output.display(), report.reason));
     }
     if args.json { Ok(program::output::print_json(report)?) } else { Ok(()) }
 }
 
-fn tell_built(args: &BuildArgs, report: &BuildReport) -> Result<(), Failure> {
+fn report_built(args: &BuildArgs, report: &BuildReport) -> Result<(), Failure> {
     if !args.quiet {
         for line in summary(&args.output, report) {
             program::output::message(&line);

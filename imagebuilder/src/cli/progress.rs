@@ -118,7 +118,7 @@ impl Lines {
         Self { count: Count::new(Phase::Scan, 0), told: Instant::now() }
     }
 
-    fn tell_when_due(&mut self) {
+    fn print_if_due(&mut self) {
         if self.told.elapsed() >= LINE_INTERVAL {
             self.told = Instant::now();
             program::output::message(&self.count.line(self.count.began.elapsed()));
@@ -129,12 +129,12 @@ impl Lines {
 impl Progress for Lines {
     fn begin(&mut self, phase: Phase, total_bytes: u64) {
         self.count = Count::new(phase, total_bytes);
-        self.tell_when_due();
+        self.print_if_due();
     }
 
     fn advance(&mut self, input_bytes: u64, cached_bytes: u64, stored_bytes: u64) {
         self.count.advance(input_bytes, cached_bytes, stored_bytes);
-        self.tell_when_due();
+        self.print_if_due();
     }
 
     fn warn(&mut self, message: &str) {

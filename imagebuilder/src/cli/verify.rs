@@ -57,7 +57,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         closure: closure.as_ref(),
         nar: if args.nar { NarCheck::Compute } else { NarCheck::Skip },
         jobs: args.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get),
-        problems_told: args.max_problems,
+        problems_max: args.max_problems,
     };
     let report = match &image {
         OpenImage::Squashfs(image) => verify(image, options),

@@ -27,7 +27,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
         command.args(["clean-up-after", &arguments.machine]);
         command.args(arguments.processes.iter().map(ToString::to_string));
-        prepare(&mut command, OnParentDeath::LiveOn, None);
+        prepare(&mut command, OnParentDeath::Continue, None);
         return command.spawn().map(|_| ()).map_err(failed);
     }
     let held_back = watch()?;

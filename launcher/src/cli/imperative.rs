@@ -11,7 +11,7 @@ mod ssh;
 mod unit;
 mod update;
 
-pub(super) use letters::in_words;
+pub(super) use letters::expand_letters;
 pub(super) use service::{active_service, run_by_name};
 
 use clap::Subcommand;

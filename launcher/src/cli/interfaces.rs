@@ -78,7 +78,7 @@ type Outcomes = Vec<(String, Result<&'static str, NetworkError>)>;
 fn taps_up(needs: &Needs, target: &Target) -> Outcomes {
     let up = |need: &launcher::launch::TapNeed| {
         let owner = owner_id(target.owner.as_deref().or(need.owner.as_deref()))?;
-        tap::make_ready(need, owner).map(word)
+        tap::make_ready(need, owner).map(state_name)
     };
     needs.taps.iter().map(|need| (need.name.clone(), up(need))).collect()
 }
@@ -86,12 +86,12 @@ fn taps_up(needs: &Needs, target: &Target) -> Outcomes {
 fn macvtaps_up(needs: &Needs, target: &Target) -> Outcomes {
     let up = |need: &launcher::launch::MacvtapNeed| {
         let owner = owner_id(target.owner.as_deref().or(need.owner.as_deref()))?;
-        macvtap::make_ready(need, owner).map(word)
+        macvtap::make_ready(need, owner).map(state_name)
     };
     needs.macvtaps.iter().map(|need| (need.name.clone(), up(need))).collect()
 }
 
-fn word(state: InterfaceState) -> &'static str {
+fn state_name(state: InterfaceState) -> &'static str {
     match state {
         InterfaceState::Present => "already exists",
         InterfaceState::Created => "created",

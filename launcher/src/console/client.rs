@@ -30,10 +30,10 @@ pub fn attach(path: &Path) -> Result<Detached, ConsoleError> {
         UnixStream::connect(path).map_err(|source| ConsoleError::Unreachable { path: path.to_owned(), source })?;
     let stdin = io::stdin();
     let _raw = stdin.is_terminal().then(|| RawTerminal::enter(&stdin)).transpose().map_err(ConsoleError::Terminal)?;
-    converse(stream, &mut stdin.lock(), &mut io::stdout().lock()).map_err(ConsoleError::Terminal)
+    relay(stream, &mut stdin.lock(), &mut io::stdout().lock()).map_err(ConsoleError::Terminal)
 }
 
-fn converse(mut stream: UnixStream, input: &mut (impl Read + AsFd), output: &mut impl Write) -> io::Result<Detached> {
+fn relay(mut stream: UnixStream, input: &mut (impl Read + AsFd), output: &mut impl Write) -> io::Result<Detached> {
     let mut buffer = [0; 8192];
     let mut typing = true;
     loop {
@@ -84,7 +84,7 @@ mod tests {
         let path = directory.path().join("typed");
         std::fs::write(&path, b"reboot\n\x1dnot this").unwrap();
         let mut output = Vec::new();
-        assert_eq!(converse(ours, &mut File::open(&path).unwrap(), &mut output).unwrap(), Detached::ByUser);
+        assert_eq!(relay(ours, &mut File::open(&path).unwrap(), &mut output).unwrap(), Detached::ByUser);
         let mut heard = String::new();
         theirs.read_to_string(&mut heard).unwrap();
         assert_eq!(heard, "reboot\n");
@@ -96,7 +96,7 @@ mod tests {
         theirs.write_all(b"login: ").unwrap();
         drop(theirs);
         let mut output = Vec::new();
-        let detached = converse(ours, &mut File::open("/dev/null").unwrap(), &mut output);
+        let detached = relay(ours, &mut File::open("/dev/null").unwrap(), &mut output);
         assert_eq!((detached.unwrap(), output.as_slice()), (Detached::MachineEnded, b"login: ".as_slice()));
     }
 

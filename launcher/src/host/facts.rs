@@ -201,7 +201,7 @@ fn ask_version(
     interruption: &Interruption,
 ) -> Result<Option<Version>, Interrupted> {
     let Some(option) = description(hypervisor).version_option else { return Ok(None) };
-    match interruption.run_quietly(Command::new(program).arg(option)) {
+    match interruption.run_captured(Command::new(program).arg(option)) {
         Ok(ended) if ended.status.success() => Ok(Version::find_in(&ended.output)),
         Err(ChildError::Interrupted(interrupted)) => Err(interrupted),
         _ => Ok(None),

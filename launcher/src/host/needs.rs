@@ -86,7 +86,7 @@ impl Problems<'_> {
     fn see_as(&mut self, identity: Option<&Identity>, look: impl FnOnce(&mut Self, Moment), moment: Moment) {
         let first = self.found.len();
         let seen = match identity {
-            Some(identity) => identity.see(|| look(self, moment)),
+            Some(identity) => identity.run_as(|| look(self, moment)),
             None => {
                 look(self, moment);
                 Ok(())

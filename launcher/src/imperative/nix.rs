@@ -29,18 +29,18 @@ pub(super) fn build(flake: &FlakeReference, name: &MachineName, link: &Path) -> 
 pub(super) fn evaluate(flake: &FlakeReference, name: &MachineName) -> Result<PathBuf, ImperativeError> {
     let mut command = nix(&["eval", "--raw"]);
     command.arg(format!("{}.outPath", flake.runner_of(name)));
-    said("nix eval", command).map(PathBuf::from)
+    output_of("nix eval", command).map(PathBuf::from)
 }
 
 /// Returns the difference between two closures, as lines of text.
 pub(super) fn difference(old: &Path, new: &Path) -> Result<String, ImperativeError> {
     let mut command = nix(&["store", "diff-closures"]);
     command.arg(old).arg(new);
-    said("nix store diff-closures", command)
+    output_of("nix store diff-closures", command)
 }
 
 /// Runs a command of Nix and returns its stdout.
-fn said(program: &str, mut command: Command) -> Result<String, ImperativeError> {
+fn output_of(program: &str, mut command: Command) -> Result<String, ImperativeError> {
     let output = command
         .stdin(Stdio::null())
         .output()

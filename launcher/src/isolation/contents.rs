@@ -22,7 +22,7 @@ pub(super) fn hand_over(
     former: u32,
     new: u32,
 ) -> Result<Vec<String>, IsolationError> {
-    let mut told = Vec::new();
+    let mut messages = Vec::new();
     for name in names(&directory, path)? {
         let child = path.join(&name);
         let failed = || IsolationError::errno(&child);
@@ -34,7 +34,7 @@ pub(super) fn hand_over(
         let kind = status.st_mode & S_IFMT;
         if status.st_uid == former {
             if kind == S_IFREG && status.st_nlink > 1 {
-                told.push(format!(
+                messages.push(format!(
                     "{} has {} hard links, so its owner was not changed; if only this machine uses it, run: \
                      chown {new}:{new} {0}",
                     child.display(),
@@ -48,10 +48,10 @@ pub(super) fn hand_over(
         if kind == S_IFDIR {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let below = nix::fcntl::openat(&directory, name.as_os_str(), flags, Mode::empty()).map_err(failed())?;
-            told.extend(hand_over(below, &child, former, new)?);
+            messages.extend(hand_over(below, &child, former, new)?);
         }
     }
-    Ok(told)
+    Ok(messages)
 }
 
 /// Makes root the owner of a file or symbolic link, if it exists.

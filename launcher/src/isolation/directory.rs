@@ -137,9 +137,9 @@ impl StateDirectory {
         // From here on, only root can change the content.
         fchmod(&self.file, Mode::from_bits_truncate(0o700)).map_err(failed())?;
         fchown(&self.file, Some(Uid::from_raw(0)), Some(Gid::from_raw(0))).map_err(failed())?;
-        let mut told = Vec::new();
+        let mut messages = Vec::new();
         if let Some(former) = User::from_name(FORMER_USER).ok().flatten() {
-            told = contents::hand_over(&self.file, &self.path, former.uid.as_raw(), id)?;
+            messages = contents::hand_over(&self.file, &self.path, former.uid.as_raw(), id)?;
         }
         for name in OF_ROOT {
             contents::take_for_root(&self.file, &self.path, name)?;
@@ -147,9 +147,9 @@ impl StateDirectory {
         fchown(&self.file, Some(Uid::from_raw(0)), Some(Gid::from_raw(id))).map_err(failed())?;
         fchmod(&self.file, Mode::from_bits_truncate(MODE)).map_err(failed())?;
         if was_shared {
-            told.insert(0, format!("{name} now has its own user, {id}, which owns its files"));
+            messages.insert(0, format!("{name} now has its own user, {id}, which owns its files"));
         }
-        Ok(told)
+        Ok(messages)
     }
 
     /// Creates a directory in it, owned by the machine's user, if it is missing.
@@ -421,8 +421,8 @@ mod tests {
             std::os::unix::fs::lchown(state.join(file), Some(FORMER), Some(FORMER)).unwrap();
         }
         let opened = fs::File::open(state).unwrap();
-        let told = contents::hand_over(&opened, state, FORMER, 5000).unwrap();
-        assert_eq!(told.len(), 2, "{told:?}");
+        let messages = contents::hand_over(&opened, state, FORMER, 5000).unwrap();
+        assert_eq!(messages.len(), 2, "{messages:?}");
         let owner = |file: &str| fs::symlink_metadata(state.join(file)).unwrap().uid();
         let owners = ["var.img", "home", "home/notes", "of-root", "linked", "link"].map(owner);
         assert_eq!(owners, [5000, 5000, 5000, 0, FORMER, 5000]);

@@ -29,7 +29,7 @@ pub(super) fn clean_up_later(
         command.env("MICROVM_RUNTIME_DIR", runtime);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
-    prepare(&mut command, OnParentDeath::LiveOn, None);
+    prepare(&mut command, OnParentDeath::Continue, None);
     let status = command.status()?;
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("microvm clean-up-after: {status}"))) }
 }

@@ -152,7 +152,7 @@ impl Step<'_> {
             }
             let mut command = Command::new(program);
             command.args(arguments).current_dir(self.launch.working_directory.as_path());
-            match self.interruption.run_aloud(&mut command) {
+            match self.interruption.run_with_output_on_stderr(&mut command) {
                 Ok(status) if status.success() => {}
                 Ok(status) => return Err(failed(format!("ended with {status}"))),
                 Err(ChildError::Interrupted(interrupted)) => return Err(interrupted.into()),

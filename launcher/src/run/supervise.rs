@@ -123,7 +123,7 @@ impl Supervisor<'_> {
             side_processes,
             listener,
             machine,
-            hypervisor_runs: self.ask_whether_it_runs(&manager),
+            hypervisor_runs: self.check_that_it_runs(&manager),
             manager,
             stopping: None,
             messages,
@@ -208,7 +208,7 @@ impl Supervisor<'_> {
     }
 
     /// Asks in a separate thread, and only if a service manager waits for the answer.
-    fn ask_whether_it_runs(&self, manager: &ServiceManager) -> Option<UnixStream> {
+    fn check_that_it_runs(&self, manager: &ServiceManager) -> Option<UnixStream> {
         if !manager.is_there() {
             return None;
         }

@@ -13,7 +13,7 @@ struct Asked {
 }
 
 /// Translates the letters into a command. `None` if the arguments already are a command, or are not valid letters.
-pub(in crate::cli) fn in_words(arguments: &[String]) -> Option<Vec<String>> {
+pub(in crate::cli) fn expand_letters(arguments: &[String]) -> Option<Vec<String>> {
     let is_letters = |argument: &String| argument.starts_with('-') && !argument.starts_with("--");
     let first = arguments.first().filter(|argument| is_letters(argument))?;
     if !first.chars().skip(1).any(|letter| "culrRsf".contains(letter)) {
@@ -96,7 +96,7 @@ mod tests {
     fn letters_are_translated_as_in_microvm_nix() {
         let words = |line: &str| {
             let arguments: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-            in_words(&arguments).map(|words| words.join(" "))
+            expand_letters(&arguments).map(|words| words.join(" "))
         };
         for (letters, expected) in [
             ("-c web", "create web"),
