@@ -1,11 +1,6 @@
 //! The option strings of the hypervisors, `key=value,key=value`. Each hypervisor has its own rules for values that
 //! contain a comma. All option strings are built by this module.
 
-mod cloud_hypervisor;
-mod crosvm;
-mod kvmtool;
-mod qemu;
-
 /// The hypervisor whose rules apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
@@ -22,16 +17,16 @@ pub enum Dialect {
 impl Dialect {
     fn escape(self, value: &str) -> Result<String, &'static str> {
         match self {
-            Self::Qemu => Ok(qemu::escape(value)),
-            Self::CloudHypervisor => cloud_hypervisor::escape(value),
-            Self::Crosvm => crosvm::escape(value),
-            Self::Kvmtool => kvmtool::escape(value),
+            Self::Qemu => Ok(escape_for_qemu(value)),
+            Self::CloudHypervisor => escape_for_cloud_hypervisor(value),
+            Self::Crosvm => escape_for_crosvm(value),
+            Self::Kvmtool => escape_for_kvmtool(value),
         }
     }
 
     fn escape_in_list(self, value: &str) -> Result<String, &'static str> {
         match self {
-            Self::CloudHypervisor => cloud_hypervisor::escape_in_list(value),
+            Self::CloudHypervisor => escape_in_list_for_cloud_hypervisor(value),
             Self::Qemu | Self::Crosvm | Self::Kvmtool => self.escape(value),
         }
     }
@@ -133,6 +128,73 @@ impl Options {
     fn record_unwritable(&mut self, value: &str, reason: &'static str) {
         self.unwritable.get_or_insert_with(|| Unwritable { value: value.to_owned(), reason });
     }
+}
+
+/// qemu: util/qemu-option.c (`get_opt_value`) and util/keyval.c read a doubled comma as one comma of the value.
+fn escape_for_qemu(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+/// cloud-hypervisor: option_parser/src/lib.rs. Commas inside double quotes and brackets do not separate. The quotes are
+/// removed; only recent versions support a doubled quote. Older versions also count brackets inside quotes, and trim
+/// the value after removing the quotes, so the values that are written here avoid both.
+fn escape_for_cloud_hypervisor(value: &str) -> Result<String, &'static str> {
+    if value.is_empty() {
+        return Err("it treats an empty value as a missing one");
+    }
+    if value.contains('"') {
+        return Err("a double quote cannot be written in its options");
+    }
+    if value.trim() != value {
+        return Err("it removes blanks at the ends of a value");
+    }
+    if !has_matching_brackets(value) {
+        return Err("unbalanced brackets cannot be written in its options");
+    }
+    let plain = !value.contains([',', '[', ']']);
+    Ok(if plain { value.to_owned() } else { format!("\"{value}\"") })
+}
+
+fn escape_in_list_for_cloud_hypervisor(value: &str) -> Result<String, &'static str> {
+    if value.is_empty() || value.trim() != value || value.contains([',', '"', '[', ']']) {
+        return Err("an element of its lists cannot be empty, have blanks at its ends, commas, quotes or brackets");
+    }
+    Ok(value.to_owned())
+}
+
+fn has_matching_brackets(value: &str) -> bool {
+    let mut open = 0_u32;
+    for character in value.chars() {
+        match character {
+            '[' => open += 1,
+            ']' if open == 0 => return false,
+            ']' => open -= 1,
+            _ => {}
+        }
+    }
+    open == 0
+}
+
+/// crosvm: serde_keyvalue/src/key_values.rs. A value may be in double quotes, in which `\` escapes `"` and `\`.
+fn escape_for_crosvm(value: &str) -> Result<String, &'static str> {
+    let plain = |character: char| character.is_ascii_alphanumeric() || "/._-+:@%~".contains(character);
+    if !value.is_empty() && value.chars().all(plain) {
+        return Ok(value.to_owned());
+    }
+    Ok(format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"")))
+}
+
+/// kvmtool: disk/core.c (`disk_img_name_parser`) and builtin-run.c (`virtio_9p_rootdir_parser`) split at commas and
+/// support no escaping. virtio/net.c (`netdev_parser`) also splits at equals signs, but none of its values can contain
+/// one.
+fn escape_for_kvmtool(value: &str) -> Result<String, &'static str> {
+    if value.is_empty() {
+        return Err("it skips empty values");
+    }
+    if value.contains(',') {
+        return Err("a comma cannot be written in its options");
+    }
+    Ok(value.to_owned())
 }
 
 #[cfg(test)]
