@@ -228,7 +228,7 @@ impl Twins {
     }
 }
 
-/// Number of bytes to compare at the beginning, in the middle and at the end of a file.
+/// Number of bytes to compare at each of four places: the beginning, one third, the middle and the end.
 const SAMPLE_BYTES: usize = 4096;
 
 /// Computes the hash of these parts of a file, which must be longer than they are together.
