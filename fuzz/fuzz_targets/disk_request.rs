@@ -18,7 +18,10 @@ fuzz_target!(|bytes: &[u8]| {
         let length = u32::from_le_bytes(record[8..12].try_into().expect("4 bytes"));
         (Buffer { address, length }, if record[12] & 1 == 0 { Writer::Driver } else { Writer::Device })
     });
-    let given: u64 = rest.chunks_exact(RECORD_BYTES).map(|record| u64::from(u32::from_le_bytes(record[8..12].try_into().expect("4 bytes")))).sum();
+    let given: u64 = rest
+        .chunks_exact(RECORD_BYTES)
+        .map(|record| u64::from(u32::from_le_bytes(record[8..12].try_into().expect("4 bytes"))))
+        .sum();
     let Ok(chain) = Chain::of(buffers) else { return };
     // The status has a byte of its own.
     assert!(chain.data_bytes() + u64::from(chain.status_address.is_some()) <= given);
