@@ -279,7 +279,7 @@ fn made_before(launch: &Launch) -> Vec<String> {
         ));
     }
     if let Some(script) = &needs.extra_args_script {
-        lines.push(format!("append to the command what {script} prints"));
+        lines.push(format!("add what {script} prints to the arguments"));
     }
     lines
 }
