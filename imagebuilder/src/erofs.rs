@@ -14,7 +14,7 @@
 //! maps the blocks of the image into the processes that read it, so there every file has only whole blocks
 //! ([`Profile::Dax`]).
 //!
-//! An image is made in two passes over one [`Output`](layout::Output): the first one counts, so that every inode and block
+//! An image is made in two passes over one `Output`: the first one counts, so that every inode and block
 //! has its place; the second one writes a [`BlockMap`](crate::block_map::BlockMap). Nothing here reads a file or knows of
 //! caches or threads.
 

@@ -164,7 +164,7 @@ mod tests {
         assert!(worker.join().is_err());
         let (id, product) = receiver.recv().expect("an error");
         assert_eq!(id, JobId::Background);
-        let error = product.err().expect("an error").to_string();
+        let error = product.expect_err("an error").to_string();
         assert_eq!(error, "a worker thread failed; this is a defect of microvm-image");
     }
 

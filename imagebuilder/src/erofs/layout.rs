@@ -15,7 +15,7 @@ pub enum Profile {
     /// A block device: the tails of files are behind their inodes, which saves most of a block for each file.
     Disk,
     /// Persistent memory that is mapped into processes (DAX): files have whole blocks only, and the image is padded to
-    /// a multiple of [`DAX_ALIGNMENT_BYTES`].
+    /// a multiple of 2 MiB.
     Dax,
 }
 
