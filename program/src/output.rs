@@ -26,7 +26,7 @@ pub fn print(data: impl AsRef<[u8]>) -> Result<(), Failure> {
 /// Writes a path and a newline to stdout, byte for byte.
 ///
 /// # Errors
-/// As [`print`].
+/// The same as for [`print()`].
 pub fn print_path(path: &Path) -> Result<(), Failure> {
     print([path.as_os_str().as_bytes(), b"\n"].concat())
 }
@@ -34,7 +34,7 @@ pub fn print_path(path: &Path) -> Result<(), Failure> {
 /// Writes a document as indented JSON to stdout.
 ///
 /// # Errors
-/// As [`print`].
+/// The same as for [`print()`].
 pub fn print_json(document: &impl Serialize) -> Result<(), Failure> {
     let mut text = serde_json::to_vec_pretty(document).map_err(|error| Failure::failed(&error))?;
     text.push(b'\n');
