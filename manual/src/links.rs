@@ -79,10 +79,15 @@ fn relative_to(page: &Path, target: &str) -> PathBuf {
     path
 }
 
+/// Whether a code span names a file of the project. A component such as `NAME` or `GROUP.nix` is a placeholder.
 fn names_file(span: &str) -> bool {
     let plain = |character: char| character.is_ascii_alphanumeric() || "/._-".contains(character);
     let Some((first, rest)) = span.split_once('/') else { return false };
-    DIRECTORIES.contains(&first) && span.chars().all(plain) && rest.chars().any(|character| character.is_lowercase())
+    let is_placeholder = |component: &str| ["NAME", "GROUP"].contains(&component.split('.').next().unwrap_or_default());
+    DIRECTORIES.contains(&first)
+        && span.chars().all(plain)
+        && rest.chars().any(|character| character.is_lowercase())
+        && !rest.split('/').any(is_placeholder)
 }
 
 /// Returns the option that a code span such as `microvm.vms.NAME.flake` or `microvm.mem = 512` names.
@@ -125,7 +130,7 @@ mod tests {
         let pages = [
             page(
                 "README.md",
-                "# One\n[a](docs/cache.md#what) [b](#one) [c](https://example.org/x#y) `scripts/test.sh`",
+                "# One\n[a](docs/cache.md#what) [b](#one) [c](https://example.org/x#y) `scripts/test.sh` `scripts/NAME.sh`",
             ),
             page("docs/SUMMARY.md", "[x](cache.md)\n"),
             page("docs/cache.md", "# What\n"),

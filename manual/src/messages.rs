@@ -17,7 +17,15 @@ const SHORTEST_PART: usize = 6;
 /// When one can't be read.
 pub fn sources(root: &Path) -> Result<String, Error> {
     let mut text = String::new();
-    for directory in ["imagebuilder/src", "launcher/src", "nixos-modules", "scripts", "fixtures/closure"] {
+    for directory in [
+        "imagebuilder/src",
+        "launcher/src",
+        "program/src",
+        "volume-maker/src",
+        "nixos-modules",
+        "scripts",
+        "fixtures/closure",
+    ] {
         collect(&root.join(directory), &mut text)?;
     }
     Ok(text)

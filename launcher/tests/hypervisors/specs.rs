@@ -10,6 +10,7 @@ use launcher::launch::{Access, Launch};
 use launcher::path::HostPath;
 use launcher::spec::{
     DeviceBus, ForwardFrom, GraphicsBackend, Hypervisor, ImageType, InterfaceType, MachineSpec, ShareProtocol,
+    StoreTransport,
 };
 use launcher::validate::check;
 use std::fs;
@@ -198,6 +199,9 @@ fn adapt_disks(
     moved: &dyn Fn(&HostPath) -> HostPath,
 ) -> Result<(), String> {
     if let Some(disk) = &mut spec.store_disk {
+        if disk.live || disk.transport != StoreTransport::Block {
+            return Err("rows.rs boots store disks that are served or mapped, with a real image".to_owned());
+        }
         disk.image = disk.image.as_ref().map(moved);
         match (&mut disk.plan, &disk.image) {
             (Some(plan), _) => {
