@@ -5,7 +5,8 @@
 #![no_main]
 
 use fuzz::{Scratch, planned_path};
-use imagebuilder::pack::{Pack, settings_name};
+use imagebuilder::open_files::OpenFiles;
+use imagebuilder::pack::{Pack, PackLimits, settings_name};
 use imagebuilder::segment::range_count;
 use imagebuilder::settings::ImageSettings;
 use imagebuilder::tree::Entry;
@@ -35,7 +36,8 @@ fuzz_target!(|bytes: &[u8]| {
     pack.extend_from_slice(&(index.len() as u64).to_le_bytes());
     pack.extend_from_slice(blake3::hash(&index).as_bytes());
     std::fs::write(&*FILE, &pack).expect("a pack");
-    let Ok(opened) = Pack::open(File::open(&*FILE).expect("a pack"), &path, &settings) else { return };
+    let limits = PackLimits::new(OpenFiles::new(1));
+    let Ok(opened) = Pack::open(File::open(&*FILE).expect("a pack"), &path, &settings, &limits) else { return };
     let mut ranges = 0;
     let tree = opened.tree();
     for node in 0..tree.len() {
