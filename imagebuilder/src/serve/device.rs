@@ -63,6 +63,14 @@ struct Failures {
     report: Box<dyn FnMut(&str) + Send>,
 }
 
+/// The result of taking the next request from a queue.
+enum Step {
+    Completed,
+    NoRequest,
+    /// The hypervisor has stopped the queue.
+    Stopped,
+}
+
 impl Device {
     /// A device with so many queues, 1 to [`QUEUES_MAX`]. `report` gets a line for read errors of the store.
     pub fn new(
@@ -99,23 +107,37 @@ impl Device {
             let done = vring.queue_used_idx()?;
             vring.set_queue_next_avail(done);
         }
+        let mut empty_rounds = 0;
         loop {
             vring.disable_notification()?;
-            while self.run_request(state, vring)? {}
-            if !vring.enable_notification()? {
+            empty_rounds += 1;
+            loop {
+                match self.run_request(state, vring)? {
+                    Step::Completed => empty_rounds = 0,
+                    Step::NoRequest => break,
+                    // What is in the ring stays there until the queue is started again. Asking for notifications would
+                    // report it, for ever.
+                    Step::Stopped => return Ok(()),
+                }
+            }
+            // A request can arrive right before notifications are enabled, but then the next round finds it. Otherwise the
+            // driver counts a request that cannot be read, which would keep this thread busy for ever.
+            if !vring.enable_notification()? || empty_rounds == 2 {
                 return Ok(());
             }
         }
     }
 
     /// Takes and completes one request, if there is one. The hypervisor can stop the queue only between two requests.
-    fn run_request(&self, state: &QueueState, vring: &VringMutex) -> Result<bool, virtio_queue::Error> {
+    fn run_request(&self, state: &QueueState, vring: &VringMutex) -> Result<Step, virtio_queue::Error> {
         let mut ring = vring.get_mut();
         if !ring.is_enabled() || !ring.get_queue().ready() {
-            return Ok(false);
+            return Ok(Step::Stopped);
         }
         let memory = self.memory.memory();
-        let Some(chain) = ring.get_queue_mut().iter(memory.clone())?.next() else { return Ok(false) };
+        let Some(chain) = ring.get_queue_mut().iter(memory.clone())?.next() else {
+            return Ok(Step::NoRequest);
+        };
         let head = chain.head_index();
         let written = self.complete(chain, &memory, state);
         ring.add_used(head, written)?;
@@ -123,7 +145,7 @@ impl Device {
             // The hypervisor has closed it: then it is about to end.
             let _ = ring.signal_used_queue();
         }
-        Ok(true)
+        Ok(Step::Completed)
     }
 
     /// Does what a chain asks for. Returns how many bytes of its buffers were written.

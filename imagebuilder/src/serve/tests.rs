@@ -122,13 +122,17 @@ impl Guest {
     }
 
     fn start_queue(&mut self, base: u16) {
+        self.start_queue_with(base, AVAILABLE);
+    }
+
+    fn start_queue_with(&mut self, base: u16, available: u64) {
         let config = VringConfigData {
             queue_max_size: QUEUE_SIZE,
             queue_size: QUEUE_SIZE,
             flags: 0,
             desc_table_addr: self.user_address + DESCRIPTORS,
             used_ring_addr: self.user_address + USED,
-            avail_ring_addr: self.user_address + AVAILABLE,
+            avail_ring_addr: self.user_address + available,
             log_addr: None,
         };
         self.frontend.set_vring_num(0, QUEUE_SIZE).unwrap();
@@ -347,12 +351,18 @@ fn rings_that_lie_stop_only_their_own_queue_until_it_is_started_again() {
     guest.kick.write(1).unwrap();
     guest.restart_queue();
     guest.expect_honest_read();
-    // The used index is the driver's business too: what it breaks, it has broken for itself.
+    // A wrong used index harms only the driver that wrote it.
     guest.memory.write_obj(0x8000_u16, GuestAddress(USED + 2)).unwrap();
     guest.kick.write(1).unwrap();
     guest.restart_queue();
     guest.expect_honest_read();
-    // Rings outside of the memory are refused by the device, and the connection goes on for the other queues.
+    // A ring that begins in the guest's memory and ends outside of it: no request is taken from it.
+    guest.frontend.get_vring_base(0).unwrap();
+    guest.memory.write_obj(1_u16, GuestAddress(MEMORY_BYTES as u64 - 2)).unwrap();
+    guest.start_queue_with(0, MEMORY_BYTES as u64 - 4);
+    guest.kick.write(1).unwrap();
+    guest.restart_queue();
+    guest.expect_honest_read();
     drop(guest);
     server.join().unwrap().unwrap();
 }
