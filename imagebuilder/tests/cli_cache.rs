@@ -108,7 +108,10 @@ fn users_with_any_umask_share_a_cache() {
         let workspace = Workspace::with_store();
         let shell = |user: u32, umask: &str, output: &str| {
             let program = workspace.path("program");
-            fs::copy(env!("CARGO_BIN_EXE_microvm-image"), &program).unwrap();
+            // Another process copies it: a test in another thread could start a program while the file is open for
+            // writing, and the copy would be busy.
+            let copy = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_microvm-image")).arg(&program).status();
+            assert!(copy.unwrap().success());
             let script = format!("umask {umask}; exec {} {BUILD} -o {output} --cache cache", program.display());
             let mut command = std::process::Command::new("sh");
             command
