@@ -15,7 +15,7 @@ use crate::tool::{Cache, Packing, Programs, Source, Tool};
 
 const FILES_PER_PATH: usize = 100;
 const FILES_PER_DIRECTORY: usize = 20;
-const MOST_WORDS: u64 = 200;
+const MAX_WORDS: u64 = 200;
 const LARGE_FILE_BYTES: usize = 16_000_000;
 /// Length of the text from which large files are made, in slices of up to [`SLICE_BYTES`], so that they compress like
 /// text.
@@ -221,7 +221,7 @@ impl Words {
     }
 
     fn text(&mut self) -> String {
-        let count = self.next() % MOST_WORDS;
+        let count = self.next() % MAX_WORDS;
         (0..count).map(|_| format!("{:x} ", self.next() % 5000)).collect()
     }
 }

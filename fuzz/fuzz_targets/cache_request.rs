@@ -6,7 +6,7 @@
 
 use fuzz::planned_path;
 use imagebuilder::cache_service::nix_daemon::read_answer;
-use imagebuilder::cache_service::protocol::{Answer, MESSAGE_BYTES_MAX, Request};
+use imagebuilder::cache_service::protocol::{Answer, MAX_MESSAGE_BYTES, Request};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -17,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     match Request::parse(bytes) {
         Ok(request) => {
-            assert!(bytes.len() <= MESSAGE_BYTES_MAX && request.store_path.nar_hash.is_some());
+            assert!(bytes.len() <= MAX_MESSAGE_BYTES && request.store_path.nar_hash.is_some());
             let name = request.store_path.path.base_name();
             assert!(!name.contains('/') && name.len() > 33);
             let message = request.message().expect("a message");

@@ -36,7 +36,7 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     }
     let controller = Controller::new(&ControlSocket { protocol, path: path.clone() }, &HostPath::new("/"));
-    let controller = controller.with_patience(Duration::from_secs(5));
+    let controller = controller.with_timeout(Duration::from_secs(5));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (mut client, _) = listener.accept().expect("a client");

@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 use std::sync::atomic::AtomicBool;
 
 /// Maximum size of the content to extract. Holes of terabytes are valid, but not useful here.
-const CONTENT_BYTES_MAX: u64 = 16 << 20;
+const MAX_CONTENT_BYTES: u64 = 16 << 20;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(image) = OpenImage::from_source(Box::new(bytes.to_vec())) else { return };
@@ -18,7 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
         OpenImage::Squashfs(image) => inspect(image),
         OpenImage::Erofs(image) => inspect_erofs(image),
     };
-    if !facts.is_ok_and(|facts| facts.content_bytes <= CONTENT_BYTES_MAX) {
+    if !facts.is_ok_and(|facts| facts.content_bytes <= MAX_CONTENT_BYTES) {
         return;
     }
     let around = tempfile::tempdir().expect("a directory for the test");

@@ -38,7 +38,7 @@ use crate::scan::ScanError;
 use crate::settings::{ImageFormat, ImageSettings};
 use crate::squashfs::format::{IMAGE_ALIGNMENT_BYTES, METADATA_PLAIN, NO_TABLE, SUPERBLOCK_BYTES, Superblock, flags};
 use crate::squashfs::tables::{Contents, Location, Member as TableMember, Tables, TablesError, write_tables};
-use crate::threads::JOBS_MAX;
+use crate::threads::MAX_JOBS;
 use buffers::SpareBuffers;
 use erofs::ErofsBuild;
 use job::WorkerInputs;
@@ -94,7 +94,7 @@ pub struct BuildOptions {
     pub packs: Option<Arc<dyn PackSource>>,
     /// How packs are checked.
     pub cache_trust: CacheTrust,
-    /// Number of threads that read and compress, from 1 to [`JOBS_MAX`].
+    /// Number of threads that read and compress, from 1 to [`MAX_JOBS`].
     pub jobs: usize,
     /// Whether to compute digests of the whole image.
     pub digests: Digests,
@@ -198,7 +198,7 @@ pub fn build(
         _ => false,
     };
     let output = ImageFile::create(&options.output, &make_room)?;
-    let threads = options.jobs.clamp(1, JOBS_MAX);
+    let threads = options.jobs.clamp(1, MAX_JOBS);
     let mut report = match plan.format {
         ImageFormat::Squashfs(settings) => {
             let build = Build { plan, settings: &settings, options, cache: cache.as_ref(), cancel, threads, started };

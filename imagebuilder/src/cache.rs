@@ -31,7 +31,7 @@ use std::time::{Duration, SystemTime};
 use thiserror::Error;
 
 /// Version of the directory's layout. Each version has its own directory.
-const FORM: &str = "v2";
+const LAYOUT_DIRECTORY: &str = "v2";
 
 /// An operation on the cache failed.
 #[derive(Debug, Error)]
@@ -72,7 +72,7 @@ impl Cache {
     /// # Errors
     /// A directory cannot be created, or a directory of the cache is a symbolic link.
     pub fn open(directory: &Path) -> Result<Self, CacheError> {
-        let root = directory.join(FORM);
+        let root = directory.join(LAYOUT_DIRECTORY);
         let fail = |path: &Path, source| CacheError { action: "make a directory", path: path.to_owned(), source };
         fs::create_dir_all(directory).map_err(|source| fail(&root, source))?;
         for path in [root.clone(), root.join("packs"), root.join("outputs"), root.join(names::NAMES)] {

@@ -61,8 +61,8 @@ pub fn codec_number(compression: Compression) -> u16 {
 }
 
 /// Levels at which the squashfs tools write no codec options.
-const ZSTD_LEVEL_UNSAID: u32 = 15;
-const GZIP_LEVEL_UNSAID: u32 = 9;
+const DEFAULT_ZSTD_LEVEL: u32 = 15;
+const DEFAULT_GZIP_LEVEL: u32 = 9;
 
 /// Highest zstd level for metadata blocks.
 const ZSTD_METADATA_LEVEL: u32 = 1;
@@ -72,8 +72,8 @@ const ZSTD_METADATA_LEVEL: u32 = 1;
 pub fn codec_options(settings: &ImageSettings) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     match (settings.compression(), settings.level()) {
-        (Compression::Zstd, Some(level)) if level != ZSTD_LEVEL_UNSAID => out.put_u32(level),
-        (Compression::Gzip, Some(level)) if level != GZIP_LEVEL_UNSAID => {
+        (Compression::Zstd, Some(level)) if level != DEFAULT_ZSTD_LEVEL => out.put_u32(level),
+        (Compression::Gzip, Some(level)) if level != DEFAULT_GZIP_LEVEL => {
             out.put_u32(level);
             out.put_u16(15); // window bits
             out.put_u16(1); // strategies: the default one

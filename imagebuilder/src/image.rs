@@ -70,11 +70,11 @@ const EXPORT_ENTRY_BYTES: u64 = 8;
 /// Bytes of an id table entry.
 const ID_ENTRY_BYTES: u64 = 4;
 /// Length of the shortest inode: the fields that all inodes have, and a link count.
-const INODE_BYTES_MIN: u64 = 20;
+const MIN_INODE_BYTES: u64 = 20;
 /// Maximum number of inodes. It bounds the memory that is used per inode while an image is checked.
-const INODES_MAX: u32 = 1 << 23;
+const MAX_INODES: u32 = 1 << 23;
 /// Maximum number of fragment blocks. It bounds the memory that is used per block while an image is checked.
-const FRAGMENTS_MAX: u32 = 1 << 24;
+const MAX_FRAGMENTS: u32 = 1 << 24;
 /// Number of decompressed fragment blocks in the cache, each of at most 1 MiB.
 const FRAGMENT_BLOCKS_KEPT: usize = 32;
 
@@ -134,9 +134,9 @@ impl Image {
             indexes.push(Region { part, start: index_at, end: index_end });
             Ok::<_, ImageError>(table)
         };
-        if superblock.fragments > FRAGMENTS_MAX {
+        if superblock.fragments > MAX_FRAGMENTS {
             let reason = format!("{} fragment blocks", superblock.fragments);
-            return Err(ImageError::Limit { part: Part::FragmentTable, reason, limit: u64::from(FRAGMENTS_MAX) });
+            return Err(ImageError::Limit { part: Part::FragmentTable, reason, limit: u64::from(MAX_FRAGMENTS) });
         }
         let inode_count = u64::from(superblock.inodes);
         let fragment_bytes = u64::from(superblock.fragments) * FRAGMENT_ENTRY_BYTES;
@@ -306,13 +306,13 @@ impl Image {
 
 /// Checks that there are at most as many inodes as this reader supports and as fit into the table.
 fn check_inode_count(inodes: u32, table_bytes: u64) -> Result<(), ImageError> {
-    if u64::from(inodes) > table_bytes / INODE_BYTES_MIN {
+    if u64::from(inodes) > table_bytes / MIN_INODE_BYTES {
         let reason = format!("says there are {inodes} inodes, but the inode table has only {table_bytes} bytes");
         return Err(ImageError::damaged(Part::Superblock, reason));
     }
-    if inodes > INODES_MAX {
+    if inodes > MAX_INODES {
         let reason = format!("{inodes} inodes");
-        return Err(ImageError::Limit { part: Part::InodeTable, reason, limit: u64::from(INODES_MAX) });
+        return Err(ImageError::Limit { part: Part::InodeTable, reason, limit: u64::from(MAX_INODES) });
     }
     Ok(())
 }

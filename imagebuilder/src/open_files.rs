@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Number of files that are not counted: standard streams, the image, connections to the service, and files that are
 /// open only briefly.
-const OTHERS: u64 = 64;
+const OTHER_DESCRIPTORS: u64 = 64;
 /// Number of files that one thread has open briefly.
-const OTHERS_PER_THREAD: u64 = 2;
+const OTHER_DESCRIPTORS_PER_THREAD: u64 = 2;
 
 /// Raises this process's limit of open files as far as possible, and returns the new limit. Programs that it starts
 /// inherit the limit.
@@ -41,7 +41,7 @@ impl OpenFiles {
     /// Allows what this process's limit leaves for a build with `threads` threads.
     pub fn of_process(threads: usize) -> Self {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
-        Self::new(limit.saturating_sub(OTHERS + OTHERS_PER_THREAD * threads as u64))
+        Self::new(limit.saturating_sub(OTHER_DESCRIPTORS + OTHER_DESCRIPTORS_PER_THREAD * threads as u64))
     }
 
     /// Returns the permission to keep one more file open; `None` if there are too many.

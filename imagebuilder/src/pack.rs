@@ -43,7 +43,7 @@ const MAGIC: [u8; 16] = *b"microvm-pack\0\0\0\x01";
 /// Length of the footer in bytes.
 const FOOTER_BYTES: usize = 16 + 8 + 32;
 /// Maximum length of an index in bytes. That of ten million files is shorter.
-const INDEX_BYTES_MAX: u64 = 1 << 30;
+const MAX_INDEX_BYTES: u64 = 1 << 30;
 
 /// Large segments begin at a multiple of this length in packs and images, so that file systems that share blocks
 /// between files can share them between both. It is the block size of these file systems.

@@ -10,7 +10,7 @@ const NIX_BASE32: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
 /// Length of the hash part in characters.
 const HASH_LENGTH: usize = 32;
 /// Maximum length of the name in characters (`StorePath::MaxPathLen` of Nix).
-const NAME_LENGTH_MAX: usize = 211;
+const MAX_NAME_LENGTH: usize = 211;
 
 /// A text that is not a store path.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl StorePath {
         if name.is_empty() {
             return fail("no name follows the hash");
         }
-        if name.len() > NAME_LENGTH_MAX {
+        if name.len() > MAX_NAME_LENGTH {
             return fail("its name is longer than 211 characters");
         }
         if name.starts_with('.') {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Maximum number of threads of a command. Each thread has its own buffers, and more threads than processors do not
 /// help.
-pub const JOBS_MAX: usize = 256;
+pub const MAX_JOBS: usize = 256;
 
 /// Creates a pool of `wanted` threads, or fewer if the system does not allow more.
 ///
@@ -25,7 +25,7 @@ pub(crate) fn pool(wanted: usize) -> Result<ThreadPool, ThreadPoolBuildError> {
             Ok(())
         }
     };
-    ThreadPoolBuilder::new().num_threads(wanted.clamp(1, JOBS_MAX)).spawn_handler(start).build()
+    ThreadPoolBuilder::new().num_threads(wanted.clamp(1, MAX_JOBS)).spawn_handler(start).build()
 }
 
 /// Applies `map` to every item with at most `threads` threads, and returns the results in the order of the items. The

@@ -74,9 +74,9 @@ pub enum TreeError {
 }
 
 /// Longest name in bytes.
-const NAME_BYTES_MAX: usize = 255;
+const MAX_NAME_BYTES: usize = 255;
 /// Longest symlink target in bytes; the kernel refuses squashfs inodes with longer ones.
-const TARGET_BYTES_MAX: usize = 4095;
+const MAX_TARGET_BYTES: usize = 4095;
 
 impl Tree {
     /// Returns the number of nodes, including directories and the root.
@@ -177,7 +177,7 @@ impl Tree {
     /// # Errors
     /// The tree is too large, or the name or the target is too long.
     pub fn add_symlink(&mut self, name: &[u8], target: &[u8]) -> Result<NodeId, TreeError> {
-        if target.len() > TARGET_BYTES_MAX {
+        if target.len() > MAX_TARGET_BYTES {
             return Err(TreeError::TargetTooLong);
         }
         let (target_start, target_bytes) = self.push_text(target)?;
@@ -185,7 +185,7 @@ impl Tree {
     }
 
     fn push(&mut self, name: &[u8], kind: Kind) -> Result<NodeId, TreeError> {
-        if name.len() > NAME_BYTES_MAX {
+        if name.len() > MAX_NAME_BYTES {
             return Err(TreeError::NameTooLong(String::from_utf8_lossy(name).into_owned()));
         }
         let node = u32::try_from(self.nodes.len()).ok().filter(|node| *node < u32::MAX).ok_or(TreeError::TooLarge)?;

@@ -117,7 +117,7 @@ pub fn verify(image: &Image, options: VerifyOptions<'_>) -> Result<VerifyReport,
         tables::check_layout(image, problems);
         let end = image.superblock().bytes_used.next_multiple_of(IMAGE_ALIGNMENT_BYTES);
         let is_sealed = verity::check(image, end, problems);
-        tables::check_padding(image, if is_sealed { 0 } else { tables::PADDING_BYTES_MAX }, problems);
+        tables::check_padding(image, if is_sealed { 0 } else { tables::MAX_PADDING_BYTES }, problems);
         let inodes = tables::check_inodes(image, problems);
         tree::check_tree(image, &inodes, problems);
         drop(inodes);

@@ -5,7 +5,7 @@
 
 mod service;
 
-use imagebuilder::cache_service::client::{CacheClient, ClientError, Patience};
+use imagebuilder::cache_service::client::{CacheClient, ClientError, Timeouts};
 use imagebuilder::cache_service::listener;
 use imagebuilder::cache_service::protocol::{Answer, Reason};
 use imagebuilder::settings::ImageSettings;
@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-const IMPATIENT: Patience = Patience { silence: Duration::from_millis(500), request: Duration::from_millis(1500) };
+const SHORT_TIMEOUTS: Timeouts = Timeouts { silence: Duration::from_millis(500), request: Duration::from_millis(1500) };
 
 fn fetch(client: &CacheClient, number: usize) -> Result<Option<String>, ClientError> {
     let pack = client.fetch(&planned(number), &ImageSettings::default(), ENCODER)?;
@@ -31,7 +31,7 @@ fn fetch(client: &CacheClient, number: usize) -> Result<Option<String>, ClientEr
 }
 
 fn connect(path: &Path) -> CacheClient {
-    CacheClient::connect_with(path, IMPATIENT).unwrap().unwrap()
+    CacheClient::connect_with(path, SHORT_TIMEOUTS).unwrap().unwrap()
 }
 
 /// Returns the error of the first request. The second request must return no error and no pack.
@@ -105,8 +105,8 @@ fn a_build_waits_for_a_service_that_works() {
     let service = Running::new();
     service.packs.set(0, Making::Takes);
     // Longer than the service is silent, but shorter than it works.
-    let patience = Patience { silence: Duration::from_millis(3500), request: LONG };
-    let client = CacheClient::connect_with(&service.socket(), patience).unwrap().unwrap();
+    let timeouts = Timeouts { silence: Duration::from_millis(3500), request: LONG };
+    let client = CacheClient::connect_with(&service.socket(), timeouts).unwrap().unwrap();
     thread::scope(|scope| {
         scope.spawn(|| {
             thread::sleep(Duration::from_millis(5000));

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Nothing in these tests takes this long, unless a signal is ignored.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const NOISE: &str = "3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-noise";
 
 fn start(command: &mut Command) -> Child {
@@ -27,7 +27,7 @@ fn start(command: &mut Command) -> Child {
 fn wait_for(path: &Path) {
     let began = Instant::now();
     while !path.exists() {
-        assert!(began.elapsed() < PATIENCE, "{} does not appear", path.display());
+        assert!(began.elapsed() < TIMEOUT, "{} does not appear", path.display());
         thread::sleep(Duration::from_millis(2));
     }
 }
@@ -47,7 +47,7 @@ fn end(mut child: Child, signal: Signal, (code, message): (Option<i32>, &str)) {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
-        assert!(began.elapsed() < PATIENCE, "{signal} was ignored");
+        assert!(began.elapsed() < TIMEOUT, "{signal} was ignored");
         thread::sleep(Duration::from_millis(2));
     };
     let (mut stdout, mut stderr) = (String::new(), String::new());
@@ -118,7 +118,7 @@ fn a_server_tells_that_it_is_ready_is_confined_and_ends_well_when_it_is_asked_to
     fs::write(workspace.path("store").join(NOISE), "a store path").unwrap();
     workspace.write("list", NOISE);
     let manager = UnixDatagram::bind(workspace.path("notify.sock")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
     let line = "serve --paths-from list --store-dir store --socket disk.sock";
     let mut command = workspace.command(line.split(' '));
     let child = start(command.env("NOTIFY_SOCKET", workspace.path("notify.sock")));

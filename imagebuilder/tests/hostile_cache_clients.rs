@@ -4,7 +4,7 @@
 
 mod service;
 
-use imagebuilder::cache_service::protocol::MESSAGE_BYTES_MAX;
+use imagebuilder::cache_service::protocol::MAX_MESSAGE_BYTES;
 use nix::fcntl::{Flock, FlockArg};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
@@ -94,13 +94,13 @@ fn a_path_is_protected_from_garbage_collection_while_its_pack_is_made() {
 #[test]
 fn invalid_messages_end_the_connection() {
     let service = Running::new();
-    let long = [b" ".repeat(MESSAGE_BYTES_MAX), request(0)].concat();
+    let long = [b" ".repeat(MAX_MESSAGE_BYTES), request(0)].concat();
     let cut = request(0)[..40].to_vec();
-    for message in [&b"\0\xff\xfe"[..], b"{}", b"[[[[[[[[[[", &b"[".repeat(MESSAGE_BYTES_MAX), &cut, &long, b"null"] {
+    for message in [&b"\0\xff\xfe"[..], b"{}", b"[[[[[[[[[[", &b"[".repeat(MAX_MESSAGE_BYTES), &cut, &long, b"null"] {
         let client = service.client();
         client.send(message);
         // A message that is too long gets no answer.
-        let is_long = message.len() > MESSAGE_BYTES_MAX;
+        let is_long = message.len() > MAX_MESSAGE_BYTES;
         if !is_long {
             client.receive().reason();
         }

@@ -22,9 +22,9 @@ use support::stock;
 use support::store_tree::{Item, Store, base_name};
 
 /// Limit for dumps of the small images in these tests. A longer dump means that the reader loops.
-const DUMP_BYTES_MAX: usize = 64 << 20;
+const MAX_DUMP_BYTES: usize = 64 << 20;
 /// Larger files are not extracted in these tests. A hole of terabytes would be valid.
-const EXTRACT_BYTES_MAX: u64 = 256 << 20;
+const MAX_EXTRACT_BYTES: u64 = 256 << 20;
 
 /// A writer that fails the test after a number of bytes.
 struct Limited(usize);
@@ -57,9 +57,9 @@ fn use_up(bytes: Vec<u8>, jail: Option<&Jail>) -> bool {
     let Ok(image) = Image::from_source(Box::new(bytes)) else { return false };
     // Errors are expected; panics, endless loops and unbounded memory are not.
     let facts = inspect(&image);
-    let _ = dump(&image, &mut Limited(DUMP_BYTES_MAX));
+    let _ = dump(&image, &mut Limited(MAX_DUMP_BYTES));
     let sound = check(&image).sound;
-    if facts.is_ok_and(|facts| facts.content_bytes < EXTRACT_BYTES_MAX) {
+    if facts.is_ok_and(|facts| facts.content_bytes < MAX_EXTRACT_BYTES) {
         let _ = nar_digest(&image, b"");
         if let Some(jail) = jail {
             jail.extract(&image);

@@ -26,7 +26,7 @@ const PURE: [&str; 12] = [
 const EFFECTS: [&str; 7] = ["std::fs", "std::process", "std::env", "std::io", "std::time", "std::thread", "nix::"];
 
 /// Maximum number of lines of a file.
-const LINES_MAX: usize = 700;
+const MAX_LINES: usize = 700;
 
 /// Returns the path below `src` and the code of every source file, without comments and tests.
 fn sources() -> Vec<(String, String)> {
@@ -105,6 +105,6 @@ fn no_file_is_too_long() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     for (name, _) in sources() {
         let lines = fs::read_to_string(root.join(&name)).unwrap().lines().count();
-        assert!(lines <= LINES_MAX, "{name} has {lines} lines: time to split it");
+        assert!(lines <= MAX_LINES, "{name} has {lines} lines: time to split it");
     }
 }

@@ -2,7 +2,7 @@
 
 /// The most bytes that x86 kernels support: `COMMAND_LINE_SIZE` in arch/x86/include/asm/setup.h without the final NUL.
 /// Some hypervisors and the kernel silently truncate a longer one.
-pub const MOST_BYTES: usize = 2047;
+pub const MAX_BYTES: usize = 2047;
 
 /// The parameters of a kernel, in order.
 #[derive(Clone, Debug, Default)]
@@ -14,7 +14,7 @@ pub struct KernelCommandLine {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the kernel command line has {bytes} bytes with what the hypervisor adds, but the kernel supports at most \
-     {MOST_BYTES}"
+     {MAX_BYTES}"
 )]
 pub struct CommandLineTooLong {
     /// Its length with the bytes that the hypervisor adds.
@@ -48,7 +48,7 @@ impl KernelCommandLine {
     pub fn finish(self, added_bytes: usize) -> Result<String, CommandLineTooLong> {
         let line = self.parameters.join(" ");
         let bytes = line.len() + added_bytes;
-        if bytes > MOST_BYTES { Err(CommandLineTooLong { bytes }) } else { Ok(line) }
+        if bytes > MAX_BYTES { Err(CommandLineTooLong { bytes }) } else { Ok(line) }
     }
 }
 

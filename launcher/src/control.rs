@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// How long a hypervisor may take to respond. A busy host is slow, but a hypervisor that has not responded by then will
 /// not.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a request to a hypervisor failed.
 #[derive(Debug, thiserror::Error)]
@@ -64,19 +64,19 @@ pub enum ControlError {
 pub struct Controller {
     protocol: ControlProtocol,
     path: HostPath,
-    patience: Duration,
+    timeout: Duration,
 }
 
 impl Controller {
     /// Creates a client of this socket. A relative path is resolved against `working_directory`.
     pub fn new(socket: &ControlSocket, working_directory: &HostPath) -> Self {
-        Self { protocol: socket.protocol, path: socket.path.below(working_directory), patience: PATIENCE }
+        Self { protocol: socket.protocol, path: socket.path.below(working_directory), timeout: TIMEOUT }
     }
 
     /// Sets how long each request may take.
     #[must_use]
-    pub fn with_patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
         self
     }
 

@@ -18,10 +18,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a child may take to exit after SIGTERM.
-const GRACE: Duration = Duration::from_secs(2);
+const GRACE_PERIOD: Duration = Duration::from_secs(2);
 
 /// How often progress is reported while a command runs.
-const REPORT_EVERY: Duration = Duration::from_secs(5);
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A signal asked the launcher to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -125,7 +125,7 @@ impl Interruption {
     fn report_progress(&self) {
         if let Some(progress) = self.progress.borrow_mut().as_mut().filter(|progress| progress.next <= Instant::now()) {
             (progress.report)();
-            progress.next = Instant::now() + REPORT_EVERY;
+            progress.next = Instant::now() + REPORT_INTERVAL;
         }
     }
 
@@ -237,11 +237,11 @@ fn ignored_signals() -> u64 {
 /// Ends a child and its process group: with SIGTERM, then with SIGKILL.
 pub fn end_group(child: &mut Child) {
     let Ok(group) = i32::try_from(child.id()) else { return };
-    for (signal, patience) in [(Signal::SIGTERM, GRACE), (Signal::SIGKILL, GRACE)] {
+    for (signal, timeout) in [(Signal::SIGTERM, GRACE_PERIOD), (Signal::SIGKILL, GRACE_PERIOD)] {
         if killpg(Pid::from_raw(group), signal) == Err(Errno::ESRCH) {
             break;
         }
-        let end = Instant::now() + patience;
+        let end = Instant::now() + timeout;
         while Instant::now() < end {
             if !matches!(child.try_wait(), Ok(None)) {
                 return;

@@ -23,16 +23,16 @@ use std::time::{Duration, Instant};
 /// Only the user who runs the hypervisor, and the group, can connect.
 const SOCKET_MODE: u32 = 0o660;
 /// The longest notification. systemd sends no longer ones.
-const LONGEST_NOTIFICATION_BYTES: usize = 4096;
+const MAX_NOTIFICATION_BYTES: usize = 4096;
 /// How long a connection from the guest may last. systemd sends its message immediately.
-const LONGEST_CONNECTION: Duration = Duration::from_secs(2);
+const MAX_CONNECTION_TIME: Duration = Duration::from_secs(2);
 /// The most connections at a time, and the most that are accepted within [`ACCEPT_PERIOD`]. A guest that opens more has
 /// to wait.
-const MOST_CONNECTIONS: usize = 8;
-const MOST_ACCEPTED: usize = 16;
+const MAX_CONNECTIONS: usize = 8;
+const MAX_ACCEPTED_PER_PERIOD: usize = 16;
 const ACCEPT_PERIOD: Duration = Duration::from_secs(1);
 /// The length of the queue to the service manager. Beyond it, the oldest status lines are dropped.
-const MOST_PENDING: usize = 32;
+const MAX_PENDING: usize = 32;
 
 /// Why the launcher cannot listen for the guest.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +92,7 @@ impl ServiceManager {
             return Ok(());
         }
         self.pending.push_back(lines.to_owned());
-        if self.pending.len() > MOST_PENDING
+        if self.pending.len() > MAX_PENDING
             && let Some(at) = self.pending.iter().position(|lines| lines.starts_with("STATUS="))
         {
             self.pending.remove(at);
@@ -209,7 +209,7 @@ impl GuestListener {
     pub fn deadline(&self) -> Option<Instant> {
         let connections = self.connections.iter().map(|connection| connection.end);
         // If all connections are in use, accepting resumes when the first one ends; otherwise when the period ends.
-        let period = (self.period.1 >= MOST_ACCEPTED).then(|| self.period.0 + ACCEPT_PERIOD);
+        let period = (self.period.1 >= MAX_ACCEPTED_PER_PERIOD).then(|| self.period.0 + ACCEPT_PERIOD);
         connections.chain(period).min()
     }
 
@@ -224,7 +224,7 @@ impl GuestListener {
             let Ok(descriptor) = accept4(self.listener.as_raw_fd(), flags).map(own) else { break };
             self.period.1 += 1;
             if self.is_of_guest(&descriptor) {
-                let end = Instant::now() + LONGEST_CONNECTION;
+                let end = Instant::now() + MAX_CONNECTION_TIME;
                 self.connections.push(GuestConnection { descriptor, text: Vec::new(), end });
             }
         }
@@ -240,7 +240,7 @@ impl GuestListener {
     }
 
     fn may_accept(&self) -> bool {
-        self.connections.len() < MOST_CONNECTIONS && self.period.1 < MOST_ACCEPTED
+        self.connections.len() < MAX_CONNECTIONS && self.period.1 < MAX_ACCEPTED_PER_PERIOD
     }
 
     fn is_of_guest(&self, descriptor: &OwnedFd) -> bool {
@@ -253,7 +253,7 @@ impl GuestConnection {
     /// Whether the message is complete: the guest has closed the connection, sent too much, or taken too long.
     fn read(&mut self) -> bool {
         let mut buffer = [0; 1024];
-        while self.text.len() < LONGEST_NOTIFICATION_BYTES {
+        while self.text.len() < MAX_NOTIFICATION_BYTES {
             match recv(self.descriptor.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
                 Ok(0) => return true,
                 Ok(count) => self.text.extend(&buffer[..count]),
@@ -417,7 +417,7 @@ mod tests {
         });
         flooding.join().unwrap();
         let periods = usize::try_from(began.elapsed().as_secs()).unwrap() + 2;
-        assert!(received <= periods * MOST_ACCEPTED, "{received} connections in {periods} periods");
-        assert!(wake_ups <= periods * (2 * MOST_ACCEPTED + 2), "{wake_ups} wake-ups in {periods} periods");
+        assert!(received <= periods * MAX_ACCEPTED_PER_PERIOD, "{received} connections in {periods} periods");
+        assert!(wake_ups <= periods * (2 * MAX_ACCEPTED_PER_PERIOD + 2), "{wake_ups} wake-ups in {periods} periods");
     }
 }

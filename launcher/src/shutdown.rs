@@ -11,25 +11,25 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// How often to check whether the hypervisor has ended.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long to wait after a request before sending the next one.
-const LONGEST_GAP: Duration = Duration::from_secs(15);
+const MAX_REQUEST_INTERVAL: Duration = Duration::from_secs(15);
 /// How long to wait after the last request before starting over with the first: the guest may not have been ready for
 /// it.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
 /// The gap between magic system requests. The guest handles each one at once, and each depends on the one before.
-const MAGIC_KEY_GAP: Duration = Duration::from_secs(2);
+const MAGIC_KEY_INTERVAL: Duration = Duration::from_secs(2);
 const XON: u8 = 0x11;
 /// How long to wait for the first response. Doubled after each failure, because a loaded host is slow and the control
 /// socket may be busy with another client.
-const FIRST_PATIENCE: Duration = Duration::from_secs(2);
-const LONGEST_PATIENCE: Duration = Duration::from_secs(60);
+const FIRST_TIMEOUT: Duration = Duration::from_secs(2);
+const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long to wait before retrying a failed request.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// How long the hypervisor may take to respond to a request to exit, and then to exit.
-const FORCED_PATIENCE: Duration = Duration::from_secs(5);
+const FORCED_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the hypervisor may take to exit after SIGTERM, during which it flushes its disk images.
-const TERMINATION_PATIENCE: Duration = Duration::from_secs(20);
+const TERMINATION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why a machine could not be stopped.
 #[derive(Debug, thiserror::Error)]
@@ -120,8 +120,8 @@ pub fn stop(target: &StopTarget<'_>, timeout: Duration, message: &mut dyn FnMut(
 pub fn end_start(state: &MachineState, timeout: Duration, message: &mut dyn FnMut(&str)) -> Result<Stopped, StopError> {
     let Activity::Starting(machine) = state.activity()? else { return Ok(Stopped::WasNotRunning) };
     let (launcher, name) = (machine.launcher, state.name());
-    for (signal, outcome, patience) in
-        [(Signal::SIGTERM, Stopped::Forced, timeout), (Signal::SIGKILL, Stopped::Killed, TERMINATION_PATIENCE)]
+    for (signal, outcome, timeout) in
+        [(Signal::SIGTERM, Stopped::Forced, timeout), (Signal::SIGKILL, Stopped::Killed, TERMINATION_TIMEOUT)]
     {
         if signal == Signal::SIGKILL {
             message(&format!(
@@ -132,7 +132,7 @@ pub fn end_start(state: &MachineState, timeout: Duration, message: &mut dyn FnMu
         }
         let failed = |source| StopError::Signal { name: name.to_owned(), pid: launcher.pid, source };
         launcher.signal(signal).map_err(failed)?;
-        let end = Instant::now() + patience;
+        let end = Instant::now() + timeout;
         loop {
             let is_starting = matches!(state.activity()?, Activity::Starting(_));
             // A supervisor that has received the signal stops its machine itself.
@@ -142,7 +142,7 @@ pub fn end_start(state: &MachineState, timeout: Duration, message: &mut dyn FnMu
             if Instant::now() >= end {
                 break;
             }
-            sleep(LOOK_EVERY);
+            sleep(POLL_INTERVAL);
         }
     }
     Err(StopError::Unkillable { name: name.to_owned(), pid: launcher.pid })
@@ -168,15 +168,15 @@ impl Machine<'_> {
         match (&self.target.process, &self.controller) {
             (Some(process), _) => !process.is_alive(),
             (None, Some(controller)) => {
-                let asked = controller.clone().with_patience(Duration::from_secs(1)).status();
+                let asked = controller.clone().with_timeout(Duration::from_secs(1)).status();
                 matches!(asked, Err(ControlError::NobodyThere { .. }))
             }
             (None, None) => true,
         }
     }
 
-    fn wait(&self, patience: Duration) -> bool {
-        let end = Instant::now() + patience;
+    fn wait(&self, timeout: Duration) -> bool {
+        let end = Instant::now() + timeout;
         loop {
             if self.is_gone() {
                 return true;
@@ -185,7 +185,7 @@ impl Machine<'_> {
             if left.is_zero() {
                 return false;
             }
-            sleep(LOOK_EVERY.min(left));
+            sleep(POLL_INTERVAL.min(left));
         }
     }
 
@@ -196,15 +196,15 @@ impl Machine<'_> {
             return if self.wait(timeout) { Guest::ShutDown } else { Guest::NotAsked };
         };
         let mut problems = Problems::default();
-        let (mut outcome, mut patience) = (Guest::NotAsked, FIRST_PATIENCE);
+        let (mut outcome, mut timeout) = (Guest::NotAsked, FIRST_TIMEOUT);
         let mut index = 0;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let request = &steps[index % steps.len()];
-            let pause = match controller.clone().with_patience(patience.min(left).max(LOOK_EVERY)).ask_guest(request) {
+            let pause = match controller.clone().with_timeout(timeout.min(left).max(POLL_INTERVAL)).ask_guest(request) {
                 Ok(()) => {
                     self.nudge_console(request);
-                    (outcome, patience) = (Guest::Asked, FIRST_PATIENCE);
+                    (outcome, timeout) = (Guest::Asked, FIRST_TIMEOUT);
                     index += 1;
                     gap_after(steps, index - 1, left)
                 }
@@ -217,7 +217,7 @@ impl Machine<'_> {
                 }
                 Err(error) => {
                     problems.report(&error, message);
-                    patience = patience.saturating_mul(2).min(LONGEST_PATIENCE);
+                    timeout = timeout.saturating_mul(2).min(MAX_TIMEOUT);
                     RETRY_AFTER
                 }
             };
@@ -244,7 +244,7 @@ impl Machine<'_> {
         let stop = &self.target.launch.shutdown.forced;
         let mut failure = None;
         if let (Some(controller), false) = (&self.controller, *stop == ForcedStop::Terminate) {
-            match controller.clone().with_patience(FORCED_PATIENCE).force(stop) {
+            match controller.clone().with_timeout(FORCED_TIMEOUT).force(stop) {
                 Ok(()) => {}
                 Err(_) if self.is_gone() => return Ok(Stopped::Forced),
                 Err(error) => {
@@ -252,7 +252,7 @@ impl Machine<'_> {
                     failure = Some(error);
                 }
             }
-            if failure.is_none() && self.wait(FORCED_PATIENCE) {
+            if failure.is_none() && self.wait(FORCED_TIMEOUT) {
                 return Ok(Stopped::Forced);
             }
         }
@@ -266,7 +266,7 @@ impl Machine<'_> {
                 message(&format!("process {} does not end; killing it", process.pid));
             }
             process.signal(signal).map_err(|source| StopError::Signal { name: name(), pid: process.pid, source })?;
-            if self.wait(TERMINATION_PATIENCE) {
+            if self.wait(TERMINATION_TIMEOUT) {
                 return Ok(outcome);
             }
         }
@@ -280,8 +280,8 @@ fn gap_after(steps: &[GracefulStep], index: usize, left: Duration) -> Duration {
     let steps_left = u32::try_from(steps.len() - index).unwrap_or(1);
     match &steps[index] {
         _ if steps_left == 1 => REPEAT_AFTER,
-        GracefulStep::KvmtoolSysrq(_) => MAGIC_KEY_GAP,
-        _ => (left / steps_left).min(LONGEST_GAP),
+        GracefulStep::KvmtoolSysrq(_) => MAGIC_KEY_INTERVAL,
+        _ => (left / steps_left).min(MAX_REQUEST_INTERVAL),
     }
 }
 

@@ -32,17 +32,17 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a daemon may take to create its socket.
-const SOCKET_PATIENCE: Duration = Duration::from_secs(30);
+const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long to wait before looking for a socket again.
-const SOCKET_PAUSE: Duration = Duration::from_millis(20);
+const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long another launcher may take to record the command of a daemon that it has just restarted.
-const PROOF_PATIENCE: Duration = Duration::from_secs(2);
+const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 /// The option in a virtiofs daemon's arguments that precedes the socket path.
 const SOCKET_OPTION: &str = "--socket-path=";
-const FIRST_DELAY: Duration = Duration::from_millis(100);
-const LONGEST_DELAY: Duration = Duration::from_secs(10);
+const FIRST_RESTART_DELAY: Duration = Duration::from_millis(100);
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(10);
 /// A daemon that has run this long is healthy: its next failure counts as the first.
-const HEALTHY_LIFE: Duration = Duration::from_secs(30);
+const HEALTHY_RUN_TIME: Duration = Duration::from_secs(30);
 
 /// Readable by all, because any user who starts the machine must be able to check which command serves its sockets.
 const COMMAND_MODE: u32 = 0o644;
@@ -81,7 +81,7 @@ pub enum SideProcessError {
         socket: HostPath,
     },
     /// It did not create its socket in time.
-    #[error("{name}: {program} has not served {socket} within {} s", SOCKET_PATIENCE.as_secs())]
+    #[error("{name}: {program} has not served {socket} within {} s", SOCKET_TIMEOUT.as_secs())]
     TooSlow {
         /// The process, as messages name it.
         name: String,
@@ -181,7 +181,7 @@ impl SideProcesses {
                 client: client.cloned(),
                 child: None,
                 started: Instant::now(),
-                delay: FIRST_DELAY,
+                delay: FIRST_RESTART_DELAY,
                 start_again: None,
                 private: None,
                 is_noted: false,
@@ -225,7 +225,7 @@ impl SideProcesses {
     }
 
     fn wait_for_sockets(&mut self, interruption: &Interruption) -> Result<(), SideProcessError> {
-        let end = Instant::now() + SOCKET_PATIENCE;
+        let end = Instant::now() + SOCKET_TIMEOUT;
         for entry in &mut self.entries {
             while !entry.serves() {
                 if let Some(status) = entry.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
@@ -293,12 +293,12 @@ fn is_proven(
     working_directory: &HostPath,
     interruption: &Interruption,
 ) -> Result<bool, Interrupted> {
-    let end = Instant::now() + PROOF_PATIENCE;
+    let end = Instant::now() + PROOF_TIMEOUT;
     while !serves_the_same(process, working_directory) {
         if Instant::now() > end {
             return Ok(false);
         }
-        interruption.pause(SOCKET_PAUSE)?;
+        interruption.pause(SOCKET_POLL_INTERVAL)?;
     }
     Ok(true)
 }
@@ -378,8 +378,8 @@ impl Entry {
 
     /// Returns when to check this process again.
     fn poll(&self) -> Option<Instant> {
-        let waits = self.child.is_some() && !self.is_noted && self.started.elapsed() < SOCKET_PATIENCE;
-        self.start_again.or_else(|| waits.then(|| Instant::now() + SOCKET_PAUSE))
+        let waits = self.child.is_some() && !self.is_noted && self.started.elapsed() < SOCKET_TIMEOUT;
+        self.start_again.or_else(|| waits.then(|| Instant::now() + SOCKET_POLL_INTERVAL))
     }
 
     /// Records the command again after a restart, because the daemon has created another socket.
@@ -431,8 +431,8 @@ impl Entry {
             }
             return;
         }
-        if status.success() || self.started.elapsed() >= HEALTHY_LIFE {
-            self.delay = FIRST_DELAY;
+        if status.success() || self.started.elapsed() >= HEALTHY_RUN_TIME {
+            self.delay = FIRST_RESTART_DELAY;
         }
         // The server of the store disk ends without an error when the hypervisor does.
         if status.success() && self.process.kind == SideProcessKind::StoreDisk {
@@ -448,7 +448,7 @@ impl Entry {
 
     fn start_later(&mut self) {
         self.start_again = Some(Instant::now() + self.delay);
-        self.delay = (self.delay * 2).min(LONGEST_DELAY);
+        self.delay = (self.delay * 2).min(MAX_RESTART_DELAY);
     }
 }
 

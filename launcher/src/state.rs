@@ -21,9 +21,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The longest name of a machine in bytes. It keeps socket paths below the 107 bytes that the kernel accepts: unix(7).
-const LONGEST_NAME_BYTES: usize = 64;
+const MAX_NAME_BYTES: usize = 64;
 /// How long to wait for a supervisor that cleans up after its machine.
-const CLEAN_UP_PATIENCE: Duration = Duration::from_secs(10);
+const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The file that contains the [`RunningMachine`].
 const PROCESS: &str = "process.json";
 /// The file that contains the [`StartingMachine`].
@@ -37,7 +37,7 @@ pub enum StateError {
     NoRuntimeDirectory,
     /// A name that is invalid or could point outside the runtime directory.
     #[error(
-        "`{}` is not a machine name: use 1 to {LONGEST_NAME_BYTES} letters, digits, `.`, `_` and `-`, starting with a \
+        "`{}` is not a machine name: use 1 to {MAX_NAME_BYTES} letters, digits, `.`, `_` and `-`, starting with a \
          letter, a digit or `_`",
         one_line(.0)
     )]
@@ -241,7 +241,7 @@ impl RuntimeDirectory {
     pub fn machine(&self, name: &str) -> Result<MachineState, StateError> {
         let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_');
         let is_plain = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
-        if !starts_well || !name.chars().all(is_plain) || name.len() > LONGEST_NAME_BYTES {
+        if !starts_well || !name.chars().all(is_plain) || name.len() > MAX_NAME_BYTES {
             return Err(StateError::BadName(name.to_owned()));
         }
         Ok(MachineState { name: name.to_owned(), directory: self.0.join(name) })
@@ -349,7 +349,7 @@ impl MachineState {
 
     /// Waits for the lock: a supervisor holds it until it has cleaned up after its machine, which takes a moment.
     fn wait_for_lock(&self, mut file: File, working_directory: &Path) -> Result<Flock<File>, StateError> {
-        let end = Instant::now() + CLEAN_UP_PATIENCE;
+        let end = Instant::now() + CLEAN_UP_TIMEOUT;
         loop {
             let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
             match self.activity()? {

@@ -36,7 +36,7 @@ pub use private::PrivateDirectory;
 mod private;
 
 /// The number of symbolic links that the kernel follows in one path: path_resolution(7).
-const MOST_LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 
 /// An open directory.
 #[derive(Debug)]
@@ -179,7 +179,7 @@ impl Place {
     fn find(path: &Path, missing: &mut MakeMissing<'_>) -> io::Result<Self> {
         let mut path = path.to_owned();
         let mut link_owners = Vec::new();
-        for _ in 0..MOST_LINKS {
+        for _ in 0..MAX_LINKS {
             let (parent, name) = split(&path)?;
             let directory = walk(parent, &mut link_owners, missing)?;
             match directory.entry(name)? {
@@ -538,7 +538,7 @@ fn walk(path: &Path, link_owners: &mut Vec<Uid>, missing: &mut MakeMissing<'_>) 
         };
         if is_link(&stat) {
             links += 1;
-            if links > MOST_LINKS {
+            if links > MAX_LINKS {
                 return Err(Errno::ELOOP.into());
             }
             note_owner(link_owners, &stat);

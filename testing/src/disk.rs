@@ -65,10 +65,10 @@ impl Disk {
     pub fn cut_power(&self) {
         /// `EXT4_IOC_SHUTDOWN` and `XFS_IOC_GOINGDOWN`: linux/fs/ext4/ext4.h, linux/fs/xfs/libxfs/xfs_fs.h.
         const SHUTDOWN: libc::c_ulong = 0x8004_587d;
-        const WITHOUT_THE_LOG: u32 = 2;
+        const NO_LOG_FLUSH: u32 = 2;
         let root = File::open(&self.point).unwrap();
         // SAFETY: the ioctl reads four bytes from the pointer, which points to a constant of that size.
-        let done = unsafe { libc::ioctl(root.as_raw_fd(), SHUTDOWN as _, &WITHOUT_THE_LOG) };
+        let done = unsafe { libc::ioctl(root.as_raw_fd(), SHUTDOWN as _, &NO_LOG_FLUSH) };
         assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
         drop(root);
         assert!(Command::new("umount").arg(&self.point).status().unwrap().success());

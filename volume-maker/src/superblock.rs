@@ -31,7 +31,7 @@ impl FoundFileSystem {
 }
 
 /// The number of bytes that contain all superblocks: the first one of ZFS is at 128 KiB.
-const LOOKED_AT_BYTES: usize = 0x2_1000;
+const PROBED_BYTES: usize = 0x2_1000;
 
 const EXT_SUPERBLOCK: usize = 1024;
 const EXT_FEATURE_COMPATIBLE_HAS_JOURNAL: u32 = 4;
@@ -44,7 +44,7 @@ const BTRFS_SUPERBLOCK: usize = 0x1_0000;
 /// # Errors
 /// Fails if the image cannot be read.
 pub fn file_system(image: &File) -> io::Result<Option<FoundFileSystem>> {
-    let mut bytes = vec![0; LOOKED_AT_BYTES];
+    let mut bytes = vec![0; PROBED_BYTES];
     let mut filled = 0;
     while filled < bytes.len() {
         match image.read_at(&mut bytes[filled..], filled as u64)? {
@@ -137,12 +137,12 @@ fn partitions(bytes: &[u8]) -> Option<FoundFileSystem> {
 /// Whether [`file_system`] detects this type, so that an image in which it detects nothing is of another type.
 pub fn is_recognised(fs_type: &str) -> bool {
     let with_label = ["ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "fat", "msdos", "f2fs", "ntfs3"];
-    with_label.contains(&fs_type) || OTHERS.iter().any(|(name, _, _)| *name == fs_type)
+    with_label.contains(&fs_type) || OTHER_SIGNATURES.iter().any(|(name, _, _)| *name == fs_type)
 }
 
 /// File systems and images that are only detected, so that they are not overwritten or mistaken for others: name,
 /// offset, magic. Sources: the probes of libblkid in util-linux, and docs/interop of qemu.
-const OTHERS: [(&str, usize, &[u8]); 26] = [
+const OTHER_SIGNATURES: [(&str, usize, &[u8]); 26] = [
     ("squashfs", 0, b"hsqs"),
     ("erofs", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]),
     ("LUKS", 0, b"LUKS\xba\xbe"),
@@ -172,7 +172,7 @@ const OTHERS: [(&str, usize, &[u8]); 26] = [
 ];
 
 fn others(bytes: &[u8]) -> Option<FoundFileSystem> {
-    let found = OTHERS.iter().find(|(_, at, magic)| bytes.get(*at..*at + magic.len()) == Some(*magic));
+    let found = OTHER_SIGNATURES.iter().find(|(_, at, magic)| bytes.get(*at..*at + magic.len()) == Some(*magic));
     let fs_type = found.map(|(name, _, _)| *name).or_else(|| by_start(bytes).map(|format| format.name))?;
     Some(FoundFileSystem { fs_type, label: String::new() })
 }
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn nothing_is_recognised_in_zeros_or_a_short_file() {
-        assert_eq!(recognise(&vec![0; LOOKED_AT_BYTES]), None);
+        assert_eq!(recognise(&vec![0; PROBED_BYTES]), None);
         assert_eq!(recognise(&[]), None);
         assert_eq!(recognise(b"XFS"), None);
     }
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_disk_image_format_is_recognised_by_its_magic() {
-        let mut bytes = vec![0; LOOKED_AT_BYTES];
+        let mut bytes = vec![0; PROBED_BYTES];
         bytes[..4].copy_from_slice(b"QFI\xfb");
         assert_eq!(recognise(&bytes).map(|found| found.fs_type), Some("a qcow2 image"));
     }

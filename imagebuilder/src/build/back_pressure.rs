@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 const HELD_BYTES_FIXED: u64 = 8 << 20;
 const HELD_BYTES_PER_JOB: u64 = 8 << 20;
 /// Maximum number of slots that wait to be placed.
-const SLOTS_MAX: usize = 256;
+const MAX_SLOTS: usize = 256;
 
 /// A part of the image whose position is not known yet, because the length of an earlier part is unknown.
 #[derive(Debug)]
@@ -111,7 +111,7 @@ impl<'a> Backlog<'a> {
 
     /// Returns whether more steps may be taken.
     pub(super) fn has_room(&self) -> bool {
-        self.slots.len() < SLOTS_MAX
+        self.slots.len() < MAX_SLOTS
     }
 
     /// Submits jobs while the limit allows the memory that they will use. Jobs of slots come first, because they are

@@ -6,7 +6,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Maximum number of bytes in the pool.
-const KEPT_BYTES_MAX: usize = 16 << 20;
+const MAX_KEPT_BYTES: usize = 16 << 20;
 
 /// Unused buffers.
 #[derive(Debug, Default)]
@@ -43,7 +43,7 @@ impl SpareBuffers {
     /// Adds a buffer to the pool, unless the pool is full.
     pub(super) fn give(&self, buffer: Vec<u8>) {
         let mut spare = self.locked();
-        if spare.iter().map(Vec::capacity).sum::<usize>() + buffer.capacity() <= KEPT_BYTES_MAX {
+        if spare.iter().map(Vec::capacity).sum::<usize>() + buffer.capacity() <= MAX_KEPT_BYTES {
             spare.push(buffer);
         }
     }

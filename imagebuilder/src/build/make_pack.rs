@@ -8,7 +8,7 @@ use crate::cache::CacheError;
 use crate::plan::PlannedPath;
 use crate::progress::Silent;
 use crate::settings::ImageSettings;
-use crate::threads::JOBS_MAX;
+use crate::threads::MAX_JOBS;
 use program::unnamed_file::UnnamedFile;
 use std::fs::File;
 use std::path::Path;
@@ -29,7 +29,7 @@ pub struct PackRequest<'a> {
     pub directory: &'a Path,
     /// The pack of an earlier version, whose compressed blocks are reused. It is trusted like the cache.
     pub earlier: Option<&'a File>,
-    /// Number of threads that read and compress, from 1 to [`JOBS_MAX`].
+    /// Number of threads that read and compress, from 1 to [`MAX_JOBS`].
     pub jobs: usize,
 }
 
@@ -47,7 +47,7 @@ pub fn make_pack(request: &PackRequest<'_>, cancel: &AtomicBool) -> Result<Arc<U
     member.earlier = earlier.and_then(|file| Earlier::open_one(file, request.settings));
     let members = [member];
     let target = Target { members: &members, settings: request.settings, image: None, keeper: Some(&one) };
-    let threads = request.jobs.clamp(1, JOBS_MAX);
+    let threads = request.jobs.clamp(1, MAX_JOBS);
     write_blocks(&target, threads, cancel, &|error| one.note(error), &mut Silent)?;
     if let Some(error) = one.trouble.lock().unwrap_or_else(PoisonError::into_inner).take() {
         return Err(error.into());

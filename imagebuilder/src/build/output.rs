@@ -47,7 +47,7 @@ const ALLOCATION_STEP_BYTES: u64 = 64 << 20;
 const WRITE_BACK_STEP_BYTES: u64 = 32 << 20;
 
 /// Minimum number of bytes to share. A separate extent is not worth it for less.
-const SHARED_BYTES_MIN: u64 = 16 << 10;
+const MIN_SHARED_BYTES: u64 = 16 << 10;
 
 /// Frees a number of bytes on a full disk; returns false if there is nothing to free.
 pub(super) type MakeRoom<'a> = &'a (dyn Fn(u64) -> bool + Sync);
@@ -136,7 +136,7 @@ impl<'a> ImageFile<'a> {
         let first = to.start.next_multiple_of(SHARED_BLOCK_BYTES);
         let end = to.end - to.end % SHARED_BLOCK_BYTES;
         let is_aligned = from % SHARED_BLOCK_BYTES == to.start % SHARED_BLOCK_BYTES;
-        if !self.shares.load(Ordering::Relaxed) || !is_aligned || end < first + SHARED_BYTES_MIN {
+        if !self.shares.load(Ordering::Relaxed) || !is_aligned || end < first + MIN_SHARED_BYTES {
             return nothing;
         }
         let (mut source, mut target) = (from + (first - to.start), first);
@@ -241,7 +241,7 @@ pub(super) fn write_all_at(
     while !slices.is_empty() {
         let offset = i64::try_from(at).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let left: usize = slices.iter().map(|slice| slice.len()).sum();
-        let written = match nix::sys::uio::pwritev(file, &slices[..slices.len().min(SLICES_MAX)], offset) {
+        let written = match nix::sys::uio::pwritev(file, &slices[..slices.len().min(MAX_SLICES)], offset) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => written,
             Err(nix::errno::Errno::EINTR) => continue,
@@ -255,7 +255,7 @@ pub(super) fn write_all_at(
 }
 
 /// Maximum number of slices in one system call, `IOV_MAX` of Linux.
-const SLICES_MAX: usize = 1024;
+const MAX_SLICES: usize = 1024;
 
 fn read_back(file: &File, mut take: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0; 1 << 20];

@@ -109,7 +109,7 @@ impl Member {
 }
 
 /// Minimum number of bytes for which a search for holes is worth two system calls.
-const HOLE_BYTES_MIN: usize = 128 << 10;
+const MIN_HOLE_BYTES: usize = 128 << 10;
 
 /// A regular file of a store path, open for reading.
 #[derive(Debug)]
@@ -145,7 +145,7 @@ impl SourceFile {
 
     /// Fills `out` with the bytes that begin at `offset`. Holes are not read.
     pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), BuildError> {
-        if out.len() < HOLE_BYTES_MIN {
+        if out.len() < MIN_HOLE_BYTES {
             return self.read_data(offset, out);
         }
         let (end, mut at) = (offset + out.len() as u64, offset);

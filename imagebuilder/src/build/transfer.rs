@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 /// Segments are gathered until this number of bytes, or of segments, can be moved together. The page cache then uses
 /// large folios, which takes half the time of writing each segment separately (measured on ext4).
-const BYTES_ENOUGH: u64 = 2 << 20;
-const SEGMENTS_ENOUGH: usize = 400;
+const MAX_TRANSFER_BYTES: u64 = 2 << 20;
+const MAX_TRANSFER_SEGMENTS: usize = 400;
 
 /// The zeros between segments, always less than a block.
 const ZEROS: [u8; SHARED_BLOCK_BYTES as usize] = [0; SHARED_BLOCK_BYTES as usize];
@@ -54,7 +54,7 @@ impl WriteJob {
 
     /// Returns whether there is enough to write.
     pub(super) fn is_enough(&self) -> bool {
-        self.stored_bytes >= BYTES_ENOUGH || self.parts.len() >= SEGMENTS_ENOUGH
+        self.stored_bytes >= MAX_TRANSFER_BYTES || self.parts.len() >= MAX_TRANSFER_SEGMENTS
     }
 
     /// Returns whether there is nothing to write.
@@ -114,7 +114,7 @@ impl CopyJob {
 
     /// Returns whether there is enough to copy.
     pub(super) fn is_enough(&self) -> bool {
-        self.stored_bytes >= BYTES_ENOUGH || self.segments >= SEGMENTS_ENOUGH
+        self.stored_bytes >= MAX_TRANSFER_BYTES || self.segments >= MAX_TRANSFER_SEGMENTS
     }
 
     /// Returns whether there is nothing to copy.

@@ -1,6 +1,6 @@
 //! Maintenance of a cache: its size, garbage collection, and a search for damaged packs.
 
-use super::{CacheError, FORM, names, open_entry, refuse_link};
+use super::{CacheError, LAYOUT_DIRECTORY, names, open_entry, refuse_link};
 use crate::pack::check_file;
 use serde::Serialize;
 use std::fs::{self, File};
@@ -59,11 +59,11 @@ pub enum Collection {
 }
 
 /// The directory of the former layout, which had a file for each segment.
-const FORMER: &str = "v1";
+const FORMER_LAYOUT_DIRECTORY: &str = "v1";
 /// A file with a temporary name that is older than this does not belong to a running build.
 const TEMPORARY_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Minimum number of bytes that trimming frees, because every write on a full disk would cause another one.
-const TRIM_BYTES_MIN: u64 = 64 << 20;
+const MIN_TRIM_BYTES: u64 = 64 << 20;
 
 struct CacheEntry {
     path: PathBuf,
@@ -85,9 +85,9 @@ impl CacheEntry {
 /// Something in it cannot be listed.
 pub fn stat(directory: &Path) -> Result<CacheStat, CacheError> {
     let bytes = |entries: &[CacheEntry]| entries.iter().map(|entry| entry.bytes).sum::<u64>();
-    let root = directory.join(FORM);
+    let root = directory.join(LAYOUT_DIRECTORY);
     let packs = list(&root.join("packs"))?;
-    let other_bytes = bytes(&list(&root.join("outputs"))?) + bytes(&list(&directory.join(FORMER))?);
+    let other_bytes = bytes(&list(&root.join("outputs"))?) + bytes(&list(&directory.join(FORMER_LAYOUT_DIRECTORY))?);
     Ok(CacheStat { packs: packs.len() as u64, pack_bytes: bytes(&packs), other_bytes })
 }
 
@@ -99,7 +99,7 @@ pub fn stat(directory: &Path) -> Result<CacheStat, CacheError> {
 /// # Errors
 /// Something cannot be listed or removed.
 pub fn gc(directory: &Path, size_max_bytes: u64, collection: Collection) -> Result<Collected, CacheError> {
-    let root = directory.join(FORM);
+    let root = directory.join(LAYOUT_DIRECTORY);
     let mut entries = list(&root.join("packs"))?;
     entries.append(&mut list(&root.join("outputs"))?);
     entries.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.path.cmp(&b.path)));
@@ -144,7 +144,7 @@ fn remove(path: &Path) -> Result<(), CacheError> {
 
 /// Removes a cache of the former layout, unless an older version of the program uses it and holds its lock.
 fn remove_former(directory: &Path, collection: Collection, collected: &mut Collected) -> Result<(), CacheError> {
-    let former = directory.join(FORMER);
+    let former = directory.join(FORMER_LAYOUT_DIRECTORY);
     let entries = list(&former)?;
     if !former.is_dir() {
         return Ok(());
@@ -164,12 +164,12 @@ fn remove_former(directory: &Path, collection: Collection, collected: &mut Colle
     Ok(())
 }
 
-/// Removes the least recently used packs, at least `bytes` bytes and at least [`TRIM_BYTES_MIN`]. Returns whether
+/// Removes the least recently used packs, at least `bytes` bytes and at least [`MIN_TRIM_BYTES`]. Returns whether
 /// something was removed.
 pub(super) fn trim(root: &Path, bytes: u64) -> bool {
     let mut entries = list(&root.join("packs")).unwrap_or_default();
     entries.sort_by(|a, b| a.used.cmp(&b.used).then_with(|| a.path.cmp(&b.path)));
-    let (wanted, mut removed) = (bytes.max(TRIM_BYTES_MIN), 0);
+    let (wanted, mut removed) = (bytes.max(MIN_TRIM_BYTES), 0);
     for entry in entries {
         if removed >= wanted {
             break;
@@ -187,7 +187,7 @@ pub(super) fn trim(root: &Path, bytes: u64) -> bool {
 /// Something cannot be read or removed.
 pub fn fsck(directory: &Path) -> Result<Checked, CacheError> {
     let mut checked = Checked::default();
-    for entry in list(&directory.join(FORM).join("packs"))? {
+    for entry in list(&directory.join(LAYOUT_DIRECTORY).join("packs"))? {
         checked.entries += 1;
         let fail = |source| CacheError { action: "check a pack", path: entry.path.clone(), source };
         let file = open_entry(&entry.path).map_err(fail)?;

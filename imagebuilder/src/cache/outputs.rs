@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 const STAMP_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
 /// Maximum length of a record in bytes. A valid one has less than 2 KiB.
-const RECORD_BYTES_MAX: u64 = 64 << 10;
+const MAX_RECORD_BYTES: u64 = 64 << 10;
 
 /// A key that identifies the content of an image. Plans with equal keys give equal images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,7 +103,7 @@ impl Cache {
         let mut text = Vec::new();
         // Reading from anything except a regular file could block for ever.
         let metadata = file.metadata().ok().filter(fs::Metadata::is_file)?;
-        (&file).take(RECORD_BYTES_MAX).read_to_end(&mut text).ok()?;
+        (&file).take(MAX_RECORD_BYTES).read_to_end(&mut text).ok()?;
         let record: Record = serde_json::from_slice(&text).ok()?;
         let same = record.plan == *key && record.identity == FileIdentity::of(&fs::symlink_metadata(output).ok()?);
         if !same {

@@ -18,14 +18,14 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 /// Maximum number of connections of one build. The service accepts a limited number from each user.
-const CONNECTIONS_MAX: usize = 8;
+const MAX_CONNECTIONS: usize = 8;
 
 /// The default time limits of a build.
-const PATIENCE: Patience = Patience { silence: Duration::from_secs(10), request: Duration::from_secs(900) };
+const DEFAULT_TIMEOUTS: Timeouts = Timeouts { silence: Duration::from_secs(10), request: Duration::from_secs(900) };
 
 /// How long a build waits for the service.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct Timeouts {
     /// Time limit for any message; the service sends one every two seconds.
     pub silence: Duration,
     /// Time limit for one pack.
@@ -84,7 +84,7 @@ pub enum ClientError {
 #[derive(Debug)]
 pub struct CacheClient {
     socket: PathBuf,
-    patience: Patience,
+    timeouts: Timeouts,
     pool: Mutex<Pool>,
     returned: Condvar,
 }
@@ -104,19 +104,19 @@ impl CacheClient {
     /// # Errors
     /// The socket exists, but connecting to it fails.
     pub fn connect(socket: &Path) -> Result<Option<Self>, ClientError> {
-        Self::connect_with(socket, PATIENCE)
+        Self::connect_with(socket, DEFAULT_TIMEOUTS)
     }
 
     /// Same as [`CacheClient::connect`], with other time limits.
     ///
     /// # Errors
     /// Those of [`CacheClient::connect`].
-    pub fn connect_with(socket: &Path, patience: Patience) -> Result<Option<Self>, ClientError> {
-        match open(socket, patience.silence) {
+    pub fn connect_with(socket: &Path, timeouts: Timeouts) -> Result<Option<Self>, ClientError> {
+        match open(socket, timeouts.silence) {
             Ok(first) => {
-                let pool = Pool { idle: vec![first], unmade: CONNECTIONS_MAX - 1, given_up: false };
+                let pool = Pool { idle: vec![first], unmade: MAX_CONNECTIONS - 1, given_up: false };
                 let (pool, returned) = (Mutex::new(pool), Condvar::new());
-                Ok(Some(Self { socket: socket.to_owned(), patience, pool, returned }))
+                Ok(Some(Self { socket: socket.to_owned(), timeouts, pool, returned }))
             }
             Err(ClientError::Connect { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -195,7 +195,7 @@ impl CacheClient {
     fn ask(&self, connection: Option<OwnedFd>, message: &[u8]) -> (Option<OwnedFd>, Result<File, ClientError>) {
         let mut next = connection;
         for attempt in 0..2 {
-            let connection = match next.take().map_or_else(|| open(&self.socket, self.patience.silence), Ok) {
+            let connection = match next.take().map_or_else(|| open(&self.socket, self.timeouts.silence), Ok) {
                 Ok(connection) => connection,
                 Err(error) => return (None, Err(error)),
             };
@@ -211,7 +211,7 @@ impl CacheClient {
     }
 
     fn exchange(&self, connection: &OwnedFd, message: &[u8]) -> Result<File, ClientError> {
-        let deadline = Instant::now() + self.patience.request;
+        let deadline = Instant::now() + self.timeouts.request;
         messages::send(connection, message, None).map_err(|source| self.failed(source))?;
         while Instant::now() < deadline {
             let Message { bytes, mut descriptors } = self.receive(connection)?;

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Interval at which a waiting client gets a `working` message.
-const BEAT_INTERVAL: Duration = Duration::from_secs(2);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Size of the send buffer. The kernel raises it to its minimum, which is enough for a few answers. A client that does
 /// not read them is dropped. This keeps the number of descriptors in flight small, which the kernel counts against the
@@ -34,7 +34,7 @@ pub(super) struct Wait {
     /// The pack.
     pub(super) wanted: WantedPack,
     deadline: Instant,
-    beat: Instant,
+    heartbeat: Instant,
 }
 
 /// The connections for which a time limit has passed.
@@ -103,7 +103,7 @@ impl Connections {
     pub(super) fn wait(&mut self, number: u64, wanted: WantedPack, time_limit: Duration) {
         if let Some(connection) = self.open.get_mut(&number) {
             let now = Instant::now();
-            connection.waits = Some(Wait { wanted, deadline: now + time_limit, beat: now + BEAT_INTERVAL });
+            connection.waits = Some(Wait { wanted, deadline: now + time_limit, heartbeat: now + HEARTBEAT_INTERVAL });
         }
     }
 
@@ -128,9 +128,9 @@ impl Connections {
     }
 
     /// Sends a client the message that the service is still working.
-    pub(super) fn beat(&mut self, number: u64) {
+    pub(super) fn heartbeat(&mut self, number: u64) {
         if let Some(Connection { waits: Some(wait), .. }) = self.open.get_mut(&number) {
-            wait.beat = Instant::now() + BEAT_INTERVAL;
+            wait.heartbeat = Instant::now() + HEARTBEAT_INTERVAL;
             self.send(number, &Answer::WORKING, None);
         }
     }
@@ -159,7 +159,7 @@ impl Connections {
             match &connection.waits {
                 None if now.duration_since(connection.heard) >= silence_limit => overdue.silent.push(*number),
                 Some(wait) if now >= wait.deadline => overdue.late.push(*number),
-                Some(wait) if now >= wait.beat => overdue.to_hear.push(*number),
+                Some(wait) if now >= wait.heartbeat => overdue.to_hear.push(*number),
                 _ => {}
             }
         }

@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Percentage of the maximum size that remains after a collection, so that not every new pack causes another one.
-const KEPT_PERCENT: u64 = 90;
+const TRIM_TO_PERCENT: u64 = 90;
 
 /// The settings of [`KeptPacks`].
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ impl KeptPacks {
         let mut size_bytes = self.size_bytes.lock().unwrap_or_else(PoisonError::into_inner);
         *size_bytes += pack.metadata().map_err(|error| in_one_line(&error))?.len();
         if *size_bytes > self.options.size_max_bytes {
-            let kept = self.options.size_max_bytes / 100 * KEPT_PERCENT;
+            let kept = self.options.size_max_bytes / 100 * TRIM_TO_PERCENT;
             let collected = gc(&self.options.cache, kept, Collection::Remove);
             *size_bytes = collected.map_err(|error| in_one_line(&error))?.kept_bytes;
         }

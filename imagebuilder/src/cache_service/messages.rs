@@ -1,6 +1,6 @@
 //! Sends and receives messages and descriptors over a `SOCK_SEQPACKET` socket.
 
-use super::protocol::MESSAGE_BYTES_MAX;
+use super::protocol::MAX_MESSAGE_BYTES;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Maximum number of descriptors that a client receives. One is expected; more are received only to be counted and
 /// closed.
-const DESCRIPTORS_MAX: usize = 4;
+const MAX_DESCRIPTORS: usize = 4;
 
 /// A message as received.
 #[derive(Debug)]
@@ -47,18 +47,18 @@ pub(super) fn receive_without_descriptors(socket: impl AsFd) -> io::Result<Messa
     receive_into(socket, &mut RecvAncillaryBuffer::default())
 }
 
-/// Receives a message and up to [`DESCRIPTORS_MAX`] descriptors.
+/// Receives a message and up to [`MAX_DESCRIPTORS`] descriptors.
 ///
 /// # Errors
 /// [`io::ErrorKind::WouldBlock`] if no message arrives in time, [`io::ErrorKind::InvalidData`] if it is too long.
 pub(super) fn receive(socket: impl AsFd) -> io::Result<Message> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     receive_into(socket, &mut RecvAncillaryBuffer::new(&mut space))
 }
 
 fn receive_into(socket: impl AsFd, ancillary: &mut RecvAncillaryBuffer<'_>) -> io::Result<Message> {
     // One byte more than the longest valid message, so that a longer one is detected.
-    let mut bytes = vec![0; MESSAGE_BYTES_MAX + 1];
+    let mut bytes = vec![0; MAX_MESSAGE_BYTES + 1];
     let received = retry(|| recvmsg(&socket, &mut [IoSliceMut::new(&mut bytes)], ancillary, RecvFlags::CMSG_CLOEXEC))?;
     let descriptors = ancillary
         .drain()
@@ -68,7 +68,7 @@ fn receive_into(socket: impl AsFd, ancillary: &mut RecvAncillaryBuffer<'_>) -> i
         })
         .flatten()
         .collect();
-    if received.bytes > MESSAGE_BYTES_MAX || received.flags.contains(ReturnFlags::TRUNC) {
+    if received.bytes > MAX_MESSAGE_BYTES || received.flags.contains(ReturnFlags::TRUNC) {
         return Err(io::ErrorKind::InvalidData.into());
     }
     bytes.truncate(received.bytes);

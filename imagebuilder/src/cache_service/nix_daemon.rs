@@ -26,10 +26,10 @@ const LOGICAL_STORE_DIR: &str = "/nix/store";
 
 /// Maximum number of temporary roots per connection. The daemon remembers them until the connection ends, so
 /// connections are replaced after a while.
-const ROOTS_MAX: usize = 64;
+const MAX_ROOTS: usize = 64;
 
 /// Time limit for an answer. The daemon can be slow during a garbage collection, when it waits for its own locks.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 const CLIENT_MAGIC: u64 = 0x6e69_7863;
 const DAEMON_MAGIC: u64 = 0x6478_696f;
@@ -54,8 +54,8 @@ mod log {
 }
 
 /// Maximum length of a text in bytes, and of a list in elements, much larger than anything a daemon sends.
-const TEXT_BYTES_MAX: u64 = 1 << 20;
-const ELEMENTS_MAX: u64 = 1 << 20;
+const MAX_TEXT_BYTES: u64 = 1 << 20;
+const MAX_ELEMENTS: u64 = 1 << 20;
 
 const fn minor_version(minor: u64) -> u64 {
     (1 << 8) | minor
@@ -121,7 +121,7 @@ impl NixDaemon {
     /// # Errors
     /// The daemon cannot be queried.
     pub fn query_and_keep(&mut self, path: &StorePath) -> Result<Option<ValidPath>, NixDaemonError> {
-        if self.roots >= ROOTS_MAX {
+        if self.roots >= MAX_ROOTS {
             self.close();
         }
         self.roots += 1;
@@ -171,8 +171,8 @@ impl NixDaemon {
 fn connect(socket: &Path) -> Result<Connection<BufReader<UnixStream>, UnixStream>, NixDaemonError> {
     let fail = |source| NixDaemonError::Connect { socket: socket.to_owned(), source };
     let stream = UnixStream::connect(socket).map_err(fail)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
-    stream.set_write_timeout(Some(PATIENCE)).map_err(fail)?;
+    stream.set_read_timeout(Some(TIMEOUT)).map_err(fail)?;
+    stream.set_write_timeout(Some(TIMEOUT)).map_err(fail)?;
     let reader = BufReader::new(stream.try_clone().map_err(fail)?);
     Connection::greet(reader, stream)
 }
@@ -305,7 +305,7 @@ impl<Reader: Read, Writer: Write> Connection<Reader, Writer> {
 
     fn text(&mut self) -> Result<String, NixDaemonError> {
         let length = self.number()?;
-        if length > TEXT_BYTES_MAX {
+        if length > MAX_TEXT_BYTES {
             return Err(NixDaemonError::Unexpected("a text is too long"));
         }
         let mut bytes = Vec::new();
@@ -320,7 +320,7 @@ impl<Reader: Read, Writer: Write> Connection<Reader, Writer> {
 
     fn count(&mut self) -> Result<u64, NixDaemonError> {
         match self.number()? {
-            count if count <= ELEMENTS_MAX => Ok(count),
+            count if count <= MAX_ELEMENTS => Ok(count),
             _ => Err(NixDaemonError::Unexpected("a list is too long")),
         }
     }

@@ -20,13 +20,13 @@ use thiserror::Error;
 pub const PROTOCOL_VERSION: u64 = 1;
 
 /// Maximum length of a message in bytes. The longest valid request has about 700.
-pub const MESSAGE_BYTES_MAX: usize = 4096;
+pub const MAX_MESSAGE_BYTES: usize = 4096;
 
 /// Maximum length of the name of an encoder in bytes.
-const ENCODER_BYTES_MAX: usize = 128;
+const MAX_ENCODER_BYTES: usize = 128;
 
 /// Maximum length of the explanation in an answer in bytes.
-const EXPLANATION_BYTES_MAX: usize = 512;
+const MAX_EXPLANATION_BYTES: usize = 512;
 
 /// A request for the pack of one store path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +92,7 @@ pub enum Reason {
 #[derive(Debug, Error)]
 pub enum ProtocolError {
     /// The message is too long.
-    #[error("a message has more than {MESSAGE_BYTES_MAX} bytes")]
+    #[error("a message has more than {MAX_MESSAGE_BYTES} bytes")]
     TooLong,
     /// The message is not JSON, or does not have the expected fields.
     #[error(transparent)]
@@ -128,7 +128,7 @@ impl Request {
         check(message)?;
         let request: Self = serde_json::from_slice(message)?;
         let encoder = &request.encoder;
-        if encoder.len() > ENCODER_BYTES_MAX || !encoder.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if encoder.len() > MAX_ENCODER_BYTES || !encoder.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(ProtocolError::Request("has an invalid name of an encoder"));
         }
         if request.store_path.nar_hash.is_none() {
@@ -154,7 +154,7 @@ impl Answer {
 
     /// Returns the answer that the client gets no pack. A long explanation is truncated.
     pub fn refused(reason: Reason, explanation: &str) -> Self {
-        let mut end = explanation.len().min(EXPLANATION_BYTES_MAX);
+        let mut end = explanation.len().min(MAX_EXPLANATION_BYTES);
         while !explanation.is_char_boundary(end) {
             end -= 1;
         }
@@ -185,7 +185,7 @@ fn check(message: &[u8]) -> Result<(), ProtocolError> {
     struct AnyVersion {
         version: serde_json::Value,
     }
-    if message.len() > MESSAGE_BYTES_MAX {
+    if message.len() > MAX_MESSAGE_BYTES {
         return Err(ProtocolError::TooLong);
     }
     let AnyVersion { version } = serde_json::from_slice(message)?;
@@ -251,7 +251,7 @@ mod tests {
             refusal(",\"narHash\":\"sha256:01q70w3hf1q70w3hf1q70w3hf1q70w3hf1q70w3hf1q70w3hf1q7\"", "")
                 .contains("no NAR hash")
         );
-        assert!(matches!(Request::parse(&[b' '; MESSAGE_BYTES_MAX + 1]), Err(ProtocolError::TooLong)));
+        assert!(matches!(Request::parse(&[b' '; MAX_MESSAGE_BYTES + 1]), Err(ProtocolError::TooLong)));
         assert!(Request::parse(b"").is_err());
     }
 
@@ -260,9 +260,9 @@ mod tests {
         let Answer::Refused { message, .. } = Answer::refused(Reason::Failed, &"ä".repeat(1000)) else {
             panic!("it is refused");
         };
-        assert_eq!(message, "ä".repeat(EXPLANATION_BYTES_MAX / 2));
+        assert_eq!(message, "ä".repeat(MAX_EXPLANATION_BYTES / 2));
         let worst = Answer::refused(Reason::Failed, &"\u{1}".repeat(1000));
-        assert!(worst.message().unwrap().len() <= MESSAGE_BYTES_MAX);
+        assert!(worst.message().unwrap().len() <= MAX_MESSAGE_BYTES);
     }
 
     proptest! {

@@ -25,13 +25,13 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 /// Interval at which time limits are checked.
-const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 /// How long no client is accepted after accepting one has failed, because the process has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Maximum number of clients to accept before the others are served again.
-const ACCEPTED_AT_ONCE: usize = 16;
+const MAX_ACCEPTED_AT_ONCE: usize = 16;
 /// Number of threads for lookups.
-const LOOKERS: usize = 2;
+const LOOKUP_WORKERS: usize = 2;
 
 /// The limits of the service.
 #[derive(Clone, Debug)]
@@ -111,7 +111,8 @@ impl Service<'_> {
         let (lookups, lookup_tasks) = mpsc::channel();
         let (makings, making_tasks) = mpsc::channel();
         let (outcome_sender, outcomes) = mpsc::channel();
-        let queues = [(LOOKERS, Mutex::new(lookup_tasks)), (self.limits.makers.max(2), Mutex::new(making_tasks))];
+        let queues =
+            [(LOOKUP_WORKERS, Mutex::new(lookup_tasks)), (self.limits.makers.max(2), Mutex::new(making_tasks))];
         thread::scope(|scope| {
             for (workers, tasks) in &queues {
                 for _ in 0..*workers {
@@ -126,7 +127,7 @@ impl Service<'_> {
                 service: self,
                 bell: &bell,
                 connections: Connections::default(),
-                lookups: Pool { scheduler: Scheduler::new(LOOKERS), tasks: lookups },
+                lookups: Pool { scheduler: Scheduler::new(LOOKUP_WORKERS), tasks: lookups },
                 makings: Pool { scheduler: Scheduler::new(self.limits.makers.max(2)), tasks: makings },
                 jobs: HashMap::new(),
                 tell,
@@ -210,7 +211,7 @@ impl Server<'_> {
             numbers.push(number);
             polled.push(PollFd::new(socket, wanted));
         }
-        match poll(&mut polled, Some(&TICK)) {
+        match poll(&mut polled, Some(&POLL_INTERVAL)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -229,7 +230,7 @@ impl Server<'_> {
     /// # Errors
     /// No client can be accepted at the moment.
     fn accept(&mut self) -> io::Result<()> {
-        for _ in 0..ACCEPTED_AT_ONCE {
+        for _ in 0..MAX_ACCEPTED_AT_ONCE {
             let (socket, user) = match accept(&self.service.listener) {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -399,7 +400,7 @@ impl Server<'_> {
             self.leave(number);
         }
         for number in overdue.to_hear {
-            self.connections.beat(number);
+            self.connections.heartbeat(number);
             if self.connections.owner(number).is_none() {
                 self.leave(number);
             }

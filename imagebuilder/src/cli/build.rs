@@ -13,7 +13,7 @@ use imagebuilder::machine::{self, SkipReport};
 use imagebuilder::open_files;
 use imagebuilder::pack::PackSource;
 use imagebuilder::report::{BuildReport, Outcome};
-use imagebuilder::threads::JOBS_MAX;
+use imagebuilder::threads::MAX_JOBS;
 use imagebuilder::{output, presence, size};
 use std::env;
 use std::num::NonZero;
@@ -152,7 +152,7 @@ impl BuildArgs {
             cache,
             packs: None,
             cache_trust: if self.cache.cache_verify { CacheTrust::VerifyAgainstStore } else { CacheTrust::Checksums },
-            jobs: jobs.min(JOBS_MAX),
+            jobs: jobs.min(MAX_JOBS),
             digests: if self.json || self.digest { Digests::Compute } else { Digests::Skip },
         })
     }

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Our directory in the user's cache directory.
-const OWN_NAME: &str = "microvm-image";
+const CACHE_NAME: &str = "microvm-image";
 /// The cache of root without a home directory, as in a systemd unit.
 const SYSTEM_CACHE: &str = "/var/cache/microvm-image";
 
@@ -46,7 +46,7 @@ fn default_directory(variable: impl Fn(&str) -> Option<OsString>, is_root: bool)
     path("XDG_CACHE_HOME")
         .filter(absolute)
         .or_else(|| path("HOME").filter(absolute).map(|home| home.join(".cache")))
-        .map(|caches| caches.join(OWN_NAME))
+        .map(|caches| caches.join(CACHE_NAME))
         .or_else(|| is_root.then(|| Path::new(SYSTEM_CACHE).to_path_buf()))
 }
 

@@ -16,7 +16,7 @@ use std::{env, thread};
 
 /// Number of packs that one build requests at the same time. With more processors than this, several threads make each
 /// pack.
-const ASKED_AT_ONCE: usize = 8;
+const MAX_CONCURRENT_REQUESTS: usize = 8;
 
 /// Serve packs to all builds of this host, also those in Nix's sandbox
 ///
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         cache: args.cache.clone(),
         store_dir: args.store_dir.clone(),
         size_max_bytes: args.max_size,
-        jobs: jobs.div_ceil(ASKED_AT_ONCE),
+        jobs: jobs.div_ceil(MAX_CONCURRENT_REQUESTS),
     })?;
     let nix_daemon = args
         .nix_daemon

@@ -15,7 +15,7 @@ static IS_SERVER: AtomicBool = AtomicBool::new(false);
 /// Set by a signal that arrives while undoable work is running.
 static CANCELLED: AtomicBool = AtomicBool::new(false);
 /// Whether running work checks [`CANCELLED`].
-static LOOKED_AT: AtomicBool = AtomicBool::new(false);
+static OBSERVED: AtomicBool = AtomicBool::new(false);
 
 /// Starts to wait for the signals. Call this before starting any other thread: threads inherit the signal mask.
 pub(crate) fn install() -> Result<(), Failure> {
@@ -36,7 +36,7 @@ fn wait(signals: &SigSet) {
             process::exit(0);
         }
         let asked_before = CANCELLED.swap(true, Ordering::SeqCst);
-        if asked_before || !LOOKED_AT.load(Ordering::SeqCst) {
+        if asked_before || !OBSERVED.load(Ordering::SeqCst) {
             program::output::message("error: interrupted");
             process::exit(i32::from(INTERRUPTED));
         }
@@ -46,7 +46,7 @@ fn wait(signals: &SigSet) {
 /// From now on a first signal only sets the returned flag, and a second one ends the program immediately. The caller
 /// checks the flag often, and undoes its work once it is true.
 pub(crate) fn cancel_flag() -> &'static AtomicBool {
-    LOOKED_AT.store(true, Ordering::SeqCst);
+    OBSERVED.store(true, Ordering::SeqCst);
     &CANCELLED
 }
 

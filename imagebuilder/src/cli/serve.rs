@@ -7,7 +7,7 @@ use clap::Args;
 use imagebuilder::plan::ImagePlan;
 use imagebuilder::serve::confine::{self, FileAccess};
 use imagebuilder::serve::content::{DiskContent, StoreContent};
-use imagebuilder::serve::device::QUEUES_MAX;
+use imagebuilder::serve::device::MAX_QUEUES;
 use imagebuilder::serve::socket::{self, ServiceManager};
 use imagebuilder::serve::{layout, serve};
 use imagebuilder::settings::ImageSettings;
@@ -50,8 +50,8 @@ pub(crate) struct ServeArgs {
 
 fn parse_queues(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(queues) if (1..=QUEUES_MAX).contains(&queues) => Ok(queues),
-        _ => Err(format!("a disk has 1 to {QUEUES_MAX} queues")),
+        Ok(queues) if (1..=MAX_QUEUES).contains(&queues) => Ok(queues),
+        _ => Err(format!("a disk has 1 to {MAX_QUEUES} queues")),
     }
 }
 
@@ -78,6 +78,6 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
 
 /// Lists the closure and lays the image out.
 fn content(plan: &ImagePlan) -> Result<StoreContent, Failure> {
-    let jobs = thread::available_parallelism().map_or(1, NonZero::get).min(threads::JOBS_MAX);
+    let jobs = thread::available_parallelism().map_or(1, NonZero::get).min(threads::MAX_JOBS);
     Ok(StoreContent::open(layout(plan, jobs)?)?)
 }

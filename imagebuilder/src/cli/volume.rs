@@ -101,9 +101,9 @@ fn run_create(args: CreateArgs) -> Result<(), Failure> {
 }
 
 /// The filesystems that can be requested, in the order of the help text.
-const OFFERED: [FileSystem; 4] = [FileSystem::Ext4, FileSystem::Xfs, FileSystem::Btrfs, FileSystem::Vfat];
+const FILE_SYSTEMS: [FileSystem; 4] = [FileSystem::Ext4, FileSystem::Xfs, FileSystem::Btrfs, FileSystem::Vfat];
 
 fn file_system_parser() -> impl TypedValueParser<Value = FileSystem> {
-    PossibleValuesParser::new(OFFERED.map(FileSystem::name))
+    PossibleValuesParser::new(FILE_SYSTEMS.map(FileSystem::name))
         .map(|name| FileSystem::from_name(&name).unwrap_or(FileSystem::Ext4))
 }

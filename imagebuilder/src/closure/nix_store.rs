@@ -18,7 +18,7 @@ use thiserror::Error;
 /// arguments.
 const PATHS_IN_ONE_CALL: usize = 2000;
 /// Maximum number of symbolic links from an argument to the store, the same as in Linux.
-const SYMLINKS_MAX: usize = 40;
+const MAX_SYMLINKS: usize = 40;
 
 /// The closure cannot be read from the Nix store.
 #[derive(Debug, Error)]
@@ -187,7 +187,7 @@ fn root(argument: &Path, store_dirs: &[PathBuf]) -> Result<Result<StorePath, Sto
     let fail = |reason| Ok(Err(StorePathError { text: argument.display().to_string(), reason }));
     let mut place = std::path::absolute(argument)
         .map_err(|source| NixStoreError::CurrentDirectory { path: argument.to_path_buf(), source })?;
-    for _ in 0..SYMLINKS_MAX {
+    for _ in 0..MAX_SYMLINKS {
         if let Some(inner) = store_dirs.iter().find_map(|store_dir| place.strip_prefix(store_dir).ok()) {
             let mut components = inner.iter();
             let base_name = components.next().and_then(|name| name.to_str()).unwrap_or_default();

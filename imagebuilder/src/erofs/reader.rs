@@ -31,7 +31,7 @@ use std::fs::File;
 use std::path::Path;
 
 /// Maximum number of inodes. It limits the memory that is used for them while an image is checked.
-const INODES_MAX: u64 = 1 << 23;
+const MAX_INODES: u64 = 1 << 23;
 
 /// An open EROFS image. Several threads can use it at once.
 #[derive(Debug)]
@@ -57,9 +57,9 @@ impl ErofsImage {
     /// It cannot be read, is not an EROFS image, or needs a feature that is not supported.
     pub fn from_source(source: Box<dyn ImageSource>) -> Result<Self, ImageError> {
         let superblock = ErofsSuperblock::read(source.as_ref())?;
-        if superblock.inodes > INODES_MAX {
+        if superblock.inodes > MAX_INODES {
             let reason = format!("{} inodes", superblock.inodes);
-            return Err(ImageError::Limit { part: Part::Superblock, reason, limit: INODES_MAX });
+            return Err(ImageError::Limit { part: Part::Superblock, reason, limit: MAX_INODES });
         }
         Ok(Self { source, superblock })
     }

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Maximum size in bytes of the names that are remembered to create links to them.
-const REMEMBERED_BYTES_MAX: usize = 64 << 20;
+const MAX_REMEMBERED_BYTES: usize = 64 << 20;
 
 /// Walks the tree again and returns the number of hard links created.
 pub(super) fn finish(
@@ -77,7 +77,7 @@ impl SecondPass<'_> {
             return self.link(node);
         }
         self.remembered_bytes += node.path.len();
-        if self.remembered_bytes > REMEMBERED_BYTES_MAX {
+        if self.remembered_bytes > MAX_REMEMBERED_BYTES {
             return Err(ExtractError::TooManyLinks { path: ImagePath(node.path.clone()) });
         }
         self.first_names.insert(inode.number, node.path.clone());

@@ -7,7 +7,7 @@ use crate::squashfs::format::{DIRECTORY_SIZE_EXTRA, NO_FRAGMENT, NO_XATTR, inode
 /// Difference between the number of an extended type and that of its basic type.
 const EXTENDED: u16 = 7;
 /// Longest symlink target in bytes. The kernel refuses longer ones, which would not fit into a page.
-const TARGET_BYTES_MAX: u32 = 4096;
+const MAX_TARGET_BYTES: u32 = 4096;
 
 /// The basic types that do not occur in a Nix store.
 mod other_type {
@@ -387,7 +387,7 @@ fn read_other(cursor: &mut Cursor<'_>, inode_type: InodeType, form: InodeForm, p
     let kind = match inode_type {
         InodeType::Symlink => {
             let length = cursor.u32()?;
-            if length == 0 || length > TARGET_BYTES_MAX {
+            if length == 0 || length > MAX_TARGET_BYTES {
                 return Err(ImageError::damaged(part, format!("its target has {length} bytes")));
             }
             let mut target = vec![0; usize::try_from(length).unwrap_or_default()];

@@ -4,11 +4,11 @@
 use super::error::{ImageError, Part};
 use super::inode::{DirectoryInode, InodeType};
 use super::metadata::{Cursor, MetadataTable};
-use crate::squashfs::format::{DIRECTORY_HEADER_ENTRIES_MAX, DirectoryEntry, DirectoryHeader};
+use crate::squashfs::format::{DirectoryEntry, DirectoryHeader, MAX_DIRECTORY_HEADER_ENTRIES};
 use program::escape::Escaped;
 
 /// Longest name in bytes. The format allows one byte more, but Linux does not.
-const NAME_BYTES_MAX: usize = 255;
+const MAX_NAME_BYTES: usize = 255;
 
 /// One entry of a listing.
 #[derive(Clone, Debug)]
@@ -82,7 +82,7 @@ impl<'a> Listing<'a> {
         let last_entry = self.cursor.u32()?;
         let inode_piece = self.cursor.u32()?;
         let base_number = self.cursor.u32()?;
-        if last_entry >= DIRECTORY_HEADER_ENTRIES_MAX as u32 {
+        if last_entry >= MAX_DIRECTORY_HEADER_ENTRIES as u32 {
             return Err(self.damaged(format!("the header at its byte {at} counts more than 256 entries")));
         }
         Ok(Header { entries_left: last_entry + 1, inode_piece, base_number, fresh_at: Some(at) })
@@ -96,7 +96,7 @@ impl<'a> Listing<'a> {
         let difference = i16::from_le_bytes(self.cursor.u16()?.to_le_bytes());
         let type_number = self.cursor.u16()?;
         let name_bytes = usize::from(self.cursor.u16()?) + 1;
-        if name_bytes > NAME_BYTES_MAX || name_bytes as u64 > self.left() {
+        if name_bytes > MAX_NAME_BYTES || name_bytes as u64 > self.left() {
             return Err(self.damaged(format!("it has a name of {name_bytes} bytes")));
         }
         let mut name = vec![0; name_bytes];
@@ -171,7 +171,7 @@ impl<'a> IndexEntries<'a> {
         let listing_offset = self.cursor.u32()?;
         let piece = self.cursor.u32()?;
         let name_bytes = usize::try_from(self.cursor.u32()?).unwrap_or(usize::MAX).saturating_add(1);
-        if name_bytes > NAME_BYTES_MAX {
+        if name_bytes > MAX_NAME_BYTES {
             let reason = format!("its index has a name of {name_bytes} bytes");
             return Err(ImageError::damaged(Part::Listing(self.number), reason));
         }

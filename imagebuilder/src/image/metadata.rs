@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Maximum number of pieces of a table: 8 GiB of inodes, about sixty million files. It bounds the memory for malicious
 /// images.
-const PIECES_MAX: u64 = 1 << 20;
+const MAX_PIECES: u64 = 1 << 20;
 /// Number of decompressed pieces that are cached for each table.
 const PIECES_CACHED: usize = 64;
 /// Decompressed length of a piece in bytes.
@@ -66,9 +66,9 @@ impl MetadataTable {
         };
         let mut at = start;
         while at < end {
-            if table.pieces.len() as u64 == PIECES_MAX {
+            if table.pieces.len() as u64 == MAX_PIECES {
                 let reason = "too many metadata blocks".to_owned();
-                return Err(ImageError::Limit { part, reason, limit: PIECES_MAX });
+                return Err(ImageError::Limit { part, reason, limit: MAX_PIECES });
             }
             let Ok(relative) = u32::try_from(at - start) else {
                 return damaged("it is longer than 4 GiB, which no reference can reach".to_owned());
@@ -100,9 +100,9 @@ impl MetadataTable {
     ) -> Result<(Self, u64), ImageError> {
         let damaged = |reason: String| Err(ImageError::damaged(part, reason));
         let count = length.div_ceil(PIECE_BYTES);
-        if count > PIECES_MAX {
+        if count > MAX_PIECES {
             let reason = format!("{length} bytes of table");
-            return Err(ImageError::Limit { part, reason, limit: PIECES_MAX * PIECE_BYTES });
+            return Err(ImageError::Limit { part, reason, limit: MAX_PIECES * PIECE_BYTES });
         }
         let index_bytes = count * 8;
         let room = storage.source.length_bytes().saturating_sub(index_at);

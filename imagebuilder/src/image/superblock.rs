@@ -7,9 +7,9 @@ use crate::squashfs::format::{MAGIC, METADATA_BLOCK_BYTES, METADATA_PLAIN, NO_TA
 use std::fmt;
 
 /// Smallest data block in bytes.
-const BLOCK_BYTES_MIN: u32 = 4096;
+const MIN_BLOCK_BYTES: u32 = 4096;
 /// Largest data block in bytes.
-const BLOCK_BYTES_MAX: u32 = 1 << 20;
+const MAX_BLOCK_BYTES: u32 = 1 << 20;
 
 /// A superblock whose sizes and positions are inside the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,7 +144,7 @@ impl Superblock {
         }
         let superblock = raw.superblock;
         let size = superblock.block_size_bytes;
-        if !size.is_power_of_two() || !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&size) {
+        if !size.is_power_of_two() || !(MIN_BLOCK_BYTES..=MAX_BLOCK_BYTES).contains(&size) {
             return Err(not_squashfs(format!("its block size is {size}, not a power of two from 4096 to 1048576")));
         }
         if size.trailing_zeros() != u32::from(raw.block_log) {

@@ -10,7 +10,7 @@ use super::inode::{DirectoryInode, Inode, InodeKind};
 use super::listing::{Listing, ListingEntry};
 
 /// Maximum depth of a directory. Linux does not allow paths longer than 4096 bytes, so no store reaches it.
-const DEPTH_MAX: usize = 4096;
+const MAX_DEPTH: usize = 4096;
 
 /// A set of inode numbers, one bit for each.
 #[derive(Debug)]
@@ -107,9 +107,9 @@ impl<'a> Walk<'a> {
             let reason = format!("directory inode {} is reached a second time", inode.number);
             return Err(ImageError::damaged(Part::DirectoryTable, reason).at(&self.path));
         }
-        if self.levels.len() >= DEPTH_MAX {
+        if self.levels.len() >= MAX_DEPTH {
             let reason = "directories are nested too deep".to_owned();
-            return Err(ImageError::Limit { part: Part::DirectoryTable, reason, limit: DEPTH_MAX as u64 });
+            return Err(ImageError::Limit { part: Part::DirectoryTable, reason, limit: MAX_DEPTH as u64 });
         }
         let left = self.listing_bytes_left.checked_sub(u64::from(directory.listing_bytes));
         self.listing_bytes_left = left.ok_or_else(|| {

@@ -12,10 +12,10 @@ const HEAD_BYTES: u64 = 16;
 /// Set in the type of an attribute whose value is stored elsewhere.
 const VALUE_ELSEWHERE: u16 = 0x100;
 /// Longest value in bytes that Linux supports.
-const VALUE_BYTES_MAX: u32 = 65_536;
+const MAX_VALUE_BYTES: u32 = 65_536;
 /// Maximum size in bytes of all names and values of one inode. Values can be shared, so a small table can expand to
 /// gigabytes.
-const INODE_BYTES_MAX: usize = 4 << 20;
+const MAX_INODE_BYTES: usize = 4 << 20;
 /// The prefix of names, by the low byte of the type.
 const PREFIXES: [&str; 3] = ["user.", "trusted.", "security."];
 
@@ -82,9 +82,9 @@ impl XattrTables {
                 true => read_value(&mut self.values.cursor(self.value_place(&mut cursor)?))?,
             };
             bytes += name.len() + value.len();
-            if bytes > INODE_BYTES_MAX {
+            if bytes > MAX_INODE_BYTES {
                 let reason = format!("entry {index} has too many bytes of attributes");
-                return Err(ImageError::Limit { part: Part::XattrTable, reason, limit: INODE_BYTES_MAX as u64 });
+                return Err(ImageError::Limit { part: Part::XattrTable, reason, limit: MAX_INODE_BYTES as u64 });
             }
             xattrs.push(Xattr { name, value });
         }
@@ -146,7 +146,7 @@ fn read_name(cursor: &mut Cursor<'_>) -> Result<(Vec<u8>, bool), ImageError> {
 
 fn value_bytes(cursor: &mut Cursor<'_>) -> Result<u32, ImageError> {
     let length = cursor.u32()?;
-    if length > VALUE_BYTES_MAX {
+    if length > MAX_VALUE_BYTES {
         return Err(ImageError::damaged(Part::XattrTable, format!("a value has {length} bytes")));
     }
     Ok(length)

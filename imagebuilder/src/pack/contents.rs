@@ -11,7 +11,7 @@ use crate::segment::{ContentHash, range_count};
 use crate::tree::{Entry, FileMode, NodeId, Tree};
 
 /// Maximum depth of a tree. Linux allows paths of 4096 bytes, so no tree on disk is deeper.
-const DEPTH_MAX: usize = 2048;
+const MAX_DEPTH: usize = 2048;
 
 /// A tree and the hashes of its files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub fn decode(bytes: &[u8]) -> Option<PathContents> {
         }
         if let Some(entries) = node.entries {
             open.push((node.id, entries, Vec::new()));
-            if open.len() > DEPTH_MAX {
+            if open.len() > MAX_DEPTH {
                 return None;
             }
         }

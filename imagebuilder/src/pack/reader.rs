@@ -2,7 +2,7 @@
 
 use super::layout::{Layout, Piece, begin_of};
 use super::{
-    FOOTER_BYTES, INDEX_BYTES_MAX, MAGIC, contents, file_name, segment_checksum, settings_name, settings_of_name,
+    FOOTER_BYTES, MAGIC, MAX_INDEX_BYTES, contents, file_name, segment_checksum, settings_name, settings_of_name,
 };
 use crate::open_files::{OpenFilePermit, OpenFiles};
 use crate::plan::PlannedPath;
@@ -21,7 +21,7 @@ use thiserror::Error;
 /// Number of bytes at the end of a pack that are read at once: a whole small pack, or the index of most others.
 const TAIL_BYTES: u64 = 32 << 10;
 /// Maximum number of bytes of small packs that one build keeps in memory. The files of further ones stay open.
-const MEMORY_BYTES_MAX: u64 = 32 << 20;
+const MAX_MEMORY_BYTES: u64 = 32 << 20;
 
 /// A pack that cannot be used.
 #[derive(Debug, Error)]
@@ -50,7 +50,7 @@ pub struct PackLimits {
 impl PackLimits {
     /// Creates limits with this number of files that packs may keep open.
     pub fn new(files: OpenFiles) -> Self {
-        Self { files, memory_bytes: AtomicU64::new(MEMORY_BYTES_MAX) }
+        Self { files, memory_bytes: AtomicU64::new(MAX_MEMORY_BYTES) }
     }
 
     fn take_memory(&self, bytes: u64) -> bool {
@@ -167,7 +167,7 @@ impl Pack {
         }
         let index_bytes = u64::from_le_bytes(index_bytes.try_into().unwrap_or_default());
         let index_at = (length - FOOTER_BYTES as u64).checked_sub(index_bytes);
-        let Some(index_at) = index_at.filter(|_| index_bytes <= INDEX_BYTES_MAX) else {
+        let Some(index_at) = index_at.filter(|_| index_bytes <= MAX_INDEX_BYTES) else {
             return Err(damaged("its index is longer than the file"));
         };
         let long_index;

@@ -113,7 +113,7 @@ pub fn restrict_files(store_paths: &StorePaths) -> Result<FileAccess, ConfineErr
 }
 
 /// What threads, memory, events, the socket and reading files need. Others fail with EPERM.
-const CALLS: &[libc::c_long] = &[
+const ALLOWED_CALLS: &[libc::c_long] = &[
     libc::SYS_accept4,
     libc::SYS_brk,
     libc::SYS_clock_gettime,
@@ -180,7 +180,7 @@ const CALLS: &[libc::c_long] = &[
 /// # Errors
 /// [`ConfineError`].
 pub fn restrict_system_calls() -> Result<(), ConfineError> {
-    let rules = CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    let rules = ALLOWED_CALLS.iter().map(|call| (*call, Vec::new())).collect();
     let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let filter = SeccompFilter::new(rules, refused, SeccompAction::Allow, ARCH.try_into()?)?;
     let program: BpfProgram = filter.try_into()?;

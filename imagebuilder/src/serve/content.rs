@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Store files that stay open.
-const OPEN_FILES: usize = 512;
+const MAX_OPEN_FILES: usize = 512;
 
 /// Bytes that can be read from anywhere.
 pub trait DiskContent: Send + Sync {
@@ -115,7 +115,7 @@ impl OpenFiles {
     }
 
     fn insert(&mut self, id: FileId, file: Arc<File>) {
-        if self.files.len() >= OPEN_FILES {
+        if self.files.len() >= MAX_OPEN_FILES {
             let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used).map(|(id, _)| *id);
             if let Some(oldest) = oldest {
                 self.files.remove(&oldest);

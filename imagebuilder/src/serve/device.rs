@@ -30,11 +30,11 @@ pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 /// What a guest sees in /dev/disk/by-id: `virtio-nix-store`.
 pub const SERIAL: &[u8] = b"nix-store";
 /// Most queues of a device; each has a thread.
-pub const QUEUES_MAX: usize = 64;
+pub const MAX_QUEUES: usize = 64;
 /// Longest queue that a hypervisor may make.
-const QUEUE_SIZE_MAX: usize = 1024;
+const MAX_QUEUE_SIZE: usize = 1024;
 /// Buffers of data in one request: with header and status they fill a queue of 128, the shortest that hypervisors make.
-const SEGMENTS_MAX: u32 = 126;
+const MAX_SEGMENTS: u32 = 126;
 /// EROFS reads blocks of this size; the driver reads no smaller parts.
 const BLOCK_BYTES: u32 = 4096;
 /// Data that a queue reads from the store at once.
@@ -72,14 +72,14 @@ enum Step {
 }
 
 impl Device {
-    /// A device with so many queues, 1 to [`QUEUES_MAX`]. `report` gets a line for read errors of the store.
+    /// A device with so many queues, 1 to [`MAX_QUEUES`]. `report` gets a line for read errors of the store.
     pub fn new(
         content: Arc<dyn DiskContent>,
         memory: Memory,
         queues: usize,
         report: impl FnMut(&str) + Send + 'static,
     ) -> Self {
-        let queues = (0..queues.clamp(1, QUEUES_MAX)).map(|_| QueueState::default()).collect();
+        let queues = (0..queues.clamp(1, MAX_QUEUES)).map(|_| QueueState::default()).collect();
         let failures = Mutex::new(Failures { count: 0, report: Box::new(report) });
         Self { content, memory, queues, is_used: AtomicBool::new(false), failures }
     }
@@ -94,7 +94,7 @@ impl Device {
     fn config(&self) -> [u8; 256] {
         let mut config = [0; 256];
         config[..8].copy_from_slice(&(self.content.size_bytes() / SECTOR_BYTES).to_le_bytes());
-        config[12..16].copy_from_slice(&SEGMENTS_MAX.to_le_bytes());
+        config[12..16].copy_from_slice(&MAX_SEGMENTS.to_le_bytes());
         config[20..24].copy_from_slice(&BLOCK_BYTES.to_le_bytes());
         config[34..36].copy_from_slice(&u16::try_from(self.queues.len()).unwrap_or(1).to_le_bytes());
         config
@@ -282,7 +282,7 @@ impl VhostUserBackend for Device {
     }
 
     fn max_queue_size(&self) -> usize {
-        QUEUE_SIZE_MAX
+        MAX_QUEUE_SIZE
     }
 
     fn features(&self) -> u64 {

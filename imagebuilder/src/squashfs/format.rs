@@ -29,9 +29,9 @@ pub const NO_FRAGMENT: u32 = u32::MAX;
 /// "No extended attributes" in an extended inode.
 pub const NO_XATTR: u32 = u32::MAX;
 /// Maximum number of entries behind a directory header (`SQUASHFS_DIR_COUNT`).
-pub const DIRECTORY_HEADER_ENTRIES_MAX: usize = 256;
+pub const MAX_DIRECTORY_HEADER_ENTRIES: usize = 256;
 /// Longest name of a directory entry in bytes (`SQUASHFS_NAME_LEN`).
-pub const NAME_BYTES_MAX: usize = 256;
+pub const MAX_NAME_BYTES: usize = 256;
 /// The size of a directory is three bytes larger than its listing, for `.` and `..`, which are not stored.
 pub const DIRECTORY_SIZE_EXTRA: u32 = 3;
 /// The image is padded to a multiple of this length, because block devices are read in whole pages.

@@ -11,8 +11,8 @@ use crate::attributes::{MODE_DIRECTORY, MODE_EXECUTABLE, MODE_REGULAR, MODE_SYML
 use crate::encode::{EncodeError, Encoder};
 use crate::little_endian::PutLe;
 use crate::squashfs::format::{
-    DIRECTORY_HEADER_ENTRIES_MAX, DirectoryEntry, DirectoryHeader, DirectoryIndexEntry, DirectoryInode, FileInode,
-    FragmentEntry, InodeHead, InodeRef, MetadataPosition, NO_TABLE, SymlinkInode, inode_type,
+    DirectoryEntry, DirectoryHeader, DirectoryIndexEntry, DirectoryInode, FileInode, FragmentEntry, InodeHead,
+    InodeRef, MAX_DIRECTORY_HEADER_ENTRIES, MetadataPosition, NO_TABLE, SymlinkInode, inode_type,
 };
 use crate::squashfs::metadata::MetadataWriter;
 use crate::store_root;
@@ -24,7 +24,7 @@ const IDS: [u32; 2] = [0, store_root::GROUP];
 const ROOT_GROUP: u16 = 0;
 const BUILD_USERS_GROUP: u16 = 1;
 /// A lookup among fewer entries is fastest without an index.
-const INDEX_STRIDE_MIN: usize = 32;
+const MIN_INDEX_STRIDE: usize = 32;
 
 /// The tables cannot be written.
 #[derive(Debug, Error)]
@@ -429,7 +429,7 @@ impl Emitter<'_, '_> {
             self.directories.write(&self.record)?;
             rest = &rest[run..];
         }
-        if entries.len() <= INDEX_STRIDE_MIN {
+        if entries.len() <= MIN_INDEX_STRIDE {
             listed.index.clear();
         }
         Ok(listed)
@@ -444,7 +444,7 @@ fn head(mode: u16, number: u32) -> InodeHead {
 /// Returns the number of entries between two index entries. It is about the square root of all entries, so that a
 /// lookup reads about as many index entries as listing entries.
 fn index_stride(entries: usize) -> usize {
-    entries.isqrt().next_power_of_two().clamp(INDEX_STRIDE_MIN, DIRECTORY_HEADER_ENTRIES_MAX)
+    entries.isqrt().next_power_of_two().clamp(MIN_INDEX_STRIDE, MAX_DIRECTORY_HEADER_ENTRIES)
 }
 
 /// Returns how many of the first entries share one header, which requires that their inodes are in the same metadata

@@ -6,7 +6,7 @@ use crate::erofs::reader::ErofsImage;
 use crate::image::{FileTree, InodeKind, Node};
 
 /// Maximum length of the padding that is checked. Images for DAX are padded to a multiple of 2 MiB.
-const PADDING_BYTES_MAX: u64 = 2 << 20;
+const MAX_PADDING_BYTES: u64 = 2 << 20;
 /// Number of bytes that are read at once.
 const BUFFER_BYTES: usize = 64 << 10;
 
@@ -160,7 +160,7 @@ pub(super) fn check_padding(image: &ErofsImage, problems: &Problems) {
     if image.has_room_behind() {
         return;
     }
-    let end = image.length_bytes().min(used.saturating_add(PADDING_BYTES_MAX));
+    let end = image.length_bytes().min(used.saturating_add(MAX_PADDING_BYTES));
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut at = used;
     while at < end {

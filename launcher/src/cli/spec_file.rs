@@ -88,22 +88,22 @@ impl Overrides {
 }
 
 /// The largest size of a spec. Specs have some kilobytes; a longer file is something else, such as an endless device.
-const SPEC_BYTES_MAX: u64 = 16 << 20;
+const MAX_SPEC_BYTES: u64 = 16 << 20;
 
 /// Returns the text of a spec.
 pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
     let mut text = String::new();
     let read = if path == Path::new("-") {
-        std::io::stdin().lock().take(SPEC_BYTES_MAX + 1).read_to_string(&mut text)
+        std::io::stdin().lock().take(MAX_SPEC_BYTES + 1).read_to_string(&mut text)
     } else {
-        File::open(path).and_then(|file| file.take(SPEC_BYTES_MAX + 1).read_to_string(&mut text))
+        File::open(path).and_then(|file| file.take(MAX_SPEC_BYTES + 1).read_to_string(&mut text))
     };
     match read {
         Err(error) => Err(Failure::usage(format!("cannot read the machine spec {}: {error}", path.display()))),
-        Ok(length_bytes) if length_bytes as u64 > SPEC_BYTES_MAX => Err(Failure::input_problems(vec![format!(
+        Ok(length_bytes) if length_bytes as u64 > MAX_SPEC_BYTES => Err(Failure::input_problems(vec![format!(
             "{}: longer than {} MiB, the limit for a machine spec",
             path.display(),
-            SPEC_BYTES_MAX >> 20
+            MAX_SPEC_BYTES >> 20
         )])),
         Ok(_) => Ok(text),
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// The default time for the guest to shut down.
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the supervisor may take to clean up after its hypervisor.
-const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(10);
+const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Stop a machine: ask the guest to shut down, wait, then terminate the hypervisor. A start in progress is ended
 #[derive(clap::Args)]
@@ -105,7 +105,7 @@ fn stop_machine(machine: &KnownMachine, timeout: Duration) -> Result<(), Failure
 /// Removes what the hypervisor leaves behind. A supervisor does this itself.
 fn clean_up(machine: &KnownMachine, running: Option<&RunningMachine>) -> Result<(), Failure> {
     let supervisor = running.and_then(|running| running.supervisor);
-    let end = Instant::now() + SUPERVISOR_PATIENCE;
+    let end = Instant::now() + SUPERVISOR_TIMEOUT;
     while supervisor.is_some_and(|supervisor| supervisor.is_alive()) && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -12,7 +12,7 @@ use program::user::Identity;
 use std::time::{Duration, Instant};
 
 /// The longest time between two checks of the daemons.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Serve a machine's virtiofs shares, with all daemons under one supervisor
 #[derive(clap::Args)]
@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     while !daemons.is_empty() {
         let (events, next) = daemons.supervise();
         events.iter().for_each(|event| message(event));
-        let longest = next.map_or(LOOK_EVERY, |time| time.saturating_duration_since(Instant::now()));
+        let longest = next.map_or(POLL_INTERVAL, |time| time.saturating_duration_since(Instant::now()));
         if interruption.pause(longest).is_err() {
             break;
         }

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 /// How much of the earlier output a new client receives.
 const SCROLLBACK_BYTES: usize = 256 << 10;
 /// A client with a longer backlog is disconnected, because it has stopped reading.
-const LONGEST_BACKLOG_BYTES: usize = 1 << 20;
+const MAX_BACKLOG_BYTES: usize = 1 << 20;
 /// The most clients at a time. Others wait until one of them disconnects.
-const MOST_CLIENTS: usize = 64;
+const MAX_CLIENTS: usize = 64;
 /// The most reads from one client in one turn of the loop.
-const MOST_READS: usize = 16;
+const MAX_READS: usize = 16;
 /// How long to wait after a failed accept(2), for example when there are no free descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -133,11 +133,11 @@ impl ConsoleServer {
     }
 
     fn may_accept(&self) -> bool {
-        self.clients.len() < MOST_CLIENTS && self.accept_after.is_none()
+        self.clients.len() < MAX_CLIENTS && self.accept_after.is_none()
     }
 
     fn remove_gone(&mut self) {
-        self.clients.retain(|client| !client.is_gone && client.backlog.len() <= LONGEST_BACKLOG_BYTES);
+        self.clients.retain(|client| !client.is_gone && client.backlog.len() <= MAX_BACKLOG_BYTES);
     }
 }
 
@@ -172,7 +172,7 @@ impl Client {
         let has_hung_up = self.has_hung_up();
         let mut buffer = [0; 4096];
         // Limited, so that a client that never stops typing cannot block the loop.
-        for _ in 0..MOST_READS {
+        for _ in 0..MAX_READS {
             match self.stream.read(&mut buffer) {
                 Ok(0) => {
                     self.has_finished = true;

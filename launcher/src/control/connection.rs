@@ -20,7 +20,7 @@ pub(super) struct Connection {
 impl Connection {
     /// Connects to the controller's socket.
     pub(super) fn open(controller: &Controller) -> Result<Self, ControlError> {
-        let deadline = Instant::now() + controller.patience;
+        let deadline = Instant::now() + controller.timeout;
         let stream = open_socket(controller, SockType::Stream).map(UnixStream::from)?;
         Ok(Self { stream, deadline })
     }
@@ -79,7 +79,7 @@ fn open_socket(controller: &Controller, kind: SockType) -> Result<OwnedFd, Contr
 
 fn connected(controller: &Controller, kind: SockType) -> io::Result<OwnedFd> {
     let descriptor = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
-    limit(&descriptor, controller.patience)?;
+    limit(&descriptor, controller.timeout)?;
     with_address(controller.path.as_path(), |address| {
         connect(descriptor.as_raw_fd(), address).map_err(io::Error::from)
     })?;
@@ -87,8 +87,8 @@ fn connected(controller: &Controller, kind: SockType) -> io::Result<OwnedFd> {
 }
 
 /// Limits each further call on the socket. Zero would mean no limit: socket(7).
-fn limit(socket: &impl AsFd, patience: Duration) -> io::Result<()> {
-    let microseconds = i64::try_from(patience.as_micros()).unwrap_or(i64::MAX).max(1);
+fn limit(socket: &impl AsFd, timeout: Duration) -> io::Result<()> {
+    let microseconds = i64::try_from(timeout.as_micros()).unwrap_or(i64::MAX).max(1);
     let limit = TimeVal::microseconds(microseconds);
     setsockopt(&socket.as_fd(), sockopt::SendTimeout, &limit)?;
     setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &limit)?;

@@ -6,7 +6,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use serde_json::Value;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-const LONGEST_MESSAGE_BYTES: usize = 64 << 10;
+const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
 /// Connects without sending a message.
 pub(super) fn connect(controller: &Controller) -> Result<OwnedFd, ControlError> {
@@ -18,7 +18,7 @@ pub(super) fn request(controller: &Controller, request: &Value) -> Result<Value,
     let text = request.to_string();
     send(socket.as_raw_fd(), text.as_bytes(), MsgFlags::MSG_NOSIGNAL)
         .map_err(|errno| controller.no_answer(errno.into()))?;
-    let mut buffer = vec![0; LONGEST_MESSAGE_BYTES];
+    let mut buffer = vec![0; MAX_MESSAGE_BYTES];
     let count =
         recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(|errno| controller.no_answer(errno.into()))?;
     // After `Exit`, crosvm may end before it has sent the response.

@@ -7,9 +7,9 @@ use crate::launch::HttpRequest;
 use std::io::{self, BufRead, BufReader, Read, Write};
 
 /// The largest body of a response. No hypervisor sends more.
-const LONGEST_BODY_BYTES: u64 = 16 << 20;
+const MAX_BODY_BYTES: u64 = 16 << 20;
 /// The most header lines of a response.
-const MOST_HEADER_LINES: u32 = 100;
+const MAX_HEADER_LINES: u32 = 100;
 
 /// A response with a 2xx status.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,8 +62,8 @@ fn read_answer(connection: &mut impl BufRead) -> io::Result<HttpAnswer> {
     let mut lines = 0;
     loop {
         lines += 1;
-        if lines > MOST_HEADER_LINES {
-            return Err(broken(format!("more than {MOST_HEADER_LINES} lines of header")));
+        if lines > MAX_HEADER_LINES {
+            return Err(broken(format!("more than {MAX_HEADER_LINES} lines of header")));
         }
         let line = read_line(connection)?;
         if line.is_empty() {
@@ -74,7 +74,7 @@ fn read_answer(connection: &mut impl BufRead) -> io::Result<HttpAnswer> {
             body_bytes = value.trim().parse().map_err(|_| broken(line.clone()))?;
         }
     }
-    if body_bytes > LONGEST_BODY_BYTES {
+    if body_bytes > MAX_BODY_BYTES {
         return Err(broken(format!("a body of {body_bytes} bytes")));
     }
     let mut body = String::new();

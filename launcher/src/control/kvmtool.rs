@@ -16,16 +16,16 @@ const VMSTATE: u32 = 8;
 /// Bit 2 of `struct debug_cmd_params`: {type, cpu, key, padding}.
 const DEBUG_MAGIC_KEY: u32 = 4;
 
-const TRIES: u32 = 3;
+const ATTEMPTS: u32 = 3;
 /// The time that the server needs to be ready for the next client.
-const GAP: Duration = Duration::from_millis(300);
+const RETRY_INTERVAL: Duration = Duration::from_millis(300);
 
 /// Returns `running` or `paused`.
 pub(super) fn status(controller: &Controller) -> Result<String, ControlError> {
     let mut outcome = Err(ControlError::Unsupported("not asked yet".to_owned()));
-    for attempt in 0..TRIES {
+    for attempt in 0..ATTEMPTS {
         if attempt > 0 {
-            std::thread::sleep(GAP);
+            std::thread::sleep(RETRY_INTERVAL);
         }
         outcome = ask_state(controller);
         if !matches!(outcome, Err(ControlError::NoAnswer { .. })) {
@@ -36,8 +36,8 @@ pub(super) fn status(controller: &Controller) -> Result<String, ControlError> {
 }
 
 fn ask_state(controller: &Controller) -> Result<String, ControlError> {
-    let patient = controller.clone().with_patience(controller.patience / TRIES);
-    let mut connection = Connection::open(&patient)?;
+    let controller = controller.clone().with_timeout(controller.timeout / ATTEMPTS);
+    let mut connection = Connection::open(&controller)?;
     let mut answer = [0; 4];
     let asked = connection.write_all(&message(VMSTATE, &[])).and_then(|()| connection.read_exact(&mut answer));
     asked.map_err(|source| controller.no_answer(source))?;
@@ -78,7 +78,7 @@ fn send(controller: &Controller, kind: u32, content: &[u8]) -> Result<(), Contro
         }
     });
     sent.map_err(|source| controller.no_answer(source))?;
-    std::thread::sleep(GAP);
+    std::thread::sleep(RETRY_INTERVAL);
     Ok(())
 }
 

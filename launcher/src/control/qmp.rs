@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 
 /// The longest line. qemu sends no longer ones, but a guest may have taken control of it.
-const LONGEST_LINE_BYTES: u64 = 1 << 20;
+const MAX_LINE_BYTES: u64 = 1 << 20;
 
 /// Connects, performs the handshake, sends one command, and returns the response.
 pub(super) fn execute(controller: &Controller, command: &str, arguments: Value) -> Result<Value, ControlError> {
@@ -63,7 +63,7 @@ fn exchange(
 
 fn read(controller: &Controller, lines: &mut BufReader<Connection>) -> Result<Value, ControlError> {
     let mut line = String::new();
-    let count = lines.take(LONGEST_LINE_BYTES).read_line(&mut line).map_err(|source| controller.no_answer(source))?;
+    let count = lines.take(MAX_LINE_BYTES).read_line(&mut line).map_err(|source| controller.no_answer(source))?;
     if count == 0 {
         return Err(controller.no_answer(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)));
     }

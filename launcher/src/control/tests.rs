@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 fn controller(protocol: ControlProtocol, path: &Path) -> Controller {
     let socket = ControlSocket { protocol, path: HostPath::new(path.to_str().unwrap()) };
-    Controller::new(&socket, &"/".into()).with_patience(Duration::from_secs(20))
+    Controller::new(&socket, &"/".into()).with_timeout(Duration::from_secs(20))
 }
 
 /// Serves `connections` connections, one after another.
@@ -83,7 +83,7 @@ fn a_missing_server_and_a_silent_server_give_different_errors() {
         assert!(matches!(error, ControlError::NobodyThere { .. }), "{protocol:?}: {error}");
         // A process that listens but never accepts a connection.
         let listener = UnixListener::bind(&path).unwrap();
-        let impatient = controller(protocol, &path).with_patience(Duration::from_millis(300));
+        let impatient = controller(protocol, &path).with_timeout(Duration::from_millis(300));
         let error = impatient.status().unwrap_err();
         assert!(matches!(error, ControlError::NoAnswer { .. }), "{protocol:?}: {error}");
         assert!(error.to_string().contains("qmp.sock accepts connections but does not answer"), "{error}");
@@ -126,7 +126,7 @@ fn reading_from_a_hypervisor_that_never_stops_sending_ends() {
                 said = stream.write_all(endless.as_bytes());
             }
         });
-        let error = controller(protocol, &path).with_patience(Duration::from_secs(1)).status().unwrap_err();
+        let error = controller(protocol, &path).with_timeout(Duration::from_secs(1)).status().unwrap_err();
         assert!(!matches!(error, ControlError::NobodyThere { .. }), "{protocol:?}: {error}");
     }
 }
@@ -146,7 +146,7 @@ fn a_response_that_comes_byte_by_byte_times_out_as_a_whole() {
                 written = stream.write_all(b" ");
             }
         });
-        let error = controller(protocol, &path).with_patience(Duration::from_millis(500)).status().unwrap_err();
+        let error = controller(protocol, &path).with_timeout(Duration::from_millis(500)).status().unwrap_err();
         assert!(error.to_string().contains("no answer in time"), "{protocol:?}: {error}");
         thread.join().unwrap();
     }

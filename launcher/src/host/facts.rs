@@ -248,9 +248,9 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 
 /// Whether an ELF64 file has a note with the owner "Xen" and the type 18, XEN_ELFNOTE_PHYS32_ENTRY.
 fn has_pvh_note(file: &File, header: &[u8]) -> io::Result<bool> {
-    const LONGEST_NOTES_BYTES: u64 = 1 << 20;
+    const MAX_NOTES_BYTES: u64 = 1 << 20;
     // Linux has five. Limited, because a malicious file could have 65,535, each with the longest notes.
-    const MOST_PROGRAM_HEADERS: u64 = 64;
+    const MAX_PROGRAM_HEADERS: u64 = 64;
     let number = |bytes: &[u8], at: usize, count: usize| {
         bytes
             .get(at..at + count)
@@ -260,12 +260,12 @@ fn has_pvh_note(file: &File, header: &[u8]) -> io::Result<bool> {
             .fold(0u64, |value, byte| value << 8 | u64::from(*byte))
     };
     let (table, entry_bytes, entries) = (number(header, 32, 8), number(header, 54, 2), number(header, 56, 2));
-    for index in 0..entries.min(MOST_PROGRAM_HEADERS) {
+    for index in 0..entries.min(MAX_PROGRAM_HEADERS) {
         let mut entry = [0; 56];
         // Saturating, because the offset in the file is untrusted; reading beyond the end then fails.
         file.read_exact_at(&mut entry, table.saturating_add(index * entry_bytes))?;
         let (kind, offset, size) = (number(&entry, 0, 4), number(&entry, 8, 8), number(&entry, 32, 8));
-        if kind != 4 || size > LONGEST_NOTES_BYTES {
+        if kind != 4 || size > MAX_NOTES_BYTES {
             continue;
         }
         let mut notes = vec![0; usize::try_from(size).unwrap_or(0)];

@@ -47,7 +47,7 @@ pub(super) fn probe(device: &Path) -> Kvm {
 /// Returns the most virtual CPUs of a machine, if the kernel reports it.
 pub(super) fn most_vcpus(device: &Path) -> Option<u32> {
     let file = OpenOptions::new().read(true).write(true).open(device).ok()?;
-    let most = request::check_extension(file.as_fd(), request::MAX_VCPUS).ok()?;
+    let most = request::check_extension(file.as_fd(), request::KVM_CAP_MAX_VCPUS).ok()?;
     u32::try_from(most).ok().filter(|most| *most > 0)
 }
 
@@ -61,7 +61,7 @@ mod request {
     const KVM_CREATE_VM: u64 = 0xae01;
     const KVM_CHECK_EXTENSION: u64 = 0xae03;
     /// `KVM_CAP_MAX_VCPUS`.
-    pub(super) const MAX_VCPUS: i32 = 66;
+    pub(super) const KVM_CAP_MAX_VCPUS: i32 = 66;
 
     nix::ioctl_write_int_bad!(kvm_get_api_version, KVM_GET_API_VERSION);
     nix::ioctl_write_int_bad!(kvm_create_vm, KVM_CREATE_VM);

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 /// The part of the header of version 3 that is read here.
 const HEADER_BYTES: usize = 104;
 /// The most table bytes to search for compressed clusters: with clusters of 64 KiB, they cover the first 128 GiB.
-const MOST_TABLE_BYTES: u64 = 16 << 20;
+const MAX_TABLE_BYTES: u64 = 16 << 20;
 /// The mask of the L2 table's offset in an entry of the L1 table.
 const L2_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
@@ -69,8 +69,8 @@ impl<'image> Qcow2<'image> {
             return Ok(false);
         }
         let cluster_bytes = 1_u64 << cluster_bits;
-        let l1_bytes = (u64::from(self.word(36)) * 8).min(MOST_TABLE_BYTES);
-        let mut left = MOST_TABLE_BYTES;
+        let l1_bytes = (u64::from(self.word(36)) * 8).min(MAX_TABLE_BYTES);
+        let mut left = MAX_TABLE_BYTES;
         for entry in self.table(self.long(40), l1_bytes)? {
             let offset = entry & L2_OFFSET;
             if offset == 0 {

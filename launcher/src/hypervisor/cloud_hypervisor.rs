@@ -21,7 +21,7 @@ use config::{
 use std::collections::BTreeMap;
 
 /// The slots of its PCI bus without the host bridge.
-const MOST_DEVICES: usize = 31;
+const MAX_DEVICES: usize = 31;
 /// The first version that boots bzImages.
 const BZ_IMAGE: Version = Version(39, 0, 0);
 /// The first version that can set a disk's serial number.
@@ -33,7 +33,7 @@ const SYSTEM_UUID: Version = Version(53, 0, 0);
 /// `VIRTIO_MEM_ALIGN_SIZE`: the size of hot-plugged memory must be a multiple of it.
 const HOTPLUG_ALIGNMENT_MIB: u64 = 128;
 /// `MAX_SUPPORTED_CPUS` in vmm/src/config.rs.
-const MOST_VCPUS: u32 = 8192;
+const MAX_VCPUS: u32 = 8192;
 /// The mount point of hugetlbfs. Cloud Hypervisor reads the size of huge pages from it.
 const HUGE_PAGES: &str = "/dev/hugepages";
 
@@ -170,7 +170,7 @@ fn check_kernel(builder: &mut LaunchBuilder<'_>, kernel: &HostPath) {
 }
 
 fn check_limits(builder: &mut LaunchBuilder<'_>) {
-    builder.check_cpus(MOST_VCPUS);
+    builder.check_cpus(MAX_VCPUS);
     if builder.spec.memory.huge_pages {
         builder.needs.hugetlbfs = Some(HostPath::from(HUGE_PAGES));
     }
@@ -193,8 +193,8 @@ fn check_devices(builder: &mut LaunchBuilder<'_>, config: &VmConfig) {
         + config.fs.len()
         + config.devices.len()
         + singles.into_iter().filter(|present| *present).count();
-    if devices > MOST_DEVICES {
-        builder.refuse("volumes", format!("supports at most {MOST_DEVICES} devices, but this machine has {devices}"));
+    if devices > MAX_DEVICES {
+        builder.refuse("volumes", format!("supports at most {MAX_DEVICES} devices, but this machine has {devices}"));
     }
 }
 

@@ -17,14 +17,14 @@ use std::collections::BTreeMap;
 /// The parameters that crosvm adds before the user's.
 const PREPENDED: &str = "panic=-1 console=ttyS0 ";
 /// The slots of its PCI bus without the host bridge and two devices of its own, which come last.
-const MOST_DEVICES: usize = 29;
+const MAX_DEVICES: usize = 29;
 /// The directory in which crosvm jails its devices unless an option names another one: `DEFAULT_PIVOT_ROOT` in its
 /// build.
 const DEFAULT_PIVOT_ROOT: &str = "/var/empty";
 
 /// Measured: with more CPUs the x86 tables fail, because the number of the interrupt controller follows those of the
 /// CPUs.
-const MOST_VCPUS: u32 = 254;
+const MAX_VCPUS: u32 = 254;
 /// Options that make crosvm fail when they are given twice.
 const GIVEN_ONCE: [GivenOnce; 9] = [
     GivenOnce { names: &["-c", "--cpus"], instead: "use vcpu" },
@@ -180,9 +180,9 @@ fn check_devices(builder: &mut LaunchBuilder<'_>) {
         + spec.shares.len()
         + spec.devices.len()
         + singles.into_iter().filter(|present| *present).count();
-    builder.check_cpus(MOST_VCPUS);
-    if devices > MOST_DEVICES {
-        builder.refuse("volumes", format!("supports at most {MOST_DEVICES} devices, but this machine has {devices}"));
+    builder.check_cpus(MAX_VCPUS);
+    if devices > MAX_DEVICES {
+        builder.refuse("volumes", format!("supports at most {MAX_DEVICES} devices, but this machine has {devices}"));
     }
 }
 

@@ -19,9 +19,9 @@ use config::{
 use std::collections::BTreeMap;
 
 /// The most virtio devices that the interrupt lines on x86 allow (changelog of 1.15).
-const MOST_DEVICES: usize = 17;
+const MAX_DEVICES: usize = 17;
 /// `MAX_SUPPORTED_VCPUS`.
-const MOST_VCPUS: u32 = 32;
+const MAX_VCPUS: u32 = 32;
 /// The default and smallest slot of hot-plugged memory; the total size must be a multiple of it.
 const HOTPLUG_SLOT_MIB: u64 = 128;
 /// The parameters that firecracker appends: `pci=off` and, for each device, `virtio_mmio.device=4K@0xc0001000:5`.
@@ -153,11 +153,11 @@ fn check_kernel(builder: &mut LaunchBuilder<'_>, kernel: &HostPath) {
 /// Refuses a machine that exceeds firecracker's limits, and returns the number of its devices.
 fn check_limits(builder: &mut LaunchBuilder<'_>) -> usize {
     let spec = builder.spec;
-    builder.check_cpus(MOST_VCPUS);
+    builder.check_cpus(MAX_VCPUS);
     let single = [spec.vsock.is_some(), spec.memory.balloon.is_some(), spec.memory.hotplug.is_some(), spec.rng];
     let devices = spec.disks.len() + spec.interfaces.len() + single.into_iter().filter(|present| *present).count();
-    if devices > MOST_DEVICES {
-        builder.refuse("volumes", format!("supports at most {MOST_DEVICES} devices, but this machine has {devices}"));
+    if devices > MAX_DEVICES {
+        builder.refuse("volumes", format!("supports at most {MAX_DEVICES} devices, but this machine has {devices}"));
     }
     let memory = &spec.memory;
     if memory.hotplug.is_some() || memory.balloon.is_some() {

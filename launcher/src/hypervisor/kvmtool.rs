@@ -14,9 +14,9 @@ use crate::validate::{CheckedInterface, Disk, InterfaceKind};
 use std::collections::BTreeMap;
 
 /// `MAX_DISK_IMAGES` in include/kvm/disk-image.h.
-const MOST_DISKS: usize = 4;
+const MAX_DISKS: usize = 4;
 /// `MIN_RAM_SIZE` in include/kvm/kvm-config.h.
-const LEAST_MEMORY_MIB: u64 = 64;
+const MIN_MEMORY_MIB: u64 = 64;
 /// The parameters that kvmtool adds by default on x86 (`kvm__arch_set_cmdline`), except for a root device. It has no
 /// ACPI tables and no usable I/O APIC, and its keyboard controller supports only the reset command.
 const X86_PARAMETERS: [&str; 11] = [
@@ -33,7 +33,7 @@ const X86_PARAMETERS: [&str; 11] = [
     "console=ttyS0",
 ];
 /// `MPTABLE_MAX_CPUS` in x86/mptable.c.
-const MOST_VCPUS: u32 = 255;
+const MAX_VCPUS: u32 = 255;
 /// Options of which kvmtool silently uses the last one.
 const GIVEN_ONCE: [GivenOnce; 10] = [
     GivenOnce { names: &["-c", "--cpus"], instead: "use vcpu" },
@@ -195,13 +195,13 @@ fn check_limits(builder: &mut LaunchBuilder<'_>) {
     let spec = builder.spec;
     let is_disk = |argument: &&String| *argument == "-d" || argument.starts_with("--disk");
     let disks = spec.disks.len() + spec.sections.kvmtool.extra_args.iter().filter(is_disk).count();
-    if disks > MOST_DISKS {
-        let reason = format!("supports at most {MOST_DISKS} disks, but this machine has {disks}");
+    if disks > MAX_DISKS {
+        let reason = format!("supports at most {MAX_DISKS} disks, but this machine has {disks}");
         builder.refuse("volumes", reason);
     }
-    builder.check_cpus(MOST_VCPUS);
-    if spec.memory.mem_mib < LEAST_MEMORY_MIB {
-        builder.refuse("mem", format!("requires at least {LEAST_MEMORY_MIB} MiB"));
+    builder.check_cpus(MAX_VCPUS);
+    if spec.memory.mem_mib < MIN_MEMORY_MIB {
+        builder.refuse("mem", format!("requires at least {MIN_MEMORY_MIB} MiB"));
     }
     let users = spec.interfaces.iter().filter(|interface| interface.kind == InterfaceKind::User).count();
     if users > 1 {

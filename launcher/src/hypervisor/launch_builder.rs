@@ -21,10 +21,10 @@ use std::collections::BTreeMap;
 const CREDENTIALS_DIRECTORY: &str = "microvm-credentials";
 
 /// The path of a Unix socket, with its final NUL, has at most 108 bytes: `sun_path` in unix(7).
-const LONGEST_SOCKET_BYTES: usize = 107;
+const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// The most queue pairs of a network interface. More do not make it faster, and each needs file descriptors.
-const MOST_QUEUE_PAIRS: u32 = 16;
+const MAX_QUEUE_PAIRS: u32 = 16;
 
 /// A launch that is being built.
 pub(super) struct LaunchBuilder<'spec> {
@@ -349,7 +349,7 @@ impl<'spec> LaunchBuilder<'spec> {
             let reason = format!(
                 "would boot with {} bytes of kernel parameters, but the kernel supports at most {}",
                 too_long.bytes,
-                crate::cmdline::MOST_BYTES
+                crate::cmdline::MAX_BYTES
             );
             self.refuse("kernelParams", reason);
             String::new()
@@ -368,7 +368,7 @@ impl<'spec> LaunchBuilder<'spec> {
 
     /// Returns the queue pairs of an interface, for hypervisors that support one pair per CPU.
     pub(super) fn queue_pairs(&self) -> u32 {
-        self.spec.vcpu.min(MOST_QUEUE_PAIRS)
+        self.spec.vcpu.min(MAX_QUEUE_PAIRS)
     }
 
     pub(super) fn need_tap(&mut self, name: &str, queue_pairs: u32) {
@@ -442,10 +442,10 @@ impl<'spec> LaunchBuilder<'spec> {
         let control = ControlSocket { protocol: description.protocol, path: command.control };
         let (vsock, notification) = self.vsock(description.vsock);
         self.needs.sockets_to_remove.push(control.path.clone());
-        if control.path.as_str().len() > LONGEST_SOCKET_BYTES {
+        if control.path.as_str().len() > MAX_SOCKET_PATH_BYTES {
             let reason = format!(
                 "puts its control socket at {}, which has {} bytes, but the path of a Unix socket can have at most \
-                 {LONGEST_SOCKET_BYTES}",
+                 {MAX_SOCKET_PATH_BYTES}",
                 control.path,
                 control.path.as_str().len()
             );
@@ -498,10 +498,10 @@ impl<'spec> LaunchBuilder<'spec> {
         for (option, path) in console.into_iter().chain(notified) {
             let path = path.below(&self.facts.state_directory);
             let bytes = path.as_str().len();
-            if bytes > LONGEST_SOCKET_BYTES {
+            if bytes > MAX_SOCKET_PATH_BYTES {
                 let reason = format!(
                     "needs a socket at {path}, which has {bytes} bytes, but the path of a Unix socket can have \
-                     at most {LONGEST_SOCKET_BYTES}"
+                     at most {MAX_SOCKET_PATH_BYTES}"
                 );
                 self.refuse(option, reason);
             }

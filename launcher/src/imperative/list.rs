@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fs, thread};
 
 /// The most evaluations in parallel: each one needs a core and about 1 GiB of memory.
-const MOST_AT_ONCE: usize = 8;
+const MAX_CONCURRENT_EVALUATIONS: usize = 8;
 
 /// Whether to evaluate the flakes, which takes seconds per machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +76,8 @@ pub fn list(layout: &Layout, evaluation: Evaluation) -> Result<Vec<Row>, Imperat
     let machines = layout.all()?;
     let rows = Mutex::new(vec![None; machines.len()]);
     let next = AtomicUsize::new(0);
-    let workers = thread::available_parallelism().map_or(1, usize::from).min(MOST_AT_ONCE).min(machines.len());
+    let workers =
+        thread::available_parallelism().map_or(1, usize::from).min(MAX_CONCURRENT_EVALUATIONS).min(machines.len());
     thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {

@@ -5,7 +5,7 @@ use std::fmt;
 
 /// The longest name in bytes. It keeps the paths of sockets in the state directory below 108 bytes, the size of
 /// `sun_path`: unix(7).
-const LONGEST_BYTES: usize = 64;
+const MAX_NAME_BYTES: usize = 64;
 
 /// A valid machine name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,7 +20,7 @@ impl MachineName {
     pub fn new(name: &str) -> Result<Self, ImperativeError> {
         let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric());
         let is_plain = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
-        if starts_well && name.len() <= LONGEST_BYTES && name.chars().all(is_plain) {
+        if starts_well && name.len() <= MAX_NAME_BYTES && name.chars().all(is_plain) {
             Ok(Self(name.to_owned()))
         } else {
             Err(ImperativeError::BadName(name.to_owned()))

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The longest part of a program's output that is used in an error message, in bytes.
-const LAST_WORDS_BYTES: usize = 800;
+const ERROR_TAIL_BYTES: usize = 800;
 
 fn nix(verb: &[&str]) -> Command {
     let mut command = Command::new("nix");
@@ -49,14 +49,14 @@ fn output_of(program: &str, mut command: Command) -> Result<String, ImperativeEr
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let words = String::from_utf8_lossy(&output.stderr);
-    Err(ImperativeError::Program { program: program.to_owned(), status: output.status, output: last_words(&words) })
+    Err(ImperativeError::Program { program: program.to_owned(), status: output.status, output: error_tail(&words) })
 }
 
 /// Finds the error in a program's output: Nix prints it first or last, between traces and warnings.
-fn last_words(text: &str) -> String {
+fn error_tail(text: &str) -> String {
     let line = text.lines().map(str::trim).rfind(|line| line.starts_with("error: ") && *line != "error:");
     let line = line.or_else(|| text.lines().rfind(|line| !line.trim().is_empty())).unwrap_or_default().trim();
-    let end = (0..=LAST_WORDS_BYTES.min(line.len())).rev().find(|end| line.is_char_boundary(*end)).unwrap_or_default();
+    let end = (0..=ERROR_TAIL_BYTES.min(line.len())).rev().find(|end| line.is_char_boundary(*end)).unwrap_or_default();
     let line = line[..end].trim_start_matches("error: ");
     // Nix lists all attribute paths that it has tried; the last one is the one that was requested.
     match line.split_once(" does not provide attribute ").map(|(flake, tried)| (flake, tried.rsplit_once(" or "))) {
@@ -72,10 +72,10 @@ mod tests {
     #[test]
     fn the_error_is_found_between_traces_and_warnings() {
         let text = "warning: dirty\nerror: attribute 'web' missing\n\n   at a:1:2:\n  (use --show-trace)\n";
-        assert_eq!(last_words(text), "attribute 'web' missing");
-        assert_eq!(last_words("killed\n\n"), "killed");
-        assert_eq!(last_words(""), "");
+        assert_eq!(error_tail(text), "attribute 'web' missing");
+        assert_eq!(error_tail("killed\n\n"), "killed");
+        assert_eq!(error_tail(""), "");
         let tried = "error: flake 'path:/f' does not provide attribute 'packages.a', 'legacyPackages.a' or 'a'";
-        assert_eq!(last_words(tried), "flake 'path:/f' does not provide attribute 'a'");
+        assert_eq!(error_tail(tried), "flake 'path:/f' does not provide attribute 'a'");
     }
 }

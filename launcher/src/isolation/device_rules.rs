@@ -9,9 +9,9 @@ use std::process::Command;
 
 /// The devices that the unit template allows for every machine. None of them gives access to what
 /// belongs to other machines or users.
-const OF_TEMPLATE: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"];
+const TEMPLATE_DEVICES: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"];
 /// The directory in which systemd keeps settings that apply until the next boot.
-const TOLD: &str = "/run/systemd/system.control";
+const UNIT_CONTROL_DIRECTORY: &str = "/run/systemd/system.control";
 
 /// Makes systemd allow the unit these devices until the next boot, and no others. Does nothing for a machine that needs
 /// only the devices of the template.
@@ -21,11 +21,11 @@ const TOLD: &str = "/run/systemd/system.control";
 pub fn allow_devices(tree: &Tree, unit: &str) -> Result<(), IsolationError> {
     let failed = |reason: String| IsolationError::DeviceRules(reason);
     let further = further(tree);
-    let told_before = Path::new(TOLD).join(format!("{unit}.d/50-DeviceAllow.conf"));
+    let told_before = Path::new(UNIT_CONTROL_DIRECTORY).join(format!("{unit}.d/50-DeviceAllow.conf"));
     if further.is_empty() && !told_before.exists() {
         return Ok(());
     }
-    let of_template = OF_TEMPLATE.into_iter().filter(|path| Path::new(path).exists()).map(str::to_owned);
+    let of_template = TEMPLATE_DEVICES.into_iter().filter(|path| Path::new(path).exists()).map(str::to_owned);
     let allowed = of_template.chain(["char-pts".to_owned()]).chain(further);
     let mut command = Command::new("systemctl");
     // An empty assignment clears the list.
@@ -49,5 +49,5 @@ fn further(tree: &Tree) -> Vec<String> {
         Entry::Host(bound) if bound.path.starts_with("/dev/bus/usb") => Some("char-usb_device".to_owned()),
         _ => None,
     };
-    tree.entries.iter().filter_map(of_entry).filter(|device| !OF_TEMPLATE.contains(&device.as_str())).collect()
+    tree.entries.iter().filter_map(of_entry).filter(|device| !TEMPLATE_DEVICES.contains(&device.as_str())).collect()
 }

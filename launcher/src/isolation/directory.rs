@@ -24,13 +24,13 @@ pub const TOPLEVEL: &str = "toplevel";
 const CURRENT: &str = "current";
 const BOOTED: &str = "booted";
 /// The files that only root may change.
-const OF_ROOT: [&str; 4] = [CURRENT, BOOTED, FLAKE, TOPLEVEL];
+const ROOT_LINKS: [&str; 4] = [CURRENT, BOOTED, FLAKE, TOPLEVEL];
 /// Sticky; full access for root and the machine's group, none for others.
 const MODE: mode_t = 0o1770;
 /// The first id of the range up to 2147352575, which systemd's documentation of user ids (UIDS-GIDS.md) leaves
 /// unassigned.
 const DEFAULT_FIRST_ID: u32 = 0x7000_0000;
-const COUNT_OF_IDS: u32 = 1 << 20;
+const ID_COUNT: u32 = 1 << 20;
 
 /// The range of user ids for machines. A machine's group has the same number as its user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl UserIds {
     }
 
     fn contains(self, id: u32) -> bool {
-        id >= self.first && id - self.first < COUNT_OF_IDS
+        id >= self.first && id - self.first < ID_COUNT
     }
 
     /// Returns the id for a name. It is the same on every host and after every reinstallation, unless another machine
@@ -61,10 +61,10 @@ impl UserIds {
     fn choose(self, name: &str, taken: &BTreeSet<u32>) -> Result<u32, IsolationError> {
         // FNV-1a, 32 bits.
         let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-        (0..COUNT_OF_IDS)
-            .map(|step| self.first + (hash.wrapping_add(step)) % COUNT_OF_IDS)
+        (0..ID_COUNT)
+            .map(|step| self.first + (hash.wrapping_add(step)) % ID_COUNT)
             .find(|id| !taken.contains(id))
-            .ok_or(IsolationError::NoFreeId(COUNT_OF_IDS))
+            .ok_or(IsolationError::NoFreeId(ID_COUNT))
     }
 }
 
@@ -141,7 +141,7 @@ impl StateDirectory {
         if let Some(former) = User::from_name(FORMER_USER).ok().flatten() {
             messages = contents::hand_over(&self.file, &self.path, former.uid.as_raw(), id)?;
         }
-        for name in OF_ROOT {
+        for name in ROOT_LINKS {
             contents::take_for_root(&self.file, &self.path, name)?;
         }
         fchown(&self.file, Some(Uid::from_raw(0)), Some(Gid::from_raw(id))).map_err(failed())?;
@@ -326,7 +326,7 @@ mod tests {
     use crate::imperative::MachineName;
     use std::os::unix::fs::{chown, symlink};
 
-    const FORMER: u32 = 4711;
+    const FORMER_ID: u32 = 4711;
 
     fn is_root() -> bool {
         let is_root = nix::unistd::geteuid().is_root();
@@ -375,7 +375,7 @@ mod tests {
         std::os::unix::fs::lchown(machine.booted(), Some(id), Some(id)).unwrap();
         assert!(matches!(state.runner(), Err(IsolationError::NotTrusted { .. })));
         // A link of root to a directory that others can change is not followed either.
-        chown(directory.path(), Some(FORMER), None).unwrap();
+        chown(directory.path(), Some(FORMER_ID), None).unwrap();
         state.set_current(&layout, directory.path()).unwrap();
         assert!(matches!(state.set_booted(&layout), Err(IsolationError::NotTrusted { .. })));
     }
@@ -418,14 +418,14 @@ mod tests {
         fs::hard_link(state.join("linked"), state.join("other-name")).unwrap();
         symlink("/etc/passwd", state.join("link")).unwrap();
         for file in ["var.img", "home", "home/notes", "linked", "link"] {
-            std::os::unix::fs::lchown(state.join(file), Some(FORMER), Some(FORMER)).unwrap();
+            std::os::unix::fs::lchown(state.join(file), Some(FORMER_ID), Some(FORMER_ID)).unwrap();
         }
         let opened = fs::File::open(state).unwrap();
-        let messages = contents::hand_over(&opened, state, FORMER, 5000).unwrap();
+        let messages = contents::hand_over(&opened, state, FORMER_ID, 5000).unwrap();
         assert_eq!(messages.len(), 2, "{messages:?}");
         let owner = |file: &str| fs::symlink_metadata(state.join(file)).unwrap().uid();
         let owners = ["var.img", "home", "home/notes", "of-root", "linked", "link"].map(owner);
-        assert_eq!(owners, [5000, 5000, 5000, 0, FORMER, 5000]);
+        assert_eq!(owners, [5000, 5000, 5000, 0, FORMER_ID, 5000]);
         assert_eq!(fs::metadata("/etc/passwd").unwrap().uid(), 0);
     }
 }

@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt
 use std::path::{Path, PathBuf};
 
 /// The same as in `volumes::lock`.
-const BY_NUMBER: &str = ".volume-locks";
+const LOCK_DIRECTORY: &str = ".volume-locks";
 
 /// A lock file on the host, and its path in the machine's root directory.
 pub(super) struct LockFile {
@@ -31,7 +31,7 @@ pub(super) fn of_volume(volume: &VolumeNeed, runtime: &Path) -> Result<Vec<LockF
     let resolved = image.canonicalize().map_err(IsolationError::file(image))?;
     let metadata = fs::metadata(&resolved).map_err(IsolationError::file(&resolved))?;
     let by_number = |name: String| {
-        let path = runtime.join(BY_NUMBER).join(name);
+        let path = runtime.join(LOCK_DIRECTORY).join(name);
         LockFile { on_host: path.clone(), inside: path }
     };
     let number = |device| format!("{}-{}", major(device), minor(device));

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How long udev may take to create the device node.
-const NODE_PATIENCE: Duration = Duration::from_secs(5);
+const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Creates the macvtap for that user if it is missing, and brings it up.
 ///
@@ -125,7 +125,7 @@ fn node_path(index: i32) -> PathBuf {
 
 fn wait_for_node(macvtap: &MacvtapNeed, index: i32) -> Result<PathBuf, NetworkError> {
     let path = node_path(index);
-    let end = Instant::now() + NODE_PATIENCE;
+    let end = Instant::now() + NODE_TIMEOUT;
     while !path.exists() {
         if Instant::now() > end {
             return Err(NetworkError::NoNode { name: macvtap.name.clone(), path });

@@ -35,7 +35,7 @@ const TUN_TYPE_TAP: u8 = 2;
 const IFF_UP: u32 = 1;
 const HEADER_BYTES: usize = 16;
 const LINK_MESSAGE_BYTES: usize = 16;
-const LONGEST_ANSWER_BYTES: usize = 64 << 10;
+const MAX_REPLY_BYTES: usize = 64 << 10;
 
 /// A network interface as the kernel reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -176,7 +176,7 @@ impl Request {
         self.0[..4].copy_from_slice(&length.to_ne_bytes());
         let socket = open()?;
         send(socket.as_raw_fd(), &self.0, MsgFlags::empty())?;
-        let mut buffer = vec![0; LONGEST_ANSWER_BYTES];
+        let mut buffer = vec![0; MAX_REPLY_BYTES];
         let count = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
         buffer.truncate(count);
         if count < HEADER_BYTES + 4 {

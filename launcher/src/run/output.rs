@@ -7,11 +7,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The size of the queue. Beyond it, the oldest bytes are dropped.
-const LONGEST_BACKLOG_BYTES: usize = 1 << 20;
+const MAX_BACKLOG_BYTES: usize = 1 << 20;
 /// The largest single write.
 const CHUNK_BYTES: usize = 16 << 10;
 /// How long to wait at the end for a reader that reads nothing, before the rest is discarded.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A thread that writes, and its queue. A slow reader blocks only that thread.
 #[derive(Clone, Debug)]
@@ -54,18 +54,18 @@ impl OutputWriter {
             return;
         }
         queue.bytes.extend(bytes);
-        let surplus = queue.bytes.len().saturating_sub(LONGEST_BACKLOG_BYTES);
+        let surplus = queue.bytes.len().saturating_sub(MAX_BACKLOG_BYTES);
         queue.bytes.drain(..surplus);
         queue.dropped_bytes += surplus as u64;
         drop(queue);
         self.shared.changed.notify_all();
     }
 
-    /// Waits until everything is written, or until the reader has read nothing for [`PATIENCE`].
+    /// Waits until everything is written, or until the reader has read nothing for [`TIMEOUT`].
     pub(super) fn finish(&self) {
         let mut queue = self.shared.lock();
         let mut writes = queue.writes;
-        let mut end = Instant::now() + PATIENCE;
+        let mut end = Instant::now() + TIMEOUT;
         while !queue.is_broken && (queue.is_writing || !queue.bytes.is_empty()) {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -74,7 +74,7 @@ impl OutputWriter {
             queue = self.shared.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
             if queue.writes != writes {
                 writes = queue.writes;
-                end = Instant::now() + PATIENCE;
+                end = Instant::now() + TIMEOUT;
             }
         }
     }
@@ -155,7 +155,7 @@ mod tests {
         for _ in 0..300 {
             output.push(&[b'x'; 8192]);
         }
-        // Returns after its patience, because nothing reads.
+        // Returns after its timeout, because nothing reads.
         output.finish();
         output.push(b"the last line");
         let mut text = String::new();

@@ -36,13 +36,13 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long to wait before asking a starting hypervisor again whether it runs; doubled up to [`LONGEST_QUESTION_GAP`].
-const FIRST_QUESTION_AFTER: Duration = Duration::from_millis(20);
-const LONGEST_QUESTION_GAP: Duration = Duration::from_secs(1);
+/// How long to wait before asking a starting hypervisor again whether it runs; doubled up to [`MAX_STATUS_REQUEST_INTERVAL`].
+const FIRST_STATUS_REQUEST_AFTER: Duration = Duration::from_millis(20);
+const MAX_STATUS_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 /// The size of the input queue. While it is full, nothing is read from the clients.
-const LONGEST_INPUT_BYTES: usize = 64 << 10;
+const MAX_INPUT_BYTES: usize = 64 << 10;
 /// The most reads from the hypervisor's terminal in one turn of the loop.
-const MOST_READS: usize = 16;
+const MAX_READS: usize = 16;
 
 pub(super) struct Supervisor<'run> {
     pub(super) launch: &'run Launch,
@@ -216,11 +216,11 @@ impl Supervisor<'_> {
         let socket = self.launch.control.clone();
         let controller = socket.map(|socket| Controller::new(&socket, &self.launch.working_directory));
         thread::spawn(move || {
-            let mut gap = FIRST_QUESTION_AFTER;
+            let mut gap = FIRST_STATUS_REQUEST_AFTER;
             while controller.as_ref().is_some_and(|controller| controller.status().is_err()) {
                 // The thread ends with the process, which ends with the hypervisor.
                 thread::sleep(gap);
-                gap = (gap * 2).min(LONGEST_QUESTION_GAP);
+                gap = (gap * 2).min(MAX_STATUS_REQUEST_INTERVAL);
             }
             // Fails if the machine has ended in the meantime; nothing waits for the answer then.
             let _ = theirs.write_all(b".");
@@ -348,7 +348,7 @@ impl Console {
     }
 
     fn typing(&self) -> Typing {
-        if self.input.len() < LONGEST_INPUT_BYTES { Typing::Accepted } else { Typing::Held }
+        if self.input.len() < MAX_INPUT_BYTES { Typing::Accepted } else { Typing::Held }
     }
 
     fn interests(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
@@ -408,7 +408,7 @@ impl Console {
     /// cannot block the rest of the loop.
     fn print(&mut self) {
         let mut buffer = [0; 16 << 10];
-        for _ in 0..MOST_READS {
+        for _ in 0..MAX_READS {
             let Some(master) = &mut self.master else { return };
             match master.read(&mut buffer) {
                 Ok(count) if count > 0 => {

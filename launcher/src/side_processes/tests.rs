@@ -195,7 +195,7 @@ fn starts_a_daemon_for_another_test() {
         client: None,
         child: None,
         started: Instant::now(),
-        delay: FIRST_DELAY,
+        delay: FIRST_RESTART_DELAY,
         start_again: None,
         private: None,
         is_noted: false,
@@ -239,7 +239,7 @@ fn repeated_failures_are_retried_with_longer_delays() {
         client: None,
         child: None,
         started: Instant::now(),
-        delay: FIRST_DELAY,
+        delay: FIRST_RESTART_DELAY,
         start_again: None,
         private: None,
         is_noted: false,
@@ -247,5 +247,5 @@ fn repeated_failures_are_retried_with_longer_delays() {
     for _ in 0..20 {
         entry.start_later();
     }
-    assert_eq!(entry.delay, LONGEST_DELAY);
+    assert_eq!(entry.delay, MAX_RESTART_DELAY);
 }

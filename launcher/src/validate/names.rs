@@ -4,11 +4,11 @@ use crate::path::HostPath;
 use std::net::Ipv4Addr;
 
 /// The path of a Unix socket, with its final NUL, has at most 108 bytes: `sun_path` in unix(7).
-const SOCKET_PATH_BYTES: usize = 107;
+const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// The name of an interface, with its final NUL, has at most 16 bytes: `IFNAMSIZ` in linux/if.h.
-const INTERFACE_NAME_BYTES: usize = 15;
+const MAX_INTERFACE_NAME_BYTES: usize = 15;
 /// The size of a virtio disk's serial number: `VIRTIO_BLK_ID_BYTES` in linux/virtio_blk.h.
-const SERIAL_BYTES: usize = 20;
+const MAX_SERIAL_BYTES: usize = 20;
 
 /// Checks a name that becomes part of file names and command lines.
 pub(super) fn file_name(name: &str) -> Result<(), String> {
@@ -49,9 +49,9 @@ pub(super) fn path(path: &HostPath) -> Result<(), String> {
 pub(super) fn socket_path(socket: &HostPath) -> Result<(), String> {
     path(socket)?;
     let bytes = socket.as_str().len();
-    if bytes > SOCKET_PATH_BYTES {
+    if bytes > MAX_SOCKET_PATH_BYTES {
         return Err(format!(
-            "`{socket}` has {bytes} bytes, but the path of a unix socket has at most {SOCKET_PATH_BYTES}"
+            "`{socket}` has {bytes} bytes, but the path of a unix socket has at most {MAX_SOCKET_PATH_BYTES}"
         ));
     }
     Ok(())
@@ -63,9 +63,9 @@ pub(super) fn interface_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name == "." || name == ".." || name.starts_with('-') {
         return Err(format!("`{name}` cannot be the name of a network interface"));
     }
-    if name.len() > INTERFACE_NAME_BYTES {
+    if name.len() > MAX_INTERFACE_NAME_BYTES {
         return Err(format!(
-            "`{name}` has {} bytes, but the name of a network interface has at most {INTERFACE_NAME_BYTES}",
+            "`{name}` has {} bytes, but the name of a network interface has at most {MAX_INTERFACE_NAME_BYTES}",
             name.len()
         ));
     }
@@ -124,9 +124,9 @@ pub(super) fn serial(serial: &str) -> Result<(), String> {
     if serial.is_empty() {
         return Err("must not be empty".to_owned());
     }
-    if serial.len() > SERIAL_BYTES {
+    if serial.len() > MAX_SERIAL_BYTES {
         return Err(format!(
-            "`{serial}` has {} bytes, but the serial number of a virtio disk has at most {SERIAL_BYTES}",
+            "`{serial}` has {} bytes, but the serial number of a virtio disk has at most {MAX_SERIAL_BYTES}",
             serial.len()
         ));
     }

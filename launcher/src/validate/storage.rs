@@ -11,9 +11,9 @@ use volume_maker::FileSystem;
 /// The serial number that the image builder gives to a disk that it serves.
 const LIVE_SERIAL: &str = "nix-store";
 /// `MAX_TAG_LEN` in qemu's hw/9pfs/9p.h without the final NUL.
-const NINE_P_TAG_BYTES: usize = 31;
+const MAX_9P_TAG_BYTES: usize = 31;
 /// The tag field of `struct virtio_fs_config` in linux/virtio_fs.h.
-const VIRTIOFS_TAG_BYTES: usize = 36;
+const MAX_VIRTIOFS_TAG_BYTES: usize = 36;
 
 pub(super) fn disks(
     spec: &MachineSpec,
@@ -218,8 +218,8 @@ pub(super) fn shares(spec: &MachineSpec, findings: &mut Findings) -> Vec<Checked
     for (index, share) in spec.shares.iter().enumerate() {
         let option = |name: &str| format!("shares[{index}].{name}");
         let tag_bytes = match share.proto {
-            ShareProtocol::NineP => NINE_P_TAG_BYTES,
-            ShareProtocol::Virtiofs => VIRTIOFS_TAG_BYTES,
+            ShareProtocol::NineP => MAX_9P_TAG_BYTES,
+            ShareProtocol::Virtiofs => MAX_VIRTIOFS_TAG_BYTES,
         };
         findings.require(option("tag"), names::share_tag(&share.tag, tag_bytes));
         findings.require(option("source"), names::path(&share.source));

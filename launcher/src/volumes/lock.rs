@@ -27,11 +27,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 
 /// The directory in the runtime directory with locks by number. The dot distinguishes it from all machine names.
-const BY_NUMBER: &str = ".volume-locks";
+const LOCK_DIRECTORY: &str = ".volume-locks";
 /// Machines of different users create lock files there.
-const BY_NUMBER_MODE: u32 = 0o1777;
+const LOCK_DIRECTORY_MODE: u32 = 0o1777;
 /// The most bytes to read from a lock file.
-const LONGEST_HOLDER_BYTES: u64 = 200;
+const MAX_HOLDER_BYTES: u64 = 200;
 
 /// A lock on a volume. It is held until this is dropped and every process that has inherited the descriptor has ended.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ fn places(image: &Place, stat: Option<&FileStat>, runtime: &RuntimeDirectory) ->
     let beside = image.beside(".lock")?;
     let Some(stat) = stat else { return Ok(vec![beside]) };
     let by_number = |name: String| -> io::Result<Place> {
-        Ok(Directory::make(&runtime.path().join(BY_NUMBER), BY_NUMBER_MODE, None)?.place(name))
+        Ok(Directory::make(&runtime.path().join(LOCK_DIRECTORY), LOCK_DIRECTORY_MODE, None)?.place(name))
     };
     if stat.st_mode & S_IFMT == S_IFBLK {
         return Ok(vec![by_number(format!("block-{}-{}", major(stat.st_rdev), minor(stat.st_rdev)))?]);
@@ -158,7 +158,7 @@ fn share_as(file: &File, image: Option<&FileStat>, owner: Option<&Identity>) -> 
 /// Returns the owner of the lock, as recorded in the lock file.
 fn holder(file: &mut File) -> String {
     let mut text = Vec::new();
-    let read = file.rewind().and_then(|()| file.take(LONGEST_HOLDER_BYTES).read_to_end(&mut text));
+    let read = file.rewind().and_then(|()| file.take(MAX_HOLDER_BYTES).read_to_end(&mut text));
     let text = String::from_utf8_lossy(&text);
     match (read, text.trim()) {
         (Ok(_), holder) if !holder.is_empty() => one_line(holder).into_owned(),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 pub(crate) use testing::{missing, skipped};
 
 /// How long a probe guest may take on a busy host.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Returns the output without the warning that is printed on a host with software KVM.
 pub(crate) fn without_kvm_warning(said: &[u8]) -> String {
@@ -166,7 +166,7 @@ impl TestMachine {
         let mut command = self.namespace.command("busybox");
         command.args(["httpd", "-f", "-p", address]).current_dir(self.directory.path());
         self.helpers.borrow_mut().push(command.spawn().unwrap());
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         let connects = || {
             let (host, port) = address.split_once(':').unwrap();
             let mut command = self.namespace.command("busybox");
@@ -226,7 +226,7 @@ impl Running<'_> {
 
     /// Waits until the guest has printed a line that contains the text.
     pub(crate) fn wait_for(&mut self, text: &str) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while !self.console().contains(text) {
             let ended = self.child.try_wait().unwrap();
             assert!(ended.is_none(), "ended with {ended:?} before {text:?}\n{}\n{}", self.console(), self.talk());
@@ -237,7 +237,7 @@ impl Running<'_> {
 
     /// Waits until it ends.
     pub(crate) fn end(&mut self) -> ExitStatus {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;

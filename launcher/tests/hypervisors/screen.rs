@@ -2,7 +2,7 @@
 //! shows what the guest has painted.
 
 use crate::linux::{assert_said, build_image, linux_machine, stop_gracefully};
-use crate::machine::{PATIENCE, TestMachine};
+use crate::machine::{TIMEOUT, TestMachine};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -25,7 +25,7 @@ fn a_screenshot_shows_what_the_guest_has_painted() {
     assert_said(&console, "input=QEMU Virtio Keyboard\r");
     assert_said(&console, "input=QEMU Virtio Tablet\r");
     assert_said(&console, "painted=1280x800\r");
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
         let picture = Picture::of(&machine);
         assert_eq!((picture.width, picture.height), (1280, 800));

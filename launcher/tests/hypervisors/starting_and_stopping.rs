@@ -2,7 +2,7 @@
 
 use crate::failures::{is_alive, scripted_machine, wait_for_file, write_script};
 use crate::lifecycle::waiting_machine;
-use crate::machine::{PATIENCE, Running, TestMachine, use_program};
+use crate::machine::{Running, TIMEOUT, TestMachine, use_program};
 use crate::probe::{ProbeReport, probe_guest};
 use launcher::spec::Hypervisor;
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ fn status_of(machine: &TestMachine, name: &str) -> String {
 
 /// Waits until the condition is true.
 fn wait_until(what: &str, is_done: impl Fn() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !is_done() {
         assert!(Instant::now() < end, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(10));
@@ -189,7 +189,7 @@ fn a_supervisor_whose_output_is_not_read_still_serves_its_console_and_handles_si
         fs::read_to_string(machine.path("hypervisor")).is_ok_and(|text| text.ends_with('\n'))
     });
     let mut console = UnixStream::connect(machine.path("run/web/console.sock")).unwrap();
-    console.set_read_timeout(Some(PATIENCE)).unwrap();
+    console.set_read_timeout(Some(TIMEOUT)).unwrap();
     assert!(console.read(&mut [0; 1024]).unwrap() > 0);
     signal(&child.id().to_string(), "TERM");
     wait_until("the supervisor ends", || !is_alive(&child.id().to_string()));
@@ -322,7 +322,7 @@ fn a_service_manager_gives_more_time_while_disks_are_made_and_is_known_to_no_oth
     let Some(machine) = machine_of_reporting_programs("env") else { return };
     for options in [[].as_slice(), &["--supervise"]] {
         let manager = UnixDatagram::bind(machine.path("notify")).unwrap();
-        manager.set_read_timeout(Some(PATIENCE)).unwrap();
+        manager.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut command = machine.microvm(&[["run", "machine.json"].as_slice(), options].concat());
         command.env("NOTIFY_SOCKET", machine.path("notify"));
         let output = command.output().unwrap();

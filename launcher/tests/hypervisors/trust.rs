@@ -2,7 +2,7 @@
 
 use crate::failures::{is_alive, said, scripted_machine, wait_for_file, write_script};
 use crate::lifecycle::waiting_machine;
-use crate::machine::{PATIENCE, TestMachine, kvm_opens, program_of, skipped, use_program};
+use crate::machine::{TIMEOUT, TestMachine, kvm_opens, program_of, skipped, use_program};
 use crate::probe::probe_guest;
 use launcher::control::{ControlError, Controller, HttpAnswer};
 use launcher::launch::HttpRequest;
@@ -23,7 +23,7 @@ fn kill(pid: &str, signal: &str) {
 }
 
 fn wait_until_gone(pid: &str) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while is_alive(pid) && Instant::now() < end {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }

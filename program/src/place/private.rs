@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 const MODE: u32 = 0o700;
 /// The number of names to try. An existing directory was left by a killed process that had the same process id.
-const MOST_TRIES: u32 = 1000;
+const MAX_TRIES: u32 = 1000;
 
 /// A new directory, removed with the files in it when this is dropped. It is reached by its descriptor: a user who can
 /// change the parent directory can only rename it.
@@ -31,7 +31,7 @@ impl PrivateDirectory {
     /// Fails if the parent directory is not writable.
     pub fn make(parent: Directory) -> io::Result<Self> {
         static MADE: AtomicU32 = AtomicU32::new(0);
-        for _ in 0..MOST_TRIES {
+        for _ in 0..MAX_TRIES {
             let number = MADE.fetch_add(1, Ordering::Relaxed);
             let name = OsString::from(format!(".microvm-{}-{number}", std::process::id()));
             match mkdirat(&parent, name.as_os_str(), to_mode(MODE)) {

@@ -6,7 +6,7 @@ use crate::image::{DirectoryInode, FileInode, ImageError, Inode, InodeForm, Inod
 use std::ops::Range;
 
 /// The limit of the kernel: one page.
-const TARGET_BYTES_MAX: u64 = 4096;
+const MAX_TARGET_BYTES: u64 = 4096;
 /// Bytes before the shared and inline extended attributes of an inode (`struct erofs_xattr_ibody_header`).
 const XATTR_HEADER_BYTES: u64 = 12;
 /// Length of each unit that `i_xattr_icount` counts.
@@ -149,7 +149,7 @@ impl ErofsImage {
             }
             0o10 => InodeKind::File(file()?),
             0o12 => {
-                if raw.size_bytes > TARGET_BYTES_MAX || raw.size_bytes == 0 {
+                if raw.size_bytes > MAX_TARGET_BYTES || raw.size_bytes == 0 {
                     return Err(damaged(format!("its symbolic link target has {} bytes", raw.size_bytes)));
                 }
                 let mut target = vec![0; raw.size_bytes as usize];

@@ -5,7 +5,7 @@ use crate::erofs::format::DIRECTORY_ENTRY_BYTES;
 use crate::image::{FileInode, ImageError, Inode, InodeKind, InodeType, Part, TakeLe};
 
 /// Maximum length of a name, as in Linux.
-const NAME_BYTES_MAX: usize = 255;
+const MAX_NAME_BYTES: usize = 255;
 
 /// An entry of a directory.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl<'a> Listing<'a> {
         // Zeros may follow the last name.
         let name = if is_last { name.split(|byte| *byte == 0).next().unwrap_or_default() } else { name };
         let is_sound =
-            !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.iter().any(|byte| matches!(byte, 0 | b'/'));
+            !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.iter().any(|byte| matches!(byte, 0 | b'/'));
         if is_sound { Ok(name) } else { Err(self.damaged(format!("the name at byte {start} is not a file name"))) }
     }
 

@@ -1,12 +1,12 @@
 //! Walks the tree of an image like the walk of `crate::image`: every directory comes before its content.
 
 use super::listing::{Listing, ListingEntry, number_of};
-use super::{ErofsImage, INODES_MAX};
+use super::{ErofsImage, MAX_INODES};
 use crate::image::{ImageError, ImagePath, Inode, InodeKind, Node, Part};
 use std::collections::HashSet;
 
 /// Maximum depth of a directory.
-const DEPTH_MAX: usize = 4096;
+const MAX_DEPTH: usize = 4096;
 
 impl ErofsImage {
     /// Returns the inode of a directory entry, after checking that both have the same type.
@@ -77,7 +77,7 @@ impl<'a> Walk<'a> {
             levels: Vec::new(),
             visited: HashSet::new(),
             listing_bytes_left: image.superblock().bytes(),
-            nodes_left: INODES_MAX,
+            nodes_left: MAX_INODES,
             path: path.clone(),
             first: Some((Node::new(0, path, inode), parent)),
         }
@@ -90,9 +90,9 @@ impl<'a> Walk<'a> {
         if !self.visited.insert(inode.number) {
             return damaged(format!("directory inode {} is reached a second time", inode.number), &self.path);
         }
-        if self.levels.len() >= DEPTH_MAX {
+        if self.levels.len() >= MAX_DEPTH {
             let reason = "directories are nested too deep".to_owned();
-            return Err(ImageError::Limit { part: Part::InodeAt(inode.place), reason, limit: DEPTH_MAX as u64 });
+            return Err(ImageError::Limit { part: Part::InodeAt(inode.place), reason, limit: MAX_DEPTH as u64 });
         }
         match self.listing_bytes_left.checked_sub(u64::from(listing_bytes)) {
             Some(left) => self.listing_bytes_left = left,
@@ -109,7 +109,7 @@ impl<'a> Walk<'a> {
             Some(left) => self.nodes_left = left,
             None => {
                 let reason = "too many names".to_owned();
-                return Err(ImageError::Limit { part: Part::Superblock, reason, limit: INODES_MAX });
+                return Err(ImageError::Limit { part: Part::Superblock, reason, limit: MAX_INODES });
             }
         }
         if let InodeKind::Directory(directory) = &node.inode.kind {

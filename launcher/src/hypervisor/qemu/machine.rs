@@ -16,11 +16,11 @@ const MMIO_SLOTS: usize = 8;
 /// Linux maps persistent memory in huge pages.
 const PMEM_ALIGNMENT_BYTES: u64 = 2 << 20;
 /// The most virtual CPUs with KVM: `max_cpus` of microvm and q35 in qemu 7.2.
-const MOST_VCPUS: u32 = 288;
+const MAX_VCPUS: u32 = 288;
 /// The most virtual CPUs when emulating: the limit of the emulated interrupt controller.
-const MOST_VCPUS_EMULATED: u32 = 255;
+const MAX_VCPUS_EMULATED: u32 = 255;
 /// `VIRT_MAX_CPUS` of the machine model virt on ARM.
-const MOST_VCPUS_ARM: u32 = 512;
+const MAX_VCPUS_ARM: u32 = 512;
 
 /// How virtio devices are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,9 +138,9 @@ fn accelerator(spec: &crate::validate::CheckedSpec) -> Accelerator {
 
 fn check_cpus(builder: &mut LaunchBuilder<'_>, is_emulated: bool) {
     let most = match builder.architecture() {
-        Architecture::Aarch64 => MOST_VCPUS_ARM,
-        Architecture::X86_64 if is_emulated => MOST_VCPUS_EMULATED,
-        Architecture::X86_64 => MOST_VCPUS,
+        Architecture::Aarch64 => MAX_VCPUS_ARM,
+        Architecture::X86_64 if is_emulated => MAX_VCPUS_EMULATED,
+        Architecture::X86_64 => MAX_VCPUS,
     };
     if !is_emulated {
         builder.check_cpus(most);
