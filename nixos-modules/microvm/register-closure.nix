@@ -14,6 +14,11 @@ let
     && lib.any (
       mountPoint: mountPoint != null && lib.hasPrefix "${lib.removeSuffix "/" mountPoint}/" "${overlay}/"
     ) (map (part: part.mountPoint) (cfg.volumes ++ cfg.shares));
+  # Whether Nix can write the files of a path to the disk before it records the path as valid.
+  canFsyncPaths =
+    builtins.compareVersions (config.nix.package.version or "") (
+      if config.nix.package.pname or "" == "lix" then "2.92" else "2.25"
+    ) >= 0;
   readsDatabase = [
     "nix-daemon.service"
     "nix-gc.service"
@@ -31,6 +36,11 @@ in
     {
       microvm.closureRegistration = pkgs.closureInfo { rootPaths = [ config.system.build.toplevel ]; };
     }
+    # The database is written safely by default, the paths are not. If the machine is killed, paths of the last half minute would
+    # be valid, and their files empty.
+    (lib.mkIf (cfg.guest.enable && stays && canFsyncPaths) {
+      nix.settings.fsync-store-paths = lib.mkDefault true;
+    })
     (lib.mkIf (cfg.guest.enable && cfg.registerClosure) {
       # Not in the system's kernel parameters, because the registration depends on the system.
       microvm.kernelParams = [ "regInfo=${cfg.closureRegistration}/registration" ];

@@ -13,8 +13,9 @@ for parameter in "${parameters[@]}"; do
 done
 
 if [ -n "$PERSISTENT_STATE" ]; then
-  # Only parts of the state: the daemon's socket and the roots of the running system may already exist.
-  for part in db profiles; do
+  # Only parts of the state: the daemon's socket and the roots of the running system may already exist. auto has the roots of
+  # results of builds.
+  for part in db profiles gcroots/auto gcroots/per-user; do
     mkdir -p "$PERSISTENT_STATE/$part" "$NIX_STATE/$part"
     mountpoint --quiet "$NIX_STATE/$part" || mount --bind "$PERSISTENT_STATE/$part" "$NIX_STATE/$part"
   done

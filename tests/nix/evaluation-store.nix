@@ -101,6 +101,40 @@ in
       shares = [ (share // { proto = "virtiofs"; }) ];
     });
   };
+  "what is added to a persistent layer is on the disk before Nix records it, if Nix can" = {
+    expected = {
+      memory = null;
+      volume = true;
+      old-nix = null;
+      lix = true;
+      old-lix = null;
+    };
+    found =
+      let
+        with-package =
+          package: volumes:
+          (evaluate {
+            nix.package = package;
+            microvm = {
+              inherit volumes;
+              writableStoreOverlay = "/nix/.rw-store";
+            };
+          }).config.nix.settings.fsync-store-paths or null;
+        nix = version: {
+          inherit version;
+          outPath = "/nix";
+          pname = "nix";
+        };
+        lix = version: nix version // { pname = "lix"; };
+      in
+      {
+        memory = with-package (nix "2.26.3") [ ];
+        volume = with-package (nix "2.26.3") [ overlayVolume ];
+        old-nix = with-package (nix "2.24.14") [ overlayVolume ];
+        lix = with-package (lix "2.92.0") [ overlayVolume ];
+        old-lix = with-package (lix "2.91.1") [ overlayVolume ];
+      };
+  };
   "a writable layer on virtiofs stores its metadata in user attributes" = {
     expected = true;
     found =

@@ -29,7 +29,7 @@ build() { # NAME REFERENCE...: prints a store path that refers to the others
 reference() { printf '(builtins.storePath "%s")' "$1"; }
 valid() { nix-store --check-validity "$1" 2>/dev/null; }
 boot() { # REGISTRATION: boots with empty memory and the existing volume
-  umount /nix/var/nix/db /nix/var/nix/profiles 2>/dev/null || true
+  umount /nix/var/nix/{db,profiles,gcroots/auto,gcroots/per-user} 2>/dev/null || true
   rm -rf /nix/var/nix
   mkdir -p /nix/var/nix
   echo "quiet regInfo=$1 init=/init" >"$cmdline"
@@ -53,7 +53,9 @@ valid "$old_system" || die "the first boot does not know its system"
 
 in_guest=$(build in-guest)
 on_library=$(build on-library "$(reference "$old_library")")
+nix-store --realise "$in_guest" --add-root /nix/.rw-store/result >/dev/null
 boot "$old_registration" >/dev/null
+nix-store --gc --print-roots 2>/dev/null | grep -qx "/nix/.rw-store/result -> $in_guest" || die "after a reboot the result of a build is garbage"
 for path in "$old_library" "$old_system" "$in_guest" "$on_library"; do
   valid "$path" || die "after a reboot $path is not known any more"
 done

@@ -12,6 +12,7 @@ let
     {
       rig.checks = ''
         kept=/nix/.rw-store/rig; mkdir -p $kept
+        [ ! -e $kept/result ] || { root() { nix-store --gc --print-roots | grep -F $kept/result; }; check 'the result of a build from before is a root' root; }
         for name in added of-bash; do
           [ ! -e $kept/$name ] || { check "$name from before is valid" nix-store --check-validity "$(cat $kept/$name)"; check "$name from before is there" test -e "$(cat $kept/$name)"; }
         done
@@ -23,13 +24,15 @@ let
         check 'the database agrees with the store' nix-store --verify
         echo hello >/tmp/hello; check 'a file is added' sh -c "nix-store --add /tmp/hello >$kept/added"
         build() { # NAME PATH
-          nix-build --no-out-link --expr "derivation { name = \"$1\"; system = \"x86_64-linux\"; builder = \"${pkgs.bash}/bin/bash\"; input = builtins.storePath \"$2\"; shell = builtins.storePath \"${pkgs.bash}\"; args = [ \"-c\" \"echo \$input > \$out\" ]; }" >$kept/$1
+          nix-build --out-link $kept/result --expr "derivation { name = \"$1\"; system = \"x86_64-linux\"; builder = \"${pkgs.bash}/bin/bash\"; input = builtins.storePath \"$2\"; shell = builtins.storePath \"${pkgs.bash}\"; args = [ \"-c\" \"echo \$input > \$out\" ]; }" >$kept/$1
         }
-        check 'a build works' build of-bash ${pkgs.bash}
         check 'a build from the system works' build of-system "$(readlink -f /run/current-system)"
+        check 'a build works' build of-bash ${pkgs.bash}
         readlink -f /run/current-system >$kept/system
         ln -sfn "$(cat $kept/added)" /nix/var/nix/gcroots/rig-added
-        for name in of-bash of-system; do ln -sfn "$(cat $kept/$name)" /nix/var/nix/gcroots/rig-$name; done
+        ln -sfn "$(cat $kept/of-system)" /nix/var/nix/gcroots/rig-of-system
+        # The notes of these checks outlive a crash. What Nix wrote must do so without this.
+        sync $kept/added $kept/of-bash $kept/of-system $kept/system $kept
         check 'garbage is collected' nix-collect-garbage
         check 'the system survives it' nix-store --check-validity "$(readlink -f /run/current-system)"
         check 'the daemon answers' env NIX_REMOTE=daemon nix store ping
@@ -87,27 +90,36 @@ let
 in
 {
   plain.boots = [ { machine = readsOnly; } ];
+  # Its store disk is built when it starts, and it has a graphics card without a window.
   squashfs-by-host.boots = [
     {
       machine = {
         imports = [ readsOnly ];
         microvm.storeDiskBuild = "host";
-      };
-      end = "reboot";
-    }
-    {
-      machine = {
-        imports = [ readsOnly ];
-        microvm.storeDiskBuild = "host";
+        microvm.graphics.enable = true;
+        microvm.graphics.backend = "headless";
+        rig.checks = "check 'there is a graphics card' test -e /dev/dri/card0";
       };
       end = "stop";
     }
   ];
-  erofs.boots = [
+  live.boots = [
+    {
+      machine = {
+        imports = [ readsOnly ];
+        microvm.storeDiskBuild = "live";
+      };
+      end = "stop";
+    }
+  ];
+  # An erofs store disk that is mapped as persistent memory.
+  pmem.boots = [
     {
       machine = {
         imports = [ readsOnly ];
         microvm.storeDiskType = "erofs";
+        microvm.storeDiskTransport = "pmem";
+        rig.checks = "check 'the store is read without a page cache' sh -c 'grep \" /nix/store erofs .*dax=always\" /proc/mounts'";
       };
     }
   ];
@@ -118,15 +130,6 @@ in
         microvm.optimize.enable = false;
         # There is no dhcpcd among the wrapped packages.
         networking.useDHCP = false;
-      };
-    }
-  ];
-  headless-graphics.boots = [
-    {
-      machine = {
-        imports = [ readsOnly ];
-        microvm.graphics.enable = true;
-        microvm.graphics.backend = "headless";
       };
     }
   ];
@@ -147,14 +150,15 @@ in
       };
     }
   ];
+  # The writable layer of this one is over an erofs store disk.
   writable-in-memory.boots = [
     {
-      machine = writableOn { };
+      machine = writableOn { storeDiskType = "erofs"; };
       end = "reboot";
     }
-    { machine = writableOn { }; }
   ];
   writable-by-9p.boots = [ { machine = writableOn { shares = [ (hostStore "9p") ]; }; } ];
+  # A crash, an upgrade, and the machine's death with the same system after it.
   writable-volume.boots =
     let
       machine = writableOn { volumes = [ storeVolume ]; };
@@ -165,14 +169,13 @@ in
         end = "crash";
       }
       {
-        inherit machine;
-        end = "reboot";
-      }
-      {
         machine = upgraded machine;
         end = "cut";
       }
-      { inherit machine; }
+      {
+        machine = upgraded machine;
+        end = "reboot";
+      }
     ];
   # The layer is a directory of the host.
   overlay-on-share.boots =
