@@ -25,6 +25,7 @@
         config.systemd.package
         pkgs.util-linux
         pkgs.iproute2
+        pkgs.iputils
         pkgs.gnugrep
         pkgs.gawk
         pkgs.kmod

@@ -111,8 +111,114 @@ let
       "rig/own-flake".source = (flake { }).nixosConfigurations.own-flake.config.microvm.declaredRunner;
     };
   };
+  # Two machines on one bridge: `left` by tap, with its address from the host and a share by virtiofs; `right` by macvtap and
+  # by qemu's bridge helper.
+  left = {
+    imports = [
+      (small "left")
+      ./guest-checks.nix
+    ];
+    microvm = {
+      mem = lib.mkOverride 40 512;
+      shares = [
+        {
+          proto = "virtiofs";
+          tag = "data";
+          source = "data";
+          mountPoint = "/srv/data";
+        }
+      ];
+    };
+    rig.checks = ''
+      check 'the share is written to' sh -c 'echo from-left >/srv/data/from-left'
+      answers() { for n in $(seq 600); do ping -c 1 -W 5 "$1" && return; sleep 1; done; return 1; }
+      check 'the host answers' answers 10.9.0.1
+      check 'the address is from the host' sh -c 'ip -4 -br addr | grep -E " 10\\.9\\.0\\.1[0-9]{2}/24"'
+      check 'the other machine answers by macvtap' answers 10.9.0.3
+      check 'and by the bridge helper' answers 10.9.0.4
+    '';
+  };
+  right =
+    let
+      mac = {
+        macvtap = "02:00:00:00:01:03";
+        bridge = "02:00:00:00:01:04";
+      };
+      addressed = mac: address: {
+        matchConfig.MACAddress = mac;
+        address = [ address ];
+      };
+    in
+    {
+      imports = [
+        (small "right")
+        ./guest-checks.nix
+      ];
+      microvm = {
+        mem = lib.mkOverride 40 512;
+        interfaces = lib.mkForce [
+          {
+            type = "macvtap";
+            id = "vm-right";
+            mac = mac.macvtap;
+            macvtap.link = "uplink";
+            macvtap.mode = "bridge";
+          }
+          {
+            type = "bridge";
+            id = "vm-right-lan";
+            mac = mac.bridge;
+            bridge = "lan";
+          }
+        ];
+      };
+      systemd.network.networks."10-macvtap" = addressed mac.macvtap "10.9.0.3/24";
+      systemd.network.networks."10-bridge" = addressed mac.bridge "10.9.0.4/24";
+      # Each address is answered by its own interface.
+      boot.kernel.sysctl."net.ipv4.conf.all.arp_ignore" = 1;
+      rig.checks = "check 'the host answers' ping -c 1 -w 600 10.9.0.1";
+    };
 in
 {
+  network = {
+    systems = [
+      {
+        imports = [ host ];
+        microvm.vms.left.config = left;
+        microvm.vms.right.config = right;
+        systemd.network = {
+          netdevs."10-lan".netdevConfig = {
+            Kind = "bridge";
+            Name = "lan";
+          };
+          # What would be a network card, and the end of its cable.
+          netdevs."10-uplink" = {
+            netdevConfig = {
+              Kind = "veth";
+              Name = "uplink";
+            };
+            peerConfig.Name = "cable";
+          };
+          networks."10-lan" = {
+            matchConfig.Name = "lan";
+            address = [ "10.9.0.1/24" ];
+            networkConfig.DHCPServer = true;
+            dhcpServerConfig.PoolOffset = 100;
+            dhcpServerConfig.PoolSize = 50;
+          };
+          networks."10-members" = {
+            matchConfig.Name = "vm-left cable";
+            networkConfig.Bridge = "lan";
+          };
+          networks."10-uplink" = {
+            matchConfig.Name = "uplink";
+            networkConfig.LinkLocalAddressing = "no";
+          };
+        };
+      }
+    ];
+    checks = ./host-network.sh;
+  };
   flakes = {
     systems = [
       {

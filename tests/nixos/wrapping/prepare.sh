@@ -36,7 +36,8 @@ if [ ! -e "$rig/patchelf" ]; then
   mv "$rig/patchelf.new" "$rig/patchelf"
 fi
 
-if [ ! -e "$inputs/linux/config" ]; then
+if ! compgen -G "$inputs/linux/lib/modules/*/kernel/drivers/gpu/drm/virtio" >/dev/null; then
+  rm -rf "$inputs/linux"
   kernel=$(echo "$rig"/packages/linux-image-*)
   version=$(ls "$kernel/usr/lib/modules")
   modules=$inputs/linux/lib/modules
@@ -45,6 +46,9 @@ if [ ! -e "$inputs/linux/config" ]; then
   rm -f "$modules/$version"/{build,source}
   # Large, and for devices that no machine of the rig has.
   rm -rf "$modules/$version"/kernel/{sound,drivers/{gpu,media,infiniband,staging,iio,net/{wireless,ethernet,can,dsa},isdn,comedi}}
+  gpu=kernel/drivers/gpu/drm
+  mkdir -p "$modules/$version/$gpu"
+  cp -a "$kernel/usr/lib/modules/$version/$gpu"/{virtio,drm.ko.xz,drm_kms_helper.ko.xz,drm_shmem_helper.ko.xz} "$modules/$version/$gpu/"
   cp "$kernel/boot/vmlinuz-$version" "$inputs/linux/bzImage"
   cp "$kernel/boot/config-$version" "$inputs/linux/config"
 fi
