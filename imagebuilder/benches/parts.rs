@@ -11,7 +11,7 @@ use imagebuilder::pack::{Pack, PackLimits};
 use imagebuilder::plan::PlannedPath;
 use imagebuilder::segment::{Batch, SegmentKind, encode_segment};
 use imagebuilder::settings::{Compression, ImageSettings};
-use imagebuilder::squashfs::tables::{Contents, Location, Member, write_tables};
+use imagebuilder::squashfs::tables::{Contents, Location, RootEntry, write_tables};
 use imagebuilder::store_path::StorePath;
 use imagebuilder::tree::{FileMode, Tree};
 use std::hint::black_box;
@@ -94,8 +94,8 @@ fn tables(criterion: &mut Criterion) {
     group.bench_function("write", |bencher| {
         bencher.iter(|| {
             let mut encoders = [(); 3].map(|()| Encoder::for_metadata(&settings).unwrap());
-            let member = Member { name: b"member", tree: &tree };
-            write_tables(&[member], &Somewhere, &[], 96, encoders.each_mut().map(Some)).unwrap()
+            let store_path = RootEntry { name: b"store_path", tree: &tree };
+            write_tables(&[store_path], &Somewhere, &[], 96, encoders.each_mut().map(Some)).unwrap()
         });
     });
     group.finish();

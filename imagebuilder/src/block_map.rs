@@ -18,12 +18,12 @@ use thiserror::Error;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreFiles {
     store_dir: PathBuf,
-    members: Vec<StoreMember>,
+    store_paths: Vec<StorePathTree>,
 }
 
 /// One store path and the files in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoreMember {
+pub struct StorePathTree {
     /// Its name in the store.
     pub path: StorePath,
     /// Its files.
@@ -34,7 +34,7 @@ pub struct StoreMember {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId {
     /// Index of the store path.
-    pub member: u32,
+    pub store_path: u32,
     /// Node in the tree of that store path.
     pub node: NodeId,
 }
@@ -52,9 +52,9 @@ pub struct StoreFilePath<'a> {
 }
 
 impl StoreFiles {
-    /// Creates the list of the files of `members`, which are in `store_dir`.
-    pub fn new(store_dir: PathBuf, members: Vec<StoreMember>) -> Self {
-        Self { store_dir, members }
+    /// Creates the list of the files of `store_paths`, which are in `store_dir`.
+    pub fn new(store_dir: PathBuf, store_paths: Vec<StorePathTree>) -> Self {
+        Self { store_dir, store_paths }
     }
 
     /// Returns the directory that contains the store paths.
@@ -63,13 +63,13 @@ impl StoreFiles {
     }
 
     /// Returns the store paths; a [`FileId`] contains an index into them.
-    pub fn members(&self) -> &[StoreMember] {
-        &self.members
+    pub fn store_paths(&self) -> &[StorePathTree] {
+        &self.store_paths
     }
 
     /// Returns the length of a file in bytes; `None` if `file` is not a regular file of these store paths.
     pub fn file_size_bytes(&self, file: FileId) -> Option<u64> {
-        let tree = &self.members.get(usize::try_from(file.member).ok()?)?.tree;
+        let tree = &self.store_paths.get(usize::try_from(file.store_path).ok()?)?.tree;
         match (file.node < tree.len()).then(|| tree.entry(file.node))? {
             Entry::File { size_bytes, .. } => Some(size_bytes),
             Entry::Directory { .. } | Entry::Symlink { .. } => None,
@@ -78,8 +78,8 @@ impl StoreFiles {
 
     /// Returns the location of a file; `None` if `file` is not a node of these store paths.
     pub fn file_path(&self, file: FileId) -> Option<StoreFilePath<'_>> {
-        let member = self.members.get(usize::try_from(file.member).ok()?)?;
-        let tree = &member.tree;
+        let store_path = self.store_paths.get(usize::try_from(file.store_path).ok()?)?;
+        let tree = &store_path.tree;
         if file.node >= tree.len() {
             return None;
         }
@@ -90,7 +90,7 @@ impl StoreFiles {
             node = parent;
         }
         names.reverse();
-        Some(StoreFilePath { store_dir: &self.store_dir, store_path: &member.path, relative: names.join(&b'/') })
+        Some(StoreFilePath { store_dir: &self.store_dir, store_path: &store_path.path, relative: names.join(&b'/') })
     }
 }
 
@@ -170,12 +170,12 @@ pub enum BlockMapError {
 /// An extent as it is kept: it ends where the next one begins. A file extent may end after its file: these bytes are
 /// zeros. So the rest of a file's last block needs no extent of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Packed {
+struct StoredExtent {
     start: u64,
     /// First byte in the metadata or the file.
     offset: u64,
     /// Index of the store path, or one of the two numbers below.
-    member: u32,
+    store_path: u32,
     node: NodeId,
 }
 
@@ -186,7 +186,7 @@ const ZEROS: u32 = u32::MAX - 1;
 #[derive(Clone, Debug)]
 pub struct BlockMap {
     size_bytes: u64,
-    extents: Vec<Packed>,
+    extents: Vec<StoredExtent>,
     metadata: Vec<u8>,
     files: Arc<StoreFiles>,
 }
@@ -218,7 +218,7 @@ impl BlockMap {
             return Err(BlockMapError::Empty { start });
         }
         let end = start.checked_add(length).ok_or(BlockMapError::TooLong { start })?;
-        let (offset, member, node) = match source {
+        let (offset, store_path, node) = match source {
             Source::Metadata { offset } => {
                 let available_bytes = self.metadata.len() as u64;
                 let needed_bytes = offset.saturating_add(length);
@@ -228,17 +228,17 @@ impl BlockMap {
                 (offset, METADATA, 0)
             }
             Source::File { file, offset } => {
-                let size_bytes = self.files.file_size_bytes(file).filter(|_| file.member < ZEROS);
+                let size_bytes = self.files.file_size_bytes(file).filter(|_| file.store_path < ZEROS);
                 if size_bytes.is_none_or(|size_bytes| offset.saturating_add(length) > size_bytes) {
                     return Err(BlockMapError::File { start, file });
                 }
-                (offset, file.member, file.node)
+                (offset, file.store_path, file.node)
             }
             Source::Zeros => (0, ZEROS, 0),
         };
         self.size_bytes = end;
         if !self.continues_last(source, start) {
-            self.extents.push(Packed { start, offset, member, node });
+            self.extents.push(StoredExtent { start, offset, store_path, node });
         }
         Ok(())
     }
@@ -258,12 +258,12 @@ impl BlockMap {
         }
     }
 
-    fn source(&self, packed: &Packed) -> Source {
-        let Packed { offset, member, node, .. } = *packed;
-        match member {
+    fn source(&self, stored: &StoredExtent) -> Source {
+        let StoredExtent { offset, store_path, node, .. } = *stored;
+        match store_path {
             METADATA => Source::Metadata { offset },
             ZEROS => Source::Zeros,
-            _ => Source::File { file: FileId { member, node }, offset },
+            _ => Source::File { file: FileId { store_path, node }, offset },
         }
     }
 
@@ -317,16 +317,16 @@ impl Iterator for ExtentsIn<'_> {
         if self.at >= self.end {
             return None;
         }
-        let packed = self.map.extents.get(self.next)?;
+        let stored = self.map.extents.get(self.next)?;
         let kept_end = self.map.extents.get(self.next + 1).map_or(self.map.size_bytes, |next| next.start);
         let start = self.at;
-        let into = start - packed.start;
-        let (source, source_end) = match self.map.source(packed) {
+        let into = start - stored.start;
+        let (source, source_end) = match self.map.source(stored) {
             Source::Metadata { offset } => (Source::Metadata { offset: offset + into }, kept_end),
             Source::Zeros => (Source::Zeros, kept_end),
             Source::File { file, offset } => {
                 let left = self.map.files.file_size_bytes(file).unwrap_or_default().saturating_sub(offset);
-                let file_end = packed.start.saturating_add(left).min(kept_end);
+                let file_end = stored.start.saturating_add(left).min(kept_end);
                 if start < file_end {
                     (Source::File { file, offset: offset + into }, file_end)
                 } else {
@@ -362,11 +362,11 @@ mod tests {
         tree.add_symlink(b"link", b"dir").unwrap();
         tree.close_directory(root);
         let path = StorePath::from_base_name("0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-files").unwrap();
-        Arc::new(StoreFiles::new(PathBuf::from("/nix/store"), vec![StoreMember { path, tree }]))
+        Arc::new(StoreFiles::new(PathBuf::from("/nix/store"), vec![StorePathTree { path, tree }]))
     }
 
     fn file(number: u32) -> FileId {
-        FileId { member: 0, node: 2 + number }
+        FileId { store_path: 0, node: 2 + number }
     }
 
     fn extent(start: u64, length: u64, source: Source) -> Extent {
@@ -414,7 +414,7 @@ mod tests {
         let extents = [extent(0, 10, whole(0)), extent(10, 4086, Source::Zeros), extent(4096, 20, whole(1))];
         let map = BlockMap::new(files(&[10, 20]), Vec::new(), extents).unwrap();
         assert_eq!(map.extents.len(), 2);
-        assert_eq!(size_of::<Packed>(), 24);
+        assert_eq!(size_of::<StoredExtent>(), 24);
         assert_eq!(map.extents().collect::<Vec<_>>(), extents);
     }
 
@@ -446,12 +446,12 @@ mod tests {
             (file(0), 0, 11),
             (file(0), 10, 1),
             (file(0), u64::MAX, 1),
-            (FileId { member: 0, node: 1 }, 0, 1),
+            (FileId { store_path: 0, node: 1 }, 0, 1),
             (file(1), 0, 1),
             (file(9), 0, 1),
-            (FileId { member: 1, node: 0 }, 0, 1),
-            (FileId { member: ZEROS, node: 0 }, 0, 1),
-            (FileId { member: METADATA, node: 0 }, 0, 1),
+            (FileId { store_path: 1, node: 0 }, 0, 1),
+            (FileId { store_path: ZEROS, node: 0 }, 0, 1),
+            (FileId { store_path: METADATA, node: 0 }, 0, 1),
         ] {
             assert_eq!(
                 refused(&[extent(0, length, Source::File { file, offset })]),
@@ -469,8 +469,8 @@ mod tests {
         assert_eq!(place.store_dir, Path::new("/nix/store"));
         assert_eq!(files.file_size_bytes(file(1)), Some(20));
         assert_eq!(files.file_path(file(7)), None);
-        assert_eq!(files.file_path(FileId { member: 1, node: 0 }), None);
-        assert_eq!(files.file_path(FileId { member: 0, node: 0 }).unwrap().relative, b"");
+        assert_eq!(files.file_path(FileId { store_path: 1, node: 0 }), None);
+        assert_eq!(files.file_path(FileId { store_path: 0, node: 0 }).unwrap().relative, b"");
     }
 
     /// Returns the origin of every byte according to the extents: the number of the source and the position in it.

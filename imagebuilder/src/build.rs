@@ -37,7 +37,7 @@ use crate::report::{BuildReport, CacheReport, CpuSeconds, Outcome};
 use crate::scan::ScanError;
 use crate::settings::{ImageFormat, ImageSettings};
 use crate::squashfs::format::{IMAGE_ALIGNMENT_BYTES, METADATA_PLAIN, NO_TABLE, SUPERBLOCK_BYTES, Superblock, flags};
-use crate::squashfs::tables::{Contents, Location, Member as TableMember, Tables, TablesError, write_tables};
+use crate::squashfs::tables::{Contents, Location, RootEntry as TableMember, Tables, TablesError, write_tables};
 use crate::threads::MAX_JOBS;
 use buffers::SpareBuffers;
 use erofs::ErofsBuild;
@@ -49,7 +49,7 @@ use places::Places;
 use program::atomic_file::WriteError;
 use scan::Scanner;
 use sequence::{SequenceInputs, Sequenced, Sequencer};
-use source::Member;
+use source::InputPath;
 use std::fs::{self, File};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::MetadataExt;
@@ -189,7 +189,7 @@ pub fn build(
         && options.cache_trust == CacheTrust::Checksums
         && let Some(report) = cache.finished_build(key, plan, &options.output)
         && (options.digests == Digests::Skip || report.image_sha256.is_some())
-        && report.verity.as_ref().is_none_or(|seal| seal::is_beside(seal, &options.output))
+        && report.verity.as_ref().is_none_or(|seal| seal::has_sidecar(seal, &options.output))
     {
         return Ok(unchanged(report, started));
     }
@@ -245,7 +245,7 @@ fn publish(
     // The seal is written first, so that an image in place always has one. If only the seal is new, the kernel refuses
     // to open the earlier image with it.
     if let Some(seal) = &report.verity {
-        seal::write_beside(seal, &options.output)?;
+        seal::write_sidecar(seal, &options.output)?;
     }
     let published = output.publish()?;
     report.seconds.publish = started.elapsed().as_secs_f64();
@@ -296,12 +296,12 @@ impl Build<'_> {
             Scanner::new((self.plan, self.settings), self.options, self.cache, (self.cancel, open_files.clone()));
         let mut scanned = scanner.scan(self.threads)?;
         scanner.warnings().iter().for_each(|warning| progress.warn(warning));
-        report.files = scanned.members.iter().map(|member| member.tree().file_sizes().len() as u64).sum();
-        report.input_bytes = scanned.members.iter().map(Member::input_bytes).sum();
+        report.files = scanned.store_paths.iter().map(|store_path| store_path.tree().file_sizes().len() as u64).sum();
+        report.input_bytes = scanned.store_paths.iter().map(InputPath::input_bytes).sum();
         report.seconds.scan = self.started.elapsed().as_secs_f64();
 
         // Packs that are not trusted could change after they were checked: what was checked is what is written.
-        let pack = scanned.members.iter().find_map(|member| member.pack()?.file());
+        let pack = scanned.store_paths.iter().find_map(|store_path| store_path.pack()?.file());
         if let Some(pack) = pack.filter(|_| self.options.cache_trust == CacheTrust::Checksums) {
             output.try_sharing(pack)?;
         }
@@ -310,7 +310,7 @@ impl Build<'_> {
         let done = loop {
             progress.begin(Phase::Blocks, report.input_bytes);
             let start = self.begin(options.as_deref(), output)?;
-            let done = self.write_blocks(&scanned.members, (output, start), &open_files, progress)?;
+            let done = self.write_blocks(&scanned.store_paths, (output, start), &open_files, progress)?;
             if done.damaged.is_empty() {
                 break done;
             }
@@ -323,13 +323,13 @@ impl Build<'_> {
 
         progress.begin(Phase::Tables, 0);
         let tables_started = Instant::now();
-        let tables = self.write_tables(&scanned.members, &done.places, done.end, output)?;
+        let tables = self.write_tables(&scanned.store_paths, &done.places, done.end, output)?;
         report.image_bytes = self.finish(&done, &tables, options.is_some(), output)?;
         report.seconds.tables = tables_started.elapsed().as_secs_f64();
 
         report.blocks = done.places.blocks;
         (report.duplicate_files, report.duplicate_bytes) = (done.tally.duplicate_files, done.tally.duplicate_bytes);
-        let rebuilt = |member: &usize| scanned.members[*member].input_bytes();
+        let rebuilt = |store_path: &usize| scanned.store_paths[*store_path].input_bytes();
         let rebuilt_bytes = scanned.rebuilt.iter().map(rebuilt).sum();
         report.cache = CacheReport {
             enabled: self.cache.is_some() || self.options.packs.is_some(),
@@ -352,7 +352,7 @@ impl Build<'_> {
 
     fn write_blocks(
         &self,
-        members: &[Member],
+        store_paths: &[InputPath],
         image: (&ImageFile<'_>, u64),
         open_files: &OpenFiles,
         progress: &mut dyn Progress,
@@ -360,7 +360,7 @@ impl Build<'_> {
         let settings = self.settings;
         let keeper = self.cache.map(|cache| CacheKeeper { cache, settings, open_files: open_files.clone() });
         let target = Target {
-            members,
+            store_paths,
             settings,
             image: Some(image),
             keeper: keeper.as_ref().map(|keeper| keeper as &dyn PackKeeper),
@@ -378,18 +378,18 @@ impl Build<'_> {
 
     fn write_tables(
         &self,
-        members: &[Member],
+        store_paths: &[InputPath],
         places: &Places,
         start: u64,
         output: &ImageFile<'_>,
     ) -> Result<Tables, BuildError> {
-        let mut order: Vec<usize> = (0..members.len()).collect();
-        order.sort_by_key(|member| members[*member].planned.path.base_name());
+        let mut order: Vec<usize> = (0..store_paths.len()).collect();
+        order.sort_by_key(|store_path| store_paths[*store_path].planned.path.base_name());
         let by_name: Vec<_> = order
             .iter()
-            .map(|member| TableMember {
-                name: members[*member].planned.path.base_name().as_bytes(),
-                tree: members[*member].tree(),
+            .map(|store_path| TableMember {
+                name: store_paths[*store_path].planned.path.base_name().as_bytes(),
+                tree: store_paths[*store_path].tree(),
             })
             .collect();
         let contents = ByName { places, order: &order };
@@ -443,7 +443,7 @@ impl Build<'_> {
 
 /// The outputs that are made from store paths: an image, packs, or both.
 struct Target<'a> {
-    members: &'a [Member],
+    store_paths: &'a [InputPath],
     settings: &'a crate::settings::ImageSettings,
     /// The image, and the position of its data.
     image: Option<(&'a ImageFile<'a>, u64)>,
@@ -459,16 +459,16 @@ fn write_blocks(
     progress: &mut dyn Progress,
 ) -> Result<Sequenced, BuildError> {
     let buffers = SpareBuffers::default();
-    let Target { members, settings, image, keeper } = *target;
+    let Target { store_paths, settings, image, keeper } = *target;
     let (image, start) = image.map_or((None, 0), |(image, start)| (Some(image), start));
-    let inputs = WorkerInputs { members, settings, image, keeper, buffers: &buffers, cache_troubles };
+    let inputs = WorkerInputs { store_paths, settings, image, keeper, buffers: &buffers, cache_troubles };
     job_queue::with_workers(&inputs, threads, |queue, results, started| {
         if started < threads {
             progress.warn(&format!("only {started} of {threads} threads could be started: the build takes longer"));
         }
         let (threads, buffers) = (started, &buffers);
         let inputs =
-            SequenceInputs { members, settings, threads, cancel, buffers, image, start, keeper, cache_troubles };
+            SequenceInputs { store_paths, settings, threads, cancel, buffers, image, start, keeper, cache_troubles };
         let before = cpu_seconds(UsageWho::RUSAGE_THREAD);
         let mut done = Sequencer::new(&inputs, progress, queue).run(results)?;
         done.cpu_seconds = cpu_seconds(UsageWho::RUSAGE_THREAD) - before;
@@ -489,8 +489,8 @@ struct ByName<'a> {
 }
 
 impl Contents for ByName<'_> {
-    fn locate(&self, member: usize, file: u32) -> Location<'_> {
-        self.places.locate(self.order[member], file)
+    fn locate(&self, store_path: usize, file: u32) -> Location<'_> {
+        self.places.locate(self.order[store_path], file)
     }
 }
 

@@ -168,7 +168,7 @@ impl Cache {
         pack: &UnnamedFile,
     ) -> Result<(), CacheError> {
         self.keep(&self.pack_path(path, settings), pack)?;
-        self.note_name(path, settings);
+        self.record_name(path, settings);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ mod write;
 
 use crate::image::{FileTree, ImageError, ImagePath, Inode, InodeType};
 use nix::errno::Errno;
-use plan::Planned;
+use plan::ExtractPlan;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::HashSet;
@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use target::TargetDirectory;
 use thiserror::Error;
-use write::{Making, WriteJob};
+use write::{TreeWriter, WriteJob};
 
 /// Number of files given to a thread at once: adjacent files often share a fragment block.
 const BATCH: usize = 32;
@@ -85,7 +85,7 @@ pub enum ExtractError {
         path: PathBuf,
     },
     /// The image contains something that only root can create.
-    #[error("{path} is a {}{}: devices, pipes and sockets are not extracted", .kind.name(), further(*.others))]
+    #[error("{path} is a {}{}: devices, pipes and sockets are not extracted", .kind.name(), others_text(*.others))]
     SpecialFile {
         /// The first of them.
         path: ImagePath,
@@ -123,7 +123,7 @@ pub enum ExtractError {
     },
 }
 
-fn further(others: u64) -> String {
+fn others_text(others: u64) -> String {
     if others == 0 { String::new() } else { format!(", and there are {others} more such files") }
 }
 
@@ -148,7 +148,7 @@ pub fn extract(
     let jobs = options.jobs.max(1);
     let threads = crate::threads::pool(jobs);
     let threads = threads.map_err(|source| ExtractError::Threads { jobs, source })?;
-    let planned = Planned::look(image, options)?;
+    let planned = ExtractPlan::new(image, options)?;
     let target = TargetDirectory::create(options.output, planned.parent_bytes)?;
     let written = threads.install(|| write_tree(image, options, &target, cancel));
     let finished = written.and_then(|()| second_pass::finish(image, options, &target, cancel));
@@ -163,7 +163,7 @@ fn write_tree(
     target: &TargetDirectory,
     cancel: &AtomicBool,
 ) -> Result<(), ExtractError> {
-    let mut making = Making::new(image, options, target)?;
+    let mut making = TreeWriter::new(image, options, target)?;
     let batches = std::iter::from_fn(|| {
         if cancel.load(Ordering::Relaxed) {
             return Some(Err(ExtractError::Interrupted));

@@ -176,13 +176,13 @@ fn add_fragment_blocks(image: &Image, paths: &mut [PathSize]) -> Result<(), Imag
     let mut shares = FragmentShares::default();
     each_distinct(uses, |piece: PieceUse| {
         if shares.fragment != Some(piece.0) {
-            shares.pay(image, paths)?;
+            shares.charge(image, paths)?;
             shares.fragment = Some(piece.0);
         }
         shares.add(piece);
         Ok(())
     })?;
-    shares.pay(image, paths)
+    shares.charge(image, paths)
 }
 
 /// The paths that use the bytes of one fragment block.
@@ -208,7 +208,7 @@ impl FragmentShares {
     }
 
     /// Distributes all stored bytes over the paths, and clears the list.
-    fn pay(&mut self, image: &Image, paths: &mut [PathSize]) -> Result<(), ImageError> {
+    fn charge(&mut self, image: &Image, paths: &mut [PathSize]) -> Result<(), ImageError> {
         let Some(fragment) = self.fragment.take() else { return Ok(()) };
         let stored = u64::from(image.fragment(fragment)?.word.stored_bytes());
         let total: u64 = self.users.iter().map(|(_, owned, _)| owned).sum();

@@ -79,8 +79,8 @@ pub fn serve(
     loop {
         let memory = Memory::new(GuestMemoryMmap::new());
         let report = Arc::clone(&report);
-        let tell = move |line: &str| report.lock().unwrap_or_else(PoisonError::into_inner)(line);
-        let device = Arc::new(Device::new(Arc::clone(content), memory.clone(), queues, tell));
+        let report_line = move |line: &str| report.lock().unwrap_or_else(PoisonError::into_inner)(line);
+        let device = Arc::new(Device::new(Arc::clone(content), memory.clone(), queues, report_line));
         let mut daemon =
             VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&device), memory).map_err(ServeError::Start)?;
         daemon.start(&mut listener).map_err(ServeError::Accept)?;

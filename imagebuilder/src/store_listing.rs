@@ -1,7 +1,7 @@
 //! A listing of the files of a closure, without their content. It determines the layout of an image without
 //! compression.
 
-use crate::block_map::{FileId, StoreFiles, StoreMember};
+use crate::block_map::{FileId, StoreFiles, StorePathTree};
 use crate::plan::{ImagePlan, PlannedPath};
 use crate::scan::{self, Listing, ScanError};
 use crate::threads::map_in_parallel;
@@ -30,32 +30,32 @@ impl StoreListing {
     /// All problems: files that cannot be listed or cannot occur in a store, and store paths with another NAR size than
     /// in the plan.
     pub fn of(plan: &ImagePlan, threads: usize) -> Result<Self, Vec<ScanError>> {
-        let mut members = Vec::with_capacity(plan.paths.len());
+        let mut store_paths = Vec::with_capacity(plan.paths.len());
         let mut modified = Vec::with_capacity(plan.paths.len());
         let mut linked = HashMap::new();
         let mut problems = Vec::new();
         let listings = map_in_parallel(threads, &plan.paths, |planned| list(planned, plan));
-        for ((planned, member), listing) in plan.paths.iter().zip(0..).zip(listings) {
+        for ((planned, store_path), listing) in plan.paths.iter().zip(0..).zip(listings) {
             match listing {
                 Err(problem) => problems.push(problem),
                 Ok(listing) => {
-                    linked.extend(linked_files(&listing, member));
+                    linked.extend(linked_files(&listing, store_path));
                     modified.push(listing.modified);
-                    members.push(StoreMember { path: planned.path.clone(), tree: listing.tree });
+                    store_paths.push(StorePathTree { path: planned.path.clone(), tree: listing.tree });
                 }
             }
         }
         if !problems.is_empty() {
             return Err(problems);
         }
-        Ok(Self { files: Arc::new(StoreFiles::new(plan.store_dir.clone(), members)), modified, linked })
+        Ok(Self { files: Arc::new(StoreFiles::new(plan.store_dir.clone(), store_paths)), modified, linked })
     }
 
     /// Returns all regular files.
     pub fn regular_files(&self) -> impl Iterator<Item = (FileId, u64)> + '_ {
-        self.files.members().iter().zip(0..).flat_map(|(StoreMember { tree, .. }, member)| {
+        self.files.store_paths().iter().zip(0..).flat_map(|(StorePathTree { tree, .. }, store_path)| {
             (0..tree.len()).filter_map(move |node| match tree.entry(node) {
-                Entry::File { size_bytes, .. } => Some((FileId { member, node }, size_bytes)),
+                Entry::File { size_bytes, .. } => Some((FileId { store_path, node }, size_bytes)),
                 Entry::Directory { .. } | Entry::Symlink { .. } => None,
             })
         })
@@ -63,11 +63,12 @@ impl StoreListing {
 
     /// Returns the modification time of a regular file when it was listed.
     pub(crate) fn modified(&self, file: FileId) -> Option<(i64, i64)> {
-        let Entry::File { file: number, .. } = self.files.members().get(file.member as usize)?.tree.entry(file.node)
+        let Entry::File { file: number, .. } =
+            self.files.store_paths().get(file.store_path as usize)?.tree.entry(file.node)
         else {
             return None;
         };
-        self.modified.get(file.member as usize)?.get(number as usize).copied()
+        self.modified.get(file.store_path as usize)?.get(number as usize).copied()
     }
 
     /// Returns the device and inode of a file that has several links.
@@ -98,13 +99,13 @@ fn list(planned: &PlannedPath, plan: &ImagePlan) -> Result<Listing, ScanError> {
 }
 
 /// Returns the files of a listing that have several links.
-fn linked_files(listing: &Listing, member: u32) -> Vec<(FileId, (u64, u64))> {
+fn linked_files(listing: &Listing, store_path: u32) -> Vec<(FileId, (u64, u64))> {
     if listing.linked.is_empty() {
         return Vec::new();
     }
     let tree = &listing.tree;
     let linked = |node| match tree.entry(node) {
-        Entry::File { file, .. } => Some((FileId { member, node }, *listing.linked.get(&file)?)),
+        Entry::File { file, .. } => Some((FileId { store_path, node }, *listing.linked.get(&file)?)),
         Entry::Directory { .. } | Entry::Symlink { .. } => None,
     };
     (0..tree.len()).filter_map(linked).collect()

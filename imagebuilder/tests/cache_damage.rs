@@ -6,7 +6,7 @@ mod support;
 
 use imagebuilder::build::{BuildError, BuildOptions, CacheTrust, Digests, build};
 use imagebuilder::cache::Cache;
-use imagebuilder::cache::maintenance::{self, Collection};
+use imagebuilder::cache::maintenance::{self, GcMode};
 use imagebuilder::cache::outputs::PlanKey;
 use imagebuilder::encode::Encoder;
 use imagebuilder::open_files::OpenFiles;
@@ -172,8 +172,8 @@ fn a_forged_pack_with_a_valid_checksum_is_found_by_the_comparison_with_the_store
     let bench = Bench::new();
     // The attacker builds a cache from a store whose files have other bytes, and gives its packs the victim's names.
     let forged = Bench::new();
-    fs::remove_dir_all(forged.store.member("three")).unwrap();
-    Item::directory([("file", Item::file("CONTENT"))]).write(&forged.store.member("three"), forged.store.path());
+    fs::remove_dir_all(forged.store.store_path("three")).unwrap();
+    Item::directory([("file", Item::file("CONTENT"))]).write(&forged.store.store_path("three"), forged.store.path());
     let options = forged.options();
     build(&forged.plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
     copy_tree(&forged.cache().join("v2/packs"), &bench.cache().join("v2/packs"));
@@ -347,15 +347,15 @@ fn packs_removed_by_a_collection_are_created_again_by_the_next_build() {
     let full = maintenance::stat(&bench.cache()).unwrap();
     assert_eq!(full.packs, 3);
     let half = full.total_bytes() / 2;
-    let foretold = maintenance::gc(&bench.cache(), half, Collection::DryRun).unwrap();
+    let foretold = maintenance::gc(&bench.cache(), half, GcMode::DryRun).unwrap();
     assert_eq!(maintenance::stat(&bench.cache()).unwrap(), full);
-    let collected = maintenance::gc(&bench.cache(), half, Collection::Remove).unwrap();
+    let collected = maintenance::gc(&bench.cache(), half, GcMode::Remove).unwrap();
     assert_eq!(collected, foretold);
     assert!(collected.removed_entries > 0 && collected.kept_bytes <= half);
     assert_eq!(maintenance::stat(&bench.cache()).unwrap().total_bytes(), collected.kept_bytes);
     let report = bench.build();
     assert!(report.cache.missed_bytes > 0 && report.cache.rebuilt_paths == 0, "{report:?}");
-    maintenance::gc(&bench.cache(), 0, Collection::Remove).unwrap();
+    maintenance::gc(&bench.cache(), 0, GcMode::Remove).unwrap();
     assert_eq!(maintenance::stat(&bench.cache()).unwrap().total_bytes(), 0);
     assert_eq!(bench.build().cache.hit_bytes, 0);
 }
@@ -406,7 +406,7 @@ fn a_file_that_changes_or_vanishes_while_it_is_read_ends_the_build() {
     for (what, change) in changes {
         let bench = Bench::new();
         fs::remove_file(bench.output()).unwrap();
-        let victim = bench.store.member("two").join("zeros");
+        let victim = bench.store.store_path("two").join("zeros");
         let mut meddle = Meddle(|| change(&victim));
         let error = build(&bench.plan, &bench.options(), &mut meddle, &AtomicBool::new(false)).unwrap_err();
         let BuildError::Changed { path } = &error else { panic!("{what}: {error}") };

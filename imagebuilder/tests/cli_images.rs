@@ -73,7 +73,7 @@ fn verify_prints_what_it_compared() {
 #[test]
 fn verify_prints_all_problems_and_exits_with_1() {
     let fixture = Fixture::new();
-    let tree = fixture.store.member("tree");
+    let tree = fixture.store.store_path("tree");
     fs::remove_file(tree.join("empty")).unwrap();
     fs::remove_file(tree.join("text")).unwrap();
     let path = format!("/{}", base_name("tree"));

@@ -6,7 +6,7 @@ mod support;
 
 use erofs_rs::EroFS;
 use erofs_rs::backend::SliceImage;
-use imagebuilder::block_map::{BlockMap, Extent, FileId, Source, StoreFiles, StoreMember};
+use imagebuilder::block_map::{BlockMap, Extent, FileId, Source, StoreFiles, StorePathTree};
 use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
 use imagebuilder::diff::{DiffOptions, diff};
 use imagebuilder::erofs::reader::ErofsImage;
@@ -141,7 +141,7 @@ fn the_bytes_of_an_image_stay_and_do_not_depend_on_hard_links() {
     };
     let images = PROFILES.map(build);
     // `nix-store --optimise` makes links of equal files.
-    let (first, second) = (store.member("same").join("first"), store.member("same").join("second"));
+    let (first, second) = (store.store_path("same").join("first"), store.store_path("same").join("second"));
     fs::remove_file(&second).unwrap();
     fs::hard_link(&first, &second).unwrap();
     assert!(PROFILES.map(build) == images, "hard links change the image");
@@ -186,11 +186,11 @@ impl ImageSource for Imagined {
 }
 
 fn store_files(trees: impl IntoIterator<Item = (String, Tree)>) -> Arc<StoreFiles> {
-    let members = trees.into_iter().map(|(name, tree)| {
+    let store_paths = trees.into_iter().map(|(name, tree)| {
         let path = StorePath::from_base_name(&base_name(&name)).unwrap();
-        StoreMember { path, tree }
+        StorePathTree { path, tree }
     });
-    Arc::new(StoreFiles::new(PathBuf::from("/nix/store"), members.collect()))
+    Arc::new(StoreFiles::new(PathBuf::from("/nix/store"), store_paths.collect()))
 }
 
 fn imagine(files: &Arc<StoreFiles>, profile: Profile) -> Imagined {
@@ -246,12 +246,12 @@ fn images_at_the_limits_of_the_format_are_built_and_read() {
     let Some(Piece::Data(bytes)) = content.next_piece().unwrap() else { panic!("it ends with data") };
     assert_eq!(
         (last.offset, bytes),
-        (5 << 30, &[imagined_byte(FileId { member: 0, node: huge_node(&files) }, 5 << 30)][..])
+        (5 << 30, &[imagined_byte(FileId { store_path: 0, node: huge_node(&files) }, 5 << 30)][..])
     );
 }
 
 fn huge_node(files: &StoreFiles) -> u32 {
-    let tree = &files.members()[0].tree;
+    let tree = &files.store_paths()[0].tree;
     (0..tree.len()).find(|node| tree.name(*node) == b"huge").unwrap()
 }
 
@@ -339,9 +339,9 @@ impl Node2 {
 fn wanted(files: &StoreFiles) -> readers::Snapshot {
     let mut snapshot = readers::Snapshot::new();
     snapshot.insert(".links".to_owned(), readers::Seen { mode: 0o755, what: readers::What::Directory });
-    for (StoreMember { path, tree }, member) in files.members().iter().zip(0..) {
+    for (StorePathTree { path, tree }, store_path) in files.store_paths().iter().zip(0..) {
         for node in 0..tree.len() {
-            let relative = files.file_path(FileId { member, node }).unwrap().relative;
+            let relative = files.file_path(FileId { store_path, node }).unwrap().relative;
             let mut full = path.base_name().as_bytes().to_vec();
             if node > 0 {
                 full.extend([&b"/"[..], &relative].concat());
@@ -351,7 +351,7 @@ fn wanted(files: &StoreFiles) -> readers::Snapshot {
                 Entry::Symlink { target } => (0o777, readers::What::Symlink(target.escape_ascii().to_string())),
                 Entry::File { executable, size_bytes, .. } => {
                     let content: Vec<u8> =
-                        (0..size_bytes).map(|offset| imagined_byte(FileId { member, node }, offset)).collect();
+                        (0..size_bytes).map(|offset| imagined_byte(FileId { store_path, node }, offset)).collect();
                     let blake3 = blake3::hash(&content).to_string();
                     (if executable { 0o555 } else { 0o444 }, readers::What::File { size_bytes, blake3 })
                 }

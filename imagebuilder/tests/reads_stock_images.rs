@@ -153,7 +153,7 @@ fn a_path_is_found_with_any_slashes_around_it() {
     let store = Store::new([("tree", mixed_tree(3))]);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");
-    if stock::mksquashfs(&store.member("tree"), &path, &[]).is_none() {
+    if stock::mksquashfs(&store.store_path("tree"), &path, &[]).is_none() {
         return;
     }
     let image = Image::open(&path).unwrap();

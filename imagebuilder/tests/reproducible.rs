@@ -267,19 +267,19 @@ fn only_the_changed_path_is_compressed() {
     let cache = tempfile::tempdir().unwrap();
     image_of(&hashed_plan(store.path(), ImageSettings::default()), &Way::cached(cache.path()));
 
-    fs::remove_dir_all(store.member("b-1")).unwrap();
+    fs::remove_dir_all(store.store_path("b-1")).unwrap();
     changed.write(&store.path().join(base_name("b-2")), store.path());
     let plan = hashed_plan(store.path(), ImageSettings::default());
     let reference = image_of(&plan, &Way::plain(2)).0;
     // Unchanged paths are not even read: they can be missing.
     for name in ["a-1", "c-1"] {
-        fs::remove_dir_all(store.member(name)).unwrap();
+        fs::remove_dir_all(store.store_path(name)).unwrap();
     }
     let (image, report) = image_of(&plan, &Way::cached(cache.path()));
     assert_same(&reference, &image, "after a change");
     assert_eq!((report.cache.hit_paths, report.cache.missed_paths), (2, 1));
     let changed_bytes: u64 =
-        fs::read_dir(store.member("b-2")).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+        fs::read_dir(store.store_path("b-2")).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     assert_eq!(report.cache.missed_bytes, changed_bytes - report.duplicate_bytes);
 }
 
@@ -318,8 +318,7 @@ fn contents_of_the_earlier_version_of_a_path_are_not_compressed_again() {
     assert_eq!(report.cache.missed_bytes, 0);
     let links = || fs::read_dir(cache.path().join("v2/names")).unwrap().count();
     assert_eq!(links(), 1);
-    imagebuilder::cache::maintenance::gc(cache.path(), 0, imagebuilder::cache::maintenance::Collection::Remove)
-        .unwrap();
+    imagebuilder::cache::maintenance::gc(cache.path(), 0, imagebuilder::cache::maintenance::GcMode::Remove).unwrap();
     assert_eq!(links(), 0);
 }
 

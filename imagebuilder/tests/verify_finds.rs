@@ -61,7 +61,7 @@ fn allow_writing(path: &Path) {
 #[test]
 fn names_that_only_one_side_has_are_reported() {
     let told = told_after(|store| {
-        let tree = store.member("tree");
+        let tree = store.store_path("tree");
         fs::remove_file(tree.join("directory/inner")).unwrap();
         fs::write(tree.join("directory/zzz"), "").unwrap();
         fs::create_dir(tree.join("a-new-one")).unwrap();
@@ -81,7 +81,7 @@ fn names_that_only_one_side_has_are_reported() {
 #[test]
 fn differing_types_modes_sizes_and_targets_are_reported() {
     let told = told_after(|store| {
-        let tree = store.member("tree");
+        let tree = store.store_path("tree");
         fs::remove_file(tree.join("link")).unwrap();
         symlink("other target", tree.join("link")).unwrap();
         fs::set_permissions(tree.join("program"), Permissions::from_mode(0o444)).unwrap();
@@ -115,7 +115,7 @@ fn single_bytes_of_content_that_differ_are_reported() {
         fs::set_permissions(path, Permissions::from_mode(0o444)).unwrap();
     };
     let told = told_after(|store| {
-        let tree = store.member("tree");
+        let tree = store.store_path("tree");
         at(0, &tree.join("directory/inner"));
         at(299_999, &tree.join("text"));
         at(1_000_000, &tree.join("large"));
@@ -252,7 +252,7 @@ fn nar_hashes_equal_those_of_nix() {
     build_image(store.path(), settings(Compression::Zstd, 131_072), &path);
     let image = Image::open(&path).unwrap();
     for name in ["tree", "file", "link"] {
-        let output = std::process::Command::new(&nix_store).arg("--dump").arg(store.member(name)).output().unwrap();
+        let output = std::process::Command::new(&nix_store).arg("--dump").arg(store.store_path(name)).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let digest = nar_digest(&image, base_name(name).as_bytes()).unwrap();
         let wanted: [u8; 32] = Sha256::digest(&output.stdout).into();

@@ -1,7 +1,7 @@
 //! Limits how far workers run ahead. Content that is read, being compressed or waiting to be written is counted, and no
 //! job is submitted while the count exceeds a limit.
 
-use super::job::{Job, Product};
+use super::job::{Job, JobOutput};
 use super::job_queue::{JobId, JobQueue};
 use super::steps::Step;
 use crate::segment::Batch;
@@ -17,7 +17,7 @@ const MAX_SLOTS: usize = 256;
 #[derive(Debug)]
 pub(super) struct Slot {
     /// Number of its store path.
-    pub(super) member: usize,
+    pub(super) store_path: usize,
     /// Number of bytes of its content in memory.
     pub(super) held_bytes: u64,
     /// Its content.
@@ -35,7 +35,7 @@ pub(super) enum SlotContent {
     /// path. `None` if no pack is made, or for a fragment block.
     LeftOut(Option<usize>),
     /// The end of a store path that was listed.
-    EndOfMember,
+    EndOfPath,
 }
 
 /// The destination of a segment.
@@ -62,7 +62,7 @@ pub(super) enum SegmentState {
     /// Its job has not been submitted yet.
     Waiting(Job),
     /// Its job is in the queue or running.
-    Underway,
+    Running,
     /// It can be written.
     Ready(Batch),
 }
@@ -71,14 +71,14 @@ pub(super) enum SegmentState {
 pub(super) struct Backlog<'a> {
     queue: &'a JobQueue,
     /// The next step whose job will be submitted.
-    next_asked: usize,
-    products: HashMap<usize, Product>,
+    next_step: usize,
+    job_outputs: HashMap<usize, JobOutput>,
     slots: VecDeque<Slot>,
     /// Number of the first slot.
     first_slot: u64,
     /// Numbers of the slots whose jobs have not been submitted yet.
     waiting: VecDeque<u64>,
-    underway: usize,
+    running_jobs: usize,
     held_bytes: u64,
     held_bytes_max: u64,
 }
@@ -88,12 +88,12 @@ impl<'a> Backlog<'a> {
     pub(super) fn new(queue: &'a JobQueue, threads: usize) -> Self {
         Self {
             queue,
-            next_asked: 0,
-            products: HashMap::new(),
+            next_step: 0,
+            job_outputs: HashMap::new(),
             slots: VecDeque::new(),
             first_slot: 0,
             waiting: VecDeque::new(),
-            underway: 0,
+            running_jobs: 0,
             held_bytes: 0,
             held_bytes_max: HELD_BYTES_FIXED + HELD_BYTES_PER_JOB * threads as u64,
         }
@@ -101,7 +101,7 @@ impl<'a> Backlog<'a> {
 
     /// Returns whether workers have jobs.
     pub(super) fn is_busy(&self) -> bool {
-        self.underway > 0
+        self.running_jobs > 0
     }
 
     /// Returns whether everything that was started has been placed.
@@ -116,13 +116,13 @@ impl<'a> Backlog<'a> {
 
     /// Submits jobs while the limit allows the memory that they will use. Jobs of slots come first, because they are
     /// written first.
-    pub(super) fn ask(&mut self, steps: &[Step]) {
+    pub(super) fn submit_jobs(&mut self, steps: &[Step]) {
         while let Some(number) = self.waiting.front().copied() {
             let first = number == self.first_slot;
-            let room = self.held_bytes < self.held_bytes_max || first || self.underway == 0;
+            let room = self.held_bytes < self.held_bytes_max || first || self.running_jobs == 0;
             let Some(slot) = self.slot(number).filter(|_| room) else { break };
             let SlotContent::Segment(_, state) = &mut slot.content else { break };
-            let SegmentState::Waiting(job) = std::mem::replace(state, SegmentState::Underway) else { break };
+            let SegmentState::Waiting(job) = std::mem::replace(state, SegmentState::Running) else { break };
             // Bytes that have already been read for it are already counted.
             if let Job::EncodeRange { range, .. } = &job {
                 slot.held_bytes = range.length as u64;
@@ -131,45 +131,45 @@ impl<'a> Backlog<'a> {
             self.waiting.pop_front();
             self.submit(JobId::Slot(number), job);
         }
-        while let Some(step) = steps.get(self.next_asked) {
+        while let Some(step) = steps.get(self.next_step) {
             let Some((job, bytes)) = step.job() else {
-                self.next_asked += 1;
+                self.next_step += 1;
                 continue;
             };
-            if self.held_bytes >= self.held_bytes_max && self.underway > 0 {
+            if self.held_bytes >= self.held_bytes_max && self.running_jobs > 0 {
                 break;
             }
             self.held_bytes += bytes;
-            self.submit(JobId::Step(self.next_asked), job);
-            self.next_asked += 1;
+            self.submit(JobId::Step(self.next_step), job);
+            self.next_step += 1;
         }
     }
 
     /// Submits a job immediately.
     pub(super) fn submit(&mut self, id: JobId, job: Job) {
-        self.underway += 1;
+        self.running_jobs += 1;
         self.queue.submit(id, job);
     }
 
     /// Records that a job has ended.
     pub(super) fn finished(&mut self) {
-        self.underway -= 1;
+        self.running_jobs -= 1;
     }
 
-    /// Stores the product of a step until the step is taken.
-    pub(super) fn keep_product(&mut self, step: usize, product: Product) {
-        self.products.insert(step, product);
+    /// Stores the output of a step until the step is taken.
+    pub(super) fn store_output(&mut self, step: usize, job_output: JobOutput) {
+        self.job_outputs.insert(step, job_output);
     }
 
     /// Returns whether a step can be taken.
     pub(super) fn is_ready(&self, number: usize, step: &Step) -> bool {
-        step.job().is_none() || self.products.contains_key(&number)
+        step.job().is_none() || self.job_outputs.contains_key(&number)
     }
 
-    /// Returns the product of a step that is being taken.
-    pub(super) fn take_product(&mut self, number: usize) -> Option<Product> {
-        self.next_asked = self.next_asked.max(number + 1);
-        self.products.remove(&number)
+    /// Returns the output of a step that is being taken.
+    pub(super) fn take_output(&mut self, number: usize) -> Option<JobOutput> {
+        self.next_step = self.next_step.max(number + 1);
+        self.job_outputs.remove(&number)
     }
 
     /// Subtracts content that is no longer in memory.
@@ -201,7 +201,7 @@ impl<'a> Backlog<'a> {
     pub(super) fn pop_ready(&mut self) -> Option<Slot> {
         let is_ready = match &self.slots.front()?.content {
             SlotContent::Segment(_, state) => matches!(state, SegmentState::Ready(_)),
-            SlotContent::Packed(_) | SlotContent::LeftOut(_) | SlotContent::EndOfMember => true,
+            SlotContent::Packed(_) | SlotContent::LeftOut(_) | SlotContent::EndOfPath => true,
         };
         let slot = is_ready.then(|| self.slots.pop_front())??;
         self.first_slot += 1;

@@ -1,6 +1,6 @@
 //! Compares packs with the store, for paths without a NAR hash, and for users who do not trust the cache.
 
-use super::source::Member;
+use super::source::InputPath;
 use super::{BuildError, CacheTrust};
 use crate::image::codec::Workspace as Decoder;
 use crate::pack::Pack;
@@ -11,31 +11,31 @@ use crate::squashfs::format::BLOCK_PLAIN;
 use crate::tree::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Returns whether the listed store path `member` has the content that a pack describes. With
+/// Returns whether the listed store path has the content that a pack describes. With
 /// [`CacheTrust::VerifyAgainstStore`] it also checks that the blocks of the pack have this content.
 ///
 /// # Errors
 /// The store path cannot be read, or it changed while it was read.
-pub(super) fn holds(
+pub(super) fn matches_store(
     pack: &Pack,
-    member: &Member,
+    store_path: &InputPath,
     settings: &ImageSettings,
     trust: CacheTrust,
     cancel: &AtomicBool,
 ) -> Result<bool, BuildError> {
-    if pack.tree() != member.tree() {
+    if pack.tree() != store_path.tree() {
         return Ok(false);
     }
     let mut content = vec![0; RANGE_BYTES as usize];
     let mut hashes = pack.range_hashes().iter();
-    for node in 0..member.tree().len() {
-        let Entry::File { size_bytes, .. } = member.tree().entry(node) else { continue };
+    for node in 0..store_path.tree().len() {
+        let Entry::File { size_bytes, .. } = store_path.tree().entry(node) else { continue };
         for range in 0..range_count(size_bytes) {
             if cancel.load(Ordering::Relaxed) {
                 return Err(BuildError::Interrupted);
             }
             let content = &mut content[..range_length(size_bytes, range)];
-            member.read(node, range, content)?;
+            store_path.read(node, range, content)?;
             if hashes.next().is_none_or(|hash| blake3::hash(content).as_bytes() != hash) {
                 return Ok(false);
             }
@@ -43,13 +43,13 @@ pub(super) fn holds(
     }
     match trust {
         CacheTrust::Checksums => Ok(true),
-        CacheTrust::VerifyAgainstStore => blocks_hold(pack, member, settings, cancel),
+        CacheTrust::VerifyAgainstStore => blocks_match(pack, store_path, settings, cancel),
     }
 }
 
-fn blocks_hold(
+fn blocks_match(
     pack: &Pack,
-    member: &Member,
+    store_path: &InputPath,
     settings: &ImageSettings,
     cancel: &AtomicBool,
 ) -> Result<bool, BuildError> {
@@ -61,11 +61,11 @@ fn blocks_hold(
         }
         content.resize(piece.input_bytes() as usize, 0);
         match piece {
-            Piece::Range { node, range, .. } => member.read(*node, *range, &mut content)?,
+            Piece::Range { node, range, .. } => store_path.read(*node, *range, &mut content)?,
             Piece::Fragment(files) => {
                 for small in files {
                     let start = small.offset as usize;
-                    member.read(small.node, 0, &mut content[start..start + small.size_bytes as usize])?;
+                    store_path.read(small.node, 0, &mut content[start..start + small.size_bytes as usize])?;
                 }
             }
         }

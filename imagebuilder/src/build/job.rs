@@ -4,7 +4,7 @@ use super::BuildError;
 use super::buffers::SpareBuffers;
 use super::new_pack::{NewPack, PackKeeper};
 use super::output::ImageFile;
-use super::source::Member;
+use super::source::InputPath;
 use super::transfer::{CopyJob, WriteJob};
 use crate::cache::CacheError;
 use crate::encode::Encoder;
@@ -20,7 +20,7 @@ pub(super) enum Job {
     /// Reads and hashes small files of one store path.
     ReadFiles {
         /// Number of the store path.
-        member: usize,
+        store_path: usize,
         /// The files.
         nodes: Vec<NodeId>,
     },
@@ -29,7 +29,7 @@ pub(super) enum Job {
         /// The range.
         range: RangeRef,
         /// What to do with it.
-        then: Then,
+        action: RangeAction,
     },
     /// Reads a range of a file, checks that it still has this hash, and makes its segment.
     EncodeRange {
@@ -41,7 +41,7 @@ pub(super) enum Job {
     /// Makes a segment from bytes that have already been read.
     Encode {
         /// Number of the store path.
-        member: usize,
+        store_path: usize,
         /// The kind of the segment.
         kind: SegmentKind,
         /// The hash of the content: that of a range, or [`fragment_content`](crate::pack::layout::fragment_content).
@@ -61,7 +61,7 @@ pub(super) enum Job {
 #[derive(Debug)]
 pub(super) struct KeepJob {
     /// Number of the store path.
-    pub(super) member: usize,
+    pub(super) store_path: usize,
     /// The pack.
     pub(super) pack: Arc<NewPack>,
     /// Position behind its last segment.
@@ -89,7 +89,7 @@ pub(super) struct FromImage {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RangeRef {
     /// Number of the store path.
-    pub(super) member: usize,
+    pub(super) store_path: usize,
     /// The file.
     pub(super) node: NodeId,
     /// Number of the range.
@@ -100,7 +100,7 @@ pub(super) struct RangeRef {
 
 /// How to process a range that has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Then {
+pub(super) enum RangeAction {
     /// Make its segment, because no other file of the image can be equal.
     Encode,
     /// Return the bytes, because it is not known yet whether another file is equal.
@@ -109,45 +109,45 @@ pub(super) enum Then {
     Hash,
 }
 
-/// The product of a job.
+/// The output of a job.
 #[derive(Debug)]
-pub(super) enum Product {
-    /// The product of [`Job::ReadFiles`]: the contents, one after the other, and their hashes.
+pub(super) enum JobOutput {
+    /// The output of [`Job::ReadFiles`]: the contents, one after the other, and their hashes.
     Files {
         /// The contents.
         bytes: Vec<u8>,
         /// The hashes.
         hashes: Vec<ContentHash>,
     },
-    /// The product of [`Then::Encode`]: the segment of the range, and its hash if it is needed.
+    /// The output of [`RangeAction::Encode`]: the segment of the range, and its hash if it is needed.
     Range {
         /// The hash.
         content: Option<ContentHash>,
         /// The segment.
         batch: Batch,
     },
-    /// The product of [`Job::Encode`] and [`Job::EncodeRange`].
+    /// The output of [`Job::Encode`] and [`Job::EncodeRange`].
     Segment(Batch),
-    /// The product of [`Then::Keep`].
+    /// The output of [`RangeAction::Keep`].
     Kept {
         /// The hash.
         content: ContentHash,
         /// The bytes.
         bytes: Vec<u8>,
     },
-    /// The product of [`Then::Hash`].
+    /// The output of [`RangeAction::Hash`].
     Hashed {
         /// The hash.
         content: ContentHash,
     },
-    /// The product of [`Job::Write`].
+    /// The output of [`Job::Write`].
     Written {
         /// Number of bytes of content that are no longer in memory.
         held_bytes: u64,
         /// The store paths whose packs were written to, once per segment.
-        members: Vec<usize>,
+        store_paths: Vec<usize>,
     },
-    /// The product of [`Job::Copy`].
+    /// The output of [`Job::Copy`].
     Copied {
         /// Number of bytes of content.
         input_bytes: u64,
@@ -156,14 +156,14 @@ pub(super) enum Product {
         /// Store paths whose packs are damaged.
         damaged: Vec<usize>,
     },
-    /// The product of [`Job::Keep`].
+    /// The output of [`Job::Keep`].
     Done,
 }
 
 /// The inputs that all workers share.
 pub(super) struct WorkerInputs<'a> {
     /// The store paths, in the order of their data.
-    pub(super) members: &'a [Member],
+    pub(super) store_paths: &'a [InputPath],
     /// Codec and block sizes.
     pub(super) settings: &'a ImageSettings,
     /// The image; `None` if only packs are made.
@@ -190,74 +190,74 @@ impl<'a> Worker<'a> {
     }
 
     /// Runs a job.
-    pub(super) fn run(&mut self, job: Job) -> Result<Product, BuildError> {
+    pub(super) fn run(&mut self, job: Job) -> Result<JobOutput, BuildError> {
         match job {
-            Job::ReadFiles { member, nodes } => self.read_files(member, &nodes),
-            Job::ReadRange { range, then } => self.read_range(range, then),
+            Job::ReadFiles { store_path, nodes } => self.read_files(store_path, &nodes),
+            Job::ReadRange { range, action } => self.read_range(range, action),
             Job::EncodeRange { range, content } => self.encode_range(range, &content),
-            Job::Encode { member, kind, content, bytes } => {
-                let batch = self.make_segment(member, kind, Some(&content), &bytes)?;
+            Job::Encode { store_path, kind, content, bytes } => {
+                let batch = self.make_segment(store_path, kind, Some(&content), &bytes)?;
                 self.inputs.buffers.give(bytes);
-                Ok(Product::Segment(batch))
+                Ok(JobOutput::Segment(batch))
             }
             Job::Write(job) => self.write(job),
             Job::Copy(job) => self.copy(job),
             Job::Keep(job) => {
                 self.keep(&job);
-                Ok(Product::Done)
+                Ok(JobOutput::Done)
             }
         }
     }
 
-    fn read_files(&self, member: usize, nodes: &[NodeId]) -> Result<Product, BuildError> {
-        let member = &self.inputs.members[member];
+    fn read_files(&self, store_path: usize, nodes: &[NodeId]) -> Result<JobOutput, BuildError> {
+        let store_path = &self.inputs.store_paths[store_path];
         let lengths: Vec<usize> =
-            nodes.iter().map(|node| usize::try_from(member.file_length(*node)).unwrap_or(usize::MAX)).collect();
+            nodes.iter().map(|node| usize::try_from(store_path.file_length(*node)).unwrap_or(usize::MAX)).collect();
         let mut bytes = self.inputs.buffers.take_filled(lengths.iter().sum());
         let mut hashes = Vec::with_capacity(nodes.len());
         let mut rest = &mut bytes[..];
         for (node, length) in nodes.iter().zip(lengths) {
             let (content, behind) = rest.split_at_mut(length);
-            member.read(*node, 0, content)?;
+            store_path.read(*node, 0, content)?;
             hashes.push(*blake3::hash(content).as_bytes());
             rest = behind;
         }
-        Ok(Product::Files { bytes, hashes })
+        Ok(JobOutput::Files { bytes, hashes })
     }
 
-    fn read_range(&mut self, range: RangeRef, then: Then) -> Result<Product, BuildError> {
-        let mut buffer = match then {
-            // These bytes are returned in the product.
-            Then::Keep => self.inputs.buffers.take_filled(range.length),
-            Then::Encode | Then::Hash => self.take_buffer(RANGE_BYTES as usize),
+    fn read_range(&mut self, range: RangeRef, action: RangeAction) -> Result<JobOutput, BuildError> {
+        let mut buffer = match action {
+            // These bytes are returned in the output.
+            RangeAction::Keep => self.inputs.buffers.take_filled(range.length),
+            RangeAction::Encode | RangeAction::Hash => self.take_buffer(RANGE_BYTES as usize),
         };
         let bytes = &mut buffer[..range.length];
-        self.inputs.members[range.member].read(range.node, range.range, bytes)?;
-        let needs_hash = then != Then::Encode || self.inputs.keeper.is_some();
+        self.inputs.store_paths[range.store_path].read(range.node, range.range, bytes)?;
+        let needs_hash = action != RangeAction::Encode || self.inputs.keeper.is_some();
         let content = needs_hash.then(|| *blake3::hash(bytes).as_bytes());
-        let product = match (then, content) {
-            (Then::Keep, Some(content)) => return Ok(Product::Kept { content, bytes: buffer }),
-            (Then::Hash, Some(content)) => Product::Hashed { content },
+        let job_output = match (action, content) {
+            (RangeAction::Keep, Some(content)) => return Ok(JobOutput::Kept { content, bytes: buffer }),
+            (RangeAction::Hash, Some(content)) => JobOutput::Hashed { content },
             (_, content) => {
-                let batch = self.make_segment(range.member, SegmentKind::File, content.as_ref(), bytes)?;
-                Product::Range { content, batch }
+                let batch = self.make_segment(range.store_path, SegmentKind::File, content.as_ref(), bytes)?;
+                JobOutput::Range { content, batch }
             }
         };
         self.buffer = buffer;
-        Ok(product)
+        Ok(job_output)
     }
 
-    fn encode_range(&mut self, range: RangeRef, content: &ContentHash) -> Result<Product, BuildError> {
+    fn encode_range(&mut self, range: RangeRef, content: &ContentHash) -> Result<JobOutput, BuildError> {
         let mut buffer = self.take_buffer(RANGE_BYTES as usize);
         let bytes = &mut buffer[..range.length];
-        let member = &self.inputs.members[range.member];
-        member.read(range.node, range.range, bytes)?;
+        let store_path = &self.inputs.store_paths[range.store_path];
+        store_path.read(range.node, range.range, bytes)?;
         if blake3::hash(bytes).as_bytes() != content {
-            return Err(BuildError::Changed { path: member.path_of(range.node) });
+            return Err(BuildError::Changed { path: store_path.path_of(range.node) });
         }
-        let batch = self.make_segment(range.member, SegmentKind::File, Some(content), bytes)?;
+        let batch = self.make_segment(range.store_path, SegmentKind::File, Some(content), bytes)?;
         self.buffer = buffer;
-        Ok(Product::Segment(batch))
+        Ok(JobOutput::Segment(batch))
     }
 
     /// Takes the buffer, with at least `length` bytes. The caller puts it back, because zeroing a new one each time
@@ -273,12 +273,12 @@ impl<'a> Worker<'a> {
     /// Takes a segment from the earlier version of its store path, or compresses it.
     fn make_segment(
         &mut self,
-        member: usize,
+        store_path: usize,
         kind: SegmentKind,
         content: Option<&ContentHash>,
         bytes: &[u8],
     ) -> Result<Batch, BuildError> {
-        let earlier = self.inputs.members[member].earlier.as_ref().zip(content);
+        let earlier = self.inputs.store_paths[store_path].earlier.as_ref().zip(content);
         let known = earlier.and_then(|(earlier, content)| {
             earlier.segment(kind, content, |length| self.inputs.buffers.take_empty(length))
         });
@@ -302,15 +302,15 @@ impl<'a> Worker<'a> {
     /// Completes a pack. A failure is not an error of this build; it only makes the next build slower.
     fn keep(&self, job: &KeepJob) {
         let Some(keeper) = self.inputs.keeper else { return };
-        let member = &self.inputs.members[job.member];
+        let store_path = &self.inputs.store_paths[job.store_path];
         let head = PackHead {
-            path: &member.planned,
+            path: &store_path.planned,
             settings: self.inputs.settings,
-            tree: member.tree(),
+            tree: store_path.tree(),
             range_hashes: &job.range_hashes,
         };
         let image = self.inputs.image.map(ImageFile::file);
-        let kept = job.pack.complete(job, &head, image).and_then(|()| keeper.keep(&member.planned, &job.pack));
+        let kept = job.pack.complete(job, &head, image).and_then(|()| keeper.keep(&store_path.planned, &job.pack));
         if let Err(error) = kept {
             (self.inputs.cache_troubles)(error);
         }

@@ -1,12 +1,12 @@
-//! A queue of jobs, and the worker threads that run them and return the products.
+//! A queue of jobs, and the worker threads that run them and return the outputs.
 
 use super::BuildError;
-use super::job::{Job, Product, Worker, WorkerInputs};
+use super::job::{Job, JobOutput, Worker, WorkerInputs};
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// The purpose of a job, which is returned with its product.
+/// The purpose of a job, which is returned with its output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum JobId {
     /// A step of the sequence.
@@ -17,8 +17,8 @@ pub(super) enum JobId {
     Background,
 }
 
-/// A product and its purpose.
-pub(super) type JobResult = (JobId, Result<Product, BuildError>);
+/// A output and its purpose.
+pub(super) type JobResult = (JobId, Result<JobOutput, BuildError>);
 
 #[derive(Default)]
 struct Waiting {
@@ -117,13 +117,13 @@ pub(super) fn with_workers<T>(
                 Err(_) => break,
             }
         }
-        // Now only workers have senders, so that waiting for a product ends when all workers have ended.
+        // Now only workers have senders, so that waiting for a output ends when all workers have ended.
         drop(sender);
         direct(&queue, &receiver, started)
     })
 }
 
-/// Sends an error to the receiver of products if the worker panics.
+/// Sends an error to the receiver of outputs if the worker panics.
 struct PanicGuard<'a>(&'a Sender<JobResult>);
 
 impl Drop for PanicGuard<'_> {
@@ -162,9 +162,9 @@ mod tests {
             panic!("a defect, for the test");
         });
         assert!(worker.join().is_err());
-        let (id, product) = receiver.recv().expect("an error");
+        let (id, job_output) = receiver.recv().expect("an error");
         assert_eq!(id, JobId::Background);
-        let error = product.expect_err("an error").to_string();
+        let error = job_output.expect_err("an error").to_string();
         assert_eq!(error, "a worker thread failed; this is a defect of microvm-image");
     }
 

@@ -1,7 +1,7 @@
 //! Makes the pack of one store path.
 
 use super::earlier::Earlier;
-use super::new_pack::OnePack;
+use super::new_pack::SinglePack;
 use super::scan::list;
 use super::{BuildError, Target, write_blocks};
 use crate::cache::CacheError;
@@ -41,15 +41,15 @@ pub struct PackRequest<'a> {
 pub fn make_pack(request: &PackRequest<'_>, cancel: &AtomicBool) -> Result<Arc<UnnamedFile>, BuildError> {
     let place = request.directory.join("pack");
     let fail = |source| CacheError { action: "make a pack", path: request.directory.to_owned(), source };
-    let one = OnePack::new(UnnamedFile::create_beside(&place).map_err(fail)?);
-    let mut member = list(request.path, request.location.to_owned())?;
+    let one = SinglePack::new(UnnamedFile::create_beside(&place).map_err(fail)?);
+    let mut store_path = list(request.path, request.location.to_owned())?;
     let earlier = request.earlier.and_then(|file| file.try_clone().ok());
-    member.earlier = earlier.and_then(|file| Earlier::open_one(file, request.settings));
-    let members = [member];
-    let target = Target { members: &members, settings: request.settings, image: None, keeper: Some(&one) };
+    store_path.earlier = earlier.and_then(|file| Earlier::open_one(file, request.settings));
+    let store_paths = [store_path];
+    let target = Target { store_paths: &store_paths, settings: request.settings, image: None, keeper: Some(&one) };
     let threads = request.jobs.clamp(1, MAX_JOBS);
-    write_blocks(&target, threads, cancel, &|error| one.note(error), &mut Silent)?;
-    if let Some(error) = one.trouble.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    write_blocks(&target, threads, cancel, &|error| one.record_error(error), &mut Silent)?;
+    if let Some(error) = one.first_error.lock().unwrap_or_else(PoisonError::into_inner).take() {
         return Err(error.into());
     }
     if !one.whole.load(Ordering::Relaxed) {

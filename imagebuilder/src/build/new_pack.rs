@@ -53,19 +53,19 @@ impl NewPack {
     }
 
     /// Returns whether it will be kept.
-    pub(super) fn is_wanted(&self) -> bool {
+    pub(super) fn is_intact(&self) -> bool {
         !self.failed.load(Ordering::Relaxed)
     }
 
     /// Writes bytes at a position. After an error the pack is discarded.
     pub(super) fn write_at(&self, slices: &mut [IoSlice<'_>], at: u64) -> Result<(), CacheError> {
-        if !self.is_wanted() {
+        if !self.is_intact() {
             return Ok(());
         }
-        write_all_at(self.file().file(), slices, at, &|_| false).map_err(|source| self.give_up(source))
+        write_all_at(self.file().file(), slices, at, &|_| false).map_err(|source| self.abort(source))
     }
 
-    fn give_up(&self, source: io::Error) -> CacheError {
+    fn abort(&self, source: io::Error) -> CacheError {
         self.failed.store(true, Ordering::Relaxed);
         // Free the space for others.
         let _ = self.file().file().set_len(0);
@@ -74,7 +74,7 @@ impl NewPack {
 
     /// Copies the segments that only the image has, and writes the index.
     pub(super) fn complete(&self, job: &KeepJob, head: &PackHead<'_>, image: Option<&File>) -> Result<(), CacheError> {
-        if !self.is_wanted() {
+        if !self.is_intact() {
             return Ok(());
         }
         let mut buffer = Vec::new();
@@ -86,7 +86,7 @@ impl NewPack {
         });
         copied
             .and_then(|()| write_index(self.file().file(), job.end, head, &job.segments))
-            .map_err(|source| self.give_up(source))
+            .map_err(|source| self.abort(source))
     }
 }
 
@@ -109,39 +109,39 @@ impl PackKeeper for CacheKeeper<'_> {
     }
 
     fn keep(&self, path: &PlannedPath, pack: &NewPack) -> Result<(), CacheError> {
-        if pack.is_wanted() { self.cache.keep_pack(path, self.settings, pack.file()) } else { Ok(()) }
+        if pack.is_intact() { self.cache.keep_pack(path, self.settings, pack.file()) } else { Ok(()) }
     }
 }
 
 /// Receives a single pack, for the caller.
-pub(super) struct OnePack {
+pub(super) struct SinglePack {
     /// The file of the pack.
     pub(super) file: Arc<UnnamedFile>,
     /// Whether it is complete.
     pub(super) whole: AtomicBool,
     /// The first error.
-    pub(super) trouble: Mutex<Option<CacheError>>,
+    pub(super) first_error: Mutex<Option<CacheError>>,
 }
 
-impl OnePack {
+impl SinglePack {
     /// Creates a receiver for a pack in this file.
     pub(super) fn new(file: UnnamedFile) -> Self {
-        Self { file: Arc::new(file), whole: AtomicBool::new(false), trouble: Mutex::new(None) }
+        Self { file: Arc::new(file), whole: AtomicBool::new(false), first_error: Mutex::new(None) }
     }
 
     /// Records an error, unless there is an earlier one.
-    pub(super) fn note(&self, error: CacheError) {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    pub(super) fn record_error(&self, error: CacheError) {
+        self.first_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 }
 
-impl PackKeeper for OnePack {
+impl PackKeeper for SinglePack {
     fn create(&self) -> Result<Option<PackFile>, CacheError> {
         Ok(Some(PackFile { file: self.file.clone(), _permit: None }))
     }
 
     fn keep(&self, _path: &PlannedPath, pack: &NewPack) -> Result<(), CacheError> {
-        self.whole.store(pack.is_wanted(), Ordering::Relaxed);
+        self.whole.store(pack.is_intact(), Ordering::Relaxed);
         Ok(())
     }
 }

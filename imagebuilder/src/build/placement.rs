@@ -45,7 +45,7 @@ pub(super) struct Placed {
 
 #[derive(Default)]
 struct Current {
-    member: Option<usize>,
+    store_path: Option<usize>,
     pieces: usize,
     input_bytes: u64,
 }
@@ -100,10 +100,10 @@ impl<'a> Placement<'a> {
         hashes: &RangeHashes,
     ) -> Result<Placed, BuildError> {
         let mut placed = Placed::default();
-        if self.current.member != Some(slot.member) {
-            let input_bytes = self.inputs.members[slot.member].input_bytes();
-            self.current = Current { member: Some(slot.member), pieces: 0, input_bytes };
-            self.begin_pack(slot.member);
+        if self.current.store_path != Some(slot.store_path) {
+            let input_bytes = self.inputs.store_paths[slot.store_path].input_bytes();
+            self.current = Current { store_path: Some(slot.store_path), pieces: 0, input_bytes };
+            self.begin_pack(slot.store_path);
         }
         match slot.content {
             SlotContent::Segment(target, SegmentState::Ready(batch)) => {
@@ -117,8 +117,8 @@ impl<'a> Placement<'a> {
                 };
                 let (stored_bytes, is_known) = (segment.stored.len() as u64, batch.is_known());
                 placed = Placed { input_bytes: counted_bytes, stored_bytes, is_known };
-                self.place_segment(slot.member, target, (segment, batch), places, slot.held_bytes);
-                if self.writes.is_enough() {
+                self.place_segment(slot.store_path, target, (segment, batch), places, slot.held_bytes);
+                if self.writes.is_full() {
                     self.flush(backlog);
                 }
             }
@@ -126,30 +126,30 @@ impl<'a> Placement<'a> {
                 return Err(BuildError::Defect { what: "a segment was placed before it was made" });
             }
             SlotContent::Packed(numbers) => {
-                if let Some(pack) = self.inputs.members[slot.member].pack() {
-                    self.place_packed(slot.member, pack, &numbers, backlog, places);
+                if let Some(pack) = self.inputs.store_paths[slot.store_path].pack() {
+                    self.place_packed(slot.store_path, pack, &numbers, backlog, places);
                 }
             }
-            SlotContent::LeftOut(file) => self.leave_out(slot.member, file)?,
-            SlotContent::EndOfMember => {
-                if let Some(pack) = self.packs.get_mut(&slot.member) {
+            SlotContent::LeftOut(file) => self.leave_out(slot.store_path, file)?,
+            SlotContent::EndOfPath => {
+                if let Some(pack) = self.packs.get_mut(&slot.store_path) {
                     pack.is_complete = true;
                 }
-                self.keep_if_whole(slot.member, backlog, hashes);
+                self.keep_if_whole(slot.store_path, backlog, hashes);
             }
         }
         Ok(placed)
     }
 
-    fn begin_pack(&mut self, member: usize) {
-        let listed = self.inputs.members[member].listing().is_some();
+    fn begin_pack(&mut self, store_path: usize) {
+        let listed = self.inputs.store_paths[store_path].listing().is_some();
         let Some(keeper) = self.inputs.keeper.filter(|_| listed) else { return };
         match keeper.create() {
             Ok(Some(file)) => {
-                let pack = Arc::new(NewPack::new(file, &self.inputs.members[member].planned));
+                let pack = Arc::new(NewPack::new(file, &self.inputs.store_paths[store_path].planned));
                 let (segments, from_image) = (Vec::new(), Vec::new());
                 let made = PackInProgress { pack, end: 0, segments, from_image, writing: 0, is_complete: false };
-                self.packs.insert(member, made);
+                self.packs.insert(store_path, made);
             }
             Ok(None) => {}
             Err(error) => (self.inputs.cache_troubles)(error),
@@ -158,7 +158,7 @@ impl<'a> Placement<'a> {
 
     fn place_segment(
         &mut self,
-        member: usize,
+        store_path: usize,
         target: Target,
         (segment, batch): (Segment, Batch),
         places: &mut Places,
@@ -182,14 +182,14 @@ impl<'a> Placement<'a> {
             }
             _ => {}
         }
-        let pack = self.packs.get_mut(&member).map(|pack| {
+        let pack = self.packs.get_mut(&store_path).map(|pack| {
             let at = pack.begin(&self.current, file_bytes, stored_bytes);
             pack.segments.push(new);
             pack.writing += 1;
             (pack.pack.clone(), at)
         });
         self.current.pieces += 1;
-        self.writes.push(WritePart { batch, member, image_at, pack }, held_bytes);
+        self.writes.push(WritePart { batch, store_path, image_at, pack }, held_bytes);
     }
 
     /// Returns the position of the next segment in the image.
@@ -212,13 +212,13 @@ impl<'a> Placement<'a> {
 
     fn place_packed(
         &mut self,
-        member: usize,
+        store_path: usize,
         pack: &Pack,
         numbers: &[(usize, u64)],
         backlog: &mut Backlog<'_>,
         places: &mut Places,
     ) {
-        let first_file = self.inputs.members[member].first_file;
+        let first_file = self.inputs.store_paths[store_path].first_file;
         let block_bytes = self.inputs.settings.block_size_bytes();
         for &(number, counted_bytes) in numbers {
             let (piece, segment) = (&pack.layout().pieces[number], &pack.segments()[number]);
@@ -245,16 +245,16 @@ impl<'a> Placement<'a> {
                     }
                 }
             }
-            if !self.writes.is_empty() || self.copies.is_enough() || !self.copies.reaches(at) {
+            if !self.writes.is_empty() || self.copies.is_full() || !self.copies.reaches(at) {
                 self.flush(backlog);
             }
-            self.copies.push((member, pack), number, at, counted_bytes);
+            self.copies.push((store_path, pack), number, at, counted_bytes);
         }
     }
 
     /// Skips a part of the store path that is already in the image as the content of `file`.
-    fn leave_out(&mut self, member: usize, file: Option<usize>) -> Result<(), BuildError> {
-        if let (Some(file), Some(pack)) = (file, self.packs.get_mut(&member)) {
+    fn leave_out(&mut self, store_path: usize, file: Option<usize>) -> Result<(), BuildError> {
+        if let (Some(file), Some(pack)) = (file, self.packs.get_mut(&store_path)) {
             let stored = self
                 .stored
                 .get(&file)
@@ -282,24 +282,24 @@ impl<'a> Placement<'a> {
         }
     }
 
-    /// Records that segments have been written: one for each entry in `members`, which are store paths.
-    pub(super) fn wrote(&mut self, members: &[usize], backlog: &mut Backlog<'_>, hashes: &RangeHashes) {
-        for member in members {
-            if let Some(pack) = self.packs.get_mut(member) {
+    /// Records that segments have been written: one for each entry in `store_paths`.
+    pub(super) fn wrote(&mut self, store_paths: &[usize], backlog: &mut Backlog<'_>, hashes: &RangeHashes) {
+        for store_path in store_paths {
+            if let Some(pack) = self.packs.get_mut(store_path) {
                 pack.writing -= 1;
             }
-            self.keep_if_whole(*member, backlog, hashes);
+            self.keep_if_whole(*store_path, backlog, hashes);
         }
     }
 
-    fn keep_if_whole(&mut self, member: usize, backlog: &mut Backlog<'_>, hashes: &RangeHashes) {
-        if self.packs.get(&member).is_none_or(|pack| !pack.is_complete || pack.writing > 0) {
+    fn keep_if_whole(&mut self, store_path: usize, backlog: &mut Backlog<'_>, hashes: &RangeHashes) {
+        if self.packs.get(&store_path).is_none_or(|pack| !pack.is_complete || pack.writing > 0) {
             return;
         }
-        let Some(pack) = self.packs.remove(&member) else { return };
-        let range_hashes = hashes.of_member(&self.inputs.members[member]).to_vec();
+        let Some(pack) = self.packs.remove(&store_path) else { return };
+        let range_hashes = hashes.of_path(&self.inputs.store_paths[store_path]).to_vec();
         let PackInProgress { pack, end, segments, from_image, .. } = pack;
-        let job = KeepJob { member, pack, end, segments, range_hashes, from_image };
+        let job = KeepJob { store_path, pack, end, segments, range_hashes, from_image };
         if job.from_image.is_empty() {
             backlog.submit(JobId::Background, Job::Keep(Box::new(job)));
         } else {

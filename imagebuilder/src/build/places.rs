@@ -1,6 +1,6 @@
 //! The location of every file's content in the image. It is filled in while blocks are written.
 
-use super::source::Member;
+use super::source::InputPath;
 use crate::segment::ContentHash;
 use crate::squashfs::format::{BLOCK_PLAIN, FragmentEntry};
 use crate::squashfs::tables::{Contents, Location};
@@ -23,11 +23,11 @@ enum Place {
 
 /// Whether the content of a file is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Novelty {
+pub(super) enum Occurrence {
     /// No earlier file has it.
-    New,
+    First,
     /// An earlier file has it.
-    Known,
+    Duplicate,
 }
 
 /// The locations of all files.
@@ -44,28 +44,28 @@ pub(super) struct Places {
 
 impl Places {
     /// Creates locations in which all files are empty.
-    pub(super) fn new(members: &[Member]) -> Self {
-        let files = members.iter().map(|member| member.tree().file_sizes().len()).sum();
+    pub(super) fn new(store_paths: &[InputPath]) -> Self {
+        let files = store_paths.iter().map(|store_path| store_path.tree().file_sizes().len()).sum();
         Self {
             places: vec![Place::Empty; files],
             words: Vec::new(),
             fragments: Vec::new(),
-            first_files: members.iter().map(|member| member.first_file).collect(),
+            first_files: store_paths.iter().map(|store_path| store_path.first_file).collect(),
             by_content: HashMap::default(),
             blocks: 0,
         }
     }
 
     /// Records the hash of a file's content. If an earlier file has the same content, the file gets the same location.
-    pub(super) fn meet(&mut self, file: usize, content: ContentHash) -> Novelty {
+    pub(super) fn record_content(&mut self, file: usize, content: ContentHash) -> Occurrence {
         match self.by_content.entry(content) {
             Entry::Vacant(vacant) => {
                 vacant.insert(file);
-                Novelty::New
+                Occurrence::First
             }
             Entry::Occupied(first) => {
                 self.places[file] = Place::SameAs(*first.get());
-                Novelty::Known
+                Occurrence::Duplicate
             }
         }
     }
@@ -143,8 +143,8 @@ impl Places {
 }
 
 impl Contents for Places {
-    fn locate(&self, member: usize, file: u32) -> Location<'_> {
-        match self.places[self.first_with_content_of(self.first_files[member] + file as usize)] {
+    fn locate(&self, store_path: usize, file: u32) -> Location<'_> {
+        match self.places[self.first_with_content_of(self.first_files[store_path] + file as usize)] {
             Place::Empty | Place::SameAs(_) => Location::Empty,
             Place::Fragment { index, offset } => Location::Fragment { index, offset },
             Place::Blocks { start, first_word, words, hole_bytes } => {

@@ -1,6 +1,6 @@
 //! The hashes of the files that are being read.
 
-use super::source::Member;
+use super::source::InputPath;
 use crate::segment::{ContentHash, range_count};
 
 /// The hashes of the ranges of every file in the store paths that were listed. Hashes that are not needed are zero.
@@ -14,12 +14,12 @@ pub(super) struct RangeHashes {
 
 impl RangeHashes {
     /// Creates hashes that are all zero.
-    pub(super) fn new(members: &[Member]) -> Self {
+    pub(super) fn new(store_paths: &[InputPath]) -> Self {
         let mut first = Vec::new();
         let mut ranges = 0;
-        for member in members {
-            let is_listed = member.listing().is_some();
-            for size in member.tree().file_sizes() {
+        for store_path in store_paths {
+            let is_listed = store_path.listing().is_some();
+            for size in store_path.tree().file_sizes() {
                 first.push(ranges);
                 ranges += if is_listed { range_count(*size) } else { 0 };
             }
@@ -34,9 +34,9 @@ impl RangeHashes {
     }
 
     /// Returns the hashes of all files of a store path, one file after the other.
-    pub(super) fn of_member(&self, member: &Member) -> &[ContentHash] {
-        let files = member.tree().file_sizes().len();
-        &self.hashes[self.first[member.first_file]..self.first[member.first_file + files]]
+    pub(super) fn of_path(&self, store_path: &InputPath) -> &[ContentHash] {
+        let files = store_path.tree().file_sizes().len();
+        &self.hashes[self.first[store_path.first_file]..self.first[store_path.first_file + files]]
     }
 
     /// Sets the hash of a range.

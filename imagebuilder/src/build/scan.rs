@@ -1,8 +1,8 @@
 //! Determines the content of the store paths, from their packs or by listing them.
 
-use super::check::holds;
+use super::check::matches_store;
 use super::earlier::Earlier;
-use super::source::{Knowledge, Member};
+use super::source::{InputPath, PathData};
 use super::{BuildError, BuildOptions, CacheTrust, cache_warning};
 use crate::cache::{Cache, CacheError};
 use crate::open_files::OpenFiles;
@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 /// The store paths of an image.
 pub(super) struct Scanned {
     /// The store paths in the order of the data.
-    pub(super) members: Vec<Member>,
+    pub(super) store_paths: Vec<InputPath>,
     /// Numbers of the store paths that were listed because their pack was damaged.
     pub(super) rebuilt: BTreeSet<usize>,
 }
@@ -86,15 +86,15 @@ impl<'a> Scanner<'a> {
         let mut ordered: Vec<&PlannedPath> = self.plan.paths.iter().collect();
         ordered.sort_by_key(|planned| (planned.path.name(), planned.path.base_name()));
         let results = map_in_parallel(threads, &ordered, |planned| self.scan_path(planned));
-        let mut scanned = Scanned { members: Vec::with_capacity(results.len()), rebuilt: BTreeSet::new() };
+        let mut scanned = Scanned { store_paths: Vec::with_capacity(results.len()), rebuilt: BTreeSet::new() };
         let mut problems = Vec::new();
         let mut first_file = 0;
         for (number, result) in results.into_iter().enumerate() {
             match result {
-                Ok((mut member, is_damaged)) => {
-                    member.first_file = first_file;
-                    first_file += member.tree().file_sizes().len();
-                    scanned.members.push(member);
+                Ok((mut store_path, is_damaged)) => {
+                    store_path.first_file = first_file;
+                    first_file += store_path.tree().file_sizes().len();
+                    scanned.store_paths.push(store_path);
                     if is_damaged {
                         scanned.rebuilt.insert(number);
                     }
@@ -109,46 +109,46 @@ impl<'a> Scanner<'a> {
     /// Lists the store paths of packs that turned out to be damaged.
     pub(super) fn scan_again(&self, scanned: &mut Scanned, damaged: &BTreeSet<usize>) -> Result<(), BuildError> {
         for number in damaged {
-            let member = self.list(&scanned.members[*number].planned)?;
-            scanned.members[*number].knowledge = member.knowledge;
+            let store_path = self.list(&scanned.store_paths[*number].planned)?;
+            scanned.store_paths[*number].data = store_path.data;
             scanned.rebuilt.insert(*number);
         }
         let mut first_file = 0;
-        for member in &mut scanned.members {
-            member.first_file = first_file;
-            first_file += member.tree().file_sizes().len();
+        for store_path in &mut scanned.store_paths {
+            store_path.first_file = first_file;
+            first_file += store_path.tree().file_sizes().len();
         }
         Ok(())
     }
 
     /// Determines the content of a store path, and returns whether its pack was damaged.
-    fn scan_path(&self, planned: &PlannedPath) -> Result<(Member, bool), BuildError> {
+    fn scan_path(&self, planned: &PlannedPath) -> Result<(InputPath, bool), BuildError> {
         if self.cancel.load(Ordering::Relaxed) {
             return Err(BuildError::Interrupted);
         }
         let mut is_damaged = false;
-        for ask in [Self::ask_source, Self::ask_cache] {
+        for ask in [Self::query_source, Self::query_cache] {
             match self.open(ask(self, planned), planned) {
                 Found::Nothing => {}
                 Found::Damaged => is_damaged = true,
                 Found::Sound(pack) if planned.nar_hash.is_some() && self.trust == CacheTrust::Checksums => {
-                    return Ok((self.member(planned, Knowledge::Packed(pack)), false));
+                    return Ok((self.store_path(planned, PathData::Packed(pack)), false));
                 }
                 // The path has no hash, so only the store has its content, or the pack must be compared with the store.
                 Found::Sound(pack) => {
-                    let member = self.list(planned)?;
-                    if holds(&pack, &member, self.settings, self.trust, self.cancel)? {
-                        return Ok((self.member(planned, Knowledge::Packed(pack)), false));
+                    let store_path = self.list(planned)?;
+                    if matches_store(&pack, &store_path, self.settings, self.trust, self.cancel)? {
+                        return Ok((self.store_path(planned, PathData::Packed(pack)), false));
                     }
-                    return Ok((member, planned.nar_hash.is_some()));
+                    return Ok((store_path, planned.nar_hash.is_some()));
                 }
             }
         }
         let earlier = self.earlier(planned);
-        Ok((Member { earlier, ..self.list(planned)? }, is_damaged))
+        Ok((InputPath { earlier, ..self.list(planned)? }, is_damaged))
     }
 
-    fn ask_source(&self, planned: &PlannedPath) -> Option<File> {
+    fn query_source(&self, planned: &PlannedPath) -> Option<File> {
         let source = self.source.filter(|_| planned.nar_hash.is_some() && self.source_works.load(Ordering::Relaxed))?;
         match source.find_pack(planned, self.settings) {
             Ok(file) => file,
@@ -160,7 +160,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn ask_cache(&self, planned: &PlannedPath) -> Option<File> {
+    fn query_cache(&self, planned: &PlannedPath) -> Option<File> {
         self.cache?.find_pack(planned, self.settings).unwrap_or_else(|error| {
             self.warn(cache_warning(&error));
             None
@@ -192,18 +192,18 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn member(&self, planned: &PlannedPath, knowledge: Knowledge) -> Member {
+    fn store_path(&self, planned: &PlannedPath, data: PathData) -> InputPath {
         let location = self.plan.store_dir.join(planned.path.base_name());
-        Member { planned: planned.clone(), location, knowledge, first_file: 0, earlier: None }
+        InputPath { planned: planned.clone(), location, data, first_file: 0, earlier: None }
     }
 
-    fn list(&self, planned: &PlannedPath) -> Result<Member, BuildError> {
+    fn list(&self, planned: &PlannedPath) -> Result<InputPath, BuildError> {
         list(planned, self.plan.store_dir.join(planned.path.base_name()))
     }
 }
 
 /// Lists a store path.
-pub(super) fn list(planned: &PlannedPath, location: PathBuf) -> Result<Member, BuildError> {
+pub(super) fn list(planned: &PlannedPath, location: PathBuf) -> Result<InputPath, BuildError> {
     let listing = scan::list(&location).map_err(|problem| BuildError::Scan(vec![problem]))?;
     let actual_bytes = listing.tree.nar_size_bytes();
     match planned.nar_size_bytes.filter(|expected| *expected != actual_bytes) {
@@ -211,8 +211,8 @@ pub(super) fn list(planned: &PlannedPath, location: PathBuf) -> Result<Member, B
             Err(BuildError::Scan(vec![ScanError::NarSize { path: location, expected_bytes, actual_bytes }]))
         }
         None => {
-            let (planned, knowledge) = (planned.clone(), Knowledge::Listed(listing));
-            Ok(Member { planned, location, knowledge, first_file: 0, earlier: None })
+            let (planned, data) = (planned.clone(), PathData::Listed(listing));
+            Ok(InputPath { planned, location, data, first_file: 0, earlier: None })
         }
     }
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Number of bytes that a thread reads and hashes at once. They were written a moment ago, so they are in the page
 /// cache.
-const STRETCH_BYTES: u64 = 1 << 20;
+const CHUNK_BYTES: u64 = 1 << 20;
 
 /// Hashes the first `data_bytes` bytes of the image, a multiple of 4096, and writes superblock and tree after them.
 /// Returns the values to open the image with, and its new length.
@@ -24,15 +24,15 @@ pub(super) fn seal(
     threads: usize,
     cancel: &AtomicBool,
 ) -> Result<(Seal, u64), BuildError> {
-    let stretches: Vec<Range<u64>> = (0..data_bytes.div_ceil(STRETCH_BYTES))
-        .map(|number| number * STRETCH_BYTES..data_bytes.min((number + 1) * STRETCH_BYTES))
+    let chunks: Vec<Range<u64>> = (0..data_bytes.div_ceil(CHUNK_BYTES))
+        .map(|number| number * CHUNK_BYTES..data_bytes.min((number + 1) * CHUNK_BYTES))
         .collect();
-    let hashes = map_in_parallel(threads, &stretches, |stretch| {
+    let hashes = map_in_parallel(threads, &chunks, |chunk| {
         if cancel.load(Ordering::Relaxed) {
             return Err(BuildError::Interrupted);
         }
-        let mut data = vec![0; (stretch.end - stretch.start) as usize];
-        output.read_at(&mut data, stretch.start)?;
+        let mut data = vec![0; (chunk.end - chunk.start) as usize];
+        output.read_at(&mut data, chunk.start)?;
         Ok(verity::hash_blocks(&data))
     });
     let mut all = Vec::new();
@@ -45,7 +45,7 @@ pub(super) fn seal(
 }
 
 /// Returns the path `IMAGE.verity.json`, in the directory of the image.
-fn place_beside(image: &Path) -> PathBuf {
+fn sidecar_path(image: &Path) -> PathBuf {
     let mut name = OsString::from(image.as_os_str());
     name.push(".verity.json");
     name.into()
@@ -57,11 +57,11 @@ fn text(seal: &Seal) -> String {
 }
 
 /// Writes the document to the directory of the image.
-pub(super) fn write_beside(seal: &Seal, image: &Path) -> Result<(), WriteError> {
-    atomic_file::write(&place_beside(image), text(seal).as_bytes())
+pub(super) fn write_sidecar(seal: &Seal, image: &Path) -> Result<(), WriteError> {
+    atomic_file::write(&sidecar_path(image), text(seal).as_bytes())
 }
 
 /// Returns whether the directory of the image has this document.
-pub(super) fn is_beside(seal: &Seal, image: &Path) -> bool {
-    fs::read(place_beside(image)).is_ok_and(|found| found == text(seal).as_bytes())
+pub(super) fn has_sidecar(seal: &Seal, image: &Path) -> bool {
+    fs::read(sidecar_path(image)).is_ok_and(|found| found == text(seal).as_bytes())
 }

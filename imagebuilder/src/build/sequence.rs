@@ -6,14 +6,14 @@
 use super::BuildError;
 use super::back_pressure::{Backlog, SegmentState, Slot, SlotContent, Target};
 use super::buffers::SpareBuffers;
-use super::job::{Job, Product, RangeRef, Then};
+use super::job::{Job, JobOutput, RangeAction, RangeRef};
 use super::job_queue::{JobId, JobQueue, JobResult};
 use super::new_pack::PackKeeper;
 use super::output::ImageFile;
 use super::placement::{Placed, Placement};
-use super::places::{Novelty, Places};
+use super::places::{Occurrence, Places};
 use super::range_hashes::RangeHashes;
-use super::source::Member;
+use super::source::InputPath;
 use super::steps::{FileRef, Step, steps};
 use super::tally::Tally;
 use crate::cache::CacheError;
@@ -47,7 +47,7 @@ pub(super) struct Sequenced {
 /// The inputs of a sequencer.
 pub(super) struct SequenceInputs<'a> {
     /// The store paths, in the order of the data.
-    pub(super) members: &'a [Member],
+    pub(super) store_paths: &'a [InputPath],
     /// Codec and block sizes.
     pub(super) settings: &'a ImageSettings,
     /// Number of worker threads.
@@ -69,8 +69,9 @@ pub(super) struct SequenceInputs<'a> {
 impl SequenceInputs<'_> {
     /// Returns the length of a file in bytes, by its number in the image.
     pub(super) fn file_bytes(&self, file: usize) -> u64 {
-        let member = &self.members[self.members.partition_point(|member| member.first_file <= file) - 1];
-        member.tree().file_sizes()[file - member.first_file]
+        let store_path =
+            &self.store_paths[self.store_paths.partition_point(|store_path| store_path.first_file <= file) - 1];
+        store_path.tree().file_sizes()[file - store_path.first_file]
     }
 }
 
@@ -106,20 +107,20 @@ pub(super) struct Sequencer<'a> {
 impl<'a> Sequencer<'a> {
     /// Creates a sequencer before its first step.
     pub(super) fn new(inputs: &'a SequenceInputs<'a>, progress: &'a mut dyn Progress, queue: &'a JobQueue) -> Self {
-        let members = inputs.members;
+        let store_paths = inputs.store_paths;
         let small_limit_bytes = u64::from(inputs.settings.fragment_block_size_bytes());
         Self {
             inputs,
             progress,
-            steps: steps(members, small_limit_bytes, inputs.threads),
+            steps: steps(store_paths, small_limit_bytes, inputs.threads),
             next: 0,
             backlog: Backlog::new(queue, inputs.threads),
             placement: Placement::new(inputs),
             fragment: OpenFragment::default(),
             met: HashSet::new(),
-            range_hashes: RangeHashes::new(members),
+            range_hashes: RangeHashes::new(store_paths),
             done: Sequenced {
-                places: Places::new(members),
+                places: Places::new(store_paths),
                 tally: Tally::default(),
                 end: 0,
                 cpu_seconds: 0.0,
@@ -132,11 +133,11 @@ impl<'a> Sequencer<'a> {
     pub(super) fn run(mut self, results: &Receiver<JobResult>) -> Result<Sequenced, BuildError> {
         // Jobs that compress are submitted before anything is copied, because everything behind them in the image waits
         // for them.
-        self.backlog.ask(&self.steps);
+        self.backlog.submit_jobs(&self.steps);
         loop {
             self.take_steps()?;
             while let Some(slot) = self.backlog.pop_ready() {
-                let member = slot.member;
+                let store_path = slot.store_path;
                 let places = &mut self.done.places;
                 let placed = self.placement.place(slot, &mut self.backlog, places, &self.range_hashes)?;
                 let Placed { input_bytes, stored_bytes, is_known } = placed;
@@ -144,11 +145,11 @@ impl<'a> Sequencer<'a> {
                     self.done.tally.copied(input_bytes);
                     self.progress.advance(input_bytes, input_bytes, stored_bytes);
                 } else if input_bytes > 0 {
-                    self.done.tally.compressed(member, input_bytes);
+                    self.done.tally.compressed(store_path, input_bytes);
                     self.progress.advance(input_bytes, 0, stored_bytes);
                 }
             }
-            self.backlog.ask(&self.steps);
+            self.backlog.submit_jobs(&self.steps);
             let all_placed = self.next == self.steps.len() && self.backlog.is_empty();
             if all_placed || !self.backlog.is_busy() {
                 self.placement.flush(&mut self.backlog);
@@ -174,23 +175,23 @@ impl<'a> Sequencer<'a> {
             }
         };
         loop {
-            let (id, product) = result;
-            let product = product?;
+            let (id, job_output) = result;
+            let job_output = job_output?;
             self.backlog.finished();
-            match (id, product) {
-                (JobId::Step(step), product) => self.backlog.keep_product(step, product),
-                (JobId::Slot(number), Product::Segment(batch)) => self.backlog.fill(number, batch),
-                (JobId::Background, Product::Written { held_bytes, members }) => {
+            match (id, job_output) {
+                (JobId::Step(step), job_output) => self.backlog.store_output(step, job_output),
+                (JobId::Slot(number), JobOutput::Segment(batch)) => self.backlog.fill(number, batch),
+                (JobId::Background, JobOutput::Written { held_bytes, store_paths }) => {
                     self.backlog.release(held_bytes);
-                    self.placement.wrote(&members, &mut self.backlog, &self.range_hashes);
+                    self.placement.wrote(&store_paths, &mut self.backlog, &self.range_hashes);
                 }
-                (JobId::Background, Product::Copied { input_bytes, stored_bytes, damaged }) => {
+                (JobId::Background, JobOutput::Copied { input_bytes, stored_bytes, damaged }) => {
                     self.done.damaged.extend(damaged);
                     self.done.tally.copied(input_bytes);
                     self.progress.advance(input_bytes, input_bytes, stored_bytes);
                 }
-                (JobId::Background, Product::Done) => {}
-                _ => return Err(BuildError::Defect { what: "a job gave the product of another" }),
+                (JobId::Background, JobOutput::Done) => {}
+                _ => return Err(BuildError::Defect { what: "a job gave the job_output of another" }),
             }
             match results.try_recv() {
                 Ok(next) => result = next,
@@ -207,17 +208,17 @@ impl<'a> Sequencer<'a> {
                 break;
             }
             // A step is taken only once, so its replacement is never used.
-            let step = std::mem::replace(step, Step::EndOfMember(0));
-            let product = self.backlog.take_product(number);
+            let step = std::mem::replace(step, Step::EndOfPath(0));
+            let job_output = self.backlog.take_output(number);
             self.next += 1;
-            self.take(step, product)?;
+            self.take(step, job_output)?;
         }
         Ok(())
     }
 
-    fn take(&mut self, step: Step, product: Option<Product>) -> Result<(), BuildError> {
-        match (step, product) {
-            (Step::ReadSmall(files), Some(Product::Files { bytes, hashes })) => {
+    fn take(&mut self, step: Step, job_output: Option<JobOutput>) -> Result<(), BuildError> {
+        match (step, job_output) {
+            (Step::ReadSmall(files), Some(JobOutput::Files { bytes, hashes })) => {
                 self.backlog.release(bytes.len() as u64);
                 let mut rest = &bytes[..];
                 for (file, hash) in files.into_iter().zip(hashes) {
@@ -228,22 +229,24 @@ impl<'a> Sequencer<'a> {
                 }
                 self.inputs.buffers.give(bytes);
             }
-            (Step::ReadRange { file, range, then }, Some(product)) => self.take_range(file, range, then, product)?,
+            (Step::ReadRange { file, range, action }, Some(job_output)) => {
+                self.take_range(file, range, action, job_output)?
+            }
             (Step::Hashed(file), None) => self.take_hashed(file),
             (Step::Linked { file, to }, None) => self.take_linked(file, to),
-            (Step::Packed(member), None) => self.take_packed(member),
-            (Step::EndOfMember(member), None) => {
-                self.end_fragment(member);
+            (Step::Packed(store_path), None) => self.take_packed(store_path),
+            (Step::EndOfPath(store_path), None) => {
+                self.end_fragment(store_path);
                 self.met.clear();
-                self.push(member, SlotContent::EndOfMember, 0);
+                self.push(store_path, SlotContent::EndOfPath, 0);
             }
-            _ => return Err(BuildError::Defect { what: "a step was taken with the product of another" }),
+            _ => return Err(BuildError::Defect { what: "a step was taken with the job_output of another" }),
         }
         Ok(())
     }
 
-    fn push(&mut self, member: usize, content: SlotContent, held_bytes: u64) {
-        self.backlog.push(Slot { member, held_bytes, content });
+    fn push(&mut self, store_path: usize, content: SlotContent, held_bytes: u64) {
+        self.backlog.push(Slot { store_path, held_bytes, content });
     }
 
     fn count_duplicate(&mut self, file: FileRef) {
@@ -257,9 +260,9 @@ impl<'a> Sequencer<'a> {
         let is_repeated = !self.met.insert(hash);
         let limit_bytes = self.inputs.settings.fragment_block_size_bytes() as usize;
         if !is_repeated && self.fragment.bytes.len() + content.len() > limit_bytes {
-            self.end_fragment(file.member);
+            self.end_fragment(file.store_path);
         }
-        if self.done.places.meet(file.file, hash) == Novelty::New {
+        if self.done.places.record_content(file.file, hash) == Occurrence::First {
             let index = *self.fragment.index.get_or_insert_with(|| self.done.places.new_fragment());
             let offset = u32::try_from(self.fragment.bytes.len()).unwrap_or(u32::MAX);
             self.done.places.put_in_fragment(file.file, index, offset);
@@ -276,7 +279,7 @@ impl<'a> Sequencer<'a> {
         }
     }
 
-    fn end_fragment(&mut self, member: usize) {
+    fn end_fragment(&mut self, store_path: usize) {
         let OpenFragment { index, new_bytes, bytes, contents } = std::mem::take(&mut self.fragment);
         if bytes.is_empty() {
             return;
@@ -286,45 +289,51 @@ impl<'a> Sequencer<'a> {
             None if self.inputs.keeper.is_some() => Target::PackOnly,
             None => {
                 self.inputs.buffers.give(bytes);
-                return self.push(member, SlotContent::LeftOut(None), 0);
+                return self.push(store_path, SlotContent::LeftOut(None), 0);
             }
         };
         let held_bytes = bytes.len() as u64;
         self.backlog.hold(held_bytes);
         let content = *contents.unwrap_or_default().finalize().as_bytes();
-        let job = Job::Encode { member, kind: SegmentKind::Fragment, content, bytes };
-        self.push(member, SlotContent::Segment(target, SegmentState::Waiting(job)), held_bytes);
+        let job = Job::Encode { store_path, kind: SegmentKind::Fragment, content, bytes };
+        self.push(store_path, SlotContent::Segment(target, SegmentState::Waiting(job)), held_bytes);
     }
 
-    fn take_range(&mut self, file: FileRef, range: RangeRef, then: Then, product: Product) -> Result<(), BuildError> {
+    fn take_range(
+        &mut self,
+        file: FileRef,
+        range: RangeRef,
+        action: RangeAction,
+        job_output: JobOutput,
+    ) -> Result<(), BuildError> {
         let length = range.length as u64;
-        match (then, product) {
-            (Then::Encode, Product::Range { content, batch }) => {
+        match (action, job_output) {
+            (RangeAction::Encode, JobOutput::Range { content, batch }) => {
                 if let Some(content) = content {
                     self.range_hashes.set(file.file, range.range, content);
                     if range.range + 1 == range_count(file.size_bytes) {
                         // No other file of the image has this content, so this only records its hash.
                         let hash = file_content(self.range_hashes.of(file.file));
-                        self.done.places.meet(file.file, hash);
+                        self.done.places.record_content(file.file, hash);
                         self.met.insert(hash);
                     }
                 }
                 let content = SlotContent::Segment(target_of(file, range.range), SegmentState::Ready(batch));
-                self.push(file.member, content, length);
+                self.push(file.store_path, content, length);
             }
-            (Then::Keep, Product::Kept { content, bytes }) => {
+            (RangeAction::Keep, JobOutput::Kept { content, bytes }) => {
                 self.range_hashes.set(file.file, range.range, content);
                 if self.is_new(file, content) {
-                    let (member, kind) = (file.member, SegmentKind::File);
-                    let job = Job::Encode { member, kind, content, bytes };
+                    let (store_path, kind) = (file.store_path, SegmentKind::File);
+                    let job = Job::Encode { store_path, kind, content, bytes };
                     let content = SlotContent::Segment(target_of(file, 0), SegmentState::Waiting(job));
-                    self.push(file.member, content, length);
+                    self.push(file.store_path, content, length);
                 } else {
                     self.backlog.release(length);
                     self.inputs.buffers.give(bytes);
                 }
             }
-            (Then::Hash, Product::Hashed { content }) => {
+            (RangeAction::Hash, JobOutput::Hashed { content }) => {
                 self.backlog.release(length);
                 self.range_hashes.set(file.file, range.range, content);
             }
@@ -340,22 +349,22 @@ impl<'a> Sequencer<'a> {
         }
         for (number, content) in hashes.into_iter().enumerate() {
             let length = range_length(file.size_bytes, number);
-            let range = RangeRef { member: file.member, node: file.node, range: number, length };
+            let range = RangeRef { store_path: file.store_path, node: file.node, range: number, length };
             let state = SegmentState::Waiting(Job::EncodeRange { range, content });
-            self.push(file.member, SlotContent::Segment(target_of(file, number), state), 0);
+            self.push(file.store_path, SlotContent::Segment(target_of(file, number), state), 0);
         }
     }
 
     /// Returns whether the content of a large file is new in the image. If it is not, the file is skipped.
     fn is_new(&mut self, file: FileRef, content: ContentHash) -> bool {
         let is_repeated = !self.met.insert(content);
-        if self.done.places.meet(file.file, content) == Novelty::New {
+        if self.done.places.record_content(file.file, content) == Occurrence::First {
             return true;
         }
         self.count_duplicate(file);
         if !is_repeated {
             let first = self.done.places.first_with_content_of(file.file);
-            self.push(file.member, SlotContent::LeftOut(Some(first)), 0);
+            self.push(file.store_path, SlotContent::LeftOut(Some(first)), 0);
         }
         false
     }
@@ -367,20 +376,20 @@ impl<'a> Sequencer<'a> {
             // The earlier file is in the same store path, so the content has already been read.
             return self.take_small(file, hash, &[]);
         }
-        let is_of_other_member = to < self.inputs.members[file.member].first_file;
+        let is_of_other_path = to < self.inputs.store_paths[file.store_path].first_file;
         self.done.places.share(file.file, to);
         self.count_duplicate(file);
         // Without packs the hash may be unknown, but it is then not needed.
-        if is_of_other_member && (self.inputs.keeper.is_none() || self.met.insert(hash)) {
+        if is_of_other_path && (self.inputs.keeper.is_none() || self.met.insert(hash)) {
             let first = self.done.places.first_with_content_of(file.file);
-            self.push(file.member, SlotContent::LeftOut(Some(first)), 0);
+            self.push(file.store_path, SlotContent::LeftOut(Some(first)), 0);
         }
     }
 
     /// Takes a store path with a pack: copies the segments that have content that is new in the image.
-    fn take_packed(&mut self, member: usize) {
-        let Some(pack) = self.inputs.members[member].pack() else { return };
-        let first_file = self.inputs.members[member].first_file;
+    fn take_packed(&mut self, store_path: usize) {
+        let Some(pack) = self.inputs.store_paths[store_path].pack() else { return };
+        let first_file = self.inputs.store_paths[store_path].first_file;
         let sizes = pack.tree().file_sizes();
         let mut duplicates = (0, 0);
         let mut duplicate = |size_bytes: u64| duplicates = (duplicates.0 + 1, duplicates.1 + size_bytes);
@@ -391,7 +400,8 @@ impl<'a> Sequencer<'a> {
             match piece {
                 Piece::Range { file, range, length, .. } => {
                     if *range == 0 {
-                        is_file_new = places.meet(first_file + *file as usize, pack.content(*file)) == Novelty::New;
+                        is_file_new = places.record_content(first_file + *file as usize, pack.content(*file))
+                            == Occurrence::First;
                         if !is_file_new {
                             duplicate(sizes[*file as usize]);
                         }
@@ -404,7 +414,7 @@ impl<'a> Sequencer<'a> {
                     let (mut index, mut new_bytes) = (None, 0);
                     for small in files {
                         let file = first_file + small.file as usize;
-                        if places.meet(file, pack.content(small.file)) == Novelty::New {
+                        if places.record_content(file, pack.content(small.file)) == Occurrence::First {
                             let index = *index.get_or_insert_with(|| places.new_fragment());
                             places.put_in_fragment(file, index, small.offset);
                             new_bytes += u64::from(small.size_bytes);
@@ -426,7 +436,7 @@ impl<'a> Sequencer<'a> {
         self.done.tally.duplicate_files += files;
         self.done.tally.duplicate_bytes += bytes;
         self.progress.advance(bytes, 0, 0);
-        self.push(member, SlotContent::Packed(copied), 0);
+        self.push(store_path, SlotContent::Packed(copied), 0);
     }
 }
 

@@ -18,13 +18,13 @@ use std::path::PathBuf;
 
 /// A store path of the image.
 #[derive(Debug)]
-pub(super) struct Member {
+pub(super) struct InputPath {
     /// Its name and hash.
     pub(super) planned: PlannedPath,
     /// The location of its files.
     pub(super) location: PathBuf,
     /// The description of its files.
-    pub(super) knowledge: Knowledge,
+    pub(super) data: PathData,
     /// Number of its first regular file among those of the whole image.
     pub(super) first_file: usize,
     /// The pack of its earlier version, if the store path was listed.
@@ -33,35 +33,35 @@ pub(super) struct Member {
 
 /// The description of the files of a store path.
 #[derive(Debug)]
-pub(super) enum Knowledge {
+pub(super) enum PathData {
     /// A listing; the content must be read.
     Listed(Listing),
     /// A pack, which has everything that the image needs.
     Packed(Box<Pack>),
 }
 
-impl Member {
+impl InputPath {
     /// Returns the files.
     pub(super) fn tree(&self) -> &Tree {
-        match &self.knowledge {
-            Knowledge::Listed(listing) => &listing.tree,
-            Knowledge::Packed(pack) => pack.tree(),
+        match &self.data {
+            PathData::Listed(listing) => &listing.tree,
+            PathData::Packed(pack) => pack.tree(),
         }
     }
 
     /// Returns the pack, if there is one.
     pub(super) fn pack(&self) -> Option<&Pack> {
-        match &self.knowledge {
-            Knowledge::Listed(_) => None,
-            Knowledge::Packed(pack) => Some(pack),
+        match &self.data {
+            PathData::Listed(_) => None,
+            PathData::Packed(pack) => Some(pack),
         }
     }
 
     /// Returns the listing, if there is no pack.
     pub(super) fn listing(&self) -> Option<&Listing> {
-        match &self.knowledge {
-            Knowledge::Listed(listing) => Some(listing),
-            Knowledge::Packed(_) => None,
+        match &self.data {
+            PathData::Listed(listing) => Some(listing),
+            PathData::Packed(_) => None,
         }
     }
 
@@ -122,12 +122,12 @@ pub(super) struct SourceFile {
 }
 
 impl SourceFile {
-    fn open(member: &Member, node: NodeId) -> Result<Self, BuildError> {
-        let path = member.path_of(node);
-        let Entry::File { file: number, size_bytes, .. } = member.tree().entry(node) else {
+    fn open(store_path: &InputPath, node: NodeId) -> Result<Self, BuildError> {
+        let path = store_path.path_of(node);
+        let Entry::File { file: number, size_bytes, .. } = store_path.tree().entry(node) else {
             return Err(BuildError::Changed { path });
         };
-        let modified = member.listing().map(|listing| listing.modified[number as usize]);
+        let modified = store_path.listing().map(|listing| listing.modified[number as usize]);
         Self::open_path(path, size_bytes, modified)
     }
 
@@ -235,12 +235,12 @@ mod tests {
         file.write_all_at(b"end", SIZE - 3).unwrap();
         let path = StorePath::from_base_name("0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-sparse").unwrap();
         let planned = PlannedPath { path, nar_hash: None, nar_size_bytes: None };
-        let member = super::super::scan::list(&planned, location).unwrap();
+        let store_path = super::super::scan::list(&planned, location).unwrap();
         let before = bytes_read();
         let (mut range, mut expected) = (vec![1; RANGE_BYTES as usize], vec![0; RANGE_BYTES as usize]);
         for number in 0..crate::segment::range_count(SIZE) {
             range.fill(1);
-            member.read(0, number, &mut range).unwrap();
+            store_path.read(0, number, &mut range).unwrap();
             let (at, data): (usize, &[u8]) = match number {
                 25 => (1 << 20, b"data"),
                 255 => (expected.len() - 3, b"end"),

@@ -1,8 +1,8 @@
 //! The order of an image's data, as steps that can be read ahead. Every file occurs once.
 
 use super::BuildError;
-use super::job::{Job, RangeRef, Then};
-use super::source::Member;
+use super::job::{Job, RangeAction, RangeRef};
+use super::source::InputPath;
 use crate::segment::{RANGE_BYTES, range_count, range_length};
 use crate::threads::map_in_parallel;
 use crate::tree::{Entry, NodeId};
@@ -16,7 +16,7 @@ const BATCH_FILES: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileRef {
     /// Number of its store path, in the order of the data.
-    pub(super) member: usize,
+    pub(super) store_path: usize,
     /// Its node in the store path.
     pub(super) node: NodeId,
     /// Its number among all files of the image.
@@ -37,7 +37,7 @@ pub(super) enum Step {
         /// The range.
         range: RangeRef,
         /// How to process it.
-        then: Then,
+        action: RangeAction,
     },
     /// The end of a large file whose ranges have all been hashed.
     Hashed(FileRef),
@@ -51,11 +51,11 @@ pub(super) enum Step {
     /// A store path that has a pack.
     Packed(usize),
     /// The end of a store path that was listed.
-    EndOfMember(usize),
+    EndOfPath(usize),
 }
 
 impl Step {
-    /// Returns the job that must run before the step can be taken, and the number of bytes that its product will keep
+    /// Returns the job that must run before the step can be taken, and the number of bytes that its output will keep
     /// in memory.
     pub(super) fn job(&self) -> Option<(Job, u64)> {
         match self {
@@ -63,35 +63,35 @@ impl Step {
                 let first = files.first()?;
                 let nodes = files.iter().map(|file| file.node).collect();
                 let bytes = files.iter().map(|file| file.size_bytes).sum();
-                Some((Job::ReadFiles { member: first.member, nodes }, bytes))
+                Some((Job::ReadFiles { store_path: first.store_path, nodes }, bytes))
             }
-            Self::ReadRange { range, then, .. } => {
-                Some((Job::ReadRange { range: *range, then: *then }, range.length as u64))
+            Self::ReadRange { range, action, .. } => {
+                Some((Job::ReadRange { range: *range, action: *action }, range.length as u64))
             }
-            Self::Hashed(_) | Self::Linked { .. } | Self::Packed(_) | Self::EndOfMember(_) => None,
+            Self::Hashed(_) | Self::Linked { .. } | Self::Packed(_) | Self::EndOfPath(_) => None,
         }
     }
 }
 
 /// Divides the image's data into steps. Files with fewer than `small_limit_bytes` bytes share fragment blocks.
-pub(super) fn steps(members: &[Member], small_limit_bytes: u64, threads: usize) -> Vec<Step> {
-    let twins = Twins::find(members, small_limit_bytes, threads);
+pub(super) fn steps(store_paths: &[InputPath], small_limit_bytes: u64, threads: usize) -> Vec<Step> {
+    let candidates = DuplicateCandidates::find(store_paths, small_limit_bytes, threads);
     let mut first_links = HashMap::new();
     let mut steps = Vec::new();
-    for (number, member) in members.iter().enumerate() {
-        let Some(listing) = member.listing() else {
+    for (number, store_path) in store_paths.iter().enumerate() {
+        let Some(listing) = store_path.listing() else {
             steps.push(Step::Packed(number));
             continue;
         };
         let mut batch = Batch::default();
-        for file in files(number, member).filter(|file| file.size_bytes > 0) {
-            if let Some(identity) = listing.linked.get(&in_member(member, file)) {
+        for file in files(number, store_path).filter(|file| file.size_bytes > 0) {
+            if let Some(identity) = listing.linked.get(&number_in_path(store_path, file)) {
                 let first: &FileRef = first_links.entry(*identity).or_insert(file);
                 // A link with another length means that the file changed while it was listed; reading it detects that.
                 // A small file is in a fragment block of its own store path, so a link to a file of another path is
                 // read again.
                 let is_small = file.size_bytes < small_limit_bytes;
-                if is_small && first.member != number {
+                if is_small && first.store_path != number {
                     first_links.insert(*identity, file);
                 } else if first.file != file.file && first.size_bytes == file.size_bytes {
                     let to = first.file;
@@ -104,45 +104,45 @@ pub(super) fn steps(members: &[Member], small_limit_bytes: u64, threads: usize) 
                 batch.add(file, &mut steps);
             } else {
                 batch.end(&mut steps);
-                large(file, &twins, &mut steps);
+                large(file, &candidates, &mut steps);
             }
         }
         batch.end(&mut steps);
-        steps.push(Step::EndOfMember(number));
+        steps.push(Step::EndOfPath(number));
     }
     steps
 }
 
 /// Returns the regular files of a store path.
-fn files(number: usize, member: &Member) -> impl Iterator<Item = FileRef> + '_ {
-    let tree = member.tree();
+fn files(number: usize, store_path: &InputPath) -> impl Iterator<Item = FileRef> + '_ {
+    let tree = store_path.tree();
     (0..tree.len()).filter_map(move |node| match tree.entry(node) {
         Entry::File { file, size_bytes, .. } => {
-            Some(FileRef { member: number, node, file: member.first_file + file as usize, size_bytes })
+            Some(FileRef { store_path: number, node, file: store_path.first_file + file as usize, size_bytes })
         }
         Entry::Directory { .. } | Entry::Symlink { .. } => None,
     })
 }
 
 /// Returns a file's number in its store path.
-fn in_member(member: &Member, file: FileRef) -> u32 {
+fn number_in_path(store_path: &InputPath, file: FileRef) -> u32 {
     // A tree has fewer files than this.
-    u32::try_from(file.file - member.first_file).unwrap_or(u32::MAX)
+    u32::try_from(file.file - store_path.first_file).unwrap_or(u32::MAX)
 }
 
-fn large(file: FileRef, twins: &Twins, steps: &mut Vec<Step>) {
+fn large(file: FileRef, candidates: &DuplicateCandidates, steps: &mut Vec<Step>) {
     let ranges = range_count(file.size_bytes);
-    let then = match (twins.may_have(file), ranges) {
-        (false, _) => Then::Encode,
-        (true, 1) => Then::Keep,
-        (true, _) => Then::Hash,
+    let action = match (candidates.may_have(file), ranges) {
+        (false, _) => RangeAction::Encode,
+        (true, 1) => RangeAction::Keep,
+        (true, _) => RangeAction::Hash,
     };
     for number in 0..ranges {
         let length = range_length(file.size_bytes, number);
-        let range = RangeRef { member: file.member, node: file.node, range: number, length };
-        steps.push(Step::ReadRange { file, range, then });
+        let range = RangeRef { store_path: file.store_path, node: file.node, range: number, length };
+        steps.push(Step::ReadRange { file, range, action });
     }
-    if then == Then::Hash {
+    if action == RangeAction::Hash {
         steps.push(Step::Hashed(file));
     }
 }
@@ -173,54 +173,56 @@ impl Batch {
 }
 
 /// Large files that may be equal to another one: they have the same length, and the same bytes in a few places.
-struct Twins {
+struct DuplicateCandidates {
     /// Lengths of large files in packs, and lengths up to [`RANGE_BYTES`] that several files have.
     lengths: HashSet<u64>,
     /// Numbers of longer files that may be equal to another one.
     files: HashSet<usize>,
 }
 
-impl Twins {
-    fn find(members: &[Member], small_limit_bytes: u64, threads: usize) -> Self {
+impl DuplicateCandidates {
+    fn find(store_paths: &[InputPath], small_limit_bytes: u64, threads: usize) -> Self {
         let mut by_length: HashMap<u64, Vec<FileRef>> = HashMap::new();
-        let mut twins = Self { lengths: HashSet::new(), files: HashSet::new() };
+        let mut candidates = Self { lengths: HashSet::new(), files: HashSet::new() };
         let mut links = HashSet::new();
-        for (number, member) in members.iter().enumerate() {
-            let Some(listing) = member.listing() else {
-                twins.lengths.extend(member.tree().file_sizes().iter().filter(|size| **size >= small_limit_bytes));
+        for (number, store_path) in store_paths.iter().enumerate() {
+            let Some(listing) = store_path.listing() else {
+                candidates
+                    .lengths
+                    .extend(store_path.tree().file_sizes().iter().filter(|size| **size >= small_limit_bytes));
                 continue;
             };
-            for file in files(number, member).filter(|file| file.size_bytes >= small_limit_bytes) {
-                let link = listing.linked.get(&in_member(member, file));
+            for file in files(number, store_path).filter(|file| file.size_bytes >= small_limit_bytes) {
+                let link = listing.linked.get(&number_in_path(store_path, file));
                 // Links to one file are never read twice, so its length does not count twice.
                 if link.is_none_or(|identity| links.insert((*identity, file.size_bytes))) {
                     by_length.entry(file.size_bytes).or_default().push(file);
                 }
             }
         }
-        by_length.retain(|length, files| files.len() > 1 && !twins.lengths.contains(length));
+        by_length.retain(|length, files| files.len() > 1 && !candidates.lengths.contains(length));
         let mut unsure = Vec::new();
         for (length, files) in by_length {
             // A file with one range is read only once in any case.
             if length <= RANGE_BYTES {
-                twins.lengths.insert(length);
+                candidates.lengths.insert(length);
             } else {
                 unsure.extend(files);
             }
         }
-        let samples = map_in_parallel(threads, &unsure, |file| sample(&members[file.member], *file).ok());
+        let samples = map_in_parallel(threads, &unsure, |file| sample(&store_paths[file.store_path], *file).ok());
         let mut first_with = HashMap::new();
         for (file, sample) in unsure.iter().zip(samples) {
             let Some(sample) = sample else {
                 // Reading it later reports the error.
-                twins.files.insert(file.file);
+                candidates.files.insert(file.file);
                 continue;
             };
             if let Some(first) = first_with.insert((file.size_bytes, sample), file.file) {
-                twins.files.extend([first, file.file]);
+                candidates.files.extend([first, file.file]);
             }
         }
-        twins
+        candidates
     }
 
     fn may_have(&self, file: FileRef) -> bool {
@@ -232,8 +234,8 @@ impl Twins {
 const SAMPLE_BYTES: usize = 4096;
 
 /// Computes the hash of these parts of a file, which must be longer than they are together.
-fn sample(member: &Member, file: FileRef) -> Result<[u8; 32], BuildError> {
-    let source = member.open(file.node)?;
+fn sample(store_path: &InputPath, file: FileRef) -> Result<[u8; 32], BuildError> {
+    let source = store_path.open(file.node)?;
     let mut bytes = [0; SAMPLE_BYTES];
     let mut hasher = blake3::Hasher::new();
     for offset in [0, file.size_bytes / 3, file.size_bytes / 2, file.size_bytes - SAMPLE_BYTES as u64] {
@@ -268,18 +270,23 @@ mod tests {
         }
         let path = StorePath::from_base_name("0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-path").unwrap();
         let planned = PlannedPath { path, nar_hash: None, nar_size_bytes: None };
-        let members = [super::super::scan::list(&planned, location).unwrap()];
-        let hashed_first: Vec<_> = steps(&members, 1000, 2)
+        let store_paths = [super::super::scan::list(&planned, location).unwrap()];
+        let hashed_first: Vec<_> = steps(&store_paths, 1000, 2)
             .into_iter()
             .filter_map(|step| match step {
-                Step::ReadRange { file, range, then } if range.range == 0 => {
-                    Some((members[0].path_of(file.node).file_name()?.to_str()?.to_owned(), then))
+                Step::ReadRange { file, range, action } if range.range == 0 => {
+                    Some((store_paths[0].path_of(file.node).file_name()?.to_str()?.to_owned(), action))
                 }
                 _ => None,
             })
             .collect();
-        let expected =
-            [("a", Then::Hash), ("b", Then::Encode), ("c", Then::Encode), ("d", Then::Hash), ("e", Then::Hash)];
-        assert_eq!(hashed_first, expected.map(|(name, then)| (name.to_owned(), then)));
+        let expected = [
+            ("a", RangeAction::Hash),
+            ("b", RangeAction::Encode),
+            ("c", RangeAction::Encode),
+            ("d", RangeAction::Hash),
+            ("e", RangeAction::Hash),
+        ];
+        assert_eq!(hashed_first, expected.map(|(name, action)| (name.to_owned(), action)));
     }
 }

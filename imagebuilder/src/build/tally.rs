@@ -21,8 +21,8 @@ impl Tally {
     }
 
     /// Counts content of a store path that was compressed.
-    pub(super) fn compressed(&mut self, member: usize, input_bytes: u64) {
-        self.compressed.insert(member);
+    pub(super) fn compressed(&mut self, store_path: usize, input_bytes: u64) {
+        self.compressed.insert(store_path);
         self.bytes.missed_bytes += input_bytes;
     }
 

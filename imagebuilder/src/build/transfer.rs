@@ -1,9 +1,9 @@
 //! Moves stored bytes from workers and packs to the image and to new packs.
 
 use super::BuildError;
-use super::job::{Product, Worker};
+use super::job::{JobOutput, Worker};
 use super::new_pack::NewPack;
-use super::source::Member;
+use super::source::InputPath;
 use crate::pack::{Pack, SHARED_BLOCK_BYTES};
 use crate::segment::Batch;
 use std::io::IoSlice;
@@ -23,7 +23,7 @@ pub(super) struct WritePart {
     /// The segment, which is the only one in its batch.
     pub(super) batch: Batch,
     /// Number of its store path.
-    pub(super) member: usize,
+    pub(super) store_path: usize,
     /// Its position in the image; `None` if it is not written there.
     pub(super) image_at: Option<u64>,
     /// The pack to write it to, and the position in the pack.
@@ -53,7 +53,7 @@ impl WriteJob {
     }
 
     /// Returns whether there is enough to write.
-    pub(super) fn is_enough(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.stored_bytes >= MAX_TRANSFER_BYTES || self.parts.len() >= MAX_TRANSFER_SEGMENTS
     }
 
@@ -66,7 +66,7 @@ impl WriteJob {
 /// Segments that are adjacent in a pack and in the image.
 #[derive(Clone, Copy, Debug)]
 struct Run {
-    member: usize,
+    store_path: usize,
     /// Number of the first segment.
     first: usize,
     count: usize,
@@ -95,25 +95,25 @@ impl CopyJob {
     }
 
     /// Adds a segment of a pack; `input_bytes` bytes of its content are new in the image.
-    pub(super) fn push(&mut self, (member, pack): (usize, &Pack), number: usize, image_at: u64, input_bytes: u64) {
+    pub(super) fn push(&mut self, (store_path, pack): (usize, &Pack), number: usize, image_at: u64, input_bytes: u64) {
         let segment = &pack.segments()[number];
         let bytes = u64::from(segment.bytes);
         self.segments += 1;
         self.input_bytes += input_bytes;
         self.stored_bytes += bytes;
         if let Some(last) = self.runs.last_mut()
-            && (last.member, last.first + last.count) == (member, number)
+            && (last.store_path, last.first + last.count) == (store_path, number)
             && segment.at - last.pack_at == image_at - last.image_at
         {
             last.count += 1;
             last.bytes = image_at + bytes - last.image_at;
         } else {
-            self.runs.push(Run { member, first: number, count: 1, pack_at: segment.at, image_at, bytes });
+            self.runs.push(Run { store_path, first: number, count: 1, pack_at: segment.at, image_at, bytes });
         }
     }
 
     /// Returns whether there is enough to copy.
-    pub(super) fn is_enough(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.stored_bytes >= MAX_TRANSFER_BYTES || self.segments >= MAX_TRANSFER_SEGMENTS
     }
 
@@ -125,31 +125,31 @@ impl CopyJob {
 
 impl Worker<'_> {
     /// Writes segments to the image and to packs.
-    pub(super) fn write(&self, job: WriteJob) -> Result<Product, BuildError> {
+    pub(super) fn write(&self, job: WriteJob) -> Result<JobOutput, BuildError> {
         if let Some(image) = self.inputs.image {
             let parts = job.parts.iter().filter_map(|part| Some((part.image_at?, part.stored())));
-            write_stretches(parts, |slices, at| image.write_at(slices, at))?;
+            write_chunks(parts, |slices, at| image.write_at(slices, at))?;
         }
         let mut rest = &job.parts[..];
         while let Some((pack, _)) = rest.iter().find_map(|part| part.pack.as_ref()) {
             let is_other = |part: &WritePart| part.pack.as_ref().is_some_and(|(other, _)| !Arc::ptr_eq(pack, other));
             let (of_this, others) = rest.split_at(rest.iter().position(is_other).unwrap_or(rest.len()));
             let parts = of_this.iter().filter_map(|part| Some((part.pack.as_ref()?.1, part.stored())));
-            if let Err(error) = write_stretches(parts, |slices, at| pack.write_at(slices, at)) {
+            if let Err(error) = write_chunks(parts, |slices, at| pack.write_at(slices, at)) {
                 (self.inputs.cache_troubles)(error);
             }
             rest = others;
         }
-        let members = job.parts.iter().filter(|part| part.pack.is_some()).map(|part| part.member).collect();
+        let store_paths = job.parts.iter().filter(|part| part.pack.is_some()).map(|part| part.store_path).collect();
         for part in job.parts {
             self.inputs.buffers.give(part.batch.into_buffer());
         }
-        Ok(Product::Written { held_bytes: job.held_bytes, members })
+        Ok(JobOutput::Written { held_bytes: job.held_bytes, store_paths })
     }
 
     /// Copies segments from packs to the image, and checks them. Where the file system can, the image shares
     /// their blocks with the pack.
-    pub(super) fn copy(&mut self, job: CopyJob) -> Result<Product, BuildError> {
+    pub(super) fn copy(&mut self, job: CopyJob) -> Result<JobOutput, BuildError> {
         let (Some(first), Some(end), Some(image)) = (job.runs.first(), job.end(), self.inputs.image) else {
             return Err(BuildError::Defect { what: "a copy has no source or no target" });
         };
@@ -163,10 +163,10 @@ impl Worker<'_> {
             let (begin, behind) = (within(run.image_at), within(run.image_at + run.bytes));
             buffer[filled..begin].fill(0);
             filled = behind;
-            let member = &self.inputs.members[run.member];
-            if !read_run(member, run, &mut buffer[begin..behind]) {
-                damaged.push(run.member);
-            } else if let Some(pack) = member.pack().and_then(Pack::file) {
+            let store_path = &self.inputs.store_paths[run.store_path];
+            if !read_run(store_path, run, &mut buffer[begin..behind]) {
+                damaged.push(run.store_path);
+            } else if let Some(pack) = store_path.pack().and_then(Pack::file) {
                 let shared = image.share(pack, run.pack_at, run.image_at..run.image_at + run.bytes);
                 if !shared.is_empty() {
                     image.write_at(
@@ -179,13 +179,13 @@ impl Worker<'_> {
         }
         image.write_at(&mut [IoSlice::new(&buffer[written..length])], start + written as u64)?;
         self.buffer = buffer;
-        Ok(Product::Copied { input_bytes: job.input_bytes, stored_bytes: job.stored_bytes, damaged })
+        Ok(JobOutput::Copied { input_bytes: job.input_bytes, stored_bytes: job.stored_bytes, damaged })
     }
 }
 
 /// Reads a run and checks it. Returns false if it is damaged or cannot be read.
-fn read_run(member: &Member, run: &Run, out: &mut [u8]) -> bool {
-    let Some(pack) = member.pack() else { return false };
+fn read_run(store_path: &InputPath, run: &Run, out: &mut [u8]) -> bool {
+    let Some(pack) = store_path.pack() else { return false };
     if pack.read(run.pack_at, out).is_err() {
         return false;
     }
@@ -201,7 +201,7 @@ fn read_run(member: &Member, run: &Run, out: &mut [u8]) -> bool {
 
 /// Writes pieces, which must be in the order of their positions. Adjacent ones are written by a single call, with zeros
 /// between them.
-fn write_stretches<'a, E>(
+fn write_chunks<'a, E>(
     parts: impl Iterator<Item = (u64, &'a [u8])>,
     mut write: impl FnMut(&mut [IoSlice<'_>], u64) -> Result<(), E>,
 ) -> Result<(), E> {

@@ -30,7 +30,7 @@ impl CacheStat {
 /// The result of a collection, or of a dry run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Collected {
+pub struct GcReport {
     /// Number of removed entries.
     pub removed_entries: u64,
     /// Bytes of the removed entries.
@@ -42,7 +42,7 @@ pub struct Collected {
 /// The result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Checked {
+pub struct FsckReport {
     /// Number of packs that were read.
     pub entries: u64,
     /// The damaged packs, which have been removed.
@@ -51,7 +51,7 @@ pub struct Checked {
 
 /// Whether a collection removes entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Collection {
+pub enum GcMode {
     /// Remove entries.
     Remove,
     /// Only count the entries that would be removed.
@@ -98,12 +98,12 @@ pub fn stat(directory: &Path) -> Result<CacheStat, CacheError> {
 ///
 /// # Errors
 /// Something cannot be listed or removed.
-pub fn gc(directory: &Path, size_max_bytes: u64, collection: Collection) -> Result<Collected, CacheError> {
+pub fn gc(directory: &Path, size_max_bytes: u64, collection: GcMode) -> Result<GcReport, CacheError> {
     let root = directory.join(LAYOUT_DIRECTORY);
     let mut entries = list(&root.join("packs"))?;
     entries.append(&mut list(&root.join("outputs"))?);
     entries.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.path.cmp(&b.path)));
-    let mut collected = Collected::default();
+    let mut collected = GcReport::default();
     let (mut full, mut removed) = (false, Vec::new());
     for entry in entries {
         // After the limit is reached, all older entries are removed, even small ones, so that the order of use is
@@ -119,7 +119,7 @@ pub fn gc(directory: &Path, size_max_bytes: u64, collection: Collection) -> Resu
     for entry in removed {
         collected.removed_entries += 1;
         collected.removed_bytes += entry.bytes;
-        if collection == Collection::Remove {
+        if collection == GcMode::Remove {
             remove(&entry.path)?;
             // Directories are created again when they are needed.
             if let Some(parent) = entry.path.parent().filter(|parent| !parent.ends_with("outputs")) {
@@ -127,7 +127,7 @@ pub fn gc(directory: &Path, size_max_bytes: u64, collection: Collection) -> Resu
             }
         }
     }
-    if collection == Collection::Remove {
+    if collection == GcMode::Remove {
         names::remove_dangling(&root)?;
     }
     remove_former(directory, collection, &mut collected)?;
@@ -143,7 +143,7 @@ fn remove(path: &Path) -> Result<(), CacheError> {
 }
 
 /// Removes a cache of the former layout, unless an older version of the program uses it and holds its lock.
-fn remove_former(directory: &Path, collection: Collection, collected: &mut Collected) -> Result<(), CacheError> {
+fn remove_former(directory: &Path, collection: GcMode, collected: &mut GcReport) -> Result<(), CacheError> {
     let former = directory.join(FORMER_LAYOUT_DIRECTORY);
     let entries = list(&former)?;
     if !former.is_dir() {
@@ -158,7 +158,7 @@ fn remove_former(directory: &Path, collection: Collection, collected: &mut Colle
     }
     collected.removed_entries += entries.len() as u64;
     collected.removed_bytes += bytes;
-    if collection == Collection::Remove {
+    if collection == GcMode::Remove {
         fs::remove_dir_all(&former).map_err(|source| CacheError { action: "remove", path: former, source })?;
     }
     Ok(())
@@ -185,8 +185,8 @@ pub(super) fn trim(root: &Path, bytes: u64) -> bool {
 ///
 /// # Errors
 /// Something cannot be read or removed.
-pub fn fsck(directory: &Path) -> Result<Checked, CacheError> {
-    let mut checked = Checked::default();
+pub fn fsck(directory: &Path) -> Result<FsckReport, CacheError> {
+    let mut checked = FsckReport::default();
     for entry in list(&directory.join(LAYOUT_DIRECTORY).join("packs"))? {
         checked.entries += 1;
         let fail = |source| CacheError { action: "check a pack", path: entry.path.clone(), source };

@@ -32,7 +32,7 @@ impl Cache {
     }
 
     /// Records that the pack of a store path was kept.
-    pub(super) fn note_name(&self, path: &PlannedPath, settings: &ImageSettings) {
+    pub(super) fn record_name(&self, path: &PlannedPath, settings: &ImageSettings) {
         let (link, pack) = (self.name_link(path, settings), path.path.hash_part());
         let _ = match replace_link(Path::new(pack), &link) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

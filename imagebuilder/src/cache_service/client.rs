@@ -139,7 +139,7 @@ impl CacheClient {
         let Some(request) = Request::new(store_path.clone(), *settings, encoder.to_owned()) else { return Ok(None) };
         let message = request.message().map_err(|source| self.protocol(source))?;
         let Some(taken) = self.take_connection() else { return Ok(None) };
-        let (connection, answer) = self.ask(taken, &message);
+        let (connection, answer) = self.request(taken, &message);
         let answer = match answer {
             Ok(pack) => Ok(Some(pack)),
             // The path is not in the host's store, or the service is too busy: the build makes this pack itself.
@@ -192,7 +192,7 @@ impl CacheClient {
 
     /// Sends a request on a connection, or on a new one. If the service was restarted in the meantime, or has closed an
     /// idle connection, it sends the request once more.
-    fn ask(&self, connection: Option<OwnedFd>, message: &[u8]) -> (Option<OwnedFd>, Result<File, ClientError>) {
+    fn request(&self, connection: Option<OwnedFd>, message: &[u8]) -> (Option<OwnedFd>, Result<File, ClientError>) {
         let mut next = connection;
         for attempt in 0..2 {
             let connection = match next.take().map_or_else(|| open(&self.socket, self.timeouts.silence), Ok) {

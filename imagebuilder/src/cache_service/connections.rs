@@ -24,13 +24,13 @@ const SEND_BUFFER_BYTES: usize = 1;
 pub(super) struct Connection {
     socket: OwnedFd,
     owner: Owner,
-    waits: Option<Wait>,
-    heard: Instant,
+    pending: Option<PendingRequest>,
+    last_message: Instant,
 }
 
 /// A request that is being worked on.
 #[derive(Debug)]
-pub(super) struct Wait {
+pub(super) struct PendingRequest {
     /// The pack.
     pub(super) wanted: WantedPack,
     deadline: Instant,
@@ -45,7 +45,7 @@ pub(super) struct Overdue {
     /// Clients whose request took too long.
     pub(super) late: Vec<u64>,
     /// Clients that must get a `working` message.
-    pub(super) to_hear: Vec<u64>,
+    pub(super) due_heartbeats: Vec<u64>,
 }
 
 /// All connections by number. Numbers are never reused.
@@ -69,7 +69,7 @@ pub(super) fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, u32)> {
 impl Connections {
     /// Adds a client.
     pub(super) fn add(&mut self, socket: OwnedFd, owner: Owner) {
-        let connection = Connection { socket, owner, waits: None, heard: Instant::now() };
+        let connection = Connection { socket, owner, pending: None, last_message: Instant::now() };
         self.open.insert(self.next, connection);
         self.next += 1;
     }
@@ -86,7 +86,7 @@ impl Connections {
 
     /// Returns the number and the socket of each connection, and whether it has a request in progress.
     pub(super) fn sockets(&self) -> impl Iterator<Item = (u64, &OwnedFd, bool)> {
-        self.open.iter().map(|(number, connection)| (*number, &connection.socket, connection.waits.is_some()))
+        self.open.iter().map(|(number, connection)| (*number, &connection.socket, connection.pending.is_some()))
     }
 
     /// Returns the owner of a connection; `None` if it has ended.
@@ -96,14 +96,15 @@ impl Connections {
 
     /// Returns the pack that a client waits for.
     pub(super) fn wanted(&self, number: u64) -> Option<&WantedPack> {
-        self.open.get(&number)?.waits.as_ref().map(|wait| &wait.wanted)
+        self.open.get(&number)?.pending.as_ref().map(|wait| &wait.wanted)
     }
 
     /// Records that a client now waits for a pack.
     pub(super) fn wait(&mut self, number: u64, wanted: WantedPack, time_limit: Duration) {
         if let Some(connection) = self.open.get_mut(&number) {
             let now = Instant::now();
-            connection.waits = Some(Wait { wanted, deadline: now + time_limit, heartbeat: now + HEARTBEAT_INTERVAL });
+            connection.pending =
+                Some(PendingRequest { wanted, deadline: now + time_limit, heartbeat: now + HEARTBEAT_INTERVAL });
         }
     }
 
@@ -114,22 +115,22 @@ impl Connections {
     pub(super) fn receive(&mut self, number: u64) -> io::Result<Option<Vec<u8>>> {
         let Some(connection) = self.open.get_mut(&number) else { return Ok(None) };
         let message = messages::receive_without_descriptors(&connection.socket)?;
-        connection.heard = Instant::now();
+        connection.last_message = Instant::now();
         Ok((!message.bytes.is_empty()).then_some(message.bytes))
     }
 
     /// Sends an answer that ends a client's request. A client that cannot receive it is dropped.
     pub(super) fn answer(&mut self, number: u64, answer: &Answer, pack: Option<&File>) {
         if let Some(connection) = self.open.get_mut(&number) {
-            connection.waits = None;
-            connection.heard = Instant::now();
+            connection.pending = None;
+            connection.last_message = Instant::now();
             self.send(number, answer, pack);
         }
     }
 
     /// Sends a client the message that the service is still working.
     pub(super) fn heartbeat(&mut self, number: u64) {
-        if let Some(Connection { waits: Some(wait), .. }) = self.open.get_mut(&number) {
+        if let Some(Connection { pending: Some(wait), .. }) = self.open.get_mut(&number) {
             wait.heartbeat = Instant::now() + HEARTBEAT_INTERVAL;
             self.send(number, &Answer::WORKING, None);
         }
@@ -156,10 +157,10 @@ impl Connections {
         let now = Instant::now();
         let mut overdue = Overdue::default();
         for (number, connection) in &self.open {
-            match &connection.waits {
-                None if now.duration_since(connection.heard) >= silence_limit => overdue.silent.push(*number),
+            match &connection.pending {
+                None if now.duration_since(connection.last_message) >= silence_limit => overdue.silent.push(*number),
                 Some(wait) if now >= wait.deadline => overdue.late.push(*number),
-                Some(wait) if now >= wait.heartbeat => overdue.to_hear.push(*number),
+                Some(wait) if now >= wait.heartbeat => overdue.due_heartbeats.push(*number),
                 _ => {}
             }
         }

@@ -3,7 +3,7 @@
 
 use super::{PackStore, WantedPack, in_one_line, reopen};
 use crate::build::{BuildError, PackRequest, make_pack};
-use crate::cache::maintenance::{Collection, gc};
+use crate::cache::maintenance::{GcMode, gc};
 use crate::cache::{Cache, CacheError};
 use crate::pack::settings_name;
 use crate::plan::PlannedPath;
@@ -49,7 +49,7 @@ impl KeptPacks {
     /// The directory cannot be used.
     pub fn open(options: KeptPacksOptions) -> Result<Self, CacheError> {
         let cache = Cache::open(&options.cache)?;
-        let collected = gc(&options.cache, options.size_max_bytes, Collection::Remove)?;
+        let collected = gc(&options.cache, options.size_max_bytes, GcMode::Remove)?;
         Ok(Self { options, cache, size_bytes: Mutex::new(collected.kept_bytes) })
     }
 
@@ -84,7 +84,7 @@ impl KeptPacks {
         *size_bytes += pack.metadata().map_err(|error| in_one_line(&error))?.len();
         if *size_bytes > self.options.size_max_bytes {
             let kept = self.options.size_max_bytes / 100 * TRIM_TO_PERCENT;
-            let collected = gc(&self.options.cache, kept, Collection::Remove);
+            let collected = gc(&self.options.cache, kept, GcMode::Remove);
             *size_bytes = collected.map_err(|error| in_one_line(&error))?.kept_bytes;
         }
         Ok(())

@@ -44,7 +44,7 @@ pub enum ListenError {
 ///
 /// # Errors
 /// systemd passed something else, or several sockets.
-pub fn handed_over() -> Result<Option<OwnedFd>, ListenError> {
+pub fn from_service_manager() -> Result<Option<OwnedFd>, ListenError> {
     let mut handed = ListenFd::from_env();
     match handed.len() {
         0 => Ok(None),

@@ -113,7 +113,7 @@ impl NixDaemon {
     /// # Errors
     /// The daemon cannot be queried.
     pub fn query(&mut self, path: &StorePath) -> Result<Option<ValidPath>, NixDaemonError> {
-        self.ask(|connection| connection.query_path_info(path))
+        self.run_operation(|connection| connection.query_path_info(path))
     }
 
     /// Same as [`Self::query`], and protects the path from garbage collection until this connection ends.
@@ -126,7 +126,7 @@ impl NixDaemon {
         }
         self.roots += 1;
         // The root is added before the query, so that the path cannot be collected in between.
-        self.ask(|connection| {
+        self.run_operation(|connection| {
             connection.add_temp_root(path)?;
             connection.query_path_info(path)
         })
@@ -138,20 +138,20 @@ impl NixDaemon {
         self.roots = 0;
     }
 
-    fn ask<T>(
+    fn run_operation<T>(
         &mut self,
         question: impl Fn(&mut Connection<BufReader<UnixStream>, UnixStream>) -> Result<T, NixDaemonError>,
     ) -> Result<T, NixDaemonError> {
         let was_open = self.connection.is_some();
-        let first = self.ask_once(&question);
+        let first = self.run_once(&question);
         match first {
             // The daemon may have been restarted since the last query.
-            Err(NixDaemonError::Io(_)) if was_open => self.ask_once(&question),
+            Err(NixDaemonError::Io(_)) if was_open => self.run_once(&question),
             other => other,
         }
     }
 
-    fn ask_once<T>(
+    fn run_once<T>(
         &mut self,
         question: impl Fn(&mut Connection<BufReader<UnixStream>, UnixStream>) -> Result<T, NixDaemonError>,
     ) -> Result<T, NixDaemonError> {
@@ -346,7 +346,7 @@ pub(super) enum Validity {
 }
 
 /// Compares the facts in Nix's database with the request of a client.
-pub(super) fn judge(wanted: &WantedPack, found: Option<&ValidPath>) -> Validity {
+pub(super) fn compare_validity(wanted: &WantedPack, found: Option<&ValidPath>) -> Validity {
     match found {
         None => Validity::NotValid,
         Some(valid) if valid.nar_hash != wanted.nar_hash => Validity::OtherContent,

@@ -8,7 +8,7 @@ use super::connections::{Connections, accept};
 use super::owners::Owners;
 use super::protocol::{Answer, Reason, Request};
 use super::scheduler::{Owner, Scheduler};
-use super::workers::{Bell, Outcome, Refusal, Task, Workshop};
+use super::workers::{Outcome, Refusal, Task, Waker, WorkerInputs};
 use super::{PackStore, WantedPack, reopen};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -97,19 +97,19 @@ fn system(action: &'static str) -> impl Fn(io::Error) -> ServeError {
 }
 
 impl Service<'_> {
-    /// Serves until `stop` is set, or until there has been no client for the configured time. `tell` receives lines for
+    /// Serves until `stop` is set, or until there has been no client for the configured time. `report` receives lines for
     /// the log.
     ///
     /// # Errors
     /// A thread cannot be started, or waiting for clients fails.
-    pub fn run(&self, stop: &AtomicBool, tell: &mut dyn FnMut(&str)) -> Result<(), ServeError> {
+    pub fn run(&self, stop: &AtomicBool, report: &mut dyn FnMut(&str)) -> Result<(), ServeError> {
         let flags = fcntl_getfl(&self.listener).map_err(|error| system("get the flags of the socket")(error.into()))?;
         fcntl_setfl(&self.listener, flags | OFlags::NONBLOCK)
             .map_err(|error| system("set the socket up")(error.into()))?;
-        let bell = Bell::new().map_err(system("make an event descriptor"))?;
-        let workshop = Workshop { packs: self.packs, nix_daemon: self.nix_daemon, bell: &bell };
+        let waker = Waker::new().map_err(system("make an event descriptor"))?;
+        let workshop = WorkerInputs { packs: self.packs, nix_daemon: self.nix_daemon, waker: &waker };
         let (lookups, lookup_tasks) = mpsc::channel();
-        let (makings, making_tasks) = mpsc::channel();
+        let (builds, making_tasks) = mpsc::channel();
         let (outcome_sender, outcomes) = mpsc::channel();
         let queues =
             [(LOOKUP_WORKERS, Mutex::new(lookup_tasks)), (self.limits.makers.max(2), Mutex::new(making_tasks))];
@@ -125,12 +125,12 @@ impl Service<'_> {
             }
             let mut server = Server {
                 service: self,
-                bell: &bell,
+                waker: &waker,
                 connections: Connections::default(),
                 lookups: Pool { scheduler: Scheduler::new(LOOKUP_WORKERS), tasks: lookups },
-                makings: Pool { scheduler: Scheduler::new(self.limits.makers.max(2)), tasks: makings },
+                builds: Pool { scheduler: Scheduler::new(self.limits.makers.max(2)), tasks: builds },
                 jobs: HashMap::new(),
-                tell,
+                report,
             };
             server.run(&outcomes, stop)
         })
@@ -161,12 +161,12 @@ struct Running {
 
 struct Server<'a> {
     service: &'a Service<'a>,
-    bell: &'a Bell,
+    waker: &'a Waker,
     connections: Connections,
     lookups: Pool<u64>,
-    makings: Pool<WantedPack>,
+    builds: Pool<WantedPack>,
     jobs: HashMap<WantedPack, Job>,
-    tell: &'a mut dyn FnMut(&str),
+    report: &'a mut dyn FnMut(&str),
 }
 
 impl Server<'_> {
@@ -174,11 +174,11 @@ impl Server<'_> {
         let mut busy = Instant::now();
         let mut accept_after = Instant::now();
         while !stop.load(Ordering::Relaxed) {
-            self.hand_out();
+            self.assign_tasks();
             let ready = self.wait(Instant::now() >= accept_after).map_err(system("wait for clients"))?;
-            self.bell.silence();
+            self.waker.reset();
             while let Ok(outcome) = outcomes.try_recv() {
-                self.take(outcome);
+                self.handle_outcome(outcome);
             }
             for (number, gone) in ready.connections {
                 if gone { self.drop_client(number) } else { self.read(number) }
@@ -187,7 +187,7 @@ impl Server<'_> {
                 accept_after = Instant::now() + ACCEPT_PAUSE;
             }
             self.check_timeouts();
-            if self.connections.count() > 0 || !self.makings.scheduler.is_idle() {
+            if self.connections.count() > 0 || !self.builds.scheduler.is_idle() {
                 busy = Instant::now();
             }
             if self.service.limits.idle_exit.is_some_and(|limit| busy.elapsed() >= limit) {
@@ -204,7 +204,7 @@ impl Server<'_> {
     fn wait(&self, accepts: bool) -> io::Result<Ready> {
         let mut numbers = Vec::with_capacity(self.connections.count());
         let listened = if accepts { PollFlags::IN } else { PollFlags::empty() };
-        let mut polled = vec![PollFd::new(&self.service.listener, listened), PollFd::new(self.bell, PollFlags::IN)];
+        let mut polled = vec![PollFd::new(&self.service.listener, listened), PollFd::new(self.waker, PollFlags::IN)];
         for (number, socket, waits) in self.connections.sockets() {
             // A client that waits for an answer is not read: its next request stays in its socket.
             let wanted = if waits { PollFlags::empty() } else { PollFlags::IN };
@@ -237,7 +237,7 @@ impl Server<'_> {
                 // The client has already closed the connection.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
-                    (self.tell)(&format!("cannot accept a client: {error}"));
+                    (self.report)(&format!("cannot accept a client: {error}"));
                     return Err(error);
                 }
             };
@@ -289,43 +289,43 @@ impl Server<'_> {
     }
 
     /// Gives free workers their next tasks.
-    fn hand_out(&mut self) {
+    fn assign_tasks(&mut self) {
         while let Some((owner, connection)) = self.lookups.scheduler.next() {
             match self.connections.wanted(connection).cloned() {
-                Some(wanted) => self.lookups.hand(Task::LookUp { connection, owner, wanted }),
+                Some(wanted) => self.lookups.assign(Task::LookUp { connection, owner, wanted }),
                 None => self.lookups.scheduler.finished(owner),
             }
         }
-        while let Some((owner, wanted)) = self.makings.scheduler.next() {
+        while let Some((owner, wanted)) = self.builds.scheduler.next() {
             // A pack can be in the queues of several owners, and perhaps no client waits for it any more.
             match self.jobs.get_mut(&wanted) {
                 Some(job) if job.running.is_none() => {
                     let cancel = Arc::new(AtomicBool::new(false));
                     job.running = Some(Running { owner, since: Instant::now(), cancel: Arc::clone(&cancel) });
-                    self.makings.hand(Task::Make { wanted, cancel });
+                    self.builds.assign(Task::Make { wanted, cancel });
                 }
-                _ => self.makings.scheduler.finished(owner),
+                _ => self.builds.scheduler.finished(owner),
             }
         }
     }
 
     /// Handles the outcome of a worker's task.
-    fn take(&mut self, outcome: Outcome) {
+    fn handle_outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::LookedUp { connection, owner, found } => {
                 self.lookups.scheduler.finished(owner);
                 match found {
                     Ok(Some(pack)) => self.connections.answer(connection, &Answer::PACK, Some(&pack)),
-                    Ok(None) => self.order(connection),
+                    Ok(None) => self.queue_pack(connection),
                     Err(refusal) => self.refuse(connection, &refusal),
                 }
             }
-            Outcome::Made { wanted, made } => self.take_made(wanted, made),
+            Outcome::Made { wanted, made } => self.deliver_pack(wanted, made),
         }
     }
 
     /// Queues the pack that a client waits for.
-    fn order(&mut self, connection: u64) {
+    fn queue_pack(&mut self, connection: u64) {
         let (Some(owner), Some(wanted)) = (self.connections.owner(connection), self.connections.wanted(connection))
         else {
             return;
@@ -335,15 +335,15 @@ impl Server<'_> {
         if job.running.is_none() {
             // It is added to this owner's queue even if it is already in another's, because an owner must not wait for
             // another's queue.
-            self.makings.scheduler.push(owner, wanted.clone());
+            self.builds.scheduler.push(owner, wanted.clone());
         }
     }
 
-    fn take_made(&mut self, wanted: WantedPack, made: Result<File, Refusal>) {
+    fn deliver_pack(&mut self, wanted: WantedPack, made: Result<File, Refusal>) {
         let Some(job) = self.jobs.remove(&wanted) else { return };
         let mut stopped = false;
         if let Some(running) = &job.running {
-            self.makings.scheduler.finished(running.owner);
+            self.builds.scheduler.finished(running.owner);
             stopped = running.cancel.load(Ordering::Relaxed);
         }
         match made {
@@ -356,9 +356,9 @@ impl Server<'_> {
                 }
             }
             // Clients that requested it after it was cancelled still wait for it.
-            Err(_) if stopped => job.waiting.into_iter().for_each(|connection| self.order(connection)),
+            Err(_) if stopped => job.waiting.into_iter().for_each(|connection| self.queue_pack(connection)),
             Err(refusal) => {
-                (self.tell)(&format!("cannot make the pack of {}: {}", wanted.path, refusal.message));
+                (self.report)(&format!("cannot make the pack of {}: {}", wanted.path, refusal.message));
                 for connection in job.waiting {
                     self.refuse(connection, &refusal);
                 }
@@ -373,11 +373,11 @@ impl Server<'_> {
     /// Ends a connection, and cancels the work that is done only for it.
     fn drop_client(&mut self, number: u64) {
         self.connections.remove(number);
-        self.leave(number);
+        self.cancel_waiting(number);
     }
 
     /// Removes a connection from the packs that it waits for.
-    fn leave(&mut self, number: u64) {
+    fn cancel_waiting(&mut self, number: u64) {
         self.jobs.retain(|_, job| {
             job.waiting.retain(|waiting| *waiting != number);
             if job.waiting.is_empty() {
@@ -397,12 +397,12 @@ impl Server<'_> {
         }
         for number in overdue.late {
             self.refuse(number, &late);
-            self.leave(number);
+            self.cancel_waiting(number);
         }
-        for number in overdue.to_hear {
+        for number in overdue.due_heartbeats {
             self.connections.heartbeat(number);
             if self.connections.owner(number).is_none() {
-                self.leave(number);
+                self.cancel_waiting(number);
             }
         }
         let request_time = limits.request_time;
@@ -430,7 +430,7 @@ struct Ready {
 }
 
 impl<Item> Pool<Item> {
-    fn hand(&self, task: Task) {
+    fn assign(&self, task: Task) {
         // Sending cannot fail, because the workers run until this sender is dropped.
         let _ = self.tasks.send(task);
     }

@@ -1,6 +1,6 @@
 //! The worker threads, which do the slow work: querying Nix, opening packs, making packs.
 
-use super::nix_daemon::{NixDaemon, Validity, judge};
+use super::nix_daemon::{NixDaemon, Validity, compare_validity};
 use super::protocol::Reason;
 use super::scheduler::Owner;
 use super::{PackStore, WantedPack, in_one_line};
@@ -79,9 +79,9 @@ impl Refusal {
 
 /// Wakes the polling thread when there is an outcome.
 #[derive(Debug)]
-pub(super) struct Bell(OwnedFd);
+pub(super) struct Waker(OwnedFd);
 
-impl Bell {
+impl Waker {
     /// Creates an event descriptor.
     ///
     /// # Errors
@@ -90,41 +90,41 @@ impl Bell {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    fn ring(&self) {
+    fn wake(&self) {
         // If the counter is full, the thread has already been woken.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
     /// Resets the event descriptor.
-    pub(super) fn silence(&self) {
+    pub(super) fn reset(&self) {
         let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
 }
 
-impl AsFd for Bell {
+impl AsFd for Waker {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
 /// The inputs that all workers share.
-pub(super) struct Workshop<'a> {
+pub(super) struct WorkerInputs<'a> {
     /// The packs.
     pub(super) packs: &'a dyn PackStore,
     /// The socket of Nix's daemon.
     pub(super) nix_daemon: &'a Path,
     /// Used to wake the polling thread for each outcome.
-    pub(super) bell: &'a Bell,
+    pub(super) waker: &'a Waker,
 }
 
-impl Workshop<'_> {
+impl WorkerInputs<'_> {
     /// Carries out tasks until there are no more.
     pub(super) fn work(&self, tasks: &Mutex<Receiver<Task>>, outcomes: &Sender<Outcome>) {
         let mut nix = NixDaemon::new(self.nix_daemon);
         loop {
             let next = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(KEEP_CONNECTION);
             let outcome = match next {
-                Ok(task) => self.carry_out(&mut nix, task),
+                Ok(task) => self.run_task(&mut nix, task),
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
                     nix.close();
                     continue;
@@ -134,17 +134,17 @@ impl Workshop<'_> {
             if outcomes.send(outcome).is_err() {
                 return;
             }
-            self.bell.ring();
+            self.waker.wake();
         }
     }
 
-    fn carry_out(&self, nix: &mut NixDaemon, task: Task) -> Outcome {
+    fn run_task(&self, nix: &mut NixDaemon, task: Task) -> Outcome {
         match task {
             Task::LookUp { connection, owner, wanted } => {
-                Outcome::LookedUp { connection, owner, found: guarded(|| self.look_up(nix, &wanted)) }
+                Outcome::LookedUp { connection, owner, found: catch_panic(|| self.look_up(nix, &wanted)) }
             }
             Task::Make { wanted, cancel } => {
-                let made = guarded(|| self.make(nix, &wanted, &cancel));
+                let made = catch_panic(|| self.make(nix, &wanted, &cancel));
                 Outcome::Made { wanted, made }
             }
         }
@@ -152,24 +152,25 @@ impl Workshop<'_> {
 
     fn look_up(&self, nix: &mut NixDaemon, wanted: &WantedPack) -> Result<Option<File>, Refusal> {
         let found = nix.query(&wanted.path).map_err(|error| refusal_of(&error))?;
-        valid(judge(wanted, found.as_ref()), wanted)?;
+        require_valid(compare_validity(wanted, found.as_ref()), wanted)?;
         self.packs.find(wanted).map_err(|error| refusal_of(&error))
     }
 
     fn make(&self, nix: &mut NixDaemon, wanted: &WantedPack, cancel: &AtomicBool) -> Result<File, Refusal> {
         let found = nix.query_and_keep(&wanted.path).map_err(|error| refusal_of(&error))?;
-        let nar_size_bytes = Some(valid(judge(wanted, found.as_ref()), wanted)?);
+        let nar_size_bytes = Some(require_valid(compare_validity(wanted, found.as_ref()), wanted)?);
         let wanted = WantedPack { nar_size_bytes, ..wanted.clone() };
         self.packs.make(&wanted, cancel).map_err(|message| Refusal::new(Reason::Failed, message))
     }
 }
 
-fn valid(validity: Validity, wanted: &WantedPack) -> Result<u64, Refusal> {
+fn require_valid(validity: Validity, wanted: &WantedPack) -> Result<u64, Refusal> {
     match validity {
         Validity::Valid(nar_size_bytes) => Ok(nar_size_bytes),
-        Validity::NotValid => {
-            Err(Refusal::new(Reason::NotValid, format!("{} is not valid on this host according to Nix", wanted.path)))
-        }
+        Validity::NotValid => Err(Refusal::new(
+            Reason::NotValid,
+            format!("{} is not require_valid on this host according to Nix", wanted.path),
+        )),
         Validity::OtherContent => {
             Err(Refusal::new(Reason::OtherContent, format!("{} has another NAR hash on this host", wanted.path)))
         }
@@ -181,7 +182,7 @@ fn refusal_of(error: &dyn Error) -> Refusal {
 }
 
 /// Catches a panic, which is a defect of this program. It must only fail one request, not end a worker of the service.
-fn guarded<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+fn catch_panic<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic: Box<dyn Any + Send>| {
         drop(panic);
         Err(Refusal::new(Reason::Failed, "a worker failed; this is a defect of microvm-image"))

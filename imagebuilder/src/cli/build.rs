@@ -14,7 +14,7 @@ use imagebuilder::open_files;
 use imagebuilder::pack::PackSource;
 use imagebuilder::report::{BuildReport, Outcome};
 use imagebuilder::threads::MAX_JOBS;
-use imagebuilder::{output, presence, size};
+use imagebuilder::{missing_paths, output, size};
 use std::env;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -123,9 +123,9 @@ pub(crate) fn run(args: &BuildArgs) -> Result<(), Failure> {
     let mut options = args.options()?;
     output::check(&args.output)?;
     let plan = args.source.plan(&args.settings)?;
-    presence::check(&plan)?;
+    missing_paths::check(&plan)?;
     open_files::raise_limit();
-    let mut progress = progress::on_stderr(args.loudness());
+    let mut progress = progress::on_stderr(args.verbosity());
     let (service, trouble) = args.cache.service();
     options.packs = service;
     if let Some(trouble) = trouble {
@@ -157,8 +157,8 @@ impl BuildArgs {
         })
     }
 
-    fn loudness(&self) -> progress::Loudness {
-        if self.quiet { progress::Loudness::Quiet } else { progress::Loudness::Normal }
+    fn verbosity(&self) -> progress::Verbosity {
+        if self.quiet { progress::Verbosity::Quiet } else { progress::Verbosity::Normal }
     }
 }
 

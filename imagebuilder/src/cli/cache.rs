@@ -4,7 +4,7 @@ use super::cache_location::CacheDirectoryArgs;
 use super::cache_serve;
 use super::failure::Failure;
 use clap::{Args, Subcommand};
-use imagebuilder::cache::maintenance::{Collection, fsck, gc, stat};
+use imagebuilder::cache::maintenance::{GcMode, fsck, gc, stat};
 use imagebuilder::size;
 use serde::Serialize;
 use std::path::Path;
@@ -72,7 +72,7 @@ pub(crate) fn run(args: CacheArgs) -> Result<(), Failure> {
         }
         CacheCommand::Stat(common) => run_stat(&common),
         CacheCommand::Gc { common, max_size, dry_run } => {
-            run_gc(&common, max_size, if dry_run { Collection::DryRun } else { Collection::Remove })
+            run_gc(&common, max_size, if dry_run { GcMode::DryRun } else { GcMode::Remove })
         }
         CacheCommand::Fsck(common) => run_fsck(&common),
         CacheCommand::Serve(args) => cache_serve::run(&args),
@@ -108,15 +108,15 @@ fn run_stat(common: &CommonArgs) -> Result<(), Failure> {
     Ok(program::output::print(text)?)
 }
 
-fn run_gc(common: &CommonArgs, max_size: u64, collection: Collection) -> Result<(), Failure> {
+fn run_gc(common: &CommonArgs, max_size: u64, collection: GcMode) -> Result<(), Failure> {
     let directory = common.directory.directory()?;
     let collected = gc(&directory, max_size, collection)?;
     if common.json {
         return print_json(&directory, collected);
     }
     let verb = match collection {
-        Collection::Remove => "removed",
-        Collection::DryRun => "would remove",
+        GcMode::Remove => "removed",
+        GcMode::DryRun => "would remove",
     };
     let (entries, removed) = (collected.removed_entries, size::human(collected.removed_bytes));
     Ok(program::output::print(

@@ -62,8 +62,8 @@ pub(crate) struct ServeArgs {
 }
 
 pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
-    let listener = match (listener::handed_over()?, &args.socket) {
-        (Some(handed_over), None) => handed_over,
+    let listener = match (listener::from_service_manager()?, &args.socket) {
+        (Some(from_service_manager), None) => from_service_manager,
         (None, Some(path)) => listener::make(path)?,
         (Some(_), Some(_)) => {
             return Err(Failure::usage("systemd passed a socket, but --socket names another one")

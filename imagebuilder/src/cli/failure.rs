@@ -7,9 +7,9 @@ use imagebuilder::cache_service::server::ServeError;
 use imagebuilder::closure::{ClosureError, ClosureProblem, ClosureProblems, GraphError, NixStoreError};
 use imagebuilder::image::ImageError;
 use imagebuilder::machine::MachineError;
+use imagebuilder::missing_paths::MissingPaths;
 use imagebuilder::output::OutputError;
 use imagebuilder::plan_file::PlanFileError;
-use imagebuilder::presence::AbsentPaths;
 use imagebuilder::scan::ScanError;
 use imagebuilder::serve::confine::ConfineError;
 use imagebuilder::serve::content::StoreDirError;
@@ -151,8 +151,8 @@ fn problems_hint(problems: &ClosureProblems) -> Option<&'static str> {
     })
 }
 
-impl From<AbsentPaths> for Failure {
-    fn from(error: AbsentPaths) -> Self {
+impl From<MissingPaths> for Failure {
+    fn from(error: MissingPaths) -> Self {
         Self::bad_input(&error).with_hint("use --store-dir DIR if the store paths are in another directory")
     }
 }

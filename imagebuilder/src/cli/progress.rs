@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// How much is printed on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Loudness {
+pub(crate) enum Verbosity {
     /// Only warnings and errors.
     Quiet,
     /// Also progress and a summary.
@@ -22,12 +22,12 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 const DRAWS_PER_SECOND: u8 = 10;
 
 /// Returns a bar if stderr is a terminal, otherwise lines.
-pub(crate) fn on_stderr(loudness: Loudness) -> Box<dyn Progress> {
+pub(crate) fn on_stderr(verbosity: Verbosity) -> Box<dyn Progress> {
     let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
-    match loudness {
-        Loudness::Quiet => Box::new(Warnings::default()),
-        Loudness::Normal if io::stderr().is_terminal() && !dumb => Box::new(Bar::new()),
-        Loudness::Normal => Box::new(Lines::new()),
+    match verbosity {
+        Verbosity::Quiet => Box::new(Warnings::default()),
+        Verbosity::Normal if io::stderr().is_terminal() && !dumb => Box::new(Bar::new()),
+        Verbosity::Normal => Box::new(Lines::new()),
     }
 }
 

@@ -11,7 +11,7 @@ use imagebuilder::serve::device::MAX_QUEUES;
 use imagebuilder::serve::socket::{self, ServiceManager};
 use imagebuilder::serve::{layout, serve};
 use imagebuilder::settings::ImageSettings;
-use imagebuilder::{presence, threads};
+use imagebuilder::{missing_paths, threads};
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     interrupt::end_server();
     let Some(closure) = args.source.closure()? else { return Err(Failure::no_closure()) };
     let plan = ImagePlan::new(closure, ImageSettings::default());
-    presence::check(&plan)?;
+    missing_paths::check(&plan)?;
     let content = content(&plan)?;
     let store_paths = confine::open_store_paths(content.map().files())?;
     let listener = socket::bind(&args.socket)?;

@@ -45,7 +45,7 @@ pub(crate) struct SourceArgs {
 }
 
 /// The selected source.
-enum Chosen {
+enum SelectedSource {
     Closure(ClosureSource),
     Plan(PathBuf),
 }
@@ -53,10 +53,10 @@ enum Chosen {
 impl SourceArgs {
     /// Reads the closure; `None` if no source was given.
     pub(crate) fn closure(&self) -> Result<Option<Closure>, Failure> {
-        match self.chosen()? {
+        match self.selected()? {
             None => Ok(None),
-            Some(Chosen::Closure(source)) => Ok(Some(closure::read(&source, self.store_dir()?.as_deref())?)),
-            Some(Chosen::Plan(file)) => {
+            Some(SelectedSource::Closure(source)) => Ok(Some(closure::read(&source, self.store_dir()?.as_deref())?)),
+            Some(SelectedSource::Plan(file)) => {
                 let ImagePlan { store_dir, paths, .. } = self.read_plan(&file)?;
                 Ok(Some(Closure { store_dir, paths }))
             }
@@ -65,14 +65,14 @@ impl SourceArgs {
 
     /// Returns the plan of an image of the closure with these settings.
     pub(crate) fn plan(&self, settings: &SettingsArgs) -> Result<ImagePlan, Failure> {
-        match self.chosen()? {
+        match self.selected()? {
             None => Err(Failure::no_closure()),
-            Some(Chosen::Closure(source)) => {
+            Some(SelectedSource::Closure(source)) => {
                 let (format, verity) = (settings.format()?, settings.verity()?);
                 let closure = closure::read(&source, self.store_dir()?.as_deref())?;
                 Ok(ImagePlan { verity, ..ImagePlan::new(closure, format) })
             }
-            Some(Chosen::Plan(file)) => match settings.first_given() {
+            Some(SelectedSource::Plan(file)) => match settings.first_given() {
                 None => self.read_plan(&file),
                 Some(option) => {
                     Err(Failure::usage(format!("--plan and {option} were given, but the plan already determines it"))
@@ -97,7 +97,7 @@ impl SourceArgs {
     }
 
     /// Returns the source that was given. Two sources are an error.
-    fn chosen(&self) -> Result<Option<Chosen>, Failure> {
+    fn selected(&self) -> Result<Option<SelectedSource>, Failure> {
         let store_paths = (!self.store_paths.is_empty()).then(|| ClosureSource::StorePaths {
             arguments: self.store_paths.clone(),
             store: self.store.as_deref().map(StoreLocation::parse),
@@ -107,14 +107,14 @@ impl SourceArgs {
             ClosureSource::PathList(if file.as_os_str() == "-" { ListInput::Stdin } else { ListInput::File(file) })
         });
         let mut given = [
-            ("STORE_PATH", store_paths.map(Chosen::Closure)),
-            ("--closure-info", self.closure_info.clone().map(ClosureSource::ClosureInfo).map(Chosen::Closure)),
-            ("--graph", graph.map(Chosen::Closure)),
-            ("--paths-from", list.map(Chosen::Closure)),
-            ("--plan", self.plan.clone().map(Chosen::Plan)),
+            ("STORE_PATH", store_paths.map(SelectedSource::Closure)),
+            ("--closure-info", self.closure_info.clone().map(ClosureSource::ClosureInfo).map(SelectedSource::Closure)),
+            ("--graph", graph.map(SelectedSource::Closure)),
+            ("--paths-from", list.map(SelectedSource::Closure)),
+            ("--plan", self.plan.clone().map(SelectedSource::Plan)),
         ]
         .into_iter()
-        .filter_map(|(name, chosen)| Some((name, chosen?)));
+        .filter_map(|(name, selected)| Some((name, selected?)));
         let first = given.next();
         let others: Vec<&str> = given.map(|(name, _)| name).collect();
         match first {
@@ -122,7 +122,7 @@ impl SourceArgs {
                 "the closure comes from exactly one source, but {name} and {} were given",
                 others.join(" and ")
             ))),
-            first => Ok(first.map(|(_, chosen)| chosen)),
+            first => Ok(first.map(|(_, selected)| selected)),
         }
     }
 }

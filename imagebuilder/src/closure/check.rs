@@ -160,10 +160,10 @@ impl Closure {
         let nothing_was_read = records.is_empty() && problems.is_empty();
         let unreadable = !problems.is_empty();
         let mut named_dir: Option<PathBuf> = None;
-        let mut members: BTreeMap<StorePath, ClosureRecord> = BTreeMap::new();
+        let mut records_by_path: BTreeMap<StorePath, ClosureRecord> = BTreeMap::new();
         for record in records {
             problems.extend(other_store(&record, &mut named_dir));
-            match members.entry(record.located.path.clone()) {
+            match records_by_path.entry(record.located.path.clone()) {
                 Entry::Vacant(vacant) => _ = vacant.insert(record),
                 Entry::Occupied(first) => problems.push(ClosureProblem::Twice {
                     position: record.position,
@@ -174,7 +174,7 @@ impl Closure {
         }
         // A path that seems to be missing may be in a record that could not be read, which is already reported.
         if !unreadable {
-            problems.extend(missing_references(&members));
+            problems.extend(missing_references(&records_by_path));
         }
         if nothing_was_read {
             problems.push(ClosureProblem::Empty);
@@ -185,7 +185,7 @@ impl Closure {
         }
         let store_dir =
             store_dir.map(Path::to_path_buf).or(named_dir).unwrap_or_else(|| PathBuf::from(DEFAULT_STORE_DIR));
-        let paths = members
+        let paths = records_by_path
             .into_values()
             .map(|record| PlannedPath {
                 path: record.located.path,
@@ -209,9 +209,9 @@ fn other_store(record: &ClosureRecord, named_dir: &mut Option<PathBuf>) -> Optio
     })
 }
 
-fn missing_references(members: &BTreeMap<StorePath, ClosureRecord>) -> impl Iterator<Item = ClosureProblem> {
-    members.values().flat_map(|record| {
-        let missing = record.references.iter().filter(|reference| !members.contains_key(reference));
+fn missing_references(records_by_path: &BTreeMap<StorePath, ClosureRecord>) -> impl Iterator<Item = ClosureProblem> {
+    records_by_path.values().flat_map(|record| {
+        let missing = record.references.iter().filter(|reference| !records_by_path.contains_key(reference));
         missing.map(|reference| ClosureProblem::NotClosed {
             position: record.position,
             path: record.located.path.clone(),

@@ -91,9 +91,9 @@ pub(super) fn closure(
     store_dirs.extend([&logical_dir, &physical_dir].into_iter().filter_map(|dir| dir.canonicalize().ok()));
     let roots = roots(arguments, &store_dirs)?;
     let nix = NixStore { store, logical_dir: &logical_dir };
-    let members = nix.requisites(&roots)?;
+    let paths = nix.requisites(&roots)?;
     let mut registration = Registration { records: Vec::new(), problems: Vec::new() };
-    for some in members.chunks(PATHS_IN_ONE_CALL) {
+    for some in paths.chunks(PATHS_IN_ONE_CALL) {
         let part = registration::parse(&nix.run("--dump-db", &[], some)?);
         registration.records.extend(part.records);
         registration.problems.extend(part.problems);
@@ -111,12 +111,12 @@ struct NixStore<'a> {
 impl NixStore<'_> {
     /// Returns the closure of `roots`, which includes `roots`.
     fn requisites(&self, roots: &[StorePath]) -> Result<Vec<StorePath>, NixStoreError> {
-        let mut members = BTreeSet::new();
+        let mut paths = BTreeSet::new();
         let mut problems = Vec::new();
         for some in roots.chunks(PATHS_IN_ONE_CALL) {
             for (index, line) in self.run("--query", &["--requisites"], some)?.lines().enumerate() {
                 match LocatedStorePath::parse(line) {
-                    Ok(located) => _ = members.insert(located.path),
+                    Ok(located) => _ = paths.insert(located.path),
                     Err(error) => {
                         problems.push(ClosureProblem::NotAStorePath { position: Position::Line(index + 1), error });
                     }
@@ -124,7 +124,7 @@ impl NixStore<'_> {
             }
         }
         if problems.is_empty() {
-            return Ok(members.into_iter().collect());
+            return Ok(paths.into_iter().collect());
         }
         let command = "nix-store --query --requisites".to_owned();
         Err(NixStoreError::Output { source: ClosureProblems { origin: command.clone(), problems }, command })

@@ -85,7 +85,7 @@ pub enum ClosureError {
 }
 
 /// Reads a source. `store_dir` overrides the directory that contains the files of the store paths. This function does
-/// not check that they exist; [`crate::presence::check`] does.
+/// not check that they exist; [`crate::missing_paths::check`] does.
 ///
 /// # Errors
 /// The source cannot be read, or is not a closure; the error then contains all problems.

@@ -75,7 +75,7 @@ pub(super) enum InodeKey {
     /// The directory of hard links that Nix expects.
     Links,
     /// A node of a store path.
-    Node { member: u32, node: NodeId },
+    Node { store_path: u32, node: NodeId },
 }
 
 /// The content of an inode.
@@ -141,13 +141,13 @@ pub(super) struct Inodes<'a> {
 
 impl<'a> Inodes<'a> {
     pub(super) fn new(files: &'a StoreFiles, profile: Profile, same: &'a SameContent) -> Result<Self, ErofsError> {
-        let count = u32::try_from(files.members().len());
+        let count = u32::try_from(files.store_paths().len());
         let count = count.map_err(|_| ErofsError::TooLarge { what: "over 4294967295 store paths" })?;
-        let path = |member: &u32| &files.members()[*member as usize].path;
+        let path = |store_path: &u32| &files.store_paths()[*store_path as usize].path;
         let mut by_base_name: Vec<u32> = (0..count).collect();
-        by_base_name.sort_unstable_by_key(|member| path(member).base_name());
+        by_base_name.sort_unstable_by_key(|store_path| path(store_path).base_name());
         let mut by_name = by_base_name.clone();
-        by_name.sort_unstable_by_key(|member| (path(member).name(), path(member).base_name()));
+        by_name.sort_unstable_by_key(|store_path| (path(store_path).name(), path(store_path).base_name()));
         Ok(Self { files, profile, same, by_base_name, by_name })
     }
 
@@ -155,22 +155,22 @@ impl<'a> Inodes<'a> {
     pub(super) fn walk(&self, output: &mut impl Output) -> Result<(), ErofsError> {
         self.directory(InodeKey::Root, output)?;
         self.directory(InodeKey::Links, output)?;
-        for member in &self.by_base_name {
-            self.node(*member, 0, output)?;
+        for store_path in &self.by_base_name {
+            self.node(*store_path, 0, output)?;
         }
-        for member in &self.by_name {
-            let tree = &self.files.members()[*member as usize].tree;
+        for store_path in &self.by_name {
+            let tree = &self.files.store_paths()[*store_path as usize].tree;
             for node in 0..tree.len() {
                 for child in tree.children(node) {
-                    self.node(*member, child, output)?;
+                    self.node(*store_path, child, output)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn node(&self, member: u32, node: NodeId, output: &mut impl Output) -> Result<(), ErofsError> {
-        let key = InodeKey::Node { member, node };
+    fn node(&self, store_path: u32, node: NodeId, output: &mut impl Output) -> Result<(), ErofsError> {
+        let key = InodeKey::Node { store_path, node };
         let shape = |file_type, mode, size_bytes: u64| Shape {
             file_type,
             mode,
@@ -180,7 +180,7 @@ impl<'a> Inodes<'a> {
             tail_bytes: 0,
             blocks: size_bytes.div_ceil(BLOCK_BYTES),
         };
-        match self.files.members()[member as usize].tree.entry(node) {
+        match self.files.store_paths()[store_path as usize].tree.entry(node) {
             tree::Entry::Directory { .. } => self.directory(key, output),
             tree::Entry::Symlink { target } => {
                 let shape = shape(FileType::Symlink, MODE_SYMLINK, target.len() as u64).with_tail();
@@ -188,7 +188,7 @@ impl<'a> Inodes<'a> {
             }
             tree::Entry::File { executable, size_bytes, .. } => {
                 let mode = if executable { MODE_EXECUTABLE } else { MODE_REGULAR };
-                let file = FileId { member, node };
+                let file = FileId { store_path, node };
                 let mut shape = shape(FileType::Regular, mode, size_bytes);
                 if self.profile == Profile::Disk {
                     // Blocks can be shared, but tails cannot. If many files are equal, a shared block takes less space.
@@ -205,18 +205,19 @@ impl<'a> Inodes<'a> {
     fn directory(&self, key: InodeKey, output: &mut impl Output) -> Result<(), ErofsError> {
         let (mut entries, parent, mode, group_id) = match key {
             InodeKey::Root => {
-                let members = self.by_base_name.iter().map(|member| {
-                    let name = self.files.members()[*member as usize].path.base_name().as_bytes();
-                    self.entry(name, *member, 0)
+                let store_paths = self.by_base_name.iter().map(|store_path| {
+                    let name = self.files.store_paths()[*store_path as usize].path.base_name().as_bytes();
+                    self.entry(name, *store_path, 0)
                 });
                 let links = Entry { name: store_root::LINKS, file_type: FileType::Directory, inode: InodeKey::Links };
-                (members.chain([links]).collect(), InodeKey::Root, store_root::MODE, store_root::GROUP)
+                (store_paths.chain([links]).collect(), InodeKey::Root, store_root::MODE, store_root::GROUP)
             }
             InodeKey::Links => (Vec::new(), InodeKey::Root, store_root::LINKS_MODE, 0),
-            InodeKey::Node { member, node } => {
-                let tree = &self.files.members()[member as usize].tree;
-                let entries = tree.children(node).map(|child| self.entry(tree.name(child), member, child)).collect();
-                let parent = tree.parent(node).map_or(InodeKey::Root, |node| InodeKey::Node { member, node });
+            InodeKey::Node { store_path, node } => {
+                let tree = &self.files.store_paths()[store_path as usize].tree;
+                let entries =
+                    tree.children(node).map(|child| self.entry(tree.name(child), store_path, child)).collect();
+                let parent = tree.parent(node).map_or(InodeKey::Root, |node| InodeKey::Node { store_path, node });
                 (entries, parent, MODE_DIRECTORY, 0)
             }
         };
@@ -233,13 +234,13 @@ impl<'a> Inodes<'a> {
         output.inode(key, &shape, &Content::Directory(&entries))
     }
 
-    fn entry<'n>(&self, name: &'n [u8], member: u32, node: NodeId) -> Entry<'n> {
-        let file_type = match self.files.members()[member as usize].tree.entry(node) {
+    fn entry<'n>(&self, name: &'n [u8], store_path: u32, node: NodeId) -> Entry<'n> {
+        let file_type = match self.files.store_paths()[store_path as usize].tree.entry(node) {
             tree::Entry::Directory { .. } => FileType::Directory,
             tree::Entry::File { .. } => FileType::Regular,
             tree::Entry::Symlink { .. } => FileType::Symlink,
         };
-        Entry { name, file_type, inode: InodeKey::Node { member, node } }
+        Entry { name, file_type, inode: InodeKey::Node { store_path, node } }
     }
 }
 
@@ -258,7 +259,7 @@ pub(super) struct Places<'a> {
     root: Place,
     links: Place,
     /// Indexed by store path and node.
-    members: Vec<Vec<Place>>,
+    store_paths: Vec<Vec<Place>>,
     /// First block of the content of equal files.
     groups: Vec<Option<u32>>,
     inode_area: InodeArea,
@@ -269,12 +270,13 @@ pub(super) struct Places<'a> {
 
 impl<'a> Places<'a> {
     pub(super) fn of(inodes: &Inodes<'a>) -> Result<Self, ErofsError> {
-        let members = inodes.files.members().iter().map(|member| vec![Place::default(); member.tree.len() as usize]);
+        let store_paths =
+            inodes.files.store_paths().iter().map(|store_path| vec![Place::default(); store_path.tree.len() as usize]);
         let mut places = Self {
             same: inodes.same,
             root: Place::default(),
             links: Place::default(),
-            members: members.collect(),
+            store_paths: store_paths.collect(),
             groups: vec![None; inodes.same.groups()],
             inode_area: InodeArea::new(),
             directory_blocks: 0,
@@ -291,7 +293,7 @@ impl<'a> Places<'a> {
         match key {
             InodeKey::Root => self.root,
             InodeKey::Links => self.links,
-            InodeKey::Node { member, node } => self.members[member as usize][node as usize],
+            InodeKey::Node { store_path, node } => self.store_paths[store_path as usize][node as usize],
         }
     }
 
@@ -346,7 +348,7 @@ impl Output for Places<'_> {
         match key {
             InodeKey::Root => self.root = place,
             InodeKey::Links => self.links = place,
-            InodeKey::Node { member, node } => self.members[member as usize][node as usize] = place,
+            InodeKey::Node { store_path, node } => self.store_paths[store_path as usize][node as usize] = place,
         }
         Ok(())
     }

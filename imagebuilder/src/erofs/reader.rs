@@ -75,8 +75,8 @@ impl ErofsImage {
     }
 
     /// Returns whether other data may follow the image, as on a device.
-    pub(crate) fn has_room_behind(&self) -> bool {
-        self.source.has_room_behind()
+    pub(crate) fn may_exceed_image(&self) -> bool {
+        self.source.may_exceed_image()
     }
 
     /// Reads bytes of the image without interpreting them.
@@ -101,8 +101,8 @@ impl FileTree for ErofsImage {
         ErofsImage::length_bytes(self)
     }
 
-    fn has_room_behind(&self) -> bool {
-        ErofsImage::has_room_behind(self)
+    fn may_exceed_image(&self) -> bool {
+        ErofsImage::may_exceed_image(self)
     }
 
     fn read_raw(&self, buffer: &mut [u8], at: u64) -> Result<(), ImageError> {

@@ -8,16 +8,16 @@ pub(super) const SET_ID_BITS: u16 = 0o6000;
 
 /// What an extraction will create.
 #[derive(Debug)]
-pub(super) struct Planned {
+pub(super) struct ExtractPlan {
     /// All counts except that of hard links.
     pub(super) report: ExtractReport,
     /// Length of the prefix that is removed from all paths in the output directory: the parent of the extracted path.
     pub(super) parent_bytes: usize,
 }
 
-impl Planned {
+impl ExtractPlan {
     /// Walks the tree once, to report damaged tables and special files before anything is written.
-    pub(super) fn look(image: &dyn FileTree, options: ExtractOptions<'_>) -> Result<Self, ExtractError> {
+    pub(super) fn new(image: &dyn FileTree, options: ExtractOptions<'_>) -> Result<Self, ExtractError> {
         let mut report = ExtractReport { version: 1, ..ExtractReport::default() };
         let mut first_special: Option<(ImagePath, InodeType)> = None;
         let mut linked = Linked::default();

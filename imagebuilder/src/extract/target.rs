@@ -42,7 +42,7 @@ impl TargetDirectory {
         let origin = match fs::create_dir(path) {
             Ok(()) => Origin::Made,
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                let mut entries = fs::read_dir(path).map_err(fail("look into"))?;
+                let mut entries = fs::read_dir(path).map_err(fail("new into"))?;
                 if entries.next().is_some() {
                     return Err(ExtractError::NotEmpty { path: path.to_owned() });
                 }

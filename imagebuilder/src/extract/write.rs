@@ -32,7 +32,7 @@ pub(super) struct WriteJob {
 }
 
 /// Walks the image and creates directories and symbolic links; yields the files.
-pub(super) struct Making<'a> {
+pub(super) struct TreeWriter<'a> {
     target: &'a TargetDirectory,
     walk: Nodes<'a>,
     linked: Linked,
@@ -42,7 +42,7 @@ pub(super) struct Making<'a> {
     top_depth: usize,
 }
 
-impl<'a> Making<'a> {
+impl<'a> TreeWriter<'a> {
     pub(super) fn new(
         image: &'a dyn FileTree,
         options: ExtractOptions<'_>,
@@ -95,7 +95,7 @@ pub(super) fn top_depth(image: &dyn FileTree, options: ExtractOptions<'_>) -> Re
     Ok(usize::from(path.is_empty()))
 }
 
-impl Iterator for Making<'_> {
+impl Iterator for TreeWriter<'_> {
     type Item = Result<WriteJob, ExtractError>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -38,7 +38,7 @@ pub trait FileTree: Sync + fmt::Debug {
     fn length_bytes(&self) -> u64;
 
     /// Returns whether other data may follow the image, as on a device.
-    fn has_room_behind(&self) -> bool;
+    fn may_exceed_image(&self) -> bool;
 
     /// Fills `buffer` with the bytes of the image that begin at `at`.
     ///
@@ -88,8 +88,8 @@ impl FileTree for Image {
         Image::length_bytes(self)
     }
 
-    fn has_room_behind(&self) -> bool {
-        Image::has_room_behind(self)
+    fn may_exceed_image(&self) -> bool {
+        Image::may_exceed_image(self)
     }
 
     fn read_raw(&self, buffer: &mut [u8], at: u64) -> Result<(), ImageError> {

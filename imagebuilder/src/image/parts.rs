@@ -22,8 +22,8 @@ impl Image {
     }
 
     /// Returns whether the bytes behind the image can belong to something else, as on a block device.
-    pub(crate) fn has_room_behind(&self) -> bool {
-        self.storage.source.has_room_behind()
+    pub(crate) fn may_exceed_image(&self) -> bool {
+        self.storage.source.may_exceed_image()
     }
 
     /// Reads bytes of the image without decompressing them.

@@ -12,7 +12,7 @@ pub trait ImageSource: Send + Sync + fmt::Debug {
 
     /// Returns whether the bytes behind the image can belong to something else. A block device can be longer than the
     /// image.
-    fn has_room_behind(&self) -> bool {
+    fn may_exceed_image(&self) -> bool {
         false
     }
 
@@ -48,7 +48,7 @@ impl ImageSource for FileSource {
         self.length_bytes
     }
 
-    fn has_room_behind(&self) -> bool {
+    fn may_exceed_image(&self) -> bool {
         self.is_device
     }
 

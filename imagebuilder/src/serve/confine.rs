@@ -74,12 +74,12 @@ pub fn open_store_paths(files: &StoreFiles) -> Result<StorePaths, ConfineError> 
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
     // Refused: then the limit is as it was.
     let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
-    let too_many = || ConfineError::TooManyPaths { paths: files.members().len(), limit: most };
-    if (files.members().len() + OTHER_FILES) as u64 > most {
+    let too_many = || ConfineError::TooManyPaths { paths: files.store_paths().len(), limit: most };
+    if (files.store_paths().len() + OTHER_FILES) as u64 > most {
         return Err(too_many());
     }
-    let opened = files.members().iter().map(|member| {
-        let path = files.store_dir().join(member.path.base_name());
+    let opened = files.store_paths().iter().map(|store_path| {
+        let path = files.store_dir().join(store_path.path.base_name());
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         open(&path, flags, Mode::empty()).map_err(|error| match error {
             Errno::MFILE => too_many(),

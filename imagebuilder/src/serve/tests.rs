@@ -3,7 +3,7 @@
 use super::content::{DiskContent, StoreContent};
 use super::request::{STATUS_IO_ERROR, STATUS_OK, STATUS_UNSUPPORTED};
 use super::*;
-use crate::block_map::{BlockMap, Extent, FileId, Source, StoreFiles, StoreMember};
+use crate::block_map::{BlockMap, Extent, FileId, Source, StoreFiles, StorePathTree};
 use crate::store_path::StorePath;
 use crate::tree::{FileMode, Tree};
 use std::fs::{self, File};
@@ -400,14 +400,14 @@ fn store_disk(directory: &Path, content: &[u8]) -> StoreContent {
     fs::write(directory.join(name), content).unwrap();
     let mut tree = Tree::default();
     tree.add_file(b"", content.len() as u64, FileMode::Regular).unwrap();
-    let member = StoreMember { path: StorePath::from_base_name(name).unwrap(), tree };
+    let store_path = StorePathTree { path: StorePath::from_base_name(name).unwrap(), tree };
     let length = content.len() as u64;
     let extents = [
         Extent { start: 0, length: 512, source: Source::Metadata { offset: 0 } },
-        Extent { start: 512, length, source: Source::File { file: FileId { member: 0, node: 0 }, offset: 0 } },
+        Extent { start: 512, length, source: Source::File { file: FileId { store_path: 0, node: 0 }, offset: 0 } },
         Extent { start: 512 + length, length: 100, source: Source::Zeros },
     ];
-    let files = Arc::new(StoreFiles::new(directory.to_owned(), vec![member]));
+    let files = Arc::new(StoreFiles::new(directory.to_owned(), vec![store_path]));
     StoreContent::open(BlockMap::new(files, vec![b'm'; 512], extents).unwrap()).unwrap()
 }
 

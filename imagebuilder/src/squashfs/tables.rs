@@ -42,7 +42,7 @@ pub enum TablesError {
 
 /// An entry of the image's root directory.
 #[derive(Clone, Copy, Debug)]
-pub struct Member<'a> {
+pub struct RootEntry<'a> {
     /// Its name.
     pub name: &'a [u8],
     /// Its files.
@@ -74,10 +74,10 @@ pub enum Location<'a> {
 
 /// The locations of the content of all files in the image.
 pub trait Contents {
-    /// The location of the content of a file. `member` is the index of its store path in the `members` of
+    /// The location of the content of a file. `store_path` is the index of its store path in the `store_paths` of
     /// [`write_tables`], `file` its number among the regular files of that store path's tree, in the order of its
     /// nodes. Files with equal content have the same location.
-    fn locate(&self, member: usize, file: u32) -> Location<'_>;
+    fn locate(&self, store_path: usize, file: u32) -> Location<'_>;
 }
 
 /// Whether metadata blocks are compressed.
@@ -113,25 +113,25 @@ pub struct Tables {
 }
 
 /// Makes the tables of an image. They follow the data: `start` is the position in bytes at which the blocks end, and
-/// all positions in the result count from the beginning of the image. `members` must be sorted by name; `contents`
+/// all positions in the result count from the beginning of the image. `store_paths` must be sorted by name; `contents`
 /// counts them in that order. `fragments` are the entries of the fragment table, in the order of their indexes. The
 /// three encoders are for the inode table, the directory table and all other tables; `None` writes uncompressed
 /// metadata blocks.
 ///
 /// The result is inode table, directory table, fragment table, export table and id table. The root directory contains
-/// the members and the entries that [`store_root`] describes.
+/// the store paths and the entries that [`store_root`] describes.
 ///
 /// # Errors
 /// The codec failed, or the closure has more files than the format supports.
 pub fn write_tables(
-    members: &[Member<'_>],
+    store_paths: &[RootEntry<'_>],
     contents: &dyn Contents,
     fragments: &[FragmentEntry],
     start: u64,
     encoders: [Option<&mut Encoder>; 3],
 ) -> Result<Tables, TablesError> {
     let [inode_encoder, directory_encoder, mut table_encoder] = encoders;
-    let numbers = Numbers::assign(members)?;
+    let numbers = Numbers::assign(store_paths)?;
     let mut emitter = Emitter {
         contents,
         export: vec![0; numbers.total as usize],
@@ -140,7 +140,7 @@ pub fn write_tables(
         directories: MetadataWriter::new(directory_encoder),
         record: Vec::new(),
     };
-    let root = emitter.emit_root(members)?;
+    let root = emitter.emit_root(store_paths)?;
     let export = emitter.export;
     let (mut bytes, _) = emitter.inodes.finish()?;
     let (directory_bytes, _) = emitter.directories.finish()?;
@@ -201,8 +201,8 @@ fn append_lookup_table(
 /// Inode numbers. They are assigned before any inode is written, because a directory's inode contains the number of its
 /// parent, which is written later.
 struct Numbers {
-    /// Indexed by member and node.
-    by_member: Vec<Vec<u32>>,
+    /// Indexed by store path and node.
+    by_path: Vec<Vec<u32>>,
     root: u32,
     links: u32,
     total: u32,
@@ -210,31 +210,31 @@ struct Numbers {
 
 impl Numbers {
     /// Assigns consecutive numbers to the entries of a directory.
-    fn assign(members: &[Member<'_>]) -> Result<Self, TablesError> {
-        let total = members
+    fn assign(store_paths: &[RootEntry<'_>]) -> Result<Self, TablesError> {
+        let total = store_paths
             .iter()
-            .try_fold(2u32, |total, member| total.checked_add(member.tree.len()))
+            .try_fold(2u32, |total, store_path| total.checked_add(store_path.tree.len()))
             .filter(|total| *total < u32::MAX)
             .ok_or(TablesError::TooLarge { what: "over 4294967294 inodes" })?;
         let (root, links) = (1, 2);
         let mut next = 3;
-        let mut by_member: Vec<Vec<u32>> = Vec::with_capacity(members.len());
-        for member in members {
-            let mut numbers = vec![0; member.tree.len() as usize];
+        let mut by_path: Vec<Vec<u32>> = Vec::with_capacity(store_paths.len());
+        for store_path in store_paths {
+            let mut numbers = vec![0; store_path.tree.len() as usize];
             numbers[0] = next;
             next += 1;
-            by_member.push(numbers);
+            by_path.push(numbers);
         }
-        for (member, numbers) in members.iter().zip(&mut by_member) {
+        for (store_path, numbers) in store_paths.iter().zip(&mut by_path) {
             // In depth-first order, a directory's node comes before all nodes below it.
-            for node in 0..member.tree.len() {
-                for child in member.tree.children(node) {
+            for node in 0..store_path.tree.len() {
+                for child in store_path.tree.children(node) {
                     numbers[child as usize] = next;
                     next += 1;
                 }
             }
         }
-        Ok(Self { by_member, root, links, total })
+        Ok(Self { by_path, root, links, total })
     }
 }
 
@@ -264,16 +264,16 @@ struct Emitter<'a, 'b> {
 }
 
 impl Emitter<'_, '_> {
-    fn emit_root(&mut self, members: &[Member<'_>]) -> Result<InodeRef, TablesError> {
-        let mut below = Vec::with_capacity(members.len());
-        for (number, member) in members.iter().enumerate() {
-            below.push(self.emit_below(number, member.tree, 0)?);
+    fn emit_root(&mut self, store_paths: &[RootEntry<'_>]) -> Result<InodeRef, TablesError> {
+        let mut below = Vec::with_capacity(store_paths.len());
+        for (number, store_path) in store_paths.iter().enumerate() {
+            below.push(self.emit_below(number, store_path.tree, 0)?);
         }
         // Its name sorts before those of all store paths.
-        let mut written = Vec::with_capacity(members.len() + 1);
+        let mut written = Vec::with_capacity(store_paths.len() + 1);
         written.push(self.emit_links_directory()?);
-        for ((number, member), listed) in members.iter().enumerate().zip(below) {
-            written.push(self.emit_inode(number, member.tree, 0, (member.name, self.numbers.root), listed)?);
+        for ((number, store_path), listed) in store_paths.iter().enumerate().zip(below) {
+            written.push(self.emit_inode(number, store_path.tree, 0, (store_path.name, self.numbers.root), listed)?);
         }
         let listed = self.emit_listing(&written)?;
         // As in the squashfs tools, the root's parent is a number that no inode has.
@@ -296,18 +296,18 @@ impl Emitter<'_, '_> {
     }
 
     /// Writes everything below a directory, and its listing. For other nodes it writes nothing and returns `None`.
-    fn emit_below(&mut self, member: usize, tree: &Tree, node: NodeId) -> Result<Option<Listed>, TablesError> {
+    fn emit_below(&mut self, store_path: usize, tree: &Tree, node: NodeId) -> Result<Option<Listed>, TablesError> {
         if !matches!(tree.entry(node), Entry::Directory { .. }) {
             return Ok(None);
         }
         let mut below = Vec::new();
         for child in tree.children(node) {
-            below.push(self.emit_below(member, tree, child)?);
+            below.push(self.emit_below(store_path, tree, child)?);
         }
-        let parent = self.numbers.by_member[member][node as usize];
+        let parent = self.numbers.by_path[store_path][node as usize];
         let mut written = Vec::with_capacity(below.len());
         for (child, listed) in tree.children(node).zip(below) {
-            written.push(self.emit_inode(member, tree, child, (tree.name(child), parent), listed)?);
+            written.push(self.emit_inode(store_path, tree, child, (tree.name(child), parent), listed)?);
         }
         self.emit_listing(&written).map(Some)
     }
@@ -315,13 +315,13 @@ impl Emitter<'_, '_> {
     /// Writes the inode of a node. Everything below it must already be written.
     fn emit_inode<'t>(
         &mut self,
-        member: usize,
+        store_path: usize,
         tree: &Tree,
         node: NodeId,
         (name, parent): (&'t [u8], u32),
         listed: Option<Listed>,
     ) -> Result<Written<'t>, TablesError> {
-        let number = self.numbers.by_member[member][node as usize];
+        let number = self.numbers.by_path[store_path][node as usize];
         let (inode, inode_type) = match (tree.entry(node), listed) {
             (Entry::Directory { .. }, Some(listed)) => {
                 (self.emit_directory(head(MODE_DIRECTORY, number), parent, &listed)?, inode_type::BASIC_DIRECTORY)
@@ -344,7 +344,7 @@ impl Emitter<'_, '_> {
                     hole_bytes: 0,
                     fragment: None,
                 };
-                match self.contents.locate(member, file) {
+                match self.contents.locate(store_path, file) {
                     Location::Empty => {}
                     Location::Fragment { index, offset } => inode.fragment = Some((index, offset)),
                     Location::Blocks { start, words, hole_bytes } => {

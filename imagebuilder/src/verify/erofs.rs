@@ -157,7 +157,7 @@ impl Check<'_> {
 /// Checks that only zeros follow the image.
 pub(super) fn check_padding(image: &ErofsImage, problems: &Problems) {
     let used = image.superblock().bytes();
-    if image.has_room_behind() {
+    if image.may_exceed_image() {
         return;
     }
     let end = image.length_bytes().min(used.saturating_add(MAX_PADDING_BYTES));

@@ -67,7 +67,7 @@ pub(super) fn check_padding(image: &Image, behind_bytes: u64, problems: &Problem
             format!("padding: the image ends at byte {length}, neither with nor without padding"),
         );
     }
-    let behind = if image.has_room_behind() { 0 } else { behind_bytes };
+    let behind = if image.may_exceed_image() { 0 } else { behind_bytes };
     let end = length.min(padded.saturating_add(behind));
     let mut at = used;
     let mut buffer = [0; IMAGE_ALIGNMENT_BYTES as usize];

@@ -19,7 +19,7 @@ pub(super) fn check(image: &dyn FileTree, data_bytes: u64, problems: &Problems) 
     // A device may be longer than its image.
     let data_blocks = data_bytes / BLOCK_BYTES;
     let tree_bytes =
-        if image.has_room_behind() { tree_bytes.min(crate::verity::tree_bytes(data_blocks)) } else { tree_bytes };
+        if image.may_exceed_image() { tree_bytes.min(crate::verity::tree_bytes(data_blocks)) } else { tree_bytes };
     if let Err(error) = check_superblock(&superblock, data_blocks, tree_bytes) {
         problems.general(ProblemKind::Verity, format!("verity: {error}"));
         return true;

@@ -96,19 +96,19 @@ pub struct Store {
 
 impl Store {
     /// Creates a store with these store paths, given by the name part of their base names.
-    pub fn new<'n>(members: impl IntoIterator<Item = (&'n str, Item)>) -> Self {
-        Self::made_in(tempfile::tempdir().unwrap(), members)
+    pub fn new<'n>(store_paths: impl IntoIterator<Item = (&'n str, Item)>) -> Self {
+        Self::made_in(tempfile::tempdir().unwrap(), store_paths)
     }
 
     /// Same as [`Self::new`], in a directory in which creating very many files is fast.
-    pub fn in_memory<'n>(members: impl IntoIterator<Item = (&'n str, Item)>) -> Self {
-        Self::made_in(scratch::directory(), members)
+    pub fn in_memory<'n>(store_paths: impl IntoIterator<Item = (&'n str, Item)>) -> Self {
+        Self::made_in(scratch::directory(), store_paths)
     }
 
-    fn made_in<'n>(directory: tempfile::TempDir, members: impl IntoIterator<Item = (&'n str, Item)>) -> Self {
+    fn made_in<'n>(directory: tempfile::TempDir, store_paths: impl IntoIterator<Item = (&'n str, Item)>) -> Self {
         let store = Self { directory };
-        for (name, item) in members {
-            item.write(&store.member(name), store.path());
+        for (name, item) in store_paths {
+            item.write(&store.store_path(name), store.path());
         }
         store
     }
@@ -119,7 +119,7 @@ impl Store {
     }
 
     /// Returns the path of a store path, given its name.
-    pub fn member(&self, name: &str) -> PathBuf {
+    pub fn store_path(&self, name: &str) -> PathBuf {
         self.path().join(base_name(name))
     }
 }

@@ -17,9 +17,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Number of bytes of the image that a thread copies at once.
-const STRETCH_BYTES: u64 = 2 << 20;
+const CHUNK_BYTES: u64 = 2 << 20;
 /// Number of ranges per thread between two reports of progress.
-const STRETCHES_PER_ROUND: usize = 16;
+const CHUNKS_PER_ROUND: usize = 16;
 
 /// The inputs of a copy.
 pub(super) struct Copy<'a> {
@@ -33,11 +33,11 @@ pub(super) struct Copy<'a> {
 pub(super) fn copy(copy: &Copy<'_>, threads: usize, progress: &mut dyn Progress) -> Result<(), BuildError> {
     let size_bytes = copy.map.size_bytes();
     let shares = AtomicBool::new(copy.output.may_share_blocks());
-    let stretches: Vec<Range<u64>> = (0..size_bytes.div_ceil(STRETCH_BYTES))
-        .map(|number| number * STRETCH_BYTES..size_bytes.min((number + 1) * STRETCH_BYTES))
+    let chunks: Vec<Range<u64>> = (0..size_bytes.div_ceil(CHUNK_BYTES))
+        .map(|number| number * CHUNK_BYTES..size_bytes.min((number + 1) * CHUNK_BYTES))
         .collect();
-    for round in stretches.chunks(STRETCHES_PER_ROUND * threads) {
-        for copied in map_in_parallel(threads, round, |stretch| copy.stretch(stretch.clone(), &shares)) {
+    for round in chunks.chunks(CHUNKS_PER_ROUND * threads) {
+        for copied in map_in_parallel(threads, round, |chunk| copy.chunk(chunk.clone(), &shares)) {
             let bytes = copied?;
             progress.advance(bytes, 0, bytes);
         }
@@ -53,10 +53,10 @@ struct Gathered {
 
 impl Copy<'_> {
     /// Copies a range of the image, and returns the number of bytes of files in it.
-    fn stretch(&self, stretch: Range<u64>, shares: &AtomicBool) -> Result<u64, BuildError> {
-        let mut gathered = Gathered { start: stretch.start, bytes: Vec::new() };
+    fn chunk(&self, chunk: Range<u64>, shares: &AtomicBool) -> Result<u64, BuildError> {
+        let mut gathered = Gathered { start: chunk.start, bytes: Vec::new() };
         let mut file_bytes = 0;
-        for extent in self.map.extents_in(stretch.clone()) {
+        for extent in self.map.extents_in(chunk.clone()) {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(BuildError::Interrupted);
             }
@@ -76,7 +76,7 @@ impl Copy<'_> {
                 }
             }
         }
-        self.flush(&mut gathered, stretch.end)?;
+        self.flush(&mut gathered, chunk.end)?;
         Ok(file_bytes)
     }
 

@@ -12,7 +12,7 @@ use thiserror::Error;
 /// A store path that cannot be read.
 #[derive(Debug, Error)]
 #[error("{path}: {source}")]
-pub struct AbsentPath {
+pub struct MissingPath {
     /// The store path.
     pub path: StorePath,
     /// The error of the system; usually the path does not exist.
@@ -21,18 +21,18 @@ pub struct AbsentPath {
 
 /// All store paths of a plan that cannot be read, at least one.
 #[derive(Debug)]
-pub struct AbsentPaths {
+pub struct MissingPaths {
     /// The directory that should contain them.
     pub store_dir: PathBuf,
     /// The paths, each with its error.
-    pub absent: Vec<AbsentPath>,
+    pub absent: Vec<MissingPath>,
     /// Number of all paths in the plan.
     pub planned: usize,
 }
 
-impl std::error::Error for AbsentPaths {}
+impl std::error::Error for MissingPaths {}
 
-impl fmt::Display for AbsentPaths {
+impl fmt::Display for MissingPaths {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (absent, planned) = (self.absent.len(), self.planned);
         write!(formatter, "{absent} of {planned} store paths cannot be read in {}:", self.store_dir.display())?;
@@ -44,19 +44,19 @@ impl fmt::Display for AbsentPaths {
 ///
 /// # Errors
 /// Some paths cannot be read; the error lists all of them.
-pub fn check(plan: &ImagePlan) -> Result<(), AbsentPaths> {
-    let absent: Vec<AbsentPath> = plan
+pub fn check(plan: &ImagePlan) -> Result<(), MissingPaths> {
+    let absent: Vec<MissingPath> = plan
         .paths
         .iter()
         .filter_map(|planned| {
             let source = check_path(&plan.store_dir.join(planned.path.base_name())).err()?;
-            Some(AbsentPath { path: planned.path.clone(), source })
+            Some(MissingPath { path: planned.path.clone(), source })
         })
         .collect();
     if absent.is_empty() {
         return Ok(());
     }
-    Err(AbsentPaths { store_dir: plan.store_dir.clone(), absent, planned: plan.paths.len() })
+    Err(MissingPaths { store_dir: plan.store_dir.clone(), absent, planned: plan.paths.len() })
 }
 
 fn check_path(path: &std::path::Path) -> io::Result<()> {
