@@ -41,6 +41,7 @@ pub enum Feature {
     StoreDisk,
     LiveStoreDisk,
     PmemStoreDisk,
+    SealedStoreDisk,
     VolumeSerial,
     VolumeDirect,
     VolumeQcow2,
@@ -79,10 +80,11 @@ pub enum Feature {
 
 impl Feature {
     /// All features, in the order of the tables.
-    pub const ALL: [Feature; 37] = [
+    pub const ALL: [Feature; 38] = [
         Self::StoreDisk,
         Self::LiveStoreDisk,
         Self::PmemStoreDisk,
+        Self::SealedStoreDisk,
         Self::VolumeSerial,
         Self::VolumeDirect,
         Self::VolumeQcow2,
@@ -125,6 +127,7 @@ impl Feature {
             Self::StoreDisk => "store disk as the read-only /dev/vda",
             Self::LiveStoreDisk => "a store disk without an image",
             Self::PmemStoreDisk => "the store disk as persistent memory",
+            Self::SealedStoreDisk => "a sealed store disk",
             Self::VolumeSerial => "serial numbers of disks",
             Self::VolumeDirect => "direct I/O on disks",
             Self::VolumeQcow2 => "qcow2 images",
@@ -168,6 +171,7 @@ impl Feature {
             Self::StoreDisk => "storeDisk",
             Self::LiveStoreDisk => "storeDisk.live",
             Self::PmemStoreDisk => "storeDisk.transport",
+            Self::SealedStoreDisk => "storeDisk.verity",
             Self::VolumeSerial => "volumes.*.serial",
             Self::VolumeDirect => "volumes.*.direct",
             Self::VolumeQcow2 | Self::VolumeVhd | Self::VolumeVhdx => "volumes.*.imageType",
@@ -225,6 +229,7 @@ pub fn uses(spec: &CheckedSpec) -> Vec<Use> {
             uses.push(Use { feature, option });
         }
     };
+    add(spec.sealed_image.is_some(), Feature::SealedStoreDisk, "storeDisk.verity".to_owned());
     for disk in &spec.disks {
         let is_live = matches!(disk.backend, DiskBackend::Live(_));
         add(is_live, Feature::LiveStoreDisk, format!("{}.live", disk.option));

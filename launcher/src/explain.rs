@@ -94,7 +94,8 @@ fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
     for (disk, guest_disk) in spec.disks.iter().zip(&launch.disks) {
         if disk.role == DiskRole::Store {
             has_store_disk = true;
-            lines.push(format!("{store}  store disk  {}{}", mount_device(guest_disk, None), store_way(disk)));
+            let seal = if spec.sealed_image.is_some() { ", sealed: the guest checks each block that it reads" } else { "" };
+            lines.push(format!("{store}  store disk  {}{}{seal}", mount_device(guest_disk, None), store_way(disk)));
         } else if let Some(volume) = volumes.next()
             && let Some(mount_point) = &disk.mount_point
         {

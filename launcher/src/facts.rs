@@ -43,6 +43,8 @@ pub struct HostFacts {
     pub desktop: Desktop,
     /// Whether the launcher runs as root.
     pub privilege: Privilege,
+    /// What the guest needs to check the store disk, if the image is sealed and has been inspected.
+    pub store_seal: Option<StoreSeal>,
     /// Whether it runs in a confined unit of the host module, where a hypervisor cannot create its own jail.
     pub is_confined: bool,
 }
@@ -68,6 +70,7 @@ impl HostFacts {
             empty_directory: None,
             desktop: Desktop::assumed(),
             privilege: Privilege::Unprivileged,
+            store_seal: None,
             is_confined: false,
         }
     }
@@ -140,6 +143,15 @@ pub enum Landlock {
     Usable,
     /// The reason why it cannot be used.
     Unusable(String),
+}
+
+/// What a guest needs to check a sealed store disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreSeal {
+    /// Hash of the whole image: 64 hexadecimal digits.
+    pub root_hash: String,
+    /// The position of the hash tree's superblock in the image.
+    pub hash_offset_bytes: u64,
 }
 
 /// The privileges of the launcher.

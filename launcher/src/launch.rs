@@ -10,7 +10,7 @@ pub use control::{
 };
 pub use needs::{
     Access, AfterEnd, BridgeNeed, ComposedInitrd, DeviceNode, GuessedFormat, KvmUse, MacvtapNeed, Needs, PassedDevice,
-    Presence, Reader, SideProcess, SideProcessKind, StoreDiskNeed, TapNeed, VolumeCreation, VolumeNeed,
+    Presence, Reader, SideProcess, SideProcessKind, StoreDiskNeed, TapNeed, VolumeCreation, VolumeNeed, seal_of,
 };
 
 use crate::path::HostPath;

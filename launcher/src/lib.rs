@@ -55,5 +55,6 @@ pub mod sockets;
 pub mod spec;
 pub mod state;
 pub mod store_disk;
+pub mod store_seal;
 pub mod validate;
 pub mod volumes;

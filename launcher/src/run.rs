@@ -20,6 +20,7 @@ use crate::side_processes::SideProcessError;
 use crate::sockets::SocketError;
 use crate::state::{MachineState, RuntimeDirectory, StartLock, StateError};
 use crate::store_disk::StoreDiskError;
+use crate::store_seal::SealError;
 use crate::validate::CheckedSpec;
 use crate::volumes::VolumeError;
 use nix::fcntl::{Flock, FlockArg};
@@ -64,6 +65,12 @@ pub enum RunError {
     /// The store disk could not be built.
     #[error(transparent)]
     StoreDisk(#[from] StoreDiskError),
+    /// The store disk is not sealed as the spec says.
+    #[error("storeDisk.verity: {0}")]
+    Seal(#[from] SealError),
+    /// The hypervisor does not accept the machine with the root hash.
+    #[error("storeDisk.verity: {}", .0.join("\n"))]
+    SealRefused(Vec<String>),
     /// A volume could not be prepared.
     #[error(transparent)]
     Volume(#[from] VolumeError),

@@ -34,6 +34,8 @@ pub fn check(spec: &MachineSpec) -> Result<CheckedSpec, Vec<Problem>> {
     machine::check(spec, &mut findings);
     guest::check(spec, &mut findings);
     let (disks, volumes, store_disk) = storage::disks(spec, &mut findings);
+    let is_sealed = spec.store_disk.as_ref().is_some_and(|disk| disk.verity);
+    let sealed_image = disks.first().filter(|_| is_sealed).map(|disk| disk.image.clone());
     let shares = storage::shares(spec, &mut findings);
     storage::mount_points(spec, &mut findings);
     let interfaces = network::interfaces(spec, &mut findings);
@@ -62,6 +64,7 @@ pub fn check(spec: &MachineSpec) -> Result<CheckedSpec, Vec<Problem>> {
         },
         machine_id: spec.machine_id.as_deref().and_then(names::canonical_uuid),
         store_disk,
+        sealed_image,
         disks,
         volumes,
         shares,

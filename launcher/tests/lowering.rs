@@ -572,6 +572,7 @@ fn asking_for(feature: Feature) -> Value {
         Feature::StoreDisk => json!({"storeDisk": {"image": "/s.squashfs"}}),
         Feature::LiveStoreDisk => json!({"storeDisk": {"plan": "/plan.json", "live": true}}),
         Feature::PmemStoreDisk => json!({"storeDisk": {"image": "/s.erofs", "transport": "pmem"}}),
+        Feature::SealedStoreDisk => json!({"storeDisk": {"image": "/s.squashfs", "verity": true}}),
         Feature::VolumeSerial => volume("serial", json!("s")),
         Feature::VolumeDirect => volume("direct", json!(true)),
         Feature::VolumeQcow2 => volume("imageType", json!("qcow2")),

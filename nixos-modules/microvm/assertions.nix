@@ -108,6 +108,7 @@ let
     ++ lib.optional (cfg.storeOnDisk && cfg.storeDiskTransport == "pmem") (
       use "PmemStoreDisk" "storeDiskTransport"
     )
+    ++ lib.optional (cfg.storeOnDisk && cfg.storeDiskVerity) (use "SealedStoreDisk" "storeDiskVerity")
     ++ lib.optional (cfg.vsock.cid != null) (use "Vsock" "vsock.cid")
     ++ lib.optional cfg.vsock.notify (use "GuestNotification" "vsock.notify")
     ++ lib.optional cfg.balloon (use "Balloon" "balloon")
@@ -255,7 +256,25 @@ let
     ++
       unless (cfg.storeDiskTransport == "block" || cfg.storeDiskBuild == "derivation")
         "storeDiskTransport"
-        "\"pmem\" maps an image that Nix builds; set microvm.storeDiskBuild = \"derivation\"";
+        "\"pmem\" maps an image that Nix builds; set microvm.storeDiskBuild = \"derivation\""
+    ++ lib.optionals cfg.storeDiskVerity sealAssertions;
+
+  # What cannot be sealed.
+  sealAssertions =
+    unless cfg.storeOnDisk "storeDiskVerity"
+      "checks the store disk, but the guest has a share of `/nix/store` instead; set storeOnDisk = true, or storeDiskVerity = false"
+    ++ unless (
+      cfg.storeDiskBuild != "live"
+    ) "storeDiskVerity" "checks an image, and storeDiskBuild = \"live\" has none; choose one of both"
+    ++
+      unless (cfg.storeDiskTransport == "block") "storeDiskVerity"
+        "checks blocks that the guest reads from a disk, but storeDiskTransport = \"pmem\" maps them into its memory; choose one of both"
+    ++
+      unless (cfg.storeDiskErofsFlags == [ ]) "storeDiskVerity"
+        "needs microvm-image, but mkfs.erofs builds the image; set storeDiskErofsFlags = [ ]"
+    ++
+      unless config.boot.initrd.systemd.enable "storeDiskVerity"
+        "needs boot.initrd.systemd.enable = true";
 in
 {
   config = lib.mkIf cfg.guest.enable {

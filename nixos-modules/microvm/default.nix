@@ -11,6 +11,7 @@
     ./optimize.nix
     ./register-closure.nix
     ./runner.nix
+    ./sealed-store.nix
     ./store-disk.nix
     ./vsock-ssh.nix
   ];

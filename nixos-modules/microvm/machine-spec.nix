@@ -125,6 +125,7 @@ in
         // {
           serial = if hasSerial then "nix-store" else null;
         }
+        // lib.optionalAttrs cfg.storeDiskVerity { verity = true; }
       else
         null;
     shares = map share cfg.shares;

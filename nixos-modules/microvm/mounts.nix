@@ -63,14 +63,7 @@ let
 
   storeDisk = lib.optionalAttrs cfg.storeOnDisk {
     ${lowerStore} = {
-      # The serial number is unique. If disks have no serial numbers, the store's disk is always the first.
-      device =
-        if cfg.storeDiskTransport == "pmem" then
-          "/dev/pmem0"
-        else if hasSerials || cfg.storeDiskBuild == "live" then
-          "/dev/disk/by-id/virtio-nix-store"
-        else
-          "/dev/vda";
+      device = if cfg.storeDiskVerity then "/dev/mapper/nix-store" else cfg.storeDiskDevice;
       fsType = cfg.storeDiskType;
       options = [
         "ro"
@@ -141,6 +134,15 @@ let
 in
 {
   config = lib.mkIf cfg.guest.enable {
+    # The serial number is unique. If disks have no serial numbers, the store's disk is always the first.
+    microvm.storeDiskDevice =
+      if cfg.storeDiskTransport == "pmem" then
+        "/dev/pmem0"
+      else if hasSerials || cfg.storeDiskBuild == "live" then
+        "/dev/disk/by-id/virtio-nix-store"
+      else
+        "/dev/vda";
+
     fileSystems = lib.mkMerge (
       [
         root

@@ -46,13 +46,20 @@ let
         "erofs"
       ]
       ++ lib.optional (cfg.storeDiskTransport == "pmem") "--dax";
+  sealFlags = lib.optional cfg.storeDiskVerity "--verity";
+  # The root hash is in a file beside the image, so both are in a directory.
+  imageName = "store.${cfg.storeDiskType}";
 
   byMicrovmImage =
-    fromClosure "microvm-store-disk-${hostName}.${cfg.storeDiskType}"
+    fromClosure
+      "microvm-store-disk-${hostName}${lib.optionalString (!cfg.storeDiskVerity) ".${cfg.storeDiskType}"}"
       (image // { nativeBuildInputs = [ cfg.imageBuilder.package ]; })
       ''
+        ${lib.optionalString cfg.storeDiskVerity ''mkdir "$out"; out+=/${imageName}''}
         # The cache service is available if the host's Nix gives builds access to it. The image is the same without it.
-        microvm-image build --no-cache --cache-socket /run/microvm-image/cache.sock --jobs "''${NIX_BUILD_CORES:-1}" ${lib.escapeShellArgs formatFlags} \
+        microvm-image build --no-cache --cache-socket /run/microvm-image/cache.sock --jobs "''${NIX_BUILD_CORES:-1}" ${
+          lib.escapeShellArgs (formatFlags ++ sealFlags)
+        } \
           --graph "$graph" --output "$out"
       '';
 
@@ -98,13 +105,20 @@ in
 {
   config.microvm = {
     storeDisk = lib.mkDefault (
-      if cfg.storeDiskType == "erofs" && cfg.storeDiskErofsFlags != [ ] then byMkfs else byMicrovmImage
+      if cfg.storeDiskType == "erofs" && cfg.storeDiskErofsFlags != [ ] then
+        byMkfs
+      else if cfg.storeDiskVerity then
+        "${byMicrovmImage}/${imageName}"
+      else
+        byMicrovmImage
     );
     storeDiskPlan =
       fromClosure "microvm-store-plan-${hostName}.json"
         { nativeBuildInputs = [ cfg.imageBuilder.package ]; }
         ''
-          microvm-image plan ${lib.escapeShellArgs formatFlags} --graph "$graph" --output "$out"
+          microvm-image plan ${
+            lib.escapeShellArgs (formatFlags ++ sealFlags)
+          } --graph "$graph" --output "$out"
         '';
   };
 }

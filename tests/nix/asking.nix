@@ -122,6 +122,10 @@ in
     option = "storeDiskTransport";
     settings.storeDiskTransport = "pmem";
   };
+  SealedStoreDisk = {
+    option = "storeDiskVerity";
+    settings.storeDiskVerity = true;
+  };
   VolumeSerial = volume "serial" "a";
   VolumeVhd = volume "imageType" "vhd";
   VolumeVhdx = volume "imageType" "vhdx";

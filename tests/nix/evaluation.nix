@@ -140,6 +140,31 @@ let
           modules = builtins.elem "virtio_pmem" mapped.config.boot.initrd.kernelModules;
         };
     };
+    "a sealed disk is opened in stage 1 before it is mounted, and its image is beside its root hash" = {
+      expected = {
+        verity = true;
+        image = "store.squashfs";
+        device = "/dev/mapper/nix-store";
+        bindsTo = [ "dev-vda.device" ];
+        requiredBy = [ "sysroot-nix-store.mount" ];
+        hasSystemd = true;
+      };
+      found =
+        let
+          sealed = guest {
+            storeDiskVerity = true;
+            hypervisor = "kvmtool";
+          };
+          inherit (sealed.config.boot.initrd) systemd;
+        in
+        {
+          inherit ((specOf sealed).storeDisk) verity;
+          image = baseNameOf (specOf sealed).storeDisk.image;
+          inherit (sealed.config.fileSystems."/nix/store") device;
+          inherit (systemd.services.microvm-sealed-store) bindsTo requiredBy;
+          hasSystemd = systemd.enable;
+        };
+    };
     "the machine spec has the uncompressed kernel only for hypervisors that load it" = {
       expected = {
         qemu = true;

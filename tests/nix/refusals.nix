@@ -238,6 +238,56 @@ in
       "storeDiskTransport: \"pmem\" maps an image that Nix builds; set microvm.storeDiskBuild = \"derivation\""
     ]
   )
+  (on "qemu"
+    {
+      storeDiskVerity = true;
+      storeDiskBuild = "live";
+    }
+    [
+      "storeDiskVerity: checks an image, and storeDiskBuild = \"live\" has none; choose one of both"
+    ]
+  )
+  (on "qemu"
+    {
+      storeDiskVerity = true;
+      storeDiskTransport = "pmem";
+    }
+    [
+      "storeDiskVerity: checks blocks that the guest reads from a disk, but storeDiskTransport = \"pmem\" maps them into its memory; choose one of both"
+    ]
+  )
+  (on "qemu"
+    {
+      storeDiskVerity = true;
+      storeDiskType = "erofs";
+      storeDiskErofsFlags = [ "-zlz4hc" ];
+    }
+    [
+      "storeDiskVerity: needs microvm-image, but mkfs.erofs builds the image; set storeDiskErofsFlags = [ ]"
+    ]
+  )
+  (on "qemu"
+    {
+      storeDiskVerity = true;
+      shares = [
+        {
+          tag = "store";
+          source = "/nix/store";
+          mountPoint = "/nix/store";
+        }
+      ];
+    }
+    [
+      "storeDiskVerity: checks the store disk, but the guest has a share of `/nix/store` instead; set storeOnDisk = true, or storeDiskVerity = false"
+    ]
+  )
+  {
+    module = {
+      microvm.storeDiskVerity = true;
+      boot.initrd.systemd.enable = false;
+    };
+    expected = [ "storeDiskVerity: needs boot.initrd.systemd.enable = true" ];
+  }
   (on "qemu" { balloonMem = 512; } [
     "balloonMem: is not supported; set microvm.balloon = true, and microvm.initialBalloonMem to the size of the balloon at the start"
   ])

@@ -58,6 +58,7 @@ pub(super) const DESCRIPTION: Description = Description {
 fn support(feature: Feature) -> Support {
     match feature {
         Feature::StoreDisk
+        | Feature::SealedStoreDisk
         | Feature::LiveStoreDisk
         | Feature::PmemStoreDisk
         | Feature::VolumeSerial

@@ -67,6 +67,7 @@ fn support(feature: Feature) -> Support {
     const NO_SHARES: &str = "does not support shares";
     match feature {
         Feature::StoreDisk
+        | Feature::SealedStoreDisk
         | Feature::InterfaceTap
         | Feature::Vsock
         | Feature::GuestNotification

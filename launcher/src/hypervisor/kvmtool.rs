@@ -69,6 +69,7 @@ pub(super) const DESCRIPTION: Description = Description {
 fn support(feature: Feature) -> Support {
     match feature {
         Feature::StoreDisk
+        | Feature::SealedStoreDisk
         | Feature::VolumeDirect
         | Feature::NineP
         | Feature::InterfaceTap

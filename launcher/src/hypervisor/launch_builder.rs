@@ -8,7 +8,7 @@ use crate::launch::{
     Access, BalloonDevice, ComposedInitrd, Console, ControlSocket, DeviceNode, FIRST_PASSED_DESCRIPTOR, FileToWrite,
     ForcedStop, GracefulStep, GuessedFormat, GuestDisk, GuestNotification, KvmUse, LAUNCH_VERSION, Launch, MacvtapNeed,
     Needs, NotificationSocket, PassedDevice, Presence, Reader, Shutdown, TapNeed, VolumeCreation, VolumeNeed, VsockEnd,
-    VsockHostEnd,
+    VsockHostEnd, seal_of,
 };
 use crate::path::HostPath;
 use crate::refusal::Refusal;
@@ -19,6 +19,13 @@ use std::collections::BTreeMap;
 /// The directory of the credentials in the initrd. The guest's stage 1 copies its content to where systemd expects it.
 /// An archive cannot place files below /run directly, because systemd mounts a tmpfs over it.
 const CREDENTIALS_DIRECTORY: &str = "microvm-credentials";
+
+/// The kernel parameter that nixos-modules/microvm/open-sealed-store.sh reads.
+const SEAL_PARAMETER: &str = "microvm.store_verity";
+/// Its value before the image has been inspected.
+const UNKNOWN_SEAL: &str = "ROOT_HASH:HASH_OFFSET_BYTES";
+/// The length of its longest value: 64 digits, a colon and 20 digits.
+const LONGEST_SEAL_BYTES: usize = 85;
 
 /// The path of a Unix socket, with its final NUL, has at most 108 bytes: `sun_path` in unix(7).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -85,6 +92,7 @@ impl<'spec> LaunchBuilder<'spec> {
         };
         builder.needs.pre_start = spec.pre_start.clone();
         builder.needs.store_disk = spec.store_disk.clone();
+        builder.needs.sealed_image = spec.sealed_image.clone();
         builder.needs.extra_args_script = spec.extra_args_script.clone();
         builder.add_disk_needs();
         builder.add_share_needs();
@@ -123,6 +131,9 @@ impl<'spec> LaunchBuilder<'spec> {
                     self.need_file_for_launcher("storeDisk.plan", &disk.image, Access::Read);
                 } else if spec.store_disk.is_none() {
                     self.need_file("storeDisk.image", &disk.image, Access::Read);
+                    if spec.sealed_image.is_some() {
+                        self.need_file_for_launcher("storeDisk.verity", &seal_of(&disk.image), Access::Read);
+                    }
                 }
                 continue;
             }
@@ -345,6 +356,7 @@ impl<'spec> LaunchBuilder<'spec> {
         for parameter in &self.spec.kernel.parameters {
             line.push(parameter.as_str());
         }
+        let added_bytes = added_bytes + self.add_seal(&mut line);
         line.finish(added_bytes).unwrap_or_else(|too_long| {
             let reason = format!(
                 "would boot with {} bytes of kernel parameters, but the kernel supports at most {}",
@@ -354,6 +366,24 @@ impl<'spec> LaunchBuilder<'spec> {
             self.refuse("kernelParams", reason);
             String::new()
         })
+    }
+
+    /// Adds the parameter with which the guest checks a sealed store disk. Before the image has been inspected, it names
+    /// what it will contain. Returns by how many bytes it can become longer then.
+    fn add_seal(&self, line: &mut KernelCommandLine) -> usize {
+        if self.spec.sealed_image.is_none() {
+            return 0;
+        }
+        match &self.facts.store_seal {
+            Some(seal) => {
+                line.push(format!("{SEAL_PARAMETER}={}:{}", seal.root_hash, seal.hash_offset_bytes));
+                0
+            }
+            None => {
+                line.push(format!("{SEAL_PARAMETER}={UNKNOWN_SEAL}"));
+                LONGEST_SEAL_BYTES - UNKNOWN_SEAL.len()
+            }
+        }
     }
 
     /// Returns the kernel parameter for the machine id, for hypervisors without SMBIOS.

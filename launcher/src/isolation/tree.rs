@@ -2,7 +2,7 @@
 //! names.
 
 use super::IsolationError;
-use crate::launch::{Access, Launch, Needs, VolumeNeed};
+use crate::launch::{Access, Launch, Needs, VolumeNeed, seal_of};
 use crate::path::HostPath;
 use crate::spec::DeviceBus;
 use std::path::{Path, PathBuf};
@@ -155,6 +155,11 @@ impl Tree {
             (launch.needs.store_disk.as_ref().map(|need| &need.image), &wanted.store_disk)
         {
             tree.entries.push(Entry::Renamed { from: from.clone(), to: absolute(image, state), writable: false });
+            if launch.needs.sealed_image.is_some() {
+                let from = seal_of(&HostPath::new(from.to_string_lossy())).as_path().to_owned();
+                let to = absolute(&seal_of(image), state);
+                tree.entries.push(Entry::Renamed { from, to, writable: false });
+            }
         }
         tree.check_sockets(&launch.needs, state)?;
         Ok(tree)

@@ -21,6 +21,9 @@ pub struct Needs {
     pub directories: Vec<HostPath>,
     /// The store disk, if its image must be built from a plan.
     pub store_disk: Option<StoreDiskNeed>,
+    /// The store disk's image, if it is sealed. Its root hash is read at the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_image: Option<HostPath>,
     /// The volumes, in order.
     pub volumes: Vec<VolumeNeed>,
     /// Disks whose format the hypervisor detects from their content, which must match the spec.
@@ -46,6 +49,11 @@ pub struct Needs {
     pub hugetlbfs: Option<HostPath>,
     /// The memory in MiB that consists of huge pages of the host.
     pub huge_pages_mib: u64,
+}
+
+/// Returns the path `IMAGE.verity.json` of the document that `microvm-image build --verity` writes.
+pub fn seal_of(image: &HostPath) -> HostPath {
+    HostPath::new(format!("{image}.verity.json"))
 }
 
 impl Needs {

@@ -1,6 +1,7 @@
 //! Creates everything that the hypervisor needs before it starts. Dropping [`Prepared`] ends and removes it again.
 
 use super::{Lowered, RunError};
+use crate::facts::HostFacts;
 use crate::host::{Moment, missing};
 use crate::hypervisor::lower_with_script_output;
 use crate::initrd;
@@ -15,6 +16,7 @@ use crate::side_processes::{SideProcesses, program_of};
 use crate::sockets::remove_stale;
 use crate::state::{RuntimeDirectory, StartLock};
 use crate::store_disk;
+use crate::store_seal;
 use crate::volumes::{self, Locking, VolumeLock, VolumeState};
 use nix::fcntl::{FcntlArg, fcntl};
 use program::child::hand_on;
@@ -87,6 +89,10 @@ impl Prepared {
         }
         let locks = step.lock_volumes(&lock.runtime())?;
         step.make_disks(message)?;
+        let sealed = step.read_seal(lowered)?;
+        let lowered = &sealed.as_ref().map_or(*lowered, |(facts, launch)| Lowered { facts, launch, ..*lowered });
+        let launch = lowered.launch;
+        let step = Step { launch, ..step };
         step.check_formats()?;
         for socket in launch.needs.sockets_to_clear() {
             remove_stale(step.absolute(socket).as_path())?;
@@ -206,6 +212,16 @@ impl Step<'_> {
             }
             self.make_volumes(message)
         })
+    }
+
+    /// Reads the root hash of a sealed store disk. Returns the facts with it, and the launch with the kernel parameter.
+    fn read_seal(&self, lowered: &Lowered<'_>) -> Result<Option<(HostFacts, Launch)>, RunError> {
+        let Some(image) = &self.launch.needs.sealed_image else { return Ok(None) };
+        let mut facts = lowered.facts.clone();
+        facts.store_seal = Some(store_seal::read(image, &self.launch.working_directory)?);
+        let launch = lower_with_script_output(lowered.spec, &facts, self.launch.hypervisor, &[])
+            .map_err(RunError::SealRefused)?;
+        Ok(Some((facts, launch)))
     }
 
     fn make_volumes(&self, message: &mut dyn FnMut(&str)) -> Result<(), RunError> {

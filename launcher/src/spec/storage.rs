@@ -34,6 +34,10 @@ pub struct StoreDisk {
     /// How the guest reads the disk.
     #[serde(default)]
     pub transport: StoreTransport,
+    /// Whether the image is sealed with dm-verity. The launcher reads the root hash from `IMAGE.verity.json` at the start and
+    /// passes it to the guest as the kernel parameter `microvm.store_verity=ROOT_HASH:HASH_OFFSET_BYTES`.
+    #[serde(default)]
+    pub verity: bool,
 }
 
 /// How the guest reads the store disk.

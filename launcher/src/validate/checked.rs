@@ -31,6 +31,8 @@ pub struct CheckedSpec {
     pub machine_id: Option<String>,
     /// How the store disk's image is built, if it is built from a plan.
     pub store_disk: Option<StoreDiskNeed>,
+    /// The store disk's image, if it is sealed.
+    pub sealed_image: Option<HostPath>,
     /// All disks in guest order: the store disk, then the volumes.
     pub disks: Vec<Disk>,
     /// The volumes, in the order of the spec.

@@ -87,6 +87,7 @@ fn check_store_disk(
         }
     }
     check_live(store_disk, findings);
+    check_verity(store_disk, findings);
     let builder = store_disk.builder.clone().unwrap_or_else(|| HostPath::from("microvm-image"));
     let backend = match store_disk.transport {
         _ if store_disk.live => DiskBackend::Live(LiveStore { builder: builder.clone(), socket: live_socket(spec) }),
@@ -156,6 +157,23 @@ fn check_live(store_disk: &StoreDisk, findings: &mut Findings) {
         if store_disk.direct {
             findings.problem("storeDisk.direct", "is of no use with the transport \"pmem\", which maps the page cache");
         }
+    }
+}
+
+/// What cannot be sealed: a disk without an image, and one that the guest maps, because dm-verity checks blocks when they
+/// are read from a device.
+fn check_verity(store_disk: &StoreDisk, findings: &mut Findings) {
+    if !store_disk.verity {
+        return;
+    }
+    if store_disk.live {
+        let reason = "checks an image, and storeDisk.live has none; choose one of both";
+        findings.problem("storeDisk.verity", reason);
+    }
+    if store_disk.transport == StoreTransport::Pmem {
+        let reason = "checks blocks that the guest reads from a disk, but the transport \"pmem\" maps them into its memory; \
+                      choose one of both";
+        findings.problem("storeDisk.verity", reason);
     }
 }
 

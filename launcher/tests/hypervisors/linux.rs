@@ -1,7 +1,7 @@
 //! A real Debian kernel and a real Nix closure on qemu without KVM, from the plan or image to a clean shutdown, as the
 //! README describes it.
 
-use crate::machine::{Running, TestMachine, missing, program_of, skipped};
+use crate::machine::{Running, TestMachine, find_on_path, missing, program_of, skipped};
 use launcher::spec::{Hypervisor, MachineSpec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -215,6 +215,117 @@ fn a_guest_maps_the_store_as_persistent_memory() {
     assert_said(&console, &format!("store_paths={}\r", closure.store_paths));
     assert_said(&console, "store_writable=no");
     assert!(before == fs::read(machine.path("store.erofs")).unwrap(), "the guest has changed the image");
+}
+
+/// Changes one bit of a file.
+fn flip_bit(path: &Path, position: usize) {
+    let mut content = fs::read(path).unwrap();
+    content[position] ^= 1;
+    fs::write(path, content).unwrap();
+}
+
+/// Adds to the machine's initrd what opens a sealed store disk: the script of the guest's module, and Debian's veritysetup
+/// with its libraries. systemd-veritysetup has the option `hash-offset` from version 254 on, and Debian 12 has 252, so its
+/// arguments are translated. `further` are the shell commands that follow.
+fn add_veritysetup(machine: &TestMachine, closure: &Closure, further: &str) -> Option<()> {
+    let Some(program) = find_on_path("veritysetup") else {
+        missing("veritysetup is not installed");
+        return None;
+    };
+    let root = machine.path("added");
+    fs::create_dir_all(root.join("sealed")).unwrap();
+    fs::create_dir_all(root.join("lib64")).unwrap();
+    let used = Command::new("ldd").arg(&program).output().unwrap();
+    let used = String::from_utf8(used.stdout).unwrap();
+    let libraries = used.split_whitespace().filter(|word| word.starts_with('/')).map(Path::new);
+    for file in libraries.chain([program.as_path()]) {
+        fs::copy(file, root.join("sealed").join(file.file_name().unwrap())).unwrap();
+    }
+    let interpreter = "/lib64/ld-linux-x86-64.so.2";
+    fs::copy(interpreter, root.join(&interpreter[1..])).unwrap();
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("nixos-modules/microvm");
+    fs::copy(modules.join("open-sealed-store.sh"), root.join("sealed/open.sh")).unwrap();
+    let systemd = "#!/bin/sh\n[ \"$1\" = attach ] || exit 1\n\
+                   LD_LIBRARY_PATH=/sealed exec /sealed/veritysetup open \"$3\" \"$2\" \"$4\" \"$5\" \"--$6\"\n";
+    testing::write_program(&root.join("sealed/systemd-veritysetup"), systemd);
+    let script = "#!/bin/sh\nmodprobe dm-verity\ndisk=/dev/vda veritysetup=/sealed/systemd-veritysetup\n\
+                  . /sealed/open.sh\n";
+    testing::write_program(&root.join("before-mounts"), &format!("{script}{further}"));
+    let archive = Command::new("sh")
+        .args(["-c", "cat \"$0\"; find . | cpio --quiet --create --format=newc"])
+        .arg(closure.directory.join("initrd"))
+        .current_dir(&root)
+        .output()
+        .unwrap();
+    assert!(archive.status.success(), "{}", String::from_utf8_lossy(&archive.stderr));
+    fs::write(machine.path("initrd"), archive.stdout).unwrap();
+    Some(())
+}
+
+#[test]
+fn a_guest_boots_from_a_sealed_disk_and_does_not_read_changed_bits() {
+    let volume = |name: &str| json!({"image": name, "autoCreate": false, "readOnly": true});
+    let spec = json!({
+        "storeDisk": {"image": "store.erofs", "verity": true},
+        "volumes": [volume("data.img"), volume("superblock.img"), volume("tree.img")],
+        "initrd": "initrd",
+    });
+    let parameters = ["systemd.mount-extra=/dev/mapper/nix-store:/nix/store:erofs:ro"];
+    let Some((machine, closure)) = linux_machine("sealed", &parameters, spec) else { return };
+    let build = ["build", "--quiet", "--no-cache", "--format", "erofs", "--verity", "--output", "store.erofs"];
+    of_closure(&machine, closure, &build);
+    let good = fs::read(machine.path("store.erofs")).unwrap();
+    let seal: Value = serde_json::from_slice(&fs::read(machine.path("store.erofs.verity.json")).unwrap()).unwrap();
+    let (root_hash, tree) = (seal["rootHash"].as_str().unwrap(), seal["hashOffsetBytes"].as_u64().unwrap() as usize);
+
+    let shell = shell_of(closure);
+    let content = fs::read(closure.store.join(&shell)).unwrap();
+    // The data of a large file begin at a block.
+    let data = good.chunks(4096).position(|block| block == &content[..4096]).unwrap() * 4096;
+    // The lowest level of the tree is the last; it begins with the hash of the block of the superblock.
+    let lowest = good.len() - (tree / 4096).div_ceil(128) * 4096;
+    let changed = [("data.img", data + 100), ("superblock.img", 1024 + 20), ("tree.img", lowest + 1)];
+    for (name, position) in changed {
+        fs::copy(machine.path("store.erofs"), machine.path(name)).unwrap();
+        flip_bit(&machine.path(name), position);
+    }
+    let check = format!(
+        "for disk in vdb vdc vdd; do\n\
+           /sealed/systemd-veritysetup attach $disk /dev/$disk /dev/$disk {root_hash} hash-offset={tree} || exit 1\n\
+           mkdir -p /mnt; result=refused\n\
+           if mount -t erofs -o ro /dev/mapper/$disk /mnt; then\n\
+             result=mounted; cat /mnt/{shell} >/dev/null || result=unreadable; umount /mnt\n\
+           fi\n\
+           echo guest: $disk=$result\n\
+         done\n"
+    );
+    let Some(()) = add_veritysetup(&machine, closure, &check) else { return };
+    let console = run_to_the_end(&machine);
+    assert_said(&console, "mount=/nix/store type=erofs device=/dev/mapper/nix-store ");
+    assert_said(&console, &format!("store_paths={}\r", closure.store_paths));
+    for result in ["vdb=unreadable", "vdc=refused", "vdd=refused"] {
+        assert_said(&console, result);
+    }
+
+    // The launcher itself checks the superblock of the tree, and the block with the root.
+    for position in [tree + 9, tree + 4096 + 9] {
+        flip_bit(&machine.path("store.erofs"), position);
+        let refused = machine.output(&["run", "machine.json"]);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(said.contains("storeDisk.verity: ") && said.contains(" does not belong to "), "{position}: {said}");
+        flip_bit(&machine.path("store.erofs"), position);
+    }
+    fs::remove_file(machine.path("store.erofs.verity.json")).unwrap();
+    let said = machine.output(&["run", "machine.json"]).stderr;
+    assert!(String::from_utf8_lossy(&said).contains("store.erofs.verity.json"));
+}
+
+/// The shell that the system's init names, relative to the store.
+fn shell_of(closure: &Closure) -> String {
+    let init = closure.store.join(closure.toplevel.trim_start_matches("/nix/store/")).join("init");
+    let init = fs::read_to_string(init).unwrap();
+    let program = init.lines().next().unwrap().trim_start_matches("#!").split_whitespace().next().unwrap();
+    program.trim_start_matches("/nix/store/").to_owned()
 }
 
 /// Polls for at most two minutes.

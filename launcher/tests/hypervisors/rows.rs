@@ -56,6 +56,7 @@ rows! {
     store_disk: StoreDisk,
     live_store_disk: LiveStoreDisk,
     pmem_store_disk: PmemStoreDisk,
+    sealed_store_disk: SealedStoreDisk,
     volume_serial: VolumeSerial,
     volume_direct: VolumeDirect,
     volume_qcow2: VolumeQcow2,
@@ -190,6 +191,12 @@ fn prepare(hypervisor: Hypervisor, feature: Feature, machine: &TestMachine) -> R
             build_store(machine);
             let disk = json!({"image": "store.erofs", "transport": "pmem"});
             json!({"storeDisk": disk, "kernelParams": [format!("hash={HASHED_BYTES}")]})
+        }
+        Feature::SealedStoreDisk => {
+            build_store(machine);
+            let build = ["build", "--quiet", "--no-cache", "--verity", "--paths-from", "paths", "--store-dir", "store"];
+            run_image_builder(machine, &[&build[..], &["-o", "store.img"]].concat());
+            json!({"storeDisk": {"image": "store.img", "verity": true}})
         }
         Feature::StoreDisk => {
             write_disk(&machine.path("store.img"), MARK, 4096);
@@ -328,9 +335,13 @@ fn build_store(machine: &TestMachine) {
         &["plan", "--paths-from", "paths", "--store-dir", "store", "--format", "erofs", "--dax", "-o", "plan.json"][..],
         &["build", "--quiet", "--no-cache", "--plan", "plan.json", "-o", "store.erofs"],
     ] {
-        let built = Command::new(image_builder()).args(words).current_dir(machine.path("")).output().unwrap();
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        run_image_builder(machine, words);
     }
+}
+
+fn run_image_builder(machine: &TestMachine, words: &[&str]) {
+    let built = Command::new(image_builder()).args(words).current_dir(machine.path("")).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 }
 
 fn compare(hypervisor: Hypervisor, feature: Feature, report: &ProbeReport, launch: &Launch) {
@@ -349,6 +360,14 @@ fn compare(hypervisor: Hypervisor, feature: Feature, report: &ProbeReport, launc
             let built = fs::read(launch.working_directory.as_path().join("store.erofs")).unwrap();
             let seen = ["size_bytes", "fnv1a64"].map(|field| report.named("pmem")[0].field(field));
             assert_eq!(seen, [&built.len().to_string(), &format!("{:016x}", fnv1a64(&built[..HASHED_BYTES]))]);
+        }
+        Feature::SealedStoreDisk => {
+            let seal = fs::read(launch.working_directory.as_path().join("store.img.verity.json")).unwrap();
+            let seal: Value = serde_json::from_slice(&seal).unwrap();
+            let parameter =
+                format!("microvm.store_verity={}:{}", seal["rootHash"].as_str().unwrap(), seal["hashOffsetBytes"]);
+            assert!(report.command_line.split(' ').any(|word| word == parameter), "{}", report.command_line);
+            assert_eq!(disks[0].field("access"), "ro");
         }
         Feature::VolumeSerial => assert_eq!(disks[0].field("serial"), "row-serial"),
         Feature::VolumeDirect | Feature::VolumeQcow2 | Feature::VolumeVhd | Feature::VolumeVhdx => {

@@ -23,6 +23,7 @@ in
         systemd = {
           inherit enable;
           services = anything;
+          inherit (nixos.options.boot.initrd.systemd) package storePaths;
           tpm2 = { inherit enable; };
         };
       };

@@ -81,7 +81,10 @@ in
           # As in NixOS 24.05; later it is `tpm2.enable`.
           enableTpm2 = bool true;
           services = set;
+          package = option types.package pkgs.bash;
+          storePaths = list types.raw;
         };
+        services.lvm.enable = bool false;
       };
     };
     system = {
