@@ -94,8 +94,13 @@ fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
     for (disk, guest_disk) in spec.disks.iter().zip(&launch.disks) {
         if disk.role == DiskRole::Store {
             has_store_disk = true;
-            let seal = if spec.sealed_image.is_some() { ", sealed: the guest checks each block that it reads" } else { "" };
-            lines.push(format!("{store}  store disk  {}{}{seal}", mount_device(guest_disk, None), store_way(disk)));
+            let device = mount_device(guest_disk, None);
+            // nixos-modules/microvm/sealed-store.nix
+            let device = match &spec.sealed_image {
+                Some(_) => format!("/dev/mapper/nix-store, {device} sealed: the guest checks each block that it reads"),
+                None => device,
+            };
+            lines.push(format!("{store}  store disk  {device}{}", store_way(disk)));
         } else if let Some(volume) = volumes.next()
             && let Some(mount_point) = &disk.mount_point
         {
