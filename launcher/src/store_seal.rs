@@ -25,7 +25,9 @@ const SIGNATURE: &[u8] = b"verity\0\0";
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     /// There is no document beside the image.
-    #[error("there is no {document}; build the image with `microvm-image build --verity`, or the plan with `microvm-image plan --verity`")]
+    #[error(
+        "there is no {document}; build the image with `microvm-image build --verity`, or the plan with `microvm-image plan --verity`"
+    )]
     NoDocument {
         /// The document.
         document: HostPath,
@@ -47,7 +49,9 @@ pub enum SealError {
         reason: String,
     },
     /// The document belongs to another image, or the hash tree was changed.
-    #[error("{document} does not belong to {image}: {reason}; build the image again with `microvm-image build --verity`")]
+    #[error(
+        "{document} does not belong to {image}: {reason}; build the image again with `microvm-image build --verity`"
+    )]
     OtherImage {
         /// The document.
         document: HostPath,
