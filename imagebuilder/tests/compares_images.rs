@@ -135,8 +135,8 @@ fn shared_content_counts_for_the_first_path() {
 #[test]
 fn fragment_blocks_count_for_each_path_in_proportion_to_its_bytes() {
     let names: Vec<String> = (0..20).map(|number| format!("small-{number}")).collect();
-    let members = names.iter().map(|name| (name.as_str(), Item::file(name.repeat(30))));
-    let store = Store::new(members.chain([("tree", mixed_tree(35))]));
+    let store_paths = names.iter().map(|name| (name.as_str(), Item::file(name.repeat(30))));
+    let store = Store::new(store_paths.chain([("tree", mixed_tree(35))]));
     for compression in [Compression::None, Compression::Zstd] {
         let sizes = sizes(&store, settings(compression, 131_072));
         assert_eq!(sizes.paths.len(), 21);

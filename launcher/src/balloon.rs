@@ -38,7 +38,7 @@ pub enum BalloonError {
 /// # Errors
 /// Returns [`BalloonError`].
 pub fn resize(launch: &Launch, size_mib: u64) -> Result<(), BalloonError> {
-    let (protocol, controller, mem_mib) = reach(launch)?;
+    let (protocol, controller, mem_mib) = find_balloon(launch)?;
     if size_mib > mem_mib {
         return Err(BalloonError::TooLarge { name: launch.name.clone(), size_mib, mem_mib });
     }
@@ -70,12 +70,12 @@ pub fn resize(launch: &Launch, size_mib: u64) -> Result<(), BalloonError> {
 /// # Errors
 /// Returns [`BalloonError`].
 pub fn change(launch: &Launch, change_mib: i32) -> Result<(), BalloonError> {
-    let (_, controller, _) = reach(launch)?;
+    let (_, controller, _) = find_balloon(launch)?;
     Ok(controller.kvmtool_balloon(change_mib)?)
 }
 
 /// Whether the balloon supports only changes.
-pub fn only_by_steps(launch: &Launch) -> bool {
+pub fn resizes_in_steps(launch: &Launch) -> bool {
     launch.control.as_ref().is_some_and(|socket| socket.protocol == ControlProtocol::Kvmtool)
 }
 
@@ -84,7 +84,7 @@ pub fn only_by_steps(launch: &Launch) -> bool {
 /// # Errors
 /// Returns [`BalloonError`].
 pub fn size_mib(launch: &Launch) -> Result<u64, BalloonError> {
-    let (protocol, controller, mem_mib) = reach(launch)?;
+    let (protocol, controller, mem_mib) = find_balloon(launch)?;
     let number = |answer: &Value, pointer: &str, hypervisor| {
         answer.pointer(pointer).and_then(Value::as_u64).ok_or(BalloonError::NotTold(hypervisor))
     };
@@ -106,7 +106,7 @@ pub fn size_mib(launch: &Launch) -> Result<u64, BalloonError> {
     }
 }
 
-fn reach(launch: &Launch) -> Result<(ControlProtocol, Controller, u64), BalloonError> {
+fn find_balloon(launch: &Launch) -> Result<(ControlProtocol, Controller, u64), BalloonError> {
     let balloon = launch.balloon.as_ref().ok_or_else(|| BalloonError::None(launch.name.clone()))?;
     let socket = launch.control.as_ref().ok_or_else(|| BalloonError::NoControl(launch.name.clone()))?;
     Ok((socket.protocol, Controller::new(socket, &launch.working_directory), balloon.mem_mib))

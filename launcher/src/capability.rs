@@ -20,14 +20,14 @@ pub enum Support {
 
 impl Support {
     /// Whether it is supported, possibly with a limitation.
-    pub fn is_there(self) -> bool {
+    pub fn is_supported(self) -> bool {
         !matches!(self, Self::No(_))
     }
 }
 
 /// How the launcher handles a feature that the hypervisor does not support.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lenience {
+pub enum Unsupported {
     /// The machine is refused.
     Refuse,
     /// The feature is ignored with a warning, because the guest works without it.
@@ -203,11 +203,11 @@ impl Feature {
     }
 
     /// Returns how the launcher handles the feature on a hypervisor that does not support it.
-    pub fn lenience(self) -> Lenience {
+    pub fn when_unsupported(self) -> Unsupported {
         match self {
             // The guest also finds its volumes by label or device name, and packets arrive, only slower.
-            Self::VolumeSerial | Self::VolumeDirect | Self::TapVhost | Self::NinePSecurityModel => Lenience::Warn,
-            _ => Lenience::Refuse,
+            Self::VolumeSerial | Self::VolumeDirect | Self::TapVhost | Self::NinePSecurityModel => Unsupported::Warn,
+            _ => Unsupported::Refuse,
         }
     }
 }
@@ -334,7 +334,7 @@ pub fn summary_table(support: impl Fn(Hypervisor, Feature) -> Support) -> String
                 |feature: &Feature| matches!(support(hypervisor, *feature), Support::Yes | Support::With(_));
             let cell = if features.iter().all(supported) {
                 "yes"
-            } else if features.iter().any(|feature| support(hypervisor, *feature).is_there()) {
+            } else if features.iter().any(|feature| support(hypervisor, *feature).is_supported()) {
                 "partly"
             } else {
                 "no"

@@ -69,13 +69,13 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    match carry_out(arguments.command) {
+    match run_command(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(&failure),
     }
 }
 
-fn carry_out(command: Command) -> Result<(), Failure> {
+fn run_command(command: Command) -> Result<(), Failure> {
     match command {
         Command::Check(arguments) => check::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
@@ -93,6 +93,6 @@ fn carry_out(command: Command) -> Result<(), Failure> {
         Command::Completions(arguments) => reference::completions(&arguments),
         Command::Man(arguments) => reference::man(&arguments),
         Command::CleanUpAfter(arguments) => clean_up::run(&arguments),
-        Command::Host(command) => imperative::carry_out(&command),
+        Command::Host(command) => imperative::run_command(&command),
     }
 }

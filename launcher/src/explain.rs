@@ -100,7 +100,7 @@ fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
                 Some(_) => format!("/dev/mapper/nix-store, {device} sealed: the guest checks each block that it reads"),
                 None => device,
             };
-            lines.push(format!("{store}  store disk  {device}{}", store_way(disk)));
+            lines.push(format!("{store}  store disk  {device}{}", describe_transport(disk)));
         } else if let Some(volume) = volumes.next()
             && let Some(mount_point) = &disk.mount_point
         {
@@ -128,7 +128,7 @@ fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
 }
 
 /// Returns how the store reaches the guest if it is not a disk image, and what that means.
-fn store_way(disk: &Disk) -> &'static str {
+fn describe_transport(disk: &Disk) -> &'static str {
     match disk.backend {
         DiskBackend::Image => "",
         DiskBackend::Live(_) => ", served from the host's store while the machine runs; there is no image",
@@ -237,8 +237,8 @@ fn purpose(access: Access) -> &'static str {
         Access::Read => "read",
         Access::ReadWrite => "read and write",
         Access::Execute => "run",
-        Access::Enter => "share read-only",
-        Access::EnterWrite => "share",
+        Access::ReadDirectory => "share read-only",
+        Access::WriteDirectory => "share",
     }
 }
 

@@ -14,7 +14,7 @@ pub struct HostFacts {
     /// Whether KVM can be used.
     pub kvm: Kvm,
     /// The most virtual CPUs of a machine with the host's KVM, if known.
-    pub kvm_most_vcpus: Option<u32>,
+    pub kvm_max_vcpus: Option<u32>,
     /// The hypervisor's working directory, to which relative paths refer; absolute.
     pub state_directory: HostPath,
     /// The versions of the installed hypervisors, if known.
@@ -56,7 +56,7 @@ impl HostFacts {
         Self {
             architecture: Architecture::X86_64,
             kvm: Kvm::Usable,
-            kvm_most_vcpus: None,
+            kvm_max_vcpus: None,
             state_directory,
             versions: BTreeMap::new(),
             kernel_forms: BTreeMap::new(),

@@ -2,11 +2,11 @@
 
 mod desktop;
 mod facts;
+mod image_features;
 mod kvm;
 mod landlock;
-mod limits;
 mod needs;
 mod qcow2;
 
 pub use facts::{FactsError, NoticedKernel, gather, kernel_form};
-pub use needs::{HostProblem, Moment, missing};
+pub use needs::{CheckTime, HostProblem, missing};

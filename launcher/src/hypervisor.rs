@@ -4,16 +4,16 @@
 mod cloud_hypervisor;
 mod crosvm;
 mod description;
-mod drawing;
 mod firecracker;
 mod kvmtool;
 mod launch_builder;
 mod qemu;
+mod renderer;
 mod side_process;
 
 pub use description::{CredentialTransport, Description, HypervisorProgram, ImageLimits, VsockTransport};
 
-use crate::capability::{Feature, Lenience, Support, uses};
+use crate::capability::{Feature, Support, Unsupported, uses};
 use crate::facts::HostFacts;
 use crate::launch::Launch;
 use crate::refusal::{Refusal, Refusals};
@@ -77,9 +77,9 @@ fn lower_on(spec: &CheckedSpec, facts: &HostFacts, hypervisor: Hypervisor) -> Re
     let mut builder = LaunchBuilder::new(spec, facts, hypervisor);
     for asked in uses(spec) {
         let Support::No(reason) = support(hypervisor, asked.feature) else { continue };
-        match asked.feature.lenience() {
-            Lenience::Refuse => builder.refuse(asked.option, reason),
-            Lenience::Warn => builder.warn(&asked.option, &format!("{hypervisor} {reason}; it is ignored")),
+        match asked.feature.when_unsupported() {
+            Unsupported::Refuse => builder.refuse(asked.option, reason),
+            Unsupported::Warn => builder.warn(&asked.option, &format!("{hypervisor} {reason}; it is ignored")),
         }
     }
     (description(hypervisor).lower)(builder)
@@ -100,7 +100,7 @@ fn with_alternatives(spec: &CheckedSpec, facts: &HostFacts, mut refusals: Vec<Re
         for refusal in &mut refusals {
             let refuses_too = others.iter().any(|other| other.subject() == refusal.subject());
             if hypervisor != refusal.hypervisor && !refuses_too {
-                refusal.able.push(hypervisor);
+                refusal.supported_by.push(hypervisor);
             }
         }
     }

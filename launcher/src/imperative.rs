@@ -28,7 +28,7 @@ pub use delete::{Removal, delete, removal};
 pub use error::ImperativeError;
 pub use flake::FlakeReference;
 pub use layout::{Layout, Machine};
-pub use list::{Evaluation, Freshness, ListedActivity, Row, list};
+pub use list::{Evaluation, ListedActivity, Row, UpdateState, list};
 pub use machined::{register, unregister};
 pub use name::MachineName;
 pub use pci::PciBus;

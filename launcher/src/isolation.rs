@@ -16,7 +16,7 @@ mod tree;
 pub use device_rules::allow_devices;
 pub use directory::{FIRST_USER_ID_VARIABLE, FLAKE, StateDirectory, TOPLEVEL, UserIds};
 pub use mounts::{make, make_volumes, remove};
-pub use tree::{Entry, PathOnHost, Tree, Wanted};
+pub use tree::{Entry, PathOnHost, Tree, TreeInputs};
 
 use std::io;
 use std::path::{Path, PathBuf};

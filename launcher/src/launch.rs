@@ -9,8 +9,8 @@ pub use control::{
     NotificationSocket, Shutdown, VsockEnd, VsockHostEnd,
 };
 pub use needs::{
-    Access, AfterEnd, BridgeNeed, ComposedInitrd, DeviceNode, GuessedFormat, KvmUse, MacvtapNeed, Needs, PassedDevice,
-    Presence, Reader, SideProcess, SideProcessKind, StoreDiskNeed, TapNeed, VolumeCreation, VolumeNeed, seal_of,
+    Access, AfterEnd, BridgeNeed, ComposedInitrd, DeviceNode, FileNeed, KvmUse, MacvtapNeed, Needs, PassedDevice,
+    ProbedFormat, Reader, SideProcess, SideProcessKind, StoreDiskNeed, TapNeed, VolumeCreation, VolumeNeed, seal_of,
 };
 
 use crate::path::HostPath;

@@ -10,14 +10,14 @@ use volume_maker::FileSystem;
 
 /// A program that is not installed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{program} is not installed: {place}; {remedy}")]
+#[error("{program} is not installed: {place}; {install_hint}")]
 pub struct NotInstalled {
     /// The program as it was requested.
     pub program: String,
     /// Where it was searched for.
     pub place: String,
     /// What to install.
-    pub remedy: String,
+    pub install_hint: String,
 }
 
 /// Packages by the file name of a program: the Debian package, if there is one, and the nixpkgs package. Those of the
@@ -27,7 +27,11 @@ const PACKAGES: &[(&str, Option<&str>, &str)] =
 
 /// Returns the error for a program that is not at `place`.
 pub fn not_installed(program: &str, place: &str) -> NotInstalled {
-    NotInstalled { program: program.to_owned(), place: place.to_owned(), remedy: remedy(Path::new(program)) }
+    NotInstalled {
+        program: program.to_owned(),
+        place: place.to_owned(),
+        install_hint: install_hint(Path::new(program)),
+    }
 }
 
 /// Finds a program: a name with a slash is a path, any other name is searched for in `$PATH`.
@@ -57,7 +61,7 @@ fn is_program(path: &Path) -> bool {
     path.is_file() && faccessat(AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS).is_ok()
 }
 
-fn remedy(program: &Path) -> String {
+fn install_hint(program: &Path) -> String {
     let name = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let of_hypervisors = Hypervisor::ALL.into_iter().flat_map(|hypervisor| description(hypervisor).programs);
     let of_hypervisors = of_hypervisors.map(|program| (program.name, program.debian_package, program.nix_package));
@@ -84,7 +88,7 @@ mod tests {
         );
         let error = find_program(&HostPath::from("mkfs.no-such-file-system")).unwrap_err();
         assert!(error.to_string().contains("$PATH"), "{error}");
-        assert!(remedy(Path::new("qemu-system-x86_64")).contains("Debian: qemu-system-x86"));
+        assert!(install_hint(Path::new("qemu-system-x86_64")).contains("Debian: qemu-system-x86"));
     }
 
     #[test]

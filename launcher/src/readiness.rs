@@ -79,7 +79,7 @@ impl ServiceManager {
     }
 
     /// Whether there is a service manager.
-    pub fn is_there(&self) -> bool {
+    pub fn is_present(&self) -> bool {
         self.socket.is_some()
     }
 
@@ -200,7 +200,7 @@ impl GuestListener {
 
     /// Returns the descriptors and events to poll for.
     pub fn interests(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
-        let listener = self.may_accept().then(|| self.listener.as_fd());
+        let listener = self.can_accept().then(|| self.listener.as_fd());
         let connections = self.connections.iter().map(|connection| connection.descriptor.as_fd());
         listener.into_iter().chain(connections).map(|descriptor| (descriptor, PollFlags::POLLIN)).collect()
     }
@@ -219,9 +219,9 @@ impl GuestListener {
         if self.period.0.elapsed() >= ACCEPT_PERIOD {
             self.period = (Instant::now(), 0);
         }
-        while self.may_accept() {
+        while self.can_accept() {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            let Ok(descriptor) = accept4(self.listener.as_raw_fd(), flags).map(own) else { break };
+            let Ok(descriptor) = accept4(self.listener.as_raw_fd(), flags).map(owned_descriptor) else { break };
             self.period.1 += 1;
             if self.is_of_guest(&descriptor) {
                 let end = Instant::now() + MAX_CONNECTION_TIME;
@@ -239,7 +239,7 @@ impl GuestListener {
         messages
     }
 
-    fn may_accept(&self) -> bool {
+    fn can_accept(&self) -> bool {
         self.connections.len() < MAX_CONNECTIONS && self.period.1 < MAX_ACCEPTED_PER_PERIOD
     }
 
@@ -271,7 +271,7 @@ fn new_socket(family: AddressFamily) -> io::Result<OwnedFd> {
 }
 
 #[expect(unsafe_code, reason = "nix returns the accepted socket as a number")]
-fn own(descriptor: i32) -> OwnedFd {
+fn owned_descriptor(descriptor: i32) -> OwnedFd {
     // SAFETY: accept4 has just returned the descriptor, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }

@@ -4,7 +4,7 @@ use crate::spec::Hypervisor;
 
 /// One reason why a hypervisor cannot run a machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{machine}: {option}: {hypervisor} {reason}{}", alternatives(.able))]
+#[error("{machine}: {option}: {hypervisor} {reason}{}", alternatives(.supported_by))]
 pub struct Refusal {
     /// The machine.
     pub machine: String,
@@ -15,7 +15,7 @@ pub struct Refusal {
     /// The reason, which continues a sentence that starts with the hypervisor's name.
     pub reason: String,
     /// The hypervisors that do not refuse the same subject, such as the share.
-    pub able: Vec<Hypervisor>,
+    pub supported_by: Vec<Hypervisor>,
 }
 
 impl Refusal {
@@ -52,8 +52,12 @@ impl Refusals {
     }
 }
 
-fn alternatives(able: &[Hypervisor]) -> String {
-    if able.is_empty() { "; no other hypervisor can".to_owned() } else { format!("; {} can", names(able)) }
+fn alternatives(supported_by: &[Hypervisor]) -> String {
+    if supported_by.is_empty() {
+        "; no other hypervisor supports it".to_owned()
+    } else {
+        format!("; supported by {}", names(supported_by))
+    }
 }
 
 /// Returns the names in a sentence: `qemu`, `qemu and crosvm`, `qemu, crosvm and kvmtool`.
@@ -79,11 +83,11 @@ mod tests {
             option: "shares[0].proto".to_owned(),
             hypervisor: Hypervisor::Firecracker,
             reason: "has no shares at all".to_owned(),
-            able: vec![Hypervisor::Qemu, Hypervisor::Crosvm, Hypervisor::Kvmtool],
+            supported_by: vec![Hypervisor::Qemu, Hypervisor::Crosvm, Hypervisor::Kvmtool],
         };
-        let expected = "web: shares[0].proto: firecracker has no shares at all; qemu, crosvm and kvmtool can";
+        let expected = "web: shares[0].proto: firecracker has no shares at all; supported by qemu, crosvm and kvmtool";
         assert_eq!(refusal.to_string(), expected);
         assert_eq!(refusal.subject(), "shares[0]");
-        assert!(Refusal { able: vec![], ..refusal }.to_string().ends_with("; no other hypervisor can"));
+        assert!(Refusal { supported_by: vec![], ..refusal }.to_string().ends_with("; no other hypervisor supports it"));
     }
 }

@@ -1,7 +1,7 @@
 //! Starting a machine: creates everything that it needs; then this process becomes the hypervisor or its supervisor.
 
+mod become_hypervisor;
 mod clean_up;
-mod hand_over;
 mod output;
 mod prepare;
 mod supervise;
@@ -104,7 +104,7 @@ pub enum RunError {
         reason: String,
     },
     /// The hypervisor does not accept the arguments that the program has printed.
-    #[error("{}", described(.script, .reasons).join("\n"))]
+    #[error("{}", describe(.script, .reasons).join("\n"))]
     ArgumentsRefused {
         /// The program.
         script: HostPath,
@@ -155,7 +155,7 @@ impl RunError {
     }
 }
 
-fn described(script: &HostPath, reasons: &[String]) -> Vec<String> {
+fn describe(script: &HostPath, reasons: &[String]) -> Vec<String> {
     reasons.iter().map(|reason| format!("extraArgsScript {script}: {reason}")).collect()
 }
 
@@ -227,11 +227,14 @@ pub fn run(
     let prepared = Prepared::make(lowered, &mut lock, interruption, message)?;
     let launch = &prepared.launch.clone();
     state.write_launch(launch)?;
-    let held = hold_directory(&launch.working_directory)?;
+    let held = lock_directory(&launch.working_directory)?;
     match supervision {
-        Supervision::Become => {
-            Err(hand_over::become_hypervisor(launch, prepared, &state, hand_over::Until { interruption, held }))
-        }
+        Supervision::Become => Err(become_hypervisor::become_hypervisor(
+            launch,
+            prepared,
+            &state,
+            become_hypervisor::ExecContext { interruption, held },
+        )),
         Supervision::Supervise { stop_timeout } => {
             let supervisor = supervise::Supervisor { launch, state: &state, stop_timeout, interruption };
             let ended = supervisor.run(prepared);
@@ -244,7 +247,7 @@ pub fn run(
 
 /// Locks a state directory while a machine runs in it, for programs that do not know which runtime directory records
 /// the machine. The lock ends with the process.
-fn hold_directory(directory: &HostPath) -> Result<Flock<File>, RunError> {
+fn lock_directory(directory: &HostPath) -> Result<Flock<File>, RunError> {
     let failed = |source| RunError::File { path: directory.clone(), source };
     let opened = File::open(directory.as_path()).map_err(failed)?;
     Flock::lock(opened, FlockArg::LockShared).map_err(|(_, errno)| failed(errno.into()))

@@ -203,7 +203,7 @@ impl Machine<'_> {
             let request = &steps[index % steps.len()];
             let pause = match controller.clone().with_timeout(timeout.min(left).max(POLL_INTERVAL)).ask_guest(request) {
                 Ok(()) => {
-                    self.nudge_console(request);
+                    self.write_xon(request);
                     (outcome, timeout) = (Guest::Asked, FIRST_TIMEOUT);
                     index += 1;
                     gap_after(steps, index - 1, left)
@@ -232,7 +232,7 @@ impl Machine<'_> {
 
     /// kvmtool delivers a magic key only when it next reads its terminal (hw/serial.c), so something must be typed.
     /// This types XON, which a guest's terminal ignores. Without a supervisor, only the user can type.
-    fn nudge_console(&self, step: &GracefulStep) {
+    fn write_xon(&self, step: &GracefulStep) {
         if let (GracefulStep::KvmtoolSysrq(_), Some(socket)) = (step, &self.target.console_socket) {
             // Without a console, the request is delivered at the next key press, or the hypervisor is ended after the
             // timeout.

@@ -20,7 +20,7 @@ use crate::programs::{NotInstalled, find_program};
 use crate::sockets::{SocketError, is_bound, is_served, remove_stale};
 use crate::state::ProcessIdentity;
 use crate::store_disk::named_in_environment;
-use program::child::{OnParentDeath, hand_on, prepare};
+use program::child::{OnParentDeath, pass_descriptors, prepare};
 use program::place::{Place, PrivateDirectory};
 use program::user::Identity;
 use serde::{Deserialize, Serialize};
@@ -168,11 +168,11 @@ impl SideProcesses {
                 if is_proven(process, working_directory, interruption)? {
                     continue;
                 }
-                return Err(SideProcessError::Foreign { name: described(process), socket });
+                return Err(SideProcessError::Foreign { name: describe(process), socket });
             }
             remove_stale(socket.as_path())?;
             let program = find_program(&program_of(process))
-                .map_err(|source| SideProcessError::NotInstalled { name: described(process), source })?;
+                .map_err(|source| SideProcessError::NotInstalled { name: describe(process), source })?;
             let mut entry = Entry {
                 process: process.clone(),
                 program,
@@ -230,7 +230,7 @@ impl SideProcesses {
             while !entry.serves() {
                 if let Some(status) = entry.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
                     return Err(SideProcessError::Ended {
-                        name: described(&entry.process),
+                        name: describe(&entry.process),
                         program: entry.program.clone(),
                         status,
                         socket: entry.socket.clone(),
@@ -238,7 +238,7 @@ impl SideProcesses {
                 }
                 if Instant::now() > end {
                     return Err(SideProcessError::TooSlow {
-                        name: described(&entry.process),
+                        name: describe(&entry.process),
                         program: entry.program.clone(),
                         socket: entry.socket.clone(),
                     });
@@ -304,7 +304,7 @@ fn is_proven(
 }
 
 fn command_place(socket: &Path) -> io::Result<Place> {
-    Place::itself(socket)?.beside(".command")
+    Place::itself(socket)?.sibling(".command")
 }
 
 impl Drop for SideProcesses {
@@ -323,12 +323,12 @@ impl Drop for SideProcesses {
 impl Entry {
     fn spawn(&mut self) -> Result<(), SideProcessError> {
         let failed =
-            |source| SideProcessError::Start { name: described(&self.process), program: self.program.clone(), source };
+            |source| SideProcessError::Start { name: describe(&self.process), program: self.program.clone(), source };
         let mut command = Command::new(&self.program);
         let (private, arguments) = self.private_socket().map_err(failed)?;
         command.args(arguments).current_dir(self.working_directory.as_path()).stdin(Stdio::null());
         if let Some(private) = &private {
-            hand_on(&mut command, vec![private.number()]);
+            pass_descriptors(&mut command, vec![private.number()]);
         }
         // Not inherited, because stdout is the guest's console.
         let stderr = std::os::fd::AsFd::as_fd(&io::stderr()).try_clone_to_owned().map_err(failed)?;
@@ -410,7 +410,7 @@ impl Entry {
                 command_place(self.socket.as_path())?.replace(&text, COMMAND_MODE, None)
             });
         written.map_err(|source| SideProcessError::Command {
-            name: described(&self.process),
+            name: describe(&self.process),
             path: self.socket.as_path().to_owned(),
             source,
         })
@@ -426,7 +426,7 @@ impl Entry {
                 events.push(format!(
                     "{} ended with {status}, and this hypervisor does not connect to another one: the guest cannot read \
                      its store any more; stop the machine and start it again",
-                    described(&self.process)
+                    describe(&self.process)
                 ));
             }
             return;
@@ -440,7 +440,7 @@ impl Entry {
         }
         events.push(format!(
             "{} ended with {status}; starting it again in {} ms",
-            described(&self.process),
+            describe(&self.process),
             self.delay.as_millis()
         ));
         self.start_later();
@@ -452,7 +452,7 @@ impl Entry {
     }
 }
 
-fn described(process: &SideProcess) -> String {
+fn describe(process: &SideProcess) -> String {
     match process.kind {
         SideProcessKind::Virtiofsd => format!("the virtiofs daemon of share `{}`", process.name),
         SideProcessKind::Passt => format!("the passt of interface `{}`", process.name),

@@ -46,7 +46,7 @@ pub struct MachineSpec {
     #[serde(default)]
     pub architecture: Option<Architecture>,
     /// Number of virtual CPUs.
-    #[serde(default = "one_vcpu")]
+    #[serde(default = "default_vcpus")]
     pub vcpu: u32,
     /// The CPU model to emulate; null means the host's. On x86, a named model still runs under KVM.
     #[serde(default)]
@@ -70,7 +70,7 @@ pub struct MachineSpec {
     #[serde(default, rename = "initialBalloonMem")]
     pub initial_balloon_mem_mib: u64,
     /// Whether the balloon shrinks when the guest runs out of memory.
-    #[serde(default = "yes", rename = "deflateOnOOM")]
+    #[serde(default = "default_true", rename = "deflateOnOOM")]
     pub deflate_on_oom: bool,
 
     /// The kernel image: a bzImage, or an uncompressed ELF for hypervisors that load one.
@@ -117,7 +117,7 @@ pub struct MachineSpec {
     #[serde(default)]
     pub devices: Vec<Device>,
     /// Whether to add a virtio entropy device.
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     pub rng: bool,
     /// The graphics device.
     #[serde(default)]
@@ -146,7 +146,7 @@ pub struct MachineSpec {
     #[serde(default)]
     pub extra_args_script: Option<HostPath>,
     /// Whether the process is shown as `microvm@NAME` in process lists.
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     pub pretty_procnames: bool,
 
     /// Settings for qemu only.
@@ -169,7 +169,7 @@ pub struct MachineSpec {
     pub virtiofsd: VirtiofsdSection,
 }
 
-fn one_vcpu() -> u32 {
+fn default_vcpus() -> u32 {
     1
 }
 
@@ -177,6 +177,6 @@ fn default_memory_mib() -> u64 {
     512
 }
 
-pub(crate) fn yes() -> bool {
+pub(crate) fn default_true() -> bool {
     true
 }

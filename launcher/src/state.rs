@@ -105,7 +105,7 @@ impl ProcessIdentity {
     }
 
     /// Returns this process.
-    pub fn own() -> io::Result<Self> {
+    pub fn current() -> io::Result<Self> {
         Self::of(Pid::this().as_raw())
     }
 
@@ -340,7 +340,7 @@ impl MachineState {
         let path = self.file("lock");
         let file = directory.place("lock").open_or_create(0o600).map_err(|error| failed(&path, error))?;
         let lock = self.wait_for_lock(file, working_directory)?;
-        let launcher = ProcessIdentity::own().map_err(|error| failed(&self.directory, error))?;
+        let launcher = ProcessIdentity::current().map_err(|error| failed(&self.directory, error))?;
         let interfaces = self.left_over_interfaces()?;
         let starting = StartingMachine { launcher, working_directory: working_directory.to_owned(), interfaces };
         self.write(STARTING, &starting)?;
@@ -539,7 +539,7 @@ mod tests {
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
         let lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
         assert!(matches!(machine.lock_for_start(Path::new("/var/lib/web")), Err(StateError::Starting(_))));
-        machine.write_running(&running(ProcessIdentity::own().unwrap())).unwrap();
+        machine.write_running(&running(ProcessIdentity::current().unwrap())).unwrap();
         drop(lock);
         assert!(matches!(machine.lock_for_start(Path::new("/var/lib/web")), Err(StateError::Running { .. })));
         machine.clear_running();
@@ -554,7 +554,7 @@ mod tests {
         let mut lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
         let made = MadeInterface { name: "vm-web".to_owned(), index: 7 };
         lock.record_interfaces(std::slice::from_ref(&made)).unwrap();
-        let own = ProcessIdentity::own().unwrap();
+        let own = ProcessIdentity::current().unwrap();
         let Activity::Starting(starting) = machine.activity().unwrap() else { panic!("it is not starting") };
         assert_eq!((starting.launcher, starting.interfaces.as_slice()), (own, [made.clone()].as_slice()));
         assert_eq!(machine.working_directory().unwrap().as_deref(), Some(Path::new("/var/lib/web")));
@@ -570,7 +570,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
         let lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
-        let own = ProcessIdentity::own().unwrap();
+        let own = ProcessIdentity::current().unwrap();
         let made = MadeInterface { name: "vm-web".to_owned(), index: 7 };
         let killed = StartingMachine {
             launcher: ProcessIdentity { start_ticks: own.start_ticks + 1, ..own },
@@ -588,7 +588,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
         let _lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
-        let own = ProcessIdentity::own().unwrap();
+        let own = ProcessIdentity::current().unwrap();
         machine.write_running(&running(ProcessIdentity { start_ticks: own.start_ticks + 1, ..own })).unwrap();
         assert_eq!(machine.running().unwrap(), None);
         machine.write_running(&running(own)).unwrap();
@@ -604,7 +604,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
         let _lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
-        let own = ProcessIdentity::own().unwrap();
+        let own = ProcessIdentity::current().unwrap();
         machine.write_running(&running(own)).unwrap();
         nix::unistd::chown(&machine.file("process.json"), Some(Uid::from_raw(65534)), None).unwrap();
         assert_eq!(machine.running().unwrap(), None);
@@ -620,7 +620,7 @@ mod tests {
         for name in ["process.json", "process.json.new"] {
             std::os::unix::fs::symlink(&victim, machine.file(name)).unwrap();
         }
-        machine.write_running(&running(ProcessIdentity::own().unwrap())).unwrap();
+        machine.write_running(&running(ProcessIdentity::current().unwrap())).unwrap();
         assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
         assert!(machine.running().unwrap().is_some());
     }

@@ -17,7 +17,7 @@ const BLOCK_BYTES: usize = 4096;
 /// Number of hashes in a block of the tree.
 const HASHES_PER_BLOCK: u64 = 128;
 /// The most bytes that are read of the document. It has about 400.
-const MOST_DOCUMENT_BYTES: u64 = 64 << 10;
+const MAX_DOCUMENT_BYTES: u64 = 64 << 10;
 /// The first bytes of the superblock.
 const SIGNATURE: &[u8] = b"verity\0\0";
 
@@ -102,7 +102,7 @@ fn read_document(path: &HostPath) -> Result<String, SealError> {
         _ => SealError::Read { path: path.clone(), source },
     })?;
     let mut text = String::new();
-    let read = opened.take(MOST_DOCUMENT_BYTES).read_to_string(&mut text);
+    let read = opened.take(MAX_DOCUMENT_BYTES).read_to_string(&mut text);
     read.map_err(|source| SealError::Read { path: path.clone(), source })?;
     Ok(text)
 }

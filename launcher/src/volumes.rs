@@ -5,7 +5,7 @@ mod lock;
 mod same_file;
 
 pub use format::check_format;
-pub use lock::{Locking, VolumeLock, lock_volumes};
+pub use lock::{LockRequest, VolumeLock, lock_volumes};
 pub use same_file::{SameFile, same_files};
 pub use volume_maker::{FoundFileSystem, file_system};
 
@@ -177,7 +177,7 @@ pub fn inspect(volume: &VolumeNeed) -> Result<(), VolumeError> {
 fn check_content(volume: &VolumeNeed, image: &File) -> Result<(), VolumeError> {
     let failed = |source| VolumeError::File { path: volume.image.clone(), source };
     if volume.image_type != ImageType::Raw {
-        let (found, image_type) = format::described(image).map_err(failed)?;
+        let (found, image_type) = format::describe(image).map_err(failed)?;
         if image_type == Some(volume.image_type) {
             return Ok(());
         }
@@ -191,7 +191,7 @@ fn check_content(volume: &VolumeNeed, image: &File) -> Result<(), VolumeError> {
     if is_anything_good || matches(found.as_ref(), volume) {
         return Ok(());
     }
-    Err(VolumeError::Other { path: volume.image.clone(), found: described(found.as_ref()), wanted: wanted(volume) })
+    Err(VolumeError::Other { path: volume.image.clone(), found: describe(found.as_ref()), wanted: wanted(volume) })
 }
 
 fn matches(found: Option<&FoundFileSystem>, volume: &VolumeNeed) -> bool {
@@ -205,7 +205,7 @@ fn matches(found: Option<&FoundFileSystem>, volume: &VolumeNeed) -> bool {
     }
 }
 
-fn described(found: Option<&FoundFileSystem>) -> String {
+fn describe(found: Option<&FoundFileSystem>) -> String {
     match found {
         None => "no known file system".to_owned(),
         // Images, partition tables and the like have no labels.

@@ -1,7 +1,7 @@
 //! The NixOS module refuses the same features as the launcher. It reads a copy of the capability table, which this test
 //! compares.
 
-use launcher::capability::{Feature, Lenience, Support};
+use launcher::capability::{Feature, Support, Unsupported};
 use launcher::hypervisor::support;
 use launcher::spec::Hypervisor;
 use serde_json::{Map, Value, json};
@@ -22,7 +22,7 @@ fn table() -> Value {
         let row = json!({
             "name": feature.row(),
             "option": feature.option(),
-            "refuse": feature.lenience() == Lenience::Refuse,
+            "refuse": feature.when_unsupported() == Unsupported::Refuse,
             "hypervisors": hypervisors,
         });
         features.insert(format!("{feature:?}"), row);

@@ -90,7 +90,7 @@ fn bad_input_exits_with_2_and_the_error_names_the_remedy() {
                 "interfaces": [{"type": "user", "id": "net", "mac": "02:00:00:00:00:01"}],
                 "forwardPorts": [{"from": "guest", "proto": "udp", "host": {"port": 1}, "guest": {"port": 2, "address": "10.0.2.10"}}],
             }),
-            "no other hypervisor can",
+            "no other hypervisor supports it",
         ),
     ] {
         let scratch = Scratch::machine(fields);
@@ -171,7 +171,7 @@ fn check_reports_conflicts_and_refusals_together_as_json() {
     assert_eq!((of("shares[0].proto"), of("interfaces[0].mac"), of("interfaces[0].id")), (2, 1, 1), "{document:#}");
     let refusal = problems.iter().find(|problem| problem["machine"] == "shares-9p").expect("a refusal");
     assert_eq!(refusal["hypervisor"], "firecracker");
-    assert_eq!(refusal["able"], json!(["qemu", "crosvm", "kvmtool"]));
+    assert_eq!(refusal["supportedBy"], json!(["qemu", "crosvm", "kvmtool"]));
     assert_eq!(document["machines"][0]["name"], "network-tap");
 }
 

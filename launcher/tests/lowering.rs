@@ -53,7 +53,7 @@ fn without_kvm_qemu_emulates_with_a_warning_and_the_others_refuse() {
     assert_eq!(runs_on(&machine(json!({})), &facts), [Hypervisor::Qemu]);
     assert_eq!(
         refusals(json!({}), &facts, Hypervisor::Crosvm),
-        ["web: hypervisor: crosvm needs KVM, but /dev/kvm is not there; qemu can"]
+        ["web: hypervisor: crosvm needs KVM, but /dev/kvm is not there; supported by qemu"]
     );
     let strict = json!({"qemu": {"accelerator": "kvm"}});
     assert!(refusals(strict, &facts, Hypervisor::Qemu)[0].contains("requires KVM, but /dev/kvm is not there"));
@@ -90,7 +90,7 @@ fn the_cpu_model_host_is_refused_when_emulating() {
     let without = HostFacts { kvm: Kvm::Unusable("/dev/kvm is not there".to_owned()), ..host() };
     let refused = refusals(json!({"cpu": "host"}), &without, Hypervisor::Qemu);
     let expected = "web: cpu: qemu has the CPU model `host` only with KVM, but /dev/kvm is not there; \
-                    set cpu to null or \"max\"; no other hypervisor can";
+                    set cpu to null or \"max\"; no other hypervisor supports it";
     assert_eq!(refused, [expected]);
     let asked = json!({"cpu": "host,-sgx", "qemu": {"accelerator": "tcg"}});
     assert!(refusals(asked, &host(), Hypervisor::Qemu)[0].contains("and this machine is emulated"));
@@ -108,7 +108,7 @@ fn more_cpus_than_a_hypervisor_supports_are_refused() {
         launch(json!({"vcpu": most}), &host(), hypervisor);
         let refused = refusals(json!({"vcpu": most + 1}), &host(), hypervisor);
         assert!(refused[0].contains(&format!("web: vcpu: {hypervisor} supports at most {most} CPUs")), "{refused:?}");
-        let facts = HostFacts { kvm_most_vcpus: Some(2), ..host() };
+        let facts = HostFacts { kvm_max_vcpus: Some(2), ..host() };
         let refused = refusals(json!({"vcpu": 3}), &facts, hypervisor);
         assert!(refused[0].contains("uses this host's KVM, which supports at most 2 CPUs"), "{refused:?}");
     }
@@ -263,14 +263,14 @@ fn a_machine_beyond_firecrackers_limits_is_refused() {
 #[test]
 fn a_kernel_form_that_a_hypervisor_cannot_boot_is_refused() {
     use Hypervisor::{CloudHypervisor, Crosvm, Firecracker, Kvmtool, Qemu};
-    for (form, able) in [
+    for (form, supported_by) in [
         (KernelForm::BzImage, vec![Qemu, CloudHypervisor, Firecracker, Crosvm, Kvmtool]),
         (KernelForm::ElfPvh, vec![Qemu, CloudHypervisor, Firecracker, Crosvm]),
         (KernelForm::Elf, vec![Firecracker, Crosvm]),
         (KernelForm::Unknown, vec![]),
     ] {
         let facts = HostFacts { kernel_forms: [(HostPath::from("/k/bzImage"), form)].into(), ..host() };
-        assert_eq!(runs_on(&machine(json!({})), &facts), able, "{form:?}");
+        assert_eq!(runs_on(&machine(json!({})), &facts), supported_by, "{form:?}");
     }
     let facts = HostFacts {
         kernel_forms: [(HostPath::from("/k/bzImage"), KernelForm::BzImage)].into(),
@@ -484,7 +484,7 @@ fn a_window_without_a_desktop_is_refused() {
     assert!(refused[0].contains("graphics.backend: qemu opens a window, but neither"), "{refused:?}");
     launch(graphics(json!({"backend": "headless"})), &bare, Hypervisor::Qemu);
     let x11 = refusals(graphics(json!({"gl": false})), &without_card(None, Some(":0")), Hypervisor::Crosvm);
-    assert!(x11[0].contains("a Wayland desktop only") && x11[0].ends_with("; qemu can"), "{x11:?}");
+    assert!(x11[0].contains("a Wayland desktop only") && x11[0].ends_with("; supported by qemu"), "{x11:?}");
     let comma = refusals(graphics(json!({"gl": false})), &without_card(Some("/a,name=b"), None), Hypervisor::Crosvm);
     assert!(comma[0].contains("a comma ends a path"), "{comma:?}");
 }
@@ -553,7 +553,10 @@ fn a_guest_of_another_architecture_is_emulated_or_refused() {
     assert!(!value(&qemu, "-append").contains("tsc_early_khz"));
     assert_eq!(value(&launch(fields(), &host(), Hypervisor::Qemu), "-cpu"), "cortex-a57");
     let refused = refusals(json!({"architecture": "aarch64"}), &host(), Hypervisor::Kvmtool);
-    assert_eq!(refused, ["web: architecture: kvmtool cannot run a guest for aarch64 on a host with x86_64; qemu can"]);
+    assert_eq!(
+        refused,
+        ["web: architecture: kvmtool cannot run a guest for aarch64 on a host with x86_64; supported by qemu"]
+    );
     let strict = json!({"architecture": "aarch64", "qemu": {"accelerator": "kvm"}});
     assert!(refusals(strict, &host(), Hypervisor::Qemu)[0].contains("can only be emulated"));
 }
@@ -617,7 +620,7 @@ fn the_capability_tables_match_lowering() {
         }
         for hypervisor in Hypervisor::ALL {
             let (says, plain) =
-                (support(hypervisor, feature).is_there(), lower(&machine(json!({})), &host(), hypervisor));
+                (support(hypervisor, feature).is_supported(), lower(&machine(json!({})), &host(), hypervisor));
             let lowered = lower(&machine(fields.clone()), &host(), hypervisor);
             let ignored = matches!(&lowered, Ok(launch) if launch.warnings.iter().any(|warning| warning.contains("it is ignored")));
             let runs = lowered.is_ok() && !ignored;
@@ -651,7 +654,7 @@ fn the_launch_lists_everything_that_must_exist() {
         present,
         [
             ("/s/plan.json", Access::Read),
-            ("/srv", Access::EnterWrite),
+            ("/srv", Access::WriteDirectory),
             ("/k/vmlinux", Access::Read),
             ("/k/initrd", Access::Read),
         ]

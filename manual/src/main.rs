@@ -55,7 +55,7 @@ enum Mode {
 }
 
 fn main() -> ExitCode {
-    let result = carry_out(Arguments::parse().check);
+    let result = run_check(Arguments::parse().check);
     let code = match &result {
         Ok(problems) if problems.is_empty() => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
@@ -71,7 +71,7 @@ fn message(line: &str) {
     drop(writeln!(std::io::stderr(), "{line}"));
 }
 
-fn carry_out(check: Check) -> Result<Vec<Problem>, Error> {
+fn run_check(check: Check) -> Result<Vec<Problem>, Error> {
     let root = pages::root();
     let pages = pages::all(&root)?;
     match check {

@@ -24,7 +24,7 @@ pub struct WriteError {
 /// # Errors
 /// The directory is missing, full, or may not be written to.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), WriteError> {
-    let temporary = beside(path);
+    let temporary = temporary_sibling(path);
     let written = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -54,7 +54,7 @@ pub fn sync_directory_of(path: &Path) -> io::Result<()> {
 
 /// Returns a unique hidden name in the same directory. It is random because a killed process with the same id may have
 /// left a file.
-pub fn beside(path: &Path) -> PathBuf {
+pub fn temporary_sibling(path: &Path) -> PathBuf {
     // The keys of a hasher are the only random numbers that the standard library offers.
     let chance = RandomState::new().build_hasher().finish();
     let name = path.file_name().unwrap_or_default().as_bytes();

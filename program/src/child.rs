@@ -22,9 +22,9 @@ pub enum OnParentDeath {
 /// properties. Removes `NOTIFY_SOCKET`, because only this program notifies the service manager.
 pub fn prepare(command: &mut Command, on_parent_death: OnParentDeath, identity: Option<Identity>) {
     command.env_remove("NOTIFY_SOCKET");
-    let settle = move || -> io::Result<()> {
+    let set_up = move || -> io::Result<()> {
         if let Some(identity) = &identity {
-            identity.assume()?;
+            identity.become_user()?;
         }
         // After changing the user, which clears it: prctl(2), PR_SET_PDEATHSIG.
         if on_parent_death == OnParentDeath::Terminate {
@@ -33,29 +33,29 @@ pub fn prepare(command: &mut Command, on_parent_death: OnParentDeath, identity: 
         SigSet::empty().thread_set_mask()?;
         Ok(())
     };
-    before_exec(command, settle);
+    before_exec(command, set_up);
 }
 
 /// Makes a command run as that user, with the user's home directory.
 pub fn become_user(command: &mut Command, identity: &Identity) {
     let identity = identity.clone();
     command.env("HOME", identity.home()).env_remove("XDG_CACHE_HOME").env_remove("XDG_RUNTIME_DIR");
-    before_exec(command, move || identity.assume());
+    before_exec(command, move || identity.become_user());
 }
 
 /// Makes a command inherit descriptors under their current numbers, whether it is spawned or replaces this process. All
 /// other programs that this one runs inherit none.
-pub fn hand_on(command: &mut Command, descriptors: Vec<RawFd>) {
+pub fn pass_descriptors(command: &mut Command, descriptors: Vec<RawFd>) {
     before_exec(command, move || {
         for descriptor in &descriptors {
-            keep_open(*descriptor)?;
+            clear_close_on_exec(*descriptor)?;
         }
         Ok(())
     });
 }
 
 #[expect(unsafe_code, reason = "std has no safe way to borrow a descriptor by its number")]
-fn keep_open(descriptor: RawFd) -> io::Result<()> {
+fn clear_close_on_exec(descriptor: RawFd) -> io::Result<()> {
     // SAFETY: it is borrowed for one system call; a number that is not open is an error of that call.
     let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
     fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -63,11 +63,11 @@ fn keep_open(descriptor: RawFd) -> io::Result<()> {
 }
 
 #[expect(unsafe_code, reason = "std has no safe way to set a child's signal mask, death signal or groups")]
-fn before_exec(command: &mut Command, settle: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
-    // SAFETY: only async-signal-safe functions may be called between fork and exec. `settle` makes the system calls setgroups,
+fn before_exec(command: &mut Command, set_up: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
+    // SAFETY: only async-signal-safe functions may be called between fork and exec. `set_up` makes the system calls setgroups,
     // setgid, setuid, prctl, fcntl and sigprocmask with values that were prepared before, and allocates nothing.
     unsafe {
-        command.pre_exec(settle);
+        command.pre_exec(set_up);
     }
 }
 

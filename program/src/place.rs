@@ -184,7 +184,7 @@ impl Place {
             let directory = walk(parent, &mut link_owners, missing)?;
             match directory.entry(name)? {
                 Some(stat) if is_link(&stat) => {
-                    note_owner(&mut link_owners, &stat);
+                    record_owner(&mut link_owners, &stat);
                     let target = readlinkat(&directory.descriptor, name)?;
                     path = directory.path.join(target);
                 }
@@ -220,7 +220,7 @@ impl Place {
     ///
     /// # Errors
     /// Fails if the process has no free descriptor.
-    pub fn beside(&self, suffix: &str) -> io::Result<Self> {
+    pub fn sibling(&self, suffix: &str) -> io::Result<Self> {
         let mut name = self.name.clone();
         name.push(suffix);
         Ok(Self { directory: self.directory.try_clone()?, name, link_owners: self.link_owners.clone() })
@@ -541,7 +541,7 @@ fn walk(path: &Path, link_owners: &mut Vec<Uid>, missing: &mut MakeMissing<'_>) 
             if links > MAX_LINKS {
                 return Err(Errno::ELOOP.into());
             }
-            note_owner(link_owners, &stat);
+            record_owner(link_owners, &stat);
             let target = PathBuf::from(readlinkat(&directory.descriptor, name.as_os_str())?);
             if target.is_absolute() {
                 directory = start(&target)?;
@@ -631,7 +631,7 @@ fn require_file(stat: &FileStat) -> io::Result<()> {
 
 /// Records the owner of a symbolic link. Only root needs this: another user can reach nothing through a link that the
 /// user could not reach directly.
-fn note_owner(link_owners: &mut Vec<Uid>, link: &FileStat) {
+fn record_owner(link_owners: &mut Vec<Uid>, link: &FileStat) {
     let owner = Uid::from_raw(link.st_uid);
     if geteuid().is_root() && !owner.is_root() {
         link_owners.push(owner);

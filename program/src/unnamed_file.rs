@@ -1,6 +1,6 @@
 //! Files that have no name until they are complete, so that a program that is killed leaves nothing behind.
 
-use crate::atomic_file::beside;
+use crate::atomic_file::temporary_sibling;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::linkat;
 use std::fs::{self, File, OpenOptions};
@@ -31,7 +31,7 @@ impl UnnamedFile {
         match options.clone().custom_flags(nix::libc::O_TMPFILE).open(directory) {
             Ok(file) => Ok(Self { file, temporary: OnceLock::new() }),
             Err(error) if is_unsupported(&error) => {
-                let path = beside(target);
+                let path = temporary_sibling(target);
                 let file = options.create_new(true).open(&path)?;
                 Ok(Self { file, temporary: path.into() })
             }
@@ -57,7 +57,7 @@ impl UnnamedFile {
             }
             // A link never replaces a file, so the file gets a temporary name first and is renamed. It keeps that name
             // if renaming fails, because a file that has lost its last name cannot be linked again.
-            let path = beside(target);
+            let path = temporary_sibling(target);
             self.link(&path)?;
             let _ = self.temporary.set(path);
         }

@@ -76,7 +76,7 @@ impl Identity {
     ///
     /// # Errors
     /// Fails if the process is not permitted to.
-    pub fn assume(&self) -> io::Result<()> {
+    pub fn become_user(&self) -> io::Result<()> {
         if nix::unistd::geteuid() == self.user && nix::unistd::getegid() == self.group {
             return Ok(());
         }

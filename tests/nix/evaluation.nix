@@ -596,7 +596,7 @@ let
     };
     "a feature that a hypervisor can omit causes a warning" = {
       expected = [
-        "guest: microvm.volumes[0].serial: firecracker cannot set serial numbers; qemu, cloud-hypervisor and crosvm can"
+        "guest: microvm.volumes[0].serial: firecracker cannot set serial numbers; supported by qemu, cloud-hypervisor and crosvm"
       ];
       found =
         (guest {

@@ -34,19 +34,19 @@ let
 in
 [
   (on "cloud-hypervisor" { shares = [ share ]; } [
-    "shares[0].proto: cloud-hypervisor has no 9p; use virtiofs; qemu, crosvm and kvmtool can"
+    "shares[0].proto: cloud-hypervisor has no 9p; use virtiofs; supported by qemu, crosvm and kvmtool"
   ])
   (on "firecracker" { shares = [ virtiofs ]; } [
-    "shares[0].proto: firecracker does not support shares; qemu, cloud-hypervisor and crosvm can"
+    "shares[0].proto: firecracker does not support shares; supported by qemu, cloud-hypervisor and crosvm"
   ])
   (on "kvmtool" { shares = [ virtiofs ]; } [
-    "shares[0].proto: kvmtool has no vhost-user devices, so no virtiofs; qemu, cloud-hypervisor and crosvm can"
+    "shares[0].proto: kvmtool has no vhost-user devices, so no virtiofs; supported by qemu, cloud-hypervisor and crosvm"
   ])
   (on "crosvm" { shares = [ (share // { readOnly = true; }) ]; } [
-    "shares[0].readOnly: crosvm cannot share a directory read-only by 9p; qemu can"
+    "shares[0].readOnly: crosvm cannot share a directory read-only by 9p; supported by qemu"
   ])
   (on "firecracker" { interfaces = [ user ]; } [
-    "interfaces[0].type: firecracker has no user networking; qemu, cloud-hypervisor and kvmtool can"
+    "interfaces[0].type: firecracker has no user networking; supported by qemu, cloud-hypervisor and kvmtool"
   ])
   (on "kvmtool"
     {
@@ -61,11 +61,11 @@ in
       ];
     }
     [
-      "interfaces[0].type: kvmtool has no bridge helper; add a tap to the bridge on the host; qemu can"
+      "interfaces[0].type: kvmtool has no bridge helper; add a tap to the bridge on the host; supported by qemu"
     ]
   )
   (on "kvmtool" { hotplugMem = 64; } [
-    "hotplugMem: kvmtool has no virtio-mem; qemu, cloud-hypervisor and firecracker can"
+    "hotplugMem: kvmtool has no virtio-mem; supported by qemu, cloud-hypervisor and firecracker"
   ])
   (on "qemu"
     {
@@ -73,7 +73,7 @@ in
       initialBalloonMem = 64;
     }
     [
-      "initialBalloonMem: qemu starts with an empty balloon; fill it with `microvm balloon`; cloud-hypervisor, firecracker and crosvm can"
+      "initialBalloonMem: qemu starts with an empty balloon; fill it with `microvm balloon`; supported by cloud-hypervisor, firecracker and crosvm"
     ]
   )
   (on "crosvm" {
@@ -83,7 +83,7 @@ in
         path = "vendorid=0x1,productid=0x2";
       }
     ];
-  } [ "devices[0]: crosvm supports USB devices only while it runs; qemu can" ])
+  } [ "devices[0]: crosvm supports USB devices only while it runs; supported by qemu" ])
   (on "firecracker"
     {
       devices = [
@@ -94,11 +94,11 @@ in
       ];
     }
     [
-      "devices[0]: firecracker does not support PCI passthrough; qemu, cloud-hypervisor, crosvm and kvmtool can"
+      "devices[0]: firecracker does not support PCI passthrough; supported by qemu, cloud-hypervisor, crosvm and kvmtool"
     ]
   )
   (on "cloud-hypervisor" { cpu = "core2duo"; } [
-    "cpu: cloud-hypervisor always uses the host's CPU; qemu can"
+    "cpu: cloud-hypervisor always uses the host's CPU; supported by qemu"
   ])
   (on "crosvm"
     {
@@ -106,12 +106,12 @@ in
       forwardPorts = [ forward ];
     }
     [
-      "interfaces[0].type: crosvm has no user networking, and passt does not work with it; qemu, cloud-hypervisor and kvmtool can"
-      "forwardPorts[0]: crosvm has no user networking, so no forwarded ports; qemu and cloud-hypervisor can"
+      "interfaces[0].type: crosvm has no user networking, and passt does not work with it; supported by qemu, cloud-hypervisor and kvmtool"
+      "forwardPorts[0]: crosvm has no user networking, so no forwarded ports; supported by qemu and cloud-hypervisor"
     ]
   )
   (on "cloud-hypervisor" { graphics.enable = true; } [
-    "graphics.enable: cloud-hypervisor has no graphics card; only a patched one has `--gpu`; qemu and crosvm can"
+    "graphics.enable: cloud-hypervisor has no graphics card; only a patched one has `--gpu`; supported by qemu and crosvm"
   ])
   (on "qemu"
     {
@@ -128,7 +128,7 @@ in
     ]
   )
   (on "firecracker" { volumes = [ (volume // { imageType = "qcow2"; }) ]; } [
-    "volumes[0].imageType: firecracker supports raw images only; qemu, cloud-hypervisor and crosvm can"
+    "volumes[0].imageType: firecracker supports raw images only; supported by qemu, cloud-hypervisor and crosvm"
   ])
   (on "qemu"
     {

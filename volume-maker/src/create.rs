@@ -4,7 +4,7 @@ use crate::file_system::FileSystem;
 use crate::read_back::{self, ReadBackError};
 use crate::{mkfs, sparse};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
-use program::child::hand_on;
+use program::child::pass_descriptors;
 use program::place::{Place, descriptor_path};
 use program::user::Identity;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
@@ -219,7 +219,7 @@ fn run_program(
     let path = mkfs::find(program).ok_or(CreateError::NoProgram { program })?;
     let mut command = Command::new(path);
     command.args(arguments).env("LC_ALL", "C");
-    hand_on(&mut command, vec![image.as_raw_fd()]);
+    pass_descriptors(&mut command, vec![image.as_raw_fd()]);
     let finished = run(&mut command).map_err(|error| match error {
         RunError::Interrupted => CreateError::Interrupted,
         RunError::System(source) => CreateError::Run { program, source },

@@ -8,7 +8,7 @@ use super::{Cache, CacheError, make_directory, open_unstamped, refuse_link};
 use crate::pack::settings_name;
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
-use program::atomic_file::beside;
+use program::atomic_file::temporary_sibling;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -62,7 +62,7 @@ fn replace_link(target: &Path, link: &Path) -> io::Result<()> {
     if fs::read_link(link).is_ok_and(|found| found == target) {
         return Ok(());
     }
-    let temporary = beside(link);
+    let temporary = temporary_sibling(link);
     symlink(target, &temporary)?;
     fs::rename(&temporary, link).inspect_err(|_| drop(fs::remove_file(&temporary)))
 }

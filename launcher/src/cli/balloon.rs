@@ -2,7 +2,7 @@
 
 use super::machine::{failed, find};
 use super::spec_file::Overrides;
-use launcher::balloon::{change, only_by_steps, resize, size_mib};
+use launcher::balloon::{change, resize, resizes_in_steps, size_mib};
 use launcher::launch::Launch;
 use program::failure::Failure;
 use program::output::print;
@@ -36,7 +36,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn set(launch: &Launch, size: &str) -> Result<(), Failure> {
     let bad = |wanted: &str| Failure::usage(format!("`{size}` is not {wanted}"));
     let is_step = size.starts_with(['+', '-']);
-    if only_by_steps(launch) {
+    if resizes_in_steps(launch) {
         let step = size.parse().ok().filter(|_| is_step);
         return change(launch, step.ok_or_else(|| bad("a change in MiB, as in +64 or -64"))?).map_err(failed);
     }

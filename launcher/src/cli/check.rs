@@ -1,9 +1,9 @@
 //! `microvm check`: every problem of one or more machines at once.
 
-use super::machine::{facts_for, failed, watch};
+use super::machine::{facts_for, failed, watch_signals};
 use super::spec_file::{Overrides, read_text};
 use launcher::facts::HostFacts;
-use launcher::host::{Moment, missing};
+use launcher::host::{CheckTime, missing};
 use launcher::hypervisor::{lower, runs_on};
 use launcher::launch::Launch;
 use launcher::refusal::names;
@@ -113,9 +113,9 @@ fn check_on_host(
     report: &mut Report,
 ) -> Result<(), Failure> {
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
-    let facts = facts_for(spec, overrides, &runtime, &watch()?)?;
+    let facts = facts_for(spec, overrides, &runtime, &watch_signals()?)?;
     let Some(launch) = check_on_hypervisor(machine, &facts, report) else { return Ok(()) };
-    for problem in missing(&launch, Moment::Check) {
+    for problem in missing(&launch, CheckTime::Check) {
         report.problems.push(Finding {
             text: format!("{}: {problem}", launch.name),
             parts: json!({"machine": launch.name, "option": problem.option, "reason": problem.message}),
@@ -139,7 +139,7 @@ fn check_on_hypervisor(spec: &CheckedSpec, facts: &HostFacts, report: &mut Repor
                 text: refusal.to_string(),
                 parts: json!({
                     "machine": refusal.machine, "option": refusal.option, "hypervisor": refusal.hypervisor,
-                    "reason": refusal.reason, "able": refusal.able,
+                    "reason": refusal.reason, "supportedBy": refusal.supported_by,
                 }),
             }));
             None

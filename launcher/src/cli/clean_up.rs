@@ -1,7 +1,7 @@
 //! `microvm clean-up-after`: removes what `run` has created for a machine after `run` has become the hypervisor. `run`
 //! starts it.
 
-use super::machine::{failed, watch};
+use super::machine::{failed, watch_signals};
 use launcher::run::clean_up_after;
 use launcher::state::{ProcessIdentity, RuntimeDirectory};
 use program::child::{OnParentDeath, prepare};
@@ -30,7 +30,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         prepare(&mut command, OnParentDeath::Continue, None);
         return command.spawn().map(|_| ()).map_err(failed);
     }
-    let held_back = watch()?;
+    let held_back = watch_signals()?;
     // In a new session, so that the terminal on which the machine was started does not wait for this process.
     nix::unistd::setsid().map_err(failed)?;
     let pairs = arguments.processes.chunks_exact(2).filter_map(|pair| {

@@ -38,7 +38,7 @@ pub(super) enum HostCommand {
     Unit(unit::Arguments),
 }
 
-pub(super) fn carry_out(command: &HostCommand) -> Result<(), Failure> {
+pub(super) fn run_command(command: &HostCommand) -> Result<(), Failure> {
     match command {
         HostCommand::Create(arguments) => create::run(arguments),
         HostCommand::Update(arguments) => update::run(arguments),

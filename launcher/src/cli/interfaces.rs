@@ -1,6 +1,6 @@
 //! `microvm tap` and `microvm macvtap`: a machine's network interfaces on the host.
 
-use super::machine::{failed, launch_of, watch};
+use super::machine::{failed, launch_of, watch_signals};
 use super::spec_file::{SpecArguments, read};
 use launcher::launch::Needs;
 use launcher::network::{InterfaceState, NetworkError, macvtap, owner_id, tap};
@@ -40,11 +40,11 @@ struct Target {
 }
 
 pub(crate) fn tap(arguments: &TapArguments) -> Result<(), Failure> {
-    carry_out(&arguments.direction, Kind::Tap)
+    run_task(&arguments.direction, Kind::Tap)
 }
 
 pub(crate) fn macvtap(arguments: &MacvtapArguments) -> Result<(), Failure> {
-    carry_out(&arguments.direction, Kind::Macvtap)
+    run_task(&arguments.direction, Kind::Macvtap)
 }
 
 #[derive(Clone, Copy)]
@@ -53,9 +53,9 @@ enum Kind {
     Macvtap,
 }
 
-fn carry_out(direction: &Direction, kind: Kind) -> Result<(), Failure> {
+fn run_task(direction: &Direction, kind: Kind) -> Result<(), Failure> {
     let (Direction::Up(target) | Direction::Down(target)) = direction;
-    let interruption = watch()?;
+    let interruption = watch_signals()?;
     let overrides = &target.spec.overrides;
     let spec = read(&target.spec.spec, overrides)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;

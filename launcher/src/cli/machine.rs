@@ -61,7 +61,7 @@ fn find_by_spec(path: &Path, overrides: &Overrides, runtime: &RuntimeDirectory) 
     let activity = if elsewhere.is_some() { Activity::Stopped } else { activity };
     let launch = match (&activity, state.last_launch().map_err(failed)?) {
         (Activity::Running(_), Some(launch)) => launch,
-        _ => launch_of(&spec, overrides, runtime, &watch()?)?,
+        _ => launch_of(&spec, overrides, runtime, &watch_signals()?)?,
     };
     Ok(KnownMachine { state, activity, launch: Some(launch), elsewhere })
 }
@@ -114,7 +114,7 @@ pub(crate) fn facts_for(
 }
 
 /// Blocks signals, so that they can be received later.
-pub(crate) fn watch() -> Result<Interruption, Failure> {
+pub(crate) fn watch_signals() -> Result<Interruption, Failure> {
     Interruption::watch().map_err(failed)
 }
 

@@ -1,7 +1,7 @@
 //! `microvm run`: starts a machine.
 
 use super::imperative::run_by_name;
-use super::machine::{checked, facts_for, failed, watch};
+use super::machine::{checked, facts_for, failed, watch_signals};
 use super::spec_file::{SpecArguments, lowered, read};
 use launcher::run::{Lowered, RunError, Start, Supervision, run as start};
 use launcher::state::RuntimeDirectory;
@@ -29,7 +29,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(failure) = run_by_name(&arguments.spec.spec, options) {
         return Err(failure);
     }
-    let interruption = watch()?;
+    let interruption = watch_signals()?;
     let overrides = &arguments.spec.overrides;
     let spec = read(&arguments.spec.spec, overrides)?;
     // Checked before the start is recorded under the spec's name, which may be invalid.

@@ -28,7 +28,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(Failure::usage(problem));
     }
     for name in &names {
-        let (state, phase) = look(name, &runtime)?;
+        let (state, phase) = inspect(name, &runtime)?;
         let activity = state.activity().map_err(failed)?;
         let launch = state.last_launch().map_err(failed)?;
         rows.push(Row { name, hypervisor: launch.map(|launch| launch.hypervisor.to_string()), phase, activity });
@@ -77,7 +77,7 @@ impl Row<'_> {
 
 /// Returns the state of a machine. A machine of this host may run in its service, or be recorded in another runtime
 /// directory.
-fn look(name: &str, runtime: &RuntimeDirectory) -> Result<(MachineState, Phase), Failure> {
+fn inspect(name: &str, runtime: &RuntimeDirectory) -> Result<(MachineState, Phase), Failure> {
     let of_host = MachineName::new(name).ok().and_then(|name| Layout::of_environment().existing(&name).ok());
     if let Some(machine) = of_host {
         let phase = MachineActivity::of(&machine).map_err(failed)?.phase();

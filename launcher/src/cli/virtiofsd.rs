@@ -1,6 +1,6 @@
 //! `microvm virtiofsd`: serves a machine's shares until it is stopped, in a service separate from the machine's.
 
-use super::machine::{failed, launch_of, watch};
+use super::machine::{failed, launch_of, watch_signals};
 use super::spec_file::{SpecArguments, read};
 use launcher::launch::SideProcessKind;
 use launcher::readiness::ServiceManager;
@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let interruption = watch()?;
+    let interruption = watch_signals()?;
     let overrides = &arguments.spec.overrides;
     let spec = read(&arguments.spec.spec, overrides)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;

@@ -1,6 +1,6 @@
 //! `microvm volumes`: creates a machine's missing volumes.
 
-use super::machine::{failed, launch_of, watch};
+use super::machine::{failed, launch_of, watch_signals};
 use super::spec_file::{SpecArguments, read};
 use launcher::state::RuntimeDirectory;
 use launcher::volumes::{VolumeError, VolumeState, make_ready};
@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let interruption = watch()?;
+    let interruption = watch_signals()?;
     let overrides = &arguments.spec.overrides;
     let spec = read(&arguments.spec.spec, overrides)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;

@@ -52,7 +52,7 @@ struct Client {
 
 /// Whether input from clients is read at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Typing {
+pub enum InputState {
     /// It is read.
     Accepted,
     /// It is left in the clients' sockets, because the guest has not read the earlier input.
@@ -83,8 +83,8 @@ impl ConsoleServer {
     }
 
     /// Returns the descriptors and events to poll for.
-    pub fn interests(&self, typing: Typing) -> Vec<(BorrowedFd<'_>, PollFlags)> {
-        let listener = self.may_accept().then(|| (self.listener.as_fd(), PollFlags::POLLIN));
+    pub fn interests(&self, typing: InputState) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        let listener = self.can_accept().then(|| (self.listener.as_fd(), PollFlags::POLLIN));
         let clients = self.clients.iter().map(|client| (client.stream.as_fd(), client.interest(typing)));
         listener.into_iter().chain(clients).collect()
     }
@@ -105,11 +105,11 @@ impl ConsoleServer {
     }
 
     /// Accepts new clients, writes to all clients, and returns what they have typed.
-    pub fn serve(&mut self, typing: Typing) -> Vec<u8> {
+    pub fn serve(&mut self, typing: InputState) -> Vec<u8> {
         if self.accept_after.is_some_and(|time| time <= Instant::now()) {
             self.accept_after = None;
         }
-        while self.may_accept() {
+        while self.can_accept() {
             match self.listener.accept() {
                 Ok((stream, _)) if stream.set_nonblocking(true).is_ok() => {
                     let backlog = self.scrollback.clone();
@@ -123,7 +123,7 @@ impl ConsoleServer {
         }
         let mut typed = Vec::new();
         for client in &mut self.clients {
-            if typing == Typing::Accepted || client.has_hung_up() {
+            if typing == InputState::Accepted || client.has_hung_up() {
                 client.read(&mut typed);
             }
             client.flush();
@@ -132,7 +132,7 @@ impl ConsoleServer {
         typed
     }
 
-    fn may_accept(&self) -> bool {
+    fn can_accept(&self) -> bool {
         self.clients.len() < MAX_CLIENTS && self.accept_after.is_none()
     }
 
@@ -150,9 +150,9 @@ impl Drop for ConsoleServer {
 
 impl Client {
     /// End of file stays readable, so it is not polled for again. A hang-up is always reported: poll(2).
-    fn interest(&self, typing: Typing) -> PollFlags {
+    fn interest(&self, typing: InputState) -> PollFlags {
         let mut flags = PollFlags::empty();
-        if typing == Typing::Accepted && !self.has_finished {
+        if typing == InputState::Accepted && !self.has_finished {
             flags |= PollFlags::POLLIN;
         }
         if !self.backlog.is_empty() {
@@ -235,16 +235,16 @@ mod tests {
         let mut server = ConsoleServer::listen(&directory.path().join("console.sock")).unwrap();
         server.print(b"booting\n");
         let mut client = UnixStream::connect(server.path()).unwrap();
-        assert_eq!(server.serve(Typing::Accepted), b"");
+        assert_eq!(server.serve(InputState::Accepted), b"");
         assert_eq!(read_exactly(&mut client, 8), "booting\n");
         let mut other = UnixStream::connect(server.path()).unwrap();
-        server.serve(Typing::Accepted);
+        server.serve(InputState::Accepted);
         server.print(b"login: ");
         assert_eq!(read_exactly(&mut client, 7), "login: ");
         assert_eq!(read_exactly(&mut other, 15), "booting\nlogin: ");
         other.write_all(b"root\n").unwrap();
-        assert_eq!(server.serve(Typing::Accepted), b"root\n");
-        assert_eq!(server.interests(Typing::Accepted).len(), 3);
+        assert_eq!(server.serve(InputState::Accepted), b"root\n");
+        assert_eq!(server.interests(InputState::Accepted).len(), 3);
     }
 
     #[test]
@@ -270,7 +270,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut server = ConsoleServer::listen(&directory.path().join("console.sock")).unwrap();
         let _asleep = UnixStream::connect(server.path()).unwrap();
-        server.serve(Typing::Accepted);
+        server.serve(InputState::Accepted);
         for _ in 0..400 {
             server.print(&[b'x'; 8192]);
         }
@@ -284,7 +284,7 @@ mod tests {
         let path = directory.path().join("console.sock");
         let mut server = ConsoleServer::listen(&path).unwrap();
         drop(UnixStream::connect(&path).unwrap());
-        server.serve(Typing::Accepted);
+        server.serve(InputState::Accepted);
         server.print(b"x");
         server.print(b"x");
         assert_eq!(server.clients.len(), 0);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     /// Whether poll(2) returns at once.
-    fn is_woken(server: &ConsoleServer, typing: Typing) -> bool {
+    fn is_woken(server: &ConsoleServer, typing: InputState) -> bool {
         let interests = server.interests(typing);
         let mut descriptors: Vec<_> = interests.into_iter().map(|(fd, flags)| PollFd::new(fd, flags)).collect();
         poll(&mut descriptors, PollTimeout::ZERO).unwrap() > 0
@@ -304,7 +304,7 @@ mod tests {
     fn a_client_that_has_left_does_not_wake_the_supervisor_again() {
         let directory = tempfile::tempdir().unwrap();
         let mut server = ConsoleServer::listen(&directory.path().join("console.sock")).unwrap();
-        for typing in [Typing::Accepted, Typing::Held] {
+        for typing in [InputState::Accepted, InputState::Held] {
             let mut client = UnixStream::connect(server.path()).unwrap();
             server.serve(typing);
             client.write_all(b"reboot\n").unwrap();
@@ -323,13 +323,13 @@ mod tests {
         let mut client = UnixStream::connect(server.path()).unwrap();
         client.write_all(b"uptime\n").unwrap();
         client.shutdown(std::net::Shutdown::Write).unwrap();
-        assert_eq!(server.serve(Typing::Accepted), b"uptime\n");
-        assert!(!is_woken(&server, Typing::Accepted));
+        assert_eq!(server.serve(InputState::Accepted), b"uptime\n");
+        assert!(!is_woken(&server, InputState::Accepted));
         server.print(b"up 3 days\n");
         assert_eq!(read_exactly(&mut client, 10), "up 3 days\n");
         drop(client);
-        assert!(is_woken(&server, Typing::Accepted));
-        server.serve(Typing::Accepted);
+        assert!(is_woken(&server, InputState::Accepted));
+        server.serve(InputState::Accepted);
         assert_eq!(server.clients.len(), 0);
     }
 }

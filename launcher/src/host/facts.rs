@@ -86,7 +86,7 @@ pub fn gather(
     let mut facts = HostFacts::assumed(state_directory.clone());
     facts.architecture = if cfg!(target_arch = "aarch64") { Architecture::Aarch64 } else { Architecture::X86_64 };
     facts.kvm = kvm::probe(Path::new("/dev/kvm"));
-    facts.kvm_most_vcpus = kvm::most_vcpus(Path::new("/dev/kvm"));
+    facts.kvm_max_vcpus = kvm::max_vcpus(Path::new("/dev/kvm"));
     facts.privilege = if nix::unistd::geteuid().is_root() { Privilege::Root } else { Privilege::Unprivileged };
     facts.is_confined = isolation::is_confined();
     facts.processors = std::thread::available_parallelism().ok().and_then(|count| u32::try_from(count.get()).ok());

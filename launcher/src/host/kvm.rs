@@ -45,7 +45,7 @@ pub(super) fn probe(device: &Path) -> Kvm {
 }
 
 /// Returns the most virtual CPUs of a machine, if the kernel reports it.
-pub(super) fn most_vcpus(device: &Path) -> Option<u32> {
+pub(super) fn max_vcpus(device: &Path) -> Option<u32> {
     let file = OpenOptions::new().read(true).write(true).open(device).ok()?;
     let most = request::check_extension(file.as_fd(), request::KVM_CAP_MAX_VCPUS).ok()?;
     u32::try_from(most).ok().filter(|most| *most > 0)

@@ -1,7 +1,7 @@
 //! Finding the requirements of a launch that this host does not meet, without changing anything.
 
-use super::limits;
-use crate::launch::{Access, KvmUse, Launch, PassedDevice, Presence, Reader, SideProcessKind, VolumeNeed};
+use super::image_features;
+use crate::launch::{Access, FileNeed, KvmUse, Launch, PassedDevice, Reader, SideProcessKind, VolumeNeed};
 use crate::network;
 use crate::path::HostPath;
 use crate::programs::find_program;
@@ -37,7 +37,7 @@ impl fmt::Display for HostProblem {
 
 /// When the requirements are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moment {
+pub enum CheckTime {
     /// At any time: everything that `run` would create itself is checked too.
     Check,
     /// Right before the start, after everything else has been created.
@@ -45,20 +45,20 @@ pub enum Moment {
 }
 
 /// Returns all unmet requirements.
-pub fn missing(launch: &Launch, moment: Moment) -> Vec<HostProblem> {
+pub fn missing(launch: &Launch, time: CheckTime) -> Vec<HostProblem> {
     let mut problems = Problems { launch, found: Vec::new() };
     let identity = launch.user.as_deref().map(Identity::of).and_then(Result::ok);
     let identity = identity.filter(|_| nix::unistd::geteuid().is_root());
-    problems.see_as(identity.as_ref(), Problems::check_for_hypervisor, moment);
+    problems.check_as(identity.as_ref(), Problems::check_for_hypervisor, time);
     problems.check_user();
-    problems.check_presences(Reader::Launcher);
+    problems.check_files(Reader::Launcher);
     for device in &launch.needs.devices {
         problems.check_device(device);
     }
     problems.check_huge_pages();
     problems.check_passt();
-    if moment == Moment::Check {
-        problems.check_what_run_makes();
+    if time == CheckTime::Check {
+        problems.check_created_files();
     }
     problems.found
 }
@@ -83,16 +83,16 @@ impl Problems<'_> {
     }
 
     /// Runs a check as the machine's user, who runs the hypervisor.
-    fn see_as(&mut self, identity: Option<&Identity>, look: impl FnOnce(&mut Self, Moment), moment: Moment) {
+    fn check_as(&mut self, identity: Option<&Identity>, check: impl FnOnce(&mut Self, CheckTime), time: CheckTime) {
         let first = self.found.len();
-        let seen = match identity {
-            Some(identity) => identity.run_as(|| look(self, moment)),
+        let checked = match identity {
+            Some(identity) => identity.run_as(|| check(self, time)),
             None => {
-                look(self, moment);
+                check(self, time);
                 Ok(())
             }
         };
-        if let Err(error) = seen {
+        if let Err(error) = checked {
             self.add("user", format!("cannot check with this user's permissions: {error}"));
         }
         if let Some(user) = self.launch.user.as_deref().filter(|_| identity.is_some()) {
@@ -103,12 +103,12 @@ impl Problems<'_> {
     }
 
     /// Checks what the hypervisor itself opens.
-    fn check_for_hypervisor(&mut self, moment: Moment) {
+    fn check_for_hypervisor(&mut self, time: CheckTime) {
         if let Err(error) = find_program(&self.launch.program) {
             self.add(self.launch.hypervisor.as_str(), error.to_string());
         }
         self.check_kvm();
-        self.check_presences(Reader::Hypervisor);
+        self.check_files(Reader::Hypervisor);
         let launch = self.launch;
         for node in &launch.needs.device_nodes {
             if let Err(error) = OpenOptions::new().read(true).write(true).open(node.path.as_path()) {
@@ -132,19 +132,19 @@ impl Problems<'_> {
             let error = std::io::Error::from(errno);
             self.add("socket", format!("{}: {error}; the control socket is created there", parent.display()));
         }
-        self.check_volumes_that_are_there(moment);
+        self.check_existing_volumes(time);
     }
 
-    fn check_presences(&mut self, reader: Reader) {
+    fn check_files(&mut self, reader: Reader) {
         let launch = self.launch;
         for presence in launch.needs.present.iter().filter(|presence| presence.reader == reader) {
             if !self.is_served(presence) {
-                self.check_presence(presence);
+                self.check_file(presence);
             }
         }
     }
 
-    fn check_volumes_that_are_there(&mut self, moment: Moment) {
+    fn check_existing_volumes(&mut self, time: CheckTime) {
         let launch = self.launch;
         for (index, need) in launch.needs.volumes.iter().enumerate() {
             let need = VolumeNeed { image: self.absolute(&need.image), ..need.clone() };
@@ -152,9 +152,9 @@ impl Problems<'_> {
                 continue;
             }
             // Right before the start, the volumes are checked when they are prepared.
-            let content = if moment == Moment::Check { inspect(&need) } else { Ok(()) };
+            let content = if time == CheckTime::Check { inspect(&need) } else { Ok(()) };
             let problem = match content {
-                Ok(()) => limits::of(launch.hypervisor, &need),
+                Ok(()) => image_features::unsupported(launch.hypervisor, &need),
                 Err(error) => Some(error.to_string()),
             };
             if let Some(problem) = problem {
@@ -197,21 +197,21 @@ impl Problems<'_> {
 
     /// Whether the share's daemon is already serving the directory. The daemon belongs to the host and may have
     /// permissions that the user who runs the machine does not have.
-    fn is_served(&self, presence: &Presence) -> bool {
+    fn is_served(&self, presence: &FileNeed) -> bool {
         let argument = format!("--shared-dir={}", presence.path);
         self.launch.needs.processes.iter().any(|process| {
             process.arguments.contains(&argument) && serves_the_same(process, &self.launch.working_directory)
         })
     }
 
-    fn check_presence(&mut self, presence: &Presence) {
+    fn check_file(&mut self, presence: &FileNeed) {
         let path = self.absolute(&presence.path);
         let (flags, wants_directory) = match presence.access {
             Access::Read => (AccessFlags::R_OK, false),
             Access::ReadWrite => (AccessFlags::R_OK | AccessFlags::W_OK, false),
             Access::Execute => (AccessFlags::X_OK, false),
-            Access::Enter => (AccessFlags::R_OK | AccessFlags::X_OK, true),
-            Access::EnterWrite => (AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK, true),
+            Access::ReadDirectory => (AccessFlags::R_OK | AccessFlags::X_OK, true),
+            Access::WriteDirectory => (AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK, true),
         };
         match fs::metadata(path.as_path()) {
             Err(error) => self.add(&presence.option, format!("{path}: {error}")),
@@ -284,7 +284,7 @@ impl Problems<'_> {
         }
     }
 
-    fn check_what_run_makes(&mut self) {
+    fn check_created_files(&mut self) {
         let launch = self.launch;
         for problem in network::inspect(&launch.needs) {
             self.add("interfaces", problem.to_string());

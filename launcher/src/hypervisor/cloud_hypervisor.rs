@@ -6,7 +6,7 @@ mod landlock;
 
 use super::description::{CredentialTransport, Description, HypervisorProgram, ImageLimits, VsockTransport};
 use super::launch_builder::{Command, LaunchBuilder};
-use super::side_process::{TagTeller, live_store, passt, virtiofsd};
+use super::side_process::{TagProvider, live_store, passt, virtiofsd};
 use crate::capability::{Feature, Support};
 use crate::facts::{Architecture, KernelForm, Version};
 use crate::launch::{ControlProtocol, ForcedStop, GracefulStep, HttpRequest, Launch};
@@ -107,7 +107,7 @@ fn support(feature: Feature) -> Support {
 fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
     let spec = builder.spec;
     builder.require_kvm();
-    builder.guesses_formats();
+    builder.probes_formats();
     let kernel = builder.uncompressed_image();
     check_kernel(&mut builder, &kernel);
     check_limits(&mut builder);
@@ -321,7 +321,7 @@ fn net(builder: &mut LaunchBuilder<'_>, index: usize, interface: &CheckedInterfa
 fn file_systems(builder: &mut LaunchBuilder<'_>) -> Vec<FileSystem> {
     let mut file_systems = Vec::new();
     for checked in builder.spec.shares.iter().filter(|checked| checked.share.proto == ShareProtocol::Virtiofs) {
-        let process = virtiofsd(builder, checked, TagTeller::Hypervisor);
+        let process = virtiofsd(builder, checked, TagProvider::Hypervisor);
         builder.needs.processes.push(process);
         file_systems.push(FileSystem {
             tag: checked.share.tag.clone(),

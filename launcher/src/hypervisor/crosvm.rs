@@ -1,9 +1,9 @@
 //! crosvm, which runs each device in its own jail. Written against 2026-08.
 
 use super::description::{CredentialTransport, Description, HypervisorProgram, ImageLimits, VsockTransport};
-use super::drawing::{Drawing, WithoutCard, drawing};
-use super::launch_builder::{Command, GivenOnce, LaunchBuilder};
-use super::side_process::{TagTeller, crosvm_gpu, live_store, virtiofsd};
+use super::launch_builder::{Command, LaunchBuilder, UniqueOption};
+use super::renderer::{Renderer, SoftwareOpenGl, renderer};
+use super::side_process::{TagProvider, crosvm_gpu, live_store, virtiofsd};
 use crate::capability::{Feature, Support};
 use crate::keyval::{Dialect, Options};
 use crate::launch::{Access, ControlProtocol, ForcedStop, GracefulStep, Launch};
@@ -26,16 +26,16 @@ const DEFAULT_PIVOT_ROOT: &str = "/var/empty";
 /// CPUs.
 const MAX_VCPUS: u32 = 254;
 /// Options that make crosvm fail when they are given twice.
-const GIVEN_ONCE: [GivenOnce; 9] = [
-    GivenOnce { names: &["-c", "--cpus"], instead: "use vcpu" },
-    GivenOnce { names: &["-m", "--mem"], instead: "use mem" },
-    GivenOnce { names: &["-s", "--socket"], instead: "use socket" },
-    GivenOnce { names: &["--name"], instead: "use name" },
-    GivenOnce { names: &["-i", "--initrd"], instead: "use initrd" },
-    GivenOnce { names: &["--pivot-root"], instead: "use crosvm.pivotRoot" },
-    GivenOnce { names: &["--init-mem"], instead: "use initialBalloonMem" },
-    GivenOnce { names: &["--smbios"], instead: "use machineId, or omit that option" },
-    GivenOnce { names: &["--vsock", "--cid"], instead: "use vsock.cid" },
+const UNIQUE_OPTIONS: [UniqueOption; 9] = [
+    UniqueOption { names: &["-c", "--cpus"], instead: "use vcpu" },
+    UniqueOption { names: &["-m", "--mem"], instead: "use mem" },
+    UniqueOption { names: &["-s", "--socket"], instead: "use socket" },
+    UniqueOption { names: &["--name"], instead: "use name" },
+    UniqueOption { names: &["-i", "--initrd"], instead: "use initrd" },
+    UniqueOption { names: &["--pivot-root"], instead: "use crosvm.pivotRoot" },
+    UniqueOption { names: &["--init-mem"], instead: "use initialBalloonMem" },
+    UniqueOption { names: &["--smbios"], instead: "use machineId, or omit that option" },
+    UniqueOption { names: &["--vsock", "--cid"], instead: "use vsock.cid" },
 ];
 
 pub(super) const DESCRIPTION: Description = Description {
@@ -103,7 +103,7 @@ fn support(feature: Feature) -> Support {
 fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
     let spec = builder.spec;
     builder.require_kvm();
-    builder.guesses_formats();
+    builder.probes_formats();
     let kernel = builder.uncompressed_image();
     builder.kernel_form(&kernel);
     check_devices(&mut builder);
@@ -168,7 +168,7 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
     let screen = if spec.graphics.is_some() { "console=tty0" } else { "" };
     add(&["-p", &builder.ascii_command_line(&[screen, "console=ttyS0", "reboot=k", "panic=1"], PREPENDED.len())]);
     check_serial(&mut builder);
-    builder.add_extra_arguments("crosvm.extraArgs", &mut arguments, &spec.sections.crosvm.extra_args, &GIVEN_ONCE);
+    builder.add_extra_arguments("crosvm.extraArgs", &mut arguments, &spec.sections.crosvm.extra_args, &UNIQUE_OPTIONS);
     arguments.push(kernel.as_str().to_owned());
     finish(builder, arguments)
 }
@@ -209,7 +209,7 @@ fn check_serial(builder: &mut LaunchBuilder<'_>) {
 fn pivot_root(builder: &mut LaunchBuilder<'_>) -> Option<HostPath> {
     let chosen = builder.spec.sections.crosvm.pivot_root.clone().or_else(|| builder.facts.empty_directory.clone());
     let directory = chosen.clone().unwrap_or_else(|| HostPath::from(DEFAULT_PIVOT_ROOT));
-    builder.need_file("crosvm.pivotRoot", &directory, Access::Enter);
+    builder.need_file("crosvm.pivotRoot", &directory, Access::ReadDirectory);
     chosen
 }
 
@@ -274,7 +274,7 @@ fn share_options(builder: &mut LaunchBuilder<'_>, index: usize, checked: &Checke
     let share = &checked.share;
     match share.proto {
         ShareProtocol::Virtiofs => {
-            let process = virtiofsd(builder, checked, TagTeller::Daemon);
+            let process = virtiofsd(builder, checked, TagProvider::Daemon);
             builder.needs.processes.push(process);
             let options = Options::new(Dialect::Crosvm).pair("type", "fs").pair("socket", &checked.socket);
             ["--vhost-user".to_owned(), builder.written(&format!("shares[{index}].socket"), options.finish())]
@@ -297,7 +297,7 @@ fn share_options(builder: &mut LaunchBuilder<'_>, index: usize, checked: &Checke
 
 /// Adds the graphics card, which is a process without a jail because it must find the host's graphics drivers.
 fn graphics_options(builder: &mut LaunchBuilder<'_>, graphics: &CheckedGraphics) -> String {
-    let drawing = drawing(builder, graphics, WithoutCard::Fails);
+    let renderer = renderer(builder, graphics, SoftwareOpenGl::Fails);
     let Some(wayland_socket) = builder.facts.desktop.wayland_socket.clone() else {
         let reason = "shows its window on a Wayland desktop only, but $WAYLAND_DISPLAY is not set; \
                       start it from a graphical session";
@@ -309,9 +309,9 @@ fn graphics_options(builder: &mut LaunchBuilder<'_>, graphics: &CheckedGraphics)
         builder.refuse("graphics.enable", reason);
     }
     // The cross-domain context lets a proxy in the guest show single windows over Wayland's protocol.
-    let parameters = match drawing {
-        Drawing::Host(_) => json!({"context-types": "virgl:virgl2:cross-domain", "egl": true, "vulkan": true}),
-        Drawing::Guest => json!({"backend": "2d", "context-types": "cross-domain"}),
+    let parameters = match renderer {
+        Renderer::Host(_) => json!({"context-types": "virgl:virgl2:cross-domain", "egl": true, "vulkan": true}),
+        Renderer::Guest => json!({"backend": "2d", "context-types": "cross-domain"}),
     };
     let process = crosvm_gpu(builder.spec, graphics, &wayland_socket, &parameters);
     builder.needs.sockets_to_remove.push(graphics.socket.clone());

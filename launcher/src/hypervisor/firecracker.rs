@@ -3,7 +3,7 @@
 mod config;
 
 use super::description::{CredentialTransport, Description, HypervisorProgram, VsockTransport};
-use super::launch_builder::{Command, GivenOnce, LaunchBuilder};
+use super::launch_builder::{Command, LaunchBuilder, UniqueOption};
 use super::side_process::live_store;
 use crate::capability::{Feature, Support};
 use crate::facts::{Architecture, KernelForm, Version};
@@ -37,9 +37,9 @@ const PMEM: Version = Version(1, 14, 0);
 const BZ_IMAGE: Version = Version(1, 17, 0);
 
 /// Options that the launcher always gives, and that make firecracker fail when they are given twice.
-const GIVEN_ONCE: [GivenOnce; 2] = [
-    GivenOnce { names: &["--api-sock", "--no-api"], instead: "use socket" },
-    GivenOnce { names: &["--config-file"], instead: "use firecracker.extraConfig" },
+const UNIQUE_OPTIONS: [UniqueOption; 2] = [
+    UniqueOption { names: &["--api-sock", "--no-api"], instead: "use socket" },
+    UniqueOption { names: &["--config-file"], instead: "use firecracker.extraConfig" },
 ];
 
 pub(super) const DESCRIPTION: Description = Description {
@@ -289,7 +289,7 @@ fn memory_hotplug(builder: &mut LaunchBuilder<'_>) -> Option<MemoryHotplug> {
 }
 
 /// Whether the option is among the arguments.
-fn gives(arguments: &[String], option: &str) -> bool {
+fn has_option(arguments: &[String], option: &str) -> bool {
     arguments.iter().any(|argument| argument.split('=').next() == Some(option))
 }
 
@@ -300,10 +300,10 @@ fn finish(mut builder: LaunchBuilder<'_>, document: &serde_json::Value) -> Resul
     let mut arguments = words.map(str::to_owned).to_vec();
     let extra = &spec.sections.firecracker.extra_args;
     // firecracker logs to stdout, which is the guest's console, so only warnings and errors are logged.
-    if !gives(extra, "--level") {
+    if !has_option(extra, "--level") {
         arguments.extend(["--level".to_owned(), "Warning".to_owned()]);
     }
-    builder.add_extra_arguments("firecracker.extraArgs", &mut arguments, extra, &GIVEN_ONCE);
+    builder.add_extra_arguments("firecracker.extraArgs", &mut arguments, extra, &UNIQUE_OPTIONS);
     let action = |action: &str| HttpRequest {
         method: "PUT".to_owned(),
         path: "/actions".to_owned(),

@@ -2,7 +2,7 @@
 //! b48735e (2024-07).
 
 use super::description::{CredentialTransport, Description, HypervisorProgram, VsockTransport};
-use super::launch_builder::{Command, GivenOnce, LaunchBuilder};
+use super::launch_builder::{Command, LaunchBuilder, UniqueOption};
 use crate::capability::{Feature, Support};
 use crate::facts::{Architecture, KernelForm};
 use crate::keyval::{Dialect, Options};
@@ -35,17 +35,17 @@ const X86_PARAMETERS: [&str; 11] = [
 /// `MPTABLE_MAX_CPUS` in x86/mptable.c.
 const MAX_VCPUS: u32 = 255;
 /// Options of which kvmtool silently uses the last one.
-const GIVEN_ONCE: [GivenOnce; 10] = [
-    GivenOnce { names: &["-c", "--cpus"], instead: "use vcpu" },
-    GivenOnce { names: &["-m", "--mem"], instead: "use mem" },
-    GivenOnce { names: &["-k", "--kernel"], instead: "use kernel" },
-    GivenOnce { names: &["-i", "--initrd"], instead: "use initrd" },
-    GivenOnce { names: &["-p", "--params"], instead: "use kernelParams" },
-    GivenOnce { names: &["--name"], instead: "use name" },
-    GivenOnce { names: &["--console"], instead: "the launcher uses the serial console" },
-    GivenOnce { names: &["--vsock"], instead: "use vsock.cid" },
-    GivenOnce { names: &["--hugetlbfs"], instead: "use hugepageMem" },
-    GivenOnce { names: &["--nodefaults", "--no-nodefaults"], instead: "the launcher configures all devices itself" },
+const UNIQUE_OPTIONS: [UniqueOption; 10] = [
+    UniqueOption { names: &["-c", "--cpus"], instead: "use vcpu" },
+    UniqueOption { names: &["-m", "--mem"], instead: "use mem" },
+    UniqueOption { names: &["-k", "--kernel"], instead: "use kernel" },
+    UniqueOption { names: &["-i", "--initrd"], instead: "use initrd" },
+    UniqueOption { names: &["-p", "--params"], instead: "use kernelParams" },
+    UniqueOption { names: &["--name"], instead: "use name" },
+    UniqueOption { names: &["--console"], instead: "the launcher uses the serial console" },
+    UniqueOption { names: &["--vsock"], instead: "use vsock.cid" },
+    UniqueOption { names: &["--hugetlbfs"], instead: "use hugepageMem" },
+    UniqueOption { names: &["--nodefaults", "--no-nodefaults"], instead: "the launcher configures all devices itself" },
 ];
 const ARM_PARAMETERS: [&str; 2] = ["panic=1", "console=ttyS0"];
 
@@ -123,7 +123,7 @@ fn support(feature: Feature) -> Support {
 fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
     let spec = builder.spec;
     builder.require_kvm();
-    builder.guesses_formats();
+    builder.probes_formats();
     check_limits(&mut builder);
     let kernel = builder.boot_image();
     let is_elf = matches!(builder.kernel_form(&kernel), Some(KernelForm::Elf | KernelForm::ElfPvh));
@@ -177,7 +177,12 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
     for device in spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci) {
         add(&["--vfio-pci", &device.path]);
     }
-    builder.add_extra_arguments("kvmtool.extraArgs", &mut arguments, &spec.sections.kvmtool.extra_args, &GIVEN_ONCE);
+    builder.add_extra_arguments(
+        "kvmtool.extraArgs",
+        &mut arguments,
+        &spec.sections.kvmtool.extra_args,
+        &UNIQUE_OPTIONS,
+    );
     finish(builder, arguments)
 }
 

@@ -5,10 +5,10 @@ use crate::cmdline::KernelCommandLine;
 use crate::facts::{Architecture, HostFacts, KernelForm, Kvm};
 use crate::keyval::Unwritable;
 use crate::launch::{
-    Access, BalloonDevice, ComposedInitrd, Console, ControlSocket, DeviceNode, FIRST_PASSED_DESCRIPTOR, FileToWrite,
-    ForcedStop, GracefulStep, GuessedFormat, GuestDisk, GuestNotification, KvmUse, LAUNCH_VERSION, Launch, MacvtapNeed,
-    Needs, NotificationSocket, PassedDevice, Presence, Reader, Shutdown, TapNeed, VolumeCreation, VolumeNeed, VsockEnd,
-    VsockHostEnd, seal_of,
+    Access, BalloonDevice, ComposedInitrd, Console, ControlSocket, DeviceNode, FIRST_PASSED_DESCRIPTOR, FileNeed,
+    FileToWrite, ForcedStop, GracefulStep, GuestDisk, GuestNotification, KvmUse, LAUNCH_VERSION, Launch, MacvtapNeed,
+    Needs, NotificationSocket, PassedDevice, ProbedFormat, Reader, Shutdown, TapNeed, VolumeCreation, VolumeNeed,
+    VsockEnd, VsockHostEnd, seal_of,
 };
 use crate::path::HostPath;
 use crate::refusal::Refusal;
@@ -25,7 +25,7 @@ const SEAL_PARAMETER: &str = "microvm.store_verity";
 /// Its value before the image has been inspected.
 const UNKNOWN_SEAL: &str = "ROOT_HASH:HASH_OFFSET_BYTES";
 /// The length of its longest value: 64 digits, a colon and 20 digits.
-const LONGEST_SEAL_BYTES: usize = 85;
+const MAX_SEAL_BYTES: usize = 85;
 
 /// The path of a Unix socket, with its final NUL, has at most 108 bytes: `sun_path` in unix(7).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -60,13 +60,13 @@ pub(super) struct Command {
 }
 
 /// An option of a hypervisor that may be given only once.
-pub(super) struct GivenOnce {
+pub(super) struct UniqueOption {
     pub(super) names: &'static [&'static str],
     /// The hint to the user: what to use instead of the option.
     pub(super) instead: &'static str,
 }
 
-impl GivenOnce {
+impl UniqueOption {
     /// Whether the argument is this option, with or without a value.
     fn is(&self, argument: &str) -> bool {
         let with_value = |name: &&str| {
@@ -154,11 +154,11 @@ impl<'spec> LaunchBuilder<'spec> {
     }
 
     /// Records that this hypervisor detects the format of a disk from its content.
-    pub(super) fn guesses_formats(&mut self) {
+    pub(super) fn probes_formats(&mut self) {
         let disks = self.spec.disks.iter();
-        self.needs.guessed_formats = disks
+        self.needs.probed_formats = disks
             .filter(|disk| disk.backend == DiskBackend::Image)
-            .map(|disk| GuessedFormat {
+            .map(|disk| ProbedFormat {
                 option: disk.option.clone(),
                 image: disk.image.clone(),
                 image_type: disk.image_type,
@@ -168,7 +168,7 @@ impl<'spec> LaunchBuilder<'spec> {
 
     fn add_share_needs(&mut self) {
         for (index, checked) in self.spec.shares.iter().enumerate() {
-            let access = if checked.share.read_only { Access::Enter } else { Access::EnterWrite };
+            let access = if checked.share.read_only { Access::ReadDirectory } else { Access::WriteDirectory };
             let option = format!("shares[{index}].source");
             match checked.share.proto {
                 ShareProtocol::Virtiofs => self.need_file_for_launcher(&option, &checked.share.source, access),
@@ -187,7 +187,7 @@ impl<'spec> LaunchBuilder<'spec> {
             option: option.into(),
             hypervisor: self.hypervisor,
             reason: reason.into(),
-            able: Vec::new(),
+            supported_by: Vec::new(),
         });
     }
 
@@ -211,7 +211,7 @@ impl<'spec> LaunchBuilder<'spec> {
     }
 
     pub(super) fn need_file(&mut self, option: &str, path: &HostPath, access: Access) {
-        self.needs.present.push(Presence {
+        self.needs.present.push(FileNeed {
             path: path.clone(),
             option: option.to_owned(),
             access,
@@ -222,7 +222,7 @@ impl<'spec> LaunchBuilder<'spec> {
     /// Records a file that the launcher itself reads, or a process beside the hypervisor.
     pub(super) fn need_file_for_launcher(&mut self, option: &str, path: &HostPath, access: Access) {
         let (path, option) = (path.clone(), option.to_owned());
-        self.needs.present.push(Presence { path, option, access, reader: Reader::Launcher });
+        self.needs.present.push(FileNeed { path, option, access, reader: Reader::Launcher });
     }
 
     pub(super) fn need_device(&mut self, option: &str, path: &str, remedy: &str) {
@@ -252,7 +252,7 @@ impl<'spec> LaunchBuilder<'spec> {
     /// Refuses more CPUs than the hypervisor or the host's KVM supports.
     pub(super) fn check_cpus(&mut self, most: u32) {
         let wanted = self.spec.vcpu;
-        match self.facts.kvm_most_vcpus {
+        match self.facts.kvm_max_vcpus {
             _ if wanted > most => self.refuse("vcpu", format!("supports at most {most} CPUs")),
             Some(most) if wanted > most => {
                 self.refuse("vcpu", format!("uses this host's KVM, which supports at most {most} CPUs"));
@@ -381,7 +381,7 @@ impl<'spec> LaunchBuilder<'spec> {
             }
             None => {
                 line.push(format!("{SEAL_PARAMETER}={UNKNOWN_SEAL}"));
-                LONGEST_SEAL_BYTES - UNKNOWN_SEAL.len()
+                MAX_SEAL_BYTES - UNKNOWN_SEAL.len()
             }
         }
     }
@@ -437,9 +437,9 @@ impl<'spec> LaunchBuilder<'spec> {
         option: &str,
         arguments: &mut Vec<String>,
         extra: &[String],
-        given_once: &[GivenOnce],
+        unique_options: &[UniqueOption],
     ) {
-        for once in given_once {
+        for once in unique_options {
             let own = arguments.iter().any(|argument| once.is(argument));
             let found = extra.iter().find(|argument| once.is(argument)).filter(|_| own);
             if let Some(argument) = found {
@@ -579,7 +579,7 @@ fn guest_disks(disks: &[Disk], hypervisor: Hypervisor) -> Vec<GuestDisk> {
 
 fn guest_disk(disk: &Disk, hypervisor: Hypervisor) -> GuestDisk {
     let has_serial = matches!(disk.backend, DiskBackend::Live(_))
-        || super::support(hypervisor, crate::capability::Feature::VolumeSerial).is_there();
+        || super::support(hypervisor, crate::capability::Feature::VolumeSerial).is_supported();
     GuestDisk {
         device: disk.device.clone(),
         image: disk.image.clone(),

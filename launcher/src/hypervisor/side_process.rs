@@ -9,7 +9,7 @@ use crate::validate::{CheckedGraphics, CheckedShare, CheckedSpec, LiveStore};
 
 /// Which side provides the tag of a virtiofs share to the guest.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum TagTeller {
+pub(super) enum TagProvider {
     /// The hypervisor. qemu 7.1 to 8.0 crashes if the daemon also provides it.
     Hypervisor,
     /// The daemon: crosvm requests the tag from it, and a daemon without one ends at the guest's first read.
@@ -17,7 +17,7 @@ pub(super) enum TagTeller {
 }
 
 /// Returns the virtiofs daemon of a share.
-pub(super) fn virtiofsd(builder: &LaunchBuilder<'_>, checked: &CheckedShare, teller: TagTeller) -> SideProcess {
+pub(super) fn virtiofsd(builder: &LaunchBuilder<'_>, checked: &CheckedShare, tag_provider: TagProvider) -> SideProcess {
     let (settings, share) = (&builder.spec.virtiofsd, &checked.share);
     let mut arguments = vec![
         format!("--socket-path={}", checked.socket),
@@ -45,7 +45,7 @@ pub(super) fn virtiofsd(builder: &LaunchBuilder<'_>, checked: &CheckedShare, tel
     if share.read_only {
         arguments.push("--readonly".to_owned());
     }
-    if teller == TagTeller::Daemon {
+    if tag_provider == TagProvider::Daemon {
         arguments.push(format!("--tag={}", share.tag));
     }
     arguments.extend(settings.extra_args.iter().chain(&share.extra_args).cloned());

@@ -28,7 +28,7 @@ pub fn create(layout: &Layout, name: &MachineName, flake: &FlakeReference) -> Re
     let making = Machine { name: name.clone(), directory: layout.machines().join(format!(".{name}.new")) };
     remove_directory(&making.directory)?;
     Directory::make(&making.directory, DIRECTORY_MODE, None).map_err(ImperativeError::file(&making.directory))?;
-    if let Err(error) = fill(&making, flake).and_then(|()| appear(layout, &making, &machine)) {
+    if let Err(error) = fill(&making, flake).and_then(|()| publish(layout, &making, &machine)) {
         // The first error matters more than those of the cleanup.
         let _ = layout.remove_gc_roots(&machine);
         let _ = remove_directory(&making.directory);
@@ -40,7 +40,7 @@ pub fn create(layout: &Layout, name: &MachineName, flake: &FlakeReference) -> Re
 /// Renames the complete directory to its final name. The runner has a root at any time: Nix's root refers to the old
 /// name and the machine's roots refer to the new one, so during the rename a temporary root refers to the runner
 /// directly.
-fn appear(layout: &Layout, making: &Machine, machine: &Machine) -> Result<(), ImperativeError> {
+fn publish(layout: &Layout, making: &Machine, machine: &Machine) -> Result<(), ImperativeError> {
     let runner = making.runner()?;
     let meanwhile = layout.add_gc_root(machine, &runner)?;
     layout.add_gc_roots(machine)?;

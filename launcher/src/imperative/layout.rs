@@ -146,7 +146,7 @@ impl Machine {
     /// Returns [`ImperativeError::File`], also if this process is root and another user has created the link.
     pub fn runner(&self) -> Result<PathBuf, ImperativeError> {
         let link = self.current();
-        self.follow(&link)?.ok_or_else(|| ImperativeError::file(&link)(io::ErrorKind::NotFound.into()))
+        self.resolve_link(&link)?.ok_or_else(|| ImperativeError::file(&link)(io::ErrorKind::NotFound.into()))
     }
 
     /// Returns the runner that the machine was started with; `None` if it was stopped normally.
@@ -154,12 +154,12 @@ impl Machine {
     /// # Errors
     /// The same as [`Machine::runner`].
     pub fn booted_runner(&self) -> Result<Option<PathBuf>, ImperativeError> {
-        self.follow(&self.booted())
+        self.resolve_link(&self.booted())
     }
 
     /// Returns the target of a link of the machine, or `None` if it does not exist. Root does not follow another user's
     /// link.
-    fn follow(&self, link: &Path) -> Result<Option<PathBuf>, ImperativeError> {
+    fn resolve_link(&self, link: &Path) -> Result<Option<PathBuf>, ImperativeError> {
         match Place::itself(link).and_then(|place| place.read_own_link()) {
             Ok(target) => Ok(Some(self.directory.join(target))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

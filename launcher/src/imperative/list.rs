@@ -32,7 +32,7 @@ pub struct Row {
     /// What it is doing.
     pub activity: ListedActivity,
     /// Whether its runner is the one that its flake evaluates to now.
-    pub freshness: Freshness,
+    pub freshness: UpdateState,
     /// Whether it was started with another runner than its current one.
     pub stale: bool,
     /// A problem with the machine, if there is one.
@@ -56,7 +56,7 @@ pub enum ListedActivity {
 /// Whether a runner is the one that its flake evaluates to now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Freshness {
+pub enum UpdateState {
     /// It is the same runner.
     Current,
     /// The flake evaluates to another runner.
@@ -111,7 +111,7 @@ fn row(machine: &Machine, evaluation: Evaluation) -> Row {
         name: machine.name.to_string(),
         flake: None,
         activity,
-        freshness: Freshness::Unknown,
+        freshness: UpdateState::Unknown,
         stale: false,
         problem,
     };
@@ -139,10 +139,10 @@ fn row(machine: &Machine, evaluation: Evaluation) -> Row {
         return row;
     }
     match nix::evaluate(&flake, &machine.name) {
-        Ok(new) if new == current => row.freshness = Freshness::Current,
-        Ok(_) => row.freshness = Freshness::Outdated,
+        Ok(new) if new == current => row.freshness = UpdateState::Current,
+        Ok(_) => row.freshness = UpdateState::Outdated,
         Err(error) => {
-            row.freshness = Freshness::Broken;
+            row.freshness = UpdateState::Broken;
             row.problem = Some(error.to_string());
         }
     }

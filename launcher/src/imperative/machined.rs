@@ -19,7 +19,7 @@ pub fn register(name: &str, machine_id: Option<&str>, leader: u32) -> Result<(),
     let mut command = Command::new("busctl");
     command.args(MANAGER).args(["RegisterMachine", "sayssus", name]).arg(id.len().to_string()).args(id);
     command.args(["microvm", "vm", &leader.to_string(), ""]);
-    carry_out(command, "busctl RegisterMachine")
+    run(command, "busctl RegisterMachine")
 }
 
 /// Removes the registration of the machine.
@@ -29,10 +29,10 @@ pub fn register(name: &str, machine_id: Option<&str>, leader: u32) -> Result<(),
 pub fn unregister(name: &str) -> Result<(), ImperativeError> {
     let mut command = Command::new("busctl");
     command.args(MANAGER).args(["UnregisterMachine", "s", name]);
-    carry_out(command, "busctl UnregisterMachine")
+    run(command, "busctl UnregisterMachine")
 }
 
-fn carry_out(mut command: Command, program: &str) -> Result<(), ImperativeError> {
+fn run(mut command: Command, program: &str) -> Result<(), ImperativeError> {
     let status = command.status().map_err(|source| ImperativeError::NoProgram { program: "busctl", source })?;
     if status.success() {
         return Ok(());

@@ -37,7 +37,7 @@ impl PciBus {
     /// # Errors
     /// Fails if a file of the kernel is missing, because the device, an IOMMU or `vfio-pci` is missing, or if this
     /// process is not root.
-    pub fn hand_over(&self, address: &str, owner: Option<&Identity>) -> Result<(), ImperativeError> {
+    pub fn bind_to_vfio(&self, address: &str, owner: Option<&Identity>) -> Result<(), ImperativeError> {
         let device = self.sysfs.join("devices").join(address);
         let driver = device.join("driver");
         let bound = fs::read_link(&driver).ok();
@@ -81,13 +81,13 @@ mod tests {
         fs::create_dir_all(root.join("drivers/vfio-pci")).unwrap();
         fs::create_dir_all(&device).unwrap();
         let bus = PciBus::at(root, root.join("groups"));
-        assert!(bus.hand_over("0000:01:00.0", None).unwrap_err().to_string().contains("driver_override"));
+        assert!(bus.bind_to_vfio("0000:01:00.0", None).unwrap_err().to_string().contains("driver_override"));
         for file in ["devices/0000:01:00.0/driver_override", "drivers/nic/unbind", "drivers_probe"] {
             fs::write(root.join(file), "").unwrap();
         }
         symlink("../../drivers/nic", device.join("driver")).unwrap();
         symlink("../../groups/7", device.join("iommu_group")).unwrap();
-        bus.hand_over("0000:01:00.0", None).unwrap();
+        bus.bind_to_vfio("0000:01:00.0", None).unwrap();
         let read = |file: &str| fs::read_to_string(root.join(file)).unwrap();
         assert_eq!(read("devices/0000:01:00.0/driver_override"), "vfio-pci");
         assert_eq!(read("drivers/nic/unbind"), "0000:01:00.0");
@@ -96,7 +96,7 @@ mod tests {
         fs::remove_file(device.join("driver")).unwrap();
         symlink("../../drivers/vfio-pci", device.join("driver")).unwrap();
         fs::write(root.join("drivers_probe"), "").unwrap();
-        bus.hand_over("0000:01:00.0", None).unwrap();
+        bus.bind_to_vfio("0000:01:00.0", None).unwrap();
         assert_eq!(read("drivers_probe"), "");
     }
 }

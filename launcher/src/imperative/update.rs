@@ -41,7 +41,7 @@ pub fn update(layout: &Layout, name: &MachineName) -> Result<Updated, Imperative
     let machine = layout.existing(name)?;
     let flake = machine.flake()?;
     // Checked before anything is built, because root must not trust links of another user.
-    let (old, _) = (present(machine.runner())?, machine.booted_runner()?);
+    let (old, _) = (existing(machine.runner())?, machine.booted_runner()?);
     // Nix registers the link as a root, so the new runner is not collected before `current` points to it.
     let building = layout.building(&machine);
     let new = nix::build(&flake, name, &building)?;
@@ -63,7 +63,7 @@ pub fn update(layout: &Layout, name: &MachineName) -> Result<Updated, Imperative
 /// # Errors
 /// Fails if root must not follow a link of the machine.
 pub(super) fn booted(machine: &Machine) -> Result<Booted, ImperativeError> {
-    Ok(match (machine.booted_runner()?, present(machine.runner())?) {
+    Ok(match (machine.booted_runner()?, existing(machine.runner())?) {
         (Some(booted), Some(current)) if booted != current => Booted::Another,
         (Some(_), _) => Booted::Current,
         (None, _) => Booted::Nothing,
@@ -71,7 +71,7 @@ pub(super) fn booted(machine: &Machine) -> Result<Booted, ImperativeError> {
 }
 
 /// Returns `None` for a missing link.
-fn present(runner: Result<PathBuf, ImperativeError>) -> Result<Option<PathBuf>, ImperativeError> {
+fn existing(runner: Result<PathBuf, ImperativeError>) -> Result<Option<PathBuf>, ImperativeError> {
     match runner {
         Err(ImperativeError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         runner => runner.map(Some),

@@ -16,7 +16,7 @@ use std::path::Path;
 
 /// Changes the owner of all files of the user `former`, in the directory and recursively, to `new`. Skips files with
 /// several hard links, because they may belong to another machine too. Returns a message for each of those.
-pub(super) fn hand_over(
+pub(super) fn give_to_user(
     directory: impl AsFd,
     path: &Path,
     former: u32,
@@ -48,14 +48,14 @@ pub(super) fn hand_over(
         if kind == S_IFDIR {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let below = nix::fcntl::openat(&directory, name.as_os_str(), flags, Mode::empty()).map_err(failed())?;
-            messages.extend(hand_over(below, &child, former, new)?);
+            messages.extend(give_to_user(below, &child, former, new)?);
         }
     }
     Ok(messages)
 }
 
 /// Makes root the owner of a file or symbolic link, if it exists.
-pub(super) fn take_for_root(directory: impl AsFd, path: &Path, name: &str) -> Result<(), IsolationError> {
+pub(super) fn give_to_root(directory: impl AsFd, path: &Path, name: &str) -> Result<(), IsolationError> {
     let root = (Some(Uid::from_raw(0)), Some(Gid::from_raw(0)));
     match fchownat(directory, name, root.0, root.1, AtFlags::AT_SYMLINK_NOFOLLOW) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),

@@ -20,13 +20,13 @@ const UNIT_CONTROL_DIRECTORY: &str = "/run/systemd/system.control";
 /// Returns [`IsolationError::DeviceRules`].
 pub fn allow_devices(tree: &Tree, unit: &str) -> Result<(), IsolationError> {
     let failed = |reason: String| IsolationError::DeviceRules(reason);
-    let further = further(tree);
+    let other_paths = other_paths(tree);
     let told_before = Path::new(UNIT_CONTROL_DIRECTORY).join(format!("{unit}.d/50-DeviceAllow.conf"));
-    if further.is_empty() && !told_before.exists() {
+    if other_paths.is_empty() && !told_before.exists() {
         return Ok(());
     }
     let of_template = TEMPLATE_DEVICES.into_iter().filter(|path| Path::new(path).exists()).map(str::to_owned);
-    let allowed = of_template.chain(["char-pts".to_owned()]).chain(further);
+    let allowed = of_template.chain(["char-pts".to_owned()]).chain(other_paths);
     let mut command = Command::new("systemctl");
     // An empty assignment clears the list.
     command.args(["set-property", "--runtime", unit, "DeviceAllow="]);
@@ -39,7 +39,7 @@ pub fn allow_devices(tree: &Tree, unit: &str) -> Result<(), IsolationError> {
 }
 
 /// Returns the devices that the template does not allow.
-fn further(tree: &Tree) -> Vec<String> {
+fn other_paths(tree: &Tree) -> Vec<String> {
     let is_device = |path: &Path| {
         fs::metadata(path)
             .is_ok_and(|metadata| metadata.file_type().is_char_device() || metadata.file_type().is_block_device())

@@ -131,7 +131,7 @@ impl StateDirectory {
             return Ok(Vec::new());
         }
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let id = self.ids.choose(&name, &taken(layout, self.ids))?;
+        let id = self.ids.choose(&name, &used_ids(layout, self.ids))?;
         let failed = || IsolationError::errno(&self.path);
         let was_shared = fstat(&self.file).map_err(failed())?.st_uid != 0;
         // From here on, only root can change the content.
@@ -139,10 +139,10 @@ impl StateDirectory {
         fchown(&self.file, Some(Uid::from_raw(0)), Some(Gid::from_raw(0))).map_err(failed())?;
         let mut messages = Vec::new();
         if let Some(former) = User::from_name(FORMER_USER).ok().flatten() {
-            messages = contents::hand_over(&self.file, &self.path, former.uid.as_raw(), id)?;
+            messages = contents::give_to_user(&self.file, &self.path, former.uid.as_raw(), id)?;
         }
         for name in ROOT_LINKS {
-            contents::take_for_root(&self.file, &self.path, name)?;
+            contents::give_to_root(&self.file, &self.path, name)?;
         }
         fchown(&self.file, Some(Uid::from_raw(0)), Some(Gid::from_raw(id))).map_err(failed())?;
         fchmod(&self.file, Mode::from_bits_truncate(MODE)).map_err(failed())?;
@@ -180,7 +180,7 @@ impl StateDirectory {
     /// # Errors
     /// Returns [`IsolationError::File`].
     pub fn set_current(&self, layout: &Layout, runner: &Path) -> Result<(), IsolationError> {
-        self.point(layout, runner, CURRENT)
+        self.set_link(layout, runner, CURRENT)
     }
 
     /// Points `booted` to the runner that `current` points to.
@@ -189,7 +189,7 @@ impl StateDirectory {
     /// Returns [`IsolationError::NotTrusted`] if `current` does not belong to root, or [`IsolationError::File`].
     pub fn set_booted(&self, layout: &Layout) -> Result<(), IsolationError> {
         let runner = self.trusted_link(CURRENT)?;
-        self.point(layout, &runner, BOOTED)
+        self.set_link(layout, &runner, BOOTED)
     }
 
     /// Removes `booted`. A missing link is not an error.
@@ -207,10 +207,10 @@ impl StateDirectory {
     /// Returns [`IsolationError::File`].
     pub fn set_origin(&self, layout: &Layout, flake: Option<&str>, runner: &Path) -> Result<(), IsolationError> {
         let Some(flake) = flake else {
-            self.point(layout, runner, TOPLEVEL)?;
+            self.set_link(layout, runner, TOPLEVEL)?;
             return contents::remove(&self.file, &self.path, FLAKE);
         };
-        let new = self.beside(layout, FLAKE);
+        let new = self.sibling(layout, FLAKE);
         contents::remove_file(&new)?;
         let mut options = OpenOptions::new();
         let mut file =
@@ -280,8 +280,8 @@ impl StateDirectory {
     }
 
     /// Creates the symbolic link where only root can write, and renames it over the old one.
-    fn point(&self, layout: &Layout, target: &Path, name: &str) -> Result<(), IsolationError> {
-        let new = self.beside(layout, name);
+    fn set_link(&self, layout: &Layout, target: &Path, name: &str) -> Result<(), IsolationError> {
+        let new = self.sibling(layout, name);
         contents::remove_file(&new)?;
         symlinkat(target, nix::fcntl::AT_FDCWD, &new).map_err(IsolationError::errno(&new))?;
         if self.status(name)?.is_some_and(|status| status.st_mode & S_IFMT == S_IFDIR) {
@@ -293,7 +293,7 @@ impl StateDirectory {
 
     /// Returns a path in the directory of all machines, which belongs to root. The leading dot distinguishes it from
     /// all machine names.
-    fn beside(&self, layout: &Layout, name: &str) -> PathBuf {
+    fn sibling(&self, layout: &Layout, name: &str) -> PathBuf {
         let machine = self.path.file_name().unwrap_or_default().to_string_lossy();
         layout.machines().join(format!(".{machine}.{name}"))
     }
@@ -312,7 +312,7 @@ fn lock(layout: &Layout) -> Result<Flock<File>, IsolationError> {
         .map_err(|(_, errno)| IsolationError::errno(layout.machines())(errno))
 }
 
-fn taken(layout: &Layout, ids: UserIds) -> BTreeSet<u32> {
+fn used_ids(layout: &Layout, ids: UserIds) -> BTreeSet<u32> {
     let Ok(entries) = fs::read_dir(layout.machines()) else { return BTreeSet::new() };
     let groups = entries.filter_map(|entry| Some(fs::symlink_metadata(entry.ok()?.path()).ok()?.gid()));
     groups.filter(|group| ids.contains(*group)).collect()
@@ -421,7 +421,7 @@ mod tests {
             std::os::unix::fs::lchown(state.join(file), Some(FORMER_ID), Some(FORMER_ID)).unwrap();
         }
         let opened = fs::File::open(state).unwrap();
-        let messages = contents::hand_over(&opened, state, FORMER_ID, 5000).unwrap();
+        let messages = contents::give_to_user(&opened, state, FORMER_ID, 5000).unwrap();
         assert_eq!(messages.len(), 2, "{messages:?}");
         let owner = |file: &str| fs::symlink_metadata(state.join(file)).unwrap().uid();
         let owners = ["var.img", "home", "home/notes", "of-root", "linked", "link"].map(owner);

@@ -22,7 +22,7 @@ use std::path::{Component, Path, PathBuf};
 /// Returns [`IsolationError`]; everything that was mounted is then removed.
 pub fn make(tree: &Tree, root: &Path) -> Result<(), IsolationError> {
     remove(root)?;
-    let made = Maker { tree, root }.make();
+    let made = TreeBuilder { tree, root }.make();
     if made.is_err() {
         // The first error is the useful one.
         let _ = remove(root);
@@ -73,12 +73,12 @@ fn mount_point(line: &str) -> Option<PathBuf> {
     Some(text.into())
 }
 
-struct Maker<'tree> {
+struct TreeBuilder<'tree> {
     tree: &'tree Tree,
     root: &'tree Path,
 }
 
-impl Maker<'_> {
+impl TreeBuilder<'_> {
     fn make(&self) -> Result<(), IsolationError> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o755).create(self.root).map_err(IsolationError::file(self.root))?;

@@ -100,7 +100,7 @@ pub struct Tree {
 
 /// The inputs of a tree.
 #[derive(Debug)]
-pub struct Wanted<'host> {
+pub struct TreeInputs<'host> {
     /// The machine's name.
     pub name: &'host str,
     /// Its state directory.
@@ -114,7 +114,7 @@ pub struct Wanted<'host> {
     /// The runtime directory that records the machine.
     pub runtime: &'host Path,
     /// Further files and directories of the host.
-    pub further: Vec<PathOnHost>,
+    pub other_paths: Vec<PathOnHost>,
     /// Whether it has an interface of type `user`, for which the host resolves names.
     pub resolves_names: bool,
     /// The image of the store disk, if this host builds it.
@@ -127,24 +127,24 @@ impl Tree {
     /// # Errors
     /// Returns [`IsolationError::Path`] if a socket is outside the state directory, where the machine could not create
     /// it.
-    pub fn plan(wanted: &Wanted<'_>) -> Result<Self, IsolationError> {
-        let state = wanted.state;
-        let mut tree = Self { user_id: wanted.user_id, entries: skeleton(wanted), volumes: Vec::new() };
+    pub fn plan(inputs: &TreeInputs<'_>) -> Result<Self, IsolationError> {
+        let state = inputs.state;
+        let mut tree = Self { user_id: inputs.user_id, entries: skeleton(inputs), volumes: Vec::new() };
         // These come first, because paths of the spec may be below them.
-        tree.entries.extend(wanted.further.iter().cloned().map(Entry::Host));
+        tree.entries.extend(inputs.other_paths.iter().cloned().map(Entry::Host));
         tree.bind(Path::new("/nix/store"), "the store", Write::No, Missing::Refused);
         for program in ["/bin/sh", "/usr/bin/env"].map(Path::new) {
-            if !wanted.further.iter().any(|further| program.starts_with(&further.path)) {
+            if !inputs.other_paths.iter().any(|other_paths| program.starts_with(&other_paths.path)) {
                 tree.bind(program, "scripts", Write::No, Missing::Allowed);
             }
         }
-        if wanted.resolves_names {
+        if inputs.resolves_names {
             tree.bind(Path::new("/etc/resolv.conf"), "interfaces", Write::No, Missing::Allowed);
         }
         tree.bind(state, "the state directory", Write::Yes, Missing::Refused);
-        tree.bind(&wanted.runtime.join(wanted.name), "the runtime directory", Write::Yes, Missing::Refused);
-        tree.bind(&wanted.runtime.join("host-facts.json"), "host facts", Write::No, Missing::Allowed);
-        let Some(launch) = wanted.launch else {
+        tree.bind(&inputs.runtime.join(inputs.name), "the runtime directory", Write::Yes, Missing::Refused);
+        tree.bind(&inputs.runtime.join("host-facts.json"), "host facts", Write::No, Missing::Allowed);
+        let Some(launch) = inputs.launch else {
             tree.entries.extend(USUAL_DEVICES.map(PathBuf::from).map(Entry::Device));
             return Ok(tree);
         };
@@ -152,7 +152,7 @@ impl Tree {
         tree.add_files(&launch.needs, state);
         tree.add_volumes(&launch.needs);
         if let (Some(image), Some(from)) =
-            (launch.needs.store_disk.as_ref().map(|need| &need.image), &wanted.store_disk)
+            (launch.needs.store_disk.as_ref().map(|need| &need.image), &inputs.store_disk)
         {
             tree.entries.push(Entry::Renamed { from: from.clone(), to: absolute(image, state), writable: false });
             if launch.needs.sealed_image.is_some() {
@@ -204,8 +204,8 @@ impl Tree {
                 continue;
             }
             let write = match presence.access {
-                Access::ReadWrite | Access::EnterWrite => Write::Yes,
-                Access::Read | Access::Execute | Access::Enter => Write::No,
+                Access::ReadWrite | Access::WriteDirectory => Write::Yes,
+                Access::Read | Access::Execute | Access::ReadDirectory => Write::No,
             };
             self.bind(path, &presence.option, write, Missing::Allowed);
         }
@@ -267,9 +267,9 @@ fn absolute(path: &HostPath, state: &Path) -> PathBuf {
 }
 
 /// Returns the entries that every root directory has.
-fn skeleton(wanted: &Wanted<'_>) -> Vec<Entry> {
+fn skeleton(inputs: &TreeInputs<'_>) -> Vec<Entry> {
     let directory = |to: &str, mode| Entry::Directory { to: to.into(), mode };
-    let (user, kvm, home) = (wanted.user_id, wanted.kvm_group, wanted.state.display());
+    let (user, kvm, home) = (inputs.user_id, inputs.kvm_group, inputs.state.display());
     let mut entries: Vec<Entry> = ["/proc", "/sys", "/dev", "/run", "/etc", "/nix/store", "/usr/bin", "/bin"]
         .map(|to| directory(to, 0o755))
         .into_iter()

@@ -14,7 +14,7 @@ pub struct Needs {
     /// Commands to run first; each is a program and its arguments.
     pub pre_start: Vec<Vec<String>>,
     /// Files and directories that must exist.
-    pub present: Vec<Presence>,
+    pub present: Vec<FileNeed>,
     /// Device nodes that must open for reading and writing.
     pub device_nodes: Vec<DeviceNode>,
     /// Directories to create if they are missing.
@@ -27,7 +27,8 @@ pub struct Needs {
     /// The volumes, in order.
     pub volumes: Vec<VolumeNeed>,
     /// Disks whose format the hypervisor detects from their content, which must match the spec.
-    pub guessed_formats: Vec<GuessedFormat>,
+    #[serde(alias = "guessedFormats")]
+    pub probed_formats: Vec<ProbedFormat>,
     /// Sockets left over from an earlier run, which would make the hypervisor fail.
     pub sockets_to_remove: Vec<HostPath>,
     /// Tap interfaces.
@@ -79,7 +80,7 @@ pub enum KvmUse {
 /// A file or directory that must exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Presence {
+pub struct FileNeed {
     /// The path.
     pub path: HostPath,
     /// The option of the spec that requires it, such as `kernel`.
@@ -113,9 +114,11 @@ pub enum Access {
     /// The program is run.
     Execute,
     /// The directory is read.
-    Enter,
+    #[serde(alias = "enter")]
+    ReadDirectory,
     /// The directory is read and written.
-    EnterWrite,
+    #[serde(alias = "enterWrite")]
+    WriteDirectory,
 }
 
 /// A device node that must open for reading and writing.
@@ -169,7 +172,7 @@ pub struct VolumeNeed {
 /// A disk whose format the hypervisor detects from its content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct GuessedFormat {
+pub struct ProbedFormat {
     /// The option of the spec that it comes from, such as `volumes[0]`.
     pub option: String,
     /// The image.

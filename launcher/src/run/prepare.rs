@@ -2,7 +2,7 @@
 
 use super::{Lowered, RunError};
 use crate::facts::HostFacts;
-use crate::host::{Moment, missing};
+use crate::host::{CheckTime, missing};
 use crate::hypervisor::lower_with_script_output;
 use crate::initrd;
 use crate::interruption::{ChildError, Interruption};
@@ -17,9 +17,9 @@ use crate::sockets::remove_stale;
 use crate::state::{RuntimeDirectory, StartLock};
 use crate::store_disk;
 use crate::store_seal;
-use crate::volumes::{self, Locking, VolumeLock, VolumeState};
+use crate::volumes::{self, LockRequest, VolumeLock, VolumeState};
 use nix::fcntl::{FcntlArg, fcntl};
-use program::child::hand_on;
+use program::child::pass_descriptors;
 use program::place::{Directory, Place, require_out_of_reach};
 use program::user::Identity;
 use std::io;
@@ -80,44 +80,44 @@ impl Prepared {
         let program = find_program(&launch.program)?;
         let identity = launch.user.as_deref().map(Identity::of).transpose()?;
         let identity = identity.filter(|_| nix::unistd::geteuid().is_root());
-        let step = Step { launch, interruption, identity: identity.as_ref() };
-        step.make_directories()?;
-        step.run_pre_start()?;
-        let problems = missing(launch, Moment::Start);
+        let preparation = Preparation { launch, interruption, identity: identity.as_ref() };
+        preparation.make_directories()?;
+        preparation.run_pre_start()?;
+        let problems = missing(launch, CheckTime::Start);
         if !problems.is_empty() {
             return Err(RunError::Missing(problems));
         }
-        let locks = step.lock_volumes(&lock.runtime())?;
-        step.make_disks(message)?;
-        let sealed = step.read_seal(lowered)?;
+        let locks = preparation.lock_volumes(&lock.runtime())?;
+        preparation.make_disks(message)?;
+        let sealed = preparation.read_seal(lowered)?;
         let lowered = &sealed.as_ref().map_or(*lowered, |(facts, launch)| Lowered { facts, launch, ..*lowered });
         let launch = lowered.launch;
-        let step = Step { launch, ..step };
-        step.check_formats()?;
+        let preparation = Preparation { launch, ..preparation };
+        preparation.check_formats()?;
         for socket in launch.needs.sockets_to_clear() {
-            remove_stale(step.absolute(socket).as_path())?;
+            remove_stale(preparation.absolute(socket).as_path())?;
         }
-        step.write_files()?;
+        preparation.write_files()?;
         interruption.check()?;
         let interfaces = network::make_ready(&launch.needs)?;
         lock.record_interfaces(interfaces.made())?;
         for made in interfaces.made() {
             message(&format!("created network interface {}", made.name));
         }
-        step.check_side_processes()?;
+        preparation.check_side_processes()?;
         let side_processes =
             SideProcesses::start(&launch.needs.processes, &launch.working_directory, identity.as_ref(), interruption)?;
-        let launch = step.add_script_output(lowered, message)?;
-        let descriptors = step.open_descriptors()?;
+        let launch = preparation.add_script_output(lowered, message)?;
+        let descriptors = preparation.open_descriptors()?;
         interruption.check()?;
         Ok(Self { program, launch, identity, side_processes, interfaces, descriptors, locks })
     }
 
     /// Makes `command` inherit the descriptors: those that its arguments name, and the locks on its volumes, which must
     /// live as long as the hypervisor. No other child inherits them.
-    pub fn hand_on_descriptors(&self, command: &mut Command) {
+    pub fn pass_descriptors(&self, command: &mut Command) {
         let named = self.descriptors.iter().map(|descriptor| descriptor.number);
-        hand_on(command, named.chain(self.locks.iter().map(VolumeLock::descriptor)).collect());
+        pass_descriptors(command, named.chain(self.locks.iter().map(VolumeLock::descriptor)).collect());
     }
 
     /// Closes this process's copies, because the hypervisor has its own.
@@ -126,13 +126,13 @@ impl Prepared {
     }
 }
 
-struct Step<'launch> {
+struct Preparation<'launch> {
     launch: &'launch Launch,
     interruption: &'launch Interruption,
     identity: Option<&'launch Identity>,
 }
 
-impl Step<'_> {
+impl Preparation<'_> {
     fn absolute(&self, path: &HostPath) -> HostPath {
         path.below(&self.launch.working_directory)
     }
@@ -183,17 +183,17 @@ impl Step<'_> {
     }
 
     fn lock_volumes(&self, runtime: &RuntimeDirectory) -> Result<Vec<VolumeLock>, RunError> {
-        let locking = Locking {
+        let request = LockRequest {
             machine: &self.launch.name,
             working_directory: &self.launch.working_directory,
             runtime,
             owner: self.identity,
         };
-        Ok(volumes::lock_volumes(&self.launch.needs.volumes, locking)?)
+        Ok(volumes::lock_volumes(&self.launch.needs.volumes, request)?)
     }
 
     fn check_formats(&self) -> Result<(), RunError> {
-        for disk in &self.launch.needs.guessed_formats {
+        for disk in &self.launch.needs.probed_formats {
             volumes::check_format(disk, &self.launch.working_directory, self.launch.hypervisor)?;
         }
         Ok(())
@@ -250,11 +250,11 @@ impl Step<'_> {
         let mut passed = Vec::new();
         if let Some(need) = &self.launch.needs.initrd {
             let memory = initrd::compose(need, &self.launch.working_directory, self.identity)?;
-            passed.push(pass(memory, need.descriptor)?);
+            passed.push(place_descriptor(memory, need.descriptor)?);
         }
         for need in &self.launch.needs.macvtaps {
             for (descriptor, number) in macvtap::open(need)?.into_iter().zip(&need.descriptors) {
-                passed.push(pass(descriptor, *number)?);
+                passed.push(place_descriptor(descriptor, *number)?);
             }
         }
         Ok(passed)
@@ -294,7 +294,7 @@ impl Step<'_> {
 }
 
 /// Duplicates a descriptor to the number that the hypervisor's arguments name, closed on exec in other children.
-fn pass(descriptor: OwnedFd, number: i32) -> Result<PassedDescriptor, RunError> {
+fn place_descriptor(descriptor: OwnedFd, number: i32) -> Result<PassedDescriptor, RunError> {
     let failed = |source| RunError::System { action: "passing a file descriptor to the hypervisor", source };
     let placed = fcntl(&descriptor, FcntlArg::F_DUPFD_CLOEXEC(number)).map_err(|errno| failed(errno.into()))?;
     let passed = PassedDescriptor { number: placed };

@@ -3,11 +3,11 @@
 //! One loop polls all descriptors, and nothing in it blocks: separate threads write the output and ask the guest to
 //! stop. The loop sleeps while there are no events.
 
-use super::hand_over::{command, unix_seconds};
+use super::become_hypervisor::{command, unix_seconds};
 use super::output::OutputWriter;
 use super::{Prepared, RunError};
 use crate::console::ConsoleServer;
-use crate::console::server::Typing;
+use crate::console::server::InputState;
 use crate::console::terminal::{RawTerminal, make_raw};
 use crate::control::Controller;
 use crate::interruption::{Interrupted, Interruption, end_group};
@@ -192,7 +192,7 @@ impl Supervisor<'_> {
     ) -> Result<RunningMachine, RunError> {
         let failed = |source| StateError::File { path: self.state.directory().to_owned(), source };
         let pid = i32::try_from(child.id()).unwrap_or(0);
-        let supervisor = ProcessIdentity::own().map_err(failed)?;
+        let supervisor = ProcessIdentity::current().map_err(failed)?;
         // It may have ended already. Then there is nothing to stop, and the event loop finds out its exit status.
         let hypervisor = ProcessIdentity::of(pid).unwrap_or(ProcessIdentity { pid, start_ticks: 0 });
         let machine = RunningMachine {
@@ -209,7 +209,7 @@ impl Supervisor<'_> {
 
     /// Asks in a separate thread, and only if a service manager waits for the answer.
     fn check_that_it_runs(&self, manager: &ServiceManager) -> Option<UnixStream> {
-        if !manager.is_there() {
+        if !manager.is_present() {
             return None;
         }
         let (ours, mut theirs) = UnixStream::pair().ok()?;
@@ -347,8 +347,8 @@ impl Console {
         Self { server, master: Some(master), input: VecDeque::new(), stdin: OwnTerminal::of_user(), stdout }
     }
 
-    fn typing(&self) -> Typing {
-        if self.input.len() < MAX_INPUT_BYTES { Typing::Accepted } else { Typing::Held }
+    fn typing(&self) -> InputState {
+        if self.input.len() < MAX_INPUT_BYTES { InputState::Accepted } else { InputState::Held }
     }
 
     fn interests(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
@@ -358,7 +358,7 @@ impl Console {
             let output = if self.input.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
             interests.push((master.as_fd(), PollFlags::POLLIN | output));
         }
-        if let (Some(stdin), Typing::Accepted) = (&self.stdin, typing) {
+        if let (Some(stdin), InputState::Accepted) = (&self.stdin, typing) {
             interests.push((stdin.input.as_fd(), PollFlags::POLLIN));
         }
         interests
@@ -367,7 +367,7 @@ impl Console {
     /// Does all work that does not block.
     fn serve(&mut self) {
         let typing = self.typing();
-        if typing == Typing::Accepted {
+        if typing == InputState::Accepted {
             self.read_stdin();
         }
         let typed = self.server.serve(typing);

@@ -90,7 +90,7 @@ pub struct QemuSection {
     #[serde(default)]
     pub accelerator: Accelerator,
     /// Whether the guest has a serial console on the terminal.
-    #[serde(default = "super::yes")]
+    #[serde(default = "super::default_true")]
     pub serial_console: bool,
     /// PCI Express root ports, which allow devices to be plugged in later.
     #[serde(default)]

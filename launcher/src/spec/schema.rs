@@ -79,12 +79,12 @@ impl<'schema> Walk<'schema> {
             let branch = branches.iter().find(|branch| allows_null(branch) == value.is_null());
             return branch.map_or((), |branch| self.visit(place, value, branch));
         }
-        if let Some(words) = words_of(schema) {
-            return self.visit_word(place, value, words);
+        if let Some(words) = enum_values(schema) {
+            return self.visit_enum(place, value, words);
         }
         let types = types_of(schema);
         if !types.is_empty() && !types.iter().any(|name| has_type(value, name)) {
-            let wanted = types.iter().map(|name| wanted_type(name)).collect::<Vec<_>>().join(" or ");
+            let wanted = types.iter().map(|name| expected_type(name)).collect::<Vec<_>>().join(" or ");
             return self.report(place, MismatchKind::WrongType(wanted, found_type(value)));
         }
         match value {
@@ -131,7 +131,7 @@ impl<'schema> Walk<'schema> {
         }
     }
 
-    fn visit_word(&mut self, place: &str, value: &Value, words: Vec<String>) {
+    fn visit_enum(&mut self, place: &str, value: &Value, words: Vec<String>) {
         match value.as_str() {
             Some(word) if words.iter().any(|known| known == word) => {}
             Some(word) => {
@@ -173,7 +173,7 @@ fn types_of(schema: &Value) -> Vec<&str> {
 }
 
 /// Returns the values of an enumeration. The generator writes them as `enum` or, with descriptions, as `oneOf`.
-fn words_of(schema: &Value) -> Option<Vec<String>> {
+fn enum_values(schema: &Value) -> Option<Vec<String>> {
     let word = |value: &Value| value.as_str().map(str::to_owned);
     if let Some(words) = schema.get("enum").and_then(Value::as_array) {
         return words.iter().map(word).collect();
@@ -208,7 +208,7 @@ fn has_type(value: &Value, name: &str) -> bool {
     }
 }
 
-fn wanted_type(name: &str) -> String {
+fn expected_type(name: &str) -> String {
     match name {
         "null" => "null",
         "boolean" => "true or false",

@@ -1,6 +1,6 @@
 //! Disks and shared directories, as written in the spec.
 
-use super::yes;
+use super::default_true;
 use crate::path::HostPath;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -76,7 +76,7 @@ pub struct Volume {
     #[serde(default)]
     pub direct: bool,
     /// Whether to create the image before the start if it does not exist.
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     pub auto_create: bool,
     /// Additional arguments for mkfs.
     #[serde(default)]
@@ -147,7 +147,7 @@ pub struct Share {
     pub cache: Cache,
     /// virtiofs only: whether POSIX access control lists are supported. They cannot be combined with translated user
     /// IDs.
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     pub posix_acl: bool,
     /// virtiofs only: additional arguments for the daemon.
     #[serde(default)]

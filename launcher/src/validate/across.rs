@@ -9,17 +9,16 @@ use std::collections::BTreeMap;
 ///
 /// Relative paths do not conflict, because each machine has its own state directory.
 pub fn check_across(specs: &[&CheckedSpec]) -> Vec<Problem> {
-    let mut holders: BTreeMap<(&'static str, String), Vec<Holder<'_>>> = BTreeMap::new();
+    let mut users: BTreeMap<(&'static str, String), Vec<UsedBy<'_>>> = BTreeMap::new();
     for spec in specs {
         for claim in claims(spec) {
-            let holder = Holder { machine: &spec.name, option: claim.option, hold: claim.hold };
-            holders.entry((claim.what, claim.value)).or_default().push(holder);
+            let user = UsedBy { machine: &spec.name, option: claim.option, usage: claim.usage };
+            users.entry((claim.what, claim.value)).or_default().push(user);
         }
     }
-    let clashes = holders
-        .into_iter()
-        .filter(|(_, holders)| holders.len() > 1 && holders.iter().any(|holder| holder.hold == Hold::Alone));
-    clashes.map(|((what, value), holders)| clash(what, &value, &holders)).collect()
+    let conflicts =
+        users.into_iter().filter(|(_, users)| users.len() > 1 && users.iter().any(|user| user.usage == Use::Exclusive));
+    conflicts.map(|((what, value), users)| conflict(what, &value, &users)).collect()
 }
 
 /// A resource that a host has only once, and the option that uses it.
@@ -27,42 +26,42 @@ struct Claim {
     what: &'static str,
     value: String,
     option: String,
-    hold: Hold,
+    usage: Use,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Hold {
+enum Use {
     /// Only one machine can use it.
-    Alone,
+    Exclusive,
     /// Several machines can use it if none of them needs it alone: files that are only read, links of macvtaps.
     Shared,
 }
 
-struct Holder<'machine> {
+struct UsedBy<'machine> {
     machine: &'machine str,
     option: String,
-    hold: Hold,
+    usage: Use,
 }
 
-fn clash(what: &str, value: &str, holders: &[Holder<'_>]) -> Problem {
-    let machines: Vec<_> = holders.iter().map(|holder| holder.machine).collect();
-    let options: Vec<_> = holders.iter().map(|holder| format!("{}'s {}", holder.machine, holder.option)).collect();
+fn conflict(what: &str, value: &str, users: &[UsedBy<'_>]) -> Problem {
+    let machines: Vec<_> = users.iter().map(|user| user.machine).collect();
+    let options: Vec<_> = users.iter().map(|user| format!("{}'s {}", user.machine, user.option)).collect();
     Problem {
         machine: machines.join(", "),
-        option: holders.first().map(|holder| holder.option.clone()).unwrap_or_default(),
+        option: users.first().map(|user| user.option.clone()).unwrap_or_default(),
         reason: format!("the {what} `{value}` is used by {}; only one of them can run", options.join(" and ")),
     }
 }
 
 fn claims(spec: &CheckedSpec) -> Vec<Claim> {
-    let mut claims = vec![alone("machine name", &spec.name, "name")];
+    let mut claims = vec![exclusive("machine name", &spec.name, "name")];
     claims.extend(network_claims(spec));
     for (index, device) in spec.devices.iter().enumerate() {
-        claims.push(alone("device", &device.path, format!("devices[{index}].path")));
+        claims.push(exclusive("device", &device.path, format!("devices[{index}].path")));
     }
     for disk in spec.disks.iter().filter(|disk| disk.image.is_absolute()) {
-        let hold = if disk.read_only { Hold::Shared } else { Hold::Alone };
-        claims.push(Claim { hold, ..alone("image", disk.image.as_str(), format!("{}.image", disk.option)) });
+        let usage = if disk.read_only { Use::Shared } else { Use::Exclusive };
+        claims.push(Claim { usage, ..exclusive("image", disk.image.as_str(), format!("{}.image", disk.option)) });
     }
     let mut sockets = vec![(&spec.control_socket, "socket".to_owned())];
     sockets.extend(spec.console_socket.iter().map(|socket| (socket, "consoleSocket".to_owned())));
@@ -73,7 +72,7 @@ fn claims(spec: &CheckedSpec) -> Vec<Claim> {
         }
     }
     let sockets = sockets.into_iter().filter(|(path, _)| path.is_absolute());
-    claims.extend(sockets.map(|(path, option)| alone("socket", path.as_str(), option)));
+    claims.extend(sockets.map(|(path, option)| exclusive("socket", path.as_str(), option)));
     claims
 }
 
@@ -82,28 +81,28 @@ fn network_claims(spec: &CheckedSpec) -> Vec<Claim> {
     for (index, interface) in spec.interfaces.iter().enumerate() {
         // With user networking, every machine has its own network.
         if interface.kind != InterfaceKind::User {
-            claims.push(alone("MAC address", &interface.mac, format!("interfaces[{index}].mac")));
+            claims.push(exclusive("MAC address", &interface.mac, format!("interfaces[{index}].mac")));
         }
         if let InterfaceKind::Macvtap { link, mode } = &interface.kind {
-            let hold = if *mode == MacvtapMode::Passthru { Hold::Alone } else { Hold::Shared };
-            claims.push(Claim { hold, ..alone("link", link, format!("interfaces[{index}].macvtap.link")) });
+            let usage = if *mode == MacvtapMode::Passthru { Use::Exclusive } else { Use::Shared };
+            claims.push(Claim { usage, ..exclusive("link", link, format!("interfaces[{index}].macvtap.link")) });
         }
         if matches!(interface.kind, InterfaceKind::Tap { .. } | InterfaceKind::Macvtap { .. }) {
-            claims.push(alone("network interface", &interface.id, format!("interfaces[{index}].id")));
+            claims.push(exclusive("network interface", &interface.id, format!("interfaces[{index}].id")));
         }
     }
     if let Some(vsock) = &spec.vsock {
-        claims.push(alone("vsock address", &vsock.cid.to_string(), "vsock.cid"));
+        claims.push(exclusive("vsock address", &vsock.cid.to_string(), "vsock.cid"));
     }
     for (index, forward) in spec.forward_ports.iter().enumerate() {
         if forward.from == ForwardFrom::Host {
             let port = format!("{} {}:{}", forward.proto.as_str(), forward.host.address, forward.host.port);
-            claims.push(alone("port", &port, format!("forwardPorts[{index}].host.port")));
+            claims.push(exclusive("port", &port, format!("forwardPorts[{index}].host.port")));
         }
     }
     claims
 }
 
-fn alone(what: &'static str, value: &str, option: impl Into<String>) -> Claim {
-    Claim { what, value: value.to_owned(), option: option.into(), hold: Hold::Alone }
+fn exclusive(what: &'static str, value: &str, option: impl Into<String>) -> Claim {
+    Claim { what, value: value.to_owned(), option: option.into(), usage: Use::Exclusive }
 }

@@ -5,7 +5,7 @@
 //! files the hypervisor opens at the next start, because such a header can name other files.
 
 use super::VolumeError;
-use crate::launch::GuessedFormat;
+use crate::launch::ProbedFormat;
 use crate::path::HostPath;
 use crate::spec::{Hypervisor, ImageType};
 use nix::fcntl::OFlag;
@@ -20,14 +20,14 @@ use volume_maker::{FormatKind, image_format};
 /// # Errors
 /// Returns [`VolumeError::Format`], or [`VolumeError::File`] if the image cannot be read.
 pub fn check_format(
-    disk: &GuessedFormat,
+    disk: &ProbedFormat,
     working_directory: &HostPath,
     hypervisor: Hypervisor,
 ) -> Result<(), VolumeError> {
     let path = disk.image.below(working_directory);
     let image = Place::of(path.as_path()).and_then(|place| place.open(OFlag::O_RDONLY));
-    let described = image.and_then(|image| described(&image));
-    let (found, image_type) = described.map_err(|source| VolumeError::File { path: path.clone(), source })?;
+    let describe = image.and_then(|image| describe(&image));
+    let (found, image_type) = describe.map_err(|source| VolumeError::File { path: path.clone(), source })?;
     if image_type == Some(disk.image_type) {
         return Ok(());
     }
@@ -41,7 +41,7 @@ pub fn check_format(
 }
 
 /// Returns the name and the `imageType` of the format that an image looks like.
-pub(super) fn described(image: &File) -> io::Result<(&'static str, Option<ImageType>)> {
+pub(super) fn describe(image: &File) -> io::Result<(&'static str, Option<ImageType>)> {
     let Some(found) = image_format(image)? else { return Ok(("a raw image", Some(ImageType::Raw))) };
     let image_type = found.kind.map(|kind| match kind {
         FormatKind::Qcow2 => ImageType::Qcow2,
@@ -58,7 +58,7 @@ mod tests {
 
     fn check(directory: &Path, content: &[u8], image_type: ImageType) -> Result<(), String> {
         std::fs::write(directory.join("disk.img"), content).unwrap();
-        let disk = GuessedFormat { option: "volumes[0]".to_owned(), image: "disk.img".into(), image_type };
+        let disk = ProbedFormat { option: "volumes[0]".to_owned(), image: "disk.img".into(), image_type };
         let directory = HostPath::new(directory.to_str().unwrap());
         check_format(&disk, &directory, Hypervisor::Crosvm).map_err(|error| error.to_string())
     }

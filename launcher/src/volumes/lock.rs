@@ -2,7 +2,7 @@
 //!
 //! The lock is a lock of an open file description (`F_OFD_SETLK` in fcntl(2)). The hypervisor inherits the descriptor,
 //! so the lock survives exec, and the kernel releases it when the last process that holds the descriptor has ended for
-//! any reason. It is taken on a separate file, because some hypervisors lock the image themselves, and the locks would
+//! any reason. It is locked on a separate file, because some hypervisors lock the image themselves, and the locks would
 //! conflict.
 //!
 //! The lock file is `IMAGE.lock` next to the image, after following symbolic links. Block devices, images with several
@@ -46,7 +46,7 @@ impl VolumeLock {
 
 /// Where to lock volumes, and for which machine.
 #[derive(Clone, Copy, Debug)]
-pub struct Locking<'run> {
+pub struct LockRequest<'run> {
     /// The machine's name.
     pub machine: &'run str,
     /// The directory that relative images are in.
@@ -58,7 +58,7 @@ pub struct Locking<'run> {
 }
 
 /// An image that this start has already locked.
-struct Taken {
+struct LockedImage {
     place: PathBuf,
     /// Device and inode, if the image exists.
     number: Option<(u64, u64)>,
@@ -69,22 +69,23 @@ struct Taken {
 ///
 /// # Errors
 /// Returns [`VolumeError::InUse`], [`VolumeError::Twice`], [`VolumeError::Lock`], or [`VolumeError::File`].
-pub fn lock_volumes(volumes: &[VolumeNeed], locking: Locking<'_>) -> Result<Vec<VolumeLock>, VolumeError> {
-    let mut taken: Vec<Taken> = Vec::new();
+pub fn lock_volumes(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Result<Vec<VolumeLock>, VolumeError> {
+    let mut locked: Vec<LockedImage> = Vec::new();
     let mut locks = Vec::new();
     for volume in volumes.iter().filter(|volume| volume.access == Access::ReadWrite) {
-        let path = volume.image.below(locking.working_directory);
+        let path = volume.image.below(request.working_directory);
         let failed = |source| VolumeError::File { path: path.clone(), source };
-        let place = Place::with_parents(path.as_path(), DIRECTORY_MODE, locking.owner).map_err(failed)?;
+        let place = Place::with_parents(path.as_path(), DIRECTORY_MODE, request.owner).map_err(failed)?;
         let image = place.stat().map_err(failed)?;
         let number = image.as_ref().map(|stat| (stat.st_dev, stat.st_ino));
-        let is_same = |other: &&Taken| other.place == place.path() || (number.is_some() && other.number == number);
-        if let Some(other) = taken.iter().find(is_same) {
+        let is_same =
+            |other: &&LockedImage| other.place == place.path() || (number.is_some() && other.number == number);
+        if let Some(other) = locked.iter().find(is_same) {
             return Err(VolumeError::Twice { first: other.image.clone(), second: path });
         }
-        taken.push(Taken { place: place.path(), number, image: path.clone() });
-        for lock in places(&place, image.as_ref(), locking.runtime).map_err(failed)? {
-            locks.push(take(&lock, &path, image.as_ref(), &locking)?);
+        locked.push(LockedImage { place: place.path(), number, image: path.clone() });
+        for lock in places(&place, image.as_ref(), request.runtime).map_err(failed)? {
+            locks.push(lock_file(&lock, &path, image.as_ref(), &request)?);
         }
     }
     Ok(locks)
@@ -92,7 +93,7 @@ pub fn lock_volumes(volumes: &[VolumeNeed], locking: Locking<'_>) -> Result<Vec<
 
 /// Returns the places of the lock files of an image.
 fn places(image: &Place, stat: Option<&FileStat>, runtime: &RuntimeDirectory) -> io::Result<Vec<Place>> {
-    let beside = image.beside(".lock")?;
+    let beside = image.sibling(".lock")?;
     let Some(stat) = stat else { return Ok(vec![beside]) };
     let by_number = |name: String| -> io::Result<Place> {
         Ok(Directory::make(&runtime.path().join(LOCK_DIRECTORY), LOCK_DIRECTORY_MODE, None)?.place(name))
@@ -107,34 +108,34 @@ fn places(image: &Place, stat: Option<&FileStat>, runtime: &RuntimeDirectory) ->
     if stat.st_nlink > 1 { Ok(vec![beside, by_number(file)?]) } else { Ok(vec![beside]) }
 }
 
-fn take(
+fn lock_file(
     lock: &Place,
     image: &HostPath,
     stat: Option<&FileStat>,
-    locking: &Locking<'_>,
+    request: &LockRequest<'_>,
 ) -> Result<VolumeLock, VolumeError> {
     let failed = |source| VolumeError::Lock { path: image.clone(), lock: lock.path(), source };
     let is_new = lock.stat().map_err(failed)?.is_none();
     let mut file = lock.open_or_create(VOLUME_MODE).map_err(failed)?;
     if is_new {
         // Any user who can write to the image can lock it.
-        share_as(&file, stat, locking.owner).map_err(failed)?;
+        copy_permissions(&file, stat, request.owner).map_err(failed)?;
     }
     let whole = flock { l_type: F_WRLCK as i16, l_whence: SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };
     match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)) {
         Ok(_) => {}
         Err(Errno::EAGAIN | Errno::EACCES) => {
-            return Err(VolumeError::InUse { path: image.clone(), holder: holder(&mut file) });
+            return Err(VolumeError::InUse { path: image.clone(), holder: read_owner(&mut file) });
         }
         Err(errno) => return Err(failed(errno.into())),
     }
-    let text = format!("machine {}, process {}\n", locking.machine, Pid::this());
+    let text = format!("machine {}, process {}\n", request.machine, Pid::this());
     file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes())).map_err(failed)?;
     Ok(VolumeLock(file))
 }
 
 /// Gives a lock file the owner and mode of its image, or those of an image that will be created.
-fn share_as(file: &File, image: Option<&FileStat>, owner: Option<&Identity>) -> io::Result<()> {
+fn copy_permissions(file: &File, image: Option<&FileStat>, owner: Option<&Identity>) -> io::Result<()> {
     match image {
         None => {
             if let Some(owner) = owner {
@@ -156,12 +157,12 @@ fn share_as(file: &File, image: Option<&FileStat>, owner: Option<&Identity>) -> 
 }
 
 /// Returns the owner of the lock, as recorded in the lock file.
-fn holder(file: &mut File) -> String {
+fn read_owner(file: &mut File) -> String {
     let mut text = Vec::new();
     let read = file.rewind().and_then(|()| file.take(MAX_HOLDER_BYTES).read_to_end(&mut text));
     let text = String::from_utf8_lossy(&text);
     match (read, text.trim()) {
-        (Ok(_), holder) if !holder.is_empty() => one_line(holder).into_owned(),
+        (Ok(_), owner) if !owner.is_empty() => one_line(owner).into_owned(),
         _ => "another process".to_owned(),
     }
 }
@@ -203,8 +204,8 @@ mod tests {
                     creation: None,
                 })
                 .collect();
-            let locking = Locking { machine, working_directory: &self.home, runtime: &self.runtime, owner: None };
-            lock_volumes(&volumes, locking).map_err(|error| error.to_string())
+            let request = LockRequest { machine, working_directory: &self.home, runtime: &self.runtime, owner: None };
+            lock_volumes(&volumes, request).map_err(|error| error.to_string())
         }
     }
 
@@ -216,8 +217,8 @@ mod tests {
         let first = host.lock("web", &["var.img"]).unwrap();
         for image in ["var.img", "./var.img", "link.img"] {
             let error = host.lock("db", &[image]).unwrap_err();
-            let holder = format!("is in use by machine web, process {}", Pid::this());
-            assert!(error.contains(&holder), "{error}");
+            let read_owner = format!("is in use by machine web, process {}", Pid::this());
+            assert!(error.contains(&read_owner), "{error}");
         }
         drop(first);
         host.lock("db", &["link.img"]).unwrap();
@@ -258,7 +259,7 @@ mod tests {
         let locks = host.lock("web", &["var.img"]).unwrap();
         let mut command = std::process::Command::new("sleep");
         command.arg("600");
-        program::child::hand_on(&mut command, locks.iter().map(VolumeLock::descriptor).collect());
+        program::child::pass_descriptors(&mut command, locks.iter().map(VolumeLock::descriptor).collect());
         let mut hypervisor = command.spawn().unwrap();
         drop(locks);
         host.lock("db", &["var.img"]).unwrap_err();

@@ -95,7 +95,7 @@ rows! {
 
 /// Starts the smallest machine that uses the feature, and compares what its guest sees.
 fn show(hypervisor: Hypervisor, feature: Feature) {
-    if !support(hypervisor, feature).is_there() {
+    if !support(hypervisor, feature).is_supported() {
         return;
     }
     let Some(program) = program_of(hypervisor) else {

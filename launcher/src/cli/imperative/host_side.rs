@@ -44,7 +44,7 @@ pub(crate) fn pci_setup(arguments: &PciArguments) -> Result<(), Failure> {
     let devices = spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci);
     let bus = PciBus::default();
     let problems: Vec<_> = devices
-        .filter_map(|device| bus.hand_over(&device.path, owner.as_ref()).err())
+        .filter_map(|device| bus.bind_to_vfio(&device.path, owner.as_ref()).err())
         .map(|error| format!("{}: {error}", spec.name))
         .collect();
     if problems.is_empty() { Ok(()) } else { Err(Failure::problems(problems)) }

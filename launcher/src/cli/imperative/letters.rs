@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 /// The command that the letters select.
 #[derive(Default)]
-struct Asked {
+struct ParsedFlags {
     verb: Option<&'static str>,
     names: Vec<String>,
     /// Options of the command, in their long form.
@@ -35,8 +35,8 @@ pub(in crate::cli) fn expand_letters(arguments: &[String]) -> Option<Vec<String>
     Some(words)
 }
 
-fn read(mut arguments: VecDeque<String>) -> Option<Asked> {
-    let mut asked = Asked::default();
+fn read(mut arguments: VecDeque<String>) -> Option<ParsedFlags> {
+    let mut asked = ParsedFlags::default();
     while let Some(argument) = arguments.pop_front() {
         let Some(letters) =
             argument.strip_prefix('-').filter(|letters| !letters.is_empty() && asked.verb != Some("ssh"))

@@ -1,7 +1,7 @@
 //! `microvm list`.
 
 use super::failure;
-use launcher::imperative::{Evaluation, Freshness, Layout, ListedActivity, Row, list};
+use launcher::imperative::{Evaluation, Layout, ListedActivity, Row, UpdateState, list};
 use program::failure::Failure;
 use program::output::{message, print};
 use std::io::IsTerminal;
@@ -54,11 +54,11 @@ fn line(row: &Row, width: usize, palette: Palette) -> String {
         (ListedActivity::NotBooted, _) => ("not booted", 31),
     };
     let freshness = match row.freshness {
-        Freshness::Current => "current".to_owned(),
-        Freshness::Outdated => format!("outdated: microvm update {}", row.name),
-        Freshness::Broken => "broken".to_owned(),
-        Freshness::Unknown if row.flake.is_none() && row.problem.is_none() => "part of the host".to_owned(),
-        Freshness::Unknown => "not evaluated".to_owned(),
+        UpdateState::Current => "current".to_owned(),
+        UpdateState::Outdated => format!("outdated: microvm update {}", row.name),
+        UpdateState::Broken => "broken".to_owned(),
+        UpdateState::Unknown if row.flake.is_none() && row.problem.is_none() => "part of the host".to_owned(),
+        UpdateState::Unknown => "not evaluated".to_owned(),
     };
     let problem = row.problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
     let name = format!("{:width$}", row.name);

@@ -37,14 +37,14 @@ pub(crate) struct LogsArguments {
 }
 
 pub(crate) fn start(arguments: &StartArguments) -> Result<(), Failure> {
-    each(&arguments.names, "start")
+    for_each_machine(&arguments.names, "start")
 }
 
 pub(crate) fn restart(arguments: &RestartArguments) -> Result<(), Failure> {
-    each(&arguments.names, "restart")
+    for_each_machine(&arguments.names, "restart")
 }
 
-fn each(names: &[MachineName], verb: &str) -> Result<(), Failure> {
+fn for_each_machine(names: &[MachineName], verb: &str) -> Result<(), Failure> {
     let layout = Layout::of_environment();
     // Check all names before the first service is changed.
     for name in names {
@@ -65,11 +65,11 @@ pub(super) fn require_service(machine: &Machine) -> Result<(), ImperativeError> 
 pub(crate) fn logs(arguments: &LogsArguments) -> Result<(), Failure> {
     let layout = Layout::of_environment();
     layout.existing(&arguments.name).map_err(|error| failure(&error))?;
-    Err(become_program("journalctl", &mut Service::of(&arguments.name).journal(&arguments.options)))
+    Err(exec_program("journalctl", &mut Service::of(&arguments.name).journal(&arguments.options)))
 }
 
 /// Returns the machine of this host with that name, or `None` if the argument is a spec.
-fn machine_called(text: &Path) -> Option<Machine> {
+fn machine_by_name(text: &Path) -> Option<Machine> {
     let name = text.to_str().filter(|_| !text.exists()).and_then(|text| MachineName::new(text).ok())?;
     Layout::of_environment().existing(&name).ok()
 }
@@ -77,7 +77,7 @@ fn machine_called(text: &Path) -> Option<Machine> {
 /// Runs a host's machine in this process instead of in its service. Returns only on failure, or if the argument
 /// is a spec.
 pub(in crate::cli) fn run_by_name(text: &Path, options: &[&str]) -> Option<Failure> {
-    let Some(machine) = machine_called(text) else {
+    let Some(machine) = machine_by_name(text) else {
         // Otherwise the argument is a file, and opening it reports that it is missing.
         let name = text.to_str().filter(|name| !text.exists() && *name != "-" && !name.ends_with(".json"))?;
         let name = MachineName::new(name).ok()?;
@@ -97,7 +97,7 @@ pub(in crate::cli) fn run_by_name(text: &Path, options: &[&str]) -> Option<Failu
     };
     let mut command = Command::new(runner.join("bin/microvm-run"));
     command.args(options).current_dir(&machine.directory).env("MICROVM_NAME", machine.name.as_str());
-    Some(become_program("microvm-run", &mut command))
+    Some(exec_program("microvm-run", &mut command))
 }
 
 /// Returns the service that runs or starts the machine with that name. If the machine were stopped in another way,
@@ -109,6 +109,6 @@ pub(in crate::cli) fn active_service(name: &str) -> Option<Service> {
 }
 
 /// Executes a program in this process. Returns only on failure.
-pub(super) fn become_program(program: &'static str, command: &mut Command) -> Failure {
+pub(super) fn exec_program(program: &'static str, command: &mut Command) -> Failure {
     failure(&ImperativeError::NoProgram { program, source: command.exec() })
 }

@@ -1,6 +1,6 @@
 //! `microvm ssh`.
 
-use super::service::become_program;
+use super::service::exec_program;
 use super::{failure, name_of};
 use crate::cli::machine::failed;
 use launcher::imperative::{Layout, MachineName, connect_vsock, ssh_command};
@@ -29,7 +29,7 @@ pub(crate) struct ConnectArguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let program = std::env::current_exe().map_err(failed)?;
     let command = ssh_command(&Layout::of_environment(), &arguments.name, &program, &arguments.arguments);
-    Err(become_program("ssh", &mut command.map_err(|error| failure(&error))?))
+    Err(exec_program("ssh", &mut command.map_err(|error| failure(&error))?))
 }
 
 pub(crate) fn connect(arguments: &ConnectArguments) -> Result<(), Failure> {

@@ -2,11 +2,11 @@
 //! user is not trusted. Users do not need this command.
 
 use super::name_of;
-use crate::cli::machine::{failed, launch_of, watch};
+use crate::cli::machine::{failed, launch_of, watch_signals};
 use crate::cli::spec_file::{Overrides, read};
 use launcher::imperative::{Layout, MachineName};
 use launcher::interruption::Interruption;
-use launcher::isolation::{self, FORMER_USER, PathOnHost, StateDirectory, Tree, Wanted};
+use launcher::isolation::{self, FORMER_USER, PathOnHost, StateDirectory, Tree, TreeInputs};
 use launcher::launch::{Launch, Needs, TapNeed};
 use launcher::network::{NetworkError, macvtap, make_bridge_tap, remove_bridge_tap, tap};
 use launcher::spec::{InterfaceType, MachineSpec};
@@ -181,7 +181,7 @@ fn starting(layout: &Layout, machine: &Machine, interruption: &Interruption) -> 
 }
 
 fn root_up(layout: &Layout, arguments: &RootArguments) -> Result<(), Failure> {
-    let interruption = watch()?;
+    let interruption = watch_signals()?;
     let Starting { directory, user_id, known } = starting(layout, &arguments.machine, &interruption)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let launch = known.as_ref().map(|(_, launch)| launch);
@@ -190,14 +190,14 @@ fn root_up(layout: &Layout, arguments: &RootArguments) -> Result<(), Failure> {
         None => None,
     };
     let name = arguments.machine.name.as_str();
-    let mut tree = Tree::plan(&Wanted {
+    let mut tree = Tree::plan(&TreeInputs {
         name,
         state: directory.path(),
         launch,
         user_id,
         kvm_group: kvm_group().as_raw(),
         runtime: runtime.path(),
-        further: further_paths(arguments),
+        other_paths: other_paths(arguments),
         resolves_names: known.as_ref().is_none_or(|(spec, _)| {
             spec.interfaces.iter().any(|interface| interface.interface_type == InterfaceType::User)
         }),
@@ -214,14 +214,14 @@ fn root_up(layout: &Layout, arguments: &RootArguments) -> Result<(), Failure> {
 
 fn root_down(layout: &Layout, arguments: &RootArguments) -> Result<(), Failure> {
     isolation::remove(&arguments.roots.join(arguments.machine.name.as_str())).map_err(failed)?;
-    let starting = starting(layout, &arguments.machine, &watch()?)?;
+    let starting = starting(layout, &arguments.machine, &watch_signals()?)?;
     for bridge in starting.known.iter().flat_map(|(_, launch)| &launch.needs.bridges) {
         remove_bridge_tap(bridge).map_err(failed)?;
     }
     Ok(())
 }
 
-fn further_paths(arguments: &RootArguments) -> Vec<PathOnHost> {
+fn other_paths(arguments: &RootArguments) -> Vec<PathOnHost> {
     let path = |path: &PathBuf, writable| PathOnHost {
         path: path.clone(),
         writable,
@@ -256,7 +256,7 @@ fn make_store_disk(
 fn call(layout: &Layout, arguments: &CallArguments) -> Result<(), Failure> {
     let directory = directory_of(layout, &arguments.machine)?;
     if ["tap-up", "macvtap-up"].contains(&arguments.program.as_str()) {
-        let interruption = watch()?;
+        let interruption = watch_signals()?;
         let starting = starting(layout, &arguments.machine, &interruption)?;
         if let Some((_, launch)) = &starting.known {
             make_interfaces(&launch.needs, &arguments.program, starting.user_id).map_err(failed)?;
@@ -266,7 +266,7 @@ fn call(layout: &Layout, arguments: &CallArguments) -> Result<(), Failure> {
             return make_taps_of_others(&starting, arguments);
         }
     }
-    become_program(&directory, arguments)
+    exec_program(&directory, arguments)
 }
 
 /// Creates the interfaces for the machine's user before the runner's own program uses them, because a runner of an
@@ -320,10 +320,10 @@ fn enter(layout: &Layout, arguments: &CallArguments) -> Result<(), Failure> {
         setuid(Uid::from_raw(id))
     };
     become_user().map_err(|errno| failed(std::io::Error::from(errno)))?;
-    become_program(&directory, arguments)
+    exec_program(&directory, arguments)
 }
 
-fn become_program(directory: &StateDirectory, arguments: &CallArguments) -> Result<(), Failure> {
+fn exec_program(directory: &StateDirectory, arguments: &CallArguments) -> Result<(), Failure> {
     match program_of(directory, arguments)? {
         Some(mut command) => Err(failed(command.exec())),
         None => Ok(()),

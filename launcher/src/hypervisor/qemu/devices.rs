@@ -1,11 +1,11 @@
 //! qemu's devices, in the order in which the guest numbers them.
 
 use super::super::launch_builder::LaunchBuilder;
-use super::super::side_process::{TagTeller, live_store, virtiofsd};
+use super::super::side_process::{TagProvider, live_store, virtiofsd};
 use super::extra;
 use super::machine::{Bus, Machine, own_id};
 use super::screen::Screen;
-use super::slots::{Place, Slots, words_of};
+use super::slots::{Place, Slots, describe_device};
 use crate::facts::Version;
 use crate::keyval::{Dialect, Options};
 use crate::launch::BridgeNeed;
@@ -72,7 +72,7 @@ pub(super) fn write(
         }
     }
     writer.passed_devices();
-    writer.slots.place_behind(&spec.sections.qemu.extra_args)
+    writer.slots.reserve_for_user(&spec.sections.qemu.extra_args)
 }
 
 impl Writer<'_, '_, '_> {
@@ -84,7 +84,7 @@ impl Writer<'_, '_, '_> {
     /// Adds a virtio device to the machine's bus.
     fn virtio(&mut self, option: &str, name: &str, with: impl FnOnce(Options) -> Options) {
         let device = Options::new(Dialect::Qemu).word(format!("{name}-{}", self.machine.bus.suffix()));
-        let device = placed(device, self.slots.next());
+        let device = with_address(device, self.slots.next());
         self.add(option, "-device", with(device));
     }
 
@@ -103,7 +103,7 @@ impl Writer<'_, '_, '_> {
                 .pair_if("chassis", number)
                 .pair_if("slot", port.slot.as_ref())
                 .pair_if("addr", port.addr.as_ref());
-            let options = placed(options, place);
+            let options = with_address(options, place);
             self.add(&format!("qemu.pcieRootPorts[{index}]"), "-device", options);
         }
     }
@@ -153,7 +153,7 @@ impl Writer<'_, '_, '_> {
             Bus::Mmio => "vhost-user-blk",
             Bus::Pci => "vhost-user-blk-pci",
         };
-        let device = placed(Options::new(Dialect::Qemu).word(name), self.slots.next());
+        let device = with_address(Options::new(Dialect::Qemu).word(name), self.slots.next());
         self.add("storeDisk.live", "-device", device.pair("chardev", id).pair("num-queues", queues));
     }
 
@@ -186,7 +186,7 @@ impl Writer<'_, '_, '_> {
                 self.virtio(&option, "virtio-9p", |device| device.pair("fsdev", &id).pair("mount_tag", &share.tag));
             }
             ShareProtocol::Virtiofs => {
-                let process = virtiofsd(self.builder, checked, TagTeller::Hypervisor);
+                let process = virtiofsd(self.builder, checked, TagProvider::Hypervisor);
                 self.builder.needs.processes.push(process);
                 let socket = Options::new(Dialect::Qemu).word("socket").pair("id", &id).pair("path", &checked.socket);
                 self.add(&option, "-chardev", socket);
@@ -301,7 +301,7 @@ impl Writer<'_, '_, '_> {
         let devices = &self.builder.spec.devices;
         if devices.iter().any(|device| device.bus == DeviceBus::Usb) {
             let controller = Options::new(Dialect::Qemu).word("qemu-xhci").pair("id", own_id("usb"));
-            let controller = placed(controller, self.slots.next());
+            let controller = with_address(controller, self.slots.next());
             self.add("devices", "-device", controller);
         }
         for (index, device) in devices.iter().enumerate() {
@@ -310,13 +310,13 @@ impl Writer<'_, '_, '_> {
                 // Validated to contain only pairs that usb-host supports.
                 DeviceBus::Usb => Options::new(Dialect::Qemu).word("usb-host").word(&device.path),
             };
-            let words = words_of(device);
+            let words = describe_device(device);
             let bus = device.qemu.bus.as_deref().or(words.bus.as_deref());
             let place = match device.bus {
                 DeviceBus::Pci => self.slots.chosen(bus, words.address),
                 DeviceBus::Usb => Place::default(),
             };
-            let options = placed(options, place);
+            let options = with_address(options, place);
             let options = options.pair_if("id", device.qemu.id.as_ref()).pair_if("bus", device.qemu.bus.as_ref());
             // The user's own text in qemu's syntax.
             let options = match &device.qemu.device_extra_args {
@@ -329,7 +329,7 @@ impl Writer<'_, '_, '_> {
 }
 
 /// Adds the place to a device.
-fn placed(device: Options, place: Place) -> Options {
+fn with_address(device: Options, place: Place) -> Options {
     device.pair_if("addr", place.address).pair_if("multifunction", place.multifunction.then_some("on"))
 }
 

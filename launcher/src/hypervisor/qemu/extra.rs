@@ -103,7 +103,7 @@ pub(super) fn devices(extra: &[String]) -> Vec<UserDevice> {
 }
 
 /// Returns the indices of the arguments that add a virtio device without a PCI address.
-pub(super) fn places_behind_ours(extra: &[String]) -> Vec<usize> {
+pub(super) fn slots_of_user_devices(extra: &[String]) -> Vec<usize> {
     let is_device = |name: &str| matches!(name, "-device" | "--device");
     let unplaced = |text: &String| {
         let device = UserDevice::read("qemu.extraArgs", text);
@@ -116,8 +116,8 @@ pub(super) fn places_behind_ours(extra: &[String]) -> Vec<usize> {
 }
 
 /// Returns the number of those arguments.
-pub(super) fn devices_behind_ours(extra: &[String]) -> usize {
-    places_behind_ours(extra).len()
+pub(super) fn count_user_devices(extra: &[String]) -> usize {
+    slots_of_user_devices(extra).len()
 }
 
 /// Parses a device's `deviceExtraArgs`.

@@ -1,7 +1,7 @@
 //! qemu's screen: where it is shown, and the graphics card.
 
-use super::super::drawing::{Drawing, WithoutCard, drawing};
 use super::super::launch_builder::LaunchBuilder;
+use super::super::renderer::{Renderer, SoftwareOpenGl, renderer};
 use crate::facts::Version;
 use crate::keyval::{Dialect, Options};
 use crate::spec::{Hypervisor, VulkanProtocol};
@@ -33,11 +33,11 @@ pub(super) fn choose(builder: &mut LaunchBuilder<'_>) -> Screen {
     let named = |name: &str| Options::new(Dialect::Qemu).word(name);
     let Some(graphics) = &builder.spec.graphics else { return Screen { display: "none".to_owned(), card: None } };
     check(builder, graphics);
-    let (display, name) = match (graphics.view, drawing(builder, graphics, without_card(graphics.view))) {
-        (View::Window, Drawing::Host(_)) => (named("gtk").pair("gl", "on"), "virtio-gpu-gl"),
-        (View::Window, Drawing::Guest) => (named("gtk").pair("gl", "off"), "virtio-gpu"),
-        (View::Headless, Drawing::Host(node)) => (named("egl-headless").pair_if("rendernode", node), "virtio-gpu-gl"),
-        (View::Headless, Drawing::Guest) => (named("none"), "virtio-gpu"),
+    let (display, name) = match (graphics.view, renderer(builder, graphics, without_card(graphics.view))) {
+        (View::Window, Renderer::Host(_)) => (named("gtk").pair("gl", "on"), "virtio-gpu-gl"),
+        (View::Window, Renderer::Guest) => (named("gtk").pair("gl", "off"), "virtio-gpu"),
+        (View::Headless, Renderer::Host(node)) => (named("egl-headless").pair_if("rendernode", node), "virtio-gpu-gl"),
+        (View::Headless, Renderer::Guest) => (named("none"), "virtio-gpu"),
     };
     let display = builder.written("graphics.backend", display.finish());
     Screen { display, card: Some(Card { name, vulkan: graphics.vulkan.clone() }) }
@@ -55,10 +55,10 @@ fn check(builder: &mut LaunchBuilder<'_>, graphics: &CheckedGraphics) {
 }
 
 /// A window uses the desktop's OpenGL, which may be a software renderer; without a window, a graphics card is required.
-fn without_card(view: View) -> WithoutCard {
+fn without_card(view: View) -> SoftwareOpenGl {
     match view {
-        View::Window => WithoutCard::Works,
-        View::Headless => WithoutCard::Fails,
+        View::Window => SoftwareOpenGl::Works,
+        View::Headless => SoftwareOpenGl::Fails,
     }
 }
 

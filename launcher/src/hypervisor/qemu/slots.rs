@@ -50,7 +50,7 @@ impl Slots {
         }
         let ports = root_ports(builder);
         for device in spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci) {
-            let words = words_of(device);
+            let words = describe_device(device);
             let bus = device.qemu.bus.clone().or(words.bus).filter(|bus| ports.contains(bus));
             if let (Some(bus), None) = (bus, words.address) {
                 slots.shared_buses.entry(bus).or_default().0 += 1;
@@ -85,7 +85,7 @@ impl Slots {
             };
             builder.refuse("volumes", reason);
         }
-        let behind = extra::devices_behind_ours(&spec.sections.qemu.extra_args).min(free.len());
+        let behind = extra::count_user_devices(&spec.sections.qemu.extra_args).min(free.len());
         let (before, behind) = free.split_at(free.len() - behind);
         slots.own = before[before.len().saturating_sub(own)..].iter().copied().collect();
         slots.behind = behind.iter().copied().collect();
@@ -99,9 +99,9 @@ impl Slots {
 
     /// Returns the user's arguments, with an address for each virtio device that has none. qemu would put it into the
     /// first slot, and the guest would name such a disk /dev/vda.
-    pub(super) fn place_behind(&mut self, extra: &[String]) -> Vec<String> {
+    pub(super) fn reserve_for_user(&mut self, extra: &[String]) -> Vec<String> {
         let mut placed = extra.to_vec();
-        for at in extra::places_behind_ours(extra) {
+        for at in extra::slots_of_user_devices(extra) {
             if let Some(slot) = self.behind.pop_front() {
                 placed[at].push_str(&format!(",addr={slot:#x}"));
             }
@@ -139,7 +139,7 @@ fn root_ports(builder: &LaunchBuilder<'_>) -> BTreeSet<String> {
 }
 
 /// Returns the user's qemu properties of a host device.
-pub(super) fn words_of(device: &crate::spec::Device) -> UserDevice {
+pub(super) fn describe_device(device: &crate::spec::Device) -> UserDevice {
     extra::device_words("devices".to_owned(), device.qemu.device_extra_args.as_deref().unwrap_or_default())
 }
 
@@ -148,7 +148,7 @@ fn placed_by_user(builder: &LaunchBuilder<'_>) -> Vec<UserDevice> {
     let spec = builder.spec;
     let mut users = extra::devices(&spec.sections.qemu.extra_args);
     for device in spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci) {
-        let words = words_of(device);
+        let words = describe_device(device);
         let bus = device.qemu.bus.clone().or_else(|| words.bus.clone());
         users.push(UserDevice { bus, ..words });
     }
@@ -167,7 +167,7 @@ pub(super) fn count_own(builder: &LaunchBuilder<'_>, virtio_devices: usize) -> u
         spec.sections.qemu.pcie_root_ports.iter().filter(|port| port.addr.is_none() && port.bus.is_none()).count();
     let hosts = spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci);
     let placed = |device: &&crate::spec::Device| {
-        let words = words_of(device);
+        let words = describe_device(device);
         device.qemu.bus.is_none() && words.bus.is_none() && words.address.is_none()
     };
     let usb = usize::from(spec.devices.iter().any(|device| device.bus == DeviceBus::Usb));

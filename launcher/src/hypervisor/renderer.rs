@@ -7,7 +7,7 @@ use crate::validate::CheckedGraphics;
 
 /// The renderer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Drawing {
+pub(super) enum Renderer {
     /// The host renders, through the node of a graphics card if there is one.
     Host(Option<HostPath>),
     /// The guest renders in software.
@@ -16,7 +16,7 @@ pub(super) enum Drawing {
 
 /// Whether the host's OpenGL works without a graphics card.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum WithoutCard {
+pub(super) enum SoftwareOpenGl {
     /// It works, through the OpenGL of the desktop.
     Works,
     /// It does not work.
@@ -24,29 +24,29 @@ pub(super) enum WithoutCard {
 }
 
 /// Returns the renderer that the spec asks for, or by default the host if it can render. Refuses an impossible choice.
-pub(super) fn drawing(
+pub(super) fn renderer(
     builder: &mut LaunchBuilder<'_>,
     graphics: &CheckedGraphics,
-    without_card: WithoutCard,
-) -> Drawing {
+    software_opengl: SoftwareOpenGl,
+) -> Renderer {
     let (option, wish) = match (&graphics.vulkan, graphics.gl) {
         (Some(_), _) => ("graphics.vulkan", Some(true)),
         (None, wish) => ("graphics.gl", wish),
     };
     match (wish, &builder.facts.desktop.render_node) {
-        (Some(false), _) => Drawing::Guest,
-        (_, RenderNode::Usable(node)) => Drawing::Host(Some(node.clone())),
-        (Some(true), RenderNode::Unusable(_)) if without_card == WithoutCard::Works => Drawing::Host(None),
+        (Some(false), _) => Renderer::Guest,
+        (_, RenderNode::Usable(node)) => Renderer::Host(Some(node.clone())),
+        (Some(true), RenderNode::Unusable(_)) if software_opengl == SoftwareOpenGl::Works => Renderer::Host(None),
         (Some(true), RenderNode::Unusable(why)) => {
             builder.refuse(
                 option,
                 format!("requires the host's OpenGL, but {why}; without {option} the guest renders in software"),
             );
-            Drawing::Guest
+            Renderer::Guest
         }
         (None, RenderNode::Unusable(why)) => {
             builder.warn(option, &format!("{why}; the guest renders in software, without the host's OpenGL"));
-            Drawing::Guest
+            Renderer::Guest
         }
     }
 }

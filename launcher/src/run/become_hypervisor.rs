@@ -17,12 +17,12 @@ pub(super) fn command(launch: &Launch, prepared: &Prepared) -> Command {
     command.arg0(&launch.process_name).args(&launch.arguments).current_dir(launch.working_directory.as_path());
     // Only the launcher notifies the service manager.
     command.env_remove("NOTIFY_SOCKET").envs(&launch.environment);
-    prepared.hand_on_descriptors(&mut command);
+    prepared.pass_descriptors(&mut command);
     command
 }
 
 /// What the launcher keeps until it becomes the hypervisor.
-pub(super) struct Until<'run> {
+pub(super) struct ExecContext<'run> {
     pub(super) interruption: &'run Interruption,
     /// The lock on the state directory, which the hypervisor inherits.
     pub(super) held: Flock<File>,
@@ -33,7 +33,7 @@ pub(super) fn become_hypervisor(
     launch: &Launch,
     prepared: Prepared,
     state: &MachineState,
-    until: Until<'_>,
+    context: ExecContext<'_>,
 ) -> RunError {
     let written = own_process(state).and_then(|hypervisor| {
         let machine = RunningMachine {
@@ -47,7 +47,7 @@ pub(super) fn become_hypervisor(
         state.write_running(&machine).map(|()| hypervisor)
     });
     let error = match written {
-        Ok(hypervisor) => exec(launch, prepared, state, (hypervisor, until)),
+        Ok(hypervisor) => exec(launch, prepared, state, (hypervisor, context)),
         Err(error) => error.into(),
     };
     state.clear_running();
@@ -58,7 +58,7 @@ fn exec(
     launch: &Launch,
     prepared: Prepared,
     state: &MachineState,
-    (hypervisor, until): (ProcessIdentity, Until<'_>),
+    (hypervisor, context): (ProcessIdentity, ExecContext<'_>),
 ) -> RunError {
     let program = prepared.program.display().to_string();
     let failed = |source| RunError::Start { program: program.clone(), source };
@@ -69,18 +69,18 @@ fn exec(
         return RunError::System { action: "starting the process that removes the network interfaces", source };
     }
     if let Some(identity) = &prepared.identity
-        && let Err(source) = identity.assume()
+        && let Err(source) = identity.become_user()
     {
         return failed(source);
     }
-    if let Err(interrupted) = until.interruption.check() {
+    if let Err(interrupted) = context.interruption.check() {
         return interrupted.into();
     }
     let mut command = command(launch, &prepared);
-    if let Err(errno) = fcntl(&*until.held, FcntlArg::F_SETFD(FdFlag::empty())) {
+    if let Err(errno) = fcntl(&*context.held, FcntlArg::F_SETFD(FdFlag::empty())) {
         return failed(errno.into());
     }
-    if let Err(source) = until.interruption.restore_mask() {
+    if let Err(source) = context.interruption.restore_mask() {
         return failed(source);
     }
     // Everything in `prepared` is dropped only if exec fails and returns.
@@ -88,7 +88,7 @@ fn exec(
 }
 
 fn own_process(state: &MachineState) -> Result<ProcessIdentity, StateError> {
-    ProcessIdentity::own().map_err(|source| StateError::File { path: state.directory().to_owned(), source })
+    ProcessIdentity::current().map_err(|source| StateError::File { path: state.directory().to_owned(), source })
 }
 
 pub(super) fn unix_seconds() -> u64 {

@@ -10,18 +10,18 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 /// Returns why the hypervisor cannot open the image, if it cannot. An unreadable image is reported elsewhere.
-pub(super) fn of(hypervisor: Hypervisor, volume: &VolumeNeed) -> Option<String> {
+pub(super) fn unsupported(hypervisor: Hypervisor, volume: &VolumeNeed) -> Option<String> {
     let limits = description(hypervisor).image_limits?;
     let image = Place::of(volume.image.as_path()).and_then(|place| place.open(OFlag::O_RDONLY)).ok()?;
     let reason = match volume.image_type {
-        ImageType::Qcow2 => of_qcow2(hypervisor, limits, &Qcow2::read(&image).ok()?),
-        ImageType::Vhd => of_vhd(hypervisor, &image),
+        ImageType::Qcow2 => unsupported_in_qcow2(hypervisor, limits, &Qcow2::read(&image).ok()?),
+        ImageType::Vhd => unsupported_in_vhd(hypervisor, &image),
         ImageType::Raw | ImageType::Vhdx => None,
     };
     reason.map(|reason| format!("{} {reason}", volume.image))
 }
 
-fn of_qcow2(hypervisor: Hypervisor, limits: ImageLimits, image: &Qcow2<'_>) -> Option<String> {
+fn unsupported_in_qcow2(hypervisor: Hypervisor, limits: ImageLimits, image: &Qcow2<'_>) -> Option<String> {
     let convert = "with: qemu-img convert -O qcow2";
     if image.has_backing_file() {
         return Some(format!("has a backing file, which {hypervisor} does not open; merge it {convert}"));
@@ -52,7 +52,7 @@ fn of_qcow2(hypervisor: Hypervisor, limits: ImageLimits, image: &Qcow2<'_>) -> O
 }
 
 /// A dynamic VHD has a copy of its footer at the start; an image of fixed size does not.
-fn of_vhd(hypervisor: Hypervisor, image: &File) -> Option<String> {
+fn unsupported_in_vhd(hypervisor: Hypervisor, image: &File) -> Option<String> {
     let mut start = [0; 8];
     image.read_exact_at(&mut start, 0).ok()?;
     (start == *b"conectix").then(|| {
