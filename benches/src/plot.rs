@@ -97,7 +97,7 @@ pub fn size_against_time(store: &StoreResults) -> String {
     let mut labels = Vec::new();
     for (point, (left, top)) in points.iter().zip(&dots) {
         let colour = colour(&point.name);
-        let label = Label::beside((*left, *top), &point.label, &labels, &dots);
+        let label = Label::next_to((*left, *top), &point.label, &labels, &dots);
         let _ = writeln!(body, r#"<circle cx="{left:.1}" cy="{top:.1}" r="5" fill="{colour}"/>"#);
         let _ = writeln!(
             body,
@@ -124,7 +124,7 @@ impl Label {
     const LINE_HEIGHT: f64 = 15.0;
 
     /// Places the label right of its point, as close to its height as other labels and points allow.
-    fn beside((left, top): (f64, f64), text: &str, labels: &[Self], dots: &[(f64, f64)]) -> Self {
+    fn next_to((left, top): (f64, f64), text: &str, labels: &[Self], dots: &[(f64, f64)]) -> Self {
         let width = f64::from(u32::try_from(text.chars().count()).unwrap_or(u32::MAX)) * Self::LETTER_WIDTH;
         let left = (left + 7.0).min(WIDTH - width - 4.0);
         let at = |steps: f64| Self { left, right: left + width, middle: top + steps * Self::LINE_HEIGHT };
@@ -260,7 +260,7 @@ pub fn scaling(stores: &[&StoreResults], growth: Growth) -> String {
             points.join(" ")
         );
         if let Some(last) = places.last() {
-            let label = Label::beside((x.position(last.0), y.position(last.1)), name, &labels, &[]);
+            let label = Label::next_to((x.position(last.0), y.position(last.1)), name, &labels, &[]);
             body.push_str(&label.text(name, colour));
             labels.push(label);
         }

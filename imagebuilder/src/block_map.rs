@@ -246,14 +246,14 @@ impl BlockMap {
     /// Returns whether an extent at `start` continues the last entry, so that it needs no entry itself.
     fn continues_last(&self, source: Source, start: u64) -> bool {
         let Some(last) = self.extents.last() else { return false };
-        let behind = last.offset + (start - last.start);
+        let end_at = last.offset + (start - last.start);
         match (self.source(last), source) {
             (Source::Zeros, Source::Zeros) => true,
-            (Source::Metadata { .. }, Source::Metadata { offset }) => offset == behind,
+            (Source::Metadata { .. }, Source::Metadata { offset }) => offset == end_at,
             (Source::File { file, .. }, Source::Zeros) => {
-                self.files.file_size_bytes(file).is_none_or(|size| size <= behind)
+                self.files.file_size_bytes(file).is_none_or(|size| size <= end_at)
             }
-            (Source::File { file: last, .. }, Source::File { file, offset }) => file == last && offset == behind,
+            (Source::File { file: last, .. }, Source::File { file, offset }) => file == last && offset == end_at,
             _ => false,
         }
     }

@@ -141,9 +141,9 @@ impl Cache {
         let directory = self.pack_directory(settings);
         let place = directory.join("pack");
         let made = refuse_link(&directory)
-            .and_then(|()| match UnnamedFile::create_beside(&place) {
+            .and_then(|()| match UnnamedFile::create_sibling(&place) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    make_directory(&directory).and_then(|()| UnnamedFile::create_beside(&place))
+                    make_directory(&directory).and_then(|()| UnnamedFile::create_sibling(&place))
                 }
                 other => other,
             })

@@ -18,7 +18,7 @@ pub struct DiffOptions {
     /// Threads, at least 1.
     pub jobs: usize,
     /// How many differences to report; all are counted.
-    pub differences_told: usize,
+    pub max_differences: usize,
 }
 
 /// The kind of a difference.
@@ -100,7 +100,7 @@ pub fn diff(first: &dyn FileTree, second: &dyn FileTree, options: DiffOptions) -
     let jobs = options.jobs.max(1);
     let threads = crate::threads::pool(jobs);
     let threads = threads.map_err(|source| DiffError::Threads { jobs, source })?;
-    let found = FirstOf::new(options.differences_told);
+    let found = FirstOf::new(options.max_differences);
     let mut pairs = Pairs {
         first: first.walk().map_err(DiffError::First)?.peekable(),
         second: second.walk().map_err(DiffError::Second)?.peekable(),

@@ -22,7 +22,7 @@ fn image_of(store: &Store, settings: ImageSettings) -> Image {
 }
 
 fn differences(first: &Image, second: &Image) -> Vec<String> {
-    let report = diff(first, second, DiffOptions { jobs: 2, differences_told: 100 }).unwrap();
+    let report = diff(first, second, DiffOptions { jobs: 2, max_differences: 100 }).unwrap();
     assert_eq!(report.difference_count, report.differences.len() as u64);
     report.differences.iter().map(ToString::to_string).collect()
 }

@@ -82,8 +82,7 @@ fn every_reader_sees_the_store_in_an_image_of_either_profile() {
 
         // The whole image is the same tree as a squashfs of the store, and can be extracted like one.
         let other = OpenImage::open(&squashfs).unwrap();
-        let differences =
-            diff(other.tree(), &image, DiffOptions { jobs: 2, differences_told: 10 }).unwrap().differences;
+        let differences = diff(other.tree(), &image, DiffOptions { jobs: 2, max_differences: 10 }).unwrap().differences;
         assert_eq!(differences, []);
         let output = directory.path().join(format!("{profile:?}-extracted"));
         let options = ExtractOptions { path: b"", output: &output, special_files: SpecialFiles::Refuse, jobs: 2 };
@@ -539,12 +538,12 @@ fn a_sealed_image_equals_that_of_veritysetup_and_a_flipped_bit_is_found() {
         }
         let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 2, problems_max: 10 };
         // A damaged table is found when the image is opened.
-        let is_sound = |path: &Path| match OpenImage::open(path) {
+        let is_intact = |path: &Path| match OpenImage::open(path) {
             Ok(OpenImage::Squashfs(image)) => verify(&image, options).unwrap().sound,
             Ok(OpenImage::Erofs(image)) => check(&image).sound,
             Err(_) => false,
         };
-        assert!(is_sound(&path));
+        assert!(is_intact(&path));
         let veritysetup = testing::find_tool("veritysetup");
         if let Some(program) = &veritysetup {
             let other = directory.path().join("other");
@@ -574,7 +573,7 @@ fn a_sealed_image_equals_that_of_veritysetup_and_a_flipped_bit_is_found() {
             let path = directory.path().join("flipped");
             fs::write(&path, &flipped).unwrap();
             assert_ne!(opens(&path), Some(true), "byte {at}");
-            assert!(!is_sound(&path), "byte {at}");
+            assert!(!is_intact(&path), "byte {at}");
         }
     }
 }

@@ -224,8 +224,8 @@ pub struct Use {
 /// Returns all options of a machine that use features which not every hypervisor supports.
 pub fn uses(spec: &CheckedSpec) -> Vec<Use> {
     let mut uses = Vec::new();
-    let mut add = |asked: bool, feature: Feature, option: String| {
-        if asked {
+    let mut add = |is_used: bool, feature: Feature, option: String| {
+        if is_used {
             uses.push(Use { feature, option });
         }
     };

@@ -23,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub enum ControlError {
     /// No process listens on the socket.
     #[error("no process listens on the control socket {path}: {source}")]
-    NobodyThere {
+    NotListening {
         /// The socket.
         path: HostPath,
         /// The cause.

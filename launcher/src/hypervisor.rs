@@ -75,11 +75,11 @@ pub fn runs_on(spec: &CheckedSpec, facts: &HostFacts) -> Vec<Hypervisor> {
 
 fn lower_on(spec: &CheckedSpec, facts: &HostFacts, hypervisor: Hypervisor) -> Result<Launch, Vec<Refusal>> {
     let mut builder = LaunchBuilder::new(spec, facts, hypervisor);
-    for asked in uses(spec) {
-        let Support::No(reason) = support(hypervisor, asked.feature) else { continue };
-        match asked.feature.when_unsupported() {
-            Unsupported::Refuse => builder.refuse(asked.option, reason),
-            Unsupported::Warn => builder.warn(&asked.option, &format!("{hypervisor} {reason}; it is ignored")),
+    for used in uses(spec) {
+        let Support::No(reason) = support(hypervisor, used.feature) else { continue };
+        match used.feature.when_unsupported() {
+            Unsupported::Refuse => builder.refuse(used.option, reason),
+            Unsupported::Warn => builder.warn(&used.option, &format!("{hypervisor} {reason}; it is ignored")),
         }
     }
     (description(hypervisor).lower)(builder)

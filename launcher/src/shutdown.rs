@@ -168,8 +168,8 @@ impl Machine<'_> {
         match (&self.target.process, &self.controller) {
             (Some(process), _) => !process.is_alive(),
             (None, Some(controller)) => {
-                let asked = controller.clone().with_timeout(Duration::from_secs(1)).status();
-                matches!(asked, Err(ControlError::NobodyThere { .. }))
+                let status = controller.clone().with_timeout(Duration::from_secs(1)).status();
+                matches!(status, Err(ControlError::NotListening { .. }))
             }
             (None, None) => true,
         }
@@ -296,7 +296,7 @@ impl Problems {
         let kind = match error {
             // The reason in the error varies from one attempt to the next.
             ControlError::NoAnswer { .. } => "no answer".to_owned(),
-            ControlError::NobodyThere { .. } => "nobody there".to_owned(),
+            ControlError::NotListening { .. } => "nobody there".to_owned(),
             other => other.to_string(),
         };
         if !self.reported.contains(&kind) {

@@ -24,7 +24,7 @@ impl UnnamedFile {
     ///
     /// # Errors
     /// The directory is missing or not writable.
-    pub fn create_beside(target: &Path) -> io::Result<Self> {
+    pub fn create_sibling(target: &Path) -> io::Result<Self> {
         let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o644);

@@ -75,8 +75,10 @@ fn blocks_match(
         }
         let mut rest = &stored[..];
         for (word, block) in pack.words(segment).iter().zip(content.chunks(settings.block_size_bytes() as usize)) {
-            let Some((bytes, behind)) = rest.split_at_checked((word & !BLOCK_PLAIN) as usize) else { return Ok(false) };
-            rest = behind;
+            let Some((bytes, remaining)) = rest.split_at_checked((word & !BLOCK_PLAIN) as usize) else {
+                return Ok(false);
+            };
+            rest = remaining;
             let same = if *word == 0 {
                 block.iter().all(|byte| *byte == 0)
             } else if word & BLOCK_PLAIN != 0 {

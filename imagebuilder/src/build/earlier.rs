@@ -49,7 +49,7 @@ impl Earlier {
         let mut batch = Batch::known(buffer(length));
         let (bytes, _) = batch.room();
         bytes.resize(length, 0);
-        self.pack.read(stored.at, bytes).ok().filter(|()| Pack::is_sound(stored, bytes))?;
+        self.pack.read(stored.at, bytes).ok().filter(|()| Pack::is_intact(stored, bytes))?;
         batch.push(Segment {
             words: self.pack.words(stored).to_vec(),
             input_bytes: piece.input_bytes(),

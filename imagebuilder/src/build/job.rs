@@ -217,10 +217,10 @@ impl<'a> Worker<'a> {
         let mut hashes = Vec::with_capacity(nodes.len());
         let mut rest = &mut bytes[..];
         for (node, length) in nodes.iter().zip(lengths) {
-            let (content, behind) = rest.split_at_mut(length);
+            let (content, remaining) = rest.split_at_mut(length);
             store_path.read(*node, 0, content)?;
             hashes.push(*blake3::hash(content).as_bytes());
-            rest = behind;
+            rest = remaining;
         }
         Ok(JobOutput::Files { bytes, hashes })
     }

@@ -71,7 +71,7 @@ impl<'a> ImageFile<'a> {
     /// The directory of `target` is missing or not writable, or `target` is a directory or a device.
     pub(super) fn create(target: &Path, make_room: MakeRoom<'a>) -> Result<Self, OutputError> {
         crate::output::check(target)?;
-        let file = UnnamedFile::create_beside(target).map_err(io_error("create a file beside", target))?;
+        let file = UnnamedFile::create_sibling(target).map_err(io_error("create a file beside", target))?;
         let write_back = WriteBack::start(file.file());
         Ok(Self {
             file,
@@ -274,7 +274,7 @@ fn read_back(file: &File, mut take: impl FnMut(&[u8])) -> io::Result<()> {
 struct WriteBack {
     written: AtomicU64,
     /// Number of written bytes when the thread was last notified.
-    asked_at: AtomicU64,
+    requested_at: AtomicU64,
     /// `None` if no thread could be started; everything is then written at the end.
     thread: Option<(SyncSender<()>, JoinHandle<io::Result<()>>)>,
 }
@@ -288,17 +288,17 @@ impl WriteBack {
             let thread = std::thread::Builder::new().name("microvm-image write-back".to_owned()).spawn(write);
             thread.ok().map(|thread| (sender, thread))
         });
-        Self { written: AtomicU64::new(0), asked_at: AtomicU64::new(0), thread }
+        Self { written: AtomicU64::new(0), requested_at: AtomicU64::new(0), thread }
     }
 
     /// Records that more bytes have been written.
     fn wrote(&self, bytes: u64) {
         let written = self.written.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if let Some((sender, _)) = &self.thread
-            && written.saturating_sub(self.asked_at.load(Ordering::Relaxed)) >= WRITE_BACK_STEP_BYTES
+            && written.saturating_sub(self.requested_at.load(Ordering::Relaxed)) >= WRITE_BACK_STEP_BYTES
             && sender.try_send(()).is_ok()
         {
-            self.asked_at.store(written, Ordering::Relaxed);
+            self.requested_at.store(written, Ordering::Relaxed);
         }
     }
 

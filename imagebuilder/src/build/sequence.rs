@@ -191,7 +191,7 @@ impl<'a> Sequencer<'a> {
                     self.progress.advance(input_bytes, input_bytes, stored_bytes);
                 }
                 (JobId::Background, JobOutput::Done) => {}
-                _ => return Err(BuildError::Defect { what: "a job gave the job_output of another" }),
+                _ => return Err(BuildError::Defect { what: "a job returned the output of another" }),
             }
             match results.try_recv() {
                 Ok(next) => result = next,
@@ -240,7 +240,7 @@ impl<'a> Sequencer<'a> {
                 self.met.clear();
                 self.push(store_path, SlotContent::EndOfPath, 0);
             }
-            _ => return Err(BuildError::Defect { what: "a step was taken with the job_output of another" }),
+            _ => return Err(BuildError::Defect { what: "a step was taken with the output of another" }),
         }
         Ok(())
     }

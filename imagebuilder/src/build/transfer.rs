@@ -160,11 +160,11 @@ impl Worker<'_> {
         let mut damaged = Vec::new();
         let (mut filled, mut written) = (0, 0);
         for run in &job.runs {
-            let (begin, behind) = (within(run.image_at), within(run.image_at + run.bytes));
+            let (begin, end_at) = (within(run.image_at), within(run.image_at + run.bytes));
             buffer[filled..begin].fill(0);
-            filled = behind;
+            filled = end_at;
             let store_path = &self.inputs.store_paths[run.store_path];
-            if !read_run(store_path, run, &mut buffer[begin..behind]) {
+            if !read_run(store_path, run, &mut buffer[begin..end_at]) {
                 damaged.push(run.store_path);
             } else if let Some(pack) = store_path.pack().and_then(Pack::file) {
                 let shared = image.share(pack, run.pack_at, run.image_at..run.image_at + run.bytes);
@@ -192,10 +192,10 @@ fn read_run(store_path: &InputPath, run: &Run, out: &mut [u8]) -> bool {
     let mut filled = 0;
     pack.segments()[run.first..run.first + run.count].iter().all(|segment| {
         let begin = usize::try_from(segment.at - run.pack_at).unwrap_or(out.len());
-        let behind = begin + segment.bytes as usize;
+        let end_at = begin + segment.bytes as usize;
         let gap_is_empty = out[filled..begin].iter().all(|byte| *byte == 0);
-        filled = behind;
-        gap_is_empty && Pack::is_sound(segment, &out[begin..behind])
+        filled = end_at;
+        gap_is_empty && Pack::is_intact(segment, &out[begin..end_at])
     })
 }
 

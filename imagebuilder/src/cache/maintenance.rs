@@ -191,7 +191,7 @@ pub fn fsck(directory: &Path) -> Result<FsckReport, CacheError> {
         checked.entries += 1;
         let fail = |source| CacheError { action: "check a pack", path: entry.path.clone(), source };
         let file = open_entry(&entry.path).map_err(fail)?;
-        if !file.map_or(Ok(false), |file| is_sound(file, &entry.path)).map_err(fail)? {
+        if !file.map_or(Ok(false), |file| is_intact(file, &entry.path)).map_err(fail)? {
             remove(&entry.path)?;
             checked.damaged.push(entry.path);
         }
@@ -200,7 +200,7 @@ pub fn fsck(directory: &Path) -> Result<FsckReport, CacheError> {
 }
 
 /// Returns whether a file is a valid pack for its path in the cache.
-fn is_sound(file: File, path: &Path) -> io::Result<bool> {
+fn is_intact(file: File, path: &Path) -> io::Result<bool> {
     let name = |path: Option<&Path>| path.and_then(Path::file_name).and_then(|name| name.to_str()).map(str::to_owned);
     match (name(path.parent()), name(Some(path))) {
         (Some(settings), Some(name)) => check_file(file, &settings, &name),

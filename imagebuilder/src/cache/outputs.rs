@@ -138,7 +138,7 @@ impl Cache {
         let record = Record { plan: plan.clone(), identity, report: report.clone() };
         let text = serde_json::to_vec(&record).map_err(|error| fail(error.into()))?;
         let place = self.record_path(output).map_err(fail)?;
-        let file = UnnamedFile::create_beside(&place).map_err(fail)?;
+        let file = UnnamedFile::create_sibling(&place).map_err(fail)?;
         file.file().write_all(&text).map_err(fail)?;
         self.keep(&place, &file)
     }

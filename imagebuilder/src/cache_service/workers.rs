@@ -167,10 +167,9 @@ impl WorkerInputs<'_> {
 fn require_valid(validity: Validity, wanted: &WantedPack) -> Result<u64, Refusal> {
     match validity {
         Validity::Valid(nar_size_bytes) => Ok(nar_size_bytes),
-        Validity::NotValid => Err(Refusal::new(
-            Reason::NotValid,
-            format!("{} is not require_valid on this host according to Nix", wanted.path),
-        )),
+        Validity::NotValid => {
+            Err(Refusal::new(Reason::NotValid, format!("{} is not valid on this host according to Nix", wanted.path)))
+        }
         Validity::OtherContent => {
             Err(Refusal::new(Reason::OtherContent, format!("{} has another NAR hash on this host", wanted.path)))
         }

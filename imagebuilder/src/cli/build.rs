@@ -126,10 +126,10 @@ pub(crate) fn run(args: &BuildArgs) -> Result<(), Failure> {
     missing_paths::check(&plan)?;
     open_files::raise_limit();
     let mut progress = progress::on_stderr(args.verbosity());
-    let (service, trouble) = args.cache.service();
+    let (service, problem) = args.cache.service();
     options.packs = service;
-    if let Some(trouble) = trouble {
-        progress.warn(&trouble);
+    if let Some(problem) = problem {
+        progress.warn(&problem);
     }
     let report = build(&plan, &options, progress.as_mut(), interrupt::cancel_flag());
     drop(progress);

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &DiffArgs) -> Result<(), Failure> {
     let (first, second) = (open(&args.first)?, open(&args.second)?);
     let options = DiffOptions {
         jobs: args.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get),
-        differences_told: args.max_differences,
+        max_differences: args.max_differences,
     };
     let report = diff(first.tree(), second.tree(), options).map_err(|error| match &error {
         DiffError::First(cause) => Failure::unreadable_image(&args.first, cause),
@@ -55,13 +55,13 @@ pub(crate) fn run(args: &DiffArgs) -> Result<(), Failure> {
             _ = writeln!(text, "{difference}");
         }
         program::output::print(text)?;
-        let untold = report.difference_count - report.differences.len() as u64;
-        if untold > 0 {
-            program::output::message(&format!("and {untold} more"));
+        let omitted = report.difference_count - report.differences.len() as u64;
+        if omitted > 0 {
+            program::output::message(&format!("and {omitted} more"));
         }
     }
     match (args.exit_code, report.difference_count) {
         (false, _) | (_, 0) => Ok(()),
-        (true, count) => Err(Failure::unsound(format!("{count} differences"))),
+        (true, count) => Err(Failure::check_failed(format!("{count} differences"))),
     }
 }

@@ -59,13 +59,13 @@ impl Failure {
     pub(crate) fn unreadable_image(image: &Path, error: &(dyn Error + 'static)) -> Self {
         match error.downcast_ref() {
             // This error already names the image.
-            Some(ImageError::Open { .. }) => Self::unsound(chain(error)),
-            _ => Self::unsound(format!("{}: {}", image.display(), chain(error))),
+            Some(ImageError::Open { .. }) => Self::check_failed(chain(error)),
+            _ => Self::check_failed(format!("{}: {}", image.display(), chain(error))),
         }
     }
 
     /// An image has problems: exit code 1.
-    pub(crate) fn unsound(message: String) -> Self {
+    pub(crate) fn check_failed(message: String) -> Self {
         Self(program::failure::Failure::problems(vec![message]))
     }
 

@@ -110,17 +110,17 @@ fn time_left(seconds: f64) -> String {
 /// Prints a line every few seconds.
 struct Lines {
     count: Count,
-    told: Instant,
+    last_printed: Instant,
 }
 
 impl Lines {
     fn new() -> Self {
-        Self { count: Count::new(Phase::Scan, 0), told: Instant::now() }
+        Self { count: Count::new(Phase::Scan, 0), last_printed: Instant::now() }
     }
 
     fn print_if_due(&mut self) {
-        if self.told.elapsed() >= LINE_INTERVAL {
-            self.told = Instant::now();
+        if self.last_printed.elapsed() >= LINE_INTERVAL {
+            self.last_printed = Instant::now();
             program::output::message(&self.count.line(self.count.began.elapsed()));
         }
     }

@@ -67,9 +67,9 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     for problem in &report.problems {
         program::output::message(&problem.to_string());
     }
-    let untold = report.problem_count.saturating_sub(report.problems.len() as u64);
-    if untold > 0 {
-        program::output::message(&format!("and {untold} more"));
+    let omitted = report.problem_count.saturating_sub(report.problems.len() as u64);
+    if omitted > 0 {
+        program::output::message(&format!("and {omitted} more"));
     }
     if args.json {
         program::output::print_json(&report)?;
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let plural = if report.problem_count == 1 { "" } else { "s" };
-    Err(Failure::unsound(format!("{}: {} problem{plural} found", args.image.display(), report.problem_count)))
+    Err(Failure::check_failed(format!("{}: {} problem{plural} found", args.image.display(), report.problem_count)))
 }
 
 fn summary(report: &VerifyReport) -> String {

@@ -126,8 +126,8 @@ fn record(position: Position, entry: Entry, problems: &mut Vec<ClosureProblem>) 
             .map_err(|_| problems.push(ClosureProblem::Malformed { position, text, expected: "a NAR hash" }))
             .ok()
     });
-    let sound = problems.len() == known_problems;
-    path.filter(|_| sound).map(|located| ClosureRecord {
+    let is_valid = problems.len() == known_problems;
+    path.filter(|_| is_valid).map(|located| ClosureRecord {
         position,
         located,
         nar_hash,
@@ -220,9 +220,9 @@ mod tests {
         let text = ATTRS.replace("sha256:0b3", "sha256:eb3").replacen("-a\",\"references\"", "\",\"references\"", 1);
         let (records, problems) = parse(&text, None).unwrap();
         assert_eq!(records, []);
-        let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        let messages: Vec<String> = problems.iter().map(ToString::to_string).collect();
         assert_eq!(
-            told,
+            messages,
             [
                 "entry 1: \"sha256:eb31ifi74fghg3sv6m2d9bgphkcg268fig4kvqf6kcwgqb18140c\" is not a NAR hash",
                 "entry 2: \"/nix/store/ww5ixrr91z8mx6fzy97kwzl5lv5slwdr\" is not a store path: no dash follows the hash",

@@ -61,9 +61,9 @@ mod tests {
     fn all_lines_that_are_not_store_paths_are_reported() {
         let (records, problems) = parse(&format!("/etc/passwd\n{A}\n\n/nix/store/{B}/bin\n"));
         assert_eq!(records.len(), 1);
-        let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        let messages: Vec<String> = problems.iter().map(ToString::to_string).collect();
         assert_eq!(
-            told,
+            messages,
             [
                 "line 1: \"/etc/passwd\" is not a store path: it is shorter than the 32 characters of the hash"
                     .to_owned(),

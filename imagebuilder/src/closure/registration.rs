@@ -67,8 +67,8 @@ fn record(
             }
         }
     }
-    let sound = problems.len() == known_problems;
-    Ok(located.filter(|_| sound).map(|located| ClosureRecord {
+    let is_valid = problems.len() == known_problems;
+    Ok(located.filter(|_| is_valid).map(|located| ClosureRecord {
         position,
         located,
         nar_hash,

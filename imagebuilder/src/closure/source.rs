@@ -157,7 +157,7 @@ fn read_text(input: &ListInput) -> Result<String, ClosureError> {
     let path = || input.name().to_path_buf();
     read.map_err(|source| ClosureError::Read { path: path(), source })?;
     String::from_utf8(bytes).map_err(|error| {
-        let sound = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        ClosureError::NotText { path: path(), line: 1 + sound.iter().filter(|byte| **byte == b'\n').count() }
+        let is_valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        ClosureError::NotText { path: path(), line: 1 + is_valid.iter().filter(|byte| **byte == b'\n').count() }
     })
 }

@@ -27,8 +27,8 @@ fn blocks<'e, 'a>(entries: &'e [Entry<'a>]) -> impl Iterator<Item = (&'e [Entry<
             }
             (count, used) = (count + 1, more);
         }
-        let (block, behind) = rest.split_at(count);
-        rest = behind;
+        let (block, remaining) = rest.split_at(count);
+        rest = remaining;
         (count > 0).then_some((block, used))
     })
 }

@@ -242,7 +242,7 @@ impl Pack {
         }
     }
 
-    /// Reads stored bytes without checking them; [`Self::is_sound`] does.
+    /// Reads stored bytes without checking them; [`Self::is_intact`] does.
     ///
     /// # Errors
     /// They cannot be read. If the pack has become shorter, the error is of the kind `UnexpectedEof`.
@@ -259,7 +259,7 @@ impl Pack {
     }
 
     /// Returns whether these are the stored bytes of a segment.
-    pub fn is_sound(segment: &StoredSegment, stored: &[u8]) -> bool {
+    pub fn is_intact(segment: &StoredSegment, stored: &[u8]) -> bool {
         stored.len() == segment.bytes as usize && segment_checksum(stored) == segment.checksum
     }
 
@@ -275,7 +275,7 @@ impl Pack {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
                 other => other?,
             }
-            if !Self::is_sound(segment, &buffer) {
+            if !Self::is_intact(segment, &buffer) {
                 return Ok(false);
             }
         }
@@ -404,8 +404,8 @@ fn take_words(rest: &mut &[u8], piece: &Piece, block_bytes: u32, words: &mut Vec
 }
 
 fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
-    let (taken, behind) = rest.split_at_checked(length)?;
-    *rest = behind;
+    let (taken, remaining) = rest.split_at_checked(length)?;
+    *rest = remaining;
     Some(taken)
 }
 

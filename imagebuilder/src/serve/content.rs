@@ -135,7 +135,7 @@ impl DiskContent for StoreContent {
         let mut rest = buffer;
         for extent in self.map.extents_in(start..end) {
             let length = usize::try_from(extent.length).map_err(|_| io::ErrorKind::InvalidInput)?;
-            let (part, behind) = rest.split_at_mut_checked(length).ok_or(io::ErrorKind::InvalidInput)?;
+            let (part, remaining) = rest.split_at_mut_checked(length).ok_or(io::ErrorKind::InvalidInput)?;
             match extent.source {
                 Source::Zeros => part.fill(0),
                 Source::Metadata { offset } => {
@@ -146,7 +146,7 @@ impl DiskContent for StoreContent {
                 }
                 Source::File { file, offset } => self.file(file)?.read_exact_at(part, offset)?,
             }
-            rest = behind;
+            rest = remaining;
         }
         // The last sector may be longer than the image.
         rest.fill(0);

@@ -57,7 +57,7 @@ pub(super) fn check_layout(image: &Image, problems: &Problems) {
 }
 
 /// Checks that the file system is followed by zeros up to the next 4 KiB, and in a file up to its end.
-pub(super) fn check_padding(image: &Image, behind_bytes: u64, problems: &Problems) {
+pub(super) fn check_padding(image: &Image, trailing_bytes: u64, problems: &Problems) {
     let used = image.superblock().bytes_used;
     let padded = used.next_multiple_of(IMAGE_ALIGNMENT_BYTES);
     let length = image.length_bytes();
@@ -67,8 +67,8 @@ pub(super) fn check_padding(image: &Image, behind_bytes: u64, problems: &Problem
             format!("padding: the image ends at byte {length}, neither with nor without padding"),
         );
     }
-    let behind = if image.may_exceed_image() { 0 } else { behind_bytes };
-    let end = length.min(padded.saturating_add(behind));
+    let allowed_bytes = if image.may_exceed_image() { 0 } else { trailing_bytes };
+    let end = length.min(padded.saturating_add(allowed_bytes));
     let mut at = used;
     let mut buffer = [0; IMAGE_ALIGNMENT_BYTES as usize];
     while at < end {

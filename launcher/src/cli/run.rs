@@ -38,8 +38,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let begun = Start::begin(&runtime, &spec.name, overrides.state_directory()?.as_path()).map_err(failed)?;
     let facts = facts_for(&spec, overrides, &runtime, &interruption)?;
     let launch = lowered(&checked, &facts)?;
-    let is_asked = arguments.supervise || std::env::var_os("MICROVM_SUPERVISE").is_some_and(|value| !value.is_empty());
-    let supervision = if is_asked || launch.console.socket.is_some() {
+    let is_requested =
+        arguments.supervise || std::env::var_os("MICROVM_SUPERVISE").is_some_and(|value| !value.is_empty());
+    let supervision = if is_requested || launch.console.socket.is_some() {
         Supervision::Supervise { stop_timeout: Duration::from_secs(arguments.stop_timeout) }
     } else {
         Supervision::Become

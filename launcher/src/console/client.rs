@@ -85,9 +85,9 @@ mod tests {
         std::fs::write(&path, b"reboot\n\x1dnot this").unwrap();
         let mut output = Vec::new();
         assert_eq!(relay(ours, &mut File::open(&path).unwrap(), &mut output).unwrap(), Detached::ByUser);
-        let mut heard = String::new();
-        theirs.read_to_string(&mut heard).unwrap();
-        assert_eq!(heard, "reboot\n");
+        let mut received = String::new();
+        theirs.read_to_string(&mut received).unwrap();
+        assert_eq!(received, "reboot\n");
     }
 
     #[test]

@@ -73,7 +73,7 @@ fn open_socket(controller: &Controller, kind: SockType) -> Result<OwnedFd, Contr
     connected(controller, kind).map_err(|source| match source.kind() {
         // connect(2) blocks while the other side does not accept connections: unix(7).
         io::ErrorKind::WouldBlock => controller.no_answer(too_late()),
-        _ => ControlError::NobodyThere { path: controller.path.clone(), source },
+        _ => ControlError::NotListening { path: controller.path.clone(), source },
     })
 }
 

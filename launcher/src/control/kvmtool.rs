@@ -39,8 +39,8 @@ fn ask_state(controller: &Controller) -> Result<String, ControlError> {
     let controller = controller.clone().with_timeout(controller.timeout / ATTEMPTS);
     let mut connection = Connection::open(&controller)?;
     let mut answer = [0; 4];
-    let asked = connection.write_all(&message(VMSTATE, &[])).and_then(|()| connection.read_exact(&mut answer));
-    asked.map_err(|source| controller.no_answer(source))?;
+    let outcome = connection.write_all(&message(VMSTATE, &[])).and_then(|()| connection.read_exact(&mut answer));
+    outcome.map_err(|source| controller.no_answer(source))?;
     match i32::from_le_bytes(answer) {
         0 => Ok("running".to_owned()),
         1 => Ok("paused".to_owned()),

@@ -80,7 +80,7 @@ fn a_missing_server_and_a_silent_server_give_different_errors() {
         ControlProtocol::Kvmtool,
     ] {
         let error = controller(protocol, &path).status().unwrap_err();
-        assert!(matches!(error, ControlError::NobodyThere { .. }), "{protocol:?}: {error}");
+        assert!(matches!(error, ControlError::NotListening { .. }), "{protocol:?}: {error}");
         // A process that listens but never accepts a connection.
         let listener = UnixListener::bind(&path).unwrap();
         let impatient = controller(protocol, &path).with_timeout(Duration::from_millis(300));
@@ -121,13 +121,13 @@ fn reading_from_a_hypervisor_that_never_stops_sending_ends() {
         let path = directory.path().join("control.sock");
         let _thread = server(&path, 1, move |mut stream| {
             let endless = again.repeat(1000);
-            let mut said = stream.write_all(first.as_bytes());
-            while said.is_ok() {
-                said = stream.write_all(endless.as_bytes());
+            let mut outcome = stream.write_all(first.as_bytes());
+            while outcome.is_ok() {
+                outcome = stream.write_all(endless.as_bytes());
             }
         });
         let error = controller(protocol, &path).with_timeout(Duration::from_secs(1)).status().unwrap_err();
-        assert!(!matches!(error, ControlError::NobodyThere { .. }), "{protocol:?}: {error}");
+        assert!(!matches!(error, ControlError::NotListening { .. }), "{protocol:?}: {error}");
     }
 }
 

@@ -63,8 +63,8 @@ mod tests {
     fn the_first_render_node_is_used_and_a_missing_one_is_reported() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("dri");
-        let told = format!("there is no {}/renderD*", missing.display());
-        assert_eq!(render_node(&missing), RenderNode::Unusable(told));
+        let reason = format!("there is no {}/renderD*", missing.display());
+        assert_eq!(render_node(&missing), RenderNode::Unusable(reason));
         for name in ["card0", "renderD129", "renderD128"] {
             fs::write(directory.path().join(name), "").unwrap();
         }

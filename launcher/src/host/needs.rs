@@ -137,9 +137,9 @@ impl Problems<'_> {
 
     fn check_files(&mut self, reader: Reader) {
         let launch = self.launch;
-        for presence in launch.needs.present.iter().filter(|presence| presence.reader == reader) {
-            if !self.is_served(presence) {
-                self.check_file(presence);
+        for need in launch.needs.present.iter().filter(|need| need.reader == reader) {
+            if !self.is_served(need) {
+                self.check_file(need);
             }
         }
     }
@@ -170,9 +170,9 @@ impl Problems<'_> {
             let Ok(program) = find_program(&process.program) else { continue };
             let mut command = Command::new(&program);
             command.arg("--help").env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
-            let Ok(asked) = command.output() else { continue };
-            let said = [asked.stdout, asked.stderr].concat();
-            if !String::from_utf8_lossy(&said).contains("--vhost-user") {
+            let Ok(help) = command.output() else { continue };
+            let text = [help.stdout, help.stderr].concat();
+            if !String::from_utf8_lossy(&text).contains("--vhost-user") {
                 let reason = format!("{} has no --vhost-user; install passt 2024_11_27 or newer", program.display());
                 self.add("interfaces", reason);
             }
@@ -197,16 +197,16 @@ impl Problems<'_> {
 
     /// Whether the share's daemon is already serving the directory. The daemon belongs to the host and may have
     /// permissions that the user who runs the machine does not have.
-    fn is_served(&self, presence: &FileNeed) -> bool {
-        let argument = format!("--shared-dir={}", presence.path);
+    fn is_served(&self, need: &FileNeed) -> bool {
+        let argument = format!("--shared-dir={}", need.path);
         self.launch.needs.processes.iter().any(|process| {
             process.arguments.contains(&argument) && serves_the_same(process, &self.launch.working_directory)
         })
     }
 
-    fn check_file(&mut self, presence: &FileNeed) {
-        let path = self.absolute(&presence.path);
-        let (flags, wants_directory) = match presence.access {
+    fn check_file(&mut self, need: &FileNeed) {
+        let path = self.absolute(&need.path);
+        let (flags, wants_directory) = match need.access {
             Access::Read => (AccessFlags::R_OK, false),
             Access::ReadWrite => (AccessFlags::R_OK | AccessFlags::W_OK, false),
             Access::Execute => (AccessFlags::X_OK, false),
@@ -214,14 +214,14 @@ impl Problems<'_> {
             Access::WriteDirectory => (AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK, true),
         };
         match fs::metadata(path.as_path()) {
-            Err(error) => self.add(&presence.option, format!("{path}: {error}")),
+            Err(error) => self.add(&need.option, format!("{path}: {error}")),
             Ok(metadata) if metadata.is_dir() != wants_directory => {
                 let wanted = if wants_directory { "is not a directory" } else { "is a directory, not a file" };
-                self.add(&presence.option, format!("{path} {wanted}"));
+                self.add(&need.option, format!("{path} {wanted}"));
             }
             Ok(_) => {
                 if let Err(errno) = accessible(path.as_path(), flags) {
-                    self.add(&presence.option, format!("{path}: {}", std::io::Error::from(errno)));
+                    self.add(&need.option, format!("{path}: {}", std::io::Error::from(errno)));
                 }
             }
         }

@@ -269,8 +269,8 @@ impl<'spec> LaunchBuilder<'spec> {
             // Warned about in advance, because such a guest can hang before its first output, when nothing can report
             // the cause.
             let emulation = "qemu can emulate it: --hypervisor qemu --accel tcg";
-            let said = format!("this host's KVM is emulated (kvm_pvm): if the guest prints nothing, {emulation}");
-            self.warn("hypervisor", &said);
+            let warning = format!("this host's KVM is emulated (kvm_pvm): if the guest prints nothing, {emulation}");
+            self.warn("hypervisor", &warning);
         }
     }
 

@@ -29,11 +29,11 @@ pub(super) fn renderer(
     graphics: &CheckedGraphics,
     software_opengl: SoftwareOpenGl,
 ) -> Renderer {
-    let (option, wish) = match (&graphics.vulkan, graphics.gl) {
+    let (option, requested) = match (&graphics.vulkan, graphics.gl) {
         (Some(_), _) => ("graphics.vulkan", Some(true)),
-        (None, wish) => ("graphics.gl", wish),
+        (None, requested) => ("graphics.gl", requested),
     };
-    match (wish, &builder.facts.desktop.render_node) {
+    match (requested, &builder.facts.desktop.render_node) {
         (Some(false), _) => Renderer::Guest,
         (_, RenderNode::Usable(node)) => Renderer::Host(Some(node.clone())),
         (Some(true), RenderNode::Unusable(_)) if software_opengl == SoftwareOpenGl::Works => Renderer::Host(None),

@@ -21,8 +21,8 @@ const UNIT_CONTROL_DIRECTORY: &str = "/run/systemd/system.control";
 pub fn allow_devices(tree: &Tree, unit: &str) -> Result<(), IsolationError> {
     let failed = |reason: String| IsolationError::DeviceRules(reason);
     let other_paths = other_paths(tree);
-    let told_before = Path::new(UNIT_CONTROL_DIRECTORY).join(format!("{unit}.d/50-DeviceAllow.conf"));
-    if other_paths.is_empty() && !told_before.exists() {
+    let earlier_rules = Path::new(UNIT_CONTROL_DIRECTORY).join(format!("{unit}.d/50-DeviceAllow.conf"));
+    if other_paths.is_empty() && !earlier_rules.exists() {
         return Ok(());
     }
     let of_template = TEMPLATE_DEVICES.into_iter().filter(|path| Path::new(path).exists()).map(str::to_owned);

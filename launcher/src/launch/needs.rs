@@ -61,8 +61,8 @@ impl Needs {
     /// Returns the sockets on which no process may listen before the start: all except those of processes beside the
     /// hypervisor, which a service of the host may have started already.
     pub fn sockets_to_clear(&self) -> impl Iterator<Item = &HostPath> {
-        let is_served_beside = |socket: &HostPath| self.processes.iter().any(|process| process.socket == *socket);
-        self.sockets_to_remove.iter().filter(move |socket| !is_served_beside(socket))
+        let is_served = |socket: &HostPath| self.processes.iter().any(|process| process.socket == *socket);
+        self.sockets_to_remove.iter().filter(move |socket| !is_served(socket))
     }
 }
 

@@ -183,8 +183,8 @@ fn two_interfaces_can_have_the_same_mac_address_only_with_user_networking() {
         json!({"interfaces": [interface(kind, "a"), interface("tap", "b")]})
     };
     assert_eq!(checked(machine("user")).interfaces.len(), 2);
-    let said = "web: interfaces[1].mac: the MAC address `02:00:00:00:00:01` is already used by interfaces[0].mac";
-    assert_eq!(problems(machine("tap")), [said]);
+    let message = "web: interfaces[1].mac: the MAC address `02:00:00:00:00:01` is already used by interfaces[0].mac";
+    assert_eq!(problems(machine("tap")), [message]);
 }
 
 #[test]

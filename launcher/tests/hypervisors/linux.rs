@@ -102,14 +102,14 @@ pub(crate) fn build_image(machine: &TestMachine, closure: &Closure) {
 }
 
 /// Asserts that the guest has printed this line.
-pub(crate) fn assert_said(console: &str, line: &str) {
+pub(crate) fn assert_output(console: &str, line: &str) {
     let said = format!("guest: {line}");
     assert!(console.contains(&said), "the guest has not printed `{said}`:\n{console}");
 }
 
 fn run_to_the_end(machine: &TestMachine) -> String {
     let console = machine.start(&[]).end_well();
-    assert_said(&console, "end=poweroff");
+    assert_output(&console, "end=poweroff");
     console
 }
 
@@ -125,14 +125,14 @@ fn the_store_disk_is_built_from_its_plan_and_booted() {
         machine.start_command(command).end_well()
     };
     let console = boot();
-    assert_said(&console, "disk=/dev/vda ");
-    assert_said(&console, "mount=/nix/store type=squashfs device=/dev/vda ");
-    assert_said(&console, &format!("store_paths={}\r", closure.store_paths));
-    assert_said(&console, "store_writable=no");
-    assert_said(&console, "end=poweroff");
+    assert_output(&console, "disk=/dev/vda ");
+    assert_output(&console, "mount=/nix/store type=squashfs device=/dev/vda ");
+    assert_output(&console, &format!("store_paths={}\r", closure.store_paths));
+    assert_output(&console, "store_writable=no");
+    assert_output(&console, "end=poweroff");
     let image = fs::read(machine.path("store.squashfs")).unwrap();
     fs::remove_file(machine.path("store.squashfs")).unwrap();
-    assert_said(&boot(), "store_writable=no");
+    assert_output(&boot(), "store_writable=no");
     assert!(
         image == fs::read(machine.path("store.squashfs")).unwrap(),
         "the image that is rebuilt from the cache differs"
@@ -175,9 +175,9 @@ fn a_guest_boots_from_the_hosts_store_without_an_image_and_survives_a_new_server
     let mut running = machine.start(&["--supervise"]);
     running.wait_for("guest: waiting");
     let console = running.console();
-    assert_said(&console, "mount=/nix/store type=erofs device=/dev/disk/by-id/virtio-nix-store ");
-    assert_said(&console, &format!("store_paths={}\r", closure.store_paths));
-    assert_said(&console, "store_writable=no");
+    assert_output(&console, "mount=/nix/store type=erofs device=/dev/disk/by-id/virtio-nix-store ");
+    assert_output(&console, &format!("store_paths={}\r", closure.store_paths));
+    assert_output(&console, "store_writable=no");
 
     let server = process_of(&machine, "serve --plan plan.json").expect("the server of the store disk runs");
     // Nix counts as a root what a process has open.
@@ -211,9 +211,9 @@ fn a_guest_maps_the_store_as_persistent_memory() {
     );
     let before = fs::read(machine.path("store.erofs")).unwrap();
     let console = run_to_the_end(&machine);
-    assert_said(&console, "mount=/nix/store type=erofs device=/dev/pmem0 ");
-    assert_said(&console, &format!("store_paths={}\r", closure.store_paths));
-    assert_said(&console, "store_writable=no");
+    assert_output(&console, "mount=/nix/store type=erofs device=/dev/pmem0 ");
+    assert_output(&console, &format!("store_paths={}\r", closure.store_paths));
+    assert_output(&console, "store_writable=no");
     assert!(before == fs::read(machine.path("store.erofs")).unwrap(), "the guest has changed the image");
 }
 
@@ -301,10 +301,10 @@ fn a_guest_boots_from_a_sealed_disk_and_does_not_read_changed_bits() {
     );
     let Some(()) = add_veritysetup(&machine, closure, &check) else { return };
     let console = run_to_the_end(&machine);
-    assert_said(&console, "mount=/nix/store type=erofs device=/dev/mapper/nix-store ");
-    assert_said(&console, &format!("store_paths={}\r", closure.store_paths));
+    assert_output(&console, "mount=/nix/store type=erofs device=/dev/mapper/nix-store ");
+    assert_output(&console, &format!("store_paths={}\r", closure.store_paths));
     for result in ["vdb=unreadable", "vdc=refused", "vdd=refused"] {
-        assert_said(&console, result);
+        assert_output(&console, result);
     }
 
     // The launcher itself checks the superblock of the tree, and the block with the root.
@@ -354,11 +354,11 @@ fn the_overlay_keeps_a_file_across_a_reboot() {
     let Some((machine, closure)) = linux_machine("overlay", &parameters, spec) else { return };
     build_image(&machine, closure);
     let first = run_to_the_end(&machine);
-    assert_said(&first, "disk=/dev/vdb bytes=67108864 read_only=0 serial=rw");
-    assert_said(&first, "mount=/nix/store type=overlay ");
-    assert_said(&first, "store_writable=yes");
-    assert_said(&first, "persisted=new");
-    assert_said(&run_to_the_end(&machine), "persisted=found");
+    assert_output(&first, "disk=/dev/vdb bytes=67108864 read_only=0 serial=rw");
+    assert_output(&first, "mount=/nix/store type=overlay ");
+    assert_output(&first, "store_writable=yes");
+    assert_output(&first, "persisted=new");
+    assert_output(&run_to_the_end(&machine), "persisted=found");
 }
 
 #[test]
@@ -370,8 +370,8 @@ fn the_store_is_mounted_over_9p_without_a_disk() {
     }]});
     let Some((machine, _)) = linux_machine("ninep", &parameters, spec) else { return };
     let console = run_to_the_end(&machine);
-    assert_said(&console, "mount=/nix/store type=9p device=ro-store ");
-    assert_said(&console, "store_writable=no");
+    assert_output(&console, "mount=/nix/store type=9p device=ro-store ");
+    assert_output(&console, "store_writable=no");
     assert!(!console.contains("disk=/dev/vda"), "there is a disk:\n{console}");
 }
 
@@ -392,8 +392,8 @@ fn the_store_is_mounted_over_virtiofs_without_a_disk() {
     // Once unsupervised, where the daemon must end with the hypervisor, and once supervised.
     for options in [[].as_slice(), &["--supervise"]] {
         let console = machine.start(options).end_well();
-        assert_said(&console, "mount=/nix/store type=virtiofs device=ro-store ");
-        assert_said(&console, "store_writable=no");
+        assert_output(&console, "mount=/nix/store type=virtiofs device=ro-store ");
+        assert_output(&console, "store_writable=no");
     }
     let daemons = machine.launch().needs.processes;
     assert!(!daemons[0].socket.below(&machine.launch().working_directory).as_path().exists());
@@ -412,7 +412,7 @@ fn a_forwarded_port_responds_and_stop_is_graceful() {
     build_image(&machine, closure);
     let mut running = machine.start(&["--supervise"]);
     running.wait_for("guest: waiting");
-    assert_said(&running.console(), "interface=");
+    assert_output(&running.console(), "interface=");
     let page =
         machine.namespace.run("curl", &["--silent", "--show-error", "--max-time", "60", "http://127.0.0.1:18080/"]);
     assert!(page.starts_with("hello from the guest, "), "{page}");
@@ -430,7 +430,7 @@ fn a_guest_behind_a_tap_responds_to_ping() {
     build_image(&machine, closure);
     let mut running = machine.start(&[]);
     running.wait_for("guest: waiting");
-    assert_said(&running.console(), "interface=");
+    assert_output(&running.console(), "interface=");
     assert!(running.console().contains("mac=02:00:00:00:00:12 address=10.78.0.2/24"), "{}", running.console());
     machine.namespace.run("ip", &["addr", "add", "10.78.0.1/24", "dev", "vm-tap"]);
     machine.namespace.run("ping", &["-c", "2", "-W", "30", "10.78.0.2"]);
@@ -442,6 +442,6 @@ pub(crate) fn stop_gracefully(machine: &TestMachine, running: &mut Running<'_>) 
     let said = String::from_utf8_lossy(&stop.stderr).into_owned();
     assert_eq!(said, format!("{} has shut down\n", machine.name));
     let console = running.end_well();
-    assert_said(&console, "stopping=power-button");
-    assert_said(&console, "end=poweroff");
+    assert_output(&console, "stopping=power-button");
+    assert_output(&console, "end=poweroff");
 }

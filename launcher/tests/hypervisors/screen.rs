@@ -1,7 +1,7 @@
 //! A screen without a window: the guest's kernel uses the card, the keyboard and the pointer, and qemu's screenshot
 //! shows what the guest has painted.
 
-use crate::linux::{assert_said, build_image, linux_machine, stop_gracefully};
+use crate::linux::{assert_output, build_image, linux_machine, stop_gracefully};
 use crate::machine::{TIMEOUT, TestMachine};
 use serde_json::{Value, json};
 use std::fs;
@@ -20,11 +20,11 @@ fn a_screenshot_shows_what_the_guest_has_painted() {
     let mut running = machine.start(&[]);
     running.wait_for("guest: waiting");
     let console = running.console();
-    assert_said(&console, "frame_buffer=virtio_gpudrmfb\r");
-    assert_said(&console, "connector=card0-Virtual-1 status=connected ");
-    assert_said(&console, "input=QEMU Virtio Keyboard\r");
-    assert_said(&console, "input=QEMU Virtio Tablet\r");
-    assert_said(&console, "painted=1280x800\r");
+    assert_output(&console, "frame_buffer=virtio_gpudrmfb\r");
+    assert_output(&console, "connector=card0-Virtual-1 status=connected ");
+    assert_output(&console, "input=QEMU Virtio Keyboard\r");
+    assert_output(&console, "input=QEMU Virtio Tablet\r");
+    assert_output(&console, "painted=1280x800\r");
     let end = Instant::now() + TIMEOUT;
     loop {
         let picture = Picture::of(&machine);

@@ -94,9 +94,9 @@ impl<'a> Listing<'a> {
         let name = name.ok_or_else(|| self.damaged(format!("a name reaches from byte {start} to byte {end}")))?;
         // Zeros may follow the last name.
         let name = if is_last { name.split(|byte| *byte == 0).next().unwrap_or_default() } else { name };
-        let is_sound =
+        let is_file_name =
             !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.iter().any(|byte| matches!(byte, 0 | b'/'));
-        if is_sound { Ok(name) } else { Err(self.damaged(format!("the name at byte {start} is not a file name"))) }
+        if is_file_name { Ok(name) } else { Err(self.damaged(format!("the name at byte {start} is not a file name"))) }
     }
 
     fn step(&mut self) -> Result<Option<ListingEntry>, ImageError> {

@@ -19,49 +19,49 @@ pub(in crate::cli) fn expand_letters(arguments: &[String]) -> Option<Vec<String>
     if !first.chars().skip(1).any(|letter| "culrRsf".contains(letter)) {
         return None;
     }
-    let asked = read(arguments.iter().cloned().collect())?;
-    let verb = asked.verb?;
+    let flags = read(arguments.iter().cloned().collect())?;
+    let verb = flags.verb?;
     let mut words = vec![verb.to_owned()];
-    if asked.names.iter().any(|name| name.starts_with('-')) {
+    if flags.names.iter().any(|name| name.starts_with('-')) {
         // Not a valid machine name. The command must report that, instead of parsing the name as an option.
-        words.extend(asked.options.into_iter().chain(["--".to_owned()]).chain(asked.names));
+        words.extend(flags.options.into_iter().chain(["--".to_owned()]).chain(flags.names));
     } else {
-        words.extend(asked.names.into_iter().chain(asked.options));
+        words.extend(flags.names.into_iter().chain(flags.options));
     }
-    if !asked.rest.is_empty() {
+    if !flags.rest.is_empty() {
         words.push("--".to_owned());
-        words.extend(asked.rest);
+        words.extend(flags.rest);
     }
     Some(words)
 }
 
 fn read(mut arguments: VecDeque<String>) -> Option<ParsedFlags> {
-    let mut asked = ParsedFlags::default();
+    let mut flags = ParsedFlags::default();
     while let Some(argument) = arguments.pop_front() {
         let Some(letters) =
-            argument.strip_prefix('-').filter(|letters| !letters.is_empty() && asked.verb != Some("ssh"))
+            argument.strip_prefix('-').filter(|letters| !letters.is_empty() && flags.verb != Some("ssh"))
         else {
-            match asked.verb {
+            match flags.verb {
                 Some("ssh") if argument == "--" => {}
-                Some("ssh") => asked.rest.push(argument),
-                _ => asked.names.push(argument),
+                Some("ssh") => flags.rest.push(argument),
+                _ => flags.names.push(argument),
             }
             continue;
         };
         if letters.starts_with('-') {
-            asked.options.push(argument);
+            flags.options.push(argument);
             continue;
         }
         let mut letters = letters.chars();
         while let Some(letter) = letters.next() {
             let verb = match letter {
                 'R' => {
-                    asked.options.push("--restart".to_owned());
+                    flags.options.push("--restart".to_owned());
                     continue;
                 }
                 'f' => {
-                    asked.options.push("--flake".to_owned());
-                    asked.options.extend(value(&mut letters, &mut arguments));
+                    flags.options.push("--flake".to_owned());
+                    flags.options.extend(value(&mut letters, &mut arguments));
                     continue;
                 }
                 'l' => "list",
@@ -71,15 +71,15 @@ fn read(mut arguments: VecDeque<String>) -> Option<ParsedFlags> {
                 's' => "ssh",
                 _ => return None,
             };
-            if asked.verb.replace(verb).is_some() {
+            if flags.verb.replace(verb).is_some() {
                 return None;
             }
             if matches!(letter, 'c' | 'r' | 's') {
-                asked.names.extend(value(&mut letters, &mut arguments));
+                flags.names.extend(value(&mut letters, &mut arguments));
             }
         }
     }
-    Some(asked)
+    Some(flags)
 }
 
 /// Returns a letter's value: the rest of its word, or the next word.
