@@ -42,7 +42,7 @@
 //! assert_eq!(report.paths, 1);
 //!
 //! let options = VerifyOptions { closure: Some(&closure), nar: NarCheck::Skip, jobs: 2, problems_max: 10 };
-//! assert!(verify(&Image::open(&output)?, options)?.sound);
+//! assert!(verify(&Image::open(&output)?, options)?.ok);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

@@ -58,7 +58,7 @@ pub struct VerifyReport {
     /// Version of this document's format.
     pub version: u32,
     /// Whether there are no problems.
-    pub sound: bool,
+    pub ok: bool,
     /// Inodes in the image.
     pub inodes: u64,
     /// Store paths compared with the store.
@@ -81,7 +81,7 @@ impl VerifyReport {
         let (problems, problem_count) = problems.finish();
         Self {
             version: 1,
-            sound: false,
+            ok: false,
             inodes: 0,
             paths_compared: 0,
             comparisons: 0,
@@ -151,7 +151,7 @@ fn verify_with(
     let problems = Problems::new(options.problems_max);
     let mut report = VerifyReport {
         version: 1,
-        sound: false,
+        ok: false,
         inodes: image.inode_count(),
         paths_compared: 0,
         comparisons: 0,
@@ -168,7 +168,7 @@ fn verify_with(
         }
     }
     (report.problems, report.problem_count) = problems.finish();
-    report.sound = report.problem_count == 0;
+    report.ok = report.problem_count == 0;
     Ok(report)
 }
 

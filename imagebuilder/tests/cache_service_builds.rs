@@ -232,7 +232,7 @@ fn wrong_truncated_and_random_packs_only_make_a_build_slower() {
         let (_directory, path) =
             broken(move |client| say(client, &Answer::PACK.message().unwrap(), &[file_of(&content)]));
         let (stderr, report) = host.build(path.to_str().unwrap(), "");
-        assert!(stderr.contains("3 damaged paths made again"), "{what}: {stderr}");
+        assert!(stderr.contains("3 damaged paths rebuilt"), "{what}: {stderr}");
         assert_eq!(report["cache"]["hitBytes"], 0, "{what}: {report}");
     }
     // A valid pack of another path, and one with a wrong bit: the build creates the right ones itself.
@@ -240,7 +240,7 @@ fn wrong_truncated_and_random_packs_only_make_a_build_slower() {
         let (_directory, path) =
             broken(move |client| say(client, &Answer::PACK.message().unwrap(), &[file_of(&content)]));
         let (stderr, _) = host.build(path.to_str().unwrap(), "");
-        assert!(stderr.contains("damaged paths made again"), "{what}: {stderr}");
+        assert!(stderr.contains("damaged paths rebuilt"), "{what}: {stderr}");
     }
 }
 

@@ -50,7 +50,7 @@ fn stdout_is_the_path_and_the_summary_is_on_stderr() {
     assert!(told[0].starts_with("built image in "), "{told:?}");
     assert_eq!(told[1], "  closure  30 B in 3 files of 3 paths");
     assert!(told[2].starts_with("  image    "), "{told:?}");
-    assert_eq!(told[3], "  cache    0 B (0 %) known");
+    assert_eq!(told[3], "  cache    0 B (0 %) reused");
     let quiet = workspace.run("build --closure-info info --store-dir store -o image --quiet");
     assert_eq!((quiet.code, quiet.stdout.as_str(), quiet.stderr.as_str()), (0, "image\n", ""));
 }

@@ -64,9 +64,9 @@ fn assert_ends(output: &Output, code: i32, stderr: &str) {
 #[test]
 fn verify_prints_what_it_compared() {
     let fixture = Fixture::new();
-    assert_ends(&fixture.run(&["verify", "image"]), 0, "sound: 9 inodes\n");
+    assert_ends(&fixture.run(&["verify", "image"]), 0, "ok: 9 inodes\n");
     let output = fixture.run_with_closure(&["verify", "image"]);
-    assert_ends(&output, 0, "sound: 9 inodes, 1 store paths equal to the store\n");
+    assert_ends(&output, 0, "ok: 9 inodes, 1 store paths match the store\n");
     assert_eq!(text(&output.stdout), "");
 }
 
@@ -86,7 +86,7 @@ fn verify_prints_all_problems_and_exits_with_1() {
     assert_eq!(output.status.code(), Some(1));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["version"], 1);
-    assert_eq!((report["sound"].as_bool(), report["problemCount"].as_u64()), (Some(false), Some(2)));
+    assert_eq!((report["ok"].as_bool(), report["problemCount"].as_u64()), (Some(false), Some(2)));
     assert_eq!(report["problems"].as_array().unwrap().len(), 1);
     assert_eq!(report["problems"][0]["kind"], "extra");
     assert_eq!(report["problems"][0]["path"], format!("{path}/empty"));
@@ -113,7 +113,7 @@ fn every_command_refuses_a_file_that_is_not_an_image() {
     assert!(!fixture.directory.path().join("out").exists());
     let report = fixture.run(&["verify", "short", "--json"]);
     let report: serde_json::Value = serde_json::from_slice(&report.stdout).unwrap();
-    assert_eq!((report["sound"].as_bool(), &report["problems"][0]["kind"]), (Some(false), &"damaged".into()));
+    assert_eq!((report["ok"].as_bool(), &report["problems"][0]["kind"]), (Some(false), &"damaged".into()));
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn an_image_on_a_block_device_may_be_followed_by_other_bytes() {
     let device = support::tools::run("losetup", ["--find".as_ref(), "--show".as_ref(), disk.as_os_str()]);
     let output = fixture.run_with_closure(&["verify", device.trim()]);
     support::tools::run("losetup", ["--detach", device.trim()]);
-    assert_ends(&output, 0, "sound: 9 inodes, 1 store paths equal to the store\n");
+    assert_ends(&output, 0, "ok: 9 inodes, 1 store paths match the store\n");
 }
 
 #[test]

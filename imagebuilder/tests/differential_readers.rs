@@ -50,9 +50,9 @@ fn assert_verified(store_dir: &Path, path: &Path) {
     let closure = closure(store_dir);
     let options = VerifyOptions { closure: Some(&closure), nar: NarCheck::Skip, jobs: 2, problems_max: 10 };
     let report = verify(&image, options).unwrap();
-    assert!(report.sound, "{:#?}", report.problems);
+    assert!(report.ok, "{:#?}", report.problems);
     let report = verify(&image, VerifyOptions { closure: None, ..options }).unwrap();
-    assert!(report.sound, "{:#?}", report.problems);
+    assert!(report.ok, "{:#?}", report.problems);
 }
 
 /// Tests a store path with these entries, with the default settings and with the smallest block size.

@@ -78,7 +78,7 @@ fn every_reader_sees_the_store_in_an_image_of_either_profile() {
         let closure = closure(store.path());
         let options = VerifyOptions { closure: Some(&closure), nar: NarCheck::Skip, jobs: 2, problems_max: 10 };
         let report = verify_erofs(&image, options).unwrap();
-        assert!(report.sound, "{:?}", report.problems);
+        assert!(report.ok, "{:?}", report.problems);
 
         // The whole image is the same tree as a squashfs of the store, and can be extracted like one.
         let other = OpenImage::open(&squashfs).unwrap();
@@ -234,7 +234,7 @@ fn images_at_the_limits_of_the_format_are_built_and_read() {
     let files = limits();
     let image = ErofsImage::from_source(Box::new(imagine(&files, Profile::Dax))).unwrap();
     let report = check(&image);
-    assert!(report.sound, "{:?}", report.problems);
+    assert!(report.ok, "{:?}", report.problems);
     let find = |path: &str| image.find(format!("{}/{path}", base_name("limits")).as_bytes()).unwrap().1;
     assert_eq!(find("directories").links, 70_002);
     assert_eq!(find("files/file-with-a-name-099999").inode_type().name(), "file");
@@ -376,7 +376,7 @@ proptest! {
             fs::write(file.path(), &bytes).unwrap();
             readers::assert_same("our reader", &readers::our_reader(file.path()), &wanted(&files));
             let report = check(&ErofsImage::from_source(Box::new(bytes)).unwrap());
-            prop_assert!(report.sound, "{:?}", report.problems);
+            prop_assert!(report.ok, "{:?}", report.problems);
         }
     }
 }
@@ -409,7 +409,7 @@ fn read_all(bytes: Vec<u8>) -> Result<(), ImageError> {
 #[test]
 fn damaged_images_are_reported_and_never_crash_the_reader() {
     let sound = small_image();
-    assert!(check(&ErofsImage::from_source(Box::new(sound.clone())).unwrap()).sound);
+    assert!(check(&ErofsImage::from_source(Box::new(sound.clone())).unwrap()).ok);
     let mut seeded = Seeded::new(3);
     for _ in 0..800 {
         let mut bytes = sound.clone();
@@ -421,7 +421,7 @@ fn damaged_images_are_reported_and_never_crash_the_reader() {
         }
         let _ = read_all(bytes);
     }
-    for length in (0..sound.len()).step_by(97) {
+    for length in (0..ok.len()).step_by(97) {
         let _ = read_all(sound[..length].to_vec());
     }
     let mut bytes = sound;
@@ -455,7 +455,7 @@ fn a_directory_that_is_reached_twice_is_refused() {
     let image = ErofsImage::from_source(Box::new(bytes)).unwrap();
     let errors: Vec<String> = image.walk().unwrap().filter_map(Result::err).map(|error| error.chain()).collect();
     assert!(errors.iter().any(|error| error.contains("is reached a second time")), "{errors:?}");
-    assert!(!check(&image).sound);
+    assert!(!check(&image).ok);
     let nodes: Vec<Node> = image.walk().unwrap().filter_map(Result::ok).collect();
     assert!(nodes.len() < 20);
 }
@@ -539,8 +539,8 @@ fn a_sealed_image_equals_that_of_veritysetup_and_a_flipped_bit_is_found() {
         let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 2, problems_max: 10 };
         // A damaged table is found when the image is opened.
         let is_intact = |path: &Path| match OpenImage::open(path) {
-            Ok(OpenImage::Squashfs(image)) => verify(&image, options).unwrap().sound,
-            Ok(OpenImage::Erofs(image)) => check(&image).sound,
+            Ok(OpenImage::Squashfs(image)) => verify(&image, options).unwrap().ok,
+            Ok(OpenImage::Erofs(image)) => check(&image).ok,
             Err(_) => false,
         };
         assert!(is_intact(&path));

@@ -58,7 +58,7 @@ fn use_up(bytes: Vec<u8>, jail: Option<&Jail>) -> bool {
     // Errors are expected; panics, endless loops and unbounded memory are not.
     let facts = inspect(&image);
     let _ = dump(&image, &mut Limited(MAX_DUMP_BYTES));
-    let sound = check(&image).sound;
+    let sound = check(&image).ok;
     if facts.is_ok_and(|facts| facts.content_bytes < MAX_EXTRACT_BYTES) {
         let _ = nar_digest(&image, b"");
         if let Some(jail) = jail {
@@ -264,7 +264,7 @@ fn assert_refused(image: PlainImage) -> String {
     let jail = Jail::new();
     let image = Image::from_source(Box::new(image.bytes)).unwrap();
     let report = check(&image);
-    assert!(!report.sound);
+    assert!(!report.ok);
     let output = jail.around.path().join("output");
     let error = match try_extract(&image, &output) {
         Err(ExtractError::Image(error)) => error.chain(),
@@ -387,7 +387,7 @@ fn file_of_blocks() -> (PlainImage, usize, usize) {
 
 fn problems_of(image: PlainImage) -> String {
     let report = check(&Image::from_source(Box::new(image.bytes)).unwrap());
-    assert!(!report.sound);
+    assert!(!report.ok);
     report.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 

@@ -18,7 +18,7 @@ fn assert_sound(name: &str, path: &Path) {
     let image = Image::open(path).unwrap_or_else(|error| panic!("{name}: {}", error.chain()));
     let options = VerifyOptions { closure: None, nar: NarCheck::Skip, jobs: 2, problems_max: 10 };
     let report = verify(&image, options).unwrap();
-    assert!(report.sound, "{name}: {:#?}", report.problems);
+    assert!(report.ok, "{name}: {:#?}", report.problems);
 }
 
 /// Makes an image of a tree with a program's options; `None` if the program is not installed.

@@ -50,7 +50,7 @@ fn told_after(change: impl FnOnce(&Store)) -> Vec<String> {
     change(&store);
     let report = check(&image, Some(&before), NarCheck::Skip);
     assert_eq!(report.problem_count, report.problems.len() as u64);
-    assert_eq!(report.sound, report.problems.is_empty());
+    assert_eq!(report.ok, report.problems.is_empty());
     told(&report)
 }
 
@@ -270,7 +270,7 @@ fn told_of_patched(change: impl FnOnce(&mut PlainImage, &Image)) -> Vec<String> 
         ("text", Item::file("text")),
     ]));
     let opened = Image::from_source(Box::new(image.bytes.clone())).unwrap();
-    assert!(check(&opened, None, NarCheck::Skip).sound);
+    assert!(check(&opened, None, NarCheck::Skip).ok);
     change(&mut image, &opened);
     told(&check(&Image::from_source(Box::new(image.bytes)).unwrap(), None, NarCheck::Skip))
 }

@@ -129,8 +129,8 @@ fn a_machine_is_created_updated_listed_and_deleted() {
     assert_eq!(host.done(&["status"]), "web  -  stopped\n");
     symlink(&first, host.path("machines/web/booted")).unwrap();
     host.flake(&[("web", Ok("two"))]);
-    assert_eq!(host.done(&["list"]), "web  stopped, outdated: microvm update web\n");
-    assert_eq!(host.done(&["list", "--offline"]), "web  stopped, not evaluated\n");
+    assert_eq!(host.done(&["list"]), "web  stopped unexpectedly, outdated: microvm update web\n");
+    assert_eq!(host.done(&["list", "--offline"]), "web  stopped unexpectedly, not evaluated\n");
 
     fs::write(host.path("microvm@web.service"), "").unwrap();
     host.done(&["-Ru", "web"]);

@@ -129,7 +129,7 @@ mod tests {
     fn shapes_do_not_contain_numbers_and_hashes() {
         let is = |expected, printed| matches(&lines(expected), &lines(printed), Strictness::Shape);
         assert!(is("built in 0.68 s", "built in 12 s"));
-        assert!(is("  cache    0 B (0 %) known", "  cache  65.0 MiB (100 %) known"));
+        assert!(is("  cache    0 B (0 %) reused", "  cache  65.0 MiB (100 %) reused"));
         assert!(is("/rn0zv2869jgrk9079mipal8h3qfwnjiv-linux 1,2", "/0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-linux 30,400"));
         assert!(!is("built in 0.68 s", "made in 0.68 s"));
         assert!(is("libc6-2.36-9+deb12u14", "libc6-2.37-10+deb13u1"));

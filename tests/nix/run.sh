@@ -326,7 +326,7 @@ again() { # ATTRIBUTE [DIRECTORY]: builds it again in Nix's sandbox, which sees 
     { tail -n 20 "$scratch/again.log" >&2; die "$1 is another disk when made again"; }
 }
 expect_all_known() { # fails unless the last disk was made only from the service's packs
-  grep -q '^ *cache .*(100 %) known$' "$scratch/again.log" || { cat "$scratch/again.log" "$service/log" >&2; die "a sandboxed build did not take everything from the cache service"; }
+  grep -q '^ *cache .*(100 %) reused$' "$scratch/again.log" || { cat "$scratch/again.log" "$service/log" >&2; die "a sandboxed build did not take everything from the cache service"; }
 }
 packs() { find "$service/cache" -path '*/packs/*' -type f | wc -l; }
 

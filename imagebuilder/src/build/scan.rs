@@ -181,7 +181,7 @@ impl<'a> Scanner<'a> {
             Some(Ok(pack)) => Found::Sound(Box::new(pack)),
             Some(Err(OpenError::Damaged { .. })) => Found::Damaged,
             Some(Err(error @ OpenError::TooManyOpen)) => {
-                self.warn(format!("{error} (ulimit -n): the others are made again, and the build takes longer"));
+                self.warn(format!("{error} (ulimit -n): the others are rebuilt, and the build takes longer"));
                 Found::Nothing
             }
             Some(Err(OpenError::Io(source))) => {

@@ -199,18 +199,18 @@ fn summary(image: &Path, report: &BuildReport) -> Vec<String> {
     ];
     if report.cache.enabled {
         let cache = &report.cache;
-        let known = percent_of(cache.hit_bytes, cache.hit_bytes + cache.missed_bytes);
-        let mut line = format!("  cache    {}{known} known", size::human(cache.hit_bytes));
+        let reused = percent_of(cache.hit_bytes, cache.hit_bytes + cache.missed_bytes);
+        let mut line = format!("  cache    {}{reused} reused", size::human(cache.hit_bytes));
         if cache.rebuilt_paths > 0 {
-            line.push_str(&format!(", {} damaged paths made again", cache.rebuilt_paths));
+            line.push_str(&format!(", {} damaged paths rebuilt", cache.rebuilt_paths));
         }
         lines.push(line);
     }
     if report.duplicate_bytes > 0 {
         let (bytes, files) = (size::human(report.duplicate_bytes), report.duplicate_files);
-        lines.push(format!("  stored once instead of again: {bytes} in {files} files"));
+        lines.push(format!("  dedup    {bytes} in {files} files"));
     }
-    lines.push(format!("  memory   {} at most", size::human(report.peak_memory_bytes)));
+    lines.push(format!("  memory   {} peak", size::human(report.peak_memory_bytes)));
     lines.extend(report.verity.as_ref().map(|seal| format!("  verity   root hash {}", seal.root_hash)));
     for (name, digest) in [("blake3", &report.image_blake3), ("sha256", &report.image_sha256)] {
         lines.extend(digest.as_ref().map(|digest| format!("  {name}   {digest}")));

@@ -73,10 +73,10 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     }
     if args.json {
         program::output::print_json(&report)?;
-    } else if report.sound {
+    } else if report.ok {
         program::output::message(&summary(&report));
     }
-    if report.sound {
+    if report.ok {
         return Ok(());
     }
     let plural = if report.problem_count == 1 { "" } else { "s" };
@@ -84,12 +84,12 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
 }
 
 fn summary(report: &VerifyReport) -> String {
-    let mut text = format!("sound: {} inodes", report.inodes);
+    let mut text = format!("ok: {} inodes", report.inodes);
     if report.paths_compared > 0 {
-        text.push_str(&format!(", {} store paths equal to the store", report.paths_compared));
+        text.push_str(&format!(", {} store paths match the store", report.paths_compared));
     }
     if report.nars_hashed > 0 {
-        text.push_str(&format!(", {} NAR hashes right", report.nars_hashed));
+        text.push_str(&format!(", {} NAR hashes match", report.nars_hashed));
     }
     text
 }

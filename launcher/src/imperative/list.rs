@@ -48,7 +48,7 @@ pub enum ListedActivity {
     /// It is being started.
     Starting,
     /// It is not running, but was not stopped by its service: it has failed, or the host went down.
-    Stopped,
+    StoppedUnexpectedly,
     /// It is not running: it was stopped, or has never been started.
     NotBooted,
 }
@@ -104,7 +104,7 @@ fn row(machine: &Machine, evaluation: Evaluation) -> Row {
     let activity = match activity.map(|activity| activity.phase()) {
         Ok(Phase::Running) => ListedActivity::Running,
         Ok(Phase::Starting) => ListedActivity::Starting,
-        _ if fs::symlink_metadata(machine.booted()).is_ok() => ListedActivity::Stopped,
+        _ if fs::symlink_metadata(machine.booted()).is_ok() => ListedActivity::StoppedUnexpectedly,
         _ => ListedActivity::NotBooted,
     };
     let mut row = Row {

@@ -50,7 +50,7 @@ fn line(row: &Row, width: usize, palette: Palette) -> String {
         (ListedActivity::Running, false) => ("running", 32),
         (ListedActivity::Running, true) => ("stale: runs an older system", 33),
         (ListedActivity::Starting, _) => ("starting", 33),
-        (ListedActivity::Stopped, _) => ("stopped", 31),
+        (ListedActivity::StoppedUnexpectedly, _) => ("stopped unexpectedly", 31),
         (ListedActivity::NotBooted, _) => ("not booted", 31),
     };
     let freshness = match row.freshness {
