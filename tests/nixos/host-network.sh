@@ -6,7 +6,7 @@
 (
   while sleep 1; do
     for device in /sys/class/macvtap/tap*; do
-      [ ! -e "$device/dev" ] || [ -e "/dev/${device##*/}" ] || mknod -m 0600 "/dev/${device##*/}" c $(tr : ' ' <"$device/dev")
+      [ ! -e "$device/dev" ] || [ -e "/dev/${device##*/}" ] || mknod -m 0600 "/dev/${device##*/}" c "$(cut -d: -f1 "$device/dev")" "$(cut -d: -f2 "$device/dev")"
     done
   done
 ) &
