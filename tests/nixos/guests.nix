@@ -65,6 +65,8 @@ let
   };
   scripted = {
     boot.initrd.systemd.enable = lib.mkForce false;
+    # There is no dhcpcd among the wrapped packages.
+    networking.useDHCP = false;
     imports = [ ./wrapping/scripted-initrd.nix ];
   };
   # What a guest has for vsock, started without its device: few kernels without KVM have vhost_vsock.
@@ -120,16 +122,6 @@ in
         microvm.storeDiskType = "erofs";
         microvm.storeDiskTransport = "pmem";
         rig.checks = "check 'the store is read without a page cache' sh -c 'grep \" /nix/store erofs .*dax=always\" /proc/mounts'";
-      };
-    }
-  ];
-  not-optimized.boots = [
-    {
-      machine = {
-        imports = [ readsOnly ];
-        microvm.optimize.enable = false;
-        # There is no dhcpcd among the wrapped packages.
-        networking.useDHCP = false;
       };
     }
   ];
@@ -199,7 +191,7 @@ in
       }
       { machine = upgraded machine; }
     ];
-  # Stage 1 by NixOS' script instead of systemd.
+  # Nothing optimized, and stage 1 by NixOS' script instead of systemd.
   scripted.boots =
     let
       machine = {
@@ -208,6 +200,7 @@ in
           (writableOn {
             volumes = [ storeVolume ];
             credentialFiles.token = "${shared}/token";
+            optimize.enable = false;
           })
         ];
       };
