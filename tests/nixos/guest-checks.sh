@@ -14,6 +14,7 @@ finish() {
 }
 
 findmnt --raw --noheadings --output TARGET,SOURCE,FSTYPE,OPTIONS | sed 's/^/mount: /'
-for disk in /sys/block/vd*; do [ ! -e "$disk" ] || echo "disk: ${disk##*/} $(cat "$disk/ro") $(cat "$disk/serial")"; done
+# Persistent memory has no serial number.
+for disk in /sys/block/{vd,pmem}*; do [ ! -e "$disk" ] || echo "disk: ${disk##*/} $(cat "$disk/ro") $(cat "$disk/serial" 2>/dev/null)"; done
 same 'every path of the system is registered' "$(comm -23 <(nix-store --query --requisites /run/current-system | sort) <(nix path-info --all --offline | sort))" ''
 value seconds "$(systemd-analyze time | head -n 1)"

@@ -2,15 +2,6 @@
 # Two machines on one bridge, whose own checks are in the journal of their units.
 # checks.sh and host-checks.sh come before it.
 
-# As udev would, which a container does not have.
-(
-  while sleep 1; do
-    for device in /sys/class/macvtap/tap*; do
-      [ ! -e "$device/dev" ] || [ -e "/dev/${device##*/}" ] || mknod -m 0600 "/dev/${device##*/}" c "$(cut -d: -f1 "$device/dev")" "$(cut -d: -f2 "$device/dev")"
-    done
-  done
-) &
-nodes=$!
 said_in() { journalctl --no-pager --output cat --unit "microvm@$1.service" | tr -d '\r' | sed -n 's/^.*RIG: //p'; } # MACHINE
 has_ended() { said_in "$1" | grep -qx end; }
 wait_for_end() { # MACHINE: until its checks are done
@@ -39,4 +30,3 @@ no_links() { ! ip -br link | grep -q '^vm-'; }
 check 'the interfaces go' wait_for no_links
 same 'virtiofsd ends with its machine' "$(systemctl is-active microvm-virtiofsd@left.service)" inactive
 same 'no machine failed' "$(failures)" ''
-kill "$nodes"

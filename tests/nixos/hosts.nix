@@ -186,6 +186,18 @@ in
         imports = [ host ];
         microvm.vms.left.config = left;
         microvm.vms.right.config = right;
+        # Creates the nodes of macvtap interfaces as udev would, which a container does not have.
+        systemd.services.rig-nodes = {
+          wantedBy = [ "multi-user.target" ];
+          before = [ "network.target" ];
+          script = ''
+            while sleep 1; do
+              for device in /sys/class/macvtap/tap*; do
+                [ ! -e "$device/dev" ] || [ -e "/dev/''${device##*/}" ] || mknod -m 0600 "/dev/''${device##*/}" c $(tr : ' ' <"$device/dev")
+              done
+            done
+          '';
+        };
         systemd.network = {
           netdevs."10-lan".netdevConfig = {
             Kind = "bridge";
