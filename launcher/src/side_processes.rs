@@ -39,6 +39,8 @@ const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(20);
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 /// The option in a virtiofs daemon's arguments that precedes the socket path.
 const SOCKET_OPTION: &str = "--socket-path=";
+/// The option in a virtiofs daemon's arguments that precedes the group of its socket.
+const GROUP_OPTION: &str = "--socket-group=";
 const FIRST_RESTART_DELAY: Duration = Duration::from_millis(100);
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(10);
 /// A daemon that has run this long is healthy: its next failure counts as the first.
@@ -67,6 +69,17 @@ pub enum SideProcessError {
         program: PathBuf,
         /// The cause.
         source: io::Error,
+    },
+    /// The group that its socket is to belong to does not exist.
+    #[error(
+        "{name}: this host has no group `{group}`, which its socket is to belong to; create the group, or set \
+         microvm.virtiofsd.group to another one or to null"
+    )]
+    NoGroup {
+        /// The process, as messages name it.
+        name: String,
+        /// The group.
+        group: String,
     },
     /// It ended before it had created its socket.
     #[error("{name}: {program} ended with {status} before it served {socket}; its own messages are above")]
@@ -125,6 +138,18 @@ pub fn program_of(process: &SideProcess) -> HostPath {
     named.unwrap_or_else(|| process.program.clone())
 }
 
+/// Checks that the group of a virtiofs daemon's socket exists. The daemon creates the socket before it looks for the group, so
+/// that it would seem to serve for a moment, and would end and be restarted for ever.
+fn check_group(process: &SideProcess) -> Result<(), SideProcessError> {
+    let groups = process.arguments.iter().filter_map(|argument| argument.strip_prefix(GROUP_OPTION));
+    let Some(group) = groups.last() else { return Ok(()) };
+    match nix::unistd::Group::from_name(group) {
+        Ok(None) => Err(SideProcessError::NoGroup { name: described(process), group: group.to_owned() }),
+        // If the groups cannot be read, the daemon reports what is wrong.
+        Ok(Some(_)) | Err(_) => Ok(()),
+    }
+}
+
 /// All processes beside one hypervisor. Dropping this ends them.
 #[derive(Debug, Default)]
 pub struct SideProcesses {
@@ -171,6 +196,7 @@ impl SideProcesses {
                 return Err(SideProcessError::Foreign { name: describe(process), socket });
             }
             remove_stale(socket.as_path())?;
+            check_group(process)?;
             let program = find_program(&program_of(process))
                 .map_err(|source| SideProcessError::NotInstalled { name: describe(process), source })?;
             let mut entry = Entry {

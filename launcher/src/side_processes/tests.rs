@@ -215,6 +215,21 @@ fn the_start_fails_if_a_daemon_ends_before_it_serves() {
 }
 
 #[test]
+fn a_daemon_whose_group_does_not_exist_is_not_started() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut process = side_process(directory.path(), DAEMON);
+    process.arguments.push("--socket-group=no-such-group".to_owned());
+    let interruption = Interruption::watch().unwrap();
+    let error = SideProcesses::start(&[process], &state(directory.path()), None, &interruption).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the virtiofs daemon of share `ro-store`: this host has no group `no-such-group`, which its socket is to belong \
+         to; create the group, or set microvm.virtiofsd.group to another one or to null"
+    );
+    assert!(!directory.path().join("fs.sock").exists());
+}
+
+#[test]
 fn the_error_for_a_missing_daemon_names_the_package() {
     let directory = tempfile::tempdir().unwrap();
     let process = SideProcess { program: "/nonexistent/virtiofsd".into(), ..side_process(directory.path(), "") };
