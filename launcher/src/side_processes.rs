@@ -141,8 +141,8 @@ pub fn program_of(process: &SideProcess) -> HostPath {
 /// Checks that the group of a virtiofs daemon's socket exists. The daemon creates the socket before it looks for the group, so
 /// that it would seem to serve for a moment, and would end and be restarted for ever.
 fn check_group(process: &SideProcess) -> Result<(), SideProcessError> {
-    let groups = process.arguments.iter().filter_map(|argument| argument.strip_prefix(GROUP_OPTION));
-    let Some(group) = groups.last() else { return Ok(()) };
+    let mut groups = process.arguments.iter().filter_map(|argument| argument.strip_prefix(GROUP_OPTION));
+    let Some(group) = groups.next_back() else { return Ok(()) };
     match nix::unistd::Group::from_name(group) {
         Ok(None) => Err(SideProcessError::NoGroup { name: described(process), group: group.to_owned() }),
         // If the groups cannot be read, the daemon reports what is wrong.
