@@ -10,6 +10,7 @@ mod interfaces;
 mod machine;
 mod reference;
 mod run;
+mod share_view;
 mod spec_file;
 mod status;
 mod stop;
@@ -40,11 +41,14 @@ enum Command {
     Tap(interfaces::TapArguments),
     Macvtap(interfaces::MacvtapArguments),
     Virtiofsd(virtiofsd::Arguments),
+    SharePath(share_view::Arguments),
     Volumes(volumes::Arguments),
     Schema(reference::SchemaArguments),
     Capabilities(reference::CapabilitiesArguments),
     Completions(reference::CompletionsArguments),
     Man(reference::ManArguments),
+    #[command(hide = true)]
+    ServeView(share_view::ServeArguments),
     #[command(hide = true)]
     CleanUpAfter(clean_up::Arguments),
     #[command(flatten)]
@@ -87,6 +91,8 @@ fn run_command(command: Command) -> Result<(), Failure> {
         Command::Tap(arguments) => interfaces::tap(&arguments),
         Command::Macvtap(arguments) => interfaces::macvtap(&arguments),
         Command::Virtiofsd(arguments) => virtiofsd::run(&arguments),
+        Command::SharePath(arguments) => share_view::add(&arguments),
+        Command::ServeView(arguments) => share_view::serve(&arguments),
         Command::Volumes(arguments) => volumes::run(&arguments),
         Command::Schema(arguments) => reference::schema(&arguments),
         Command::Capabilities(arguments) => reference::capabilities(&arguments),

@@ -112,7 +112,8 @@ fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
         let share = &checked.share;
         let rights = if share.read_only { ", read-only" } else { "" };
         let (point, protocol) = (&share.mount_point, share.proto.as_str());
-        lines.push(format!("{point}  {protocol}  tag {}, from {}{rights}", share.tag, share.source));
+        let part = share.closure.as_ref().map_or_else(String::new, |closure| format!(", only the paths in {closure}"));
+        lines.push(format!("{point}  {protocol}  tag {}, from {}{rights}{part}", share.tag, share.source));
     }
     let mut shares = spec.shares.iter().map(|checked| &checked.share);
     if !has_store_disk
@@ -271,7 +272,9 @@ fn made_before(launch: &Launch) -> Vec<String> {
         ));
     }
     for process in &needs.processes {
-        let words = std::iter::once(process.program.as_str()).chain(process.arguments.iter().map(String::as_str));
+        let program = if process.view.is_some() { "microvm" } else { process.program.as_str() };
+        let arguments = process.all_arguments();
+        let words = std::iter::once(program).chain(arguments.iter().map(String::as_str));
         lines.push(format!("run beside it: {}", words.map(quote).collect::<Vec<_>>().join(" ")));
     }
     if let Some(initrd) = &needs.initrd {

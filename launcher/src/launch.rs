@@ -9,8 +9,9 @@ pub use control::{
     NotificationSocket, Shutdown, VsockEnd, VsockHostEnd,
 };
 pub use needs::{
-    Access, AfterEnd, BridgeNeed, ComposedInitrd, DeviceNode, FileNeed, KvmUse, MacvtapNeed, Needs, PassedDevice,
-    ProbedFormat, Reader, SideProcess, SideProcessKind, StoreDiskNeed, TapNeed, VolumeCreation, VolumeNeed, seal_of,
+    Access, AfterEnd, BridgeNeed, ClosureView, ComposedInitrd, DeviceNode, FileNeed, KvmUse, MacvtapNeed, Needs,
+    PassedDevice, ProbedFormat, Reader, SideProcess, SideProcessKind, StoreDiskNeed, TapNeed, VIEW, VolumeCreation,
+    VolumeNeed, seal_of,
 };
 
 use crate::path::HostPath;

@@ -48,6 +48,7 @@ pub mod readiness;
 pub mod reference;
 pub mod refusal;
 pub mod run;
+pub mod share_view;
 pub mod shell;
 pub mod shutdown;
 pub mod side_processes;

@@ -16,6 +16,7 @@ use crate::network::{NetworkError, remove_made};
 use crate::path::HostPath;
 use crate::programs::NotInstalled;
 use crate::readiness::ReadinessError;
+use crate::share_view::ViewError;
 use crate::side_processes::SideProcessError;
 use crate::sockets::SocketError;
 use crate::state::{MachineState, RuntimeDirectory, StartLock, StateError};
@@ -83,6 +84,9 @@ pub enum RunError {
     /// A process beside the hypervisor could not be started.
     #[error(transparent)]
     SideProcess(#[from] SideProcessError),
+    /// The view of a closure-only share cannot be used.
+    #[error(transparent)]
+    View(#[from] ViewError),
     /// The initrd with the credentials could not be composed.
     #[error(transparent)]
     Initrd(#[from] InitrdError),

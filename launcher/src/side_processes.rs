@@ -134,6 +134,11 @@ pub enum SideProcessError {
 
 /// The program of a process: its own, or the image builder that the environment names.
 pub fn program_of(process: &SideProcess) -> HostPath {
+    if process.kind == SideProcessKind::ShareView
+        && let Some(path) = this_program()
+    {
+        return path;
+    }
     let named = (process.kind == SideProcessKind::StoreDisk).then(named_in_environment).flatten();
     named.unwrap_or_else(|| process.program.clone())
 }
@@ -144,10 +149,15 @@ fn check_group(process: &SideProcess) -> Result<(), SideProcessError> {
     let mut groups = process.arguments.iter().filter_map(|argument| argument.strip_prefix(GROUP_OPTION));
     let Some(group) = groups.next_back() else { return Ok(()) };
     match nix::unistd::Group::from_name(group) {
-        Ok(None) => Err(SideProcessError::NoGroup { name: described(process), group: group.to_owned() }),
+        Ok(None) => Err(SideProcessError::NoGroup { name: describe(process), group: group.to_owned() }),
         // If the groups cannot be read, the daemon reports what is wrong.
         Ok(Some(_)) | Err(_) => Ok(()),
     }
+}
+
+/// The program file of this process.
+fn this_program() -> Option<HostPath> {
+    std::env::current_exe().ok().and_then(|path| Some(HostPath::new(path.to_str()?)))
 }
 
 /// All processes beside one hypervisor. Dropping this ends them.
@@ -197,8 +207,12 @@ impl SideProcesses {
             }
             remove_stale(socket.as_path())?;
             check_group(process)?;
-            let program = find_program(&program_of(process))
-                .map_err(|source| SideProcessError::NotInstalled { name: describe(process), source })?;
+            let missing = |source| SideProcessError::NotInstalled { name: describe(process), source };
+            let mut program = find_program(&program_of(process)).map_err(missing)?;
+            if process.view.is_some() {
+                let this = this_program().unwrap_or_else(|| HostPath::from("microvm"));
+                program = find_program(&this).map_err(missing)?;
+            }
             let mut entry = Entry {
                 process: process.clone(),
                 program,
@@ -294,7 +308,7 @@ impl ServedCommand {
         let socket = std::fs::symlink_metadata(process.socket.below(working_directory).as_path())?;
         Ok(Self {
             program: process.program.clone(),
-            arguments: process.arguments.clone(),
+            arguments: process.all_arguments(),
             working_directory: working_directory.clone(),
             socket: (socket.dev(), socket.ino()),
         })
@@ -342,6 +356,9 @@ impl Drop for SideProcesses {
             // A daemon leaves its socket behind, although nothing listens on it any more.
             let _ = remove_stale(entry.socket.as_path());
             let _ = command_place(entry.socket.as_path()).and_then(|place| place.remove());
+            if let Some(view) = &entry.process.view {
+                let _ = remove_stale(view.control.below(&entry.working_directory).as_path());
+            }
         }
     }
 }
@@ -372,7 +389,7 @@ impl Entry {
 
     /// Creates the directory for the daemon's socket, and returns it with the arguments that use it.
     fn private_socket(&self) -> io::Result<(Option<PrivateDirectory>, Vec<String>)> {
-        let mut arguments = self.process.arguments.clone();
+        let mut arguments = self.process.all_arguments();
         let option = format!("{SOCKET_OPTION}{}", self.process.socket);
         let Some(argument) = arguments.iter_mut().find(|argument| **argument == option) else {
             return Ok((None, arguments));
@@ -421,7 +438,12 @@ impl Entry {
     /// of the store disk as the machine's.
     fn give_socket(&self) -> io::Result<()> {
         match &self.client {
-            Some(client) if !matches!(self.process.kind, SideProcessKind::Passt | SideProcessKind::StoreDisk) => {
+            Some(client)
+                if !matches!(
+                    self.process.kind,
+                    SideProcessKind::Passt | SideProcessKind::StoreDisk | SideProcessKind::ShareView
+                ) =>
+            {
                 Place::itself(self.socket.as_path())?.give_socket(client)
             }
             _ => Ok(()),
@@ -482,6 +504,7 @@ fn describe(process: &SideProcess) -> String {
     match process.kind {
         SideProcessKind::Virtiofsd => format!("the virtiofs daemon of share `{}`", process.name),
         SideProcessKind::Passt => format!("the passt of interface `{}`", process.name),
+        SideProcessKind::ShareView => format!("the view of share `{}`", process.name),
         SideProcessKind::StoreDisk => format!("the server of the store disk of `{}`", process.name),
         SideProcessKind::CrosvmGpu => format!("the graphics card of `{}`", process.name),
     }

@@ -5,6 +5,7 @@
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use testing::write_program;
@@ -27,6 +28,54 @@ fn repository() -> PathBuf {
 
 fn fixture(name: &str) -> String {
     repository().join("fixtures/specs").join(format!("{name}.json")).display().to_string()
+}
+
+/// Root's view and another user's, in a user namespace. It cannot be made where no namespace is allowed.
+#[test]
+fn a_view_has_the_listed_store_paths_only_and_is_read_only() {
+    if !nix::unistd::geteuid().is_root() {
+        return testing::skipped("only root can become another user");
+    }
+    let directory = tempfile::Builder::new().prefix("view").tempdir_in("/tmp").unwrap();
+    let here = directory.path();
+    let store = here.join("store");
+    let name = |letter: &str| format!("{}-{letter}", "0".repeat(32));
+    for letter in ["shown", "hidden"] {
+        fs::create_dir_all(store.join(name(letter))).unwrap();
+    }
+    fs::write(store.join(name("file")), "text").unwrap();
+    fs::set_permissions(store.join(name("file")), fs::Permissions::from_mode(0o666)).unwrap();
+    std::os::unix::fs::symlink(name("hidden"), store.join(name("link"))).unwrap();
+    fs::write(here.join("list"), ["shown", "file", "link"].map(|letter| format!("/s/{}\n", name(letter))).concat())
+        .unwrap();
+    fs::set_permissions(here, fs::Permissions::from_mode(0o777)).unwrap();
+    let script = "exec 2>&1; cd /sys/kernel; echo *; cat *-file; cat *-link; for d in *-shown; do touch $d/x; done; touch *-file";
+    let view = |before: &[&str], words: &[&str]| {
+        let serve = ["serve-view", "--source", "store", "--closure", "list", "--control", "control", "--"];
+        let program = [env!("CARGO_BIN_EXE_microvm")];
+        let all = [before, &program, &serve, words].concat();
+        Command::new(all[0]).args(&all[1..]).current_dir(here).output().unwrap()
+    };
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    for before in [&["env"][..], &nobody] {
+        let output = stdout(&view(before, &["sh", "-c", script]));
+        let listed = format!("{} {} {}\ntext", name("file"), name("link"), name("shown"));
+        assert!(output.starts_with(&listed), "{output}");
+        assert!(output.contains("No such file") && output.matches("Read-only file system").count() == 2, "{output}");
+        assert_eq!(fs::read_to_string(store.join(name("file"))).unwrap(), "text");
+        let _ = fs::remove_file(here.join("control"));
+    }
+    let none = "echo 0 >/proc/sys/user/max_mnt_namespaces; echo 0 >/proc/sys/user/max_user_namespaces; exec \"$@\"";
+    let refused = view(&["unshare", "--user", "--map-root-user", "sh", "-c", none, "sh"], &["true"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        stderr(&refused).starts_with("error: closureOnly: this user cannot create a mount namespace: "),
+        "{refused:?}"
+    );
+    fs::write(here.join("list"), "/nix/store/../etc\n").unwrap();
+    assert!(stderr(&view(&["env"], &["true"])).contains("list: line 1: `/nix/store/../etc` is not a store path"));
+    fs::write(here.join("list"), format!("/s/{}", name("none"))).unwrap();
+    assert!(stderr(&view(&["env"], &["true"])).contains("there is no such store path on this host"));
 }
 
 /// A directory that contains one spec.

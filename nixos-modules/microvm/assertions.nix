@@ -173,6 +173,16 @@ let
       unless (
         share.proto != "virtiofs" || share.socket != null
       ) "${option}.socket" "must be set, because the protocol is virtiofs"
+      ++ lib.optionals share.closureOnly (
+        unless (
+          share.source == "/nix/store"
+        ) "${option}.closureOnly" "is for a share of `/nix/store`, but the source is `${share.source}`"
+        ++ unless share.readOnly "${option}.closureOnly" "needs readOnly = true"
+        ++
+          unless (share.proto == "virtiofs" || capabilities.can cfg.hypervisor "NinePReadOnly")
+            "${option}.closureOnly"
+            "needs proto = \"virtiofs\", because ${cfg.hypervisor} cannot share a directory read-only by 9p"
+      )
       ++ unless (
         !(
           share.proto == "virtiofs"

@@ -42,8 +42,10 @@ let
   restarting = {
     system = "";
     registration = "";
+    closureOnly = "";
   };
   switching = {
+    closureOnly = lib.optionalString (lib.any (share: share.closureOnly) cfg.shares) "1";
     system = plain config.system.build.toplevel;
     registration = lib.optionalString cfg.registerClosure "${plain cfg.closureRegistration}/registration";
   };

@@ -2,6 +2,7 @@
 # The commands of deploy.nix, which sets:
 #   name, runner               the machine and its runner's derivation
 #   system, registration       its system and the registration for Nix's database; empty if it must be restarted
+#   closureOnly                not empty if the machine sees only the store paths that its host shows it
 die() { printf 'error: %s\n' "$1" >&2; exit "${2:-1}"; }
 
 on_host() {
@@ -46,6 +47,12 @@ in_machine() {
   exec "$system/bin/switch-to-configuration" "$action"
 }
 
+show_closure() { # the machine's user cannot do this
+  set -eu
+  name=$1 system=$2 registration=$3
+  nix-store --query --requisites "$system" ${registration:+"${registration%/*}"} | xargs microvm share-path "$name"
+}
+
 restart() {
   systemctl restart "microvm@$1.service"
 }
@@ -85,6 +92,7 @@ rebuild() { # USER@HOST USER@MACHINE [--use-remote-sudo]
   [ $# -ge 2 ] || die "usage: ${0##*/} USER@HOST USER@MACHINE [--use-remote-sudo]" 2
   install_on_host "$1" "${@:3}"
   if [ -n "$system" ]; then
+    [ -z "$closureOnly" ] || remotely "$1" "${3:+sudo}" show_closure "$name" "$system" "$registration"
     ssh_switch "$2" "${@:3}"
   else
     remotely "$1" "${3:+sudo}" restart "$name"

@@ -55,7 +55,8 @@ let
   };
   share =
     share:
-    share
+    removeAttrs share [ "closureOnly" ]
+    // lib.optionalAttrs share.closureOnly { closure = "${cfg.closurePaths}"; }
     // lib.optionalAttrs (share.source == "/nix/store") {
       readOnly = share.readOnly && refusesWrites.${share.proto};
     };

@@ -112,6 +112,11 @@ in
       else
         byMicrovmImage
     );
+    closurePaths =
+      fromClosure "microvm-closure-${hostName}" { nativeBuildInputs = [ pkgs.buildPackages.jq ]; }
+        ''
+          jq -r '.closure[].path' "$graph" | sort >"$out"
+        '';
     storeDiskPlan =
       fromClosure "microvm-store-plan-${hostName}.json"
         { nativeBuildInputs = [ cfg.imageBuilder.package ]; }

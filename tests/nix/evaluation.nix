@@ -140,6 +140,23 @@ let
           modules = builtins.elem "virtio_pmem" mapped.config.boot.initrd.kernelModules;
         };
     };
+    "a closure-only share names the list of the closure's paths" = {
+      expected = {
+        hasList = true;
+        sets = false;
+      };
+      found =
+        let
+          spec = specOf (guest {
+            shares = [ (share // { closureOnly = true; }) ];
+          });
+          shared = builtins.head spec.shares;
+        in
+        {
+          hasList = lib.hasSuffix "-microvm-closure-guest" shared.closure;
+          sets = shared ? closureOnly;
+        };
+    };
     "a sealed disk is opened in stage 1 before it is mounted, and its image is beside its root hash" = {
       expected = {
         verity = true;

@@ -288,6 +288,37 @@ in
     };
     expected = [ "storeDiskVerity: needs boot.initrd.systemd.enable = true" ];
   }
+  (on "qemu"
+    {
+      shares = [
+        {
+          tag = "home";
+          source = "/home";
+          mountPoint = "/home";
+          closureOnly = true;
+          readOnly = true;
+        }
+      ];
+    }
+    [
+      "shares[0].closureOnly: is for a share of `/nix/store`, but the source is `/home`"
+    ]
+  )
+  (on "kvmtool"
+    {
+      shares = [
+        {
+          tag = "store";
+          source = "/nix/store";
+          mountPoint = "/nix/store";
+          closureOnly = true;
+        }
+      ];
+    }
+    [
+      "shares[0].closureOnly: needs proto = \"virtiofs\", because kvmtool cannot share a directory read-only by 9p"
+    ]
+  )
   (on "qemu" { balloonMem = 512; } [
     "balloonMem: is not supported; set microvm.balloon = true, and microvm.initialBalloonMem to the size of the balloon at the start"
   ])

@@ -169,6 +169,9 @@ impl<'spec> LaunchBuilder<'spec> {
     fn add_share_needs(&mut self) {
         for (index, checked) in self.spec.shares.iter().enumerate() {
             let access = if checked.share.read_only { Access::ReadDirectory } else { Access::WriteDirectory };
+            if let Some(closure) = &checked.share.closure {
+                self.need_file_for_launcher(&format!("shares[{index}].closure"), closure, Access::Read);
+            }
             let option = format!("shares[{index}].source");
             match checked.share.proto {
                 ShareProtocol::Virtiofs => self.need_file_for_launcher(&option, &checked.share.source, access),

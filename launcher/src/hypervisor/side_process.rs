@@ -2,7 +2,7 @@
 //! graphics card, and the server of a store disk without an image.
 
 use super::launch_builder::LaunchBuilder;
-use crate::launch::{AfterEnd, SideProcess, SideProcessKind};
+use crate::launch::{AfterEnd, ClosureView, SideProcess, SideProcessKind, VIEW};
 use crate::path::HostPath;
 use crate::spec::{ForwardFrom, ForwardPort, Hypervisor};
 use crate::validate::{CheckedGraphics, CheckedShare, CheckedSpec, LiveStore};
@@ -19,9 +19,11 @@ pub(super) enum TagProvider {
 /// Returns the virtiofs daemon of a share.
 pub(super) fn virtiofsd(builder: &LaunchBuilder<'_>, checked: &CheckedShare, tag_provider: TagProvider) -> SideProcess {
     let (settings, share) = (&builder.spec.virtiofsd, &checked.share);
+    // With a closure, it runs where only the view is.
+    let directory = if share.closure.is_some() { VIEW } else { share.source.as_str() };
     let mut arguments = vec![
         format!("--socket-path={}", checked.socket),
-        format!("--shared-dir={}", share.source),
+        format!("--shared-dir={directory}"),
         format!("--cache={}", share.cache.as_str()),
         format!("--inode-file-handles={}", settings.inode_file_handles.as_str()),
     ];
@@ -55,8 +57,28 @@ pub(super) fn virtiofsd(builder: &LaunchBuilder<'_>, checked: &CheckedShare, tag
         program: settings.program.clone().unwrap_or_else(|| HostPath::from("virtiofsd")),
         arguments,
         socket: checked.socket.clone(),
+        view: closure_view(checked, None),
         after_end: AfterEnd::StartAgain,
     }
+}
+
+fn closure_view(checked: &CheckedShare, descriptor: Option<i32>) -> Option<ClosureView> {
+    let (source, control) = (checked.share.source.clone(), checked.control.clone());
+    checked.share.closure.clone().map(|closure| ClosureView { source, closure, control, descriptor })
+}
+
+/// Returns the process that keeps the view of a closure-only share which the hypervisor serves, if it is one.
+pub(super) fn share_view(checked: &CheckedShare, descriptor: i32) -> Option<SideProcess> {
+    let view = closure_view(checked, Some(descriptor))?;
+    Some(SideProcess {
+        kind: SideProcessKind::ShareView,
+        name: checked.share.tag.clone(),
+        program: HostPath::from("microvm"),
+        arguments: Vec::new(),
+        socket: view.control.clone(),
+        view: Some(view),
+        after_end: AfterEnd::Report,
+    })
 }
 
 /// Returns passt, which provides user networking to a hypervisor that supports only vhost-user.
@@ -79,6 +101,7 @@ pub(super) fn passt(interface: &str, socket: &HostPath, ports: &[ForwardPort]) -
         program: HostPath::from("passt"),
         arguments,
         socket: socket.clone(),
+        view: None,
         after_end: AfterEnd::StartAgain,
     }
 }
@@ -106,6 +129,7 @@ pub(super) fn crosvm_gpu(
         program: program.unwrap_or_else(|| HostPath::from("crosvm")),
         arguments,
         socket: graphics.socket.clone(),
+        view: None,
         after_end: AfterEnd::StartAgain,
     }
 }
@@ -125,6 +149,7 @@ pub(super) fn live_store(builder: &LaunchBuilder<'_>, live: &LiveStore, plan: &H
         program: live.builder.clone(),
         arguments,
         socket: live.socket.clone(),
+        view: None,
         after_end,
     }
 }

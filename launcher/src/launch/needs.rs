@@ -262,9 +262,45 @@ pub struct SideProcess {
     pub arguments: Vec<String>,
     /// The socket that it creates and that the hypervisor connects to.
     pub socket: HostPath,
+    /// The store paths that it shows to the guest, if it serves a closure-only share. It then runs in a mount namespace with
+    /// these paths only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<ClosureView>,
     /// What to do when it ends while the hypervisor runs.
     #[serde(default)]
     pub after_end: AfterEnd,
+}
+
+impl SideProcess {
+    /// Returns the arguments of the command that is run. A process with a view is run by the launcher's `serve-view`, which
+    /// makes the view.
+    pub fn all_arguments(&self) -> Vec<String> {
+        let Some(view) = &self.view else { return self.arguments.clone() };
+        let options = [("--source", &view.source), ("--closure", &view.closure), ("--control", &view.control)];
+        let options = options.into_iter().flat_map(|(option, path)| [option.to_owned(), path.to_string()]);
+        let served = (self.kind != SideProcessKind::ShareView).then(|| ["--".to_owned(), self.program.to_string()]);
+        let served = served.into_iter().flatten().chain(self.arguments.iter().cloned());
+        std::iter::once("serve-view".to_owned()).chain(options).chain(served).collect()
+    }
+}
+
+/// Where the view of a closure-only share is mounted, in the namespace of the process that serves it. Every system has this
+/// directory, only root can replace it, and no program that serves shares needs its content.
+pub const VIEW: &str = "/sys/kernel";
+
+/// The part of a store that a closure-only share shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClosureView {
+    /// The directory with all store paths.
+    pub source: HostPath,
+    /// The list of the store paths to show, one per line.
+    pub closure: HostPath,
+    /// The socket at which further paths are added.
+    pub control: HostPath,
+    /// The descriptor of the view that the hypervisor inherits, if it serves the share itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub descriptor: Option<i32>,
 }
 
 /// What to do when a side process ends while the hypervisor runs.
@@ -290,6 +326,8 @@ pub enum SideProcessKind {
     CrosvmGpu,
     /// The store disk, read from the host's store.
     StoreDisk,
+    /// The view of a closure-only share that the hypervisor serves.
+    ShareView,
 }
 
 /// An initrd that is composed at the start: the machine's own, followed by an archive with the credentials. It exists

@@ -12,6 +12,7 @@ use crate::network::{self, CreatedInterfaces, macvtap};
 use crate::path::HostPath;
 use crate::programs::find_program;
 use crate::readiness::ServiceManager;
+use crate::share_view;
 use crate::side_processes::{SideProcesses, program_of};
 use crate::sockets::remove_stale;
 use crate::state::{RuntimeDirectory, StartLock};
@@ -251,6 +252,11 @@ impl Preparation<'_> {
         if let Some(need) = &self.launch.needs.initrd {
             let memory = initrd::compose(need, &self.launch.working_directory, self.identity)?;
             passed.push(place_descriptor(memory, need.descriptor)?);
+        }
+        for view in self.launch.needs.processes.iter().filter_map(|process| process.view.as_ref()) {
+            if let Some(number) = view.descriptor {
+                passed.push(place_descriptor(share_view::open_root(view, &self.launch.working_directory)?, number)?);
+            }
         }
         for need in &self.launch.needs.macvtaps {
             for (descriptor, number) in macvtap::open(need)?.into_iter().zip(&need.descriptors) {

@@ -20,6 +20,7 @@ fn side_process(directory: &Path, script: &str) -> SideProcess {
         program: HostPath::new(program.to_str().unwrap()),
         arguments: vec![directory.join("fs.sock").to_str().unwrap().to_owned()],
         socket: "fs.sock".into(),
+        view: None,
         after_end: AfterEnd::StartAgain,
     }
 }
@@ -185,6 +186,7 @@ fn starts_a_daemon_for_another_test() {
         program: HostPath::new(program.clone()),
         arguments: vec![directory.join("fs.sock").to_str().unwrap().to_owned()],
         socket: "fs.sock".into(),
+        view: None,
         after_end: AfterEnd::StartAgain,
     };
     let mut entry = Entry {

@@ -134,6 +134,10 @@ pub struct Share {
     /// The virtiofs daemon's socket; null means `NAME-virtiofs-TAG.sock` in the state directory.
     #[serde(default)]
     pub socket: Option<HostPath>,
+    /// A list of store paths, one per line, for a share of a store: the guest sees only these. `microvm share-path` adds
+    /// others while the machine runs. Null means everything in `source`.
+    #[serde(default)]
+    pub closure: Option<HostPath>,
     /// Where the guest mounts it.
     pub mount_point: String,
     /// Whether the guest has read access only.

@@ -195,6 +195,8 @@ pub struct CheckedShare {
     pub share: Share,
     /// The socket of its daemon; unused except with virtiofs.
     pub socket: HostPath,
+    /// The socket at which store paths are added; unused without a closure.
+    pub control: HostPath,
     /// Whether the writable layer over the store is on this share, which requires extended attributes in the namespace
     /// `trusted`.
     pub holds_overlay: bool,

@@ -255,7 +255,15 @@ pub(super) fn shares(spec: &MachineSpec, findings: &mut Findings) -> Vec<Checked
         if holds_overlay && share.read_only {
             findings.problem("writableStoreOverlay", format!("is on the read-only share `{}`", share.tag));
         }
-        shares.push(CheckedShare { share: share.clone(), socket: share_socket(spec, share), holds_overlay });
+        if let Some(closure) = &share.closure {
+            findings.require(option("closure"), names::path(closure));
+            if !share.read_only {
+                findings
+                    .problem(option("closure"), "needs readOnly: the guest must not write to the view of the store");
+            }
+        }
+        let control = HostPath::new(format!("{}-{}.paths", spec.name, share.tag));
+        shares.push(CheckedShare { share: share.clone(), socket: share_socket(spec, share), control, holds_overlay });
     }
     let tags =
         spec.shares.iter().enumerate().map(|(index, share)| (format!("shares[{index}].tag"), share.tag.as_str()));

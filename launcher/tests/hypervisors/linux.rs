@@ -362,17 +362,56 @@ fn the_overlay_keeps_a_file_across_a_reboot() {
 }
 
 #[test]
-fn the_store_is_mounted_over_9p_without_a_disk() {
-    let parameters = ["systemd.mount-extra=ro-store:/nix/store:9p:trans=virtio,version=9p2000.L,msize=65536,ro"];
+fn a_9p_share_shows_the_closure_only_and_paths_that_are_added() {
+    closure_only("9p", "trans=virtio,version=9p2000.L,msize=65536,ro", &json!({}));
+}
+
+#[test]
+fn a_virtiofs_share_shows_the_closure_only_and_paths_that_are_added() {
+    let Ok(daemon) = std::env::var("MICROVM_TEST_VIRTIOFSD") else {
+        return skipped("MICROVM_TEST_VIRTIOFSD is not set, and Debian 12 has no virtiofsd with these options");
+    };
+    for file_handles in ["never", "mandatory"] {
+        closure_only("virtiofs", "ro", &json!({"program": daemon, "inodeFileHandles": file_handles}));
+    }
+}
+
+/// Boots from a share that lacks one store path, to which a symbolic link of the closure leads, and adds the path.
+fn closure_only(protocol: &str, options: &str, virtiofsd: &Value) {
     let Some(closure) = closure() else { return };
-    let spec = json!({"shares": [{
-        "proto": "9p", "tag": "ro-store", "source": closure.store, "mountPoint": "/nix/store", "readOnly": true,
-    }]});
-    let Some((machine, _)) = linux_machine("ninep", &parameters, spec) else { return };
-    let console = run_to_the_end(&machine);
-    assert_output(&console, "mount=/nix/store type=9p device=ro-store ");
+    let list = fs::read_to_string(closure.directory.join("closure-info/store-paths")).unwrap();
+    let (hidden, shown): (Vec<&str>, Vec<&str>) = list.lines().partition(|path| path.ends_with("-initrd"));
+    let [hidden] = hidden[..] else { panic!("{list}") };
+    let spec = json!({
+        "shares": [{
+            "proto": protocol, "tag": "ro-store", "source": closure.store, "closure": "closure",
+            "mountPoint": "/nix/store", "readOnly": true,
+        }],
+        "virtiofsd": virtiofsd,
+    });
+    let mount = format!("systemd.mount-extra=ro-store:/nix/store:{protocol}:{options}");
+    let (above, link) = (format!("{}/../{}", closure.toplevel, &hidden[11..]), format!("{}/initrd", closure.toplevel));
+    let paths = format!("guest.paths=/nix/store/.links,{hidden},{above},{link}");
+    let parameters = [mount.as_str(), &paths, "guest.actions=report,reach,appear"];
+    let Some((machine, _)) = linux_machine("part", &parameters, spec) else { return };
+    fs::write(machine.path("closure"), shown.join("\n")).unwrap();
+    let mut running = machine.start(&["--supervise"]);
+    running.wait_for("guest: waiting for");
+    let console = running.console();
+    assert_output(&console, &format!("mount=/nix/store type={protocol} device=ro-store "));
+    assert_output(&console, &format!("store_paths={}\r", closure.store_paths - 1));
     assert_output(&console, "store_writable=no");
     assert!(!console.contains("disk=/dev/vda"), "there is a disk:\n{console}");
+    for path in ["/nix/store/.links", hidden, &above, &link] {
+        assert_output(&console, &format!("missing={path}\r"));
+    }
+    let outside = machine.output(&["share-path", "part", "/etc/passwd"]);
+    assert!(String::from_utf8_lossy(&outside.stderr).contains("`/etc/passwd` is not a store path"));
+    let added = machine.output(&["share-path", "part", hidden]);
+    assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+    assert_output(&running.end_well(), "end=poweroff");
+    let sockets = ["part-ro-store.paths", "part-virtiofs-ro-store.sock"].map(|name| machine.path(name).exists());
+    assert_eq!(sockets, [false; 2], "a socket is left");
 }
 
 #[test]

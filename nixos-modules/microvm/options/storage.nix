@@ -112,6 +112,15 @@ let
             permissions protect it.
           '';
         };
+        closureOnly = mkOption {
+          type = types.bool;
+          default = false;
+          description = ''
+            For the source `/nix/store`: whether the guest sees only its closure instead of all store paths of the host. The
+            process that serves the share runs in a mount namespace with these paths. `microvm share-path` adds paths while
+            the machine runs, as `deploy.rebuild` does. With 9p, it needs qemu.
+          '';
+        };
         securityModel = mkOption {
           type = types.enum [
             "passthrough"

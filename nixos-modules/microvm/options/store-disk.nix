@@ -29,6 +29,12 @@ in
       readOnly = true;
     };
 
+    closurePaths = mkOption {
+      type = types.path;
+      description = "A list of the store paths of the system closure, one per line, for shares with `closureOnly`.";
+      readOnly = true;
+    };
+
     storeDiskBuild = mkOption {
       type = types.enum [
         "derivation"

@@ -1,7 +1,7 @@
 //! qemu's devices, in the order in which the guest numbers them.
 
 use super::super::launch_builder::LaunchBuilder;
-use super::super::side_process::{TagProvider, live_store, virtiofsd};
+use super::super::side_process::{TagProvider, live_store, share_view, virtiofsd};
 use super::extra;
 use super::machine::{Bus, Machine, own_id};
 use super::screen::Screen;
@@ -9,6 +9,7 @@ use super::slots::{Place, Slots, describe_device};
 use crate::facts::Version;
 use crate::keyval::{Dialect, Options};
 use crate::launch::BridgeNeed;
+use crate::path::HostPath;
 use crate::spec::{DeviceBus, ForwardFrom, Hypervisor, ImageType, Protocol, ShareProtocol};
 use crate::validate::{CheckedInterface, CheckedShare, Disk, DiskBackend, InterfaceKind, LiveStore};
 
@@ -176,10 +177,11 @@ impl Writer<'_, '_, '_> {
         let option = format!("shares[{index}]");
         match share.proto {
             ShareProtocol::NineP => {
+                let directory = self.shared_directory(checked);
                 let backend = Options::new(Dialect::Qemu)
                     .word("local")
                     .pair("id", &id)
-                    .pair("path", &share.source)
+                    .pair("path", directory)
                     .pair("security_model", share.security_model.as_str())
                     .pair_if("readonly", share.read_only.then_some("on"));
                 self.add(&option, "-fsdev", backend);
@@ -193,6 +195,16 @@ impl Writer<'_, '_, '_> {
                 self.virtio(&option, "vhost-user-fs", |device| device.pair("chardev", &id).pair("tag", &share.tag));
             }
         }
+    }
+
+    /// The directory of a share, or the inherited view of its closure.
+    fn shared_directory(&mut self, checked: &CheckedShare) -> HostPath {
+        if checked.share.closure.is_none() {
+            return checked.share.source.clone();
+        }
+        let descriptor = self.builder.descriptor();
+        self.builder.needs.processes.extend(share_view(checked, descriptor));
+        HostPath::new(format!("/proc/self/fd/{descriptor}"))
     }
 
     fn interface(&mut self, index: usize, interface: &CheckedInterface) {

@@ -1,0 +1,360 @@
+//! A private view of a store with some of its paths only: what a closure-only share serves.
+//!
+//! The view exists in a mount namespace of its own, so it needs no space and no cleaning up: a file system in memory, on which
+//! each store path is a read-only bind mount of the original. Without root, the namespace belongs to a user namespace.
+//!
+//! `microvm serve-view` makes it. virtiofsd then runs in the same namespace, and its own namespace receives mounts that are
+//! added later, because the view is a shared mount (Documentation/filesystems/sharedsubtree.rst of the kernel). qemu, which
+//! serves 9p shares itself, stays in the host's namespace and inherits a descriptor of the view's root directory.
+
+use crate::launch::{ClosureView, VIEW};
+use crate::path::HostPath;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
+use nix::libc::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, getsockopt, listen, socket, sockopt::PeerCredentials,
+};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
+use nix::unistd::{getegid, geteuid, symlinkat};
+use program::place::{Place, descriptor_path};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+/// Only the user who serves the share can add paths to it.
+const CONTROL_MODE: u32 = 0o600;
+/// The most bytes of one request: a few hundred thousand store paths.
+const MAX_REQUEST_BYTES: u64 = 32 << 20;
+/// The length of the hash in the name of a store path.
+const HASH_CHARACTERS: usize = 32;
+
+/// Why a view cannot be made or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// The list of store paths cannot be read.
+    #[error("{path}: {source}")]
+    List {
+        /// The list.
+        path: HostPath,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A line of the list is not a store path.
+    #[error("{path}: line {line}: `{}` is not a store path", program::escape::one_line(.text))]
+    Line {
+        /// The list.
+        path: HostPath,
+        /// The number of the line, from 1.
+        line: usize,
+        /// The line.
+        text: String,
+    },
+    /// The kernel does not allow this user to create the namespace.
+    #[error(
+        "closureOnly: this user cannot create a mount namespace: {0}; allow user namespaces (sysctl user.max_user_namespaces, \
+         kernel.unprivileged_userns_clone or kernel.apparmor_restrict_unprivileged_userns), or run this as root"
+    )]
+    Namespace(io::Error),
+    /// A store path does not exist.
+    #[error("{path}: there is no such store path on this host")]
+    Missing {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something could not be mounted or created.
+    #[error("{path}: {source}")]
+    Mount {
+        /// The path.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The socket for further paths cannot be used.
+    #[error("{path}: {source}")]
+    Control {
+        /// The socket.
+        path: HostPath,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The program that serves the view cannot be started.
+    #[error("{program}: {source}")]
+    Start {
+        /// The program.
+        program: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The program that serves the view failed.
+    #[error("{program} ended with {status}")]
+    Ended {
+        /// The program.
+        program: String,
+        /// Its exit status.
+        status: ExitStatus,
+    },
+    /// The process that serves the share refused a path.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Returns the names of the store paths in the list, which has one path per line.
+///
+/// # Errors
+/// Fails if the list cannot be read, or a line is not a store path.
+pub fn read_list(path: &HostPath) -> Result<BTreeSet<String>, ViewError> {
+    let text = fs::read_to_string(path.as_path()).map_err(|source| ViewError::List { path: path.clone(), source })?;
+    let line = |(index, text): (usize, &str)| {
+        let wrong = || ViewError::Line { path: path.clone(), line: index + 1, text: text.to_owned() };
+        store_name(text).map(str::to_owned).ok_or_else(wrong)
+    };
+    text.lines().enumerate().map(line).collect()
+}
+
+/// Returns the name of a store path, without its directory: a hash, a dash and a name, in the characters that Nix allows.
+fn store_name(path: &str) -> Option<&str> {
+    let (directory, name) = path.rsplit_once('/')?;
+    let (hash, rest) = name.split_at_checked(HASH_CHARACTERS)?;
+    let is_hash = hash.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._?=".contains(&byte);
+    let is_store_path = directory.starts_with('/') && is_hash && rest.len() > 1 && rest.starts_with('-');
+    (is_store_path && rest.bytes().all(is_name)).then_some(name)
+}
+
+/// A view in the namespace of this process.
+#[derive(Debug)]
+pub struct View {
+    source: PathBuf,
+    /// The directory with all store paths, mounted read-only below the view.
+    originals: OwnedFd,
+    root: OwnedFd,
+}
+
+impl View {
+    /// Moves this process, which must have a single thread, to a new mount namespace, and makes the view there.
+    ///
+    /// # Errors
+    /// Returns [`ViewError`].
+    pub fn make(source: &HostPath, names: &BTreeSet<String>) -> Result<Self, ViewError> {
+        enter_namespace().map_err(ViewError::Namespace)?;
+        let view = Path::new(VIEW);
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |errno: Errno| ViewError::Mount { path, source: errno.into() }
+        };
+        let none = None::<&Path>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none).map_err(at(Path::new("/")))?;
+        let failed = at(source.as_path());
+        // Recursively, because a user namespace must not uncover what is below other mounts.
+        mount(Some(source.as_path()), view, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).map_err(failed)?;
+        let originals = open_directory(view).map_err(at(view))?;
+        let status = fstat(&originals).map_err(at(view))?;
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept_flags(&originals);
+        mount(none, view, none, flags, none).map_err(at(view))?;
+        let memory = Some(Path::new("tmpfs"));
+        let mode = format!("mode={:o}", status.st_mode & 0o7777);
+        mount(memory, view, memory, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(mode.as_str())).map_err(at(view))?;
+        mount(none, view, none, MsFlags::MS_SHARED, none).map_err(at(view))?;
+        let root = open_directory(view).map_err(at(view))?;
+        give_group(&root, &status);
+        let made = Self { source: source.as_path().to_owned(), originals, root };
+        names.iter().try_for_each(|name| made.add(name))?;
+        Ok(made)
+    }
+
+    /// Adds a store path; one that is there already is not an error.
+    fn add(&self, name: &str) -> Result<(), ViewError> {
+        let path = || self.source.join(name);
+        let failed = |errno: Errno| ViewError::Mount { path: path(), source: errno.into() };
+        let status = match fstatat(&self.originals, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Err(Errno::ENOENT) => return Err(ViewError::Missing { path: path() }),
+            status => status.map_err(failed)?,
+        };
+        let made = match status.st_mode & S_IFMT {
+            S_IFDIR => mkdirat(&self.root, name, Mode::from_bits_truncate(0o555)),
+            S_IFREG => {
+                let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+                openat(&self.root, name, flags, Mode::from_bits_truncate(0o444)).map(drop)
+            }
+            S_IFLNK => {
+                let target = readlinkat(&self.originals, name).map_err(failed)?;
+                return match symlinkat(target.as_os_str(), &self.root, name) {
+                    Ok(()) | Err(Errno::EEXIST) => Ok(()),
+                    Err(errno) => Err(failed(errno)),
+                };
+            }
+            _ => return Err(failed(Errno::EINVAL)),
+        };
+        match made {
+            Ok(()) => {}
+            Err(Errno::EEXIST) => return Ok(()),
+            Err(errno) => return Err(failed(errno)),
+        }
+        let original = descriptor_path(&self.originals).join(name);
+        // The bind mount is read-only as the mount of the originals is.
+        let bound = mount(
+            Some(&original),
+            &Path::new(VIEW).join(name),
+            None::<&Path>,
+            MsFlags::MS_BIND | MsFlags::MS_REC,
+            None::<&Path>,
+        );
+        bound.map_err(failed)
+    }
+
+    /// Adds the paths that programs send to the socket, until the process ends.
+    pub fn serve_requests(&self, listener: &UnixListener) {
+        for stream in listener.incoming().flatten() {
+            let answer = match self.answer(&stream) {
+                Ok(()) => "ok\n".to_owned(),
+                Err(error) => format!("{error}\n"),
+            };
+            // A client that has gone needs no answer.
+            let _ = (&stream).write_all(answer.as_bytes());
+        }
+    }
+
+    fn answer(&self, stream: &UnixStream) -> Result<(), ViewError> {
+        for line in BufReader::new(stream.take(MAX_REQUEST_BYTES)).lines() {
+            let line = line.map_err(|error| ViewError::Refused(error.to_string()))?;
+            let wrong = || ViewError::Refused(format!("`{}` is not a store path", program::escape::one_line(&line)));
+            self.add(store_name(&line).ok_or_else(wrong)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Binds the socket for further paths. This is done before the namespace is entered, in which its directory may be covered.
+///
+/// # Errors
+/// Fails if the socket cannot be created.
+pub fn bind_control(path: &HostPath) -> Result<UnixListener, ViewError> {
+    let failed = |source| ViewError::Control { path: path.clone(), source };
+    crate::sockets::remove_stale(path.as_path()).map_err(|error| failed(io::Error::other(error)))?;
+    let made = || {
+        let made = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        Place::itself(path.as_path())?.bind(&made, CONTROL_MODE)?;
+        listen(&made, Backlog::new(16)?)?;
+        Ok(UnixListener::from(made))
+    };
+    made().map_err(failed)
+}
+
+/// Asks the process that serves a share to add store paths.
+///
+/// # Errors
+/// Fails if it cannot be reached or refuses a path; earlier paths are then added.
+pub fn request(view: &ClosureView, working_directory: &HostPath, paths: &[String]) -> Result<(), ViewError> {
+    if let Some(path) = paths.iter().find(|path| store_name(path).is_none()) {
+        return Err(ViewError::Refused(format!("`{}` is not a store path", program::escape::one_line(path))));
+    }
+    let control = view.control.below(working_directory);
+    let failed = |source| ViewError::Control { path: control.clone(), source };
+    let mut stream = connected(&control).map_err(failed)?;
+    let text: String = paths.iter().map(|path| format!("{path}\n")).collect();
+    let mut answer = String::new();
+    let exchanged = stream
+        .write_all(text.as_bytes())
+        .and_then(|()| stream.shutdown(std::net::Shutdown::Write))
+        .and_then(|()| stream.take(4096).read_to_string(&mut answer));
+    exchanged.map_err(failed)?;
+    match answer.trim_end() {
+        "ok" => Ok(()),
+        other => Err(ViewError::Refused(program::escape::one_line(other).into_owned())),
+    }
+}
+
+/// Opens the root directory of a view that another process has made, for a hypervisor in this namespace.
+///
+/// # Errors
+/// Fails if the process has ended, or belongs to another user.
+pub fn open_root(view: &ClosureView, working_directory: &HostPath) -> Result<OwnedFd, ViewError> {
+    let control = view.control.below(working_directory);
+    let opened = || {
+        let peer = getsockopt(&connected(&control)?, PeerCredentials)?;
+        let root = PathBuf::from(format!("/proc/{}/root{VIEW}", peer.pid()));
+        Ok(open_directory(&root)?)
+    };
+    opened().map_err(|source| ViewError::Control { path: control.clone(), source })
+}
+
+fn connected(control: &HostPath) -> io::Result<UnixStream> {
+    let place = Place::itself(control.as_path())?;
+    let made = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(made.as_raw_fd(), &UnixAddr::new(&place.descriptor_path())?)?;
+    Ok(made.into())
+}
+
+/// Root needs only a mount namespace. Other users become root of a user namespace, in which only they exist.
+fn enter_namespace() -> io::Result<()> {
+    let (user, group) = (geteuid(), getegid());
+    if user.is_root() && unshare(CloneFlags::CLONE_NEWNS).is_ok() {
+        return Ok(());
+    }
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    let write = |name: &str, text: String| {
+        File::options().write(true).open(format!("/proc/self/{name}"))?.write_all(text.as_bytes())
+    };
+    write("setgroups", "deny".to_owned())?;
+    write("uid_map", format!("0 {user} 1"))?;
+    write("gid_map", format!("0 {group} 1"))
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    openat(AT_FDCWD, path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// The flags of a mount that a user namespace must not remove: mount_namespaces(7).
+fn kept_flags(mounted: &OwnedFd) -> MsFlags {
+    let found = fstatvfs(mounted).map_or(FsFlags::empty(), |status| status.flags());
+    let pairs = [
+        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+        (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
+        (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
+        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
+    ];
+    pairs.into_iter().filter(|(flag, _)| found.contains(*flag)).map(|(_, flag)| flag).collect()
+}
+
+/// Gives the view the group of the store. In a user namespace only the user's own group exists; the guest then sees another.
+fn give_group(root: &OwnedFd, store: &FileStat) {
+    let _ =
+        nix::unistd::fchownat(root, "", None, Some(nix::unistd::Gid::from_raw(store.st_gid)), AtFlags::AT_EMPTY_PATH);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_nix_allows_are_store_paths() {
+        let hash = "0".repeat(32);
+        for name in ["a", "bash-5.2", "x+y?z=1_.sh"] {
+            assert_eq!(store_name(&format!("/nix/store/{hash}-{name}")), Some(format!("{hash}-{name}").as_str()));
+        }
+        for path in [
+            String::new(),
+            "/nix/store/..".to_owned(),
+            format!("/nix/store/{hash}-"),
+            format!("/nix/store/{hash}"),
+            format!("{hash}-a"),
+            format!("store/{hash}-a"),
+            format!("/nix/store/{hash}-a/b"),
+            format!("/nix/store/{hash}-a/.."),
+            format!("/nix/store/{}-a", "A".repeat(32)),
+            format!("/nix/store/{hash}-a\u{e9}"),
+        ] {
+            assert_eq!(store_name(&path), None, "{path}");
+        }
+    }
+}
