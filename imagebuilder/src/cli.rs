@@ -23,7 +23,7 @@ mod thread_count;
 mod verify;
 mod volume;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use failure::Failure;
 use std::process::ExitCode;
 
@@ -69,11 +69,27 @@ pub(crate) fn main() -> ExitCode {
 
 /// The arguments. If they are invalid, the program ends with clap's message.
 fn arguments() -> Cli {
-    Cli::try_parse().unwrap_or_else(|error| {
+    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+        if wants_json(&matches) {
+            program::output::want_json();
+        }
+        Cli::from_arg_matches(&matches)
+    });
+    parsed.unwrap_or_else(|error| {
         // clap quotes the arguments, which may contain control characters: parse escaped arguments again for the message.
         let shown = program::output::escaped_arguments(std::env::args_os());
-        Cli::try_parse_from(shown).err().unwrap_or(error).exit()
+        let error = Cli::try_parse_from(&shown).err().unwrap_or(error);
+        if error.use_stderr() {
+            program::output::report_usage_as_json(&shown, &error.render().to_string());
+        }
+        error.exit()
     })
+}
+
+/// Whether the selected command has the option `--json`, and it was given.
+fn wants_json(matches: &ArgMatches) -> bool {
+    let inner = matches.subcommand().is_some_and(|(_, matches)| wants_json(matches));
+    inner || matches!(matches.try_get_one("json"), Ok(Some(true)))
 }
 
 fn run(command: Command) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! Checks whether an image or another file can be written to its path, before any work is done.
 
+use program::presence::is_directory;
 use std::fs::{self, FileType};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -51,8 +52,12 @@ pub fn check(path: &Path) -> Result<(), OutputError> {
         Some(parent) => parent,
         None => path,
     };
-    if !directory.is_dir() {
-        return Err(OutputError::NoDirectory { path: path.to_path_buf(), directory: directory.to_path_buf() });
+    match is_directory(directory) {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(OutputError::NoDirectory { path: path.to_path_buf(), directory: directory.to_path_buf() });
+        }
+        Err(source) => return Err(OutputError::Look { path: path.to_path_buf(), source }),
     }
     // Symbolic links are followed, so that a link to a device is recognised as a device.
     match fs::metadata(path) {

@@ -7,6 +7,7 @@ pub use volume_maker::{FileSystem, LabelProblem, ReadBackError};
 
 use nix::sys::stat::{Mode, umask};
 use program::place::Place;
+use program::presence::is_directory;
 use std::ffi::OsString;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
@@ -180,7 +181,8 @@ fn problems(request: &VolumeRequest) -> Vec<RequestProblem> {
     let directory = parent(&request.path);
     if request.path.symlink_metadata().is_ok() {
         problems.push(RequestProblem::Exists { path: request.path.clone() });
-    } else if !directory.is_dir() {
+    } else if matches!(is_directory(directory), Ok(false)) {
+        // Another error is reported when the file is created.
         problems.push(RequestProblem::NoDirectory { directory: directory.to_path_buf() });
     }
     if request.size_bytes == 0 || !request.size_bytes.is_multiple_of(SECTOR_BYTES) {

@@ -4,7 +4,7 @@
 
 mod program;
 
-use program::{GREETING, TOOLS, Workspace, has_tool, registration, store_paths};
+use program::{ABSENT, GREETING, TOOLS, Workspace, has_tool, registration, store_paths};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -232,4 +232,64 @@ fn a_build_without_a_directory_for_the_cache_is_refused() {
     );
     run.success();
     assert!(workspace.path("image").is_file());
+}
+
+#[test]
+fn a_failed_command_with_json_prints_an_error_object_and_nothing_else_on_stdout() {
+    let workspace = Workspace::with_store();
+    workspace.write("list", ABSENT);
+    for (line, code) in [
+        ("build --json --plan missing -o image", 2),
+        ("build --json --paths-from list --store-dir store -o image", 2),
+        ("build --json --plan /proc/self/mem -o image", 1),
+        ("inspect --json missing", 1),
+        ("size --json list", 1),
+        ("diff --json list list", 1),
+        ("extract --json list -o out", 1),
+        ("verify --json missing", 1),
+        ("volume create --json missing/volume --size 1M --fs ext4", 2),
+        ("cache gc --json --max-size many", 2),
+        ("cache stat --json --cache", 2),
+        ("cache stat --json --cache list", 1),
+        ("build --json --bogus", 2),
+    ] {
+        let run = workspace.run(line);
+        assert_eq!(run.code, code, "{line}: {}", run.stderr);
+        let document: serde_json::Value = serde_json::from_str(&run.stdout).unwrap_or_else(|error| {
+            panic!("{line}: {error}: {}", run.stdout);
+        });
+        assert_eq!((&document["version"], &document["error"]["exitCode"]), (&1.into(), &code.into()), "{line}");
+        let problem = document["error"]["problems"][0].as_str().unwrap();
+        assert!(run.stderr.starts_with(&format!("error: {problem}")), "{line}: {problem}\n{}", run.stderr);
+    }
+}
+
+#[test]
+fn an_error_of_the_system_is_neither_bad_input_nor_a_missing_directory() {
+    let workspace = Workspace::with_store();
+    // Reading this file fails with EIO.
+    let io = "Input/output error (os error 5)";
+    for option in ["--plan", "--graph", "--paths-from"] {
+        let run = workspace.run(&format!("plan {option} /proc/self/mem"));
+        assert!(run.stderr.contains(io), "{option}: {}", run.stderr);
+        assert_eq!(run.code, 1, "{option}: {}", run.stderr);
+    }
+    let long = "x".repeat(300);
+    let run = workspace.run(&format!("build --closure-info info --store-dir store -o {long}/image"));
+    assert!(run.stderr.ends_with("/image: File name too long (os error 36)\n"), "{}", run.stderr);
+    assert_eq!(run.code, 2);
+}
+
+#[test]
+fn a_link_in_the_place_of_the_image_is_replaced_and_its_target_is_not_touched() {
+    let workspace = Workspace::with_store();
+    workspace.write("precious", "data of somebody");
+    symlink("precious", workspace.path("image")).unwrap();
+    symlink("nowhere/file", workspace.path("dangling")).unwrap();
+    for image in ["image", "dangling"] {
+        workspace.run(&format!("{BUILD} -q -o {image}")).success();
+        assert!(fs::symlink_metadata(workspace.path(image)).unwrap().is_file(), "{image}");
+    }
+    assert_eq!(workspace.read("precious"), b"data of somebody");
+    assert!(!workspace.path("nowhere").exists());
 }

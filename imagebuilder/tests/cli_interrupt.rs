@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM: exit code 130, one message, and no remaining files.
+//! SIGINT, SIGTERM and SIGHUP: exit code 130, one message, and no remaining files.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -73,7 +73,7 @@ fn an_interrupted_build_leaves_nothing_and_keeps_the_existing_image() {
     let workspace = with_noise();
     workspace.write("image", "precious");
     let names = workspace.names();
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let line = "build --paths-from list --store-dir store --level 22 -j 1 -q -o image";
         let child = start(&mut workspace.command(line.split(' ')));
         // The cache is opened right before the work begins.
@@ -84,6 +84,21 @@ fn an_interrupted_build_leaves_nothing_and_keeps_the_existing_image() {
         fs::remove_dir_all(workspace.path("cache")).unwrap();
         assert_eq!(workspace.names(), names);
     }
+}
+
+/// nohup(1) starts a program this way.
+#[test]
+fn an_ignored_hangup_does_not_end_a_build() {
+    let workspace = with_noise();
+    let line = "build --paths-from list --store-dir store --level 1 -j 1 -q -o image";
+    let program = env!("CARGO_BIN_EXE_microvm-image");
+    let script = format!("trap '' HUP; exec {program} {line}");
+    let command = workspace.command_of(Path::new("sh"), ["-c", &script]);
+    let mut child = start(&mut { command });
+    wait_for(&workspace.path("cache/v2/outputs"));
+    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGHUP).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(workspace.path("image").is_file());
 }
 
 #[test]

@@ -17,9 +17,9 @@ mod stop;
 mod virtiofsd;
 mod volumes;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use program::failure::{BAD_INPUT, Failure};
-use program::output::{escaped_arguments, report};
+use program::output::{escaped_arguments, report, report_usage_as_json, want_json};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -60,14 +60,23 @@ pub(crate) fn main() -> ExitCode {
     let letters: Option<Vec<String>> = given.iter().skip(1).map(|word| word.to_str().map(str::to_owned)).collect();
     let words = letters.and_then(|letters| imperative::expand_letters(&letters));
     let given = words.map_or(given, |words| ["microvm".to_owned()].into_iter().chain(words).map(Into::into).collect());
-    let arguments = match Arguments::try_parse_from(&given) {
+    let parsed = Arguments::command().try_get_matches_from(&given).and_then(|matches| {
+        if wants_json(&matches) {
+            want_json();
+        }
+        Arguments::from_arg_matches(&matches)
+    });
+    let arguments = match parsed {
         Ok(arguments) => arguments,
         Err(error) => {
             // clap quotes the arguments, which may contain control characters. Parsing again with escaped arguments
             // gives a safe message.
             let shown = escaped_arguments(given);
-            let error = Arguments::try_parse_from(shown).err().unwrap_or(error);
+            let error = Arguments::try_parse_from(&shown).err().unwrap_or(error);
             let code = if error.use_stderr() { BAD_INPUT } else { 0 };
+            if error.use_stderr() {
+                report_usage_as_json(&shown, &error.render().to_string());
+            }
             // If this fails, there is nowhere left to report it.
             let _ = error.print();
             return ExitCode::from(code);
@@ -77,6 +86,12 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(&failure),
     }
+}
+
+/// Whether the selected command has the option `--json`, and it was given.
+fn wants_json(matches: &ArgMatches) -> bool {
+    let inner = matches.subcommand().is_some_and(|(_, matches)| wants_json(matches));
+    inner || matches!(matches.try_get_one("json"), Ok(Some(true)))
 }
 
 fn run_command(command: Command) -> Result<(), Failure> {

@@ -8,6 +8,7 @@ use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use program::child::{OnParentDeath, prepare};
+use program::signals::stop_signals;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::fs::File;
@@ -215,23 +216,9 @@ fn text_of(mut memory: File) -> io::Result<String> {
 }
 
 fn watched_signals() -> SigSet {
-    let ignored = ignored_signals();
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
-        let bit = 1u64 << (signal as u32 - 1);
-        if signal == Signal::SIGCHLD || ignored & bit == 0 {
-            signals.add(signal);
-        }
-    }
+    let mut signals = stop_signals();
+    signals.add(Signal::SIGCHLD);
     signals
-}
-
-/// Returns the mask `SigIgn` of proc_pid_status(5). A blocked signal is delivered even if it is ignored, so ignored
-/// signals must not be blocked.
-fn ignored_signals() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// Ends a child and its process group: with SIGTERM, then with SIGKILL.

@@ -42,6 +42,14 @@ pub enum StoreDiskError {
         /// The image.
         image: HostPath,
     },
+    /// The image cannot be examined.
+    #[error("{image}: {source}")]
+    Image {
+        /// The image.
+        image: HostPath,
+        /// The cause.
+        source: io::Error,
+    },
     /// A signal asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -77,10 +85,11 @@ pub fn make(
     if !status.success() {
         return Err(StoreDiskError::Failed { program: builder, status, plan: need.plan.clone() });
     }
-    if !image.as_path().is_file() {
-        return Err(StoreDiskError::NoImage { program: builder, image });
+    match image.as_path().metadata() {
+        Ok(found) if found.is_file() => Ok(()),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreDiskError::Image { image, source }),
+        _ => Err(StoreDiskError::NoImage { program: builder, image }),
     }
-    Ok(())
 }
 
 /// Returns the image builder in `$MICROVM_IMAGE`, for use where it is not in `$PATH`, such as in a checkout.

@@ -360,3 +360,32 @@ fn completions_and_manual_pages_are_printed() {
     let output = microvm(&["man", "fly"]);
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(2), "error: there is no command `fly`\n"));
 }
+
+#[test]
+fn a_failed_command_with_json_prints_an_error_object_and_nothing_else_on_stdout() {
+    let scratch = Scratch::machine(json!({"hypervisor": "kvmtool", "vsock": {"cid": 3}, "tpm": {"enable": true}}));
+    let spec = scratch.spec();
+    for (arguments, code) in [
+        (&["check", "--json", "/nowhere/machine.json"][..], 2),
+        // Reading this file fails with EIO, which is not bad input.
+        (&["check", "--json", "/proc/self/mem"], 1),
+        (&["explain", "--json", "--hypervisor", "xen", &spec], 2),
+        (&["volumes", "--json", "/nowhere/machine.json"], 2),
+        (&["status", "--json", "nobody-has-this-name"], 2),
+        (&["list", "--json"], 1),
+        (&["capabilities", "--json", "--bogus"], 2),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_microvm"))
+            .args(arguments)
+            // Not a directory, so it cannot be listed.
+            .env("MICROVM_STATE_DIR", if arguments[0] == "list" { &spec } else { "/nowhere" })
+            .env("XDG_RUNTIME_DIR", scratch.directory.path())
+            .output()
+            .expect("microvm runs");
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
+        let document: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+        assert_eq!((&document["version"], &document["error"]["exitCode"]), (&json!(1), &json!(code)));
+        let problem = document["error"]["problems"][0].as_str().expect("a problem");
+        assert!(stderr(&output).starts_with(&format!("error: {problem}")), "{arguments:?}: {problem}");
+    }
+}

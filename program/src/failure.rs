@@ -1,5 +1,7 @@
 //! How a command fails: `error:` lines, possibly a `hint:`, and an exit code.
 
+use nix::errno::Errno;
+use serde_json::{Value, json};
 use std::error::Error;
 use std::io;
 use std::process::ExitCode;
@@ -30,9 +32,10 @@ impl Failure {
         Self { code: FAILED, problems, hint: None }
     }
 
-    /// The input is invalid: exit code 2.
-    pub fn bad_input(error: &dyn Error) -> Self {
-        Self::usage(chain(error))
+    /// The input is invalid: exit code 2. If it could not be read because of a device, a network or the system, the
+    /// user did nothing wrong, and the work has failed: exit code 1.
+    pub fn bad_input(error: &(dyn Error + 'static)) -> Self {
+        if is_trouble_of_the_system(error) { Self::failed(error) } else { Self::usage(chain(error)) }
     }
 
     /// The input is invalid, with all its problems: exit code 2.
@@ -84,12 +87,37 @@ impl Failure {
         Self { hint: Some(hint), ..self }
     }
 
+    /// Returns the JSON document for this failure.
+    pub fn document(&self) -> Value {
+        json!({"version": 1, "error": {"exitCode": self.code, "problems": self.problems, "hint": self.hint}})
+    }
+
     /// Returns the lines to print, one for each problem and one for the hint, and the exit code.
     pub fn report(&self) -> (Vec<String>, ExitCode) {
         let errors = self.problems.iter().map(|problem| format!("error: {problem}"));
         let hint = self.hint.iter().map(|hint| format!("hint: {hint}"));
         (errors.chain(hint).collect(), ExitCode::from(self.code))
     }
+}
+
+/// Whether an error, or one of its causes, is an I/O error that the user cannot avoid by other arguments or other input.
+pub fn is_trouble_of_the_system(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return !is_about_the_name(error);
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Whether an error of the system says that a name is wrong: nothing has that name, or something of another kind, or
+/// something that this user must not use. Errors without a number are those of a parser.
+fn is_about_the_name(error: &io::Error) -> bool {
+    use Errno::{EACCES, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO, EPERM};
+    let names = [EACCES, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO, EPERM];
+    error.raw_os_error().is_none_or(|number| names.contains(&Errno::from_raw(number)))
 }
 
 /// Returns a hint if the file system of the output is the reason.
@@ -146,6 +174,18 @@ mod tests {
             "hint: free some space there, or write to another file system",
         ];
         assert_eq!(failure.report(), (lines.map(str::to_owned).to_vec(), ExitCode::from(1)));
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_not_bad_input_and_a_wrong_name_is() {
+        for (number, code) in
+            [(nix::libc::EIO, 1), (nix::libc::ESTALE, 1), (nix::libc::ENOMEM, 1), (nix::libc::ENOENT, 2)]
+        {
+            let error = Outer(Named { source: io::Error::from_raw_os_error(number) });
+            assert_eq!(Failure::bad_input(&error).report().1, ExitCode::from(code), "{error}");
+        }
+        let of_a_parser = Outer(Named { source: io::ErrorKind::InvalidData.into() });
+        assert_eq!(Failure::bad_input(&of_a_parser).report().1, ExitCode::from(2));
     }
 
     #[test]

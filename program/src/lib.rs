@@ -31,6 +31,8 @@ pub mod escape;
 pub mod failure;
 pub mod output;
 pub mod place;
+pub mod presence;
+pub mod signals;
 pub mod spelling;
 pub mod unnamed_file;
 pub mod user;

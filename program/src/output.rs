@@ -8,12 +8,35 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether the user has asked for JSON.
+static JSON_IS_WANTED: AtomicBool = AtomicBool::new(false);
+/// Whether stdout has received data. Its only document is then complete, or cannot be completed.
+static HAS_PRINTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on, [`report`] also prints a failure as a JSON document on stdout, unless the command has printed its own.
+pub fn want_json() {
+    JSON_IS_WANTED.store(true, Ordering::SeqCst);
+}
+
+/// Prints the message of a parser of arguments as JSON on stdout, if the arguments contain `--json`.
+pub fn report_usage_as_json(arguments: &[OsString], message: &str) {
+    let asks = arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
+    if asks {
+        want_json();
+        // What follows is the usage.
+        let problem = message.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+        report_json(&Failure::usage(problem));
+    }
+}
 
 /// Writes data to stdout. A reader that closes the pipe early, such as `head`, is not a failure.
 ///
 /// # Errors
 /// Fails if stdout cannot be written to, for example because the disk is full.
 pub fn print(data: impl AsRef<[u8]>) -> Result<(), Failure> {
+    HAS_PRINTED.store(true, Ordering::SeqCst);
     let mut stdout = io::stdout().lock();
     match stdout.write_all(data.as_ref()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -56,10 +79,19 @@ pub fn warn(warnings: &[String]) {
 /// Prints why a command failed, and returns its exit code.
 pub fn report(failure: &Failure) -> ExitCode {
     let (lines, code) = failure.report();
+    report_json(failure);
     for line in lines {
         message(&line);
     }
     code
+}
+
+/// Prints a failure as JSON if that is wanted and stdout has received nothing yet. The error of stdout is not reported,
+/// because the failure matters more.
+pub fn report_json(failure: &Failure) {
+    if JSON_IS_WANTED.load(Ordering::SeqCst) && !HAS_PRINTED.load(Ordering::SeqCst) {
+        let _ = print_json(&failure.document());
+    }
 }
 
 /// Escapes arguments for the messages of a parser that quotes them. Arguments that are not UTF-8 stay: parsers replace

@@ -38,7 +38,7 @@ Examples:
 pub(crate) struct BuildArgs {
     #[command(flatten)]
     source: SourceArgs,
-    /// File to write the image to; an existing image is replaced
+    /// File to write the image to; an existing image is replaced, and so is a symbolic link, whose target does not change
     #[arg(short, long, value_name = "IMAGE", help_heading = "Output")]
     output: PathBuf,
     /// machine.json of a machine; no image is built if one of its shares has the source /nix/store

@@ -17,7 +17,7 @@ use imagebuilder::serve::socket::SocketError;
 use imagebuilder::settings::SettingsError;
 use imagebuilder::volume::VolumeError;
 use program::atomic_file::WriteError;
-use program::failure::chain;
+use program::failure::{chain, is_trouble_of_the_system};
 use program::output;
 use std::error::Error;
 use std::path::Path;
@@ -35,7 +35,7 @@ impl Failure {
     }
 
     /// See [`program::failure::Failure::bad_input`].
-    pub(crate) fn bad_input(error: &dyn Error) -> Self {
+    pub(crate) fn bad_input(error: &(dyn Error + 'static)) -> Self {
         Self(program::failure::Failure::bad_input(error))
     }
 
@@ -153,6 +153,9 @@ fn problems_hint(problems: &ClosureProblems) -> Option<&'static str> {
 
 impl From<MissingPaths> for Failure {
     fn from(error: MissingPaths) -> Self {
+        if error.absent.iter().any(|absent| is_trouble_of_the_system(absent)) {
+            return Self::failed(&error);
+        }
         Self::bad_input(&error).with_hint("use --store-dir DIR if the store paths are in another directory")
     }
 }
@@ -251,6 +254,9 @@ impl From<BuildError> for Failure {
                 if problems.iter().any(|problem| matches!(problem, ScanError::NarSize { .. })) =>
             {
                 Self::bad_input(&error).with_hint("`nix-store --verify --check-contents` finds damaged store paths")
+            }
+            BuildError::Scan(problems) if problems.iter().any(|problem| is_trouble_of_the_system(problem)) => {
+                Self::failed(&error)
             }
             BuildError::Scan(_) => Self::bad_input(&error),
             BuildError::Changed { .. } => Self::failed(&error)

@@ -1,11 +1,12 @@
-//! SIGINT and SIGTERM: work that can be undone is asked to stop; everything else ends immediately.
+//! SIGINT, SIGTERM and SIGHUP: work that can be undone is asked to stop; everything else ends immediately.
 //!
 //! The signals are blocked, and one thread waits for them. No code runs in a signal handler, and no `unsafe` is needed.
 //! Child processes do not inherit the signal mask, because Rust's standard library clears it for them.
 
 use super::failure::Failure;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::SigSet;
 use program::failure::INTERRUPTED;
+use program::signals::stop_signals;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -19,9 +20,7 @@ static OBSERVED: AtomicBool = AtomicBool::new(false);
 
 /// Starts to wait for the signals. Call this before starting any other thread: threads inherit the signal mask.
 pub(crate) fn install() -> Result<(), Failure> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGINT);
-    signals.add(Signal::SIGTERM);
+    let signals = stop_signals();
     signals.thread_block().map_err(|error| Failure::failed(&error).with_context("cannot block signals"))?;
     thread::Builder::new()
         .name("signals".to_owned())
@@ -37,7 +36,7 @@ fn wait(signals: &SigSet) {
         }
         let asked_before = CANCELLED.swap(true, Ordering::SeqCst);
         if asked_before || !OBSERVED.load(Ordering::SeqCst) {
-            program::output::message("error: interrupted");
+            Failure::interrupted().report();
             process::exit(i32::from(INTERRUPTED));
         }
     }

@@ -64,6 +64,14 @@ pub enum NixStoreError {
         /// Where its files would be.
         store_dir: PathBuf,
     },
+    /// The directory of the store cannot be examined.
+    #[error("cannot use the store {}", .store_dir.display())]
+    Look {
+        /// Where its files would be.
+        store_dir: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
     /// The current directory cannot be determined.
     #[error("cannot determine the current directory, to which {} is relative", .path.display())]
     CurrentDirectory {

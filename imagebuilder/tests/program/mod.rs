@@ -150,7 +150,7 @@ impl Workspace {
         command
     }
 
-    fn command_of<Arguments>(&self, program: &Path, arguments: Arguments) -> Command
+    pub(crate) fn command_of<Arguments>(&self, program: &Path, arguments: Arguments) -> Command
     where
         Arguments: IntoIterator,
         Arguments::Item: AsRef<OsStr>,

@@ -99,7 +99,9 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
         File::open(path).and_then(|file| file.take(MAX_SPEC_BYTES + 1).read_to_string(&mut text))
     };
     match read {
-        Err(error) => Err(Failure::usage(format!("cannot read the machine spec {}: {error}", path.display()))),
+        Err(error) => {
+            Err(Failure::bad_input(&error).with_context(&format!("cannot read the machine spec {}", path.display())))
+        }
         Ok(length_bytes) if length_bytes as u64 > MAX_SPEC_BYTES => Err(Failure::input_problems(vec![format!(
             "{}: longer than {} MiB, the limit for a machine spec",
             path.display(),

@@ -2,6 +2,7 @@
 
 use super::{ImperativeError, MachineName};
 use std::fmt;
+use std::io;
 use std::path::Path;
 
 /// The default flake reference.
@@ -44,8 +45,10 @@ impl FlakeReference {
             return Ok(Self(text.to_owned()));
         }
         let (path, query) = text.split_once('?').map_or((text, None), |(path, query)| (path, Some(query)));
-        let Ok(absolute) = current_directory.join(path).canonicalize() else {
-            return refuse("there is no such directory");
+        let absolute = match current_directory.join(path).canonicalize() {
+            Ok(absolute) => absolute,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return refuse("there is no such directory"),
+            Err(error) => return Err(ImperativeError::file(&current_directory.join(path))(error)),
         };
         let Some(absolute) = absolute.to_str() else { return refuse("the path must be UTF-8") };
         Ok(Self(query.map_or_else(|| absolute.to_owned(), |query| format!("{absolute}?{query}"))))

@@ -3,6 +3,7 @@
 use super::{FlakeReference, ImperativeError, MachineName};
 use nix::unistd::geteuid;
 use program::place::{Directory, Place};
+use program::presence::is_directory;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -48,10 +49,10 @@ impl Layout {
     /// Returns [`ImperativeError::Missing`].
     pub fn existing(&self, name: &MachineName) -> Result<Machine, ImperativeError> {
         let machine = self.machine(name);
-        if machine.directory.is_dir() {
-            Ok(machine)
-        } else {
-            Err(ImperativeError::Missing(name.to_string(), machine.directory))
+        match is_directory(&machine.directory) {
+            Ok(true) => Ok(machine),
+            Ok(false) => Err(ImperativeError::Missing(name.to_string(), machine.directory)),
+            Err(error) => Err(ImperativeError::file(&machine.directory)(error)),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::NixStoreError;
 use crate::closure::check::DEFAULT_STORE_DIR;
+use program::presence::is_directory;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -52,7 +53,11 @@ impl StoreLocation {
                 (None, None) => return Err(NixStoreError::Remote { url: url.clone() }),
             },
         };
-        if store_dir.is_dir() { Ok(store_dir) } else { Err(NixStoreError::NoStore { root, store_dir }) }
+        match is_directory(&store_dir) {
+            Ok(true) => Ok(store_dir),
+            Ok(false) => Err(NixStoreError::NoStore { root, store_dir }),
+            Err(source) => Err(NixStoreError::Look { store_dir, source }),
+        }
     }
 }
 

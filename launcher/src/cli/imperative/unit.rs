@@ -165,7 +165,7 @@ fn starting(layout: &Layout, machine: &Machine, interruption: &Interruption) -> 
     let directory = directory_of(layout, machine)?;
     let user_id = directory.user_id().map_err(failed)?;
     let spec_file = directory.runner().map_err(failed)?.join("share/microvm/machine.json");
-    if !spec_file.exists() {
+    if !spec_file.try_exists().map_err(failed)? {
         return Ok(Starting { directory, user_id, known: None });
     }
     let overrides = Overrides {
