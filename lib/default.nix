@@ -19,6 +19,9 @@ rec {
 
   inherit (import ./macvtap.nix { inherit lib; }) makeMacvtap;
 
+  # The MAC address and tap interface of a machine in a network of the host, and its vsock address.
+  inherit (import ./derived.nix) macAddress tapName vsockCid;
+
   inherit capabilities;
 
   # Makes the runner of a NixOS configuration with the hypervisor and launcher from other packages than the guest's.

@@ -4,6 +4,7 @@
   imports = [
     ./image-cache.nix
     ./install.nix
+    ./network
     ./options.nix
     ./services.nix
     ./system.nix

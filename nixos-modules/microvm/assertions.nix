@@ -197,6 +197,7 @@ let
 
   interfaceAssertions =
     distinct "id" (field "interfaces" "id" cfg.interfaces)
+    ++ distinct "network" (field "interfaces" "network" cfg.interfaces)
     ++ distinct "MAC address" (
       field "interfaces" "mac" (
         # With user networking, each interface has its own network.
@@ -213,6 +214,13 @@ let
         else
           "has an effect only with type = \"bridge\", but the type is \"${interface.type}\""
       )
+      ++
+        unless (interface.network == null || interface.type == "tap") "${option}.network"
+          "has an effect only with type = \"tap\", but the type is \"${interface.type}\""
+      ++
+        unless (interface.network == null || builtins.match "[a-z][a-z0-9]{0,7}" interface.network != null)
+          "${option}.network"
+          "`${toString interface.network}` is not the name of a network, which has at most 8 lower-case letters and digits"
       ++ unless (
         interface.type != "macvtap" || interface.macvtap.link != null
       ) "${option}.macvtap.link" "must be set, because the type is \"macvtap\""

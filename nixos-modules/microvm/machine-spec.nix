@@ -69,6 +69,8 @@ let
       bridge,
       macvtap,
       tap,
+      # Only the host's configuration needs it.
+      ...
     }:
     {
       inherit

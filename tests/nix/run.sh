@@ -9,7 +9,8 @@
 #   6  `nix flake` works on the real flake.nix with a substitute for Nixpkgs, and `nix run` boots a machine: nixpkgs/
 #   7  builds in the sandbox get unchanged content from the cache service, over its socket
 #   8  systemd as a container's init runs machines with the host module's units: systemd.sh
-#   9  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
+#   9  the networks of a host are as expected
+#  10  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
 # MICROVM_FIXTURES is the directory in which fixtures/closure/build.sh made the closure `small`. MICROVM_TEST_PROGRAMS
 # is a directory with static bin/microvm and bin/microvm-image; without it, they are built.
 set -euo pipefail
@@ -174,6 +175,16 @@ check_units() {
   diff -u tests/nix/host-refusals.txt - <<<"$refusals" || die "the host refuses something else than expected"
   nix-instantiate --eval --strict --json "${arguments[@]}" --argstr stateDir "$state" -A facts tests/nix/host.nix |
     jq --sort-keys '.autostart |= sort' | diff -u tests/nix/host-facts.json - || die "the host makes something else of its machines than expected"
+}
+
+check_networks() {
+  local part
+  in_network() { nix-instantiate --eval --strict --json "${arguments[@]}" -A "$1" tests/nix/network.nix; }
+  for part in facts refusals units resolved specs; do in_network "$part" >"$scratch/network-$part.json"; done
+  jq --sort-keys . "$scratch/network-facts.json" | diff -u tests/nix/network-facts.json - || die "the host makes something else of its networks than expected"
+  jq -r '.[]' "$scratch/network-refusals.json" | diff -u tests/nix/network-refusals.txt - || die "the host refuses other networks than expected"
+  jq -r 'to_entries[] | "== " + .key + "\n" + .value' "$scratch/network-units.json" | diff -u tests/nix/network-units.txt - || die "networkd gets other units than expected"
+  say "the networks of a host are as expected"
 }
 
 check_deploy() { # with a fake ssh that runs its command locally; nix and the machine's programs record their arguments
@@ -368,6 +379,7 @@ check_cache_service
 check_erofs
 check_deploy
 check_units
+check_networks
 check_flake
 check_services
 for hypervisor in qemu cloud-hypervisor firecracker crosvm kvmtool; do build "five.$hypervisor" >/dev/null; done
@@ -387,17 +399,22 @@ in_nixos() { # ATTRIBUTE
 check_in_nixos() {
   local part unit derivations=0
   # One evaluation for each, because an evaluator keeps everything in memory.
-  for part in packages.{x86_64,aarch64}-linux otherOutputs template toplevel anyConfiguration deploy credentials runners host hostOfOthers withOtherPackages withoutFlakes; do
+  for part in packages.{x86_64,aarch64}-linux otherOutputs template toplevel anyConfiguration deploy credentials runners host hostOfOthers networked withOtherPackages withoutFlakes; do
     in_nixos "derivations.$part" >"$scratch/derivations.json"
     derivations=$((derivations + $(jq '[.. | strings] | length' "$scratch/derivations.json")))
   done
-  for part in fileSystems units wrongRefusals; do in_nixos "$part" >"$scratch/$part.json"; done
+  for part in fileSystems network units wrongRefusals; do in_nixos "$part" >"$scratch/$part.json"; done
   jq -e '. == []' "$scratch/wrongRefusals.json" >/dev/null || die "NixOS refuses otherwise: $(cat "$scratch/wrongRefusals.json")"
   jq -e '.["/nix/store"].fsType == "overlay" and .["/nix/.ro-store"].device == "/dev/disk/by-id/virtio-nix-store"' "$scratch/fileSystems.json" >/dev/null ||
     die "the file systems in NixOS are others: $(cat "$scratch/fileSystems.json")"
   for unit in install-microvm-web microvm@ microvm-tap-interfaces@ microvm-virtiofsd@ microvm-set-booted@ microvm-image-cache-gc microvm-image-cache; do
     jq -e --arg unit "$unit.service" '.[$unit] | length > 0' "$scratch/units.json" >/dev/null || die "NixOS has no unit $unit"
   done
+  jq -r '.units | to_entries[] | "== " + .key + "\n" + .value' "$scratch/network.json" | grep . | sort | diff <(grep . tests/nix/network-units.txt | sort) - ||
+    die "networkd gets other units from NixOS"
+  jq -e '.failed == [] and .networkd and .resolvedEnabled and .sysctl and (.waitOnline | not)
+    and (.firewall | test("iifname lan udp dport [{] 53, 67 [}] accept") and test("iifname \"lan\" accept"))' "$scratch/network.json" >/dev/null ||
+    die "the networks of a host are others in NixOS: $(cat "$scratch/network.json")"
   [ $derivations -ge 60 ] || die "only $derivations derivations were evaluated"
   say "evaluates in NixOS $(cat "$NIXPKGS/lib/.version"): $derivations derivations, five runners of one configuration, every refusal"
 }

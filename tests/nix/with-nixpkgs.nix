@@ -100,6 +100,31 @@ let
     microvm.vms.evaluated.evaluatedConfig = writable;
   };
 
+  # The networks of tests/nix/network.nix. Nothing else of this host matters.
+  networked = hostWith (
+    let
+      inherit (import ./networks.nix) machines networks;
+    in
+    {
+      microvm.host.network = networks;
+      microvm.vms = lib.mapAttrs (_: network: {
+        config = {
+          system.stateVersion = "24.05";
+          microvm.interfaces = [
+            {
+              type = "tap";
+              inherit network;
+            }
+          ];
+        };
+      }) machines;
+      # Other modules that manage interfaces accept what the networks set.
+      networking.networkmanager.enable = true;
+      networking.nftables.enable = true;
+      networking.firewall.filterForward = true;
+    }
+  );
+
   wrongRefusals = builtins.filter (
     { module, expected }:
     map (message: "guest: microvm.${message}") expected != map (assertion: assertion.message) (
@@ -167,6 +192,7 @@ in
     runners = builtins.mapAttrs (_: runner: runner.drvPath) writable.config.microvm.runner;
     host = host.config.system.build.toplevel.drvPath;
     hostOfOthers = hostOfOthers.config.system.build.toplevel.drvPath;
+    networked = networked.config.system.build.toplevel.drvPath;
     withOtherPackages =
       (flake.lib.buildRunner {
         configuration = writable;
@@ -178,6 +204,20 @@ in
   fileSystems = builtins.mapAttrs (_: fileSystem: {
     inherit (fileSystem) device fsType options;
   }) writable.config.fileSystems;
+  network = {
+    units = lib.mapAttrs (_: unit: unit.text) (
+      lib.filterAttrs (name: _: lib.hasInfix "microvm" name) networked.config.systemd.network.units
+    );
+    resolved = networked.config.environment.etc."systemd/resolved.conf.d/microvm.conf".text;
+    firewall = networked.config.networking.nftables.tables.nixos-fw.content;
+    failed = map (assertion: assertion.message) (
+      builtins.filter (assertion: !assertion.assertion) networked.config.assertions
+    );
+    networkd = networked.config.systemd.services.systemd-networkd.enable or true;
+    resolvedEnabled = networked.config.services.resolved.enable;
+    waitOnline = networked.config.systemd.network.wait-online.enable;
+    sysctl = networked.config.boot.kernel.sysctl."net.ipv4.conf.all.forwarding";
+  };
   units = lib.genAttrs (builtins.filter (lib.hasInfix "microvm") (
     builtins.attrNames host.config.systemd.units
   )) (name: host.config.systemd.units.${name}.text or "");

@@ -87,6 +87,9 @@ in
     else
       string;
   escapeRegex = lib.escape (lib.stringToCharacters "\\[{()^$?*+|.");
+  toLower = replaceStrings (lib.stringToCharacters "ABCDEFGHIJKLMNOPQRSTUVWXYZ") (
+    lib.stringToCharacters "abcdefghijklmnopqrstuvwxyz"
+  );
   escape = characters: replaceStrings characters (map (character: "\\" + character) characters);
   stringToCharacters = string: genList (index: substring index 1 string) (stringLength string);
   splitString = separator: string: filter isString (split (lib.escapeRegex separator) string);

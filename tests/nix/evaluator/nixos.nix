@@ -55,6 +55,12 @@ in
       useNetworkd = bool false;
       extraHosts = option types.lines "";
       firewall = anything;
+      nftables = anything;
+      hosts = option (types.attrsOf (types.listOf types.str)) { };
+      nat = anything;
+      dhcpcd = anything;
+      networkmanager = anything;
+      interfaces = anything;
     };
     nix = {
       enable = bool true;
