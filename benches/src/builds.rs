@@ -155,7 +155,7 @@ fn read_images(
     };
     let mounted = named(read::run(&images, read::Extent { rounds, every: 1 }, Backing::Memory)?);
     let guest = match readings {
-        Readings::LoopMountAndGuest => named(crate::guest_read::run(&images, read::Extent { rounds, every: 4 })?),
+        Readings::LoopMountAndGuest => named(crate::guest_read::run(&images, None, read::Extent { rounds, every: 4 })?),
         _ => Vec::new(),
     };
     Ok((mounted, guest))

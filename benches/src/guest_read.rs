@@ -6,28 +6,35 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use crate::error::{Error, file};
 use crate::read::{Extent, ImageReadings};
+use crate::store_ways::process_field;
 use crate::workspace;
 
 const GUEST_MEMORY_MIB: u32 = 1024;
 const GUEST_CPUS: u32 = 2;
 
-/// Reads the images in a guest.
+/// Reads the images in a guest, and the disk without an image that is served from a plan.
 ///
 /// # Errors
 /// When the guest can't be made or started, or what it prints is not a complete result.
-pub fn run(images: &[PathBuf], extent: Extent) -> Result<Vec<ImageReadings>, Error> {
+pub fn run(images: &[PathBuf], plan: Option<&Path>, extent: Extent) -> Result<Vec<ImageReadings>, Error> {
     let fixture = workspace::fixture("small")?;
     let directory = tempfile::tempdir().map_err(file("make a directory in", std::env::temp_dir()))?;
     let initrd = directory.path().join("initrd");
     build_initrd(&fixture.join("initrd"), &initrd)?;
+    let server = plan.map(|plan| Server::start(plan, &directory.path().join("live.sock"))).transpose()?;
     crate::message("guest-read: booting");
-    let console = boot(&fixture.join("vmlinux"), &initrd, images, extent)?;
+    let mut command = qemu(&fixture.join("vmlinux"), &initrd, images, extent, server.as_ref())?;
+    let console = boot(&mut command)?;
     let mut results: Vec<ImageReadings> = serde_json::from_str(between_markers(&console)?)
         .map_err(|error| Error::Unexpected(format!("the guest's result is not JSON: {error}")))?;
+    if let (Some(server), Some(result)) = (&server, results.get_mut(images.len())) {
+        result.image = format!("live; the server took {:.1} MiB at most", server.peak_bytes()? as f64 / 1_048_576.0);
+    }
     for (result, image) in results.iter_mut().zip(images) {
         result.bytes = fs::metadata(image).map_err(file("read", image))?.len();
         result.image = image.display().to_string();
@@ -63,9 +70,52 @@ fn build_initrd(base: &Path, initrd: &Path) -> Result<(), Error> {
     Err(Error::Program { program: "cpio".into(), status, stderr: String::new() })
 }
 
-fn boot(kernel: &Path, initrd: &Path, images: &[PathBuf], extent: Extent) -> Result<String, Error> {
-    let disks: Vec<String> =
-        (b'a'..=b'z').take(images.len()).map(|letter| format!("/dev/vd{}", char::from(letter))).collect();
+/// The server of a disk without an image, which is killed on drop.
+struct Server {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Server {
+    fn start(plan: &Path, socket: &Path) -> Result<Self, Error> {
+        let program = workspace::release_program("imagebuilder", "microvm-image")?;
+        let mut command = Command::new(program);
+        command.args(["serve", "--queues", &GUEST_CPUS.to_string(), "--plan"]).arg(plan).arg("--socket").arg(socket);
+        let child = command.spawn().map_err(|source| Error::Start { program: "microvm-image".into(), source })?;
+        let mut server = Self { child, socket: socket.to_owned() };
+        while !server.socket.exists() {
+            if server.child.try_wait().map_err(file("wait for", socket))?.is_some() {
+                return Err(Error::Unexpected("`microvm-image serve` ended before it made its socket".to_owned()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(server)
+    }
+
+    fn peak_bytes(&self) -> Result<u64, Error> {
+        process_field(self.child.id(), "status", "VmHWM:")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Returns the qemu that reads these disks.
+fn qemu(
+    kernel: &Path,
+    initrd: &Path,
+    images: &[PathBuf],
+    extent: Extent,
+    server: Option<&Server>,
+) -> Result<Command, Error> {
+    let disks: Vec<String> = (b'a'..=b'z')
+        .take(images.len() + usize::from(server.is_some()))
+        .map(|letter| format!("/dev/vd{}", char::from(letter)))
+        .collect();
     let parameters = format!(
         "console=ttyS0 quiet panic=-1 rdinit=/guest-read tsc_early_khz={} read.rounds={} read.every={} read.disks={}",
         workspace::tsc_khz()?,
@@ -95,6 +145,16 @@ fn boot(kernel: &Path, initrd: &Path, images: &[PathBuf], extent: Extent) -> Res
         qemu.args(["-drive", &format!("id=d{index},if=none,format=raw,read-only=on,file={path}")]);
         qemu.args(["-device", &format!("virtio-blk-pci,drive=d{index}")]);
     }
+    if let Some(server) = server {
+        let memory = format!("memory-backend-memfd,id=memory,size={GUEST_MEMORY_MIB}M,share=on");
+        qemu.args(["-object", &memory, "-machine", "memory-backend=memory"]);
+        qemu.args(["-chardev", &format!("socket,id=live,path={}", server.socket.display())]);
+        qemu.args(["-device", "vhost-user-blk-pci,chardev=live"]);
+    }
+    Ok(qemu)
+}
+
+fn boot(qemu: &mut Command) -> Result<String, Error> {
     let output = qemu
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())

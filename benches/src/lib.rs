@@ -24,6 +24,7 @@ pub mod scale;
 pub mod start_up;
 pub mod statistics;
 pub mod store_tree;
+pub mod store_ways;
 pub mod timings;
 pub mod tool;
 pub mod workspace;

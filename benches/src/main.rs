@@ -8,7 +8,7 @@ use benches::error::{Error, file};
 use benches::method::Method;
 use benches::results::Results;
 use benches::timings::Timings;
-use benches::{boot, cache_costs, guest_read, message, print, read, report, scale, start_up, workspace};
+use benches::{boot, cache_costs, guest_read, message, print, read, report, scale, start_up, store_ways, workspace};
 use clap::{Parser, Subcommand};
 
 /// Measures microvm-image and microvm against their peers, in turn, in one run.
@@ -103,6 +103,28 @@ enum Scenario {
         #[arg(long)]
         results: Option<PathBuf>,
     },
+    /// Measure the time from a plan to the running hypervisor: a squashfs that is built first, and a disk without an image
+    Live {
+        /// The closure: `small` or `system`
+        #[arg(default_value = "system")]
+        closure: String,
+        /// How often to start
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Directory for the results [default: benches/results/DATE-live]
+        #[arg(long)]
+        results: Option<PathBuf>,
+    },
+    /// Measure the host's memory while emulated guests read their whole store: squashfs, live, persistent memory. Needs root;
+    /// drops the page cache
+    Memory {
+        /// The closure: `small` or `system`
+        #[arg(default_value = "system")]
+        closure: String,
+        /// Numbers of guests
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4])]
+        guests: Vec<usize>,
+    },
     /// Read images of one store through loop mounts with cold caches; ratios are relative to the first image
     Read {
         /// squashfs or erofs images
@@ -126,6 +148,9 @@ enum Scenario {
         /// squashfs or erofs images
         #[arg(required = true)]
         images: Vec<PathBuf>,
+        /// Also read the disk without an image that `microvm-image serve` makes of this plan
+        #[arg(long)]
+        plan: Option<PathBuf>,
         /// How often to read each image
         #[arg(long, default_value_t = 3)]
         rounds: usize,
@@ -178,12 +203,19 @@ fn run(arguments: Arguments) -> Result<(), Error> {
         }
         Scenario::StartUp { rounds, results } => keep_timings(start_up::run(rounds)?, results, "-start-up"),
         Scenario::Boot { rounds, results } => keep_timings(boot::run(rounds)?, results, "-boot"),
+        Scenario::Live { closure, rounds, results } => {
+            keep_timings(store_ways::start(&closure, rounds)?, results, "-live")
+        }
+        Scenario::Memory { closure, guests } => {
+            print(&store_ways::memory(&closure, &guests)?);
+            Ok(())
+        }
         Scenario::Read { images, rounds, every, on_disk, json } => {
             let backing = if on_disk { read::Backing::Disk } else { read::Backing::Memory };
             show_readings(&read::run(&images, read::Extent { rounds, every }, backing)?, json)
         }
-        Scenario::GuestRead { images, rounds, every, json } => {
-            show_readings(&guest_read::run(&images, read::Extent { rounds, every })?, json)
+        Scenario::GuestRead { images, plan, rounds, every, json } => {
+            show_readings(&guest_read::run(&images, plan.as_deref(), read::Extent { rounds, every })?, json)
         }
     }
 }

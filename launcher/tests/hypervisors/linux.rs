@@ -154,7 +154,7 @@ fn of_closure(machine: &TestMachine, closure: &Closure, arguments: &[&str]) {
 }
 
 /// The process of the machine with these words in its command line.
-fn process_of(machine: &TestMachine, words: &str) -> Option<i32> {
+pub(crate) fn process_of(machine: &TestMachine, words: &str) -> Option<i32> {
     let directory = fs::canonicalize(machine.path("")).unwrap();
     fs::read_dir("/proc").unwrap().find_map(|entry| {
         let path = entry.ok()?.path();
@@ -329,7 +329,7 @@ fn shell_of(closure: &Closure) -> String {
 }
 
 /// Polls for at most two minutes.
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let end = Instant::now() + Duration::from_secs(120);
     while !is_so() {
         assert!(Instant::now() < end, "there is no {what}");

@@ -1,7 +1,7 @@
 //! The evidence for every yes in the capability tables: one test per row and hypervisor, with the real program, if its
 //! environment variable is set. `lowering.rs` tests what the tables refuse.
 
-use crate::linux::image_builder;
+use crate::linux::{image_builder, process_of, wait_until};
 use crate::machine::{
     TestMachine, find_on_path, in_test_environment, kvm_opens, missing, program_of, skipped, use_program, write_disk,
 };
@@ -10,11 +10,14 @@ use launcher::capability::Feature;
 use launcher::hypervisor::support;
 use launcher::launch::Launch;
 use launcher::spec::{Hypervisor, MachineSpec};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use testing::write_program;
 
 const INITRD: &[u8] = b"070701 not an archive";
 const MARK: &str = "a row";
@@ -433,4 +436,51 @@ fn a_machine_that_runs_as_another_user_can_use_its_virtiofs_share() {
     std::os::unix::fs::chown(machine.path(""), Some(nobody.uid.as_raw()), Some(nobody.gid.as_raw())).unwrap();
     let report = ProbeReport::parse(&machine.start(&["--accel", "tcg"]).end_well());
     assert_eq!(report.named("fs")[0].field("tag"), "row");
+}
+
+/// Firecracker and crosvm do not connect to another server of the store disk. The message must name the machine and say what
+/// to do; the hypervisor, which can still run, is not ended.
+#[test]
+fn a_killed_server_of_the_store_disk_is_reported_where_the_hypervisor_does_not_connect_again() {
+    let reported = |machine: &TestMachine, text: &str| {
+        let mut running = machine.start_command(supervised(machine));
+        running.wait_for(text);
+        let server = process_of(machine, "serve --plan plan.json").expect("the server of the store disk runs");
+        kill(Pid::from_raw(server), Signal::SIGKILL).unwrap();
+        let message = "the server of the store disk of `row` ended with signal: 9 (SIGKILL), and this hypervisor does not \
+                       connect to another one: the guest cannot read its store any more; stop the machine and start it again";
+        wait_until("report", || running.talk().contains(message));
+        assert_eq!(process_of(machine, "serve --plan plan.json"), None, "another server was started");
+        let stop = machine.output(&["stop", "row", "--timeout", "0"]);
+        assert!(stop.status.success(), "{}", String::from_utf8_lossy(&stop.stderr));
+        running.end();
+    };
+    for hypervisor in [Hypervisor::Firecracker, Hypervisor::Crosvm] {
+        let Some(machine) = TestMachine::new("row") else { return };
+        let mut fields = prepare(hypervisor, Feature::LiveStoreDisk, &machine).unwrap();
+        fields["kernelParams"] = json!(["probe=wait", "wait=long"]);
+        let real = program_of(hypervisor).filter(|_| kvm_opens());
+        let text = if real.is_some() { "waiting" } else { "started" };
+        // Without the hypervisor, a script takes its place, because only the launcher is tested.
+        let script = "[ \"$1\" != --version ] || { echo Firecracker v1.14.0; exit 0; }\necho started; exec sleep 600\n";
+        let program = real.unwrap_or_else(|| {
+            write_program(&machine.path("hypervisor"), &format!("#!/bin/sh\n{script}"));
+            machine.path("hypervisor")
+        });
+        let guest = probe_guest();
+        let mut document = json!({
+            "version": 1, "name": "row", "hypervisor": hypervisor, "initrd": "initrd",
+            "kernel": guest.bzimage, "vmlinux": guest.elf, "mem": 128,
+        });
+        document.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let mut spec: MachineSpec = serde_json::from_value(document).unwrap();
+        use_program(&mut spec, hypervisor, &program);
+        fs::write(machine.path("initrd"), INITRD).unwrap();
+        machine.write_spec(&spec);
+        reported(&machine, text);
+    }
+}
+
+fn supervised(machine: &TestMachine) -> Command {
+    machine.microvm(&["run", "machine.json", "--supervise"])
 }

@@ -1,0 +1,324 @@
+//! `benches live` and `benches memory`: the ways in which a store reaches the guest, compared: a squashfs that the host builds,
+//! a disk without an image, and persistent memory.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, file};
+use crate::statistics::markdown;
+use crate::timings::Timings;
+use crate::workspace;
+
+/// How long an emulated guest may take to boot and to read.
+const PATIENCE: Duration = Duration::from_secs(1800);
+const GUEST_MEMORY_MIB: u32 = 512;
+
+/// Measures the time from the plan of a closure to the hypervisor, for which `true` stands: a squashfs that is built without
+/// a cache, and a disk without an image.
+///
+/// # Errors
+/// When a program can't be built, or fails.
+pub fn start(size: &str, rounds: usize) -> Result<Timings, Error> {
+    let programs = Programs::build()?;
+    let fixture = workspace::fixture(size)?;
+    let directory =
+        tempfile::tempdir_in(workspace::fixtures()).map_err(file("make a directory in", workspace::fixtures()))?;
+    let here = directory.path();
+    let bin = here.join("bin");
+    fs::create_dir(&bin).map_err(file("make", &bin))?;
+    let program = bin.join("qemu-system-x86_64");
+    std::os::unix::fs::symlink("/bin/true", &program).map_err(file("link", &program))?;
+    let search_path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+    let mut commands = Vec::new();
+    for way in [Way::Live, Way::Squashfs] {
+        programs.plan(&fixture, way, &here.join(way.plan()))?;
+        let disk = match way {
+            Way::Live => json!({"plan": way.plan(), "live": true}),
+            _ => json!({"plan": way.plan(), "image": "store.image", "cache": here.join("cache")}),
+        };
+        let spec = write_spec(here, way.name(), &fixture, &disk, &[])?;
+        let mut command = Command::new("sh");
+        // Every round is a first build.
+        command.args(["-c", "rm -rf cache store.image && exec \"$0\" run \"$1\" --accel tcg --state-dir ."]);
+        command.arg(&programs.microvm).arg(spec).current_dir(here).stdin(Stdio::null());
+        command
+            .env("MICROVM_IMAGE", &programs.image)
+            .env("PATH", &search_path)
+            .env("MICROVM_RUNTIME_DIR", here.join("run"));
+        commands.push((way.title().to_owned(), command));
+    }
+    Timings::measure(&format!("From the plan of the closure `{size}` to the running hypervisor"), &mut commands, rounds)
+}
+
+/// Boots several guests that read their whole store, and measures the memory that they take of the host: their own, and the
+/// page cache of what they read. Returns a table.
+///
+/// # Errors
+/// When a program can't be built, or a guest does not get that far.
+pub fn memory(size: &str, guests: &[usize]) -> Result<String, Error> {
+    let programs = Programs::build()?;
+    let fixture = workspace::fixture(size)?;
+    let header =
+        ["way", "guests", "guests' own MiB", "page cache MiB", "in all MiB", "server's peak MiB"].map(String::from);
+    let mut rows = Vec::new();
+    for way in [Way::Squashfs, Way::Live, Way::Pmem] {
+        for count in guests {
+            let used = measure(&programs, &fixture, way, *count)?;
+            let mib = |bytes: u64| (bytes >> 20).to_string();
+            let server = if used.server_peak_bytes == 0 {
+                "-".to_owned()
+            } else {
+                format!("{:.1}", used.server_peak_bytes as f64 / 1_048_576.0)
+            };
+            let all = used.own_bytes + used.cache_bytes;
+            rows.push(vec![
+                way.title().to_owned(),
+                count.to_string(),
+                mib(used.own_bytes),
+                mib(used.cache_bytes),
+                mib(all),
+                server,
+            ]);
+        }
+    }
+    Ok(markdown(&header, &rows))
+}
+
+struct Programs {
+    microvm: PathBuf,
+    image: PathBuf,
+}
+
+impl Programs {
+    fn build() -> Result<Self, Error> {
+        Ok(Self {
+            microvm: workspace::release_program("launcher", "microvm")?,
+            image: workspace::release_program("imagebuilder", "microvm-image")?,
+        })
+    }
+
+    fn of_closure(&self, fixture: &Path, words: &[&str], output: &Path) -> Result<(), Error> {
+        let store = workspace::fixtures().join("store/nix/store");
+        let mut command = Command::new(&self.image);
+        command.args(words).arg("--closure-info").arg(fixture.join("closure-info")).arg("--store-dir").arg(store);
+        workspace::run(command.arg("--output").arg(output)).map(drop)
+    }
+
+    fn plan(&self, fixture: &Path, way: Way, output: &Path) -> Result<(), Error> {
+        let format: &[&str] = if way == Way::Squashfs { &[] } else { &["--format", "erofs"] };
+        self.of_closure(fixture, &[&["plan"], format].concat(), output)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Squashfs,
+    Live,
+    Pmem,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Squashfs => "squashfs",
+            Self::Live => "live",
+            Self::Pmem => "pmem",
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Squashfs => "squashfs on a virtio disk",
+            Self::Live => "live",
+            Self::Pmem => "persistent memory",
+        }
+    }
+
+    fn plan(self) -> String {
+        format!("{}-plan.json", self.name())
+    }
+
+    fn mount(self) -> &'static str {
+        match self {
+            Self::Squashfs => "/dev/vda:/nix/store:squashfs:ro",
+            Self::Live => "/dev/vda:/nix/store:erofs:ro",
+            Self::Pmem => "/dev/pmem0:/nix/store:erofs:ro,dax=always",
+        }
+    }
+
+    /// Makes what the machines share, and returns their store disk.
+    fn store_disk(self, programs: &Programs, fixture: &Path, directory: &Path) -> Result<Value, Error> {
+        let image = directory.join("image");
+        let build = ["build", "--quiet", "--no-cache"];
+        match self {
+            Self::Squashfs => programs.of_closure(fixture, &build, &image)?,
+            Self::Pmem => {
+                programs.of_closure(fixture, &[&build[..], &["--format", "erofs", "--dax"]].concat(), &image)?
+            }
+            Self::Live => {
+                let plan = directory.join(self.plan());
+                programs.plan(fixture, self, &plan)?;
+                return Ok(json!({"plan": plan, "live": true, "builder": programs.image}));
+            }
+        }
+        let transport = if self == Self::Pmem { "pmem" } else { "block" };
+        Ok(json!({"image": image, "transport": transport}))
+    }
+}
+
+struct Used {
+    own_bytes: u64,
+    cache_bytes: u64,
+    server_peak_bytes: u64,
+}
+
+fn measure(programs: &Programs, fixture: &Path, way: Way, count: usize) -> Result<Used, Error> {
+    let directory =
+        tempfile::tempdir_in(workspace::fixtures()).map_err(file("make a directory in", workspace::fixtures()))?;
+    let here = directory.path();
+    let disk = way.store_disk(programs, fixture, here)?;
+    let mut guests = Vec::new();
+    drop_page_cache()?;
+    for number in 0..count {
+        let name = format!("{}-{number}", way.name());
+        let mount = format!("systemd.mount-extra={}", way.mount());
+        let spec = write_spec(here, &name, fixture, &disk, &[&mount, "guest.actions=read,wait"])?;
+        guests.push(Guest::start(programs, here, &name, &spec)?);
+    }
+    guests.iter_mut().try_for_each(Guest::wait)?;
+    let mut used = Used { own_bytes: 0, cache_bytes: cached_bytes(way, here, fixture)?, server_peak_bytes: 0 };
+    for guest in &guests {
+        let process = guest.child.id();
+        used.own_bytes += own_bytes(process)?;
+        for server in children(process)? {
+            used.own_bytes += own_bytes(server)?;
+            used.server_peak_bytes = used.server_peak_bytes.max(process_field(server, "status", "VmHWM:")?);
+        }
+    }
+    crate::message(&format!("memory: {count} guests, {}", way.title()));
+    Ok(used)
+}
+
+fn write_spec(
+    directory: &Path,
+    name: &str,
+    fixture: &Path,
+    disk: &Value,
+    parameters: &[&str],
+) -> Result<PathBuf, Error> {
+    let toplevel = fixture.join("toplevel");
+    let toplevel = fs::read_to_string(&toplevel).map_err(file("read", &toplevel))?;
+    let mut all = vec![
+        "quiet".to_owned(),
+        format!("tsc_early_khz={}", workspace::tsc_khz()?),
+        format!("init={}/init", toplevel.trim()),
+    ];
+    all.extend(parameters.iter().map(|&word| word.to_owned()));
+    let machine = json!({
+        "version": 1, "name": name, "hypervisor": "qemu", "mem": GUEST_MEMORY_MIB,
+        "kernel": fixture.join("vmlinux"), "initrd": fixture.join("initrd"),
+        "storeDisk": disk, "kernelParams": all,
+    });
+    let spec = directory.join(format!("{name}.json"));
+    fs::write(&spec, machine.to_string()).map_err(file("write", &spec))?;
+    Ok(spec)
+}
+
+/// A guest, which is killed on drop. The processes beside it end with it.
+struct Guest {
+    child: Child,
+    console: PathBuf,
+}
+
+impl Guest {
+    fn start(programs: &Programs, directory: &Path, name: &str, spec: &Path) -> Result<Self, Error> {
+        let console = directory.join(format!("{name}.console"));
+        let output = File::create(&console).map_err(file("write", &console))?;
+        let state = directory.join(name);
+        let mut command = Command::new(&programs.microvm);
+        command.args(["run", "--accel", "tcg", "--state-dir"]).arg(&state).arg(spec);
+        command.env("MICROVM_RUNTIME_DIR", directory.join("run")).stdin(Stdio::null()).stdout(output);
+        let child = command.spawn().map_err(|source| Error::Start { program: "microvm".into(), source })?;
+        Ok(Self { child, console })
+    }
+
+    /// Waits until the guest has read its store.
+    fn wait(&mut self) -> Result<(), Error> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let console = fs::read_to_string(&self.console).map_err(file("read", &self.console))?;
+            if console.contains("guest: waiting") {
+                return Ok(());
+            }
+            let has_ended = self.child.try_wait().map_err(file("wait for", &self.console))?.is_some();
+            if has_ended || Instant::now() > end {
+                return Err(Error::Unexpected(format!("the guest has not read its store; its console:\n{console}")));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The memory of a process that is no page cache: anonymous, and shared without a file, as the memory of a guest is that a
+/// server of disks can read.
+fn own_bytes(process: u32) -> Result<u64, Error> {
+    Ok(process_field(process, "smaps_rollup", "Pss_Anon:")? + process_field(process, "smaps_rollup", "Pss_Shmem:")?)
+}
+
+/// Returns a field of a file in /proc that counts in kB.
+pub(crate) fn process_field(process: u32, name: &str, field: &str) -> Result<u64, Error> {
+    let path = PathBuf::from(format!("/proc/{process}/{name}"));
+    let text = fs::read_to_string(&path).map_err(file("read", &path))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
+    let kib: Option<u64> = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+    kib.map(|kib| kib << 10).ok_or_else(|| Error::Unexpected(format!("{} has no field {field}", path.display())))
+}
+
+fn children(process: u32) -> Result<Vec<u32>, Error> {
+    let path = PathBuf::from(format!("/proc/{process}/task/{process}/children"));
+    let text = fs::read_to_string(&path).map_err(file("read", &path))?;
+    let servers = text.split_whitespace().filter_map(|number| number.parse().ok());
+    // The process that removes interfaces afterwards is no part of a guest.
+    let is_server = |process: &u32| {
+        fs::read(format!("/proc/{process}/cmdline"))
+            .is_ok_and(|words| words.split(|byte| *byte == 0).any(|word| word == b"serve"))
+    };
+    Ok(servers.filter(is_server).collect())
+}
+
+/// The bytes of the image, or of the store files, in the host's page cache: fincore(1).
+fn cached_bytes(way: Way, directory: &Path, fixture: &Path) -> Result<u64, Error> {
+    let mut files = vec![directory.join("image")];
+    if way == Way::Live {
+        let list = fixture.join("closure-info/store-paths");
+        let text = fs::read_to_string(&list).map_err(file("read", &list))?;
+        let store = workspace::fixtures().join("store/nix/store");
+        let paths = text.lines().filter_map(|path| Path::new(path).file_name()).map(|name| store.join(name));
+        let found = workspace::run(Command::new("find").args(paths).args(["-type", "f", "-size", "+0"]))?;
+        files = found.lines().map(PathBuf::from).collect();
+    }
+    let mut bytes = 0;
+    for part in files.chunks(500) {
+        let sizes =
+            workspace::run(Command::new("fincore").args(["--bytes", "--noheadings", "--output", "RES"]).args(part))?;
+        bytes += sizes.lines().filter_map(|line| line.trim().parse::<u64>().ok()).sum::<u64>();
+    }
+    Ok(bytes)
+}
+
+fn drop_page_cache() -> Result<(), Error> {
+    nix::unistd::sync();
+    let path = Path::new("/proc/sys/vm/drop_caches");
+    fs::write(path, "1").map_err(file("write", path))
+}
