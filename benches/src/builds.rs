@@ -1,6 +1,6 @@
 //! `benches build`: all contests over one or more stores.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cache_costs;
@@ -11,6 +11,7 @@ use crate::method::Method;
 use crate::read::{self, Backing, ImageReadings};
 use crate::reading;
 use crate::results::{Results, StoreResults};
+use crate::scale;
 use crate::store_tree::StoreTree;
 use crate::tool::{Cache, Programs, Source, Tool};
 use crate::workspace;
@@ -43,22 +44,70 @@ impl Extent {
     }
 }
 
+/// What [`quick`] measures on `server`.
+const QUICK_SERVER: [&str; 6] = ["first build", "level 3", "rebuild", "image from the cache", "sequencer", "closures"];
+
 /// Measures what matters most to a user in about ten minutes: first builds, images from the cache on three file systems, one
 /// changed path of a small and a large closure, and many small store paths.
 ///
 /// # Errors
 /// When a program fails or a file can't be written.
 pub fn quick(rounds: usize) -> Result<Results, Error> {
+    contests_of_lists(&QUICK_SERVER, &["one path changed"], rounds)
+}
+
+/// Measures every value that the goals of the image builder name: what [`quick`] measures, the large closure at level 3, the
+/// small one at level 9, large files, peak memory, and sandboxed builds of Nix. Large synthetic stores are made in `place`.
+///
+/// # Errors
+/// When a program fails or a file can't be written.
+pub fn table(rounds: usize, place: &Path) -> Result<Results, Error> {
+    let server = [&QUICK_SERVER[..], &["level 9"]].concat();
+    let mut results = contests_of_lists(&server, &["one path changed", "level 3"], rounds)?;
+    let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let large = scale::Extent {
+        files: Vec::new(),
+        megabytes: vec![4000],
+        rounds,
+        only: named(&["microvm-image", "gensquashfs"]),
+    };
+    // The peak memory is the same in every round.
+    let many = scale::Extent {
+        files: vec![1_000_000],
+        megabytes: Vec::new(),
+        rounds: 1,
+        only: named(&["microvm-image", "microvm-image, filling a cache"]),
+    };
+    for extent in [large, many] {
+        results.stores.append(&mut scale::run(&extent, place)?.stores);
+    }
+    let note = sandboxed(rounds)?;
+    if let Some(server) = results.stores.first_mut() {
+        server.notes.push(note);
+    }
+    Ok(results)
+}
+
+/// Runs contests of `server` and of `desktop`, and the one of many small store paths.
+fn contests_of_lists(server: &[&str], desktop: &[&str], rounds: usize) -> Result<Results, Error> {
     let extent = |only: &[&str]| Extent {
         rounds,
         only: only.iter().map(|title| (*title).to_owned()).collect(),
         readings: Readings::None,
     };
-    let only = ["first build", "level 3", "rebuild", "image from the cache", "sequencer", "closures"];
-    let mut results = run(&["server".to_owned()], &extent(&only))?;
-    results.stores.append(&mut run(&["desktop".to_owned()], &extent(&["one path changed"]))?.stores);
+    let mut results = run(&["server".to_owned()], &extent(server))?;
+    results.stores.append(&mut run(&["desktop".to_owned()], &extent(desktop))?.stores);
     results.stores.push(cache_costs::small_paths(15_000, rounds, (&programs()?, &workspace::fixtures()))?);
     Ok(results)
+}
+
+/// Measures sandboxed builds of Nix with `sandboxed.sh`, and returns its last line.
+fn sandboxed(rounds: usize) -> Result<String, Error> {
+    let script = workspace::root().join("benches/sandboxed.sh");
+    let text = workspace::run(Command::new(&script).arg(rounds.to_string()))?;
+    let medians = text.lines().find_map(|line| line.strip_prefix("median: "));
+    let medians = medians.ok_or_else(|| Error::Unexpected(format!("{} printed no medians", script.display())))?;
+    Ok(format!("sandboxed build by Nix after one store path changed: {medians}"))
 }
 
 /// Runs the benchmarks of `extent` on all stores.

@@ -36,6 +36,19 @@ enum Scenario {
         #[arg(long)]
         results: Option<PathBuf>,
     },
+    /// Measure every value that the goals of the image builder name: `quick`, more levels, large files, peak memory and sandboxed
+    /// builds. Takes about half an hour; needs root, and 6 GiB of memory
+    Table {
+        /// How often each contender runs; one more round is dropped
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Where to create large synthetic stores
+        #[arg(long, default_value = "/dev/shm")]
+        directory: PathBuf,
+        /// Directory for the results [default: benches/results/DATE-table]
+        #[arg(long)]
+        results: Option<PathBuf>,
+    },
     /// Build images of stores with every tool, taking turns; write raw values, tables and plots
     Build {
         /// Stores, named after package lists in fixtures/closure/packages
@@ -193,10 +206,15 @@ fn run(arguments: Arguments) -> Result<(), Error> {
         }
         Scenario::All { rounds } => all(rounds),
         Scenario::Quick { rounds, results } => keep(&builds::quick(rounds)?, results, "-quick"),
+        Scenario::Table { rounds, directory, results } => keep(&builds::table(rounds, &directory)?, results, "-table"),
         Scenario::ReadFiles { list } => cache_costs::read_files(&list),
         Scenario::Scale { files, megabytes, rounds, directory, results } => {
             let directory = directory.unwrap_or_else(workspace::fixtures);
-            keep(&scale::run(&scale::Extent { files, megabytes, rounds }, &directory)?, results, "-scale")
+            keep(
+                &scale::run(&scale::Extent { files, megabytes, rounds, only: Vec::new() }, &directory)?,
+                results,
+                "-scale",
+            )
         }
         Scenario::Draw { results } => {
             results.iter().try_for_each(|directory| report::write(&Results::read(directory)?, directory))

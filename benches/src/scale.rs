@@ -33,6 +33,8 @@ pub struct Extent {
     pub megabytes: Vec<usize>,
     /// How often each contender runs.
     pub rounds: usize,
+    /// Names of the contenders; if there are none, all.
+    pub only: Vec<String>,
 }
 
 /// Measures all tools on every store of `extent`, each created in its own directory in `place`.
@@ -50,16 +52,15 @@ pub fn run(extent: &Extent, place: &Path) -> Result<Results, Error> {
         .chain(files)
         .map(|(growth, size)| {
             let directory = tempfile::tempdir_in(place).map_err(file("make a directory in", place))?;
-            measure_store(growth, size, extent.rounds, directory.path(), &programs)
+            measure_store((growth, size), extent, directory.path(), &programs)
         })
         .collect::<Result<_, Error>>()?;
     Ok(Results::of_stores(method, stores))
 }
 
 fn measure_store(
-    growth: Growth,
-    size: usize,
-    rounds: usize,
+    (growth, size): (Growth, usize),
+    extent: &Extent,
     directory: &Path,
     programs: &Programs,
 ) -> Result<StoreResults, Error> {
@@ -74,7 +75,7 @@ fn measure_store(
     };
     let mut tree = StoreTree::unchanging(directory);
     let mut arena = Arena { tree: &mut tree, programs, scratch: directory };
-    let contests = vec![arena.run(&contest(&what, directory), rounds)?];
+    let contests = vec![arena.run(&contest(&what, directory, &extent.only), extent.rounds)?];
     let read_seconds = vec![read_closure(&tree)?];
     Ok(StoreResults {
         name: what.replace(' ', "-"),
@@ -89,7 +90,7 @@ fn measure_store(
     })
 }
 
-fn contest(what: &str, scratch: &Path) -> Contest {
+fn contest(what: &str, scratch: &Path, only: &[String]) -> Contest {
     let ours = |cache| Tool::Ours { packing: Some(PACKING), source: Source::PathList, cache };
     let cached = Cache::At(scratch.join("cache"));
     let contenders = [
@@ -101,6 +102,7 @@ fn contest(what: &str, scratch: &Path) -> Contest {
     ];
     let contenders = contenders
         .into_iter()
+        .filter(|(name, ..)| only.is_empty() || only.iter().any(|wanted| wanted == name))
         .map(|(name, tool, preparation)| Contender { name: name.to_owned(), tool, preparation })
         .collect();
     Contest { title: format!("{what}, level {}, 128K", PACKING.level), contenders }
