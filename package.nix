@@ -51,6 +51,9 @@ rustPlatform.buildRustPackage {
       $out/bin/${program} completions $shell >${program}.$shell
     done
     installShellCompletion ${program}.{bash,fish,zsh}
+    mkdir man
+    $out/bin/${program} man --output man
+    installManPage man/*.1
   '';
 
   meta = {

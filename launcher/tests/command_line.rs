@@ -355,7 +355,24 @@ fn completions_and_manual_pages_are_printed() {
         let text = stdout(&microvm(&["completions", shell]));
         assert!(text.contains("explain") && text.contains("hypervisor"), "{shell}");
     }
-    assert!(stdout(&microvm(&["man"])).contains(".TH microvm 1"));
+    let bash = stdout(&microvm(&["completions", "bash"]));
+    assert!(
+        bash.contains("qemu cloud-hypervisor firecracker crosvm kvmtool") && bash.contains("auto kvm tcg"),
+        "{bash}"
+    );
+    for internal in ["clean-up-after", "vsock-connect"] {
+        assert!(!bash.contains(internal), "{internal} is offered");
+    }
+    let pages = tempfile::tempdir().expect("a directory");
+    let written = microvm(&["man", "--output", &pages.path().display().to_string()]);
+    assert!(written.status.success(), "{}", stderr(&written));
+    let page = stdout(&microvm(&["man"]));
+    assert_eq!(fs::read_to_string(pages.path().join("microvm.1")).expect("a page"), page);
+    assert!(pages.path().join("microvm-run.1").is_file() && !pages.path().join("microvm-clean-up-after.1").exists());
+    assert!(page.contains(".TH microvm 1"));
+    for section in ["\"EXIT STATUS\"", "ENVIRONMENT", "FILES", "EXAMPLES"] {
+        assert!(page.contains(&format!(".SH {section}\n")), "{section}");
+    }
     assert!(stdout(&microvm(&["man", "check"])).contains("microvm\\-check"));
     let output = microvm(&["man", "fly"]);
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(2), "error: there is no command `fly`\n"));

@@ -63,13 +63,18 @@ impl Host {
     }
 
     fn microvm(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let search_path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
         let configuration = format!(
             "store = {}\nsubstituters =\nbuild-users-group =\nbuilders =\nsandbox = true\n\
              sandbox-paths = /bin/sh=/usr/bin/busybox /bin/mkdir=/usr/bin/busybox\nflake-registry =\nfsync-metadata = false",
             self.path("store").display()
         );
-        Command::new(env!("CARGO_BIN_EXE_microvm"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_microvm"));
+        command
             .args(arguments)
             .current_dir(self.directory.path())
             .env("PATH", search_path)
@@ -81,9 +86,8 @@ impl Host {
             .env("NIX_REMOTE", "")
             .env("MICROVM_STATE_DIR", self.path("machines"))
             .env("MICROVM_GCROOTS_DIR", self.path("gcroots"))
-            .env("MICROVM_RUNTIME_DIR", self.path("run"))
-            .output()
-            .unwrap()
+            .env("MICROVM_RUNTIME_DIR", self.path("run"));
+        command
     }
 
     /// Runs a command that must succeed, and returns its stdout.
@@ -185,6 +189,57 @@ fn one_broken_machine_does_not_hide_the_others() {
     let said = host.refused(1, &["update", "b", "a"]);
     assert!(said.contains("error: b: nix build failed") && said.contains("a is current"), "{said}");
     assert_eq!(host.current("b"), before);
+}
+
+#[test]
+fn all_machines_with_a_flake_are_updated_and_those_that_run_an_older_system_restarted() {
+    let Some(host) = Host::new() else { return };
+    host.flake(&[("a", Ok("a")), ("b", Ok("b")), ("c", Ok("c"))]);
+    host.refused(2, &["update"]);
+    for name in ["a", "b", "c"] {
+        host.done(&["create", name, "--flake", "flake"]);
+        symlink(host.current(name), host.path("machines").join(name).join("booted")).unwrap();
+    }
+    // Part of the host's configuration: it is updated with the host.
+    fs::create_dir(host.path("machines/declared")).unwrap();
+    symlink("gone", host.path("machines/declared/toplevel")).unwrap();
+    host.flake(&[("a", Ok("newer")), ("b", Err("throw \"b is broken\"")), ("c", Ok("c"))]);
+    let said = host.refused(1, &["update", "--all"]);
+    assert!(said.contains("a is updated, but runs an older system") && said.contains("c is current"), "{said}");
+    assert!(
+        said.contains("\n1 updated, 1 current, 1 failed\nerror: b: nix build failed with exit status: 1: b is broken"),
+        "{said}"
+    );
+    assert!(!said.contains("declared"), "{said}");
+
+    // It has stopped, so it does not run an older system.
+    host.done(&["restart", "--outdated"]);
+    assert!(!host.calls().contains("systemctl restart"), "{}", host.calls());
+    for name in ["a", "c"] {
+        fs::write(host.path(&format!("microvm@{name}.service")), "").unwrap();
+    }
+    host.done(&["restart", "--outdated"]);
+    let calls = host.calls();
+    assert_eq!(calls.matches("systemctl restart").count(), 1, "{calls}");
+    assert!(calls.contains("systemctl restart microvm@a.service"), "{calls}");
+}
+
+#[test]
+fn a_command_that_waits_for_another_one_names_its_process() {
+    let Some(host) = Host::new() else { return };
+    host.flake(&[("web", Ok("one"))]);
+    host.done(&["create", "web", "--flake", "flake"]);
+    let file = fs::File::create(host.path("machines/.web.lock")).unwrap();
+    file.lock().unwrap();
+    let mut command = host.command(&["delete", "--yes", "web"]);
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stderr.as_mut().unwrap()), &mut line).unwrap();
+    let process = format!("waiting for process {} (", std::process::id());
+    assert!(line.starts_with(&process) && line.ends_with("), which is changing web\n"), "{line}");
+    fs::remove_file(host.path("machines/.web.lock")).unwrap();
+    drop(file);
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

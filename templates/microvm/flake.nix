@@ -3,8 +3,9 @@
 
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
-    # Change this to the flake that you got the template from.
-    microvm.url = "microvm";
+    # Change this to the address of the flake that you got the template from. Do not use the name `microvm` alone: in
+    # Nix's global registry it is microvm.nix, another project.
+    microvm.url = "github:OWNER/REPOSITORY";
     microvm.inputs.nixpkgs.follows = "nixpkgs";
   };
 

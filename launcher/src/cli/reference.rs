@@ -8,6 +8,9 @@ use launcher::spec::{Hypervisor, schema::machine_spec_schema};
 use program::failure::Failure;
 use program::output::print;
 use serde_json::{Map, Value, json};
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
 
 /// Print the JSON Schema of the machine spec
 #[derive(clap::Args)]
@@ -65,20 +68,92 @@ pub(crate) struct CompletionsArguments {
 }
 
 pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<(), Failure> {
+    let program = super::Arguments::command();
+    // Hidden commands are internal.
+    let offered = program.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    let mut offered = clap::Command::new("microvm").version(env!("CARGO_PKG_VERSION")).subcommands(offered);
     let mut text = Vec::new();
-    clap_complete::generate(arguments.shell, &mut super::Arguments::command(), "microvm", &mut text);
+    clap_complete::generate(arguments.shell, &mut offered, "microvm", &mut text);
     print(text)
 }
+
+/// The sections of the manual page that clap does not generate.
+const SECTIONS: &str = r#".SH "EXIT STATUS"
+.TP
+0
+Success.
+.TP
+1
+The work failed although the input is valid.
+.TP
+2
+The input or the arguments are invalid.
+.TP
+130
+A signal interrupted the command.
+.PP
+With \-\-json, a failed command that has no report of its own prints {"version": 1, "error": {...}} on stdout.
+.SH ENVIRONMENT
+.TP
+MICROVM_NAME
+The machine's name, instead of the spec's.
+.TP
+MICROVM_STATE_DIR
+The directory that contains the state directories of this host's machines; /var/lib/microvms by default.
+.TP
+MICROVM_GCROOTS_DIR
+The directory of their garbage collection roots; /nix/var/nix/gcroots/microvm by default.
+.TP
+MICROVM_IMAGE
+The program microvm\-image, if it is not in PATH.
+.TP
+XDG_RUNTIME_DIR
+Running machines are recorded in $XDG_RUNTIME_DIR/microvm; root uses /run/microvm.
+.TP
+NO_COLOR
+If it is not empty, the output has no colours.
+.SH FILES
+.TP
+/var/lib/microvms/NAME
+The state directory of a machine: its volumes, and the links current and booted to its runners.
+.TP
+/nix/var/nix/gcroots/microvm
+Links that protect the runners of the machines from garbage collection.
+.SH EXAMPLES
+.TP
+microvm check machine.json
+Reports all problems of a machine spec, and which hypervisors can run it.
+.TP
+microvm run ./machine.json
+Runs a machine in the foreground.
+.TP
+microvm create web \-\-flake github:me/machines
+Creates a machine of this host from a flake.
+.TP
+microvm update \-\-all \-\-restart
+Rebuilds all machines that have a flake, and restarts those that run an older system.
+"#;
 
 /// Print the manual page
 #[derive(clap::Args)]
 pub(crate) struct ManArguments {
     /// The command whose page to print; without it, the page of the whole program
     command: Option<String>,
+    /// Directory to write one page per command to: microvm.1, microvm-run.1 and so on [default: print the page]
+    #[arg(short, long, value_name = "DIR", conflicts_with = "command")]
+    output: Option<PathBuf>,
 }
 
 pub(crate) fn man(arguments: &ManArguments) -> Result<(), Failure> {
     let mut program = super::Arguments::command();
+    if let Some(directory) = &arguments.output {
+        let page = directory.join("microvm.1");
+        let written = clap_mangen::generate_to(program, directory)
+            .and_then(|()| File::options().append(true).open(page)?.write_all(SECTIONS.as_bytes()));
+        return written.map_err(|error| {
+            Failure::failed(&error).with_context(&format!("cannot write the manual pages to {}", directory.display()))
+        });
+    }
     program.build();
     let page = match &arguments.command {
         None => program,
@@ -87,7 +162,11 @@ pub(crate) fn man(arguments: &ManArguments) -> Result<(), Failure> {
             None => return Err(Failure::usage(format!("there is no command `{name}`"))),
         },
     };
+    let is_program = arguments.command.is_none();
     let mut text = Vec::new();
     clap_mangen::Man::new(page).render(&mut text).map_err(|error| Failure::failed(&error))?;
+    if is_program {
+        text.extend_from_slice(SECTIONS.as_bytes());
+    }
     print(text)
 }

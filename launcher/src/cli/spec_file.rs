@@ -1,5 +1,6 @@
 //! Reading machine specs from files, applying overrides, and reporting all their problems.
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use launcher::facts::HostFacts;
 use launcher::hypervisor::lower;
 use launcher::imperative::Layout;
@@ -26,10 +27,10 @@ pub(crate) struct SpecArguments {
 #[derive(clap::Args)]
 pub(crate) struct Overrides {
     /// Hypervisor to use instead of the spec's
-    #[arg(long, value_parser = hypervisor_named, value_name = "NAME")]
+    #[arg(long, value_parser = hypervisors(), hide_possible_values = true, value_name = "NAME")]
     pub(crate) hypervisor: Option<Hypervisor>,
     /// How qemu runs the guest's instructions, instead of the spec's `qemu.accelerator`: auto, kvm or tcg
-    #[arg(long, value_parser = accelerator_named, value_name = "NAME")]
+    #[arg(long, value_parser = accelerators(), hide_possible_values = true, value_name = "NAME")]
     pub(crate) accel: Option<Accelerator>,
     /// The machine's state directory, to which relative paths refer [default: the current directory]
     #[arg(long, value_name = "DIR")]
@@ -38,6 +39,15 @@ pub(crate) struct Overrides {
     /// if that is one of this host's machines]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
+}
+
+/// The possible values are offered by completions.
+fn accelerators() -> impl TypedValueParser<Value = Accelerator> {
+    PossibleValuesParser::new(["auto", "kvm", "tcg"]).try_map(|name| accelerator_named(&name))
+}
+
+fn hypervisors() -> impl TypedValueParser<Value = Hypervisor> {
+    PossibleValuesParser::new(Hypervisor::ALL.map(Hypervisor::as_str)).try_map(|name| hypervisor_named(&name))
 }
 
 fn accelerator_named(name: &str) -> Result<Accelerator, String> {

@@ -2,7 +2,7 @@
 
 use super::layout::{Layout, Machine, remove_link, rename};
 use super::lock::MachineLock;
-use super::{FlakeReference, ImperativeError, MachineName, nix};
+use super::{BuildOutput, FlakeReference, ImperativeError, MachineName, nix};
 use program::place::{Directory, Place};
 use std::fs;
 use std::io;
@@ -57,7 +57,7 @@ fn fill(making: &Machine, flake: &FlakeReference) -> Result<(), ImperativeError>
         .and_then(|place| place.replace(flake.as_str().as_bytes(), FLAKE_MODE, None))
         .map_err(ImperativeError::file(&flake_file))?;
     // The directory keeps the owner who created it: a machine of the host module gets its user when it starts.
-    nix::build(flake, &making.name, &making.current()).map(drop)
+    nix::build((flake, &making.name), &making.current(), BuildOutput::Terminal).map(drop)
 }
 
 /// Removes a directory recursively. A missing one is not an error.

@@ -2,15 +2,11 @@
 
 use super::activity::{MachineActivity, Phase};
 use super::layout::{Layout, Machine};
+use super::parallel::in_parallel;
 use super::update::{Booted, booted};
 use super::{ImperativeError, nix};
 use serde::Serialize;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::{fs, thread};
-
-/// The most evaluations in parallel: each one needs a core and about 1 GiB of memory.
-const MAX_CONCURRENT_EVALUATIONS: usize = 8;
+use std::fs;
 
 /// Whether to evaluate the flakes, which takes seconds per machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,28 +70,7 @@ pub enum UpdateState {
 /// Fails only if the state directories cannot be listed.
 pub fn list(layout: &Layout, evaluation: Evaluation) -> Result<Vec<Row>, ImperativeError> {
     let machines = layout.all()?;
-    let rows = Mutex::new(vec![None; machines.len()]);
-    let next = AtomicUsize::new(0);
-    let workers =
-        thread::available_parallelism().map_or(1, usize::from).min(MAX_CONCURRENT_EVALUATIONS).min(machines.len());
-    thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                while let Some((index, machine)) = take(&next, &machines) {
-                    let row = row(machine, evaluation);
-                    if let Ok(mut rows) = rows.lock() {
-                        rows[index] = Some(row);
-                    }
-                }
-            });
-        }
-    });
-    Ok(rows.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_iter().flatten().collect())
-}
-
-fn take<'machines>(next: &AtomicUsize, machines: &'machines [Machine]) -> Option<(usize, &'machines Machine)> {
-    let index = next.fetch_add(1, Ordering::Relaxed);
-    machines.get(index).map(|machine| (index, machine))
+    Ok(in_parallel(&machines, |machine| row(machine, evaluation)))
 }
 
 fn row(machine: &Machine, evaluation: Evaluation) -> Row {

@@ -2,7 +2,9 @@
 
 use super::create::DIRECTORY_MODE;
 use super::{ImperativeError, Layout, MachineName};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use program::output::message;
 use program::place::{Directory, Place};
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -26,8 +28,14 @@ impl MachineLock {
         let place = directory.place(&file_name);
         loop {
             let file = place.open_or_create(0o600).map_err(ImperativeError::file(&path))?;
-            let lock = Flock::lock(file, FlockArg::LockExclusive)
-                .map_err(|(_, errno)| ImperativeError::file(&path)(errno.into()))?;
+            let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Err((file, Errno::EWOULDBLOCK)) => {
+                    message(&format!("waiting for {}, which is changing {name}", holder(&file)));
+                    Flock::lock(file, FlockArg::LockExclusive)
+                }
+                other => other,
+            };
+            let lock = lock.map_err(|(_, errno)| ImperativeError::file(&path)(errno.into()))?;
             if is_still_at(&lock, &path) {
                 return Ok(Self { path, _lock: lock });
             }
@@ -40,6 +48,22 @@ impl Drop for MachineLock {
         // Removed while the lock is held: a process that waits for the lock detects this and creates a new file.
         let _ = Place::itself(&self.path).and_then(|place| place.remove());
     }
+}
+
+/// Returns the process that holds a lock, according to proc_locks(5).
+fn holder(file: &File) -> String {
+    let unknown = || "another process".to_owned();
+    let (Ok(locked), Ok(locks)) = (file.metadata(), fs::read_to_string("/proc/locks")) else { return unknown() };
+    // 1: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF
+    let inode = format!(":{}", locked.ino());
+    let process = locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find_map(|words| {
+        let is_this = words.get(1) == Some(&"FLOCK") && words.get(5).is_some_and(|place| place.ends_with(&inode));
+        is_this.then(|| words.get(4).copied().unwrap_or_default().to_owned())
+    });
+    let Some(process) = process.filter(|process| process != "0") else { return unknown() };
+    let command = fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    let command = command.split_terminator('\0').collect::<Vec<_>>().join(" ");
+    if command.is_empty() { format!("process {process}") } else { format!("process {process} ({command})") }
 }
 
 /// Whether the lock file is still at its path, rather than removed by its former holder.

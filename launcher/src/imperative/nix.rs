@@ -13,14 +13,36 @@ fn nix(verb: &[&str]) -> Command {
     command
 }
 
-/// Builds the machine's runner, registers the link as its root, and returns its store path. Nix prints its progress to
-/// the terminal.
-pub(super) fn build(flake: &FlakeReference, name: &MachineName, link: &Path) -> Result<PathBuf, ImperativeError> {
+/// Where the messages of a build go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BuildOutput {
+    /// To the terminal, with the progress of Nix.
+    Terminal,
+    /// Into the error if the build fails, because several builds run at the same time.
+    Captured,
+}
+
+/// Builds the machine's runner, registers the link as its root, and returns its store path.
+pub(super) fn build(
+    (flake, name): (&FlakeReference, &MachineName),
+    link: &Path,
+    output: BuildOutput,
+) -> Result<PathBuf, ImperativeError> {
     let mut command = nix(&["build"]);
-    command.arg(flake.runner_of(name)).arg("--out-link").arg(link).stdout(Stdio::null());
-    let status = command.status().map_err(|source| ImperativeError::NoProgram { program: "nix", source })?;
-    if !status.success() {
-        return Err(ImperativeError::Program { program: "nix build".to_owned(), status, output: String::new() });
+    command.arg(flake.runner_of(name)).arg("--out-link").arg(link);
+    match output {
+        BuildOutput::Captured => output_of("nix build", command).map(drop)?,
+        BuildOutput::Terminal => {
+            let status = command.stdout(Stdio::null()).status();
+            let status = status.map_err(|source| ImperativeError::NoProgram { program: "nix", source })?;
+            if !status.success() {
+                return Err(ImperativeError::Program {
+                    program: "nix build".to_owned(),
+                    status,
+                    output: String::new(),
+                });
+            }
+        }
     }
     std::fs::read_link(link).map_err(ImperativeError::file(link))
 }

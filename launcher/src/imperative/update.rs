@@ -1,8 +1,9 @@
 //! `microvm update`: rebuilds a machine from the current state of its flake.
 
+use super::activity::{MachineActivity, Phase};
 use super::layout::{Layout, Machine, remove_link, replace_link};
 use super::lock::MachineLock;
-use super::{ImperativeError, MachineName, nix};
+use super::{BuildOutput, ImperativeError, MachineName, nix};
 use crate::spec::MachineSpec;
 use std::fs;
 use std::io;
@@ -34,7 +35,7 @@ pub enum Booted {
 ///
 /// # Errors
 /// Returns [`ImperativeError::Missing`], [`ImperativeError::Declared`], or an error of Nix or of a file operation.
-pub fn update(layout: &Layout, name: &MachineName) -> Result<Updated, ImperativeError> {
+pub fn update(layout: &Layout, name: &MachineName, output: BuildOutput) -> Result<Updated, ImperativeError> {
     layout.existing(name)?;
     let _lock = MachineLock::take(layout, name)?;
     // Looked up again, because the machine may have been deleted while this process waited for the lock.
@@ -44,7 +45,7 @@ pub fn update(layout: &Layout, name: &MachineName) -> Result<Updated, Imperative
     let (old, _) = (existing(machine.runner())?, machine.booted_runner()?);
     // Nix registers the link as a root, so the new runner is not collected before `current` points to it.
     let building = layout.building(&machine);
-    let new = nix::build(&flake, name, &building)?;
+    let new = nix::build((&flake, name), &building, output)?;
     let is_changed = old.as_ref() != Some(&new);
     let difference = match &old {
         Some(old) if is_changed => difference(old, &new),
@@ -68,6 +69,14 @@ pub(super) fn booted(machine: &Machine) -> Result<Booted, ImperativeError> {
         (Some(_), _) => Booted::Current,
         (None, _) => Booted::Nothing,
     })
+}
+
+/// Whether the machine is running, or being started, with another runner than its current one.
+///
+/// # Errors
+/// Fails if the state of the machine cannot be read, or root must not follow one of its links.
+pub fn runs_older_system(machine: &Machine) -> Result<bool, ImperativeError> {
+    Ok(booted(machine)? == Booted::Another && MachineActivity::of(machine)?.phase() != Phase::Stopped)
 }
 
 /// Returns `None` for a missing link.

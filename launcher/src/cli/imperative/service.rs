@@ -2,9 +2,10 @@
 
 use super::{failure, name_of};
 use launcher::imperative::{
-    ImperativeError, Layout, Machine, MachineActivity, MachineName, Phase, Service, ServiceState,
+    ImperativeError, Layout, Machine, MachineActivity, MachineName, Phase, Service, ServiceState, runs_older_system,
 };
 use program::failure::Failure;
+use program::output::message;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -21,8 +22,11 @@ pub(crate) struct StartArguments {
 #[derive(clap::Args)]
 pub(crate) struct RestartArguments {
     /// The machines
-    #[arg(required = true, value_parser = name_of)]
+    #[arg(required_unless_present = "outdated", value_parser = name_of)]
     names: Vec<MachineName>,
+    /// Restart all machines of this host that run an older system than their current one
+    #[arg(short, long, conflicts_with = "names")]
+    outdated: bool,
 }
 
 /// Show the journal of a machine of this host, with the output of its console and its services
@@ -41,7 +45,23 @@ pub(crate) fn start(arguments: &StartArguments) -> Result<(), Failure> {
 }
 
 pub(crate) fn restart(arguments: &RestartArguments) -> Result<(), Failure> {
-    for_each_machine(&arguments.names, "restart")
+    if !arguments.outdated {
+        return for_each_machine(&arguments.names, "restart");
+    }
+    let (mut names, mut problems) = (Vec::new(), Vec::new());
+    for machine in Layout::of_environment().all().map_err(|error| failure(&error))? {
+        match runs_older_system(&machine) {
+            Ok(true) => names.push(machine.name),
+            Ok(false) => {}
+            // One machine that cannot be examined does not keep the others from being restarted.
+            Err(error) => problems.push(format!("{}: {error}", machine.name)),
+        }
+    }
+    if names.is_empty() {
+        message("no machine runs an older system");
+    }
+    for_each_machine(&names, "restart")?;
+    if problems.is_empty() { Ok(()) } else { Err(Failure::problems(problems)) }
 }
 
 fn for_each_machine(names: &[MachineName], verb: &str) -> Result<(), Failure> {
@@ -51,7 +71,9 @@ fn for_each_machine(names: &[MachineName], verb: &str) -> Result<(), Failure> {
         let machine = layout.existing(name).map_err(|error| failure(&error))?;
         require_service(&machine).map_err(|error| failure(&error))?;
     }
-    names.iter().try_for_each(|name| Service::of(name).command(verb).map_err(|error| failure(&error)))
+    let failed = |name: &MachineName| Service::of(name).command(verb).err().map(|error| format!("{name}: {error}"));
+    let problems: Vec<_> = names.iter().filter_map(failed).collect();
+    if problems.is_empty() { Ok(()) } else { Err(Failure::problems(problems)) }
 }
 
 /// Fails if the machine runs outside its service, because systemd would start a second one.

@@ -1,17 +1,24 @@
 //! `microvm update`.
 
-use super::name_of;
 use super::service::require_service;
-use launcher::imperative::{Booted, Layout, MachineName, Service, Updated, update};
+use super::{failure, name_of};
+use launcher::imperative::{
+    Booted, BuildOutput, ImperativeError, Layout, MachineName, Service, Updated, in_parallel, update,
+};
 use program::failure::Failure;
 use program::output::{message, print};
 
 /// Rebuild machines from their flakes, and show what changed
+///
+/// Several machines are built in parallel. If one fails, the others are still updated, and the exit code is not 0.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The machines
-    #[arg(required = true, value_parser = name_of)]
+    #[arg(required_unless_present = "all", value_parser = name_of)]
     names: Vec<MachineName>,
+    /// Update all machines of this host that have a flake
+    #[arg(short, long, conflicts_with = "names")]
+    all: bool,
     /// Restart machines that run an older system, and start machines that are not running
     #[arg(short = 'R', long)]
     restart: bool,
@@ -19,49 +26,102 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let layout = Layout::of_environment();
-    let mut problems = Vec::new();
-    let mut is_bad_input = true;
-    for name in &arguments.names {
-        let done = update(&layout, name).and_then(|updated| {
-            let restarts = arguments.restart && updated.booted != Booted::Current;
-            let next = if restarts { Next::Restart } else { Next::Nothing };
-            report(name, &updated, next);
-            if next == Next::Restart {
-                require_service(&layout.existing(name)?)?;
-                Service::of(name).command("restart")?;
+    let names = if arguments.all { names_of_all(&layout)? } else { arguments.names.clone() };
+    let output = if names.len() > 1 { BuildOutput::Captured } else { BuildOutput::Terminal };
+    let built = in_parallel(&names, |name| {
+        if output == BuildOutput::Captured {
+            message(&format!("{name}: building"));
+        }
+        update(&layout, name, output)
+    });
+    let mut summary = Summary::default();
+    for (name, updated) in names.iter().zip(built) {
+        let after = After { name, restart: arguments.restart };
+        match updated.and_then(|updated| after.finish(&layout, updated)) {
+            Ok(updated) => {
+                summary.count(&updated);
+                print(updated.difference)?;
             }
-            Ok(updated)
-        });
-        match done {
-            Ok(updated) => print(updated.difference)?,
             // Continue with the other machines.
-            Err(error) => {
-                is_bad_input &= error.is_bad_input();
-                problems.push(format!("{name}: {error}"));
-            }
+            Err(error) => summary.fail(name, &error),
         }
     }
-    match problems.is_empty() {
-        true => Ok(()),
-        false if is_bad_input => Err(Failure::input_problems(problems)),
-        false => Err(Failure::problems(problems)),
+    if names.len() > 1 {
+        message(&summary.text());
     }
+    summary.outcome()
+}
+
+/// Returns the machines that have a flake. The others are updated with the host.
+fn names_of_all(layout: &Layout) -> Result<Vec<MachineName>, Failure> {
+    let machines = layout.all().map_err(|error| failure(&error))?;
+    let names: Vec<_> = machines
+        .into_iter()
+        .filter(|machine| !matches!(machine.flake(), Err(ImperativeError::Declared(_))))
+        .map(|machine| machine.name)
+        .collect();
+    if names.is_empty() {
+        message(&format!("there are no machines with a flake in {}", layout.machines().display()));
+    }
+    Ok(names)
 }
 
 /// What happens to a machine after its update.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Next {
-    Nothing,
-    Restart,
+struct After<'a> {
+    name: &'a MachineName,
+    restart: bool,
 }
 
-fn report(name: &MachineName, updated: &Updated, next: Next) {
-    let state = if updated.is_changed { "updated" } else { "current" };
-    message(&match next {
-        Next::Restart => format!("{name} is {state}; restarting it"),
-        Next::Nothing if updated.booted == Booted::Another => {
-            format!("{name} is {state}, but runs an older system: microvm restart {name}")
+impl After<'_> {
+    fn finish(&self, layout: &Layout, updated: Updated) -> Result<Updated, ImperativeError> {
+        let name = self.name;
+        let state = if updated.is_changed { "updated" } else { "current" };
+        let restarts = self.restart && updated.booted != Booted::Current;
+        message(&match updated.booted {
+            _ if restarts => format!("{name} is {state}; restarting it"),
+            Booted::Another => format!("{name} is {state}, but runs an older system: microvm restart {name}"),
+            Booted::Current | Booted::Nothing => format!("{name} is {state}"),
+        });
+        if restarts {
+            require_service(&layout.existing(name)?)?;
+            Service::of(name).command("restart")?;
         }
-        Next::Nothing => format!("{name} is {state}"),
-    });
+        Ok(updated)
+    }
+}
+
+/// The results of all updates.
+#[derive(Default)]
+struct Summary {
+    updated: usize,
+    current: usize,
+    problems: Vec<String>,
+    /// Whether a problem is something else than bad input.
+    has_failed: bool,
+}
+
+impl Summary {
+    fn count(&mut self, updated: &Updated) {
+        match updated.is_changed {
+            true => self.updated += 1,
+            false => self.current += 1,
+        }
+    }
+
+    fn fail(&mut self, name: &MachineName, error: &ImperativeError) {
+        self.has_failed |= !error.is_bad_input();
+        self.problems.push(format!("{name}: {error}"));
+    }
+
+    fn text(&self) -> String {
+        format!("{} updated, {} current, {} failed", self.updated, self.current, self.problems.len())
+    }
+
+    fn outcome(self) -> Result<(), Failure> {
+        match self.problems.is_empty() {
+            true => Ok(()),
+            false if self.has_failed => Err(Failure::problems(self.problems)),
+            false => Err(Failure::input_problems(self.problems)),
+        }
+    }
 }
