@@ -52,6 +52,14 @@ for options in '' --dax --verity; do
   printf '\002' | dd of="$corpus/read_image/erofs$options" bs=1 seek=1032 conv=notrunc status=none
 done
 rm -f "$corpus/read_image/erofs--verity.verity.json"
+if command -v mkfs.erofs >/dev/null; then
+  # Compact inodes with tails after them, and extended ones.
+  mkfs.erofs -T 1 -E force-inode-compact "$corpus/read_image/mkfs-compact" "$work/store" >/dev/null 2>&1
+  mkfs.erofs -T 1 -E force-inode-extended,noinline_data "$corpus/read_image/mkfs-extended" "$work/store" >/dev/null 2>&1
+  for image in mkfs-compact mkfs-extended; do
+    printf '\000' | dd of="$corpus/read_image/$image" bs=1 seek=1032 conv=notrunc status=none
+  done
+fi
 cp -r "$corpus/read_image" "$corpus/extract_image"
 
 # The sources of a closure, and a plan.

@@ -100,7 +100,8 @@ fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
                 Some(_) => format!("/dev/mapper/nix-store, {device} sealed: the guest checks each block that it reads"),
                 None => device,
             };
-            lines.push(format!("{store}  store disk  {device}{}", describe_transport(disk)));
+            let built = if spec.store_disk.is_some() { ", an image that this host builds from its plan" } else { "" };
+            lines.push(format!("{store}  store disk  {device}{}{built}", describe_transport(disk)));
         } else if let Some(volume) = volumes.next()
             && let Some(mount_point) = &disk.mount_point
         {
