@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::error::{Error, file};
 use crate::read::{Extent, ImageReadings};
-use crate::store_ways::process_field;
+use crate::store_ways::server_bytes;
 use crate::workspace;
 
 const GUEST_MEMORY_MIB: u32 = 1024;
@@ -33,7 +33,7 @@ pub fn run(images: &[PathBuf], plan: Option<&Path>, extent: Extent) -> Result<Ve
     let mut results: Vec<ImageReadings> = serde_json::from_str(between_markers(&console)?)
         .map_err(|error| Error::Unexpected(format!("the guest's result is not JSON: {error}")))?;
     if let (Some(server), Some(result)) = (&server, results.get_mut(images.len())) {
-        result.image = format!("live; the server took {:.1} MiB at most", server.peak_bytes()? as f64 / 1_048_576.0);
+        result.image = format!("live; the server has {:.1} MiB", server.resident_bytes()? as f64 / 1_048_576.0);
     }
     for (result, image) in results.iter_mut().zip(images) {
         result.bytes = fs::metadata(image).map_err(file("read", image))?.len();
@@ -92,8 +92,8 @@ impl Server {
         Ok(server)
     }
 
-    fn peak_bytes(&self) -> Result<u64, Error> {
-        process_field(self.child.id(), "status", "VmHWM:")
+    fn resident_bytes(&self) -> Result<u64, Error> {
+        server_bytes(self.child.id())
     }
 }
 

@@ -63,16 +63,16 @@ pub fn memory(size: &str, guests: &[usize]) -> Result<String, Error> {
     let programs = Programs::build()?;
     let fixture = workspace::fixture(size)?;
     let header =
-        ["way", "guests", "guests' own MiB", "page cache MiB", "in all MiB", "server's peak MiB"].map(String::from);
+        ["way", "guests", "guests' own MiB", "page cache MiB", "in all MiB", "a server's MiB"].map(String::from);
     let mut rows = Vec::new();
     for way in [Way::Squashfs, Way::Live, Way::Pmem] {
         for count in guests {
             let used = measure(&programs, &fixture, way, *count)?;
             let mib = |bytes: u64| (bytes >> 20).to_string();
-            let server = if used.server_peak_bytes == 0 {
+            let server = if used.server_bytes == 0 {
                 "-".to_owned()
             } else {
-                format!("{:.1}", used.server_peak_bytes as f64 / 1_048_576.0)
+                format!("{:.1}", used.server_bytes as f64 / 1_048_576.0)
             };
             let all = used.own_bytes + used.cache_bytes;
             rows.push(vec![
@@ -173,7 +173,7 @@ impl Way {
 struct Used {
     own_bytes: u64,
     cache_bytes: u64,
-    server_peak_bytes: u64,
+    server_bytes: u64,
 }
 
 fn measure(programs: &Programs, fixture: &Path, way: Way, count: usize) -> Result<Used, Error> {
@@ -190,13 +190,13 @@ fn measure(programs: &Programs, fixture: &Path, way: Way, count: usize) -> Resul
         guests.push(Guest::start(programs, here, &name, &spec)?);
     }
     guests.iter_mut().try_for_each(Guest::wait)?;
-    let mut used = Used { own_bytes: 0, cache_bytes: cached_bytes(way, here, fixture)?, server_peak_bytes: 0 };
+    let mut used = Used { own_bytes: 0, cache_bytes: cached_bytes(way, here, fixture)?, server_bytes: 0 };
     for guest in &guests {
         let process = guest.child.id();
         used.own_bytes += own_bytes(process)?;
         for server in children(process)? {
             used.own_bytes += own_bytes(server)?;
-            used.server_peak_bytes = used.server_peak_bytes.max(process_field(server, "status", "VmHWM:")?);
+            used.server_bytes = used.server_bytes.max(server_bytes(server)?);
         }
     }
     crate::message(&format!("memory: {count} guests, {}", way.title()));
@@ -276,8 +276,13 @@ fn own_bytes(process: u32) -> Result<u64, Error> {
     Ok(process_field(process, "smaps_rollup", "Pss_Anon:")? + process_field(process, "smaps_rollup", "Pss_Shmem:")?)
 }
 
+/// The resident memory of a server, without the memory of the guest that it has mapped.
+pub(crate) fn server_bytes(process: u32) -> Result<u64, Error> {
+    Ok(process_field(process, "status", "RssAnon:")? + process_field(process, "status", "RssFile:")?)
+}
+
 /// Returns a field of a file in /proc that counts in kB.
-pub(crate) fn process_field(process: u32, name: &str, field: &str) -> Result<u64, Error> {
+fn process_field(process: u32, name: &str, field: &str) -> Result<u64, Error> {
     let path = PathBuf::from(format!("/proc/{process}/{name}"));
     let text = fs::read_to_string(&path).map_err(file("read", &path))?;
     let line = text.lines().find_map(|line| line.strip_prefix(field));
