@@ -30,7 +30,8 @@ rec {
     }:
     let
       able = builtins.filter (other: can other feature) hypervisors;
-      alternatives = if able == [ ] then "no other hypervisor supports it" else "supported by ${names able}";
+      alternatives =
+        if able == [ ] then "no other hypervisor supports it" else "supported by ${names able}";
     in
     "${machine}: microvm.${option}: ${hypervisor} ${
       table.${feature}.hypervisors.${hypervisor}.reason
