@@ -24,7 +24,7 @@ done
 same 'the share has what the machine wrote' "$(cat "$machines/left/data/from-left")" from-left
 for machine in left right; do
   check "$machine is stopped" systemctl stop "microvm@$machine.service"
-  check "and $machine has shut down" sh -c "journalctl --no-pager --output cat --unit microvm@$machine.service | grep -q 'reboot: Power down'"
+  check "and $machine has shut down" sh -c "journalctl --no-pager --output cat --unit microvm@$machine.service | grep -q '$machine has shut down'"
 done
 no_links() { ! ip -br link | grep -q '^vm-'; }
 check 'the interfaces go' wait_for no_links

@@ -112,7 +112,7 @@ let
     };
   };
   # At the time of the checks networkd may still wait for an interface.
-  answers = "answers() { for n in $(seq 120); do ping -c 1 -W 5 \"$1\" && return; sleep 1; done; return 1; }";
+  answers = "answers() { for n in $(seq 120); do ping -c 1 -W 5 \"$1\" >/dev/null 2>&1 && return; sleep 1; done; return 1; }";
   # Two machines on one bridge: `left` by tap, with its address from the host and a share by virtiofs; `right` by macvtap and
   # by qemu's bridge helper.
   left = {
