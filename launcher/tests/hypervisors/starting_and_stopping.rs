@@ -2,7 +2,7 @@
 
 use crate::failures::{is_alive, scripted_machine, wait_for_file, write_script};
 use crate::lifecycle::waiting_machine;
-use crate::machine::{Running, TIMEOUT, TestMachine, use_program};
+use crate::machine::{Running, TIMEOUT, TestMachine, use_program, write_disk};
 use crate::probe::{ProbeReport, probe_guest};
 use launcher::spec::Hypervisor;
 use serde_json::{Value, json};
@@ -85,11 +85,13 @@ fn a_stop_while_mkfs_runs_ends_the_start() {
 fn twenty_machines_stopped_together_all_shut_down_cleanly() {
     let machines: Vec<_> = (0..20).map_while(|_| waiting_machine(Hypervisor::Qemu)).collect();
     let mut running = Vec::new();
-    for (machine, spec) in &machines {
+    for (index, (machine, spec)) in machines.iter().enumerate() {
         let mut spec = spec.clone();
         spec.mem_mib = 64;
         spec.interfaces.clear();
-        spec.kernel_params.push("wait=long".to_owned());
+        spec.volumes = serde_json::from_value(json!([{"image": "var.img", "autoCreate": false}])).unwrap();
+        write_disk(&machine.path("var.img"), "before", 2048);
+        spec.kernel_params.extend(["wait=long".to_owned(), format!("record=guest-{index}-shut-down")]);
         machine.write_spec(&spec);
         running.push(machine.start(&["--supervise"]));
         running.last_mut().unwrap().wait_for("waiting");
@@ -104,10 +106,18 @@ fn twenty_machines_stopped_together_all_shut_down_cleanly() {
         let stop = stop.wait_with_output().unwrap();
         assert!(messages(&stop).ends_with("web has shut down\n"), "{stop:?}");
     }
-    for mut running in running {
+    for (index, mut running) in running.into_iter().enumerate() {
         let report = ProbeReport::parse(&running.end_well());
         assert_eq!(report.request.as_deref(), Some("power-button"));
         assert!(report.end.is_some(), "a guest did not get to its last line");
+        // Written by the guest after the request, and flushed.
+        let volume = fs::read(running.machine.path("var.img")).unwrap();
+        let record = format!("guest-{index}-shut-down\0");
+        assert!(
+            volume.starts_with(record.as_bytes()),
+            "guest {index} did not write to its volume: {:?}",
+            &volume[..32]
+        );
     }
 }
 
