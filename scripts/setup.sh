@@ -37,6 +37,7 @@ packages=(
   shellcheck                  # scripts/test.sh
   squashfs-tools              # unsquashfs: the differential tests
   squashfs-tools-ng           # gensquashfs: the peer of microvm.nix
+  strace                      # kills commands at a system call
   systemd                     # systemd-analyze: the host module's units
   systemd-container           # systemd-nspawn: the same units under a real systemd
   util-linux

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails, and a skipped one says so")]
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use testing::write_program;
 
 struct Host {
     directory: TempDir,
+    /// The system call, in strace's notation, or the run of Nix at which the next command is killed.
+    kill_at: Option<String>,
 }
 
 impl Host {
@@ -24,7 +27,7 @@ impl Host {
             testing::missing(reason);
             return None;
         }
-        let host = Self { directory: tempfile::tempdir().unwrap() };
+        let host = Self { directory: tempfile::tempdir().unwrap(), kill_at: None };
         for directory in ["bin", "machines", "gcroots", "flake", "store"] {
             fs::create_dir(host.path(directory)).unwrap();
         }
@@ -73,9 +76,18 @@ impl Host {
              sandbox-paths = /bin/sh=/usr/bin/busybox /bin/mkdir=/usr/bin/busybox\nflake-registry =\nfsync-metadata = false",
             self.path("store").display()
         );
-        let mut command = Command::new(env!("CARGO_BIN_EXE_microvm"));
+        let mut command = match &self.kill_at {
+            Some(call) if call.contains(':') => {
+                let mut command = Command::new("strace");
+                command.args(["-qq", "-o", "/dev/null", "-e", &format!("inject={call}")]);
+                command.arg(env!("CARGO_BIN_EXE_microvm"));
+                command
+            }
+            _ => Command::new(env!("CARGO_BIN_EXE_microvm")),
+        };
         command
             .args(arguments)
+            .env("KILL_AT", self.kill_at.as_deref().unwrap_or_default())
             .current_dir(self.directory.path())
             .env("PATH", search_path)
             .env("RECORDS", self.directory.path())
@@ -283,6 +295,90 @@ fn of_several_processes_that_create_a_machine_only_one_succeeds() {
     };
     assert_eq!(names("machines"), ["web"]);
     assert_eq!(names("gcroots"), ["booted-web", "web"]);
+}
+
+/// The system calls that change a directory, or make a change durable.
+const CHANGES: [&str; 7] = ["mkdirat", "symlinkat", "linkat", "renameat", "fsync", "unlinkat", "rmdir"];
+
+/// Runs the command on the machine `web`, killed at this step, and again if it was killed. Returns whether it was killed.
+fn kill_and_repeat(host: &mut Host, command: &[&str], step: &str) -> bool {
+    let (old, new) = (host.path("store/old"), host.path("store/new"));
+    let choose = |host: &Host, runner: &Path| fs::write(host.path("runner"), runner.to_str().unwrap()).unwrap();
+    choose(host, &old);
+    if command[0] != "create" {
+        host.done(&["create", "web", "--flake", "flake"]);
+        fs::write(host.path("machines/web/var.img"), "data").unwrap();
+    }
+    choose(host, &new);
+    host.kill_at = Some(step.to_owned());
+    let was_killed = !host.microvm(command).status.success();
+    host.kill_at = None;
+    let exists = |name: &str| fs::symlink_metadata(host.path(name)).is_ok();
+    if exists("machines/web") {
+        assert!(exists("gcroots/web") && exists("gcroots/booted-web"), "{command:?} at {step}: no roots");
+        assert!([&old, &new].contains(&&host.current("web")), "{command:?} at {step}: no runner");
+        assert!(command[0] == "create" || exists("machines/web/var.img"), "{command:?} at {step}: no volume");
+    } else {
+        assert_ne!(command[0], "update", "the machine is lost at {step}");
+    }
+    if was_killed {
+        let again = host.microvm(command);
+        let messages = String::from_utf8_lossy(&again.stderr).into_owned();
+        // The process was killed when everything was done, but before it removed the lock.
+        let done = HashMap::from([("create", "already exists"), ("delete", "there is no machine web")]);
+        let is_done = done.get(command[0]).is_some_and(|message| messages.contains(message));
+        assert!(again.status.success() || is_done, "{command:?} after {step}: {messages}");
+    }
+    let names = |directory: &str| {
+        let entries = fs::read_dir(host.path(directory)).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        // The next command takes over the lock of a killed process.
+        names.retain(|name| name != ".web.lock");
+        names.sort();
+        names
+    };
+    if command[0] == "delete" {
+        assert_eq!((names("machines"), names("gcroots")), (vec![], vec![]), "delete at {step}");
+    } else {
+        assert_eq!(names("machines"), ["web"], "{command:?} at {step}");
+        assert_eq!(names("gcroots"), ["booted-web", "web"], "{command:?} at {step}");
+        assert_eq!(host.current("web"), new, "{command:?} at {step}");
+        host.done(&["delete", "--yes", "web"]);
+    }
+    was_killed
+}
+
+#[test]
+fn a_command_that_was_killed_at_any_step_succeeds_when_it_is_repeated() {
+    let Some(mut host) = Host::new() else { return };
+    if Command::new("strace").arg("-V").output().is_err() {
+        return testing::missing("strace is needed");
+    }
+    // Creates the link to the runner that Nix would build now.
+    host.recorder(
+        "nix",
+        "[ \"$KILL_AT\" != 'nix, before' ] || kill -9 $PPID
+        for last in \"$@\"; do :; done
+        case $* in *--out-link*) ln -sfn \"$(cat \"$RECORDS/runner\")\" \"$last\" ;; esac
+        [ \"$KILL_AT\" != 'nix, after' ] || kill -9 $PPID",
+    );
+    host.flake(&[("web", Ok("one"))]);
+    for runner in ["store/old", "store/new"] {
+        fs::create_dir(host.path(runner)).unwrap();
+    }
+    let mut killed = 0;
+    for command in [["create", "web", "--flake", "flake"].as_slice(), &["update", "web"], &["delete", "--yes", "web"]] {
+        for call in CHANGES {
+            // The first, second, third ... call, until the command ends before that.
+            let step = |count: &usize| format!("{call}:signal=KILL:when={count}");
+            killed += (1..).take_while(|count| kill_and_repeat(&mut host, command, &step(count))).count();
+        }
+        for step in ["nix, before", "nix, after"] {
+            killed += usize::from(kill_and_repeat(&mut host, command, step));
+        }
+    }
+    assert!(killed >= 40, "only {killed} processes were killed");
+    println!("{killed} processes were killed");
 }
 
 #[test]

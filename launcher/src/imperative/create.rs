@@ -14,18 +14,19 @@ pub(super) const DIRECTORY_MODE: u32 = 0o755;
 const FLAKE_MODE: u32 = 0o644;
 
 /// Builds the machine, and creates its state directory and its garbage collection roots. The directory appears
-/// atomically.
+/// atomically. Completes a creation from the same flake that was interrupted after that.
 ///
 /// # Errors
 /// Returns [`ImperativeError::Exists`] before anything is built, or an error of Nix or of a file operation.
 pub fn create(layout: &Layout, name: &MachineName, flake: &FlakeReference) -> Result<Machine, ImperativeError> {
     let machine = layout.machine(name);
     let _lock = MachineLock::take(layout, name)?;
+    layout.remove_unfinished_links(&machine)?;
     if fs::symlink_metadata(&machine.directory).is_ok() {
-        return Err(ImperativeError::Exists(machine.directory, name.to_string()));
+        return complete(layout, machine, flake);
     }
-    // The leading dot distinguishes it from all machine names. Remains of an interrupted creation are replaced.
-    let making = Machine { name: name.clone(), directory: layout.machines().join(format!(".{name}.new")) };
+    // Remains of an interrupted creation are replaced.
+    let making = Machine { name: name.clone(), directory: layout.unfinished(&machine) };
     remove_directory(&making.directory)?;
     Directory::make(&making.directory, DIRECTORY_MODE, None).map_err(ImperativeError::file(&making.directory))?;
     if let Err(error) = fill(&making, flake).and_then(|()| publish(layout, &making, &machine)) {
@@ -42,13 +43,28 @@ pub fn create(layout: &Layout, name: &MachineName, flake: &FlakeReference) -> Re
 /// directly.
 fn publish(layout: &Layout, making: &Machine, machine: &Machine) -> Result<(), ImperativeError> {
     let runner = making.runner()?;
-    let meanwhile = layout.add_gc_root(machine, &runner)?;
+    layout.add_temporary_gc_root(machine, &runner)?;
     layout.add_gc_roots(machine)?;
     rename(&making.directory, &machine.directory)?;
+    finish(layout, machine)
+}
+
+/// Returns an existing machine if its creation from the same flake was interrupted: the temporary root is still there.
+fn complete(layout: &Layout, machine: Machine, flake: &FlakeReference) -> Result<Machine, ImperativeError> {
+    let is_same = || machine.flake().is_ok_and(|existing| existing.as_str() == flake.as_str());
+    if fs::symlink_metadata(layout.temporary_gc_root(&machine)).is_err() || !is_same() {
+        return Err(ImperativeError::Exists(machine.directory, machine.name.to_string()));
+    }
+    finish(layout, &machine)?;
+    Ok(machine)
+}
+
+/// Removes the temporary root, which must not happen before the new name is on the disk.
+fn finish(layout: &Layout, machine: &Machine) -> Result<(), ImperativeError> {
     fs::File::open(layout.machines())
         .and_then(|directory| directory.sync_all())
         .map_err(ImperativeError::file(layout.machines()))?;
-    remove_link(&meanwhile)
+    remove_link(&layout.temporary_gc_root(machine))
 }
 
 fn fill(making: &Machine, flake: &FlakeReference) -> Result<(), ImperativeError> {

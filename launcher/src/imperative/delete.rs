@@ -18,13 +18,17 @@ pub struct Removal {
     pub files: Vec<PathBuf>,
 }
 
-/// Returns what would be removed, so that the user can confirm it.
+/// Returns what would be removed, so that the user can confirm it: the machine, or the remains of an interrupted
+/// deletion.
 ///
 /// # Errors
 /// Returns [`ImperativeError::Missing`], [`ImperativeError::Running`], or [`ImperativeError::Declared`] if the host's
 /// configuration would install the machine again.
 pub fn removal(layout: &Layout, name: &MachineName) -> Result<Removal, ImperativeError> {
-    let machine = layout.existing(name)?;
+    let machine = match layout.existing(name) {
+        Err(error) => return remains(layout, &layout.machine(name)).ok_or(error),
+        Ok(machine) => machine,
+    };
     if MachineActivity::of(&machine)?.phase() != Phase::Stopped {
         return Err(ImperativeError::Running(name.to_string()));
     }
@@ -42,16 +46,37 @@ pub fn removal(layout: &Layout, name: &MachineName) -> Result<Removal, Imperativ
 /// # Errors
 /// The same as [`removal`], or an error of a file operation.
 pub fn delete(layout: &Layout, name: &MachineName) -> Result<(), ImperativeError> {
-    layout.existing(name)?;
+    removal(layout, name)?;
+    let missing = layout.existing(name).err();
     let _lock = MachineLock::take(layout, name)?;
     removal(layout, name)?;
     let machine = layout.machine(name);
-    let going = layout.machines().join(format!(".{name}.new"));
-    remove_directory(&going)?;
-    rename(&machine.directory, &going)?;
+    let unfinished = layout.unfinished(&machine);
+    match (layout.existing(name), missing) {
+        // Another process has created it while this one waited for the lock.
+        (Ok(_), Some(missing)) => return Err(missing),
+        (Ok(machine), None) => {
+            remove_directory(&unfinished)?;
+            rename(&machine.directory, &unfinished)?;
+        }
+        (Err(_), _) => {}
+    }
+    layout.remove_unfinished_links(&machine)?;
     layout.remove_gc_roots(&machine)?;
     remove_link(&layout.building(&machine))?;
-    remove_directory(&going)
+    remove_directory(&unfinished)
+}
+
+/// Returns what an interrupted command has left of a machine that does not exist.
+fn remains(layout: &Layout, machine: &Machine) -> Option<Removal> {
+    let directory = layout.unfinished(machine);
+    let roots = layout.gc_roots_of(machine).map(|(root, _)| root);
+    let found = [directory.clone(), layout.building(machine), layout.temporary_gc_root(machine)]
+        .into_iter()
+        .chain(roots)
+        .find(|path| fs::symlink_metadata(path).is_ok())?;
+    let unfinished = Machine { name: machine.name.clone(), directory };
+    Some(Removal { directory: found, files: files_of(&unfinished).unwrap_or_default() })
 }
 
 fn files_of(machine: &Machine) -> io::Result<Vec<PathBuf>> {

@@ -91,20 +91,51 @@ impl Layout {
     }
 
     /// Creates a temporary root that refers directly to a runner, until the machine's own roots refer to it.
-    pub(super) fn add_gc_root(&self, machine: &Machine, runner: &Path) -> Result<PathBuf, ImperativeError> {
+    pub(super) fn add_temporary_gc_root(&self, machine: &Machine, runner: &Path) -> Result<(), ImperativeError> {
         Directory::make(&self.gc_roots, 0o755, None).map_err(ImperativeError::file(&self.gc_roots))?;
-        let root = self.gc_roots.join(format!(".{}.new", machine.name));
-        replace_link(runner, &root)?;
-        Ok(root)
+        replace_link(runner, &self.temporary_gc_root(machine))
+    }
+
+    /// Returns the path of the temporary root.
+    pub(super) fn temporary_gc_root(&self, machine: &Machine) -> PathBuf {
+        self.gc_roots.join(format!(".{}.new", machine.name))
+    }
+
+    /// Removes the links that a killed process had created, but not yet renamed to the name of a root. The caller holds
+    /// the machine's lock.
+    pub(super) fn remove_unfinished_links(&self, machine: &Machine) -> Result<(), ImperativeError> {
+        let entries = match fs::read_dir(&self.gc_roots) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(ImperativeError::file(&self.gc_roots)(error)),
+        };
+        let targets = self.gc_roots_of(machine).map(|(_, target)| target);
+        let temporary = format!("..{}.new.", machine.name);
+        for entry in entries {
+            let path = entry.map_err(ImperativeError::file(&self.gc_roots))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            // By its target, because another machine's temporary root can have a name like this.
+            let is_of_machine = || fs::read_link(&path).is_ok_and(|target| targets.contains(&target));
+            if name.ends_with(".new") && (name.starts_with(&temporary) || (name.starts_with('.') && is_of_machine())) {
+                remove_link(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes all roots of the machine. Missing ones are not an error.
     pub(super) fn remove_gc_roots(&self, machine: &Machine) -> Result<(), ImperativeError> {
         let [(current, _), (booted, _)] = self.gc_roots_of(machine);
-        for root in [current, booted, self.gc_roots.join(format!(".{}.new", machine.name))] {
+        for root in [current, booted, self.temporary_gc_root(machine)] {
             remove_link(&root)?;
         }
         Ok(())
+    }
+
+    /// Returns the directory of a machine that is being created or deleted. The leading dot distinguishes it from all
+    /// machine names.
+    pub(super) fn unfinished(&self, machine: &Machine) -> PathBuf {
+        self.machines.join(format!(".{}.new", machine.name))
     }
 
     /// Returns the path of the link to the runner that an update builds. It is outside the state directory, which the

@@ -40,6 +40,7 @@ pub fn update(layout: &Layout, name: &MachineName, output: BuildOutput) -> Resul
     let _lock = MachineLock::take(layout, name)?;
     // Looked up again, because the machine may have been deleted while this process waited for the lock.
     let machine = layout.existing(name)?;
+    layout.remove_unfinished_links(&machine)?;
     let flake = machine.flake()?;
     // Checked before anything is built, because root must not trust links of another user.
     let (old, _) = (existing(machine.runner())?, machine.booted_runner()?);
@@ -56,6 +57,8 @@ pub fn update(layout: &Layout, name: &MachineName, output: BuildOutput) -> Resul
         replace_link(&new, &machine.current())?;
     }
     remove_link(&building)?;
+    // Left by an interrupted creation.
+    remove_link(&layout.temporary_gc_root(&machine))?;
     Ok(Updated { is_changed, difference, booted: booted(&machine)? })
 }
 
