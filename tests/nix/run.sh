@@ -9,7 +9,7 @@
 #   6  `nix flake` works on the real flake.nix with a substitute for Nixpkgs, and `nix run` boots a machine: nixpkgs/
 #   7  builds in the sandbox get unchanged content from the cache service, over its socket
 #   8  systemd as a container's init runs machines with the host module's units: systemd.sh
-#   9  the networks of a host are as expected
+#   9  the networks of a host are as expected, and a real networkd runs them: network.sh
 #  10  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
 # MICROVM_FIXTURES is the directory in which fixtures/closure/build.sh made the closure `small`. MICROVM_TEST_PROGRAMS
 # is a directory with static bin/microvm and bin/microvm-image; without it, they are built.
@@ -185,6 +185,10 @@ check_networks() {
   jq -r '.[]' "$scratch/network-refusals.json" | diff -u tests/nix/network-refusals.txt - || die "the host refuses other networks than expected"
   jq -r 'to_entries[] | "== " + .key + "\n" + .value' "$scratch/network-units.json" | diff -u tests/nix/network-units.txt - || die "networkd gets other units than expected"
   say "the networks of a host are as expected"
+  [ -x /usr/lib/systemd/systemd-networkd ] || { missing systemd-networkd "apt-get install systemd"; return; }
+  mkdir "$scratch/network"
+  for part in facts units resolved specs; do mv "$scratch/network-$part.json" "$scratch/network/$part.json"; done
+  tests/nix/network.sh "$scratch/network" "$programs/bin/microvm"
 }
 
 check_deploy() { # with a fake ssh that runs its command locally; nix and the machine's programs record their arguments

@@ -118,9 +118,9 @@ let
           ];
         };
       }) machines;
-      # Other modules that manage interfaces accept what the networks set.
-      networking.networkmanager.enable = true;
       networking.nftables.enable = true;
+      # The check needs packages that not every unpacked tree has.
+      networking.nftables.checkRuleset = false;
       networking.firewall.filterForward = true;
     }
   );
