@@ -24,6 +24,22 @@ step() { # NAME COMMAND...
   fi
 }
 
+beside() { # NAME COMMAND... -- NAME COMMAND...: runs the first step in the background while the second runs
+  local name=$1 log started=$SECONDS code=0 background=()
+  shift
+  while [ "$1" != -- ]; do background+=("$1"); shift; done
+  shift
+  log=$(mktemp)
+  "${background[@]}" >"$log" 2>&1 &
+  local process=$!
+  step "$@"
+  wait "$process" || code=$?
+  step "$name" show "$log" "$code"
+  printf 'steps `%s` and `%s` ran side by side for %s s\n' "$name" "$1" $((SECONDS - started))
+  rm -f "$log"
+}
+show() { cat "$1"; return "$2"; } # LOG CODE
+
 check_scripts() {
   local scripts=()
   mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
@@ -46,8 +62,8 @@ step 'licences, bans and sources (cargo deny)' scripts/deny.sh
 step 'fixtures' fixtures/closure/build.sh small
 step 'tests' cargo test --workspace --locked --no-fail-fast
 step 'manual' scripts/manual.sh
-step 'fuzzing' fuzz/run.sh
-step 'Nix' tests/nix/run.sh
+# Both use mostly one core.
+beside 'fuzzing' fuzz/run.sh -- 'Nix' tests/nix/run.sh
 step 'NixOS (with NIXPKGS=DIR)' tests/nixos/run.sh
 step 'quickstart' scripts/quickstart.sh --test
 
