@@ -167,6 +167,9 @@ fn the_commands_print_lines_or_json_and_exit_with_the_requested_code() {
     assert_eq!((report["version"].as_u64(), &report["differences"][0]["change"]), (Some(1), &"changed".into()));
     let (code, text, _) = run(&["size", "first"]);
     assert_eq!((code, text.lines().count()), (0, 3), "{text}");
+    let (_, top, _) = run(&["size", "first", "--top", "0"]);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(top.lines().collect::<Vec<_>>(), [lines[0], lines[2]]);
     let (_, json, _) = run(&["size", "first", "--json"]);
     let report: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((report["version"].as_u64(), report["paths"][0]["contentBytes"].as_u64()), (Some(1), Some(3)));

@@ -15,6 +15,9 @@ use std::path::PathBuf;
 pub(crate) struct SizeArgs {
     /// Image file, or a block device with an image on it
     image: PathBuf,
+    /// Show only the N largest store paths [default: all]
+    #[arg(long, value_name = "N")]
+    top: Option<usize>,
     /// Write JSON to stdout
     #[arg(long)]
     json: bool,
@@ -25,7 +28,9 @@ pub(crate) fn run(args: &SizeArgs) -> Result<(), Failure> {
         OpenImage::Squashfs(image) => path_sizes(image),
         OpenImage::Erofs(image) => path_sizes_erofs(image),
     });
-    let sizes = sizes.map_err(|error| Failure::unreadable_image(&args.image, &error))?;
+    let mut sizes = sizes.map_err(|error| Failure::unreadable_image(&args.image, &error))?;
+    // They are sorted by their size.
+    sizes.paths.truncate(args.top.unwrap_or(usize::MAX));
     if args.json {
         return Ok(program::output::print_json(&sizes)?);
     }
