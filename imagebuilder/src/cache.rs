@@ -21,9 +21,11 @@ use crate::settings::ImageSettings;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use program::unnamed_file::UnnamedFile;
+use rustix::fs::{Mode, OFlags, openat};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -54,6 +56,8 @@ pub struct Cache {
     added: Mutex<Option<Added>>,
     /// A directory of packs and the names in it.
     listing: Mutex<Option<(PathBuf, Vec<OsString>)>>,
+    /// Descriptors of directories of packs.
+    pack_directories: Mutex<Vec<(PathBuf, Arc<OwnedFd>)>>,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +66,8 @@ struct Added {
     being_made: Vec<Weak<UnnamedFile>>,
 }
 
+/// Maximum number of directories of packs that stay open.
+const KEPT_DIRECTORIES_MAX: usize = 8;
 /// Minimum interval between two updates of a used pack's time. Garbage collection does not need a finer order.
 const STAMP_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -78,7 +84,12 @@ impl Cache {
         for path in [root.clone(), root.join("packs"), root.join("outputs"), root.join(names::NAMES)] {
             make_directory(&path).map_err(|source| fail(&path, source))?;
         }
-        Ok(Self { root, added: Mutex::new(Some(Added::default())), listing: Mutex::new(None) })
+        Ok(Self {
+            root,
+            added: Mutex::new(Some(Added::default())),
+            listing: Mutex::new(None),
+            pack_directories: Mutex::default(),
+        })
     }
 
     /// Returns the directory of the packs made with `settings`.
@@ -96,8 +107,14 @@ impl Cache {
     /// # Errors
     /// The pack exists, but cannot be opened.
     pub fn find_pack(&self, path: &PlannedPath, settings: &ImageSettings) -> Result<Option<File>, CacheError> {
-        let mut place = self.pack_path(path, settings);
         let directory = self.pack_directory(settings);
+        let name = file_name(path);
+        // This takes a third of the time of opening the whole path, and a closure can have thousands of store paths.
+        // Garbage collection may have replaced the directory, so the path decides whether there is a pack.
+        if let Some(found) = self.open_in_kept_directory(&directory, &name) {
+            return Ok(Some(found));
+        }
+        let mut place = directory.join(name);
         refuse_link(&directory)
             .and_then(|()| match open_entry(&place)? {
                 None if path.nar_hash.is_none() => {
@@ -110,6 +127,27 @@ impl Cache {
                 found => Ok(found),
             })
             .map_err(|source| CacheError { action: "open a pack", path: place, source })
+    }
+
+    /// Opens an entry of a directory of packs through a descriptor of the directory that stays open.
+    fn open_in_kept_directory(&self, directory: &Path, name: &str) -> Option<File> {
+        let kept = || {
+            let mut kept = self.pack_directories.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((_, descriptor)) = kept.iter().find(|(path, _)| path == directory) {
+                return Some(descriptor.clone());
+            }
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let descriptor = Arc::new(rustix::fs::open(directory, flags, Mode::empty()).ok()?);
+            // A build has one, a service has one for each setting that its clients use.
+            if kept.len() == KEPT_DIRECTORIES_MAX {
+                kept.remove(0);
+            }
+            kept.push((directory.to_owned(), descriptor.clone()));
+            Some(descriptor)
+        };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(openat(kept()?, name, flags, Mode::empty()).ok()?);
+        stamp(&file).ok().map(|()| file)
     }
 
     /// Returns the name of a pack of a store path. The directory is listed only once.
@@ -240,12 +278,17 @@ impl Cache {
 /// with a link to an outside file, or with a pipe, whose opening would block for ever; both are refused.
 fn open_entry(path: &Path) -> io::Result<Option<File>> {
     let Some(file) = open_unstamped(path)? else { return Ok(None) };
+    stamp(&file).map(|()| Some(file))
+}
+
+/// Updates the time of an entry, unless that was done recently.
+fn stamp(file: &File) -> io::Result<()> {
     let metadata = file.metadata()?;
     if metadata.is_file() && metadata.modified()?.elapsed().is_ok_and(|age| age > STAMP_INTERVAL) {
         // A read-only cache is usable too; its entries just look unused.
         let _ = file.set_modified(SystemTime::now());
     }
-    Ok(Some(file))
+    Ok(())
 }
 
 /// Same as [`open_entry`], but does not update the time.

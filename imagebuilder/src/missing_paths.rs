@@ -2,11 +2,12 @@
 
 use crate::plan::ImagePlan;
 use crate::store_path::StorePath;
-use nix::unistd::{AccessFlags, access};
+use crate::threads::map_in_parallel;
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, accessat, open, statat};
 use std::fmt;
-use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// A store path that cannot be read.
@@ -40,18 +41,24 @@ impl fmt::Display for MissingPaths {
     }
 }
 
-/// Checks that each store path of the plan exists and can be read, with two system calls per path.
+/// Checks that each store path of the plan exists and can be read, with two system calls per path and at most `threads`
+/// threads.
 ///
 /// # Errors
 /// Some paths cannot be read; the error lists all of them.
-pub fn check(plan: &ImagePlan) -> Result<(), MissingPaths> {
+pub fn check(plan: &ImagePlan, threads: usize) -> Result<(), MissingPaths> {
+    // Names relative to an open directory take the kernel half the time of whole paths. If it cannot be opened, the
+    // whole paths give the error.
+    let store = open(&plan.store_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok();
+    let results = map_in_parallel(threads, &plan.paths, |planned| match &store {
+        Some(store) => check_path(store.as_fd(), Path::new(planned.path.base_name())),
+        None => check_path(CWD, &plan.store_dir.join(planned.path.base_name())),
+    });
     let absent: Vec<MissingPath> = plan
         .paths
         .iter()
-        .filter_map(|planned| {
-            let source = check_path(&plan.store_dir.join(planned.path.base_name())).err()?;
-            Some(MissingPath { path: planned.path.clone(), source })
-        })
+        .zip(results)
+        .filter_map(|(planned, result)| Some(MissingPath { path: planned.path.clone(), source: result.err()? }))
         .collect();
     if absent.is_empty() {
         return Ok(());
@@ -59,13 +66,13 @@ pub fn check(plan: &ImagePlan) -> Result<(), MissingPaths> {
     Err(MissingPaths { store_dir: plan.store_dir.clone(), absent, planned: plan.paths.len() })
 }
 
-fn check_path(path: &std::path::Path) -> io::Result<()> {
-    let kind = fs::symlink_metadata(path)?.file_type();
-    let needed = match (kind.is_symlink(), kind.is_dir()) {
+fn check_path(directory: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let kind = FileType::from_raw_mode(statat(directory, path, AtFlags::SYMLINK_NOFOLLOW)?.st_mode);
+    let needed = match kind {
         // A symbolic link is stored as a link; its target does not matter.
-        (true, _) => return Ok(()),
-        (false, true) => AccessFlags::R_OK | AccessFlags::X_OK,
-        (false, false) => AccessFlags::R_OK,
+        FileType::Symlink => return Ok(()),
+        FileType::Directory => Access::READ_OK | Access::EXEC_OK,
+        _ => Access::READ_OK,
     };
-    Ok(access(path, needed)?)
+    Ok(accessat(directory, path, needed, AtFlags::empty())?)
 }

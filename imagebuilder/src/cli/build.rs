@@ -123,7 +123,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<(), Failure> {
     let mut options = args.options()?;
     output::check(&args.output)?;
     let plan = args.source.plan(&args.settings)?;
-    missing_paths::check(&plan)?;
+    missing_paths::check(&plan, options.jobs)?;
     open_files::raise_limit();
     let mut progress = progress::on_stderr(args.verbosity());
     let (service, problem) = args.cache.service();

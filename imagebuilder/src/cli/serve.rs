@@ -59,8 +59,9 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     interrupt::end_server();
     let Some(closure) = args.source.closure()? else { return Err(Failure::no_closure()) };
     let plan = ImagePlan::new(closure, ImageSettings::default());
-    missing_paths::check(&plan)?;
-    let content = content(&plan)?;
+    let jobs = thread::available_parallelism().map_or(1, NonZero::get).min(threads::MAX_JOBS);
+    missing_paths::check(&plan, jobs)?;
+    let content = content(&plan, jobs)?;
     let store_paths = confine::open_store_paths(content.map().files())?;
     let listener = socket::bind(&args.socket)?;
     let manager = ServiceManager::connect()?;
@@ -77,7 +78,6 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
 }
 
 /// Lists the closure and lays the image out.
-fn content(plan: &ImagePlan) -> Result<StoreContent, Failure> {
-    let jobs = thread::available_parallelism().map_or(1, NonZero::get).min(threads::MAX_JOBS);
+fn content(plan: &ImagePlan, jobs: usize) -> Result<StoreContent, Failure> {
     Ok(StoreContent::open(layout(plan, jobs)?)?)
 }
