@@ -33,7 +33,7 @@ mod scan;
 mod source;
 mod superblock;
 mod unique;
-mod walk;
+pub(crate) mod walk;
 mod xattr;
 
 pub use content::{Block, BlockWord, ContentReader, FileBlocks, Piece};
@@ -46,7 +46,7 @@ pub use program::escape::Escaped;
 pub use scan::InodeScan;
 pub use source::{FileSource, ImageSource};
 pub use superblock::{CodecOptions, Superblock};
-pub use walk::{Node, Walk};
+pub use walk::Node;
 pub use xattr::Xattr;
 
 pub(crate) use listing::Listing;
@@ -61,6 +61,7 @@ use recent::Recent;
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use walk::{Directories, WalkLimits};
 use xattr::XattrTables;
 
 /// Bytes of a fragment table entry.
@@ -233,7 +234,34 @@ impl Image {
         }
     }
 
-    /// Reads the inode of a directory entry and checks that both have the same type and number.
+    /// Reads the extended attributes of an inode.
+    ///
+    /// # Errors
+    /// Their tables are damaged.
+    pub fn xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, ImageError> {
+        match (inode.xattr, &self.xattrs) {
+            (Some(index), Some(tables)) => tables.read(index),
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
+impl Directories for Image {
+    type Entry = ListingEntry;
+    type Listing<'a> = Listing<'a>;
+
+    fn root_inode(&self) -> Result<Inode, ImageError> {
+        self.root()
+    }
+
+    fn listing(&self, inode: &Inode, directory: &DirectoryInode, _parent: u32) -> Result<Listing<'_>, ImageError> {
+        Listing::new(&self.directories, inode.number, directory)
+    }
+
+    fn name(entry: &ListingEntry) -> &[u8] {
+        &entry.name
+    }
+
     fn inode_of(&self, entry: &ListingEntry) -> Result<Inode, ImageError> {
         let (piece, offset) = entry.inode;
         let inode = self.inode_at(self.inodes.place(piece, offset)?)?;
@@ -250,57 +278,13 @@ impl Image {
         Ok(inode)
     }
 
-    /// Walks the whole tree.
-    ///
-    /// # Errors
-    /// The root is damaged.
-    pub fn walk(&self) -> Result<Walk<'_>, ImageError> {
-        Ok(Walk::new(self, Vec::new(), self.root()?))
+    fn limits(&self) -> WalkLimits {
+        // Hard links can make the names more than the inodes; the listings limit them.
+        WalkLimits { listing_bytes: self.directories.length(), names: u64::MAX }
     }
 
-    /// Walks the tree from a path, which is the first node.
-    ///
-    /// # Errors
-    /// The path does not exist, or a directory above it is damaged.
-    pub fn walk_from(&self, path: &[u8]) -> Result<Walk<'_>, ImageError> {
-        let (path, inode) = self.find(path)?;
-        Ok(Walk::new(self, path, inode))
-    }
-
-    /// Looks a path up without following symlinks. Leading, doubled and trailing slashes and `.` are ignored.
-    ///
-    /// # Errors
-    /// The path does not exist, or a directory above it is damaged.
-    pub fn find(&self, path: &[u8]) -> Result<(Vec<u8>, Inode), ImageError> {
-        let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
-        let not_found = || ImageError::NotFound { path: ImagePath(names.join(&b'/')) };
-        let mut inode = self.root()?;
-        for name in &names {
-            let InodeKind::Directory(directory) = &inode.kind else {
-                return Err(not_found());
-            };
-            let mut found = None;
-            for entry in Listing::new(&self.directories, inode.number, directory)? {
-                let entry = entry?;
-                if entry.name == *name {
-                    found = Some(entry);
-                    break;
-                }
-            }
-            inode = self.inode_of(&found.ok_or_else(not_found)?)?;
-        }
-        Ok((names.join(&b'/'), inode))
-    }
-
-    /// Reads the extended attributes of an inode.
-    ///
-    /// # Errors
-    /// Their tables are damaged.
-    pub fn xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, ImageError> {
-        match (inode.xattr, &self.xattrs) {
-            (Some(index), Some(tables)) => tables.read(index),
-            _ => Ok(Vec::new()),
-        }
+    fn directory_part(_inode: &Inode) -> Part {
+        Part::DirectoryTable
     }
 }
 

@@ -5,7 +5,7 @@
 
 mod support;
 
-use imagebuilder::image::Image;
+use imagebuilder::image::{FileTree, Image};
 use imagebuilder::settings::{Compression, ImageSettings};
 use imagebuilder::verify::{NarCheck, VerifyOptions, verify};
 use proptest::prelude::*;

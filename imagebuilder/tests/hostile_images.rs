@@ -7,7 +7,7 @@ mod support;
 
 use imagebuilder::dump::dump;
 use imagebuilder::extract::{ExtractError, ExtractOptions, SpecialFiles, extract};
-use imagebuilder::image::{Image, ImageError};
+use imagebuilder::image::{FileTree, Image, ImageError};
 use imagebuilder::inspect::inspect;
 use imagebuilder::nar::nar_digest;
 use imagebuilder::settings::Compression;

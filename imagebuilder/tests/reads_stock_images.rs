@@ -5,7 +5,7 @@
 mod support;
 
 use imagebuilder::extract::{ExtractOptions, SpecialFiles, extract};
-use imagebuilder::image::{Image, InodeKind, InodeType};
+use imagebuilder::image::{FileTree, Image, InodeKind, InodeType};
 use imagebuilder::inspect::inspect;
 use imagebuilder::verify::{NarCheck, VerifyOptions, verify};
 use std::fs;

@@ -5,7 +5,7 @@
 mod support;
 
 use imagebuilder::closure::Closure;
-use imagebuilder::image::Image;
+use imagebuilder::image::{FileTree, Image};
 use imagebuilder::nar::nar_digest;
 use imagebuilder::plan::PlannedPath;
 use imagebuilder::settings::Compression;

@@ -20,13 +20,15 @@ mod content;
 mod inode;
 mod listing;
 mod superblock;
-mod walk;
 
 pub use superblock::ErofsSuperblock;
 
+use crate::image::walk::{Directories, Walk, WalkLimits, look_up};
 use crate::image::{
-    FileContent, FileInode, FilePart, FileSource, FileTree, ImageError, ImageSource, Inode, Nodes, Part,
+    DirectoryInode, FileContent, FileInode, FilePart, FileSource, FileTree, ImageError, ImageSource, Inode, InodeKind,
+    Nodes, Part,
 };
+use listing::{Listing, ListingEntry, number_of};
 use std::fs::File;
 use std::path::Path;
 
@@ -85,10 +87,47 @@ impl ErofsImage {
         let read = self.source.read_exact_at(buffer, at);
         read.map_err(|source| ImageError::Read { length_bytes, offset: at, source })
     }
+}
 
-    /// Returns the inode of the root directory.
-    pub(crate) fn root(&self) -> Result<Inode, ImageError> {
-        self.inode(u64::from(self.superblock.root_nid))
+impl Directories for ErofsImage {
+    type Entry = ListingEntry;
+    type Listing<'a> = Listing<'a>;
+
+    fn root_inode(&self) -> Result<Inode, ImageError> {
+        let root = self.inode(u64::from(self.superblock.root_nid))?;
+        match root.kind {
+            InodeKind::Directory(_) => Ok(root),
+            _ => Err(ImageError::damaged(Part::Superblock, "says the root is not a directory")),
+        }
+    }
+
+    fn listing(&self, inode: &Inode, _directory: &DirectoryInode, parent: u32) -> Result<Listing<'_>, ImageError> {
+        Listing::new(self, inode, parent)
+    }
+
+    fn name(entry: &ListingEntry) -> &[u8] {
+        &entry.name
+    }
+
+    fn inode_of(&self, entry: &ListingEntry) -> Result<Inode, ImageError> {
+        let inode = self.inode(entry.nid)?;
+        if number_of(inode.inode_type()) != entry.file_type {
+            let reason = format!(
+                "it is a {}, but its directory entry has the type {}",
+                inode.inode_type().name(),
+                entry.file_type
+            );
+            return Err(ImageError::damaged(Part::InodeAt(inode.place), reason));
+        }
+        Ok(inode)
+    }
+
+    fn limits(&self) -> WalkLimits {
+        WalkLimits { listing_bytes: self.superblock.bytes(), names: MAX_INODES }
+    }
+
+    fn directory_part(inode: &Inode) -> Part {
+        Part::InodeAt(inode.place)
     }
 }
 
@@ -110,12 +149,11 @@ impl FileTree for ErofsImage {
     }
 
     fn walk_from(&self, path: &[u8]) -> Result<Nodes<'_>, ImageError> {
-        let (path, inode, parent) = self.look_up(path)?;
-        Ok(Box::new(walk::Walk::new(self, path, inode, parent)))
+        Ok(Box::new(Walk::new(self, path)?))
     }
 
     fn find(&self, path: &[u8]) -> Result<(Vec<u8>, Inode), ImageError> {
-        self.look_up(path).map(|(path, inode, _)| (path, inode))
+        look_up(self, path).map(|found| (found.path, found.inode))
     }
 
     fn content(&self, file: &FileInode) -> Box<dyn FileContent + '_> {

@@ -4,7 +4,7 @@ use super::Image;
 use super::content::{ContentReader, FileBlocks, Piece};
 use super::error::ImageError;
 use super::inode::{FileInode, Inode};
-use super::walk::Node;
+use super::walk::{Node, Walk, look_up};
 use std::fmt;
 
 /// The nodes of a tree. Every directory comes before its content, and names are in ascending order of their bytes.
@@ -97,11 +97,11 @@ impl FileTree for Image {
     }
 
     fn walk_from(&self, path: &[u8]) -> Result<Nodes<'_>, ImageError> {
-        Ok(Box::new(Image::walk_from(self, path)?))
+        Ok(Box::new(Walk::new(self, path)?))
     }
 
     fn find(&self, path: &[u8]) -> Result<(Vec<u8>, Inode), ImageError> {
-        Image::find(self, path)
+        look_up(self, path).map(|found| (found.path, found.inode))
     }
 
     fn content(&self, file: &FileInode) -> Box<dyn FileContent + '_> {

@@ -1,16 +1,86 @@
-//! Walks the tree of an image: every directory before its entries, names in ascending order.
+//! Walks the tree of an image of either format: every directory before its entries, names in ascending order.
 //!
 //! Malicious images cannot make a walk endless: a directory that is reached twice (a cycle, or a tree that doubles at
-//! every level) is an error, the total length of all listings is limited to that of the directory table, and depth is
-//! limited. So the time and memory of a walk are proportional to the size of the tables.
+//! every level) is an error, the total length of all listings is limited to that of the image's directory data, and
+//! depth is limited. So the time and memory of a walk are proportional to the size of the directory data.
 
-use super::Image;
 use super::error::{ImageError, Part};
+use super::image_path::ImagePath;
 use super::inode::{DirectoryInode, Inode, InodeKind};
-use super::listing::{Listing, ListingEntry};
+use std::collections::HashSet;
+use std::fmt;
 
 /// Maximum depth of a directory. Linux does not allow paths longer than 4096 bytes, so no store reaches it.
 const MAX_DEPTH: usize = 4096;
+
+/// The limits of a walk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WalkLimits {
+    /// Bytes of the listings of all directories.
+    pub(crate) listing_bytes: u64,
+    /// Number of names.
+    pub(crate) names: u64,
+}
+
+/// The directories of an image.
+pub(crate) trait Directories: Sync + fmt::Debug {
+    /// An entry of a directory.
+    type Entry;
+    /// The entries of a directory, in ascending order of their names.
+    type Listing<'a>: Iterator<Item = Result<Self::Entry, ImageError>> + Send + fmt::Debug
+    where
+        Self: 'a;
+
+    /// Returns the inode of the root, which is a directory.
+    fn root_inode(&self) -> Result<Inode, ImageError>;
+
+    /// Opens the listing of a directory, which is in the directory with the inode number `parent`.
+    fn listing(&self, inode: &Inode, directory: &DirectoryInode, parent: u32) -> Result<Self::Listing<'_>, ImageError>;
+
+    /// Returns the name of an entry.
+    fn name(entry: &Self::Entry) -> &[u8];
+
+    /// Returns the inode of an entry, after checking that both agree.
+    fn inode_of(&self, entry: &Self::Entry) -> Result<Inode, ImageError>;
+
+    /// Returns the limits of a walk.
+    fn limits(&self) -> WalkLimits;
+
+    /// Returns the part of the image that is damaged if a directory breaks a rule of the tree.
+    fn directory_part(inode: &Inode) -> Part;
+}
+
+/// A node that has been looked up: its path without unnecessary slashes, its inode, and the inode number of its
+/// directory.
+pub(crate) struct Found {
+    pub(crate) path: Vec<u8>,
+    pub(crate) inode: Inode,
+    parent: u32,
+}
+
+/// Looks up a path without following symbolic links. Leading, doubled and trailing slashes and `.` are ignored.
+pub(crate) fn look_up<D: Directories>(image: &D, path: &[u8]) -> Result<Found, ImageError> {
+    let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
+    let not_found = || ImageError::NotFound { path: ImagePath(names.join(&b'/')) };
+    let mut inode = image.root_inode()?;
+    let mut parent = inode.number;
+    for name in &names {
+        let InodeKind::Directory(directory) = &inode.kind else {
+            return Err(not_found());
+        };
+        let mut found = None;
+        for entry in image.listing(&inode, directory, parent)? {
+            let entry = entry?;
+            if D::name(&entry) == *name {
+                found = Some(entry);
+                break;
+            }
+        }
+        parent = inode.number;
+        inode = image.inode_of(&found.ok_or_else(not_found)?)?;
+    }
+    Ok(Found { path: names.join(&b'/'), inode, parent })
+}
 
 /// A set of inode numbers, one bit for each.
 #[derive(Debug)]
@@ -73,76 +143,79 @@ impl Node {
 ///
 /// After an error it continues with the next name, or with the parent if a listing is damaged.
 #[derive(Debug)]
-pub struct Walk<'a> {
-    image: &'a Image,
-    first: Option<Node>,
-    levels: Vec<Level<'a>>,
-    visited: InodeSet,
-    listing_bytes_left: u64,
+pub(crate) struct Walk<'a, D: Directories> {
+    image: &'a D,
+    first: Option<(Node, u32)>,
+    levels: Vec<Level<D::Listing<'a>>>,
+    visited: HashSet<u32>,
+    left: WalkLimits,
     path: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Level<'a> {
-    listing: Listing<'a>,
+struct Level<Listing> {
+    listing: Listing,
+    number: u32,
     path_bytes: usize,
 }
 
-impl<'a> Walk<'a> {
-    pub(crate) fn new(image: &'a Image, path: Vec<u8>, inode: Inode) -> Self {
-        let name_start = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
-        Self {
-            image,
-            levels: Vec::new(),
-            visited: InodeSet::new(image.superblock.inodes),
-            listing_bytes_left: image.directories.length(),
-            path: path.clone(),
-            first: Some(Node { depth: 0, path, name_start, inode }),
-        }
+impl<'a, D: Directories> Walk<'a, D> {
+    /// Begins at a path, which is the first node.
+    pub(crate) fn new(image: &'a D, path: &[u8]) -> Result<Self, ImageError> {
+        let Found { path, inode, parent } = look_up(image, path)?;
+        let first = Some((Node::new(0, path.clone(), inode), parent));
+        Ok(Self { image, first, levels: Vec::new(), visited: HashSet::new(), left: image.limits(), path })
     }
 
     /// Starts to iterate over the listing of a directory.
-    fn enter(&mut self, inode: &Inode, directory: &DirectoryInode) -> Result<(), ImageError> {
+    fn enter(&mut self, inode: &Inode, directory: &DirectoryInode, parent: u32) -> Result<(), ImageError> {
+        let part = || D::directory_part(inode);
         if !self.visited.insert(inode.number) {
             let reason = format!("directory inode {} is reached a second time", inode.number);
-            return Err(ImageError::damaged(Part::DirectoryTable, reason).at(&self.path));
+            return Err(ImageError::damaged(part(), reason).at(&self.path));
         }
         if self.levels.len() >= MAX_DEPTH {
             let reason = "directories are nested too deep".to_owned();
-            return Err(ImageError::Limit { part: Part::DirectoryTable, reason, limit: MAX_DEPTH as u64 });
+            return Err(ImageError::Limit { part: part(), reason, limit: MAX_DEPTH as u64 });
         }
-        let left = self.listing_bytes_left.checked_sub(u64::from(directory.listing_bytes));
-        self.listing_bytes_left = left.ok_or_else(|| {
-            ImageError::damaged(Part::DirectoryTable, "its listings overlap: together they are longer than the table")
+        let left = self.left.listing_bytes.checked_sub(u64::from(directory.listing_bytes));
+        self.left.listing_bytes = left.ok_or_else(|| {
+            ImageError::damaged(part(), "the listings overlap: together they are longer than the directory data")
                 .at(&self.path)
         })?;
-        let listing =
-            Listing::new(&self.image.directories, inode.number, directory).map_err(|error| error.at(&self.path))?;
-        self.levels.push(Level { listing, path_bytes: self.path.len() });
+        let listing = self.image.listing(inode, directory, parent).map_err(|error| error.at(&self.path))?;
+        self.levels.push(Level { listing, number: inode.number, path_bytes: self.path.len() });
         Ok(())
     }
 
     /// Returns a node. If it is a directory, its entries follow.
-    fn yield_node(&mut self, node: Node) -> Result<Node, ImageError> {
+    fn yield_node(&mut self, node: Node, parent: u32) -> Result<Node, ImageError> {
+        let Some(left) = self.left.names.checked_sub(1) else {
+            let (reason, limit) = ("too many names".to_owned(), self.image.limits().names);
+            return Err(ImageError::Limit { part: Part::Superblock, reason, limit });
+        };
+        self.left.names = left;
         if let InodeKind::Directory(directory) = &node.inode.kind {
-            self.enter(&node.inode, directory)?;
+            self.enter(&node.inode, directory, parent)?;
         }
         Ok(node)
     }
 
-    fn entry(&mut self, depth: usize, entry: &ListingEntry) -> Result<Node, ImageError> {
+    fn entry(&mut self, depth: usize, parent: u32, entry: &D::Entry) -> Result<Node, ImageError> {
         let inode = self.image.inode_of(entry).map_err(|error| error.at(&self.path))?;
-        let name_start = self.path.len() - entry.name.len();
-        self.yield_node(Node { depth, path: self.path.clone(), name_start, inode })
+        self.yield_node(Node::new(depth, self.path.clone(), inode), parent)
     }
 }
 
-impl Iterator for Walk<'_> {
+impl<D: Directories> Iterator for Walk<'_, D> {
     type Item = Result<Node, ImageError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if let Some(first) = self.first.take() {
-            return Some(self.yield_node(first));
+        if let Some((first, parent)) = self.first.take() {
+            return Some(self.yield_node(first, parent));
+        }
+        if self.left.names == 0 {
+            self.levels.clear();
         }
         loop {
             let depth = self.levels.len();
@@ -160,8 +233,9 @@ impl Iterator for Walk<'_> {
                     if !self.path.is_empty() {
                         self.path.push(b'/');
                     }
-                    self.path.extend_from_slice(&entry.name);
-                    return Some(self.entry(depth, &entry));
+                    self.path.extend_from_slice(D::name(&entry));
+                    let parent = level.number;
+                    return Some(self.entry(depth, parent, &entry));
                 }
             }
         }

@@ -3,7 +3,7 @@
 
 use super::problem::{ProblemKind, Problems};
 use super::tables::Inodes;
-use crate::image::{DirectoryInode, Image, ImageError, InodeKind, InodeSet, InodeType, Node};
+use crate::image::{DirectoryInode, FileTree, Image, ImageError, InodeKind, InodeSet, InodeType, Node};
 
 /// Walks the whole tree and counts the names of every inode.
 pub(super) fn check_tree(image: &Image, inodes: &Inodes, problems: &Problems) {

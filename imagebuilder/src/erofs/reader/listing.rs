@@ -9,7 +9,7 @@ const MAX_NAME_BYTES: usize = 255;
 
 /// An entry of a directory.
 #[derive(Debug)]
-pub(super) struct ListingEntry {
+pub(crate) struct ListingEntry {
     pub(super) name: Vec<u8>,
     pub(super) nid: u64,
     pub(super) file_type: u8,
@@ -18,7 +18,7 @@ pub(super) struct ListingEntry {
 /// Reads the listing of a directory. It checks that names are in ascending order, and that `.` and `..` exist and are
 /// correct; it does not return these two. It ends after an error.
 #[derive(Debug)]
-pub(super) struct Listing<'a> {
+pub(crate) struct Listing<'a> {
     image: &'a ErofsImage,
     number: u32,
     parent: u32,
