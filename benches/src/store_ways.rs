@@ -14,7 +14,7 @@ use crate::timings::Timings;
 use crate::workspace;
 
 /// How long an emulated guest may take to boot and to read.
-const PATIENCE: Duration = Duration::from_secs(1800);
+const TIMEOUT: Duration = Duration::from_secs(1800);
 const GUEST_MEMORY_MIB: u32 = 512;
 
 /// Measures the time from the plan of a closure to the hypervisor, for which `true` stands: a squashfs that is built without
@@ -248,7 +248,7 @@ impl Guest {
 
     /// Waits until the guest has read its store.
     fn wait(&mut self) -> Result<(), Error> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let console = fs::read_to_string(&self.console).map_err(file("read", &self.console))?;
             if console.contains("guest: waiting") {

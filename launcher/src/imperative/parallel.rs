@@ -6,14 +6,14 @@ use std::sync::{MutexGuard, PoisonError};
 use std::thread;
 
 /// The most evaluations in parallel: each one needs a core and about 1 GiB of memory.
-const MOST_AT_ONCE: usize = 8;
+const MAX_CONCURRENT_JOBS: usize = 8;
 
 /// Calls `work` for each item, on as many threads as there are cores, at most 8, and returns the results in the order of
 /// the items.
 pub fn in_parallel<Item: Sync, Output: Send>(items: &[Item], work: impl Fn(&Item) -> Output + Sync) -> Vec<Output> {
     let results = Mutex::new(Vec::with_capacity(items.len()));
     let next = AtomicUsize::new(0);
-    let workers = thread::available_parallelism().map_or(1, usize::from).min(MOST_AT_ONCE).min(items.len());
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(MAX_CONCURRENT_JOBS).min(items.len());
     thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
