@@ -433,6 +433,42 @@ let
               command;
         };
     };
+    "a guest that is not optimized keeps its TPM, and so does one whose user enables it" = {
+      expected = {
+        default = [
+          false
+          false
+        ];
+        not-optimized = [
+          true
+          true
+        ];
+        enabled = [
+          true
+          true
+        ];
+      };
+      found =
+        builtins.mapAttrs
+          (
+            _: module:
+            let
+              inherit (evaluateOver ./evaluator/newer-nixos.nix module) config;
+            in
+            [
+              config.boot.initrd.systemd.tpm2.enable
+              config.systemd.tpm2.enable
+            ]
+          )
+          {
+            default = { };
+            not-optimized.microvm.optimize.enable = false;
+            enabled = {
+              boot.initrd.systemd.tpm2.enable = true;
+              systemd.tpm2.enable = true;
+            };
+          };
+    };
     "the architecture in the machine spec is that of the guest's packages" = {
       expected = if isX86 then "x86_64" else "aarch64";
       found = (specOf (guest { })).architecture;

@@ -202,6 +202,9 @@ fn adapt_disks(
         if disk.live || disk.transport != StoreTransport::Block {
             return Err("rows.rs boots store disks that are served or mapped, with a real image".to_owned());
         }
+        if disk.verity {
+            return Err("linux.rs boots a sealed store disk, with a real image and its root hash".to_owned());
+        }
         disk.image = disk.image.as_ref().map(moved);
         match (&mut disk.plan, &disk.image) {
             (Some(plan), _) => {
