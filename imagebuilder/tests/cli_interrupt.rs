@@ -75,7 +75,10 @@ fn an_interrupted_build_leaves_nothing_and_keeps_the_existing_image() {
     let names = workspace.names();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let line = "build --paths-from list --store-dir store --level 22 -j 1 -q -o image";
-        let child = start(&mut workspace.command(line.split(' ')));
+        // The test may run below nohup(1), which ignores SIGHUP.
+        let arguments =
+            ["--default-signal=HUP", env!("CARGO_BIN_EXE_microvm-image")].into_iter().chain(line.split(' '));
+        let child = start(&mut workspace.command_of(Path::new("env"), arguments));
         // The cache is opened right before the work begins.
         wait_for(&workspace.path("cache/v2/outputs"));
         thread::sleep(Duration::from_millis(200));

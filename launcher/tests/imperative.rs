@@ -79,7 +79,8 @@ impl Host {
         let mut command = match &self.kill_at {
             Some(call) if call.contains(':') => {
                 let mut command = Command::new("strace");
-                command.args(["-qq", "-o", "/dev/null", "-e", &format!("inject={call}")]);
+                // Updates run in threads.
+                command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("inject={call}")]);
                 command.arg(env!("CARGO_BIN_EXE_microvm"));
                 command
             }
@@ -366,8 +367,8 @@ fn a_command_that_was_killed_at_any_step_succeeds_when_it_is_repeated() {
     for runner in ["store/old", "store/new"] {
         fs::create_dir(host.path(runner)).unwrap();
     }
-    let mut killed = 0;
     for command in [["create", "web", "--flake", "flake"].as_slice(), &["update", "web"], &["delete", "--yes", "web"]] {
+        let mut killed = 0;
         for call in CHANGES {
             // The first, second, third ... call, until the command ends before that.
             let step = |count: &usize| format!("{call}:signal=KILL:when={count}");
@@ -376,8 +377,8 @@ fn a_command_that_was_killed_at_any_step_succeeds_when_it_is_repeated() {
         for step in ["nix, before", "nix, after"] {
             killed += usize::from(kill_and_repeat(&mut host, command, step));
         }
+        assert!(killed >= 10, "{command:?} was killed only {killed} times");
     }
-    assert!(killed >= 40, "only {killed} processes were killed");
 }
 
 #[test]
