@@ -9,9 +9,11 @@
 //! machine spec now forbids. Daemons are not left over: they end with the launcher, or with the hypervisor that it
 //! becomes by exec.
 //!
-//! virtiofsd, running as root, creates a socket and `SOCKET.pid`, and follows symbolic links when it creates the
-//! latter. The machine's user can create links in the state directory. Therefore the daemon creates both in a private
-//! directory, and the launcher then moves the socket to its place.
+//! No process with root's rights creates a file in a directory that the machine's user can change. virtiofsd creates a
+//! socket and `SOCKET.pid`, and follows symbolic links when it creates the latter; crosvm's graphics card creates a
+//! socket. Both do so in a private directory, and the launcher then moves the socket to its place. passt and the server of
+//! the store disk run as the machine's user from the beginning: passt closes the descriptor of a private directory, and
+//! its socket would belong to root.
 
 use crate::interruption::{Interrupted, Interruption, end_group};
 use crate::launch::{AfterEnd, SideProcess, SideProcessKind};
@@ -37,8 +39,8 @@ const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
 const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long another launcher may take to record the command of a daemon that it has just restarted.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
-/// The option in a virtiofs daemon's arguments that precedes the socket path.
-const SOCKET_OPTION: &str = "--socket-path=";
+/// The option of a virtiofs daemon and of crosvm's graphics card that precedes the socket path.
+const SOCKET_OPTION: &str = "--socket-path";
 /// The option in a virtiofs daemon's arguments that precedes the group of its socket.
 const GROUP_OPTION: &str = "--socket-group=";
 const FIRST_RESTART_DELAY: Duration = Duration::from_millis(100);
@@ -376,8 +378,9 @@ impl Entry {
         // Not inherited, because stdout is the guest's console.
         let stderr = std::os::fd::AsFd::as_fd(&io::stderr()).try_clone_to_owned().map_err(failed)?;
         command.stdout(stderr).process_group(0);
-        // The server of the store disk needs no more rights than the machine: it reads what the guest reads.
-        let user = self.client.clone().filter(|_| self.process.kind == SideProcessKind::StoreDisk);
+        // They need no more rights than the machine. The server of the store disk reads what the guest reads.
+        let is_unprivileged = matches!(self.process.kind, SideProcessKind::StoreDisk | SideProcessKind::Passt);
+        let user = self.client.clone().filter(|_| is_unprivileged);
         // Ends with the launcher, or with the hypervisor that it becomes by exec: both are the same process.
         prepare(&mut command, OnParentDeath::Terminate, user);
         self.child = Some(command.spawn().map_err(failed)?);
@@ -390,12 +393,17 @@ impl Entry {
     /// Creates the directory for the daemon's socket, and returns it with the arguments that use it.
     fn private_socket(&self) -> io::Result<(Option<PrivateDirectory>, Vec<String>)> {
         let mut arguments = self.process.all_arguments();
-        let option = format!("{SOCKET_OPTION}{}", self.process.socket);
-        let Some(argument) = arguments.iter_mut().find(|argument| **argument == option) else {
+        let socket = self.process.socket.as_str();
+        let joined = format!("{SOCKET_OPTION}={socket}");
+        let position = arguments.iter().enumerate().position(|(index, argument)| {
+            *argument == joined || (argument == socket && index > 0 && arguments[index - 1] == SOCKET_OPTION)
+        });
+        let Some(argument) = position.and_then(|position| arguments.get_mut(position)) else {
             return Ok((None, arguments));
         };
         let private = PrivateDirectory::make(Place::itself(self.socket.as_path())?.directory().try_clone()?)?;
-        *argument = format!("{SOCKET_OPTION}{}", private.path_of(private.name()).display());
+        let prefix = argument.strip_suffix(socket).unwrap_or_default();
+        *argument = format!("{prefix}{}", private.path_of(private.name()).display());
         Ok((Some(private), arguments))
     }
 
@@ -434,8 +442,8 @@ impl Entry {
         self.is_noted = self.write_command().is_ok();
     }
 
-    /// The sockets of root's daemons accept connections only from root. passt already runs as another user, and the server
-    /// of the store disk as the machine's.
+    /// The sockets of root's daemons accept connections only from root. passt and the server of the store disk run as the
+    /// machine's user.
     fn give_socket(&self) -> io::Result<()> {
         match &self.client {
             Some(client)

@@ -108,6 +108,58 @@ fn a_daemon_does_not_overwrite_a_host_file_through_a_link_of_the_machines_user()
     assert_eq!(names(), ["fs.sock.pid"]);
 }
 
+/// Binds the path that follows the option, and reports the user and the directory of its socket.
+const BINDING_DAEMON: &str = "import os, socket, sys
+option, _, path = ' '.join(sys.argv[1:]).replace('--socket-path ', '--socket-path=').partition('=')
+server = socket.socket(socket.AF_UNIX)
+server.bind(path)
+directory = os.stat(os.path.dirname(path) or '.')
+open(sys.argv[0] + '.report', 'w').write(f'{os.geteuid()} {directory.st_uid}')
+server.listen(1)
+server.accept()
+";
+
+/// Starts the process for another user, in that user's directory. Returns the user who made the socket, the owner of the
+/// directory in which it was made, and the owner of the socket that the other user gets.
+fn makers_of_socket(kind: SideProcessKind, arguments: &[&str], client: &Identity) -> (u32, u32, u32) {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let state_directory = directory.path().join("state");
+    fs::create_dir(&state_directory).unwrap();
+    let owner = (Some(client.user().as_raw()), None);
+    std::os::unix::fs::chown(&state_directory, owner.0, owner.1).unwrap();
+    let mut process = side_process(directory.path(), BINDING_DAEMON);
+    let report = directory.path().join("daemon.py.report");
+    fs::write(&report, "").unwrap();
+    std::os::unix::fs::chown(&report, owner.0, owner.1).unwrap();
+    process.kind = kind;
+    process.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    let interruption = Interruption::watch().unwrap();
+    let started = SideProcesses::start(&[process], &state(&state_directory), Some(client), &interruption).unwrap();
+    let report = fs::read_to_string(report).unwrap();
+    let (user, directory_owner) = report.split_once(' ').unwrap();
+    let socket = fs::symlink_metadata(state_directory.join("fs.sock")).unwrap().uid();
+    drop(started);
+    (user.parse().unwrap(), directory_owner.parse().unwrap(), socket)
+}
+
+#[test]
+fn no_process_of_root_makes_its_socket_in_a_directory_of_the_machines_user() {
+    if !nix::unistd::geteuid().is_root() {
+        return testing::missing("only root starts processes for another user");
+    }
+    let client = Identity::of("nobody").unwrap();
+    let user = client.user().as_raw();
+    for (kind, arguments, made) in [
+        (SideProcessKind::Virtiofsd, ["--socket-path=fs.sock"].as_slice(), (0, 0, user)),
+        (SideProcessKind::CrosvmGpu, &["--socket-path", "fs.sock"], (0, 0, user)),
+        (SideProcessKind::Passt, &["--socket=fs.sock"], (user, user, user)),
+        (SideProcessKind::StoreDisk, &["--socket=fs.sock"], (user, user, user)),
+    ] {
+        assert_eq!(makers_of_socket(kind, arguments, &client), made, "{kind:?}");
+    }
+}
+
 #[test]
 fn a_daemon_with_another_command_is_not_used() {
     let directory = tempfile::tempdir().unwrap();
