@@ -26,6 +26,7 @@ use program::child::{OnParentDeath, pass_descriptors, prepare};
 use program::place::{Place, PrivateDirectory};
 use program::user::Identity;
 use serde::{Deserialize, Serialize};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -145,11 +146,15 @@ pub fn program_of(process: &SideProcess) -> HostPath {
     named.unwrap_or_else(|| process.program.clone())
 }
 
+/// Returns the group to which a virtiofs daemon gives its socket.
+fn socket_group(process: &SideProcess) -> Option<&str> {
+    process.arguments.iter().filter_map(|argument| argument.strip_prefix(GROUP_OPTION)).next_back()
+}
+
 /// Checks that the group of a virtiofs daemon's socket exists. The daemon creates the socket before it looks for the group, so
 /// that it would seem to serve for a moment, and would end and be restarted for ever.
 fn check_group(process: &SideProcess) -> Result<(), SideProcessError> {
-    let mut groups = process.arguments.iter().filter_map(|argument| argument.strip_prefix(GROUP_OPTION));
-    let Some(group) = groups.next_back() else { return Ok(()) };
+    let Some(group) = socket_group(process) else { return Ok(()) };
     match nix::unistd::Group::from_name(group) {
         Ok(None) => Err(SideProcessError::NoGroup { name: describe(process), group: group.to_owned() }),
         // If the groups cannot be read, the daemon reports what is wrong.
@@ -410,9 +415,20 @@ impl Entry {
     /// Whether the process listens on its socket, moved or not.
     fn serves(&self) -> bool {
         match &self.private {
-            Some(private) => is_bound(&private.path_of(private.name())),
+            Some(private) => self.is_complete(&private.path_of(private.name())),
             None => is_served(self.socket.as_path()),
         }
+    }
+
+    /// Whether the process listens on its socket, and will not use the path of the socket again: a virtiofs daemon binds it
+    /// and then sets its group by its path, and would end if the socket was no longer there.
+    fn is_complete(&self, socket: &Path) -> bool {
+        let group = socket_group(&self.process).and_then(|group| nix::unistd::Group::from_name(group).ok().flatten());
+        let has_group = || match group {
+            Some(group) => fs::symlink_metadata(socket).is_ok_and(|found| found.gid() == group.gid.as_raw()),
+            None => true,
+        };
+        is_bound(socket) && has_group()
     }
 
     /// Moves the socket to its place, and gives it to its client.

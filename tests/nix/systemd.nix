@@ -85,6 +85,51 @@ let
           storeDiskBuild = "host";
         }
         {
+          # The kinds of devices that reach a machine through its root directory and the device rules of its unit.
+          name = "devices";
+          hypervisor = "qemu";
+          storeDiskBuild = "derivation";
+          further.microvm = {
+            interfaces = [
+              {
+                type = "macvtap";
+                id = "mv-devices";
+                mac = "02:00:00:00:02:01";
+                macvtap = {
+                  link = "br-macvtap";
+                  mode = "bridge";
+                };
+              }
+            ];
+            volumes = [
+              {
+                image = "/dev/block-of-machine";
+                autoCreate = false;
+              }
+            ];
+            shares = [
+              {
+                proto = "9p";
+                tag = "nine";
+                source = "/srv/nine";
+                mountPoint = "/nine";
+              }
+            ];
+          };
+        }
+        {
+          name = "user-network";
+          hypervisor = "cloud-hypervisor";
+          storeDiskBuild = "derivation";
+          further.microvm.interfaces = [
+            {
+              type = "user";
+              id = "user0";
+              mac = "02:00:00:00:02:02";
+            }
+          ];
+        }
+        {
           name = "victim";
           hypervisor = "qemu";
           storeDiskBuild = "derivation";

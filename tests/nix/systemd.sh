@@ -7,7 +7,7 @@
 #   UNITS      the units of tests/nix/systemd.nix; TMPFILES is its rules for systemd-tmpfiles
 #   PLAN       the plan of a store disk
 #   PROGRAMS   a directory with bin/microvm-image, static
-#   MICROVM_TEST_{CLOUD_HYPERVISOR,FIRECRACKER,CROSVM,KVMTOOL,VIRTIOFSD}: the paths of these programs, if they are available
+#   MICROVM_TEST_{CLOUD_HYPERVISOR,FIRECRACKER,CROSVM,KVMTOOL,VIRTIOFSD,PASST}: the paths of these programs, if they are available
 set -euo pipefail
 
 die() { printf 'error: %s\n' "$1" >&2; exit 1; }
@@ -113,6 +113,64 @@ check_isolation() {
   [ -z "$(ip --oneline link show master br-test)" ] || die "the victim's tap is still in the bridge"
   grep -qx untouched /root/precious || die "root wrote through a link of a machine's user"
   printf 'attacker: %s of %s attempts are refused\n' "$(grep -c ': no' /root/attacks.txt)" "$(wc -l </root/attacks.txt)"
+}
+
+# A macvtap, a block device and a 9p share. Nothing creates the nodes of devices in this container, as udev does on a host.
+check_devices() {
+  local index loop said
+  truncate -s 5M /srv/disk
+  mkfs.ext4 -q /srv/disk
+  [ -e /dev/loop-control ] || mknod /dev/loop-control c 10 237
+  index=$(losetup --find)
+  index=${index#/dev/loop}
+  [ -e "/dev/loop$index" ] || mknod "/dev/loop$index" b 7 "$index"
+  loop=/dev/loop$index
+  losetup "$loop" /srv/disk || { echo "skipped: block volumes; no loop devices here"; return; }
+  # shellcheck disable=SC2064 # this device
+  trap "systemctl stop microvm@devices; losetup --detach '$loop'; systemctl --no-block poweroff" EXIT
+  mknod /dev/block-of-machine b 7 "$index"
+  ip link add br-macvtap type bridge
+  ip link set br-macvtap up
+  until [ -e /sys/class/net/mv-devices/ifindex ]; do sleep 0.1; done && make_macvtap_node mv-devices &
+  systemctl start install-microvm-devices
+  systemctl start microvm@devices || { journalctl --quiet --no-pager --unit '*microvm*devices*' | tail -n 60 >&2; die "microvm@devices does not start"; }
+  wait_for devices waiting
+  said=$(journalctl --quiet --unit microvm@devices --output cat)
+  for device in 'name=blk sectors=10240 access=rw' 'name=net mac=02:00:00:00:02:01' 'name=9p tag=\[nine\]'; do
+    grep -q "$device" <<<"$said" || { echo "$said" >&2; die "the guest of devices has no $device"; }
+  done
+  [ "$(systemctl show --property DeviceAllow --value microvm@devices | tr ' ' '\n' | grep -c -e '^/dev/block-of-machine$' -e '^/dev/tap')" = 2 ] ||
+    die "microvm@devices may open $(systemctl show --property DeviceAllow microvm@devices)"
+  systemctl stop microvm@devices
+  [ ! -e /sys/class/net/mv-devices ] || timeout 10 bash -c 'while [ -e /sys/class/net/mv-devices ]; do sleep 0.1; done' || die "the macvtap of devices is still there"
+  losetup --detach "$loop"
+  trap 'systemctl --no-block poweroff' EXIT
+  echo "devices: a macvtap, a block volume and a 9p share reach the guest"
+}
+
+make_macvtap_node() { # INTERFACE
+  local number
+  number=$(cat "/sys/class/net/$1/macvtap/tap$(cat "/sys/class/net/$1/ifindex")/dev")
+  mknod "/dev/tap$(cat "/sys/class/net/$1/ifindex")" c "${number%:*}" "${number#*:}"
+}
+
+# passt isolates itself in namespaces, and cloud-hypervisor confines itself with Landlock.
+check_user_network() {
+  local said
+  if [ ! -e /dev/kvm ] || ! command -v cloud-hypervisor >/dev/null || ! passt --help 2>&1 | grep -q vhost-user; then
+    echo "skipped: user networking needs KVM, cloud-hypervisor and a passt with --vhost-user"
+    return
+  fi
+  systemctl start install-microvm-user-network
+  systemctl start microvm@user-network || { journalctl --quiet --no-pager --unit '*microvm*user*' | tail -n 60 >&2; die "microvm@user-network does not start"; }
+  wait_for user-network waiting
+  said=$(journalctl --quiet --unit microvm@user-network --output cat)
+  grep -q 'name=net mac=02:00:00:00:02:02' <<<"$said" || { echo "$said" >&2; die "the guest of user-network has no interface"; }
+  # shellcheck disable=SC2009 # the arguments
+  ps -o args= -C cloud-hypervisor | grep -q -e --landlock || die "cloud-hypervisor has no Landlock rules: $(ps -o args= -C cloud-hypervisor)"
+  systemctl stop microvm@user-network
+  ! pgrep -x passt >/dev/null || die "passt has outlived its machine"
+  echo "user-network: passt serves cloud-hypervisor, which Landlock confines"
 }
 
 plant_links() { # DIRECTORY: creates links to a file that root owns, as a machine's user could
@@ -233,6 +291,8 @@ inside() {
     check_stopped "$name"
   done
   check_isolation
+  check_devices
+  check_user_network
   check_migration
   systemctl start microvm-image-cache-gc
   ! journalctl --quiet --unit microvm-image-cache | grep -i 'error\|panic' || die "the cache service had trouble, see above"
@@ -284,7 +344,7 @@ fi
 mkdir -p "$root/etc/"{sysusers.d,tmpfiles.d,systemd/system} "$root/srv/shared" "$root/nix/store" "$root/var/empty"
 cp "$(realpath "$0")" "$root/root/systemd.sh"
 cp "$(dirname "$(realpath "$0")")/attacks.txt" "$root/root/attacks.txt"
-for program in CLOUD_HYPERVISOR:cloud-hypervisor FIRECRACKER:firecracker CROSVM:crosvm KVMTOOL:lkvm VIRTIOFSD:virtiofsd; do
+for program in CLOUD_HYPERVISOR:cloud-hypervisor FIRECRACKER:firecracker CROSVM:crosvm KVMTOOL:lkvm VIRTIOFSD:virtiofsd PASST:passt; do
   variable=MICROVM_TEST_${program%%:*}
   [ -z "${!variable:-}" ] || cp "${!variable}" "$root/usr/bin/${program#*:}"
 done
@@ -316,8 +376,10 @@ StandardOutput=file:/out/said
 StandardError=file:/out/said
 UNIT
 
+# cloud-hypervisor restricts itself with Landlock, whose system calls a container may not make by default.
+landlock='landlock_create_ruleset landlock_add_rule landlock_restrict_self'
 SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 timeout 600 systemd-nspawn --quiet "${container[@]}" --directory "$root" --private-network \
-  --capability=all --bind-ro="$store:/nix/store" --bind="$scratch/out:/out" --kill-signal=SIGRTMIN+3 --console=read-only \
+  --system-call-filter="$landlock" --capability=all --bind-ro="$store:/nix/store" --bind="$scratch/out:/out" --kill-signal=SIGRTMIN+3 --console=read-only \
   --boot systemd.show_status=error systemd.unit=microvm-test.service </dev/null >"$scratch/console" 2>&1 || true
 if ! grep -qx passed "$scratch/out/said" 2>/dev/null; then
   cat "$scratch/console" "$scratch/out/said" >&2 || true

@@ -12,6 +12,10 @@ pub(super) fn probe() -> Landlock {
     let rules = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     match rules.handle_access(AccessFs::from_all(REQUIRED)).and_then(Ruleset::create) {
         Ok(_) => Landlock::Usable,
-        Err(error) => Landlock::Unusable(format!("needs Linux 6.2 with `landlock` in its list of LSMs: {error}")),
+        // The crate's error shows the bits of the access rights.
+        Err(_) => Landlock::Unusable(
+            "needs Linux 6.2 or later with `landlock` in its list of LSMs; some containers forbid its system calls"
+                .to_owned(),
+        ),
     }
 }

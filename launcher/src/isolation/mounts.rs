@@ -8,12 +8,16 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, fstat, makedev, mknod};
+use nix::sys::statfs::{FsType, statfs};
 use nix::unistd::{Gid, Uid, User, chown, fchown};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
+
+/// SYSFS_MAGIC of statfs(2).
+const SYSFS: FsType = FsType(0x6265_6572);
 
 /// Builds the root directory at `root`. Only root may be able to change its parent. Removes an existing root directory
 /// first.
@@ -173,8 +177,10 @@ impl TreeBuilder<'_> {
         let opened = if source.is_dir() { self.mount_directory(&path.path)? } else { self.mount_file(&path.path)? };
         let target = by_descriptor(&opened);
         // Mounts below it are included, so that a share has the same content as on the host. The exception is /sys,
-        // whose submounts expose kernel internals that no machine needs.
-        let recursive = if source.is_dir() && source != Path::new("/sys") { MsFlags::MS_REC } else { MsFlags::empty() };
+        // whose submounts expose kernel internals that no machine needs. In a container, /sys can consist of submounts only.
+        let is_sysfs = || statfs(&source).is_ok_and(|found| found.filesystem_type() == SYSFS);
+        let is_whole = source == Path::new("/sys") && is_sysfs();
+        let recursive = if source.is_dir() && !is_whole { MsFlags::MS_REC } else { MsFlags::empty() };
         mount(Some(&source), target.as_str(), None::<&str>, MsFlags::MS_BIND | recursive, None::<&str>)
             .map_err(IsolationError::errno(&place))?;
         // Mounts that are made here do not propagate to the host's directory.

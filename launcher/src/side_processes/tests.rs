@@ -283,6 +283,37 @@ fn a_daemon_whose_group_does_not_exist_is_not_started() {
     assert!(!directory.path().join("fs.sock").exists());
 }
 
+/// Sets the group of its socket by path, as virtiofsd does, but later.
+const DAEMON_WITH_GROUP: &str = "import os, socket, sys, time
+path = sys.argv[1].removeprefix('--socket-path=')
+server = socket.socket(socket.AF_UNIX)
+server.bind(path)
+server.listen(1)
+open(sys.argv[0] + '.starts', 'a').write('x')
+time.sleep(0.5)
+os.chown(path, -1, 65534)
+server.accept()
+";
+
+#[test]
+fn a_daemon_that_sets_the_group_of_its_socket_late_is_not_disturbed() {
+    let Ok(Some(group)) = nix::unistd::Group::from_gid(65534.into()) else {
+        return testing::missing("there is no group with the number 65534");
+    };
+    if !nix::unistd::geteuid().is_root() {
+        return testing::missing("only root can give a file to another group");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mut process = side_process(directory.path(), DAEMON_WITH_GROUP);
+    process.arguments = vec!["--socket-path=fs.sock".to_owned(), format!("--socket-group={}", group.name)];
+    let interruption = Interruption::watch().unwrap();
+    let mut processes =
+        SideProcesses::start(std::slice::from_ref(&process), &state(directory.path()), None, &interruption).unwrap();
+    assert_eq!(fs::metadata(directory.path().join("fs.sock")).unwrap().gid(), group.gid.as_raw());
+    assert!(processes.supervise().0.is_empty());
+    assert_eq!(fs::read(directory.path().join("daemon.py.starts")).unwrap(), b"x", "the daemon was started again");
+}
+
 #[test]
 fn the_error_for_a_missing_daemon_names_the_package() {
     let directory = tempfile::tempdir().unwrap();

@@ -152,6 +152,7 @@ let
     crosvm = programOfHost "crosvm";
     kvmtool = programOfHost "lkvm";
     virtiofsd = programOfHost "virtiofsd";
+    passt = programOfHost "passt";
     e2fsprogs = programOfHost "mkfs.ext4";
     kmod = programOfHost "modprobe";
   };
