@@ -344,6 +344,8 @@ fn kill_and_repeat(host: &mut Host, command: &[&str], step: &str) -> bool {
         assert_eq!(names("machines"), ["web"], "{command:?} at {step}");
         assert_eq!(names("gcroots"), ["booted-web", "web"], "{command:?} at {step}");
         assert_eq!(host.current("web"), new, "{command:?} at {step}");
+        let unfinished = names("machines/web").into_iter().find(|name| name.ends_with(".new"));
+        assert_eq!(unfinished, None, "{command:?} at {step}");
         host.done(&["delete", "--yes", "web"]);
     }
     was_killed

@@ -123,6 +123,21 @@ impl Layout {
         Ok(())
     }
 
+    /// Removes the links to a new runner that a killed process had created in the machine's directory, but not yet renamed to
+    /// `current`. The caller holds the machine's lock.
+    pub(super) fn remove_unfinished_updates(&self, machine: &Machine) -> Result<(), ImperativeError> {
+        let current = machine.current();
+        let directory = current.parent().unwrap_or(&current);
+        for entry in fs::read_dir(directory).map_err(ImperativeError::file(directory))? {
+            let path = entry.map_err(ImperativeError::file(directory))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(".current.") && name.ends_with(".new") && path.is_symlink() {
+                remove_link(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes all roots of the machine. Missing ones are not an error.
     pub(super) fn remove_gc_roots(&self, machine: &Machine) -> Result<(), ImperativeError> {
         let [(current, _), (booted, _)] = self.gc_roots_of(machine);

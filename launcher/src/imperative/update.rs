@@ -41,6 +41,7 @@ pub fn update(layout: &Layout, name: &MachineName, output: BuildOutput) -> Resul
     // Looked up again, because the machine may have been deleted while this process waited for the lock.
     let machine = layout.existing(name)?;
     layout.remove_unfinished_links(&machine)?;
+    layout.remove_unfinished_updates(&machine)?;
     let flake = machine.flake()?;
     // Checked before anything is built, because root must not trust links of another user.
     let (old, _) = (existing(machine.runner())?, machine.booted_runner()?);
