@@ -96,6 +96,20 @@ rows! {
     graphics: Graphics,
 }
 
+/// Writes the spec of a probe guest with these fields.
+fn write_spec(machine: &TestMachine, fields: &Value, (hypervisor, program): (Hypervisor, &Path)) {
+    let guest = probe_guest();
+    let mut document = json!({
+        "version": 1, "name": "row", "hypervisor": hypervisor, "initrd": "initrd",
+        "kernel": guest.bzimage, "vmlinux": guest.elf, "mem": 128,
+    });
+    document.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let mut spec: MachineSpec = serde_json::from_value(document).unwrap();
+    use_program(&mut spec, hypervisor, program);
+    fs::write(machine.path("initrd"), INITRD).unwrap();
+    machine.write_spec(&spec);
+}
+
 /// Starts the smallest machine that uses the feature, and compares what its guest sees.
 fn show(hypervisor: Hypervisor, feature: Feature) {
     if !support(hypervisor, feature).is_supported() {
@@ -113,16 +127,7 @@ fn show(hypervisor: Hypervisor, feature: Feature) {
         Ok(fields) => fields,
         Err(why) => return skipped(&format!("{feature:?} under {hypervisor}: {why}")),
     };
-    let guest = probe_guest();
-    let mut document = json!({
-        "version": 1, "name": "row", "hypervisor": hypervisor, "initrd": "initrd",
-        "kernel": guest.bzimage, "vmlinux": guest.elf, "mem": 128,
-    });
-    document.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    let mut spec: MachineSpec = serde_json::from_value(document).unwrap();
-    use_program(&mut spec, hypervisor, &program);
-    fs::write(machine.path("initrd"), INITRD).unwrap();
-    machine.write_spec(&spec);
+    write_spec(&machine, &fields, (hypervisor, &program));
     let _pages = (feature == Feature::HugePages).then(HugePages::set_aside);
     let command = command(&machine, hypervisor, feature);
     let console = machine.start_command(command).end_well();
@@ -467,16 +472,7 @@ fn a_killed_server_of_the_store_disk_is_reported_where_the_hypervisor_does_not_c
             write_program(&machine.path("hypervisor"), &format!("#!/bin/sh\n{script}"));
             machine.path("hypervisor")
         });
-        let guest = probe_guest();
-        let mut document = json!({
-            "version": 1, "name": "row", "hypervisor": hypervisor, "initrd": "initrd",
-            "kernel": guest.bzimage, "vmlinux": guest.elf, "mem": 128,
-        });
-        document.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        let mut spec: MachineSpec = serde_json::from_value(document).unwrap();
-        use_program(&mut spec, hypervisor, &program);
-        fs::write(machine.path("initrd"), INITRD).unwrap();
-        machine.write_spec(&spec);
+        write_spec(&machine, &fields, (hypervisor, &program));
         reported(&machine, text);
     }
 }
