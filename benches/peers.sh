@@ -8,7 +8,7 @@
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
-dir=${1:-$(realpath "$here/..")/target/peers}
+dir=$(realpath -m "${1:-$here/../target/peers}")
 
 if [ "$(cat "$dir/made-from" 2>/dev/null)" != "$(sha256sum <"$0")" ]; then
   new=$dir.new.$$
