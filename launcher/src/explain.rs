@@ -20,6 +20,7 @@ pub fn explain(spec: &CheckedSpec, launch: &Launch, others: &Others) -> String {
     }
     text.section("Disks, in guest order", &disks(launch));
     text.section("Mounts", &mounts(spec, launch));
+    text.section("Store", &store_ways(spec));
     text.section("Network", &network(spec));
     text.section("Reachable at", &reachable(launch));
     text.section("Must exist before", &must_exist(launch));
@@ -125,6 +126,53 @@ fn mounts(spec: &CheckedSpec, launch: &Launch) -> Vec<String> {
     }
     if let Some(overlay) = &spec.writable_store_overlay {
         lines.push(format!("/nix/store  overlay  writable layer in {overlay}"));
+    }
+    lines
+}
+
+/// Returns how the store reaches the guest, each with the fields of the spec and the NixOS options that chose it
+/// (`docs/store.md`).
+fn store_ways(spec: &CheckedSpec) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(disk) = spec.disks.iter().find(|disk| disk.role == DiskRole::Store) {
+        let way = match (&disk.backend, &spec.store_disk) {
+            (DiskBackend::Live(_), _) => {
+                "live, without an image, because storeDisk.live is true (microvm.storeDiskBuild = \"live\")"
+            }
+            (_, Some(_)) => {
+                "an image built by this host, because storeDisk.plan is set (microvm.storeDiskBuild = \"host\")"
+            }
+            (_, None) => {
+                "an existing image, because storeDisk.plan is not set (microvm.storeDiskBuild = \"derivation\": Nix has built it)"
+            }
+        };
+        lines.push(way.to_owned());
+        if matches!(disk.backend, DiskBackend::Pmem) {
+            lines.push(
+                "mapped as persistent memory, because storeDisk.transport is pmem (microvm.storeDiskTransport)"
+                    .to_owned(),
+            );
+        }
+        if spec.sealed_image.is_some() {
+            lines.push("sealed with dm-verity, because storeDisk.verity is true (microvm.storeDiskVerity)".to_owned());
+        }
+    }
+    for share in spec.shares.iter().map(|checked| &checked.share).filter(|share| share.source.as_str() == "/nix/store")
+    {
+        lines.push(match (&share.closure, lines.is_empty()) {
+            (Some(_), _) => {
+                format!("share {}, limited to the closure, because its closure is set (closureOnly = true)", share.tag)
+            }
+            (None, true) => {
+                format!(
+                    "share {} of the whole store, because there is no storeDisk (microvm.storeOnDisk = false)",
+                    share.tag
+                )
+            }
+            (None, false) => {
+                format!("share {} of the whole store besides, because its source is /nix/store", share.tag)
+            }
+        });
     }
     lines
 }
