@@ -6,7 +6,8 @@ use crate::spec::Hypervisor;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Facts about the host. `check` and `explain` use [`HostFacts::assumed`], without inspecting the host.
+/// Facts about the host. `check` and `explain` use [`HostFacts::assumed`] without inspecting the host; `explain` only adds
+/// what the image of the store disk says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostFacts {
     /// The processor architecture.
@@ -21,7 +22,7 @@ pub struct HostFacts {
     pub versions: BTreeMap<Hypervisor, Version>,
     /// The format of each inspected kernel image.
     pub kernel_forms: BTreeMap<HostPath, KernelForm>,
-    /// The length in bytes of each inspected kernel image and initrd.
+    /// The length in bytes of each inspected kernel image, initrd and image that is mapped as persistent memory.
     pub file_bytes: BTreeMap<HostPath, u64>,
     /// The number of online processors of the host, if known.
     pub processors: Option<u32>,

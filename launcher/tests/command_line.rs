@@ -294,6 +294,55 @@ fn the_explained_command_can_be_copied_into_a_shell() {
     }
 }
 
+/// Returns a spec of the fixtures whose store disk is the image `store.img`, explained in the directory.
+fn explained_with_store(directory: &Path, name: &str) -> Output {
+    let mut spec: Value = serde_json::from_str(&fs::read_to_string(fixture(name)).expect("a spec")).expect("JSON");
+    spec["storeDisk"]["image"] = json!("store.img");
+    spec["storeDisk"].as_object_mut().expect("a store disk").remove("plan");
+    let path = directory.join("machine.json");
+    fs::write(&path, spec.to_string()).expect("a spec");
+    microvm(&["explain", path.to_str().expect("UTF-8"), "--state-dir", directory.to_str().expect("UTF-8")])
+}
+
+#[test]
+fn the_explained_command_has_the_length_and_the_seal_of_the_image_that_exists() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let image = directory.path().join("store.img");
+    let text = stdout(&explained_with_store(directory.path(), "store-pmem"));
+    assert!(text.contains("warning: storeDisk.image: the length of store.img is unknown (No such file"), "{text}");
+
+    fs::File::create(&image).expect("an image").set_len(6 << 20).expect("a length");
+    let text = stdout(&explained_with_store(directory.path(), "store-pmem"));
+    assert!(text.contains("mem-path=store.img,size=6291456,") && text.contains(",maxmem=518M"), "{text}");
+    assert!(!text.contains("warning"), "{text}");
+
+    fs::File::create(&image).expect("an image").set_len(6 << 10).expect("a length");
+    let refused = explained_with_store(directory.path(), "store-pmem");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("store.img has 6144 bytes"), "{}", stderr(&refused));
+
+    // One block of zeros and dm-verity's superblock.
+    let mut superblock = [b"verity\0\0", [1, 0, 0, 0].repeat(2).as_slice(), &[0; 16], b"sha256"].concat();
+    superblock.resize(64, 0);
+    superblock.extend([4096_u32.to_le_bytes(), 4096_u32.to_le_bytes()].concat());
+    superblock.extend(1_u64.to_le_bytes());
+    superblock.resize(4096, 0);
+    fs::write(&image, [vec![0; 4096], superblock].concat()).expect("an image");
+    let root_hash = "ad7facb2586fc6e966c004d7d1d16b024f5805ff7cb47c7a85dabd8b48892ca7";
+    let mut seal = json!({
+        "version": 1, "rootHash": root_hash, "hashOffsetBytes": 4096, "blockSizeBytes": 4096, "algorithm": "sha256",
+        "salt": "",
+    });
+    let document = directory.path().join("store.img.verity.json");
+    fs::write(&document, seal.to_string()).expect("a document");
+    let text = stdout(&explained_with_store(directory.path(), "store-sealed"));
+    assert!(text.contains(&format!("={root_hash}:4096")), "{text}");
+    seal["rootHash"] = json!("0".repeat(64));
+    fs::write(&document, seal.to_string()).expect("a document");
+    let text = stdout(&explained_with_store(directory.path(), "store-sealed"));
+    assert!(text.contains("warning: storeDisk.verity: ") && text.contains("the root hash is another one"), "{text}");
+}
+
 #[test]
 fn the_printed_schema_accepts_every_spec_and_refuses_a_misspelt_field() {
     let schema: Value = serde_json::from_str(&stdout(&microvm(&["schema"]))).expect("JSON");

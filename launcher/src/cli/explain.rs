@@ -3,6 +3,7 @@
 use super::spec_file::{SpecArguments, lowered, read_checked};
 use launcher::explain::{Others, explain};
 use launcher::facts::HostFacts;
+use launcher::host::inspect_store_disk;
 use launcher::hypervisor::lower;
 use launcher::spec::Hypervisor;
 use program::failure::Failure;
@@ -22,8 +23,10 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let overrides = &arguments.spec.overrides;
     let spec = read_checked(&arguments.spec.spec, overrides)?;
-    let facts = HostFacts::assumed(overrides.state_directory()?);
-    let launch = lowered(&spec, &facts)?;
+    let mut facts = HostFacts::assumed(overrides.state_directory()?);
+    let unknown = inspect_store_disk(&spec, &mut facts);
+    let mut launch = lowered(&spec, &facts)?;
+    launch.warnings.extend(unknown);
     let others = Hypervisor::ALL.into_iter().filter(|hypervisor| *hypervisor != spec.hypervisor);
     let others: Others = others.map(|hypervisor| (hypervisor, lower(&spec, &facts, hypervisor).map(|_| ()))).collect();
     if !arguments.json {

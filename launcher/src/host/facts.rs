@@ -10,6 +10,8 @@ use crate::path::HostPath;
 use crate::programs::find_program;
 use crate::spec::{Hypervisor, HypervisorSections, MachineSpec, StoreTransport};
 use crate::state::RuntimeDirectory;
+use crate::store_seal::{self, SealError};
+use crate::validate::{CheckedSpec, DiskBackend};
 use nix::fcntl::OFlag;
 use program::place::{Directory, Place};
 use serde::{Deserialize, Serialize};
@@ -112,6 +114,33 @@ pub fn gather(
     }
     remember(spec, hypervisor, runtime, interruption, &mut facts)?;
     Ok(facts)
+}
+
+/// Adds to the facts what the command line takes from the image of the store disk: the length of an image that is mapped
+/// as persistent memory, and the seal of a sealed one. Returns warnings about what could not be read. An image that the
+/// host builds does not exist before the first start.
+pub fn inspect_store_disk(spec: &CheckedSpec, facts: &mut HostFacts) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for disk in spec.disks.iter().filter(|disk| disk.backend == DiskBackend::Pmem) {
+        match fs::metadata(disk.image.below(&facts.state_directory).as_path()) {
+            Ok(metadata) => drop(facts.file_bytes.insert(disk.image.clone(), metadata.len())),
+            Err(error) if spec.hypervisor == Hypervisor::Qemu => warnings.push(format!(
+                "{}.image: the length of {} is unknown ({error}); the command below is for an image of 2 MiB, and `run` \
+                 uses the image's length",
+                disk.option, disk.image
+            )),
+            Err(_) => {}
+        }
+    }
+    if let Some(image) = &spec.sealed_image {
+        match store_seal::read(image, &facts.state_directory) {
+            Ok(seal) => facts.store_seal = Some(seal),
+            // The command then names what it will contain.
+            Err(SealError::NoDocument { .. }) => {}
+            Err(error) => warnings.push(format!("storeDisk.verity: {error}")),
+        }
+    }
+    warnings
 }
 
 /// The directory, if what is made there is in memory only.

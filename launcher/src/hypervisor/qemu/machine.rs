@@ -226,7 +226,7 @@ fn pmem_bytes(builder: &mut LaunchBuilder<'_>) -> u64 {
             builder.refuse("storeDisk.image", reason);
             0
         }
-        // `explain` works without the image; a start without it is refused before this matters.
+        // `explain` works without the image, with a warning; a start without it is refused before this matters.
         None => PMEM_ALIGNMENT_BYTES,
     }
 }
