@@ -232,7 +232,7 @@ fn an_older_cloud_hypervisor_gets_only_options_that_it_supports() {
     let old = |version| HostFacts { versions: [(Hypervisor::CloudHypervisor, version)].into(), ..host() };
     let launch_on = |version| launch(disk.clone(), &old(version), Hypervisor::CloudHypervisor);
     assert_eq!(value(&launch_on(Version(50, 0, 0)), "--disk"), "path=a.img");
-    assert_eq!(value(&launch_on(Version(51, 0, 0)), "--disk"), "path=a.img,image_type=raw");
+    assert_eq!(value(&launch_on(Version(50, 1, 0)), "--disk"), "path=a.img,image_type=raw");
     assert_eq!(value(&launch_on(Version(51, 0, 0)), "--platform"), "uuid=a67472e5-570e-5c8a-b18c-ae3c77701050");
     assert!(value(&launch_on(Version(53, 0, 0)), "--platform").starts_with("system_uuid="));
     let serial = json!({"volumes": [{"image": "a.img", "size": 1, "serial": "s"}]});

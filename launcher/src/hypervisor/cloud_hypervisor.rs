@@ -26,8 +26,9 @@ const MAX_DEVICES: usize = 31;
 const BZ_IMAGE: Version = Version(39, 0, 0);
 /// The first version that can set a disk's serial number.
 const SERIAL: Version = Version(35, 0, 0);
-/// The first version that can set a disk's format, which from then on is required for writing to the first sector.
-const IMAGE_TYPE: Version = Version(51, 0, 0);
+/// The first version that can set a disk's format, which from then on is required for writing to the first sector. 50.1 got
+/// this from 51.0 as a security fix.
+const IMAGE_TYPE: Version = Version(50, 1, 0);
 /// The first version that names the SMBIOS UUID `system_uuid`.
 const SYSTEM_UUID: Version = Version(53, 0, 0);
 /// `VIRTIO_MEM_ALIGN_SIZE`: the size of hot-plugged memory must be a multiple of it.
