@@ -2,6 +2,7 @@
 {
   config,
   lib,
+  options,
   pkgs,
   ...
 }:
@@ -97,22 +98,58 @@ let
       path = lib.mkForce [ ];
     };
   };
+
+  # A switch restarts a declared machine, or only installs its new runner.
+  nextRunner =
+    name: vm:
+    "${lib.escapeShellArg name}) "
+    + (if vm.restartIfChanged then "continue" else "next=${runnerOf vm}")
+    + " ;;\n";
+  # Names the machines that keep running with an older runner. It runs before new runners are installed.
+  outdated = action: ''
+    case "${action}" in
+      switch | test)
+        for state in ${lib.escapeShellArg cfg.stateDir}/*; do
+          next=$(${pkgs.coreutils}/bin/readlink "$state/current") || continue
+          booted=$(${pkgs.coreutils}/bin/readlink "$state/booted") || continue
+          case "''${state##*/}" in
+            ${builtins.concatStringsSep "" (
+              lib.mapAttrsToList nextRunner (lib.filterAttrs (_: vm: !isInstalledOnce vm) cfg.vms)
+            )}
+          esac
+          if [ "$booted" != "$next" ]; then
+            echo "warning: microVM ''${state##*/} keeps running an older system; after the switch, run: microvm restart ''${state##*/}" >&2
+          fi
+        done
+        ;;
+    esac
+  '';
 in
 {
   config = lib.mkIf cfg.host.enable {
     systemd.services = lib.mapAttrs' install cfg.vms // lib.mapAttrs' restarts cfg.vms;
 
-    # Machines that use the same name, interface, address, port or volume are detected when the host is built.
-    system.checks = lib.optional (cfg.vms != { }) (
-      pkgs.runCommand "microvm-machines-checked"
-        {
-          specs = lib.mapAttrsToList (_: vm: "${(runnerOf vm).machineSpec}") cfg.vms;
-          preferLocalBuild = true;
-          allowSubstitutes = false;
-        }
-        ''
-          ${lib.getExe cfg.host.package} check $specs >"$out"
-        ''
+    system = {
+      # Machines that use the same name, interface, address, port or volume are detected when the host is built.
+      checks = lib.optional (cfg.vms != { }) (
+        pkgs.runCommand "microvm-machines-checked"
+          {
+            specs = lib.mapAttrsToList (_: vm: "${(runnerOf vm).machineSpec}") cfg.vms;
+            preferLocalBuild = true;
+            allowSubstitutes = false;
+          }
+          ''
+            ${lib.getExe cfg.host.package} check $specs >"$out"
+          ''
+      );
+    }
+    # NixOS deprecates activation scripts, and does not run them with `system.nixos-init`.
+    // (
+      if options.system ? preSwitchChecks then
+        { preSwitchChecks.microvm-outdated = outdated "\${2:-switch}"; }
+      else
+        # The variable is only set by a switch, not when the host boots.
+        { activationScripts.microvm-outdated = outdated "\${NIXOS_ACTION:-}"; }
     );
 
     # passt isolates itself in its own namespaces.
@@ -146,13 +183,5 @@ in
             lib.concatMap (vm: builtins.filter isAbsolute (sharedDirectories vm)) (builtins.attrValues cfg.vms)
           )
         );
-
-    system.activationScripts.microvm-outdated = lib.mkIf (cfg.vms != { }) ''
-      for state in ${cfg.stateDir}/*; do
-        [ -e "$state/booted" ] && [ -e "$state/current" ] || continue
-        [ "$(readlink "$state/booted")" = "$(readlink "$state/current")" ] ||
-          echo "warning: microVM ''${state##*/} runs an older system than it has; microvm restart ''${state##*/}" >&2
-      done
-    '';
   };
 }

@@ -43,12 +43,13 @@ let
           ];
     };
   };
-  host =
-    settings:
+  host = hostOf ./evaluator/nixos.nix;
+  hostOf =
+    nixos: settings:
     lib.evalModules {
       specialArgs = { inherit pkgs; };
       modules = [
-        ./evaluator/nixos.nix
+        nixos
         ../../nixos-modules/host
         {
           microvm = {
@@ -108,6 +109,30 @@ in
       }).config.system.checks;
   # A host whose package of the command contains only the program.
   command = builtins.head declared.config.environment.systemPackages;
+  # What a switch runs: on NixOS 24.05, and on newer releases.
+  outdated =
+    let
+      vms = {
+        restarted = {
+          evaluatedConfig = guest;
+          restartIfChanged = true;
+        };
+        kept.evaluatedConfig = guest;
+        own = {
+          inherit flake;
+          updateFlake = "path:/srv";
+        };
+      };
+      flake.nixosConfigurations.own = guest;
+      flake.outPath = "/nix/store/00000000000000000000000000000000-source";
+    in
+    {
+      runner = "${guest.config.microvm.declaredRunner}";
+      older = (host { inherit vms; }).config.system.activationScripts.microvm-outdated;
+      newer =
+        (hostOf ./evaluator/newer-nixos.nix { inherit vms; })
+        .config.system.preSwitchChecks.microvm-outdated;
+    };
   # The results for the host's machines besides the units; host-facts.json has the expected values.
   facts =
     let

@@ -177,6 +177,30 @@ check_units() {
     jq --sort-keys '.autostart |= sort' | diff -u tests/nix/host-facts.json - || die "the host makes something else of its machines than expected"
 }
 
+check_outdated() { # what a switch says about machines, on NixOS 24.05 and on newer releases
+  local state=$scratch/switched runner form text said
+  nix-instantiate --eval --strict --json "${arguments[@]}" --argstr stateDir "$state" -A outdated tests/nix/host.nix >"$scratch/outdated.json"
+  runner=$(jq -r .runner "$scratch/outdated.json")
+  mkdir -p "$state"/{restarted,kept,own,by-hand,current,stopped}
+  for name in restarted kept own by-hand; do ln -s /nix/store/old-runner "$state/$name/booted"; done
+  ln -s "$runner" "$state/current/booted"
+  for name in restarted kept current stopped; do ln -s /nix/store/old-runner "$state/$name/current"; done
+  for name in own by-hand; do ln -s "$runner" "$state/$name/current"; done
+  ln -sfn "$runner" "$state/current/current"
+  for form in older newer; do
+    text=$(jq -r ".$form" "$scratch/outdated.json")
+    # Newer releases check the text of all checks with ShellCheck when the host is built.
+    ! command -v shellcheck >/dev/null || printf '#!/bin/bash\nset -euo pipefail\n%s\n' "$text" | shellcheck - >&2 || die "ShellCheck refuses what a switch runs"
+    text=$(sed 's|/nix/store/[^ ]*/bin/readlink|readlink|' <<<"$text")
+    say_what() { NIXOS_ACTION=$1 bash -euo pipefail -c "$text" check /run/current-system "$1" 2>&1 | sed -n 's/^warning: microVM \([^ ]*\) .*/\1/p' | xargs; }
+    said=$(say_what switch)
+    [ "$said" = 'by-hand kept own' ] || die "on a NixOS that is $form, a switch names as outdated: $said"
+    said=$(say_what boot)
+    [ -z "$said" ] || die "on a NixOS that is $form, nixos-rebuild boot names as outdated: $said"
+  done
+  say "a switch names the machines that keep an older system"
+}
+
 check_networks() {
   local part
   in_network() { nix-instantiate --eval --strict --json "${arguments[@]}" -A "$1" tests/nix/network.nix; }
@@ -383,6 +407,7 @@ check_cache_service
 check_erofs
 check_deploy
 check_units
+check_outdated
 check_networks
 check_flake
 check_services

@@ -1,5 +1,6 @@
-# The options of nixos.nix as releases after 24.05 have them: TPM options with new names, no settings of the scripted stage 1
-# (from 26.11 on), stage 1 by systemd as the default (from 26.05 on), and a package option of sshd.
+# The options of nixos.nix as releases after 24.05 have them: TPM options with new names, a package option of sshd, checks
+# before a switch, stage 1 by systemd as the default (from 26.05 on), no settings of the scripted stage 1 and no activation
+# scripts (from 26.11 on, or later).
 args@{
   lib,
   pkgs,
@@ -26,6 +27,12 @@ in
           inherit (nixos.options.boot.initrd.systemd) package storePaths;
           tpm2 = { inherit enable; };
         };
+      };
+    };
+    system = removeAttrs nixos.options.system [ "activationScripts" ] // {
+      preSwitchChecks = lib.mkOption {
+        type = lib.types.attrsOf lib.types.str;
+        default = { };
       };
     };
     systemd =
