@@ -19,7 +19,7 @@ journal_errors() {
   same 'no unexpected error in the journal' "$errors" ''
 }
 
-state=$(timeout 1600 systemctl is-system-running --wait)
+state=$(timeout 3600 systemctl is-system-running --wait)
 same 'the system is running' "$state" running
 failed=$(failed_units)
 same 'no failed unit' "$failed" ''

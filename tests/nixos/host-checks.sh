@@ -8,7 +8,7 @@ user_of() { ps -o uid= -p "$(pid_of "$1")"; }
 runner_of() { readlink -f "$machines/$1/$2"; } # MACHINE current|booted
 wait_for() { # COMMAND...: for a condition that others bring about
   local waited
-  for ((waited = 0; waited < 300; waited++)); do
+  for ((waited = 0; waited < 1200; waited++)); do
     if "$@"; then return 0; fi
     sleep 1
   done

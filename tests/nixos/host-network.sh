@@ -6,7 +6,7 @@ said_in() { journalctl --no-pager --output cat --unit "microvm@$1.service" | tr 
 has_ended() { said_in "$1" | grep -qx end; }
 wait_for_end() { # MACHINE: until its checks are done
   local waited
-  for ((waited = 0; waited < 2400; waited++)); do
+  for ((waited = 0; waited < 4800; waited++)); do
     if has_ended "$1"; then return 0; fi
     sleep 1
   done

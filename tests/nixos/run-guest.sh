@@ -6,7 +6,7 @@ scenario=$1
 shift
 rig=${NIXOS_RIG:?}
 state=$rig/states/$scenario
-boot_seconds=${MICROVM_NIXOS_BOOT_SECONDS:-2700}
+boot_seconds=${MICROVM_NIXOS_BOOT_SECONDS:-5400}
 say() { printf 'nixos: %s: %s\n' "$scenario" "$*" >&2; }
 problem() { say "$@"; problems=$((problems + 1)); }
 problems=0
@@ -36,12 +36,12 @@ finish() { # END RUNNER: ends the machine and waits for its end
   local waited
   case $1 in
   poweroff | reboot | crash) printf '%s\n' "$1" >&5 ;;
-  stop) ./in-store.sh env --chdir="$state" "$2/bin/microvm-shutdown" >"$state/shutdown.log" 2>&1 || problem "microvm-shutdown failed: $(cat "$state/shutdown.log")" ;;
+  stop) ./in-store.sh env --chdir="$state" "$2/bin/microvm-shutdown" --timeout 1200 >"$state/shutdown.log" 2>&1 || problem "microvm-shutdown failed: $(cat "$state/shutdown.log")" ;;
   cut) kill -KILL -- "-$process" ;;
   esac
-  for ((waited = 0; waited < 300; waited++)); do kill -0 "$process" 2>/dev/null || break; sleep 1; done
+  for ((waited = 0; waited < 1200; waited++)); do kill -0 "$process" 2>/dev/null || break; sleep 1; done
   if kill -0 "$process" 2>/dev/null; then
-    problem "did not end within 300 s of \`$1\`"
+    problem "did not end within 1200 s of \`$1\`"
     kill -KILL -- "-$process" || true
   fi
   local code=0
@@ -62,7 +62,7 @@ boot() { # NUMBER RUNNER END OUTSIDE
     (cd "$state" && sed '/^\//d' "$rig$2"/share/microvm/virtiofs/*/source | xargs -r mkdir -p)
     setsid ./in-store.sh env --chdir="$state" "$2/bin/virtiofsd-run" >"$state/virtiofsd-$1" 2>&1 &
     daemon=$!
-    for ((waited = 0; waited < 60; waited++)); do
+    for ((waited = 0; waited < 600; waited++)); do
       if compgen -G "$state/*.sock" >/dev/null; then break; fi
       sleep 1
     done

@@ -6,7 +6,7 @@ scenario=$1
 shift
 rig=${NIXOS_RIG:?}
 state=$rig/states/$scenario
-seconds=${MICROVM_NIXOS_HOST_SECONDS:-3600}
+seconds=${MICROVM_NIXOS_HOST_SECONDS:-7200}
 say() { printf 'nixos: %s: %s\n' "$scenario" "$*" >&2; }
 
 chattr -i "$state/root/var/empty" 2>/dev/null || true

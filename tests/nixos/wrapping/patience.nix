@@ -2,9 +2,9 @@
 { lib, options, ... }:
 let
   manager = {
-    DefaultTimeoutStartSec = 900;
-    DefaultTimeoutStopSec = 300;
-    DefaultDeviceTimeoutSec = 900;
+    DefaultTimeoutStartSec = 2700;
+    DefaultTimeoutStopSec = 900;
+    DefaultDeviceTimeoutSec = 2700;
   };
   # NixOS 25.11 has settings where those before have text.
   of =
@@ -21,13 +21,13 @@ let
         "systemd-sysctl"
       ]
       (_: {
-        serviceConfig.TimeoutSec = 900;
+        serviceConfig.TimeoutSec = 2700;
       });
 in
 {
   boot.kernelParams = [
     "systemd.show_status=error"
-    "udev.event_timeout=1800"
+    "udev.event_timeout=2700"
     "rcupdate.rcu_cpu_stall_suppress=1"
     "nosoftlockup"
   ];
