@@ -19,7 +19,7 @@ use crate::workspace;
 /// Which readings to measure in addition to builds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readings {
-    /// Nothing.
+    /// Only builds.
     None,
     /// Loop mounts of the images built with each tool's defaults.
     LoopMount,

@@ -38,9 +38,9 @@ pub struct Contender {
 /// A contest to run; ratios are relative to the first contender.
 #[derive(Debug, Clone)]
 pub struct Contest {
-    /// The title.
+    /// The heading above its table.
     pub title: String,
-    /// The contenders.
+    /// The commands that are compared, in the order of the table.
     pub contenders: Vec<Contender>,
 }
 
@@ -76,7 +76,7 @@ impl Outcome {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContestOutcome {
-    /// The title.
+    /// The heading above its table.
     pub title: String,
     /// The results, in the order of the contenders.
     pub outcomes: Vec<Outcome>,
@@ -87,7 +87,7 @@ pub struct ContestOutcome {
 pub struct Arena<'a> {
     /// The store that is packed.
     pub tree: &'a mut StoreTree,
-    /// The programs.
+    /// Where the tools of the contenders are.
     pub programs: &'a Programs,
     /// A directory on the disk that images are written to.
     pub scratch: &'a Path,

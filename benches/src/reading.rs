@@ -56,7 +56,7 @@ impl Reading {
 pub struct StoreFile {
     /// Relative to the store's directory.
     pub path: PathBuf,
-    /// Its length.
+    /// Length in bytes.
     pub bytes: u64,
 }
 

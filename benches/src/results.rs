@@ -61,7 +61,7 @@ pub struct StoreResults {
     pub files: usize,
     /// Seconds to read it once with two readers, one value per round: a lower bound for hashing its content.
     pub read_seconds: Vec<f64>,
-    /// The contests.
+    /// The results of each contest, in the order in which they ran.
     pub contests: Vec<ContestOutcome>,
     /// Other measured facts, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -5,11 +5,11 @@ use serde::Serialize;
 /// Minimum, median and maximum of some numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
-    /// The smallest.
+    /// The smallest value, in the unit of the samples.
     pub minimum: f64,
     /// The median: the middle number, or the mean of the two middle ones.
     pub median: f64,
-    /// The largest.
+    /// The largest value, in the same unit.
     pub maximum: f64,
 }
 

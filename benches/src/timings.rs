@@ -11,7 +11,7 @@ use crate::statistics::{markdown, ratio, spread};
 /// Programs timed in turn.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Timings {
-    /// A heading.
+    /// The heading above the table.
     pub title: String,
     /// The programs; ratios are relative to the first.
     pub programs: Vec<Timed>,
@@ -20,7 +20,7 @@ pub struct Timings {
 /// A program that was started many times.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Timed {
-    /// The command.
+    /// The command, as it is shown in the table.
     pub name: String,
     /// The cost of each round.
     pub costs: Vec<Cost>,

@@ -26,7 +26,7 @@ pub struct StoreFiles {
 pub struct StorePathTree {
     /// Its name in the store.
     pub path: StorePath,
-    /// Its files.
+    /// The files below the store path, without their content.
     pub tree: Tree,
 }
 
@@ -99,14 +99,14 @@ impl StoreFiles {
 pub enum Source {
     /// [`BlockMap::metadata`], from `offset` on.
     Metadata {
-        /// First byte.
+        /// Position of its first byte in the file.
         offset: u64,
     },
     /// A store file, from `offset` on.
     File {
         /// The file.
         file: FileId,
-        /// First byte.
+        /// Position of its first byte in the file.
         offset: u64,
     },
     /// No source: all bytes are zero.
@@ -288,7 +288,7 @@ impl BlockMap {
     }
 
     /// Returns the extents of a range of the image, in order, cut to the range; it takes logarithmic time to find the
-    /// first. The part of the range behind the end of the image is ignored.
+    /// first. The part of the range after the end of the image is ignored.
     pub fn extents_in(&self, range: Range<u64>) -> ExtentsIn<'_> {
         let next = self.extents.partition_point(|extent| extent.start <= range.start).saturating_sub(1);
         ExtentsIn { map: self, next, at: range.start, end: range.end.min(self.size_bytes) }

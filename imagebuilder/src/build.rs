@@ -17,6 +17,7 @@ mod scan;
 mod seal;
 mod sequence;
 mod source;
+mod squashfs;
 mod steps;
 mod tally;
 mod transfer;
@@ -26,44 +27,37 @@ pub use output::OutputError;
 
 use crate::cache::outputs::PlanKey;
 use crate::cache::{Cache, CacheError};
-use crate::encode::{EncodeError, Encoder, codec_number, codec_options};
+use crate::encode::EncodeError;
 use crate::erofs::ErofsError;
-use crate::little_endian::PutLe;
-use crate::open_files::OpenFiles;
 use crate::pack::PackSource;
 use crate::plan::ImagePlan;
 use crate::progress::{Phase, Progress};
-use crate::report::{BuildReport, CacheReport, CpuSeconds, Outcome};
+use crate::report::{BuildReport, CacheReport, Outcome};
 use crate::scan::ScanError;
 use crate::settings::{ImageFormat, ImageSettings};
-use crate::squashfs::format::{IMAGE_ALIGNMENT_BYTES, METADATA_PLAIN, NO_TABLE, SUPERBLOCK_BYTES, Superblock, flags};
-use crate::squashfs::tables::{Contents, Location, RootEntry as TableMember, Tables, TablesError, write_tables};
+use crate::squashfs::tables::TablesError;
 use crate::threads::MAX_JOBS;
 use buffers::SpareBuffers;
 use erofs::ErofsBuild;
 use job::WorkerInputs;
-use new_pack::{CacheKeeper, PackKeeper};
+use new_pack::PackKeeper;
 use nix::sys::resource::{UsageWho, getrusage};
 use output::ImageFile;
-use places::Places;
 use program::atomic_file::WriteError;
-use scan::Scanner;
 use sequence::{SequenceInputs, Sequenced, Sequencer};
 use source::InputPath;
+use squashfs::SquashfsBuild;
 use std::fs::{self, File};
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use thiserror::Error;
 
 /// Version of the report's format.
 const REPORT_VERSION: u32 = 1;
-/// Creation time of images, in seconds since 1970. It is the time that Nix gives to all files, so images do not depend
-/// on the clock.
-const MADE_AT: u32 = 1;
 
 /// How content from the cache is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +145,7 @@ pub enum BuildError {
     /// An impossible state, which is a defect of this program.
     #[error("{what}; this is a defect of microvm-image")]
     Defect {
-        /// The state.
+        /// The state that was reached, as a clause without a period.
         what: &'static str,
     },
 }
@@ -201,8 +195,8 @@ pub fn build(
     let threads = options.jobs.clamp(1, MAX_JOBS);
     let mut report = match plan.format {
         ImageFormat::Squashfs(settings) => {
-            let build = Build { plan, settings: &settings, options, cache: cache.as_ref(), cancel, threads, started };
-            build.write(&output, progress)?
+            let (settings, cache) = (&settings, cache.as_ref());
+            SquashfsBuild { plan, settings, options, cache, cancel, threads, started }.write(&output, progress)?
         }
         ImageFormat::Erofs(profile) => {
             ErofsBuild { plan, profile, cancel, threads, started }.write(&output, progress)?
@@ -274,177 +268,10 @@ fn cache_warning(error: &CacheError) -> String {
     format!("{error}{cause}; the image is not affected, but the next build will be slower")
 }
 
-/// A build of a squashfs image.
-struct Build<'a> {
-    plan: &'a ImagePlan,
-    settings: &'a ImageSettings,
-    options: &'a BuildOptions,
-    cache: Option<&'a Cache>,
-    cancel: &'a AtomicBool,
-    threads: usize,
-    started: Instant,
-}
-
-impl Build<'_> {
-    /// Writes everything but what belongs to every format, and returns the report so far.
-    fn write(&self, output: &ImageFile<'_>, progress: &mut dyn Progress) -> Result<BuildReport, BuildError> {
-        let mut report =
-            BuildReport { version: REPORT_VERSION, paths: self.plan.paths.len() as u64, ..Default::default() };
-        progress.begin(Phase::Scan, 0);
-        let open_files = OpenFiles::of_process(self.threads);
-        let scanner =
-            Scanner::new((self.plan, self.settings), self.options, self.cache, (self.cancel, open_files.clone()));
-        let mut scanned = scanner.scan(self.threads)?;
-        scanner.warnings().iter().for_each(|warning| progress.warn(warning));
-        report.files = scanned.store_paths.iter().map(|store_path| store_path.tree().file_sizes().len() as u64).sum();
-        report.input_bytes = scanned.store_paths.iter().map(InputPath::input_bytes).sum();
-        report.seconds.scan = self.started.elapsed().as_secs_f64();
-
-        // Packs that are not trusted could change after they were checked: what was checked is what is written.
-        let pack = scanned.store_paths.iter().find_map(|store_path| store_path.pack()?.file());
-        if let Some(pack) = pack.filter(|_| self.options.cache_trust == CacheTrust::Checksums) {
-            output.try_sharing(pack)?;
-        }
-        let blocks_started = Instant::now();
-        let options = codec_options(self.settings);
-        let done = loop {
-            progress.begin(Phase::Blocks, report.input_bytes);
-            let start = self.begin(options.as_deref(), output)?;
-            let done = self.write_blocks(&scanned.store_paths, (output, start), &open_files, progress)?;
-            if done.damaged.is_empty() {
-                break done;
-            }
-            // The content copied from these packs is wrong, and the positions behind it may be wrong too. The packs are
-            // made again, and all blocks are written again.
-            scanner.scan_again(&mut scanned, &done.damaged)?;
-            output.restart()?;
-        };
-        report.seconds.blocks = blocks_started.elapsed().as_secs_f64();
-
-        progress.begin(Phase::Tables, 0);
-        let tables_started = Instant::now();
-        let tables = self.write_tables(&scanned.store_paths, &done.places, done.end, output)?;
-        report.image_bytes = self.finish(&done, &tables, options.is_some(), output)?;
-        report.seconds.tables = tables_started.elapsed().as_secs_f64();
-
-        report.blocks = done.places.blocks;
-        (report.duplicate_files, report.duplicate_bytes) = (done.tally.duplicate_files, done.tally.duplicate_bytes);
-        let rebuilt = |store_path: &usize| scanned.store_paths[*store_path].input_bytes();
-        let rebuilt_bytes = scanned.rebuilt.iter().map(rebuilt).sum();
-        report.cache = CacheReport {
-            enabled: self.cache.is_some() || self.options.packs.is_some(),
-            ..done.tally.report(self.plan.paths.len(), scanned.rebuilt.len(), rebuilt_bytes)
-        };
-        report.cpu_seconds = CpuSeconds { total: 0.0, sequencer: done.cpu_seconds };
-        Ok(report)
-    }
-
-    /// Writes everything before the data, and returns the position of the data.
-    fn begin(&self, codec_options: Option<&[u8]>, output: &ImageFile<'_>) -> Result<u64, BuildError> {
-        let mut beginning = vec![0; SUPERBLOCK_BYTES];
-        if let Some(options) = codec_options {
-            beginning.put_u16(u16::try_from(options.len()).unwrap_or(0) | METADATA_PLAIN);
-            beginning.extend_from_slice(options);
-        }
-        output.write_at(&mut [IoSlice::new(&beginning)], 0)?;
-        Ok(beginning.len() as u64)
-    }
-
-    fn write_blocks(
-        &self,
-        store_paths: &[InputPath],
-        image: (&ImageFile<'_>, u64),
-        open_files: &OpenFiles,
-        progress: &mut dyn Progress,
-    ) -> Result<Sequenced, BuildError> {
-        let settings = self.settings;
-        let keeper = self.cache.map(|cache| CacheKeeper { cache, settings, open_files: open_files.clone() });
-        let target = Target {
-            store_paths,
-            settings,
-            image: Some(image),
-            keeper: keeper.as_ref().map(|keeper| keeper as &dyn PackKeeper),
-        };
-        let first_trouble = Mutex::new(None);
-        let note_trouble = |error: CacheError| {
-            first_trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        };
-        let done = write_blocks(&target, self.threads, self.cancel, &note_trouble, progress)?;
-        if let Some(error) = first_trouble.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            progress.warn(&cache_warning(&error));
-        }
-        Ok(done)
-    }
-
-    fn write_tables(
-        &self,
-        store_paths: &[InputPath],
-        places: &Places,
-        start: u64,
-        output: &ImageFile<'_>,
-    ) -> Result<Tables, BuildError> {
-        let mut order: Vec<usize> = (0..store_paths.len()).collect();
-        order.sort_by_key(|store_path| store_paths[*store_path].planned.path.base_name());
-        let by_name: Vec<_> = order
-            .iter()
-            .map(|store_path| TableMember {
-                name: store_paths[*store_path].planned.path.base_name().as_bytes(),
-                tree: store_paths[*store_path].tree(),
-            })
-            .collect();
-        let contents = ByName { places, order: &order };
-        let mut encoders = three_encoders(|| Encoder::for_metadata(self.settings))?;
-        let encoders = encoders.each_mut().map(Some);
-        let tables = write_tables(&by_name, &contents, places.fragments(), start, encoders)?;
-        output.write_at(&mut [IoSlice::new(&tables.bytes)], start)?;
-        Ok(tables)
-    }
-
-    /// Pads the image, writes its superblock, and returns its length.
-    fn finish(
-        &self,
-        done: &Sequenced,
-        tables: &Tables,
-        has_options: bool,
-        output: &ImageFile<'_>,
-    ) -> Result<u64, BuildError> {
-        let bytes_used = done.end + tables.bytes.len() as u64;
-        let length = bytes_used.next_multiple_of(IMAGE_ALIGNMENT_BYTES);
-        let fragments = done.places.fragments().len();
-        let mut bits = flags::EXPORTABLE | flags::NO_XATTRS | flags::DUPLICATES;
-        for (bit, set) in [
-            (flags::CODEC_OPTIONS, has_options),
-            (flags::NO_FRAGMENTS, tables.fragment_table == NO_TABLE),
-            (flags::PLAIN_DATA | flags::PLAIN_FRAGMENTS, done.places.all_plain()),
-        ] {
-            bits |= if set { bit } else { 0 };
-        }
-        let superblock = Superblock {
-            inodes: tables.inodes,
-            made_at: MADE_AT,
-            block_size_bytes: self.settings.block_size_bytes(),
-            fragments: u32::try_from(fragments)
-                .map_err(|_| TablesError::TooLarge { what: "over 4294967295 fragment blocks" })?,
-            codec: codec_number(self.settings.compression()),
-            flags: bits,
-            ids: tables.ids,
-            root: tables.root,
-            bytes_used,
-            id_table: tables.id_table,
-            inode_table: tables.inode_table,
-            directory_table: tables.directory_table,
-            fragment_table: tables.fragment_table,
-            export_table: tables.export_table,
-        };
-        output.finish(&superblock.encode(), length)?;
-        Ok(length)
-    }
-}
-
 /// The outputs that are made from store paths: an image, packs, or both.
 struct Target<'a> {
     store_paths: &'a [InputPath],
-    settings: &'a crate::settings::ImageSettings,
+    settings: &'a ImageSettings,
     /// The image, and the position of its data.
     image: Option<(&'a ImageFile<'a>, u64)>,
     keeper: Option<&'a dyn PackKeeper>,
@@ -476,24 +303,6 @@ fn write_blocks(
     })
 }
 
-/// Creates the encoders of the inode table, the directory table and the other tables. A codec that cannot be set up
-/// ends the build, because tables written without it would have other bytes.
-fn three_encoders(new: impl Fn() -> Result<Encoder, EncodeError>) -> Result<[Encoder; 3], EncodeError> {
-    Ok([new()?, new()?, new()?])
-}
-
-/// The locations of files, with store paths numbered in the order of the root directory.
-struct ByName<'a> {
-    places: &'a Places,
-    order: &'a [usize],
-}
-
-impl Contents for ByName<'_> {
-    fn locate(&self, store_path: usize, file: u32) -> Location<'_> {
-        self.places.locate(self.order[store_path], file)
-    }
-}
-
 /// Returns the processor time of this process or thread in seconds; 0 if the kernel does not provide it.
 fn cpu_seconds(who: UsageWho) -> f64 {
     let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
@@ -503,21 +312,4 @@ fn cpu_seconds(who: UsageWho) -> f64 {
 /// Returns the highest resident size of this process in bytes; 0 if the kernel does not provide it.
 fn peak_memory_bytes() -> u64 {
     getrusage(UsageWho::RUSAGE_SELF).ok().and_then(|usage| u64::try_from(usage.max_rss()).ok()).unwrap_or(0) * 1024
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_codec_that_cannot_be_set_up_ends_the_build_instead_of_writing_plain_tables() {
-        let settings = crate::settings::ImageSettings::default();
-        let calls = std::cell::Cell::new(0);
-        let fails_at_the_third = || {
-            calls.set(calls.get() + 1);
-            if calls.get() < 3 { Encoder::for_metadata(&settings) } else { Err(EncodeError::for_test()) }
-        };
-        assert!(three_encoders(fails_at_the_third).is_err());
-        assert!(three_encoders(|| Encoder::for_metadata(&settings)).is_ok());
-    }
 }

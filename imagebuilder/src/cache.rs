@@ -39,7 +39,7 @@ const LAYOUT_DIRECTORY: &str = "v2";
 #[derive(Debug, Error)]
 #[error("cannot {action} in the cache, {}", .path.display())]
 pub struct CacheError {
-    /// The operation.
+    /// The operation that failed, as it follows "cannot".
     pub action: &'static str,
     /// The file or directory.
     pub path: PathBuf,

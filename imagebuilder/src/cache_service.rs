@@ -20,10 +20,10 @@ mod workers;
 
 use crate::settings::ImageSettings;
 use crate::store_path::StorePath;
+use program::place::descriptor_path;
 use std::error::Error;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
 
 /// The default socket of the service and its clients.
@@ -75,5 +75,5 @@ fn in_one_line(error: &dyn Error) -> String {
 
 /// Opens a file again for reading only. The receiver of a descriptor shares its offset and access mode with the sender.
 fn reopen(file: &File) -> io::Result<File> {
-    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+    File::open(descriptor_path(file))
 }

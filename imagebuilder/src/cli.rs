@@ -30,7 +30,7 @@ use std::process::ExitCode;
 /// Build and read the store disk of a NixOS microVM.
 ///
 /// The disk is an image of a closure: all store paths that a system needs. It is a compressed squashfs, built on all cores
-/// with a cache of what did not change, or an uncompressed erofs. Equal store paths and settings produce the same image, byte for byte.
+/// with a cache for what did not change, or an uncompressed erofs. Equal store paths and settings produce the same image, byte for byte.
 ///
 /// Data goes to stdout, messages to stderr. Exit codes: 0 success, 1 failure, 2 bad input or usage, 130 interrupted.
 #[derive(Debug, Parser)]

@@ -33,14 +33,14 @@ pub enum Change {
     Changed,
 }
 
-/// One difference.
+/// A path that is not the same in both images.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Difference {
     /// The path in the images.
     #[serde(serialize_with = "as_text")]
     pub path: ImagePath,
-    /// Its kind.
+    /// Whether the path was added, removed or changed.
     pub change: Change,
     /// A description of the difference; empty for names that only one image has.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -153,7 +153,8 @@ impl Pairs<'_> {
         }
     }
 
-    fn step(&mut self) -> Result<Option<Step>, DiffError> {
+    /// Advances both walks by one name. Returns `None` at the end.
+    fn advance(&mut self) -> Result<Option<Advance>, DiffError> {
         let order = match (self.first.peek(), self.second.peek()) {
             (None, None) => return Ok(None),
             (Some(Ok(a)), Some(Ok(b))) => walk_order(&a.path, &b.path),
@@ -171,29 +172,32 @@ impl Pairs<'_> {
             }
             Ordering::Equal => return self.pair().map(Some),
         }
-        Ok(Some(Step::Told))
+        Ok(Some(Advance::Complete))
     }
 
-    fn pair(&mut self) -> Result<Step, DiffError> {
+    fn pair(&mut self) -> Result<Advance, DiffError> {
         let a = self.first.next().transpose().map_err(DiffError::First)?;
         let b = self.second.next().transpose().map_err(DiffError::Second)?;
-        let (Some(a), Some(b)) = (a, b) else { return Ok(Step::Told) };
+        let (Some(a), Some(b)) = (a, b) else { return Ok(Advance::Complete) };
         let details = inode_differences(&a.inode, &b.inode);
         if !details.is_empty() {
             changed(self.found, &a.path, details.join(", "));
         }
         match (&a.inode.kind, &b.inode.kind) {
             (InodeKind::File(file), InodeKind::File(other)) if file.size_bytes == other.size_bytes => {
-                Ok(Step::Compare(Box::new((a, b))))
+                Ok(Advance::CompareContent(Box::new((a, b))))
             }
-            _ => Ok(Step::Told),
+            _ => Ok(Advance::Complete),
         }
     }
 }
 
-enum Step {
-    Told,
-    Compare(Box<(Node, Node)>),
+/// What remains to be done for a name.
+enum Advance {
+    /// Nothing: its differences are reported.
+    Complete,
+    /// Both images have a file of the same size.
+    CompareContent(Box<(Node, Node)>),
 }
 
 impl Iterator for Pairs<'_> {
@@ -201,9 +205,9 @@ impl Iterator for Pairs<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            match self.step().transpose()? {
-                Ok(Step::Told) => {}
-                Ok(Step::Compare(pair)) => return Some(Ok(*pair)),
+            match self.advance().transpose()? {
+                Ok(Advance::Complete) => {}
+                Ok(Advance::CompareContent(pair)) => return Some(Ok(*pair)),
                 Err(error) => return Some(Err(error)),
             }
         }

@@ -5,11 +5,11 @@
 //!
 //! ```text
 //! inode area      superblock at byte 1024; then inodes, each in 32-byte slots and followed by its tail, if it has one
-//! directory area  the blocks of directories and symbolic links whose content does not fit behind their inodes
+//! directory area  the blocks of directories and symbolic links whose content does not fit after their inodes
 //! data area       the blocks of files; every file begins at a block
 //! ```
 //!
-//! A *tail* is what is left of a directory, symbolic link or file after its last whole block. It is stored directly behind
+//! A *tail* is what is left of a directory, symbolic link or file after its last whole block. It is stored directly after
 //! the inode and never crosses the end of a block. Files have tails in images for block devices ([`Profile::Disk`]). DAX
 //! maps the blocks of the image into the processes that read it, so there every file has only whole blocks
 //! ([`Profile::Dax`]).

@@ -31,7 +31,7 @@ const BATCH: usize = 32;
 pub enum SpecialFiles {
     /// Refuse the image if it contains one.
     Refuse,
-    /// Skip them.
+    /// They are not created, and counted as skipped.
     Skip,
 }
 
@@ -97,7 +97,7 @@ pub enum ExtractError {
     /// Something cannot be created or written.
     #[error("cannot {action} {}", .path.display())]
     Write {
-        /// The operation.
+        /// The operation that failed, as it follows "cannot".
         action: &'static str,
         /// The path.
         path: PathBuf,

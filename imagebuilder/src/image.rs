@@ -82,9 +82,9 @@ const FRAGMENT_BLOCKS_KEPT: usize = 32;
 /// A range of the image that belongs to one part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Region {
-    /// The part.
+    /// What is stored there.
     pub(crate) part: Part,
-    /// First byte.
+    /// Position of its first byte in the image.
     pub(crate) start: u64,
     /// Behind the last byte.
     pub(crate) end: u64,

@@ -2,14 +2,14 @@
 
 use crate::erofs::reader::ErofsImage;
 use crate::image::FileTree;
-use crate::image::{Block, CodecOptions, FileInode, Image, ImageError, InodeKind, InodeType, each_distinct};
+use crate::image::{Block, CodecOptions, FileInode, Image, ImageError, Inode, InodeKind, InodeType, each_distinct};
 use crate::settings::FormatName;
 use crate::squashfs::format::IMAGE_ALIGNMENT_BYTES;
 use crate::verity::{self, Seal};
 use serde::Serialize;
 
 /// The facts about an image. Their serialised form is version 1 of the `inspect --json` document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageFacts {
     /// Version of this document's format.
@@ -91,17 +91,17 @@ impl BlockFacts {
     }
 }
 
-/// One table.
+/// The size of a table, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TableFacts {
-    /// Its name.
+    /// Its name, as in `inode table`.
     pub name: String,
     /// Where it begins in the image.
     pub start: u64,
     /// Stored bytes in the image, without the index.
     pub stored_bytes: u64,
-    /// Decompressed bytes.
+    /// Length in bytes when it is decompressed.
     pub bytes: u64,
     /// Number of metadata blocks.
     pub blocks: u64,
@@ -109,8 +109,72 @@ pub struct TableFacts {
     pub plain_blocks: u64,
 }
 
-/// Returns the location of a file's content. Two files with the same location have the same content.
-fn content_key(file: &FileInode, first: Option<Block>) -> Option<(u64, u64, u64)> {
+/// The location of a file's content: its position, its length in bytes, and a number that distinguishes contents of the
+/// same position and length. Two files with the same location have the same content.
+type ContentLocation = (u64, u64, u64);
+
+impl ImageFacts {
+    /// Returns the facts that need no superblock of a certain format. The file system has `bytes_used` bytes; the hash
+    /// tree of dm-verity begins after `data_bytes` bytes, if there is one.
+    fn new(format: FormatName, image: &dyn FileTree, bytes_used: u64, data_bytes: u64) -> Result<Self, ImageError> {
+        Ok(Self {
+            version: 1,
+            format: format.name(),
+            image_bytes: image.length_bytes(),
+            bytes_used,
+            verity_root_hash: verity_root_hash(image, data_bytes)?,
+            ..Self::default()
+        })
+    }
+
+    /// Counts an inode, or one of its names.
+    fn count(&mut self, inode: &Inode) {
+        let inodes = &mut self.inodes;
+        inodes.total += 1;
+        match inode.inode_type() {
+            InodeType::Directory => inodes.directories += 1,
+            InodeType::File => inodes.files += 1,
+            InodeType::Symlink => inodes.symlinks += 1,
+            _ => inodes.special += 1,
+        }
+        inodes.with_xattrs += u64::from(inode.xattr.is_some());
+        if let InodeKind::File(file) = &inode.kind {
+            self.content_bytes = self.content_bytes.saturating_add(file.size_bytes);
+            self.hole_bytes = self.hole_bytes.saturating_add(file.hole_bytes);
+        }
+    }
+
+    /// Counts the files that share their content with an earlier file. `each_file` passes the content of each file that
+    /// has its own blocks to its argument, and can be called several times; `distinct` receives each content once.
+    fn count_duplicates(
+        &mut self,
+        mut each_file: impl FnMut(&mut dyn FnMut(ContentLocation)) -> Result<(), ImageError>,
+        mut distinct: impl FnMut(ContentLocation),
+    ) -> Result<(), ImageError> {
+        let (mut files, mut bytes) = (0, 0_u64);
+        let produce = |put: &mut dyn FnMut(ContentLocation)| {
+            (files, bytes) = (0, 0);
+            each_file(&mut |location| {
+                files += 1;
+                bytes = bytes.saturating_add(location.1);
+                put(location);
+            })
+        };
+        let (mut distinct_files, mut distinct_bytes) = (0, 0_u64);
+        each_distinct(produce, |location| {
+            distinct_files += 1;
+            distinct_bytes = distinct_bytes.saturating_add(location.1);
+            distinct(location);
+            Ok(())
+        })?;
+        self.duplicate_files = files - distinct_files;
+        self.duplicate_bytes = bytes.saturating_sub(distinct_bytes);
+        Ok(())
+    }
+}
+
+/// Returns the location of a file's content in a squashfs, or `None` for an empty file.
+fn content_location(file: &FileInode, first: Option<Block>) -> Option<ContentLocation> {
     let tail = file.fragment.map_or(0, |fragment| (u64::from(fragment.index) + 1) << 32 | u64::from(fragment.offset));
     match first {
         Some(_) => Some((file.start, file.size_bytes, tail)),
@@ -137,25 +201,15 @@ fn table_facts(image: &Image) -> Vec<TableFacts> {
 /// The tables are damaged.
 pub fn inspect(image: &Image) -> Result<ImageFacts, ImageError> {
     let superblock = image.superblock();
+    let data_bytes = superblock.bytes_used.next_multiple_of(IMAGE_ALIGNMENT_BYTES);
     let mut facts = ImageFacts {
-        version: 1,
-        format: FormatName::Squashfs.name(),
-        image_bytes: image.length_bytes(),
-        bytes_used: superblock.bytes_used,
-        verity_root_hash: verity_root_hash(image, superblock.bytes_used.next_multiple_of(IMAGE_ALIGNMENT_BYTES))?,
         codec: image.compression().name(),
         level: image.codec_options().and_then(CodecOptions::level),
         block_size_bytes: superblock.block_size_bytes,
         made_at: superblock.made_at,
         flags: image.flag_names(),
-        inodes: InodeFacts::default(),
-        content_bytes: 0,
-        hole_bytes: 0,
-        duplicate_files: 0,
-        duplicate_bytes: 0,
-        data_blocks: BlockFacts::default(),
-        fragment_blocks: BlockFacts::default(),
         tables: table_facts(image),
+        ..ImageFacts::new(FormatName::Squashfs, image, superblock.bytes_used, data_bytes)?
     };
     count_inodes(image, &mut facts)?;
     image.each_data_block(|block| {
@@ -171,46 +225,21 @@ pub fn inspect(image: &Image) -> Result<ImageFacts, ImageError> {
 fn count_inodes(image: &Image, facts: &mut ImageFacts) -> Result<(), ImageError> {
     for inode in image.inodes() {
         let inode = inode?;
-        facts.inodes.total += 1;
-        match inode.inode_type() {
-            InodeType::Directory => facts.inodes.directories += 1,
-            InodeType::File => facts.inodes.files += 1,
-            InodeType::Symlink => facts.inodes.symlinks += 1,
-            _ => facts.inodes.special += 1,
-        }
+        facts.count(&inode);
         if inode.inode_type() != InodeType::Directory {
             facts.inodes.hard_links += u64::from(inode.links.saturating_sub(1));
         }
-        facts.inodes.with_xattrs += u64::from(inode.xattr.is_some());
-        if let InodeKind::File(file) = &inode.kind {
-            facts.content_bytes = facts.content_bytes.saturating_add(file.size_bytes);
-            facts.hole_bytes = facts.hole_bytes.saturating_add(file.hole_bytes);
-        }
     }
-    let (mut files, mut bytes) = (0, 0_u64);
-    let keys = |put: &mut dyn FnMut((u64, u64, u64))| {
-        (files, bytes) = (0, 0);
+    let each_file = |put: &mut dyn FnMut(ContentLocation)| {
         for inode in image.inodes() {
             if let InodeKind::File(file) = &inode?.kind {
                 let first = image.first_stored_block(file)?;
-                if let Some(key) = content_key(file, first) {
-                    files += 1;
-                    bytes = bytes.saturating_add(file.size_bytes);
-                    put(key);
-                }
+                content_location(file, first).into_iter().for_each(&mut *put);
             }
         }
-        Ok::<_, ImageError>(())
-    };
-    let (mut distinct_files, mut distinct_bytes) = (0, 0_u64);
-    each_distinct(keys, |(_, size_bytes, _)| {
-        distinct_files += 1;
-        distinct_bytes = distinct_bytes.saturating_add(size_bytes);
         Ok(())
-    })?;
-    facts.duplicate_files = files - distinct_files;
-    facts.duplicate_bytes = bytes.saturating_sub(distinct_bytes);
-    Ok(())
+    };
+    facts.count_duplicates(each_file, |_| {})
 }
 
 /// Collects the facts of an erofs image. It walks the tree twice and reads no file content.
@@ -221,68 +250,32 @@ pub fn inspect_erofs(image: &ErofsImage) -> Result<ImageFacts, ImageError> {
     let superblock = image.superblock();
     let block_bytes = superblock.block_bytes();
     let mut facts = ImageFacts {
-        version: 1,
-        format: FormatName::Erofs.name(),
-        image_bytes: image.length_bytes(),
-        bytes_used: superblock.bytes(),
-        verity_root_hash: verity_root_hash(image, superblock.bytes())?,
         codec: "none",
-        level: None,
         // At most 64 KiB.
         block_size_bytes: u32::try_from(block_bytes).unwrap_or(u32::MAX),
         made_at: u32::try_from(superblock.epoch).unwrap_or(u32::MAX),
         flags: superblock.feature_names(),
-        inodes: InodeFacts::default(),
-        content_bytes: 0,
-        hole_bytes: 0,
-        duplicate_files: 0,
-        duplicate_bytes: 0,
-        data_blocks: BlockFacts::default(),
-        fragment_blocks: BlockFacts::default(),
-        tables: Vec::new(),
+        ..ImageFacts::new(FormatName::Erofs, image, superblock.bytes(), superblock.bytes())?
     };
     for node in image.walk()? {
-        let inode = node?.inode;
-        let inodes = &mut facts.inodes;
-        inodes.total += 1;
-        match inode.inode_type() {
-            InodeType::Directory => inodes.directories += 1,
-            InodeType::File => inodes.files += 1,
-            InodeType::Symlink => inodes.symlinks += 1,
-            _ => inodes.special += 1,
-        }
-        inodes.with_xattrs += u64::from(inode.xattr.is_some());
-        if let InodeKind::File(file) = &inode.kind {
-            facts.content_bytes = facts.content_bytes.saturating_add(file.size_bytes);
-        }
+        facts.count(&node?.inode);
     }
     // The walk counted every name.
     facts.inodes.hard_links = facts.inodes.total.saturating_sub(superblock.inodes);
-    let (mut files, mut bytes) = (0, 0_u64);
-    let files_with_blocks = |put: &mut dyn FnMut((u64, u64, u64))| {
-        (files, bytes) = (0, 0);
+    let each_file = |put: &mut dyn FnMut(ContentLocation)| {
         for node in image.walk()? {
             if let InodeKind::File(file) = node?.inode.kind
                 && file.blocks > 0
             {
-                files += 1;
-                bytes = bytes.saturating_add(file.size_bytes);
-                put((file.start, file.blocks, file.size_bytes));
+                put((file.start, file.size_bytes, file.blocks));
             }
         }
-        Ok::<_, ImageError>(())
-    };
-    let (mut distinct_files, mut distinct_bytes) = (0, 0_u64);
-    each_distinct(files_with_blocks, |(_, blocks, size_bytes)| {
-        distinct_files += 1;
-        distinct_bytes = distinct_bytes.saturating_add(size_bytes);
-        facts.data_blocks.blocks += blocks;
         Ok(())
-    })?;
-    facts.data_blocks.plain_blocks = facts.data_blocks.blocks;
-    facts.data_blocks.stored_bytes = facts.data_blocks.blocks.saturating_mul(block_bytes);
-    facts.duplicate_files = files - distinct_files;
-    facts.duplicate_bytes = bytes.saturating_sub(distinct_bytes);
+    };
+    let mut blocks = 0;
+    facts.count_duplicates(each_file, |(_, _, of_content)| blocks += of_content)?;
+    let stored_bytes = blocks.saturating_mul(block_bytes);
+    facts.data_blocks = BlockFacts { blocks, plain_blocks: blocks, stored_bytes };
     Ok(facts)
 }
 

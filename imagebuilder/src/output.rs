@@ -23,7 +23,7 @@ pub enum OutputError {
     NotAFile {
         /// The output.
         path: PathBuf,
-        /// Its type.
+        /// The type of the existing file, with an article.
         kind: &'static str,
     },
     /// The path does not end with a file name.

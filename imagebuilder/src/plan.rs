@@ -79,7 +79,7 @@ pub enum PlanError {
     /// A store path is listed twice.
     #[error("it lists these store paths twice: {}", display_all(.paths))]
     Twice {
-        /// The paths.
+        /// The store paths, in the order of the plan.
         paths: Vec<StorePath>,
     },
 }

@@ -27,7 +27,7 @@ pub enum ScanError {
     Kind {
         /// The file or directory.
         path: PathBuf,
-        /// Its type.
+        /// The type of the file, with an article.
         kind: &'static str,
     },
     /// A file has mode bits that Nix removes.
@@ -35,7 +35,7 @@ pub enum ScanError {
     Mode {
         /// The file or directory.
         path: PathBuf,
-        /// Its mode.
+        /// Its permission bits, including setuid, setgid and sticky.
         mode: u32,
     },
     /// The image format does not support a name or target.
@@ -66,7 +66,7 @@ pub enum ScanError {
 /// A listed store path.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// The files.
+    /// The files of the store path, in the order of a NAR.
     pub tree: Tree,
     /// Modification times of the regular files, by file number, to detect whether they change before they are read.
     pub modified: Vec<(i64, i64)>,

@@ -73,7 +73,7 @@ impl Batch {
         &self.buffer[segment.stored.clone()]
     }
 
-    /// Adds a segment whose blocks were written to the buffer behind the others.
+    /// Adds a segment whose blocks were written to the buffer after the others.
     pub fn push(&mut self, segment: Segment) {
         self.used = segment.stored.end;
         self.segments.push(segment);
@@ -84,7 +84,7 @@ impl Batch {
         self.buffer
     }
 
-    /// Returns the buffer and the position behind the last segment. The bytes from there on can be overwritten.
+    /// Returns the buffer and the position after the last segment. The bytes from there on can be overwritten.
     pub(crate) fn room(&mut self) -> (&mut Vec<u8>, usize) {
         (&mut self.buffer, self.used)
     }

@@ -49,15 +49,15 @@ impl Compression {
 /// The levels that a codec supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LevelRange {
-    /// Fastest level.
+    /// The fastest level, which compresses least.
     pub lowest: u32,
     /// The default level.
     pub default: u32,
-    /// Slowest level.
+    /// The slowest level, which compresses most.
     pub highest: u32,
 }
 
-/// Invalid settings.
+/// Settings that no image can have.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SettingsError {
     /// The level is outside the codec's range.

@@ -54,7 +54,7 @@ pub enum Entry<'a> {
     },
     /// A symbolic link.
     Symlink {
-        /// Its target.
+        /// The target as stored in the link, not resolved.
         target: &'a [u8],
     },
 }

@@ -61,7 +61,7 @@ pub enum VerityError {
     /// The tree is cut off, or something follows it.
     #[error("superblock and tree have {actual_bytes} bytes, but should have {wanted_bytes}")]
     Length {
-        /// Their length.
+        /// The length of the data in bytes.
         actual_bytes: u64,
         /// The right length.
         wanted_bytes: u64,

@@ -227,7 +227,7 @@ fn wrong_truncated_and_random_packs_only_make_a_build_slower() {
         ("half", tools[..tools.len() / 2].to_vec()),
         ("random", random),
         ("zeros", vec![0; 100_000]),
-        ("one behind the other", other),
+        ("one after the other", other),
     ] {
         let (_directory, path) =
             broken(move |client| say(client, &Answer::PACK.message().unwrap(), &[file_of(&content)]));

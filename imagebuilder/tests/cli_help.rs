@@ -95,8 +95,8 @@ fn manual_pages_are_generated_for_every_command() {
     let workspace = Workspace::new();
     let page = workspace.run("man").success();
     assert!(page.contains(".TH microvm-image 1"), "{page}");
-    for section in ["\"EXIT STATUS\"", "ENVIRONMENT", "FILES", "EXAMPLES"] {
-        assert!(page.contains(&format!(".SH {section}\n")), "{section}");
+    for section in ["EXIT STATUS", "ENVIRONMENT", "FILES", "EXAMPLES"] {
+        assert!(page.contains(&format!(".SH \"{section}\"\n")), "{section}");
     }
     fs::create_dir(workspace.path("man1")).unwrap();
     assert_eq!(workspace.run("man -o man1").success(), "");

@@ -205,7 +205,7 @@ fn readers_agree_on_names_of_255_bytes_and_names_that_are_not_utf8() {
     assert_tree_agrees(names.map(|name| (name, Item::file(name))));
 }
 
-/// Names whose first byte is above 127 must be sorted behind ASCII, because a lookup by name relies on the order.
+/// Names whose first byte is above 127 must be sorted after ASCII, because a lookup by name relies on the order.
 #[test]
 fn the_kernel_finds_every_name_in_a_directory_with_an_index() {
     let names = (0..3000_u32).map(|number| {
@@ -229,7 +229,7 @@ fn readers_agree_on_symlink_targets_up_to_4095_bytes() {
 
 #[test]
 fn readers_agree_on_sparse_files_over_4_gib() {
-    let pieces = [(0, b"begin".to_vec()), (4 << 30, b"behind 4 GiB".to_vec()), ((4 << 30) + 300_000, vec![7; 5000])];
+    let pieces = [(0, b"begin".to_vec()), (4 << 30, b"after 4 GiB".to_vec()), ((4 << 30) + 300_000, vec![7; 5000])];
     let store = Store::in_memory([(
         "tree",
         Item::directory([

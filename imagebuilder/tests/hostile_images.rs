@@ -324,7 +324,7 @@ fn symlinks_to_outside_paths_are_created_but_never_followed() {
 /// Returns an image with a directory `outer` that contains a directory `inner`, and the positions of their inodes.
 fn nested() -> (PlainImage, usize, usize) {
     let inner = Item::directory([("file", Item::file("content"))]);
-    // The entries behind it make the table long enough for a listing that is read twice.
+    // The entries after it make the table long enough for a listing that is read twice.
     let behind = Item::directory([("n".repeat(200), Item::file("")), ("o".repeat(200), Item::file(""))]);
     let image = PlainImage::new(Item::directory([("outer", Item::directory([("inner", inner)])), ("z", behind)]));
     let opened = Image::from_source(Box::new(image.bytes.clone())).unwrap();

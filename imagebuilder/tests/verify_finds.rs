@@ -325,7 +325,7 @@ fn a_directory_index_with_a_wrong_name_is_reported() {
     assert!(found, "300 entries have an index");
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].starts_with(&format!("Directory {}: its index entry for byte ", in_tree("many"))), "{told:?}");
-    assert!(told[0].ends_with("does not name the first entry behind it"), "{told:?}");
+    assert!(told[0].ends_with("does not name the first entry after it"), "{told:?}");
 }
 
 #[test]

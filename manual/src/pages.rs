@@ -4,12 +4,12 @@ use crate::error::{Error, file};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// One page.
+/// A page of the manual.
 #[derive(Debug, Clone)]
 pub struct Page {
     /// Path, relative to the root of the work tree.
     pub path: PathBuf,
-    /// Its text.
+    /// Its Markdown.
     pub text: String,
 }
 

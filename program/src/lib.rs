@@ -1,5 +1,5 @@
 //! What `microvm` and `microvm-image` share because both are Unix programs: output, failures and exit codes, untrusted
-//! text in messages, spelling suggestions, files that appear whole or not at all, places that another user may change,
+//! text in messages, sections of manual pages, spelling suggestions, files that appear whole or not at all, places that another user may change,
 //! users, and child processes.
 //!
 //! Nothing here knows about machines or images; neither of the two main crates depends on the other.
@@ -29,6 +29,7 @@ pub mod atomic_file;
 pub mod child;
 pub mod escape;
 pub mod failure;
+pub mod manual;
 pub mod output;
 pub mod place;
 pub mod presence;

@@ -94,6 +94,11 @@ pub fn report_json(failure: &Failure) {
     }
 }
 
+/// Whether the user permits colours: `NO_COLOR` is unset or empty (no-color.org).
+pub fn colours_are_permitted() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 /// Escapes arguments for the messages of a parser that quotes them. Arguments that are not UTF-8 stay: parsers replace
 /// their bytes.
 pub fn escaped_arguments(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {

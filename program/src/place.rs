@@ -20,23 +20,21 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, readlinkat, renameat, renameat2};
 use nix::libc::{S_IFBLK, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_ISVTX};
 use nix::sys::socket::{UnixAddr, bind};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstat, fstatat, mkdirat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstat, fstatat};
 use nix::unistd::{
     AccessFlags, Gid, Uid, UnlinkatFlags, faccessat, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat,
 };
-use std::collections::VecDeque;
+use resolve::{MAX_LINKS, MakeMissing, is_link, make_below, record_owner, split, walk};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 pub use private::PrivateDirectory;
 
 mod private;
-
-/// The number of symbolic links that the kernel follows in one path: path_resolution(7).
-const MAX_LINKS: usize = 40;
+mod resolve;
 
 /// An open directory.
 #[derive(Debug)]
@@ -515,92 +513,9 @@ pub fn require_out_of_reach(program: &Path, user: &Identity) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns a path by which this process can reopen a descriptor.
+/// Returns a path that refers to an open file in this process, whatever its name refers to now: proc(5).
 pub fn descriptor_path(descriptor: &impl AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
-}
-
-type MakeMissing<'make> = dyn FnMut(&OwnedFd, &OsStr) -> io::Result<()> + 'make;
-
-/// Opens a directory component by component. Calls `missing` for a directory that does not exist; it may create it.
-fn walk(path: &Path, link_owners: &mut Vec<Uid>, missing: &mut MakeMissing<'_>) -> io::Result<Directory> {
-    let mut names = parts(path);
-    let mut directory = start(path)?;
-    let mut links = 0;
-    while let Some(name) = names.pop_front() {
-        let stat = match directory.entry(&name)? {
-            Some(stat) => stat,
-            None => {
-                require_same_owner(link_owners, &fstat(&directory.descriptor)?)?;
-                missing(&directory.descriptor, &name)?;
-                directory.entry(&name)?.ok_or(Errno::ENOENT)?
-            }
-        };
-        if is_link(&stat) {
-            links += 1;
-            if links > MAX_LINKS {
-                return Err(Errno::ELOOP.into());
-            }
-            record_owner(link_owners, &stat);
-            let target = PathBuf::from(readlinkat(&directory.descriptor, name.as_os_str())?);
-            if target.is_absolute() {
-                directory = start(&target)?;
-            }
-            for part in parts(&target).into_iter().rev() {
-                names.push_front(part);
-            }
-            continue;
-        }
-        let descriptor = openat(&directory.descriptor, name.as_os_str(), directory_flags(), Mode::empty())?;
-        let path = if name == ".." { parent_of(&directory.path) } else { directory.path.join(&name) };
-        directory = Directory { descriptor, path };
-    }
-    Ok(directory)
-}
-
-/// Splits a path into the parent directory and the last component.
-fn split(path: &Path) -> io::Result<(&Path, &OsStr)> {
-    let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok((parent, name))
-}
-
-fn directory_flags() -> OFlag {
-    OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC
-}
-
-fn start(path: &Path) -> io::Result<Directory> {
-    let (name, path) = if path.is_absolute() { ("/", PathBuf::from("/")) } else { (".", std::env::current_dir()?) };
-    Ok(Directory { descriptor: open(name, directory_flags(), Mode::empty())?, path })
-}
-
-/// Returns the components of a path. `..` is kept: after a symbolic link it does not refer to the previous component.
-fn parts(path: &Path) -> VecDeque<OsString> {
-    let names = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
-    names.map(|part| part.as_os_str().to_owned()).collect()
-}
-
-fn parent_of(path: &Path) -> PathBuf {
-    path.parent().unwrap_or(path).to_owned()
-}
-
-fn make_below(parent: &OwnedFd, name: &OsStr, mode: u32, owner: Option<&Identity>) -> io::Result<()> {
-    match mkdirat(parent, name, to_mode(mode)) {
-        // Another process has created it in the meantime.
-        Err(Errno::EEXIST) => return Ok(()),
-        made => made?,
-    }
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let made = openat(parent, name, flags, Mode::empty())?;
-    // The owner of the parent directory could have replaced it.
-    if Uid::from_raw(fstat(&made)?.st_uid) != geteuid() {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another user has replaced the new directory"));
-    }
-    fchmod(&made, to_mode(mode))?;
-    if let Some(owner) = owner {
-        fchown(&made, Some(owner.user()), Some(owner.group()))?;
-    }
-    File::from(made).sync_all()
 }
 
 fn fill(mut file: &File, content: &[u8], mode: u32, owner: Option<&Identity>) -> io::Result<()> {
@@ -616,25 +531,12 @@ fn to_mode(mode: u32) -> Mode {
     Mode::from_bits_truncate(mode)
 }
 
-fn is_link(stat: &FileStat) -> bool {
-    stat.st_mode & S_IFMT == S_IFLNK
-}
-
 fn require_file(stat: &FileStat) -> io::Result<()> {
     match stat.st_mode & S_IFMT {
         S_IFREG | S_IFBLK => Ok(()),
         S_IFLNK => Err(io::Error::other("this is a symbolic link, which is not followed here; remove it")),
         S_IFDIR => Err(Errno::EISDIR.into()),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "this is neither a file nor a block device")),
-    }
-}
-
-/// Records the owner of a symbolic link. Only root needs this: another user can reach nothing through a link that the
-/// user could not reach directly.
-fn record_owner(link_owners: &mut Vec<Uid>, link: &FileStat) {
-    let owner = Uid::from_raw(link.st_uid);
-    if geteuid().is_root() && !owner.is_root() {
-        link_owners.push(owner);
     }
 }
 

@@ -1,11 +1,11 @@
 //! Files that have no name until they are complete, so that a program that is killed leaves nothing behind.
 
 use crate::atomic_file::temporary_sibling;
+use crate::place::descriptor_path;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::linkat;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -65,8 +65,7 @@ impl UnnamedFile {
     }
 
     fn link(&self, path: &Path) -> io::Result<()> {
-        let descriptor = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
-        Ok(linkat(AT_FDCWD, &descriptor, AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?)
+        Ok(linkat(AT_FDCWD, &descriptor_path(&self.file), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?)
     }
 }
 

@@ -44,7 +44,7 @@ pub struct VolumeRequest<'a> {
 pub struct Finished {
     /// Its exit status.
     pub status: ExitStatus,
-    /// Its messages.
+    /// What it printed on stdout and stderr.
     pub output: String,
 }
 
@@ -104,7 +104,7 @@ pub enum CreateError {
     ReadBack {
         /// The program.
         program: &'static str,
-        /// The difference.
+        /// What differs from the request.
         source: ReadBackError,
     },
     /// The user interrupted it.

@@ -19,7 +19,7 @@ pub enum ReadBackError {
     /// The filesystem's magic number is missing.
     #[error("there is no {} in it", .file_system.name())]
     NoFileSystem {
-        /// The filesystem.
+        /// The file system that was requested.
         file_system: FileSystem,
     },
     /// Its size has changed.
@@ -42,7 +42,7 @@ pub enum ReadBackError {
     /// A directory is missing, or has the wrong owner or mode.
     #[error("its {} is not a directory that root owns with the mode 0755", .directory.display())]
     Directory {
-        /// The directory.
+        /// Its path in the volume.
         directory: PathBuf,
     },
 }

@@ -20,7 +20,7 @@ pub(super) struct Slot {
     pub(super) store_path: usize,
     /// Number of bytes of its content in memory.
     pub(super) held_bytes: u64,
-    /// Its content.
+    /// What is placed next.
     pub(super) content: SlotContent,
 }
 
@@ -182,7 +182,7 @@ impl<'a> Backlog<'a> {
         self.held_bytes += bytes;
     }
 
-    /// Adds a slot behind the others.
+    /// Adds a slot after the others.
     pub(super) fn push(&mut self, slot: Slot) {
         if let SlotContent::Segment(_, SegmentState::Waiting(_)) = slot.content {
             self.waiting.push_back(self.first_slot + self.slots.len() as u64);

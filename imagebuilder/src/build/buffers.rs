@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Maximum number of bytes in the pool.
 const MAX_KEPT_BYTES: usize = 16 << 20;
 
-/// Unused buffers.
+/// Buffers that no worker uses at the moment, to avoid allocating and clearing new ones.
 #[derive(Debug, Default)]
 pub(super) struct SpareBuffers(Mutex<Vec<Vec<u8>>>);
 

@@ -21,23 +21,17 @@ pub(super) enum Job {
     ReadFiles {
         /// Number of the store path.
         store_path: usize,
-        /// The files.
+        /// The files, as nodes of the store path's tree.
         nodes: Vec<NodeId>,
     },
     /// Reads a range of a file, and processes it as `then` says.
     ReadRange {
-        /// The range.
         range: RangeRef,
         /// What to do with it.
         action: RangeAction,
     },
     /// Reads a range of a file, checks that it still has this hash, and makes its segment.
-    EncodeRange {
-        /// The range.
-        range: RangeRef,
-        /// The hash.
-        content: ContentHash,
-    },
+    EncodeRange { range: RangeRef, content: ContentHash },
     /// Makes a segment from bytes that have already been read.
     Encode {
         /// Number of the store path.
@@ -46,7 +40,6 @@ pub(super) enum Job {
         kind: SegmentKind,
         /// The hash of the content: that of a range, or [`fragment_content`](crate::pack::layout::fragment_content).
         content: ContentHash,
-        /// The content.
         bytes: Vec<u8>,
     },
     /// Writes segments to the image and to packs.
@@ -62,11 +55,11 @@ pub(super) enum Job {
 pub(super) struct KeepJob {
     /// Number of the store path.
     pub(super) store_path: usize,
-    /// The pack.
+    /// The pack to complete.
     pub(super) pack: Arc<NewPack>,
-    /// Position behind its last segment.
+    /// Position after its last segment.
     pub(super) end: u64,
-    /// Its segments.
+    /// Its segments, in the order of its content.
     pub(super) segments: Vec<NewSegment>,
     /// Hashes of the ranges of all files of the store path.
     pub(super) range_hashes: Vec<ContentHash>,
@@ -114,32 +107,23 @@ pub(super) enum RangeAction {
 pub(super) enum JobOutput {
     /// The output of [`Job::ReadFiles`]: the contents, one after the other, and their hashes.
     Files {
-        /// The contents.
+        /// The contents of the files, one after the other.
         bytes: Vec<u8>,
-        /// The hashes.
+        /// The hash of each content, in the same order.
         hashes: Vec<ContentHash>,
     },
     /// The output of [`RangeAction::Encode`]: the segment of the range, and its hash if it is needed.
     Range {
-        /// The hash.
+        /// The hash of the range, if it was computed.
         content: Option<ContentHash>,
-        /// The segment.
         batch: Batch,
     },
     /// The output of [`Job::Encode`] and [`Job::EncodeRange`].
     Segment(Batch),
     /// The output of [`RangeAction::Keep`].
-    Kept {
-        /// The hash.
-        content: ContentHash,
-        /// The bytes.
-        bytes: Vec<u8>,
-    },
+    Kept { content: ContentHash, bytes: Vec<u8> },
     /// The output of [`RangeAction::Hash`].
-    Hashed {
-        /// The hash.
-        content: ContentHash,
-    },
+    Hashed { content: ContentHash },
     /// The output of [`Job::Write`].
     Written {
         /// Number of bytes of content that are no longer in memory.

@@ -92,7 +92,7 @@ impl NewPack {
 
 /// Adds packs to a cache.
 pub(super) struct CacheKeeper<'a> {
-    /// The cache.
+    /// The cache that receives the packs.
     pub(super) cache: &'a Cache,
     /// The settings of the packs.
     pub(super) settings: &'a ImageSettings,

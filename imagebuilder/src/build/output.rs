@@ -25,7 +25,7 @@ pub enum OutputError {
     /// An operation failed.
     #[error("cannot {action} {}", .path.display())]
     Io {
-        /// The operation.
+        /// The operation that failed, as it follows "cannot".
         action: &'static str,
         /// The output.
         path: PathBuf,

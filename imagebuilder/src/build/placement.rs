@@ -77,7 +77,7 @@ impl PackInProgress {
 }
 
 impl<'a> Placement<'a> {
-    /// Creates a placement that begins behind the first `start` bytes of the image.
+    /// Creates a placement that begins after the first `start` bytes of the image.
     pub(super) fn new(inputs: &'a SequenceInputs<'a>) -> Self {
         Self {
             inputs,

@@ -36,7 +36,7 @@ pub(super) struct Sequenced {
     pub(super) places: Places,
     /// The counts for the report.
     pub(super) tally: Tally,
-    /// Position behind the data in the image.
+    /// Position after the data in the image.
     pub(super) end: u64,
     /// Processor time of the deciding thread in seconds.
     pub(super) cpu_seconds: f64,
@@ -81,7 +81,7 @@ struct OpenFragment {
     /// Its number in the image, after the first file that is new in the image was added.
     index: Option<u32>,
     new_bytes: u64,
-    /// The contents.
+    /// The contents of its files, one after the other.
     bytes: Vec<u8>,
     /// The hashes of the contents, in the same order.
     contents: Option<Box<blake3::Hasher>>,
@@ -131,7 +131,7 @@ impl<'a> Sequencer<'a> {
 
     /// Takes all steps. At the end, everything is written.
     pub(super) fn run(mut self, results: &Receiver<JobResult>) -> Result<Sequenced, BuildError> {
-        // Jobs that compress are submitted before anything is copied, because everything behind them in the image waits
+        // Jobs that compress are submitted before anything is copied, because everything after them in the image waits
         // for them.
         self.backlog.submit_jobs(&self.steps);
         loop {

@@ -176,7 +176,7 @@ impl SourceFile {
     pub(super) fn is_hole(&self, offset: u64, length: u64) -> bool {
         match seek(&self.file, SeekFrom::Data(offset)) {
             Ok(data) => data >= offset + length,
-            // There is no data behind `offset`.
+            // There is no data after `offset`.
             Err(Errno::NXIO) => true,
             Err(_) => false,
         }

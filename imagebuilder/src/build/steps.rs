@@ -34,7 +34,6 @@ pub(super) enum Step {
     ReadRange {
         /// The file.
         file: FileRef,
-        /// The range.
         range: RangeRef,
         /// How to process it.
         action: RangeAction,

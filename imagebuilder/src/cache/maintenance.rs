@@ -52,7 +52,7 @@ pub struct FsckReport {
 /// Whether a collection removes entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GcMode {
-    /// Remove entries.
+    /// Unused entries are removed.
     Remove,
     /// Only count the entries that would be removed.
     DryRun,

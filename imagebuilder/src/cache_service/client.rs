@@ -38,7 +38,7 @@ pub enum ClientError {
     /// It cannot be reached.
     #[error("cannot reach the cache service at {}", .socket.display())]
     Connect {
-        /// Its socket.
+        /// The path of the service's socket.
         socket: PathBuf,
         /// The error of the system.
         #[source]
@@ -47,7 +47,7 @@ pub enum ClientError {
     /// The connection ended.
     #[error("the cache service at {} ended the connection", .socket.display())]
     Ended {
-        /// Its socket.
+        /// The path of the service's socket.
         socket: PathBuf,
         /// The error of the system.
         #[source]
@@ -56,13 +56,13 @@ pub enum ClientError {
     /// It sent nothing for too long.
     #[error("the cache service at {} did not answer in time", .socket.display())]
     Silent {
-        /// Its socket.
+        /// The path of the service's socket.
         socket: PathBuf,
     },
     /// It sent an invalid message.
     #[error("the program that listens at {} is not a cache service of this version", .socket.display())]
     Protocol {
-        /// Its socket.
+        /// The path of the service's socket.
         socket: PathBuf,
         /// The problem with the message.
         #[source]
@@ -71,7 +71,7 @@ pub enum ClientError {
     /// It refused the request.
     #[error("the cache service at {} refused: {message}", .socket.display())]
     Refused {
-        /// Its socket.
+        /// The path of the service's socket.
         socket: PathBuf,
         /// The reason, for programs.
         reason: Reason,

@@ -67,7 +67,7 @@ pub enum NixDaemonError {
     /// There is no daemon, or it cannot be reached.
     #[error("cannot reach Nix's daemon at {}", .socket.display())]
     Connect {
-        /// Its socket.
+        /// The path of the daemon's socket.
         socket: PathBuf,
         /// The error of the system.
         #[source]

@@ -68,13 +68,13 @@ impl Default for Limits {
 pub struct Service<'a> {
     /// The socket that clients connect to.
     pub listener: OwnedFd,
-    /// The packs.
+    /// Where packs are looked up and made.
     pub packs: &'a dyn PackStore,
     /// The socket of Nix's daemon.
     pub nix_daemon: &'a Path,
     /// The users that count as one.
     pub owners: Owners,
-    /// The limits.
+    /// How much clients can use at once.
     pub limits: Limits,
 }
 
@@ -84,7 +84,7 @@ pub enum ServeError {
     /// A system call failed.
     #[error("cannot {action}")]
     System {
-        /// The operation.
+        /// The operation that failed, as it follows "cannot".
         action: &'static str,
         /// The error of the system.
         #[source]

@@ -109,7 +109,7 @@ impl AsFd for Waker {
 
 /// The inputs that all workers share.
 pub(super) struct WorkerInputs<'a> {
-    /// The packs.
+    /// Where packs are looked up and made.
     pub(super) packs: &'a dyn PackStore,
     /// The socket of Nix's daemon.
     pub(super) nix_daemon: &'a Path,

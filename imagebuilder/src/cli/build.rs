@@ -73,7 +73,7 @@ struct BuildCacheArgs {
     /// Socket of the host's cache service, which is asked first [default: $MICROVM_IMAGE_CACHE_SOCKET, else
     /// /run/microvm-image/cache.sock]
     ///
-    /// Without a service, or with one that fails, the build takes longer and the image is the same.
+    /// If the service is missing or fails, the build takes longer, but the image is the same.
     #[arg(long, value_name = "PATH")]
     cache_socket: Option<PathBuf>,
     /// Do not read or write a cache directory; the cache service is used only if you give --cache-socket

@@ -20,7 +20,7 @@ const MAX_CONCURRENT_REQUESTS: usize = 8;
 
 /// Serve packs to all builds of this host, also those in Nix's sandbox
 ///
-/// The service makes the packs of store paths that Nix calls valid, keeps them in its cache directory, and hands out
+/// The service makes the packs of store paths that are valid in Nix, keeps them in its cache directory, and hands out
 /// read-only descriptors of them. Nothing that a client sends is written anywhere, so clients need not be trusted.
 /// systemd starts it with its socket (ListenSequentialPacket=); --socket makes one that every user may connect to.
 #[derive(Debug, Args)]
@@ -37,7 +37,7 @@ pub(crate) struct ServeArgs {
     /// Directory that holds the store paths
     #[arg(long, value_name = "DIR", default_value = "/nix/store")]
     store_dir: PathBuf,
-    /// Socket of Nix's daemon, which says what is valid [default: $NIX_DAEMON_SOCKET_PATH, else
+    /// Socket of the Nix daemon, which reports which store paths are valid [default: $NIX_DAEMON_SOCKET_PATH, else
     /// /nix/var/nix/daemon-socket/socket]
     #[arg(long, value_name = "PATH")]
     nix_daemon: Option<PathBuf>,
@@ -47,13 +47,13 @@ pub(crate) struct ServeArgs {
     /// Clients that may be connected at the same time
     #[arg(long, value_name = "N", default_value = "256")]
     max_clients: NonZero<usize>,
-    /// Clients of one user
+    /// Clients of one user that may be connected at the same time
     #[arg(long, value_name = "N", default_value = "16")]
     max_clients_per_user: NonZero<usize>,
     /// Seconds that a request may take
     #[arg(long, value_name = "SECONDS", default_value = "600")]
     request_timeout: u64,
-    /// Seconds after which a client that asks for nothing is dropped
+    /// Seconds after which an idle client is disconnected
     #[arg(long, value_name = "SECONDS", default_value = "30")]
     client_timeout: u64,
     /// Seconds without a client after which the service ends; systemd starts it again [default: never]

@@ -24,7 +24,8 @@ pub(crate) struct ExtractArgs {
     image: PathBuf,
     /// Path in the image to extract, with everything below it [default: the whole image]
     path: Option<OsString>,
-    /// Directory to extract into; it must be empty or not exist. PATH is extracted as an entry of it, under its last name
+    /// Directory to extract into; it must be empty or not exist yet. PATH becomes an entry of it, under its last
+    /// component
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// Skip devices, pipes and sockets instead of refusing the image

@@ -4,58 +4,39 @@ use super::Cli;
 use super::failure::Failure;
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
+use program::manual::Sections;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
 /// The sections of the program's manual page that clap does not generate.
-const SECTIONS: &str = r#".SH "EXIT STATUS"
-.TP
-0
-Success.
-.TP
-1
-The work failed although the input is valid, or an image is damaged or differs.
-.TP
-2
-The input or the arguments are invalid.
-.TP
-130
-A signal interrupted the command.
-.PP
-With \-\-json, a failed command that has no report of its own prints {"version": 1, "error": {...}} on stdout.
-.SH ENVIRONMENT
-.TP
-MICROVM_IMAGE_CACHE
-The directory of the cache. Otherwise it is $XDG_CACHE_HOME/microvm\-image, ~/.cache/microvm\-image, or for root without a home directory
-/var/cache/microvm\-image.
-.TP
-MICROVM_IMAGE_CACHE_SOCKET
-The socket of the host's cache service; /run/microvm\-image/cache.sock by default.
-.TP
-NIX_STORE_DIR
-The directory before the base names of store paths, as in Nix; /nix/store by default.
-.TP
-NO_COLOR
-If it is not empty, the output has no colours.
-.SH FILES
-.TP
-~/.cache/microvm\-image/v2/packs
-One file for each store path in the cache.
-.TP
-/run/microvm\-image/cache.sock
-The socket of the host's cache service.
-.SH EXAMPLES
-.TP
-microvm\-image build ./result \-o store.squashfs
-Builds the image of the closure of a link to a store path.
-.TP
-microvm\-image verify store.squashfs ./result
-Checks an image, and compares it with the store.
-.TP
-microvm\-image cache gc \-\-max\-size 20G
-Removes the least recently used entries of the cache.
-"#;
+const SECTIONS: Sections<'_> = Sections {
+    failure: "The work failed although the input is valid, or an image is damaged or differs.",
+    environment: &[
+        (
+            "MICROVM_IMAGE_CACHE",
+            "The directory of the cache. Otherwise it is $XDG_CACHE_HOME/microvm-image, ~/.cache/microvm-image, or for \
+             root without a home directory /var/cache/microvm-image.",
+        ),
+        (
+            "MICROVM_IMAGE_CACHE_SOCKET",
+            "The socket of the host's cache service; /run/microvm-image/cache.sock by default.",
+        ),
+        ("NIX_STORE_DIR", "The directory before the base names of store paths, as in Nix; /nix/store by default."),
+    ],
+    files: &[
+        ("~/.cache/microvm-image/v2/packs", "One file for each store path in the cache."),
+        ("/run/microvm-image/cache.sock", "The socket of the host's cache service."),
+    ],
+    examples: &[
+        (
+            "microvm-image build ./result -o store.squashfs",
+            "Builds the image of the closure of a link to a store path.",
+        ),
+        ("microvm-image verify store.squashfs ./result", "Checks an image, and compares it with the store."),
+        ("microvm-image cache gc --max-size 20G", "Removes the least recently used entries of the cache."),
+    ],
+};
 
 /// Print completions for a shell
 ///
@@ -93,12 +74,12 @@ pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
         let mut text = Vec::new();
         let rendered = clap_mangen::Man::new(Cli::command()).render(&mut text);
         rendered.map_err(|error| Failure::failed(&error).with_context("cannot write the manual page"))?;
-        text.extend_from_slice(SECTIONS.as_bytes());
+        text.extend_from_slice(SECTIONS.to_roff().as_bytes());
         return Ok(program::output::print(&text)?);
     };
     let page = directory.join("microvm-image.1");
     clap_mangen::generate_to(Cli::command(), directory)
-        .and_then(|()| File::options().append(true).open(page)?.write_all(SECTIONS.as_bytes()))
+        .and_then(|()| File::options().append(true).open(page)?.write_all(SECTIONS.to_roff().as_bytes()))
         .map_err(|error| {
             Failure::failed(&error).with_context(&format!("cannot write the manual pages to {}", directory.display()))
         })

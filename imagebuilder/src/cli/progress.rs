@@ -3,6 +3,7 @@
 use imagebuilder::progress::{Phase, Progress, Silent};
 use imagebuilder::size;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use program::output::colours_are_permitted;
 use std::env;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
@@ -157,7 +158,7 @@ impl Bar {
 
 /// The bar takes the width that the text leaves: `wide_bar` shrinks to nothing before the text is cut.
 fn style(with_total: bool) -> ProgressStyle {
-    let colour = if env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) { "" } else { ":.cyan" };
+    let colour = if colours_are_permitted() { ":.cyan" } else { "" };
     let template = if with_total {
         format!("{{prefix}} {{wide_bar{colour}}} {{msg}}")
     } else {

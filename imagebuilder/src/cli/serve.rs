@@ -30,14 +30,14 @@ Examples:
 /// socket (vhost-user-blk) and must share the guest's memory. The disk is read-only and has the serial number `nix-store`.
 ///
 /// The command runs in the foreground and ends when the hypervisor disconnects. It needs no privileges. Before it accepts
-/// the hypervisor, it gives up all system calls that it does not need, and all files but those of the closure. It tells
-/// systemd that it is ready when it listens.
+/// the hypervisor's connection, it restricts itself to the system calls that it needs and to the files of the closure. It
+/// notifies systemd when it listens.
 #[derive(Debug, Args)]
 #[command(override_usage = "microvm-image serve [OPTIONS] --socket <PATH>\n           [STORE_PATH]...", after_long_help = EXAMPLES)]
 pub(crate) struct ServeArgs {
     #[command(flatten)]
     source: SourceArgs,
-    /// Socket to listen on, which only your user may connect to; one that nobody listens on is replaced
+    /// Socket to listen on; only your user can connect to it. A socket that no process listens on is replaced
     #[arg(long, value_name = "PATH", help_heading = "Output")]
     socket: PathBuf,
     /// Queues of the disk, 1 to 64, each with a thread; a guest uses one for each of its processors

@@ -7,7 +7,7 @@ use imagebuilder::path_sizes::{path_sizes, path_sizes_erofs};
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// Show how many bytes of an image each store path takes
+/// Show how many bytes of an image each store path takes up
 ///
 /// It prints one line per store path, largest first, with three numbers of bytes: `stored` in the image, `shared` with
 /// another path that counts them as stored, and `content`, the size of its files.

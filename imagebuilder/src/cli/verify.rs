@@ -11,7 +11,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::thread;
 
-/// Check an image, and optionally that it contains exactly a closure
+/// Check an image, and optionally whether it contains exactly the given closure
 ///
 /// Without a closure, it checks the superblock, the tables, the directory tree, and that every block decompresses to its
 /// expected length. With a closure, it also compares every path, type, mode, size, symlink target and byte with the store.

@@ -33,7 +33,7 @@ pub fn block_map(files: Arc<StoreFiles>, profile: Profile, same: &SameContent) -
     emitter.finish(&files, profile)
 }
 
-/// The end of a file that is behind its inode.
+/// The tail of a file, which is stored after its inode.
 struct Tail {
     start: u64,
     length: u64,
@@ -107,7 +107,7 @@ impl Emitter<'_> {
         self.metadata[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Writes content to memory: whole blocks, and the rest behind the inode.
+    /// Writes content to memory: whole blocks, and the rest after the inode.
     fn put_content(&mut self, content: &[u8], shape: &Shape, start_block: u32, tail_at: u64) {
         let (blocks, tail) = content.split_at(content.len() - shape.tail_bytes as usize);
         if !blocks.is_empty() {
@@ -131,7 +131,7 @@ impl Emitter<'_> {
 
     fn finish(mut self, files: &Arc<StoreFiles>, profile: Profile) -> Result<BlockMap, ErofsError> {
         let root_nid = u16::try_from(self.places.at(InodeKey::Root).nid)
-            .map_err(|_| ErofsError::TooLarge { what: "a root directory behind the first 2 MiB" })?;
+            .map_err(|_| ErofsError::TooLarge { what: "a root directory beyond the first 2 MiB" })?;
         let superblock = Superblock { root_nid, inodes: u64::from(self.places.inodes()), blocks: self.places.blocks() };
         self.record.clear();
         superblock.encode(&mut self.record);

@@ -42,7 +42,7 @@ const UUID: [u8; 16] = [0x2b, 0xa3, 0xa4, 0xf8, 0x1a, 0x5e, 0x5c, 0x5b, 0x9a, 0x
 pub enum DataLayout {
     /// Whole blocks that follow each other (`EROFS_INODE_FLAT_PLAIN`).
     Blocks = 0,
-    /// The same, but the rest after the last whole block is behind the inode (`EROFS_INODE_FLAT_INLINE`).
+    /// The same, but the rest after the last whole block is after the inode (`EROFS_INODE_FLAT_INLINE`).
     BlocksAndTail = 2,
 }
 
@@ -126,11 +126,11 @@ pub fn superblock_checksum(covered: &[u8]) -> u32 {
 /// An inode. Its owner is root, it has no extended attributes, and its time is that of the superblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inode {
-    /// Its type.
+    /// Directory, regular file or symbolic link.
     pub file_type: FileType,
     /// Permission bits, and the sticky bit.
     pub mode: u16,
-    /// Group.
+    /// Number of its group.
     pub group_id: u32,
     /// Number of names. Directories have two, plus one for each directory in them.
     pub links: u32,

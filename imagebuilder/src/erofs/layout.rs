@@ -12,7 +12,7 @@ use thiserror::Error;
 /// The purpose of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Profile {
-    /// A block device: the tails of files are behind their inodes, which saves most of a block for each file.
+    /// A block device: the tails of files are after their inodes, which saves most of a block for each file.
     Disk,
     /// Persistent memory that is mapped into processes (DAX): files have whole blocks only, and the image is padded to
     /// a multiple of 2 MiB.
@@ -96,7 +96,7 @@ pub(super) struct Shape {
     pub(super) group_id: u32,
     pub(super) links: u32,
     pub(super) size_bytes: u64,
-    /// Number of bytes of the content that are behind the inode.
+    /// Number of bytes of the content that are after the inode.
     pub(super) tail_bytes: u64,
     /// Number of blocks with the rest of the content.
     pub(super) blocks: u64,

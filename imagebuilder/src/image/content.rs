@@ -41,7 +41,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// Returns the position behind its last byte in the image.
+    /// Returns the position after its last byte in the image.
     pub fn end(self) -> u64 {
         self.start.saturating_add(u64::from(self.word.stored_bytes()))
     }
@@ -103,7 +103,7 @@ impl Iterator for FileBlocks<'_> {
 /// A part of a file's content, in order.
 #[derive(Debug)]
 pub enum Piece<'a> {
-    /// Bytes.
+    /// Decompressed bytes of the file.
     Data(&'a [u8]),
     /// A number of zero bytes that are not stored.
     Hole(u64),

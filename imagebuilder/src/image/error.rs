@@ -11,9 +11,9 @@ use thiserror::Error;
 pub enum Part {
     /// The first 96 bytes.
     Superblock,
-    /// The metadata block behind the superblock.
+    /// The metadata block after the superblock.
     CodecOptions,
-    /// All inodes.
+    /// The table of all inodes.
     InodeTable,
     /// All directory listings.
     DirectoryTable,
@@ -39,7 +39,7 @@ pub enum Part {
     DataBlock(u64),
     /// The fragment block with this number.
     FragmentBlock(u32),
-    /// The bytes behind the file system.
+    /// The bytes after the file system.
     Padding,
 }
 

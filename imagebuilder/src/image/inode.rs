@@ -98,9 +98,9 @@ pub struct Inode {
     pub form: InodeForm,
     /// Permission bits, including setuid, setgid and sticky.
     pub mode: u16,
-    /// Owner.
+    /// Number of the owner, from the id table.
     pub user_id: u32,
-    /// Group.
+    /// Number of the group, from the id table.
     pub group_id: u32,
     /// Modification time in seconds since 1970.
     pub modified_at: u32,

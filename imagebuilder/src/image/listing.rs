@@ -149,7 +149,7 @@ pub(crate) struct IndexEntry {
     pub(crate) listing_offset: u32,
     /// The stored piece of the directory table in which it begins.
     pub(crate) piece: u32,
-    /// The first name behind the header.
+    /// The first name after the header.
     pub(crate) name: Vec<u8>,
 }
 

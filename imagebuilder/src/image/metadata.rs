@@ -1,6 +1,6 @@
 //! Reads tables that consist of metadata blocks as if they were contiguous bytes.
 //!
-//! A table is divided into pieces of 8 KiB. Each is stored compressed or uncompressed behind a two-byte length. A
+//! A table is divided into pieces of 8 KiB. Each is stored compressed or uncompressed after a two-byte length. A
 //! reference consists of the position of a stored piece and an offset in the decompressed piece. This module records
 //! where each piece begins, so a place in a table is a single number: the position in the decompressed table. That
 //! takes four bytes of memory per piece, and detects references that do not point to the beginning of a piece.
@@ -27,13 +27,13 @@ const PIECE_BYTES: u64 = METADATA_BLOCK_BYTES as u64;
 /// The bytes of an image and their decoder, shared by all tables.
 #[derive(Debug)]
 pub(crate) struct Storage {
-    /// The bytes.
+    /// The file or device that contains the image.
     pub(crate) source: Box<dyn ImageSource>,
-    /// The codec.
+    /// Decompresses the pieces.
     pub(crate) decoder: Decoder,
 }
 
-/// One table.
+/// A metadata table, and where its pieces are.
 #[derive(Debug)]
 pub(crate) struct MetadataTable {
     storage: Arc<Storage>,
@@ -90,7 +90,7 @@ impl MetadataTable {
     /// Opens a table whose pieces are listed in an index.
     ///
     /// The pieces end at `end`, and the index is at `index_at`; `length` is the length of the decompressed table.
-    /// Also returns the position behind the index.
+    /// Also returns the position after the index.
     pub(crate) fn indexed(
         storage: &Arc<Storage>,
         part: Part,

@@ -21,7 +21,7 @@ impl Image {
         flag::unknown_flags(self.superblock.flags)
     }
 
-    /// Returns whether the bytes behind the image can belong to something else, as on a block device.
+    /// Returns whether the bytes after the image can belong to something else, as on a block device.
     pub(crate) fn may_exceed_image(&self) -> bool {
         self.storage.source.may_exceed_image()
     }

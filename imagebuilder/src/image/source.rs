@@ -10,7 +10,7 @@ pub trait ImageSource: Send + Sync + fmt::Debug {
     /// Returns the length in bytes.
     fn length_bytes(&self) -> u64;
 
-    /// Returns whether the bytes behind the image can belong to something else. A block device can be longer than the
+    /// Returns whether the bytes after the image can belong to something else. A block device can be longer than the
     /// image.
     fn may_exceed_image(&self) -> bool {
         false

@@ -1,4 +1,4 @@
-//! Reads and checks the first 96 bytes of an image, and the codec options behind them.
+//! Reads and checks the first 96 bytes of an image, and the codec options after them.
 
 use super::error::{ImageError, Part};
 use super::source::ImageSource;
@@ -22,9 +22,9 @@ pub struct Superblock {
     pub block_size_bytes: u32,
     /// Number of fragment blocks.
     pub fragments: u32,
-    /// Codec number.
+    /// Number of the codec, one of `squashfs::format::codec` or 2 for LZMA and 3 for LZO.
     pub codec: u16,
-    /// Flag bits.
+    /// Bits of `squashfs::format::flags`.
     pub flags: u16,
     /// Number of user and group ids.
     pub ids: u16,
@@ -208,7 +208,7 @@ pub(crate) fn read_at(source: &dyn ImageSource, buffer: &mut [u8], offset: u64) 
 pub enum CodecOptions {
     /// zlib.
     Gzip {
-        /// Level.
+        /// Compression level, as the codec counts it.
         level: u32,
         /// Window size as a power of two.
         window_bits: u16,
@@ -231,13 +231,13 @@ pub enum CodecOptions {
     },
     /// Zstandard.
     Zstd {
-        /// Level.
+        /// Compression level, as the codec counts it.
         level: u32,
     },
 }
 
 impl CodecOptions {
-    /// Reads the metadata block behind the superblock, if there is one, and returns where data can begin.
+    /// Reads the metadata block after the superblock, if there is one, and returns where data can begin.
     pub(crate) fn read(
         source: &dyn ImageSource,
         superblock: &Superblock,

@@ -123,7 +123,7 @@ pub struct Node {
     pub path: Vec<u8>,
     /// Where the last component begins in the path.
     name_start: usize,
-    /// Its inode.
+    /// The inode that the name refers to.
     pub inode: Inode,
 }
 

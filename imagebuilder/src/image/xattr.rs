@@ -37,7 +37,7 @@ pub(crate) struct XattrTables {
 pub struct Xattr {
     /// Name with its prefix.
     pub name: Vec<u8>,
-    /// Value.
+    /// The bytes of its value.
     pub value: Vec<u8>,
 }
 

@@ -16,7 +16,7 @@ const MAX_DEPTH: usize = 2048;
 /// A tree and the hashes of its files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PathContents {
-    /// The files.
+    /// The files of the store path, without their content.
     pub tree: Tree,
     /// The hashes of the ranges of all regular files, one file after the other.
     pub range_hashes: Vec<ContentHash>,

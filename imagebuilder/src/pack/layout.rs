@@ -61,7 +61,7 @@ impl Piece {
 /// The segments of a store path, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
-    /// The segments.
+    /// The segments, in the order of the pack.
     pub pieces: Vec<Piece>,
     /// Files with the content of an earlier file of the path: the numbers of the file and of the earlier file.
     pub same_as: Vec<(u32, u32)>,

@@ -17,7 +17,7 @@ pub struct PackHead<'a> {
     pub path: &'a PlannedPath,
     /// Codec and block sizes.
     pub settings: &'a ImageSettings,
-    /// The files.
+    /// The files of the store path, without their content.
     pub tree: &'a Tree,
     /// The hashes of the ranges of all files, one file after the other.
     pub range_hashes: &'a [ContentHash],
@@ -32,7 +32,7 @@ pub struct NewSegment {
     pub checksum: u128,
 }
 
-/// Completes a pack whose segments are written up to `end`: writes the index behind them, and then the footer.
+/// Completes a pack whose segments are written up to `end`: writes the index after them, and then the footer.
 ///
 /// # Errors
 /// The file cannot be written.

@@ -28,7 +28,7 @@ pub enum ConfineError {
     StorePath {
         /// The store path.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
@@ -37,7 +37,7 @@ pub enum ConfineError {
     TooManyPaths {
         /// Store paths of the closure.
         paths: usize,
-        /// The limit.
+        /// The number of descriptors that the process may have.
         limit: u64,
     },
     /// The filter cannot be made: the processor is of a kind that it does not know.

@@ -24,7 +24,7 @@ pub trait DiskContent: Send + Sync {
     /// Fills `buffer` with the bytes from `start` on.
     ///
     /// # Errors
-    /// They cannot be read, or are behind the end.
+    /// They cannot be read, or are past the end.
     fn read_at(&self, start: u64, buffer: &mut [u8]) -> io::Result<()>;
 }
 
@@ -50,7 +50,7 @@ struct OpenFiles {
 pub struct StoreDirError {
     /// Where it is.
     pub path: PathBuf,
-    /// Why.
+    /// The error of the system.
     pub source: io::Error,
 }
 

@@ -64,7 +64,7 @@ struct Failures {
 }
 
 /// The result of taking the next request from a queue.
-enum Step {
+enum Taken {
     Completed,
     NoRequest,
     /// The hypervisor has stopped the queue.
@@ -113,11 +113,11 @@ impl Device {
             empty_rounds += 1;
             loop {
                 match self.run_request(state, vring)? {
-                    Step::Completed => empty_rounds = 0,
-                    Step::NoRequest => break,
+                    Taken::Completed => empty_rounds = 0,
+                    Taken::NoRequest => break,
                     // What is in the ring stays there until the queue is started again. Asking for notifications would
                     // report it, for ever.
-                    Step::Stopped => return Ok(()),
+                    Taken::Stopped => return Ok(()),
                 }
             }
             // A request can arrive right before notifications are enabled, but then the next round finds it. Otherwise the
@@ -129,14 +129,14 @@ impl Device {
     }
 
     /// Takes and completes one request, if there is one. The hypervisor can stop the queue only between two requests.
-    fn run_request(&self, state: &QueueState, vring: &VringMutex) -> Result<Step, virtio_queue::Error> {
+    fn run_request(&self, state: &QueueState, vring: &VringMutex) -> Result<Taken, virtio_queue::Error> {
         let mut ring = vring.get_mut();
         if !ring.is_enabled() || !ring.get_queue().ready() {
-            return Ok(Step::Stopped);
+            return Ok(Taken::Stopped);
         }
         let memory = self.memory.memory();
         let Some(chain) = ring.get_queue_mut().iter(memory.clone())?.next() else {
-            return Ok(Step::NoRequest);
+            return Ok(Taken::NoRequest);
         };
         let head = chain.head_index();
         let written = self.complete(chain, &memory, state);
@@ -145,7 +145,7 @@ impl Device {
             // The hypervisor has closed it: then it is about to end.
             let _ = ring.signal_used_queue();
         }
-        Ok(Step::Completed)
+        Ok(Taken::Completed)
     }
 
     /// Does what a chain asks for. Returns how many bytes of its buffers were written.

@@ -108,7 +108,7 @@ pub enum Request {
     Refuse(u8),
 }
 
-/// Reads a header. A disk of `disk_bytes` bytes has no byte behind them, whatever the guest asks for.
+/// Reads a header. A disk of `disk_bytes` bytes has no bytes after that, whatever the guest asks for.
 pub fn parse(header: &[u8; HEADER_BYTES], data_bytes: u64, disk_bytes: u64) -> Request {
     let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = *header;
     match u32::from_le_bytes([t0, t1, t2, t3]) {

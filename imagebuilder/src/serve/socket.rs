@@ -18,22 +18,22 @@ pub enum SocketError {
     /// It cannot be made.
     #[error("cannot listen at {}", .path.display())]
     Bind {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
     /// Another server listens there.
     #[error("another process listens at {} already", .path.display())]
     InUse {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
     },
     /// Something else is there.
     #[error("{} exists and is not a socket", .path.display())]
     NotASocket {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
     },
     /// systemd's socket does not exist.
@@ -41,7 +41,7 @@ pub enum SocketError {
     Notify {
         /// The value of the variable.
         address: PathBuf,
-        /// Why.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
@@ -96,7 +96,7 @@ impl ServiceManager {
         })
     }
 
-    /// Says that the socket is there and everything behind it.
+    /// Reports that the socket accepts connections and the disk is ready.
     pub fn ready(self) {
         if let Some(socket) = self.0 {
             // Nobody is waiting any more.

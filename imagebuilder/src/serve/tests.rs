@@ -325,7 +325,7 @@ fn a_hostile_driver_gets_io_errors_and_the_next_request_works() {
         assert_eq!(guest.status_of(chain), *expected, "{name}");
         guest.expect_honest_read();
     }
-    // A write, a request that does not exist, and sectors behind the end.
+    // A write, a request that does not exist, and sectors past the end.
     for (kind, sector, expected) in [
         (1, 0, STATUS_IO_ERROR),
         (77, 0, STATUS_UNSUPPORTED),

@@ -28,7 +28,7 @@ pub const NO_TABLE: u64 = u64::MAX;
 pub const NO_FRAGMENT: u32 = u32::MAX;
 /// "No extended attributes" in an extended inode.
 pub const NO_XATTR: u32 = u32::MAX;
-/// Maximum number of entries behind a directory header (`SQUASHFS_DIR_COUNT`).
+/// Maximum number of entries after a directory header (`SQUASHFS_DIR_COUNT`).
 pub const MAX_DIRECTORY_HEADER_ENTRIES: usize = 256;
 /// Longest name of a directory entry in bytes (`SQUASHFS_NAME_LEN`).
 pub const MAX_NAME_BYTES: usize = 256;
@@ -37,7 +37,7 @@ pub const DIRECTORY_SIZE_EXTRA: u32 = 3;
 /// The image is padded to a multiple of this length, because block devices are read in whole pages.
 pub const IMAGE_ALIGNMENT_BYTES: u64 = 4096;
 
-/// Superblock flags.
+/// Bits in the superblock's field of flags (`SQUASHFS_*` in fs/squashfs/squashfs_fs.h).
 pub mod flags {
     /// Inode blocks are stored uncompressed.
     pub const PLAIN_INODES: u16 = 1 << 0;
@@ -179,7 +179,7 @@ pub struct MetadataPosition {
 /// The fields that all inodes begin with, without the type.
 #[derive(Clone, Copy, Debug)]
 pub struct InodeHead {
-    /// Permission bits.
+    /// Permission bits, without the type.
     pub mode: u16,
     /// Modification time in seconds since 1970.
     pub modified_at: u32,
@@ -273,7 +273,7 @@ pub struct DirectoryIndexEntry {
     pub listing_offset: u32,
     /// Position of the metadata block in which that header begins, from the start of the directory table.
     pub block: u32,
-    /// Name of the first entry behind that header.
+    /// Name of the first entry after that header.
     pub name: Vec<u8>,
 }
 

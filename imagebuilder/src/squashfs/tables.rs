@@ -43,9 +43,9 @@ pub enum TablesError {
 /// An entry of the image's root directory.
 #[derive(Clone, Copy, Debug)]
 pub struct RootEntry<'a> {
-    /// Its name.
+    /// The base name of a store path.
     pub name: &'a [u8],
-    /// Its files.
+    /// The files below it.
     pub tree: &'a Tree,
 }
 

@@ -23,7 +23,7 @@ pub enum ProblemKind {
     Layout,
     /// The hash tree of dm-verity is not that of the image.
     Verity,
-    /// The bytes behind the file system are not zero.
+    /// The bytes after the file system are not zero.
     Padding,
     /// A file is in the store, but not in the image.
     Missing,
@@ -51,14 +51,14 @@ pub enum ProblemKind {
     Store,
 }
 
-/// One problem.
+/// Something that is wrong with an image.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
     /// The path in the image that it belongs to; `None` if it belongs to the image as a whole.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
     pub path: Option<ImagePath>,
-    /// Its kind.
+    /// What is wrong.
     pub kind: ProblemKind,
     /// A description, as the end of a sentence that begins with the path.
     pub detail: String,

@@ -4,7 +4,7 @@ use super::problem::{ProblemKind, Problems};
 use crate::image::{Image, ImageError, Inode, InodeKind, InodeSet, InodeType};
 use crate::squashfs::format::{IMAGE_ALIGNMENT_BYTES, flags};
 
-/// Number of bytes behind the file system that are checked. Padding is never longer.
+/// Number of bytes after the file system that are checked. Padding is never longer.
 pub(super) const MAX_PADDING_BYTES: u64 = 1 << 20;
 
 /// The facts about all inodes, collected by reading their table.

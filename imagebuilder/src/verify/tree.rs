@@ -118,7 +118,7 @@ impl TreeCheck<'_> {
 }
 
 /// Checks that the index entries are in order, and that each has the position of a header, its metadata block, and the
-/// first name behind it.
+/// first name after it.
 fn check_index(image: &Image, node: &Node, directory: &DirectoryInode) -> Result<(), ImageError> {
     let number = node.inode.number;
     if directory.index_entries == 0 {
@@ -136,7 +136,7 @@ fn check_index(image: &Image, node: &Node, directory: &DirectoryInode) -> Result
             Err(_) => break,
         };
         if indexed.name != entry.name {
-            return Err(image.index_error(number, header_at, "does not name the first entry behind it"));
+            return Err(image.index_error(number, header_at, "does not name the first entry after it"));
         }
         if !image.is_in_directory_piece(start + u64::from(header_at), indexed.piece) {
             return Err(image.index_error(number, header_at, "does not name the metadata block that it is in"));

@@ -59,7 +59,7 @@ impl PlainImage {
         Self { bytes: fs::read(&image).unwrap() }
     }
 
-    /// Returns the position of these bytes, which must occur exactly once behind `from`.
+    /// Returns the position of these bytes, which must occur exactly once after `from`.
     pub fn find_from(&self, from: usize, wanted: &[u8]) -> usize {
         let windows = self.bytes[from..].windows(wanted.len()).enumerate();
         let found: Vec<usize> = windows.filter(|(_, window)| *window == wanted).map(|(at, _)| at + from).collect();

@@ -1,6 +1,7 @@
 //! A directory that no other user can change, for a program that is given a path and may create other files next to it.
 
-use super::{Directory, Place, descriptor_path, directory_flags, to_mode};
+use super::resolve::directory_flags;
+use super::{Directory, Place, descriptor_path, to_mode};
 use nix::errno::Errno;
 use nix::fcntl::openat;
 use nix::sys::stat::{Mode, fstat, mkdirat};

@@ -1,0 +1,145 @@
+//! Builds a squashfs image: scans the store paths, writes their blocks, and then the tables.
+
+use super::new_pack::{CacheKeeper, PackKeeper};
+use super::output::ImageFile;
+use super::places::Places;
+use super::scan::Scanner;
+use super::sequence::Sequenced;
+use super::source::InputPath;
+use super::{BuildError, BuildOptions, CacheTrust, REPORT_VERSION, Target, cache_warning, write_blocks};
+use crate::cache::{Cache, CacheError};
+use crate::open_files::OpenFiles;
+use crate::plan::ImagePlan;
+use crate::progress::{Phase, Progress};
+use crate::report::{BuildReport, CacheReport, CpuSeconds};
+use crate::settings::ImageSettings;
+use crate::squashfs::image::{DataBlocks, begin, finish};
+use crate::squashfs::tables::{Contents, Location, RootEntry};
+use std::io::IoSlice;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// A build of a squashfs image.
+pub(super) struct SquashfsBuild<'a> {
+    pub(super) plan: &'a ImagePlan,
+    pub(super) settings: &'a ImageSettings,
+    pub(super) options: &'a BuildOptions,
+    pub(super) cache: Option<&'a Cache>,
+    pub(super) cancel: &'a AtomicBool,
+    pub(super) threads: usize,
+    pub(super) started: Instant,
+}
+
+impl SquashfsBuild<'_> {
+    /// Writes everything except the parts that all formats have in common, and returns the report so far.
+    pub(super) fn write(&self, output: &ImageFile<'_>, progress: &mut dyn Progress) -> Result<BuildReport, BuildError> {
+        let mut report =
+            BuildReport { version: REPORT_VERSION, paths: self.plan.paths.len() as u64, ..Default::default() };
+        progress.begin(Phase::Scan, 0);
+        let open_files = OpenFiles::of_process(self.threads);
+        let scanner =
+            Scanner::new((self.plan, self.settings), self.options, self.cache, (self.cancel, open_files.clone()));
+        let mut scanned = scanner.scan(self.threads)?;
+        scanner.warnings().iter().for_each(|warning| progress.warn(warning));
+        report.files = scanned.store_paths.iter().map(|store_path| store_path.tree().file_sizes().len() as u64).sum();
+        report.input_bytes = scanned.store_paths.iter().map(InputPath::input_bytes).sum();
+        report.seconds.scan = self.started.elapsed().as_secs_f64();
+
+        // Packs that are not trusted could change after they were checked: what was checked is what is written.
+        let pack = scanned.store_paths.iter().find_map(|store_path| store_path.pack()?.file());
+        if let Some(pack) = pack.filter(|_| self.options.cache_trust == CacheTrust::Checksums) {
+            output.try_sharing(pack)?;
+        }
+        let blocks_started = Instant::now();
+        let beginning = begin(self.settings);
+        let done = loop {
+            progress.begin(Phase::Blocks, report.input_bytes);
+            output.write_at(&mut [IoSlice::new(&beginning)], 0)?;
+            let image = (output, beginning.len() as u64);
+            let done = self.write_blocks(&scanned.store_paths, image, &open_files, progress)?;
+            if done.damaged.is_empty() {
+                break done;
+            }
+            // The content copied from these packs is wrong, and the positions after it may be wrong too. The packs are
+            // made again, and all blocks are written again.
+            scanner.scan_again(&mut scanned, &done.damaged)?;
+            output.restart()?;
+        };
+        report.seconds.blocks = blocks_started.elapsed().as_secs_f64();
+
+        progress.begin(Phase::Tables, 0);
+        let tables_started = Instant::now();
+        report.image_bytes = self.finish(&scanned.store_paths, &done, output)?;
+        report.seconds.tables = tables_started.elapsed().as_secs_f64();
+
+        report.blocks = done.places.blocks;
+        (report.duplicate_files, report.duplicate_bytes) = (done.tally.duplicate_files, done.tally.duplicate_bytes);
+        let rebuilt = |store_path: &usize| scanned.store_paths[*store_path].input_bytes();
+        let rebuilt_bytes = scanned.rebuilt.iter().map(rebuilt).sum();
+        report.cache = CacheReport {
+            enabled: self.cache.is_some() || self.options.packs.is_some(),
+            ..done.tally.report(self.plan.paths.len(), scanned.rebuilt.len(), rebuilt_bytes)
+        };
+        report.cpu_seconds = CpuSeconds { total: 0.0, sequencer: done.cpu_seconds };
+        Ok(report)
+    }
+
+    fn write_blocks(
+        &self,
+        store_paths: &[InputPath],
+        image: (&ImageFile<'_>, u64),
+        open_files: &OpenFiles,
+        progress: &mut dyn Progress,
+    ) -> Result<Sequenced, BuildError> {
+        let settings = self.settings;
+        let keeper = self.cache.map(|cache| CacheKeeper { cache, settings, open_files: open_files.clone() });
+        let target = Target {
+            store_paths,
+            settings,
+            image: Some(image),
+            keeper: keeper.as_ref().map(|keeper| keeper as &dyn PackKeeper),
+        };
+        let first_trouble = Mutex::new(None);
+        let note_trouble = |error: CacheError| {
+            first_trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        };
+        let done = write_blocks(&target, self.threads, self.cancel, &note_trouble, progress)?;
+        if let Some(error) = first_trouble.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            progress.warn(&cache_warning(&error));
+        }
+        Ok(done)
+    }
+
+    /// Writes everything after the data, and the superblock. Returns the length of the image in bytes.
+    fn finish(&self, store_paths: &[InputPath], done: &Sequenced, output: &ImageFile<'_>) -> Result<u64, BuildError> {
+        let mut order: Vec<usize> = (0..store_paths.len()).collect();
+        order.sort_by_key(|store_path| store_paths[*store_path].planned.path.base_name());
+        let by_name: Vec<_> = order
+            .iter()
+            .map(|store_path| RootEntry {
+                name: store_paths[*store_path].planned.path.base_name().as_bytes(),
+                tree: store_paths[*store_path].tree(),
+            })
+            .collect();
+        let places = &done.places;
+        let contents = ByName { places, order: &order };
+        let data = DataBlocks { end: done.end, fragments: places.fragments(), all_plain: places.all_plain() };
+        let ending = finish(self.settings, &by_name, &contents, data)?;
+        output.write_at(&mut [IoSlice::new(&ending.tables)], done.end)?;
+        output.finish(&ending.superblock, ending.length)?;
+        Ok(ending.length)
+    }
+}
+
+/// The locations of files, with store paths numbered in the order of the root directory.
+struct ByName<'a> {
+    places: &'a Places,
+    order: &'a [usize],
+}
+
+impl Contents for ByName<'_> {
+    fn locate(&self, store_path: usize, file: u32) -> Location<'_> {
+        self.places.locate(self.order[store_path], file)
+    }
+}
