@@ -1,9 +1,11 @@
 //! What each hypervisor supports. Each hypervisor has one table, from which refusals, Nix assertions and the tables in
 //! the manual are derived.
 
-use crate::spec::DeviceBus;
-use crate::spec::{ForwardFrom, Hypervisor, ImageType, SecurityModel, ShareProtocol};
-use crate::validate::{CheckedSpec, DiskBackend, InterfaceKind};
+mod uses;
+
+pub use uses::{Condition, Constant, Expected, Test, Use, conditions, uses};
+
+use crate::spec::Hypervisor;
 
 /// Whether a hypervisor supports a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,40 +167,13 @@ impl Feature {
         }
     }
 
-    /// Returns the option of the machine spec that uses the feature; empty if there is none.
-    pub fn option(self) -> &'static str {
+    /// Returns the option of the machine spec that uses the feature, as in `volumes.*.serial`; empty if there is none.
+    pub fn option(self) -> String {
         match self {
-            Self::StoreDisk => "storeDisk",
-            Self::LiveStoreDisk => "storeDisk.live",
-            Self::PmemStoreDisk => "storeDisk.transport",
-            Self::SealedStoreDisk => "storeDisk.verity",
-            Self::VolumeSerial => "volumes.*.serial",
-            Self::VolumeDirect => "volumes.*.direct",
-            Self::VolumeQcow2 | Self::VolumeVhd | Self::VolumeVhdx => "volumes.*.imageType",
-            Self::NineP | Self::Virtiofs => "shares.*.proto",
-            Self::NinePReadOnly => "shares.*.readOnly",
-            Self::NinePSecurityModel => "shares.*.securityModel",
-            Self::InterfaceUser | Self::InterfaceTap | Self::InterfaceMacvtap | Self::InterfaceBridge => {
-                "interfaces.*.type"
-            }
-            Self::TapMultiQueue => "vcpu",
-            Self::TapVhost => "interfaces.*.tap.vhost",
-            Self::ForwardFromHost | Self::ForwardFromGuest => "forwardPorts",
-            Self::Vsock => "vsock.cid",
-            Self::GuestNotification => "vsock.notify",
-            Self::Balloon => "balloon",
-            Self::InitialBalloon => "initialBalloonMem",
-            Self::HotplugMemory => "hotplugMem",
-            Self::HugePages => "hugepageMem",
-            Self::DevicePci | Self::DeviceUsb => "devices",
-            Self::Credentials => "credentialFiles",
-            Self::CpuModel => "cpu",
-            Self::OtherArchitecture => "architecture",
-            Self::WithoutRng => "rng",
-            Self::MachineId => "machineId",
-            Self::Console => "consoleSocket",
-            Self::Graphics => "graphics.enable",
-            Self::GracefulStop | Self::WithoutKvm => "",
+            Self::StoreDisk => "storeDisk".to_owned(),
+            Self::TapMultiQueue => "vcpu".to_owned(),
+            Self::OtherArchitecture => "architecture".to_owned(),
+            _ => conditions(self).next().map(Condition::pattern).unwrap_or_default(),
         }
     }
 
@@ -210,95 +185,6 @@ impl Feature {
             _ => Unsupported::Refuse,
         }
     }
-}
-
-/// An option of a machine that uses a feature.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Use {
-    /// The feature that it uses.
-    pub feature: Feature,
-    /// The option, as in `volumes[0].serial`.
-    pub option: String,
-}
-
-/// Returns all options of a machine that use features which not every hypervisor supports.
-pub fn uses(spec: &CheckedSpec) -> Vec<Use> {
-    let mut uses = Vec::new();
-    let mut add = |is_used: bool, feature: Feature, option: String| {
-        if is_used {
-            uses.push(Use { feature, option });
-        }
-    };
-    add(spec.sealed_image.is_some(), Feature::SealedStoreDisk, "storeDisk.verity".to_owned());
-    for disk in &spec.disks {
-        let is_live = matches!(disk.backend, DiskBackend::Live(_));
-        add(is_live, Feature::LiveStoreDisk, format!("{}.live", disk.option));
-        add(disk.backend == DiskBackend::Pmem, Feature::PmemStoreDisk, format!("{}.transport", disk.option));
-        // A disk that is served brings its own.
-        add(disk.serial.is_some() && !is_live, Feature::VolumeSerial, format!("{}.serial", disk.option));
-        add(disk.direct, Feature::VolumeDirect, format!("{}.direct", disk.option));
-        let feature = match disk.image_type {
-            ImageType::Raw => None,
-            ImageType::Qcow2 => Some(Feature::VolumeQcow2),
-            ImageType::Vhd => Some(Feature::VolumeVhd),
-            ImageType::Vhdx => Some(Feature::VolumeVhdx),
-        };
-        if let Some(feature) = feature {
-            add(true, feature, format!("{}.imageType", disk.option));
-        }
-    }
-    for (index, checked) in spec.shares.iter().enumerate() {
-        let (share, option) = (&checked.share, |name: &str| format!("shares[{index}].{name}"));
-        let is_9p = share.proto == ShareProtocol::NineP;
-        add(is_9p, Feature::NineP, option("proto"));
-        add(is_9p && share.read_only, Feature::NinePReadOnly, option("readOnly"));
-        add(is_9p && share.security_model != SecurityModel::None, Feature::NinePSecurityModel, option("securityModel"));
-        add(!is_9p, Feature::Virtiofs, option("proto"));
-    }
-    for (index, interface) in spec.interfaces.iter().enumerate() {
-        let feature = match &interface.kind {
-            InterfaceKind::User => Feature::InterfaceUser,
-            InterfaceKind::Tap { .. } => Feature::InterfaceTap,
-            InterfaceKind::Macvtap { .. } => Feature::InterfaceMacvtap,
-            InterfaceKind::Bridge { .. } => Feature::InterfaceBridge,
-        };
-        add(true, feature, format!("interfaces[{index}].type"));
-        let vhost = matches!(interface.kind, InterfaceKind::Tap { vhost: true });
-        add(vhost, Feature::TapVhost, format!("interfaces[{index}].tap.vhost"));
-    }
-    for (index, forward) in spec.forward_ports.iter().enumerate() {
-        let feature = match forward.from {
-            ForwardFrom::Host => Feature::ForwardFromHost,
-            ForwardFrom::Guest => Feature::ForwardFromGuest,
-        };
-        add(true, feature, format!("forwardPorts[{index}]"));
-    }
-    let notifies = spec.vsock.as_ref().is_some_and(|vsock| vsock.notify_port.is_some());
-    let balloon = spec.memory.balloon.as_ref();
-    add(spec.vsock.is_some(), Feature::Vsock, "vsock.cid".to_owned());
-    add(notifies, Feature::GuestNotification, "vsock.notify".to_owned());
-    add(balloon.is_some(), Feature::Balloon, "balloon".to_owned());
-    add(
-        balloon.is_some_and(|balloon| balloon.initial_mib > 0),
-        Feature::InitialBalloon,
-        "initialBalloonMem".to_owned(),
-    );
-    add(spec.memory.hotplug.is_some(), Feature::HotplugMemory, "hotplugMem".to_owned());
-    add(spec.memory.huge_pages, Feature::HugePages, "hugepageMem".to_owned());
-    for (index, device) in spec.devices.iter().enumerate() {
-        let feature = match device.bus {
-            DeviceBus::Pci => Feature::DevicePci,
-            DeviceBus::Usb => Feature::DeviceUsb,
-        };
-        add(true, feature, format!("devices[{index}]"));
-    }
-    add(!spec.credential_files.is_empty(), Feature::Credentials, "credentialFiles".to_owned());
-    add(spec.cpu.is_some(), Feature::CpuModel, "cpu".to_owned());
-    add(!spec.rng, Feature::WithoutRng, "rng".to_owned());
-    add(spec.machine_id.is_some(), Feature::MachineId, "machineId".to_owned());
-    add(spec.console_socket.is_some(), Feature::Console, "consoleSocket".to_owned());
-    add(spec.graphics.is_some(), Feature::Graphics, "graphics.enable".to_owned());
-    uses
 }
 
 /// The rows of the summary: the name of the row, and the features that it combines.

@@ -42,7 +42,7 @@ pub enum ControlError {
     Misunderstood {
         /// The socket.
         path: HostPath,
-        /// The response.
+        /// The response, as text.
         answer: String,
     },
     /// The hypervisor refuses the request.
@@ -50,7 +50,7 @@ pub enum ControlError {
     Refused {
         /// The request.
         request: String,
-        /// The response.
+        /// The response, as text.
         answer: String,
     },
     /// The hypervisor does not support the request.

@@ -22,14 +22,14 @@ pub fn explain(spec: &CheckedSpec, launch: &Launch, others: &Others) -> String {
     text.section("Mounts", &mounts(spec, launch));
     text.section("Store", &store_ways(spec));
     text.section("Network", &network(spec));
-    text.section("Reachable at", &reachable(launch));
-    text.section("Must exist before", &must_exist(launch));
-    text.section("Created before the start", &made_before(launch));
+    text.section("Reachable at", &endpoints(launch));
+    text.section("Must exist before the start", &required(launch));
+    text.section("Created before the start", &created(launch));
     for file in &launch.files {
         text.section(&format!("Writes {}", file.path), &file_lines(file));
     }
     text.section("Command", &[command(launch)]);
-    text.section("Other hypervisors", &other_lines(others));
+    text.section("Other hypervisors", &other_hypervisors(others));
     text.text
 }
 
@@ -227,7 +227,7 @@ fn network(spec: &CheckedSpec) -> Vec<String> {
     lines
 }
 
-fn reachable(launch: &Launch) -> Vec<String> {
+fn endpoints(launch: &Launch) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(control) = &launch.control {
         lines.push(format!("control socket {}", control.path));
@@ -252,7 +252,7 @@ fn reachable(launch: &Launch) -> Vec<String> {
     lines
 }
 
-fn must_exist(launch: &Launch) -> Vec<String> {
+fn required(launch: &Launch) -> Vec<String> {
     let needs = &launch.needs;
     let mut lines = vec![format!("{}  the hypervisor", launch.program)];
     for presence in &needs.present {
@@ -292,7 +292,7 @@ fn purpose(access: Access) -> &'static str {
     }
 }
 
-fn made_before(launch: &Launch) -> Vec<String> {
+fn created(launch: &Launch) -> Vec<String> {
     let needs = &launch.needs;
     let mut lines = Vec::new();
     for command in &needs.pre_start {
@@ -301,7 +301,7 @@ fn made_before(launch: &Launch) -> Vec<String> {
     if let Some(disk) = &needs.store_disk {
         lines.push(format!("store disk {} by {} from {}", disk.image, disk.builder, disk.plan));
     }
-    lines.extend(needs.volumes.iter().filter_map(created_volume));
+    lines.extend(needs.volumes.iter().filter_map(describe_creation));
     for tap in &needs.taps {
         let queues = if tap.multi_queue { " multi_queue" } else { "" };
         let headers = if tap.vnet_hdr { " vnet_hdr" } else { "" };
@@ -342,7 +342,7 @@ fn made_before(launch: &Launch) -> Vec<String> {
     lines
 }
 
-fn created_volume(volume: &VolumeNeed) -> Option<String> {
+fn describe_creation(volume: &VolumeNeed) -> Option<String> {
     let creation = volume.creation.as_ref()?;
     let label = volume.label.as_ref().map(|label| format!(", label {label}")).unwrap_or_default();
     Some(format!(
@@ -355,7 +355,7 @@ fn file_lines(file: &FileToWrite) -> Vec<String> {
     file.content.lines().map(str::to_owned).collect()
 }
 
-fn other_lines(others: &Others) -> Vec<String> {
+fn other_hypervisors(others: &Others) -> Vec<String> {
     let mut lines = Vec::new();
     for (hypervisor, outcome) in others {
         match outcome {

@@ -13,7 +13,7 @@ mod side_process;
 
 pub use description::{CredentialTransport, Description, HypervisorProgram, ImageLimits, VsockTransport};
 
-use crate::capability::{Feature, Support, Unsupported, uses};
+use crate::capability::{Feature, Support, Unsupported};
 use crate::facts::HostFacts;
 use crate::launch::Launch;
 use crate::refusal::{Refusal, Refusals};
@@ -75,10 +75,10 @@ pub fn runs_on(spec: &CheckedSpec, facts: &HostFacts) -> Vec<Hypervisor> {
 
 fn lower_on(spec: &CheckedSpec, facts: &HostFacts, hypervisor: Hypervisor) -> Result<Launch, Vec<Refusal>> {
     let mut builder = LaunchBuilder::new(spec, facts, hypervisor);
-    for used in uses(spec) {
+    for used in &spec.uses {
         let Support::No(reason) = support(hypervisor, used.feature) else { continue };
         match used.feature.when_unsupported() {
-            Unsupported::Refuse => builder.refuse(used.option, reason),
+            Unsupported::Refuse => builder.refuse(&used.option, reason),
             Unsupported::Warn => builder.warn(&used.option, &format!("{hypervisor} {reason}; it is ignored")),
         }
     }

@@ -6,14 +6,13 @@
 //! runner.
 
 mod contents;
-mod device_rules;
 mod devices;
 mod directory;
 mod locks;
 mod mounts;
 mod tree;
 
-pub use device_rules::allow_devices;
+pub use devices::allow_devices;
 pub use directory::{FIRST_USER_ID_VARIABLE, FLAKE, StateDirectory, TOPLEVEL, UserIds};
 pub use mounts::{make, make_volumes, remove};
 pub use tree::{Entry, PathOnHost, Tree, TreeInputs};

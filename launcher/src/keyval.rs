@@ -36,7 +36,7 @@ impl Dialect {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot be given `{value}`: {reason}")]
 pub struct Unwritable {
-    /// The value.
+    /// The value, not escaped.
     pub value: String,
     /// The reason, which continues a sentence about the hypervisor.
     pub reason: &'static str,

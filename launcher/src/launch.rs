@@ -75,9 +75,9 @@ pub struct Launch {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FileToWrite {
-    /// The path.
+    /// Where to write it.
     pub path: HostPath,
-    /// The content.
+    /// The whole text of the file.
     pub content: String,
 }
 

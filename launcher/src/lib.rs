@@ -41,6 +41,7 @@ pub mod interruption;
 pub mod isolation;
 pub mod keyval;
 pub mod launch;
+pub mod name;
 pub mod network;
 pub mod path;
 pub mod programs;

@@ -38,7 +38,7 @@ pub enum NetworkError {
     OtherKind {
         /// The interface.
         name: String,
-        /// Its kind.
+        /// What the existing interface is, as it follows "is".
         kind: String,
         /// The required kind.
         wanted: &'static str,
@@ -61,7 +61,7 @@ pub enum NetworkError {
     TapOwner {
         /// The tap.
         name: String,
-        /// Its owner.
+        /// The name of its owner; empty if it has none.
         found: String,
         /// The user who must own it.
         wanted: String,
@@ -87,13 +87,13 @@ pub enum NetworkError {
     NoNode {
         /// The macvtap.
         name: String,
-        /// The node.
+        /// The node of the macvtap, `/dev/tapN`.
         path: PathBuf,
     },
     /// The device node of a macvtap cannot be opened.
     #[error("{path}: {source}; the user who runs the machine must own it")]
     Node {
-        /// The node.
+        /// The node of the macvtap, `/dev/tapN`.
         path: PathBuf,
         /// The cause.
         source: io::Error,
@@ -127,7 +127,7 @@ pub enum NetworkError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MadeInterface {
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
     /// Its index, which distinguishes it from a later interface of the same name.
     pub index: i32,

@@ -22,6 +22,11 @@ impl HostPath {
         Self(path.into())
     }
 
+    /// Returns the path by which a process opens the file again that it has inherited as descriptor `number`: proc(5).
+    pub fn of_descriptor(number: i32) -> Self {
+        Self(format!("/proc/self/fd/{number}"))
+    }
+
     /// Returns the path as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -35,7 +35,7 @@ impl Refusal {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct Refusals {
-    /// The reasons.
+    /// One entry for each option that is refused; not empty.
     pub refusals: Vec<Refusal>,
     /// The hypervisors that can run the machine unchanged.
     pub runs_on: Vec<Hypervisor>,

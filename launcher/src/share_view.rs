@@ -42,7 +42,7 @@ pub enum ViewError {
     /// The list of store paths cannot be read.
     #[error("{path}: {source}")]
     List {
-        /// The list.
+        /// The file that lists the closure.
         path: HostPath,
         /// The cause.
         source: io::Error,
@@ -50,11 +50,11 @@ pub enum ViewError {
     /// A line of the list is not a store path.
     #[error("{path}: line {line}: `{}` is not a store path", program::escape::one_line(.text))]
     Line {
-        /// The list.
+        /// The file that lists the closure.
         path: HostPath,
         /// The number of the line, from 1.
         line: usize,
-        /// The line.
+        /// The line that is not a store path.
         text: String,
     },
     /// The kernel does not allow this user to create the namespace.

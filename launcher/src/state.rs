@@ -5,23 +5,23 @@
 //! alive and is still the same process: the start time distinguishes it from a later process with the same process id.
 //! Only [`MachineState::activity`] decides whether a machine runs.
 
+mod process;
+
+pub use process::ProcessIdentity;
+
 use crate::launch::Launch;
+use crate::name::{BadMachineName, MachineName};
 use crate::network::MadeInterface;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::signal::Signal;
-use nix::unistd::{Pid, Uid, geteuid};
-use program::escape::one_line;
+use nix::unistd::{Uid, geteuid};
 use program::place::{Directory, Place};
-use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The longest name of a machine in bytes. It keeps socket paths below the 107 bytes that the kernel accepts: unix(7).
-const MAX_NAME_BYTES: usize = 64;
 /// How long to wait for a supervisor that cleans up after its machine.
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The file that contains the [`RunningMachine`].
@@ -36,12 +36,8 @@ pub enum StateError {
     #[error("there is no runtime directory: set XDG_RUNTIME_DIR or MICROVM_RUNTIME_DIR to one that is yours")]
     NoRuntimeDirectory,
     /// A name that is invalid or could point outside the runtime directory.
-    #[error(
-        "`{}` is not a machine name: use 1 to {MAX_NAME_BYTES} letters, digits, `.`, `_` and `-`, starting with a \
-         letter, a digit or `_`",
-        one_line(.0)
-    )]
-    BadName(String),
+    #[error(transparent)]
+    BadName(#[from] BadMachineName),
     /// The machine is running.
     #[error("{name} is already running, as process {pid}{}", elsewhere(.directory.as_deref()))]
     Running {
@@ -76,76 +72,6 @@ pub enum StateError {
 fn elsewhere(directory: Option<&Path>) -> String {
     let Some(directory) = directory else { return String::new() };
     format!(" in {}; give this one another name with --name", directory.display())
-}
-
-/// A process, distinguished from later processes with the same process id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ProcessIdentity {
-    /// The process id.
-    pub pid: i32,
-    /// When it started, in clock ticks since boot: field 22 of `/proc/PID/stat`, which exec does not change.
-    pub start_ticks: u64,
-}
-
-impl ProcessIdentity {
-    /// Returns the running process with that process id.
-    pub fn of(pid: i32) -> io::Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let broken = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has another format"));
-        // The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
-        let fields = stat.rsplit_once(')').ok_or_else(broken)?.1;
-        let mut fields = fields.split_whitespace();
-        let run_state = fields.next().ok_or_else(broken)?;
-        if matches!(run_state, "Z" | "X") {
-            return Err(io::Error::from(io::ErrorKind::NotFound));
-        }
-        let start_ticks = fields.nth(18).and_then(|field| field.parse().ok()).ok_or_else(broken)?;
-        Ok(Self { pid, start_ticks })
-    }
-
-    /// Returns this process.
-    pub fn current() -> io::Result<Self> {
-        Self::of(Pid::this().as_raw())
-    }
-
-    /// Whether it is still running. A zombie is not.
-    pub fn is_alive(&self) -> bool {
-        Self::of(self.pid).is_ok_and(|now| now == *self)
-    }
-
-    /// Sends a signal. Does nothing if the process has ended, and never signals a later process with the same process
-    /// id: pidfd_open(2).
-    ///
-    /// # Errors
-    /// Fails if this user is not permitted to signal the process.
-    pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        let Some(pid) = rustix::process::Pid::from_raw(self.pid) else { return Ok(()) };
-        let descriptor = match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(descriptor) => descriptor,
-            Err(rustix::io::Errno::SRCH) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
-        };
-        // Checked after opening the descriptor: if the process is still alive now, the descriptor refers to it.
-        if !self.is_alive() {
-            return Ok(());
-        }
-        let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) else {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        };
-        match pidfd_send_signal(descriptor, signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
-    /// Returns the real user id: `Uid` in `/proc/PID/status`.
-    fn user(&self) -> io::Result<Uid> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-        let user = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-        user.map(Uid::from_raw).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
-    }
 }
 
 /// The processes and interfaces of a running machine.
@@ -239,12 +165,9 @@ impl RuntimeDirectory {
     /// # Errors
     /// Returns [`StateError::BadName`].
     pub fn machine(&self, name: &str) -> Result<MachineState, StateError> {
-        let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_');
-        let is_plain = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
-        if !starts_well || !name.chars().all(is_plain) || name.len() > MAX_NAME_BYTES {
-            return Err(StateError::BadName(name.to_owned()));
-        }
-        Ok(MachineState { name: name.to_owned(), directory: self.0.join(name) })
+        let name = MachineName::new(name)?;
+        let directory = self.0.join(name.as_str());
+        Ok(MachineState { name, directory })
     }
 
     /// Returns the names of the recorded machines, sorted. A missing directory counts as empty.
@@ -269,7 +192,7 @@ impl RuntimeDirectory {
 /// The state of one machine.
 #[derive(Clone, Debug)]
 pub struct MachineState {
-    name: String,
+    name: MachineName,
     directory: PathBuf,
 }
 
@@ -311,7 +234,7 @@ impl Drop for StartLock {
 impl MachineState {
     /// Returns the machine's name.
     pub fn name(&self) -> &str {
-        &self.name
+        self.name.as_str()
     }
 
     /// Returns the runtime directory that contains the machine's state.
@@ -356,16 +279,16 @@ impl MachineState {
                 Activity::Running(running) => {
                     let other = self.last_launch()?.map(|launch| launch.working_directory.as_path().to_owned());
                     let directory = other.filter(|other| !is_same_directory(other, working_directory));
-                    let (name, pid) = (self.name.clone(), running.hypervisor.pid);
+                    let (name, pid) = (self.name.to_string(), running.hypervisor.pid);
                     return Err(StateError::Running { name, pid, directory });
                 }
-                Activity::Starting(_) => return Err(StateError::Starting(self.name.clone())),
+                Activity::Starting(_) => return Err(StateError::Starting(self.name.to_string())),
                 Activity::Stopped => {}
             }
             match lock {
                 Ok(lock) => return Ok(lock),
                 Err((again, Errno::EWOULDBLOCK)) if Instant::now() < end => file = again,
-                Err((_, Errno::EWOULDBLOCK)) => return Err(StateError::Starting(self.name.clone())),
+                Err((_, Errno::EWOULDBLOCK)) => return Err(StateError::Starting(self.name.to_string())),
                 Err((_, errno)) => return Err(StateError::File { path: self.file("lock"), source: errno.into() }),
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -523,17 +446,6 @@ mod tests {
     }
 
     #[test]
-    fn names_cannot_lead_out_of_the_directory() {
-        let runtime = RuntimeDirectory::at("/run/microvm");
-        for name in ["", ".", "..", "../etc", "a/b", "-f", ".hidden", "a b", "ä", &"a".repeat(65)] {
-            assert!(matches!(runtime.machine(name), Err(StateError::BadName(_))), "{name:?}");
-        }
-        for name in ["web", "web-1.example", "0", &"a".repeat(64)] {
-            assert_eq!(runtime.machine(name).unwrap().directory(), Path::new("/run/microvm").join(name));
-        }
-    }
-
-    #[test]
     fn a_machine_starts_once() {
         let directory = tempfile::tempdir().unwrap();
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
@@ -623,18 +535,6 @@ mod tests {
         machine.write_running(&running(ProcessIdentity::current().unwrap())).unwrap();
         assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
         assert!(machine.running().unwrap().is_some());
-    }
-
-    #[test]
-    fn a_signal_is_not_sent_to_a_later_process_with_the_same_pid() {
-        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-        let process = ProcessIdentity::of(i32::try_from(child.id()).unwrap()).unwrap();
-        let former = ProcessIdentity { start_ticks: process.start_ticks - 1, ..process };
-        former.signal(Signal::SIGKILL).unwrap();
-        assert!(process.is_alive());
-        process.signal(Signal::SIGTERM).unwrap();
-        child.wait().unwrap();
-        process.signal(Signal::SIGKILL).unwrap();
     }
 
     #[test]

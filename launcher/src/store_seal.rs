@@ -57,7 +57,7 @@ pub enum SealError {
         document: HostPath,
         /// The image.
         image: HostPath,
-        /// The difference.
+        /// What differs, as a clause.
         reason: &'static str,
     },
 }

@@ -21,8 +21,10 @@ pub use checked::{
 };
 pub use findings::Problem;
 
+use crate::capability::uses;
 use crate::spec::{HypervisorSections, MachineSpec};
 use findings::Findings;
+use serde_json::Value;
 use sockets::Sockets;
 
 /// Validates a machine spec.
@@ -44,7 +46,11 @@ pub fn check(spec: &MachineSpec) -> Result<CheckedSpec, Vec<Problem>> {
     let graphics = graphics::graphics(spec, &mut findings);
     let own = Sockets { shares: &shares, vsock: vsock.as_ref(), graphics: graphics.as_ref() };
     let control_socket = sockets::control_socket(spec, &own, &mut findings);
-    zero_bytes::check(spec, &mut findings);
+    let document = serde_json::to_value(spec).unwrap_or_else(|error| {
+        findings.problem("version", format!("the machine spec cannot be written as JSON: {error}"));
+        Value::Null
+    });
+    zero_bytes::check(&document, &mut findings);
     let memory = machine::memory(spec);
     if !findings.problems.is_empty() {
         return Err(findings.problems);
@@ -84,6 +90,7 @@ pub fn check(spec: &MachineSpec) -> Result<CheckedSpec, Vec<Problem>> {
         process_name: spec.pretty_procnames.then(|| format!("microvm@{}", spec.name)),
         sections: HypervisorSections::of(spec),
         virtiofsd: spec.virtiofsd.clone(),
+        uses: uses(&document),
         warnings: findings.warnings,
     })
 }

@@ -5,6 +5,7 @@ mod lock;
 mod same_file;
 
 pub use format::check_format;
+pub(crate) use lock::{ImageNumber, LOCK_ENDING};
 pub use lock::{LockRequest, VolumeLock, lock_volumes};
 pub use same_file::{SameFile, same_files};
 pub use volume_maker::{FoundFileSystem, file_system};

@@ -1,7 +1,7 @@
 //! The NixOS module refuses the same features as the launcher. It reads a copy of the capability table, which this test
 //! compares.
 
-use launcher::capability::{Feature, Support, Unsupported};
+use launcher::capability::{Condition, Feature, Support, Unsupported, conditions};
 use launcher::hypervisor::support;
 use launcher::spec::Hypervisor;
 use serde_json::{Map, Value, json};
@@ -23,6 +23,7 @@ fn table() -> Value {
             "name": feature.row(),
             "option": feature.option(),
             "refuse": feature.when_unsupported() == Unsupported::Refuse,
+            "uses": conditions(feature).map(Condition::to_json).collect::<Vec<_>>(),
             "hypervisors": hypervisors,
         });
         features.insert(format!("{feature:?}"), row);

@@ -420,8 +420,8 @@ fn completions_and_manual_pages_are_printed() {
     assert_eq!(sections(&fs::read_to_string(pages.path().join("microvm.1")).expect("a page")), sections(&page));
     assert!(pages.path().join("microvm-run.1").is_file() && !pages.path().join("microvm-clean-up-after.1").exists());
     assert!(page.contains(".TH microvm 1"));
-    for section in ["\"EXIT STATUS\"", "ENVIRONMENT", "FILES", "EXAMPLES"] {
-        assert!(page.contains(&format!(".SH {section}\n")), "{section}");
+    for section in ["EXIT STATUS", "ENVIRONMENT", "FILES", "EXAMPLES"] {
+        assert!(page.contains(&format!(".SH \"{section}\"\n")), "{section}");
     }
     assert!(stdout(&microvm(&["man", "check"])).contains("microvm\\-check"));
     let output = microvm(&["man", "fly"]);

@@ -403,10 +403,7 @@ fn a_machine_does_not_appear_before_its_runner_has_a_root() {
 fn invalid_names_and_flakes_are_refused_before_any_change() {
     let Some(host) = Host::new() else { return };
     for name in ["../web", "a/b", ".", "a b", "a@b"] {
-        assert!(
-            host.refused(2, &["create", name, "--flake", "flake"]).contains("is not a valid machine name"),
-            "{name}"
-        );
+        assert!(host.refused(2, &["create", name, "--flake", "flake"]).contains("is not a machine name"), "{name}");
     }
     for flake in ["flake#web", "./nowhere"] {
         host.refused(2, &["create", "web", "--flake", flake]);

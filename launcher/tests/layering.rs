@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the pure part: from text to launch.
-const PURE: [&str; 13] = [
+const PURE: [&str; 14] = [
     "capability",
     "cmdline",
     "explain",
@@ -15,6 +15,7 @@ const PURE: [&str; 13] = [
     "hypervisor",
     "keyval",
     "launch",
+    "name",
     "path",
     "refusal",
     "reference",

@@ -1,5 +1,8 @@
 # The NixOS module of a host: microVMs as systemd services.
 { config, lib, ... }:
+let
+  isMachineName = import ../../lib/is-machine-name.nix;
+in
 {
   imports = [
     ./image-cache.nix
@@ -29,8 +32,8 @@
           message = "microvm.vms.${name}.updateFlake: has an effect only with `flake`";
         }
         {
-          assertion = builtins.match "[A-Za-z0-9_][A-Za-z0-9_.-]*" name != null;
-          message = "microvm.vms.${name}: use letters, digits, `_`, `.` and `-`, and start with a letter, a digit or `_`";
+          assertion = isMachineName name;
+          message = "microvm.vms.${name}: use 1 to 64 letters, digits, `.`, `_` and `-`, starting with a letter, a digit or `_`";
         }
       ]) config.microvm.vms
     )

@@ -51,83 +51,41 @@ let
       value = item.${name};
     }) list;
 
-  # All features that the machine uses and that not every hypervisor supports, the same as in the launcher's
-  # `capability::uses`.
-  use = feature: option: { inherit feature option; };
-  interfaceFeature = {
-    user = "InterfaceUser";
-    tap = "InterfaceTap";
-    macvtap = "InterfaceMacvtap";
-    bridge = "InterfaceBridge";
+  # The launcher's table says when a machine uses a feature, in terms of the machine spec. The spec itself is not
+  # evaluated here: it contains packages that a refused configuration may not have.
+  uses = capabilities.uses (
+    cfg
+    // {
+      storeDisk =
+        if cfg.storeOnDisk then
+          {
+            live = cfg.storeDiskBuild == "live";
+            transport = cfg.storeDiskTransport;
+            verity = cfg.storeDiskVerity;
+          }
+        else
+          null;
+      # The host's store is read-only by default. If the hypervisor cannot enforce that, only the guest's mount is
+      # read-only.
+      shares = map (
+        share: share // { readOnly = share.readOnly && share.source != "/nix/store"; }
+      ) cfg.shares;
+    }
+  );
+  # The options of the machine spec that have other names here.
+  optionNames = {
+    "storeDisk.live" = "storeDiskBuild";
+    "storeDisk.transport" = "storeDiskTransport";
+    "storeDisk.verity" = "storeDiskVerity";
   };
-  imageFeature = {
-    qcow2 = "VolumeQcow2";
-    vhd = "VolumeVhd";
-    vhdx = "VolumeVhdx";
-  };
-  uses =
-    indexed "volumes" cfg.volumes (
-      option: volume:
-      lib.optional (volume.serial != null) (use "VolumeSerial" "${option}.serial")
-      ++ lib.optional volume.direct (use "VolumeDirect" "${option}.direct")
-      ++ lib.optional (volume.imageType != "raw") (
-        use imageFeature.${volume.imageType} "${option}.imageType"
-      )
-    )
-    ++ indexed "shares" cfg.shares (
-      option: share:
-      if share.proto == "virtiofs" then
-        [ (use "Virtiofs" "${option}.proto") ]
-      else
-        [ (use "NineP" "${option}.proto") ]
-        # The host's store is read-only by default. If the hypervisor cannot enforce that, only the guest's mount is
-        # read-only.
-        ++ lib.optional (share.readOnly && share.source != "/nix/store") (
-          use "NinePReadOnly" "${option}.readOnly"
-        )
-        ++ lib.optional (share.securityModel != "none") (use "NinePSecurityModel" "${option}.securityModel")
-    )
-    ++ indexed "interfaces" cfg.interfaces (
-      option: interface:
-      [ (use interfaceFeature.${interface.type} "${option}.type") ]
-      ++ lib.optional (interface.type == "tap" && interface.tap.vhost) (
-        use "TapVhost" "${option}.tap.vhost"
-      )
-    )
-    ++ indexed "forwardPorts" cfg.forwardPorts (
-      option: forward: [
-        (use (if forward.from == "host" then "ForwardFromHost" else "ForwardFromGuest") option)
-      ]
-    )
-    ++ indexed "devices" cfg.devices (
-      option: device: [ (use (if device.bus == "pci" then "DevicePci" else "DeviceUsb") option) ]
-    )
-    ++ lib.optional (cfg.storeOnDisk && cfg.storeDiskBuild == "live") (
-      use "LiveStoreDisk" "storeDiskBuild"
-    )
-    ++ lib.optional (cfg.storeOnDisk && cfg.storeDiskTransport == "pmem") (
-      use "PmemStoreDisk" "storeDiskTransport"
-    )
-    ++ lib.optional (cfg.storeOnDisk && cfg.storeDiskVerity) (use "SealedStoreDisk" "storeDiskVerity")
-    ++ lib.optional (cfg.vsock.cid != null) (use "Vsock" "vsock.cid")
-    ++ lib.optional cfg.vsock.notify (use "GuestNotification" "vsock.notify")
-    ++ lib.optional cfg.balloon (use "Balloon" "balloon")
-    ++ lib.optional (cfg.initialBalloonMem > 0) (use "InitialBalloon" "initialBalloonMem")
-    ++ lib.optional (cfg.hotplugMem > 0) (use "HotplugMemory" "hotplugMem")
-    ++ lib.optional cfg.hugepageMem (use "HugePages" "hugepageMem")
-    ++ lib.optional (cfg.credentialFiles != { }) (use "Credentials" "credentialFiles")
-    ++ lib.optional (cfg.cpu != null) (use "CpuModel" "cpu")
-    ++ lib.optional (!cfg.rng) (use "WithoutRng" "rng")
-    ++ lib.optional (cfg.machineId != null) (use "MachineId" "machineId")
-    ++ lib.optional (cfg.consoleSocket != null) (use "Console" "consoleSocket")
-    ++ lib.optional cfg.graphics.enable (use "Graphics" "graphics.enable");
 
   impossible = builtins.filter ({ feature, ... }: !capabilities.can cfg.hypervisor feature) uses;
   sentence =
     { feature, option }:
     capabilities.sentence {
-      inherit machine option feature;
+      inherit machine feature;
       inherit (cfg) hypervisor;
+      option = optionNames.${option} or option;
     };
   inherit (builtins.partition ({ feature, ... }: capabilities.refuses feature) impossible)
     right

@@ -185,6 +185,7 @@ in
           updateFlake = "path:/srv";
         };
         vms."-x".evaluatedConfig = guest;
+        vms.xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx.evaluatedConfig = guest;
       }).config.assertions
   );
 }

@@ -1,11 +1,9 @@
 //! The commands for a host's machines, which are selected by name.
 
-mod create;
-mod delete;
 mod host_side;
 mod letters;
 mod list;
-mod prune;
+mod machines;
 mod service;
 mod ssh;
 mod unit;
@@ -20,7 +18,7 @@ use program::failure::Failure;
 
 #[derive(Subcommand)]
 pub(super) enum HostCommand {
-    Create(create::Arguments),
+    Create(machines::CreateArguments),
     Update(update::Arguments),
     List(list::Arguments),
     Start(service::StartArguments),
@@ -29,8 +27,8 @@ pub(super) enum HostCommand {
     Ssh(ssh::Arguments),
     #[command(hide = true)]
     VsockConnect(ssh::ConnectArguments),
-    Delete(delete::Arguments),
-    Prune(prune::Arguments),
+    Delete(machines::DeleteArguments),
+    Prune(machines::PruneArguments),
     PciSetup(host_side::PciArguments),
     Register(host_side::RegisterArguments),
     Unregister(host_side::UnregisterArguments),
@@ -40,7 +38,7 @@ pub(super) enum HostCommand {
 
 pub(super) fn run_command(command: &HostCommand) -> Result<(), Failure> {
     match command {
-        HostCommand::Create(arguments) => create::run(arguments),
+        HostCommand::Create(arguments) => machines::create_machine(arguments),
         HostCommand::Update(arguments) => update::run(arguments),
         HostCommand::List(arguments) => list::run(arguments),
         HostCommand::Start(arguments) => service::start(arguments),
@@ -48,8 +46,8 @@ pub(super) fn run_command(command: &HostCommand) -> Result<(), Failure> {
         HostCommand::Logs(arguments) => service::logs(arguments),
         HostCommand::Ssh(arguments) => ssh::run(arguments),
         HostCommand::VsockConnect(arguments) => ssh::connect(arguments),
-        HostCommand::Delete(arguments) => delete::run(arguments),
-        HostCommand::Prune(arguments) => prune::run(arguments),
+        HostCommand::Delete(arguments) => machines::delete_machine(arguments),
+        HostCommand::Prune(arguments) => machines::prune(arguments),
         HostCommand::PciSetup(arguments) => host_side::pci_setup(arguments),
         HostCommand::Register(arguments) => host_side::register_machine(arguments),
         HostCommand::Unregister(arguments) => host_side::unregister_machine(arguments),

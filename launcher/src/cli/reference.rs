@@ -6,6 +6,7 @@ use launcher::capability::{Feature, Support, summary_table};
 use launcher::hypervisor::{capability_table, support};
 use launcher::spec::{Hypervisor, schema::machine_spec_schema};
 use program::failure::Failure;
+use program::manual::Sections;
 use program::output::print;
 use serde_json::{Map, Value, json};
 use std::fs::File;
@@ -78,61 +79,42 @@ pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<(), Failur
 }
 
 /// The sections of the manual page that clap does not generate.
-const SECTIONS: &str = r#".SH "EXIT STATUS"
-.TP
-0
-Success.
-.TP
-1
-The work failed although the input is valid.
-.TP
-2
-The input or the arguments are invalid.
-.TP
-130
-A signal interrupted the command.
-.PP
-With \-\-json, a failed command that has no report of its own prints {"version": 1, "error": {...}} on stdout.
-.SH ENVIRONMENT
-.TP
-MICROVM_NAME
-The machine's name, instead of the spec's.
-.TP
-MICROVM_STATE_DIR
-The directory that contains the state directories of this host's machines; /var/lib/microvms by default.
-.TP
-MICROVM_GCROOTS_DIR
-The directory of their garbage collection roots; /nix/var/nix/gcroots/microvm by default.
-.TP
-MICROVM_IMAGE
-The program microvm\-image, if it is not in PATH.
-.TP
-XDG_RUNTIME_DIR
-Running machines are recorded in $XDG_RUNTIME_DIR/microvm; root uses /run/microvm.
-.TP
-NO_COLOR
-If it is not empty, the output has no colours.
-.SH FILES
-.TP
-/var/lib/microvms/NAME
-The state directory of a machine: its volumes, and the links current and booted to its runners.
-.TP
-/nix/var/nix/gcroots/microvm
-Links that protect the runners of the machines from garbage collection.
-.SH EXAMPLES
-.TP
-microvm check machine.json
-Reports all problems of a machine spec, and which hypervisors can run it.
-.TP
-microvm run ./machine.json
-Runs a machine in the foreground.
-.TP
-microvm create web \-\-flake github:me/machines
-Creates a machine of this host from a flake.
-.TP
-microvm update \-\-all \-\-restart
-Rebuilds all machines that have a flake, and restarts those that run an older system.
-"#;
+const SECTIONS: Sections<'_> = Sections {
+    failure: "The work failed although the input is valid.",
+    environment: &[
+        ("MICROVM_NAME", "The machine's name, instead of the spec's."),
+        (
+            "MICROVM_STATE_DIR",
+            "The directory that contains the state directories of this host's machines; /var/lib/microvms by default.",
+        ),
+        (
+            "MICROVM_GCROOTS_DIR",
+            "The directory of their garbage collection roots; /nix/var/nix/gcroots/microvm by default.",
+        ),
+        ("MICROVM_IMAGE", "The program microvm-image, if it is not in PATH."),
+        (
+            "MICROVM_RUNTIME_DIR",
+            "The directory in which running machines are recorded. By default it is /run/microvm for root, and \
+             $XDG_RUNTIME_DIR/microvm for other users.",
+        ),
+    ],
+    files: &[
+        (
+            "/var/lib/microvms/NAME",
+            "The state directory of a machine: its volumes, and the links current and booted to its runners.",
+        ),
+        ("/nix/var/nix/gcroots/microvm", "Links that protect the runners of the machines from garbage collection."),
+    ],
+    examples: &[
+        ("microvm check machine.json", "Reports all problems of a machine spec, and which hypervisors can run it."),
+        ("microvm run ./machine.json", "Runs a machine in the foreground."),
+        ("microvm create web --flake github:me/machines", "Creates a machine of this host from a flake."),
+        (
+            "microvm update --all --restart",
+            "Rebuilds all machines that have a flake, and restarts those that run an older system.",
+        ),
+    ],
+};
 
 /// Print the manual page
 #[derive(clap::Args)]
@@ -149,7 +131,7 @@ pub(crate) fn man(arguments: &ManArguments) -> Result<(), Failure> {
     if let Some(directory) = &arguments.output {
         let page = directory.join("microvm.1");
         let written = clap_mangen::generate_to(program, directory)
-            .and_then(|()| File::options().append(true).open(page)?.write_all(SECTIONS.as_bytes()));
+            .and_then(|()| File::options().append(true).open(page)?.write_all(SECTIONS.to_roff().as_bytes()));
         return written.map_err(|error| {
             Failure::failed(&error).with_context(&format!("cannot write the manual pages to {}", directory.display()))
         });
@@ -166,7 +148,7 @@ pub(crate) fn man(arguments: &ManArguments) -> Result<(), Failure> {
     let mut text = Vec::new();
     clap_mangen::Man::new(page).render(&mut text).map_err(|error| Failure::failed(&error))?;
     if is_program {
-        text.extend_from_slice(SECTIONS.as_bytes());
+        text.extend_from_slice(SECTIONS.to_roff().as_bytes());
     }
     print(text)
 }

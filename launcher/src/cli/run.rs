@@ -16,10 +16,10 @@ pub(crate) struct Arguments {
     spec: SpecArguments,
     /// Supervise the hypervisor instead of executing it in place: serve the console, notify the service manager, and
     /// shut the guest down gracefully on SIGTERM, SIGINT and SIGHUP. A machine with a console socket is always
-    /// supervised. So is every machine if MICROVM_SUPERVISE=1 is set in the environment, as the service microvm@ does.
+    /// supervised, and so is every machine if MICROVM_SUPERVISE=1 is set in the environment, as in the service microvm@.
     #[arg(long)]
     supervise: bool,
-    /// Time for the guest to shut down when the supervisor is asked to stop, before it is forced
+    /// How long the guest may take to shut down when the supervisor is asked to stop; then the hypervisor is terminated
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     stop_timeout: u64,
 }

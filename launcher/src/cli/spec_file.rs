@@ -29,13 +29,13 @@ pub(crate) struct Overrides {
     /// Hypervisor to use instead of the spec's
     #[arg(long, value_parser = hypervisors(), hide_possible_values = true, value_name = "NAME")]
     pub(crate) hypervisor: Option<Hypervisor>,
-    /// How qemu runs the guest's instructions, instead of the spec's `qemu.accelerator`: auto, kvm or tcg
+    /// Accelerator of qemu instead of the spec's `qemu.accelerator`: auto, kvm or tcg
     #[arg(long, value_parser = accelerators(), hide_possible_values = true, value_name = "NAME")]
     pub(crate) accel: Option<Accelerator>,
     /// The machine's state directory, to which relative paths refer [default: the current directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
-    /// Call the machine by this name instead of the spec's [default: $MICROVM_NAME, then the name of its state directory
+    /// Name of the machine instead of the spec's [default: $MICROVM_NAME, then the name of its state directory
     /// if that is one of this host's machines]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,

@@ -16,7 +16,7 @@ pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the supervisor may take to clean up after its hypervisor.
 const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Stop a machine: ask the guest to shut down, wait, then terminate the hypervisor. A start in progress is ended
+/// Stop a machine, or cancel its start: ask the guest to shut down, wait, then terminate the hypervisor
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The machine: its name, or the file of its spec

@@ -5,6 +5,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
 use nix::sys::stat::Mode;
 use nix::sys::time::{TimeVal, TimeValLike};
+use program::place::descriptor_path;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -105,6 +106,5 @@ fn with_address<T>(path: &Path, act: impl FnOnce(&UnixAddr) -> io::Result<T>) ->
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     };
     let directory = open(directory, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
-    act(&UnixAddr::new(&short)?)
+    act(&UnixAddr::new(&descriptor_path(&directory).join(name))?)
 }

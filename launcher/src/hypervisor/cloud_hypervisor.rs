@@ -177,7 +177,7 @@ fn check_limits(builder: &mut LaunchBuilder<'_>) {
         builder.needs.hugetlbfs = Some(HostPath::from(HUGE_PAGES));
     }
     let Some(hotplug) = &builder.spec.memory.hotplug else { return };
-    for (option, mib) in [("hotplugMem", hotplug.most_mib), ("hotpluggedMem", hotplug.initial_mib)] {
+    for (option, mib) in [("hotplugMem", hotplug.max_mib), ("hotpluggedMem", hotplug.initial_mib)] {
         if !mib.is_multiple_of(HOTPLUG_ALIGNMENT_MIB) {
             let reason =
                 format!("plugs memory in steps of {HOTPLUG_ALIGNMENT_MIB} MiB, and {mib} is not a multiple of that");
@@ -211,7 +211,7 @@ fn memory(builder: &LaunchBuilder<'_>) -> Memory {
         mergeable: !shared && !memory.huge_pages,
         hugepages: memory.huge_pages,
         hotplug_method: hotplug.map(|_| "VirtioMem"),
-        hotplug_size: hotplug.map(|hotplug| hotplug.most_mib << 20),
+        hotplug_size: hotplug.map(|hotplug| hotplug.max_mib << 20),
         hotplugged_size: hotplug.map(|hotplug| hotplug.initial_mib << 20),
     }
 }

@@ -7,7 +7,7 @@ use crate::path::HostPath;
 use crate::refusal::Refusal;
 use crate::spec::{Architecture, Hypervisor};
 
-/// One hypervisor.
+/// What the launcher must know about a hypervisor besides its capabilities and its arguments.
 #[derive(Debug)]
 pub struct Description {
     /// Which one this is.

@@ -276,16 +276,16 @@ fn memory_hotplug(builder: &mut LaunchBuilder<'_>) -> Option<MemoryHotplug> {
     if hotplug.initial_mib > 0 {
         builder.refuse("hotpluggedMem", "plugs memory in only while it runs; set hotpluggedMem = 0");
     }
-    if !hotplug.most_mib.is_multiple_of(HOTPLUG_SLOT_MIB) {
+    if !hotplug.max_mib.is_multiple_of(HOTPLUG_SLOT_MIB) {
         builder.refuse(
             "hotplugMem",
             format!(
                 "plugs memory in slots of {HOTPLUG_SLOT_MIB} MiB, and {} is not a multiple of that",
-                hotplug.most_mib
+                hotplug.max_mib
             ),
         );
     }
-    Some(MemoryHotplug { total_size_mib: hotplug.most_mib })
+    Some(MemoryHotplug { total_size_mib: hotplug.max_mib })
 }
 
 /// Whether the option is among the arguments.

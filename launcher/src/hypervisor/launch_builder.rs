@@ -321,7 +321,7 @@ impl<'spec> LaunchBuilder<'spec> {
         let credentials = self.spec.credential_files.clone();
         let directory = CREDENTIALS_DIRECTORY.to_owned();
         self.needs.initrd = Some(ComposedInitrd { base, directory, credentials, descriptor, memory_directory: None });
-        Some(HostPath::new(format!("/proc/self/fd/{descriptor}")))
+        Some(HostPath::of_descriptor(descriptor))
     }
 
     pub(super) fn plain_initrd(&mut self) -> Option<HostPath> {
@@ -568,7 +568,7 @@ impl<'spec> LaunchBuilder<'spec> {
     }
 }
 
-/// crosvm attaches a disk that is served behind its own.
+/// crosvm attaches a disk that is served after its own.
 fn guest_disks(disks: &[Disk], hypervisor: Hypervisor) -> Vec<GuestDisk> {
     let mut guest_disks: Vec<_> = disks.iter().map(|disk| guest_disk(disk, hypervisor)).collect();
     let is_live = disks.first().is_some_and(|disk| matches!(disk.backend, DiskBackend::Live(_)));

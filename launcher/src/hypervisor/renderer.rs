@@ -5,7 +5,7 @@ use crate::facts::RenderNode;
 use crate::path::HostPath;
 use crate::validate::CheckedGraphics;
 
-/// The renderer.
+/// What draws the guest's screen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Renderer {
     /// The host renders, through the node of a graphics card if there is one.

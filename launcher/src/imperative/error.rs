@@ -1,20 +1,12 @@
 //! The errors of commands that manage a host's machines.
 
 use crate::state::StateError;
-use program::escape::one_line;
 use std::io;
 use std::path::{Path, PathBuf};
 
 /// Why a command that manages machines failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ImperativeError {
-    /// A name that cannot be the name of a directory, a unit instance and a flake attribute.
-    #[error(
-        "`{}` is not a valid machine name: use at most 64 letters, digits, `.`, `_` and `-`, \
-         starting with a letter or digit",
-        one_line(.0)
-    )]
-    BadName(String),
     /// A flake reference that is invalid, or to which the machine's name cannot be appended.
     #[error("{0}: {1}")]
     BadFlake(String, &'static str),

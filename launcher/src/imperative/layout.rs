@@ -177,7 +177,7 @@ impl Layout {
 pub struct Machine {
     /// Its name.
     pub name: MachineName,
-    /// The directory.
+    /// Its state directory, `STATE/NAME`.
     pub directory: PathBuf,
 }
 

@@ -1,17 +1,14 @@
-//! The lock files of volumes outside the state directory, named as in `volumes::lock`. A machine's root directory
+//! The lock files of volumes outside the state directory, which `volumes::lock` names. A machine's root directory
 //! contains only the lock files of its own volumes, so that it cannot lock another machine's volumes.
 
 use super::IsolationError;
 use crate::launch::{Access, VolumeNeed};
+use crate::volumes::{ImageNumber, LOCK_ENDING};
 use nix::libc::O_NOFOLLOW;
-use nix::sys::stat::{major, minor};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-
-/// The same as in `volumes::lock`.
-const LOCK_DIRECTORY: &str = ".volume-locks";
 
 /// A lock file on the host, and its path in the machine's root directory.
 pub(super) struct LockFile {
@@ -30,13 +27,12 @@ pub(super) fn of_volume(volume: &VolumeNeed, runtime: &Path) -> Result<Vec<LockF
     }
     let resolved = image.canonicalize().map_err(IsolationError::file(image))?;
     let metadata = fs::metadata(&resolved).map_err(IsolationError::file(&resolved))?;
-    let by_number = |name: String| {
-        let path = runtime.join(LOCK_DIRECTORY).join(name);
+    let by_number = |number: ImageNumber| {
+        let path = number.lock(runtime);
         LockFile { on_host: path.clone(), inside: path }
     };
-    let number = |device| format!("{}-{}", major(device), minor(device));
     if metadata.file_type().is_block_device() {
-        let lock = by_number(format!("block-{}", number(metadata.rdev())));
+        let lock = by_number(ImageNumber::BlockDevice(metadata.rdev()));
         // Writable by all: only machines whose spec names the device have this file in their root directory.
         make(&lock.on_host, (0, 0, 0o666))?;
         return Ok(vec![lock]);
@@ -46,7 +42,7 @@ pub(super) fn of_volume(volume: &VolumeNeed, runtime: &Path) -> Result<Vec<LockF
     make(&beside.on_host, rights)?;
     let mut locks = vec![beside];
     if metadata.nlink() > 1 {
-        let lock = by_number(format!("file-{}-{}", number(metadata.dev()), metadata.ino()));
+        let lock = by_number(ImageNumber::File(metadata.dev(), metadata.ino()));
         make(&lock.on_host, rights)?;
         locks.push(lock);
     }
@@ -55,7 +51,7 @@ pub(super) fn of_volume(volume: &VolumeNeed, runtime: &Path) -> Result<Vec<LockF
 
 fn with_ending(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
+    name.push(LOCK_ENDING);
     name.into()
 }
 

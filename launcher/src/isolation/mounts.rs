@@ -10,9 +10,10 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, fstat, makedev, mknod};
 use nix::sys::statfs::{FsType, statfs};
 use nix::unistd::{Gid, Uid, User, chown, fchown};
+use program::place::descriptor_path;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
@@ -175,13 +176,13 @@ impl TreeBuilder<'_> {
         let place = self.inside(&path.path);
         // Kept open, so that the mount covers exactly the file or directory that was checked.
         let opened = if source.is_dir() { self.mount_directory(&path.path)? } else { self.mount_file(&path.path)? };
-        let target = by_descriptor(&opened);
+        let target = descriptor_path(&opened);
         // Mounts below it are included, so that a share has the same content as on the host. The exception is /sys,
         // whose submounts expose kernel internals that no machine needs. In a container, /sys can consist of submounts only.
         let is_sysfs = || statfs(&source).is_ok_and(|found| found.filesystem_type() == SYSFS);
         let is_whole = source == Path::new("/sys") && is_sysfs();
         let recursive = if source.is_dir() && !is_whole { MsFlags::MS_REC } else { MsFlags::empty() };
-        mount(Some(&source), target.as_str(), None::<&str>, MsFlags::MS_BIND | recursive, None::<&str>)
+        mount(Some(&source), target.as_path(), None::<&str>, MsFlags::MS_BIND | recursive, None::<&str>)
             .map_err(IsolationError::errno(&place))?;
         // Mounts that are made here do not propagate to the host's directory.
         mount(None::<&str>, &place, None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
@@ -196,7 +197,7 @@ impl TreeBuilder<'_> {
     fn bind_file(&self, from: &Path, to: &Path, access: MsFlags) -> Result<(), IsolationError> {
         let place = self.inside(to);
         let opened = self.mount_file(to)?;
-        mount(Some(from), by_descriptor(&opened).as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        mount(Some(from), descriptor_path(&opened).as_path(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .map_err(IsolationError::errno(&place))?;
         remount(&place, access | MsFlags::MS_NOSUID | MsFlags::MS_NODEV)
     }
@@ -271,11 +272,6 @@ impl TreeBuilder<'_> {
     }
 }
 
-/// Returns a path that refers to the open file, whatever its name refers to now.
-fn by_descriptor(file: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", file.as_raw_fd())
-}
-
 fn mount_memory(place: &Path, options: &str, flags: MsFlags) -> Result<(), IsolationError> {
     mount(Some("microvm"), place, Some("tmpfs"), flags, Some(options)).map_err(IsolationError::errno(place))
 }
@@ -327,9 +323,8 @@ fn give_volume(path: &Path, user_id: u32, is_new: IsNew) -> Result<(), Isolation
         return Err(IsolationError::NotTrusted { path: path.to_owned(), reason });
     }
     // A descriptor opened with `O_PATH` can be passed to chown(2) only by its path in /proc.
-    let by_descriptor = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
     let owner = Some(Uid::from_raw(user_id));
-    chown(by_descriptor.as_str(), owner, Some(Gid::from_raw(user_id))).map_err(failed())
+    chown(&descriptor_path(&file), owner, Some(Gid::from_raw(user_id))).map_err(failed())
 }
 
 /// Whether root has just created a file.

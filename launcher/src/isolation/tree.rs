@@ -20,12 +20,12 @@ const USUAL_DEVICES: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net", 
 pub enum Entry {
     /// An empty directory, owned by root.
     Directory {
-        /// Its path.
+        /// The path in the machine's root directory.
         to: PathBuf,
-        /// Its mode.
+        /// The permission bits of the directory.
         mode: u32,
     },
-    /// A tmpfs.
+    /// A file system in memory (tmpfs).
     Memory {
         /// The mount point.
         to: PathBuf,
@@ -42,7 +42,7 @@ pub enum Entry {
     Renamed {
         /// The file on the host.
         from: PathBuf,
-        /// Its path.
+        /// The path in the machine's root directory.
         to: PathBuf,
         /// Whether the machine can write to it.
         writable: bool,
@@ -51,25 +51,25 @@ pub enum Entry {
     Device(PathBuf),
     /// A device node that all users can open.
     CommonDevice {
-        /// Its path.
+        /// The path in the machine's root directory.
         to: PathBuf,
         /// Its major and minor number.
         number: (u64, u64),
     },
     /// A text file.
     Text {
-        /// Its path.
+        /// The path in the machine's root directory.
         to: PathBuf,
-        /// Its content.
+        /// The whole text of the file.
         text: String,
     },
     /// A copy that only the machine's user can read, because the host's file may be readable only by root.
     Secret(PathBuf),
     /// A symbolic link.
     Link {
-        /// Its path.
+        /// The path in the machine's root directory.
         to: PathBuf,
-        /// Its target.
+        /// What the symbolic link contains.
         target: PathBuf,
     },
 }
@@ -77,7 +77,7 @@ pub enum Entry {
 /// A file or directory of the host, at the same path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathOnHost {
-    /// The path.
+    /// The path on the host, which is also the path in the machine's root directory.
     pub path: PathBuf,
     /// Whether the machine can write to it.
     pub writable: bool,

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ControlSocket {
-    /// Its protocol.
+    /// How requests and responses are encoded.
     pub protocol: ControlProtocol,
-    /// Its path.
+    /// The path of the Unix socket.
     pub path: HostPath,
 }
 
@@ -60,9 +60,9 @@ pub enum GracefulStep {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRequest {
-    /// The method.
+    /// The HTTP method, as in `PUT`.
     pub method: String,
-    /// The path.
+    /// The path of the resource, as in `/api/v1/vm.shutdown`.
     pub path: String,
     /// The JSON body, if any.
     pub body: Option<serde_json::Value>,

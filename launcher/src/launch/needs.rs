@@ -27,13 +27,12 @@ pub struct Needs {
     /// The volumes, in order.
     pub volumes: Vec<VolumeNeed>,
     /// Disks whose format the hypervisor detects from their content, which must match the spec.
-    #[serde(alias = "guessedFormats")]
     pub probed_formats: Vec<ProbedFormat>,
     /// Sockets left over from an earlier run, which would make the hypervisor fail.
     pub sockets_to_remove: Vec<HostPath>,
-    /// Tap interfaces.
+    /// Tap interfaces, which are created if they are missing and root starts the machine.
     pub taps: Vec<TapNeed>,
-    /// Macvtap interfaces.
+    /// Macvtap interfaces, which are created if they are missing and root starts the machine.
     pub macvtaps: Vec<MacvtapNeed>,
     /// Bridges that qemu's helper adds a tap to.
     pub bridges: Vec<BridgeNeed>,
@@ -137,7 +136,7 @@ pub struct DeviceNode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StoreDiskNeed {
-    /// The plan.
+    /// The plan file, which `microvm-image plan` wrote.
     pub plan: HostPath,
     /// The image to build.
     pub image: HostPath,
@@ -242,7 +241,7 @@ pub struct BridgeNeed {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PassedDevice {
-    /// Its bus.
+    /// The bus that the device is attached to.
     pub bus: DeviceBus,
     /// Its address on the bus.
     pub path: String,
@@ -252,13 +251,13 @@ pub struct PassedDevice {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SideProcess {
-    /// Its kind.
+    /// What the process does for the machine.
     pub kind: SideProcessKind,
     /// What it serves: the share's tag, the interface's id, or the machine's name.
     pub name: String,
     /// The program: a path, or a name to search for in `$PATH`.
     pub program: HostPath,
-    /// Its arguments.
+    /// Its arguments, without the program and without the option that names the socket.
     pub arguments: Vec<String>,
     /// The socket that it creates and that the hypervisor connects to.
     pub socket: HostPath,

@@ -40,7 +40,7 @@ const MAX_REPLY_BYTES: usize = 64 << 10;
 /// A network interface as the kernel reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
-    /// Its index.
+    /// Its number: `ifindex` in netdevice(7).
     pub index: i32,
     /// Whether it is up.
     pub is_up: bool,
@@ -74,7 +74,7 @@ pub struct Tun {
 /// A macvtap interface to create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewMacvtap<'spec> {
-    /// Its name.
+    /// The name of the new interface.
     pub name: &'spec str,
     /// The index of its lower interface.
     pub link: i32,

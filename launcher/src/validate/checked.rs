@@ -1,6 +1,7 @@
 //! A machine spec after validation: defaults are filled in, disks are in guest order, and options do not contradict
 //! each other.
 
+use crate::capability::Use;
 use crate::launch::StoreDiskNeed;
 use crate::path::HostPath;
 use crate::spec::{
@@ -23,7 +24,7 @@ pub struct CheckedSpec {
     pub vcpu: u32,
     /// The CPU model to emulate.
     pub cpu: Option<String>,
-    /// The memory.
+    /// The memory at the start, and what can be added or taken away later.
     pub memory: Memory,
     /// The kernel, the initrd and the kernel parameters.
     pub kernel: Kernel,
@@ -37,7 +38,7 @@ pub struct CheckedSpec {
     pub disks: Vec<Disk>,
     /// The volumes, in the order of the spec.
     pub volumes: Vec<CheckedVolume>,
-    /// The shares.
+    /// The shared directories, in the order of the spec.
     pub shares: Vec<CheckedShare>,
     /// The guest's directory for the writable layer over the store.
     pub writable_store_overlay: Option<String>,
@@ -51,7 +52,7 @@ pub struct CheckedSpec {
     pub devices: Vec<Device>,
     /// Whether there is an entropy source.
     pub rng: bool,
-    /// The screen.
+    /// The screen; `None` for a machine without one.
     pub graphics: Option<CheckedGraphics>,
     /// The credentials, by name.
     pub credential_files: BTreeMap<String, HostPath>,
@@ -71,6 +72,8 @@ pub struct CheckedSpec {
     pub sections: HypervisorSections,
     /// Options of the virtiofs daemons.
     pub virtiofsd: VirtiofsdSection,
+    /// The options that use features which not every hypervisor supports.
+    pub uses: Vec<Use>,
     /// Warnings for the user.
     pub warnings: Vec<String>,
 }
@@ -86,20 +89,20 @@ pub struct Memory {
     pub shared: bool,
     /// Memory that can be plugged in.
     pub hotplug: Option<HotplugMemory>,
-    /// The balloon.
+    /// The device by which the guest returns memory to the host.
     pub balloon: Option<Balloon>,
 }
 
 /// Memory that can be plugged into the running machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HotplugMemory {
-    /// The most, in MiB; at least one.
-    pub most_mib: u64,
-    /// The amount at the start, in MiB; at most `most_mib`.
+    /// How much can be plugged in, in MiB; at least one.
+    pub max_mib: u64,
+    /// The amount at the start, in MiB; at most `max_mib`.
     pub initial_mib: u64,
 }
 
-/// A balloon.
+/// The device by which the guest returns memory to the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Balloon {
     /// Its size at the start, in MiB; less than the memory.
@@ -126,11 +129,11 @@ pub struct Kernel {
 pub struct Disk {
     /// The option of the spec that describes it: `storeDisk`, `volumes[0]`.
     pub option: String,
-    /// Its purpose.
+    /// Whether it is the store disk or a volume.
     pub role: DiskRole,
     /// The guest's device name, from its position: `/dev/vda`.
     pub device: String,
-    /// The image.
+    /// The file or block device with the content of the disk.
     pub image: HostPath,
     /// The format of the image.
     pub image_type: ImageType,
@@ -171,7 +174,7 @@ pub struct LiveStore {
 pub enum DiskRole {
     /// The system closure.
     Store,
-    /// A volume.
+    /// A disk of the machine's own, from `volumes`.
     Volume,
 }
 
@@ -205,7 +208,7 @@ pub struct CheckedShare {
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckedInterface {
-    /// Its name.
+    /// The name of the host's interface; for user networking, only qemu's name for it.
     pub id: String,
     /// Its MAC address in lower case.
     pub mac: String,
@@ -232,12 +235,12 @@ pub enum InterfaceKind {
     },
     /// A tap that qemu's helper adds to a bridge.
     Bridge {
-        /// The bridge.
+        /// The name of the host's bridge.
         bridge: String,
     },
 }
 
-/// A screen.
+/// The guest's screen, and how it is drawn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckedGraphics {
     /// Where qemu shows it.
@@ -258,7 +261,7 @@ pub struct CheckedGraphics {
 pub enum View {
     /// In a window on the desktop.
     Window,
-    /// Nowhere.
+    /// In no window: the guest has a screen, but nothing shows it.
     Headless,
 }
 

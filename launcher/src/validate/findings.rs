@@ -1,6 +1,7 @@
 //! Collecting the problems and warnings of the checks.
 
 use program::escape::one_line;
+use std::fmt;
 
 /// A problem of a machine spec.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,9 +33,9 @@ impl Findings {
     }
 
     /// Reports the error of a check of a single value.
-    pub(super) fn require(&mut self, option: impl Into<String>, result: Result<(), String>) {
+    pub(super) fn require(&mut self, option: impl Into<String>, result: Result<(), impl fmt::Display>) {
         if let Err(reason) = result {
-            self.problem(option, reason);
+            self.problem(option, reason.to_string());
         }
     }
 

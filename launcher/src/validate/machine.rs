@@ -3,10 +3,11 @@
 use super::checked::{Balloon, HotplugMemory, Memory};
 use super::findings::Findings;
 use super::names;
+use crate::name::check_name;
 use crate::spec::{HypervisorSections, MachineSpec, ShareProtocol};
 
 pub(super) fn check(spec: &MachineSpec, findings: &mut Findings) {
-    findings.require("name", names::file_name(&spec.name));
+    findings.require("name", check_name(&spec.name));
     if spec.vcpu == 0 {
         findings.problem("vcpu", "must be at least 1");
     }
@@ -74,7 +75,7 @@ fn check_memory(spec: &MachineSpec, findings: &mut Findings) {
 
 pub(super) fn memory(spec: &MachineSpec) -> Memory {
     let hotplug = (spec.hotplug_mem_mib > 0).then(|| HotplugMemory {
-        most_mib: spec.hotplug_mem_mib,
+        max_mib: spec.hotplug_mem_mib,
         initial_mib: spec.hotplugged_mem_mib.unwrap_or(spec.hotplug_mem_mib),
     });
     let balloon = spec

@@ -3,6 +3,7 @@
 use super::checked::{CheckedInterface, CheckedVsock, InterfaceKind};
 use super::findings::Findings;
 use super::names;
+use crate::name::check_name;
 use crate::path::HostPath;
 use crate::spec::{ForwardFrom, Interface, InterfaceType, MachineSpec, MacvtapMode};
 
@@ -24,7 +25,7 @@ pub(super) fn interfaces(spec: &MachineSpec, findings: &mut Findings) -> Vec<Che
                 findings.require(option("id"), names::interface_name(&interface.id));
             }
             InterfaceType::User | InterfaceType::Bridge => {
-                findings.require(option("id"), names::file_name(&interface.id));
+                findings.require(option("id"), check_name(&interface.id));
             }
         }
         if let Some(kind) = check_kind(index, interface, findings) {

@@ -4,6 +4,7 @@ use super::checked::{CheckedShare, CheckedVolume, Disk, DiskBackend, DiskRole, L
 use super::findings::Findings;
 use super::names;
 use crate::launch::StoreDiskNeed;
+use crate::name::check_name;
 use crate::path::HostPath;
 use crate::spec::{ImageType, MachineSpec, Share, ShareProtocol, StoreDisk, StoreTransport, Volume};
 use volume_maker::FileSystem;
@@ -198,7 +199,7 @@ fn check_volume(index: usize, volume: &Volume, findings: &mut Findings) {
     if let Some(serial) = &volume.serial {
         findings.require(option("serial"), names::serial(serial));
     }
-    findings.require(option("fsType"), names::file_name(&volume.fs_type));
+    findings.require(option("fsType"), check_name(&volume.fs_type));
     let file_system = FileSystem::from_name(&volume.fs_type);
     if let Some(label) = &volume.label {
         findings.require(option("label"), names::no_control_characters(label));

@@ -2,14 +2,11 @@
 //! early, so the machine would fail only at its start.
 
 use super::findings::Findings;
-use crate::spec::MachineSpec;
 use serde_json::Value;
 
-pub(super) fn check(spec: &MachineSpec, findings: &mut Findings) {
-    // Serialising a spec that came from JSON cannot fail; if it did, only this check would be skipped.
-    let Ok(document) = serde_json::to_value(spec) else { return };
+pub(super) fn check(document: &Value, findings: &mut Findings) {
     let mut found = Vec::new();
-    search(&document, "", &mut found);
+    search(document, "", &mut found);
     for option in found {
         // Skipped if another rule has already reported a problem with this option.
         if !findings.problems.iter().any(|problem| problem.option == option) {

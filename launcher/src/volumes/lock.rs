@@ -24,10 +24,12 @@ use program::user::Identity;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The directory in the runtime directory with locks by number. The dot distinguishes it from all machine names.
 const LOCK_DIRECTORY: &str = ".volume-locks";
+/// The ending of the lock file next to an image.
+pub(crate) const LOCK_ENDING: &str = ".lock";
 /// Machines of different users create lock files there.
 const LOCK_DIRECTORY_MODE: u32 = 0o1777;
 /// The most bytes to read from a lock file.
@@ -91,17 +93,41 @@ pub fn lock_volumes(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Result<
     Ok(locks)
 }
 
+/// The number of an image that identifies it under all its names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ImageNumber {
+    /// The number of a block device (`st_rdev` in stat(2)).
+    BlockDevice(u64),
+    /// The device and inode number of a file.
+    File(u64, u64),
+}
+
+impl ImageNumber {
+    /// Returns the path of the lock file by number, in a runtime directory.
+    pub(crate) fn lock(self, runtime: &Path) -> PathBuf {
+        runtime.join(LOCK_DIRECTORY).join(self.lock_name())
+    }
+
+    fn lock_name(self) -> String {
+        match self {
+            Self::BlockDevice(device) => format!("block-{}-{}", major(device), minor(device)),
+            Self::File(device, inode) => format!("file-{}-{}-{inode}", major(device), minor(device)),
+        }
+    }
+}
+
 /// Returns the places of the lock files of an image.
 fn places(image: &Place, stat: Option<&FileStat>, runtime: &RuntimeDirectory) -> io::Result<Vec<Place>> {
-    let beside = image.sibling(".lock")?;
+    let beside = image.sibling(LOCK_ENDING)?;
     let Some(stat) = stat else { return Ok(vec![beside]) };
-    let by_number = |name: String| -> io::Result<Place> {
-        Ok(Directory::make(&runtime.path().join(LOCK_DIRECTORY), LOCK_DIRECTORY_MODE, None)?.place(name))
+    let by_number = |number: ImageNumber| -> io::Result<Place> {
+        let directory = Directory::make(&runtime.path().join(LOCK_DIRECTORY), LOCK_DIRECTORY_MODE, None)?;
+        Ok(directory.place(number.lock_name()))
     };
     if stat.st_mode & S_IFMT == S_IFBLK {
-        return Ok(vec![by_number(format!("block-{}-{}", major(stat.st_rdev), minor(stat.st_rdev)))?]);
+        return Ok(vec![by_number(ImageNumber::BlockDevice(stat.st_rdev))?]);
     }
-    let file = format!("file-{}-{}-{}", major(stat.st_dev), minor(stat.st_dev), stat.st_ino);
+    let file = ImageNumber::File(stat.st_dev, stat.st_ino);
     if beside.stat()?.is_none() && !beside.directory().is_writable() {
         return Ok(vec![by_number(file)?]);
     }

@@ -5,6 +5,7 @@ let
   networks = cfg.host.network;
   addresses = import ../../../lib/addresses.nix { inherit lib; };
   derived = import ../../../lib/derived.nix;
+  isMachineName = import ../../../lib/is-machine-name.nix;
   inherit (import ./machines.nix { inherit lib; }) evaluated pool;
 
   refuse = option: reason: {
@@ -130,9 +131,7 @@ let
           "`${toString lease.mac}` is not a MAC address, like `02:00:00:00:00:01`";
       checkName =
         machine: _:
-        unless (
-          builtins.match "[A-Za-z0-9_][A-Za-z0-9_.-]*" machine != null
-        ) "${name}.leases" "`${machine}` is not the name of a machine";
+        unless (isMachineName machine) "${name}.leases" "`${machine}` is not the name of a machine";
     in
     lib.concatLists (
       lib.mapAttrsToList checkAddress network.leases

@@ -3,7 +3,7 @@
 use super::failure;
 use launcher::imperative::{Evaluation, Layout, ListedActivity, Row, UpdateState, list};
 use program::failure::Failure;
-use program::output::{message, print};
+use program::output::{colours_are_permitted, message, print};
 use std::io::IsTerminal;
 
 /// List the machines of this host, whether they are running, and whether their flakes have changed
@@ -30,11 +30,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         message(&format!("there are no machines in {machines}; create one with `microvm create NAME --flake FLAKE`"));
     }
     let palette =
-        if std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) {
-            Palette::Colours
-        } else {
-            Palette::Plain
-        };
+        if std::io::stdout().is_terminal() && colours_are_permitted() { Palette::Colours } else { Palette::Plain };
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or_default();
     print(rows.iter().map(|row| line(row, width, palette)).collect::<String>())
 }

@@ -204,7 +204,7 @@ impl Writer<'_, '_, '_> {
         }
         let descriptor = self.builder.descriptor();
         self.builder.needs.processes.extend(share_view(checked, descriptor));
-        HostPath::new(format!("/proc/self/fd/{descriptor}"))
+        HostPath::of_descriptor(descriptor)
     }
 
     fn interface(&mut self, index: usize, interface: &CheckedInterface) {

@@ -51,9 +51,9 @@ const WITHOUT_PCI: [&str; 15] = [
 pub(super) struct UserDevice {
     /// The option of the spec.
     pub(super) option: String,
-    /// Its type.
+    /// The value before the first comma, which names the type of the device.
     pub(super) driver: String,
-    /// Its id.
+    /// The value of `id`, if there is one.
     pub(super) id: Option<String>,
     /// The bus that it is attached to.
     pub(super) bus: Option<String>,

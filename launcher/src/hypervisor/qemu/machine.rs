@@ -250,7 +250,7 @@ pub(super) fn write(builder: &mut LaunchBuilder<'_>, machine: &Machine, argument
     let memory = format!("{}M", spec.memory.mem_mib);
     let words = ["-machine", &machine_options, "-cpu", &cpu, "-smp", &spec.vcpu.to_string()];
     arguments.extend(words.map(str::to_owned));
-    let hotplug_mib = spec.memory.hotplug.as_ref().map_or(0, |hotplug| hotplug.most_mib);
+    let hotplug_mib = spec.memory.hotplug.as_ref().map_or(0, |hotplug| hotplug.max_mib);
     let total = match hotplug_mib + machine.pmem_bytes.div_ceil(1 << 20) {
         0 => memory,
         more_mib => format!("size={memory},maxmem={}M", spec.memory.mem_mib + more_mib),
@@ -260,7 +260,7 @@ pub(super) fn write(builder: &mut LaunchBuilder<'_>, machine: &Machine, argument
         arguments.extend(["-object".to_owned(), memory_backend(builder, &own_id("memory"), spec.memory.mem_mib)]);
     }
     if let Some(hotplug) = &spec.memory.hotplug {
-        arguments.extend(["-object".to_owned(), memory_backend(builder, &own_id("hotplug"), hotplug.most_mib)]);
+        arguments.extend(["-object".to_owned(), memory_backend(builder, &own_id("hotplug"), hotplug.max_mib)]);
     }
 }
 

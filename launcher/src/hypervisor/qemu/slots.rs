@@ -20,7 +20,7 @@ pub(super) struct Slots {
     /// The slots of the root bus for our devices, ascending.
     own: VecDeque<u8>,
     /// The slots after ours, for devices of the user that the guest must number after ours.
-    behind: VecDeque<u8>,
+    for_user: VecDeque<u8>,
     /// The buses and slots on which the user places functions above 0.
     multifunction: BTreeSet<(String, u8)>,
     /// For host devices that share a root port: how many there are, and how many have been placed.
@@ -85,10 +85,10 @@ impl Slots {
             };
             builder.refuse("volumes", reason);
         }
-        let behind = extra::count_user_devices(&spec.sections.qemu.extra_args).min(free.len());
-        let (before, behind) = free.split_at(free.len() - behind);
+        let user_devices = extra::count_user_devices(&spec.sections.qemu.extra_args).min(free.len());
+        let (before, last) = free.split_at(free.len() - user_devices);
         slots.own = before[before.len().saturating_sub(own)..].iter().copied().collect();
-        slots.behind = behind.iter().copied().collect();
+        slots.for_user = last.iter().copied().collect();
         slots
     }
 
@@ -102,7 +102,7 @@ impl Slots {
     pub(super) fn reserve_for_user(&mut self, extra: &[String]) -> Vec<String> {
         let mut placed = extra.to_vec();
         for at in extra::slots_of_user_devices(extra) {
-            if let Some(slot) = self.behind.pop_front() {
+            if let Some(slot) = self.for_user.pop_front() {
                 placed[at].push_str(&format!(",addr={slot:#x}"));
             }
         }
