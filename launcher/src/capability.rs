@@ -75,6 +75,7 @@ pub enum Feature {
     MachineId,
     Console,
     GracefulStop,
+    Suspend,
     WithoutKvm,
     OtherArchitecture,
     Graphics,
@@ -82,7 +83,7 @@ pub enum Feature {
 
 impl Feature {
     /// All features, in the order of the tables.
-    pub const ALL: [Feature; 38] = [
+    pub const ALL: [Feature; 39] = [
         Self::StoreDisk,
         Self::LiveStoreDisk,
         Self::PmemStoreDisk,
@@ -118,6 +119,7 @@ impl Feature {
         Self::MachineId,
         Self::Console,
         Self::GracefulStop,
+        Self::Suspend,
         Self::WithoutKvm,
         Self::OtherArchitecture,
         Self::Graphics,
@@ -161,6 +163,7 @@ impl Feature {
             Self::MachineId => "the machine id",
             Self::Console => "a console that can be reached later",
             Self::GracefulStop => "a graceful stop",
+            Self::Suspend => "suspending and resuming",
             Self::WithoutKvm => "running without KVM",
             Self::OtherArchitecture => "guests of another architecture",
             Self::Graphics => "a screen",
@@ -188,7 +191,7 @@ impl Feature {
 }
 
 /// The rows of the summary: the name of the row, and the features that it combines.
-const SUMMARY: [(&str, &[Feature]); 19] = [
+const SUMMARY: [(&str, &[Feature]); 20] = [
     ("store disk, raw volumes", &[Feature::StoreDisk]),
     ("store disk without an image", &[Feature::LiveStoreDisk]),
     ("store disk as persistent memory", &[Feature::PmemStoreDisk]),
@@ -206,6 +209,7 @@ const SUMMARY: [(&str, &[Feature]); 19] = [
     ("PCI and USB devices of the host", &[Feature::DevicePci, Feature::DeviceUsb]),
     ("credentials", &[Feature::Credentials]),
     ("graceful stop", &[Feature::GracefulStop]),
+    ("suspend and resume", &[Feature::Suspend]),
     ("running without KVM", &[Feature::WithoutKvm]),
     ("graphics", &[Feature::Graphics]),
 ];

@@ -14,6 +14,7 @@ mod share_view;
 mod spec_file;
 mod status;
 mod stop;
+mod suspend;
 mod virtiofsd;
 mod volumes;
 
@@ -35,6 +36,8 @@ enum Command {
     Explain(explain::Arguments),
     Run(run::Arguments),
     Stop(stop::Arguments),
+    Suspend(suspend::Arguments),
+    Resume(suspend::ResumeArguments),
     Status(status::Arguments),
     Console(console::Arguments),
     Balloon(balloon::Arguments),
@@ -100,6 +103,8 @@ fn run_command(command: Command) -> Result<(), Failure> {
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Stop(arguments) => stop::run(&arguments),
+        Command::Suspend(arguments) => suspend::run(&arguments),
+        Command::Resume(arguments) => suspend::resume(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Console(arguments) => console::run(&arguments),
         Command::Balloon(arguments) => balloon::run(&arguments),

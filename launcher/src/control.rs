@@ -5,8 +5,10 @@ mod crosvm;
 mod http;
 mod kvmtool;
 mod qmp;
+mod suspend;
 
 pub use http::HttpAnswer;
+pub use suspend::{SavedMachine, saves_to_file};
 
 use crate::launch::{ControlProtocol, ControlSocket, ForcedStop, GracefulStep, HttpRequest};
 use crate::path::HostPath;

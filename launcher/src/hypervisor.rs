@@ -16,6 +16,7 @@ pub use description::{CredentialTransport, Description, HypervisorProgram, Image
 use crate::capability::{Feature, Support, Unsupported};
 use crate::facts::HostFacts;
 use crate::launch::Launch;
+use crate::path::HostPath;
 use crate::refusal::{Refusal, Refusals};
 use crate::spec::Hypervisor;
 use crate::validate::CheckedSpec;
@@ -71,6 +72,36 @@ pub fn lower_with_script_output(
 /// Returns the hypervisors that can run the machine unchanged.
 pub fn runs_on(spec: &CheckedSpec, facts: &HostFacts) -> Vec<Hypervisor> {
     Hypervisor::ALL.into_iter().filter(|hypervisor| lower_on(spec, facts, *hypervisor).is_ok()).collect()
+}
+
+/// Returns why a machine cannot be suspended on its hypervisor; empty if it can.
+pub fn suspend_refusals(spec: &CheckedSpec) -> Vec<Refusal> {
+    let refusal = |feature: Feature, option: String, reason: &str| Refusal {
+        machine: spec.name.clone(),
+        option,
+        hypervisor: spec.hypervisor,
+        reason: reason.to_owned(),
+        supported_by: Hypervisor::ALL.into_iter().filter(|other| can_suspend(*other, feature)).collect(),
+    };
+    if let Support::No(reason) = support(spec.hypervisor, Feature::Suspend) {
+        return vec![refusal(Feature::Suspend, "hypervisor".to_owned(), reason)];
+    }
+    let obstacle = description(spec.hypervisor).suspend_obstacle;
+    let refused = uses(spec).into_iter().filter_map(|used| Some((obstacle(used.feature)?, used)));
+    refused.map(|(reason, used)| refusal(used.feature, used.option, reason)).collect()
+}
+
+/// Whether the hypervisor supports the feature and can suspend a machine that uses it.
+fn can_suspend(hypervisor: Hypervisor, feature: Feature) -> bool {
+    let supports = |feature| support(hypervisor, feature).is_supported();
+    supports(Feature::Suspend) && supports(feature) && (description(hypervisor).suspend_obstacle)(feature).is_none()
+}
+
+/// Returns the launch that loads a suspended machine, which was saved in this directory, instead of booting one.
+#[must_use]
+pub fn resumed(mut launch: Launch, directory: &HostPath) -> Launch {
+    (description(launch.hypervisor).resume)(&mut launch, directory);
+    launch
 }
 
 fn lower_on(spec: &CheckedSpec, facts: &HostFacts, hypervisor: Hypervisor) -> Result<Launch, Vec<Refusal>> {

@@ -3,10 +3,14 @@
 
 mod control;
 mod needs;
+mod saved;
 
 pub use control::{
     BalloonDevice, Console, ControlProtocol, ControlSocket, ForcedStop, GracefulStep, GuestNotification, HttpRequest,
     NotificationSocket, Shutdown, VsockEnd, VsockHostEnd,
+};
+pub use saved::{
+    COMPLETE, INCOMPLETE, SAVED_DIRECTORY, SAVED_FILE, SAVED_MEMORY, STAMP, crosvm_directory, suspended_directory,
 };
 pub use needs::{
     Access, AfterEnd, BridgeNeed, ClosureView, ComposedInitrd, DeviceNode, FileNeed, KvmUse, MacvtapNeed, Needs,

@@ -58,5 +58,6 @@ pub mod spec;
 pub mod state;
 pub mod store_disk;
 pub mod store_seal;
+pub mod suspend;
 pub mod validate;
 pub mod volumes;

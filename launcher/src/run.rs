@@ -9,6 +9,7 @@ mod supervise;
 use crate::console::ConsoleError;
 use crate::facts::HostFacts;
 use crate::host::HostProblem;
+use crate::hypervisor::resumed;
 use crate::initrd::InitrdError;
 use crate::interruption::{Interrupted, Interruption};
 use crate::launch::Launch;
@@ -19,9 +20,11 @@ use crate::readiness::ReadinessError;
 use crate::share_view::ViewError;
 use crate::side_processes::SideProcessError;
 use crate::sockets::SocketError;
+use crate::spec::MachineSpec;
 use crate::state::{MachineState, RuntimeDirectory, StartLock, StateError};
 use crate::store_disk::StoreDiskError;
 use crate::store_seal::SealError;
+use crate::suspend::{Resumption, Stamp, StampInputs, SuspendError, forget_pause};
 use crate::validate::CheckedSpec;
 use crate::volumes::VolumeError;
 use nix::fcntl::{Flock, FlockArg};
@@ -34,6 +37,9 @@ use std::time::Duration;
 
 pub use clean_up::clean_up_after;
 pub use prepare::Prepared;
+
+/// The time for the guest to shut down, if the caller has not chosen one.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a machine could not be started, or failed.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +147,9 @@ pub enum RunError {
         /// The cause.
         source: io::Error,
     },
+    /// The machine is suspended, and cannot be resumed.
+    #[error(transparent)]
+    Suspended(#[from] SuspendError),
     /// A signal asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -173,6 +182,8 @@ fn list(problems: &[HostProblem]) -> String {
 pub struct Lowered<'start> {
     /// The machine.
     pub spec: &'start CheckedSpec,
+    /// The machine spec that was checked.
+    pub document: &'start MachineSpec,
     /// The facts about this host.
     pub facts: &'start HostFacts,
     /// Its launch without the output of the script.
@@ -189,6 +200,15 @@ pub enum Supervision {
         /// The time for the guest to shut down.
         stop_timeout: Duration,
     },
+}
+
+impl Supervision {
+    fn stop_timeout(self) -> Duration {
+        match self {
+            Self::Become => STOP_TIMEOUT,
+            Self::Supervise { stop_timeout } => stop_timeout,
+        }
+    }
 }
 
 /// A start that excludes all other launchers and is visible to `stop` and `status`.
@@ -228,20 +248,32 @@ pub fn run(
     for warning in &lowered.launch.warnings {
         message(&format!("warning: {warning}"));
     }
-    let prepared = Prepared::make(lowered, &mut lock, interruption, message)?;
+    let mut prepared = Prepared::make(lowered, &mut lock, interruption, message)?;
+    let (spec, facts) = (lowered.document, lowered.facts);
+    let stamp = Stamp::of(&StampInputs { spec, facts, launch: &prepared.launch, program: &prepared.program });
+    let stamp = stamp.map_err(SuspendError::from)?;
+    let resumption = Resumption::find(&prepared.launch, &stamp, message)?;
+    if let Some(resumption) = &resumption {
+        resumption.mark(prepared.identity.as_ref())?;
+        prepared.launch = resumed(prepared.launch, &resumption.directory());
+    }
     let launch = &prepared.launch.clone();
+    forget_pause(&state);
     state.write_launch(launch)?;
+    state.write_stamp(&stamp)?;
     let held = lock_directory(&launch.working_directory)?;
     match supervision {
-        Supervision::Become => Err(become_hypervisor::become_hypervisor(
+        Supervision::Become if resumption.is_none() => Err(become_hypervisor::become_hypervisor(
             launch,
             prepared,
             &state,
             become_hypervisor::ExecContext { interruption, held },
         )),
-        Supervision::Supervise { stop_timeout } => {
+        // Only a supervisor can load a suspended machine into its hypervisor.
+        supervision => {
+            let stop_timeout = supervision.stop_timeout();
             let supervisor = supervise::Supervisor { launch, state: &state, stop_timeout, interruption };
-            let ended = supervisor.run(prepared);
+            let ended = supervisor.run(prepared, resumption);
             state.clear_running();
             drop((held, lock));
             ended

@@ -3,6 +3,7 @@
 use crate::control::{ControlError, Controller};
 use crate::launch::{ForcedStop, GracefulStep, Launch};
 use crate::state::{Activity, MachineState, ProcessIdentity, StateError};
+use crate::suspend::is_suspended;
 use nix::sys::signal::Signal;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -100,6 +101,10 @@ pub fn stop(target: &StopTarget<'_>, timeout: Duration, message: &mut dyn FnMut(
     let machine = Machine { target, controller };
     if machine.is_gone() {
         return Ok(Stopped::WasNotRunning);
+    }
+    if is_suspended(launch) {
+        // The guest is paused, and its memory is saved.
+        return machine.force(message);
     }
     let (hypervisor, seconds) = (launch.hypervisor, timeout.as_secs());
     match machine.ask_guest(timeout, message) {

@@ -9,9 +9,10 @@ mod process;
 
 pub use process::ProcessIdentity;
 
-use crate::launch::Launch;
+use crate::launch::{Launch, STAMP};
 use crate::name::{BadMachineName, MachineName};
 use crate::network::MadeInterface;
+use crate::suspend::Stamp;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Uid, geteuid};
@@ -376,6 +377,28 @@ impl MachineState {
     /// Returns [`StateError::File`].
     pub fn write_launch(&self, launch: &Launch) -> Result<(), StateError> {
         self.write("launch.json", launch)
+    }
+
+    /// Records what a machine that starts depends on, so that it can be suspended.
+    ///
+    /// # Errors
+    /// Returns [`StateError::File`].
+    pub fn write_stamp(&self, stamp: &Stamp) -> Result<(), StateError> {
+        self.write(STAMP, stamp)
+    }
+
+    /// Returns the most recent launch and what the machine depends on, or `None` if another user has recorded them: that
+    /// user must not choose the directory in which this user saves a machine.
+    ///
+    /// # Errors
+    /// Returns [`StateError::File`] or [`StateError::Unreadable`].
+    pub fn started_with(&self) -> Result<Option<(Launch, Option<Stamp>)>, StateError> {
+        let launch: Option<(Launch, Uid)> = self.read("launch.json")?;
+        let stamp: Option<(Stamp, Uid)> = self.read(STAMP)?;
+        let own = |writer: Uid| writer == geteuid();
+        let launch = launch.filter(|(_, writer)| own(*writer));
+        let stamp = stamp.filter(|(_, writer)| own(*writer)).map(|(stamp, _)| stamp);
+        Ok(launch.map(|(launch, _)| (launch, stamp)))
     }
 
     /// Records the processes. From then on the machine counts as running, not as starting.

@@ -4,7 +4,7 @@
 
 use launcher::capability::Feature;
 use launcher::facts::{Architecture, Desktop, HostFacts, KernelForm, Kvm, RenderNode, Version};
-use launcher::hypervisor::{lower, runs_on, support};
+use launcher::hypervisor::{lower, runs_on, support, suspend_refusals};
 use launcher::launch::{Access, GracefulStep, KvmUse, Launch, NotificationSocket, VsockHostEnd};
 use launcher::path::HostPath;
 use launcher::spec::{Hypervisor, parse::parse};
@@ -607,7 +607,7 @@ fn asking_for(feature: Feature) -> Value {
         Feature::Console => json!({"consoleSocket": "console.sock"}),
         Feature::OtherArchitecture => json!({"architecture": "aarch64"}),
         Feature::Graphics => json!({"graphics": {"enable": true}}),
-        Feature::TapMultiQueue | Feature::GracefulStop | Feature::WithoutKvm => Value::Null,
+        Feature::TapMultiQueue | Feature::GracefulStop | Feature::Suspend | Feature::WithoutKvm => Value::Null,
     }
 }
 
@@ -628,6 +628,49 @@ fn the_capability_tables_match_lowering() {
             assert!(!runs || lowered != plain, "{feature:?} on {hypervisor} changes nothing");
         }
     }
+}
+
+/// The hypervisors that cannot suspend a machine with the feature, among those that support it.
+fn cannot_suspend(feature: Feature) -> &'static [Hypervisor] {
+    use Hypervisor::{CloudHypervisor, Crosvm, Firecracker, Qemu};
+    match feature {
+        Feature::LiveStoreDisk => &[Qemu, CloudHypervisor, Firecracker, Crosvm],
+        Feature::Virtiofs | Feature::DevicePci => &[Qemu, CloudHypervisor, Crosvm],
+        Feature::NineP | Feature::Graphics => &[Qemu, Crosvm],
+        Feature::VolumeQcow2 => &[CloudHypervisor, Crosvm],
+        Feature::VolumeVhdx => &[Qemu, CloudHypervisor],
+        // These are parts of a 9p share.
+        Feature::NinePReadOnly | Feature::NinePSecurityModel => &[Qemu],
+        Feature::PmemStoreDisk | Feature::VolumeVhd | Feature::DeviceUsb => &[Qemu],
+        Feature::InterfaceUser | Feature::ForwardFromHost | Feature::InterfaceMacvtap => &[CloudHypervisor],
+        Feature::TapVhost => &[Crosvm],
+        Feature::HugePages => &[Firecracker],
+        _ => &[],
+    }
+}
+
+#[test]
+fn a_machine_that_cannot_be_suspended_is_refused_with_the_option_that_prevents_it() {
+    for feature in Feature::ALL {
+        let fields = asking_for(feature);
+        if fields.is_null() {
+            continue;
+        }
+        let others = [Hypervisor::Qemu, Hypervisor::CloudHypervisor, Hypervisor::Firecracker, Hypervisor::Crosvm];
+        for hypervisor in others.into_iter().filter(|hypervisor| support(*hypervisor, feature).is_supported()) {
+            let mut fields = fields.clone();
+            fields["hypervisor"] = json!(hypervisor);
+            let refusals = suspend_refusals(&machine(fields));
+            let expected = cannot_suspend(feature).contains(&hypervisor);
+            assert_eq!(!refusals.is_empty(), expected, "{feature:?} on {hypervisor}: {refusals:?}");
+        }
+    }
+    let refusals = suspend_refusals(&machine(json!({"hypervisor": "kvmtool", "balloon": true})));
+    assert_eq!(
+        refusals.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["web: hypervisor: kvmtool cannot save the memory and the devices of a machine; supported by qemu, \
+          cloud-hypervisor, firecracker and crosvm"]
+    );
 }
 
 #[test]

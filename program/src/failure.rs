@@ -62,6 +62,15 @@ impl Failure {
         self
     }
 
+    /// Combines the failures of several tasks, or returns `None` if there are none. The problems keep their order. A
+    /// single failure is unchanged; several lose their hints and have the exit code 1.
+    pub fn of_several(mut failures: Vec<Self>) -> Option<Self> {
+        if failures.len() > 1 {
+            return Some(Self::problems(failures.into_iter().flat_map(|failure| failure.problems).collect()));
+        }
+        failures.pop()
+    }
+
     /// Changes the exit code.
     #[must_use]
     pub fn with_code(self, code: u8) -> Self {

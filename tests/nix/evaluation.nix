@@ -607,6 +607,7 @@ let
         "GracefulStop"
         "OtherArchitecture"
         "StoreDisk"
+        "Suspend"
         "TapMultiQueue"
         "WithoutKvm"
       ];

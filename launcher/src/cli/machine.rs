@@ -44,11 +44,16 @@ impl KnownMachine {
 /// state directory; any other argument is a name.
 pub(crate) fn find(name_or_spec: &str, overrides: &Overrides) -> Result<KnownMachine, Failure> {
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
-    if name_or_spec.contains('/') || name_or_spec.ends_with(".json") || name_or_spec == "-" {
+    if is_spec(name_or_spec) {
         find_by_spec(Path::new(name_or_spec), overrides, &runtime)
     } else {
         find_by_name(name_or_spec, &runtime)
     }
+}
+
+/// Whether an argument is the file of a spec, and not a name.
+pub(crate) fn is_spec(name_or_spec: &str) -> bool {
+    name_or_spec.contains('/') || name_or_spec.ends_with(".json") || name_or_spec == "-"
 }
 
 fn find_by_spec(path: &Path, overrides: &Overrides, runtime: &RuntimeDirectory) -> Result<KnownMachine, Failure> {

@@ -2,11 +2,14 @@
 
 use super::imperative::run_by_name;
 use super::machine::{checked, facts_for, failed, watch_signals};
-use super::spec_file::{SpecArguments, lowered, read};
+use super::suspend::resume_failure;
+use super::spec_file::{Overrides, SpecArguments, lowered, read};
+use super::stop::STOP_TIMEOUT;
 use launcher::run::{Lowered, RunError, Start, Supervision, run as start};
 use launcher::state::RuntimeDirectory;
 use program::failure::Failure;
 use program::output::message;
+use std::path::Path;
 use std::time::Duration;
 
 /// Start a machine
@@ -20,8 +23,14 @@ pub(crate) struct Arguments {
     #[arg(long)]
     supervise: bool,
     /// How long the guest may take to shut down when the supervisor is asked to stop; then the hypervisor is terminated
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = STOP_TIMEOUT.as_secs())]
     stop_timeout: u64,
+}
+
+/// Starts a suspended machine.
+pub(super) fn run_suspended(spec: &Path, overrides: &Overrides) -> Result<(), Failure> {
+    let spec = SpecArguments { spec: spec.to_owned(), overrides: overrides.clone() };
+    run(&Arguments { spec, supervise: true, stop_timeout: STOP_TIMEOUT.as_secs() })
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -45,13 +54,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     } else {
         Supervision::Become
     };
-    let lowered = Lowered { spec: &checked, facts: &facts, launch: &launch };
+    let lowered = Lowered { spec: &checked, document: &spec, facts: &facts, launch: &launch };
     start(&lowered, begun, supervision, &interruption, &mut message).map_err(|error| match error {
         RunError::Missing(problems) => Failure::problems(problems.iter().map(ToString::to_string).collect())
             .with_hint(format!("{} needs these before it can start", launch.name)),
         error @ RunError::ArgumentsRefused { .. } => {
             Failure::problems(error.to_string().lines().map(str::to_owned).collect())
         }
+        RunError::Suspended(error) => resume_failure(error, &spec.name),
         error => failed(error),
     })
 }

@@ -24,7 +24,7 @@ pub(crate) struct SpecArguments {
 }
 
 /// Overrides of a spec on the command line.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct Overrides {
     /// Hypervisor to use instead of the spec's
     #[arg(long, value_parser = hypervisors(), hide_possible_values = true, value_name = "NAME")]

@@ -1,13 +1,16 @@
-//! `microvm status`: which machines are running or being started.
+//! `microvm status`: which machines are running, being started or suspended.
 
 use super::machine::failed;
 use launcher::imperative::{Layout, MachineActivity, MachineName, Phase, state_of};
+use launcher::launch::Launch;
+use launcher::path::HostPath;
 use launcher::state::{Activity, MachineState, RunningMachine, RuntimeDirectory};
+use launcher::suspend::SuspendedState;
 use program::failure::Failure;
 use program::output::print;
 use serde_json::{Value, json};
 
-/// Show which machines are running or being started
+/// Show which machines are running, being started or suspended
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Machines to show [default: all known machines]
@@ -31,7 +34,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let (state, phase) = inspect(name, &runtime)?;
         let activity = state.activity().map_err(failed)?;
         let launch = state.last_launch().map_err(failed)?;
-        rows.push(Row { name, hypervisor: launch.map(|launch| launch.hypervisor.to_string()), phase, activity });
+        let is_suspended = phase == Phase::Stopped && is_suspended(name, launch.as_ref());
+        let hypervisor = launch.map(|launch| launch.hypervisor.to_string());
+        rows.push(Row { name, hypervisor, phase, activity, is_suspended });
     }
     if arguments.json {
         return print(format!("{:#}\n", Value::Array(rows.iter().map(Row::json).collect())));
@@ -44,6 +49,7 @@ struct Row<'names> {
     hypervisor: Option<String>,
     phase: Phase,
     activity: Activity,
+    is_suspended: bool,
 }
 
 impl Row<'_> {
@@ -51,6 +57,7 @@ impl Row<'_> {
         let activity = match self.phase {
             Phase::Running => "running",
             Phase::Starting => "starting",
+            Phase::Stopped if self.is_suspended => "suspended",
             Phase::Stopped => "stopped",
         };
         json!({
@@ -69,10 +76,22 @@ impl Row<'_> {
             (Activity::Starting(machine), _) => format!("starting, by process {}", machine.launcher.pid),
             (Activity::Stopped, Phase::Running) => "running".to_owned(),
             (Activity::Stopped, Phase::Starting) => "starting".to_owned(),
+            (Activity::Stopped, Phase::Stopped) if self.is_suspended => "suspended".to_owned(),
             (Activity::Stopped, Phase::Stopped) => "stopped".to_owned(),
         };
         format!("{}  {hypervisor}  {described}\n", self.name)
     }
+}
+
+/// Whether a stopped machine is suspended, as far as this user can see.
+fn is_suspended(name: &str, launch: Option<&Launch>) -> bool {
+    let of_host = MachineName::new(name).ok().and_then(|name| Layout::of_environment().existing(&name).ok());
+    let directory = match (&of_host, launch) {
+        (Some(machine), _) => HostPath::new(machine.directory.to_string_lossy()),
+        (None, Some(launch)) => launch.working_directory.clone(),
+        (None, None) => return false,
+    };
+    matches!(SuspendedState::new(&directory, name).stamp(), Ok(Some(_)))
 }
 
 /// Returns the state of a machine. A machine of this host may run in its service, or be recorded in another runtime

@@ -103,7 +103,7 @@ fn stop_machine(machine: &KnownMachine, timeout: Duration) -> Result<(), Failure
 }
 
 /// Removes what the hypervisor leaves behind. A supervisor does this itself.
-fn clean_up(machine: &KnownMachine, running: Option<&RunningMachine>) -> Result<(), Failure> {
+pub(super) fn clean_up(machine: &KnownMachine, running: Option<&RunningMachine>) -> Result<(), Failure> {
     let supervisor = running.and_then(|running| running.supervisor);
     let end = Instant::now() + SUPERVISOR_TIMEOUT;
     while supervisor.is_some_and(|supervisor| supervisor.is_alive()) && Instant::now() < end {

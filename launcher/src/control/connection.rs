@@ -2,12 +2,14 @@
 
 use super::{ControlError, Controller};
 use nix::fcntl::{OFlag, open};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, setsockopt, socket, sockopt,
+};
 use nix::sys::stat::Mode;
 use nix::sys::time::{TimeVal, TimeValLike};
 use program::place::descriptor_path;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,6 +31,18 @@ impl Connection {
     /// Shuts the connection down for writing.
     pub(super) fn finish_writing(&self) -> io::Result<()> {
         self.stream.shutdown(std::net::Shutdown::Write)
+    }
+
+    /// Writes a message, and passes a file descriptor with it.
+    pub(super) fn send_with_file(&mut self, bytes: &[u8], file: BorrowedFd<'_>) -> io::Result<()> {
+        let sent = self.in_time(|stream| {
+            let passed = [file.as_raw_fd()];
+            let control = [ControlMessage::ScmRights(&passed)];
+            let flags = MsgFlags::MSG_NOSIGNAL;
+            Ok(sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(bytes)], &control, flags, None)?)
+        })?;
+        // The descriptor went with the first bytes.
+        self.write_all(&bytes[sent..])
     }
 
     /// Runs a read or a write, limited to the remaining time.

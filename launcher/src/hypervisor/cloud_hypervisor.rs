@@ -35,6 +35,8 @@ const SYSTEM_UUID: Version = Version(53, 0, 0);
 const HOTPLUG_ALIGNMENT_MIB: u64 = 128;
 /// `MAX_SUPPORTED_CPUS` in vmm/src/config.rs.
 const MAX_VCPUS: u32 = 8192;
+/// The options that configure the process, not the machine.
+const OPTIONS_OF_PROCESS: [&str; 4] = ["--api-socket", "--event-monitor", "--log-file", "--seccomp"];
 /// The mount point of hugetlbfs. Cloud Hypervisor reads the size of huge pages from it.
 const HUGE_PAGES: &str = "/dev/hugepages";
 
@@ -54,6 +56,8 @@ pub(super) const DESCRIPTION: Description = Description {
     needs_empty_directory: false,
     uses_tsc_frequency: false,
     support,
+    suspend_obstacle,
+    resume,
     lower,
 };
 
@@ -81,7 +85,8 @@ fn support(feature: Feature) -> Support {
         | Feature::DevicePci
         | Feature::MachineId
         | Feature::Console
-        | Feature::GracefulStop => Support::Yes,
+        | Feature::GracefulStop
+        | Feature::Suspend => Support::Yes,
         Feature::VolumeQcow2 => Support::With("without a backing file"),
         Feature::VolumeVhd => Support::With("of a fixed size"),
         Feature::InterfaceUser | Feature::ForwardFromHost => {
@@ -103,6 +108,33 @@ fn support(feature: Feature) -> Support {
         #[allow(unreachable_patterns, reason = "a feature without a row is not supported")]
         _ => Support::No("does not support it"),
     }
+}
+
+/// What is not saved: the state of other processes and of host devices. Parts of an image in another format than raw are
+/// only in the hypervisor's memory.
+fn suspend_obstacle(feature: Feature) -> Option<&'static str> {
+    match feature {
+        Feature::Virtiofs => Some("does not save the state of virtiofsd"),
+        Feature::LiveStoreDisk => Some("does not save the state of the server of a store disk without an image"),
+        Feature::InterfaceUser => Some("does not save the state of passt"),
+        Feature::InterfaceMacvtap => Some("does not save interfaces that it has not opened itself"),
+        Feature::VolumeQcow2 | Feature::VolumeVhdx => Some("saves machines with raw images only"),
+        Feature::DevicePci => Some("cannot save the state of a device of the host"),
+        _ => None,
+    }
+}
+
+/// The configuration of the machine is part of what was saved, and options of a machine are refused without a kernel.
+/// Its landlock rules are part of the configuration as well.
+fn resume(launch: &mut Launch, _: &HostPath) {
+    let mut is_kept = false;
+    launch.arguments.retain(|argument| {
+        if argument.starts_with('-') {
+            let option = argument.split('=').next().unwrap_or_default();
+            is_kept = OPTIONS_OF_PROCESS.contains(&option) || argument.starts_with("-v");
+        }
+        is_kept
+    });
 }
 
 fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {

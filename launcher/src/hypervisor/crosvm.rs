@@ -6,7 +6,7 @@ use super::renderer::{Renderer, SoftwareOpenGl, renderer};
 use super::side_process::{TagProvider, crosvm_gpu, live_store, virtiofsd};
 use crate::capability::{Feature, Support};
 use crate::keyval::{Dialect, Options};
-use crate::launch::{Access, ControlProtocol, ForcedStop, GracefulStep, Launch};
+use crate::launch::{Access, ControlProtocol, ForcedStop, GracefulStep, Launch, crosvm_directory};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
 use crate::spec::{DeviceBus, Hypervisor, ImageType, ShareProtocol};
@@ -50,6 +50,8 @@ pub(super) const DESCRIPTION: Description = Description {
     needs_empty_directory: true,
     uses_tsc_frequency: false,
     support,
+    suspend_obstacle,
+    resume,
     lower,
 };
 
@@ -75,7 +77,8 @@ fn support(feature: Feature) -> Support {
         | Feature::MachineId
         | Feature::Console
         | Feature::WithoutRng
-        | Feature::GracefulStop => Support::Yes,
+        | Feature::GracefulStop
+        | Feature::Suspend => Support::Yes,
         Feature::VolumeQcow2 => Support::Partly("of version 3, uncompressed, without direct I/O and backing file"),
         Feature::NineP => Support::Partly("reported as broken by users of the former launcher; virtiofs works"),
         Feature::TapMultiQueue => Support::Partly("not together with vhost-net"),
@@ -100,6 +103,27 @@ fn support(feature: Feature) -> Support {
     }
 }
 
+/// The devices that crosvm cannot save. Parts of a qcow2 image are only in its memory.
+fn suspend_obstacle(feature: Feature) -> Option<&'static str> {
+    match feature {
+        Feature::NineP => Some("does not save the open files of a 9p share"),
+        Feature::Virtiofs => Some("does not save the state of virtiofsd"),
+        Feature::LiveStoreDisk => Some("does not save the state of the server of a store disk without an image"),
+        Feature::VolumeQcow2 => Some("saves machines with raw images only"),
+        Feature::TapVhost => Some("does not save the state of vhost-net"),
+        Feature::DevicePci => Some("cannot save the state of a device of the host"),
+        Feature::Graphics => Some("does not save the state of the screen"),
+        _ => None,
+    }
+}
+
+/// The last argument is the kernel, after which there are no options.
+fn resume(launch: &mut Launch, directory: &HostPath) {
+    let kernel = launch.arguments.len().saturating_sub(1);
+    let words = ["--restore".to_owned(), crosvm_directory(directory).as_str().to_owned()];
+    launch.arguments.splice(kernel..kernel, words);
+}
+
 fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
     let spec = builder.spec;
     builder.require_kvm();
@@ -114,6 +138,8 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
     let mut arguments = words.map(str::to_owned).to_vec();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
     add(&["-c", &spec.vcpu.to_string(), "-m", &spec.memory.mem_mib.to_string()]);
+    // crosvm cannot save its USB controller, so a machine with one could not be suspended.
+    add(&["--no-usb"]);
     add(&["--serial", "type=stdout,hardware=serial,num=1,console=true,stdin=true"]);
     if builder.facts.is_confined {
         // The jail requires namespaces, which the unit denies. The unit itself is the jail.

@@ -30,6 +30,11 @@ pub struct Description {
     pub uses_tsc_frequency: bool,
     /// Its capability table.
     pub(super) support: fn(Feature) -> Support,
+    /// Returns why a machine that uses a feature cannot be suspended, if it cannot: a reason that continues a sentence
+    /// with the hypervisor's name.
+    pub(super) suspend_obstacle: fn(Feature) -> Option<&'static str>,
+    /// Changes the launch so that it loads a machine that was saved in this directory, which is an absolute path.
+    pub(super) resume: fn(&mut Launch, &HostPath),
     /// Turns a machine into a launch.
     pub(super) lower: fn(LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>>,
 }

@@ -36,10 +36,13 @@ const PMEM: Version = Version(1, 14, 0);
 /// The first version that boots bzImages.
 const BZ_IMAGE: Version = Version(1, 17, 0);
 
+/// The option with the path of the configuration, which is its next argument.
+const CONFIGURATION_OPTION: &str = "--config-file";
+
 /// Options that the launcher always gives, and that make firecracker fail when they are given twice.
 const UNIQUE_OPTIONS: [UniqueOption; 2] = [
     UniqueOption { names: &["--api-sock", "--no-api"], instead: "use socket" },
-    UniqueOption { names: &["--config-file"], instead: "use firecracker.extraConfig" },
+    UniqueOption { names: &[CONFIGURATION_OPTION], instead: "use firecracker.extraConfig" },
 ];
 
 pub(super) const DESCRIPTION: Description = Description {
@@ -58,6 +61,8 @@ pub(super) const DESCRIPTION: Description = Description {
     needs_empty_directory: false,
     uses_tsc_frequency: false,
     support,
+    suspend_obstacle,
+    resume,
     lower,
 };
 
@@ -76,7 +81,8 @@ fn support(feature: Feature) -> Support {
         | Feature::HugePages
         | Feature::WithoutRng
         | Feature::Console
-        | Feature::GracefulStop => Support::Yes,
+        | Feature::GracefulStop
+        | Feature::Suspend => Support::Yes,
         Feature::LiveStoreDisk => Support::With("a developer preview of firecracker, without snapshots"),
         Feature::PmemStoreDisk => Support::With("from version 1.14 on"),
         Feature::HotplugMemory => Support::Partly("plugged in while it runs, so hotpluggedMem must be 0"),
@@ -105,6 +111,23 @@ fn support(feature: Feature) -> Support {
         #[allow(unreachable_patterns, reason = "a feature without a row is not supported")]
         _ => Support::No("does not support it"),
     }
+}
+
+/// What is not saved, or cannot be loaded from a file.
+fn suspend_obstacle(feature: Feature) -> Option<&'static str> {
+    match feature {
+        Feature::LiveStoreDisk => Some("does not save the state of the server of a store disk without an image"),
+        Feature::HugePages => Some("does not map a saved memory into huge pages"),
+        _ => None,
+    }
+}
+
+/// The configuration of the machine is part of what was saved, which is loaded over the control socket.
+fn resume(launch: &mut Launch, _: &HostPath) {
+    if let Some(at) = launch.arguments.iter().position(|argument| argument == CONFIGURATION_OPTION) {
+        launch.arguments.drain(at..at + 2);
+    }
+    launch.files.clear();
 }
 
 fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
@@ -296,7 +319,7 @@ fn has_option(arguments: &[String], option: &str) -> bool {
 fn finish(mut builder: LaunchBuilder<'_>, document: &serde_json::Value) -> Result<Launch, Vec<Refusal>> {
     let spec = builder.spec;
     let path = HostPath::new(format!("{}-firecracker.json", spec.name));
-    let words = ["--api-sock", spec.control_socket.as_str(), "--config-file", path.as_str()];
+    let words = ["--api-sock", spec.control_socket.as_str(), CONFIGURATION_OPTION, path.as_str()];
     let mut arguments = words.map(str::to_owned).to_vec();
     let extra = &spec.sections.firecracker.extra_args;
     // firecracker logs to stdout, which is the guest's console, so only warnings and errors are logged.

@@ -49,6 +49,8 @@ pub(super) const DESCRIPTION: Description = Description {
     needs_empty_directory: false,
     uses_tsc_frequency: true,
     support,
+    suspend_obstacle,
+    resume,
     lower,
 };
 
@@ -61,6 +63,26 @@ fn support(feature: Feature) -> Support {
         Feature::HotplugMemory | Feature::PmemStoreDisk => Support::With("not with the machine model microvm"),
         _ => Support::Yes,
     }
+}
+
+/// What qemu does not save, or refuses to save: host devices, devices whose state is in another process, and image
+/// formats whose drivers block migration.
+fn suspend_obstacle(feature: Feature) -> Option<&'static str> {
+    match feature {
+        Feature::NineP => Some("does not save the open files of a 9p share"),
+        Feature::Virtiofs => Some("does not save the state of virtiofsd"),
+        Feature::LiveStoreDisk => Some("does not save the state of the server of a store disk without an image"),
+        Feature::PmemStoreDisk => Some("would overwrite the image of a store disk that is persistent memory"),
+        Feature::VolumeVhd | Feature::VolumeVhdx => Some("does not save machines with images of this format"),
+        Feature::DevicePci | Feature::DeviceUsb => Some("cannot save the state of a device of the host"),
+        Feature::Graphics => Some("does not save the state of the screen"),
+        _ => None,
+    }
+}
+
+/// The saved machine is passed over the control socket.
+fn resume(launch: &mut Launch, _: &HostPath) {
+    launch.arguments.extend(["-incoming".to_owned(), "defer".to_owned()]);
 }
 
 fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {

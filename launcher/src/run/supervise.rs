@@ -9,7 +9,7 @@ use super::{Prepared, RunError};
 use crate::console::ConsoleServer;
 use crate::console::server::InputState;
 use crate::console::terminal::{RawTerminal, make_raw};
-use crate::control::Controller;
+use crate::control::{ControlError, Controller};
 use crate::interruption::{Interrupted, Interruption, end_group};
 use crate::launch::Launch;
 use crate::network::CreatedInterfaces;
@@ -17,6 +17,7 @@ use crate::readiness::{GuestListener, GuestMessage, ServiceManager};
 use crate::shutdown::{StopTarget, stop};
 use crate::side_processes::SideProcesses;
 use crate::state::{MachineState, ProcessIdentity, RunningMachine, StateError};
+use crate::suspend::{Resumption, SuspendError, is_suspended};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -33,12 +34,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long to wait before asking a starting hypervisor again whether it runs; doubled up to [`MAX_STATUS_REQUEST_INTERVAL`].
 const FIRST_STATUS_REQUEST_AFTER: Duration = Duration::from_millis(20);
 const MAX_STATUS_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
+/// How long to wait for the thread that loads a machine to find out that its hypervisor has ended.
+const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The size of the input queue. While it is full, nothing is read from the clients.
 const MAX_INPUT_BYTES: usize = 64 << 10;
 /// The most reads from the hypervisor's terminal in one turn of the loop.
@@ -60,6 +64,8 @@ struct Supervised {
     manager: ServiceManager,
     /// Becomes readable once the hypervisor responds on its control socket.
     hypervisor_runs: Option<UnixStream>,
+    /// Becomes readable once the suspended machine is loaded.
+    resuming: Option<Resuming>,
     /// The signal that started the stop.
     stopping: Option<Signal>,
     messages: OutputWriter,
@@ -85,6 +91,7 @@ impl Supervised {
         interests.extend(self.listener.iter().flat_map(GuestListener::interests));
         interests.extend(self.manager.interest());
         interests.extend(self.hypervisor_runs.iter().map(|stream| (stream.as_fd(), PollFlags::POLLIN)));
+        interests.extend(self.resuming.iter().map(|resuming| (resuming.wakes.as_fd(), PollFlags::POLLIN)));
         let own = [self.console.server.deadline(), self.listener.as_ref().and_then(GuestListener::deadline)];
         let deadline = own.into_iter().flatten().chain(deadline).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |time| {
@@ -99,8 +106,8 @@ impl Supervised {
 }
 
 impl Supervisor<'_> {
-    /// Runs the machine until it ends.
-    pub(super) fn run(self, mut prepared: Prepared) -> Result<(), RunError> {
+    /// Runs the machine until it ends. Loads a suspended one first.
+    pub(super) fn run(self, mut prepared: Prepared, resumption: Option<Resumption>) -> Result<(), RunError> {
         let messages = OutputWriter::start(io::stderr());
         let manager = ServiceManager::of_environment().unwrap_or_else(|error| {
             messages.push(format!("cannot notify the service manager: {error}\n").as_bytes());
@@ -122,9 +129,10 @@ impl Supervisor<'_> {
             console: Console::new(server, master),
             side_processes,
             listener,
-            machine,
-            hypervisor_runs: self.check_that_it_runs(&manager),
+            hypervisor_runs: resumption.is_none().then(|| self.check_that_it_runs(&manager)).flatten(),
+            resuming: resumption.map(|resumption| Resuming::start(resumption, self.launch, machine.hypervisor)).transpose()?,
             manager,
+            machine,
             stopping: None,
             messages,
             _interfaces: interfaces,
@@ -135,6 +143,9 @@ impl Supervisor<'_> {
         supervised.notify("STOPPING=1");
         supervised.console.stdout.finish();
         supervised.messages.finish();
+        if let (Some(resuming), None) = (supervised.resuming, supervised.stopping) {
+            return Err(resuming.refusal().map_or_else(|| self.failed(status, began), RunError::from));
+        }
         self.outcome(status, supervised.stopping, began)
     }
 
@@ -143,13 +154,14 @@ impl Supervisor<'_> {
             // Ctrl-C makes the command end as interrupted; SIGTERM from a service manager is a normal end.
             Some(Signal::SIGINT) => Err(Interrupted(Signal::SIGINT).into()),
             Some(_) => Ok(()),
-            None if status.success() => Ok(()),
-            None => Err(RunError::Failed {
-                hypervisor: self.launch.hypervisor.to_string(),
-                status,
-                seconds: began.elapsed().as_secs_f64(),
-            }),
+            None if status.success() || is_suspended(self.launch) => Ok(()),
+            None => Err(self.failed(status, began)),
         }
+    }
+
+    fn failed(&self, status: ExitStatus, began: Instant) -> RunError {
+        let hypervisor = self.launch.hypervisor.to_string();
+        RunError::Failed { hypervisor, status, seconds: began.elapsed().as_secs_f64() }
     }
 
     fn console_path(&self) -> std::path::PathBuf {
@@ -243,12 +255,35 @@ impl Supervisor<'_> {
             }
             let (events, next) = supervised.side_processes.supervise();
             events.iter().for_each(|event| supervised.message(event));
+            self.finish_resuming(child, supervised)?;
             self.receive_from_hypervisor(supervised);
             self.receive_from_guest(supervised);
             supervised.notify_pending();
             supervised.console.serve();
             supervised.wait(self.interruption, next);
         }
+    }
+
+    /// Removes the saved machine once it is loaded, or ends a hypervisor that could not load it.
+    fn finish_resuming(&self, child: &mut Child, supervised: &mut Supervised) -> Result<(), RunError> {
+        let Some(resuming) = supervised.resuming.take_if(|resuming| is_readable(resuming.wakes.as_fd())) else {
+            return Ok(());
+        };
+        let Ok(loaded) = resuming.loaded.recv() else { return Ok(()) };
+        if let Err(error) = loaded {
+            end_group(child);
+            return Err(error.into());
+        }
+        supervised.message(&format!("{} was resumed within {} ms", self.launch.name, resuming.began.elapsed().as_millis()));
+        if let Err(error) = resuming.resumption.finish(self.launch) {
+            supervised.message(&error.to_string());
+        }
+        if supervised.machine.guest_ready == Some(false) {
+            supervised.machine.guest_ready = Some(true);
+            self.state.write_running(&supervised.machine)?;
+        }
+        supervised.notify("READY=1\nSTATUS=running");
+        Ok(())
     }
 
     fn receive_from_hypervisor(&self, supervised: &mut Supervised) {
@@ -305,6 +340,36 @@ impl Supervised {
         if let Err(error) = self.manager.flush() {
             self.message(&format!("cannot notify the service manager: {error}"));
         }
+    }
+}
+
+/// A suspended machine that a thread loads into its hypervisor.
+struct Resuming {
+    resumption: Arc<Resumption>,
+    wakes: UnixStream,
+    loaded: mpsc::Receiver<Result<(), SuspendError>>,
+    began: Instant,
+}
+
+impl Resuming {
+    fn start(resumption: Resumption, launch: &Launch, hypervisor: ProcessIdentity) -> Result<Self, RunError> {
+        let failed = |source| RunError::System { action: "resuming the machine", source };
+        let (wakes, waker) = UnixStream::pair().map_err(failed)?;
+        let (sender, loaded) = mpsc::channel();
+        let (resumption, launch) = (Arc::new(resumption), launch.clone());
+        let shared = Arc::clone(&resumption);
+        thread::spawn(move || {
+            // Fails if the machine has ended in the meantime; nothing waits for the answer then.
+            let _ = sender.send(shared.load(&launch, hypervisor));
+            drop(waker);
+        });
+        Ok(Self { resumption, wakes, loaded, began: Instant::now() })
+    }
+
+    /// Returns why a hypervisor that has ended could not load the machine, if it has said so.
+    fn refusal(&self) -> Option<SuspendError> {
+        let is_refusal = |error: &SuspendError| matches!(error, SuspendError::Control(ControlError::Refused { .. }));
+        self.loaded.recv_timeout(LAST_ANSWER_TIMEOUT).ok()?.err().filter(is_refusal)
     }
 }
 

@@ -235,6 +235,17 @@ impl Running<'_> {
         }
     }
 
+    /// Waits until the launcher has printed a message that contains the text.
+    pub(crate) fn wait_for_message(&mut self, text: &str) {
+        let end = Instant::now() + TIMEOUT;
+        while !self.talk().contains(text) {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "ended with {ended:?} before {text:?}\n{}\n{}", self.console(), self.talk());
+            assert!(Instant::now() < end, "no {text:?} in time\n{}\n{}", self.console(), self.talk());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Waits until it ends.
     pub(crate) fn end(&mut self) -> ExitStatus {
         let end = Instant::now() + TIMEOUT;

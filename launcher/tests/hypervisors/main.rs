@@ -16,6 +16,7 @@ mod rows;
 mod screen;
 mod specs;
 mod starting_and_stopping;
+mod suspend;
 mod trust;
 
 #[test]

@@ -91,6 +91,7 @@ rows! {
     machine_id: MachineId,
     console: Console,
     graceful_stop: GracefulStop,
+    suspend: Suspend,
     without_kvm: WithoutKvm,
     other_architecture: OtherArchitecture,
     graphics: Graphics,
@@ -285,6 +286,7 @@ fn prepare(hypervisor: Hypervisor, feature: Feature, machine: &TestMachine) -> R
         Feature::WithoutRng => json!({"rng": false}),
         Feature::MachineId => json!({"machineId": "a67472e5570e5c8ab18cae3c77701050"}),
         Feature::Console | Feature::GracefulStop => return Err("lifecycle.rs tests it".to_owned()),
+        Feature::Suspend => return Err("suspend.rs tests it".to_owned()),
         Feature::WithoutKvm => json!({}),
         Feature::OtherArchitecture => return Err("the probe guest supports x86_64 only".to_owned()),
         Feature::Graphics if hypervisor == Hypervisor::Qemu => {

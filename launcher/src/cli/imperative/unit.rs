@@ -4,6 +4,7 @@
 use super::name_of;
 use crate::cli::machine::{failed, launch_of, watch_signals};
 use crate::cli::spec_file::{Overrides, read};
+use crate::cli::suspend::{continue_for_service, report_saved, save_for_service};
 use launcher::imperative::{Layout, MachineName};
 use launcher::interruption::Interruption;
 use launcher::isolation::{self, FORMER_USER, PathOnHost, StateDirectory, Tree, TreeInputs};
@@ -14,7 +15,7 @@ use launcher::state::RuntimeDirectory;
 use launcher::store_disk;
 use nix::unistd::{Gid, Group, Uid, User, setgid, setgroups, setuid};
 use program::failure::Failure;
-use program::output::message;
+use program::output::{message, print_json};
 use program::user::Identity;
 use std::ffi::OsString;
 use std::fs;
@@ -46,6 +47,10 @@ enum Task {
     Call(CallArguments),
     /// Run a program of the machine's runner as the machine's user
     Enter(CallArguments),
+    /// Save the machine as its user. Its hypervisor stays paused, and is ended when the service stops
+    Suspend(SuspendArguments),
+    /// Let a machine continue, as its user, that stayed paused
+    Continue(Machine),
 }
 
 #[derive(clap::Args)]
@@ -86,6 +91,15 @@ struct RootArguments {
 }
 
 #[derive(clap::Args)]
+struct SuspendArguments {
+    #[command(flatten)]
+    machine: Machine,
+    /// Do nothing unless the host shuts down
+    #[arg(long)]
+    on_shutdown: bool,
+}
+
+#[derive(clap::Args)]
 struct CallArguments {
     #[command(flatten)]
     machine: Machine,
@@ -109,6 +123,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Task::RootDown(arguments) => root_down(&layout, arguments),
         Task::Call(arguments) => call(&layout, arguments),
         Task::Enter(arguments) => enter(&layout, arguments),
+        Task::Suspend(arguments) if arguments.on_shutdown && !host_shuts_down() => Ok(()),
+        Task::Suspend(arguments) => {
+            become_user_of(&layout, &arguments.machine)?;
+            let name = arguments.machine.name.as_str();
+            let saved = save_for_service(name)?;
+            if arguments.on_shutdown {
+                report_saved(name, &saved);
+                return Ok(());
+            }
+            print_json(&saved)
+        }
+        Task::Continue(machine) => {
+            become_user_of(&layout, machine)?;
+            continue_for_service(machine.name.as_str())
+        }
     }
 }
 
@@ -311,7 +340,13 @@ fn make_taps_of_others(starting: &Starting, arguments: &CallArguments) -> Result
 }
 
 fn enter(layout: &Layout, arguments: &CallArguments) -> Result<(), Failure> {
-    let directory = directory_of(layout, &arguments.machine)?;
+    let directory = become_user_of(layout, &arguments.machine)?;
+    exec_program(&directory, arguments)
+}
+
+/// Gives up all privileges, and returns the state directory.
+fn become_user_of(layout: &Layout, machine: &Machine) -> Result<StateDirectory, Failure> {
+    let directory = directory_of(layout, machine)?;
     let id = directory.user_id().map_err(failed)?;
     let become_user = || -> nix::Result<()> {
         nix::sys::prctl::set_no_new_privs()?;
@@ -320,7 +355,13 @@ fn enter(layout: &Layout, arguments: &CallArguments) -> Result<(), Failure> {
         setuid(Uid::from_raw(id))
     };
     become_user().map_err(|errno| failed(std::io::Error::from(errno)))?;
-    exec_program(&directory, arguments)
+    Ok(directory)
+}
+
+/// Whether systemd shuts the host down or reboots it: `is-system-running` in systemctl(1).
+fn host_shuts_down() -> bool {
+    let output = Command::new("systemctl").arg("is-system-running").output();
+    output.is_ok_and(|output| output.stdout.trim_ascii() == b"stopping")
 }
 
 fn exec_program(directory: &StateDirectory, arguments: &CallArguments) -> Result<(), Failure> {

@@ -6,6 +6,7 @@ use super::config::LandlockRule;
 use super::extra::{Item, pairs};
 use crate::facts::{Landlock, Version};
 use crate::keyval::{Dialect, Options};
+use crate::launch::suspended_directory;
 use crate::path::HostPath;
 use crate::spec::Hypervisor;
 
@@ -36,6 +37,10 @@ pub(super) fn add(builder: &mut LaunchBuilder<'_>, items: &[Item]) -> (Vec<Landl
             rules.push(rule);
         }
     }
+    // The machine's memory is saved there when it is suspended. A rule for a missing directory is refused.
+    let suspended = suspended_directory(&builder.spec.name);
+    rules.push(LandlockRule { path: suspended.as_str().to_owned(), access: "rw" });
+    builder.needs.directories.push(suspended);
     let mut arguments = Vec::new();
     if items.iter().all(|item| item.option != "--landlock") {
         arguments.push("--landlock".to_owned());

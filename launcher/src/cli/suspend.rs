@@ -1,0 +1,275 @@
+//! `microvm suspend` and `microvm resume`: saves machines in their state directories, and starts them where they were.
+
+use super::imperative::active_service;
+use super::machine::{KnownMachine, failed, find, find_by_name, is_spec, watch_signals};
+use super::run::run_suspended;
+use super::spec_file::{Overrides, read};
+use super::stop::clean_up;
+use launcher::imperative::{Layout, Machine, MachineActivity, MachineName, Phase, Service, in_parallel};
+use launcher::path::HostPath;
+use launcher::state::{Activity, MachineState, RuntimeDirectory};
+use launcher::suspend::{Afterwards, Saved, SuspendError, SuspendedState, continue_paused, suspend};
+use program::failure::{Failure, INTERRUPTED};
+use program::output::message;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// How often to check for a signal.
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Suspend machines: save their memory in their state directories, and end their hypervisors. The next start resumes them
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The machines: their names, or the files of their specs
+    #[arg(required_unless_present = "all")]
+    machines: Vec<String>,
+    /// Suspend all running machines
+    #[arg(short, long, conflicts_with = "machines")]
+    all: bool,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+/// Resume a suspended machine
+#[derive(clap::Args)]
+pub(crate) struct ResumeArguments {
+    /// The machine: its name, or the file of its spec
+    machine: String,
+    /// Delete what was saved instead. The machine boots at its next start, and finds its volumes as after a power cut
+    #[arg(long)]
+    discard: bool,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let machines = if arguments.all { running_machines()? } else { arguments.machines.clone() };
+    if machines.is_empty() {
+        message("no machine is running");
+    }
+    let suspended = interruptible(|is_interrupted| {
+        in_parallel(&machines, |machine| suspend_machine(machine, &arguments.overrides, is_interrupted))
+    })?;
+    let count = suspended.len();
+    let failures: Vec<Failure> = suspended.into_iter().filter_map(Result::err).collect();
+    if count > 1 {
+        message(&format!("{} of {count} machines are suspended", count - failures.len()));
+    }
+    Failure::of_several(failures).map_or(Ok(()), Err)
+}
+
+/// Works in another thread, and sets the flag when a signal asks this process to stop: a guest that is paused must be
+/// continued first.
+fn interruptible<T: Send>(work: impl FnOnce(&AtomicBool) -> T + Send) -> Result<T, Failure> {
+    let (interruption, flag) = (watch_signals()?, AtomicBool::new(false));
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| work(&flag));
+        while !worker.is_finished() {
+            if flag.load(Ordering::Relaxed) {
+                thread::sleep(CHECK_INTERVAL);
+            } else {
+                flag.store(interruption.pause(CHECK_INTERVAL).is_err(), Ordering::Relaxed);
+            }
+        }
+        worker.join().map_err(|_| Failure::problems(vec!["suspending the machines failed unexpectedly".to_owned()]))
+    })
+}
+
+/// Returns the names of all machines that run, as services or recorded in the runtime directory.
+fn running_machines() -> Result<Vec<String>, Failure> {
+    let mut names = Vec::new();
+    let of_host = Layout::of_environment().all().map_err(failed)?;
+    for machine in &of_host {
+        if MachineActivity::of(machine).map_err(failed)?.phase() == Phase::Running {
+            names.push(machine.name.to_string());
+        }
+    }
+    let runtime = RuntimeDirectory::locate().map_err(failed)?;
+    for name in runtime.machine_names().map_err(failed)? {
+        let is_of_host = of_host.iter().any(|machine| machine.name.as_str() == name);
+        let state = runtime.machine(&name).map_err(failed)?;
+        if !is_of_host && state.activity().map_err(failed)?.running().is_some() {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn suspend_machine(machine: &str, overrides: &Overrides, is_interrupted: &AtomicBool) -> Result<(), Failure> {
+    let saved = match active_service(machine) {
+        Some(service) => suspend_service(machine, &service)?,
+        None => suspend_found(&find(machine, overrides)?, is_interrupted)?,
+    };
+    report_saved(machine, &saved);
+    Ok(())
+}
+
+/// Prints that a machine is suspended.
+pub(crate) fn report_saved(machine: &str, saved: &Saved) {
+    let (mib, seconds) = (saved.disk_bytes.div_ceil(1 << 20), saved.paused.as_secs_f64());
+    message(&format!("{machine} is suspended: {mib} MiB on disk, saved in {seconds:.2} s"));
+}
+
+fn suspend_found(machine: &KnownMachine, is_interrupted: &AtomicBool) -> Result<Saved, Failure> {
+    let Activity::Running(running) = &machine.activity else { return Err(machine.is_not_running()) };
+    let saved = suspend(&machine.state, Afterwards::End, is_interrupted, &mut message).map_err(suspend_failure)?;
+    clean_up(machine, Some(running))?;
+    Ok(saved)
+}
+
+/// Suspends a machine that its service runs. A process of the machine's user saves it, because root must not work in
+/// directories that another user names; then the service is stopped, which ends the paused hypervisor.
+fn suspend_service(name: &str, service: &Service) -> Result<Saved, Failure> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Failure::problems(vec![format!("{name} runs as a service, which only root can suspend")]));
+    }
+    let saved = as_user_of_machine(&["suspend", name])?;
+    service.command("stop").map_err(failed)?;
+    serde_json::from_slice(&saved).map_err(failed)
+}
+
+/// Runs a task of `microvm unit` and returns its output.
+fn as_user_of_machine(task: &[&str]) -> Result<Vec<u8>, Failure> {
+    let program = std::env::current_exe().map_err(failed)?;
+    let runtime = RuntimeDirectory::locate().map_err(failed)?;
+    let mut command = Command::new(program);
+    command.arg("unit").args(task).env("MICROVM_RUNTIME_DIR", runtime.path()).stdin(Stdio::null());
+    let output = command.output().map_err(failed)?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let problems = text.lines().map(|line| line.strip_prefix("error: ").unwrap_or(line).to_owned());
+    Err(Failure::problems(problems.collect()))
+}
+
+pub(crate) fn resume(arguments: &ResumeArguments) -> Result<(), Failure> {
+    if is_spec(&arguments.machine) {
+        return resume_spec(arguments);
+    }
+    let name = MachineName::new(&arguments.machine).map_err(|error| Failure::usage(error.to_string()))?;
+    match Layout::of_environment().existing(&name) {
+        Ok(machine) => resume_machine_of_host(&machine, arguments.discard),
+        Err(_) => resume_recorded(&arguments.machine, arguments.discard),
+    }
+}
+
+fn resume_machine_of_host(machine: &Machine, discard: bool) -> Result<(), Failure> {
+    let name = machine.name.as_str();
+    let saved = SuspendedState::new(&HostPath::new(machine.directory.to_string_lossy()), name);
+    let phase = MachineActivity::of(machine).map_err(failed)?.phase();
+    match (phase, discard) {
+        (Phase::Stopped, true) => discard_saved(&saved, name),
+        (Phase::Stopped, false) => {
+            require_saved(&saved, name)?;
+            Service::of(&machine.name).command("start").map_err(failed)
+        }
+        (_, true) => Err(Failure::problems(vec![format!("{name} is running; stop it first: microvm stop {name}")])),
+        (_, false) if active_service(name).is_some() => as_user_of_machine(&["continue", name]).map(drop),
+        (_, false) => {
+            let runtime = RuntimeDirectory::locate().map_err(failed)?;
+            continue_machine(&find_by_name(name, &runtime)?.state)
+        }
+    }
+}
+
+/// Resumes a machine that was started with its spec. Only the spec contains what its start needs.
+fn resume_recorded(name: &str, discard: bool) -> Result<(), Failure> {
+    let machine = find_by_name(name, &RuntimeDirectory::locate().map_err(failed)?)?;
+    if machine.activity != Activity::Stopped {
+        return continue_machine(&machine.state);
+    }
+    let Some(launch) = &machine.launch else { return Err(machine.is_not_running()) };
+    let saved = SuspendedState::of_launch(launch);
+    if discard {
+        return discard_saved(&saved, name);
+    }
+    require_saved(&saved, name)?;
+    let problem = format!("{name} was started with a spec, and is resumed with it");
+    let hint = format!("in {}: microvm resume SPEC", launch.working_directory);
+    Err(Failure::usage(problem).with_hint(hint))
+}
+
+fn resume_spec(arguments: &ResumeArguments) -> Result<(), Failure> {
+    let path = Path::new(&arguments.machine);
+    let spec = read(path, &arguments.overrides)?;
+    let runtime = RuntimeDirectory::locate().map_err(failed)?;
+    let state = runtime.machine(&spec.name).map_err(|error| Failure::usage(error.to_string()))?;
+    if state.activity().map_err(failed)? != Activity::Stopped {
+        return continue_machine(&state);
+    }
+    let saved = SuspendedState::new(&arguments.overrides.state_directory()?, &spec.name);
+    if arguments.discard {
+        return discard_saved(&saved, &spec.name);
+    }
+    require_saved(&saved, &spec.name)?;
+    run_suspended(path, &arguments.overrides)
+}
+
+fn require_saved(saved: &SuspendedState, name: &str) -> Result<(), Failure> {
+    match saved.stamp().map_err(failed)? {
+        Some(_) => Ok(()),
+        None => Err(suspend_failure(SuspendError::NotSuspended(name.to_owned()))),
+    }
+}
+
+fn discard_saved(saved: &SuspendedState, name: &str) -> Result<(), Failure> {
+    require_saved(saved, name)?;
+    saved.remove(None).map_err(failed)?;
+    message(&format!("{name} is no longer suspended, and boots at its next start"));
+    Ok(())
+}
+
+/// Lets a machine continue if the command that suspended it was killed.
+fn continue_machine(state: &MachineState) -> Result<(), Failure> {
+    let name = state.name();
+    if continue_paused(state).map_err(suspend_failure)? {
+        message(&format!("{name} was paused, and runs again"));
+    } else {
+        message(&format!("{name} is running"));
+    }
+    Ok(())
+}
+
+fn suspend_failure(error: SuspendError) -> Failure {
+    match &error {
+        SuspendError::Refused(_) => {
+            let hint = "shut it down instead with `microvm stop`";
+            Failure::problems(error.problems()).with_hint(hint)
+        }
+        SuspendError::Changed { .. } => Failure::problems(error.problems()),
+        SuspendError::NotSaved { source, .. } if matches!(**source, SuspendError::Interrupted) => {
+            failed(error).with_code(INTERRUPTED)
+        }
+        _ => failed(error),
+    }
+}
+
+/// Returns the failure of a start that could not resume its machine.
+pub(crate) fn resume_failure(error: SuspendError, name: &str) -> Failure {
+    let hint = match &error {
+        SuspendError::Changed { .. } => format!(
+            "undo the changes, or delete what was saved with `microvm resume --discard`; {name} then boots, and finds its \
+             volumes as after a power cut"
+        ),
+        _ => format!("{name} is still suspended; delete what was saved with `microvm resume --discard`"),
+    };
+    suspend_failure(error).with_hint(hint)
+}
+
+/// Saves the machine of this process's user, which stays paused.
+pub(crate) fn save_for_service(name: &str) -> Result<Saved, Failure> {
+    let state = RuntimeDirectory::locate().and_then(|runtime| runtime.machine(name)).map_err(failed)?;
+    let saved =
+        interruptible(|is_interrupted| suspend(&state, Afterwards::StayPaused, is_interrupted, &mut message))?;
+    saved.map_err(suspend_failure)
+}
+
+/// Lets the machine of this process's user continue.
+pub(crate) fn continue_for_service(name: &str) -> Result<(), Failure> {
+    let state = RuntimeDirectory::locate().and_then(|runtime| runtime.machine(name)).map_err(failed)?;
+    continue_machine(&state)
+}

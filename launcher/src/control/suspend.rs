@@ -1,0 +1,187 @@
+//! Saving a machine's memory and devices, and loading them into a new process.
+//!
+//! qemu gets an open file, so that it works without any access to the directory. The others create several files in a
+//! directory.
+
+use super::qmp::Session;
+use super::{ControlError, Controller};
+use crate::launch::{ControlProtocol, HttpRequest, SAVED_FILE, SAVED_MEMORY, crosvm_directory};
+use crate::path::HostPath;
+use serde_json::{Value, json};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+/// How often qemu is asked whether it has finished.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// qemu's limit of 128 MiB/s protects a network; a file needs none.
+const MAX_BYTES_PER_SECOND: u64 = 1 << 40;
+/// The name of the file in qemu's monitor, and the number of its set of descriptors.
+const FILE_NAME: &str = "saved-machine";
+const FILE_SET: u32 = 7;
+/// The migration capability with which each page has a fixed place in the file (since 9.0).
+const MAPPED_RAM: &str = "mapped-ram";
+
+/// Where a machine is saved.
+#[derive(Debug)]
+pub enum SavedMachine {
+    /// One file, opened for writing to save the machine, or for reading to load it.
+    File(File),
+    /// A directory, by its absolute path.
+    Directory(HostPath),
+}
+
+/// Whether hypervisors with this protocol save a machine in one open file.
+pub fn saves_to_file(protocol: ControlProtocol) -> bool {
+    protocol == ControlProtocol::Qmp
+}
+
+impl Controller {
+    /// Stops the guest's CPUs and devices. Does nothing if they are stopped already.
+    ///
+    /// # Errors
+    /// Returns [`ControlError`].
+    pub fn pause(&self) -> Result<(), ControlError> {
+        match self.protocol {
+            ControlProtocol::Qmp => self.qmp("stop", Value::Null).map(drop),
+            ControlProtocol::CloudHypervisorHttp if self.status()? == "Paused" => Ok(()),
+            ControlProtocol::CloudHypervisorHttp => self.put("/api/v1/vm.pause", None),
+            ControlProtocol::FirecrackerHttp => self.set_firecracker_state("Paused"),
+            ControlProtocol::CrosvmSeqpacket => self.crosvm(&json!("SuspendVm")).map(drop),
+            ControlProtocol::Kvmtool => Err(unsupported()),
+        }
+    }
+
+    /// Lets the guest continue. Does nothing if it runs already.
+    ///
+    /// # Errors
+    /// Returns [`ControlError`].
+    pub fn unpause(&self) -> Result<(), ControlError> {
+        match self.protocol {
+            ControlProtocol::Qmp => self.qmp("cont", Value::Null).map(drop),
+            ControlProtocol::CloudHypervisorHttp if self.status()? == "Running" => Ok(()),
+            ControlProtocol::CloudHypervisorHttp => self.put("/api/v1/vm.resume", None),
+            ControlProtocol::FirecrackerHttp => self.set_firecracker_state("Resumed"),
+            ControlProtocol::CrosvmSeqpacket => self.crosvm(&json!("ResumeVm")).map(drop),
+            ControlProtocol::Kvmtool => Err(unsupported()),
+        }
+    }
+
+    /// Saves the paused machine.
+    ///
+    /// # Errors
+    /// Returns [`ControlError`]. The machine can continue then.
+    pub fn save(&self, saved: &SavedMachine) -> Result<(), ControlError> {
+        match (self.protocol, saved) {
+            (ControlProtocol::Qmp, SavedMachine::File(file)) => self.migrate_to(file),
+            (ControlProtocol::CloudHypervisorHttp, SavedMachine::Directory(directory)) => {
+                let body = json!({"destination_url": format!("file://{directory}")});
+                self.put("/api/v1/vm.snapshot", Some(body))
+            }
+            (ControlProtocol::FirecrackerHttp, SavedMachine::Directory(directory)) => {
+                let body = json!({
+                    "snapshot_type": "Full",
+                    "snapshot_path": HostPath::from(SAVED_FILE).below(directory),
+                    "mem_file_path": HostPath::from(SAVED_MEMORY).below(directory),
+                });
+                self.put("/snapshot/create", Some(body))
+            }
+            (ControlProtocol::CrosvmSeqpacket, SavedMachine::Directory(directory)) => {
+                let take = json!({
+                    "snapshot_path": crosvm_directory(directory), "compress_memory": false, "encrypt": false,
+                });
+                self.crosvm(&json!({"Snapshot": {"Take": take}})).map(drop)
+            }
+            _ => Err(unsupported()),
+        }
+    }
+
+    /// Loads a machine into a hypervisor that was started for that, and lets the guest continue.
+    ///
+    /// # Errors
+    /// Returns [`ControlError`]. The hypervisor must be ended then.
+    pub fn load(&self, saved: &SavedMachine) -> Result<(), ControlError> {
+        match (self.protocol, saved) {
+            (ControlProtocol::Qmp, SavedMachine::File(file)) => self.migrate_from(file),
+            (ControlProtocol::CloudHypervisorHttp, SavedMachine::Directory(directory)) => {
+                self.put("/api/v1/vm.restore", Some(json!({"source_url": format!("file://{directory}")})))?;
+                self.unpause()
+            }
+            (ControlProtocol::FirecrackerHttp, SavedMachine::Directory(directory)) => {
+                // The file is mapped, so that only the pages that the guest uses are read.
+                let memory = HostPath::from(SAVED_MEMORY).below(directory);
+                let body = json!({
+                    "snapshot_path": HostPath::from(SAVED_FILE).below(directory),
+                    "mem_backend": {"backend_type": "File", "backend_path": memory},
+                    "resume_vm": true,
+                });
+                self.put("/snapshot/load", Some(body))
+            }
+            // It has loaded the machine before it answers the first request.
+            (ControlProtocol::CrosvmSeqpacket, SavedMachine::Directory(_)) => {
+                self.crosvm(&json!("ResumeVcpus")).map(drop)
+            }
+            _ => Err(unsupported()),
+        }
+    }
+
+    fn put(&self, path: &str, body: Option<Value>) -> Result<(), ControlError> {
+        self.http(&HttpRequest { method: "PUT".to_owned(), path: path.to_owned(), body }).map(drop)
+    }
+
+    fn set_firecracker_state(&self, state: &str) -> Result<(), ControlError> {
+        let body = Some(json!({"state": state}));
+        self.http(&HttpRequest { method: "PATCH".to_owned(), path: "/vm".to_owned(), body }).map(drop)
+    }
+
+    fn migrate_to(&self, file: &File) -> Result<(), ControlError> {
+        let mut session = Session::open(self)?;
+        session.execute("migrate-set-parameters", json!({"max-bandwidth": MAX_BYTES_PER_SECOND}))?;
+        let uri = pass_file(&mut session, file)?;
+        session.execute("migrate", json!({"uri": uri}))?;
+        wait_for_migration(&mut session, "migrate")
+    }
+
+    fn migrate_from(&self, file: &File) -> Result<(), ControlError> {
+        let mut session = Session::open(self)?;
+        let uri = pass_file(&mut session, file)?;
+        session.execute("migrate-incoming", json!({"uri": uri}))?;
+        wait_for_migration(&mut session, "migrate-incoming")?;
+        session.execute("cont", Value::Null).map(drop)
+    }
+}
+
+/// Passes the file to qemu and returns its URI. The file contains a stream, or has a fixed place for each page if qemu
+/// supports that, which is faster and never longer than the memory.
+fn pass_file(session: &mut Session<'_>, file: &File) -> Result<String, ControlError> {
+    let capabilities = session.execute("query-migrate-capabilities", Value::Null)?;
+    let is_mapped_ram = |capability: &Value| capability.get("capability").and_then(Value::as_str) == Some(MAPPED_RAM);
+    if !capabilities.as_array().is_some_and(|all| all.iter().any(is_mapped_ram)) {
+        session.execute_with_file("getfd", json!({"fdname": FILE_NAME}), file.as_fd())?;
+        return Ok(format!("fd:{FILE_NAME}"));
+    }
+    let enable = json!({"capabilities": [{"capability": MAPPED_RAM, "state": true}]});
+    session.execute("migrate-set-capabilities", enable)?;
+    session.execute_with_file("add-fd", json!({"fdset-id": FILE_SET}), file.as_fd())?;
+    Ok(format!("file:/dev/fdset/{FILE_SET}"))
+}
+
+fn wait_for_migration(session: &mut Session<'_>, request: &str) -> Result<(), ControlError> {
+    loop {
+        let answer = session.execute("query-migrate", Value::Null)?;
+        let text = |field: &str| answer.get(field).and_then(Value::as_str);
+        match text("status") {
+            Some("completed") => return Ok(()),
+            Some(status @ ("failed" | "cancelled" | "cancelling")) => {
+                let answer = text("error-desc").unwrap_or(status).to_owned();
+                return Err(ControlError::Refused { request: request.to_owned(), answer });
+            }
+            // The connection's deadline ends the loop.
+            _ => std::thread::sleep(POLL_INTERVAL),
+        }
+    }
+}
+
+fn unsupported() -> ControlError {
+    ControlError::Unsupported("this hypervisor cannot save and load machines".to_owned())
+}
