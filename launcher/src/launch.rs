@@ -9,13 +9,13 @@ pub use control::{
     BalloonDevice, Console, ControlProtocol, ControlSocket, ForcedStop, GracefulStep, GuestNotification, HttpRequest,
     NotificationSocket, Shutdown, VsockEnd, VsockHostEnd,
 };
-pub use saved::{
-    COMPLETE, INCOMPLETE, SAVED_DIRECTORY, SAVED_FILE, SAVED_MEMORY, STAMP, crosvm_directory, suspended_directory,
-};
 pub use needs::{
     Access, AfterEnd, BridgeNeed, ClosureView, ComposedInitrd, DeviceNode, FileNeed, KvmUse, MacvtapNeed, Needs,
     PassedDevice, ProbedFormat, Reader, SideProcess, SideProcessKind, StoreDiskNeed, TapNeed, VIEW, VolumeCreation,
     VolumeNeed, seal_of,
+};
+pub use saved::{
+    COMPLETE, INCOMPLETE, SAVED_DIRECTORY, SAVED_FILE, SAVED_MEMORY, STAMP, crosvm_directory, suspended_directory,
 };
 
 use crate::path::HostPath;

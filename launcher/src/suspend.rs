@@ -176,7 +176,9 @@ pub fn suspend(
         .pause()
         .map_err(SuspendError::from)
         .and_then(|()| save(&launch, &controller, &stamp, owner.as_ref()))
-        .and_then(|unpublished| if is_interrupted.load(Ordering::Relaxed) { Err(SuspendError::Interrupted) } else { unpublished.publish() });
+        .and_then(|unpublished| {
+            if is_interrupted.load(Ordering::Relaxed) { Err(SuspendError::Interrupted) } else { unpublished.publish() }
+        });
     let disk_bytes = match saved {
         Ok(disk_bytes) => disk_bytes,
         Err(reason) => return Err(continue_after(state, &controller, reason)),
@@ -316,11 +318,7 @@ impl Resumption {
     ///
     /// # Errors
     /// Returns [`SuspendError::Changed`] if the machine has changed since it was suspended.
-    pub fn find(
-        launch: &Launch,
-        now: &Stamp,
-        message: &mut dyn FnMut(&str),
-    ) -> Result<Option<Self>, SuspendError> {
+    pub fn find(launch: &Launch, now: &Stamp, message: &mut dyn FnMut(&str)) -> Result<Option<Self>, SuspendError> {
         let state = SuspendedState::of_launch(launch);
         let Some(stamp) = state.stamp()? else { return Ok(None) };
         let differences = stamp.differences_to(now, launch)?;

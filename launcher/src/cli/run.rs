@@ -2,9 +2,9 @@
 
 use super::imperative::run_by_name;
 use super::machine::{checked, facts_for, failed, watch_signals};
-use super::suspend::resume_failure;
 use super::spec_file::{Overrides, SpecArguments, lowered, read};
 use super::stop::STOP_TIMEOUT;
+use super::suspend::resume_failure;
 use launcher::run::{Lowered, RunError, Start, Supervision, run as start};
 use launcher::state::RuntimeDirectory;
 use program::failure::Failure;

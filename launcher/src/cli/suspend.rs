@@ -263,8 +263,7 @@ pub(crate) fn resume_failure(error: SuspendError, name: &str) -> Failure {
 /// Saves the machine of this process's user, which stays paused.
 pub(crate) fn save_for_service(name: &str) -> Result<Saved, Failure> {
     let state = RuntimeDirectory::locate().and_then(|runtime| runtime.machine(name)).map_err(failed)?;
-    let saved =
-        interruptible(|is_interrupted| suspend(&state, Afterwards::StayPaused, is_interrupted, &mut message))?;
+    let saved = interruptible(|is_interrupted| suspend(&state, Afterwards::StayPaused, is_interrupted, &mut message))?;
     saved.map_err(suspend_failure)
 }
 

@@ -130,7 +130,9 @@ impl Supervisor<'_> {
             side_processes,
             listener,
             hypervisor_runs: resumption.is_none().then(|| self.check_that_it_runs(&manager)).flatten(),
-            resuming: resumption.map(|resumption| Resuming::start(resumption, self.launch, machine.hypervisor)).transpose()?,
+            resuming: resumption
+                .map(|resumption| Resuming::start(resumption, self.launch, machine.hypervisor))
+                .transpose()?,
             manager,
             machine,
             stopping: None,
@@ -274,7 +276,11 @@ impl Supervisor<'_> {
             end_group(child);
             return Err(error.into());
         }
-        supervised.message(&format!("{} was resumed within {} ms", self.launch.name, resuming.began.elapsed().as_millis()));
+        supervised.message(&format!(
+            "{} was resumed within {} ms",
+            self.launch.name,
+            resuming.began.elapsed().as_millis()
+        ));
         if let Err(error) = resuming.resumption.finish(self.launch) {
             supervised.message(&error.to_string());
         }

@@ -89,9 +89,9 @@ impl SuspendedState {
             let needs = launch.needs.directories.iter();
             needs.map(|directory| directory.below(&launch.working_directory)).any(|needed| needed == self.directory)
         };
-        let removed = remove_all(&self.below(INCOMPLETE)).and_then(|()| self.remove_complete()).and_then(|()| {
-            if running.is_some_and(is_needed) { Ok(()) } else { remove_all(&self.directory) }
-        });
+        let removed = remove_all(&self.below(INCOMPLETE))
+            .and_then(|()| self.remove_complete())
+            .and_then(|()| if running.is_some_and(is_needed) { Ok(()) } else { remove_all(&self.directory) });
         removed.map_err(|source| self.failed(source))
     }
 

@@ -2,7 +2,7 @@
 
 use crate::lifecycle::waiting_machine;
 use crate::linux::{build_image, linux_machine};
-use crate::machine::{Running, TestMachine, find_on_path, missing};
+use crate::machine::{Running, TestMachine, find_on_path, missing, skipped};
 use launcher::spec::{Hypervisor, MachineSpec};
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -81,6 +81,9 @@ fn suspend_and_resume(hypervisor: Hypervisor) {
     let mut running = machine.start(&["--supervise"]);
     running.wait_for("waiting");
     assert_eq!(text(&machine.output(&["resume", "web"])), "web is running\n");
+    if hypervisor == Hypervisor::CloudHypervisor && cannot_be_saved_here(&machine, &mut running) {
+        return skipped("KVM of this host does not report the state of nested guests, which cloud-hypervisor saves");
+    }
     suspend(&machine, &mut running);
     check_saved_files(&machine);
     let status = machine.output(&["status", "--json", "web"]);
@@ -128,13 +131,31 @@ fn suspend_and_resume(hypervisor: Hypervisor) {
     assert_eq!((nothing.status.code(), text(&nothing)), (Some(1), "error: web is not suspended\n".to_owned()));
 }
 
+/// Whether this host's KVM is one of those under which cloud-hypervisor saves no machine. The guest must run on then.
+fn cannot_be_saved_here(machine: &TestMachine, running: &mut Running<'_>) -> bool {
+    if !Path::new("/sys/module/kvm_pvm").is_dir() {
+        return false;
+    }
+    let suspended = machine.output(&["suspend", "web"]);
+    if suspended.status.success() {
+        return false;
+    }
+    assert!(text(&suspended).contains("error: web runs on, because it could not be saved: "), "{}", text(&suspended));
+    assert!(!machine.path("web.suspended/incomplete").exists());
+    type_line(machine, "again");
+    running.wait_for("typed [again]");
+    true
+}
+
 /// Nobody else may read the memory of a machine.
 fn check_saved_files(machine: &TestMachine) {
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode(&machine.path(SAVED)), 0o700);
     assert!(!machine.path("web.suspended/incomplete").exists());
     let stamp: Value = serde_json::from_slice(&fs::read(machine.path(SAVED).join("stamp.json")).unwrap()).unwrap();
-    for (field, place) in [("machineSpec", "kernel"), ("hypervisor", "program"), ("files", "store.img"), ("volumes", "volume.img")] {
+    for (field, place) in
+        [("machineSpec", "kernel"), ("hypervisor", "program"), ("files", "store.img"), ("volumes", "volume.img")]
+    {
         assert!(!stamp[field][place].is_null(), "{field} without {place}: {stamp:#}");
     }
 }
