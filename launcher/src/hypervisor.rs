@@ -87,8 +87,8 @@ pub fn suspend_refusals(spec: &CheckedSpec) -> Vec<Refusal> {
         return vec![refusal(Feature::Suspend, "hypervisor".to_owned(), reason)];
     }
     let obstacle = description(spec.hypervisor).suspend_obstacle;
-    let refused = uses(spec).into_iter().filter_map(|used| Some((obstacle(used.feature)?, used)));
-    refused.map(|(reason, used)| refusal(used.feature, used.option, reason)).collect()
+    let refused = spec.uses.iter().filter_map(|used| Some((obstacle(used.feature)?, used)));
+    refused.map(|(reason, used)| refusal(used.feature, used.option.clone(), reason)).collect()
 }
 
 /// Whether the hypervisor supports the feature and can suspend a machine that uses it.
