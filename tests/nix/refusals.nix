@@ -106,8 +106,8 @@ in
       forwardPorts = [ forward ];
     }
     [
-      "interfaces[0].type: crosvm has no user networking, and passt does not work with it; supported by qemu, cloud-hypervisor and kvmtool"
       "forwardPorts[0]: crosvm has no user networking, so no forwarded ports; supported by qemu and cloud-hypervisor"
+      "interfaces[0].type: crosvm has no user networking, and passt does not work with it; supported by qemu, cloud-hypervisor and kvmtool"
     ]
   )
   (on "cloud-hypervisor" { graphics.enable = true; } [
