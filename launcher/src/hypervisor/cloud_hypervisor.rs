@@ -55,6 +55,7 @@ pub(super) const DESCRIPTION: Description = Description {
     image_limits: Some(ImageLimits { opens_old_and_compressed_qcow2: true }),
     needs_empty_directory: false,
     uses_tsc_frequency: false,
+    reconnects_disks: true,
     support,
     suspend_obstacle,
     resume,

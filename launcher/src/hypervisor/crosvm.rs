@@ -49,6 +49,7 @@ pub(super) const DESCRIPTION: Description = Description {
     image_limits: Some(ImageLimits { opens_old_and_compressed_qcow2: false }),
     needs_empty_directory: true,
     uses_tsc_frequency: false,
+    reconnects_disks: false,
     support,
     suspend_obstacle,
     resume,

@@ -28,6 +28,9 @@ pub struct Description {
     pub needs_empty_directory: bool,
     /// Whether the frequency of the host's time stamp counter is passed to it.
     pub uses_tsc_frequency: bool,
+    /// Whether it connects again to a process that serves a disk after that process has ended. Only then is such a process
+    /// restarted.
+    pub(super) reconnects_disks: bool,
     /// Its capability table.
     pub(super) support: fn(Feature) -> Support,
     /// Returns why a machine that uses a feature cannot be suspended, if it cannot: a reason that continues a sentence

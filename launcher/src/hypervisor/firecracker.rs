@@ -60,6 +60,7 @@ pub(super) const DESCRIPTION: Description = Description {
     image_limits: None,
     needs_empty_directory: false,
     uses_tsc_frequency: false,
+    reconnects_disks: false,
     support,
     suspend_obstacle,
     resume,

@@ -48,6 +48,7 @@ pub(super) const DESCRIPTION: Description = Description {
     image_limits: None,
     needs_empty_directory: false,
     uses_tsc_frequency: true,
+    reconnects_disks: true,
     support,
     suspend_obstacle,
     resume,

@@ -1,10 +1,11 @@
 //! The commands of the processes beside a hypervisor: a virtiofs daemon per share, passt for user networking, crosvm's
 //! graphics card, and the server of a store disk without an image.
 
+use super::description;
 use super::launch_builder::LaunchBuilder;
 use crate::launch::{AfterEnd, ClosureView, SideProcess, SideProcessKind, VIEW};
 use crate::path::HostPath;
-use crate::spec::{ForwardFrom, ForwardPort, Hypervisor};
+use crate::spec::{ForwardFrom, ForwardPort};
 use crate::validate::{CheckedGraphics, CheckedShare, CheckedSpec, LiveStore};
 
 /// Which side provides the tag of a virtiofs share to the guest.
@@ -139,10 +140,8 @@ pub(super) fn live_store(builder: &LaunchBuilder<'_>, live: &LiveStore, plan: &H
     let arguments = ["serve", "--plan", plan.as_str(), "--socket", live.socket.as_str(), "--queues"];
     let mut arguments = arguments.map(str::to_owned).to_vec();
     arguments.push(queues.to_string());
-    let after_end = match builder.hypervisor {
-        Hypervisor::Qemu | Hypervisor::CloudHypervisor => AfterEnd::StartAgain,
-        Hypervisor::Firecracker | Hypervisor::Crosvm | Hypervisor::Kvmtool => AfterEnd::Report,
-    };
+    let reconnects = description(builder.hypervisor).reconnects_disks;
+    let after_end = if reconnects { AfterEnd::StartAgain } else { AfterEnd::Report };
     SideProcess {
         kind: SideProcessKind::StoreDisk,
         name: builder.spec.name.clone(),
