@@ -3,6 +3,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test reports by failing")]
 
+use launcher::spec::Hypervisor;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -145,11 +146,11 @@ fn the_library_does_not_use_the_command_line() {
 
 #[test]
 fn hypervisor_modules_do_not_use_each_other() {
-    let names = ["qemu", "cloud_hypervisor", "firecracker", "crosvm", "kvmtool"];
-    for name in names {
+    let names = Hypervisor::ALL.map(|hypervisor| hypervisor.as_str().replace('-', "_"));
+    for name in &names {
         let files = files_of_module(&sources().join("hypervisor"), name);
         assert!(!files.is_empty(), "{name} has sources");
-        for other in names.iter().filter(|other| **other != name) {
+        for other in names.iter().filter(|other| *other != name) {
             let uses = [format!("super::{other}"), format!("hypervisor::{other}")];
             assert_eq!(uses_of(&files, &uses.each_ref().map(String::as_str)), [], "{name} uses {other}");
         }

@@ -99,7 +99,10 @@ let
     meta.mainProgram = name;
   };
 
-  pkgs = {
+  # A hypervisor whose program has another name is replaced below.
+  hypervisors = lib.genAttrs (import ../../../lib/hypervisors.nix) programOfHost;
+
+  pkgs = hypervisors // {
     inherit lib bash coreutils;
     inherit (closure.packages) cpio;
     nix = bash;
@@ -147,9 +150,6 @@ let
       .closureInfo;
     qemu = programOfHost "qemu-system-x86_64";
     qemu_kvm = pkgs.qemu;
-    cloud-hypervisor = programOfHost "cloud-hypervisor";
-    firecracker = programOfHost "firecracker";
-    crosvm = programOfHost "crosvm";
     kvmtool = programOfHost "lkvm";
     virtiofsd = programOfHost "virtiofsd";
     passt = programOfHost "passt";
