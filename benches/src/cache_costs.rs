@@ -1,5 +1,6 @@
 //! What the cache costs and saves besides time: shared blocks, disk space, and stores of very many small paths.
 
+use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -201,7 +202,7 @@ pub fn small_paths(count: usize, rounds: usize, (programs, place): (&Programs, &
     })
 }
 
-/// Store paths that are files of up to 2 KiB, with made-up hashes, in `store/` and `closure-info/`; `files` lists them.
+/// Store paths that are files of up to 2 KiB, with their NAR hashes, in `store/` and `closure-info/`; `files` lists them.
 fn make_small_paths(directory: &Path, count: usize) -> Result<u64, Error> {
     let (store, info) = (directory.join("store"), directory.join("closure-info"));
     for made in [&store, &info] {
@@ -218,10 +219,11 @@ fn make_small_paths(directory: &Path, count: usize) -> Result<u64, Error> {
         let content = format!("{number} ").repeat(1 + number % 300);
         let path = store.join(&name);
         fs::write(&path, &content).map_err(file("write", &path))?;
-        // What surrounds the content of a regular file in a NAR, and the content padded to eight bytes.
-        let size = 112 + content.len().next_multiple_of(8);
+        let nar = nar_of_file(content.as_bytes());
+        let hash: String = Sha256::digest(&nar).iter().map(|byte| format!("{byte:02x}")).collect();
+        let size = nar.len();
         nar_bytes += size as u64;
-        writeln!(registration, "/nix/store/{name}\nsha256:{number:064x}\n{size}\n\n0").map_err(failed)?;
+        writeln!(registration, "/nix/store/{name}\nsha256:{hash}\n{size}\n\n0").map_err(failed)?;
         writeln!(paths, "/nix/store/{name}").map_err(failed)?;
         writeln!(files, "{}", path.display()).map_err(failed)?;
     }
@@ -229,6 +231,17 @@ fn make_small_paths(directory: &Path, count: usize) -> Result<u64, Error> {
         written.flush().map_err(failed)?;
     }
     Ok(nar_bytes)
+}
+
+/// Returns the NAR of a regular file.
+fn nar_of_file(content: &[u8]) -> Vec<u8> {
+    let mut nar = Vec::new();
+    for string in [&b"nix-archive-1"[..], b"(", b"type", b"regular", b"contents", content, b")"] {
+        nar.extend_from_slice(&(string.len() as u64).to_le_bytes());
+        nar.extend_from_slice(string);
+        nar.resize(nar.len().next_multiple_of(8), 0);
+    }
+    nar
 }
 
 /// Opens, reads and closes the files in a list.

@@ -8,6 +8,7 @@ mod erofs;
 mod job;
 mod job_queue;
 mod make_pack;
+mod nar_check;
 mod new_pack;
 mod output;
 mod placement;
@@ -23,6 +24,7 @@ mod tally;
 mod transfer;
 
 pub use make_pack::{PackRequest, make_pack};
+pub use nar_check::OtherContent;
 pub use output::OutputError;
 
 use crate::cache::outputs::PlanKey;
@@ -103,6 +105,9 @@ pub enum BuildError {
     /// Some store paths cannot be listed, or contain files that cannot occur in a Nix store.
     #[error("{}", list_problems(.0))]
     Scan(Vec<ScanError>),
+    /// Some store paths do not have the NAR hashes in the closure's source.
+    #[error("{}", list_problems(.0))]
+    OtherContent(Vec<OtherContent>),
     /// A file cannot be read.
     #[error("cannot read {}", .path.display())]
     Read {
@@ -150,8 +155,8 @@ pub enum BuildError {
     },
 }
 
-fn list_problems(problems: &[ScanError]) -> String {
-    let text = |problem: &ScanError| match std::error::Error::source(problem) {
+fn list_problems(problems: &[impl std::error::Error]) -> String {
+    let text = |problem: &_| match std::error::Error::source(problem) {
         Some(cause) => format!("{problem}: {cause}"),
         None => problem.to_string(),
     };
@@ -277,7 +282,7 @@ struct Target<'a> {
     keeper: Option<&'a dyn PackKeeper>,
 }
 
-/// Reads, compresses, copies and writes all content.
+/// Reads, compresses, copies and writes all content, and checks the NAR hashes of the store paths that get packs.
 fn write_blocks(
     target: &Target<'_>,
     threads: usize,
@@ -288,7 +293,7 @@ fn write_blocks(
     let buffers = SpareBuffers::default();
     let Target { store_paths, settings, image, keeper } = *target;
     let (image, start) = image.map_or((None, 0), |(image, start)| (Some(image), start));
-    let inputs = WorkerInputs { store_paths, settings, image, keeper, buffers: &buffers, cache_troubles };
+    let inputs = WorkerInputs { store_paths, settings, image, keeper, buffers: &buffers, cache_troubles, cancel };
     job_queue::with_workers(&inputs, threads, |queue, results, started| {
         if started < threads {
             progress.warn(&format!("only {started} of {threads} threads could be started: the build takes longer"));
@@ -299,6 +304,10 @@ fn write_blocks(
         let before = cpu_seconds(UsageWho::RUSAGE_THREAD);
         let mut done = Sequencer::new(&inputs, progress, queue).run(results)?;
         done.cpu_seconds = cpu_seconds(UsageWho::RUSAGE_THREAD) - before;
+        if !done.other_content.is_empty() {
+            done.other_content.sort_by(|a, b| a.path.cmp(&b.path));
+            return Err(BuildError::OtherContent(done.other_content));
+        }
         Ok(done)
     })
 }

@@ -4,7 +4,7 @@
 
 mod program;
 
-use program::{ABSENT, GREETING, TOOLS, Workspace, has_tool, registration, store_paths};
+use program::{ABSENT, GREETING, Run, TOOLS, Workspace, has_tool, registration, store_paths};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -172,7 +172,8 @@ fn a_store_path_with_another_size_than_registered_is_refused() {
         &format!(
             "error: {}/{TOOLS} has a NAR size of 1104 bytes, but the closure's source says 1112: \
              the store path is damaged, or the source is of another one\n\
-             hint: `nix-store --verify --check-contents` finds damaged store paths\n",
+             hint: `nix-store --verify-path PATH` checks a store path; `nix-store --repair-path PATH`, as root, \
+             replaces a damaged one\n",
             workspace.path("store").display()
         ),
     );
@@ -292,4 +293,40 @@ fn a_link_in_the_place_of_the_image_is_replaced_and_its_target_is_not_touched() 
     }
     assert_eq!(workspace.read("precious"), b"data of somebody");
     assert!(!workspace.path("nowhere").exists());
+}
+
+#[test]
+fn a_store_path_damaged_before_it_enters_a_cache_is_refused_and_not_cached() {
+    let workspace = Workspace::with_store();
+    let greeting = workspace.path("store").join(GREETING);
+    let sound = fs::read(&greeting).unwrap();
+    // As a failing disk would do it: the length is still right.
+    let mut damaged = sound.clone();
+    damaged[0] ^= 1;
+    let write = |content: &[u8]| {
+        fs::remove_file(&greeting).unwrap();
+        fs::write(&greeting, content).unwrap();
+    };
+    write(&damaged);
+    let Run { code, stderr, .. } = workspace.run(&format!("{BUILD} -o image"));
+    assert_eq!(code, 2, "{stderr}");
+    assert!(
+        stderr.contains(&format!("error: {} has the NAR hash sha256:", greeting.display()))
+            && stderr.contains("the store path is damaged, or the source is of another one")
+            && stderr.contains("hint: `nix-store --verify-path PATH`"),
+        "{stderr}"
+    );
+    assert!(!workspace.path("image").exists());
+    // The other paths are in the cache; this one is not, so the repaired path is read.
+    write(&sound);
+    let run = workspace.run(&format!("{BUILD} --json -o image"));
+    let report: serde_json::Value = serde_json::from_str(&run.success()).unwrap();
+    assert_eq!(report["cache"]["missedPaths"], 1, "{report}");
+    workspace.run("verify image --closure-info info --store-dir store --nar").success();
+    // What is in the cache stays correct.
+    write(&damaged);
+    fs::remove_file(workspace.path("image")).unwrap();
+    workspace.run(&format!("{BUILD} -q -o image")).success();
+    write(&sound);
+    workspace.run("verify image --closure-info info --store-dir store --nar").success();
 }

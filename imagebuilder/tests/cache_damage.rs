@@ -49,7 +49,7 @@ impl Bench {
     fn of(store: Store) -> Self {
         let mut closure = closure(store.path());
         for planned in &mut closure.paths {
-            planned.nar_hash = Some(*blake3::hash(planned.path.base_name().as_bytes()).as_bytes());
+            planned.nar_hash = Some(testing::nar_sha256(&store.path().join(planned.path.base_name())));
         }
         let plan = ImagePlan::new(closure, ImageSettings::default());
         let directory = tempfile::tempdir().unwrap();
@@ -194,7 +194,7 @@ fn forged_blocks_with_valid_checksums_are_found_by_the_comparison_with_the_store
         .write(&bench.store.path().join(base_name("four")), bench.store.path());
     let mut plan = ImagePlan::new(closure(bench.store.path()), ImageSettings::default());
     for planned in &mut plan.paths {
-        planned.nar_hash = Some(*blake3::hash(planned.path.base_name().as_bytes()).as_bytes());
+        planned.nar_hash = Some(testing::nar_sha256(&bench.store.path().join(planned.path.base_name())));
     }
     let image = |cache: Option<PathBuf>, cache_trust| {
         let _ = fs::remove_file(bench.output());

@@ -13,7 +13,7 @@ use imagebuilder::settings::ImageSettings;
 use imagebuilder::store_path::StorePath;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use program::{GREETING, TOOLS, Workspace, facts};
+use program::{GREETING, Run, TOOLS, Workspace, facts};
 use service::nix_daemon::FakeNixDaemon;
 use service::{broken, say, wait_until};
 use std::fs::{self, File};
@@ -87,9 +87,11 @@ impl Host {
     /// Makes a pack with correct checksums which says that a store path has the content of `location`.
     fn pack_of(&self, name: &str, location: &Path) -> Vec<u8> {
         let (name, nar_hash, _) = facts().into_iter().find(|(known, ..)| *known == name).unwrap();
+        // `make_pack` refuses a wrong hash, so it is replaced afterwards.
+        let actual_hash = testing::nar_sha256(location);
         let path = PlannedPath {
             path: StorePath::from_base_name(name).unwrap(),
-            nar_hash: Some(nar_hash),
+            nar_hash: Some(actual_hash),
             nar_size_bytes: None,
         };
         let settings = ImageSettings::new(ImageSettings::default().compression(), Some(3), None, None).unwrap();
@@ -105,6 +107,14 @@ impl Host {
         let file = file.file();
         let mut content = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
         std::os::unix::fs::FileExt::read_exact_at(file, &mut content, 0).unwrap();
+        // The footer is: magic (16 bytes), length of the index (8), BLAKE3 of the index (32).
+        let footer = content.len() - 56;
+        let length: [u8; 8] = content[footer + 16..footer + 24].try_into().unwrap();
+        let index = footer - usize::try_from(u64::from_le_bytes(length)).unwrap();
+        let at = content[index..].windows(32).position(|window| window == actual_hash).unwrap();
+        content[index + at..index + at + 32].copy_from_slice(&nar_hash);
+        let checksum = *blake3::hash(&content[index..footer]).as_bytes();
+        content[footer + 24..].copy_from_slice(&checksum);
         content
     }
 }
@@ -444,4 +454,25 @@ fn a_service_that_cannot_start_says_why() {
     let run =
         host.workspace.run("cache serve --cache served --socket run.sock --store-dir store --nix-daemon nix.sock");
     run.failure(2, "error: another process already listens at run.sock\n");
+}
+
+#[test]
+fn the_service_makes_no_pack_of_a_damaged_store_path() {
+    let host = Host::new();
+    let greeting = host.workspace.path("store").join(GREETING);
+    let mut damaged = fs::read(&greeting).unwrap();
+    damaged[0] ^= 1;
+    fs::remove_file(&greeting).unwrap();
+    fs::write(&greeting, damaged).unwrap();
+    let server = host.serve("");
+    let line = format!("{BUILD} --cache-socket run.sock -q -o damaged");
+    let Run { code, stderr, .. } = host.workspace.run(&line);
+    assert_eq!(code, 2, "{stderr}");
+    let lines: Vec<&str> = stderr.lines().filter(|line| line.contains("has the NAR hash sha256:")).collect();
+    assert!(lines[0].starts_with("warning: the cache service at run.sock refused: "), "{stderr}");
+    assert!(lines[1].starts_with("error: ") && lines.len() == 2, "{stderr}");
+    let script = format!("find cache served -name '{}-*'", &GREETING[..32]);
+    let found = Command::new("sh").args(["-c", &script]).current_dir(host.workspace.root()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    assert_eq!(server.stop().0, Some(0));
 }

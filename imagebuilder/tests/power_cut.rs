@@ -37,7 +37,8 @@ impl Images {
             let plan = workspace.run(&format!("plan --paths-from {name} --store-dir store"));
             let plan: serde_json::Value = serde_json::from_str(&plan.success()).unwrap();
             let mut plan = plan;
-            plan["paths"][0]["narHash"] = format!("sha256:{}", blake3::hash(name.as_bytes()).to_hex()).into();
+            let hash = testing::nar_sha256(&workspace.path("store").join(name));
+            plan["paths"][0]["narHash"] = imagebuilder::nar_hash::print(&hash).into();
             workspace.write(&format!("{name}.json"), &plan.to_string());
             workspace.run(&format!("build --plan {name}.json --no-cache -q -o {name}.image")).success();
             workspace.read(&format!("{name}.image"))

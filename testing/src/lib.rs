@@ -16,8 +16,10 @@
 )]
 
 mod disk;
+mod nar;
 
 pub use disk::Disk;
+pub use nar::nar_sha256;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

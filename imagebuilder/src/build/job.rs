@@ -2,6 +2,7 @@
 
 use super::BuildError;
 use super::buffers::SpareBuffers;
+use super::nar_check::{self, OtherContent};
 use super::new_pack::{NewPack, PackKeeper};
 use super::output::ImageFile;
 use super::source::InputPath;
@@ -13,6 +14,7 @@ use crate::segment::{Batch, ContentHash, RANGE_BYTES, SegmentKind, encode_segmen
 use crate::settings::ImageSettings;
 use crate::tree::NodeId;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// A job for a worker.
 #[derive(Debug)]
@@ -140,8 +142,8 @@ pub(super) enum JobOutput {
         /// Store paths whose packs are damaged.
         damaged: Vec<usize>,
     },
-    /// The output of [`Job::Keep`].
-    Done,
+    /// The output of [`Job::Keep`]: the difference, if the store path does not have its NAR hash.
+    Completed(Option<OtherContent>),
 }
 
 /// The inputs that all workers share.
@@ -158,6 +160,8 @@ pub(super) struct WorkerInputs<'a> {
     pub(super) buffers: &'a SpareBuffers,
     /// Receives problems with new packs, which never end a build.
     pub(super) cache_troubles: &'a (dyn Fn(CacheError) + Sync),
+    /// Becomes true when the build must stop.
+    pub(super) cancel: &'a AtomicBool,
 }
 
 /// A worker, with its codec and its buffer.
@@ -186,10 +190,7 @@ impl<'a> Worker<'a> {
             }
             Job::Write(job) => self.write(job),
             Job::Copy(job) => self.copy(job),
-            Job::Keep(job) => {
-                self.keep(&job);
-                Ok(JobOutput::Done)
-            }
+            Job::Keep(job) => self.keep(&job).map(JobOutput::Completed),
         }
     }
 
@@ -283,10 +284,17 @@ impl<'a> Worker<'a> {
         Ok(batch)
     }
 
-    /// Completes a pack. A failure is not an error of this build; it only makes the next build slower.
-    fn keep(&self, job: &KeepJob) {
-        let Some(keeper) = self.inputs.keeper else { return };
+    /// Completes a pack, unless its store path does not have its NAR hash. A failure to write the pack is not an error
+    /// of this build; it only makes the next build slower.
+    fn keep(&mut self, job: &KeepJob) -> Result<Option<OtherContent>, BuildError> {
+        let Some(keeper) = self.inputs.keeper.filter(|_| job.pack.is_intact()) else { return Ok(None) };
         let store_path = &self.inputs.store_paths[job.store_path];
+        let mut buffer = self.take_buffer(RANGE_BYTES as usize);
+        let other_content = nar_check::check(store_path, &mut buffer, self.inputs.cancel)?;
+        self.buffer = buffer;
+        if other_content.is_some() {
+            return Ok(other_content);
+        }
         let head = PackHead {
             path: &store_path.planned,
             settings: self.inputs.settings,
@@ -298,5 +306,6 @@ impl<'a> Worker<'a> {
         if let Err(error) = kept {
             (self.inputs.cache_troubles)(error);
         }
+        Ok(None)
     }
 }

@@ -8,6 +8,7 @@ use super::back_pressure::{Backlog, SegmentState, Slot, SlotContent, Target};
 use super::buffers::SpareBuffers;
 use super::job::{Job, JobOutput, RangeAction, RangeRef};
 use super::job_queue::{JobId, JobQueue, JobResult};
+use super::nar_check::OtherContent;
 use super::new_pack::PackKeeper;
 use super::output::ImageFile;
 use super::placement::{Placed, Placement};
@@ -42,6 +43,8 @@ pub(super) struct Sequenced {
     pub(super) cpu_seconds: f64,
     /// Store paths whose packs are damaged. If there are some, the image is not correct.
     pub(super) damaged: BTreeSet<usize>,
+    /// Store paths that do not have their NAR hash.
+    pub(super) other_content: Vec<OtherContent>,
 }
 
 /// The inputs of a sequencer.
@@ -125,6 +128,7 @@ impl<'a> Sequencer<'a> {
                 end: 0,
                 cpu_seconds: 0.0,
                 damaged: BTreeSet::new(),
+                other_content: Vec::new(),
             },
         }
     }
@@ -190,7 +194,7 @@ impl<'a> Sequencer<'a> {
                     self.done.tally.copied(input_bytes);
                     self.progress.advance(input_bytes, input_bytes, stored_bytes);
                 }
-                (JobId::Background, JobOutput::Done) => {}
+                (JobId::Background, JobOutput::Completed(other)) => self.done.other_content.extend(other),
                 _ => return Err(BuildError::Defect { what: "a job returned the output of another" }),
             }
             match results.try_recv() {

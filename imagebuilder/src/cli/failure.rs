@@ -246,6 +246,10 @@ impl From<StoreDirError> for Failure {
     }
 }
 
+/// The remedy for a store path whose content is not what Nix registered.
+const DAMAGED_PATH_HINT: &str = "`nix-store --verify-path PATH` checks a store path; `nix-store --repair-path PATH`, as root, replaces a \
+                                 damaged one";
+
 impl From<BuildError> for Failure {
     fn from(error: BuildError) -> Self {
         match &error {
@@ -253,8 +257,9 @@ impl From<BuildError> for Failure {
             BuildError::Scan(problems)
                 if problems.iter().any(|problem| matches!(problem, ScanError::NarSize { .. })) =>
             {
-                Self::bad_input(&error).with_hint("`nix-store --verify --check-contents` finds damaged store paths")
+                Self::bad_input(&error).with_hint(DAMAGED_PATH_HINT)
             }
+            BuildError::OtherContent(_) => Self::bad_input(&error).with_hint(DAMAGED_PATH_HINT),
             BuildError::Scan(problems) if problems.iter().any(|problem| is_trouble_of_the_system(problem)) => {
                 Self::failed(&error)
             }
