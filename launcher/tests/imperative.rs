@@ -3,11 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails, and a skipped one says so")]
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use testing::write_program;
 
@@ -253,6 +256,43 @@ fn a_command_that_waits_for_another_one_names_its_process() {
     fs::remove_file(host.path("machines/.web.lock")).unwrap();
     drop(file);
     assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_signal_that_ends_create_or_update_ends_nix() {
+    let Some(host) = Host::new() else { return };
+    host.flake(&[("a", Ok("a")), ("b", Ok("b"))]);
+    for name in ["a", "b"] {
+        host.done(&["create", name, "--flake", "flake"]);
+    }
+    host.recorder("nix", "echo $$ >>\"$RECORDS/pids\"; exec sleep 600");
+    let pids = || -> Vec<i32> {
+        let text = fs::read_to_string(host.path("pids")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    };
+    let has_ended = |pid: &i32| {
+        fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z ")) 
+    };
+    let wait_until = |what: &str, reached: &dyn Fn() -> bool| {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !reached() {
+            assert!(Instant::now() < end, "{what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    // One machine with Nix on the terminal, and several in threads.
+    for (signal, arguments, started) in [
+        (Signal::SIGHUP, &["create", "c", "--flake", "flake"][..], 1),
+        (Signal::SIGINT, &["update", "a"], 1),
+        (Signal::SIGTERM, &["update", "a", "b"], 1),
+    ] {
+        let _ = fs::remove_file(host.path("pids"));
+        let mut child = host.command(arguments).spawn().unwrap();
+        wait_until("Nix has started", &|| pids().len() >= started);
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+        assert!(!child.wait().unwrap().success());
+        wait_until("Nix has ended", &|| pids().iter().all(has_ended));
+    }
 }
 
 #[test]

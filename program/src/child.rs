@@ -1,9 +1,11 @@
 //! The properties of a child process: its signal mask, its user, and what happens to it when this program dies.
 
 use crate::user::Identity;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::{Pid, getppid};
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -22,6 +24,7 @@ pub enum OnParentDeath {
 /// properties. Removes `NOTIFY_SOCKET`, because only this program notifies the service manager.
 pub fn prepare(command: &mut Command, on_parent_death: OnParentDeath, identity: Option<Identity>) {
     command.env_remove("NOTIFY_SOCKET");
+    let parent = Pid::this();
     let set_up = move || -> io::Result<()> {
         if let Some(identity) = &identity {
             identity.become_user()?;
@@ -29,6 +32,11 @@ pub fn prepare(command: &mut Command, on_parent_death: OnParentDeath, identity: 
         // After changing the user, which clears it: prctl(2), PR_SET_PDEATHSIG.
         if on_parent_death == OnParentDeath::Terminate {
             set_pdeathsig(Signal::SIGTERM)?;
+            // If this program has died before that, there will be no signal. A command that replaces this program has
+            // no such parent.
+            if Pid::this() != parent && getppid() != parent {
+                return Err(Errno::ESRCH.into());
+            }
         }
         SigSet::empty().thread_set_mask()?;
         Ok(())
@@ -65,7 +73,7 @@ fn clear_close_on_exec(descriptor: RawFd) -> io::Result<()> {
 #[expect(unsafe_code, reason = "std has no safe way to set a child's signal mask, death signal or groups")]
 fn before_exec(command: &mut Command, set_up: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
     // SAFETY: only async-signal-safe functions may be called between fork and exec. `set_up` makes the system calls setgroups,
-    // setgid, setuid, prctl, fcntl and sigprocmask with values that were prepared before, and allocates nothing.
+    // setgid, setuid, prctl, getppid, fcntl and sigprocmask with values that were prepared before, and allocates nothing.
     unsafe {
         command.pre_exec(set_up);
     }

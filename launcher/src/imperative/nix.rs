@@ -1,6 +1,7 @@
 //! Running Nix to build runners, evaluate flakes and compare closures.
 
 use super::{FlakeReference, ImperativeError, MachineName};
+use program::child::{OnParentDeath, prepare};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -10,6 +11,8 @@ const ERROR_TAIL_BYTES: usize = 800;
 fn nix(verb: &[&str]) -> Command {
     let mut command = Command::new("nix");
     command.args(["--extra-experimental-features", "nix-command flakes"]).args(verb);
+    // A signal that ends this program ends Nix, whichever thread waits for it.
+    prepare(&mut command, OnParentDeath::Terminate, None);
     command
 }
 
