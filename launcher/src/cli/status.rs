@@ -1,5 +1,7 @@
 //! `microvm status`: which machines are running, being started or suspended.
 
+mod watch;
+
 use super::machine::failed;
 use launcher::imperative::{Layout, MachineActivity, MachineName, Phase, state_of};
 use launcher::launch::Launch;
@@ -18,41 +20,52 @@ pub(crate) struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Show a table with processor time, memory, disk space and uptime, updated every 2 seconds, until Ctrl-C
+    #[arg(long, conflicts_with = "json")]
+    watch: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let known = known_names(&runtime)?;
-    let names = if arguments.names.is_empty() { known.clone() } else { arguments.names.clone() };
-    let mut rows = Vec::new();
-    if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
+    if let Some(unknown) = arguments.names.iter().find(|name| !known.contains(name)) {
         let problem =
             format!("there is no machine {unknown}: it has never been started, and this host does not define it");
         return Err(Failure::usage(problem));
     }
-    for name in &names {
-        let (state, phase) = inspect(name, &runtime)?;
-        let activity = state.activity().map_err(failed)?;
-        let launch = state.last_launch().map_err(failed)?;
-        let is_suspended = phase == Phase::Stopped && is_suspended(name, launch.as_ref());
-        let hypervisor = launch.map(|launch| launch.hypervisor.to_string());
-        rows.push(Row { name, hypervisor, phase, activity, is_suspended });
+    if arguments.watch {
+        return watch::watch(&arguments.names, &runtime);
     }
+    let rows = rows(&arguments.names, &runtime)?;
     if arguments.json {
         return print(format!("{:#}\n", Value::Array(rows.iter().map(Row::json).collect())));
     }
     print(rows.iter().map(Row::text).collect::<String>())
 }
 
-struct Row<'names> {
-    name: &'names str,
+/// Returns the rows of these machines, or of all known ones if no name is given.
+fn rows(names: &[String], runtime: &RuntimeDirectory) -> Result<Vec<Row>, Failure> {
+    let names = if names.is_empty() { known_names(runtime)? } else { names.to_vec() };
+    let row = |name: String| {
+        let (state, phase) = inspect(&name, runtime)?;
+        let activity = state.activity().map_err(failed)?;
+        let launch = state.last_launch().map_err(failed)?;
+        let is_suspended = phase == Phase::Stopped && is_suspended(&name, launch.as_ref());
+        let hypervisor = launch.map(|launch| launch.hypervisor.to_string());
+        Ok(Row { name, hypervisor, phase, activity, is_suspended })
+    };
+    names.into_iter().map(row).collect()
+}
+
+struct Row {
+    name: String,
     hypervisor: Option<String>,
     phase: Phase,
     activity: Activity,
     is_suspended: bool,
 }
 
-impl Row<'_> {
+impl Row {
     fn json(&self) -> Value {
         let activity = match self.phase {
             Phase::Running => "running",

@@ -3,10 +3,29 @@
 use super::activity::{MachineActivity, Phase};
 use super::layout::{Layout, Machine};
 use super::parallel::in_parallel;
+use super::resources::Resources;
 use super::update::{Booted, booted};
 use super::{ImperativeError, nix};
 use serde::Serialize;
 use std::fs;
+
+/// What to determine about the machines besides what is recorded on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inquiry {
+    /// Whether to evaluate the flakes.
+    pub evaluation: Evaluation,
+    /// Whether to determine the resources.
+    pub measurement: Measurement,
+}
+
+/// Whether to determine the resources that machines use. Nix computes the size of each closure, which takes a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measurement {
+    /// Determines them.
+    Measure,
+    /// Leaves them null.
+    Skip,
+}
 
 /// Whether to evaluate the flakes, which takes seconds per machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +52,9 @@ pub struct Row {
     pub stale: bool,
     /// A problem with the machine, if there is one.
     pub problem: Option<String>,
+    /// The resources that it uses.
+    #[serde(flatten)]
+    pub resources: Resources,
 }
 
 /// What a machine is doing.
@@ -68,14 +90,16 @@ pub enum UpdateState {
 ///
 /// # Errors
 /// Fails only if the state directories cannot be listed.
-pub fn list(layout: &Layout, evaluation: Evaluation) -> Result<Vec<Row>, ImperativeError> {
+pub fn list(layout: &Layout, inquiry: Inquiry) -> Result<Vec<Row>, ImperativeError> {
     let machines = layout.all()?;
-    Ok(in_parallel(&machines, |machine| row(machine, evaluation)))
+    Ok(in_parallel(&machines, |machine| row(machine, inquiry)))
 }
 
-fn row(machine: &Machine, evaluation: Evaluation) -> Row {
+fn row(machine: &Machine, inquiry: Inquiry) -> Row {
     let activity = MachineActivity::of(machine);
     let problem = activity.as_ref().err().map(ToString::to_string);
+    let running = activity.as_ref().ok().and_then(|activity| activity.recorded.running());
+    let hypervisor = running.map(|running| running.hypervisor);
     let activity = match activity.map(|activity| activity.phase()) {
         Ok(Phase::Running) => ListedActivity::Running,
         Ok(Phase::Starting) => ListedActivity::Starting,
@@ -89,6 +113,7 @@ fn row(machine: &Machine, evaluation: Evaluation) -> Row {
         freshness: UpdateState::Unknown,
         stale: false,
         problem,
+        resources: Resources::default(),
     };
     match booted(machine) {
         Ok(booted) => row.stale = booted == Booted::Another,
@@ -101,6 +126,9 @@ fn row(machine: &Machine, evaluation: Evaluation) -> Row {
             return row;
         }
     };
+    if inquiry.measurement == Measurement::Measure {
+        row.resources = Resources::of(machine, &current, hypervisor);
+    }
     let flake = match machine.flake() {
         Ok(flake) => flake,
         Err(ImperativeError::Declared(_)) => return row,
@@ -110,7 +138,7 @@ fn row(machine: &Machine, evaluation: Evaluation) -> Row {
         }
     };
     row.flake = Some(flake.to_string());
-    if evaluation == Evaluation::Skip {
+    if inquiry.evaluation == Evaluation::Skip {
         return row;
     }
     match nix::evaluate(&flake, &machine.name) {

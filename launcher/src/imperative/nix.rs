@@ -64,6 +64,15 @@ pub(super) fn difference(old: &Path, new: &Path) -> Result<String, ImperativeErr
     output_of("nix store diff-closures", command)
 }
 
+/// Returns the size of the closure of a store path in bytes; `None` if it is not valid in this host's store.
+pub(super) fn closure_bytes(path: &Path) -> Option<u64> {
+    let mut command = nix(&["path-info", "--closure-size"]);
+    command.arg(path);
+    let text = output_of("nix path-info", command).ok()?;
+    // The path and the size. As JSON, the format differs between versions of Nix.
+    text.lines().find_map(|line| line.split_whitespace().last()?.parse().ok())
+}
+
 /// Runs a command of Nix and returns its stdout.
 fn output_of(program: &str, mut command: Command) -> Result<String, ImperativeError> {
     let output = command

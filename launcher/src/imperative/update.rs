@@ -102,7 +102,7 @@ fn difference(old: &Path, new: &Path) -> String {
 }
 
 /// Returns the system that a runner starts, if it is still on this host.
-fn system(runner: &Path) -> Option<PathBuf> {
+pub(super) fn system(runner: &Path) -> Option<PathBuf> {
     runner.join("share/microvm/system").canonicalize().ok().or_else(|| {
         let document = fs::read(runner.join("share/microvm/machine.json")).ok()?;
         let spec: MachineSpec = serde_json::from_slice(&document).ok()?;

@@ -1,7 +1,7 @@
 //! `microvm list`.
 
 use super::failure;
-use launcher::imperative::{Evaluation, Layout, ListedActivity, Row, UpdateState, list};
+use launcher::imperative::{Evaluation, Inquiry, Layout, ListedActivity, Measurement, Row, UpdateState, list};
 use program::failure::Failure;
 use program::output::{colours_are_permitted, message, print};
 use std::io::IsTerminal;
@@ -9,7 +9,7 @@ use std::io::IsTerminal;
 /// List the machines of this host, whether they are running, and whether their flakes have changed
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Print JSON
+    /// Print JSON, with the disk space, the memory and the uptime of each machine
     #[arg(long)]
     json: bool,
     /// Do not evaluate the flakes, which takes seconds
@@ -19,8 +19,9 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let evaluation = if arguments.offline { Evaluation::Skip } else { Evaluation::Evaluate };
+    let measurement = if arguments.json { Measurement::Measure } else { Measurement::Skip };
     let layout = Layout::of_environment();
-    let rows = list(&layout, evaluation).map_err(|error| failure(&error))?;
+    let rows = list(&layout, Inquiry { evaluation, measurement }).map_err(|error| failure(&error))?;
     if arguments.json {
         let document = serde_json::to_value(&rows).map_err(|error| Failure::failed(&error))?;
         return print(format!("{document:#}\n"));
