@@ -22,6 +22,7 @@ mod squashfs;
 mod steps;
 mod tally;
 mod transfer;
+mod work_times;
 
 pub use make_pack::{PackRequest, make_pack};
 pub use nar_check::OtherContent;
@@ -57,6 +58,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use thiserror::Error;
+use work_times::WorkTimes;
 
 /// Version of the report's format.
 const REPORT_VERSION: u32 = 1;
@@ -262,7 +264,14 @@ fn share_a_disk(cache: &Path, output: &Path) -> bool {
 fn unchanged(report: BuildReport, started: Instant) -> BuildReport {
     let cache =
         CacheReport { enabled: true, hit_paths: report.paths, hit_bytes: report.input_bytes, ..CacheReport::default() };
-    let mut report = BuildReport { outcome: Outcome::Unchanged, cache, seconds: Default::default(), ..report };
+    let mut report = BuildReport {
+        outcome: Outcome::Unchanged,
+        cache,
+        seconds: Default::default(),
+        work_seconds: Default::default(),
+        slowest_paths: Vec::new(),
+        ..report
+    };
     report.seconds.total = started.elapsed().as_secs_f64();
     report.peak_memory_bytes = peak_memory_bytes();
     report
@@ -293,7 +302,9 @@ fn write_blocks(
     let buffers = SpareBuffers::default();
     let Target { store_paths, settings, image, keeper } = *target;
     let (image, start) = image.map_or((None, 0), |(image, start)| (Some(image), start));
-    let inputs = WorkerInputs { store_paths, settings, image, keeper, buffers: &buffers, cache_troubles, cancel };
+    let times = WorkTimes::new(store_paths);
+    let inputs =
+        WorkerInputs { store_paths, settings, image, keeper, buffers: &buffers, cache_troubles, cancel, times: &times };
     job_queue::with_workers(&inputs, threads, |queue, results, started| {
         if started < threads {
             progress.warn(&format!("only {started} of {threads} threads could be started: the build takes longer"));
@@ -304,6 +315,7 @@ fn write_blocks(
         let before = cpu_seconds(UsageWho::RUSAGE_THREAD);
         let mut done = Sequencer::new(&inputs, progress, queue).run(results)?;
         done.cpu_seconds = cpu_seconds(UsageWho::RUSAGE_THREAD) - before;
+        (done.work_seconds, done.slowest_paths) = (times.seconds(), times.slowest(store_paths));
         if !done.other_content.is_empty() {
             done.other_content.sort_by(|a, b| a.path.cmp(&b.path));
             return Err(BuildError::OtherContent(done.other_content));

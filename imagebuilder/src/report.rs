@@ -32,6 +32,12 @@ pub struct BuildReport {
     /// Processor time in seconds.
     #[serde(default)]
     pub cpu_seconds: CpuSeconds,
+    /// Time of the worker threads in seconds.
+    #[serde(default)]
+    pub work_seconds: WorkSeconds,
+    /// The store paths that took most time to read, check and compress, at most ten, longest first.
+    #[serde(default)]
+    pub slowest_paths: Vec<PathSeconds>,
     /// Highest resident size of this process in bytes.
     pub peak_memory_bytes: u64,
     /// The values to open the image with through dm-verity, if it is sealed.
@@ -103,4 +109,33 @@ pub struct PhaseSeconds {
     pub publish: f64,
     /// The whole build.
     pub total: f64,
+}
+
+/// Time that the worker threads spent on each kind of work, in seconds of all threads together. Waiting for disks
+/// counts. It is zero for an EROFS image, which is copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkSeconds {
+    /// Reading files of the store and hashing their content.
+    pub read: f64,
+    /// Compressing.
+    pub compress: f64,
+    /// Comparing store paths with their NAR hashes.
+    pub check: f64,
+    /// Copying from packs to the image.
+    pub copy: f64,
+    /// Writing to the image and to new packs.
+    pub write: f64,
+}
+
+/// Time that was spent on one store path.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathSeconds {
+    /// Base name of the store path.
+    pub path: String,
+    /// Bytes of its files.
+    pub input_bytes: u64,
+    /// Time to read, check and compress it, in seconds of all threads together.
+    pub seconds: f64,
 }

@@ -51,6 +51,7 @@ fn stdout_is_the_path_and_the_summary_is_on_stderr() {
     assert_eq!(told[1], "  closure  30 B in 3 files of 3 paths");
     assert!(told[2].starts_with("  image    "), "{told:?}");
     assert_eq!(told[3], "  cache    0 B (0 %) reused");
+    assert!(told[5].starts_with("  time     scan 0.") && told[5].contains(", publish ") && told.len() == 6, "{told:?}");
     let quiet = workspace.run("build --closure-info info --store-dir store -o image --quiet");
     assert_eq!((quiet.code, quiet.stdout.as_str(), quiet.stderr.as_str()), (0, "image\n", ""));
 }
@@ -67,6 +68,27 @@ fn the_report_is_json() {
     assert_eq!(report["imageBytes"], image.len());
     assert_eq!(report["imageBlake3"], blake3::hash(&image).to_hex().as_str());
     assert_eq!(report["cache"]["missedBytes"], 30);
+}
+
+#[test]
+fn timings_name_the_work_and_the_store_paths_that_took_most_time() {
+    let workspace = Workspace::with_store();
+    let run = workspace.run("build --closure-info info --store-dir store -o image --timings");
+    let told: Vec<&str> = run.stderr.lines().collect();
+    assert!(told[6].starts_with("  threads  read 0.") && told[6].contains("s, compress "), "{told:?}");
+    let mut paths: Vec<&str> = told[7..].iter().filter_map(|line| line.split_whitespace().last()).collect();
+    paths.sort();
+    let mut expected = [GREETING, LINK, TOOLS];
+    expected.sort();
+    // The link has no content, but its NAR hash is checked.
+    assert_eq!(paths, expected);
+    let run = workspace.run("build --closure-info info --store-dir store -o again --json -q");
+    let report: serde_json::Value = serde_json::from_str(&run.success()).unwrap();
+    assert!(report["workSeconds"]["copy"].as_f64().unwrap() > 0.0, "{report}");
+    assert_eq!((&report["workSeconds"]["read"], &report["slowestPaths"]), (&0.0.into(), &serde_json::json!([])));
+    workspace
+        .run("build --closure-info info --store-dir store -o image --timings -q")
+        .failure(2, "error: the argument '--timings' cannot be used with '--quiet'\n\nUsage: microvm-image build [OPTIONS] --output <IMAGE>\n           [STORE_PATH]...\n\nFor more information, try '--help'.\n");
 }
 
 #[test]

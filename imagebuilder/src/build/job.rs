@@ -7,6 +7,7 @@ use super::new_pack::{NewPack, PackKeeper};
 use super::output::ImageFile;
 use super::source::InputPath;
 use super::transfer::{CopyJob, WriteJob};
+use super::work_times::{Work, WorkTimes};
 use crate::cache::CacheError;
 use crate::encode::Encoder;
 use crate::pack::{NewSegment, PackHead};
@@ -162,6 +163,8 @@ pub(super) struct WorkerInputs<'a> {
     pub(super) cache_troubles: &'a (dyn Fn(CacheError) + Sync),
     /// Becomes true when the build must stop.
     pub(super) cancel: &'a AtomicBool,
+    /// Receives the times of all work.
+    pub(super) times: &'a WorkTimes,
 }
 
 /// A worker, with its codec and its buffer.
@@ -180,7 +183,9 @@ impl<'a> Worker<'a> {
     /// Runs a job.
     pub(super) fn run(&mut self, job: Job) -> Result<JobOutput, BuildError> {
         match job {
-            Job::ReadFiles { store_path, nodes } => self.read_files(store_path, &nodes),
+            Job::ReadFiles { store_path, nodes } => {
+                self.inputs.times.measure(Work::Read, Some(store_path), || self.read_files(store_path, &nodes))
+            }
             Job::ReadRange { range, action } => self.read_range(range, action),
             Job::EncodeRange { range, content } => self.encode_range(range, &content),
             Job::Encode { store_path, kind, content, bytes } => {
@@ -188,8 +193,8 @@ impl<'a> Worker<'a> {
                 self.inputs.buffers.give(bytes);
                 Ok(JobOutput::Segment(batch))
             }
-            Job::Write(job) => self.write(job),
-            Job::Copy(job) => self.copy(job),
+            Job::Write(job) => self.inputs.times.measure(Work::Write, None, || self.write(job)),
+            Job::Copy(job) => self.inputs.times.measure(Work::Copy, None, || self.copy(job)),
             Job::Keep(job) => self.keep(&job).map(JobOutput::Completed),
         }
     }
@@ -217,9 +222,11 @@ impl<'a> Worker<'a> {
             RangeAction::Encode | RangeAction::Hash => self.take_buffer(RANGE_BYTES as usize),
         };
         let bytes = &mut buffer[..range.length];
-        self.inputs.store_paths[range.store_path].read(range.node, range.range, bytes)?;
         let needs_hash = action != RangeAction::Encode || self.inputs.keeper.is_some();
-        let content = needs_hash.then(|| *blake3::hash(bytes).as_bytes());
+        let content = self.inputs.times.measure(Work::Read, Some(range.store_path), || {
+            self.inputs.store_paths[range.store_path].read(range.node, range.range, bytes)?;
+            Ok::<_, BuildError>(needs_hash.then(|| *blake3::hash(bytes).as_bytes()))
+        })?;
         let job_output = match (action, content) {
             (RangeAction::Keep, Some(content)) => return Ok(JobOutput::Kept { content, bytes: buffer }),
             (RangeAction::Hash, Some(content)) => JobOutput::Hashed { content },
@@ -236,8 +243,11 @@ impl<'a> Worker<'a> {
         let mut buffer = self.take_buffer(RANGE_BYTES as usize);
         let bytes = &mut buffer[..range.length];
         let store_path = &self.inputs.store_paths[range.store_path];
-        store_path.read(range.node, range.range, bytes)?;
-        if blake3::hash(bytes).as_bytes() != content {
+        let is_same = self.inputs.times.measure(Work::Read, Some(range.store_path), || {
+            store_path.read(range.node, range.range, bytes)?;
+            Ok::<_, BuildError>(blake3::hash(bytes).as_bytes() == content)
+        })?;
+        if !is_same {
             return Err(BuildError::Changed { path: store_path.path_of(range.node) });
         }
         let batch = self.make_segment(range.store_path, SegmentKind::File, Some(content), bytes)?;
@@ -267,7 +277,8 @@ impl<'a> Worker<'a> {
         let known = earlier.and_then(|(earlier, content)| {
             earlier.segment(kind, content, |length| self.inputs.buffers.take_empty(length))
         });
-        known.map_or_else(|| self.encode(kind, bytes), Ok)
+        let times = self.inputs.times;
+        known.map_or_else(|| times.measure(Work::Compress, Some(store_path), || self.encode(kind, bytes)), Ok)
     }
 
     /// Compresses a segment.
@@ -290,7 +301,9 @@ impl<'a> Worker<'a> {
         let Some(keeper) = self.inputs.keeper.filter(|_| job.pack.is_intact()) else { return Ok(None) };
         let store_path = &self.inputs.store_paths[job.store_path];
         let mut buffer = self.take_buffer(RANGE_BYTES as usize);
-        let other_content = nar_check::check(store_path, &mut buffer, self.inputs.cancel)?;
+        let other_content = self.inputs.times.measure(Work::Check, Some(job.store_path), || {
+            nar_check::check(store_path, &mut buffer, self.inputs.cancel)
+        })?;
         self.buffer = buffer;
         if other_content.is_some() {
             return Ok(other_content);

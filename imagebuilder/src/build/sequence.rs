@@ -20,6 +20,7 @@ use super::tally::Tally;
 use crate::cache::CacheError;
 use crate::pack::layout::{Piece, fragment_hasher};
 use crate::progress::Progress;
+use crate::report::{PathSeconds, WorkSeconds};
 use crate::segment::{ContentHash, SegmentKind, file_content, range_count, range_length};
 use crate::settings::ImageSettings;
 use std::collections::{BTreeSet, HashSet};
@@ -41,6 +42,10 @@ pub(super) struct Sequenced {
     pub(super) end: u64,
     /// Processor time of the deciding thread in seconds.
     pub(super) cpu_seconds: f64,
+    /// Time of the worker threads.
+    pub(super) work_seconds: WorkSeconds,
+    /// The store paths that took most of it.
+    pub(super) slowest_paths: Vec<PathSeconds>,
     /// Store paths whose packs are damaged. If there are some, the image is not correct.
     pub(super) damaged: BTreeSet<usize>,
     /// Store paths that do not have their NAR hash.
@@ -127,6 +132,8 @@ impl<'a> Sequencer<'a> {
                 tally: Tally::default(),
                 end: 0,
                 cpu_seconds: 0.0,
+                work_seconds: WorkSeconds::default(),
+                slowest_paths: Vec::new(),
                 damaged: BTreeSet::new(),
                 other_content: Vec::new(),
             },

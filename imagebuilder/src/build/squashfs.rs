@@ -82,6 +82,7 @@ impl SquashfsBuild<'_> {
             ..done.tally.report(self.plan.paths.len(), scanned.rebuilt.len(), rebuilt_bytes)
         };
         report.cpu_seconds = CpuSeconds { total: 0.0, sequencer: done.cpu_seconds };
+        (report.work_seconds, report.slowest_paths) = (done.work_seconds, done.slowest_paths);
         Ok(report)
     }
 

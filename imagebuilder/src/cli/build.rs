@@ -12,7 +12,7 @@ use imagebuilder::cache_service::client::CacheClient;
 use imagebuilder::machine::{self, SkipReport};
 use imagebuilder::open_files;
 use imagebuilder::pack::PackSource;
-use imagebuilder::report::{BuildReport, Outcome};
+use imagebuilder::report::{BuildReport, Outcome, PhaseSeconds, WorkSeconds};
 use imagebuilder::threads::MAX_JOBS;
 use imagebuilder::{missing_paths, output, size};
 use std::env;
@@ -63,6 +63,9 @@ pub(crate) struct BuildArgs {
     /// Print neither progress nor a summary
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
+    /// Add to the summary what the threads did, and the ten store paths that took most time; --json always has both
+    #[arg(long, conflicts_with = "quiet", help_heading = "Output")]
+    timings: bool,
 }
 
 #[derive(Debug, Args)]
@@ -171,7 +174,8 @@ fn report_skipped(args: &BuildArgs, report: &SkipReport) -> Result<(), Failure> 
 
 fn report_built(args: &BuildArgs, report: &BuildReport) -> Result<(), Failure> {
     if !args.quiet {
-        for line in summary(&args.output, report) {
+        let timings = if args.timings { timings(report) } else { Vec::new() };
+        for line in summary(&args.output, report).into_iter().chain(timings) {
             program::output::message(&line);
         }
     }
@@ -211,10 +215,35 @@ fn summary(image: &Path, report: &BuildReport) -> Vec<String> {
         lines.push(format!("  dedup    {bytes} in {files} files"));
     }
     lines.push(format!("  memory   {} peak", size::human(report.peak_memory_bytes)));
+    if report.outcome == Outcome::Built {
+        lines.push(format!("  time     {}", phases(&report.seconds)));
+    }
     lines.extend(report.verity.as_ref().map(|seal| format!("  verity   root hash {}", seal.root_hash)));
     for (name, digest) in [("blake3", &report.image_blake3), ("sha256", &report.image_sha256)] {
         lines.extend(digest.as_ref().map(|digest| format!("  {name}   {digest}")));
     }
+    lines
+}
+
+/// `scan 0.1 s, blocks 2.0 s, tables 0.1 s, publish 0.3 s`
+fn phases(seconds: &PhaseSeconds) -> String {
+    let PhaseSeconds { scan, blocks, tables, verity, publish, .. } = *seconds;
+    let phases =
+        [("scan", scan), ("blocks", blocks), ("tables", tables), ("verity", verity), ("publish", publish)].into_iter();
+    // Only a sealed image has this phase.
+    let phases = phases.filter(|(name, seconds)| *name != "verity" || *seconds > 0.0);
+    phases.map(|(name, seconds)| format!("{name} {seconds:.1} s")).collect::<Vec<_>>().join(", ")
+}
+
+/// Returns what the threads did, and the store paths that took most time.
+fn timings(report: &BuildReport) -> Vec<String> {
+    let WorkSeconds { read, compress, check, copy, write } = report.work_seconds;
+    let mut lines = vec![format!(
+        "  threads  read {read:.1} s, compress {compress:.1} s, check {check:.1} s, copy {copy:.1} s, write {write:.1} s"
+    )];
+    lines.extend(report.slowest_paths.iter().map(|slow| {
+        format!("  {:7.2} s  {:>10}  {}", slow.seconds, size::human(slow.input_bytes), slow.path)
+    }));
     lines
 }
 
