@@ -51,6 +51,8 @@ enum Command {
     Completions(reference::CompletionsArguments),
     Man(reference::ManArguments),
     #[command(hide = true)]
+    MachineNames(reference::MachineNamesArguments),
+    #[command(hide = true)]
     ServeView(share_view::ServeArguments),
     #[command(hide = true)]
     CleanUpAfter(clean_up::Arguments),
@@ -118,6 +120,7 @@ fn run_command(command: Command) -> Result<(), Failure> {
         Command::Capabilities(arguments) => reference::capabilities(&arguments),
         Command::Completions(arguments) => reference::completions(&arguments),
         Command::Man(arguments) => reference::man(&arguments),
+        Command::MachineNames(_) => reference::machine_names(),
         Command::CleanUpAfter(arguments) => clean_up::run(&arguments),
         Command::Host(command) => imperative::run_command(&command),
     }

@@ -423,6 +423,34 @@ fn completions_and_manual_pages_are_printed() {
 }
 
 #[test]
+fn bash_completes_the_names_of_machines_but_not_for_a_new_one_or_a_value() {
+    let directory = tempfile::tempdir().expect("a directory");
+    for name in ["mail", "web", "web-2"] {
+        fs::create_dir_all(directory.path().join("machines").join(name)).expect("a machine");
+    }
+    let complete = |words: &[&str]| {
+        let script = "source <(\"$0\" completions bash); COMP_WORDS=(\"$0\" \"$@\"); COMP_CWORD=$#\n\
+                      _microvm_with_machines \"$0\" \"${COMP_WORDS[-1]}\" \"${COMP_WORDS[-2]}\"; echo \"${COMPREPLY[@]}\"";
+        let output = Command::new("bash")
+            .args(["-c", script, env!("CARGO_BIN_EXE_microvm")])
+            .args(words)
+            .env("MICROVM_STATE_DIR", directory.path().join("machines"))
+            .env("MICROVM_RUNTIME_DIR", directory.path().join("run"))
+            .output()
+            .expect("bash");
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output).trim().to_owned()
+    };
+    assert_eq!(complete(&["start", ""]), "mail web web-2");
+    assert_eq!(complete(&["update", "-R", "web", "we"]), "web web-2");
+    assert_eq!(complete(&["stop", "ma"]), "mail");
+    assert!(!complete(&["stop", "--timeout", "w"]).contains("web"));
+    assert!(complete(&["stop", "--time"]).contains("--timeout"));
+    assert!(!complete(&["create", ""]).contains("web"));
+    assert_eq!(complete(&["stat"]), "status");
+}
+
+#[test]
 fn a_failed_command_with_json_prints_an_error_object_and_nothing_else_on_stdout() {
     let scratch = Scratch::machine(json!({"hypervisor": "kvmtool", "vsock": {"cid": 3}, "tpm": {"enable": true}}));
     let spec = scratch.spec();

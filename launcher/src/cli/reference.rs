@@ -1,10 +1,14 @@
 //! `microvm schema`, `capabilities`, `completions`, `man`: the program's reference documentation.
 
+mod completions;
+
 use clap::CommandFactory;
 use clap_complete::Shell;
 use launcher::capability::{Feature, Support, summary_table};
 use launcher::hypervisor::{capability_table, support};
+use launcher::imperative::Layout;
 use launcher::spec::{Hypervisor, schema::machine_spec_schema};
+use launcher::state::RuntimeDirectory;
 use program::failure::Failure;
 use program::manual::Sections;
 use program::output::print;
@@ -69,13 +73,25 @@ pub(crate) struct CompletionsArguments {
 }
 
 pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<(), Failure> {
-    let program = super::Arguments::command();
-    // Hidden commands are internal.
-    let offered = program.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
-    let mut offered = clap::Command::new("microvm").version(env!("CARGO_PKG_VERSION")).subcommands(offered);
-    let mut text = Vec::new();
-    clap_complete::generate(arguments.shell, &mut offered, "microvm", &mut text);
-    print(text)
+    print(completions::completions(arguments.shell))
+}
+
+/// Print the names of the machines that this user can see, one a line, for completions
+#[derive(clap::Args)]
+#[command(name = completions::MACHINE_NAMES)]
+pub(crate) struct MachineNamesArguments {}
+
+pub(crate) fn machine_names() -> Result<(), Failure> {
+    let mut names: Vec<String> = Layout::of_environment()
+        .all()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|machine| machine.name.to_string())
+        .chain(RuntimeDirectory::locate().and_then(|runtime| runtime.machine_names()).unwrap_or_default())
+        .collect();
+    names.sort();
+    names.dedup();
+    print(names.into_iter().map(|name| name + "\n").collect::<String>())
 }
 
 /// The sections of the manual page that clap does not generate.
