@@ -4,6 +4,9 @@
   rustPlatform,
   installShellFiles,
   crate ? "launcher",
+  # The commit that `--version` prints, for releases. By default there is none, because every commit would then be another package, and every
+  # machine would have to be updated.
+  commit ? null,
 }:
 let
   manifest = lib.importTOML ./Cargo.toml;
@@ -38,6 +41,7 @@ rustPlatform.buildRustPackage {
     ];
   };
   cargoLock.lockFile = ./Cargo.lock;
+  env = lib.optionalAttrs (commit != null) { MICROVM_COMMIT = commit; };
   cargoBuildFlags = [ "--package=${crate}" ];
   # Only unit tests. The tests in tests/ need the fixtures and hypervisors; CI runs them.
   cargoTestFlags = [

@@ -34,7 +34,7 @@ use std::process::ExitCode;
 ///
 /// Data goes to stdout, messages to stderr. Exit codes: 0 success, 1 failure, 2 bad input or usage, 130 interrupted.
 #[derive(Debug, Parser)]
-#[command(name = "microvm-image", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "microvm-image", version = program::version::version(), max_term_width = 100, disable_help_subcommand = true)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]

@@ -16,15 +16,17 @@ mod status;
 mod stop;
 mod suspend;
 mod virtiofsd;
+mod volume;
 mod volumes;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use program::failure::{BAD_INPUT, Failure};
 use program::output::{escaped_arguments, report, report_usage_as_json, want_json};
+use program::version::version;
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "microvm", version, about = "Run and manage microVMs", arg_required_else_help = true)]
+#[command(name = "microvm", version = version(), about = "Run and manage microVMs", arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -46,6 +48,7 @@ enum Command {
     Virtiofsd(virtiofsd::Arguments),
     SharePath(share_view::Arguments),
     Volumes(volumes::Arguments),
+    Volume(volume::Arguments),
     Schema(reference::SchemaArguments),
     Capabilities(reference::CapabilitiesArguments),
     Completions(reference::CompletionsArguments),
@@ -116,6 +119,7 @@ fn run_command(command: Command) -> Result<(), Failure> {
         Command::SharePath(arguments) => share_view::add(&arguments),
         Command::ServeView(arguments) => share_view::serve(&arguments),
         Command::Volumes(arguments) => volumes::run(&arguments),
+        Command::Volume(arguments) => volume::run(&arguments),
         Command::Schema(arguments) => reference::schema(&arguments),
         Command::Capabilities(arguments) => reference::capabilities(&arguments),
         Command::Completions(arguments) => reference::completions(&arguments),

@@ -1,10 +1,14 @@
 //! Volumes: created atomically, never over an existing file, and checked for file system and label.
 
+mod copy;
 mod format;
+mod grow;
 mod lock;
 mod same_file;
 
+pub use copy::{CopyError, CopyOwner, copy};
 pub use format::check_format;
+pub use grow::{GrowError, Grown, grow};
 pub(crate) use lock::{ImageNumber, LOCK_ENDING};
 pub use lock::{LockRequest, VolumeLock, lock_volumes};
 pub use same_file::{SameFile, same_files};

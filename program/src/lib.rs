@@ -1,6 +1,6 @@
 //! What `microvm` and `microvm-image` share because both are Unix programs: output, failures and exit codes, untrusted
 //! text in messages, sections of manual pages, spelling suggestions, files that appear whole or not at all, places that another user may change,
-//! users, and child processes.
+//! users, child processes, and the version.
 //!
 //! Nothing here knows about machines or images; neither of the two main crates depends on the other.
 //!
@@ -37,3 +37,4 @@ pub mod signals;
 pub mod spelling;
 pub mod unnamed_file;
 pub mod user;
+pub mod version;
