@@ -5,6 +5,7 @@ mod clean_up;
 mod output;
 mod prepare;
 mod supervise;
+mod vsock;
 
 use crate::console::ConsoleError;
 use crate::facts::HostFacts;
@@ -53,6 +54,16 @@ pub enum RunError {
     /// The state of the machine cannot be read or written, or the machine cannot be started now.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The guest's vsock address is in use.
+    #[error("{machine}: the vsock address {cid} is in use by {holder}; stop it, or give one of them another vsock.cid")]
+    CidInUse {
+        /// The machine.
+        machine: String,
+        /// The address.
+        cid: u32,
+        /// What uses it.
+        holder: String,
+    },
     /// A command of `preStart` failed.
     #[error("preStart: {command}: {reason}")]
     PreStart {

@@ -312,4 +312,4 @@ impl Problems {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

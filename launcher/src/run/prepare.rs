@@ -1,6 +1,6 @@
 //! Creates everything that the hypervisor needs before it starts. Dropping [`Prepared`] ends and removes it again.
 
-use super::{Lowered, RunError};
+use super::{Lowered, RunError, vsock};
 use crate::facts::HostFacts;
 use crate::host::{CheckTime, missing};
 use crate::hypervisor::lower_with_script_output;
@@ -88,6 +88,7 @@ impl Prepared {
         if !problems.is_empty() {
             return Err(RunError::Missing(problems));
         }
+        vsock::require_free(launch, &lock.runtime())?;
         let locks = preparation.lock_volumes(&lock.runtime())?;
         preparation.make_disks(message)?;
         let sealed = preparation.read_seal(lowered)?;

@@ -13,7 +13,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command};
 
-fn launch(directory: &Path) -> Launch {
+pub(crate) fn launch(directory: &Path) -> Launch {
     Launch {
         version: LAUNCH_VERSION,
         name: "web".to_owned(),
