@@ -6,6 +6,7 @@ mod clean_up;
 mod console;
 mod explain;
 mod imperative;
+mod install;
 mod interfaces;
 mod machine;
 mod reference;
@@ -37,6 +38,7 @@ enum Command {
     Check(check::Arguments),
     Explain(explain::Arguments),
     Run(run::Arguments),
+    Install(install::Arguments),
     Stop(stop::Arguments),
     Suspend(suspend::Arguments),
     Resume(suspend::ResumeArguments),
@@ -107,6 +109,7 @@ fn run_command(command: Command) -> Result<(), Failure> {
         Command::Check(arguments) => check::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
+        Command::Install(arguments) => install::run(&arguments),
         Command::Stop(arguments) => stop::run(&arguments),
         Command::Suspend(arguments) => suspend::run(&arguments),
         Command::Resume(arguments) => suspend::resume(&arguments),
