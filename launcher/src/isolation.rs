@@ -10,11 +10,13 @@ mod devices;
 mod directory;
 mod locks;
 mod mounts;
+mod store_disks;
 mod tree;
 
 pub use devices::allow_devices;
 pub use directory::{FIRST_USER_ID_VARIABLE, FLAKE, StateDirectory, TOPLEVEL, UserIds};
 pub use mounts::{make, make_volumes, remove};
+pub use store_disks::{ImageLock, StoreDisks};
 pub use tree::{Entry, PathOnHost, Tree, TreeInputs};
 
 use std::io;
@@ -62,6 +64,9 @@ pub enum IsolationError {
     /// The state directory has not been prepared.
     #[error("{}: has no user id yet; the unit microvm-set-booted@ assigns one", .0.display())]
     NoUserId(PathBuf),
+    /// A signal asked the launcher to stop.
+    #[error(transparent)]
+    Interrupted(crate::interruption::Interrupted),
     /// A volume outside the state directory could not be created.
     #[error(transparent)]
     Volume(#[from] crate::volumes::VolumeError),

@@ -7,7 +7,7 @@ use crate::cli::spec_file::{Overrides, read};
 use crate::cli::suspend::{continue_for_service, report_saved, save_for_service};
 use launcher::imperative::{Layout, MachineName};
 use launcher::interruption::Interruption;
-use launcher::isolation::{self, FORMER_USER, PathOnHost, StateDirectory, Tree, TreeInputs};
+use launcher::isolation::{self, FORMER_USER, PathOnHost, StateDirectory, StoreDisks, Tree, TreeInputs};
 use launcher::launch::{Launch, Needs, TapNeed};
 use launcher::network::{NetworkError, macvtap, make_bridge_tap, remove_bridge_tap, tap};
 use launcher::spec::{InterfaceType, MachineSpec};
@@ -215,7 +215,7 @@ fn root_up(layout: &Layout, arguments: &RootArguments) -> Result<(), Failure> {
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let launch = known.as_ref().map(|(_, launch)| launch);
     let store_disk = match launch {
-        Some(launch) => make_store_disk(launch, arguments, &interruption)?,
+        Some(launch) => make_store_disk(launch, layout, arguments, &interruption)?,
         None => None,
     };
     let name = arguments.machine.name.as_str();
@@ -267,18 +267,25 @@ fn other_paths(arguments: &RootArguments) -> Vec<PathOnHost> {
 }
 
 /// Builds the image as the user of the image cache, which no guest can access, in a place where the machine can only
-/// read it.
+/// read it. Machines with the same plan share an image.
 fn make_store_disk(
     launch: &Launch,
+    layout: &Layout,
     arguments: &RootArguments,
     interruption: &Interruption,
 ) -> Result<Option<PathBuf>, Failure> {
     let Some(need) = &launch.needs.store_disk else { return Ok(None) };
     let identity = Identity::of(FORMER_USER).map_err(failed)?;
-    let image = arguments.disks.join(format!("{}.image", arguments.machine.name));
+    let disks = StoreDisks::at(&arguments.disks);
+    let image = disks.assign(arguments.machine.name.as_str(), need.plan.as_path()).map_err(failed)?;
     let mut need = need.clone();
     need.image = image.to_string_lossy().into_owned().into();
-    store_disk::make(&need, &"/".into(), Some(&identity), interruption).map_err(failed)?;
+    {
+        let _lock = disks.lock(&image, interruption).map_err(failed)?;
+        store_disk::make(&need, &"/".into(), Some(&identity), interruption).map_err(failed)?;
+    }
+    let exists = |name: &str| MachineName::new(name).is_ok_and(|name| layout.machine(&name).directory.is_dir());
+    disks.remove_unused(exists).map_err(failed)?;
     Ok(Some(image))
 }
 
