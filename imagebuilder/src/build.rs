@@ -157,8 +157,8 @@ pub enum BuildError {
     },
 }
 
-fn list_problems(problems: &[impl std::error::Error]) -> String {
-    let text = |problem: &_| match std::error::Error::source(problem) {
+fn list_problems<Problem: std::error::Error>(problems: &[Problem]) -> String {
+    let text = |problem: &Problem| match std::error::Error::source(problem) {
         Some(cause) => format!("{problem}: {cause}"),
         None => problem.to_string(),
     };

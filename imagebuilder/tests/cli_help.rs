@@ -64,7 +64,7 @@ fn the_program_without_a_command_shows_the_help() {
     let run = workspace.run("bulid");
     assert_eq!(run.code, 2);
     assert!(run.stderr.contains("tip: a similar subcommand exists: 'build'"), "{}", run.stderr);
-    assert_eq!(workspace.run("--version").success(), format!("microvm-image {}\n", program::version::version()));
+    assert_eq!(workspace.run("--version").success(), format!("microvm-image {}\n", ::program::version::version()));
 }
 
 #[test]

@@ -270,9 +270,8 @@ fn a_signal_that_ends_create_or_update_ends_nix() {
         let text = fs::read_to_string(host.path("pids")).unwrap_or_default();
         text.lines().filter_map(|line| line.parse().ok()).collect()
     };
-    let has_ended = |pid: &i32| {
-        fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z ")) 
-    };
+    let has_ended =
+        |pid: &i32| fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
     let wait_until = |what: &str, reached: &dyn Fn() -> bool| {
         let end = Instant::now() + Duration::from_secs(60);
         while !reached() {

@@ -241,9 +241,12 @@ fn timings(report: &BuildReport) -> Vec<String> {
     let mut lines = vec![format!(
         "  threads  read {read:.1} s, compress {compress:.1} s, check {check:.1} s, copy {copy:.1} s, write {write:.1} s"
     )];
-    lines.extend(report.slowest_paths.iter().map(|slow| {
-        format!("  {:7.2} s  {:>10}  {}", slow.seconds, size::human(slow.input_bytes), slow.path)
-    }));
+    lines.extend(
+        report
+            .slowest_paths
+            .iter()
+            .map(|slow| format!("  {:7.2} s  {:>10}  {}", slow.seconds, size::human(slow.input_bytes), slow.path)),
+    );
     lines
 }
 

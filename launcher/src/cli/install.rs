@@ -69,7 +69,8 @@ fn program() -> Result<String, Failure> {
     let own = std::env::current_exe().map_err(failed)?;
     let search_path = std::env::var_os("PATH").unwrap_or_default();
     let candidates = std::env::split_paths(&search_path).map(|directory| directory.join("microvm"));
-    let found = candidates.filter(|path| path.is_absolute()).find(|path| path.canonicalize().is_ok_and(|path| path == own));
+    let found =
+        candidates.filter(|path| path.is_absolute()).find(|path| path.canonicalize().is_ok_and(|path| path == own));
     text_of(&found.unwrap_or(own))
 }
 
@@ -93,7 +94,10 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
     if let Some((existing, _)) = place.read().map_err(failed)?
         && !existing.starts_with(MARK.as_bytes())
     {
-        return Err(Failure::usage(format!("{} exists, and this command did not write it: move it away", path.display())));
+        return Err(Failure::usage(format!(
+            "{} exists, and this command did not write it: move it away",
+            path.display()
+        )));
     }
     place.replace(text.as_bytes(), UNIT_MODE, None).map_err(failed)
 }
@@ -150,7 +154,8 @@ mod tests {
     #[test]
     fn words_of_a_unit_are_quoted_as_systemd_reads_them() {
         let words = ["/usr/bin/microvm", "/home/me/my vms/web.json", "100%", "a$b", "x\"y\\z", ""].map(quoted);
-        let expected = ["/usr/bin/microvm", "\"/home/me/my vms/web.json\"", "\"100%%\"", "\"a$$b\"", "\"x\\\"y\\\\z\"", "\"\""];
+        let expected =
+            ["/usr/bin/microvm", "\"/home/me/my vms/web.json\"", "\"100%%\"", "\"a$$b\"", "\"x\\\"y\\\\z\"", "\"\""];
         assert_eq!(words, expected);
         let text = unit("web", &["/bin/microvm".to_owned(), "a b".to_owned()], "/a$b:/bin", 90);
         assert!(text.contains("\nEnvironment=\"PATH=/a$b:/bin\"\nExecStart=/bin/microvm \"a b\"\n"), "{text}");

@@ -6,7 +6,9 @@ use launcher::imperative::{Layout, MachineName};
 use launcher::interruption::Interruption;
 use launcher::launch::{Access, Launch, VolumeNeed};
 use launcher::state::RuntimeDirectory;
-use launcher::volumes::{CopyError, CopyOwner, GrowError, Grown, LockRequest, VolumeError, VolumeLock, copy, grow, lock_volumes};
+use launcher::volumes::{
+    CopyError, CopyOwner, GrowError, Grown, LockRequest, VolumeError, VolumeLock, copy, grow, lock_volumes,
+};
 use program::failure::Failure;
 use program::output::message;
 use std::path::{Path, PathBuf};
@@ -154,8 +156,10 @@ impl MachineVolume {
             owner: None,
         };
         lock_volumes(std::slice::from_ref(&self.need), request).map_err(|error| match error {
-            VolumeError::InUse { path, holder } => Failure::problems(vec![format!("volume {path} is in use by {holder}")])
-                .with_hint(format!("stop the machine first: microvm stop {}", self.launch.name)),
+            VolumeError::InUse { path, holder } => {
+                Failure::problems(vec![format!("volume {path} is in use by {holder}")])
+                    .with_hint(format!("stop the machine first: microvm stop {}", self.launch.name))
+            }
             error => failed(error),
         })
     }
@@ -169,7 +173,9 @@ impl MachineVolume {
             Grown::ImageOnly(Some("xfs")) => format!("xfs_growfs {}", place.unwrap_or(device)),
             Grown::ImageOnly(Some("btrfs")) => format!("btrfs filesystem resize max {}", place.unwrap_or(device)),
             Grown::ImageOnly(_) => {
-                return message(&format!("{image}: grown; what it contains has its old size, and must be grown in the guest ({device})"));
+                return message(&format!(
+                    "{image}: grown; what it contains has its old size, and must be grown in the guest ({device})"
+                ));
             }
         };
         message(&format!("{image}: grown; its file system has its old size until you type in the guest: {in_guest}"));
@@ -203,8 +209,12 @@ fn size_of(text: &str) -> Result<u64, String> {
         "T" | "TiB" => 40,
         unit => return Err(format!("`{unit}` is not a unit: use K, M, G or T, each 1024 times the previous one")),
     };
-    let number: u64 = digits.parse().map_err(|_| "it must be a number with an optional unit, such as 10G".to_owned())?;
-    number.checked_mul(1 << shift).filter(|bytes| i64::try_from(*bytes).is_ok()).ok_or_else(|| "it is too large".to_owned())
+    let number: u64 =
+        digits.parse().map_err(|_| "it must be a number with an optional unit, such as 10G".to_owned())?;
+    number
+        .checked_mul(1 << shift)
+        .filter(|bytes| i64::try_from(*bytes).is_ok())
+        .ok_or_else(|| "it is too large".to_owned())
 }
 
 #[cfg(test)]
@@ -213,7 +223,10 @@ mod tests {
 
     #[test]
     fn sizes_have_units_and_are_never_guessed() {
-        assert_eq!(["0", "512", "10K", "64MiB", "3G", "1T"].map(|text| size_of(text).unwrap()), [0, 512, 10 << 10, 64 << 20, 3 << 30, 1 << 40]);
+        assert_eq!(
+            ["0", "512", "10K", "64MiB", "3G", "1T"].map(|text| size_of(text).unwrap()),
+            [0, 512, 10 << 10, 64 << 20, 3 << 30, 1 << 40]
+        );
         for text in ["", "G", "10g", "10 G", "1.5G", "-1", "9999999999999999999T", "8388608T", "x10M"] {
             assert!(size_of(text).is_err(), "{text}");
         }

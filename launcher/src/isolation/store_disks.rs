@@ -31,7 +31,9 @@ pub struct StoreDisks<'host>(&'host Path);
 
 /// A lock on an image: only one process builds it.
 #[derive(Debug)]
-pub struct ImageLock(File);
+pub struct ImageLock {
+    _file: File,
+}
 
 impl<'host> StoreDisks<'host> {
     /// Uses this directory, which must exist.
@@ -64,7 +66,7 @@ impl<'host> StoreDisks<'host> {
         let file = open(&path)?;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(ImageLock(file)),
+                Ok(()) => return Ok(ImageLock { _file: file }),
                 Err(TryLockError::WouldBlock) => interruption.pause(LOCK_INTERVAL)?,
                 Err(TryLockError::Error(source)) => return Err(failed(&path)(source)),
             }
@@ -166,7 +168,8 @@ mod tests {
         shared.remove_unused(|_| true).unwrap();
         assert!(image.exists());
         shared.remove_unused(|name| name != "mail").unwrap();
-        let mut left: Vec<_> = fs::read_dir(&disks).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut left: Vec<_> =
+            fs::read_dir(&disks).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         left.sort();
         let mut expected = [".lock", "db.link", "notes", others.file_name().unwrap().to_str().unwrap(), "web.link"];
         expected.sort_unstable();

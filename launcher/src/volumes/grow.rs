@@ -28,7 +28,9 @@ pub enum GrowError {
         source: io::Error,
     },
     /// The new size is not larger.
-    #[error("{path} already has {bytes} bytes, and the new size must be larger; the manual says how to shrink a volume")]
+    #[error(
+        "{path} already has {bytes} bytes, and the new size must be larger; the manual says how to shrink a volume"
+    )]
     NotLarger {
         /// The image.
         path: PathBuf,
@@ -138,7 +140,13 @@ impl<'a> ExtTools<'a> {
     }
 
     /// Runs a program on the image. Exit codes up to `most` are a success.
-    fn run(&self, name: &'static str, options: &[&str], most: i32, interruption: &Interruption) -> Result<(), GrowError> {
+    fn run(
+        &self,
+        name: &'static str,
+        options: &[&str],
+        most: i32,
+        interruption: &Interruption,
+    ) -> Result<(), GrowError> {
         let Some((_, program)) = self.programs.iter().find(|(known, _)| *known == name) else { return Ok(()) };
         let mut command = Command::new(program);
         command.args(options).arg(descriptor_path(self.file));
@@ -153,7 +161,12 @@ impl<'a> ExtTools<'a> {
         if ended.status.code().is_some_and(|code| code <= most) {
             return Ok(());
         }
-        Err(GrowError::Program { program: name, path: self.image.to_owned(), status: ended.status, output: ended.output })
+        Err(GrowError::Program {
+            program: name,
+            path: self.image.to_owned(),
+            status: ended.status,
+            output: ended.output,
+        })
     }
 }
 
@@ -164,7 +177,9 @@ mod tests {
 
     #[test]
     fn an_ext4_grows_with_its_image_and_other_file_systems_keep_their_size() {
-        let (Some(mkfs), Some(dump)) = (testing::find_tool("mkfs.ext4"), testing::find_tool("dumpe2fs")) else { return };
+        let (Some(mkfs), Some(dump)) = (testing::find_tool("mkfs.ext4"), testing::find_tool("dumpe2fs")) else {
+            return;
+        };
         let directory = tempfile::tempdir().unwrap();
         let image = directory.path().join("var.img");
         File::create(&image).unwrap().set_len(16 << 20).unwrap();
@@ -178,7 +193,9 @@ mod tests {
             line.split_whitespace().last().unwrap().parse().unwrap()
         };
         assert_eq!(value("Block count:") * value("Block size:"), 48 << 20);
-        assert!(matches!(grow(&image, 48 << 20, &interruption), Err(GrowError::NotLarger { bytes, .. }) if bytes == 48 << 20));
+        assert!(
+            matches!(grow(&image, 48 << 20, &interruption), Err(GrowError::NotLarger { bytes, .. }) if bytes == 48 << 20)
+        );
 
         let other = directory.path().join("other.img");
         let mut bytes = b"XFSB".to_vec();

@@ -76,7 +76,9 @@ complete -F _microvm_with_machines -o bashdefault -o default microvm
 fn for_fish(program: &Command) -> String {
     let line = |command: &Command| {
         let name = command.get_name();
-        format!("complete -c microvm -n \"__fish_microvm_using_subcommand {name}\" -a \"(command microvm {MACHINE_NAMES} 2>/dev/null)\"\n")
+        format!(
+            "complete -c microvm -n \"__fish_microvm_using_subcommand {name}\" -a \"(command microvm {MACHINE_NAMES} 2>/dev/null)\"\n"
+        )
     };
     commands_on_machines(program).map(line).collect()
 }
@@ -120,7 +122,12 @@ mod tests {
             .filter(|command| !command.is_hide_set())
             .map(|command| command.get_name().to_owned())
             .collect();
-        assert!(["start", "stop", "update", "status", "ssh", "delete"].iter().all(|name| names.contains(&(*name).to_owned())), "{names:?}");
+        assert!(
+            ["start", "stop", "update", "status", "ssh", "delete"]
+                .iter()
+                .all(|name| names.contains(&(*name).to_owned())),
+            "{names:?}"
+        );
         assert!(!names.contains(&"create".to_owned()));
         assert_eq!(machines(&zsh), names.len(), "{zsh}");
         let fish = completions(Shell::Fish);

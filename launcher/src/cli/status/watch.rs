@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn sizes_and_times_are_short() {
         let sizes = [0, 1024, 524_288, 1_258_291, 1_072_693_248, 1_073_741_823, 34_359_738_368].map(short_size);
-        assert_eq!(sizes, ["0K", "1K", "512K", "1.2M", "1023M", "1G", "32G"]);
+        assert_eq!(sizes, ["0K", "1K", "512K", "1.2M", "1023M", "1.0G", "32G"]);
         let times = [0, 59, 303, 11_100, 183_600, 400_000_000].map(short_time);
         assert_eq!(times, ["0s", "59s", "5m03s", "3h05m", "2d03h", "4629d"]);
     }
