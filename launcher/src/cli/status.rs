@@ -66,17 +66,20 @@ struct Row {
 }
 
 impl Row {
-    fn json(&self) -> Value {
-        let activity = match self.phase {
+    fn state(&self) -> &'static str {
+        match self.phase {
             Phase::Running => "running",
             Phase::Starting => "starting",
             Phase::Stopped if self.is_suspended => "suspended",
             Phase::Stopped => "stopped",
-        };
+        }
+    }
+
+    fn json(&self) -> Value {
         json!({
             "name": self.name,
             "hypervisor": self.hypervisor,
-            "activity": activity,
+            "activity": self.state(),
             "running": self.phase == Phase::Running,
             "processes": self.activity.running(),
         })

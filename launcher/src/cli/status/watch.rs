@@ -1,7 +1,7 @@
 //! `microvm status --watch`: a table of the machines and the resources that they use, redrawn on the terminal.
 
 use super::{Row, rows};
-use launcher::imperative::{Layout, MachineName, Phase, ProcessUsage, disk_bytes, memory_mib, read_spec};
+use launcher::imperative::{Layout, MachineName, ProcessUsage, disk_bytes, memory_mib, read_spec};
 use launcher::state::RuntimeDirectory;
 use program::failure::Failure;
 use program::output::print;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// Time between two tables.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// The longest shown part of a name. With it, a line has 60 columns.
-const MAX_NAME: usize = 19;
+const MAX_NAME: usize = 18;
 
 /// Prints the table again and again, until a signal ends the program.
 pub(super) fn watch(names: &[String], runtime: &RuntimeDirectory) -> Result<(), Failure> {
@@ -40,7 +40,7 @@ pub(super) fn watch(names: &[String], runtime: &RuntimeDirectory) -> Result<(), 
 /// The values of one machine.
 struct Line {
     name: String,
-    phase: Phase,
+    state: &'static str,
     usage: Option<ProcessUsage>,
     /// Used processors since the table before.
     processors: Option<f64>,
@@ -60,7 +60,7 @@ impl Line {
         let spec = machine.as_ref().and_then(|machine| read_spec(&machine.runner().ok()?));
         Self {
             name: row.name.clone(),
-            phase: row.phase,
+            state: row.state(),
             usage,
             processors,
             memory_mib: spec.as_ref().map(memory_mib),
@@ -69,11 +69,6 @@ impl Line {
     }
 
     fn text(&self, width: usize) -> String {
-        let state = match self.phase {
-            Phase::Running => "running",
-            Phase::Starting => "starting",
-            Phase::Stopped => "stopped",
-        };
         let processors = self.processors.map(|used| format!("{:.0}%", used * 100.0));
         let resident = self.usage.map(|usage| short_size(usage.resident_bytes));
         let memory = self.memory_mib.map(|mib| short_size(mib << 20));
@@ -85,7 +80,7 @@ impl Line {
             width,
             [
                 &self.name.chars().take(MAX_NAME).collect::<String>(),
-                state,
+                self.state,
                 &processors.unwrap_or_else(unknown),
                 &memory,
                 &self.disk_bytes.map_or_else(unknown, short_size),
@@ -100,7 +95,7 @@ fn unknown() -> String {
 }
 
 fn row_text(width: usize, [name, state, processors, memory, disk, uptime]: [&str; 6]) -> String {
-    format!("{name:width$} {state:8} {processors:>5} {memory:>11} {disk:>6} {uptime:>6}\n")
+    format!("{name:width$} {state:9} {processors:>5} {memory:>11} {disk:>6} {uptime:>6}\n")
 }
 
 /// The table, at most 60 columns wide.
@@ -140,24 +135,24 @@ mod tests {
 
     #[test]
     fn the_table_has_at_most_60_columns_and_says_what_is_unknown() {
-        let line = |name: &str, phase, uptime_seconds| Line {
+        let line = |name: &str, state, uptime_seconds| Line {
             name: name.to_owned(),
-            phase,
-            usage: (phase == Phase::Running).then_some(ProcessUsage {
+            state,
+            usage: (state == "running").then_some(ProcessUsage {
                 resident_bytes: 1023 << 20,
                 cpu_seconds: 5.0,
                 uptime_seconds,
             }),
-            processors: (phase == Phase::Running).then_some(12.5),
+            processors: (state == "running").then_some(12.5),
             memory_mib: Some(1023),
-            disk_bytes: (phase == Phase::Running).then_some(1_300_000_000),
+            disk_bytes: (state == "running").then_some(1_300_000_000),
         };
-        let lines = [line("web", Phase::Running, 97 * 3600), line("m", Phase::Stopped, 0)];
-        let expected = "machine state      cpu      memory   disk uptime\n\
-                        web     running  1250% 1023M/1023M   1.2G  4d01h\n\
-                        m       stopped      -       1023M      -      -\n";
+        let lines = [line("web", "running", 97 * 3600), line("m", "suspended", 0)];
+        let expected = "machine state       cpu      memory   disk uptime\n\
+                        web     running   1250% 1023M/1023M   1.2G  4d01h\n\
+                        m       suspended     -       1023M      -      -\n";
         assert_eq!(table(&lines), expected);
-        let long = table(&[line(&"n".repeat(64), Phase::Running, 99 * 86400)]);
+        let long = table(&[line(&"n".repeat(64), "running", 99 * 86400)]);
         assert!(long.lines().all(|line| line.chars().count() <= 60), "{long}");
     }
 
