@@ -2,7 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test reports by failing")]
 
-use launcher::capability::Feature;
+use launcher::capability::{Feature, conditions};
 use launcher::facts::{Architecture, Desktop, HostFacts, KernelForm, Kvm, RenderNode, Version};
 use launcher::hypervisor::{lower, runs_on, support, suspend_refusals};
 use launcher::launch::{Access, GracefulStep, KvmUse, Launch, NotificationSocket, VsockHostEnd};
@@ -594,21 +594,27 @@ fn asking_for(feature: Feature) -> Value {
         Feature::ForwardFromGuest => forward("guest", "10.0.2.10"),
         Feature::Vsock => json!({"vsock": {"cid": 3}}),
         Feature::GuestNotification => json!({"vsock": {"cid": 3, "notify": true}}),
-        Feature::Balloon => json!({"balloon": true}),
         Feature::InitialBalloon => json!({"balloon": true, "initialBalloonMem": 64}),
         Feature::HotplugMemory => json!({"hotplugMem": 256, "hotpluggedMem": 0}),
-        Feature::HugePages => json!({"hugepageMem": true}),
         Feature::DevicePci => json!({"devices": [{"bus": "pci", "path": "0000:01:00.0"}]}),
         Feature::DeviceUsb => json!({"devices": [{"bus": "usb", "path": "hostbus=1,hostaddr=2"}]}),
         Feature::Credentials => json!({"credentialFiles": {"a": "/a"}}),
         Feature::CpuModel => json!({"cpu": "EPYC"}),
-        Feature::WithoutRng => json!({"rng": false}),
         Feature::MachineId => json!({"machineId": "a67472e5570e5c8ab18cae3c77701050"}),
         Feature::Console => json!({"consoleSocket": "console.sock"}),
         Feature::OtherArchitecture => json!({"architecture": "aarch64"}),
-        Feature::Graphics => json!({"graphics": {"enable": true}}),
         Feature::TapMultiQueue | Feature::GracefulStop | Feature::Suspend | Feature::WithoutKvm => Value::Null,
+        _ => asking_by_condition(feature),
     }
+}
+
+/// Returns a machine that meets the condition of a feature, which must test one field for one value.
+fn asking_by_condition(feature: Feature) -> Value {
+    let condition = conditions(feature).next().expect("a condition").to_json();
+    let (test, is_only) = (&condition["tests"][0], condition["tests"].as_array().map(Vec::len) == Some(1));
+    assert!(is_only && condition["each"] == "" && test.get("is").is_some(), "{feature:?} needs a machine here");
+    let names = test["field"].as_str().expect("a field").rsplit('.');
+    names.fold(test["is"].clone(), |value, name| json!({name: value}))
 }
 
 #[test]

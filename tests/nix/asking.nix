@@ -1,5 +1,5 @@
 # For each row of the launcher's table, the option that uses the feature, and settings that use it. evaluation.nix tests
-# every hypervisor with each feature that it does not support.
+# every hypervisor with each feature that it does not support. Rows whose condition is simple need no entry.
 let
   interface = type: {
     inherit type;
@@ -59,9 +59,46 @@ let
     inherit option;
     settings.${option} = value;
   };
+
+  # The settings for features whose condition in the table tests one field of the machine for one value.
+  table = builtins.fromJSON (builtins.readFile ../../nixos-modules/microvm/capabilities.json);
+  nested =
+    names: value:
+    if names == [ ] then
+      value
+    else
+      {
+        ${builtins.head names} = nested (builtins.tail names) value;
+      };
+  byCondition =
+    feature:
+    let
+      condition = builtins.head table.${feature}.uses;
+      test = builtins.head condition.tests;
+    in
+    {
+      inherit (condition) option;
+      settings = nested (builtins.filter builtins.isString (builtins.split "[.]" test.field)) test.is;
+    };
+  isSimple =
+    feature:
+    let
+      inherit (table.${feature}) uses;
+    in
+    builtins.length uses == 1
+    && builtins.all (
+      condition:
+      condition.each == "" && builtins.length condition.tests == 1 && builtins.head condition.tests ? is
+    ) uses;
+  simple = builtins.filter isSimple (builtins.attrNames table);
 in
-{
-  Balloon = plain "balloon" true;
+builtins.listToAttrs (
+  map (name: {
+    inherit name;
+    value = byCondition name;
+  }) simple
+)
+// {
   Console = plain "consoleSocket" "console.sock";
   CpuModel = plain "cpu" "core2duo";
   Credentials = plain "credentialFiles" { token = "/etc/token"; };
@@ -69,10 +106,6 @@ in
   DeviceUsb = device "usb" "vendorid=0x1,productid=0x2";
   ForwardFromGuest = forward "guest";
   ForwardFromHost = forward "host";
-  Graphics = {
-    option = "graphics.enable";
-    settings.graphics.enable = true;
-  };
   GuestNotification = {
     option = "vsock.notify";
     settings.vsock = {
@@ -81,7 +114,6 @@ in
     };
   };
   HotplugMemory = plain "hotplugMem" 64;
-  HugePages = plain "hugepageMem" true;
   InitialBalloon = {
     option = "initialBalloonMem";
     settings.balloon = true;
@@ -132,9 +164,5 @@ in
   Vsock = {
     option = "vsock.cid";
     settings.vsock.cid = 3;
-  };
-  WithoutRng = {
-    option = "rng";
-    settings.rng = false;
   };
 }

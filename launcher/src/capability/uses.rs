@@ -163,15 +163,15 @@ const CONDITIONS: &[Condition] = &[
     machine(Feature::SealedStoreDisk, "storeDisk.verity", &[is("storeDisk.verity", TRUE)]),
     machine(Feature::LiveStoreDisk, "storeDisk.live", &[is("storeDisk.live", TRUE)]),
     machine(Feature::PmemStoreDisk, "storeDisk.transport", &[is("storeDisk.transport", text("pmem"))]),
+    each("volumes", Feature::VolumeSerial, "serial", &[is_not("serial", NULL)]),
     // A disk that is served has its own serial number.
     machine(
         Feature::VolumeSerial,
         "storeDisk.serial",
         &[is_not("storeDisk.serial", NULL), is("storeDisk.live", FALSE)],
     ),
-    each("volumes", Feature::VolumeSerial, "serial", &[is_not("serial", NULL)]),
-    machine(Feature::VolumeDirect, "storeDisk.direct", &[is("storeDisk.direct", TRUE)]),
     each("volumes", Feature::VolumeDirect, "direct", &[is("direct", TRUE)]),
+    machine(Feature::VolumeDirect, "storeDisk.direct", &[is("storeDisk.direct", TRUE)]),
     each("volumes", Feature::VolumeQcow2, "imageType", &[is("imageType", text("qcow2"))]),
     each("volumes", Feature::VolumeVhd, "imageType", &[is("imageType", text("vhd"))]),
     each("volumes", Feature::VolumeVhdx, "imageType", &[is("imageType", text("vhdx"))]),
