@@ -1,5 +1,5 @@
-# A host for tests/nix/systemd.sh, with a machine on each hypervisor and one whose store disk the host builds. Their
-# kernel is the probe guest, which reports its devices and then waits for a request to stop.
+# A host for tests/nix/systemd.sh, with a machine on each hypervisor, one whose store disk the host builds, and one whose store
+# disk has no image. Their kernel is the probe guest, which reports its devices and then waits for a request to stop.
 {
   work,
   kernel,
@@ -52,7 +52,7 @@ let
               {
                 type = "tap";
                 id = "vm-${builtins.substring 0 11 name}";
-                mac = "02:00:00:00:00:0${toString index}";
+                mac = "02:00:00:00:00:${if index < 10 then "0" else ""}${toString index}";
               }
             ];
             volumes = [
@@ -83,6 +83,11 @@ let
           name = "made-on-host";
           hypervisor = "qemu";
           storeDiskBuild = "host";
+        }
+        {
+          name = "live";
+          hypervisor = "qemu";
+          storeDiskBuild = "live";
         }
         {
           # The kinds of devices that reach a machine through its root directory and the device rules of its unit.

@@ -16,12 +16,12 @@ say() { printf 'nix: %s\n' "$*" >&2; }
 # Returns the program that a machine needs.
 program_of() { # MACHINE
   case $1 in
-  qemu | made-on-host) echo qemu-system-x86_64 ;;
+  qemu | made-on-host | live) echo qemu-system-x86_64 ;;
   kvmtool) echo lkvm ;;
   *) echo "$1" ;;
   esac
 }
-machines=(qemu made-on-host cloud-hypervisor firecracker crosvm kvmtool)
+machines=(qemu made-on-host live cloud-hypervisor firecracker crosvm kvmtool)
 
 # The functions that run in the container.
 
@@ -77,6 +77,15 @@ check_stopped() { # MACHINE
   # It stops with the machine, but stopping the machine does not wait for it.
   timeout 10 bash -c 'while ip link show "$1"; do sleep 0.1; done' bash "vm-${1:0:11}" >/dev/null 2>&1 || die "the tap of microvm@$1 is still there"
   timeout 10 bash -c 'while [ -L "$1" ]; do sleep 0.1; done' bash "/var/lib/microvms/$1/booted" || die "the link to what microvm@$1 was started with is still there"
+}
+
+# The server of a disk without an image runs in the machine's unit. check_running has checked its user and its confinement.
+check_live() {
+  local server
+  journalctl --quiet --unit microvm@live --output cat | grep -q 'name=blk.*serial=nix-store' || die "the guest of live has no store disk"
+  [ -z "$(find /var/lib/microvms/live -name '*.squashfs' -o -name '*.erofs')" ] || die "an image was built for live"
+  server=$(pgrep -f 'microvm-image serve --plan') || die "no server of the store disk of live"
+  grep -q /microvm@live.service "/proc/$server/cgroup" || die "the server runs outside of the unit: $(cat "/proc/$server/cgroup")"
 }
 
 # attacks.txt lists everything that a hypervisor under an attacker's control can do.
@@ -288,6 +297,7 @@ inside() {
     # Its disk was made from the service's packs, and the user's cache has none.
     [ "$name" != made-on-host ] || [ -z "$(find /var/cache/microvm-image -path '*/packs/*' -type f)" ] ||
       die "the host's store disk was not made of the cache service's packs: $(journalctl --quiet --no-pager --unit "*microvm*" | grep -i cache)"
+    [ "$name" != live ] || check_live
     check_stopped "$name"
   done
   check_isolation
