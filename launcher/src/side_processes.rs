@@ -49,8 +49,10 @@ const MAX_RESTART_DELAY: Duration = Duration::from_secs(10);
 /// A daemon that has run this long is healthy: its next failure counts as the first.
 const HEALTHY_RUN_TIME: Duration = Duration::from_secs(30);
 
-/// Readable by all, because any user who starts the machine must be able to check which command serves its sockets.
-const COMMAND_MODE: u32 = 0o644;
+/// Mode of a record that root writes. Any user who starts the machine must be able to check which command serves its sockets.
+const ROOTS_COMMAND_MODE: u32 = 0o644;
+/// Mode of any other user's record, which is trusted only by this user.
+const COMMAND_MODE: u32 = 0o600;
 
 /// Why a process beside the hypervisor cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -479,7 +481,8 @@ impl Entry {
         let written =
             given.and_then(|()| ServedCommand::of(&self.process, &self.working_directory)).and_then(|command| {
                 let text = serde_json::to_vec(&command)?;
-                command_place(self.socket.as_path())?.replace(&text, COMMAND_MODE, None)
+                let mode = if nix::unistd::geteuid().is_root() { ROOTS_COMMAND_MODE } else { COMMAND_MODE };
+                command_place(self.socket.as_path())?.replace(&text, mode, None)
             });
         written.map_err(|source| SideProcessError::Command {
             name: describe(&self.process),

@@ -272,7 +272,11 @@ in
             ExecStopPost = "-+${unit "call --if-there %i microvm-unregister"}";
             TimeoutSec = cfg.host.startupTimeout;
             # Saving the memory of a large machine takes longer than shutting it down.
-            TimeoutStopSec = lib.mkIf cfg.host.suspendOnShutdown (lib.max 900 cfg.host.startupTimeout);
+            TimeoutStopSec =
+              if cfg.host.suspendOnShutdown && cfg.host.startupTimeout < 900 then
+                900
+              else
+                cfg.host.startupTimeout;
             Restart = "always";
             RestartSec = "5s";
             User = "microvm";

@@ -82,7 +82,7 @@ check_stopped() { # MACHINE
 # The server of a disk without an image runs in the machine's unit. check_running has checked its user and its confinement.
 check_live() {
   local server
-  journalctl --quiet --unit microvm@live --output cat | grep -q 'name=blk.*serial=nix-store' || die "the guest of live has no store disk"
+  journalctl --quiet --unit microvm@live --output cat | grep -q 'name=blk .*serial=\[nix-store' || die "the guest of live has no store disk"
   [ -z "$(find /var/lib/microvms/live -name '*.squashfs' -o -name '*.erofs')" ] || die "an image was built for live"
   server=$(pgrep -f 'microvm-image serve --plan') || die "no server of the store disk of live"
   grep -q /microvm@live.service "/proc/$server/cgroup" || die "the server runs outside of the unit: $(cat "/proc/$server/cgroup")"
