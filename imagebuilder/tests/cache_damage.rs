@@ -194,7 +194,7 @@ fn a_forged_pack_with_a_valid_checksum_is_found_by_the_comparison_with_the_store
     drop(cache);
     let _ = fs::remove_file(bench.output());
     build(&bench.plan, &bench.options(), &mut Silent, &AtomicBool::new(false)).unwrap();
-    assert!(fs::read(bench.output()).unwrap() != bench.reference, "whoever can write to the cache is trusted");
+    assert!(fs::read(bench.output()).unwrap() != bench.reference, "anyone who can write to the cache is trusted");
     let _ = fs::remove_file(bench.output());
 
     let options = BuildOptions { cache_trust: CacheTrust::VerifyAgainstStore, ..bench.options() };

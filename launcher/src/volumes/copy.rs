@@ -65,7 +65,7 @@ pub fn copy(from: &Path, to: &Path, owner: CopyOwner, interruption: &Interruptio
     };
     let original = Place::of(from).and_then(|place| place.open(OFlag::O_RDONLY)).map_err(read)?;
     let place = Place::of(to).map_err(write)?;
-    // Checked again at the end; this avoids a long copy in vain.
+    // Checked again at the end; this avoids a long copy that would be refused.
     if place.stat().map_err(write)?.is_some() {
         return Err(CopyError::Exists(to.to_owned()));
     }
