@@ -121,7 +121,13 @@ in
         imports = [ readsOnly ];
         microvm.storeDiskType = "erofs";
         microvm.storeDiskTransport = "pmem";
-        rig.checks = "check 'the store is read without a page cache' sh -c 'grep \" /nix/store erofs .*dax=always\" /proc/mounts'";
+        rig.checks = ''
+          check 'the store is read without a page cache' sh -c 'grep " /nix/store erofs .*dax=always" /proc/mounts'
+          block() { dd if=/dev/pmem0 bs=4096 count=1 iflag=direct 2>/dev/null | sha256sum; }
+          before=$(block)
+          dd if=/dev/zero of=/dev/pmem0 bs=4096 count=1 oflag=direct
+          same 'what the guest writes to the image is dropped' "$(block)" "$before"
+        '';
       };
     }
   ];
