@@ -22,7 +22,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{getegid, geteuid, symlinkat};
 use program::place::{Place, descriptor_path};
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -111,7 +111,10 @@ pub enum ViewError {
 /// # Errors
 /// Fails if the list cannot be read, or a line is not a store path.
 pub fn read_list(path: &HostPath) -> Result<BTreeSet<String>, ViewError> {
-    let text = fs::read_to_string(path.as_path()).map_err(|source| ViewError::List { path: path.clone(), source })?;
+    let failed = |source| ViewError::List { path: path.clone(), source };
+    let read = Place::of(path.as_path()).and_then(|place| place.read()).map_err(failed)?;
+    let (bytes, _) = read.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let text = String::from_utf8(bytes).map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     let line = |(index, text): (usize, &str)| {
         let wrong = || ViewError::Line { path: path.clone(), line: index + 1, text: text.to_owned() };
         store_name(text).map(str::to_owned).ok_or_else(wrong)

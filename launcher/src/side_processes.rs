@@ -10,24 +10,26 @@
 //! becomes by exec.
 //!
 //! No process with root's rights creates a file in a directory that the machine's user can change. virtiofsd creates a
-//! socket and `SOCKET.pid`, and follows symbolic links when it creates the latter; crosvm's graphics card creates a
-//! socket. Both do so in a private directory, and the launcher then moves the socket to its place. passt and the server of
-//! the store disk run as the machine's user from the beginning: passt closes the descriptor of a private directory, and
-//! its socket would belong to root.
+//! socket and `SOCKET.pid`, and follows symbolic links when it creates the latter; passt creates a socket and
+//! `SOCKET.repair`, and leaves both behind. They create them in a private directory, and the launcher then moves the socket
+//! to its place. passt closes all descriptors, so the private directory is its working directory. passt and the server of the
+//! store disk run as the machine's user, if there is one. The directory that a virtiofs daemon serves is opened in the same
+//! way: the daemon sees it in its own mount namespace.
 
 use crate::interruption::{Interrupted, Interruption, end_group};
-use crate::launch::{AfterEnd, SideProcess, SideProcessKind};
+use crate::launch::{AfterEnd, SideProcess, SideProcessKind, VIEW};
 use crate::path::HostPath;
 use crate::programs::{NotInstalled, find_program};
 use crate::sockets::{SocketError, is_bound, is_served, remove_stale};
 use crate::state::ProcessIdentity;
 use crate::store_disk::named_in_environment;
-use program::child::{OnParentDeath, pass_descriptors, prepare};
-use program::place::{Place, PrivateDirectory};
+use program::child::{OnParentDeath, pass_descriptors, prepare, show_directory};
+use program::place::{Directory, Place, PrivateDirectory, descriptor_path};
 use program::user::Identity;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -40,8 +42,11 @@ const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
 const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long another launcher may take to record the command of a daemon that it has just restarted.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
-/// The option of a virtiofs daemon and of crosvm's graphics card that precedes the socket path.
-const SOCKET_OPTION: &str = "--socket-path";
+/// The options that precede the path of a socket: those of virtiofs daemons and of crosvm's graphics card, and those of passt
+/// and of the server of the store disk.
+const SOCKET_OPTIONS: [&str; 2] = ["--socket-path", "--socket"];
+/// The option in a virtiofs daemon's arguments that precedes the directory that it serves.
+const SHARED_OPTION: &str = "--shared-dir=";
 /// The option in a virtiofs daemon's arguments that precedes the group of its socket.
 const GROUP_OPTION: &str = "--socket-group=";
 const FIRST_RESTART_DELAY: Duration = Duration::from_millis(100);
@@ -377,17 +382,25 @@ impl Entry {
         let failed =
             |source| SideProcessError::Start { name: describe(&self.process), program: self.program.clone(), source };
         let mut command = Command::new(&self.program);
-        let (private, arguments) = self.private_socket().map_err(failed)?;
+        let (private, mut arguments) = self.private_socket().map_err(failed)?;
+        let shared = self.shared_directory().map_err(failed)?;
+        if let Some(directory) = &shared {
+            let seen = show_to(&mut command, directory).map_err(failed)?;
+            let named = arguments.iter_mut().find(|argument| argument.starts_with(SHARED_OPTION));
+            named.into_iter().for_each(|argument| *argument = format!("{SHARED_OPTION}{}", seen.display()));
+        }
         command.args(arguments).current_dir(self.working_directory.as_path()).stdin(Stdio::null());
-        if let Some(private) = &private {
-            pass_descriptors(&mut command, vec![private.number()]);
+        match &private {
+            Some(private) if self.process.kind == SideProcessKind::Passt => {
+                command.current_dir(private.descriptor_path());
+            }
+            Some(private) => pass_descriptors(&mut command, vec![private.number()]),
+            None => {}
         }
         // Not inherited, because stdout is the guest's console.
         let stderr = std::os::fd::AsFd::as_fd(&io::stderr()).try_clone_to_owned().map_err(failed)?;
         command.stdout(stderr).process_group(0);
-        // They need no more rights than the machine. The server of the store disk reads what the guest reads.
-        let is_unprivileged = matches!(self.process.kind, SideProcessKind::StoreDisk | SideProcessKind::Passt);
-        let user = self.client.clone().filter(|_| is_unprivileged);
+        let user = self.client.clone().filter(|_| self.runs_as_client());
         // Ends with the launcher, or with the hypervisor that it becomes by exec: both are the same process.
         prepare(&mut command, OnParentDeath::Terminate, user);
         self.child = Some(command.spawn().map_err(failed)?);
@@ -397,21 +410,51 @@ impl Entry {
         Ok(())
     }
 
+    /// Whether it runs as the user who connects to its socket: it needs no more rights. The server of the store disk reads
+    /// what the guest reads.
+    fn runs_as_client(&self) -> bool {
+        matches!(self.process.kind, SideProcessKind::StoreDisk | SideProcessKind::Passt)
+    }
+
     /// Creates the directory for the daemon's socket, and returns it with the arguments that use it.
     fn private_socket(&self) -> io::Result<(Option<PrivateDirectory>, Vec<String>)> {
         let mut arguments = self.process.all_arguments();
         let socket = self.process.socket.as_str();
-        let joined = format!("{SOCKET_OPTION}={socket}");
-        let position = arguments.iter().enumerate().position(|(index, argument)| {
-            *argument == joined || (argument == socket && index > 0 && arguments[index - 1] == SOCKET_OPTION)
-        });
-        let Some(argument) = position.and_then(|position| arguments.get_mut(position)) else {
+        let names_socket = |(index, argument): (usize, &String)| {
+            SOCKET_OPTIONS.iter().any(|option| {
+                let joined = argument.strip_prefix(option).and_then(|rest| rest.strip_prefix('='));
+                joined == Some(socket) || (argument == socket && index > 0 && arguments[index - 1] == *option)
+            })
+        };
+        let position = arguments.iter().enumerate().position(names_socket);
+        let is_passt = self.process.kind == SideProcessKind::Passt;
+        // Anyone else who creates a socket in that user's directory can create it directly.
+        let creates_directly = self.client.is_some() && self.runs_as_client() && !is_passt;
+        let Some(argument) = position.and_then(|position| arguments.get_mut(position)).filter(|_| !creates_directly)
+        else {
             return Ok((None, arguments));
         };
         let private = PrivateDirectory::make(Place::itself(self.socket.as_path())?.directory().try_clone()?)?;
+        if let Some(client) = self.client.as_ref().filter(|_| self.runs_as_client()) {
+            private.give_to(client)?;
+        }
+        let inside = if is_passt { PathBuf::from(private.name()) } else { private.path_of(private.name()) };
         let prefix = argument.strip_suffix(socket).unwrap_or_default();
-        *argument = format!("{prefix}{}", private.path_of(private.name()).display());
+        *argument = format!("{prefix}{}", inside.display());
         Ok((Some(private), arguments))
+    }
+
+    /// Opens the directory that a virtiofs daemon serves with root's rights. The machine's user may be able to replace the
+    /// directory by a symbolic link, also while the machine runs, because a daemon is started again for each connection.
+    fn shared_directory(&self) -> io::Result<Option<Directory>> {
+        let has_own_view = self.process.view.is_some() || self.process.kind != SideProcessKind::Virtiofsd;
+        if has_own_view || !nix::unistd::geteuid().is_root() {
+            return Ok(None);
+        }
+        let named = self.process.arguments.iter().find_map(|argument| argument.strip_prefix(SHARED_OPTION));
+        let Some(path) = named.map(|path| HostPath::from(path).below(&self.working_directory)) else { return Ok(None) };
+        let opened = Directory::open(path.as_path());
+        opened.map(Some).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
     }
 
     /// Whether the process listens on its socket, moved or not.
@@ -430,14 +473,14 @@ impl Entry {
             Some(group) => fs::symlink_metadata(socket).is_ok_and(|found| found.gid() == group.gid.as_raw()),
             None => true,
         };
-        is_bound(socket) && has_group()
+        (is_bound(socket) || is_served(socket)) && has_group()
     }
 
     /// Moves the socket to its place, and gives it to its client.
     fn publish(&mut self) -> io::Result<()> {
         let Some(private) = &self.private else { return self.give_socket() };
         let made = private.place(private.name())?;
-        if let Some(client) = &self.client {
+        if let Some(client) = self.client.as_ref().filter(|_| !self.runs_as_client()) {
             made.give_socket(client)?;
         }
         made.rename_to(&Place::itself(self.socket.as_path())?)?;
@@ -460,16 +503,10 @@ impl Entry {
         self.is_noted = self.write_command().is_ok();
     }
 
-    /// The sockets of root's daemons accept connections only from root. passt and the server of the store disk run as the
-    /// machine's user.
+    /// The sockets of root's daemons accept connections only from root.
     fn give_socket(&self) -> io::Result<()> {
         match &self.client {
-            Some(client)
-                if !matches!(
-                    self.process.kind,
-                    SideProcessKind::Passt | SideProcessKind::StoreDisk | SideProcessKind::ShareView
-                ) =>
-            {
+            Some(client) if !self.runs_as_client() && self.process.kind != SideProcessKind::ShareView => {
                 Place::itself(self.socket.as_path())?.give_socket(client)
             }
             _ => Ok(()),
@@ -524,6 +561,19 @@ impl Entry {
     fn start_later(&mut self) {
         self.start_again = Some(Instant::now() + self.delay);
         self.delay = (self.delay * 2).min(MAX_RESTART_DELAY);
+    }
+}
+
+/// Makes the command see this directory, and not what has its name later. Returns the path at which it sees it.
+fn show_to(command: &mut Command, directory: &Directory) -> io::Result<PathBuf> {
+    match show_directory(command, directory, Path::new(VIEW)) {
+        Ok(()) => Ok(VIEW.into()),
+        // Root may not mount in some containers, or the kernel is too old for it.
+        Err(error) if [io::ErrorKind::PermissionDenied, io::ErrorKind::Unsupported].contains(&error.kind()) => {
+            pass_descriptors(command, vec![directory.as_raw_fd()]);
+            Ok(descriptor_path(directory))
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -3,12 +3,17 @@
 use crate::user::Identity;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, getppid};
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 /// What happens to a child that is running when this program dies.
@@ -62,6 +67,30 @@ pub fn pass_descriptors(command: &mut Command, descriptors: Vec<RawFd>) {
     });
 }
 
+/// Shows an open directory at another path, to this command and its children only: in a mount namespace of their own.
+///
+/// # Errors
+/// Fails if this process is not permitted to mount.
+pub fn show_directory(command: &mut Command, directory: &impl AsFd, at: &'static Path) -> io::Result<()> {
+    // In the new namespace, the descriptor of the directory itself could not be mounted: it belongs to the old one.
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(directory, c"", flags)?;
+    before_exec(command, move || {
+        let none = None::<&Path>;
+        // No mount of this namespace appears on the host, but mounts of the host still appear below the directory.
+        let receive_only = || mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none);
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        receive_only()?;
+        move_mount(&tree, c"", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        receive_only()?;
+        Ok(())
+    });
+    Ok(())
+}
+
 #[expect(unsafe_code, reason = "std has no safe way to borrow a descriptor by its number")]
 fn clear_close_on_exec(descriptor: RawFd) -> io::Result<()> {
     // SAFETY: it is borrowed for one system call; a number that is not open is an error of that call.
@@ -73,7 +102,8 @@ fn clear_close_on_exec(descriptor: RawFd) -> io::Result<()> {
 #[expect(unsafe_code, reason = "std has no safe way to set a child's signal mask, death signal or groups")]
 fn before_exec(command: &mut Command, set_up: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
     // SAFETY: only async-signal-safe functions may be called between fork and exec. `set_up` makes the system calls setgroups,
-    // setgid, setuid, prctl, getppid, fcntl and sigprocmask with values that were prepared before, and allocates nothing.
+    // setgid, setuid, prctl, getppid, fcntl, unshare, mount, move_mount and sigprocmask with values that were prepared before,
+    // and allocates nothing.
     unsafe {
         command.pre_exec(set_up);
     }

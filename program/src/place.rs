@@ -28,7 +28,7 @@ use resolve::{MAX_LINKS, MakeMissing, is_link, make_below, record_owner, split, 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 pub use private::PrivateDirectory;
@@ -151,6 +151,12 @@ impl Directory {
     }
 }
 
+impl AsRawFd for Directory {
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_raw_fd()
+    }
+}
+
 impl AsFd for Directory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
@@ -232,17 +238,26 @@ impl Place {
         self.directory.entry(&self.name)
     }
 
+    /// Opens an existing file of any type without access to its content (`O_PATH`), to inspect or to mount it.
+    ///
+    /// # Errors
+    /// Fails if the file is missing, or is one that root must not open here.
+    pub fn look(&self) -> io::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let found = openat(&self.directory.descriptor, self.name.as_os_str(), flags, Mode::empty())?;
+        let stat = fstat(&found)?;
+        require_same_owner(&self.link_owners, &stat)?;
+        require_no_foreign_hard_link(&stat, &fstat(&self.directory.descriptor)?)?;
+        Ok(found)
+    }
+
     /// Opens an existing file, which must be a regular file or a block device.
     ///
     /// # Errors
     /// Fails if the file is missing, is of another type, or is one that root must not open here.
     pub fn open(&self, flags: OFlag) -> io::Result<File> {
-        let look = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let found = openat(&self.directory.descriptor, self.name.as_os_str(), look, Mode::empty())?;
-        let stat = fstat(&found)?;
-        require_file(&stat)?;
-        require_same_owner(&self.link_owners, &stat)?;
-        require_no_foreign_hard_link(&stat, &fstat(&self.directory.descriptor)?)?;
+        let found = self.look()?;
+        require_file(&fstat(&found)?)?;
         // Opens the same file even if the name now refers to another one: proc(5), /proc/PID/fd.
         let again = open(descriptor_path(&found).as_path(), flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty())?;
         Ok(File::from(again))

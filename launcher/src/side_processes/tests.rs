@@ -108,56 +108,129 @@ fn a_daemon_does_not_overwrite_a_host_file_through_a_link_of_the_machines_user()
     assert_eq!(names(), ["fs.sock.pid"]);
 }
 
-/// Binds the path that follows the option, and reports the user and the directory of its socket.
+/// Binds the path that follows the option and, as passt does, a second one next to it. Reports its user and the owner of the
+/// directory of its socket.
 const BINDING_DAEMON: &str = "import os, socket, sys
-option, _, path = ' '.join(sys.argv[1:]).replace('--socket-path ', '--socket-path=').partition('=')
-server = socket.socket(socket.AF_UNIX)
-server.bind(path)
+words = ' '.join(sys.argv[1:]).replace('--socket-path ', '--socket-path=').replace('--socket ', '--socket=')
+option, _, path = words.partition('=')
+sockets = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+sockets[1].bind(path + '.repair')
+sockets[0].bind(path)
 directory = os.stat(os.path.dirname(path) or '.')
 open(sys.argv[0] + '.report', 'w').write(f'{os.geteuid()} {directory.st_uid}')
-server.listen(1)
-server.accept()
+for each in sockets: each.listen(1)
+sockets[0].accept()
 ";
 
-/// Starts the process for another user, in that user's directory. Returns the user who made the socket, the owner of the
-/// directory in which it was made, and the owner of the socket that the other user gets.
-fn makers_of_socket(kind: SideProcessKind, arguments: &[&str], client: &Identity) -> (u32, u32, u32) {
+/// Starts the process in a directory of `owner`, for `client` if it is another user. Returns the user who made the socket, the
+/// owner of the directory in which it was made, and the owner of the socket that the client gets.
+fn makers_of_socket(kind: SideProcessKind, option: &[&str], owner: &Identity, client: Option<&Identity>) -> [u32; 3] {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let state_directory = directory.path().join("state");
     fs::create_dir(&state_directory).unwrap();
-    let owner = (Some(client.user().as_raw()), None);
-    std::os::unix::fs::chown(&state_directory, owner.0, owner.1).unwrap();
     let mut process = side_process(directory.path(), BINDING_DAEMON);
     let report = directory.path().join("daemon.py.report");
     fs::write(&report, "").unwrap();
-    std::os::unix::fs::chown(&report, owner.0, owner.1).unwrap();
+    for path in [&state_directory, &report] {
+        std::os::unix::fs::chown(path, Some(owner.user().as_raw()), None).unwrap();
+    }
     process.kind = kind;
-    process.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    process.arguments = option.iter().map(|&argument| argument.to_owned()).collect();
     let interruption = Interruption::watch().unwrap();
-    let started = SideProcesses::start(&[process], &state(&state_directory), Some(client), &interruption).unwrap();
+    let started = SideProcesses::start(&[process], &state(&state_directory), client, &interruption).unwrap();
     let report = fs::read_to_string(report).unwrap();
     let (user, directory_owner) = report.split_once(' ').unwrap();
     let socket = fs::symlink_metadata(state_directory.join("fs.sock")).unwrap().uid();
     drop(started);
-    (user.parse().unwrap(), directory_owner.parse().unwrap(), socket)
+    if kind != SideProcessKind::StoreDisk || client.is_none() {
+        let left: Vec<_> = fs::read_dir(&state_directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.is_empty(), "{kind:?} leaves {left:?}");
+    }
+    [user.parse().unwrap(), directory_owner.parse().unwrap(), socket]
 }
 
 #[test]
-fn no_process_of_root_makes_its_socket_in_a_directory_of_the_machines_user() {
+fn no_process_of_root_makes_its_socket_in_a_directory_of_another_user_and_none_stays() {
     if !nix::unistd::geteuid().is_root() {
         return testing::missing("only root starts processes for another user");
     }
-    let client = Identity::of("nobody").unwrap();
-    let user = client.user().as_raw();
-    for (kind, arguments, made) in [
-        (SideProcessKind::Virtiofsd, ["--socket-path=fs.sock"].as_slice(), (0, 0, user)),
-        (SideProcessKind::CrosvmGpu, &["--socket-path", "fs.sock"], (0, 0, user)),
-        (SideProcessKind::Passt, &["--socket=fs.sock"], (user, user, user)),
-        (SideProcessKind::StoreDisk, &["--socket=fs.sock"], (user, user, user)),
+    let owner = Identity::of("nobody").unwrap();
+    let user = owner.user().as_raw();
+    for (kind, option, made) in [
+        (SideProcessKind::Virtiofsd, ["--socket-path=fs.sock"].as_slice(), [0, 0, user]),
+        (SideProcessKind::CrosvmGpu, &["--socket-path", "fs.sock"], [0, 0, user]),
+        (SideProcessKind::Passt, &["--socket=fs.sock"], [user, user, user]),
+        (SideProcessKind::StoreDisk, &["--socket", "fs.sock"], [user, user, user]),
     ] {
-        assert_eq!(makers_of_socket(kind, arguments, &client), made, "{kind:?}");
+        assert_eq!(makers_of_socket(kind, option, &owner, Some(&owner)), made, "{kind:?}");
+        assert_eq!(
+            makers_of_socket(kind, option, &owner, None),
+            [0, 0, 0],
+            "{kind:?}, for a machine that runs as root"
+        );
     }
+}
+
+/// Reports what is in the directory that it serves.
+const LISTING_DAEMON: &str = "import os, socket, sys, time
+options = dict(word.split('=', 1) for word in sys.argv[1:])
+open(sys.argv[0] + '.started', 'w')
+while not os.path.exists(sys.argv[0] + '.go'): time.sleep(0.01)
+open(sys.argv[0] + '.listed', 'a').write(' '.join(os.listdir(options['--shared-dir'])) + ' ')
+server = socket.socket(socket.AF_UNIX)
+server.bind(options['--socket-path'])
+server.listen(1)
+server.accept()
+";
+
+#[test]
+fn a_virtiofs_daemon_of_root_serves_no_directory_to_which_the_machines_user_has_put_a_link() {
+    if !nix::unistd::geteuid().is_root() {
+        return testing::missing("only root starts processes for another user");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let state_directory = directory.path().join("state");
+    for name in ["etc", "state", "state/share"] {
+        fs::create_dir(directory.path().join(name)).unwrap();
+    }
+    fs::write(directory.path().join("etc/shadow"), "secret").unwrap();
+    fs::write(state_directory.join("share/own"), "").unwrap();
+    let client = Identity::of("nobody").unwrap();
+    for path in [&state_directory, &state_directory.join("share")] {
+        std::os::unix::fs::chown(path, Some(client.user().as_raw()), None).unwrap();
+    }
+    let mut process = side_process(directory.path(), LISTING_DAEMON);
+    process.arguments = ["--socket-path=fs.sock", "--shared-dir=share"].map(str::to_owned).to_vec();
+    let interruption = Interruption::watch().unwrap();
+    let start = || {
+        let processes = std::slice::from_ref(&process);
+        SideProcesses::start(processes, &state(&state_directory), Some(&client), &interruption)
+    };
+    let replace_by_link = || {
+        fs::rename(state_directory.join("share"), state_directory.join("aside")).unwrap();
+        std::os::unix::fs::symlink(directory.path().join("etc"), state_directory.join("share")).unwrap();
+        std::os::unix::fs::lchown(state_directory.join("share"), Some(client.user().as_raw()), None).unwrap();
+    };
+    let beside = |ending: &str| directory.path().join(format!("daemon.py.{ending}"));
+    // The link appears while the daemon starts: it serves the directory that was there.
+    let served = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let end = Instant::now() + Duration::from_secs(60);
+            while !beside("started").exists() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            replace_by_link();
+            fs::write(beside("go"), "").unwrap();
+        });
+        start()
+    });
+    drop(served.unwrap());
+    let listed = || fs::read_to_string(beside("listed")).unwrap();
+    assert_eq!(listed(), "own ");
+    let error = start().unwrap_err().to_string();
+    assert!(error.contains("root does not follow a symbolic link of nobody to a file of root"), "{error}");
+    assert_eq!(listed(), "own ");
 }
 
 #[test]

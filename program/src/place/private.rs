@@ -2,6 +2,7 @@
 
 use super::resolve::directory_flags;
 use super::{Directory, Place, descriptor_path, to_mode};
+use crate::user::Identity;
 use nix::errno::Errno;
 use nix::fcntl::openat;
 use nix::sys::stat::{Mode, fstat, mkdirat};
@@ -59,6 +60,19 @@ impl PrivateDirectory {
     /// Returns the number of the descriptor that [`PrivateDirectory::path_of`] refers to.
     pub fn number(&self) -> RawFd {
         self.directory.descriptor.as_raw_fd()
+    }
+
+    /// Makes another user its owner, who can then create files in it.
+    ///
+    /// # Errors
+    /// Fails if this process is not permitted to.
+    pub fn give_to(&self, owner: &Identity) -> io::Result<()> {
+        self.directory.give_to(owner)
+    }
+
+    /// Returns its path through its descriptor, valid in this process and in a child until it runs another program.
+    pub fn descriptor_path(&self) -> PathBuf {
+        descriptor_path(&self.directory.descriptor)
     }
 
     /// Returns a path of a file in it, valid in this process and in children that inherit the descriptor.
