@@ -93,3 +93,6 @@ impl IsolationError {
         move |errno| Self::File { path, source: errno.into() }
     }
 }
+
+#[cfg(test)]
+mod tests;

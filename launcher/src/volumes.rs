@@ -9,7 +9,7 @@ mod same_file;
 pub use copy::{CopyError, CopyOwner, copy};
 pub use format::check_format;
 pub use grow::{GrowError, Grown, grow};
-pub(crate) use lock::{ImageNumber, LOCK_ENDING};
+pub(crate) use lock::{ImageNumber, LOCK_DIRECTORY_MODE, LOCK_ENDING};
 pub use lock::{LockRequest, VolumeLock, lock_volumes};
 pub use same_file::{SameFile, same_files};
 pub use volume_maker::{FoundFileSystem, file_system};

@@ -3,7 +3,7 @@
 
 use super::IsolationError;
 use super::tree::{Entry, Tree};
-use crate::launch::Needs;
+use crate::launch::{Launch, Needs};
 use crate::spec::DeviceBus;
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -17,21 +17,37 @@ const TEMPLATE_DEVICES: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net
 const UNIT_CONTROL_DIRECTORY: &str = "/run/systemd/system.control";
 
 /// Returns the nodes of the macvtap interfaces, for interfaces that exist.
-pub(super) fn of_macvtaps(needs: &Needs) -> impl Iterator<Item = PathBuf> {
-    needs.macvtaps.iter().filter_map(|need| {
-        let index = fs::read_to_string(Path::new("/sys/class/net").join(&need.name).join("ifindex")).ok()?;
+pub(super) fn of_macvtaps(needs: &Needs, sysfs: &Path) -> impl Iterator<Item = PathBuf> {
+    needs.macvtaps.iter().filter_map(move |need| {
+        let index = fs::read_to_string(sysfs.join("class/net").join(&need.name).join("ifindex")).ok()?;
         Some(PathBuf::from(format!("/dev/tap{}", index.trim())))
     })
 }
 
 /// Returns the nodes of the VFIO groups of the PCI devices, and the node of VFIO itself.
-pub(super) fn of_pci(needs: &Needs) -> impl Iterator<Item = PathBuf> {
-    let devices = needs.devices.iter().filter(|device| device.bus == DeviceBus::Pci);
-    devices.flat_map(|device| {
-        let group = fs::read_link(Path::new("/sys/bus/pci/devices").join(&device.path).join("iommu_group")).ok();
+pub(super) fn of_pci(needs: &Needs, sysfs: &Path) -> impl Iterator<Item = PathBuf> {
+    pci_devices(needs, sysfs).flat_map(|device| {
+        let group = fs::read_link(device.join("iommu_group")).ok();
         let node = group.and_then(|group| Some(Path::new("/dev/vfio").join(group.file_name()?)));
         node.into_iter().chain([PathBuf::from("/dev/vfio/vfio")])
     })
+}
+
+/// Returns the nodes that a hypervisor opens instead with iommufd, if its arguments name that: one for each PCI device, and
+/// the node of iommufd itself (kernel documentation, driver-api/vfio.rst).
+pub(super) fn of_iommufd(launch: &Launch, sysfs: &Path) -> Vec<PathBuf> {
+    if !launch.arguments.iter().any(|argument| argument.contains("iommufd")) {
+        return Vec::new();
+    }
+    let entries = |device: PathBuf| fs::read_dir(device.join("vfio-dev")).into_iter().flatten().flatten();
+    let nodes = pci_devices(&launch.needs, sysfs).flat_map(entries);
+    let nodes = nodes.map(|entry| Path::new("/dev/vfio/devices").join(entry.file_name()));
+    nodes.chain([PathBuf::from("/dev/iommu")]).collect()
+}
+
+fn pci_devices(needs: &Needs, sysfs: &Path) -> impl Iterator<Item = PathBuf> {
+    let devices = needs.devices.iter().filter(|device| device.bus == DeviceBus::Pci);
+    devices.map(move |device| sysfs.join("bus/pci/devices").join(&device.path))
 }
 
 /// Makes systemd allow the unit these devices until the next boot, and no others. Does nothing for a machine that needs
@@ -68,6 +84,8 @@ fn other_paths(tree: &Tree) -> Vec<String> {
     let of_entry = |entry: &Entry| match entry {
         Entry::Device(path) if is_device(path) => Some(path.display().to_string()),
         Entry::Host(bound) if bound.path.starts_with("/dev/bus/usb") => Some("char-usb_device".to_owned()),
+        // A device among the paths that the spec does not name.
+        Entry::Host(bound) if is_device(&bound.path) => Some(bound.path.display().to_string()),
         _ => None,
     };
     tree.entries.iter().filter_map(of_entry).filter(|device| !TEMPLATE_DEVICES.contains(&device.as_str())).collect()

@@ -3,11 +3,12 @@
 
 use super::IsolationError;
 use crate::launch::{Access, VolumeNeed};
-use crate::volumes::{ImageNumber, LOCK_ENDING};
-use nix::libc::O_NOFOLLOW;
-use std::fs::{self, OpenOptions};
+use crate::volumes::{ImageNumber, LOCK_DIRECTORY_MODE, LOCK_ENDING};
+use nix::libc::{S_IFBLK, S_IFMT};
+use program::place::Place;
+use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 /// A lock file on the host, and its path in the machine's root directory.
@@ -22,29 +23,28 @@ pub(super) struct LockFile {
 /// Returns [`IsolationError::File`].
 pub(super) fn of_volume(volume: &VolumeNeed, runtime: &Path) -> Result<Vec<LockFile>, IsolationError> {
     let image = volume.image.as_path();
-    if volume.access != Access::ReadWrite || !volume.image.is_absolute() {
+    if !volume.image.is_absolute() || (volume.access == Access::Read && image.starts_with("/nix/store")) {
         return Ok(Vec::new());
     }
-    let resolved = image.canonicalize().map_err(IsolationError::file(image))?;
-    let metadata = fs::metadata(&resolved).map_err(IsolationError::file(&resolved))?;
-    let by_number = |number: ImageNumber| {
+    let failed = || IsolationError::file(image);
+    let place = Place::of(image).map_err(failed())?;
+    let stat = place.stat().map_err(failed())?.ok_or_else(|| failed()(io::ErrorKind::NotFound.into()))?;
+    let by_number = |number: ImageNumber, rights| -> Result<LockFile, IsolationError> {
         let path = number.lock(runtime);
-        LockFile { on_host: path.clone(), inside: path }
+        let place = Place::with_parents(&path, LOCK_DIRECTORY_MODE, None).map_err(IsolationError::file(&path))?;
+        make(&place, rights)?;
+        Ok(LockFile { on_host: place.path(), inside: path })
     };
-    if metadata.file_type().is_block_device() {
-        let lock = by_number(ImageNumber::BlockDevice(metadata.rdev()));
+    if stat.st_mode & S_IFMT == S_IFBLK {
         // Writable by all: only machines whose spec names the device have this file in their root directory.
-        make(&lock.on_host, (0, 0, 0o666))?;
-        return Ok(vec![lock]);
+        return Ok(vec![by_number(ImageNumber::BlockDevice(stat.st_rdev), (0, 0, 0o666))?]);
     }
-    let rights = (metadata.uid(), metadata.gid(), metadata.permissions().mode() & 0o666);
-    let beside = LockFile { on_host: with_ending(&resolved), inside: with_ending(image) };
-    make(&beside.on_host, rights)?;
-    let mut locks = vec![beside];
-    if metadata.nlink() > 1 {
-        let lock = by_number(ImageNumber::File(metadata.dev(), metadata.ino()));
-        make(&lock.on_host, rights)?;
-        locks.push(lock);
+    let rights = (stat.st_uid, stat.st_gid, stat.st_mode & 0o666);
+    let beside = place.sibling(LOCK_ENDING).map_err(failed())?;
+    make(&beside, rights)?;
+    let mut locks = vec![LockFile { on_host: beside.path(), inside: with_ending(image) }];
+    if stat.st_nlink > 1 {
+        locks.push(by_number(ImageNumber::File(stat.st_dev, stat.st_ino), rights)?);
     }
     Ok(locks)
 }
@@ -56,17 +56,13 @@ fn with_ending(path: &Path) -> PathBuf {
 }
 
 /// Creates a file with that owner and mode. Leaves an existing file unchanged.
-fn make(path: &Path, (user, group, mode): (u32, u32, u32)) -> Result<(), IsolationError> {
-    let failed = || IsolationError::file(path);
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(failed())?;
+fn make(place: &Place, (user, group, mode): (u32, u32, u32)) -> Result<(), IsolationError> {
+    let path = place.path();
+    let failed = || IsolationError::file(&path);
+    if place.stat().map_err(failed())?.is_some() {
+        return Ok(());
     }
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(O_NOFOLLOW).open(path) {
-        Ok(file) => {
-            fchown(&file, Some(user), Some(group)).map_err(failed())?;
-            file.set_permissions(fs::Permissions::from_mode(mode)).map_err(failed())
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(failed()(error)),
-    }
+    let file = place.open_or_create(0o600).map_err(failed())?;
+    fchown(&file, Some(user), Some(group)).map_err(failed())?;
+    file.set_permissions(fs::Permissions::from_mode(mode)).map_err(failed())
 }

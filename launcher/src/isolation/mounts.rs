@@ -3,18 +3,20 @@
 use super::tree::{Entry, PathOnHost, Tree};
 use super::{FORMER_USER, IsolationError, locks};
 use crate::interruption::Interruption;
+use crate::launch::Access;
 use crate::volumes::{VolumeState, make_ready};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, open, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{Mode, SFlag, fstat, makedev, mknod};
+use nix::sys::stat::{Mode, SFlag, fstat, makedev, mkdirat, mknod};
 use nix::sys::statfs::{FsType, statfs};
-use nix::unistd::{Gid, Uid, User, chown, fchown};
-use program::place::descriptor_path;
-use std::fs::{self, File, OpenOptions};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, User, chown, fchown, unlinkat};
+use program::place::{Place, descriptor_path};
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 /// SYSFS_MAGIC of statfs(2).
@@ -111,6 +113,14 @@ impl TreeBuilder<'_> {
                 mount(Some("devpts"), &place, Some("devpts"), flags, Some(options))
                     .map_err(IsolationError::errno(&place))
             }
+            Entry::HugePages(to) => {
+                self.directory(to, 0o755)?;
+                let place = self.inside(to);
+                let options = format!("uid={0},gid={0},mode=0700", self.tree.user_id);
+                let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+                mount(Some("microvm"), &place, Some("hugetlbfs"), flags, Some(options.as_str()))
+                    .map_err(IsolationError::errno(&place))
+            }
             Entry::Host(path) => self.bind(path),
             Entry::Renamed { from, to, writable } => {
                 let access = if *writable { MsFlags::empty() } else { MsFlags::MS_RDONLY };
@@ -120,7 +130,10 @@ impl TreeBuilder<'_> {
             Entry::CommonDevice { to, number } => self.node(to, *number, SFlag::S_IFCHR, (0, 0o666)),
             Entry::Text { to, text } => self.file(to, text.as_bytes(), (0, 0o644)),
             Entry::Secret(path) => {
-                let content = fs::read(path).map_err(IsolationError::file(path))?;
+                let (content, _) = Place::of(path)
+                    .and_then(|place| place.read())
+                    .and_then(|read| read.ok_or_else(|| io::ErrorKind::NotFound.into()))
+                    .map_err(IsolationError::file(path))?;
                 self.file(path, &content, (self.tree.user_id, 0o400))
             }
             Entry::Link { to, target } => symlink(target, self.inside(to)).map_err(IsolationError::file(to)),
@@ -151,19 +164,21 @@ impl TreeBuilder<'_> {
     }
 
     fn file(&self, to: &Path, content: &[u8], (owner, mode): (u32, u32)) -> Result<(), IsolationError> {
-        self.parents(to)?;
         let place = self.inside(to);
         let failed = || IsolationError::file(&place);
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create_new(true).mode(0o600).open(&place).map_err(failed())?;
+        let (directory, name) = self.open_parent(to)?;
+        let created = openat(&directory, name, new_file_flags(), Mode::S_IRUSR | Mode::S_IWUSR);
+        let mut file = File::from(created.map_err(IsolationError::errno(&place))?);
         file.write_all(content).map_err(failed())?;
         file.set_permissions(fs::Permissions::from_mode(mode)).map_err(failed())?;
         fchown(&file, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner))).map_err(IsolationError::errno(&place))
     }
 
     fn bind(&self, path: &PathOnHost) -> Result<(), IsolationError> {
-        let source = match path.path.canonicalize() {
-            Ok(source) => source,
+        // Kept open, so that exactly the file or directory that was checked is mounted.
+        let found = Place::of(&path.path).and_then(|place| Ok((place.look()?, place.path())));
+        let (opened, source) = match found {
+            Ok(found) => found,
             Err(error) if path.optional && error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(source) => {
                 return Err(IsolationError::Path {
@@ -174,15 +189,16 @@ impl TreeBuilder<'_> {
             }
         };
         let place = self.inside(&path.path);
-        // Kept open, so that the mount covers exactly the file or directory that was checked.
-        let opened = if source.is_dir() { self.mount_directory(&path.path)? } else { self.mount_file(&path.path)? };
-        let target = descriptor_path(&opened);
+        let kind = fstat(&opened).map_err(IsolationError::errno(&source))?.st_mode & SFlag::S_IFMT.bits();
+        let is_directory = kind == SFlag::S_IFDIR.bits();
+        let target = if is_directory { self.open_directory(&path.path)? } else { self.mount_file(&path.path)? };
         // Mounts below it are included, so that a share has the same content as on the host. The exception is /sys,
         // whose submounts expose kernel internals that no machine needs. In a container, /sys can consist of submounts only.
         let is_sysfs = || statfs(&source).is_ok_and(|found| found.filesystem_type() == SYSFS);
         let is_whole = source == Path::new("/sys") && is_sysfs();
-        let recursive = if source.is_dir() && !is_whole { MsFlags::MS_REC } else { MsFlags::empty() };
-        mount(Some(&source), target.as_path(), None::<&str>, MsFlags::MS_BIND | recursive, None::<&str>)
+        let recursive = if is_directory && !is_whole { MsFlags::MS_REC } else { MsFlags::empty() };
+        let (from, to) = (descriptor_path(&opened), descriptor_path(&target));
+        mount(Some(&from), &to, None::<&str>, MsFlags::MS_BIND | recursive, None::<&str>)
             .map_err(IsolationError::errno(&place))?;
         // Mounts that are made here do not propagate to the host's directory.
         mount(None::<&str>, &place, None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
@@ -196,39 +212,56 @@ impl TreeBuilder<'_> {
 
     fn bind_file(&self, from: &Path, to: &Path, access: MsFlags) -> Result<(), IsolationError> {
         let place = self.inside(to);
-        let opened = self.mount_file(to)?;
-        mount(Some(from), descriptor_path(&opened).as_path(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        let target = self.mount_file(to)?;
+        mount(Some(from), &descriptor_path(&target), None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .map_err(IsolationError::errno(&place))?;
         remount(&place, access | MsFlags::MS_NOSUID | MsFlags::MS_NODEV)
     }
 
-    /// Opens a directory to mount over, and creates it if it is missing.
-    fn mount_directory(&self, to: &Path) -> Result<OwnedFd, IsolationError> {
-        self.directory(to, 0o755)?;
-        let place = self.inside(to);
-        open(&place, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(IsolationError::errno(&place))
+    /// Opens a directory of the root directory, and creates it and its parents if they are missing. Refuses symbolic links:
+    /// in a directory of the host, the machine's user may have created them.
+    fn open_directory(&self, to: &Path) -> Result<OwnedFd, IsolationError> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut path = self.root.to_owned();
+        let mut directory = open(&path, flags, Mode::empty()).map_err(IsolationError::errno(&path))?;
+        for part in to.components() {
+            let Component::Normal(part) = part else { continue };
+            path.push(part);
+            let below = match openat(&directory, part, flags, Mode::empty()) {
+                Err(Errno::ENOENT) => mkdirat(&directory, part, Mode::from_bits_truncate(0o755))
+                    .and_then(|()| openat(&directory, part, flags, Mode::empty())),
+                opened => opened,
+            };
+            directory = below.map_err(IsolationError::errno(&path))?;
+        }
+        Ok(directory)
+    }
+
+    /// Opens the directory of a file as [`Self::open_directory`] does, and returns it with the file's name.
+    fn open_parent<'path>(&self, to: &'path Path) -> Result<(OwnedFd, &'path OsStr), IsolationError> {
+        let parent = to.parent().unwrap_or(Path::new("/"));
+        Ok((self.open_directory(parent)?, to.file_name().unwrap_or_default()))
     }
 
     /// Opens a file to mount over, and creates it if it is missing. In the state directory, the machine's user may have
     /// created something else at this path, which is then replaced.
     fn mount_file(&self, to: &Path) -> Result<OwnedFd, IsolationError> {
-        let place = self.inside(to);
-        self.parents(to)?;
-        let look = || open(&place, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
-        match look() {
+        let path = self.inside(to);
+        let failed = || IsolationError::errno(&path);
+        let (directory, name) = self.open_parent(to)?;
+        let look = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        match openat(&directory, name, look, Mode::empty()) {
             Ok(found) => {
-                let kind = fstat(&found).map_err(IsolationError::errno(&place))?.st_mode & SFlag::S_IFMT.bits();
+                let kind = fstat(&found).map_err(failed())?.st_mode & SFlag::S_IFMT.bits();
                 if [SFlag::S_IFREG, SFlag::S_IFSOCK].iter().any(|usable| usable.bits() == kind) {
                     return Ok(found);
                 }
-                fs::remove_file(&place).map_err(IsolationError::file(&place))?;
+                unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir).map_err(failed())?;
             }
             Err(Errno::ENOENT) => {}
-            Err(errno) => return Err(IsolationError::errno(&place)(errno)),
+            Err(errno) => return Err(failed()(errno)),
         }
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        open(&place, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(IsolationError::errno(&place))
+        openat(&directory, name, new_file_flags(), Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed())
     }
 
     /// Creates the machine's own node of a host device. Where creating nodes is not permitted, binds the host's node.
@@ -272,6 +305,10 @@ impl TreeBuilder<'_> {
     }
 }
 
+fn new_file_flags() -> OFlag {
+    OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC
+}
+
 fn mount_memory(place: &Path, options: &str, flags: MsFlags) -> Result<(), IsolationError> {
     mount(Some("microvm"), place, Some("tmpfs"), flags, Some(options)).map_err(IsolationError::errno(place))
 }
@@ -292,8 +329,14 @@ pub fn make_volumes(tree: &mut Tree, runtime: &Path, interruption: &Interruption
             VolumeState::Present => IsNew::No,
         };
         give_volume(volume.image.as_path(), tree.user_id, is_new)?;
-        for lock in locks::of_volume(volume, runtime)? {
-            tree.entries.push(Entry::Renamed { from: lock.on_host, to: lock.inside, writable: true });
+        let is_written = volume.access == Access::ReadWrite;
+        let locks = match locks::of_volume(volume, runtime) {
+            // On a read-only file system, for example, a reader has no lock.
+            Err(_) if !is_written => Vec::new(),
+            locks => locks?,
+        };
+        for lock in locks {
+            tree.entries.push(Entry::Renamed { from: lock.on_host, to: lock.inside, writable: is_written });
         }
     }
     Ok(())
@@ -306,10 +349,10 @@ pub fn make_volumes(tree: &mut Tree, runtime: &Path, interruption: &Interruption
 /// Returns [`IsolationError::File`], or [`IsolationError::NotTrusted`] for a file with several hard links.
 fn give_volume(path: &Path, user_id: u32, is_new: IsNew) -> Result<(), IsolationError> {
     let failed = || IsolationError::errno(path);
-    let file = match open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(Errno::ENOENT) => return Ok(()),
-        Err(errno) => return Err(failed()(errno)),
+    let file = match Place::itself(path).and_then(|place| place.look()) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(IsolationError::file(path)(error)),
     };
     let status = fstat(&file).map_err(failed())?;
     let kind = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT;

@@ -1,7 +1,7 @@
 //! The content of a machine's root directory: the store, its state directory, its devices, and the files that its spec
 //! names.
 
-use super::IsolationError;
+use super::{IsolationError, devices};
 use crate::launch::{Access, Launch, Needs, VolumeNeed, seal_of};
 use crate::path::HostPath;
 use crate::spec::DeviceBus;
@@ -36,6 +36,8 @@ pub enum Entry {
     },
     /// A new instance of devpts.
     Terminals,
+    /// A new instance of hugetlbfs, in which only the machine's user can create files.
+    HugePages(PathBuf),
     /// A file or directory of the host, at the same path.
     Host(PathOnHost),
     /// A file of the host, at another path.
@@ -94,7 +96,7 @@ pub struct Tree {
     pub user_id: u32,
     /// The entries; a parent comes before its children.
     pub entries: Vec<Entry>,
-    /// Volumes with absolute paths, which must exist before the root directory is built.
+    /// Volumes outside the state directory, which must exist before the root directory is built.
     pub volumes: Vec<VolumeNeed>,
 }
 
@@ -119,6 +121,8 @@ pub struct TreeInputs<'host> {
     pub resolves_names: bool,
     /// The image of the store disk, if this host builds it.
     pub store_disk: Option<PathBuf>,
+    /// Where sysfs is mounted.
+    pub sysfs: &'host Path,
 }
 
 impl Tree {
@@ -148,9 +152,9 @@ impl Tree {
             tree.entries.extend(USUAL_DEVICES.map(PathBuf::from).map(Entry::Device));
             return Ok(tree);
         };
-        tree.add_devices(&launch.needs);
+        tree.add_devices(launch, inputs.sysfs);
         tree.add_files(&launch.needs, state);
-        tree.add_volumes(&launch.needs);
+        tree.add_volumes(&launch.needs, state);
         if let (Some(image), Some(from)) =
             (launch.needs.store_disk.as_ref().map(|need| &need.image), &inputs.store_disk)
         {
@@ -165,7 +169,16 @@ impl Tree {
         Ok(tree)
     }
 
+    /// Adds a file or directory of the host, unless it is in a directory that already contains it with the same access. In such
+    /// a directory, it may be a symbolic link of the machine's user, which root must not mount over.
     fn bind(&mut self, path: &Path, option: &str, write: Write, missing: Missing) {
+        let contains = |entry: &Entry| match entry {
+            Entry::Host(bound) => path.starts_with(&bound.path) && (bound.writable || write == Write::No),
+            _ => false,
+        };
+        if self.entries.iter().any(contains) {
+            return;
+        }
         self.entries.push(Entry::Host(PathOnHost {
             path: path.to_owned(),
             writable: write == Write::Yes,
@@ -174,7 +187,8 @@ impl Tree {
         }));
     }
 
-    fn add_devices(&mut self, needs: &Needs) {
+    fn add_devices(&mut self, launch: &Launch, sysfs: &Path) {
+        let needs = &launch.needs;
         let mut nodes: Vec<PathBuf> = needs.device_nodes.iter().map(|node| node.path.as_path().to_owned()).collect();
         nodes.push("/dev/kvm".into());
         if !needs.taps.is_empty() || !needs.bridges.is_empty() {
@@ -183,7 +197,11 @@ impl Tree {
         if needs.devices.iter().any(|device| device.bus == DeviceBus::Usb) {
             self.bind(Path::new("/dev/bus/usb"), "devices", Write::Yes, Missing::Refused);
         }
-        nodes.extend(super::devices::of_macvtaps(needs).chain(super::devices::of_pci(needs)));
+        if let Some(directory) = &needs.hugetlbfs {
+            self.entries.push(Entry::HugePages(directory.as_path().to_owned()));
+        }
+        nodes.extend(devices::of_macvtaps(needs, sysfs).chain(devices::of_pci(needs, sysfs)));
+        nodes.extend(devices::of_iommufd(launch, sysfs));
         nodes.sort();
         nodes.dedup();
         self.entries.extend(nodes.into_iter().map(Entry::Device));
@@ -196,6 +214,7 @@ impl Tree {
         for presence in &needs.present {
             let path = presence.path.as_path();
             let is_there = !presence.path.is_absolute() || path.starts_with("/nix/store") || path.starts_with(state);
+            let is_there = is_there || needs.hugetlbfs.as_ref() == Some(&presence.path);
             if is_there || served.contains(&format!("--shared-dir={}", presence.path)) {
                 continue;
             }
@@ -217,8 +236,11 @@ impl Tree {
         }
     }
 
-    fn add_volumes(&mut self, needs: &Needs) {
-        for volume in needs.volumes.iter().filter(|volume| volume.image.is_absolute()) {
+    /// Adds the volumes outside the state directory. The machine itself creates the others.
+    fn add_volumes(&mut self, needs: &Needs, state: &Path) {
+        let is_outside =
+            |volume: &&VolumeNeed| volume.image.is_absolute() && !volume.image.as_path().starts_with(state);
+        for volume in needs.volumes.iter().filter(is_outside) {
             let path = volume.image.as_path();
             self.volumes.push(volume.clone());
             if path.starts_with("/dev") {

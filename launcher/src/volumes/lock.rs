@@ -31,7 +31,7 @@ const LOCK_DIRECTORY: &str = ".volume-locks";
 /// The ending of the lock file next to an image.
 pub(crate) const LOCK_ENDING: &str = ".lock";
 /// Machines of different users create lock files there.
-const LOCK_DIRECTORY_MODE: u32 = 0o1777;
+pub(crate) const LOCK_DIRECTORY_MODE: u32 = 0o1777;
 /// The most bytes to read from a lock file.
 const MAX_HOLDER_BYTES: u64 = 200;
 

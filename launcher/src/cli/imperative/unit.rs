@@ -231,6 +231,7 @@ fn root_up(layout: &Layout, arguments: &RootArguments) -> Result<(), Failure> {
             spec.interfaces.iter().any(|interface| interface.interface_type == InterfaceType::User)
         }),
         store_disk,
+        sysfs: Path::new("/sys"),
     })
     .map_err(failed)?;
     for bridge in launch.iter().flat_map(|launch| &launch.needs.bridges) {
