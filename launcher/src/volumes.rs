@@ -77,10 +77,10 @@ pub enum VolumeError {
         /// What the machine spec requires.
         wanted: String,
     },
-    /// Another machine is writing to it.
+    /// Another machine uses it, and one of the two machines writes to it.
     #[error(
-        "volume {path} is in use by {holder}; two machines that write to one volume destroy its data, so stop that \
-         machine first"
+        "volume {path} is in use by {holder}; a machine that writes to a volume must be the only one that uses it, so stop \
+         that machine first"
     )]
     InUse {
         /// The image.
@@ -99,7 +99,7 @@ pub enum VolumeError {
         source: io::Error,
     },
     /// Two volumes are the same file.
-    #[error("volumes {first} and {second} are the same file, and the guest would write to it twice; give each its own")]
+    #[error("volumes {first} and {second} are the same file; a file that is written to must not be used twice")]
     Twice {
         /// One of them.
         first: HostPath,

@@ -1,4 +1,4 @@
-//! Exclusive locks on volumes: only one machine can write to a volume at a time.
+//! Locks on volumes: while one machine writes to a volume, no other one can use it. Machines that only read it share a lock.
 //!
 //! The lock is a lock of an open file description (`F_OFD_SETLK` in fcntl(2)). The hypervisor inherits the descriptor,
 //! so the lock survives exec, and the kernel releases it when the last process that holds the descriptor has ended for
@@ -8,14 +8,16 @@
 //! The lock file is `IMAGE.lock` next to the image, after following symbolic links. Block devices, images with several
 //! hard links, and images in a directory that this user cannot write to are locked by their numbers, in `.volume-locks`
 //! in the runtime directory.
+//!
+//! A reader may not be able to create the lock file, for example on a read-only file system. It then reads without a lock.
 
 use super::{DIRECTORY_MODE, VOLUME_MODE, VolumeError};
 use crate::launch::{Access, VolumeNeed};
 use crate::path::HostPath;
 use crate::state::RuntimeDirectory;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc::{F_WRLCK, S_IFBLK, S_IFMT, SEEK_SET, flock};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc::{F_RDLCK, F_WRLCK, S_IFBLK, S_IFMT, SEEK_SET, c_int, flock};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, major, minor};
 use nix::unistd::{Gid, Pid, Uid, fchown, geteuid};
 use program::escape::one_line;
@@ -32,6 +34,10 @@ const LOCK_DIRECTORY: &str = ".volume-locks";
 pub(crate) const LOCK_ENDING: &str = ".lock";
 /// Machines of different users create lock files there.
 pub(crate) const LOCK_DIRECTORY_MODE: u32 = 0o1777;
+/// Errors with which a reader continues without a lock.
+const CANNOT_LOCK: [io::ErrorKind; 3] =
+    [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
+const STORE: &str = "/nix/store";
 /// The most bytes to read from a lock file.
 const MAX_HOLDER_BYTES: u64 = 200;
 
@@ -65,29 +71,46 @@ struct LockedImage {
     /// Device and inode, if the image exists.
     number: Option<(u64, u64)>,
     image: HostPath,
+    access: Access,
 }
 
-/// Locks all volumes that the guest writes to.
+/// Locks all volumes: exclusively if the guest writes to them.
 ///
 /// # Errors
 /// Returns [`VolumeError::InUse`], [`VolumeError::Twice`], [`VolumeError::Lock`], or [`VolumeError::File`].
 pub fn lock_volumes(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Result<Vec<VolumeLock>, VolumeError> {
     let mut locked: Vec<LockedImage> = Vec::new();
     let mut locks = Vec::new();
-    for volume in volumes.iter().filter(|volume| volume.access == Access::ReadWrite) {
+    // First those that are written to, so that a missing lock file gets its content and mode from a writer.
+    let is_written = |volume: &&VolumeNeed| volume.access == Access::ReadWrite;
+    let (written, read): (Vec<_>, Vec<_>) = volumes.iter().partition(is_written);
+    for volume in written.into_iter().chain(read) {
         let path = volume.image.below(request.working_directory);
         let failed = |source| VolumeError::File { path: path.clone(), source };
-        let place = Place::with_parents(path.as_path(), DIRECTORY_MODE, request.owner).map_err(failed)?;
+        let place = match volume.access {
+            Access::ReadWrite => Place::with_parents(path.as_path(), DIRECTORY_MODE, request.owner),
+            _ => Place::of(path.as_path()),
+        };
+        let place = match place {
+            Err(error) if volume.access != Access::ReadWrite && error.kind() == io::ErrorKind::NotFound => continue,
+            place => place.map_err(failed)?,
+        };
         let image = place.stat().map_err(failed)?;
         let number = image.as_ref().map(|stat| (stat.st_dev, stat.st_ino));
-        let is_same =
-            |other: &&LockedImage| other.place == place.path() || (number.is_some() && other.number == number);
+        let is_same = |other: &&LockedImage| {
+            let is_written = volume.access == Access::ReadWrite || other.access == Access::ReadWrite;
+            is_written && (other.place == place.path() || (number.is_some() && other.number == number))
+        };
         if let Some(other) = locked.iter().find(is_same) {
             return Err(VolumeError::Twice { first: other.image.clone(), second: path });
         }
-        locked.push(LockedImage { place: place.path(), number, image: path.clone() });
+        locked.push(LockedImage { place: place.path(), number, image: path.clone(), access: volume.access });
         for lock in places(&place, image.as_ref(), request.runtime).map_err(failed)? {
-            locks.push(lock_file(&lock, &path, image.as_ref(), &request)?);
+            if volume.access == Access::ReadWrite {
+                locks.push(lock_to_write(&lock, &path, image.as_ref(), &request)?);
+            } else {
+                locks.extend(lock_to_read(&lock, &path, image.as_ref(), &request)?);
+            }
         }
     }
     Ok(locks)
@@ -134,30 +157,67 @@ fn places(image: &Place, stat: Option<&FileStat>, runtime: &RuntimeDirectory) ->
     if stat.st_nlink > 1 { Ok(vec![beside, by_number(file)?]) } else { Ok(vec![beside]) }
 }
 
-fn lock_file(
+fn lock_to_write(
     lock: &Place,
     image: &HostPath,
     stat: Option<&FileStat>,
     request: &LockRequest<'_>,
 ) -> Result<VolumeLock, VolumeError> {
     let failed = |source| VolumeError::Lock { path: image.clone(), lock: lock.path(), source };
-    let is_new = lock.stat().map_err(failed)?.is_none();
-    let mut file = lock.open_or_create(VOLUME_MODE).map_err(failed)?;
-    if is_new {
-        // Any user who can write to the image can lock it.
-        copy_permissions(&file, stat, request.owner).map_err(failed)?;
-    }
-    let whole = flock { l_type: F_WRLCK as i16, l_whence: SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };
-    match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)) {
-        Ok(_) => {}
-        Err(Errno::EAGAIN | Errno::EACCES) => {
-            return Err(VolumeError::InUse { path: image.clone(), holder: read_owner(&mut file) });
-        }
-        Err(errno) => return Err(failed(errno.into())),
-    }
+    let mut file = open_lock(lock, stat, request.owner).map_err(failed)?;
+    lock_file(&mut file, F_WRLCK, image, lock)?;
     let text = format!("machine {}, process {}\n", request.machine, Pid::this());
     file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes())).map_err(failed)?;
     Ok(VolumeLock(file))
+}
+
+/// Returns `None` if the lock file does not exist and cannot be created, or cannot be read.
+fn lock_to_read(
+    lock: &Place,
+    image: &HostPath,
+    stat: Option<&FileStat>,
+    request: &LockRequest<'_>,
+) -> Result<Option<VolumeLock>, VolumeError> {
+    let failed = |source| VolumeError::Lock { path: image.clone(), lock: lock.path(), source };
+    let opened = match lock.open(OFlag::O_RDONLY) {
+        // Nothing is written to the store, and nothing may be created in it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !lock.path().starts_with(STORE) => {
+            open_lock(lock, stat, request.owner)
+        }
+        opened => opened,
+    };
+    let mut file = match opened {
+        Ok(file) => file,
+        Err(error) if CANNOT_LOCK.contains(&error.kind()) => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    lock_file(&mut file, F_RDLCK, image, lock)?;
+    Ok(Some(VolumeLock(file)))
+}
+
+fn lock_file(file: &mut File, kind: c_int, image: &HostPath, lock: &Place) -> Result<(), VolumeError> {
+    let mut whole = flock { l_type: kind as i16, l_whence: SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };
+    match fcntl(&*file, FcntlArg::F_OFD_SETLK(&whole)) {
+        Ok(_) => Ok(()),
+        Err(Errno::EAGAIN | Errno::EACCES) => {
+            let asked = fcntl(&*file, FcntlArg::F_OFD_GETLK(&mut whole));
+            // A reader does not write its name into the lock file.
+            let is_read = asked.is_ok() && whole.l_type == F_RDLCK as i16;
+            let holder = if is_read { "a machine that reads it".to_owned() } else { read_owner(file) };
+            Err(VolumeError::InUse { path: image.clone(), holder })
+        }
+        Err(errno) => Err(VolumeError::Lock { path: image.clone(), lock: lock.path(), source: errno.into() }),
+    }
+}
+
+/// Opens the lock file, or creates it such that any user who can use the image can lock it.
+fn open_lock(lock: &Place, stat: Option<&FileStat>, owner: Option<&Identity>) -> io::Result<File> {
+    let is_new = lock.stat()?.is_none();
+    let file = lock.open_or_create(VOLUME_MODE)?;
+    if is_new {
+        copy_permissions(&file, stat, owner)?;
+    }
+    Ok(file)
 }
 
 /// Gives a lock file the owner and mode of its image, or those of an image that will be created.
@@ -218,13 +278,17 @@ mod tests {
         }
 
         fn lock(&self, machine: &str, images: &[&str]) -> Result<Vec<VolumeLock>, String> {
+            self.lock_for(machine, &images.iter().map(|image| (*image, Access::ReadWrite)).collect::<Vec<_>>())
+        }
+
+        fn lock_for(&self, machine: &str, images: &[(&str, Access)]) -> Result<Vec<VolumeLock>, String> {
             let volumes: Vec<_> = images
                 .iter()
-                .map(|image| VolumeNeed {
+                .map(|(image, access)| VolumeNeed {
                     image: HostPath::from(*image),
                     fs_type: "ext4".to_owned(),
                     label: None,
-                    access: Access::ReadWrite,
+                    access: *access,
                     image_type: crate::spec::ImageType::Raw,
                     mount_point: None,
                     creation: None,
@@ -248,6 +312,29 @@ mod tests {
         }
         drop(first);
         host.lock("db", &["link.img"]).unwrap();
+    }
+
+    #[test]
+    fn a_machine_does_not_read_a_volume_that_another_one_writes_to() {
+        let host = Host::new();
+        fs::write(host.path("var.img"), "").unwrap();
+        symlink("var.img", host.path("link.img")).unwrap();
+        let (read, write) = ([("link.img", Access::Read)], [("var.img", Access::ReadWrite)]);
+        let readers = [host.lock_for("web", &read).unwrap(), host.lock_for("mail", &read).unwrap()];
+        let error = host.lock_for("db", &write).unwrap_err();
+        assert!(error.contains("is in use by a machine that reads it"), "{error}");
+        drop(readers);
+        let writer = host.lock_for("db", &write).unwrap();
+        let error = host.lock_for("web", &read).unwrap_err();
+        assert!(error.contains("is in use by machine db, process "), "{error}");
+        drop(writer);
+        let error = host.lock_for("web", &[read[0], write[0]]).unwrap_err();
+        assert!(error.contains("are the same file"), "{error}");
+        host.lock_for("web", &[read[0], ("./var.img", Access::Read), ("missing.img", Access::Read)]).unwrap();
+        // A link in the place of the lock file is not followed by a reader either.
+        fs::remove_file(host.path("var.img.lock")).unwrap();
+        symlink("var.img", host.path("var.img.lock")).unwrap();
+        host.lock_for("web", &read).unwrap_err();
     }
 
     #[test]
