@@ -3,7 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test reports by failing")]
 
 use launcher::capability::{Feature, conditions};
-use launcher::facts::{Architecture, Desktop, HostFacts, KernelForm, Kvm, RenderNode, Version};
+use launcher::facts::{Architecture, Desktop, HostFacts, KernelForm, Kvm, Landlock, RenderNode, Version};
 use launcher::hypervisor::{lower, runs_on, support, suspend_refusals};
 use launcher::launch::{Access, GracefulStep, KvmUse, Launch, NotificationSocket, VsockHostEnd};
 use launcher::path::HostPath;
@@ -718,4 +718,24 @@ fn the_launch_lists_everything_that_must_exist() {
     // A service of the host may serve the share already.
     let to_clear: Vec<_> = needs.sockets_to_clear().map(HostPath::as_str).collect();
     assert_eq!(to_clear, ["web.sock"]);
+}
+
+/// When the guest restarts, such a version opens its disks again without a check of the launcher.
+#[test]
+fn an_old_cloud_hypervisor_gets_a_raw_disk_that_its_guest_writes_to_only_if_it_cannot_open_other_files() {
+    let fields = |read_only: bool, image_type: &str| json!({"volumes": [{"image": "a.img", "autoCreate": false, "readOnly": read_only, "imageType": image_type}]});
+    let facts = |major: u32, landlock: Landlock, is_confined: bool| {
+        let versions = [(Hypervisor::CloudHypervisor, Version(major, 0, 0))].into();
+        HostFacts { versions, landlock, is_confined, ..host() }
+    };
+    let without = || Landlock::Unusable("Linux 6.1".to_owned());
+    let accepts =
+        |fields: Value, facts: HostFacts| lower(&machine(fields), &facts, Hypervisor::CloudHypervisor).is_ok();
+    let refused = refusals(fields(false, "raw"), &facts(50, without(), false), Hypervisor::CloudHypervisor);
+    assert!(refused[0].contains("volumes[0].image: cloud-hypervisor detects the format of a disk"), "{refused:?}");
+    assert!(accepts(fields(false, "raw"), facts(50, Landlock::Usable, false)));
+    assert!(accepts(fields(false, "raw"), facts(50, without(), true)));
+    assert!(accepts(fields(false, "raw"), facts(51, without(), false)));
+    assert!(accepts(fields(true, "raw"), facts(50, without(), false)));
+    assert!(accepts(fields(false, "qcow2"), facts(50, without(), false)));
 }

@@ -113,6 +113,24 @@ fn the_low_pci_addresses_stay_free_for_the_user() {
 }
 
 #[test]
+fn the_slot_of_the_usb_controllers_of_q35_stays_free_if_the_user_turns_them_on() {
+    for fields in [
+        json!({"extraArgs": ["-usb"]}),
+        json!({"extraArgs": ["-usbdevice", "tablet"]}),
+        json!({"extraArgs": ["-machine", "usb=on"]}),
+        json!({"machineOpts": {"usb": "on"}}),
+        json!({"extraArgs": ["-machine", "usb=off"]}),
+    ] {
+        let mut qemu = fields.clone();
+        qemu["machine"] = json!("q35");
+        let disks: Vec<_> = (0..3).map(|index| json!({"image": format!("{index}.img"), "size": 1})).collect();
+        let addresses = addresses(&launch(json!({"qemu": qemu, "volumes": disks}), Hypervisor::Qemu));
+        let is_off = fields.to_string().contains("usb=off");
+        assert_eq!(addresses.contains(&0x1d), is_off, "{fields}: {addresses:?}");
+    }
+}
+
+#[test]
 fn a_disk_of_the_user_is_numbered_after_ours() {
     let arguments =
         ["-device", "virtio-blk-pci,drive=x", "-device", "e1000", "-device", "virtio-blk-pci,drive=y,addr=2"];
@@ -275,6 +293,10 @@ fn options_that_a_hypervisor_accepts_once_are_refused_if_the_launcher_sets_them(
         ("kvmtool", Hypervisor::Kvmtool, ["-c", "4"], "use vcpu"),
         ("kvmtool", Hypervisor::Kvmtool, ["-m512", "--sdl"], "use mem"),
         ("kvmtool", Hypervisor::Kvmtool, ["--params", "x"], "use kernelParams"),
+        ("kvmtool", Hypervisor::Kvmtool, ["-kbzImage", "--sdl"], "use kernel"),
+        ("kvmtool", Hypervisor::Kvmtool, ["--cpu", "4"], "write the name in full, such as --cpus"),
+        ("kvmtool", Hypervisor::Kvmtool, ["--no-r", "--sdl"], "write the name in full, such as --rng"),
+        ("kvmtool", Hypervisor::Kvmtool, ["--no-rng", "--sdl"], "use rng"),
         ("kvmtool", Hypervisor::Kvmtool, ["--no-nodefaults", "--sdl"], "the launcher configures all devices itself"),
         ("firecracker", Hypervisor::Firecracker, ["--no-api", "--id"], "cannot be given --no-api, because"),
     ] {
@@ -289,7 +311,7 @@ fn options_that_a_hypervisor_accepts_once_are_refused_if_the_launcher_sets_them(
     for serial in ["--serial=type=file,path=x,num=2", "--serial=type=file,path=x,hardware=virtio-console"] {
         launch(extra("crosvm", &[serial, "--no-rng"]), Hypervisor::Crosvm);
     }
-    let mut disks = extra("kvmtool", &["-d", "a.img", "-d", "b.img"]);
+    let mut disks = extra("kvmtool", &["-da.img", "-d", "b.img"]);
     disks["volumes"] = (0..3).map(|index| json!({"image": format!("{index}.img"), "size": 1})).collect();
     let refused = refusal(disks, Hypervisor::Kvmtool);
     assert!(refused.contains("supports at most 4 disks, but this machine has 5"), "{refused}");
@@ -297,6 +319,23 @@ fn options_that_a_hypervisor_accepts_once_are_refused_if_the_launcher_sets_them(
     launch(extra("crosvm", &["--vsock", "3"]), Hypervisor::Crosvm);
     let network = launch(extra("kvmtool", &["-n", "mode=user"]), Hypervisor::Kvmtool);
     assert_eq!(value(&network, "-n"), "mode=user");
+}
+
+#[test]
+fn arguments_with_which_no_hypervisor_starts_a_machine_are_refused() {
+    let sections = ["qemu", "cloudHypervisor", "firecracker", "crosvm", "kvmtool"];
+    for (section, hypervisor) in sections.into_iter().zip(Hypervisor::ALL) {
+        for (argument, expected) in [
+            ("", "an empty argument"),
+            ("--", "cannot be given `--`, because the launcher adds options after it"),
+            ("--help", "would print a text and end with --help, instead of starting the machine"),
+            ("--version", "would print a text and end with --version"),
+        ] {
+            let refused = refusal(extra(section, &[argument]), hypervisor);
+            assert!(refused.contains(&format!("{section}.extraArgs: {hypervisor} ")), "{refused}");
+            assert!(refused.contains(expected), "{refused}");
+        }
+    }
 }
 
 #[test]

@@ -290,6 +290,24 @@ fn disk_config(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> Option<DiskConfi
     }
 }
 
+/// Refuses writable raw disks where their format is detected and nothing restricts which files are opened. The launcher
+/// checks the format at every start, but when the guest restarts, the same process opens the disks again.
+fn check_detected_formats(builder: &mut LaunchBuilder<'_>) {
+    if builder.facts.at_least(Hypervisor::CloudHypervisor, IMAGE_TYPE) || builder.facts.is_confined {
+        return;
+    }
+    let is_raw =
+        |disk: &&Disk| disk.backend == DiskBackend::Image && !disk.read_only && disk.image_type == ImageType::Raw;
+    for disk in builder.spec.disks.iter().filter(is_raw) {
+        let reason = format!(
+            "detects the format of a disk before version {IMAGE_TYPE}, also when the guest restarts, and without landlock \
+             a guest that writes the header of another format to it could read any file of this host; install a newer \
+             version, or use a kernel with landlock"
+        );
+        builder.refuse(format!("{}.image", disk.option), reason);
+    }
+}
+
 fn image_config(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> DiskConfig {
     let knows_types = builder.facts.at_least(Hypervisor::CloudHypervisor, IMAGE_TYPE);
     if disk.serial.is_some() && !builder.facts.at_least(Hypervisor::CloudHypervisor, SERIAL) {
@@ -390,6 +408,8 @@ fn finish(mut builder: LaunchBuilder<'_>, mut config: VmConfig) -> Result<Launch
         arguments.extend(added);
         config.landlock_enable = true;
         config.landlock_rules = rules;
+    } else {
+        check_detected_formats(&mut builder);
     }
     let put = |path: &str| HttpRequest { method: "PUT".to_owned(), path: format!("/api/v1/{path}"), body: None };
     let command = Command {

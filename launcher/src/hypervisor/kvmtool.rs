@@ -6,7 +6,7 @@ use super::launch_builder::{Command, LaunchBuilder, UniqueOption};
 use crate::capability::{Feature, Support};
 use crate::facts::{Architecture, KernelForm};
 use crate::keyval::{Dialect, Options};
-use crate::launch::{ControlProtocol, ForcedStop, GracefulStep, Launch};
+use crate::launch::{Access, ControlProtocol, ForcedStop, GracefulStep, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
 use crate::spec::{DeviceBus, Hypervisor, ShareProtocol};
@@ -35,7 +35,7 @@ const X86_PARAMETERS: [&str; 11] = [
 /// `MPTABLE_MAX_CPUS` in x86/mptable.c.
 const MAX_VCPUS: u32 = 255;
 /// Options of which kvmtool silently uses the last one.
-const UNIQUE_OPTIONS: [UniqueOption; 10] = [
+const UNIQUE_OPTIONS: [UniqueOption; 12] = [
     UniqueOption { names: &["-c", "--cpus"], instead: "use vcpu" },
     UniqueOption { names: &["-m", "--mem"], instead: "use mem" },
     UniqueOption { names: &["-k", "--kernel"], instead: "use kernel" },
@@ -45,7 +45,28 @@ const UNIQUE_OPTIONS: [UniqueOption; 10] = [
     UniqueOption { names: &["--console"], instead: "the launcher uses the serial console" },
     UniqueOption { names: &["--vsock"], instead: "use vsock.cid" },
     UniqueOption { names: &["--hugetlbfs"], instead: "use hugepageMem" },
+    UniqueOption { names: &["--rng", "--no-rng"], instead: "use rng" },
+    UniqueOption { names: &["--balloon", "--no-balloon"], instead: "use balloon" },
     UniqueOption { names: &["--nodefaults", "--no-nodefaults"], instead: "the launcher configures all devices itself" },
+];
+/// Names of options that kvmtool also recognises by their first letters (`parse_long_opt` in util/parse-options.c). The
+/// launcher must recognise each of them.
+const NAMES: [&str; 15] = [
+    "9p",
+    "balloon",
+    "console",
+    "cpus",
+    "disk",
+    "hugetlbfs",
+    "initrd",
+    "kernel",
+    "mem",
+    "name",
+    "network",
+    "nodefaults",
+    "params",
+    "rng",
+    "vsock",
 ];
 const ARM_PARAMETERS: [&str; 2] = ["panic=1", "console=ttyS0"];
 
@@ -148,8 +169,11 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
     }
     add(&["-p", &command_line(&mut builder)]);
     if spec.memory.huge_pages {
-        add(&["--hugetlbfs", "/dev/hugepages"]);
-        builder.needs.hugetlbfs = Some(HostPath::from("/dev/hugepages"));
+        // It creates a file there.
+        let directory = HostPath::from("/dev/hugepages");
+        add(&["--hugetlbfs", directory.as_str()]);
+        builder.need_file("hugepageMem", &directory, Access::WriteDirectory);
+        builder.needs.hugetlbfs = Some(directory);
     }
     if spec.rng {
         add(&["--rng"]);
@@ -164,7 +188,7 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
         add(&["-n", &network_options(&mut builder, index, interface)]);
     }
     // With mode=none, an interface that the user adds would not work.
-    let adds_interface = |argument: &String| argument == "-n" || argument.starts_with("--network");
+    let adds_interface = |argument: &String| is_option(argument, "-n", "--network");
     if spec.interfaces.is_empty() && !spec.sections.kvmtool.extra_args.iter().any(adds_interface) {
         add(&["-n", "mode=none"]);
     }
@@ -181,6 +205,7 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
     for device in spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci) {
         add(&["--vfio-pci", &device.path]);
     }
+    check_abbreviations(&mut builder);
     builder.add_extra_arguments(
         "kvmtool.extraArgs",
         &mut arguments,
@@ -188,6 +213,25 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
         &UNIQUE_OPTIONS,
     );
     finish(builder, arguments)
+}
+
+/// Whether the argument is this option. The value of an option of one letter may follow it directly.
+fn is_option(argument: &str, short: &str, long: &str) -> bool {
+    let is_short = argument.starts_with(short) && !argument.starts_with("--");
+    is_short || argument.split('=').next() == Some(long)
+}
+
+fn check_abbreviations(builder: &mut LaunchBuilder<'_>) {
+    for argument in &builder.spec.sections.kvmtool.extra_args {
+        let Some(given) = argument.strip_prefix("--").and_then(|rest| rest.split('=').next()) else { continue };
+        let name = given.strip_prefix("no-").unwrap_or(given);
+        let is_abbreviated = |full: &&&str| !name.is_empty() && full.starts_with(name) && **full != name;
+        if let Some(full) = NAMES.iter().find(is_abbreviated) {
+            let reason =
+                format!("would recognise --{given} as an abbreviation; write the name in full, such as --{full}");
+            builder.refuse("kvmtool.extraArgs", reason);
+        }
+    }
 }
 
 fn command_line(builder: &mut LaunchBuilder<'_>) -> String {
@@ -203,7 +247,7 @@ fn command_line(builder: &mut LaunchBuilder<'_>) -> String {
 
 fn check_limits(builder: &mut LaunchBuilder<'_>) {
     let spec = builder.spec;
-    let is_disk = |argument: &&String| *argument == "-d" || argument.starts_with("--disk");
+    let is_disk = |argument: &&String| is_option(argument, "-d", "--disk");
     let disks = spec.disks.len() + spec.sections.kvmtool.extra_args.iter().filter(is_disk).count();
     if disks > MAX_DISKS {
         let reason = format!("supports at most {MAX_DISKS} disks, but this machine has {disks}");

@@ -30,6 +30,9 @@ const MAX_SEAL_BYTES: usize = 85;
 /// The path of a Unix socket, with its final NUL, has at most 108 bytes: `sun_path` in unix(7).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 
+/// Options with which a hypervisor does not start a machine.
+const PRINTS_AND_ENDS: [&str; 7] = ["-h", "-help", "--help", "-V", "-version", "--version", "--snapshot-version"];
+
 /// The most queue pairs of a network interface. More do not make it faster, and each needs file descriptors.
 const MAX_QUEUE_PAIRS: u32 = 16;
 
@@ -67,13 +70,12 @@ pub(super) struct UniqueOption {
 }
 
 impl UniqueOption {
-    /// Whether the argument is this option, with or without a value.
+    /// Whether the argument is this option, with or without a value. The value of an option of one letter may follow it
+    /// directly.
     fn is(&self, argument: &str) -> bool {
         let with_value = |name: &&str| {
-            argument.strip_prefix(*name).is_some_and(|rest| {
-                let short = name.len() == 2 && rest.starts_with(|character: char| character.is_ascii_digit());
-                rest.is_empty() || rest.starts_with('=') || short
-            })
+            let is_short = name.len() == 2 && !argument.starts_with("--");
+            argument.strip_prefix(*name).is_some_and(|rest| is_short || rest.is_empty() || rest.starts_with('='))
         };
         self.names.iter().any(with_value)
     }
@@ -115,7 +117,25 @@ impl<'spec> LaunchBuilder<'spec> {
         if spec.memory.huge_pages {
             builder.needs.huge_pages_mib = spec.memory.mem_mib;
         }
+        builder.check_extra_arguments();
         builder
+    }
+
+    /// Refuses extra arguments with which no hypervisor starts a machine.
+    fn check_extra_arguments(&mut self) {
+        let (option, extra) = self.spec.sections.extra_args(self.hypervisor);
+        for argument in extra {
+            if argument.is_empty() {
+                self.refuse(option, "cannot be given an empty argument");
+            } else if argument == "--" {
+                self.refuse(option, "cannot be given `--`, because the launcher adds options after it");
+            } else if PRINTS_AND_ENDS.contains(&argument.as_str()) {
+                self.refuse(
+                    option,
+                    format!("would print a text and end with {argument}, instead of starting the machine"),
+                );
+            }
+        }
     }
 
     fn add_disk_needs(&mut self) {

@@ -251,6 +251,17 @@ impl HypervisorSections {
         }
     }
 
+    /// Returns the name of the option with the extra arguments of that hypervisor, and the arguments.
+    pub fn extra_args(&self, hypervisor: Hypervisor) -> (&'static str, &[String]) {
+        match hypervisor {
+            Hypervisor::Qemu => ("qemu.extraArgs", &self.qemu.extra_args),
+            Hypervisor::CloudHypervisor => ("cloudHypervisor.extraArgs", &self.cloud_hypervisor.extra_args),
+            Hypervisor::Firecracker => ("firecracker.extraArgs", &self.firecracker.extra_args),
+            Hypervisor::Crosvm => ("crosvm.extraArgs", &self.crosvm.extra_args),
+            Hypervisor::Kvmtool => ("kvmtool.extraArgs", &self.kvmtool.extra_args),
+        }
+    }
+
     /// Returns the user's arguments for a hypervisor, to change them.
     pub fn extra_args_mut(&mut self, hypervisor: Hypervisor) -> &mut Vec<String> {
         match hypervisor {

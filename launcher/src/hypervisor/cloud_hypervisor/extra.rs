@@ -11,16 +11,14 @@ const MERGED: [&str; 6] = ["--balloon", "--cpus", "--memory", "--platform", "--r
 /// Options for which the user's value replaces ours.
 const REPLACED: [&str; 3] = ["--console", "--seccomp", "--serial"];
 /// Options that only the spec may set, and a hint.
-const REFUSED: [(&str, &str); 10] = [
+const REFUSED: [(&str, &str); 8] = [
     ("--api-socket", "use socket"),
     ("--cmdline", "use kernelParams"),
     ("--firmware", "the kernel is booted without one"),
-    ("--help", "it would not start a machine"),
     ("--igvm", "use kernel"),
     ("--initramfs", "use initrd"),
     ("--kernel", "use kernel"),
     ("--restore", "it would restore another machine"),
-    ("--version", "it would not start a machine"),
     ("--memory-zone", "the memory is one region; use --memory"),
 ];
 /// Keys that only the spec may set if our value contains them, and the option of the spec.

@@ -120,6 +120,22 @@ pub(super) fn count_user_devices(extra: &[String]) -> usize {
     slots_of_user_devices(extra).len()
 }
 
+/// Whether the user turns the USB controllers of the machine model on.
+pub(super) fn turns_usb_on(builder: &LaunchBuilder<'_>) -> bool {
+    let qemu = &builder.spec.sections.qemu;
+    let is_on = |value: Option<&str>| value.is_none_or(|value| ["on", "yes", "true", "y"].contains(&value));
+    let by_option = |(name, value): (&str, Option<&str>)| match name {
+        "usb" | "usbdevice" => true,
+        "machine" | "M" => {
+            let pairs = pairs(value.unwrap_or_default());
+            pairs.iter().any(|(key, value)| key == "usb" && is_on(value.as_deref()))
+        }
+        _ => false,
+    };
+    let of_spec = qemu.machine_opts.as_ref().and_then(|options| options.get("usb"));
+    of_spec.is_some_and(|value| is_on(Some(value))) || options(&qemu.extra_args).into_iter().any(by_option)
+}
+
 /// Parses a device's `deviceExtraArgs`.
 pub(super) fn device_words(option: String, text: &str) -> UserDevice {
     UserDevice { driver: String::new(), ..UserDevice::read(&option, &format!("device,{text}")) }

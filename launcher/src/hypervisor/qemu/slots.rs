@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The last slot for devices: the next one contains the chip set of q35.
 const LAST_SLOT: u8 = 0x1e;
+/// The slot of q35's USB controllers: `ehci_create_ich9_with_companions` in hw/i386/pc_q35.c.
+const USB_SLOT_OF_Q35: u8 = 0x1d;
 /// The number of slots for devices: slot 0 contains the host bridge.
 pub(super) const SLOTS: usize = 30;
 /// The number of functions of a PCI device.
@@ -63,8 +65,11 @@ impl Slots {
             builder.refuse("devices", reason);
         }
         let on_root_bus = |device: &&UserDevice| device.bus.is_none() || device.bus.as_deref() == Some("pcie.0");
-        let taken: BTreeSet<u8> =
+        let mut taken: BTreeSet<u8> =
             users.iter().filter(on_root_bus).filter_map(|device| Some(device.address?.0)).collect();
+        if machine.model.contains("q35") && extra::turns_usb_on(builder) {
+            taken.insert(USB_SLOT_OF_Q35);
+        }
         let placed_by_qemu = users
             .iter()
             .filter(on_root_bus)
