@@ -12,6 +12,7 @@ pub use suspend::{SavedMachine, saves_to_file};
 
 use crate::launch::{ControlProtocol, ControlSocket, ForcedStop, GracefulStep, HttpRequest};
 use crate::path::HostPath;
+use program::escape::one_line;
 use serde_json::{Value, json};
 use std::io;
 use std::time::Duration;
@@ -19,6 +20,9 @@ use std::time::Duration;
 /// How long a hypervisor may take to respond. A busy host is slow, but a hypervisor that has not responded by then will
 /// not.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much of a response is shown in an error.
+const MAX_SHOWN_CHARACTERS: usize = 300;
 
 /// Why a request to a hypervisor failed.
 #[derive(Debug, thiserror::Error)]
@@ -179,11 +183,24 @@ impl Controller {
     }
 
     fn misunderstood(&self, answer: &str) -> ControlError {
-        ControlError::Misunderstood { path: self.path.clone(), answer: answer.trim().to_owned() }
+        ControlError::Misunderstood { path: self.path.clone(), answer: excerpt(answer) }
+    }
+
+    fn refused(&self, request: impl Into<String>, answer: &str) -> ControlError {
+        ControlError::Refused { request: request.into(), answer: excerpt(answer) }
     }
 
     fn no_answer(&self, source: io::Error) -> ControlError {
         ControlError::NoAnswer { path: self.path.clone(), source }
+    }
+}
+
+/// Returns one line of bounded length: the hypervisor may be in the hands of its guest.
+fn excerpt(answer: &str) -> String {
+    let line = one_line(answer.trim());
+    match line.char_indices().nth(MAX_SHOWN_CHARACTERS) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.into_owned(),
     }
 }
 

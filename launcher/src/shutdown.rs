@@ -263,8 +263,12 @@ impl Machine<'_> {
         }
         let name = || self.target.launch.name.clone();
         let Some(process) = &self.target.process else {
-            let none = || ControlError::Unsupported("the machine has no control socket".to_owned());
-            return Err(StopError::NoProcess { name: name(), source: failure.unwrap_or_else(none) });
+            let reason = match self.controller {
+                Some(_) => "it still runs, although it accepted the request to exit",
+                None => "the machine has no control socket",
+            };
+            let source = failure.unwrap_or_else(|| ControlError::Unsupported(reason.to_owned()));
+            return Err(StopError::NoProcess { name: name(), source });
         };
         for (signal, outcome) in [(Signal::SIGTERM, Stopped::Forced), (Signal::SIGKILL, Stopped::Killed)] {
             if signal == Signal::SIGKILL {
@@ -302,6 +306,7 @@ impl Problems {
             // The reason in the error varies from one attempt to the next.
             ControlError::NoAnswer { .. } => "no answer".to_owned(),
             ControlError::NotListening { .. } => "nobody there".to_owned(),
+            ControlError::Misunderstood { .. } => "another protocol".to_owned(),
             other => other.to_string(),
         };
         if !self.reported.contains(&kind) {

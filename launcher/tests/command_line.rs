@@ -129,6 +129,7 @@ fn bad_input_exits_with_2_and_the_error_names_the_remedy() {
             json!({"volumes": [{"image": "a", "size": 1}, {"image": "./a", "size": 1}]}),
             "volumes[1].image: the image `a` is already used by volumes[0].image",
         ),
+        (json!({"volumes": [{"image": "a", "size": 1u64 << 44}]}), "17592186044416 MiB is more than a file can have"),
         (json!({"socket": long_name}), "has 109 bytes, but the path of a unix socket has at most 107"),
         (json!({"graphics": {"enable": true, "backend": "cocoa"}}), "\"cocoa\" is supported on macOS only"),
         (
@@ -173,8 +174,15 @@ fn the_error_for_an_unreadable_spec_names_it() {
 
 #[test]
 fn an_invalid_command_line_exits_with_2() {
-    for arguments in [["explain", "--hypervisor"].as_slice(), &["check"], &["explain", "--hypervisor", "xen", "x"], &[]]
-    {
+    let endless = "18446744073709551615";
+    for arguments in [
+        ["explain", "--hypervisor"].as_slice(),
+        &["check"],
+        &["explain", "--hypervisor", "xen", "x"],
+        &[],
+        &["stop", "web", "--timeout", endless],
+        &["run", "machine.json", "--supervise", "--stop-timeout", endless],
+    ] {
         assert_eq!(microvm(arguments).status.code(), Some(2), "{arguments:?}");
     }
     assert_eq!(microvm(&["--help"]).status.code(), Some(0));

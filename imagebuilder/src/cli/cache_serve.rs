@@ -3,6 +3,7 @@
 use super::failure::Failure;
 use super::{interrupt, thread_count};
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use imagebuilder::cache_service::kept_packs::{KeptPacks, KeptPacksOptions};
 use imagebuilder::cache_service::listener;
 use imagebuilder::cache_service::nix_daemon::DEFAULT_NIX_DAEMON;
@@ -51,14 +52,19 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N", default_value = "16")]
     max_clients_per_user: NonZero<usize>,
     /// Seconds that a request may take
-    #[arg(long, value_name = "SECONDS", default_value = "600")]
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = seconds())]
     request_timeout: u64,
     /// Seconds after which an idle client is disconnected
-    #[arg(long, value_name = "SECONDS", default_value = "30")]
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds())]
     client_timeout: u64,
     /// Seconds without a client after which the service ends; systemd starts it again [default: never]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds())]
     idle_exit: Option<u64>,
+}
+
+/// At most a year: no wait is longer, and the clock does not overflow.
+fn seconds() -> RangedU64ValueParser {
+    clap::value_parser!(u64).range(..=31_536_000)
 }
 
 pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {

@@ -3,7 +3,7 @@
 use super::imperative::run_by_name;
 use super::machine::{checked, facts_for, failed, watch_signals};
 use super::spec_file::{Overrides, SpecArguments, lowered, read};
-use super::stop::STOP_TIMEOUT;
+use super::stop::{MAX_SECONDS, STOP_TIMEOUT};
 use super::suspend::resume_failure;
 use launcher::run::{Lowered, RunError, Start, Supervision, run as start};
 use launcher::state::RuntimeDirectory;
@@ -23,7 +23,12 @@ pub(crate) struct Arguments {
     #[arg(long)]
     supervise: bool,
     /// How long the guest may take to shut down when the supervisor is asked to stop; then the hypervisor is terminated
-    #[arg(long, value_name = "SECONDS", default_value_t = STOP_TIMEOUT.as_secs())]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = STOP_TIMEOUT.as_secs(),
+        value_parser = clap::value_parser!(u64).range(..=MAX_SECONDS),
+    )]
     stop_timeout: u64,
 }
 

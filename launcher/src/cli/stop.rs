@@ -12,6 +12,8 @@ use program::output::message;
 use std::time::{Duration, Instant};
 
 /// The default time for the guest to shut down.
+/// A year: no wait is longer, and the clock does not overflow.
+pub(crate) const MAX_SECONDS: u64 = 31_536_000;
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the supervisor may take to clean up after its hypervisor.
 const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,7 +24,12 @@ pub(crate) struct Arguments {
     /// The machine: its name, or the file of its spec
     machine: String,
     /// Time for the guest to shut down before its hypervisor is terminated
-    #[arg(long, value_name = "SECONDS", default_value_t = STOP_TIMEOUT.as_secs())]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = STOP_TIMEOUT.as_secs(),
+        value_parser = clap::value_parser!(u64).range(..=MAX_SECONDS),
+    )]
     timeout: u64,
     #[command(flatten)]
     overrides: Overrides,

@@ -28,7 +28,7 @@ pub(super) fn request(controller: &Controller, request: &Value) -> Result<Value,
     let answer = serde_json::from_slice(&buffer[..count])
         .map_err(|_| controller.misunderstood(&String::from_utf8_lossy(&buffer[..count])))?;
     match refusal(&answer) {
-        Some(reason) => Err(ControlError::Refused { request: text, answer: reason }),
+        Some(reason) => Err(controller.refused(text, &reason)),
         None => Ok(answer),
     }
 }

@@ -31,10 +31,8 @@ pub(super) fn request(controller: &Controller, request: &HttpRequest) -> Result<
     if (200..300).contains(&answer.status) {
         return Ok(answer);
     }
-    Err(ControlError::Refused {
-        request: format!("{} {}", request.method, request.path),
-        answer: format!("{} {}", answer.status, answer.body.trim()).trim_end().to_owned(),
-    })
+    let text = format!("{} {}", answer.status, answer.body.trim());
+    Err(controller.refused(format!("{} {}", request.method, request.path), &text))
 }
 
 fn text_of(request: &HttpRequest) -> String {

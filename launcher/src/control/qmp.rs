@@ -74,8 +74,8 @@ impl<'controller> Session<'controller> {
                 return Ok(result.clone());
             }
             if let Some(error) = answer.get("error") {
-                let reason = error.get("desc").and_then(Value::as_str).unwrap_or_default().to_owned();
-                return Err(ControlError::Refused { request: command.to_owned(), answer: reason });
+                let reason = error.get("desc").and_then(Value::as_str).unwrap_or_default();
+                return Err(self.controller.refused(command, reason));
             }
             if answer.get("event").is_none() {
                 return Err(self.controller.misunderstood(&answer.to_string()));

@@ -107,6 +107,30 @@ fn a_server_of_another_protocol_is_reported() {
     }
 }
 
+/// Its answer must not fill the terminal or control it.
+#[test]
+fn only_a_short_escaped_part_of_an_unexpected_response_is_shown() {
+    let garbage = "\u{1b}[2Jerror: all is well ".repeat(1000);
+    for (protocol, answer) in [
+        (ControlProtocol::Qmp, format!("{garbage}\n")),
+        (ControlProtocol::Qmp, format!("{{\"QMP\": {{}}}}\n{{\"error\": {{\"desc\": \"{}\"}}}}\n", "x".repeat(5000))),
+        (ControlProtocol::FirecrackerHttp, format!("{garbage}\r\n")),
+        (
+            ControlProtocol::FirecrackerHttp,
+            format!("HTTP/1.1 400 Bad\r\nContent-Length: {}\r\n\r\n{garbage}", garbage.len()),
+        ),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let _thread = server(&path, 1, move |mut stream| {
+            stream.write_all(answer.as_bytes()).unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        let error = controller(protocol, &path).status().unwrap_err().to_string();
+        assert!(error.len() < 700 && !error.contains('\u{1b}'), "{protocol:?}: {error}");
+    }
+}
+
 /// A guest may have taken control of its hypervisor, which then sends without end.
 #[test]
 fn reading_from_a_hypervisor_that_never_stops_sending_ends() {

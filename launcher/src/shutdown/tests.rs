@@ -139,6 +139,38 @@ fn the_hypervisor_is_ended_with_the_reason_if_the_guest_cannot_be_asked() {
     child.wait().unwrap();
 }
 
+/// A socket that accepts and never answers, that closes at once, or that sends something else each time. Each problem is
+/// reported once, and the hypervisor is ended after the timeout, not before.
+#[test]
+fn a_hypervisor_with_a_broken_control_socket_is_ended_after_the_timeout_and_the_problem_is_reported_once() {
+    for behaviour in ["silent", "closes", "garbage"] {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("web.sock")).unwrap();
+        std::thread::spawn(move || {
+            let mut kept = Vec::new();
+            for (number, stream) in listener.incoming().enumerate() {
+                let mut stream = stream.unwrap();
+                match behaviour {
+                    "silent" => kept.push(stream),
+                    "garbage" => drop(stream.write_all(format!("garbage {number}\n").as_bytes())),
+                    _ => {}
+                }
+            }
+        });
+        let (mut child, process) = sleeper("exec sleep 600");
+        let timeout = Duration::from_millis(1800);
+        let start = Instant::now();
+        let (stopped, messages) = stop_quietly(&launch(directory.path()), Some(process), timeout);
+        assert!(start.elapsed() >= timeout, "{behaviour}");
+        assert_eq!(stopped, Stopped::Forced, "{behaviour}");
+        let about_socket = messages.iter().filter(|text| text.contains("asking again until the timeout")).count();
+        assert_eq!(about_socket, 1, "{behaviour}: {messages:?}");
+        let ending = "the guest could not be asked to shut down within 1 s; ending qemu";
+        assert!(messages.iter().any(|text| text == ending), "{behaviour}: {messages:?}");
+        child.wait().unwrap();
+    }
+}
+
 #[test]
 fn a_process_that_ignores_signals_is_killed() {
     let directory = tempfile::tempdir().unwrap();

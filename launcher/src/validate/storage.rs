@@ -11,6 +11,8 @@ use volume_maker::FileSystem;
 
 /// The serial number that the image builder gives to a disk that it serves.
 const LIVE_SERIAL: &str = "nix-store";
+/// The length of a file is a signed number of 64 bits.
+const FILE_MAX_MIB: u64 = 1 << 43;
 /// `MAX_TAG_LEN` in qemu's hw/9pfs/9p.h without the final NUL.
 const MAX_9P_TAG_BYTES: usize = 31;
 /// The tag field of `struct virtio_fs_config` in linux/virtio_fs.h.
@@ -221,6 +223,9 @@ fn check_volume(index: usize, volume: &Volume, findings: &mut Findings) {
     }
     if volume.size_mib == Some(0) {
         findings.problem(option("size"), "must be at least 1 MiB");
+    }
+    if let Some(mib) = volume.size_mib.filter(|mib| *mib >= FILE_MAX_MIB) {
+        findings.problem(option("size"), format!("{mib} MiB is more than a file can have; the unit is MiB"));
     }
     if file_system.is_none() && !is_device {
         let known = FileSystem::ALL.map(FileSystem::name).join(", ");
