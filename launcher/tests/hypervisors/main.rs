@@ -12,6 +12,7 @@ mod lifecycle;
 mod linux;
 mod machine;
 mod probe;
+mod random_specs;
 mod rows;
 mod screen;
 mod specs;

@@ -92,9 +92,14 @@ fn run_all(hypervisor: Hypervisor, options: &[&str]) {
     assert!(seen >= 8, "only {seen} specs ran under {hypervisor}");
 }
 
-fn message(panic: &Box<dyn std::any::Any + Send>) -> String {
+pub(crate) fn message(panic: &Box<dyn std::any::Any + Send>) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}
+
+/// Writes the initrd that [`boot_and_compare`] expects.
+pub(crate) fn write_initrd(machine: &TestMachine) {
+    fs::write(machine.path("initrd"), INITRD).unwrap();
 }
 
 /// Whether this hypervisor supports the machine. The goldens test the reason of a refusal.
@@ -113,7 +118,7 @@ fn adapt(spec: &mut MachineSpec, machine: &TestMachine) -> Result<(), String> {
     };
     spec.kernel = HostPath::new(guest.bzimage.to_str().unwrap());
     spec.vmlinux = Some(HostPath::new(guest.elf.to_str().unwrap()));
-    fs::write(machine.path("initrd"), INITRD).unwrap();
+    write_initrd(machine);
     spec.initrd = Some("initrd".into());
     // A model that every qemu supports.
     spec.cpu = spec.cpu.as_ref().map(|_| "EPYC".to_owned());
@@ -250,7 +255,7 @@ fn fake_builder(machine: &TestMachine) -> PathBuf {
     path
 }
 
-fn boot_and_compare(spec: &MachineSpec, machine: &TestMachine, options: &[&str]) {
+pub(crate) fn boot_and_compare(spec: &MachineSpec, machine: &TestMachine, options: &[&str]) {
     let hypervisor = spec.hypervisor.as_str();
     let arguments = [&["--hypervisor", hypervisor], options].concat();
     let console = machine.start(&arguments).end_well();
@@ -310,7 +315,7 @@ fn compare_disks(spec: &MachineSpec, machine: &TestMachine, launch: &Launch, rep
 
 fn compare_interfaces(spec: &MachineSpec, report: &ProbeReport) {
     let seen: Vec<&str> = report.named("net").iter().map(|device| device.field("mac")).collect();
-    let wanted: Vec<&str> = spec.interfaces.iter().map(|interface| interface.mac.as_str()).collect();
+    let wanted: Vec<String> = spec.interfaces.iter().map(|interface| interface.mac.to_ascii_lowercase()).collect();
     assert_eq!(seen, wanted, "interfaces");
 }
 
