@@ -22,8 +22,12 @@ pub struct NotInstalled {
 
 /// Packages by the file name of a program: the Debian package, if there is one, and the nixpkgs package. Those of the
 /// hypervisors are in [`crate::hypervisor::Description`], those of the mkfs programs in [`FileSystem`].
-const PACKAGES: &[(&str, Option<&str>, &str)] =
-    &[("virtiofsd", Some("virtiofsd"), "virtiofsd"), ("passt", Some("passt"), "passt")];
+const PACKAGES: &[(&str, Option<&str>, &str)] = &[
+    ("virtiofsd", Some("virtiofsd"), "virtiofsd"),
+    ("passt", Some("passt"), "passt"),
+    ("e2fsck", Some("e2fsprogs"), "e2fsprogs"),
+    ("resize2fs", Some("e2fsprogs"), "e2fsprogs"),
+];
 
 /// Returns the error for a program that is not at `place`.
 pub fn not_installed(program: &str, place: &str) -> NotInstalled {
@@ -55,6 +59,14 @@ pub fn find_program(program: &HostPath) -> Result<PathBuf, NotInstalled> {
         .map(|directory| directory.join(program.as_path()))
         .find(|path| is_program(path))
         .ok_or_else(|| missing("it is not in any directory of $PATH".to_owned()))
+}
+
+/// Finds a program of a file system, such as `mkfs.ext4`, also where it is not in the `$PATH` of ordinary users.
+///
+/// # Errors
+/// Returns [`NotInstalled`].
+pub fn find_file_system_program(program: &str) -> Result<PathBuf, NotInstalled> {
+    volume_maker::find_program(program).ok_or_else(|| not_installed(program, "it is not in any directory of $PATH"))
 }
 
 fn is_program(path: &Path) -> bool {

@@ -15,11 +15,12 @@ use crate::network::MadeInterface;
 use crate::suspend::Stamp;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::unistd::{Uid, geteuid};
+use nix::unistd::{AccessFlags, Uid, access, geteuid};
 use program::place::{Directory, Place};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -132,8 +133,9 @@ impl Activity {
 pub struct RuntimeDirectory(PathBuf);
 
 impl RuntimeDirectory {
-    /// Returns the first of `$MICROVM_RUNTIME_DIR`, `/run/microvm` for root, `$XDG_RUNTIME_DIR/microvm`, and
-    /// `/run/microvm` if it exists (a service manager creates it).
+    /// Returns the first of `$MICROVM_RUNTIME_DIR`, `/run/microvm` for root, `$XDG_RUNTIME_DIR/microvm`,
+    /// `/run/user/UID/microvm` if the user has logged in, and `/run/microvm` if this user can enter it (a service manager
+    /// creates it).
     ///
     /// # Errors
     /// Returns [`StateError::NoRuntimeDirectory`] if none of them is available.
@@ -148,7 +150,16 @@ impl RuntimeDirectory {
         if let Some(directory) = std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()) {
             return Ok(Self(PathBuf::from(directory).join("microvm")));
         }
-        if of_system.is_dir() { Ok(Self(of_system)) } else { Err(StateError::NoRuntimeDirectory) }
+        // `su` and `sudo` leave the variable unset, but systemd-logind has created the directory if the user has logged in.
+        let of_session = PathBuf::from(format!("/run/user/{}", geteuid()));
+        if fs::metadata(&of_session).is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw()) {
+            return Ok(Self(of_session.join("microvm")));
+        }
+        if access(&of_system, AccessFlags::X_OK).is_ok() {
+            Ok(Self(of_system))
+        } else {
+            Err(StateError::NoRuntimeDirectory)
+        }
     }
 
     /// Uses the given directory.

@@ -220,6 +220,22 @@ fn a_volume_that_is_a_directory_or_cannot_be_created_is_reported() {
 }
 
 #[test]
+fn mkfs_is_found_where_it_is_not_in_the_path_of_ordinary_users() {
+    if !Path::new("/usr/sbin/mkfs.ext4").exists() {
+        testing::missing("mkfs.ext4 is not in /usr/sbin");
+        return;
+    }
+    let host = Host::new();
+    // Writes the spec.
+    host.check(json!({"volumes": [{"image": "var.img", "size": 16}]}));
+    let mut microvm = Command::new(env!("CARGO_BIN_EXE_microvm"));
+    microvm.args(["check", "--host", "web.json"]).current_dir(host.path("")).env("PATH", "/usr/bin:/bin");
+    let output = microvm.env("MICROVM_RUNTIME_DIR", host.path("run")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("mkfs"), "{said}");
+}
+
+#[test]
 fn the_host_is_checked_with_the_permissions_of_the_machines_user() {
     if !is_root() {
         return;

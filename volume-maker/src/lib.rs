@@ -28,5 +28,6 @@ mod superblock;
 pub use create::{CreateError, Finished, Run, RunError, VolumeRequest, create, plain_path};
 pub use file_system::{FileSystem, LabelProblem};
 pub use image_format::{FormatKind, ImageFormat, image_format};
+pub use mkfs::find as find_program;
 pub use read_back::ReadBackError;
 pub use superblock::{FoundFileSystem, file_system, is_recognised};

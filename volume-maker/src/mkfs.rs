@@ -15,8 +15,9 @@ pub(crate) fn without_usage(text: &str) -> String {
     if message.is_empty() { text.trim().to_owned() } else { message }
 }
 
-/// Finds the program in PATH or the system's directories.
-pub(crate) fn find(program: &str) -> Option<PathBuf> {
+/// Finds a program of a file system in `$PATH`, or in the directories of the system, which are not in the `$PATH` of many
+/// users.
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     find_in(program, &path)
 }

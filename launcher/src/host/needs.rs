@@ -4,7 +4,7 @@ use super::image_features;
 use crate::launch::{Access, FileNeed, KvmUse, Launch, PassedDevice, Reader, SideProcessKind, VolumeNeed};
 use crate::network;
 use crate::path::HostPath;
-use crate::programs::find_program;
+use crate::programs::{find_file_system_program, find_program};
 use crate::side_processes::{program_of, serves_the_same};
 use crate::sockets::is_listening;
 use crate::spec::DeviceBus;
@@ -314,7 +314,7 @@ impl Problems<'_> {
                 self.add("volumes", format!("{path} does not exist, and `autoCreate` is off"));
                 continue;
             }
-            if let Err(error) = find_program(&HostPath::new(format!("mkfs.{}", volume.fs_type))) {
+            if let Err(error) = find_file_system_program(&format!("mkfs.{}", volume.fs_type)) {
                 self.add("volumes", format!("{path} cannot be created: {error}"));
             }
             // The nearest existing parent is the directory in which the missing ones and the image are created.

@@ -1,8 +1,7 @@
 //! Growing a volume that no machine uses, and the file system in it if the host can do that.
 
 use crate::interruption::{ChildError, Interrupted, Interruption};
-use crate::path::HostPath;
-use crate::programs::{NotInstalled, find_program};
+use crate::programs::{NotInstalled, find_file_system_program};
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 use nix::unistd::{Uid, geteuid};
@@ -129,7 +128,7 @@ struct ExtTools<'a> {
 
 impl<'a> ExtTools<'a> {
     fn find(image: &'a Path, file: &'a File) -> Result<Self, GrowError> {
-        let program = |name: &'static str| Ok::<_, NotInstalled>((name, find_program(&HostPath::from(name))?));
+        let program = |name: &'static str| Ok::<_, NotInstalled>((name, find_file_system_program(name)?));
         let programs = [program("e2fsck")?, program("resize2fs")?];
         let owner = fstat(file).map_err(|errno| GrowError::File { path: image.to_owned(), source: errno.into() })?;
         let owner = Uid::from_raw(owner.st_uid);
