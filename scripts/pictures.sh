@@ -70,7 +70,7 @@ until_prompt 3
 take build 'microvm-image build: from nothing, then again from the cache'
 stop
 
-start 100 36
+start 120 36
 type_in 'microvm explain machine.json --state-dir /var/lib/microvms/web | head -n 25'
 until_prompt 2
 take explain 'microvm explain: disks, mounts, network, needs'

@@ -67,7 +67,7 @@ struct Added {
 }
 
 /// Maximum number of directories of packs that stay open.
-const KEPT_DIRECTORIES_MAX: usize = 8;
+const MAX_KEPT_DIRECTORIES: usize = 8;
 /// Minimum interval between two updates of a used pack's time. Garbage collection does not need a finer order.
 const STAMP_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -139,7 +139,7 @@ impl Cache {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let descriptor = Arc::new(rustix::fs::open(directory, flags, Mode::empty()).ok()?);
             // A build has one, a service has one for each setting that its clients use.
-            if kept.len() == KEPT_DIRECTORIES_MAX {
+            if kept.len() == MAX_KEPT_DIRECTORIES {
                 kept.remove(0);
             }
             kept.push((directory.to_owned(), descriptor.clone()));
