@@ -6,7 +6,7 @@
 
 use fuzz::{Scratch, planned_path};
 use imagebuilder::open_files::OpenFiles;
-use imagebuilder::pack::{Pack, PackLimits, settings_name};
+use imagebuilder::pack::{PackFile, PackOpener, settings_name};
 use imagebuilder::segment::range_count;
 use imagebuilder::settings::ImageSettings;
 use imagebuilder::tree::Entry;
@@ -36,8 +36,8 @@ fuzz_target!(|bytes: &[u8]| {
     pack.extend_from_slice(&(index.len() as u64).to_le_bytes());
     pack.extend_from_slice(blake3::hash(&index).as_bytes());
     std::fs::write(&*FILE, &pack).expect("a pack");
-    let limits = PackLimits::new(OpenFiles::new(1));
-    let Ok(opened) = Pack::open(File::open(&*FILE).expect("a pack"), &path, &settings, &limits) else { return };
+    let opener = PackOpener::new(&settings, OpenFiles::new(1));
+    let Ok(opened) = opener.open(PackFile::new(File::open(&*FILE).expect("a pack")).expect("a file"), &path) else { return };
     let mut ranges = 0;
     let tree = opened.tree();
     for node in 0..tree.len() {

@@ -7,7 +7,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use imagebuilder::build::{PackRequest, make_pack};
 use imagebuilder::encode::Encoder;
 use imagebuilder::open_files::OpenFiles;
-use imagebuilder::pack::{Pack, PackLimits};
+use imagebuilder::pack::{PackFile, PackOpener};
 use imagebuilder::plan::PlannedPath;
 use imagebuilder::segment::{Batch, SegmentKind, encode_segment};
 use imagebuilder::settings::{Compression, ImageSettings};
@@ -57,13 +57,13 @@ fn packs(criterion: &mut Criterion) {
     let (settings, location, place) = (&settings, location.as_path(), directory.path());
     let request = PackRequest { path: &path, location, settings, directory: place, earlier: None, jobs: 1 };
     let made = make_pack(&request, &AtomicBool::new(false)).unwrap();
-    let limits = || PackLimits::new(OpenFiles::new(1));
+    let opener = || PackOpener::new(settings, OpenFiles::new(1));
     let mut group = criterion.benchmark_group("pack of 1 MiB of content");
     group.throughput(Throughput::Bytes(made.file().metadata().unwrap().len()));
     group.bench_function("open", |bencher| {
-        bencher.iter(|| Pack::open(made.file().try_clone().unwrap(), &path, settings, &limits()).unwrap());
+        bencher.iter(|| opener().open(PackFile::new(made.file().try_clone().unwrap()).unwrap(), &path).unwrap());
     });
-    let pack = Pack::open(made.file().try_clone().unwrap(), &path, settings, &limits()).unwrap();
+    let pack = opener().open(PackFile::new(made.file().try_clone().unwrap()).unwrap(), &path).unwrap();
     group.bench_function("read and check", |bencher| bencher.iter(|| assert!(pack.check_segments().unwrap())));
     group.finish();
 }

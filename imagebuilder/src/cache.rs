@@ -15,7 +15,7 @@ pub mod maintenance;
 mod names;
 pub mod outputs;
 
-use crate::pack::{file_name, settings_name};
+use crate::pack::{PackFile, file_name, settings_name};
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
 use nix::errno::Errno;
@@ -56,8 +56,8 @@ pub struct Cache {
     added: Mutex<Option<Added>>,
     /// A directory of packs and the names in it.
     listing: Mutex<Option<(PathBuf, Vec<OsString>)>>,
-    /// Descriptors of directories of packs.
-    pack_directories: Mutex<Vec<(PathBuf, Arc<OwnedFd>)>>,
+    /// Descriptors of directories of packs, by the settings of the packs.
+    kept_directories: Mutex<Vec<(ImageSettings, Arc<OwnedFd>)>>,
 }
 
 #[derive(Debug, Default)]
@@ -88,7 +88,7 @@ impl Cache {
             root,
             added: Mutex::new(Some(Added::default())),
             listing: Mutex::new(None),
-            pack_directories: Mutex::default(),
+            kept_directories: Mutex::default(),
         })
     }
 
@@ -106,48 +106,63 @@ impl Cache {
     ///
     /// # Errors
     /// The pack exists, but cannot be opened.
-    pub fn find_pack(&self, path: &PlannedPath, settings: &ImageSettings) -> Result<Option<File>, CacheError> {
-        let directory = self.pack_directory(settings);
+    pub fn find_pack(&self, path: &PlannedPath, settings: &ImageSettings) -> Result<Option<PackFile>, CacheError> {
         let name = file_name(path);
         // This takes a third of the time of opening the whole path, and a closure can have thousands of store paths.
-        // Garbage collection may have replaced the directory, so the path decides whether there is a pack.
-        if let Some(found) = self.open_in_kept_directory(&directory, &name) {
+        if let Some(found) = self.open_in_kept_directory(settings, &name) {
             return Ok(Some(found));
         }
+        // The directory can have been removed by a collection and created again, so its path decides.
+        let directory = self.pack_directory(settings);
         let mut place = directory.join(name);
-        refuse_link(&directory)
-            .and_then(|()| match open_entry(&place)? {
-                None if path.nar_hash.is_none() => {
-                    let Some(name) = self.name_with_any_hash(&directory, path.path.hash_part())? else {
-                        return Ok(None);
-                    };
-                    place = directory.join(name);
-                    open_entry(&place)
+        let found = refuse_link(&directory).and_then(|()| match open_entry(&place)? {
+            None if path.nar_hash.is_none() => {
+                let Some(name) = self.name_with_any_hash(&directory, path.path.hash_part())? else {
+                    return Ok(None);
+                };
+                place = directory.join(name);
+                open_entry(&place)
+            }
+            found => {
+                if found.is_some() {
+                    self.forget_directory(settings);
                 }
-                found => Ok(found),
-            })
-            .map_err(|source| CacheError { action: "open a pack", path: place, source })
+                Ok(found)
+            }
+        });
+        found.map_err(|source| CacheError { action: "open a pack", path: place, source })
     }
 
     /// Opens an entry of a directory of packs through a descriptor of the directory that stays open.
-    fn open_in_kept_directory(&self, directory: &Path, name: &str) -> Option<File> {
-        let kept = || {
-            let mut kept = self.pack_directories.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((_, descriptor)) = kept.iter().find(|(path, _)| path == directory) {
-                return Some(descriptor.clone());
-            }
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let descriptor = Arc::new(rustix::fs::open(directory, flags, Mode::empty()).ok()?);
-            // A build has one, a service has one for each setting that its clients use.
-            if kept.len() == MAX_KEPT_DIRECTORIES {
-                kept.remove(0);
-            }
-            kept.push((directory.to_owned(), descriptor.clone()));
-            Some(descriptor)
-        };
+    fn open_in_kept_directory(&self, settings: &ImageSettings, name: &str) -> Option<PackFile> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(openat(kept()?, name, flags, Mode::empty()).ok()?);
-        stamp(&file).ok().map(|()| file)
+        let file = File::from(openat(self.kept_directory(settings)?, name, flags, Mode::empty()).ok()?);
+        stamped(file).ok()
+    }
+
+    fn kept_directory(&self, settings: &ImageSettings) -> Option<Arc<OwnedFd>> {
+        let mut kept = self.kept();
+        if let Some((_, descriptor)) = kept.iter().find(|(of, _)| of == settings) {
+            return Some(descriptor.clone());
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(self.pack_directory(settings), flags, Mode::empty());
+        let descriptor = Arc::new(opened.ok()?);
+        // A build has one, a service has one for each setting that its clients use.
+        if kept.len() == MAX_KEPT_DIRECTORIES {
+            kept.remove(0);
+        }
+        kept.push((*settings, descriptor.clone()));
+        Some(descriptor)
+    }
+
+    /// Closes the descriptor of a directory that has been replaced, so that it is opened again.
+    fn forget_directory(&self, settings: &ImageSettings) {
+        self.kept().retain(|(of, _)| of != settings);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<(ImageSettings, Arc<OwnedFd>)>> {
+        self.kept_directories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the name of a pack of a store path. The directory is listed only once.
@@ -276,19 +291,19 @@ impl Cache {
 
 /// Opens an entry of the cache and updates its time. Users who can write to the cache could have replaced the entry
 /// with a link to an outside file, or with a pipe, whose opening would block for ever; both are refused.
-fn open_entry(path: &Path) -> io::Result<Option<File>> {
-    let Some(file) = open_unstamped(path)? else { return Ok(None) };
-    stamp(&file).map(|()| Some(file))
+fn open_entry(path: &Path) -> io::Result<Option<PackFile>> {
+    open_unstamped(path)?.map(stamped).transpose()
 }
 
 /// Updates the time of an entry, unless that was done recently.
-fn stamp(file: &File) -> io::Result<()> {
-    let metadata = file.metadata()?;
+fn stamped(file: File) -> io::Result<PackFile> {
+    let entry = PackFile::new(file)?;
+    let metadata = entry.metadata();
     if metadata.is_file() && metadata.modified()?.elapsed().is_ok_and(|age| age > STAMP_INTERVAL) {
         // A read-only cache is usable too; its entries just look unused.
-        let _ = file.set_modified(SystemTime::now());
+        let _ = entry.file().set_modified(SystemTime::now());
     }
-    Ok(())
+    Ok(entry)
 }
 
 /// Same as [`open_entry`], but does not update the time.

@@ -27,7 +27,7 @@ pub mod layout;
 mod reader;
 mod writer;
 
-pub use reader::{OpenError, Pack, PackLimits, StoredSegment, check_file};
+pub use reader::{OpenError, Pack, PackFile, PackOpener, StoredSegment, check_file};
 pub use writer::{NewSegment, PackHead, write_index};
 
 use crate::encode::codec_version;
@@ -76,7 +76,8 @@ fn settings_of_name(name: &str) -> Option<ImageSettings> {
 pub fn file_name(planned: &PlannedPath) -> String {
     let hash_part = planned.path.hash_part();
     match &planned.nar_hash {
-        Some(hash) => format!("{hash_part}-{}", blake3::Hash::from_bytes(*hash).to_hex()),
+        // Cheaper than `format!`, which counts for closures of thousands of store paths.
+        Some(hash) => [hash_part, "-", &blake3::Hash::from_bytes(*hash).to_hex()].concat(),
         None => format!("{hash_part}-listed"),
     }
 }

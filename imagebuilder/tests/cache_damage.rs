@@ -10,8 +10,10 @@ use imagebuilder::cache::maintenance::{self, GcMode};
 use imagebuilder::cache::outputs::PlanKey;
 use imagebuilder::encode::Encoder;
 use imagebuilder::open_files::OpenFiles;
-use imagebuilder::pack::{NewSegment, Pack, PackHead, PackLimits, segment_checksum, write_index};
-use imagebuilder::plan::ImagePlan;
+use imagebuilder::pack::{
+    NewSegment, PackHead, PackOpener, PackSource, PackSourceError, segment_checksum, write_index,
+};
+use imagebuilder::plan::{ImagePlan, PlannedPath};
 use imagebuilder::progress::{Phase, Progress, Silent};
 use imagebuilder::report::{BuildReport, Outcome};
 use imagebuilder::segment::{Batch, SegmentKind, encode_segment};
@@ -20,7 +22,8 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use support::built::closure;
 use support::store_tree::{Item, Store, base_name, mixed_tree};
@@ -226,13 +229,8 @@ fn forged_blocks_with_valid_checksums_are_found_by_the_comparison_with_the_store
     let settings = ImageSettings::default();
     let cache = Cache::open(&bench.cache()).unwrap();
     let path = plan.paths.iter().find(|planned| planned.path.name() == "four").unwrap();
-    let pack = Pack::open(
-        cache.find_pack(path, &settings).unwrap().unwrap(),
-        path,
-        &settings,
-        &PackLimits::new(OpenFiles::new(1)),
-    )
-    .unwrap();
+    let found = cache.find_pack(path, &settings).unwrap().unwrap();
+    let pack = PackOpener::new(&settings, OpenFiles::new(1)).open(found, path).unwrap();
     let mut encoder = Encoder::new(&settings).unwrap();
     let lie = vec![0xa5; content.len()];
     let mut batch = Batch::default();
@@ -294,19 +292,36 @@ fn a_record_describes_the_image_of_its_own_build_not_that_of_another() {
 }
 
 #[test]
-fn builds_that_share_a_cache_do_not_disturb_each_other() {
-    let bench = Bench::new();
+fn builds_that_share_a_cache_do_not_disturb_each_other_and_collections_do_not_disturb_them() {
+    let noise = |number: u64| Item::file(support::seeded::Seeded::new(number).noise(200_000));
+    let bench = &Bench::of(Store::new([("one", mixed_tree(1)), ("two", noise(2)), ("three", noise(3))]));
+    let running = &AtomicUsize::new(6);
     std::thread::scope(|scope| {
         for number in 0..6 {
-            let bench = &bench;
             scope.spawn(move || {
                 let output = bench.directory.path().join(format!("image-{number}"));
                 let options = BuildOptions { output: output.clone(), ..bench.options() };
-                build(&bench.plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
-                assert!(fs::read(output).unwrap() == bench.reference);
+                for _ in 0..2 {
+                    let _ = fs::remove_file(&output);
+                    let built = build(&bench.plan, &options, &mut Silent, &AtomicBool::new(false));
+                    let same = built.is_ok() && fs::read(&output).unwrap() == bench.reference;
+                    if !same {
+                        // The collections must end even if a build fails.
+                        running.store(0, Ordering::Relaxed);
+                    }
+                    assert!(same, "{number}: {:?}", built.err());
+                }
+                let _ = running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
             });
         }
+        let mut removed = 0;
+        while running.load(Ordering::Relaxed) > 0 {
+            removed += maintenance::gc(&bench.cache(), 0, GcMode::Remove).unwrap().removed_entries;
+        }
+        removed += maintenance::gc(&bench.cache(), 0, GcMode::Remove).unwrap().removed_entries;
+        assert!(removed > 0);
     });
+    bench.build();
     assert_eq!(maintenance::fsck(&bench.cache()).unwrap().damaged, Vec::<PathBuf>::new());
 }
 
@@ -487,4 +502,115 @@ fn an_image_in_place_stamps_what_it_was_made_of_once_a_day() {
     age(&record, 25);
     unchanged();
     assert!(hours(&record) == 0 && bench.packs().iter().all(|pack| hours(pack) == 0));
+}
+
+/// A source without packs. When it is queried for the second time, so after the first store path has been looked up in
+/// the cache, it changes the cache.
+#[derive(Debug)]
+struct ChangesCache {
+    queries: AtomicUsize,
+    cache: PathBuf,
+    change: Change,
+}
+
+impl PackSource for ChangesCache {
+    fn find_pack(&self, _: &PlannedPath, _: &ImageSettings) -> Result<Option<fs::File>, PackSourceError> {
+        if self.queries.fetch_add(1, Ordering::Relaxed) == 1 {
+            (self.change)(&self.cache);
+        }
+        Ok(None)
+    }
+}
+
+#[test]
+fn a_cache_removed_or_replaced_while_a_build_keeps_its_directory_open_does_not_affect_the_image() {
+    fn packs_of(cache: &Path) -> PathBuf {
+        fs::read_dir(cache.join("v2/packs")).unwrap().next().unwrap().unwrap().path()
+    }
+    let changes: [(&str, Change, u64); 4] = [
+        // What the collection and a simultaneous build do.
+        (
+            "directory replaced",
+            (|cache| {
+                let (packs, copy) = (packs_of(cache), cache.join("copy"));
+                copy_tree(&packs, &copy);
+                fs::remove_dir_all(&packs).unwrap();
+                copy_tree(&copy, &packs);
+            }) as Change,
+            3,
+        ),
+        ("packs collected", |cache| assert!(maintenance::gc(cache, 0, GcMode::Remove).unwrap().removed_entries > 2), 1),
+        (
+            "packs collected, directory replaced",
+            |cache| {
+                let packs = packs_of(cache);
+                maintenance::gc(cache, 0, GcMode::Remove).unwrap();
+                assert!(!packs.exists());
+                fs::create_dir(packs).unwrap();
+            },
+            1,
+        ),
+        ("cache removed", |cache| fs::remove_dir_all(cache).unwrap(), 1),
+    ];
+    for (what, change, hits) in changes {
+        let bench = Bench::new();
+        bench.build();
+        let _ = fs::remove_file(bench.output());
+        let source = Arc::new(ChangesCache { queries: AtomicUsize::new(0), cache: bench.cache(), change });
+        let options = BuildOptions { jobs: 1, packs: Some(source), ..bench.options() };
+        let report = build(&bench.plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
+        assert!(fs::read(bench.output()).unwrap() == bench.reference, "{what}: {report:?}");
+        assert_eq!((report.cache.hit_paths, report.cache.rebuilt_paths), (hits, 0), "{what}");
+        bench.build();
+        assert_eq!(bench.build().cache.missed_paths, 0, "{what}");
+    }
+}
+
+#[test]
+fn a_kept_directory_that_was_replaced_is_opened_again() {
+    let bench = Bench::new();
+    bench.build();
+    let (cache, settings) = (Cache::open(&bench.cache()).unwrap(), ImageSettings::default());
+    let opener = PackOpener::new(&settings, OpenFiles::new(8));
+    let found = || bench.plan.paths.iter().filter_map(|path| Some((cache.find_pack(path, &settings).unwrap()?, path)));
+    assert_eq!(found().count(), 3);
+    maintenance::gc(&bench.cache(), 0, GcMode::Remove).unwrap();
+    assert_eq!(found().count(), 0);
+    bench.build();
+    assert!(found().count() == 3 && found().all(|(file, path)| opener.open(file, path).is_ok()));
+}
+
+#[test]
+fn packs_that_change_after_they_were_opened_are_read_as_they_were_or_made_again() {
+    let noise = |number: u64| Item::file(support::seeded::Seeded::new(number).noise(200_000));
+    let bench = Bench::of(Store::new([("one", noise(1)), ("two", noise(2)), ("three", noise(3))]));
+    let changes: [(&str, Change, u64); 4] = [
+        ("removed", (|pack| fs::remove_file(pack).unwrap()) as Change, 0),
+        (
+            "replaced",
+            |pack| {
+                fs::remove_file(pack).unwrap();
+                fs::write(pack, vec![0; 200_000]).unwrap();
+            },
+            0,
+        ),
+        ("overwritten", |pack| rewrite(pack, |bytes| bytes.fill(0)), 3),
+        ("cut", |pack| fs::File::options().write(true).open(pack).unwrap().set_len(100_000).unwrap(), 3),
+    ];
+    for (what, change, rebuilt) in changes {
+        bench.build();
+        fs::remove_file(bench.output()).unwrap();
+        let packs = bench.packs();
+        // If packs are damaged, the blocks are written a second time.
+        let mut times = 0;
+        let mut meddle = Meddle(|| {
+            times += 1;
+            if times == 1 {
+                packs.iter().for_each(|pack| change(pack));
+            }
+        });
+        let report = build(&bench.plan, &bench.options(), &mut meddle, &AtomicBool::new(false)).unwrap();
+        assert!(fs::read(bench.output()).unwrap() == bench.reference, "{what}: {report:?}");
+        assert_eq!(report.cache.rebuilt_paths, rebuilt, "{what}");
+    }
 }

@@ -106,7 +106,7 @@ fn users_with_any_umask_share_a_cache() {
     }
     for umask in ["077", "027", "022"] {
         let workspace = Workspace::with_store();
-        let shell = |user: u32, umask: &str, output: &str| {
+        let run = |user: u32, umask: &str, output: &str| {
             let program = workspace.path("program");
             // Another process copies it: a test in another thread could start a program while the file is open for
             // writing, and the copy would be busy.
@@ -121,8 +121,9 @@ fn users_with_any_umask_share_a_cache() {
                 .gid(user);
             let output = command.output().unwrap();
             assert_eq!(output.status.code(), Some(0), "{user} {umask}: {output:?}");
-            assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{user} {umask}");
+            String::from_utf8(output.stderr).unwrap()
         };
+        let shell = |user: u32, umask: &str, output: &str| assert_eq!(run(user, umask, output), "", "{user} {umask}");
         fs::set_permissions(workspace.root(), fs::Permissions::from_mode(0o777)).unwrap();
         fs::create_dir(workspace.path("cache")).unwrap();
         fs::set_permissions(workspace.path("cache"), fs::Permissions::from_mode(0o777)).unwrap();
@@ -134,6 +135,17 @@ fn users_with_any_umask_share_a_cache() {
             assert_eq!(workspace.read(&format!("of-{user}")), workspace.read("of-root"));
         }
         assert_eq!(json(&workspace, "cache stat --json")["packs"], filled["packs"], "all came from the cache");
+        // Packs that a user cannot read, as older versions left them: they are replaced.
+        for settings in fs::read_dir(workspace.path("cache/v2/packs")).unwrap() {
+            for pack in fs::read_dir(settings.unwrap().path()).unwrap() {
+                fs::set_permissions(pack.unwrap().path(), fs::Permissions::from_mode(0o600)).unwrap();
+            }
+        }
+        fs::remove_file(workspace.path("of-65534")).unwrap();
+        let stderr = run(65534, umask, "of-65534");
+        assert!(stderr.starts_with("warning: cannot open a pack in the cache, "), "{stderr}");
+        assert_eq!(workspace.read("of-65534"), workspace.read("of-root"));
+        shell(61234, umask, "of-61234");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::open_files::OpenFiles;
 use crate::pack::layout::{Piece, fragment_content};
-use crate::pack::{Pack, PackLimits};
+use crate::pack::{Pack, PackFile, PackOpener};
 use crate::segment::{Batch, ContentHash, Segment, SegmentKind};
 use crate::settings::ImageSettings;
 use std::collections::HashMap;
@@ -18,8 +18,8 @@ pub(super) struct Earlier {
 
 impl Earlier {
     /// Opens a pack that was found by its name; `None` if it cannot be used.
-    pub(super) fn open(file: File, settings: &ImageSettings, limits: &PackLimits) -> Option<Self> {
-        let pack = Pack::open_earlier(file, settings, limits).ok()?;
+    pub(super) fn open(file: File, opener: &PackOpener) -> Option<Self> {
+        let pack = opener.open_any(PackFile::new(file).ok()?).ok()?;
         let key = |piece: &Piece| match piece {
             Piece::Range { file, range, .. } => (SegmentKind::File, pack.range_hash(*file, *range)),
             Piece::Fragment(files) => {
@@ -32,7 +32,7 @@ impl Earlier {
 
     /// For the maker of one pack.
     pub(super) fn open_one(file: File, settings: &ImageSettings) -> Option<Self> {
-        Self::open(file, settings, &PackLimits::new(OpenFiles::new(1)))
+        Self::open(file, &PackOpener::new(settings, OpenFiles::new(1)))
     }
 
     /// Returns the segment with this content after checking it; `None` if the pack has none, or it is damaged. Its

@@ -6,13 +6,13 @@ use super::source::{InputPath, PathData};
 use super::{BuildError, BuildOptions, CacheTrust, cache_warning};
 use crate::cache::{Cache, CacheError};
 use crate::open_files::OpenFiles;
-use crate::pack::{OpenError, Pack, PackLimits, PackSource};
+use crate::pack::{OpenError, Pack, PackFile, PackOpener, PackSource};
 use crate::plan::{ImagePlan, PlannedPath};
 use crate::scan::{self, ScanError};
 use crate::settings::ImageSettings;
 use crate::threads::map_in_parallel;
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -34,7 +34,7 @@ pub(super) struct Scanner<'a> {
     source_works: AtomicBool,
     cache: Option<&'a Cache>,
     cancel: &'a AtomicBool,
-    limits: PackLimits,
+    opener: PackOpener,
     warnings: Mutex<Vec<String>>,
 }
 
@@ -60,7 +60,7 @@ impl<'a> Scanner<'a> {
             source_works: AtomicBool::new(true),
             cache,
             cancel,
-            limits: PackLimits::new(open_files),
+            opener: PackOpener::new(settings, open_files),
             warnings: Mutex::new(Vec::new()),
         }
     }
@@ -148,10 +148,10 @@ impl<'a> Scanner<'a> {
         Ok((InputPath { earlier, ..self.list(planned)? }, is_damaged))
     }
 
-    fn query_source(&self, planned: &PlannedPath) -> Option<File> {
+    fn query_source(&self, planned: &PlannedPath) -> Option<io::Result<PackFile>> {
         let source = self.source.filter(|_| planned.nar_hash.is_some() && self.source_works.load(Ordering::Relaxed))?;
         match source.find_pack(planned, self.settings) {
-            Ok(file) => file,
+            Ok(file) => file.map(PackFile::new),
             Err(error) => {
                 self.source_works.store(false, Ordering::Relaxed);
                 self.warn(format!("{error}; the image is built without it and is the same"));
@@ -160,11 +160,12 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn query_cache(&self, planned: &PlannedPath) -> Option<File> {
-        self.cache?.find_pack(planned, self.settings).unwrap_or_else(|error| {
+    fn query_cache(&self, planned: &PlannedPath) -> Option<io::Result<PackFile>> {
+        let found = self.cache?.find_pack(planned, self.settings).unwrap_or_else(|error| {
             self.warn(cache_warning(&error));
             None
-        })
+        });
+        found.map(Ok)
     }
 
     /// Returns the pack of the earlier version. With an untrusted cache it is not used, because it cannot be compared
@@ -172,11 +173,12 @@ impl<'a> Scanner<'a> {
     fn earlier(&self, planned: &PlannedPath) -> Option<Earlier> {
         let cache = self.cache.filter(|_| self.trust == CacheTrust::Checksums)?;
         let file = cache.find_earlier_pack(planned, self.settings)?;
-        Earlier::open(file, self.settings, &self.limits)
+        Earlier::open(file, &self.opener)
     }
 
-    fn open(&self, file: Option<File>, planned: &PlannedPath) -> Found {
-        match file.map(|file| Pack::open(file, planned, self.settings, &self.limits)) {
+    fn open(&self, file: Option<io::Result<PackFile>>, planned: &PlannedPath) -> Found {
+        let open = |file: io::Result<PackFile>| self.opener.open(file?, planned);
+        match file.map(open) {
             None => Found::Nothing,
             Some(Ok(pack)) => Found::Sound(Box::new(pack)),
             Some(Err(OpenError::Damaged { .. })) => Found::Damaged,

@@ -1,9 +1,9 @@
 //! Maintenance of a cache: its size, garbage collection, and a search for damaged packs.
 
 use super::{CacheError, LAYOUT_DIRECTORY, names, open_entry, refuse_link};
-use crate::pack::check_file;
+use crate::pack::{PackFile, check_file};
 use serde::Serialize;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -151,7 +151,7 @@ fn remove_former(directory: &Path, collection: GcMode, collected: &mut GcReport)
     }
     let bytes: u64 = entries.iter().map(|entry| entry.bytes).sum();
     let lock = open_entry(&former.join("lock")).ok().flatten();
-    let is_used = lock.as_ref().is_some_and(|lock| lock.try_lock().is_err());
+    let is_used = lock.as_ref().is_some_and(|lock| lock.file().try_lock().is_err());
     if is_used {
         collected.kept_bytes += bytes;
         return Ok(());
@@ -200,7 +200,7 @@ pub fn fsck(directory: &Path) -> Result<FsckReport, CacheError> {
 }
 
 /// Returns whether a file is a valid pack for its path in the cache.
-fn is_intact(file: File, path: &Path) -> io::Result<bool> {
+fn is_intact(file: PackFile, path: &Path) -> io::Result<bool> {
     let name = |path: Option<&Path>| path.and_then(Path::file_name).and_then(|name| name.to_str()).map(str::to_owned);
     match (name(path.parent()), name(Some(path))) {
         (Some(settings), Some(name)) => check_file(file, &settings, &name),

@@ -5,7 +5,7 @@ use super::{PackStore, WantedPack, in_one_line, reopen};
 use crate::build::{BuildError, PackRequest, make_pack};
 use crate::cache::maintenance::{GcMode, gc};
 use crate::cache::{Cache, CacheError};
-use crate::pack::settings_name;
+use crate::pack::{PackFile, settings_name};
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
 use program::unnamed_file::UnnamedFile;
@@ -97,7 +97,8 @@ impl PackStore for KeptPacks {
     }
 
     fn find(&self, wanted: &WantedPack) -> io::Result<Option<File>> {
-        self.cache.find_pack(&planned(wanted), &wanted.settings).map_err(io::Error::other)
+        let found = self.cache.find_pack(&planned(wanted), &wanted.settings).map_err(io::Error::other)?;
+        Ok(found.map(PackFile::into_file))
     }
 
     fn make(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<File, String> {

@@ -11,7 +11,8 @@ use crate::settings::ImageSettings;
 use crate::squashfs::format::BLOCK_PLAIN;
 use crate::store_path::StorePath;
 use crate::tree::Tree;
-use std::fs::File;
+use std::cell::RefCell;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -19,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 
 /// Number of bytes at the end of a pack that are read at once: a whole small pack, or the index of most others.
-const TAIL_BYTES: u64 = 32 << 10;
+const TAIL_BYTES: usize = 32 << 10;
 /// Maximum number of bytes of small packs that one build keeps in memory. The files of further ones stay open.
 const MAX_MEMORY_BYTES: u64 = 32 << 20;
 
@@ -40,22 +41,206 @@ pub enum OpenError {
     TooManyOpen,
 }
 
-/// The limits for all packs of one build.
+/// An open file that may be a pack, and its attributes, which are read only once.
 #[derive(Debug)]
-pub struct PackLimits {
+pub struct PackFile {
+    file: File,
+    metadata: Metadata,
+}
+
+impl PackFile {
+    /// Reads the attributes of a file.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn new(file: File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self { file, metadata })
+    }
+
+    /// Returns the attributes.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Returns the file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns the file without the attributes.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+}
+
+thread_local! {
+    /// The end of a pack. Allocating and zeroing a new buffer for each pack takes a seventh of the time of opening
+    /// thousands of small ones.
+    static TAIL: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Opens the packs of one build, which have the same settings and share limits.
+#[derive(Debug)]
+pub struct PackOpener {
+    settings: ImageSettings,
+    settings_name: String,
     files: OpenFiles,
     memory_bytes: AtomicU64,
 }
 
-impl PackLimits {
-    /// Creates limits with this number of files that packs may keep open.
-    pub fn new(files: OpenFiles) -> Self {
-        Self { files, memory_bytes: AtomicU64::new(MAX_MEMORY_BYTES) }
+impl PackOpener {
+    /// Creates an opener of packs that were made with `settings`; `files` limits how many of them stay open.
+    pub fn new(settings: &ImageSettings, files: OpenFiles) -> Self {
+        Self::with_name(*settings, settings_name(settings), files)
+    }
+
+    fn with_name(settings: ImageSettings, settings_name: String, files: OpenFiles) -> Self {
+        Self { settings, settings_name, files, memory_bytes: AtomicU64::new(MAX_MEMORY_BYTES) }
     }
 
     fn take_memory(&self, bytes: u64) -> bool {
         let take = |left: u64| left.checked_sub(bytes);
         self.memory_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+
+    /// Opens the pack of a store path, from any file that can be read at any position: one of a cache, or a descriptor
+    /// that another process sent. Everything that the file says about itself is checked before it is used. A small file
+    /// is read completely and closed, as long as the limits allow it.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not such a pack, or exceeds the limits.
+    pub fn open(&self, file: PackFile, path: &PlannedPath) -> Result<Pack, OpenError> {
+        let matches = |head: &Head<'_>| {
+            if head.base_name != path.path.base_name() {
+                return Err(damaged("it is of another store path"));
+            }
+            // Without a hash, only a comparison with the store shows whether the pack is correct, and any pack of the
+            // path can be.
+            if path.nar_hash.is_some() && head.nar_hash != path.nar_hash {
+                return Err(damaged("it is of a store path with another NAR hash"));
+            }
+            Ok(())
+        };
+        let pack = self.open_if(file, &matches)?;
+        if path.nar_size_bytes.is_some_and(|size| size != pack.tree.nar_size_bytes()) {
+            return Err(damaged("its contents have another NAR size"));
+        }
+        Ok(pack)
+    }
+
+    /// Opens the pack of any store path.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not a pack with these settings, or exceeds the limits.
+    pub fn open_any(&self, file: PackFile) -> Result<Pack, OpenError> {
+        self.open_if(file, &|_| Ok(()))
+    }
+
+    /// Opens a pack whose head `expected` accepts.
+    fn open_if(
+        &self,
+        PackFile { file, metadata }: PackFile,
+        expected: &dyn Fn(&Head<'_>) -> Result<(), OpenError>,
+    ) -> Result<Pack, OpenError> {
+        let length = metadata.len();
+        if !metadata.is_file() || length < FOOTER_BYTES as u64 {
+            return Err(damaged("it is too short, or not a regular file"));
+        }
+        let mut buffer = TAIL.take();
+        buffer.resize(TAIL_BYTES, 0);
+        let tail_at = length.saturating_sub(TAIL_BYTES as u64);
+        let tail = &mut buffer[..usize::try_from(length - tail_at).unwrap_or(TAIL_BYTES)];
+        read_at(&file, tail, tail_at)?;
+        let footer_at = tail.len() - FOOTER_BYTES;
+        let (magic, rest) = tail[footer_at..].split_at(MAGIC.len());
+        let (index_bytes, sum) = rest.split_at(8);
+        if magic != MAGIC {
+            return Err(damaged("it has no footer"));
+        }
+        let index_bytes = u64::from_le_bytes(index_bytes.try_into().unwrap_or_default());
+        let index_at = (length - FOOTER_BYTES as u64).checked_sub(index_bytes);
+        let Some(index_at) = index_at.filter(|_| index_bytes <= MAX_INDEX_BYTES) else {
+            return Err(damaged("its index is longer than the file"));
+        };
+        let long_index;
+        let index = if index_at >= tail_at {
+            let start = usize::try_from(index_at - tail_at).unwrap_or(footer_at);
+            &tail[start..footer_at]
+        } else {
+            let mut bytes = vec![0; usize::try_from(index_bytes).unwrap_or(0)];
+            read_at(&file, &mut bytes, index_at)?;
+            long_index = bytes;
+            &long_index[..]
+        };
+        if blake3::hash(index).as_bytes() != sum {
+            return Err(damaged("its index has another checksum"));
+        }
+        let mut pack = self.decode_index(index, expected)?;
+        if pack.segments.last().map_or(0, |last| last.at + u64::from(last.bytes)) != index_at {
+            return Err(damaged("its segments do not end where its index begins"));
+        }
+        pack.stored = if tail_at == 0 && self.take_memory(index_at) {
+            Stored::Memory(tail[..usize::try_from(index_at).unwrap_or(0)].into())
+        } else {
+            Stored::File { file, _permit: self.files.permit().ok_or(OpenError::TooManyOpen)? }
+        };
+        TAIL.set(buffer);
+        Ok(pack)
+    }
+
+    /// Decodes an index whose checksum is correct. Anyone who can write packs can forge checksums, so every number is
+    /// checked.
+    fn decode_index(
+        &self,
+        index: &[u8],
+        expected: &dyn Fn(&Head<'_>) -> Result<(), OpenError>,
+    ) -> Result<Pack, OpenError> {
+        let mut rest = index;
+        let short = || damaged("its index is truncated");
+        let head = Head::take(&mut rest).ok_or_else(short)?;
+        if head.settings != self.settings_name {
+            return Err(damaged("it was made with other settings"));
+        }
+        expected(&head)?;
+        let contents_bytes = take(&mut rest, 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
+        let contents_bytes = contents_bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(short)?;
+        let contents = take(&mut rest, contents_bytes).ok_or_else(short)?;
+        let contents = contents::decode(contents).ok_or(damaged("its contents cannot be those of a store path"))?;
+        let layout = Layout::new(&contents.tree, &contents.range_hashes, &self.settings);
+        let mut ranges = 0;
+        let first_ranges = contents.tree.file_sizes().iter().map(|size| {
+            let first = ranges;
+            ranges += u32::try_from(range_count(*size)).unwrap_or(u32::MAX);
+            first
+        });
+        let first_ranges = first_ranges.collect();
+        let mut pack = Pack {
+            stored: Stored::Memory(Box::default()),
+            tree: contents.tree,
+            range_hashes: contents.range_hashes,
+            first_ranges,
+            layout,
+            segments: Vec::new(),
+            words: Vec::new(),
+        };
+        pack.segments.reserve_exact(pack.layout.pieces.len());
+        let mut end = 0;
+        for (number, piece) in pack.layout.pieces.iter().enumerate() {
+            let file_bytes = match piece {
+                Piece::Range { file, range: 0, .. } => pack.tree.file_sizes()[*file as usize],
+                Piece::Range { .. } | Piece::Fragment(_) => 0,
+            };
+            let at = begin_of(end, number, pack.layout.input_bytes, file_bytes);
+            let first_word = pack.words.len();
+            let bytes = take_words(&mut rest, piece, self.settings.block_size_bytes(), &mut pack.words)
+                .ok_or(damaged("it has blocks that no image can contain"))?;
+            let checksum = take(&mut rest, 16).and_then(|sum| sum.try_into().ok()).ok_or_else(short)?;
+            let words = first_word..pack.words.len();
+            pack.segments.push(StoredSegment { at, bytes, checksum: u128::from_le_bytes(checksum), words });
+            end = at + u64::from(bytes);
+        }
+        if rest.is_empty() { Ok(pack) } else { Err(damaged("its index is too long")) }
     }
 }
 
@@ -84,7 +269,7 @@ enum Stored {
         _permit: OpenFilePermit,
     },
     /// The bytes of a small pack, which was read as a whole, so that thousands of files need not stay open.
-    Memory(Vec<u8>),
+    Memory(Box<[u8]>),
 }
 
 /// A segment of a pack.
@@ -100,103 +285,6 @@ pub struct StoredSegment {
 }
 
 impl Pack {
-    /// Opens the pack of a store path, made with `settings`, from any file that can be read at any position: one of a
-    /// cache, or a descriptor that another process sent. Everything that the file says about itself is checked before
-    /// it is used. A small file is read completely and closed, as long as `limits` allow it.
-    ///
-    /// # Errors
-    /// The file cannot be read, is not such a pack, or exceeds the limits.
-    pub fn open(
-        file: File,
-        path: &PlannedPath,
-        settings: &ImageSettings,
-        limits: &PackLimits,
-    ) -> Result<Self, OpenError> {
-        let matches = |head: &Head<'_>| {
-            if head.base_name != path.path.base_name() {
-                return Err(damaged("it is of another store path"));
-            }
-            // Without a hash, only a comparison with the store shows whether the pack is correct, and any pack of the
-            // path can be.
-            if path.nar_hash.is_some() && head.nar_hash != path.nar_hash {
-                return Err(damaged("it is of a store path with another NAR hash"));
-            }
-            if head.settings != settings_name(settings) {
-                return Err(damaged("it was made with other settings"));
-            }
-            Ok(*settings)
-        };
-        let pack = Self::open_if(file, &matches, limits)?;
-        if path.nar_size_bytes.is_some_and(|size| size != pack.tree.nar_size_bytes()) {
-            return Err(damaged("its contents have another NAR size"));
-        }
-        Ok(pack)
-    }
-
-    /// Opens a pack of any store path that was made with `settings`.
-    ///
-    /// # Errors
-    /// The file cannot be read, is not such a pack, or exceeds the limits.
-    pub fn open_earlier(file: File, settings: &ImageSettings, limits: &PackLimits) -> Result<Self, OpenError> {
-        let matches = |head: &Head<'_>| match head.settings == settings_name(settings) {
-            true => Ok(*settings),
-            false => Err(damaged("it was made with other settings")),
-        };
-        Self::open_if(file, &matches, limits)
-    }
-
-    /// Opens a pack. `expected` checks its head and returns the settings with which it was made.
-    fn open_if(
-        file: File,
-        expected: &dyn Fn(&Head<'_>) -> Result<ImageSettings, OpenError>,
-        limits: &PackLimits,
-    ) -> Result<Self, OpenError> {
-        let metadata = file.metadata()?;
-        let length = metadata.len();
-        if !metadata.is_file() || length < FOOTER_BYTES as u64 {
-            return Err(damaged("it is too short, or not a regular file"));
-        }
-        let tail_at = length.saturating_sub(TAIL_BYTES);
-        let mut tail = vec![0; usize::try_from(length - tail_at).unwrap_or(0)];
-        read_at(&file, &mut tail, tail_at)?;
-        let footer_at = tail.len() - FOOTER_BYTES;
-        let (magic, rest) = tail[footer_at..].split_at(MAGIC.len());
-        let (index_bytes, sum) = rest.split_at(8);
-        if magic != MAGIC {
-            return Err(damaged("it has no footer"));
-        }
-        let index_bytes = u64::from_le_bytes(index_bytes.try_into().unwrap_or_default());
-        let index_at = (length - FOOTER_BYTES as u64).checked_sub(index_bytes);
-        let Some(index_at) = index_at.filter(|_| index_bytes <= MAX_INDEX_BYTES) else {
-            return Err(damaged("its index is longer than the file"));
-        };
-        let long_index;
-        let index = if index_at >= tail_at {
-            let start = usize::try_from(index_at - tail_at).unwrap_or(footer_at);
-            &tail[start..footer_at]
-        } else {
-            let mut bytes = vec![0; usize::try_from(index_bytes).unwrap_or(0)];
-            read_at(&file, &mut bytes, index_at)?;
-            long_index = bytes;
-            &long_index[..]
-        };
-        if blake3::hash(index).as_bytes() != sum {
-            return Err(damaged("its index has another checksum"));
-        }
-        let mut pack = decode_index(index, expected)?;
-        if pack.segments.last().map_or(0, |last| last.at + u64::from(last.bytes)) != index_at {
-            return Err(damaged("its segments do not end where its index begins"));
-        }
-        pack.stored = if tail_at == 0 && limits.take_memory(index_at) {
-            tail.truncate(usize::try_from(index_at).unwrap_or(0));
-            tail.shrink_to_fit();
-            Stored::Memory(tail)
-        } else {
-            Stored::File { file, _permit: limits.files.permit().ok_or(OpenError::TooManyOpen)? }
-        };
-        Ok(pack)
-    }
-
     /// Returns the files of the store path.
     pub fn tree(&self) -> &Tree {
         &self.tree
@@ -313,70 +401,20 @@ impl<'a> Head<'a> {
 ///
 /// # Errors
 /// It cannot be read.
-pub fn check_file(file: File, settings: &str, name: &str) -> io::Result<bool> {
+pub fn check_file(file: PackFile, settings: &str, name: &str) -> io::Result<bool> {
+    let Some(parsed) = settings_of_name(settings) else { return Ok(false) };
     let expected = |head: &Head<'_>| {
         let path = StorePath::from_base_name(head.base_name)
             .map_err(|_| damaged("its base name is not that of a store path"))?;
         let planned = PlannedPath { path, nar_hash: head.nar_hash, nar_size_bytes: None };
-        if head.settings != settings || file_name(&planned) != name {
-            return Err(damaged("it has the name of another pack"));
-        }
-        settings_of_name(settings).ok_or(damaged("its settings are invalid"))
+        if file_name(&planned) == name { Ok(()) } else { Err(damaged("it has the name of another pack")) }
     };
-    match Pack::open_if(file, &expected, &PackLimits::new(OpenFiles::new(1))) {
+    let opener = PackOpener::with_name(parsed, settings.to_owned(), OpenFiles::new(1));
+    match opener.open_if(file, &expected) {
         Ok(pack) => pack.check_segments(),
         Err(OpenError::Damaged { .. } | OpenError::TooManyOpen) => Ok(false),
         Err(OpenError::Io(error)) => Err(error),
     }
-}
-
-/// Decodes an index whose checksum is correct. Anyone who can write packs can forge checksums, so every number is
-/// checked.
-fn decode_index(
-    index: &[u8],
-    expected: &dyn Fn(&Head<'_>) -> Result<ImageSettings, OpenError>,
-) -> Result<Pack, OpenError> {
-    let mut rest = index;
-    let short = || damaged("its index is truncated");
-    let settings = &expected(&Head::take(&mut rest).ok_or_else(short)?)?;
-    let contents_bytes = take(&mut rest, 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
-    let contents_bytes = contents_bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(short)?;
-    let contents = take(&mut rest, contents_bytes).ok_or_else(short)?;
-    let contents = contents::decode(contents).ok_or(damaged("its contents cannot be those of a store path"))?;
-    let layout = Layout::new(&contents.tree, &contents.range_hashes, settings);
-    let mut ranges = 0;
-    let first_ranges = contents.tree.file_sizes().iter().map(|size| {
-        let first = ranges;
-        ranges += u32::try_from(range_count(*size)).unwrap_or(u32::MAX);
-        first
-    });
-    let first_ranges = first_ranges.collect();
-    let mut pack = Pack {
-        stored: Stored::Memory(Vec::new()),
-        tree: contents.tree,
-        range_hashes: contents.range_hashes,
-        first_ranges,
-        layout,
-        segments: Vec::new(),
-        words: Vec::new(),
-    };
-    pack.segments.reserve_exact(pack.layout.pieces.len());
-    let mut end = 0;
-    for (number, piece) in pack.layout.pieces.iter().enumerate() {
-        let file_bytes = match piece {
-            Piece::Range { file, range: 0, .. } => pack.tree.file_sizes()[*file as usize],
-            Piece::Range { .. } | Piece::Fragment(_) => 0,
-        };
-        let at = begin_of(end, number, pack.layout.input_bytes, file_bytes);
-        let first_word = pack.words.len();
-        let bytes = take_words(&mut rest, piece, settings.block_size_bytes(), &mut pack.words)
-            .ok_or(damaged("it has blocks that no image can contain"))?;
-        let checksum = take(&mut rest, 16).and_then(|sum| sum.try_into().ok()).ok_or_else(short)?;
-        let words = first_word..pack.words.len();
-        pack.segments.push(StoredSegment { at, bytes, checksum: u128::from_le_bytes(checksum), words });
-        end = at + u64::from(bytes);
-    }
-    if rest.is_empty() { Ok(pack) } else { Err(damaged("its index is too long")) }
 }
 
 /// Reads the size words of a segment and returns the number of its stored bytes; `None` if they are not valid for its
