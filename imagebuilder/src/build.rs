@@ -47,7 +47,7 @@ use new_pack::PackKeeper;
 use nix::sys::resource::{UsageWho, getrusage};
 use output::ImageFile;
 use program::atomic_file::WriteError;
-use sequence::{SequenceInputs, Sequenced, Sequencer};
+use sequence::{SequenceInputs, Sequenced, Sequencer, WriteTables};
 use source::InputPath;
 use squashfs::SquashfsBuild;
 use std::fs::{self, File};
@@ -286,9 +286,17 @@ fn cache_warning(error: &CacheError) -> String {
 struct Target<'a> {
     store_paths: &'a [InputPath],
     settings: &'a ImageSettings,
-    /// The image, and the position of its data.
-    image: Option<(&'a ImageFile<'a>, u64)>,
+    image: Option<NewImage<'a>>,
     keeper: Option<&'a dyn PackKeeper>,
+}
+
+/// An image that is being written.
+#[derive(Clone, Copy)]
+struct NewImage<'a> {
+    file: &'a ImageFile<'a>,
+    /// Position of the data.
+    start: u64,
+    write_tables: &'a WriteTables<'a>,
 }
 
 /// Reads, compresses, copies and writes all content, and checks the NAR hashes of the store paths that get packs.
@@ -301,7 +309,8 @@ fn write_blocks(
 ) -> Result<Sequenced, BuildError> {
     let buffers = SpareBuffers::default();
     let Target { store_paths, settings, image, keeper } = *target;
-    let (image, start) = image.map_or((None, 0), |(image, start)| (Some(image), start));
+    let (start, write_tables) = (image.map_or(0, |image| image.start), image.map(|image| image.write_tables));
+    let image = image.map(|image| image.file);
     let times = WorkTimes::new(store_paths);
     let inputs =
         WorkerInputs { store_paths, settings, image, keeper, buffers: &buffers, cache_troubles, cancel, times: &times };
@@ -310,11 +319,19 @@ fn write_blocks(
             progress.warn(&format!("only {started} of {threads} threads could be started: the build takes longer"));
         }
         let (threads, buffers) = (started, &buffers);
-        let inputs =
-            SequenceInputs { store_paths, settings, threads, cancel, buffers, image, start, keeper, cache_troubles };
-        let before = cpu_seconds(UsageWho::RUSAGE_THREAD);
+        let inputs = SequenceInputs {
+            store_paths,
+            settings,
+            threads,
+            cancel,
+            buffers,
+            image,
+            start,
+            write_tables,
+            keeper,
+            cache_troubles,
+        };
         let mut done = Sequencer::new(&inputs, progress, queue).run(results)?;
-        done.cpu_seconds = cpu_seconds(UsageWho::RUSAGE_THREAD) - before;
         (done.work_seconds, done.slowest_paths) = (times.seconds(), times.slowest(store_paths));
         if !done.other_content.is_empty() {
             done.other_content.sort_by(|a, b| a.path.cmp(&b.path));

@@ -3,7 +3,7 @@
 //! Workers can finish in any order. A single thread makes all decisions that affect the bytes of the image here, step
 //! by step, so the image does not depend on threads and cache. This thread moves no content; workers do.
 
-use super::BuildError;
+use super::{BuildError, cpu_seconds};
 use super::back_pressure::{Backlog, SegmentState, Slot, SlotContent, Target};
 use super::buffers::SpareBuffers;
 use super::job::{Job, JobOutput, RangeAction, RangeRef};
@@ -23,10 +23,11 @@ use crate::progress::Progress;
 use crate::report::{PathSeconds, WorkSeconds};
 use crate::segment::{ContentHash, SegmentKind, file_content, range_count, range_length};
 use crate::settings::ImageSettings;
+use nix::sys::resource::UsageWho;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Interval at which cancellation is checked while nothing else happens.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
@@ -38,8 +39,6 @@ pub(super) struct Sequenced {
     pub(super) places: Places,
     /// The counts for the report.
     pub(super) tally: Tally,
-    /// Position after the data in the image.
-    pub(super) end: u64,
     /// Processor time of the deciding thread in seconds.
     pub(super) cpu_seconds: f64,
     /// Time of the worker threads.
@@ -50,7 +49,15 @@ pub(super) struct Sequenced {
     pub(super) damaged: BTreeSet<usize>,
     /// Store paths that do not have their NAR hash.
     pub(super) other_content: Vec<OtherContent>,
+    /// Length of the image in bytes; `None` if there is no image.
+    pub(super) image_bytes: Option<u64>,
+    /// Wall time in seconds that the tables took.
+    pub(super) tables_seconds: f64,
 }
+
+/// Writes everything except the data of an image, from the locations of all files and the end of the data. Returns the
+/// length of the image in bytes.
+pub(super) type WriteTables<'a> = dyn Fn(&Places, u64) -> Result<u64, BuildError> + 'a;
 
 /// The inputs of a sequencer.
 pub(super) struct SequenceInputs<'a> {
@@ -68,6 +75,8 @@ pub(super) struct SequenceInputs<'a> {
     pub(super) image: Option<&'a ImageFile<'a>>,
     /// Position of the data in the image.
     pub(super) start: u64,
+    /// Writes the tables of the image.
+    pub(super) write_tables: Option<&'a WriteTables<'a>>,
     /// The receiver of new packs; `None` if no packs are made.
     pub(super) keeper: Option<&'a dyn PackKeeper>,
     /// Receives problems with new packs.
@@ -130,12 +139,13 @@ impl<'a> Sequencer<'a> {
             done: Sequenced {
                 places: Places::new(store_paths),
                 tally: Tally::default(),
-                end: 0,
                 cpu_seconds: 0.0,
                 work_seconds: WorkSeconds::default(),
                 slowest_paths: Vec::new(),
                 damaged: BTreeSet::new(),
                 other_content: Vec::new(),
+                image_bytes: None,
+                tables_seconds: 0.0,
             },
         }
     }
@@ -144,6 +154,7 @@ impl<'a> Sequencer<'a> {
     pub(super) fn run(mut self, results: &Receiver<JobResult>) -> Result<Sequenced, BuildError> {
         // Jobs that compress are submitted before anything is copied, because everything after them in the image waits
         // for them.
+        let cpu_before = cpu_seconds(UsageWho::RUSAGE_THREAD);
         self.backlog.submit_jobs(&self.steps);
         loop {
             self.take_steps()?;
@@ -165,13 +176,28 @@ impl<'a> Sequencer<'a> {
             if all_placed || !self.backlog.is_busy() {
                 self.placement.flush(&mut self.backlog);
             }
+            if all_placed && self.done.image_bytes.is_none() {
+                self.write_tables()?;
+            }
             if self.backlog.is_busy() {
                 self.receive(results)?;
             } else if all_placed && !self.placement.make_last_packs(&mut self.backlog) {
-                self.done.end = self.placement.end;
+                self.done.cpu_seconds += cpu_seconds(UsageWho::RUSAGE_THREAD) - cpu_before;
                 return Ok(self.done);
             }
         }
+    }
+
+    /// Writes the tables. Now all positions are known, but in a build from packs the workers still have most of the
+    /// content to copy.
+    fn write_tables(&mut self) -> Result<(), BuildError> {
+        let Some(write) = self.inputs.write_tables else { return Ok(()) };
+        let (started, cpu_before) = (Instant::now(), cpu_seconds(UsageWho::RUSAGE_THREAD));
+        self.done.image_bytes = Some(write(&self.done.places, self.placement.end)?);
+        self.done.tables_seconds = started.elapsed().as_secs_f64();
+        // Only decisions count.
+        self.done.cpu_seconds -= cpu_seconds(UsageWho::RUSAGE_THREAD) - cpu_before;
+        Ok(())
     }
 
     fn receive(&mut self, results: &Receiver<JobResult>) -> Result<(), BuildError> {

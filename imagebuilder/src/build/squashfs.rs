@@ -6,7 +6,7 @@ use super::places::Places;
 use super::scan::Scanner;
 use super::sequence::Sequenced;
 use super::source::InputPath;
-use super::{BuildError, BuildOptions, CacheTrust, REPORT_VERSION, Target, cache_warning, write_blocks};
+use super::{BuildError, BuildOptions, CacheTrust, NewImage, REPORT_VERSION, Target, cache_warning, write_blocks};
 use crate::cache::{Cache, CacheError};
 use crate::open_files::OpenFiles;
 use crate::plan::ImagePlan;
@@ -66,12 +66,9 @@ impl SquashfsBuild<'_> {
             scanner.scan_again(&mut scanned, &done.damaged)?;
             output.restart()?;
         };
-        report.seconds.blocks = blocks_started.elapsed().as_secs_f64();
-
-        progress.begin(Phase::Tables, 0);
-        let tables_started = Instant::now();
-        report.image_bytes = self.finish(&scanned.store_paths, &done, output)?;
-        report.seconds.tables = tables_started.elapsed().as_secs_f64();
+        report.seconds.blocks = blocks_started.elapsed().as_secs_f64() - done.tables_seconds;
+        report.seconds.tables = done.tables_seconds;
+        report.image_bytes = done.image_bytes.ok_or(BuildError::Defect { what: "the image has no tables" })?;
 
         report.blocks = done.places.blocks;
         (report.duplicate_files, report.duplicate_bytes) = (done.tally.duplicate_files, done.tally.duplicate_bytes);
@@ -95,10 +92,12 @@ impl SquashfsBuild<'_> {
     ) -> Result<Sequenced, BuildError> {
         let settings = self.settings;
         let keeper = self.cache.map(|cache| CacheKeeper { cache, settings, open_files: open_files.clone() });
+        let (file, start) = image;
+        let write_tables = |places: &Places, end| self.finish(store_paths, (places, end), file);
         let target = Target {
             store_paths,
             settings,
-            image: Some(image),
+            image: Some(NewImage { file, start, write_tables: &write_tables }),
             keeper: keeper.as_ref().map(|keeper| keeper as &dyn PackKeeper),
         };
         let first_trouble = Mutex::new(None);
@@ -113,7 +112,12 @@ impl SquashfsBuild<'_> {
     }
 
     /// Writes everything after the data, and the superblock. Returns the length of the image in bytes.
-    fn finish(&self, store_paths: &[InputPath], done: &Sequenced, output: &ImageFile<'_>) -> Result<u64, BuildError> {
+    fn finish(
+        &self,
+        store_paths: &[InputPath],
+        (places, end): (&Places, u64),
+        output: &ImageFile<'_>,
+    ) -> Result<u64, BuildError> {
         let mut order: Vec<usize> = (0..store_paths.len()).collect();
         order.sort_by_key(|store_path| store_paths[*store_path].planned.path.base_name());
         let by_name: Vec<_> = order
@@ -123,11 +127,10 @@ impl SquashfsBuild<'_> {
                 tree: store_paths[*store_path].tree(),
             })
             .collect();
-        let places = &done.places;
         let contents = ByName { places, order: &order };
-        let data = DataBlocks { end: done.end, fragments: places.fragments(), all_plain: places.all_plain() };
+        let data = DataBlocks { end, fragments: places.fragments(), all_plain: places.all_plain() };
         let ending = finish(self.settings, &by_name, &contents, data)?;
-        output.write_at(&mut [IoSlice::new(&ending.tables)], done.end)?;
+        output.write_at(&mut [IoSlice::new(&ending.tables)], end)?;
         output.finish(&ending.superblock, ending.length)?;
         Ok(ending.length)
     }

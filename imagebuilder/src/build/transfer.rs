@@ -10,8 +10,9 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 /// Segments are gathered until this number of bytes, or of segments, can be moved together. The page cache then uses
-/// large folios, which takes half the time of writing each segment separately (measured on ext4).
-const MAX_TRANSFER_BYTES: u64 = 2 << 20;
+/// large folios, which takes half the time of writing each segment separately (measured on ext4). Copying 2 MiB at once
+/// takes 7 % more processor time, 4 MiB a third more, because the bytes no longer fit into the caches of the processor.
+const MAX_TRANSFER_BYTES: u64 = 1 << 20;
 const MAX_TRANSFER_SEGMENTS: usize = 400;
 
 /// The zeros between segments, always less than a block.
