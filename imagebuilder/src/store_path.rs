@@ -94,6 +94,13 @@ impl LocatedStorePath {
     /// # Errors
     /// The text is relative and has a directory, contains `..`, or its last component is not `HASH-NAME`.
     pub fn parse(text: &str) -> Result<Self, StorePathError> {
+        // Nearly all texts have this form, and closures have thousands of them; the rest takes ten times as long.
+        if let Some((directory, name)) = text.rsplit_once('/')
+            && is_normalised(directory)
+            && let Ok(path) = StorePath::from_base_name(name)
+        {
+            return Ok(Self { store_dir: Some(directory.into()), path });
+        }
         let fail = |reason| Err(StorePathError { text: text.to_owned(), reason });
         let whole = Path::new(text);
         if whole.components().any(|component| component == Component::ParentDir) {
@@ -120,6 +127,13 @@ impl LocatedStorePath {
             fail("it is relative; use an absolute path, or only its base name")
         }
     }
+}
+
+/// Returns whether a directory is certainly absolute and in its shortest form.
+fn is_normalised(directory: &str) -> bool {
+    directory.len() > 1
+        && directory.split('/').skip(1).all(|name| !name.is_empty() && !name.starts_with('.'))
+        && directory.starts_with('/')
 }
 
 /// Returns whether one of the directories above the last component is named like a store path.
@@ -221,7 +235,9 @@ mod tests {
             let path = StorePath::from_base_name(&name).unwrap();
             prop_assert_eq!(path.to_string(), name.clone());
             let located = LocatedStorePath::parse(&format!("/nix/store/{path}")).unwrap();
-            prop_assert_eq!(located.path, path);
+            prop_assert_eq!(&located.path, &path);
+            // The long way gives the same as the short one.
+            prop_assert_eq!(LocatedStorePath::parse(&format!("/nix//./store/{path}/")).unwrap(), located);
         }
 
         #[test]

@@ -2,8 +2,6 @@
 
 use crate::plan::PlannedPath;
 use crate::store_path::{LocatedStorePath, StorePath, StorePathError};
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -153,28 +151,28 @@ impl Closure {
     /// All problems: those passed in and those of the records.
     pub fn from_records(
         origin: &str,
-        records: Vec<ClosureRecord>,
+        mut records: Vec<ClosureRecord>,
         store_dir: Option<&Path>,
         mut problems: Vec<ClosureProblem>,
     ) -> Result<Self, ClosureProblems> {
         let nothing_was_read = records.is_empty() && problems.is_empty();
         let unreadable = !problems.is_empty();
         let mut named_dir: Option<PathBuf> = None;
-        let mut records_by_path: BTreeMap<StorePath, ClosureRecord> = BTreeMap::new();
-        for record in records {
-            problems.extend(other_store(&record, &mut named_dir));
-            match records_by_path.entry(record.located.path.clone()) {
-                Entry::Vacant(vacant) => _ = vacant.insert(record),
-                Entry::Occupied(first) => problems.push(ClosureProblem::Twice {
-                    position: record.position,
-                    path: record.located.path,
-                    first: first.get().position,
-                }),
-            }
-        }
+        problems.extend(records.iter().filter_map(|record| other_store(record, &mut named_dir)));
+        // Equal paths keep their order, so the first one remains.
+        records.sort_by(|a, b| a.located.path.cmp(&b.located.path));
+        records.dedup_by(|record, first| {
+            let is_same = record.located.path == first.located.path;
+            problems.extend(is_same.then(|| ClosureProblem::Twice {
+                position: record.position,
+                path: record.located.path.clone(),
+                first: first.position,
+            }));
+            is_same
+        });
         // A path that seems to be missing may be in a record that could not be read, which is already reported.
         if !unreadable {
-            problems.extend(missing_references(&records_by_path));
+            problems.extend(missing_references(&records));
         }
         if nothing_was_read {
             problems.push(ClosureProblem::Empty);
@@ -185,8 +183,8 @@ impl Closure {
         }
         let store_dir =
             store_dir.map(Path::to_path_buf).or(named_dir).unwrap_or_else(|| PathBuf::from(DEFAULT_STORE_DIR));
-        let paths = records_by_path
-            .into_values()
+        let paths = records
+            .into_iter()
             .map(|record| PlannedPath {
                 path: record.located.path,
                 nar_hash: record.nar_hash,
@@ -201,7 +199,8 @@ impl Closure {
 fn other_store(record: &ClosureRecord, named_dir: &mut Option<PathBuf>) -> Option<ClosureProblem> {
     let store_dir = record.located.store_dir.as_ref()?;
     let first = named_dir.get_or_insert_with(|| store_dir.clone());
-    (first != store_dir).then(|| ClosureProblem::OtherStore {
+    // Both are in their shortest form.
+    (first.as_os_str() != store_dir.as_os_str()).then(|| ClosureProblem::OtherStore {
         position: record.position,
         path: record.located.path.clone(),
         store_dir: store_dir.clone(),
@@ -209,9 +208,11 @@ fn other_store(record: &ClosureRecord, named_dir: &mut Option<PathBuf>) -> Optio
     })
 }
 
-fn missing_references(records_by_path: &BTreeMap<StorePath, ClosureRecord>) -> impl Iterator<Item = ClosureProblem> {
-    records_by_path.values().flat_map(|record| {
-        let missing = record.references.iter().filter(|reference| !records_by_path.contains_key(reference));
+/// Returns the references that are in none of the records, which are sorted by path.
+fn missing_references(records: &[ClosureRecord]) -> impl Iterator<Item = ClosureProblem> {
+    let is_missing = |path: &StorePath| records.binary_search_by(|record| record.located.path.cmp(path)).is_err();
+    records.iter().flat_map(move |record| {
+        let missing = record.references.iter().filter(move |reference| is_missing(reference));
         missing.map(|reference| ClosureProblem::NotClosed {
             position: record.position,
             path: record.located.path.clone(),
