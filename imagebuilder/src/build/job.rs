@@ -206,11 +206,16 @@ impl<'a> Worker<'a> {
         let mut bytes = self.inputs.buffers.take_filled(lengths.iter().sum());
         let mut hashes = Vec::with_capacity(nodes.len());
         let mut rest = &mut bytes[..];
-        for (node, length) in nodes.iter().zip(lengths) {
-            let (content, remaining) = rest.split_at_mut(length);
-            store_path.read(*node, 0, content)?;
-            hashes.push(*blake3::hash(content).as_bytes());
-            rest = remaining;
+        let mut lengths = lengths.into_iter();
+        let tree = store_path.tree();
+        for files in nodes.chunk_by(|one, next| tree.parent(*one) == tree.parent(*next)) {
+            let directory = store_path.directory_of(files);
+            for (node, length) in files.iter().zip(lengths.by_ref()) {
+                let (content, remaining) = rest.split_at_mut(length);
+                store_path.read_whole(directory.as_ref(), *node, content)?;
+                hashes.push(*blake3::hash(content).as_bytes());
+                rest = remaining;
+            }
         }
         Ok(JobOutput::Files { bytes, hashes })
     }

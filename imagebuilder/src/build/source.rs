@@ -7,14 +7,15 @@ use crate::plan::PlannedPath;
 use crate::scan::Listing;
 use crate::segment::RANGE_BYTES;
 use crate::tree::{Entry, NodeId, Tree};
-use rustix::fs::{SeekFrom, copy_file_range, seek};
+use rustix::fs::{CWD, Mode, OFlags, SeekFrom, copy_file_range, openat, seek};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 /// A store path of the image.
 #[derive(Debug)]
@@ -95,6 +96,31 @@ impl InputPath {
         }
     }
 
+    /// Opens the directory of these consecutive files, if they are all in one directory and so many that this is cheaper
+    /// than opening each file by its whole path.
+    pub(super) fn directory_of(&self, nodes: &[NodeId]) -> Option<Directory> {
+        let parent = self.tree().parent(*nodes.first()?).filter(|_| nodes.len() >= MIN_DIRECTORY_FILES)?;
+        let path = self.path_of(parent);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Some(Directory { descriptor: rustix::fs::open(&path, flags, Mode::empty()).ok()?, path })
+    }
+
+    /// Fills `out` with a whole file, which is in `directory` if it is given, and checks that the file has not changed
+    /// since it was listed.
+    pub(super) fn read_whole(
+        &self,
+        directory: Option<&Directory>,
+        node: NodeId,
+        out: &mut [u8],
+    ) -> Result<(), BuildError> {
+        let file = match directory {
+            Some(directory) => SourceFile::open_in(self, directory, node)?,
+            None => SourceFile::open(self, node)?,
+        };
+        file.read_at(0, out)?;
+        file.finish()
+    }
+
     /// Fills `out` with a range of a file, and checks that the file has not changed since it was listed.
     pub(super) fn read(&self, node: NodeId, range: usize, out: &mut [u8]) -> Result<(), BuildError> {
         let file = SourceFile::open(self, node)?;
@@ -111,6 +137,16 @@ impl InputPath {
 /// Minimum number of bytes for which a search for holes is worth two system calls.
 const MIN_HOLE_BYTES: usize = 128 << 10;
 
+/// Minimum number of files for which opening their directory is worth two system calls.
+const MIN_DIRECTORY_FILES: usize = 4;
+
+/// An open directory of a store path.
+#[derive(Debug)]
+pub(super) struct Directory {
+    descriptor: OwnedFd,
+    path: PathBuf,
+}
+
 /// A regular file of a store path, open for reading.
 #[derive(Debug)]
 pub(super) struct SourceFile {
@@ -124,21 +160,45 @@ pub(super) struct SourceFile {
 impl SourceFile {
     fn open(store_path: &InputPath, node: NodeId) -> Result<Self, BuildError> {
         let path = store_path.path_of(node);
+        Self::open_node((CWD, &path), path.clone(), (store_path, node))
+    }
+
+    fn open_in(store_path: &InputPath, directory: &Directory, node: NodeId) -> Result<Self, BuildError> {
+        let name = OsStr::from_bytes(store_path.tree().name(node));
+        let place = (directory.descriptor.as_fd(), Path::new(name));
+        Self::open_node(place, directory.path.join(name), (store_path, node))
+    }
+
+    fn open_node(
+        place: (BorrowedFd<'_>, &Path),
+        path: PathBuf,
+        (store_path, node): (&InputPath, NodeId),
+    ) -> Result<Self, BuildError> {
         let Entry::File { file: number, size_bytes, .. } = store_path.tree().entry(node) else {
             return Err(BuildError::Changed { path });
         };
         let modified = store_path.listing().map(|listing| listing.modified[number as usize]);
-        Self::open_path(path, size_bytes, modified)
+        Self::open_at(place, path, size_bytes, modified)
     }
 
     /// Opens the file at `path`, which had this length and modification time when it was listed.
     pub(super) fn open_path(path: PathBuf, size_bytes: u64, modified: Option<(i64, i64)>) -> Result<Self, BuildError> {
+        Self::open_at((CWD, &path), path.clone(), size_bytes, modified)
+    }
+
+    /// Opens the file at a place; `path` is its name in messages.
+    fn open_at(
+        (directory, name): (BorrowedFd<'_>, &Path),
+        path: PathBuf,
+        size_bytes: u64,
+        modified: Option<(i64, i64)>,
+    ) -> Result<Self, BuildError> {
         // Non-blocking, because opening a pipe in place of the file would wait for a writer.
-        let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-        let opened = File::options().read(true).custom_flags(flags).open(&path);
-        let file = match opened {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BuildError::Changed { path }),
-            other => other.map_err(|source| BuildError::Read { path: path.clone(), source })?,
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match openat(directory, name, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Err(BuildError::Changed { path }),
+            Err(error) => return Err(BuildError::Read { path, source: error.into() }),
+            Ok(descriptor) => File::from(descriptor),
         };
         Ok(Self { file, path, size_bytes, modified })
     }
