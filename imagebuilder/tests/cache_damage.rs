@@ -180,7 +180,7 @@ fn a_forged_pack_with_a_valid_checksum_is_found_by_the_comparison_with_the_store
     let settings = ImageSettings::default();
     let open = |cache: &Path, path| {
         let file = Cache::open(cache).unwrap().find_pack(path, &settings).unwrap().unwrap();
-        Pack::open(file, path, &settings, &PackLimits::new(OpenFiles::new(1))).unwrap()
+        PackOpener::new(&settings, OpenFiles::new(1)).open(file, path).unwrap()
     };
     let pack = open(&forged.cache(), &forged.plan.paths[0]);
     let mut stored = vec![0; pack.segments()[0].bytes as usize];
@@ -532,10 +532,13 @@ fn a_cache_removed_or_replaced_while_a_build_keeps_its_directory_open_does_not_a
         (
             "directory replaced",
             (|cache| {
-                let (packs, copy) = (packs_of(cache), cache.join("copy"));
-                copy_tree(&packs, &copy);
-                fs::remove_dir_all(&packs).unwrap();
-                copy_tree(&copy, &packs);
+                let (packs, former) = (packs_of(cache), cache.join("former"));
+                fs::rename(&packs, &former).unwrap();
+                fs::create_dir(&packs).unwrap();
+                for pack in fs::read_dir(&former).unwrap().map(Result::unwrap) {
+                    fs::copy(pack.path(), packs.join(pack.file_name())).unwrap();
+                }
+                fs::remove_dir_all(&former).unwrap();
             }) as Change,
             3,
         ),

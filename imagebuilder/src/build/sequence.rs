@@ -3,7 +3,6 @@
 //! Workers can finish in any order. A single thread makes all decisions that affect the bytes of the image here, step
 //! by step, so the image does not depend on threads and cache. This thread moves no content; workers do.
 
-use super::{BuildError, cpu_seconds};
 use super::back_pressure::{Backlog, SegmentState, Slot, SlotContent, Target};
 use super::buffers::SpareBuffers;
 use super::job::{Job, JobOutput, RangeAction, RangeRef};
@@ -17,6 +16,7 @@ use super::range_hashes::RangeHashes;
 use super::source::InputPath;
 use super::steps::{FileRef, Step, steps};
 use super::tally::Tally;
+use super::{BuildError, cpu_seconds};
 use crate::cache::CacheError;
 use crate::pack::layout::{Piece, fragment_hasher};
 use crate::progress::Progress;
