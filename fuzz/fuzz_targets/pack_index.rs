@@ -37,7 +37,9 @@ fuzz_target!(|bytes: &[u8]| {
     pack.extend_from_slice(blake3::hash(&index).as_bytes());
     std::fs::write(&*FILE, &pack).expect("a pack");
     let opener = PackOpener::new(&settings, OpenFiles::new(1));
-    let Ok(opened) = opener.open(PackFile::new(File::open(&*FILE).expect("a pack")).expect("a file"), &path) else { return };
+    let Ok(opened) = opener.open(PackFile::new(File::open(&*FILE).expect("a pack")).expect("a file"), &path) else {
+        return;
+    };
     let mut ranges = 0;
     let tree = opened.tree();
     for node in 0..tree.len() {
