@@ -157,14 +157,6 @@ in
         default = 150;
         description = "The time in seconds for a machine to start, and to stop.";
       };
-      suspendOnShutdown = mkOption {
-        type = types.bool;
-        default = false;
-        description = ''
-          Whether machines are suspended when the host shuts down or reboots, and resumed at their next start. A machine that
-          cannot be suspended is shut down.
-        '';
-      };
       useNotifySockets = mkOption {
         type = types.bool;
         default = false;

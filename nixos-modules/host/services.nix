@@ -265,18 +265,9 @@ in
             ExecStart = "!${unit "enter %i microvm-run"}";
             # `+`: runs with all privileges, because the host's other services refuse requests of the machine's user.
             ExecStartPost = "-+${unit "call --if-there %i microvm-register"}";
-            ExecStop =
-              lib.optional cfg.host.suspendOnShutdown "-!${unit "suspend --on-shutdown %i"}"
-              # It ends a machine that is suspended, and shuts down any other.
-              ++ [ "-!${unit "enter --if-there %i microvm-shutdown"}" ];
+            ExecStop = "-!${unit "enter --if-there %i microvm-shutdown"}";
             ExecStopPost = "-+${unit "call --if-there %i microvm-unregister"}";
             TimeoutSec = cfg.host.startupTimeout;
-            # Saving the memory of a large machine takes longer than shutting it down.
-            TimeoutStopSec =
-              if cfg.host.suspendOnShutdown && cfg.host.startupTimeout < 900 then
-                900
-              else
-                cfg.host.startupTimeout;
             Restart = "always";
             RestartSec = "5s";
             User = "microvm";

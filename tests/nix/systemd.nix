@@ -61,12 +61,15 @@ let
                 size = 8;
               }
             ];
-            shares = lib.optional (hasVirtiofsd && capabilities.can hypervisor "Virtiofs") {
-              proto = "virtiofs";
-              tag = "shared";
-              source = "/srv/shared";
-              mountPoint = "/shared";
-            };
+            # A machine with shares cannot be suspended.
+            shares =
+              lib.optional (hasVirtiofsd && name != "suspended" && capabilities.can hypervisor "Virtiofs")
+                {
+                  proto = "virtiofs";
+                  tag = "shared";
+                  source = "/srv/shared";
+                  mountPoint = "/shared";
+                };
           };
         };
       }
@@ -88,6 +91,12 @@ let
           name = "live";
           hypervisor = "qemu";
           storeDiskBuild = "live";
+        }
+        {
+          name = "suspended";
+          hypervisor = "qemu";
+          storeDiskBuild = "host";
+          further.microvm.kernelParams = [ "wait=long" ];
         }
         {
           # The kinds of devices that reach a machine through its root directory and the device rules of its unit.

@@ -157,6 +157,28 @@ check_devices() {
   echo "devices: a macvtap, a block volume and a 9p share reach the guest"
 }
 
+# Suspending a machine that runs as a service, and resuming it.
+check_suspending() {
+  local microvm state=/var/lib/microvms/suspended saved user said
+  saved=$state/suspended.suspended/complete
+  microvm=$(systemctl cat microvm@suspended | grep -o '/nix/store/[^ ]*/bin/microvm' | head -n 1)
+  systemctl start install-microvm-suspended
+  systemctl start microvm@suspended || { journalctl --quiet --no-pager --unit '*microvm*suspended*' | tail -n 60 >&2; die "microvm@suspended does not start"; }
+  wait_for suspended waiting
+  said=$("$microvm" suspend suspended 2>&1) || { journalctl --quiet --no-pager --unit '*microvm*suspended*' | tail -n 60 >&2; die "the machine cannot be suspended: $said"; }
+  user=$(stat -c %g "$state")
+  [ "$(stat -c '%u:%g:%a' "$saved")" = "$user:$user:700" ] || die "what was saved is not only the machine's: $(stat -c '%u:%g:%a' "$saved")"
+  [ "$(systemctl show --property ActiveState,Result microvm@suspended | sort | tr '\n' ' ')" = 'ActiveState=inactive Result=success ' ] ||
+    die "microvm@suspended did not end well: $(systemctl status --no-pager microvm@suspended)"
+  "$microvm" resume suspended
+  wait_for suspended 'suspended was resumed'
+  ! journalctl --quiet "_SYSTEMD_INVOCATION_ID=$(systemctl show --property InvocationID --value microvm@suspended)" | grep 'devices reported' ||
+    die "the machine booted instead of going on"
+  [ ! -e "$saved" ] || die "what was saved is still there"
+  check_stopped suspended
+  echo "suspended: $said"
+}
+
 make_macvtap_node() { # INTERFACE
   local number
   number=$(cat "/sys/class/net/$1/macvtap/tap$(cat "/sys/class/net/$1/ifindex")/dev")
@@ -304,6 +326,7 @@ inside() {
   check_devices
   check_user_network
   check_migration
+  check_suspending
   systemctl start microvm-image-cache-gc
   ! journalctl --quiet --unit microvm-image-cache | grep -i 'error\|panic' || die "the cache service had trouble, see above"
   [ -z "$(systemctl list-units --failed --quiet --plain --no-legend '*microvm*')" ] || die "units failed: $(systemctl list-units --failed --plain)"

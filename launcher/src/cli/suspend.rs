@@ -108,7 +108,7 @@ fn suspend_machine(machine: &str, overrides: &Overrides, is_interrupted: &Atomic
 }
 
 /// Prints that a machine is suspended.
-pub(crate) fn report_saved(machine: &str, saved: &Saved) {
+fn report_saved(machine: &str, saved: &Saved) {
     let (mib, seconds) = (saved.disk_bytes.div_ceil(1 << 20), saved.paused.as_secs_f64());
     message(&format!("{machine} is suspended: {mib} MiB on disk, saved in {seconds:.2} s"));
 }

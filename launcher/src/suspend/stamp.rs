@@ -13,12 +13,13 @@ use program::place::Place;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
 /// The version of the format.
 const VERSION: u32 = 1;
+const CPU_FILE: &str = "/proc/cpuinfo";
 /// The longest text of a value in a message.
 const MAX_SHOWN_CHARACTERS: usize = 80;
 /// The kernel parameter with the rate of the host's time stamp counter, which is measured again after each boot.
@@ -124,14 +125,9 @@ impl Stamp {
         let read = launch.needs.present.iter().filter(|need| need.access == Access::Read).map(|need| &need.path);
         let disks = launch.disks.iter().filter(|disk| disk.read_only).map(|disk| &disk.image);
         for path in read.chain(disks) {
-            let absolute = path.below(&launch.working_directory);
-            let metadata = match fs::metadata(absolute.as_path()) {
-                Ok(metadata) => metadata,
-                // The server of a store disk without an image needs no file.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(failed(absolute.as_path())(error)),
-            };
-            if metadata.is_file() {
+            // Not all of them need to exist: the server of a store disk without an image needs no file.
+            let metadata = fs::metadata(path.below(&launch.working_directory).as_path());
+            if let Some(metadata) = metadata.ok().filter(fs::Metadata::is_file) {
                 files.insert(path.to_string(), FileStamp::of(&metadata));
             }
         }
@@ -144,9 +140,9 @@ impl Stamp {
             arguments: launch.arguments.iter().map(|argument| without_measurement(argument)).collect(),
         };
         let cpu = (launch.needs.kvm == KvmUse::Required)
-            .then(|| fs::read_to_string("/proc/cpuinfo").map(|text| Cpu::parse(&text)))
+            .then(|| first_processor(Path::new(CPU_FILE)).map(|text| Cpu::parse(&text)))
             .transpose()
-            .map_err(failed(Path::new("/proc/cpuinfo")))?;
+            .map_err(failed(Path::new(CPU_FILE)))?;
         Ok(Self {
             version: VERSION,
             suspended_unix_seconds: None,
@@ -214,6 +210,20 @@ impl Cpu {
         let flags = field(&["flags", "Features"]).split_whitespace().map(str::to_owned).collect();
         Self { model: field(&["model name", "CPU part"]).to_owned(), flags }
     }
+}
+
+/// Returns the first paragraph. Reading about all processors takes the kernel milliseconds on a large host.
+fn first_processor(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    for line in BufReader::with_capacity(1 << 10, File::open(path)?).lines() {
+        let line = line?;
+        if line.is_empty() {
+            break;
+        }
+        text.push_str(&line);
+        text.push('\n');
+    }
+    Ok(text)
 }
 
 fn without_measurement(argument: &str) -> String {

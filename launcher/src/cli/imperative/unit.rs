@@ -4,7 +4,7 @@
 use super::name_of;
 use crate::cli::machine::{failed, launch_of, watch_signals};
 use crate::cli::spec_file::{Overrides, read};
-use crate::cli::suspend::{continue_for_service, report_saved, save_for_service};
+use crate::cli::suspend::{continue_for_service, save_for_service};
 use launcher::imperative::{Layout, MachineName};
 use launcher::interruption::Interruption;
 use launcher::isolation::{self, FORMER_USER, PathOnHost, StateDirectory, StoreDisks, Tree, TreeInputs};
@@ -48,7 +48,7 @@ enum Task {
     /// Run a program of the machine's runner as the machine's user
     Enter(CallArguments),
     /// Save the machine as its user. Its hypervisor stays paused, and is ended when the service stops
-    Suspend(SuspendArguments),
+    Suspend(Machine),
     /// Let a machine continue, as its user, that stayed paused
     Continue(Machine),
 }
@@ -91,15 +91,6 @@ struct RootArguments {
 }
 
 #[derive(clap::Args)]
-struct SuspendArguments {
-    #[command(flatten)]
-    machine: Machine,
-    /// Do nothing unless the host shuts down
-    #[arg(long)]
-    on_shutdown: bool,
-}
-
-#[derive(clap::Args)]
 struct CallArguments {
     #[command(flatten)]
     machine: Machine,
@@ -123,16 +114,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Task::RootDown(arguments) => root_down(&layout, arguments),
         Task::Call(arguments) => call(&layout, arguments),
         Task::Enter(arguments) => enter(&layout, arguments),
-        Task::Suspend(arguments) if arguments.on_shutdown && !host_shuts_down() => Ok(()),
-        Task::Suspend(arguments) => {
-            become_user_of(&layout, &arguments.machine)?;
-            let name = arguments.machine.name.as_str();
-            let saved = save_for_service(name)?;
-            if arguments.on_shutdown {
-                report_saved(name, &saved);
-                return Ok(());
-            }
-            print_json(&saved)
+        Task::Suspend(machine) => {
+            become_user_of(&layout, machine)?;
+            print_json(&save_for_service(machine.name.as_str())?)
         }
         Task::Continue(machine) => {
             become_user_of(&layout, machine)?;
@@ -364,12 +348,6 @@ fn become_user_of(layout: &Layout, machine: &Machine) -> Result<StateDirectory, 
     };
     become_user().map_err(|errno| failed(std::io::Error::from(errno)))?;
     Ok(directory)
-}
-
-/// Whether systemd shuts the host down or reboots it: `is-system-running` in systemctl(1).
-fn host_shuts_down() -> bool {
-    let output = Command::new("systemctl").arg("is-system-running").output();
-    output.is_ok_and(|output| output.stdout.trim_ascii() == b"stopping")
 }
 
 fn exec_program(directory: &StateDirectory, arguments: &CallArguments) -> Result<(), Failure> {
