@@ -472,7 +472,7 @@ impl Random {
     }
 }
 
-/// Returns arguments that the hypervisor itself supports, in words separated by bars: each one either works beside the
+/// Returns arguments that the hypervisor itself supports. Each one either works beside the
 /// launcher's own or must be refused.
 fn extra_arguments(hypervisor: Hypervisor) -> Vec<&'static str> {
     let text = match hypervisor {
