@@ -404,7 +404,10 @@ fn cloud_hypervisor_gets_rules_for_what_it_opens_without_having_its_own() {
     let rules = |launch: &Launch| {
         assert_eq!(launch.arguments.iter().filter(|argument| *argument == "--landlock").count(), 1);
         let words = launch.arguments.windows(2).filter(|words| words[0] == "--landlock-rules");
-        words.map(|words| words[1].clone()).collect::<Vec<_>>()
+        let (suspended, rules): (Vec<_>, Vec<_>) =
+            words.map(|words| words[1].clone()).partition(|rule| rule == "path=web.suspended,access=rw");
+        assert_eq!(suspended.len(), 1, "for the memory of a suspended machine");
+        rules
     };
     let on = |fields: Value| launch(fields, Hypervisor::CloudHypervisor);
     let tap = json!([{"type": "tap", "id": "vm-web", "mac": "02:00:00:00:00:01"}]);

@@ -321,9 +321,12 @@ fn compare_interfaces(spec: &MachineSpec, report: &ProbeReport) {
 
 fn compare_shares(spec: &MachineSpec, report: &ProbeReport) {
     for (name, protocol) in [("9p", ShareProtocol::NineP), ("fs", ShareProtocol::Virtiofs)] {
-        let seen: Vec<&str> = report.named(name).iter().map(|device| device.field("tag")).collect();
+        let mut seen: Vec<&str> = report.named(name).iter().map(|device| device.field("tag")).collect();
         let shares = spec.shares.iter().filter(|share| share.proto == protocol);
-        let wanted: Vec<&str> = shares.map(|share| share.tag.as_str()).collect();
+        let mut wanted: Vec<&str> = shares.map(|share| share.tag.as_str()).collect();
+        // Found by their tags. kvmtool attaches the last one first.
+        seen.sort_unstable();
+        wanted.sort_unstable();
         assert_eq!(seen, wanted, "shares by {name}");
     }
 }
