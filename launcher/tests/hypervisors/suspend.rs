@@ -1,5 +1,7 @@
 //! A machine that is suspended goes on where it was: its memory, its devices and its connections.
 
+#![expect(clippy::print_stdout, reason = "the times of saving and resuming are part of the result")]
+
 use crate::lifecycle::waiting_machine;
 use crate::linux::{build_image, linux_machine};
 use crate::machine::{Running, TestMachine, find_on_path, missing, skipped};
