@@ -188,10 +188,10 @@ check_outdated() { # what a switch says about machines, on NixOS 24.05 and on ne
   for name in own by-hand; do ln -s "$runner" "$state/$name/current"; done
   ln -sfn "$runner" "$state/current/current"
   for form in older newer; do
-    text=$(jq -r ".$form" "$scratch/outdated.json")
+    # The chroot store is not at /nix.
+    text=$(jq -r ".$form | gsub(\"/nix/store/[^ ]*/bin/readlink\"; \"readlink\")" "$scratch/outdated.json")
     # Newer releases check the text of all checks with ShellCheck when the host is built.
     ! command -v shellcheck >/dev/null || printf '#!/bin/bash\nset -euo pipefail\n%s\n' "$text" | shellcheck - >&2 || die "ShellCheck refuses what a switch runs"
-    text=$(sed 's|/nix/store/[^ ]*/bin/readlink|readlink|' <<<"$text")
     say_what() { NIXOS_ACTION=$1 bash -euo pipefail -c "$text" check /run/current-system "$1" 2>&1 | sed -n 's/^warning: microVM \([^ ]*\) .*/\1/p' | xargs; }
     said=$(say_what switch)
     [ "$said" = 'by-hand kept own' ] || die "on a NixOS that is $form, a switch names as outdated: $said"
