@@ -53,7 +53,7 @@ fn packs(criterion: &mut Criterion) {
     let location = directory.path().join("file");
     std::fs::write(&location, &content).unwrap();
     let path = StorePath::from_base_name("0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-file").unwrap();
-    let path = PlannedPath { path, nar_hash: Some([7; 32]), nar_size_bytes: None };
+    let path = PlannedPath { path, nar_hash: Some(testing::nar_sha256(&location)), nar_size_bytes: None };
     let (settings, location, place) = (&settings, location.as_path(), directory.path());
     let request = PackRequest { path: &path, location, settings, directory: place, earlier: None, jobs: 1 };
     let made = make_pack(&request, &AtomicBool::new(false)).unwrap();

@@ -68,6 +68,13 @@ fn with_noise() -> Workspace {
     workspace
 }
 
+/// Returns a command that ignores no signal. The tests may run below nohup(1), which ignores SIGHUP, or in the background of
+/// a script, where SIGINT is ignored.
+fn with_default_signals(workspace: &Workspace, line: &str) -> Command {
+    let arguments = ["--default-signal=HUP,INT", env!("CARGO_BIN_EXE_microvm-image")];
+    workspace.command_of(Path::new("env"), arguments.into_iter().chain(line.split(' ')))
+}
+
 #[test]
 fn an_interrupted_build_leaves_nothing_and_keeps_the_existing_image() {
     let workspace = with_noise();
@@ -75,10 +82,7 @@ fn an_interrupted_build_leaves_nothing_and_keeps_the_existing_image() {
     let names = workspace.names();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let line = "build --paths-from list --store-dir store --level 22 -j 1 -q -o image";
-        // The test may run below nohup(1), which ignores SIGHUP.
-        let arguments =
-            ["--default-signal=HUP", env!("CARGO_BIN_EXE_microvm-image")].into_iter().chain(line.split(' '));
-        let child = start(&mut workspace.command_of(Path::new("env"), arguments));
+        let child = start(&mut with_default_signals(&workspace, line));
         // The cache is opened right before the work begins.
         wait_for(&workspace.path("cache/v2/outputs"));
         thread::sleep(Duration::from_millis(200));
@@ -107,7 +111,7 @@ fn an_ignored_hangup_does_not_end_a_build() {
 #[test]
 fn a_signal_while_waiting_for_stdin_ends_the_program_at_once() {
     let workspace = Workspace::new();
-    let child = start(&mut workspace.command(["plan", "--paths-from", "-"]));
+    let child = start(&mut with_default_signals(&workspace, "plan --paths-from -"));
     // It cannot be observed that the program waits. If it does not wait yet, the signal just arrives earlier.
     thread::sleep(Duration::from_millis(200));
     interrupt(child, Signal::SIGINT);

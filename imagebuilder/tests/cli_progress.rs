@@ -65,7 +65,7 @@ fn a_bar_fits_into_60_columns_and_contains_all_facts() {
         assert!(bars.iter().any(|bar| bar.contains(fact)), "{fact} is not in {bars:?}");
     }
     assert!(text.contains("\u{1b}[36m"), "a bar has a colour: {text:?}");
-    assert!(lines.last().unwrap().starts_with("  memory "), "the summary stays: {lines:?}");
+    assert!(lines.last().unwrap().starts_with("  time "), "the summary stays: {lines:?}");
 }
 
 #[test]

@@ -496,9 +496,9 @@ fn on_a_file_system_with_reflinks_an_image_takes_only_the_space_of_its_metadata(
 /// Builds a sealed image with a record in a cache, and returns the report.
 fn build_sealed(store: &Store, format: ImageFormat, path: &Path, cache: &Path) -> BuildReport {
     let mut closure = closure(store.path());
-    for (planned, number) in closure.paths.iter_mut().zip(0..) {
-        // There are no records without hashes. The tests never change a path without changing its name.
-        planned.nar_hash = Some([number; 32]);
+    for planned in &mut closure.paths {
+        // There are no records without hashes.
+        planned.nar_hash = Some(testing::nar_sha256(&store.path().join(planned.path.base_name())));
     }
     let plan = ImagePlan { verity: true, ..ImagePlan::new(closure, format) };
     let options = BuildOptions {
