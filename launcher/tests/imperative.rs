@@ -87,7 +87,12 @@ impl Host {
                 command.arg(env!("CARGO_BIN_EXE_microvm"));
                 command
             }
-            _ => Command::new(env!("CARGO_BIN_EXE_microvm")),
+            _ => {
+                // The tests may run below nohup(1), or in the background of a script, where these signals are ignored.
+                let mut command = Command::new("env");
+                command.args(["--default-signal=HUP,INT", env!("CARGO_BIN_EXE_microvm")]);
+                command
+            }
         };
         command
             .args(arguments)

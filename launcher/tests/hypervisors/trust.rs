@@ -82,9 +82,15 @@ fn a_raw_disk_on_which_the_guest_wrote_another_header_is_refused() {
             fs::write(machine.path("secret"), "secret").unwrap();
             fs::write(machine.path("var.img"), qcow2_header(machine.path("secret").to_str().unwrap())).unwrap();
             let output = machine.output(&["run", "machine.json"]);
-            assert_eq!(output.status.code(), Some(1), "{hypervisor}: {output:?}");
             let text = said(&output);
-            assert!(text.contains("error: volumes[0]: ") && text.contains("looks like a qcow2 image"), "{text}");
+            if text.contains("detects the format of a disk before version") {
+                // The script has no version, so it counts as an old cloud-hypervisor, which opens any file without landlock.
+                assert!(hypervisor == Hypervisor::CloudHypervisor && !read_only, "{text}");
+                assert_eq!(output.status.code(), Some(2), "{text}");
+            } else {
+                assert_eq!(output.status.code(), Some(1), "{hypervisor}: {output:?}");
+                assert!(text.contains("error: volumes[0]: ") && text.contains("looks like a qcow2 image"), "{text}");
+            }
             assert!(!machine.path("started").exists() && !text.contains("secret"), "{text}");
         }
     }
