@@ -82,7 +82,8 @@ cp ../fixtures/specs/{minimal,shares-9p,store-share}.json "$corpus/store_share"
 
 # From a real cache: the parts of its entries after the checksums, and its record of an image.
 cat >"$work/plan.json" <<END
-{"version": 1, "storeDir": "$work/store", "paths": [{"path": "$name", "narHash": "$hash"}],
+{"version": 1, "storeDir": "$work/store",
+  "paths": [{"path": "$name", "narHash": "sha256:$(nix-hash --type sha256 --base32 "$tree")"}],
   "settings": {"compression": "zstd", "level": 3, "blockSizeBytes": 4096, "fragmentBlockSizeBytes": 4096}}
 END
 build --plan "$work/plan.json" --cache "$work/cache" -o "$work/image"
