@@ -405,6 +405,35 @@ fn options_that_firecracker_accepts_once_are_not_given_twice() {
 }
 
 #[test]
+fn a_second_user_network_of_kvmtool_is_refused_also_among_extra_arguments() {
+    let user = json!([{"type": "user", "id": "t0", "mac": "02:00:00:00:00:01"}]);
+    for extra in [json!(["-n", "mode=user"]), json!(["--network=mode=user"]), json!(["-nguest_mac=02:00:00:00:00:02"])]
+    {
+        let fields = json!({"interfaces": user, "kvmtool": {"extraArgs": extra}});
+        let refused = refusals(fields, &host(), Hypervisor::Kvmtool);
+        assert!(
+            refused[0].contains("kvmtool.extraArgs: kvmtool supports at most one interface with user networking"),
+            "{refused:?}"
+        );
+    }
+    launch(json!({"kvmtool": {"extraArgs": ["-n", "mode=user"]}}), &host(), Hypervisor::Kvmtool);
+    launch(json!({"interfaces": user, "kvmtool": {"extraArgs": ["-n", "mode=none"]}}), &host(), Hypervisor::Kvmtool);
+}
+
+#[test]
+fn hyper_threading_of_firecracker_requires_an_even_number_of_vcpus() {
+    let fields = |vcpu: u32| json!({"vcpu": vcpu, "firecracker": {"extraConfig": {"machine-config": {"smt": true}}}});
+    let refused = refusals(fields(7), &host(), Hypervisor::Firecracker);
+    assert!(
+        refused[0].contains("extraConfig.machine-config.smt: firecracker requires an even number of vCPUs"),
+        "{refused:?}"
+    );
+    for vcpu in [1, 2, 8] {
+        launch(fields(vcpu), &host(), Hypervisor::Firecracker);
+    }
+}
+
+#[test]
 fn kvmtools_socket_is_below_its_home_and_a_path_that_is_too_long_is_refused() {
     let launch = launch(json!({}), &host(), Hypervisor::Kvmtool);
     assert_eq!(launch.environment["HOME"], "/var/lib/microvms/web");

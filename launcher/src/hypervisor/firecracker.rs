@@ -163,6 +163,12 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
     for (field, reason) in config::merge(&mut document, &spec.sections.firecracker.extra_config) {
         builder.refuse(format!("firecracker.extraConfig.{field}"), reason);
     }
+    // `extraConfig` can turn on hyper-threading, and `vcpu` stays ours.
+    let vcpus = spec.vcpu;
+    if document["machine-config"]["smt"] == true && vcpus > 1 && vcpus % 2 == 1 {
+        let reason = format!("requires an even number of vCPUs, or one; the machine has {vcpus}");
+        builder.refuse("firecracker.extraConfig.machine-config.smt", reason);
+    }
     finish(builder, &document)
 }
 

@@ -258,8 +258,10 @@ fn check_limits(builder: &mut LaunchBuilder<'_>) {
         builder.refuse("mem", format!("requires at least {MIN_MEMORY_MIB} MiB"));
     }
     let users = spec.interfaces.iter().filter(|interface| interface.kind == InterfaceKind::User).count();
-    if users > 1 {
-        builder.refuse("interfaces", "supports at most one interface with user networking");
+    let extra = user_networks(&spec.sections.kvmtool.extra_args);
+    if users > 1 || users + extra > 1 {
+        let option = if extra == 0 { "interfaces" } else { "kvmtool.extraArgs" };
+        builder.refuse(option, "supports at most one interface with user networking");
     }
     if spec.memory.balloon.as_ref().is_some_and(|balloon| balloon.deflate_on_oom) {
         builder.warn("deflateOnOOM", "kvmtool's balloon does not deflate by itself");
@@ -278,6 +280,23 @@ fn disk_options(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> String {
         options = options.word("direct");
     }
     builder.written(&format!("{}.image", disk.option), options.finish())
+}
+
+/// Returns the number of interfaces with user networking among the user's arguments. This is the default mode.
+fn user_networks(arguments: &[String]) -> usize {
+    let is_user = |value: &str| {
+        let mode = value.split(',').find_map(|option| option.strip_prefix("mode="));
+        mode.unwrap_or("user") == "user"
+    };
+    let pairs = arguments.iter().zip(arguments.iter().skip(1).map(Some).chain([None]));
+    pairs
+        .filter(|(argument, next)| match argument.as_str() {
+            "-n" | "--network" => next.is_some_and(|value| is_user(value)),
+            argument => {
+                argument.strip_prefix("--network=").or_else(|| argument.strip_prefix("-n")).is_some_and(is_user)
+            }
+        })
+        .count()
 }
 
 fn network_options(builder: &mut LaunchBuilder<'_>, index: usize, interface: &CheckedInterface) -> String {

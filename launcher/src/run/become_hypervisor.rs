@@ -4,9 +4,13 @@ use super::clean_up::clean_up_later;
 use super::{Prepared, RunError};
 use crate::interruption::Interruption;
 use crate::launch::Launch;
+use crate::spec::Hypervisor;
 use crate::state::{MachineState, ProcessIdentity, RunningMachine, StateError};
 use nix::fcntl::{FcntlArg, FdFlag, Flock, fcntl};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::unistd::{getpgrp, getpid, setpgid, tcgetpgrp, tcsetpgrp};
 use std::fs::File;
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -83,8 +87,37 @@ fn exec(
     if let Err(source) = context.interruption.restore_mask() {
         return failed(source);
     }
+    let has_children = !prepared.interfaces.made().is_empty() || !side_processes.is_empty();
+    if launch.hypervisor == Hypervisor::Crosvm
+        && has_children
+        && let Err(errno) = leave_process_group()
+    {
+        return failed(errno.into());
+    }
     // Everything in `prepared` is dropped only if exec fails and returns.
     failed(command.exec())
+}
+
+/// Moves this process into a process group of its own. If it is in the foreground of a terminal, it stays there.
+///
+/// When crosvm ends and still has children, it kills its process group. After exec, the processes beside the hypervisor are
+/// its children, and the group would be that of the script that runs the launcher.
+fn leave_process_group() -> nix::Result<()> {
+    let (own, group) = (getpid(), getpgrp());
+    if own == group {
+        return Ok(());
+    }
+    setpgid(own, own)?;
+    if tcgetpgrp(io::stdin()) == Ok(group) {
+        // A process in the background gets SIGTTOU when it moves to the foreground.
+        let mut stop_signal = SigSet::empty();
+        stop_signal.add(Signal::SIGTTOU);
+        let mask = stop_signal.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let moved = tcsetpgrp(io::stdin(), own);
+        mask.thread_set_mask()?;
+        moved?;
+    }
+    Ok(())
 }
 
 fn own_process(state: &MachineState) -> Result<ProcessIdentity, StateError> {

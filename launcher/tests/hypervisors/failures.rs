@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use testing::write_program;
 
@@ -297,4 +298,23 @@ fn volumes_are_created_without_a_start() {
     assert_eq!((rows[0]["fsType"].as_str(), rows[0]["state"].as_str()), (Some("ext4"), Some("created")));
     let output = machine.output(&["volumes", "machine.json"]);
     assert!(String::from_utf8_lossy(&output.stdout).ends_with("a.img  ext4  present\n"), "{output:?}");
+}
+
+/// crosvm does this when it ends while it still has children, such as the process that removes the tap.
+#[test]
+fn a_crosvm_that_kills_its_process_group_does_not_kill_the_script_that_runs_the_launcher() {
+    let interfaces = json!([{"type": "tap", "id": "vm-web", "mac": "02:00:00:00:00:01"}]);
+    let Some(machine) = scripted_machine("exit 0", json!({"hypervisor": "crosvm", "interfaces": interfaces})) else {
+        return;
+    };
+    let program = write_script(&machine, "crosvm", "exec perl -e 'kill \"KILL\", 0'");
+    let mut spec: MachineSpec = serde_json::from_slice(&fs::read(machine.path("machine.json")).unwrap()).unwrap();
+    use_program(&mut spec, Hypervisor::Crosvm, &program);
+    machine.write_spec(&spec);
+    let mut script = machine.namespace.command("sh");
+    script.args(["-c", "\"$@\"; echo \"the script goes on: $?\"", "sh", env!("CARGO_BIN_EXE_microvm")]);
+    script.args(["run", "machine.json"]).current_dir(machine.directory.path());
+    let script = script.env("MICROVM_RUNTIME_DIR", machine.path("run")).stdin(Stdio::null()).process_group(0);
+    let output = script.output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("the script goes on: 137"), "{output:?}");
 }
