@@ -158,14 +158,18 @@ fn socket_group(process: &SideProcess) -> Option<&str> {
     process.arguments.iter().filter_map(|argument| argument.strip_prefix(GROUP_OPTION)).next_back()
 }
 
+/// Returns the group of a virtiofs daemon's socket if this host does not have it. If the groups cannot be read, the daemon
+/// reports what is wrong.
+pub fn missing_group(process: &SideProcess) -> Option<&str> {
+    socket_group(process).filter(|group| matches!(nix::unistd::Group::from_name(group), Ok(None)))
+}
+
 /// Checks that the group of a virtiofs daemon's socket exists. The daemon creates the socket before it looks for the group, so
 /// that it would seem to serve for a moment, and would end and be restarted for ever.
 fn check_group(process: &SideProcess) -> Result<(), SideProcessError> {
-    let Some(group) = socket_group(process) else { return Ok(()) };
-    match nix::unistd::Group::from_name(group) {
-        Ok(None) => Err(SideProcessError::NoGroup { name: describe(process), group: group.to_owned() }),
-        // If the groups cannot be read, the daemon reports what is wrong.
-        Ok(Some(_)) | Err(_) => Ok(()),
+    match missing_group(process) {
+        Some(group) => Err(SideProcessError::NoGroup { name: describe(process), group: group.to_owned() }),
+        None => Ok(()),
     }
 }
 

@@ -294,3 +294,14 @@ fn an_initrd_larger_than_the_memory_is_reported() {
         "{said}"
     );
 }
+
+#[test]
+fn a_group_of_virtiofs_sockets_that_the_host_does_not_have_is_reported_before_the_start() {
+    let host = Host::new();
+    testing::write_program(&host.path("bin/virtiofsd"), "#!/bin/sh\nexit 0\n");
+    let share = json!([{"proto": "virtiofs", "tag": "t", "source": "bin", "mountPoint": "/t"}]);
+    let said = host.check(json!({"shares": share, "virtiofsd": {"group": "no-such-group"}}));
+    assert!(said.contains("this host has no group `no-such-group`"), "{said}");
+    let said = host.check(json!({"shares": share, "virtiofsd": {"group": null}}));
+    assert!(!said.contains("group"), "{said}");
+}

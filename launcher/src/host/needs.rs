@@ -5,7 +5,7 @@ use crate::launch::{Access, FileNeed, KvmUse, Launch, PassedDevice, Reader, Side
 use crate::network;
 use crate::path::HostPath;
 use crate::programs::{find_file_system_program, find_program};
-use crate::side_processes::{program_of, serves_the_same};
+use crate::side_processes::{missing_group, program_of, serves_the_same};
 use crate::sockets::is_listening;
 use crate::spec::DeviceBus;
 use crate::volumes::inspect;
@@ -292,6 +292,14 @@ impl Problems<'_> {
         for process in &launch.needs.processes {
             if let Err(error) = find_program(&program_of(process)) {
                 self.add(&process.name, error.to_string());
+            }
+            if let Some(group) = missing_group(process).filter(|_| !serves_the_same(process, &launch.working_directory))
+            {
+                let remedy = "create it, or set microvm.virtiofsd.group to another one or to null";
+                self.add(
+                    &process.name,
+                    format!("this host has no group `{group}`, which its socket is to belong to; {remedy}"),
+                );
             }
         }
         for socket in launch.needs.sockets_to_clear() {
