@@ -43,6 +43,7 @@ pub mod keyval;
 pub mod launch;
 pub mod name;
 pub mod network;
+pub mod ocf;
 pub mod path;
 pub mod programs;
 pub mod readiness;
