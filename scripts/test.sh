@@ -24,18 +24,18 @@ step() { # NAME COMMAND...
   fi
 }
 
-beside() { # NAME COMMAND... -- NAME COMMAND...: runs the first step in the background while the second runs
-  local name=$1 log started=$SECONDS code=0 background=()
+background=()
+start_beside() { # NAME COMMAND...: starts a step in the background; end_beside waits for it and shows its output
+  background=("$1" "$(mktemp)" "$SECONDS")
   shift
-  while [ "$1" != -- ]; do background+=("$1"); shift; done
-  shift
-  log=$(mktemp)
-  "${background[@]}" >"$log" 2>&1 &
-  local process=$!
-  step "$@"
-  wait "$process" || code=$?
+  "$@" >"${background[1]}" 2>&1 &
+  background+=($!)
+}
+end_beside() {
+  local name=${background[0]} log=${background[1]} started=${background[2]} code=0
+  wait "${background[3]}" || code=$?
   step "$name" show "$log" "$code"
-  printf 'steps `%s` and `%s` ran side by side for %s s\n' "$name" "$1" $((SECONDS - started))
+  printf 'step `%s` ran beside the steps before it, for %s s\n' "$name" $((SECONDS - started))
   rm -f "$log"
 }
 show() { cat "$1"; return "$2"; } # LOG CODE
@@ -61,11 +61,13 @@ step 'documentation' documentation
 step 'licences, bans and sources (cargo deny)' scripts/deny.sh
 step 'fixtures' fixtures/closure/build.sh small
 step 'tests' cargo test --workspace --locked --no-fail-fast
+# Most of it is one emulated guest after another, which occupies one core.
+start_beside 'Nix' tests/nix/run.sh
 step 'manual' scripts/manual.sh
-# Both use mostly one core.
-beside 'fuzzing' fuzz/run.sh -- 'Nix' tests/nix/run.sh
-step 'NixOS (with NIXPKGS=DIR)' tests/nixos/run.sh
+step 'fuzzing' fuzz/run.sh
 step 'quickstart' scripts/quickstart.sh --test
+end_beside
+step 'NixOS (with NIXPKGS=DIR)' tests/nixos/run.sh
 
 printf '\n'
 for name in "${failed[@]}"; do printf 'FAILED: %s\n' "$name"; done

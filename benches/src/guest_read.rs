@@ -4,7 +4,7 @@
 //! disks. Emulated seconds are not real ones: only the ratios are meaningful.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -29,11 +29,11 @@ pub fn run(images: &[PathBuf], plan: Option<&Path>, extent: Extent) -> Result<Ve
     let server = plan.map(|plan| Server::start(plan, &directory.path().join("live.sock"))).transpose()?;
     crate::message("guest-read: booting");
     let mut command = qemu(&fixture.join("vmlinux"), &initrd, images, extent, server.as_ref())?;
-    let console = boot(&mut command)?;
+    let (console, server_bytes) = boot(&mut command, server.as_ref())?;
     let mut results: Vec<ImageReadings> = serde_json::from_str(between_markers(&console)?)
         .map_err(|error| Error::Unexpected(format!("the guest's result is not JSON: {error}")))?;
-    if let (Some(server), Some(result)) = (&server, results.get_mut(images.len())) {
-        result.image = format!("live; the server has {:.1} MiB", server.resident_bytes()? as f64 / 1_048_576.0);
+    if let (true, Some(result)) = (server.is_some(), results.get_mut(images.len())) {
+        result.image = format!("live; the server has {:.1} MiB", server_bytes as f64 / 1_048_576.0);
     }
     for (result, image) in results.iter_mut().zip(images) {
         result.bytes = fs::metadata(image).map_err(file("read", image))?.len();
@@ -92,8 +92,9 @@ impl Server {
         Ok(server)
     }
 
-    fn resident_bytes(&self) -> Result<u64, Error> {
-        server_bytes(self.child.id())
+    /// Returns 0 if the server has ended.
+    fn resident_bytes(&self) -> u64 {
+        server_bytes(self.child.id()).unwrap_or(0)
     }
 }
 
@@ -154,17 +155,25 @@ fn qemu(
     Ok(qemu)
 }
 
-fn boot(qemu: &mut Command) -> Result<String, Error> {
-    let output = qemu
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|source| Error::Start { program: "qemu-system-x86_64".into(), source })?;
-    let console = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() {
-        return Ok(console);
+/// Runs qemu to its end. Returns the guest's console, and the most resident memory that the server had when the guest
+/// wrote a line, in bytes: the server ends together with the guest, so it cannot be measured afterwards.
+fn boot(qemu: &mut Command, server: Option<&Server>) -> Result<(String, u64), Error> {
+    let start = |source| Error::Start { program: "qemu-system-x86_64".into(), source };
+    let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(start)?;
+    let mut console = Vec::new();
+    let mut server_bytes = 0;
+    if let Some(output) = child.stdout.take() {
+        let mut lines = BufReader::new(output);
+        while lines.read_until(b'\n', &mut console).map_err(start)? > 0 {
+            server_bytes = server_bytes.max(server.map_or(0, Server::resident_bytes));
+        }
     }
-    Err(Error::Program { program: format!("{qemu:?}"), status: output.status, stderr: console })
+    let status = child.wait().map_err(start)?;
+    let console = String::from_utf8_lossy(&console).into_owned();
+    if status.success() {
+        return Ok((console, server_bytes));
+    }
+    Err(Error::Program { program: format!("{qemu:?}"), status, stderr: console })
 }
 
 fn between_markers(console: &str) -> Result<&str, Error> {

@@ -34,6 +34,18 @@ fn no_source_and_two_sources_are_refused() {
 }
 
 #[test]
+fn a_nix_store_without_store_paths_is_refused() {
+    let workspace = Workspace::with_store();
+    for (arguments, message) in [
+        ("--store root", "--store can only be used with STORE_PATHs"),
+        ("--store root --closure-info info", "--store can only be used with STORE_PATHs, and not with --closure-info"),
+    ] {
+        let hint = "hint: to say which directory contains the files of the store paths, use --store-dir DIR";
+        refused(&workspace, arguments, &format!("error: {message}\n{hint}\n"));
+    }
+}
+
+#[test]
 fn options_that_a_plan_determines_are_refused() {
     let workspace = Workspace::with_store();
     workspace.run("plan --closure-info info -o plan.json").success();

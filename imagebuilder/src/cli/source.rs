@@ -35,7 +35,7 @@ pub(crate) struct SourceArgs {
     plan: Option<PathBuf>,
     /// Nix store that provides the closure of STORE_PATHs: a URL, or the root of a chroot store with its files in
     /// DIR/nix/store [default: the default store of nix-store]
-    #[arg(long, value_name = "URL|DIR", requires = "store_paths")]
+    #[arg(long, value_name = "URL|DIR")]
     store: Option<OsString>,
     /// Directory that contains the files of the store paths [default: the directory in their names, or /nix/store]
     ///
@@ -116,6 +116,11 @@ impl SourceArgs {
         .into_iter()
         .filter_map(|(name, selected)| Some((name, selected?)));
         let first = given.next();
+        if let (Some(_), true) = (&self.store, self.store_paths.is_empty()) {
+            let with = first.map_or(String::new(), |(name, _)| format!(", and not with {name}"));
+            return Err(Failure::usage(format!("--store can only be used with STORE_PATHs{with}"))
+                .with_hint("to say which directory contains the files of the store paths, use --store-dir DIR"));
+        }
         let others: Vec<&str> = given.map(|(name, _)| name).collect();
         match first {
             Some((name, _)) if !others.is_empty() => Err(Failure::usage(format!(
