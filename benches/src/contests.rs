@@ -14,6 +14,10 @@ fn ours(packing: Option<Packing>, source: Source, cache: Cache) -> Tool {
     Tool::Ours { packing, source, cache }
 }
 
+fn with(contender: Contender, options: &'static [&'static str]) -> Contender {
+    Contender { tool: Tool::With(Box::new(contender.tool), options), ..contender }
+}
+
 fn contender(name: &str, tool: Tool) -> Contender {
     Contender { name: name.to_owned(), tool, preparation: Preparation::Nothing }
 }
@@ -31,7 +35,7 @@ pub fn defaults() -> Contest {
     }
 }
 
-/// What filling a cache adds to a build.
+/// What filling a cache and sealing add to a build.
 #[must_use]
 pub fn filling(scratch: &Path) -> Contest {
     Contest {
@@ -42,6 +46,7 @@ pub fn filling(scratch: &Path) -> Contest {
                 "microvm-image, filling a cache",
                 ours(None, Source::ClosureInfo, Cache::At(scratch.join("cache-cold"))),
             ),
+            with(contender("microvm-image, sealed", ours(None, Source::ClosureInfo, Cache::None)), &["--verity"]),
         ],
     }
 }
@@ -77,6 +82,12 @@ pub fn rebuild(scratch: &Path, image: &Path) -> Contest {
             copy("cp of the image into a new file", Tool::Copy(image.to_owned()), new_file),
             copy("cp and sync", Tool::CopySynced(image.to_owned()), new_file),
             cached("image from the cache into a new file", Source::ClosureInfo, new_file),
+            with(cached("image from the cache, not synced", Source::ClosureInfo, new_file), &["--no-sync"]),
+            with(cached("sealed image from the cache", Source::ClosureInfo, new_file), &["--verity"]),
+            with(
+                cached("sealed image from the cache, not synced", Source::ClosureInfo, new_file),
+                &["--no-sync", "--verity"],
+            ),
             cached("one path changed, new file", Source::ClosureInfo, Preparation::OnePathChanged),
             cached("nothing changed", Source::ClosureInfo, Preparation::NothingChanged),
             cached("plain list, new file", Source::PathList, new_file),

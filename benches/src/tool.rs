@@ -47,6 +47,8 @@ pub enum Tool {
         /// With or without cache.
         cache: Cache,
     },
+    /// One of these with more options.
+    With(Box<Tool>, &'static [&'static str]),
     /// mksquashfs of squashfs-tools.
     Mksquashfs(Packing),
     /// gensquashfs of squashfs-tools-ng; `None`: as microvm.nix calls it, `-c zstd -j N`.
@@ -76,6 +78,7 @@ impl Tool {
     pub fn cache_directory(&self) -> Option<&Path> {
         match self {
             Self::Ours { cache: Cache::At(directory), .. } => Some(directory),
+            Self::With(tool, _) => tool.cache_directory(),
             _ => None,
         }
     }
@@ -107,6 +110,11 @@ impl Tool {
                     command.args(["--block-size", &packing.block_bytes.to_string()]);
                 }
                 command.arg("--output").arg(output);
+                command
+            }
+            Self::With(tool, options) => {
+                let mut command = tool.command(programs, tree, output);
+                command.args(*options);
                 command
             }
             Self::Mksquashfs(packing) => {

@@ -11,6 +11,7 @@ mod make_pack;
 mod nar_check;
 mod new_pack;
 mod output;
+mod packed_ranges;
 mod placement;
 mod places;
 mod range_hashes;
@@ -26,9 +27,9 @@ mod work_times;
 
 pub use make_pack::{PackRequest, make_pack};
 pub use nar_check::OtherContent;
-pub use output::OutputError;
+pub use output::{Durability, OutputError};
 
-use crate::cache::outputs::PlanKey;
+use crate::cache::outputs::{PlanKey, Published};
 use crate::cache::{Cache, CacheError};
 use crate::encode::EncodeError;
 use crate::erofs::ErofsError;
@@ -47,10 +48,11 @@ use new_pack::PackKeeper;
 use nix::sys::resource::{UsageWho, getrusage};
 use output::ImageFile;
 use program::atomic_file::WriteError;
+use seal::Sealing;
 use sequence::{SequenceInputs, Sequenced, Sequencer, WriteTables};
 use source::InputPath;
 use squashfs::SquashfsBuild;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -96,6 +98,8 @@ pub struct BuildOptions {
     pub jobs: usize,
     /// Whether to compute digests of the whole image.
     pub digests: Digests,
+    /// Whether the image is on disk when the build ends.
+    pub durability: Durability,
 }
 
 /// The image could not be built.
@@ -188,7 +192,7 @@ pub fn build(
     let key = cache.as_ref().and_then(|cache| Some((cache, PlanKey::of(plan)?)));
     if let Some((cache, key)) = &key
         && options.cache_trust == CacheTrust::Checksums
-        && let Some(report) = cache.finished_build(key, plan, &options.output)
+        && let Some(report) = cache.finished_build((key, plan), &options.output, options.durability)
         && (options.digests == Digests::Skip || report.image_sha256.is_some())
         && report.verity.as_ref().is_none_or(|seal| seal::has_sidecar(seal, &options.output))
     {
@@ -198,23 +202,30 @@ pub fn build(
         (Some(cache), Some(directory)) => share_a_disk(directory, &options.output) && cache.make_room(bytes),
         _ => false,
     };
-    let output = ImageFile::create(&options.output, &make_room)?;
+    let output = ImageFile::create(&options.output, options.durability, &make_room)?;
     let threads = options.jobs.clamp(1, MAX_JOBS);
-    let mut report = match plan.format {
+    let (mut report, packs) = match plan.format {
         ImageFormat::Squashfs(settings) => {
             let (settings, cache) = (&settings, cache.as_ref());
             SquashfsBuild { plan, settings, options, cache, cancel, threads, started }.write(&output, progress)?
         }
         ImageFormat::Erofs(profile) => {
-            ErofsBuild { plan, profile, cancel, threads, started }.write(&output, progress)?
+            (ErofsBuild { plan, profile, cancel, threads, started }.write(&output, progress)?, Vec::new())
         }
     };
     progress.begin(Phase::Publish, 0);
     if plan.verity {
         let seal_started = Instant::now();
-        let (seal, length) = seal::seal(&output, report.image_bytes, threads, cancel)?;
-        (report.image_bytes, report.seconds.verity) = (length, seal_started.elapsed().as_secs_f64());
-        report.verity = Some(seal);
+        let settings = ImageSettings::try_from(plan.format).ok();
+        let cache = cache.as_ref().zip(settings.as_ref());
+        let trust = options.cache_trust;
+        let sealing = Sealing { output: &output, data_bytes: report.image_bytes, packs, cache, trust, threads, cancel };
+        let sealed = sealing.seal()?;
+        if let Some(error) = &sealed.trouble {
+            progress.warn(&cache_warning(error));
+        }
+        (report.image_bytes, report.seconds.verity) = (sealed.image_bytes, seal_started.elapsed().as_secs_f64());
+        (report.verity, report.hashed_bytes) = (Some(sealed.seal), Some(sealed.hashed_bytes));
     }
     let published = publish(output, options, cancel, &mut report)?;
     report.seconds.total = started.elapsed().as_secs_f64();
@@ -234,7 +245,7 @@ fn publish(
     options: &BuildOptions,
     cancel: &AtomicBool,
     report: &mut BuildReport,
-) -> Result<File, BuildError> {
+) -> Result<Published, BuildError> {
     let started = Instant::now();
     if options.digests == Digests::Compute {
         let (blake3, sha256) = output.digests()?;

@@ -4,6 +4,7 @@
 //! CACHE/v2/
 //!   packs/SETTINGS/HASHPART-NARHASH       the pack of a store path
 //!   names/SETTINGS/NAME                   link to the most recent pack of a store path with this name
+//!   verity/SETTINGS/HASHPART-NARHASH      the hashes of dm-verity of the pack's blocks, for sealed images
 //!   outputs/HASH                          records of built images, to detect that nothing must be done
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! afterwards. Nothing is locked: an open pack can be read even after it was removed, and a build that lacks one makes
 //! it again. The content of a pack is checked when it is opened and read; see `docs/cache.md` for what is trusted.
 
+mod block_hashes;
 pub mod maintenance;
 mod names;
 pub mod outputs;
@@ -81,7 +83,13 @@ impl Cache {
         let root = directory.join(LAYOUT_DIRECTORY);
         let fail = |path: &Path, source| CacheError { action: "make a directory", path: path.to_owned(), source };
         fs::create_dir_all(directory).map_err(|source| fail(&root, source))?;
-        for path in [root.clone(), root.join("packs"), root.join("outputs"), root.join(names::NAMES)] {
+        for path in [
+            root.clone(),
+            root.join("packs"),
+            root.join("outputs"),
+            root.join(names::NAMES),
+            root.join(block_hashes::BLOCK_HASHES),
+        ] {
             make_directory(&path).map_err(|source| fail(&path, source))?;
         }
         Ok(Self {

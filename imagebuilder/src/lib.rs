@@ -9,7 +9,7 @@
 //! 4. [`verify::verify`] checks an image, alone or against the closure.
 //!
 //! ```
-//! use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
+//! use imagebuilder::build::{BuildOptions, CacheTrust, Digests, Durability, build};
 //! use imagebuilder::closure::{ClosureSource, ListInput, read};
 //! use imagebuilder::image::Image;
 //! use imagebuilder::plan::ImagePlan;
@@ -37,6 +37,7 @@
 //!     cache_trust: CacheTrust::Checksums,
 //!     jobs: 2,
 //!     digests: Digests::Skip,
+//!     durability: Durability::Synced,
 //! };
 //! let report = build(&plan, &options, &mut Silent, &AtomicBool::new(false))?;
 //! assert_eq!(report.paths, 1);

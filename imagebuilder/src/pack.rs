@@ -22,12 +22,13 @@
 //! killed program nor a power cut leaves a partial file that looks like a pack. The checksums detect damage; they are
 //! not signatures, and anyone who can write to the cache can forge a pack.
 
+pub mod block_hashes;
 pub mod contents;
 pub mod layout;
 mod reader;
 mod writer;
 
-pub use reader::{OpenError, Pack, PackFile, PackOpener, StoredSegment, check_file};
+pub use reader::{OpenError, Pack, PackFile, PackOpener, StoredSegment, open_named};
 pub use writer::{NewSegment, PackHead, write_index};
 
 use crate::encode::codec_version;

@@ -43,6 +43,9 @@ pub struct BuildReport {
     /// The values to open the image with through dm-verity, if it is sealed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub verity: Option<Seal>,
+    /// Bytes of a sealed image that were hashed for dm-verity. The hashes of the others came from the cache.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hashed_bytes: Option<u64>,
     /// BLAKE3-256 of the image in hex, if requested.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub image_blake3: Option<String>,

@@ -21,13 +21,13 @@ use thiserror::Error;
 /// Length of the blocks of data and tree in bytes.
 pub const BLOCK_BYTES: u64 = 4096;
 /// Length of a SHA-256 hash in bytes.
-const HASH_BYTES: usize = 32;
+pub(crate) const HASH_BYTES: usize = 32;
 /// Number of hashes in a block of the tree.
 const HASHES_PER_BLOCK: usize = BLOCK_BYTES as usize / HASH_BYTES;
 /// The first bytes of the superblock.
 const SIGNATURE: &[u8; 8] = b"verity\0\0";
 /// The bytes that are hashed before each block.
-const SALT: [u8; 32] = *b"microvm-image: the salt is fixed";
+pub(crate) const SALT: [u8; 32] = *b"microvm-image: the salt is fixed";
 /// Identifies the tree to people who read the superblock.
 const UUID: [u8; 16] = [0x6d, 0x69, 0x63, 0x72, 0x6f, 0x76, 0x4d, 0x00, 0x80, 0x69, 0x6d, 0x61, 0x67, 0x65, 0x00, 0x01];
 

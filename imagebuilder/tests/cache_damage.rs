@@ -4,10 +4,10 @@
 
 mod support;
 
-use imagebuilder::build::{BuildError, BuildOptions, CacheTrust, Digests, build};
+use imagebuilder::build::{BuildError, BuildOptions, CacheTrust, Digests, Durability, build};
 use imagebuilder::cache::Cache;
 use imagebuilder::cache::maintenance::{self, GcMode};
-use imagebuilder::cache::outputs::PlanKey;
+use imagebuilder::cache::outputs::{PlanKey, Published};
 use imagebuilder::encode::Encoder;
 use imagebuilder::open_files::OpenFiles;
 use imagebuilder::pack::{
@@ -79,6 +79,7 @@ impl Bench {
             cache_trust: CacheTrust::Checksums,
             jobs: 2,
             digests: Digests::Skip,
+            durability: Durability::Synced,
         }
     }
 
@@ -280,13 +281,13 @@ fn a_record_describes_the_image_of_its_own_build_not_that_of_another() {
     let report = bench.build();
     let cache = Cache::open(&bench.cache()).unwrap();
     let key = PlanKey::of(&bench.plan).unwrap();
-    let published = fs::File::open(bench.output()).unwrap();
+    let published = Published { file: fs::File::open(bench.output()).unwrap(), is_synced: true };
     // Another build publishes its image before this one has written its record.
     let other = bench.directory.path().join("other");
     fs::write(&other, "the image of another plan").unwrap();
     fs::rename(&other, bench.output()).unwrap();
     cache.remember_build(&key, &bench.output(), &published, &report).unwrap();
-    assert!(cache.finished_build(&key, &bench.plan, &bench.output()).is_none());
+    assert!(cache.finished_build((&key, &bench.plan), &bench.output(), Durability::Synced).is_none());
     drop(cache);
     assert_eq!(bench.build().outcome, Outcome::Built);
 }

@@ -7,7 +7,7 @@ mod support;
 use erofs_rs::EroFS;
 use erofs_rs::backend::SliceImage;
 use imagebuilder::block_map::{BlockMap, Extent, FileId, Source, StoreFiles, StorePathTree};
-use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
+use imagebuilder::build::{BuildOptions, CacheTrust, Digests, Durability, build};
 use imagebuilder::diff::{DiffOptions, diff};
 use imagebuilder::erofs::reader::ErofsImage;
 use imagebuilder::erofs::{Profile, SameContent, block_map};
@@ -508,6 +508,7 @@ fn build_sealed(store: &Store, format: ImageFormat, path: &Path, cache: &Path) -
         cache_trust: CacheTrust::Checksums,
         jobs: 2,
         digests: Digests::Skip,
+        durability: Durability::Synced,
     };
     build(&plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap()
 }

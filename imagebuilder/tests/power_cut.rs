@@ -9,7 +9,7 @@ mod program;
 
 use program::Workspace;
 use std::fs;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use testing::Disk;
 
@@ -93,6 +93,54 @@ fn a_power_cut_during_a_build_leaves_the_old_image_or_the_new_one() {
             assert!(fs::read(disk.path().join("image")).unwrap() == images.old, "{kind} after {milliseconds} ms");
         }
     }
+}
+
+#[test]
+fn an_image_that_was_not_synced_is_built_again_after_a_restart_of_the_host() {
+    let images = Images::new();
+    for kind in ["ext4", "xfs"] {
+        let Some(disk) = Disk::new(images.workspace.root(), kind) else { continue };
+        let build = |name: &str, option: &str| {
+            let line = format!("build --plan {name}.json --cache {kind}/cache --json {option} -o {kind}/image");
+            let report: serde_json::Value = serde_json::from_str(&images.workspace.run(line.trim()).success()).unwrap();
+            report["outcome"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(build(OLD, "--no-sync"), "built", "{kind}");
+        assert_eq!(build(OLD, "--no-sync"), "unchanged", "{kind}");
+        start_host_again(&images.workspace, kind);
+        assert_eq!(build(OLD, "--no-sync"), "built", "{kind}: it can be damaged");
+
+        fs::remove_file(disk.path().join("image")).unwrap();
+        assert_eq!(build(OLD, "--no-sync"), "built", "{kind}");
+        // Without the option, an image that is reported is on disk.
+        assert_eq!(build(OLD, "-q"), "built", "{kind}: it is not on disk");
+        assert_eq!(build(OLD, "-q"), "unchanged", "{kind}");
+        assert_eq!(build(OLD, "--no-sync"), "unchanged", "{kind}");
+
+        // An image that replaces another is on disk before it gets its name.
+        assert_eq!(build(NEW, "--no-sync"), "built", "{kind}");
+        disk.commit_metadata();
+        disk.cut_power();
+        assert!(fs::read(disk.path().join("image")).unwrap() == images.new, "{kind}");
+
+        fs::remove_file(disk.path().join("image")).unwrap();
+        assert_eq!(build(NEW, "--no-sync"), "built", "{kind}");
+        disk.commit_metadata();
+        disk.cut_power();
+        start_host_again(&images.workspace, kind);
+        assert_eq!(build(NEW, "--no-sync"), "built", "{kind}");
+        assert!(fs::read(disk.path().join("image")).unwrap() == images.new, "{kind}");
+    }
+}
+
+/// Gives the kernel another boot id, as seen by the programs that this thread starts. It has its own mount namespace.
+fn start_host_again(workspace: &Workspace, kind: &str) {
+    let number = fs::read_dir(workspace.root()).unwrap().count();
+    let id = format!("boot-id-{kind}-{number}");
+    workspace.write(&id, &format!("00000000-0000-4000-8000-{number:012}\n"));
+    let mut mount = Command::new("mount");
+    mount.arg("--bind").arg(workspace.path(&id)).arg("/proc/sys/kernel/random/boot_id");
+    assert!(mount.status().unwrap().success());
 }
 
 #[test]

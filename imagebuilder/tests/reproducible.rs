@@ -4,11 +4,17 @@
 
 mod support;
 
-use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
+use imagebuilder::build::{BuildOptions, CacheTrust, Digests, Durability, build};
+use imagebuilder::cache::Cache;
+use imagebuilder::cache::maintenance::{self, GcMode};
+use imagebuilder::open_files::OpenFiles;
+use imagebuilder::pack::PackOpener;
+use imagebuilder::pack::block_hashes::BlockHashes;
 use imagebuilder::plan::{ImagePlan, PlannedPath};
 use imagebuilder::progress::Silent;
 use imagebuilder::report::BuildReport;
 use imagebuilder::settings::{Compression, ImageSettings};
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -71,6 +77,7 @@ fn image_of(plan: &ImagePlan, way: &Way) -> (Vec<u8>, BuildReport) {
         cache_trust: way.trust,
         jobs: way.jobs,
         digests: Digests::Skip,
+        durability: Durability::Synced,
     };
     let report = build(plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
     (fs::read(output).unwrap(), report)
@@ -353,4 +360,129 @@ fn an_image_of_each_codec_has_the_bytes_that_it_had_before() {
             "none a46b6c0a1a9f2cbc"
         ]
     );
+}
+
+/// Returns the number of bytes of a sealed image without its tree, and how many of them were hashed.
+fn sealed_bytes(report: &BuildReport) -> (u64, u64) {
+    (report.verity.as_ref().unwrap().hash_offset_bytes, report.hashed_bytes.unwrap())
+}
+
+/// Returns the files with hashes of the blocks of packs.
+fn hashes_files(cache: &Path) -> Vec<PathBuf> {
+    let entries = |directory: PathBuf| fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = entries(cache.join("v2/verity")).flat_map(entries).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_sealed_image_from_the_cache_is_hashed_only_where_the_cache_has_no_hashes() {
+    let mut random = Seeded::new(13);
+    let contents = [10, 5000, 70_000, 270_000, 270_001, 1_200_000, 1_300_000].map(|length| random.noise(length));
+    let cache = tempfile::tempdir().unwrap();
+    let settings = ImageSettings::new(Compression::Lz4, None, Some(131_072), None).unwrap();
+    let mut known = HashSet::new();
+    for round in 0..6 {
+        // Store paths share files, so that parts of them are left out. Some are the same as in an earlier round.
+        let paths = (0..4).map(|_| {
+            let kind = random.below(12);
+            let mut files = Seeded::new(kind);
+            let files = (0..1 + files.below(4))
+                .map(|number| (format!("file-{number}"), Item::file(contents[files.index(contents.len())].clone())));
+            (format!("path-{kind}"), Item::directory(files.collect::<Vec<_>>()))
+        });
+        let paths: BTreeMap<_, _> = paths.collect();
+        let is_known = paths.keys().all(|name| known.contains(name));
+        known.extend(paths.keys().cloned());
+        let store = Store::new(paths.iter().map(|(name, item)| (name.as_str(), item.clone())));
+        let plan = ImagePlan { verity: true, ..hashed_plan(store.path(), settings) };
+        let (reference, report) = image_of(&plan, &Way::plain(2));
+        let (data, hashed) = sealed_bytes(&report);
+        assert_eq!(hashed, data, "round {round}: there is no cache");
+        let (image, report) = image_of(&plan, &Way::cached(cache.path()));
+        assert_same(&reference, &image, &format!("round {round}"));
+        if known.len() == paths.len() {
+            assert_eq!(sealed_bytes(&report), (data, data), "round {round}: nothing is in the cache");
+        }
+        let (image, report) = image_of(&plan, &Way::cached(cache.path()));
+        assert_same(&reference, &image, &format!("round {round}, from the cache, known: {is_known}"));
+        // The tables, small store paths, and what begins elsewhere in a block because a file before it is left out.
+        let (_, hashed) = sealed_bytes(&report);
+        assert!(hashed < data / 2 || data < 600_000, "round {round}: {hashed} of {data} bytes");
+    }
+    assert_eq!(maintenance::fsck(cache.path()).unwrap().damaged, Vec::<PathBuf>::new());
+    // Hashes of packs that are gone are removed.
+    assert!(hashes_files(cache.path()).len() > 3);
+    fs::remove_dir_all(cache.path().join("v2/packs")).unwrap();
+    maintenance::gc(cache.path(), u64::MAX, GcMode::Remove).unwrap();
+    assert_eq!(fs::read_dir(cache.path().join("v2/verity")).unwrap().count(), 0);
+}
+
+#[test]
+fn damaged_hashes_of_blocks_are_computed_again_and_forged_ones_are_found() {
+    type Damage = fn(&Path);
+    let store = Store::new([("one", Item::file(Seeded::new(1).noise(1_000_000))), ("two", Item::file("small"))]);
+    let plan = ImagePlan { verity: true, ..hashed_plan(store.path(), ImageSettings::default()) };
+    let (reference, report) = image_of(&plan, &Way::plain(2));
+    let (data, _) = sealed_bytes(&report);
+    let directory = tempfile::tempdir().unwrap();
+    let way = Way::cached(directory.path());
+    image_of(&plan, &way);
+    let hashed = |what: &str, way: &Way| {
+        let (image, report) = image_of(&plan, way);
+        assert_same(&reference, &image, what);
+        sealed_bytes(&report).1
+    };
+    let few = hashed("from the cache", &way);
+    assert!(few < data / 4, "{few} of {data} bytes");
+    let [file] = &hashes_files(directory.path())[..] else { panic!("only one store path is large") };
+    let damages: [(&str, Damage); 6] = [
+        ("empty", |file| fs::write(file, "").unwrap()),
+        ("cut", |file| fs::File::options().write(true).open(file).unwrap().set_len(64).unwrap()),
+        ("flipped", |file| {
+            let mut bytes = fs::read(file).unwrap();
+            bytes[40] ^= 1;
+            fs::write(file, bytes).unwrap();
+        }),
+        ("missing", |file| fs::remove_file(file).unwrap()),
+        ("a directory", |file| {
+            fs::remove_file(file).unwrap();
+            fs::create_dir(file).unwrap();
+        }),
+        ("a link", |file| {
+            fs::rename(file, file.with_file_name("other")).unwrap();
+            symlink("other", file).unwrap();
+        }),
+    ];
+    for (what, damage) in damages {
+        damage(file);
+        assert_eq!(hashed(what, &way), data, "{what}");
+        assert_eq!(hashed(what, &way), few, "{what}: they were replaced");
+    }
+
+    let path = plan.paths.iter().find(|planned| planned.path.name() == "one").unwrap();
+    let (cache, settings) = (Cache::open(directory.path()).unwrap(), ImageSettings::default());
+    let forge = || {
+        let pack = cache.find_pack(path, &settings).unwrap().unwrap();
+        let pack = PackOpener::new(&settings, OpenFiles::new(1)).open(pack, path).unwrap();
+        let known = cache.find_block_hashes(path, &settings, pack.identity()).unwrap();
+        let mut forged = BlockHashes::unknown(pack.identity());
+        for (number, hash) in known.known() {
+            let number = usize::try_from(number).unwrap();
+            forged.add(number..number + 1, if number == 7 { &[1; 32] } else { hash });
+        }
+        cache.keep_block_hashes(path, &settings, (pack.identity(), &forged)).unwrap();
+    };
+    // As documented: anyone who can write to the cache can forge them. The kernel then refuses to read the block.
+    forge();
+    let (image, _) = image_of(&plan, &way);
+    let data_bytes = usize::try_from(data).unwrap();
+    assert_same(&reference[..data_bytes], &image[..data_bytes], "the data");
+    assert!(reference != image, "the tree");
+    let verifying = Way { trust: CacheTrust::VerifyAgainstStore, ..Way::cached(directory.path()) };
+    assert_eq!(hashed("verified", &verifying), data);
+    assert_eq!(hashed("after it was verified", &way), few);
+    forge();
+    assert_eq!(maintenance::fsck(directory.path()).unwrap().damaged, std::slice::from_ref(file));
+    assert_eq!(hashed("after fsck", &way), data);
 }

@@ -4,6 +4,7 @@ use crate::atomic_file::temporary_sibling;
 use crate::place::descriptor_path;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::linkat;
+use rustix::fs::{CWD, RenameFlags};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -62,6 +63,17 @@ impl UnnamedFile {
             let _ = self.temporary.set(path);
         }
         self.temporary.get().map_or(Ok(()), |temporary| fs::rename(temporary, target))
+    }
+
+    /// Gives the file its name, which must be on the same file system. An existing file is never replaced.
+    ///
+    /// # Errors
+    /// It cannot be linked or renamed. If there is a file of this name, the error is of the kind `AlreadyExists`.
+    pub fn publish_new(&self, target: &Path) -> io::Result<()> {
+        match self.temporary.get() {
+            None => self.link(target),
+            Some(temporary) => Ok(rustix::fs::renameat_with(CWD, temporary, CWD, target, RenameFlags::NOREPLACE)?),
+        }
     }
 
     fn link(&self, path: &Path) -> io::Result<()> {

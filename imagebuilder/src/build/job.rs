@@ -10,6 +10,7 @@ use super::transfer::{CopyJob, WriteJob};
 use super::work_times::{Work, WorkTimes};
 use crate::cache::CacheError;
 use crate::encode::Encoder;
+use crate::pack::block_hashes::PackIdentity;
 use crate::pack::{NewSegment, PackHead};
 use crate::segment::{Batch, ContentHash, RANGE_BYTES, SegmentKind, encode_segment};
 use crate::settings::ImageSettings;
@@ -24,8 +25,8 @@ pub(super) enum Job {
     ReadFiles {
         /// Number of the store path.
         store_path: usize,
-        /// The files, as nodes of the store path's tree.
-        nodes: Vec<NodeId>,
+        /// The files, as nodes of the store path's tree, and whether their hashes are needed.
+        nodes: Vec<(NodeId, bool)>,
     },
     /// Reads a range of a file, and processes it as `then` says.
     ReadRange {
@@ -112,8 +113,8 @@ pub(super) enum JobOutput {
     Files {
         /// The contents of the files, one after the other.
         bytes: Vec<u8>,
-        /// The hash of each content, in the same order.
-        hashes: Vec<ContentHash>,
+        /// The hash of each content, in the same order, if it is needed.
+        hashes: Vec<Option<ContentHash>>,
     },
     /// The output of [`RangeAction::Encode`]: the segment of the range, and its hash if it is needed.
     Range {
@@ -143,8 +144,23 @@ pub(super) enum JobOutput {
         /// Store paths whose packs are damaged.
         damaged: Vec<usize>,
     },
-    /// The output of [`Job::Keep`]: the difference, if the store path does not have its NAR hash.
-    Completed(Option<OtherContent>),
+    /// The output of [`Job::Keep`].
+    Completed(Completed),
+}
+
+/// The end of a pack.
+#[derive(Debug)]
+pub(super) enum Completed {
+    /// It is complete, and was given to its keeper.
+    Pack {
+        /// Number of the store path.
+        store_path: usize,
+        identity: PackIdentity,
+    },
+    /// It could not be written.
+    Failed,
+    /// The store path does not have its NAR hash.
+    OtherContent(OtherContent),
 }
 
 /// The inputs that all workers share.
@@ -199,21 +215,21 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn read_files(&self, store_path: usize, nodes: &[NodeId]) -> Result<JobOutput, BuildError> {
+    fn read_files(&self, store_path: usize, nodes: &[(NodeId, bool)]) -> Result<JobOutput, BuildError> {
         let store_path = &self.inputs.store_paths[store_path];
-        let lengths: Vec<usize> =
-            nodes.iter().map(|node| usize::try_from(store_path.file_length(*node)).unwrap_or(usize::MAX)).collect();
+        let length = |node| usize::try_from(store_path.file_length(node)).unwrap_or(usize::MAX);
+        let lengths: Vec<usize> = nodes.iter().map(|(node, _)| length(*node)).collect();
         let mut bytes = self.inputs.buffers.take_filled(lengths.iter().sum());
         let mut hashes = Vec::with_capacity(nodes.len());
         let mut rest = &mut bytes[..];
         let mut lengths = lengths.into_iter();
         let tree = store_path.tree();
-        for files in nodes.chunk_by(|one, next| tree.parent(*one) == tree.parent(*next)) {
-            let directory = store_path.directory_of(files);
-            for (node, length) in files.iter().zip(lengths.by_ref()) {
+        for files in nodes.chunk_by(|(one, _), (next, _)| tree.parent(*one) == tree.parent(*next)) {
+            let directory = store_path.directory_of(files.first().map(|(node, _)| *node), files.len());
+            for ((node, is_hashed), length) in files.iter().zip(lengths.by_ref()) {
                 let (content, remaining) = rest.split_at_mut(length);
                 store_path.read_whole(directory.as_ref(), *node, content)?;
-                hashes.push(*blake3::hash(content).as_bytes());
+                hashes.push(is_hashed.then(|| *blake3::hash(content).as_bytes()));
                 rest = remaining;
             }
         }
@@ -302,16 +318,16 @@ impl<'a> Worker<'a> {
 
     /// Completes a pack, unless its store path does not have its NAR hash. A failure to write the pack is not an error
     /// of this build; it only makes the next build slower.
-    fn keep(&mut self, job: &KeepJob) -> Result<Option<OtherContent>, BuildError> {
-        let Some(keeper) = self.inputs.keeper.filter(|_| job.pack.is_intact()) else { return Ok(None) };
+    fn keep(&mut self, job: &KeepJob) -> Result<Completed, BuildError> {
+        let Some(keeper) = self.inputs.keeper.filter(|_| job.pack.is_intact()) else { return Ok(Completed::Failed) };
         let store_path = &self.inputs.store_paths[job.store_path];
         let mut buffer = self.take_buffer(RANGE_BYTES as usize);
         let other_content = self.inputs.times.measure(Work::Check, Some(job.store_path), || {
             nar_check::check(store_path, &mut buffer, self.inputs.cancel)
         })?;
         self.buffer = buffer;
-        if other_content.is_some() {
-            return Ok(other_content);
+        if let Some(other_content) = other_content {
+            return Ok(Completed::OtherContent(other_content));
         }
         let head = PackHead {
             path: &store_path.planned,
@@ -320,10 +336,15 @@ impl<'a> Worker<'a> {
             range_hashes: &job.range_hashes,
         };
         let image = self.inputs.image.map(ImageFile::file);
-        let kept = job.pack.complete(job, &head, image).and_then(|()| keeper.keep(&store_path.planned, &job.pack));
-        if let Err(error) = kept {
+        let identity = job.pack.complete(job, &head, image);
+        let kept = identity.and_then(|identity| {
+            keeper.keep(&store_path.planned, &job.pack)?;
+            let is_kept = job.pack.is_intact();
+            Ok(if is_kept { Completed::Pack { store_path: job.store_path, identity } } else { Completed::Failed })
+        });
+        Ok(kept.unwrap_or_else(|error| {
             (self.inputs.cache_troubles)(error);
-        }
-        Ok(None)
+            Completed::Failed
+        }))
     }
 }

@@ -2,11 +2,11 @@
 //! image would otherwise contain damage that the store had at that time.
 
 use super::BuildError;
-use super::source::InputPath;
+use super::source::{InputPath, SourceFile};
 use crate::nar::{NarDigest, NarHasher};
 use crate::nar_hash;
 use crate::segment::{RANGE_BYTES, range_count, range_length};
-use crate::tree::{Entry, FileMode, NodeId};
+use crate::tree::{Entry, FileMode, NodeId, Tree};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use thiserror::Error;
@@ -47,6 +47,8 @@ fn digest(store_path: &InputPath, buffer: &mut [u8], cancel: &AtomicBool) -> Res
     let mut nar = NarHasher::new();
     // The last nodes of the open directories.
     let mut ends: Vec<NodeId> = Vec::new();
+    // The directory of the files before this node.
+    let (mut directory, mut in_directory) = (None, 0);
     for node in 0..tree.len() {
         while ends.last().is_some_and(|end| *end <= node) {
             ends.pop();
@@ -61,7 +63,14 @@ fn digest(store_path: &InputPath, buffer: &mut [u8], cancel: &AtomicBool) -> Res
             Entry::File { executable, size_bytes, .. } => {
                 let mode = if executable { FileMode::Executable } else { FileMode::Regular };
                 nar.begin_file(mode, size_bytes);
-                add_content(&mut nar, (store_path, node, size_bytes), buffer, cancel)?;
+                if node >= in_directory {
+                    in_directory = end_of_files(tree, node);
+                    directory = store_path.directory_of(Some(node), (in_directory - node) as usize);
+                }
+                if size_bytes > 0 {
+                    let file = store_path.open(directory.as_ref(), node)?;
+                    add_content(&mut nar, (file, size_bytes), buffer, cancel)?;
+                }
                 nar.end_file(size_bytes);
             }
         }
@@ -69,16 +78,19 @@ fn digest(store_path: &InputPath, buffer: &mut [u8], cancel: &AtomicBool) -> Res
     Ok(nar.finish())
 }
 
+/// Returns the end of the nodes from `node` on that are in the same directory and are not directories.
+fn end_of_files(tree: &Tree, node: NodeId) -> NodeId {
+    let parent = tree.parent(node);
+    let is_other = |next: &NodeId| tree.parent(*next) != parent || matches!(tree.entry(*next), Entry::Directory { .. });
+    (node + 1..tree.len()).find(is_other).unwrap_or(tree.len())
+}
+
 fn add_content(
     nar: &mut NarHasher,
-    (store_path, node, size_bytes): (&InputPath, NodeId, u64),
+    (file, size_bytes): (SourceFile, u64),
     buffer: &mut [u8],
     cancel: &AtomicBool,
 ) -> Result<(), BuildError> {
-    if size_bytes == 0 {
-        return Ok(());
-    }
-    let file = store_path.open(node)?;
     for range in 0..range_count(size_bytes) {
         if cancel.load(Ordering::Relaxed) {
             return Err(BuildError::Interrupted);

@@ -4,6 +4,7 @@ use super::job::KeepJob;
 use super::output::write_all_at;
 use crate::cache::{Cache, CacheError};
 use crate::open_files::{OpenFilePermit, OpenFiles};
+use crate::pack::block_hashes::PackIdentity;
 use crate::pack::{PackHead, write_index};
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
@@ -73,10 +74,12 @@ impl NewPack {
     }
 
     /// Copies the segments that only the image has, and writes the index.
-    pub(super) fn complete(&self, job: &KeepJob, head: &PackHead<'_>, image: Option<&File>) -> Result<(), CacheError> {
-        if !self.is_intact() {
-            return Ok(());
-        }
+    pub(super) fn complete(
+        &self,
+        job: &KeepJob,
+        head: &PackHead<'_>,
+        image: Option<&File>,
+    ) -> Result<PackIdentity, CacheError> {
         let mut buffer = Vec::new();
         let copied = job.from_image.iter().try_for_each(|part| {
             buffer.resize(part.bytes as usize, 0);
@@ -86,6 +89,7 @@ impl NewPack {
         });
         copied
             .and_then(|()| write_index(self.file().file(), job.end, head, &job.segments))
+            .map(|index| PackIdentity { index, segments_bytes: job.end })
             .map_err(|source| self.abort(source))
     }
 }

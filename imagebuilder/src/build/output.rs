@@ -1,5 +1,6 @@
 //! The image file. It is written without a name, and gets its name when it is complete.
 
+use crate::cache::outputs::Published;
 use crate::pack::SHARED_BLOCK_BYTES;
 use crate::threads::both;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -9,7 +10,7 @@ use program::unnamed_file::UnnamedFile;
 use rustix::fs::copy_file_range;
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -52,11 +53,22 @@ const MIN_SHARED_BYTES: u64 = 16 << 10;
 /// Frees a number of bytes on a full disk; returns false if there is nothing to free.
 pub(super) type MakeRoom<'a> = &'a (dyn Fn(u64) -> bool + Sync);
 
+/// Whether an image is on disk before it gets its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// It is, so that a power cut leaves a complete image.
+    Synced,
+    /// It is if it replaces a file. The kernel writes a new image to disk later, and a power cut before that can leave a
+    /// damaged one. After another start of the host, a build therefore makes the image again.
+    UnsyncedIfNew,
+}
+
 /// An image that several threads write. If it is dropped before [`Self::publish`], nothing remains.
 pub(super) struct ImageFile<'a> {
     file: UnnamedFile,
     target: PathBuf,
     make_room: MakeRoom<'a>,
+    durability: Durability,
     write_back: WriteBack,
     /// End of the allocated space; `u64::MAX` if the file system does not support allocation.
     allocated: AtomicU64,
@@ -69,14 +81,19 @@ impl<'a> ImageFile<'a> {
     ///
     /// # Errors
     /// The directory of `target` is missing or not writable, or `target` is a directory or a device.
-    pub(super) fn create(target: &Path, make_room: MakeRoom<'a>) -> Result<Self, OutputError> {
+    pub(super) fn create(target: &Path, durability: Durability, make_room: MakeRoom<'a>) -> Result<Self, OutputError> {
         crate::output::check(target)?;
         let file = UnnamedFile::create_sibling(target).map_err(io_error("create a file beside", target))?;
-        let write_back = WriteBack::start(file.file());
+        let write_back = if durability == Durability::Synced || fs::symlink_metadata(target).is_ok() {
+            WriteBack::start(file.file())
+        } else {
+            WriteBack::none()
+        };
         Ok(Self {
             file,
             target: target.to_owned(),
             make_room,
+            durability,
             write_back,
             allocated: AtomicU64::new(0),
             shares: AtomicBool::new(false),
@@ -208,14 +225,18 @@ impl<'a> ImageFile<'a> {
         both(blake3, sha256).map_err(io_error("read back", &self.target))
     }
 
-    /// Gives the image its name, replacing an existing file, and returns the file.
+    /// Gives the image its name, replacing an existing file.
     ///
-    /// The image is synced before it gets its name. Otherwise the file system could write the rename first, and a power
-    /// cut would leave a file of the right length that is full of zeros, and destroy the old image.
+    /// An image that replaces another is synced before it gets its name. Otherwise the file system could write the rename
+    /// first, and a power cut would leave a file of the right length that is full of zeros, and destroy the old image.
     ///
     /// # Errors
     /// It cannot be written to disk, linked or renamed.
-    pub(super) fn publish(mut self) -> Result<File, OutputError> {
+    pub(super) fn publish(mut self) -> Result<Published, OutputError> {
+        // A full disk, and file systems that cannot rename in this way, are left to the code below.
+        if self.durability == Durability::UnsyncedIfNew && self.file.publish_new(&self.target).is_ok() {
+            return self.published(false);
+        }
         let synced = self.write_back.finish().and_then(|()| self.file().sync_all());
         synced.map_err(io_error("write", &self.target))?;
         loop {
@@ -225,7 +246,12 @@ impl<'a> ImageFile<'a> {
             }
         }
         sync_directory_of(&self.target).map_err(io_error("put in place", &self.target))?;
-        self.file().try_clone().map_err(io_error("look at", &self.target))
+        self.published(true)
+    }
+
+    fn published(&self, is_synced: bool) -> Result<Published, OutputError> {
+        let file = self.file().try_clone().map_err(io_error("look at", &self.target))?;
+        Ok(Published { file, is_synced })
     }
 }
 
@@ -275,11 +301,16 @@ struct WriteBack {
     written: AtomicU64,
     /// Number of written bytes when the thread was last notified.
     requested_at: AtomicU64,
-    /// `None` if no thread could be started; everything is then written at the end.
+    /// `None` without a thread; everything is then written at the end.
     thread: Option<(SyncSender<()>, JoinHandle<io::Result<()>>)>,
 }
 
 impl WriteBack {
+    /// Leaves writing to the kernel, which begins after some seconds, or at the end.
+    fn none() -> Self {
+        Self { written: AtomicU64::new(0), requested_at: AtomicU64::new(0), thread: None }
+    }
+
     fn start(file: &File) -> Self {
         let thread = file.try_clone().ok().and_then(|file| {
             let (sender, receiver) = sync_channel(1);
@@ -290,7 +321,7 @@ impl WriteBack {
             let thread = std::thread::Builder::new().name("microvm-image write-back".to_owned()).spawn(write);
             thread.ok().map(|thread| (sender, thread))
         });
-        Self { written: AtomicU64::new(0), requested_at: AtomicU64::new(0), thread }
+        Self { thread, ..Self::none() }
     }
 
     /// Records that more bytes have been written.

@@ -6,6 +6,7 @@ use super::back_pressure::{Backlog, SegmentState, Slot, SlotContent, Target};
 use super::job::{FromImage, Job, KeepJob};
 use super::job_queue::JobId;
 use super::new_pack::NewPack;
+use super::packed_ranges::{self, PackedRange};
 use super::places::Places;
 use super::range_hashes::RangeHashes;
 use super::sequence::SequenceInputs;
@@ -31,6 +32,8 @@ pub(super) struct Placement<'a> {
     stored: HashMap<usize, Vec<StoredRange>>,
     /// Packs that need content from the image, so they are completed last.
     last: Vec<KeepJob>,
+    /// The ranges of the image that have the bytes of packs.
+    pub(super) packed_ranges: Vec<PackedRange>,
 }
 
 /// The length of content that was not copied from the pack of its store path and is new in the image, and its stored
@@ -88,6 +91,7 @@ impl<'a> Placement<'a> {
             packs: HashMap::new(),
             stored: HashMap::new(),
             last: Vec::new(),
+            packed_ranges: Vec::new(),
         }
     }
 
@@ -188,6 +192,10 @@ impl<'a> Placement<'a> {
             pack.writing += 1;
             (pack.pack.clone(), at)
         });
+        if let (Some(image_at), Some((_, pack_at))) = (image_at, &pack) {
+            let segment = (store_path, self.current.pieces);
+            packed_ranges::add(&mut self.packed_ranges, segment, (*pack_at, image_at), stored_bytes.into());
+        }
         self.current.pieces += 1;
         self.writes.push(WritePart { batch, store_path, image_at, pack }, held_bytes);
     }
@@ -249,6 +257,7 @@ impl<'a> Placement<'a> {
                 self.flush(backlog);
             }
             self.copies.push((store_path, pack), number, at, counted_bytes);
+            packed_ranges::add(&mut self.packed_ranges, (store_path, number), (segment.at, at), segment.bytes.into());
         }
     }
 

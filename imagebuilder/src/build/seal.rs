@@ -1,9 +1,13 @@
-//! Appends the hash tree of dm-verity to a complete image.
+//! Appends the hash tree of dm-verity to a complete image. Blocks whose hashes the cache has are not hashed again.
 
-use super::BuildError;
 use super::output::ImageFile;
+use super::packed_ranges::{PackInImage, PackedRange};
+use super::{BuildError, CacheTrust};
+use crate::cache::{Cache, CacheError};
+use crate::pack::block_hashes::{BlockHashes, is_known};
+use crate::settings::ImageSettings;
 use crate::threads::map_in_parallel;
-use crate::verity::{self, Seal};
+use crate::verity::{self, BLOCK_BYTES, HASH_BYTES, Seal};
 use program::atomic_file::{self, WriteError};
 use std::ffi::OsString;
 use std::fs;
@@ -12,36 +16,113 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Number of bytes that a thread reads and hashes at once. They were written a moment ago, so they are in the page
-/// cache.
-const CHUNK_BYTES: u64 = 1 << 20;
+/// Number of blocks that a thread reads and hashes at once, 1 MiB. They were written a moment ago, so they are in the
+/// page cache.
+const CHUNK_BLOCKS: usize = 256;
+/// Minimum number of blocks for which hashes are kept. Hashing fewer takes no longer than opening the file.
+const MIN_KEPT_BLOCKS: usize = 16;
 
-/// Hashes the first `data_bytes` bytes of the image, a multiple of 4096, and writes superblock and tree after them.
-/// Returns the values to open the image with, and its new length.
-pub(super) fn seal(
-    output: &ImageFile<'_>,
-    data_bytes: u64,
-    threads: usize,
-    cancel: &AtomicBool,
-) -> Result<(Seal, u64), BuildError> {
-    let chunks: Vec<Range<u64>> = (0..data_bytes.div_ceil(CHUNK_BYTES))
-        .map(|number| number * CHUNK_BYTES..data_bytes.min((number + 1) * CHUNK_BYTES))
-        .collect();
-    let hashes = map_in_parallel(threads, &chunks, |chunk| {
-        if cancel.load(Ordering::Relaxed) {
-            return Err(BuildError::Interrupted);
+/// An image to seal.
+pub(super) struct Sealing<'a> {
+    pub(super) output: &'a ImageFile<'a>,
+    /// Length of the image without its tree, a multiple of 4096.
+    pub(super) data_bytes: u64,
+    /// The packs that it contains parts of.
+    pub(super) packs: Vec<PackInImage>,
+    /// The cache with the hashes of their blocks, and the settings of the packs.
+    pub(super) cache: Option<(&'a Cache, &'a ImageSettings)>,
+    pub(super) trust: CacheTrust,
+    pub(super) threads: usize,
+    pub(super) cancel: &'a AtomicBool,
+}
+
+/// The result of sealing.
+pub(super) struct Sealed {
+    /// The values to open the image with.
+    pub(super) seal: Seal,
+    /// Length of the image with its tree.
+    pub(super) image_bytes: u64,
+    /// Number of bytes of the image that were hashed.
+    pub(super) hashed_bytes: u64,
+    /// Why the hashes could not be kept for the next image.
+    pub(super) trouble: Option<CacheError>,
+}
+
+impl Sealing<'_> {
+    /// Writes superblock and tree after the image.
+    pub(super) fn seal(mut self) -> Result<Sealed, BuildError> {
+        let blocks = usize::try_from(self.data_bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
+        self.packs
+            .retain(|pack| pack.ranges.iter().map(|range| range.blocks().0.len()).sum::<usize>() >= MIN_KEPT_BLOCKS);
+        let known = self.known_hashes();
+        let mut hashes = vec![0; blocks * HASH_BYTES];
+        for (pack, known) in self.packs.iter().zip(&known) {
+            for (in_image, in_pack) in pack.ranges.iter().map(PackedRange::blocks) {
+                let found = known.as_ref().and_then(|known| known.of(in_pack));
+                let place = hashes.get_mut(in_image.start * HASH_BYTES..in_image.end * HASH_BYTES);
+                if let Some((place, found)) = place.zip(found) {
+                    place.copy_from_slice(found);
+                }
+            }
         }
-        let mut data = vec![0; (chunk.end - chunk.start) as usize];
-        output.read_at(&mut data, chunk.start)?;
-        Ok(verity::hash_blocks(&data))
-    });
-    let mut all = Vec::new();
-    for hashes in hashes {
-        all.extend_from_slice(&hashes?);
+        let hashed_bytes = self.hash_unknown(&mut hashes)?;
+        let trouble = self.keep_hashes(known, &hashes).err();
+        let tree = verity::tree_of(hashes);
+        self.output.write_at(&mut [IoSlice::new(&tree.bytes)], self.data_bytes)?;
+        let seal = Seal::new(&tree.root_hash, self.data_bytes);
+        Ok(Sealed { seal, image_bytes: self.data_bytes + tree.bytes.len() as u64, hashed_bytes, trouble })
     }
-    let tree = verity::tree_of(all);
-    output.write_at(&mut [IoSlice::new(&tree.bytes)], data_bytes)?;
-    Ok((Seal::new(&tree.root_hash, data_bytes), data_bytes + tree.bytes.len() as u64))
+
+    /// Returns the hashes that the cache has of each pack. A user who does not trust the cache gets none.
+    fn known_hashes(&self) -> Vec<Option<BlockHashes>> {
+        let cache = self.cache.filter(|_| self.trust == CacheTrust::Checksums);
+        map_in_parallel(self.threads, &self.packs, |pack| {
+            let (cache, settings) = cache?;
+            cache.find_block_hashes(&pack.planned, settings, &pack.identity)
+        })
+    }
+
+    /// Hashes the blocks whose hashes are unknown, and returns their number of bytes.
+    fn hash_unknown(&self, hashes: &mut [u8]) -> Result<u64, BuildError> {
+        let mut unknown: Vec<Range<usize>> = Vec::new();
+        for (number, hash) in hashes.chunks_exact(HASH_BYTES).enumerate() {
+            if is_known(hash) {
+                continue;
+            }
+            match unknown.last_mut().filter(|last| last.end == number && last.len() < CHUNK_BLOCKS) {
+                Some(last) => last.end += 1,
+                None => unknown.push(number..number + 1),
+            }
+        }
+        let made = map_in_parallel(self.threads, &unknown, |blocks| {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(BuildError::Interrupted);
+            }
+            let mut data = vec![0; blocks.len() * BLOCK_BYTES as usize];
+            self.output.read_at(&mut data, blocks.start as u64 * BLOCK_BYTES)?;
+            Ok(verity::hash_blocks(&data))
+        });
+        for (blocks, made) in unknown.iter().zip(made) {
+            hashes[blocks.start * HASH_BYTES..blocks.end * HASH_BYTES].copy_from_slice(&made?);
+        }
+        Ok(unknown.iter().map(|blocks| blocks.len() as u64 * BLOCK_BYTES).sum())
+    }
+
+    /// Keeps the hashes of packs that the cache did not have.
+    fn keep_hashes(&self, known: Vec<Option<BlockHashes>>, hashes: &[u8]) -> Result<(), CacheError> {
+        let Some((cache, settings)) = self.cache else { return Ok(()) };
+        for (pack, known) in self.packs.iter().zip(known) {
+            let mut kept = known.unwrap_or_else(|| BlockHashes::unknown(&pack.identity));
+            let mut is_new = false;
+            for (in_image, in_pack) in pack.ranges.iter().map(PackedRange::blocks) {
+                is_new |= kept.add(in_pack, &hashes[in_image.start * HASH_BYTES..in_image.end * HASH_BYTES]);
+            }
+            if is_new {
+                cache.keep_block_hashes(&pack.planned, settings, (&pack.identity, &kept))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Returns the path `IMAGE.verity.json`, in the directory of the image.

@@ -5,26 +5,28 @@
 
 use super::back_pressure::{Backlog, SegmentState, Slot, SlotContent, Target};
 use super::buffers::SpareBuffers;
-use super::job::{Job, JobOutput, RangeAction, RangeRef};
+use super::job::{Completed, Job, JobOutput, RangeAction, RangeRef};
 use super::job_queue::{JobId, JobQueue, JobResult};
 use super::nar_check::OtherContent;
 use super::new_pack::PackKeeper;
 use super::output::ImageFile;
+use super::packed_ranges::PackedRange;
 use super::placement::{Placed, Placement};
 use super::places::{Occurrence, Places};
 use super::range_hashes::RangeHashes;
 use super::source::InputPath;
-use super::steps::{FileRef, Step, steps};
+use super::steps::{FileRef, SmallHashes, Step, steps};
 use super::tally::Tally;
 use super::{BuildError, cpu_seconds};
 use crate::cache::CacheError;
+use crate::pack::block_hashes::PackIdentity;
 use crate::pack::layout::{Piece, fragment_hasher};
 use crate::progress::Progress;
 use crate::report::{PathSeconds, WorkSeconds};
 use crate::segment::{ContentHash, SegmentKind, file_content, range_count, range_length};
 use crate::settings::ImageSettings;
 use nix::sys::resource::UsageWho;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -49,6 +51,10 @@ pub(super) struct Sequenced {
     pub(super) damaged: BTreeSet<usize>,
     /// Store paths that do not have their NAR hash.
     pub(super) other_content: Vec<OtherContent>,
+    /// The ranges of the image that have the bytes of packs.
+    pub(super) packed_ranges: Vec<PackedRange>,
+    /// The packs that were made, by the number of their store path.
+    pub(super) new_packs: HashMap<usize, PackIdentity>,
     /// Length of the image in bytes; `None` if there is no image.
     pub(super) image_bytes: Option<u64>,
     /// Wall time in seconds that the tables took.
@@ -126,10 +132,11 @@ impl<'a> Sequencer<'a> {
     pub(super) fn new(inputs: &'a SequenceInputs<'a>, progress: &'a mut dyn Progress, queue: &'a JobQueue) -> Self {
         let store_paths = inputs.store_paths;
         let small_limit_bytes = u64::from(inputs.settings.fragment_block_size_bytes());
+        let small_hashes = if inputs.keeper.is_some() { SmallHashes::All } else { SmallHashes::OfEqualLength };
         Self {
             inputs,
             progress,
-            steps: steps(store_paths, small_limit_bytes, inputs.threads),
+            steps: steps(store_paths, small_limit_bytes, small_hashes, inputs.threads),
             next: 0,
             backlog: Backlog::new(queue, inputs.threads),
             placement: Placement::new(inputs),
@@ -144,6 +151,8 @@ impl<'a> Sequencer<'a> {
                 slowest_paths: Vec::new(),
                 damaged: BTreeSet::new(),
                 other_content: Vec::new(),
+                packed_ranges: Vec::new(),
+                new_packs: HashMap::new(),
                 image_bytes: None,
                 tables_seconds: 0.0,
             },
@@ -183,6 +192,7 @@ impl<'a> Sequencer<'a> {
                 self.receive(results)?;
             } else if all_placed && !self.placement.make_last_packs(&mut self.backlog) {
                 self.done.cpu_seconds += cpu_seconds(UsageWho::RUSAGE_THREAD) - cpu_before;
+                self.done.packed_ranges = self.placement.packed_ranges;
                 return Ok(self.done);
             }
         }
@@ -227,7 +237,11 @@ impl<'a> Sequencer<'a> {
                     self.done.tally.copied(input_bytes);
                     self.progress.advance(input_bytes, input_bytes, stored_bytes);
                 }
-                (JobId::Background, JobOutput::Completed(other)) => self.done.other_content.extend(other),
+                (JobId::Background, JobOutput::Completed(end)) => match end {
+                    Completed::Pack { store_path, identity } => _ = self.done.new_packs.insert(store_path, identity),
+                    Completed::OtherContent(other) => self.done.other_content.push(other),
+                    Completed::Failed => {}
+                },
                 _ => return Err(BuildError::Defect { what: "a job returned the output of another" }),
             }
             match results.try_recv() {
@@ -261,7 +275,9 @@ impl<'a> Sequencer<'a> {
                 for (file, hash) in files.into_iter().zip(hashes) {
                     let content;
                     (content, rest) = rest.split_at(usize::try_from(file.size_bytes).unwrap_or(rest.len()));
-                    self.range_hashes.set(file.file, 0, hash);
+                    if let Some(hash) = hash {
+                        self.range_hashes.set(file.file, 0, hash);
+                    }
                     self.take_small(file, hash, content);
                 }
                 self.inputs.buffers.give(bytes);
@@ -292,14 +308,15 @@ impl<'a> Sequencer<'a> {
     }
 
     /// Adds a file to a fragment block, unless an earlier file of the same store path has its content. The block
-    /// becomes part of the image if at least one of its files is new in the image.
-    fn take_small(&mut self, file: FileRef, hash: ContentHash, content: &[u8]) {
-        let is_repeated = !self.met.insert(hash);
+    /// becomes part of the image if at least one of its files is new in the image. A file without a hash differs from all
+    /// others.
+    fn take_small(&mut self, file: FileRef, hash: Option<ContentHash>, content: &[u8]) {
+        let is_repeated = hash.is_some_and(|hash| !self.met.insert(hash));
         let limit_bytes = self.inputs.settings.fragment_block_size_bytes() as usize;
         if !is_repeated && self.fragment.bytes.len() + content.len() > limit_bytes {
             self.end_fragment(file.store_path);
         }
-        if self.done.places.record_content(file.file, hash) == Occurrence::First {
+        if hash.is_none_or(|hash| self.done.places.record_content(file.file, hash) == Occurrence::First) {
             let index = *self.fragment.index.get_or_insert_with(|| self.done.places.new_fragment());
             let offset = u32::try_from(self.fragment.bytes.len()).unwrap_or(u32::MAX);
             self.done.places.put_in_fragment(file.file, index, offset);
@@ -312,7 +329,10 @@ impl<'a> Sequencer<'a> {
                 self.fragment.bytes = self.inputs.buffers.take_empty(limit_bytes);
             }
             self.fragment.bytes.extend_from_slice(content);
-            self.fragment.contents.get_or_insert_with(|| Box::new(fragment_hasher())).update(&hash);
+            // The hash of the block is only needed to find it in the pack of an earlier version.
+            if let Some(hash) = hash.filter(|_| self.inputs.keeper.is_some()) {
+                self.fragment.contents.get_or_insert_with(|| Box::new(fragment_hasher())).update(&hash);
+            }
         }
     }
 
@@ -411,7 +431,7 @@ impl<'a> Sequencer<'a> {
         let hash = file_content(self.range_hashes.of(file.file));
         if file.size_bytes < u64::from(self.inputs.settings.fragment_block_size_bytes()) {
             // The earlier file is in the same store path, so the content has already been read.
-            return self.take_small(file, hash, &[]);
+            return self.take_small(file, Some(hash), &[]);
         }
         let is_of_other_path = to < self.inputs.store_paths[file.store_path].first_file;
         self.done.places.share(file.file, to);

@@ -96,10 +96,10 @@ impl InputPath {
         }
     }
 
-    /// Opens the directory of these consecutive files, if they are all in one directory and so many that this is cheaper
-    /// than opening each file by its whole path.
-    pub(super) fn directory_of(&self, nodes: &[NodeId]) -> Option<Directory> {
-        let parent = self.tree().parent(*nodes.first()?).filter(|_| nodes.len() >= MIN_DIRECTORY_FILES)?;
+    /// Opens the directory of `count` files, of which `first` is one, if they are so many that this is cheaper than
+    /// opening each file by its whole path.
+    pub(super) fn directory_of(&self, first: Option<NodeId>, count: usize) -> Option<Directory> {
+        let parent = self.tree().parent(first?).filter(|_| count >= MIN_DIRECTORY_FILES)?;
         let path = self.path_of(parent);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Some(Directory { descriptor: rustix::fs::open(&path, flags, Mode::empty()).ok()?, path })
@@ -113,24 +113,24 @@ impl InputPath {
         node: NodeId,
         out: &mut [u8],
     ) -> Result<(), BuildError> {
-        let file = match directory {
-            Some(directory) => SourceFile::open_in(self, directory, node)?,
-            None => SourceFile::open(self, node)?,
-        };
+        let file = self.open(directory, node)?;
         file.read_at(0, out)?;
         file.finish()
     }
 
     /// Fills `out` with a range of a file, and checks that the file has not changed since it was listed.
     pub(super) fn read(&self, node: NodeId, range: usize, out: &mut [u8]) -> Result<(), BuildError> {
-        let file = SourceFile::open(self, node)?;
+        let file = self.open(None, node)?;
         file.read_at(range as u64 * RANGE_BYTES, out)?;
         file.finish()
     }
 
-    /// Opens a regular file.
-    pub(super) fn open(&self, node: NodeId) -> Result<SourceFile, BuildError> {
-        SourceFile::open(self, node)
+    /// Opens a regular file, which is in `directory` if it is given.
+    pub(super) fn open(&self, directory: Option<&Directory>, node: NodeId) -> Result<SourceFile, BuildError> {
+        match directory {
+            Some(directory) => SourceFile::open_in(self, directory, node),
+            None => SourceFile::open(self, node),
+        }
     }
 }
 

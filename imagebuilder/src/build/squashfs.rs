@@ -2,6 +2,7 @@
 
 use super::new_pack::{CacheKeeper, PackKeeper};
 use super::output::ImageFile;
+use super::packed_ranges::{PackInImage, PackedRange};
 use super::places::Places;
 use super::scan::Scanner;
 use super::sequence::Sequenced;
@@ -9,6 +10,7 @@ use super::source::InputPath;
 use super::{BuildError, BuildOptions, CacheTrust, NewImage, REPORT_VERSION, Target, cache_warning, write_blocks};
 use crate::cache::{Cache, CacheError};
 use crate::open_files::OpenFiles;
+use crate::pack::Pack;
 use crate::plan::ImagePlan;
 use crate::progress::{Phase, Progress};
 use crate::report::{BuildReport, CacheReport, CpuSeconds};
@@ -32,8 +34,13 @@ pub(super) struct SquashfsBuild<'a> {
 }
 
 impl SquashfsBuild<'_> {
-    /// Writes everything except the parts that all formats have in common, and returns the report so far.
-    pub(super) fn write(&self, output: &ImageFile<'_>, progress: &mut dyn Progress) -> Result<BuildReport, BuildError> {
+    /// Writes everything except the parts that all formats have in common. Returns the report so far, and the packs whose
+    /// bytes are in the image.
+    pub(super) fn write(
+        &self,
+        output: &ImageFile<'_>,
+        progress: &mut dyn Progress,
+    ) -> Result<(BuildReport, Vec<PackInImage>), BuildError> {
         let mut report =
             BuildReport { version: REPORT_VERSION, paths: self.plan.paths.len() as u64, ..Default::default() };
         progress.begin(Phase::Scan, 0);
@@ -79,8 +86,9 @@ impl SquashfsBuild<'_> {
             ..done.tally.report(self.plan.paths.len(), scanned.rebuilt.len(), rebuilt_bytes)
         };
         report.cpu_seconds = CpuSeconds { total: 0.0, sequencer: done.cpu_seconds };
+        let packs = packs_in_image(&scanned.store_paths, &done);
         (report.work_seconds, report.slowest_paths) = (done.work_seconds, done.slowest_paths);
-        Ok(report)
+        Ok((report, packs))
     }
 
     fn write_blocks(
@@ -134,6 +142,16 @@ impl SquashfsBuild<'_> {
         output.finish(&ending.superblock, ending.length)?;
         Ok(ending.length)
     }
+}
+
+/// Returns the packs whose bytes are in the image: those that were used, and those that were made.
+fn packs_in_image(store_paths: &[InputPath], done: &Sequenced) -> Vec<PackInImage> {
+    let of_path = |ranges: &[PackedRange]| {
+        let number = ranges.first()?.store_path;
+        let identity = store_paths[number].pack().map(Pack::identity).or_else(|| done.new_packs.get(&number))?;
+        Some(PackInImage { planned: store_paths[number].planned.clone(), identity: *identity, ranges: ranges.to_vec() })
+    };
+    done.packed_ranges.chunk_by(|one, next| one.store_path == next.store_path).filter_map(of_path).collect()
 }
 
 /// The locations of files, with store paths numbered in the order of the root directory.

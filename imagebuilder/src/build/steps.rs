@@ -23,6 +23,17 @@ pub(super) struct FileRef {
     pub(super) file: usize,
     /// Its length in bytes.
     pub(super) size_bytes: u64,
+    /// Whether its hash is needed, if it is small.
+    pub(super) is_hashed: bool,
+}
+
+/// Which small files are hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SmallHashes {
+    /// All, for packs.
+    All,
+    /// Those that may be equal to another one, because they have the same length.
+    OfEqualLength,
 }
 
 /// The next files of the image.
@@ -60,7 +71,7 @@ impl Step {
         match self {
             Self::ReadSmall(files) => {
                 let first = files.first()?;
-                let nodes = files.iter().map(|file| file.node).collect();
+                let nodes = files.iter().map(|file| (file.node, file.is_hashed)).collect();
                 let bytes = files.iter().map(|file| file.size_bytes).sum();
                 Some((Job::ReadFiles { store_path: first.store_path, nodes }, bytes))
             }
@@ -73,8 +84,17 @@ impl Step {
 }
 
 /// Divides the image's data into steps. Files with fewer than `small_limit_bytes` bytes share fragment blocks.
-pub(super) fn steps(store_paths: &[InputPath], small_limit_bytes: u64, threads: usize) -> Vec<Step> {
+pub(super) fn steps(
+    store_paths: &[InputPath],
+    small_limit_bytes: u64,
+    small_hashes: SmallHashes,
+    threads: usize,
+) -> Vec<Step> {
     let candidates = DuplicateCandidates::find(store_paths, small_limit_bytes, threads);
+    let small_lengths = match small_hashes {
+        SmallHashes::All => HashMap::new(),
+        SmallHashes::OfEqualLength => count_lengths(store_paths, small_limit_bytes),
+    };
     let mut first_links = HashMap::new();
     let mut steps = Vec::new();
     for (number, store_path) in store_paths.iter().enumerate() {
@@ -83,7 +103,8 @@ pub(super) fn steps(store_paths: &[InputPath], small_limit_bytes: u64, threads: 
             continue;
         };
         let mut batch = Batch::default();
-        for file in files(number, store_path).filter(|file| file.size_bytes > 0) {
+        for mut file in files(number, store_path).filter(|file| file.size_bytes > 0) {
+            file.is_hashed = small_hashes == SmallHashes::All || small_lengths.get(&file.size_bytes) != Some(&1);
             if let Some(identity) = listing.linked.get(&number_in_path(store_path, file)) {
                 let first: &FileRef = first_links.entry(*identity).or_insert(file);
                 // A link with another length means that the file changed while it was listed; reading it detects that.
@@ -112,12 +133,24 @@ pub(super) fn steps(store_paths: &[InputPath], small_limit_bytes: u64, threads: 
     steps
 }
 
+/// Counts the small files of each length. Links to one file count several times.
+fn count_lengths(store_paths: &[InputPath], small_limit_bytes: u64) -> HashMap<u64, u32> {
+    let mut counts = HashMap::new();
+    for size in store_paths.iter().flat_map(|store_path| store_path.tree().file_sizes()) {
+        if *size < small_limit_bytes {
+            *counts.entry(*size).or_default() += 1;
+        }
+    }
+    counts
+}
+
 /// Returns the regular files of a store path.
 fn files(number: usize, store_path: &InputPath) -> impl Iterator<Item = FileRef> + '_ {
     let tree = store_path.tree();
     (0..tree.len()).filter_map(move |node| match tree.entry(node) {
         Entry::File { file, size_bytes, .. } => {
-            Some(FileRef { store_path: number, node, file: store_path.first_file + file as usize, size_bytes })
+            let file = store_path.first_file + file as usize;
+            Some(FileRef { store_path: number, node, file, size_bytes, is_hashed: true })
         }
         Entry::Directory { .. } | Entry::Symlink { .. } => None,
     })
@@ -234,7 +267,7 @@ const SAMPLE_BYTES: usize = 4096;
 
 /// Computes the hash of these parts of a file, which must be longer than they are together.
 fn sample(store_path: &InputPath, file: FileRef) -> Result<[u8; 32], BuildError> {
-    let source = store_path.open(file.node)?;
+    let source = store_path.open(None, file.node)?;
     let mut bytes = [0; SAMPLE_BYTES];
     let mut hasher = blake3::Hasher::new();
     for offset in [0, file.size_bytes / 3, file.size_bytes / 2, file.size_bytes - SAMPLE_BYTES as u64] {
@@ -270,7 +303,7 @@ mod tests {
         let path = StorePath::from_base_name("0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-path").unwrap();
         let planned = PlannedPath { path, nar_hash: None, nar_size_bytes: None };
         let store_paths = [super::super::scan::list(&planned, location).unwrap()];
-        let hashed_first: Vec<_> = steps(&store_paths, 1000, 2)
+        let hashed_first: Vec<_> = steps(&store_paths, 1000, SmallHashes::All, 2)
             .into_iter()
             .filter_map(|step| match step {
                 Step::ReadRange { file, range, action } if range.range == 0 => {

@@ -1,10 +1,14 @@
 //! Maintenance of a cache: its size, garbage collection, and a search for damaged packs.
 
+use super::block_hashes::BLOCK_HASHES;
 use super::{CacheError, LAYOUT_DIRECTORY, names, open_entry, refuse_link};
-use crate::pack::{PackFile, check_file};
+use crate::pack::block_hashes::BlockHashes;
+use crate::pack::{Pack, PackFile, open_named};
+use crate::verity::{BLOCK_BYTES, hash_blocks};
 use serde::Serialize;
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +20,7 @@ pub struct CacheStat {
     pub packs: u64,
     /// Bytes of all packs.
     pub pack_bytes: u64,
-    /// Bytes of the records of outputs and of a cache of the former layout.
+    /// Bytes of the records of outputs, of the hashes of blocks, and of a cache of the former layout.
     pub other_bytes: u64,
 }
 
@@ -87,7 +91,10 @@ pub fn stat(directory: &Path) -> Result<CacheStat, CacheError> {
     let bytes = |entries: &[CacheEntry]| entries.iter().map(|entry| entry.bytes).sum::<u64>();
     let root = directory.join(LAYOUT_DIRECTORY);
     let packs = list(&root.join("packs"))?;
-    let other_bytes = bytes(&list(&root.join("outputs"))?) + bytes(&list(&directory.join(FORMER_LAYOUT_DIRECTORY))?);
+    let mut others = list(&root.join("outputs"))?;
+    others.append(&mut list(&root.join(BLOCK_HASHES))?);
+    others.append(&mut list(&directory.join(FORMER_LAYOUT_DIRECTORY))?);
+    let other_bytes = bytes(&others);
     Ok(CacheStat { packs: packs.len() as u64, pack_bytes: bytes(&packs), other_bytes })
 }
 
@@ -102,13 +109,14 @@ pub fn gc(directory: &Path, size_max_bytes: u64, collection: GcMode) -> Result<G
     let root = directory.join(LAYOUT_DIRECTORY);
     let mut entries = list(&root.join("packs"))?;
     entries.append(&mut list(&root.join("outputs"))?);
+    entries.append(&mut list(&root.join(BLOCK_HASHES))?);
     entries.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.path.cmp(&b.path)));
     let mut collected = GcReport::default();
     let (mut full, mut removed) = (false, Vec::new());
     for entry in entries {
         // After the limit is reached, all older entries are removed, even small ones, so that the order of use is
         // respected.
-        let leftover = entry.is_leftover();
+        let leftover = entry.is_leftover() || is_without_pack(&root, &entry.path);
         full |= !leftover && collected.kept_bytes + entry.bytes > size_max_bytes;
         if full || leftover {
             removed.push(entry);
@@ -132,6 +140,17 @@ pub fn gc(directory: &Path, size_max_bytes: u64, collection: GcMode) -> Result<G
     }
     remove_former(directory, collection, &mut collected)?;
     Ok(collected)
+}
+
+/// Returns whether a file has the hashes of a pack that no longer exists.
+fn is_without_pack(root: &Path, path: &Path) -> bool {
+    pack_of(root, path)
+        .is_some_and(|pack| fs::symlink_metadata(pack).is_err_and(|error| error.kind() == io::ErrorKind::NotFound))
+}
+
+/// Returns the path of the pack whose hashes are in the file `path`; `None` for other files.
+fn pack_of(root: &Path, path: &Path) -> Option<PathBuf> {
+    Some(root.join("packs").join(path.strip_prefix(root.join(BLOCK_HASHES)).ok()?))
 }
 
 fn remove(path: &Path) -> Result<(), CacheError> {
@@ -181,17 +200,31 @@ pub(super) fn trim(root: &Path, bytes: u64) -> bool {
     removed > 0
 }
 
-/// Reads every pack and removes the damaged ones.
+/// Reads every pack and the hashes of its blocks, and removes the damaged ones.
 ///
 /// # Errors
 /// Something cannot be read or removed.
 pub fn fsck(directory: &Path) -> Result<FsckReport, CacheError> {
+    let root = directory.join(LAYOUT_DIRECTORY);
     let mut checked = FsckReport::default();
-    for entry in list(&directory.join(LAYOUT_DIRECTORY).join("packs"))? {
+    for entry in list(&root.join("packs"))? {
         checked.entries += 1;
         let fail = |source| CacheError { action: "check a pack", path: entry.path.clone(), source };
+        let pack = open_pack(&entry.path).map_err(fail)?;
+        if !pack.map_or(Ok(false), |pack| pack.check_segments()).map_err(fail)? {
+            remove(&entry.path)?;
+            checked.damaged.push(entry.path);
+        }
+    }
+    for entry in list(&root.join(BLOCK_HASHES))? {
+        let fail = |source| CacheError { action: "check hashes of blocks", path: entry.path.clone(), source };
+        let Some(pack) = pack_of(&root, &entry.path).map(|pack| open_pack(&pack)).transpose().map_err(fail)?.flatten()
+        else {
+            // A build would not use them.
+            continue;
+        };
         let file = open_entry(&entry.path).map_err(fail)?;
-        if !file.map_or(Ok(false), |file| is_intact(file, &entry.path)).map_err(fail)? {
+        if !file.map_or(Ok(false), |file| has_hashes_of(&pack, &file)).map_err(fail)? {
             remove(&entry.path)?;
             checked.damaged.push(entry.path);
         }
@@ -199,13 +232,32 @@ pub fn fsck(directory: &Path) -> Result<FsckReport, CacheError> {
     Ok(checked)
 }
 
-/// Returns whether a file is a valid pack for its path in the cache.
-fn is_intact(file: PackFile, path: &Path) -> io::Result<bool> {
+/// Opens a pack; `None` if it is not the pack of its path in the cache.
+fn open_pack(path: &Path) -> io::Result<Option<Pack>> {
     let name = |path: Option<&Path>| path.and_then(Path::file_name).and_then(|name| name.to_str()).map(str::to_owned);
-    match (name(path.parent()), name(Some(path))) {
-        (Some(settings), Some(name)) => check_file(file, &settings, &name),
-        _ => Ok(false),
+    match (open_entry(path)?, name(path.parent()), name(Some(path))) {
+        (Some(file), Some(settings), Some(name)) => open_named(file, &settings, &name),
+        _ => Ok(None),
     }
+}
+
+/// Returns whether a file has hashes of the blocks of a pack, and all of them are right.
+fn has_hashes_of(pack: &Pack, file: &PackFile) -> io::Result<bool> {
+    let expected_bytes = pack.identity().hashes_file_bytes();
+    if !file.metadata().is_file() || file.metadata().len() != expected_bytes as u64 {
+        return Ok(false);
+    }
+    let mut content = vec![0; expected_bytes];
+    file.file().read_exact_at(&mut content, 0)?;
+    let Some(hashes) = BlockHashes::decode(pack.identity(), content) else { return Ok(false) };
+    let mut block = vec![0; BLOCK_BYTES as usize];
+    for (number, hash) in hashes.known() {
+        pack.read(number * BLOCK_BYTES, &mut block)?;
+        if hash_blocks(&block) != hash {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Lists all files below a directory.

@@ -1,9 +1,11 @@
 //! Records of finished builds. With a record, a build whose output already exists ends immediately.
 //!
 //! A record is accepted if the file at the output is exactly the file that was built: it has the same device, inode,
-//! length, modification and change time. Programs cannot set the change time, so every write is detected.
+//! length, modification and change time. Programs cannot set the change time, so every write is detected. An image that
+//! was not synced is accepted only until the host is started again, because a power cut can have damaged it.
 
 use super::{Cache, CacheError, open_unstamped};
+use crate::build::Durability;
 use crate::erofs::Profile;
 use crate::pack::settings_name;
 use crate::plan::ImagePlan;
@@ -67,6 +69,9 @@ fn settings_text(format: ImageFormat) -> String {
 struct Record {
     plan: PlanKey,
     identity: FileIdentity,
+    /// [`boot_id`] of the build, if the image was not synced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    valid_in_boot: Option<String>,
     report: BuildReport,
 }
 
@@ -92,13 +97,32 @@ impl FileIdentity {
     }
 }
 
+/// An image that has its name.
+#[derive(Debug)]
+pub struct Published {
+    /// The image.
+    pub file: File,
+    /// Whether it is on disk.
+    pub is_synced: bool,
+}
+
+/// Returns a text that is different after each start of the host.
+fn boot_id() -> io::Result<String> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim_end().to_owned())
+}
+
 impl Cache {
-    /// Returns the report of the build that made the image at `output`, if it was built from this plan and is
-    /// unchanged.
+    /// Returns the report of the build that made the image at `output`, if it was built from this plan, is unchanged, and
+    /// is on disk where `durability` demands that.
     ///
     /// It updates the times of the record and of the image's packs, at most once a day, because machines that are only
     /// started again need the packs at their next update.
-    pub fn finished_build(&self, key: &PlanKey, plan: &ImagePlan, output: &Path) -> Option<BuildReport> {
+    pub fn finished_build(
+        &self,
+        (key, plan): (&PlanKey, &ImagePlan),
+        output: &Path,
+        durability: Durability,
+    ) -> Option<BuildReport> {
         let file = open_unstamped(&self.record_path(output).ok()?).ok()??;
         let mut text = Vec::new();
         // Reading from anything except a regular file could block for ever.
@@ -106,7 +130,12 @@ impl Cache {
         (&file).take(MAX_RECORD_BYTES).read_to_end(&mut text).ok()?;
         let record: Record = serde_json::from_slice(&text).ok()?;
         let same = record.plan == *key && record.identity == FileIdentity::of(&fs::symlink_metadata(output).ok()?);
-        if !same {
+        let is_durable = match (record.valid_in_boot, durability) {
+            (None, _) => true,
+            (Some(_), Durability::Synced) => false,
+            (Some(boot), Durability::UnsyncedIfNew) => boot_id().is_ok_and(|now| now == boot),
+        };
+        if !same || !is_durable {
             return None;
         }
         if metadata.modified().is_ok_and(|used| used.elapsed().is_ok_and(|age| age > STAMP_INTERVAL)) {
@@ -121,7 +150,7 @@ impl Cache {
         Some(record.report)
     }
 
-    /// Records that the file `published` at `output` is the image of a plan. The attributes are read from the
+    /// Records that the file that was published at `output` is the image of a plan. The attributes are read from the
     /// descriptor, because another build may have replaced the image at `output` in the meantime.
     ///
     /// # Errors
@@ -130,12 +159,13 @@ impl Cache {
         &self,
         plan: &PlanKey,
         output: &Path,
-        published: &File,
+        published: &Published,
         report: &BuildReport,
     ) -> Result<(), CacheError> {
         let fail = |source| CacheError { action: "describe an output", path: output.to_owned(), source };
-        let identity = FileIdentity::of(&published.metadata().map_err(fail)?);
-        let record = Record { plan: plan.clone(), identity, report: report.clone() };
+        let identity = FileIdentity::of(&published.file.metadata().map_err(fail)?);
+        let valid_in_boot = if published.is_synced { None } else { Some(boot_id().map_err(fail)?) };
+        let record = Record { plan: plan.clone(), identity, valid_in_boot, report: report.clone() };
         let text = serde_json::to_vec(&record).map_err(|error| fail(error.into()))?;
         let place = self.record_path(output).map_err(fail)?;
         let file = UnnamedFile::create_sibling(&place).map_err(fail)?;

@@ -6,7 +6,7 @@ use super::settings::SettingsArgs;
 use super::source::SourceArgs;
 use super::{interrupt, progress, thread_count};
 use clap::Args;
-use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
+use imagebuilder::build::{BuildOptions, CacheTrust, Digests, Durability, build};
 use imagebuilder::cache_service::DEFAULT_SOCKET;
 use imagebuilder::cache_service::client::CacheClient;
 use imagebuilder::machine::{self, SkipReport};
@@ -60,6 +60,12 @@ pub(crate) struct BuildArgs {
     /// Compute the BLAKE3 and SHA-256 hashes of the image; --json always does
     #[arg(long, help_heading = "Output")]
     digest: bool,
+    /// Do not wait until a new image is on disk; an image that replaces another is on disk first
+    ///
+    /// A power cut within about a minute can damage the image. After a restart of the host, a build with this option makes
+    /// the image again, and so does a build without it.
+    #[arg(long, help_heading = "Output")]
+    no_sync: bool,
     /// Print neither progress nor a summary
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
@@ -156,6 +162,7 @@ impl BuildArgs {
             packs: None,
             cache_trust: if self.cache.cache_verify { CacheTrust::VerifyAgainstStore } else { CacheTrust::Checksums },
             jobs: jobs.min(MAX_JOBS),
+            durability: if self.no_sync { Durability::UnsyncedIfNew } else { Durability::Synced },
             digests: if self.json || self.digest { Digests::Compute } else { Digests::Skip },
         })
     }

@@ -1,5 +1,6 @@
 //! Opens packs and checks them, because another user can have made them.
 
+use super::block_hashes::PackIdentity;
 use super::layout::{Layout, Piece, begin_of};
 use super::{
     FOOTER_BYTES, MAGIC, MAX_INDEX_BYTES, contents, file_name, segment_checksum, settings_name, settings_of_name,
@@ -177,6 +178,7 @@ impl PackOpener {
             return Err(damaged("its index has another checksum"));
         }
         let mut pack = self.decode_index(index, expected)?;
+        pack.identity = PackIdentity { index: sum.try_into().unwrap_or_default(), segments_bytes: index_at };
         if pack.segments.last().map_or(0, |last| last.at + u64::from(last.bytes)) != index_at {
             return Err(damaged("its segments do not end where its index begins"));
         }
@@ -217,6 +219,7 @@ impl PackOpener {
         let first_ranges = first_ranges.collect();
         let mut pack = Pack {
             stored: Stored::Memory(Box::default()),
+            identity: PackIdentity { index: [0; 32], segments_bytes: 0 },
             tree: contents.tree,
             range_hashes: contents.range_hashes,
             first_ranges,
@@ -252,6 +255,7 @@ const fn damaged(reason: &'static str) -> OpenError {
 #[derive(Debug)]
 pub struct Pack {
     stored: Stored,
+    identity: PackIdentity,
     tree: Tree,
     range_hashes: Vec<ContentHash>,
     /// For each file, the number of its first range.
@@ -285,6 +289,11 @@ pub struct StoredSegment {
 }
 
 impl Pack {
+    /// Returns what distinguishes this pack from all others.
+    pub fn identity(&self) -> &PackIdentity {
+        &self.identity
+    }
+
     /// Returns the files of the store path.
     pub fn tree(&self) -> &Tree {
         &self.tree
@@ -397,12 +406,12 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Reads a whole file, and returns whether it is a valid pack for the path `settings`/`name` in a cache.
+/// Opens a file that has the path `settings`/`name` in a cache; `None` if it is not the pack of this path.
 ///
 /// # Errors
 /// It cannot be read.
-pub fn check_file(file: PackFile, settings: &str, name: &str) -> io::Result<bool> {
-    let Some(parsed) = settings_of_name(settings) else { return Ok(false) };
+pub fn open_named(file: PackFile, settings: &str, name: &str) -> io::Result<Option<Pack>> {
+    let Some(parsed) = settings_of_name(settings) else { return Ok(None) };
     let expected = |head: &Head<'_>| {
         let path = StorePath::from_base_name(head.base_name)
             .map_err(|_| damaged("its base name is not that of a store path"))?;
@@ -411,8 +420,8 @@ pub fn check_file(file: PackFile, settings: &str, name: &str) -> io::Result<bool
     };
     let opener = PackOpener::with_name(parsed, settings.to_owned(), OpenFiles::new(1));
     match opener.open_if(file, &expected) {
-        Ok(pack) => pack.check_segments(),
-        Err(OpenError::Damaged { .. } | OpenError::TooManyOpen) => Ok(false),
+        Ok(pack) => Ok(Some(pack)),
+        Err(OpenError::Damaged { .. } | OpenError::TooManyOpen) => Ok(None),
         Err(OpenError::Io(error)) => Err(error),
     }
 }

@@ -32,18 +32,20 @@ pub struct NewSegment {
     pub checksum: u128,
 }
 
-/// Completes a pack whose segments are written up to `end`: writes the index after them, and then the footer.
+/// Completes a pack whose segments are written up to `end`: writes the index after them, and then the footer. Returns
+/// the BLAKE3 of the index.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_index(file: &File, end: u64, head: &PackHead<'_>, segments: &[NewSegment]) -> io::Result<()> {
+pub fn write_index(file: &File, end: u64, head: &PackHead<'_>, segments: &[NewSegment]) -> io::Result<ContentHash> {
     let mut index = encode_index(head, segments);
     let (length, sum) = (index.len() as u64, *blake3::hash(&index).as_bytes());
     index.reserve(FOOTER_BYTES);
     index.extend_from_slice(&MAGIC);
     index.put_u64(length);
     index.extend_from_slice(&sum);
-    file.write_all_at(&index, end)
+    file.write_all_at(&index, end)?;
+    Ok(sum)
 }
 
 fn encode_index(head: &PackHead<'_>, segments: &[NewSegment]) -> Vec<u8> {

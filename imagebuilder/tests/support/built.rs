@@ -1,7 +1,7 @@
 //! Images made by our own builder.
 
 use super::store_tree::{Item, Store, base_name};
-use imagebuilder::build::{BuildOptions, CacheTrust, Digests, build};
+use imagebuilder::build::{BuildOptions, CacheTrust, Digests, Durability, build};
 use imagebuilder::closure::Closure;
 use imagebuilder::plan::{ImagePlan, PlannedPath};
 use imagebuilder::progress::Silent;
@@ -35,6 +35,7 @@ pub fn build_image(store_dir: &Path, settings: impl Into<ImageFormat>, image: &P
         cache_trust: CacheTrust::Checksums,
         jobs: 2,
         digests: Digests::Skip,
+        durability: Durability::Synced,
     };
     build(&plan, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
 }

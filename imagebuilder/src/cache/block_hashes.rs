@@ -1,0 +1,57 @@
+//! The hashes of dm-verity of the packs' blocks: one file for each pack, under the name of the pack.
+
+use super::{Cache, CacheError, make_directory, open_entry, refuse_link};
+use crate::pack::block_hashes::{BlockHashes, PackIdentity};
+use crate::pack::{file_name, settings_name};
+use crate::plan::PlannedPath;
+use crate::settings::ImageSettings;
+use program::unnamed_file::UnnamedFile;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+
+/// Directory of the hashes, in the root of the cache.
+pub(super) const BLOCK_HASHES: &str = "verity";
+
+impl Cache {
+    /// Returns the hashes of the blocks of a pack, and updates the time of their file. Returns `None` if they are
+    /// missing, damaged, or of another pack; whatever the reason, the blocks are hashed again.
+    pub fn find_block_hashes(
+        &self,
+        path: &PlannedPath,
+        settings: &ImageSettings,
+        pack: &PackIdentity,
+    ) -> Option<BlockHashes> {
+        let place = self.block_hashes_path(path, settings);
+        place.parent().map_or(Ok(()), refuse_link).ok()?;
+        let file = open_entry(&place).ok()??;
+        let expected_bytes = pack.hashes_file_bytes();
+        if !file.metadata().is_file() || file.metadata().len() != expected_bytes as u64 {
+            return None;
+        }
+        let mut content = vec![0; expected_bytes];
+        file.file().read_exact(&mut content).ok()?;
+        BlockHashes::decode(pack, content)
+    }
+
+    /// Keeps the hashes of the blocks of a pack, and replaces existing ones.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn keep_block_hashes(
+        &self,
+        path: &PlannedPath,
+        settings: &ImageSettings,
+        (pack, hashes): (&PackIdentity, &BlockHashes),
+    ) -> Result<(), CacheError> {
+        let place = self.block_hashes_path(path, settings);
+        let fail = |source| CacheError { action: "keep hashes of blocks", path: place.clone(), source };
+        let directory = place.parent().map_or(Ok(()), make_directory);
+        let file = directory.and_then(|()| UnnamedFile::create_sibling(&place)).map_err(fail)?;
+        file.file().write_all(&hashes.encode(pack)).map_err(fail)?;
+        self.keep(&place, &file)
+    }
+
+    fn block_hashes_path(&self, path: &PlannedPath, settings: &ImageSettings) -> PathBuf {
+        self.root.join(BLOCK_HASHES).join(settings_name(settings)).join(file_name(path))
+    }
+}
