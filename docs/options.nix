@@ -88,7 +88,8 @@ in
 ''
   # Options
 
-  Made from the modules: do not edit. Names, types and defaults are those of microvm.nix where that has the option.
+  This page is generated from the modules. Options that microvm.nix has too have the same names, types and defaults,
+  except for [those that differ](migration.md#options-that-differ).
 
   ## Of guests: `nixosModules.microvm`
 
