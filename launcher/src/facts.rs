@@ -24,8 +24,10 @@ pub struct HostFacts {
     pub kernel_forms: BTreeMap<HostPath, KernelForm>,
     /// The length in bytes of each inspected kernel image, initrd and image that is mapped as persistent memory.
     pub file_bytes: BTreeMap<HostPath, u64>,
-    /// The number of online processors of the host, if known.
+    /// The number of processors that this process may use, if known.
     pub processors: Option<u32>,
+    /// The number of online processors of the host, if known.
+    pub online_processors: Option<u32>,
     /// The frequency of the host's time stamp counter in kHz, if known. An emulated guest that is given it does not
     /// need to calibrate.
     pub tsc_khz: Option<u64>,
@@ -63,6 +65,7 @@ impl HostFacts {
             kernel_forms: BTreeMap::new(),
             file_bytes: BTreeMap::new(),
             processors: None,
+            online_processors: None,
             tsc_khz: None,
             io_uring_is_usable: true,
             crosvm_has_balloon: true,

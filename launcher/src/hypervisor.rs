@@ -2,6 +2,7 @@
 //! of side effects and independent of the others.
 
 mod cloud_hypervisor;
+mod conditions;
 mod crosvm;
 mod description;
 mod firecracker;

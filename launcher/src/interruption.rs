@@ -135,9 +135,21 @@ impl Interruption {
     /// # Errors
     /// Returns [`ChildError`].
     pub fn run_captured(&self, command: &mut Command) -> Result<Ended, ChildError> {
+        self.capture(command, None)
+    }
+
+    /// Runs a command until it ends and captures its output. Ends it after that time.
+    ///
+    /// # Errors
+    /// Returns [`ChildError`]; [`io::ErrorKind::TimedOut`] if it did not end in time.
+    pub fn run_captured_within(&self, command: &mut Command, limit: Duration) -> Result<Ended, ChildError> {
+        self.capture(command, Some(Instant::now() + limit))
+    }
+
+    fn capture(&self, command: &mut Command, deadline: Option<Instant>) -> Result<Ended, ChildError> {
         let output = memory()?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
-        let status = self.run(command)?;
+        let status = self.run_until(command, deadline)?;
         Ok(Ended { status, output: text_of(output)? })
     }
 
@@ -163,6 +175,10 @@ impl Interruption {
     }
 
     fn run(&self, command: &mut Command) -> Result<ExitStatus, ChildError> {
+        self.run_until(command, None)
+    }
+
+    fn run_until(&self, command: &mut Command, deadline: Option<Instant>) -> Result<ExitStatus, ChildError> {
         self.check()?;
         prepare(command, OnParentDeath::Terminate, None);
         // In its own process group, so that the processes that it has started end with it.
@@ -175,6 +191,10 @@ impl Interruption {
             if let Err(interrupted) = self.pause(Duration::from_millis(100)) {
                 end_group(&mut child);
                 return Err(interrupted.into());
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                end_group(&mut child);
+                return Err(io::Error::from(io::ErrorKind::TimedOut).into());
             }
             self.report_progress();
         }
@@ -250,6 +270,8 @@ mod tests {
         let ended =
             interruption.run_captured(Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"])).unwrap();
         assert_eq!((ended.status.code(), ended.output.as_str()), (Some(3), "out\nerr"));
+        let silent = interruption.run_captured_within(Command::new("sleep").arg("600"), Duration::from_millis(200));
+        assert!(matches!(silent, Err(ChildError::System(error)) if error.kind() == io::ErrorKind::TimedOut));
         let missing = interruption.run_captured(&mut Command::new("/nonexistent/program"));
         assert!(matches!(missing, Err(ChildError::System(_))));
     }

@@ -192,19 +192,41 @@ pub fn make_ready(needs: &Needs) -> Result<CreatedInterfaces, NetworkError> {
     Ok(created)
 }
 
-/// Returns everything that is wrong with the host's interfaces, without changing anything.
+/// Returns everything that is wrong with the host's interfaces, without changing anything. A missing interface is no
+/// problem if this process is permitted to create it.
 pub fn inspect(needs: &Needs) -> Vec<NetworkError> {
     let mut problems = Vec::new();
+    let rights = if can_configure() { Rights::Configure } else { Rights::Use };
     for tap in &needs.taps {
-        let found = owner_id(tap.owner.as_deref()).and_then(|owner| tap::inspect(tap, owner));
+        let found = owner_id(tap.owner.as_deref()).and_then(|owner| tap::inspect(tap, owner, rights));
         problems.extend(found.err());
     }
     for macvtap in &needs.macvtaps {
-        let found = owner_id(macvtap.owner.as_deref()).and_then(|owner| macvtap::inspect(macvtap, owner));
+        let found = owner_id(macvtap.owner.as_deref()).and_then(|owner| macvtap::inspect(macvtap, owner, rights));
         problems.extend(found.err());
     }
     problems.extend(needs.bridges.iter().filter_map(|bridge| find_bridge(bridge).err()));
     problems
+}
+
+/// What this process may do with network interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// Create them and bring them up.
+    Configure,
+    /// Open existing ones.
+    Use,
+}
+
+/// The bit of the capability to configure networks: linux/capability.h.
+const CAP_NET_ADMIN: u32 = 12;
+
+/// Whether this process has the capability to configure networks: proc(5), /proc/PID/status.
+fn can_configure() -> bool {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    effective.is_some_and(|set| set >> CAP_NET_ADMIN & 1 == 1)
 }
 
 /// Returns the user id of an interface's owner. Without a name, it is the user who runs the launcher.

@@ -38,6 +38,14 @@ pub fn not_installed(program: &str, place: &str) -> NotInstalled {
     }
 }
 
+/// Finds a program of a machine: a relative path refers to the machine's state directory.
+///
+/// # Errors
+/// The same as [`find_program`].
+pub fn find_program_of_machine(program: &HostPath, state_directory: &HostPath) -> Result<PathBuf, NotInstalled> {
+    if program.as_str().contains('/') { find_program(&program.below(state_directory)) } else { find_program(program) }
+}
+
 /// Finds a program: a name with a slash is a path, any other name is searched for in `$PATH`.
 ///
 /// # Errors

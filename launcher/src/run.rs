@@ -4,6 +4,7 @@ mod become_hypervisor;
 mod clean_up;
 mod output;
 mod prepare;
+mod refusals;
 mod supervise;
 mod vsock;
 
@@ -38,6 +39,7 @@ use std::time::Duration;
 
 pub use clean_up::clean_up_after;
 pub use prepare::Prepared;
+pub use refusals::refusals;
 
 /// The time for the guest to shut down, if the caller has not chosen one.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);

@@ -122,6 +122,22 @@ pub fn read_list(path: &HostPath) -> Result<BTreeSet<String>, ViewError> {
     text.lines().enumerate().map(line).collect()
 }
 
+/// Checks the list of a view and that its store paths exist, without making the view. A missing list is reported as a
+/// missing file.
+///
+/// # Errors
+/// Returns [`ViewError`].
+pub fn inspect(view: &ClosureView, working_directory: &HostPath) -> Result<(), ViewError> {
+    let list = view.closure.below(working_directory);
+    if !list.as_path().exists() {
+        return Ok(());
+    }
+    let source = view.source.below(working_directory);
+    let paths = read_list(&list)?.into_iter().map(|name| source.as_path().join(name));
+    let missing = paths.into_iter().find(|path| path.symlink_metadata().is_err());
+    missing.map_or(Ok(()), |path| Err(ViewError::Missing { path }))
+}
+
 /// Returns the name of a store path, without its directory: a hash, a dash and a name, in the characters that Nix allows.
 fn store_name(path: &str) -> Option<&str> {
     let (directory, name) = path.rsplit_once('/')?;

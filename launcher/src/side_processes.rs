@@ -19,12 +19,12 @@
 use crate::interruption::{Interrupted, Interruption, end_group};
 use crate::launch::{AfterEnd, SideProcess, SideProcessKind, VIEW};
 use crate::path::HostPath;
-use crate::programs::{NotInstalled, find_program};
-use crate::sockets::{SocketError, is_bound, is_served, remove_stale};
+use crate::programs::{NotInstalled, find_program, find_program_of_machine};
+use crate::sockets::{SocketError, is_bound, is_served, remove_stale, require_stale};
 use crate::state::ProcessIdentity;
 use crate::store_disk::named_in_environment;
 use program::child::{OnParentDeath, pass_descriptors, prepare, show_directory};
-use program::place::{Directory, Place, PrivateDirectory, descriptor_path};
+use program::place::{Directory, Place, PrivateDirectory, descriptor_path, require_out_of_reach};
 use program::user::Identity;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -153,6 +153,63 @@ pub fn program_of(process: &SideProcess) -> HostPath {
     named.unwrap_or_else(|| process.program.clone())
 }
 
+/// Finds the program of a process. Root does not run a program that the machine's user could replace.
+fn find_trusted(
+    process: &SideProcess,
+    working_directory: &HostPath,
+    client: Option<&Identity>,
+) -> Result<PathBuf, SideProcessError> {
+    let name = || describe(process);
+    let program = find_program_of_machine(&program_of(process), working_directory)
+        .map_err(|source| SideProcessError::NotInstalled { name: name(), source })?;
+    match client.filter(|_| !runs_as_client(process)) {
+        Some(client) => match require_out_of_reach(&program, client) {
+            Ok(()) => Ok(program),
+            Err(source) => Err(SideProcessError::Start { name: name(), program, source }),
+        },
+        None => Ok(program),
+    }
+}
+
+/// Whether a process runs as the user who connects to its socket: it needs no more rights. The server of the store disk
+/// reads what the guest reads.
+fn runs_as_client(process: &SideProcess) -> bool {
+    matches!(process.kind, SideProcessKind::StoreDisk | SideProcessKind::Passt)
+}
+
+/// Checks, without starting anything, that [`SideProcesses::start`] would not refuse to start the process.
+///
+/// # Errors
+/// Returns [`SideProcessError`].
+pub fn inspect(
+    process: &SideProcess,
+    working_directory: &HostPath,
+    client: Option<&Identity>,
+) -> Result<(), SideProcessError> {
+    let socket = process.socket.below(working_directory);
+    if is_served(socket.as_path()) {
+        let is_the_same = serves_the_same(process, working_directory);
+        return if is_the_same { Ok(()) } else { Err(SideProcessError::Foreign { name: describe(process), socket }) };
+    }
+    require_stale(socket.as_path())?;
+    let program = find_trusted(process, working_directory, client)?;
+    let checked = shared_directory(process, working_directory).map(drop);
+    checked.map_err(|source| SideProcessError::Start { name: describe(process), program, source })
+}
+
+/// Opens the directory that a virtiofs daemon serves with root's rights. The machine's user may be able to replace the
+/// directory by a symbolic link, also while the machine runs, because a daemon is started again for each connection.
+fn shared_directory(process: &SideProcess, working_directory: &HostPath) -> io::Result<Option<Directory>> {
+    let has_own_view = process.view.is_some() || process.kind != SideProcessKind::Virtiofsd;
+    if has_own_view || !nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    let named = process.arguments.iter().find_map(|argument| argument.strip_prefix(SHARED_OPTION));
+    let Some(path) = named.map(|path| HostPath::from(path).below(working_directory)) else { return Ok(None) };
+    let opened = Directory::open(path.as_path());
+    opened.map(Some).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
+}
+
 /// Returns the group to which a virtiofs daemon gives its socket.
 fn socket_group(process: &SideProcess) -> Option<&str> {
     process.arguments.iter().filter_map(|argument| argument.strip_prefix(GROUP_OPTION)).next_back()
@@ -226,7 +283,7 @@ impl SideProcesses {
             remove_stale(socket.as_path())?;
             check_group(process)?;
             let missing = |source| SideProcessError::NotInstalled { name: describe(process), source };
-            let mut program = find_program(&program_of(process)).map_err(missing)?;
+            let mut program = find_trusted(process, working_directory, client)?;
             if process.view.is_some() {
                 let this = this_program().unwrap_or_else(|| HostPath::from("microvm"));
                 program = find_program(&this).map_err(missing)?;
@@ -387,7 +444,7 @@ impl Entry {
             |source| SideProcessError::Start { name: describe(&self.process), program: self.program.clone(), source };
         let mut command = Command::new(&self.program);
         let (private, mut arguments) = self.private_socket().map_err(failed)?;
-        let shared = self.shared_directory().map_err(failed)?;
+        let shared = shared_directory(&self.process, &self.working_directory).map_err(failed)?;
         if let Some(directory) = &shared {
             let seen = show_to(&mut command, directory).map_err(failed)?;
             let named = arguments.iter_mut().find(|argument| argument.starts_with(SHARED_OPTION));
@@ -404,7 +461,7 @@ impl Entry {
         // Not inherited, because stdout is the guest's console.
         let stderr = std::os::fd::AsFd::as_fd(&io::stderr()).try_clone_to_owned().map_err(failed)?;
         command.stdout(stderr).process_group(0);
-        let user = self.client.clone().filter(|_| self.runs_as_client());
+        let user = self.client.clone().filter(|_| runs_as_client(&self.process));
         // Ends with the launcher, or with the hypervisor that it becomes by exec: both are the same process.
         prepare(&mut command, OnParentDeath::Terminate, user);
         self.child = Some(command.spawn().map_err(failed)?);
@@ -412,12 +469,6 @@ impl Entry {
         self.is_noted = false;
         self.private = private;
         Ok(())
-    }
-
-    /// Whether it runs as the user who connects to its socket: it needs no more rights. The server of the store disk reads
-    /// what the guest reads.
-    fn runs_as_client(&self) -> bool {
-        matches!(self.process.kind, SideProcessKind::StoreDisk | SideProcessKind::Passt)
     }
 
     /// Creates the directory for the daemon's socket, and returns it with the arguments that use it.
@@ -433,32 +484,19 @@ impl Entry {
         let position = arguments.iter().enumerate().position(names_socket);
         let is_passt = self.process.kind == SideProcessKind::Passt;
         // Anyone else who creates a socket in that user's directory can create it directly.
-        let creates_directly = self.client.is_some() && self.runs_as_client() && !is_passt;
+        let creates_directly = self.client.is_some() && runs_as_client(&self.process) && !is_passt;
         let Some(argument) = position.and_then(|position| arguments.get_mut(position)).filter(|_| !creates_directly)
         else {
             return Ok((None, arguments));
         };
         let private = PrivateDirectory::make(Place::itself(self.socket.as_path())?.directory().try_clone()?)?;
-        if let Some(client) = self.client.as_ref().filter(|_| self.runs_as_client()) {
+        if let Some(client) = self.client.as_ref().filter(|_| runs_as_client(&self.process)) {
             private.give_to(client)?;
         }
         let inside = if is_passt { PathBuf::from(private.name()) } else { private.path_of(private.name()) };
         let prefix = argument.strip_suffix(socket).unwrap_or_default();
         *argument = format!("{prefix}{}", inside.display());
         Ok((Some(private), arguments))
-    }
-
-    /// Opens the directory that a virtiofs daemon serves with root's rights. The machine's user may be able to replace the
-    /// directory by a symbolic link, also while the machine runs, because a daemon is started again for each connection.
-    fn shared_directory(&self) -> io::Result<Option<Directory>> {
-        let has_own_view = self.process.view.is_some() || self.process.kind != SideProcessKind::Virtiofsd;
-        if has_own_view || !nix::unistd::geteuid().is_root() {
-            return Ok(None);
-        }
-        let named = self.process.arguments.iter().find_map(|argument| argument.strip_prefix(SHARED_OPTION));
-        let Some(path) = named.map(|path| HostPath::from(path).below(&self.working_directory)) else { return Ok(None) };
-        let opened = Directory::open(path.as_path());
-        opened.map(Some).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
     }
 
     /// Whether the process listens on its socket, moved or not.
@@ -484,7 +522,7 @@ impl Entry {
     fn publish(&mut self) -> io::Result<()> {
         let Some(private) = &self.private else { return self.give_socket() };
         let made = private.place(private.name())?;
-        if let Some(client) = self.client.as_ref().filter(|_| !self.runs_as_client()) {
+        if let Some(client) = self.client.as_ref().filter(|_| !runs_as_client(&self.process)) {
             made.give_socket(client)?;
         }
         made.rename_to(&Place::itself(self.socket.as_path())?)?;
@@ -510,7 +548,7 @@ impl Entry {
     /// The sockets of root's daemons accept connections only from root.
     fn give_socket(&self) -> io::Result<()> {
         match &self.client {
-            Some(client) if !self.runs_as_client() && self.process.kind != SideProcessKind::ShareView => {
+            Some(client) if !runs_as_client(&self.process) && self.process.kind != SideProcessKind::ShareView => {
                 Place::itself(self.socket.as_path())?.give_socket(client)
             }
             _ => Ok(()),

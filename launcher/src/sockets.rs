@@ -110,13 +110,33 @@ fn connects(path: &Path) -> bool {
 /// # Errors
 /// Returns [`SocketError`].
 pub fn remove_stale(path: &Path) -> Result<(), SocketError> {
-    let failed = |source| SocketError::File { path: path.to_owned(), source };
+    if require_stale(path)? == SocketFile::Missing {
+        return Ok(());
+    }
+    let removed = Place::itself(path).and_then(|place| place.remove());
+    removed.map_err(|source| SocketError::File { path: path.to_owned(), source })
+}
+
+/// Whether there is a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketFile {
+    /// There is no file.
+    Missing,
+    /// There is one on which no process listens.
+    Stale,
+}
+
+/// Checks that a socket can be created at the path once a stale one is removed.
+///
+/// # Errors
+/// Returns [`SocketError`].
+pub fn require_stale(path: &Path) -> Result<SocketFile, SocketError> {
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed(error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(SocketFile::Missing),
+        Err(source) => Err(SocketError::File { path: path.to_owned(), source }),
         Ok(metadata) if !metadata.file_type().is_socket() => Err(SocketError::NoSocket(path.to_owned())),
         Ok(_) if is_listening(path) => Err(SocketError::InUse(path.to_owned())),
-        Ok(_) => Place::itself(path).and_then(|place| place.remove()).map_err(failed),
+        Ok(_) => Ok(SocketFile::Stale),
     }
 }
 

@@ -282,21 +282,29 @@ impl MachineState {
         Ok(StartLock { state: self.clone(), starting, _lock: lock })
     }
 
+    /// Refuses a start in that directory if the machine runs or another launcher starts it.
+    ///
+    /// # Errors
+    /// Returns [`StateError::Running`], [`StateError::Starting`], or an error of the state files.
+    pub fn require_stopped(&self, working_directory: &Path) -> Result<(), StateError> {
+        match self.activity()? {
+            Activity::Running(running) => {
+                let other = self.last_launch()?.map(|launch| launch.working_directory.as_path().to_owned());
+                let directory = other.filter(|other| !is_same_directory(other, working_directory));
+                let (name, pid) = (self.name.to_string(), running.hypervisor.pid);
+                Err(StateError::Running { name, pid, directory })
+            }
+            Activity::Starting(_) => Err(StateError::Starting(self.name.to_string())),
+            Activity::Stopped => Ok(()),
+        }
+    }
+
     /// Waits for the lock: a supervisor holds it until it has cleaned up after its machine, which takes a moment.
     fn wait_for_lock(&self, mut file: File, working_directory: &Path) -> Result<Flock<File>, StateError> {
         let end = Instant::now() + CLEAN_UP_TIMEOUT;
         loop {
             let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
-            match self.activity()? {
-                Activity::Running(running) => {
-                    let other = self.last_launch()?.map(|launch| launch.working_directory.as_path().to_owned());
-                    let directory = other.filter(|other| !is_same_directory(other, working_directory));
-                    let (name, pid) = (self.name.to_string(), running.hypervisor.pid);
-                    return Err(StateError::Running { name, pid, directory });
-                }
-                Activity::Starting(_) => return Err(StateError::Starting(self.name.to_string())),
-                Activity::Stopped => {}
-            }
+            self.require_stopped(working_directory)?;
             match lock {
                 Ok(lock) => return Ok(lock),
                 Err((again, Errno::EWOULDBLOCK)) if Instant::now() < end => file = again,

@@ -4,7 +4,7 @@
 use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::launch::StoreDiskNeed;
 use crate::path::HostPath;
-use crate::programs::{NotInstalled, find_program};
+use crate::programs::{NotInstalled, find_program_of_machine};
 use program::child::become_user;
 use program::user::Identity;
 use std::io;
@@ -66,8 +66,8 @@ pub fn make(
     identity: Option<&Identity>,
     interruption: &Interruption,
 ) -> Result<(), StoreDiskError> {
-    let builder = named_in_environment().unwrap_or_else(|| need.builder.clone());
-    let program = find_program(&builder)?;
+    let builder = builder_of(need);
+    let program = find_program_of_machine(&builder, working_directory)?;
     let image = need.image.below(working_directory);
     let mut command = Command::new(&program);
     command.current_dir(working_directory.as_path());
@@ -90,6 +90,11 @@ pub fn make(
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreDiskError::Image { image, source }),
         _ => Err(StoreDiskError::NoImage { program: builder, image }),
     }
+}
+
+/// Returns the program that builds the image: the one that the environment names, or the spec's.
+pub fn builder_of(need: &StoreDiskNeed) -> HostPath {
+    named_in_environment().unwrap_or_else(|| need.builder.clone())
 }
 
 /// Returns the image builder in `$MICROVM_IMAGE`, for use where it is not in `$PATH`, such as in a checkout.

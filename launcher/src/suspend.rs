@@ -334,6 +334,18 @@ impl Resumption {
         Err(SuspendError::Changed { machine: launch.name.clone(), differences })
     }
 
+    /// Checks that a suspended machine could be resumed by this start, without changing anything.
+    ///
+    /// # Errors
+    /// Returns [`SuspendError::Changed`] if it could not, or an error of the files.
+    pub fn inspect(launch: &Launch, now: &Stamp) -> Result<(), SuspendError> {
+        let state = SuspendedState::of_launch(launch);
+        let Some(stamp) = state.stamp()?.filter(|_| !state.was_resumed()) else { return Ok(()) };
+        let differences = stamp.differences_to(now, launch)?;
+        let machine = launch.name.clone();
+        if differences.is_empty() { Ok(()) } else { Err(SuspendError::Changed { machine, differences }) }
+    }
+
     /// Returns the directory with the saved machine, an absolute path.
     pub fn directory(&self) -> HostPath {
         self.state.complete()

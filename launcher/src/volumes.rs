@@ -9,8 +9,8 @@ mod same_file;
 pub use copy::{CopyError, CopyOwner, copy};
 pub use format::check_format;
 pub use grow::{GrowError, Grown, grow};
+pub use lock::{ImageLock, LockRequest, VolumeLock, inspect_locks, lock_created, lock_volumes};
 pub(crate) use lock::{ImageNumber, LOCK_DIRECTORY_MODE, LOCK_ENDING};
-pub use lock::{LockRequest, VolumeLock, lock_volumes};
 pub use same_file::{SameFile, same_files};
 pub use volume_maker::{FoundFileSystem, file_system};
 

@@ -305,3 +305,144 @@ fn a_group_of_virtiofs_sockets_that_the_host_does_not_have_is_reported_before_th
     let said = host.check(json!({"shares": share, "virtiofsd": {"group": null}}));
     assert!(!said.contains("group"), "{said}");
 }
+
+/// Asserts that both `check --host` and `run` refuse the machine for that reason.
+fn assert_refused_by_both(host: &Host, options: &[&str], fields: &Value, reason: &str) {
+    for command in [["check", "--host"].as_slice(), &["run"]] {
+        let (succeeded, said) = host.say(&[command, options].concat(), fields.clone());
+        assert!(!succeeded && said.contains(reason), "{command:?} with {fields} did not say `{reason}`: {said}");
+    }
+}
+
+#[test]
+fn check_reports_what_run_would_refuse_because_of_files_in_the_state_directory() {
+    let host = Host::new();
+    let volume = json!({"volumes": [{"image": "var.img", "size": 8}]});
+    let verity = json!({"storeDisk": {"image": "store.img", "verity": true}, "initrd": "bzImage", "mem": 128});
+    let share = json!({
+        "shares": [{"proto": "virtiofs", "tag": "t", "source": "bin", "mountPoint": "/t", "socket": "t.sock"}],
+        "virtiofsd": {"program": "/bin/true", "group": null},
+    });
+    let in_the_way = "exists and is not a socket; move it away";
+    for (file, content, fields, reason) in [
+        ("web.sock", "", json!({}), in_the_way),
+        ("console", "", json!({"consoleSocket": "console"}), in_the_way),
+        ("t.sock", "", share.clone(), in_the_way),
+        ("none", "", json!({"socket": "deep/web.sock"}), "web.sock cannot be created: there is no directory "),
+        ("none", "", json!({"preStart": [["no-such-program", "now"]]}), "no-such-program is not installed"),
+        ("none", "", json!({"preStart": [["./no-such-program"]]}), "./no-such-program: No such file or directory"),
+        ("script", "exit", json!({"preStart": [["./script"]]}), "./script: Permission denied"),
+        ("store.img.verity.json", "{}", verity, "storeDisk.verity: "),
+    ] {
+        fs::write(host.path("store.img"), vec![0; 8192]).unwrap();
+        fs::write(host.path(file), content).unwrap();
+        assert_refused_by_both(&host, &[], &fields, reason);
+        fs::remove_file(host.path(file)).unwrap();
+    }
+    std::os::unix::fs::symlink("elsewhere", host.path("var.img.lock")).unwrap();
+    assert_refused_by_both(&host, &[], &volume, "var.img.lock: this is a symbolic link, which is not followed here");
+    fs::remove_file(host.path("var.img.lock")).unwrap();
+    assert_refused_by_both(&host, &["--state-dir", "bzImage"], &json!({}), "bzImage: Not a directory");
+    let _listener = std::os::unix::net::UnixListener::bind(host.path("t.sock")).unwrap();
+    assert_refused_by_both(&host, &[], &share, "nothing proves that it was started with this command");
+    assert_refused_by_both(&host, &[], &json!({"socket": "t.sock"}), "another process listens on this socket");
+    // The program is looked for where it is started: in the state directory.
+    fs::create_dir(host.path("state")).unwrap();
+    fs::copy("/bin/true", host.path("state/hypervisor")).unwrap();
+    let kernel = host.path("bzImage");
+    let fields = json!({"kernel": kernel, "qemu": {"accelerator": "tcg", "program": "./hypervisor"}});
+    for command in [["check", "--host"].as_slice(), &["run"]] {
+        let (succeeded, said) = host.say(&[command, &["--state-dir", "state"]].concat(), fields.clone());
+        assert!(succeeded, "{command:?}: {said}");
+    }
+}
+
+#[test]
+fn check_reports_a_machine_that_runs_and_a_volume_that_another_machine_uses() {
+    let host = Host::new();
+    testing::write_program(&host.path("hypervisor"), "#!/bin/sh\ncase $1 in -*version) exit ;; esac\necho $$ >pid\nexec sleep 600\n");
+    let fields = json!({
+        "qemu": {"accelerator": "tcg", "program": "./hypervisor"}, "volumes": [{"image": "var.img", "size": 8}],
+    });
+    host.check(fields.clone());
+    let mut run = Command::new(env!("CARGO_BIN_EXE_microvm"));
+    run.args(["run", "web.json"]).current_dir(host.path("")).env("MICROVM_RUNTIME_DIR", host.path("run"));
+    let mut running = run.env_remove("NOTIFY_SOCKET").env_remove("MICROVM_NAME").spawn().unwrap();
+    while !fs::read_to_string(host.path("pid")).is_ok_and(|text| text.ends_with('\n')) {
+        assert!(running.try_wait().unwrap().is_none(), "the machine has ended");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_refused_by_both(&host, &[], &fields, "web is already running, as process ");
+    fs::hard_link(host.path("var.img"), host.path("hard.img")).unwrap();
+    let second = |image: &str| json!({"name": "db", "volumes": [{"image": image, "autoCreate": false}]});
+    assert_refused_by_both(&host, &[], &second("var.img"), "var.img is in use by machine web, process ");
+    assert_refused_by_both(&host, &[], &second("hard.img"), "hard.img is in use by another process");
+    running.kill().unwrap();
+    running.wait().unwrap();
+    let (succeeded, said) = host.say(&["check", "--host"], second("hard.img"));
+    assert!(succeeded, "{said}");
+}
+
+#[test]
+fn check_reports_what_root_would_refuse_because_the_machines_user_can_change_it() {
+    if !is_root() {
+        return;
+    }
+    let host = Host::new();
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    let give = |name: &str| std::os::unix::fs::lchown(host.path(name), Some(nobody.uid.as_raw()), None).unwrap();
+    fs::create_dir(host.path("state")).unwrap();
+    for name in ["script", "hypervisor"] {
+        testing::write_program(&host.path("state").join(name), "#!/bin/sh\nid -u >>ran\n");
+    }
+    fs::write(host.path("secret"), vec![0; 8192]).unwrap();
+    std::os::unix::fs::symlink("/bin/true", host.path("state/link")).unwrap();
+    std::os::unix::fs::symlink(host.path("secret"), host.path("state/var.img")).unwrap();
+    for name in ["state", "state/script", "state/hypervisor", "state/link", "state/var.img"] {
+        give(name);
+    }
+    let machine = |fields: Value| {
+        let mut machine = json!({"user": "nobody", "kernel": host.path("bzImage")});
+        machine.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        machine
+    };
+    let share = json!([{"proto": "virtiofs", "tag": "t", "source": "..", "mountPoint": "/t"}]);
+    let changeable = "root does not run it, because nobody can change";
+    for (fields, reason) in [
+        (json!({"preStart": [["./script"]]}), changeable),
+        (json!({"preStart": [["./link"]]}), changeable),
+        (json!({"extraArgsScript": "script"}), changeable),
+        (json!({"shares": share, "virtiofsd": {"program": "./script", "group": null}}), changeable),
+        (json!({"volumes": [{"image": "var.img", "autoCreate": false}]}), "does not follow a symbolic link of nobody"),
+        (json!({"volumes": [{"image": "var.img", "size": 8}]}), "does not follow a symbolic link of nobody"),
+    ] {
+        assert_refused_by_both(&host, &["--state-dir", "state"], &machine(fields), reason);
+    }
+    assert!(!host.path("state/ran").exists() && !host.path("ran").exists());
+    // The hypervisor may be replaceable, because it runs as that user, also when it is asked for its version.
+    let own = json!({"hypervisor": "cloud-hypervisor", "cloudHypervisor": {"program": "./hypervisor"}});
+    chown(host.path(""), Some(nobody.uid.as_raw()), None).unwrap();
+    host.say(&["check", "--host", "--state-dir", "state"], machine(own));
+    assert_eq!(fs::read_to_string(host.path("ran")).unwrap(), format!("{}\n", nobody.uid));
+}
+
+#[test]
+fn check_accepts_a_missing_tap_that_run_creates() {
+    if !is_root() {
+        return;
+    }
+    let host = Host::new();
+    let tap = json!({"interfaces": [{"type": "tap", "id": "vm-web", "mac": "02:00:00:00:00:01"}]});
+    host.check(tap);
+    let in_namespace = |options: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--net"]).args(options).arg(env!("CARGO_BIN_EXE_microvm")).args(["check", "--host", "web.json"]);
+        let output = command.current_dir(host.path("")).env("MICROVM_RUNTIME_DIR", host.path("run")).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (succeeded, said) = in_namespace(&[]);
+    assert!(succeeded, "{said}");
+    let without_right = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"];
+    let (succeeded, said) = in_namespace(&without_right);
+    assert!(!succeeded && said.contains("vm-web does not exist, and only root can create it"), "{said}");
+}

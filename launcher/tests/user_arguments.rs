@@ -211,6 +211,10 @@ fn arguments_that_would_override_ours_in_qemu_are_refused() {
         (["-serial", "mon:stdio"], "-serial cannot be there too; set qemu.serialConsole = false"),
         (["-chardev", "stdio,id=x"], "-chardev cannot be there too"),
         (["-daemonize", "-S"], "leave -daemonize out"),
+        (["-display", "curses,charset=CP437"], "-display cannot be there too; set qemu.serialConsole = false"),
+        (["-curses", "-S"], "-curses cannot be there too"),
+        (["-no-shutdown", "-S"], "would keep running after the guest has shut down"),
+        (["-action", "panic=none,shutdown=pause"], "leave -action out"),
     ] {
         let refused = refusal(extra("qemu", &arguments), Hypervisor::Qemu);
         assert!(refused.contains("qemu.extraArgs: qemu ") && refused.contains(expected), "{arguments:?}: {refused}");
@@ -260,11 +264,12 @@ fn options_of_the_spec_cannot_be_given_to_cloud_hypervisor_again() {
     for (arguments, expected) in [
         (["--cpus", "boot=4"], "takes boot of --cpus from vcpu; set that"),
         (["--memory", "size=1G"], "takes size of --memory from mem; set that"),
-        (["--kernel", "/k"], "does not accept another --kernel; use kernel"),
+        (["--kernel", "/k"], "does not accept --kernel here; use kernel"),
         (["--cmdline", "quiet"], "use kernelParams"),
         (["--api-socket=x", "-v"], "use socket"),
         (["--memory", "shared=on,mergeable=on"], "leave `mergeable=on` out"),
-        (["--restore", "source_url=file:///x"], "does not accept another --restore"),
+        (["--no-shutdown", "-v"], "would keep running after the guest has shut down"),
+        (["--restore", "source_url=file:///x"], "does not accept --restore here"),
     ] {
         let refused = refusal(extra("cloudHypervisor", &arguments), Hypervisor::CloudHypervisor);
         assert!(
@@ -319,6 +324,120 @@ fn options_that_a_hypervisor_accepts_once_are_refused_if_the_launcher_sets_them(
     launch(extra("crosvm", &["--vsock", "3"]), Hypervisor::Crosvm);
     let network = launch(extra("kvmtool", &["-n", "mode=user"]), Hypervisor::Kvmtool);
     assert_eq!(value(&network, "-n"), "mode=user");
+}
+
+#[test]
+fn arguments_that_a_hypervisor_accepts_only_under_a_condition_are_refused_by_name() {
+    let cases: [(&str, Hypervisor, &[&str], &str); 44] = [
+        (
+            "crosvm",
+            Hypervisor::Crosvm,
+            &["--enable-hwp"],
+            "accepts --enable-hwp only together with --host-cpu-topology",
+        ),
+        ("crosvm", Hypervisor::Crosvm, &["--itmt"], "accepts --itmt only together with --enable-hwp"),
+        ("crosvm", Hypervisor::Crosvm, &["--itmt"], "only together with --host-cpu-topology or --cpu-affinity"),
+        ("crosvm", Hypervisor::Crosvm, &["--itmt", "--cpu-affinity", "0=0,1"], "binds each CPU of the guest"),
+        ("crosvm", Hypervisor::Crosvm, &["--host-cpu-topology", "--no-smt"], "together with --no-smt"),
+        ("crosvm", Hypervisor::Crosvm, &["--gdb=1", "--suspended"], "does not accept --gdb together with --suspended"),
+        ("crosvm", Hypervisor::Crosvm, &["--balloon-control=/x"], "--no-balloon together with --balloon-control"),
+        ("crosvm", Hypervisor::Crosvm, &["--no-usb"], "accepts --no-usb only once, but the command would have 2"),
+        ("crosvm", Hypervisor::Crosvm, &["--bios", "/b"], "does not accept --bios here"),
+        ("crosvm", Hypervisor::Crosvm, &["--restore", "/s"], "it would restore another machine"),
+        ("crosvm", Hypervisor::Crosvm, &["--unmap-guest-memory-on-fork"], "only together with --disable-sandbox"),
+        ("crosvm", Hypervisor::Crosvm, &["--host-ip", "10.0.0.1"], "accepts --host-ip only together with --netmask"),
+        ("crosvm", Hypervisor::Crosvm, &["--vsock", "3", "--vsock", "4"], "accepts --vsock or --cid only once"),
+        ("crosvm", Hypervisor::Crosvm, &["--serial=type=file,path=x,num=2,stdin"], "leave stdin out of --serial"),
+        ("crosvm", Hypervisor::Crosvm, &["--serial=num=2", "--serial", "num=2"], "gives serial 2 twice"),
+        ("crosvm", Hypervisor::Crosvm, &["--serial=hardware=virtio-console,earlycon"], "does not accept earlycon"),
+        ("crosvm", Hypervisor::Crosvm, &["--protected-vm", "--protected-vm-without-firmware"], "have 2"),
+        ("crosvm", Hypervisor::Crosvm, &["--irqchip", "split", "--split-irqchip"], "--irqchip together with"),
+        ("firecracker", Hypervisor::Firecracker, &["--no-seccomp", "--seccomp-filter", "/f"], "together with"),
+        ("firecracker", Hypervisor::Firecracker, &["--boot-timer", "--boot-timer"], "--boot-timer only once"),
+        (
+            "firecracker",
+            Hypervisor::Firecracker,
+            &["--id", "web_1"],
+            "letters, digits and hyphens, but --id is `web_1`",
+        ),
+        ("firecracker", Hypervisor::Firecracker, &["--describe-snapshot", "/s"], "would print a text and end"),
+        ("kvmtool", Hypervisor::Kvmtool, &["--sdl", "--vnc"], "accepts --vnc or --sdl or --gtk only once"),
+        ("kvmtool", Hypervisor::Kvmtool, &["--firmware", "/f"], "does not accept --firmware here"),
+        ("kvmtool", Hypervisor::Kvmtool, &["--vsock=3", "--vsock", "4"], "accepts --vsock only once"),
+        ("cloudHypervisor", Hypervisor::CloudHypervisor, &["--platform", "iommu_segments=0"], "leave 0 out"),
+        ("cloudHypervisor", Hypervisor::CloudHypervisor, &["--platform", "iommu_segments=[0-1]"], "leave 0 out"),
+        ("cloudHypervisor", Hypervisor::CloudHypervisor, &["--platform", "iommu_segments=1"], "has no PCI segment 1"),
+        ("cloudHypervisor", Hypervisor::CloudHypervisor, &["--platform", "num_pci_segments=97"], "supports 1 to 96"),
+        ("cloudHypervisor", Hypervisor::CloudHypervisor, &["--disk", "path=/a,pci_segment=2"], "has no PCI segment 2"),
+        (
+            "cloudHypervisor",
+            Hypervisor::CloudHypervisor,
+            &["--platform", "num_pci_segments=2,iommu_segments=1", "--disk", "path=/a,pci_segment=1"],
+            "needs iommu=on for the --disk on PCI segment 1",
+        ),
+        ("cloudHypervisor", Hypervisor::CloudHypervisor, &["--cpus", "max=0"], "max=0 of --cpus is too few"),
+        ("cloudHypervisor", Hypervisor::CloudHypervisor, &["--cpus", "topology=2:1:1:1"], "needs a product of 1"),
+        ("cloudHypervisor", Hypervisor::CloudHypervisor, &["--cpus", "max=3,topology=3:1:1:1"], "at most 2 threads"),
+        ("cloudHypervisor", Hypervisor::CloudHypervisor, &["--memory", "hugepage_size=2M"], "set hugepageMem"),
+        ("cloudHypervisor", Hypervisor::CloudHypervisor, &["--balloon", "size=512M"], "smaller than the memory"),
+        (
+            "cloudHypervisor",
+            Hypervisor::CloudHypervisor,
+            &["--vsock", "cid=2,socket=/v"],
+            "does not accept 2 as the cid",
+        ),
+        (
+            "cloudHypervisor",
+            Hypervisor::CloudHypervisor,
+            &["--console", "file"],
+            "needs a path in --console: file=PATH",
+        ),
+        ("cloudHypervisor", Hypervisor::CloudHypervisor, &["--disk", "path=/a,id=x", "path=/b,id=x"], "has the id `x`"),
+        ("cloudHypervisor", Hypervisor::CloudHypervisor, &["--disk", "path=/a,id=__x"], "ids that start with `__`"),
+        (
+            "cloudHypervisor",
+            Hypervisor::CloudHypervisor,
+            &["--disk", "path=/a,rate_limit_group=g"],
+            "the id `g`, which",
+        ),
+        ("cloudHypervisor", Hypervisor::CloudHypervisor, &["--device", "path=/d", "path=/d/"], "/d/ is given twice"),
+        (
+            "cloudHypervisor",
+            Hypervisor::CloudHypervisor,
+            &["--memory", "shared=off", "--fs", "tag=t,socket=/s"],
+            "needs shared memory for --fs; leave `shared=off` of --memory out",
+        ),
+        ("qemu", Hypervisor::Qemu, &["-smp", "4"], "use vcpu"),
+    ];
+    for (section, hypervisor, arguments, expected) in cases {
+        let refused = refusal(extra(section, arguments), hypervisor);
+        let option = format!("{section}.extraArgs: {hypervisor} ");
+        assert!(refused.contains(&option) && refused.contains(expected), "{arguments:?}: {refused}");
+    }
+    let two = |mut fields: Value| {
+        fields["vcpu"] = json!(2);
+        fields
+    };
+    assert!(refusal(two(extra("crosvm", &["--gdb", "1234"])), Hypervisor::Crosvm).contains("only with one CPU"));
+    let mut facts = HostFacts::assumed("/var/lib/microvms/web".into());
+    facts.online_processors = Some(4);
+    let topology = machine(two(extra("crosvm", &["--host-cpu-topology"])));
+    let refused = lower(&topology, &facts, Hypervisor::Crosvm).expect_err("a refusal").to_string();
+    assert!(refused.contains("vcpu is 2 and the host has 4"), "{refused}");
+    // What meets the conditions is accepted.
+    let balloon = |mut fields: Value| {
+        fields["balloon"] = json!(true);
+        fields
+    };
+    launch(extra("crosvm", &["--host-cpu-topology", "--enable-hwp", "--itmt"]), Hypervisor::Crosvm);
+    launch(two(extra("crosvm", &["--enable-hwp", "--host-cpu-topology", "--itmt"])), Hypervisor::Crosvm);
+    launch(balloon(extra("crosvm", &["--balloon-control", "/x"])), Hypervisor::Crosvm);
+    let segments = ["--platform", "num_pci_segments=2,iommu_segments=[1]", "--disk", "path=/a,pci_segment=1,iommu=on"];
+    launch(extra("cloudHypervisor", &segments), Hypervisor::CloudHypervisor);
+    for device in [["--fs", "tag=t,socket=/s"], ["--net", "vhost_user=on,socket=/s"], ["--user-device", "socket=/s"]] {
+        let shared = launch(extra("cloudHypervisor", &device), Hypervisor::CloudHypervisor);
+        assert_eq!(value(&shared, "--memory"), "size=512M,shared=on", "{device:?}");
+    }
 }
 
 #[test]

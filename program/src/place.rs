@@ -24,7 +24,7 @@ use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstat, fst
 use nix::unistd::{
     AccessFlags, Gid, Uid, UnlinkatFlags, faccessat, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat,
 };
-use resolve::{MAX_LINKS, MakeMissing, is_link, make_below, record_owner, split, walk};
+use resolve::{MAX_LINKS, MakeMissing, is_link, make_below, passed_by, record_owner, split, walk};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -76,6 +76,14 @@ impl Directory {
     /// The same as [`Directory::open`].
     pub fn make(path: &Path, mode: u32, owner: Option<&Identity>) -> io::Result<Self> {
         Self::find(path, &mut |parent, name| make_below(parent, name, mode, owner))
+    }
+
+    /// Whether [`Directory::make`] would succeed, without creating anything.
+    ///
+    /// # Errors
+    /// The same as [`Directory::make`].
+    pub fn check_make(path: &Path) -> io::Result<()> {
+        without_creating(|missing| Self::find(path, missing)).map(drop)
     }
 
     fn find(path: &Path, missing: &mut MakeMissing<'_>) -> io::Result<Self> {
@@ -139,7 +147,7 @@ impl Directory {
 
     /// Whether this process can create files in it.
     pub fn is_writable(&self) -> bool {
-        faccessat(&self.descriptor, ".", AccessFlags::W_OK, AtFlags::AT_EACCESS).is_ok()
+        check_writable(&self.descriptor).is_ok()
     }
 
     fn entry(&self, name: &OsStr) -> io::Result<Option<FileStat>> {
@@ -178,6 +186,14 @@ impl Place {
     /// The same as [`Place::of`].
     pub fn with_parents(path: &Path, mode: u32, owner: Option<&Identity>) -> io::Result<Self> {
         Self::find(path, &mut |parent, name| make_below(parent, name, mode, owner))
+    }
+
+    /// Whether a file could be created here by this process, after [`Place::with_parents`], without creating anything.
+    ///
+    /// # Errors
+    /// The same as [`Place::with_parents`]; also fails if the directory is not writable.
+    pub fn check_create_with_parents(path: &Path) -> io::Result<()> {
+        without_creating(|missing| Self::find(path, missing))?.map_or(Ok(()), |place| place.check_create())
     }
 
     fn find(path: &Path, missing: &mut MakeMissing<'_>) -> io::Result<Self> {
@@ -228,6 +244,15 @@ impl Place {
         let mut name = self.name.clone();
         name.push(suffix);
         Ok(Self { directory: self.directory.try_clone()?, name, link_owners: self.link_owners.clone() })
+    }
+
+    /// Whether this process could create or replace a file here, without creating anything.
+    ///
+    /// # Errors
+    /// Fails if the directory is not writable, or is one in which root must not create files.
+    pub fn check_create(&self) -> io::Result<()> {
+        self.require_own_directory()?;
+        check_writable(&self.directory.descriptor)
     }
 
     /// Returns the metadata of the file, or `None` if it does not exist. Does not follow a symbolic link.
@@ -508,17 +533,34 @@ impl Drop for NewFile<'_> {
     }
 }
 
+/// Resolves a path as if its missing directories were created. Returns `None` if some are missing and could be created.
+fn without_creating<T>(find: impl FnOnce(&mut MakeMissing<'_>) -> io::Result<T>) -> io::Result<Option<T>> {
+    let mut could_create = false;
+    let found = find(&mut |parent, _| {
+        check_writable(parent)?;
+        could_create = true;
+        Err(Errno::ENOENT.into())
+    });
+    if could_create { Ok(None) } else { found.map(Some) }
+}
+
+/// Checks with the effective user id.
+fn check_writable(directory: &OwnedFd) -> io::Result<()> {
+    Ok(faccessat(directory, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)?)
+}
+
 /// Refuses to let root run a program that the machine's user could replace.
 ///
 /// # Errors
-/// Fails if the program or one of its parent directories belongs to that user or is writable by that user.
+/// Fails if the program, or a directory or a symbolic link on the way to it, belongs to that user or is writable by that
+/// user.
 pub fn require_out_of_reach(program: &Path, user: &Identity) -> io::Result<()> {
-    let program = program.canonicalize()?;
-    for path in program.ancestors() {
-        let stat = nix::sys::stat::stat(path)?;
+    for path in passed_by(program)? {
+        let stat = nix::sys::stat::lstat(&path)?;
         let (mode, group) = (stat.st_mode, Gid::from_raw(stat.st_gid));
         let is_sticky = mode & S_ISVTX != 0 && mode & S_IFMT == S_IFDIR;
-        let is_writable = mode & 0o002 != 0 || (mode & 0o020 != 0 && user.is_member_of(group));
+        // The mode of a symbolic link means nothing.
+        let is_writable = !is_link(&stat) && (mode & 0o002 != 0 || (mode & 0o020 != 0 && user.is_member_of(group)));
         if Uid::from_raw(stat.st_uid) == user.user() || (is_writable && !is_sticky) {
             let reason =
                 format!("root does not run it, because {} can change {}", user_name(user.user()), path.display());

@@ -16,7 +16,7 @@ pub(super) struct Scheduler<Task> {
     running_per_owner_max: usize,
 }
 
-impl<Task> Scheduler<Task> {
+impl<Task: PartialEq> Scheduler<Task> {
     /// Creates a scheduler for a number of workers. One owner can use all but one of them, so that another owner never
     /// waits for a long task of the first. With a single worker, the owners only take turns.
     pub(super) fn new(workers: usize) -> Self {
@@ -28,12 +28,22 @@ impl<Task> Scheduler<Task> {
         }
     }
 
-    /// Adds a task to its owner's queue.
+    /// Adds a task to its owner's queue, unless it is already there.
     pub(super) fn push(&mut self, owner: Owner, task: Task) {
         match self.waiting.iter_mut().find(|(known, _)| *known == owner) {
+            Some((_, tasks)) if tasks.contains(&task) => {}
             Some((_, tasks)) => tasks.push_back(task),
             None => self.waiting.push_back((owner, VecDeque::from([task]))),
         }
+    }
+
+    /// Removes a task from all queues, because no client waits for it any more. Otherwise a client that connects, sends a
+    /// request and disconnects again and again would make its queue longer while its workers are busy.
+    pub(super) fn discard(&mut self, task: &Task) {
+        for (_, tasks) in &mut self.waiting {
+            tasks.retain(|waiting| waiting != task);
+        }
+        self.waiting.retain(|(_, tasks)| !tasks.is_empty());
     }
 
     /// Returns the next task, if a worker is free. Its owner's next turn is after all others.
@@ -85,6 +95,19 @@ mod tests {
         }
         assert_eq!(order[..4], [0, 5000, 6000, 1]);
         assert_eq!(order.len(), 1002);
+        assert!(scheduler.is_idle());
+    }
+
+    #[test]
+    fn a_task_is_queued_once_for_each_owner_until_it_is_discarded() {
+        let mut scheduler = Scheduler::new(3);
+        for owner in [1, 1, 2] {
+            scheduler.push(owner, 7);
+        }
+        scheduler.push(1, 8);
+        scheduler.discard(&7);
+        assert_eq!([scheduler.next(), scheduler.next()], [Some((1, 8)), None]);
+        scheduler.finished(1);
         assert!(scheduler.is_idle());
     }
 

@@ -341,6 +341,7 @@ impl Server<'_> {
 
     fn deliver_pack(&mut self, wanted: WantedPack, made: Result<File, Refusal>) {
         let Some(job) = self.jobs.remove(&wanted) else { return };
+        self.builds.scheduler.discard(&wanted);
         let mut stopped = false;
         if let Some(running) = &job.running {
             self.builds.scheduler.finished(running.owner);
@@ -376,15 +377,21 @@ impl Server<'_> {
         self.cancel_waiting(number);
     }
 
-    /// Removes a connection from the packs that it waits for.
+    /// Removes a connection from the queues and from the packs that it waits for.
     fn cancel_waiting(&mut self, number: u64) {
-        self.jobs.retain(|_, job| {
+        self.lookups.scheduler.discard(&number);
+        let queued = &mut self.builds.scheduler;
+        self.jobs.retain(|wanted, job| {
             job.waiting.retain(|waiting| *waiting != number);
             if job.waiting.is_empty() {
                 job.cancel();
             }
             // A running job remains until its worker has ended.
-            !job.waiting.is_empty() || job.running.is_some()
+            let remains = !job.waiting.is_empty() || job.running.is_some();
+            if !remains {
+                queued.discard(wanted);
+            }
+            remains
         });
     }
 
@@ -441,5 +448,73 @@ impl Job {
         if let Some(running) = &self.running {
             running.cancel.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::ImageSettings;
+    use crate::store_path::StorePath;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    struct NoPacks;
+
+    impl PackStore for NoPacks {
+        fn encoder(&self, _: &ImageSettings) -> String {
+            String::new()
+        }
+
+        fn find(&self, _: &WantedPack) -> io::Result<Option<File>> {
+            Ok(None)
+        }
+
+        fn make(&self, _: &WantedPack, _: &AtomicBool) -> Result<File, String> {
+            Err("no packs".to_owned())
+        }
+    }
+
+    fn sockets() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+    }
+
+    #[test]
+    fn the_queues_do_not_grow_when_a_client_connects_requests_and_disconnects_again_and_again() {
+        let service = Service {
+            listener: sockets().0,
+            packs: &NoPacks,
+            nix_daemon: Path::new("/nonexistent"),
+            owners: Owners::parse(""),
+            limits: Limits::default(),
+        };
+        let (waker, mut report) = (Waker::new().unwrap(), |_: &str| {});
+        let (tasks, _kept) = mpsc::channel();
+        let mut server = Server {
+            service: &service,
+            waker: &waker,
+            connections: Connections::default(),
+            lookups: Pool { scheduler: Scheduler::new(2), tasks: tasks.clone() },
+            builds: Pool { scheduler: Scheduler::new(2), tasks },
+            jobs: HashMap::new(),
+            report: &mut report,
+        };
+        let request = |server: &mut Server<'_>, number: u64, name: u64| {
+            let path = StorePath::from_base_name(&format!("{name:032}-path")).unwrap();
+            let wanted =
+                WantedPack { path, nar_hash: [7; 32], nar_size_bytes: None, settings: ImageSettings::default() };
+            server.connections.add(sockets().0, 1000);
+            server.connections.wait(number, wanted, Duration::from_secs(600));
+            server.lookups.scheduler.push(1000, number);
+            server.queue_pack(number);
+        };
+        // One client keeps waiting for the first pack; all workers are busy.
+        request(&mut server, 0, 0);
+        for number in 1..100 {
+            request(&mut server, number, number % 7);
+            server.drop_client(number);
+        }
+        assert_eq!(server.jobs.len(), 1);
+        server.drop_client(0);
+        assert!(server.builds.scheduler.is_idle() && server.lookups.scheduler.is_idle() && server.jobs.is_empty());
     }
 }

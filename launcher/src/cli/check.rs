@@ -7,6 +7,7 @@ use launcher::host::{CheckTime, missing};
 use launcher::hypervisor::{lower, runs_on};
 use launcher::launch::Launch;
 use launcher::refusal::names;
+use launcher::run::{Lowered, refusals};
 use launcher::spec::{Hypervisor, MachineSpec, parse::parse};
 use launcher::state::RuntimeDirectory;
 use launcher::validate::{CheckedSpec, check, check_across};
@@ -51,7 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let assumed = HostFacts::assumed(arguments.overrides.state_directory()?);
     let (mut report, mut checked) = (Report::default(), Vec::new());
     for path in &arguments.specs {
-        let Some((spec, machine)) = check_file(path, &arguments.overrides, &mut report)? else { continue };
+        let Some((spec, machine)) = check_file(path, arguments, &mut report)? else { continue };
         if arguments.host {
             check_on_host(&spec, &machine, &arguments.overrides, &mut report)?;
         } else {
@@ -77,7 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// Returns the spec in a file, or adds its problems to the report.
 fn check_file(
     path: &Path,
-    overrides: &Overrides,
+    arguments: &Arguments,
     report: &mut Report,
 ) -> Result<Option<(MachineSpec, CheckedSpec)>, Failure> {
     let text = read_text(path)?;
@@ -92,7 +93,14 @@ fn check_file(
             return Ok(None);
         }
     };
-    overrides.apply(&mut spec);
+    arguments.overrides.apply(&mut spec);
+    // A single machine is checked under the name with which `run` would start it here.
+    if arguments.host
+        && arguments.specs.len() == 1
+        && let Some(name) = arguments.overrides.name_on_host()?
+    {
+        spec.name = name;
+    }
     match check(&spec) {
         Ok(checked) => Ok(Some((spec, checked))),
         Err(problems) => {
@@ -105,7 +113,8 @@ fn check_file(
     }
 }
 
-/// Like [`check_on_hypervisor`], but with the facts of this host, and also reports what the host lacks.
+/// Like [`check_on_hypervisor`], but with the facts of this host, and also reports what the host lacks and what `run` would
+/// refuse.
 fn check_on_host(
     spec: &MachineSpec,
     machine: &CheckedSpec,
@@ -115,7 +124,8 @@ fn check_on_host(
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let facts = facts_for(spec, overrides, &runtime, &watch_signals()?)?;
     let Some(launch) = check_on_hypervisor(machine, &facts, report) else { return Ok(()) };
-    for problem in missing(&launch, CheckTime::Check) {
+    let lowered = Lowered { spec: machine, document: spec, facts: &facts, launch: &launch };
+    for problem in missing(&launch, CheckTime::Check).into_iter().chain(refusals(&lowered, &runtime)) {
         report.problems.push(Finding {
             text: format!("{}: {problem}", launch.name),
             parts: json!({"machine": launch.name, "option": problem.option, "reason": problem.message}),

@@ -71,7 +71,7 @@ impl Overrides {
 
     /// Returns the name of the machine on this host, if it differs from the spec's. Two machines of one flake can have
     /// the same host name, but never the same state directory.
-    fn name_on_host(&self) -> Result<Option<String>, Failure> {
+    pub(crate) fn name_on_host(&self) -> Result<Option<String>, Failure> {
         if self.name.is_some() {
             return Ok(self.name.clone());
         }

@@ -4,6 +4,7 @@ use super::connection::packets;
 use super::{ControlError, Controller};
 use nix::sys::socket::{MsgFlags, recv, send};
 use serde_json::Value;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
@@ -22,8 +23,9 @@ pub(super) fn request(controller: &Controller, request: &Value) -> Result<Value,
     let count =
         recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(|errno| controller.no_answer(errno.into()))?;
     // After `Exit`, crosvm may end before it has sent the response.
-    if count == 0 && text == "\"Exit\"" {
-        return Ok(Value::Null);
+    if count == 0 {
+        let ended = io::Error::from(io::ErrorKind::UnexpectedEof);
+        return if text == "\"Exit\"" { Ok(Value::Null) } else { Err(controller.no_answer(ended)) };
     }
     let answer = serde_json::from_slice(&buffer[..count])
         .map_err(|_| controller.misunderstood(&String::from_utf8_lossy(&buffer[..count])))?;
@@ -37,7 +39,7 @@ pub(super) fn request(controller: &Controller, request: &Value) -> Result<Value,
 fn refusal(answer: &Value) -> Option<String> {
     let (name, value) = answer.as_object()?.iter().next()?;
     name.starts_with("Err").then(|| match value.as_i64().and_then(|errno| i32::try_from(errno).ok()) {
-        Some(errno) => std::io::Error::from_raw_os_error(errno).to_string(),
+        Some(errno) => io::Error::from_raw_os_error(errno).to_string(),
         None => value.to_string(),
     })
 }

@@ -69,15 +69,18 @@ pub(super) fn stop(controller: &Controller) -> Result<(), ControlError> {
 /// Sends a message that has no response: the server closes the connection once it has handled the message.
 fn send(controller: &Controller, kind: u32, content: &[u8]) -> Result<(), ControlError> {
     let mut connection = Connection::open(controller)?;
-    let sent = connection.write_all(&message(kind, content)).and_then(|()| {
+    let mut answer = [0; 64];
+    let received = connection.write_all(&message(kind, content)).and_then(|()| {
         connection.finish_writing()?;
-        match connection.read(&mut [0; 64]) {
-            // The server has ended, as after a stop.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
-            result => result,
-        }
+        connection.read(&mut answer)
     });
-    sent.map_err(|source| controller.no_answer(source))?;
+    match received {
+        Ok(0) => {}
+        Ok(count) => return Err(controller.misunderstood(&String::from_utf8_lossy(&answer[..count]))),
+        // After a stop, the server may end before it has read everything.
+        Err(error) if kind == STOP && error.kind() == io::ErrorKind::ConnectionReset => {}
+        Err(source) => return Err(controller.no_answer(source)),
+    }
     std::thread::sleep(RETRY_INTERVAL);
     Ok(())
 }

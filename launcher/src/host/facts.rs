@@ -7,13 +7,16 @@ use crate::hypervisor::description;
 use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::isolation;
 use crate::path::HostPath;
-use crate::programs::find_program;
+use crate::programs::find_program_of_machine;
 use crate::spec::{Hypervisor, HypervisorSections, MachineSpec, StoreTransport};
 use crate::state::RuntimeDirectory;
 use crate::store_seal::{self, SealError};
 use crate::validate::{CheckedSpec, DiskBackend};
 use nix::fcntl::OFlag;
+use nix::unistd::{SysconfVar, sysconf};
+use program::child::become_user;
 use program::place::{Directory, Place};
+use program::user::Identity;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -25,6 +28,9 @@ use std::time::{Duration, Instant};
 
 /// How long to compare the time stamp counter with the clock, which gives its rate to about one part in ten thousand.
 const TSC_MEASUREMENT: Duration = Duration::from_millis(10);
+
+/// How long a hypervisor may take to print its version. After that, its version counts as unknown.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The cache file in the runtime directory.
 const FACTS_FILE: &str = "host-facts.json";
@@ -92,6 +98,8 @@ pub fn gather(
     facts.privilege = if nix::unistd::geteuid().is_root() { Privilege::Root } else { Privilege::Unprivileged };
     facts.is_confined = isolation::is_confined();
     facts.processors = std::thread::available_parallelism().ok().and_then(|count| u32::try_from(count.get()).ok());
+    facts.online_processors =
+        sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten().and_then(|count| count.try_into().ok());
     for kernel in std::iter::once(&spec.kernel).chain(&spec.vmlinux) {
         if let Ok(form) = kernel_form(kernel.below(&state_directory).as_path()) {
             facts.kernel_forms.insert(kernel.clone(), form);
@@ -162,14 +170,15 @@ fn remember(
     let stored = recall(&path).unwrap_or_default();
     let mut known = if stored.boot_id == boot_id { stored } else { Remembered { boot_id, ..Remembered::default() } };
     let mut learnt = false;
-    if let Ok(program) = find_program(&program_of(spec, hypervisor, spec.architecture.unwrap_or(facts.architecture))) {
+    let program = program_of(spec, hypervisor, spec.architecture.unwrap_or(facts.architecture));
+    if let Ok(program) = find_program_of_machine(&program, &facts.state_directory) {
         let file = identity(&program);
         let key = program.to_string_lossy().into_owned();
         let noted = known.versions.get(&key).filter(|noted| Some(&noted.file) == file.as_ref());
         let version = match noted {
             Some(noted) => noted.version.map(|(major, minor, patch)| Version(major, minor, patch)),
             None => {
-                let version = ask_version(&program, hypervisor, interruption)?;
+                let version = ask_version(&program, hypervisor, spec.user.as_deref(), interruption)?;
                 if let Some(file) = file {
                     let version = version.map(|Version(major, minor, patch)| (major, minor, patch));
                     known.versions.insert(key, ProgramVersion { file, version });
@@ -224,13 +233,22 @@ fn program_of(spec: &MachineSpec, hypervisor: Hypervisor, architecture: Architec
     sections.program(hypervisor).cloned().unwrap_or_else(|| description(hypervisor).program(architecture))
 }
 
+/// Asks as the user who will run the hypervisor, if there is one, because that user may be able to replace the program.
 fn ask_version(
     program: &Path,
     hypervisor: Hypervisor,
+    user: Option<&str>,
     interruption: &Interruption,
 ) -> Result<Option<Version>, Interrupted> {
     let Some(option) = description(hypervisor).version_option else { return Ok(None) };
-    match interruption.run_captured(Command::new(program).arg(option)) {
+    let mut command = Command::new(program);
+    command.arg(option);
+    if let Some(user) = user.filter(|_| nix::unistd::geteuid().is_root()) {
+        // The start of a machine whose user does not exist is refused later.
+        let Ok(identity) = Identity::of(user) else { return Ok(None) };
+        become_user(&mut command, &identity);
+    }
+    match interruption.run_captured_within(&mut command, VERSION_TIMEOUT) {
         Ok(ended) if ended.status.success() => Ok(Version::find_in(&ended.output)),
         Err(ChildError::Interrupted(interrupted)) => Err(interrupted),
         _ => Ok(None),

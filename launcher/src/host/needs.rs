@@ -2,17 +2,18 @@
 
 use super::image_features;
 use crate::launch::{Access, FileNeed, KvmUse, Launch, PassedDevice, Reader, SideProcessKind, VolumeNeed};
-use crate::network;
 use crate::path::HostPath;
-use crate::programs::{find_file_system_program, find_program};
+use crate::programs::{find_file_system_program, find_program_of_machine};
 use crate::side_processes::{missing_group, program_of, serves_the_same};
-use crate::sockets::is_listening;
-use crate::spec::DeviceBus;
+use crate::spec::{DeviceBus, Hypervisor};
+use crate::store_disk::builder_of;
 use crate::volumes::inspect;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, statfs};
 use nix::unistd::{AccessFlags, faccessat};
+use program::child::become_user;
+use program::place::Place;
 use program::user::Identity;
 use std::fmt;
 use std::fs::{self, OpenOptions};
@@ -56,7 +57,7 @@ pub fn missing(launch: &Launch, time: CheckTime) -> Vec<HostProblem> {
         problems.check_device(device);
     }
     problems.check_huge_pages();
-    problems.check_passt();
+    problems.check_passt(identity.as_ref());
     if time == CheckTime::Check {
         problems.check_created_files();
     }
@@ -104,7 +105,7 @@ impl Problems<'_> {
 
     /// Checks what the hypervisor itself opens.
     fn check_for_hypervisor(&mut self, time: CheckTime) {
-        if let Err(error) = find_program(&self.launch.program) {
+        if let Err(error) = find_program_of_machine(&self.launch.program, &self.launch.working_directory) {
             self.add(self.launch.hypervisor.as_str(), error.to_string());
         }
         self.check_kvm();
@@ -121,18 +122,35 @@ impl Problems<'_> {
                 self.add(&node.option, format!("{}: {error}; {remedy}", node.path));
             }
         }
-        let control = launch.control.as_ref().map(|control| self.absolute(&control.path));
-        let parents = control.iter().flat_map(|path| path.as_path().ancestors().skip(1));
-        // `run` creates a missing state directory and gives it to the user.
-        let parent = parents.into_iter().find(|parent| parent.is_dir());
-        let is_there = launch.working_directory.as_path().is_dir();
-        if let Some(parent) = parent.filter(|_| is_there)
-            && let Err(errno) = accessible(parent, AccessFlags::W_OK | AccessFlags::X_OK)
-        {
-            let error = std::io::Error::from(errno);
-            self.add("socket", format!("{}: {error}; the control socket is created there", parent.display()));
-        }
+        self.check_sockets();
         self.check_existing_volumes(time);
+    }
+
+    /// Checks the directories of the sockets. `run` creates a missing state directory and gives it to the user, and kvmtool
+    /// creates the directory of its control socket; nothing creates the others.
+    fn check_sockets(&mut self) {
+        let launch = self.launch;
+        if !launch.working_directory.as_path().is_dir() {
+            return;
+        }
+        for socket in &launch.needs.sockets_to_remove {
+            let path = self.absolute(socket);
+            let is_control = launch.control.as_ref().is_some_and(|control| control.path == *socket);
+            let is_made_by_hypervisor = is_control && launch.hypervisor == Hypervisor::Kvmtool;
+            let parent = path.as_path().parent().filter(|parent| !parent.is_dir());
+            if let Some(parent) = parent.filter(|_| !is_made_by_hypervisor) {
+                let reason = format!("{path} cannot be created: there is no directory {}", parent.display());
+                self.add("socket", reason);
+                continue;
+            }
+            let parent = path.as_path().ancestors().skip(1).find(|parent| parent.is_dir());
+            if let Some(parent) = parent.filter(|_| is_control)
+                && let Err(errno) = accessible(parent, AccessFlags::W_OK | AccessFlags::X_OK)
+            {
+                let error = std::io::Error::from(errno);
+                self.add("socket", format!("{}: {error}; the control socket is created there", parent.display()));
+            }
+        }
     }
 
     fn check_files(&mut self, reader: Reader) {
@@ -163,13 +181,17 @@ impl Problems<'_> {
         }
     }
 
-    /// Checks that passt supports vhost-user. Older versions lack it and end with a list of their options.
-    fn check_passt(&mut self) {
+    /// Checks that passt supports vhost-user. Older versions lack it and end with a list of their options. Asks as the
+    /// machine's user, who also runs it.
+    fn check_passt(&mut self, identity: Option<&Identity>) {
         let launch = self.launch;
         for process in launch.needs.processes.iter().filter(|process| process.kind == SideProcessKind::Passt) {
-            let Ok(program) = find_program(&process.program) else { continue };
+            let Ok(program) = find_program_of_machine(&process.program, &launch.working_directory) else { continue };
             let mut command = Command::new(&program);
             command.arg("--help").env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
+            if let Some(identity) = identity {
+                become_user(&mut command, identity);
+            }
             let Ok(help) = command.output() else { continue };
             let text = [help.stdout, help.stderr].concat();
             if !String::from_utf8_lossy(&text).contains("--vhost-user") {
@@ -286,11 +308,8 @@ impl Problems<'_> {
 
     fn check_created_files(&mut self) {
         let launch = self.launch;
-        for problem in network::inspect(&launch.needs) {
-            self.add("interfaces", problem.to_string());
-        }
         for process in &launch.needs.processes {
-            if let Err(error) = find_program(&program_of(process)) {
+            if let Err(error) = find_program_of_machine(&program_of(process), &launch.working_directory) {
                 self.add(&process.name, error.to_string());
             }
             if let Some(group) = missing_group(process).filter(|_| !serves_the_same(process, &launch.working_directory))
@@ -302,14 +321,8 @@ impl Problems<'_> {
                 );
             }
         }
-        for socket in launch.needs.sockets_to_clear() {
-            let path = self.absolute(socket);
-            if is_listening(path.as_path()) {
-                self.add("socket", format!("another process listens on {path}; is the machine already running?"));
-            }
-        }
         if let Some(disk) = &launch.needs.store_disk
-            && let Err(error) = find_program(&disk.builder)
+            && let Err(error) = find_program_of_machine(&builder_of(disk), &launch.working_directory)
         {
             self.add("storeDisk.builder", error.to_string());
         }
@@ -325,16 +338,15 @@ impl Problems<'_> {
             if let Err(error) = find_file_system_program(&format!("mkfs.{}", volume.fs_type)) {
                 self.add("volumes", format!("{path} cannot be created: {error}"));
             }
-            // The nearest existing parent is the directory in which the missing ones and the image are created.
             let parents = path.as_path().ancestors().skip(1);
-            if let Some(parent) = parents.into_iter().find(|parent| parent.symlink_metadata().is_ok()) {
-                let rights = AccessFlags::W_OK | AccessFlags::X_OK;
-                if !parent.is_dir() {
-                    self.add("volumes", format!("{path} cannot be created: {} is not a directory", parent.display()));
-                } else if let Err(errno) = accessible(parent, rights) {
-                    let error = std::io::Error::from(errno);
-                    self.add("volumes", format!("{path} cannot be created: {}: {error}", parent.display()));
-                }
+            let parent = parents.into_iter().find(|parent| parent.symlink_metadata().is_ok());
+            let parent = parent.filter(|parent| parent.exists() && !parent.is_dir());
+            let problem = match parent {
+                Some(parent) => Some(format!("{} is not a directory", parent.display())),
+                None => Place::check_create_with_parents(path.as_path()).err().map(|error| error.to_string()),
+            };
+            if let Some(problem) = problem {
+                self.add("volumes", format!("{path} cannot be created: {problem}"));
             }
         }
     }

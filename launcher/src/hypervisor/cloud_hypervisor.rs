@@ -1,5 +1,6 @@
 //! Cloud Hypervisor, which has PCI devices only, an HTTP API, and no 9p. Written against v53.
 
+mod conditions;
 mod config;
 mod extra;
 mod landlock;

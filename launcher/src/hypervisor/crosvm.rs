@@ -1,5 +1,7 @@
 //! crosvm, which runs each device in its own jail. Written against 2026-08.
 
+mod extra;
+
 use super::description::{CredentialTransport, Description, HypervisorProgram, ImageLimits, VsockTransport};
 use super::launch_builder::{Command, LaunchBuilder, UniqueOption};
 use super::renderer::{Renderer, SoftwareOpenGl, renderer};
@@ -194,7 +196,7 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
     // Before the serial console: the last console is /dev/console, which programs write to.
     let screen = if spec.graphics.is_some() { "console=tty0" } else { "" };
     add(&["-p", &builder.ascii_command_line(&[screen, "console=ttyS0", "reboot=k", "panic=1"], PREPENDED.len())]);
-    check_serial(&mut builder);
+    extra::check(&mut builder, &arguments);
     builder.add_extra_arguments("crosvm.extraArgs", &mut arguments, &spec.sections.crosvm.extra_args, &UNIQUE_OPTIONS);
     arguments.push(kernel.as_str().to_owned());
     finish(builder, arguments)
@@ -211,24 +213,6 @@ fn check_devices(builder: &mut LaunchBuilder<'_>) {
     builder.check_cpus(MAX_VCPUS);
     if devices > MAX_DEVICES {
         builder.refuse("volumes", format!("supports at most {MAX_DEVICES} devices, but this machine has {devices}"));
-    }
-}
-
-/// Refuses a second first serial port: a port without a number would be the first, which is the console.
-fn check_serial(builder: &mut LaunchBuilder<'_>) {
-    let extra = &builder.spec.sections.crosvm.extra_args;
-    for (index, argument) in extra.iter().enumerate() {
-        let value = match argument.strip_prefix("--serial") {
-            Some("") => extra.get(index + 1).map(String::as_str),
-            Some(rest) => rest.strip_prefix('='),
-            None => None,
-        };
-        let Some(value) = value else { continue };
-        let setting = |key: &str| value.split(',').find_map(|part| part.strip_prefix(key)?.strip_prefix('='));
-        if matches!(setting("hardware"), None | Some("serial")) && matches!(setting("num"), None | Some("1")) {
-            let reason = "has the console on the first serial port; give --serial a num=2, 3 or 4";
-            builder.refuse("crosvm.extraArgs", reason);
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod config;
 
+use super::conditions::{Condition, Given, check_conditions, values};
 use super::description::{CredentialTransport, Description, HypervisorProgram, VsockTransport};
 use super::launch_builder::{Command, LaunchBuilder, UniqueOption};
 use super::side_process::live_store;
@@ -43,6 +44,27 @@ const CONFIGURATION_OPTION: &str = "--config-file";
 const UNIQUE_OPTIONS: [UniqueOption; 2] = [
     UniqueOption { names: &["--api-sock", "--no-api"], instead: "use socket" },
     UniqueOption { names: &[CONFIGURATION_OPTION], instead: "use firecracker.extraConfig" },
+];
+
+/// Options that firecracker does not accept twice, or together (`ArgParser` in src/firecracker/src/main.rs).
+const CONDITIONS: [Condition; 17] = [
+    Condition::Excludes("--no-seccomp", &["--seccomp-filter"]),
+    Condition::AtMostOne(&["--id"]),
+    Condition::AtMostOne(&["--seccomp-filter"]),
+    Condition::AtMostOne(&["--no-seccomp"]),
+    Condition::AtMostOne(&["--start-time-us"]),
+    Condition::AtMostOne(&["--start-time-cpu-us"]),
+    Condition::AtMostOne(&["--parent-cpu-time-us"]),
+    Condition::AtMostOne(&["--metadata"]),
+    Condition::AtMostOne(&["--log-path"]),
+    Condition::AtMostOne(&["--level"]),
+    Condition::AtMostOne(&["--module"]),
+    Condition::AtMostOne(&["--show-level"]),
+    Condition::AtMostOne(&["--show-log-origin"]),
+    Condition::AtMostOne(&["--metrics-path"]),
+    Condition::AtMostOne(&["--boot-timer"]),
+    Condition::AtMostOne(&["--http-api-max-payload-size"]),
+    Condition::AtMostOne(&["--mmds-size-limit"]),
 ];
 
 pub(super) const DESCRIPTION: Description = Description {
@@ -323,6 +345,22 @@ fn has_option(arguments: &[String], option: &str) -> bool {
     arguments.iter().any(|argument| argument.split('=').next() == Some(option))
 }
 
+/// Refuses arguments of the user with which firecracker would not start.
+fn check_arguments(builder: &mut LaunchBuilder<'_>, own: &[String]) {
+    let option = "firecracker.extraArgs";
+    let extra = &builder.spec.sections.firecracker.extra_args;
+    check_conditions(builder, &Given { option, extra, own }, &CONDITIONS);
+    if has_option(extra, "--describe-snapshot") {
+        builder.refuse(option, "would print a text and end with --describe-snapshot, instead of starting the machine");
+    }
+    // validate_instance_id in src/utils/src/validators.rs
+    let is_id =
+        |id: &str| (1..=64).contains(&id.len()) && id.chars().all(|letter| letter == '-' || letter.is_alphanumeric());
+    if let Some(id) = values(extra, "--id").find(|id| !is_id(id)) {
+        builder.refuse(option, format!("accepts ids of 1 to 64 letters, digits and hyphens, but --id is `{id}`"));
+    }
+}
+
 fn finish(mut builder: LaunchBuilder<'_>, document: &serde_json::Value) -> Result<Launch, Vec<Refusal>> {
     let spec = builder.spec;
     let path = HostPath::new(format!("{}-firecracker.json", spec.name));
@@ -333,6 +371,7 @@ fn finish(mut builder: LaunchBuilder<'_>, document: &serde_json::Value) -> Resul
     if !has_option(extra, "--level") {
         arguments.extend(["--level".to_owned(), "Warning".to_owned()]);
     }
+    check_arguments(&mut builder, &arguments);
     builder.add_extra_arguments("firecracker.extraArgs", &mut arguments, extra, &UNIQUE_OPTIONS);
     let action = |action: &str| HttpRequest {
         method: "PUT".to_owned(),

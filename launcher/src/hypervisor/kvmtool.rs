@@ -1,6 +1,7 @@
 //! kvmtool, a small hypervisor without ACPI, disk serial numbers, or a way to request a shutdown. Written against
 //! b48735e (2024-07).
 
+use super::conditions::{Condition, Given, check_conditions};
 use super::description::{CredentialTransport, Description, HypervisorProgram, VsockTransport};
 use super::launch_builder::{Command, LaunchBuilder, UniqueOption};
 use crate::capability::{Feature, Support};
@@ -49,14 +50,21 @@ const UNIQUE_OPTIONS: [UniqueOption; 12] = [
     UniqueOption { names: &["--balloon", "--no-balloon"], instead: "use balloon" },
     UniqueOption { names: &["--nodefaults", "--no-nodefaults"], instead: "the launcher configures all devices itself" },
 ];
+/// Options that kvmtool refuses together or beside the launcher's (`kvm_run_validate_cfg` in builtin-run.c).
+const CONDITIONS: [Condition; 3] = [
+    Condition::Refused("--firmware", "the kernel is booted without a firmware"),
+    Condition::Refused("-f", "the kernel is booted without a firmware"),
+    Condition::AtMostOne(&["--vnc", "--sdl", "--gtk"]),
+];
 /// Names of options that kvmtool also recognises by their first letters (`parse_long_opt` in util/parse-options.c). The
 /// launcher must recognise each of them.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "9p",
     "balloon",
     "console",
     "cpus",
     "disk",
+    "firmware",
     "hugetlbfs",
     "initrd",
     "kernel",
@@ -206,6 +214,11 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
         add(&["--vfio-pci", &device.path]);
     }
     check_abbreviations(&mut builder);
+    let given = Given { option: "kvmtool.extraArgs", extra: &spec.sections.kvmtool.extra_args, own: &[] };
+    check_conditions(&mut builder, &given, &CONDITIONS);
+    if given.has_extra("--vsock") {
+        builder.need_device("kvmtool.extraArgs", "/dev/vhost-vsock", "modprobe vhost_vsock");
+    }
     builder.add_extra_arguments(
         "kvmtool.extraArgs",
         &mut arguments,

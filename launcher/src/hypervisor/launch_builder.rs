@@ -471,6 +471,8 @@ impl<'spec> LaunchBuilder<'spec> {
                     option,
                     format!("cannot be given {name}, because the launcher already sets it; {}", once.instead),
                 );
+            } else if extra.iter().filter(|argument| once.is(argument)).count() > 1 {
+                self.refuse(option, format!("accepts {} only once, but it is given twice", once.names.join(" or ")));
             }
         }
         arguments.extend(extra.iter().cloned());

@@ -35,7 +35,11 @@ pub(super) fn renderer(
     };
     match (requested, &builder.facts.desktop.render_node) {
         (Some(false), _) => Renderer::Guest,
-        (_, RenderNode::Usable(node)) => Renderer::Host(Some(node.clone())),
+        (_, RenderNode::Usable(node)) => {
+            let node = node.clone();
+            builder.need_device(option, node.as_str(), "modprobe the driver of the graphics card");
+            Renderer::Host(Some(node))
+        }
         (Some(true), RenderNode::Unusable(_)) if software_opengl == SoftwareOpenGl::Works => Renderer::Host(None),
         (Some(true), RenderNode::Unusable(why)) => {
             builder.refuse(

@@ -12,7 +12,7 @@ use std::process::Command;
 
 /// The devices that the unit template allows for every machine. None of them gives access to what
 /// belongs to other machines or users.
-const TEMPLATE_DEVICES: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"];
+pub(super) const TEMPLATE_DEVICES: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"];
 /// The directory in which systemd keeps settings that apply until the next boot.
 const UNIT_CONTROL_DIRECTORY: &str = "/run/systemd/system.control";
 
@@ -57,7 +57,7 @@ fn pci_devices(needs: &Needs, sysfs: &Path) -> impl Iterator<Item = PathBuf> {
 /// Returns [`IsolationError::DeviceRules`].
 pub fn allow_devices(tree: &Tree, unit: &str) -> Result<(), IsolationError> {
     let failed = |reason: String| IsolationError::DeviceRules(reason);
-    let other_paths = other_paths(tree);
+    let other_paths = beyond_template(tree);
     let earlier_rules = Path::new(UNIT_CONTROL_DIRECTORY).join(format!("{unit}.d/50-DeviceAllow.conf"));
     if other_paths.is_empty() && !earlier_rules.exists() {
         return Ok(());
@@ -76,7 +76,7 @@ pub fn allow_devices(tree: &Tree, unit: &str) -> Result<(), IsolationError> {
 }
 
 /// Returns the devices that the template does not allow.
-fn other_paths(tree: &Tree) -> Vec<String> {
+pub(super) fn beyond_template(tree: &Tree) -> Vec<String> {
     let is_device = |path: &Path| {
         fs::metadata(path)
             .is_ok_and(|metadata| metadata.file_type().is_char_device() || metadata.file_type().is_block_device())

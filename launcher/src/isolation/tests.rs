@@ -103,6 +103,49 @@ fn the_root_directory_has_every_device_that_a_hypervisor_opens_and_no_other() {
     assert_eq!(found, own);
 }
 
+#[test]
+fn a_machine_whose_screen_the_host_renders_gets_the_render_node() {
+    let mut facts = HostFacts::assumed(STATE.into());
+    facts.desktop.render_node = crate::facts::RenderNode::Usable("/dev/dri/renderD128".into());
+    for (graphics, expected) in [
+        (json!({"enable": true, "backend": "headless"}), ["/dev/dri/renderD128", "/dev/kvm"].as_slice()),
+        (json!({"enable": true, "backend": "headless", "gl": false}), &["/dev/kvm"]),
+    ] {
+        let spec = json!({"version": 1, "name": "web", "kernel": "/nix/store/x/bzImage", "graphics": graphics});
+        let spec: MachineSpec = serde_json::from_value(spec).unwrap();
+        let launch = lower(&check(&spec).unwrap(), &facts, Hypervisor::Qemu).unwrap();
+        assert_eq!(devices_of(&plan(&launch, Path::new("/nonexistent"), Vec::new())), expected, "{graphics}");
+    }
+}
+
+#[test]
+fn a_unit_may_open_the_devices_in_its_root_directory_and_no_others() {
+    let device = |path: &str| Entry::Device(path.into());
+    let host = |path: &str| {
+        Entry::Host(PathOnHost { path: path.into(), writable: true, optional: false, option: String::new() })
+    };
+    let plain = vec![device("/dev/kvm"), device("/dev/net/tun"), device("/dev/vhost-net"), host("/nix/store")];
+    let tree = |entries| Tree { user_id: 65534, entries, volumes: Vec::new() };
+    assert_eq!(devices::beyond_template(&tree(plain.clone())), [""; 0], "the template allows these");
+    let further = vec![
+        // These stand for a render node, a VFIO group or a block device; the last one does not exist.
+        device("/dev/zero"),
+        device("/dev/full"),
+        device("/dev/vfio/no-such-group"),
+        host("/dev/bus/usb"),
+        // A device and a file that the host's configuration names.
+        host("/dev/null"),
+        host("/etc/passwd"),
+        Entry::Secret("/dev/random".into()),
+    ];
+    let rules = devices::beyond_template(&tree([plain, further].concat()));
+    assert_eq!(rules, ["/dev/zero", "/dev/full", "char-usb_device", "/dev/null"]);
+    let unit = include_str!("../../../nixos-modules/host/services.nix");
+    for path in devices::TEMPLATE_DEVICES {
+        assert!(unit.contains(&format!("\"{path} rw\"")), "the template does not allow {path}");
+    }
+}
+
 /// Root must neither create, give away nor mount a path in the state directory, where the machine's user can put links.
 #[test]
 fn a_volume_below_the_state_directory_is_left_to_the_machine() {

@@ -15,6 +15,9 @@ const COMMON_DEVICES: [(&str, u64, u64); 6] =
 /// The devices for runners that do not declare what they need.
 const USUAL_DEVICES: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"];
 
+/// Where libglvnd and Mesa of Nixpkgs look for drivers.
+const GRAPHICS_DRIVERS: &str = "/run/opengl-driver";
+
 /// An entry of the root directory. `to` is an absolute path in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -202,9 +205,22 @@ impl Tree {
         }
         nodes.extend(devices::of_macvtaps(needs, sysfs).chain(devices::of_pci(needs, sysfs)));
         nodes.extend(devices::of_iommufd(launch, sysfs));
+        if nodes.iter().any(|node| node.starts_with("/dev/dri")) {
+            self.add_graphics_drivers();
+        }
         nodes.sort();
         nodes.dedup();
         self.entries.extend(nodes.into_iter().map(Entry::Device));
+    }
+
+    /// Adds the link with which NixOS names the drivers of its graphics cards. They are in the store.
+    fn add_graphics_drivers(&mut self) {
+        let link = Path::new(GRAPHICS_DRIVERS);
+        if let Ok(target) = std::fs::read_link(link)
+            && target.starts_with("/nix/store")
+        {
+            self.entries.push(Entry::Link { to: link.to_owned(), target });
+        }
     }
 
     /// Adds the files and directories of the spec, except shares that a virtiofs daemon serves: only the daemon reads

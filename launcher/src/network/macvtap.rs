@@ -1,13 +1,13 @@
 //! Macvtap interfaces: created on a lower interface of the host, and opened for the hypervisor once per queue.
 
-use super::NetworkError;
 use super::netlink::{self, Link, NewMacvtap};
-use super::tap::InterfaceState;
+use super::tap::{InterfaceState, down};
+use super::{NetworkError, Rights};
 use crate::launch::MacvtapNeed;
 use crate::spec::MacvtapMode;
-use nix::fcntl::{OFlag, open as open_node};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open as open_node};
 use nix::sys::stat::Mode;
-use nix::unistd::{Uid, fchown};
+use nix::unistd::{AccessFlags, Uid, faccessat, fchown};
 use program::user::user_name;
 use std::fs::OpenOptions;
 use std::io;
@@ -23,12 +23,7 @@ const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// Returns [`NetworkError`]. If this user is not permitted to create it, the error contains the commands to run.
 pub fn make_ready(macvtap: &MacvtapNeed, owner: Uid) -> Result<InterfaceState, NetworkError> {
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::PermissionDenied => {
-            NetworkError::Missing { name: macvtap.name.clone(), remedy: commands(macvtap, owner) }
-        }
-        _ => NetworkError::Kernel { name: macvtap.name.clone(), source },
-    };
+    let failed = |source: io::Error| NetworkError::Kernel { name: macvtap.name.clone(), source };
     let (link, state) = match find(macvtap)? {
         Some(link) => (link, InterfaceState::Present),
         None => {
@@ -38,7 +33,10 @@ pub fn make_ready(macvtap: &MacvtapNeed, owner: Uid) -> Result<InterfaceState, N
         }
     };
     if !link.is_up {
-        netlink::bring_up(link.index).map_err(failed)?;
+        netlink::bring_up(link.index).map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => down(&macvtap.name),
+            _ => failed(source),
+        })?;
     }
     let node = wait_for_node(macvtap, link.index)?;
     if state == InterfaceState::Created {
@@ -58,15 +56,28 @@ pub fn remove(macvtap: &MacvtapNeed) -> Result<(), NetworkError> {
     netlink::delete(link.index).map_err(|source| NetworkError::Kernel { name: macvtap.name.clone(), source })
 }
 
-/// Checks that the macvtap exists, without changing anything.
+/// Checks the macvtap, or that it could be created, without changing anything.
 ///
 /// # Errors
-/// Returns [`NetworkError`] if it is missing or of another kind.
-pub fn inspect(macvtap: &MacvtapNeed, owner: Uid) -> Result<(), NetworkError> {
-    if find(macvtap)?.is_some() {
-        return Ok(());
+/// Returns [`NetworkError`] if it is of another kind or its node cannot be opened, or if it is missing or down and this
+/// process may not change that.
+pub fn inspect(macvtap: &MacvtapNeed, owner: Uid, rights: Rights) -> Result<(), NetworkError> {
+    let Some(link) = find(macvtap)? else {
+        if rights == Rights::Use {
+            return Err(NetworkError::Missing { name: macvtap.name.clone(), remedy: commands(macvtap, owner) });
+        }
+        return new_macvtap(macvtap).map(drop);
+    };
+    if !link.is_up && rights == Rights::Use {
+        return Err(down(&macvtap.name));
     }
-    Err(NetworkError::Missing { name: macvtap.name.clone(), remedy: commands(macvtap, owner) })
+    let path = node_path(link.index);
+    if !path.exists() {
+        return Err(NetworkError::NoNode { name: macvtap.name.clone(), path });
+    }
+    // Not opened, because that would take packets from a machine that uses it.
+    faccessat(AT_FDCWD, &path, AccessFlags::R_OK | AccessFlags::W_OK, AtFlags::AT_EACCESS)
+        .map_err(|errno| NetworkError::Node { path, source: errno.into() })
 }
 
 /// Opens the macvtap once for each descriptor that the hypervisor expects.
@@ -106,17 +117,20 @@ fn find(macvtap: &MacvtapNeed) -> Result<Option<Link>, NetworkError> {
 }
 
 fn create(macvtap: &MacvtapNeed, owner: Uid) -> Result<(), NetworkError> {
-    let lower = netlink::find(&macvtap.link)
-        .map_err(|source| NetworkError::Kernel { name: macvtap.link.clone(), source })?
-        .ok_or_else(|| NetworkError::NoLink { name: macvtap.name.clone(), link: macvtap.link.clone() })?;
-    let mac = parse_mac(&macvtap.mac).ok_or_else(|| NetworkError::BadMac(macvtap.mac.clone()))?;
-    let new = NewMacvtap { name: &macvtap.name, link: lower.index, mode: mode_bit(macvtap.mode), mac };
-    netlink::create_macvtap(&new).map_err(|source| match source.kind() {
+    netlink::create_macvtap(&new_macvtap(macvtap)?).map_err(|source| match source.kind() {
         io::ErrorKind::PermissionDenied => {
             NetworkError::Missing { name: macvtap.name.clone(), remedy: commands(macvtap, owner) }
         }
         _ => NetworkError::Kernel { name: macvtap.name.clone(), source },
     })
+}
+
+fn new_macvtap(macvtap: &MacvtapNeed) -> Result<NewMacvtap<'_>, NetworkError> {
+    let lower = netlink::find(&macvtap.link)
+        .map_err(|source| NetworkError::Kernel { name: macvtap.link.clone(), source })?
+        .ok_or_else(|| NetworkError::NoLink { name: macvtap.name.clone(), link: macvtap.link.clone() })?;
+    let mac = parse_mac(&macvtap.mac).ok_or_else(|| NetworkError::BadMac(macvtap.mac.clone()))?;
+    Ok(NewMacvtap { name: &macvtap.name, link: lower.index, mode: mode_bit(macvtap.mode), mac })
 }
 
 fn node_path(index: i32) -> PathBuf {

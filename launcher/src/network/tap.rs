@@ -1,7 +1,7 @@
 //! Tap interfaces: created with the flags that the hypervisor needs, or described as commands for root.
 
-use super::NetworkError;
 use super::netlink::{self, Link, Tun};
+use super::{NetworkError, Rights};
 use crate::launch::TapNeed;
 use nix::libc::{IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, c_int, c_short};
 use nix::unistd::Uid;
@@ -64,10 +64,14 @@ pub fn remove(tap: &TapNeed) -> Result<(), NetworkError> {
 /// Checks the tap without changing anything.
 ///
 /// # Errors
-/// Returns [`NetworkError`] if it is missing or unsuitable.
-pub fn inspect(tap: &TapNeed, owner: Uid) -> Result<(), NetworkError> {
+/// Returns [`NetworkError`] if it is unsuitable, or if it is missing or down and this process may not change that.
+pub fn inspect(tap: &TapNeed, owner: Uid, rights: Rights) -> Result<(), NetworkError> {
     match find(tap)? {
-        Some(link) => check(tap, &link, owner),
+        Some(link) => {
+            check(tap, &link, owner)?;
+            if link.is_up || rights == Rights::Configure { Ok(()) } else { Err(down(&tap.name)) }
+        }
+        None if rights == Rights::Configure => Ok(()),
         None => Err(NetworkError::Missing { name: tap.name.clone(), remedy: commands(tap, owner) }),
     }
 }
@@ -113,11 +117,13 @@ fn create(tap: &TapNeed, owner: Uid) -> Result<(), NetworkError> {
 
 fn bring_up(tap: &TapNeed, index: i32, owner: Uid) -> Result<(), NetworkError> {
     netlink::bring_up(index).map_err(|source| match source.kind() {
-        io::ErrorKind::PermissionDenied => {
-            NetworkError::Down { name: tap.name.clone(), remedy: format!("sudo ip link set {} up", tap.name) }
-        }
+        io::ErrorKind::PermissionDenied => down(&tap.name),
         _ => denied_or_failed(tap, owner, source),
     })
+}
+
+pub(super) fn down(name: &str) -> NetworkError {
+    NetworkError::Down { name: name.to_owned(), remedy: format!("sudo ip link set {name} up") }
 }
 
 fn denied_or_failed(tap: &TapNeed, owner: Uid, source: io::Error) -> NetworkError {

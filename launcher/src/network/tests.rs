@@ -65,9 +65,9 @@ fn a_tap_of_another_user_is_refused() {
         return;
     }
     std::mem::forget(make_ready(&needs(vec![TapNeed { owner: Some("nobody".to_owned()), ..tap() }])).unwrap());
-    let other = tap::inspect(&tap(), Uid::from_raw(12345)).unwrap_err().to_string();
+    let other = tap::inspect(&tap(), Uid::from_raw(12345), Rights::Configure).unwrap_err().to_string();
     assert!(other.contains("belongs to nobody, but 12345 must open it"), "{other}");
-    tap::inspect(&tap(), Uid::from_raw(0)).unwrap();
+    tap::inspect(&tap(), Uid::from_raw(0), Rights::Use).unwrap();
 }
 
 #[test]
@@ -94,17 +94,34 @@ fn an_interface_of_another_kind_is_refused_and_not_removed() {
 }
 
 #[test]
-fn the_error_for_a_missing_tap_contains_the_commands_to_run() {
+fn a_missing_interface_is_a_problem_only_for_a_user_who_may_not_create_it() {
     if !in_new_namespace() {
         return;
     }
     let multi = TapNeed { multi_queue: true, vnet_hdr: false, queue_pairs: 2, ..tap() };
-    let problems: Vec<String> = inspect(&needs(vec![multi])).iter().map(ToString::to_string).collect();
+    let problem = tap::inspect(&multi, geteuid(), Rights::Use).unwrap_err().to_string();
     assert_eq!(
-        problems,
-        ["network interface web0 does not exist, and only root can create it; \
-          run: sudo ip tuntap add web0 mode tap user root multi_queue && sudo ip link set web0 up"]
+        problem,
+        "network interface web0 does not exist, and only root can create it; \
+         run: sudo ip tuntap add web0 mode tap user root multi_queue && sudo ip link set web0 up"
     );
+    let macvtap = MacvtapNeed {
+        name: "web1".to_owned(),
+        link: "lower0".to_owned(),
+        mode: MacvtapMode::Bridge,
+        mac: "02:00:00:00:00:07".to_owned(),
+        owner: None,
+        descriptors: vec![100],
+    };
+    // Root may, but the macvtap needs a lower interface.
+    let needs = Needs { taps: vec![multi.clone()], macvtaps: vec![macvtap], ..Needs::default() };
+    let problems: Vec<String> = inspect(&needs).iter().map(ToString::to_string).collect();
+    assert_eq!(problems, ["macvtap web1 needs the interface lower0, which does not exist on this host"]);
+    std::mem::forget(make_ready(&Needs { taps: vec![multi.clone()], ..Needs::default() }).unwrap());
+    assert!(Command::new("ip").args(["link", "set", "web0", "down"]).status().unwrap().success());
+    let problem = tap::inspect(&multi, geteuid(), Rights::Use).unwrap_err().to_string();
+    assert_eq!(problem, "network interface web0 is down; run: sudo ip link set web0 up");
+    tap::inspect(&multi, geteuid(), Rights::Configure).unwrap();
 }
 
 #[test]

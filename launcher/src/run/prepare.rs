@@ -10,22 +10,23 @@ use crate::isolation;
 use crate::launch::Launch;
 use crate::network::{self, CreatedInterfaces, macvtap};
 use crate::path::HostPath;
-use crate::programs::find_program;
+use crate::programs::{find_program, find_program_of_machine};
 use crate::readiness::ServiceManager;
 use crate::share_view;
-use crate::side_processes::{SideProcesses, program_of};
+use crate::side_processes::SideProcesses;
 use crate::sockets::remove_stale;
+use crate::spec::Hypervisor;
 use crate::state::{RuntimeDirectory, StartLock};
 use crate::store_disk;
 use crate::store_seal;
-use crate::volumes::{self, LockRequest, VolumeLock, VolumeState};
+use crate::volumes::{self, ImageLock, LockRequest, VolumeLock, VolumeState};
 use nix::fcntl::{FcntlArg, fcntl};
 use program::child::pass_descriptors;
 use program::place::{Directory, Place, require_out_of_reach};
 use program::user::Identity;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// Extends the start timeout of the service manager by 60 s, given in microseconds: sd_notify(3).
@@ -53,6 +54,36 @@ const DIRECTORY_MODE: u32 = 0o750;
 /// The mode of a file that only the hypervisor reads.
 const FILE_MODE: u32 = 0o600;
 
+/// Finds a program of the spec that the launcher runs itself: a relative path refers to the state directory, and a name
+/// without a slash is searched for in `$PATH`. Root does not run a program that the machine's user could replace.
+pub(super) fn trusted_program(launch: &Launch, program: &str, identity: Option<&Identity>) -> io::Result<PathBuf> {
+    let path = if program.contains('/') {
+        HostPath::from(program).below(&launch.working_directory).as_path().to_owned()
+    } else {
+        find_program(&HostPath::from(program)).map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?
+    };
+    if let Some(identity) = identity {
+        require_out_of_reach(&path, identity)?;
+    }
+    Ok(path)
+}
+
+/// Returns the request for the locks of a launch.
+pub(super) fn lock_request<'run>(
+    launch: &'run Launch,
+    runtime: &'run RuntimeDirectory,
+    owner: Option<&'run Identity>,
+) -> LockRequest<'run> {
+    let is_locked_by_hypervisor = launch.hypervisor == Hypervisor::Crosvm;
+    LockRequest {
+        machine: &launch.name,
+        working_directory: &launch.working_directory,
+        runtime,
+        owner,
+        image_lock: if is_locked_by_hypervisor { ImageLock::Tried } else { ImageLock::Held },
+    }
+}
+
 /// A descriptor that the hypervisor inherits under a fixed number.
 #[derive(Debug)]
 struct PassedDescriptor {
@@ -78,7 +109,7 @@ impl Prepared {
         message: &mut dyn FnMut(&str),
     ) -> Result<Self, RunError> {
         let launch = lowered.launch;
-        let program = find_program(&launch.program)?;
+        let program = find_program_of_machine(&launch.program, &launch.working_directory)?;
         let identity = launch.user.as_deref().map(Identity::of).transpose()?;
         let identity = identity.filter(|_| nix::unistd::geteuid().is_root());
         let preparation = Preparation { launch, interruption, identity: identity.as_ref() };
@@ -88,10 +119,13 @@ impl Prepared {
         if !problems.is_empty() {
             return Err(RunError::Missing(problems));
         }
-        vsock::require_free(launch, &lock.runtime())?;
-        let locks = preparation.lock_volumes(&lock.runtime())?;
+        let runtime = lock.runtime();
+        vsock::require_free(launch, &runtime)?;
+        let request = lock_request(launch, &runtime, identity.as_ref());
+        let mut locks = volumes::lock_volumes(&launch.needs.volumes, request)?;
         preparation.make_disks(message)?;
-        let sealed = preparation.read_seal(lowered)?;
+        volumes::lock_created(&launch.needs.volumes, request, &mut locks)?;
+        let sealed = read_seal(lowered)?;
         let lowered = &sealed.as_ref().map_or(*lowered, |(facts, launch)| Lowered { facts, launch, ..*lowered });
         let launch = lowered.launch;
         let preparation = Preparation { launch, ..preparation };
@@ -106,7 +140,6 @@ impl Prepared {
         for made in interfaces.made() {
             message(&format!("created network interface {}", made.name));
         }
-        preparation.check_side_processes()?;
         let side_processes =
             SideProcesses::start(&launch.needs.processes, &launch.working_directory, identity.as_ref(), interruption)?;
         let launch = preparation.add_script_output(lowered, message)?;
@@ -154,10 +187,7 @@ impl Preparation<'_> {
         for words in &self.launch.needs.pre_start {
             let Some((program, arguments)) = words.split_first() else { continue };
             let failed = |reason: String| RunError::PreStart { command: words.join(" "), reason };
-            if program.contains('/') {
-                let path = self.absolute(&HostPath::from(program.as_str()));
-                self.require_out_of_reach(path.as_path()).map_err(|error| failed(error.to_string()))?;
-            }
+            trusted_program(self.launch, program, self.identity).map_err(|error| failed(error.to_string()))?;
             let mut command = Command::new(program);
             command.args(arguments).current_dir(self.launch.working_directory.as_path());
             match self.interruption.run_with_output_on_stderr(&mut command) {
@@ -168,30 +198,6 @@ impl Preparation<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Root must not run a program that the machine's user could replace.
-    fn require_out_of_reach(&self, program: &Path) -> io::Result<()> {
-        self.identity.map_or(Ok(()), |identity| require_out_of_reach(program, identity))
-    }
-
-    fn check_side_processes(&self) -> Result<(), RunError> {
-        for process in &self.launch.needs.processes {
-            let program = find_program(&program_of(process))?;
-            self.require_out_of_reach(&program)
-                .map_err(|source| RunError::Start { program: program.display().to_string(), source })?;
-        }
-        Ok(())
-    }
-
-    fn lock_volumes(&self, runtime: &RuntimeDirectory) -> Result<Vec<VolumeLock>, RunError> {
-        let request = LockRequest {
-            machine: &self.launch.name,
-            working_directory: &self.launch.working_directory,
-            runtime,
-            owner: self.identity,
-        };
-        Ok(volumes::lock_volumes(&self.launch.needs.volumes, request)?)
     }
 
     fn check_formats(&self) -> Result<(), RunError> {
@@ -214,16 +220,6 @@ impl Preparation<'_> {
             }
             self.make_volumes(message)
         })
-    }
-
-    /// Reads the root hash of a sealed store disk. Returns the facts with it, and the launch with the kernel parameter.
-    fn read_seal(&self, lowered: &Lowered<'_>) -> Result<Option<(HostFacts, Launch)>, RunError> {
-        let Some(image) = &self.launch.needs.sealed_image else { return Ok(None) };
-        let mut facts = lowered.facts.clone();
-        facts.store_seal = Some(store_seal::read(image, &self.launch.working_directory)?);
-        let launch = lower_with_script_output(lowered.spec, &facts, self.launch.hypervisor, &[])
-            .map_err(RunError::SealRefused)?;
-        Ok(Some((facts, launch)))
     }
 
     fn make_volumes(&self, message: &mut dyn FnMut(&str)) -> Result<(), RunError> {
@@ -286,9 +282,11 @@ impl Preparation<'_> {
 
     fn run_script(&self, script: &HostPath) -> Result<Vec<String>, RunError> {
         let failed = |reason: String| RunError::ExtraArguments { script: script.clone(), reason };
+        // With a slash, it is a path also if it is only a name in the spec.
         let program = self.absolute(script);
-        self.require_out_of_reach(program.as_path()).map_err(|error| failed(error.to_string()))?;
-        let mut command = Command::new(program.as_path());
+        let program =
+            trusted_program(self.launch, program.as_str(), self.identity).map_err(|error| failed(error.to_string()))?;
+        let mut command = Command::new(program);
         command.current_dir(self.launch.working_directory.as_path());
         match self.interruption.run_for_output(&mut command) {
             Ok(ended) if ended.output.contains('\0') => Err(failed("its output contains a zero byte".to_owned())),
@@ -298,6 +296,16 @@ impl Preparation<'_> {
             Err(ChildError::System(error)) => Err(failed(error.to_string())),
         }
     }
+}
+
+/// Reads the root hash of a sealed store disk. Returns the facts with it, and the launch with the kernel parameter.
+pub(super) fn read_seal(lowered: &Lowered<'_>) -> Result<Option<(HostFacts, Launch)>, RunError> {
+    let Some(image) = &lowered.launch.needs.sealed_image else { return Ok(None) };
+    let mut facts = lowered.facts.clone();
+    facts.store_seal = Some(store_seal::read(image, &lowered.launch.working_directory)?);
+    let launch = lower_with_script_output(lowered.spec, &facts, lowered.launch.hypervisor, &[])
+        .map_err(RunError::SealRefused)?;
+    Ok(Some((facts, launch)))
 }
 
 /// Duplicates a descriptor to the number that the hypervisor's arguments name, closed on exec in other children.

@@ -12,13 +12,20 @@ use std::fs::File;
 /// # Errors
 /// Returns [`RunError::CidInUse`].
 pub(super) fn require_free(launch: &Launch, runtime: &RuntimeDirectory) -> Result<(), RunError> {
-    let Some(cid) = kernel_cid(launch) else { return Ok(()) };
+    match user_of_address(launch, runtime) {
+        Some((cid, holder)) => Err(RunError::CidInUse { machine: launch.name.clone(), cid, holder }),
+        None => Ok(()),
+    }
+}
+
+/// Returns the machine's address and what uses it, if it is in use.
+pub(super) fn user_of_address(launch: &Launch, runtime: &RuntimeDirectory) -> Option<(u32, String)> {
+    let cid = kernel_cid(launch)?;
     let holder = holder(cid, &launch.name, runtime);
     if holder.is_none() && !is_taken(cid) {
-        return Ok(());
+        return None;
     }
-    let holder = holder.unwrap_or_else(|| "another process of this host".to_owned());
-    Err(RunError::CidInUse { machine: launch.name.clone(), cid, holder })
+    Some((cid, holder.unwrap_or_else(|| "another process of this host".to_owned())))
 }
 
 fn kernel_cid(launch: &Launch) -> Option<u32> {

@@ -270,6 +270,7 @@ pub(crate) fn boot_and_compare(spec: &MachineSpec, machine: &TestMachine, option
         (true, Hypervisor::Qemu) => (1, 2),
         (true, _) => (1, 0),
     };
+    let inputs = inputs + spec.qemu.extra_args.iter().filter(|argument| is_input(argument)).count();
     assert_eq!((report.named("gpu").len(), report.named("input").len()), (cards, inputs), "graphics");
     let expected: Vec<String> = spec.vsock.cid.iter().map(ToString::to_string).collect();
     let cids: Vec<&str> = report.named("vsock").iter().map(|device| device.field("cid")).collect();
@@ -287,6 +288,13 @@ pub(crate) fn boot_and_compare(spec: &MachineSpec, machine: &TestMachine, option
     } else {
         assert!(report.initrd.unwrap().0 > INITRD.len() as u64, "the initrd has no credentials");
     }
+}
+
+/// Whether an argument of the user is a virtio keyboard, or another device that the probe guest reports as one.
+fn is_input(argument: &str) -> bool {
+    ["virtio-keyboard", "virtio-mouse", "virtio-tablet", "virtio-multitouch", "virtio-input"]
+        .iter()
+        .any(|driver| argument.starts_with(driver))
 }
 
 fn compare_disks(spec: &MachineSpec, machine: &TestMachine, launch: &Launch, report: &ProbeReport) {

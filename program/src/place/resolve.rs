@@ -3,9 +3,9 @@
 use super::{Directory, require_same_owner, to_mode};
 use crate::user::Identity;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::fcntl::{AT_FDCWD, OFlag, open, openat, readlinkat};
 use nix::libc::{S_IFLNK, S_IFMT};
-use nix::sys::stat::{FileStat, Mode, fchmod, fstat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, lstat, mkdirat};
 use nix::unistd::{Uid, fchown, geteuid};
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -54,6 +54,38 @@ pub(super) fn walk(path: &Path, link_owners: &mut Vec<Uid>, missing: &mut MakeMi
         directory = Directory { descriptor, path };
     }
     Ok(directory)
+}
+
+/// Returns the file of a path, and each directory and symbolic link that the kernel passes on the way to it.
+pub(super) fn passed_by(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut names = parts(&std::env::current_dir()?.join(path));
+    let mut place = PathBuf::from("/");
+    let (mut passed, mut links) = (vec![place.clone()], 0);
+    while let Some(name) = names.pop_front() {
+        if name == ".." {
+            place = parent_of(&place);
+            continue;
+        }
+        let next = place.join(&name);
+        let stat = lstat(&next)?;
+        passed.push(next.clone());
+        if !is_link(&stat) {
+            place = next;
+            continue;
+        }
+        links += 1;
+        if links > MAX_LINKS {
+            return Err(Errno::ELOOP.into());
+        }
+        let target = PathBuf::from(readlinkat(AT_FDCWD, &next)?);
+        if target.is_absolute() {
+            place = PathBuf::from("/");
+        }
+        for part in parts(&target).into_iter().rev() {
+            names.push_front(part);
+        }
+    }
+    Ok(passed)
 }
 
 /// Splits a path into the parent directory and the last component.

@@ -190,6 +190,41 @@ fn root_refuses_to_run_a_program_that_the_machines_user_can_replace() {
     assert!(error.contains("root does not run it, because nobody can change"), "{error}");
     symlink(host.path("state/script"), host.path("etc/link")).unwrap();
     require_out_of_reach(&host.path("etc/link"), &nobody).unwrap_err();
+    // The user could point a link in the own directory to another program after the check.
+    host.link("etc/script", "state/link");
+    symlink(host.path("etc/script"), host.path("state/roots-link")).unwrap();
+    for link in ["state/link", "state/roots-link", "etc/../state/link"] {
+        let error = require_out_of_reach(&host.path(link), &nobody).unwrap_err().to_string();
+        assert!(error.contains("root does not run it, because nobody can change"), "{link}: {error}");
+    }
+    symlink(host.path("etc/script"), host.path("etc/good-link")).unwrap();
+    require_out_of_reach(&host.path("etc/good-link"), &nobody).unwrap();
     fs::set_permissions(host.path("etc"), fs::Permissions::from_mode(0o777)).unwrap();
     require_out_of_reach(&host.path("etc/script"), &nobody).unwrap_err();
+}
+
+#[test]
+fn checking_whether_a_file_could_be_created_creates_nothing_and_agrees_with_creating_it() {
+    let Some(host) = Host::new() else { return };
+    host.link("etc", "state/link");
+    for (path, is_possible) in [
+        ("state/var.img", true),
+        ("state/images/deep/var.img", true),
+        ("etc/images/var.img", true),
+        ("state/link/var.img", false),
+        ("state/link/images/var.img", false),
+        ("shadow/var.img", false),
+    ] {
+        let path = host.path(path);
+        let parent = path.parent().unwrap();
+        let existed = parent.exists();
+        assert_eq!(Place::check_create_with_parents(&path).is_ok(), is_possible, "{}", path.display());
+        assert_eq!(parent.exists(), existed, "{}", path.display());
+        let made = Place::with_parents(&path, 0o755, None).and_then(|place| place.open_or_create(0o600));
+        assert_eq!(made.is_ok(), is_possible, "{}", path.display());
+    }
+    Directory::check_make(&host.path("state/new/directory")).unwrap();
+    assert!(!host.path("state/new").exists());
+    Directory::check_make(&host.path("state/link/new")).unwrap_err();
+    Directory::check_make(&host.path("shadow")).unwrap_err();
 }

@@ -2,22 +2,24 @@
 //! options are merged key by key, replaced, or refused.
 
 use super::super::launch_builder::LaunchBuilder;
+use super::conditions;
 use crate::path::HostPath;
 
-const OPTION: &str = "cloudHypervisor.extraArgs";
+pub(super) const OPTION: &str = "cloudHypervisor.extraArgs";
 
 /// Options whose value consists of keys, which are merged with ours.
 const MERGED: [&str; 6] = ["--balloon", "--cpus", "--memory", "--platform", "--rng", "--vsock"];
 /// Options for which the user's value replaces ours.
 const REPLACED: [&str; 3] = ["--console", "--seccomp", "--serial"];
 /// Options that only the spec may set, and a hint.
-const REFUSED: [(&str, &str); 8] = [
+const REFUSED: [(&str, &str); 9] = [
     ("--api-socket", "use socket"),
     ("--cmdline", "use kernelParams"),
     ("--firmware", "the kernel is booted without one"),
     ("--igvm", "use kernel"),
     ("--initramfs", "use initrd"),
     ("--kernel", "use kernel"),
+    ("--no-shutdown", "it would keep running after the guest has shut down, and the machine would never end"),
     ("--restore", "it would restore another machine"),
     ("--memory-zone", "the memory is one region; use --memory"),
 ];
@@ -60,7 +62,7 @@ pub(super) struct Item {
 }
 
 /// `key=value` in their order; a word without `=` has no value.
-type Pairs = Vec<(String, Option<String>)>;
+pub(super) type Pairs = Vec<(String, Option<String>)>;
 
 /// Merges our arguments with the user's.
 pub(super) fn merge(builder: &mut LaunchBuilder<'_>, own: Vec<String>) -> Merged {
@@ -75,7 +77,7 @@ pub(super) fn merge(builder: &mut LaunchBuilder<'_>, own: Vec<String>) -> Merged
         }
         seen.push(item.option.clone());
         if let Some((option, instead)) = REFUSED.iter().find(|(option, _)| *option == item.option) {
-            builder.refuse(OPTION, format!("does not accept another {option}; {instead}"));
+            builder.refuse(OPTION, format!("does not accept {option} here; {instead}"));
             continue;
         }
         let place = items.iter().position(|own| own.option == item.option);
@@ -97,6 +99,8 @@ pub(super) fn merge(builder: &mut LaunchBuilder<'_>, own: Vec<String>) -> Merged
             }
         }
     }
+    merged.config_is_ours &= !conditions::share_memory(builder, &mut items);
+    conditions::check(builder, &items);
     merged.items = items;
     merged
 }
@@ -127,7 +131,12 @@ fn merge_value(builder: &mut LaunchBuilder<'_>, item: &Item, own: &str) -> Strin
     if item.option == "--memory" {
         keep_pages_apart(builder, &mut merged, item);
     }
-    let words = merged.into_iter().map(|(key, value)| match value {
+    text_of(merged)
+}
+
+/// The inverse of [`pairs`].
+pub(super) fn text_of(pairs: Pairs) -> String {
+    let words = pairs.into_iter().map(|(key, value)| match value {
         Some(value) => format!("{key}={value}"),
         None => key,
     });

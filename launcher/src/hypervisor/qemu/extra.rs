@@ -174,8 +174,18 @@ pub(super) fn check(builder: &mut LaunchBuilder<'_>) {
             let reason = "cannot run in the background, because the launcher supervises its process";
             builder.refuse("qemu.extraArgs", format!("{reason}; leave -daemonize out"));
         }
+        let keeps_running =
+            name == "action" && value.is_some_and(|value| value.split(',').any(|action| action == "shutdown=pause"));
+        if name == "no-shutdown" || keeps_running {
+            let reason = "would keep running after the guest has shut down, so the machine would never end";
+            builder.refuse("qemu.extraArgs", format!("{reason}; leave -{name} out"));
+        }
+        let first = value.and_then(|value| value.split(',').next());
         let on_terminal = value.is_some_and(|value| matches!(value.trim_start_matches("mon:"), "stdio"))
-            || (name == "chardev" && value.is_some_and(|value| value.split(',').next() == Some("stdio")));
+            || (name == "chardev" && first == Some("stdio"))
+            // It draws the screen on the terminal, and does not start without one.
+            || (name == "display" && first == Some("curses"))
+            || name == "curses";
         if on_terminal && builder.spec.sections.qemu.serial_console {
             let reason = format!("has the serial console on the terminal, so -{name} cannot be there too");
             builder.refuse("qemu.extraArgs", format!("{reason}; set qemu.serialConsole = false"));
@@ -185,6 +195,10 @@ pub(super) fn check(builder: &mut LaunchBuilder<'_>) {
         let reason =
             format!("cannot use ids that start with `{OWN_IDS}`, which the launcher reserves; choose another id");
         builder.refuse("qemu.extraArgs", reason);
+    }
+    let is_vsock = |device: &UserDevice| device.driver.starts_with("vhost-vsock");
+    if devices(extra).iter().any(is_vsock) && !extra.iter().any(|argument| argument.contains("vhostfd")) {
+        builder.need_device("qemu.extraArgs", "/dev/vhost-vsock", "modprobe vhost_vsock");
     }
     check_ids(builder);
     check_ids_of_backends(builder);

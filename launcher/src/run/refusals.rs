@@ -1,0 +1,239 @@
+//! What a start would be refused for, found before the start: each check of [`Prepared::make`] whose result is known by
+//! then. Creates and starts nothing.
+//!
+//! [`Prepared::make`]: super::Prepared::make
+
+use super::prepare::{lock_request, read_seal, trusted_program};
+use super::{Lowered, vsock};
+use crate::host::HostProblem;
+use crate::launch::{Launch, NotificationSocket};
+use crate::network;
+use crate::path::HostPath;
+use crate::programs::find_program_of_machine;
+use crate::share_view;
+use crate::side_processes;
+use crate::sockets::require_stale;
+use crate::state::RuntimeDirectory;
+use crate::suspend::{Resumption, Stamp, StampInputs, SuspendError};
+use crate::volumes::{VolumeError, check_format, inspect_locks};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::unistd::{AccessFlags, faccessat};
+use program::place::{Directory, Place};
+use program::user::Identity;
+use std::io;
+use std::path::Path;
+
+/// Returns what [`super::run`] would refuse to start the machine for, apart from what [`crate::host::missing`] finds. For a
+/// machine that already runs, this is the only reason: the others would be about itself.
+pub fn refusals(lowered: &Lowered<'_>, runtime: &RuntimeDirectory) -> Vec<HostProblem> {
+    let launch = lowered.launch;
+    let identity = launch.user.as_deref().map(Identity::of).and_then(Result::ok);
+    let identity = identity.filter(|_| nix::unistd::geteuid().is_root());
+    let mut refusals = Refusals { launch, identity: identity.as_ref(), found: Vec::new() };
+    let stopped = runtime.machine(&launch.name).and_then(|state| {
+        state.require_stopped(launch.working_directory.as_path())?;
+        Ok(state)
+    });
+    match stopped {
+        Ok(state) => refusals.check("name", state.directory(), Directory::check_make(state.directory())),
+        Err(error) => {
+            refusals.add("name", error.to_string());
+            return refusals.found;
+        }
+    }
+    refusals.check_places();
+    refusals.check_programs();
+    if let Some((cid, holder)) = vsock::user_of_address(launch, runtime) {
+        let remedy = "stop it, or give one of them another vsock.cid";
+        refusals.add("vsock.cid", format!("the address {cid} is in use by {holder}; {remedy}"));
+    }
+    refusals.check_disks(runtime);
+    refusals.check_sockets();
+    for problem in network::inspect(&launch.needs) {
+        refusals.add("interfaces", problem.to_string());
+    }
+    refusals.check_side_processes();
+    refusals.check_initrd();
+    refusals.check_suspended(lowered);
+    refusals.found
+}
+
+struct Refusals<'launch> {
+    launch: &'launch Launch,
+    /// The machine's user, if root starts it.
+    identity: Option<&'launch Identity>,
+    found: Vec<HostProblem>,
+}
+
+impl Refusals<'_> {
+    fn add(&mut self, option: &str, message: impl Into<String>) {
+        self.found.push(HostProblem { option: option.to_owned(), message: message.into() });
+    }
+
+    /// Records the error of a file operation.
+    fn check<T>(&mut self, option: &str, path: &Path, outcome: io::Result<T>) {
+        if let Err(error) = outcome {
+            self.add(option, format!("{}: {error}", path.display()));
+        }
+    }
+
+    fn absolute(&self, path: &HostPath) -> HostPath {
+        path.below(&self.launch.working_directory)
+    }
+
+    /// Checks the directories and files that are created.
+    fn check_places(&mut self) {
+        let launch = self.launch;
+        let hypervisor = launch.hypervisor.as_str();
+        let state_directory = launch.working_directory.as_path();
+        self.check("state directory", state_directory, Directory::check_make(state_directory));
+        for directory in &launch.needs.directories {
+            let path = self.absolute(directory);
+            self.check(hypervisor, path.as_path(), Directory::check_make(path.as_path()));
+        }
+        for file in launch.files.iter().filter(|_| state_directory.is_dir()) {
+            let path = self.absolute(&file.path);
+            let checked = Place::itself(path.as_path()).and_then(|place| place.check_create());
+            self.check(hypervisor, path.as_path(), checked);
+            if path.as_path().symlink_metadata().is_ok_and(|found| found.is_dir()) {
+                self.add(hypervisor, format!("{path} is a directory, but a file is written there; move it away"));
+            }
+        }
+    }
+
+    /// Checks the programs that the launcher runs itself.
+    fn check_programs(&mut self) {
+        let launch = self.launch;
+        for (index, words) in launch.needs.pre_start.iter().enumerate() {
+            let Some(program) = words.first() else { continue };
+            match self.check_program(program) {
+                // An earlier command may create it.
+                Err(error) if index > 0 && error.kind() == io::ErrorKind::NotFound && program.contains('/') => {}
+                checked => self.check(&format!("preStart[{index}]"), Path::new(program), checked),
+            }
+        }
+        // That it exists is checked with the other files.
+        if let Some(script) = launch.needs.extra_args_script.as_ref().map(|script| self.absolute(script))
+            && script.as_path().exists()
+        {
+            let checked = trusted_program(launch, script.as_str(), self.identity);
+            self.check("extraArgsScript", script.as_path(), checked);
+        }
+        for bridge in &launch.needs.bridges {
+            if let Some(helper) = &bridge.helper
+                && let Err(error) = find_program_of_machine(helper, &launch.working_directory)
+            {
+                self.add("qemu.bridgeHelper", error.to_string());
+            }
+        }
+    }
+
+    fn check_program(&self, program: &str) -> io::Result<()> {
+        let path = trusted_program(self.launch, program, self.identity)?;
+        if path.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        Ok(faccessat(AT_FDCWD, &path, AccessFlags::X_OK, AtFlags::AT_EACCESS)?)
+    }
+
+    fn check_disks(&mut self, runtime: &RuntimeDirectory) {
+        let launch = self.launch;
+        let request = lock_request(launch, runtime, self.identity);
+        for (index, error) in inspect_locks(&launch.needs.volumes, request) {
+            self.add(&format!("volumes[{index}].image"), error.to_string());
+        }
+        for disk in &launch.needs.probed_formats {
+            match check_format(disk, &launch.working_directory, launch.hypervisor) {
+                // It is created, or reported as missing.
+                Err(VolumeError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let text = error.to_string();
+                    let message = text.strip_prefix(&format!("{}: ", disk.option)).unwrap_or(&text);
+                    self.add(&disk.option, message);
+                }
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// Checks that no process listens on the sockets, and that those that the launcher creates can be created.
+    fn check_sockets(&mut self) {
+        let launch = self.launch;
+        for socket in launch.needs.sockets_to_clear() {
+            if let Err(error) = require_stale(self.absolute(socket).as_path()) {
+                self.add("socket", error.to_string());
+            }
+        }
+        let console = launch.console.socket.iter().map(|socket| ("consoleSocket", socket));
+        let notified = launch.notification.iter().filter_map(|notification| match &notification.listen {
+            NotificationSocket::Unix(path) => Some(("vsock.socket", path)),
+            NotificationSocket::Vsock { .. } => None,
+        });
+        for (option, socket) in console.chain(notified) {
+            let path = self.absolute(socket);
+            // A missing directory is reported with the other sockets.
+            if path.as_path().parent().is_some_and(Path::is_dir) {
+                let checked = Place::itself(path.as_path()).and_then(|place| place.check_create());
+                self.check(option, path.as_path(), checked);
+            }
+        }
+    }
+
+    fn check_side_processes(&mut self) {
+        let launch = self.launch;
+        for process in &launch.needs.processes {
+            match side_processes::inspect(process, &launch.working_directory, self.identity) {
+                // Reported with the other programs.
+                Ok(()) | Err(side_processes::SideProcessError::NotInstalled { .. }) => {}
+                Err(error) => self.add(&process.name, error.to_string()),
+            }
+            if let Some(view) = &process.view
+                && let Err(error) = share_view::inspect(view, &launch.working_directory)
+            {
+                self.add(&process.name, error.to_string());
+            }
+        }
+    }
+
+    /// Checks that the launcher may read what it composes the initrd of. Missing files are reported with the others.
+    fn check_initrd(&mut self) {
+        let Some(initrd) = &self.launch.needs.initrd else { return };
+        let credentials =
+            initrd.credentials.iter().map(|(name, path)| (format!("credentialFiles.{name}"), path.clone()));
+        for (option, path) in credentials.chain([("initrd".to_owned(), initrd.base.clone())]) {
+            let path = self.absolute(&path);
+            if path.as_path().is_file() {
+                let opened = Place::of(path.as_path()).and_then(|place| place.open(OFlag::O_RDONLY));
+                self.check(&option, path.as_path(), opened);
+            }
+        }
+    }
+
+    /// Checks the seal of the store disk, and that a suspended machine could be resumed. The arguments that a script adds
+    /// are not known yet.
+    fn check_suspended(&mut self, lowered: &Lowered<'_>) {
+        let launch = self.launch;
+        if launch.needs.sealed_image.is_some() && launch.needs.store_disk.is_some() {
+            // The image is built at the start.
+            return;
+        }
+        let sealed = match read_seal(lowered) {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                let text = error.to_string();
+                return self.add("storeDisk.verity", text.strip_prefix("storeDisk.verity: ").unwrap_or(&text));
+            }
+        };
+        let (facts, launch) = sealed.as_ref().map_or((lowered.facts, launch), |(facts, launch)| (facts, launch));
+        let Ok(program) = find_program_of_machine(&launch.program, &launch.working_directory) else { return };
+        if launch.needs.extra_args_script.is_some() {
+            return;
+        }
+        let inputs = StampInputs { spec: lowered.document, facts, launch, program: &program };
+        let checked =
+            Stamp::of(&inputs).map_err(SuspendError::from).and_then(|stamp| Resumption::inspect(launch, &stamp));
+        for problem in checked.err().iter().flat_map(SuspendError::problems) {
+            self.add("suspended", problem);
+        }
+    }
+}
