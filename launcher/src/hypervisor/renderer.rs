@@ -37,7 +37,7 @@ pub(super) fn renderer(
         (Some(false), _) => Renderer::Guest,
         (_, RenderNode::Usable(node)) => {
             let node = node.clone();
-            builder.need_device(option, node.as_str(), "modprobe the driver of the graphics card");
+            builder.need_device(option, node.as_str(), "modprobe -a amdgpu i915 nouveau virtio_gpu");
             Renderer::Host(Some(node))
         }
         (Some(true), RenderNode::Unusable(_)) if software_opengl == SoftwareOpenGl::Works => Renderer::Host(None),
