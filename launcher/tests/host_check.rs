@@ -360,7 +360,10 @@ fn check_reports_what_run_would_refuse_because_of_files_in_the_state_directory()
 #[test]
 fn check_reports_a_machine_that_runs_and_a_volume_that_another_machine_uses() {
     let host = Host::new();
-    testing::write_program(&host.path("hypervisor"), "#!/bin/sh\ncase $1 in -*version) exit ;; esac\necho $$ >pid\nexec sleep 600\n");
+    testing::write_program(
+        &host.path("hypervisor"),
+        "#!/bin/sh\ncase $1 in -*version) exit ;; esac\necho $$ >pid\nexec sleep 600\n",
+    );
     let fields = json!({
         "qemu": {"accelerator": "tcg", "program": "./hypervisor"}, "volumes": [{"image": "var.img", "size": 8}],
     });
