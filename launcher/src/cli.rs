@@ -3,6 +3,7 @@
 mod balloon;
 mod check;
 mod clean_up;
+mod cluster;
 mod console;
 mod explain;
 mod imperative;
@@ -51,6 +52,7 @@ enum Command {
     SharePath(share_view::Arguments),
     Volumes(volumes::Arguments),
     Volume(volume::Arguments),
+    Cluster(cluster::Arguments),
     Schema(reference::SchemaArguments),
     Capabilities(reference::CapabilitiesArguments),
     Completions(reference::CompletionsArguments),
@@ -123,6 +125,7 @@ fn run_command(command: Command) -> Result<(), Failure> {
         Command::ServeView(arguments) => share_view::serve(&arguments),
         Command::Volumes(arguments) => volumes::run(&arguments),
         Command::Volume(arguments) => volume::run(&arguments),
+        Command::Cluster(arguments) => cluster::run(&arguments),
         Command::Schema(arguments) => reference::schema(&arguments),
         Command::Capabilities(arguments) => reference::capabilities(&arguments),
         Command::Completions(arguments) => reference::completions(&arguments),

@@ -28,6 +28,7 @@
 
 pub mod balloon;
 pub mod capability;
+pub mod cluster;
 pub mod cmdline;
 pub mod console;
 pub mod control;

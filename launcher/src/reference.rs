@@ -1,22 +1,38 @@
-//! The reference of the machine spec in Markdown, generated from its schema. A test compares it with docs/machine-spec.md.
+//! The references of the machine spec and of `cluster.json` in Markdown, generated from their schemas. Tests compare them
+//! with docs/machine-spec.md and docs/cluster-spec.md.
 
+use crate::cluster::spec::{CLUSTER_VERSION, ClusterSpec};
 use crate::spec::SPEC_VERSION;
-use crate::spec::schema::machine_spec_schema;
+use crate::spec::schema::{machine_spec_schema, schema_of};
 use serde_json::{Map, Value};
 use std::fmt::Write as _;
 
-/// Returns the reference as one Markdown page.
+/// Returns the reference of the machine spec as one Markdown page.
 pub fn machine_spec_reference() -> String {
-    let schema = machine_spec_schema();
-    let empty = Map::new();
-    let definitions = schema.get("$defs").and_then(Value::as_object).unwrap_or(&empty);
-    let mut text = format!(
+    let head = format!(
         "# The machine spec\n\n\
          A machine is one JSON document, version {SPEC_VERSION}. `microvm schema` prints its JSON Schema; this page is generated from it\n\
          by `microvm schema --markdown`. Every object refuses fields that are not listed here.\n\
          Relative paths refer to the machine's state directory.\n"
     );
-    write_object(&mut text, "Machine", &schema);
+    reference(head, "Machine", &machine_spec_schema())
+}
+
+/// Returns the reference of `cluster.json` as one Markdown page.
+pub fn cluster_spec_reference() -> String {
+    let head = format!(
+        "# The cluster spec\n\n\
+         A cluster is one JSON document, version {CLUSTER_VERSION}, usually named `cluster.json`. `microvm schema --cluster` prints its JSON\n\
+         Schema; this page is generated from it by `microvm schema --cluster --markdown`. Every object refuses fields that are not\n\
+         listed here.\n"
+    );
+    reference(head, "Cluster", &schema_of::<ClusterSpec>())
+}
+
+fn reference(mut text: String, name: &str, schema: &Value) -> String {
+    let empty = Map::new();
+    let definitions = schema.get("$defs").and_then(Value::as_object).unwrap_or(&empty);
+    write_object(&mut text, name, schema);
     for (name, definition) in definitions {
         write_object(&mut text, name, definition);
         write_values(&mut text, name, definition);

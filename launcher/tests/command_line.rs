@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use testing::write_program;
 
+#[path = "command_line/cluster.rs"]
+mod cluster;
+
 fn microvm(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_microvm")).args(arguments).output().expect("microvm runs")
 }
@@ -362,18 +365,20 @@ fn the_printed_schema_accepts_every_spec_and_refuses_a_misspelt_field() {
     }
 }
 
-/// `MICROVM_TEST_BLESS=1` rewrites the page.
+/// `MICROVM_TEST_BLESS=1` rewrites the pages.
 #[test]
-fn the_reference_page_equals_the_one_generated_from_the_schema() {
-    let page = repository().join("docs/machine-spec.md");
-    let found = stdout(&microvm(&["schema", "--markdown"]));
-    if std::env::var_os("MICROVM_TEST_BLESS").is_some() {
-        fs::write(&page, &found).expect("a page");
-    }
-    assert_eq!(found, fs::read_to_string(&page).expect("a page"), "docs/machine-spec.md");
-    let schema: Value = serde_json::from_str(&stdout(&microvm(&["schema"]))).expect("JSON");
-    for field in schema["properties"].as_object().expect("fields").keys() {
-        assert!(found.contains(&format!("| `{field}` |")), "{field} is described");
+fn the_reference_pages_equal_those_generated_from_the_schemas() {
+    for (options, page) in [(&[][..], "docs/machine-spec.md"), (&["--cluster"][..], "docs/cluster-spec.md")] {
+        let path = repository().join(page);
+        let found = stdout(&microvm(&[&["schema", "--markdown"], options].concat()));
+        if std::env::var_os("MICROVM_TEST_BLESS").is_some() {
+            fs::write(&path, &found).expect("a page");
+        }
+        assert_eq!(found, fs::read_to_string(&path).expect("a page"), "{page}");
+        let schema: Value = serde_json::from_str(&stdout(&microvm(&[&["schema"], options].concat()))).expect("JSON");
+        for field in schema["properties"].as_object().expect("fields").keys() {
+            assert!(found.contains(&format!("| `{field}` |")), "{field} is described in {page}");
+        }
     }
 }
 

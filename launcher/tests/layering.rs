@@ -7,9 +7,17 @@ use launcher::spec::Hypervisor;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules of the pure part: from text to launch.
-const PURE: [&str; 14] = [
+/// The modules of the pure parts: from text to launch, and from text to the configuration of a cluster.
+const PURE: [&str; 22] = [
     "capability",
+    "cluster/check",
+    "cluster/checked",
+    "cluster/cib",
+    "cluster/corosync",
+    "cluster/merge",
+    "cluster/migration",
+    "cluster/spec",
+    "cluster/status",
     "cmdline",
     "explain",
     "facts",

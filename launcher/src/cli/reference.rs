@@ -5,9 +5,12 @@ mod completions;
 use clap::CommandFactory;
 use clap_complete::Shell;
 use launcher::capability::{Feature, Support, summary_table};
+use launcher::cluster::spec::ClusterSpec;
 use launcher::hypervisor::{capability_table, support};
 use launcher::imperative::Layout;
-use launcher::spec::{Hypervisor, schema::machine_spec_schema};
+use launcher::reference::{cluster_spec_reference, machine_spec_reference};
+use launcher::spec::Hypervisor;
+use launcher::spec::schema::{machine_spec_schema, schema_of};
 use launcher::state::RuntimeDirectory;
 use program::failure::Failure;
 use program::manual::Sections;
@@ -17,19 +20,24 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Print the JSON Schema of the machine spec
+/// Print the JSON Schema of the machine spec, or of a cluster
 #[derive(clap::Args)]
 pub(crate) struct SchemaArguments {
+    /// Print that of `cluster.json` instead
+    #[arg(long)]
+    cluster: bool,
     /// Print a reference in Markdown instead
     #[arg(long)]
     markdown: bool,
 }
 
 pub(crate) fn schema(arguments: &SchemaArguments) -> Result<(), Failure> {
-    if arguments.markdown {
-        return print(launcher::reference::machine_spec_reference());
+    match (arguments.cluster, arguments.markdown) {
+        (false, true) => print(machine_spec_reference()),
+        (true, true) => print(cluster_spec_reference()),
+        (false, false) => print(format!("{:#}\n", machine_spec_schema())),
+        (true, false) => print(format!("{:#}\n", schema_of::<ClusterSpec>())),
     }
-    print(format!("{:#}\n", machine_spec_schema()))
 }
 
 /// Print what each hypervisor supports, as a Markdown table

@@ -2,6 +2,8 @@
 //! environment variable `OCF_RESKEY_` followed by its name.
 
 use crate::name::MachineName;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -146,7 +148,8 @@ pub const PARAMETERS: [Parameter; 8] = [
 ];
 
 /// How a machine moves to another node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum MigrationMode {
     /// It continues on the target without a pause.
     Live,

@@ -1,11 +1,33 @@
-//! Parses a [`MachineSpec`] from JSON and reports all problems at once.
+//! Parses a [`MachineSpec`], or another document of this kind, from JSON and reports all problems at once.
 
-use super::schema::{Mismatch, mismatches};
+use super::schema::{Mismatch, mismatches, schema_of};
 use super::{MachineSpec, SPEC_VERSION};
 use program::escape::one_line;
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// A reason why a text is not a machine spec.
+/// A document with a version, of which all objects refuse unknown fields.
+pub trait Document: DeserializeOwned + JsonSchema {
+    /// What it describes, as in "the machine".
+    const SUBJECT: &'static str;
+    /// The version that this program reads.
+    const VERSION: u32;
+
+    /// Returns the version of this document.
+    fn version(&self) -> u32;
+}
+
+impl Document for MachineSpec {
+    const SUBJECT: &'static str = "machine";
+    const VERSION: u32 = SPEC_VERSION;
+
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+/// A reason why a text is not the expected document.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// The text is not JSON.
@@ -20,9 +42,13 @@ pub enum ParseError {
     },
     /// The document has a version that this program does not support.
     #[error(
-        "version: this program reads machine specs of version {SPEC_VERSION}, but this one has {found}; build the machine and the launcher from the same release"
+        "version: this program reads {subject} specs of version {supported}, but this one has {found}; build the {subject} and the launcher from the same release"
     )]
     Version {
+        /// What the document describes.
+        subject: &'static str,
+        /// The version that this program supports.
+        supported: u32,
         /// The version in the document.
         found: u64,
     },
@@ -36,19 +62,27 @@ pub enum ParseError {
 /// # Errors
 /// All [`ParseError`]s of the text, at least one.
 pub fn parse(text: &str) -> Result<MachineSpec, Vec<ParseError>> {
-    let read = serde_json::from_str::<MachineSpec>(text);
+    parse_document(text)
+}
+
+/// Reads a document.
+///
+/// # Errors
+/// All [`ParseError`]s of the text, at least one.
+pub fn parse_document<Spec: Document>(text: &str) -> Result<Spec, Vec<ParseError>> {
+    let supported = Spec::VERSION;
+    let read = serde_json::from_str::<Spec>(text);
     if let Ok(spec) = &read
-        && spec.version == SPEC_VERSION
+        && spec.version() == supported
     {
         return read.map_err(syntax);
     }
     let document: Value = serde_json::from_str(text).map_err(syntax)?;
-    if let Some(found) =
-        document.get("version").and_then(Value::as_u64).filter(|found| *found != u64::from(SPEC_VERSION))
+    if let Some(found) = document.get("version").and_then(Value::as_u64).filter(|found| *found != u64::from(supported))
     {
-        return Err(vec![ParseError::Version { found }]);
+        return Err(vec![ParseError::Version { subject: Spec::SUBJECT, supported, found }]);
     }
-    let mismatches = mismatches(&document);
+    let mismatches = mismatches(&document, &schema_of::<Spec>());
     if !mismatches.is_empty() {
         return Err(mismatches.into_iter().map(ParseError::Mismatch).collect());
     }

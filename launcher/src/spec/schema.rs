@@ -1,16 +1,23 @@
-//! The JSON Schema of the machine spec, generated from its types, and a check against it that reports all problems.
+//! JSON Schemas of the machine spec and of similar documents, generated from their types, and a check against them that
+//! reports all problems.
 //!
 //! serde stops at the first unknown field. The check continues, so that a user can fix three misspelt options at once.
 //! A document that passes is then read by serde, which can still refuse it.
 
 use crate::spec::MachineSpec;
 use program::spelling::nearest;
+use schemars::JsonSchema;
 use serde_json::{Map, Value};
 use std::fmt;
 
 /// Returns the schema of [`MachineSpec`] as a JSON document.
 pub fn machine_spec_schema() -> Value {
-    schemars::schema_for!(MachineSpec).to_value()
+    schema_of::<MachineSpec>()
+}
+
+/// Returns the schema of a type as a JSON document.
+pub fn schema_of<Spec: JsonSchema>() -> Value {
+    schemars::schema_for!(Spec).to_value()
 }
 
 /// A place where a document does not match the schema.
@@ -39,7 +46,7 @@ pub enum MismatchKind {
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = if self.place.is_empty() { "the machine spec" } else { &self.place };
+        let place = if self.place.is_empty() { "the document" } else { &self.place };
         match &self.kind {
             MismatchKind::UnknownField(Some(known)) => {
                 write!(formatter, "{place}: unknown field; did you mean `{known}`?")
@@ -58,11 +65,10 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// Returns every place where the document does not match the schema of [`MachineSpec`], in document order.
-pub fn mismatches(document: &Value) -> Vec<Mismatch> {
-    let root = machine_spec_schema();
+/// Returns every place where the document does not match the schema, in document order.
+pub fn mismatches(document: &Value, root: &Value) -> Vec<Mismatch> {
     let mut walk = Walk { definitions: root.get("$defs").and_then(Value::as_object), mismatches: Vec::new() };
-    walk.visit("", document, &root);
+    walk.visit("", document, root);
     walk.mismatches
 }
 

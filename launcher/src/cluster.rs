@@ -1,0 +1,23 @@
+//! A cluster of hosts that run machines together, on Pacemaker and Corosync.
+//!
+//! [`spec`] has the types of `cluster.json`; [`check()`] compares it with the machine specs and returns a
+//! [`CheckedCluster`], from which [`cib`] generates the configuration of Pacemaker and [`corosync`] that of Corosync. These
+//! modules are pure. [`simulation`] lets Pacemaker's scheduler decide whether one failure leaves a machine nowhere to run;
+//! [`engine`] runs Pacemaker's tools, and [`operations`] changes a running cluster with them. Membership, quorum, placement and fencing are theirs.
+
+mod check;
+mod checked;
+pub mod cib;
+pub mod corosync;
+pub mod engine;
+pub mod merge;
+mod migration;
+pub mod operations;
+pub mod runners;
+pub mod simulation;
+pub mod spec;
+pub mod status;
+pub mod xml;
+
+pub use check::{ClusterProblem, check};
+pub use checked::{CheckedCluster, CheckedDevice, CheckedMachine, CheckedNode};

@@ -1,0 +1,387 @@
+//! Changing a running cluster. Each operation first asks the cluster for its status, so that nothing is changed if a name
+//! is unknown, or this part of the cluster has no quorum.
+
+use super::checked::CheckedCluster;
+use super::cib::{configuration, hash_of};
+use super::engine::{EngineError, is_offline, run, run_for_xml, status};
+use super::merge::merged;
+use super::runners::read_spec;
+use super::status::{MachineStatus, NodeStatus, Status};
+use super::xml::XmlError;
+use crate::imperative::in_parallel;
+use crate::ocf::parameters::RUNNER;
+use crate::path::HostPath;
+use crate::shell::quote;
+use program::spelling::nearest;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The directory of the garbage collection roots of runners on every host.
+const ROOTS: &str = "/nix/var/nix/gcroots/microvm-cluster";
+/// How long Pacemaker remembers where a machine was moved, if this program is killed before it removes that itself.
+const MOVE_LIFETIME: &str = "PT1H";
+
+/// Why an operation was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum OperationError {
+    /// The cluster has no such host or machine.
+    #[error("the cluster has no {what} {name}{}", hint(.near.as_deref(), .known))]
+    Unknown {
+        /// `host` or `machine`.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// The most similar name.
+        near: Option<String>,
+        /// All names.
+        known: Vec<String>,
+    },
+    /// The path is not a runner in the Nix store.
+    #[error("{path}: {reason}")]
+    NoRunner {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The host cannot receive a machine.
+    #[error("{0} cannot run machines now: it is {1}")]
+    NotAvailable(String, &'static str),
+    /// The machine is not managed by the cluster.
+    #[error("the cluster does not manage {0}, so it does not move it; first: microvm cluster manage {0}")]
+    Unmanaged(String),
+    /// The machine did not move.
+    #[error("{machine} did not move to {node}: it is {place}; see microvm cluster status")]
+    NotMoved {
+        /// The machine.
+        machine: String,
+        /// The host.
+        node: String,
+        /// Where it is.
+        place: String,
+    },
+    /// Machines are left on a drained host.
+    #[error("{node} is drained, but still runs {}; no other host can run them, or they are unmanaged", .machines.join(", "))]
+    NotDrained {
+        /// The host.
+        node: String,
+        /// The machines.
+        machines: Vec<String>,
+    },
+    /// The host has not failed.
+    #[error("{0} is {1}; only a failed host that waits to be fenced is acknowledged")]
+    NotFailed(String, &'static str),
+    /// Hosts that do not have the runner.
+    #[error("{}", .0.join("\n"))]
+    OnHosts(Vec<String>),
+    /// There is no host that decides.
+    #[error("the cluster has elected no coordinator; are corosync and pacemaker running on most hosts?")]
+    NoCoordinator,
+    /// A tool of the cluster failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The configuration cannot be written.
+    #[error(transparent)]
+    Xml(#[from] XmlError),
+}
+
+fn hint(near: Option<&str>, known: &[String]) -> String {
+    match near {
+        Some(near) => format!("; did you mean {near}?"),
+        None if known.is_empty() => String::new(),
+        None => format!("; it has {}", known.join(", ")),
+    }
+}
+
+impl OperationError {
+    /// Whether the user's input is wrong, as opposed to an operation that failed.
+    pub fn is_bad_input(&self) -> bool {
+        matches!(self, Self::Unknown { .. } | Self::NoRunner { .. })
+    }
+}
+
+/// Whether to wait until the cluster has finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Up to this time.
+    For(Duration),
+    /// Not at all.
+    No,
+}
+
+/// Returns the status of a cluster that can be changed.
+fn changeable() -> Result<Status, OperationError> {
+    let status = status()?;
+    // A file has no votes.
+    if !status.has_quorum && !is_offline() {
+        return Err(EngineError::NoQuorum.into());
+    }
+    Ok(status)
+}
+
+fn node<'status>(status: &'status Status, name: &str) -> Result<&'status NodeStatus, OperationError> {
+    let known = status.nodes.iter().map(|node| node.name.clone()).collect();
+    status.node(name).ok_or_else(|| unknown("host", name, known))
+}
+
+fn machine<'status>(status: &'status Status, name: &str) -> Result<&'status MachineStatus, OperationError> {
+    let known = status.machines.iter().map(|machine| machine.name.clone()).collect();
+    status.machine(name).ok_or_else(|| unknown("machine", name, known))
+}
+
+fn unknown(what: &'static str, name: &str, known: Vec<String>) -> OperationError {
+    let near = nearest(name, known.iter().map(String::as_str)).map(str::to_owned);
+    OperationError::Unknown { what, name: name.to_owned(), near, known }
+}
+
+/// Waits until the cluster has nothing to do.
+fn settle(wait: Wait) -> Result<(), OperationError> {
+    if let Wait::For(time) = wait
+        && !is_offline()
+    {
+        run("crm_resource", &["--wait", &format!("--timeout={}s", time.as_secs())], None)?;
+    }
+    Ok(())
+}
+
+/// Moves a machine to a host.
+///
+/// # Errors
+/// Refuses unknown names, and hosts that cannot run machines; fails if the machine is elsewhere afterwards.
+pub fn move_machine(name: &str, target: &str, wait: Duration) -> Result<(), OperationError> {
+    let before = changeable()?;
+    let found = machine(&before, name)?;
+    let target_node = node(&before, target)?;
+    if let Some(obstacle) = target_node.obstacle() {
+        return Err(OperationError::NotAvailable(target.to_owned(), obstacle));
+    }
+    if !found.is_managed {
+        return Err(OperationError::Unmanaged(name.to_owned()));
+    }
+    if found.nodes == [target] {
+        return Ok(());
+    }
+    let resource = format!("--resource={name}");
+    let lifetime = format!("--lifetime={MOVE_LIFETIME}");
+    run("crm_resource", &["--move", &resource, &format!("--node={target}"), &lifetime], None)?;
+    let settled = settle(Wait::For(wait));
+    // From now on, the machine stays where it is because of its stickiness. A preference of the user for this host would
+    // bring it back after a failure.
+    run("crm_resource", &["--clear", &resource], None)?;
+    settled?;
+    let after = status()?;
+    match after.machine(name) {
+        Some(moved) if moved.nodes == [target] || is_offline() => Ok(()),
+        moved => {
+            let nodes = moved.map(|moved| moved.nodes.join(", ")).filter(|nodes| !nodes.is_empty());
+            let place = nodes.map_or_else(|| "stopped".to_owned(), |nodes| format!("on {nodes}"));
+            Err(OperationError::NotMoved { machine: name.to_owned(), node: target.to_owned(), place })
+        }
+    }
+}
+
+/// Moves all machines away from a host, and lets none start on it.
+///
+/// # Errors
+/// Refuses unknown hosts; fails if machines are left on the host.
+pub fn drain(name: &str, wait: Wait) -> Result<(), OperationError> {
+    node(&changeable()?, name)?;
+    set_standby(name, "--update=on")?;
+    settle(wait)?;
+    if wait == Wait::No || is_offline() {
+        return Ok(());
+    }
+    let after = status()?;
+    let left = after.machines.iter().filter(|machine| machine.nodes.iter().any(|node| node == name));
+    let machines: Vec<String> = left.map(|machine| machine.name.clone()).collect();
+    match machines.is_empty() {
+        true => Ok(()),
+        false => Err(OperationError::NotDrained { node: name.to_owned(), machines }),
+    }
+}
+
+/// Lets machines start on a drained host again.
+///
+/// # Errors
+/// Refuses unknown hosts.
+pub fn undrain(name: &str) -> Result<(), OperationError> {
+    node(&changeable()?, name)?;
+    set_standby(name, "--delete")
+}
+
+/// What crm_standby does, which is a script and needs a shell.
+fn set_standby(node: &str, change: &str) -> Result<(), OperationError> {
+    let node = format!("--node={node}");
+    run("crm_attribute", &["--type=nodes", &node, "--name=standby", change], None)?;
+    Ok(())
+}
+
+/// Lets the cluster start, stop and move the machine again.
+///
+/// # Errors
+/// Refuses unknown machines.
+pub fn manage(name: &str) -> Result<(), OperationError> {
+    machine(&changeable()?, name)?;
+    let resource = format!("--resource={name}");
+    run("crm_resource", &[&resource, "--meta", "--delete-parameter=is-managed"], None)?;
+    // Pacemaker reports a monitor only when its result changes. So it does not notice that a machine has ended while it was
+    // not managed, until it asks all hosts.
+    if !is_offline() {
+        run("crm_resource", &["--refresh", &resource], None)?;
+    }
+    Ok(())
+}
+
+/// Lets the cluster neither start, stop nor move the machine.
+///
+/// # Errors
+/// Refuses unknown machines.
+pub fn unmanage(name: &str) -> Result<(), OperationError> {
+    machine(&changeable()?, name)?;
+    let resource = format!("--resource={name}");
+    let arguments = [&resource, "--meta", "--set-parameter=is-managed", "--parameter-value=false"];
+    run("crm_resource", &arguments, None)?;
+    Ok(())
+}
+
+/// Tells the cluster that a failed host is off, so that its machines start elsewhere.
+///
+/// # Errors
+/// Refuses unknown hosts, and hosts that have not failed.
+pub fn acknowledge_fencing(name: &str) -> Result<(), OperationError> {
+    let status = status()?;
+    let node = node(&status, name)?;
+    if node.is_online {
+        return Err(OperationError::NotFailed(name.to_owned(), "online"));
+    }
+    if !node.is_unclean {
+        return Err(OperationError::NotFailed(name.to_owned(), "offline and has been fenced, or left in order"));
+    }
+    run("stonith_admin", &[&format!("--confirm={name}")], None)?;
+    Ok(())
+}
+
+/// Copies the closure of a runner to all hosts, and protects it there from garbage collection. Returns the hosts.
+///
+/// # Errors
+/// Refuses unknown machines and paths that are no runners; fails with the problems of all hosts.
+pub fn push(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> {
+    let status = status()?;
+    machine(&status, name)?;
+    let runner = store_path_of(runner)?;
+    let nodes: Vec<String> = status.nodes.iter().map(|node| node.name.clone()).collect();
+    on_hosts(&nodes, |node| {
+        if !is_this_host(node) {
+            let store = format!("ssh-ng://root@{node}");
+            let nix = ["--extra-experimental-features", "nix-command", "copy", "--to", &store, runner.as_str()];
+            run("nix", &nix, None)?;
+        }
+        keep(node, &format!("{name}.next"), &runner)
+    })?;
+    Ok(nodes)
+}
+
+/// Lets the machine run from another runner. The cluster restarts it. Returns warnings.
+///
+/// # Errors
+/// Refuses unknown machines, paths that are no runners, and runners that a host does not have.
+pub fn update(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> {
+    let status = changeable()?;
+    machine(&status, name)?;
+    let runner = store_path_of(runner)?;
+    let (online, offline): (Vec<&NodeStatus>, Vec<_>) = status.nodes.iter().partition(|node| node.is_online);
+    let nodes: Vec<String> = online.iter().map(|node| node.name.clone()).collect();
+    if !is_offline() {
+        on_hosts(&nodes, |node| keep(node, name, &runner))?;
+    }
+    let resource = format!("--resource={name}");
+    let parameter = format!("--set-parameter={RUNNER}");
+    let value = format!("--parameter-value={runner}");
+    run("crm_resource", &[&resource, &parameter, &value], None)?;
+    let warning = |node: &&NodeStatus| {
+        format!("{} is offline: it does not have the runner, unless you pushed it before", node.name)
+    };
+    Ok(offline.iter().map(warning).collect())
+}
+
+/// Returns the store path of a runner; a link to it, such as `result`, is followed.
+fn store_path_of(path: &Path) -> Result<HostPath, OperationError> {
+    let refuse = |reason: String| OperationError::NoRunner { path: path.to_owned(), reason };
+    let real = path.canonicalize().map_err(|error| refuse(error.to_string()))?;
+    let is_in_store = is_offline() || real.parent() == Some(Path::new("/nix/store"));
+    match real.to_str().filter(|_| is_in_store) {
+        Some(text) => {
+            let runner = HostPath::new(text);
+            read_spec(&runner).map_err(refuse)?;
+            Ok(runner)
+        }
+        None => Err(refuse("is not a store path; use the result of `nix build`".to_owned())),
+    }
+}
+
+/// Calls `work` for all hosts, and returns all their problems.
+fn on_hosts(nodes: &[String], work: impl Fn(&str) -> Result<(), EngineError> + Sync) -> Result<(), OperationError> {
+    let results = in_parallel(nodes, |node| work(node).map_err(|error| format!("{node}: {error}")));
+    let problems: Vec<String> = results.into_iter().filter_map(Result::err).collect();
+    if problems.is_empty() { Ok(()) } else { Err(OperationError::OnHosts(problems)) }
+}
+
+/// Makes a garbage collection root on a host. Fails if the host does not have the path and cannot get it.
+fn keep(node: &str, root: &str, path: &HostPath) -> Result<(), EngineError> {
+    let root = format!("{ROOTS}/{root}");
+    let words = ["nix-store", "--realise", path.as_str(), "--add-root", &root];
+    if is_this_host(node) {
+        return run(words[0], &words[1..], None).map(drop);
+    }
+    let command: Vec<String> = words.iter().map(|word| quote(word)).collect();
+    let target = format!("root@{node}");
+    run("ssh", &["-o", "BatchMode=yes", &target, "--", &command.join(" ")], None).map(drop)
+}
+
+fn is_this_host(node: &str) -> bool {
+    nix::unistd::gethostname().is_ok_and(|name| name == node)
+}
+
+/// What applying a configuration did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// The cluster has another configuration now.
+    Changed,
+    /// The cluster had it already.
+    Unchanged,
+    /// Another host applies it.
+    OnCoordinator,
+}
+
+/// Which host applies a configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApplyOn {
+    /// The one on which the command is run.
+    AnyHost,
+    /// Only the coordinator, because all hosts run the command when they start.
+    Coordinator,
+}
+
+/// Replaces our part of the cluster's configuration if it differs from the one that was applied last.
+///
+/// # Errors
+/// Fails if the cluster does not run, or this part of it has no quorum.
+pub fn apply(cluster: &CheckedCluster, on: ApplyOn) -> Result<Applied, OperationError> {
+    let status = changeable()?;
+    let coordinator = status.coordinator.as_deref();
+    if coordinator.is_none() && !is_offline() {
+        return Err(OperationError::NoCoordinator);
+    }
+    if on == ApplyOn::Coordinator && !coordinator.is_some_and(is_this_host) {
+        return Ok(Applied::OnCoordinator);
+    }
+    let generated = configuration(cluster)?;
+    let running = run_for_xml("cibadmin", &["--query", "--scope=configuration"], None)?;
+    if hash_of(&running) == hash_of(&generated) {
+        return Ok(Applied::Unchanged);
+    }
+    // One replacement, so that the cluster never starts a machine without its constraints.
+    let text = merged(running, &generated).to_text()?;
+    run("cibadmin", &["--replace", "--scope=configuration", "--xml-pipe"], Some(&text))?;
+    Ok(Applied::Changed)
+}
