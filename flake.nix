@@ -77,7 +77,15 @@
         in
         package;
       programsOf = pkgs: {
-        microvm = pkgs.callPackage ./package.nix { crate = "launcher"; };
+        microvm = pkgs.callPackage ./package.nix { crate = "launcher"; } // {
+          # Not a check, because it needs KVM and several minutes.
+          tests.cluster = import ./tests/nixos/cluster.nix {
+            inherit pkgs;
+            flake = self // {
+              lib = nixpkgs.lib;
+            };
+          };
+        };
         microvm-image = pkgs.callPackage ./package.nix { crate = "imagebuilder"; };
       };
     in
@@ -89,6 +97,7 @@
         microvm.imports = [ ./nixos-modules/microvm ];
         microvm-options.imports = [ ./nixos-modules/microvm/options ];
         host.imports = [ ./nixos-modules/host ];
+        cluster.imports = [ ./nixos-modules/cluster ];
         default = self.nixosModules.microvm;
       };
 

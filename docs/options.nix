@@ -1,4 +1,4 @@
-# Generates docs/options.md, the options of guests and hosts, from the modules. tests/nix/run.sh checks that it is
+# Generates docs/options.md, the options of guests, hosts and clusters, from the modules. tests/nix/run.sh checks that it is
 # current.
 #   nix-instantiate --eval --strict --json docs/options.nix ARGUMENTS | jq -r .
 {
@@ -100,3 +100,9 @@ in
 
 ''
 + document [ "microvm" ] (optionsOf ../nixos-modules/host)
++ ''
+
+  ## Of clusters: `nixosModules.cluster`
+
+''
++ document [ "microvm" "cluster" ] (optionsOf ../nixos-modules/cluster).cluster

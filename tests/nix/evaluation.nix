@@ -676,6 +676,10 @@ let
       specOf
       ;
   }
+  // import ./evaluation-cluster.nix {
+    inherit guest lib;
+    inherit (guest { }) pkgs;
+  }
   // builtins.listToAttrs (
     map (refusal: {
       name = "refused: ${builtins.concatStringsSep " / " refusal.expected}";

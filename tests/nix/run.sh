@@ -428,7 +428,7 @@ in_nixos() { # ATTRIBUTE
 check_in_nixos() {
   local part unit derivations=0
   # One evaluation for each, because an evaluator keeps everything in memory.
-  for part in packages.{x86_64,aarch64}-linux otherOutputs template toplevel anyConfiguration deploy credentials runners host hostOfOthers networked withOtherPackages withoutFlakes; do
+  for part in packages.{x86_64,aarch64}-linux otherOutputs template toplevel anyConfiguration deploy credentials runners host hostOfOthers networked clustered clusterTest withOtherPackages withoutFlakes; do
     in_nixos "derivations.$part" >"$scratch/derivations.json"
     derivations=$((derivations + $(jq '[.. | strings] | length' "$scratch/derivations.json")))
   done

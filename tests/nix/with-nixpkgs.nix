@@ -100,6 +100,22 @@ let
     microvm.vms.evaluated.evaluatedConfig = writable;
   };
 
+  clustered = hostWith {
+    networking.hostName = "host1";
+    imports = [ flake.nixosModules.cluster ];
+    microvm.cluster = {
+      name = "rack";
+      authKeyFile = "/run/secrets/corosync";
+      nodes = lib.genAttrs [ "host1" "host2" "host3" ] (name: {
+        id = lib.toInt (lib.removePrefix "host" name);
+        addresses = [ "10.0.0.${lib.removePrefix "host" name}" ];
+        memory = 4096;
+      });
+      fencing.acceptDataLoss = true;
+      machines.web.runner = writable.config.microvm.declaredRunner;
+    };
+  };
+
   # The networks of tests/nix/network.nix. Nothing else of this host matters.
   networked = hostWith (
     let
@@ -193,6 +209,8 @@ in
     host = host.config.system.build.toplevel.drvPath;
     hostOfOthers = hostOfOthers.config.system.build.toplevel.drvPath;
     networked = networked.config.system.build.toplevel.drvPath;
+    clustered = clustered.config.system.build.toplevel.drvPath;
+    clusterTest = flake.packages.x86_64-linux.microvm.tests.cluster.drvPath;
     withOtherPackages =
       (flake.lib.buildRunner {
         configuration = writable;

@@ -155,6 +155,12 @@ let
     passt = programOfHost "passt";
     e2fsprogs = programOfHost "mkfs.ext4";
     kmod = programOfHost "modprobe";
+    openssh = bash;
+    iproute2 = busybox;
+    ocf-resource-agents = busybox;
+    pacemaker = programOfHost "crm_simulate" // {
+      overrideAttrs = change: pkgs.pacemaker // change { configureFlags = [ ]; };
+    };
   };
 in
 pkgs
