@@ -76,8 +76,9 @@ for text in "$name" "/nix/store/$name" "$hash" "sha256:$(printf '0a%.0s' {1..32}
 done
 
 # Machines.
-mkdir "$corpus/machine_spec" "$corpus/store_share"
+mkdir "$corpus/machine_spec" "$corpus/store_share" "$corpus/cluster_spec"
 cp ../fixtures/specs/*.json "$corpus/machine_spec"
+cp ../fixtures/clusters/rack.{json,cib.xml} "$corpus/cluster_spec"
 cp ../fixtures/specs/{minimal,shares-9p,store-share}.json "$corpus/store_share"
 
 # From a real cache: the parts of its entries after the checksums, and its record of an image.

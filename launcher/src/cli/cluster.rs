@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 /// Reads and checks `cluster.json`, with the specs of the runners that it names.
 fn read_checked(path: &Path) -> Result<CheckedCluster, Failure> {
-    let text = super::spec_file::read_text(path)?;
+    let text = super::spec_file::read_document("cluster spec", path)?;
     let cluster: ClusterSpec = parse_document(&text).map_err(|errors| {
         Failure::input_problems(errors.iter().map(|error| format!("{}: {error}", path.display())).collect())
     })?;

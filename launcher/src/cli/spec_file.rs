@@ -100,8 +100,13 @@ impl Overrides {
 /// The largest size of a spec. Specs have some kilobytes; a longer file is something else, such as an endless device.
 const MAX_SPEC_BYTES: u64 = 16 << 20;
 
-/// Returns the text of a spec.
+/// Returns the text of a machine spec.
 pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
+    read_document("machine spec", path)
+}
+
+/// Returns the text of a document, which is named in messages as in "machine spec".
+pub(crate) fn read_document(subject: &str, path: &Path) -> Result<String, Failure> {
     let mut text = String::new();
     let read = if path == Path::new("-") {
         std::io::stdin().lock().take(MAX_SPEC_BYTES + 1).read_to_string(&mut text)
@@ -110,10 +115,10 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
     };
     match read {
         Err(error) => {
-            Err(Failure::bad_input(&error).with_context(&format!("cannot read the machine spec {}", path.display())))
+            Err(Failure::bad_input(&error).with_context(&format!("cannot read the {subject} {}", path.display())))
         }
         Ok(length_bytes) if length_bytes as u64 > MAX_SPEC_BYTES => Err(Failure::input_problems(vec![format!(
-            "{}: longer than {} MiB, the limit for a machine spec",
+            "{}: longer than {} MiB, the limit for a {subject}",
             path.display(),
             MAX_SPEC_BYTES >> 20
         )])),

@@ -75,7 +75,6 @@ fn properties(cluster: &CheckedCluster) -> Element {
     };
     let slowest = cluster.devices.iter().map(|device| device.timeout_seconds).max().unwrap_or(60);
     let properties = [
-        ("cluster-name", cluster.name.clone()),
         // A part of the cluster without a majority stops its machines, because the other part may start them.
         ("no-quorum-policy", "stop".to_owned()),
         ("placement-strategy", "balanced".to_owned()),

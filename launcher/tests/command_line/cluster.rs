@@ -264,6 +264,11 @@ const WITHOUT_QUORUM: &str = r#"<pacemaker-result><summary><current_dc present="
 #[test]
 fn a_cluster_that_does_not_run_or_may_not_be_changed_is_reported() {
     let cluster = Cluster::new(&[4096; 3], &[plain("web")]);
+    assert_refused(
+        &cluster.run(&["check", "nothing.json"]),
+        2,
+        "cannot read the cluster spec nothing.json: No such file",
+    );
     let empty = cluster.path("empty");
     fs::create_dir(&empty).expect("a directory");
     let mut without_tools = Command::new(env!("CARGO_BIN_EXE_microvm"));

@@ -14,7 +14,8 @@ use std::time::Duration;
 #[derive(clap::Args)]
 pub(crate) struct PushArguments {
     /// The machine
-    machine: String,
+    #[arg(value_name = "MACHINE")]
+    clustered: String,
     /// The runner, a store path or a link to it
     runner: PathBuf,
 }
@@ -26,7 +27,8 @@ pub(crate) struct PushArguments {
 #[derive(clap::Args)]
 pub(crate) struct UpdateArguments {
     /// The machine
-    machine: String,
+    #[arg(value_name = "MACHINE")]
+    clustered: String,
     /// The runner, a store path or a link to it
     runner: PathBuf,
 }
@@ -35,7 +37,8 @@ pub(crate) struct UpdateArguments {
 #[derive(clap::Args)]
 pub(crate) struct MoveArguments {
     /// The machine
-    machine: String,
+    #[arg(value_name = "MACHINE")]
+    clustered: String,
     /// The host
     node: String,
     /// How long to wait for the move, in seconds
@@ -64,14 +67,16 @@ pub(crate) struct UndrainArguments {
 #[derive(clap::Args)]
 pub(crate) struct ManageArguments {
     /// The machine
-    machine: String,
+    #[arg(value_name = "MACHINE")]
+    clustered: String,
 }
 
 /// Stop the cluster from starting, stopping and moving a machine
 #[derive(clap::Args)]
 pub(crate) struct UnmanageArguments {
     /// The machine
-    machine: String,
+    #[arg(value_name = "MACHINE")]
+    clustered: String,
 }
 
 /// Confirm that a failed host is off, so that its machines start elsewhere
@@ -94,13 +99,13 @@ fn done(result: Result<(), OperationError>, text: &str) -> Result<(), Failure> {
 }
 
 pub(crate) fn push(arguments: &PushArguments) -> Result<(), Failure> {
-    let nodes = operations::push(&arguments.machine, &arguments.runner).map_err(|error| failure(&error))?;
-    message(&format!("{} have the runner of {}", nodes.join(", "), arguments.machine));
+    let nodes = operations::push(&arguments.clustered, &arguments.runner).map_err(|error| failure(&error))?;
+    message(&format!("{} have the runner of {}", nodes.join(", "), arguments.clustered));
     Ok(())
 }
 
 pub(crate) fn update(arguments: &UpdateArguments) -> Result<(), Failure> {
-    let name = &arguments.machine;
+    let name = &arguments.clustered;
     let updated = operations::update(name, &arguments.runner);
     let hint = match &updated {
         Err(OperationError::OnHosts(_)) => {
@@ -114,7 +119,7 @@ pub(crate) fn update(arguments: &UpdateArguments) -> Result<(), Failure> {
 }
 
 pub(crate) fn move_machine(arguments: &MoveArguments) -> Result<(), Failure> {
-    let (machine, node) = (&arguments.machine, &arguments.node);
+    let (machine, node) = (&arguments.clustered, &arguments.node);
     let moved = operations::move_machine(machine, node, Duration::from_secs(arguments.wait));
     done(moved, &format!("{machine} runs on {node}"))
 }
@@ -129,11 +134,11 @@ pub(crate) fn undrain(arguments: &UndrainArguments) -> Result<(), Failure> {
 }
 
 pub(crate) fn manage(arguments: &ManageArguments) -> Result<(), Failure> {
-    done(operations::manage(&arguments.machine), &format!("the cluster manages {}", arguments.machine))
+    done(operations::manage(&arguments.clustered), &format!("the cluster manages {}", arguments.clustered))
 }
 
 pub(crate) fn unmanage(arguments: &UnmanageArguments) -> Result<(), Failure> {
-    done(operations::unmanage(&arguments.machine), &format!("the cluster does not manage {}", arguments.machine))
+    done(operations::unmanage(&arguments.clustered), &format!("the cluster does not manage {}", arguments.clustered))
 }
 
 pub(crate) fn ack_fence(arguments: &AckFenceArguments) -> Result<(), Failure> {
