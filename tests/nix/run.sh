@@ -177,6 +177,18 @@ check_units() {
     jq --sort-keys '.autostart |= sort' | diff -u tests/nix/host-facts.json - || die "the host makes something else of its machines than expected"
 }
 
+check_cluster() { # the tools of Pacemaker and their libraries are those of this machine
+  command -v crm_simulate >/dev/null || { missing crm_simulate "apt-get install pacemaker-cli-utils"; return; }
+  local host=(tests/nix/cluster.nix --option sandbox-paths '/usr /lib /lib64') made
+  made=$fixtures/store$(build configuration "${host[@]}")
+  grep -q '^web: starts on host[123], moves cold$' "$made/placement" || { cat "$made/placement" >&2; die "the machines of a cluster have no host"; }
+  grep -q 'ring0_addr: 10.0.0.3' "$made/corosync.conf" || die "the hosts are not in corosync.conf"
+  grep -q 'stonith-enabled" value="true"' "$made/cib.xml" || die "the configuration of Pacemaker has no fencing"
+  ! nix-build --quiet --no-out-link "${arguments[@]}" -A clash "${host[@]}" 2>"$scratch/clash" || die "a cluster was built with two machines of one MAC address"
+  grep -q 'the MAC address `02:00:00:00:00:01` is used by' "$scratch/clash" || { cat "$scratch/clash" >&2; die "the failed build does not name the MAC address"; }
+  say "the configuration of a cluster is checked when a host is built"
+}
+
 check_outdated() { # what a switch says about machines, on NixOS 24.05 and on newer releases
   local state=$scratch/switched runner form text said
   nix-instantiate --eval --strict --json "${arguments[@]}" --argstr stateDir "$state" -A outdated tests/nix/host.nix >"$scratch/outdated.json"
@@ -407,6 +419,7 @@ check_cache_service
 check_erofs
 check_deploy
 check_units
+check_cluster
 check_outdated
 check_networks
 check_flake

@@ -81,13 +81,16 @@ let
       passAsFile = [ "text" ];
     } ''cp "$textPath" "$out"; chmod +x "$out"'';
 
-  # A program of the machine that runs the test, because hypervisors are not part of the fixture.
-  programOfHost =
-    name:
-    build name { meta.mainProgram = name; } ''
+  # Programs of the machine that runs the test, because hypervisors are not part of the fixture.
+  programOfHost = name: programsOfHost name [ name ];
+  programsOfHost =
+    package: names:
+    build package { meta.mainProgram = builtins.head names; } ''
       mkdir -p "$out/bin"
-      printf '#!%s\nexec "$(PATH=/usr/bin:/usr/sbin command -v %s)" "$@"\n' ${bash}/bin/bash ${name} >"$out/bin/${name}"
-      chmod +x "$out/bin/${name}"
+      for name in ${builtins.concatStringsSep " " names}; do
+        printf '#!%s\nexec "$(PATH=/usr/bin:/usr/sbin command -v %s)" "$@"\n' ${bash}/bin/bash "$name" >"$out/bin/$name"
+        chmod +x "$out/bin/$name"
+      done
     '';
 
   static = builtins.path {
@@ -158,9 +161,14 @@ let
     openssh = bash;
     iproute2 = busybox;
     ocf-resource-agents = busybox;
-    pacemaker = programOfHost "crm_simulate" // {
-      overrideAttrs = change: pkgs.pacemaker // change { configureFlags = [ ]; };
-    };
+    pacemaker =
+      programsOfHost "pacemaker" [
+        "crm_simulate"
+        "crm_verify"
+      ]
+      // {
+        overrideAttrs = change: pkgs.pacemaker // change { configureFlags = [ ]; };
+      };
   };
 in
 pkgs
