@@ -58,6 +58,11 @@ rustPlatform.buildRustPackage {
     mkdir man
     $out/bin/${program} man --output man
     installManPage man/*.1
+  ''
+  # Pacemaker finds the resource agent ocf:microvm:MicroVM by this name, and so does the program its command.
+  + lib.optionalString (crate == "launcher") ''
+    mkdir -p $out/lib/ocf/resource.d/microvm
+    ln -s $out/bin/${program} $out/lib/ocf/resource.d/microvm/MicroVM
   '';
 
   meta = {

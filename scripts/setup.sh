@@ -12,6 +12,7 @@ packages=(
   btrfs-progs                 # mkfs.btrfs: volumes
   busybox-static              # sandbox shell of the fixtures' Nix builds; the fixture guest's user land
   ca-certificates
+  corosync                    # tests/cluster
   cpio                        # the fixture guest's initrd
   cryptsetup-bin              # veritysetup: sealed images
   curl                        # talks to the forwarded port of a booted guest
@@ -26,14 +27,18 @@ packages=(
   jq                          # reads reports
   kmod                        # depmod for the fixture guest
   libc6-dev
+  libxml2-utils               # xmllint: the resource agent's description, and ocf-tester
   mount
   nix-bin                     # makes the fixture closures: real Nix builds, a real Nix database
+  pacemaker                   # tests/cluster
+  pacemaker-cli-utils         # crm_verify and crm_simulate: the cluster's configuration
   patchelf
   pkg-config
   procps                      # ps: whose processes machines are
   python3                     # fixtures/closure/package-graph.py
   qemu-system-x86             # boots the image
   qemu-utils
+  resource-agents             # ocf-tester
   shellcheck                  # scripts/test.sh
   squashfs-tools              # unsquashfs: the differential tests
   squashfs-tools-ng           # gensquashfs: the peer of microvm.nix
@@ -65,6 +70,11 @@ if [ ${#missing[@]} -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive
   options=(-q -y -o DPkg::Lock::Timeout=600 -o APT::Install-Recommends=false -o Dpkg::Use-Pty=0)
   apt-get "${options[@]}" update >&2
+  # Corosync and Pacemaker must not start: the tests run them in namespaces. invoke-rc.d(8) asks this program.
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    install -m 755 /dev/stdin /usr/sbin/policy-rc.d <<<$'#!/bin/sh\nexit 101'
+  fi
   apt-get "${options[@]}" install "${missing[@]}" >&2
 else
   say "all ${#packages[@]} Debian packages are installed"

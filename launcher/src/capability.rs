@@ -76,6 +76,7 @@ pub enum Feature {
     Console,
     GracefulStop,
     Suspend,
+    LiveMigration,
     WithoutKvm,
     OtherArchitecture,
     Graphics,
@@ -83,7 +84,7 @@ pub enum Feature {
 
 impl Feature {
     /// All features, in the order of the tables.
-    pub const ALL: [Feature; 39] = [
+    pub const ALL: [Feature; 40] = [
         Self::StoreDisk,
         Self::LiveStoreDisk,
         Self::PmemStoreDisk,
@@ -120,6 +121,7 @@ impl Feature {
         Self::Console,
         Self::GracefulStop,
         Self::Suspend,
+        Self::LiveMigration,
         Self::WithoutKvm,
         Self::OtherArchitecture,
         Self::Graphics,
@@ -164,6 +166,7 @@ impl Feature {
             Self::Console => "a console that can be reached later",
             Self::GracefulStop => "a graceful stop",
             Self::Suspend => "suspending and resuming",
+            Self::LiveMigration => "moving to another host without a pause",
             Self::WithoutKvm => "running without KVM",
             Self::OtherArchitecture => "guests of another architecture",
             Self::Graphics => "a screen",
@@ -191,7 +194,7 @@ impl Feature {
 }
 
 /// The rows of the summary: the name of the row, and the features that it combines.
-const SUMMARY: [(&str, &[Feature]); 19] = [
+const SUMMARY: [(&str, &[Feature]); 20] = [
     ("store disk, raw volumes", &[Feature::StoreDisk]),
     ("store disk without an image", &[Feature::LiveStoreDisk]),
     ("store disk as persistent memory", &[Feature::PmemStoreDisk]),
@@ -209,6 +212,7 @@ const SUMMARY: [(&str, &[Feature]); 19] = [
     ("PCI and USB devices of the host", &[Feature::DevicePci, Feature::DeviceUsb]),
     ("credentials", &[Feature::Credentials]),
     ("graceful stop, suspend and resume", &[Feature::GracefulStop, Feature::Suspend]),
+    ("live migration", &[Feature::LiveMigration]),
     ("running without KVM", &[Feature::WithoutKvm]),
     ("graphics", &[Feature::Graphics]),
 ];

@@ -10,6 +10,7 @@ mod imperative;
 mod install;
 mod interfaces;
 mod machine;
+mod ocf;
 mod reference;
 mod run;
 mod share_view;
@@ -22,9 +23,12 @@ mod volume;
 mod volumes;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use launcher::ocf::parameters::AGENT;
 use program::failure::{BAD_INPUT, Failure};
 use program::output::{escaped_arguments, report, report_usage_as_json, want_json};
 use program::version::version;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -48,6 +52,7 @@ enum Command {
     Balloon(balloon::Arguments),
     Tap(interfaces::TapArguments),
     Macvtap(interfaces::MacvtapArguments),
+    Ocf(ocf::Arguments),
     Virtiofsd(virtiofsd::Arguments),
     SharePath(share_view::Arguments),
     Volumes(volumes::Arguments),
@@ -68,7 +73,7 @@ enum Command {
 }
 
 pub(crate) fn main() -> ExitCode {
-    let given: Vec<_> = std::env::args_os().collect();
+    let given = with_ocf(std::env::args_os().collect());
     let letters: Option<Vec<String>> = given.iter().skip(1).map(|word| word.to_str().map(str::to_owned)).collect();
     let words = letters.and_then(|letters| imperative::expand_letters(&letters));
     let given = words.map_or(given, |words| ["microvm".to_owned()].into_iter().chain(words).map(Into::into).collect());
@@ -100,6 +105,15 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
+/// Adds the command `ocf` if this program was started by the name of the resource agent, which is a link to it.
+fn with_ocf(mut given: Vec<OsString>) -> Vec<OsString> {
+    let [_, _, agent] = AGENT;
+    if given.first().is_some_and(|name| Path::new(name).file_name() == Some(OsStr::new(agent))) {
+        given.insert(1, "ocf".into());
+    }
+    given
+}
+
 /// Whether the selected command has the option `--json`, and it was given.
 fn wants_json(matches: &ArgMatches) -> bool {
     let inner = matches.subcommand().is_some_and(|(_, matches)| wants_json(matches));
@@ -120,6 +134,7 @@ fn run_command(command: Command) -> Result<(), Failure> {
         Command::Balloon(arguments) => balloon::run(&arguments),
         Command::Tap(arguments) => interfaces::tap(&arguments),
         Command::Macvtap(arguments) => interfaces::macvtap(&arguments),
+        Command::Ocf(arguments) => ocf::run(&arguments),
         Command::Virtiofsd(arguments) => virtiofsd::run(&arguments),
         Command::SharePath(arguments) => share_view::add(&arguments),
         Command::ServeView(arguments) => share_view::serve(&arguments),

@@ -1,13 +1,17 @@
 //! Sending requests to a running hypervisor over its control socket, in the hypervisor's own protocol.
 
+mod condition;
 mod connection;
 mod crosvm;
 mod http;
 mod kvmtool;
+mod migration;
 mod qmp;
 mod suspend;
 
+pub use condition::{Condition, condition_of};
 pub use http::HttpAnswer;
+pub use migration::{MigrationStatus, migrates_by_file};
 pub use suspend::{SavedMachine, saves_to_file};
 
 use crate::launch::{ControlProtocol, ControlSocket, ForcedStop, GracefulStep, HttpRequest};
@@ -107,6 +111,20 @@ impl Controller {
             // crosvm has no request without side effects, so an accepted connection has to suffice.
             ControlProtocol::CrosvmSeqpacket => crosvm::connect(self).map(|_| "running".to_owned()),
             ControlProtocol::Kvmtool => kvmtool::status(self),
+        }
+    }
+
+    /// Returns whether the machine runs.
+    ///
+    /// # Errors
+    /// Returns [`ControlError`].
+    pub fn condition(&self) -> Result<Condition, ControlError> {
+        match self.status() {
+            // It has no machine until it has received one.
+            Err(ControlError::Refused { .. }) if self.protocol == ControlProtocol::CloudHypervisorHttp => {
+                Ok(Condition::Waits)
+            }
+            status => Ok(condition_of(self.protocol, &status?)),
         }
     }
 

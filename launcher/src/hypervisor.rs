@@ -77,25 +77,35 @@ pub fn runs_on(spec: &CheckedSpec, facts: &HostFacts) -> Vec<Hypervisor> {
 
 /// Returns why a machine cannot be suspended on its hypervisor; empty if it can.
 pub fn suspend_refusals(spec: &CheckedSpec) -> Vec<Refusal> {
+    transfer_refusals(spec, Feature::Suspend)
+}
+
+/// Returns why a machine cannot move to another host while it runs; empty if it can. What keeps a machine from being
+/// saved keeps it from being sent, too.
+pub fn live_migration_refusals(spec: &CheckedSpec) -> Vec<Refusal> {
+    transfer_refusals(spec, Feature::LiveMigration)
+}
+
+fn transfer_refusals(spec: &CheckedSpec, transfer: Feature) -> Vec<Refusal> {
     let refusal = |feature: Feature, option: String, reason: &str| Refusal {
         machine: spec.name.clone(),
         option,
         hypervisor: spec.hypervisor,
         reason: reason.to_owned(),
-        supported_by: Hypervisor::ALL.into_iter().filter(|other| can_suspend(*other, feature)).collect(),
+        supported_by: Hypervisor::ALL.into_iter().filter(|other| can_transfer(*other, transfer, feature)).collect(),
     };
-    if let Support::No(reason) = support(spec.hypervisor, Feature::Suspend) {
-        return vec![refusal(Feature::Suspend, "hypervisor".to_owned(), reason)];
+    if let Support::No(reason) = support(spec.hypervisor, transfer) {
+        return vec![refusal(transfer, "hypervisor".to_owned(), reason)];
     }
     let obstacle = description(spec.hypervisor).suspend_obstacle;
     let refused = spec.uses.iter().filter_map(|used| Some((obstacle(used.feature)?, used)));
     refused.map(|(reason, used)| refusal(used.feature, used.option.clone(), reason)).collect()
 }
 
-/// Whether the hypervisor supports the feature and can suspend a machine that uses it.
-fn can_suspend(hypervisor: Hypervisor, feature: Feature) -> bool {
+/// Whether the hypervisor supports the feature and can save or send a machine that uses it.
+fn can_transfer(hypervisor: Hypervisor, transfer: Feature, feature: Feature) -> bool {
     let supports = |feature| support(hypervisor, feature).is_supported();
-    supports(Feature::Suspend) && supports(feature) && (description(hypervisor).suspend_obstacle)(feature).is_none()
+    supports(transfer) && supports(feature) && (description(hypervisor).suspend_obstacle)(feature).is_none()
 }
 
 /// Returns the launch that loads a suspended machine, which was saved in this directory, instead of booting one.
@@ -103,6 +113,14 @@ fn can_suspend(hypervisor: Hypervisor, feature: Feature) -> bool {
 pub fn resumed(mut launch: Launch, directory: &HostPath) -> Launch {
     (description(launch.hypervisor).resume)(&mut launch, directory);
     launch
+}
+
+/// Returns the launch whose hypervisor receives the machine from another host, or `None` if it does not support that. It
+/// starts as for a machine that is resumed, and the same requests fill it.
+pub fn receiving(launch: Launch) -> Option<Launch> {
+    let supports = support(launch.hypervisor, Feature::LiveMigration).is_supported();
+    let directory = launch.working_directory.clone();
+    supports.then(|| resumed(launch, &directory))
 }
 
 fn lower_on(spec: &CheckedSpec, facts: &HostFacts, hypervisor: Hypervisor) -> Result<Launch, Vec<Refusal>> {

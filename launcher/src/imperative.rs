@@ -7,6 +7,7 @@
 //! a runner gets its garbage collection root before anything refers to it.
 
 mod activity;
+mod assign;
 mod create;
 mod delete;
 mod error;
@@ -23,7 +24,8 @@ mod ssh;
 mod update;
 
 pub use crate::name::MachineName;
-pub use activity::{MachineActivity, Phase, state_of};
+pub use activity::{MachineActivity, Phase, is_held, state_of};
+pub use assign::{assign, fetch};
 pub use create::create;
 pub use delete::{Removal, delete, removal};
 pub use error::ImperativeError;

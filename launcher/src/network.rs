@@ -1,9 +1,12 @@
 //! The host's network interfaces of a machine. They are created through netlink and ioctl if this user is permitted to;
 //! otherwise the error contains the commands to run.
 
+mod announce;
 pub mod macvtap;
 pub mod netlink;
 pub mod tap;
+
+pub use announce::announce;
 
 use crate::launch::{BridgeNeed, Needs, TapNeed};
 use nix::unistd::{Uid, geteuid};

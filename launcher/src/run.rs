@@ -1,5 +1,6 @@
 //! Starting a machine: creates everything that it needs; then this process becomes the hypervisor or its supervisor.
 
+mod arrival;
 mod become_hypervisor;
 mod clean_up;
 mod output;
@@ -11,7 +12,7 @@ mod vsock;
 use crate::console::ConsoleError;
 use crate::facts::HostFacts;
 use crate::host::HostProblem;
-use crate::hypervisor::resumed;
+use crate::hypervisor::{receiving, resumed};
 use crate::initrd::InitrdError;
 use crate::interruption::{Interrupted, Interruption};
 use crate::launch::Launch;
@@ -23,12 +24,13 @@ use crate::share_view::ViewError;
 use crate::side_processes::SideProcessError;
 use crate::sockets::SocketError;
 use crate::spec::MachineSpec;
-use crate::state::{MachineState, RuntimeDirectory, StartLock, StateError};
+use crate::state::{MachineState, RuntimeDirectory, StartLock, StartRequest, StateError};
 use crate::store_disk::StoreDiskError;
 use crate::store_seal::SealError;
-use crate::suspend::{Resumption, Stamp, StampInputs, SuspendError, forget_pause};
+use crate::suspend::{Resumption, Stamp, StampInputs, SuspendError, SuspendedState, forget_pause};
 use crate::validate::CheckedSpec;
 use crate::volumes::VolumeError;
+use arrival::Arrival;
 use nix::fcntl::{Flock, FlockArg};
 use program::user::NoSuchUser;
 use std::fs::File;
@@ -37,7 +39,7 @@ use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-pub use clean_up::clean_up_after;
+pub use clean_up::{clean_up_after, clean_up_stopped};
 pub use prepare::Prepared;
 pub use refusals::refusals;
 
@@ -163,6 +165,9 @@ pub enum RunError {
     /// The machine is suspended, and cannot be resumed.
     #[error(transparent)]
     Suspended(#[from] SuspendError),
+    /// The machine is to migrate to this host, but its hypervisor does not support that.
+    #[error("{0} does not receive a machine while it runs")]
+    NotReceived(String),
     /// A signal asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -265,33 +270,58 @@ pub fn run(
     let (spec, facts) = (lowered.document, lowered.facts);
     let stamp = Stamp::of(&StampInputs { spec, facts, launch: &prepared.launch, program: &prepared.program });
     let stamp = stamp.map_err(SuspendError::from)?;
-    let resumption = Resumption::find(&prepared.launch, &stamp, message)?;
-    if let Some(resumption) = &resumption {
-        resumption.mark(prepared.identity.as_ref())?;
-        prepared.launch = resumed(prepared.launch, &resumption.directory());
-    }
+    let arrival = find_arrival(&mut prepared, &stamp, lock.request(), message)?;
     let launch = &prepared.launch.clone();
     forget_pause(&state);
     state.write_launch(launch)?;
     state.write_stamp(&stamp)?;
     let held = lock_directory(&launch.working_directory)?;
     match supervision {
-        Supervision::Become if resumption.is_none() => Err(become_hypervisor::become_hypervisor(
+        Supervision::Become if arrival.is_none() => Err(become_hypervisor::become_hypervisor(
             launch,
             prepared,
             &state,
             become_hypervisor::ExecContext { interruption, held },
         )),
-        // Only a supervisor can load a suspended machine into its hypervisor.
+        // Only a supervisor can load a machine into its hypervisor.
         supervision => {
             let stop_timeout = supervision.stop_timeout();
             let supervisor = supervise::Supervisor { launch, state: &state, stop_timeout, interruption };
-            let ended = supervisor.run(prepared, resumption);
+            let ended = supervisor.run(prepared, arrival);
             state.clear_running();
             drop((held, lock));
             ended
         }
     }
+}
+
+/// Returns how the machine gets into its hypervisor if it does not boot, and changes the launch for that.
+fn find_arrival(
+    prepared: &mut Prepared,
+    stamp: &Stamp,
+    request: StartRequest,
+    message: &mut dyn FnMut(&str),
+) -> Result<Option<Arrival>, RunError> {
+    if request.is_incoming {
+        let launch = receiving(prepared.launch.clone());
+        prepared.launch = launch.ok_or_else(|| RunError::NotReceived(prepared.launch.hypervisor.to_string()))?;
+        return Ok(Some(Arrival::Migration));
+    }
+    let found = Resumption::find(&prepared.launch, stamp, message);
+    let resumption = match found {
+        Err(SuspendError::Changed { differences, .. }) if request.boots_if_changed => {
+            for difference in differences {
+                message(&format!("{} boots instead of being resumed: {difference}", prepared.launch.name));
+            }
+            SuspendedState::of_launch(&prepared.launch).remove(Some(&prepared.launch))?;
+            None
+        }
+        found => found?,
+    };
+    let Some(resumption) = resumption else { return Ok(None) };
+    resumption.mark(prepared.identity.as_ref())?;
+    prepared.launch = resumed(prepared.launch.clone(), &resumption.directory());
+    Ok(Some(Arrival::Resumption(resumption)))
 }
 
 /// Locks a state directory while a machine runs in it, for programs that do not know which runtime directory records

@@ -6,8 +6,10 @@
 //! Only [`MachineState::activity`] decides whether a machine runs.
 
 mod process;
+mod request;
 
 pub use process::ProcessIdentity;
+pub use request::StartRequest;
 
 use crate::launch::{Launch, STAMP};
 use crate::name::{BadMachineName, MachineName};
@@ -213,6 +215,7 @@ pub struct MachineState {
 pub struct StartLock {
     state: MachineState,
     starting: StartingMachine,
+    request: StartRequest,
     _lock: Flock<File>,
 }
 
@@ -225,6 +228,11 @@ impl StartLock {
     /// Returns the runtime directory that contains the machine's state.
     pub fn runtime(&self) -> RuntimeDirectory {
         self.state.runtime()
+    }
+
+    /// Returns what the caller asks of this start.
+    pub fn request(&self) -> StartRequest {
+        self.request
     }
 
     /// Records the network interfaces that were created, so that they can be removed even if this process is killed.
@@ -279,7 +287,9 @@ impl MachineState {
         let interfaces = self.left_over_interfaces()?;
         let starting = StartingMachine { launcher, working_directory: working_directory.to_owned(), interfaces };
         self.write(STARTING, &starting)?;
-        Ok(StartLock { state: self.clone(), starting, _lock: lock })
+        let request = self.request()?;
+        self.clear_request();
+        Ok(StartLock { state: self.clone(), starting, request, _lock: lock })
     }
 
     /// Refuses a start in that directory if the machine runs or another launcher starts it.

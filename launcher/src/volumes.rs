@@ -9,7 +9,7 @@ mod same_file;
 pub use copy::{CopyError, CopyOwner, copy};
 pub use format::check_format;
 pub use grow::{GrowError, Grown, grow};
-pub use lock::{ImageLock, LockRequest, VolumeLock, inspect_locks, lock_created, lock_volumes};
+pub use lock::{ImageLock, LockHolder, LockRequest, LockTime, VolumeLock, inspect_locks, lock_created, lock_volumes};
 pub(crate) use lock::{ImageNumber, LOCK_DIRECTORY_MODE, LOCK_ENDING};
 pub use same_file::{SameFile, same_files};
 pub use volume_maker::{FoundFileSystem, file_system};
@@ -86,7 +86,7 @@ pub enum VolumeError {
         /// The image.
         path: HostPath,
         /// The owner of the lock, as its lock file names it.
-        holder: String,
+        holder: LockHolder,
     },
     /// The lock file cannot be used.
     #[error("volume {path} cannot be locked: {lock}: {source}")]

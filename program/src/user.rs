@@ -32,6 +32,12 @@ impl Identity {
         Ok(Self { user: user.uid, group: user.gid, groups, home: user.dir })
     }
 
+    /// Returns a user without a name, which belongs to one group only.
+    pub fn of_ids(user: u32, group: u32) -> Self {
+        let group = Gid::from_raw(group);
+        Self { user: Uid::from_raw(user), group, groups: vec![group], home: PathBuf::from("/") }
+    }
+
     /// Returns the user id.
     pub fn user(&self) -> Uid {
         self.user

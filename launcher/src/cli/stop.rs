@@ -4,19 +4,17 @@ use super::imperative::active_service;
 use super::machine::{KnownMachine, failed, find, find_by_name};
 use super::spec_file::Overrides;
 use launcher::network::remove_made;
+use launcher::run::clean_up_stopped;
 use launcher::shutdown::{StopTarget, Stopped, end_start, stop};
-use launcher::sockets::remove_stale;
 use launcher::state::{Activity, RunningMachine, RuntimeDirectory};
 use program::failure::Failure;
 use program::output::message;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The default time for the guest to shut down.
 /// A year: no wait is longer, and the clock does not overflow.
 pub(crate) const MAX_SECONDS: u64 = 31_536_000;
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the supervisor may take to clean up after its hypervisor.
-const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Stop a machine, or cancel its start: ask the guest to shut down, wait, then terminate the hypervisor
 #[derive(clap::Args)]
@@ -109,22 +107,8 @@ fn stop_machine(machine: &KnownMachine, timeout: Duration) -> Result<(), Failure
     Ok(())
 }
 
-/// Removes what the hypervisor leaves behind. A supervisor does this itself.
+/// Removes what the hypervisor leaves behind.
 pub(super) fn clean_up(machine: &KnownMachine, running: Option<&RunningMachine>) -> Result<(), Failure> {
     let supervisor = running.and_then(|running| running.supervisor);
-    let end = Instant::now() + SUPERVISOR_TIMEOUT;
-    while supervisor.is_some_and(|supervisor| supervisor.is_alive()) && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    if let Some(launch) = &machine.launch {
-        for socket in launch.needs.sockets_to_clear() {
-            // If this fails, the next start removes them, or reports the error.
-            let _ = remove_stale(socket.below(&launch.working_directory).as_path());
-        }
-    }
-    remove_made(&machine.state.left_over_interfaces().map_err(failed)?);
-    if machine.state.activity().map_err(failed)? == Activity::Stopped {
-        machine.state.clear_running();
-    }
-    Ok(())
+    clean_up_stopped(&machine.state, machine.launch.as_ref(), supervisor).map_err(failed)
 }

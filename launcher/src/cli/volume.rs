@@ -7,7 +7,8 @@ use launcher::interruption::Interruption;
 use launcher::launch::{Access, Launch, VolumeNeed};
 use launcher::state::RuntimeDirectory;
 use launcher::volumes::{
-    CopyError, CopyOwner, GrowError, Grown, ImageLock, LockRequest, VolumeError, VolumeLock, copy, grow, lock_volumes,
+    CopyError, CopyOwner, GrowError, Grown, ImageLock, LockRequest, LockTime, VolumeError, VolumeLock, copy, grow,
+    lock_volumes,
 };
 use program::failure::Failure;
 use program::output::message;
@@ -155,6 +156,7 @@ impl MachineVolume {
             runtime: &self.runtime,
             owner: None,
             image_lock: ImageLock::Held,
+            time: LockTime::Now,
         };
         lock_volumes(std::slice::from_ref(&self.need), request).map_err(|error| match error {
             VolumeError::InUse { path, holder } => {

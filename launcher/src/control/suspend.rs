@@ -125,7 +125,7 @@ impl Controller {
         }
     }
 
-    fn put(&self, path: &str, body: Option<Value>) -> Result<(), ControlError> {
+    pub(super) fn put(&self, path: &str, body: Option<Value>) -> Result<(), ControlError> {
         self.http(&HttpRequest { method: "PUT".to_owned(), path: path.to_owned(), body }).map(drop)
     }
 

@@ -89,6 +89,9 @@ fn support(feature: Feature) -> Support {
         | Feature::Console
         | Feature::GracefulStop
         | Feature::Suspend => Support::Yes,
+        Feature::LiveMigration => {
+            Support::With("verified only up to the requests: the test host's KVM does not save guests")
+        }
         Feature::VolumeQcow2 => Support::With("without a backing file"),
         Feature::VolumeVhd => Support::With("of a fixed size"),
         Feature::InterfaceUser | Feature::ForwardFromHost => {

@@ -82,6 +82,7 @@ fn support(feature: Feature) -> Support {
         | Feature::WithoutRng
         | Feature::GracefulStop
         | Feature::Suspend => Support::Yes,
+        Feature::LiveMigration => Support::No("resumes a machine only from files"),
         Feature::VolumeQcow2 => Support::Partly("of version 3, uncompressed, without direct I/O and backing file"),
         Feature::NineP => Support::Partly("reported as broken by users of the former launcher; virtiofs works"),
         Feature::TapMultiQueue => Support::Partly("not together with vhost-net"),

@@ -106,6 +106,7 @@ fn support(feature: Feature) -> Support {
         | Feature::Console
         | Feature::GracefulStop
         | Feature::Suspend => Support::Yes,
+        Feature::LiveMigration => Support::No("resumes a machine only from files"),
         Feature::LiveStoreDisk => Support::With("a developer preview of firecracker, without snapshots"),
         Feature::PmemStoreDisk => Support::With("from version 1.14 on"),
         Feature::HotplugMemory => Support::Partly("plugged in while it runs, so hotpluggedMem must be 0"),

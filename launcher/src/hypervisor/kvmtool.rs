@@ -129,7 +129,7 @@ fn support(feature: Feature) -> Support {
             "when supervised: file systems are synced and remounted read-only by magic system requests, but services are \
              not stopped",
         ),
-        Feature::Suspend => Support::No("cannot save the memory and the devices of a machine"),
+        Feature::Suspend | Feature::LiveMigration => Support::No("cannot save the memory and the devices of a machine"),
         Feature::VolumeSerial => Support::No("cannot set serial numbers"),
         Feature::VolumeQcow2 => Support::No("supports qcow2 images read-only"),
         Feature::VolumeVhd | Feature::VolumeVhdx => Support::No("supports raw images only"),

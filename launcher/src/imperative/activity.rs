@@ -84,13 +84,19 @@ pub fn state_of(machine: &Machine, runtime: &RuntimeDirectory) -> Result<Machine
     Ok(own)
 }
 
-/// Whether a launcher or a hypervisor holds the lock on the state directory: see `run`.
-fn is_held(machine: &Machine) -> Result<bool, StateError> {
+/// Whether a launcher or a hypervisor holds the lock on the state directory, whichever runtime directory records it. A
+/// missing directory is not held.
+///
+/// # Errors
+/// Returns [`StateError`].
+pub fn is_held(machine: &Machine) -> Result<bool, StateError> {
+    // See `run`.
     let failed = |source| StateError::File { path: machine.directory.clone(), source };
     let directory = match File::open(&machine.directory) {
         Ok(directory) => directory,
         // The directory belongs to another user's machine, which only that user and root can start or delete.
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(false),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(failed(error)),
     };
     match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {

@@ -28,6 +28,12 @@ impl Layout {
         }
     }
 
+    /// Uses another directory for the state directories.
+    #[must_use]
+    pub fn with_machines(self, machines: impl Into<PathBuf>) -> Self {
+        Self { machines: machines.into(), ..self }
+    }
+
     /// Uses the given directories.
     pub fn at(machines: impl Into<PathBuf>, gc_roots: impl Into<PathBuf>) -> Self {
         Self { machines: machines.into(), gc_roots: gc_roots.into() }

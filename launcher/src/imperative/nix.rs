@@ -57,6 +57,13 @@ pub(super) fn evaluate(flake: &FlakeReference, name: &MachineName) -> Result<Pat
     output_of("nix eval", command).map(PathBuf::from)
 }
 
+/// Copies the closure of a store path from another store. Nix verifies the signatures.
+pub(super) fn copy_from(store: &str, path: &Path) -> Result<(), ImperativeError> {
+    let mut command = nix(&["copy", "--from", store]);
+    command.arg(path);
+    output_of("nix copy", command).map(drop)
+}
+
 /// Returns the difference between two closures, as lines of text.
 pub(super) fn difference(old: &Path, new: &Path) -> Result<String, ImperativeError> {
     let mut command = nix(&["store", "diff-closures"]);

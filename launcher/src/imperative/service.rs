@@ -1,7 +1,8 @@
 //! The systemd services of machines, and their registration with systemd-machined.
 
 use super::{ImperativeError, MachineName};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 /// The arguments of busctl that call a method of systemd-machined: org.freedesktop.machine1(5).
 const MACHINED: [&str; 4] =
@@ -46,20 +47,41 @@ impl Service {
         }
     }
 
+    /// Whether systemd runs this host and has the unit.
+    pub fn is_installed(&self) -> bool {
+        // sd_booted(3)
+        Path::new("/run/systemd/system").is_dir() && quiet(Command::new("systemctl").args(["cat", &self.unit]))
+    }
+
+    /// Starts systemctl with a verb, without waiting for it.
+    ///
+    /// # Errors
+    /// Fails if systemctl cannot be started.
+    pub fn begin(&self, verb: &str) -> Result<Child, ImperativeError> {
+        let mut command = Command::new("systemctl");
+        command.args([verb, &self.unit]).stdin(Stdio::null());
+        command.spawn().map_err(|source| ImperativeError::NoProgram { program: "systemctl", source })
+    }
+
+    /// Kills all processes of the service.
+    ///
+    /// # Errors
+    /// The same as [`Self::command`].
+    pub fn kill(&self) -> Result<(), ImperativeError> {
+        run(&["kill", "--signal=SIGKILL", &self.unit])
+    }
+
     /// Runs a verb of systemctl: start, stop, restart.
     ///
     /// # Errors
     /// Fails if systemctl cannot be started or fails; systemctl has then printed the reason.
     pub fn command(&self, verb: &str) -> Result<(), ImperativeError> {
-        let status = Command::new("systemctl")
-            .args([verb, &self.unit])
-            .status()
-            .map_err(|source| ImperativeError::NoProgram { program: "systemctl", source })?;
-        if status.success() {
-            return Ok(());
-        }
-        let program = format!("systemctl {verb} {}", self.unit);
-        Err(ImperativeError::Program { program, status, output: String::new() })
+        run(&[verb, &self.unit])
+    }
+
+    /// Returns the name of the unit.
+    pub fn unit(&self) -> &str {
+        &self.unit
     }
 
     /// Returns the command that shows the machine's journal.
@@ -73,6 +95,18 @@ impl Service {
         command.args(arguments);
         command
     }
+}
+
+fn run(arguments: &[&str]) -> Result<(), ImperativeError> {
+    let status = Command::new("systemctl")
+        .args(arguments)
+        .status()
+        .map_err(|source| ImperativeError::NoProgram { program: "systemctl", source })?;
+    if status.success() {
+        return Ok(());
+    }
+    let program = format!("systemctl {}", arguments.join(" "));
+    Err(ImperativeError::Program { program, status, output: String::new() })
 }
 
 /// Whether the host's configuration still installs the machine.

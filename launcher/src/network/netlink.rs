@@ -50,6 +50,8 @@ pub struct Link {
     pub mac: [u8; 6],
     /// The index of its lower interface.
     pub link: Option<i32>,
+    /// The index of the bridge that it is in.
+    pub bridge: Option<i32>,
     /// The properties of a tun or tap.
     pub tun: Option<Tun>,
     /// The mode of a macvtap: one bit of `MACVLAN_MODE_*`.
@@ -233,6 +235,7 @@ fn parse_link(message: &[u8]) -> Option<Link> {
         match kind {
             IFLA_ADDRESS => link.mac = value.try_into().unwrap_or_default(),
             IFLA_LINK => link.link = read_i32(value),
+            IFLA_MASTER => link.bridge = read_i32(value),
             IFLA_LINKINFO => parse_information(value, &mut link),
             _ => {}
         }

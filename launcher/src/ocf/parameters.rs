@@ -289,9 +289,9 @@ impl Parameters {
         Some(self.migrate_dir.as_deref()?.join(format!("{}.suspended", self.name)))
     }
 
-    /// Whether the runner is in the Nix store, as a path that Nix could copy.
-    pub fn is_store_path(&self) -> bool {
-        self.runner.parent() == Some(Path::new("/nix/store"))
+    /// Whether the runner is a path in that Nix store.
+    pub fn is_in_store(&self, store: &Path) -> bool {
+        self.runner.parent() == Some(store)
     }
 }
 

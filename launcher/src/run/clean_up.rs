@@ -3,8 +3,10 @@
 //! beside the hypervisor that have not ended with it.
 
 use crate::interruption::Interruption;
+use crate::launch::Launch;
 use crate::network::remove_made;
-use crate::state::{MachineState, ProcessIdentity, RuntimeDirectory, StateError};
+use crate::sockets::remove_stale;
+use crate::state::{Activity, MachineState, ProcessIdentity, RuntimeDirectory, StateError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use program::child::{OnParentDeath, prepare};
@@ -13,6 +15,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long the supervisor may take to clean up after its hypervisor.
+const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Starts that process. It detaches, so that the hypervisor does not have an unexpected child.
 pub(super) fn clean_up_later(
@@ -54,6 +60,33 @@ pub fn clean_up_after(
         process.signal(Signal::SIGTERM).map_err(failed)?;
     }
     remove_made(&state.left_over_interfaces()?);
+    Ok(())
+}
+
+/// Removes what the hypervisor of a machine that was stopped leaves behind. A supervisor does this itself, so this waits
+/// for it first.
+///
+/// # Errors
+/// Fails if the machine's state cannot be read.
+pub fn clean_up_stopped(
+    state: &MachineState,
+    launch: Option<&Launch>,
+    supervisor: Option<ProcessIdentity>,
+) -> Result<(), StateError> {
+    let end = Instant::now() + SUPERVISOR_TIMEOUT;
+    while supervisor.is_some_and(|supervisor| supervisor.is_alive()) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    if let Some(launch) = launch {
+        for socket in launch.needs.sockets_to_clear() {
+            // If this fails, the next start removes them, or reports the error.
+            let _ = remove_stale(socket.below(&launch.working_directory).as_path());
+        }
+    }
+    remove_made(&state.left_over_interfaces()?);
+    if state.activity()? == Activity::Stopped {
+        state.clear_running();
+    }
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use crate::spec::Hypervisor;
 use crate::state::{RuntimeDirectory, StartLock};
 use crate::store_disk;
 use crate::store_seal;
-use crate::volumes::{self, ImageLock, LockRequest, VolumeLock, VolumeState};
+use crate::volumes::{self, ImageLock, LockRequest, LockTime, VolumeLock, VolumeState};
 use nix::fcntl::{FcntlArg, fcntl};
 use program::child::pass_descriptors;
 use program::place::{Directory, Place, require_out_of_reach};
@@ -45,8 +45,9 @@ pub struct Prepared {
     pub side_processes: SideProcesses,
     /// The interfaces that were created for it.
     pub interfaces: CreatedInterfaces,
+    /// The locks on its volumes.
+    pub locks: Vec<VolumeLock>,
     descriptors: Vec<PassedDescriptor>,
-    locks: Vec<VolumeLock>,
 }
 
 /// The mode of a directory that is created for a machine.
@@ -81,6 +82,7 @@ pub(super) fn lock_request<'run>(
         runtime,
         owner,
         image_lock: if is_locked_by_hypervisor { ImageLock::Tried } else { ImageLock::Held },
+        time: LockTime::Now,
     }
 }
 
@@ -121,7 +123,8 @@ impl Prepared {
         }
         let runtime = lock.runtime();
         vsock::require_free(launch, &runtime)?;
-        let request = lock_request(launch, &runtime, identity.as_ref());
+        let time = if lock.request().is_incoming { LockTime::Later } else { LockTime::Now };
+        let request = LockRequest { time, ..lock_request(launch, &runtime, identity.as_ref()) };
         let mut locks = volumes::lock_volumes(&launch.needs.volumes, request)?;
         preparation.make_disks(message)?;
         volumes::lock_created(&launch.needs.volumes, request, &mut locks)?;

@@ -3,13 +3,14 @@
 //! One loop polls all descriptors, and nothing in it blocks: separate threads write the output and ask the guest to
 //! stop. The loop sleeps while there are no events.
 
+use super::arrival::{Arrival, Arriving};
 use super::become_hypervisor::{command, unix_seconds};
 use super::output::OutputWriter;
 use super::{Prepared, RunError};
 use crate::console::ConsoleServer;
 use crate::console::server::InputState;
 use crate::console::terminal::{RawTerminal, make_raw};
-use crate::control::{ControlError, Controller};
+use crate::control::Controller;
 use crate::interruption::{Interrupted, Interruption, end_group};
 use crate::launch::Launch;
 use crate::network::CreatedInterfaces;
@@ -17,7 +18,7 @@ use crate::readiness::{GuestListener, GuestMessage, ServiceManager};
 use crate::shutdown::{StopTarget, stop};
 use crate::side_processes::SideProcesses;
 use crate::state::{MachineState, ProcessIdentity, RunningMachine, StateError};
-use crate::suspend::{Resumption, SuspendError, is_suspended};
+use crate::suspend::is_suspended;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -34,15 +35,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ExitStatus, Stdio};
-use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long to wait before asking a starting hypervisor again whether it runs; doubled up to [`MAX_STATUS_REQUEST_INTERVAL`].
 const FIRST_STATUS_REQUEST_AFTER: Duration = Duration::from_millis(20);
 const MAX_STATUS_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
-/// How long to wait for the thread that loads a machine to find out that its hypervisor has ended.
-const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The size of the input queue. While it is full, nothing is read from the clients.
 const MAX_INPUT_BYTES: usize = 64 << 10;
 /// The most reads from the hypervisor's terminal in one turn of the loop.
@@ -64,8 +62,8 @@ struct Supervised {
     manager: ServiceManager,
     /// Becomes readable once the hypervisor responds on its control socket.
     hypervisor_runs: Option<UnixStream>,
-    /// Becomes readable once the suspended machine is loaded.
-    resuming: Option<Resuming>,
+    /// The machine that is loaded instead of booted.
+    arriving: Option<Arriving>,
     /// The signal that started the stop.
     stopping: Option<Signal>,
     messages: OutputWriter,
@@ -91,7 +89,7 @@ impl Supervised {
         interests.extend(self.listener.iter().flat_map(GuestListener::interests));
         interests.extend(self.manager.interest());
         interests.extend(self.hypervisor_runs.iter().map(|stream| (stream.as_fd(), PollFlags::POLLIN)));
-        interests.extend(self.resuming.iter().map(|resuming| (resuming.wakes.as_fd(), PollFlags::POLLIN)));
+        interests.extend(self.arriving.iter().map(|arriving| (arriving.descriptor(), PollFlags::POLLIN)));
         let own = [self.console.server.deadline(), self.listener.as_ref().and_then(GuestListener::deadline)];
         let deadline = own.into_iter().flatten().chain(deadline).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |time| {
@@ -107,7 +105,7 @@ impl Supervised {
 
 impl Supervisor<'_> {
     /// Runs the machine until it ends. Loads a suspended one first.
-    pub(super) fn run(self, mut prepared: Prepared, resumption: Option<Resumption>) -> Result<(), RunError> {
+    pub(super) fn run(self, mut prepared: Prepared, arrival: Option<Arrival>) -> Result<(), RunError> {
         let messages = OutputWriter::start(io::stderr());
         let manager = ServiceManager::of_environment().unwrap_or_else(|error| {
             messages.push(format!("cannot notify the service manager: {error}\n").as_bytes());
@@ -124,14 +122,14 @@ impl Supervisor<'_> {
                 return Err(error);
             }
         };
-        let Prepared { side_processes, interfaces, .. } = prepared;
+        let Prepared { side_processes, interfaces, locks, .. } = prepared;
         let mut supervised = Supervised {
             console: Console::new(server, master),
             side_processes,
             listener,
-            hypervisor_runs: resumption.is_none().then(|| self.check_that_it_runs(&manager)).flatten(),
-            resuming: resumption
-                .map(|resumption| Resuming::start(resumption, self.launch, machine.hypervisor))
+            hypervisor_runs: arrival.is_none().then(|| self.check_that_it_runs(&manager)).flatten(),
+            arriving: arrival
+                .map(|arrival| Arriving::start(arrival, self.launch, machine.hypervisor, locks))
                 .transpose()?,
             manager,
             machine,
@@ -145,8 +143,8 @@ impl Supervisor<'_> {
         supervised.notify("STOPPING=1");
         supervised.console.stdout.finish();
         supervised.messages.finish();
-        if let (Some(resuming), None) = (supervised.resuming, supervised.stopping) {
-            return Err(resuming.refusal().map_or_else(|| self.failed(status, began), RunError::from));
+        if let (Some(arriving), None) = (supervised.arriving, supervised.stopping) {
+            return Err(arriving.refusal().unwrap_or_else(|| self.failed(status, began)));
         }
         self.outcome(status, supervised.stopping, began)
     }
@@ -257,7 +255,7 @@ impl Supervisor<'_> {
             }
             let (events, next) = supervised.side_processes.supervise();
             events.iter().for_each(|event| supervised.message(event));
-            self.finish_resuming(child, supervised)?;
+            self.finish_arrival(child, supervised)?;
             self.receive_from_hypervisor(supervised);
             self.receive_from_guest(supervised);
             supervised.notify_pending();
@@ -266,22 +264,19 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Removes the saved machine once it is loaded, or ends a hypervisor that could not load it.
-    fn finish_resuming(&self, child: &mut Child, supervised: &mut Supervised) -> Result<(), RunError> {
-        let Some(resuming) = supervised.resuming.take_if(|resuming| is_readable(resuming.wakes.as_fd())) else {
+    /// Reports a machine that was resumed or has migrated, or ends a hypervisor that could not load it.
+    fn finish_arrival(&self, child: &mut Child, supervised: &mut Supervised) -> Result<(), RunError> {
+        let Some(arriving) = supervised.arriving.take_if(|arriving| is_readable(arriving.descriptor())) else {
             return Ok(());
         };
-        let Ok(loaded) = resuming.loaded.recv() else { return Ok(()) };
-        if let Err(error) = loaded {
+        let Some(arrived) = arriving.result() else { return Ok(()) };
+        if let Err(error) = arrived {
             end_group(child);
-            return Err(error.into());
+            return Err(error);
         }
-        supervised.message(&format!(
-            "{} was resumed within {} ms",
-            self.launch.name,
-            resuming.began.elapsed().as_millis()
-        ));
-        if let Err(error) = resuming.resumption.finish(self.launch) {
+        let (text, finished) = arriving.finish(self.launch);
+        supervised.message(&text);
+        if let Err(error) = finished {
             supervised.message(&error.to_string());
         }
         if supervised.machine.guest_ready == Some(false) {
@@ -346,36 +341,6 @@ impl Supervised {
         if let Err(error) = self.manager.flush() {
             self.message(&format!("cannot notify the service manager: {error}"));
         }
-    }
-}
-
-/// A suspended machine that a thread loads into its hypervisor.
-struct Resuming {
-    resumption: Arc<Resumption>,
-    wakes: UnixStream,
-    loaded: mpsc::Receiver<Result<(), SuspendError>>,
-    began: Instant,
-}
-
-impl Resuming {
-    fn start(resumption: Resumption, launch: &Launch, hypervisor: ProcessIdentity) -> Result<Self, RunError> {
-        let failed = |source| RunError::System { action: "resuming the machine", source };
-        let (wakes, waker) = UnixStream::pair().map_err(failed)?;
-        let (sender, loaded) = mpsc::channel();
-        let (resumption, launch) = (Arc::new(resumption), launch.clone());
-        let shared = Arc::clone(&resumption);
-        thread::spawn(move || {
-            // Fails if the machine has ended in the meantime; nothing waits for the answer then.
-            let _ = sender.send(shared.load(&launch, hypervisor));
-            drop(waker);
-        });
-        Ok(Self { resumption, wakes, loaded, began: Instant::now() })
-    }
-
-    /// Returns why a hypervisor that has ended could not load the machine, if it has said so.
-    fn refusal(&self) -> Option<SuspendError> {
-        let is_refusal = |error: &SuspendError| matches!(error, SuspendError::Control(ControlError::Refused { .. }));
-        self.loaded.recv_timeout(LAST_ANSWER_TIMEOUT).ok()?.err().filter(is_refusal)
     }
 }
 

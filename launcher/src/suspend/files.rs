@@ -5,7 +5,7 @@ use super::{Stamp, SuspendError};
 use crate::launch::{COMPLETE, INCOMPLETE, Launch, SAVED_FILE, STAMP, suspended_directory};
 use crate::path::HostPath;
 use nix::fcntl::OFlag;
-use nix::libc::{S_IFDIR, S_IFMT};
+use nix::libc::{S_IFDIR, S_IFMT, S_IFREG};
 use program::place::{Directory, Place, descriptor_path};
 use program::user::Identity;
 use std::fs::{self, File};
@@ -93,6 +93,22 @@ impl SuspendedState {
             .and_then(|()| self.remove_complete())
             .and_then(|()| if running.is_some_and(is_needed) { Ok(()) } else { remove_all(&self.directory) });
         removed.map_err(|source| self.failed(source))
+    }
+
+    /// Moves the saved machine to another place, such as a directory that another host shares. It is copied, and appears
+    /// there when it is complete and synced; then it is removed here.
+    ///
+    /// # Errors
+    /// Returns [`SuspendError::File`]. It is still here then.
+    pub fn move_to(&self, other: &Self, owner: Option<&Identity>) -> Result<(), SuspendError> {
+        let unfinished = Unfinished::make(other.clone(), owner)?;
+        let copied = || {
+            let target = Directory::open(unfinished.path().as_path())?;
+            copy_all(&Directory::open(self.complete().as_path())?, &target, owner)
+        };
+        copied().map_err(|source| self.failed(source))?;
+        unfinished.publish()?;
+        self.remove(None)
     }
 
     /// Removes the stamp first, so that a directory that is removed in part does not count as a suspended machine.
@@ -199,6 +215,29 @@ fn remove_all(path: &HostPath) -> io::Result<()> {
     }
 }
 
+/// Copies all files and directories below a directory. Other kinds of files are refused: a hypervisor saves none.
+fn copy_all(from: &Directory, to: &Directory, owner: Option<&Identity>) -> io::Result<()> {
+    for entry in fs::read_dir(descriptor_path(&from.as_fd()))? {
+        let name = entry?.file_name();
+        let (source, target) = (from.try_clone()?.place(&name), to.try_clone()?.place(&name));
+        let Some(stat) = source.stat()? else { continue };
+        match stat.st_mode & S_IFMT {
+            S_IFDIR => {
+                let made = Directory::make(&target.path(), DIRECTORY_MODE, owner)?;
+                copy_all(&Directory::open(&source.path())?, &made, owner)?;
+            }
+            S_IFREG if name == RESUMED => {}
+            S_IFREG => {
+                let new = target.create()?;
+                io::copy(&mut source.open(OFlag::O_RDONLY)?, &mut new.file())?;
+                new.finish(FILE_MODE, owner)?;
+            }
+            _ => return Err(io::Error::other(format!("{} is not a file", source.path().display()))),
+        }
+    }
+    Ok(())
+}
+
 /// Syncs all files below a directory, and the directory. Returns the space that they occupy.
 fn sync_all(directory: &Directory) -> io::Result<u64> {
     let mut disk_bytes = 0;
@@ -262,6 +301,30 @@ mod tests {
         state.remove(None).unwrap();
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
         state.remove(None).unwrap();
+    }
+
+    #[test]
+    fn a_saved_machine_that_moves_is_only_in_the_other_place() {
+        let (home, shared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let place = |directory: &tempfile::TempDir| {
+            SuspendedState::new(&HostPath::new(directory.path().to_str().unwrap()), "web")
+        };
+        let (here, there) = (place(&home), place(&shared));
+        saved(&here, "1.0.0").publish().unwrap();
+        fs::create_dir(home.path().join("web.suspended/complete/snapshot")).unwrap();
+        fs::write(home.path().join("web.suspended/complete/snapshot/memory"), "pages").unwrap();
+        here.mark_resumed(None).unwrap();
+        here.move_to(&there, None).unwrap();
+        assert_eq!((here.stamp().unwrap(), there.stamp().unwrap()), (None, Some(stamp("1.0.0"))));
+        assert!(!there.was_resumed(), "the guest has not run in the new place");
+        let memory = shared.path().join("web.suspended/complete/snapshot/memory");
+        assert_eq!(fs::read(&memory).unwrap(), b"pages");
+        assert_eq!(fs::metadata(&memory).unwrap().permissions().mode() & 0o7777, 0o600);
+        // A machine that cannot be copied stays.
+        fs::remove_file(&memory).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", &memory).unwrap();
+        there.move_to(&here, None).unwrap_err();
+        assert_eq!((here.stamp().unwrap(), there.stamp().unwrap()), (None, Some(stamp("1.0.0"))));
     }
 
     #[test]

@@ -24,11 +24,12 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, S_IFBLK, S_IFMT, S_IFREG, SEEK_SET, c_int, flock};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, major, minor};
 use nix::sys::statfs::{FsType, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, fstatfs};
-use nix::unistd::{Gid, Pid, Uid, fchown, geteuid};
+use nix::unistd::{Gid, Pid, Uid, fchown, geteuid, gethostname};
 use program::escape::one_line;
 use program::place::{Directory, Place};
 use program::user::Identity;
 use rustix::fs::{FlockOperation, flock as flock_file};
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -44,6 +45,8 @@ pub(crate) const LOCK_DIRECTORY_MODE: u32 = 0o1777;
 const CANNOT_LOCK: [io::ErrorKind; 3] =
     [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
 const STORE: &str = "/nix/store";
+/// What precedes the host's name in a lock file. Other hosts may share the volume.
+const ON_HOST: &str = " on ";
 /// The most bytes to read from a lock file.
 const MAX_HOLDER_BYTES: u64 = 200;
 
@@ -57,6 +60,44 @@ pub struct VolumeLock {
     file: File,
     /// Device and inode, if this is the image itself.
     image: Option<(u64, u64)>,
+    /// What is needed to lock the file; `None` once it is locked.
+    unlocked: Option<Unlocked>,
+}
+
+#[derive(Debug)]
+struct Unlocked {
+    /// `F_WRLCK` or `F_RDLCK`.
+    kind: c_int,
+    image: HostPath,
+    /// The lock file; `None` for the lock on the image itself.
+    lock: Option<PathBuf>,
+    machine: String,
+}
+
+/// When the files are locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockTime {
+    /// When they are opened.
+    Now,
+    /// By [`VolumeLock::take`]: a machine that migrates to this host holds the locks until it has left the other one.
+    Later,
+}
+
+/// The owner of a lock, as its lock file names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LockHolder(String);
+
+impl LockHolder {
+    /// Whether the lock file names another host, with which this one shares the volume.
+    pub fn is_on_another_host(&self) -> bool {
+        self.0.rsplit_once(ON_HOST).is_some_and(|(_, host)| host != host_name())
+    }
+}
+
+impl fmt::Display for LockHolder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
 }
 
 impl VolumeLock {
@@ -65,8 +106,44 @@ impl VolumeLock {
         self.file.as_raw_fd()
     }
 
-    fn of_lock_file(file: File) -> Self {
-        Self { file, image: None }
+    /// Locks the file, unless that is done already. The processes that have inherited the descriptor hold the lock as well,
+    /// because it belongs to the open file description.
+    ///
+    /// # Errors
+    /// Returns [`VolumeError::InUse`] or [`VolumeError::Lock`]. It can be called again then.
+    pub fn take(&mut self) -> Result<(), VolumeError> {
+        let Some(Unlocked { kind, image, lock, machine }) = &self.unlocked else { return Ok(()) };
+        match lock {
+            None => lock_image_file(&self.file, *kind, image)?,
+            Some(lock) => {
+                lock_file(&mut self.file, *kind, image, lock)?;
+                if *kind == F_WRLCK {
+                    let failed = |source| VolumeError::Lock { path: image.clone(), lock: lock.clone(), source };
+                    write_owner(&mut self.file, machine).map_err(failed)?;
+                }
+            }
+        }
+        self.unlocked = None;
+        Ok(())
+    }
+
+    /// Returns the lock of a lock file.
+    fn of_lock_file(
+        file: File,
+        kind: c_int,
+        (image, lock): (&HostPath, &Place),
+        request: &LockRequest<'_>,
+    ) -> Result<Self, VolumeError> {
+        let (lock, machine) = (Some(lock.path()), request.machine.to_owned());
+        let unlocked = Unlocked { kind, image: image.clone(), lock, machine };
+        Self { file, image: None, unlocked: Some(unlocked) }.at(request.time)
+    }
+
+    fn at(mut self, time: LockTime) -> Result<Self, VolumeError> {
+        match time {
+            LockTime::Now => self.take().map(|()| self),
+            LockTime::Later => Ok(self),
+        }
     }
 }
 
@@ -92,6 +169,8 @@ pub struct LockRequest<'run> {
     pub owner: Option<&'run Identity>,
     /// How images are locked.
     pub image_lock: ImageLock,
+    /// When they are locked.
+    pub time: LockTime,
 }
 
 impl LockRequest<'_> {
@@ -152,7 +231,8 @@ pub fn lock_volumes(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Result<
                 locks.extend(lock_to_read(&lock, &path, image.as_ref(), &request)?);
             }
         }
-        locks.extend(lock_image(&place, &path, volume.access)?.filter(|_| request.image_lock == ImageLock::Held));
+        let image_lock = lock_image(&place, &path, (volume.access, request.time))?;
+        locks.extend(image_lock.filter(|_| request.image_lock == ImageLock::Held));
     }
     Ok(locks)
 }
@@ -172,7 +252,7 @@ pub fn lock_created(
         let place = Place::of(path.as_path()).map_err(failed)?;
         let number = place.stat().map_err(failed)?.map(|stat| (stat.st_dev, stat.st_ino));
         if request.image_lock == ImageLock::Held && held.iter().all(|lock| lock.image != number) {
-            held.extend(lock_image(&place, &path, volume.access)?);
+            held.extend(lock_image(&place, &path, (volume.access, request.time))?);
         }
     }
     Ok(())
@@ -200,7 +280,7 @@ pub fn inspect_locks(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Vec<(u
             inspect_lock(&lock, &path, volume.access)?;
         }
         // Released again.
-        lock_image(&place, &path, volume.access).map(drop)
+        lock_image(&place, &path, (volume.access, LockTime::Now)).map(drop)
     };
     let inspected = volumes.iter().enumerate().map(|(index, volume)| (index, inspect(volume)));
     inspected.filter_map(|(index, found)| found.err().map(|error| (index, error))).collect()
@@ -223,7 +303,11 @@ fn inspect_lock(lock: &Place, image: &HostPath, access: Access) -> Result<(), Vo
 }
 
 /// Locks an existing image file under all its names. Returns `None` where this is not possible or not needed.
-fn lock_image(place: &Place, path: &HostPath, access: Access) -> Result<Option<VolumeLock>, VolumeError> {
+fn lock_image(
+    place: &Place,
+    path: &HostPath,
+    (access, time): (Access, LockTime),
+) -> Result<Option<VolumeLock>, VolumeError> {
     let failed = |source| VolumeError::File { path: path.clone(), source };
     let Some(stat) = place.stat().map_err(failed)?.filter(|stat| stat.st_mode & S_IFMT == S_IFREG) else {
         return Ok(None);
@@ -235,18 +319,24 @@ fn lock_image(place: &Place, path: &HostPath, access: Access) -> Result<Option<V
     if fstatfs(&file).is_ok_and(|found| REMOTE_FILE_SYSTEMS.contains(&found.filesystem_type())) {
         return Ok(None);
     }
-    let operation = match access {
-        Access::ReadWrite => FlockOperation::NonBlockingLockExclusive,
+    let kind = if access == Access::ReadWrite { F_WRLCK } else { F_RDLCK };
+    let unlocked = Unlocked { kind, image: path.clone(), lock: None, machine: String::new() };
+    let image = Some((stat.st_dev, stat.st_ino));
+    VolumeLock { file, image, unlocked: Some(unlocked) }.at(time).map(Some)
+}
+
+/// Locks the image itself. Does nothing if the file system has no such locks.
+fn lock_image_file(file: &File, kind: c_int, path: &HostPath) -> Result<(), VolumeError> {
+    let operation = match kind {
+        F_WRLCK => FlockOperation::NonBlockingLockExclusive,
         _ => FlockOperation::NonBlockingLockShared,
     };
-    match flock_file(&file, operation) {
-        Ok(()) => Ok(Some(VolumeLock { file, image: Some((stat.st_dev, stat.st_ino)) })),
+    match flock_file(file, operation) {
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let holder = "another process, which may use another name of this file".to_owned();
+            let holder = LockHolder("another process, which may use another name of this file".to_owned());
             Err(VolumeError::InUse { path: path.clone(), holder })
         }
-        // The file system has no such locks.
-        Err(_) => Ok(None),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -298,11 +388,20 @@ fn lock_to_write(
     request: &LockRequest<'_>,
 ) -> Result<VolumeLock, VolumeError> {
     let failed = |source| VolumeError::Lock { path: image.clone(), lock: lock.path(), source };
-    let mut file = open_lock(lock, stat, request.owner).map_err(failed)?;
-    lock_file(&mut file, F_WRLCK, image, lock)?;
-    let text = format!("machine {}, process {}\n", request.machine, Pid::this());
-    file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes())).map_err(failed)?;
-    Ok(VolumeLock::of_lock_file(file))
+    let file = open_lock(lock, stat, request.owner).map_err(failed)?;
+    VolumeLock::of_lock_file(file, F_WRLCK, (image, lock), request)
+}
+
+/// Records the owner of the lock in the lock file.
+fn write_owner(file: &mut File, machine: &str) -> io::Result<()> {
+    let text = format!("machine {machine}, process {}{ON_HOST}{}\n", Pid::this(), host_name());
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(text.as_bytes())
+}
+
+fn host_name() -> String {
+    gethostname().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Returns `None` if the lock file does not exist and cannot be created, or cannot be read.
@@ -320,16 +419,14 @@ fn lock_to_read(
         }
         opened => opened,
     };
-    let mut file = match opened {
-        Ok(file) => file,
-        Err(error) if CANNOT_LOCK.contains(&error.kind()) => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    lock_file(&mut file, F_RDLCK, image, lock)?;
-    Ok(Some(VolumeLock::of_lock_file(file)))
+    match opened {
+        Ok(file) => VolumeLock::of_lock_file(file, F_RDLCK, (image, lock), request).map(Some),
+        Err(error) if CANNOT_LOCK.contains(&error.kind()) => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
 }
 
-fn lock_file(file: &mut File, kind: c_int, image: &HostPath, lock: &Place) -> Result<(), VolumeError> {
+fn lock_file(file: &mut File, kind: c_int, image: &HostPath, lock: &Path) -> Result<(), VolumeError> {
     let mut whole = whole_file(kind);
     match fcntl(&*file, FcntlArg::F_OFD_SETLK(&whole)) {
         Ok(_) => Ok(()),
@@ -338,7 +435,7 @@ fn lock_file(file: &mut File, kind: c_int, image: &HostPath, lock: &Place) -> Re
             let _ = fcntl(&*file, FcntlArg::F_OFD_GETLK(&mut whole));
             Err(in_use(file, &whole, image))
         }
-        Err(errno) => Err(VolumeError::Lock { path: image.clone(), lock: lock.path(), source: errno.into() }),
+        Err(errno) => Err(VolumeError::Lock { path: image.clone(), lock: lock.to_owned(), source: errno.into() }),
     }
 }
 
@@ -351,7 +448,7 @@ fn in_use(file: &mut File, conflict: &flock, image: &HostPath) -> VolumeError {
     // A reader does not write its name into the lock file.
     let is_read = conflict.l_type == F_RDLCK as i16;
     let holder = if is_read { "a machine that reads it".to_owned() } else { read_owner(file) };
-    VolumeError::InUse { path: image.clone(), holder }
+    VolumeError::InUse { path: image.clone(), holder: LockHolder(holder) }
 }
 
 /// Opens the lock file, or creates it such that any user who can use the image can lock it.
@@ -398,196 +495,4 @@ fn read_owner(file: &mut File) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-
-    struct Host {
-        directory: tempfile::TempDir,
-        home: HostPath,
-        runtime: RuntimeDirectory,
-    }
-
-    impl Host {
-        fn new() -> Self {
-            let directory = tempfile::tempdir().unwrap();
-            let home = HostPath::new(directory.path().to_str().unwrap());
-            let runtime = RuntimeDirectory::at(directory.path().join("run"));
-            Self { directory, home, runtime }
-        }
-
-        fn path(&self, name: &str) -> PathBuf {
-            self.directory.path().join(name)
-        }
-
-        fn lock(&self, machine: &str, images: &[&str]) -> Result<Vec<VolumeLock>, String> {
-            self.lock_for(machine, &images.iter().map(|image| (*image, Access::ReadWrite)).collect::<Vec<_>>())
-        }
-
-        fn lock_for(&self, machine: &str, images: &[(&str, Access)]) -> Result<Vec<VolumeLock>, String> {
-            let volumes: Vec<_> = images
-                .iter()
-                .map(|(image, access)| VolumeNeed {
-                    image: HostPath::from(*image),
-                    fs_type: "ext4".to_owned(),
-                    label: None,
-                    access: *access,
-                    image_type: crate::spec::ImageType::Raw,
-                    mount_point: None,
-                    creation: None,
-                })
-                .collect();
-            let (working_directory, runtime) = (&self.home, &self.runtime);
-            let image_lock = ImageLock::Held;
-            let request = LockRequest { machine, working_directory, runtime, owner: None, image_lock };
-            let inspected = inspect_locks(&volumes, request);
-            let locks = lock_volumes(&volumes, request);
-            // A check before the start reports the same, except for one volume that is listed twice.
-            if !matches!(locks, Err(VolumeError::Twice { .. })) {
-                assert_eq!(inspected.is_empty(), locks.is_ok(), "{inspected:?} {locks:?}");
-            }
-            locks.map_err(|error| error.to_string())
-        }
-    }
-
-    #[test]
-    fn a_second_writer_is_refused_with_an_error_that_names_the_first() {
-        let host = Host::new();
-        fs::write(host.path("var.img"), "").unwrap();
-        symlink("var.img", host.path("link.img")).unwrap();
-        let first = host.lock("web", &["var.img"]).unwrap();
-        for image in ["var.img", "./var.img", "link.img"] {
-            let error = host.lock("db", &[image]).unwrap_err();
-            let read_owner = format!("is in use by machine web, process {}", Pid::this());
-            assert!(error.contains(&read_owner), "{error}");
-        }
-        drop(first);
-        host.lock("db", &["link.img"]).unwrap();
-    }
-
-    #[test]
-    fn a_machine_does_not_read_a_volume_that_another_one_writes_to() {
-        let host = Host::new();
-        fs::write(host.path("var.img"), "").unwrap();
-        symlink("var.img", host.path("link.img")).unwrap();
-        let (read, write) = ([("link.img", Access::Read)], [("var.img", Access::ReadWrite)]);
-        let readers = [host.lock_for("web", &read).unwrap(), host.lock_for("mail", &read).unwrap()];
-        let error = host.lock_for("db", &write).unwrap_err();
-        assert!(error.contains("is in use by a machine that reads it"), "{error}");
-        drop(readers);
-        let writer = host.lock_for("db", &write).unwrap();
-        let error = host.lock_for("web", &read).unwrap_err();
-        assert!(error.contains("is in use by machine db, process "), "{error}");
-        drop(writer);
-        let error = host.lock_for("web", &[read[0], write[0]]).unwrap_err();
-        assert!(error.contains("are the same file"), "{error}");
-        host.lock_for("web", &[read[0], ("./var.img", Access::Read), ("missing.img", Access::Read)]).unwrap();
-        // A link in the place of the lock file is not followed by a reader either.
-        fs::remove_file(host.path("var.img.lock")).unwrap();
-        symlink("var.img", host.path("var.img.lock")).unwrap();
-        host.lock_for("web", &read).unwrap_err();
-    }
-
-    #[test]
-    fn a_volume_is_locked_before_it_is_created() {
-        let host = Host::new();
-        let _first = host.lock("web", &["images/var.img"]).unwrap();
-        host.lock("db", &["images/var.img"]).unwrap_err();
-    }
-
-    #[test]
-    fn two_volumes_of_a_machine_that_are_the_same_file_are_refused() {
-        let host = Host::new();
-        fs::write(host.path("var.img"), "").unwrap();
-        symlink("var.img", host.path("link.img")).unwrap();
-        fs::hard_link(host.path("var.img"), host.path("hard.img")).unwrap();
-        for second in ["./var.img", "link.img", "hard.img"] {
-            let error = host.lock("web", &["var.img", second]).unwrap_err();
-            assert!(error.contains("are the same file"), "{error}");
-        }
-    }
-
-    #[test]
-    fn an_image_is_locked_under_all_its_hard_links() {
-        let host = Host::new();
-        fs::write(host.path("var.img"), "").unwrap();
-        fs::hard_link(host.path("var.img"), host.path("hard.img")).unwrap();
-        let _first = host.lock("web", &["var.img"]).unwrap();
-        host.lock("db", &["hard.img"]).unwrap_err();
-    }
-
-    #[test]
-    fn a_hard_link_that_is_made_while_a_machine_runs_is_refused() {
-        let host = Host::new();
-        fs::write(host.path("var.img"), "").unwrap();
-        let first = host.lock("web", &["var.img"]).unwrap();
-        fs::hard_link(host.path("var.img"), host.path("hard.img")).unwrap();
-        for access in [Access::ReadWrite, Access::Read] {
-            let error = host.lock_for("db", &[("hard.img", access)]).unwrap_err();
-            assert!(error.contains("hard.img is in use by another process, which may use another name"), "{error}");
-        }
-        drop(first);
-        host.lock("db", &["hard.img"]).unwrap();
-    }
-
-    #[test]
-    fn a_lock_survives_exec_and_is_released_after_sigkill() {
-        let host = Host::new();
-        fs::write(host.path("var.img"), "").unwrap();
-        let locks = host.lock("web", &["var.img"]).unwrap();
-        let mut command = std::process::Command::new("sleep");
-        command.arg("600");
-        program::child::pass_descriptors(&mut command, locks.iter().map(VolumeLock::descriptor).collect());
-        let mut hypervisor = command.spawn().unwrap();
-        drop(locks);
-        host.lock("db", &["var.img"]).unwrap_err();
-        hypervisor.kill().unwrap();
-        hypervisor.wait().unwrap();
-        host.lock("db", &["var.img"]).unwrap();
-    }
-
-    #[test]
-    fn a_lock_file_has_the_mode_of_its_image_and_a_symbolic_link_is_refused() {
-        let host = Host::new();
-        fs::write(host.path("var.img"), "").unwrap();
-        fs::set_permissions(host.path("var.img"), fs::Permissions::from_mode(0o660)).unwrap();
-        host.lock("web", &["var.img"]).unwrap();
-        assert_eq!(fs::metadata(host.path("var.img.lock")).unwrap().mode() & 0o777, 0o660);
-        fs::remove_file(host.path("var.img.lock")).unwrap();
-        fs::write(host.path("victim"), "untouched").unwrap();
-        symlink("victim", host.path("var.img.lock")).unwrap();
-        let error = host.lock("web", &["var.img"]).unwrap_err();
-        assert!(error.contains("cannot be locked"), "{error}");
-        assert_eq!(fs::read_to_string(host.path("victim")).unwrap(), "untouched");
-    }
-
-    #[test]
-    fn an_image_whose_directory_is_not_writable_is_locked_by_its_number() {
-        let host = Host::new();
-        fs::create_dir(host.path("images")).unwrap();
-        fs::write(host.path("images/var.img"), "").unwrap();
-        let place = Place::of(&host.path("images/var.img")).unwrap();
-        let stat = place.stat().unwrap().unwrap();
-        let locks = host.path("run/.volume-locks");
-        let by_number = |number: ImageNumber| Ok(Some(Directory::make(&locks, 0o755, None)?.place(number.lock_name())));
-        let found = |place: &Place| -> Vec<PathBuf> {
-            places(place, Some(&stat), &by_number).unwrap().iter().map(Place::path).collect()
-        };
-        assert_eq!(found(&place), [host.path("images/var.img.lock")]);
-        // Root can write to every directory except an immutable one, and not every file system supports that flag.
-        let images = fs::File::open(host.path("images")).unwrap();
-        if !geteuid().is_root() {
-            fs::set_permissions(host.path("images"), fs::Permissions::from_mode(0o555)).unwrap();
-        } else if rustix::fs::ioctl_setflags(&images, rustix::fs::IFlags::IMMUTABLE).is_err() {
-            testing::skipped("directories cannot be made immutable on this file system");
-            return;
-        }
-        let found = found(&place);
-        if geteuid().is_root() {
-            rustix::fs::ioctl_setflags(&images, rustix::fs::IFlags::empty()).unwrap();
-        }
-        assert_eq!(found.len(), 1);
-        assert!(found[0].starts_with(host.path("run/.volume-locks")), "{found:?}");
-    }
-}
+mod tests;

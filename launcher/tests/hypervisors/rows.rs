@@ -92,6 +92,7 @@ rows! {
     console: Console,
     graceful_stop: GracefulStop,
     suspend: Suspend,
+    live_migration: LiveMigration,
     without_kvm: WithoutKvm,
     other_architecture: OtherArchitecture,
     graphics: Graphics,
@@ -287,6 +288,7 @@ fn prepare(hypervisor: Hypervisor, feature: Feature, machine: &TestMachine) -> R
         Feature::MachineId => json!({"machineId": "a67472e5570e5c8ab18cae3c77701050"}),
         Feature::Console | Feature::GracefulStop => return Err("lifecycle.rs tests it".to_owned()),
         Feature::Suspend => return Err("suspend.rs tests it".to_owned()),
+        Feature::LiveMigration => return Err("cluster_agent.rs tests it".to_owned()),
         Feature::WithoutKvm => json!({}),
         Feature::OtherArchitecture => return Err("the probe guest supports x86_64 only".to_owned()),
         Feature::Graphics if hypervisor == Hypervisor::Qemu => {

@@ -48,7 +48,11 @@ fn asking_for(feature: Feature) -> Value {
         Feature::MachineId => json!({"machineId": "a67472e5570e5c8ab18cae3c77701050"}),
         Feature::Console => json!({"consoleSocket": "console.sock"}),
         Feature::OtherArchitecture => json!({"architecture": "aarch64"}),
-        Feature::TapMultiQueue | Feature::GracefulStop | Feature::Suspend | Feature::WithoutKvm => Value::Null,
+        Feature::TapMultiQueue
+        | Feature::GracefulStop
+        | Feature::Suspend
+        | Feature::LiveMigration
+        | Feature::WithoutKvm => Value::Null,
         _ => asking_by_condition(feature),
     }
 }

@@ -10,8 +10,9 @@ use launcher::interruption::Interruption;
 use launcher::isolation::{self, FORMER_USER, PathOnHost, StateDirectory, StoreDisks, Tree, TreeInputs};
 use launcher::launch::{Launch, Needs, TapNeed};
 use launcher::network::{NetworkError, macvtap, make_bridge_tap, remove_bridge_tap, tap};
+use launcher::ocf::{Streams, observe, receive, send};
 use launcher::spec::{InterfaceType, MachineSpec};
-use launcher::state::RuntimeDirectory;
+use launcher::state::{MachineState, RuntimeDirectory};
 use launcher::store_disk;
 use nix::unistd::{Gid, Group, Uid, User, setgid, setgroups, setuid};
 use program::failure::Failure;
@@ -19,10 +20,13 @@ use program::output::{message, print_json};
 use program::user::Identity;
 use std::ffi::OsString;
 use std::fs;
+use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// Perform a task of one of the host module's units for a machine
 #[derive(clap::Args)]
@@ -51,6 +55,12 @@ enum Task {
     Suspend(Machine),
     /// Let a machine continue, as its user, that stayed paused
     Continue(Machine),
+    /// Print as JSON whether the machine runs, as its user
+    Observe(Machine),
+    /// Send the running machine to the host that standard output and standard input are connected to, as its user
+    Send(SendArguments),
+    /// Receive a machine from the host that standard input and standard output are connected to, as its user
+    Receive(Machine),
 }
 
 #[derive(clap::Args)]
@@ -58,6 +68,15 @@ struct Machine {
     /// The machine
     #[arg(value_parser = name_of)]
     name: MachineName,
+}
+
+#[derive(clap::Args)]
+struct SendArguments {
+    #[command(flatten)]
+    machine: Machine,
+    /// How long that may take
+    #[arg(value_name = "SECONDS")]
+    timeout: u64,
 }
 
 #[derive(clap::Args)]
@@ -122,7 +141,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             become_user_of(&layout, machine)?;
             continue_for_service(machine.name.as_str())
         }
+        Task::Observe(machine) => print_json(&observe(&state_as_user(&layout, machine)?).map_err(failed)?),
+        Task::Send(arguments) => {
+            let state = state_as_user(&layout, &arguments.machine)?;
+            send(&state, streams()?, Duration::from_secs(arguments.timeout)).map_err(failed)
+        }
+        Task::Receive(machine) => receive(&state_as_user(&layout, machine)?, streams()?).map_err(failed),
     }
+}
+
+/// Returns standard input and output as the connection to another host.
+fn streams() -> Result<Streams, Failure> {
+    let input = io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
+    let output = io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
+    Ok(Streams { input, output })
+}
+
+/// Gives up all privileges, and returns what the machine's user has recorded about it.
+fn state_as_user(layout: &Layout, machine: &Machine) -> Result<MachineState, Failure> {
+    become_user_of(layout, machine)?;
+    RuntimeDirectory::locate().and_then(|runtime| runtime.machine(machine.name.as_str())).map_err(failed)
 }
 
 fn directory_of(layout: &Layout, machine: &Machine) -> Result<StateDirectory, Failure> {
@@ -151,7 +189,14 @@ fn adopt(layout: &Layout, machine: &Machine) -> Result<(), Failure> {
     directory.set_booted(layout).map_err(failed)?;
     layout.add_gc_roots(&layout.machine(&machine.name)).map_err(failed)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
-    make_runtime_directory(&runtime.path().join(machine.name.as_str()), directory.user_id().map_err(failed)?)
+    let (state, user_id) =
+        (runtime.machine(machine.name.as_str()).map_err(failed)?, directory.user_id().map_err(failed)?);
+    let request = state.request_of_root().map_err(failed)?;
+    make_runtime_directory(state.directory(), user_id)?;
+    match request {
+        Some(request) => state.write_request(request, Some(&Identity::of_ids(user_id, user_id))).map_err(failed),
+        None => Ok(()),
+    }
 }
 
 /// Creates the directory in which the machine records that it runs, and removes a former one.

@@ -1,0 +1,33 @@
+//! Giving a machine a runner that comes from elsewhere, as the resource agent of a cluster does.
+
+use super::create::DIRECTORY_MODE;
+use super::layout::{Layout, Machine, remove_link, replace_link};
+use super::lock::MachineLock;
+use super::{ImperativeError, MachineName, nix};
+use program::place::Directory;
+use std::path::Path;
+
+/// Copies the closure of a runner from another store, which must have signed it. Until the machine refers to the runner,
+/// a temporary root keeps it.
+///
+/// # Errors
+/// Returns [`ImperativeError::NoProgram`] or [`ImperativeError::Program`] if Nix fails.
+pub fn fetch(layout: &Layout, name: &MachineName, (store, runner): (&str, &Path)) -> Result<(), ImperativeError> {
+    layout.add_temporary_gc_root(&layout.machine(name), runner)?;
+    nix::copy_from(store, runner)
+}
+
+/// Creates the state directory of a machine if it is missing, and points the machine to a runner.
+///
+/// # Errors
+/// Returns [`ImperativeError::File`].
+pub fn assign(layout: &Layout, name: &MachineName, runner: &Path) -> Result<Machine, ImperativeError> {
+    let machine = layout.machine(name);
+    let _lock = MachineLock::take(layout, name)?;
+    let failed = ImperativeError::file(&machine.directory);
+    Directory::make(&machine.directory, DIRECTORY_MODE, None).map_err(failed)?;
+    layout.add_gc_roots(&machine)?;
+    replace_link(runner, &machine.current())?;
+    remove_link(&layout.temporary_gc_root(&machine))?;
+    Ok(machine)
+}

@@ -1,0 +1,437 @@
+//! One machine of the cluster on this node, and the actions on it that need no other node.
+
+use super::exit_code::AgentError;
+use super::observe::{Observed, observe, seconds_since};
+use super::parameters::Parameters;
+use crate::control::Condition;
+use crate::imperative::{Layout, Machine, Service, ServiceState, assign, fetch, is_held, state_of};
+use crate::isolation::StateDirectory;
+use crate::launch::{Access, Launch, VolumeNeed};
+use crate::run::clean_up_stopped;
+use crate::shutdown::{StopTarget, end_start, stop};
+use crate::state::{Activity, MachineState, RuntimeDirectory, StartRequest};
+use crate::volumes::{ImageLock, LockRequest, LockTime, VolumeError, lock_volumes};
+use program::child::{OnParentDeath, prepare};
+use program::escape::one_line;
+use program::place::Place;
+use program::user::Identity;
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How often to check whether a machine has started or stopped.
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// The file in the state directory that receives the messages of a machine that runs without a service.
+const LOG: &str = "microvm.log";
+/// How long a guest may take to boot before a monitor of depth 10 fails: a busy host is slow, and a machine that is
+/// stopped while it boots never gets ready.
+const BOOT_TIMEOUT_SECONDS: u64 = 300;
+/// The check level with which the guest must have booted.
+const DEEP_CHECK_LEVEL: u32 = 10;
+/// The timeout of an operation that has none in the environment, as when the agent is run by hand.
+const DEFAULT_OPERATION_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What Pacemaker passes to an operation besides the machine's parameters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// After this time, Pacemaker kills the agent.
+    pub timeout: Duration,
+    /// How thoroughly to check: `OCF_CHECK_LEVEL`.
+    pub check_level: u32,
+    /// The node to which the machine moves.
+    pub target: Option<String>,
+}
+
+impl Operation {
+    /// Reads the environment variables, of which `value` returns the values.
+    pub fn parse(value: impl Fn(&str) -> Option<String>) -> Self {
+        let number = |name: &str| value(name).and_then(|text| text.parse::<u64>().ok());
+        let timeout = number("OCF_RESKEY_CRM_meta_timeout").map(Duration::from_millis);
+        let level = number("OCF_CHECK_LEVEL").and_then(|level| u32::try_from(level).ok());
+        Self {
+            timeout: timeout.filter(|timeout| !timeout.is_zero()).unwrap_or(DEFAULT_OPERATION_TIMEOUT),
+            check_level: level.unwrap_or_default(),
+            target: value("OCF_RESKEY_CRM_meta_migrate_target").filter(|node| !node.is_empty()),
+        }
+    }
+
+    /// Returns the part of the timeout that the machine may use. The rest is for what must happen after that.
+    pub(super) fn time_for_machine(&self) -> Duration {
+        self.timeout * 2 / 3
+    }
+}
+
+/// One machine of the cluster on this node.
+pub struct Agent<'run> {
+    pub(super) parameters: Parameters,
+    pub(super) operation: Operation,
+    pub(super) layout: Layout,
+    pub(super) runtime: RuntimeDirectory,
+    pub(super) message: &'run dyn Fn(&str),
+}
+
+impl<'run> Agent<'run> {
+    /// Creates the agent of a machine. `message` prints a line that Pacemaker logs.
+    ///
+    /// # Errors
+    /// Returns [`AgentError::State`] if this user has no runtime directory.
+    pub fn new(parameters: Parameters, operation: Operation, message: &'run dyn Fn(&str)) -> Result<Self, AgentError> {
+        let layout = Layout::of_environment().with_machines(&parameters.state_dir);
+        Ok(Self { parameters, operation, layout, runtime: RuntimeDirectory::locate()?, message })
+    }
+
+    pub(super) fn name(&self) -> String {
+        self.parameters.name.to_string()
+    }
+
+    pub(super) fn machine(&self) -> Machine {
+        self.layout.machine(&self.parameters.name)
+    }
+
+    /// Returns the service that runs the machine, if this node has it.
+    pub(super) fn service(&self) -> Option<Service> {
+        Some(Service::of(&self.parameters.name)).filter(Service::is_installed)
+    }
+
+    pub(super) fn state(&self) -> Result<MachineState, AgentError> {
+        Ok(state_of(&self.machine(), &self.runtime)?)
+    }
+
+    /// Runs a task of `microvm unit`, which becomes the machine's user: root must not use what that user has recorded.
+    pub(super) fn as_user(&self, task: &str) -> Result<Command, AgentError> {
+        let failed = |source| AgentError::System { action: "finding this program", source };
+        let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+        command.args(["unit", task, self.parameters.name.as_str()]);
+        command.env("MICROVM_STATE_DIR", self.layout.machines()).env("MICROVM_RUNTIME_DIR", self.runtime.path());
+        Ok(command)
+    }
+
+    /// Observes the machine on this node.
+    ///
+    /// # Errors
+    /// Returns [`AgentError`] if the state of the machine cannot be read.
+    pub fn observe(&self) -> Result<Observed, AgentError> {
+        let Some(service) = self.service() else { return self.observe_directly() };
+        match service.state() {
+            ServiceState::Inactive => self.observe_directly(),
+            ServiceState::Starting if self.state()?.activity()? == Activity::Stopped => Ok(Observed::Starting),
+            _ => {
+                let output = self.as_user("observe")?.stdin(Stdio::null()).output();
+                let output = output.map_err(|source| AgentError::System { action: "observing the machine", source })?;
+                Ok(serde_json::from_slice(&output.stdout)
+                    .unwrap_or_else(|_| Observed::Unresponsive(last_error(&output))))
+            }
+        }
+    }
+
+    fn observe_directly(&self) -> Result<Observed, AgentError> {
+        let observed = observe(&self.state()?)?;
+        if observed == Observed::Stopped && is_held(&self.machine())? {
+            let directory = self.machine().directory;
+            let reason = format!("a process that this node does not record uses {}", directory.display());
+            return Ok(Observed::Unresponsive(reason));
+        }
+        Ok(observed)
+    }
+
+    /// Succeeds if the machine runs. With `OCF_CHECK_LEVEL` 10 or more, its guest must also have booted.
+    ///
+    /// # Errors
+    /// Returns [`AgentError::NotRunning`] if the machine is stopped, and others if it has failed.
+    pub fn monitor(&self) -> Result<(), AgentError> {
+        let machine = self.name();
+        match self.observe()? {
+            Observed::Answers(Condition::Runs) if self.operation.check_level >= DEEP_CHECK_LEVEL => self.check_guest(),
+            Observed::Answers(Condition::Runs) => Ok(()),
+            Observed::Answers(Condition::Failed(state)) => Err(AgentError::Failed { machine, state }),
+            // A guest that has left runs on another node, and one that is awaited does not run yet.
+            Observed::Stopped | Observed::Answers(Condition::HasLeft | Condition::Waits) => {
+                Err(AgentError::NotRunning(machine))
+            }
+            Observed::Starting => {
+                Err(AgentError::Unresponsive { machine, reason: "it is still being started".to_owned() })
+            }
+            Observed::Unresponsive(reason) => Err(AgentError::Unresponsive { machine, reason }),
+        }
+    }
+
+    fn check_guest(&self) -> Result<(), AgentError> {
+        let Some(running) = self.state()?.running()? else { return Ok(()) };
+        let seconds = seconds_since(running.started_unix_seconds);
+        if running.guest_ready == Some(false) && seconds >= BOOT_TIMEOUT_SECONDS {
+            return Err(AgentError::NotReady { machine: self.name(), seconds });
+        }
+        Ok(())
+    }
+
+    /// Checks whether this node could start the machine. Without `OCF_CHECK_LEVEL` 10, only the parameters are checked,
+    /// which [`Parameters::parse`] has done.
+    ///
+    /// # Errors
+    /// Returns [`AgentError::NoRunner`], [`AgentError::NotARunner`] or [`AgentError::NoMigrateDirectory`].
+    pub fn validate(&self) -> Result<(), AgentError> {
+        if self.operation.check_level < DEEP_CHECK_LEVEL {
+            return Ok(());
+        }
+        if let Some(path) = &self.parameters.migrate_dir {
+            fs::read_dir(path).map_err(|source| AgentError::NoMigrateDirectory { path: path.clone(), source })?;
+        }
+        match (self.parameters.runner.exists(), &self.parameters.cache) {
+            (true, _) => self.require_runner(),
+            (false, Some(_)) => Ok(()),
+            (false, None) => Err(AgentError::NoRunner(self.parameters.runner.clone())),
+        }
+    }
+
+    /// Starts the machine, and returns when its hypervisor runs. Pacemaker limits how long that may take.
+    ///
+    /// # Errors
+    /// Returns [`AgentError`].
+    pub fn start(&self) -> Result<(), AgentError> {
+        match self.observe()? {
+            Observed::Answers(Condition::Runs) => return Ok(()),
+            Observed::Stopped => {}
+            Observed::Starting => return self.wait_until_it_runs(None),
+            // What is left of a migration that has failed, or has gone elsewhere.
+            _ => self.stop()?,
+        }
+        self.install_runner()?;
+        let starter = self.begin(StartRequest { is_incoming: false, boots_if_changed: true })?;
+        self.wait_until_it_runs(Some(starter))
+    }
+
+    /// Returns the machine's user, if it has its own.
+    pub(super) fn owner(&self) -> Result<Option<Identity>, AgentError> {
+        if self.service().is_none() {
+            return Ok(None);
+        }
+        let id = StateDirectory::open(&self.machine())?.user_id()?;
+        Ok(Some(Identity::of_ids(id, id)))
+    }
+
+    /// Ensures that the runner is on this node, and that the machine starts with it.
+    pub(super) fn install_runner(&self) -> Result<(), AgentError> {
+        let Parameters { name, runner, cache, .. } = &self.parameters;
+        if !runner.exists() {
+            let Some(cache) = cache else { return Err(AgentError::NoRunner(runner.clone())) };
+            (self.message)(&format!("copying {} from {cache}", runner.display()));
+            fetch(&self.layout, name, (cache, runner)).map_err(|source| AgentError::NotCopied {
+                runner: runner.clone(),
+                cache: cache.clone(),
+                source,
+            })?;
+        }
+        self.require_runner()?;
+        if self.service().is_none() {
+            assign(&self.layout, name, runner)?;
+            return Ok(());
+        }
+        let machine = self.machine();
+        let directory = StateDirectory::make(&self.layout, &machine)?;
+        directory.set_current(&self.layout, runner)?;
+        directory.set_origin(&self.layout, None, runner)?;
+        directory.adopt(&self.layout)?.iter().for_each(|line| (self.message)(line));
+        Ok(self.layout.add_gc_roots(&machine)?)
+    }
+
+    fn require_runner(&self) -> Result<(), AgentError> {
+        let is_runner = self.parameters.run_program().is_file();
+        if is_runner { Ok(()) } else { Err(AgentError::NotARunner(self.parameters.runner.clone())) }
+    }
+
+    /// Begins the start, in the machine's service or in a process that this one does not wait for.
+    pub(super) fn begin(&self, request: StartRequest) -> Result<Starter, AgentError> {
+        let own = self.runtime.machine(self.parameters.name.as_str())?;
+        own.write_request(request, None)?;
+        if let Some(service) = self.service() {
+            return Ok(Starter { child: service.begin("start")?, log: None, is_launcher: false });
+        }
+        let directory = self.machine().directory;
+        let log = directory.join(LOG);
+        let failed = |source| AgentError::System { action: "starting the runner", source };
+        let file = Place::itself(&log).and_then(|place| place.open_or_create(0o640)).map_err(failed)?;
+        file.set_len(0).map_err(failed)?;
+        let mut command = Command::new(self.parameters.run_program());
+        command.current_dir(&directory).env("MICROVM_NAME", self.parameters.name.as_str());
+        command.env("MICROVM_SUPERVISE", "1").env("MICROVM_STATE_DIR", self.layout.machines());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
+        // Pacemaker kills the agent's process group after a timeout.
+        command.process_group(0);
+        prepare(&mut command, OnParentDeath::Continue, None);
+        Ok(Starter { child: command.spawn().map_err(failed)?, log: Some(log), is_launcher: true })
+    }
+
+    /// Waits until the hypervisor runs its guest.
+    pub(super) fn wait_until_it_runs(&self, starter: Option<Starter>) -> Result<(), AgentError> {
+        self.wait_for(Condition::Runs, starter)
+    }
+
+    /// Waits until the hypervisor reports this condition, or cannot do so any more.
+    pub(super) fn wait_for(&self, awaited: Condition, mut starter: Option<Starter>) -> Result<(), AgentError> {
+        let machine = self.name();
+        loop {
+            let ended = starter.as_mut().map(Starter::failure).transpose()?.flatten();
+            match self.observe()? {
+                Observed::Answers(condition) if condition == awaited => return Ok(()),
+                Observed::Answers(Condition::Failed(state)) => return Err(AgentError::Failed { machine, state }),
+                Observed::Stopped if starter.is_none() => {
+                    return Err(AgentError::NotStarted { machine, reason: "it has ended".to_owned() });
+                }
+                // Observed after that, so a machine that runs has been seen.
+                _ => {
+                    if let Some(reason) = ended {
+                        return Err(AgentError::NotStarted { machine, reason });
+                    }
+                }
+            }
+            sleep(POLL_INTERVAL);
+        }
+    }
+
+    /// Stops the machine. Success means that its processes have ended and that no process of this node can write to its
+    /// volumes.
+    ///
+    /// # Errors
+    /// Returns [`AgentError`]. Pacemaker then fences this node.
+    pub fn stop(&self) -> Result<(), AgentError> {
+        let deadline = Instant::now() + self.operation.timeout.saturating_sub(Duration::from_secs(1));
+        let observed = self.observe()?;
+        // A guest that has left, has not arrived or has failed cannot shut down.
+        let has_guest = match observed {
+            Observed::Answers(condition) => condition == Condition::Runs,
+            Observed::Stopped | Observed::Starting | Observed::Unresponsive(_) => true,
+        };
+        let limit = self.operation.time_for_machine();
+        let for_guest = self.parameters.drain_timeout.unwrap_or(limit).min(limit);
+        let for_guest = if has_guest { for_guest } else { Duration::ZERO };
+        match self.service().filter(|service| service.state() != ServiceState::Inactive) {
+            Some(service) => self.stop_service(&service, for_guest)?,
+            None => self.stop_directly(for_guest)?,
+        }
+        self.prove_stopped(deadline)
+    }
+
+    fn stop_service(&self, service: &Service, for_guest: Duration) -> Result<(), AgentError> {
+        let failed = |source| AgentError::System { action: "waiting for systemctl", source };
+        let end = Instant::now() + for_guest;
+        let mut stopping = service.begin("stop")?;
+        while stopping.try_wait().map_err(failed)?.is_none() {
+            if Instant::now() >= end {
+                (self.message)(&format!("{} has not shut down in time; killing it", self.parameters.name));
+                service.kill()?;
+                stopping.wait().map_err(failed)?;
+                break;
+            }
+            sleep(POLL_INTERVAL);
+        }
+        Ok(())
+    }
+
+    fn stop_directly(&self, for_guest: Duration) -> Result<(), AgentError> {
+        let state = self.state()?;
+        let mut message = |text: &str| (self.message)(text);
+        if let Activity::Starting(_) = state.activity()? {
+            end_start(&state, for_guest, &mut message)?;
+        }
+        let (activity, launch) = (state.activity()?, state.last_launch()?);
+        let running = activity.running();
+        if let Some(launch) = &launch {
+            let process = running.map(|running| running.hypervisor);
+            let console_socket = running.and_then(|running| running.console_socket.clone());
+            stop(&StopTarget { launch, process, console_socket }, for_guest, &mut message)?;
+        }
+        let supervisor = running.and_then(|running| running.supervisor);
+        Ok(clean_up_stopped(&state, launch.as_ref(), supervisor)?)
+    }
+
+    /// Waits until nothing of the machine is left, because the cluster starts it elsewhere after a successful stop.
+    fn prove_stopped(&self, deadline: Instant) -> Result<(), AgentError> {
+        loop {
+            let Some(reason) = self.what_is_left()? else { return Ok(()) };
+            if Instant::now() >= deadline {
+                return Err(AgentError::StillInUse { machine: self.name(), reason });
+            }
+            sleep(POLL_INTERVAL);
+        }
+    }
+
+    fn what_is_left(&self) -> Result<Option<String>, AgentError> {
+        let machine = self.machine();
+        if self.service().is_some_and(|service| service.state() != ServiceState::Inactive) {
+            return Ok(Some("its service is still active".to_owned()));
+        }
+        if self.state()?.activity()? != Activity::Stopped {
+            return Ok(Some("one of its processes is still alive".to_owned()));
+        }
+        if is_held(&machine)? {
+            return Ok(Some(format!("a process still uses {}", machine.directory.display())));
+        }
+        let launch = self.state()?.last_launch()?;
+        match launch.map(|launch| self.lock_volumes_of(&launch)) {
+            // The machine may run on another node that shares the volume.
+            Some(Err(VolumeError::InUse { holder, .. })) if holder.is_on_another_host() => Ok(None),
+            Some(Err(error @ VolumeError::InUse { .. })) => Ok(Some(error.to_string())),
+            Some(Err(error)) => Err(error.into()),
+            Some(Ok(())) | None => Ok(None),
+        }
+    }
+
+    /// Locks the volumes to which the machine writes, and releases them.
+    fn lock_volumes_of(&self, launch: &Launch) -> Result<(), VolumeError> {
+        let written = |volume: &&VolumeNeed| volume.access == Access::ReadWrite;
+        let volumes: Vec<_> = launch.needs.volumes.iter().filter(written).cloned().collect();
+        let request = LockRequest {
+            machine: self.parameters.name.as_str(),
+            working_directory: &launch.working_directory,
+            runtime: &self.runtime,
+            owner: None,
+            image_lock: ImageLock::Tried,
+            time: LockTime::Now,
+        };
+        lock_volumes(&volumes, request).map(drop)
+    }
+}
+
+/// The process that starts the machine.
+#[derive(Debug)]
+pub(super) struct Starter {
+    child: Child,
+    /// Where the launcher's messages are.
+    log: Option<PathBuf>,
+    /// Whether it is the machine's supervisor, or only asks systemd to start the service.
+    is_launcher: bool,
+}
+
+impl Starter {
+    /// Returns why the machine does not start, once that is certain.
+    fn failure(&mut self) -> Result<Option<String>, AgentError> {
+        let ended = self.child.try_wait();
+        let ended = ended.map_err(|source| AgentError::System { action: "waiting for the launcher", source })?;
+        let Some(status) = ended.filter(|status| self.is_launcher || !status.success()) else { return Ok(None) };
+        let text = self.log.as_ref().and_then(|log| Place::itself(log).and_then(|place| place.read()).ok().flatten());
+        let text = text.map(|(text, _)| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default();
+        let errors: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("error: ")).map(one_line).collect();
+        Ok(Some(match (errors.is_empty(), self.is_launcher) {
+            (false, _) => errors.join("; "),
+            (true, true) => format!("its launcher ended with {status}"),
+            (true, false) => format!("systemctl ended with {status}; the journal of its service says why"),
+        }))
+    }
+}
+
+/// Returns the error that a program of this project has printed.
+pub(super) fn last_error(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr);
+    let line = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+    let line = line.strip_prefix("error: ").unwrap_or(line);
+    if line.is_empty() { format!("microvm unit ended with {}", output.status) } else { one_line(line).into_owned() }
+}
+
+/// Returns an error of this process.
+pub(super) fn system(action: &'static str) -> impl Fn(io::Error) -> AgentError {
+    move |source| AgentError::System { action, source }
+}

@@ -1,0 +1,349 @@
+//! Moving a machine to another node. The source runs `migrate_to`, the target `migrate_from`, and then the source `stop`.
+//!
+//! A live migration needs no open port: the source runs `microvm ocf receive` on the target, usually over ssh with a
+//! forced command, and the machine goes through that command's standard input. The command's exit code says whether the
+//! guest runs on the target.
+
+use super::agent::{Agent, POLL_INTERVAL, last_error, system};
+use super::exit_code::AgentError;
+use super::observe::Observed;
+use super::parameters::{BadParameter, MIGRATE, MigrationMode, Parameters};
+use super::transfer::{Streams, receive, send};
+use crate::control::Condition;
+use crate::imperative::read_spec;
+use crate::network::announce;
+use crate::path::HostPath;
+use crate::shutdown::{StopTarget, stop};
+use crate::state::StartRequest;
+use crate::suspend::{Afterwards, SuspendedState, suspend};
+use program::child::{OnParentDeath, prepare};
+use program::escape::one_line;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// The version of an [`Offer`].
+const VERSION: u32 = 1;
+/// The longest line that one node sends to the other.
+const MAX_LINE_BYTES: usize = 16 << 10;
+/// What the target answers when its hypervisor waits for the machine.
+const READY: &str = "ready";
+
+/// What the source sends before the machine.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Offer {
+    version: u32,
+    name: String,
+    runner: String,
+    state_dir: String,
+    cache: Option<String>,
+}
+
+impl Agent<'_> {
+    /// Moves the machine away from this node. Afterwards it runs on the target, or is saved in the shared directory.
+    ///
+    /// # Errors
+    /// Returns [`AgentError`]. The machine runs on then, except for [`AgentError::Target`] after it has left.
+    pub fn migrate_to(&self) -> Result<(), AgentError> {
+        if self.observe()? != Observed::Answers(Condition::Runs) {
+            let reason = "it does not run on this node".to_owned();
+            return Err(AgentError::NotSent { machine: self.name(), reason });
+        }
+        match self.parameters.migrate {
+            MigrationMode::Live => self.send_to_target(),
+            MigrationMode::Suspend => self.save_for_target(),
+            MigrationMode::Cold => Err(self.moves_cold()),
+        }
+    }
+
+    /// Completes the move on the target. Fails at once if no machine has come.
+    ///
+    /// # Errors
+    /// Returns [`AgentError`].
+    pub fn migrate_from(&self) -> Result<(), AgentError> {
+        match self.parameters.migrate {
+            MigrationMode::Live => self.wait_for_arrival(),
+            MigrationMode::Suspend => self.resume_from_source(),
+            MigrationMode::Cold => Err(self.moves_cold()),
+        }
+    }
+
+    fn moves_cold(&self) -> AgentError {
+        let problem = "with `cold`, the machine cannot migrate; set allow-migrate=false".to_owned();
+        AgentError::Parameters(vec![BadParameter { name: MIGRATE, problem }])
+    }
+
+    fn wait_for_arrival(&self) -> Result<(), AgentError> {
+        let deadline = Instant::now() + self.operation.time_for_machine();
+        loop {
+            match self.observe()? {
+                Observed::Answers(Condition::Runs) => return Ok(()),
+                Observed::Answers(Condition::Waits) if Instant::now() < deadline => sleep(POLL_INTERVAL),
+                _ => return Err(AgentError::NotArrived(self.name())),
+            }
+        }
+    }
+
+    fn send_to_target(&self) -> Result<(), AgentError> {
+        let Some(node) = self.operation.target.clone() else {
+            let reason = "OCF_RESKEY_CRM_meta_migrate_target does not name a node".to_owned();
+            return Err(AgentError::NotSent { machine: self.name(), reason });
+        };
+        let deadline = Instant::now() + self.operation.timeout;
+        let (mut target, streams) = self.offer_to(&node)?;
+        let sent = self.send_to(streams);
+        if sent.is_err() {
+            // Its hypervisor ends with the stream, and this process does not wait for that.
+            let _ = target.kill();
+            let _ = target.wait();
+            return sent;
+        }
+        let failed = |reason: String| AgentError::Target { machine: self.name(), node: node.clone(), reason };
+        loop {
+            match target.try_wait().map_err(system("waiting for the target"))? {
+                Some(status) if status.success() => break,
+                Some(status) => return Err(failed(format!("the command that receives it ended with {status}"))),
+                None if Instant::now() >= deadline => return Err(failed("it does not answer".to_owned())),
+                None => sleep(POLL_INTERVAL),
+            }
+        }
+        self.end_what_has_left()
+    }
+
+    /// Runs the receiver on the target, and waits until its hypervisor is ready. Returns the connection to it.
+    fn offer_to(&self, node: &str) -> Result<(Child, Streams), AgentError> {
+        let failed = |reason: String| AgentError::Target { machine: self.name(), node: node.to_owned(), reason };
+        let words = self.parameters.command_for(node);
+        let Some((program, arguments)) = words.split_first() else {
+            return Err(failed("migrate_command is empty".to_owned()));
+        };
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        prepare(&mut command, OnParentDeath::Terminate, None);
+        let mut child = command.spawn().map_err(|error| failed(format!("{program} cannot be started: {error}")))?;
+        let pipes = child.stdin.take().zip(child.stdout.take());
+        let answer = pipes.ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe));
+        let answer = answer.and_then(|(mut input, mut output)| {
+            self.write_offer(&mut input)?;
+            let line = read_line(&mut output)?;
+            Ok((Streams { input: output.into(), output: input.into() }, line))
+        });
+        match answer {
+            Ok((streams, line)) if line == READY => Ok((child, streams)),
+            Ok((_, line)) => {
+                let _ = child.kill();
+                let status = child.wait().map_err(system("waiting for the target"))?;
+                Err(failed(match one_line(&line) {
+                    line if line.is_empty() => format!("the command that receives it ended with {status}"),
+                    line => line.into_owned(),
+                }))
+            }
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(failed(error.to_string()))
+            }
+        }
+    }
+
+    fn write_offer(&self, input: &mut ChildStdin) -> io::Result<()> {
+        let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+        let Parameters { name, runner, state_dir, cache, .. } = &self.parameters;
+        let offer = Offer {
+            version: VERSION,
+            name: name.to_string(),
+            runner: text(runner),
+            state_dir: text(state_dir),
+            cache: cache.clone(),
+        };
+        let mut line = serde_json::to_vec(&offer)?;
+        line.push(b'\n');
+        input.write_all(&line)
+    }
+
+    fn send_to(&self, streams: Streams) -> Result<(), AgentError> {
+        let timeout = self.operation.time_for_machine();
+        if !self.runs_as_service() {
+            return send(&self.state()?, streams, timeout);
+        }
+        let mut command = self.as_user("send")?;
+        command.arg(timeout.as_secs().to_string()).stdin(streams.input).stdout(streams.output);
+        let output = command.stderr(Stdio::piped()).spawn().and_then(Child::wait_with_output);
+        let output = output.map_err(system("sending the machine"))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(AgentError::NotSent { machine: self.name(), reason: last_error(&output) })
+    }
+
+    fn runs_as_service(&self) -> bool {
+        use crate::imperative::ServiceState;
+        self.service().is_some_and(|service| service.state() != ServiceState::Inactive)
+    }
+
+    /// Ends the hypervisor whose guest runs on the target, so that the volumes' locks go to the target.
+    fn end_what_has_left(&self) -> Result<(), AgentError> {
+        if self.runs_as_service() {
+            return self.stop();
+        }
+        let state = self.state()?;
+        let Some(launch) = state.last_launch()? else { return Ok(()) };
+        let process = state.running()?.map(|running| running.hypervisor);
+        let target = StopTarget { launch: &launch, process, console_socket: None };
+        stop(&target, Duration::ZERO, &mut |_| {})?;
+        Ok(())
+    }
+
+    /// Receives a machine from another node: first the offer, which is answered, and then the machine. Returns when the
+    /// guest runs here.
+    ///
+    /// # Errors
+    /// Returns [`AgentError`]. Nothing of the machine is left on this node then.
+    pub fn receive(
+        streams: Streams,
+        of_offer: impl FnOnce(Parameters) -> Result<Self, AgentError>,
+    ) -> Result<(), AgentError> {
+        let mut input = File::from(streams.input);
+        let line = read_line(&mut input).map_err(system("reading the offer"))?;
+        let offer: Offer = serde_json::from_str(&line)
+            .map_err(|error| AgentError::BadRequest(one_line(&error.to_string()).into_owned()))?;
+        if offer.version != VERSION {
+            return Err(AgentError::BadRequest(format!("its version is {}, not {VERSION}", offer.version)));
+        }
+        let parameters = Parameters::parse(|name| offer.value(name)).map_err(AgentError::Parameters)?;
+        let store = store_directory();
+        if !parameters.is_in_store(&store) {
+            let (runner, store) = (parameters.runner.display(), store.display());
+            return Err(AgentError::BadRequest(format!("the runner {runner} is not in {store}")));
+        }
+        let agent = of_offer(parameters)?;
+        if agent.observe()? != Observed::Stopped {
+            return Err(AgentError::BadRequest(format!("{} is already running on this node", agent.name())));
+        }
+        let received = agent.receive_from(Streams { input: input.into(), output: streams.output });
+        if received.is_err()
+            && let Err(error) = agent.stop()
+        {
+            (agent.message)(&error.to_string());
+        }
+        received
+    }
+
+    fn receive_from(&self, streams: Streams) -> Result<(), AgentError> {
+        self.install_runner()?;
+        let starter = self.begin(StartRequest { is_incoming: true, boots_if_changed: false })?;
+        self.wait_for(Condition::Waits, Some(starter))?;
+        let mut answer = File::from(streams.output);
+        writeln!(answer, "{READY}").map_err(system("answering the other node"))?;
+        let (input, output) = (streams.input, answer.into());
+        if !self.runs_as_service() {
+            return receive(&self.state()?, Streams { input, output });
+        }
+        let mut command = self.as_user("receive")?;
+        let output = command.stdin(input).stdout(output).stderr(Stdio::piped()).spawn();
+        let output = output.and_then(Child::wait_with_output).map_err(system("receiving the machine"))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        (self.message)(&last_error(&output));
+        Err(AgentError::NotArrived(self.name()))
+    }
+
+    fn saved_here(&self) -> SuspendedState {
+        let directory = HostPath::new(self.machine().directory.to_string_lossy());
+        SuspendedState::new(&directory, self.parameters.name.as_str())
+    }
+
+    /// Returns the place of the machine in the shared directory. The parameters have been checked for it.
+    fn saved_in_shared_directory(&self) -> SuspendedState {
+        let directory = self.parameters.migrate_dir.clone().unwrap_or_default();
+        SuspendedState::new(&HostPath::new(directory.to_string_lossy()), self.parameters.name.as_str())
+    }
+
+    /// Suspends the machine into the shared directory.
+    fn save_for_target(&self) -> Result<(), AgentError> {
+        self.suspend()?;
+        let moved = self.saved_here().move_to(&self.saved_in_shared_directory(), None);
+        if moved.is_err() {
+            // The cluster stops it next, and its guest must be able to shut down.
+            let starter = self.begin(StartRequest::default())?;
+            self.wait_until_it_runs(Some(starter))?;
+        }
+        Ok(moved?)
+    }
+
+    fn suspend(&self) -> Result<(), AgentError> {
+        if !self.runs_as_service() {
+            let state = self.state()?;
+            suspend(&state, Afterwards::End, &AtomicBool::new(false), &mut |text: &str| (self.message)(text))?;
+            let supervisor = state.running()?.and_then(|running| running.supervisor);
+            return Ok(crate::run::clean_up_stopped(&state, state.last_launch()?.as_ref(), supervisor)?);
+        }
+        let output =
+            self.as_user("suspend")?.stdin(Stdio::null()).output().map_err(system("suspending the machine"))?;
+        if !output.status.success() {
+            return Err(AgentError::NotSent { machine: self.name(), reason: last_error(&output) });
+        }
+        self.stop()
+    }
+
+    fn resume_from_source(&self) -> Result<(), AgentError> {
+        if self.observe()? == Observed::Answers(Condition::Runs) {
+            return Ok(());
+        }
+        let saved = self.saved_in_shared_directory();
+        if saved.stamp()?.is_none() {
+            return Err(AgentError::NotArrived(self.name()));
+        }
+        self.install_runner()?;
+        saved.move_to(&self.saved_here(), self.owner()?.as_ref())?;
+        let starter = self.begin(StartRequest::default())?;
+        self.wait_until_it_runs(Some(starter))?;
+        self.announce();
+        Ok(())
+    }
+
+    /// Tells the switches of the network where the guest is now. Without that, they find out when it sends something.
+    fn announce(&self) {
+        let Some(spec) = read_spec(&self.parameters.runner) else { return };
+        if let Err(error) = announce(&spec.interfaces) {
+            (self.message)(&format!("the guest's addresses were not announced: {error}"));
+        }
+    }
+}
+
+impl Offer {
+    fn value(&self, name: &str) -> Option<String> {
+        use super::parameters::{CACHE, NAME, RUNNER, STATE_DIR};
+        match name {
+            NAME => Some(self.name.clone()),
+            RUNNER => Some(self.runner.clone()),
+            STATE_DIR => Some(self.state_dir.clone()),
+            CACHE => self.cache.clone(),
+            _ => None,
+        }
+    }
+}
+
+/// Returns the Nix store of this node: `NIX_STORE_DIR` in nix(1).
+fn store_directory() -> PathBuf {
+    std::env::var_os("NIX_STORE_DIR")
+        .filter(|store| !store.is_empty())
+        .map_or_else(|| "/nix/store".into(), PathBuf::from)
+}
+
+/// Reads one line byte by byte, because the bytes after it are for the hypervisor. At the end of the stream, it returns
+/// what came before.
+fn read_line(input: &mut impl Read) -> io::Result<String> {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while line.len() < MAX_LINE_BYTES && input.read(&mut byte)? == 1 && byte != *b"\n" {
+        line.push(byte[0]);
+    }
+    Ok(String::from_utf8_lossy(&line).into_owned())
+}

@@ -1,0 +1,56 @@
+//! What the caller of a start asks of it besides the machine spec. The resource agent of a cluster writes it into the
+//! runtime directory, because it starts machines through their services as well.
+
+use super::{MachineState, StateError};
+use program::place::{Directory, Place};
+use program::user::Identity;
+use serde::{Deserialize, Serialize};
+
+/// The file that contains the [`StartRequest`].
+const REQUEST: &str = "start-request.json";
+
+/// What the caller of a start asks of it. The default is a start by hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StartRequest {
+    /// Whether the machine migrates to this host while it runs. Its hypervisor then waits for it.
+    pub is_incoming: bool,
+    /// Whether a suspended machine boots if it can no longer be resumed, because another host has run it since.
+    pub boots_if_changed: bool,
+}
+
+impl MachineState {
+    /// Records a request for the next start, which that user will read.
+    ///
+    /// # Errors
+    /// Returns [`StateError::File`].
+    pub fn write_request(&self, request: StartRequest, reader: Option<&Identity>) -> Result<(), StateError> {
+        let failed = |source| StateError::File { path: self.directory.clone(), source };
+        if !self.directory.exists() {
+            Directory::make(&self.directory, 0o750, None).map_err(failed)?;
+        }
+        let text = serde_json::to_vec(&request).map_err(|error| failed(error.into()))?;
+        Place::itself(&self.file(REQUEST)).and_then(|place| place.replace(&text, 0o640, reader)).map_err(failed)
+    }
+
+    /// Returns the request for the next start.
+    ///
+    /// # Errors
+    /// Returns [`StateError::File`] or [`StateError::Unreadable`].
+    pub fn request(&self) -> Result<StartRequest, StateError> {
+        Ok(self.read(REQUEST)?.map(|(request, _)| request).unwrap_or_default())
+    }
+
+    /// Returns the request for the next start if root has recorded it.
+    ///
+    /// # Errors
+    /// Returns [`StateError::File`] or [`StateError::Unreadable`].
+    pub fn request_of_root(&self) -> Result<Option<StartRequest>, StateError> {
+        Ok(self.read(REQUEST)?.filter(|(_, writer)| writer.is_root()).map(|(request, _)| request))
+    }
+
+    /// Removes the request, which is for one start only.
+    pub fn clear_request(&self) {
+        self.remove(REQUEST);
+    }
+}

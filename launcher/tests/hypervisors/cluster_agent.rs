@@ -1,0 +1,360 @@
+//! The resource agent as Pacemaker runs it, for machines of the probe guest on qemu. Two nodes are two state directories
+//! and two runtime directories. `tests/cluster` runs it in a real cluster.
+
+#![expect(clippy::print_stdout, reason = "what ocf-tester prints is part of the result")]
+
+use crate::lifecycle::waiting_machine;
+use crate::machine::{
+    TIMEOUT, TestMachine, find_on_path, in_test_environment, missing, without_kvm_warning, write_disk,
+};
+use launcher::launch::{Access, VolumeNeed};
+use launcher::path::HostPath;
+use launcher::spec::{Hypervisor, ImageType};
+use launcher::state::{MachineState, RuntimeDirectory};
+use launcher::volumes::{ImageLock, LockRequest, LockTime, lock_volumes};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Exit codes of the resource agent API.
+const SUCCESS: i32 = 0;
+const GENERIC: i32 = 1;
+const UNIMPLEMENTED: i32 = 3;
+const INSTALLED: i32 = 5;
+const CONFIGURED: i32 = 6;
+const NOT_RUNNING: i32 = 7;
+
+/// A machine with a volume that both nodes share, and its runner in a store.
+struct Cluster {
+    machine: TestMachine,
+}
+
+impl Cluster {
+    fn new() -> Option<Self> {
+        let (machine, mut spec) = waiting_machine(Hypervisor::Qemu)?;
+        write_disk(&machine.path("volume.img"), "a volume", 2048);
+        let absolute = |name: &str| machine.path(name).to_str().unwrap().to_owned();
+        spec.volumes =
+            vec![serde_json::from_value(json!({"image": absolute("volume.img"), "autoCreate": false})).unwrap()];
+        spec.initrd = Some(HostPath::new(absolute("initrd")));
+        spec.store_disk = Some(serde_json::from_value(json!({"image": absolute("store.img")})).unwrap());
+        spec.kernel_params.extend(["wait=long".to_owned(), "record=written".to_owned()]);
+        // The taps of both nodes would be in one network namespace.
+        spec.interfaces.clear();
+        let runner = machine.path("store/web-runner");
+        fs::create_dir_all(runner.join("bin")).unwrap();
+        fs::create_dir_all(runner.join("share/microvm")).unwrap();
+        let document = runner.join("share/microvm/machine.json");
+        fs::write(&document, serde_json::to_string(&spec).unwrap()).unwrap();
+        let program = env!("CARGO_BIN_EXE_microvm");
+        write_program(&runner.join("bin/microvm-run"), &format!("exec {program} run {} \"$@\"", document.display()));
+        fs::create_dir_all(machine.path("agent")).unwrap();
+        symlink(program, machine.path("agent/MicroVM")).unwrap();
+        Some(Self { machine })
+    }
+
+    /// Returns the agent with this action on a node, as Pacemaker runs it.
+    fn agent(&self, node: &str, action: &str) -> Command {
+        let mut command = self.on(node, self.machine.path("agent/MicroVM").to_str().unwrap());
+        command.arg(action);
+        command.env("OCF_RESKEY_name", "web").env("OCF_RESKEY_runner", self.machine.path("store/web-runner"));
+        command.env("OCF_RESKEY_state_dir", self.machine.path("machines"));
+        command.env("OCF_RESKEY_CRM_meta_timeout", "240000");
+        command
+    }
+
+    /// Returns a command on a node. All nodes have their state directories at the same path, so each command gets
+    /// namespaces with the name and the directory of its node.
+    fn on(&self, node: &str, program: &str) -> Command {
+        let path = |name: &str| self.machine.path(name);
+        for directory in [path("machines"), path(node).join("machines")] {
+            fs::create_dir_all(directory).unwrap();
+        }
+        let mut command = self.machine.namespace.command("unshare");
+        let script = "hostname \"$0\" && mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"";
+        command.args(["--mount", "--uts", "sh", "-c", script, node]);
+        command.arg(path(node).join("machines")).arg(path("machines")).arg(program);
+        command.stdin(Stdio::null()).current_dir("/");
+        in_test_environment(&mut command, &self.machine);
+        command.env("MICROVM_RUNTIME_DIR", path(node).join("run"));
+        command.env("MICROVM_GCROOTS_DIR", path(node).join("gcroots"));
+        command.env("NIX_STORE_DIR", path("store"));
+        command
+    }
+
+    fn run(&self, node: &str, action: &str) -> Output {
+        self.agent(node, action).output().unwrap()
+    }
+
+    #[track_caller]
+    fn expect(&self, node: &str, action: &str, code: i32) -> String {
+        expect(&mut self.agent(node, action), code)
+    }
+
+    fn state(&self, node: &str) -> MachineState {
+        RuntimeDirectory::at(self.machine.path(&format!("{node}/run"))).machine("web").unwrap()
+    }
+
+    fn type_line(&self, node: &str, line: &str) -> UnixStream {
+        let mut console = UnixStream::connect(self.state(node).file("console.sock")).unwrap();
+        console.write_all(format!("{line}\n").as_bytes()).unwrap();
+        console
+    }
+
+    /// Waits until the console of a node has printed the text, and returns what it has printed.
+    fn wait_for_console(&self, node: &str, line: &str, text: &str) -> String {
+        let mut console = self.type_line(node, line);
+        console.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let (mut printed, mut buffer) = (Vec::new(), [0; 4096]);
+        loop {
+            let printed_text = String::from_utf8_lossy(&printed).into_owned();
+            if printed_text.contains(text) {
+                return printed_text;
+            }
+            let count = console.read(&mut buffer).unwrap();
+            assert!(count > 0, "no {text:?} on the console: {printed_text}");
+            printed.extend_from_slice(&buffer[..count]);
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in ["n1", "n2"] {
+            if let Ok(Some(running)) = self.state(node).running() {
+                let processes = std::iter::once(running.hypervisor).chain(running.supervisor);
+                processes.for_each(|process| process.signal(Signal::SIGKILL).unwrap_or_default());
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn expect(command: &mut Command, code: i32) -> String {
+    let output = command.output().unwrap();
+    let said = without_kvm_warning(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{command:?}: {said}");
+    said
+}
+
+fn write_program(path: &Path, text: &str) {
+    fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn quoted(word: &str) -> String {
+    format!("'{word}'")
+}
+
+fn wait_until(is_so: impl Fn() -> bool) {
+    let end = Instant::now() + TIMEOUT;
+    while !is_so() {
+        assert!(Instant::now() < end, "it does not happen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_distinguished_from_a_wrong_node() {
+    let Some(cluster) = Cluster::new() else { return };
+    let said =
+        expect(cluster.agent("n1", "start").env_remove("OCF_RESKEY_runner").env("OCF_RESKEY_name", "a/b"), CONFIGURED);
+    assert!(said.starts_with("ocf-exit-reason:parameter name: ") && said.contains("; parameter runner: "), "{said}");
+    cluster.expect("n1", "reload", UNIMPLEMENTED);
+    let gone = |action| {
+        let mut command = cluster.agent("n1", action);
+        command.env("OCF_RESKEY_runner", "/nix/store/gone").env("OCF_CHECK_LEVEL", "10");
+        command
+    };
+    let said = expect(&mut gone("start"), INSTALLED);
+    assert!(said.contains("the runner /nix/store/gone is not on this node"), "{said}");
+    expect(&mut gone("validate-all"), INSTALLED);
+    let said = expect(gone("start").env("OCF_RESKEY_cache", "file:///nonexistent"), INSTALLED);
+    assert!(said.contains("cannot be copied from file:///nonexistent: nix copy failed"), "{said}");
+    // A node that has never had the runner can say that the machine does not run, and stop it.
+    expect(&mut gone("monitor"), NOT_RUNNING);
+    expect(&mut gone("stop"), SUCCESS);
+    expect(cluster.agent("n1", "validate-all").env("OCF_CHECK_LEVEL", "10"), SUCCESS);
+    // Nothing has migrated: this must fail, and must not wait.
+    for mode in ["live", "suspend"] {
+        let mut command = cluster.agent("n1", "migrate_from");
+        command.env("OCF_RESKEY_migrate", mode).env("OCF_RESKEY_migrate_dir", cluster.machine.path("shared"));
+        let said = expect(&mut command, GENERIC);
+        assert!(said.contains("no machine web has migrated to this node"), "{said}");
+    }
+    let said = expect(&mut cluster.agent("n1", "migrate_to"), GENERIC);
+    assert!(said.contains("it does not run on this node"), "{said}");
+    cluster.expect("n1", "migrate_from", CONFIGURED);
+}
+
+#[test]
+fn a_machine_runs_on_after_the_agent_and_is_proven_stopped() {
+    let Some(cluster) = Cluster::new() else { return };
+    cluster.expect("n1", "monitor", NOT_RUNNING);
+    cluster.expect("n1", "stop", SUCCESS);
+    cluster.expect("n1", "start", SUCCESS);
+    cluster.expect("n1", "start", SUCCESS);
+    cluster.expect("n1", "monitor", SUCCESS);
+    expect(cluster.agent("n1", "monitor").env("OCF_CHECK_LEVEL", "10"), SUCCESS);
+    let link = |name: &str| fs::read_link(cluster.machine.path(name)).unwrap();
+    assert_eq!(link("n1/machines/web/current"), cluster.machine.path("store/web-runner"));
+    assert_eq!(link("n1/gcroots/web"), cluster.machine.path("machines/web/current"));
+
+    // The volume's lock keeps another node from starting it.
+    let said = cluster.expect("n2", "start", GENERIC);
+    assert!(said.contains("volume.img is in use by machine web, process "), "{said}");
+    cluster.expect("n2", "monitor", NOT_RUNNING);
+
+    // The record of the process is lost; the control socket is not.
+    let record = cluster.state("n1").file("process.json");
+    let kept = fs::read(&record).unwrap();
+    fs::remove_file(&record).unwrap();
+    cluster.expect("n1", "monitor", SUCCESS);
+    fs::write(&record, kept).unwrap();
+
+    cluster.wait_for_console("n1", "before", "typed [before]");
+    cluster.expect("n1", "stop", SUCCESS);
+    cluster.expect("n1", "monitor", NOT_RUNNING);
+    let volume = fs::read(cluster.machine.path("volume.img")).unwrap();
+    assert!(volume.starts_with(b"written"), "the guest has shut down");
+
+    // A hypervisor that was killed is not running, and its volume is free.
+    cluster.expect("n2", "start", SUCCESS);
+    cluster.state("n2").running().unwrap().unwrap().hypervisor.signal(Signal::SIGKILL).unwrap();
+    wait_until(|| cluster.run("n2", "monitor").status.code() == Some(NOT_RUNNING));
+    cluster.expect("n2", "stop", SUCCESS);
+
+    // A process of this host that still has the volume keeps a stop from succeeding; another host does not.
+    let held = hold_volume(&cluster.machine.path("volume.img"));
+    let short = |action| {
+        let mut command = cluster.agent("n1", action);
+        command.env("OCF_RESKEY_CRM_meta_timeout", "1500");
+        command
+    };
+    let lock = cluster.machine.path("volume.img.lock");
+    fs::write(&lock, "machine web, process 7 on n1\n").unwrap();
+    let said = expect(&mut short("stop"), GENERIC);
+    assert!(said.contains("web is not proven to be stopped: volume "), "{said}");
+    fs::write(&lock, "machine web, process 7 on n2\n").unwrap();
+    expect(&mut short("stop"), SUCCESS);
+    drop(held);
+}
+
+fn hold_volume(image: &Path) -> impl Drop + use<> {
+    let need = VolumeNeed {
+        image: HostPath::new(image.to_str().unwrap()),
+        fs_type: "ext4".to_owned(),
+        label: None,
+        access: Access::ReadWrite,
+        image_type: ImageType::Raw,
+        mount_point: None,
+        creation: None,
+    };
+    let runtime = RuntimeDirectory::at("/nonexistent");
+    let home = HostPath::from("/");
+    let request = LockRequest {
+        machine: "other",
+        working_directory: &home,
+        runtime: &runtime,
+        owner: None,
+        image_lock: ImageLock::Held,
+        time: LockTime::Now,
+    };
+    lock_volumes(&[need], request).unwrap()
+}
+
+#[test]
+fn a_machine_migrates_while_it_runs_and_goes_on() {
+    let Some(cluster) = Cluster::new() else { return };
+    cluster.expect("n1", "start", SUCCESS);
+    cluster.wait_for_console("n1", "before", "typed [before]");
+    // What ssh does in a real cluster: it runs the receiver on the other node.
+    let receiver = cluster.on("n2", env!("CARGO_BIN_EXE_microvm"));
+    let words = receiver.get_args().skip_while(|word| *word != "unshare").map(|word| quoted(word.to_str().unwrap()));
+    let settings = receiver.get_envs().filter_map(|(name, value)| Some((name.to_str()?, value?.to_str()?)));
+    let settings = settings.filter(|(name, _)| *name != "PATH").map(|(name, value)| quoted(&format!("{name}={value}")));
+    let words: Vec<_> = settings.chain(words).collect();
+    let command = cluster.machine.path("receiver");
+    write_program(&command, &format!("exec env {} ocf receive", words.join(" ")));
+    let command = format!("{} NODE", command.display());
+    let migrate = |node: &str, action: &str, command: &str| {
+        let mut agent = cluster.agent(node, action);
+        agent.env("OCF_RESKEY_migrate", "live").env("OCF_RESKEY_migrate_command", command);
+        agent.env("OCF_RESKEY_CRM_meta_migrate_target", "n2");
+        agent
+    };
+    // A target that cannot receive it leaves it where it is.
+    let said = expect(&mut migrate("n1", "migrate_to", "false"), GENERIC);
+    assert!(said.contains("n2 cannot receive web: "), "{said}");
+    cluster.expect("n1", "monitor", SUCCESS);
+
+    expect(&mut migrate("n1", "migrate_to", &command), SUCCESS);
+    expect(&mut migrate("n2", "migrate_from", &command), SUCCESS);
+    let console = cluster.wait_for_console("n2", "after", "typed [after]");
+    assert!(!console.contains("probe format=1"), "the guest has not booted: {console}");
+    // The source is stopped at once, although the target has the volume.
+    cluster.expect("n1", "monitor", NOT_RUNNING);
+    cluster.expect("n1", "stop", SUCCESS);
+    let said = cluster.expect("n1", "start", GENERIC);
+    assert!(said.contains("volume.img is in use by machine web, process "), "the target has the lock: {said}");
+    cluster.expect("n2", "stop", SUCCESS);
+}
+
+#[test]
+fn a_machine_is_suspended_into_a_shared_directory_and_resumed_from_it() {
+    let Some(cluster) = Cluster::new() else { return };
+    let agent = |node: &str, action: &str| {
+        let mut agent = cluster.agent(node, action);
+        agent.env("OCF_RESKEY_migrate", "suspend").env("OCF_RESKEY_migrate_dir", cluster.machine.path("shared"));
+        agent
+    };
+    fs::create_dir(cluster.machine.path("shared")).unwrap();
+    expect(&mut agent("n1", "start"), SUCCESS);
+    cluster.wait_for_console("n1", "before", "typed [before]");
+    expect(&mut agent("n1", "migrate_to"), SUCCESS);
+    expect(&mut agent("n1", "monitor"), NOT_RUNNING);
+    assert!(cluster.machine.path("shared/web.suspended/complete/stamp.json").exists());
+    expect(&mut agent("n2", "migrate_from"), SUCCESS);
+    let console = cluster.wait_for_console("n2", "after", "typed [after]");
+    assert!(!console.contains("probe format=1"), "the guest has not booted: {console}");
+    wait_until(|| !cluster.machine.path("n2/machines/web/web.suspended").exists());
+    expect(&mut agent("n1", "stop"), SUCCESS);
+    // A machine that was suspended on a node, and has run on another one since, boots there.
+    expect(cluster.on("n2", env!("CARGO_BIN_EXE_microvm")).args(["suspend", "web"]), SUCCESS);
+    let mut volume = fs::File::options().write(true).open(cluster.machine.path("volume.img")).unwrap();
+    volume.write_all(b"changed").unwrap();
+    expect(&mut agent("n2", "start"), SUCCESS);
+    cluster.wait_for_console("n2", "again", "typed [again]");
+    expect(&mut agent("n2", "stop"), SUCCESS);
+}
+
+#[test]
+fn the_agent_conforms_to_the_resource_agent_api() {
+    let Some(cluster) = Cluster::new() else { return };
+    let schema = Path::new("/usr/share/resource-agents/ra-api-1.dtd");
+    let (Some(xmllint), Some(tester)) = (find_on_path("xmllint"), find_on_path("ocf-tester")) else {
+        return missing("xmllint and ocf-tester are needed: packages libxml2-utils and resource-agents");
+    };
+    let described = cluster.run("n1", "meta-data");
+    assert!(described.status.success(), "{described:?}");
+    fs::write(cluster.machine.path("meta-data.xml"), &described.stdout).unwrap();
+    let mut check = Command::new(xmllint);
+    check.args(["--noout", "--nonet", "--dtdvalid"]).arg(schema).arg(cluster.machine.path("meta-data.xml"));
+    let check = check.output().unwrap();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+
+    let parameter = |name: &str, path: &str| format!("{name}={}", cluster.machine.path(path).display());
+    let mut test = cluster.on("n1", tester.to_str().unwrap());
+    test.args(["-n", "web", "-o", "name=web", "-o"]).arg(parameter("runner", "store/web-runner"));
+    test.arg("-o").arg(parameter("state_dir", "machines")).arg(cluster.machine.path("agent/MicroVM"));
+    let tested = test.output().unwrap();
+    let said = String::from_utf8_lossy(&tested.stdout) + String::from_utf8_lossy(&tested.stderr);
+    println!("{said}");
+    assert!(tested.status.success() && said.contains("passed all tests"), "{said}");
+}
