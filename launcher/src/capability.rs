@@ -194,7 +194,7 @@ impl Feature {
 }
 
 /// The rows of the summary: the name of the row, and the features that it combines.
-const SUMMARY: [(&str, &[Feature]); 20] = [
+const SUMMARY: [(&str, &[Feature]); 19] = [
     ("store disk, raw volumes", &[Feature::StoreDisk]),
     ("store disk without an image", &[Feature::LiveStoreDisk]),
     ("store disk as persistent memory", &[Feature::PmemStoreDisk]),
@@ -212,7 +212,6 @@ const SUMMARY: [(&str, &[Feature]); 20] = [
     ("PCI and USB devices of the host", &[Feature::DevicePci, Feature::DeviceUsb]),
     ("credentials", &[Feature::Credentials]),
     ("graceful stop, suspend and resume", &[Feature::GracefulStop, Feature::Suspend]),
-    ("live migration", &[Feature::LiveMigration]),
     ("running without KVM", &[Feature::WithoutKvm]),
     ("graphics", &[Feature::Graphics]),
 ];

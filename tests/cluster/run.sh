@@ -1,0 +1,329 @@
+#!/usr/bin/env bash
+# run.sh [SCENARIO...]: runs a machine in a real cluster of three nodes, with Corosync, Pacemaker and fencing, and breaks
+# it. It asserts what happens and in which order, and prints how long that took. It needs root, qemu, the packages of
+# scripts/setup.sh and the fixture `small`. Without arguments, it runs all scenarios, in less than three minutes on an idle
+# host; an argument such as power_cut can be repeated.
+set -euo pipefail
+
+here=$(dirname "$(realpath "$0")")
+top=$(realpath "$here/../..")
+say() { printf '%s\n' "$*"; }
+die() { printf 'error: %s\n' "$1" >&2; [ $# -lt 2 ] || printf 'hint: %s\n' "$2" >&2; exit 1; }
+
+[ "$(id -u)" = 0 ] || die "the rig of the cluster needs root: it creates namespaces" "run it as root"
+[ -c /dev/net/tun ] || die "/dev/net/tun is missing: the machine's network interface needs it" "load the kernel module tun"
+for program in corosync pacemakerd crm_mon crm_resource cibadmin stonith_admin qemu-system-x86_64 ip nsenter cpio curl jq ping; do
+  command -v "$program" >/dev/null || die "$program is missing" "run scripts/setup.sh"
+done
+ip netns add "rig-$$-probe" 2>/dev/null || die "this host permits no network namespaces" "run it outside of a container, or in a privileged one"
+ip netns del "rig-$$-probe"
+
+fixtures=${MICROVM_FIXTURES:-$top/target/fixtures}/small
+[ -e "$fixtures/vmlinux" ] || "$top/fixtures/closure/build.sh" small >/dev/null
+microvm=${MICROVM_PROGRAM:-${CARGO_TARGET_DIR:-$top/target}/debug/microvm}
+[ -n "${MICROVM_PROGRAM:-}" ] || cargo build --quiet --locked --manifest-path "$top/Cargo.toml" -p launcher
+
+RIG=$(mktemp -d /var/tmp/microvm-rig.XXXXXX)
+# shellcheck source-path=SCRIPTDIR source=rig.sh
+source "$here/rig.sh"
+
+address=10.77.0.50
+pings=$RIG/pings
+background=()
+
+finish() {
+  local code=$?
+  trap - EXIT
+  [ "$code" = 0 ] || show_logs
+  kill "${background[@]}" 2>/dev/null || true
+  rig_down 2>/dev/null || true
+  exit "$code"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+show_logs() {
+  local number
+  say "the power switch:"
+  cat "$rig_log"
+  cat "$RIG/power/receive.log" 2>/dev/null || true
+  for number in 1 2 3; do
+    is_up "$number" || continue
+    say "n$number:"
+    on "$number" timeout 10 crm_mon -1 --show-detail 2>&1 | sed 's/^/  /' || true
+    on "$number" tail -n 25 /var/log/pacemaker/pacemaker.log 2>/dev/null | cut -c 1-220 | sed 's/^/  /' || true
+    on "$number" cat /var/lib/microvms/web/microvm.log 2>/dev/null | tail -n 5 | sed 's/^/  /' || true
+  done
+}
+
+# A busy host is slow: the limits are generous, and nothing depends on them.
+wait_for() { # SECONDS WHAT COMMAND...: polls until the command succeeds
+  local end=$((SECONDS + $1)) what=$2
+  shift 2
+  until "$@"; do
+    [ $SECONDS -lt $end ] || die "$what has not happened in time"
+    sleep 0.1
+  done
+}
+
+subtract() { awk -v from="$2" -v to="$1" 'BEGIN { printf "%.2f", to - from }'; }
+not_after() { awk -v first="$1" -v second="$2" 'BEGIN { exit !(first <= second) }'; }
+
+# The runner of the machine, and another one for an update.
+make_runner() { # NAME MEMORY
+  local runner=$RIG/store/$1
+  mkdir -p "$runner/bin" "$runner/share/microvm"
+  printf '#!/bin/sh\nexec /rig/microvm run /nix/store/%s/share/microvm/machine.json "$@"\n' "$1" >"$runner/bin/microvm-run"
+  chmod +x "$runner/bin/microvm-run"
+  jq --null-input --argjson mem "$2" '{
+    version: 1, name: "web", hypervisor: "qemu", mem: $mem, balloon: false,
+    kernel: "/nix/store/guest/vmlinux", initrd: "/nix/store/guest/initrd", kernelParams: ["quiet", "rig"],
+    volumes: [{image: "/shared/var.img", autoCreate: false}],
+    interfaces: [{type: "bridge", id: "vm-web", mac: "02:00:00:00:00:50", bridge: "br0"}],
+    qemu: {accelerator: "tcg"}
+  }' >"$runner/share/microvm/machine.json"
+}
+
+make_guest() {
+  mkdir -p "$RIG/store/guest" "$RIG/initrd"
+  cp --reflink=auto "$fixtures/vmlinux" "$RIG/store/guest/vmlinux"
+  install -m 755 "$here/guest-init.sh" "$RIG/initrd/init"
+  # A later archive replaces files of an earlier one: Documentation/driver-api/early-userspace/buffer-format.rst.
+  {
+    cat "$fixtures/initrd"
+    (cd "$RIG/initrd" && echo init | cpio --quiet --create --format=newc)
+  } >"$RIG/store/guest/initrd"
+  make_runner web-1 128
+  make_runner web-2 136
+  truncate -s 64M "$RIG/shared/var.img"
+  mkfs.ext4 -q -F "$RIG/shared/var.img"
+}
+
+configuration() {
+  cat <<'END'
+<configuration>
+  <crm_config><cluster_property_set id="options">
+    <nvpair id="o1" name="stonith-enabled" value="true"/>
+    <nvpair id="o2" name="stonith-action" value="off"/>
+    <nvpair id="o3" name="no-quorum-policy" value="stop"/>
+    <nvpair id="o4" name="stonith-timeout" value="20s"/>
+    <nvpair id="o5" name="dc-deadtime" value="2s"/>
+  </cluster_property_set></crm_config>
+  <nodes><node id="1" uname="n1"/><node id="2" uname="n2"/><node id="3" uname="n3"/></nodes>
+  <resources>
+    <primitive id="power" class="stonith" type="fence_rig">
+      <instance_attributes id="power-a">
+        <nvpair id="power-l" name="pcmk_host_list" value="n1 n2 n3"/>
+        <nvpair id="power-c" name="pcmk_host_check" value="static-list"/>
+      </instance_attributes>
+    </primitive>
+    <primitive id="web" class="ocf" provider="microvm" type="MicroVM">
+      <instance_attributes id="web-a">
+        <nvpair id="web-n" name="name" value="web"/>
+        <nvpair id="web-r" name="runner" value="/nix/store/web-1"/>
+        <nvpair id="web-g" name="migrate" value="live"/>
+        <nvpair id="web-c" name="migrate_command" value="/rig/reach NODE"/>
+      </instance_attributes>
+      <meta_attributes id="web-m"><nvpair id="web-mm" name="allow-migrate" value="true"/></meta_attributes>
+      <operations>
+        <op id="web-start" name="start" interval="0" timeout="180s"/>
+        <op id="web-stop" name="stop" interval="0" timeout="120s"/>
+        <op id="web-monitor" name="monitor" interval="5s" timeout="30s"/>
+        <op id="web-to" name="migrate_to" interval="0" timeout="300s"/>
+        <op id="web-from" name="migrate_from" interval="0" timeout="180s"/>
+      </operations>
+    </primitive>
+  </resources>
+  <constraints/>
+  <rsc_defaults><meta_attributes id="defaults"><nvpair id="stickiness" name="resource-stickiness" value="100"/></meta_attributes></rsc_defaults>
+</configuration>
+END
+}
+
+first_up() { # prints the first node that is up
+  local number
+  for number in 1 2 3; do
+    if is_up "$number"; then echo "$number" && return; fi
+  done
+}
+via() { on "$(first_up)" "$@"; } # COMMAND...: on any node that is up
+
+are_online() { # COUNT
+  local online
+  online=$(via crm_mon -1 --output-as=xml 2>/dev/null | grep -c '<node name=.* online="true" .*unclean="false"') || true
+  [ "$online" = "$1" ]
+}
+place() { via crm_resource --resource web --locate 2>/dev/null | sed -n 's/.*running on: n\([123]\).*/\1/p' | head -n 1; }
+is_in() { [ "$(place)" = "$1" ]; } # NUMBER
+state() { from_client curl --silent --max-time 2 "http://$address/state"; }
+answers() { state | grep -q ' '; }
+has_rebooted() { local boot rest; read -r boot rest < <(state) && [ "$boot" -gt "$1" ]; } # BOOT
+is_history() { via stonith_admin --history "$1" 2>/dev/null | grep -qi "$2"; }                # NODE TEXT
+hypervisors() { pgrep -f -- '-initrd /nix/store/guest/initrd' || true; }
+runs_nowhere() { [ -z "$(hypervisors)" ]; }
+
+# Notes each moment at which two hypervisors exist, except during a live migration.
+watch_for_twins() {
+  local count
+  while sleep 0.2; do
+    [ ! -e "$RIG/power/migrates" ] || continue
+    count=$(hypervisors | wc -l)
+    [ "$count" -lt 2 ] || [ -e "$RIG/power/migrates" ] || echo "$(now) $count hypervisors run" >>"$RIG/power/twins"
+  done
+}
+
+longest_gap() { # SINCE: prints the longest time without an answer to a ping, in seconds
+  sed -n 's/^\[\([0-9.]*\)\] 64 bytes.*/\1/p' "$pings" |
+    awk -v since="$1" '$1 >= since - 1 { if (last && $1 - last > gap) gap = $1 - last; last = $1 } END { printf "%.2f", gap }'
+}
+
+is_pinged_since() { # TIME
+  sed -n 's/^\[\([0-9.]*\)\] 64 bytes.*/\1/p' "$pings" | tail -n 1 | awk -v since="$1" '{ answered = $1 > since } END { exit !answered }'
+}
+
+settle() { # makes all nodes and the machine run
+  local number
+  for number in 1 2 3; do node_up "$number"; done
+  wait_for 300 "the cluster of three nodes" are_online 3
+  wait_for 300 "the start of the machine" answers
+  wait_for 60 "the answer to a ping" is_pinged_since "$(now)"
+}
+
+require_synced() { # BOOT NUMBER: all lines that the guest reported as synced are in its log
+  from_client curl --silent --max-time 20 "http://$address/log" >"$RIG/log"
+  awk -v boot="$1" -v last="$2" '$1 == boot && $2 == next_number + 0 { next_number++ } END { exit next_number <= last }' "$RIG/log" ||
+    die "the guest had synced line $2 of boot $1, and lost it"
+}
+
+# A node fails; the machine must start on another one, after the node was fenced.
+fail_over() { # WHAT COMMAND...: the command, which gets the node's number, breaks it
+  local what=$1 old boot number began fenced started new
+  shift
+  settle
+  old=$(place)
+  read -r boot number < <(state)
+  began=$(now)
+  "$@" "$old"
+  wait_for 300 "the start on another node after: $what" has_rebooted "$boot"
+  new=$(place)
+  [ "$new" != "$old" ] || die "$what: the machine is still on n$old"
+  fenced=$(awk -v node="n$old" -v began="$began" '$1 > began && $2 == "off" && $3 == node { print $1; exit }' "$rig_log")
+  [ -n "$fenced" ] || die "$what: n$old was not fenced"
+  # The launcher records the launch right before the hypervisor starts.
+  started=$(on "$new" stat --format %.Y /run/microvm/web/launch.json)
+  not_after "$fenced" "$started" || die "$what: started at $started, before n$old was fenced at $fenced"
+  ! is_up "$old" || die "$what: n$old was fenced and still runs"
+  require_synced "$boot" "$number"
+  say "$what: fenced after $(subtract "$fenced" "$began") s, started after $(subtract "$started" "$began") s, silent for $(longest_gap "$began") s"
+}
+
+cut_network() { ip -n "$switch" link set "to-n$1" down; }
+freeze() { processes_of "$1" | xargs kill -STOP 2>/dev/null || true; }
+
+power_cut() { fail_over "power cut" node_cut; }
+network_cut() { fail_over "network cut" cut_network; }
+frozen_node() { fail_over "frozen node" freeze; } # fencing has killed all its processes, so there is nothing left to thaw
+
+dead_fence_device() {
+  local old boot number began
+  settle
+  old=$(place)
+  read -r boot number < <(state)
+  touch "$RIG/power/dead"
+  node_cut "$old"
+  wait_for 300 "the failure of fencing" is_history "n$old" 'failed\|unable\|timed out'
+  runs_nowhere || die "dead fence device: the machine was started although n$old was not fenced"
+  [ -z "$(place)" ] || is_in "$old" || die "dead fence device: the machine runs on n$(place)"
+  began=$(now)
+  via stonith_admin --confirm "n$old" >/dev/null
+  wait_for 300 "the start after the acknowledgement" has_rebooted "$boot"
+  rm "$RIG/power/dead"
+  require_synced "$boot" "$number"
+  say "dead fence device: not started until acknowledged, then answering after $(subtract "$(now)" "$began") s"
+}
+
+lost_majority() {
+  local survivor number began
+  settle
+  survivor=$(place)
+  began=$(now)
+  for number in 1 2 3; do [ "$number" = "$survivor" ] || node_cut "$number"; done
+  wait_for 300 "the stop on the node without a majority" runs_nowhere
+  say "lost majority: n$survivor has stopped the machine after $(subtract "$(now)" "$began") s"
+  settle
+}
+
+# The guest goes on: the same boot, and a number that has grown.
+require_same_guest() { # WHAT BOOT NUMBER
+  local boot number
+  read -r boot number < <(state)
+  [ "$boot" = "$2" ] || die "$1: the guest has booted again"
+  [ "$number" -ge "$3" ] || die "$1: the guest was at $3 and is at $number"
+}
+
+moved() { # WHAT TARGET COMMAND...: runs a command on a node that moves the machine without a pause
+  local what=$1 target=$2 boot number began
+  shift 2
+  read -r boot number < <(state)
+  touch "$RIG/power/migrates"
+  began=$(now)
+  via "$@" >/dev/null
+  wait_for 300 "$what" "$target"
+  wait_for 60 "the answer after: $what" is_pinged_since "$(now)"
+  wait_for 120 "the end of the other hypervisor" has_one_hypervisor
+  rm "$RIG/power/migrates"
+  require_same_guest "$what" "$boot" "$number"
+  require_synced "$boot" "$number"
+  say "$what: complete after $(subtract "$(now)" "$began") s, silent for $(longest_gap "$began") s"
+}
+has_one_hypervisor() { [ "$(hypervisors | wc -l)" = 1 ]; }
+is_elsewhere() { local now_in; now_in=$(place) && [ -n "$now_in" ] && [ "$now_in" != "$left" ]; }
+
+live_migration() {
+  settle
+  left=$(place)
+  moved "live migration" is_elsewhere crm_resource --resource web --move --node "n$((left % 3 + 1))"
+  via crm_resource --resource web --clear >/dev/null
+}
+
+drain() {
+  settle
+  left=$(place)
+  moved "drain" is_elsewhere crm_standby --update on --node "n$left"
+  via crm_standby --delete --node "n$left" >/dev/null
+}
+
+rolling_update() {
+  local boot number began
+  settle
+  read -r boot number < <(state)
+  began=$(now)
+  via crm_resource --resource web --set-parameter runner --parameter-value /nix/store/web-2 >/dev/null
+  wait_for 300 "the restart with the new runner" has_rebooted "$boot"
+  [ "$(on "$(place)" readlink /var/lib/microvms/web/current)" = /nix/store/web-2 ] || die "the update has not changed the runner"
+  require_synced "$boot" "$number"
+  say "rolling update: answering with the new runner after $(subtract "$(now)" "$began") s, silent for $(longest_gap "$began") s"
+  via crm_resource --resource web --set-parameter runner --parameter-value /nix/store/web-1 >/dev/null
+  wait_for 300 "the restart with the old runner" has_rebooted "$((boot + 1))"
+}
+
+scenarios=(live_migration drain rolling_update power_cut network_cut frozen_node dead_fence_device lost_majority)
+[ $# = 0 ] || scenarios=("$@")
+
+rig_up "$microvm"
+make_guest
+began=$(now)
+for number in 1 2 3; do node_up "$number"; done
+is_formed() { via cibadmin --query >/dev/null 2>&1 && via crm_mon -1 --output-as=xml 2>/dev/null | grep -q 'with_quorum="true"'; }
+wait_for 300 "the formation of the cluster" is_formed
+configuration >"$RIG/shared/configuration.xml"
+via cibadmin --replace --scope configuration --xml-file /shared/configuration.xml
+from_client ping -n -D -i 0.05 "$address" >"$pings" 2>/dev/null &
+background+=($!)
+watch_for_twins &
+background+=($!)
+settle
+say "formation: the machine answers after $(subtract "$(now)" "$began") s"
+for scenario in "${scenarios[@]}"; do "$scenario"; done
+[ ! -e "$RIG/power/twins" ] || die "the machine ran twice: $(head -n 3 "$RIG/power/twins")"
+say "all scenarios passed in $SECONDS s"
