@@ -13,6 +13,18 @@ const HEX_LENGTH: usize = 64;
 /// Number of characters for 32 bytes in base 64, including the `=` at the end.
 const BASE64_LENGTH: usize = 44;
 
+/// The values of the digits of Nix's base 32, by their bytes. A search for each digit would take a tenth of the time that
+/// reading a closure of thousands of store paths takes.
+const VALUES: [Option<u8>; 256] = {
+    let mut values = [None; 256];
+    let mut value = 0;
+    while value < NIX_BASE32.len() {
+        values[NIX_BASE32[value] as usize] = Some(value as u8);
+        value += 1;
+    }
+    values
+};
+
 /// A text that is not the SHA-256 of a NAR.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
@@ -56,7 +68,7 @@ pub fn print(hash: &[u8; 32]) -> String {
 fn from_nix_base32(digits: &[u8]) -> Option<[u8; 32]> {
     let mut hash = [0; 32];
     for (position, digit) in digits.iter().rev().enumerate() {
-        let value = NIX_BASE32.iter().position(|known| known == digit)? as u16;
+        let value = u16::from(VALUES[usize::from(*digit)]?);
         let (byte, shift) = (position * 5 / 8, position * 5 % 8);
         let [low, high] = (value << shift).to_le_bytes();
         hash[byte] |= low;

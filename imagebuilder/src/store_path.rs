@@ -5,12 +5,20 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
 
-/// The digits of Nix's base 32, which has no e, o, t and u.
-const NIX_BASE32: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
 /// Length of the hash part in characters.
 const HASH_LENGTH: usize = 32;
 /// Maximum length of the name in characters (`StorePath::MaxPathLen` of Nix).
 const MAX_NAME_LENGTH: usize = 211;
+
+/// Returns whether it is a digit of Nix's base 32, which has no e, o, t and u.
+fn is_nix_base32(byte: u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'd' | b'f'..=b'n' | b'p'..=b's' | b'v'..=b'z')
+}
+
+/// Returns whether names can contain it.
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.' | b'_' | b'?' | b'=')
+}
 
 /// A text that is not a store path.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -40,7 +48,7 @@ impl StorePath {
         let Some((hash, rest)) = text.split_at_checked(HASH_LENGTH) else {
             return fail("it is shorter than the 32 characters of the hash");
         };
-        if !hash.bytes().all(|byte| NIX_BASE32.contains(&byte)) {
+        if !hash.bytes().all(is_nix_base32) {
             return fail(
                 "its first 32 characters are not Nix base 32 (digits and lower case letters without e, o, t, u)",
             );
@@ -57,7 +65,7 @@ impl StorePath {
         if name.starts_with('.') {
             return fail("its name starts with a dot");
         }
-        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-._?=".contains(&byte)) {
+        if !name.bytes().all(is_of_name) {
             return fail("its name holds a character other than letters, digits and +-._?=");
         }
         Ok(Self(text.to_owned()))

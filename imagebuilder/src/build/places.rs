@@ -6,7 +6,6 @@ use crate::squashfs::format::{BLOCK_PLAIN, FragmentEntry};
 use crate::squashfs::tables::{Contents, Location};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::hash::{BuildHasherDefault, Hasher};
 
 /// The location of one file's content.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +36,8 @@ pub(super) struct Places {
     words: Vec<u32>,
     fragments: Vec<FragmentEntry>,
     first_files: Vec<usize>,
-    by_content: HashMap<ContentHash, usize, BuildHasherDefault<Uniform>>,
+    /// With the hasher of the standard library: in a forged pack, all hashes can begin alike.
+    by_content: HashMap<ContentHash, usize>,
     /// Number of blocks in the image, including fragment blocks, without holes.
     pub(super) blocks: u64,
 }
@@ -51,7 +51,7 @@ impl Places {
             words: Vec::new(),
             fragments: Vec::new(),
             first_files: store_paths.iter().map(|store_path| store_path.first_file).collect(),
-            by_content: HashMap::default(),
+            by_content: HashMap::new(),
             blocks: 0,
         }
     }
@@ -150,23 +150,6 @@ impl Contents for Places {
             Place::Blocks { start, first_word, words, hole_bytes } => {
                 Location::Blocks { start, words: &self.words[first_word..first_word + words], hole_bytes }
             }
-        }
-    }
-}
-
-/// A hasher for content hashes. They are uniformly distributed, so eight of their bytes are a good hash.
-#[derive(Debug, Default)]
-struct Uniform(u64);
-
-impl Hasher for Uniform {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        // An array also writes its length, which is always the same, so it does no harm.
-        if let Some(eight) = bytes.first_chunk() {
-            self.0 ^= u64::from_le_bytes(*eight);
         }
     }
 }

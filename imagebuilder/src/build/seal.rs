@@ -66,9 +66,10 @@ impl Sealing<'_> {
             }
         }
         let hashed_bytes = self.hash_unknown(&mut hashes)?;
-        let trouble = self.keep_hashes(known, &hashes).err();
-        let tree = verity::tree_of(hashes);
+        let tree = verity::tree_of(hashes.clone());
         self.output.write_at(&mut [IoSlice::new(&tree.bytes)], self.data_bytes)?;
+        // On a full disk, the image comes first.
+        let trouble = self.keep_hashes(known, &hashes).err();
         let seal = Seal::new(&tree.root_hash, self.data_bytes);
         Ok(Sealed { seal, image_bytes: self.data_bytes + tree.bytes.len() as u64, hashed_bytes, trouble })
     }

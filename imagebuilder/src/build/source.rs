@@ -148,6 +148,11 @@ pub(super) struct Directory {
 }
 
 /// A regular file of a store path, open for reading.
+///
+/// Small files take four system calls each: open, read, `fstat`, close. For 21,251 files with 221 MB in memory, they take
+/// 0.117 s of processor time. Other ways were measured and are not faster: chains of open, read and close through
+/// `io_uring` take 0.118 s in groups of 64 and 0.139 s in groups of 256, `statx` instead of `fstat` 0.117 s, and
+/// `posix_fadvise` before reading 0.125 s. Without `fstat`, which detects changed files, it would be 0.107 s.
 #[derive(Debug)]
 pub(super) struct SourceFile {
     file: File,

@@ -32,7 +32,8 @@ pub(super) struct FileRef {
 pub(super) enum SmallHashes {
     /// All, for packs.
     All,
-    /// Those that may be equal to another one, because they have the same length.
+    /// Those that may be equal to another one, because they have the same length. In a store of 21,940 files, these are 70 %
+    /// of the small files, but only 32 % of their bytes.
     OfEqualLength,
 }
 
