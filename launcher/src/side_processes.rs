@@ -23,11 +23,11 @@ use crate::programs::{NotInstalled, find_program, find_program_of_machine};
 use crate::sockets::{SocketError, is_bound, is_served, remove_stale, require_stale};
 use crate::state::ProcessIdentity;
 use crate::store_disk::named_in_environment;
-use program::child::{OnParentDeath, pass_descriptors, prepare, show_directory};
+use nix::unistd::Group;
+use program::child::{OnParentDeath, deny_others, pass_descriptors, prepare, show_directory};
 use program::place::{Directory, Place, PrivateDirectory, descriptor_path, require_out_of_reach};
 use program::user::Identity;
 use serde::{Deserialize, Serialize};
-use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -218,7 +218,7 @@ fn socket_group(process: &SideProcess) -> Option<&str> {
 /// Returns the group of a virtiofs daemon's socket if this host does not have it. If the groups cannot be read, the daemon
 /// reports what is wrong.
 pub fn missing_group(process: &SideProcess) -> Option<&str> {
-    socket_group(process).filter(|group| matches!(nix::unistd::Group::from_name(group), Ok(None)))
+    socket_group(process).filter(|group| matches!(Group::from_name(group), Ok(None)))
 }
 
 /// Checks that the group of a virtiofs daemon's socket exists. The daemon creates the socket before it looks for the group, so
@@ -464,6 +464,7 @@ impl Entry {
         let user = self.client.clone().filter(|_| runs_as_client(&self.process));
         // Ends with the launcher, or with the hypervisor that it becomes by exec: both are the same process.
         prepare(&mut command, OnParentDeath::Terminate, user);
+        deny_others(&mut command);
         self.child = Some(command.spawn().map_err(failed)?);
         self.started = Instant::now();
         self.is_noted = false;
@@ -474,6 +475,9 @@ impl Entry {
     /// Creates the directory for the daemon's socket, and returns it with the arguments that use it.
     fn private_socket(&self) -> io::Result<(Option<PrivateDirectory>, Vec<String>)> {
         let mut arguments = self.process.all_arguments();
+        // A virtiofs daemon sets the group by the path of the socket, after it has begun to listen, and ends if the socket
+        // has been moved by then. So the launcher sets it.
+        arguments.retain(|argument| !argument.starts_with(GROUP_OPTION));
         let socket = self.process.socket.as_str();
         let names_socket = |(index, argument): (usize, &String)| {
             SOCKET_OPTIONS.iter().any(|option| {
@@ -502,20 +506,12 @@ impl Entry {
     /// Whether the process listens on its socket, moved or not.
     fn serves(&self) -> bool {
         match &self.private {
-            Some(private) => self.is_complete(&private.path_of(private.name())),
+            Some(private) => {
+                let socket = private.path_of(private.name());
+                is_bound(&socket) || is_served(&socket)
+            }
             None => is_served(self.socket.as_path()),
         }
-    }
-
-    /// Whether the process listens on its socket, and will not use the path of the socket again: a virtiofs daemon binds it
-    /// and then sets its group by its path, and would end if the socket was no longer there.
-    fn is_complete(&self, socket: &Path) -> bool {
-        let group = socket_group(&self.process).and_then(|group| nix::unistd::Group::from_name(group).ok().flatten());
-        let has_group = || match group {
-            Some(group) => fs::symlink_metadata(socket).is_ok_and(|found| found.gid() == group.gid.as_raw()),
-            None => true,
-        };
-        (is_bound(socket) || is_served(socket)) && has_group()
     }
 
     /// Moves the socket to its place, and gives it to its client.
@@ -524,6 +520,10 @@ impl Entry {
         let made = private.place(private.name())?;
         if let Some(client) = self.client.as_ref().filter(|_| !runs_as_client(&self.process)) {
             made.give_socket(client)?;
+        }
+        let group = socket_group(&self.process).and_then(|name| Group::from_name(name).ok().flatten());
+        if let Some(group) = group {
+            made.open_socket_to_group(group.gid)?;
         }
         made.rename_to(&Place::itself(self.socket.as_path())?)?;
         self.private = None;

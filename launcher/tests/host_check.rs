@@ -449,3 +449,22 @@ fn check_accepts_a_missing_tap_that_run_creates() {
     let (succeeded, said) = in_namespace(&without_right);
     assert!(!succeeded && said.contains("vm-web does not exist, and only root can create it"), "{said}");
 }
+
+#[test]
+fn what_a_hypervisor_creates_is_not_accessible_to_others_whatever_the_umask_is() {
+    for (umask, expected) in [("0", "0007"), ("022", "0027"), ("077", "0077")] {
+        for option in ["--stop-timeout=1", "--supervise"] {
+            let host = Host::new();
+            testing::write_program(&host.path("hypervisor"), "#!/bin/sh\numask >mask\n");
+            host.check(json!({"qemu": {"accelerator": "tcg", "program": "./hypervisor"}}));
+            let script = format!("umask {umask}; exec \"$0\" run web.json {option}");
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &script, env!("CARGO_BIN_EXE_microvm")]).current_dir(host.path(""));
+            shell.env("MICROVM_RUNTIME_DIR", host.path("run")).env_remove("NOTIFY_SOCKET").env_remove("MICROVM_NAME");
+            let output = shell.output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let mask = fs::read_to_string(host.path("mask")).unwrap();
+            assert_eq!(mask.lines().last().unwrap(), expected, "umask {umask}, {option}");
+        }
+    }
+}

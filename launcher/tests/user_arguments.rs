@@ -2,7 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test reports by failing")]
 
-use launcher::facts::{HostFacts, Landlock, Version};
+use launcher::facts::{HostFacts, Kvm, Landlock, Version};
 use launcher::hypervisor::{lower, lower_with_script_output};
 use launcher::launch::Launch;
 use launcher::path::HostPath;
@@ -424,6 +424,10 @@ fn arguments_that_a_hypervisor_accepts_only_under_a_condition_are_refused_by_nam
     let topology = machine(two(extra("crosvm", &["--host-cpu-topology"])));
     let refused = lower(&topology, &facts, Hypervisor::Crosvm).expect_err("a refusal").to_string();
     assert!(refused.contains("vcpu is 2 and the host has 4"), "{refused}");
+    facts.kvm = Kvm::UsableSoftware;
+    let hyperv = machine(extra("cloudHypervisor", &["--cpus", "kvm_hyperv=on"]));
+    let refused = lower(&hyperv, &facts, Hypervisor::CloudHypervisor).expect_err("a refusal").to_string();
+    assert!(refused.contains("this host's KVM is emulated"), "{refused}");
     // What meets the conditions is accepted.
     let balloon = |mut fields: Value| {
         fields["balloon"] = json!(true);

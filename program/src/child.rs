@@ -7,6 +7,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, getppid};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
@@ -56,6 +57,16 @@ pub fn become_user(command: &mut Command, identity: &Identity) {
     before_exec(command, move || identity.become_user());
 }
 
+/// Makes files and sockets that the command creates inaccessible to users who are neither the owner nor in the group,
+/// whatever the umask of this program is.
+pub fn deny_others(command: &mut Command) {
+    before_exec(command, || {
+        let inherited = umask(Mode::S_IRWXO);
+        umask(inherited | Mode::S_IRWXO);
+        Ok(())
+    });
+}
+
 /// Makes a command inherit descriptors under their current numbers, whether it is spawned or replaces this process. All
 /// other programs that this one runs inherit none.
 pub fn pass_descriptors(command: &mut Command, descriptors: Vec<RawFd>) {
@@ -102,7 +113,7 @@ fn clear_close_on_exec(descriptor: RawFd) -> io::Result<()> {
 #[expect(unsafe_code, reason = "std has no safe way to set a child's signal mask, death signal or groups")]
 fn before_exec(command: &mut Command, set_up: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
     // SAFETY: only async-signal-safe functions may be called between fork and exec. `set_up` makes the system calls setgroups,
-    // setgid, setuid, prctl, getppid, fcntl, unshare, mount, move_mount and sigprocmask with values that were prepared before,
+    // setgid, setuid, prctl, getppid, fcntl, umask, unshare, mount, move_mount and sigprocmask with values that were prepared before,
     // and allocates nothing.
     unsafe {
         command.pre_exec(set_up);

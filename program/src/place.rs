@@ -435,6 +435,21 @@ impl Place {
         Ok(())
     }
 
+    /// Gives a socket that this process has created, or given away, to a group whose members can connect to it.
+    ///
+    /// # Errors
+    /// Fails if the socket has been replaced, or this process must not give it to that group.
+    pub fn open_socket_to_group(&self, group: Gid) -> io::Result<()> {
+        let look = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let found = openat(&self.directory.descriptor, self.name.as_os_str(), look, Mode::empty())?;
+        let stat = fstat(&found)?;
+        if stat.st_mode & S_IFMT != S_IFSOCK || stat.st_nlink != 1 {
+            return Err(io::Error::other("this is not the socket that was created here"));
+        }
+        fchownat(&found, "", None, Some(group), AtFlags::AT_EMPTY_PATH)?;
+        Ok(fchmodat(AT_FDCWD, descriptor_path(&found).as_path(), to_mode(0o770), FchmodatFlags::FollowSymlink)?)
+    }
+
     /// Opens the socket that this user has created here.
     fn own_socket(&self) -> io::Result<OwnedFd> {
         let look = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

@@ -9,6 +9,7 @@ use crate::state::{MachineState, ProcessIdentity, RunningMachine, StateError};
 use nix::fcntl::{FcntlArg, FdFlag, Flock, fcntl};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{getpgrp, getpid, setpgid, tcgetpgrp, tcsetpgrp};
+use program::child::deny_others;
 use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -22,6 +23,8 @@ pub(super) fn command(launch: &Launch, prepared: &Prepared) -> Command {
     // Only the launcher notifies the service manager.
     command.env_remove("NOTIFY_SOCKET").envs(&launch.environment);
     prepared.pass_descriptors(&mut command);
+    // Whoever can connect to its control socket controls the guest.
+    deny_others(&mut command);
     command
 }
 

@@ -17,6 +17,7 @@ use crate::state::RuntimeDirectory;
 use crate::suspend::{Resumption, Stamp, StampInputs, SuspendError};
 use crate::volumes::{VolumeError, check_format, inspect_locks};
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, faccessat};
 use program::place::{Directory, Place};
 use program::user::Identity;
@@ -35,7 +36,10 @@ pub fn refusals(lowered: &Lowered<'_>, runtime: &RuntimeDirectory) -> Vec<HostPr
         Ok(state)
     });
     match stopped {
-        Ok(state) => refusals.check("name", state.directory(), Directory::check_make(state.directory())),
+        Ok(state) => {
+            refusals.check("name", state.directory(), Directory::check_make(state.directory()));
+            refusals.check_space("name", state.directory());
+        }
         Err(error) => {
             refusals.add("name", error.to_string());
             return refusals.found;
@@ -81,12 +85,23 @@ impl Refusals<'_> {
         path.below(&self.launch.working_directory)
     }
 
+    /// Checks that the file system has space left. Root may use its reserve.
+    fn check_space(&mut self, option: &str, path: &Path) {
+        let Some(found) = path.ancestors().find_map(|existing| statvfs(existing).ok()) else { return };
+        let is_root = nix::unistd::geteuid().is_root();
+        let free = if is_root { found.blocks_free() } else { found.blocks_available() };
+        if free == 0 && found.blocks() > 0 {
+            self.check(option, path, Err::<(), _>(io::Error::from(io::ErrorKind::StorageFull)));
+        }
+    }
+
     /// Checks the directories and files that are created.
     fn check_places(&mut self) {
         let launch = self.launch;
         let hypervisor = launch.hypervisor.as_str();
         let state_directory = launch.working_directory.as_path();
         self.check("state directory", state_directory, Directory::check_make(state_directory));
+        self.check_space("state directory", state_directory);
         for directory in &launch.needs.directories {
             let path = self.absolute(directory);
             self.check(hypervisor, path.as_path(), Directory::check_make(path.as_path()));

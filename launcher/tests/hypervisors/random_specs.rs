@@ -14,6 +14,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 use testing::write_program;
 
 /// The seed of the first machine by default.
@@ -108,11 +109,18 @@ fn start_random_machines(hypervisor: Hypervisor) {
     assert!(problems.is_empty(), "{} of {started} machines under {hypervisor}:\n{}", problems.len(), problems.concat());
 }
 
-/// Returns what a machine has left that only exists while it runs.
+/// Returns what a machine has left that only exists while it runs. Another process removes it when the hypervisor has
+/// ended.
 fn left_behind(machine: &TestMachine, spec: &MachineSpec) -> Option<String> {
-    let interfaces = machine.namespace.run("ip", &["-brief", "link"]);
-    let left = spec.interfaces.iter().find(|interface| interfaces.contains(interface.id.as_str()));
-    left.map(|interface| format!("the interface {} is still there", interface.id))
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let interfaces = machine.namespace.run("ip", &["-brief", "link"]);
+        let left = spec.interfaces.iter().find(|interface| interfaces.contains(interface.id.as_str()))?;
+        if Instant::now() > end {
+            return Some(format!("the interface {} is still there", left.id));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Creates the files that a spec names.

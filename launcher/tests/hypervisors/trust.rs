@@ -300,6 +300,14 @@ fn every_hypervisor_holds_the_lock_on_its_volume() {
             let output = machine.output(&["run", "other.json", "--hypervisor", other.as_str()]);
             assert!(said(&output).contains("is in use by machine web, process "), "{other}: {}", said(&output));
         }
+        fs::hard_link(machine.path("var.img"), machine.path("hard.img")).unwrap();
+        spec.volumes[0].image = "hard.img".into();
+        fs::write(machine.path("other.json"), serde_json::to_string(&spec).unwrap()).unwrap();
+        for other in [hypervisor, Hypervisor::Qemu] {
+            let output = machine.output(&["run", "other.json", "--hypervisor", other.as_str()]);
+            let expected = "hard.img is in use by another process, which may use another name of this file";
+            assert!(said(&output).contains(expected), "{hypervisor}, {other}: {}", said(&output));
+        }
         assert!(machine.output(&["stop", "web", "--timeout", "60"]).status.success());
         running.end();
     }

@@ -3,6 +3,7 @@
 
 use super::super::launch_builder::LaunchBuilder;
 use super::extra::{Item, OPTION, Pairs, pairs, text_of};
+use crate::facts::Kvm;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The options for devices, each of which can have an id and a PCI segment.
@@ -79,6 +80,10 @@ fn check_cpus(builder: &mut LaunchBuilder<'_>, cpus: &Pairs) {
     let most = number(cpus, "max").unwrap_or(boot);
     if most < boot {
         builder.refuse(OPTION, format!("starts with vcpu = {boot} CPUs, so max={most} of --cpus is too few"));
+    }
+    if is_on(cpus, "kvm_hyperv") && builder.facts.kvm == Kvm::UsableSoftware {
+        let reason = "cannot use kvm_hyperv=on of --cpus, because this host's KVM is emulated (kvm_pvm)";
+        builder.refuse(OPTION, reason);
     }
     let Some(topology) = text(cpus, "topology") else { return };
     let parts: Vec<u64> = topology.split(':').filter_map(|part| part.parse().ok()).collect();
