@@ -38,7 +38,8 @@ impl OpenImage {
         match (is_squashfs, is_erofs) {
             (true, true) => Err(ImageError::TwoFormats),
             (false, true) => ErofsImage::from_source(source).map(Self::Erofs),
-            (_, false) => Image::from_source(source).map(|image| Self::Squashfs(Box::new(image))),
+            (true, false) => Image::from_source(source).map(|image| Self::Squashfs(Box::new(image))),
+            (false, false) => Err(neither_format(Image::from_source(source))),
         }
     }
 
@@ -48,6 +49,15 @@ impl OpenImage {
             Self::Squashfs(image) => image.as_ref(),
             Self::Erofs(image) => image,
         }
+    }
+}
+
+/// Returns the error for a file without a magic number of either format. The reader of squashfs gives the reason.
+fn neither_format(image: Result<Image, ImageError>) -> ImageError {
+    match image {
+        Err(ImageError::NotSquashfs { reason }) => ImageError::NeitherFormat { reason },
+        Err(error) => error,
+        Ok(_) => ImageError::NeitherFormat { reason: "it has no magic number".to_owned() },
     }
 }
 

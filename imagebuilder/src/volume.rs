@@ -1,6 +1,6 @@
-//! Creates a volume: a sparse file with an empty filesystem, for a machine to write to.
+//! Creates a volume: a sparse file with an empty file system, for a machine to write to.
 //!
-//! The filesystem's mkfs program creates it in a hidden file beside the output. The result is checked, and then renamed
+//! The file system's mkfs program creates it in a hidden file beside the output. The result is checked, and then renamed
 //! by a call that fails if the output exists. So a volume is never overwritten, and never incomplete.
 
 pub use volume_maker::{FileSystem, LabelProblem, ReadBackError};
@@ -30,9 +30,9 @@ pub struct VolumeRequest {
     pub path: PathBuf,
     /// Its size in bytes. The file is sparse: it takes only the space of what mkfs writes.
     pub size_bytes: u64,
-    /// The filesystem in it.
+    /// The file system in it.
     pub file_system: FileSystem,
-    /// The filesystem's label.
+    /// The file system's label.
     pub label: Option<String>,
     /// Directories to create in it, with their parents; for ext4 only.
     pub directories: Vec<PathBuf>,
@@ -56,15 +56,15 @@ pub enum RequestProblem {
         directory: PathBuf,
     },
     /// The size is not a multiple of the sector size.
-    #[error("the size {bytes} is not a multiple of {SECTOR_BYTES} bytes above 0")]
+    #[error("the size is {bytes} bytes, but it must be a multiple of {SECTOR_BYTES} bytes and not 0")]
     Size {
         /// The size.
         bytes: u64,
     },
-    /// The filesystem does not support the label.
+    /// The file system does not support the label.
     #[error("{} does not support the label {label:?}: {problem}", .file_system.name())]
     Label {
-        /// The filesystem.
+        /// The file system.
         file_system: FileSystem,
         /// The label.
         label: String,
@@ -74,7 +74,7 @@ pub enum RequestProblem {
     /// Directories were requested, but only mkfs.ext4 can create them.
     #[error("directories can be created in ext4 only, not in {}", .file_system.name())]
     Directories {
-        /// The filesystem.
+        /// The file system.
         file_system: FileSystem,
     },
     /// The name of a directory is not supported.
@@ -114,7 +114,7 @@ pub enum VolumeError {
         /// The Nixpkgs package that contains it.
         nix_package: &'static str,
     },
-    /// Creating the filesystem failed.
+    /// Creating the file system failed.
     #[error(transparent)]
     Create(CreateError),
     /// Another process created the output in the meantime.

@@ -37,7 +37,7 @@ fn codecs_levels_and_sizes_out_of_range_are_refused() {
             "--compression best",
             "invalid value 'best' for '--compression <CODEC>'\n  [possible values: zstd, gzip, xz, lz4, none]",
         ),
-        ("--level high", "invalid value 'high' for '--level <N>': invalid digit found in string"),
+        ("--level high", "invalid value 'high' for '--level <N>': it must be a whole number"),
         (
             "--block-size 4Q",
             "invalid value '4Q' for '--block-size <SIZE>': \"Q\" in \"4Q\" is not a unit: use K, M, G or T \

@@ -32,7 +32,7 @@ fn a_missing_cache_is_reported_as_empty() {
     let stat = json(&workspace, "cache stat --json");
     assert_eq!((&stat["version"], &stat["totalBytes"], &stat["packs"]), (&2.into(), &0.into(), &0.into()));
     assert_eq!(workspace.run("cache gc --max-size 0").success(), "removed 0 entries, 0 B; 0 B remain\n");
-    assert_eq!(workspace.run("cache fsck").success(), "read 0 packs, removed 0 damaged ones\n");
+    assert_eq!(workspace.run("cache fsck").success(), "read 0 packs; damaged and removed: 0\n");
     assert!(!workspace.path("cache").exists());
 }
 
@@ -68,7 +68,7 @@ fn damage_is_found_and_removed() {
     fs::write(&damaged, "forged").unwrap();
     let run = workspace.run("cache fsck");
     assert_eq!(run.stderr, format!("damaged, removed: {}\n", damaged.display()));
-    assert!(run.success().ends_with(", removed 1 damaged ones\n"));
+    assert!(run.success().ends_with(" packs; damaged and removed: 1\n"));
     assert!(!damaged.exists());
 }
 

@@ -100,7 +100,10 @@ fn every_command_refuses_a_file_that_is_not_an_image() {
         let output = fixture.run(&[command, &["paths"]].concat());
         let stderr = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{command:?}: {stderr}");
-        assert!(stderr.starts_with("error: paths: not a squashfs 4.0 image: it "), "{command:?}: {stderr}");
+        assert!(
+            stderr.starts_with("error: paths: neither a squashfs 4.0 nor an erofs image: it "),
+            "{command:?}: {stderr}"
+        );
         let output = fixture.run(&[command, &["short"]].concat());
         let stderr = text(&output.stderr);
         assert!(

@@ -198,7 +198,7 @@ fn all_problems_of_an_invalid_request_are_reported() {
         2,
         "error: cannot create the volume missing/volume:\n  \
          there is no directory missing\n  \
-         the size 1000 is not a multiple of 512 bytes above 0\n  \
+         the size is 1000 bytes, but it must be a multiple of 512 bytes and not 0\n  \
          xfs does not support the label \"thirteen-long\": it has 13 bytes, but the maximum is 12\n  \
          directories can be created in ext4 only, not in xfs\n  \
          \"../up\" cannot be created in the volume: it must be a path of plain names, without `..`, quotes and control characters\n",
@@ -206,7 +206,7 @@ fn all_problems_of_an_invalid_request_are_reported() {
     workspace.run("volume create volume --size 0 --fs vfat --label a.b").failure(
         2,
         "error: cannot create the volume volume:\n  \
-         the size 0 is not a multiple of 512 bytes above 0\n  \
+         the size is 0 bytes, but it must be a multiple of 512 bytes and not 0\n  \
          vfat does not support the label \"a.b\": it contains '.'\n",
     );
     workspace.run("volume create volume --size big --fs ext4").failure(

@@ -176,6 +176,32 @@ fn the_error_for_an_unreadable_spec_names_it() {
 }
 
 #[test]
+fn a_file_that_is_not_text_is_refused_without_naming_a_stream() {
+    let scratch = Scratch::new("");
+    fs::write(scratch.spec(), [0xff, 0xfe]).unwrap();
+    let expected = format!("error: cannot read the machine spec {}: the file is not UTF-8 text\n", scratch.spec());
+    assert_eq!(stderr(&microvm(&["check", &scratch.spec()])), expected);
+}
+
+#[test]
+fn a_machine_whose_start_failed_is_not_suggested_as_another_spelling_of_its_own_name() {
+    let runtime = tempfile::tempdir().unwrap();
+    let runtime = runtime.path().join("runtime");
+    for directory in [&runtime, &runtime.join("web")] {
+        fs::create_dir(directory).unwrap();
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    let stop = |name: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_microvm"));
+        command.args(["stop", name]).env("MICROVM_RUNTIME_DIR", &runtime);
+        stderr(&command.output().expect("microvm runs"))
+    };
+    assert!(stop("wbe").ends_with("\nhint: did you mean `web`?\n"), "{}", stop("wbe"));
+    let said = stop("web");
+    assert!(said.starts_with("error: no machine `web` has been started\nhint: the machines that were"), "{said}");
+}
+
+#[test]
 fn an_invalid_command_line_exits_with_2() {
     let endless = "18446744073709551615";
     for arguments in [
@@ -185,6 +211,7 @@ fn an_invalid_command_line_exits_with_2() {
         &[],
         &["stop", "web", "--timeout", endless],
         &["run", "machine.json", "--supervise", "--stop-timeout", endless],
+        &["install", "--user", "machine.json", "--stop-timeout", endless],
     ] {
         assert_eq!(microvm(arguments).status.code(), Some(2), "{arguments:?}");
     }

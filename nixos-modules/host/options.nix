@@ -49,7 +49,7 @@ let
       namespaces = mkOption {
         type = types.bool;
         default = false;
-        description = "Whether they may create namespaces, as passt does for user networking with cloud-hypervisor.";
+        description = "Whether the machine may create namespaces, as passt does for user networking with cloud-hypervisor.";
       };
     };
   };
@@ -171,8 +171,8 @@ in
         type = types.ints.between 1000 4000000000;
         default = 1879048192;
         description = ''
-          The first of about a million user ids, of which each machine gets one. systemd's list of user ids does not use the
-          default range.
+          The first of about a million user ids, of which each machine gets one. In systemd's list of user ids, the default
+          range is unused.
         '';
       };
       readablePaths = mkOption {
@@ -185,7 +185,7 @@ in
         default = { };
         example = literalExpression ''{ web.writablePaths = [ "/srv/web" ]; }'';
         description = ''
-          Additional permissions of single machines on this host, whether they are declared here or created by
+          Additional permissions of individual machines on this host, whether they are declared here or created by
           `microvm create`.
         '';
       };

@@ -241,10 +241,10 @@ let
       "checks the store disk, but the guest has a share of `/nix/store` instead; set storeOnDisk = true, or storeDiskVerity = false"
     ++ unless (
       cfg.storeDiskBuild != "live"
-    ) "storeDiskVerity" "checks an image, and storeDiskBuild = \"live\" has none; choose one of both"
+    ) "storeDiskVerity" "checks an image, and storeDiskBuild = \"live\" has none; choose one of the two"
     ++
       unless (cfg.storeDiskTransport == "block") "storeDiskVerity"
-        "checks blocks that the guest reads from a disk, but storeDiskTransport = \"pmem\" maps them into its memory; choose one of both"
+        "checks blocks that the guest reads from a disk, but storeDiskTransport = \"pmem\" maps them into its memory; choose one of the two"
     ++
       unless (cfg.storeDiskErofsFlags == [ ]) "storeDiskVerity"
         "needs microvm-image, but mkfs.erofs builds the image; set storeDiskErofsFlags = [ ]"

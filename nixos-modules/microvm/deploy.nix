@@ -65,7 +65,7 @@ in
     rebuild = lib.mkOption {
       type = lib.types.package;
       readOnly = true;
-      description = "Both: `USER@HOST USER@MACHINE [--use-remote-sudo]`. A machine that cannot be switched is restarted by its host.";
+      description = "A command that installs the machine on its host, and then switches the running machine: `USER@HOST USER@MACHINE [--use-remote-sudo]`. A machine that cannot be switched is restarted by its host.";
     };
   };
 

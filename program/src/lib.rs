@@ -29,6 +29,7 @@ pub mod atomic_file;
 pub mod child;
 pub mod escape;
 pub mod failure;
+pub mod input;
 pub mod manual;
 pub mod output;
 pub mod place;

@@ -244,7 +244,7 @@ in
       storeDiskBuild = "live";
     }
     [
-      "storeDiskVerity: checks an image, and storeDiskBuild = \"live\" has none; choose one of both"
+      "storeDiskVerity: checks an image, and storeDiskBuild = \"live\" has none; choose one of the two"
     ]
   )
   (on "qemu"
@@ -253,7 +253,7 @@ in
       storeDiskTransport = "pmem";
     }
     [
-      "storeDiskVerity: checks blocks that the guest reads from a disk, but storeDiskTransport = \"pmem\" maps them into its memory; choose one of both"
+      "storeDiskVerity: checks blocks that the guest reads from a disk, but storeDiskTransport = \"pmem\" maps them into its memory; choose one of the two"
     ]
   )
   (on "qemu"

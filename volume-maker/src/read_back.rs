@@ -16,7 +16,7 @@ pub enum ReadBackError {
     /// The file cannot be read.
     #[error("cannot read the volume back")]
     Read(#[source] io::Error),
-    /// The filesystem's magic number is missing.
+    /// The file system's magic number is missing.
     #[error("there is no {} in it", .file_system.name())]
     NoFileSystem {
         /// The file system that was requested.
@@ -30,7 +30,7 @@ pub enum ReadBackError {
         /// The actual size.
         found_bytes: u64,
     },
-    /// The ext4 filesystem is damaged.
+    /// The ext4 file system is damaged.
     #[error("its ext4 cannot be read")]
     Ext4(#[source] Box<Ext4Error>),
     /// The label is not the requested one.
@@ -47,7 +47,7 @@ pub enum ReadBackError {
     },
 }
 
-/// Checks that a volume has the requested size, filesystem and label, and for ext4 also that it is sound and contains the
+/// Checks that a volume has the requested size, file system and label, and for ext4 also that it is sound and contains the
 /// requested directories.
 pub(crate) fn check(volume: &File, request: &VolumeRequest<'_>) -> Result<(), ReadBackError> {
     let found_bytes = volume.metadata().map_err(ReadBackError::Read)?.len();

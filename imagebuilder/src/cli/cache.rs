@@ -134,5 +134,5 @@ fn run_fsck(common: &CommonArgs) -> Result<(), Failure> {
         program::output::message(&format!("damaged, removed: {}", path.display()));
     }
     let (entries, damaged) = (checked.entries, checked.damaged.len());
-    Ok(program::output::print(format!("read {entries} packs, removed {damaged} damaged ones\n"))?)
+    Ok(program::output::print(format!("read {entries} packs; damaged and removed: {damaged}\n"))?)
 }

@@ -3,13 +3,13 @@
 use super::failure::Failure;
 use super::{interrupt, thread_count};
 use clap::Args;
-use clap::builder::RangedU64ValueParser;
 use imagebuilder::cache_service::kept_packs::{KeptPacks, KeptPacksOptions};
 use imagebuilder::cache_service::listener;
 use imagebuilder::cache_service::nix_daemon::DEFAULT_NIX_DAEMON;
 use imagebuilder::cache_service::owners::Owners;
 use imagebuilder::cache_service::server::{Limits, Service};
 use imagebuilder::{open_files, size};
+use program::input::{up_to, whole_number};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +18,9 @@ use std::{env, thread};
 /// Number of packs that one build requests at the same time. With more processors than this, several threads make each
 /// pack.
 const MAX_CONCURRENT_REQUESTS: usize = 8;
+
+/// A year: no wait is longer, and the clock does not overflow.
+const MAX_SECONDS: u64 = 31_536_000;
 
 /// Serve packs to all builds of this host, also those in Nix's sandbox
 ///
@@ -46,25 +49,20 @@ pub(crate) struct ServeArgs {
     #[arg(short, long, value_name = "N", value_parser = thread_count::parse)]
     jobs: Option<NonZero<usize>>,
     /// Clients that may be connected at the same time
-    #[arg(long, value_name = "N", default_value = "256")]
+    #[arg(long, value_name = "N", default_value = "256", value_parser = whole_number::<NonZero<usize>>)]
     max_clients: NonZero<usize>,
     /// Clients of one user that may be connected at the same time
-    #[arg(long, value_name = "N", default_value = "16")]
+    #[arg(long, value_name = "N", default_value = "16", value_parser = whole_number::<NonZero<usize>>)]
     max_clients_per_user: NonZero<usize>,
     /// Seconds that a request may take
-    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = seconds())]
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = up_to::<MAX_SECONDS>)]
     request_timeout: u64,
     /// Seconds after which an idle client is disconnected
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds())]
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = up_to::<MAX_SECONDS>)]
     client_timeout: u64,
     /// Seconds without a client after which the service ends; systemd starts it again [default: never]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds())]
+    #[arg(long, value_name = "SECONDS", value_parser = up_to::<MAX_SECONDS>)]
     idle_exit: Option<u64>,
-}
-
-/// At most a year: no wait is longer, and the clock does not overflow.
-fn seconds() -> RangedU64ValueParser {
-    clap::value_parser!(u64).range(..=31_536_000)
 }
 
 pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {

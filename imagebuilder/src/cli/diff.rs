@@ -27,7 +27,7 @@ pub(crate) struct DiffArgs {
     #[arg(short, long, value_name = "N", value_parser = thread_count::parse)]
     jobs: Option<NonZeroUsize>,
     /// Number of differences to print; all are counted
-    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = program::input::whole_number::<usize>)]
     max_differences: usize,
     /// Write JSON to stdout
     #[arg(long)]

@@ -6,6 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use imagebuilder::erofs::Profile;
 use imagebuilder::settings::{Compression, FormatName, ImageFormat, ImageSettings};
 use imagebuilder::size;
+use program::input::whole_number;
 
 /// Codec, level and block sizes. `docs/defaults.md` explains the defaults.
 #[derive(Debug, Args)]
@@ -29,7 +30,7 @@ pub(crate) struct SettingsArgs {
     compression: Option<Compression>,
     /// Level of the codec: zstd 1 to 22 [default: 8], gzip 1 to 9 [default: 9], xz 0 to 9 [default: 6]; lz4 and none
     /// have no levels
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole_number::<u32>)]
     level: Option<u32>,
     /// Size of a data block before compression, a power of two from 4K to 1M [default: 128K]
     ///

@@ -16,7 +16,7 @@ pub(crate) struct SizeArgs {
     /// Image file, or a block device with an image on it
     image: PathBuf,
     /// Show only the N largest store paths [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = program::input::whole_number::<usize>)]
     top: Option<usize>,
     /// Write JSON to stdout
     #[arg(long)]

@@ -30,7 +30,7 @@ pub(crate) struct VerifyArgs {
     #[arg(short, long, value_name = "N", value_parser = thread_count::parse)]
     jobs: Option<NonZeroUsize>,
     /// Number of problems to print; all are counted
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = program::input::whole_number::<usize>)]
     max_problems: usize,
     /// Write a JSON report to stdout
     #[arg(long)]

@@ -27,9 +27,9 @@ Example: a volume for the overlay of a writable store
   microvm-image volume create rw-store.img --size 8G \\
     --fs ext4 --label rw-store --dir store --dir work";
 
-/// Create a sparse file with an empty filesystem
+/// Create a sparse file with an empty file system
 ///
-/// The volume is written completely or not at all, and never replaces an existing file. The filesystem's mkfs program
+/// The volume is written completely or not at all, and never replaces an existing file. The file system's mkfs program
 /// creates it, and the result is checked. Its path is the only output on stdout.
 #[derive(Debug, Args)]
 #[command(override_usage = "microvm-image volume create [OPTIONS] --size <SIZE>\n           --fs <FILESYSTEM> <PATH>", after_long_help = EXAMPLES)]
@@ -40,13 +40,13 @@ struct CreateArgs {
     /// Size in bytes, or with a unit of 1024: 512M, 10G; a multiple of 512
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     size: u64,
-    /// Filesystem to create in it
+    /// File system to create in it
     #[arg(long = "fs", value_name = "FILESYSTEM", value_parser = file_system_parser())]
     file_system: FileSystem,
-    /// Label of the filesystem: at most 16 bytes for ext4, 12 for xfs, 255 for btrfs, 11 for vfat [default: none]
+    /// Label of the file system: at most 16 bytes for ext4, 12 for xfs, 255 for btrfs, 11 for vfat [default: none]
     #[arg(long, value_name = "LABEL")]
     label: Option<String>,
-    /// Directory to create in the filesystem, owned by root with mode 0755; ext4 only; can be given several times
+    /// Directory to create in the file system, owned by root with mode 0755; ext4 only; can be given several times
     ///
     /// The overlay of a writable store requires two directories: --dir store --dir work
     #[arg(long = "dir", value_name = "PATH")]
@@ -100,7 +100,7 @@ fn run_create(args: CreateArgs) -> Result<(), Failure> {
     Ok(program::output::print_path(&request.path)?)
 }
 
-/// The filesystems that can be requested, in the order of the help text.
+/// The file systems that can be requested, in the order of the help text.
 const FILE_SYSTEMS: [FileSystem; 4] = [FileSystem::Ext4, FileSystem::Xfs, FileSystem::Btrfs, FileSystem::Vfat];
 
 fn file_system_parser() -> impl TypedValueParser<Value = FileSystem> {

@@ -87,6 +87,12 @@ pub enum ImageError {
         /// The error of the system.
         source: io::Error,
     },
+    /// The file has the magic number of neither format.
+    #[error("neither a squashfs 4.0 nor an erofs image: {reason}")]
+    NeitherFormat {
+        /// What it begins with instead.
+        reason: String,
+    },
     /// The file is not a squashfs image, or its beginning is damaged.
     #[error("not a squashfs 4.0 image: {reason}")]
     NotSquashfs {

@@ -2,7 +2,9 @@
 
 use super::machine::failed;
 use super::spec_file::{SpecArguments, read};
+use super::stop::{MAX_SECONDS, STOP_TIMEOUT};
 use program::failure::Failure;
+use program::input::up_to;
 use program::output::{message, print};
 use program::place::{Directory, Place};
 use std::io;
@@ -17,19 +19,24 @@ const DIRECTORY_MODE: u32 = 0o755;
 /// The difference between the time for the guest to shut down, and the time after which systemd kills its hypervisor.
 const STOP_MARGIN_SECONDS: u64 = 30;
 
-/// Write a systemd unit for a machine of this user, which needs no root
+/// Write a systemd user unit for a machine; root is not required
 ///
-/// The unit starts the machine with the user's service manager. On NixOS, the host module has units for machines of the
+/// The user's service manager then starts the machine. On NixOS, the host module has units for the machines of the
 /// host.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Write a unit of the user; units of the system are made by the host module of NixOS
+    /// Write a user unit; on NixOS, the host module provides the system units
     #[arg(long, required = true)]
     user: bool,
     #[command(flatten)]
     spec: SpecArguments,
     /// Time for the guest to shut down before its hypervisor is terminated
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = STOP_TIMEOUT.as_secs(),
+        value_parser = up_to::<MAX_SECONDS>,
+    )]
     stop_timeout: u64,
 }
 

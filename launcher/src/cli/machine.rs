@@ -81,8 +81,10 @@ pub(crate) fn find_by_name(name: &str, runtime: &RuntimeDirectory) -> Result<Kno
     let activity = state.activity().map_err(failed)?;
     let launch = state.last_launch().map_err(failed)?;
     if launch.is_none() && of_host.is_none() && activity == Activity::Stopped {
+        // A start that failed early leaves an entry with this very name.
         let known = runtime.machine_names().map_err(failed)?;
-        let hint = match program::spelling::nearest(name, known.iter().map(String::as_str)) {
+        let known = known.iter().map(String::as_str).filter(|known| *known != name);
+        let hint = match program::spelling::nearest(name, known) {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("the machines that were started are listed in {}", runtime.path().display()),
         };

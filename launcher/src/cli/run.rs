@@ -8,6 +8,7 @@ use super::suspend::resume_failure;
 use launcher::run::{Lowered, RunError, Start, Supervision, run as start};
 use launcher::state::RuntimeDirectory;
 use program::failure::Failure;
+use program::input::up_to;
 use program::output::message;
 use std::path::Path;
 use std::time::Duration;
@@ -27,7 +28,7 @@ pub(crate) struct Arguments {
         long,
         value_name = "SECONDS",
         default_value_t = STOP_TIMEOUT.as_secs(),
-        value_parser = clap::value_parser!(u64).range(..=MAX_SECONDS),
+        value_parser = up_to::<MAX_SECONDS>,
     )]
     stop_timeout: u64,
 }

@@ -10,7 +10,7 @@ use program::failure::Failure;
 use std::ffi::OsString;
 use std::process::Command;
 
-/// Make further store paths visible to a running machine with a closure-only share of /nix/store
+/// Make more store paths visible to a running machine with a closure-only share of /nix/store
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The machine: its name, or the file of its spec

@@ -113,7 +113,7 @@ pub(crate) fn read_document(subject: &str, path: &Path) -> Result<String, Failur
     } else {
         File::open(path).and_then(|file| file.take(MAX_SPEC_BYTES + 1).read_to_string(&mut text))
     };
-    match read {
+    match read.map_err(program::input::text_error) {
         Err(error) => {
             Err(Failure::bad_input(&error).with_context(&format!("cannot read the {subject} {}", path.display())))
         }

@@ -8,6 +8,7 @@ use launcher::run::clean_up_stopped;
 use launcher::shutdown::{StopTarget, Stopped, end_start, stop};
 use launcher::state::{Activity, RunningMachine, RuntimeDirectory};
 use program::failure::Failure;
+use program::input::up_to;
 use program::output::message;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub(crate) struct Arguments {
         long,
         value_name = "SECONDS",
         default_value_t = STOP_TIMEOUT.as_secs(),
-        value_parser = clap::value_parser!(u64).range(..=MAX_SECONDS),
+        value_parser = up_to::<MAX_SECONDS>,
     )]
     timeout: u64,
     #[command(flatten)]

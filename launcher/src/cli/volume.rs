@@ -26,7 +26,8 @@ pub(crate) struct Arguments {
 enum Action {
     /// Copy a volume to a new file
     ///
-    /// Holes take no space in the copy, and where the file system can do that, it shares all blocks with the volume.
+    /// Holes take no space in the copy. On btrfs, XFS and bcachefs, a copy on the same file system shares all blocks with
+    /// the volume.
     /// The machine must be stopped or suspended, because a copy of a volume in use is inconsistent.
     Backup {
         #[command(flatten)]
@@ -43,7 +44,7 @@ enum Action {
         /// The backup
         file: PathBuf,
     },
-    /// Make a volume larger, and an ext4 file system in it
+    /// Make a volume larger, and an ext2, ext3 or ext4 file system in it
     ///
     /// Other file systems keep their size; the command prints what to type in the guest.
     Grow {

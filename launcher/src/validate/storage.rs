@@ -146,7 +146,7 @@ fn check_live(store_disk: &StoreDisk, findings: &mut Findings) {
             findings.problem("storeDisk.serial", format!("is always `{LIVE_SERIAL}` with storeDisk.live"));
         }
         if is_pmem {
-            let reason = "\"pmem\" maps an image, and storeDisk.live has none; choose one of both";
+            let reason = "\"pmem\" maps an image, and storeDisk.live has none; choose one of the two";
             findings.problem("storeDisk.transport", reason);
         }
     } else if is_pmem {
@@ -170,12 +170,12 @@ fn check_verity(store_disk: &StoreDisk, findings: &mut Findings) {
         return;
     }
     if store_disk.live {
-        let reason = "checks an image, and storeDisk.live has none; choose one of both";
+        let reason = "checks an image, and storeDisk.live has none; choose one of the two";
         findings.problem("storeDisk.verity", reason);
     }
     if store_disk.transport == StoreTransport::Pmem {
         let reason = "checks blocks that the guest reads from a disk, but the transport \"pmem\" maps them into its memory; \
-                      choose one of both";
+                      choose one of the two";
         findings.problem("storeDisk.verity", reason);
     }
 }

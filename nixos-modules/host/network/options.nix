@@ -62,7 +62,7 @@ let
           example = [ "9.9.9.9" ];
           description = ''
             The DNS servers of the machines. If the list is empty, the host is their DNS server: systemd-resolved listens on the
-            host's addresses in the network, and knows the names of the machines.
+            host's addresses in the network, and resolves the names of the machines.
           '';
         };
         domain = mkOption {

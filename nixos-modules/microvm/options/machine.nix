@@ -88,7 +88,7 @@ in
     balloon = mkOption {
       type = types.bool;
       default = false;
-      description = "Whether to add a balloon, with which the host can take back memory.";
+      description = "Whether to add a balloon device, with which the host can reclaim memory.";
     };
 
     initialBalloonMem = mkOption {
@@ -136,7 +136,7 @@ in
       type = types.nullOr types.str;
       default = "${config.networking.hostName}.sock";
       defaultText = literalExpression ''"''${config.networking.hostName}.sock"'';
-      description = "The control socket of the hypervisor, relative to the state directory. With null, the launcher uses the same default.";
+      description = "The control socket of the hypervisor, relative to the state directory. With null, it is `NAME.sock`.";
     };
 
     consoleSocket = mkOption {

@@ -35,7 +35,7 @@ in
     preStart = mkOption {
       type = types.lines;
       default = "";
-      description = "Shell commands to run before the hypervisor, in the state directory.";
+      description = "Shell commands to run in the state directory before the hypervisor starts.";
     };
 
     extraArgsScript = mkOption {

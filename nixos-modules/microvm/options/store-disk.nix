@@ -69,7 +69,7 @@ in
       default = false;
       description = ''
         Whether the store disk is sealed with dm-verity: a hash tree follows the image, and the guest checks each block that it
-        reads. A block that was changed is an I/O error. The launcher reads the root hash from `IMAGE.verity.json` at the start
+        reads. Reading a changed block fails. The launcher reads the root hash from `IMAGE.verity.json` at the start
         and passes it on the kernel command line. The guest needs systemd in stage 1 (`boot.initrd.systemd.enable`).
       '';
     };

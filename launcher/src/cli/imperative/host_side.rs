@@ -25,7 +25,7 @@ pub(crate) struct RegisterArguments {
     #[command(flatten)]
     spec: SpecArguments,
     /// The machine's process [default: $MAINPID, as systemd sets it]
-    #[arg(long, value_name = "PID")]
+    #[arg(long, value_name = "PID", value_parser = program::input::whole_number::<u32>)]
     leader: Option<u32>,
 }
 

@@ -12,7 +12,7 @@ pub(crate) struct Arguments {
     /// Print JSON, with the disk space, the memory and the uptime of each machine
     #[arg(long)]
     json: bool,
-    /// Do not evaluate the flakes, which takes seconds
+    /// Do not evaluate the flakes: this is faster, but does not show which machines are outdated
     #[arg(long)]
     offline: bool,
 }

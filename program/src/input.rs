@@ -1,0 +1,62 @@
+//! Numbers and text files that people pass to a program. The standard library's errors describe digits and streams; these
+//! say what is expected.
+
+use std::io;
+use std::num::{IntErrorKind, ParseIntError};
+use std::str::FromStr;
+
+/// Parses a whole number of the command line.
+///
+/// # Errors
+/// Returns what the text must be instead.
+pub fn whole_number<Number: FromStr<Err = ParseIntError>>(text: &str) -> Result<Number, String> {
+    text.parse().map_err(|error: ParseIntError| match error.kind() {
+        IntErrorKind::PosOverflow => "it is too large".to_owned(),
+        IntErrorKind::Zero => "it must be at least 1".to_owned(),
+        _ => "it must be a whole number".to_owned(),
+    })
+}
+
+/// Parses a whole number of the command line that is at most `MAX`.
+///
+/// # Errors
+/// Returns what the text must be instead.
+pub fn up_to<const MAX: u64>(text: &str) -> Result<u64, String> {
+    let number = text.parse().ok().filter(|number| *number <= MAX);
+    number.ok_or_else(|| format!("it must be a whole number from 0 to {MAX}"))
+}
+
+/// Replaces the error of [`io::Read::read_to_string`] for a file that is not text.
+pub fn text_error(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::InvalidData {
+        return io::Error::new(error.kind(), "the file is not UTF-8 text");
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::num::NonZero;
+
+    #[test]
+    fn a_wrong_number_is_refused_with_what_it_must_be() {
+        assert_eq!(whole_number::<u32>("7"), Ok(7));
+        for text in ["", "x", "-1", "1.5", "7s"] {
+            assert_eq!(whole_number::<u32>(text), Err("it must be a whole number".to_owned()), "{text}");
+            assert_eq!(up_to::<10>(text), Err("it must be a whole number from 0 to 10".to_owned()), "{text}");
+        }
+        assert_eq!(whole_number::<u32>("4294967296"), Err("it is too large".to_owned()));
+        assert_eq!(whole_number::<NonZero<usize>>("0"), Err("it must be at least 1".to_owned()));
+        assert_eq!((up_to::<10>("10"), up_to::<10>("11").is_err()), (Ok(10), true));
+    }
+
+    #[test]
+    fn a_binary_file_is_called_one_instead_of_a_stream() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("binary");
+        std::fs::write(&path, [0xff, 0xfe]).unwrap();
+        let error = text_error(std::fs::read_to_string(&path).unwrap_err());
+        assert_eq!(error.to_string(), "the file is not UTF-8 text");
+    }
+}
