@@ -10,7 +10,7 @@ use std::time::Duration;
 /// How long a hypervisor may take to answer. Pacemaker's timeout of a monitor is longer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What was found out about a machine on this node.
+/// The observed state of a machine on this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Observed {
