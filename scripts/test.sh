@@ -63,7 +63,8 @@ step 'fixtures' fixtures/closure/build.sh small
 step 'tests' cargo test --workspace --locked --no-fail-fast
 # Most of it is one emulated guest after another, which occupies one core.
 start_beside 'Nix' tests/nix/run.sh
-step 'manual' scripts/manual.sh
+# The cluster mostly waits.
+beside 'cluster' tests/cluster/run.sh -- 'manual' scripts/manual.sh
 step 'fuzzing' fuzz/run.sh
 step 'quickstart' scripts/quickstart.sh --test
 end_beside

@@ -59,7 +59,8 @@ in
     environment = {
       # The module of NixOS has no options for timeouts, links, votes and the place of the key.
       etc."corosync/corosync.conf".source = lib.mkForce "${cfg.configuration}/corosync.conf";
-      systemPackages = [ agent ] ++ cfg.fencing.packages;
+      # The package of `microvm` contains an agent too, which does not set the variable.
+      systemPackages = [ (lib.hiPrio agent) ] ++ cfg.fencing.packages;
       pathsToLink = [ "/lib/ocf" ];
     };
 

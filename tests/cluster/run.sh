@@ -28,6 +28,8 @@ RIG=$(mktemp -d /var/tmp/microvm-rig.XXXXXX)
 source "$here/rig.sh"
 
 address=10.77.0.50
+# No other rig of this host has this path in its hypervisors' arguments.
+guest=/nix/store/guest-$$
 pings=$RIG/pings
 background=()
 
@@ -75,9 +77,9 @@ make_runner() { # NAME MEMORY
   mkdir -p "$runner/bin" "$runner/share/microvm"
   printf '#!/bin/sh\nexec /rig/microvm run /nix/store/%s/share/microvm/machine.json "$@"\n' "$1" >"$runner/bin/microvm-run"
   chmod +x "$runner/bin/microvm-run"
-  jq --null-input --argjson mem "$2" '{
+  jq --null-input --arg guest "$guest" --argjson mem "$2" '{
     version: 1, name: "web", hypervisor: "qemu", mem: $mem, balloon: false,
-    kernel: "/nix/store/guest/vmlinux", initrd: "/nix/store/guest/initrd", kernelParams: ["quiet", "rig"],
+    kernel: ($guest + "/vmlinux"), initrd: ($guest + "/initrd"), kernelParams: ["quiet", "rig"],
     volumes: [{image: "/shared/var.img", autoCreate: false}],
     interfaces: [{type: "bridge", id: "vm-web", mac: "02:00:00:00:00:50", bridge: "br0"}],
     qemu: {accelerator: "tcg"}
@@ -85,14 +87,14 @@ make_runner() { # NAME MEMORY
 }
 
 make_guest() {
-  mkdir -p "$RIG/store/guest" "$RIG/initrd"
-  cp --reflink=auto "$fixtures/vmlinux" "$RIG/store/guest/vmlinux"
+  mkdir -p "$RIG/store/${guest##*/}" "$RIG/initrd"
+  cp --reflink=auto "$fixtures/vmlinux" "$RIG/store/${guest##*/}/vmlinux"
   install -m 755 "$here/guest-init.sh" "$RIG/initrd/init"
   # A later archive replaces files of an earlier one: Documentation/driver-api/early-userspace/buffer-format.rst.
   {
     cat "$fixtures/initrd"
     (cd "$RIG/initrd" && echo init | cpio --quiet --create --format=newc)
-  } >"$RIG/store/guest/initrd"
+  } >"$RIG/store/${guest##*/}/initrd"
   make_runner web-1 128
   make_runner web-2 136
   truncate -s 64M "$RIG/shared/var.img"
@@ -158,8 +160,8 @@ is_in() { [ "$(place)" = "$1" ]; } # NUMBER
 state() { from_client curl --silent --max-time 2 "http://$address/state"; }
 answers() { state | grep -q ' '; }
 has_rebooted() { local boot rest; read -r boot rest < <(state) && [ "$boot" -gt "$1" ]; } # BOOT
-is_history() { via stonith_admin --history "$1" 2>/dev/null | grep -qi "$2"; }                # NODE TEXT
-hypervisors() { pgrep -f -- '-initrd /nix/store/guest/initrd' || true; }
+has_failed_to_fence() { via stonith_admin --history "$1" --output-as=xml 2>/dev/null | grep -q 'status="failed"'; } # NODE
+hypervisors() { pgrep -f -- "-initrd $guest/initrd" || true; }
 runs_nowhere() { [ -z "$(hypervisors)" ]; }
 
 # Notes each moment at which two hypervisors exist, except during a live migration.
@@ -231,7 +233,7 @@ dead_fence_device() {
   read -r boot number < <(state)
   touch "$RIG/power/dead"
   node_cut "$old"
-  wait_for 300 "the failure of fencing" is_history "n$old" 'failed\|unable\|timed out'
+  wait_for 300 "the failure of fencing" has_failed_to_fence "n$old"
   runs_nowhere || die "dead fence device: the machine was started although n$old was not fenced"
   [ -z "$(place)" ] || is_in "$old" || die "dead fence device: the machine runs on n$(place)"
   began=$(now)

@@ -1,9 +1,9 @@
 //! How a machine can move to another host.
 
 use super::spec::Migration;
-use crate::hypervisor::suspend_refusals;
+use crate::hypervisor::{live_migration_refusals, suspend_refusals};
 use crate::ocf::parameters::MigrationMode;
-use crate::spec::{Hypervisor, ShareProtocol};
+use crate::spec::ShareProtocol;
 use crate::validate::{CheckedSpec, InterfaceKind};
 
 /// Returns how the machine moves: as requested, or else the best way that it and the settings support.
@@ -31,9 +31,8 @@ pub(super) fn decide(
 
 /// Returns why the machine cannot migrate live.
 fn live_obstacle(spec: &CheckedSpec) -> Option<String> {
-    let hypervisor = spec.hypervisor;
-    if !matches!(hypervisor, Hypervisor::Qemu | Hypervisor::CloudHypervisor) {
-        return Some(format!("{hypervisor} cannot migrate a machine live"));
+    if let Some(refusal) = live_migration_refusals(spec).first() {
+        return Some(format!("{}: {} {}", refusal.option, spec.hypervisor, refusal.reason));
     }
     common_obstacle(spec).map(|reason| format!("a machine with {reason} cannot migrate live"))
 }
