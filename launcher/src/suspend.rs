@@ -90,7 +90,7 @@ pub enum SuspendError {
         source: serde_json::Error,
     },
     /// The hypervisor did not save the machine, which runs on.
-    #[error("{machine} runs on, because it could not be saved: {source}")]
+    #[error("{machine} keeps running, because it could not be saved: {source}")]
     NotSaved {
         /// The machine.
         machine: String,

@@ -212,6 +212,7 @@ fn an_invalid_command_line_exits_with_2() {
         &["stop", "web", "--timeout", endless],
         &["run", "machine.json", "--supervise", "--stop-timeout", endless],
         &["install", "--user", "machine.json", "--stop-timeout", endless],
+        &["cluster", "drain", "host1", "--wait", endless],
     ] {
         assert_eq!(microvm(arguments).status.code(), Some(2), "{arguments:?}");
     }

@@ -23,7 +23,7 @@ pub(super) fn command(launch: &Launch, prepared: &Prepared) -> Command {
     // Only the launcher notifies the service manager.
     command.env_remove("NOTIFY_SOCKET").envs(&launch.environment);
     prepared.pass_descriptors(&mut command);
-    // Whoever can connect to its control socket controls the guest.
+    // Anyone who can connect to its control socket controls the guest.
     deny_others(&mut command);
     command
 }

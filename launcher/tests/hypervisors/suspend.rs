@@ -142,7 +142,11 @@ fn cannot_be_saved_here(machine: &TestMachine, running: &mut Running<'_>) -> boo
     if suspended.status.success() {
         return false;
     }
-    assert!(text(&suspended).contains("error: web runs on, because it could not be saved: "), "{}", text(&suspended));
+    assert!(
+        text(&suspended).contains("error: web keeps running, because it could not be saved: "),
+        "{}",
+        text(&suspended)
+    );
     assert!(!machine.path("web.suspended/incomplete").exists());
     type_line(machine, "again");
     running.wait_for("typed [again]");

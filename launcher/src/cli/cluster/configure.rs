@@ -1,6 +1,7 @@
 //! `microvm cluster check`, `generate` and `apply`: from `cluster.json` to the configuration of a cluster.
 
 use super::{failure, read_checked};
+use crate::cli::stop::MAX_SECONDS;
 use clap::ValueEnum;
 use launcher::cluster::CheckedCluster;
 use launcher::cluster::cib::configuration;
@@ -8,6 +9,7 @@ use launcher::cluster::corosync::corosync_conf;
 use launcher::cluster::operations::{Applied, ApplyOn, OperationError, apply as apply_cluster};
 use launcher::cluster::simulation::{Event, Placement, problems, simulate};
 use program::failure::{BAD_INPUT, Failure};
+use program::input::up_to;
 use program::output::{message, print, warn};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -61,7 +63,7 @@ pub(crate) struct ApplyArguments {
     #[arg(long)]
     on_coordinator: bool,
     /// How long to wait until the hosts have elected a coordinator and have quorum, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = up_to::<MAX_SECONDS>)]
     wait: u64,
 }
 

@@ -1,16 +1,18 @@
 //! The commands that change a running cluster.
 
 use super::failure;
+use crate::cli::stop::MAX_SECONDS;
 use launcher::cluster::operations::{self, OperationError, Wait};
 use program::failure::Failure;
+use program::input::up_to;
 use program::output::{message, warn};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Copy a runner to all hosts
 ///
-/// The closure is copied with `nix copy` over ssh as root, and protected from garbage collection. The machine runs on
-/// unchanged until `microvm cluster update`.
+/// The closure is copied with `nix copy` over ssh as root, and protected from garbage collection. The machine keeps
+/// running unchanged until `microvm cluster update`.
 #[derive(clap::Args)]
 pub(crate) struct PushArguments {
     /// The machine
@@ -42,7 +44,7 @@ pub(crate) struct MoveArguments {
     /// The host
     node: String,
     /// How long to wait for the move, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = up_to::<MAX_SECONDS>)]
     wait: u64,
 }
 
@@ -52,7 +54,7 @@ pub(crate) struct DrainArguments {
     /// The host
     node: String,
     /// How long to wait until the machines have left, in seconds; 0 does not wait
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = up_to::<MAX_SECONDS>)]
     wait: u64,
 }
 
