@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -31,6 +31,39 @@ fn repository() -> PathBuf {
 
 fn fixture(name: &str) -> String {
     repository().join("fixtures/specs").join(format!("{name}.json")).display().to_string()
+}
+
+/// A machine whose name is longer than a row, on a terminal with 60 columns.
+#[test]
+fn the_table_of_machines_is_redrawn_in_place_on_a_terminal() {
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["web".to_owned(), "n".repeat(64), "third".to_owned()] {
+        fs::create_dir_all(directory.path().join("machines").join(name)).unwrap();
+    }
+    let program = env!("CARGO_BIN_EXE_microvm");
+    let inside = format!("stty cols 60 rows 4; exec {program} status --watch");
+    let mut script = Command::new("script");
+    script.args(["-qfec", &inside, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    script.env("MICROVM_STATE_DIR", directory.path().join("machines"));
+    script.env("MICROVM_RUNTIME_DIR", directory.path().join("run"));
+    let Ok(mut script) = script.spawn() else { return testing::missing("script (util-linux) is needed") };
+    let (mut terminal, mut seen) = (script.stdout.take().unwrap(), Vec::new());
+    while seen.windows(3).filter(|bytes| bytes == b"\x1b[J").count() < 2 {
+        let mut bytes = [0; 4096];
+        let length = terminal.read(&mut bytes).unwrap();
+        assert!(length > 0, "it ended: {}", String::from_utf8_lossy(&seen));
+        seen.extend(&bytes[..length]);
+    }
+    // Ctrl-C
+    script.stdin.take().unwrap().write_all(b"\x03").unwrap();
+    script.wait().unwrap();
+    let row = |name: &str| format!("{name:18} {:9} {:>5} {:>11} {:>6} {:>6}\x1b[K\r\n", "stopped", "-", "-", "-", "-");
+    let heading =
+        format!("{:18} {:9} {:>5} {:>11} {:>6} {:>6}\x1b[K\r\n", "machine", "state", "cpu", "memory", "disk", "uptime");
+    let screen = format!("\x1b[H{heading}{}2 more; name those to show\x1b[K\r\n\x1b[J", row(&"n".repeat(18)));
+    assert!(row("web").chars().count() <= 60 + "\x1b[K\r\n".len());
+    let seen = String::from_utf8(seen).unwrap();
+    assert_eq!(&seen[..2 * screen.len()], screen.repeat(2));
 }
 
 /// Root's view and another user's, in a user namespace. It cannot be made where no namespace is allowed.

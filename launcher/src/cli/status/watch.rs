@@ -30,9 +30,9 @@ pub(super) fn watch(names: &[String], runtime: &RuntimeDirectory) -> Result<(), 
             }
             lines.push(line);
         }
-        // Home; each line and the rest of the screen are cleared after they are written, so that nothing flickers.
-        let table: String = table(&lines).lines().map(|line| format!("{line}\x1b[K\n")).collect();
-        print(format!("\x1b[H{table}\x1b[J"))?;
+        let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok();
+        let size = size.map(|size| (usize::from(size.ws_row), usize::from(size.ws_col)));
+        print(screen(&table(&lines), size.filter(|(rows, columns)| *rows > 1 && *columns > 0)))?;
         std::thread::sleep(INTERVAL);
     }
 }
@@ -105,6 +105,23 @@ fn table(lines: &[Line]) -> String {
     heading + &lines.iter().map(|line| line.text(width)).collect::<String>()
 }
 
+/// Returns what redraws the terminal with this number of rows and columns: a line too many or too long would make it
+/// scroll.
+fn screen(table: &str, size: Option<(usize, usize)>) -> String {
+    let (rows, columns) = size.unwrap_or((usize::MAX, usize::MAX));
+    let mut lines: Vec<String> = table.lines().map(|line| line.chars().take(columns).collect()).collect();
+    // The cursor is in the line after the last one.
+    if lines.len() > rows - 1 {
+        let shown = rows.saturating_sub(2);
+        let more = format!("{} more; name those to show", lines.len() - shown);
+        lines.truncate(shown);
+        lines.push(more.chars().take(columns).collect());
+    }
+    // Home; each line and the rest of the screen are cleared after they are written, so that nothing flickers.
+    let text: String = lines.iter().map(|line| format!("{line}\x1b[K\n")).collect();
+    format!("\x1b[H{text}\x1b[J")
+}
+
 /// A size in at most five characters: `0K`, `512K`, `1.2M`, `1023M`, `32G`.
 fn short_size(bytes: u64) -> String {
     let (mut size, mut unit) = (bytes as f64 / 1024.0, 'K');
@@ -154,6 +171,16 @@ mod tests {
         assert_eq!(table(&lines), expected);
         let long = table(&[line(&"n".repeat(64), "running", 99 * 86400)]);
         assert!(long.lines().all(|line| line.chars().count() <= 60), "{long}");
+    }
+
+    #[test]
+    fn a_table_that_is_larger_than_the_terminal_does_not_make_it_scroll() {
+        let table = "machine state\na running\nb stopped\nc stopped\n";
+        let whole = "\x1b[Hmachine state\x1b[K\na running\x1b[K\nb stopped\x1b[K\nc stopped\x1b[K\n\x1b[J";
+        assert_eq!(screen(table, None), whole);
+        assert_eq!(screen(table, Some((5, 13))), whole);
+        let small = "\x1b[Hmachine\x1b[K\na runni\x1b[K\n2 more;\x1b[K\n\x1b[J";
+        assert_eq!(screen(table, Some((4, 7))), small);
     }
 
     #[test]
