@@ -3,6 +3,7 @@
 mod balloon;
 mod check;
 mod clean_up;
+mod clone;
 mod cluster;
 mod console;
 mod explain;
@@ -47,6 +48,7 @@ enum Command {
     Stop(stop::Arguments),
     Suspend(suspend::Arguments),
     Resume(suspend::ResumeArguments),
+    Clone(clone::Arguments),
     Status(status::Arguments),
     Console(console::Arguments),
     Balloon(balloon::Arguments),
@@ -129,6 +131,7 @@ fn run_command(command: Command) -> Result<(), Failure> {
         Command::Stop(arguments) => stop::run(&arguments),
         Command::Suspend(arguments) => suspend::run(&arguments),
         Command::Resume(arguments) => suspend::resume(&arguments),
+        Command::Clone(arguments) => clone::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Console(arguments) => console::run(&arguments),
         Command::Balloon(arguments) => balloon::run(&arguments),

@@ -102,6 +102,36 @@ fn transfer_refusals(spec: &CheckedSpec, transfer: Feature) -> Vec<Refusal> {
     refused.map(|(reason, used)| refusal(used.feature, used.option.clone(), reason)).collect()
 }
 
+/// Returns why a machine cannot be cloned on its hypervisor; empty if it can.
+pub fn clone_refusals(spec: &CheckedSpec) -> Vec<Refusal> {
+    let refusals = suspend_refusals(spec);
+    if !refusals.is_empty() {
+        return refusals;
+    }
+    let obstacle = description(spec.hypervisor).clone_obstacle;
+    let can_clone = |other: Hypervisor, feature: Feature| {
+        let obstacle = description(other).clone_obstacle;
+        let is_macvtap = feature == Feature::InterfaceMacvtap;
+        !is_macvtap
+            && can_transfer(other, Feature::Suspend, feature)
+            && [feature, Feature::Suspend].into_iter().all(|each| obstacle(each).is_none())
+    };
+    let refusal = |feature: Feature, option: &str, reason: &str| Refusal {
+        machine: spec.name.clone(),
+        option: option.to_owned(),
+        hypervisor: spec.hypervisor,
+        reason: reason.to_owned(),
+        supported_by: Hypervisor::ALL.into_iter().filter(|other| can_clone(*other, feature)).collect(),
+    };
+    let in_general = obstacle(Feature::Suspend).map(|reason| refusal(Feature::Suspend, "hypervisor", reason));
+    // A macvtap interface delivers nothing to an address that is not its own, and the guest keeps the address.
+    let of_interface =
+        |feature| (feature == Feature::InterfaceMacvtap).then_some("cannot change the guest's MAC address");
+    let reason = |feature| obstacle(feature).or_else(|| of_interface(feature));
+    let used = spec.uses.iter().filter_map(|used| Some((reason(used.feature)?, used)));
+    in_general.into_iter().chain(used.map(|(reason, used)| refusal(used.feature, &used.option, reason))).collect()
+}
+
 /// Whether the hypervisor supports the feature and can save or send a machine that uses it.
 fn can_transfer(hypervisor: Hypervisor, transfer: Feature, feature: Feature) -> bool {
     let supports = |feature| support(hypervisor, feature).is_supported();

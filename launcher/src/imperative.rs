@@ -8,6 +8,7 @@
 
 mod activity;
 mod assign;
+mod clone;
 mod create;
 mod delete;
 mod error;
@@ -26,6 +27,7 @@ mod update;
 pub use crate::name::MachineName;
 pub use activity::{MachineActivity, Phase, is_held, state_of};
 pub use assign::{assign, fetch};
+pub use clone::{CloneError, CloneRequest, NewClone, clone};
 pub use create::create;
 pub use delete::{Removal, delete, removal};
 pub use error::ImperativeError;
@@ -36,6 +38,6 @@ pub use nix::BuildOutput;
 pub use parallel::in_parallel;
 pub use pci::PciBus;
 pub use resources::{ProcessUsage, Resources, disk_bytes, memory_mib, read_spec};
-pub use service::{Service, ServiceState, is_declared, register, unregister};
+pub use service::{Service, ServiceState, host_shuts_down, is_declared, register, unregister};
 pub use ssh::{connect_vsock, ssh_command};
 pub use update::{Booted, Updated, runs_older_system, update};

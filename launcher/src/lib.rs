@@ -36,6 +36,7 @@ pub mod explain;
 pub mod facts;
 pub mod host;
 pub mod hypervisor;
+pub mod identity;
 pub mod imperative;
 pub mod initrd;
 pub mod interruption;

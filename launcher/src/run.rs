@@ -12,9 +12,11 @@ mod vsock;
 use crate::console::ConsoleError;
 use crate::facts::HostFacts;
 use crate::host::HostProblem;
-use crate::hypervisor::{receiving, resumed};
+use crate::hypervisor::{lower_with_script_output, receiving, resumed};
+use crate::identity::CloneOrigin;
 use crate::initrd::InitrdError;
 use crate::interruption::{Interrupted, Interruption};
+use crate::isolation::is_confined;
 use crate::launch::Launch;
 use crate::network::{NetworkError, remove_made};
 use crate::path::HostPath;
@@ -27,8 +29,11 @@ use crate::spec::MachineSpec;
 use crate::state::{MachineState, RuntimeDirectory, StartLock, StartRequest, StateError};
 use crate::store_disk::StoreDiskError;
 use crate::store_seal::SealError;
-use crate::suspend::{Resumption, Stamp, StampInputs, SuspendError, SuspendedState, forget_pause};
-use crate::validate::CheckedSpec;
+use crate::suspend::{
+    BorrowedIdentity, Resumption, SameMac, Stamp, StampInputs, StartingGuest, SuspendError, SuspendedState,
+    forget_pause, require_own_macs,
+};
+use crate::validate::{CheckedSpec, check};
 use crate::volumes::VolumeError;
 use arrival::Arrival;
 use nix::fcntl::{Flock, FlockArg};
@@ -162,6 +167,9 @@ pub enum RunError {
         /// The cause.
         source: io::Error,
     },
+    /// Another guest has the same MAC address.
+    #[error(transparent)]
+    SameMac(#[from] SameMac),
     /// The machine is suspended, and cannot be resumed.
     #[error(transparent)]
     Suspended(#[from] SuspendError),
@@ -202,6 +210,8 @@ pub struct Lowered<'start> {
     pub spec: &'start CheckedSpec,
     /// The machine spec that was checked.
     pub document: &'start MachineSpec,
+    /// What the spec describes, if the machine is a clone.
+    pub origin: Option<&'start CloneOrigin>,
     /// The facts about this host.
     pub facts: &'start HostFacts,
     /// Its launch without the output of the script.
@@ -267,14 +277,23 @@ pub fn run(
         message(&format!("warning: {warning}"));
     }
     let mut prepared = Prepared::make(lowered, &mut lock, interruption, message)?;
-    let (spec, facts) = (lowered.document, lowered.facts);
-    let stamp = Stamp::of(&StampInputs { spec, facts, launch: &prepared.launch, program: &prepared.program });
-    let stamp = stamp.map_err(SuspendError::from)?;
-    let arrival = find_arrival(&mut prepared, &stamp, lock.request(), message)?;
+    if !is_confined() {
+        let macs: Vec<_> = lowered.document.interfaces.iter().map(|interface| interface.mac.clone()).collect();
+        require_own_macs(StartingGuest { launch: &prepared.launch, macs: &macs }, &state.runtime())?;
+    }
+    // Before the launch is changed to resume or to receive the machine.
+    let as_booted = stamp_of(lowered, &prepared, None)?;
+    let arrival = find_arrival(lowered, &mut prepared, lock.request(), message)?;
+    let stamp = match &arrival {
+        Some(Arrival::Resumption(resumption)) => Some(resumption.stamp()),
+        _ => as_booted,
+    };
     let launch = &prepared.launch.clone();
     forget_pause(&state);
     state.write_launch(launch)?;
-    state.write_stamp(&stamp)?;
+    if let Some(stamp) = &stamp {
+        state.write_stamp(stamp)?;
+    }
     let held = lock_directory(&launch.working_directory)?;
     match supervision {
         Supervision::Become if arrival.is_none() => Err(become_hypervisor::become_hypervisor(
@@ -297,8 +316,8 @@ pub fn run(
 
 /// Returns how the machine gets into its hypervisor if it does not boot, and changes the launch for that.
 fn find_arrival(
+    lowered: &Lowered<'_>,
     prepared: &mut Prepared,
-    stamp: &Stamp,
     request: StartRequest,
     message: &mut dyn FnMut(&str),
 ) -> Result<Option<Arrival>, RunError> {
@@ -307,9 +326,10 @@ fn find_arrival(
         prepared.launch = launch.ok_or_else(|| RunError::NotReceived(prepared.launch.hypervisor.to_string()))?;
         return Ok(Some(Arrival::Migration));
     }
-    let found = Resumption::find(&prepared.launch, stamp, message);
+    let now = |borrowed: Option<&BorrowedIdentity>| stamp_of(lowered, prepared, borrowed);
+    let found = Resumption::find(&prepared.launch, now, message);
     let resumption = match found {
-        Err(SuspendError::Changed { differences, .. }) if request.boots_if_changed => {
+        Err(RunError::Suspended(SuspendError::Changed { differences, .. })) if request.boots_if_changed => {
             for difference in differences {
                 message(&format!("{} boots instead of being resumed: {difference}", prepared.launch.name));
             }
@@ -322,6 +342,26 @@ fn find_arrival(
     resumption.mark(prepared.identity.as_ref())?;
     prepared.launch = resumed(prepared.launch.clone(), &resumption.directory());
     Ok(Some(Arrival::Resumption(resumption)))
+}
+
+/// Describes what this start depends on, or what a start of the machine depends on whose identity a clone's guest has.
+/// Returns `None` if the machine is no clone.
+fn stamp_of(
+    lowered: &Lowered<'_>,
+    prepared: &Prepared,
+    borrowed: Option<&BorrowedIdentity>,
+) -> Result<Option<Stamp>, RunError> {
+    let (facts, program) = (&prepared.facts, prepared.program.as_path());
+    let of = |spec: &MachineSpec, launch: &Launch| Stamp::of(&StampInputs { spec, facts, launch, program });
+    let Some(borrowed) = borrowed else {
+        return Ok(Some(of(lowered.document, &prepared.launch).map_err(SuspendError::from)?));
+    };
+    let Some(origin) = lowered.origin else { return Ok(None) };
+    let document = origin.spec_of(&borrowed.machine);
+    let refused = |reasons: Vec<String>| SuspendError::Changed { machine: document.name.clone(), differences: reasons };
+    let spec = check(&document).map_err(|problems| refused(problems.iter().map(ToString::to_string).collect()))?;
+    let launch = lower_with_script_output(&spec, facts, prepared.launch.hypervisor, &[]).map_err(refused)?;
+    Ok(Some(of(&document, &launch).map_err(SuspendError::from)?.with_identity_of(borrowed)))
 }
 
 /// Locks a state directory while a machine runs in it, for programs that do not know which runtime directory records

@@ -430,6 +430,14 @@ impl MachineState {
         Ok(launch.map(|(launch, _)| (launch, stamp)))
     }
 
+    /// Returns what the machine depends on, whoever has recorded it.
+    ///
+    /// # Errors
+    /// Returns [`StateError::File`] or [`StateError::Unreadable`].
+    pub fn recorded_stamp(&self) -> Result<Option<Stamp>, StateError> {
+        Ok(self.read(STAMP)?.map(|(stamp, _)| stamp))
+    }
+
     /// Records the processes. From then on the machine counts as running, not as starting.
     ///
     /// # Errors

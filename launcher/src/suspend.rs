@@ -5,14 +5,19 @@
 //! complete and synced, while the guest is paused, and the hypervisor is ended only after that. So at any moment there
 //! is a running machine, or a saved one. A machine is saved again at each suspend, and removed when it runs again.
 
+mod clone;
 mod files;
+mod same_mac;
 mod stamp;
 
+pub use clone::{ClonedState, copy_to_clone, is_inside as is_inside_state_directory};
 pub use files::SuspendedState;
-pub use stamp::{Stamp, StampError, StampInputs};
+pub use same_mac::{SameMac, StartingGuest, require_own_macs};
+pub use stamp::{BorrowedIdentity, Stamp, StampError, StampInputs};
 
 use crate::control::{ControlError, Controller, SavedMachine, saves_to_file};
 use crate::hypervisor::suspend_refusals;
+use crate::identity::CLONE_FILE;
 use crate::launch::{Access, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
@@ -20,6 +25,7 @@ use crate::shutdown::{StopError, StopTarget, stop};
 use crate::spec::MachineSpec;
 use crate::state::{Activity, MachineState, ProcessIdentity, StateError};
 use crate::validate::{CheckedSpec, check};
+use crate::volumes::CopyError;
 use files::Unfinished;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use program::place::Place;
@@ -73,6 +79,14 @@ pub enum SuspendError {
     /// What it depends on cannot be described.
     #[error(transparent)]
     Stamp(#[from] StampError),
+    /// A volume of the machine cannot be described.
+    #[error("{machine}: {source}")]
+    Volume {
+        /// The machine.
+        machine: String,
+        /// The cause.
+        source: StampError,
+    },
     /// A file operation failed.
     #[error("{path}: {source}")]
     File {
@@ -107,6 +121,9 @@ pub enum SuspendError {
         /// Why it could not be saved.
         reason: Box<SuspendError>,
     },
+    /// A file of the machine could not be copied.
+    #[error(transparent)]
+    Copy(CopyError),
     /// The hypervisor refused a request.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -139,6 +156,9 @@ pub enum Afterwards {
     End,
     /// It stays paused, because its service ends it.
     StayPaused,
+    /// It stays paused, because its service ends it, and the host shuts down. A machine that has changed until its next
+    /// start boots.
+    StayPausedAtShutdown,
 }
 
 /// A machine that was saved.
@@ -164,7 +184,8 @@ pub fn suspend(
     let name = || state.name().to_owned();
     let Activity::Running(running) = state.activity()? else { return Err(SuspendError::NotRunning(name())) };
     let (launch, stamp) = state.started_with()?.ok_or_else(|| SuspendError::OtherUser(name()))?;
-    let stamp = stamp.ok_or_else(|| SuspendError::NoStamp(name()))?;
+    let mut stamp = stamp.ok_or_else(|| SuspendError::NoStamp(name()))?;
+    stamp.at_shutdown = afterwards == Afterwards::StayPausedAtShutdown;
     require_suspendable(&stamp, &launch)?;
     let socket = launch.control.as_ref().ok_or_else(|| SuspendError::NoStamp(name()))?;
     let controller = Controller::new(socket, &launch.working_directory);
@@ -175,7 +196,7 @@ pub fn suspend(
     let saved = controller
         .pause()
         .map_err(SuspendError::from)
-        .and_then(|()| save(&launch, &controller, &stamp, owner.as_ref()))
+        .and_then(|()| save(&launch, &controller, stamp, owner.as_ref()))
         .and_then(|unpublished| {
             if is_interrupted.load(Ordering::Relaxed) { Err(SuspendError::Interrupted) } else { unpublished.publish() }
         });
@@ -231,8 +252,8 @@ fn require_suspendable(stamp: &Stamp, launch: &Launch) -> Result<(), SuspendErro
     if !refusals.is_empty() {
         return Err(SuspendError::Refused(refusals));
     }
-    stamp::volume_stamps(launch)?;
-    Ok(())
+    let stamps = stamp::volume_stamps(launch);
+    stamps.map(drop).map_err(|source| SuspendError::Volume { machine: launch.name.clone(), source })
 }
 
 fn checked_spec(stamp: &Stamp, launch: &Launch) -> Result<CheckedSpec, SuspendError> {
@@ -263,7 +284,7 @@ fn lock(state: &MachineState) -> Result<Flock<File>, SuspendError> {
 fn save<'owner>(
     launch: &Launch,
     controller: &Controller,
-    stamp: &Stamp,
+    mut stamp: Stamp,
     owner: Option<&'owner Identity>,
 ) -> Result<Unfinished<'owner>, SuspendError> {
     let unfinished = Unfinished::make(SuspendedState::of_launch(launch), owner)?;
@@ -272,9 +293,8 @@ fn save<'owner>(
     } else {
         SavedMachine::Directory(unfinished.path())
     };
-    controller.clone().with_timeout(timeout_of(stamp)).save(&saved)?;
+    controller.clone().with_timeout(timeout_of(&stamp)).save(&saved)?;
     sync_volumes(launch)?;
-    let mut stamp = stamp.clone();
     stamp.suspended_unix_seconds = Some(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()));
     stamp.volumes = stamp::volume_stamps(launch)?;
     unfinished.write_stamp(&stamp)?;
@@ -309,21 +329,29 @@ fn continue_after(state: &MachineState, controller: &Controller, reason: Suspend
 #[derive(Debug)]
 pub struct Resumption {
     state: SuspendedState,
-    timeout: Duration,
+    stamp: Box<Stamp>,
 }
 
 impl Resumption {
     /// Returns the suspended machine that this start must resume. `launch` is the launch with which the machine would
-    /// boot.
+    /// boot. `now` describes this start of the machine, or of the machine whose identity the guest of a clone has; it
+    /// returns `None` if this machine is no clone.
     ///
     /// # Errors
-    /// Returns [`SuspendError::Changed`] if the machine has changed since it was suspended.
-    pub fn find(launch: &Launch, now: &Stamp, message: &mut dyn FnMut(&str)) -> Result<Option<Self>, SuspendError> {
+    /// Returns [`SuspendError::Changed`] if the machine has changed since it was suspended, or the errors of `now`.
+    pub fn find<E: From<SuspendError>>(
+        launch: &Launch,
+        now: impl FnOnce(Option<&BorrowedIdentity>) -> Result<Option<Stamp>, E>,
+        message: &mut dyn FnMut(&str),
+    ) -> Result<Option<Self>, E> {
         let state = SuspendedState::of_launch(launch);
         let Some(stamp) = state.stamp()? else { return Ok(None) };
-        let differences = stamp.differences_to(now, launch)?;
+        let differences = match now(stamp.borrowed.as_ref())? {
+            Some(now) => stamp.differences_to(&now, launch).map_err(SuspendError::from)?,
+            None => vec![format!("{CLONE_FILE}: was a file, is missing")],
+        };
         if differences.is_empty() {
-            return Ok(Some(Self { timeout: timeout_of(&stamp), state }));
+            return Ok(Some(Self { state, stamp: Box::new(stamp) }));
         }
         if state.was_resumed() && differences.iter().any(|difference| difference.starts_with("volumes: ")) {
             // The machine ran again, and its launcher was killed before it could remove the saved one.
@@ -331,7 +359,21 @@ impl Resumption {
             state.remove(Some(launch))?;
             return Ok(None);
         }
-        Err(SuspendError::Changed { machine: launch.name.clone(), differences })
+        if stamp.at_shutdown {
+            // Nobody has decided that it must go on, and it must not stay off because of an update of the host.
+            for line in changes(&launch.name, &differences) {
+                message(&line);
+            }
+            let kept = state.set_aside()?;
+            message(&format!("{} boots instead; what was saved is kept in {kept} until the next suspend", launch.name));
+            return Ok(None);
+        }
+        Err(SuspendError::Changed { machine: launch.name.clone(), differences }.into())
+    }
+
+    /// Returns what the machine depends on while it runs again.
+    pub fn stamp(&self) -> Stamp {
+        self.stamp.while_running()
     }
 
     /// Checks that a suspended machine could be resumed by this start, without changing anything.
@@ -365,14 +407,16 @@ impl Resumption {
     /// Returns [`SuspendError`]. The hypervisor must be ended then; the machine stays suspended.
     pub fn load(&self, launch: &Launch, hypervisor: ProcessIdentity) -> Result<(), SuspendError> {
         let Some(socket) = &launch.control else { return Ok(()) };
-        let controller = Controller::new(socket, &launch.working_directory).with_timeout(self.timeout);
+        let controller = Controller::new(socket, &launch.working_directory).with_timeout(timeout_of(&self.stamp));
+        // What was saved of another machine names that machine's interfaces and sockets.
+        let renamed = launch.expected_configuration.as_ref().filter(|_| self.stamp.borrowed.is_some());
         let saved = if saves_to_file(socket.protocol) {
             SavedMachine::File(self.state.file()?)
         } else {
             SavedMachine::Directory(self.directory())
         };
         loop {
-            match controller.load(&saved) {
+            match controller.load(&saved, renamed) {
                 Err(ControlError::NotListening { .. }) if hypervisor.is_alive() => {
                     std::thread::sleep(CONNECT_INTERVAL);
                 }

@@ -6,7 +6,7 @@ mod grow;
 mod lock;
 mod same_file;
 
-pub use copy::{CopyError, CopyOwner, copy};
+pub use copy::{Copied, CopyError, CopyOwner, copy};
 pub use format::check_format;
 pub use grow::{GrowError, Grown, grow};
 pub use lock::{ImageLock, LockHolder, LockRequest, LockTime, VolumeLock, inspect_locks, lock_created, lock_volumes};

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the pure parts: from text to launch, and from text to the configuration of a cluster.
-const PURE: [&str; 22] = [
+const PURE: [&str; 23] = [
     "capability",
     "cluster/check",
     "cluster/checked",
@@ -22,6 +22,7 @@ const PURE: [&str; 22] = [
     "explain",
     "facts",
     "hypervisor",
+    "identity",
     "keyval",
     "launch",
     "name",

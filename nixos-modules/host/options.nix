@@ -157,6 +157,16 @@ in
         default = 150;
         description = "The time in seconds for a machine to start, and to stop.";
       };
+      suspendOnShutdown = mkOption {
+        type = types.either types.bool (types.listOf types.str);
+        default = false;
+        example = [ "web" ];
+        description = ''
+          Whether machines are suspended instead of shut down when the host shuts down or reboots: all of them, or only those
+          listed. A machine whose runner or host has changed until its next start boots, and finds its volumes as after a power
+          cut. A machine that cannot be suspended is shut down.
+        '';
+      };
       useNotifySockets = mkOption {
         type = types.bool;
         default = false;

@@ -90,6 +90,19 @@ let
     ];
   };
 
+  # Machines that are suspended when the host shuts down.
+  inherit (cfg.host) suspendOnShutdown;
+  suspendsAtShutdown = suspendOnShutdown != false && suspendOnShutdown != [ ];
+  onlyThese = lib.optionalString (builtins.isList suspendOnShutdown) (
+    lib.concatMapStrings (name: " --only ${name}") suspendOnShutdown
+  );
+  settings =
+    hardening
+    // lib.optionalAttrs suspendsAtShutdown {
+      # Saving a large memory takes longer than a shutdown. Both have limits of their own.
+      TimeoutStopSec = "infinity";
+    };
+
   # The services that only some machines need.
   special =
     name: settings:
@@ -253,7 +266,7 @@ in
             # The unit already confines the machine, and its root directory contains the store disk built by the host.
             MICROVM_CONFINED = "1";
           };
-          serviceConfig = hardening // {
+          serviceConfig = settings // {
             Type = if cfg.host.useNotifySockets then "notify" else "simple";
             NotifyAccess = "main";
             RootDirectory = "${roots}/%i";
@@ -265,7 +278,10 @@ in
             ExecStart = "!${unit "enter %i microvm-run"}";
             # `+`: runs with all privileges, because the host's other services refuse requests of the machine's user.
             ExecStartPost = "-+${unit "call --if-there %i microvm-register"}";
-            ExecStop = "-!${unit "enter --if-there %i microvm-shutdown"}";
+            # After a successful suspend, the shutdown ends the paused hypervisor at once.
+            ExecStop = lib.optional suspendsAtShutdown "-+${unit "suspend-at-shutdown %i${onlyThese}"}" ++ [
+              "-!${unit "enter --if-there %i microvm-shutdown"}"
+            ];
             ExecStopPost = "-+${unit "call --if-there %i microvm-unregister"}";
             TimeoutSec = cfg.host.startupTimeout;
             Restart = "always";

@@ -186,6 +186,7 @@ let
       {
         microvm = {
           host.package = pkgs.microvm;
+          host.suspendOnShutdown = [ "suspended" ];
           host.imageCache.package = pkgs.microvm-image;
           # The hypervisors of this system are used.
           host.readablePaths = [

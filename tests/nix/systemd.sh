@@ -176,7 +176,42 @@ check_suspending() {
     die "the machine booted instead of going on"
   [ ! -e "$saved" ] || die "what was saved is still there"
   check_stopped suspended
+  [ ! -e "$saved" ] || die "a machine was suspended although the host did not shut down"
   echo "suspended: $said"
+}
+
+# The host shuts down while the machine runs, and starts again.
+check_shutdown() {
+  systemctl start microvm@suspended || { journalctl --quiet --no-pager --unit '*microvm*suspended*' | tail -n 60 >&2; die "microvm@suspended does not start again"; }
+  wait_for suspended waiting
+}
+start_after_reboot() {
+  systemctl start microvm@suspended || { journalctl --quiet --no-pager --unit '*microvm*suspended*' | tail -n 60 >&2; die "microvm@suspended does not start after a reboot"; }
+}
+after_reboot() {
+  local state=/var/lib/microvms/suspended saved user
+  saved=$state/suspended.suspended/complete
+  make_devices
+  [ -e "$saved/stamp.json" ] || die "the machine was not suspended when the host shut down: $(ls "$state")"
+  cp -a "$saved" /root/saved
+  start_after_reboot
+  wait_for suspended 'suspended was resumed'
+  ! journalctl --quiet "_SYSTEMD_INVOCATION_ID=$(systemctl show --property InvocationID --value microvm@suspended)" | grep 'devices reported' ||
+    die "the machine booted instead of going on after a reboot"
+  check_stopped suspended
+  # The same again, but the volume has changed.
+  user=$(stat -c %g "$state")
+  install -d -m 0700 -o "$user" -g "$user" "$(dirname "$saved")"
+  cp -a /root/saved "$saved"
+  touch "$state/var.img"
+  start_after_reboot
+  wait_for suspended 'suspended has changed since it was suspended: volumes: '
+  wait_for suspended "suspended boots instead; what was saved is kept in $(dirname "$saved")/refused"
+  wait_for suspended 'devices reported'
+  [ -e "$(dirname "$saved")/refused/stamp.json" ] || die "what was saved of a changed machine is lost"
+  check_stopped suspended
+  echo "a machine that was suspended when the host shut down goes on, and boots if it has changed"
+  echo passed
 }
 
 make_macvtap_node() { # INTERFACE
@@ -330,11 +365,12 @@ inside() {
   systemctl start microvm-image-cache-gc
   ! journalctl --quiet --unit microvm-image-cache | grep -i 'error\|panic' || die "the cache service had trouble, see above"
   [ -z "$(systemctl list-units --failed --quiet --plain --no-legend '*microvm*')" ] || die "units failed: $(systemctl list-units --failed --plain)"
-  echo passed
+  check_shutdown
+  echo rebooting
 }
 if [ "${1:-}" = --inside ]; then
   trap 'systemctl --no-block poweroff' EXIT
-  inside
+  if [ -e /out/said.first ]; then after_reboot; else inside; fi
   exit
 fi
 
@@ -411,11 +447,16 @@ UNIT
 
 # cloud-hypervisor restricts itself with Landlock, whose system calls a container may not make by default.
 landlock='landlock_create_ruleset landlock_add_rule landlock_restrict_self'
-SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 timeout 600 systemd-nspawn --quiet "${container[@]}" --directory "$root" --private-network \
-  --system-call-filter="$landlock" --capability=all --bind-ro="$store:/nix/store" --bind="$scratch/out:/out" --kill-signal=SIGRTMIN+3 --console=read-only \
-  --boot systemd.show_status=error systemd.unit=microvm-test.service </dev/null >"$scratch/console" 2>&1 || true
-if ! grep -qx passed "$scratch/out/said" 2>/dev/null; then
-  cat "$scratch/console" "$scratch/out/said" >&2 || true
-  die "the host's units do not work under systemd; what the container said is above"
-fi
-grep -vx passed "$scratch/out/said" | while read -r line; do say "under systemd: $line"; done
+boot() { # LINE: boots the container, which must end with this line
+  SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 timeout 600 systemd-nspawn --quiet "${container[@]}" --directory "$root" --private-network \
+    --system-call-filter="$landlock" --capability=all --bind-ro="$store:/nix/store" --bind="$scratch/out:/out" --kill-signal=SIGRTMIN+3 --console=read-only \
+    --boot systemd.show_status=error systemd.unit=microvm-test.service </dev/null >"$scratch/console" 2>&1 || true
+  if ! grep -qx "$1" "$scratch/out/said" 2>/dev/null; then
+    cat "$scratch/console" "$scratch/out/said" >&2 || true
+    die "the host's units do not work under systemd; what the container said is above"
+  fi
+  grep -vx "$1" "$scratch/out/said" | while read -r line; do say "under systemd: $line"; done
+}
+boot rebooting
+mv "$scratch/out/said" "$scratch/out/said.first"
+boot passed

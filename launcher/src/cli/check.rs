@@ -124,7 +124,7 @@ fn check_on_host(
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let facts = facts_for(spec, overrides, &runtime, &watch_signals()?)?;
     let Some(launch) = check_on_hypervisor(machine, &facts, report) else { return Ok(()) };
-    let lowered = Lowered { spec: machine, document: spec, facts: &facts, launch: &launch };
+    let lowered = Lowered { spec: machine, document: spec, origin: None, facts: &facts, launch: &launch };
     for problem in missing(&launch, CheckTime::Check).into_iter().chain(refusals(&lowered, &runtime)) {
         report.problems.push(Finding {
             text: format!("{}: {problem}", launch.name),

@@ -2,9 +2,9 @@
 
 use super::imperative::run_by_name;
 use super::machine::{checked, facts_for, failed, watch_signals};
-use super::spec_file::{Overrides, SpecArguments, lowered, read};
+use super::spec_file::{Overrides, SpecArguments, lowered, read_with_origin};
 use super::stop::{MAX_SECONDS, STOP_TIMEOUT};
-use super::suspend::resume_failure;
+use super::suspend::{resume_failure, same_mac_failure};
 use launcher::run::{Lowered, RunError, Start, Supervision, run as start};
 use launcher::state::RuntimeDirectory;
 use program::failure::Failure;
@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let interruption = watch_signals()?;
     let overrides = &arguments.spec.overrides;
-    let spec = read(&arguments.spec.spec, overrides)?;
+    let (spec, origin) = read_with_origin(&arguments.spec.spec, overrides)?;
     // Checked before the start is recorded under the spec's name, which may be invalid.
     let checked = checked(&spec)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
@@ -60,13 +60,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     } else {
         Supervision::Become
     };
-    let lowered = Lowered { spec: &checked, document: &spec, facts: &facts, launch: &launch };
+    let lowered = Lowered { spec: &checked, document: &spec, origin: origin.as_ref(), facts: &facts, launch: &launch };
     start(&lowered, begun, supervision, &interruption, &mut message).map_err(|error| match error {
         RunError::Missing(problems) => Failure::problems(problems.iter().map(ToString::to_string).collect())
             .with_hint(format!("{} needs these before it can start", launch.name)),
         error @ RunError::ArgumentsRefused { .. } => {
             Failure::problems(error.to_string().lines().map(str::to_owned).collect())
         }
+        RunError::SameMac(error) => same_mac_failure(error),
         RunError::Suspended(error) => resume_failure(error, &spec.name),
         error => failed(error),
     })

@@ -3,6 +3,7 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use launcher::facts::HostFacts;
 use launcher::hypervisor::lower;
+use launcher::identity::{CLONE_FILE, CloneOrigin, CloneRecord};
 use launcher::imperative::Layout;
 use launcher::launch::Launch;
 use launcher::path::HostPath;
@@ -10,8 +11,10 @@ use launcher::refusal::Refusals;
 use launcher::spec::{Accelerator, Hypervisor, MachineSpec, parse::parse};
 use launcher::validate::{CheckedSpec, check};
 use program::failure::Failure;
+use program::place::Place;
+use std::fmt::Display;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// The spec that a command reads, and its overrides.
@@ -126,17 +129,41 @@ pub(crate) fn read_document(subject: &str, path: &Path) -> Result<String, Failur
     }
 }
 
-/// Returns the spec in a file, with the overrides applied.
+/// Returns the spec in a file, with the overrides applied. In the state directory of a clone, it has the clone's
+/// identity.
 pub(crate) fn read(path: &Path, overrides: &Overrides) -> Result<MachineSpec, Failure> {
+    read_with_origin(path, overrides).map(|(spec, _)| spec)
+}
+
+/// Returns the spec in a file like [`read`], and what the file describes if the machine is a clone.
+pub(crate) fn read_with_origin(
+    path: &Path,
+    overrides: &Overrides,
+) -> Result<(MachineSpec, Option<CloneOrigin>), Failure> {
     let text = read_text(path)?;
     let mut spec = parse(&text).map_err(|errors| {
         Failure::input_problems(errors.iter().map(|error| format!("{}: {error}", path.display())).collect())
     })?;
     overrides.apply(&mut spec);
-    if let Some(name) = overrides.name_on_host()? {
-        spec.name = name;
+    let name = overrides.name_on_host()?.unwrap_or_else(|| spec.name.clone());
+    if let Some(record) = clone_record(&overrides.state_directory()?)? {
+        let origin = CloneOrigin { record, document: spec };
+        return Ok((origin.spec_of(&name), Some(origin)));
     }
-    Ok(spec)
+    spec.name = name;
+    Ok((spec, None))
+}
+
+/// Reads the file that makes a machine a clone. If this process is root, it must belong to root, because it determines
+/// the interfaces that root creates.
+fn clone_record(state_directory: &HostPath) -> Result<Option<CloneRecord>, Failure> {
+    let path = state_directory.as_path().join(CLONE_FILE);
+    let problem = |reason: &dyn Display| Failure::problems(vec![format!("{}: {reason}", path.display())]);
+    match Place::itself(&path).and_then(|place| place.read_own()) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| problem(&error)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(problem(&error)),
+    }
 }
 
 /// Returns the checked spec in a file, with the overrides applied.

@@ -8,7 +8,7 @@ use super::stop::clean_up;
 use launcher::imperative::{Layout, Machine, MachineActivity, MachineName, Phase, Service, in_parallel};
 use launcher::path::HostPath;
 use launcher::state::{Activity, MachineState, RuntimeDirectory};
-use launcher::suspend::{Afterwards, Saved, SuspendError, SuspendedState, continue_paused, suspend};
+use launcher::suspend::{Afterwards, SameMac, Saved, SuspendError, SuspendedState, continue_paused, suspend};
 use program::failure::{Failure, INTERRUPTED};
 use program::output::message;
 use std::path::Path;
@@ -108,7 +108,7 @@ fn suspend_machine(machine: &str, overrides: &Overrides, is_interrupted: &Atomic
 }
 
 /// Prints that a machine is suspended.
-fn report_saved(machine: &str, saved: &Saved) {
+pub(crate) fn report_saved(machine: &str, saved: &Saved) {
     let (mib, seconds) = (saved.disk_bytes.div_ceil(1 << 20), saved.paused.as_secs_f64());
     message(&format!("{machine} is suspended: {mib} MiB on disk, saved in {seconds:.2} s"));
 }
@@ -260,10 +260,20 @@ pub(crate) fn resume_failure(error: SuspendError, name: &str) -> Failure {
     suspend_failure(error).with_hint(hint)
 }
 
+/// Returns the failure of a start beside a guest that has the same MAC address.
+pub(crate) fn same_mac_failure(error: SameMac) -> Failure {
+    let hint = format!(
+        "stop or suspend {} first, connect the two to different bridges, or use `microvm clone --allow-same-mac` and keep \
+         their networks apart",
+        error.other
+    );
+    failed(error).with_hint(hint)
+}
+
 /// Saves the machine of this process's user, which stays paused.
-pub(crate) fn save_for_service(name: &str) -> Result<Saved, Failure> {
+pub(crate) fn save_for_service(name: &str, afterwards: Afterwards) -> Result<Saved, Failure> {
     let state = RuntimeDirectory::locate().and_then(|runtime| runtime.machine(name)).map_err(failed)?;
-    let saved = interruptible(|is_interrupted| suspend(&state, Afterwards::StayPaused, is_interrupted, &mut message))?;
+    let saved = interruptible(|is_interrupted| suspend(&state, afterwards, is_interrupted, &mut message))?;
     saved.map_err(suspend_failure)
 }
 

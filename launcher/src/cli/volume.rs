@@ -7,8 +7,8 @@ use launcher::interruption::Interruption;
 use launcher::launch::{Access, Launch, VolumeNeed};
 use launcher::state::RuntimeDirectory;
 use launcher::volumes::{
-    CopyError, CopyOwner, GrowError, Grown, ImageLock, LockRequest, LockTime, VolumeError, VolumeLock, copy, grow,
-    lock_volumes,
+    Copied, CopyError, CopyOwner, GrowError, Grown, ImageLock, LockRequest, LockTime, VolumeError, VolumeLock, copy,
+    grow, lock_volumes,
 };
 use program::failure::Failure;
 use program::output::message;
@@ -186,7 +186,7 @@ impl MachineVolume {
     }
 }
 
-fn copied(result: Result<u64, CopyError>) -> Result<(), Failure> {
+fn copied(result: Result<Copied, CopyError>) -> Result<(), Failure> {
     result.map(drop).map_err(|error| match error {
         CopyError::Exists(_) => Failure::usage(error.to_string()),
         CopyError::Interrupted(interrupted) => failed(interrupted),

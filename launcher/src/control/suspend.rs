@@ -96,11 +96,12 @@ impl Controller {
         }
     }
 
-    /// Loads a machine into a hypervisor that was started for that, and lets the guest continue.
+    /// Loads a machine into a hypervisor that was started for that, and lets the guest continue. `renamed` is the
+    /// configuration of a clone, if the machine was saved under the names of another one.
     ///
     /// # Errors
     /// Returns [`ControlError`]. The hypervisor must be ended then.
-    pub fn load(&self, saved: &SavedMachine) -> Result<(), ControlError> {
+    pub fn load(&self, saved: &SavedMachine, renamed: Option<&Value>) -> Result<(), ControlError> {
         match (self.protocol, saved) {
             (ControlProtocol::Qmp, SavedMachine::File(file)) => self.migrate_from(file),
             (ControlProtocol::CloudHypervisorHttp, SavedMachine::Directory(directory)) => {
@@ -110,11 +111,14 @@ impl Controller {
             (ControlProtocol::FirecrackerHttp, SavedMachine::Directory(directory)) => {
                 // The file is mapped, so that only the pages that the guest uses are read.
                 let memory = HostPath::from(SAVED_MEMORY).below(directory);
-                let body = json!({
+                let mut body = json!({
                     "snapshot_path": HostPath::from(SAVED_FILE).below(directory),
                     "mem_backend": {"backend_type": "File", "backend_path": memory},
                     "resume_vm": true,
                 });
+                if let Some(configuration) = renamed {
+                    rename(&mut body, configuration);
+                }
                 self.put("/snapshot/load", Some(body))
             }
             // It has loaded the machine before it answers the first request.
@@ -179,6 +183,20 @@ fn wait_for_migration(session: &mut Session<'_>, request: &str) -> Result<(), Co
             // The connection's deadline ends the loop.
             _ => std::thread::sleep(POLL_INTERVAL),
         }
+    }
+}
+
+/// Makes firecracker use the interfaces and the socket of this configuration.
+fn rename(body: &mut Value, configuration: &Value) {
+    let interfaces = configuration.get("network-interfaces").and_then(Value::as_array).into_iter().flatten();
+    let interfaces: Vec<_> = interfaces
+        .map(|interface| json!({"iface_id": interface["iface_id"], "host_dev_name": interface["host_dev_name"]}))
+        .collect();
+    if !interfaces.is_empty() {
+        body["network_overrides"] = Value::Array(interfaces);
+    }
+    if let Some(socket) = configuration.get("vsock").and_then(|vsock| vsock.get("uds_path")) {
+        body["vsock_override"] = json!({"uds_path": socket});
     }
 }
 

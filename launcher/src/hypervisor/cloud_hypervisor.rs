@@ -59,6 +59,7 @@ pub(super) const DESCRIPTION: Description = Description {
     reconnects_disks: true,
     support,
     suspend_obstacle,
+    clone_obstacle,
     resume,
     lower,
 };
@@ -127,6 +128,11 @@ fn suspend_obstacle(feature: Feature) -> Option<&'static str> {
         Feature::DevicePci => Some("cannot save the state of a device of the host"),
         _ => None,
     }
+}
+
+/// Its saved configuration names the interfaces and the sockets of the machine.
+fn clone_obstacle(feature: Feature) -> Option<&'static str> {
+    (feature == Feature::Suspend).then_some("restores the interfaces and sockets of the machine that was saved")
 }
 
 /// The configuration of the machine is part of what was saved, and options of a machine are refused without a kernel.

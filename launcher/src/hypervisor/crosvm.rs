@@ -54,6 +54,7 @@ pub(super) const DESCRIPTION: Description = Description {
     reconnects_disks: false,
     support,
     suspend_obstacle,
+    clone_obstacle,
     resume,
     lower,
 };
@@ -119,6 +120,11 @@ fn suspend_obstacle(feature: Feature) -> Option<&'static str> {
         Feature::Graphics => Some("does not save the state of the screen"),
         _ => None,
     }
+}
+
+/// What was saved contains the vsock address, of which a host has only one.
+fn clone_obstacle(feature: Feature) -> Option<&'static str> {
+    (feature == Feature::Vsock).then_some("restores the vsock address of the machine that was saved")
 }
 
 /// The last argument is the kernel, after which there are no options.

@@ -36,6 +36,8 @@ pub struct Description {
     /// Returns why a machine that uses a feature cannot be suspended, if it cannot: a reason that continues a sentence
     /// with the hypervisor's name.
     pub(super) suspend_obstacle: fn(Feature) -> Option<&'static str>,
+    /// Returns why a machine that uses a feature cannot be cloned, although it can be suspended.
+    pub(super) clone_obstacle: fn(Feature) -> Option<&'static str>,
     /// Changes the launch so that it loads a machine that was saved in this directory, which is an absolute path.
     pub(super) resume: fn(&mut Launch, &HostPath),
     /// Turns a machine into a launch.

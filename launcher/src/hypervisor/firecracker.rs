@@ -85,6 +85,7 @@ pub(super) const DESCRIPTION: Description = Description {
     reconnects_disks: false,
     support,
     suspend_obstacle,
+    clone_obstacle: |_| None,
     resume,
     lower,
 };

@@ -92,6 +92,7 @@ pub(super) const DESCRIPTION: Description = Description {
     reconnects_disks: false,
     support,
     suspend_obstacle: |_| None,
+    clone_obstacle: |_| None,
     resume: |_, _| {},
     lower,
 };

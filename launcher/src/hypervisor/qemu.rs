@@ -51,6 +51,7 @@ pub(super) const DESCRIPTION: Description = Description {
     reconnects_disks: true,
     support,
     suspend_obstacle,
+    clone_obstacle: |_| None,
     resume,
     lower,
 };
@@ -107,7 +108,7 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
     arguments.extend(["-append".to_owned(), builder.command_line(&parameters, 0)]);
     write_ports(&mut builder, &mut arguments);
     let extra = devices::write(&mut builder, &machine, &screen, &mut arguments);
-    write_identity(&mut builder, &mut arguments);
+    write_identity(&mut builder, &machine, &mut arguments);
     let uses_helper = spec.interfaces.iter().any(|interface| matches!(interface.kind, InterfaceKind::Bridge { .. }))
         && !builder.facts.is_confined;
     if !uses_helper {
@@ -209,7 +210,14 @@ fn write_ports(builder: &mut LaunchBuilder<'_>, arguments: &mut Vec<String>) {
 }
 
 /// Writes the machine id and the credentials.
-fn write_identity(builder: &mut LaunchBuilder<'_>, arguments: &mut Vec<String>) {
+fn write_identity(builder: &mut LaunchBuilder<'_>, machine: &Machine, arguments: &mut Vec<String>) {
+    // The VM generation ID is new at each start, so that a guest that is resumed renews its random numbers. Of the
+    // machine models, only those with a chip set describe it to the guest: hw/i386/acpi-build.c.
+    let has_chip_set = builder.architecture() == Architecture::X86_64 && machine.model != "microvm";
+    let is_given = |argument: &String| argument.contains("vmgenid");
+    if has_chip_set && !builder.spec.sections.qemu.extra_args.iter().any(is_given) {
+        arguments.extend(["-device".to_owned(), "vmgenid,guid=auto".to_owned()]);
+    }
     if let Some(id) = &builder.spec.machine_id {
         arguments.extend(["-smbios".to_owned(), format!("type=1,uuid={id}")]);
     }

@@ -35,18 +35,18 @@ pub fn create(layout: &Layout, name: &MachineName, flake: &FlakeReference) -> Re
         let _ = remove_directory(&making.directory);
         return Err(error);
     }
+    finish(layout, &machine)?;
     Ok(machine)
 }
 
 /// Renames the complete directory to its final name. The runner has a root at any time: Nix's root refers to the old
 /// name and the machine's roots refer to the new one, so during the rename a temporary root refers to the runner
 /// directly.
-fn publish(layout: &Layout, making: &Machine, machine: &Machine) -> Result<(), ImperativeError> {
+pub(super) fn publish(layout: &Layout, making: &Machine, machine: &Machine) -> Result<(), ImperativeError> {
     let runner = making.runner()?;
     layout.add_temporary_gc_root(machine, &runner)?;
     layout.add_gc_roots(machine)?;
-    rename(&making.directory, &machine.directory)?;
-    finish(layout, machine)
+    rename(&making.directory, &machine.directory)
 }
 
 /// Returns an existing machine if its creation from the same flake was interrupted: the temporary root is still there.
@@ -60,7 +60,7 @@ fn complete(layout: &Layout, machine: Machine, flake: &FlakeReference) -> Result
 }
 
 /// Removes the temporary root, which must not happen before the new name is on the disk.
-fn finish(layout: &Layout, machine: &Machine) -> Result<(), ImperativeError> {
+pub(super) fn finish(layout: &Layout, machine: &Machine) -> Result<(), ImperativeError> {
     fs::File::open(layout.machines())
         .and_then(|directory| directory.sync_all())
         .map_err(ImperativeError::file(layout.machines()))?;

@@ -19,6 +19,16 @@ pub enum ImperativeError {
     /// The machine is part of the host's configuration.
     #[error("{0} is part of the host's configuration; update it with nixos-rebuild")]
     Declared(String),
+    /// The machine is a clone.
+    #[error(
+        "{name} is a clone of {original}, and has its system: update {original}, delete {name}, and clone it again"
+    )]
+    Clone {
+        /// The machine.
+        name: String,
+        /// The machine of which it is a clone.
+        original: String,
+    },
     /// The file with the machine's flake reference cannot be read.
     #[error("{path} cannot be read, so {name} cannot be built: {source}")]
     NoFlake {

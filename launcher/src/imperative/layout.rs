@@ -1,6 +1,7 @@
 //! The directories that contain a host's machines.
 
 use super::{FlakeReference, ImperativeError, MachineName};
+use crate::identity::{CLONE_FILE, CloneRecord};
 use nix::unistd::geteuid;
 use program::place::{Directory, Place};
 use program::presence::is_directory;
@@ -230,6 +231,12 @@ impl Machine {
         self.directory.join("flake")
     }
 
+    /// Returns the machine of which it is a clone. Only a file of root, or of the user who runs this process, counts.
+    pub fn clone_of(&self) -> Option<String> {
+        let text = Place::itself(&self.directory.join(CLONE_FILE)).and_then(|place| place.read_own()).ok()?;
+        serde_json::from_slice(&text).ok().map(|record: CloneRecord| record.clone_of)
+    }
+
     /// Whether it is part of the host's configuration, and is updated with the host. Only the link of root, or of the
     /// user who runs this process, counts: the machine's user can create one, too.
     pub fn is_declared(&self) -> bool {
@@ -240,10 +247,13 @@ impl Machine {
     /// Returns the flake that it is built from.
     ///
     /// # Errors
-    /// Returns [`ImperativeError::Declared`] or [`ImperativeError::NoFlake`].
+    /// Returns [`ImperativeError::Declared`], [`ImperativeError::Clone`] or [`ImperativeError::NoFlake`].
     pub fn flake(&self) -> Result<FlakeReference, ImperativeError> {
         if self.is_declared() {
             return Err(ImperativeError::Declared(self.name.to_string()));
+        }
+        if let Some(original) = self.clone_of() {
+            return Err(ImperativeError::Clone { name: self.name.to_string(), original });
         }
         let path = self.flake_file();
         // Refuses another user's file, because root builds what it names.

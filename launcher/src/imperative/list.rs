@@ -6,6 +6,8 @@ use super::parallel::in_parallel;
 use super::resources::Resources;
 use super::update::{Booted, booted};
 use super::{ImperativeError, nix};
+use crate::path::HostPath;
+use crate::suspend::SuspendedState;
 use serde::Serialize;
 use std::fs;
 
@@ -44,6 +46,8 @@ pub struct Row {
     pub name: String,
     /// The flake that it is built from; null if it is part of the host's configuration.
     pub flake: Option<String>,
+    /// The machine of which it is a clone; null if it is none.
+    pub clone_of: Option<String>,
     /// What it is doing.
     pub activity: ListedActivity,
     /// Whether its runner is the one that its flake evaluates to now.
@@ -65,6 +69,8 @@ pub enum ListedActivity {
     Running,
     /// It is being started.
     Starting,
+    /// It is not running, and its next start resumes it.
+    Suspended,
     /// It is not running, but was not stopped by its service: it has failed, or the host went down.
     StoppedUnexpectedly,
     /// It is not running: it was stopped, or has never been started.
@@ -95,6 +101,12 @@ pub fn list(layout: &Layout, inquiry: Inquiry) -> Result<Vec<Row>, ImperativeErr
     Ok(in_parallel(&machines, |machine| row(machine, inquiry)))
 }
 
+/// Whether a stopped machine is suspended, as far as this user can see.
+fn is_suspended(machine: &Machine) -> bool {
+    let directory = HostPath::new(machine.directory.to_string_lossy());
+    matches!(SuspendedState::new(&directory, machine.name.as_str()).stamp(), Ok(Some(_)))
+}
+
 fn row(machine: &Machine, inquiry: Inquiry) -> Row {
     let activity = MachineActivity::of(machine);
     let problem = activity.as_ref().err().map(ToString::to_string);
@@ -103,12 +115,14 @@ fn row(machine: &Machine, inquiry: Inquiry) -> Row {
     let activity = match activity.map(|activity| activity.phase()) {
         Ok(Phase::Running) => ListedActivity::Running,
         Ok(Phase::Starting) => ListedActivity::Starting,
+        _ if is_suspended(machine) => ListedActivity::Suspended,
         _ if fs::symlink_metadata(machine.booted()).is_ok() => ListedActivity::StoppedUnexpectedly,
         _ => ListedActivity::NotBooted,
     };
     let mut row = Row {
         name: machine.name.to_string(),
         flake: None,
+        clone_of: None,
         activity,
         freshness: UpdateState::Unknown,
         stale: false,
@@ -132,6 +146,10 @@ fn row(machine: &Machine, inquiry: Inquiry) -> Row {
     let flake = match machine.flake() {
         Ok(flake) => flake,
         Err(ImperativeError::Declared(_)) => return row,
+        Err(ImperativeError::Clone { original, .. }) => {
+            row.clone_of = Some(original);
+            return row;
+        }
         Err(error) => {
             row.problem = Some(error.to_string());
             return row;

@@ -109,6 +109,19 @@ fn run(arguments: &[&str]) -> Result<(), ImperativeError> {
     Err(ImperativeError::Program { program, status, output: String::new() })
 }
 
+/// Whether systemd is shutting the host down.
+///
+/// # Errors
+/// Fails if systemctl cannot be started.
+pub fn host_shuts_down() -> Result<bool, ImperativeError> {
+    // `is-system-running` says "starting" if the host shuts down before it has finished booting. The job waits until
+    // all services have stopped.
+    let mut command = Command::new("systemctl");
+    command.args(["show", "--property=Job", "--value", "shutdown.target"]).stdin(Stdio::null()).stderr(Stdio::null());
+    let output = command.output().map_err(|source| ImperativeError::NoProgram { program: "systemctl", source })?;
+    Ok(!matches!(output.stdout.trim_ascii(), b"" | b"0"))
+}
+
 /// Whether the host's configuration still installs the machine.
 pub fn is_declared(name: &MachineName) -> bool {
     quiet(Command::new("systemctl").args(["cat", &format!("install-microvm-{name}.service")]))

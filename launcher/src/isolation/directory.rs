@@ -2,6 +2,7 @@
 //! user can create and remove its own files in it, but cannot change `current`, `booted`, `flake` and `toplevel`.
 
 use super::{FORMER_USER, IsolationError, contents};
+use crate::identity::CLONE_FILE;
 use crate::imperative::{Layout, Machine};
 use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, readlinkat, renameat};
 use nix::libc::{S_IFDIR, S_IFLNK, S_IFMT, mode_t};
@@ -24,7 +25,7 @@ pub const TOPLEVEL: &str = "toplevel";
 const CURRENT: &str = "current";
 const BOOTED: &str = "booted";
 /// The files that only root may change.
-const ROOT_LINKS: [&str; 4] = [CURRENT, BOOTED, FLAKE, TOPLEVEL];
+const ROOT_LINKS: [&str; 5] = [CURRENT, BOOTED, FLAKE, TOPLEVEL, CLONE_FILE];
 /// Sticky; full access for root and the machine's group, none for others.
 const MODE: mode_t = 0o1770;
 /// The first id of the range up to 2147352575, which systemd's documentation of user ids (UIDS-GIDS.md) leaves
@@ -131,7 +132,10 @@ impl StateDirectory {
             return Ok(Vec::new());
         }
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let id = self.ids.choose(&name, &used_ids(layout, self.ids))?;
+        // While a machine is being created: see `Layout::unfinished`.
+        let unfinished = name.strip_prefix('.').and_then(|name| name.strip_suffix(".new"));
+        let name = unfinished.unwrap_or(&name);
+        let id = self.ids.choose(name, &used_ids(layout, self.ids))?;
         let failed = || IsolationError::errno(&self.path);
         let was_shared = fstat(&self.file).map_err(failed())?.st_uid != 0;
         // From here on, only root can change the content.

@@ -15,6 +15,9 @@ pub const COMPLETE: &str = "complete";
 /// The directory of a machine that is being suspended.
 pub const INCOMPLETE: &str = "incomplete";
 
+/// The directory of a machine that was suspended when the host shut down, and had changed at its next start.
+pub const REFUSED: &str = "refused";
+
 /// Returns the directory that contains a machine's suspended state, relative to the machine's state directory.
 pub fn suspended_directory(machine: &str) -> HostPath {
     HostPath::new(format!("{machine}.suspended"))

@@ -39,6 +39,8 @@ pub struct Prepared {
     pub program: PathBuf,
     /// The launch, with the output of `extraArgsScript`.
     pub launch: Launch,
+    /// The facts about this host, with the root hash of a sealed store disk.
+    pub facts: HostFacts,
     /// The user that it runs as, if it is not the launcher's.
     pub identity: Option<Identity>,
     /// The processes that run beside it.
@@ -148,7 +150,8 @@ impl Prepared {
         let launch = preparation.add_script_output(lowered, message)?;
         let descriptors = preparation.open_descriptors()?;
         interruption.check()?;
-        Ok(Self { program, launch, identity, side_processes, interfaces, descriptors, locks })
+        let facts = lowered.facts.clone();
+        Ok(Self { program, launch, facts, identity, side_processes, interfaces, descriptors, locks })
     }
 
     /// Makes `command` inherit the descriptors: those that its arguments name, and the locks on its volumes, which must

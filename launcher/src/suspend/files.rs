@@ -2,7 +2,7 @@
 //! user.
 
 use super::{Stamp, SuspendError};
-use crate::launch::{COMPLETE, INCOMPLETE, Launch, SAVED_FILE, STAMP, suspended_directory};
+use crate::launch::{COMPLETE, INCOMPLETE, Launch, REFUSED, SAVED_FILE, STAMP, suspended_directory};
 use crate::path::HostPath;
 use nix::fcntl::OFlag;
 use nix::libc::{S_IFDIR, S_IFMT, S_IFREG};
@@ -14,10 +14,10 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
 /// Only the machine's user may read what is in a machine's memory.
-const DIRECTORY_MODE: u32 = 0o700;
+pub(super) const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 /// The unit of `st_blocks`: stat(2).
-const BLOCK_BYTES: u64 = 512;
+pub(super) const BLOCK_BYTES: u64 = 512;
 /// The file that exists from the moment at which the guest may run again.
 const RESUMED: &str = "resumed";
 
@@ -90,6 +90,7 @@ impl SuspendedState {
             needs.map(|directory| directory.below(&launch.working_directory)).any(|needed| needed == self.directory)
         };
         let removed = remove_all(&self.below(INCOMPLETE))
+            .and_then(|()| remove_all(&self.below(REFUSED)))
             .and_then(|()| self.remove_complete())
             .and_then(|()| if running.is_some_and(is_needed) { Ok(()) } else { remove_all(&self.directory) });
         removed.map_err(|source| self.failed(source))
@@ -109,6 +110,15 @@ impl SuspendedState {
         copied().map_err(|source| self.failed(source))?;
         unfinished.publish()?;
         self.remove(None)
+    }
+
+    /// Keeps the saved machine under another name, which is returned. The machine is no longer suspended.
+    pub(super) fn set_aside(&self) -> Result<HostPath, SuspendError> {
+        let (complete, refused) = (self.complete(), self.below(REFUSED));
+        remove_all(&refused)
+            .and_then(|()| Place::itself(complete.as_path())?.rename_to(&Place::itself(refused.as_path())?))
+            .map_err(|source| self.failed(source))?;
+        Ok(refused)
     }
 
     /// Removes the stamp first, so that a directory that is removed in part does not count as a suspended machine.
@@ -147,6 +157,7 @@ impl<'owner> Unfinished<'owner> {
     pub(super) fn make(state: SuspendedState, owner: Option<&'owner Identity>) -> Result<Self, SuspendError> {
         let incomplete = state.below(INCOMPLETE);
         let made = remove_all(&incomplete)
+            .and_then(|()| remove_all(&state.below(REFUSED)))
             .and_then(|()| Directory::make(incomplete.as_path(), DIRECTORY_MODE, owner).map(drop));
         made.map_err(|source| state.failed(source))?;
         Ok(Self { state, owner, is_published: false })

@@ -37,10 +37,26 @@ pub struct Stamp {
     hypervisor: HypervisorStamp,
     /// The host's CPU; null if the machine is emulated.
     cpu: Option<Cpu>,
+    /// Whether the machine was suspended because the host shut down, and not by a user.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub at_shutdown: bool,
+    /// What a clone's guest has of another machine; null if the guest has booted as this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub borrowed: Option<BorrowedIdentity>,
     /// The files that the guest only reads, by their paths.
     files: BTreeMap<String, FileStamp>,
     /// The volumes that the guest writes to, by their paths; empty until the machine is suspended.
     pub(super) volumes: BTreeMap<String, VolumeStamp>,
+}
+
+/// The identity that a clone's guest has until it boots: that of the machine whose memory it continues.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BorrowedIdentity {
+    /// The machine that booted.
+    pub machine: String,
+    /// Whether the user keeps guests with the same MAC addresses apart.
+    pub same_mac_is_allowed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,9 +165,51 @@ impl Stamp {
             machine_spec,
             hypervisor,
             cpu,
+            at_shutdown: false,
+            borrowed: None,
             files,
             volumes: BTreeMap::new(),
         })
+    }
+
+    /// Returns the stamp of a clone whose guest has the identity that this stamp describes.
+    #[must_use]
+    pub fn with_identity_of(self, borrowed: &BorrowedIdentity) -> Self {
+        Self { borrowed: Some(borrowed.clone()), ..self }
+    }
+
+    /// Returns the stamp of the machine after it was resumed.
+    pub(super) fn while_running(&self) -> Self {
+        Self { suspended_unix_seconds: None, at_shutdown: false, volumes: BTreeMap::new(), ..self.clone() }
+    }
+
+    /// Returns the MAC addresses that the guest has.
+    pub fn guest_macs(&self) -> Vec<String> {
+        let interfaces = self.machine_spec.get("interfaces").and_then(Value::as_array);
+        let macs = interfaces.into_iter().flatten().filter_map(|interface| interface.get("mac")?.as_str());
+        macs.map(str::to_ascii_lowercase).collect()
+    }
+
+    /// Returns the stamp of a clone whose volumes were copied from this machine's.
+    ///
+    /// # Errors
+    /// Returns [`StampError`] if a volume cannot be inspected.
+    pub(super) fn of_clone(&self, launch: &Launch, borrowed: BorrowedIdentity) -> Result<Self, StampError> {
+        // The clone of a clone that has not booted has the identity of the first one.
+        let machine = self.borrowed.as_ref().map_or(borrowed.machine, |first| first.machine.clone());
+        let borrowed = Some(BorrowedIdentity { machine, ..borrowed });
+        Ok(Self { borrowed, volumes: volume_stamps(launch)?, ..self.clone() })
+    }
+
+    /// Returns the volumes that have changed since the machine was suspended, each as one line.
+    ///
+    /// # Errors
+    /// Returns [`StampError`] if a volume cannot be inspected.
+    pub(super) fn changed_volumes(&self, launch: &Launch) -> Result<Vec<String>, StampError> {
+        let value = |volumes: &BTreeMap<String, VolumeStamp>| serde_json::to_value(volumes).unwrap_or_default();
+        let mut differences = Vec::new();
+        compare("volumes", Some(&value(&self.volumes)), Some(&value(&volume_stamps(launch)?)), &mut differences);
+        Ok(differences)
     }
 
     /// Returns the differences between the machine that was suspended and the one that starts, each as one line; empty
@@ -162,6 +220,8 @@ impl Stamp {
     pub(super) fn differences_to(&self, now: &Self, launch: &Launch) -> Result<Vec<String>, StampError> {
         let now = Self {
             suspended_unix_seconds: self.suspended_unix_seconds,
+            at_shutdown: self.at_shutdown,
+            borrowed: self.borrowed.clone(),
             volumes: volume_stamps(launch)?,
             ..now.clone()
         };

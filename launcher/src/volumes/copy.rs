@@ -8,6 +8,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 use nix::unistd::{Gid, Uid, Whence, fchown, geteuid, lseek64};
 use program::place::Place;
+use program::user::Identity;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -45,19 +46,29 @@ pub enum CopyError {
 
 /// Who owns a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CopyOwner {
+pub enum CopyOwner<'owner> {
     /// The current user.
     Current,
     /// If root copies, the owner of the directory, who runs the machine.
     OwnerOfDirectory,
+    /// This user.
+    User(&'owner Identity),
 }
 
-/// Copies a volume to a new file that only its owner can access, and returns the length in bytes. The caller holds the
-/// lock of the volume.
+/// A file that was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// The length in bytes.
+    pub length_bytes: u64,
+    /// Whether it shares its blocks with the original, so that it takes no space until one of them is written to.
+    pub shares_blocks: bool,
+}
+
+/// Copies a volume to a new file that only its owner can access. The caller holds the lock of the volume.
 ///
 /// # Errors
 /// Returns [`CopyError`].
-pub fn copy(from: &Path, to: &Path, owner: CopyOwner, interruption: &Interruption) -> Result<u64, CopyError> {
+pub fn copy(from: &Path, to: &Path, owner: CopyOwner<'_>, interruption: &Interruption) -> Result<Copied, CopyError> {
     let read = |source| CopyError::Read { path: from.to_owned(), source };
     let write = |source: io::Error| match source.kind() {
         io::ErrorKind::AlreadyExists => CopyError::Exists(to.to_owned()),
@@ -71,7 +82,8 @@ pub fn copy(from: &Path, to: &Path, owner: CopyOwner, interruption: &Interruptio
     }
     let new = place.create().map_err(write)?;
     let length = length_of(&original).map_err(read)?;
-    if rustix::fs::ioctl_ficlone(new.file(), &original).is_err() {
+    let shares_blocks = rustix::fs::ioctl_ficlone(new.file(), &original).is_ok();
+    if !shares_blocks {
         new.file().set_len(length).map_err(write)?;
         copy_data(&original, new.file(), length, interruption).map_err(|problem| match problem {
             Problem::Read(source) => read(source),
@@ -84,8 +96,12 @@ pub fn copy(from: &Path, to: &Path, owner: CopyOwner, interruption: &Interruptio
         fchown(new.file(), Some(Uid::from_raw(directory.st_uid)), Some(Gid::from_raw(directory.st_gid)))
             .map_err(|errno| write(errno.into()))?;
     }
-    new.finish(VOLUME_MODE, None).map_err(write)?;
-    Ok(length)
+    let owner = match owner {
+        CopyOwner::User(identity) => Some(identity),
+        CopyOwner::Current | CopyOwner::OwnerOfDirectory => None,
+    };
+    new.finish(VOLUME_MODE, owner).map_err(write)?;
+    Ok(Copied { length_bytes: length, shares_blocks })
 }
 
 /// Returns the length of a file or a block device.
@@ -154,8 +170,8 @@ mod tests {
         file.write_all_at(b"end", (64 << 20) - 3).unwrap();
         file.sync_all().unwrap();
         let interruption = Interruption::watch().unwrap();
-        let length = copy(&volume, &backup, CopyOwner::Current, &interruption).unwrap();
-        assert_eq!(length, 64 << 20);
+        let copied = copy(&volume, &backup, CopyOwner::Current, &interruption).unwrap();
+        assert_eq!(copied.length_bytes, 64 << 20);
         assert!(fs::read(&backup).unwrap() == fs::read(&volume).unwrap());
         let metadata = fs::metadata(&backup).unwrap();
         assert_eq!(metadata.mode() & 0o777, 0o600);
@@ -164,5 +180,39 @@ mod tests {
         let error = copy(&volume, &backup, CopyOwner::Current, &interruption).unwrap_err();
         assert!(matches!(error, CopyError::Exists(_)), "{error}");
         assert_eq!(fs::metadata(&backup).unwrap().len(), 64 << 20);
+    }
+
+    #[test]
+    fn a_copy_on_btrfs_and_xfs_takes_no_space() {
+        let scratch = tempfile::tempdir().unwrap();
+        if !geteuid().is_root() {
+            return testing::missing("only root can mount a file system");
+        }
+        let run = |program: &str, arguments: &[&str]| {
+            let output = std::process::Command::new(program).args(arguments).output();
+            output.is_ok_and(|output| output.status.success())
+        };
+        for (mkfs, options, mib) in [("mkfs.btrfs", "-q", 128), ("mkfs.xfs", "-q", 320)] {
+            let (image, mounted) = (scratch.path().join(mkfs), scratch.path().join(format!("{mkfs}.mounted")));
+            File::create(&image).unwrap().set_len(mib << 20).unwrap();
+            fs::create_dir(&mounted).unwrap();
+            let [image, path] = [&image, &mounted].map(|path| path.to_str().unwrap());
+            if !run(mkfs, &[options, image]) || !run("mount", &["-o", "loop", image, path]) {
+                testing::missing(&format!("no {mkfs}, or its file system cannot be mounted here"));
+                continue;
+            }
+            let (volume, backup) = (mounted.join("var.img"), mounted.join("var.backup"));
+            let content = vec![7; 24 << 20];
+            fs::write(&volume, &content).unwrap();
+            rustix::fs::syncfs(File::open(&mounted).unwrap()).unwrap();
+            let free = || rustix::fs::statvfs(&mounted).map(|stat| stat.f_bfree * stat.f_frsize).unwrap();
+            let before = free();
+            let copied = copy(&volume, &backup, CopyOwner::Current, &Interruption::watch().unwrap());
+            rustix::fs::syncfs(File::open(&mounted).unwrap()).unwrap();
+            let (after, is_same) = (free(), fs::read(&backup).unwrap() == content);
+            assert!(run("umount", &[path]));
+            assert!(copied.unwrap().shares_blocks && is_same, "{mkfs}");
+            assert!(before - after < 4 << 20, "{mkfs}: {before} bytes were free, now {after}");
+        }
     }
 }

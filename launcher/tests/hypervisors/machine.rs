@@ -145,6 +145,7 @@ impl Drop for TestMachine {
 /// A running `microvm run`.
 pub(crate) struct Running<'machine> {
     pub(crate) machine: &'machine TestMachine,
+    name: String,
     pub(crate) child: Child,
     console: PathBuf,
     talk: PathBuf,
@@ -201,10 +202,15 @@ impl TestMachine {
         self.start_command(self.microvm(&[&["run", "machine.json"], arguments].concat()))
     }
 
-    pub(crate) fn start_command(&self, mut command: Command) -> Running<'_> {
-        let (console, talk) = (self.path("console.txt"), self.path("talk.txt"));
+    pub(crate) fn start_command(&self, command: Command) -> Running<'_> {
+        self.start_command_as(&self.name, command)
+    }
+
+    /// Starts another machine in the same namespace and runtime directory.
+    pub(crate) fn start_command_as(&self, name: &str, mut command: Command) -> Running<'_> {
+        let (console, talk) = (self.path(&format!("{name}-console.txt")), self.path(&format!("{name}-talk.txt")));
         command.stdout(File::create(&console).unwrap()).stderr(File::create(&talk).unwrap());
-        Running { machine: self, child: command.spawn().unwrap(), console, talk }
+        Running { machine: self, name: name.to_owned(), child: command.spawn().unwrap(), console, talk }
     }
 
     /// Returns the most recent launch.
@@ -270,7 +276,7 @@ impl Running<'_> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = self.machine.output(&["stop", &self.machine.name, "--timeout", "0"]);
+            let _ = self.machine.output(&["stop", &self.name, "--timeout", "0"]);
             let _ = self.child.kill();
             let _ = self.child.wait();
         }

@@ -7,6 +7,7 @@
     reason = "a test that cannot go on fails; the lints know only #[test] functions, not what they call"
 )]
 
+mod clones;
 mod cluster_agent;
 mod failures;
 mod lifecycle;

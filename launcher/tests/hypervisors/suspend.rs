@@ -12,7 +12,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 
 #[test]
 fn a_suspended_machine_goes_on_where_it_was_on_qemu() {
@@ -166,30 +166,100 @@ fn check_saved_files(machine: &TestMachine) {
     }
 }
 
-/// The command is killed where the guest is paused and what was saved has not got its name yet.
+/// The command is killed wherever it changes something. Afterwards there is a machine that runs, or one that resumes.
 #[test]
-fn a_machine_whose_suspend_was_killed_can_continue() {
+fn a_suspend_that_was_killed_leaves_a_machine_that_runs_or_resumes() {
     let Some((machine, _)) = machine_with_volume(Hypervisor::Qemu) else { return };
     if find_on_path("strace").is_none() {
         return missing("strace is needed");
     }
     let mut running = machine.start(&["--supervise"]);
     running.wait_for("waiting");
-    let mut killed = machine.namespace.command("strace");
-    killed.args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=renameat:signal=KILL:when=3"]);
-    killed.arg(env!("CARGO_BIN_EXE_microvm")).args(["suspend", "web"]).current_dir(machine.path(""));
-    crate::machine::in_test_environment(&mut killed, &machine);
-    let killed = killed.output().unwrap();
-    assert!(!killed.status.success(), "{}", text(&killed));
-    assert!(machine.path("web.suspended/incomplete/state").exists() && !machine.path(SAVED).exists());
-    assert_eq!(text(&machine.output(&["resume", "web"])), "web was paused, and runs again\n");
-    type_line(&machine, "again");
-    running.wait_for("typed [again]");
-    // What is left of the first attempt does no harm.
+    let (mut continued, mut resumed) = (0, 0);
+    for (line, (call, when)) in (1..).zip([
+        ("mkdirat", 1),
+        ("renameat", 1),
+        ("renameat", 2),
+        ("renameat", 3),
+        ("fsync", 1),
+        ("fsync", 3),
+        ("fsync", 5),
+        ("fsync", 7),
+        ("pidfd_send_signal", 1),
+    ]) {
+        let mut killed = machine.namespace.command("strace");
+        let inject = format!("inject={call}:signal=KILL:when={when}");
+        killed.args(["-f", "-qq", "-o", "/dev/null", "-e", &inject]);
+        killed.arg(env!("CARGO_BIN_EXE_microvm")).args(["suspend", "web"]).current_dir(machine.path(""));
+        crate::machine::in_test_environment(&mut killed, &machine);
+        killed.output().unwrap();
+        let status = machine.output(&["status", "--json", "web"]);
+        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        if status[0]["activity"] == "suspended" {
+            running.end_well();
+            running = machine.start_command(machine.microvm(&["resume", "machine.json"]));
+            running.wait_for_message("web was resumed");
+            resumed += 1;
+        } else {
+            assert_eq!(status[0]["activity"], "running", "{call} {when}: {}", running.talk());
+            let said = text(&machine.output(&["resume", "web"]));
+            assert!(said == "web was paused, and runs again\n" || said == "web is running\n", "{call} {when}: {said}");
+            assert!(
+                !machine.path(SAVED).exists(),
+                "{call} {when}: the guest runs on with another memory than what was saved"
+            );
+            continued += 1;
+        }
+        type_line(&machine, "again");
+        running.wait_for(&format!("typed [again] line={line}"));
+    }
+    assert!(continued > 3 && resumed > 0, "{continued} continued, {resumed} resumed");
+    // What is left of the attempts does no harm.
     suspend(&machine, &mut running);
     let mut running = resume(&machine);
     assert!(machine.output(&["stop", "web", "--timeout", "60"]).status.success());
     running.end_well();
+}
+
+/// One machine of several cannot be suspended: the others are, and it runs on.
+#[test]
+fn a_machine_with_a_block_device_runs_on_while_all_others_are_suspended() {
+    let Some((machine, mut spec)) = machine_with_volume(Hypervisor::Qemu) else { return };
+    crate::machine::write_disk(&machine.path("block.img"), "a block device", 2048);
+    let attached = Command::new("losetup").args(["--find", "--show"]).arg(machine.path("block.img")).output().unwrap();
+    if !attached.status.success() {
+        return missing(&format!("no loop device: {}", text(&attached)));
+    }
+    let device = String::from_utf8(attached.stdout).unwrap().trim().to_owned();
+    spec.name = "block".to_owned();
+    spec.interfaces.clear();
+    spec.volumes = vec![serde_json::from_value(json!({"image": device, "autoCreate": false})).unwrap()];
+    fs::write(machine.path("block.json"), serde_json::to_string(&spec).unwrap()).unwrap();
+    let mut block = machine.start_command_as("block", machine.microvm(&["run", "block.json", "--supervise"]));
+    let mut web = machine.start(&["--supervise"]);
+    block.wait_for("waiting");
+    web.wait_for("waiting");
+    let suspended = machine.output(&["suspend", "--all"]);
+    let said = text(&suspended);
+    assert_eq!(suspended.status.code(), Some(1), "{said}");
+    let refused = format!(
+        "error: block: the volume {device} is a block device: whether it was changed while the machine is suspended"
+    );
+    assert!(said.contains("web is suspended: ") && said.contains("1 of 2 machines are suspended\n"), "{said}");
+    assert!(said.contains(&refused), "{said}");
+    web.end_well();
+    let status = String::from_utf8(machine.output(&["status"]).stdout).unwrap();
+    assert!(status.contains("block  qemu  running as ") && status.contains("web  qemu  suspended\n"), "{status}");
+    let mut console = UnixStream::connect(machine.path("run/block/console.sock")).unwrap();
+    console.write_all(b"again\n").unwrap();
+    block.wait_for("typed [again]");
+    let mut web = resume(&machine);
+    for name in ["web", "block"] {
+        assert!(machine.output(&["stop", name, "--timeout", "60"]).status.success());
+    }
+    web.end_well();
+    block.end_well();
+    assert!(Command::new("losetup").args(["--detach", &device]).status().unwrap().success());
 }
 
 #[test]
@@ -222,6 +292,10 @@ fn linux_keeps_its_memory_and_its_tcp_connection() {
     println!("{}", running.talk().trim());
     type_line(&machine, "counter=$((counter + 1)); echo after $counter >&5; exec 5>&-; echo sent=$counter");
     running.wait_for("sent=42");
+    // The VM generation ID is another one.
+    type_line(&machine, "dmesg | grep 'crng reseeded due to virtual machine'; echo ker'nel'");
+    running.wait_for("kernel");
+    assert!(running.console().contains("random: crng reseeded due to virtual machine fork"), "{}", running.console());
     server.wait().unwrap();
     assert_eq!(fs::read_to_string(machine.path("received")).unwrap(), "before\nafter 42\n");
     type_line(&machine, "exit");

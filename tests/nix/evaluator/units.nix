@@ -34,7 +34,8 @@ let
     + section "Service" (
       {
         Environment = lib.mapAttrsToList (variable: value: "\"${variable}=${value}\"") (
-          unit.environment or { } // lib.optionalAttrs (unit ? path) { PATH = lib.makeBinPath unit.path; }
+          unit.environment or { }
+          // lib.optionalAttrs (unit.path or [ ] != [ ]) { PATH = lib.makeBinPath unit.path; }
         );
       }
       // lib.optionalAttrs (unit ? script) {

@@ -47,6 +47,7 @@ fn line(row: &Row, width: usize, palette: Palette) -> String {
         (ListedActivity::Running, false) => ("running", 32),
         (ListedActivity::Running, true) => ("stale: runs an older system", 33),
         (ListedActivity::Starting, _) => ("starting", 33),
+        (ListedActivity::Suspended, _) => ("suspended", 33),
         (ListedActivity::StoppedUnexpectedly, _) => ("stopped unexpectedly", 31),
         (ListedActivity::NotBooted, _) => ("not booted", 31),
     };
@@ -54,6 +55,9 @@ fn line(row: &Row, width: usize, palette: Palette) -> String {
         UpdateState::Current => "current".to_owned(),
         UpdateState::Outdated => format!("outdated: microvm update {}", row.name),
         UpdateState::Broken => "broken".to_owned(),
+        UpdateState::Unknown if row.clone_of.is_some() => {
+            format!("clone of {}", row.clone_of.as_deref().unwrap_or_default())
+        }
         UpdateState::Unknown if row.flake.is_none() && row.problem.is_none() => "part of the host".to_owned(),
         UpdateState::Unknown => "not evaluated".to_owned(),
     };

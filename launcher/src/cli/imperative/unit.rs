@@ -1,11 +1,11 @@
 //! `microvm unit`: the tasks of the host module's units for a machine. All of them run as root, for a machine whose
 //! user is not trusted. Users do not need this command.
 
-use super::name_of;
+use super::{failure, name_of};
 use crate::cli::machine::{failed, launch_of, watch_signals};
 use crate::cli::spec_file::{Overrides, read};
-use crate::cli::suspend::{continue_for_service, save_for_service};
-use launcher::imperative::{Layout, MachineName};
+use crate::cli::suspend::{continue_for_service, report_saved, same_mac_failure, save_for_service};
+use launcher::imperative::{Layout, MachineName, host_shuts_down};
 use launcher::interruption::Interruption;
 use launcher::isolation::{self, FORMER_USER, PathOnHost, StateDirectory, StoreDisks, Tree, TreeInputs};
 use launcher::launch::{Launch, Needs, TapNeed};
@@ -14,6 +14,7 @@ use launcher::ocf::{Streams, observe, receive, send};
 use launcher::spec::{InterfaceType, MachineSpec};
 use launcher::state::{MachineState, RuntimeDirectory};
 use launcher::store_disk;
+use launcher::suspend::{Afterwards, StartingGuest, require_own_macs};
 use nix::unistd::{Gid, Group, Uid, User, setgid, setgroups, setuid};
 use program::failure::Failure;
 use program::output::{message, print_json};
@@ -53,6 +54,8 @@ enum Task {
     Enter(CallArguments),
     /// Save the machine as its user. Its hypervisor stays paused, and is ended when the service stops
     Suspend(Machine),
+    /// If the host shuts down, save the machine as its user, like `suspend`
+    SuspendAtShutdown(ShutdownArguments),
     /// Let a machine continue, as its user, that stayed paused
     Continue(Machine),
     /// Print as JSON whether the machine runs, as its user
@@ -92,6 +95,15 @@ struct InstallArguments {
     /// A directory in the state directory to create for a share of the machine
     #[arg(long = "directory", value_name = "DIR")]
     directories: Vec<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct ShutdownArguments {
+    #[command(flatten)]
+    machine: Machine,
+    /// A machine to suspend [default: all machines]
+    #[arg(long = "only", value_name = "NAME")]
+    only: Vec<String>,
 }
 
 #[derive(clap::Args)]
@@ -135,8 +147,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Task::Enter(arguments) => enter(&layout, arguments),
         Task::Suspend(machine) => {
             become_user_of(&layout, machine)?;
-            print_json(&save_for_service(machine.name.as_str())?)
+            print_json(&save_for_service(machine.name.as_str(), Afterwards::StayPaused)?)
         }
+        Task::SuspendAtShutdown(arguments) => suspend_at_shutdown(&layout, arguments),
         Task::Continue(machine) => {
             become_user_of(&layout, machine)?;
             continue_for_service(machine.name.as_str())
@@ -161,6 +174,24 @@ fn streams() -> Result<Streams, Failure> {
 fn state_as_user(layout: &Layout, machine: &Machine) -> Result<MachineState, Failure> {
     become_user_of(layout, machine)?;
     RuntimeDirectory::locate().and_then(|runtime| runtime.machine(machine.name.as_str())).map_err(failed)
+}
+
+/// Saves a machine whose service stops because the host shuts down. The service then ends it without asking its guest.
+fn suspend_at_shutdown(layout: &Layout, arguments: &ShutdownArguments) -> Result<(), Failure> {
+    let name = arguments.machine.name.as_str();
+    let is_selected = arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
+    if !is_selected || !host_shuts_down().map_err(|error| failure(&error))? {
+        return Ok(());
+    }
+    let machine = layout.machine(&arguments.machine.name);
+    let (booted, current) = (machine.booted_runner().map_err(failed)?, machine.runner().map_err(failed)?);
+    if booted.is_some_and(|booted| booted != current) {
+        message(&format!("{name} is shut down and not suspended, because its next start has another runner"));
+        return Ok(());
+    }
+    become_user_of(layout, &arguments.machine)?;
+    report_saved(name, &save_for_service(name, Afterwards::StayPausedAtShutdown)?);
+    Ok(())
 }
 
 fn directory_of(layout: &Layout, machine: &Machine) -> Result<StateDirectory, Failure> {
@@ -265,6 +296,11 @@ fn root_up(layout: &Layout, arguments: &RootArguments) -> Result<(), Failure> {
     .map_err(failed)?;
     for bridge in launch.iter().flat_map(|launch| &launch.needs.bridges) {
         make_bridge_tap(bridge, Uid::from_raw(user_id)).map_err(failed)?;
+    }
+    if let Some((spec, launch)) = &known {
+        // The machine's user cannot look at other machines.
+        let macs: Vec<_> = spec.interfaces.iter().map(|interface| interface.mac.clone()).collect();
+        require_own_macs(StartingGuest { launch, macs: &macs }, &runtime).map_err(same_mac_failure)?;
     }
     isolation::make_volumes(&mut tree, runtime.path(), &interruption).map_err(failed)?;
     isolation::make(&tree, &arguments.roots.join(name)).map_err(failed)?;

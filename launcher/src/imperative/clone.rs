@@ -1,0 +1,222 @@
+//! `microvm clone`: creates a machine that continues the memory of a suspended one.
+
+use super::create::{DIRECTORY_MODE, finish, publish, remove_directory};
+use super::layout::{Layout, Machine, replace_link};
+use super::lock::MachineLock;
+use super::{ImperativeError, MachineName};
+use crate::hypervisor::clone_refusals;
+use crate::identity::{CLONE_FILE, CLONE_VERSION, CloneRecord};
+use crate::interruption::Interruption;
+use crate::isolation::{IsolationError, StateDirectory};
+use crate::launch::{Access, Launch};
+use crate::path::HostPath;
+use crate::refusal::Refusal;
+use crate::spec::MachineSpec;
+use crate::state::RuntimeDirectory;
+use crate::suspend::{BorrowedIdentity, ClonedState, SuspendError, copy_to_clone, is_inside_state_directory};
+use crate::validate::CheckedSpec;
+use crate::volumes::{ImageLock, LockRequest, LockTime, VolumeError, lock_volumes};
+use nix::sys::stat::fstat;
+use program::place::{Directory, Place};
+use program::user::Identity;
+use std::fs;
+use std::path::PathBuf;
+
+/// Why a machine was not cloned. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum CloneError {
+    /// The new machine exists.
+    #[error("{0} already exists, and a clone never replaces a machine: choose another name, or delete it first")]
+    Exists(PathBuf),
+    /// The hypervisor cannot continue this machine under another name.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Refused(Vec<Refusal>),
+    /// Parts of the machine that both would use.
+    #[error("{}", .0.join("\n"))]
+    Shared(Vec<String>),
+    /// What was saved cannot be copied.
+    #[error(transparent)]
+    Suspend(#[from] SuspendError),
+    /// A volume is in use.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The new machine cannot get a user.
+    #[error(transparent)]
+    Isolation(#[from] IsolationError),
+    /// The state directory cannot be created.
+    #[error(transparent)]
+    Machine(#[from] ImperativeError),
+}
+
+impl CloneError {
+    /// Returns the error as one line per problem.
+    pub fn problems(&self) -> Vec<String> {
+        self.to_string().lines().map(str::to_owned).collect()
+    }
+
+    /// Whether the user's input is wrong, as opposed to an operation that failed.
+    pub fn is_bad_input(&self) -> bool {
+        match self {
+            Self::Exists(_) | Self::Refused(_) | Self::Shared(_) => true,
+            Self::Machine(error) => error.is_bad_input(),
+            Self::Suspend(_) | Self::Volume(_) | Self::Isolation(_) => false,
+        }
+    }
+}
+
+/// A clone to create.
+#[derive(Clone, Copy, Debug)]
+pub struct CloneRequest<'clone> {
+    /// The directories of the host.
+    pub layout: &'clone Layout,
+    /// The runtime directory, which contains locks of volumes.
+    pub runtime: &'clone RuntimeDirectory,
+    /// The suspended machine.
+    pub original: &'clone Machine,
+    /// Its spec.
+    pub spec: &'clone MachineSpec,
+    /// Its checked spec.
+    pub checked: &'clone CheckedSpec,
+    /// Its launch.
+    pub launch: &'clone Launch,
+    /// The machine that the spec of its runner describes: another one if it is a clone itself.
+    pub described: &'clone str,
+    /// Whether the user keeps guests with the same MAC addresses apart.
+    pub same_mac_is_allowed: bool,
+}
+
+/// A clone that was created.
+#[derive(Clone, Debug)]
+pub struct NewClone {
+    /// The machine.
+    pub machine: Machine,
+    /// The bytes that were copied because the file system does not share blocks.
+    pub copied_bytes: u64,
+}
+
+/// Creates a state directory with the runner of a suspended machine, copies of its volumes and what was saved. The
+/// directory appears atomically.
+///
+/// # Errors
+/// Returns [`CloneError`].
+pub fn clone(
+    request: CloneRequest<'_>,
+    name: &MachineName,
+    interruption: &Interruption,
+) -> Result<NewClone, CloneError> {
+    let CloneRequest { layout, launch, .. } = request;
+    request.require_cloneable()?;
+    let machine = layout.machine(name);
+    let _lock = MachineLock::take(layout, name)?;
+    if fs::symlink_metadata(&machine.directory).is_ok() {
+        return Err(CloneError::Exists(machine.directory));
+    }
+    layout.remove_unfinished_links(&machine)?;
+    // Any number of clones can be made at once, but the machine must not start to write meanwhile.
+    let mut volumes = launch.needs.volumes.clone();
+    volumes.iter_mut().for_each(|volume| volume.access = Access::Read);
+    let locking = LockRequest {
+        machine: name.as_str(),
+        working_directory: &launch.working_directory,
+        runtime: request.runtime,
+        owner: None,
+        image_lock: ImageLock::Held,
+        time: LockTime::Now,
+    };
+    let _volumes = lock_volumes(&volumes, locking)?;
+    // Remains of an interrupted creation are replaced.
+    let making = Machine { name: name.clone(), directory: layout.unfinished(&machine) };
+    remove_directory(&making.directory)?;
+    Directory::make(&making.directory, DIRECTORY_MODE, None).map_err(ImperativeError::file(&making.directory))?;
+    let made = request.fill(&making, interruption).and_then(|copied_bytes| {
+        publish(layout, &making, &machine)?;
+        Ok(copied_bytes)
+    });
+    match made {
+        Ok(copied_bytes) => {
+            finish(layout, &machine)?;
+            Ok(NewClone { machine, copied_bytes })
+        }
+        Err(error) => {
+            // The first error matters more than those of the cleanup.
+            let _ = layout.remove_gc_roots(&machine);
+            let _ = remove_directory(&making.directory);
+            Err(error)
+        }
+    }
+}
+
+impl CloneRequest<'_> {
+    /// Refuses a machine of which a part would be used by both.
+    fn require_cloneable(&self) -> Result<(), CloneError> {
+        let refusals = clone_refusals(self.checked);
+        if !refusals.is_empty() {
+            return Err(CloneError::Refused(refusals));
+        }
+        let spec = self.spec;
+        let volumes = spec.volumes.iter().enumerate().filter(|(_, volume)| !volume.read_only);
+        let volumes = volumes.map(|(index, volume)| (format!("volumes[{index}].image"), Some(&volume.image)));
+        let sockets = [
+            ("socket", spec.socket.as_ref()),
+            ("consoleSocket", spec.console_socket.as_ref()),
+            ("vsock.socket", spec.vsock.socket.as_ref()),
+        ];
+        let sockets = sockets.map(|(option, path)| (option.to_owned(), path));
+        let outside = volumes.chain(sockets).filter_map(|(option, path)| {
+            let path = path.filter(|path| !is_inside_state_directory(path))?;
+            Some(format!(
+                "{}: {option}: {path} is outside the state directory, so the clone would use it too",
+                spec.name
+            ))
+        });
+        let script = spec.extra_args_script.as_ref().map(|script| {
+            format!(
+                "{}: extraArgsScript: the clone might need other arguments from {script} than the machine",
+                spec.name
+            )
+        });
+        let problems: Vec<_> = outside.chain(script).collect();
+        if problems.is_empty() { Ok(()) } else { Err(CloneError::Shared(problems)) }
+    }
+
+    /// Creates everything in the unfinished directory. Returns the bytes that were copied.
+    fn fill(&self, making: &Machine, interruption: &Interruption) -> Result<u64, CloneError> {
+        replace_link(&self.original.runner()?, &making.current())?;
+        let record = CloneRecord { version: CLONE_VERSION, clone_of: self.described.to_owned() };
+        let path = making.directory.join(CLONE_FILE);
+        let written = serde_json::to_vec_pretty(&record).map_err(Into::into);
+        written
+            .and_then(|text| Place::itself(&path)?.replace(&[&text[..], b"\n"].concat(), 0o644, None))
+            .map_err(ImperativeError::file(&path))?;
+        let owner = self.give_owner(making)?;
+        let directory = HostPath::new(making.directory.to_string_lossy());
+        let name = self.original.name.to_string();
+        let borrowed = BorrowedIdentity { machine: name, same_mac_is_allowed: self.same_mac_is_allowed };
+        let clone = ClonedState {
+            original: self.launch,
+            directory: &directory,
+            name: making.name.as_str(),
+            borrowed: &borrowed,
+            owner: owner.as_ref(),
+        };
+        Ok(copy_to_clone(&clone, interruption)?)
+    }
+
+    /// Gives the clone a user of its own if the machine has one. Returns the owner of its files: otherwise the owner of
+    /// what was saved, if this process is root.
+    fn give_owner(&self, making: &Machine) -> Result<Option<Identity>, CloneError> {
+        if !nix::unistd::geteuid().is_root() {
+            return Ok(None);
+        }
+        if StateDirectory::open(self.original)?.user_id().is_ok() {
+            let directory = StateDirectory::open(making)?;
+            directory.adopt(self.layout)?;
+            let id = directory.user_id()?;
+            return Ok(Some(Identity::of_ids(id, id)));
+        }
+        let saved = crate::suspend::SuspendedState::of_launch(self.launch).complete();
+        let stat = Directory::open(saved.as_path()).and_then(|directory| Ok(fstat(&directory)?));
+        // Without it, the machine is not suspended, which is reported with its name.
+        Ok(stat.ok().map(|stat| Identity::of_ids(stat.st_uid, stat.st_gid)))
+    }
+}
