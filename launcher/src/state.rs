@@ -430,7 +430,7 @@ impl MachineState {
         Ok(launch.map(|(launch, _)| (launch, stamp)))
     }
 
-    /// Returns what the machine depends on, whoever has recorded it.
+    /// Returns what the machine depends on, also if another user has recorded it.
     ///
     /// # Errors
     /// Returns [`StateError::File`] or [`StateError::Unreadable`].
