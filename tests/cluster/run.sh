@@ -160,7 +160,9 @@ is_in() { [ "$(place)" = "$1" ]; } # NUMBER
 state() { from_client curl --silent --max-time 2 "http://$address/state"; }
 answers() { state | grep -q ' '; }
 has_rebooted() { local boot rest; read -r boot rest < <(state) && [ "$boot" -gt "$1" ]; } # BOOT
-has_failed_to_fence() { via stonith_admin --history "$1" --output-as=xml 2>/dev/null | grep -q 'status="failed"'; } # NODE
+has_failed_to_fence() { # NUMBER
+  via crm_mon -1 --output-as=xml 2>/dev/null | grep '<fence_event' | grep "target=\"n$1\"" | grep -q 'status="failed"'
+}
 hypervisors() { pgrep -f -- "-initrd $guest/initrd" || true; }
 runs_nowhere() { [ -z "$(hypervisors)" ]; }
 
@@ -233,7 +235,7 @@ dead_fence_device() {
   read -r boot number < <(state)
   touch "$RIG/power/dead"
   node_cut "$old"
-  wait_for 300 "the failure of fencing" has_failed_to_fence "n$old"
+  wait_for 300 "the failure of fencing" has_failed_to_fence "$old"
   runs_nowhere || die "dead fence device: the machine was started although n$old was not fenced"
   [ -z "$(place)" ] || is_in "$old" || die "dead fence device: the machine runs on n$(place)"
   began=$(now)

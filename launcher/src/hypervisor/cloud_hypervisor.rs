@@ -91,7 +91,7 @@ fn support(feature: Feature) -> Support {
         | Feature::GracefulStop
         | Feature::Suspend => Support::Yes,
         Feature::LiveMigration => {
-            Support::With("verified only up to the requests: the test host's KVM does not save guests")
+            Support::With("not verified, because the KVM of the test host does not save guests")
         }
         Feature::VolumeQcow2 => Support::With("without a backing file"),
         Feature::VolumeVhd => Support::With("of a fixed size"),
