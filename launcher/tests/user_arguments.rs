@@ -328,7 +328,7 @@ fn options_that_a_hypervisor_accepts_once_are_refused_if_the_launcher_sets_them(
 
 #[test]
 fn arguments_that_a_hypervisor_accepts_only_under_a_condition_are_refused_by_name() {
-    let cases: [(&str, Hypervisor, &[&str], &str); 44] = [
+    let cases: [(&str, Hypervisor, &[&str], &str); 45] = [
         (
             "crosvm",
             Hypervisor::Crosvm,
@@ -341,7 +341,8 @@ fn arguments_that_a_hypervisor_accepts_only_under_a_condition_are_refused_by_nam
         ("crosvm", Hypervisor::Crosvm, &["--host-cpu-topology", "--no-smt"], "together with --no-smt"),
         ("crosvm", Hypervisor::Crosvm, &["--gdb=1", "--suspended"], "does not accept --gdb together with --suspended"),
         ("crosvm", Hypervisor::Crosvm, &["--balloon-control=/x"], "--no-balloon together with --balloon-control"),
-        ("crosvm", Hypervisor::Crosvm, &["--no-usb"], "accepts --no-usb only once, but the command would have 2"),
+        ("crosvm", Hypervisor::Crosvm, &["--pstore=a", "--pstore", "b"], "accepts --pstore only once"),
+        ("crosvm", Hypervisor::Crosvm, &["--no-pmu"], "has --no-pmu on ARM only"),
         ("crosvm", Hypervisor::Crosvm, &["--bios", "/b"], "does not accept --bios here"),
         ("crosvm", Hypervisor::Crosvm, &["--restore", "/s"], "it would restore another machine"),
         ("crosvm", Hypervisor::Crosvm, &["--unmap-guest-memory-on-fork"], "only together with --disable-sandbox"),
@@ -436,6 +437,8 @@ fn arguments_that_a_hypervisor_accepts_only_under_a_condition_are_refused_by_nam
     launch(extra("crosvm", &["--host-cpu-topology", "--enable-hwp", "--itmt"]), Hypervisor::Crosvm);
     launch(two(extra("crosvm", &["--enable-hwp", "--host-cpu-topology", "--itmt"])), Hypervisor::Crosvm);
     launch(balloon(extra("crosvm", &["--balloon-control", "/x"])), Hypervisor::Crosvm);
+    // crosvm accepts a switch again.
+    launch(extra("crosvm", &["--no-usb", "--s2idle", "--s2idle"]), Hypervisor::Crosvm);
     let segments = ["--platform", "num_pci_segments=2,iommu_segments=[1]", "--disk", "path=/a,pci_segment=1,iommu=on"];
     launch(extra("cloudHypervisor", &segments), Hypervisor::CloudHypervisor);
     for device in [["--fs", "tag=t,socket=/s"], ["--net", "vhost_user=on,socket=/s"], ["--user-device", "socket=/s"]] {

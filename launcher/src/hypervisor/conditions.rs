@@ -26,9 +26,14 @@ pub(super) struct Given<'arguments> {
 }
 
 impl Given<'_> {
+    /// Returns how often the user gives the option.
+    pub(super) fn count(&self, name: &str) -> usize {
+        self.extra.iter().filter(|argument| is_option(argument, name)).count()
+    }
+
     /// Whether the user gives the option.
     pub(super) fn has_extra(&self, name: &str) -> bool {
-        self.extra.iter().any(|argument| is_option(argument, name))
+        self.count(name) > 0
     }
 
     /// Whether the command line has the option.

@@ -3,6 +3,7 @@
 
 use super::super::conditions::{Condition, Given, check_conditions, values};
 use super::super::launch_builder::LaunchBuilder;
+use crate::facts::Architecture;
 use std::collections::BTreeSet;
 
 const OPTION: &str = "crosvm.extraArgs";
@@ -37,14 +38,25 @@ const CONDITIONS: [Condition; 22] = [
     ]),
 ];
 
-/// The options that crosvm accepts once, and that the launcher sets for some machines. Their values are in the spec.
-const OWN_SWITCHES: [Condition; 6] = [
-    Condition::AtMostOne(&["--no-usb"]),
-    Condition::AtMostOne(&["--no-rng"]),
-    Condition::AtMostOne(&["--no-balloon"]),
-    Condition::AtMostOne(&["--balloon-page-reporting"]),
-    Condition::AtMostOne(&["--hugepages"]),
-    Condition::AtMostOne(&["--disable-sandbox"]),
+/// Options with a value that crosvm accepts once, apart from those that the launcher sets (`RunCommand` in
+/// src/crosvm/cmdline.rs). A switch may be repeated.
+const ONCE: &str = "--async-executor --balloon-bias-mib --balloon-control --balloon-ws-num-bins --battery --bus-lock-ratelimit \
+    --core-scheduling --cpu-affinity --dump-device-tree-blob --dynamic-power-coefficient --gdb --gpu-cgroup-path --host-ip \
+    --hypervisor --irqchip --kvm-device --mac --mmio-address-range --nested --net-vq-pairs --netmask --pci --pci-hotplug-slots \
+    --pci-start --pflash --pstore --rt-cpus --seccomp-policy-dir --swap --syslog-tag --vcpu-cgroup-path --vhost-net-device \
+    --vhost-user-connect-timeout-ms --vhost-vsock-device --vhost-vsock-fd --x-display";
+
+/// Options that crosvm has only where its guests are ARM machines.
+const ARM_ONLY: [&str; 9] = [
+    "--dev-pm",
+    "--ffa",
+    "--mte",
+    "--no-pmu",
+    "--smccc-trng",
+    "--swiotlb",
+    "--vfio-platform-pm",
+    "--virt-cpufreq",
+    "--virt-cpufreq-upstream",
 ];
 
 /// Refuses arguments that crosvm would not start with beside the others.
@@ -52,7 +64,14 @@ pub(super) fn check(builder: &mut LaunchBuilder<'_>, own: &[String]) {
     let extra = builder.spec.sections.crosvm.extra_args.clone();
     let given = Given { option: OPTION, extra: &extra, own };
     check_conditions(builder, &given, &CONDITIONS);
-    check_conditions(builder, &given, &OWN_SWITCHES);
+    for option in ONCE.split_whitespace().filter(|option| given.count(option) > 1) {
+        builder.refuse(OPTION, format!("accepts {option} only once, but it is given twice"));
+    }
+    if builder.architecture() == Architecture::X86_64 {
+        for option in ARM_ONLY.into_iter().filter(|option| given.has_extra(option)) {
+            builder.refuse(OPTION, format!("has {option} on ARM only"));
+        }
+    }
     let names_device = |option: &str| values(&extra, "--vsock").any(|value| value.contains(option));
     let has_device = given.has_extra("--vhost-vsock-device") || given.has_extra("--vhost-vsock-fd");
     if (given.has_extra("--vsock") || given.has_extra("--cid")) && !has_device && !names_device("device=") {
