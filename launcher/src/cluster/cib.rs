@@ -122,6 +122,8 @@ fn device(device: &CheckedDevice) -> Element {
     let monitor = operation(&id, "monitor", DEVICE_INTERVAL, &timeout);
     Element::new("primitive", [("id", &id), ("class", "stonith"), ("type", &device.agent)]).with([
         pairs("instance_attributes", &format!("{id}__parameters"), parameters),
+        // Otherwise a device that has not answered for a moment is never used again.
+        pairs("meta_attributes", &format!("{id}__meta"), [("failure-timeout", "120s".to_owned())]),
         Element::new("operations", []).with([monitor]),
     ])
 }

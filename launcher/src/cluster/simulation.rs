@@ -150,7 +150,7 @@ fn started_cluster(cluster: &CheckedCluster) -> Result<Element, SimulationError>
     let set = Element::new("cluster_property_set", [("id", WITHOUT_PROBES)]).with([Element::new("nvpair", probes)]);
     cib.child_mut("configuration").child_mut("crm_config").children.push(set);
     let up: Vec<String> = cluster.nodes.iter().map(|node| format!("--node-up={}", node.name)).collect();
-    let mut arguments = vec!["--xml-pipe", "--simulate", "--save-output=/dev/stdout", "--output-to=/dev/null"];
+    let mut arguments = vec!["--xml-pipe", "--simulate", "--save-output=/proc/self/fd/1", "--output-to=/dev/null"];
     arguments.extend(up.iter().map(String::as_str));
     Ok(run_for_xml("crm_simulate", &arguments, Some(&cib.to_text()?))?)
 }
