@@ -134,6 +134,9 @@ fn machine(cluster: &CheckedCluster, machine: &CheckedMachine) -> Element {
     let moves_alive = machine.migrate != MigrationMode::Cold;
     let meta = [
         ("allow-migrate", moves_alive.to_string()),
+        // A machine that fails three times in a day on a host moves to another one. A short time would hide failures of a
+        // machine that is not managed from Pacemaker.
+        ("failure-timeout", "86400s".to_owned()),
         ("migration-threshold", "3".to_owned()),
         ("resource-stickiness", STICKINESS.to_owned()),
     ];

@@ -169,7 +169,11 @@ fn clusters_that_cannot_work_are_refused_with_what_to_do() {
         ("/machines/web/prefer", json!(["host9"]), "machines.web.prefer: there is no host `host9`"),
         ("/machines/web/apartFrom", json!(["web"]), "machines.web.apartFrom: a machine cannot be apart from itself"),
         ("/machines/web/apartFrom", json!(["wbe2"]), "there is no machine `wbe2`; did you mean `web2`?"),
-        ("/machines/files/migrate", json!("live"), "machines.files.migrate: kvmtool cannot migrate a machine live"),
+        (
+            "/machines/files/migrate",
+            json!("live"),
+            "machines.files.migrate: hypervisor: kvmtool cannot save the memory",
+        ),
         ("/machines/files/migrate", json!("suspend"), "machines.files.migrate: hypervisor: kvmtool"),
         ("/machines/web2/timeouts", json!({"ready": 60}), "machines.web2.timeouts.ready: requires `vsock.notify`"),
         (
