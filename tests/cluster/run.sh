@@ -133,7 +133,11 @@ has_rebooted() { local boot rest; read -r boot rest < <(state) && [ "$boot" -gt 
 has_failed_fencing() { # NODE
   via microvm cluster status --json | jq --exit-status --arg node "$1" 'any(.fencing[]; .node == $node and .status == "failed")' >/dev/null
 }
-hypervisors() { pgrep -f -- "-initrd $guest/initrd" || true; }
+hypervisors() { # prints the processes, without those that qemu forks to run its bridge helper
+  local all
+  all=$(pgrep -d , -f -- "-initrd $guest/initrd") || return 0
+  ps -o pid=,ppid= -p "$all" | awk '{ parent[$1] = $2 } END { for (process in parent) if (!(parent[process] in parent)) print process }'
+}
 runs_nowhere() { [ -z "$(hypervisors)" ]; }
 
 # Notes each moment at which two hypervisors exist, except during a live migration.
@@ -142,7 +146,10 @@ watch_for_twins() {
   while sleep 0.2; do
     [ ! -e "$RIG/power/migrates" ] || continue
     count=$(hypervisors | wc -l)
-    [ "$count" -lt 2 ] || [ -e "$RIG/power/migrates" ] || echo "$(now) $count hypervisors run" >>"$RIG/power/twins"
+    [ "$count" -lt 2 ] || [ -e "$RIG/power/migrates" ] || {
+      echo "$(now) $count hypervisors run"
+      pgrep -f -- "-initrd $guest/initrd" | xargs --no-run-if-empty ps -o pid,ppid,stat,lstart,comm -p
+    } >>"$RIG/power/twins"
   done
 }
 
@@ -317,5 +324,5 @@ background+=($!)
 settle
 say "formation: the machine answers after $(subtract "$(now)" "$began") s"
 for scenario in "${scenarios[@]}"; do "$scenario"; done
-[ ! -e "$RIG/power/twins" ] || die "the machine ran twice: $(head -n 3 "$RIG/power/twins")"
+[ ! -e "$RIG/power/twins" ] || die "the machine ran twice: $(head -n 20 "$RIG/power/twins")"
 say "all scenarios passed in $SECONDS s"

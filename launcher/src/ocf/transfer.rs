@@ -190,3 +190,98 @@ fn relay(hypervisor: UnixStream, streams: Streams) -> io::Result<()> {
 fn joined(request: JoinHandle<Result<(), ControlError>>) -> Result<(), ControlError> {
     request.join().unwrap_or_else(|_| Err(ControlError::Unsupported("the request was not finished".to_owned())))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+    use super::*;
+    use crate::facts::HostFacts;
+    use crate::hypervisor::lower;
+    use crate::spec::{Hypervisor, parse::parse};
+    use crate::state::{ProcessIdentity, RunningMachine, RuntimeDirectory};
+    use crate::validate::check;
+    use serde_json::Value;
+    use std::io::{BufRead, BufReader, Read, Write};
+
+    const DONE: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
+
+    /// Returns the body of a request.
+    fn body_of(client: &UnixStream) -> Value {
+        let mut reader = BufReader::new(client);
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            match line.trim_end().split_once(": ") {
+                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => length = value.parse().unwrap(),
+                Some(_) => {}
+                None if line.trim_end().is_empty() => break,
+                None => {}
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).unwrap();
+        serde_json::from_slice(&body).unwrap_or_default()
+    }
+
+    fn machine(directory: &std::path::Path) -> (MachineState, UnixListener) {
+        let spec = r#"{"version": 1, "name": "web", "hypervisor": "cloud-hypervisor", "kernel": "/srv/vmlinux"}"#;
+        let host = HostFacts::assumed(HostPath::new(directory.to_str().unwrap()));
+        let launch = lower(&check(&parse(spec).unwrap()).unwrap(), &host, Hypervisor::CloudHypervisor).unwrap();
+        let state = RuntimeDirectory::at(directory.join("run")).machine("web").unwrap();
+        std::fs::create_dir_all(state.directory()).unwrap();
+        state.write_launch(&launch).unwrap();
+        let running = RunningMachine {
+            hypervisor: ProcessIdentity::current().unwrap(),
+            supervisor: None,
+            started_unix_seconds: 1,
+            console_socket: None,
+            guest_ready: None,
+            interfaces: Vec::new(),
+        };
+        state.write_running(&running).unwrap();
+        let socket = launch.control.unwrap().path.below(&launch.working_directory);
+        (state, UnixListener::bind(socket.as_path()).unwrap())
+    }
+
+    #[test]
+    fn cloud_hypervisor_sends_a_machine_through_a_socket_and_receives_it_through_one() {
+        let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (leaves, sender) = machine(source.path());
+        let (arrives, receiver) = machine(target.path());
+        let sending = thread::spawn(move || {
+            let (mut client, _) = sender.accept().unwrap();
+            let body = body_of(&client);
+            let mut stream =
+                UnixStream::connect(body["destination_url"].as_str().unwrap().trim_start_matches("unix:")).unwrap();
+            stream.write_all(b"pages").unwrap();
+            let mut answer = [0; 2];
+            stream.read_exact(&mut answer).unwrap();
+            client.write_all(DONE).unwrap();
+            answer
+        });
+        let receiving = thread::spawn(move || {
+            let (mut client, _) = receiver.accept().unwrap();
+            let body = body_of(&client);
+            let socket = body["receiver_url"].as_str().unwrap().trim_start_matches("unix:").to_owned();
+            let (mut stream, _) = UnixListener::bind(socket).unwrap().accept().unwrap();
+            let mut pages = [0; 5];
+            stream.read_exact(&mut pages).unwrap();
+            stream.write_all(b"ok").unwrap();
+            drop(stream);
+            client.write_all(DONE).unwrap();
+            let (mut client, _) = receiver.accept().unwrap();
+            body_of(&client);
+            client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n{\"state\":\"Running\"}").unwrap();
+            pages
+        });
+        let ((near, far), (back_near, back_far)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        let there = thread::spawn(move || receive(&arrives, Streams { input: far.into(), output: back_far.into() }));
+        let streams = Streams { input: back_near.into(), output: near.into() };
+        send(&leaves, streams, Duration::from_secs(120)).unwrap();
+        there.join().unwrap().unwrap();
+        assert_eq!((&sending.join().unwrap(), &receiving.join().unwrap()), (b"ok", b"pages"));
+        assert!(!source.path().join(SOCKET).exists());
+    }
+}
