@@ -102,10 +102,10 @@ impl Element {
                     continue;
                 }
                 Event::Empty(start) => started(&start)?,
-                Event::End(_) => open.pop().ok_or(XmlError::Incomplete)?,
+                Event::End(_) => open.pop().ok_or(XmlError::Incomplete)?.without_indentation(),
                 Event::Text(text) => {
                     if let Some(element) = open.last_mut() {
-                        element.text.push_str(text.trim());
+                        element.text.push_str(&text);
                     }
                     continue;
                 }
@@ -129,6 +129,12 @@ impl Element {
                 None => return Ok(closed),
             }
         }
+    }
+
+    /// Removes the white space around the text, and between children.
+    fn without_indentation(mut self) -> Self {
+        self.text = self.text.trim().to_owned();
+        self
     }
 
     /// Returns the document with two spaces per level, and a newline at the end.
