@@ -222,6 +222,11 @@ fn arguments_that_would_override_ours_in_qemu_are_refused() {
     for arguments in [["-m", "slots=2"], ["-smp", "sockets=1"], ["-name", "debug-threads=on"], ["-M", "graphics=off"]] {
         launch(extra("qemu", &arguments), Hypervisor::Qemu);
     }
+    launch(extra("qemu", &["-numa", "node"]), Hypervisor::Qemu);
+    let mut backed = extra("qemu", &["-numa", "node"]);
+    backed["hugepageMem"] = json!(true);
+    let refused = refusal(backed, Hypervisor::Qemu);
+    assert!(refused.contains("so it cannot have NUMA nodes; leave -numa out"), "{refused}");
     let on_terminal = json!({"qemu": {"serialConsole": false, "extraArgs": ["-serial", "stdio"]}});
     launch(on_terminal, Hypervisor::Qemu);
     for (key, expected) in [("type", "use that"), ("memory-backend", "already has a memory backend")] {
