@@ -25,6 +25,7 @@ step() { # NAME COMMAND...
 }
 
 background=()
+start_background=()
 start_beside() { # NAME COMMAND...: starts a step in the background; end_beside waits for it and shows its output
   background=("$1" "$(mktemp)" "$SECONDS")
   shift
@@ -63,9 +64,9 @@ step 'fixtures' fixtures/closure/build.sh small
 step 'tests' cargo test --workspace --locked --no-fail-fast
 # Most of it is one emulated guest after another, which occupies one core.
 start_beside 'Nix' tests/nix/run.sh
-# The cluster mostly waits.
-beside 'cluster' tests/cluster/run.sh -- 'manual' scripts/manual.sh
+step 'manual' scripts/manual.sh
 step 'fuzzing' fuzz/run.sh
+step 'cluster' tests/cluster/run.sh
 step 'quickstart' scripts/quickstart.sh --test
 end_beside
 step 'NixOS (with NIXPKGS=DIR)' tests/nixos/run.sh
