@@ -25,7 +25,6 @@ step() { # NAME COMMAND...
 }
 
 background=()
-start_background=()
 start_beside() { # NAME COMMAND...: starts a step in the background; end_beside waits for it and shows its output
   background=("$1" "$(mktemp)" "$SECONDS")
   shift
