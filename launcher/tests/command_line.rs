@@ -41,7 +41,8 @@ fn the_table_of_machines_is_redrawn_in_place_on_a_terminal() {
         fs::create_dir_all(directory.path().join("machines").join(name)).unwrap();
     }
     let program = env!("CARGO_BIN_EXE_microvm");
-    let inside = format!("stty cols 60 rows 4; exec {program} status --watch");
+    // Ctrl-C must work even if these tests run in the background of a script, where SIGINT is ignored.
+    let inside = format!("stty cols 60 rows 4; exec env --default-signal=INT {program} status --watch");
     let mut script = Command::new("script");
     script.args(["-qfec", &inside, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     script.env("MICROVM_STATE_DIR", directory.path().join("machines"));
