@@ -77,6 +77,8 @@ in
       services = {
         pacemaker = {
           serviceConfig.StateDirectory = lib.mkForce "";
+          # Otherwise a machine would create an empty volume where the shared storage is not mounted yet.
+          unitConfig.RequiresMountsFor = cfg.sharedPaths;
           # What the resource agent runs.
           path = [
             config.nix.package

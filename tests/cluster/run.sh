@@ -213,7 +213,10 @@ dead_fence_device() {
   touch "$RIG/power/dead"
   node_cut "$old"
   wait_for 300 "the failure of fencing" has_failed_fencing "n$old"
-  runs_nowhere || die "dead fence device: the machine was started although n$old was not fenced"
+  for _ in {1..10}; do
+    runs_nowhere || die "dead fence device: the machine was started although n$old was not fenced"
+    sleep 1
+  done
   [ -z "$(place)" ] || is_in "$old" || die "dead fence device: the machine runs on n$(place)"
   began=$(now)
   via microvm cluster status | grep -q "^  n$old  offline, waiting to be fenced$" || die "dead fence device: the status is another one"
@@ -231,6 +234,7 @@ lost_majority() {
   began=$(now)
   for number in 1 2 3; do [ "$number" = "$survivor" ] || node_cut "$number"; done
   wait_for 300 "the stop on the node without a majority" runs_nowhere
+  is_up "$survivor" || die "lost majority: the node without a majority has ended"
   say "lost majority: n$survivor has stopped the machine after $(subtract "$(now)" "$began") s"
   settle
 }

@@ -78,6 +78,8 @@ fn properties(cluster: &CheckedCluster) -> Element {
         // A part of the cluster without a majority stops its machines, because the other part may start them.
         ("no-quorum-policy", "stop".to_owned()),
         ("placement-strategy", "balanced".to_owned()),
+        // A start that fails counts like other failures: see the migration threshold of machines.
+        ("start-failure-is-fatal", "false".to_owned()),
         ("stonith-action", action.to_owned()),
         // Pacemaker 3 renames it to `fencing-enabled` and accepts the old name.
         ("stonith-enabled", cluster.is_fencing.to_string()),

@@ -3,7 +3,6 @@
 
 use super::cib::{PREFIX, PROPERTY_SET};
 use super::xml::Element;
-use crate::ocf::parameters::AGENT;
 
 /// Returns the running configuration with our part replaced by that of `generated`; both are elements `configuration`.
 /// Machines and devices that are no longer in the cluster are removed, with their constraints.
@@ -46,7 +45,8 @@ fn has_our_id(element: &Element) -> bool {
 }
 
 fn is_our_resource(resource: &Element) -> bool {
-    has_our_id(resource) || resource.attribute("provider") == Some(AGENT[1])
+    // The id of a machine is its name; a machine that somebody has added by hand has other parameters.
+    has_our_id(resource) || resource.find(&["instance_attributes"]).is_some_and(has_our_id)
 }
 
 /// Removes the elements for which the condition holds, and returns them.

@@ -47,10 +47,17 @@ impl Service {
         }
     }
 
-    /// Whether systemd runs this host and has the unit.
+    /// Whether systemd runs this host and has the unit. If systemd does not answer, it is assumed to have it: a machine
+    /// must not be started outside of its service then.
     pub fn is_installed(&self) -> bool {
         // sd_booted(3)
-        Path::new("/run/systemd/system").is_dir() && quiet(Command::new("systemctl").args(["cat", &self.unit]))
+        if !Path::new("/run/systemd/system").is_dir() {
+            return false;
+        }
+        let mut command = Command::new("systemctl");
+        command.args(["show", "--property=LoadState", "--value", &self.unit]);
+        let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output();
+        output.map_or(true, |output| !(output.status.success() && output.stdout.trim_ascii() == b"not-found"))
     }
 
     /// Starts systemctl with a verb, without waiting for it.

@@ -101,6 +101,16 @@ impl<'run> Agent<'run> {
         Ok(state_of(&self.machine(), &self.runtime)?)
     }
 
+    /// Returns the state, unless the user of a service has recorded it: that user must not choose what root locks, signals
+    /// or asks.
+    fn own_state(&self) -> Result<Option<MachineState>, AgentError> {
+        if self.service().is_none() {
+            return self.state().map(Some);
+        }
+        let own = self.runtime.machine(self.parameters.name.as_str())?;
+        Ok(matches!(own.started_with(), Ok(Some(_))).then_some(own))
+    }
+
     /// Runs a task of `microvm unit`, which becomes the machine's user: root must not use what that user has recorded.
     pub(super) fn as_user(&self, task: &str) -> Result<Command, AgentError> {
         let failed = |source| AgentError::System { action: "finding this program", source };
@@ -118,7 +128,7 @@ impl<'run> Agent<'run> {
         let Some(service) = self.service() else { return self.observe_directly() };
         match service.state() {
             ServiceState::Inactive => self.observe_directly(),
-            ServiceState::Starting if self.state()?.activity()? == Activity::Stopped => Ok(Observed::Starting),
+            ServiceState::Starting if self.has_no_process() => Ok(Observed::Starting),
             _ => {
                 let output = self.as_user("observe")?.stdin(Stdio::null()).output();
                 let output = output.map_err(|source| AgentError::System { action: "observing the machine", source })?;
@@ -128,8 +138,15 @@ impl<'run> Agent<'run> {
         }
     }
 
+    /// Whether the machine's user has recorded no process. What that user records only decides whether the machine is
+    /// being started or does not answer.
+    fn has_no_process(&self) -> bool {
+        let state = self.runtime.machine(self.parameters.name.as_str());
+        state.map_or(true, |state| state.activity().unwrap_or(Activity::Stopped) == Activity::Stopped)
+    }
+
     fn observe_directly(&self) -> Result<Observed, AgentError> {
-        let observed = observe(&self.state()?)?;
+        let observed = self.own_state()?.map_or(Ok(Observed::Stopped), |state| observe(&state))?;
         if observed == Observed::Stopped && is_held(&self.machine())? {
             let directory = self.machine().directory;
             let reason = format!("a process that this node does not record uses {}", directory.display());
@@ -200,7 +217,9 @@ impl<'run> Agent<'run> {
             _ => self.stop()?,
         }
         self.install_runner()?;
-        let starter = self.begin(StartRequest { is_incoming: false, boots_if_changed: true })?;
+        // With the timeout of 180 s, this is longer than the lease of Linux' NFS server, 90 s.
+        let lock_wait_seconds = self.operation.time_for_machine().as_secs();
+        let starter = self.begin(StartRequest { is_incoming: false, boots_if_changed: true, lock_wait_seconds })?;
         self.wait_until_it_runs(Some(starter))
     }
 
@@ -275,13 +294,15 @@ impl<'run> Agent<'run> {
         let machine = self.name();
         loop {
             let ended = starter.as_mut().map(Starter::failure).transpose()?.flatten();
+            // Observed after that, so a machine that runs has been seen.
+            let has_begun = starter.as_mut().map_or(Ok(true), Starter::has_ended)?;
             match self.observe()? {
                 Observed::Answers(condition) if condition == awaited => return Ok(()),
                 Observed::Answers(Condition::Failed(state)) => return Err(AgentError::Failed { machine, state }),
-                Observed::Stopped if starter.is_none() => {
-                    return Err(AgentError::NotStarted { machine, reason: "it has ended".to_owned() });
+                Observed::Stopped if has_begun && self.service_is_inactive() => {
+                    let reason = ended.unwrap_or_else(|| "it has ended; its journal says why".to_owned());
+                    return Err(AgentError::NotStarted { machine, reason });
                 }
-                // Observed after that, so a machine that runs has been seen.
                 _ => {
                     if let Some(reason) = ended {
                         return Err(AgentError::NotStarted { machine, reason });
@@ -290,6 +311,11 @@ impl<'run> Agent<'run> {
             }
             sleep(POLL_INTERVAL);
         }
+    }
+
+    /// Whether no service of the machine runs or is being started, as without systemd.
+    fn service_is_inactive(&self) -> bool {
+        self.service().is_none_or(|service| service.state() == ServiceState::Inactive)
     }
 
     /// Stops the machine. Success means that its processes have ended and that no process of this node can write to its
@@ -332,7 +358,7 @@ impl<'run> Agent<'run> {
     }
 
     fn stop_directly(&self, for_guest: Duration) -> Result<(), AgentError> {
-        let state = self.state()?;
+        let Some(state) = self.own_state()? else { return Ok(()) };
         let mut message = |text: &str| (self.message)(text);
         if let Activity::Starting(_) = state.activity()? {
             end_start(&state, for_guest, &mut message)?;
@@ -364,13 +390,14 @@ impl<'run> Agent<'run> {
         if self.service().is_some_and(|service| service.state() != ServiceState::Inactive) {
             return Ok(Some("its service is still active".to_owned()));
         }
-        if self.state()?.activity()? != Activity::Stopped {
-            return Ok(Some("one of its processes is still alive".to_owned()));
-        }
         if is_held(&machine)? {
             return Ok(Some(format!("a process still uses {}", machine.directory.display())));
         }
-        let launch = self.state()?.last_launch()?;
+        let Some(state) = self.own_state()? else { return Ok(None) };
+        if state.activity()? != Activity::Stopped {
+            return Ok(Some("one of its processes is still alive".to_owned()));
+        }
+        let launch = state.last_launch()?;
         match launch.map(|launch| self.lock_volumes_of(&launch)) {
             // The machine may run on another node that shares the volume.
             Some(Err(VolumeError::InUse { holder, .. })) if holder.is_on_another_host() => Ok(None),
@@ -407,6 +434,14 @@ pub(super) struct Starter {
 }
 
 impl Starter {
+    /// Whether the process has ended: systemctl has started the service then.
+    fn has_ended(&mut self) -> Result<bool, AgentError> {
+        let ended = self.child.try_wait();
+        ended
+            .map(|status| status.is_some())
+            .map_err(|source| AgentError::System { action: "waiting for the launcher", source })
+    }
+
     /// Returns why the machine does not start, once that is certain.
     fn failure(&mut self) -> Result<Option<String>, AgentError> {
         let ended = self.child.try_wait();

@@ -125,7 +125,7 @@ pub enum AgentError {
         reason: String,
     },
     /// The hypervisor has not sent the machine.
-    #[error("{machine} keeps running, because it could not be sent: {reason}")]
+    #[error("{machine} could not be sent: {reason}")]
     NotSent {
         /// The machine.
         machine: String,

@@ -10,7 +10,7 @@ use super::observe::Observed;
 use super::parameters::{BadParameter, MIGRATE, MigrationMode, Parameters};
 use super::transfer::{Streams, receive, send};
 use crate::control::Condition;
-use crate::imperative::read_spec;
+use crate::imperative::{Layout, read_spec};
 use crate::network::announce;
 use crate::path::HostPath;
 use crate::shutdown::{StopTarget, stop};
@@ -42,14 +42,13 @@ struct Offer {
     name: String,
     runner: String,
     state_dir: String,
-    cache: Option<String>,
 }
 
 impl Agent<'_> {
     /// Moves the machine away from this node. Afterwards it runs on the target, or is saved in the shared directory.
     ///
     /// # Errors
-    /// Returns [`AgentError`]. The machine runs on then, except for [`AgentError::Target`] after it has left.
+    /// Returns [`AgentError`]. The machine keeps running then, except for [`AgentError::Target`] after it has left.
     pub fn migrate_to(&self) -> Result<(), AgentError> {
         if self.observe()? != Observed::Answers(Condition::Runs) {
             let reason = "it does not run on this node".to_owned();
@@ -154,14 +153,9 @@ impl Agent<'_> {
 
     fn write_offer(&self, input: &mut ChildStdin) -> io::Result<()> {
         let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
-        let Parameters { name, runner, state_dir, cache, .. } = &self.parameters;
-        let offer = Offer {
-            version: VERSION,
-            name: name.to_string(),
-            runner: text(runner),
-            state_dir: text(state_dir),
-            cache: cache.clone(),
-        };
+        let Parameters { name, runner, state_dir, .. } = &self.parameters;
+        let offer =
+            Offer { version: VERSION, name: name.to_string(), runner: text(runner), state_dir: text(state_dir) };
         let mut line = serde_json::to_vec(&offer)?;
         line.push(b'\n');
         input.write_all(&line)
@@ -204,7 +198,7 @@ impl Agent<'_> {
     /// guest runs here.
     ///
     /// # Errors
-    /// Returns [`AgentError`]. Nothing of the machine is left on this node then.
+    /// Returns [`AgentError`]. No hypervisor waits for the machine on this node then.
     pub fn receive(
         streams: Streams,
         of_offer: impl FnOnce(Parameters) -> Result<Self, AgentError>,
@@ -217,6 +211,14 @@ impl Agent<'_> {
             return Err(AgentError::BadRequest(format!("its version is {}, not {VERSION}", offer.version)));
         }
         let parameters = Parameters::parse(|name| offer.value(name)).map_err(AgentError::Parameters)?;
+        // The other node must not choose which directories of this one root changes.
+        let own = Layout::of_environment();
+        if parameters.state_dir != own.machines() {
+            let (offered, own) = (parameters.state_dir.display(), own.machines().display());
+            return Err(AgentError::BadRequest(format!(
+                "the state directory {offered} is not that of this host, {own}"
+            )));
+        }
         let store = store_directory();
         if !parameters.is_in_store(&store) {
             let (runner, store) = (parameters.runner.display(), store.display());
@@ -227,7 +229,10 @@ impl Agent<'_> {
             return Err(AgentError::BadRequest(format!("{} is already running on this node", agent.name())));
         }
         let received = agent.receive_from(Streams { input: input.into(), output: streams.output });
+        // If the cluster has started the machine meanwhile, it must keep running.
+        let is_left = || matches!(agent.observe(), Ok(Observed::Answers(Condition::Waits | Condition::Failed(_))));
         if received.is_err()
+            && is_left()
             && let Err(error) = agent.stop()
         {
             (agent.message)(&error.to_string());
@@ -237,7 +242,7 @@ impl Agent<'_> {
 
     fn receive_from(&self, streams: Streams) -> Result<(), AgentError> {
         self.install_runner()?;
-        let starter = self.begin(StartRequest { is_incoming: true, boots_if_changed: false })?;
+        let starter = self.begin(StartRequest { is_incoming: true, ..StartRequest::default() })?;
         self.wait_for(Condition::Waits, Some(starter))?;
         let mut answer = File::from(streams.output);
         writeln!(answer, "{READY}").map_err(system("answering the other node"))?;
@@ -320,12 +325,11 @@ impl Agent<'_> {
 
 impl Offer {
     fn value(&self, name: &str) -> Option<String> {
-        use super::parameters::{CACHE, NAME, RUNNER, STATE_DIR};
+        use super::parameters::{NAME, RUNNER, STATE_DIR};
         match name {
             NAME => Some(self.name.clone()),
             RUNNER => Some(self.runner.clone()),
             STATE_DIR => Some(self.state_dir.clone()),
-            CACHE => self.cache.clone(),
             _ => None,
         }
     }

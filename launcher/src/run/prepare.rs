@@ -19,7 +19,7 @@ use crate::spec::Hypervisor;
 use crate::state::{RuntimeDirectory, StartLock};
 use crate::store_disk;
 use crate::store_seal;
-use crate::volumes::{self, ImageLock, LockRequest, LockTime, VolumeLock, VolumeState};
+use crate::volumes::{self, ImageLock, LockRequest, LockTime, VolumeError, VolumeLock, VolumeState};
 use nix::fcntl::{FcntlArg, fcntl};
 use program::child::pass_descriptors;
 use program::place::{Directory, Place, require_out_of_reach};
@@ -28,9 +28,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// Extends the start timeout of the service manager by 60 s, given in microseconds: sd_notify(3).
 const EXTEND_TIMEOUT: &str = "EXTEND_TIMEOUT_USEC=60000000\nSTATUS=creating the disks";
+
+/// How often to try to take the locks of another host.
+const LOCK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A machine that is ready for its hypervisor to start.
 #[derive(Debug)]
@@ -127,7 +132,8 @@ impl Prepared {
         vsock::require_free(launch, &runtime)?;
         let time = if lock.request().is_incoming { LockTime::Later } else { LockTime::Now };
         let request = LockRequest { time, ..lock_request(launch, &runtime, identity.as_ref()) };
-        let mut locks = volumes::lock_volumes(&launch.needs.volumes, request)?;
+        let wait = Duration::from_secs(lock.request().lock_wait_seconds);
+        let mut locks = preparation.lock_volumes(request, wait, message)?;
         preparation.make_disks(message)?;
         volumes::lock_created(&launch.needs.volumes, request, &mut locks)?;
         let sealed = read_seal(lowered)?;
@@ -167,6 +173,11 @@ impl Prepared {
     }
 }
 
+/// Whether another host uses a volume.
+fn is_elsewhere(error: &VolumeError) -> bool {
+    matches!(error, VolumeError::InUse { holder, .. } if holder.is_on_another_host())
+}
+
 struct Preparation<'launch> {
     launch: &'launch Launch,
     interruption: &'launch Interruption,
@@ -174,6 +185,30 @@ struct Preparation<'launch> {
 }
 
 impl Preparation<'_> {
+    /// Locks the volumes, and waits if another host has them.
+    fn lock_volumes(
+        &self,
+        request: LockRequest<'_>,
+        wait: Duration,
+        message: &mut dyn FnMut(&str),
+    ) -> Result<Vec<VolumeLock>, RunError> {
+        let end = Instant::now() + wait;
+        let mut is_waiting = false;
+        loop {
+            match volumes::lock_volumes(&self.launch.needs.volumes, request) {
+                Err(error @ VolumeError::InUse { .. }) if is_elsewhere(&error) && Instant::now() < end => {
+                    if !is_waiting {
+                        message(&format!("waiting for up to {} s: {error}", wait.as_secs()));
+                    }
+                    is_waiting = true;
+                    self.interruption.check()?;
+                    sleep(LOCK_INTERVAL);
+                }
+                locked => return Ok(locked?),
+            }
+        }
+    }
+
     fn absolute(&self, path: &HostPath) -> HostPath {
         path.below(&self.launch.working_directory)
     }

@@ -17,6 +17,10 @@ pub struct StartRequest {
     pub is_incoming: bool,
     /// Whether a suspended machine boots if it can no longer be resumed, because another host has run it since.
     pub boots_if_changed: bool,
+    /// How long to wait for volumes that another host has locked, in seconds: a storage server keeps the locks of a host
+    /// that was fenced until its lease ends.
+    #[serde(default)]
+    pub lock_wait_seconds: u64,
 }
 
 impl MachineState {

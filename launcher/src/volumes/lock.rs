@@ -397,7 +397,9 @@ fn write_owner(file: &mut File, machine: &str) -> io::Result<()> {
     let text = format!("machine {machine}, process {}{ON_HOST}{}\n", Pid::this(), host_name());
     file.set_len(0)?;
     file.rewind()?;
-    file.write_all(text.as_bytes())
+    file.write_all(text.as_bytes())?;
+    // On a network file system, other hosts read it while the lock is held.
+    file.sync_data()
 }
 
 fn host_name() -> String {

@@ -77,8 +77,14 @@ fn applying_a_configuration_keeps_what_others_have_configured() {
         </node></nodes>
         <resources>
           <primitive id="storage" class="ocf" provider="heartbeat" type="Filesystem"/>
-          <primitive id="gone" class="ocf" provider="microvm" type="MicroVM"/>
+          <primitive id="gone" class="ocf" provider="microvm" type="MicroVM">
+            <instance_attributes id="microvm__machine__gone__parameters"/>
+          </primitive>
+          <primitive id="by-hand" class="ocf" provider="microvm" type="MicroVM">
+            <instance_attributes id="by-hand-parameters"/>
+          </primitive>
           <primitive id="web" class="ocf" provider="microvm" type="MicroVM">
+            <instance_attributes id="microvm__machine__web__parameters"/>
             <meta_attributes id="m"><nvpair id="w" name="is-managed" value="false"/></meta_attributes>
           </primitive>
         </resources>
@@ -92,13 +98,25 @@ fn applying_a_configuration_keeps_what_others_have_configured() {
     let generated = configuration(&checked(&rack()).expect("a cluster")).expect("XML");
     let result = merged(Element::parse(running).expect("XML"), &generated);
     let text = result.to_text().expect("XML");
-    for kept in ["cluster-delay", "standby", "storage-first", "Filesystem", "alerts", "is-managed"] {
+    for kept in ["cluster-delay", "standby", "storage-first", "Filesystem", "alerts", "is-managed", "\"by-hand\""] {
         assert!(text.contains(kept), "{kept} is kept: {text}");
     }
     for removed in ["\"gone\"", "microvm__apart__a__b", "value=\"1\" /", "id=\"a\"", "id=\"v\""] {
         assert!(!text.contains(removed), "{removed} is removed: {text}");
     }
     assert_eq!(merged(result.clone(), &generated), result, "applying it again changes nothing");
+}
+
+#[test]
+fn two_fence_devices_of_one_host_are_reported_because_one_of_them_is_enough() {
+    let mut cluster = rack();
+    let devices = cluster["fencing"]["devices"].as_object_mut().expect("devices");
+    devices.insert("second".to_owned(), json!({"agent": "fence_apc", "targets": ["host1"]}));
+    let warnings = checked(&cluster).expect("a cluster").warnings;
+    assert!(
+        matches!(&warnings[..], [warning] if warning.starts_with("nodes.host1: 2 fence devices cover")),
+        "{warnings:?}"
+    );
 }
 
 /// Returns the problems of the fixture with one value replaced.

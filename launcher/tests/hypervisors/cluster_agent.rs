@@ -82,6 +82,7 @@ impl Cluster {
         command.arg(path(node).join("machines")).arg(path("machines")).arg(program);
         command.stdin(Stdio::null()).current_dir("/");
         in_test_environment(&mut command, &self.machine);
+        command.env("MICROVM_STATE_DIR", path("machines"));
         command.env("MICROVM_RUNTIME_DIR", path(node).join("run"));
         command.env("MICROVM_GCROOTS_DIR", path(node).join("gcroots"));
         command.env("NIX_STORE_DIR", path("store"));
@@ -207,7 +208,7 @@ fn a_machine_runs_on_after_the_agent_and_is_proven_stopped() {
     assert_eq!(link("n1/gcroots/web"), cluster.machine.path("machines/web/current"));
 
     // The volume's lock keeps another node from starting it.
-    let said = cluster.expect("n2", "start", GENERIC);
+    let said = expect(cluster.agent("n2", "start").env("OCF_RESKEY_CRM_meta_timeout", "1500"), GENERIC);
     assert!(said.contains("volume.img is in use by machine web, process "), "{said}");
     cluster.expect("n2", "monitor", NOT_RUNNING);
 
@@ -243,7 +244,14 @@ fn a_machine_runs_on_after_the_agent_and_is_proven_stopped() {
     assert!(said.contains("web is not proven to be stopped: volume "), "{said}");
     fs::write(&lock, "machine web, process 7 on n2\n").unwrap();
     expect(&mut short("stop"), SUCCESS);
+
+    // A storage server releases the locks of a host that was fenced later: a start waits for that.
+    let mut start = cluster.agent("n1", "start").spawn().unwrap();
+    let log = cluster.machine.path("n1/machines/web/microvm.log");
+    wait_until(|| fs::read_to_string(&log).is_ok_and(|text| text.contains("process 7 on n2")));
     drop(held);
+    assert!(start.wait().unwrap().success());
+    cluster.expect("n1", "stop", SUCCESS);
 }
 
 fn hold_volume(image: &Path) -> impl Drop + use<> {
@@ -267,6 +275,28 @@ fn hold_volume(image: &Path) -> impl Drop + use<> {
         time: LockTime::Now,
     };
     lock_volumes(&[need], request).unwrap()
+}
+
+#[test]
+fn a_node_that_offers_a_machine_does_not_choose_the_directories_of_the_target() {
+    let Some(cluster) = Cluster::new() else { return };
+    let runner = cluster.machine.path("store/web-runner");
+    for (state_dir, reason) in [("/", "the state directory / is not that of this host"), ("", "is not in ")] {
+        let state_dir = if state_dir.is_empty() { cluster.machine.path("machines") } else { state_dir.into() };
+        let runner = if reason.starts_with("is") { Path::new("/etc") } else { &runner };
+        let offer = format!(
+            r#"{{"version":1,"name":"web","runner":"{}","stateDir":"{}"}}"#,
+            runner.display(),
+            state_dir.display()
+        );
+        let mut receiver = cluster.on("n2", env!("CARGO_BIN_EXE_microvm"));
+        receiver.args(["ocf", "receive"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut receiver = receiver.spawn().unwrap();
+        writeln!(receiver.stdin.take().unwrap(), "{offer}").unwrap();
+        let output = receiver.wait_with_output().unwrap();
+        let said = without_kvm_warning(&output.stderr);
+        assert!(!output.status.success() && said.contains(reason), "{offer}: {said}");
+    }
 }
 
 #[test]
@@ -301,7 +331,7 @@ fn a_machine_migrates_while_it_runs_and_goes_on() {
     // The source is stopped at once, although the target has the volume.
     cluster.expect("n1", "monitor", NOT_RUNNING);
     cluster.expect("n1", "stop", SUCCESS);
-    let said = cluster.expect("n1", "start", GENERIC);
+    let said = expect(cluster.agent("n1", "start").env("OCF_RESKEY_CRM_meta_timeout", "1500"), GENERIC);
     assert!(said.contains("volume.img is in use by machine web, process "), "the target has the lock: {said}");
     cluster.expect("n2", "stop", SUCCESS);
 }

@@ -42,6 +42,15 @@ pub(super) fn check(cluster: &ClusterSpec, findings: &mut Findings) -> Vec<Check
 /// Every host has a device, unless the user accepts the consequences.
 fn coverage(cluster: &ClusterSpec, findings: &mut Findings) {
     let devices = &cluster.fencing.devices;
+    for name in cluster.nodes.keys() {
+        let count = devices.values().filter(|device| device.targets.contains(name)).count();
+        if count > 1 {
+            findings.warnings.push(format!(
+                "nodes.{name}: {count} fence devices cover this host, and Pacemaker needs only one of them; each must switch it off \
+                 alone, which an outlet for one of two power supplies does not"
+            ));
+        }
+    }
     let is_covered = |name: &String| devices.values().any(|device| device.targets.contains(name));
     for name in cluster.nodes.keys().filter(|name| !is_covered(name)) {
         let place = format!("nodes.{name}");
