@@ -605,6 +605,7 @@ let
     "every row of the capability table is tested, except those without an option" = {
       expected = [
         "GracefulStop"
+        "LiveMigration"
         "OtherArchitecture"
         "StoreDisk"
         "Suspend"

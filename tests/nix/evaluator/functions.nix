@@ -55,6 +55,14 @@ in
       else
         value
     ) second;
+  hiPrio =
+    package:
+    package
+    // {
+      meta = package.meta or { } // {
+        priority = -10;
+      };
+    };
   optionalAttrs = condition: set: if condition then set else { };
   nameValuePair = name: value: { inherit name value; };
   genAttrs = names: f: listToAttrs (map (name: lib.nameValuePair name (f name)) names);
