@@ -21,7 +21,7 @@ fn machine(name: &str, fields: Value) -> MachineSpec {
 
 fn machines() -> BTreeMap<String, Result<MachineSpec, String>> {
     let tap = |number: u32| json!([{"type": "tap", "id": format!("vm-{number}"), "mac": format!("02:00:00:00:00:0{number}")}]);
-    let volume = |name: &str| json!([{"image": format!("/srv/vm/{name}.img"), "size": 64}]);
+    let volume = |name: &str| json!([{"image": format!("/srv/vm/{name}.img"), "size": 64, "autoCreate": false}]);
     let all = [
         machine(
             "web",
@@ -115,6 +115,19 @@ fn two_fence_devices_of_one_host_are_reported_because_one_of_them_is_enough() {
     let warnings = checked(&cluster).expect("a cluster").warnings;
     assert!(
         matches!(&warnings[..], [warning] if warning.starts_with("nodes.host1: 2 fence devices cover")),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn a_volume_that_a_host_without_the_shared_storage_would_create_is_reported() {
+    let mut specs = machines();
+    let volumes = json!({"volumes": [{"image": "/srv/vm/new.img", "size": 8}]});
+    specs.insert("files".to_owned(), Ok(machine("files", volumes)));
+    let spec: ClusterSpec = parse_document(&rack().to_string()).expect("a cluster");
+    let warnings = check(&spec, &specs).expect("a cluster").warnings;
+    assert!(
+        warnings.iter().any(|warning| warning.starts_with("machines.files: volumes[0].autoCreate: ")),
         "{warnings:?}"
     );
 }

@@ -128,6 +128,12 @@ fn runs_anywhere(cluster: &ClusterSpec, name: &str, spec: &CheckedSpec, findings
         let is_in_store = disk.read_only && is_below(disk.image.as_str(), STORE);
         findings.unless(is_in_store || is_shared(&disk.image), &place, reason);
     }
+    for (index, _) in spec.volumes.iter().enumerate().filter(|(_, volume)| volume.creation_size_mib.is_some()) {
+        findings.warnings.push(format!(
+            "machines.{name}: volumes[{index}].autoCreate: a host on which the shared storage is not mounted starts the machine \
+             with a new, empty volume; create the image once, and set autoCreate = false"
+        ));
+    }
     for (index, share) in spec.shares.iter().enumerate() {
         let source = &share.share.source;
         let reason = format!("shares[{index}].source: `{}` {remedy}", source.below(&state));
