@@ -68,6 +68,9 @@ pub enum AgentError {
         /// The cause.
         source: io::Error,
     },
+    /// Another user could replace a saved machine, which root then resumes.
+    #[error("migrate_dir {0} belongs to another user, or others may write to it; give it to root, with mode 0700")]
+    MigrateDirectoryIsOpen(PathBuf),
     /// The machine does not run, although this action needs it to.
     #[error("{0} is not running on this node")]
     NotRunning(String),
@@ -172,9 +175,11 @@ impl AgentError {
         match self {
             Self::Parameters(_) => ExitCode::Configured,
             Self::Unimplemented(_) => ExitCode::Unimplemented,
-            Self::NoRunner(_) | Self::NotCopied { .. } | Self::NotARunner(_) | Self::NoMigrateDirectory { .. } => {
-                ExitCode::Installed
-            }
+            Self::NoRunner(_)
+            | Self::NotCopied { .. }
+            | Self::NotARunner(_)
+            | Self::NoMigrateDirectory { .. }
+            | Self::MigrateDirectoryIsOpen(_) => ExitCode::Installed,
             Self::NotRunning(_) => ExitCode::NotRunning,
             error if error.is_about_permission() => ExitCode::Permission,
             _ => ExitCode::Generic,

@@ -16,11 +16,13 @@ use crate::path::HostPath;
 use crate::shutdown::{StopTarget, stop};
 use crate::state::StartRequest;
 use crate::suspend::{Afterwards, SuspendedState, suspend};
+use nix::unistd::geteuid;
 use program::child::{OnParentDeath, prepare};
 use program::escape::one_line;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::AtomicBool;
@@ -266,15 +268,21 @@ impl Agent<'_> {
     }
 
     /// Returns the place of the machine in the shared directory. The parameters have been checked for it.
-    fn saved_in_shared_directory(&self) -> SuspendedState {
-        let directory = self.parameters.migrate_dir.clone().unwrap_or_default();
-        SuspendedState::new(&HostPath::new(directory.to_string_lossy()), self.parameters.name.as_str())
+    fn saved_in_shared_directory(&self) -> Result<SuspendedState, AgentError> {
+        let path = self.parameters.migrate_dir.clone().unwrap_or_default();
+        let metadata = fs::metadata(&path);
+        let metadata = metadata.map_err(|source| AgentError::NoMigrateDirectory { path: path.clone(), source })?;
+        if metadata.uid() != geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+            return Err(AgentError::MigrateDirectoryIsOpen(path));
+        }
+        Ok(SuspendedState::new(&HostPath::new(path.to_string_lossy()), self.parameters.name.as_str()))
     }
 
     /// Suspends the machine into the shared directory.
     fn save_for_target(&self) -> Result<(), AgentError> {
+        let shared = self.saved_in_shared_directory()?;
         self.suspend()?;
-        let moved = self.saved_here().move_to(&self.saved_in_shared_directory(), None);
+        let moved = self.saved_here().move_to(&shared, None);
         if moved.is_err() {
             // The cluster stops it next, and its guest must be able to shut down.
             let starter = self.begin(StartRequest::default())?;
@@ -302,7 +310,7 @@ impl Agent<'_> {
         if self.observe()? == Observed::Answers(Condition::Runs) {
             return Ok(());
         }
-        let saved = self.saved_in_shared_directory();
+        let saved = self.saved_in_shared_directory()?;
         if saved.stamp()?.is_none() {
             return Err(AgentError::NotArrived(self.name()));
         }

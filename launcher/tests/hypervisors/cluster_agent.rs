@@ -183,6 +183,7 @@ fn a_wrong_configuration_is_distinguished_from_a_wrong_node() {
     expect(&mut gone("stop"), SUCCESS);
     expect(cluster.agent("n1", "validate-all").env("OCF_CHECK_LEVEL", "10"), SUCCESS);
     // Nothing has migrated: this must fail, and must not wait.
+    fs::create_dir(cluster.machine.path("shared")).unwrap();
     for mode in ["live", "suspend"] {
         let mut command = cluster.agent("n1", "migrate_from");
         command.env("OCF_RESKEY_migrate", mode).env("OCF_RESKEY_migrate_dir", cluster.machine.path("shared"));
@@ -347,6 +348,15 @@ fn a_machine_is_suspended_into_a_shared_directory_and_resumed_from_it() {
     fs::create_dir(cluster.machine.path("shared")).unwrap();
     expect(&mut agent("n1", "start"), SUCCESS);
     cluster.wait_for_console("n1", "before", "typed [before]");
+    // Where others may write, they could place another memory for root to resume.
+    let set_mode = |mode| {
+        fs::set_permissions(cluster.machine.path("shared"), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set_mode(0o777);
+    let said = expect(&mut agent("n1", "migrate_to"), INSTALLED);
+    assert!(said.contains("others may write to it"), "{said}");
+    expect(&mut agent("n1", "monitor"), SUCCESS);
+    set_mode(0o700);
     expect(&mut agent("n1", "migrate_to"), SUCCESS);
     expect(&mut agent("n1", "monitor"), NOT_RUNNING);
     assert!(cluster.machine.path("shared/web.suspended/complete/stamp.json").exists());
