@@ -127,7 +127,7 @@ are_online() { # COUNT
 }
 place() { via crm_resource --resource web --locate 2>/dev/null | sed -n 's/.*running on: n\([123]\).*/\1/p' | head -n 1; }
 is_in() { [ "$(place)" = "$1" ]; } # NUMBER
-state() { from_client curl --silent --max-time 2 "http://$address/state"; }
+state() { from_client curl --silent --fail --max-time 2 "http://$address/state"; }
 answers() { state | grep -q ' '; }
 has_rebooted() { local boot rest; read -r boot rest < <(state) && [ "$boot" -gt "$1" ]; } # BOOT
 has_failed_fencing() { # NODE
