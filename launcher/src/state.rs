@@ -491,10 +491,10 @@ pub fn is_same_directory(first: &Path, second: &Path) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn running(hypervisor: ProcessIdentity) -> RunningMachine {
+    pub(crate) fn running(hypervisor: ProcessIdentity) -> RunningMachine {
         RunningMachine {
             hypervisor,
             supervisor: None,

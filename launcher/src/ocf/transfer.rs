@@ -199,7 +199,8 @@ mod tests {
     use crate::facts::HostFacts;
     use crate::hypervisor::lower;
     use crate::spec::{Hypervisor, parse::parse};
-    use crate::state::{ProcessIdentity, RunningMachine, RuntimeDirectory};
+    use crate::state::tests::running;
+    use crate::state::{ProcessIdentity, RuntimeDirectory};
     use crate::validate::check;
     use serde_json::Value;
     use std::io::{BufRead, BufReader, Read, Write};
@@ -232,15 +233,7 @@ mod tests {
         let state = RuntimeDirectory::at(directory.join("run")).machine("web").unwrap();
         std::fs::create_dir_all(state.directory()).unwrap();
         state.write_launch(&launch).unwrap();
-        let running = RunningMachine {
-            hypervisor: ProcessIdentity::current().unwrap(),
-            supervisor: None,
-            started_unix_seconds: 1,
-            console_socket: None,
-            guest_ready: None,
-            interfaces: Vec::new(),
-        };
-        state.write_running(&running).unwrap();
+        state.write_running(&running(ProcessIdentity::current().unwrap())).unwrap();
         let socket = launch.control.unwrap().path.below(&launch.working_directory);
         (state, UnixListener::bind(socket.as_path()).unwrap())
     }

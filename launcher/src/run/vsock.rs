@@ -76,7 +76,8 @@ mod request {
 mod tests {
     use super::*;
     use crate::launch::VsockEnd;
-    use crate::state::{ProcessIdentity, RunningMachine};
+    use crate::state::ProcessIdentity;
+    use crate::state::tests::running;
     use std::path::Path;
 
     #[test]
@@ -91,15 +92,7 @@ mod tests {
         let _lock = state.lock_for_start(Path::new("/var/lib/db")).unwrap();
         state.write_launch(&launch("db", VsockHostEnd::Kernel)).unwrap();
         require_free(&launch("web", VsockHostEnd::Kernel), &runtime).unwrap();
-        let running = RunningMachine {
-            hypervisor: ProcessIdentity::current().unwrap(),
-            supervisor: None,
-            started_unix_seconds: 1,
-            console_socket: None,
-            guest_ready: None,
-            interfaces: Vec::new(),
-        };
-        state.write_running(&running).unwrap();
+        state.write_running(&running(ProcessIdentity::current().unwrap())).unwrap();
         let error = require_free(&launch("web", VsockHostEnd::Kernel), &runtime).unwrap_err().to_string();
         assert_eq!(
             error,
