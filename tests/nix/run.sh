@@ -81,13 +81,8 @@ evaluate() {
 }
 
 build() { # ATTRIBUTE [FILE [ARGUMENT...]]: prints the logical path
-  local attribute=$1 file=${2:-tests/nix/runner.nix} attempt
-  for attempt in 1 2 3; do
-    if nix-build --quiet --no-out-link "${arguments[@]}" "${@:3}" -A "$attribute" "$file" 2>"$scratch/log"; then return 0; fi
-    # Try again if the builder was killed, because that is not a failure of what it builds.
-    grep -q 'signal 9' "$scratch/log" || break
-    say "a builder of $attribute was killed, attempt $attempt"
-  done
+  local attribute=$1 file=${2:-tests/nix/runner.nix}
+  nix-build --quiet --no-out-link "${arguments[@]}" "${@:3}" -A "$attribute" "$file" 2>"$scratch/log" && return
   tail -n 40 "$scratch/log" >&2
   die "nix-build of $attribute failed" "the last lines of its log are above"
 }
@@ -143,9 +138,10 @@ check_refusal() {
 
 check_units() {
   command -v systemd-analyze >/dev/null || { missing systemd-analyze "apt-get install systemd"; return; }
-  local state=$scratch/microvms units=$scratch/units runner said exposure
+  local state=$scratch/microvms units=$scratch/units built runner said exposure
   local host=(tests/nix/host.nix --argstr stateDir "$state")
-  cp -r "$fixtures/store$(build units "${host[@]}")" "$units"
+  built=$(build units "${host[@]}")
+  cp -r "$fixtures/store$built" "$units"
   runner=$(build everything)
   mkdir -p "$state/web"
   ln -s "$runner" "$state/web/current"
@@ -341,8 +337,11 @@ check_services() {
   mkdir "$scratch/probe"
   cp "$scratch/probe-guest/probe.bzImage" "$scratch/probe/bzImage"
   cp "$scratch/probe-guest/probe.elf" "$scratch/probe/vmlinux"
-  tests/nix/systemd.sh "$fixtures/store/nix/store" "$fixtures/store$(build units "${host[@]}")" "$fixtures/store$(build tmpfiles "${host[@]}")" \
-    "$fixtures/store$(build plainStorePlan)" "$programs"
+  local units tmpfiles plan
+  units=$(build units "${host[@]}")
+  tmpfiles=$(build tmpfiles "${host[@]}")
+  plan=$(build plainStorePlan)
+  tests/nix/systemd.sh "$fixtures/store/nix/store" "$fixtures/store$units" "$fixtures/store$tmpfiles" "$fixtures/store$plan" "$programs"
 }
 
 check_store_disk() {

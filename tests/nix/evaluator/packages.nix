@@ -59,11 +59,14 @@ let
       {
         inherit name system;
         builder = "${bash}/bin/bash";
+        # Bash replaces itself with the last command of `-c`. Programs of coreutils close their output before they end,
+        # and Nix kills a builder that has closed its output, which fails the build: `exit` keeps Bash.
         args = [
           "-euc"
           ''
             ${prelude}export PATH=${path}
             ${script}
+            exit 0
           ''
         ];
       }
