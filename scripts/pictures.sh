@@ -38,12 +38,12 @@ until_prompt() { # COUNT: that many prompts are on the screen, the last of them 
   until [ "$(screen capture-pane -p -t picture | grep -c '^\$')" -ge "$1" ] &&
     screen capture-pane -p -t picture | grep -v '^$' | tail -n 1 | grep -qx '\$ *'; do sleep 0.1; done
 }
-take() { # NAME TITLE: without the last prompt, where nothing is typed
+take() { # NAME [running]: without the last prompt, where nothing is typed
   screen capture-pane -e -p -t picture | sed -e 's/[[:space:]]*$//' >"$scratch/lines"
   # Remove the empty end of the screen and the waiting prompt.
   sed -i -e :end -e '/^\n*$/{$d;N;bend' -e '}' "$scratch/lines"
-  [ "${3:-}" = running ] || sed -i '$d' "$scratch/lines"
-  "$target/release/manual" picture --title "$2" <"$scratch/lines" >"$pictures/$1.svg"
+  [ "${2:-}" = running ] || sed -i '$d' "$scratch/lines"
+  "$target/release/manual" picture <"$scratch/lines" >"$pictures/$1.svg"
   echo "pictures: $pictures/$1.svg" >&2
 }
 stop() { screen kill-session -t picture; }
@@ -63,17 +63,17 @@ SPEC
 start 100 24
 type_in 'microvm-image build --closure-info closure-info --store-dir store -o system.squashfs'
 until screen capture-pane -p -t picture | grep -qE '█{25}|#{25}'; do sleep 0.05; done
-take progress 'microvm-image build, while it runs' running
+take progress running
 until_prompt 2
 type_in 'microvm-image build --closure-info closure-info --store-dir store -o again.squashfs'
 until_prompt 3
-take build 'microvm-image build: from nothing, then again from the cache'
+take build
 stop
 
 start 120 36
 type_in 'microvm explain machine.json --state-dir /var/lib/microvms/web | head -n 25'
 until_prompt 2
-take explain 'microvm explain: disks, mounts, network, needs'
+take explain
 stop
 
 start 120 16
@@ -81,11 +81,11 @@ type_in 'microvm check machine.json'
 until_prompt 2
 type_in 'microvm check machine.json --hypervisor firecracker'
 until_prompt 3
-take check 'microvm check: the same machine on qemu, and refused on firecracker'
+take check
 stop
 
 start 80 10 "$hosts"
 type_in 'microvm list --offline'
 until_prompt 2
-take list 'microvm list'
+take list
 stop

@@ -41,11 +41,7 @@ enum Check {
     /// Check that quoted messages occur in the sources
     Messages,
     /// Render the lines of a terminal on stdin, with escape sequences for colours, as SVG
-    Picture {
-        /// Description of the picture
-        #[arg(long)]
-        title: String,
-    },
+    Picture,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -89,10 +85,10 @@ fn run_check(check: Check) -> Result<Vec<Problem>, Error> {
             let sources = messages::sources(&root)?;
             Ok(pages.iter().flat_map(|page| messages::check(page, &sources)).collect())
         }
-        Check::Picture { title } => {
+        Check::Picture => {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text).map_err(file("read", "stdin"))?;
-            std::io::stdout().write_all(picture::svg(&text, &title).as_bytes()).map_err(file("write", "stdout"))?;
+            std::io::stdout().write_all(picture::svg(&text).as_bytes()).map_err(file("write", "stdout"))?;
             Ok(Vec::new())
         }
     }
