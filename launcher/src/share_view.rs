@@ -6,6 +6,10 @@
 //! `microvm serve-view` makes it. virtiofsd then runs in the same namespace, and its own namespace receives mounts that are
 //! added later, because the view is a shared mount (Documentation/filesystems/sharedsubtree.rst of the kernel). qemu, which
 //! serves 9p shares itself, stays in the host's namespace and inherits a descriptor of the view's root directory.
+//!
+//! A guest can name only files below the view's root: virtiofsd and qemu resolve its names there, follow no symbolic link,
+//! and accept no file handle from it. A virtiofsd that a guest has taken over cannot leave the view by file handles either:
+//! it has no capability to open them.
 
 use crate::launch::{ClosureView, VIEW};
 use crate::path::HostPath;
@@ -21,6 +25,9 @@ use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{getegid, geteuid, symlinkat};
 use program::place::{Place, descriptor_path};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -63,6 +70,9 @@ pub enum ViewError {
          kernel.unprivileged_userns_clone or kernel.apparmor_restrict_unprivileged_userns), or run this as root"
     )]
     Namespace(io::Error),
+    /// The program that serves the view could open files outside it.
+    #[error("closureOnly: the capability to open file handles cannot be given up: {0}")]
+    FileHandles(io::Error),
     /// A store path does not exist.
     #[error("{path}: there is no such store path on this host")]
     Missing {
@@ -154,6 +164,7 @@ pub struct View {
     source: PathBuf,
     /// The directory with all store paths, mounted read-only below the view.
     originals: OwnedFd,
+    /// The root directory of the view, in a mount that only this process has. All others have it read-only.
     root: OwnedFd,
 }
 
@@ -181,8 +192,11 @@ impl View {
         let memory = Some(Path::new("tmpfs"));
         let mode = format!("mode={:o}", status.st_mode & 0o7777);
         mount(memory, view, memory, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(mode.as_str())).map_err(at(view))?;
+        let root = open_tree(CWD, view, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+            .map_err(|errno| at(view)(Errno::from_raw(errno.raw_os_error())))?;
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept_flags(&root);
+        mount(none, view, none, flags, none).map_err(at(view))?;
         mount(none, view, none, MsFlags::MS_SHARED, none).map_err(at(view))?;
-        let root = open_directory(view).map_err(at(view))?;
         give_group(&root, &status);
         let made = Self { source: source.as_path().to_owned(), originals, root };
         names.iter().try_for_each(|name| made.add(name))?;
@@ -249,6 +263,16 @@ impl View {
         }
         Ok(())
     }
+}
+
+/// Takes from this thread's future children what a file handle of a file outside the view is opened with
+/// (open_by_handle_at(2)): a handle reaches every file of a file system, whatever part of it is mounted.
+///
+/// # Errors
+/// Fails if the kernel does not allow it.
+pub fn forbid_file_handles() -> Result<(), ViewError> {
+    remove_capability_from_bounding_set(CapabilitySet::DAC_READ_SEARCH)
+        .map_err(|errno| ViewError::FileHandles(errno.into()))
 }
 
 /// Binds the socket for further paths. This is done before the namespace is entered, in which its directory may be covered.

@@ -86,7 +86,7 @@ fn a_view_has_the_listed_store_paths_only_and_is_read_only() {
     fs::write(here.join("list"), ["shown", "file", "link"].map(|letter| format!("/s/{}\n", name(letter))).concat())
         .unwrap();
     fs::set_permissions(here, fs::Permissions::from_mode(0o777)).unwrap();
-    let script = "exec 2>&1; cd /sys/kernel; echo *; cat *-file; cat *-link; for d in *-shown; do touch $d/x; done; touch *-file";
+    let script = "exec 2>&1; cd /sys/kernel; echo *; cat *-file; cat *-link; for d in *-shown; do touch $d/x; done; touch *-file; touch new";
     let view = |before: &[&str], words: &[&str]| {
         let serve = ["serve-view", "--source", "store", "--closure", "list", "--control", "control", "--"];
         let program = [env!("CARGO_BIN_EXE_microvm")];
@@ -98,8 +98,23 @@ fn a_view_has_the_listed_store_paths_only_and_is_read_only() {
         let output = stdout(&view(before, &["sh", "-c", script]));
         let listed = format!("{} {} {}\ntext", name("file"), name("link"), name("shown"));
         assert!(output.starts_with(&listed), "{output}");
-        assert!(output.contains("No such file") && output.matches("Read-only file system").count() == 2, "{output}");
+        assert!(output.contains("No such file") && output.matches("Read-only file system").count() == 3, "{output}");
         assert_eq!(fs::read_to_string(store.join(name("file"))).unwrap(), "text");
+        let _ = fs::remove_file(here.join("control"));
+    }
+    // The handle of a file outside the view, opened where its file system is mounted.
+    let program = testing::file_handles(here);
+    let program = program.to_str().unwrap();
+    let hidden = store.join(name("hidden"));
+    let found = Command::new(program).arg("of").arg(&hidden).output().unwrap();
+    assert!(found.status.success(), "{}", stderr(&found));
+    let shown = format!("/sys/kernel/{}", name("shown"));
+    let open = [program, "open", &shown, stdout(&found).trim()].map(str::to_owned);
+    let on_the_host = Command::new(program).arg("open").arg(&store).arg(&open[3]).output().unwrap();
+    assert!(stdout(&on_the_host).starts_with("guest: opened="), "{on_the_host:?}");
+    for before in [&["env"][..], &nobody] {
+        let output = view(before, &open.each_ref().map(String::as_str));
+        assert!(stdout(&output).starts_with("guest: refused="), "{output:?}");
         let _ = fs::remove_file(here.join("control"));
     }
     let none = "echo 0 >/proc/sys/user/max_mnt_namespaces; echo 0 >/proc/sys/user/max_user_namespaces; exec \"$@\"";

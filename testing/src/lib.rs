@@ -53,6 +53,16 @@ pub fn find_tool(name: &str) -> Option<PathBuf> {
     found
 }
 
+/// Builds `fixtures/guest/handles.c` in this directory, a program without dependencies that opens file handles.
+pub fn file_handles(directory: &Path) -> PathBuf {
+    let program = directory.join("handles");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/guest/handles.c");
+    let built = Command::new("gcc").args(["-static", "-O1", "-Wall", "-Werror", "-o"]).arg(&program).arg(source).output();
+    let built = built.unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    program
+}
+
 /// Writes an executable file through another process. If this process wrote it, a test in another thread could start a
 /// program at the same time, whose process holds the open file until its exec: starting the new program then fails with
 /// "Text file busy".

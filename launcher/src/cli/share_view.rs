@@ -4,7 +4,7 @@ use super::machine::{failed, find};
 use super::spec_file::Overrides;
 use launcher::launch::ClosureView;
 use launcher::path::HostPath;
-use launcher::share_view::{View, ViewError, bind_control, read_list, request};
+use launcher::share_view::{View, ViewError, bind_control, forbid_file_handles, read_list, request};
 use program::child::{OnParentDeath, prepare};
 use program::failure::Failure;
 use std::ffi::OsString;
@@ -66,6 +66,7 @@ pub(crate) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     let mut command = Command::new(program);
     command.args(words);
     prepare(&mut command, OnParentDeath::Terminate, None);
+    forbid_file_handles().map_err(failed)?;
     let program = program.to_string_lossy().into_owned();
     let start = |source| failed(ViewError::Start { program: program.clone(), source });
     let mut child = command.spawn().map_err(start)?;

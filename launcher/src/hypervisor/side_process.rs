@@ -5,7 +5,7 @@ use super::description;
 use super::launch_builder::LaunchBuilder;
 use crate::launch::{AfterEnd, ClosureView, SideProcess, SideProcessKind, VIEW};
 use crate::path::HostPath;
-use crate::spec::{ForwardFrom, ForwardPort};
+use crate::spec::{ForwardFrom, ForwardPort, InodeFileHandles};
 use crate::validate::{CheckedGraphics, CheckedShare, CheckedSpec, LiveStore};
 
 /// Which side provides the tag of a virtiofs share to the guest.
@@ -22,11 +22,14 @@ pub(super) fn virtiofsd(builder: &LaunchBuilder<'_>, checked: &CheckedShare, tag
     let (settings, share) = (&builder.spec.virtiofsd, &checked.share);
     // With a closure, it runs where only the view is.
     let directory = if share.closure.is_some() { VIEW } else { share.source.as_str() };
+    // A file handle reaches every file of the file system, also those that the view does not show.
+    let file_handles =
+        if share.closure.is_some() { InodeFileHandles::Never } else { settings.inode_file_handles };
     let mut arguments = vec![
         format!("--socket-path={}", checked.socket),
         format!("--shared-dir={directory}"),
         format!("--cache={}", share.cache.as_str()),
-        format!("--inode-file-handles={}", settings.inode_file_handles.as_str()),
+        format!("--inode-file-handles={}", file_handles.as_str()),
     ];
     if let Some(group) = &settings.group {
         arguments.push(format!("--socket-group={group}"));

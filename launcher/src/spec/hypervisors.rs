@@ -306,7 +306,7 @@ pub struct VirtiofsdSection {
     /// The program; null means `virtiofsd` from the search path.
     #[serde(default)]
     pub program: Option<HostPath>,
-    /// When the daemon uses file handles, which keep the number of open files low.
+    /// When the daemon uses file handles, which keep the number of open files low; never for a share with a closure.
     #[serde(default)]
     pub inode_file_handles: InodeFileHandles,
     /// Number of threads of each daemon; null means one per CPU of the host.

@@ -6,7 +6,7 @@ use super::names;
 use crate::launch::StoreDiskNeed;
 use crate::name::check_name;
 use crate::path::HostPath;
-use crate::spec::{ImageType, MachineSpec, Share, ShareProtocol, StoreDisk, StoreTransport, Volume};
+use crate::spec::{ImageType, InodeFileHandles, MachineSpec, Share, ShareProtocol, StoreDisk, StoreTransport, Volume};
 use volume_maker::FileSystem;
 
 /// The serial number that the image builder gives to a disk that it serves.
@@ -263,10 +263,7 @@ pub(super) fn shares(spec: &MachineSpec, findings: &mut Findings) -> Vec<Checked
         }
         if let Some(closure) = &share.closure {
             findings.require(option("closure"), names::path(closure));
-            if !share.read_only {
-                findings
-                    .problem(option("closure"), "needs readOnly: the guest must not write to the view of the store");
-            }
+            check_view(spec, index, findings);
         }
         let control = HostPath::new(format!("{}-{}.paths", spec.name, share.tag));
         shares.push(CheckedShare { share: share.clone(), socket: share_socket(spec, share), control, holds_overlay });
@@ -275,6 +272,50 @@ pub(super) fn shares(spec: &MachineSpec, findings: &mut Findings) -> Vec<Checked
         spec.shares.iter().enumerate().map(|(index, share)| (format!("shares[{index}].tag"), share.tag.as_str()));
     findings.require_distinct("tag", tags);
     shares
+}
+
+/// What would let a guest, or a daemon that a guest has taken over, reach more than the closure.
+fn check_view(spec: &MachineSpec, index: usize, findings: &mut Findings) {
+    let share = &spec.shares[index];
+    let option = |name: &str| format!("shares[{index}].{name}");
+    if !share.read_only {
+        findings.problem(option("closure"), "needs readOnly: the guest must not write to the view of the store");
+    }
+    if share.proto != ShareProtocol::Virtiofs {
+        return;
+    }
+    if spec.virtiofsd.inode_file_handles == InodeFileHandles::Mandatory {
+        let reason = format!(
+            "\"mandatory\" lets virtiofsd open every file of the host's file system, but the share `{}` shows only a \
+             closure; use \"prefer\", with which only its other shares use file handles",
+            share.tag
+        );
+        findings.problem("virtiofsd.inodeFileHandles", reason);
+    }
+    for (option, arguments) in
+        [("virtiofsd.extraArgs".to_owned(), &spec.virtiofsd.extra_args), (option("extraArgs"), &share.extra_args)]
+    {
+        let opening = arguments.iter().find(|argument| opens_view(argument));
+        if let Some(argument) = opening {
+            let reason = format!(
+                "`{argument}` changes what virtiofsd can reach, but the share `{}` shows only a closure; remove it",
+                share.tag
+            );
+            findings.problem(option, reason);
+        }
+    }
+}
+
+/// Whether an argument of virtiofsd is an option that decides which files it can reach: its directory, its sandbox, more
+/// capabilities, and `-o`, which can set all of these.
+fn opens_view(argument: &str) -> bool {
+    let (name, value) = argument.split_once('=').unwrap_or((argument, ""));
+    match name {
+        "--modcaps" => !value.split(':').all(|change| change.starts_with('-')),
+        "--sandbox" => value != "namespace",
+        "--shared-dir" | "--inode-file-handles" => true,
+        _ => argument.starts_with("-o"),
+    }
 }
 
 fn share_socket(spec: &MachineSpec, share: &Share) -> HostPath {

@@ -188,6 +188,31 @@ fn two_interfaces_can_have_the_same_mac_address_only_with_user_networking() {
 }
 
 #[test]
+fn what_would_let_virtiofsd_leave_a_closure_is_refused() {
+    let machine = |handles: &str, arguments: &[&str]| {
+        let share = json!({
+            "proto": "virtiofs", "tag": "store", "source": "/nix/store", "closure": "closure", "mountPoint": "/nix/store",
+            "readOnly": true, "extraArgs": arguments,
+        });
+        json!({"shares": [share], "virtiofsd": {"inodeFileHandles": handles, "extraArgs": arguments}})
+    };
+    for allowed in [&["--log-level=debug"][..], &["--modcaps=-mknod:-chown", "--sandbox=namespace"]] {
+        assert_eq!(checked(machine("prefer", allowed)).shares.len(), 1, "{allowed:?}");
+    }
+    for refused in
+        ["--modcaps=+dac_read_search", "--modcaps=-chown:+sys_admin", "--modcaps", "--sandbox=none", "--sandbox", "-o", "-osource=/"]
+    {
+        let found = problems(machine("never", &[refused]));
+        assert_eq!(found.len(), 2, "{found:?}");
+        let reason = format!("`{refused}` changes what virtiofsd can reach");
+        assert!(found[0].starts_with("web: virtiofsd.extraArgs: ") && found[0].contains(&reason), "{found:?}");
+        assert!(found[1].starts_with("web: shares[0].extraArgs: ") && found[1].contains(&reason), "{found:?}");
+    }
+    let found = problems(machine("mandatory", &[]));
+    assert!(found[0].starts_with("web: virtiofsd.inodeFileHandles: \"mandatory\" lets virtiofsd open"), "{found:?}");
+}
+
+#[test]
 fn the_overlay_is_on_the_deepest_mount_point_above_it() {
     let shares = |source: &str| {
         json!({

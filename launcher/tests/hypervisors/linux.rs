@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -371,9 +372,7 @@ fn a_virtiofs_share_shows_the_closure_only_and_paths_that_are_added() {
     let Ok(daemon) = std::env::var("MICROVM_TEST_VIRTIOFSD") else {
         return skipped("MICROVM_TEST_VIRTIOFSD is not set, and Debian 12 has no virtiofsd with these options");
     };
-    for file_handles in ["never", "mandatory"] {
-        closure_only("virtiofs", "ro", &json!({"program": daemon, "inodeFileHandles": file_handles}));
-    }
+    closure_only("virtiofs", "ro", &json!({"program": daemon}));
 }
 
 /// Boots from a share that lacks one store path, to which a symbolic link of the closure leads, and adds the path.
@@ -386,15 +385,23 @@ fn closure_only(protocol: &str, options: &str, virtiofsd: &Value) {
         "shares": [{
             "proto": protocol, "tag": "ro-store", "source": closure.store, "closure": "closure",
             "mountPoint": "/nix/store", "readOnly": true,
+        }, {
+            "proto": protocol, "tag": "tools", "source": "tools", "mountPoint": "/tools", "readOnly": true,
         }],
         "virtiofsd": virtiofsd,
     });
+    let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+    let outside = [closure.store.join(&hidden[11..]), closure.store.clone(), "/etc/passwd".into()].map(|path| inode(&path));
+    let guess = format!("guest.run=/tools/handles,guess,/nix/store,500,{},{},{}", outside[0], outside[1], outside[2]);
+    let tools = format!("systemd.mount-extra=tools:/tools:{protocol}:{options}");
     let mount = format!("systemd.mount-extra=ro-store:/nix/store:{protocol}:{options}");
     let (above, link) = (format!("{}/../{}", closure.toplevel, &hidden[11..]), format!("{}/initrd", closure.toplevel));
     let paths = format!("guest.paths=/nix/store/.links,{hidden},{above},{link}");
-    let parameters = [mount.as_str(), &paths, "guest.actions=report,reach,appear"];
+    let parameters = [mount.as_str(), &tools, &paths, &guess, "guest.actions=report,reach,run,appear"];
     let Some((machine, _)) = linux_machine("part", &parameters, spec) else { return };
     fs::write(machine.path("closure"), shown.join("\n")).unwrap();
+    fs::create_dir(machine.path("tools")).unwrap();
+    testing::file_handles(&machine.path("tools"));
     let mut running = machine.start(&["--supervise"]);
     running.wait_for("guest: waiting for");
     let console = running.console();
@@ -405,13 +412,34 @@ fn closure_only(protocol: &str, options: &str, virtiofsd: &Value) {
     for path in ["/nix/store/.links", hidden, &above, &link] {
         assert_output(&console, &format!("missing={path}\r"));
     }
-    let outside = machine.output(&["share-path", "part", "/etc/passwd"]);
-    assert!(String::from_utf8_lossy(&outside.stderr).contains("`/etc/passwd` is not a store path"));
+    let handles = console.lines().find_map(|line| line.split_once("guest: handles=")).expect("the handles are guessed").1;
+    assert!(handles.ends_with(" outside=0"), "{handles}");
+    if protocol == "virtiofs" {
+        assert!(!handles.starts_with("0 "), "the handle of the share's root works");
+        let daemons = descendants(process_of(&machine, "serve-view --source").expect("the view is served"));
+        assert!(!daemons.is_empty(), "virtiofsd runs");
+        for process in daemons {
+            let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+            let permitted = status.lines().find_map(|line| line.strip_prefix("CapPrm:\t")).unwrap();
+            let permitted = u64::from_str_radix(permitted, 16).unwrap();
+            // CAP_DAC_READ_SEARCH, see open_by_handle_at(2)
+            assert_eq!(permitted & 1 << 2, 0, "{process} can open all files by their handles");
+        }
+    }
+    let other = machine.output(&["share-path", "part", "/etc/passwd"]);
+    assert!(String::from_utf8_lossy(&other.stderr).contains("`/etc/passwd` is not a store path"));
     let added = machine.output(&["share-path", "part", hidden]);
     assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
     assert_output(&running.end_well(), "end=poweroff");
     let sockets = ["part-ro-store.paths", "part-virtiofs-ro-store.sock"].map(|name| machine.path(name).exists());
     assert_eq!(sockets, [false; 2], "a socket is left");
+}
+
+/// Returns the processes that a process has started, and those that they have started.
+fn descendants(process: i32) -> Vec<i32> {
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap();
+    let children: Vec<i32> = children.split_whitespace().map(|child| child.parse().unwrap()).collect();
+    children.iter().flat_map(|child| [vec![*child], descendants(*child)].concat()).collect()
 }
 
 #[test]

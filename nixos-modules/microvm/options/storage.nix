@@ -196,7 +196,10 @@ in
           ]
         );
         default = "prefer";
-        description = "When the daemons use file handles, which keeps their number of open files low; null means `prefer`.";
+        description = ''
+          When the daemons use file handles, which keeps their number of open files low; null means `prefer`. Shares with
+          `closureOnly` never use them, and cannot be combined with `mandatory`.
+        '';
       };
       threadPoolSize = mkOption {
         type = types.either (types.strMatching "`nproc`|\\$\\(nproc\\)") (types.nullOr types.ints.positive);
