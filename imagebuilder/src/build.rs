@@ -30,6 +30,7 @@ pub use nar_check::OtherContent;
 pub use output::{Durability, OutputError};
 
 use crate::cache::outputs::{PlanKey, Published};
+use crate::cache::block_hashes::BlocksOf;
 use crate::cache::{Cache, CacheError};
 use crate::encode::EncodeError;
 use crate::erofs::ErofsError;
@@ -210,14 +211,17 @@ pub fn build(
             SquashfsBuild { plan, settings, options, cache, cancel, threads, started }.write(&output, progress)?
         }
         ImageFormat::Erofs(profile) => {
-            (ErofsBuild { plan, profile, cancel, threads, started }.write(&output, progress)?, Vec::new())
+            ErofsBuild { plan, profile, cancel, threads, started }.write(&output, progress)?
         }
     };
     progress.begin(Phase::Publish, 0);
     if plan.verity {
         let seal_started = Instant::now();
-        let settings = ImageSettings::try_from(plan.format).ok();
-        let cache = cache.as_ref().zip(settings.as_ref());
+        let blocks = match &plan.format {
+            ImageFormat::Squashfs(settings) => BlocksOf::Pack(settings),
+            ImageFormat::Erofs(_) => BlocksOf::Files,
+        };
+        let cache = cache.as_ref().map(|cache| (cache, blocks));
         let trust = options.cache_trust;
         let sealing = Sealing { output: &output, data_bytes: report.image_bytes, packs, cache, trust, threads, cancel };
         let sealed = sealing.seal()?;

@@ -5,6 +5,7 @@
 //!   packs/SETTINGS/HASHPART-NARHASH       the pack of a store path
 //!   names/SETTINGS/NAME                   link to the most recent pack of a store path with this name
 //!   verity/SETTINGS/HASHPART-NARHASH      the hashes of dm-verity of the pack's blocks, for sealed images
+//!   verity-files/HASHPART-NARHASH         the same of the blocks of its files, for sealed EROFS images
 //!   outputs/HASH                          records of built images, to detect that nothing must be done
 //! ```
 //!
@@ -12,7 +13,7 @@
 //! afterwards. Nothing is locked: an open pack can be read even after it was removed, and a build that lacks one makes
 //! it again. The content of a pack is checked when it is opened and read; see `docs/cache.md` for what is trusted.
 
-mod block_hashes;
+pub mod block_hashes;
 pub mod maintenance;
 mod names;
 pub mod outputs;
@@ -89,6 +90,7 @@ impl Cache {
             root.join("outputs"),
             root.join(names::NAMES),
             root.join(block_hashes::BLOCK_HASHES),
+            root.join(block_hashes::FILE_HASHES),
         ] {
             make_directory(&path).map_err(|source| fail(&path, source))?;
         }

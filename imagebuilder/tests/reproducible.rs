@@ -6,14 +6,16 @@ mod support;
 
 use imagebuilder::build::{BuildOptions, CacheTrust, Digests, Durability, build};
 use imagebuilder::cache::Cache;
+use imagebuilder::cache::block_hashes::BlocksOf;
 use imagebuilder::cache::maintenance::{self, GcMode};
+use imagebuilder::erofs::Profile;
 use imagebuilder::open_files::OpenFiles;
 use imagebuilder::pack::PackOpener;
 use imagebuilder::pack::block_hashes::BlockHashes;
 use imagebuilder::plan::{ImagePlan, PlannedPath};
 use imagebuilder::progress::Silent;
 use imagebuilder::report::BuildReport;
-use imagebuilder::settings::{Compression, ImageSettings};
+use imagebuilder::settings::{Compression, ImageFormat, ImageSettings};
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -395,20 +397,24 @@ fn a_sealed_image_from_the_cache_is_hashed_only_where_the_cache_has_no_hashes() 
         let is_known = paths.keys().all(|name| known.contains(name));
         known.extend(paths.keys().cloned());
         let store = Store::new(paths.iter().map(|(name, item)| (name.as_str(), item.clone())));
-        let plan = ImagePlan { verity: true, ..hashed_plan(store.path(), settings) };
-        let (reference, report) = image_of(&plan, &Way::plain(2));
-        let (data, hashed) = sealed_bytes(&report);
-        assert_eq!(hashed, data, "round {round}: there is no cache");
-        let (image, report) = image_of(&plan, &Way::cached(cache.path()));
-        assert_same(&reference, &image, &format!("round {round}"));
-        if known.len() == paths.len() {
-            assert_eq!(sealed_bytes(&report), (data, data), "round {round}: nothing is in the cache");
+        let squashfs = ImagePlan { verity: true, ..hashed_plan(store.path(), settings) };
+        let erofs = ImagePlan { format: ImageFormat::Erofs(Profile::Disk), ..squashfs.clone() };
+        for plan in [squashfs, erofs] {
+            let round = format!("round {round}, {:?}", plan.format);
+            let (reference, report) = image_of(&plan, &Way::plain(2));
+            let (data, hashed) = sealed_bytes(&report);
+            assert_eq!(hashed, data, "{round}: there is no cache");
+            let (image, report) = image_of(&plan, &Way::cached(cache.path()));
+            assert_same(&reference, &image, &round);
+            if known.len() == paths.len() {
+                assert_eq!(sealed_bytes(&report), (data, data), "{round}: nothing is in the cache");
+            }
+            let (image, report) = image_of(&plan, &Way::cached(cache.path()));
+            assert_same(&reference, &image, &format!("{round}, from the cache, known: {is_known}"));
+            // The tables, small store paths, and what begins elsewhere in a block because a file before it is left out.
+            let (_, hashed) = sealed_bytes(&report);
+            assert!(hashed < data / 2 || data < 600_000, "{round}: {hashed} of {data} bytes");
         }
-        let (image, report) = image_of(&plan, &Way::cached(cache.path()));
-        assert_same(&reference, &image, &format!("round {round}, from the cache, known: {is_known}"));
-        // The tables, small store paths, and what begins elsewhere in a block because a file before it is left out.
-        let (_, hashed) = sealed_bytes(&report);
-        assert!(hashed < data / 2 || data < 600_000, "round {round}: {hashed} of {data} bytes");
     }
     assert_eq!(maintenance::fsck(cache.path()).unwrap().damaged, Vec::<PathBuf>::new());
     // Hashes of packs that are gone are removed.
@@ -416,6 +422,35 @@ fn a_sealed_image_from_the_cache_is_hashed_only_where_the_cache_has_no_hashes() 
     fs::remove_dir_all(cache.path().join("v2/packs")).unwrap();
     maintenance::gc(cache.path(), u64::MAX, GcMode::Remove).unwrap();
     assert_eq!(fs::read_dir(cache.path().join("v2/verity")).unwrap().count(), 0);
+    let of_files = || fs::read_dir(cache.path().join("v2/verity-files")).map_or(0, Iterator::count);
+    assert!(of_files() > 3);
+    maintenance::gc(cache.path(), 0, GcMode::Remove).unwrap();
+    assert_eq!(of_files(), 0);
+}
+
+/// A sealed EROFS image has the blocks of the store, so hashes must not belong to other content.
+#[test]
+fn hashes_of_files_are_used_only_for_the_same_nar_hash_and_times() {
+    let store = Store::new([("one", Item::directory([("file", Item::file(Seeded::new(1).noise(400_000)))]))]);
+    let plan = hashed_plan(store.path(), ImageSettings::default());
+    let plan = ImagePlan { verity: true, format: ImageFormat::Erofs(Profile::Disk), ..plan };
+    let cache = tempfile::tempdir().unwrap();
+    let hashed = |plan: &ImagePlan| {
+        let (image, report) = image_of(plan, &Way::cached(cache.path()));
+        assert_same(&image_of(plan, &Way::plain(1)).0, &image, "with a cache");
+        let (data, hashed) = sealed_bytes(&report);
+        hashed == data
+    };
+    assert!(hashed(&plan) && !hashed(&plan));
+    let file = store.path().join(plan.paths[0].path.base_name()).join("file");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[5000] ^= 1;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&file, bytes).unwrap();
+    assert!(hashed(&plan), "the file was changed after it was hashed");
+    let mut unknown = plan;
+    unknown.paths[0].nar_hash = None;
+    assert!(hashed(&unknown) && hashed(&unknown), "nothing says what the content is");
 }
 
 #[test]
@@ -465,13 +500,13 @@ fn damaged_hashes_of_blocks_are_computed_again_and_forged_ones_are_found() {
     let forge = || {
         let pack = cache.find_pack(path, &settings).unwrap().unwrap();
         let pack = PackOpener::new(&settings, OpenFiles::new(1)).open(pack, path).unwrap();
-        let known = cache.find_block_hashes(path, &settings, pack.identity()).unwrap();
+        let known = cache.find_block_hashes(path, BlocksOf::Pack(&settings), pack.identity()).unwrap();
         let mut forged = BlockHashes::unknown(pack.identity());
         for (number, hash) in known.known() {
             let number = usize::try_from(number).unwrap();
             forged.add(number..number + 1, if number == 7 { &[1; 32] } else { hash });
         }
-        cache.keep_block_hashes(path, &settings, (pack.identity(), &forged)).unwrap();
+        cache.keep_block_hashes(path, BlocksOf::Pack(&settings), (pack.identity(), &forged)).unwrap();
     };
     // As documented: anyone who can write to the cache can forge them. The kernel then refuses to read the block.
     forge();

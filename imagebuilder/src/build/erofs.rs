@@ -1,13 +1,14 @@
 //! Builds an erofs image: lists the store paths, compares files of equal size, computes the layout, and copies the
 //! content.
 //!
-//! Nothing is compressed, so there is nothing to cache. The image is a copy of the store. If the file system can share
+//! Nothing is compressed, so the cache has only the hashes of sealed images. The image is a copy of the store. If the file system can share
 //! blocks between files, most blocks of the image are those of the store.
 
 mod content;
 mod copy;
 
 use super::output::ImageFile;
+use super::packed_ranges::{self, PackInImage};
 use super::{BuildError, REPORT_VERSION};
 use crate::erofs::{Profile, block_map};
 use crate::plan::ImagePlan;
@@ -27,8 +28,13 @@ pub(super) struct ErofsBuild<'a> {
 }
 
 impl ErofsBuild<'_> {
-    /// Writes everything except the parts that all formats have in common, and returns the report so far.
-    pub(super) fn write(&self, output: &ImageFile<'_>, progress: &mut dyn Progress) -> Result<BuildReport, BuildError> {
+    /// Writes everything except the parts that all formats have in common, and returns the report so far, and the blocks
+    /// whose hashes can be known.
+    pub(super) fn write(
+        &self,
+        output: &ImageFile<'_>,
+        progress: &mut dyn Progress,
+    ) -> Result<(BuildReport, Vec<PackInImage>), BuildError> {
         let mut report =
             BuildReport { version: REPORT_VERSION, paths: self.plan.paths.len() as u64, ..Default::default() };
         progress.begin(Phase::Scan, 0);
@@ -54,7 +60,9 @@ impl ErofsBuild<'_> {
         report.seconds.blocks = blocks_started.elapsed().as_secs_f64();
         report.image_bytes = map.size_bytes();
         report.blocks = map.size_bytes() / crate::erofs::format::BLOCK_BYTES;
-        Ok(report)
+        let packs =
+            if self.plan.verity { packed_ranges::of_files(&map, &listing, &self.plan.paths) } else { Vec::new() };
+        Ok((report, packs))
     }
 
     fn check_cancel(&self) -> Result<(), BuildError> {

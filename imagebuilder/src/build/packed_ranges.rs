@@ -1,7 +1,11 @@
-//! The ranges of an image that have the same bytes as a pack, in the same places of blocks of 4096 bytes.
+//! The ranges of an image that have the same bytes as a pack, in the same places of blocks of 4096 bytes. For an EROFS
+//! image, the whole blocks of a store path's files count as its pack, in the order of the files.
 
+use crate::block_map::{BlockMap, FileId, Source};
 use crate::pack::block_hashes::PackIdentity;
 use crate::plan::PlannedPath;
+use crate::store_listing::StoreListing;
+use crate::tree::Entry;
 use crate::verity::BLOCK_BYTES;
 use std::ops::Range;
 
@@ -62,6 +66,53 @@ pub(super) fn add(
     } else {
         ranges.push(PackedRange { store_path, next_segment, pack_at, image_at, bytes });
     }
+}
+
+/// Returns the blocks of an EROFS image that are whole blocks of files. A store path whose content is not known by a NAR
+/// hash has none: its files could have changed since their blocks were hashed.
+pub(super) fn of_files(map: &BlockMap, listing: &StoreListing, planned: &[PlannedPath]) -> Vec<PackInImage> {
+    let mut packs: Vec<PackInImage> = Vec::with_capacity(planned.len());
+    let mut starts = Vec::with_capacity(planned.len());
+    for (number, planned) in (0..).zip(planned) {
+        let (identity, of_path) = files_of(listing, number, planned);
+        packs.push(PackInImage { planned: planned.clone(), identity, ranges: Vec::new() });
+        starts.push(of_path);
+    }
+    for extent in map.extents() {
+        let Source::File { file, offset } = extent.source else { continue };
+        let bytes = extent.length - extent.length % BLOCK_BYTES;
+        if bytes == 0 || extent.start % BLOCK_BYTES != 0 || offset % BLOCK_BYTES != 0 {
+            continue;
+        }
+        let store_path = file.store_path as usize;
+        let start = starts.get(store_path).and_then(|starts| starts.get(file.node as usize));
+        if let Some((start, pack)) = start.zip(packs.get_mut(store_path)) {
+            let (pack_at, image_at) = (start + offset, extent.start);
+            pack.ranges.push(PackedRange { store_path, next_segment: 0, pack_at, image_at, bytes });
+        }
+    }
+    packs.retain(|pack| pack.planned.nar_hash.is_some());
+    packs
+}
+
+/// Returns the position of each node of a store path among the whole blocks of its files, and what distinguishes these
+/// blocks from others: the NAR hash, and the number, length and time of each file.
+fn files_of(listing: &StoreListing, store_path: u32, planned: &PlannedPath) -> (PackIdentity, Vec<u64>) {
+    let tree = &listing.files.store_paths()[store_path as usize].tree;
+    let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 files of a store path");
+    hasher.update(&planned.nar_hash.unwrap_or_default());
+    let mut starts = Vec::with_capacity(tree.len() as usize);
+    let mut segments_bytes = 0;
+    for node in 0..tree.len() {
+        starts.push(segments_bytes);
+        let Entry::File { size_bytes, .. } = tree.entry(node) else { continue };
+        let (seconds, nanoseconds) = listing.modified(FileId { store_path, node }).unwrap_or_default();
+        for number in [u64::from(node), size_bytes, seconds as u64, nanoseconds as u64] {
+            hasher.update(&number.to_le_bytes());
+        }
+        segments_bytes += size_bytes - size_bytes % BLOCK_BYTES;
+    }
+    (PackIdentity { index: *hasher.finalize().as_bytes(), segments_bytes }, starts)
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use super::output::ImageFile;
 use super::packed_ranges::{PackInImage, PackedRange};
 use super::{BuildError, CacheTrust};
+use crate::cache::block_hashes::BlocksOf;
 use crate::cache::{Cache, CacheError};
 use crate::pack::block_hashes::{BlockHashes, is_known};
-use crate::settings::ImageSettings;
 use crate::threads::map_in_parallel;
 use crate::verity::{self, BLOCK_BYTES, HASH_BYTES, Seal};
 use program::atomic_file::{self, WriteError};
@@ -27,10 +27,10 @@ pub(super) struct Sealing<'a> {
     pub(super) output: &'a ImageFile<'a>,
     /// Length of the image without its tree, a multiple of 4096.
     pub(super) data_bytes: u64,
-    /// The packs that it contains parts of.
+    /// The packs that it contains parts of, or the store paths whose files it contains.
     pub(super) packs: Vec<PackInImage>,
-    /// The cache with the hashes of their blocks, and the settings of the packs.
-    pub(super) cache: Option<(&'a Cache, &'a ImageSettings)>,
+    /// The cache with the hashes of their blocks.
+    pub(super) cache: Option<(&'a Cache, BlocksOf<'a>)>,
     pub(super) trust: CacheTrust,
     pub(super) threads: usize,
     pub(super) cancel: &'a AtomicBool,
@@ -78,8 +78,8 @@ impl Sealing<'_> {
     fn known_hashes(&self) -> Vec<Option<BlockHashes>> {
         let cache = self.cache.filter(|_| self.trust == CacheTrust::Checksums);
         map_in_parallel(self.threads, &self.packs, |pack| {
-            let (cache, settings) = cache?;
-            cache.find_block_hashes(&pack.planned, settings, &pack.identity)
+            let (cache, blocks) = cache?;
+            cache.find_block_hashes(&pack.planned, blocks, &pack.identity)
         })
     }
 
@@ -111,7 +111,7 @@ impl Sealing<'_> {
 
     /// Keeps the hashes of packs that the cache did not have.
     fn keep_hashes(&self, known: Vec<Option<BlockHashes>>, hashes: &[u8]) -> Result<(), CacheError> {
-        let Some((cache, settings)) = self.cache else { return Ok(()) };
+        let Some((cache, blocks)) = self.cache else { return Ok(()) };
         for (pack, known) in self.packs.iter().zip(known) {
             let mut kept = known.unwrap_or_else(|| BlockHashes::unknown(&pack.identity));
             let mut is_new = false;
@@ -119,7 +119,7 @@ impl Sealing<'_> {
                 is_new |= kept.add(in_pack, &hashes[in_image.start * HASH_BYTES..in_image.end * HASH_BYTES]);
             }
             if is_new {
-                cache.keep_block_hashes(&pack.planned, settings, (&pack.identity, &kept))?;
+                cache.keep_block_hashes(&pack.planned, blocks, (&pack.identity, &kept))?;
             }
         }
         Ok(())

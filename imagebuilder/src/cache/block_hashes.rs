@@ -1,4 +1,5 @@
-//! The hashes of dm-verity of the packs' blocks: one file for each pack, under the name of the pack.
+//! The hashes of dm-verity of blocks: one file for each pack, and one for each store path in EROFS images, under the name
+//! that the pack of the store path has.
 
 use super::{Cache, CacheError, make_directory, open_entry, refuse_link};
 use crate::pack::block_hashes::{BlockHashes, PackIdentity};
@@ -9,8 +10,19 @@ use program::unnamed_file::UnnamedFile;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 
-/// Directory of the hashes, in the root of the cache.
+/// Directory of the hashes of packs, in the root of the cache.
 pub(super) const BLOCK_HASHES: &str = "verity";
+/// Directory of the hashes of the files of store paths, in the root of the cache.
+pub(super) const FILE_HASHES: &str = "verity-files";
+
+/// The blocks that hashes belong to.
+#[derive(Clone, Copy, Debug)]
+pub enum BlocksOf<'a> {
+    /// Those of a pack with these settings.
+    Pack(&'a ImageSettings),
+    /// Those of the files of a store path, which EROFS images contain as they are.
+    Files,
+}
 
 impl Cache {
     /// Returns the hashes of the blocks of a pack, and updates the time of their file. Returns `None` if they are
@@ -18,10 +30,10 @@ impl Cache {
     pub fn find_block_hashes(
         &self,
         path: &PlannedPath,
-        settings: &ImageSettings,
+        blocks: BlocksOf<'_>,
         pack: &PackIdentity,
     ) -> Option<BlockHashes> {
-        let place = self.block_hashes_path(path, settings);
+        let place = self.block_hashes_path(path, blocks);
         place.parent().map_or(Ok(()), refuse_link).ok()?;
         let file = open_entry(&place).ok()??;
         let expected_bytes = pack.hashes_file_bytes();
@@ -40,10 +52,10 @@ impl Cache {
     pub fn keep_block_hashes(
         &self,
         path: &PlannedPath,
-        settings: &ImageSettings,
+        blocks: BlocksOf<'_>,
         (pack, hashes): (&PackIdentity, &BlockHashes),
     ) -> Result<(), CacheError> {
-        let place = self.block_hashes_path(path, settings);
+        let place = self.block_hashes_path(path, blocks);
         let fail = |source| CacheError { action: "keep hashes of blocks", path: place.clone(), source };
         let directory = place.parent().map_or(Ok(()), make_directory);
         let file = directory.and_then(|()| UnnamedFile::create_sibling(&place)).map_err(fail)?;
@@ -51,7 +63,11 @@ impl Cache {
         self.keep(&place, &file)
     }
 
-    fn block_hashes_path(&self, path: &PlannedPath, settings: &ImageSettings) -> PathBuf {
-        self.root.join(BLOCK_HASHES).join(settings_name(settings)).join(file_name(path))
+    fn block_hashes_path(&self, path: &PlannedPath, blocks: BlocksOf<'_>) -> PathBuf {
+        let directory = match blocks {
+            BlocksOf::Pack(settings) => self.root.join(BLOCK_HASHES).join(settings_name(settings)),
+            BlocksOf::Files => self.root.join(FILE_HASHES),
+        };
+        directory.join(file_name(path))
     }
 }

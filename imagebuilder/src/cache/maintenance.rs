@@ -1,6 +1,6 @@
 //! Maintenance of a cache: its size, garbage collection, and a search for damaged packs.
 
-use super::block_hashes::BLOCK_HASHES;
+use super::block_hashes::{BLOCK_HASHES, FILE_HASHES};
 use super::{CacheError, LAYOUT_DIRECTORY, names, open_entry, refuse_link};
 use crate::pack::block_hashes::BlockHashes;
 use crate::pack::{Pack, PackFile, open_named};
@@ -93,6 +93,7 @@ pub fn stat(directory: &Path) -> Result<CacheStat, CacheError> {
     let packs = list(&root.join("packs"))?;
     let mut others = list(&root.join("outputs"))?;
     others.append(&mut list(&root.join(BLOCK_HASHES))?);
+    others.append(&mut list(&root.join(FILE_HASHES))?);
     others.append(&mut list(&directory.join(FORMER_LAYOUT_DIRECTORY))?);
     let other_bytes = bytes(&others);
     Ok(CacheStat { packs: packs.len() as u64, pack_bytes: bytes(&packs), other_bytes })
@@ -110,6 +111,7 @@ pub fn gc(directory: &Path, size_max_bytes: u64, collection: GcMode) -> Result<G
     let mut entries = list(&root.join("packs"))?;
     entries.append(&mut list(&root.join("outputs"))?);
     entries.append(&mut list(&root.join(BLOCK_HASHES))?);
+    entries.append(&mut list(&root.join(FILE_HASHES))?);
     entries.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.path.cmp(&b.path)));
     let mut collected = GcReport::default();
     let (mut full, mut removed) = (false, Vec::new());
