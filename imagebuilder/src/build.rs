@@ -29,8 +29,8 @@ pub use make_pack::{PackRequest, make_pack};
 pub use nar_check::OtherContent;
 pub use output::{Durability, OutputError};
 
-use crate::cache::outputs::{PlanKey, Published};
 use crate::cache::block_hashes::BlocksOf;
+use crate::cache::outputs::{PlanKey, Published};
 use crate::cache::{Cache, CacheError};
 use crate::encode::EncodeError;
 use crate::erofs::ErofsError;

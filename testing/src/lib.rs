@@ -57,7 +57,8 @@ pub fn find_tool(name: &str) -> Option<PathBuf> {
 pub fn file_handles(directory: &Path) -> PathBuf {
     let program = directory.join("handles");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/guest/handles.c");
-    let built = Command::new("gcc").args(["-static", "-O1", "-Wall", "-Werror", "-o"]).arg(&program).arg(source).output();
+    let built =
+        Command::new("gcc").args(["-static", "-O1", "-Wall", "-Werror", "-o"]).arg(&program).arg(source).output();
     let built = built.unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     program

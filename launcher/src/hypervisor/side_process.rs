@@ -23,8 +23,7 @@ pub(super) fn virtiofsd(builder: &LaunchBuilder<'_>, checked: &CheckedShare, tag
     // With a closure, it runs where only the view is.
     let directory = if share.closure.is_some() { VIEW } else { share.source.as_str() };
     // A file handle reaches every file of the file system, also those that the view does not show.
-    let file_handles =
-        if share.closure.is_some() { InodeFileHandles::Never } else { settings.inode_file_handles };
+    let file_handles = if share.closure.is_some() { InodeFileHandles::Never } else { settings.inode_file_handles };
     let mut arguments = vec![
         format!("--socket-path={}", checked.socket),
         format!("--shared-dir={directory}"),

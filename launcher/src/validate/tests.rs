@@ -199,9 +199,15 @@ fn what_would_let_virtiofsd_leave_a_closure_is_refused() {
     for allowed in [&["--log-level=debug"][..], &["--modcaps=-mknod:-chown", "--sandbox=namespace"]] {
         assert_eq!(checked(machine("prefer", allowed)).shares.len(), 1, "{allowed:?}");
     }
-    for refused in
-        ["--modcaps=+dac_read_search", "--modcaps=-chown:+sys_admin", "--modcaps", "--sandbox=none", "--sandbox", "-o", "-osource=/"]
-    {
+    for refused in [
+        "--modcaps=+dac_read_search",
+        "--modcaps=-chown:+sys_admin",
+        "--modcaps",
+        "--sandbox=none",
+        "--sandbox",
+        "-o",
+        "-osource=/",
+    ] {
         let found = problems(machine("never", &[refused]));
         assert_eq!(found.len(), 2, "{found:?}");
         let reason = format!("`{refused}` changes what virtiofsd can reach");

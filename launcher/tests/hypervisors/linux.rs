@@ -391,7 +391,8 @@ fn closure_only(protocol: &str, options: &str, virtiofsd: &Value) {
         "virtiofsd": virtiofsd,
     });
     let inode = |path: &Path| fs::metadata(path).unwrap().ino();
-    let outside = [closure.store.join(&hidden[11..]), closure.store.clone(), "/etc/passwd".into()].map(|path| inode(&path));
+    let outside =
+        [closure.store.join(&hidden[11..]), closure.store.clone(), "/etc/passwd".into()].map(|path| inode(&path));
     let guess = format!("guest.run=/tools/handles,guess,/nix/store,500,{},{},{}", outside[0], outside[1], outside[2]);
     let tools = format!("systemd.mount-extra=tools:/tools:{protocol}:{options}");
     let mount = format!("systemd.mount-extra=ro-store:/nix/store:{protocol}:{options}");
@@ -412,7 +413,12 @@ fn closure_only(protocol: &str, options: &str, virtiofsd: &Value) {
     for path in ["/nix/store/.links", hidden, &above, &link] {
         assert_output(&console, &format!("missing={path}\r"));
     }
-    let handles = console.lines().find_map(|line| line.split_once("guest: handles=")).expect("the handles are guessed").1;
+    let handles = console
+        .lines()
+        .find_map(|line| line.split_once("guest: handles="))
+        .expect("the handles are guessed")
+        .1
+        .trim_end();
     assert!(handles.ends_with(" outside=0"), "{handles}");
     if protocol == "virtiofs" {
         assert!(!handles.starts_with("0 "), "the handle of the share's root works");
