@@ -2,6 +2,7 @@
 
 mod desktop;
 mod facts;
+mod first_output;
 mod image_features;
 mod kvm;
 mod landlock;

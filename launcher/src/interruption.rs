@@ -2,6 +2,7 @@
 //! and reap its children and remove incomplete files before it exits.
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, Signal, killpg};
@@ -20,6 +21,10 @@ use std::time::{Duration, Instant};
 
 /// How long a child may take to exit after SIGTERM.
 const GRACE_PERIOD: Duration = Duration::from_secs(2);
+
+/// The most output of a command that is captured, in bytes. Programs that are asked for their version or make a file system
+/// print a few kilobytes.
+const MAX_OUTPUT_BYTES: u64 = 4 << 20;
 
 /// How often progress is reported while a command runs.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
@@ -149,7 +154,7 @@ impl Interruption {
     fn capture(&self, command: &mut Command, deadline: Option<Instant>) -> Result<Ended, ChildError> {
         let output = memory()?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
-        let status = self.run_until(command, deadline)?;
+        let status = self.run_until(command, deadline, Some(&output))?;
         Ok(Ended { status, output: text_of(output)? })
     }
 
@@ -160,7 +165,7 @@ impl Interruption {
     pub fn run_for_output(&self, command: &mut Command) -> Result<Ended, ChildError> {
         let output = memory()?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?);
-        let status = self.run(command)?;
+        let status = self.run_until(command, None, Some(&output))?;
         Ok(Ended { status, output: text_of(output)? })
     }
 
@@ -171,21 +176,32 @@ impl Interruption {
     pub fn run_with_output_on_stderr(&self, command: &mut Command) -> Result<ExitStatus, ChildError> {
         let stderr = io::stderr().as_fd().try_clone_to_owned()?;
         command.stdin(Stdio::null()).stdout(stderr);
-        self.run(command)
+        self.run_until(command, None, None)
     }
 
-    fn run(&self, command: &mut Command) -> Result<ExitStatus, ChildError> {
-        self.run_until(command, None)
-    }
-
-    fn run_until(&self, command: &mut Command, deadline: Option<Instant>) -> Result<ExitStatus, ChildError> {
+    fn run_until(
+        &self,
+        command: &mut Command,
+        deadline: Option<Instant>,
+        output: Option<&File>,
+    ) -> Result<ExitStatus, ChildError> {
         self.check()?;
         prepare(command, OnParentDeath::Terminate, None);
         // In its own process group, so that the processes that it has started end with it.
         let mut child = command.process_group(0).spawn()?;
         self.report_progress();
         loop {
-            if let Some(status) = child.try_wait()? {
+            let status = child.try_wait()?;
+            if let Some(output) = output
+                && length_bytes(output)? > MAX_OUTPUT_BYTES
+            {
+                if status.is_none() {
+                    end_group(&mut child);
+                }
+                let reason = format!("it printed more than {} MiB", MAX_OUTPUT_BYTES >> 20);
+                return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason).into());
+            }
+            if let Some(status) = status {
                 return Ok(status);
             }
             if let Err(interrupted) = self.pause(Duration::from_millis(100)) {
@@ -223,15 +239,27 @@ impl AsFd for Interruption {
     }
 }
 
-/// Creates a file in memory for a child's output, which needs no thread that reads it.
+/// Creates a file in memory for a child's output, which needs no thread that reads it. It has its full length from the
+/// beginning and cannot grow: a write beyond that fails.
 fn memory() -> io::Result<File> {
-    Ok(File::from(memfd_create(c"output", MFdFlags::MFD_CLOEXEC)?))
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let memory = File::from(memfd_create(c"output", flags)?);
+    // Longer than the limit, so that a program that ignores a failed write is noticed too.
+    memory.set_len(MAX_OUTPUT_BYTES * 2)?;
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK))?;
+    Ok(memory)
+}
+
+/// Returns the length of the output: children share the position of the file.
+fn length_bytes(mut memory: &File) -> io::Result<u64> {
+    memory.stream_position()
 }
 
 fn text_of(mut memory: File) -> io::Result<String> {
+    let length_bytes = length_bytes(&memory)?;
     let mut text = Vec::new();
     memory.rewind()?;
-    memory.read_to_end(&mut text)?;
+    memory.take(length_bytes).read_to_end(&mut text)?;
     Ok(String::from_utf8_lossy(&text).trim().to_owned())
 }
 
@@ -274,6 +302,19 @@ mod tests {
         assert!(matches!(silent, Err(ChildError::System(error)) if error.kind() == io::ErrorKind::TimedOut));
         let missing = interruption.run_captured(&mut Command::new("/nonexistent/program"));
         assert!(matches!(missing, Err(ChildError::System(_))));
+    }
+
+    #[test]
+    fn a_program_that_prints_without_end_is_ended_and_does_not_fill_the_memory() {
+        let interruption = Interruption::watch().unwrap();
+        // One stops when a write fails, one goes on.
+        for script in ["exec cat /dev/zero", "while :; do head -c 65536 /dev/zero; done 2>/dev/null"] {
+            let endless = interruption.run_captured(Command::new("sh").args(["-c", script]));
+            let Err(ChildError::System(error)) = endless else { panic!("{script}: {endless:?}") };
+            assert_eq!(error.to_string(), "it printed more than 4 MiB", "{script}");
+        }
+        let long = interruption.run_for_output(Command::new("head").args(["-c", "4194304", "/dev/zero"])).unwrap();
+        assert_eq!(long.output.len(), 4 << 20, "the limit itself is accepted");
     }
 
     #[test]

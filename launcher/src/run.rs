@@ -36,11 +36,12 @@ use crate::suspend::{
 use crate::validate::{CheckedSpec, check};
 use crate::volumes::VolumeError;
 use arrival::Arrival;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use program::presence::is_still_at;
 use program::user::NoSuchUser;
 use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -50,6 +51,9 @@ pub use refusals::refusals;
 
 /// The time for the guest to shut down, if the caller has not chosen one.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long to wait before trying again to lock a state directory.
+const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Why a machine could not be started, or failed.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +163,9 @@ pub enum RunError {
         /// How long it ran.
         seconds: f64,
     },
+    /// The machine was deleted while it was being started.
+    #[error("{0} was deleted while the machine was being started")]
+    Deleted(HostPath),
     /// A system call of the launcher itself failed.
     #[error("{action}: {source}")]
     System {
@@ -244,6 +251,8 @@ impl Supervision {
 pub struct Start {
     state: MachineState,
     lock: StartLock,
+    /// The lock on the state directory; `None` if it does not exist yet.
+    held: Option<Flock<File>>,
 }
 
 impl Start {
@@ -251,12 +260,22 @@ impl Start {
     /// what an earlier run has left behind.
     ///
     /// # Errors
-    /// Fails if the machine runs or is already being started.
-    pub fn begin(runtime: &RuntimeDirectory, name: &str, working_directory: &Path) -> Result<Self, RunError> {
+    /// Fails if the machine runs, is already being started, or is deleted at the same time.
+    pub fn begin(
+        runtime: &RuntimeDirectory,
+        name: &str,
+        working_directory: &HostPath,
+        interruption: &Interruption,
+    ) -> Result<Self, RunError> {
         let state = runtime.machine(name)?;
-        let lock = state.lock_for_start(working_directory)?;
+        let lock = state.lock_for_start(working_directory.as_path())?;
+        // Before anything is made in it: a machine that is deleted in the meantime must not start.
+        let held = match lock_directory(working_directory, interruption) {
+            Err(RunError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            held => Some(held?),
+        };
         remove_made(lock.left_over_interfaces());
-        Ok(Self { state, lock })
+        Ok(Self { state, lock, held })
     }
 }
 
@@ -272,7 +291,7 @@ pub fn run(
     interruption: &Interruption,
     message: &mut dyn FnMut(&str),
 ) -> Result<(), RunError> {
-    let Start { state, mut lock } = start;
+    let Start { state, mut lock, held } = start;
     for warning in &lowered.launch.warnings {
         message(&format!("warning: {warning}"));
     }
@@ -294,7 +313,7 @@ pub fn run(
     if let Some(stamp) = &stamp {
         state.write_stamp(stamp)?;
     }
-    let held = lock_directory(&launch.working_directory)?;
+    let held = held.map_or_else(|| lock_directory(&launch.working_directory, interruption), Ok)?;
     match supervision {
         Supervision::Become if arrival.is_none() => Err(become_hypervisor::become_hypervisor(
             launch,
@@ -364,10 +383,51 @@ fn stamp_of(
     Ok(Some(of(&document, &launch).map_err(SuspendError::from)?.with_identity_of(borrowed)))
 }
 
-/// Locks a state directory while a machine runs in it, for programs that do not know which runtime directory records
-/// the machine. The lock ends with the process.
-fn lock_directory(directory: &HostPath) -> Result<Flock<File>, RunError> {
+/// Locks a state directory while a machine starts and runs in it, for programs that do not know which runtime directory
+/// records the machine. The lock ends with the process. Waits for a program that looks whether the directory is locked, or
+/// deletes it.
+fn lock_directory(directory: &HostPath, interruption: &Interruption) -> Result<Flock<File>, RunError> {
     let failed = |source| RunError::File { path: directory.clone(), source };
-    let opened = File::open(directory.as_path()).map_err(failed)?;
-    Flock::lock(opened, FlockArg::LockShared).map_err(|(_, errno)| failed(errno.into()))
+    let mut opened = File::open(directory.as_path()).map_err(failed)?;
+    loop {
+        match Flock::lock(opened, FlockArg::LockSharedNonblock) {
+            Ok(lock) if is_still_at(&lock, directory.as_path()) => return Ok(lock),
+            Ok(_) => return Err(RunError::Deleted(directory.clone())),
+            Err((again, Errno::EWOULDBLOCK)) => opened = again,
+            Err((_, errno)) => return Err(failed(errno.into())),
+        }
+        interruption.pause(LOCK_INTERVAL)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+    use super::*;
+
+    #[test]
+    fn a_machine_that_is_deleted_while_it_is_being_started_does_not_start() {
+        let home = tempfile::tempdir().unwrap();
+        let (directory, renamed) = (home.path().join("web"), home.path().join(".web.new"));
+        std::fs::create_dir(&directory).unwrap();
+        let runtime = RuntimeDirectory::at(home.path().join("run"));
+        let path = HostPath::from(directory.to_str().unwrap());
+        let interruption = Interruption::watch().unwrap();
+        let deleting = Flock::lock(File::open(&directory).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+        let deleter = std::thread::spawn(move || {
+            std::fs::rename(&directory, &renamed).unwrap();
+            drop(deleting);
+        });
+        let begun = Start::begin(&runtime, "web", &path, &interruption);
+        deleter.join().unwrap();
+        match &begun {
+            Err(RunError::Deleted(deleted)) => assert_eq!(deleted, &path),
+            // The rename came first.
+            Ok(Start { held: None, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        drop(begun);
+        assert_eq!(runtime.machine("web").unwrap().activity().unwrap(), crate::state::Activity::Stopped);
+    }
 }

@@ -23,7 +23,7 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
-use nix::unistd::{getegid, geteuid, symlinkat};
+use nix::unistd::{UnlinkatFlags, getegid, geteuid, symlinkat, unlinkat};
 use program::place::{Place, descriptor_path};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -35,11 +35,20 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 /// Only the user who serves the share can add paths to it.
 const CONTROL_MODE: u32 = 0o600;
 /// The most bytes of one request: a few hundred thousand store paths.
 const MAX_REQUEST_BYTES: u64 = 32 << 20;
+/// The most clients at a time. Others wait until one of them disconnects.
+const MAX_CLIENTS: usize = 64;
+/// How long a client may send nothing, or not read its answer, before it is disconnected.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long to wait after a failed accept(2).
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// The length of the hash in the name of a store path.
 const HASH_CHARACTERS: usize = 32;
 
@@ -166,6 +175,7 @@ pub struct View {
     originals: OwnedFd,
     /// The root directory of the view, in a mount that only this process has. All others have it read-only.
     root: OwnedFd,
+    adding: Mutex<()>,
 }
 
 impl View {
@@ -198,13 +208,15 @@ impl View {
         mount(none, view, none, flags, none).map_err(at(view))?;
         mount(none, view, none, MsFlags::MS_SHARED, none).map_err(at(view))?;
         give_group(&root, &status);
-        let made = Self { source: source.as_path().to_owned(), originals, root };
+        let made = Self { source: source.as_path().to_owned(), originals, root, adding: Mutex::default() };
         names.iter().try_for_each(|name| made.add(name))?;
         Ok(made)
     }
 
     /// Adds a store path; one that is there already is not an error.
     fn add(&self, name: &str) -> Result<(), ViewError> {
+        // A path whose name exists is mounted: no other thread is between the two steps.
+        let _adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         let path = || self.source.join(name);
         let failed = |errno: Errno| ViewError::Mount { path: path(), source: errno.into() };
         let status = match fstatat(&self.originals, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
@@ -240,19 +252,47 @@ impl View {
             MsFlags::MS_BIND | MsFlags::MS_REC,
             None::<&Path>,
         );
-        bound.map_err(failed)
+        bound.map_err(|errno| {
+            // Otherwise the empty name would count as a path that was added. If this fails too, it does.
+            let flag =
+                if status.st_mode & S_IFMT == S_IFDIR { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+            let _ = unlinkat(&self.root, name, flag);
+            failed(errno)
+        })
     }
 
-    /// Adds the paths that programs send to the socket, until the process ends.
+    /// Adds the paths that programs send to the socket, until the process ends. Each client has a thread, so that one that
+    /// sends nothing does not keep the others waiting.
     pub fn serve_requests(&self, listener: &UnixListener) {
-        for stream in listener.incoming().flatten() {
-            let answer = match self.answer(&stream) {
-                Ok(()) => "ok\n".to_owned(),
-                Err(error) => format!("{error}\n"),
-            };
-            // A client that has gone needs no answer.
-            let _ = (&stream).write_all(answer.as_bytes());
-        }
+        let clients = Clients::default();
+        thread::scope(|scope| {
+            loop {
+                clients.wait_for_room();
+                let Ok((stream, _)) = listener.accept() else {
+                    // For example, there is no free descriptor until a client has left.
+                    thread::sleep(ACCEPT_PAUSE);
+                    continue;
+                };
+                clients.enter();
+                scope.spawn(|| {
+                    self.serve_client(stream);
+                    clients.leave();
+                });
+            }
+        });
+    }
+
+    fn serve_client(&self, stream: UnixStream) {
+        let limited = stream
+            .set_read_timeout(Some(CLIENT_TIMEOUT))
+            .and_then(|()| stream.set_write_timeout(Some(CLIENT_TIMEOUT)))
+            .map_err(|error| ViewError::Refused(error.to_string()));
+        let answer = match limited.and_then(|()| self.answer(&stream)) {
+            Ok(()) => "ok\n".to_owned(),
+            Err(error) => format!("{error}\n"),
+        };
+        // A client that has gone needs no answer.
+        let _ = (&stream).write_all(answer.as_bytes());
     }
 
     fn answer(&self, stream: &UnixStream) -> Result<(), ViewError> {
@@ -273,6 +313,33 @@ impl View {
 pub fn forbid_file_handles() -> Result<(), ViewError> {
     remove_capability_from_bounding_set(CapabilitySet::DAC_READ_SEARCH)
         .map_err(|errno| ViewError::FileHandles(errno.into()))
+}
+
+/// The number of clients that are served at the moment.
+#[derive(Debug, Default)]
+struct Clients {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Clients {
+    fn count(&self) -> MutexGuard<'_, usize> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for_room(&self) {
+        let is_full = |count: &mut usize| *count >= MAX_CLIENTS;
+        drop(self.changed.wait_while(self.count(), is_full).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn enter(&self) {
+        *self.count() += 1;
+    }
+
+    fn leave(&self) {
+        *self.count() -= 1;
+        self.changed.notify_all();
+    }
 }
 
 /// Binds the socket for further paths. This is done before the namespace is entered, in which its directory may be covered.

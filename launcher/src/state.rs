@@ -6,10 +6,13 @@
 //! Only [`MachineState::activity`] decides whether a machine runs.
 
 mod process;
+mod recorder;
 mod request;
 
 pub use process::ProcessIdentity;
 pub use request::StartRequest;
+
+use recorder::own_records;
 
 use crate::launch::{Launch, STAMP};
 use crate::name::{BadMachineName, MachineName};
@@ -32,6 +35,8 @@ const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(10);
 const PROCESS: &str = "process.json";
 /// The file that contains the [`StartingMachine`].
 const STARTING: &str = "starting.json";
+/// The file that contains the most recent [`Launch`].
+const LAUNCH: &str = "launch.json";
 
 /// Why the state of a machine cannot be read or written, or the machine cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -280,6 +285,7 @@ impl MachineState {
         let failed = |path: &Path, source| StateError::File { path: path.to_owned(), source };
         let directory =
             Directory::make(&self.directory, 0o750, None).map_err(|error| failed(&self.directory, error))?;
+        own_records(&directory).map_err(|error| failed(&self.directory, error))?;
         let path = self.file("lock");
         let file = directory.place("lock").open_or_create(0o600).map_err(|error| failed(&path, error))?;
         let lock = self.wait_for_lock(file, working_directory)?;
@@ -397,7 +403,7 @@ impl MachineState {
     /// # Errors
     /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn last_launch(&self) -> Result<Option<Launch>, StateError> {
-        Ok(self.read("launch.json")?.map(|(launch, _)| launch))
+        Ok(self.read(LAUNCH)?.map(|(launch, _)| launch))
     }
 
     /// Records a launch before it starts.
@@ -405,7 +411,7 @@ impl MachineState {
     /// # Errors
     /// Returns [`StateError::File`].
     pub fn write_launch(&self, launch: &Launch) -> Result<(), StateError> {
-        self.write("launch.json", launch)
+        self.write(LAUNCH, launch)
     }
 
     /// Records what a machine that starts depends on, so that it can be suspended.
@@ -422,7 +428,7 @@ impl MachineState {
     /// # Errors
     /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn started_with(&self) -> Result<Option<(Launch, Option<Stamp>)>, StateError> {
-        let launch: Option<(Launch, Uid)> = self.read("launch.json")?;
+        let launch: Option<(Launch, Uid)> = self.read(LAUNCH)?;
         let stamp: Option<(Stamp, Uid)> = self.read(STAMP)?;
         let own = |writer: Uid| writer == geteuid();
         let launch = launch.filter(|(_, writer)| own(*writer));

@@ -12,6 +12,8 @@ use testing::write_program;
 
 #[path = "command_line/cluster.rs"]
 mod cluster;
+#[path = "command_line/records.rs"]
+mod records;
 
 fn microvm(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_microvm")).args(arguments).output().expect("microvm runs")
@@ -248,6 +250,17 @@ fn a_machine_whose_start_failed_is_not_suggested_as_another_spelling_of_its_own_
     assert!(stop("wbe").ends_with("\nhint: did you mean `web`?\n"), "{}", stop("wbe"));
     let said = stop("web");
     assert!(said.starts_with("error: no machine `web` has been started\nhint: the machines that were"), "{said}");
+}
+
+#[test]
+fn volumes_of_a_misspelt_state_directory_are_not_created() {
+    let directory = tempfile::tempdir().unwrap();
+    let typo = directory.path().join("typo");
+    let machine = Scratch::machine(json!({"volumes": [{"image": "var.img", "size": 8, "mountPoint": "/var"}]}));
+    let output = microvm(&["volumes", &machine.spec(), "--state-dir", typo.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("there is no such directory"), "{}", stderr(&output));
+    assert!(!typo.exists());
 }
 
 #[test]

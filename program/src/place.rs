@@ -36,6 +36,9 @@ pub use private::PrivateDirectory;
 mod private;
 mod resolve;
 
+/// The longest file that is read whole, in bytes. The largest ones are lists of store paths, with some hundred bytes each.
+pub const MAX_READ_BYTES: u64 = 64 << 20;
+
 /// An open directory.
 #[derive(Debug)]
 pub struct Directory {
@@ -291,16 +294,15 @@ impl Place {
     /// Reads a file and returns its content and its owner, or `None` if it does not exist.
     ///
     /// # Errors
-    /// The same as [`Place::open`].
+    /// The same as [`Place::open`]; also fails if the file is longer than [`MAX_READ_BYTES`].
     pub fn read(&self) -> io::Result<Option<(Vec<u8>, Uid)>> {
-        let mut file = match self.open(OFlag::O_RDONLY) {
+        let file = match self.open(OFlag::O_RDONLY) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let mut content = Vec::new();
-        file.read_to_end(&mut content)?;
-        Ok(Some((content, Uid::from_raw(fstat(&file)?.st_uid))))
+        let owner = Uid::from_raw(fstat(&file)?.st_uid);
+        Ok(Some((read_limited(file)?, owner)))
     }
 
     /// Opens the file, or creates an empty one with `mode`.
@@ -394,13 +396,11 @@ impl Place {
     /// Reads a file. If this process is root, the file must belong to root.
     ///
     /// # Errors
-    /// The same as [`Place::open`]; also fails if the file belongs to a user whom root must not trust.
+    /// The same as [`Place::read`]; also fails if the file belongs to a user whom root must not trust.
     pub fn read_own(&self) -> io::Result<Vec<u8>> {
-        let mut file = self.open(OFlag::O_RDONLY)?;
+        let file = self.open(OFlag::O_RDONLY)?;
         require_own(&fstat(&file)?)?;
-        let mut content = Vec::new();
-        file.read_to_end(&mut content)?;
-        Ok(content)
+        read_limited(file)
     }
 
     /// Renames the file, replacing an existing file at the new place.
@@ -588,6 +588,18 @@ pub fn require_out_of_reach(program: &Path, user: &Identity) -> io::Result<()> {
 /// Returns a path that refers to an open file in this process, whatever its name refers to now: proc(5).
 pub fn descriptor_path(descriptor: &impl AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
+}
+
+/// Reads a file whole, but not without a limit: the user of a machine can make its files as long as the disk allows, and
+/// root reads them.
+fn read_limited(file: File) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    file.take(MAX_READ_BYTES + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > MAX_READ_BYTES {
+        let reason = format!("the file is longer than {} MiB", MAX_READ_BYTES >> 20);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+    }
+    Ok(content)
 }
 
 fn fill(mut file: &File, content: &[u8], mode: u32, owner: Option<&Identity>) -> io::Result<()> {

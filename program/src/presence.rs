@@ -1,7 +1,8 @@
 //! Whether something exists, as opposed to an I/O error that prevents finding out.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Whether there is a directory at `path`, or a link to one.
@@ -13,5 +14,13 @@ pub fn is_directory(path: &Path) -> io::Result<bool> {
         Ok(found) => Ok(found.is_dir()),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// Whether `path` still refers to this open file or directory, and not to a later one or to nothing.
+pub fn is_still_at(open: &File, path: &Path) -> bool {
+    match (open.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(found)) => (open.dev(), open.ino()) == (found.dev(), found.ino()),
+        _ => false,
     }
 }

@@ -1,6 +1,6 @@
 //! `microvm balloon`: how much of a machine's memory is returned to the host.
 
-use super::machine::{failed, find};
+use super::machine::{failed, find_as_recorder};
 use super::spec_file::Overrides;
 use launcher::balloon::{change, resize, resizes_in_steps, size_mib};
 use launcher::launch::Launch;
@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let machine = find(&arguments.machine, &arguments.overrides)?;
+    let machine = find_as_recorder(&arguments.machine, &arguments.overrides)?;
     let (Some(_), Some(launch)) = (machine.activity.running(), &machine.launch) else {
         return Err(machine.is_not_running());
     };

@@ -1,6 +1,6 @@
 //! `microvm console`: the console of a supervised machine.
 
-use super::machine::{failed, find};
+use super::machine::{failed, find_as_recorder};
 use super::spec_file::Overrides;
 use launcher::console::{Detached, attach};
 use program::failure::Failure;
@@ -16,7 +16,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let machine = find(&arguments.machine, &arguments.overrides)?;
+    let machine = find_as_recorder(&arguments.machine, &arguments.overrides)?;
     let name = machine.state.name();
     let Some(running) = machine.activity.running() else {
         return Err(machine.is_not_running());

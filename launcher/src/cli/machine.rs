@@ -27,6 +27,14 @@ pub(crate) struct KnownMachine {
 }
 
 impl KnownMachine {
+    /// Becomes the other user who records the machine, if this process is root.
+    pub(crate) fn become_recorder(&self) -> Result<(), Failure> {
+        match self.state.other_recorder().map_err(failed)? {
+            Some(recorder) => recorder.become_user().map_err(failed),
+            None => Ok(()),
+        }
+    }
+
     /// Returns the failure of a command that requires a running machine.
     pub(crate) fn is_not_running(&self) -> Failure {
         let name = self.state.name();
@@ -49,6 +57,15 @@ pub(crate) fn find(name_or_spec: &str, overrides: &Overrides) -> Result<KnownMac
     } else {
         find_by_name(name_or_spec, &runtime)
     }
+}
+
+/// Finds the machine for a command that uses what its records name: sockets, processes, the state directory. If another
+/// user records the machine, root becomes that user for the rest of the process: otherwise that user could make root send
+/// requests to other machines, or remove files.
+pub(crate) fn find_as_recorder(name_or_spec: &str, overrides: &Overrides) -> Result<KnownMachine, Failure> {
+    let machine = find(name_or_spec, overrides)?;
+    machine.become_recorder()?;
+    Ok(machine)
 }
 
 /// Whether an argument is the file of a spec, and not a name.

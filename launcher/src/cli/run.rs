@@ -50,7 +50,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     // Checked before the start is recorded under the spec's name, which may be invalid.
     let checked = checked(&spec)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
-    let begun = Start::begin(&runtime, &spec.name, overrides.state_directory()?.as_path()).map_err(failed)?;
+    let directory = overrides.state_directory()?;
+    let begun = Start::begin(&runtime, &spec.name, &directory, &interruption).map_err(failed)?;
     let facts = facts_for(&spec, overrides, &runtime, &interruption)?;
     let launch = lowered(&checked, &facts)?;
     let is_requested =

@@ -1,6 +1,6 @@
 //! `microvm share-path`, and the hidden command that serves a closure-only share.
 
-use super::machine::{failed, find};
+use super::machine::{failed, find_as_recorder};
 use super::spec_file::Overrides;
 use launcher::launch::ClosureView;
 use launcher::path::HostPath;
@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn add(arguments: &Arguments) -> Result<(), Failure> {
-    let machine = find(&arguments.machine, &arguments.overrides)?;
+    let machine = find_as_recorder(&arguments.machine, &arguments.overrides)?;
     let (Some(_), Some(launch)) = (machine.activity.running(), &machine.launch) else {
         return Err(machine.is_not_running());
     };

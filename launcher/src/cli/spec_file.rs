@@ -12,6 +12,7 @@ use launcher::spec::{Accelerator, Hypervisor, MachineSpec, parse::parse};
 use launcher::validate::{CheckedSpec, check};
 use program::failure::Failure;
 use program::place::Place;
+use program::presence::is_directory;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -84,6 +85,18 @@ impl Overrides {
         }
         let directory = self.state_directory()?;
         Ok(Layout::of_environment().machine_in(directory.as_path()).map(|machine| machine.name.to_string()))
+    }
+
+    /// Refuses a state directory that does not exist, for commands that work in that of an existing machine: the path is
+    /// probably misspelt.
+    pub(crate) fn require_state_directory(&self) -> Result<(), Failure> {
+        let directory = self.state_directory()?;
+        match is_directory(directory.as_path()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Failure::usage(format!("--state-dir {directory}: there is no such directory"))
+                .with_hint("the first start of a machine creates its state directory: microvm run")),
+            Err(error) => Err(Failure::failed(&error).with_context(&format!("--state-dir {directory}"))),
+        }
     }
 
     /// Returns the state directory as an absolute path.

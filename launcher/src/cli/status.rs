@@ -6,8 +6,8 @@ use super::machine::failed;
 use launcher::imperative::{Layout, MachineActivity, MachineName, Phase, state_of};
 use launcher::launch::Launch;
 use launcher::path::HostPath;
-use launcher::state::{Activity, MachineState, RunningMachine, RuntimeDirectory};
-use launcher::suspend::SuspendedState;
+use launcher::state::{Activity, MachineState, RunningMachine, RuntimeDirectory, StateError};
+use launcher::suspend::{SuspendError, SuspendedState};
 use program::failure::Failure;
 use program::output::print;
 use serde_json::{Value, json};
@@ -38,40 +38,66 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let rows = rows(&arguments.names, &runtime)?;
     if arguments.json {
-        return print(format!("{:#}\n", Value::Array(rows.iter().map(Row::json).collect())));
+        print(format!("{:#}\n", Value::Array(rows.iter().map(Row::json).collect())))?;
+    } else {
+        print(rows.iter().map(Row::text).collect::<String>())?;
     }
-    print(rows.iter().map(Row::text).collect::<String>())
+    let problems: Vec<_> = rows.into_iter().filter_map(|row| Some(format!("{}: {}", row.name, row.problem?))).collect();
+    if problems.is_empty() { Ok(()) } else { Err(Failure::problems(problems)) }
 }
 
 /// Returns the rows of these machines, or of all known ones if no name is given.
 fn rows(names: &[String], runtime: &RuntimeDirectory) -> Result<Vec<Row>, Failure> {
     let names = if names.is_empty() { known_names(runtime)? } else { names.to_vec() };
-    let row = |name: String| {
-        let (state, phase) = inspect(&name, runtime)?;
-        let activity = state.activity().map_err(failed)?;
-        let launch = state.last_launch().map_err(failed)?;
-        let is_suspended = phase == Phase::Stopped && is_suspended(&name, launch.as_ref());
-        let hypervisor = launch.map(|launch| launch.hypervisor.to_string());
-        Ok(Row { name, hypervisor, phase, activity, is_suspended })
+    Ok(names.into_iter().map(|name| row(name, runtime)).collect())
+}
+
+/// Returns the row of one machine. One whose state cannot be read does not keep the others from being shown.
+fn row(name: String, runtime: &RuntimeDirectory) -> Row {
+    let unknown = |problem: String| Row {
+        name: name.clone(),
+        hypervisor: None,
+        phase: None,
+        activity: Activity::Stopped,
+        is_suspended: false,
+        problem: Some(problem),
     };
-    names.into_iter().map(row).collect()
+    let (state, phase) = match inspect(&name, runtime) {
+        Ok(found) => found,
+        Err(error) => return unknown(error.to_string()),
+    };
+    let (activity, launch) = match state.activity().and_then(|activity| Ok((activity, state.last_launch()?))) {
+        Ok(found) => found,
+        Err(error) => return unknown(error.to_string()),
+    };
+    let is_suspended = if phase == Phase::Stopped { is_suspended(&name, launch.as_ref()) } else { Ok(false) };
+    let (is_suspended, problem) = match is_suspended {
+        Ok(is_suspended) => (is_suspended, None),
+        Err(error) => (false, Some(error.to_string())),
+    };
+    let hypervisor = launch.map(|launch| launch.hypervisor.to_string());
+    Row { name, hypervisor, phase: Some(phase), activity, is_suspended, problem }
 }
 
 struct Row {
     name: String,
     hypervisor: Option<String>,
-    phase: Phase,
+    /// `None` if the state of the machine cannot be read.
+    phase: Option<Phase>,
     activity: Activity,
     is_suspended: bool,
+    /// Why something about the machine cannot be read.
+    problem: Option<String>,
 }
 
 impl Row {
     fn state(&self) -> &'static str {
         match self.phase {
-            Phase::Running => "running",
-            Phase::Starting => "starting",
-            Phase::Stopped if self.is_suspended => "suspended",
-            Phase::Stopped => "stopped",
+            None => "unknown",
+            Some(Phase::Running) => "running",
+            Some(Phase::Starting) => "starting",
+            Some(Phase::Stopped) if self.is_suspended => "suspended",
+            Some(Phase::Stopped) => "stopped",
         }
     }
 
@@ -80,8 +106,9 @@ impl Row {
             "name": self.name,
             "hypervisor": self.hypervisor,
             "activity": self.state(),
-            "running": self.phase == Phase::Running,
+            "running": self.phase.map(|phase| phase == Phase::Running),
             "processes": self.activity.running(),
+            "problem": self.problem,
         })
     }
 
@@ -90,36 +117,33 @@ impl Row {
         let described = match (&self.activity, self.phase) {
             (Activity::Running(machine), _) => running(machine),
             (Activity::Starting(machine), _) => format!("starting, by process {}", machine.launcher.pid),
-            (Activity::Stopped, Phase::Running) => "running".to_owned(),
-            (Activity::Stopped, Phase::Starting) => "starting".to_owned(),
-            (Activity::Stopped, Phase::Stopped) if self.is_suspended => "suspended".to_owned(),
-            (Activity::Stopped, Phase::Stopped) => "stopped".to_owned(),
+            (Activity::Stopped, _) => self.state().to_owned(),
         };
         format!("{}  {hypervisor}  {described}\n", self.name)
     }
 }
 
 /// Whether a stopped machine is suspended, as far as this user can see.
-fn is_suspended(name: &str, launch: Option<&Launch>) -> bool {
+fn is_suspended(name: &str, launch: Option<&Launch>) -> Result<bool, SuspendError> {
     let of_host = MachineName::new(name).ok().and_then(|name| Layout::of_environment().existing(&name).ok());
     let directory = match (&of_host, launch) {
         (Some(machine), _) => HostPath::new(machine.directory.to_string_lossy()),
         (None, Some(launch)) => launch.working_directory.clone(),
-        (None, None) => return false,
+        (None, None) => return Ok(false),
     };
-    matches!(SuspendedState::new(&directory, name).stamp(), Ok(Some(_)))
+    SuspendedState::new(&directory, name).is_visible()
 }
 
 /// Returns the state of a machine. A machine of this host may run in its service, or be recorded in another runtime
 /// directory.
-fn inspect(name: &str, runtime: &RuntimeDirectory) -> Result<(MachineState, Phase), Failure> {
+fn inspect(name: &str, runtime: &RuntimeDirectory) -> Result<(MachineState, Phase), StateError> {
     let of_host = MachineName::new(name).ok().and_then(|name| Layout::of_environment().existing(&name).ok());
     if let Some(machine) = of_host {
-        let phase = MachineActivity::of(&machine).map_err(failed)?.phase();
-        return Ok((state_of(&machine, runtime).map_err(failed)?, phase));
+        let phase = MachineActivity::of(&machine)?.phase();
+        return Ok((state_of(&machine, runtime)?, phase));
     }
-    let state = runtime.machine(name).map_err(|error| Failure::usage(error.to_string()))?;
-    let phase = match state.activity().map_err(failed)? {
+    let state = runtime.machine(name)?;
+    let phase = match state.activity()? {
         Activity::Stopped => Phase::Stopped,
         Activity::Starting(_) => Phase::Starting,
         Activity::Running(_) => Phase::Running,

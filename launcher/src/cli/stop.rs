@@ -1,12 +1,12 @@
 //! `microvm stop`: stops a machine, gracefully if possible, or ends its start.
 
 use super::imperative::active_service;
-use super::machine::{KnownMachine, failed, find, find_by_name};
+use super::machine::{KnownMachine, failed, find_as_recorder};
 use super::spec_file::Overrides;
 use launcher::network::remove_made;
 use launcher::run::clean_up_stopped;
 use launcher::shutdown::{StopTarget, Stopped, end_start, stop};
-use launcher::state::{Activity, RunningMachine, RuntimeDirectory};
+use launcher::state::{Activity, RunningMachine};
 use program::failure::Failure;
 use program::input::up_to;
 use program::output::message;
@@ -39,7 +39,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(service) = active_service(&arguments.machine) {
         return service.command("stop").map_err(failed);
     }
-    let machine = find(&arguments.machine, &arguments.overrides)?;
+    let machine = find_as_recorder(&arguments.machine, &arguments.overrides)?;
     let name = machine.state.name();
     if let Some(elsewhere) = &machine.elsewhere {
         let (own, other) = (arguments.overrides.state_directory()?, elsewhere.display());
@@ -48,14 +48,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     stop_found(machine, timeout)
-}
-
-/// Stops the machine with that name, through its service if that runs it.
-pub(crate) fn stop_by_name(name: &str, timeout: Duration) -> Result<(), Failure> {
-    match active_service(name) {
-        Some(service) => service.command("stop").map_err(failed),
-        None => stop_found(find_by_name(name, &RuntimeDirectory::locate().map_err(failed)?)?, timeout),
-    }
 }
 
 fn stop_found(machine: KnownMachine, timeout: Duration) -> Result<(), Failure> {

@@ -7,7 +7,7 @@ use super::spec_file::{Overrides, read};
 use super::stop::clean_up;
 use launcher::imperative::{Layout, Machine, MachineActivity, MachineName, Phase, Service, in_parallel};
 use launcher::path::HostPath;
-use launcher::state::{Activity, MachineState, RuntimeDirectory};
+use launcher::state::{Activity, MachineState, RuntimeDirectory, StateError};
 use launcher::suspend::{Afterwards, SameMac, Saved, SuspendError, SuspendedState, continue_paused, suspend};
 use program::failure::{Failure, INTERRUPTED};
 use program::output::message;
@@ -46,18 +46,20 @@ pub(crate) struct ResumeArguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let machines = if arguments.all { running_machines()? } else { arguments.machines.clone() };
-    if machines.is_empty() {
+    let (machines, unknown) =
+        if arguments.all { running_machines()? } else { (arguments.machines.clone(), Vec::new()) };
+    if machines.is_empty() && unknown.is_empty() {
         message("no machine is running");
     }
     let suspended = interruptible(|is_interrupted| {
         in_parallel(&machines, |machine| suspend_machine(machine, &arguments.overrides, is_interrupted))
     })?;
     let count = suspended.len();
-    let failures: Vec<Failure> = suspended.into_iter().filter_map(Result::err).collect();
+    let mut failures: Vec<Failure> = suspended.into_iter().filter_map(Result::err).collect();
     if count > 1 {
         message(&format!("{} of {count} machines are suspended", count - failures.len()));
     }
+    failures.extend(unknown);
     Failure::of_several(failures).map_or(Ok(()), Err)
 }
 
@@ -78,24 +80,31 @@ fn interruptible<T: Send>(work: impl FnOnce(&AtomicBool) -> T + Send) -> Result<
     })
 }
 
-/// Returns the names of all machines that run, as services or recorded in the runtime directory.
-fn running_machines() -> Result<Vec<String>, Failure> {
-    let mut names = Vec::new();
+/// Returns the names of all machines that run, as services or recorded in the runtime directory, and a failure for each
+/// one whose state cannot be read.
+fn running_machines() -> Result<(Vec<String>, Vec<Failure>), Failure> {
     let of_host = Layout::of_environment().all().map_err(failed)?;
+    let mut found: Vec<(String, Result<bool, StateError>)> = Vec::new();
     for machine in &of_host {
-        if MachineActivity::of(machine).map_err(failed)?.phase() == Phase::Running {
-            names.push(machine.name.to_string());
-        }
+        let runs = MachineActivity::of(machine).map(|activity| activity.phase() == Phase::Running);
+        found.push((machine.name.to_string(), runs));
     }
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     for name in runtime.machine_names().map_err(failed)? {
-        let is_of_host = of_host.iter().any(|machine| machine.name.as_str() == name);
-        let state = runtime.machine(&name).map_err(failed)?;
-        if !is_of_host && state.activity().map_err(failed)?.running().is_some() {
-            names.push(name);
+        if !of_host.iter().any(|machine| machine.name.as_str() == name) {
+            let runs = runtime.machine(&name).and_then(|state| Ok(state.running()?.is_some()));
+            found.push((name, runs));
         }
     }
-    Ok(names)
+    let (mut names, mut unknown) = (Vec::new(), Vec::new());
+    for (name, runs) in found {
+        match runs {
+            Ok(true) => names.push(name),
+            Ok(false) => {}
+            Err(error) => unknown.push(failed(error).with_context(&name)),
+        }
+    }
+    Ok((names, unknown))
 }
 
 fn suspend_machine(machine: &str, overrides: &Overrides, is_interrupted: &AtomicBool) -> Result<(), Failure> {
@@ -171,7 +180,9 @@ fn resume_machine_of_host(machine: &Machine, discard: bool) -> Result<(), Failur
         (_, false) if active_service(name).is_some() => as_user_of_machine(&["continue", name]).map(drop),
         (_, false) => {
             let runtime = RuntimeDirectory::locate().map_err(failed)?;
-            continue_machine(&find_by_name(name, &runtime)?.state)
+            let machine = find_by_name(name, &runtime)?;
+            machine.become_recorder()?;
+            continue_machine(&machine.state)
         }
     }
 }
@@ -179,6 +190,7 @@ fn resume_machine_of_host(machine: &Machine, discard: bool) -> Result<(), Failur
 /// Resumes a machine that was started with its spec. Only the spec contains what its start needs.
 fn resume_recorded(name: &str, discard: bool) -> Result<(), Failure> {
     let machine = find_by_name(name, &RuntimeDirectory::locate().map_err(failed)?)?;
+    machine.become_recorder()?;
     if machine.activity != Activity::Stopped {
         return continue_machine(&machine.state);
     }
@@ -217,7 +229,10 @@ fn require_saved(saved: &SuspendedState, name: &str) -> Result<(), Failure> {
 }
 
 fn discard_saved(saved: &SuspendedState, name: &str) -> Result<(), Failure> {
-    require_saved(saved, name)?;
+    // A damaged description keeps the machine from being resumed, and must not keep it from being discarded.
+    if !matches!(saved.stamp(), Err(SuspendError::Unreadable { .. })) {
+        require_saved(saved, name)?;
+    }
     saved.remove(None).map_err(failed)?;
     message(&format!("{name} is no longer suspended, and boots at its next start"));
     Ok(())

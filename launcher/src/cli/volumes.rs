@@ -23,6 +23,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let interruption = watch_signals()?;
     let overrides = &arguments.spec.overrides;
     let spec = read(&arguments.spec.spec, overrides)?;
+    overrides.require_state_directory()?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let launch = launch_of(&spec, overrides, &runtime, &interruption)?;
     let identity = launch.user.as_deref().map(Identity::of).transpose().map_err(failed)?;

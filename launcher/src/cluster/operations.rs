@@ -291,17 +291,34 @@ pub fn update(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> 
     let runner = store_path_of(runner)?;
     let (online, offline): (Vec<&NodeStatus>, Vec<_>) = status.nodes.iter().partition(|node| node.is_online);
     let nodes: Vec<String> = online.iter().map(|node| node.name.clone()).collect();
-    if !is_offline() {
-        on_hosts(&nodes, |node| keep(node, name, &runner))?;
-    }
     let resource = format!("--resource={name}");
     let parameter = format!("--set-parameter={RUNNER}");
     let value = format!("--parameter-value={runner}");
-    run("crm_resource", &[&resource, &parameter, &value], None)?;
+    let keep_on_hosts = |root: &str| match is_offline() {
+        true => Ok(()),
+        false => on_hosts(&nodes, |node| keep(node, root, &runner)),
+    };
+    let change = || {
+        run("crm_resource", &[&resource, &parameter, &value], None)?;
+        Ok(())
+    };
+    change_runner(name, keep_on_hosts, change)?;
     let warning = |node: &&NodeStatus| {
         format!("{} is offline: it does not have the runner, unless you pushed it before", node.name)
     };
     Ok(offline.iter().map(warning).collect())
+}
+
+/// Changes the runner of a machine. The root of its old runner stays until the change is known to be made: if it is refused,
+/// hosts still start that one.
+fn change_runner(
+    name: &str,
+    keep: impl Fn(&str) -> Result<(), OperationError>,
+    change: impl FnOnce() -> Result<(), OperationError>,
+) -> Result<(), OperationError> {
+    keep(&format!("{name}.next"))?;
+    change()?;
+    keep(name)
 }
 
 /// Returns the store path of a runner; a link to it, such as `result`, is followed.
@@ -384,4 +401,24 @@ pub fn apply(cluster: &CheckedCluster, on: ApplyOn) -> Result<Applied, Operation
     let text = merged(running, &generated).to_text()?;
     run("cibadmin", &["--replace", "--scope=configuration", "--xml-pipe"], Some(&text))?;
     Ok(Applied::Changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[test]
+    fn an_update_that_the_cluster_refuses_leaves_the_root_of_the_old_runner() {
+        let roots = RefCell::new(Vec::new());
+        let keep = |root: &str| {
+            roots.borrow_mut().push(root.to_owned());
+            Ok(())
+        };
+        let refused = change_runner("web", keep, || Err(OperationError::NoCoordinator));
+        assert!(matches!(refused, Err(OperationError::NoCoordinator)));
+        assert_eq!(*roots.borrow(), ["web.next"]);
+        change_runner("web", keep, || Ok(())).unwrap();
+        assert_eq!(*roots.borrow(), ["web.next", "web.next", "web"]);
+    }
 }

@@ -1,5 +1,6 @@
 //! Finding the requirements of a launch that this host does not meet, without changing anything.
 
+use super::first_output::first_output;
 use super::image_features;
 use crate::launch::{Access, FileNeed, KvmUse, Launch, PassedDevice, Reader, SideProcessKind, VolumeNeed};
 use crate::path::HostPath;
@@ -19,7 +20,7 @@ use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// An unmet requirement.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,12 +189,11 @@ impl Problems<'_> {
         for process in launch.needs.processes.iter().filter(|process| process.kind == SideProcessKind::Passt) {
             let Ok(program) = find_program_of_machine(&process.program, &launch.working_directory) else { continue };
             let mut command = Command::new(&program);
-            command.arg("--help").env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
+            command.arg("--help").env_remove("NOTIFY_SOCKET");
             if let Some(identity) = identity {
                 become_user(&mut command, identity);
             }
-            let Ok(help) = command.output() else { continue };
-            let text = [help.stdout, help.stderr].concat();
+            let Ok(text) = first_output(command) else { continue };
             if !String::from_utf8_lossy(&text).contains("--vhost-user") {
                 let reason = format!("{} has no --vhost-user; install passt 2024_11_27 or newer", program.display());
                 self.add("interfaces", reason);

@@ -7,6 +7,7 @@ use crate::state::{Activity, MachineState, RuntimeDirectory, StateError, is_same
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
+use std::io::ErrorKind;
 
 /// What a machine of this host is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,13 +76,22 @@ pub fn state_of(machine: &Machine, runtime: &RuntimeDirectory) -> Result<Machine
     }
     for name in runtime.machine_names()? {
         let other = runtime.machine(&name)?;
-        if other.activity()? != Activity::Stopped
-            && other.working_directory()?.is_some_and(|directory| is_same_directory(&directory, &machine.directory))
-        {
+        if runs_in(&other, machine) {
             return Ok(other);
         }
     }
     Ok(own)
+}
+
+/// Whether a machine with another name runs in this machine's directory. Another machine's damaged record does not count,
+/// and neither does a record of the user of another machine, who could claim any directory.
+fn runs_in(other: &MachineState, machine: &Machine) -> bool {
+    let is_active = other.activity().is_ok_and(|activity| activity != Activity::Stopped);
+    let is_in = || {
+        let directory = other.working_directory().ok().flatten();
+        directory.is_some_and(|directory| is_same_directory(&directory, &machine.directory))
+    };
+    is_active && is_in() && matches!(other.other_recorder(), Ok(None))
 }
 
 /// Whether a launcher or a hypervisor holds the lock on the state directory, whichever runtime directory records it. A
@@ -90,18 +100,34 @@ pub fn state_of(machine: &Machine, runtime: &RuntimeDirectory) -> Result<Machine
 /// # Errors
 /// Returns [`StateError`].
 pub fn is_held(machine: &Machine) -> Result<bool, StateError> {
+    Ok(matches!(hold(machine)?, Hold::Elsewhere))
+}
+
+/// The lock on a state directory.
+#[derive(Debug)]
+pub(super) enum Hold {
+    /// This process has it: no start of the machine begins until it is dropped.
+    Held(#[expect(dead_code, reason = "it is locked until it is dropped")] Flock<File>),
+    /// A launcher or a hypervisor has it.
+    Elsewhere,
+    /// The directory is missing, or belongs to another user's machine, which only that user and root can start or delete.
+    Impossible,
+}
+
+/// Tries to lock the state directory.
+pub(super) fn hold(machine: &Machine) -> Result<Hold, StateError> {
     // See `run`.
     let failed = |source| StateError::File { path: machine.directory.clone(), source };
     let directory = match File::open(&machine.directory) {
         Ok(directory) => directory,
-        // The directory belongs to another user's machine, which only that user and root can start or delete.
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(false),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::NotFound) => {
+            return Ok(Hold::Impossible);
+        }
         Err(error) => return Err(failed(error)),
     };
     match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-        Ok(_) => Ok(false),
-        Err((_, Errno::EWOULDBLOCK)) => Ok(true),
+        Ok(lock) => Ok(Hold::Held(lock)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(Hold::Elsewhere),
         Err((_, errno)) => Err(failed(errno.into())),
     }
 }

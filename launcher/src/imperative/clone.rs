@@ -20,7 +20,7 @@ use nix::sys::stat::fstat;
 use program::place::{Directory, Place};
 use program::user::Identity;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a machine was not cloned. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,9 @@ pub enum CloneError {
     /// Parts of the machine that both would use.
     #[error("{}", .0.join("\n"))]
     Shared(Vec<String>),
+    /// The runner of the original has changed in the meantime.
+    #[error("{0} was updated while it was being cloned; try again")]
+    Updated(String),
     /// What was saved cannot be copied.
     #[error(transparent)]
     Suspend(#[from] SuspendError),
@@ -59,7 +62,7 @@ impl CloneError {
         match self {
             Self::Exists(_) | Self::Refused(_) | Self::Shared(_) => true,
             Self::Machine(error) => error.is_bad_input(),
-            Self::Suspend(_) | Self::Volume(_) | Self::Isolation(_) => false,
+            Self::Updated(_) | Self::Suspend(_) | Self::Volume(_) | Self::Isolation(_) => false,
         }
     }
 }
@@ -128,10 +131,12 @@ pub fn clone(
     let making = Machine { name: name.clone(), directory: layout.unfinished(&machine) };
     remove_directory(&making.directory)?;
     Directory::make(&making.directory, DIRECTORY_MODE, None).map_err(ImperativeError::file(&making.directory))?;
-    let made = request.fill(&making, interruption).and_then(|copied_bytes| {
-        publish(layout, &making, &machine)?;
-        Ok(copied_bytes)
-    });
+    let made = request.keep_runner(&machine).and_then(|runner| request.fill(&making, &runner, interruption)).and_then(
+        |copied_bytes| {
+            publish(layout, &making, &machine)?;
+            Ok(copied_bytes)
+        },
+    );
     match made {
         Ok(copied_bytes) => {
             finish(layout, &machine)?;
@@ -179,9 +184,21 @@ impl CloneRequest<'_> {
         if problems.is_empty() { Ok(()) } else { Err(CloneError::Shared(problems)) }
     }
 
+    /// Protects the runner from garbage collection while volumes are copied: the original may be updated or deleted
+    /// meanwhile. Returns it.
+    fn keep_runner(&self, machine: &Machine) -> Result<PathBuf, CloneError> {
+        let runner = self.original.runner()?;
+        self.layout.add_temporary_gc_root(machine, &runner)?;
+        // Looked up again: until then, the original's root protects it.
+        if self.original.runner()? != runner {
+            return Err(CloneError::Updated(self.original.name.to_string()));
+        }
+        Ok(runner)
+    }
+
     /// Creates everything in the unfinished directory. Returns the bytes that were copied.
-    fn fill(&self, making: &Machine, interruption: &Interruption) -> Result<u64, CloneError> {
-        replace_link(&self.original.runner()?, &making.current())?;
+    fn fill(&self, making: &Machine, runner: &Path, interruption: &Interruption) -> Result<u64, CloneError> {
+        replace_link(runner, &making.current())?;
         let record = CloneRecord { version: CLONE_VERSION, clone_of: self.described.to_owned() };
         let path = making.directory.join(CLONE_FILE);
         let written = serde_json::to_vec_pretty(&record).map_err(Into::into);

@@ -46,6 +46,10 @@ pub(super) fn publish(layout: &Layout, making: &Machine, machine: &Machine) -> R
     let runner = making.runner()?;
     layout.add_temporary_gc_root(machine, &runner)?;
     layout.add_gc_roots(machine)?;
+    // The link to the runner must survive a power cut if the new name does: Nix, which has made it, does not sync it.
+    Directory::open(&making.directory)
+        .and_then(|directory| directory.sync())
+        .map_err(ImperativeError::file(&making.directory))?;
     rename(&making.directory, &machine.directory)
 }
 

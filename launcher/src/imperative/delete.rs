@@ -1,6 +1,6 @@
 //! `microvm delete`: deletes a machine and its files.
 
-use super::activity::{MachineActivity, Phase};
+use super::activity::{Hold, MachineActivity, Phase, hold};
 use super::create::remove_directory;
 use super::layout::{Layout, Machine, remove_link, rename};
 use super::lock::MachineLock;
@@ -51,6 +51,11 @@ pub fn delete(layout: &Layout, name: &MachineName) -> Result<(), ImperativeError
     let _lock = MachineLock::take(layout, name)?;
     removal(layout, name)?;
     let machine = layout.machine(name);
+    // A start that begins now waits, and then finds that the directory is gone.
+    let _held = match hold(&machine)? {
+        Hold::Elsewhere => return Err(ImperativeError::Running(name.to_string())),
+        held => held,
+    };
     let unfinished = layout.unfinished(&machine);
     match (layout.existing(name), missing) {
         // Another process has created it while this one waited for the lock.

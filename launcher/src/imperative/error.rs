@@ -10,6 +10,9 @@ pub enum ImperativeError {
     /// A flake reference that is invalid, or to which the machine's name cannot be appended.
     #[error("{0}: {1}")]
     BadFlake(String, &'static str),
+    /// No flake was named, and this directory does not contain the default one.
+    #[error("no flake was named, and the default, {0}/flake.nix, does not exist; name one with --flake FLAKE")]
+    NoDefaultFlake(String),
     /// The machine already exists.
     #[error("{0} already exists; update it with: microvm update {1}")]
     Exists(PathBuf, String),

@@ -5,20 +5,30 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-/// The default flake reference.
-const DEFAULT: &str = "git+file:///etc/nixos";
+/// The directory of the default flake, which NixOS uses too.
+const DEFAULT_DIRECTORY: &str = "/etc/nixos";
 
 /// A flake reference that has the same meaning in every directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlakeReference(String);
 
-impl Default for FlakeReference {
-    fn default() -> Self {
-        Self(DEFAULT.to_owned())
-    }
-}
-
 impl FlakeReference {
+    /// Returns the default flake, `git+file:///etc/nixos`.
+    ///
+    /// # Errors
+    /// Returns [`ImperativeError::NoDefaultFlake`] if it does not exist.
+    pub fn of_host() -> Result<Self, ImperativeError> {
+        Self::default_in(DEFAULT_DIRECTORY)
+    }
+
+    fn default_in(directory: &str) -> Result<Self, ImperativeError> {
+        if Path::new(directory).join("flake.nix").is_file() {
+            Ok(Self(format!("git+file://{directory}")))
+        } else {
+            Err(ImperativeError::NoDefaultFlake(directory.to_owned()))
+        }
+    }
+
     /// Resolves a reference that the user has typed. References with a scheme and names of the flake registry stay
     /// unchanged. Paths of directories become absolute, because the state directory is used from other working
     /// directories later.
@@ -87,6 +97,22 @@ impl fmt::Display for FlakeReference {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_a_default_flake_the_error_names_its_file_and_the_option() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_str().unwrap();
+        let error = FlakeReference::default_in(path).unwrap_err();
+        assert!(error.is_bad_input());
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "no flake was named, and the default, {path}/flake.nix, does not exist; name one with --flake FLAKE"
+            )
+        );
+        std::fs::write(directory.path().join("flake.nix"), "{}").unwrap();
+        assert_eq!(FlakeReference::default_in(path).unwrap().to_string(), format!("git+file://{path}"));
+    }
 
     #[test]
     fn paths_become_absolute_and_other_references_stay() {

@@ -7,7 +7,7 @@ use super::resources::Resources;
 use super::update::{Booted, booted};
 use super::{ImperativeError, nix};
 use crate::path::HostPath;
-use crate::suspend::SuspendedState;
+use crate::suspend::{SuspendError, SuspendedState};
 use serde::Serialize;
 use std::fs;
 
@@ -75,6 +75,8 @@ pub enum ListedActivity {
     StoppedUnexpectedly,
     /// It is not running: it was stopped, or has never been started.
     NotBooted,
+    /// Its state cannot be read; `problem` says why.
+    Unknown,
 }
 
 /// Whether a runner is the one that its flake evaluates to now.
@@ -102,20 +104,24 @@ pub fn list(layout: &Layout, inquiry: Inquiry) -> Result<Vec<Row>, ImperativeErr
 }
 
 /// Whether a stopped machine is suspended, as far as this user can see.
-fn is_suspended(machine: &Machine) -> bool {
+fn is_suspended(machine: &Machine) -> Result<bool, SuspendError> {
     let directory = HostPath::new(machine.directory.to_string_lossy());
-    matches!(SuspendedState::new(&directory, machine.name.as_str()).stamp(), Ok(Some(_)))
+    SuspendedState::new(&directory, machine.name.as_str()).is_visible()
 }
 
 fn row(machine: &Machine, inquiry: Inquiry) -> Row {
     let activity = MachineActivity::of(machine);
-    let problem = activity.as_ref().err().map(ToString::to_string);
+    let suspended = is_suspended(machine);
+    let damaged = suspended.as_ref().err().map(ToString::to_string);
+    let problem = activity.as_ref().err().map(ToString::to_string).or(damaged);
     let running = activity.as_ref().ok().and_then(|activity| activity.recorded.running());
     let hypervisor = running.map(|running| running.hypervisor);
     let activity = match activity.map(|activity| activity.phase()) {
         Ok(Phase::Running) => ListedActivity::Running,
         Ok(Phase::Starting) => ListedActivity::Starting,
-        _ if is_suspended(machine) => ListedActivity::Suspended,
+        Err(_) => ListedActivity::Unknown,
+        _ if suspended.is_err() => ListedActivity::Unknown,
+        _ if suspended.is_ok_and(|is_suspended| is_suspended) => ListedActivity::Suspended,
         _ if fs::symlink_metadata(machine.booted()).is_ok() => ListedActivity::StoppedUnexpectedly,
         _ => ListedActivity::NotBooted,
     };

@@ -6,9 +6,10 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use program::output::message;
 use program::place::{Directory, Place};
+use program::presence::is_still_at;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Prevents other processes from changing the machine while it is held. The lock file is next to the state directory,
 /// because that may not exist yet and can be changed by the machine's user.
@@ -64,12 +65,4 @@ fn holder(file: &File) -> String {
     let command = fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap_or_default();
     let command = command.split_terminator('\0').collect::<Vec<_>>().join(" ");
     if command.is_empty() { format!("process {process}") } else { format!("process {process} ({command})") }
-}
-
-/// Whether the lock file is still at its path, rather than removed by its former holder.
-fn is_still_at(lock: &File, path: &Path) -> bool {
-    match (lock.metadata(), fs::symlink_metadata(path)) {
-        (Ok(locked), Ok(found)) => (locked.dev(), locked.ino()) == (found.dev(), found.ino()),
-        _ => false,
-    }
 }

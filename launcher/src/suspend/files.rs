@@ -59,6 +59,18 @@ impl SuspendedState {
         }
     }
 
+    /// Whether the machine is suspended, as far as this user can see: other users' machines may be saved in directories
+    /// that only they can enter.
+    ///
+    /// # Errors
+    /// The same as [`SuspendedState::stamp`].
+    pub fn is_visible(&self) -> Result<bool, SuspendError> {
+        match self.stamp() {
+            Err(SuspendError::File { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+            stamp => Ok(stamp?.is_some()),
+        }
+    }
+
     /// Whether the guest may have run since the machine was suspended.
     pub(super) fn was_resumed(&self) -> bool {
         let path = HostPath::from(RESUMED).below(&self.complete());

@@ -228,3 +228,17 @@ fn checking_whether_a_file_could_be_created_creates_nothing_and_agrees_with_crea
     Directory::check_make(&host.path("state/link/new")).unwrap_err();
     Directory::check_make(&host.path("shadow")).unwrap_err();
 }
+
+#[test]
+fn a_file_that_would_fill_the_memory_is_not_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("process.json");
+    let file = File::create(&path).unwrap();
+    file.set_len(MAX_READ_BYTES + 1).unwrap();
+    let place = Place::itself(&path).unwrap();
+    for error in [place.read().unwrap_err(), place.read_own().unwrap_err()] {
+        assert_eq!(error.to_string(), "the file is longer than 64 MiB");
+    }
+    file.set_len(1).unwrap();
+    assert_eq!(place.read().unwrap().unwrap().0, b"\0");
+}

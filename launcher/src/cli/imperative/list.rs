@@ -24,7 +24,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let rows = list(&layout, Inquiry { evaluation, measurement }).map_err(|error| failure(&error))?;
     if arguments.json {
         let document = serde_json::to_value(&rows).map_err(|error| Failure::failed(&error))?;
-        return print(format!("{document:#}\n"));
+        print(format!("{document:#}\n"))?;
+        return outcome(&rows);
     }
     if rows.is_empty() {
         let machines = layout.machines().display();
@@ -33,7 +34,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let palette =
         if std::io::stdout().is_terminal() && colours_are_permitted() { Palette::Colours } else { Palette::Plain };
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or_default();
-    print(rows.iter().map(|row| line(row, width, palette)).collect::<String>())
+    print(rows.iter().map(|row| line(row, width, palette)).collect::<String>())?;
+    outcome(&rows)
+}
+
+/// Fails if the state of a machine cannot be read.
+fn outcome(rows: &[Row]) -> Result<(), Failure> {
+    let unknown = rows.iter().filter(|row| row.activity == ListedActivity::Unknown);
+    let problems: Vec<_> =
+        unknown.map(|row| format!("{}: {}", row.name, row.problem.as_deref().unwrap_or_default())).collect();
+    if problems.is_empty() { Ok(()) } else { Err(Failure::problems(problems)) }
 }
 
 #[derive(Clone, Copy)]
@@ -50,6 +60,7 @@ fn line(row: &Row, width: usize, palette: Palette) -> String {
         (ListedActivity::Suspended, _) => ("suspended", 33),
         (ListedActivity::StoppedUnexpectedly, _) => ("stopped unexpectedly", 31),
         (ListedActivity::NotBooted, _) => ("not booted", 31),
+        (ListedActivity::Unknown, _) => ("unknown", 31),
     };
     let freshness = match row.freshness {
         UpdateState::Current => "current".to_owned(),
@@ -61,7 +72,13 @@ fn line(row: &Row, width: usize, palette: Palette) -> String {
         UpdateState::Unknown if row.flake.is_none() && row.problem.is_none() => "part of the host".to_owned(),
         UpdateState::Unknown => "not evaluated".to_owned(),
     };
-    let problem = row.problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
+    // The error says it.
+    let problem = row
+        .problem
+        .as_ref()
+        .filter(|_| row.activity != ListedActivity::Unknown)
+        .map(|problem| format!(": {problem}"))
+        .unwrap_or_default();
     let name = format!("{:width$}", row.name);
     let name = match palette {
         Palette::Colours => format!("\x1b[{colour}m{name}\x1b[0m"),

@@ -2,12 +2,14 @@
 
 use super::{failure, name_of};
 use crate::cli::machine::failed;
-use crate::cli::stop::{STOP_TIMEOUT, stop_by_name};
 use launcher::imperative::{
     FlakeReference, Layout, Machine, MachineActivity, MachineName, Phase, create, delete, is_declared, removal,
 };
+use launcher::state::StateError;
 use program::failure::Failure;
 use program::output::{message, print};
+use std::io;
+use std::process::Command;
 
 /// Create a machine on this host from a flake's `nixosConfigurations.NAME`
 #[derive(clap::Args)]
@@ -24,7 +26,7 @@ pub(crate) fn create_machine(arguments: &CreateArguments) -> Result<(), Failure>
     let directory = std::env::current_dir().map_err(failed)?;
     let flake = match &arguments.flake {
         Some(text) => FlakeReference::resolve(text, &directory).map_err(|error| failure(&error))?,
-        None => FlakeReference::default(),
+        None => FlakeReference::of_host().map_err(|error| failure(&error))?,
     };
     let layout = Layout::of_environment();
     let machine = create(&layout, &arguments.name, &flake).map_err(|error| failure(&error))?;
@@ -71,13 +73,41 @@ pub(crate) struct PruneArguments {
 pub(crate) fn prune(arguments: &PruneArguments) -> Result<(), Failure> {
     let left = |machine: &Machine| machine.is_declared() && !is_declared(&machine.name);
     let machines = Layout::of_environment().all().map_err(|error| failure(&error))?;
+    let mut problems = Vec::new();
     for machine in machines.iter().filter(|machine| left(machine)) {
-        let activity = MachineActivity::of(machine).map_err(failed)?;
-        if !arguments.dry_run && activity.phase() != Phase::Stopped {
-            stop_by_name(machine.name.as_str(), STOP_TIMEOUT)?;
+        // One machine that cannot be examined or stopped does not keep the others from being stopped.
+        if !arguments.dry_run
+            && let Err(error) = stop_left(machine)
+        {
+            problems.push(format!("{}: {error}", machine.name));
+            continue;
         }
         message(&format!("{} is no longer declared; delete it with: microvm delete {}", machine.name, machine.name));
         print(format!("{}\n", machine.directory.display()))?;
     }
-    Ok(())
+    if problems.is_empty() { Ok(()) } else { Err(Failure::problems(problems)) }
+}
+
+/// Stops a machine that is no longer declared.
+fn stop_left(machine: &Machine) -> Result<(), PruneError> {
+    if MachineActivity::of(machine)?.phase() == Phase::Stopped {
+        return Ok(());
+    }
+    // In another process, because `stop` becomes the user who has recorded the machine.
+    let status = Command::new(std::env::current_exe()?).args(["stop", machine.name.as_str()]).status()?;
+    if status.success() { Ok(()) } else { Err(PruneError::NotStopped) }
+}
+
+/// Why a machine was not stopped.
+#[derive(Debug, thiserror::Error)]
+enum PruneError {
+    /// Its state cannot be read.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// This program cannot be started.
+    #[error("cannot start `microvm stop`: {0}")]
+    Start(#[from] io::Error),
+    /// `microvm stop` has printed the reason.
+    #[error("it could not be stopped")]
+    NotStopped,
 }

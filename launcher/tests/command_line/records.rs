@@ -1,0 +1,150 @@
+//! Records of machines that are damaged, or that another user has written.
+
+use crate::{stderr, stdout};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+/// The directories of a host.
+struct Host {
+    directory: tempfile::TempDir,
+}
+
+impl Host {
+    fn new(machines: &[&str]) -> Self {
+        let host = Self { directory: tempfile::tempdir().expect("a directory") };
+        for name in machines {
+            fs::create_dir_all(host.path("machines").join(name)).expect("a state directory");
+            fs::create_dir_all(host.path("run").join(name)).expect("a runtime directory");
+        }
+        host
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn microvm(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_microvm"));
+        command.args(arguments).env("MICROVM_STATE_DIR", self.path("machines"));
+        command.env("MICROVM_RUNTIME_DIR", self.path("run")).stdin(Stdio::null());
+        command.output().expect("microvm runs")
+    }
+}
+
+#[test]
+fn one_damaged_record_does_not_hide_the_other_machines() {
+    let host = Host::new(&["broken", "cut", "web"]);
+    fs::write(host.path("run/broken/process.json"), "{").expect("a record");
+    fs::create_dir_all(host.path("machines/cut/cut.suspended/complete")).expect("a directory");
+    fs::write(host.path("machines/cut/cut.suspended/complete/stamp.json"), "").expect("a record");
+    let status = host.microvm(&["status"]);
+    assert_eq!(status.status.code(), Some(1));
+    assert_eq!(stdout(&status), "broken  -  unknown\ncut  -  stopped\nweb  -  stopped\n");
+    for named in ["broken/process.json", "cut.suspended/complete/stamp.json"] {
+        assert!(stderr(&status).contains(named), "{}", stderr(&status));
+    }
+    let document: Value = serde_json::from_slice(&host.microvm(&["status", "--json"]).stdout).expect("JSON");
+    assert_eq!(document[0]["activity"], "unknown");
+    assert_eq!((&document[0]["running"], &document[2]["running"]), (&Value::Null, &json!(false)));
+    assert!(document[0]["problem"].as_str().expect("a problem").contains("process.json"));
+    let list = host.microvm(&["list", "--offline", "--json"]);
+    assert_eq!(list.status.code(), Some(1));
+    let rows: Value = serde_json::from_slice(&list.stdout).expect("JSON");
+    let activities: Vec<_> = (0..3).map(|row| rows[row]["activity"].as_str().expect("text")).collect();
+    assert_eq!(activities, ["unknown", "unknown", "not-booted"]);
+    // Commands on other machines do not need the record, and those on all machines report it.
+    assert!(stderr(&host.microvm(&["console", "web"])).contains("web is not running"));
+    let suspend = host.microvm(&["suspend", "--all"]);
+    assert_eq!(suspend.status.code(), Some(1));
+    assert!(stderr(&suspend).contains("broken/process.json"), "{}", stderr(&suspend));
+    // A machine that cannot be resumed because its description is damaged can be discarded.
+    assert_eq!(host.microvm(&["resume", "--discard", "cut"]).status.code(), Some(0));
+    assert!(!host.path("machines/cut/cut.suspended/complete").exists());
+}
+
+/// Ends a process when the test ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().expect("it is a child");
+        self.0.wait().expect("it is a child");
+    }
+}
+
+#[test]
+fn root_does_not_connect_to_what_the_user_of_a_machine_has_recorded() {
+    if !nix::unistd::geteuid().is_root() {
+        return testing::skipped("needs root: the test shows that root is not tricked by another user's files");
+    }
+    let host = Host::new(&["web"]);
+    fs::set_permissions(host.directory.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
+    // The console of another machine, which the user of this one cannot reach.
+    fs::create_dir(host.path("other")).expect("a directory");
+    fs::set_permissions(host.path("other"), fs::Permissions::from_mode(0o700)).expect("permissions");
+    let console = UnixListener::bind(host.path("other/console.sock")).expect("a socket");
+    console.set_nonblocking(true).expect("non-blocking");
+    let stranger = 65534;
+    let hypervisor = Running(Command::new("sleep").arg("600").uid(stranger).gid(stranger).spawn().expect("sleep"));
+    let pid = hypervisor.0.id();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process");
+    let (_, fields) = stat.rsplit_once(") ").expect("proc_pid_stat(5)");
+    let start_ticks: u64 = fields.split(' ').nth(19).expect("field 22").parse().expect("a number");
+    let record = json!({
+        "hypervisor": {"pid": pid, "startTicks": start_ticks}, "supervisor": null, "startedUnixSeconds": 1,
+        "consoleSocket": host.path("other/console.sock"), "guestReady": null,
+    });
+    let path = host.path("run/web/process.json");
+    fs::write(&path, record.to_string()).expect("a record");
+    for given in [&host.path("run/web"), &path] {
+        chown(given, Some(stranger), Some(stranger)).expect("a new owner");
+    }
+    let refused = host.microvm(&["console", "web"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(stderr(&refused).contains("Permission denied"), "{}", stderr(&refused));
+    assert_eq!(console.accept().expect_err("nothing connected").kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_client_that_sends_nothing_does_not_keep_others_from_adding_store_paths() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let name = format!("{}-bash-5.2", "0".repeat(32));
+    fs::create_dir_all(directory.path().join("store").join(&name)).expect("a store path");
+    fs::write(directory.path().join("closure"), "").expect("a list");
+    let control = directory.path().join("view.sock");
+    let serve = Command::new(env!("CARGO_BIN_EXE_microvm"))
+        .args(["serve-view", "--source"])
+        .arg(directory.path().join("store"))
+        .arg("--closure")
+        .arg(directory.path().join("closure"))
+        .arg("--control")
+        .arg(&control)
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut serve = Running(serve.expect("microvm runs"));
+    let silent = loop {
+        match UnixStream::connect(&control) {
+            Ok(stream) => break stream,
+            Err(_) if serve.0.try_wait().expect("it is a child").is_none() => std::thread::yield_now(),
+            Err(_) => {
+                let mut text = String::new();
+                serve.0.stderr.take().expect("a pipe").read_to_string(&mut text).expect("text");
+                return testing::missing(&format!("a mount namespace is needed: {text}"));
+            }
+        }
+    };
+    let mut asking = UnixStream::connect(&control).expect("a second client");
+    asking.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("a time limit");
+    std::io::Write::write_all(&mut asking, format!("/nix/store/{name}\n").as_bytes()).expect("a request");
+    asking.shutdown(std::net::Shutdown::Write).expect("the end of the request");
+    let mut answer = String::new();
+    asking.read_to_string(&mut answer).expect("an answer while the first client is connected");
+    assert_eq!(answer, "ok\n");
+    drop(silent);
+}
