@@ -221,9 +221,17 @@ pub fn build(
             ImageFormat::Squashfs(settings) => BlocksOf::Pack(settings),
             ImageFormat::Erofs(_) => BlocksOf::Files,
         };
-        let cache = cache.as_ref().map(|cache| (cache, blocks));
-        let trust = options.cache_trust;
-        let sealing = Sealing { output: &output, data_bytes: report.image_bytes, packs, cache, trust, threads, cancel };
+        let sealing = Sealing {
+            output: &output,
+            data_bytes: report.image_bytes,
+            packs,
+            blocks,
+            cache: cache.as_ref(),
+            source: options.packs.as_deref(),
+            trust: options.cache_trust,
+            threads,
+            cancel,
+        };
         let sealed = sealing.seal()?;
         if let Some(error) = &sealed.trouble {
             progress.warn(&cache_warning(error));

@@ -18,6 +18,7 @@ mod scheduler;
 pub mod server;
 mod workers;
 
+use self::protocol::WantedFile;
 use crate::settings::ImageSettings;
 use crate::store_path::StorePath;
 use program::place::descriptor_path;
@@ -29,7 +30,7 @@ use std::sync::atomic::AtomicBool;
 /// The default socket of the service and its clients.
 pub const DEFAULT_SOCKET: &str = "/run/microvm-image/cache.sock";
 
-/// A pack that a client requests.
+/// A pack, or another file of a store path, that a client requests.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WantedPack {
     /// The store path.
@@ -40,6 +41,8 @@ pub struct WantedPack {
     pub nar_size_bytes: Option<u64>,
     /// Codec and block sizes.
     pub settings: ImageSettings,
+    /// The file.
+    pub file: WantedFile,
 }
 
 /// Finds and makes packs. Several threads call it at once.
@@ -48,17 +51,17 @@ pub trait PackStore: Sync {
     /// pack format, of the encoder and of the codec. A client with other versions cannot use the packs.
     fn encoder(&self, settings: &ImageSettings) -> String;
 
-    /// Opens the pack read-only, if it exists. Each call opens it again, because a client shares the offset of its
+    /// Opens the file read-only, if it exists. Each call opens it again, because a client shares the offset of its
     /// descriptor.
     ///
     /// # Errors
-    /// The pack cannot be looked up.
+    /// The file cannot be looked up.
     fn find(&self, wanted: &WantedPack) -> io::Result<Option<File>>;
 
-    /// Makes the pack from the store, keeps it, and returns it open for reading. Stops soon after `cancel` is set.
+    /// Makes the file from the store, keeps it, and returns it open for reading. Stops soon after `cancel` is set.
     ///
     /// # Errors
-    /// The pack cannot be made. The error is the message for the client.
+    /// The file cannot be made. The error is the message for the client.
     fn make(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<File, String>;
 }
 

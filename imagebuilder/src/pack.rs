@@ -91,6 +91,15 @@ pub trait PackSource: Debug + Send + Sync {
     /// # Errors
     /// The source does not work. The build does not use it again.
     fn find_pack(&self, path: &PlannedPath, settings: &ImageSettings) -> Result<Option<File>, PackSourceError>;
+
+    /// Returns the file with the hashes of dm-verity of a pack's blocks; `None` if there is none, as in a source that has
+    /// only packs. The build checks it.
+    ///
+    /// # Errors
+    /// The source does not work. The build does not use it again.
+    fn find_block_hashes(&self, _: &PlannedPath, _: &ImageSettings) -> Result<Option<File>, PackSourceError> {
+        Ok(None)
+    }
 }
 
 /// A source of packs does not work.

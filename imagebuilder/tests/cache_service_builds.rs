@@ -147,6 +147,49 @@ fn file_of(content: &[u8]) -> OwnedFd {
 }
 
 #[test]
+fn a_sealed_image_with_packs_of_the_service_has_the_hashes_of_the_service() {
+    const NAME: &str = "0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-noise";
+    let host = Host::new();
+    let workspace = &host.workspace;
+    let mut noise = vec![0; 400_000];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    let file = workspace.path("store").join(NAME);
+    fs::write(&file, noise).unwrap();
+    let (hash, nar_bytes) = (testing::nar_sha256(&file), 400_112);
+    host.nix.add(NAME, hash, nar_bytes);
+    let hash = imagebuilder::nar_hash::print(&hash);
+    workspace.write("info/registration", &format!("/nix/store/{NAME}\n{hash}\n{nar_bytes}\n\n0\n"));
+    workspace.write("info/store-paths", &format!("/nix/store/{NAME}\n"));
+    workspace.run(&format!("{BUILD} --no-cache --verity -q -o sealed")).success();
+    let sealed = workspace.read("sealed");
+
+    let _server = host.serve("");
+    let build = |options: &str| {
+        let line = format!("{BUILD} --no-cache --cache-socket run.sock --verity --json -o image {options}");
+        let output = workspace.command(line.split_whitespace()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(String::from_utf8_lossy(&output.stderr).matches("warning: ").count(), 0);
+        assert!(workspace.read("image") == sealed, "{options}");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["hashedBytes"].as_u64().unwrap()
+    };
+    let of_tables = build("");
+    assert!(of_tables < 100_000, "{of_tables}");
+    assert_eq!(build(""), of_tables);
+    assert!(build("--cache-verify") > 400_000, "the service is not trusted");
+    // Damaged hashes, and those of another pack, are not used.
+    let kept = host.workspace.path("served/v2/verity");
+    let settings = fs::read_dir(kept).unwrap().next().unwrap().unwrap().path();
+    let kept = fs::read_dir(settings).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = fs::read(&kept).unwrap();
+    bytes[40] ^= 1;
+    fs::write(&kept, bytes).unwrap();
+    assert!(build("") > 400_000);
+    fs::remove_file(&kept).unwrap();
+    assert_eq!(build(""), of_tables);
+}
+
+#[test]
 fn the_second_build_gets_everything_from_the_service_and_makes_the_same_image() {
     let host = Host::new();
     let server = host.serve("");

@@ -5,20 +5,22 @@ use super::packed_ranges::{PackInImage, PackedRange};
 use super::{BuildError, CacheTrust};
 use crate::cache::block_hashes::BlocksOf;
 use crate::cache::{Cache, CacheError};
+use crate::pack::PackSource;
 use crate::pack::block_hashes::{BlockHashes, is_known};
 use crate::threads::map_in_parallel;
 use crate::verity::{self, BLOCK_BYTES, HASH_BYTES, Seal};
 use program::atomic_file::{self, WriteError};
 use std::ffi::OsString;
 use std::fs;
-use std::io::IoSlice;
+use std::io::{IoSlice, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Number of blocks that a thread reads and hashes at once, 1 MiB. They were written a moment ago, so they are in the
-/// page cache.
+/// Number of blocks that a thread hashes at once, 1 MiB. They were written a moment ago, so they are in the page cache.
 const CHUNK_BLOCKS: usize = 256;
+/// Number of blocks that it reads at once, 64 KiB, which stay in the processor's cache until they are hashed.
+const READ_BLOCKS: usize = 16;
 /// Minimum number of blocks for which hashes are kept. Hashing fewer takes no longer than opening the file.
 const MIN_KEPT_BLOCKS: usize = 16;
 
@@ -29,8 +31,12 @@ pub(super) struct Sealing<'a> {
     pub(super) data_bytes: u64,
     /// The packs that it contains parts of, or the store paths whose files it contains.
     pub(super) packs: Vec<PackInImage>,
+    /// The blocks that their hashes belong to.
+    pub(super) blocks: BlocksOf<'a>,
     /// The cache with the hashes of their blocks.
-    pub(super) cache: Option<(&'a Cache, BlocksOf<'a>)>,
+    pub(super) cache: Option<&'a Cache>,
+    /// A source of the hashes that the cache does not have.
+    pub(super) source: Option<&'a dyn PackSource>,
     pub(super) trust: CacheTrust,
     pub(super) threads: usize,
     pub(super) cancel: &'a AtomicBool,
@@ -76,11 +82,27 @@ impl Sealing<'_> {
 
     /// Returns the hashes that the cache has of each pack. A user who does not trust the cache gets none.
     fn known_hashes(&self) -> Vec<Option<BlockHashes>> {
-        let cache = self.cache.filter(|_| self.trust == CacheTrust::Checksums);
         map_in_parallel(self.threads, &self.packs, |pack| {
-            let (cache, blocks) = cache?;
-            cache.find_block_hashes(&pack.planned, blocks, &pack.identity)
+            if self.trust != CacheTrust::Checksums {
+                return None;
+            }
+            let kept = self.cache.and_then(|cache| cache.find_block_hashes(&pack.planned, self.blocks, &pack.identity));
+            kept.or_else(|| self.query_source(pack))
         })
+    }
+
+    /// Requests hashes from the source. If it fails, it has already been reported, or the build gets none from it and is
+    /// only slower.
+    fn query_source(&self, pack: &PackInImage) -> Option<BlockHashes> {
+        let (BlocksOf::Pack(settings), Some(source), true) =
+            (self.blocks, self.source, pack.planned.nar_hash.is_some())
+        else {
+            return None;
+        };
+        let file = source.find_block_hashes(&pack.planned, settings).ok()??;
+        let mut content = Vec::new();
+        file.take(pack.identity.hashes_file_bytes() as u64 + 1).read_to_end(&mut content).ok()?;
+        BlockHashes::decode(&pack.identity, content)
     }
 
     /// Hashes the blocks whose hashes are unknown, and returns their number of bytes.
@@ -99,9 +121,15 @@ impl Sealing<'_> {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(BuildError::Interrupted);
             }
-            let mut data = vec![0; blocks.len() * BLOCK_BYTES as usize];
-            self.output.read_at(&mut data, blocks.start as u64 * BLOCK_BYTES)?;
-            Ok(verity::hash_blocks(&data))
+            let mut data = [0; READ_BLOCKS * BLOCK_BYTES as usize];
+            let mut made = Vec::with_capacity(blocks.len() * HASH_BYTES);
+            for first in blocks.clone().step_by(READ_BLOCKS) {
+                let count = READ_BLOCKS.min(blocks.end - first);
+                let data = &mut data[..count * BLOCK_BYTES as usize];
+                self.output.read_at(data, first as u64 * BLOCK_BYTES)?;
+                made.extend_from_slice(&verity::hash_blocks(data));
+            }
+            Ok(made)
         });
         for (blocks, made) in unknown.iter().zip(made) {
             hashes[blocks.start * HASH_BYTES..blocks.end * HASH_BYTES].copy_from_slice(&made?);
@@ -111,7 +139,7 @@ impl Sealing<'_> {
 
     /// Keeps the hashes of packs that the cache did not have.
     fn keep_hashes(&self, known: Vec<Option<BlockHashes>>, hashes: &[u8]) -> Result<(), CacheError> {
-        let Some((cache, blocks)) = self.cache else { return Ok(()) };
+        let Some(cache) = self.cache else { return Ok(()) };
         for (pack, known) in self.packs.iter().zip(known) {
             let mut kept = known.unwrap_or_else(|| BlockHashes::unknown(&pack.identity));
             let mut is_new = false;
@@ -119,7 +147,7 @@ impl Sealing<'_> {
                 is_new |= kept.add(in_pack, &hashes[in_image.start * HASH_BYTES..in_image.end * HASH_BYTES]);
             }
             if is_new {
-                cache.keep_block_hashes(&pack.planned, blocks, (&pack.identity, &kept))?;
+                cache.keep_block_hashes(&pack.planned, self.blocks, (&pack.identity, &kept))?;
             }
         }
         Ok(())

@@ -7,6 +7,7 @@ use crate::pack::{file_name, settings_name};
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
 use program::unnamed_file::UnnamedFile;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 
@@ -43,6 +44,13 @@ impl Cache {
         let mut content = vec![0; expected_bytes];
         file.file().read_exact(&mut content).ok()?;
         BlockHashes::decode(pack, content)
+    }
+
+    /// Opens the file with the hashes of the blocks of a pack, without checking it, for a client that checks it.
+    pub fn open_block_hashes(&self, path: &PlannedPath, settings: &ImageSettings) -> Option<File> {
+        let place = self.block_hashes_path(path, BlocksOf::Pack(settings));
+        place.parent().map_or(Ok(()), refuse_link).ok()?;
+        Some(open_entry(&place).ok()??.into_file())
     }
 
     /// Keeps the hashes of the blocks of a pack, and replaces existing ones.

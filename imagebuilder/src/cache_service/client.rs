@@ -3,7 +3,7 @@
 
 use super::in_one_line;
 use super::messages::{self, Message};
-use super::protocol::{Answer, ProtocolError, Reason, Request};
+use super::protocol::{Answer, ProtocolError, Reason, Request, WantedFile};
 use crate::pack::{PackSource, PackSourceError, settings_name};
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
@@ -136,7 +136,32 @@ impl CacheClient {
         settings: &ImageSettings,
         encoder: &str,
     ) -> Result<Option<File>, ClientError> {
-        let Some(request) = Request::new(store_path.clone(), *settings, encoder.to_owned()) else { return Ok(None) };
+        match Request::new(store_path.clone(), *settings, encoder.to_owned()) {
+            Some(request) => self.fetch_file(&request),
+            None => Ok(None),
+        }
+    }
+
+    /// Requests the hashes of dm-verity of the blocks of a pack. Like a pack, they must be checked.
+    ///
+    /// # Errors
+    /// Those of [`CacheClient::fetch`].
+    pub fn fetch_block_hashes(
+        &self,
+        store_path: &PlannedPath,
+        settings: &ImageSettings,
+        encoder: &str,
+    ) -> Result<Option<File>, ClientError> {
+        match Request::new(store_path.clone(), *settings, encoder.to_owned()) {
+            Some(mut request) => {
+                request.file = WantedFile::BlockHashes;
+                self.fetch_file(&request)
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn fetch_file(&self, request: &Request) -> Result<Option<File>, ClientError> {
         let message = request.message().map_err(|source| self.protocol(source))?;
         let Some(taken) = self.take_connection() else { return Ok(None) };
         let (connection, answer) = self.request(taken, &message);
@@ -272,6 +297,15 @@ impl CacheClient {
 impl PackSource for CacheClient {
     fn find_pack(&self, store_path: &PlannedPath, settings: &ImageSettings) -> Result<Option<File>, PackSourceError> {
         self.fetch(store_path, settings, &settings_name(settings)).map_err(|error| PackSourceError(in_one_line(&error)))
+    }
+
+    fn find_block_hashes(
+        &self,
+        store_path: &PlannedPath,
+        settings: &ImageSettings,
+    ) -> Result<Option<File>, PackSourceError> {
+        self.fetch_block_hashes(store_path, settings, &settings_name(settings))
+            .map_err(|error| PackSourceError(in_one_line(&error)))
     }
 }
 

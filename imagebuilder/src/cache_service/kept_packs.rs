@@ -1,23 +1,30 @@
 //! The service's packs. They are in its own cache directory, made from the host's store, and limited to a given total
 //! size.
 
+use super::protocol::WantedFile;
 use super::{PackStore, WantedPack, in_one_line, reopen};
 use crate::build::{BuildError, PackRequest, make_pack};
+use crate::cache::block_hashes::BlocksOf;
 use crate::cache::maintenance::{GcMode, gc};
 use crate::cache::{Cache, CacheError};
-use crate::pack::{PackFile, settings_name};
+use crate::open_files::OpenFiles;
+use crate::pack::block_hashes::BlockHashes;
+use crate::pack::{PackFile, PackOpener, settings_name};
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
+use crate::verity::{BLOCK_BYTES, hash_blocks};
 use program::unnamed_file::UnnamedFile;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Percentage of the maximum size that remains after a collection, so that not every new pack causes another one.
 const TRIM_TO_PERCENT: u64 = 90;
+/// Number of blocks of a pack that are read and hashed at once, 64 KiB.
+const HASHED_AT_ONCE: usize = 16;
 
 /// The settings of [`KeptPacks`].
 #[derive(Clone, Debug)]
@@ -78,6 +85,38 @@ impl KeptPacks {
         }
     }
 
+    /// Makes the pack if it does not exist, and keeps the hashes of all its blocks.
+    fn make_block_hashes(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<File, String> {
+        let fail = |error: &dyn Error| in_one_line(error);
+        let of_pack = WantedPack { file: WantedFile::Pack, ..wanted.clone() };
+        let file = match self.find(&of_pack).map_err(|error| fail(&error))? {
+            Some(pack) => pack,
+            None => self.make(&of_pack, cancel)?,
+        };
+        let file = PackFile::new(file).map_err(|error| fail(&error))?;
+        let path = planned(wanted);
+        let opener = PackOpener::new(&wanted.settings, OpenFiles::new(1));
+        let pack = opener.open(file, &path).map_err(|error| fail(&error))?;
+        let (identity, blocks) = (pack.identity(), BlocksOf::Pack(&wanted.settings));
+        let mut hashes = BlockHashes::unknown(identity);
+        let mut data = vec![0; HASHED_AT_ONCE * BLOCK_BYTES as usize];
+        let count = usize::try_from(identity.segments_bytes / BLOCK_BYTES).map_err(|error| fail(&error))?;
+        for first in (0..count).step_by(HASHED_AT_ONCE) {
+            if cancel.load(Ordering::Relaxed) {
+                return Err("it was cancelled".to_owned());
+            }
+            let end = count.min(first + HASHED_AT_ONCE);
+            let data = &mut data[..(end - first) * BLOCK_BYTES as usize];
+            pack.read(first as u64 * BLOCK_BYTES, data).map_err(|error| fail(&error))?;
+            hashes.add(first..end, &hash_blocks(data));
+        }
+        let cache = Cache::open(&self.options.cache).map_err(|error| fail(&error))?;
+        cache.keep_block_hashes(&path, blocks, (identity, &hashes)).map_err(|error| fail(&error))?;
+        let kept = cache.open_block_hashes(&path, &wanted.settings).ok_or("the hashes were removed")?;
+        self.count(&kept)?;
+        Ok(kept)
+    }
+
     /// Counts a new pack, and collects the cache if it has become too large.
     fn count(&self, pack: &File) -> Result<(), String> {
         let mut size_bytes = self.size_bytes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,11 +136,17 @@ impl PackStore for KeptPacks {
     }
 
     fn find(&self, wanted: &WantedPack) -> io::Result<Option<File>> {
+        if wanted.file == WantedFile::BlockHashes {
+            return Ok(self.cache.open_block_hashes(&planned(wanted), &wanted.settings));
+        }
         let found = self.cache.find_pack(&planned(wanted), &wanted.settings).map_err(io::Error::other)?;
         Ok(found.map(PackFile::into_file))
     }
 
     fn make(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<File, String> {
+        if wanted.file == WantedFile::BlockHashes {
+            return self.make_block_hashes(wanted, cancel);
+        }
         let cache = Cache::open(&self.options.cache).map_err(|error| in_one_line(&error))?;
         let pack = self.make_in(&cache, wanted, cancel).map_err(|error| in_one_line(&error))?;
         let file = reopen(pack.file()).map_err(|error| in_one_line(&error))?;

@@ -3,10 +3,12 @@
 //! ```json
 //! {"version": 1, "encoder": "…", "storePath": {"path": "HASH-NAME", "narHash": "sha256:NIX32"},
 //!  "settings": {"compression": "zstd", "level": 8, "blockSizeBytes": 131072, "fragmentBlockSizeBytes": 131072}}
+//! {"version": 1, "encoder": "…", "storePath": {…}, "settings": {…}, "file": "blockHashes"}
 //! {"version": 1, "answer": "working"}
 //! {"version": 1, "answer": "pack"}
 //! {"version": 1, "answer": "refused", "reason": "notValid", "message": "…"}
 //! ```
+//! A request without `file` is for the pack of the store path, one with it for the hashes of dm-verity of the pack's blocks.
 //! A client sends one request at a time. `working` means that the service is still working on it, and `pack` comes with
 //! a descriptor. `pack` and `refused` end the request. The socket preserves message boundaries, so a message is never
 //! partial.
@@ -28,7 +30,24 @@ const MAX_ENCODER_BYTES: usize = 128;
 /// Maximum length of the explanation in an answer in bytes.
 const MAX_EXPLANATION_BYTES: usize = 512;
 
-/// A request for the pack of one store path.
+/// The file that a client requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum WantedFile {
+    /// The pack.
+    #[default]
+    Pack,
+    /// The hashes of dm-verity of the pack's blocks, see [`crate::pack::block_hashes`].
+    BlockHashes,
+}
+
+impl WantedFile {
+    fn is_pack(&self) -> bool {
+        *self == Self::Pack
+    }
+}
+
+/// A request for a file of one store path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Request {
@@ -39,6 +58,9 @@ pub struct Request {
     pub store_path: PlannedPath,
     /// Codec and block sizes.
     pub settings: ImageSettings,
+    /// The file; a message without it is a request for the pack.
+    #[serde(default, skip_serializing_if = "WantedFile::is_pack")]
+    pub file: WantedFile,
 }
 
 /// An answer of the service.
@@ -117,7 +139,8 @@ pub enum ProtocolError {
 impl Request {
     /// Creates a request for the pack of a store path; `None` if the path has no NAR hash, which identifies packs.
     pub fn new(store_path: PlannedPath, settings: ImageSettings, encoder: String) -> Option<Self> {
-        store_path.nar_hash.is_some().then_some(Self { version: PROTOCOL_VERSION, encoder, store_path, settings })
+        let file = WantedFile::Pack;
+        store_path.nar_hash.is_some().then_some(Self { version: PROTOCOL_VERSION, encoder, store_path, settings, file })
     }
 
     /// Parses a request.
@@ -221,6 +244,10 @@ mod tests {
     fn the_format_of_version_1_is_unchanged() {
         assert_eq!(String::from_utf8(request().message().unwrap()).unwrap(), GOLDEN_REQUEST);
         assert_eq!(Request::parse(GOLDEN_REQUEST.as_bytes()).unwrap(), request());
+        let hashes = Request { file: WantedFile::BlockHashes, ..request() };
+        let text = GOLDEN_REQUEST.replace(r#"131072}}"#, r#"131072},"file":"blockHashes"}"#);
+        assert_eq!(String::from_utf8(hashes.message().unwrap()).unwrap(), text);
+        assert_eq!(Request::parse(text.as_bytes()).unwrap(), hashes);
         for (answer, text) in [
             (Answer::WORKING, r#"{"answer":"working","version":1}"#),
             (Answer::PACK, r#"{"answer":"pack","version":1}"#),

@@ -280,8 +280,8 @@ impl Server<'_> {
         }
         // The parser has checked that there is one.
         let Some(nar_hash) = request.store_path.nar_hash else { return self.connections.remove(number) };
-        let (path, settings) = (request.store_path.path, request.settings);
-        let wanted = WantedPack { path, nar_hash, nar_size_bytes: None, settings };
+        let (path, settings, file) = (request.store_path.path, request.settings, request.file);
+        let wanted = WantedPack { path, nar_hash, nar_size_bytes: None, settings, file };
         self.connections.wait(number, wanted, self.service.limits.request_time);
         if let Some(owner) = self.connections.owner(number) {
             self.lookups.scheduler.push(owner, number);
@@ -454,6 +454,7 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache_service::protocol::WantedFile;
     use crate::settings::ImageSettings;
     use crate::store_path::StorePath;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -500,8 +501,13 @@ mod tests {
         };
         let request = |server: &mut Server<'_>, number: u64, name: u64| {
             let path = StorePath::from_base_name(&format!("{name:032}-path")).unwrap();
-            let wanted =
-                WantedPack { path, nar_hash: [7; 32], nar_size_bytes: None, settings: ImageSettings::default() };
+            let wanted = WantedPack {
+                path,
+                nar_hash: [7; 32],
+                nar_size_bytes: None,
+                settings: ImageSettings::default(),
+                file: WantedFile::Pack,
+            };
             server.connections.add(sockets().0, 1000);
             server.connections.wait(number, wanted, Duration::from_secs(600));
             server.lookups.scheduler.push(1000, number);
