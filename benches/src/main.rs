@@ -118,7 +118,7 @@ enum Scenario {
     },
     /// Measure the time from a plan to the running hypervisor: a squashfs that is built first, and a disk without an image
     Live {
-        /// The closure: `small` or `system`
+        /// The closure: `small`, `system`, `server` or `desktop`
         #[arg(default_value = "system")]
         closure: String,
         /// How often to start

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, file};
 use crate::statistics::markdown;
+use crate::store_tree::StoreTree;
 use crate::timings::Timings;
 use crate::workspace;
 
@@ -24,9 +25,15 @@ const GUEST_MEMORY_MIB: u32 = 512;
 /// When a program can't be built, or fails.
 pub fn start(size: &str, rounds: usize) -> Result<Timings, Error> {
     let programs = Programs::build()?;
-    let fixture = workspace::fixture(size)?;
+    // A tree of packages has no kernel; the one of another closure is as good, because nothing boots.
+    let (closure, bootable) = match size {
+        "server" | "desktop" => (StoreTree::open(size)?.closure_info(), workspace::fixture("system")?),
+        _ => (workspace::fixture(size)?.join("closure-info"), workspace::fixture(size)?),
+    };
     let directory =
         tempfile::tempdir_in(workspace::fixtures()).map_err(file("make a directory in", workspace::fixtures()))?;
+    // On most hosts, the runtime directory is in memory.
+    let runtime = tempfile::tempdir_in("/dev/shm").map_err(file("make a directory in", Path::new("/dev/shm")))?;
     let here = directory.path();
     let bin = here.join("bin");
     fs::create_dir(&bin).map_err(file("make", &bin))?;
@@ -35,12 +42,12 @@ pub fn start(size: &str, rounds: usize) -> Result<Timings, Error> {
     let search_path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
     let mut commands = Vec::new();
     for way in [Way::Live, Way::Squashfs] {
-        programs.plan(&fixture, way, &here.join(way.plan()))?;
+        programs.plan(&closure, way, &here.join(way.plan()))?;
         let disk = match way {
             Way::Live => json!({"plan": way.plan(), "live": true}),
             _ => json!({"plan": way.plan(), "image": "store.image", "cache": here.join("cache")}),
         };
-        let spec = write_spec(here, way.name(), &fixture, &disk, &[])?;
+        let spec = write_spec(here, way.name(), &bootable, &disk, &[])?;
         let mut command = Command::new("sh");
         // Every round is a first build.
         command.args(["-c", "rm -rf cache store.image && exec \"$0\" run \"$1\" --accel tcg --state-dir ."]);
@@ -48,7 +55,7 @@ pub fn start(size: &str, rounds: usize) -> Result<Timings, Error> {
         command
             .env("MICROVM_IMAGE", &programs.image)
             .env("PATH", &search_path)
-            .env("MICROVM_RUNTIME_DIR", here.join("run"));
+            .env("MICROVM_RUNTIME_DIR", runtime.path());
         commands.push((way.title().to_owned(), command));
     }
     Timings::measure(&format!("From the plan of the closure `{size}` to the running hypervisor"), &mut commands, rounds)
@@ -101,16 +108,18 @@ impl Programs {
         })
     }
 
-    fn of_closure(&self, fixture: &Path, words: &[&str], output: &Path) -> Result<(), Error> {
-        let store = workspace::fixtures().join("store/nix/store");
+    /// Runs `microvm-image` on a closure, whose store is beside its registration if it has one of its own.
+    fn of_closure(&self, closure: &Path, words: &[&str], output: &Path) -> Result<(), Error> {
+        let own = closure.with_file_name("store");
+        let store = if own.is_dir() { own } else { workspace::fixtures().join("store/nix/store") };
         let mut command = Command::new(&self.image);
-        command.args(words).arg("--closure-info").arg(fixture.join("closure-info")).arg("--store-dir").arg(store);
+        command.args(words).arg("--closure-info").arg(closure).arg("--store-dir").arg(store);
         workspace::run(command.arg("--output").arg(output)).map(drop)
     }
 
-    fn plan(&self, fixture: &Path, way: Way, output: &Path) -> Result<(), Error> {
+    fn plan(&self, closure: &Path, way: Way, output: &Path) -> Result<(), Error> {
         let format: &[&str] = if way == Way::Squashfs { &[] } else { &["--format", "erofs"] };
-        self.of_closure(fixture, &[&["plan"], format].concat(), output)
+        self.of_closure(closure, &[&["plan"], format].concat(), output)
     }
 }
 
@@ -152,16 +161,16 @@ impl Way {
 
     /// Makes what the machines share, and returns their store disk.
     fn store_disk(self, programs: &Programs, fixture: &Path, directory: &Path) -> Result<Value, Error> {
-        let image = directory.join("image");
+        let (image, closure) = (directory.join("image"), fixture.join("closure-info"));
         let build = ["build", "--quiet", "--no-cache"];
         match self {
-            Self::Squashfs => programs.of_closure(fixture, &build, &image)?,
+            Self::Squashfs => programs.of_closure(&closure, &build, &image)?,
             Self::Pmem => {
-                programs.of_closure(fixture, &[&build[..], &["--format", "erofs", "--dax"]].concat(), &image)?
+                programs.of_closure(&closure, &[&build[..], &["--format", "erofs", "--dax"]].concat(), &image)?
             }
             Self::Live => {
                 let plan = directory.join(self.plan());
-                programs.plan(fixture, self, &plan)?;
+                programs.plan(&closure, self, &plan)?;
                 return Ok(json!({"plan": plan, "live": true, "builder": programs.image}));
             }
         }
