@@ -30,6 +30,8 @@ packages=(
   libxml2-utils               # xmllint: the resource agent's description, and ocf-tester
   mount
   nix-bin                     # makes the fixture closures: real Nix builds, a real Nix database
+  openssh-client              # tests/cluster
+  openssh-server              # tests/cluster
   pacemaker                   # tests/cluster
   pacemaker-cli-utils         # crm_verify and crm_simulate: the cluster's configuration
   patchelf
@@ -70,7 +72,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive
   options=(-q -y -o DPkg::Lock::Timeout=600 -o APT::Install-Recommends=false -o Dpkg::Use-Pty=0)
   apt-get "${options[@]}" update >&2
-  # Corosync and Pacemaker must not start: the tests run them in namespaces. invoke-rc.d(8) asks this program.
+  # Corosync, Pacemaker and sshd must not start: the tests run them in namespaces. invoke-rc.d(8) asks this program.
   if [ ! -e /usr/sbin/policy-rc.d ]; then
     trap 'rm -f /usr/sbin/policy-rc.d' EXIT
     install -m 755 /dev/stdin /usr/sbin/policy-rc.d <<<$'#!/bin/sh\nexit 101'

@@ -5,6 +5,7 @@
 //! hypervisors.
 
 mod agent;
+mod clustered;
 mod exit_code;
 mod meta_data;
 mod migrate;

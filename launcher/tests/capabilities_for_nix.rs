@@ -1,7 +1,9 @@
-//! The NixOS module refuses the same features as the launcher. It reads a copy of the capability table, which this test
-//! compares.
+//! The NixOS modules refuse the same as the launcher. They read copies of its tables, which these tests compare.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 use launcher::capability::{Condition, Feature, Support, Unsupported, conditions};
+use launcher::cluster::secrets::{PLACES, WORDS};
 use launcher::hypervisor::support;
 use launcher::spec::Hypervisor;
 use serde_json::{Map, Value, json};
@@ -34,8 +36,18 @@ fn table() -> Value {
 /// `MICROVM_TEST_BLESS=1` rewrites the file.
 #[test]
 fn the_capabilities_of_the_nixos_module_equal_the_launchers() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nixos-modules/microvm/capabilities.json");
-    let expected = format!("{:#}\n", table());
+    assert_copied("microvm/capabilities.json", &table());
+}
+
+/// `MICROVM_TEST_BLESS=1` rewrites the file.
+#[test]
+fn the_words_for_secrets_of_the_cluster_module_equal_the_launchers() {
+    assert_copied("cluster/secret-parameters.json", &json!({"words": WORDS, "places": PLACES}));
+}
+
+fn assert_copied(name: &str, table: &Value) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nixos-modules").join(name);
+    let expected = format!("{table:#}\n");
     if std::env::var_os("MICROVM_TEST_BLESS").is_some() {
         std::fs::write(&file, &expected).unwrap();
     }

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the pure parts: from text to launch, and from text to the configuration of a cluster.
-const PURE: [&str; 23] = [
+const PURE: [&str; 25] = [
     "capability",
     "cluster/check",
     "cluster/checked",
@@ -16,6 +16,8 @@ const PURE: [&str; 23] = [
     "cluster/corosync",
     "cluster/merge",
     "cluster/migration",
+    "cluster/placement",
+    "cluster/secrets",
     "cluster/spec",
     "cluster/status",
     "cmdline",

@@ -43,7 +43,15 @@ let
     unless (!lib.hasPrefix builtins.storeDir file) option
       "`${file}` is in the Nix store, which every user can read; use a file outside of it, such as /run/secrets/NAME"
   ) secrets;
-  isPassword = parameter: lib.hasInfix "passw" parameter && !lib.hasSuffix "_script" parameter;
+  # From the launcher; a test compares them.
+  secretNames = builtins.fromJSON (builtins.readFile ./secret-parameters.json);
+  isSecret =
+    parameter:
+    let
+      plain = lib.replaceStrings [ "-" ] [ "_" ] (lib.toLower parameter);
+    in
+    (plain == "key" || lib.any (word: lib.hasInfix word plain) secretNames.words)
+    && !lib.any (end: lib.hasSuffix end plain) secretNames.places;
   parameterAssertions = lib.concatLists (
     lib.mapAttrsToList (
       name: device:
@@ -51,10 +59,16 @@ let
         parameter:
         unless false "fencing.devices.${name}.parameters.${parameter}"
           "would be in the Nix store, which every user can read; write the password into a file and set `passwordFile`"
-      ) (builtins.filter isPassword (builtins.attrNames device.parameters))
+      ) (builtins.filter isSecret (builtins.attrNames device.parameters))
     ) cfg.fencing.devices
   );
 
+  isSuspended =
+    name:
+    let
+      selected = config.microvm.host.suspendOnShutdown;
+    in
+    if builtins.isList selected then builtins.elem name selected else selected;
   machineAssertions = lib.concatLists (
     lib.mapAttrsToList (name: _: [
       (unless (isMachineName name) "machines.${name}"
@@ -62,6 +76,9 @@ let
       )
       (unless (!builtins.elem name config.microvm.autostart) "machines.${name}"
         "the cluster starts this machine, so its hosts must not: set microvm.vms.${name}.autostart to false"
+      )
+      (unless (!isSuspended name) "machines.${name}"
+        "the cluster moves this machine to another host at shutdown, so its hosts must not suspend it: list only other machines in microvm.host.suspendOnShutdown"
       )
     ]) cfg.machines
   );

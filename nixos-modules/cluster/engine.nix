@@ -106,11 +106,13 @@ in
           };
         };
       }
-      # Only the cluster restarts its machines.
+      # Only the cluster restarts its machines. When the host shuts down, Pacemaker ends first and moves them to other hosts.
       // lib.mapAttrs' (
         name: _:
         lib.nameValuePair "microvm@${name}" {
           overrideStrategy = "asDropin";
+          before = [ "pacemaker.service" ];
+          unitConfig.RequiresMountsFor = cfg.sharedPaths;
           serviceConfig.Restart = lib.mkForce "no";
           # Without this, NixOS would override the template's PATH.
           path = lib.mkForce [ ];

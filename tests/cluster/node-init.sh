@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # node-init.sh NUMBER: process 1 of a node, in its own mount, process, host name and network namespaces. Builds the node's
-# root directory, an overlay of the host's, and starts in it what systemd starts on a real host: Corosync and Pacemaker.
+# root directory, an overlay of the host's, and starts in it what systemd starts on a real host: sshd, Corosync and Pacemaker.
 set -eu
 number=$1
 node=$RIG/nodes/$number
@@ -21,11 +21,13 @@ ln -s /proc/self/fd "$root/dev/fd"
 mount -t tmpfs -o mode=1777 shm "$root/dev/shm"
 mount -t tmpfs -o mode=755 run "$root/run"
 mount -t tmpfs -o mode=1777 tmp "$root/tmp"
-mkdir -p "$root/shared" "$root/power" "$root/rig" "$root/nix/store" "$root/var/lib/microvms"
+mkdir -p "$root/shared" "$root/power" "$root/rig" "$root/nix" "$root/var/lib/microvms"
 mount --bind "$RIG/shared" "$root/shared"
 mount --bind "$RIG/power" "$root/power"
 mount --bind "$RIG/bin" "$root/rig"
-mount --bind "$RIG/store" "$root/nix/store"
+# Its own Nix store, which is empty at first, and which a power cut does not delete.
+mkdir -p "$node/nix"
+mount --bind "$node/nix" "$root/nix"
 
 hostname "n$number"
 ip link set lo up
@@ -42,11 +44,22 @@ cp "$RIG/corosync.conf" "$RIG/authkey" "$root/etc/corosync/"
 chmod 400 "$root/etc/corosync/authkey"
 echo 'allow br0' >"$root/etc/qemu/bridge.conf"
 printf '127.0.0.1 localhost\n10.77.0.11 n1\n10.77.0.12 n2\n10.77.0.13 n3\n' >"$root/etc/hosts"
+install -D -m 644 "$RIG/nix.conf" "$root/etc/nix/nix.conf"
+mkdir -p "$root/root/.ssh" "$root/run/sshd"
+cp "$RIG"/ssh/* "$root/root/.ssh/"
+chmod 700 "$root/root/.ssh"
+chmod 600 "$root"/root/.ssh/*
 ln -sf /rig/microvm "$root/usr/lib/ocf/resource.d/microvm/MicroVM"
 ln -sf /rig/fence_rig "$root/usr/sbin/fence_rig"
 
-exec chroot "$root" /bin/bash -c '
+# Nix returns to the root of its mount namespace before it runs ssh, so that must be the node's.
+mkdir "$root/run/host"
+cd "$root"
+pivot_root . run/host
+exec chroot . /bin/bash -c '
+  umount -l /run/host
   export PATH=/rig:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+  /usr/sbin/sshd -f /root/.ssh/sshd_config
   corosync -f &
   until corosync-cfgtool -s >/dev/null 2>&1; do sleep 0.1; done
   export PCMK_logfile=/var/log/pacemaker/pacemaker.log PCMK_logpriority=notice PCMK_logfacility=none

@@ -11,12 +11,12 @@ rig_log=$RIG/power/log
 now() { date +%s.%3N; }
 
 rig_up() { # PROGRAM: creates the switch, the client and the power switch
-  mkdir -p "$RIG"/{bin,store,shared,power,nodes}
+  mkdir -p "$RIG"/{bin,shared,power,nodes,ssh}
   mount -t tmpfs -o size=1g,mode=755 rig "$RIG/nodes"
   : >"$rig_log"
   install -m 755 "$1" "$RIG/bin/microvm"
   install -m 755 "$rig_here/fence_rig.sh" "$RIG/bin/fence_rig"
-  install -m 755 "$rig_here/reach.sh" "$RIG/bin/reach"
+  write_ssh_configuration
   head -c 128 /dev/urandom >"$RIG/authkey"
   write_corosync_configuration >"$RIG/corosync.conf"
   ip netns add "$switch"
@@ -57,6 +57,20 @@ write_corosync_configuration() {
   done
   printf '}\nquorum {\n provider: corosync_votequorum\n}\n'
   printf 'logging {\n to_syslog: no\n to_stderr: no\n to_logfile: yes\n logfile: /var/log/corosync/corosync.log\n timestamp: hires\n}\n'
+}
+
+# All nodes have the same keys: `id_ed25519` for every command of root, and `migration` only for receiving a machine.
+write_ssh_configuration() {
+  local ssh=$RIG/ssh name
+  for name in host_key id_ed25519 migration; do ssh-keygen -q -t ed25519 -N '' -C "$name" -f "$ssh/$name"; done
+  {
+    cat "$ssh/id_ed25519.pub"
+    # The terminal's program has another PATH than Pacemaker.
+    printf 'restrict,command="/rig/microvm ocf receive" %s\n' "$(cat "$ssh/migration.pub")"
+  } >"$ssh/authorized_keys"
+  printf 'n1,n2,n3 %s\n' "$(cat "$ssh/host_key.pub")" >"$ssh/known_hosts"
+  printf '%s\n' 'HostKey /root/.ssh/host_key' 'AuthorizedKeysFile /root/.ssh/authorized_keys' 'PermitRootLogin prohibit-password' \
+    'PasswordAuthentication no' 'UsePAM no' 'PidFile none' 'SetEnv PATH=/rig:/usr/sbin:/usr/bin:/sbin:/bin' >"$ssh/sshd_config"
 }
 
 is_up() { # NUMBER
@@ -110,8 +124,8 @@ on() { # NUMBER COMMAND...: runs a command on a node
 
 from_client() { ip netns exec "$client" "$@"; }
 
-# Outside all nodes, like the switched socket strip of a rack. It serves one request after another: `ID off|on|status NODE`,
-# or `ID receive NODE`, which stands for an ssh connection. While the file `dead` exists, it answers nothing.
+# Outside all nodes, like the switched socket strip of a rack. It serves one request after another: `ID off|on|status NODE`.
+# While the file `dead` exists, it answers nothing.
 power_switch() {
   local id verb node number state
   set +e
@@ -120,15 +134,6 @@ power_switch() {
     [ ! -e "$RIG/power/dead" ] || continue
     number=${node#n}
     case $verb in
-    receive)
-      (
-        streams=$RIG/power/receive.$id
-        on "$number" microvm ocf receive <"$streams.in" >"$streams.out" 2>>"$RIG/power/receive.log"
-        echo $? >"$streams.code.new"
-        mv "$streams.code.new" "$streams.code"
-      ) 3>&- &
-      continue
-      ;;
     off) node_cut "$number" ;;
     on) node_up "$number" ;;
     esac

@@ -12,9 +12,10 @@ die() { printf 'error: %s\n' "$1" >&2; [ $# -lt 2 ] || printf 'hint: %s\n' "$2" 
 
 [ "$(id -u)" = 0 ] || die "the rig of the cluster needs root: it creates namespaces" "run it as root"
 [ -c /dev/net/tun ] || die "/dev/net/tun is missing: the machine's network interface needs it" "load the kernel module tun"
-for program in corosync pacemakerd crm_mon crm_resource cibadmin stonith_admin qemu-system-x86_64 ip nsenter cpio curl jq ping; do
+for program in corosync pacemakerd crm_mon crm_resource cibadmin stonith_admin qemu-system-x86_64 ip nsenter cpio curl jq nix ping ssh ssh-keygen; do
   command -v "$program" >/dev/null || die "$program is missing" "run scripts/setup.sh"
 done
+[ -x /usr/sbin/sshd ] || die "sshd is missing" "run scripts/setup.sh"
 ip netns add "rig-$$-probe" 2>/dev/null || die "this host permits no network namespaces" "run it outside of a container, or in a privileged one"
 ip netns del "rig-$$-probe"
 
@@ -29,7 +30,7 @@ source "$here/rig.sh"
 
 address=10.77.0.50
 # No other rig of this host has this path in its hypervisors' arguments.
-guest=/nix/store/guest-$$
+guest=/shared/guest-$$
 pings=$RIG/pings
 background=()
 
@@ -71,44 +72,56 @@ wait_for() { # SECONDS WHAT COMMAND...: polls until the command succeeds
 subtract() { awk -v from="$2" -v to="$1" 'BEGIN { printf "%.2f", to - from }'; }
 not_after() { awk -v first="$1" -v second="$2" 'BEGIN { exit !(first <= second) }'; }
 
-# The runner of the machine, and another one for an update.
-make_runner() { # NAME MEMORY
-  local runner=$RIG/store/$1
-  mkdir -p "$runner/bin" "$runner/share/microvm"
-  printf '#!/bin/sh\nexec /rig/microvm run /nix/store/%s/share/microvm/machine.json "$@"\n' "$1" >"$runner/bin/microvm-run"
-  chmod +x "$runner/bin/microvm-run"
+# Builds a runner in the store of a node and prints its store path. Other stores accept such a path only with a signature, or
+# from root.
+build_runner() { # NUMBER MEMORY
+  local tree=$RIG/shared/runner-$2
+  mkdir -p "$tree/bin" "$tree/share/microvm"
+  cat >"$tree/bin/microvm-run" <<'RUN'
+#!/bin/sh
+exec /rig/microvm run "$(realpath "$0" | xargs dirname)/../share/microvm/machine.json" "$@"
+RUN
+  chmod +x "$tree/bin/microvm-run"
   jq --null-input --arg guest "$guest" --argjson mem "$2" '{
     version: 1, name: "web", hypervisor: "qemu", mem: $mem, balloon: false,
     kernel: ($guest + "/vmlinux"), initrd: ($guest + "/initrd"), kernelParams: ["quiet", "rig"],
     volumes: [{image: "/shared/var.img", autoCreate: false}],
     interfaces: [{type: "bridge", id: "vm-web", mac: "02:00:00:00:00:50", bridge: "br0"}],
     qemu: {accelerator: "tcg"}
-  }' >"$runner/share/microvm/machine.json"
+  }' >"$tree/share/microvm/machine.json"
+  on "$1" nix-build --quiet --no-out-link --expr "derivation {
+    name = \"web-$2\"; system = builtins.currentSystem;
+    builder = \"/bin/sh\"; args = [ \"-c\" \"/bin/cp -r /shared/runner-$2 \$out\" ];
+  }"
 }
 
 make_guest() {
-  mkdir -p "$RIG/store/${guest##*/}" "$RIG/initrd"
-  cp --reflink=auto "$fixtures/vmlinux" "$RIG/store/${guest##*/}/vmlinux"
+  mkdir -p "$RIG/shared/${guest##*/}" "$RIG/initrd"
+  cp --reflink=auto "$fixtures/vmlinux" "$RIG/shared/${guest##*/}/vmlinux"
   install -m 755 "$here/guest-init.sh" "$RIG/initrd/init"
   # A later archive replaces files of an earlier one: Documentation/driver-api/early-userspace/buffer-format.rst.
   {
     cat "$fixtures/initrd"
     (cd "$RIG/initrd" && echo init | cpio --quiet --create --format=newc)
-  } >"$RIG/store/${guest##*/}/initrd"
-  make_runner web-1 128
-  make_runner web-2 136
+  } >"$RIG/shared/${guest##*/}/initrd"
   truncate -s 64M "$RIG/shared/var.img"
   mkfs.ext4 -q -F "$RIG/shared/var.img"
+  nix --extra-experimental-features nix-command key generate-secret --key-name rig-1 >"$RIG/shared/cache.key"
+  {
+    printf 'build-users-group =\nsandbox = false\nsubstituters =\ntrusted-public-keys = '
+    nix --extra-experimental-features nix-command key convert-secret-to-public <"$RIG/shared/cache.key"
+  } >"$RIG/nix.conf"
 }
 
 # The cluster, from which `microvm cluster` generates the configuration.
-cluster() {
-  jq --null-input '{
+cluster() { # RUNNER
+  jq --null-input --arg runner "$1" '{
     version: 1, name: "rig",
     nodes: ([1, 2, 3] | map({key: "n\(.)", value: {id: ., addresses: ["10.77.0.1\(.)"], memory: 1024}}) | from_entries),
     fencing: {action: "off", devices: {power: {agent: "fence_rig", targets: ["n1", "n2", "n3"], timeout: 20}}},
-    sharedPaths: ["/shared"], bridges: ["br0"], migration: {command: "/rig/reach NODE"},
-    machines: {web: {runner: "/nix/store/web-1", migrate: "live", timeouts: {monitor: 30, migrate: 300}}}
+    sharedPaths: ["/shared"], bridges: ["br0"], cache: "file:///shared/cache",
+    migration: {command: "ssh -i /root/.ssh/migration -o IdentitiesOnly=yes -o BatchMode=yes root@NODE anything"},
+    machines: {web: {runner: $runner, migrate: "live", timeouts: {monitor: 30, migrate: 300}}}
   }'
 }
 
@@ -140,14 +153,22 @@ hypervisors() { # prints the processes, without those that qemu forks to run its
 }
 runs_nowhere() { [ -z "$(hypervisors)" ]; }
 
-# Notes each moment at which two hypervisors exist, except during a live migration.
+# Prints each hypervisor that could write to the volume now: it has locked the byte that stands for this permission, in
+# qemu's block/file-posix.c. One that waits for a guest, or has sent it, has not.
+writers() {
+  awk -v inode="$(stat --format %i "$RIG/shared/var.img")" '$2 == "OFDLCK" && $6 ~ ":" inode "$" && $7 <= 101 && $8 >= 101' /proc/locks
+}
+has_one_writer() { [ "$(writers | wc -l)" = 1 ]; }
+
+# Notes each moment at which two hypervisors could run the guest. During a live migration there are two, of which one waits
+# for the guest or has sent it; only one has opened the volume for writing then.
 watch_for_twins() {
   local count
   while sleep 0.2; do
-    [ ! -e "$RIG/power/migrates" ] || continue
     count=$(hypervisors | wc -l)
-    [ "$count" -lt 2 ] || [ -e "$RIG/power/migrates" ] || {
-      echo "$(now) $count hypervisors run"
+    [ "$count" -lt 2 ] || { [ -e "$RIG/power/migrates" ] && [ "$(writers | wc -l)" -lt 2 ]; } || {
+      echo "$(now) $count hypervisors run; those that can write:"
+      writers
       pgrep -f -- "-initrd $guest/initrd" | xargs --no-run-if-empty ps -o pid,ppid,stat,lstart,comm -p
     } >>"$RIG/power/twins"
   done
@@ -168,6 +189,7 @@ settle() { # makes all nodes and the machine run
   wait_for 300 "the cluster of three nodes" are_online 3
   wait_for 300 "the start of the machine" answers
   wait_for 60 "the answer to a ping" is_pinged_since "$(now)"
+  has_one_writer || die "not one hypervisor has locked the volume: $(writers)"
 }
 
 require_synced() { # BOOT NUMBER: all lines that the guest reported as synced are in its log
@@ -266,11 +288,19 @@ has_one_hypervisor() { [ "$(hypervisors | wc -l)" = 1 ]; }
 is_elsewhere() { local now_in; now_in=$(place) && [ -n "$now_in" ] && [ "$now_in" != "$left" ]; }
 
 live_migration() {
+  local banned
   settle
   left=$(place)
+  banned=$(((left + 1) % 3 + 1))
+  via crm_resource --ban --resource web --node "n$banned" >/dev/null 2>&1
+  ! via microvm cluster move web "n$banned" 2>"$RIG/said" || die "live migration: moved against a constraint of the user"
+  grep -q "the constraint cli-ban-web-on-n$banned, which" "$RIG/said" || die "live migration: $(cat "$RIG/said")"
   moved "live migration" is_elsewhere microvm cluster move web "n$((left % 3 + 1))"
-  # Nothing holds the machine there but its stickiness.
-  ! via cibadmin --query --scope constraints | grep -q cli- || die "live migration: a constraint is left"
+  # Nothing holds the machine there but its stickiness, and what somebody has set with other tools is kept.
+  via cibadmin --query --scope constraints >"$RIG/constraints"
+  ! grep -q move "$RIG/constraints" || die "live migration: a constraint is left"
+  grep -q "cli-ban-web-on-n$banned" "$RIG/constraints" || die "live migration: a constraint of the user was removed"
+  via crm_resource --clear --resource web
 }
 
 drain() {
@@ -281,17 +311,22 @@ drain() {
 }
 
 rolling_update() {
-  local boot number began
+  local boot number began runner from said
   settle
+  from=$(first_up)
+  runner=$(build_runner "$from" 136)
   read -r boot number < <(state)
+  # The other nodes do not have the runner, so nothing changes.
+  ! said=$(on "$from" microvm cluster update web "$runner" 2>&1) || die "rolling update: a runner was accepted that nodes do not have"
+  grep -q "copy it to all hosts: microvm cluster push web $runner" <<<"$said" || die "rolling update: $said"
+  on "$from" microvm cluster push web "$runner"
+  has_rebooted "$boot" && die "rolling update: the machine was restarted before the update"
   began=$(now)
-  via crm_resource --resource web --set-parameter runner --parameter-value /nix/store/web-2 >/dev/null
+  on "$from" microvm cluster update web "$runner"
   wait_for 300 "the restart with the new runner" has_rebooted "$boot"
-  [ "$(on "$(place)" readlink /var/lib/microvms/web/current)" = /nix/store/web-2 ] || die "the update has not changed the runner"
+  [ "$(on "$(place)" readlink /var/lib/microvms/web/current)" = "$runner" ] || die "the update has not changed the runner"
   require_synced "$boot" "$number"
   say "rolling update: answering with the new runner after $(subtract "$(now)" "$began") s, silent for $(longest_gap "$began") s"
-  via crm_resource --resource web --set-parameter runner --parameter-value /nix/store/web-1 >/dev/null
-  wait_for 300 "the restart with the old runner" has_rebooted "$((boot + 1))"
 }
 
 # Pacemaker does not notice that a machine ends while it is not managed.
@@ -319,8 +354,11 @@ for number in 1 2 3; do node_up "$number"; done
 is_formed() { via cibadmin --query >/dev/null 2>&1 && via crm_mon -1 --output-as=xml 2>/dev/null | grep -q 'with_quorum="true"'; }
 wait_for 300 "the formation of the cluster" is_formed
 via crm_attribute --name dc-deadtime --update 2s
-cluster >"$RIG/shared/cluster.json"
-via microvm cluster apply /shared/cluster.json
+# The first runner reaches the other nodes through the signed cache, when the machine starts on them.
+runner=$(build_runner 1 128)
+on 1 nix --extra-experimental-features nix-command copy --to "file:///shared/cache?secret-key=/shared/cache.key" "$runner"
+cluster "$runner" >"$RIG/shared/cluster.json"
+on 1 microvm cluster apply /shared/cluster.json
 from_client ping -n -D -i 0.05 "$address" >"$pings" 2>/dev/null &
 background+=($!)
 watch_for_twins &

@@ -111,6 +111,8 @@ in
       ];
       applies = true;
       restart = "no";
+      # Pacemaker stops before its machines, and moves them.
+      before = [ "pacemaker.service" ];
       ports = [
         {
           from = 5405;
@@ -130,6 +132,7 @@ in
       );
       applies = lib.hasInfix " cluster apply --on-coordinator " good.systemd.services.microvm-cluster.serviceConfig.ExecStart;
       restart = good.systemd.services."microvm@web".serviceConfig.Restart;
+      inherit (good.systemd.services."microvm@web") before;
       ports = good.networking.firewall.allowedUDPPortRanges;
     };
   };
@@ -151,13 +154,26 @@ in
       ];
       password = [
         "fencing.devices.power.passwordFile: `/nix/store/password` is in the Nix store, which every user can read; use a file outside of it, such as /run/secrets/NAME"
-        "fencing.devices.power.parameters.passwd: would be in the Nix store, which every user can read; write the password into a file and set `passwordFile`"
-      ];
+      ]
+      ++
+        map
+          (
+            name:
+            "fencing.devices.power.parameters.${name}: would be in the Nix store, which every user can read; write the password into a file and set `passwordFile`"
+          )
+          [
+            "Passwd"
+            "snmp-community"
+            "token"
+          ];
       bridges = [
         "bridges: this host has no bridge `br1`; a machine needs bridges of the same names on all hosts. Define them in networking.bridges, systemd.network.netdevs or microvm.host.network"
       ];
       autostart = [
         "machines.web: the cluster starts this machine, so its hosts must not: set microvm.vms.web.autostart to false"
+      ];
+      suspended = [
+        "machines.web: the cluster moves this machine to another host at shutdown, so its hosts must not suspend it: list only other machines in microvm.host.suspendOnShutdown"
       ];
     };
     found = {
@@ -186,12 +202,29 @@ in
       password = of {
         fencing.devices.power = (fenced (builtins.attrNames three)).power // {
           passwordFile = "/nix/store/password";
-          parameters.passwd = "secret";
+          parameters = {
+            Passwd = "secret";
+            snmp-community = "secret";
+            token = "secret";
+            password_script = "/run/secrets/power.sh";
+            key_file = "/run/secrets/key";
+            access_key = "name";
+          };
         };
       };
       bridges = of { bridges = [ "br1" ]; };
       autostart = refusals (host {
         microvm.autostart = [ "web" ];
+        microvm.cluster = {
+          name = "rack";
+          nodes = three;
+          authKeyFile = "/run/key";
+          fencing.acceptDataLoss = true;
+          machines.web.flake.nixosConfigurations.web = machine;
+        };
+      });
+      suspended = refusals (host {
+        microvm.host.suspendOnShutdown = true;
         microvm.cluster = {
           name = "rack";
           nodes = three;

@@ -72,6 +72,11 @@ fn failure(error: &OperationError) -> Failure {
     };
     match error {
         OperationError::Engine(error) => failure.with_optional_hint(engine_hint(error).map(str::to_owned)),
+        OperationError::Constrained { constraint, .. } => failure.with_hint(format!(
+            "remove it, if it is no longer needed, with: cibadmin --delete --xpath \"//rsc_location[@id='{constraint}']\""
+        )),
+        OperationError::NoRunner { .. } => failure.with_hint("pass what `nix build` has made of the machine, such as ./result"),
+        OperationError::Contended => failure.with_hint("run the command again"),
         _ => failure,
     }
 }

@@ -6,6 +6,7 @@ use program::child::{OnParentDeath, prepare};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::process::{Command, ExitStatus, Output, Stdio};
 
 /// The exit codes of Pacemaker's tools that have a meaning here: `crm_exit_t` in crm/common/results.h.
@@ -13,6 +14,7 @@ mod exit {
     pub(super) const INSUFFICIENT_PRIVILEGES: i32 = 4;
     pub(super) const NO_PERMISSION: i32 = 77;
     pub(super) const DISCONNECTED: i32 = 102;
+    pub(super) const OLD: i32 = 103;
     pub(super) const NO_QUORUM: i32 = 106;
     pub(super) const TIMEOUT: i32 = 124;
 }
@@ -43,6 +45,9 @@ pub enum EngineError {
     /// This part of the cluster has no majority.
     #[error("this part of the cluster has no quorum, so nothing can be changed")]
     NoQuorum,
+    /// The cluster has a newer configuration than the one that was to be changed.
+    #[error("the configuration of the cluster was changed by something else at the same time")]
+    Outdated,
     /// The tool has waited too long.
     #[error("{0} has waited too long for the cluster")]
     Timeout(String),
@@ -85,6 +90,27 @@ pub fn run(program: &str, arguments: &[&str], input: Option<&str>) -> Result<Str
 pub fn run_for_xml(program: &str, arguments: &[&str], input: Option<&str>) -> Result<Element, EngineError> {
     let text = run(program, arguments, input)?;
     Element::parse(&text).map_err(|source| EngineError::Output { program: program.to_owned(), source })
+}
+
+/// Returns the difference of two configurations, for `cibadmin --patch`; `None` if they are equal.
+///
+/// # Errors
+/// The same as for [`run`].
+pub fn difference(original: &str, new: &str) -> Result<Option<String>, EngineError> {
+    const PROGRAM: &str = "crm_diff";
+    let no_file = |source: io::Error| EngineError::NoProgram { program: PROGRAM.to_owned(), source };
+    // The tool inherits it.
+    let file = memfd_create("original", MemfdFlags::empty()).map_err(|error| no_file(error.into()))?;
+    let mut file = File::from(file);
+    file.write_all(original.as_bytes()).map_err(no_file)?;
+    let original = format!("--original=/proc/self/fd/{}", file.as_raw_fd());
+    let output = output_of(PROGRAM, &[&original, "--new=/proc/self/fd/0"], Some(new))?;
+    match output.status.code() {
+        Some(0) => Ok(None),
+        // As diff does.
+        Some(1) => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),
+        _ => Err(failure(PROGRAM, &output)),
+    }
 }
 
 /// Returns the status of the cluster.
@@ -135,6 +161,7 @@ fn failure(program: &str, output: &Output) -> EngineError {
         Some(exit::INSUFFICIENT_PRIVILEGES | exit::NO_PERMISSION) => EngineError::NoPermission(name()),
         Some(exit::DISCONNECTED) if message.contains("Permission denied") => EngineError::NoPermission(name()),
         Some(exit::DISCONNECTED) => EngineError::NotRunning(name()),
+        Some(exit::OLD) => EngineError::Outdated,
         Some(exit::NO_QUORUM) => EngineError::NoQuorum,
         Some(exit::TIMEOUT) => EngineError::Timeout(name()),
         _ => EngineError::Failed { program: name(), status: output.status, message },

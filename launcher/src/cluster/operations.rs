@@ -3,23 +3,26 @@
 
 use super::checked::CheckedCluster;
 use super::cib::{configuration, hash_of};
-use super::engine::{EngineError, is_offline, run, run_for_xml, status};
+use super::engine::{EngineError, difference, is_offline, run, run_for_xml, status};
 use super::merge::merged;
+use super::placement::{obstacle, preference};
 use super::runners::read_spec;
 use super::status::{MachineStatus, NodeStatus, Status};
-use super::xml::XmlError;
+use super::xml::{Element, XmlError};
 use crate::imperative::in_parallel;
 use crate::ocf::parameters::RUNNER;
 use crate::path::HostPath;
 use crate::shell::quote;
 use program::spelling::nearest;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The directory of the garbage collection roots of runners on every host.
 const ROOTS: &str = "/nix/var/nix/gcroots/microvm-cluster";
-/// How long Pacemaker remembers where a machine was moved, if this program is killed before it removes that itself.
-const MOVE_LIFETIME: &str = "PT1H";
+/// How long the preference of a move lasts if this program is killed before it removes it itself.
+const MOVE_LIFETIME: Duration = Duration::from_secs(3600);
+/// How often to try to change a configuration that something else changes at the same time.
+const ATTEMPTS: u32 = 10;
 
 /// Why an operation was refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +53,16 @@ pub enum OperationError {
     /// The machine is not managed by the cluster.
     #[error("the cluster does not manage {0}, so it does not move it; first: microvm cluster manage {0}")]
     Unmanaged(String),
+    /// Somebody has set a constraint against this move with Pacemaker's tools.
+    #[error("the constraint {constraint}, which this program has not set, keeps {machine} away from {node}")]
+    Constrained {
+        /// The machine.
+        machine: String,
+        /// The host.
+        node: String,
+        /// The identifier of the constraint.
+        constraint: String,
+    },
     /// The machine did not move.
     #[error("{machine} did not move to {node}: it is {place}; see microvm cluster status")]
     NotMoved {
@@ -77,6 +90,9 @@ pub enum OperationError {
     /// There is no host that decides.
     #[error("the cluster has elected no coordinator; are corosync and pacemaker running on most hosts?")]
     NoCoordinator,
+    /// Each attempt to change the configuration came after another change.
+    #[error("something else changes the configuration of the cluster all the time, so nothing was changed")]
+    Contended,
     /// A tool of the cluster failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -147,7 +163,8 @@ fn settle(wait: Wait) -> Result<(), OperationError> {
 /// Moves a machine to a host.
 ///
 /// # Errors
-/// Refuses unknown names, and hosts that cannot run machines; fails if the machine is elsewhere afterwards.
+/// Refuses unknown names, hosts that cannot run machines, and constraints of the user against the host; fails if the machine
+/// is elsewhere afterwards.
 pub fn move_machine(name: &str, target: &str, wait: Duration) -> Result<(), OperationError> {
     let before = changeable()?;
     let found = machine(&before, name)?;
@@ -161,13 +178,19 @@ pub fn move_machine(name: &str, target: &str, wait: Duration) -> Result<(), Oper
     if found.nodes == [target] {
         return Ok(());
     }
-    let resource = format!("--resource={name}");
-    let lifetime = format!("--lifetime={MOVE_LIFETIME}");
-    run("crm_resource", &["--move", &resource, &format!("--node={target}"), &lifetime], None)?;
+    let constraints = run_for_xml("cibadmin", &["--query", "--scope=constraints"], None)?;
+    if let Some(constraint) = obstacle(&constraints, name, target) {
+        let (machine, node) = (name.to_owned(), target.to_owned());
+        return Err(OperationError::Constrained { machine, node, constraint });
+    }
+    // Not `crm_resource --move` and `--clear`, which remove what the user has set with them.
+    let end = humantime::format_rfc3339_seconds(SystemTime::now() + MOVE_LIFETIME);
+    let preference = preference(name, target, &end.to_string());
+    change_constraints(&["--modify", "--allow-create"], &preference)?;
     let settled = settle(Wait::For(wait));
-    // From now on, the machine stays where it is because of its stickiness. A preference of the user for this host would
-    // bring it back after a failure.
-    run("crm_resource", &["--clear", &resource], None)?;
+    // From now on, the machine stays where it is because of its stickiness. A lasting preference for this host would bring
+    // it back after a failure.
+    change_constraints(&["--delete"], &Element { children: Vec::new(), ..preference })?;
     settled?;
     let after = status()?;
     match after.machine(name) {
@@ -178,6 +201,11 @@ pub fn move_machine(name: &str, target: &str, wait: Duration) -> Result<(), Oper
             Err(OperationError::NotMoved { machine: name.to_owned(), node: target.to_owned(), place })
         }
     }
+}
+
+fn change_constraints(how: &[&str], constraint: &Element) -> Result<(), OperationError> {
+    run("cibadmin", &[how, &["--scope=constraints", "--xml-pipe"]].concat(), Some(&constraint.to_text()?))?;
+    Ok(())
 }
 
 /// Moves all machines away from a host, and lets none start on it.
@@ -273,8 +301,9 @@ pub fn push(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> {
     on_hosts(&nodes, |node| {
         if !is_this_host(node) {
             let store = format!("ssh-ng://root@{node}");
-            let nix = ["--extra-experimental-features", "nix-command", "copy", "--to", &store, runner.as_str()];
-            run("nix", &nix, None)?;
+            // The other host trusts this one because root's key opens it. A runner that was built here has no signature.
+            let how = ["--extra-experimental-features", "nix-command", "copy", "--no-check-sigs"];
+            run("nix", &[&how[..], &["--to", &store, runner.as_str()]].concat(), None)?;
         }
         keep(node, &format!("{name}.next"), &runner)
     })?;
@@ -332,7 +361,7 @@ fn store_path_of(path: &Path) -> Result<HostPath, OperationError> {
             read_spec(&runner).map_err(refuse)?;
             Ok(runner)
         }
-        None => Err(refuse("is not a store path; use the result of `nix build`".to_owned())),
+        None => Err(refuse("is not a path in the Nix store".to_owned())),
     }
 }
 
@@ -382,7 +411,8 @@ pub enum ApplyOn {
 /// Replaces our part of the cluster's configuration if it differs from the one that was applied last.
 ///
 /// # Errors
-/// Fails if the cluster does not run, or this part of it has no quorum.
+/// Fails if the cluster does not run, if this part of it has no quorum, or if something else changes its configuration
+/// all the time.
 pub fn apply(cluster: &CheckedCluster, on: ApplyOn) -> Result<Applied, OperationError> {
     let status = changeable()?;
     let coordinator = status.coordinator.as_deref();
@@ -393,14 +423,34 @@ pub fn apply(cluster: &CheckedCluster, on: ApplyOn) -> Result<Applied, Operation
         return Ok(Applied::OnCoordinator);
     }
     let generated = configuration(cluster)?;
-    let running = run_for_xml("cibadmin", &["--query", "--scope=configuration"], None)?;
-    if hash_of(&running) == hash_of(&generated) {
-        return Ok(Applied::Unchanged);
+    for _ in 0..ATTEMPTS {
+        let running = run_for_xml("cibadmin", &["--query"], None)?;
+        if running.find(&["configuration"]).and_then(hash_of) == hash_of(&generated) {
+            return Ok(Applied::Unchanged);
+        }
+        match replace(&running, &generated) {
+            // The configuration or the status has changed since it was read.
+            Err(OperationError::Engine(EngineError::Outdated)) => {}
+            result => return result.map(|()| Applied::Changed),
+        }
     }
-    // One replacement, so that the cluster never starts a machine without its constraints.
-    let text = merged(running, &generated).to_text()?;
-    run("cibadmin", &["--replace", "--scope=configuration", "--xml-pipe"], Some(&text))?;
-    Ok(Applied::Changed)
+    Err(OperationError::Contended)
+}
+
+/// Replaces our part of the configuration, unless the cluster has a newer one. The change is a single one, so that the
+/// cluster never starts a machine without its constraints.
+fn replace(running: &Element, generated: &Element) -> Result<(), OperationError> {
+    let mut wanted = running.clone();
+    let configuration = wanted.child_mut("configuration");
+    *configuration = merged(std::mem::take(configuration), generated);
+    let epoch = running.attribute("epoch").and_then(|epoch| epoch.parse::<u64>().ok()).unwrap_or_default();
+    wanted.set("epoch", &(epoch + 1).to_string());
+    wanted.set("num_updates", "0");
+    // The difference names the versions of both, and is refused if the running one is not the first.
+    if let Some(difference) = difference(&running.to_text()?, &wanted.to_text()?)? {
+        run("cibadmin", &["--patch", "--xml-pipe"], Some(&difference))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -53,6 +53,14 @@ impl Element {
         self.attributes.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
+    /// Sets an attribute.
+    pub fn set(&mut self, name: &str, value: &str) {
+        match self.attributes.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => value.clone_into(known),
+            None => self.attributes.push((name.to_owned(), value.to_owned())),
+        }
+    }
+
     /// Whether an attribute has the value `true`.
     pub fn is(&self, name: &str) -> bool {
         self.attribute(name) == Some("true")

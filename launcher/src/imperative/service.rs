@@ -70,6 +70,19 @@ impl Service {
         command.spawn().map_err(|source| ImperativeError::NoProgram { program: "systemctl", source })
     }
 
+    /// Starts systemctl to stop the service, without waiting for it.
+    ///
+    /// # Errors
+    /// Fails if systemctl cannot be started.
+    pub fn begin_stop(&self) -> Result<Child, ImperativeError> {
+        // While the host shuts down, systemd stops the services of a cluster's machines after Pacemaker. It would wait for
+        // Pacemaker, which waits for this.
+        let mode = if host_shuts_down()? { "ignore-dependencies" } else { "replace" };
+        let mut command = Command::new("systemctl");
+        command.args(["stop", &format!("--job-mode={mode}"), &self.unit]).stdin(Stdio::null());
+        command.spawn().map_err(|source| ImperativeError::NoProgram { program: "systemctl", source })
+    }
+
     /// Kills all processes of the service.
     ///
     /// # Errors

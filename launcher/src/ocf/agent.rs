@@ -344,7 +344,7 @@ impl<'run> Agent<'run> {
     fn stop_service(&self, service: &Service, for_guest: Duration) -> Result<(), AgentError> {
         let failed = |source| AgentError::System { action: "waiting for systemctl", source };
         let end = Instant::now() + for_guest;
-        let mut stopping = service.begin("stop")?;
+        let mut stopping = service.begin_stop()?;
         while stopping.try_wait().map_err(failed)?.is_none() {
             if Instant::now() >= end {
                 (self.message)(&format!("{} has not shut down in time; killing it", self.parameters.name));

@@ -138,6 +138,9 @@ pub enum AgentError {
     /// What a node sends before the machine is not understood.
     #[error("the request of the other node is not understood: {0}")]
     BadRequest(String),
+    /// The machine that another node offers is not the cluster's, or cannot come now.
+    #[error("the machine is not received: {0}")]
+    Refused(String),
     /// A system call failed.
     #[error("{action}: {source}")]
     System {

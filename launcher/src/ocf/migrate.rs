@@ -5,12 +5,13 @@
 //! guest runs on the target.
 
 use super::agent::{Agent, POLL_INTERVAL, last_error, system};
+use super::clustered::parameters_in_cluster;
 use super::exit_code::AgentError;
 use super::observe::Observed;
 use super::parameters::{BadParameter, MIGRATE, MigrationMode, Parameters};
 use super::transfer::{Streams, receive, send};
 use crate::control::Condition;
-use crate::imperative::{Layout, read_spec};
+use crate::imperative::read_spec;
 use crate::network::announce;
 use crate::path::HostPath;
 use crate::shutdown::{StopTarget, stop};
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::thread::sleep;
@@ -43,7 +44,6 @@ struct Offer {
     version: u32,
     name: String,
     runner: String,
-    state_dir: String,
 }
 
 impl Agent<'_> {
@@ -154,10 +154,8 @@ impl Agent<'_> {
     }
 
     fn write_offer(&self, input: &mut ChildStdin) -> io::Result<()> {
-        let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
-        let Parameters { name, runner, state_dir, .. } = &self.parameters;
-        let offer =
-            Offer { version: VERSION, name: name.to_string(), runner: text(runner), state_dir: text(state_dir) };
+        let Parameters { name, runner, .. } = &self.parameters;
+        let offer = Offer { version: VERSION, name: name.to_string(), runner: runner.to_string_lossy().into_owned() };
         let mut line = serde_json::to_vec(&offer)?;
         line.push(b'\n');
         input.write_all(&line)
@@ -212,23 +210,18 @@ impl Agent<'_> {
         if offer.version != VERSION {
             return Err(AgentError::BadRequest(format!("its version is {}, not {VERSION}", offer.version)));
         }
-        let parameters = Parameters::parse(|name| offer.value(name)).map_err(AgentError::Parameters)?;
-        // The other node must not choose which directories of this one root changes.
-        let own = Layout::of_environment();
-        if parameters.state_dir != own.machines() {
-            let (offered, own) = (parameters.state_dir.display(), own.machines().display());
-            return Err(AgentError::BadRequest(format!(
-                "the state directory {offered} is not that of this host, {own}"
-            )));
+        // The other node must not choose what this one starts, nor in which directories.
+        let parameters = parameters_in_cluster(&offer.name)?;
+        if parameters.migrate != MigrationMode::Live {
+            return Err(AgentError::Refused(format!("the cluster does not migrate {} live", offer.name)));
         }
-        let store = store_directory();
-        if !parameters.is_in_store(&store) {
-            let (runner, store) = (parameters.runner.display(), store.display());
-            return Err(AgentError::BadRequest(format!("the runner {runner} is not in {store}")));
+        if parameters.runner != Path::new(&offer.runner) {
+            let (offered, runner) = (one_line(&offer.runner), parameters.runner.display());
+            return Err(AgentError::Refused(format!("its runner is {offered}, but that in the cluster is {runner}")));
         }
         let agent = of_offer(parameters)?;
         if agent.observe()? != Observed::Stopped {
-            return Err(AgentError::BadRequest(format!("{} is already running on this node", agent.name())));
+            return Err(AgentError::Refused(format!("{} is already running on this node", agent.name())));
         }
         let received = agent.receive_from(Streams { input: input.into(), output: streams.output });
         // If the cluster has started the machine meanwhile, it must keep running.
@@ -329,25 +322,6 @@ impl Agent<'_> {
             (self.message)(&format!("the guest's addresses were not announced: {error}"));
         }
     }
-}
-
-impl Offer {
-    fn value(&self, name: &str) -> Option<String> {
-        use super::parameters::{NAME, RUNNER, STATE_DIR};
-        match name {
-            NAME => Some(self.name.clone()),
-            RUNNER => Some(self.runner.clone()),
-            STATE_DIR => Some(self.state_dir.clone()),
-            _ => None,
-        }
-    }
-}
-
-/// Returns the Nix store of this node: `NIX_STORE_DIR` in nix(1).
-fn store_directory() -> PathBuf {
-    std::env::var_os("NIX_STORE_DIR")
-        .filter(|store| !store.is_empty())
-        .map_or_else(|| "/nix/store".into(), PathBuf::from)
 }
 
 /// Reads one line byte by byte, because the bytes after it are for the hypervisor. At the end of the stream, it returns

@@ -4,7 +4,7 @@
 use crate::name::MachineName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The standard, the provider and the name of the resource agent in the cluster's configuration.
@@ -288,16 +288,12 @@ impl Parameters {
     pub fn transfer_directory(&self) -> Option<PathBuf> {
         Some(self.migrate_dir.as_deref()?.join(format!("{}.suspended", self.name)))
     }
-
-    /// Whether the runner is a path in that Nix store.
-    pub fn is_in_store(&self, store: &Path) -> bool {
-        self.runner.parent() == Some(store)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn parse(values: &[(&str, &str)]) -> Result<Parameters, Vec<BadParameter>> {
         Parameters::parse(|name| values.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))

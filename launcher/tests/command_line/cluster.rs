@@ -54,9 +54,7 @@ impl Cluster {
     fn run(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_microvm"));
         command.arg("cluster").args(arguments).current_dir(self.directory.path());
-        if self.path("cib.xml").exists() {
-            command.env("CIB_file", self.path("cib.xml"));
-        }
+        self.on_file(&mut command);
         command.output().expect("microvm runs")
     }
 
@@ -65,7 +63,14 @@ impl Cluster {
         let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
         let mut command = Command::new(env!("CARGO_BIN_EXE_microvm"));
         command.arg("cluster").args(arguments).env("PATH", path).current_dir(self.directory.path());
+        self.on_file(&mut command);
         command.output().expect("microvm runs")
+    }
+
+    fn on_file(&self, command: &mut Command) {
+        if self.path("cib.xml").exists() {
+            command.env("CIB_file", self.path("cib.xml"));
+        }
     }
 
     /// Writes `cib.xml`: the cluster after all hosts are up and its machines have started, and after further events.
@@ -224,6 +229,18 @@ fn hosts_are_drained_and_machines_released_and_unknown_names_change_nothing() {
     assert_eq!(named("machines", "web")["isManaged"], json!(false), "applying keeps it");
     succeeds(&["manage", "web"]);
     assert_eq!(named("machines", "web")["isManaged"], json!(true));
+    // What somebody has set with Pacemaker's tools is neither overruled nor removed.
+    let mut ban = Command::new("crm_resource");
+    ban.args(["--ban", "--resource=web", "--node=host3"]).env("CIB_file", cluster.path("cib.xml"));
+    assert!(ban.output().expect("crm_resource runs").status.success());
+    assert_refused(
+        &cluster.run(&["move", "web", "host3"]),
+        1,
+        "the constraint cli-ban-web-on-host3, which this program",
+    );
+    succeeds(&["move", "web", "host1"]);
+    let text = fs::read_to_string(cluster.path("cib.xml")).expect("a file");
+    assert!(text.contains("cli-ban-web-on-host3") && !text.contains("microvm__move"), "{text}");
     succeeds(&["update", "web", "db"]);
     let text = fs::read_to_string(cluster.path("cib.xml")).expect("a file");
     let runner = cluster.path("db").canonicalize().expect("a path");
@@ -252,6 +269,34 @@ fn applying_another_configuration_replaces_machines_and_the_same_one_changes_not
     assert!(apply().contains("has this configuration already"));
     let text = fs::read_to_string(cluster.path("cib.xml")).expect("a file");
     assert!(text.contains("value=\"700\"") && !text.contains("microvm__machine__db__start"), "{text}");
+
+    // Somebody else changes the configuration after it was read: once, and then each time.
+    let tools = cluster.path("tools");
+    fs::create_dir(&tools).expect("a directory");
+    let difference = find_tool("crm_diff").expect("crm_diff is beside cibadmin");
+    let other = "<cluster_property_set id='other'><nvpair id='o' name='other' value=''/></cluster_property_set>";
+    let script = format!(
+        "#!/bin/sh\necho x >>changes\nif [ $(wc -l <changes) -lt 2 ] || [ -e always ]; then cibadmin --modify --allow-create --scope=crm_config \\\n\
+         --xml-text \"$(echo \"{other}\" | sed \"s/value=''/value='$(wc -l <changes)'/\")\" </dev/null; fi\nexec {} \"$@\"\n",
+        difference.display()
+    );
+    write_program(&tools.join("crm_diff"), &script);
+    let mut apply_beside = |memory: u64| {
+        document["machines"]["web"]["memory"] = json!(memory);
+        fs::write(cluster.path("cluster.json"), document.to_string()).expect("a file");
+        cluster.run_with(&tools, &["apply", "cluster.json"])
+    };
+    let output = apply_beside(800);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = fs::read_to_string(cluster.path("cib.xml")).expect("a file");
+    assert!(
+        text.contains("value=\"800\"") && text.contains("name=\"other\" value=\"1\""),
+        "both changes are kept: {text}"
+    );
+    fs::write(cluster.path("always"), "").expect("a file");
+    assert_refused(&apply_beside(900), 1, "something else changes the configuration of the cluster all the time");
+    let text = fs::read_to_string(cluster.path("cib.xml")).expect("a file");
+    assert!(text.contains("value=\"800\"") && !text.contains("value=\"900\""), "nothing was changed: {text}");
 }
 
 /// The status of a cluster of which this part has no majority, as crm_mon prints it.

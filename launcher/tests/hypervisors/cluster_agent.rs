@@ -61,7 +61,29 @@ impl Cluster {
 
     /// Returns the agent with this action on a node, as Pacemaker runs it.
     fn agent(&self, node: &str, action: &str) -> Command {
-        let mut command = self.on(node, self.machine.path("agent/MicroVM").to_str().unwrap());
+        self.agent_in(self.on(node, self.machine.path("agent/MicroVM").to_str().unwrap()), action)
+    }
+
+    /// The same, on a host that systemd runs. `systemctl` is a shell script in which `$1` is the verb, and `$state` a file
+    /// with the state of the machine's service.
+    fn agent_under_systemd(&self, node: &str, action: &str, systemctl: &str) -> Command {
+        let directory = self.machine.path("systemd");
+        fs::create_dir_all(&directory).unwrap();
+        let script = format!(
+            "state={}/state\ncase $1:$2 in\n{systemctl}\nshow:*LoadState) echo loaded ;;\n\
+             show:*ActiveState) cat \"$state\" 2>/dev/null || echo inactive ;;\nesac",
+            directory.display()
+        );
+        write_program(&directory.join("systemctl"), &script);
+        let agent = self.machine.path("agent/MicroVM");
+        // sd_booted(3)
+        let prepare = "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system";
+        let mut command = self.agent_in(self.on_host(node, agent.to_str().unwrap(), prepare), action);
+        command.env("PATH", format!("{}:{}", directory.display(), std::env::var("PATH").unwrap()));
+        command
+    }
+
+    fn agent_in(&self, mut command: Command, action: &str) -> Command {
         command.arg(action);
         command.env("OCF_RESKEY_name", "web").env("OCF_RESKEY_runner", self.machine.path("store/web-runner"));
         command.env("OCF_RESKEY_state_dir", self.machine.path("machines"));
@@ -72,13 +94,18 @@ impl Cluster {
     /// Returns a command on a node. All nodes have their state directories at the same path, so each command gets
     /// namespaces with the name and the directory of its node.
     fn on(&self, node: &str, program: &str) -> Command {
+        self.on_host(node, program, "true")
+    }
+
+    /// The same, on a host where `prepare` has been run by a shell.
+    fn on_host(&self, node: &str, program: &str, prepare: &str) -> Command {
         let path = |name: &str| self.machine.path(name);
         for directory in [path("machines"), path(node).join("machines")] {
             fs::create_dir_all(directory).unwrap();
         }
         let mut command = self.machine.namespace.command("unshare");
-        let script = "hostname \"$0\" && mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"";
-        command.args(["--mount", "--uts", "sh", "-c", script, node]);
+        let script = format!("{prepare} && hostname \"$0\" && mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"");
+        command.args(["--mount", "--uts", "sh", "-c", &script, node]);
         command.arg(path(node).join("machines")).arg(path("machines")).arg(program);
         command.stdin(Stdio::null()).current_dir("/");
         in_test_environment(&mut command, &self.machine);
@@ -87,6 +114,33 @@ impl Cluster {
         command.env("MICROVM_GCROOTS_DIR", path(node).join("gcroots"));
         command.env("NIX_STORE_DIR", path("store"));
         command
+    }
+
+    /// Writes the configuration of the cluster, for `CIB_file`.
+    fn write_cluster(&self, machine: &str, migrate: &str) {
+        let pairs = [("name", machine.to_owned()), ("migrate", migrate.to_owned())].into_iter().chain(
+            [("runner", "store/web-runner"), ("state_dir", "machines")]
+                .map(|(name, path)| (name, self.machine.path(path).display().to_string())),
+        );
+        let pairs: String =
+            pairs.map(|(name, value)| format!(r#"<nvpair id="{name}" name="{name}" value="{value}"/>"#)).collect();
+        let text = format!(
+            r#"<cib validate-with="pacemaker-3.0" admin_epoch="0" epoch="1" num_updates="0"><configuration><crm_config/><nodes/>
+            <resources><primitive id="one" class="ocf" provider="microvm" type="MicroVM"><instance_attributes id="set">{pairs}
+            </instance_attributes></primitive></resources><constraints/></configuration><status/></cib>"#
+        );
+        fs::write(self.machine.path("cib.xml"), text).unwrap();
+    }
+
+    /// Returns what receives a machine on a node.
+    fn receiver(&self, node: &str) -> Command {
+        let mut receiver = self.on(node, env!("CARGO_BIN_EXE_microvm"));
+        receiver.args(["ocf", "receive"]).env("CIB_file", self.machine.path("cib.xml"));
+        receiver
+    }
+
+    fn offer(&self, runner: &Path) -> String {
+        format!("{{\"version\":1,\"name\":\"web\",\"runner\":\"{}\"}}", runner.display())
     }
 
     fn run(&self, node: &str, action: &str) -> Output {
@@ -279,40 +333,128 @@ fn hold_volume(image: &Path) -> impl Drop + use<> {
 }
 
 #[test]
-fn a_node_that_offers_a_machine_does_not_choose_the_directories_of_the_target() {
+fn only_what_the_cluster_of_the_target_says_is_received() {
+    if find_on_path("cibadmin").is_none() {
+        return missing("cibadmin is needed: package pacemaker-cli-utils");
+    }
     let Some(cluster) = Cluster::new() else { return };
     let runner = cluster.machine.path("store/web-runner");
-    for (state_dir, reason) in [("/", "the state directory / is not that of this host"), ("", "is not in ")] {
-        let state_dir = if state_dir.is_empty() { cluster.machine.path("machines") } else { state_dir.into() };
-        let runner = if reason.starts_with("is") { Path::new("/etc") } else { &runner };
-        let offer = format!(
-            r#"{{"version":1,"name":"web","runner":"{}","stateDir":"{}"}}"#,
-            runner.display(),
-            state_dir.display()
-        );
-        let mut receiver = cluster.on("n2", env!("CARGO_BIN_EXE_microvm"));
-        receiver.args(["ocf", "receive"]).stdin(Stdio::piped()).stderr(Stdio::piped());
-        let mut receiver = receiver.spawn().unwrap();
+    let refused = |offer: &str, reason: &str| {
+        let mut receiver = cluster.receiver("n2").stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         writeln!(receiver.stdin.take().unwrap(), "{offer}").unwrap();
         let output = receiver.wait_with_output().unwrap();
         let said = without_kvm_warning(&output.stderr);
-        assert!(!output.status.success() && said.contains(reason), "{offer}: {said}");
+        assert!(output.status.code() == Some(GENERIC) && said.contains(reason), "{offer}: {said}");
+        assert!(!cluster.machine.path("n2/machines/web").exists(), "nothing was started for {offer}");
+    };
+    let offer = cluster.offer(&runner);
+    refused(&offer, "this node cannot ask its cluster");
+    cluster.write_cluster("db", "live");
+    refused(&offer, "the machine is not received: the cluster has no machine web");
+    cluster.write_cluster("web", "cold");
+    refused(&offer, "the cluster does not migrate web live");
+    cluster.write_cluster("web", "live");
+    refused(&cluster.offer(Path::new("/etc")), "its runner is /etc, but that in the cluster is ");
+    refused(&offer.replace("web\",", "web\",\"stateDir\":\"/\","), "unknown field");
+}
+
+#[test]
+fn a_receiver_that_fails_after_the_cluster_has_started_the_machine_leaves_it_running() {
+    if find_on_path("cibadmin").is_none() {
+        return missing("cibadmin is needed: package pacemaker-cli-utils");
+    }
+    let Some(cluster) = Cluster::new() else { return };
+    cluster.write_cluster("web", "live");
+    let mut receiver = cluster.receiver("n2");
+    let mut receiver = receiver.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let (mut input, mut output) = (receiver.stdin.take().unwrap(), receiver.stdout.take().unwrap());
+    writeln!(input, "{}", cluster.offer(&cluster.machine.path("store/web-runner"))).unwrap();
+    let mut ready = [0; 6];
+    output.read_exact(&mut ready).unwrap();
+    assert_eq!(&ready, b"ready\n");
+    // The hypervisor that waits for the guest is no running machine.
+    cluster.expect("n2", "monitor", NOT_RUNNING);
+    cluster.expect("n2", "start", SUCCESS);
+    // The other node gives up.
+    drop((input, output));
+    receiver.wait().unwrap();
+    cluster.expect("n2", "monitor", SUCCESS);
+    cluster.wait_for_console("n2", "after", "typed [after]");
+    cluster.expect("n2", "stop", SUCCESS);
+}
+
+/// Runs the agent, which must not wait until Pacemaker ends it.
+#[track_caller]
+fn expect_before_the_timeout(mut agent: Command, code: i32) -> String {
+    let mut running = agent.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let end = Instant::now() + TIMEOUT;
+    while running.try_wait().unwrap().is_none() {
+        if Instant::now() >= end {
+            running.kill().unwrap();
+            panic!("{agent:?} waits");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = running.wait_with_output().unwrap();
+    let said = without_kvm_warning(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{agent:?}: {said}");
+    said
+}
+
+#[test]
+fn a_service_that_fails_fails_the_start_at_once_and_nothing_starts_outside_of_it() {
+    let Some(cluster) = Cluster::new() else { return };
+    for (systemctl, reason) in [
+        // It starts, and ends at once: systemctl succeeds if the service has no start to wait for.
+        ("start:*) echo failed >\"$state\" ;;", "web has not started: it has ended; its journal says why"),
+        ("start:*) exit 1 ;;", "web has not started: systemctl ended with exit status: 1; the journal of its service"),
+        // systemd does not answer. It may know the service, so the machine must not run without it.
+        ("*) exit 1 ;;", "web has not started: systemctl ended with exit status: 1; the journal of its service"),
+    ] {
+        let said = expect_before_the_timeout(cluster.agent_under_systemd("n1", "start", systemctl), GENERIC);
+        assert!(said.contains(reason), "{systemctl}: {said}");
+        assert!(
+            !cluster.machine.path("n1/machines/web/microvm.log").exists(),
+            "{systemctl}: started without the service"
+        );
+        assert!(cluster.state("n1").running().unwrap().is_none(), "{systemctl}");
     }
 }
 
 #[test]
+fn a_process_that_the_user_of_a_service_has_recorded_is_neither_asked_nor_ended_by_root() {
+    let Some(cluster) = Cluster::new() else { return };
+    cluster.expect("n1", "start", SUCCESS);
+    let hypervisor = cluster.state("n1").running().unwrap().unwrap().hypervisor;
+    // The same machine as a victim: its records are those that the user of an inactive service wrote.
+    let records = fs::read_dir(cluster.state("n1").directory()).unwrap().map(|entry| entry.unwrap().path());
+    records.for_each(|record| std::os::unix::fs::lchown(record, Some(4321), Some(4321)).unwrap());
+    let mut stop = cluster.agent_under_systemd("n1", "stop", "stop:*) ;;");
+    stop.env("OCF_RESKEY_CRM_meta_timeout", "1500");
+    let said = expect(&mut stop, GENERIC);
+    assert!(said.contains("web is not proven to be stopped: a process still uses "), "{said}");
+    assert!(hypervisor.is_alive(), "root has ended a process that another user had recorded");
+    let said = expect(&mut cluster.agent_under_systemd("n1", "monitor", "stop:*) ;;"), GENERIC);
+    assert!(said.contains("a process that this node does not record uses "), "{said}");
+}
+
+#[test]
 fn a_machine_migrates_while_it_runs_and_goes_on() {
+    if find_on_path("cibadmin").is_none() {
+        return missing("cibadmin is needed: package pacemaker-cli-utils");
+    }
     let Some(cluster) = Cluster::new() else { return };
     cluster.expect("n1", "start", SUCCESS);
     cluster.wait_for_console("n1", "before", "typed [before]");
     // What ssh does in a real cluster: it runs the receiver on the other node.
-    let receiver = cluster.on("n2", env!("CARGO_BIN_EXE_microvm"));
+    cluster.write_cluster("web", "live");
+    let receiver = cluster.receiver("n2");
     let words = receiver.get_args().skip_while(|word| *word != "unshare").map(|word| quoted(word.to_str().unwrap()));
     let settings = receiver.get_envs().filter_map(|(name, value)| Some((name.to_str()?, value?.to_str()?)));
     let settings = settings.filter(|(name, _)| *name != "PATH").map(|(name, value)| quoted(&format!("{name}={value}")));
     let words: Vec<_> = settings.chain(words).collect();
     let command = cluster.machine.path("receiver");
-    write_program(&command, &format!("exec env {} ocf receive", words.join(" ")));
+    write_program(&command, &format!("exec env {}", words.join(" ")));
     let command = format!("{} NODE", command.display());
     let migrate = |node: &str, action: &str, command: &str| {
         let mut agent = cluster.agent(node, action);

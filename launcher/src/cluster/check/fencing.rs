@@ -2,6 +2,7 @@
 
 use super::Findings;
 use crate::cluster::checked::CheckedDevice;
+use crate::cluster::secrets::is_secret;
 use crate::cluster::spec::{ClusterSpec, FenceDevice};
 
 /// Parameters that the generator sets, or that Pacemaker passes itself.
@@ -95,8 +96,7 @@ fn check_parameter(place: &str, name: &str, value: &str, findings: &mut Findings
     if RESERVED.contains(&plain.as_str()) {
         findings.problem(place, "is set by the cluster; use `targets` and `ports`");
     }
-    let names_secret = ["passw", "secret", "api_key", "token", "community"].iter().any(|word| plain.contains(word));
-    if names_secret && !plain.ends_with("_script") && !plain.ends_with("_file") {
+    if is_secret(name) {
         let remedy =
             "would be readable for every user of the host; write the password into a file and set `passwordFile`";
         findings.problem(place, remedy);
