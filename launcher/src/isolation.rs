@@ -13,7 +13,7 @@ mod mounts;
 mod store_disks;
 mod tree;
 
-pub use devices::allow_devices;
+pub use devices::{allow_devices, iommufd_nodes, vfio_group_nodes};
 pub use directory::{FIRST_USER_ID_VARIABLE, FLAKE, StateDirectory, TOPLEVEL, UserIds};
 pub use mounts::{make, make_volumes, remove};
 pub use store_disks::{ImageLock, StoreDisks};

@@ -11,6 +11,7 @@ mod network;
 pub mod parse;
 pub mod schema;
 mod storage;
+mod usb;
 
 pub use devices::{Device, DeviceBus, QemuDevice, Vsock};
 pub use graphics::{Graphics, GraphicsBackend, VulkanProtocol};
@@ -20,6 +21,7 @@ pub use hypervisors::{
 };
 pub use network::{ForwardFrom, ForwardPort, Interface, InterfaceType, Macvtap, MacvtapMode, PortEnd, Protocol, Tap};
 pub use storage::{Cache, ImageType, SecurityModel, Share, ShareProtocol, StoreDisk, StoreTransport, Volume};
+pub use usb::UsbAddress;
 
 use crate::path::HostPath;
 use schemars::JsonSchema;

@@ -376,13 +376,15 @@ impl Resumption {
         self.stamp.while_running()
     }
 
-    /// Checks that a suspended machine could be resumed by this start, without changing anything.
+    /// Checks that a start would not refuse to resume a suspended machine, without changing anything. If the host suspended it
+    /// when it shut down, it boots instead of being refused. What the guest of a clone depends on is checked by its start.
     ///
     /// # Errors
     /// Returns [`SuspendError::Changed`] if it could not, or an error of the files.
     pub fn inspect(launch: &Launch, now: &Stamp) -> Result<(), SuspendError> {
         let state = SuspendedState::of_launch(launch);
-        let Some(stamp) = state.stamp()?.filter(|_| !state.was_resumed()) else { return Ok(()) };
+        let is_refused = |stamp: &Stamp| !stamp.at_shutdown && stamp.borrowed.is_none() && !state.was_resumed();
+        let Some(stamp) = state.stamp()?.filter(is_refused) else { return Ok(()) };
         let differences = stamp.differences_to(now, launch)?;
         let machine = launch.name.clone();
         if differences.is_empty() { Ok(()) } else { Err(SuspendError::Changed { machine, differences }) }

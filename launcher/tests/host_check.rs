@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// A machine whose hypervisor is a program that does nothing.
 struct Host {
@@ -466,5 +467,157 @@ fn what_a_hypervisor_creates_is_not_accessible_to_others_whatever_the_umask_is()
             let mask = fs::read_to_string(host.path("mask")).unwrap();
             assert_eq!(mask.lines().last().unwrap(), expected, "umask {umask}, {option}");
         }
+    }
+}
+
+/// Runs a command in the shell in which `$0` is microvm, with the arguments of each of `check --host` and `run`. Both must
+/// refuse the machine for this reason.
+fn assert_refused_inside(host: &Host, place: &[&str], script: &str, reason: &str) {
+    for arguments in ["check --host web.json", "run web.json"] {
+        let mut command = Command::new(place[0]);
+        command.args(&place[1..]).args([
+            "sh",
+            "-ec",
+            &format!("{script} \"$0\" {arguments}"),
+            env!("CARGO_BIN_EXE_microvm"),
+        ]);
+        let path = format!("{}:{}", host.path("bin").display(), std::env::var("PATH").unwrap());
+        command.current_dir(host.path("")).env("PATH", path).env("MICROVM_RUNTIME_DIR", host.path("run"));
+        let output = command.env_remove("NOTIFY_SOCKET").env_remove("MICROVM_NAME").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(reason), "{arguments} did not say `{reason}`: {said}");
+    }
+}
+
+#[test]
+fn check_reports_a_full_disk_as_run_does() {
+    if !is_root() {
+        return;
+    }
+    let host = Host::new();
+    fs::create_dir(host.path("run")).unwrap();
+    host.check(json!({"volumes": [{"image": "full/var.img", "size": 8}]}));
+    let full = "mount -t tmpfs -o size=64k full PLACE; cat /dev/zero >PLACE/file 2>&- || true; exec";
+    for place in ["run", "full"] {
+        fs::create_dir_all(host.path(place)).unwrap();
+        assert_refused_inside(
+            &host,
+            &["unshare", "--mount"],
+            &full.replace("PLACE", place),
+            ": No space left on device",
+        );
+    }
+}
+
+#[test]
+fn check_reports_a_forwarded_port_that_is_in_use_as_run_does() {
+    let host = Host::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let forwarded = |proto: &str| {
+        json!({
+            "interfaces": [{"type": "user", "id": "lan", "mac": "02:00:00:00:00:01"}],
+            "forwardPorts": [{"host": {"address": "127.0.0.1", "port": port}, "guest": {"port": 22}, "proto": proto}],
+        })
+    };
+    let reason = format!(
+        "forwardPorts[0].host: tcp port 127.0.0.1:{port}: Address already in use (os error 98); end the program"
+    );
+    assert_refused_by_both(&host, &[], &forwarded("tcp"), &reason);
+    let (succeeded, said) = host.say(&["check", "--host"], forwarded("udp"));
+    assert!(succeeded, "{said}");
+}
+
+/// Runs microvm with these arguments as that user, in a user namespace in which no other one can be created. Returns its
+/// messages.
+fn say_without_namespaces(host: &Host, user: &str, arguments: &[&str]) -> String {
+    let mut holder = Command::new("unshare");
+    let mut holder = holder.args(["--user", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
+    let process = holder.id().to_string();
+    let own = Path::new("/proc").join(&process);
+    while fs::read_link(own.join("ns/user")).unwrap() == fs::read_link("/proc/self/ns/user").unwrap() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for map in ["uid_map", "gid_map"] {
+        fs::write(own.join(map), "0 0 65536").unwrap();
+    }
+    let script = "echo 0 >/proc/sys/user/max_user_namespaces; exec setpriv --clear-groups --reuid=\"$@\"";
+    let mut command = Command::new("nsenter");
+    command.args(["--user", "--target", &process, "sh", "-ec", script, "sh", user, env!("CARGO_BIN_EXE_microvm")]);
+    let path = format!("{}:{}", host.path("bin").display(), std::env::var("PATH").unwrap());
+    command.args(arguments).arg("web.json").current_dir(host.path("")).env("PATH", path).env_remove("MICROVM_NAME");
+    let output = command.env("MICROVM_RUNTIME_DIR", host.path("run")).env_remove("NOTIFY_SOCKET").output().unwrap();
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn check_reports_side_processes_that_may_not_create_their_namespaces_as_run_does() {
+    if !is_root() {
+        return;
+    }
+    let host = Host::new();
+    testing::write_program(&host.path("bin/passt"), "#!/bin/sh\necho --vhost-user\n");
+    testing::write_program(&host.path("bin/virtiofsd"), "#!/bin/sh\n");
+    let name = "0123456789abcdfghijklmnpqrsvwxyz-a";
+    fs::create_dir_all(host.path("store").join(name)).unwrap();
+    fs::write(host.path("closure"), format!("/nix/store/{name}\n")).unwrap();
+    let share = json!({"proto": "virtiofs", "tag": "t", "source": "bin", "mountPoint": "/t"});
+    let view = json!({
+        "proto": "virtiofs", "tag": "t", "source": "store", "mountPoint": "/t", "closure": "closure", "readOnly": true,
+    });
+    for share in [share, view] {
+        let is_view = share["closure"].is_string();
+        let reason = if is_view { "cannot create a mount namespace" } else { "virtiofsd needs a user namespace" };
+        host.check(json!({"shares": [share], "virtiofsd": {"group": null}}));
+        give_all(host.directory.path());
+        for command in [["check", "--host"].as_slice(), &["run"]] {
+            let said = say_without_namespaces(&host, "65534", command);
+            assert!(said.contains(reason) && said.contains("sysctl user.max_user_namespaces"), "{command:?}: {said}");
+        }
+    }
+    let user_network = json!([{"type": "user", "id": "lan", "mac": "02:00:00:00:00:01"}]);
+    let fields = json!({"hypervisor": "cloud-hypervisor", "interfaces": user_network});
+    host.check(fields);
+    let said = say_without_namespaces(&host, "0", &["check", "--host"]);
+    assert!(said.contains("passt needs a user namespace, and the kernel does not allow one: No space left"), "{said}");
+}
+
+/// Gives a directory with all its files to the user nobody.
+fn give_all(directory: &Path) {
+    chown(directory, Some(65534), Some(65534)).unwrap();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { give_all(&path) } else { chown(&path, Some(65534), Some(65534)).unwrap() }
+    }
+}
+
+#[test]
+fn check_reports_what_run_would_refuse_about_a_suspended_machine_and_nothing_about_one_that_boots() {
+    let host = Host::new();
+    testing::write_program(
+        &host.path("hypervisor"),
+        "#!/bin/sh\ncase $1 in -*version) exit ;; esac\ncp run/web/stamp.json .\n",
+    );
+    let machine = |mem: u64| json!({"mem": mem, "qemu": {"accelerator": "tcg", "program": "./hypervisor"}});
+    assert!(host.say(&["run"], machine(256)).0);
+    let mut stamp: Value = serde_json::from_slice(&fs::read(host.path("stamp.json")).unwrap()).unwrap();
+    let suspended = host.path("web.suspended/complete");
+    let mut suspend = |at_shutdown: bool| {
+        stamp["suspendedUnixSeconds"] = json!(1);
+        stamp["atShutdown"] = json!(at_shutdown);
+        fs::create_dir_all(&suspended).unwrap();
+        fs::write(suspended.join("stamp.json"), stamp.to_string()).unwrap();
+    };
+    suspend(false);
+    let said = host.check(machine(256));
+    assert!(!said.contains("suspended: "), "{said}");
+    assert_refused_by_both(&host, &[], &machine(512), "mem: was 256, is 512");
+    // Of a machine that was suspended by a shutdown of the host, nobody has decided that it must go on.
+    suspend(true);
+    for command in [["check", "--host"].as_slice(), &["run"]] {
+        let (succeeded, said) = host.say(command, machine(512));
+        assert!(succeeded, "{command:?}: {said}");
     }
 }

@@ -305,6 +305,12 @@ fn options_that_a_hypervisor_accepts_once_are_refused_if_the_launcher_sets_them(
         ("kvmtool", Hypervisor::Kvmtool, ["--params", "x"], "use kernelParams"),
         ("kvmtool", Hypervisor::Kvmtool, ["-kbzImage", "--sdl"], "use kernel"),
         ("kvmtool", Hypervisor::Kvmtool, ["--cpu", "4"], "write the name in full, such as --cpus"),
+        (
+            "kvmtool",
+            Hypervisor::Kvmtool,
+            ["--debug-s", "--debug"],
+            "write the name in full, such as --debug-single-step",
+        ),
         ("kvmtool", Hypervisor::Kvmtool, ["--no-r", "--sdl"], "write the name in full, such as --rng"),
         ("kvmtool", Hypervisor::Kvmtool, ["--no-rng", "--sdl"], "use rng"),
         ("kvmtool", Hypervisor::Kvmtool, ["--no-nodefaults", "--sdl"], "the launcher configures all devices itself"),
@@ -327,13 +333,13 @@ fn options_that_a_hypervisor_accepts_once_are_refused_if_the_launcher_sets_them(
     assert!(refused.contains("supports at most 4 disks, but this machine has 5"), "{refused}");
     // The user can give options that the launcher does not.
     launch(extra("crosvm", &["--vsock", "3"]), Hypervisor::Crosvm);
-    let network = launch(extra("kvmtool", &["-n", "mode=user"]), Hypervisor::Kvmtool);
+    let network = launch(extra("kvmtool", &["--debug", "-n", "mode=user"]), Hypervisor::Kvmtool);
     assert_eq!(value(&network, "-n"), "mode=user");
 }
 
 #[test]
 fn arguments_that_a_hypervisor_accepts_only_under_a_condition_are_refused_by_name() {
-    let cases: [(&str, Hypervisor, &[&str], &str); 45] = [
+    let cases: [(&str, Hypervisor, &[&str], &str); 46] = [
         (
             "crosvm",
             Hypervisor::Crosvm,
@@ -368,6 +374,7 @@ fn arguments_that_a_hypervisor_accepts_only_under_a_condition_are_refused_by_nam
         ),
         ("firecracker", Hypervisor::Firecracker, &["--describe-snapshot", "/s"], "would print a text and end"),
         ("kvmtool", Hypervisor::Kvmtool, &["--sdl", "--vnc"], "accepts --vnc or --sdl or --gtk only once"),
+        ("kvmtool", Hypervisor::Kvmtool, &["--debug-single-step"], "does not accept --debug-single-step here"),
         ("kvmtool", Hypervisor::Kvmtool, &["--firmware", "/f"], "does not accept --firmware here"),
         ("kvmtool", Hypervisor::Kvmtool, &["--vsock=3", "--vsock", "4"], "accepts --vsock only once"),
         ("cloudHypervisor", Hypervisor::CloudHypervisor, &["--platform", "iommu_segments=0"], "leave 0 out"),
