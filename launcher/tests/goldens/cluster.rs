@@ -160,6 +160,7 @@ fn clusters_that_cannot_work_are_refused_with_what_to_do() {
             "nodes.host4: no fence device covers this host",
         ),
         ("/nodes", json!({}), "nodes: a cluster has at least 2 hosts, but this one has 0"),
+        ("/totem", json!({"token": 99}), "totem.token: must be at least 100 milliseconds"),
         ("/totem", json!({"token": 1000, "consensus": 1500}), "totem.consensus: must be at least 1980"),
         ("/qdevice/host", json!("host1"), "qdevice.host: `host1` is a host of the cluster"),
         ("/qdevice/host", json!("a}b"), "qdevice.host: `a}b` is not a host name"),
