@@ -255,7 +255,7 @@ mod tests {
             ),
             (
                 changed("\"level\": 9", "\"level\": 23"),
-                "level 23 is out of range for zstd: it takes 1 to 22 at line 9 column 3",
+                "level 23 is out of range for zstd: it supports 1 to 22 at line 9 column 3",
             ),
             (
                 changed("\"zstd\"", "\"lzma\""),

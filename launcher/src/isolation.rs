@@ -53,7 +53,7 @@ pub enum IsolationError {
         reason: String,
     },
     /// systemd did not apply the unit's device rules.
-    #[error("systemctl set-property does not allow the machine its devices: {0}")]
+    #[error("systemctl set-property cannot give the machine access to its devices: {0}")]
     DeviceRules(String),
     /// No user id is free.
     #[error("all {0} user ids for machines are taken")]

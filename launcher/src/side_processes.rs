@@ -86,7 +86,7 @@ pub enum SideProcessError {
     },
     /// The group that its socket is to belong to does not exist.
     #[error(
-        "{name}: this host has no group `{group}`, which its socket is to belong to; create the group, or set \
+        "{name}: this host has no group `{group}`, to which its socket must belong; create the group, or set \
          microvm.virtiofsd.group to another one or to null"
     )]
     NoGroup {
@@ -117,7 +117,7 @@ pub enum SideProcessError {
         source: ViewError,
     },
     /// It ended before it had created its socket.
-    #[error("{name}: {program} ended with {status} before it served {socket}; its own messages are above")]
+    #[error("{name}: {program} ended with {status} before it listened on {socket}; its own messages are above")]
     Ended {
         /// The process, as messages name it.
         name: String,
@@ -129,7 +129,7 @@ pub enum SideProcessError {
         socket: HostPath,
     },
     /// It did not create its socket in time.
-    #[error("{name}: {program} has not served {socket} within {} s", SOCKET_TIMEOUT.as_secs())]
+    #[error("{name}: {program} did not listen on {socket} within {} s", SOCKET_TIMEOUT.as_secs())]
     TooSlow {
         /// The process, as messages name it.
         name: String,
@@ -631,7 +631,7 @@ impl Entry {
             // Without an error it has ended because the hypervisor has.
             if !status.success() {
                 events.push(format!(
-                    "{} ended with {status}, and this hypervisor does not connect to another one: the guest cannot read \
+                    "{} ended with {status}, and this hypervisor does not reconnect: the guest cannot read \
                      its store any more; stop the machine and start it again",
                     describe(&self.process)
                 ));
@@ -675,7 +675,7 @@ fn show_to(command: &mut Command, directory: &Directory) -> io::Result<PathBuf> 
 fn describe(process: &SideProcess) -> String {
     match process.kind {
         SideProcessKind::Virtiofsd => format!("the virtiofs daemon of share `{}`", process.name),
-        SideProcessKind::Passt => format!("the passt of interface `{}`", process.name),
+        SideProcessKind::Passt => format!("passt for interface `{}`", process.name),
         SideProcessKind::ShareView => format!("the view of share `{}`", process.name),
         SideProcessKind::StoreDisk => format!("the server of the store disk of `{}`", process.name),
         SideProcessKind::CrosvmGpu => format!("the graphics card of `{}`", process.name),

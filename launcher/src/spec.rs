@@ -1,6 +1,6 @@
 //! The machine spec: what the user wrote, independent of the hypervisor.
 //!
-//! The NixOS module writes it as JSON. Fields that microvm.nix has too have the same names. Every object refuses
+//! The NixOS module writes it as JSON. Fields that also exist in microvm.nix have the same names. Every object refuses
 //! unknown fields; [`parse`] suggests the nearest known one. Only types are checked here; `validate` checks the rest
 //! and returns another type.
 

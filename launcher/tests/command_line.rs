@@ -63,7 +63,7 @@ fn the_table_of_machines_is_redrawn_in_place_on_a_terminal() {
     let row = |name: &str| format!("{name:18} {:9} {:>5} {:>11} {:>6} {:>6}\x1b[K\r\n", "stopped", "-", "-", "-", "-");
     let heading =
         format!("{:18} {:9} {:>5} {:>11} {:>6} {:>6}\x1b[K\r\n", "machine", "state", "cpu", "memory", "disk", "uptime");
-    let screen = format!("\x1b[H{heading}{}2 more; name those to show\x1b[K\r\n\x1b[J", row(&"n".repeat(18)));
+    let screen = format!("\x1b[H{heading}{}2 more; specify which to show\x1b[K\r\n\x1b[J", row(&"n".repeat(18)));
     assert!(row("web").chars().count() <= 60 + "\x1b[K\r\n".len());
     let seen = String::from_utf8(seen).unwrap();
     assert_eq!(&seen[..2 * screen.len()], screen.repeat(2));
@@ -438,7 +438,7 @@ fn the_explained_command_has_the_length_and_the_seal_of_the_image_that_exists() 
     seal["rootHash"] = json!("0".repeat(64));
     fs::write(&document, seal.to_string()).expect("a document");
     let text = stdout(&explained_with_store(directory.path(), "store-sealed"));
-    assert!(text.contains("warning: storeDisk.verity: ") && text.contains("the root hash is another one"), "{text}");
+    assert!(text.contains("warning: storeDisk.verity: ") && text.contains("the root hash differs"), "{text}");
 }
 
 #[test]

@@ -79,7 +79,7 @@ fn a_volume_with_another_file_system_is_reported_by_check_volumes_and_run() {
         volume.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         json!({"volumes": [volume]})
     };
-    let expected = "holds xfs with label `state`, but the machine spec says ext4";
+    let expected = "contains xfs with label `state`, but the machine spec says ext4";
     for extra in [json!({"autoCreate": false}), json!({"size": 320}), json!({"autoCreate": false, "readOnly": true})] {
         for command in [["check", "--host"].as_slice(), &["volumes"], &["run"]] {
             let (succeeded, said) = host.say(command, volume(extra.clone()));
@@ -91,7 +91,10 @@ fn a_volume_with_another_file_system_is_reported_by_check_volumes_and_run() {
         assert!(succeeded, "{said}");
     }
     let (_, said) = host.say(&["volumes"], volume(json!({"autoCreate": false, "fsType": "xfs", "label": "data"})));
-    assert!(said.contains("holds xfs with label `state`, but the machine spec says xfs with label `data`"), "{said}");
+    assert!(
+        said.contains("contains xfs with label `state`, but the machine spec says xfs with label `data`"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -313,7 +313,7 @@ fn a_failed_creation_leaves_nothing() {
 }
 
 #[test]
-fn of_several_processes_that_create_a_machine_only_one_succeeds() {
+fn only_one_of_several_processes_that_create_a_machine_succeeds() {
     let Some(host) = Host::new() else { return };
     host.flake(&[("web", Ok("one"))]);
     let outputs: Vec<Output> = std::thread::scope(|scope| {
@@ -537,7 +537,7 @@ fn root_does_not_follow_links_of_another_user_in_a_machines_directory() {
         symlink(&theirs, &link).unwrap();
         std::os::unix::fs::lchown(&link, Some(OTHER_USER), Some(OTHER_USER)).unwrap();
     };
-    let reason = "who must not decide what root does";
+    let reason = "and root uses only files that no other user can change";
     let refused = |arguments: &[&str], name: &str| {
         let output = host.microvm(arguments);
         let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);

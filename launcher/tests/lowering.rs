@@ -91,7 +91,7 @@ fn a_cpu_model_is_used_with_kvm_where_kvm_supports_it() {
 fn the_cpu_model_host_is_refused_when_emulating() {
     let without = HostFacts { kvm: Kvm::Unusable("/dev/kvm is not there".to_owned()), ..host() };
     let refused = refusals(json!({"cpu": "host"}), &without, Hypervisor::Qemu);
-    let expected = "web: cpu: qemu has the CPU model `host` only with KVM, but /dev/kvm is not there; \
+    let expected = "web: cpu: qemu supports the CPU model `host` only with KVM, but /dev/kvm is not there; \
                     set cpu to null or \"max\"; no other hypervisor supports it";
     assert_eq!(refused, [expected]);
     let asked = json!({"cpu": "host,-sgx", "qemu": {"accelerator": "tcg"}});
@@ -218,7 +218,8 @@ fn qemu_uses_a_machine_with_pci_if_the_devices_exceed_microvm() {
     assert!(refusals(volumes(30), &host(), Hypervisor::Qemu)[0].contains("qemu supports at most 30 devices"));
     let hotplug = json!({"hotplugMem": 512, "qemu": {"machine": "microvm"}});
     assert!(
-        refusals(hotplug, &host(), Hypervisor::Qemu)[0].starts_with("web: hotplugMem: qemu has no hot-plugged memory")
+        refusals(hotplug, &host(), Hypervisor::Qemu)[0]
+            .starts_with("web: hotplugMem: qemu does not support hot-plugged memory")
     );
 }
 
@@ -239,7 +240,7 @@ fn an_older_cloud_hypervisor_gets_only_options_that_it_supports() {
     assert!(value(&launch_on(Version(53, 0, 0)), "--platform").starts_with("system_uuid="));
     let serial = json!({"volumes": [{"image": "a.img", "size": 1, "serial": "s"}]});
     let refused = refusals(serial, &old(Version(34, 0, 0)), Hypervisor::CloudHypervisor);
-    assert!(refused[0].contains("sets serial numbers from version 35.0.0 on"), "{refused:?}");
+    assert!(refused[0].contains("supports serial numbers from version 35.0.0 on"), "{refused:?}");
 }
 
 #[test]
@@ -248,7 +249,9 @@ fn an_older_firecracker_gets_only_fields_that_it_supports() {
     let balloon = launch(json!({"balloon": true}), &facts, Hypervisor::Firecracker);
     assert!(!balloon.files[0].content.contains("free_page_reporting"));
     let hotplug = json!({"hotplugMem": 512, "hotpluggedMem": 0});
-    assert!(refusals(hotplug, &facts, Hypervisor::Firecracker)[0].contains("has virtio-mem from version 1.14.0 on"));
+    assert!(
+        refusals(hotplug, &facts, Hypervisor::Firecracker)[0].contains("supports virtio-mem from version 1.14.0 on")
+    );
 }
 
 #[test]
@@ -521,7 +524,7 @@ fn a_window_without_a_desktop_is_refused() {
 }
 
 #[test]
-fn the_graphics_card_of_crosvm_is_a_process_beside_it() {
+fn the_graphics_card_of_crosvm_is_a_side_process() {
     let fields = graphics(json!({"socket": "card.sock", "program": "/gpu/crosvm"}));
     let drawn = launch(fields, &host(), Hypervisor::Crosvm);
     assert_eq!(value(&drawn, "--vhost-user"), "type=gpu,socket=card.sock");

@@ -372,7 +372,7 @@ fn arguments_that_a_hypervisor_accepts_only_under_a_condition_are_refused_by_nam
             &["--id", "web_1"],
             "letters, digits and hyphens, but --id is `web_1`",
         ),
-        ("firecracker", Hypervisor::Firecracker, &["--describe-snapshot", "/s"], "would print a text and end"),
+        ("firecracker", Hypervisor::Firecracker, &["--describe-snapshot", "/s"], "would print text and exit"),
         ("kvmtool", Hypervisor::Kvmtool, &["--sdl", "--vnc"], "accepts --vnc or --sdl or --gtk only once"),
         ("kvmtool", Hypervisor::Kvmtool, &["--debug-single-step"], "does not accept --debug-single-step here"),
         ("kvmtool", Hypervisor::Kvmtool, &["--firmware", "/f"], "does not accept --firmware here"),
@@ -466,8 +466,8 @@ fn arguments_with_which_no_hypervisor_starts_a_machine_are_refused() {
         for (argument, expected) in [
             ("", "an empty argument"),
             ("--", "cannot be given `--`, because the launcher adds options after it"),
-            ("--help", "would print a text and end with --help, instead of starting the machine"),
-            ("--version", "would print a text and end with --version"),
+            ("--help", "would print text and exit with --help, instead of starting the machine"),
+            ("--version", "would print text and exit with --version"),
         ] {
             let refused = refusal(extra(section, &[argument]), hypervisor);
             assert!(refused.contains(&format!("{section}.extraArgs: {hypervisor} ")), "{refused}");

@@ -54,7 +54,7 @@ my @attacks = (
   'the store, read' => sub { can_list('/nix/store') },
   'its own process, signal' => sub { kill 0, $$ },
 
-  # What says what root runs for it.
+  # The links that determine what root runs for it.
   'own current, replace by a link' => sub { symlink('/tmp', "$own/evil"); rename "$own/evil", "$own/current" },
   'own current, remove' => sub { unlink "$own/current" },
   'own current, rename' => sub { rename "$own/current", "$own/moved" },

@@ -292,7 +292,7 @@ impl Problems<'_> {
                 let remedy = "create it, or set microvm.virtiofsd.group to another one or to null";
                 self.add(
                     &process.name,
-                    format!("this host has no group `{group}`, which its socket is to belong to; {remedy}"),
+                    format!("this host has no group `{group}`, to which its socket must belong; {remedy}"),
                 );
             }
         }

@@ -1,7 +1,7 @@
 //! kvmtool, a small hypervisor without ACPI, disk serial numbers, or a way to request a shutdown. Written against
 //! b48735e (2024-07).
 
-use super::conditions::{Condition, Given, check_conditions};
+use super::conditions::{Condition, GivenArguments, check_conditions};
 use super::description::{CredentialTransport, Description, HypervisorProgram, VsockTransport};
 use super::launch_builder::{Command, LaunchBuilder, UniqueOption};
 use crate::capability::{Feature, Support};
@@ -220,7 +220,7 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
         add(&["--vfio-pci", &device.path]);
     }
     check_abbreviations(&mut builder);
-    let given = Given { option: "kvmtool.extraArgs", extra: &spec.sections.kvmtool.extra_args, own: &[] };
+    let given = GivenArguments { option: "kvmtool.extraArgs", extra: &spec.sections.kvmtool.extra_args, own: &[] };
     check_conditions(&mut builder, &given, &CONDITIONS);
     if given.has_extra("--vsock") {
         builder.need_device("kvmtool.extraArgs", "/dev/vhost-vsock", "modprobe vhost_vsock");

@@ -176,7 +176,7 @@ impl CloneRequest<'_> {
         });
         let script = spec.extra_args_script.as_ref().map(|script| {
             format!(
-                "{}: extraArgsScript: the clone might need other arguments from {script} than the machine",
+                "{}: extraArgsScript: the clone might need other arguments than {script} prints for the machine",
                 spec.name
             )
         });

@@ -52,7 +52,7 @@ pub enum ImperativeError {
     #[error(transparent)]
     State(#[from] StateError),
     /// The machine's runner has no vsock.
-    #[error("{0} has no vsock.cid, which ssh needs; it is set by microvm.vsock.cid and microvm.vsock.ssh.enable")]
+    #[error("{0} has no vsock.cid, which ssh needs; set microvm.vsock.cid and microvm.vsock.ssh.enable")]
     NoVsock(String),
     /// A file operation failed.
     #[error("{}: {source}", path.display())]

@@ -13,7 +13,7 @@ use std::fs;
 
 /// What to determine about the machines besides what is recorded on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inquiry {
+pub struct ListOptions {
     /// Whether to evaluate the flakes.
     pub evaluation: Evaluation,
     /// Whether to determine the resources.
@@ -98,9 +98,9 @@ pub enum UpdateState {
 ///
 /// # Errors
 /// Fails only if the state directories cannot be listed.
-pub fn list(layout: &Layout, inquiry: Inquiry) -> Result<Vec<Row>, ImperativeError> {
+pub fn list(layout: &Layout, options: ListOptions) -> Result<Vec<Row>, ImperativeError> {
     let machines = layout.all()?;
-    Ok(in_parallel(&machines, |machine| row(machine, inquiry)))
+    Ok(in_parallel(&machines, |machine| row(machine, options)))
 }
 
 /// Whether a stopped machine is suspended, as far as this user can see.
@@ -109,7 +109,7 @@ fn is_suspended(machine: &Machine) -> Result<bool, SuspendError> {
     SuspendedState::new(&directory, machine.name.as_str()).is_visible()
 }
 
-fn row(machine: &Machine, inquiry: Inquiry) -> Row {
+fn row(machine: &Machine, options: ListOptions) -> Row {
     let activity = MachineActivity::of(machine);
     let suspended = is_suspended(machine);
     let damaged = suspended.as_ref().err().map(ToString::to_string);
@@ -146,7 +146,7 @@ fn row(machine: &Machine, inquiry: Inquiry) -> Row {
             return row;
         }
     };
-    if inquiry.measurement == Measurement::Measure {
+    if options.measurement == Measurement::Measure {
         row.resources = Resources::of(machine, &current, hypervisor);
     }
     let flake = match machine.flake() {
@@ -162,7 +162,7 @@ fn row(machine: &Machine, inquiry: Inquiry) -> Row {
         }
     };
     row.flake = Some(flake.to_string());
-    if inquiry.evaluation == Evaluation::Skip {
+    if options.evaluation == Evaluation::Skip {
         return row;
     }
     match nix::evaluate(&flake, &machine.name) {

@@ -300,7 +300,7 @@ impl<'run> Agent<'run> {
                 Observed::Answers(condition) if condition == awaited => return Ok(()),
                 Observed::Answers(Condition::Failed(state)) => return Err(AgentError::Failed { machine, state }),
                 Observed::Stopped if has_begun && self.service_is_inactive() => {
-                    let reason = ended.unwrap_or_else(|| "it has ended; its journal says why".to_owned());
+                    let reason = ended.unwrap_or_else(|| "it has ended; see its journal".to_owned());
                     return Err(AgentError::NotStarted { machine, reason });
                 }
                 _ => {

@@ -79,10 +79,10 @@ pub enum AgentError {
     NotStarted {
         /// The machine.
         machine: String,
-        /// What its launcher, or systemd, has said.
+        /// The message of its launcher or of systemd.
         reason: String,
     },
-    /// The hypervisor says that its guest cannot continue.
+    /// The hypervisor reports that its guest cannot continue.
     #[error("{machine} has failed: its hypervisor reports the state {state}")]
     Failed {
         /// The machine.
@@ -90,7 +90,7 @@ pub enum AgentError {
         /// The hypervisor's name for the state.
         state: String,
     },
-    /// The hypervisor cannot be asked.
+    /// The hypervisor does not answer.
     #[error("{machine} cannot be monitored: {reason}")]
     Unresponsive {
         /// The machine.
@@ -107,7 +107,7 @@ pub enum AgentError {
         seconds: u64,
     },
     /// The machine was stopped, but something still uses its files.
-    #[error("{machine} is not proven to be stopped: {reason}")]
+    #[error("{machine} may still be running: {reason}")]
     StillInUse {
         /// The machine.
         machine: String,
@@ -124,7 +124,7 @@ pub enum AgentError {
         machine: String,
         /// The target.
         node: String,
-        /// What it has said.
+        /// Its message.
         reason: String,
     },
     /// The hypervisor has not sent the machine.
@@ -135,8 +135,8 @@ pub enum AgentError {
         /// The cause.
         reason: String,
     },
-    /// What a node sends before the machine is not understood.
-    #[error("the request of the other node is not understood: {0}")]
+    /// The data that the other node sends before the machine cannot be parsed.
+    #[error("cannot parse the request of the other node: {0}")]
     BadRequest(String),
     /// The machine that another node offers is not the cluster's, or cannot come now.
     #[error("the machine is not received: {0}")]

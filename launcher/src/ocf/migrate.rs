@@ -16,7 +16,7 @@ use crate::network::announce;
 use crate::path::HostPath;
 use crate::shutdown::{StopTarget, stop};
 use crate::state::StartRequest;
-use crate::suspend::{Afterwards, SuspendedState, suspend};
+use crate::suspend::{AfterSave, SuspendedState, suspend};
 use nix::unistd::geteuid;
 use program::child::{OnParentDeath, prepare};
 use program::escape::one_line;
@@ -47,7 +47,7 @@ struct Offer {
 }
 
 impl Agent<'_> {
-    /// Moves the machine away from this node. Afterwards it runs on the target, or is saved in the shared directory.
+    /// Moves the machine away from this node. AfterSave it runs on the target, or is saved in the shared directory.
     ///
     /// # Errors
     /// Returns [`AgentError`]. The machine keeps running then, except for [`AgentError::Target`] after it has left.
@@ -287,7 +287,7 @@ impl Agent<'_> {
     fn suspend(&self) -> Result<(), AgentError> {
         if !self.runs_as_service() {
             let state = self.state()?;
-            suspend(&state, Afterwards::End, &AtomicBool::new(false), &mut |text: &str| (self.message)(text))?;
+            suspend(&state, AfterSave::End, &AtomicBool::new(false), &mut |text: &str| (self.message)(text))?;
             let supervisor = state.running()?.and_then(|running| running.supervisor);
             return Ok(crate::run::clean_up_stopped(&state, state.last_launch()?.as_ref(), supervisor)?);
         }
@@ -315,7 +315,8 @@ impl Agent<'_> {
         Ok(())
     }
 
-    /// Tells the switches of the network where the guest is now. Without that, they find out when it sends something.
+    /// Announces to the switches of the network where the guest is now. Otherwise they learn it only when the guest sends a
+    /// frame.
     fn announce(&self) {
         let Some(spec) = read_spec(&self.parameters.runner) else { return };
         if let Err(error) = announce(&spec.interfaces) {

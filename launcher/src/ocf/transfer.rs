@@ -39,7 +39,7 @@ pub struct Streams {
 /// Sends the running machine, and returns when it has left. Its hypervisor then waits to be ended.
 ///
 /// # Errors
-/// Returns [`AgentError::NotSent`] if the machine runs on, or another [`AgentError`].
+/// Returns [`AgentError::NotSent`] if the machine keeps running, or another [`AgentError`].
 pub fn send(state: &MachineState, streams: Streams, timeout: Duration) -> Result<(), AgentError> {
     let (controller, launch) = controller(state)?;
     let deadline = Instant::now() + timeout;

@@ -1,5 +1,5 @@
-//! What a start would be refused for, found before the start: each check of [`Prepared::make`] whose result is known by
-//! then. Creates and starts nothing.
+//! Finds the reasons for which a start would be refused, before the start: each check of [`Prepared::make`] whose result is
+//! known by then. Creates and starts nothing.
 //!
 //! [`Prepared::make`]: super::Prepared::make
 

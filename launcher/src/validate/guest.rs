@@ -35,7 +35,9 @@ fn device_path(device: &Device) -> Result<(), String> {
     let path = device.path.as_str();
     match device.bus {
         DeviceBus::Pci if is_pci_address(path) => Ok(()),
-        DeviceBus::Pci => Err(format!("`{path}` is not a PCI address; write it like lspci -D does, `0000:01:00.0`")),
+        DeviceBus::Pci => {
+            Err(format!("`{path}` is not a PCI address; write it as `lspci -D` prints it, such as `0000:01:00.0`"))
+        }
         DeviceBus::Usb if UsbAddress::parse(path).is_some() => Ok(()),
         DeviceBus::Usb => Err(format!(
             "`{path}` does not identify a USB device; write `vendorid=0xabcd,productid=0x0123` or \

@@ -259,13 +259,13 @@ fn machines_that_use_the_same_host_resource_conflict() {
 }
 
 #[test]
-fn a_link_of_a_macvtap_in_the_mode_passthru_has_no_other_one() {
+fn a_second_macvtap_on_a_link_in_the_mode_passthru_is_refused() {
     let on = |id: &str, mac: u32, mode: &str| json!({"type": "macvtap", "id": id, "mac": format!("02:00:00:00:00:0{mac}"), "macvtap": {"link": "eth0", "mode": mode}});
     let both = json!([on("a", 1, "bridge"), on("b", 2, "passthru")]);
     assert_eq!(
         problems(json!({"interfaces": both})),
         [
-            "web: interfaces[1].macvtap.mode: the mode \"passthru\" takes the whole link `eth0`, which interfaces[0] uses too"
+            "web: interfaces[1].macvtap.mode: the mode \"passthru\" uses the whole link `eth0`, which interfaces[0] uses too"
         ]
     );
     let machines = |mode: &str| {

@@ -259,14 +259,14 @@ fn applying_another_configuration_replaces_machines_and_the_same_one_changes_not
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         stderr(&output)
     };
-    assert!(apply().contains("has this configuration already"));
+    assert!(apply().contains("already has this configuration"));
     let text = fs::read_to_string(cluster.path("cluster.json")).expect("a file");
     let mut document: Value = serde_json::from_str(&text).expect("JSON");
     document["machines"].as_object_mut().expect("machines").remove("db");
     document["machines"]["web"]["memory"] = json!(700);
     fs::write(cluster.path("cluster.json"), document.to_string()).expect("a file");
     assert!(apply().contains("the cluster rack is configured"));
-    assert!(apply().contains("has this configuration already"));
+    assert!(apply().contains("already has this configuration"));
     let text = fs::read_to_string(cluster.path("cib.xml")).expect("a file");
     assert!(text.contains("value=\"700\"") && !text.contains("microvm__machine__db__start"), "{text}");
 

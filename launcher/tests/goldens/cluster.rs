@@ -177,7 +177,7 @@ fn clusters_that_cannot_work_are_refused_with_what_to_do() {
         (
             "/fencing/devices/x",
             device("passwd"),
-            "fencing.devices.x.parameters.passwd: would be readable for every user of the host",
+            "fencing.devices.x.parameters.passwd: would be readable by every user of the host",
         ),
         ("/fencing/devices/x", device("pcmk_host_list"), "is set by the cluster; use `targets` and `ports`"),
         ("/fencing/devices/x", device("a\"b"), "is not the name of a parameter"),
@@ -189,7 +189,7 @@ fn clusters_that_cannot_work_are_refused_with_what_to_do() {
         (
             "/fencing/devices/pdu/ports",
             json!({"host2": "4;host1:5"}),
-            "`4;host1:5` contains something else than letters",
+            "`4;host1:5` contains characters other than letters",
         ),
         ("/fencing/devices/pdu/agent", json!("../fence_x"), "`../fence_x` is not a fence agent"),
         ("/fencing/devices", json!({}), "nodes.host1: no fence device covers this host"),

@@ -11,17 +11,17 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Output};
 
 #[test]
-fn clones_run_beside_each_other_and_beside_the_original_on_qemu() {
+fn clones_run_at_the_same_time_as_each_other_and_the_original_on_qemu() {
     clone_and_resume(Hypervisor::Qemu);
 }
 
 #[test]
-fn clones_run_beside_each_other_and_beside_the_original_on_firecracker() {
+fn clones_run_at_the_same_time_as_each_other_and_the_original_on_firecracker() {
     clone_and_resume(Hypervisor::Firecracker);
 }
 
 #[test]
-fn clones_run_beside_each_other_and_beside_the_original_on_crosvm() {
+fn clones_run_at_the_same_time_as_each_other_and_the_original_on_crosvm() {
     clone_and_resume(Hypervisor::Crosvm);
 }
 
@@ -205,7 +205,7 @@ fn has_vsock(host: &Host, name: &str) -> bool {
 
 /// The command is killed wherever it changes something.
 #[test]
-fn a_clone_that_was_killed_leaves_no_half_machine() {
+fn an_interrupted_clone_leaves_no_incomplete_machine() {
     let Some(host) = Host::new(Hypervisor::Qemu, |_| {}) else { return };
     if find_on_path("strace").is_none() {
         return missing("strace is needed");

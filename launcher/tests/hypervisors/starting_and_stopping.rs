@@ -53,7 +53,7 @@ fn end_the_start(changes: Value) {
         let again = machine.output(&["run", "machine.json"]);
         assert_eq!(messages(&again), "error: web is being started by another process\n");
         let stop = machine.output(&["stop", "web"]);
-        assert_eq!(messages(&stop), "web was starting; the start was ended\n");
+        assert_eq!(messages(&stop), "web was starting; its start was cancelled\n");
         assert!(stop.status.success());
         assert_eq!(running.end().code(), Some(130), "{}", running.talk());
         assert!(!is_alive(&step), "the step of the start is still running");
@@ -328,7 +328,7 @@ fn a_macvtap_is_open_only_in_the_hypervisor() {
 }
 
 #[test]
-fn a_service_manager_gives_more_time_while_disks_are_made_and_is_known_to_no_other_program() {
+fn a_service_manager_extends_the_timeout_while_disks_are_created_and_no_other_program_gets_its_socket() {
     let Some(machine) = machine_of_reporting_programs("env") else { return };
     for options in [[].as_slice(), &["--supervise"]] {
         let manager = UnixDatagram::bind(machine.path("notify")).unwrap();

@@ -1,4 +1,4 @@
-//! A machine that is suspended goes on where it was: its memory, its devices and its connections.
+//! A machine that is suspended continues where it was: its memory, its devices and its connections.
 
 #![expect(clippy::print_stdout, reason = "the times of saving and resuming are part of the result")]
 
@@ -15,22 +15,22 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 #[test]
-fn a_suspended_machine_goes_on_where_it_was_on_qemu() {
+fn a_suspended_machine_continues_where_it_was_on_qemu() {
     suspend_and_resume(Hypervisor::Qemu);
 }
 
 #[test]
-fn a_suspended_machine_goes_on_where_it_was_on_cloud_hypervisor() {
+fn a_suspended_machine_continues_where_it_was_on_cloud_hypervisor() {
     suspend_and_resume(Hypervisor::CloudHypervisor);
 }
 
 #[test]
-fn a_suspended_machine_goes_on_where_it_was_on_firecracker() {
+fn a_suspended_machine_continues_where_it_was_on_firecracker() {
     suspend_and_resume(Hypervisor::Firecracker);
 }
 
 #[test]
-fn a_suspended_machine_goes_on_where_it_was_on_crosvm() {
+fn a_suspended_machine_continues_where_it_was_on_crosvm() {
     suspend_and_resume(Hypervisor::Crosvm);
 }
 
@@ -166,7 +166,7 @@ fn check_saved_files(machine: &TestMachine) {
     }
 }
 
-/// The command is killed wherever it changes something. Afterwards there is a machine that runs, or one that resumes.
+/// The command is killed wherever it changes something. AfterSave there is a machine that runs, or one that resumes.
 #[test]
 fn a_suspend_that_was_killed_leaves_a_machine_that_runs_or_resumes() {
     let Some((machine, _)) = machine_with_volume(Hypervisor::Qemu) else { return };
@@ -223,7 +223,7 @@ fn a_suspend_that_was_killed_leaves_a_machine_that_runs_or_resumes() {
 
 /// One machine of several cannot be suspended: the others are, and it runs on.
 #[test]
-fn a_machine_with_a_block_device_runs_on_while_all_others_are_suspended() {
+fn a_machine_with_a_block_device_keeps_running_while_all_others_are_suspended() {
     let Some((machine, mut spec)) = machine_with_volume(Hypervisor::Qemu) else { return };
     crate::machine::write_disk(&machine.path("block.img"), "a block device", 2048);
     let attached = Command::new("losetup").args(["--find", "--show"]).arg(machine.path("block.img")).output().unwrap();
