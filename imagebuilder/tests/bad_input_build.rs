@@ -18,8 +18,8 @@ fn codecs_levels_and_sizes_out_of_range_are_refused() {
     for (option, message) in [
         ("--level 0", "level 0 is out of range for zstd: it supports 1 to 22"),
         ("--level 23", "level 23 is out of range for zstd: it supports 1 to 22"),
-        ("--compression gzip --level 10", "level 10 is out of range for gzip: it takes 1 to 9"),
-        ("--compression xz --level 10", "level 10 is out of range for xz: it takes 0 to 9"),
+        ("--compression gzip --level 10", "level 10 is out of range for gzip: it supports 1 to 9"),
+        ("--compression xz --level 10", "level 10 is out of range for xz: it supports 0 to 9"),
         ("--compression lz4 --level 1", "lz4 has no levels, but level 1 was given"),
         ("--compression none --level 1", "none has no levels, but level 1 was given"),
         ("--block-size 2M", "block size 2097152 is not a power of two from 4096 (4K) to 1048576 (1M)"),
@@ -43,9 +43,9 @@ fn codecs_levels_and_sizes_out_of_range_are_refused() {
             "invalid value '4Q' for '--block-size <SIZE>': \"Q\" in \"4Q\" is not a unit: use K, M, G or T \
              (or KiB, MiB, GiB, TiB), each 1024 times the previous one",
         ),
-        ("--jobs 0", "invalid value '0' for '--jobs <N>': it takes a number of threads from 1 to 256"),
-        ("--jobs 257", "invalid value '257' for '--jobs <N>': it takes a number of threads from 1 to 256"),
-        ("--jobs 100000", "invalid value '100000' for '--jobs <N>': it takes a number of threads from 1 to 256"),
+        ("--jobs 0", "invalid value '0' for '--jobs <N>': it must be a number of threads from 1 to 256"),
+        ("--jobs 257", "invalid value '257' for '--jobs <N>': it must be a number of threads from 1 to 256"),
+        ("--jobs 100000", "invalid value '100000' for '--jobs <N>': it must be a number of threads from 1 to 256"),
     ] {
         workspace.run(&format!("{BUILD} -o image {option}")).failure(2, &format!("error: {message}{more}"));
     }

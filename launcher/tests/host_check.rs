@@ -116,7 +116,7 @@ fn common_kinds_of_content_are_reported_by_name() {
         fs::write(host.path("var.img"), content).unwrap();
         let said = host.check(json!({"volumes": [{"image": "var.img", "autoCreate": false, "mountPoint": "/var"}]}));
         assert!(
-            said.contains(&format!("holds {name}")) && said.contains(", but the machine spec says ext4"),
+            said.contains(&format!("contains {name}")) && said.contains(", but the machine spec says ext4"),
             "{name}: {said}"
         );
     }
@@ -142,7 +142,7 @@ fn a_block_device_with_another_file_system_is_not_reported_as_present() {
     let (checked, listed) = (host.check(fields.clone()), host.say(&["volumes"], fields));
     assert!(Command::new("losetup").args(["--detach", &device]).status().unwrap().success());
     assert!(empty.0 && empty.1.contains("present"), "{}", empty.1);
-    let expected = "holds xfs without a label, but the machine spec says ext4";
+    let expected = "contains xfs without a label, but the machine spec says ext4";
     assert!(!made || (checked.contains(expected) && listed.1.contains(expected)), "{checked}\n{}", listed.1);
 }
 
@@ -166,7 +166,7 @@ fn an_image_of_another_format_or_an_unsupported_kind_is_reported() {
         return;
     }
     let said = host.check(volume("qcow2"));
-    assert!(said.contains("holds a VHD image, but the machine spec says a qcow2 image"), "{said}");
+    assert!(said.contains("contains a VHD image, but the machine spec says a qcow2 image"), "{said}");
     assert!(on(volume("vhd"), "cloud-hypervisor").contains("is a dynamic VHD, and cloud-hypervisor opens"), "dynamic");
     assert!(create(&["-f", "vpc", "-o", "subformat=fixed,force_size"]));
     assert!(!on(volume("vhd"), "cloud-hypervisor").contains("VHD"), "fixed");

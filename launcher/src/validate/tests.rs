@@ -47,7 +47,10 @@ fn each_rule_reports_exactly_one_problem() {
         (json!({"name": "a/b"}), "a/b: name: `a/b` contains '/'"),
         (json!({"vcpu": 0}), "web: vcpu: must be at least 1"),
         (json!({"mem": 0}), "web: mem: must be at least 1 MiB"),
-        (json!({"mem": 513, "hugepageMem": true}), "web: mem: 513 MiB cannot be made of huge pages"),
+        (
+            json!({"mem": 513, "hugepageMem": true}),
+            "web: mem: 513 MiB is not a multiple of 2 MiB, the size of huge pages",
+        ),
         (json!({"mem": 8_589_934_592_u64}), "web: mem: 8589934592 MiB is more than a machine can have"),
         (
             json!({"hotplugMem": 4, "hotpluggedMem": 6}),

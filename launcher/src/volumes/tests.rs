@@ -116,7 +116,7 @@ fn a_volume_with_another_label_is_refused() {
     make_ready(&volume, None, &interruption).unwrap();
     volume.label = Some("other".to_owned());
     let error = make_ready(&volume, None, &interruption).unwrap_err().to_string();
-    assert!(error.contains("holds ext4 with label `state`") && error.contains("ext4 with label `other`"), "{error}");
+    assert!(error.contains("contains ext4 with label `state`") && error.contains("ext4 with label `other`"), "{error}");
 }
 
 #[test]
