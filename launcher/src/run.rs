@@ -6,7 +6,6 @@ mod clean_up;
 mod output;
 mod prepare;
 mod refusals;
-mod resources;
 mod supervise;
 mod vsock;
 

@@ -12,11 +12,11 @@ use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// The socket cannot be used.
+/// Why there is no socket.
 #[derive(Debug, Error)]
 pub enum SocketError {
-    /// It cannot be created.
-    #[error("cannot listen on {}", .path.display())]
+    /// It cannot be made.
+    #[error("cannot listen at {}", .path.display())]
     Bind {
         /// The path of the socket.
         path: PathBuf,
@@ -24,19 +24,19 @@ pub enum SocketError {
         #[source]
         source: io::Error,
     },
-    /// Another process listens on it.
-    #[error("another process already listens on {}", .path.display())]
+    /// Another server listens there.
+    #[error("another process listens at {} already", .path.display())]
     InUse {
         /// The path of the socket.
         path: PathBuf,
     },
-    /// A file of another type exists at its path.
+    /// Something else is there.
     #[error("{} exists and is not a socket", .path.display())]
     NotASocket {
         /// The path of the socket.
         path: PathBuf,
     },
-    /// The socket of the service manager cannot be reached.
+    /// systemd's socket does not exist.
     #[error("cannot reach the service manager at NOTIFY_SOCKET={}", .address.display())]
     Notify {
         /// The value of the variable.
@@ -47,9 +47,9 @@ pub enum SocketError {
     },
 }
 
-/// Creates the socket. Only this user can connect to it. A socket that an earlier server left behind is replaced.
+/// Makes the socket, which only this user can connect to. One that a server left behind is replaced.
 ///
-/// No other thread may create files at this time, because the umask is changed for a moment.
+/// Call it while the process has one thread that makes files: it changes the umask for a moment.
 ///
 /// # Errors
 /// [`SocketError`].
@@ -77,7 +77,7 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
 pub struct ServiceManager(Option<UnixDatagram>);
 
 impl ServiceManager {
-    /// Connects to the service manager. Call this before the server is confined.
+    /// Connects, as long as that is allowed.
     ///
     /// # Errors
     /// [`SocketError::Notify`].
@@ -99,7 +99,7 @@ impl ServiceManager {
     /// Reports that the socket accepts connections and the disk is ready.
     pub fn ready(self) {
         if let Some(socket) = self.0 {
-            // An error means that the service manager no longer waits.
+            // Nobody is waiting any more.
             let _ = socket.send(b"READY=1");
         }
     }

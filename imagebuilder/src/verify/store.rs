@@ -41,7 +41,7 @@ struct Queued<'a> {
 /// Walks image and store together. Reports differences in names and inodes, and yields the files to compare.
 ///
 /// The root of the image corresponds to the store directory, of which only the planned paths count.
-pub(super) struct StoreComparison<'a> {
+pub(super) struct Pairing<'a> {
     image: &'a dyn FileTree,
     problems: &'a Problems,
     store_dir: &'a Path,
@@ -60,7 +60,7 @@ struct Level {
     names: VecDeque<Vec<u8>>,
 }
 
-impl<'a> StoreComparison<'a> {
+impl<'a> Pairing<'a> {
     pub(super) fn new(
         image: &'a dyn FileTree,
         closure: &'a Closure,
@@ -257,7 +257,7 @@ impl<'a> StoreComparison<'a> {
     }
 }
 
-impl<'a> Iterator for StoreComparison<'a> {
+impl<'a> Iterator for Pairing<'a> {
     type Item = Comparison<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
