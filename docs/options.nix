@@ -88,7 +88,7 @@ in
 ''
   # Options
 
-  This page is generated from the modules. Options that microvm.nix has too have the same names, types and defaults,
+  This page is generated from the modules. Options that also exist in microvm.nix have the same names, types and defaults,
   except for [those that differ](migration.md#options-that-differ).
 
   ## Of guests: `nixosModules.microvm`

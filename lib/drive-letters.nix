@@ -17,7 +17,7 @@ rec {
       ...
     }:
     let
-      # Persistent memory has no letter, and crosvm attaches a disk that is served behind its own.
+      # Persistent memory has no letter, and crosvm attaches a disk that is served after its own.
       storeIsFirst =
         storeOnDisk
         && storeDiskTransport == "block"

@@ -25,7 +25,7 @@ pub fn run(rounds: usize) -> Result<Timings, Error> {
     let microvm = workspace::release_program("launcher", "microvm")?;
     let fixture = workspace::fixture("system")?;
     let directory =
-        tempfile::tempdir_in(workspace::fixtures()).map_err(file("make a directory in", workspace::fixtures()))?;
+        tempfile::tempdir_in(workspace::fixtures()).map_err(file("create a directory in", workspace::fixtures()))?;
     let store_paths = link_closure(&fixture, directory.path())?;
     let tree = StoreTree::unchanging(directory.path());
     let ours = Tool::Ours { packing: None, source: Source::ClosureInfo, cache: Cache::None };

@@ -136,7 +136,7 @@ pub fn programs() -> Result<Programs, Error> {
 fn measure_store(name: &str, extent: &Extent, programs: &Programs) -> Result<StoreResults, Error> {
     let mut tree = StoreTree::open(name)?;
     let scratch =
-        tempfile::tempdir_in(workspace::fixtures()).map_err(file("make a directory in", workspace::fixtures()))?;
+        tempfile::tempdir_in(workspace::fixtures()).map_err(file("create a directory in", workspace::fixtures()))?;
     let nar_bytes = tree.nar_bytes()?;
     let files = reading::list(&tree.store()).map_err(file("list", tree.store()))?.len();
     let image = scratch.path().join("ours.squashfs");

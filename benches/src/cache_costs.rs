@@ -27,7 +27,7 @@ impl Volume {
     /// # Errors
     /// When it can't be made or mounted.
     pub fn new(kind: &str, bytes: u64, place: &Path) -> Result<Self, Error> {
-        let directory = tempfile::tempdir_in(place).map_err(file("make a directory in", place))?;
+        let directory = tempfile::tempdir_in(place).map_err(file("create a directory in", place))?;
         let (image, point) = (directory.path().join("volume"), directory.path().join("mounted"));
         File::create(&image).and_then(|created| created.set_len(bytes)).map_err(file("write", &image))?;
         fs::create_dir(&point).map_err(file("make", &point))?;
@@ -183,7 +183,7 @@ pub fn sequencer_share(tree: &StoreTree, programs: &Programs, scratch: &Path) ->
 /// # Errors
 /// When the store can't be made or a program fails.
 pub fn small_paths(count: usize, rounds: usize, (programs, place): (&Programs, &Path)) -> Result<StoreResults, Error> {
-    let directory = tempfile::tempdir_in(place).map_err(file("make a directory in", place))?;
+    let directory = tempfile::tempdir_in(place).map_err(file("create a directory in", place))?;
     let directory = directory.path();
     let nar_bytes = make_small_paths(directory, count)?;
     let mut tree = StoreTree::unchanging(directory);

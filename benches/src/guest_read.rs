@@ -23,7 +23,7 @@ const GUEST_CPUS: u32 = 2;
 /// When the guest can't be made or started, or what it prints is not a complete result.
 pub fn run(images: &[PathBuf], plan: Option<&Path>, extent: Extent) -> Result<Vec<ImageReadings>, Error> {
     let fixture = workspace::fixture("small")?;
-    let directory = tempfile::tempdir().map_err(file("make a directory in", std::env::temp_dir()))?;
+    let directory = tempfile::tempdir().map_err(file("create a directory in", std::env::temp_dir()))?;
     let initrd = directory.path().join("initrd");
     build_initrd(&fixture.join("initrd"), &initrd)?;
     let server = plan.map(|plan| Server::start(plan, &directory.path().join("live.sock"))).transpose()?;
@@ -46,7 +46,7 @@ pub fn run(images: &[PathBuf], plan: Option<&Path>, extent: Extent) -> Result<Ve
 /// after another.
 fn build_initrd(base: &Path, initrd: &Path) -> Result<(), Error> {
     let program = workspace::static_program("benches")?;
-    let tree = tempfile::tempdir().map_err(file("make a directory in", std::env::temp_dir()))?;
+    let tree = tempfile::tempdir().map_err(file("create a directory in", std::env::temp_dir()))?;
     let root = tree.path();
     fs::copy(&program, root.join("benches")).map_err(file("copy", &program))?;
     let script = root.join("guest-read");

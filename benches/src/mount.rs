@@ -20,7 +20,7 @@ impl Mounted {
     /// # Errors
     /// When the image is of another type or `mount` fails.
     pub fn new(image: &Path) -> Result<Self, Error> {
-        let directory = tempfile::tempdir().map_err(file("make a directory in", std::env::temp_dir()))?;
+        let directory = tempfile::tempdir().map_err(file("create a directory in", std::env::temp_dir()))?;
         let metadata = fs::metadata(image).map_err(file("read", image))?;
         let options = if metadata.file_type().is_block_device() { "ro" } else { "loop,ro" };
         run(Command::new("mount").args(["-o", options, "-t", file_system(image)?]).arg(image).arg(directory.path()))?;

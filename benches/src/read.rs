@@ -44,7 +44,7 @@ pub struct Extent {
 /// # Errors
 /// When an image can't be mounted or read, or the images do not contain the same files.
 pub fn run(images: &[PathBuf], extent: Extent, backing: Backing) -> Result<Vec<ImageReadings>, Error> {
-    let memory = tempfile::tempdir_in("/dev/shm").map_err(file("make a directory in", "/dev/shm"))?;
+    let memory = tempfile::tempdir_in("/dev/shm").map_err(file("create a directory in", "/dev/shm"))?;
     let placed = images
         .iter()
         .enumerate()

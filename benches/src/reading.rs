@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reading_reads() {
+    fn every_kind_of_reading_takes_time() {
         let (directory, files) = store();
         for reading in Reading::ALL {
             assert!(seconds(reading, directory.path(), &files).unwrap() > 0.0);

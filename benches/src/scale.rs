@@ -51,7 +51,7 @@ pub fn run(extent: &Extent, place: &Path) -> Result<Results, Error> {
     let stores = bytes
         .chain(files)
         .map(|(growth, size)| {
-            let directory = tempfile::tempdir_in(place).map_err(file("make a directory in", place))?;
+            let directory = tempfile::tempdir_in(place).map_err(file("create a directory in", place))?;
             measure_store((growth, size), extent, directory.path(), &programs)
         })
         .collect::<Result<_, Error>>()?;

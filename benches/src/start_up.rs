@@ -23,7 +23,7 @@ const VOLUME_BYTES: u64 = 1 << 20;
 /// When `microvm` can't be built or refuses the spec.
 pub fn run(rounds: usize) -> Result<Timings, Error> {
     let microvm = workspace::release_program("launcher", "microvm")?;
-    let directory = tempfile::tempdir().map_err(file("make a directory in", std::env::temp_dir()))?;
+    let directory = tempfile::tempdir().map_err(file("create a directory in", std::env::temp_dir()))?;
     let spec = write_machine(directory.path())?;
     let path = std::env::var("PATH").unwrap_or_default();
     let search_path = format!("{}:{path}", directory.path().join("bin").display());

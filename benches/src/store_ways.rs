@@ -31,9 +31,9 @@ pub fn start(size: &str, rounds: usize) -> Result<Timings, Error> {
         _ => (workspace::fixture(size)?.join("closure-info"), workspace::fixture(size)?),
     };
     let directory =
-        tempfile::tempdir_in(workspace::fixtures()).map_err(file("make a directory in", workspace::fixtures()))?;
+        tempfile::tempdir_in(workspace::fixtures()).map_err(file("create a directory in", workspace::fixtures()))?;
     // On most hosts, the runtime directory is in memory.
-    let runtime = tempfile::tempdir_in("/dev/shm").map_err(file("make a directory in", Path::new("/dev/shm")))?;
+    let runtime = tempfile::tempdir_in("/dev/shm").map_err(file("create a directory in", Path::new("/dev/shm")))?;
     let here = directory.path();
     let bin = here.join("bin");
     fs::create_dir(&bin).map_err(file("make", &bin))?;
@@ -187,7 +187,7 @@ struct Used {
 
 fn measure(programs: &Programs, fixture: &Path, way: Way, count: usize) -> Result<Used, Error> {
     let directory =
-        tempfile::tempdir_in(workspace::fixtures()).map_err(file("make a directory in", workspace::fixtures()))?;
+        tempfile::tempdir_in(workspace::fixtures()).map_err(file("create a directory in", workspace::fixtures()))?;
     let here = directory.path();
     let disk = way.store_disk(programs, fixture, here)?;
     let mut guests = Vec::new();

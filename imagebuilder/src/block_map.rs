@@ -441,7 +441,7 @@ mod tests {
         assert_eq!(refused(&[extent(0, 9, Source::Metadata { offset: u64::MAX })]), metadata(u64::MAX));
         let too_long = [extent(0, 1, Source::Zeros), extent(1, u64::MAX, Source::Zeros)];
         assert_eq!(refused(&too_long), BlockMapError::TooLong { start: 1 });
-        // Behind the end of a file; nodes that are not files or do not exist; store paths that do not exist.
+        // Beyond the end of a file; nodes that are not files or do not exist; store paths that do not exist.
         for (file, offset, length) in [
             (file(0), 0, 11),
             (file(0), 10, 1),

@@ -233,7 +233,7 @@ pub fn build(
             cancel,
         };
         let sealed = sealing.seal()?;
-        if let Some(error) = &sealed.trouble {
+        if let Some(error) = &sealed.cache_error {
             progress.warn(&cache_warning(error));
         }
         (report.image_bytes, report.seconds.verity) = (sealed.image_bytes, seal_started.elapsed().as_secs_f64());
@@ -327,7 +327,7 @@ fn write_blocks(
     target: &Target<'_>,
     threads: usize,
     cancel: &AtomicBool,
-    cache_troubles: &(dyn Fn(CacheError) + Sync),
+    report_cache_error: &(dyn Fn(CacheError) + Sync),
     progress: &mut dyn Progress,
 ) -> Result<Sequenced, BuildError> {
     let buffers = SpareBuffers::default();
@@ -335,8 +335,16 @@ fn write_blocks(
     let (start, write_tables) = (image.map_or(0, |image| image.start), image.map(|image| image.write_tables));
     let image = image.map(|image| image.file);
     let times = WorkTimes::new(store_paths);
-    let inputs =
-        WorkerInputs { store_paths, settings, image, keeper, buffers: &buffers, cache_troubles, cancel, times: &times };
+    let inputs = WorkerInputs {
+        store_paths,
+        settings,
+        image,
+        keeper,
+        buffers: &buffers,
+        report_cache_error,
+        cancel,
+        times: &times,
+    };
     job_queue::with_workers(&inputs, threads, |queue, results, started| {
         if started < threads {
             progress.warn(&format!("only {started} of {threads} threads could be started: the build takes longer"));
@@ -352,7 +360,7 @@ fn write_blocks(
             start,
             write_tables,
             keeper,
-            cache_troubles,
+            report_cache_error,
         };
         let mut done = Sequencer::new(&inputs, progress, queue).run(results)?;
         (done.work_seconds, done.slowest_paths) = (times.seconds(), times.slowest(store_paths));

@@ -82,7 +82,7 @@ impl Cache {
     /// A directory cannot be created, or a directory of the cache is a symbolic link.
     pub fn open(directory: &Path) -> Result<Self, CacheError> {
         let root = directory.join(LAYOUT_DIRECTORY);
-        let fail = |path: &Path, source| CacheError { action: "make a directory", path: path.to_owned(), source };
+        let fail = |path: &Path, source| CacheError { action: "create a directory", path: path.to_owned(), source };
         fs::create_dir_all(directory).map_err(|source| fail(&root, source))?;
         for path in [
             root.clone(),
@@ -210,7 +210,7 @@ impl Cache {
                 }
                 other => other,
             })
-            .map_err(|source| CacheError { action: "make a pack", path: directory, source })?;
+            .map_err(|source| CacheError { action: "create a pack", path: directory, source })?;
         let made = Arc::new(made);
         Ok(self.added().as_mut().map(|added| {
             added.being_made.retain(|file| file.strong_count() > 0);

@@ -15,7 +15,7 @@
 //! ([`Profile::Dax`]).
 //!
 //! An image is made in two passes over one `Output`: the first one counts, so that every inode and block
-//! has its place; the second one writes a [`BlockMap`](crate::block_map::BlockMap). Nothing here reads a file or knows of
+//! has its place; the second one writes a [`BlockMap`](crate::block_map::BlockMap). Nothing here reads a file or uses
 //! caches or threads.
 
 mod directory;

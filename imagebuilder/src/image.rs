@@ -26,9 +26,9 @@ mod flag;
 mod image_path;
 mod inode;
 mod listing;
+mod lru_cache;
 mod metadata;
 mod parts;
-mod recent;
 mod scan;
 mod source;
 mod superblock;
@@ -56,8 +56,8 @@ pub(crate) use walk::InodeSet;
 
 use crate::settings::Compression;
 use inode::{InodeContext, read_inode};
+use lru_cache::LruCache;
 use metadata::{MetadataTable, Storage};
-use recent::Recent;
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -86,7 +86,7 @@ pub(crate) struct Region {
     pub(crate) part: Part,
     /// Position of its first byte in the image.
     pub(crate) start: u64,
-    /// Behind the last byte.
+    /// Position after its last byte.
     pub(crate) end: u64,
 }
 
@@ -106,7 +106,7 @@ pub struct Image {
     xattrs: Option<XattrTables>,
     /// The indexes of the tables that have one, including their heads.
     indexes: Vec<Region>,
-    fragment_cache: Mutex<Recent>,
+    fragment_cache: Mutex<LruCache>,
 }
 
 impl Image {
@@ -178,7 +178,7 @@ impl Image {
             ids,
             xattrs,
             indexes,
-            fragment_cache: Mutex::new(Recent::new(FRAGMENT_BLOCKS_KEPT)),
+            fragment_cache: Mutex::new(LruCache::new(FRAGMENT_BLOCKS_KEPT)),
         })
     }
 

@@ -255,7 +255,7 @@ mod tests {
             ),
             (
                 changed("\"level\": 9", "\"level\": 23"),
-                "level 23 is out of range for zstd: it takes 1 to 22 at line 9 column 3",
+                "level 23 is out of range for zstd: it supports 1 to 22 at line 9 column 3",
             ),
             (
                 changed("\"zstd\"", "\"lzma\""),
@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn names_and_hashes_are_checked() {
         let message = |old: &str, new: &str| ImagePlan::from_json(&changed(old, new)).unwrap_err().to_string();
-        assert!(message("-hello", "-he llo").contains("its name holds a character other than"));
+        assert!(message("-hello", "-he llo").contains("its name contains a character other than"));
         assert!(message("-hello", "-hello/../..").contains("at line"));
         assert!(message("sha256:0111", "sha256:011").contains("is not a NAR hash"));
     }

@@ -50,7 +50,7 @@ pub enum ScanError {
     /// A store path does not have the NAR size in the closure's source.
     #[error(
         "{} has a NAR size of {actual_bytes} bytes, but the closure's source says {expected_bytes}: \
-         the store path is damaged, or the source is of another one",
+         the store path is damaged, or the source describes another one",
         .path.display()
     )]
     NarSize {

@@ -1,10 +1,11 @@
 //! A store disk without an image: a virtio disk that reads the store when the guest reads the disk.
 //!
-//! The hypervisor connects to a socket and shares the guest's memory (vhost-user); from then on the guest's requests come
-//! straight from there. [`content`] gives the bytes of the disk, [`request`] says what a guest asks for, [`device`] does it.
-//! Before the hypervisor connects, the server gives up what it does not need ([`confine`]).
+//! The hypervisor connects to a socket and shares the guest's memory (vhost-user); the server then reads the guest's requests
+//! from that memory. [`content`] provides the bytes of the disk, [`request`] parses requests, and [`device`] carries them out.
+//! Before it accepts a connection, the server gives up all access that it does not need ([`confine`]).
 //!
-//! A guest is hostile: it can write anything to its memory at any time. It gets an I/O error, for its own requests.
+//! Guests are not trusted: they can write anything to their memory at any time. An invalid request fails with an I/O error
+//! and affects nothing else.
 
 pub mod confine;
 pub mod content;
@@ -29,26 +30,26 @@ use vhost::vhost_user::{Error as ProtocolError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::GuestMemoryMmap;
 
-/// Why the server ended before its peer did.
+/// Why the server ended before the hypervisor disconnected.
 #[derive(Debug, Error)]
 pub enum ServeError {
-    /// The threads or their events cannot be made.
+    /// The threads or their event descriptors cannot be created.
     #[error("cannot start the device: {0}")]
     Start(DaemonError),
-    /// Nobody can be accepted.
+    /// A connection cannot be accepted.
     #[error("cannot accept the hypervisor's connection: {0}")]
     Accept(DaemonError),
-    /// The hypervisor has sent something that makes no sense.
+    /// The hypervisor has sent an invalid message.
     #[error("the hypervisor's connection failed: {0}")]
     Protocol(DaemonError),
 }
 
-/// Lists the closure with so many threads and lays its disk out; no content is read.
+/// Lists the closure with `threads` threads and computes the layout of its disk; no content is read.
 ///
 /// Files with equal content are stored once only if they are links of one inode, as `nix-store --optimise` makes them.
 ///
 /// # Errors
-/// What is wrong with the store paths, or too large for the format.
+/// The store paths cannot be listed, or exceed a limit of the format.
 pub fn layout(plan: &ImagePlan, threads: usize) -> Result<BlockMap, BuildError> {
     let listing = StoreListing::of(plan, threads).map_err(BuildError::Scan)?;
     let mut inodes: BTreeMap<(u64, u64), Vec<FileId>> = BTreeMap::new();
@@ -59,12 +60,13 @@ pub fn layout(plan: &ImagePlan, threads: usize) -> Result<BlockMap, BuildError> 
     }
     let mut same = SameContent::default();
     inodes.into_values().filter(|files| files.len() > 1).for_each(|files| same.add(&files));
-    // Without tails of files among the inodes: a guest that lists a directory would make the server open each file in it.
+    // Files have no tails after their inodes: otherwise the server would have to open each file of a directory that a
+    // guest lists.
     Ok(erofs::block_map(listing.files, Profile::Dax, &same)?)
 }
 
-/// Serves one hypervisor until it disconnects. Connections that say nothing are not counted: they only tested whether somebody
-/// listens.
+/// Serves one hypervisor until it disconnects. A connection that sends nothing is ignored: it only tested whether a
+/// process listens.
 ///
 /// # Errors
 /// [`ServeError`]. A guest cannot cause one.

@@ -61,7 +61,7 @@ pub struct LevelRange {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SettingsError {
     /// The level is outside the codec's range.
-    #[error("level {level} is out of range for {}: it takes {lowest} to {highest}", .compression.name())]
+    #[error("level {level} is out of range for {}: it supports {lowest} to {highest}", .compression.name())]
     LevelOutOfRange {
         /// The codec.
         compression: Compression,

@@ -66,7 +66,7 @@ impl StorePath {
             return fail("its name starts with a dot");
         }
         if !name.bytes().all(is_of_name) {
-            return fail("its name holds a character other than letters, digits and +-._?=");
+            return fail("its name contains a character other than letters, digits and +-._?=");
         }
         Ok(Self(text.to_owned()))
     }
@@ -205,7 +205,7 @@ mod tests {
             (&format!("{HASH}_x"), "no dash follows the hash"),
             (&format!("{HASH}-"), "no name follows the hash"),
             (&format!("{HASH}-.x"), "its name starts with a dot"),
-            (&format!("{HASH}-a b"), "its name holds a character other than letters, digits and +-._?="),
+            (&format!("{HASH}-a b"), "its name contains a character other than letters, digits and +-._?="),
             (&format!("{HASH}-{}", "a".repeat(212)), "its name is longer than 211 characters"),
             (
                 &format!("{}-x", HASH.replace('0', "e")),

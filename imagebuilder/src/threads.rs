@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_are_in_the_order_of_the_items_for_any_number_of_threads() {
+    fn results_are_in_the_order_of_the_items_for_any_number_of_threads() {
         let items: Vec<u32> = (0..1000).collect();
         let expected: Vec<u32> = items.iter().map(|item| item * 2).collect();
         for threads in [0, 1, 2, 7, 2000] {

@@ -173,9 +173,9 @@ fn verify_with(
 }
 
 fn compare_with_store(image: &dyn FileTree, closure: &Closure, problems: &Problems) -> Result<u64, ImageError> {
-    let mut pairing = store::Pairing::new(image, closure, problems)?;
+    let mut comparisons = store::StoreComparison::new(image, closure, problems)?;
     let batches = std::iter::from_fn(|| {
-        let batch: Vec<_> = pairing.by_ref().take(BATCH).collect();
+        let batch: Vec<_> = comparisons.by_ref().take(BATCH).collect();
         (!batch.is_empty()).then_some(batch)
     });
     let compare_batch = |buffer: &mut Vec<u8>, batch: Vec<store::Comparison<'_>>| {

@@ -56,9 +56,9 @@ pub enum VerityError {
     #[error("there is no verity superblock")]
     NoSuperblock,
     /// The settings in the superblock are not those that this program writes.
-    #[error("its superblock has other settings than those of microvm-image")]
+    #[error("its superblock has settings that microvm-image does not use")]
     OtherSettings,
-    /// The tree is cut off, or something follows it.
+    /// The tree is truncated, or something follows it.
     #[error("superblock and tree have {actual_bytes} bytes, but should have {wanted_bytes}")]
     Length {
         /// The length of the data in bytes.

@@ -16,10 +16,10 @@ const BUILD: &str = "build --closure-info info --store-dir store";
 fn codecs_levels_and_sizes_out_of_range_are_refused() {
     let workspace = Workspace::with_store();
     for (option, message) in [
-        ("--level 0", "level 0 is out of range for zstd: it takes 1 to 22"),
-        ("--level 23", "level 23 is out of range for zstd: it takes 1 to 22"),
-        ("--compression gzip --level 10", "level 10 is out of range for gzip: it takes 1 to 9"),
-        ("--compression xz --level 10", "level 10 is out of range for xz: it takes 0 to 9"),
+        ("--level 0", "level 0 is out of range for zstd: it supports 1 to 22"),
+        ("--level 23", "level 23 is out of range for zstd: it supports 1 to 22"),
+        ("--compression gzip --level 10", "level 10 is out of range for gzip: it supports 1 to 9"),
+        ("--compression xz --level 10", "level 10 is out of range for xz: it supports 0 to 9"),
         ("--compression lz4 --level 1", "lz4 has no levels, but level 1 was given"),
         ("--compression none --level 1", "none has no levels, but level 1 was given"),
         ("--block-size 2M", "block size 2097152 is not a power of two from 4096 (4K) to 1048576 (1M)"),
@@ -43,14 +43,14 @@ fn codecs_levels_and_sizes_out_of_range_are_refused() {
             "invalid value '4Q' for '--block-size <SIZE>': \"Q\" in \"4Q\" is not a unit: use K, M, G or T \
              (or KiB, MiB, GiB, TiB), each 1024 times the previous one",
         ),
-        ("--jobs 0", "invalid value '0' for '--jobs <N>': it takes a number of threads from 1 to 256"),
-        ("--jobs 257", "invalid value '257' for '--jobs <N>': it takes a number of threads from 1 to 256"),
-        ("--jobs 100000", "invalid value '100000' for '--jobs <N>': it takes a number of threads from 1 to 256"),
+        ("--jobs 0", "invalid value '0' for '--jobs <N>': it must be a number of threads from 1 to 256"),
+        ("--jobs 257", "invalid value '257' for '--jobs <N>': it must be a number of threads from 1 to 256"),
+        ("--jobs 100000", "invalid value '100000' for '--jobs <N>': it must be a number of threads from 1 to 256"),
     ] {
         workspace.run(&format!("{BUILD} -o image {option}")).failure(2, &format!("error: {message}{more}"));
     }
     let run = workspace.run(&format!("{BUILD} -o image --no-cache --cache-verify"));
-    run.failure(2, "error: --cache-verify has no cache to verify with --no-cache\n");
+    run.failure(2, "error: --cache-verify was given, but --no-cache leaves no cache to verify\n");
     assert_eq!(workspace.names(), ["attrs.json", "info", "store"]);
 }
 
@@ -171,7 +171,7 @@ fn a_store_path_with_another_size_than_registered_is_refused() {
         2,
         &format!(
             "error: {}/{TOOLS} has a NAR size of 1104 bytes, but the closure's source says 1112: \
-             the store path is damaged, or the source is of another one\n\
+             the store path is damaged, or the source describes another one\n\
              hint: `nix-store --verify-path PATH` checks a store path; `nix-store --repair-path PATH`, as root, \
              replaces a damaged one\n",
             workspace.path("store").display()
@@ -220,7 +220,7 @@ fn a_build_without_a_directory_for_the_cache_is_refused() {
         (
             Some(2),
             "error: there is no directory for the cache: neither MICROVM_IMAGE_CACHE nor XDG_CACHE_HOME nor HOME is set\n\
-             hint: name a directory with --cache DIR, or build without a cache: --no-cache\n"
+             hint: specify a directory with --cache DIR, or build without a cache: --no-cache\n"
         )
     );
     workspace.write("taken", "");
@@ -228,7 +228,7 @@ fn a_build_without_a_directory_for_the_cache_is_refused() {
     let run = workspace.run(&format!("{BUILD} -q -o image --cache taken"));
     assert_eq!(
         run.stderr,
-        "warning: cannot make a directory in the cache, taken/v2: File exists (os error 17); the image is not affected, \
+        "warning: cannot create a directory in the cache, taken/v2: File exists (os error 17); the image is not affected, \
          but the next build will be slower\n"
     );
     run.success();
@@ -312,7 +312,7 @@ fn a_store_path_damaged_before_it_enters_a_cache_is_refused_and_not_cached() {
     assert_eq!(code, 2, "{stderr}");
     assert!(
         stderr.contains(&format!("error: {} has the NAR hash sha256:", greeting.display()))
-            && stderr.contains("the store path is damaged, or the source is of another one")
+            && stderr.contains("the store path is damaged, or the source describes another one")
             && stderr.contains("hint: `nix-store --verify-path PATH`"),
         "{stderr}"
     );

@@ -20,7 +20,7 @@ fn no_source_and_two_sources_are_refused() {
         &workspace,
         "",
         "error: no closure was given\n\
-         hint: name store paths, or give one of --closure-info, --graph, --paths-from and --plan\n",
+         hint: specify store paths, or one of --closure-info, --graph, --paths-from and --plan\n",
     );
     for (arguments, names) in [
         ("--closure-info info --graph attrs.json", "--closure-info and --graph"),
@@ -229,7 +229,7 @@ fn invalid_graphs_are_refused() {
         ("{}", "it contains no graph: the attribute `exportReferencesGraph` names none\n"),
         (
             r#"{"exportReferencesGraph":{"a":[],"b":[]},"a":[],"b":[]}"#,
-            "it contains 2 graphs: a, b\nhint: name the graph with --graph-key\n",
+            "it contains 2 graphs: a, b\nhint: select the graph with --graph-key\n",
         ),
         (
             "/nix/store/x\n\n0\n",
@@ -255,7 +255,7 @@ fn invalid_plans_are_refused() {
         ),
         (
             plan.replace("\"level\": 8", "\"level\": 99"),
-            "level 99 is out of range for zstd: it takes 1 to 22 at line 9 column 3",
+            "level 99 is out of range for zstd: it supports 1 to 22 at line 9 column 3",
         ),
         (
             plan.replace("narSize", "narSise"),

@@ -481,7 +481,7 @@ fn an_interrupted_first_build_keeps_the_packs_that_are_finished() {
 }
 
 #[test]
-fn an_image_in_place_stamps_what_it_was_made_of_once_a_day() {
+fn an_existing_image_updates_the_times_of_its_packs_once_a_day() {
     let bench = Bench::new();
     bench.build();
     let age = |path: &Path, hours: u64| {

@@ -261,7 +261,7 @@ fn a_socket_given_by_an_option_without_a_service_is_reported() {
     host.expect_warning("file.sock", "cannot reach the cache service at file.sock");
     host.workspace
         .run(&format!("{BUILD} --no-cache --cache-verify -o image"))
-        .failure(2, "error: --cache-verify has no cache to verify with --no-cache\n");
+        .failure(2, "error: --cache-verify was given, but --no-cache leaves no cache to verify\n");
 }
 
 #[test]
@@ -486,17 +486,17 @@ fn bytes_below(directory: &Path) -> u64 {
 }
 
 #[test]
-fn a_service_that_cannot_start_says_why() {
+fn a_service_that_cannot_start_reports_why() {
     let host = Host::new();
     host.workspace.run("cache serve --cache served").failure(
         2,
         "error: there is no socket to listen on\n\
-         hint: start the service by a socket unit of systemd, or name a socket with --socket PATH\n",
+         hint: start the service by a socket unit of systemd, or specify a socket with --socket PATH\n",
     );
     let _server = host.serve("");
     let run =
         host.workspace.run("cache serve --cache served --socket run.sock --store-dir store --nix-daemon nix.sock");
-    run.failure(2, "error: another process already listens at run.sock\n");
+    run.failure(2, "error: another process already listens on run.sock\n");
 }
 
 #[test]

@@ -191,5 +191,5 @@ fn a_closure_of_more_packs_than_files_may_be_open_is_built_from_the_cache() {
     assert!(known == 300 && !stderr.contains("warning"), "{known}: {stderr}");
     // One that cannot.
     let (known, stderr) = build("ulimit -n 100");
-    assert!((1..300).contains(&known) && stderr.contains("warning: too many packs are open"), "{known}: {stderr}");
+    assert!((1..300).contains(&known) && stderr.contains("warning: cannot open more packs"), "{known}: {stderr}");
 }

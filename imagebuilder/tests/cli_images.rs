@@ -193,7 +193,7 @@ fn extract_prints_the_output_directory() {
     let tree = fixture.directory.path().join("out").join(base_name("tree"));
     assert_eq!(fs::read(tree.join("bin/run")).unwrap(), b"#! /bin/sh\n");
     let again = fixture.run(&["extract", "image", "-o", "out"]);
-    assert_ends(&again, 2, "error: out is not empty\nhint: name a directory that does not exist yet\n");
+    assert_ends(&again, 2, "error: out is not empty\nhint: choose a directory that does not exist yet\n");
     let part = fixture.run(&["extract", "image", &format!("/{}/bin", base_name("tree")), "-o", "part", "--json"]);
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&part.stdout).unwrap()["files"], 1);
     assert!(fixture.directory.path().join("part/bin/run").exists());

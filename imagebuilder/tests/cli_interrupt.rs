@@ -134,7 +134,7 @@ fn an_interrupted_volume_leaves_nothing_and_its_mkfs_is_stopped() {
 }
 
 #[test]
-fn a_server_tells_that_it_is_ready_is_confined_and_ends_well_when_it_is_asked_to() {
+fn a_server_reports_readiness_is_confined_and_exits_with_0_on_request() {
     let workspace = Workspace::new();
     fs::create_dir(workspace.path("store")).unwrap();
     fs::write(workspace.path("store").join(NOISE), "a store path").unwrap();

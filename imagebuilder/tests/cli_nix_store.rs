@@ -100,7 +100,8 @@ fn paths_that_are_not_in_a_real_store_are_refused() {
 #[test]
 fn all_arguments_that_are_not_store_paths_are_reported() {
     let workspace = Workspace::with_store();
-    let hint = "hint: name store paths as /nix/store/HASH-NAME, or use links to them; for another store, use --store\n";
+    let hint =
+        "hint: write store paths as /nix/store/HASH-NAME, or use links to them; for another store, use --store\n";
     workspace.write("file", "");
     symlink("loop", workspace.path("loop")).unwrap();
     workspace
@@ -139,7 +140,7 @@ fn invalid_stores_are_refused() {
     workspace.run(&format!("build -o image --store ssh://builder /nix/store/{TOOLS}")).failure(
         2,
         "error: the files of the store ssh://builder are not on this machine\n\
-         hint: copy the closure to this machine with `nix copy`, or name the directory of its files with --store-dir\n",
+         hint: copy the closure to this machine with `nix copy`, or specify the directory of its files with --store-dir\n",
     );
     let run = workspace.run("build -o image --closure-info info --store root");
     assert_eq!(run.code, 2);

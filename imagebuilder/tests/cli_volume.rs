@@ -101,7 +101,7 @@ fn directories_in_a_volume_belong_to_root_even_if_another_user_creates_it() {
 }
 
 #[test]
-fn every_filesystem_is_sound_sparse_and_labelled() {
+fn every_filesystem_is_valid_sparse_and_labelled() {
     for (file_system, checker, arguments) in [
         ("ext4", "e2fsck", &["-fn"][..]),
         ("xfs", "xfs_repair", &["-n"]),
@@ -153,7 +153,7 @@ fn the_report_is_json() {
 }
 
 #[test]
-fn nothing_is_ever_replaced() {
+fn an_existing_file_is_never_replaced() {
     let workspace = Workspace::new();
     workspace.write("file", "precious");
     fs::create_dir(workspace.path("directory")).unwrap();

@@ -158,7 +158,7 @@ int ftruncate64(int fd, off64_t length) { return fails("write", fd) ? -1 : REAL(
 "#;
 
 #[test]
-fn an_io_error_at_any_call_ends_the_build_with_a_message_or_does_not_matter() {
+fn an_io_error_at_any_call_ends_the_build_with_a_message_or_has_no_effect() {
     if !has_tool("cc") {
         return;
     }

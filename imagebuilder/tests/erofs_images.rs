@@ -130,7 +130,7 @@ fn other_reader(bytes: &[u8]) -> readers::Snapshot {
 }
 
 #[test]
-fn the_bytes_of_an_image_stay_and_do_not_depend_on_hard_links() {
+fn the_bytes_of_an_image_are_unchanged_and_do_not_depend_on_hard_links() {
     let store = mixed_store();
     let directory = tempfile::tempdir().unwrap();
     let build = |profile| {

@@ -108,7 +108,7 @@ fn entries_replaced_by_anything_else(part: &str) {
 }
 
 #[test]
-fn packs_replaced_by_pipes_directories_links_and_holes_do_no_harm() {
+fn packs_replaced_by_pipes_directories_links_and_holes_do_not_affect_the_image() {
     entries_replaced_by_anything_else("packs");
 }
 
@@ -131,7 +131,7 @@ fn a_directory_in_place_of_an_entry_is_replaced_without_a_warning() {
 }
 
 #[test]
-fn records_replaced_by_pipes_directories_links_and_holes_do_no_harm() {
+fn records_replaced_by_pipes_directories_links_and_holes_do_not_affect_the_image() {
     entries_replaced_by_anything_else("outputs");
 }
 

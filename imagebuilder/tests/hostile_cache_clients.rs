@@ -230,7 +230,7 @@ fn one_client_with_a_thousand_requests_does_not_starve_another() {
 }
 
 #[test]
-fn a_user_with_too_many_connections_is_refused_more() {
+fn a_user_with_too_many_connections_is_refused_further_ones() {
     let service = Running::with(|limits| limits.clients_per_user = 3);
     let clients: Vec<TestClient> = (0..3).map(|_| service.client()).collect();
     clients.iter().for_each(|client| client.expect_pack(0));
@@ -345,7 +345,7 @@ fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
     let path = directory.path().join("socket");
     let first = imagebuilder::cache_service::listener::make(&path).unwrap();
     let error = imagebuilder::cache_service::listener::make(&path).unwrap_err().to_string();
-    assert!(error.contains("another process already listens at"), "{error}");
+    assert!(error.contains("another process already listens on"), "{error}");
     drop(first);
     imagebuilder::cache_service::listener::make(&path).unwrap();
     std::fs::remove_file(&path).unwrap();

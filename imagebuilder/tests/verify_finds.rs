@@ -340,7 +340,7 @@ fn an_entry_that_contradicts_its_inode_is_reported() {
 }
 
 #[test]
-fn nonzero_bytes_behind_the_file_system_are_reported() {
+fn nonzero_bytes_after_the_file_system_are_reported() {
     let told = told_of_patched(|image, _| *image.bytes.last_mut().unwrap() = 1);
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].starts_with("Padding padding: byte ") && told[0].contains(" is not zero"), "{told:?}");
@@ -364,5 +364,5 @@ fn a_fragment_for_an_empty_file_which_the_kernel_refuses_is_reported() {
         image.put(text + 28, &0_u32.to_le_bytes());
     });
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].ends_with("has a fragment for a tail of no bytes"), "{told:?}");
+    assert!(told[0].ends_with("has a fragment for an empty tail"), "{told:?}");
 }

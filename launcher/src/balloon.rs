@@ -27,7 +27,7 @@ pub enum BalloonError {
     },
     /// The hypervisor does not report the size.
     #[error("{0} does not report the size of its balloon")]
-    NotTold(&'static str),
+    SizeNotReported(&'static str),
     /// The hypervisor refuses the request, or does not respond.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -60,7 +60,7 @@ pub fn resize(launch: &Launch, size_mib: u64) -> Result<(), BalloonError> {
             let adjust = json!({"Adjust": {"num_bytes": size_mib * MIB, "wait_for_success": false}});
             controller.crosvm(&json!({"BalloonCommand": adjust})).map(drop)
         }
-        ControlProtocol::Kvmtool => return Err(BalloonError::NotTold("kvmtool")),
+        ControlProtocol::Kvmtool => return Err(BalloonError::SizeNotReported("kvmtool")),
     }?;
     Ok(())
 }
@@ -86,7 +86,7 @@ pub fn resizes_in_steps(launch: &Launch) -> bool {
 pub fn size_mib(launch: &Launch) -> Result<u64, BalloonError> {
     let (protocol, controller, mem_mib) = find_balloon(launch)?;
     let number = |answer: &Value, pointer: &str, hypervisor| {
-        answer.pointer(pointer).and_then(Value::as_u64).ok_or(BalloonError::NotTold(hypervisor))
+        answer.pointer(pointer).and_then(Value::as_u64).ok_or(BalloonError::SizeNotReported(hypervisor))
     };
     match protocol {
         ControlProtocol::Qmp => {
@@ -102,7 +102,7 @@ pub fn size_mib(launch: &Launch) -> Result<u64, BalloonError> {
             let answer = controller.crosvm(&json!({"BalloonCommand": "Stats"}))?;
             Ok(number(&answer, "/BalloonStats/balloon_actual", "crosvm")? / MIB)
         }
-        ControlProtocol::Kvmtool => Err(BalloonError::NotTold("kvmtool")),
+        ControlProtocol::Kvmtool => Err(BalloonError::SizeNotReported("kvmtool")),
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! [`spec`] has the types of `cluster.json`; [`check()`] compares it with the machine specs and returns a
 //! [`CheckedCluster`], from which [`cib`] generates the configuration of Pacemaker and [`corosync`] that of Corosync. These
-//! modules are pure. [`simulation`] lets Pacemaker's scheduler decide whether one failure leaves a machine nowhere to run;
-//! [`engine`] runs Pacemaker's tools, and [`operations`] changes a running cluster with them. Membership, quorum, placement and fencing are theirs.
+//! modules are pure. [`simulation`] lets Pacemaker's scheduler decide whether a failure leaves a machine without a host;
+//! [`engine`] runs Pacemaker's tools, and [`operations`] changes a running cluster with them. Pacemaker and
+//! Corosync decide about membership, quorum, placement and fencing.
 
 mod check;
 mod checked;

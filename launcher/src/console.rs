@@ -22,7 +22,7 @@ pub enum ConsoleError {
         source: io::Error,
     },
     /// No process serves the socket.
-    #[error("no console on {path}: {source}")]
+    #[error("cannot connect to the console {path}: {source}")]
     Unreachable {
         /// The socket.
         path: PathBuf,
@@ -33,6 +33,6 @@ pub enum ConsoleError {
     #[error(transparent)]
     Socket(#[from] crate::sockets::SocketError),
     /// The terminal cannot be read, written or set to raw mode.
-    #[error("the terminal: {0}")]
+    #[error("cannot use the terminal: {0}")]
     Terminal(io::Error),
 }

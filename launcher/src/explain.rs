@@ -170,7 +170,7 @@ fn store_ways(spec: &CheckedSpec) -> Vec<String> {
                 )
             }
             (None, false) => {
-                format!("share {} of the whole store besides, because its source is /nix/store", share.tag)
+                format!("also share {} of the whole store, because its source is /nix/store", share.tag)
             }
         });
     }

@@ -1,6 +1,7 @@
 //! The host: the facts that a launch depends on, and the requirements of a launch that the host does not meet.
 
 mod desktop;
+mod devices;
 mod facts;
 mod first_output;
 mod image_features;

@@ -33,7 +33,7 @@ pub use delete::{Removal, delete, removal};
 pub use error::ImperativeError;
 pub use flake::FlakeReference;
 pub use layout::{Layout, Machine};
-pub use list::{Evaluation, Inquiry, ListedActivity, Measurement, Row, UpdateState, list};
+pub use list::{Evaluation, ListOptions, ListedActivity, Measurement, Row, UpdateState, list};
 pub use nix::BuildOutput;
 pub use parallel::in_parallel;
 pub use pci::PciBus;

@@ -13,7 +13,7 @@ mod mounts;
 mod store_disks;
 mod tree;
 
-pub use devices::allow_devices;
+pub use devices::{allow_devices, iommufd_nodes, vfio_group_nodes};
 pub use directory::{FIRST_USER_ID_VARIABLE, FLAKE, StateDirectory, TOPLEVEL, UserIds};
 pub use mounts::{make, make_volumes, remove};
 pub use store_disks::{ImageLock, StoreDisks};
@@ -53,7 +53,7 @@ pub enum IsolationError {
         reason: String,
     },
     /// systemd did not apply the unit's device rules.
-    #[error("systemctl set-property does not allow the machine its devices: {0}")]
+    #[error("systemctl set-property cannot give the machine access to its devices: {0}")]
     DeviceRules(String),
     /// No user id is free.
     #[error("all {0} user ids for machines are taken")]

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Only the user who runs the hypervisor, and the group, can connect.
@@ -154,6 +154,28 @@ pub struct GuestMessage {
     pub status: Option<String>,
 }
 
+/// Checks that [`GuestListener::listen`] could listen on a vsock port. Without the device, there is no port yet.
+///
+/// # Errors
+/// Returns [`ReadinessError::Listen`].
+pub fn check_notification_port(notification: &GuestNotification) -> Result<(), ReadinessError> {
+    if matches!(notification.listen, NotificationSocket::Unix(_)) || !Path::new("/dev/vhost-vsock").exists() {
+        return Ok(());
+    }
+    let bound = bind_vsock(notification.port);
+    bound.map(drop).map_err(|source| ReadinessError::Listen { place: vsock_place(notification.port), source })
+}
+
+fn vsock_place(port: u32) -> String {
+    format!("vsock port {port}")
+}
+
+fn bind_vsock(port: u32) -> io::Result<OwnedFd> {
+    let socket = new_socket(AddressFamily::Vsock)?;
+    bind(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_HOST, port))?;
+    Ok(socket)
+}
+
 impl GuestListener {
     /// Starts to listen; call this before the guest starts. A socket on the file system is given to the user who runs
     /// the hypervisor, if that is another user, because the hypervisor connects to it.
@@ -171,7 +193,7 @@ impl GuestListener {
                 remove_stale(path.as_path())?;
                 (path.to_string(), Some(path.as_path().to_owned()), None)
             }
-            NotificationSocket::Vsock { cid } => (format!("vsock port {}", notification.port), None, Some(*cid)),
+            NotificationSocket::Vsock { cid } => (vsock_place(notification.port), None, Some(*cid)),
         };
         let made = match &path {
             Some(path) => Place::itself(path).and_then(|place| {
@@ -180,10 +202,7 @@ impl GuestListener {
                 hypervisor.map_or(Ok(()), |user| place.give_socket(user))?;
                 Ok(socket)
             }),
-            None => new_socket(AddressFamily::Vsock).and_then(|socket| {
-                bind(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_HOST, notification.port))?;
-                Ok(socket)
-            }),
+            None => bind_vsock(notification.port),
         };
         let listening = made.and_then(|socket| {
             listen(&socket, Backlog::new(16)?)?;

@@ -6,6 +6,7 @@ mod clean_up;
 mod output;
 mod prepare;
 mod refusals;
+mod resources;
 mod supervise;
 mod vsock;
 

@@ -24,6 +24,7 @@ use nix::sys::socket::{
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{UnlinkatFlags, getegid, geteuid, symlinkat, unlinkat};
+use program::child::try_namespaces;
 use program::place::{Place, descriptor_path};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -51,6 +52,8 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// The length of the hash in the name of a store path.
 const HASH_CHARACTERS: usize = 32;
+/// The namespaces of a view that a user other than root makes.
+const USERS_NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWUSER.union(CloneFlags::CLONE_NEWNS);
 
 /// Why a view cannot be made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +158,17 @@ pub fn inspect(view: &ClosureView, working_directory: &HostPath) -> Result<(), V
     let paths = read_list(&list)?.into_iter().map(|name| source.as_path().join(name));
     let missing = paths.into_iter().find(|path| path.symlink_metadata().is_err());
     missing.map_or(Ok(()), |path| Err(ViewError::Missing { path }))
+}
+
+/// Checks that this process may create the namespace of a view.
+///
+/// # Errors
+/// Returns [`ViewError::Namespace`].
+pub fn check_namespace() -> Result<(), ViewError> {
+    if geteuid().is_root() && try_namespaces(CloneFlags::CLONE_NEWNS, None).is_ok() {
+        return Ok(());
+    }
+    try_namespaces(USERS_NAMESPACES, None).map_err(ViewError::Namespace)
 }
 
 /// Returns the name of a store path, without its directory: a hash, a dash and a name, in the characters that Nix allows.
@@ -409,7 +423,7 @@ fn enter_namespace() -> io::Result<()> {
     if user.is_root() && unshare(CloneFlags::CLONE_NEWNS).is_ok() {
         return Ok(());
     }
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    unshare(USERS_NAMESPACES)?;
     let write = |name: &str, text: String| {
         File::options().write(true).open(format!("/proc/self/{name}"))?.write_all(text.as_bytes())
     };

@@ -20,11 +20,13 @@ use crate::interruption::{Interrupted, Interruption, end_group};
 use crate::launch::{AfterEnd, SideProcess, SideProcessKind, VIEW};
 use crate::path::HostPath;
 use crate::programs::{NotInstalled, find_program, find_program_of_machine};
+use crate::share_view::{ViewError, check_namespace};
 use crate::sockets::{SocketError, is_bound, is_served, remove_stale, require_stale};
 use crate::state::ProcessIdentity;
 use crate::store_disk::named_in_environment;
+use nix::sched::CloneFlags;
 use nix::unistd::Group;
-use program::child::{OnParentDeath, deny_others, pass_descriptors, prepare, show_directory};
+use program::child::{OnParentDeath, deny_others, pass_descriptors, prepare, show_directory, try_namespaces};
 use program::place::{Directory, Place, PrivateDirectory, descriptor_path, require_out_of_reach};
 use program::user::Identity;
 use serde::{Deserialize, Serialize};
@@ -49,6 +51,8 @@ const SOCKET_OPTIONS: [&str; 2] = ["--socket-path", "--socket"];
 const SHARED_OPTION: &str = "--shared-dir=";
 /// The option in a virtiofs daemon's arguments that precedes the group of its socket.
 const GROUP_OPTION: &str = "--socket-group=";
+/// The option of a virtiofs daemon that selects how it isolates itself.
+const SANDBOX_OPTION: &str = "--sandbox";
 const FIRST_RESTART_DELAY: Duration = Duration::from_millis(100);
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(10);
 /// A daemon that has run this long is healthy: its next failure counts as the first.
@@ -82,7 +86,7 @@ pub enum SideProcessError {
     },
     /// The group that its socket is to belong to does not exist.
     #[error(
-        "{name}: this host has no group `{group}`, which its socket is to belong to; create the group, or set \
+        "{name}: this host has no group `{group}`, to which its socket must belong; create the group, or set \
          microvm.virtiofsd.group to another one or to null"
     )]
     NoGroup {
@@ -91,8 +95,29 @@ pub enum SideProcessError {
         /// The group.
         group: String,
     },
+    /// It needs a user namespace, which the kernel does not allow.
+    #[error(
+        "{name}: {program} needs a user namespace, and the kernel does not allow one: {source}; allow them (sysctl \
+         user.max_user_namespaces or kernel.unprivileged_userns_clone; on NixOS, microvm.host.machines.NAME.namespaces)"
+    )]
+    NoUserNamespace {
+        /// The process, as messages name it.
+        name: String,
+        /// Its program.
+        program: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The view of the store that it serves cannot be made.
+    #[error("{name}: {source}")]
+    View {
+        /// The process, as messages name it.
+        name: String,
+        /// The cause.
+        source: ViewError,
+    },
     /// It ended before it had created its socket.
-    #[error("{name}: {program} ended with {status} before it served {socket}; its own messages are above")]
+    #[error("{name}: {program} ended with {status} before it listened on {socket}; its own messages are above")]
     Ended {
         /// The process, as messages name it.
         name: String,
@@ -104,7 +129,7 @@ pub enum SideProcessError {
         socket: HostPath,
     },
     /// It did not create its socket in time.
-    #[error("{name}: {program} has not served {socket} within {} s", SOCKET_TIMEOUT.as_secs())]
+    #[error("{name}: {program} did not listen on {socket} within {} s", SOCKET_TIMEOUT.as_secs())]
     TooSlow {
         /// The process, as messages name it.
         name: String,
@@ -171,6 +196,32 @@ fn find_trusted(
     }
 }
 
+/// Checks that the kernel allows the namespaces that a process creates for itself.
+fn check_namespaces(process: &SideProcess, program: &Path, client: Option<&Identity>) -> Result<(), SideProcessError> {
+    let refused = |source| {
+        let program = program.to_owned();
+        SideProcessError::NoUserNamespace { name: describe(process), program, source }
+    };
+    if process.view.is_some() {
+        return check_namespace().map_err(|source| SideProcessError::View { name: describe(process), source });
+    }
+    let is_root = nix::unistd::geteuid().is_root();
+    match process.kind {
+        // Started by root, it becomes the user nobody first: passt(1), --runas.
+        SideProcessKind::Passt => {
+            let nobody = Identity::of("nobody").ok().filter(|_| is_root);
+            try_namespaces(CloneFlags::CLONE_NEWUSER, client.or(nobody.as_ref())).map_err(refused)
+        }
+        // Root's needs no user namespace, and the user's arguments can turn its sandbox off.
+        SideProcessKind::Virtiofsd
+            if !is_root && !process.arguments.iter().any(|word| word.starts_with(SANDBOX_OPTION)) =>
+        {
+            try_namespaces(CloneFlags::CLONE_NEWUSER, None).map_err(refused)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whether a process runs as the user who connects to its socket: it needs no more rights. The server of the store disk
 /// reads what the guest reads.
 fn runs_as_client(process: &SideProcess) -> bool {
@@ -193,6 +244,7 @@ pub fn inspect(
     }
     require_stale(socket.as_path())?;
     let program = find_trusted(process, working_directory, client)?;
+    check_namespaces(process, &program, client)?;
     let checked = shared_directory(process, working_directory).map(drop);
     checked.map_err(|source| SideProcessError::Start { name: describe(process), program, source })
 }
@@ -284,6 +336,7 @@ impl SideProcesses {
             check_group(process)?;
             let missing = |source| SideProcessError::NotInstalled { name: describe(process), source };
             let mut program = find_trusted(process, working_directory, client)?;
+            check_namespaces(process, &program, client)?;
             if process.view.is_some() {
                 let this = this_program().unwrap_or_else(|| HostPath::from("microvm"));
                 program = find_program(&this).map_err(missing)?;
@@ -578,7 +631,7 @@ impl Entry {
             // Without an error it has ended because the hypervisor has.
             if !status.success() {
                 events.push(format!(
-                    "{} ended with {status}, and this hypervisor does not connect to another one: the guest cannot read \
+                    "{} ended with {status}, and this hypervisor does not reconnect: the guest cannot read \
                      its store any more; stop the machine and start it again",
                     describe(&self.process)
                 ));
@@ -622,7 +675,7 @@ fn show_to(command: &mut Command, directory: &Directory) -> io::Result<PathBuf> 
 fn describe(process: &SideProcess) -> String {
     match process.kind {
         SideProcessKind::Virtiofsd => format!("the virtiofs daemon of share `{}`", process.name),
-        SideProcessKind::Passt => format!("the passt of interface `{}`", process.name),
+        SideProcessKind::Passt => format!("passt for interface `{}`", process.name),
         SideProcessKind::ShareView => format!("the view of share `{}`", process.name),
         SideProcessKind::StoreDisk => format!("the server of the store disk of `{}`", process.name),
         SideProcessKind::CrosvmGpu => format!("the graphics card of `{}`", process.name),

@@ -1,6 +1,6 @@
 //! The machine spec: what the user wrote, independent of the hypervisor.
 //!
-//! The NixOS module writes it as JSON. Fields that microvm.nix has too have the same names. Every object refuses
+//! The NixOS module writes it as JSON. Fields that also exist in microvm.nix have the same names. Every object refuses
 //! unknown fields; [`parse`] suggests the nearest known one. Only types are checked here; `validate` checks the rest
 //! and returns another type.
 
@@ -11,6 +11,7 @@ mod network;
 pub mod parse;
 pub mod schema;
 mod storage;
+mod usb;
 
 pub use devices::{Device, DeviceBus, QemuDevice, Vsock};
 pub use graphics::{Graphics, GraphicsBackend, VulkanProtocol};
@@ -20,6 +21,7 @@ pub use hypervisors::{
 };
 pub use network::{ForwardFrom, ForwardPort, Interface, InterfaceType, Macvtap, MacvtapMode, PortEnd, Protocol, Tap};
 pub use storage::{Cache, ImageType, SecurityModel, Share, ShareProtocol, StoreDisk, StoreTransport, Volume};
+pub use usb::UsbAddress;
 
 use crate::path::HostPath;
 use schemars::JsonSchema;

@@ -42,7 +42,7 @@ const LAUNCH: &str = "launch.json";
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// No variable names a runtime directory, and this user cannot use `/run/microvm`.
-    #[error("there is no runtime directory: set XDG_RUNTIME_DIR or MICROVM_RUNTIME_DIR to one that is yours")]
+    #[error("there is no runtime directory: set XDG_RUNTIME_DIR or MICROVM_RUNTIME_DIR to a directory that you own")]
     NoRuntimeDirectory,
     /// A name that is invalid or could point outside the runtime directory.
     #[error(transparent)]

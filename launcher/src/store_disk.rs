@@ -35,7 +35,7 @@ pub enum StoreDiskError {
         plan: HostPath,
     },
     /// The image builder succeeded, but the image does not exist.
-    #[error("{program} succeeded, but there is no {image}")]
+    #[error("{program} succeeded, but did not create {image}")]
     NoImage {
         /// The image builder.
         program: HostPath,

@@ -129,7 +129,7 @@ fn difference(document: &Document, mut file: File) -> io::Result<Option<&'static
     let bytes = file.seek(SeekFrom::End(0))?;
     let data_blocks = document.hash_offset_bytes / BLOCK_BYTES as u64;
     if document.hash_offset_bytes.checked_add(tree_bytes(data_blocks)) != Some(bytes) {
-        return Ok(Some("the image has another length"));
+        return Ok(Some("the image has a different length"));
     }
     let block_at = |position: u64| {
         let mut block = vec![0; BLOCK_BYTES];
@@ -137,7 +137,7 @@ fn difference(document: &Document, mut file: File) -> io::Result<Option<&'static
     };
     let superblock = block_at(document.hash_offset_bytes)?;
     let Some(salt) = bytes_of(&document.salt).filter(|salt| salt.len() <= 256) else {
-        return Ok(Some("its salt is not a salt"));
+        return Ok(Some("its salt is invalid"));
     };
     if superblock != written_superblock(&superblock, data_blocks, &salt) {
         return Ok(Some("the image has no superblock of dm-verity with these values"));
@@ -145,7 +145,7 @@ fn difference(document: &Document, mut file: File) -> io::Result<Option<&'static
     let highest = if data_blocks == 1 { 0 } else { document.hash_offset_bytes + BLOCK_BYTES as u64 };
     let hash = Sha256::new_with_prefix(&salt).chain_update(block_at(highest)?).finalize();
     let is_root = bytes_of(&document.root_hash).is_some_and(|root| root == hash[..]);
-    Ok((!is_root).then_some("the root hash is another one"))
+    Ok((!is_root).then_some("the root hash differs"))
 }
 
 /// Returns the superblock that an image with this salt must have. The UUID is that of `found`.
@@ -215,10 +215,10 @@ mod tests {
             (document(&format!("{HASH} x=y"), 4096, ""), &[], "must have a SHA-256 hash"),
             (document(HASH, 4097, ""), &[], "must be a multiple of 4096"),
             (document(HASH, 0, ""), &[], "must be a multiple of 4096"),
-            (document(HASH, u64::MAX - 4095, ""), &[], "another length"),
-            (document(HASH, 4096, ""), &[], "another length"),
-            (document(HASH, 4096, "é"), &one_block, "its salt is not a salt"),
-            (document(HASH, 4096, &"00".repeat(257)), &one_block, "its salt is not a salt"),
+            (document(HASH, u64::MAX - 4095, ""), &[], "a different length"),
+            (document(HASH, 4096, ""), &[], "a different length"),
+            (document(HASH, 4096, "é"), &one_block, "its salt is invalid"),
+            (document(HASH, 4096, &"00".repeat(257)), &one_block, "its salt is invalid"),
             (document(HASH, 4096, "00"), &one_block, "no superblock"),
             (document(HASH, 4096, "00").replace("\"version\": 1", "\"version\": 2"), &[], "has version 2"),
         ] {
@@ -227,6 +227,6 @@ mod tests {
         }
         let superblock = written_superblock(&[0; 32], 1, &[0]);
         let image = [vec![0; BLOCK_BYTES], superblock].concat();
-        assert!(refusal(&document(HASH, 4096, "00"), &image).contains("the root hash is another one"));
+        assert!(refusal(&document(HASH, 4096, "00"), &image).contains("the root hash differs"));
     }
 }

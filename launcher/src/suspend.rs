@@ -60,7 +60,7 @@ pub enum SuspendError {
     #[error("interrupted")]
     Interrupted,
     /// The machine was started by an older release, which did not record what it depends on.
-    #[error("{0} was started by another release of microvm; restart it once, then it can be suspended")]
+    #[error("{0} was started by another release of microvm; restart it before you suspend it")]
     NoStamp(String),
     /// The machine was started by another user.
     #[error("{0} was started by another user; only that user can suspend it")]
@@ -103,7 +103,7 @@ pub enum SuspendError {
         /// The cause.
         source: serde_json::Error,
     },
-    /// The hypervisor did not save the machine, which runs on.
+    /// The hypervisor did not save the machine, which keeps running.
     #[error("{machine} keeps running, because it could not be saved: {source}")]
     NotSaved {
         /// The machine.
@@ -113,7 +113,7 @@ pub enum SuspendError {
     },
     /// The machine could not be saved, and could not be continued either.
     #[error("{machine} is paused and cannot be continued: {source}; it could not be saved: {reason}")]
-    Stuck {
+    StillPaused {
         /// The machine.
         machine: String,
         /// Why it could not be continued.
@@ -151,7 +151,7 @@ impl SuspendError {
 
 /// What happens to the hypervisor when the machine is saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Afterwards {
+pub enum AfterSave {
     /// It is ended.
     End,
     /// It stays paused, because its service ends it.
@@ -174,10 +174,10 @@ pub struct Saved {
 /// Suspends a running machine.
 ///
 /// # Errors
-/// Returns [`SuspendError`]. Except for [`SuspendError::Stuck`] and [`SuspendError::Stop`], the machine still runs.
+/// Returns [`SuspendError`]. Except for [`SuspendError::StillPaused`] and [`SuspendError::Stop`], the machine still runs.
 pub fn suspend(
     state: &MachineState,
-    afterwards: Afterwards,
+    after_save: AfterSave,
     is_interrupted: &AtomicBool,
     message: &mut dyn FnMut(&str),
 ) -> Result<Saved, SuspendError> {
@@ -185,7 +185,7 @@ pub fn suspend(
     let Activity::Running(running) = state.activity()? else { return Err(SuspendError::NotRunning(name())) };
     let (launch, stamp) = state.started_with()?.ok_or_else(|| SuspendError::OtherUser(name()))?;
     let mut stamp = stamp.ok_or_else(|| SuspendError::NoStamp(name()))?;
-    stamp.at_shutdown = afterwards == Afterwards::StayPausedAtShutdown;
+    stamp.at_shutdown = after_save == AfterSave::StayPausedAtShutdown;
     require_suspendable(&stamp, &launch)?;
     let socket = launch.control.as_ref().ok_or_else(|| SuspendError::NoStamp(name()))?;
     let controller = Controller::new(socket, &launch.working_directory);
@@ -205,7 +205,7 @@ pub fn suspend(
         Err(reason) => return Err(continue_after(state, &controller, reason)),
     };
     let saved = Saved { paused: began.elapsed(), disk_bytes };
-    if afterwards == Afterwards::End {
+    if after_save == AfterSave::End {
         let (process, console_socket) = (Some(running.hypervisor), running.console_socket);
         stop(&StopTarget { launch: &launch, process, console_socket }, Duration::ZERO, message)?;
         forget_pause(state);
@@ -213,8 +213,8 @@ pub fn suspend(
     Ok(saved)
 }
 
-/// Lets a machine continue that is still there but paused, because the command that suspended it was killed. Returns
-/// whether it was paused.
+/// Lets a machine continue that is still paused, because the command that suspended it was killed. Returns whether it was
+/// paused.
 ///
 /// # Errors
 /// Returns [`SuspendError`].
@@ -280,7 +280,7 @@ fn lock(state: &MachineState) -> Result<Flock<File>, SuspendError> {
     }
 }
 
-/// Saves the paused machine. What was saved has not got its final name yet.
+/// Saves the paused machine. The saved state does not have its final name yet.
 fn save<'owner>(
     launch: &Launch,
     controller: &Controller,
@@ -321,7 +321,7 @@ fn continue_after(state: &MachineState, controller: &Controller, reason: Suspend
     }
     match continued {
         Ok(()) => SuspendError::NotSaved { machine, source: Box::new(reason) },
-        Err(source) => SuspendError::Stuck { machine, source, reason: Box::new(reason) },
+        Err(source) => SuspendError::StillPaused { machine, source, reason: Box::new(reason) },
     }
 }
 
@@ -360,7 +360,7 @@ impl Resumption {
             return Ok(None);
         }
         if stamp.at_shutdown {
-            // Nobody has decided that it must go on, and it must not stay off because of an update of the host.
+            // No user has asked to resume it, and an update of the host must not keep it from starting.
             for line in changes(&launch.name, &differences) {
                 message(&line);
             }
@@ -376,13 +376,15 @@ impl Resumption {
         self.stamp.while_running()
     }
 
-    /// Checks that a suspended machine could be resumed by this start, without changing anything.
+    /// Checks that a start would not refuse to resume a suspended machine, without changing anything. If the host suspended it
+    /// when it shut down, it boots instead of being refused. What the guest of a clone depends on is checked by its start.
     ///
     /// # Errors
     /// Returns [`SuspendError::Changed`] if it could not, or an error of the files.
     pub fn inspect(launch: &Launch, now: &Stamp) -> Result<(), SuspendError> {
         let state = SuspendedState::of_launch(launch);
-        let Some(stamp) = state.stamp()?.filter(|_| !state.was_resumed()) else { return Ok(()) };
+        let is_refused = |stamp: &Stamp| !stamp.at_shutdown && stamp.borrowed.is_none() && !state.was_resumed();
+        let Some(stamp) = state.stamp()?.filter(is_refused) else { return Ok(()) };
         let differences = stamp.differences_to(now, launch)?;
         let machine = launch.name.clone();
         if differences.is_empty() { Ok(()) } else { Err(SuspendError::Changed { machine, differences }) }

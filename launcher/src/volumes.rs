@@ -67,7 +67,7 @@ pub enum VolumeError {
     },
     /// The volume contains something else.
     #[error(
-        "volume {path} holds {found}, but the machine spec says {wanted}: change the spec, or move the file away to have a new volume created"
+        "volume {path} contains {found}, but the machine spec says {wanted}: change the spec, or move the file away to get a new volume"
     )]
     Other {
         /// The image.

@@ -51,12 +51,12 @@ let
     };
     targets = mkOption {
       type = types.listOf types.str;
-      description = "The hosts that the device cuts off.";
+      description = "The hosts that the device can fence.";
     };
     ports = mkOption {
       type = types.attrsOf types.str;
       default = { };
-      description = "The outlet or name of a host on the device, by host, where it is not the host's name.";
+      description = "The outlet or name of a host on the device, by host, if it differs from the host's name.";
     };
     parameters = mkOption {
       type = types.attrsOf types.str;
@@ -64,8 +64,8 @@ let
       example = literalExpression ''{ ip = "10.2.0.1"; username = "fence"; lanplus = "1"; }'';
       description = "The parameters of the agent, without passwords.";
     };
-    passwordFile = optional types.str "A file on every host with the device's password, readable for root only, and not in the Nix store.";
-    timeout = seconds 60 "The time in seconds in which the device must have cut off a host.";
+    passwordFile = optional types.str "A file on every host with the device's password, readable by root only, and not in the Nix store.";
+    timeout = seconds 60 "The time in seconds in which the device must have fenced a host.";
   };
 
   machine =
@@ -95,7 +95,7 @@ let
               "suspend"
               "cold"
             ])
-            "How the machine moves to another host: it runs on, is suspended and resumed, or boots. With null, `live` if it supports that and `migration.command` is set, otherwise `suspend` if it supports that and `migration.directory` is set, otherwise `cold`.";
+            "How the machine moves to another host: it keeps running, is suspended and resumed, or is shut down and booted. With null, `live` if it supports that and `migration.command` is set, otherwise `suspend` if it supports that and `migration.directory` is set, otherwise `cold`.";
         timeouts = {
           start = seconds 180 "The time in seconds until the hypervisor runs. It includes copying the runner.";
           stop = seconds 120 "The time in seconds for a stop. If it takes longer, the host is fenced.";
@@ -128,7 +128,7 @@ in
     authKeyFile = mkOption {
       type = types.str;
       example = "/run/secrets/corosync";
-      description = "The key of the cluster, made by `corosync-keygen`: a file on every host, readable for root only, and not in the Nix store.";
+      description = "The key of the cluster, made by `corosync-keygen`: a file on every host, readable by root only, and not in the Nix store.";
     };
     openFirewall = mkOption {
       type = types.bool;
@@ -136,7 +136,7 @@ in
       description = "Whether to open the UDP ports of Corosync in the firewall of NixOS. Messages without the key are dropped.";
     };
     totem = {
-      token = optional types.ints.positive "The time in milliseconds without a token after which a host counts as failed; with null, Corosync's default of 3000. For each host more than two, `tokenCoefficient` is added.";
+      token = optional types.ints.positive "The time in milliseconds without a token after which a host counts as failed, at least 100; with null, Corosync's default of 3000. For each host more than two, `tokenCoefficient` is added.";
       tokenCoefficient = optional types.ints.positive "The time in milliseconds that is added to `token` for each host more than two; with null, Corosync's default of 650.";
       consensus = optional types.ints.positive "The time in milliseconds in which the hosts must agree on a new membership; with null, 1.2 times the token.";
     };
@@ -161,7 +161,7 @@ in
       devices = mkOption {
         type = types.attrsOf (types.submodule fenceDevice);
         default = { };
-        description = "The devices that cut off a failed host, so that it no longer writes to shared storage.";
+        description = "The devices that fence a failed host, so that it no longer writes to shared storage.";
       };
       packages = mkOption {
         type = types.listOf types.package;
@@ -181,7 +181,7 @@ in
         type = types.bool;
         default = false;
         description = ''
-          Whether to accept that a host without a fence device cannot be cut off. Without any device, machines start elsewhere
+          Whether to accept that a host without a fence device cannot be fenced. Without any device, machines start elsewhere
           although the failed host may still write to their volumes, which destroys data.
         '';
       };

@@ -163,7 +163,7 @@ in
         example = [ "web" ];
         description = ''
           Whether machines are suspended instead of shut down when the host shuts down or reboots: all of them, or only those
-          listed. A machine whose runner or host has changed until its next start boots, and finds its volumes as after a power
+          listed. A machine whose runner or host has changed by its next start boots, and finds its volumes as after a power
           cut. A machine that cannot be suspended is shut down.
         '';
       };

@@ -270,7 +270,7 @@ in
       map sentence wrong
       ++ lib.optional (
         cfg.mem < 32
-      ) "${machine}: microvm.mem: Linux with its initrd hardly ever boots with less than 32 MiB"
+      ) "${machine}: microvm.mem: Linux with its initrd rarely boots with less than 32 MiB"
       ++ lib.optional (
         config.nix.optimise.automatic or false && cfg.writableStoreOverlay == null
       ) "${machine}: nix.optimise.automatic: a read-only store cannot be optimised"

@@ -102,6 +102,27 @@ pub fn show_directory(command: &mut Command, directory: &impl AsFd, at: &'static
     Ok(())
 }
 
+/// Tries to create namespaces as that user, or as this one, in a child process that ends immediately.
+///
+/// # Errors
+/// Fails if the kernel refuses it, or if there can be no child process.
+pub fn try_namespaces(namespaces: CloneFlags, identity: Option<&Identity>) -> io::Result<()> {
+    // It is not executed: the child ends with this error when it has succeeded.
+    const DONE: Errno = Errno::ECANCELED;
+    let mut command = Command::new("/proc/self/exe");
+    if let Some(identity) = identity {
+        become_user(&mut command, identity);
+    }
+    before_exec(&mut command, move || {
+        unshare(namespaces)?;
+        Err(DONE.into())
+    });
+    match command.status() {
+        Err(error) if error.raw_os_error() == Some(DONE as i32) => Ok(()),
+        outcome => outcome.map(drop),
+    }
+}
+
 #[expect(unsafe_code, reason = "std has no safe way to borrow a descriptor by its number")]
 fn clear_close_on_exec(descriptor: RawFd) -> io::Result<()> {
     // SAFETY: it is borrowed for one system call; a number that is not open is an error of that call.

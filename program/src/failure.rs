@@ -35,7 +35,7 @@ impl Failure {
     /// The input is invalid: exit code 2. If it could not be read because of a device, a network or the system, the
     /// user did nothing wrong, and the work has failed: exit code 1.
     pub fn bad_input(error: &(dyn Error + 'static)) -> Self {
-        if is_trouble_of_the_system(error) { Self::failed(error) } else { Self::usage(chain(error)) }
+        if is_system_error(error) { Self::failed(error) } else { Self::usage(chain(error)) }
     }
 
     /// The input is invalid, with all its problems: exit code 2.
@@ -110,7 +110,7 @@ impl Failure {
 }
 
 /// Whether an error, or one of its causes, is an I/O error that the user cannot avoid by other arguments or other input.
-pub fn is_trouble_of_the_system(error: &(dyn Error + 'static)) -> bool {
+pub fn is_system_error(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(error) = error.downcast_ref::<io::Error>() {
@@ -135,7 +135,7 @@ fn storage_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
     while let Some(error) = next {
         match error.downcast_ref().map(io::Error::kind) {
             Some(io::ErrorKind::StorageFull) => return Some("free some space there, or write to another file system"),
-            Some(io::ErrorKind::QuotaExceeded) => return Some("your quota there is used up: free some of it"),
+            Some(io::ErrorKind::QuotaExceeded) => return Some("your disk quota there is used up: delete some files"),
             Some(io::ErrorKind::ReadOnlyFilesystem) => {
                 return Some("that file system is mounted read-only: use another one");
             }

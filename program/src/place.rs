@@ -629,7 +629,7 @@ fn require_own(found: &FileStat) -> io::Result<()> {
     if !geteuid().is_root() || owner.is_root() {
         return Ok(());
     }
-    let reason = format!("it belongs to {}, who must not decide what root does", user_name(owner));
+    let reason = format!("it belongs to {}, and root uses only files that no other user can change", user_name(owner));
     Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
 }
 

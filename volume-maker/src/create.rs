@@ -135,7 +135,7 @@ pub fn create(place: &Place, request: &VolumeRequest<'_>, run: &mut Run<'_>) -> 
     if !request.directories.is_empty() && !nix::unistd::geteuid().is_root() {
         give_to_root(request.directories, image.file(), run)?;
     }
-    sparse::dig_holes(image.file()).map_err(CreateError::File)?;
+    sparse::punch_holes(image.file()).map_err(CreateError::File)?;
     read_back::check(image.file(), request).map_err(|source| CreateError::ReadBack { program, source })?;
     image.finish(request.mode, request.owner).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => CreateError::Exists,

@@ -11,7 +11,7 @@ const CHUNK_BYTES: u64 = 1 << 16;
 
 /// Turns the zeros of a file into holes, which does not change its content. On file systems without holes it does
 /// nothing.
-pub(crate) fn dig_holes(file: &File) -> io::Result<()> {
+pub(crate) fn punch_holes(file: &File) -> io::Result<()> {
     let length = file.metadata()?.len();
     let mut chunk = vec![0; CHUNK_BYTES as usize];
     let mut position = 0;
@@ -62,7 +62,7 @@ mod tests {
         file.write_all_at(&content[1_000_000..], 1_000_000).unwrap();
         file.sync_all().unwrap();
         let before = file.metadata().unwrap().blocks();
-        dig_holes(&file).unwrap();
+        punch_holes(&file).unwrap();
         let mut found = vec![9; content.len()];
         file.read_exact_at(&mut found, 0).unwrap();
         assert_eq!(found, content);

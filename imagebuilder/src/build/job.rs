@@ -176,7 +176,7 @@ pub(super) struct WorkerInputs<'a> {
     /// Buffers for segments.
     pub(super) buffers: &'a SpareBuffers,
     /// Receives problems with new packs, which never end a build.
-    pub(super) cache_troubles: &'a (dyn Fn(CacheError) + Sync),
+    pub(super) report_cache_error: &'a (dyn Fn(CacheError) + Sync),
     /// Becomes true when the build must stop.
     pub(super) cancel: &'a AtomicBool,
     /// Receives the times of all work.
@@ -343,7 +343,7 @@ impl<'a> Worker<'a> {
             Ok(if is_kept { Completed::Pack { store_path: job.store_path, identity } } else { Completed::Failed })
         });
         Ok(kept.unwrap_or_else(|error| {
-            (self.inputs.cache_troubles)(error);
+            (self.inputs.report_cache_error)(error);
             Completed::Failed
         }))
     }

@@ -17,7 +17,7 @@ pub(super) enum JobId {
     Background,
 }
 
-/// A output and its purpose.
+/// An output and its purpose.
 pub(super) type JobResult = (JobId, Result<JobOutput, BuildError>);
 
 #[derive(Default)]
@@ -117,7 +117,7 @@ pub(super) fn with_workers<T>(
                 Err(_) => break,
             }
         }
-        // Now only workers have senders, so that waiting for a output ends when all workers have ended.
+        // Now only workers have senders, so that waiting for an output ends when all workers have ended.
         drop(sender);
         direct(&queue, &receiver, started)
     })

@@ -40,7 +40,7 @@ pub struct PackRequest<'a> {
 /// Nothing remains then.
 pub fn make_pack(request: &PackRequest<'_>, cancel: &AtomicBool) -> Result<Arc<UnnamedFile>, BuildError> {
     let place = request.directory.join("pack");
-    let fail = |source| CacheError { action: "make a pack", path: request.directory.to_owned(), source };
+    let fail = |source| CacheError { action: "create a pack", path: request.directory.to_owned(), source };
     let one = SinglePack::new(UnnamedFile::create_sibling(&place).map_err(fail)?);
     let mut store_path = list(request.path, request.location.to_owned())?;
     let earlier = request.earlier.and_then(|file| file.try_clone().ok());

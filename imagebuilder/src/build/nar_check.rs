@@ -14,8 +14,8 @@ use thiserror::Error;
 /// A store path does not have the NAR hash in the closure's source.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
-    "{} has the NAR hash {}, but the closure's source says {}: the store path is damaged, or the source is of another \
-     one",
+    "{} has the NAR hash {}, but the closure's source says {}: the store path is damaged, or the source describes \
+     another one",
     .path.display(), nar_hash::print(.actual), nar_hash::print(.expected)
 )]
 pub struct OtherContent {

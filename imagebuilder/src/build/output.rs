@@ -56,9 +56,9 @@ pub(super) type MakeRoom<'a> = &'a (dyn Fn(u64) -> bool + Sync);
 /// Whether an image is on disk before it gets its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// It is, so that a power cut leaves a complete image.
+    /// Every image is synced first, so that a power cut leaves a complete image.
     Synced,
-    /// It is if it replaces a file. The kernel writes a new image to disk later, and a power cut before that can leave a
+    /// Only an image that replaces a file is synced first. The kernel writes a new image to disk later, and a power cut before that can leave a
     /// damaged one. After another start of the host, a build therefore makes the image again.
     UnsyncedIfNew,
 }
@@ -202,7 +202,7 @@ impl<'a> ImageFile<'a> {
     /// Writing fails, for example because the disk is full.
     pub(super) fn finish(&self, beginning: &[u8], length: u64) -> Result<(), OutputError> {
         self.write_at(&mut [IoSlice::new(beginning)], 0)?;
-        self.file().set_len(length).map_err(io_error("end", &self.target))
+        self.file().set_len(length).map_err(io_error("set the length of", &self.target))
     }
 
     /// Computes the BLAKE3-256 and the SHA-256 of the whole image, in hex.
@@ -250,7 +250,7 @@ impl<'a> ImageFile<'a> {
     }
 
     fn published(&self, is_synced: bool) -> Result<Published, OutputError> {
-        let file = self.file().try_clone().map_err(io_error("look at", &self.target))?;
+        let file = self.file().try_clone().map_err(io_error("inspect", &self.target))?;
         Ok(Published { file, is_synced })
     }
 }

@@ -156,7 +156,7 @@ impl<'a> Placement<'a> {
                 self.packs.insert(store_path, made);
             }
             Ok(None) => {}
-            Err(error) => (self.inputs.cache_troubles)(error),
+            Err(error) => (self.inputs.report_cache_error)(error),
         }
     }
 

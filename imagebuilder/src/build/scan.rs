@@ -154,7 +154,7 @@ impl<'a> Scanner<'a> {
             Ok(file) => file.map(PackFile::new),
             Err(error) => {
                 self.source_works.store(false, Ordering::Relaxed);
-                self.warn(format!("{error}; the image is built without it and is the same"));
+                self.warn(format!("{error}; the build continues without it, and the image is the same"));
                 None
             }
         }

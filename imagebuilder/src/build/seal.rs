@@ -51,7 +51,7 @@ pub(super) struct Sealed {
     /// Number of bytes of the image that were hashed.
     pub(super) hashed_bytes: u64,
     /// Why the hashes could not be kept for the next image.
-    pub(super) trouble: Option<CacheError>,
+    pub(super) cache_error: Option<CacheError>,
 }
 
 impl Sealing<'_> {
@@ -75,9 +75,9 @@ impl Sealing<'_> {
         let tree = verity::tree_of(hashes.clone());
         self.output.write_at(&mut [IoSlice::new(&tree.bytes)], self.data_bytes)?;
         // On a full disk, the image comes first.
-        let trouble = self.keep_hashes(known, &hashes).err();
+        let cache_error = self.keep_hashes(known, &hashes).err();
         let seal = Seal::new(&tree.root_hash, self.data_bytes);
-        Ok(Sealed { seal, image_bytes: self.data_bytes + tree.bytes.len() as u64, hashed_bytes, trouble })
+        Ok(Sealed { seal, image_bytes: self.data_bytes + tree.bytes.len() as u64, hashed_bytes, cache_error })
     }
 
     /// Returns the hashes that the cache has of each pack. A user who does not trust the cache gets none.

@@ -86,7 +86,7 @@ pub(super) struct SequenceInputs<'a> {
     /// The receiver of new packs; `None` if no packs are made.
     pub(super) keeper: Option<&'a dyn PackKeeper>,
     /// Receives problems with new packs.
-    pub(super) cache_troubles: &'a (dyn Fn(CacheError) + Sync),
+    pub(super) report_cache_error: &'a (dyn Fn(CacheError) + Sync),
 }
 
 impl SequenceInputs<'_> {

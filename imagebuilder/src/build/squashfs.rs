@@ -53,7 +53,7 @@ impl SquashfsBuild<'_> {
         report.input_bytes = scanned.store_paths.iter().map(InputPath::input_bytes).sum();
         report.seconds.scan = self.started.elapsed().as_secs_f64();
 
-        // Packs that are not trusted could change after they were checked: what was checked is what is written.
+        // Untrusted packs could change after the check, so the checked bytes are written.
         let pack = scanned.store_paths.iter().find_map(|store_path| store_path.pack()?.file());
         if let Some(pack) = pack.filter(|_| self.options.cache_trust == CacheTrust::Checksums) {
             output.try_sharing(pack)?;

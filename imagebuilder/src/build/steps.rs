@@ -291,7 +291,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let location = directory.path().join("path");
         fs::create_dir(&location).unwrap();
-        // Different at the end, in the middle, where nobody looks, and nowhere.
+        // Different at the end, in the middle, where nothing is compared, and nowhere.
         for (name, changed) in
             [("a", None), ("b", Some(SIZE - 1)), ("c", Some(SIZE / 2)), ("d", Some(5000)), ("e", None)]
         {

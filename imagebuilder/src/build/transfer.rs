@@ -137,7 +137,7 @@ impl Worker<'_> {
             let (of_this, others) = rest.split_at(rest.iter().position(is_other).unwrap_or(rest.len()));
             let parts = of_this.iter().filter_map(|part| Some((part.pack.as_ref()?.1, part.stored())));
             if let Err(error) = write_chunks(parts, |slices, at| pack.write_at(slices, at)) {
-                (self.inputs.cache_troubles)(error);
+                (self.inputs.report_cache_error)(error);
             }
             rest = others;
         }

@@ -60,7 +60,7 @@ pub enum ClientError {
         socket: PathBuf,
     },
     /// It sent an invalid message.
-    #[error("the program that listens at {} is not a cache service of this version", .socket.display())]
+    #[error("the program that listens on {} is not a cache service of this version", .socket.display())]
     Protocol {
         /// The path of the service's socket.
         socket: PathBuf,

@@ -69,7 +69,7 @@ impl KeptPacks {
         let (settings, earlier, jobs) = (&wanted.settings, earlier.as_ref(), self.options.jobs);
         let request = PackRequest { path, location, settings, directory, earlier, jobs };
         let make = || {
-            let fail = |source| CacheError { action: "make a directory", path: directory.clone(), source };
+            let fail = |source| CacheError { action: "create a directory", path: directory.clone(), source };
             fs::create_dir_all(directory).map_err(fail)?;
             make_pack(&request, cancel)
         };

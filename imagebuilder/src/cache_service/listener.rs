@@ -24,7 +24,7 @@ pub enum ListenError {
     #[error("systemd passed {0} sockets, but the service listens on only one")]
     Several(usize),
     /// The socket cannot be created.
-    #[error("cannot listen at {}", .path.display())]
+    #[error("cannot listen on {}", .path.display())]
     Bind {
         /// Its path.
         path: PathBuf,
@@ -32,8 +32,8 @@ pub enum ListenError {
         #[source]
         source: io::Error,
     },
-    /// Another process listens at the path.
-    #[error("another process already listens at {}", .path.display())]
+    /// Another process listens on the path.
+    #[error("another process already listens on {}", .path.display())]
     InUse {
         /// Its path.
         path: PathBuf,

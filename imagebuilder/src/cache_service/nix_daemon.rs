@@ -102,7 +102,7 @@ pub struct NixDaemon {
 }
 
 impl NixDaemon {
-    /// Creates a client of the daemon that listens at `socket`, without connecting.
+    /// Creates a client of the daemon that listens on `socket`, without connecting.
     pub fn new(socket: &Path) -> Self {
         Self { socket: socket.to_owned(), connection: None, roots: 0 }
     }

@@ -271,7 +271,7 @@ mod tests {
         assert!(refusal("zstd8-e1", "zstd8 e1").contains("an invalid name of an encoder"));
         assert!(refusal("zstd8-e1", &"z".repeat(129)).contains("an invalid name of an encoder"));
         assert!(refusal("\"level\":8", "\"level\":99").contains("level 99 is out of range"));
-        assert!(refusal("-hello", "-he/llo").contains("its name holds a character other than"));
+        assert!(refusal("-hello", "-he/llo").contains("its name contains a character other than"));
         assert!(refusal("0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-hello", "../../etc/shadow").contains("is shorter than"));
         assert!(refusal(HASH, &format!("/nix/store/{HASH}")).contains("are not Nix base 32"));
         assert!(

@@ -106,7 +106,7 @@ impl Service<'_> {
         let flags = fcntl_getfl(&self.listener).map_err(|error| system("get the flags of the socket")(error.into()))?;
         fcntl_setfl(&self.listener, flags | OFlags::NONBLOCK)
             .map_err(|error| system("set the socket up")(error.into()))?;
-        let waker = Waker::new().map_err(system("make an event descriptor"))?;
+        let waker = Waker::new().map_err(system("create an event descriptor"))?;
         let workshop = WorkerInputs { packs: self.packs, nix_daemon: self.nix_daemon, waker: &waker };
         let (lookups, lookup_tasks) = mpsc::channel();
         let (builds, making_tasks) = mpsc::channel();
@@ -359,7 +359,7 @@ impl Server<'_> {
             // Clients that requested it after it was cancelled still wait for it.
             Err(_) if stopped => job.waiting.into_iter().for_each(|connection| self.queue_pack(connection)),
             Err(refusal) => {
-                (self.report)(&format!("cannot make the pack of {}: {}", wanted.path, refusal.message));
+                (self.report)(&format!("cannot create the pack of {}: {}", wanted.path, refusal.message));
                 for connection in job.waiting {
                     self.refuse(connection, &refusal);
                 }

@@ -171,7 +171,7 @@ fn require_valid(validity: Validity, wanted: &WantedPack) -> Result<u64, Refusal
             Err(Refusal::new(Reason::NotValid, format!("{} is not valid on this host according to Nix", wanted.path)))
         }
         Validity::OtherContent => {
-            Err(Refusal::new(Reason::OtherContent, format!("{} has another NAR hash on this host", wanted.path)))
+            Err(Refusal::new(Reason::OtherContent, format!("{} has a different NAR hash on this host", wanted.path)))
         }
     }
 }

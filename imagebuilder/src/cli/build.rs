@@ -100,7 +100,7 @@ impl BuildCacheArgs {
     /// Refuses combinations of options that clap cannot check.
     fn check(&self) -> Result<(), Failure> {
         if self.no_cache && self.cache_verify && self.cache_socket.is_none() {
-            return Err(Failure::usage("--cache-verify has no cache to verify with --no-cache"));
+            return Err(Failure::usage("--cache-verify was given, but --no-cache leaves no cache to verify"));
         }
         Ok(())
     }

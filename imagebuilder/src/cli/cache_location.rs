@@ -17,7 +17,7 @@ pub(crate) struct CacheDirectoryArgs {
     /// Directory of the cache [default: $MICROVM_IMAGE_CACHE, else $XDG_CACHE_HOME/microvm-image, else
     /// ~/.cache/microvm-image, else for root /var/cache/microvm-image]
     ///
-    /// Any number of builds can share it, also at the same time. It is created if it does not exist.
+    /// Any number of builds can share it, even at the same time. It is created if it does not exist.
     #[arg(long = "cache", value_name = "DIR")]
     directory: Option<PathBuf>,
 }
@@ -29,7 +29,7 @@ impl CacheDirectoryArgs {
             Some(directory) => Ok(directory.clone()),
             None => default_directory(|name| env::var_os(name), nix::unistd::geteuid().is_root()).ok_or_else(|| {
                 Failure::usage("there is no directory for the cache: neither MICROVM_IMAGE_CACHE nor XDG_CACHE_HOME nor HOME is set")
-                    .with_hint("name a directory with --cache DIR, or build without a cache: --no-cache")
+                    .with_hint("specify a directory with --cache DIR, or build without a cache: --no-cache")
             }),
         }
     }

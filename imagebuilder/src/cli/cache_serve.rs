@@ -22,7 +22,7 @@ const MAX_CONCURRENT_REQUESTS: usize = 8;
 /// A year: no wait is longer, and the clock does not overflow.
 const MAX_SECONDS: u64 = 31_536_000;
 
-/// Serve packs to all builds of this host, also those in Nix's sandbox
+/// Serve packs to all builds of this host, including those in Nix's sandbox
 ///
 /// The service makes the packs of store paths that are valid in Nix, keeps them in its cache directory, and hands out
 /// read-only descriptors of them. Nothing that a client sends is written anywhere, so clients need not be trusted.
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         }
         (None, None) => {
             return Err(Failure::usage("there is no socket to listen on")
-                .with_hint("start the service by a socket unit of systemd, or name a socket with --socket PATH"));
+                .with_hint("start the service by a socket unit of systemd, or specify a socket with --socket PATH"));
         }
     };
     open_files::raise_limit();

@@ -72,7 +72,7 @@ fn without_rest(args: &ExtractArgs, error: &ExtractError) -> Failure {
         ExtractError::Interrupted => Failure::interrupted(),
         ExtractError::Image(error) => Failure::unreadable_image(&args.image, error),
         ExtractError::NotEmpty { .. } => {
-            Failure::bad_input(error).with_hint("name a directory that does not exist yet")
+            Failure::bad_input(error).with_hint("choose a directory that does not exist yet")
         }
         ExtractError::SpecialFile { .. } => Failure::failed(error).with_hint("--skip-special leaves them out"),
         _ => Failure::failed(error),

@@ -17,7 +17,7 @@ use imagebuilder::serve::socket::SocketError;
 use imagebuilder::settings::SettingsError;
 use imagebuilder::volume::VolumeError;
 use program::atomic_file::WriteError;
-use program::failure::{chain, is_trouble_of_the_system};
+use program::failure::{chain, is_system_error};
 use program::output;
 use std::error::Error;
 use std::path::Path;
@@ -47,7 +47,7 @@ impl Failure {
     /// No option names a closure.
     pub(crate) fn no_closure() -> Self {
         Self::usage("no closure was given")
-            .with_hint("name store paths, or give one of --closure-info, --graph, --paths-from and --plan")
+            .with_hint("specify store paths, or one of --closure-info, --graph, --paths-from and --plan")
     }
 
     /// See [`program::failure::Failure::interrupted`].
@@ -115,7 +115,7 @@ fn closure_hint(error: &ClosureError) -> Option<&'static str> {
             Some("set `__structuredAttrs = true` in the derivation and use its .attrs.json")
         }
         ClosureError::Graph { source: GraphError::SeveralGraphs { .. } | GraphError::NoSuchGraph { .. }, .. } => {
-            Some("name the graph with --graph-key")
+            Some("select the graph with --graph-key")
         }
         ClosureError::NixStore(error) => nix_store_hint(error),
         ClosureError::Problems(problems) => problems_hint(problems),
@@ -129,13 +129,13 @@ fn nix_store_hint(error: &NixStoreError) -> Option<&'static str> {
             Some("install Nix, or give the closure with --closure-info, --graph, --paths-from or --plan")
         }
         NixStoreError::Remote { .. } => Some(
-            "copy the closure to this machine with `nix copy`, or name the directory of its files with --store-dir",
+            "copy the closure to this machine with `nix copy`, or specify the directory of its files with --store-dir",
         ),
         NixStoreError::NoStore { .. } => {
             Some("a store at DIR has its files at DIR/nix/store; if they are elsewhere, use --store-dir")
         }
         NixStoreError::Arguments(_) => {
-            Some("name store paths as /nix/store/HASH-NAME, or use links to them; for another store, use --store")
+            Some("write store paths as /nix/store/HASH-NAME, or use links to them; for another store, use --store")
         }
         _ => None,
     }
@@ -153,7 +153,7 @@ fn problems_hint(problems: &ClosureProblems) -> Option<&'static str> {
 
 impl From<MissingPaths> for Failure {
     fn from(error: MissingPaths) -> Self {
-        if error.absent.iter().any(|absent| is_trouble_of_the_system(absent)) {
+        if error.absent.iter().any(|absent| is_system_error(absent)) {
             return Self::failed(&error);
         }
         Self::bad_input(&error).with_hint("use --store-dir DIR if the store paths are in another directory")
@@ -260,7 +260,7 @@ impl From<BuildError> for Failure {
                 Self::bad_input(&error).with_hint(DAMAGED_PATH_HINT)
             }
             BuildError::OtherContent(_) => Self::bad_input(&error).with_hint(DAMAGED_PATH_HINT),
-            BuildError::Scan(problems) if problems.iter().any(|problem| is_trouble_of_the_system(problem)) => {
+            BuildError::Scan(problems) if problems.iter().any(|problem| is_system_error(problem)) => {
                 Self::failed(&error)
             }
             BuildError::Scan(_) => Self::bad_input(&error),

@@ -11,7 +11,7 @@ use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-/// Whether the program is a server: that it ends when it is asked to is no failure.
+/// Whether the program is a server, for which ending on request is not a failure.
 static IS_SERVER: AtomicBool = AtomicBool::new(false);
 /// Set by a signal that arrives while undoable work is running.
 static CANCELLED: AtomicBool = AtomicBool::new(false);

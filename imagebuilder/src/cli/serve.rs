@@ -25,8 +25,8 @@ Examples:
 
 /// Serve a store disk to one machine, without an image
 ///
-/// The disk is an uncompressed EROFS with the store paths of the closure. It does not exist as a file: only its directories
-/// are in memory, and the content of files is read from the store when the guest reads it. A hypervisor connects to the
+/// The disk is an uncompressed EROFS with the store paths of the closure. It does not exist as a file: only its metadata
+/// is in memory, and the content of files is read from the store when the guest reads it. A hypervisor connects to the
 /// socket (vhost-user-blk) and must share the guest's memory. The disk is read-only and has the serial number `nix-store`.
 ///
 /// The command runs in the foreground and ends when the hypervisor disconnects. It needs no privileges. Before it accepts

@@ -22,7 +22,7 @@ pub(crate) struct SettingsArgs {
     /// multiple of 2 MiB
     #[arg(long)]
     dax: bool,
-    /// Append the hash tree of dm-verity, and write the values to open the image with to IMAGE.verity.json
+    /// Append the hash tree of dm-verity, and write the values needed to open the image to IMAGE.verity.json
     #[arg(long)]
     verity: bool,
     /// Codec of the image [default: zstd]

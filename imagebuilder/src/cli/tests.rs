@@ -1,4 +1,4 @@
-//! Checks of all commands and options: each one is explained, and says its default and its unit.
+//! Checks of all commands and options: each one is explained, with its default and its unit.
 
 use super::Cli;
 use clap::{Arg, Command, CommandFactory};

@@ -232,7 +232,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_taken_or_refused(text in ".*", cut in 0..ATTRS.len(), byte: char) {
+        fn any_text_is_accepted_or_refused(text in ".*", cut in 0..ATTRS.len(), byte: char) {
             let _ = parse(&text, None);
             let _ = parse(&format!("{}{byte}{}", &ATTRS[..cut], &ATTRS[cut..]), None);
         }

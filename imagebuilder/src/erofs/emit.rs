@@ -4,7 +4,7 @@
 use super::directory;
 use super::format::{BLOCK_BYTES, Inode, NO_BLOCK, SLOT_BYTES, SUPERBLOCK_OFFSET, Superblock, put_checksum};
 use super::layout::{
-    Content, DAX_ALIGNMENT_BYTES, ErofsError, InodeKey, Inodes, Output, Places, Profile, SameContent, Shape,
+    Content, DAX_ALIGNMENT_BYTES, ErofsError, InodeKey, InodeLayout, Inodes, Output, Places, Profile, SameContent,
 };
 use crate::block_map::{BlockMap, Extent, FileId, Source, StoreFiles};
 use std::sync::Arc;
@@ -62,7 +62,7 @@ struct Emitter<'a> {
 }
 
 impl Output for Emitter<'_> {
-    fn inode(&mut self, key: InodeKey, shape: &Shape, content: &Content<'_>) -> Result<(), ErofsError> {
+    fn inode(&mut self, key: InodeKey, shape: &InodeLayout, content: &Content<'_>) -> Result<(), ErofsError> {
         let place = self.places.at(key);
         let area = match content {
             Content::File(_) => self.places.data_start(),
@@ -108,7 +108,7 @@ impl Emitter<'_> {
     }
 
     /// Writes content to memory: whole blocks, and the rest after the inode.
-    fn put_content(&mut self, content: &[u8], shape: &Shape, start_block: u32, tail_at: u64) {
+    fn put_content(&mut self, content: &[u8], shape: &InodeLayout, start_block: u32, tail_at: u64) {
         let (blocks, tail) = content.split_at(content.len() - shape.tail_bytes as usize);
         if !blocks.is_empty() {
             self.put(u64::from(start_block) * BLOCK_BYTES, blocks);
@@ -116,7 +116,7 @@ impl Emitter<'_> {
         self.put(tail_at, tail);
     }
 
-    fn file(&mut self, file: FileId, shape: &Shape, start_block: u32, tail_at: u64) {
+    fn file(&mut self, file: FileId, shape: &InodeLayout, start_block: u32, tail_at: u64) {
         if shape.tail_bytes > 0 {
             let offset = shape.size_bytes - shape.tail_bytes;
             self.tails.push(Tail { start: tail_at, length: shape.tail_bytes, file, offset });

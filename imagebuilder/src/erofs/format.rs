@@ -180,7 +180,7 @@ impl Inode {
             out.extend_from_slice(&[0; 16]); // i_reserved2
         } else {
             out.put_u16(0); // i_uid
-            out.put_u16(self.group_id as u16); // i_gid: the only group beside root's is 30000
+            out.put_u16(self.group_id as u16); // i_gid: the only group besides root's is 30000
             out.put_u32(0); // i_reserved2
         }
     }

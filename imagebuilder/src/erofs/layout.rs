@@ -90,7 +90,7 @@ pub(super) enum Content<'a> {
 
 /// The form in which an inode is stored, without its position.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shape {
+pub(super) struct InodeLayout {
     pub(super) file_type: FileType,
     pub(super) mode: u16,
     pub(super) group_id: u32,
@@ -102,7 +102,7 @@ pub(super) struct Shape {
     pub(super) blocks: u64,
 }
 
-impl Shape {
+impl InodeLayout {
     pub(super) fn record_bytes(&self) -> u64 {
         Inode::record_bytes(self.links, self.size_bytes)
     }
@@ -124,7 +124,7 @@ impl Shape {
 
 /// Receives the inodes of an image, in the order of their numbers. Both passes receive the same inodes.
 pub(super) trait Output {
-    fn inode(&mut self, key: InodeKey, shape: &Shape, content: &Content<'_>) -> Result<(), ErofsError>;
+    fn inode(&mut self, key: InodeKey, shape: &InodeLayout, content: &Content<'_>) -> Result<(), ErofsError>;
 }
 
 /// The inodes of an image.
@@ -171,7 +171,7 @@ impl<'a> Inodes<'a> {
 
     fn node(&self, store_path: u32, node: NodeId, output: &mut impl Output) -> Result<(), ErofsError> {
         let key = InodeKey::Node { store_path, node };
-        let shape = |file_type, mode, size_bytes: u64| Shape {
+        let shape = |file_type, mode, size_bytes: u64| InodeLayout {
             file_type,
             mode,
             group_id: 0,
@@ -230,7 +230,7 @@ impl<'a> Inodes<'a> {
         let size_bytes = directory::size_bytes(&entries);
         let blocks = size_bytes.div_ceil(BLOCK_BYTES);
         let file_type = FileType::Directory;
-        let shape = Shape { file_type, mode, group_id, links, size_bytes, tail_bytes: 0, blocks }.with_tail();
+        let shape = InodeLayout { file_type, mode, group_id, links, size_bytes, tail_bytes: 0, blocks }.with_tail();
         output.inode(key, &shape, &Content::Directory(&entries))
     }
 
@@ -329,7 +329,7 @@ fn take(area: &mut u32, blocks: u64) -> Result<u32, ErofsError> {
 }
 
 impl Output for Places<'_> {
-    fn inode(&mut self, key: InodeKey, shape: &Shape, content: &Content<'_>) -> Result<(), ErofsError> {
+    fn inode(&mut self, key: InodeKey, shape: &InodeLayout, content: &Content<'_>) -> Result<(), ErofsError> {
         self.inodes = self.inodes.checked_add(1).ok_or(ErofsError::TooLarge { what: "over 4294967295 inodes" })?;
         let bytes = shape.record_bytes() + shape.tail_bytes;
         let has_file_tail = matches!(content, Content::File(_)) && shape.tail_bytes > 0;

@@ -115,7 +115,7 @@ impl SecondPass<'_> {
             Some(parent) => linkat(&from, from_name, &parent.directory, name, AtFlags::empty()),
             None => linkat(&from, from_name, self.target.open()?, name, AtFlags::empty()),
         };
-        made.map_err(write_error("make hard link", self.target.path_of(&node.path)))?;
+        made.map_err(write_error("create hard link", self.target.path_of(&node.path)))?;
         self.hard_links += 1;
         Ok(())
     }

@@ -48,7 +48,7 @@ impl TargetDirectory {
                 }
                 Origin::Found
             }
-            Err(error) => return Err(fail("make directory")(error)),
+            Err(error) => return Err(fail("create directory")(error)),
         };
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = openat(AT_FDCWD, path, flags, Mode::empty());

@@ -64,13 +64,13 @@ impl<'a> TreeWriter<'a> {
         let target_path = self.target.path_of(&node.path);
         match &node.inode.kind {
             InodeKind::Directory(_) => {
-                let made = make_directory(directory, name).map_err(write_error("make directory", target_path))?;
+                let made = make_directory(directory, name).map_err(write_error("create directory", target_path))?;
                 self.directories.push(Arc::new(made));
                 Ok(None)
             }
             InodeKind::Symlink(target) => {
                 make_symlink(directory, name, target, node.inode.modified_at)
-                    .map_err(write_error("make symbolic link", target_path))?;
+                    .map_err(write_error("create symbolic link", target_path))?;
                 Ok(None)
             }
             InodeKind::File(file) => Ok(Some(WriteJob {

@@ -110,7 +110,7 @@ fn decode_xz(input: &[u8], output: &mut [u8]) -> Result<usize, String> {
 /// Returns the length of a stream, or an error if the stream has not ended.
 fn finished(ended: bool, length: u64) -> Result<usize, String> {
     if !ended {
-        return Err("it is cut off, or longer than a block can be".to_owned());
+        return Err("it is truncated, or longer than a block can be".to_owned());
     }
     usize::try_from(length).map_err(|error| error.to_string())
 }

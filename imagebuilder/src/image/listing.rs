@@ -106,7 +106,7 @@ impl<'a> Listing<'a> {
         }
         if name <= self.last_name {
             let (this, last) = (Escaped(&name), Escaped(&self.last_name));
-            return Err(self.damaged(format!("its names do not ascend: {this} follows {last}")));
+            return Err(self.damaged(format!("its names are not in ascending order: {this} follows {last}")));
         }
         self.last_name.clone_from(&name);
         let inode_type = InodeType::from_basic(type_number)

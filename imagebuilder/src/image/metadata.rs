@@ -10,7 +10,7 @@
 
 use super::codec::Decoder;
 use super::error::{ImageError, Part};
-use super::recent::Recent;
+use super::lru_cache::LruCache;
 use super::source::ImageSource;
 use super::superblock::{TakeLe, read_at};
 use crate::squashfs::format::{METADATA_BLOCK_BYTES, METADATA_PLAIN};
@@ -44,7 +44,7 @@ pub(crate) struct MetadataTable {
     pieces: Vec<u32>,
     plain_pieces: u64,
     length: u64,
-    cache: Mutex<Recent>,
+    cache: Mutex<LruCache>,
 }
 
 impl MetadataTable {
@@ -62,7 +62,7 @@ impl MetadataTable {
             pieces: Vec::new(),
             plain_pieces: 0,
             length: 0,
-            cache: Mutex::new(Recent::new(PIECES_CACHED)),
+            cache: Mutex::new(LruCache::new(PIECES_CACHED)),
         };
         let mut at = start;
         while at < end {

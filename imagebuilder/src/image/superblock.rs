@@ -135,7 +135,7 @@ impl Superblock {
         }
         let mut bytes = [0; SUPERBLOCK_BYTES];
         read_at(source, &mut bytes, 0)?;
-        let raw = Raw::decode(&bytes).ok_or_else(|| not_squashfs("its superblock is cut off".to_owned()))?;
+        let raw = Raw::decode(&bytes).ok_or_else(|| not_squashfs("its superblock is truncated".to_owned()))?;
         if raw.magic != MAGIC {
             return Err(not_squashfs(format!("it begins with {:02x?}, not with \"hsqs\"", &bytes[..4])));
         }

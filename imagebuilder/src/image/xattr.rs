@@ -47,7 +47,7 @@ impl XattrTables {
         let mut head = [0; HEAD_BYTES as usize];
         read_at(storage.source.as_ref(), &mut head, head_at)?;
         let mut fields = &head[..];
-        let cut_off = || ImageError::damaged(Part::XattrIdTable, "its head is cut off");
+        let cut_off = || ImageError::damaged(Part::XattrIdTable, "its header is truncated");
         let values_at = fields.take_u64().ok_or_else(cut_off)?;
         let count = fields.take_u32().ok_or_else(cut_off)?;
         if count == 0 {

@@ -38,7 +38,7 @@ pub enum OpenError {
         reason: &'static str,
     },
     /// The process cannot keep more files open.
-    #[error("too many packs are open for this process's limit of open files")]
+    #[error("cannot open more packs: this process has reached its limit of open files")]
     TooManyOpen,
 }
 
@@ -114,12 +114,12 @@ impl PackOpener {
     pub fn open(&self, file: PackFile, path: &PlannedPath) -> Result<Pack, OpenError> {
         let matches = |head: &Head<'_>| {
             if head.base_name != path.path.base_name() {
-                return Err(damaged("it is of another store path"));
+                return Err(damaged("it belongs to another store path"));
             }
             // Without a hash, only a comparison with the store shows whether the pack is correct, and any pack of the
             // path can be.
             if path.nar_hash.is_some() && head.nar_hash != path.nar_hash {
-                return Err(damaged("it is of a store path with another NAR hash"));
+                return Err(damaged("it belongs to a store path with another NAR hash"));
             }
             Ok(())
         };
@@ -175,7 +175,7 @@ impl PackOpener {
             &long_index[..]
         };
         if blake3::hash(index).as_bytes() != sum {
-            return Err(damaged("its index has another checksum"));
+            return Err(damaged("the checksum of its index is wrong"));
         }
         let mut pack = self.decode_index(index, expected)?;
         pack.identity = PackIdentity { index: sum.try_into().unwrap_or_default(), segments_bytes: index_at };
@@ -202,7 +202,7 @@ impl PackOpener {
         let short = || damaged("its index is truncated");
         let head = Head::take(&mut rest).ok_or_else(short)?;
         if head.settings != self.settings_name {
-            return Err(damaged("it was made with other settings"));
+            return Err(damaged("it was made with different settings"));
         }
         expected(&head)?;
         let contents_bytes = take(&mut rest, 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);

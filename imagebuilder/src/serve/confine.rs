@@ -1,5 +1,5 @@
-//! What the server gives up before a guest can talk to it: all files but those of the closure, and all system calls but
-//! those that it needs.
+//! Confines the server before a guest can send requests: it can then access only the files of the closure, and make only
+//! the system calls that it needs.
 
 use crate::block_map::StoreFiles;
 use landlock::{
@@ -32,15 +32,15 @@ pub enum ConfineError {
         #[source]
         source: io::Error,
     },
-    /// There are more store paths than the process may have open.
+    /// There are more store paths than the process may open.
     #[error("the closure has {paths} store paths, but this process may open only {limit} files")]
     TooManyPaths {
         /// Store paths of the closure.
         paths: usize,
-        /// The number of descriptors that the process may have.
+        /// The limit of open files.
         limit: u64,
     },
-    /// The filter cannot be made: the processor is of a kind that it does not know.
+    /// The filter cannot be created, because it does not support the architecture of this processor.
     #[error("cannot filter the system calls of this process (seccomp)")]
     Filter(#[from] seccompiler::BackendError),
     /// The kernel refuses the filter.
@@ -53,26 +53,27 @@ pub enum ConfineError {
 pub enum FileAccess {
     /// Only files of the closure can be read, and none can be changed.
     Closure,
-    /// The kernel has no Landlock: what its user may do, the server may do.
+    /// The kernel has no Landlock: the server can access everything that its user can.
     Unrestricted,
 }
 
-/// What the server opens besides the store paths: the files that it reads, events and memory of the guest.
+/// Number of descriptors for everything except store paths: the files that are read, events, and the guest's memory.
 const OTHER_FILES: usize = 1024;
 
 /// All store paths of the closure, opened without their content.
 ///
-/// As long as they are open, Nix' garbage collector keeps the closure: it counts what a process has open as a root.
+/// While they are open, Nix's garbage collector keeps the closure, because it treats everything that a process has open as
+/// a root.
 #[derive(Debug)]
 pub struct StorePaths(Vec<OwnedFd>);
 
-/// Opens the store paths. The limit of open files is raised for that as far as it can be.
+/// Opens the store paths, after raising the limit of open files as far as possible.
 ///
 /// # Errors
 /// [`ConfineError::StorePath`] and [`ConfineError::TooManyPaths`].
 pub fn open_store_paths(files: &StoreFiles) -> Result<StorePaths, ConfineError> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
-    // Refused: then the limit is as it was.
+    // If this is refused, the limit stays unchanged.
     let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
     let too_many = || ConfineError::TooManyPaths { paths: files.store_paths().len(), limit: most };
     if (files.store_paths().len() + OTHER_FILES) as u64 > most {
@@ -89,7 +90,8 @@ pub fn open_store_paths(files: &StoreFiles) -> Result<StorePaths, ConfineError> 
     Ok(StorePaths(opened.collect::<Result<_, _>>()?))
 }
 
-/// From now on this thread, and those that it starts, can only read files of the closure, and open no network connection.
+/// Restricts this thread, and the threads that it starts, to reading the files of the closure. They cannot open network
+/// connections.
 ///
 /// # Errors
 /// [`ConfineError`].
@@ -100,7 +102,7 @@ pub fn restrict_files(store_paths: &StorePaths) -> Result<FileAccess, ConfineErr
         .handle_access(AccessNet::from_all(ABI::V5))?
         .create()?;
     for path in &store_paths.0 {
-        // A store path that is a symbolic link has no content, and the kernel takes no rule for it.
+        // A store path that is a symbolic link has no content, and the kernel accepts no rule for it.
         let is_link = fstat(path).is_ok_and(|status| FileType::from_raw_mode(status.st_mode).is_symlink());
         if !is_link {
             rules = rules.add_rule(PathBeneath::new(path, AccessFs::ReadFile))?;
@@ -112,7 +114,7 @@ pub fn restrict_files(store_paths: &StorePaths) -> Result<FileAccess, ConfineErr
     }
 }
 
-/// What threads, memory, events, the socket and reading files need. Others fail with EPERM.
+/// The system calls that threads, memory, events, the socket and reading files require. All others fail with EPERM.
 const ALLOWED_CALLS: &[libc::c_long] = &[
     libc::SYS_accept4,
     libc::SYS_brk,
@@ -175,7 +177,7 @@ const ALLOWED_CALLS: &[libc::c_long] = &[
     libc::SYS_poll,
 ];
 
-/// From now on no thread of this process can make a system call that the server does not need.
+/// Restricts all threads of this process to the system calls that the server needs.
 ///
 /// # Errors
 /// [`ConfineError`].

@@ -13,10 +13,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Store files that stay open.
+/// Maximum number of store files that stay open.
 const MAX_OPEN_FILES: usize = 512;
 
-/// Bytes that can be read from anywhere.
+/// Bytes that can be read at any position.
 pub trait DiskContent: Send + Sync {
     /// Length in bytes, a multiple of [`SECTOR_BYTES`].
     fn size_bytes(&self) -> u64;
@@ -40,7 +40,7 @@ pub struct StoreContent {
 #[derive(Debug, Default)]
 struct OpenFiles {
     files: HashMap<FileId, (Arc<File>, u64)>,
-    /// Counts the uses.
+    /// Number of uses so far. The file with the lowest number of its last use is closed first.
     now: u64,
 }
 
@@ -48,14 +48,14 @@ struct OpenFiles {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot open the store directory {}", .path.display())]
 pub struct StoreDirError {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
     /// The error of the system.
     pub source: io::Error,
 }
 
 impl StoreContent {
-    /// The content of `map`, whose store files must not change.
+    /// Creates the content of `map`, whose store files must not change.
     ///
     /// # Errors
     /// [`StoreDirError`].
@@ -76,13 +76,13 @@ impl StoreContent {
         if let Some(file) = recent().get(id) {
             return Ok(file);
         }
-        // Opened without the lock: other queues go on reading.
+        // Opened without the lock, so that other queues can continue to read.
         let file = Arc::new(self.open_file(id)?);
         recent().insert(id, Arc::clone(&file));
         Ok(file)
     }
 
-    /// Opens a store file, which must still have the length that the image says. No link leads out of the store.
+    /// Opens a store file, which must still have the length that it has in the image. Links out of the store are not followed.
     fn open_file(&self, id: FileId) -> io::Result<File> {
         let place = self.map.file_path(id).ok_or(io::ErrorKind::NotFound)?;
         let mut path = place.store_path.base_name().as_bytes().to_vec();

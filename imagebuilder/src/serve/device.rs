@@ -1,8 +1,8 @@
-//! The disk as a vhost-user device: what it offers to the hypervisor, and the requests of the guest's queues.
+//! The disk as a vhost-user device: the features that it offers to the hypervisor, and the requests in the guest's queues.
 //!
 //! Each queue has a thread, which completes requests in the order in which it takes them. So the used index of a queue, which
-//! is in the guest's memory, says which requests are done. After a reconnection the device goes on from there: it repeats
-//! what an earlier server took and did not complete, which is harmless because nothing is ever written to the disk.
+//! is in the guest's memory, says which requests are done. After a reconnection the device continues from there: it repeats
+//! the requests that an earlier server took and did not complete, which is harmless because nothing is ever written to the disk.
 
 use super::content::DiskContent;
 use super::request::{
@@ -27,17 +27,18 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 /// The memory of the guest, which the hypervisor may replace.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
-/// What a guest sees in /dev/disk/by-id: `virtio-nix-store`.
+/// The serial number. The guest sees the disk as `/dev/disk/by-id/virtio-nix-store`.
 pub const SERIAL: &[u8] = b"nix-store";
-/// Most queues of a device; each has a thread.
+/// Maximum number of queues of a device; each has a thread.
 pub const MAX_QUEUES: usize = 64;
-/// Longest queue that a hypervisor may make.
+/// Maximum length of a queue.
 const MAX_QUEUE_SIZE: usize = 1024;
-/// Buffers of data in one request: with header and status they fill a queue of 128, the shortest that hypervisors make.
+/// Maximum number of data buffers in one request: with header and status they fill a queue of 128, the shortest that
+/// hypervisors create.
 const MAX_SEGMENTS: u32 = 126;
 /// EROFS reads blocks of this size; the driver reads no smaller parts.
 const BLOCK_BYTES: u32 = 4096;
-/// Data that a queue reads from the store at once.
+/// Number of bytes that a queue reads from the store at once.
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// The device. One serves one connection.
@@ -45,7 +46,7 @@ pub struct Device {
     content: Arc<dyn DiskContent>,
     memory: Memory,
     queues: Vec<QueueState>,
-    /// Whether the hypervisor has said anything.
+    /// Whether the hypervisor has sent a message.
     is_used: AtomicBool,
     failures: Mutex<Failures>,
 }
@@ -57,7 +58,7 @@ struct QueueState {
     buffer: Mutex<Vec<u8>>,
 }
 
-/// Read errors are reported, but not each of a million.
+/// Counts the read errors, and reports some of them.
 struct Failures {
     count: u64,
     report: Box<dyn FnMut(&str) + Send>,
@@ -72,7 +73,7 @@ enum Taken {
 }
 
 impl Device {
-    /// A device with so many queues, 1 to [`MAX_QUEUES`]. `report` gets a line for read errors of the store.
+    /// Creates a device with `queues` queues, 1 to [`MAX_QUEUES`]. `report` receives a line for read errors of the store.
     pub fn new(
         content: Arc<dyn DiskContent>,
         memory: Memory,
@@ -84,7 +85,7 @@ impl Device {
         Self { content, memory, queues, is_used: AtomicBool::new(false), failures }
     }
 
-    /// Whether the peer has sent a message: who only looks whether someone listens has not.
+    /// Returns whether the peer has sent a message; one that only tests whether a process listens has not.
     pub fn is_used(&self) -> bool {
         self.is_used.load(Ordering::Relaxed)
     }
@@ -115,8 +116,8 @@ impl Device {
                 match self.run_request(state, vring)? {
                     Taken::Completed => empty_rounds = 0,
                     Taken::NoRequest => break,
-                    // What is in the ring stays there until the queue is started again. Asking for notifications would
-                    // report it, for ever.
+                    // The requests in the ring stay there until the queue is started again. Enabling notifications would
+                    // report them, forever.
                     Taken::Stopped => return Ok(()),
                 }
             }
@@ -142,13 +143,13 @@ impl Device {
         let written = self.complete(chain, &memory, state);
         ring.add_used(head, written)?;
         if ring.needs_notification()? {
-            // The hypervisor has closed it: then it is about to end.
+            // The hypervisor has closed it, so it is about to end.
             let _ = ring.signal_used_queue();
         }
         Ok(Taken::Completed)
     }
 
-    /// Does what a chain asks for. Returns how many bytes of its buffers were written.
+    /// Carries out the request in a chain. Returns the number of bytes that were written to its buffers.
     fn complete<M>(&self, chain: DescriptorChain<M>, memory: &GuestMemoryMmap, state: &QueueState) -> u32
     where
         M: Deref<Target = GuestMemoryMmap>,
@@ -157,7 +158,7 @@ impl Device {
             let writer = if descriptor.is_write_only() { Writer::Device } else { Writer::Driver };
             (Buffer { address: descriptor.addr().0, length: descriptor.len() }, writer)
         });
-        // Without a place for a status the guest learns only that its chain is back.
+        // Without a status byte, the guest only sees that its chain was returned.
         let Ok(chain) = Chain::of(buffers) else { return 0 };
         let Some(status_address) = chain.status_address else { return 0 };
         let (status, data) = self.answer(memory, &chain, state);
@@ -228,7 +229,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The header, from however many buffers it is in.
+/// Returns the header, which may be divided between buffers.
 fn read_header(memory: &GuestMemoryMmap, from_driver: &[Buffer]) -> Option<[u8; HEADER_BYTES]> {
     let mut header = [0; HEADER_BYTES];
     let mut filled = 0;
@@ -307,7 +308,7 @@ impl VhostUserBackend for Device {
     }
 
     fn set_event_idx(&self, _enabled: bool) {
-        // Each queue knows it itself.
+        // Each queue has this setting.
     }
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
@@ -344,8 +345,8 @@ impl VhostUserBackend for Device {
 
     fn handle_event(&self, _event: u16, _set: EventSet, vrings: &[VringMutex], thread: usize) -> io::Result<()> {
         let (Some(state), [vring]) = (self.queues.get(thread), vrings) else { return Ok(()) };
-        // The rings of this queue are not in the guest's memory, or say what cannot be: the guest has harmed itself. An error
-        // would end the thread; without one a driver that starts the queue again gets answers.
+        // The rings of this queue are not in the guest's memory, or contain invalid values, which affects only this guest. An error
+        // would end the thread; without one, a driver that restarts the queue gets answers again.
         let _ = self.run_queue(state, vring);
         Ok(())
     }

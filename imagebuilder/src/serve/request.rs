@@ -1,8 +1,8 @@
-//! What a guest asks of the disk, as a pure function of what it wrote. Nothing in it can be trusted.
+//! Parses the requests of a guest, as a pure function of the bytes that it wrote. None of them is trusted.
 //!
 //! A request is a chain of descriptors: first buffers that the device reads, which begin with a header of 16 bytes, then
 //! buffers that it writes, whose last byte is for the status. Source: VIRTIO 1.2, sections 2.7.4 and 5.2.6. Drivers
-//! may cut header, data and status into buffers as they like.
+//! may divide header, data and status into any buffers.
 
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ pub const SERIAL_BYTES: usize = 20;
 pub const STATUS_OK: u8 = 0;
 /// The request failed.
 pub const STATUS_IO_ERROR: u8 = 1;
-/// The device does not know the request.
+/// The device does not support the request.
 pub const STATUS_UNSUPPORTED: u8 = 2;
 
 const TYPE_READ: u32 = 0;
@@ -46,7 +46,7 @@ pub enum Writer {
 /// The buffers of one request, in two parts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
-    /// The device reads these. Only the header is of interest, because nobody can write to the disk.
+    /// The device reads these. Only the header is used, because the disk is read-only.
     pub from_driver: Vec<Buffer>,
     /// The device writes data to these.
     pub to_driver: Vec<Buffer>,
@@ -60,7 +60,7 @@ pub struct Chain {
 pub struct WrongOrder;
 
 impl Chain {
-    /// Sorts the buffers of a chain, and takes the status byte off its end.
+    /// Divides a chain into the buffers that are read and those that are written, and removes the status byte from its end.
     ///
     /// # Errors
     /// [`WrongOrder`].
@@ -73,7 +73,7 @@ impl Chain {
                 Writer::Device => chain.to_driver.push(buffer),
             }
         }
-        // Buffers without bytes are allowed, and mean nothing.
+        // Empty buffers are allowed, and ignored.
         while let Some(last) = chain.to_driver.last_mut() {
             if last.length == 0 {
                 chain.to_driver.pop();
@@ -95,20 +95,20 @@ impl Chain {
     }
 }
 
-/// What to do.
+/// What a request requires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Give these bytes of the disk.
+    /// Return these bytes of the disk.
     Read(Range<u64>),
-    /// Give the serial number.
+    /// Return the serial number.
     Serial,
     /// Nothing: all data is on the disk already.
     Flush,
-    /// Nothing but this status.
+    /// Only return this status.
     Refuse(u8),
 }
 
-/// Reads a header. A disk of `disk_bytes` bytes has no bytes after that, whatever the guest asks for.
+/// Parses a header. A request for bytes after the first `disk_bytes` fails.
 pub fn parse(header: &[u8; HEADER_BYTES], data_bytes: u64, disk_bytes: u64) -> Request {
     let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = *header;
     match u32::from_le_bytes([t0, t1, t2, t3]) {
@@ -198,7 +198,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_read_is_on_the_disk(bytes: [u8; HEADER_BYTES], data: u64, disk in 0..1_u64 << 48) {
+        fn everything_that_is_read_is_on_the_disk(bytes: [u8; HEADER_BYTES], data: u64, disk in 0..1_u64 << 48) {
             if let Request::Read(range) = parse(&bytes, data, disk) {
                 prop_assert!(range.start <= range.end && range.end <= disk && range.end - range.start == data);
             }

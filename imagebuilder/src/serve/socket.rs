@@ -12,11 +12,11 @@ use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Why there is no socket.
+/// The socket cannot be used.
 #[derive(Debug, Error)]
 pub enum SocketError {
-    /// It cannot be made.
-    #[error("cannot listen at {}", .path.display())]
+    /// It cannot be created.
+    #[error("cannot listen on {}", .path.display())]
     Bind {
         /// The path of the socket.
         path: PathBuf,
@@ -24,19 +24,19 @@ pub enum SocketError {
         #[source]
         source: io::Error,
     },
-    /// Another server listens there.
-    #[error("another process listens at {} already", .path.display())]
+    /// Another process listens on it.
+    #[error("another process already listens on {}", .path.display())]
     InUse {
         /// The path of the socket.
         path: PathBuf,
     },
-    /// Something else is there.
+    /// A file of another type exists at its path.
     #[error("{} exists and is not a socket", .path.display())]
     NotASocket {
         /// The path of the socket.
         path: PathBuf,
     },
-    /// systemd's socket does not exist.
+    /// The socket of the service manager cannot be reached.
     #[error("cannot reach the service manager at NOTIFY_SOCKET={}", .address.display())]
     Notify {
         /// The value of the variable.
@@ -47,9 +47,9 @@ pub enum SocketError {
     },
 }
 
-/// Makes the socket, which only this user can connect to. One that a server left behind is replaced.
+/// Creates the socket. Only this user can connect to it. A socket that an earlier server left behind is replaced.
 ///
-/// Call it while the process has one thread that makes files: it changes the umask for a moment.
+/// No other thread may create files at this time, because the umask is changed for a moment.
 ///
 /// # Errors
 /// [`SocketError`].
@@ -77,7 +77,7 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
 pub struct ServiceManager(Option<UnixDatagram>);
 
 impl ServiceManager {
-    /// Connects, as long as that is allowed.
+    /// Connects to the service manager. Call this before the server is confined.
     ///
     /// # Errors
     /// [`SocketError::Notify`].
@@ -99,7 +99,7 @@ impl ServiceManager {
     /// Reports that the socket accepts connections and the disk is ready.
     pub fn ready(self) {
         if let Some(socket) = self.0 {
-            // Nobody is waiting any more.
+            // An error means that the service manager no longer waits.
             let _ = socket.send(b"READY=1");
         }
     }

@@ -1,4 +1,4 @@
-//! The device, seen by a hypervisor and a driver that are not always honest.
+//! Tests of the device with a simulated hypervisor and driver, which also send invalid data.
 
 use super::content::{DiskContent, StoreContent};
 use super::request::{STATUS_IO_ERROR, STATUS_OK, STATUS_UNSUPPORTED};
@@ -57,7 +57,7 @@ impl DiskContent for Pattern {
 /// A descriptor as the guest writes it.
 type Descriptor = (u64, u32, u16, u16);
 
-/// A hypervisor with a guest whose driver writes what it likes.
+/// A simulated hypervisor with a guest whose driver can write anything.
 struct Guest {
     frontend: Frontend,
     memory: GuestMemoryMmap,
@@ -81,7 +81,7 @@ fn server(content: Arc<dyn DiskContent>) -> (Frontend, JoinHandle<Result<(), Ser
     let path = directory.path().join("disk.sock");
     let listener = socket::bind(&path).unwrap();
     let server = thread::spawn(move || serve(&content, listener, 2, |_| ()));
-    // Someone who only looks whether anybody listens.
+    // A connection that only tests whether a process listens.
     drop(UnixStream::connect(&path).unwrap());
     (Frontend::connect(&path, 2).unwrap(), server)
 }
@@ -91,7 +91,7 @@ impl Guest {
         Self::continued(frontend, guest_file())
     }
 
-    /// A guest that has run already, with this memory.
+    /// Connects a guest that has already run with this memory.
     fn continued(mut frontend: Frontend, file: File) -> Self {
         let range = (GuestAddress(0), MEMORY_BYTES, Some(FileOffset::new(file.try_clone().unwrap(), 0)));
         let memory = GuestMemoryMmap::from_ranges_with_files([range]).unwrap();
@@ -179,7 +179,7 @@ impl Guest {
         }
     }
 
-    /// Waits until as many chains are back as were made available.
+    /// Waits until all available chains have been returned.
     fn wait(&self) {
         while self.used() != self.available {
             self.call.read().unwrap();
@@ -195,14 +195,14 @@ impl Guest {
         self.call.read().unwrap()
     }
 
-    /// The status that the chain gets; 0xee is none.
+    /// Returns the status of the chain; 0xee means none.
     fn status_of(&mut self, descriptors: &[Descriptor]) -> u8 {
         self.submit(descriptors);
         self.wait();
         self.memory.read_obj(GuestAddress(STATUS)).unwrap()
     }
 
-    /// Reads sectors as an honest driver does.
+    /// Reads sectors as a correct driver does.
     fn read(&mut self, sector: u64, length: u32) -> (u8, Vec<u8>) {
         self.write_header(READ, sector);
         let status = self.status_of(&[(HEADER, 16, NEXT, 1), (DATA, length, NEXT | WRITE, 2), (STATUS, 1, WRITE, 0)]);
@@ -247,7 +247,7 @@ fn a_guest_reads_the_disk_and_its_serial_number() {
 }
 
 #[test]
-fn buffers_may_be_cut_anywhere_and_listed_in_a_table_of_their_own() {
+fn buffers_may_be_divided_anywhere_and_listed_in_an_indirect_table() {
     let (frontend, _server) = server(Arc::new(Pattern));
     let mut guest = Guest::start(frontend);
     guest.write_header(READ, 1);
@@ -342,7 +342,7 @@ fn a_hostile_driver_gets_io_errors_and_the_next_request_works() {
 }
 
 #[test]
-fn rings_that_lie_stop_only_their_own_queue_until_it_is_started_again() {
+fn invalid_rings_stop_only_their_own_queue_until_it_is_restarted() {
     let (frontend, server) = server(Arc::new(Pattern));
     let mut guest = Guest::start(frontend);
     guest.expect_honest_read();
@@ -373,7 +373,7 @@ fn after_a_reconnection_requests_that_were_not_completed_are_done_without_a_kick
     let (frontend, first) = server(Arc::new(Pattern));
     let mut guest = Guest::continued(frontend, file.try_clone().unwrap());
     guest.expect_honest_read();
-    // Stopped: what comes now stays in the ring.
+    // The queue is stopped: new requests stay in the ring.
     guest.frontend.set_vring_enable(0, false).unwrap();
     guest.write_header(READ, 3);
     guest.submit(&[(HEADER, 16, NEXT, 1), (DATA, 4096, NEXT | WRITE, 2), (STATUS, 1, WRITE, 0)]);
@@ -383,7 +383,7 @@ fn after_a_reconnection_requests_that_were_not_completed_are_done_without_a_kick
     guest_is_answered(file, available);
 }
 
-/// The hypervisor connects to a new server, and says that the request in the ring was taken already.
+/// The hypervisor connects to a new server, and reports that the request in the ring was already taken.
 fn guest_is_answered(file: File, available: u16) {
     let (frontend, _second) = server(Arc::new(Pattern));
     let mut guest = Guest::continued(frontend, file);
@@ -469,7 +469,7 @@ fn a_confined_server_reads_the_closure_and_nothing_else() {
     let content = store_disk(&directory.path().join("store"), &[b'f'; 512]);
     fs::write(directory.path().join("store/1c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-other"), "other").unwrap();
     let other = |name: &str| directory.path().join(name);
-    // Landlock confines threads, so this one alone.
+    // Landlock confines threads, so only this one is confined.
     let seen = thread::scope(|scope| {
         let confined = scope.spawn(|| {
             let store_paths = confine::open_store_paths(content.map().files()).unwrap();

@@ -41,7 +41,7 @@ struct Queued<'a> {
 /// Walks image and store together. Reports differences in names and inodes, and yields the files to compare.
 ///
 /// The root of the image corresponds to the store directory, of which only the planned paths count.
-pub(super) struct Pairing<'a> {
+pub(super) struct StoreComparison<'a> {
     image: &'a dyn FileTree,
     problems: &'a Problems,
     store_dir: &'a Path,
@@ -60,7 +60,7 @@ struct Level {
     names: VecDeque<Vec<u8>>,
 }
 
-impl<'a> Pairing<'a> {
+impl<'a> StoreComparison<'a> {
     pub(super) fn new(
         image: &'a dyn FileTree,
         closure: &'a Closure,
@@ -257,7 +257,7 @@ impl<'a> Pairing<'a> {
     }
 }
 
-impl<'a> Iterator for Pairing<'a> {
+impl<'a> Iterator for StoreComparison<'a> {
     type Item = Comparison<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {

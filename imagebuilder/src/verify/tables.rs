@@ -134,7 +134,7 @@ fn check_inode(image: &Image, inode: &Inode, problems: &Problems) {
     let damaged = |detail: String| problems.general(ProblemKind::Damaged, format!("inode {}: {detail}", inode.number));
     if file.fragment.is_some_and(|fragment| fragment.length == 0) {
         // Opening such a file fails with EINVAL.
-        damaged("has a fragment for a tail of no bytes".to_owned());
+        damaged("has a fragment for an empty tail".to_owned());
     }
     if file.hole_bytes > file.size_bytes {
         damaged(format!("{} of {} bytes are holes", file.hole_bytes, file.size_bytes));

@@ -27,7 +27,7 @@ pub(super) fn check(image: &dyn FileTree, data_bytes: u64, problems: &Problems) 
     match first_difference(image, data_bytes, tree_bytes) {
         Ok(None) => {}
         Ok(Some(at)) => {
-            let detail = format!("verity: the tree at byte {at} does not belong to the image");
+            let detail = format!("verity: the tree at byte {at} does not match the image");
             problems.general(ProblemKind::Verity, detail);
         }
         Err(error) => problems.damage(error),

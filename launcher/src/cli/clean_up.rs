@@ -8,12 +8,12 @@ use program::child::{OnParentDeath, prepare};
 use program::failure::Failure;
 use std::process::Command;
 
-/// Wait until a machine has ended, then remove the network interfaces that were created for it and end the processes beside it
+/// Wait until a machine has ended, then remove the network interfaces that were created for it and end its side processes
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The machine's name
     machine: String,
-    /// The hypervisor's process and the processes beside it: for each its number, and when it started in clock ticks since
+    /// The hypervisor's process and its side processes: for each, the process id and the start time in clock ticks since
     /// boot
     #[arg(required = true, value_name = "PID START_TICKS")]
     processes: Vec<u64>,

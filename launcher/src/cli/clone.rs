@@ -8,16 +8,16 @@ use launcher::suspend::SuspendError;
 use program::failure::{Failure, INTERRUPTED};
 use program::output::{message, print};
 
-/// Clone a suspended machine of this host: create another machine that goes on where it was
+/// Clone a suspended machine of this host: create another machine that continues where it was
 ///
 /// The clone has the same runner, copies of the volumes and of what was saved, and its own name, tap interfaces, vsock
 /// address, and machine ID. The copies take no space until they are written to if the file system can share blocks
 /// (btrfs, XFS). Start the clone with `microvm resume NEW`. The original stays suspended.
 ///
-/// Until the guest of the clone boots, it keeps all that is in its memory: host name, machine ID, SSH host keys, MAC and
+/// Until the guest of the clone boots, it keeps everything in its memory: host name, machine ID, SSH host keys, MAC and
 /// IP addresses, open connections, keys and tokens of its programs. So it is not started while another machine with these MAC
-/// addresses may be on the same network. firecracker, and qemu except for the machine model microvm, tell the guest's
-/// kernel to renew its random numbers; otherwise both guests may draw the same ones.
+/// addresses may be on the same network. firecracker, and qemu except for the machine model microvm, notify the
+/// guest's kernel, which then reseeds its random number generator; otherwise both guests may produce the same numbers.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The suspended machine
@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
     /// The name of the clone
     #[arg(value_parser = name_of)]
     new: MachineName,
-    /// Let the clone run beside machines with the same MAC addresses: you keep their networks apart
+    /// Let the clone run at the same time as machines with the same MAC addresses; you must keep their networks apart
     #[arg(long)]
     allow_same_mac: bool,
 }

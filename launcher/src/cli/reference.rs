@@ -23,7 +23,7 @@ use std::path::PathBuf;
 /// Print the JSON Schema of the machine spec, or of a cluster
 #[derive(clap::Args)]
 pub(crate) struct SchemaArguments {
-    /// Print that of `cluster.json` instead
+    /// Print the schema of `cluster.json` instead
     #[arg(long)]
     cluster: bool,
     /// Print a reference in Markdown instead
@@ -84,7 +84,7 @@ pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<(), Failur
     print(completions::completions(arguments.shell))
 }
 
-/// Print the names of the machines that this user can see, one a line, for completions
+/// Print the names of the machines that this user can see, one per line, for completions
 #[derive(clap::Args)]
 #[command(name = completions::MACHINE_NAMES)]
 pub(crate) struct MachineNamesArguments {}

@@ -47,7 +47,7 @@ pub(crate) struct ServeArguments {
     /// The list of store paths to show, one per line
     #[arg(long)]
     closure: HostPath,
-    /// The socket at which further store paths can be added
+    /// The socket that accepts further store paths
     #[arg(long)]
     control: HostPath,
     /// The program that serves the view, with its arguments; without one, this process only keeps the view

@@ -74,7 +74,7 @@ fn stop_start(machine: KnownMachine, timeout: Duration) -> Result<Option<KnownMa
     machine.state.clear_running();
     message(&match stopped {
         Stopped::Killed => format!("{name} was starting; its launcher was killed"),
-        _ => format!("{name} was starting; the start was ended"),
+        _ => format!("{name} was starting; its start was cancelled"),
     });
     Ok(None)
 }

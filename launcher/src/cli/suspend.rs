@@ -8,7 +8,7 @@ use super::stop::clean_up;
 use launcher::imperative::{Layout, Machine, MachineActivity, MachineName, Phase, Service, in_parallel};
 use launcher::path::HostPath;
 use launcher::state::{Activity, MachineState, RuntimeDirectory, StateError};
-use launcher::suspend::{Afterwards, SameMac, Saved, SuspendError, SuspendedState, continue_paused, suspend};
+use launcher::suspend::{AfterSave, SameMac, Saved, SuspendError, SuspendedState, continue_paused, suspend};
 use program::failure::{Failure, INTERRUPTED};
 use program::output::message;
 use std::path::Path;
@@ -124,7 +124,7 @@ pub(crate) fn report_saved(machine: &str, saved: &Saved) {
 
 fn suspend_found(machine: &KnownMachine, is_interrupted: &AtomicBool) -> Result<Saved, Failure> {
     let Activity::Running(running) = &machine.activity else { return Err(machine.is_not_running()) };
-    let saved = suspend(&machine.state, Afterwards::End, is_interrupted, &mut message).map_err(suspend_failure)?;
+    let saved = suspend(&machine.state, AfterSave::End, is_interrupted, &mut message).map_err(suspend_failure)?;
     clean_up(machine, Some(running))?;
     Ok(saved)
 }
@@ -275,7 +275,7 @@ pub(crate) fn resume_failure(error: SuspendError, name: &str) -> Failure {
     suspend_failure(error).with_hint(hint)
 }
 
-/// Returns the failure of a start beside a guest that has the same MAC address.
+/// Returns the failure of a start that was refused because another guest has the same MAC address.
 pub(crate) fn same_mac_failure(error: SameMac) -> Failure {
     let hint = format!(
         "stop or suspend {} first, connect the two to different bridges, or use `microvm clone --allow-same-mac` and keep \
@@ -286,9 +286,9 @@ pub(crate) fn same_mac_failure(error: SameMac) -> Failure {
 }
 
 /// Saves the machine of this process's user, which stays paused.
-pub(crate) fn save_for_service(name: &str, afterwards: Afterwards) -> Result<Saved, Failure> {
+pub(crate) fn save_for_service(name: &str, after_save: AfterSave) -> Result<Saved, Failure> {
     let state = RuntimeDirectory::locate().and_then(|runtime| runtime.machine(name)).map_err(failed)?;
-    let saved = interruptible(|is_interrupted| suspend(&state, afterwards, is_interrupted, &mut message))?;
+    let saved = interruptible(|is_interrupted| suspend(&state, after_save, is_interrupted, &mut message))?;
     saved.map_err(suspend_failure)
 }
 

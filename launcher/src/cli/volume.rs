@@ -44,7 +44,7 @@ enum Action {
         /// The backup
         file: PathBuf,
     },
-    /// Make a volume larger, and an ext2, ext3 or ext4 file system in it
+    /// Grow a volume, and the ext2, ext3 or ext4 file system in it
     ///
     /// Other file systems keep their size; the command prints what to type in the guest.
     Grow {
@@ -116,7 +116,7 @@ impl Target {
             let known: Vec<_> = launch.needs.volumes.iter().map(|need| need.image.as_str()).collect();
             let problem = match found.is_empty() {
                 true => format!("{} has no volume `{}`", launch.name, self.volume),
-                false => format!("{} has several volumes `{}`; name one by its image", launch.name, self.volume),
+                false => format!("{} has several volumes `{}`; select one by its image", launch.name, self.volume),
             };
             let hint = match known.is_empty() {
                 true => "the machine has no volumes".to_owned(),
@@ -140,7 +140,7 @@ impl Target {
         }
         let name = MachineName::new(&self.machine).map_err(|error| Failure::usage(error.to_string()))?;
         let machine = Layout::of_environment().existing(&name).map_err(|error| {
-            Failure::usage(error.to_string()).with_hint("name a machine of this host, or the file of a spec")
+            Failure::usage(error.to_string()).with_hint("specify a machine of this host, or the file of a spec")
         })?;
         let overrides = Overrides { state_dir: Some(machine.directory.clone()), ..self.overrides.clone() };
         let spec = read(&machine.runner().map_err(failed)?.join("share/microvm/machine.json"), &overrides)?;

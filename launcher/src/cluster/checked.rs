@@ -62,13 +62,13 @@ pub struct CheckedDevice {
     pub name: String,
     /// The fence agent.
     pub agent: String,
-    /// The hosts that it cuts off, and their outlets; at least one.
+    /// The hosts that it can fence, and their outlets; at least one.
     pub targets: BTreeMap<String, String>,
     /// The parameters of the agent.
     pub parameters: BTreeMap<String, String>,
     /// The file with its password.
     pub password_file: Option<HostPath>,
-    /// The time in which it must have cut off a host.
+    /// The time in which it must have fenced a host.
     pub timeout_seconds: u32,
 }
 

@@ -13,7 +13,7 @@ use crate::shell::quote;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
-/// What every identifier begins with that is not the name of a machine.
+/// The prefix of every identifier that is not the name of a machine.
 pub const PREFIX: &str = "microvm__";
 /// The property with the hash of the configuration that was applied last.
 pub const HASH_PROPERTY: &str = "microvm-configuration";

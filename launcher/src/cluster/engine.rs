@@ -1,4 +1,4 @@
-//! Running the tools of Pacemaker. Everything that they cannot do is reported in their own words.
+//! Runs the tools of Pacemaker. Their failures are reported with their own messages.
 
 use super::status::Status;
 use super::xml::{Element, XmlError};
@@ -46,10 +46,10 @@ pub enum EngineError {
     #[error("this part of the cluster has no quorum, so nothing can be changed")]
     NoQuorum,
     /// The cluster has a newer configuration than the one that was read.
-    #[error("the configuration of the cluster was changed by something else at the same time")]
+    #[error("another program changed the configuration of the cluster at the same time")]
     Outdated,
-    /// The tool has waited too long.
-    #[error("{0} has waited too long for the cluster")]
+    /// The tool timed out.
+    #[error("{0} timed out waiting for the cluster")]
     Timeout(String),
     /// The tool failed for another reason.
     #[error("{program} failed with {status}{}{message}", if message.is_empty() { "" } else { ": " })]
@@ -62,7 +62,7 @@ pub enum EngineError {
         message: String,
     },
     /// The output of a tool is not the expected XML.
-    #[error("the output of {program}: {source}")]
+    #[error("cannot parse the output of {program}: {source}")]
     Output {
         /// The tool.
         program: String,
@@ -118,7 +118,7 @@ pub fn difference(original: &str, new: &str) -> Result<Option<String>, EngineErr
 /// # Errors
 /// The same as for [`run_for_xml`].
 pub fn status() -> Result<Status, EngineError> {
-    // `--fence-history` needs the fencer, which an offline file has not.
+    // `--fence-history` needs the fencer, which does not run for an offline file.
     let arguments = ["--output-as=xml", "--one-shot", "--inactive"];
     let history = if is_offline() { &[][..] } else { &["--fence-history=3"][..] };
     run_for_xml("crm_mon", &[&arguments[..], history].concat(), None).map(|document| Status::of(&document))

@@ -51,9 +51,9 @@ pub enum OperationError {
     #[error("{0} cannot run machines now: it is {1}")]
     NotAvailable(String, &'static str),
     /// The machine is not managed by the cluster.
-    #[error("the cluster does not manage {0}, so it does not move it; first: microvm cluster manage {0}")]
+    #[error("the cluster does not manage {0}, so it cannot move it; run first: microvm cluster manage {0}")]
     Unmanaged(String),
-    /// Somebody has set a constraint against this move with Pacemaker's tools.
+    /// A user has set a constraint against this move with Pacemaker's tools.
     #[error("the constraint {constraint}, which this program has not set, keeps {machine} away from {node}")]
     Constrained {
         /// The machine.
@@ -82,16 +82,16 @@ pub enum OperationError {
         machines: Vec<String>,
     },
     /// The host has not failed.
-    #[error("{0} is {1}; only a failed host that waits to be fenced is acknowledged")]
+    #[error("{0} is {1}; only a failed host that is waiting to be fenced can be acknowledged")]
     NotFailed(String, &'static str),
     /// Hosts that do not have the runner.
     #[error("{}", .0.join("\n"))]
     OnHosts(Vec<String>),
-    /// There is no host that decides.
+    /// The hosts have not elected a coordinator.
     #[error("the cluster has elected no coordinator; are corosync and pacemaker running on most hosts?")]
     NoCoordinator,
     /// Each attempt to change the configuration came after another change.
-    #[error("something else changes the configuration of the cluster all the time, so nothing was changed")]
+    #[error("another program keeps changing the configuration of the cluster, so nothing was changed")]
     Contended,
     /// A tool of the cluster failed.
     #[error(transparent)]
@@ -208,7 +208,7 @@ fn change_constraints(how: &[&str], constraint: &Element) -> Result<(), Operatio
     Ok(())
 }
 
-/// Moves all machines away from a host, and lets none start on it.
+/// Moves all machines away from a host, and keeps machines from starting on it.
 ///
 /// # Errors
 /// Refuses unknown hosts; fails if machines are left on the host.
@@ -237,7 +237,7 @@ pub fn undrain(name: &str) -> Result<(), OperationError> {
     set_standby(name, "--delete")
 }
 
-/// What crm_standby does, which is a script and needs a shell.
+/// Does the same as crm_standby, which is a script and needs a shell.
 fn set_standby(node: &str, change: &str) -> Result<(), OperationError> {
     let node = format!("--node={node}");
     run("crm_attribute", &["--type=nodes", &node, "--name=standby", change], None)?;
@@ -260,7 +260,7 @@ pub fn manage(name: &str) -> Result<(), OperationError> {
     Ok(())
 }
 
-/// Lets the cluster neither start, stop nor move the machine.
+/// Keeps the cluster from starting, stopping and moving the machine.
 ///
 /// # Errors
 /// Refuses unknown machines.
@@ -272,7 +272,7 @@ pub fn unmanage(name: &str) -> Result<(), OperationError> {
     Ok(())
 }
 
-/// Tells the cluster that a failed host is off, so that its machines start elsewhere.
+/// Confirms to the cluster that a failed host is off, so that its machines start elsewhere.
 ///
 /// # Errors
 /// Refuses unknown hosts, and hosts that have not failed.
@@ -310,7 +310,7 @@ pub fn push(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> {
     Ok(nodes)
 }
 
-/// Lets the machine run from another runner. The cluster restarts it. Returns warnings.
+/// Makes the machine run from another runner. The cluster restarts it. Returns warnings.
 ///
 /// # Errors
 /// Refuses unknown machines, paths that are no runners, and runners that a host does not have.

@@ -89,7 +89,7 @@ pub struct Node {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Totem {
-    /// The time in milliseconds without a token after which a host counts as failed. For each host more than two,
+    /// The time in milliseconds without a token after which a host counts as failed, at least 100. For each host more than two,
     /// `tokenCoefficient` is added.
     #[serde(default, rename = "token")]
     pub token_ms: Option<u32>,
@@ -127,13 +127,13 @@ pub enum QdeviceAlgorithm {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Fencing {
-    /// The devices that cut a host off, by name.
+    /// The devices that fence hosts, by name.
     #[serde(default)]
     pub devices: BTreeMap<String, FenceDevice>,
     /// Whether a failed host is switched off and on again, or only off.
     #[serde(default)]
     pub action: FenceAction,
-    /// Whether to accept that a host without a device cannot be cut off. Without any device, the cluster starts machines
+    /// Whether to accept that a host without a device cannot be fenced. Without any device, the cluster starts machines
     /// again although the failed host may still write to their volumes, which destroys data. If other hosts have
     /// devices, the machines of a host without one wait until somebody confirms that it is off.
     #[serde(default)]
@@ -151,25 +151,25 @@ pub enum FenceAction {
     Off,
 }
 
-/// A device that can cut off hosts, such as a management controller or a switched power strip.
+/// A device that can switch hosts off, such as a management controller or a switched power strip.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FenceDevice {
     /// The fence agent, such as `fence_ipmilan`.
     pub agent: String,
-    /// The hosts that it cuts off.
+    /// The hosts that it can fence.
     pub targets: Vec<String>,
-    /// The outlet or name of a host on the device, by host, where it is not the host's name.
+    /// The outlet or name of a host on the device, by host, if it differs from the host's name.
     #[serde(default)]
     pub ports: BTreeMap<String, String>,
     /// The parameters of the agent. Passwords are refused: every user of the host could read them.
     #[serde(default)]
     pub parameters: BTreeMap<String, String>,
-    /// A file on every host with the device's password, readable for root only. The agent reads it through its parameter
+    /// A file on every host with the device's password, readable by root only. The agent reads it through its parameter
     /// `password_script`.
     #[serde(default)]
     pub password_file: Option<HostPath>,
-    /// The time in seconds in which the device must have cut off a host.
+    /// The time in seconds in which the device must have fenced a host.
     #[serde(default = "fence_timeout_seconds", rename = "timeout")]
     pub timeout_seconds: u32,
 }

@@ -103,6 +103,6 @@ mod tests {
     #[test]
     fn connecting_to_the_console_of_a_stopped_machine_fails() {
         let error = attach(Path::new("/nonexistent/console.sock")).unwrap_err();
-        assert!(error.to_string().contains("no console on /nonexistent/console.sock"), "{error}");
+        assert!(error.to_string().contains("cannot connect to the console /nonexistent/console.sock"), "{error}");
     }
 }

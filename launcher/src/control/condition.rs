@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_that_is_not_known_counts_as_failed() {
+    fn an_unknown_state_counts_as_failed() {
         let qemu = |state| condition_of(ControlProtocol::Qmp, state);
         assert_eq!(qemu("running"), Condition::Runs);
         assert_eq!(qemu("inmigrate"), Condition::Waits);

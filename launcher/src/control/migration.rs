@@ -20,11 +20,11 @@ const STREAM_NAME: &str = "migration";
 /// How far a live migration is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MigrationStatus {
-    /// It goes on.
+    /// It is in progress.
     Active,
     /// The guest has left.
     Completed,
-    /// It has failed, for this reason. The guest runs on.
+    /// It has failed, for this reason. The guest keeps running.
     Failed(String),
 }
 
@@ -37,7 +37,7 @@ impl Controller {
     /// Starts to send the running machine. The hypervisor closes its copy of the stream at the end.
     ///
     /// # Errors
-    /// Returns [`ControlError`]. The machine runs on then.
+    /// Returns [`ControlError`]. The machine keeps running then.
     pub fn start_to_send(&self, stream: BorrowedFd<'_>) -> Result<(), ControlError> {
         let mut session = Session::open(self)?;
         let limits = json!({"max-bandwidth": MAX_BYTES_PER_SECOND, "downtime-limit": MAX_PAUSE_MILLISECONDS});
@@ -62,7 +62,7 @@ impl Controller {
     /// Sends the running machine to a Unix socket, and returns when it has left.
     ///
     /// # Errors
-    /// Returns [`ControlError`]. The machine runs on then.
+    /// Returns [`ControlError`]. The machine keeps running then.
     pub fn send_through(&self, socket: &HostPath) -> Result<(), ControlError> {
         self.put(
             "/api/v1/vm.send-migration",
@@ -94,7 +94,7 @@ impl Controller {
         })
     }
 
-    /// Ends the migration. The machine runs on where it is.
+    /// Cancels the migration. The machine keeps running where it is.
     ///
     /// # Errors
     /// Returns [`ControlError`].

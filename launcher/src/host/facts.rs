@@ -151,7 +151,7 @@ pub fn inspect_store_disk(spec: &CheckedSpec, facts: &mut HostFacts) -> Vec<Stri
     warnings
 }
 
-/// The directory, if what is made there is in memory only.
+/// Returns the directory if its files are in memory only.
 fn memory_directory(directory: &Path) -> Option<HostPath> {
     let statistics = nix::sys::statfs::statfs(directory).ok()?;
     let is_memory = statistics.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC;

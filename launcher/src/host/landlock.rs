@@ -7,7 +7,7 @@ use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetA
 /// `ABI` in its vmm/src/landlock.rs: Linux 6.2 is the first kernel that has it.
 const REQUIRED: ABI = ABI::V3;
 
-/// Makes a set of rules and drops it: that restricts nothing.
+/// Creates a set of rules and drops it, which restricts nothing.
 pub(super) fn probe() -> Landlock {
     let rules = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     match rules.handle_access(AccessFs::from_all(REQUIRED)).and_then(Ruleset::create) {

@@ -1,12 +1,13 @@
 //! Finding the requirements of a launch that this host does not meet, without changing anything.
 
+use super::devices::DevicePlaces;
 use super::first_output::first_output;
 use super::image_features;
-use crate::launch::{Access, FileNeed, KvmUse, Launch, PassedDevice, Reader, SideProcessKind, VolumeNeed};
+use crate::launch::{Access, FileNeed, KvmUse, Launch, Reader, SideProcessKind, VolumeNeed};
 use crate::path::HostPath;
 use crate::programs::{find_file_system_program, find_program_of_machine};
 use crate::side_processes::{missing_group, program_of, serves_the_same};
-use crate::spec::{DeviceBus, Hypervisor};
+use crate::spec::Hypervisor;
 use crate::store_disk::builder_of;
 use crate::volumes::inspect;
 use nix::errno::Errno;
@@ -54,9 +55,6 @@ pub fn missing(launch: &Launch, time: CheckTime) -> Vec<HostProblem> {
     problems.check_as(identity.as_ref(), Problems::check_for_hypervisor, time);
     problems.check_user();
     problems.check_files(Reader::Launcher);
-    for device in &launch.needs.devices {
-        problems.check_device(device);
-    }
     problems.check_huge_pages();
     problems.check_passt(identity.as_ref());
     if time == CheckTime::Check {
@@ -122,6 +120,9 @@ impl Problems<'_> {
                 };
                 self.add(&node.option, format!("{}: {error}; {remedy}", node.path));
             }
+        }
+        for problem in DevicePlaces::of_host().problems(launch) {
+            self.add("devices", problem);
         }
         self.check_sockets();
         self.check_existing_volumes(time);
@@ -249,32 +250,6 @@ impl Problems<'_> {
         }
     }
 
-    /// Checks that a PCI device is bound to VFIO. The user decides about the other devices of its IOMMU group.
-    fn check_device(&mut self, device: &PassedDevice) {
-        if device.bus != DeviceBus::Pci {
-            return;
-        }
-        let address = &device.path;
-        let place = Path::new("/sys/bus/pci/devices").join(address);
-        if !place.exists() {
-            self.add("devices", format!("there is no PCI device {address} on this host"));
-            return;
-        }
-        let driver = fs::read_link(place.join("driver")).ok();
-        let driver = driver.as_deref().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or("none");
-        if driver != "vfio-pci" {
-            self.add(
-                "devices",
-                format!(
-                    "PCI device {address} belongs to the driver {driver}, not to vfio-pci; run as root: \
-                     echo vfio-pci > {place}/driver_override; echo {address} > {place}/driver/unbind; \
-                     echo {address} > /sys/bus/pci/drivers_probe",
-                    place = place.display()
-                ),
-            );
-        }
-    }
-
     fn check_huge_pages(&mut self) {
         if let Some(directory) = &self.launch.needs.hugetlbfs {
             let found = statfs(directory.as_path()).map(|found| found.filesystem_type());
@@ -317,7 +292,7 @@ impl Problems<'_> {
                 let remedy = "create it, or set microvm.virtiofsd.group to another one or to null";
                 self.add(
                     &process.name,
-                    format!("this host has no group `{group}`, which its socket is to belong to; {remedy}"),
+                    format!("this host has no group `{group}`, to which its socket must belong; {remedy}"),
                 );
             }
         }

@@ -94,7 +94,7 @@ fn support(feature: Feature) -> Support {
         Feature::VolumeQcow2 => Support::With("without a backing file"),
         Feature::VolumeVhd => Support::With("of a fixed size"),
         Feature::InterfaceUser | Feature::ForwardFromHost => {
-            Support::With("by passt 2024_11_27 or newer, which has --vhost-user; that of Debian 12 is older")
+            Support::With("with passt 2024_11_27 or newer, which has --vhost-user; Debian 12 has an older one")
         }
         Feature::WithoutRng => Support::No("always has an entropy source; leave rng on"),
         Feature::Credentials => Support::With("in an initrd that is assembled in memory at the start"),
@@ -287,7 +287,7 @@ fn disk_config(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> Option<DiskConfi
                 path: None,
                 vhost_user: Some(true),
                 vhost_socket: Some(live.socket.as_str().to_owned()),
-                // The server says that it is.
+                // The server reports that it is read-only.
                 readonly: false,
                 direct: false,
                 num_queues: queues,
@@ -319,7 +319,7 @@ fn check_detected_formats(builder: &mut LaunchBuilder<'_>) {
 fn image_config(builder: &mut LaunchBuilder<'_>, disk: &Disk) -> DiskConfig {
     let knows_types = builder.facts.at_least(Hypervisor::CloudHypervisor, IMAGE_TYPE);
     if disk.serial.is_some() && !builder.facts.at_least(Hypervisor::CloudHypervisor, SERIAL) {
-        builder.refuse(format!("{}.serial", disk.option), format!("sets serial numbers from version {SERIAL} on"));
+        builder.refuse(format!("{}.serial", disk.option), format!("supports serial numbers from version {SERIAL} on"));
     }
     let image_type = match disk.image_type {
         ImageType::Raw => ImageKind::Raw,

@@ -16,7 +16,7 @@ pub(super) enum Condition {
 }
 
 /// The user's arguments, and those of the whole command line.
-pub(super) struct Given<'arguments> {
+pub(super) struct GivenArguments<'arguments> {
     /// The option of the spec that contains the user's arguments.
     pub(super) option: &'static str,
     /// The user's arguments.
@@ -25,7 +25,7 @@ pub(super) struct Given<'arguments> {
     pub(super) own: &'arguments [String],
 }
 
-impl Given<'_> {
+impl GivenArguments<'_> {
     /// Returns how often the user gives the option.
     pub(super) fn count(&self, name: &str) -> usize {
         self.extra.iter().filter(|argument| is_option(argument, name)).count()
@@ -59,7 +59,7 @@ pub(super) fn values<'arguments>(
 }
 
 /// Refuses arguments of the user that violate a condition.
-pub(super) fn check_conditions(builder: &mut LaunchBuilder<'_>, given: &Given<'_>, conditions: &[Condition]) {
+pub(super) fn check_conditions(builder: &mut LaunchBuilder<'_>, given: &GivenArguments<'_>, conditions: &[Condition]) {
     for condition in conditions {
         let reason = match condition {
             Condition::Needs(option, others) => {

@@ -2,7 +2,7 @@
 
 mod config;
 
-use super::conditions::{Condition, Given, check_conditions, values};
+use super::conditions::{Condition, GivenArguments, check_conditions, values};
 use super::description::{CredentialTransport, Description, HypervisorProgram, VsockTransport};
 use super::launch_builder::{Command, LaunchBuilder, UniqueOption};
 use super::side_process::live_store;
@@ -30,9 +30,9 @@ const APPENDED_BYTES: usize = 8;
 const APPENDED_BYTES_PER_DEVICE: usize = 40;
 /// The first version with virtio-mem and free page reporting.
 const MEMORY_DEVICES: Version = Version(1, 14, 0);
-/// Since when a drive can be served by another process.
+/// The first version in which another process can serve a drive.
 const VHOST_USER: Version = Version(1, 6, 0);
-/// Since when there is virtio-pmem.
+/// The first version with virtio-pmem.
 const PMEM: Version = Version(1, 14, 0);
 /// The first version that boots bzImages.
 const BZ_IMAGE: Version = Version(1, 17, 0);
@@ -142,7 +142,7 @@ fn support(feature: Feature) -> Support {
 fn suspend_obstacle(feature: Feature) -> Option<&'static str> {
     match feature {
         Feature::LiveStoreDisk => Some("does not save the state of the server of a store disk without an image"),
-        Feature::HugePages => Some("does not map a saved memory into huge pages"),
+        Feature::HugePages => Some("cannot map saved memory into huge pages"),
         _ => None,
     }
 }
@@ -218,7 +218,7 @@ fn check_limits(builder: &mut LaunchBuilder<'_>) -> usize {
     if memory.hotplug.is_some() || memory.balloon.is_some() {
         let too_old = !builder.facts.at_least(Hypervisor::Firecracker, MEMORY_DEVICES);
         if memory.hotplug.is_some() && too_old {
-            builder.refuse("hotplugMem", format!("has virtio-mem from version {MEMORY_DEVICES} on"));
+            builder.refuse("hotplugMem", format!("supports virtio-mem from version {MEMORY_DEVICES} on"));
         }
     }
     devices
@@ -275,7 +275,7 @@ fn drives(builder: &mut LaunchBuilder<'_>) -> Vec<Drive> {
 /// It uses a single queue.
 fn live_drive(builder: &mut LaunchBuilder<'_>, disk: &Disk, live: &LiveStore) -> DriveBackend {
     if !builder.facts.at_least(Hypervisor::Firecracker, VHOST_USER) {
-        builder.refuse("storeDisk.live", format!("connects to the server of a disk from version {VHOST_USER} on"));
+        builder.refuse("storeDisk.live", format!("supports store disks without an image from version {VHOST_USER} on"));
     }
     let process = live_store(builder, live, &disk.image, 1);
     builder.needs.processes.push(process);
@@ -293,7 +293,7 @@ fn pmem(builder: &mut LaunchBuilder<'_>) -> Vec<Pmem> {
         })
         .collect();
     if !pmem.is_empty() && !builder.facts.at_least(Hypervisor::Firecracker, PMEM) {
-        builder.refuse("storeDisk.transport", format!("has persistent memory from version {PMEM} on"));
+        builder.refuse("storeDisk.transport", format!("supports persistent memory from version {PMEM} on"));
     }
     pmem
 }
@@ -351,9 +351,9 @@ fn has_option(arguments: &[String], option: &str) -> bool {
 fn check_arguments(builder: &mut LaunchBuilder<'_>, own: &[String]) {
     let option = "firecracker.extraArgs";
     let extra = &builder.spec.sections.firecracker.extra_args;
-    check_conditions(builder, &Given { option, extra, own }, &CONDITIONS);
+    check_conditions(builder, &GivenArguments { option, extra, own }, &CONDITIONS);
     if has_option(extra, "--describe-snapshot") {
-        builder.refuse(option, "would print a text and end with --describe-snapshot, instead of starting the machine");
+        builder.refuse(option, "would print text and exit with --describe-snapshot, instead of starting the machine");
     }
     // validate_instance_id in src/utils/src/validators.rs
     let is_id =

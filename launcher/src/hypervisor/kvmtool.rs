@@ -1,7 +1,7 @@
 //! kvmtool, a small hypervisor without ACPI, disk serial numbers, or a way to request a shutdown. Written against
 //! b48735e (2024-07).
 
-use super::conditions::{Condition, Given, check_conditions};
+use super::conditions::{Condition, GivenArguments, check_conditions};
 use super::description::{CredentialTransport, Description, HypervisorProgram, VsockTransport};
 use super::launch_builder::{Command, LaunchBuilder, UniqueOption};
 use crate::capability::{Feature, Support};
@@ -51,18 +51,23 @@ const UNIQUE_OPTIONS: [UniqueOption; 12] = [
     UniqueOption { names: &["--nodefaults", "--no-nodefaults"], instead: "the launcher configures all devices itself" },
 ];
 /// Options that kvmtool refuses together or beside the launcher's (`kvm_run_validate_cfg` in builtin-run.c).
-const CONDITIONS: [Condition; 3] = [
+const CONDITIONS: [Condition; 4] = [
+    Condition::Refused(
+        "--debug-single-step",
+        "kvmtool stops after each instruction of the guest, which then does not boot",
+    ),
     Condition::Refused("--firmware", "the kernel is booted without a firmware"),
     Condition::Refused("-f", "the kernel is booted without a firmware"),
     Condition::AtMostOne(&["--vnc", "--sdl", "--gtk"]),
 ];
 /// Names of options that kvmtool also recognises by their first letters (`parse_long_opt` in util/parse-options.c). The
 /// launcher must recognise each of them.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 17] = [
     "9p",
     "balloon",
     "console",
     "cpus",
+    "debug-single-step",
     "disk",
     "firmware",
     "hugetlbfs",
@@ -215,7 +220,7 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
         add(&["--vfio-pci", &device.path]);
     }
     check_abbreviations(&mut builder);
-    let given = Given { option: "kvmtool.extraArgs", extra: &spec.sections.kvmtool.extra_args, own: &[] };
+    let given = GivenArguments { option: "kvmtool.extraArgs", extra: &spec.sections.kvmtool.extra_args, own: &[] };
     check_conditions(&mut builder, &given, &CONDITIONS);
     if given.has_extra("--vsock") {
         builder.need_device("kvmtool.extraArgs", "/dev/vhost-vsock", "modprobe vhost_vsock");
@@ -239,7 +244,9 @@ fn check_abbreviations(builder: &mut LaunchBuilder<'_>) {
     for argument in &builder.spec.sections.kvmtool.extra_args {
         let Some(given) = argument.strip_prefix("--").and_then(|rest| rest.split('=').next()) else { continue };
         let name = given.strip_prefix("no-").unwrap_or(given);
-        let is_abbreviated = |full: &&&str| !name.is_empty() && full.starts_with(name) && **full != name;
+        // --debug is an option itself.
+        let is_whole = |full: &str| full == name || name == "debug";
+        let is_abbreviated = |full: &&&str| !name.is_empty() && full.starts_with(name) && !is_whole(full);
         if let Some(full) = NAMES.iter().find(is_abbreviated) {
             let reason =
                 format!("would recognise --{given} as an abbreviation; write the name in full, such as --{full}");

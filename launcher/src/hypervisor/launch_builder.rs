@@ -132,7 +132,7 @@ impl<'spec> LaunchBuilder<'spec> {
             } else if PRINTS_AND_ENDS.contains(&argument.as_str()) {
                 self.refuse(
                     option,
-                    format!("would print a text and end with {argument}, instead of starting the machine"),
+                    format!("would print text and exit with {argument}, instead of starting the machine"),
                 );
             }
         }

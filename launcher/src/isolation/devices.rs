@@ -25,7 +25,7 @@ pub(super) fn of_macvtaps(needs: &Needs, sysfs: &Path) -> impl Iterator<Item = P
 }
 
 /// Returns the nodes of the VFIO groups of the PCI devices, and the node of VFIO itself.
-pub(super) fn of_pci(needs: &Needs, sysfs: &Path) -> impl Iterator<Item = PathBuf> {
+pub fn vfio_group_nodes(needs: &Needs, sysfs: &Path) -> impl Iterator<Item = PathBuf> {
     pci_devices(needs, sysfs).flat_map(|device| {
         let group = fs::read_link(device.join("iommu_group")).ok();
         let node = group.and_then(|group| Some(Path::new("/dev/vfio").join(group.file_name()?)));
@@ -35,7 +35,7 @@ pub(super) fn of_pci(needs: &Needs, sysfs: &Path) -> impl Iterator<Item = PathBu
 
 /// Returns the nodes that a hypervisor opens instead with iommufd, if its arguments name that: one for each PCI device, and
 /// the node of iommufd itself (kernel documentation, driver-api/vfio.rst).
-pub(super) fn of_iommufd(launch: &Launch, sysfs: &Path) -> Vec<PathBuf> {
+pub fn iommufd_nodes(launch: &Launch, sysfs: &Path) -> Vec<PathBuf> {
     if !launch.arguments.iter().any(|argument| argument.contains("iommufd")) {
         return Vec::new();
     }

@@ -203,8 +203,8 @@ impl Tree {
         if let Some(directory) = &needs.hugetlbfs {
             self.entries.push(Entry::HugePages(directory.as_path().to_owned()));
         }
-        nodes.extend(devices::of_macvtaps(needs, sysfs).chain(devices::of_pci(needs, sysfs)));
-        nodes.extend(devices::of_iommufd(launch, sysfs));
+        nodes.extend(devices::of_macvtaps(needs, sysfs).chain(devices::vfio_group_nodes(needs, sysfs)));
+        nodes.extend(devices::iommufd_nodes(launch, sysfs));
         if nodes.iter().any(|node| node.starts_with("/dev/dri")) {
             self.add_graphics_drivers();
         }

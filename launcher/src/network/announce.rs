@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_frame_is_from_the_guest_and_for_everybody() {
+    fn the_frame_has_the_guests_address_and_is_a_broadcast() {
         let frame = frame([2, 0, 0, 0, 0, 0x50]);
         let expected = "ffffffffffff0200000000508035000108000604000302000000005000000000020000000050000000000000";
         let printed: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();

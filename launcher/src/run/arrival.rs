@@ -69,7 +69,7 @@ impl Arriving {
         self.wakes.as_fd()
     }
 
-    /// Returns the result of the thread; `None` if it has not said anything.
+    /// Returns the result of the thread; `None` if it has not finished.
     pub(super) fn result(&self) -> Option<Result<(), RunError>> {
         self.arrived.recv().ok()
     }
@@ -83,7 +83,7 @@ impl Arriving {
         }
     }
 
-    /// Returns why a hypervisor that has ended could not load the machine, if it has said so.
+    /// Returns why a hypervisor that has ended could not load the machine, if the thread has received the reason.
     pub(super) fn refusal(&self) -> Option<RunError> {
         let is_refusal = |error: &RunError| {
             matches!(error, RunError::Suspended(SuspendError::Control(ControlError::Refused { .. })))

@@ -1,6 +1,6 @@
 //! Creates everything that the hypervisor needs before it starts. Dropping [`Prepared`] ends and removes it again.
 
-use super::{Lowered, RunError, vsock};
+use super::{Lowered, RunError, resources, vsock};
 use crate::facts::HostFacts;
 use crate::host::{CheckTime, missing};
 use crate::hypervisor::lower_with_script_output;
@@ -124,7 +124,8 @@ impl Prepared {
         let preparation = Preparation { launch, interruption, identity: identity.as_ref() };
         preparation.make_directories()?;
         preparation.run_pre_start()?;
-        let problems = missing(launch, CheckTime::Start);
+        let mut problems = missing(launch, CheckTime::Start);
+        problems.extend(resources::unavailable(lowered, identity.as_ref()));
         if !problems.is_empty() {
             return Err(RunError::Missing(problems));
         }

@@ -1,21 +1,24 @@
-//! What a start would be refused for, found before the start: each check of [`Prepared::make`] whose result is known by
-//! then. Creates and starts nothing.
+//! Finds the reasons for which a start would be refused, before the start: each check of [`Prepared::make`] whose result is
+//! known by then. Creates and starts nothing.
 //!
 //! [`Prepared::make`]: super::Prepared::make
 
 use super::prepare::{lock_request, read_seal, trusted_program};
-use super::{Lowered, vsock};
+use super::{Lowered, resources, vsock};
 use crate::host::HostProblem;
+use crate::isolation::is_confined;
 use crate::launch::{Launch, NotificationSocket};
 use crate::network;
 use crate::path::HostPath;
 use crate::programs::find_program_of_machine;
+use crate::readiness::check_notification_port;
 use crate::share_view;
 use crate::side_processes;
 use crate::sockets::require_stale;
 use crate::state::RuntimeDirectory;
-use crate::suspend::{Resumption, Stamp, StampInputs, SuspendError};
+use crate::suspend::{Resumption, Stamp, StampInputs, StartingGuest, SuspendError, require_own_macs};
 use crate::volumes::{VolumeError, check_format, inspect_locks};
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, faccessat};
@@ -53,6 +56,8 @@ pub fn refusals(lowered: &Lowered<'_>, runtime: &RuntimeDirectory) -> Vec<HostPr
     }
     refusals.check_disks(runtime);
     refusals.check_sockets();
+    refusals.found.extend(resources::unavailable(lowered, refusals.identity));
+    refusals.check_macs(lowered, runtime);
     for problem in network::inspect(&launch.needs) {
         refusals.add("interfaces", problem.to_string());
     }
@@ -91,7 +96,7 @@ impl Refusals<'_> {
         let is_root = nix::unistd::geteuid().is_root();
         let free = if is_root { found.blocks_free() } else { found.blocks_available() };
         if free == 0 && found.blocks() > 0 {
-            self.check(option, path, Err::<(), _>(io::Error::from(io::ErrorKind::StorageFull)));
+            self.check(option, path, Err::<(), _>(Errno::ENOSPC.into()));
         }
     }
 
@@ -157,6 +162,12 @@ impl Refusals<'_> {
         for (index, error) in inspect_locks(&launch.needs.volumes, request) {
             self.add(&format!("volumes[{index}].image"), error.to_string());
         }
+        for (index, volume) in launch.needs.volumes.iter().enumerate() {
+            let path = self.absolute(&volume.image);
+            if volume.creation.is_some() && path.as_path().symlink_metadata().is_err() {
+                self.check_space(&format!("volumes[{index}].image"), path.as_path());
+            }
+        }
         for disk in &launch.needs.probed_formats {
             match check_format(disk, &launch.working_directory, launch.hypervisor) {
                 // It is created, or reported as missing.
@@ -179,6 +190,11 @@ impl Refusals<'_> {
                 self.add("socket", error.to_string());
             }
         }
+        if let Some(notification) = &launch.notification
+            && let Err(error) = check_notification_port(notification)
+        {
+            self.add("vsock.notify", error.to_string());
+        }
         let console = launch.console.socket.iter().map(|socket| ("consoleSocket", socket));
         let notified = launch.notification.iter().filter_map(|notification| match &notification.listen {
             NotificationSocket::Unix(path) => Some(("vsock.socket", path)),
@@ -191,6 +207,16 @@ impl Refusals<'_> {
                 let checked = Place::itself(path.as_path()).and_then(|place| place.check_create());
                 self.check(option, path.as_path(), checked);
             }
+        }
+    }
+
+    /// Checks that no running guest on the same network has the MAC address of this one. In a unit, root does that.
+    fn check_macs(&mut self, lowered: &Lowered<'_>, runtime: &RuntimeDirectory) {
+        let macs: Vec<_> = lowered.document.interfaces.iter().map(|interface| interface.mac.clone()).collect();
+        if !is_confined()
+            && let Err(error) = require_own_macs(StartingGuest { launch: self.launch, macs: &macs }, runtime)
+        {
+            self.add("interfaces", error.to_string());
         }
     }
 
@@ -250,5 +276,38 @@ impl Refusals<'_> {
         for problem in checked.err().iter().flat_map(SuspendError::problems) {
             self.add("suspended", problem);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::HostFacts;
+    use crate::hypervisor::lower;
+    use crate::spec::MachineSpec;
+    use crate::state::ProcessIdentity;
+    use crate::state::tests::running;
+    use serde_json::json;
+
+    #[test]
+    fn a_vsock_address_of_a_running_machine_is_reported_before_the_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let document = json!({"version": 1, "name": "web", "kernel": "bzImage", "vsock": {"cid": 4_000_000_010_u32}});
+        let document: MachineSpec = serde_json::from_value(document).unwrap();
+        let spec = crate::validate::check(&document).unwrap();
+        let facts = HostFacts::assumed(HostPath::new(directory.path().to_str().unwrap()));
+        let launch = lower(&spec, &facts, spec.hypervisor).unwrap();
+        let lowered = Lowered { spec: &spec, document: &document, origin: None, facts: &facts, launch: &launch };
+        let runtime = RuntimeDirectory::at(directory.path());
+        let state = runtime.machine("db").unwrap();
+        let _lock = state.lock_for_start(Path::new("/var/lib/db")).unwrap();
+        state.write_launch(&Launch { name: "db".to_owned(), ..launch.clone() }).unwrap();
+        let found = |found: Vec<HostProblem>| found.into_iter().find(|problem| problem.option == "vsock.cid");
+        assert_eq!(found(refusals(&lowered, &runtime)), None);
+        state.write_running(&running(ProcessIdentity::current().unwrap())).unwrap();
+        let message =
+            "the address 4000000010 is in use by db; stop it, or give one of them another vsock.cid".to_owned();
+        let expected = HostProblem { option: "vsock.cid".to_owned(), message };
+        assert_eq!(found(refusals(&lowered, &runtime)), Some(expected));
     }
 }

@@ -338,7 +338,7 @@ fn the_start_fails_if_a_daemon_ends_before_it_serves() {
     let interruption = Interruption::watch().unwrap();
     let error =
         SideProcesses::start(&[process], &state(directory.path()), None, &interruption).unwrap_err().to_string();
-    assert!(error.contains("ended with exit status: 3 before it served"), "{error}");
+    assert!(error.contains("ended with exit status: 3 before it listened on"), "{error}");
 }
 
 #[test]
@@ -350,8 +350,8 @@ fn a_daemon_whose_group_does_not_exist_is_not_started() {
     let error = SideProcesses::start(&[process], &state(directory.path()), None, &interruption).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the virtiofs daemon of share `ro-store`: this host has no group `no-such-group`, which its socket is to belong \
-         to; create the group, or set microvm.virtiofsd.group to another one or to null"
+        "the virtiofs daemon of share `ro-store`: this host has no group `no-such-group`, to which its socket must \
+         belong; create the group, or set microvm.virtiofsd.group to another one or to null"
     );
     assert!(!directory.path().join("fs.sock").exists());
 }

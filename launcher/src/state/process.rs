@@ -21,7 +21,7 @@ impl ProcessIdentity {
     /// Returns the running process with that process id.
     pub fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let broken = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has another format"));
+        let broken = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has an unknown format"));
         // The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
         let fields = stat.rsplit_once(')').ok_or_else(broken)?.1;
         let mut fields = fields.split_whitespace();

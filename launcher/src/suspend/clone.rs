@@ -59,7 +59,7 @@ pub fn copy_to_clone(clone: &ClonedState<'_>, interruption: &Interruption) -> Re
     let target = SuspendedState::new(clone.directory, clone.name);
     let unfinished = files::Unfinished::make(target, clone.owner)?;
     copied_bytes += copying.directory(&saved.complete(), &unfinished.path())?;
-    // Whether it was complete all the time is known only now.
+    // Only now is it certain that the saved state was complete during the whole copy.
     if stamp_of(&saved, clone.original)? != stamp {
         return Err(SuspendError::NotSuspended(clone.original.name.clone()));
     }

@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_guests_in_different_bridges_are_known_not_to_meet() {
+    fn only_guests_in_different_bridges_are_certainly_separate() {
         let of = |name: &str| Network::Of(name.to_owned());
         assert!(networks_meet(&[of("lan")], &[of("dmz"), of("lan")]));
         assert!(!networks_meet(&[of("lan")], &[of("dmz")]));

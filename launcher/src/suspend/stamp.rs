@@ -106,9 +106,7 @@ pub enum StampError {
         source: io::Error,
     },
     /// A volume whose content can change without a trace.
-    #[error(
-        "the volume {0} is a block device: whether it was changed while the machine is suspended could not be detected"
-    )]
+    #[error("the volume {0} is a block device: changes to it while the machine is suspended could not be detected")]
     BlockDevice(HostPath),
 }
 
@@ -313,7 +311,7 @@ fn compare(path: &str, before: Option<&Value>, now: Option<&Value>, differences:
             let parts = [("no longer has", gone), ("now also has", new)];
             let parts: Vec<_> = parts.iter().filter(|(_, values)| !values.is_empty()).collect();
             if parts.is_empty() {
-                differences.push(format!("{path}: has another order"));
+                differences.push(format!("{path}: the order differs"));
             }
             differences.extend(parts.into_iter().map(|(verb, values)| format!("{path}: {verb} {values}")));
         }
@@ -365,7 +363,7 @@ mod tests {
             "volumes: var.img: modified: was 5.000000001, is 6.000000001",
         ];
         assert_eq!(differences(&before, &now), expected);
-        assert_eq!(differences(&json!({"a": [1, 2]}), &json!({"a": [2, 1]})), ["a: has another order"]);
+        assert_eq!(differences(&json!({"a": [1, 2]}), &json!({"a": [2, 1]})), ["a: the order differs"]);
         assert_eq!(differences(&json!({"a": 1}), &json!({})), ["a: was 1, is missing"]);
     }
 

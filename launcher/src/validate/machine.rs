@@ -42,7 +42,7 @@ fn check_memory(spec: &MachineSpec, findings: &mut Findings) {
     if spec.mem_mib == 0 {
         findings.problem("mem", "must be at least 1 MiB");
     } else if spec.mem_mib < 32 {
-        findings.warning("mem", "Linux with its initrd hardly ever boots with less than 32 MiB");
+        findings.warning("mem", "Linux with its initrd rarely boots with less than 32 MiB");
     }
     // 4 PiB is the largest address space of current CPUs. A larger value is probably in the wrong unit.
     for (option, mib) in [("mem", spec.mem_mib), ("hotplugMem", spec.hotplug_mem_mib)] {
@@ -51,7 +51,7 @@ fn check_memory(spec: &MachineSpec, findings: &mut Findings) {
         }
     }
     if spec.hugepage_mem && spec.mem_mib % 2 == 1 {
-        findings.problem("mem", format!("{} MiB cannot be made of huge pages of 2 MiB; make it even", spec.mem_mib));
+        findings.problem("mem", format!("{} MiB is not a multiple of 2 MiB, the size of huge pages", spec.mem_mib));
     }
     if spec.hotplugged_mem_mib.is_some_and(|mib| mib > spec.hotplug_mem_mib) {
         findings.problem(

@@ -121,7 +121,7 @@ pub(super) fn guest_path(path: &str) -> Result<(), String> {
         return Err(format!("`{path}` must be an absolute path"));
     }
     if path.split('/').any(|part| part == "..") {
-        return Err(format!("`{path}` must not go upwards with `..`"));
+        return Err(format!("`{path}` must not contain `..`"));
     }
     match path.chars().find(|character| character.is_control() || character.is_whitespace()) {
         Some(character) => Err(format!(
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn uuids_come_out_in_one_form() {
+    fn uuids_are_written_in_one_form() {
         let canonical = "a67472e5-570e-5c8a-b18c-ae3c77701050";
         assert_eq!(canonical_uuid("A67472E5-570E-5C8A-B18C-AE3C77701050").as_deref(), Some(canonical));
         assert_eq!(canonical_uuid("a67472e5570e5c8ab18cae3c77701050").as_deref(), Some(canonical));

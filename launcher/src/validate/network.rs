@@ -55,7 +55,7 @@ fn require_links_alone(spec: &MachineSpec, findings: &mut Findings) {
     for (index, macvtap) in macvtaps().filter(|(_, macvtap)| macvtap.mode == MacvtapMode::Passthru) {
         if let Some((other, _)) = macvtaps().find(|(other, it)| *other != index && it.link == macvtap.link) {
             let reason = format!(
-                "the mode \"passthru\" takes the whole link `{}`, which interfaces[{other}] uses too",
+                "the mode \"passthru\" uses the whole link `{}`, which interfaces[{other}] uses too",
                 macvtap.link
             );
             findings.problem(format!("interfaces[{index}].macvtap.mode"), reason);

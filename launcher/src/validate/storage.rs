@@ -135,12 +135,12 @@ fn check_live(store_disk: &StoreDisk, findings: &mut Findings) {
         }
         for (option, given) in [("storeDisk.image", &store_disk.image), ("storeDisk.cache", &store_disk.cache)] {
             if given.is_some() {
-                findings.problem(option, "is of no use with storeDisk.live, which makes no image");
+                findings.problem(option, "cannot be used with storeDisk.live, which creates no image");
             }
         }
         if store_disk.direct {
             findings
-                .problem("storeDisk.direct", "is of no use with storeDisk.live, which reads through the page cache");
+                .problem("storeDisk.direct", "cannot be used with storeDisk.live, which reads through the page cache");
         }
         if store_disk.serial.as_deref().is_some_and(|serial| serial != LIVE_SERIAL) {
             findings.problem("storeDisk.serial", format!("is always `{LIVE_SERIAL}` with storeDisk.live"));
@@ -151,14 +151,16 @@ fn check_live(store_disk: &StoreDisk, findings: &mut Findings) {
         }
     } else if is_pmem {
         if store_disk.plan.is_some() {
-            let reason = "maps an image that is there already; name it with storeDisk.image, without a plan";
+            let reason = "maps an existing image; set storeDisk.image to it, without a plan";
             findings.problem("storeDisk.transport", reason);
         }
         if store_disk.serial.is_some() {
-            findings.problem("storeDisk.serial", "is of no use with the transport \"pmem\": it has no serial number");
+            findings
+                .problem("storeDisk.serial", "cannot be used with the transport \"pmem\", which has no serial number");
         }
         if store_disk.direct {
-            findings.problem("storeDisk.direct", "is of no use with the transport \"pmem\", which maps the page cache");
+            findings
+                .problem("storeDisk.direct", "cannot be used with the transport \"pmem\", which maps the page cache");
         }
     }
 }

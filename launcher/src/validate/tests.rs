@@ -47,7 +47,10 @@ fn each_rule_reports_exactly_one_problem() {
         (json!({"name": "a/b"}), "a/b: name: `a/b` contains '/'"),
         (json!({"vcpu": 0}), "web: vcpu: must be at least 1"),
         (json!({"mem": 0}), "web: mem: must be at least 1 MiB"),
-        (json!({"mem": 513, "hugepageMem": true}), "web: mem: 513 MiB cannot be made of huge pages"),
+        (
+            json!({"mem": 513, "hugepageMem": true}),
+            "web: mem: 513 MiB is not a multiple of 2 MiB, the size of huge pages",
+        ),
         (json!({"mem": 8_589_934_592_u64}), "web: mem: 8589934592 MiB is more than a machine can have"),
         (
             json!({"hotplugMem": 4, "hotpluggedMem": 6}),
@@ -259,13 +262,13 @@ fn machines_that_use_the_same_host_resource_conflict() {
 }
 
 #[test]
-fn a_link_of_a_macvtap_in_the_mode_passthru_has_no_other_one() {
+fn a_second_macvtap_on_a_link_in_the_mode_passthru_is_refused() {
     let on = |id: &str, mac: u32, mode: &str| json!({"type": "macvtap", "id": id, "mac": format!("02:00:00:00:00:0{mac}"), "macvtap": {"link": "eth0", "mode": mode}});
     let both = json!([on("a", 1, "bridge"), on("b", 2, "passthru")]);
     assert_eq!(
         problems(json!({"interfaces": both})),
         [
-            "web: interfaces[1].macvtap.mode: the mode \"passthru\" takes the whole link `eth0`, which interfaces[0] uses too"
+            "web: interfaces[1].macvtap.mode: the mode \"passthru\" uses the whole link `eth0`, which interfaces[0] uses too"
         ]
     );
     let machines = |mode: &str| {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use volume_maker::{file_system, image_format};
 
-/// Why a volume did not grow. Its content is as it was.
+/// Why a volume did not grow. Its content is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum GrowError {
     /// The image cannot be used.

@@ -433,7 +433,7 @@ fn lock_file(file: &mut File, kind: c_int, image: &HostPath, lock: &Path) -> Res
     match fcntl(&*file, FcntlArg::F_OFD_SETLK(&whole)) {
         Ok(_) => Ok(()),
         Err(Errno::EAGAIN | Errno::EACCES) => {
-            // If it cannot be asked for, the lock is described as a writer's.
+            // If the kernel does not report it, the lock is described as a writer's.
             let _ = fcntl(&*file, FcntlArg::F_OFD_GETLK(&mut whole));
             Err(in_use(file, &whole, image))
         }

@@ -101,7 +101,7 @@ fn a_volume_with_other_content_is_refused_and_unchanged() {
     let mut volume = need(directory.path(), "ext4");
     fs::write(volume.image.as_path(), "the user's thesis").unwrap();
     let error = make_ready(&volume, None, &interruption).unwrap_err();
-    assert!(error.to_string().contains("holds no known file system, but the machine spec says ext4"), "{error}");
+    assert!(error.to_string().contains("contains no known file system, but the machine spec says ext4"), "{error}");
     assert_eq!(fs::read_to_string(volume.image.as_path()).unwrap(), "the user's thesis");
     // With autoCreate off, the content is not checked.
     volume.creation = None;
@@ -116,7 +116,7 @@ fn a_volume_with_another_label_is_refused() {
     make_ready(&volume, None, &interruption).unwrap();
     volume.label = Some("other".to_owned());
     let error = make_ready(&volume, None, &interruption).unwrap_err().to_string();
-    assert!(error.contains("holds ext4 with label `state`") && error.contains("ext4 with label `other`"), "{error}");
+    assert!(error.contains("contains ext4 with label `state`") && error.contains("ext4 with label `other`"), "{error}");
 }
 
 #[test]

@@ -77,7 +77,7 @@ let
           example = literalExpression "{ web.address = \"10.7.0.20\"; mail = { }; }";
           description = ''
             Fixed addresses, by the machine's name. All declared machines with an interface in the network have one already. Add
-            machines here that `microvm create` made, and addresses that you choose.
+            machines that were created with `microvm create`, and addresses of your choice.
           '';
         };
         machines = mkOption {
@@ -100,8 +100,8 @@ in
     type = types.attrsOf (types.submodule network);
     default = { };
     description = ''
-      Networks for the machines of the host. Each is a bridge with DHCP, DNS names for the machines, NAT, and the rules of the
-      firewall that these need. A machine joins with `microvm.interfaces = [ { type = "tap"; network = "NAME"; } ]`. A name
+      Networks for the machines of the host. Each is a bridge with DHCP, DNS names for the machines, NAT, and the
+      firewall rules that these need. A machine joins with `microvm.interfaces = [ { type = "tap"; network = "NAME"; } ]`. A name
       has at most 8 lower-case letters and digits.
     '';
     example = literalExpression ''{ lan.address = "10.7.0.1/24"; }'';

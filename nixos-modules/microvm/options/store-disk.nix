@@ -68,7 +68,7 @@ in
       type = types.bool;
       default = false;
       description = ''
-        Whether the store disk is sealed with dm-verity: a hash tree follows the image, and the guest checks each block that it
+        Whether the store disk is sealed with dm-verity: a hash tree is appended to the image, and the guest checks each block that it
         reads. Reading a changed block fails. The launcher reads the root hash from `IMAGE.verity.json` at the start
         and passes it on the kernel command line. The guest needs systemd in stage 1 (`boot.initrd.systemd.enable`).
       '';

@@ -48,7 +48,7 @@ impl Host {
 }
 
 #[test]
-fn root_does_not_follow_a_strangers_link_to_its_own_file() {
+fn root_does_not_follow_another_users_link_to_its_own_file() {
     let Some(host) = Host::new() else { return };
     host.link("shadow", "state/disk.img");
     let place = Place::of(&host.path("state/disk.img")).unwrap();
@@ -59,7 +59,7 @@ fn root_does_not_follow_a_strangers_link_to_its_own_file() {
 }
 
 #[test]
-fn root_creates_nothing_through_a_strangers_link() {
+fn root_creates_nothing_through_another_users_link() {
     let Some(host) = Host::new() else { return };
     host.link("etc", "state/sub");
     assert!(Directory::make(&host.path("state/sub/deeper"), 0o755, None).is_err());
@@ -164,7 +164,7 @@ fn paths_are_resolved_as_the_kernel_resolves_them() {
 }
 
 #[test]
-fn root_refuses_to_read_a_strangers_file_or_link_as_its_own() {
+fn root_refuses_to_read_another_users_file_or_link_as_its_own() {
     let Some(host) = Host::new() else { return };
     fs::write(host.path("state/flake"), "github:good/flake").unwrap();
     symlink("/nix/store/good", host.path("state/current")).unwrap();
@@ -174,7 +174,7 @@ fn root_refuses_to_read_a_strangers_file_or_link_as_its_own() {
     give_away(&host.path("state/flake"));
     give_away(&host.path("state/current"));
     let error = at("state/flake").read_own().unwrap_err().to_string();
-    assert_eq!(error, "it belongs to nobody, who must not decide what root does");
+    assert_eq!(error, "it belongs to nobody, and root uses only files that no other user can change");
     assert!(at("state/current").read_own_link().is_err());
 }
 

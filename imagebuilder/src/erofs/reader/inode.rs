@@ -88,7 +88,7 @@ impl ErofsImage {
         } else {
             Raw::compact(&bytes, superblock.epoch)
         };
-        let raw = raw.ok_or_else(|| damaged("it is cut off".to_owned()))?;
+        let raw = raw.ok_or_else(|| damaged("it is truncated".to_owned()))?;
         if raw.format & UNKNOWN_FORMAT != 0 {
             return Err(damaged(format!("its format is {:#06x}", raw.format)));
         }

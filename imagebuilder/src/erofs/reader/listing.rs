@@ -107,7 +107,7 @@ impl<'a> Listing<'a> {
             let index = self.next;
             self.next += 1;
             let Some((nid, offset, file_type)) = self.record(index) else {
-                return Err(self.damaged("an entry is cut off"));
+                return Err(self.damaged("an entry is truncated"));
             };
             let name = self.name(index, offset)?.to_vec();
             if self.last_name >= name {

@@ -39,7 +39,7 @@ impl ErofsSuperblock {
         }
         read(source, &mut bytes, SUPERBLOCK_OFFSET)?;
         let Some((magic, checksum, superblock, extra_devices)) = parse(&bytes) else {
-            return Err(not_erofs("its superblock is cut off".to_owned()));
+            return Err(not_erofs("its superblock is truncated".to_owned()));
         };
         if magic != MAGIC {
             return Err(not_erofs(format!("it has {magic:#010x} at byte 1024")));
@@ -116,7 +116,7 @@ fn check(source: &dyn ImageSource, superblock: &ErofsSuperblock, checksum: u32) 
     let length = if block > SUPERBLOCK_OFFSET { block - SUPERBLOCK_OFFSET } else { block };
     let mut covered = vec![0; length as usize];
     if SUPERBLOCK_OFFSET + length > source.length_bytes() {
-        return Err(ImageError::damaged(Part::Superblock, "its block is cut off"));
+        return Err(ImageError::damaged(Part::Superblock, "its block is truncated"));
     }
     read(source, &mut covered, SUPERBLOCK_OFFSET)?;
     covered[4..8].fill(0);

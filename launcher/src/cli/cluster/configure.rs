@@ -54,7 +54,7 @@ enum Generated {
 /// Configure the running cluster
 ///
 /// Machines, fence devices, capacities of hosts and constraints of the file replace those that were applied before.
-/// Everything else in the configuration stays. Nothing happens if the same file was applied last.
+/// Everything else in the configuration is kept. Nothing happens if the same file was applied last.
 #[derive(clap::Args)]
 pub(crate) struct ApplyArguments {
     /// The cluster, a JSON file; `-` is standard input
@@ -109,7 +109,7 @@ pub(crate) fn apply(arguments: &ApplyArguments) -> Result<(), Failure> {
     };
     message(&match applied {
         Applied::Changed => format!("the cluster {} is configured", cluster.name),
-        Applied::Unchanged => format!("the cluster {} has this configuration already", cluster.name),
+        Applied::Unchanged => format!("the cluster {} already has this configuration", cluster.name),
         Applied::OnCoordinator => "another host is the coordinator and applies the configuration".to_owned(),
     });
     Ok(())

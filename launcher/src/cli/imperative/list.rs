@@ -1,7 +1,7 @@
 //! `microvm list`.
 
 use super::failure;
-use launcher::imperative::{Evaluation, Inquiry, Layout, ListedActivity, Measurement, Row, UpdateState, list};
+use launcher::imperative::{Evaluation, Layout, ListOptions, ListedActivity, Measurement, Row, UpdateState, list};
 use program::failure::Failure;
 use program::output::{colours_are_permitted, message, print};
 use std::io::IsTerminal;
@@ -21,7 +21,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let evaluation = if arguments.offline { Evaluation::Skip } else { Evaluation::Evaluate };
     let measurement = if arguments.json { Measurement::Measure } else { Measurement::Skip };
     let layout = Layout::of_environment();
-    let rows = list(&layout, Inquiry { evaluation, measurement }).map_err(|error| failure(&error))?;
+    let rows = list(&layout, ListOptions { evaluation, measurement }).map_err(|error| failure(&error))?;
     if arguments.json {
         let document = serde_json::to_value(&rows).map_err(|error| Failure::failed(&error))?;
         print(format!("{document:#}\n"))?;

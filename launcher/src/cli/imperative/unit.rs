@@ -14,7 +14,7 @@ use launcher::ocf::{Streams, observe, receive, send};
 use launcher::spec::{InterfaceType, MachineSpec};
 use launcher::state::{MachineState, RuntimeDirectory};
 use launcher::store_disk;
-use launcher::suspend::{Afterwards, StartingGuest, require_own_macs};
+use launcher::suspend::{AfterSave, StartingGuest, require_own_macs};
 use nix::unistd::{Gid, Group, Uid, User, setgid, setgroups, setuid};
 use program::failure::Failure;
 use program::output::{message, print_json};
@@ -56,9 +56,9 @@ enum Task {
     Suspend(Machine),
     /// If the host shuts down, save the machine as its user, like `suspend`
     SuspendAtShutdown(ShutdownArguments),
-    /// Let a machine continue, as its user, that stayed paused
+    /// As the machine's user, let a machine that stayed paused continue
     Continue(Machine),
-    /// Print as JSON whether the machine runs, as its user
+    /// As the machine's user, print as JSON whether the machine runs
     Observe(Machine),
     /// Send the running machine to the host that standard output and standard input are connected to, as its user
     Send(SendArguments),
@@ -77,7 +77,7 @@ struct Machine {
 struct SendArguments {
     #[command(flatten)]
     machine: Machine,
-    /// How long that may take
+    /// The time limit
     #[arg(value_name = "SECONDS")]
     timeout: u64,
 }
@@ -147,7 +147,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Task::Enter(arguments) => enter(&layout, arguments),
         Task::Suspend(machine) => {
             become_user_of(&layout, machine)?;
-            print_json(&save_for_service(machine.name.as_str(), Afterwards::StayPaused)?)
+            print_json(&save_for_service(machine.name.as_str(), AfterSave::StayPaused)?)
         }
         Task::SuspendAtShutdown(arguments) => suspend_at_shutdown(&layout, arguments),
         Task::Continue(machine) => {
@@ -190,7 +190,7 @@ fn suspend_at_shutdown(layout: &Layout, arguments: &ShutdownArguments) -> Result
         return Ok(());
     }
     become_user_of(layout, &arguments.machine)?;
-    report_saved(name, &save_for_service(name, Afterwards::StayPausedAtShutdown)?);
+    report_saved(name, &save_for_service(name, AfterSave::StayPausedAtShutdown)?);
     Ok(())
 }
 

@@ -96,7 +96,7 @@ struct Summary {
     updated: usize,
     current: usize,
     problems: Vec<String>,
-    /// Whether a problem is something else than bad input.
+    /// Whether a problem is not bad input.
     has_failed: bool,
 }
 

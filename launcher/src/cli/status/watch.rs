@@ -14,7 +14,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// The longest shown part of a name. With it, a line has 60 columns.
 const MAX_NAME: usize = 18;
 
-/// Prints the table again and again, until a signal ends the program.
+/// Prints the table repeatedly until a signal ends the program.
 pub(super) fn watch(names: &[String], runtime: &RuntimeDirectory) -> Result<(), Failure> {
     if !std::io::stdout().is_terminal() {
         return Err(Failure::usage("--watch requires a terminal, but stdout is not one")
@@ -42,7 +42,7 @@ struct Line {
     name: String,
     state: &'static str,
     usage: Option<ProcessUsage>,
-    /// Used processors since the table before.
+    /// Processors used since the previous table.
     processors: Option<f64>,
     memory_mib: Option<u64>,
     disk_bytes: Option<u64>,
@@ -113,7 +113,7 @@ fn screen(table: &str, size: Option<(usize, usize)>) -> String {
     // The cursor is in the line after the last one.
     if lines.len() > rows - 1 {
         let shown = rows.saturating_sub(2);
-        let more = format!("{} more; name those to show", lines.len() - shown);
+        let more = format!("{} more; specify which to show", lines.len() - shown);
         lines.truncate(shown);
         lines.push(more.chars().take(columns).collect());
     }

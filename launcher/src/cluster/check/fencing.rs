@@ -82,7 +82,7 @@ fn targets(cluster: &ClusterSpec, place: &str, device: &FenceDevice, findings: &
         findings.unless(
             is_port,
             place,
-            format!("`{port}` contains something else than letters, digits, `.`, `_`, `-` and `/`"),
+            format!("`{port}` contains characters other than letters, digits, `.`, `_`, `-` and `/`"),
         );
     }
 }
@@ -98,7 +98,7 @@ fn check_parameter(place: &str, name: &str, value: &str, findings: &mut Findings
     }
     if is_secret(name) {
         let remedy =
-            "would be readable for every user of the host; write the password into a file and set `passwordFile`";
+            "would be readable by every user of the host; write the password into a file and set `passwordFile`";
         findings.problem(place, remedy);
     }
 }

@@ -29,7 +29,7 @@ pub(super) fn check(
         runs_anywhere(cluster, name, &spec, findings);
         let needs_notification = machine.timeouts.ready_seconds.is_some();
         let notifies = spec.vsock.as_ref().is_some_and(|vsock| vsock.notify_port.is_some());
-        let reason = "requires `vsock.notify` of the machine, by which the guest reports that it is ready";
+        let reason = "requires `vsock.notify` of the machine, through which the guest reports that it is ready";
         findings.unless(!needs_notification || notifies, format!("{place}.timeouts.ready"), reason);
         if let Some(machine) = combined(cluster, (name, machine), &spec, findings) {
             machines.push(machine);
@@ -121,7 +121,7 @@ fn runs_anywhere(cluster: &ClusterSpec, name: &str, spec: &CheckedSpec, findings
     };
     let place = format!("machines.{name}.runner");
     let remedy =
-        "is not in `sharedPaths`, so it would be another one on each host; put it on storage that all hosts share";
+        "is not in `sharedPaths`, so it would be a different one on each host; put it on storage that all hosts share";
     for disk in spec.disks.iter().filter(|disk| disk.role == DiskRole::Volume) {
         let reason = format!("{}.image: `{}` {remedy}", disk.option, disk.image.below(&state));
         // Every host has the runner's closure.

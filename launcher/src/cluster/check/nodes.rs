@@ -108,6 +108,6 @@ fn timing(cluster: &ClusterSpec, findings: &mut Findings) {
     let more_hosts = u64::try_from(cluster.nodes.len().saturating_sub(2)).unwrap_or_default();
     let total = u64::from(token) + more_hosts * u64::from(totem.token_coefficient_ms.unwrap_or(650));
     let needed = (total * 12).div_ceil(10);
-    let reason = format!("must be at least {needed}, which is 1.2 times the token of this number of hosts");
+    let reason = format!("must be at least {needed}, which is 1.2 times the token for this number of hosts");
     findings.unless(u64::from(consensus) >= needed, "totem.consensus", reason);
 }

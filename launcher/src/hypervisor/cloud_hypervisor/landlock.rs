@@ -1,5 +1,5 @@
-//! cloud-hypervisor's own sandbox. With `--landlock` its threads open only what its options name, and what
-//! `--landlock-rules` add: here what it opens without having a rule of its own for it, as read at v54.
+//! cloud-hypervisor's own sandbox. With `--landlock`, its threads can open only what its options and
+//! `--landlock-rules` name. This module adds rules for what it opens without a rule of its own, as of v54.
 
 use super::super::launch_builder::LaunchBuilder;
 use super::config::LandlockRule;
@@ -10,10 +10,10 @@ use crate::launch::suspended_directory;
 use crate::path::HostPath;
 use crate::spec::Hypervisor;
 
-/// Since when it has the option.
+/// The first version that has the option.
 const SINCE: Version = Version(41, 0, 0);
 
-/// Whether it restricts itself; warns if not.
+/// Returns whether it restricts itself, and adds a warning if not.
 pub(super) fn is_used(builder: &mut LaunchBuilder<'_>) -> bool {
     let why_not = match &builder.facts.landlock {
         Landlock::Unusable(why) => why.clone(),
@@ -29,7 +29,7 @@ pub(super) fn is_used(builder: &mut LaunchBuilder<'_>) -> bool {
     false
 }
 
-/// Adds the option and its rules, after the arguments of which these are the items.
+/// Returns the rules, and the arguments that add them. `items` are all other arguments.
 pub(super) fn add(builder: &mut LaunchBuilder<'_>, items: &[Item]) -> (Vec<LandlockRule>, Vec<String>) {
     let mut rules: Vec<LandlockRule> = Vec::new();
     for rule in items.iter().flat_map(opened_without_rule) {
@@ -75,7 +75,7 @@ fn opened_without_rule(item: &Item) -> Vec<LandlockRule> {
     }
 }
 
-/// Where the initrd with the credentials is made: a rule for a memfd is refused with EBADFD.
+/// The directory of the initrd with the credentials: a rule for a memfd is refused with EBADFD.
 pub(super) fn keep_initrd_within_rules(builder: &mut LaunchBuilder<'_>) {
     let directory: Option<HostPath> = builder.facts.memory_directory.clone();
     if let Some(initrd) = &mut builder.needs.initrd {

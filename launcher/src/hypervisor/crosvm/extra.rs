@@ -1,7 +1,7 @@
 //! What crosvm refuses about the user's arguments, although each is valid without the others: `validate_config` in
 //! src/crosvm/config.rs, and `TryFrom<RunCommand>` in src/crosvm/cmdline.rs.
 
-use super::super::conditions::{Condition, Given, check_conditions, values};
+use super::super::conditions::{Condition, GivenArguments, check_conditions, values};
 use super::super::launch_builder::LaunchBuilder;
 use crate::facts::Architecture;
 use std::collections::BTreeSet;
@@ -62,7 +62,7 @@ const ARM_ONLY: [&str; 9] = [
 /// Refuses arguments that crosvm would not start with beside the others.
 pub(super) fn check(builder: &mut LaunchBuilder<'_>, own: &[String]) {
     let extra = builder.spec.sections.crosvm.extra_args.clone();
-    let given = Given { option: OPTION, extra: &extra, own };
+    let given = GivenArguments { option: OPTION, extra: &extra, own };
     check_conditions(builder, &given, &CONDITIONS);
     for option in ONCE.split_whitespace().filter(|option| given.count(option) > 1) {
         builder.refuse(OPTION, format!("accepts {option} only once, but it is given twice"));
@@ -109,7 +109,7 @@ fn check_serial(builder: &mut LaunchBuilder<'_>, extra: &[String]) {
     }
 }
 
-fn check_cpus(builder: &mut LaunchBuilder<'_>, given: &Given<'_>) {
+fn check_cpus(builder: &mut LaunchBuilder<'_>, given: &GivenArguments<'_>) {
     let vcpus = builder.spec.vcpu;
     if given.has_extra("--gdb") && vcpus != 1 {
         builder.refuse(OPTION, format!("accepts --gdb only with one CPU, but vcpu is {vcpus}"));

@@ -13,7 +13,8 @@ use crate::path::HostPath;
 use crate::spec::{DeviceBus, ForwardFrom, Hypervisor, ImageType, Protocol, ShareProtocol};
 use crate::validate::{CheckedInterface, CheckedShare, Disk, DiskBackend, InterfaceKind, LiveStore};
 
-/// Since when the time between two connections of a socket is in milliseconds; the former option is gone in version 10.
+/// The first version in which the time between two connections of a socket is in milliseconds; version 10 removed the
+/// former option.
 const RECONNECT_MS: Version = Version(9, 2, 0);
 
 /// The command line that is being written.

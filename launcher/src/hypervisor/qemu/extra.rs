@@ -249,7 +249,7 @@ fn check_ids(builder: &mut LaunchBuilder<'_>) {
             builder.refuse(option, reason);
         } else if !is_well_formed(id) {
             let reason = format!(
-                "requires ids of letters, digits, `-`, `.` and `_` that start with a letter, which `{id}` is not"
+                "requires ids of letters, digits, `-`, `.` and `_` that start with a letter; `{id}` is not one"
             );
             builder.refuse(option, reason);
         } else if let Some((other, _)) = ids[..index].iter().find(|(_, earlier)| earlier == id) {

@@ -83,20 +83,20 @@ pub(super) fn choose(builder: &mut LaunchBuilder<'_>) -> Machine {
     if is_microvm && spec.memory.hotplug.is_some() {
         builder.refuse(
             "hotplugMem",
-            "has no hot-plugged memory with the machine model microvm; unset qemu.machine, or set it to \"q35\"",
+            "does not support hot-plugged memory with the machine model microvm; unset qemu.machine, or set it to \"q35\"",
         );
     }
     if is_microvm && has_pmem(builder) {
         builder.refuse(
             "storeDisk.transport",
-            "has no persistent memory with the machine model microvm; leave qemu.machine to it, or set \"q35\"",
+            "does not support persistent memory with the machine model microvm; unset qemu.machine, or set it to \"q35\"",
         );
     }
     check_machine_options(builder, is_microvm && needs_pci);
     if is_microvm && !spec.sections.qemu.pcie_root_ports.is_empty() {
         builder.refuse(
             "qemu.pcieRootPorts",
-            "has no PCI Express root ports with the machine model microvm; set qemu.machine to \"q35\"",
+            "does not support PCI Express root ports with the machine model microvm; set qemu.machine to \"q35\"",
         );
     }
     Machine {
@@ -153,7 +153,7 @@ fn check_cpus(builder: &mut LaunchBuilder<'_>, is_emulated: bool) {
             Kvm::Unusable(why) => format!(", but {why}"),
             _ => ", and this machine is emulated".to_owned(),
         };
-        builder.refuse("cpu", format!("has the CPU model `host` only with KVM{why}; set cpu to null or \"max\""));
+        builder.refuse("cpu", format!("supports the CPU model `host` only with KVM{why}; set cpu to null or \"max\""));
     }
 }
 

@@ -127,11 +127,12 @@ fn a_volume_is_locked_before_it_is_created() {
 
 #[test]
 fn two_volumes_of_a_machine_that_are_the_same_file_are_refused() {
-    let host = Host::new();
-    fs::write(host.path("var.img"), "").unwrap();
-    symlink("var.img", host.path("link.img")).unwrap();
-    fs::hard_link(host.path("var.img"), host.path("hard.img")).unwrap();
     for second in ["./var.img", "link.img", "hard.img"] {
+        // Not one for all: a child that another test forks has the lock until it executes its program.
+        let host = Host::new();
+        fs::write(host.path("var.img"), "").unwrap();
+        symlink("var.img", host.path("link.img")).unwrap();
+        fs::hard_link(host.path("var.img"), host.path("hard.img")).unwrap();
         let error = host.lock("web", &["var.img", second]).unwrap_err();
         assert!(error.contains("are the same file"), "{error}");
     }

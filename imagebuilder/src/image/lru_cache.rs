@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 /// The most recently used values, by their numbers.
 #[derive(Debug)]
-pub(crate) struct Recent {
+pub(crate) struct LruCache {
     kept: Vec<Kept>,
     limit: usize,
     clock: u64,
@@ -17,7 +17,7 @@ struct Kept {
     bytes: Arc<Vec<u8>>,
 }
 
-impl Recent {
+impl LruCache {
     /// Creates a cache of `limit` values, at least one.
     pub(crate) fn new(limit: usize) -> Self {
         Self { kept: Vec::new(), limit, clock: 0 }
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn a_full_cache_drops_the_least_recently_used_value() {
-        let mut recent = Recent::new(2);
+        let mut recent = LruCache::new(2);
         for number in [1, 2] {
             recent.put(number, &Arc::new(vec![number as u8]));
         }
