@@ -25,7 +25,7 @@ const GUEST_MEMORY_MIB: u32 = 512;
 /// When a program can't be built, or fails.
 pub fn start(size: &str, rounds: usize) -> Result<Timings, Error> {
     let programs = Programs::build()?;
-    // A tree of packages has no kernel; the one of another closure is as good, because nothing boots.
+    // A tree of packages has no kernel; the kernel of another closure is used, because nothing boots.
     let (closure, bootable) = match size {
         "server" | "desktop" => (StoreTree::open(size)?.closure_info(), workspace::fixture("system")?),
         _ => (workspace::fixture(size)?.join("closure-info"), workspace::fixture(size)?),

@@ -68,8 +68,8 @@ pub(super) fn add(
     }
 }
 
-/// Returns the blocks of an EROFS image that are whole blocks of files. A store path whose content is not known by a NAR
-/// hash has none: its files could have changed since their blocks were hashed.
+/// Returns the blocks of an EROFS image that are whole blocks of files. A store path without a NAR hash has
+/// none: its files could have changed since their blocks were hashed.
 pub(super) fn of_files(map: &BlockMap, listing: &StoreListing, planned: &[PlannedPath]) -> Vec<PackInImage> {
     let mut packs: Vec<PackInImage> = Vec::with_capacity(planned.len());
     let mut starts = Vec::with_capacity(planned.len());

@@ -91,8 +91,8 @@ impl Sealing<'_> {
         })
     }
 
-    /// Requests hashes from the source. If it fails, it has already been reported, or the build gets none from it and is
-    /// only slower.
+    /// Requests hashes from the source. A failure has already been reported, or only makes the build
+    /// slower.
     fn query_source(&self, pack: &PackInImage) -> Option<BlockHashes> {
         let (BlocksOf::Pack(settings), Some(source), true) =
             (self.blocks, self.source, pack.planned.nar_hash.is_some())

@@ -75,7 +75,7 @@ fn failure(error: &OperationError) -> Failure {
         OperationError::Constrained { constraint, .. } => failure.with_hint(format!(
             "remove it, if it is no longer needed, with: cibadmin --delete --xpath \"//rsc_location[@id='{constraint}']\""
         )),
-        OperationError::NoRunner { .. } => failure.with_hint("pass what `nix build` has made of the machine, such as ./result"),
+        OperationError::NoRunner { .. } => failure.with_hint("pass the runner that `nix build` has built, such as ./result"),
         OperationError::Contended => failure.with_hint("run the command again"),
         _ => failure,
     }

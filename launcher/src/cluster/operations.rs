@@ -301,7 +301,7 @@ pub fn push(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> {
     on_hosts(&nodes, |node| {
         if !is_this_host(node) {
             let store = format!("ssh-ng://root@{node}");
-            // The other host trusts this one because root's key opens it. A runner that was built here has no signature.
+            // The other host trusts this one, because it accepts root's key. A runner that was built here has no signature.
             let how = ["--extra-experimental-features", "nix-command", "copy", "--no-check-sigs"];
             run("nix", &[&how[..], &["--to", &store, runner.as_str()]].concat(), None)?;
         }

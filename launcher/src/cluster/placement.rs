@@ -20,7 +20,7 @@ pub(super) fn preference(machine: &str, node: &str, end: &str) -> Element {
     Element::new("rsc_location", [("id", &id), ("rsc", machine)]).with([rule])
 }
 
-/// Returns the constraint of somebody else that keeps a machine away from a host: one that excludes this host, or one that
+/// Returns the constraint, set by another program or user, that keeps a machine away from a host: one that excludes this host, or one that
 /// requires another one. It is a single host in constraints of `crm_resource`.
 pub(super) fn obstacle(constraints: &Element, machine: &str, node: &str) -> Option<String> {
     let of_machine = constraints.all("rsc_location").filter(|location| location.attribute("rsc") == Some(machine));

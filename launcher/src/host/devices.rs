@@ -38,7 +38,7 @@ impl DevicePlaces<'_> {
                 DeviceBus::Usb => problems.extend(self.usb_problem(device)),
             }
         }
-        // A device of which something is wrong has no node that could be opened.
+        // A device with a problem has no node to open.
         if problems.is_empty() {
             let iommufd = iommufd_nodes(launch, self.sysfs);
             let nodes =

@@ -72,7 +72,7 @@ fn line(row: &Row, width: usize, palette: Palette) -> String {
         UpdateState::Unknown if row.flake.is_none() && row.problem.is_none() => "part of the host".to_owned(),
         UpdateState::Unknown => "not evaluated".to_owned(),
     };
-    // The error says it.
+    // The error reports this.
     let problem = row
         .problem
         .as_ref()
