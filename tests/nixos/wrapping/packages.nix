@@ -312,8 +312,8 @@ in
         final.callPackage path args;
   };
   # Our own programs, from the product's release build.
-  microvm-test-launcher = program "microvm" "0.1.0" "microvm";
-  microvm-test-imagebuilder = program "microvm-image" "0.1.0" "microvm-image";
+  microvm-test-launcher = program "microvm" "0.2.0" "microvm";
+  microvm-test-imagebuilder = program "microvm-image" "0.2.0" "microvm-image";
   # qemu of this machine
   # qemu of this machine; in a container of the rig this machine is at /host
   qemu_kvm = final.runCommand "qemu" { } ''
