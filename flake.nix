@@ -1,7 +1,7 @@
 {
   description = "NixOS microVMs on qemu, cloud-hypervisor, firecracker, crosvm and kvmtool";
 
-  inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
+  inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
 
   outputs =
     { self, nixpkgs }:

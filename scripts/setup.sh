@@ -31,7 +31,7 @@ packages=(
   mount
   nix-bin                     # makes the fixture closures: real Nix builds, a real Nix database
   openssh-client              # tests/cluster
-  openssh-server              # tests/cluster
+  openssh-server              # tests/cluster, tests/nix/deploy.sh
   pacemaker                   # tests/cluster
   pacemaker-cli-utils         # crm_verify and crm_simulate: the cluster's configuration
   patchelf

@@ -32,7 +32,7 @@ use crate::store_disk::StoreDiskError;
 use crate::store_seal::SealError;
 use crate::suspend::{
     BorrowedIdentity, Resumption, SameMac, Stamp, StampInputs, StartingGuest, SuspendError, SuspendedState,
-    forget_pause, require_own_macs,
+    forget_pause, require_own_macs, wait_until_saved,
 };
 use crate::validate::{CheckedSpec, check};
 use crate::volumes::VolumeError;
@@ -301,6 +301,7 @@ pub fn run(
         let macs: Vec<_> = lowered.document.interfaces.iter().map(|interface| interface.mac.clone()).collect();
         require_own_macs(StartingGuest { launch: &prepared.launch, macs: &macs }, &state.runtime())?;
     }
+    wait_until_saved(&state)?;
     // Before the launch is changed to resume or to receive the machine.
     let as_booted = stamp_of(lowered, &prepared, None)?;
     let arrival = find_arrival(lowered, &mut prepared, lock.request(), message)?;

@@ -414,7 +414,7 @@ impl MachineState {
         self.write(LAUNCH, launch)
     }
 
-    /// Records what a machine that starts depends on, so that it can be suspended.
+    /// Records what a machine that starts depends on, so that it can be suspended. Must follow [`Self::write_launch`].
     ///
     /// # Errors
     /// Returns [`StateError::File`].
@@ -429,7 +429,7 @@ impl MachineState {
     /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn started_with(&self) -> Result<Option<(Launch, Option<Stamp>)>, StateError> {
         let launch: Option<(Launch, Uid)> = self.read(LAUNCH)?;
-        let stamp: Option<(Stamp, Uid)> = self.read(STAMP)?;
+        let stamp: Option<(Stamp, Uid)> = if self.has_stamp() { self.read(STAMP)? } else { None };
         let own = |writer: Uid| writer == geteuid();
         let launch = launch.filter(|(_, writer)| own(*writer));
         let stamp = stamp.filter(|(_, writer)| own(*writer)).map(|(stamp, _)| stamp);
@@ -441,7 +441,20 @@ impl MachineState {
     /// # Errors
     /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn recorded_stamp(&self) -> Result<Option<Stamp>, StateError> {
+        if !self.has_stamp() {
+            return Ok(None);
+        }
         Ok(self.read(STAMP)?.map(|(stamp, _)| stamp))
+    }
+
+    /// Whether the stamp belongs to the most recent launch, after which it is written. Release 0.1 wrote a launch only,
+    /// and left the stamp of an earlier start.
+    fn has_stamp(&self) -> bool {
+        let modified = |name: &str| {
+            let found = Place::itself(&self.file(name)).and_then(|place| place.stat()).ok().flatten();
+            found.map(|stat| (stat.st_mtime, stat.st_mtime_nsec))
+        };
+        modified(STAMP).is_some_and(|stamp| modified(LAUNCH).is_none_or(|launch| launch <= stamp))
     }
 
     /// Records the processes. From then on the machine counts as running, not as starting.

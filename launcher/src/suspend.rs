@@ -27,12 +27,14 @@ use crate::state::{Activity, MachineState, ProcessIdentity, StateError};
 use crate::validate::{CheckedSpec, check};
 use crate::volumes::CopyError;
 use files::Unfinished;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use program::place::Place;
 use program::user::{Identity, NoSuchUser};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -121,6 +123,14 @@ pub enum SuspendError {
         /// Why it could not be saved.
         reason: Box<SuspendError>,
     },
+    /// The machine ended while it was being saved, for example because its launcher was killed.
+    #[error("{machine} has ended and is not suspended: {reason}")]
+    Ended {
+        /// The machine.
+        machine: String,
+        /// Why it could not be saved.
+        reason: Box<SuspendError>,
+    },
     /// A file of the machine could not be copied.
     #[error(transparent)]
     Copy(CopyError),
@@ -149,6 +159,10 @@ impl SuspendError {
     }
 }
 
+/// How long a start waits for a process that is still saving the machine.
+const SAVING_TIMEOUT: Duration = Duration::from_secs(30);
+const SAVING_POLL_INTERVAL: Duration = Duration::from_millis(10);
+
 /// What happens to the hypervisor when the machine is saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterSave {
@@ -174,7 +188,8 @@ pub struct Saved {
 /// Suspends a running machine.
 ///
 /// # Errors
-/// Returns [`SuspendError`]. Except for [`SuspendError::StillPaused`] and [`SuspendError::Stop`], the machine still runs.
+/// Returns [`SuspendError`]. Except for [`SuspendError::StillPaused`], [`SuspendError::Ended`] and
+/// [`SuspendError::Stop`], the machine still runs.
 pub fn suspend(
     state: &MachineState,
     after_save: AfterSave,
@@ -202,6 +217,10 @@ pub fn suspend(
         });
     let disk_bytes = match saved {
         Ok(disk_bytes) => disk_bytes,
+        Err(reason) if !running.hypervisor.is_alive() => {
+            let (machine, reason) = (name(), Box::new(reason));
+            return Err(SuspendError::Ended { machine, reason });
+        }
         Err(reason) => return Err(continue_after(state, &controller, reason)),
     };
     let saved = Saved { paused: began.elapsed(), disk_bytes };
@@ -232,6 +251,32 @@ pub fn continue_paused(state: &MachineState) -> Result<bool, SuspendError> {
     Controller::new(socket, &launch.working_directory).unpause()?;
     forget_pause(state);
     Ok(true)
+}
+
+/// Waits for a process that is saving a machine whose hypervisor has ended: what it saves must be complete before a start
+/// looks for it, and the volumes must not change until then.
+///
+/// # Errors
+/// Returns [`SuspendError::InProgress`] if it takes longer than [`SAVING_TIMEOUT`].
+pub(crate) fn wait_until_saved(state: &MachineState) -> Result<(), SuspendError> {
+    let path = state.file(LOCK);
+    let failed = |source| SuspendError::File { path: HostPath::new(path.to_string_lossy()), source };
+    let place = Place::itself(&path).map_err(failed)?;
+    let mut file = match place.open(OFlag::O_RDONLY) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    let end = Instant::now() + SAVING_TIMEOUT;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(_) => return Ok(()),
+            Err((again, Errno::EWOULDBLOCK)) if Instant::now() < end => file = again,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(SuspendError::InProgress(state.name().to_owned())),
+            Err((_, errno)) => return Err(failed(errno.into())),
+        }
+        std::thread::sleep(SAVING_POLL_INTERVAL);
+    }
 }
 
 /// Records that the guest is no longer paused.
@@ -273,9 +318,11 @@ fn lock(state: &MachineState) -> Result<Flock<File>, SuspendError> {
     let path = state.file(LOCK);
     let failed = |source| SuspendError::File { path: HostPath::new(path.to_string_lossy()), source };
     let file = Place::itself(&path).and_then(|place| place.open_or_create(0o600)).map_err(failed)?;
+    // The machine's user starts it, and must see that root is saving it, whatever the umask is.
+    file.set_permissions(Permissions::from_mode(0o644)).map_err(failed)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(lock),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(SuspendError::InProgress(state.name().to_owned())),
+        Err((_, Errno::EWOULDBLOCK)) => Err(SuspendError::InProgress(state.name().to_owned())),
         Err((_, errno)) => Err(failed(errno.into())),
     }
 }

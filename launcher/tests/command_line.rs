@@ -14,6 +14,8 @@ use testing::write_program;
 mod cluster;
 #[path = "command_line/records.rs"]
 mod records;
+#[path = "command_line/upgrade.rs"]
+mod upgrade;
 
 fn microvm(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_microvm")).args(arguments).output().expect("microvm runs")

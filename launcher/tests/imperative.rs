@@ -224,6 +224,13 @@ fn all_machines_with_a_flake_are_updated_and_those_that_run_an_older_system_rest
     // Part of the host's configuration: it is updated with the host.
     fs::create_dir(host.path("machines/declared")).unwrap();
     symlink("gone", host.path("machines/declared/toplevel")).unwrap();
+    // Installed with microvm.deploy.installOnHost from another computer.
+    fs::create_dir(host.path("machines/installed")).unwrap();
+    symlink(host.current("a"), host.path("machines/installed/current")).unwrap();
+    let said = host.refused(2, &["update", "installed"]);
+    assert!(said.starts_with("error: installed has no flake on this host; if it was installed from"), "{said}");
+    let rows: serde_json::Value = serde_json::from_str(&host.done(&["list", "--json"])).unwrap();
+    assert_eq!((&rows[4]["name"], &rows[4]["problem"]), (&"installed".into(), &serde_json::Value::Null));
     host.flake(&[("a", Ok("newer")), ("b", Err("throw \"b is broken\"")), ("c", Ok("c"))]);
     let said = host.refused(1, &["update", "--all"]);
     assert!(said.contains("a is updated, but runs an older system") && said.contains("c is current"), "{said}");
@@ -231,7 +238,7 @@ fn all_machines_with_a_flake_are_updated_and_those_that_run_an_older_system_rest
         said.contains("\n1 updated, 1 current, 1 failed\nerror: b: nix build failed with exit status: 1: b is broken"),
         "{said}"
     );
-    assert!(!said.contains("declared"), "{said}");
+    assert!(!said.contains("declared") && !said.contains("installed"), "{said}");
 
     // It has stopped, so it does not run an older system.
     host.done(&["restart", "--outdated"]);

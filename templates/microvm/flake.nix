@@ -2,7 +2,7 @@
   description = "A NixOS microVM";
 
   inputs = {
-    nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
+    nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
     # Change this to the address of the flake that you got the template from. Do not use the name `microvm` alone: in
     # Nix's global registry it is microvm.nix, another project.
     microvm.url = "github:OWNER/REPOSITORY";

@@ -10,7 +10,8 @@
 #   7  builds in the sandbox get unchanged content from the cache service, over its socket
 #   8  systemd as a container's init runs machines with the host module's units: systemd.sh
 #   9  the networks of a host are as expected, and a real networkd runs them: network.sh
-#  10  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
+#  10  machines are deployed over SSH to a host without a flake: deploy.sh
+#  11  with NIXPKGS=DIR: the modules evaluate in a real NixOS: with-nixpkgs.nix
 # MICROVM_FIXTURES is the directory in which fixtures/closure/build.sh made the closure `small`. MICROVM_TEST_PROGRAMS
 # is a directory with static bin/microvm and bin/microvm-image; without it, they are built.
 set -euo pipefail
@@ -258,7 +259,9 @@ check_deploy() { # with a fake ssh that runs its command locally; nix and the ma
   chmod +x "$bin/systemctl"
   said=$(deploy guest root@host root@guest) || die "a machine with a store disk is not deployed: $said"
   grep -qx 'systemctl restart microvm@guest.service' "$scratch/deploy/calls" || die "a machine with a store disk is not restarted: $said"
-  say "machines are deployed by SSH, and not into others"
+  say "new systems are installed in the right machine"
+  [ -x /usr/sbin/sshd ] || { missing sshd "apt-get install openssh-server"; return; }
+  say "$(tests/nix/deploy.sh "$programs/bin/microvm" 2>"$scratch/log" || { cat "$scratch/log" >&2; false; })"
 }
 
 check_erofs() {

@@ -32,6 +32,11 @@ pub enum ImperativeError {
         /// The machine of which it is a clone.
         original: String,
     },
+    /// The machine has no file with a flake reference.
+    #[error(
+        "{0} has no flake on this host; if it was installed from another computer, update it there, with microvm.deploy.installOnHost"
+    )]
+    InstalledFromElsewhere(String),
     /// The file with the machine's flake reference cannot be read.
     #[error("{path} cannot be read, so {name} cannot be built: {source}")]
     NoFlake {
@@ -87,6 +92,11 @@ impl ImperativeError {
     pub(super) fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { path, source }
+    }
+
+    /// Whether the machine has no flake here because something else updates it.
+    pub fn is_updated_elsewhere(&self) -> bool {
+        matches!(self, Self::Declared(_) | Self::Clone { .. } | Self::InstalledFromElsewhere(_))
     }
 
     /// Whether the user's input is wrong, as opposed to an operation that failed.

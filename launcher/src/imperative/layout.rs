@@ -247,7 +247,8 @@ impl Machine {
     /// Returns the flake that it is built from.
     ///
     /// # Errors
-    /// Returns [`ImperativeError::Declared`], [`ImperativeError::Clone`] or [`ImperativeError::NoFlake`].
+    /// Returns [`ImperativeError::Declared`], [`ImperativeError::Clone`], [`ImperativeError::InstalledFromElsewhere`] or
+    /// [`ImperativeError::NoFlake`].
     pub fn flake(&self) -> Result<FlakeReference, ImperativeError> {
         if self.is_declared() {
             return Err(ImperativeError::Declared(self.name.to_string()));
@@ -259,6 +260,9 @@ impl Machine {
         // Refuses another user's file, because root builds what it names.
         match Place::itself(&path).and_then(|place| place.read_own()) {
             Ok(text) => Ok(FlakeReference::stored(&String::from_utf8_lossy(&text))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(ImperativeError::InstalledFromElsewhere(self.name.to_string()))
+            }
             Err(source) => Err(ImperativeError::NoFlake { name: self.name.to_string(), path, source }),
         }
     }

@@ -151,7 +151,7 @@ fn row(machine: &Machine, options: ListOptions) -> Row {
     }
     let flake = match machine.flake() {
         Ok(flake) => flake,
-        Err(ImperativeError::Declared(_)) => return row,
+        Err(ImperativeError::Declared(_) | ImperativeError::InstalledFromElsewhere(_)) => return row,
         Err(ImperativeError::Clone { original, .. }) => {
             row.clone_of = Some(original);
             return row;

@@ -27,6 +27,7 @@ pub struct Needs {
     /// The volumes, in order.
     pub volumes: Vec<VolumeNeed>,
     /// Disks whose format the hypervisor detects from their content, which must match the spec.
+    #[serde(default)]
     pub probed_formats: Vec<ProbedFormat>,
     /// Sockets left over from an earlier run, which would make the hypervisor fail.
     pub sockets_to_remove: Vec<HostPath>,

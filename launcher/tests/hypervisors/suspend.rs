@@ -12,7 +12,8 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 #[test]
 fn a_suspended_machine_continues_where_it_was_on_qemu() {
@@ -219,6 +220,96 @@ fn a_suspend_that_was_killed_leaves_a_machine_that_runs_or_resumes() {
     let mut running = resume(&machine);
     assert!(machine.output(&["stop", "web", "--timeout", "60"]).status.success());
     running.end_well();
+}
+
+/// Runs `microvm suspend` until it makes a system call for the n-th time, and stops it there.
+struct StoppedSuspend {
+    strace: Child,
+    pid: String,
+}
+
+impl StoppedSuspend {
+    fn at(machine: &TestMachine, call: &str, when: u32) -> Self {
+        let mut strace = machine.namespace.command("strace");
+        let inject = format!("inject={call}:signal=STOP:when={when}");
+        strace.args(["-qq", "-o", "/dev/null", "-e", &inject]);
+        strace.arg(env!("CARGO_BIN_EXE_microvm")).args(["suspend", "web"]).current_dir(machine.path(""));
+        crate::machine::in_test_environment(&mut strace, machine);
+        let mut strace = strace.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        // strace stops it for a moment at every system call. A stop that lasts shows the same counters again and again.
+        let (mut seen, mut times) = (String::new(), 0);
+        let pid = loop {
+            assert!(strace.try_wait().unwrap().is_none(), "{call} {when} never happened");
+            std::thread::sleep(Duration::from_millis(20));
+            let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", strace.id())).unwrap();
+            let Some(pid) = children.split_whitespace().next() else { continue };
+            let now = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let is_stopped = ["State:\tt", "State:\tT"].iter().any(|state| now.contains(state));
+            times = if is_stopped && now == seen { times + 1 } else { 0 };
+            if times == 15 {
+                break pid.to_owned();
+            }
+            seen = now;
+        };
+        Self { strace, pid }
+    }
+
+    /// Lets it go on, and returns what it printed and its exit code.
+    fn go_on(self) -> (String, Option<i32>) {
+        assert!(Command::new("kill").args(["-CONT", &self.pid]).status().unwrap().success());
+        let output = self.strace.wait_with_output().unwrap();
+        (text(&output), output.status.code())
+    }
+}
+
+/// The launcher is killed, and with it the hypervisor, and a service manager starts the machine again at once, while
+/// the machine is still being saved.
+#[test]
+fn a_machine_whose_launcher_is_killed_while_it_is_saved_resumes_or_boots() {
+    let Some((machine, _)) = machine_with_volume(Hypervisor::Qemu) else { return };
+    if find_on_path("strace").is_none() {
+        return missing("strace is needed");
+    }
+    let (mut booted, mut resumed) = (0, 0);
+    // Before the memory is saved, while the files are synced, and when they have got their names.
+    for (call, when) in [("mkdirat", 1), ("fsync", 1), ("fsync", 4), ("renameat", 2)] {
+        let mut running = machine.start(&["--supervise"]);
+        running.wait_for("waiting");
+        let stopped = StoppedSuspend::at(&machine, call, when);
+        running.child.kill().unwrap();
+        running.end();
+        wait_for_activity(&machine, "stopped");
+        let mut next = machine.start(&["--supervise"]);
+        wait_for_activity(&machine, "starting");
+        let (said, code) = stopped.go_on();
+        while !next.talk().contains("web was resumed") && !next.console().contains(BOOTED) {
+            assert!(next.child.try_wait().unwrap().is_none(), "{call} {when}: {said}{}", next.talk());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if next.console().contains(BOOTED) {
+            assert_eq!(code, Some(1), "{call} {when}: {said}");
+            assert!(said.contains("error: web has ended and is not suspended: "), "{call} {when}: {said}");
+            booted += 1;
+        } else {
+            assert_eq!(code, Some(0), "{call} {when}: {said}");
+            resumed += 1;
+        }
+        assert!(machine.output(&["stop", "web", "--timeout", "60"]).status.success());
+        next.end_well();
+        assert!(!machine.path(SAVED).exists(), "{call} {when}: what was saved is still there");
+    }
+    assert!(booted > 0 && resumed > 0, "{booted} booted, {resumed} resumed");
+}
+
+fn wait_for_activity(machine: &TestMachine, expected: &str) {
+    loop {
+        let status = machine.output(&["status", "--json", "web"]);
+        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        if status[0]["activity"] == expected {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// One machine of several cannot be suspended: the others are, and it runs on.

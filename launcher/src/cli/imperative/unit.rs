@@ -269,6 +269,24 @@ fn starting(layout: &Layout, machine: &Machine, interruption: &Interruption) -> 
     Ok(Starting { directory, user_id, known: Some((spec, launch)) })
 }
 
+/// How runners of release 0.1 call their launcher.
+const LAUNCHER_OF_0_1: &str = "-microvm-0.1.0/bin/microvm ";
+
+/// Refuses a runner of release 0.1 if its launcher would do something itself that root does since then.
+fn require_later_release(name: &str, script: &str, needs: &Needs) -> Result<(), Failure> {
+    let work = match needs {
+        Needs { store_disk: Some(_), .. } => "builds the store disk itself",
+        Needs { bridges, .. } if !bridges.is_empty() => "adds the interface to the bridge itself",
+        _ => return Ok(()),
+    };
+    if !script.contains(LAUNCHER_OF_0_1) {
+        return Ok(());
+    }
+    let problem = format!("{name} was built with release 0.1, which {work}; its unit no longer allows that");
+    let hint = format!("build it again: microvm update {name}");
+    Err(Failure::problems(vec![problem]).with_hint(hint))
+}
+
 fn root_up(layout: &Layout, arguments: &RootArguments) -> Result<(), Failure> {
     let interruption = watch_signals()?;
     let Starting { directory, user_id, known } = starting(layout, &arguments.machine, &interruption)?;
@@ -279,6 +297,11 @@ fn root_up(layout: &Layout, arguments: &RootArguments) -> Result<(), Failure> {
         None => None,
     };
     let name = arguments.machine.name.as_str();
+    if let Some(launch) = launch {
+        let script = directory.runner().map_err(failed)?.join("bin/microvm-run");
+        let script = fs::read_to_string(&script).map_err(failed)?;
+        require_later_release(name, &script, &launch.needs)?;
+    }
     let mut tree = Tree::plan(&TreeInputs {
         name,
         state: directory.path(),
@@ -459,4 +482,22 @@ fn kvm_group() -> Gid {
     let group = Group::from_name("kvm").ok().flatten().map(|group| group.gid);
     let of_former = || User::from_name(FORMER_USER).ok().flatten().map(|user| user.gid);
     group.or_else(of_former).unwrap_or(Gid::from_raw(65_534))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use launcher::launch::BridgeNeed;
+
+    #[test]
+    fn a_runner_of_release_0_1_that_needs_an_update_is_refused_with_the_command() {
+        let bridge: BridgeNeed = serde_json::from_value(serde_json::json!({"bridge": "br0", "helper": null})).unwrap();
+        let bridged = Needs { bridges: vec![bridge], ..Needs::default() };
+        let script = |version: &str| format!("exec /nix/store/0123-microvm-{version}/bin/microvm run machine.json \"$@\"\n");
+        let refused = require_later_release("web", &script("0.1.0"), &bridged).unwrap_err();
+        let text = refused.document().to_string();
+        assert!(text.contains("web was built with release 0.1") && text.contains("microvm update web"), "{text}");
+        assert!(require_later_release("web", &script("0.2.0"), &bridged).is_ok());
+        assert!(require_later_release("web", &script("0.1.0"), &Needs::default()).is_ok());
+    }
 }

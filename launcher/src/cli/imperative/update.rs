@@ -52,12 +52,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     summary.outcome()
 }
 
-/// Returns the machines that have a flake. The others are updated with the host, or are clones.
+/// Returns the machines that have a flake. The others are updated with the host or from another computer, or are clones.
 fn names_of_all(layout: &Layout) -> Result<Vec<MachineName>, Failure> {
     let machines = layout.all().map_err(|error| failure(&error))?;
     let names: Vec<_> = machines
         .into_iter()
-        .filter(|machine| !matches!(machine.flake(), Err(ImperativeError::Declared(_) | ImperativeError::Clone { .. })))
+        .filter(|machine| !machine.flake().is_err_and(|error| error.is_updated_elsewhere()))
         .map(|machine| machine.name)
         .collect();
     if names.is_empty() {

@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# deploy.sh MICROVM: deploys machines over SSH, with a real server, to a host that has a Nix store of its own and no
+# flake. tests/nix/run.sh runs this script as root. Only systemctl and sudo are replaced, by programs that record their
+# arguments.
+#   MICROVM    the static program microvm
+set -euo pipefail
+
+die() { printf 'error: %s\n' "$1" >&2; exit 1; }
+[ $# -eq 1 ] || { printf 'error: usage: %s MICROVM\n' "$0" >&2; exit 2; }
+if [ -z "${MICROVM_TEST_IN_NAMESPACE:-}" ]; then
+  MICROVM_TEST_IN_NAMESPACE=1 exec unshare --net --mount --propagation private "$(realpath "$0")" "$@"
+fi
+ip link set lo up
+deploy=$(dirname "$(realpath "$0")")/../../nixos-modules/microvm/deploy.sh
+scratch=$(mktemp -d)
+server=
+trap '[ -z "$server" ] || kill "$server"; rm -rf "$scratch"' EXIT
+host=$scratch/host
+mkdir -p "$scratch"/{flake,bin} "$host"/{nix,bin,state,etc}
+
+settings='substituters =
+build-users-group =
+builders =
+experimental-features = nix-command flakes
+sandbox = true
+sandbox-paths = /bin/sh=/usr/bin/busybox /bin/mkdir=/usr/bin/busybox
+flake-registry =
+fsync-metadata = false'
+
+# The computer from which the machines are deployed.
+export NIX_REMOTE='' NIX_CONF_DIR=/var/empty NIX_USER_CONF_FILES=/dev/null NIX_CONFIG="store = $scratch/ci
+$settings"
+
+# The host sees its own store as /nix.
+nix-store --generate-binary-cache-key ci "$scratch/secret-key" "$scratch/public-key"
+printf '%s\ntrusted-public-keys = %s\n' "$settings" "$(cat "$scratch/public-key")" >"$host/etc/nix.conf"
+cp "$1" "$host/bin/microvm"
+# shellcheck disable=SC2016 # the programs' own variables
+for program in systemctl sudo; do
+  printf '#!/bin/sh\necho %s "$@" >>%s/calls\n[ %s = systemctl ] || exec "$@"\n' "$program" "$host" "$program" >"$host/bin/$program"
+done
+chmod +x "$host/bin"/*
+ssh-keygen -q -t ed25519 -N '' -f "$scratch/host-key"
+ssh-keygen -q -t ed25519 -N '' -f "$scratch/key"
+cat >"$scratch/sshd.conf" <<SERVER
+ListenAddress 127.0.0.1:22
+HostKey $scratch/host-key
+AuthorizedKeysFile $scratch/key.pub
+PidFile none
+StrictModes no
+UsePAM no
+SetEnv PATH=$host/bin:/usr/sbin:/usr/bin:/sbin:/bin NIX_REMOTE= NIX_CONF_DIR=$host/etc NIX_USER_CONF_FILES=/dev/null MICROVM_STATE_DIR=$host/state MICROVM_RUNTIME_DIR=$host/run
+SERVER
+mkdir -p /run/sshd /nix
+# shellcheck disable=SC2016 # $1 is the inner shell's
+unshare --mount --propagation private bash -euc 'mount --bind "$1/nix" /nix; exec /usr/sbin/sshd -D -e -f "$2"' bash "$host" "$scratch/sshd.conf" 2>"$scratch/sshd.log" &
+server=$!
+cat >"$scratch/ssh.conf" <<CLIENT
+Host host.example
+  HostName 127.0.0.1
+  IdentityFile $scratch/key
+  UserKnownHostsFile $scratch/known
+  BatchMode yes
+CLIENT
+printf '127.0.0.1 %s\n' "$(cat "$scratch/host-key.pub")" >"$scratch/known"
+printf '#!/bin/sh\nexec /usr/bin/ssh -F %s "$@"\n' "$scratch/ssh.conf" >"$scratch/bin/ssh"
+chmod +x "$scratch/bin/ssh"
+export PATH=$scratch/bin:$PATH
+for _ in {1..200}; do ! ssh root@host.example true 2>/dev/null || break; sleep 0.1; done
+# shellcheck disable=SC2029 # the arguments are words without special characters
+on_host() { ssh root@host.example "$@"; }
+on_host true || { cat "$scratch/sshd.log" >&2; die "the SSH server does not answer"; }
+
+flake() { # CONTENT: writes a flake with two machines
+  local name machines=
+  for name in web db; do
+    machines+="$name.config.microvm.declaredRunner = derivation { name = \"microvm-$name\"; system = \"x86_64-linux\"; builder = \"/bin/sh\"; args = [ \"-c\" \"mkdir \$out; echo $1 >\$out/content\" ]; PATH = \"/bin\"; }; "
+  done
+  printf '{ outputs = _: { nixosConfigurations = { %s}; }; }\n' "$machines" >"$scratch/flake/flake.nix"
+}
+runner() { nix eval --raw "path:$scratch/flake#nixosConfigurations.$1.config.microvm.declaredRunner.$2"; } # NAME drvPath|outPath
+# The commands as nixos-modules/microvm/deploy.nix composes them, for a machine that is restarted.
+run() { # COMMAND NAME ARGUMENT...
+  local derivation
+  derivation=$(runner "$2" drvPath)
+  # shellcheck disable=SC2016 # $1 is the inner shell's
+  bash -c 'set -euo pipefail; name=$1 runner=$2 system="" registration="" closureOnly=""; . "$3"; "${@:4}"' \
+    "microvm-$1-$2" "$2" "$derivation" "$deploy" "$1" "${@:3}" 2>&1
+}
+expect() { # NAME LINK CONTENT: what the link of a machine on the host leads to
+  local content
+  content=$(on_host "cat $host/state/$1/$2/content") || die "$1 has no runner as $2: $said"
+  [ "$content" = "$3" ] || die "$1 has $content instead of $3 as $2: $said"
+}
+
+flake 1
+for name in web db; do said=$(run install_on_host "$name" root@host.example) || die "$name was not installed: $said"; done
+grep -q '^building ' <<<"$said" || die "the host did not build the machine: $said"
+expect web current 1
+on_host nix-store --gc >/dev/null 2>&1
+expect web current 1
+said=$(run install_on_host web root@host.example) || die "nothing was to be done: $said"
+grep -qx 'web is up to date' <<<"$said" || die "nothing was to be done: $said"
+
+# An update that CI builds and copies: the host builds nothing. The old runner stays until the machine is restarted.
+flake 2
+nix build --out-link "$scratch/result" "path:$scratch/flake#nixosConfigurations.web.config.microvm.declaredRunner" 2>/dev/null
+! said=$(nix copy --to ssh-ng://root@host.example "$(runner web outPath)" 2>&1) || die "the host took a path without a signature: $said"
+grep -q 'lacks a valid signature' <<<"$said" || die "the path was refused for another reason: $said"
+nix copy --no-check-sigs --to ssh-ng://root@host.example "$(runner web outPath)" 2>/dev/null
+said=$(run install_on_host web root@host.example) || die "web was not updated: $said"
+! grep -q '^building ' <<<"$said" || die "the host built what had been copied: $said"
+expect web current 2
+expect web old 1
+# Signed by CI, it is accepted from every user.
+nix build --no-link "path:$scratch/flake#nixosConfigurations.db.config.microvm.declaredRunner" 2>/dev/null
+nix store sign --key-file "$scratch/secret-key" "$(runner db outPath)" 2>/dev/null
+nix copy --to ssh-ng://root@host.example "$(runner db outPath)" 2>/dev/null || die "the host refused a signed path"
+
+# On the host there is no flake to update from, but everything else works.
+[ "$(on_host microvm list --offline --json | jq -r 'map(.name) | sort | join(" ")')" = 'db web' ] || die "the host does not know its machines: $(on_host microvm list --offline --json)"
+! said=$(on_host microvm update web 2>&1) || die "a machine without a flake was updated"
+grep -q '^error: web has no flake on this host.*microvm.deploy.installOnHost$' <<<"$said" || die "the error does not say how to update a machine without a flake: $said"
+
+said=$(run rebuild web root@host.example root@web.example --use-remote-sudo) || die "web was not rebuilt: $said"
+grep -qx 'systemctl restart microvm@web.service' "$host/calls" && grep -q '^sudo bash' "$host/calls" || die "web was not restarted with sudo: $(cat "$host/calls")"
+ln -s /nix/store "$host/state/db/toplevel"
+! said=$(run install_on_host db root@host.example) || die "a machine of the host's configuration was replaced: $said"
+grep -qx "error: db is part of the host's configuration, which updates it" <<<"$said" || die "a machine of the host's configuration was replaced: $said"
+echo "machines are deployed and updated over SSH"
