@@ -53,7 +53,7 @@ fn every_field_and_value_of_release_0_1_is_still_part_of_the_machine_spec() {
     let earlier = fs::read(fixtures().join("machine-spec.schema.json")).unwrap();
     let earlier = names(&serde_json::from_slice(&earlier).unwrap());
     let now = names(&serde_json::from_str(&stdout(&crate::microvm(&["schema"]))).unwrap());
-    assert!(earlier.len() > 200, "{earlier:?}");
+    assert!(earlier.contains("/storeDisk") && earlier.contains("#Accelerator=\"kvm\""), "{earlier:?}");
     assert_eq!(earlier.difference(&now).collect::<Vec<_>>(), Vec::<&String>::new());
 }
 

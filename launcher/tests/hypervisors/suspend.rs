@@ -232,7 +232,7 @@ impl StoppedSuspend {
     fn at(machine: &TestMachine, call: &str, when: u32) -> Self {
         let mut strace = machine.namespace.command("strace");
         let inject = format!("inject={call}:signal=STOP:when={when}");
-        strace.args(["-qq", "-o", "/dev/null", "-e", &inject]);
+        strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &inject]);
         strace.arg(env!("CARGO_BIN_EXE_microvm")).args(["suspend", "web"]).current_dir(machine.path(""));
         crate::machine::in_test_environment(&mut strace, machine);
         let mut strace = strace.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

@@ -493,7 +493,8 @@ mod tests {
     fn a_runner_of_release_0_1_that_needs_an_update_is_refused_with_the_command() {
         let bridge: BridgeNeed = serde_json::from_value(serde_json::json!({"bridge": "br0", "helper": null})).unwrap();
         let bridged = Needs { bridges: vec![bridge], ..Needs::default() };
-        let script = |version: &str| format!("exec /nix/store/0123-microvm-{version}/bin/microvm run machine.json \"$@\"\n");
+        let script =
+            |version: &str| format!("exec /nix/store/0123-microvm-{version}/bin/microvm run machine.json \"$@\"\n");
         let refused = require_later_release("web", &script("0.1.0"), &bridged).unwrap_err();
         let text = refused.document().to_string();
         assert!(text.contains("web was built with release 0.1") && text.contains("microvm update web"), "{text}");

@@ -110,7 +110,10 @@ impl Summary {
 
     fn fail(&mut self, name: &MachineName, error: &ImperativeError) {
         self.has_failed |= !error.is_bad_input();
-        self.problems.push(format!("{name}: {error}"));
+        // Some errors begin with the machine's name anyway.
+        let (error, prefix) = (error.to_string(), format!("{name}: "));
+        let is_named = error.starts_with(&format!("{name} "));
+        self.problems.push(if is_named { error } else { prefix + &error });
     }
 
     fn text(&self) -> String {
