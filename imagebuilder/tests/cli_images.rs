@@ -93,6 +93,20 @@ fn verify_prints_all_problems_and_exits_with_1() {
 }
 
 #[test]
+fn a_store_without_any_path_of_the_closure_is_one_error_with_the_remedy() {
+    let fixture = Fixture::new();
+    fs::create_dir(fixture.directory.path().join("elsewhere")).unwrap();
+    let output = fixture.run(&["verify", "image", "--paths-from", "paths", "--store-dir", "elsewhere"]);
+    let store = fixture.directory.path().join("elsewhere");
+    let error = format!(
+        "error: the store path of the closure is not in {}\n\
+         hint: use --store-dir DIR if the store paths are in another directory\n",
+        store.display()
+    );
+    assert_ends(&output, 2, &error);
+}
+
+#[test]
 fn every_command_refuses_a_file_that_is_not_an_image() {
     let fixture = Fixture::new();
     fs::write(fixture.directory.path().join("short"), &fs::read(fixture.image()).unwrap()[..5000]).unwrap();

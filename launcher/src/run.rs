@@ -39,6 +39,7 @@ use crate::volumes::VolumeError;
 use arrival::Arrival;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use output::OutputWriter;
 use program::presence::is_still_at;
 use program::user::NoSuchUser;
 use std::fs::File;
@@ -162,6 +163,15 @@ pub enum RunError {
         /// Its exit status.
         status: ExitStatus,
         /// How long it ran.
+        seconds: f64,
+    },
+    /// The guest ended before it reported that it had booted.
+    #[error(
+        "the guest ended after {seconds:.1} s, before it reported that it had booted: its kernel may have panicked, or its \
+         store or init is missing; its own messages are above"
+    )]
+    EndedBeforeBoot {
+        /// How long its hypervisor ran.
         seconds: f64,
     },
     /// The machine was deleted while it was being started.
@@ -290,9 +300,22 @@ pub fn run(
     start: Start,
     supervision: Supervision,
     interruption: &Interruption,
-    message: &mut dyn FnMut(&str),
+) -> Result<(), RunError> {
+    // A write that waits for a reader of stderr would keep the start from noticing signals.
+    let messages = OutputWriter::start(io::stderr());
+    let ended = run_until_it_ends(lowered, start, supervision, (interruption, &messages));
+    messages.finish();
+    ended
+}
+
+fn run_until_it_ends(
+    lowered: &Lowered<'_>,
+    start: Start,
+    supervision: Supervision,
+    (interruption, messages): (&Interruption, &OutputWriter),
 ) -> Result<(), RunError> {
     let Start { state, mut lock, held } = start;
+    let message = &mut |text: &str| messages.push_line(text);
     for warning in &lowered.launch.warnings {
         message(&format!("warning: {warning}"));
     }
@@ -317,16 +340,17 @@ pub fn run(
     }
     let held = held.map_or_else(|| lock_directory(&launch.working_directory, interruption), Ok)?;
     match supervision {
-        Supervision::Become if arrival.is_none() => Err(become_hypervisor::become_hypervisor(
-            launch,
-            prepared,
-            &state,
-            become_hypervisor::ExecContext { interruption, held },
-        )),
+        Supervision::Become if arrival.is_none() => {
+            // The thread that writes them ends when this process becomes the hypervisor.
+            messages.finish();
+            let context = become_hypervisor::ExecContext { interruption, held };
+            Err(become_hypervisor::become_hypervisor(launch, prepared, &state, context))
+        }
         // Only a supervisor can load a machine into its hypervisor.
         supervision => {
             let stop_timeout = supervision.stop_timeout();
-            let supervisor = supervise::Supervisor { launch, state: &state, stop_timeout, interruption };
+            let messages = messages.clone();
+            let supervisor = supervise::Supervisor { launch, state: &state, stop_timeout, interruption, messages };
             let ended = supervisor.run(prepared, arrival);
             state.clear_running();
             drop((held, lock));

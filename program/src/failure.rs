@@ -96,6 +96,11 @@ impl Failure {
         Self { hint: Some(hint), ..self }
     }
 
+    /// Whether a signal ended the command.
+    pub fn is_interruption(&self) -> bool {
+        self.code == INTERRUPTED
+    }
+
     /// Returns the JSON document for this failure.
     pub fn document(&self) -> Value {
         json!({"version": 1, "error": {"exitCode": self.code, "problems": self.problems, "hint": self.hint}})

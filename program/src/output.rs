@@ -9,6 +9,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 /// Whether the user has asked for JSON.
 static JSON_IS_WANTED: AtomicBool = AtomicBool::new(false);
@@ -76,14 +79,30 @@ pub fn warn(warnings: &[String]) {
     }
 }
 
+/// How long an interrupted program waits for the reader of its last message: the user wants it to end.
+const INTERRUPTED_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Prints why a command failed, and returns its exit code.
 pub fn report(failure: &Failure) -> ExitCode {
     let (lines, code) = failure.report();
     report_json(failure);
-    for line in lines {
-        message(&line);
+    if failure.is_interruption() {
+        print_within(lines, INTERRUPTED_TIMEOUT);
+    } else {
+        lines.iter().for_each(|line| message(line));
     }
     code
+}
+
+/// Prints messages on stderr, but waits for their reader only for that time.
+fn print_within(lines: Vec<String>, timeout: Duration) {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        lines.iter().for_each(|line| message(line));
+        // Fails if the main thread no longer waits.
+        let _ = sender.send(());
+    });
+    let _ = receiver.recv_timeout(timeout);
 }
 
 /// Prints a failure as JSON if that is wanted and stdout has received nothing yet. The error of stdout is not reported,

@@ -4,9 +4,13 @@ use super::failure::Failure;
 use super::source::SourceArgs;
 use super::thread_count;
 use clap::Args;
+use imagebuilder::closure::Closure;
 use imagebuilder::image::ImageError;
 use imagebuilder::open_image::OpenImage;
+use imagebuilder::plan::PlannedPath;
 use imagebuilder::verify::{NarCheck, VerifyOptions, VerifyReport, verify, verify_erofs};
+use std::fs;
+use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::thread;
@@ -42,6 +46,9 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     if args.nar && closure.is_none() {
         return Err(Failure::usage("--nar was given without a closure to compare with")
             .with_hint("--closure-info, --graph and --plan have the hashes of NARs"));
+    }
+    if let Some(closure) = &closure {
+        require_store(closure)?;
     }
     let image = match OpenImage::open(&args.image) {
         Ok(image) => image,
@@ -81,6 +88,24 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     }
     let plural = if report.problem_count == 1 { "" } else { "s" };
     Err(Failure::check_failed(format!("{}: {} problem{plural} found", args.image.display(), report.problem_count)))
+}
+
+/// Refuses a store that contains none of the paths: it is another store, and each path would be reported as a problem of the
+/// image.
+fn require_store(closure: &Closure) -> Result<(), Failure> {
+    let is_missing = |planned: &PlannedPath| {
+        let path = closure.store_dir.join(planned.path.base_name());
+        fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+    };
+    if closure.paths.is_empty() || !closure.paths.iter().all(is_missing) {
+        return Ok(());
+    }
+    let (count, store) = (closure.paths.len(), closure.store_dir.display());
+    let problem = match count {
+        1 => format!("the store path of the closure is not in {store}"),
+        count => format!("none of the {count} store paths of the closure is in {store}"),
+    };
+    Err(Failure::usage(problem).with_hint("use --store-dir DIR if the store paths are in another directory"))
 }
 
 fn summary(report: &VerifyReport) -> String {

@@ -9,7 +9,6 @@ use launcher::run::{Lowered, RunError, Start, Supervision, run as start};
 use launcher::state::RuntimeDirectory;
 use program::failure::Failure;
 use program::input::up_to;
-use program::output::message;
 use std::path::Path;
 use std::time::Duration;
 
@@ -62,7 +61,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Supervision::Become
     };
     let lowered = Lowered { spec: &checked, document: &spec, origin: origin.as_ref(), facts: &facts, launch: &launch };
-    start(&lowered, begun, supervision, &interruption, &mut message).map_err(|error| match error {
+    start(&lowered, begun, supervision, &interruption).map_err(|error| match error {
         RunError::Missing(problems) => Failure::problems(problems.iter().map(ToString::to_string).collect())
             .with_hint(format!("{} needs these before it can start", launch.name)),
         error @ RunError::ArgumentsRefused { .. } => {

@@ -1,5 +1,6 @@
 //! Writing to stdout and stderr without waiting for a slow reader.
 
+use program::escape::lines;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -59,6 +60,11 @@ impl OutputWriter {
         queue.dropped_bytes += surplus as u64;
         drop(queue);
         self.shared.changed.notify_all();
+    }
+
+    /// Queues a message for a person, without control characters.
+    pub(super) fn push_line(&self, text: &str) {
+        self.push(format!("{}\n", lines(text)).as_bytes());
     }
 
     /// Waits until everything is written, or until the reader has read nothing for [`TIMEOUT`].

@@ -26,7 +26,6 @@ use nix::pty::openpty;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use program::child::{OnParentDeath, prepare};
-use program::escape::lines;
 use program::user::Identity;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -51,6 +50,7 @@ pub(super) struct Supervisor<'run> {
     pub(super) state: &'run MachineState,
     pub(super) stop_timeout: Duration,
     pub(super) interruption: &'run Interruption,
+    pub(super) messages: OutputWriter,
 }
 
 /// The state of a running machine.
@@ -73,7 +73,7 @@ struct Supervised {
 
 impl Supervised {
     fn message(&self, text: &str) {
-        self.messages.push(format!("{}\n", lines(text)).as_bytes());
+        self.messages.push_line(text);
     }
 
     fn notify(&mut self, lines: &str) {
@@ -106,9 +106,9 @@ impl Supervised {
 impl Supervisor<'_> {
     /// Runs the machine until it ends. Loads a suspended one first.
     pub(super) fn run(self, mut prepared: Prepared, arrival: Option<Arrival>) -> Result<(), RunError> {
-        let messages = OutputWriter::start(io::stderr());
+        let messages = self.messages.clone();
         let manager = ServiceManager::of_environment().unwrap_or_else(|error| {
-            messages.push(format!("cannot notify the service manager: {error}\n").as_bytes());
+            messages.push_line(&format!("cannot notify the service manager: {error}"));
             ServiceManager::default()
         });
         let listener = self.listen_for_guest(prepared.identity.as_ref())?;
@@ -146,7 +146,14 @@ impl Supervisor<'_> {
         if let (Some(arriving), None) = (supervised.arriving, supervised.stopping) {
             return Err(arriving.refusal().unwrap_or_else(|| self.failed(status, began)));
         }
-        self.outcome(status, supervised.stopping, began)
+        let has_booted = supervised.machine.guest_ready != Some(false);
+        match self.outcome(status, supervised.stopping, began) {
+            // No hypervisor reports that the guest's kernel has panicked: it ends as after a reboot.
+            Ok(()) if !has_booted && supervised.stopping.is_none() && !is_suspended(self.launch) => {
+                Err(RunError::EndedBeforeBoot { seconds: began.elapsed().as_secs_f64() })
+            }
+            outcome => outcome,
+        }
     }
 
     fn outcome(&self, status: ExitStatus, stopping: Option<Signal>, began: Instant) -> Result<(), RunError> {
@@ -327,7 +334,7 @@ impl Supervisor<'_> {
         let messages = supervised.messages.clone();
         thread::spawn(move || {
             let target = StopTarget { launch: &launch, process: Some(process), console_socket };
-            let mut message = |text: &str| messages.push(format!("{}\n", lines(text)).as_bytes());
+            let mut message = |text: &str| messages.push_line(text);
             if let Err(error) = stop(&target, timeout, &mut message) {
                 message(&error.to_string());
             }

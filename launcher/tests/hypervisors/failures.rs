@@ -6,6 +6,7 @@ use crate::probe::probe_guest;
 use launcher::spec::{Hypervisor, MachineSpec};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
@@ -317,4 +318,71 @@ fn a_crosvm_that_kills_its_process_group_does_not_kill_the_script_that_runs_the_
     let script = script.env("MICROVM_RUNTIME_DIR", machine.path("run")).stdin(Stdio::null()).process_group(0);
     let output = script.output().unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).contains("the script goes on: 137"), "{output:?}");
+}
+
+#[test]
+fn a_guest_that_panics_before_it_reports_that_it_has_booted_is_a_failed_start() {
+    // A kernel that panics restarts, and each hypervisor then ends as after a reboot.
+    let changes = |notify: bool| json!({"vsock": {"cid": 42, "notify": notify}});
+    let Some(silent) = scripted_machine("exit 0", changes(true)) else { return };
+    let failed = silent.output(&["run", "machine.json", "--supervise"]);
+    assert_eq!(failed.status.code(), Some(1), "{failed:?}");
+    let text = said(&failed);
+    assert!(text.contains("before it reported that it had booted"), "{text}");
+    // A guest that is not asked to report may end at any time.
+    let Some(unasked) = scripted_machine("exit 0", changes(false)) else { return };
+    let ended = unasked.output(&["run", "machine.json", "--supervise"]);
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    // One that reports may too.
+    let script = r#"python3 -c '
+import socket
+connection = socket.socket(socket.AF_UNIX)
+connection.connect("NAME.vsock_9999")
+connection.sendall(b"READY=1\n")
+connection.shutdown(socket.SHUT_WR)
+connection.recv(1)'"#;
+    let Some(ready) = scripted_machine("exit 0", changes(true)) else { return };
+    let plain = ready.output(&["explain", "machine.json", "--json"]);
+    let launch: Value = serde_json::from_slice(&plain.stdout).unwrap();
+    let socket = launch["launch"]["notification"]["listen"]["unix"].as_str().unwrap();
+    write_script(&ready, "firecracker", &script.replace("NAME.vsock_9999", socket));
+    let ended = ready.output(&["run", "machine.json", "--supervise"]);
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+}
+
+#[test]
+fn a_machine_whose_messages_nobody_reads_starts_and_ends_at_a_signal() {
+    // The start reports the new volume.
+    let changes = json!({"volumes": [{"image": "var.img", "size": 8, "mountPoint": "/var"}]});
+    let Some(machine) = scripted_machine("echo $$ > pid; exec sleep 600", changes) else { return };
+    let (unread, full) = std::io::pipe().unwrap();
+    let writer = fs::File::from(std::os::fd::OwnedFd::from(full.try_clone().unwrap()));
+    // Fills the pipe to the last byte.
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
+    for length in [4096, 1] {
+        while (&writer).write(&vec![b'x'; length]).is_ok() {}
+    }
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
+    let inner = machine.microvm(&["run", "machine.json", "--supervise", "--stop-timeout", "0"]);
+    // SIGINT must end it even if these tests run in the background of a script, where it is ignored.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=INT").arg(inner.get_program()).args(inner.get_args());
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.current_dir(machine.path(""));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(full);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let end = Instant::now() + Duration::from_secs(120);
+    while fs::read_to_string(machine.path("pid")).unwrap_or_default().is_empty() {
+        assert!(Instant::now() < end, "the start waits for a reader of its messages");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // The reason is printed after an interruption, which nobody reads either.
+    let process = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGINT).unwrap();
+    while child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < end, "the signal was not noticed");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(unread);
 }
