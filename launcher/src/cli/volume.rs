@@ -6,6 +6,7 @@ use launcher::imperative::{Layout, MachineName};
 use launcher::interruption::Interruption;
 use launcher::launch::{Access, Launch, VolumeNeed};
 use launcher::state::RuntimeDirectory;
+use launcher::suspend::is_suspended;
 use launcher::volumes::{
     Copied, CopyError, CopyOwner, GrowError, Grown, ImageLock, LockRequest, LockTime, VolumeError, VolumeLock, copy,
     grow, lock_volumes,
@@ -80,6 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Action::Restore { target, file } => {
             let volume = target.find(&interruption)?;
             let _lock = volume.lock()?;
+            volume.require_not_suspended()?;
             copied(copy(file, volume.need.image.as_path(), CopyOwner::OwnerOfDirectory, &interruption))?;
             message(&format!("{}: restored from {}", volume.need.image, file.display()));
             Ok(())
@@ -87,6 +89,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Action::Grow { target, size } => {
             let volume = target.find(&interruption)?;
             let _lock = volume.lock()?;
+            volume.require_not_suspended()?;
             let grown = grow(volume.need.image.as_path(), *size, &interruption).map_err(grow_failure)?;
             volume.report_grown(grown);
             Ok(())
@@ -166,6 +169,18 @@ impl MachineVolume {
             }
             error => failed(error),
         })
+    }
+
+    /// Refuses to change a volume of a suspended machine: its guest has parts of the file system in its memory.
+    fn require_not_suspended(&self) -> Result<(), Failure> {
+        if !is_suspended(&self.launch) {
+            return Ok(());
+        }
+        let name = &self.launch.name;
+        let problem = format!("{name} is suspended, and could not be resumed with a changed volume");
+        Err(Failure::problems(vec![problem]).with_hint(format!(
+            "resume it and shut it down, or delete what was saved with `microvm resume --discard {name}`"
+        )))
     }
 
     fn report_grown(&self, grown: Grown) {

@@ -14,7 +14,7 @@ use std::{fs, io};
 pub struct Removal {
     /// Its state directory, including all volumes in it.
     pub directory: PathBuf,
-    /// The files in it, which the user might want to keep.
+    /// The files and directories in it, which the user might want to keep: volumes, and what was saved of a suspended machine.
     pub files: Vec<PathBuf>,
 }
 
@@ -88,7 +88,7 @@ fn files_of(machine: &Machine) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(&machine.directory)? {
         let entry = entry?;
-        if entry.file_type()?.is_file() && entry.path() != machine.flake_file() {
+        if !entry.file_type()?.is_symlink() && entry.path() != machine.flake_file() {
             files.push(entry.path());
         }
     }

@@ -11,6 +11,7 @@ use program::user::{Identity, user_name};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use volume_maker::{file_system, image_format};
@@ -96,11 +97,13 @@ pub fn grow(image: &Path, size_bytes: u64, interruption: &Interruption) -> Resul
     if let Some(format) = image_format(&file).map_err(failed)? {
         return Err(not_raw(format.name));
     }
-    if size_bytes <= metadata.len() {
-        return Err(GrowError::NotLarger { path: image.to_owned(), bytes: metadata.len() });
-    }
     let found = file_system(&file).map_err(failed)?.map(|found| found.fs_type);
     let is_ext = found.is_some_and(|fs_type| fs_type.starts_with("ext"));
+    // An image that was grown, and its file system not: the power was cut in between, or resize2fs failed.
+    let is_unfinished = is_ext && size_bytes == metadata.len() && ext_is_shorter(&file, size_bytes).map_err(failed)?;
+    if size_bytes <= metadata.len() && !is_unfinished {
+        return Err(GrowError::NotLarger { path: image.to_owned(), bytes: metadata.len() });
+    }
     let tools = if is_ext { Some(ExtTools::find(image, &file)?) } else { None };
     if let Some(tools) = &tools {
         // Before the image grows, so that a damaged file system stays as it is.
@@ -115,6 +118,21 @@ pub fn grow(image: &Path, size_bytes: u64, interruption: &Interruption) -> Resul
         }
         None => Ok(Grown::ImageOnly(found)),
     }
+}
+
+/// Whether an ext file system is at least a block shorter than its image. The superblock is described in
+/// Documentation/filesystems/ext4/super.rst of the kernel; a guest has written it.
+fn ext_is_shorter(image: &File, image_bytes: u64) -> io::Result<bool> {
+    let mut superblock = [0; 1024];
+    image.read_exact_at(&mut superblock, 1024)?;
+    let word = |at: usize| {
+        let bytes = [superblock[at], superblock[at + 1], superblock[at + 2], superblock[at + 3]];
+        u64::from(u32::from_le_bytes(bytes))
+    };
+    let has_64_bits = word(0x60) & 0x80 != 0;
+    let blocks = word(0x04) | if has_64_bits { word(0x150) << 32 } else { 0 };
+    let block_bytes = 1024_u64 << word(0x18).min(6);
+    Ok(blocks.saturating_add(1).saturating_mul(block_bytes) <= image_bytes)
 }
 
 /// The programs for ext2, ext3 and ext4.
@@ -195,6 +213,11 @@ mod tests {
         assert!(
             matches!(grow(&image, 48 << 20, &interruption), Err(GrowError::NotLarger { bytes, .. }) if bytes == 48 << 20)
         );
+
+        // The power was cut before the file system grew: the same command finishes it.
+        File::options().write(true).open(&image).unwrap().set_len(64 << 20).unwrap();
+        assert_eq!(grow(&image, 64 << 20, &interruption).unwrap(), Grown::WithFileSystem);
+        assert!(matches!(grow(&image, 64 << 20, &interruption), Err(GrowError::NotLarger { .. })));
 
         let other = directory.path().join("other.img");
         let mut bytes = b"XFSB".to_vec();

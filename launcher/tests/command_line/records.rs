@@ -68,6 +68,49 @@ fn one_damaged_record_does_not_hide_the_other_machines() {
     assert!(!host.path("machines/cut/cut.suspended/complete").exists());
 }
 
+#[test]
+fn a_volume_of_a_suspended_machine_is_neither_grown_nor_restored() {
+    let host = Host::new(&["web"]);
+    let state = host.path("machines/web");
+    let spec = json!({
+        "version": 1, "name": "web", "kernel": "/k/bzImage",
+        "volumes": [{"image": "var.img", "size": 8, "mountPoint": "/var"}],
+    });
+    fs::write(host.path("web.json"), spec.to_string()).expect("a spec");
+    fs::write(state.join("var.img"), vec![0; 1 << 20]).expect("a volume");
+    let stamp = json!({
+        "version": 1, "suspendedUnixSeconds": 5, "machineSpec": {"mem": 64}, "cpu": null, "files": {}, "volumes": {},
+        "hypervisor": {
+            "version": "1.0.0", "program": "/bin/qemu", "arguments": [],
+            "file": {"sizeBytes": 1, "modified": "1.000000000"},
+        },
+    });
+    fs::create_dir_all(state.join("web.suspended/complete")).expect("a directory");
+    fs::write(state.join("web.suspended/complete/stamp.json"), stamp.to_string()).expect("a record");
+    let (spec, directory) = (host.path("web.json"), state.to_str().expect("UTF-8").to_owned());
+    let spec = spec.to_str().expect("UTF-8");
+    let backup = host.path("var.backup");
+    let backup = backup.to_str().expect("UTF-8");
+    let volume = |words: &[&str]| {
+        let (action, rest) = words.split_first().expect("an action");
+        host.microvm(&[&["volume", action, "--state-dir", &directory, spec, "var.img"], rest].concat())
+    };
+    assert_eq!(volume(&["backup", backup]).status.code(), Some(0));
+    fs::rename(state.join("var.img"), state.join("var.old")).expect("it is moved away");
+    let restored = volume(&["restore", backup]);
+    assert_eq!(restored.status.code(), Some(1), "{restored:?}");
+    assert!(!state.join("var.img").exists());
+    fs::rename(state.join("var.old"), state.join("var.img")).expect("it is moved back");
+    let grown = volume(&["grow", "2M"]);
+    assert!(stderr(&grown).contains("web is suspended"), "{}", stderr(&grown));
+    assert_eq!(fs::metadata(state.join("var.img")).expect("a volume").len(), 1 << 20);
+    // What a deletion would take with it is listed.
+    let deletion = stderr(&host.microvm(&["delete", "web"]));
+    assert!(deletion.contains("/web/var.img\n") && deletion.contains("/web/web.suspended\n"), "{deletion}");
+    fs::remove_dir_all(state.join("web.suspended")).expect("discarded");
+    assert_eq!(volume(&["grow", "2M"]).status.code(), Some(0));
+}
+
 /// Ends a process when the test ends.
 struct Running(Child);
 
