@@ -167,8 +167,8 @@ pub enum RunError {
     },
     /// The guest ended before it reported that it had booted.
     #[error(
-        "the guest ended after {seconds:.1} s, before it reported that it had booted: its kernel may have panicked, or its \
-         store or init is missing; its own messages are above"
+        "the guest ended after {seconds:.1} s and had not reported that it had booted; if nobody stopped it, its kernel may have \
+         panicked, or its store or init is missing: its own messages are above"
     )]
     EndedBeforeBoot {
         /// How long its hypervisor ran.

@@ -328,7 +328,7 @@ fn a_guest_that_panics_before_it_reports_that_it_has_booted_is_a_failed_start() 
     let failed = silent.output(&["run", "machine.json", "--supervise"]);
     assert_eq!(failed.status.code(), Some(1), "{failed:?}");
     let text = said(&failed);
-    assert!(text.contains("before it reported that it had booted"), "{text}");
+    assert!(text.contains("had not reported that it had booted"), "{text}");
     // A guest that is not asked to report may end at any time.
     let Some(unasked) = scripted_machine("exit 0", changes(false)) else { return };
     let ended = unasked.output(&["run", "machine.json", "--supervise"]);
