@@ -236,6 +236,9 @@ pub fn build(
         if let Some(error) = &sealed.cache_error {
             progress.warn(&cache_warning(error));
         }
+        if let Some(error) = &sealed.source_error {
+            progress.warn(&format!("{error}; the image is built without it and is the same"));
+        }
         (report.image_bytes, report.seconds.verity) = (sealed.image_bytes, seal_started.elapsed().as_secs_f64());
         (report.verity, report.hashed_bytes) = (Some(sealed.seal), Some(sealed.hashed_bytes));
     }

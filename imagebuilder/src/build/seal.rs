@@ -5,8 +5,8 @@ use super::packed_ranges::{PackInImage, PackedRange};
 use super::{BuildError, CacheTrust};
 use crate::cache::block_hashes::BlocksOf;
 use crate::cache::{Cache, CacheError};
-use crate::pack::PackSource;
 use crate::pack::block_hashes::{BlockHashes, is_known};
+use crate::pack::{PackSource, PackSourceError};
 use crate::threads::map_in_parallel;
 use crate::verity::{self, BLOCK_BYTES, HASH_BYTES, Seal};
 use program::atomic_file::{self, WriteError};
@@ -52,6 +52,8 @@ pub(super) struct Sealed {
     pub(super) hashed_bytes: u64,
     /// Why the hashes could not be kept for the next image.
     pub(super) cache_error: Option<CacheError>,
+    /// Why the source provided no hashes.
+    pub(super) source_error: Option<PackSourceError>,
 }
 
 impl Sealing<'_> {
@@ -60,7 +62,7 @@ impl Sealing<'_> {
         let blocks = usize::try_from(self.data_bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
         self.packs
             .retain(|pack| pack.ranges.iter().map(|range| range.blocks().0.len()).sum::<usize>() >= MIN_KEPT_BLOCKS);
-        let known = self.known_hashes();
+        let (known, source_error) = self.known_hashes();
         let mut hashes = vec![0; blocks * HASH_BYTES];
         for (pack, known) in self.packs.iter().zip(&known) {
             for (in_image, in_pack) in pack.ranges.iter().map(PackedRange::blocks) {
@@ -77,32 +79,42 @@ impl Sealing<'_> {
         // On a full disk, the image comes first.
         let cache_error = self.keep_hashes(known, &hashes).err();
         let seal = Seal::new(&tree.root_hash, self.data_bytes);
-        Ok(Sealed { seal, image_bytes: self.data_bytes + tree.bytes.len() as u64, hashed_bytes, cache_error })
-    }
-
-    /// Returns the hashes that the cache has of each pack. A user who does not trust the cache gets none.
-    fn known_hashes(&self) -> Vec<Option<BlockHashes>> {
-        map_in_parallel(self.threads, &self.packs, |pack| {
-            if self.trust != CacheTrust::Checksums {
-                return None;
-            }
-            let kept = self.cache.and_then(|cache| cache.find_block_hashes(&pack.planned, self.blocks, &pack.identity));
-            kept.or_else(|| self.query_source(pack))
+        Ok(Sealed {
+            seal,
+            image_bytes: self.data_bytes + tree.bytes.len() as u64,
+            hashed_bytes,
+            cache_error,
+            source_error,
         })
     }
 
-    /// Requests hashes from the source. A failure has already been reported, or only makes the build
-    /// slower.
-    fn query_source(&self, pack: &PackInImage) -> Option<BlockHashes> {
-        let (BlocksOf::Pack(settings), Some(source), true) =
-            (self.blocks, self.source, pack.planned.nar_hash.is_some())
-        else {
-            return None;
-        };
-        let file = source.find_block_hashes(&pack.planned, settings).ok()??;
+    /// Returns the hashes that the cache or the source has of each pack, and the error of the source. A user who does not
+    /// trust them gets none.
+    fn known_hashes(&self) -> (Vec<Option<BlockHashes>>, Option<PackSourceError>) {
+        let found = map_in_parallel(self.threads, &self.packs, |pack| {
+            if self.trust != CacheTrust::Checksums {
+                return Ok(None);
+            }
+            let kept = self.cache.and_then(|cache| cache.find_block_hashes(&pack.planned, self.blocks, &pack.identity));
+            kept.map_or_else(|| self.query_source(pack), |kept| Ok(Some(kept)))
+        });
+        let mut source_error = None;
+        let known = found.into_iter().map(|found| {
+            found.unwrap_or_else(|error| {
+                source_error.get_or_insert(error);
+                None
+            })
+        });
+        (known.collect(), source_error)
+    }
+
+    /// Requests hashes from the source, and checks them.
+    fn query_source(&self, pack: &PackInImage) -> Result<Option<BlockHashes>, PackSourceError> {
+        let (BlocksOf::Pack(settings), Some(source)) = (self.blocks, self.source) else { return Ok(None) };
+        let Some(file) = source.find_block_hashes(&pack.planned, settings)? else { return Ok(None) };
         let mut content = Vec::new();
-        file.take(pack.identity.hashes_file_bytes() as u64 + 1).read_to_end(&mut content).ok()?;
-        BlockHashes::decode(&pack.identity, content)
+        let read = file.take(pack.identity.hashes_file_bytes() as u64 + 1).read_to_end(&mut content);
+        Ok(read.ok().and_then(|_| BlockHashes::decode(&pack.identity, content)))
     }
 
     /// Hashes the blocks whose hashes are unknown, and returns their number of bytes.
