@@ -65,7 +65,6 @@ write_ssh_configuration() {
   for name in host_key id_ed25519 migration; do ssh-keygen -q -t ed25519 -N '' -C "$name" -f "$ssh/$name"; done
   {
     cat "$ssh/id_ed25519.pub"
-    # The terminal's program has another PATH than Pacemaker.
     printf 'restrict,command="/rig/microvm ocf receive" %s\n' "$(cat "$ssh/migration.pub")"
   } >"$ssh/authorized_keys"
   printf 'n1,n2,n3 %s\n' "$(cat "$ssh/host_key.pub")" >"$ssh/known_hosts"

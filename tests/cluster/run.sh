@@ -298,7 +298,7 @@ live_migration() {
   moved "live migration" is_elsewhere microvm cluster move web "n$((left % 3 + 1))"
   # Nothing holds the machine there but its stickiness, and what somebody has set with other tools is kept.
   via cibadmin --query --scope constraints >"$RIG/constraints"
-  ! grep -q move "$RIG/constraints" || die "live migration: a constraint is left"
+  ! grep -q microvm__move "$RIG/constraints" || die "live migration: a constraint is left"
   grep -q "cli-ban-web-on-n$banned" "$RIG/constraints" || die "live migration: a constraint of the user was removed"
   via crm_resource --clear --resource web
 }

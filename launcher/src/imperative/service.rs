@@ -91,6 +91,11 @@ impl Service {
         run(&["kill", "--signal=SIGKILL", &self.unit])
     }
 
+    /// Lets a service that was killed count as inactive. systemd may have forgotten it already.
+    pub fn forget_failure(&self) {
+        quiet(Command::new("systemctl").args(["reset-failed", &self.unit]));
+    }
+
     /// Runs a verb of systemctl: start, stop, restart.
     ///
     /// # Errors

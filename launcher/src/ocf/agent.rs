@@ -347,9 +347,15 @@ impl<'run> Agent<'run> {
         let mut stopping = service.begin_stop()?;
         while stopping.try_wait().map_err(failed)?.is_none() {
             if Instant::now() >= end {
-                (self.message)(&format!("{} has not shut down in time; killing it", self.parameters.name));
+                if !for_guest.is_zero() {
+                    (self.message)(&format!("{} has not shut down in time; killing it", self.parameters.name));
+                }
                 service.kill()?;
                 stopping.wait().map_err(failed)?;
+                if for_guest.is_zero() {
+                    // A machine that has moved has not failed here.
+                    service.forget_failure();
+                }
                 break;
             }
             sleep(POLL_INTERVAL);

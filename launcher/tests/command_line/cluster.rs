@@ -294,7 +294,7 @@ fn applying_another_configuration_replaces_machines_and_the_same_one_changes_not
         "both changes are kept: {text}"
     );
     fs::write(cluster.path("always"), "").expect("a file");
-    assert_refused(&apply_beside(900), 1, "something else changes the configuration of the cluster all the time");
+    assert_refused(&apply_beside(900), 1, "another program keeps changing the configuration of the cluster");
     let text = fs::read_to_string(cluster.path("cib.xml")).expect("a file");
     assert!(text.contains("value=\"800\"") && !text.contains("value=\"900\""), "nothing was changed: {text}");
 }

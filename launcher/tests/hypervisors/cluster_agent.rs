@@ -12,10 +12,11 @@ use launcher::path::HostPath;
 use launcher::spec::{Hypervisor, ImageType};
 use launcher::state::{MachineState, RuntimeDirectory};
 use launcher::volumes::{ImageLock, LockRequest, LockTime, lock_volumes};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -365,22 +366,39 @@ fn a_receiver_that_fails_after_the_cluster_has_started_the_machine_leaves_it_run
     }
     let Some(cluster) = Cluster::new() else { return };
     cluster.write_cluster("web", "live");
+    // A full pipe keeps the receiver from saying that it is ready, after its hypervisor waits for the guest.
+    let (mut output, full) = io::pipe().unwrap();
+    let count = fill(&full);
     let mut receiver = cluster.receiver("n2");
-    let mut receiver = receiver.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let (mut input, mut output) = (receiver.stdin.take().unwrap(), receiver.stdout.take().unwrap());
+    let receiver = receiver.stdin(Stdio::piped()).stdout(full).stderr(Stdio::null()).spawn();
+    let mut receiver = receiver.unwrap();
+    let mut input = receiver.stdin.take().unwrap();
     writeln!(input, "{}", cluster.offer(&cluster.machine.path("store/web-runner"))).unwrap();
-    let mut ready = [0; 6];
-    output.read_exact(&mut ready).unwrap();
-    assert_eq!(&ready, b"ready\n");
+    // proc(5): the number of the system call, which is write, and its first argument.
+    let call = format!("/proc/{}/syscall", receiver.id());
+    let writes = format!("{} ", nix::libc::SYS_write);
+    wait_until(|| cluster.state("n2").running().unwrap().is_some());
+    wait_until(|| fs::read_to_string(&call).is_ok_and(|text| text.starts_with(&writes)));
     // The hypervisor that waits for the guest is no running machine.
     cluster.expect("n2", "monitor", NOT_RUNNING);
     cluster.expect("n2", "start", SUCCESS);
-    // The other node gives up.
-    drop((input, output));
-    receiver.wait().unwrap();
+    let mut filling = vec![0; count];
+    output.read_exact(&mut filling).unwrap();
+    assert!(!receiver.wait().unwrap().success(), "the machine that runs has not arrived");
     cluster.expect("n2", "monitor", SUCCESS);
     cluster.wait_for_console("n2", "after", "typed [after]");
     cluster.expect("n2", "stop", SUCCESS);
+}
+
+/// Fills a pipe, and returns the number of bytes.
+fn fill(pipe: &io::PipeWriter) -> usize {
+    fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    let (mut writer, mut count) = (pipe, 0);
+    while let Ok(written) = writer.write(&[0; 4096]) {
+        count += written;
+    }
+    fcntl(pipe, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    count
 }
 
 /// Runs the agent, which must not wait until Pacemaker ends it.
