@@ -201,8 +201,102 @@ check_clone() { # MICROVM
   echo "worker: a clone runs in a unit of its own, as its own user"
 }
 
+# Pacemaker's resource agent, without Pacemaker.
+agent() { # MACHINE ACTION [NAME=VALUE...]
+  local machine=$1 action=$2
+  shift 2
+  env "OCF_RESKEY_name=$machine" "OCF_RESKEY_runner=$(readlink -f "/var/lib/microvms/$machine/current")" \
+    OCF_RESKEY_CRM_meta_timeout=180000 OCF_RESKEY_CRM_meta_migrate_target=other "$@" timeout 120 /run/cluster/MicroVM "$action"
+}
+expect_agent() { # CODE MACHINE ACTION [NAME=VALUE...]
+  local code=0 expected=$1
+  shift
+  agent "$@" 2>/run/cluster/said || code=$?
+  [ "$code" = "$expected" ] || { journalctl --quiet --no-pager --unit "*microvm*$1*" | tail -n 30 >&2; die "the resource agent ended $2 of $1 with $code: $(cat /run/cluster/said)"; }
+}
+require_goes_on() { # MACHINE
+  ! journalctl --quiet "_SYSTEMD_INVOCATION_ID=$(systemctl show --property InvocationID --value "microvm@$1")" | grep 'devices reported' ||
+    die "$1 booted instead of going on"
+}
+
+# The agent drives the machine's unit. The other host of a live migration is a file from which the machine comes back.
+check_cluster_agent() {
+  local name=suspended dropin=/run/systemd/system/microvm@suspended.service.d
+  command -v cibadmin >/dev/null || { echo "skipped: the resource agent needs cibadmin, package pacemaker-cli-utils"; return; }
+  mkdir -m 0700 /run/cluster /run/cluster/shared
+  ln -s "$(systemctl cat microvm@suspended | grep -o '/nix/store/[^ ]*/bin/microvm' | head -n 1)" /run/cluster/MicroVM
+  expect_agent 7 $name monitor
+  expect_agent 0 $name start
+  wait_for $name waiting
+  [ "$(systemctl is-active microvm@$name)" = active ] || die "the resource agent does not use the unit: $(systemctl status microvm@$name)"
+  expect_agent 0 $name monitor
+  expect_agent 0 $name monitor OCF_CHECK_LEVEL=10
+
+  printf '#!/bin/sh\nread -r offer\necho "$offer" >/run/cluster/offer\necho ready\nexec cat >/run/cluster/stream\n' >/run/cluster/receive
+  chmod +x /run/cluster/receive
+  expect_agent 0 $name migrate_to OCF_RESKEY_migrate=live OCF_RESKEY_migrate_command='/run/cluster/receive NODE'
+  [ "$(systemctl is-active microvm@$name)" = inactive ] || die "the unit of a machine that has left is $(systemctl is-active microvm@$name)"
+  expect_agent 7 $name monitor
+  cat >/run/cluster/cib.xml <<CIB
+<cib validate-with="pacemaker-3.0" admin_epoch="0" epoch="1" num_updates="0"><configuration><crm_config/><nodes/><resources>
+<primitive id="$name" class="ocf" provider="microvm" type="MicroVM"><instance_attributes id="parameters"><nvpair id="n" name="name" value="$name"/>
+<nvpair id="r" name="runner" value="$(readlink -f /var/lib/microvms/$name/current)"/><nvpair id="m" name="migrate" value="live"/></instance_attributes>
+</primitive></resources><constraints/></configuration><status/></cib>
+CIB
+  cat /run/cluster/offer /run/cluster/stream | CIB_file=/run/cluster/cib.xml timeout 120 /run/cluster/MicroVM receive >/run/cluster/said 2>&1 ||
+    { journalctl --quiet --no-pager --unit "*microvm*$name*" | tail -n 30 >&2; die "the machine is not received: $(cat /run/cluster/said)"; }
+  expect_agent 0 $name migrate_from OCF_RESKEY_migrate=live
+  expect_agent 0 $name monitor
+  require_goes_on $name
+
+  expect_agent 0 $name migrate_to OCF_RESKEY_migrate=suspend OCF_RESKEY_migrate_dir=/run/cluster/shared
+  expect_agent 7 $name monitor
+  expect_agent 0 $name migrate_from OCF_RESKEY_migrate=suspend OCF_RESKEY_migrate_dir=/run/cluster/shared
+  wait_for $name "$name was resumed"
+  expect_agent 0 $name monitor
+  require_goes_on $name
+  expect_agent 0 $name stop
+  [ "$(systemctl is-active microvm@$name)" = inactive ] || die "the resource agent has not stopped the unit"
+  expect_agent 7 $name monitor
+
+  # A start that is dead at once is reported before its timeout.
+  mkdir "$dropin"
+  printf '[Service]\nRestart=no\nExecStartPre=/bin/false\n' >"$dropin/dead.conf"
+  systemctl daemon-reload
+  expect_agent 1 $name start
+  grep -q "$name has not started: " /run/cluster/said || die "the resource agent says of a dead start: $(cat /run/cluster/said)"
+  rm -r "$dropin"
+  systemctl daemon-reload
+  systemctl reset-failed microvm@$name
+  echo "the resource agent starts, moves and stops a unit: $(stat -c %s /run/cluster/stream) bytes moved"
+}
+
+# What stands for Pacemaker: when the host shuts down, it stops the machine before systemd does.
+start_cluster() {
+  [ -e /run/cluster/MicroVM ] || return 0
+  mkdir /run/systemd/system/microvm@qemu.service.d
+  printf '[Unit]\nBefore=pacemaker.service\n' >/run/systemd/system/microvm@qemu.service.d/cluster.conf
+  cat >/run/systemd/system/pacemaker.service <<'UNIT'
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/true
+ExecStop=/bin/bash /root/systemd.sh --stop-cluster
+TimeoutStopSec=60
+UNIT
+  systemctl daemon-reload
+  systemctl start pacemaker
+  expect_agent 0 qemu start
+  wait_for qemu waiting
+}
+if [ "${1:-}" = --stop-cluster ]; then
+  systemctl is-active --quiet microvm@qemu && expect_agent 0 qemu stop && echo stopped >/out/cluster
+  exit
+fi
+
 # The host shuts down while the machine runs, and starts again.
 check_shutdown() {
+  start_cluster
   systemctl start microvm@suspended || { journalctl --quiet --no-pager --unit '*microvm*suspended*' | tail -n 60 >&2; die "microvm@suspended does not start again"; }
   wait_for suspended waiting
 }
@@ -211,6 +305,7 @@ start_after_reboot() {
 }
 after_reboot() {
   local state=/var/lib/microvms/suspended saved user
+  ! command -v cibadmin >/dev/null || [ "$(cat /out/cluster)" = stopped ] || die "Pacemaker could not stop a machine when the host shut down"
   saved=$state/suspended.suspended/complete
   make_devices
   [ -e "$saved/stamp.json" ] || die "the machine was not suspended when the host shut down: $(ls "$state")"
@@ -383,6 +478,7 @@ inside() {
   check_user_network
   check_migration
   check_suspending
+  check_cluster_agent
   systemctl start microvm-image-cache-gc
   ! journalctl --quiet --unit microvm-image-cache | grep -i 'error\|panic' || die "the cache service had trouble, see above"
   [ -z "$(systemctl list-units --failed --quiet --plain --no-legend '*microvm*')" ] || die "units failed: $(systemctl list-units --failed --plain)"
