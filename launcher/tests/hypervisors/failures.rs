@@ -360,7 +360,9 @@ fn a_machine_whose_messages_nobody_reads_starts_and_ends_at_a_signal() {
     // Fills the pipe to the last byte.
     nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
     for length in [4096, 1] {
-        while (&writer).write(&vec![b'x'; length]).is_ok() {}
+        while let Ok(written) = (&writer).write(&[b'x'; 4096][..length]) {
+            assert!(written > 0);
+        }
     }
     nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
     let inner = machine.microvm(&["run", "machine.json", "--supervise", "--stop-timeout", "0"]);
