@@ -49,7 +49,7 @@ use new_pack::PackKeeper;
 use nix::sys::resource::{UsageWho, getrusage};
 use output::ImageFile;
 use program::atomic_file::WriteError;
-use seal::Sealing;
+use seal::{Sealing, Sidecar};
 use sequence::{SequenceInputs, Sequenced, Sequencer, WriteTables};
 use source::InputPath;
 use squashfs::SquashfsBuild;
@@ -216,6 +216,8 @@ pub fn build(
     };
     progress.begin(Phase::Publish, 0);
     if plan.verity {
+        // The disk is busy while the image is hashed.
+        output.write_out();
         let seal_started = Instant::now();
         let blocks = match &plan.format {
             ImageFormat::Squashfs(settings) => BlocksOf::Pack(settings),
@@ -269,12 +271,8 @@ fn publish(
     if cancel.load(Ordering::Relaxed) {
         return Err(BuildError::Interrupted);
     }
-    // The seal is written first, so that an image in place always has one. If only the seal is new, the kernel refuses
-    // to open the earlier image with it.
-    if let Some(seal) = &report.verity {
-        seal::write_sidecar(seal, &options.output)?;
-    }
-    let published = output.publish()?;
+    let sidecar = report.verity.as_ref().map(|seal| Sidecar::create(seal, &options.output)).transpose()?;
+    let published = output.publish(sidecar.as_ref())?;
     report.seconds.publish = started.elapsed().as_secs_f64();
     Ok(published)
 }

@@ -9,6 +9,7 @@ mod program;
 
 use program::Workspace;
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use testing::Disk;
@@ -21,6 +22,22 @@ struct Images {
     workspace: Workspace,
     old: Vec<u8>,
     new: Vec<u8>,
+    sealed_old: SealedImage,
+    sealed_new: SealedImage,
+}
+
+/// A sealed image, and the file beside it.
+#[derive(PartialEq)]
+struct SealedImage {
+    image: Vec<u8>,
+    seal: Vec<u8>,
+}
+
+impl SealedImage {
+    fn read(image: &Path) -> Self {
+        let seal = fs::read(image.with_extension("verity.json"));
+        Self { image: fs::read(image).unwrap(), seal: seal.unwrap() }
+    }
 }
 
 impl Images {
@@ -41,14 +58,23 @@ impl Images {
             plan["paths"][0]["narHash"] = imagebuilder::nar_hash::print(&hash).into();
             workspace.write(&format!("{name}.json"), &plan.to_string());
             workspace.run(&format!("build --plan {name}.json --no-cache -q -o {name}.image")).success();
+            plan["verity"] = true.into();
+            workspace.write(&format!("{name}.sealed.json"), &plan.to_string());
+            workspace.run(&format!("build --plan {name}.sealed.json --no-cache -q -o {name}-sealed")).success();
             workspace.read(&format!("{name}.image"))
         });
         let [old, new] = images.each_mut().map(std::mem::take);
-        Self { workspace, old, new }
+        let [sealed_old, sealed_new] =
+            [OLD, NEW].map(|name| SealedImage::read(&workspace.path(&format!("{name}-sealed"))));
+        Self { workspace, old, new, sealed_old, sealed_new }
     }
 
     fn build(&self, disk: &str, name: &str) {
         self.workspace.run(&format!("build --plan {name}.json --cache {disk}/cache -q -o {disk}/image")).success();
+    }
+
+    fn build_sealed(&self, disk: &str, name: &str) {
+        self.build(disk, &format!("{name}.sealed"));
     }
 }
 
@@ -73,13 +99,27 @@ fn an_image_is_complete_after_a_power_cut_right_after_its_build() {
 }
 
 #[test]
-fn a_power_cut_during_a_build_leaves_the_old_image_or_the_new_one() {
+fn a_sealed_image_and_its_seal_are_complete_after_a_power_cut_right_after_the_build() {
     let images = Images::new();
     for kind in ["ext4", "xfs"] {
         let Some(disk) = Disk::new(images.workspace.root(), kind) else { continue };
-        images.build(kind, OLD);
+        for (name, expected) in [(OLD, &images.sealed_old), (NEW, &images.sealed_new)] {
+            images.build_sealed(kind, name);
+            disk.commit_metadata();
+            disk.cut_power();
+            assert!(SealedImage::read(&disk.path().join("image")) == *expected, "{kind}: {name}");
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_during_a_build_leaves_the_old_image_or_the_new_one_with_its_seal() {
+    let images = Images::new();
+    for kind in ["ext4", "xfs"] {
+        let Some(disk) = Disk::new(images.workspace.root(), kind) else { continue };
+        images.build_sealed(kind, OLD);
         for milliseconds in [0, 5, 10, 20, 40, 80, 160, 320] {
-            let line = format!("build --plan {NEW}.json --cache {kind}/cache -q -o {kind}/image");
+            let line = format!("build --plan {NEW}.sealed.json --cache {kind}/cache -q -o {kind}/image");
             let mut child = images.workspace.command(line.split(' ')).stderr(Stdio::null()).spawn().unwrap();
             std::thread::sleep(Duration::from_millis(milliseconds));
             disk.commit_metadata();
@@ -87,10 +127,15 @@ fn a_power_cut_during_a_build_leaves_the_old_image_or_the_new_one() {
             child.kill().unwrap();
             child.wait().unwrap();
             disk.cut_power();
-            let found = fs::read(disk.path().join("image")).unwrap();
-            assert!(found == images.old || found == images.new, "{kind} after {milliseconds} ms: {}", found.len());
-            images.build(kind, OLD);
-            assert!(fs::read(disk.path().join("image")).unwrap() == images.old, "{kind} after {milliseconds} ms");
+            let found = SealedImage::read(&disk.path().join("image"));
+            let is_old = found.image == images.sealed_old.image;
+            // The new seal alone makes the kernel refuse the old image.
+            let is_new = found == images.sealed_new;
+            let has_a_seal = [&images.sealed_old.seal, &images.sealed_new.seal].contains(&&found.seal);
+            assert!((is_old && has_a_seal) || is_new, "{kind} after {milliseconds} ms: {}", found.image.len());
+            images.build_sealed(kind, OLD);
+            let found = SealedImage::read(&disk.path().join("image"));
+            assert!(found == images.sealed_old, "{kind} after {milliseconds} ms");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The image file. It is written without a name, and gets its name when it is complete.
 
+use super::BuildError;
+use super::seal::Sidecar;
 use crate::cache::outputs::Published;
 use crate::pack::SHARED_BLOCK_BYTES;
 use crate::threads::both;
@@ -225,28 +227,50 @@ impl<'a> ImageFile<'a> {
         both(blake3, sha256).map_err(io_error("read back", &self.target))
     }
 
-    /// Gives the image its name, replacing an existing file.
+    /// Begins to write everything to disk, if the image is to be synced. Call it when little is left to be written.
+    pub(super) fn write_out(&self) {
+        self.write_back.request();
+    }
+
+    /// Gives the image and its seal their names, replacing existing files.
     ///
     /// An image that replaces another is synced before it gets its name. Otherwise the file system could write the rename
     /// first, and a power cut would leave a file of the right length that is full of zeros, and destroy the old image.
+    /// The seal gets its name first, so that an image in place always has one. If only the seal is new, the kernel refuses
+    /// to open the earlier image with it.
     ///
     /// # Errors
-    /// It cannot be written to disk, linked or renamed.
-    pub(super) fn publish(mut self) -> Result<Published, OutputError> {
-        // A full disk, and file systems that cannot rename in this way, are left to the code below.
-        if self.durability == Durability::UnsyncedIfNew && self.file.publish_new(&self.target).is_ok() {
-            return self.published(false);
+    /// They cannot be written to disk, linked or renamed.
+    pub(super) fn publish(mut self, seal: Option<&Sidecar>) -> Result<Published, BuildError> {
+        if self.durability == Durability::UnsyncedIfNew && fs::symlink_metadata(&self.target).is_err() {
+            seal.map_or(Ok(()), Sidecar::publish)?;
+            // A full disk, and file systems that cannot rename in this way, are left to the code below.
+            if self.file.publish_new(&self.target).is_ok() {
+                return Ok(self.published(false)?);
+            }
         }
-        let synced = self.write_back.finish().and_then(|()| self.file().sync_all());
-        synced.map_err(io_error("write", &self.target))?;
+        self.sync(seal)?;
+        seal.map_or(Ok(()), Sidecar::publish)?;
         loop {
             match self.file.publish(&self.target) {
                 Err(error) if is_full(&error) && (self.make_room)(0) => {}
                 other => break other.map_err(io_error("put in place", &self.target))?,
             }
         }
+        // Both are in this directory.
         sync_directory_of(&self.target).map_err(io_error("put in place", &self.target))?;
-        self.published(true)
+        Ok(self.published(true)?)
+    }
+
+    /// Waits until the image and its seal are on disk. The seal is synced at the same time, because it would otherwise wait
+    /// for the disk to write the image, and the image then for the seal.
+    fn sync(&mut self, seal: Option<&Sidecar>) -> Result<(), BuildError> {
+        let (file, write_back) = (self.file.file(), &mut self.write_back);
+        let mut image = || write_back.finish().and_then(|()| file.sync_all());
+        let failed = io_error("write", &self.target);
+        let Some(seal) = seal else { return Ok(image().map_err(failed)?) };
+        let ((), sealed) = both(image, || Ok(seal.sync())).map_err(failed)?;
+        Ok(sealed?)
     }
 
     fn published(&self, is_synced: bool) -> Result<Published, OutputError> {
@@ -322,6 +346,14 @@ impl WriteBack {
             thread.ok().map(|thread| (sender, thread))
         });
         Self { thread, ..Self::none() }
+    }
+
+    /// Writes to disk what was written until now.
+    fn request(&self) {
+        if let Some((sender, _)) = &self.thread {
+            // If a request is waiting already, it will include this one.
+            let _ = sender.try_send(());
+        }
     }
 
     /// Records that more bytes have been written.

@@ -9,11 +9,13 @@ use crate::pack::block_hashes::{BlockHashes, is_known};
 use crate::pack::{PackSource, PackSourceError};
 use crate::threads::map_in_parallel;
 use crate::verity::{self, BLOCK_BYTES, HASH_BYTES, Seal};
-use program::atomic_file::{self, WriteError};
+use program::atomic_file::WriteError;
+use program::unnamed_file::UnnamedFile;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{IoSlice, Read};
+use std::io::{self, IoSlice, Read};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -178,9 +180,46 @@ fn text(seal: &Seal) -> String {
     serde_json::to_string_pretty(seal).unwrap_or_default() + "\n"
 }
 
-/// Writes the document to the directory of the image.
-pub(super) fn write_sidecar(seal: &Seal, image: &Path) -> Result<(), WriteError> {
-    atomic_file::write(&sidecar_path(image), text(seal).as_bytes())
+/// The document in the directory of the image, before it has its name.
+pub(super) struct Sidecar {
+    file: UnnamedFile,
+    path: PathBuf,
+}
+
+impl Sidecar {
+    /// Writes the document to a file without a name, beside the image.
+    ///
+    /// # Errors
+    /// The directory is not writable, or the disk is full.
+    pub(super) fn create(seal: &Seal, image: &Path) -> Result<Self, WriteError> {
+        let path = sidecar_path(image);
+        let file = UnnamedFile::create_sibling(&path)
+            .and_then(|file| file.file().write_all_at(text(seal).as_bytes(), 0).map(|()| file));
+        match file {
+            Ok(file) => Ok(Self { file, path }),
+            Err(source) => Err(WriteError { path, source }),
+        }
+    }
+
+    /// Waits until the document is on disk.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub(super) fn sync(&self) -> Result<(), WriteError> {
+        self.file.file().sync_all().map_err(|source| self.error(source))
+    }
+
+    /// Gives the document its name, replacing that of an earlier image.
+    ///
+    /// # Errors
+    /// It cannot be linked or renamed.
+    pub(super) fn publish(&self) -> Result<(), WriteError> {
+        self.file.publish(&self.path).map_err(|source| self.error(source))
+    }
+
+    fn error(&self, source: io::Error) -> WriteError {
+        WriteError { path: self.path.clone(), source }
+    }
 }
 
 /// Returns whether the directory of the image has this document.
