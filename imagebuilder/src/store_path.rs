@@ -81,6 +81,20 @@ impl StorePath {
         &self.0[..HASH_LENGTH]
     }
 
+    /// Returns the numbers of store paths in the order of `key`, then of their base names, then of the numbers.
+    pub(crate) fn order<'a>(paths: impl IntoIterator<Item = &'a Self>, key: fn(&Self) -> &str) -> Vec<usize> {
+        // The first characters decide nearly always, and comparing them needs no access to the texts.
+        let beginning = |path: &'a Self| {
+            let mut bytes = [0; 16];
+            bytes.iter_mut().zip(key(path).bytes()).for_each(|(to, from)| *to = from);
+            u128::from_be_bytes(bytes)
+        };
+        let mut order: Vec<(u128, &str, &Self, usize)> =
+            paths.into_iter().enumerate().map(|(number, path)| (beginning(path), key(path), path, number)).collect();
+        order.sort_unstable();
+        order.into_iter().map(|(.., number)| number).collect()
+    }
+
     /// Returns the part after the dash.
     pub fn name(&self) -> &str {
         &self.0[HASH_LENGTH + 1..]
@@ -194,6 +208,21 @@ mod tests {
     fn a_base_name_has_a_hash_and_a_name() {
         let path = StorePath::from_base_name(&format!("{HASH}-bash-5.2")).unwrap();
         assert_eq!((path.hash_part(), path.name()), (HASH, "bash-5.2"));
+    }
+
+    #[test]
+    fn paths_are_ordered_by_the_bytes_of_their_keys() {
+        let name = "[a-z]{0,1}(small-file|small-files-in|s)[a-z.-]{0,2}";
+        proptest!(|(names in prop::collection::vec(("[01]", name), 0..40))| {
+            let text = |(digit, name): &(String, String)| format!("{digit}{}-{name}", &HASH[1..]);
+            let paths: Vec<StorePath> =
+                names.iter().map(|parts| StorePath::from_base_name(&text(parts)).unwrap()).collect();
+            for key in [StorePath::name, StorePath::base_name] {
+                let mut expected: Vec<usize> = (0..paths.len()).collect();
+                expected.sort_by_key(|number| (key(&paths[*number]), paths[*number].base_name()));
+                prop_assert_eq!(StorePath::order(&paths, key), expected);
+            }
+        });
     }
 
     #[test]

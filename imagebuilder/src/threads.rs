@@ -2,7 +2,6 @@
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use std::cell::Cell;
-use std::io;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -44,25 +43,30 @@ pub(crate) fn map_in_parallel<Item: Sync, Product: Send>(
             products.push((index, map(item)));
         }
     };
-    let mut products = std::thread::scope(|scope| {
+    let mut in_order: Vec<Option<Product>> = items.iter().map(|_| None).collect();
+    let mut put = |products: Vec<(usize, Product)>| {
+        products.into_iter().for_each(|(index, product)| in_order[index] = Some(product));
+    };
+    std::thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads.min(items.len()))
             .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
             .collect();
-        let mut products = work();
+        put(work());
         for helper in helpers {
-            products.append(&mut helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            put(helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
         }
-        products
     });
-    products.sort_unstable_by_key(|(index, _)| *index);
-    products.into_iter().map(|(_, product)| product).collect()
+    in_order.into_iter().flatten().collect()
 }
 
 /// Runs two functions in parallel, or one after the other if no thread can be started for the second.
-pub(crate) fn both<First, Second: Send>(
-    first: impl FnOnce() -> io::Result<First>,
-    second: impl Fn() -> io::Result<Second> + Sync,
-) -> io::Result<(First, Second)> {
+///
+/// # Errors
+/// That of the first function, or else that of the second.
+pub(crate) fn both<First, Second: Send, Failure: Send>(
+    first: impl FnOnce() -> Result<First, Failure>,
+    second: impl Fn() -> Result<Second, Failure> + Sync,
+) -> Result<(First, Second), Failure> {
     std::thread::scope(|scope| {
         let helper = std::thread::Builder::new().spawn_scoped(scope, &second);
         let first = first()?;
@@ -90,9 +94,10 @@ mod tests {
 
     #[test]
     fn both_functions_run_and_either_may_fail() {
-        let fail = || Err::<i32, _>(io::Error::other("no"));
-        assert_eq!(both(|| Ok(1), || Ok(2)).unwrap(), (1, 2));
-        assert!(both(fail, || Ok(2)).is_err());
-        assert!(both(|| Ok(1), fail).is_err());
+        let fail = |number| Err::<i32, i32>(number);
+        assert_eq!(both(|| Ok(1), || Ok::<i32, i32>(2)), Ok((1, 2)));
+        assert_eq!(both(|| fail(1), || Ok(2)), Err(1));
+        assert_eq!(both(|| Ok(1), || fail(2)), Err(2));
+        assert_eq!(both(|| fail(1), || fail(2)), Err(1));
     }
 }

@@ -10,6 +10,7 @@ use crate::pack::{OpenError, Pack, PackFile, PackOpener, PackSource};
 use crate::plan::{ImagePlan, PlannedPath};
 use crate::scan::{self, ScanError};
 use crate::settings::ImageSettings;
+use crate::store_path::StorePath;
 use crate::threads::map_in_parallel;
 use std::collections::BTreeSet;
 use std::io;
@@ -83,8 +84,9 @@ impl<'a> Scanner<'a> {
     /// They are ordered by name, not by hash: an update changes hashes, which should not change the content that a path
     /// shares with its neighbours.
     pub(super) fn scan(&self, threads: usize) -> Result<Scanned, BuildError> {
-        let mut ordered: Vec<&PlannedPath> = self.plan.paths.iter().collect();
-        ordered.sort_by_key(|planned| (planned.path.name(), planned.path.base_name()));
+        let paths = &self.plan.paths;
+        let order = StorePath::order(paths.iter().map(|planned| &planned.path), StorePath::name);
+        let ordered: Vec<&PlannedPath> = order.into_iter().map(|number| &paths[number]).collect();
         let results = map_in_parallel(threads, &ordered, |planned| self.scan_path(planned));
         let mut scanned = Scanned { store_paths: Vec::with_capacity(results.len()), rebuilt: BTreeSet::new() };
         let mut problems = Vec::new();

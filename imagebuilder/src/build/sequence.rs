@@ -167,19 +167,6 @@ impl<'a> Sequencer<'a> {
         self.backlog.submit_jobs(&self.steps);
         loop {
             self.take_steps()?;
-            while let Some(slot) = self.backlog.pop_ready() {
-                let store_path = slot.store_path;
-                let places = &mut self.done.places;
-                let placed = self.placement.place(slot, &mut self.backlog, places, &self.range_hashes)?;
-                let Placed { input_bytes, stored_bytes, is_known } = placed;
-                if is_known {
-                    self.done.tally.copied(input_bytes);
-                    self.progress.advance(input_bytes, input_bytes, stored_bytes);
-                } else if input_bytes > 0 {
-                    self.done.tally.compressed(store_path, input_bytes);
-                    self.progress.advance(input_bytes, 0, stored_bytes);
-                }
-            }
             self.backlog.submit_jobs(&self.steps);
             let all_placed = self.next == self.steps.len() && self.backlog.is_empty();
             if all_placed || !self.backlog.is_busy() {
@@ -251,7 +238,10 @@ impl<'a> Sequencer<'a> {
         }
     }
 
+    /// Takes all steps that can be taken. What can be placed is placed after each of them, so that workers copy the first
+    /// packs while the next ones are looked at.
     fn take_steps(&mut self) -> Result<(), BuildError> {
+        self.place_ready()?;
         while self.backlog.has_room() {
             let number = self.next;
             let Some(step) = self.steps.get_mut(number) else { break };
@@ -263,6 +253,24 @@ impl<'a> Sequencer<'a> {
             let job_output = self.backlog.take_output(number);
             self.next += 1;
             self.take(step, job_output)?;
+            self.place_ready()?;
+        }
+        Ok(())
+    }
+
+    fn place_ready(&mut self) -> Result<(), BuildError> {
+        while let Some(slot) = self.backlog.pop_ready() {
+            let store_path = slot.store_path;
+            let places = &mut self.done.places;
+            let placed = self.placement.place(slot, &mut self.backlog, places, &self.range_hashes)?;
+            let Placed { input_bytes, stored_bytes, is_known } = placed;
+            if is_known {
+                self.done.tally.copied(input_bytes);
+                self.progress.advance(input_bytes, input_bytes, stored_bytes);
+            } else if input_bytes > 0 {
+                self.done.tally.compressed(store_path, input_bytes);
+                self.progress.advance(input_bytes, 0, stored_bytes);
+            }
         }
         Ok(())
     }

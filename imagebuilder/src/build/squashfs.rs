@@ -6,7 +6,7 @@ use super::packed_ranges::{PackInImage, PackedRange};
 use super::places::Places;
 use super::scan::Scanner;
 use super::sequence::Sequenced;
-use super::source::InputPath;
+use super::source::{InputPath, PathData};
 use super::{BuildError, BuildOptions, CacheTrust, NewImage, REPORT_VERSION, Target, cache_warning, write_blocks};
 use crate::cache::{Cache, CacheError};
 use crate::open_files::OpenFiles;
@@ -17,6 +17,7 @@ use crate::report::{BuildReport, CacheReport, CpuSeconds};
 use crate::settings::ImageSettings;
 use crate::squashfs::image::{DataBlocks, begin, finish};
 use crate::squashfs::tables::{Contents, Location, RootEntry};
+use crate::store_path::StorePath;
 use std::io::IoSlice;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
@@ -87,6 +88,7 @@ impl SquashfsBuild<'_> {
         };
         report.cpu_seconds = CpuSeconds { total: 0.0, sequencer: done.cpu_seconds };
         let packs = packs_in_image(&scanned.store_paths, &done);
+        free_in_background(scanned.store_paths);
         (report.work_seconds, report.slowest_paths) = (done.work_seconds, done.slowest_paths);
         Ok((report, packs))
     }
@@ -126,8 +128,8 @@ impl SquashfsBuild<'_> {
         (places, end): (&Places, u64),
         output: &ImageFile<'_>,
     ) -> Result<u64, BuildError> {
-        let mut order: Vec<usize> = (0..store_paths.len()).collect();
-        order.sort_by_key(|store_path| store_paths[*store_path].planned.path.base_name());
+        let order =
+            StorePath::order(store_paths.iter().map(|store_path| &store_path.planned.path), StorePath::base_name);
         let by_name: Vec<_> = order
             .iter()
             .map(|store_path| RootEntry {
@@ -142,6 +144,19 @@ impl SquashfsBuild<'_> {
         output.finish(&ending.superblock, ending.length)?;
         Ok(ending.length)
     }
+}
+
+/// Frees the store paths while the image is being synced and published, because those of a large closure consist of
+/// hundreds of thousands of allocations. Their packs are closed at once: a full disk may need the space.
+fn free_in_background(mut store_paths: Vec<InputPath>) {
+    for store_path in &mut store_paths {
+        if let PathData::Packed(pack) = &mut store_path.data {
+            pack.close();
+        }
+        store_path.earlier = None;
+    }
+    // Without a thread, they are freed here.
+    let _ = std::thread::Builder::new().name("microvm-image free".to_owned()).spawn(move || drop(store_paths));
 }
 
 /// Returns the packs whose bytes are in the image: those that were used, and those that were made.

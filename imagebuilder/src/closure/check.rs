@@ -151,7 +151,7 @@ impl Closure {
     /// All problems: those passed in and those of the records.
     pub fn from_records(
         origin: &str,
-        mut records: Vec<ClosureRecord>,
+        records: Vec<ClosureRecord>,
         store_dir: Option<&Path>,
         mut problems: Vec<ClosureProblem>,
     ) -> Result<Self, ClosureProblems> {
@@ -160,7 +160,10 @@ impl Closure {
         let mut named_dir: Option<PathBuf> = None;
         problems.extend(records.iter().filter_map(|record| other_store(record, &mut named_dir)));
         // Equal paths keep their order, so the first one remains.
-        records.sort_by(|a, b| a.located.path.cmp(&b.located.path));
+        let mut unsorted: Vec<Option<ClosureRecord>> = records.into_iter().map(Some).collect();
+        let order =
+            StorePath::order(unsorted.iter().flatten().map(|record| &record.located.path), StorePath::base_name);
+        let mut records: Vec<ClosureRecord> = order.into_iter().filter_map(|number| unsorted[number].take()).collect();
         records.dedup_by(|record, first| {
             let is_same = record.located.path == first.located.path;
             problems.extend(is_same.then(|| ClosureProblem::Twice {

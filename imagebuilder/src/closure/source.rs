@@ -1,9 +1,11 @@
 //! Reads a [`Closure`] from any of the supported sources.
 
-use super::check::{Closure, ClosureProblems};
+use super::check::{Closure, ClosureProblem, ClosureProblems, ClosureRecord};
 use super::graph::{self, GraphError};
 use super::nix_store::{self, NixStoreError, StoreLocation};
-use super::{path_list, registration};
+use super::path_list;
+use super::registration::{self, Registration};
+use crate::threads::both;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -118,14 +120,18 @@ impl ListInput {
 }
 
 fn closure_info(directory: &Path, store_dir: Option<&Path>) -> Result<Closure, ClosureError> {
-    let file = directory.join("registration");
-    let registration = registration::parse(&read_text(&ListInput::File(file.clone()))?);
-    let closure =
-        Closure::from_records(&file.display().to_string(), registration.records, store_dir, registration.problems)?;
-    let file = directory.join("store-paths");
-    let text = read_text(&ListInput::File(file.clone()))?;
-    let (records, problems) = path_list::parse(&text);
-    let listed = Closure::from_records(&file.display().to_string(), records, store_dir, problems)?;
+    let read = |name: &str, parse: fn(&str) -> (Vec<ClosureRecord>, Vec<ClosureProblem>)| {
+        let file = directory.join(name);
+        let (records, problems) = parse(&read_text(&ListInput::File(file.clone()))?);
+        Ok::<_, ClosureError>(Closure::from_records(&file.display().to_string(), records, store_dir, problems)?)
+    };
+    let registered = || {
+        read("registration", |text| {
+            let Registration { records, problems } = registration::parse(text);
+            (records, problems)
+        })
+    };
+    let (closure, listed) = both(registered, || read("store-paths", path_list::parse))?;
     let registered = closure.paths.iter().map(|planned| &planned.path);
     let listed = listed.paths.iter().map(|planned| &planned.path);
     match first_difference(registered, listed) {

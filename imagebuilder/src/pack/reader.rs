@@ -339,6 +339,13 @@ impl Pack {
         }
     }
 
+    /// Closes the file. Stored bytes can no longer be read.
+    pub fn close(&mut self) {
+        if self.file().is_some() {
+            self.stored = Stored::Memory(Box::default());
+        }
+    }
+
     /// Reads stored bytes without checking them; [`Self::is_intact`] does.
     ///
     /// # Errors
