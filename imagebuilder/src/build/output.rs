@@ -227,7 +227,7 @@ impl<'a> ImageFile<'a> {
         both(blake3, sha256).map_err(io_error("read back", &self.target))
     }
 
-    /// Begins to write everything to disk, if the image is to be synced. Call it when little is left to be written.
+    /// Begins to write everything to disk, if the image will be synced. Call it when little remains to be written.
     pub(super) fn write_out(&self) {
         self.write_back.request();
     }
