@@ -110,6 +110,8 @@ fn common_kinds_of_content_are_reported_by_name() {
         (0x2_0000, &[0x0c, 0xb1, 0xba, 0, 0, 0, 0, 0], "zfs"),
         (1024, &[0x10, 0x20, 0xf5, 0xf2], "f2fs"),
         (0x8001, b"CD001", "iso9660"),
+        (0, b"QED\0", "a QED image"),
+        (0, b"WithouFreSpacExt", "a Parallels image"),
     ] {
         let mut content = vec![0; 1 << 20];
         content[at..at + magic.len()].copy_from_slice(magic);

@@ -142,7 +142,7 @@ pub fn is_recognised(fs_type: &str) -> bool {
 
 /// File systems and images that are only detected, so that they are not overwritten or mistaken for others: name,
 /// offset, magic. Sources: the probes of libblkid in util-linux, and docs/interop of qemu.
-const OTHER_SIGNATURES: [(&str, usize, &[u8]); 26] = [
+const OTHER_SIGNATURES: [(&str, usize, &[u8]); 30] = [
     ("squashfs", 0, b"hsqs"),
     ("erofs", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]),
     ("LUKS", 0, b"LUKS\xba\xbe"),
@@ -168,6 +168,10 @@ const OTHER_SIGNATURES: [(&str, usize, &[u8]); 26] = [
     ("romfs", 0, b"-rom1fs-"),
     ("a GPT partition table", 512, b"EFI PART"),
     ("a vdi image", 0x40, &[0x7f, 0x10, 0xda, 0xbe]),
+    ("a QED image", 0, b"QED\0"),
+    ("a Parallels image", 0, b"WithoutFreeSpace"),
+    ("a Parallels image", 0, b"WithouFreSpacExt"),
+    ("BitLocker", 3, b"-FVE-FS-"),
     ("a cpio archive", 0, b"07070"),
 ];
 
