@@ -211,6 +211,7 @@ fn arguments_that_would_override_ours_in_qemu_are_refused() {
         (["-serial", "mon:stdio"], "-serial cannot be there too; set qemu.serialConsole = false"),
         (["-chardev", "stdio,id=x"], "-chardev cannot be there too"),
         (["-daemonize", "-S"], "leave -daemonize out"),
+        (["-incoming", "defer"], "would wait for a migration instead of booting"),
         (["-display", "curses,charset=CP437"], "-display cannot be there too; set qemu.serialConsole = false"),
         (["-curses", "-S"], "-curses cannot be there too"),
         (["-no-shutdown", "-S"], "would keep running after the guest has shut down"),
@@ -229,6 +230,8 @@ fn arguments_that_would_override_ours_in_qemu_are_refused() {
     assert!(refused.contains("so it cannot have NUMA nodes; leave -numa out"), "{refused}");
     let on_terminal = json!({"qemu": {"serialConsole": false, "extraArgs": ["-serial", "stdio"]}});
     launch(on_terminal, Hypervisor::Qemu);
+    let refused = refusal(json!({"qemu": {"machineOpts": {"a,b": "on"}}}), Hypervisor::Qemu);
+    assert!(refused.contains("qemu.machineOpts: qemu has no machine option `a,b`"), "{refused}");
     for (key, expected) in [("type", "use that"), ("memory-backend", "already has a memory backend")] {
         let fields = json!({"hugepageMem": true, "qemu": {"machineOpts": {key: "x"}}});
         let refused = refusal(fields, Hypervisor::Qemu);
@@ -468,7 +471,11 @@ fn arguments_with_which_no_hypervisor_starts_a_machine_are_refused() {
             ("--", "cannot be given `--`, because the launcher adds options after it"),
             ("--help", "would print text and exit with --help, instead of starting the machine"),
             ("--version", "would print text and exit with --version"),
+            ("disk.img", "cannot be given `disk.img` first, because it is no option"),
         ] {
+            if argument == "disk.img" && hypervisor == Hypervisor::Qemu {
+                continue;
+            }
             let refused = refusal(extra(section, &[argument]), hypervisor);
             assert!(refused.contains(&format!("{section}.extraArgs: {hypervisor} ")), "{refused}");
             assert!(refused.contains(expected), "{refused}");

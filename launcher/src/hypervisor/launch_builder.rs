@@ -14,6 +14,7 @@ use crate::path::HostPath;
 use crate::refusal::Refusal;
 use crate::spec::{Hypervisor, MacvtapMode, ShareProtocol};
 use crate::validate::{CheckedInterface, CheckedSpec, Disk, DiskBackend, DiskRole, device_name};
+use program::escape::one_line;
 use std::collections::BTreeMap;
 
 /// The directory of the credentials in the initrd. The guest's stage 1 copies its content to where systemd expects it.
@@ -124,6 +125,12 @@ impl<'spec> LaunchBuilder<'spec> {
     /// Refuses extra arguments with which no hypervisor starts a machine.
     fn check_extra_arguments(&mut self) {
         let (option, extra) = self.spec.sections.extra_args(self.hypervisor);
+        // qemu takes it for a disk, and the others have at most one such argument: the launcher's kernel.
+        if let Some(word) = extra.first().filter(|word| self.hypervisor != Hypervisor::Qemu && !word.starts_with('-'))
+            && !word.is_empty()
+        {
+            self.refuse(option, format!("cannot be given `{}` first, because it is no option", one_line(word)));
+        }
         for argument in extra {
             if argument.is_empty() {
                 self.refuse(option, "cannot be given an empty argument");

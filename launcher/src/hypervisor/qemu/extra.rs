@@ -155,6 +155,9 @@ pub(super) fn check(builder: &mut LaunchBuilder<'_>) {
         if let Some((_, instead)) = REPLACING.iter().find(|(option, _)| *option == name) {
             builder.refuse("qemu.extraArgs", format!("would use this -{name} instead of the launcher's; {instead}"));
         }
+        if name == "incoming" {
+            builder.refuse("qemu.extraArgs", "would wait for a migration instead of booting; leave -incoming out");
+        }
         if let Some((_, keys, instead)) = PARTLY_OURS.iter().find(|(option, _, _)| *option == name) {
             let gives = |(index, (key, value)): (usize, &(String, Option<String>))| {
                 keys.contains(&key.as_str()) || (index == 0 && value.is_none())

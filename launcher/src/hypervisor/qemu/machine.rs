@@ -9,6 +9,7 @@ use crate::keyval::{Dialect, Options};
 use crate::launch::KvmUse;
 use crate::spec::Accelerator;
 use crate::validate::DiskBackend;
+use program::escape::one_line;
 use std::collections::BTreeMap;
 
 /// The virtio-mmio slots of the machine model microvm (docs/system/i386/microvm.rst).
@@ -113,6 +114,11 @@ pub(super) fn choose(builder: &mut LaunchBuilder<'_>) -> Machine {
 fn check_machine_options(builder: &mut LaunchBuilder<'_>, needs_pcie: bool) {
     let spec = builder.spec;
     let Some(options) = &spec.sections.qemu.machine_opts else { return };
+    let is_name =
+        |key: &str| !key.is_empty() && key.chars().all(|one| one.is_ascii_alphanumeric() || "-_.".contains(one));
+    for key in options.keys().filter(|key| !is_name(key)) {
+        builder.refuse("qemu.machineOpts", format!("has no machine option `{}`", one_line(key)));
+    }
     if options.contains_key("type") {
         builder.refuse("qemu.machineOpts.type", "takes the machine model from qemu.machine; use that");
     }
