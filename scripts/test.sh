@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# test.sh: runs all checks of the project, on Debian 12 or later as root; about 22 minutes on 2 cores the first time.
+# test.sh: runs all checks of the project, on Debian 12 or later as root; about 35 minutes on 2 cores the first time.
 #
 # It runs all steps even if one fails, and then lists the failed ones. It sets MICROVM_TEST_REQUIRE_TOOLS=1, with which
 # a test fails instead of being skipped if an external program is missing.

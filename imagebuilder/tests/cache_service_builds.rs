@@ -127,9 +127,9 @@ impl Server {
     fn stop(mut self) -> (Option<i32>, String) {
         kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGTERM).unwrap();
         let code = self.0.wait().unwrap().code();
-        let mut said = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        (code, said)
+        let mut printed = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut printed).unwrap();
+        (code, printed)
     }
 }
 

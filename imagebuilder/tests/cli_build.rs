@@ -46,12 +46,15 @@ fn stdout_is_the_path_and_the_summary_is_on_stderr() {
     let workspace = Workspace::with_store();
     let run = workspace.run("build --closure-info info --store-dir store -o image");
     assert_eq!(run.stdout, "image\n");
-    let told: Vec<&str> = run.stderr.lines().collect();
-    assert!(told[0].starts_with("built image in "), "{told:?}");
-    assert_eq!(told[1], "  closure  30 B in 3 files of 3 paths");
-    assert!(told[2].starts_with("  image    "), "{told:?}");
-    assert_eq!(told[3], "  cache    0 B (0 %) reused");
-    assert!(told[5].starts_with("  time     scan 0.") && told[5].contains(", publish ") && told.len() == 6, "{told:?}");
+    let lines: Vec<&str> = run.stderr.lines().collect();
+    assert!(lines[0].starts_with("built image in "), "{lines:?}");
+    assert_eq!(lines[1], "  closure  30 B in 3 files of 3 paths");
+    assert!(lines[2].starts_with("  image    "), "{lines:?}");
+    assert_eq!(lines[3], "  cache    0 B (0 %) reused");
+    assert!(
+        lines[5].starts_with("  time     scan 0.") && lines[5].contains(", publish ") && lines.len() == 6,
+        "{lines:?}"
+    );
     let quiet = workspace.run("build --closure-info info --store-dir store -o image --quiet");
     assert_eq!((quiet.code, quiet.stdout.as_str(), quiet.stderr.as_str()), (0, "image\n", ""));
 }
@@ -74,9 +77,9 @@ fn the_report_is_json() {
 fn timings_name_the_work_and_the_store_paths_that_took_most_time() {
     let workspace = Workspace::with_store();
     let run = workspace.run("build --closure-info info --store-dir store -o image --timings");
-    let told: Vec<&str> = run.stderr.lines().collect();
-    assert!(told[6].starts_with("  threads  read 0.") && told[6].contains("s, compress "), "{told:?}");
-    let mut paths: Vec<&str> = told[7..].iter().filter_map(|line| line.split_whitespace().last()).collect();
+    let lines: Vec<&str> = run.stderr.lines().collect();
+    assert!(lines[6].starts_with("  threads  read 0.") && lines[6].contains("s, compress "), "{lines:?}");
+    let mut paths: Vec<&str> = lines[7..].iter().filter_map(|line| line.split_whitespace().last()).collect();
     paths.sort();
     let mut expected = [GREETING, LINK, TOOLS];
     expected.sort();

@@ -555,8 +555,8 @@ fn a_sealed_image_equals_that_of_veritysetup_and_a_flipped_bit_is_found() {
                 format!("--hash-offset={}", seal.hash_offset_bytes),
             ];
             let arguments = ["format".to_owned(), other.display().to_string(), other.display().to_string()];
-            let said = tools::run(program, arguments.iter().chain(&options));
-            assert!(said.contains(&seal.root_hash), "{said}\n{}", seal.root_hash);
+            let printed = tools::run(program, arguments.iter().chain(&options));
+            assert!(printed.contains(&seal.root_hash), "{printed}\n{}", seal.root_hash);
             assert!(fs::read(&other).unwrap() == bytes, "the tree of veritysetup is different");
         }
         let opens = |path: &Path| {

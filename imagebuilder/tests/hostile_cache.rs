@@ -200,11 +200,11 @@ fn symlinks_in_place_of_cache_directories_are_refused_and_their_targets_are_not_
             (&["cache", "fsck"], 1),
         ] {
             let output = target.run(command);
-            let said = String::from_utf8(output.stderr).unwrap();
+            let printed = String::from_utf8(output.stderr).unwrap();
             // fsck checks only packs.
             if !(command[1] == "fsck" && ["outputs", "names"].contains(&part)) {
-                assert_eq!(output.status.code(), Some(code), "{part}: {command:?}: {said}");
-                assert!(said.contains("it is a symbolic link, which leads out of the cache"), "{part}: {said}");
+                assert_eq!(output.status.code(), Some(code), "{part}: {command:?}: {printed}");
+                assert!(printed.contains("it is a symbolic link, which leads out of the cache"), "{part}: {printed}");
             }
             let names: Vec<_> = fs::read_dir(&elsewhere).unwrap().map(|entry| entry.unwrap().file_name()).collect();
             assert_eq!(names, ["precious"], "{part}: {command:?}");

@@ -311,8 +311,8 @@ fn a_pack_that_cannot_be_made_is_refused_and_a_defect_costs_one_request() {
         assert_eq!(client.ask(number).reason(), "failed");
     }
     client.expect_pack(2);
-    let said = service.said.lock().unwrap().clone();
-    assert!(said[0].contains(&base_name(0)) && said[0].contains("no space left"), "{said:?}");
+    let printed = service.printed.lock().unwrap().clone();
+    assert!(printed[0].contains(&base_name(0)) && printed[0].contains("no space left"), "{printed:?}");
     assert!(planned(0).nar_hash.is_some());
 }
 

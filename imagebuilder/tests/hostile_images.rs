@@ -272,9 +272,9 @@ fn assert_refused(image: PlainImage) -> String {
     };
     assert!(!output.exists(), "damage to the tree is found before anything is made");
     jail.assert_untouched();
-    let mut said: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
-    said.push(error);
-    said.join("\n")
+    let mut printed: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
+    printed.push(error);
+    printed.join("\n")
 }
 
 #[test]
@@ -289,8 +289,8 @@ fn names_that_point_out_of_the_directory_are_refused() {
     ] {
         let mut image = PlainImage::new(Item::directory([(from, Item::file("content"))]));
         image.rename(from.as_bytes(), to);
-        let said = assert_refused(image);
-        assert!(said.contains("cannot be a name"), "{to:?}: {said}");
+        let printed = assert_refused(image);
+        assert!(printed.contains("cannot be a name"), "{to:?}: {printed}");
     }
 }
 
@@ -301,8 +301,8 @@ fn a_name_that_is_listed_twice_is_refused_so_that_no_link_can_redirect_a_later_f
         ("bbbbbb", Item::directory([("victim", Item::file("overwritten"))])),
     ]));
     image.rename(b"bbbbbb", b"aaaaaa");
-    let said = assert_refused(image);
-    assert!(said.contains("its names are not in ascending order: aaaaaa follows aaaaaa"), "{said}");
+    let printed = assert_refused(image);
+    assert!(printed.contains("its names are not in ascending order: aaaaaa follows aaaaaa"), "{printed}");
 }
 
 #[test]
@@ -341,8 +341,8 @@ fn a_directory_that_contains_itself_is_refused() {
         let bytes = image.bytes[outer + at..outer + at + length].to_vec();
         image.put(inner + at, &bytes);
     }
-    let said = assert_refused(image);
-    assert!(said.contains("is reached a second time"), "{said}");
+    let printed = assert_refused(image);
+    assert!(printed.contains("is reached a second time"), "{printed}");
 }
 
 #[test]
@@ -362,8 +362,8 @@ fn directories_that_share_a_listing_are_refused_so_that_a_tree_cannot_double_at_
             image.put(other + at, &bytes);
         }
     }
-    let said = assert_refused(image);
-    assert!(said.contains("listings overlap"), "{said}");
+    let printed = assert_refused(image);
+    assert!(printed.contains("listings overlap"), "{printed}");
 }
 
 #[test]
@@ -372,8 +372,8 @@ fn a_file_that_claims_more_blocks_than_it_lists_is_refused() {
     let opened = Image::from_source(Box::new(image.bytes.clone())).unwrap();
     let file = image.inode(opened.find(in_tree("file").as_bytes()).unwrap().1.number);
     image.put(file + 28, &u32::MAX.to_le_bytes());
-    let said = assert_refused(image);
-    assert!(said.contains("more blocks than it lists"), "{said}");
+    let printed = assert_refused(image);
+    assert!(printed.contains("more blocks than it lists"), "{printed}");
 }
 
 /// Returns an image with a file of noise that has three blocks and a tail, and the positions of its inode and its size
@@ -404,14 +404,14 @@ fn blocks_that_are_outside_of_the_data_overlap_or_have_a_wrong_length_are_found(
     for (word, wanted) in wrong_words {
         let (mut image, _, words) = file_of_blocks();
         image.put(words, &word.to_le_bytes());
-        let said = problems_of(image);
-        assert!(said.contains(wanted), "{word:#x}: {said}");
+        let printed = problems_of(image);
+        assert!(printed.contains(wanted), "{word:#x}: {printed}");
     }
     for start in [0_u32, 95, u32::MAX] {
         let (mut image, file, _) = file_of_blocks();
         image.put(file + 16, &start.to_le_bytes());
-        let said = problems_of(image);
-        assert!(said.contains("outside of the data"), "{start}: {said}");
+        let printed = problems_of(image);
+        assert!(printed.contains("outside of the data"), "{start}: {printed}");
     }
 }
 
@@ -427,8 +427,8 @@ fn a_decompression_bomb_is_limited_to_one_block() {
     assert!(bomb.len() < block, "the bomb has {} bytes", bomb.len());
     bytes[98..98 + bomb.len()].copy_from_slice(&bomb);
     let image = Image::from_source(Box::new(bytes)).unwrap();
-    let said = check(&image).problems.iter().map(ToString::to_string).collect::<String>();
-    assert!(said.contains("does not decompress with zstd"), "{said}");
+    let printed = check(&image).problems.iter().map(ToString::to_string).collect::<String>();
+    assert!(printed.contains("does not decompress with zstd"), "{printed}");
 }
 
 #[test]

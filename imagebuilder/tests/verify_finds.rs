@@ -24,12 +24,12 @@ fn check(image: &Image, closure: Option<&Closure>, nar: NarCheck) -> VerifyRepor
     verify(image, VerifyOptions { closure, nar, jobs: 2, problems_max: 50 }).unwrap()
 }
 
-fn told(report: &VerifyReport) -> Vec<String> {
+fn problems(report: &VerifyReport) -> Vec<String> {
     report.problems.iter().map(|problem| format!("{:?} {problem}", problem.kind)).collect()
 }
 
 /// Builds an image, changes the store, and returns the problems that are reported.
-fn told_after(change: impl FnOnce(&Store)) -> Vec<String> {
+fn problems_after(change: impl FnOnce(&Store)) -> Vec<String> {
     let mut seeded = Seeded::new(11);
     let store = Store::new([(
         "tree",
@@ -46,12 +46,12 @@ fn told_after(change: impl FnOnce(&Store)) -> Vec<String> {
     build_image(store.path(), settings(Compression::Lz4, 65_536), &path);
     let before = closure(store.path());
     let image = Image::open(&path).unwrap();
-    assert_eq!(told(&check(&image, Some(&before), NarCheck::Skip)), Vec::<String>::new());
+    assert_eq!(problems(&check(&image, Some(&before), NarCheck::Skip)), Vec::<String>::new());
     change(&store);
     let report = check(&image, Some(&before), NarCheck::Skip);
     assert_eq!(report.problem_count, report.problems.len() as u64);
     assert_eq!(report.ok, report.problems.is_empty());
-    told(&report)
+    problems(&report)
 }
 
 fn allow_writing(path: &Path) {
@@ -60,7 +60,7 @@ fn allow_writing(path: &Path) {
 
 #[test]
 fn names_that_only_one_side_has_are_reported() {
-    let told = told_after(|store| {
+    let problems = problems_after(|store| {
         let tree = store.store_path("tree");
         fs::remove_file(tree.join("directory/inner")).unwrap();
         fs::write(tree.join("directory/zzz"), "").unwrap();
@@ -68,7 +68,7 @@ fn names_that_only_one_side_has_are_reported() {
         fs::remove_file(tree.join("link")).unwrap();
     });
     assert_eq!(
-        told,
+        problems,
         [
             format!("Missing {}: is in the store but not in the image", in_tree("a-new-one")),
             format!("Extra {}: is in the image but not in the store", in_tree("directory/inner")),
@@ -80,7 +80,7 @@ fn names_that_only_one_side_has_are_reported() {
 
 #[test]
 fn differing_types_modes_sizes_and_targets_are_reported() {
-    let told = told_after(|store| {
+    let problems = problems_after(|store| {
         let tree = store.store_path("tree");
         fs::remove_file(tree.join("link")).unwrap();
         symlink("other target", tree.join("link")).unwrap();
@@ -92,7 +92,7 @@ fn differing_types_modes_sizes_and_targets_are_reported() {
         fs::create_dir(tree.join("text")).unwrap();
     });
     assert_eq!(
-        told,
+        problems,
         [
             format!("Size {}: has 5 bytes in the image, but 18 in the store", in_tree("directory/other")),
             format!("Target {}: points to target in the image, but to other\\x20target in the store", in_tree("link")),
@@ -114,7 +114,7 @@ fn single_bytes_of_content_that_differ_are_reported() {
         file.write_all_at(&[!byte[0]], offset).unwrap();
         fs::set_permissions(path, Permissions::from_mode(0o444)).unwrap();
     };
-    let told = told_after(|store| {
+    let problems = problems_after(|store| {
         let tree = store.store_path("tree");
         at(0, &tree.join("directory/inner"));
         at(299_999, &tree.join("text"));
@@ -122,10 +122,10 @@ fn single_bytes_of_content_that_differ_are_reported() {
         at(19_999_999, &tree.join("large"));
     });
     let wanted = [("directory/inner", 0), ("large", 1_000_000), ("large", 19_999_999), ("text", 299_999)];
-    assert_eq!(told.len(), wanted.len(), "{told:#?}");
-    for (told, (path, byte)) in told.iter().zip(wanted) {
+    assert_eq!(problems.len(), wanted.len(), "{problems:#?}");
+    for (problem, (path, byte)) in problems.iter().zip(wanted) {
         let start = format!("Content {}: differs from the store at byte {byte} (BLAKE3 ", in_tree(path));
-        assert!(told.starts_with(&start) && told.ends_with(" in the store)"), "{told}");
+        assert!(problem.starts_with(&start) && problem.ends_with(" in the store)"), "{problem}");
     }
 }
 
@@ -162,7 +162,7 @@ fn wrong_owners_times_and_modes_of_an_image_by_another_tool_are_reported() {
     let report = check(&image, Some(&closure), NarCheck::Skip);
     let tree = format!("/{}", base_name("tree"));
     assert_eq!(
-        told(&report),
+        problems(&report),
         [
             "Mode /: has mode 0755, not 1775".to_owned(),
             "Owner /: belongs to 12:34, not to 0:30000".to_owned(),
@@ -262,7 +262,7 @@ fn nar_hashes_equal_those_of_nix() {
 
 /// Builds an image with a directory of a few files, lets `change` modify it, and returns the problems that are
 /// reported.
-fn told_of_patched(change: impl FnOnce(&mut PlainImage, &Image)) -> Vec<String> {
+fn problems_of_patched(change: impl FnOnce(&mut PlainImage, &Image)) -> Vec<String> {
     let many = (0..300).map(|number| (format!("entry-{number:03}"), Item::file(format!("{number}"))));
     let mut image = PlainImage::new(Item::directory([
         ("directory", Item::directory([("inner", Item::file("inner"))])),
@@ -272,7 +272,7 @@ fn told_of_patched(change: impl FnOnce(&mut PlainImage, &Image)) -> Vec<String> 
     let opened = Image::from_source(Box::new(image.bytes.clone())).unwrap();
     assert!(check(&opened, None, NarCheck::Skip).ok);
     change(&mut image, &opened);
-    told(&check(&Image::from_source(Box::new(image.bytes)).unwrap(), None, NarCheck::Skip))
+    problems(&check(&Image::from_source(Box::new(image.bytes)).unwrap(), None, NarCheck::Skip))
 }
 
 fn number(image: &Image, path: &str) -> u32 {
@@ -282,7 +282,7 @@ fn number(image: &Image, path: &str) -> u32 {
 #[test]
 fn wrong_link_counts_and_parents_are_reported() {
     let mut numbers = (0, 0);
-    let told = told_of_patched(|image, opened| {
+    let problems = problems_of_patched(|image, opened| {
         numbers = (number(opened, "directory"), number(opened, ""));
         let directory = image.inode(numbers.0);
         image.put(directory + 20, &9_u32.to_le_bytes());
@@ -293,25 +293,25 @@ fn wrong_link_counts_and_parents_are_reported() {
         format!("Links {path}: has the link count 9, but should have 2"),
         format!("Directory {path}: says inode 1 holds it, inode {} does", numbers.1),
     ];
-    assert_eq!(told, wanted);
+    assert_eq!(problems, wanted);
 }
 
 #[test]
 fn an_export_table_with_a_wrong_position_is_reported() {
-    let told = told_of_patched(|image, _| {
+    let problems = problems_of_patched(|image, _| {
         // The index of the table has the position of its only block. The entries follow two bytes later.
         let block = image.u64_at(image.u64_at(88) as usize) as usize;
         let first = image.bytes[block + 2..block + 10].to_vec();
         image.put(block + 10, &first);
     });
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].starts_with("Export export table: says inode 2 is at "), "{told:?}");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].starts_with("Export export table: says inode 2 is at "), "{problems:?}");
 }
 
 #[test]
 fn a_directory_index_with_a_wrong_name_is_reported() {
     let mut found = false;
-    let told = told_of_patched(|image, opened| {
+    let problems = problems_of_patched(|image, opened| {
         let many = image.inode(number(opened, "many"));
         let index_entries = u16::from_le_bytes(image.bytes[many + 32..many + 34].try_into().unwrap());
         found = index_entries > 0;
@@ -323,46 +323,49 @@ fn a_directory_index_with_a_wrong_name_is_reported() {
         }
     });
     assert!(found, "300 entries have an index");
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].starts_with(&format!("Directory {}: its index entry for byte ", in_tree("many"))), "{told:?}");
-    assert!(told[0].ends_with("does not name the first entry after it"), "{told:?}");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(
+        problems[0].starts_with(&format!("Directory {}: its index entry for byte ", in_tree("many"))),
+        "{problems:?}"
+    );
+    assert!(problems[0].ends_with("does not name the first entry after it"), "{problems:?}");
 }
 
 #[test]
 fn an_entry_that_contradicts_its_inode_is_reported() {
-    let told = told_of_patched(|image, _| {
+    let problems = problems_of_patched(|image, _| {
         let entry = image.entry(b"text");
         image.put(entry + 4, &3_u16.to_le_bytes());
     });
-    let said = told.join("\n");
-    assert!(said.contains(&format!("Damaged {}: inode at byte ", in_tree("text"))), "{said}");
-    assert!(said.contains("it is file ") && said.contains("its directory entry says symlink "), "{said}");
+    let printed = problems.join("\n");
+    assert!(printed.contains(&format!("Damaged {}: inode at byte ", in_tree("text"))), "{printed}");
+    assert!(printed.contains("it is file ") && printed.contains("its directory entry says symlink "), "{printed}");
 }
 
 #[test]
 fn nonzero_bytes_after_the_file_system_are_reported() {
-    let told = told_of_patched(|image, _| *image.bytes.last_mut().unwrap() = 1);
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].starts_with("Padding padding: byte ") && told[0].contains(" is not zero"), "{told:?}");
+    let problems = problems_of_patched(|image, _| *image.bytes.last_mut().unwrap() = 1);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].starts_with("Padding padding: byte ") && problems[0].contains(" is not zero"), "{problems:?}");
 }
 
 #[test]
 fn a_length_that_differs_from_the_end_of_the_tables_is_reported() {
-    let told = told_of_patched(|image, _| {
+    let problems = problems_of_patched(|image, _| {
         let used = image.u64_at(40);
         image.put(40, &(used + 8).to_le_bytes());
     });
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].starts_with("Layout superblock: says "), "{told:?}");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].starts_with("Layout superblock: says "), "{problems:?}");
 }
 
 #[test]
 fn a_fragment_for_an_empty_file_which_the_kernel_refuses_is_reported() {
-    let told = told_of_patched(|image, opened| {
+    let problems = problems_of_patched(|image, opened| {
         let text = image.inode(number(opened, "text"));
         assert_ne!(image.u32_at(text + 20), u32::MAX, "a small file is in a fragment");
         image.put(text + 28, &0_u32.to_le_bytes());
     });
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].ends_with("has a fragment for an empty tail"), "{told:?}");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].ends_with("has a fragment for an empty tail"), "{problems:?}");
 }

@@ -199,9 +199,12 @@ fn bad_input_exits_with_2_and_the_error_names_the_remedy() {
         let scratch = Scratch::machine(fields);
         for command in ["check", "explain"] {
             let output = microvm(&[command, &scratch.spec()]);
-            let said = stderr(&output);
-            assert_eq!(output.status.code(), Some(2), "{command}: {said}");
-            assert!(said.starts_with("error: ") && said.contains(expected), "{command}: wanted {expected}\n{said}");
+            let printed = stderr(&output);
+            assert_eq!(output.status.code(), Some(2), "{command}: {printed}");
+            assert!(
+                printed.starts_with("error: ") && printed.contains(expected),
+                "{command}: wanted {expected}\n{printed}"
+            );
             assert_eq!(stdout(&output), "");
         }
     }
@@ -210,9 +213,9 @@ fn bad_input_exits_with_2_and_the_error_names_the_remedy() {
 #[test]
 fn malformed_json_is_reported_with_file_line_and_column() {
     let scratch = Scratch::new("{\n  \"version\": 1,\n  \"name\" \"web\"\n}\n");
-    let said = stderr(&microvm(&["check", &scratch.spec()]));
+    let printed = stderr(&microvm(&["check", &scratch.spec()]));
     assert_eq!(
-        said.lines().next(),
+        printed.lines().next(),
         Some(format!("error: {}: line 3, column 10: expected `:`", scratch.spec()).as_str())
     );
 }
@@ -250,8 +253,8 @@ fn a_machine_whose_start_failed_is_not_suggested_as_another_spelling_of_its_own_
         stderr(&command.output().expect("microvm runs"))
     };
     assert!(stop("wbe").ends_with("\nhint: did you mean `web`?\n"), "{}", stop("wbe"));
-    let said = stop("web");
-    assert!(said.starts_with("error: no machine `web` has been started\nhint: the machines that were"), "{said}");
+    let printed = stop("web");
+    assert!(printed.starts_with("error: no machine `web` has been started\nhint: the machines that were"), "{printed}");
 }
 
 #[test]

@@ -82,18 +82,18 @@ fn a_volume_with_another_file_system_is_reported_by_check_volumes_and_run() {
     let expected = "contains xfs with label `state`, but the machine spec says ext4";
     for extra in [json!({"autoCreate": false}), json!({"size": 320}), json!({"autoCreate": false, "readOnly": true})] {
         for command in [["check", "--host"].as_slice(), &["volumes"], &["run"]] {
-            let (succeeded, said) = host.say(command, volume(extra.clone()));
-            assert!(!succeeded && said.contains(expected), "{command:?} {extra}: {said}");
+            let (succeeded, printed) = host.say(command, volume(extra.clone()));
+            assert!(!succeeded && printed.contains(expected), "{command:?} {extra}: {printed}");
         }
     }
     for extra in [json!({"autoCreate": false, "fsType": "xfs"}), json!({"autoCreate": false, "mountPoint": null})] {
-        let (succeeded, said) = host.say(&["check", "--host"], volume(extra));
-        assert!(succeeded, "{said}");
+        let (succeeded, printed) = host.say(&["check", "--host"], volume(extra));
+        assert!(succeeded, "{printed}");
     }
-    let (_, said) = host.say(&["volumes"], volume(json!({"autoCreate": false, "fsType": "xfs", "label": "data"})));
+    let (_, printed) = host.say(&["volumes"], volume(json!({"autoCreate": false, "fsType": "xfs", "label": "data"})));
     assert!(
-        said.contains("contains xfs with label `state`, but the machine spec says xfs with label `data`"),
-        "{said}"
+        printed.contains("contains xfs with label `state`, but the machine spec says xfs with label `data`"),
+        "{printed}"
     );
 }
 
@@ -116,10 +116,10 @@ fn common_kinds_of_content_are_reported_by_name() {
         let mut content = vec![0; 1 << 20];
         content[at..at + magic.len()].copy_from_slice(magic);
         fs::write(host.path("var.img"), content).unwrap();
-        let said = host.check(json!({"volumes": [{"image": "var.img", "autoCreate": false, "mountPoint": "/var"}]}));
+        let printed = host.check(json!({"volumes": [{"image": "var.img", "autoCreate": false, "mountPoint": "/var"}]}));
         assert!(
-            said.contains(&format!("contains {name}")) && said.contains(", but the machine spec says ext4"),
-            "{name}: {said}"
+            printed.contains(&format!("contains {name}")) && printed.contains(", but the machine spec says ext4"),
+            "{name}: {printed}"
         );
     }
 }
@@ -167,8 +167,8 @@ fn an_image_of_another_format_or_an_unsupported_kind_is_reported() {
         testing::missing("qemu-img does not work");
         return;
     }
-    let said = host.check(volume("qcow2"));
-    assert!(said.contains("contains a VHD image, but the machine spec says a qcow2 image"), "{said}");
+    let printed = host.check(volume("qcow2"));
+    assert!(printed.contains("contains a VHD image, but the machine spec says a qcow2 image"), "{printed}");
     assert!(on(volume("vhd"), "cloud-hypervisor").contains("is a dynamic VHD, and cloud-hypervisor opens"), "dynamic");
     assert!(create(&["-f", "vpc", "-o", "subformat=fixed,force_size"]));
     assert!(!on(volume("vhd"), "cloud-hypervisor").contains("VHD"), "fixed");
@@ -176,18 +176,18 @@ fn an_image_of_another_format_or_an_unsupported_kind_is_reported() {
     assert!(on(volume("qcow2"), "crosvm").contains("is qcow2 of version 2, and crosvm opens version 3 only"));
     assert!(create(&["-f", "qcow2", "-F", "raw", "-b", base.to_str().unwrap()]));
     for hypervisor in ["cloud-hypervisor", "crosvm"] {
-        let said = on(volume("qcow2"), hypervisor);
-        assert!(said.contains(&format!("has a backing file, which {hypervisor} does not open")), "{said}");
+        let printed = on(volume("qcow2"), hypervisor);
+        assert!(printed.contains(&format!("has a backing file, which {hypervisor} does not open")), "{printed}");
     }
-    let (succeeded, said) = host.say(&["check", "--host"], volume("qcow2"));
-    assert!(succeeded, "{said}");
+    let (succeeded, printed) = host.say(&["check", "--host"], volume("qcow2"));
+    assert!(succeeded, "{printed}");
     let data = host.path("data.raw");
     let external = format!("data_file={}", data.display());
     for (options, reason) in [(external.as_str(), "has an external data file"), ("extended_l2=on", "has extended L2")] {
         assert!(create(&["-f", "qcow2", "-o", options]));
         for hypervisor in ["cloud-hypervisor", "crosvm"] {
-            let said = on(volume("qcow2"), hypervisor);
-            assert!(said.contains(reason) && said.contains(&format!("{hypervisor} does not")), "{said}");
+            let printed = on(volume("qcow2"), hypervisor);
+            assert!(printed.contains(reason) && printed.contains(&format!("{hypervisor} does not")), "{printed}");
         }
     }
     // Data in the last cluster only, so that a table must be read to find it.
@@ -196,8 +196,12 @@ fn an_image_of_another_format_or_an_unsupported_kind_is_reported() {
         let mut convert = Command::new("qemu-img");
         convert.args(["convert", "-O", "qcow2"]).args(options).args([&base, &image]);
         assert!(convert.status().unwrap().success());
-        let said = on(volume("qcow2"), "crosvm");
-        assert_eq!(said.contains("contains compressed clusters, which crosvm does not read"), is_refused, "{said}");
+        let printed = on(volume("qcow2"), "crosvm");
+        assert_eq!(
+            printed.contains("contains compressed clusters, which crosvm does not read"),
+            is_refused,
+            "{printed}"
+        );
     }
 }
 
@@ -209,20 +213,20 @@ fn a_volume_that_is_a_directory_or_cannot_be_created_is_reported() {
     let volume = |image: &str, auto_create: bool| json!({"volumes": [{"image": image, "size": 16, "autoCreate": auto_create, "readOnly": !auto_create}]});
     for auto_create in [true, false] {
         for command in [["check", "--host"].as_slice(), &["volumes"], &["run"]] {
-            let (succeeded, said) = host.say(command, volume("directory.img", auto_create));
-            assert!(!succeeded && said.contains("directory.img"), "{command:?}: {said}");
+            let (succeeded, printed) = host.say(command, volume("directory.img", auto_create));
+            assert!(!succeeded && printed.contains("directory.img"), "{command:?}: {printed}");
         }
     }
-    let said = host.check(volume("file/below/var.img", true));
+    let printed = host.check(volume("file/below/var.img", true));
     assert!(
-        said.contains("file/below/var.img cannot be created: ") && said.contains("file is not a directory"),
-        "{said}"
+        printed.contains("file/below/var.img cannot be created: ") && printed.contains("file is not a directory"),
+        "{printed}"
     );
     let mut unknown = volume("var.img", true);
     unknown["volumes"][0]["fsType"] = json!("f2fs");
     let has_f2fs = Command::new("mkfs.f2fs").arg("-V").output().is_ok();
-    let said = host.check(unknown);
-    assert!(has_f2fs || said.contains("var.img cannot be created: mkfs.f2fs is not installed"), "{said}");
+    let printed = host.check(unknown);
+    assert!(has_f2fs || printed.contains("var.img cannot be created: mkfs.f2fs is not installed"), "{printed}");
 }
 
 #[test]
@@ -237,8 +241,8 @@ fn mkfs_is_found_where_it_is_not_in_the_path_of_ordinary_users() {
     let mut microvm = Command::new(env!("CARGO_BIN_EXE_microvm"));
     microvm.args(["check", "--host", "web.json"]).current_dir(host.path("")).env("PATH", "/usr/bin:/bin");
     let output = microvm.env("MICROVM_RUNTIME_DIR", host.path("run")).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!said.contains("mkfs"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert!(!printed.contains("mkfs"), "{printed}");
 }
 
 #[test]
@@ -252,17 +256,18 @@ fn the_host_is_checked_with_the_permissions_of_the_machines_user() {
     for name in ["bzImage", "var.img"] {
         fs::set_permissions(host.path(name), fs::Permissions::from_mode(0o600)).unwrap();
     }
-    let said = host.check(fields());
+    let printed = host.check(fields());
     for expected in ["kernel: ", "volumes[0].image: ", "socket: "] {
-        let line = said.lines().find(|line| line.contains(expected)).unwrap_or_else(|| panic!("{expected} in {said}"));
+        let line =
+            printed.lines().find(|line| line.contains(expected)).unwrap_or_else(|| panic!("{expected} in {printed}"));
         assert!(line.contains("Permission denied") && line.ends_with("(user nobody)"), "{line}");
     }
     let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
     for name in ["bzImage", "var.img", ""] {
         chown(host.path(name), Some(nobody.uid.as_raw()), Some(nobody.gid.as_raw())).unwrap();
     }
-    let (succeeded, said) = host.say(&["check", "--host"], fields());
-    assert!(succeeded, "{said}");
+    let (succeeded, printed) = host.say(&["check", "--host"], fields());
+    assert!(succeeded, "{printed}");
 }
 
 #[test]
@@ -284,8 +289,8 @@ fn a_passt_without_vhost_user_is_reported() {
     program("silent", "#!/bin/sh\n");
     let write = |help: &str| program("passt", &format!("#!/bin/sh\necho 'Usage: passt [OPTION]...'\necho '{help}'\n"));
     write("  -f, --foreground");
-    let said = host.check(fields());
-    assert!(said.contains("passt has no --vhost-user; install passt 2024_11_27 or newer"), "{said}");
+    let printed = host.check(fields());
+    assert!(printed.contains("passt has no --vhost-user; install passt 2024_11_27 or newer"), "{printed}");
     write("  --vhost-user  Enable vhost-user mode");
     assert!(!host.check(fields()).contains("--vhost-user"));
 }
@@ -294,10 +299,10 @@ fn a_passt_without_vhost_user_is_reported() {
 fn an_initrd_larger_than_the_memory_is_reported() {
     let host = Host::new();
     fs::File::create(host.path("initrd")).unwrap().set_len(64 << 20).unwrap();
-    let said = host.check(json!({"initrd": "initrd", "mem": 64}));
+    let printed = host.check(json!({"initrd": "initrd", "mem": 64}));
     assert!(
-        said.contains("mem: qemu cannot load the kernel and the initrd, 65 MiB in total, into 64 MiB of memory"),
-        "{said}"
+        printed.contains("mem: qemu cannot load the kernel and the initrd, 65 MiB in total, into 64 MiB of memory"),
+        "{printed}"
     );
 }
 
@@ -306,17 +311,17 @@ fn a_group_of_virtiofs_sockets_that_the_host_does_not_have_is_reported_before_th
     let host = Host::new();
     testing::write_program(&host.path("bin/virtiofsd"), "#!/bin/sh\nexit 0\n");
     let share = json!([{"proto": "virtiofs", "tag": "t", "source": "bin", "mountPoint": "/t"}]);
-    let said = host.check(json!({"shares": share, "virtiofsd": {"group": "no-such-group"}}));
-    assert!(said.contains("this host has no group `no-such-group`"), "{said}");
-    let said = host.check(json!({"shares": share, "virtiofsd": {"group": null}}));
-    assert!(!said.contains("group"), "{said}");
+    let printed = host.check(json!({"shares": share, "virtiofsd": {"group": "no-such-group"}}));
+    assert!(printed.contains("this host has no group `no-such-group`"), "{printed}");
+    let printed = host.check(json!({"shares": share, "virtiofsd": {"group": null}}));
+    assert!(!printed.contains("group"), "{printed}");
 }
 
 /// Asserts that both `check --host` and `run` refuse the machine for that reason.
 fn assert_refused_by_both(host: &Host, options: &[&str], fields: &Value, reason: &str) {
     for command in [["check", "--host"].as_slice(), &["run"]] {
-        let (succeeded, said) = host.say(&[command, options].concat(), fields.clone());
-        assert!(!succeeded && said.contains(reason), "{command:?} with {fields} did not say `{reason}`: {said}");
+        let (succeeded, printed) = host.say(&[command, options].concat(), fields.clone());
+        assert!(!succeeded && printed.contains(reason), "{command:?} with {fields} did not say `{reason}`: {printed}");
     }
 }
 
@@ -358,8 +363,8 @@ fn check_reports_what_run_would_refuse_because_of_files_in_the_state_directory()
     let kernel = host.path("bzImage");
     let fields = json!({"kernel": kernel, "qemu": {"accelerator": "tcg", "program": "./hypervisor"}});
     for command in [["check", "--host"].as_slice(), &["run"]] {
-        let (succeeded, said) = host.say(&[command, &["--state-dir", "state"]].concat(), fields.clone());
-        assert!(succeeded, "{command:?}: {said}");
+        let (succeeded, printed) = host.say(&[command, &["--state-dir", "state"]].concat(), fields.clone());
+        assert!(succeeded, "{command:?}: {printed}");
     }
 }
 
@@ -388,8 +393,8 @@ fn check_reports_a_machine_that_runs_and_a_volume_that_another_machine_uses() {
     assert_refused_by_both(&host, &[], &second("hard.img"), "hard.img is in use by another process");
     running.kill().unwrap();
     running.wait().unwrap();
-    let (succeeded, said) = host.say(&["check", "--host"], second("hard.img"));
-    assert!(succeeded, "{said}");
+    let (succeeded, printed) = host.say(&["check", "--host"], second("hard.img"));
+    assert!(succeeded, "{printed}");
 }
 
 #[test]
@@ -449,11 +454,11 @@ fn check_accepts_a_missing_tap_that_run_creates() {
         let output = command.current_dir(host.path("")).env("MICROVM_RUNTIME_DIR", host.path("run")).output().unwrap();
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    let (succeeded, said) = in_namespace(&[]);
-    assert!(succeeded, "{said}");
+    let (succeeded, printed) = in_namespace(&[]);
+    assert!(succeeded, "{printed}");
     let without_right = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"];
-    let (succeeded, said) = in_namespace(&without_right);
-    assert!(!succeeded && said.contains("vm-web does not exist, and only root can create it"), "{said}");
+    let (succeeded, printed) = in_namespace(&without_right);
+    assert!(!succeeded && printed.contains("vm-web does not exist, and only root can create it"), "{printed}");
 }
 
 #[test]
@@ -489,8 +494,8 @@ fn assert_refused_inside(host: &Host, place: &[&str], script: &str, reason: &str
         let path = format!("{}:{}", host.path("bin").display(), std::env::var("PATH").unwrap());
         command.current_dir(host.path("")).env("PATH", path).env("MICROVM_RUNTIME_DIR", host.path("run"));
         let output = command.env_remove("NOTIFY_SOCKET").env_remove("MICROVM_NAME").output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && said.contains(reason), "{arguments} did not say `{reason}`: {said}");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && printed.contains(reason), "{arguments} did not say `{reason}`: {printed}");
     }
 }
 
@@ -529,8 +534,8 @@ fn check_reports_a_forwarded_port_that_is_in_use_as_run_does() {
         "forwardPorts[0].host: tcp port 127.0.0.1:{port}: Address already in use (os error 98); end the program"
     );
     assert_refused_by_both(&host, &[], &forwarded("tcp"), &reason);
-    let (succeeded, said) = host.say(&["check", "--host"], forwarded("udp"));
-    assert!(succeeded, "{said}");
+    let (succeeded, printed) = host.say(&["check", "--host"], forwarded("udp"));
+    assert!(succeeded, "{printed}");
 }
 
 /// Runs microvm with these arguments as that user, in a user namespace in which no other one can be created. Returns its
@@ -578,15 +583,21 @@ fn check_reports_side_processes_that_may_not_create_their_namespaces_as_run_does
         host.check(json!({"shares": [share], "virtiofsd": {"group": null}}));
         give_all(host.directory.path());
         for command in [["check", "--host"].as_slice(), &["run"]] {
-            let said = say_without_namespaces(&host, "65534", command);
-            assert!(said.contains(reason) && said.contains("sysctl user.max_user_namespaces"), "{command:?}: {said}");
+            let printed = say_without_namespaces(&host, "65534", command);
+            assert!(
+                printed.contains(reason) && printed.contains("sysctl user.max_user_namespaces"),
+                "{command:?}: {printed}"
+            );
         }
     }
     let user_network = json!([{"type": "user", "id": "lan", "mac": "02:00:00:00:00:01"}]);
     let fields = json!({"hypervisor": "cloud-hypervisor", "interfaces": user_network});
     host.check(fields);
-    let said = say_without_namespaces(&host, "0", &["check", "--host"]);
-    assert!(said.contains("passt needs a user namespace, and the kernel does not allow one: No space left"), "{said}");
+    let printed = say_without_namespaces(&host, "0", &["check", "--host"]);
+    assert!(
+        printed.contains("passt needs a user namespace, and the kernel does not allow one: No space left"),
+        "{printed}"
+    );
 }
 
 /// Gives a directory with all its files to the user nobody.
@@ -616,13 +627,13 @@ fn check_reports_what_run_would_refuse_about_a_suspended_machine_and_nothing_abo
         fs::write(suspended.join("stamp.json"), stamp.to_string()).unwrap();
     };
     suspend(false);
-    let said = host.check(machine(256));
-    assert!(!said.contains("suspended: "), "{said}");
+    let printed = host.check(machine(256));
+    assert!(!printed.contains("suspended: "), "{printed}");
     assert_refused_by_both(&host, &[], &machine(512), "mem: was 256, is 512");
     // Of a machine that was suspended by a shutdown of the host, nobody has decided that it must go on.
     suspend(true);
     for command in [["check", "--host"].as_slice(), &["run"]] {
-        let (succeeded, said) = host.say(command, machine(512));
-        assert!(succeeded, "{command:?}: {said}");
+        let (succeeded, printed) = host.say(command, machine(512));
+        assert!(succeeded, "{command:?}: {printed}");
     }
 }

@@ -72,7 +72,7 @@ fn hostile_documents() -> Vec<(String, &'static str, String)> {
 
 /// Returns the launches of a spec on all hypervisors that support it. All error messages must be safe to print.
 fn launches(place: &str, text: &str) -> Vec<Launch> {
-    let assert_fit = |said: String| assert!(!said.contains(char::is_control), "{place}: {said:?}");
+    let assert_fit = |printed: String| assert!(!printed.contains(char::is_control), "{place}: {printed:?}");
     let spec: MachineSpec = match parse(text) {
         Ok(spec) => spec,
         Err(errors) => {
@@ -157,8 +157,11 @@ fn socket_paths_longer_than_the_kernel_supports_are_refused() {
         let mut document = json!({"version": 1, "name": "web", "kernel": "/k"});
         document.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let problems = check(&parse(&document.to_string()).unwrap()).unwrap_err();
-        let said: Vec<_> = problems.iter().map(ToString::to_string).collect();
-        assert!(said.iter().any(|said| said.contains(field) && said.contains("at most 107")), "{field}: {said:?}");
+        let printed: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        assert!(
+            printed.iter().any(|printed| printed.contains(field) && printed.contains("at most 107")),
+            "{field}: {printed:?}"
+        );
     }
 }
 
@@ -167,7 +170,7 @@ fn duplicate_images_tags_ids_and_sockets_are_refused() {
     let volume = json!({"image": "a.img", "size": 1, "mountPoint": "/a"});
     let share = json!({"tag": "t", "source": "/s", "mountPoint": "/s"});
     let interface = json!({"type": "tap", "id": "tap0", "mac": "02:00:00:00:00:01"});
-    for (fields, told) in [
+    for (fields, option) in [
         (json!({"volumes": [volume, volume]}), "volumes[1].image"),
         (json!({"shares": [share, share]}), "shares[1].tag"),
         (json!({"interfaces": [interface, interface]}), "interfaces[1].id"),
@@ -176,7 +179,7 @@ fn duplicate_images_tags_ids_and_sockets_are_refused() {
         let mut document = json!({"version": 1, "name": "web", "kernel": "/k"});
         document.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let problems = check(&parse(&document.to_string()).unwrap()).unwrap_err();
-        assert!(problems.iter().any(|problem| problem.option == told), "{told}: {problems:?}");
+        assert!(problems.iter().any(|problem| problem.option == option), "{option}: {problems:?}");
     }
     // Different parsers would interpret JSON with a duplicate field differently.
     assert!(parse(r#"{"version": 1, "name": "web", "kernel": "/k", "name": "db"}"#).is_err());
@@ -224,9 +227,9 @@ fn commands_refuse_names_that_are_paths_options_or_several_lines() {
     for command in ["stop", "console", "status", "balloon", "delete", "update", "start", "restart", "logs", "ssh"] {
         for name in names {
             let output = host.microvm(&[command, "--", name]);
-            let said = String::from_utf8(output.stderr).unwrap();
-            assert_eq!(output.status.code(), Some(2), "{command} {name:?}: {said}");
-            assert!(said.starts_with("error: ") && !said.contains('\u{1b}'), "{command} {name:?}: {said}");
+            let printed = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{command} {name:?}: {printed}");
+            assert!(printed.starts_with("error: ") && !printed.contains('\u{1b}'), "{command} {name:?}: {printed}");
             host.assert_empty();
         }
     }
@@ -248,9 +251,9 @@ fn errors_escape_control_characters_in_a_spec() {
             let output = host.microvm(&[command, spec.to_str().unwrap()]);
             // Remembered facts about the host are kept here and do no harm.
             let _ = fs::remove_file(host.directory.path().join("run/host-facts.json"));
-            let said = String::from_utf8(output.stderr).unwrap();
-            assert_eq!(output.status.code(), Some(2), "{command} {text}: {said}");
-            assert!(!said.contains('\u{1b}') && !said.contains("\nerror: forged"), "{command} {text}: {said}");
+            let printed = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{command} {text}: {printed}");
+            assert!(!printed.contains('\u{1b}') && !printed.contains("\nerror: forged"), "{command} {text}: {printed}");
         }
     }
     fs::remove_file(&spec).unwrap();

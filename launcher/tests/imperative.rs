@@ -121,9 +121,9 @@ impl Host {
     /// Runs a command that must exit with this code, and returns its stderr.
     fn refused(&self, code: i32, arguments: &[&str]) -> String {
         let output = self.microvm(arguments);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
-        said
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {printed}");
+        printed
     }
 
     fn current(&self, name: &str) -> PathBuf {
@@ -195,10 +195,10 @@ fn one_broken_machine_does_not_hide_the_others() {
     host.flake(&[("a", Ok("a")), ("b", Err("throw \"b is broken\""))]);
     fs::create_dir(host.path("machines/half")).unwrap();
     let rows: serde_json::Value = serde_json::from_str(&host.done(&["list", "--json"])).unwrap();
-    let told: Vec<_> =
+    let problems: Vec<_> =
         rows.as_array().unwrap().iter().map(|row| (row["name"].clone(), row["freshness"].clone())).collect();
     assert_eq!(
-        told,
+        problems,
         [("a", "current"), ("b", "broken"), ("c", "broken"), ("half", "unknown")]
             .map(|(name, freshness)| (name.into(), freshness.into()))
     );
@@ -207,8 +207,8 @@ fn one_broken_machine_does_not_hide_the_others() {
 
     // The machine that can be built is updated, and the others keep their runners.
     let before = host.current("b");
-    let said = host.refused(1, &["update", "b", "a"]);
-    assert!(said.contains("error: b: nix build failed") && said.contains("a is current"), "{said}");
+    let printed = host.refused(1, &["update", "b", "a"]);
+    assert!(printed.contains("error: b: nix build failed") && printed.contains("a is current"), "{printed}");
     assert_eq!(host.current("b"), before);
 }
 
@@ -227,18 +227,22 @@ fn all_machines_with_a_flake_are_updated_and_those_that_run_an_older_system_rest
     // Installed with microvm.deploy.installOnHost from another computer.
     fs::create_dir(host.path("machines/installed")).unwrap();
     symlink(host.current("a"), host.path("machines/installed/current")).unwrap();
-    let said = host.refused(2, &["update", "installed"]);
-    assert!(said.starts_with("error: installed has no flake on this host; if it was installed from"), "{said}");
+    let printed = host.refused(2, &["update", "installed"]);
+    assert!(printed.starts_with("error: installed has no flake on this host; if it was installed from"), "{printed}");
     let rows: serde_json::Value = serde_json::from_str(&host.done(&["list", "--json"])).unwrap();
     assert_eq!((&rows[4]["name"], &rows[4]["problem"]), (&"installed".into(), &serde_json::Value::Null));
     host.flake(&[("a", Ok("newer")), ("b", Err("throw \"b is broken\"")), ("c", Ok("c"))]);
-    let said = host.refused(1, &["update", "--all"]);
-    assert!(said.contains("a is updated, but runs an older system") && said.contains("c is current"), "{said}");
+    let printed = host.refused(1, &["update", "--all"]);
     assert!(
-        said.contains("\n1 updated, 1 current, 1 failed\nerror: b: nix build failed with exit status: 1: b is broken"),
-        "{said}"
+        printed.contains("a is updated, but runs an older system") && printed.contains("c is current"),
+        "{printed}"
     );
-    assert!(!said.contains("declared") && !said.contains("installed"), "{said}");
+    assert!(
+        printed
+            .contains("\n1 updated, 1 current, 1 failed\nerror: b: nix build failed with exit status: 1: b is broken"),
+        "{printed}"
+    );
+    assert!(!printed.contains("declared") && !printed.contains("installed"), "{printed}");
 
     // It has stopped, so it does not run an older system.
     host.done(&["restart", "--outdated"]);
@@ -547,9 +551,12 @@ fn root_does_not_follow_links_of_another_user_in_a_machines_directory() {
     let reason = "and root uses only files that no other user can change";
     let refused = |arguments: &[&str], name: &str| {
         let output = host.microvm(arguments);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-        assert!(said.contains(reason) && said.contains(&format!("machines/web/{name}")), "{arguments:?}: {said}");
-        assert!(arguments[0] == "list" || !output.status.success(), "{arguments:?}: {said}");
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(
+            printed.contains(reason) && printed.contains(&format!("machines/web/{name}")),
+            "{arguments:?}: {printed}"
+        );
+        assert!(arguments[0] == "list" || !output.status.success(), "{arguments:?}: {printed}");
     };
 
     put("booted");

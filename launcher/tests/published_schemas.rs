@@ -111,8 +111,8 @@ fn every_configuration_is_valid_for_cloud_hypervisors_schema() {
 #[test]
 fn cloud_hypervisors_command_line_equals_its_configuration() {
     for launch in launches(Hypervisor::CloudHypervisor) {
-        let said = configuration_of(&launch.arguments);
-        assert_eq!(Some(said), launch.expected_configuration, "{}", launch.name);
+        let printed = configuration_of(&launch.arguments);
+        assert_eq!(Some(printed), launch.expected_configuration, "{}", launch.name);
     }
 }
 

@@ -494,8 +494,11 @@ fn two_arguments_of_the_user_with_the_same_id_are_refused() {
         (["-object", "rng-random,id=r"], ["--object", "rng-builtin,id=r"], "r"),
         (["-fsdev", "local,id=f,path=/a"], ["-fsdev", "local,id=f,path=/b"], "f"),
     ] {
-        let said = refusal(extra("qemu", &[first, second].concat()), Hypervisor::Qemu);
-        assert!(said.contains("qemu.extraArgs") && said.contains(&format!("already has the id `{id}`")), "{said}");
+        let printed = refusal(extra("qemu", &[first, second].concat()), Hypervisor::Qemu);
+        assert!(
+            printed.contains("qemu.extraArgs") && printed.contains(&format!("already has the id `{id}`")),
+            "{printed}"
+        );
     }
     // Ids of different kinds do not conflict.
     let apart = [
@@ -538,10 +541,16 @@ fn lists_of_firecrackers_extra_config_are_appended_and_elements_with_the_same_id
     assert_eq!(drives[0]["path_on_host"], plain["drives"][0]["path_on_host"]);
     let interfaces = merged["network-interfaces"].as_array().expect("a list");
     assert_eq!((interfaces.len(), &interfaces[0]), (2, &plain["network-interfaces"][0]));
-    let said = refusal(with(json!({"drives": [theirs, theirs]})), Hypervisor::Firecracker);
-    assert!(said.contains("firecracker.extraConfig.drives") && said.contains("`mine` is given twice"), "{said}");
-    let said = refusal(with(json!({"network-interfaces": {}})), Hypervisor::Firecracker);
-    assert!(said.contains("firecracker.extraConfig.network-interfaces") && said.contains("requires a list"), "{said}");
+    let printed = refusal(with(json!({"drives": [theirs, theirs]})), Hypervisor::Firecracker);
+    assert!(
+        printed.contains("firecracker.extraConfig.drives") && printed.contains("`mine` is given twice"),
+        "{printed}"
+    );
+    let printed = refusal(with(json!({"network-interfaces": {}})), Hypervisor::Firecracker);
+    assert!(
+        printed.contains("firecracker.extraConfig.network-interfaces") && printed.contains("requires a list"),
+        "{printed}"
+    );
 }
 
 #[test]

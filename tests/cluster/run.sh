@@ -293,8 +293,8 @@ live_migration() {
   left=$(place)
   banned=$(((left + 1) % 3 + 1))
   via crm_resource --ban --resource web --node "n$banned" >/dev/null 2>&1
-  ! via microvm cluster move web "n$banned" 2>"$RIG/said" || die "live migration: moved against a constraint of the user"
-  grep -q "the constraint cli-ban-web-on-n$banned, which" "$RIG/said" || die "live migration: $(cat "$RIG/said")"
+  ! via microvm cluster move web "n$banned" 2>"$RIG/printed" || die "live migration: moved against a constraint of the user"
+  grep -q "the constraint cli-ban-web-on-n$banned, which" "$RIG/printed" || die "live migration: $(cat "$RIG/printed")"
   moved "live migration" is_elsewhere microvm cluster move web "n$((left % 3 + 1))"
   # Nothing holds the machine there but its stickiness, and what somebody has set with other tools is kept.
   via cibadmin --query --scope constraints >"$RIG/constraints"
@@ -311,14 +311,14 @@ drain() {
 }
 
 rolling_update() {
-  local boot number began runner from said
+  local boot number began runner from printed
   settle
   from=$(first_up)
   runner=$(build_runner "$from" 136)
   read -r boot number < <(state)
   # The other nodes do not have the runner, so nothing changes.
-  ! said=$(on "$from" microvm cluster update web "$runner" 2>&1) || die "rolling update: a runner was accepted that nodes do not have"
-  grep -q "copy it to all hosts: microvm cluster push web $runner" <<<"$said" || die "rolling update: $said"
+  ! printed=$(on "$from" microvm cluster update web "$runner" 2>&1) || die "rolling update: a runner was accepted that nodes do not have"
+  grep -q "copy it to all hosts: microvm cluster push web $runner" <<<"$printed" || die "rolling update: $printed"
   on "$from" microvm cluster push web "$runner"
   has_rebooted "$boot" && die "rolling update: the machine was restarted before the update"
   began=$(now)

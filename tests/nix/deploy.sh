@@ -89,27 +89,27 @@ run() { # COMMAND NAME ARGUMENT...
 }
 expect() { # NAME LINK CONTENT: what the link of a machine on the host leads to
   local content
-  content=$(on_host "cat $host/state/$1/$2/content") || die "$1 has no runner as $2: $said"
-  [ "$content" = "$3" ] || die "$1 has $content instead of $3 as $2: $said"
+  content=$(on_host "cat $host/state/$1/$2/content") || die "$1 has no runner as $2: $printed"
+  [ "$content" = "$3" ] || die "$1 has $content instead of $3 as $2: $printed"
 }
 
 flake 1
-for name in web db; do said=$(run install_on_host "$name" root@host.example) || die "$name was not installed: $said"; done
-grep -q '^building ' <<<"$said" || die "the host did not build the machine: $said"
+for name in web db; do printed=$(run install_on_host "$name" root@host.example) || die "$name was not installed: $printed"; done
+grep -q '^building ' <<<"$printed" || die "the host did not build the machine: $printed"
 expect web current 1
 on_host nix-store --gc >/dev/null 2>&1
 expect web current 1
-said=$(run install_on_host web root@host.example) || die "nothing was to be done: $said"
-grep -qx 'web is up to date' <<<"$said" || die "nothing was to be done: $said"
+printed=$(run install_on_host web root@host.example) || die "nothing was to be done: $printed"
+grep -qx 'web is up to date' <<<"$printed" || die "nothing was to be done: $printed"
 
 # An update that CI builds and copies: the host builds nothing. The old runner stays until the machine is restarted.
 flake 2
 nix build --out-link "$scratch/result" "path:$scratch/flake#nixosConfigurations.web.config.microvm.declaredRunner" 2>/dev/null
-! said=$(nix copy --to ssh-ng://root@host.example "$(runner web outPath)" 2>&1) || die "the host took a path without a signature: $said"
-grep -q 'lacks a valid signature' <<<"$said" || die "the path was refused for another reason: $said"
+! printed=$(nix copy --to ssh-ng://root@host.example "$(runner web outPath)" 2>&1) || die "the host took a path without a signature: $printed"
+grep -q 'lacks a valid signature' <<<"$printed" || die "the path was refused for another reason: $printed"
 nix copy --no-check-sigs --to ssh-ng://root@host.example "$(runner web outPath)" 2>/dev/null
-said=$(run install_on_host web root@host.example) || die "web was not updated: $said"
-! grep -q '^building ' <<<"$said" || die "the host built what had been copied: $said"
+printed=$(run install_on_host web root@host.example) || die "web was not updated: $printed"
+! grep -q '^building ' <<<"$printed" || die "the host built what had been copied: $printed"
 expect web current 2
 expect web old 1
 # Signed by CI, it is accepted from every user.
@@ -119,12 +119,12 @@ nix copy --to ssh-ng://root@host.example "$(runner db outPath)" 2>/dev/null || d
 
 # On the host there is no flake to update from, but everything else works.
 [ "$(on_host microvm list --offline --json | jq -r 'map(.name) | sort | join(" ")')" = 'db web' ] || die "the host does not know its machines: $(on_host microvm list --offline --json)"
-! said=$(on_host microvm update web 2>&1) || die "a machine without a flake was updated"
-grep -q '^error: web has no flake on this host.*microvm.deploy.installOnHost$' <<<"$said" || die "the error does not say how to update a machine without a flake: $said"
+! printed=$(on_host microvm update web 2>&1) || die "a machine without a flake was updated"
+grep -q '^error: web has no flake on this host.*microvm.deploy.installOnHost$' <<<"$printed" || die "the error does not say how to update a machine without a flake: $printed"
 
-said=$(run rebuild web root@host.example root@web.example --use-remote-sudo) || die "web was not rebuilt: $said"
+printed=$(run rebuild web root@host.example root@web.example --use-remote-sudo) || die "web was not rebuilt: $printed"
 grep -qx 'systemctl restart microvm@web.service' "$host/calls" && grep -q '^sudo bash' "$host/calls" || die "web was not restarted with sudo: $(cat "$host/calls")"
 ln -s /nix/store "$host/state/db/toplevel"
-! said=$(run install_on_host db root@host.example) || die "a machine of the host's configuration was replaced: $said"
-grep -qx "error: db is part of the host's configuration, which updates it" <<<"$said" || die "a machine of the host's configuration was replaced: $said"
+! printed=$(run install_on_host db root@host.example) || die "a machine of the host's configuration was replaced: $printed"
+grep -qx "error: db is part of the host's configuration, which updates it" <<<"$printed" || die "a machine of the host's configuration was replaced: $printed"
 echo "machines are deployed and updated over SSH"

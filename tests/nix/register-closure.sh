@@ -66,7 +66,7 @@ nix-store --gc 2>/dev/null >/dev/null
 
 rm -rf "$old_library" "$old_system" "${old_registration%/*}"
 mv /nix/aside/* /nix/store/
-said=$(boot "$new_registration" 2>/dev/null)
+printed=$(boot "$new_registration" 2>/dev/null)
 for path in "$new_library" "$new_system" "$in_guest"; do
   valid "$path" || die "after the upgrade $path is not known"
 done
@@ -74,7 +74,7 @@ for path in "$old_library" "$old_system" "$on_library"; do
   ! valid "$path" || die "after the upgrade $path is still taken for valid"
 done
 [ ! -e "$on_library" ] || die "what was built from a vanished path is still there"
-grep -q 'dropping 3 paths' <<<"$said" || die "the boot does not say what it dropped, but: $said"
+grep -q 'dropping 3 paths' <<<"$printed" || die "the boot does not say what it dropped, but: $printed"
 [ -z "$(nix-store --verify --check-contents 2>&1 | grep -v -e '^reading' -e '^checking' || true)" ] || die "the database is not sound"
 
 # A read-only share of a store that does not have the owner and the mode that Nix wants.

@@ -139,7 +139,7 @@ check_refusal() {
 
 check_units() {
   command -v systemd-analyze >/dev/null || { missing systemd-analyze "apt-get install systemd"; return; }
-  local state=$scratch/microvms units=$scratch/units built runner said exposure
+  local state=$scratch/microvms units=$scratch/units built runner printed exposure
   local host=(tests/nix/host.nix --argstr stateDir "$state")
   built=$(build units "${host[@]}")
   cp -r "$fixtures/store$built" "$units"
@@ -150,11 +150,11 @@ check_units() {
   # systemd names instances by links in the directory of a target that wants them.
   mkdir "$units/microvms.target.wants"
   ln -s ../microvm@.service "$units/microvms.target.wants/microvm@web.service"
-  said=$(SYSTEMD_UNIT_PATH=$units: on_store_paths systemd-analyze verify --man=no --generators=no \
+  printed=$(SYSTEMD_UNIT_PATH=$units: on_store_paths systemd-analyze verify --man=no --generators=no \
     microvms.target microvm@web.service microvm-{tap-interfaces,macvtap-interfaces,pci-devices,virtiofsd,set-booted,root}@web.service \
     install-microvm-{declared,imperative}.service microvm-image-cache-gc.{service,timer} microvm-image-cache.{service,socket} 2>&1) ||
-    die "systemd does not accept the units: $said"
-  [ -z "$said" ] || die "systemd warns of the units: $said"
+    die "systemd does not accept the units: $printed"
+  [ -z "$printed" ] || die "systemd warns of the units: $printed"
   exposure=$(systemd-analyze security --offline=true --no-pager "$units/microvm@.service" | tail -n 1)
   awk -v exposure="$(grep -o '[0-9]\+\.[0-9]' <<<"$exposure")" 'BEGIN { exit !(exposure > 0 && exposure <= 2.5) }' || die "microvm@.service is not hardened: $exposure"
   say "systemd accepts the host's units;${exposure#*→}"
@@ -187,7 +187,7 @@ check_cluster() { # the tools of Pacemaker and their libraries are those of this
 }
 
 check_outdated() { # what a switch says about machines, on NixOS 24.05 and on newer releases
-  local state=$scratch/switched runner form text said
+  local state=$scratch/switched runner form text printed
   nix-instantiate --eval --strict --json "${arguments[@]}" --argstr stateDir "$state" -A outdated tests/nix/host.nix >"$scratch/outdated.json"
   runner=$(jq -r .runner "$scratch/outdated.json")
   mkdir -p "$state"/{restarted,kept,own,by-hand,current,stopped}
@@ -202,10 +202,10 @@ check_outdated() { # what a switch says about machines, on NixOS 24.05 and on ne
     # Newer releases check the text of all checks with ShellCheck when the host is built.
     ! command -v shellcheck >/dev/null || printf '#!/bin/bash\nset -euo pipefail\n%s\n' "$text" | shellcheck - >&2 || die "ShellCheck refuses what a switch runs"
     say_what() { NIXOS_ACTION=$1 bash -euo pipefail -c "$text" check /run/current-system "$1" 2>&1 | sed -n 's/^warning: microVM \([^ ]*\) .*/\1/p' | xargs; }
-    said=$(say_what switch)
-    [ "$said" = 'by-hand kept own' ] || die "on a NixOS that is $form, a switch names as outdated: $said"
-    said=$(say_what boot)
-    [ -z "$said" ] || die "on a NixOS that is $form, nixos-rebuild boot names as outdated: $said"
+    printed=$(say_what switch)
+    [ "$printed" = 'by-hand kept own' ] || die "on a NixOS that is $form, a switch names as outdated: $printed"
+    printed=$(say_what boot)
+    [ -z "$printed" ] || die "on a NixOS that is $form, nixos-rebuild boot names as outdated: $printed"
   done
   say "a switch names the machines that keep an older system"
 }
@@ -225,7 +225,7 @@ check_networks() {
 }
 
 check_deploy() { # with a fake ssh that runs its command locally; nix and the machine's programs record their arguments
-  local rebuild bin=$scratch/deploy/bin state=$scratch/deploy/state program said
+  local rebuild bin=$scratch/deploy/bin state=$scratch/deploy/state program printed
   rebuild=$(build rebuild)
   mkdir -p "$bin" "$state"
   # shellcheck disable=SC2016 # the programs' own variables
@@ -243,13 +243,13 @@ check_deploy() { # with a fake ssh that runs its command locally; nix and the ma
     DEPLOY=$scratch/deploy DEPLOY_HOST_NAME=$1 MICROVM_STATE_DIR=$state MICROVM_GCROOTS_DIR=$scratch/deploy/roots PATH=$bin:$PATH \
       on_store_paths "$rebuild/bin/microvm-rebuild-guest" "${@:2}" 2>&1
   }
-  ! said=$(deploy other root@host root@guest) || die "a new system went into another machine"
-  grep -q '^error: this is other, not guest' <<<"$said" || die "a new system went into another machine: $said"
-  [ "$(readlink "$state/guest/current")" = "$scratch/deploy/runner" ] || die "the machine was not installed: $said"
-  ! said=$(deploy guest root@host) || die "rebuild does without a machine"
-  said=$(deploy guest root@host root@guest) || true
+  ! printed=$(deploy other root@host root@guest) || die "a new system went into another machine"
+  grep -q '^error: this is other, not guest' <<<"$printed" || die "a new system went into another machine: $printed"
+  [ "$(readlink "$state/guest/current")" = "$scratch/deploy/runner" ] || die "the machine was not installed: $printed"
+  ! printed=$(deploy guest root@host) || die "rebuild does without a machine"
+  printed=$(deploy guest root@host root@guest) || true
   # The fixture's system cannot switch, so the last step fails because of a missing program.
-  grep -q 'nixos-system-.*/bin/switch-to-configuration' <<<"$said" || die "the system was not switched to: $said"
+  grep -q 'nixos-system-.*/bin/switch-to-configuration' <<<"$printed" || die "the system was not switched to: $printed"
   for program in 'nix .*copy --derivation .*--to ssh-ng://root@host /nix/store/.*.drv' 'nix-store --realise /nix/store/.*.drv' 'nix-store --load-db' 'nix-env --profile .*--set /nix/store/'; do
     grep -q "^$program" "$scratch/deploy/calls" || { cat "$scratch/deploy/calls" >&2; die "deploying did not call $program"; }
   done
@@ -257,8 +257,8 @@ check_deploy() { # with a fake ssh that runs its command locally; nix and the ma
   rebuild=$(build rebuildWithDisk)
   printf '#!/bin/bash\necho systemctl "$@" >>"$DEPLOY/calls"\n' >"$bin/systemctl"
   chmod +x "$bin/systemctl"
-  said=$(deploy guest root@host root@guest) || die "a machine with a store disk is not deployed: $said"
-  grep -qx 'systemctl restart microvm@guest.service' "$scratch/deploy/calls" || die "a machine with a store disk is not restarted: $said"
+  printed=$(deploy guest root@host root@guest) || die "a machine with a store disk is not deployed: $printed"
+  grep -qx 'systemctl restart microvm@guest.service' "$scratch/deploy/calls" || die "a machine with a store disk is not restarted: $printed"
   say "new systems are installed in the right machine"
   [ -x /usr/sbin/sshd ] || { missing sshd "apt-get install openssh-server"; return; }
   say "$(tests/nix/deploy.sh "$programs/bin/microvm" 2>"$scratch/log" || { cat "$scratch/log" >&2; false; })"

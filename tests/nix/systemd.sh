@@ -126,7 +126,7 @@ check_isolation() {
 
 # A macvtap, a block device and a 9p share. Nothing creates the nodes of devices in this container, as udev does on a host.
 check_devices() {
-  local index loop said
+  local index loop printed
   truncate -s 5M /srv/disk
   mkfs.ext4 -q /srv/disk
   [ -e /dev/loop-control ] || mknod /dev/loop-control c 10 237
@@ -144,9 +144,9 @@ check_devices() {
   systemctl start install-microvm-devices
   systemctl start microvm@devices || { journalctl --quiet --no-pager --unit '*microvm*devices*' | tail -n 60 >&2; die "microvm@devices does not start"; }
   wait_for devices waiting
-  said=$(journalctl --quiet --unit microvm@devices --output cat)
+  printed=$(journalctl --quiet --unit microvm@devices --output cat)
   for device in 'name=blk sectors=10240 access=rw' 'name=net mac=02:00:00:00:02:01' 'name=9p tag=\[nine\]'; do
-    grep -q "$device" <<<"$said" || { echo "$said" >&2; die "the guest of devices has no $device"; }
+    grep -q "$device" <<<"$printed" || { echo "$printed" >&2; die "the guest of devices has no $device"; }
   done
   [ "$(systemctl show --property DeviceAllow --value microvm@devices | tr ' ' '\n' | grep -c -e '^/dev/block-of-machine$' -e '^/dev/tap')" = 2 ] ||
     die "microvm@devices may open $(systemctl show --property DeviceAllow microvm@devices)"
@@ -159,13 +159,13 @@ check_devices() {
 
 # Suspending a machine that runs as a service, and resuming it.
 check_suspending() {
-  local microvm state=/var/lib/microvms/suspended saved user said
+  local microvm state=/var/lib/microvms/suspended saved user printed
   saved=$state/suspended.suspended/complete
   microvm=$(systemctl cat microvm@suspended | grep -o '/nix/store/[^ ]*/bin/microvm' | head -n 1)
   systemctl start install-microvm-suspended
   systemctl start microvm@suspended || { journalctl --quiet --no-pager --unit '*microvm*suspended*' | tail -n 60 >&2; die "microvm@suspended does not start"; }
   wait_for suspended waiting
-  said=$("$microvm" suspend suspended 2>&1) || { journalctl --quiet --no-pager --unit '*microvm*suspended*' | tail -n 60 >&2; die "the machine cannot be suspended: $said"; }
+  printed=$("$microvm" suspend suspended 2>&1) || { journalctl --quiet --no-pager --unit '*microvm*suspended*' | tail -n 60 >&2; die "the machine cannot be suspended: $printed"; }
   user=$(stat -c %g "$state")
   [ "$(stat -c '%u:%g:%a' "$saved")" = "$user:$user:700" ] || die "what was saved is not only the machine's: $(stat -c '%u:%g:%a' "$saved")"
   [ "$(systemctl show --property ActiveState,Result microvm@suspended | sort | tr '\n' ' ')" = 'ActiveState=inactive Result=success ' ] ||
@@ -178,21 +178,21 @@ check_suspending() {
   [ ! -e "$saved" ] || die "what was saved is still there"
   check_stopped suspended
   [ ! -e "$saved" ] || die "a machine was suspended although the host did not shut down"
-  echo "suspended: $said"
+  echo "suspended: $printed"
 }
 
 # A clone of the suspended machine, which has a unit, a user and a tap of its own.
 check_clone() { # MICROVM
-  local said user state=/var/lib/microvms/worker
-  said=$("$1" clone suspended worker 2>&1) || die "the machine cannot be cloned: $said"
-  said=$("$1" resume worker 2>&1) || { journalctl --quiet --no-pager --unit '*microvm*worker*' | tail -n 60 >&2; die "the clone does not start: $said"; }
+  local printed user state=/var/lib/microvms/worker
+  printed=$("$1" clone suspended worker 2>&1) || die "the machine cannot be cloned: $printed"
+  printed=$("$1" resume worker 2>&1) || { journalctl --quiet --no-pager --unit '*microvm*worker*' | tail -n 60 >&2; die "the clone does not start: $printed"; }
   wait_for worker 'worker was resumed'
   ip link show vm-worker >/dev/null || die "the clone has no tap of its own: $(ip link)"
   user=$(stat -c %g "$state")
   [ "$user" != "$(stat -c %g /var/lib/microvms/suspended)" ] || die "the clone has the user of its original"
   [ "$(ps -o uid= -p "$(systemctl show --property MainPID --value microvm@worker)" | tr -d ' ')" = "$user" ] || die "the clone does not run as its user"
   [ "$(stat -c %u:%g "$state/var.img")" = "$user:$user" ] || die "the volume of the clone belongs to $(stat -c %u:%g "$state/var.img")"
-  said=$("$1" start suspended 2>&1) && die "the original was started beside its clone, which has its MAC address"
+  printed=$("$1" start suspended 2>&1) && die "the original was started beside its clone, which has its MAC address"
   systemctl stop microvm@suspended
   systemctl reset-failed 'microvm*suspended*' 2>/dev/null || true
   check_stopped worker
@@ -211,8 +211,8 @@ agent() { # MACHINE ACTION [NAME=VALUE...]
 expect_agent() { # CODE MACHINE ACTION [NAME=VALUE...]
   local code=0 expected=$1
   shift
-  agent "$@" 2>/run/cluster/said || code=$?
-  [ "$code" = "$expected" ] || { journalctl --quiet --no-pager --unit "*microvm*$1*" | tail -n 30 >&2; die "the resource agent ended $2 of $1 with $code: $(cat /run/cluster/said)"; }
+  agent "$@" 2>/run/cluster/printed || code=$?
+  [ "$code" = "$expected" ] || { journalctl --quiet --no-pager --unit "*microvm*$1*" | tail -n 30 >&2; die "the resource agent ended $2 of $1 with $code: $(cat /run/cluster/printed)"; }
 }
 require_goes_on() { # MACHINE
   ! journalctl --quiet "_SYSTEMD_INVOCATION_ID=$(systemctl show --property InvocationID --value "microvm@$1")" | grep 'devices reported' ||
@@ -243,8 +243,8 @@ check_cluster_agent() {
 <nvpair id="r" name="runner" value="$(readlink -f /var/lib/microvms/$name/current)"/><nvpair id="m" name="migrate" value="live"/></instance_attributes>
 </primitive></resources><constraints/></configuration><status/></cib>
 CIB
-  cat /run/cluster/offer /run/cluster/stream | CIB_file=/run/cluster/cib.xml timeout 120 /run/cluster/MicroVM receive >/run/cluster/said 2>&1 ||
-    { journalctl --quiet --no-pager --unit "*microvm*$name*" | tail -n 30 >&2; die "the machine is not received: $(cat /run/cluster/said)"; }
+  cat /run/cluster/offer /run/cluster/stream | CIB_file=/run/cluster/cib.xml timeout 120 /run/cluster/MicroVM receive >/run/cluster/printed 2>&1 ||
+    { journalctl --quiet --no-pager --unit "*microvm*$name*" | tail -n 30 >&2; die "the machine is not received: $(cat /run/cluster/printed)"; }
   expect_agent 0 $name migrate_from OCF_RESKEY_migrate=live
   expect_agent 0 $name monitor
   require_goes_on $name
@@ -264,7 +264,7 @@ CIB
   printf '[Service]\nRestart=no\nExecStartPre=/bin/false\n' >"$dropin/dead.conf"
   systemctl daemon-reload
   expect_agent 1 $name start
-  grep -q "$name has not started: " /run/cluster/said || die "the resource agent says of a dead start: $(cat /run/cluster/said)"
+  grep -q "$name has not started: " /run/cluster/printed || die "the resource agent says of a dead start: $(cat /run/cluster/printed)"
   rm -r "$dropin"
   systemctl daemon-reload
   systemctl reset-failed microvm@$name
@@ -338,7 +338,7 @@ make_macvtap_node() { # INTERFACE
 
 # passt isolates itself in namespaces, and cloud-hypervisor confines itself with Landlock.
 check_user_network() {
-  local said
+  local printed
   if [ ! -e /dev/kvm ] || ! command -v cloud-hypervisor >/dev/null || ! passt --help 2>&1 | grep -q vhost-user; then
     echo "skipped: user networking needs KVM, cloud-hypervisor and a passt with --vhost-user"
     return
@@ -346,8 +346,8 @@ check_user_network() {
   systemctl start install-microvm-user-network
   systemctl start microvm@user-network || { journalctl --quiet --no-pager --unit '*microvm*user*' | tail -n 60 >&2; die "microvm@user-network does not start"; }
   wait_for user-network waiting
-  said=$(journalctl --quiet --unit microvm@user-network --output cat)
-  grep -q 'name=net mac=02:00:00:00:02:02' <<<"$said" || { echo "$said" >&2; die "the guest of user-network has no interface"; }
+  printed=$(journalctl --quiet --unit microvm@user-network --output cat)
+  grep -q 'name=net mac=02:00:00:00:02:02' <<<"$printed" || { echo "$printed" >&2; die "the guest of user-network has no interface"; }
   # shellcheck disable=SC2009 # the arguments
   ps -o args= -C cloud-hypervisor | grep -q -e --landlock || die "cloud-hypervisor has no Landlock rules: $(ps -o args= -C cloud-hypervisor)"
   systemctl stop microvm@user-network
@@ -367,13 +367,13 @@ plant_links() { # DIRECTORY: creates links to a file that root owns, as a machin
 
 # A machine of an earlier release, in which everything belongs to the common user of all machines.
 check_migration() {
-  local state=/var/lib/microvms/qemu said
+  local state=/var/lib/microvms/qemu printed
   chown -hR microvm:kvm "$state"
   chmod 0755 "$state"
   ln "$state/var.img" /var/lib/microvms/second-name
   systemctl restart install-microvm-qemu
-  said=$(journalctl --quiet --unit install-microvm-qemu --output cat)
-  grep -q 'var.img has 2 hard links' <<<"$said" || die "a volume with two names was given away: $said"
+  printed=$(journalctl --quiet --unit install-microvm-qemu --output cat)
+  grep -q 'var.img has 2 hard links' <<<"$printed" || die "a volume with two names was given away: $printed"
   rm /var/lib/microvms/second-name
   chown microvm:kvm "$state" "$state/var.img"
   chmod 0755 "$state"
@@ -487,7 +487,7 @@ inside() {
 }
 if [ "${1:-}" = --inside ]; then
   trap 'systemctl --no-block poweroff' EXIT
-  if [ -e /out/said.first ]; then after_reboot; else inside; fi
+  if [ -e /out/printed.first ]; then after_reboot; else inside; fi
   exit
 fi
 
@@ -558,8 +558,8 @@ After=basic.target systemd-journald.service
 [Service]
 Type=oneshot
 ExecStart=/bin/bash /root/systemd.sh --inside
-StandardOutput=file:/out/said
-StandardError=file:/out/said
+StandardOutput=file:/out/printed
+StandardError=file:/out/printed
 UNIT
 
 # cloud-hypervisor restricts itself with Landlock, whose system calls a container may not make by default.
@@ -568,12 +568,12 @@ boot() { # LINE: boots the container, which must end with this line
   SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 timeout 600 systemd-nspawn --quiet "${container[@]}" --directory "$root" --private-network \
     --system-call-filter="$landlock" --capability=all --bind-ro="$store:/nix/store" --bind="$scratch/out:/out" --kill-signal=SIGRTMIN+3 --console=read-only \
     --boot systemd.show_status=error systemd.unit=microvm-test.service </dev/null >"$scratch/console" 2>&1 || true
-  if ! grep -qx "$1" "$scratch/out/said" 2>/dev/null; then
-    cat "$scratch/console" "$scratch/out/said" >&2 || true
+  if ! grep -qx "$1" "$scratch/out/printed" 2>/dev/null; then
+    cat "$scratch/console" "$scratch/out/printed" >&2 || true
     die "the host's units do not work under systemd; what the container said is above"
   fi
-  grep -vx "$1" "$scratch/out/said" | while read -r line; do say "under systemd: $line"; done
+  grep -vx "$1" "$scratch/out/printed" | while read -r line; do say "under systemd: $line"; done
 }
 boot rebooting
-mv "$scratch/out/said" "$scratch/out/said.first"
+mv "$scratch/out/printed" "$scratch/out/printed.first"
 boot passed

@@ -3,9 +3,9 @@
 set +e
 
 check() { # WHAT COMMAND...
-  local what=$1 said
+  local what=$1 printed
   shift
-  if said=$("$@" 2>&1); then echo "ok: $what"; else echo "FAILED: $what: $* said: ${said//$'\n'/ | }"; fi
+  if printed=$("$@" 2>&1); then echo "ok: $what"; else echo "FAILED: $what: $* printed: ${printed//$'\n'/ | }"; fi
 }
 same() { # WHAT FOUND EXPECTED
   if [ "$2" = "$3" ]; then echo "ok: $1"; else echo "FAILED: $1: found ${2//$'\n'/ | }, expected ${3//$'\n'/ | }"; fi

@@ -1,4 +1,4 @@
-# A host of the rig. It runs rig.checks when it has booted, and writes their output to /out/said, for run-host.sh.
+# A host of the rig. It runs rig.checks when it has booted, and writes their output to /out/printed, for run-host.sh.
 {
   config,
   lib,
@@ -37,7 +37,7 @@
       environment.ARTEFACTS = ./artefacts.txt;
       serviceConfig.Type = "simple";
       script = ''
-        exec >>/out/said 2>&1
+        exec >>/out/printed 2>&1
       ''
       + builtins.readFile ./checks.sh
       + builtins.readFile ./host-checks.sh

@@ -14,13 +14,13 @@ wait_for() { # COMMAND...: for a condition that others bring about
   done
   return 1
 }
-# `test` leaves the boot loader alone, of which a container has none. What it said is in $said.
+# `test` leaves the boot loader alone, of which a container has none. What it said is in $printed.
 switch_to() { # WHAT SYSTEM
   local code
-  said=$("$2/bin/switch-to-configuration" test 2>&1)
+  printed=$("$2/bin/switch-to-configuration" test 2>&1)
   code=$?
   same "$1 ends well" "$code" 0
-  [ "$code" = 0 ] || tail -n 6 <<<"$said" | sed 's/^/said: /'
+  [ "$code" = 0 ] || tail -n 6 <<<"$printed" | sed 's/^/printed: /'
 }
 missing_of() { # PATH...: of their closures
   nix-store --query --requisites "$@" 2>&1 | while read -r path; do [ -e "$path" ] || echo "$path"; done

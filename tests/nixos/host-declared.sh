@@ -24,7 +24,7 @@ check 'a changed machine is restarted' test "$(pid_of web)" != "$web"
 same 'with its new runner' "$(runner_of web booted)" "$(runner_of web current)"
 same 'with restartIfChanged = false it is not' "$(pid_of steady)" "$steady"
 check 'but has its new runner' test "$(runner_of steady current)" != "$booted"
-check 'which the switch says' grep -q 'microVM steady keeps running an older system' <<<"$said"
+check 'which the switch says' grep -q 'microVM steady keeps running an older system' <<<"$printed"
 
 web=$(pid_of web)
 switch_to 'a second switch to the same system' "$second"

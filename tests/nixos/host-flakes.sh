@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2154
 # Machines of flakes, updated by the host or by the command; one by hand; a machine that leaves; the image cache; a power cut.
 # checks.sh and host-checks.sh come before it. Boots twice.
-said_by() { # COMMAND...: the command's words are in $said
-  said=$("$@" 2>&1)
+said_by() { # COMMAND...: the command's words are in $printed
+  printed=$("$@" 2>&1)
 }
 state_of() { microvm list --offline --json 2>/dev/null | jq -r --arg name "$1" '.[] | select(.name == $name) | .activity'; }
 root_of() { readlink -f "/nix/var/nix/gcroots/microvm/$1"; }
@@ -52,7 +52,7 @@ if [ ! -e /var/lib/rig-cut ]; then
   console() { timeout 20 microvm console by-hand </dev/null >/tmp/console 2>&1; [ -s /tmp/console ]; }
   check 'its console is shown' wait_for console
   said_by microvm ssh by-hand
-  check 'ssh says what it needs' grep -q vsock <<<"$said"
+  check 'ssh says what it needs' grep -q vsock <<<"$printed"
 
   write_flake 2
   check 'the list shows that a flake changed' sh -c 'microvm list 2>/dev/null | grep -q "by-hand.*outdated"'
@@ -81,7 +81,7 @@ if [ ! -e /var/lib/rig-cut ]; then
   same 'nor what the host does not know' "$(pid_of by-hand)" "$by_hand"
   same 'nor touches what has a flake of its own' "$(version_of own-flake current)" 2
   said_by microvm prune
-  check 'a machine that left is named' grep -q leaving <<<"$said"
+  check 'a machine that left is named' grep -q leaving <<<"$printed"
   gone() { ! runs leaving; }
   check 'and stopped' wait_for gone
   check 'its state stays' test -d "$machines/leaving"

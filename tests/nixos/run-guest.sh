@@ -20,12 +20,12 @@ clean_up() {
 trap clean_up EXIT
 
 # Prints a machine's lines for the rig, without the terminal's colours and carriage returns.
-said() { tr -d '\r' <"$1" | sed 's/\x1b\[[0-9;?]*[a-zA-Z]//g' | sed -n 's/^.*RIG: //p'; } # CONSOLE
+printed() { tr -d '\r' <"$1" | sed 's/\x1b\[[0-9;?]*[a-zA-Z]//g' | sed -n 's/^.*RIG: //p'; } # CONSOLE
 
 wait_for_end() { # CONSOLE: waits until the checks are done or the machine has ended
   local waited
   for ((waited = 0; waited < boot_seconds; waited++)); do
-    if said "$1" | grep -qx end; then return 0; fi
+    if printed "$1" | grep -qx end; then return 0; fi
     kill -0 "$process" 2>/dev/null || return 1
     sleep 1
   done
@@ -80,12 +80,12 @@ boot() { # NUMBER RUNNER END OUTSIDE
   exec 5>&-
   [ -z "$daemon" ] || kill -TERM -- "-$daemon" 2>/dev/null || true
   daemon=
-  said "$console" >"$state/said-$1"
+  printed "$console" >"$state/printed-$1"
   # Failures at shutdown are only on the console.
   while read -r line; do problem "boot $1: at shutdown: $line"; done < <(tr -d '\r' <"$console" | sed 's/\x1b\[[0-9;?]*[a-zA-Z]//g' | sed '1,/RIG: end/d' | grep -E 'FAILED|Failed|timed out|SIGKILL' | grep -vxEf <(grep -v '^#\|^$' artefacts.txt))
-  while read -r line; do problem "boot $1: $line"; done < <(grep '^FAILED' "$state/said-$1")
-  ./in-store.sh ./compare-with-explanation.sh "$2" "$state/said-$1" || problem "boot $1: the machine is not what microvm explain says"
-  say "boot $1 ($3): $(grep -c '^ok' "$state/said-$1") checks passed; $(sed -n 's/^value: seconds //p' "$state/said-$1")"
+  while read -r line; do problem "boot $1: $line"; done < <(grep '^FAILED' "$state/printed-$1")
+  ./in-store.sh ./compare-with-explanation.sh "$2" "$state/printed-$1" || problem "boot $1: the machine is not what microvm explain says"
+  say "boot $1 ($3): $(grep -c '^ok' "$state/printed-$1") checks passed; $(sed -n 's/^value: seconds //p' "$state/printed-$1")"
 }
 
 of_boot() { jq -r --arg scenario "$scenario" --argjson number "$1" --arg key "$2" '.[$scenario].boots[$number][$key]' "$rig/plan.json"; } # NUMBER KEY

@@ -44,7 +44,7 @@ mknod -m 0666 "$state/tun" c 10 200
 started=$SECONDS
 process=
 trap '[ -z "$process" ] || kill -KILL -- "-$process" 2>/dev/null || true' EXIT
-said=$state/out/said
+printed=$state/out/printed
 boot() { # CONSOLE: the system that is the profile's
   local system
   system=$(readlink "$root/nix/var/nix/profiles/$(readlink "$root/nix/var/nix/profiles/system")")
@@ -65,7 +65,7 @@ boot() { # CONSOLE: the system that is the profile's
 ended() { # as the host, or by the power cut that it asks for, or after too long
   local code=0
   while kill -0 "$process" 2>/dev/null; do
-    if grep -qx cut "$said" 2>/dev/null && [ ! -e "$state/was-cut" ]; then
+    if grep -qx cut "$printed" 2>/dev/null && [ ! -e "$state/was-cut" ]; then
       touch "$state/was-cut"
       kill -KILL -- "-$process"
       wait "$process" 2>/dev/null || true
@@ -88,8 +88,8 @@ cp -r "$root"/var/log/journal/*/ "$state/journal" 2>/dev/null || true
 chattr -i "$root/var/empty" 2>/dev/null || true
 rm -rf "$root"
 
-touch "$said"
-while read -r line; do say "$line"; done < <(grep '^FAILED\|^said: ' "$said")
-say "$(grep -c '^ok' "$said" || true) checks passed in $((SECONDS - started)) s"
-grep -qx end "$said" || { say "the host did not come to its end: $(tail -n 3 "$state/console")"; exit 1; }
-! grep -q '^FAILED' "$said"
+touch "$printed"
+while read -r line; do say "$line"; done < <(grep '^FAILED\|^printed: ' "$printed")
+say "$(grep -c '^ok' "$printed" || true) checks passed in $((SECONDS - started)) s"
+grep -qx end "$printed" || { say "the host did not come to its end: $(tail -n 3 "$state/console")"; exit 1; }
+! grep -q '^FAILED' "$printed"

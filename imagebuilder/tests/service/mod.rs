@@ -153,7 +153,7 @@ impl PackStore for FakePacks {
 pub struct Running {
     pub packs: Arc<FakePacks>,
     pub nix: FakeNixDaemon,
-    pub said: Arc<Mutex<Vec<String>>>,
+    pub printed: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     directory: TempDir,
@@ -175,12 +175,12 @@ impl Running {
         let nix = FakeNixDaemon::start(&directory.path().join("nix"));
         (0..2000).for_each(|number| nix.add(&base_name(number), [7; 32], 120));
         let packs = Arc::new(FakePacks::new());
-        let said = Arc::new(Mutex::new(Vec::new()));
+        let printed = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let listener = listener::make(&directory.path().join("cache.sock")).unwrap();
         let thread = {
-            let (packs, said, stop, nix_daemon) =
-                (Arc::clone(&packs), Arc::clone(&said), Arc::clone(&stop), directory.path().join("nix"));
+            let (packs, printed, stop, nix_daemon) =
+                (Arc::clone(&packs), Arc::clone(&printed), Arc::clone(&stop), directory.path().join("nix"));
             thread::spawn(move || {
                 let service = Service {
                     listener,
@@ -189,10 +189,10 @@ impl Running {
                     owners: Owners::parse(SUBUID),
                     limits,
                 };
-                service.run(&stop, &mut |line| said.lock().unwrap().push(line.to_owned())).unwrap();
+                service.run(&stop, &mut |line| printed.lock().unwrap().push(line.to_owned())).unwrap();
             })
         };
-        Self { packs, nix, said, stop, thread: Some(thread), directory }
+        Self { packs, nix, printed, stop, thread: Some(thread), directory }
     }
 
     pub fn socket(&self) -> PathBuf {

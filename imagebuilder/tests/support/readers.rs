@@ -186,9 +186,9 @@ pub fn assert_same(name: &str, seen: &Snapshot, wanted: &Snapshot) {
     }
     let paths: std::collections::BTreeSet<_> = seen.keys().chain(wanted.keys()).collect();
     let different = paths.into_iter().filter(|path| seen.get(*path) != wanted.get(*path));
-    let told: Vec<String> = different
+    let problems: Vec<String> = different
         .take(5)
         .map(|path| format!("{path}:\n  {:?}\n  not {:?}", seen.get(path), wanted.get(path)))
         .collect();
-    panic!("{name} sees {} paths of {}:\n{}", seen.len(), wanted.len(), told.join("\n"));
+    panic!("{name} sees {} paths of {}:\n{}", seen.len(), wanted.len(), problems.join("\n"));
 }

@@ -10,10 +10,10 @@ pub fn run<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl IntoIter
     let mut command = Command::new(program);
     command.args(arguments);
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let told = String::from_utf8_lossy(&output.stderr);
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{command:?} ended with {}:\n{told}{said}", output.status);
-    said.into_owned()
+    let messages = String::from_utf8_lossy(&output.stderr);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{command:?} ended with {}:\n{messages}{printed}", output.status);
+    printed.into_owned()
 }
 
 /// Returns whether this process is root in a namespace in which file systems can be mounted.

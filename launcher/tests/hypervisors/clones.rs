@@ -108,9 +108,9 @@ impl Host {
         web.wait_for("waiting");
         self.type_line("web", "first");
         web.wait_for("typed [first] line=1");
-        let (code, said) = self.fail(&["clone", "web", "early"]);
+        let (code, printed) = self.fail(&["clone", "web", "early"]);
         assert_eq!(
-            (code, said.as_str()),
+            (code, printed.as_str()),
             (Some(1), "error: web is running\nhint: suspend it first: microvm suspend web\n")
         );
         self.run(&["suspend", "web"]);
@@ -130,25 +130,25 @@ fn clone_and_resume(hypervisor: Hypervisor) {
         }
     };
     let Some(host) = Host::new(hypervisor, change) else { return };
-    let (code, said) = host.fail(&["clone", "web", "new"]);
+    let (code, printed) = host.fail(&["clone", "web", "new"]);
     assert_eq!(
-        (code, said.as_str()),
+        (code, printed.as_str()),
         (Some(1), "error: web is not suspended\nhint: suspend it first: microvm suspend web\n")
     );
     host.suspend_web();
 
-    let said = host.run(&["clone", "web", "one", "--allow-same-mac"]);
-    assert!(said.starts_with("one is a clone of web: ") && said.ends_with("microvm resume one\n"), "{said}");
+    let printed = host.run(&["clone", "web", "one", "--allow-same-mac"]);
+    assert!(printed.starts_with("one is a clone of web: ") && printed.ends_with("microvm resume one\n"), "{printed}");
     // A clone of a clone that has never run.
     host.run(&["clone", "one", "two", "--allow-same-mac"]);
     host.run(&["clone", "web", "strict"]);
-    let (code, said) = host.fail(&["clone", "web", "one"]);
+    let (code, printed) = host.fail(&["clone", "web", "one"]);
     assert!(
-        code == Some(2) && said.contains("machines/one already exists, and a clone never replaces a machine"),
-        "{said}"
+        code == Some(2) && printed.contains("machines/one already exists, and a clone never replaces a machine"),
+        "{printed}"
     );
-    let said = String::from_utf8(host.output(&["list", "--offline"]).stdout).unwrap();
-    assert!(said.contains("one     suspended, clone of web\n"), "{said}");
+    let printed = String::from_utf8(host.output(&["list", "--offline"]).stdout).unwrap();
+    assert!(printed.contains("one     suspended, clone of web\n"), "{printed}");
     let status = host.output(&["status", "--json", "two"]);
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
     assert_eq!(status[0]["activity"], "suspended");
@@ -174,17 +174,20 @@ fn clone_and_resume(hypervisor: Hypervisor) {
 
     // The guest of a clone has the original's MAC address.
     let mut web = host.resume("web");
-    let (code, said) = host.fail(&["run", "strict", "--supervise"]);
+    let (code, printed) = host.fail(&["run", "strict", "--supervise"]);
     let same =
         "error: strict: the guest of web has the same MAC address, 02:00:00:00:00:01, and may be on the same network";
-    assert!(code == Some(1) && said.contains(same) && said.contains("hint: stop or suspend web first"), "{said}");
+    assert!(
+        code == Some(1) && printed.contains(same) && printed.contains("hint: stop or suspend web first"),
+        "{printed}"
+    );
     host.type_line("web", "again");
     web.wait_for("typed [again] line=2");
     host.run(&["stop", "web", "--timeout", "60"]);
     web.end_well();
     let mut strict = host.resume("strict");
-    let (_, said) = host.fail(&["run", "web", "--supervise"]);
-    assert!(said.contains("error: web: the guest of strict has the same MAC address"), "{said}");
+    let (_, printed) = host.fail(&["run", "web", "--supervise"]);
+    assert!(printed.contains("error: web: the guest of strict has the same MAC address"), "{printed}");
     host.run(&["stop", "strict", "--timeout", "60"]);
     strict.end_well();
     // A clone that boots has an address of its own.

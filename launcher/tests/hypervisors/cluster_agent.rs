@@ -194,9 +194,9 @@ impl Drop for Cluster {
 #[track_caller]
 fn expect(command: &mut Command, code: i32) -> String {
     let output = command.output().unwrap();
-    let said = without_kvm_warning(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{command:?}: {said}");
-    said
+    let printed = without_kvm_warning(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{command:?}: {printed}");
+    printed
 }
 
 fn write_program(path: &Path, text: &str) {
@@ -219,20 +219,23 @@ fn wait_until(is_so: impl Fn() -> bool) {
 #[test]
 fn a_wrong_configuration_is_distinguished_from_a_wrong_node() {
     let Some(cluster) = Cluster::new() else { return };
-    let said =
+    let printed =
         expect(cluster.agent("n1", "start").env_remove("OCF_RESKEY_runner").env("OCF_RESKEY_name", "a/b"), CONFIGURED);
-    assert!(said.starts_with("ocf-exit-reason:parameter name: ") && said.contains("; parameter runner: "), "{said}");
+    assert!(
+        printed.starts_with("ocf-exit-reason:parameter name: ") && printed.contains("; parameter runner: "),
+        "{printed}"
+    );
     cluster.expect("n1", "reload", UNIMPLEMENTED);
     let gone = |action| {
         let mut command = cluster.agent("n1", action);
         command.env("OCF_RESKEY_runner", "/nix/store/gone").env("OCF_CHECK_LEVEL", "10");
         command
     };
-    let said = expect(&mut gone("start"), INSTALLED);
-    assert!(said.contains("the runner /nix/store/gone is not on this node"), "{said}");
+    let printed = expect(&mut gone("start"), INSTALLED);
+    assert!(printed.contains("the runner /nix/store/gone is not on this node"), "{printed}");
     expect(&mut gone("validate-all"), INSTALLED);
-    let said = expect(gone("start").env("OCF_RESKEY_cache", "file:///nonexistent"), INSTALLED);
-    assert!(said.contains("cannot be copied from file:///nonexistent: nix copy failed"), "{said}");
+    let printed = expect(gone("start").env("OCF_RESKEY_cache", "file:///nonexistent"), INSTALLED);
+    assert!(printed.contains("cannot be copied from file:///nonexistent: nix copy failed"), "{printed}");
     // A node that has never had the runner can say that the machine does not run, and stop it.
     expect(&mut gone("monitor"), NOT_RUNNING);
     expect(&mut gone("stop"), SUCCESS);
@@ -242,11 +245,11 @@ fn a_wrong_configuration_is_distinguished_from_a_wrong_node() {
     for mode in ["live", "suspend"] {
         let mut command = cluster.agent("n1", "migrate_from");
         command.env("OCF_RESKEY_migrate", mode).env("OCF_RESKEY_migrate_dir", cluster.machine.path("shared"));
-        let said = expect(&mut command, GENERIC);
-        assert!(said.contains("no machine web has migrated to this node"), "{said}");
+        let printed = expect(&mut command, GENERIC);
+        assert!(printed.contains("no machine web has migrated to this node"), "{printed}");
     }
-    let said = expect(&mut cluster.agent("n1", "migrate_to"), GENERIC);
-    assert!(said.contains("it does not run on this node"), "{said}");
+    let printed = expect(&mut cluster.agent("n1", "migrate_to"), GENERIC);
+    assert!(printed.contains("it does not run on this node"), "{printed}");
     cluster.expect("n1", "migrate_from", CONFIGURED);
 }
 
@@ -264,8 +267,8 @@ fn a_machine_outlives_the_agent_and_its_stop_is_verified() {
     assert_eq!(link("n1/gcroots/web"), cluster.machine.path("machines/web/current"));
 
     // The volume's lock keeps another node from starting it.
-    let said = expect(cluster.agent("n2", "start").env("OCF_RESKEY_CRM_meta_timeout", "1500"), GENERIC);
-    assert!(said.contains("volume.img is in use by machine web, process "), "{said}");
+    let printed = expect(cluster.agent("n2", "start").env("OCF_RESKEY_CRM_meta_timeout", "1500"), GENERIC);
+    assert!(printed.contains("volume.img is in use by machine web, process "), "{printed}");
     cluster.expect("n2", "monitor", NOT_RUNNING);
 
     // The record of the process is lost; the control socket is not.
@@ -296,8 +299,8 @@ fn a_machine_outlives_the_agent_and_its_stop_is_verified() {
     };
     let lock = cluster.machine.path("volume.img.lock");
     fs::write(&lock, "machine web, process 7 on n1\n").unwrap();
-    let said = expect(&mut short("stop"), GENERIC);
-    assert!(said.contains("web may still be running: volume "), "{said}");
+    let printed = expect(&mut short("stop"), GENERIC);
+    assert!(printed.contains("web may still be running: volume "), "{printed}");
     fs::write(&lock, "machine web, process 7 on n2\n").unwrap();
     expect(&mut short("stop"), SUCCESS);
 
@@ -344,8 +347,8 @@ fn only_what_the_cluster_of_the_target_says_is_received() {
         let mut receiver = cluster.receiver("n2").stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         writeln!(receiver.stdin.take().unwrap(), "{offer}").unwrap();
         let output = receiver.wait_with_output().unwrap();
-        let said = without_kvm_warning(&output.stderr);
-        assert!(output.status.code() == Some(GENERIC) && said.contains(reason), "{offer}: {said}");
+        let printed = without_kvm_warning(&output.stderr);
+        assert!(output.status.code() == Some(GENERIC) && printed.contains(reason), "{offer}: {printed}");
         assert!(!cluster.machine.path("n2/machines/web").exists(), "nothing was started for {offer}");
     };
     let offer = cluster.offer(&runner);
@@ -414,9 +417,9 @@ fn expect_before_the_timeout(mut agent: Command, code: i32) -> String {
         std::thread::sleep(Duration::from_millis(10));
     }
     let output = running.wait_with_output().unwrap();
-    let said = without_kvm_warning(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{agent:?}: {said}");
-    said
+    let printed = without_kvm_warning(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{agent:?}: {printed}");
+    printed
 }
 
 #[test]
@@ -429,8 +432,8 @@ fn a_service_that_fails_fails_the_start_at_once_and_nothing_starts_outside_of_it
         // systemd does not answer. It may know the service, so the machine must not run without it.
         ("*) exit 1 ;;", "web has not started: systemctl ended with exit status: 1; the journal of its service"),
     ] {
-        let said = expect_before_the_timeout(cluster.agent_under_systemd("n1", "start", systemctl), GENERIC);
-        assert!(said.contains(reason), "{systemctl}: {said}");
+        let printed = expect_before_the_timeout(cluster.agent_under_systemd("n1", "start", systemctl), GENERIC);
+        assert!(printed.contains(reason), "{systemctl}: {printed}");
         assert!(
             !cluster.machine.path("n1/machines/web/microvm.log").exists(),
             "{systemctl}: started without the service"
@@ -449,11 +452,11 @@ fn a_process_that_the_user_of_a_service_has_recorded_is_neither_asked_nor_ended_
     records.for_each(|record| std::os::unix::fs::lchown(record, Some(4321), Some(4321)).unwrap());
     let mut stop = cluster.agent_under_systemd("n1", "stop", "stop:*) ;;");
     stop.env("OCF_RESKEY_CRM_meta_timeout", "1500");
-    let said = expect(&mut stop, GENERIC);
-    assert!(said.contains("web may still be running: a process still uses "), "{said}");
+    let printed = expect(&mut stop, GENERIC);
+    assert!(printed.contains("web may still be running: a process still uses "), "{printed}");
     assert!(hypervisor.is_alive(), "root has ended a process that another user had recorded");
-    let said = expect(&mut cluster.agent_under_systemd("n1", "monitor", "stop:*) ;;"), GENERIC);
-    assert!(said.contains("a process that this node does not record uses "), "{said}");
+    let printed = expect(&mut cluster.agent_under_systemd("n1", "monitor", "stop:*) ;;"), GENERIC);
+    assert!(printed.contains("a process that this node does not record uses "), "{printed}");
 }
 
 #[test]
@@ -481,8 +484,8 @@ fn a_running_machine_migrates_and_keeps_running() {
         agent
     };
     // A target that cannot receive it leaves it where it is.
-    let said = expect(&mut migrate("n1", "migrate_to", "false"), GENERIC);
-    assert!(said.contains("n2 cannot receive web: "), "{said}");
+    let printed = expect(&mut migrate("n1", "migrate_to", "false"), GENERIC);
+    assert!(printed.contains("n2 cannot receive web: "), "{printed}");
     cluster.expect("n1", "monitor", SUCCESS);
 
     expect(&mut migrate("n1", "migrate_to", &command), SUCCESS);
@@ -492,8 +495,8 @@ fn a_running_machine_migrates_and_keeps_running() {
     // The source is stopped at once, although the target has the volume.
     cluster.expect("n1", "monitor", NOT_RUNNING);
     cluster.expect("n1", "stop", SUCCESS);
-    let said = expect(cluster.agent("n1", "start").env("OCF_RESKEY_CRM_meta_timeout", "1500"), GENERIC);
-    assert!(said.contains("volume.img is in use by machine web, process "), "the target has the lock: {said}");
+    let printed = expect(cluster.agent("n1", "start").env("OCF_RESKEY_CRM_meta_timeout", "1500"), GENERIC);
+    assert!(printed.contains("volume.img is in use by machine web, process "), "the target has the lock: {printed}");
     cluster.expect("n2", "stop", SUCCESS);
 }
 
@@ -513,8 +516,8 @@ fn a_machine_is_suspended_into_a_shared_directory_and_resumed_from_it() {
         fs::set_permissions(cluster.machine.path("shared"), fs::Permissions::from_mode(mode)).unwrap();
     };
     set_mode(0o777);
-    let said = expect(&mut agent("n1", "migrate_to"), INSTALLED);
-    assert!(said.contains("others may write to it"), "{said}");
+    let printed = expect(&mut agent("n1", "migrate_to"), INSTALLED);
+    assert!(printed.contains("others may write to it"), "{printed}");
     expect(&mut agent("n1", "monitor"), SUCCESS);
     set_mode(0o700);
     expect(&mut agent("n1", "migrate_to"), SUCCESS);
@@ -554,7 +557,7 @@ fn the_agent_conforms_to_the_resource_agent_api() {
     test.args(["-n", "web", "-o", "name=web", "-o"]).arg(parameter("runner", "store/web-runner"));
     test.arg("-o").arg(parameter("state_dir", "machines")).arg(cluster.machine.path("agent/MicroVM"));
     let tested = test.output().unwrap();
-    let said = String::from_utf8_lossy(&tested.stdout) + String::from_utf8_lossy(&tested.stderr);
-    println!("{said}");
-    assert!(tested.status.success() && said.contains("passed all tests"), "{said}");
+    let printed = String::from_utf8_lossy(&tested.stdout) + String::from_utf8_lossy(&tested.stderr);
+    println!("{printed}");
+    assert!(tested.status.success() && printed.contains("passed all tests"), "{printed}");
 }

@@ -39,7 +39,7 @@ pub(crate) fn write_script(machine: &TestMachine, name: &str, script: &str) -> P
     path
 }
 
-pub(crate) fn said(output: &Output) -> String {
+pub(crate) fn printed(output: &Output) -> String {
     without_kvm_warning(&output.stderr)
 }
 
@@ -51,7 +51,7 @@ pub(crate) fn wait_for_file(path: &std::path::Path, running: &Running<'_>) -> St
         if text.ends_with('\n') {
             return text.trim().to_owned();
         }
-        assert!(Instant::now() < end, "no {}: {}", path.display(), running.talk());
+        assert!(Instant::now() < end, "no {}: {}", path.display(), running.messages());
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -70,17 +70,17 @@ fn the_error_for_a_missing_hypervisor_names_its_package() {
     assert_eq!(output.status.code(), Some(1));
     let wanted = "error: /nonexistent/cloud-hypervisor is not installed: there is no such file; \
                   install it (nixpkgs: cloud-hypervisor), or set its program in the machine spec\n";
-    assert!(said(&output).ends_with(wanted), "{}", said(&output));
+    assert!(printed(&output).ends_with(wanted), "{}", printed(&output));
 }
 
 #[test]
 fn the_output_of_a_hypervisor_that_ends_immediately_is_printed() {
     let Some(machine) = scripted_machine("echo 'no such device' >&2; exit 7", json!({})) else { return };
     let output = machine.output(&["run", "machine.json"]);
-    assert_eq!((output.status.code(), said(&output).as_str()), (Some(7), "no such device\n"));
+    assert_eq!((output.status.code(), printed(&output).as_str()), (Some(7), "no such device\n"));
     let output = machine.output(&["run", "machine.json", "--supervise"]);
     assert_eq!(output.status.code(), Some(1));
-    let text = said(&output);
+    let text = printed(&output);
     assert!(text.starts_with("no such device\nerror: firecracker ended with exit status: 7 after "), "{text}");
     let status = machine.output(&["status", "web"]);
     assert_eq!(String::from_utf8_lossy(&status.stdout), "web  firecracker  stopped\n");
@@ -96,7 +96,7 @@ fn all_missing_files_are_reported_at_once() {
         let output = machine.output(command);
         assert!(matches!(output.status.code(), Some(1 | 2)), "{output:?}");
         for option in ["kernel", "initrd", "storeDisk.image", "credentialFiles.token"] {
-            assert!(said(&output).contains(&format!("{option}: ")), "{command:?}, {option}: {}", said(&output));
+            assert!(printed(&output).contains(&format!("{option}: ")), "{command:?}, {option}: {}", printed(&output));
         }
     }
 }
@@ -109,7 +109,7 @@ fn a_failing_pre_start_command_ends_the_start() {
     };
     let output = machine.output(&["run", "machine.json"]);
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), b"".as_slice()));
-    assert_eq!(said(&output), "out\nerror: preStart: sh -c echo out; exit 3: ended with exit status: 3\n");
+    assert_eq!(printed(&output), "out\nerror: preStart: sh -c echo out; exit 3: ended with exit status: 3\n");
 }
 
 #[test]
@@ -128,9 +128,9 @@ fn an_option_of_ours_in_the_output_of_extra_args_script_is_refused_before_the_hy
     write_script(&machine, "arguments.sh", "echo --api-sock /tmp/other --config-file=/tmp/other");
     let output = machine.output(&["run", "machine.json"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let said = said(&output);
+    let printed = printed(&output);
     for option in ["--api-sock", "--config-file"] {
-        let line = said.lines().find(|line| line.contains(option)).unwrap_or_else(|| panic!("{option}: {said}"));
+        let line = printed.lines().find(|line| line.contains(option)).unwrap_or_else(|| panic!("{option}: {printed}"));
         assert!(line.starts_with("error: extraArgsScript arguments.sh: firecracker cannot be given "), "{line}");
     }
     assert!(!machine.path("started").exists());
@@ -143,8 +143,8 @@ fn sigterm_while_starting_ends_the_pre_start_commands() {
     let mut running = machine.start(&[]);
     let sleeper = wait_for_file(&machine.path("sleeper"), &running);
     terminate(&running);
-    assert_eq!(running.end().code(), Some(130), "{}", running.talk());
-    assert_eq!(running.talk(), "error: interrupted by SIGTERM\n");
+    assert_eq!(running.end().code(), Some(130), "{}", running.messages());
+    assert_eq!(running.messages(), "error: interrupted by SIGTERM\n");
     let end = Instant::now() + Duration::from_secs(60);
     while is_alive(&sleeper) && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(10));
@@ -178,7 +178,7 @@ server.accept()
     assert!(is_alive(&daemon));
     assert!(machine.namespace.run("ip", &["-o", "link"]).contains("vm-web"));
     terminate(&running);
-    assert_eq!(running.end().code(), Some(130), "{}", running.talk());
+    assert_eq!(running.end().code(), Some(130), "{}", running.messages());
     assert!(!is_alive(&daemon) && !is_alive(&script));
     let sockets = fs::read_dir(machine.directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
     let sockets: Vec<_> = sockets.filter(|name| name.to_string_lossy().ends_with(".sock")).collect();
@@ -192,11 +192,11 @@ fn names_that_point_outside_the_runtime_directory_are_refused() {
     for name in ["..", ".hidden", "a b"] {
         let output = machine.output(&["stop", name]);
         assert_eq!(output.status.code(), Some(2), "{name}: {output:?}");
-        assert!(said(&output).contains("is not a machine name"), "{}", said(&output));
+        assert!(printed(&output).contains("is not a machine name"), "{}", printed(&output));
     }
     let output = machine.output(&["stop", "wbe"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).starts_with("error: no machine `wbe` has been started\nhint: "), "{}", said(&output));
+    assert!(printed(&output).starts_with("error: no machine `wbe` has been started\nhint: "), "{}", printed(&output));
 }
 
 /// Gives the machine to an ordinary user. Its kernel may be in a directory that only root can enter, so it is copied.
@@ -227,7 +227,7 @@ fn a_machine_runs_without_root() {
     let refused = as_nobody(&["run", "machine.json"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
     let wanted = "run: sudo ip tuntap add vm-web mode tap user nobody";
-    assert!(said(&refused).contains(wanted), "{}", said(&refused));
+    assert!(printed(&refused).contains(wanted), "{}", printed(&refused));
     assert!(machine.output(&["tap", "up", "--owner", "nobody", "machine.json"]).status.success());
     let mut running = machine.start_command(as_nobody(&["run", "machine.json", "--supervise"]));
     running.wait_for("waiting");
@@ -284,7 +284,7 @@ server.accept()
     let socket = machine.path("web-virtiofs-home.sock");
     assert!(socket.exists());
     terminate(&running);
-    assert!(running.end().success(), "{}", running.talk());
+    assert!(running.end().success(), "{}", running.messages());
     assert!(!socket.exists());
 }
 
@@ -294,7 +294,7 @@ fn volumes_are_created_without_a_start() {
     let Some(machine) = scripted_machine("exit 0", json!({"volumes": volumes})) else { return };
     let output = machine.output(&["volumes", "--json", "machine.json"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("b.img does not exist, and `autoCreate` is off"), "{}", said(&output));
+    assert!(printed(&output).contains("b.img does not exist, and `autoCreate` is off"), "{}", printed(&output));
     let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((rows[0]["fsType"].as_str(), rows[0]["state"].as_str()), (Some("ext4"), Some("created")));
     let output = machine.output(&["volumes", "machine.json"]);
@@ -327,7 +327,7 @@ fn a_guest_that_panics_before_it_reports_that_it_has_booted_is_a_failed_start() 
     let Some(silent) = scripted_machine("exit 0", changes(true)) else { return };
     let failed = silent.output(&["run", "machine.json", "--supervise"]);
     assert_eq!(failed.status.code(), Some(1), "{failed:?}");
-    let text = said(&failed);
+    let text = printed(&failed);
     assert!(text.contains("had not reported that it had booted"), "{text}");
     // A guest that is not asked to report may end at any time.
     let Some(unasked) = scripted_machine("exit 0", changes(false)) else { return };

@@ -218,15 +218,15 @@ fn a_service_manager_is_notified_and_its_sigterm_shuts_the_guest_down() {
     let mut command = machine.microvm(&["run", "machine.json", "--supervise"]);
     command.env("NOTIFY_SOCKET", machine.path("notify"));
     let mut running = machine.start_command(command);
-    let hear = || {
+    let receive = || {
         let mut buffer = [0; 1024];
         let count = manager.recv(&mut buffer).unwrap();
         String::from_utf8_lossy(&buffer[..count]).into_owned()
     };
-    assert_eq!(hear(), "READY=1\nSTATUS=running");
+    assert_eq!(receive(), "READY=1\nSTATUS=running");
     running.wait_for("waiting");
     terminate(&running);
-    assert_eq!(hear(), "STOPPING=1\nSTATUS=stopping");
+    assert_eq!(receive(), "STOPPING=1\nSTATUS=stopping");
     let report = ProbeReport::parse(&running.end_well());
     assert_eq!(report.request.as_deref(), Some("power-button"));
     assert_no_leftovers(&machine);
@@ -241,12 +241,12 @@ fn a_guest_that_does_not_respond_is_ended_after_the_timeout() {
     let mut running = machine.start(&["--supervise"]);
     let end = Instant::now() + Duration::from_secs(60);
     while !machine.path("web.sock").exists() {
-        assert!(Instant::now() < end, "{}", running.talk());
+        assert!(Instant::now() < end, "{}", running.messages());
         std::thread::sleep(Duration::from_millis(10));
     }
     let stop = machine.output(&["stop", "web", "--timeout", "1"]);
-    let said = String::from_utf8_lossy(&stop.stderr).into_owned();
-    assert!(said.contains("the guest has not shut down within 1 s; ending qemu\nweb was ended"), "{said}");
+    let printed = String::from_utf8_lossy(&stop.stderr).into_owned();
+    assert!(printed.contains("the guest has not shut down within 1 s; ending qemu\nweb was ended"), "{printed}");
     running.end();
     assert_no_leftovers(&machine);
 }
@@ -270,18 +270,18 @@ fn a_guest_that_reports_over_vsock_makes_the_service_ready() {
     command.env("NOTIFY_SOCKET", machine.path("notify"));
     let mut running = machine.start_command(command);
     running.wait_for("waiting");
-    let hear = || {
+    let receive = || {
         let mut buffer = [0; 1024];
         let count = manager.recv(&mut buffer).unwrap();
         String::from_utf8_lossy(&buffer[..count]).into_owned()
     };
-    assert_eq!(hear(), "STATUS=the guest is booting");
+    assert_eq!(receive(), "STATUS=the guest is booting");
     let launch = machine.launch();
     let listens = &launch.notification.as_ref().unwrap().listen;
     let launcher::launch::NotificationSocket::Unix(path) = listens else { panic!("{listens:?}") };
     let path = path.below(&HostPath::new(machine.path("").to_str().unwrap()));
     UnixStream::connect(path.as_path()).unwrap().write_all(b"READY=1\nMAINPID=1\n").unwrap();
-    assert_eq!(hear(), "READY=1\nSTATUS=the guest has booted");
+    assert_eq!(receive(), "READY=1\nSTATUS=the guest has booted");
     let status = machine.output(&["status", "web"]);
     assert!(String::from_utf8_lossy(&status.stdout).contains(", guest ready"), "{status:?}");
     assert!(machine.output(&["stop", "web"]).status.success());

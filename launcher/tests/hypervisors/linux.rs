@@ -104,8 +104,8 @@ pub(crate) fn build_image(machine: &TestMachine, closure: &Closure) {
 
 /// Asserts that the guest has printed this line.
 pub(crate) fn assert_output(console: &str, line: &str) {
-    let said = format!("guest: {line}");
-    assert!(console.contains(&said), "the guest has not printed `{said}`:\n{console}");
+    let printed = format!("guest: {line}");
+    assert!(console.contains(&printed), "the guest has not printed `{printed}`:\n{console}");
 }
 
 fn run_to_the_end(machine: &TestMachine) -> String {
@@ -312,13 +312,16 @@ fn a_guest_boots_from_a_sealed_disk_and_does_not_read_changed_bits() {
     for position in [tree + 9, tree + 4096 + 9] {
         flip_bit(&machine.path("store.erofs"), position);
         let refused = machine.output(&["run", "machine.json"]);
-        let said = String::from_utf8_lossy(&refused.stderr);
-        assert!(said.contains("storeDisk.verity: ") && said.contains(" does not belong to "), "{position}: {said}");
+        let printed = String::from_utf8_lossy(&refused.stderr);
+        assert!(
+            printed.contains("storeDisk.verity: ") && printed.contains(" does not belong to "),
+            "{position}: {printed}"
+        );
         flip_bit(&machine.path("store.erofs"), position);
     }
     fs::remove_file(machine.path("store.erofs.verity.json")).unwrap();
-    let said = machine.output(&["run", "machine.json"]).stderr;
-    assert!(String::from_utf8_lossy(&said).contains("store.erofs.verity.json"));
+    let printed = machine.output(&["run", "machine.json"]).stderr;
+    assert!(String::from_utf8_lossy(&printed).contains("store.erofs.verity.json"));
 }
 
 /// The shell that the system's init names, relative to the store.
@@ -512,8 +515,8 @@ fn a_guest_behind_a_tap_responds_to_ping() {
 
 pub(crate) fn stop_gracefully(machine: &TestMachine, running: &mut Running<'_>) {
     let stop = machine.output(&["stop", &machine.name, "--timeout", "120"]);
-    let said = String::from_utf8_lossy(&stop.stderr).into_owned();
-    assert_eq!(said, format!("{} has shut down\n", machine.name));
+    let printed = String::from_utf8_lossy(&stop.stderr).into_owned();
+    assert_eq!(printed, format!("{} has shut down\n", machine.name));
     let console = running.end_well();
     assert_output(&console, "stopping=power-button");
     assert_output(&console, "end=poweroff");

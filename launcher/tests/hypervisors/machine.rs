@@ -18,8 +18,8 @@ pub(crate) use testing::{missing, skipped};
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Returns the output without the warning that is printed on a host with software KVM.
-pub(crate) fn without_kvm_warning(said: &[u8]) -> String {
-    String::from_utf8_lossy(said).split_inclusive('\n').filter(|line| !line.contains("(kvm_pvm)")).collect()
+pub(crate) fn without_kvm_warning(printed: &[u8]) -> String {
+    String::from_utf8_lossy(printed).split_inclusive('\n').filter(|line| !line.contains("(kvm_pvm)")).collect()
 }
 
 /// Returns the hypervisor's program: qemu from `$PATH`, the others from the environment.
@@ -102,9 +102,9 @@ impl Namespace {
     /// Runs a command in the namespace, which must succeed, and returns its output.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
         let output = self.command(program).args(arguments).output().unwrap();
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{program} {arguments:?}: {said}");
-        said
+        let printed = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{program} {arguments:?}: {printed}");
+        printed
     }
 }
 
@@ -148,7 +148,7 @@ pub(crate) struct Running<'machine> {
     name: String,
     pub(crate) child: Child,
     console: PathBuf,
-    talk: PathBuf,
+    messages: PathBuf,
 }
 
 impl TestMachine {
@@ -208,9 +208,10 @@ impl TestMachine {
 
     /// Starts another machine in the same namespace and runtime directory.
     pub(crate) fn start_command_as(&self, name: &str, mut command: Command) -> Running<'_> {
-        let (console, talk) = (self.path(&format!("{name}-console.txt")), self.path(&format!("{name}-talk.txt")));
-        command.stdout(File::create(&console).unwrap()).stderr(File::create(&talk).unwrap());
-        Running { machine: self, name: name.to_owned(), child: command.spawn().unwrap(), console, talk }
+        let (console, messages) =
+            (self.path(&format!("{name}-console.txt")), self.path(&format!("{name}-messages.txt")));
+        command.stdout(File::create(&console).unwrap()).stderr(File::create(&messages).unwrap());
+        Running { machine: self, name: name.to_owned(), child: command.spawn().unwrap(), console, messages }
     }
 
     /// Returns the most recent launch.
@@ -226,8 +227,8 @@ impl Running<'_> {
     }
 
     /// Returns the messages of the launcher and the hypervisor.
-    pub(crate) fn talk(&self) -> String {
-        without_kvm_warning(&fs::read(&self.talk).unwrap())
+    pub(crate) fn messages(&self) -> String {
+        without_kvm_warning(&fs::read(&self.messages).unwrap())
     }
 
     /// Waits until the guest has printed a line that contains the text.
@@ -235,8 +236,8 @@ impl Running<'_> {
         let end = Instant::now() + TIMEOUT;
         while !self.console().contains(text) {
             let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none(), "ended with {ended:?} before {text:?}\n{}\n{}", self.console(), self.talk());
-            assert!(Instant::now() < end, "no {text:?} in time\n{}\n{}", self.console(), self.talk());
+            assert!(ended.is_none(), "ended with {ended:?} before {text:?}\n{}\n{}", self.console(), self.messages());
+            assert!(Instant::now() < end, "no {text:?} in time\n{}\n{}", self.console(), self.messages());
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -244,10 +245,10 @@ impl Running<'_> {
     /// Waits until the launcher has printed a message that contains the text.
     pub(crate) fn wait_for_message(&mut self, text: &str) {
         let end = Instant::now() + TIMEOUT;
-        while !self.talk().contains(text) {
+        while !self.messages().contains(text) {
             let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none(), "ended with {ended:?} before {text:?}\n{}\n{}", self.console(), self.talk());
-            assert!(Instant::now() < end, "no {text:?} in time\n{}\n{}", self.console(), self.talk());
+            assert!(ended.is_none(), "ended with {ended:?} before {text:?}\n{}\n{}", self.console(), self.messages());
+            assert!(Instant::now() < end, "no {text:?} in time\n{}\n{}", self.console(), self.messages());
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -259,7 +260,7 @@ impl Running<'_> {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(Instant::now() < end, "does not end\n{}\n{}", self.console(), self.talk());
+            assert!(Instant::now() < end, "does not end\n{}\n{}", self.console(), self.messages());
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -268,7 +269,7 @@ impl Running<'_> {
     pub(crate) fn end_well(&mut self) -> String {
         let status = self.end();
         let signal = status.signal().map(|signal| format!(" by signal {signal}")).unwrap_or_default();
-        assert!(status.success(), "{status}{signal}\n{}\n{}", self.console(), self.talk());
+        assert!(status.success(), "{status}{signal}\n{}\n{}", self.console(), self.messages());
         self.console()
     }
 }

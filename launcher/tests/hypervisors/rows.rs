@@ -327,8 +327,8 @@ pub(crate) fn passt_for(hypervisor: Hypervisor) -> Result<(), String> {
     let program = named.or_else(|| find_on_path("passt")).ok_or("no passt")?;
     let asked =
         Command::new(&program).arg("--help").output().map_err(|error| format!("{}: {error}", program.display()))?;
-    let said = [asked.stdout, asked.stderr].concat();
-    let is_new = String::from_utf8_lossy(&said).contains("--vhost-user");
+    let printed = [asked.stdout, asked.stderr].concat();
+    let is_new = String::from_utf8_lossy(&printed).contains("--vhost-user");
     is_new.then_some(()).ok_or_else(|| format!("{} is too old: it has no --vhost-user", program.display()))
 }
 
@@ -458,7 +458,7 @@ fn a_killed_server_of_the_store_disk_is_reported_where_the_hypervisor_does_not_c
         kill(Pid::from_raw(server), Signal::SIGKILL).unwrap();
         let message = "the server of the store disk of `row` ended with signal: 9 (SIGKILL), and this hypervisor does not \
                        connect to another one: the guest cannot read its store any more; stop the machine and start it again";
-        wait_until("report", || running.talk().contains(message));
+        wait_until("report", || running.messages().contains(message));
         assert_eq!(process_of(machine, "serve --plan plan.json"), None, "another server was started");
         let stop = machine.output(&["stop", "row", "--timeout", "0"]);
         assert!(stop.status.success(), "{}", String::from_utf8_lossy(&stop.stderr));

@@ -55,7 +55,7 @@ fn end_the_start(changes: Value) {
         let stop = machine.output(&["stop", "web"]);
         assert_eq!(messages(&stop), "web was starting; its start was cancelled\n");
         assert!(stop.status.success());
-        assert_eq!(running.end().code(), Some(130), "{}", running.talk());
+        assert_eq!(running.end().code(), Some(130), "{}", running.messages());
         assert!(!is_alive(&step), "the step of the start is still running");
         assert!(!machine.path("started").exists(), "the hypervisor was started");
         assert!(status_of(&machine, "web").ends_with("stopped\n"));

@@ -65,7 +65,7 @@ fn text(output: &Output) -> String {
 /// Suspends the machine, and waits until its launcher has ended.
 fn suspend(machine: &TestMachine, running: &mut Running<'_>) {
     let suspended = machine.output(&["suspend", "web"]);
-    assert!(suspended.status.success(), "{}\n{}\n{}", text(&suspended), running.talk(), running.console());
+    assert!(suspended.status.success(), "{}\n{}\n{}", text(&suspended), running.messages(), running.console());
     assert!(text(&suspended).starts_with("web is suspended: "), "{}", text(&suspended));
     running.end_well();
 }
@@ -104,7 +104,7 @@ fn suspend_and_resume(hypervisor: Hypervisor) {
     machine.write_spec(&spec);
 
     let mut running = resume(&machine);
-    println!("{hypervisor}: {}", running.talk().trim());
+    println!("{hypervisor}: {}", running.messages().trim());
     assert!(!machine.path(SAVED).exists(), "what was saved is removed");
     machine.namespace.run("ping", &["-c", "2", "-i", "0.2", "-W", "20", "10.77.0.2"]);
     // A machine that was resumed can be suspended again. A plain start resumes it as well.
@@ -202,9 +202,12 @@ fn a_suspend_that_was_killed_leaves_a_machine_that_runs_or_resumes() {
             running.wait_for_message("web was resumed");
             resumed += 1;
         } else {
-            assert_eq!(status[0]["activity"], "running", "{call} {when}: {}", running.talk());
-            let said = text(&machine.output(&["resume", "web"]));
-            assert!(said == "web was paused, and runs again\n" || said == "web is running\n", "{call} {when}: {said}");
+            assert_eq!(status[0]["activity"], "running", "{call} {when}: {}", running.messages());
+            let printed = text(&machine.output(&["resume", "web"]));
+            assert!(
+                printed == "web was paused, and runs again\n" || printed == "web is running\n",
+                "{call} {when}: {printed}"
+            );
             assert!(
                 !machine.path(SAVED).exists(),
                 "{call} {when}: the guest runs on with another memory than what was saved"
@@ -281,17 +284,17 @@ fn a_machine_whose_launcher_is_killed_while_it_is_saved_resumes_or_boots() {
         wait_for_activity(&machine, "stopped");
         let mut next = machine.start(&["--supervise"]);
         wait_for_activity(&machine, "starting");
-        let (said, code) = stopped.go_on();
-        while !next.talk().contains("web was resumed") && !next.console().contains(BOOTED) {
-            assert!(next.child.try_wait().unwrap().is_none(), "{call} {when}: {said}{}", next.talk());
+        let (printed, code) = stopped.go_on();
+        while !next.messages().contains("web was resumed") && !next.console().contains(BOOTED) {
+            assert!(next.child.try_wait().unwrap().is_none(), "{call} {when}: {printed}{}", next.messages());
             std::thread::sleep(Duration::from_millis(10));
         }
         if next.console().contains(BOOTED) {
-            assert_eq!(code, Some(1), "{call} {when}: {said}");
-            assert!(said.contains("error: web has ended and is not suspended: "), "{call} {when}: {said}");
+            assert_eq!(code, Some(1), "{call} {when}: {printed}");
+            assert!(printed.contains("error: web has ended and is not suspended: "), "{call} {when}: {printed}");
             booted += 1;
         } else {
-            assert_eq!(code, Some(0), "{call} {when}: {said}");
+            assert_eq!(code, Some(0), "{call} {when}: {printed}");
             resumed += 1;
         }
         assert!(machine.output(&["stop", "web", "--timeout", "60"]).status.success());
@@ -331,13 +334,13 @@ fn a_machine_with_a_block_device_keeps_running_while_all_others_are_suspended() 
     block.wait_for("waiting");
     web.wait_for("waiting");
     let suspended = machine.output(&["suspend", "--all"]);
-    let said = text(&suspended);
-    assert_eq!(suspended.status.code(), Some(1), "{said}");
+    let printed = text(&suspended);
+    assert_eq!(suspended.status.code(), Some(1), "{printed}");
     let refused = format!(
         "error: block: the volume {device} is a block device: whether it was changed while the machine is suspended"
     );
-    assert!(said.contains("web is suspended: ") && said.contains("1 of 2 machines are suspended\n"), "{said}");
-    assert!(said.contains(&refused), "{said}");
+    assert!(printed.contains("web is suspended: ") && printed.contains("1 of 2 machines are suspended\n"), "{printed}");
+    assert!(printed.contains(&refused), "{printed}");
     web.end_well();
     let status = String::from_utf8(machine.output(&["status"]).stdout).unwrap();
     assert!(status.contains("block  qemu  running as ") && status.contains("web  qemu  suspended\n"), "{status}");
@@ -374,13 +377,13 @@ fn linux_keeps_its_memory_and_its_tcp_connection() {
     type_line(&machine, "counter=41; exec 5<>/dev/tcp/10.77.0.1/9000; echo before >&5; echo con'nected'");
     running.wait_for("connected");
     let suspended = machine.output(&["suspend", "--all"]);
-    assert!(suspended.status.success(), "{}\n{}", text(&suspended), running.talk());
+    assert!(suspended.status.success(), "{}\n{}", text(&suspended), running.messages());
     println!("{}", text(&suspended).trim());
     running.end_well();
 
     let mut running = machine.start_command(machine.microvm(&["resume", "machine.json"]));
     running.wait_for_message("web was resumed");
-    println!("{}", running.talk().trim());
+    println!("{}", running.messages().trim());
     type_line(&machine, "counter=$((counter + 1)); echo after $counter >&5; exec 5>&-; echo sent=$counter");
     running.wait_for("sent=42");
     // The VM generation ID is another one.

@@ -1,6 +1,6 @@
 //! A machine's guest or user may have prepared files for the next start. None of them gives access to the host's files.
 
-use crate::failures::{is_alive, said, scripted_machine, wait_for_file, write_script};
+use crate::failures::{is_alive, printed, scripted_machine, wait_for_file, write_script};
 use crate::lifecycle::waiting_machine;
 use crate::machine::{TIMEOUT, TestMachine, kvm_opens, program_of, skipped, use_program};
 use crate::probe::probe_guest;
@@ -82,7 +82,7 @@ fn a_raw_disk_on_which_the_guest_wrote_another_header_is_refused() {
             fs::write(machine.path("secret"), "secret").unwrap();
             fs::write(machine.path("var.img"), qcow2_header(machine.path("secret").to_str().unwrap())).unwrap();
             let output = machine.output(&["run", "machine.json"]);
-            let text = said(&output);
+            let text = printed(&output);
             if text.contains("detects the format of a disk before version") {
                 // The script has no version, so it counts as an old cloud-hypervisor, which opens any file without landlock.
                 assert!(hypervisor == Hypervisor::CloudHypervisor && !read_only, "{text}");
@@ -104,7 +104,7 @@ fn a_disk_with_another_header_is_accepted_if_the_format_is_set_explicitly() {
     };
     fs::write(machine.path("var.img"), qcow2_header("/etc/shadow")).unwrap();
     let output = machine.output(&["run", "machine.json"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", printed(&output));
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn files_for_the_hypervisor_are_not_written_through_links() {
     assert_eq!(fs::read_to_string(machine.path("victim")).unwrap(), "untouched");
     assert_eq!(fs::metadata(machine.path("victim")).unwrap().uid(), 0);
     let written = fs::symlink_metadata(&configuration).unwrap();
-    assert!(written.is_file(), "{}", said(&output));
+    assert!(written.is_file(), "{}", printed(&output));
     assert_eq!((written.uid(), written.mode() & 0o777), (NOBODY, 0o600));
 }
 
@@ -135,7 +135,7 @@ fn root_refuses_to_run_a_script_that_the_machines_user_can_change() {
         lchown(machine.path("script.sh"), Some(NOBODY), Some(NOBODY)).unwrap();
         let output = run_with_open_kvm(&machine);
         assert_eq!(output.status.code(), Some(1));
-        assert!(said(&output).contains("root does not run it, because nobody can change"), "{}", said(&output));
+        assert!(printed(&output).contains("root does not run it, because nobody can change"), "{}", printed(&output));
         assert!(!machine.path("victim").exists());
     }
 }
@@ -152,7 +152,7 @@ fn an_initrd_with_credentials_is_open_only_in_the_hypervisor() {
         fs::write(machine.path("token"), "hunter2").unwrap();
         write_script(&machine, "arguments.sh", &format!("{list} >script; true"));
         let output = machine.output(&[["run", "machine.json"].as_slice(), options].concat());
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", printed(&output));
         let counts = ["before", "script", "hypervisor"].map(|name| fs::read_to_string(machine.path(name)).unwrap());
         assert_eq!(counts.each_ref().map(|count| count.trim()), ["0", "0", "1"], "{options:?}");
     }
@@ -177,7 +177,7 @@ fn a_volume_is_locked_while_its_hypervisor_runs() {
         let refused = || {
             let output = machine.output(&["run", "other.json"]);
             assert_eq!(output.status.code(), Some(1));
-            let text = said(&output);
+            let text = printed(&output);
             assert!(text.contains("link.img is in use by machine web, process "), "{text}");
         };
         refused();
@@ -229,7 +229,7 @@ server.accept()
     share(false);
     fs::write(machine.path("outlives"), "").unwrap();
     let output = machine.output(&["run", "machine.json"]);
-    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(3), "{}", printed(&output));
     let read_pid = || fs::read_to_string(machine.path("daemon")).unwrap().trim().to_owned();
     wait_until_gone(&read_pid());
 
@@ -241,10 +241,10 @@ server.accept()
     share(true);
     let output = machine.output(&["run", "machine.json"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("nothing proves that it was started with this command"), "{}", said(&output));
+    assert!(printed(&output).contains("nothing proves that it was started with this command"), "{}", printed(&output));
     share(false);
     let output = machine.output(&["run", "machine.json"]);
-    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(3), "{}", printed(&output));
     assert_eq!(read_pid(), pid);
     kill(&running.child.id().to_string(), "-KILL");
     running.child.wait().unwrap();
@@ -260,11 +260,11 @@ fn check_reports_two_paths_to_the_same_file() {
     let refused = |arguments: &[&str]| {
         let output = machine.output(&[["check"].as_slice(), arguments].concat());
         assert_eq!(output.status.code(), Some(2), "{output:?}");
-        assert!(said(&output).contains("are the same file"), "{}", said(&output));
+        assert!(printed(&output).contains("are the same file"), "{}", printed(&output));
     };
     refused(&["machine.json"]);
     let output = machine.output(&["run", "machine.json"]);
-    assert!(said(&output).contains("are the same file"), "{}", said(&output));
+    assert!(printed(&output).contains("are the same file"), "{}", printed(&output));
     let write = |name: &str, image: &Path| {
         let text = fs::read_to_string(machine.path("machine.json")).unwrap();
         let mut spec: MachineSpec = serde_json::from_str(&text).unwrap();
@@ -298,7 +298,7 @@ fn every_hypervisor_holds_the_lock_on_its_volume() {
         fs::write(machine.path("other.json"), serde_json::to_string(&spec).unwrap()).unwrap();
         for other in [hypervisor, Hypervisor::Qemu] {
             let output = machine.output(&["run", "other.json", "--hypervisor", other.as_str()]);
-            assert!(said(&output).contains("is in use by machine web, process "), "{other}: {}", said(&output));
+            assert!(printed(&output).contains("is in use by machine web, process "), "{other}: {}", printed(&output));
         }
         fs::hard_link(machine.path("var.img"), machine.path("hard.img")).unwrap();
         spec.volumes[0].image = "hard.img".into();
@@ -306,7 +306,7 @@ fn every_hypervisor_holds_the_lock_on_its_volume() {
         for other in [hypervisor, Hypervisor::Qemu] {
             let output = machine.output(&["run", "other.json", "--hypervisor", other.as_str()]);
             let expected = "hard.img is in use by another process, which may use another name of this file";
-            assert!(said(&output).contains(expected), "{hypervisor}, {other}: {}", said(&output));
+            assert!(printed(&output).contains(expected), "{hypervisor}, {other}: {}", printed(&output));
         }
         assert!(machine.output(&["stop", "web", "--timeout", "60"]).status.success());
         running.end();
