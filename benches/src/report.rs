@@ -13,28 +13,28 @@ use crate::statistics::{Spread, markdown, ratio, spread};
 /// Writes `table.md` and the plots of the results into `directory`.
 ///
 /// # Errors
-/// A file cannot be written.
+/// A plot cannot be drawn or a file cannot be written.
 pub fn write(results: &Results, directory: &Path) -> Result<(), Error> {
-    files(results).into_iter().try_for_each(|(name, text)| {
+    files(results)?.into_iter().try_for_each(|(name, text)| {
         let path = directory.join(name);
         fs::write(&path, text).map_err(file("write", path))
     })
 }
 
 /// Names and contents of the table and the plots.
-fn files(results: &Results) -> Vec<(String, String)> {
+fn files(results: &Results) -> Result<Vec<(String, String)>, Error> {
     let mut files = vec![("table.md".to_owned(), tables(results))];
     for store in results.stores.iter().filter(|store| store.contests.len() > 1) {
-        files.push((format!("size-{}.svg", store.name), plot::size_against_time(store)));
-        files.push((format!("time-{}.svg", store.name), plot::times(store)));
+        files.push((format!("size-{}.svg", store.name), plot::size_against_time(store)?));
+        files.push((format!("time-{}.svg", store.name), plot::times(store)?));
     }
     for (growth, name) in [(Growth::Files, "scaling-files.svg"), (Growth::Bytes, "scaling-bytes.svg")] {
         let series: Vec<&StoreResults> = results.stores.iter().filter(|store| store.growth == Some(growth)).collect();
         if series.len() > 1 {
-            files.push((name.to_owned(), plot::scaling(&series, growth)));
+            files.push((name.to_owned(), plot::scaling(&series, growth)?));
         }
     }
-    files
+    Ok(files)
 }
 
 /// Formats all tables as Markdown.
@@ -114,7 +114,7 @@ mod tests {
         let kept: Vec<_> = fs::read_dir(workspace::root().join("benches/results")).unwrap().collect();
         assert!(!kept.is_empty());
         for directory in kept.into_iter().map(|entry| entry.unwrap().path()) {
-            for (name, text) in files(&Results::read(&directory).unwrap()) {
+            for (name, text) in files(&Results::read(&directory).unwrap()).unwrap() {
                 let path = directory.join(name);
                 let is_current = fs::read_to_string(&path).unwrap() == text;
                 assert!(
