@@ -2,6 +2,7 @@
 # release.sh [--profile PROFILE]: builds a release of the current commit for x86_64 Linux, on Debian 12 or later.
 #
 #   target/release-VERSION/microvm-VERSION-x86_64-linux.tar.xz   both programs, manual pages, completions, SBOMs
+#                                                                (release-VERSION-PROFILE with another profile)
 #   target/release-VERSION/SHA256SUMS
 #
 # The programs are static, so they run on every distribution. They are built twice, in directories with different names;
@@ -19,6 +20,10 @@ case $#,${1:-} in
 *) die "usage: ${0##*/} [--profile PROFILE]" "the profile is one of Cargo's, such as release or dev" 2 ;;
 esac
 
+# The directory in which Cargo puts what it builds with a profile.
+built=$profile
+[ "$profile" != dev ] || built=debug
+
 cd "$(dirname "$(realpath "$0")")/.."
 project=$PWD
 # The tests run programs that are linked like these (tests/nix/run.sh). Those of musl would need other rules for seccomp.
@@ -34,7 +39,7 @@ version=$(cargo metadata --no-deps --locked --format-version 1 | jq -r '.package
 grep -q "^## $version\b" CHANGELOG.md || die "CHANGELOG.md has no section $version"
 [ -e "$(gcc -print-file-name=libc.a)" ] || die "the static C library is missing" "apt-get install libc6-dev"
 
-tools=$project/target/release-tools
+tools=$project/target/release-tools/cyclonedx-$cyclonedx
 if [ ! -x "$tools/bin/cargo-cyclonedx" ]; then
   say "installing cargo-cyclonedx $cyclonedx with cargo, once"
   cargo install --quiet --locked --debug --root "$tools" "cargo-cyclonedx@$cyclonedx"
@@ -59,7 +64,7 @@ build() { # DIRECTORY: builds the programs, and describes what they consist of
   local -x CARGO_ENCODED_RUSTFLAGS=${words}-Ctarget-feature=+crt-static
   (cd "$directory" && cargo build --quiet --locked --profile "$profile" --target "$target" --package imagebuilder --package launcher --bins)
   mkdir "$directory/out"
-  cp "$directory/target/$target/${profile/#dev/debug}"/{microvm,microvm-image} "$directory/out/"
+  cp "$directory/target/$target/$built"/{microvm,microvm-image} "$directory/out/"
   rm -rf "$directory/target"
   (cd "$directory" && "$tools/bin/cargo-cyclonedx" cyclonedx --quiet --format json --spec-version 1.5 --target "$target" --describe binaries)
   local name
@@ -84,7 +89,8 @@ mkdir -p "$content"/{bin,share/sbom,share/man/man1,share/bash-completion/complet
 cp LICENSE README.md CHANGELOG.md "$content/"
 for program in microvm microvm-image; do
   [ "$("$first/out/$program" --version)" = "$program $version ($commit)" ] || die "$program has another version: $("$first/out/$program" --version)"
-  ! readelf --program-headers --dynamic "$first/out/$program" | grep -e INTERP -e NEEDED || die "$program is not static"
+  readelf --program-headers --dynamic "$first/out/$program" >"$scratch/headers"
+  ! grep -e INTERP -e NEEDED "$scratch/headers" || die "$program is not static"
   install -m 755 "$first/out/$program" "$content/bin/"
   install -m 644 "$first/out/$program.cdx.json" "$content/share/sbom/"
   "$content/bin/$program" man --output "$content/share/man/man1"
@@ -93,11 +99,13 @@ for program in microvm microvm-image; do
   "$content/bin/$program" completions zsh >"$content/share/zsh/site-functions/_$program"
 done
 
-release=$project/target/release-$version
+name=$version
+[ "$profile" = release ] || name=$version-$profile
+release=$project/target/release-$name archive=microvm-$name-x86_64-linux.tar.xz
+mkdir "$scratch/finished"
+tar -C "$scratch" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" -cf - "microvm-$version" | xz -T1 >"$scratch/finished/$archive"
+(cd "$scratch/finished" && sha256sum "$archive" >SHA256SUMS)
 rm -rf "$release"
-mkdir -p "$release"
-archive=microvm-$version-x86_64-linux.tar.xz
-tar -C "$scratch" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" -cf - "microvm-$version" | xz -T1 >"$release/$archive"
-(cd "$release" && sha256sum "$archive" >SHA256SUMS)
+mv "$scratch/finished" "$release"
 say "wrote $release/$archive"
 cat "$release/SHA256SUMS"

@@ -9,6 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
+use twox_hash::XxHash3_128;
 
 /// A store path cannot be listed.
 #[derive(Debug, Error)]
@@ -70,6 +71,9 @@ pub struct Listing {
     pub tree: Tree,
     /// Modification times of the regular files, by file number, to detect whether they change before they are read.
     pub modified: Vec<(i64, i64)>,
+    /// A value for each regular file, by file number, which differs when the file is replaced or changed, even if its
+    /// modification time stays the same, as when Nix repairs a store path.
+    pub versions: Vec<u64>,
     /// Device and inode of the regular files that have several links, by file number. `nix-store --optimise` replaces
     /// files of equal content with hard links.
     pub linked: HashMap<u32, (u64, u64)>,
@@ -115,6 +119,7 @@ impl Listing {
         }
         let file = u32::try_from(self.modified.len()).map_err(|_| too_large(TreeError::TooLarge))?;
         self.modified.push((metadata.mtime(), metadata.mtime_nsec()));
+        self.versions.push(version(&metadata));
         if metadata.nlink() > 1 {
             self.linked.insert(file, (metadata.dev(), metadata.ino()));
         }
@@ -137,6 +142,13 @@ impl Listing {
         }
         Ok(())
     }
+}
+
+/// Returns a value that differs when a file is replaced or changed.
+fn version(metadata: &Metadata) -> u64 {
+    let numbers = [metadata.ino(), metadata.ctime().cast_unsigned(), metadata.ctime_nsec().cast_unsigned()];
+    let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    XxHash3_128::oneshot(&bytes) as u64
 }
 
 fn unreadable(path: &Path, source: io::Error) -> ScanError {

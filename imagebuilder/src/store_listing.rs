@@ -19,6 +19,8 @@ pub struct StoreListing {
     pub files: Arc<StoreFiles>,
     /// Modification times of the regular files, indexed by store path and file number.
     modified: Vec<Vec<(i64, i64)>>,
+    /// What differs when a regular file is replaced or changed, indexed by store path and file number.
+    versions: Vec<Vec<u64>>,
     /// Device and inode of the regular files that have several links.
     linked: HashMap<FileId, (u64, u64)>,
 }
@@ -32,6 +34,7 @@ impl StoreListing {
     pub fn of(plan: &ImagePlan, threads: usize) -> Result<Self, Vec<ScanError>> {
         let mut store_paths = Vec::with_capacity(plan.paths.len());
         let mut modified = Vec::with_capacity(plan.paths.len());
+        let mut versions = Vec::with_capacity(plan.paths.len());
         let mut linked = HashMap::new();
         let mut problems = Vec::new();
         let listings = map_in_parallel(threads, &plan.paths, |planned| list(planned, plan));
@@ -41,6 +44,7 @@ impl StoreListing {
                 Ok(listing) => {
                     linked.extend(linked_files(&listing, store_path));
                     modified.push(listing.modified);
+                    versions.push(listing.versions);
                     store_paths.push(StorePathTree { path: planned.path.clone(), tree: listing.tree });
                 }
             }
@@ -48,7 +52,7 @@ impl StoreListing {
         if !problems.is_empty() {
             return Err(problems);
         }
-        Ok(Self { files: Arc::new(StoreFiles::new(plan.store_dir.clone(), store_paths)), modified, linked })
+        Ok(Self { files: Arc::new(StoreFiles::new(plan.store_dir.clone(), store_paths)), modified, versions, linked })
     }
 
     /// Returns all regular files.
@@ -63,12 +67,20 @@ impl StoreListing {
 
     /// Returns the modification time of a regular file when it was listed.
     pub(crate) fn modified(&self, file: FileId) -> Option<(i64, i64)> {
-        let Entry::File { file: number, .. } =
-            self.files.store_paths().get(file.store_path as usize)?.tree.entry(file.node)
-        else {
-            return None;
-        };
-        self.modified.get(file.store_path as usize)?.get(number as usize).copied()
+        self.modified.get(file.store_path as usize)?.get(self.number(file)?).copied()
+    }
+
+    /// Returns what differs when a regular file is replaced or changed.
+    pub(crate) fn version(&self, file: FileId) -> Option<u64> {
+        self.versions.get(file.store_path as usize)?.get(self.number(file)?).copied()
+    }
+
+    /// Returns the number of a regular file among those of its store path.
+    fn number(&self, file: FileId) -> Option<usize> {
+        match self.files.store_paths().get(file.store_path as usize)?.tree.entry(file.node) {
+            Entry::File { file: number, .. } => Some(number as usize),
+            Entry::Directory { .. } | Entry::Symlink { .. } => None,
+        }
     }
 
     /// Returns the device and inode of a file that has several links.

@@ -177,15 +177,31 @@ fn a_sealed_image_with_packs_of_the_service_has_the_hashes_of_the_service() {
     assert!(of_tables < 100_000, "{of_tables}");
     assert_eq!(build(""), of_tables);
     assert!(build("--cache-verify") > 400_000, "the service is not trusted");
-    // Damaged hashes, and those of another pack, are not used.
-    let kept = host.workspace.path("served/v2/verity");
-    let settings = fs::read_dir(kept).unwrap().next().unwrap().unwrap().path();
-    let kept = fs::read_dir(settings).unwrap().next().unwrap().unwrap().path();
-    let mut bytes = fs::read(&kept).unwrap();
-    bytes[40] ^= 1;
-    fs::write(&kept, bytes).unwrap();
-    assert!(build("") > 400_000);
+    // Damaged hashes are computed again.
+    let only_file = |directory: &str| {
+        let settings = fs::read_dir(workspace.path(directory)).unwrap().next().unwrap().unwrap().path();
+        fs::read_dir(settings).unwrap().next().unwrap().unwrap().path()
+    };
+    let flip = |file: &Path, byte: usize| {
+        let mut bytes = fs::read(file).unwrap();
+        bytes[byte] ^= 1;
+        fs::write(file, bytes).unwrap();
+    };
+    let kept = only_file("served/v2/verity");
+    flip(&kept, 40);
+    assert_eq!(build(""), of_tables);
     fs::remove_file(&kept).unwrap();
+    assert_eq!(build(""), of_tables);
+
+    // An intact pack has the same identity as a damaged one, so there are no hashes of a damaged one.
+    flip(&only_file("served/v2/packs"), 5000);
+    fs::remove_file(&kept).unwrap();
+    let line = format!("{BUILD} --cache own --cache-socket run.sock --verity --json -o image");
+    let output = workspace.command(line.split_whitespace()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("the pack is damaged"), "{stderr}");
+    assert!(workspace.read("image") == sealed && !kept.exists());
+    workspace.run("cache fsck --cache served").success();
     assert_eq!(build(""), of_tables);
 }
 

@@ -261,7 +261,8 @@ check_deploy() { # with a fake ssh that runs its command locally; nix and the ma
   grep -qx 'systemctl restart microvm@guest.service' "$scratch/deploy/calls" || die "a machine with a store disk is not restarted: $printed"
   say "new systems are installed in the right machine"
   [ -x /usr/sbin/sshd ] || { missing sshd "apt-get install openssh-server"; return; }
-  say "$(tests/nix/deploy.sh "$programs/bin/microvm" 2>"$scratch/log" || { cat "$scratch/log" >&2; false; })"
+  printed=$(tests/nix/deploy.sh "$programs/bin/microvm" 2>"$scratch/log") || { cat "$scratch/log" >&2; die "a machine is not deployed over SSH"; }
+  say "$printed"
 }
 
 check_erofs() {

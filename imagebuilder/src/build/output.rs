@@ -242,15 +242,16 @@ impl<'a> ImageFile<'a> {
     /// # Errors
     /// They cannot be written to disk, linked or renamed.
     pub(super) fn publish(mut self, seal: Option<&Sidecar>) -> Result<Published, BuildError> {
+        let mut seal_to_publish = seal;
         if self.durability == Durability::UnsyncedIfNew && fs::symlink_metadata(&self.target).is_err() {
-            seal.map_or(Ok(()), Sidecar::publish)?;
+            seal_to_publish.take().map_or(Ok(()), Sidecar::publish)?;
             // A full disk, and file systems that cannot rename in this way, are left to the code below.
             if self.file.publish_new(&self.target).is_ok() {
                 return Ok(self.published(false)?);
             }
         }
         self.sync(seal)?;
-        seal.map_or(Ok(()), Sidecar::publish)?;
+        seal_to_publish.map_or(Ok(()), Sidecar::publish)?;
         loop {
             match self.file.publish(&self.target) {
                 Err(error) if is_full(&error) && (self.make_room)(0) => {}

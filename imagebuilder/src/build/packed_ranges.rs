@@ -96,7 +96,8 @@ pub(super) fn of_files(map: &BlockMap, listing: &StoreListing, planned: &[Planne
 }
 
 /// Returns the position of each node of a store path among the whole blocks of its files, and what distinguishes these
-/// blocks from others: the NAR hash, and the number, length and time of each file.
+/// blocks from others: the NAR hash, and the number, length and version of each file. Nothing compares the files with the
+/// NAR hash, so the versions must differ when Nix repairs a damaged store path, whose files all have the same times.
 fn files_of(listing: &StoreListing, store_path: u32, planned: &PlannedPath) -> (PackIdentity, Vec<u64>) {
     let tree = &listing.files.store_paths()[store_path as usize].tree;
     let mut hasher = blake3::Hasher::new_derive_key("microvm-image 2026-11 files of a store path");
@@ -106,8 +107,8 @@ fn files_of(listing: &StoreListing, store_path: u32, planned: &PlannedPath) -> (
     for node in 0..tree.len() {
         starts.push(segments_bytes);
         let Entry::File { size_bytes, .. } = tree.entry(node) else { continue };
-        let (seconds, nanoseconds) = listing.modified(FileId { store_path, node }).unwrap_or_default();
-        for number in [u64::from(node), size_bytes, seconds as u64, nanoseconds as u64] {
+        let version = listing.version(FileId { store_path, node }).unwrap_or_default();
+        for number in [u64::from(node), size_bytes, version] {
             hasher.update(&number.to_le_bytes());
         }
         segments_bytes += size_bytes - size_bytes % BLOCK_BYTES;

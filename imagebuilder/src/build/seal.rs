@@ -94,7 +94,7 @@ impl Sealing<'_> {
     /// trust them gets none.
     fn known_hashes(&self) -> (Vec<Option<BlockHashes>>, Option<PackSourceError>) {
         let found = map_in_parallel(self.threads, &self.packs, |pack| {
-            if self.trust != CacheTrust::Checksums {
+            if self.trust != CacheTrust::Checksums || self.cancel.load(Ordering::Relaxed) {
                 return Ok(None);
             }
             let kept = self.cache.and_then(|cache| cache.find_block_hashes(&pack.planned, self.blocks, &pack.identity));

@@ -46,9 +46,9 @@ impl Cache {
         BlockHashes::decode(pack, content)
     }
 
-    /// Opens the file with the hashes of the blocks of a pack, without checking it, for a client that checks it.
-    pub fn open_block_hashes(&self, path: &PlannedPath, settings: &ImageSettings) -> Option<File> {
-        let place = self.block_hashes_path(path, BlocksOf::Pack(settings));
+    /// Opens the file with the hashes of the blocks of a pack without checking it, and updates its time.
+    pub fn open_block_hashes(&self, path: &PlannedPath, blocks: BlocksOf<'_>) -> Option<File> {
+        let place = self.block_hashes_path(path, blocks);
         place.parent().map_or(Ok(()), refuse_link).ok()?;
         Some(open_entry(&place).ok()??.into_file())
     }

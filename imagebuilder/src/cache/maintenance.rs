@@ -222,7 +222,8 @@ pub fn fsck(directory: &Path) -> Result<FsckReport, CacheError> {
         let fail = |source| CacheError { action: "check hashes of blocks", path: entry.path.clone(), source };
         let Some(pack) = pack_of(&root, &entry.path).map(|pack| open_pack(&pack)).transpose().map_err(fail)?.flatten()
         else {
-            // A build would not use them.
+            // Without their pack, nothing shows whether they are right.
+            remove(&entry.path)?;
             continue;
         };
         let file = open_entry(&entry.path).map_err(fail)?;

@@ -4,6 +4,7 @@
 //! length, modification and change time. Programs cannot set the change time, so every write is detected. An image that
 //! was not synced is accepted only until the host is started again, because a power cut can have damaged it.
 
+use super::block_hashes::BlocksOf;
 use super::{Cache, CacheError, open_unstamped};
 use crate::build::Durability;
 use crate::erofs::Profile;
@@ -115,7 +116,7 @@ impl Cache {
     /// Returns the report of the build that made the image at `output`, if it was built from this plan, is unchanged, and
     /// is on disk where `durability` demands that.
     ///
-    /// It updates the times of the record and of the image's packs, at most once a day, because machines that are only
+    /// It updates the times of the record, and of the image's packs and hashes, at most once a day, because machines that are only
     /// started again need the packs at their next update.
     pub fn finished_build(
         &self,
@@ -141,9 +142,16 @@ impl Cache {
         if metadata.modified().is_ok_and(|used| used.elapsed().is_ok_and(|age| age > STAMP_INTERVAL)) {
             // The record is also usable if the cache is read-only.
             let _ = file.set_modified(SystemTime::now());
-            if let ImageFormat::Squashfs(settings) = &plan.format {
-                for path in &plan.paths {
-                    let _ = self.find_pack(path, settings);
+            for path in &plan.paths {
+                let blocks = match &plan.format {
+                    ImageFormat::Squashfs(settings) => {
+                        let _ = self.find_pack(path, settings);
+                        BlocksOf::Pack(settings)
+                    }
+                    ImageFormat::Erofs(_) => BlocksOf::Files,
+                };
+                if plan.verity {
+                    drop(self.open_block_hashes(path, blocks));
                 }
             }
         }

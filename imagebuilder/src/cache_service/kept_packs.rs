@@ -85,7 +85,18 @@ impl KeptPacks {
         }
     }
 
-    /// Makes the pack if it does not exist, and keeps the hashes of all its blocks.
+    /// Returns the hashes of the blocks of a pack that exists, if they belong to it.
+    fn find_block_hashes(&self, wanted: &WantedPack) -> Option<File> {
+        let (path, settings) = (planned(wanted), &wanted.settings);
+        let pack = self.cache.find_pack(&path, settings).ok()??;
+        let pack = PackOpener::new(settings, OpenFiles::new(1)).open(pack, &path).ok()?;
+        let blocks = BlocksOf::Pack(settings);
+        self.cache.find_block_hashes(&path, blocks, pack.identity())?;
+        self.cache.open_block_hashes(&path, blocks)
+    }
+
+    /// Makes the pack if it does not exist, and keeps the hashes of all its blocks. Checks the pack, because its identity
+    /// is that of its index: a damaged pack would otherwise give wrong hashes to intact ones.
     fn make_block_hashes(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<File, String> {
         let fail = |error: &dyn Error| in_one_line(error);
         let of_pack = WantedPack { file: WantedFile::Pack, ..wanted.clone() };
@@ -97,6 +108,9 @@ impl KeptPacks {
         let path = planned(wanted);
         let opener = PackOpener::new(&wanted.settings, OpenFiles::new(1));
         let pack = opener.open(file, &path).map_err(|error| fail(&error))?;
+        if !pack.check_segments().map_err(|error| fail(&error))? {
+            return Err("the pack is damaged; `microvm-image cache fsck` removes it".to_owned());
+        }
         let (identity, blocks) = (pack.identity(), BlocksOf::Pack(&wanted.settings));
         let mut hashes = BlockHashes::unknown(identity);
         let mut data = vec![0; HASHED_AT_ONCE * BLOCK_BYTES as usize];
@@ -112,7 +126,7 @@ impl KeptPacks {
         }
         let cache = Cache::open(&self.options.cache).map_err(|error| fail(&error))?;
         cache.keep_block_hashes(&path, blocks, (identity, &hashes)).map_err(|error| fail(&error))?;
-        let kept = cache.open_block_hashes(&path, &wanted.settings).ok_or("the hashes were removed")?;
+        let kept = cache.open_block_hashes(&path, blocks).ok_or("the hashes were removed")?;
         self.count(&kept)?;
         Ok(kept)
     }
@@ -137,7 +151,7 @@ impl PackStore for KeptPacks {
 
     fn find(&self, wanted: &WantedPack) -> io::Result<Option<File>> {
         if wanted.file == WantedFile::BlockHashes {
-            return Ok(self.cache.open_block_hashes(&planned(wanted), &wanted.settings));
+            return Ok(self.find_block_hashes(wanted));
         }
         let found = self.cache.find_pack(&planned(wanted), &wanted.settings).map_err(io::Error::other)?;
         Ok(found.map(PackFile::into_file))

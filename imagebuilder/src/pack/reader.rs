@@ -367,21 +367,26 @@ impl Pack {
         stored.len() == segment.bytes as usize && segment_checksum(stored) == segment.checksum
     }
 
-    /// Reads all segments. Returns false if one is damaged.
+    /// Reads all segments, and the zeros between them. Returns false if something is damaged.
     ///
     /// # Errors
     /// The pack cannot be read.
     pub fn check_segments(&self) -> io::Result<bool> {
-        let mut buffer = Vec::new();
+        let (mut buffer, mut end) = (Vec::new(), 0);
         for segment in &self.segments {
-            buffer.resize(segment.bytes as usize, 0);
-            match self.read(segment.at, &mut buffer) {
+            let Some(gap) = segment.at.checked_sub(end).and_then(|gap| usize::try_from(gap).ok()) else {
+                return Ok(false);
+            };
+            buffer.resize(gap + segment.bytes as usize, 0);
+            match self.read(end, &mut buffer) {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
                 other => other?,
             }
-            if !Self::is_intact(segment, &buffer) {
+            let (zeros, stored) = buffer.split_at(gap);
+            if zeros.iter().any(|byte| *byte != 0) || !Self::is_intact(segment, stored) {
                 return Ok(false);
             }
+            end = segment.at + u64::from(segment.bytes);
         }
         Ok(true)
     }

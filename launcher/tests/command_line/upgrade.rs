@@ -97,7 +97,7 @@ fn a_machine_that_release_0_1_started_is_shown_and_stopped() {
         assert_eq!(shown[0]["activity"], "running", "{hypervisor}: {}", stderr(&status));
         assert_eq!(shown[0]["hypervisor"], hypervisor);
         let suspended = microvm(&["suspend", "web"]);
-        let reason = "web was started by another release of microvm; restart it once, then it can be suspended";
+        let reason = "web was started by another release of microvm; restart it before you suspend it";
         assert_eq!(
             (stderr(&suspended), suspended.status.code()),
             (format!("error: {reason}\n"), Some(1)),
