@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// A mounted file system that can lose its power.
 #[derive(Debug)]
@@ -71,7 +72,16 @@ impl Disk {
         let done = unsafe { libc::ioctl(root.as_raw_fd(), SHUTDOWN as _, &NO_LOG_FLUSH) };
         assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
         drop(root);
-        assert!(Command::new("umount").arg(&self.point).status().unwrap().success());
+        // A child that another test forks has the files of this process until it executes its program.
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let output = Command::new("umount").arg(&self.point).output().unwrap();
+            if output.status.success() {
+                break;
+            }
+            assert!(Instant::now() < end, "{}", String::from_utf8_lossy(&output.stderr));
+            std::thread::sleep(Duration::from_millis(10));
+        }
         self.mount();
     }
 }
