@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 /// `driver_managed_dma` of the kernel.
 const DRIVERS_WITHOUT_DMA: [&str; 3] = ["pci-stub", "pcieport", "xen-pciback"];
 
+/// The class of USB hubs: USB specification 2.0, section 11.23.1.
+const USB_CLASS_HUB: u32 = 9;
+
 /// Where the host's devices are.
 #[derive(Clone, Copy)]
 pub(super) struct DevicePlaces<'host> {
@@ -132,10 +135,13 @@ fn driver_of(device: &Path) -> Option<String> {
     Some(link.file_name()?.to_string_lossy().into_owned())
 }
 
-/// Returns the node of a USB device in sysfs if it has that address.
+/// Returns the node of a USB device in sysfs if it has that address. A hub is never meant: qemu does not pass one.
 fn usb_node(device: &Path, address: &UsbAddress) -> Option<PathBuf> {
     let text = |name: &str| fs::read_to_string(device.join(name)).ok().map(|text| text.trim().to_owned());
     let number = |name: &str, radix: u32| u32::from_str_radix(&text(name)?, radix).ok();
+    if number("bDeviceClass", 16) == Some(USB_CLASS_HUB) {
+        return None;
+    }
     let (bus, own_address) = (number("busnum", 10)?, number("devnum", 10)?);
     let is_it = address.matches(&UsbAddress {
         vendor_id: number("idVendor", 16),
@@ -231,14 +237,19 @@ mod tests {
             ("devpath", "1.4\n"),
         ] {
             host.write(&format!("sys/bus/usb/devices/1-1.4/{name}"), content);
+            // A hub of the same vendor, on the same bus.
+            let content = if name == "devnum" { "1\n" } else { content };
+            host.write(&format!("sys/bus/usb/devices/usb1/{name}"), content);
         }
+        host.write("sys/bus/usb/devices/1-1.4/bDeviceClass", "00\n");
+        host.write("sys/bus/usb/devices/usb1/bDeviceClass", "09\n");
         for path in ["vendorid=0x1d6b,productid=2", "hostbus=1,hostaddr=12", "hostport=1.4", "vendorid=0"] {
             let problems = host.problems(DeviceBus::Usb, path, &[]);
             let expected =
                 format!("USB device {path} is /dev/bus/usb/001/012: No such file or directory (os error 2); ");
             assert!(problems.len() == 1 && problems[0].starts_with(&expected), "{path}: {problems:?}");
         }
-        for path in ["vendorid=0x1d6b,productid=3", "hostbus=2", "hostport=1"] {
+        for path in ["vendorid=0x1d6b,productid=3", "hostbus=2", "hostport=1", "hostbus=1,hostaddr=1"] {
             assert_eq!(host.problems(DeviceBus::Usb, path, &[]), [""; 0], "{path}");
         }
         host.write("dev/bus/usb/001/012", "");

@@ -3,26 +3,26 @@
 
 use super::Lowered;
 use crate::host::HostProblem;
-use crate::spec::{DeviceBus, ForwardFrom, Hypervisor, Protocol};
+use crate::programs::find_program_of_machine;
+use crate::spec::{DeviceBus, ForwardFrom, Protocol};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use program::user::Identity;
+use rustix::fs::getxattr;
+use rustix::thread::{CapabilitySet, capabilities, capability_is_in_ambient_set};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::path::Path;
 
 /// Returns which resources the machine would not get. `identity` is the user who runs the hypervisor, if root starts it for
 /// another user.
 pub(super) fn unavailable(lowered: &Lowered<'_>, identity: Option<&Identity>) -> Vec<HostProblem> {
-    let mut found = ports_in_use(lowered, identity);
+    let mut found = unusable_ports(lowered);
     found.extend(too_little_locked_memory(lowered, identity));
     found
 }
 
 /// Tries to listen on the forwarded ports.
-fn ports_in_use(lowered: &Lowered<'_>, identity: Option<&Identity>) -> Vec<HostProblem> {
-    // passt becomes the user nobody if root starts it: passt(1), --runas.
-    let is_passt = lowered.launch.hypervisor != Hypervisor::Qemu;
-    let nobody = Identity::of("nobody").ok().filter(|_| is_passt);
-    let user = identity.or(nobody.as_ref());
+fn unusable_ports(lowered: &Lowered<'_>) -> Vec<HostProblem> {
     let mut found = Vec::new();
     for (index, forward) in lowered.spec.forward_ports.iter().enumerate() {
         if forward.from != ForwardFrom::Host {
@@ -31,37 +31,30 @@ fn ports_in_use(lowered: &Lowered<'_>, identity: Option<&Identity>) -> Vec<HostP
         // An empty address means all. The addresses have been validated.
         let address: Ipv4Addr = forward.host.address.parse().unwrap_or(Ipv4Addr::UNSPECIFIED);
         let place = (address, forward.host.port);
-        let listen = || match forward.proto {
+        let outcome = match forward.proto {
             Protocol::Tcp => TcpListener::bind(place).map(drop),
             Protocol::Udp => UdpSocket::bind(place).map(drop),
         };
-        let outcome = match user {
-            Some(user) => user.run_as(listen).and_then(|outcome| outcome),
-            None => listen(),
+        let Err(error) = outcome else { continue };
+        let remedy = match error.kind() {
+            io::ErrorKind::AddrInUse => "end the program that uses it, or choose another port",
+            io::ErrorKind::AddrNotAvailable => "choose an address of this host",
+            // A lack of permission says nothing: the program that listens may have the capability for ports below 1024.
+            _ => continue,
         };
-        if let Err(error) = outcome {
-            let remedy = match error.kind() {
-                io::ErrorKind::AddrInUse => "end the program that uses it, or choose another port",
-                io::ErrorKind::PermissionDenied => {
-                    "choose a port from 1024, or lower the sysctl net.ipv4.ip_unprivileged_port_start"
-                }
-                _ => "choose an address of this host",
-            };
-            let protocol = forward.proto.as_str();
-            found.push(HostProblem {
-                option: format!("forwardPorts[{index}].host"),
-                message: format!("{protocol} port {address}:{}: {error}; {remedy}", forward.host.port),
-            });
-        }
+        let protocol = forward.proto.as_str();
+        found.push(HostProblem {
+            option: format!("forwardPorts[{index}].host"),
+            message: format!("{protocol} port {address}:{}: {error}; {remedy}", forward.host.port),
+        });
     }
     found
 }
 
-/// VFIO locks the guest's whole memory, which only root may do beyond the limit.
+/// VFIO locks the guest's whole memory, which beyond the limit needs a capability.
 fn too_little_locked_memory(lowered: &Lowered<'_>, identity: Option<&Identity>) -> Option<HostProblem> {
-    let is_root = identity.map_or(nix::unistd::geteuid().is_root(), |identity| identity.user().is_root());
     let has_pci = lowered.spec.devices.iter().any(|device| device.bus == DeviceBus::Pci);
-    if is_root || !has_pci {
+    if !has_pci || may_lock_all(lowered, identity) {
         return None;
     }
     let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
@@ -74,4 +67,43 @@ fn too_little_locked_memory(lowered: &Lowered<'_>, identity: Option<&Identity>) 
             limit >> 20
         ),
     })
+}
+
+/// Whether the limit does not apply to the hypervisor.
+fn may_lock_all(lowered: &Lowered<'_>, identity: Option<&Identity>) -> bool {
+    let has_capability = match identity {
+        Some(user) if user.user().is_root() => true,
+        // Only ambient capabilities can remain when root becomes another user.
+        Some(_) => capability_is_in_ambient_set(CapabilitySet::IPC_LOCK).unwrap_or_default(),
+        None => capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK)),
+    };
+    let launch = lowered.launch;
+    has_capability
+        || find_program_of_machine(&launch.program, &launch.working_directory)
+            .is_ok_and(|file| has_file_capabilities(&file))
+}
+
+/// Whether a program gets capabilities from its file: capabilities(7). Which ones is not looked at.
+fn has_file_capabilities(program: &Path) -> bool {
+    getxattr(program, "security.capability", &mut [0_u8; 0]).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{XattrFlags, setxattr};
+
+    #[test]
+    fn a_program_whose_file_has_capabilities_is_recognised() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(!has_file_capabilities(file.path()));
+        // struct vfs_cap_data of linux/capability.h: revision 2, permitted and inheritable, twice.
+        let mut data = [0_u8; 20];
+        data[3] = 2;
+        data[5] = 0x40;
+        match setxattr(file.path(), "security.capability", &data, XattrFlags::empty()) {
+            Ok(()) => assert!(has_file_capabilities(file.path())),
+            Err(error) => testing::missing(&format!("capabilities of files cannot be set here: {error}")),
+        }
+    }
 }

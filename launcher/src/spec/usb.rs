@@ -57,9 +57,9 @@ impl UsbAddress {
     }
 }
 
-/// Parses a number as qemu does: hexadecimal after `0x`, octal after `0`.
+/// Parses a number as qemu does: hexadecimal after `0x` or `0X`, octal after `0`.
 fn number(text: &str) -> Option<u32> {
-    let (digits, radix) = match text.strip_prefix("0x") {
+    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => (digits, 16),
         None if text.len() > 1 && text.starts_with('0') => (text, 8),
         None => (text, 10),
@@ -76,6 +76,7 @@ mod tests {
     fn addresses_that_qemu_refuses_are_refused() {
         for (text, expected) in [
             ("vendorid=0xabcd,productid=0x0123", true),
+            ("vendorid=0X1D6B", true),
             ("hostbus=1,hostport=1.2", true),
             ("hostbus=010,hostaddr=127", true),
             ("vendorid=0xabcd,id=x", false),
