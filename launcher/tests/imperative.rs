@@ -231,6 +231,9 @@ fn all_machines_with_a_flake_are_updated_and_those_that_run_an_older_system_rest
     assert!(printed.starts_with("error: installed has no flake on this host; if it was installed from"), "{printed}");
     let rows: serde_json::Value = serde_json::from_str(&host.done(&["list", "--json"])).unwrap();
     assert_eq!((&rows[4]["name"], &rows[4]["problem"]), (&"installed".into(), &serde_json::Value::Null));
+    assert_eq!((&rows[3]["declared"], &rows[4]["declared"]), (&true.into(), &false.into()));
+    let listed = host.done(&["list", "--offline"]);
+    assert!(listed.ends_with("\ninstalled  not booted, installed from another computer\n"), "{listed}");
     host.flake(&[("a", Ok("newer")), ("b", Err("throw \"b is broken\"")), ("c", Ok("c"))]);
     let printed = host.refused(1, &["update", "--all"]);
     assert!(

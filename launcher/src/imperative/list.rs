@@ -44,8 +44,11 @@ pub enum Evaluation {
 pub struct Row {
     /// Its name.
     pub name: String,
-    /// The flake that it is built from; null if it is part of the host's configuration.
+    /// The flake that it is built from; null if it is part of the host's configuration, a clone, or was installed from another
+    /// computer.
     pub flake: Option<String>,
+    /// Whether it is part of the host's configuration, and is updated with the host.
+    pub declared: bool,
     /// The machine of which it is a clone; null if it is none.
     pub clone_of: Option<String>,
     /// What it is doing.
@@ -87,7 +90,7 @@ pub enum UpdateState {
     Current,
     /// The flake evaluates to another runner.
     Outdated,
-    /// The flake was not evaluated, or the machine is part of the host's configuration.
+    /// The flake was not evaluated, or the machine has none on this host.
     Unknown,
     /// The flake cannot be evaluated.
     Broken,
@@ -128,6 +131,7 @@ fn row(machine: &Machine, options: ListOptions) -> Row {
     let mut row = Row {
         name: machine.name.to_string(),
         flake: None,
+        declared: machine.is_declared(),
         clone_of: None,
         activity,
         freshness: UpdateState::Unknown,

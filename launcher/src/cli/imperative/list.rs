@@ -69,7 +69,10 @@ fn line(row: &Row, width: usize, palette: Palette) -> String {
         UpdateState::Unknown if row.clone_of.is_some() => {
             format!("clone of {}", row.clone_of.as_deref().unwrap_or_default())
         }
-        UpdateState::Unknown if row.flake.is_none() && row.problem.is_none() => "part of the host".to_owned(),
+        UpdateState::Unknown if row.declared => "part of the host".to_owned(),
+        UpdateState::Unknown if row.flake.is_none() && row.problem.is_none() => {
+            "installed from another computer".to_owned()
+        }
         UpdateState::Unknown => "not evaluated".to_owned(),
     };
     // The error reports this.
