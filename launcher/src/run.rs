@@ -319,12 +319,13 @@ fn run_until_it_ends(
     for warning in &lowered.launch.warnings {
         message(&format!("warning: {warning}"));
     }
+    // Before anything is made that would have to be removed.
+    wait_until_saved(&state, interruption)?;
     let mut prepared = Prepared::make(lowered, &mut lock, interruption, message)?;
     if !is_confined() {
         let macs: Vec<_> = lowered.document.interfaces.iter().map(|interface| interface.mac.clone()).collect();
         require_own_macs(StartingGuest { launch: &prepared.launch, macs: &macs }, &state.runtime())?;
     }
-    wait_until_saved(&state)?;
     // Before the launch is changed to resume or to receive the machine.
     let as_booted = stamp_of(lowered, &prepared, None)?;
     let arrival = find_arrival(lowered, &mut prepared, lock.request(), message)?;

@@ -18,9 +18,11 @@ pub use stamp::{BorrowedIdentity, Stamp, StampError, StampInputs};
 use crate::control::{ControlError, Controller, SavedMachine, saves_to_file};
 use crate::hypervisor::suspend_refusals;
 use crate::identity::CLONE_FILE;
+use crate::interruption::Interruption;
 use crate::launch::{Access, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
+use crate::run::RunError;
 use crate::shutdown::{StopError, StopTarget, stop};
 use crate::spec::MachineSpec;
 use crate::state::{Activity, MachineState, ProcessIdentity, StateError};
@@ -257,10 +259,10 @@ pub fn continue_paused(state: &MachineState) -> Result<bool, SuspendError> {
 /// looks for it, and the volumes must not change until then.
 ///
 /// # Errors
-/// Returns [`SuspendError::InProgress`] if it takes longer than [`SAVING_TIMEOUT`].
-pub(crate) fn wait_until_saved(state: &MachineState) -> Result<(), SuspendError> {
+/// Returns [`SuspendError::InProgress`] if it takes longer than [`SAVING_TIMEOUT`], or [`RunError::Interrupted`].
+pub(crate) fn wait_until_saved(state: &MachineState, interruption: &Interruption) -> Result<(), RunError> {
     let path = state.file(LOCK);
-    let failed = |source| SuspendError::File { path: HostPath::new(path.to_string_lossy()), source };
+    let failed = |source| RunError::File { path: HostPath::new(path.to_string_lossy()), source };
     let place = Place::itself(&path).map_err(failed)?;
     let mut file = match place.open(OFlag::O_RDONLY) {
         Ok(file) => file,
@@ -272,10 +274,12 @@ pub(crate) fn wait_until_saved(state: &MachineState) -> Result<(), SuspendError>
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(_) => return Ok(()),
             Err((again, Errno::EWOULDBLOCK)) if Instant::now() < end => file = again,
-            Err((_, Errno::EWOULDBLOCK)) => return Err(SuspendError::InProgress(state.name().to_owned())),
+            Err((_, Errno::EWOULDBLOCK)) => {
+                return Err(SuspendError::InProgress(state.name().to_owned()).into());
+            }
             Err((_, errno)) => return Err(failed(errno.into())),
         }
-        std::thread::sleep(SAVING_POLL_INTERVAL);
+        interruption.pause(SAVING_POLL_INTERVAL)?;
     }
 }
 
@@ -490,4 +494,26 @@ const CONNECT_INTERVAL: Duration = Duration::from_millis(2);
 pub fn is_suspended(launch: &Launch) -> bool {
     let state = SuspendedState::of_launch(launch);
     matches!(state.stamp(), Ok(Some(_))) && !state.was_resumed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::RuntimeDirectory;
+    use nix::sys::pthread::{pthread_kill, pthread_self};
+    use nix::sys::signal::Signal;
+
+    #[test]
+    fn a_signal_ends_a_start_that_waits_for_a_suspend() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
+        let starting = state.lock_for_start(directory.path()).unwrap();
+        let interruption = Interruption::watch().unwrap();
+        wait_until_saved(&state, &interruption).unwrap();
+        let saving = lock(&state).unwrap();
+        pthread_kill(pthread_self(), Signal::SIGTERM).unwrap();
+        let waited = wait_until_saved(&state, &interruption);
+        assert!(matches!(waited, Err(RunError::Interrupted(_))), "{waited:?}");
+        drop((saving, starting));
+    }
 }
