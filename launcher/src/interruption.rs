@@ -2,18 +2,17 @@
 //! and reap its children and remove incomplete files before it exits.
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::Pid;
 use program::child::{OnParentDeath, prepare};
 use program::signals::stop_signals;
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -24,7 +23,7 @@ const GRACE_PERIOD: Duration = Duration::from_secs(2);
 
 /// The most output of a command that is captured, in bytes. Programs that are asked for their version or make a file system
 /// print a few kilobytes.
-const MAX_OUTPUT_BYTES: u64 = 4 << 20;
+const MAX_OUTPUT_BYTES: usize = 4 << 20;
 
 /// How often progress is reported while a command runs.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
@@ -50,7 +49,7 @@ pub enum ChildError {
 pub struct Ended {
     /// Its exit status.
     pub status: ExitStatus,
-    /// The end of its output to stdout and stderr; empty if the output was not captured.
+    /// The output that was captured.
     pub output: String,
 }
 
@@ -112,8 +111,13 @@ impl Interruption {
     /// # Errors
     /// Returns [`Interrupted`].
     pub fn pause(&self, longest: Duration) -> Result<(), Interrupted> {
+        self.pause_until_output(longest, None)
+    }
+
+    fn pause_until_output(&self, longest: Duration, output: Option<&PipeReader>) -> Result<(), Interrupted> {
         self.check()?;
-        let mut descriptors = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let mut descriptors = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        descriptors.extend(output.map(|output| PollFd::new(output.as_fd(), PollFlags::POLLIN)));
         let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::MAX);
         // An error means that it did not wait; all callers check again.
         let _ = poll(&mut descriptors, timeout);
@@ -135,38 +139,45 @@ impl Interruption {
         }
     }
 
-    /// Runs a command until it ends and captures its output.
+    /// Runs a command until it ends and captures the beginning of its output. However much it prints, it is not ended: use
+    /// this for programs that change a file system.
     ///
     /// # Errors
     /// Returns [`ChildError`].
     pub fn run_captured(&self, command: &mut Command) -> Result<Ended, ChildError> {
-        self.capture(command, None)
+        let (output, writer) = Output::new(Excess::Drop)?;
+        command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+        self.capture(command, None, output)
     }
 
-    /// Runs a command until it ends and captures its output. Ends it after that time.
+    /// Runs a command until it ends and captures its output. Ends it after that time, or when it has printed too much.
     ///
     /// # Errors
     /// Returns [`ChildError`]; [`io::ErrorKind::TimedOut`] if it did not end in time.
     pub fn run_captured_within(&self, command: &mut Command, limit: Duration) -> Result<Ended, ChildError> {
-        self.capture(command, Some(Instant::now() + limit))
+        let (output, writer) = Output::new(Excess::EndProgram)?;
+        command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+        self.capture(command, Some(Instant::now() + limit), output)
     }
 
-    fn capture(&self, command: &mut Command, deadline: Option<Instant>) -> Result<Ended, ChildError> {
-        let output = memory()?;
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
-        let status = self.run_until(command, deadline, Some(&output))?;
-        Ok(Ended { status, output: text_of(output)? })
-    }
-
-    /// Runs a command until it ends and captures its stdout. Its stderr goes to the user.
+    /// Runs a command until it ends and captures its stdout. Its stderr goes to the user. Ends it when it has printed too much.
     ///
     /// # Errors
     /// Returns [`ChildError`].
     pub fn run_for_output(&self, command: &mut Command) -> Result<Ended, ChildError> {
-        let output = memory()?;
-        command.stdin(Stdio::null()).stdout(output.try_clone()?);
-        let status = self.run_until(command, None, Some(&output))?;
-        Ok(Ended { status, output: text_of(output)? })
+        let (output, writer) = Output::new(Excess::EndProgram)?;
+        command.stdin(Stdio::null()).stdout(writer);
+        self.capture(command, None, output)
+    }
+
+    fn capture(
+        &self,
+        command: &mut Command,
+        deadline: Option<Instant>,
+        mut output: Output,
+    ) -> Result<Ended, ChildError> {
+        let status = self.run_until(command, deadline, Some(&mut output))?;
+        Ok(Ended { status, output: String::from_utf8_lossy(&output.kept).trim().to_owned() })
     }
 
     /// Runs a command until it ends. Its stdout goes to stderr, because the launcher's stdout is for results.
@@ -183,7 +194,7 @@ impl Interruption {
         &self,
         command: &mut Command,
         deadline: Option<Instant>,
-        output: Option<&File>,
+        mut output: Option<&mut Output>,
     ) -> Result<ExitStatus, ChildError> {
         self.check()?;
         prepare(command, OnParentDeath::Terminate, None);
@@ -192,19 +203,16 @@ impl Interruption {
         self.report_progress();
         loop {
             let status = child.try_wait()?;
-            if let Some(output) = output
-                && length_bytes(output)? > MAX_OUTPUT_BYTES
-            {
-                if status.is_none() {
-                    end_group(&mut child);
-                }
-                let reason = format!("it printed more than {} MiB", MAX_OUTPUT_BYTES >> 20);
-                return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason).into());
+            // After the status, so that all that the child printed is read.
+            if let Err(error) = output.as_mut().map_or(Ok(()), |output| output.read()) {
+                end_group(&mut child);
+                return Err(error.into());
             }
             if let Some(status) = status {
                 return Ok(status);
             }
-            if let Err(interrupted) = self.pause(Duration::from_millis(100)) {
+            let reader = output.as_ref().and_then(|output| output.reader.as_ref());
+            if let Err(interrupted) = self.pause_until_output(Duration::from_millis(100), reader) {
                 end_group(&mut child);
                 return Err(interrupted.into());
             }
@@ -239,28 +247,63 @@ impl AsFd for Interruption {
     }
 }
 
-/// Creates a file in memory for a child's output, which needs no thread that reads it. It has its full length from the
-/// beginning and cannot grow: a write beyond that fails.
-fn memory() -> io::Result<File> {
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let memory = File::from(memfd_create(c"output", flags)?);
-    // Longer than the limit, so that a program that ignores a failed write is noticed too.
-    memory.set_len(MAX_OUTPUT_BYTES * 2)?;
-    fcntl(&memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK))?;
-    Ok(memory)
+/// What happens to output beyond [`MAX_OUTPUT_BYTES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Excess {
+    /// The program is ended.
+    EndProgram,
+    /// It is dropped.
+    Drop,
 }
 
-/// Returns the length of the output: children share the position of the file.
-fn length_bytes(mut memory: &File) -> io::Result<u64> {
-    memory.stream_position()
+/// What a child prints: it writes to a pipe, so that it can also open `/dev/stdout`.
+#[derive(Debug)]
+struct Output {
+    /// `None` if all writing ends are closed.
+    reader: Option<PipeReader>,
+    kept: Vec<u8>,
+    excess: Excess,
 }
 
-fn text_of(mut memory: File) -> io::Result<String> {
-    let length_bytes = length_bytes(&memory)?;
-    let mut text = Vec::new();
-    memory.rewind()?;
-    memory.take(length_bytes).read_to_end(&mut text)?;
-    Ok(String::from_utf8_lossy(&text).trim().to_owned())
+impl Output {
+    /// Returns it, and the pipe's writing end.
+    fn new(excess: Excess) -> io::Result<(Self, PipeWriter)> {
+        let (reader, writer) = io::pipe()?;
+        fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        // Another user, as which the child may run, can open it too.
+        fchmod(&writer, Mode::from_bits_truncate(0o622))?;
+        Ok((Self { reader: Some(reader), kept: Vec::new(), excess }, writer))
+    }
+
+    /// Reads what the pipe contains.
+    ///
+    /// # Errors
+    /// Returns [`io::ErrorKind::FileTooLarge`] if the program is to be ended.
+    fn read(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 16 << 10];
+        let mut read_bytes = 0;
+        // Limited, because a program may write faster than this reads.
+        while let Some(mut reader) = self.reader.as_ref()
+            && read_bytes <= MAX_OUTPUT_BYTES
+        {
+            match reader.read(&mut buffer) {
+                Ok(0) => self.reader = None,
+                Ok(count) => {
+                    read_bytes += count;
+                    let room = MAX_OUTPUT_BYTES - self.kept.len();
+                    if count > room && self.excess == Excess::EndProgram {
+                        let reason = format!("it printed more than {} MiB", MAX_OUTPUT_BYTES >> 20);
+                        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+                    }
+                    self.kept.extend(&buffer[..count.min(room)]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
 }
 
 fn watched_signals() -> SigSet {
@@ -309,12 +352,42 @@ mod tests {
         let interruption = Interruption::watch().unwrap();
         // One stops when a write fails, one goes on.
         for script in ["exec cat /dev/zero", "while :; do head -c 65536 /dev/zero; done 2>/dev/null"] {
-            let endless = interruption.run_captured(Command::new("sh").args(["-c", script]));
+            let endless = interruption.run_for_output(Command::new("sh").args(["-c", script]));
             let Err(ChildError::System(error)) = endless else { panic!("{script}: {endless:?}") };
             assert_eq!(error.to_string(), "it printed more than 4 MiB", "{script}");
         }
         let long = interruption.run_for_output(Command::new("head").args(["-c", "4194304", "/dev/zero"])).unwrap();
         assert_eq!(long.output.len(), 4 << 20, "the limit itself is accepted");
+    }
+
+    #[test]
+    fn a_program_that_changes_a_file_system_is_not_ended_for_its_output() {
+        let interruption = Interruption::watch().unwrap();
+        let script = "head -c 9000000 /dev/zero | tr '\\0' x; exit 5";
+        let ended = interruption.run_captured(Command::new("sh").args(["-c", script])).unwrap();
+        assert_eq!((ended.status.code(), ended.output.len()), (Some(5), 4 << 20));
+    }
+
+    #[test]
+    fn output_to_the_device_stdout_is_captured() {
+        let interruption = Interruption::watch().unwrap();
+        let script = "echo 1; echo 2 >/dev/stdout; echo 3 >>/dev/stdout; echo 4 >/dev/stderr; echo 5";
+        let mut command = Command::new("sh");
+        command.args(["-ec", script]);
+        // Also as another user than the one who made the pipe.
+        if nix::unistd::geteuid().is_root() {
+            command.uid(65534);
+        }
+        let ended = interruption.run_captured(&mut command).unwrap();
+        assert_eq!((ended.status.code(), ended.output.as_str()), (Some(0), "1\n2\n3\n4\n5"));
+    }
+
+    #[test]
+    fn a_process_that_a_program_leaves_behind_does_not_keep_the_launcher_waiting() {
+        let interruption = Interruption::watch().unwrap();
+        let ended = interruption.run_for_output(Command::new("sh").args(["-c", "sleep 600 & echo $!"])).unwrap();
+        let process: i32 = ended.output.parse().unwrap();
+        nix::sys::signal::kill(Pid::from_raw(process), Signal::SIGKILL).unwrap();
     }
 
     #[test]
