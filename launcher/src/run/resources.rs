@@ -4,7 +4,7 @@
 use super::Lowered;
 use crate::host::HostProblem;
 use crate::programs::find_program_of_machine;
-use crate::spec::{DeviceBus, ForwardFrom, Protocol};
+use crate::spec::{DeviceBus, ForwardFrom, ForwardPort, Protocol};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use program::user::Identity;
 use rustix::fs::getxattr;
@@ -16,15 +16,15 @@ use std::path::Path;
 /// Returns which resources the machine would not get. `identity` is the user who runs the hypervisor, if root starts it for
 /// another user.
 pub(super) fn unavailable(lowered: &Lowered<'_>, identity: Option<&Identity>) -> Vec<HostProblem> {
-    let mut found = unusable_ports(lowered);
+    let mut found = unusable_ports(&lowered.spec.forward_ports);
     found.extend(too_little_locked_memory(lowered, identity));
     found
 }
 
 /// Tries to listen on the forwarded ports.
-fn unusable_ports(lowered: &Lowered<'_>) -> Vec<HostProblem> {
+fn unusable_ports(forward_ports: &[ForwardPort]) -> Vec<HostProblem> {
     let mut found = Vec::new();
-    for (index, forward) in lowered.spec.forward_ports.iter().enumerate() {
+    for (index, forward) in forward_ports.iter().enumerate() {
         if forward.from != ForwardFrom::Host {
             continue;
         }
@@ -92,6 +92,30 @@ fn has_file_capabilities(program: &Path) -> bool {
 mod tests {
     use super::*;
     use rustix::fs::{XattrFlags, setxattr};
+    use rustix::thread::set_capabilities;
+
+    #[test]
+    fn a_port_that_this_process_may_not_use_is_left_to_the_program_that_listens_on_it() {
+        // Capabilities belong to a thread.
+        let without_capability = std::thread::spawn(|| {
+            let mut sets = capabilities(None).unwrap();
+            sets.effective.remove(CapabilitySet::NET_BIND_SERVICE);
+            set_capabilities(None, sets).unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let used = listener.local_addr().unwrap().port();
+            for (address, port, expected) in [
+                ("127.0.0.1", 1, None),
+                ("127.0.0.1", used, Some("end the program that uses it")),
+                ("192.0.2.1", 2000, Some("choose an address of this host")),
+            ] {
+                let forward = serde_json::json!({"host": {"address": address, "port": port}, "guest": {"port": 22}});
+                let found = unusable_ports(&[serde_json::from_value(forward).unwrap()]);
+                assert_eq!(found.len(), usize::from(expected.is_some()), "{port}: {found:?}");
+                assert!(found.iter().all(|found| found.message.contains(expected.unwrap_or_default())), "{found:?}");
+            }
+        });
+        without_capability.join().unwrap();
+    }
 
     #[test]
     fn a_program_whose_file_has_capabilities_is_recognised() {
