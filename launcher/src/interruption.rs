@@ -278,7 +278,7 @@ impl Output {
     /// Reads what the pipe contains.
     ///
     /// # Errors
-    /// Returns [`io::ErrorKind::FileTooLarge`] if the program is to be ended.
+    /// Returns [`io::ErrorKind::FileTooLarge`] if the program must be ended.
     fn read(&mut self) -> io::Result<()> {
         let mut buffer = [0; 16 << 10];
         let mut read_bytes = 0;
