@@ -271,8 +271,9 @@ CIB
   echo "the resource agent starts, moves and stops a unit: $(stat -c %s /run/cluster/stream) bytes moved"
 }
 
-# What stands for Pacemaker: when the host shuts down, it stops the machine before systemd does.
+# What stands for Pacemaker: when it is stopped or the host shuts down, it stops the machine before systemd does.
 start_cluster() {
+  local unit
   [ -e /run/cluster/MicroVM ] || return 0
   mkdir /run/systemd/system/microvm@qemu.service.d
   printf '[Unit]\nBefore=pacemaker.service\n' >/run/systemd/system/microvm@qemu.service.d/cluster.conf
@@ -285,6 +286,18 @@ ExecStop=/bin/bash /root/systemd.sh --stop-cluster
 TimeoutStopSec=60
 UNIT
   systemctl daemon-reload
+  systemctl start pacemaker
+  expect_agent 0 qemu start
+  wait_for qemu waiting
+
+  # Pacemaker is stopped while the host stays up. Then the units around the machine stop too, so its next start makes
+  # its root directory again.
+  timeout 50 systemctl stop pacemaker || die "Pacemaker does not stop while the host stays up"
+  [ "$(cat /out/cluster)" = stopped ] || die "Pacemaker could not stop a machine when it was stopped"
+  rm /out/cluster
+  for unit in "" -root -set-booted; do
+    [ "$(systemctl is-active "microvm$unit@qemu")" = inactive ] || die "microvm$unit@qemu is $(systemctl is-active "microvm$unit@qemu") after Pacemaker has stopped"
+  done
   systemctl start pacemaker
   expect_agent 0 qemu start
   wait_for qemu waiting

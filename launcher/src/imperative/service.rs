@@ -8,6 +8,9 @@ use std::process::{Child, Command, Stdio};
 const MACHINED: [&str; 4] =
     ["call", "org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager"];
 
+/// The units around a machine's service, which are `PartOf` it.
+const HELPERS: [&str; 6] = ["root", "set-booted", "tap-interfaces", "macvtap-interfaces", "pci-devices", "virtiofsd"];
+
 /// The service of a machine.
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -75,12 +78,28 @@ impl Service {
     /// # Errors
     /// Fails if systemctl cannot be started.
     pub fn begin_stop(&self) -> Result<Child, ImperativeError> {
-        // While the host shuts down, systemd stops the services of a cluster's machines after Pacemaker. It would wait for
-        // Pacemaker, which waits for this.
-        let mode = if host_shuts_down()? { "ignore-dependencies" } else { "replace" };
+        // When the host shuts down, or Pacemaker alone is stopped or restarted, systemd stops the services of a cluster's
+        // machines after Pacemaker. It would wait for Pacemaker, which waits for this.
+        let is_held_back = host_shuts_down()? || has_pacemaker_job()?;
+        let mode = if is_held_back { "ignore-dependencies" } else { "replace" };
         let mut command = Command::new("systemctl");
         command.args(["stop", &format!("--job-mode={mode}"), &self.unit]).stdin(Stdio::null());
         command.spawn().map_err(|source| ImperativeError::NoProgram { program: "systemctl", source })
+    }
+
+    /// Starts systemctl to stop the units around the service, without waiting for it. Without this, they stay active if
+    /// the service was stopped with `ignore-dependencies` or has ended by itself, and the next start skips them. While the
+    /// host shuts down, systemd stops them anyway.
+    ///
+    /// # Errors
+    /// Fails if systemctl cannot be started.
+    pub fn begin_stop_of_helpers(&self) -> Result<Option<Child>, ImperativeError> {
+        if host_shuts_down()? {
+            return Ok(None);
+        }
+        let mut command = Command::new("systemctl");
+        command.arg("stop").args(self.helpers()).stdin(Stdio::null());
+        command.spawn().map(Some).map_err(|source| ImperativeError::NoProgram { program: "systemctl", source })
     }
 
     /// Kills all processes of the service.
@@ -114,11 +133,15 @@ impl Service {
         let mut command = Command::new("journalctl");
         command.arg("--unit").arg(&self.unit);
         // The units around it report what fails before the hypervisor starts.
-        for helper in ["root", "set-booted", "tap-interfaces", "macvtap-interfaces", "pci-devices", "virtiofsd"] {
-            command.arg("--unit").arg(self.unit.replacen("microvm@", &format!("microvm-{helper}@"), 1));
+        for helper in self.helpers() {
+            command.arg("--unit").arg(helper);
         }
         command.args(arguments);
         command
+    }
+
+    fn helpers(&self) -> impl Iterator<Item = String> {
+        HELPERS.iter().map(|helper| self.unit.replacen("microvm@", &format!("microvm-{helper}@"), 1))
     }
 }
 
@@ -145,6 +168,22 @@ pub fn host_shuts_down() -> Result<bool, ImperativeError> {
     command.args(["show", "--property=Job", "--value", "shutdown.target"]).stdin(Stdio::null()).stderr(Stdio::null());
     let output = command.output().map_err(|source| ImperativeError::NoProgram { program: "systemctl", source })?;
     Ok(!matches!(output.stdout.trim_ascii(), b"" | b"0"))
+}
+
+/// Whether systemd is starting or stopping Pacemaker.
+fn has_pacemaker_job() -> Result<bool, ImperativeError> {
+    let mut command = Command::new("systemctl");
+    command
+        .args(["show", "--property=Job,ActiveState", "pacemaker.service"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
+    let output = command.output().map_err(|source| ImperativeError::NoProgram { program: "systemctl", source })?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().any(|line| match line.split_once('=') {
+        Some(("Job", job)) => !matches!(job, "" | "0"),
+        Some(("ActiveState", state)) => state == "deactivating",
+        _ => false,
+    }))
 }
 
 /// Whether the host's configuration still installs the machine.

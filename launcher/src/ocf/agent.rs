@@ -334,11 +334,32 @@ impl<'run> Agent<'run> {
         let limit = self.operation.time_for_machine();
         let for_guest = self.parameters.drain_timeout.unwrap_or(limit).min(limit);
         let for_guest = if has_guest { for_guest } else { Duration::ZERO };
-        match self.service().filter(|service| service.state() != ServiceState::Inactive) {
-            Some(service) => self.stop_service(&service, for_guest)?,
+        let service = self.service();
+        match service.as_ref().filter(|service| service.state() != ServiceState::Inactive) {
+            Some(service) => self.stop_service(service, for_guest)?,
             None => self.stop_directly(for_guest)?,
         }
+        if let Some(service) = &service {
+            self.stop_helpers(service, deadline)?;
+        }
         self.prove_stopped(deadline)
+    }
+
+    /// Stops the units around the machine's service. Only what still uses the machine makes the stop fail.
+    fn stop_helpers(&self, service: &Service, deadline: Instant) -> Result<(), AgentError> {
+        let failed = |source| AgentError::System { action: "waiting for systemctl", source };
+        let Some(mut stopping) = service.begin_stop_of_helpers()? else { return Ok(()) };
+        while Instant::now() < deadline {
+            if let Some(status) = stopping.try_wait().map_err(failed)? {
+                if !status.success() {
+                    (self.message)(&format!("the units around {} have not all stopped: {status}", service.unit()));
+                }
+                return Ok(());
+            }
+            sleep(POLL_INTERVAL);
+        }
+        (self.message)(&format!("the units around {} have not stopped in time", service.unit()));
+        Ok(())
     }
 
     fn stop_service(&self, service: &Service, for_guest: Duration) -> Result<(), AgentError> {

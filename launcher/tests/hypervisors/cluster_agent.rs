@@ -443,6 +443,34 @@ fn a_service_that_fails_fails_the_start_at_once_and_nothing_starts_outside_of_it
 }
 
 #[test]
+fn a_machine_stops_before_pacemaker_while_pacemaker_alone_is_stopped_or_restarted() {
+    let Some(cluster) = Cluster::new() else { return };
+    let calls = cluster.machine.path("systemd/calls");
+    for (pacemaker, mode) in [
+        ("Job=217\\nActiveState=active", "ignore-dependencies"),
+        ("ActiveState=deactivating", "ignore-dependencies"),
+        ("Job=0\\nActiveState=active", "replace"),
+    ] {
+        // After a stop in another mode than `replace`, systemd leaves the units around the service active.
+        let systemctl = format!(
+            "show:*Job,ActiveState) printf '{pacemaker}\\n' ;;\n\
+             stop:*) echo \"$*\" >>{calls}; echo inactive >\"$state\" ;;\n\
+             show:*ActiveState) cat \"$state\" 2>/dev/null || echo activating ;;",
+            calls = calls.display()
+        );
+        expect(&mut cluster.agent_under_systemd("n1", "stop", &systemctl), SUCCESS);
+        let expected = format!(
+            "stop --job-mode={mode} microvm@web.service\nstop microvm-root@web.service microvm-set-booted@web.service \
+             microvm-tap-interfaces@web.service microvm-macvtap-interfaces@web.service \
+             microvm-pci-devices@web.service microvm-virtiofsd@web.service\n"
+        );
+        assert_eq!(fs::read_to_string(&calls).unwrap(), expected, "{pacemaker}");
+        fs::remove_file(&calls).unwrap();
+        fs::remove_file(cluster.machine.path("systemd/state")).unwrap();
+    }
+}
+
+#[test]
 fn a_process_that_the_user_of_a_service_has_recorded_is_neither_asked_nor_ended_by_root() {
     let Some(cluster) = Cluster::new() else { return };
     cluster.expect("n1", "start", SUCCESS);
