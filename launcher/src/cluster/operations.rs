@@ -15,14 +15,19 @@ use crate::path::HostPath;
 use crate::shell::quote;
 use program::spelling::nearest;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
 
 /// The directory of the garbage collection roots of runners on every host.
 const ROOTS: &str = "/nix/var/nix/gcroots/microvm-cluster";
 /// How long the preference of a move lasts if this program is killed before it removes it itself.
 const MOVE_LIFETIME: Duration = Duration::from_secs(3600);
-/// How often to try to change a configuration that something else changes at the same time.
-const ATTEMPTS: u32 = 10;
+/// How long to try to apply a configuration while something else changes the configuration or the status: each result of
+/// an operation on a machine changes the status.
+const APPLY_TIME: Duration = Duration::from_secs(30);
+/// The pause after the first attempt. It doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
 /// Why an operation was refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +58,11 @@ pub enum OperationError {
     /// The machine is not managed by the cluster.
     #[error("the cluster does not manage {0}, so it cannot move it; run first: microvm cluster manage {0}")]
     Unmanaged(String),
-    /// A user has set a constraint against this move with Pacemaker's tools.
-    #[error("the constraint {constraint}, which this program has not set, keeps {machine} away from {node}")]
+    /// A constraint is against this move.
+    #[error(
+        "the constraint {constraint} keeps {machine} away from {node}; to remove it, run: \
+         cibadmin --delete --xml-text '<rsc_location id=\"{constraint}\"/>'"
+    )]
     Constrained {
         /// The machine.
         machine: String,
@@ -90,8 +98,8 @@ pub enum OperationError {
     /// The hosts have not elected a coordinator.
     #[error("the cluster has elected no coordinator; are corosync and pacemaker running on most hosts?")]
     NoCoordinator,
-    /// Each attempt to change the configuration came after another change.
-    #[error("another program keeps changing the configuration of the cluster, so nothing was changed")]
+    /// Each attempt to change the configuration came after another change of it or of the status.
+    #[error("the configuration or status of the cluster keeps changing, so nothing was changed; try again later")]
     Contended,
     /// A tool of the cluster failed.
     #[error(transparent)]
@@ -179,7 +187,7 @@ pub fn move_machine(name: &str, target: &str, wait: Duration) -> Result<(), Oper
         return Ok(());
     }
     let constraints = run_for_xml("cibadmin", &["--query", "--scope=constraints"], None)?;
-    if let Some(constraint) = obstacle(&constraints, name, target) {
+    if let Some(constraint) = obstacle(&constraints, (name, target), SystemTime::now()) {
         let (machine, node) = (name.to_owned(), target.to_owned());
         return Err(OperationError::Constrained { machine, node, constraint });
     }
@@ -411,8 +419,8 @@ pub enum ApplyOn {
 /// Replaces our part of the cluster's configuration if it differs from the one that was applied last.
 ///
 /// # Errors
-/// Fails if the cluster does not run, if this part of it has no quorum, or if something else changes its configuration
-/// all the time.
+/// Fails if the cluster does not run, if this part of it has no quorum, or if its configuration or status changes all the
+/// time.
 pub fn apply(cluster: &CheckedCluster, on: ApplyOn) -> Result<Applied, OperationError> {
     let status = changeable()?;
     let coordinator = status.coordinator.as_deref();
@@ -423,18 +431,30 @@ pub fn apply(cluster: &CheckedCluster, on: ApplyOn) -> Result<Applied, Operation
         return Ok(Applied::OnCoordinator);
     }
     let generated = configuration(cluster)?;
-    for _ in 0..ATTEMPTS {
+    until_current(APPLY_TIME, || {
         let running = run_for_xml("cibadmin", &["--query"], None)?;
         if running.find(&["configuration"]).and_then(hash_of) == hash_of(&generated) {
             return Ok(Applied::Unchanged);
         }
-        match replace(&running, &generated) {
-            // The configuration or the status has changed since it was read.
+        replace(&running, &generated).map(|()| Applied::Changed)
+    })
+}
+
+/// Repeats a change, with growing pauses, as long as the configuration or the status has changed since it was read.
+fn until_current<T>(limit: Duration, change: impl Fn() -> Result<T, OperationError>) -> Result<T, OperationError> {
+    let end = Instant::now() + limit;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match change() {
             Err(OperationError::Engine(EngineError::Outdated)) => {}
-            result => return result.map(|()| Applied::Changed),
+            result => return result,
         }
+        if Instant::now() + pause >= end {
+            return Err(OperationError::Contended);
+        }
+        sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    Err(OperationError::Contended)
 }
 
 /// Replaces our part of the configuration, unless the cluster has a newer one. The change is a single one, so that the
@@ -456,7 +476,20 @@ fn replace(running: &Element, generated: &Element) -> Result<(), OperationError>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
+
+    #[test]
+    fn a_change_is_repeated_while_the_cluster_changes_until_its_time_is_over() {
+        let attempts = Cell::new(0);
+        let change = |outdated: u32| {
+            attempts.set(attempts.get() + 1);
+            if attempts.get() <= outdated { Err(EngineError::Outdated.into()) } else { Ok(attempts.get()) }
+        };
+        assert_eq!(until_current(Duration::from_secs(3600), || change(2)).unwrap(), 3);
+        assert!(matches!(until_current(FIRST_PAUSE / 2, || change(u32::MAX)), Err(OperationError::Contended)));
+        let refused = until_current(Duration::from_secs(3600), || Err::<(), _>(OperationError::NoCoordinator));
+        assert!(matches!(refused, Err(OperationError::NoCoordinator)));
+    }
 
     #[test]
     fn an_update_that_the_cluster_refuses_leaves_the_root_of_the_old_runner() {

@@ -2,6 +2,7 @@
 
 use super::cib::PREFIX;
 use super::xml::Element;
+use std::time::{Duration, SystemTime};
 
 const INFINITY: &str = "INFINITY";
 const NEVER: &str = "-INFINITY";
@@ -21,15 +22,16 @@ pub(super) fn preference(machine: &str, node: &str, end: &str) -> Element {
 }
 
 /// Returns the constraint, set by another program or user, that keeps a machine away from a host: one that excludes this host, or one that
-/// requires another one. It is a single host in constraints of `crm_resource`.
-pub(super) fn obstacle(constraints: &Element, machine: &str, node: &str) -> Option<String> {
+/// requires another one. It is a single host in constraints of `crm_resource`. Constraints that have expired are ignored: `crm_resource` leaves
+/// them in the configuration.
+pub(super) fn obstacle(constraints: &Element, (machine, node): (&str, &str), now: SystemTime) -> Option<String> {
     let of_machine = constraints.all("rsc_location").filter(|location| location.attribute("rsc") == Some(machine));
     of_machine
-        .filter(|location| is_against(location, node))
+        .filter(|location| is_against(location, node, now))
         .find_map(|location| location.attribute("id").filter(|id| !id.starts_with(PREFIX)).map(str::to_owned))
 }
 
-fn is_against(location: &Element, node: &str) -> bool {
+fn is_against(location: &Element, node: &str, now: SystemTime) -> bool {
     let direct = location.attribute("node").zip(location.attribute("score"));
     let of_rule = |rule: &Element| {
         let host = rule
@@ -39,7 +41,34 @@ fn is_against(location: &Element, node: &str) -> bool {
             .zip(rule.attribute("score"))
             .is_some_and(|(host, score)| excludes(host, score, node))
     };
-    direct.is_some_and(|(host, score)| excludes(host, score, node)) || location.all("rule").any(of_rule)
+    let mut rules = location.all("rule").filter(|rule| !has_expired(rule, now));
+    direct.is_some_and(|(host, score)| excludes(host, score, node)) || rules.any(of_rule)
+}
+
+/// Whether a rule can never apply again, because a time until which it applies has passed. If the time cannot be read, the
+/// rule may still apply.
+fn has_expired(rule: &Element, now: SystemTime) -> bool {
+    let has_passed = |time: &Element| {
+        matches!(time.attribute("operation"), Some("lt" | "in_range"))
+            && time.attribute("end").and_then(parse_time).is_some_and(|end| end <= now)
+    };
+    rule.attribute("boolean-op") != Some("or") && rule.all("date_expression").any(has_passed)
+}
+
+/// Reads a time as `crm_resource` writes it, `2026-11-29 16:52:43Z` or `2026-11-29 17:52:43 +01:00`, and in RFC 3339.
+fn parse_time(text: &str) -> Option<SystemTime> {
+    if text.ends_with('Z') {
+        return humantime::parse_rfc3339_weak(text).ok();
+    }
+    let (time, offset) = text.split_at_checked(text.len().checked_sub("+01:00".len())?)?;
+    let (hours, minutes) = offset.get(1..)?.split_once(':')?;
+    let seconds = hours.parse::<u64>().ok()? * 3600 + minutes.parse::<u64>().ok()? * 60;
+    let time = humantime::parse_rfc3339_weak(time.trim_end()).ok()?;
+    match offset.get(..1)? {
+        "+" => time.checked_sub(Duration::from_secs(seconds)),
+        "-" => time.checked_add(Duration::from_secs(seconds)),
+        _ => None,
+    }
 }
 
 fn excludes(host: &str, score: &str, node: &str) -> bool {
@@ -53,27 +82,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_constraints_of_others_that_exclude_the_host_are_obstacles() {
+    fn only_constraints_of_others_that_exclude_the_host_and_have_not_expired_are_obstacles() {
         // What `crm_resource --move` with and without a lifetime and `--ban` write, and what the generator does.
         let constraints = |text: &str| Element::parse(&format!("<constraints>{text}</constraints>")).unwrap();
         let moved = r#"<rsc_location id="cli-prefer-web" rsc="web" role="Started" node="n1" score="INFINITY"/>"#;
-        let for_an_hour = r##"<rsc_location id="cli-prefer-web" rsc="web"><rule id="r" score="INFINITY" boolean-op="and">
-            <expression id="e" attribute="#uname" operation="eq" value="n1"/>
-            <date_expression id="d" operation="lt" end="2026-11-29 16:52:43Z"/></rule></rsc_location>"##;
+        let until = |end: &str| {
+            format!(
+                r##"<rsc_location id="cli-prefer-web" rsc="web"><rule id="r" score="INFINITY" boolean-op="and">
+                <expression id="e" attribute="#uname" operation="eq" value="n1"/>
+                <date_expression id="d" operation="lt" end="{end}"/></rule></rsc_location>"##
+            )
+        };
+        let now = humantime::parse_rfc3339("2026-11-29T16:00:00Z").unwrap();
         let banned = r#"<rsc_location id="cli-ban-web-on-n2" rsc="web" role="Started" node="n2" score="-INFINITY"/>"#;
         let preferred = r#"<rsc_location id="like" rsc="web" node="n1" score="100"/>"#;
         let other = r#"<rsc_location id="other" rsc="db" node="n2" score="-INFINITY"/>"#;
         let own = preference("web", "n1", "2026-11-29T16:52:43Z").to_text().unwrap();
         for (text, on_n1, on_n2) in [
             (moved, None, Some("cli-prefer-web")),
-            (for_an_hour, None, Some("cli-prefer-web")),
+            (&until("2026-11-29 16:00:01Z"), None, Some("cli-prefer-web")),
+            (&until("2026-11-29 17:00:01 +01:00"), None, Some("cli-prefer-web")),
+            (&until("2026-11-29 12:30:01 -03:30"), None, Some("cli-prefer-web")),
+            (&until("2026-11-29T16:00:00Z"), None, None),
+            (&until("2026-11-29 16:59:59 +01:00"), None, None),
+            (&until("2026-11-29 12:29:59 -03:30"), None, None),
+            (&until("2026-11-29 12:29:59Z").replace("\"and\"", "\"or\""), None, Some("cli-prefer-web")),
+            // Times that are not read: without a time zone, and of another calendar.
+            (&until("2026-11-28 16:00:00"), None, Some("cli-prefer-web")),
+            (&until("2026-W01-1 16:00:00Z"), None, Some("cli-prefer-web")),
             (banned, None, Some("cli-ban-web-on-n2")),
             (preferred, None, None),
             (other, None, None),
             (&own, None, None),
         ] {
-            assert_eq!(obstacle(&constraints(text), "web", "n1").as_deref(), on_n1, "{text}");
-            assert_eq!(obstacle(&constraints(text), "web", "n2").as_deref(), on_n2, "{text}");
+            assert_eq!(obstacle(&constraints(text), ("web", "n1"), now).as_deref(), on_n1, "{text}");
+            assert_eq!(obstacle(&constraints(text), ("web", "n2"), now).as_deref(), on_n2, "{text}");
         }
     }
 }
