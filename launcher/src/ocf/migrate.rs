@@ -47,7 +47,7 @@ struct Offer {
 }
 
 impl Agent<'_> {
-    /// Moves the machine away from this node. AfterSave it runs on the target, or is saved in the shared directory.
+    /// Moves the machine away from this node. Afterwards, it runs on the target, or is saved in the shared directory.
     ///
     /// # Errors
     /// Returns [`AgentError`]. The machine keeps running then, except for [`AgentError::Target`] after it has left.

@@ -167,7 +167,7 @@ fn check_saved_files(machine: &TestMachine) {
     }
 }
 
-/// The command is killed wherever it changes something. AfterSave there is a machine that runs, or one that resumes.
+/// The command is killed wherever it changes something. Afterwards, there is a machine that runs, or one that resumes.
 #[test]
 fn a_suspend_that_was_killed_leaves_a_machine_that_runs_or_resumes() {
     let Some((machine, _)) = machine_with_volume(Hypervisor::Qemu) else { return };
