@@ -10,6 +10,7 @@ mod check;
 mod checked;
 pub mod cib;
 pub mod corosync;
+mod date;
 pub mod engine;
 pub mod merge;
 mod migration;

@@ -3,6 +3,7 @@
 
 use super::checked::CheckedCluster;
 use super::cib::{configuration, hash_of};
+use super::date::has_passed;
 use super::engine::{EngineError, difference, is_offline, run, run_for_xml, status};
 use super::merge::merged;
 use super::placement::{obstacle, preference};
@@ -187,7 +188,8 @@ pub fn move_machine(name: &str, target: &str, wait: Duration) -> Result<(), Oper
         return Ok(());
     }
     let constraints = run_for_xml("cibadmin", &["--query", "--scope=constraints"], None)?;
-    if let Some(constraint) = obstacle(&constraints, (name, target), SystemTime::now()) {
+    let now = SystemTime::now();
+    if let Some(constraint) = obstacle(&constraints, (name, target), |end| has_passed(end, now)) {
         let (machine, node) = (name.to_owned(), target.to_owned());
         return Err(OperationError::Constrained { machine, node, constraint });
     }

@@ -2,7 +2,6 @@
 
 use super::cib::PREFIX;
 use super::xml::Element;
-use std::time::{Duration, SystemTime};
 
 const INFINITY: &str = "INFINITY";
 const NEVER: &str = "-INFINITY";
@@ -23,15 +22,19 @@ pub(super) fn preference(machine: &str, node: &str, end: &str) -> Element {
 
 /// Returns the constraint, set by another program or user, that keeps a machine away from a host: one that excludes this host, or one that
 /// requires another one. It is a single host in constraints of `crm_resource`. Constraints that have expired are ignored: `crm_resource` leaves
-/// them in the configuration.
-pub(super) fn obstacle(constraints: &Element, (machine, node): (&str, &str), now: SystemTime) -> Option<String> {
+/// them in the configuration. `has_passed` says whether a time in a constraint has passed.
+pub(super) fn obstacle(
+    constraints: &Element,
+    (machine, node): (&str, &str),
+    has_passed: impl Fn(&str) -> bool,
+) -> Option<String> {
     let of_machine = constraints.all("rsc_location").filter(|location| location.attribute("rsc") == Some(machine));
     of_machine
-        .filter(|location| is_against(location, node, now))
+        .filter(|location| is_against(location, node, &has_passed))
         .find_map(|location| location.attribute("id").filter(|id| !id.starts_with(PREFIX)).map(str::to_owned))
 }
 
-fn is_against(location: &Element, node: &str, now: SystemTime) -> bool {
+fn is_against(location: &Element, node: &str, has_passed: &impl Fn(&str) -> bool) -> bool {
     let direct = location.attribute("node").zip(location.attribute("score"));
     let of_rule = |rule: &Element| {
         let host = rule
@@ -41,34 +44,16 @@ fn is_against(location: &Element, node: &str, now: SystemTime) -> bool {
             .zip(rule.attribute("score"))
             .is_some_and(|(host, score)| excludes(host, score, node))
     };
-    let mut rules = location.all("rule").filter(|rule| !has_expired(rule, now));
+    let mut rules = location.all("rule").filter(|rule| !has_expired(rule, has_passed));
     direct.is_some_and(|(host, score)| excludes(host, score, node)) || rules.any(of_rule)
 }
 
-/// Whether a rule can never apply again, because a time until which it applies has passed. If the time cannot be read, the
-/// rule may still apply.
-fn has_expired(rule: &Element, now: SystemTime) -> bool {
-    let has_passed = |time: &Element| {
-        matches!(time.attribute("operation"), Some("lt" | "in_range"))
-            && time.attribute("end").and_then(parse_time).is_some_and(|end| end <= now)
+/// Whether a rule can never apply again, because a time until which it applies has passed.
+fn has_expired(rule: &Element, has_passed: &impl Fn(&str) -> bool) -> bool {
+    let is_over = |time: &Element| {
+        matches!(time.attribute("operation"), Some("lt" | "in_range")) && time.attribute("end").is_some_and(has_passed)
     };
-    rule.attribute("boolean-op") != Some("or") && rule.all("date_expression").any(has_passed)
-}
-
-/// Reads a time as `crm_resource` writes it, `2026-11-29 16:52:43Z` or `2026-11-29 17:52:43 +01:00`, and in RFC 3339.
-fn parse_time(text: &str) -> Option<SystemTime> {
-    if text.ends_with('Z') {
-        return humantime::parse_rfc3339_weak(text).ok();
-    }
-    let (time, offset) = text.split_at_checked(text.len().checked_sub("+01:00".len())?)?;
-    let (hours, minutes) = offset.get(1..)?.split_once(':')?;
-    let seconds = hours.parse::<u64>().ok()? * 3600 + minutes.parse::<u64>().ok()? * 60;
-    let time = humantime::parse_rfc3339_weak(time.trim_end()).ok()?;
-    match offset.get(..1)? {
-        "+" => time.checked_sub(Duration::from_secs(seconds)),
-        "-" => time.checked_add(Duration::from_secs(seconds)),
-        _ => None,
-    }
+    rule.attribute("boolean-op") != Some("or") && rule.all("date_expression").any(is_over)
 }
 
 fn excludes(host: &str, score: &str, node: &str) -> bool {
@@ -80,6 +65,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
     use super::*;
+    use crate::cluster::date::has_passed;
 
     #[test]
     fn only_constraints_of_others_that_exclude_the_host_and_have_not_expired_are_obstacles() {
@@ -94,6 +80,7 @@ mod tests {
             )
         };
         let now = humantime::parse_rfc3339("2026-11-29T16:00:00Z").unwrap();
+        let is_past = |end: &str| has_passed(end, now);
         let banned = r#"<rsc_location id="cli-ban-web-on-n2" rsc="web" role="Started" node="n2" score="-INFINITY"/>"#;
         let preferred = r#"<rsc_location id="like" rsc="web" node="n1" score="100"/>"#;
         let other = r#"<rsc_location id="other" rsc="db" node="n2" score="-INFINITY"/>"#;
@@ -115,8 +102,8 @@ mod tests {
             (other, None, None),
             (&own, None, None),
         ] {
-            assert_eq!(obstacle(&constraints(text), ("web", "n1"), now).as_deref(), on_n1, "{text}");
-            assert_eq!(obstacle(&constraints(text), ("web", "n2"), now).as_deref(), on_n2, "{text}");
+            assert_eq!(obstacle(&constraints(text), ("web", "n1"), is_past).as_deref(), on_n1, "{text}");
+            assert_eq!(obstacle(&constraints(text), ("web", "n2"), is_past).as_deref(), on_n2, "{text}");
         }
     }
 }
