@@ -31,12 +31,12 @@ use crate::volumes::CopyError;
 use files::Unfinished;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::sys::stat::{Mode, fchmod};
 use program::place::Place;
 use program::user::{Identity, NoSuchUser};
 use serde::{Deserialize, Serialize};
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -323,7 +323,7 @@ fn lock(state: &MachineState) -> Result<Flock<File>, SuspendError> {
     let failed = |source| SuspendError::File { path: HostPath::new(path.to_string_lossy()), source };
     let file = Place::itself(&path).and_then(|place| place.open_or_create(0o600)).map_err(failed)?;
     // The machine's user starts it, and must see that root is saving it, whatever the umask is.
-    file.set_permissions(Permissions::from_mode(0o644)).map_err(failed)?;
+    fchmod(&file, Mode::from_bits_truncate(0o644)).map_err(|errno| failed(errno.into()))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(lock),
         Err((_, Errno::EWOULDBLOCK)) => Err(SuspendError::InProgress(state.name().to_owned())),
