@@ -139,10 +139,11 @@ fn files_are_created_changed_and_removed_by_descriptor_only() {
     assert!(binds.is_empty(), "program::place binds sockets: {binds:?}");
 }
 
-/// Addresses of netlink and of vsock are not paths.
+/// Addresses of netlink, of vsock and of the network are not paths.
 fn binds_a_path(line: &str) -> bool {
     let is_call = line.contains("::bind(") || (line.contains(" bind(") && !line.contains("fn bind("));
-    is_call && !line.contains("&NetlinkAddr::new(") && !line.contains("&VsockAddr::new(")
+    let others = ["&NetlinkAddr::new(", "&VsockAddr::new(", "TcpListener::bind(", "UdpSocket::bind("];
+    is_call && !others.iter().any(|other| line.contains(other))
 }
 
 #[test]
