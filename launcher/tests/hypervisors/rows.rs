@@ -457,7 +457,7 @@ fn a_killed_server_of_the_store_disk_is_reported_where_the_hypervisor_does_not_c
         let server = process_of(machine, "serve --plan plan.json").expect("the server of the store disk runs");
         kill(Pid::from_raw(server), Signal::SIGKILL).unwrap();
         let message = "the server of the store disk of `row` ended with signal: 9 (SIGKILL), and this hypervisor does not \
-                       connect to another one: the guest cannot read its store any more; stop the machine and start it again";
+                       reconnect: the guest cannot read its store any more; stop the machine and start it again";
         wait_until("report", || running.messages().contains(message));
         assert_eq!(process_of(machine, "serve --plan plan.json"), None, "another server was started");
         let stop = machine.output(&["stop", "row", "--timeout", "0"]);

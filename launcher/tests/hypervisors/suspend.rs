@@ -337,7 +337,7 @@ fn a_machine_with_a_block_device_keeps_running_while_all_others_are_suspended() 
     let printed = text(&suspended);
     assert_eq!(suspended.status.code(), Some(1), "{printed}");
     let refused = format!(
-        "error: block: the volume {device} is a block device: whether it was changed while the machine is suspended"
+        "error: block: the volume {device} is a block device: changes to it while the machine is suspended could not be detected"
     );
     assert!(printed.contains("web is suspended: ") && printed.contains("1 of 2 machines are suspended\n"), "{printed}");
     assert!(printed.contains(&refused), "{printed}");
