@@ -294,7 +294,7 @@ live_migration() {
   banned=$(((left + 1) % 3 + 1))
   via crm_resource --ban --resource web --node "n$banned" >/dev/null 2>&1
   ! via microvm cluster move web "n$banned" 2>"$RIG/printed" || die "live migration: moved against a constraint of the user"
-  grep -q "the constraint cli-ban-web-on-n$banned, which" "$RIG/printed" || die "live migration: $(cat "$RIG/printed")"
+  grep -q "the constraint cli-ban-web-on-n$banned keeps web away" "$RIG/printed" || die "live migration: $(cat "$RIG/printed")"
   moved "live migration" is_elsewhere microvm cluster move web "n$((left % 3 + 1))"
   # Nothing holds the machine there but its stickiness, and what somebody has set with other tools is kept.
   via cibadmin --query --scope constraints >"$RIG/constraints"
