@@ -150,6 +150,8 @@ struct GuestConnection {
 pub struct GuestMessage {
     /// Whether it has booted.
     pub is_ready: bool,
+    /// Whether it is about to power off or reboot. systemd reports this since version 256.
+    pub is_ending: bool,
     /// What it is doing.
     pub status: Option<String>,
 }
@@ -295,11 +297,12 @@ fn owned_descriptor(descriptor: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
-/// Returns the only two fields that are accepted: the guest must not tell the host's service manager which process to
-/// watch.
+/// Returns the only three fields that are accepted: the guest must not tell the host's service manager which process to
+/// watch. `X_SYSTEMD_SHUTDOWN=` is described in systemd(1).
 fn parse(text: &str) -> GuestMessage {
     let status = text.lines().find_map(|line| line.strip_prefix("STATUS=")).map(printable);
-    GuestMessage { is_ready: text.lines().any(|line| line == "READY=1"), status }
+    let is_ending = text.lines().any(|line| line.starts_with("X_SYSTEMD_SHUTDOWN="));
+    GuestMessage { is_ready: text.lines().any(|line| line == "READY=1"), is_ending, status }
 }
 
 fn printable(text: &str) -> String {
@@ -369,7 +372,7 @@ mod tests {
         guest.write_all(b"STATUS=Startup\x1b[31m finished\nMAINPID=1\n").unwrap();
         drop(guest);
         let status = Some("Startup[31m finished".to_owned());
-        assert_eq!(listener.receive(), [GuestMessage { is_ready: false, status }]);
+        assert_eq!(listener.receive(), [GuestMessage { status, ..GuestMessage::default() }]);
         let mut guest = UnixStream::connect(listener.path().unwrap()).unwrap();
         guest.write_all(b"READY=1").unwrap();
         drop(guest);
@@ -405,7 +408,7 @@ mod tests {
         slow.write_all(b"S").unwrap();
         assert_eq!(listener.receive(), []);
         UnixStream::connect(&path).unwrap().write_all(b"READY=1").unwrap();
-        assert_eq!(listener.receive(), [GuestMessage { is_ready: true, status: None }]);
+        assert_eq!(listener.receive(), [GuestMessage { is_ready: true, ..GuestMessage::default() }]);
         let writer = std::thread::spawn(move || {
             let mut written = Ok(());
             while written.is_ok() {

@@ -167,7 +167,7 @@ pub enum RunError {
     },
     /// The guest ended before it reported that it had booted.
     #[error(
-        "the guest ended after {seconds:.1} s and had not reported that it had booted; if nobody stopped it, its kernel may have \
+        "the guest ended after {seconds:.1} s and had not reported that it had booted; its kernel may have \
          panicked, or its store or init is missing: its own messages are above"
     )]
     EndedBeforeBoot {

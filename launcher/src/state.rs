@@ -295,6 +295,7 @@ impl MachineState {
         self.write(STARTING, &starting)?;
         let request = self.request()?;
         self.clear_request();
+        self.clear_stop_request();
         Ok(StartLock { state: self.clone(), starting, request, _lock: lock })
     }
 
@@ -471,6 +472,7 @@ impl MachineState {
     pub fn clear_running(&self) {
         self.remove(PROCESS);
         self.remove(STARTING);
+        self.clear_stop_request();
     }
 
     fn remove(&self, name: &str) {

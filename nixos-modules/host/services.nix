@@ -283,6 +283,8 @@ in
               "-!${unit "enter --if-there %i microvm-shutdown"}"
             ];
             ExecStopPost = "-+${unit "call --if-there %i microvm-unregister"}";
+            # systemd skips ExecStop while a guest boots. The launcher then asks the guest to shut down, if it still can.
+            KillMode = "mixed";
             TimeoutSec = cfg.host.startupTimeout;
             Restart = "always";
             RestartSec = "5s";

@@ -29,6 +29,7 @@ pub(crate) struct KnownMachine {
 impl KnownMachine {
     /// Becomes the other user who records the machine, if this process is root.
     pub(crate) fn become_recorder(&self) -> Result<(), Failure> {
+        self.state.own_records_of_root().map_err(failed)?;
         match self.state.other_recorder().map_err(failed)? {
             Some(recorder) => recorder.become_user().map_err(failed),
             None => Ok(()),

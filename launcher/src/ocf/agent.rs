@@ -393,6 +393,7 @@ impl<'run> Agent<'run> {
         let (activity, launch) = (state.activity()?, state.last_launch()?);
         let running = activity.running();
         if let Some(launch) = &launch {
+            state.request_stop();
             let process = running.map(|running| running.hypervisor);
             let console_socket = running.and_then(|running| running.console_socket.clone());
             stop(&StopTarget { launch, process, console_socket }, for_guest, &mut message)?;

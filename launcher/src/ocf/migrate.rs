@@ -189,6 +189,7 @@ impl Agent<'_> {
         let state = self.state()?;
         let Some(launch) = state.last_launch()? else { return Ok(()) };
         let process = state.running()?.map(|running| running.hypervisor);
+        state.request_stop();
         let target = StopTarget { launch: &launch, process, console_socket: None };
         stop(&target, Duration::ZERO, &mut |_| {})?;
         Ok(())

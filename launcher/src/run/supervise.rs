@@ -64,6 +64,8 @@ struct Supervised {
     hypervisor_runs: Option<UnixStream>,
     /// The machine that is loaded instead of booted.
     arriving: Option<Arriving>,
+    /// Whether the guest has reported that it is about to power off or reboot.
+    guest_is_ending: bool,
     /// The signal that started the stop.
     stopping: Option<Signal>,
     messages: OutputWriter,
@@ -133,13 +135,15 @@ impl Supervisor<'_> {
                 .transpose()?,
             manager,
             machine,
+            guest_is_ending: false,
             stopping: None,
             messages,
             _interfaces: interfaces,
         };
         let status = self.supervise(&mut child, &mut supervised)?;
-        // Prints what it wrote just before it ended.
+        // What it wrote and reported just before it ended.
         supervised.console.print();
+        self.receive_from_guest(&mut supervised);
         supervised.notify("STOPPING=1");
         supervised.console.stdout.finish();
         supervised.messages.finish();
@@ -147,22 +151,17 @@ impl Supervisor<'_> {
             return Err(arriving.refusal().unwrap_or_else(|| self.failed(status, began)));
         }
         let has_booted = supervised.machine.guest_ready != Some(false);
-        match self.outcome(status, supervised.stopping, began) {
-            // No hypervisor reports that the guest's kernel has panicked: it ends as after a reboot.
-            Ok(()) if !has_booted && supervised.stopping.is_none() && !is_suspended(self.launch) => {
-                Err(RunError::EndedBeforeBoot { seconds: began.elapsed().as_secs_f64() })
-            }
-            outcome => outcome,
-        }
-    }
-
-    fn outcome(&self, status: ExitStatus, stopping: Option<Signal>, began: Instant) -> Result<(), RunError> {
-        match stopping {
+        match supervised.stopping {
             // Ctrl-C makes the command end as interrupted; SIGTERM from a service manager is a normal end.
             Some(Signal::SIGINT) => Err(Interrupted(Signal::SIGINT).into()),
             Some(_) => Ok(()),
-            None if status.success() || is_suspended(self.launch) => Ok(()),
-            None => Err(self.failed(status, began)),
+            None if self.state.is_stop_requested() || is_suspended(self.launch) => Ok(()),
+            None if !status.success() => Err(self.failed(status, began)),
+            // No hypervisor reports that the guest's kernel has panicked: it ends as after a reboot.
+            None if !has_booted && !supervised.guest_is_ending => {
+                Err(RunError::EndedBeforeBoot { seconds: began.elapsed().as_secs_f64() })
+            }
+            None => Ok(()),
         }
     }
 
@@ -306,7 +305,8 @@ impl Supervisor<'_> {
 
     fn receive_from_guest(&self, supervised: &mut Supervised) {
         let messages = supervised.listener.as_mut().map(GuestListener::receive).unwrap_or_default();
-        for GuestMessage { is_ready, status } in messages {
+        for GuestMessage { is_ready, is_ending, status } in messages {
+            supervised.guest_is_ending |= is_ending;
             if let Some(status) = status {
                 supervised.notify(&format!("STATUS=guest: {status}"));
             }

@@ -2,7 +2,7 @@
 //! its runtime directory. They name sockets, directories and processes, so root must not act on them with its own
 //! privileges: it would send requests to other machines, or remove other users' files.
 
-use super::{LAUNCH, MachineState, PROCESS, STARTING, StateError};
+use super::{Activity, LAUNCH, MachineState, PROCESS, STARTING, StateError};
 use nix::unistd::{Gid, Uid, User, geteuid};
 use program::place::{Directory, Place};
 use program::user::Identity;
@@ -31,6 +31,35 @@ impl MachineState {
             owners.extend(record.map(|record| Uid::from_raw(record.st_uid)));
         }
         Ok(owners.into_iter().find(|owner| !owner.is_root()).map(identity_of))
+    }
+
+    /// Makes the directory of the records root's own if root has started the machine that runs. Release 0.1 left the
+    /// directory to the user of the machine's service, so root would become that user, which cannot stop the machine.
+    ///
+    /// # Errors
+    /// Returns [`StateError`].
+    pub fn own_records_of_root(&self) -> Result<(), StateError> {
+        let failed = |source| StateError::File { path: self.directory.clone(), source };
+        let directory = match Directory::open(&self.directory) {
+            Ok(directory) => directory,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        if !geteuid().is_root() || directory.owner().map_err(failed)?.is_root() {
+            return Ok(());
+        }
+        // Only root can have written these files, and the user can have replaced them only by older ones of this machine.
+        for name in [PROCESS, LAUNCH] {
+            let record = directory.try_clone().map_err(failed)?.place(name).stat().map_err(failed)?;
+            if !record.is_some_and(|record| record.st_uid == 0 && record.st_nlink == 1) {
+                return Ok(());
+            }
+        }
+        let Activity::Running(machine) = self.activity()? else { return Ok(()) };
+        if machine.hypervisor.user().is_ok_and(Uid::is_root) {
+            own_records(&directory).map_err(failed)?;
+        }
+        Ok(())
     }
 }
 

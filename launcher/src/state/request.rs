@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// The file that contains the [`StartRequest`].
 const REQUEST: &str = "start-request.json";
+/// The file that tells the supervisor of a running machine that a command stops it.
+const STOP: &str = "stop-requested";
 
 /// What the caller of a start asks of it. The default is a start by hand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,5 +58,22 @@ impl MachineState {
     /// Removes the request, which is for one start only.
     pub fn clear_request(&self) {
         self.remove(REQUEST);
+    }
+
+    /// Records that a command stops the running machine, so that its supervisor does not take the end for a failure.
+    pub fn request_stop(&self) {
+        // A machine is stopped even if this fails, on a full disk for example. Its supervisor then reports a failure if
+        // the guest has not booted.
+        let _ = Place::itself(&self.file(STOP)).and_then(|place| place.replace(b"", 0o640, None));
+    }
+
+    /// Whether a command has stopped the running machine, or is about to.
+    pub fn is_stop_requested(&self) -> bool {
+        Place::itself(&self.file(STOP)).and_then(|place| place.stat()).is_ok_and(|found| found.is_some())
+    }
+
+    /// Forgets such a command, which concerned an earlier run.
+    pub(super) fn clear_stop_request(&self) {
+        self.remove(STOP);
     }
 }

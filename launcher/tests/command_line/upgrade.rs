@@ -108,3 +108,37 @@ fn a_machine_that_release_0_1_started_is_shown_and_stopped() {
         assert!(machine.wait().unwrap().signal().is_some(), "{hypervisor}");
     }
 }
+
+#[test]
+fn root_stops_what_root_started_with_release_0_1_in_the_runtime_directory_of_a_service() {
+    use std::os::unix::fs::chown;
+    if !nix::unistd::geteuid().is_root() {
+        return testing::skipped("only root can give directories away");
+    }
+    let runtime = tempfile::tempdir().unwrap();
+    let directory = runtime.path().join("web");
+    fs::create_dir(&directory).unwrap();
+    let mut launch: Value =
+        serde_json::from_slice(&fs::read(fixtures().join("launches/kvmtool.json")).unwrap()).unwrap();
+    launch["name"] = json!("web");
+    launch["workingDirectory"] = json!(runtime.path());
+    launch["user"] = Value::Null;
+    fs::write(directory.join("launch.json"), launch.to_string()).unwrap();
+    let mut machine = Command::new("sleep").arg("600").spawn().unwrap();
+    write_process(&directory, machine.id());
+    let stranger = Some(65534);
+    let stop = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_microvm"));
+        command.args(["stop", "web", "--timeout", "0"]).env("MICROVM_RUNTIME_DIR", runtime.path());
+        command.env("MICROVM_STATE_DIR", runtime.path().join("machines")).output().unwrap()
+    };
+    // A record that this user has written is not root's, so root uses it with this user's rights only.
+    chown(&directory, stranger, None).unwrap();
+    chown(directory.join("launch.json"), stranger, None).unwrap();
+    assert_eq!(stop().status.code(), Some(1));
+    assert!(machine.try_wait().unwrap().is_none());
+    chown(directory.join("launch.json"), Some(0), None).unwrap();
+    let stopped = stop();
+    assert_eq!(stopped.status.code(), Some(0), "{}", stderr(&stopped));
+    assert!(machine.wait().unwrap().signal().is_some());
+}

@@ -351,6 +351,41 @@ connection.recv(1)'"#;
 }
 
 #[test]
+fn a_guest_that_is_stopped_or_powers_off_before_it_reports_that_it_has_booted_has_not_failed() {
+    let changes = || json!({"vsock": {"cid": 42, "notify": true}});
+    // `stop` and SIGTERM end a hypervisor whose guest does not respond.
+    for asks in ["stop", "SIGTERM"] {
+        let Some(machine) = scripted_machine("echo $$ > pid; exec sleep 600", changes()) else { return };
+        let mut running =
+            machine.start_command(machine.microvm(&["run", "machine.json", "--stop-timeout", "0", "--supervise"]));
+        wait_for_file(&machine.path("pid"), &running);
+        if asks == "stop" {
+            assert_eq!(machine.output(&["stop", "web", "--timeout", "0"]).status.code(), Some(0));
+        } else {
+            terminate(&running);
+        }
+        running.end_well();
+    }
+    // systemd 256 and later report the end of the guest: systemd(1), vmm.notify_socket.
+    let script = r#"python3 -c '
+import socket
+connection = socket.socket(socket.AF_UNIX)
+connection.connect("SOCKET")
+connection.sendall(b"EXIT_STATUS=0\nX_SYSTEMD_SHUTDOWN=poweroff")'"#;
+    let Some(machine) = scripted_machine("exit 0", changes()) else { return };
+    let explained = machine.output(&["explain", "machine.json", "--json"]);
+    let launch: Value = serde_json::from_slice(&explained.stdout).unwrap();
+    let socket = launch["launch"]["notification"]["listen"]["unix"].as_str().unwrap();
+    write_script(&machine, "firecracker", &script.replace("SOCKET", socket));
+    let ended = machine.output(&["run", "machine.json", "--supervise"]);
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    // A stop of an earlier run says nothing about this one.
+    machine.output(&["stop", "web"]);
+    write_script(&machine, "firecracker", "exit 0");
+    assert_eq!(machine.output(&["run", "machine.json", "--supervise"]).status.code(), Some(1));
+}
+
+#[test]
 fn a_machine_whose_messages_nobody_reads_starts_and_ends_at_a_signal() {
     // The start reports the new volume.
     let changes = json!({"volumes": [{"image": "var.img", "size": 8, "mountPoint": "/var"}]});
