@@ -121,6 +121,7 @@ in
             };
           }).config.nix.settings.fsync-store-paths or null;
         nix = version: {
+          type = "derivation";
           inherit version;
           outPath = "/nix";
           pname = "nix";

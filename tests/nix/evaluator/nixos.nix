@@ -109,7 +109,11 @@ in
     };
     systemd = anything;
     documentation.enable = bool true;
-    environment = anything;
+    environment = {
+      systemPackages = list types.raw;
+      pathsToLink = list types.str;
+      etc = set;
+    };
     hardware = anything;
     programs = anything;
     security = anything;

@@ -101,6 +101,7 @@ let
     name = "microvm-static";
   };
   program = name: {
+    type = "derivation";
     outPath = static;
     meta.mainProgram = name;
   };

@@ -61,9 +61,8 @@ let
       lib.genAttrs (namesOf definitions) (
         name: lib.mergeDefinitions (place ++ [ name ]) types.anything (under name definitions)
       )
-    else if all isList values then
-      concatLists values
     else
+      # As in nixpkgs, lists are not merged.
       mergeOne place definitions;
 
   attrsLike = isLazy: element: {
@@ -124,7 +123,9 @@ let
     path = simple "path" (
       value: isPath value || (isString value && substring 0 1 value == "/") || value ? outPath
     );
-    package = simple "package" (value: value ? outPath || isString value || isPath value);
+    package = simple "package" (
+      value: (value.type or null) == "derivation" || isString value || isPath value
+    );
     raw = simple "raw value" (_: true);
     anything = {
       name = "anything";
