@@ -94,7 +94,7 @@ enum Scenario {
     },
     /// Measure the time of `microvm run` until it executes the hypervisor, for a machine with ten devices
     StartUp {
-        /// How often to start it
+        /// How often to start it; one more round is dropped
         #[arg(long, default_value_t = 50)]
         rounds: usize,
         /// Directory for the results [default: benches/results/DATE-start-up]
@@ -109,7 +109,7 @@ enum Scenario {
     },
     /// Boot an emulated guest from images of one closure that each tool built with its defaults
     Boot {
-        /// How often to boot from each image
+        /// How often to boot from each image; one more round is dropped
         #[arg(long, default_value_t = 5)]
         rounds: usize,
         /// Directory for the results [default: benches/results/DATE-boot]
@@ -121,10 +121,22 @@ enum Scenario {
         /// The closure: `small`, `system`, `server` or `desktop`
         #[arg(default_value = "system")]
         closure: String,
-        /// How often to start
+        /// How often to start; one more round is dropped
         #[arg(long, default_value_t = 5)]
         rounds: usize,
         /// Directory for the results [default: benches/results/DATE-live]
+        #[arg(long)]
+        results: Option<PathBuf>,
+    },
+    /// Boot the same emulated guest from a squashfs, a disk without an image, an erofs and persistent memory, until it is up
+    BootWays {
+        /// The closure: `small` or `system`
+        #[arg(default_value = "system")]
+        closure: String,
+        /// How often to boot in each way; one more round is dropped
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Directory for the results [default: benches/results/DATE-boot-ways]
         #[arg(long)]
         results: Option<PathBuf>,
     },
@@ -223,6 +235,9 @@ fn run(arguments: Arguments) -> Result<(), Error> {
         Scenario::Boot { rounds, results } => keep_timings(boot::run(rounds)?, results, "-boot"),
         Scenario::Live { closure, rounds, results } => {
             keep_timings(store_ways::start(&closure, rounds)?, results, "-live")
+        }
+        Scenario::BootWays { closure, rounds, results } => {
+            keep_timings(store_ways::boot(&closure, rounds)?, results, "-boot-ways")
         }
         Scenario::Memory { closure, guests } => {
             print(&store_ways::memory(&closure, &guests)?);

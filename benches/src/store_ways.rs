@@ -1,7 +1,8 @@
-//! `benches live` and `benches memory`: the ways in which a store reaches the guest, compared: a squashfs that the host builds,
-//! a disk without an image, and persistent memory.
+//! `benches live`, `benches boot-ways` and `benches memory`: the ways in which a store reaches the guest, compared: a squashfs
+//! or erofs image on a disk, a disk without an image, and persistent memory.
 
 use std::fs::{self, File};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::error::{Error, file};
+use crate::measure::{self, Cost};
 use crate::statistics::markdown;
 use crate::store_tree::StoreTree;
 use crate::timings::Timings;
@@ -40,7 +42,7 @@ pub fn start(size: &str, rounds: usize) -> Result<Timings, Error> {
     let program = bin.join("qemu-system-x86_64");
     std::os::unix::fs::symlink("/bin/true", &program).map_err(file("link", &program))?;
     let search_path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
-    let mut commands = Vec::new();
+    let mut contenders = Vec::new();
     for way in [Way::Live, Way::Squashfs] {
         programs.plan(&closure, way, &here.join(way.plan()))?;
         let disk = match way {
@@ -48,17 +50,55 @@ pub fn start(size: &str, rounds: usize) -> Result<Timings, Error> {
             _ => json!({"plan": way.plan(), "image": "store.image", "cache": here.join("cache")}),
         };
         let spec = write_spec(here, way.name(), &bootable, &disk, &[])?;
-        let mut command = Command::new("sh");
-        // Every round is a first build.
-        command.args(["-c", "rm -rf cache store.image && exec \"$0\" run \"$1\" --accel tcg --state-dir ."]);
-        command.arg(&programs.microvm).arg(spec).current_dir(here).stdin(Stdio::null());
+        let mut command = Command::new(&programs.microvm);
+        command.args(["run", "--accel", "tcg", "--state-dir", "."]).arg(spec).current_dir(here);
         command
             .env("MICROVM_IMAGE", &programs.image)
             .env("PATH", &search_path)
             .env("MICROVM_RUNTIME_DIR", runtime.path());
-        commands.push((way.title().to_owned(), command));
+        contenders.push((way.title().to_owned(), command));
     }
-    Timings::measure(&format!("From the plan of the closure `{size}` to the running hypervisor"), &mut commands, rounds)
+    let title = format!("From the plan of the closure `{size}` to the running hypervisor");
+    Timings::in_turn(&title, &mut contenders, rounds, |command| {
+        // Every round is a first build.
+        remove(&here.join("cache"))?;
+        remove(&here.join("store.image"))?;
+        measure::run(command)
+    })
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    workspace::run(Command::new("rm").arg("-rf").arg(path)).map(drop)
+}
+
+/// Boots the same emulated guest with its store on a squashfs, on an erofs, on a disk without an image and in persistent memory,
+/// until it reports that it is up. Images are built before; what is measured begins with `microvm run`, so it includes the
+/// start of the server. The processor time is that of the launcher, the hypervisor and the server.
+///
+/// # Errors
+/// When a program can't be built, or a guest does not come up.
+pub fn boot(size: &str, rounds: usize) -> Result<Timings, Error> {
+    let programs = Programs::build()?;
+    let fixture = workspace::fixture(size)?;
+    let directory =
+        tempfile::tempdir_in(workspace::fixtures()).map_err(file("create a directory in", workspace::fixtures()))?;
+    let mut contenders = Vec::new();
+    for way in [Way::Squashfs, Way::Live, Way::Erofs, Way::Pmem] {
+        let here = directory.path().join(way.name());
+        fs::create_dir(&here).map_err(file("make", &here))?;
+        let disk = way.store_disk(&programs, &fixture, &here)?;
+        let mount = format!("systemd.mount-extra={}", way.mount());
+        let spec = write_spec(&here, way.name(), &fixture, &disk, &[&mount, "guest.actions=report,wait"])?;
+        contenders.push((way.title().to_owned(), (here, spec)));
+    }
+    let title = format!("Booting the same emulated guest with the closure `{size}`, until it reports that it is up");
+    Timings::in_turn(&title, &mut contenders, rounds, |(here, spec)| {
+        let started = Instant::now();
+        let mut guest = Guest::start(&programs, here, "guest", spec)?;
+        guest.wait()?;
+        let seconds = started.elapsed().as_secs_f64();
+        guest.cost(seconds)
+    })
 }
 
 /// Boots several guests that read their whole store, and measures the memory that they take of the host: their own, and the
@@ -74,7 +114,7 @@ pub fn memory(size: &str, guests: &[usize]) -> Result<String, Error> {
     let mut rows = Vec::new();
     for way in [Way::Squashfs, Way::Live, Way::Pmem] {
         for count in guests {
-            let used = measure(&programs, &fixture, way, *count)?;
+            let used = memory_of(&programs, &fixture, way, *count)?;
             let mib = |bytes: u64| (bytes >> 20).to_string();
             let server = if used.server_bytes == 0 {
                 "-".to_owned()
@@ -126,6 +166,7 @@ impl Programs {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     Squashfs,
+    Erofs,
     Live,
     Pmem,
 }
@@ -134,6 +175,7 @@ impl Way {
     fn name(self) -> &'static str {
         match self {
             Self::Squashfs => "squashfs",
+            Self::Erofs => "erofs",
             Self::Live => "live",
             Self::Pmem => "pmem",
         }
@@ -142,6 +184,7 @@ impl Way {
     fn title(self) -> &'static str {
         match self {
             Self::Squashfs => "squashfs on a virtio disk",
+            Self::Erofs => "erofs on a virtio disk",
             Self::Live => "live",
             Self::Pmem => "persistent memory",
         }
@@ -154,7 +197,7 @@ impl Way {
     fn mount(self) -> &'static str {
         match self {
             Self::Squashfs => "/dev/vda:/nix/store:squashfs:ro",
-            Self::Live => "/dev/vda:/nix/store:erofs:ro",
+            Self::Erofs | Self::Live => "/dev/vda:/nix/store:erofs:ro",
             Self::Pmem => "/dev/pmem0:/nix/store:erofs:ro,dax=always",
         }
     }
@@ -165,6 +208,7 @@ impl Way {
         let build = ["build", "--quiet", "--no-cache"];
         match self {
             Self::Squashfs => programs.of_closure(&closure, &build, &image)?,
+            Self::Erofs => programs.of_closure(&closure, &[&build[..], &["--format", "erofs"]].concat(), &image)?,
             Self::Pmem => {
                 programs.of_closure(&closure, &[&build[..], &["--format", "erofs", "--dax"]].concat(), &image)?
             }
@@ -185,7 +229,7 @@ struct Used {
     server_bytes: u64,
 }
 
-fn measure(programs: &Programs, fixture: &Path, way: Way, count: usize) -> Result<Used, Error> {
+fn memory_of(programs: &Programs, fixture: &Path, way: Way, count: usize) -> Result<Used, Error> {
     let directory =
         tempfile::tempdir_in(workspace::fixtures()).map_err(file("create a directory in", workspace::fixtures()))?;
     let here = directory.path();
@@ -203,7 +247,7 @@ fn measure(programs: &Programs, fixture: &Path, way: Way, count: usize) -> Resul
     for guest in &guests {
         let process = guest.child.id();
         used.own_bytes += own_bytes(process)?;
-        for server in children(process)? {
+        for server in servers(process)? {
             used.own_bytes += own_bytes(server)?;
             used.server_bytes = used.server_bytes.max(server_bytes(server)?);
         }
@@ -255,7 +299,7 @@ impl Guest {
         Ok(Self { child, console })
     }
 
-    /// Waits until the guest has read its store.
+    /// Waits until the guest has done its actions.
     fn wait(&mut self) -> Result<(), Error> {
         let end = Instant::now() + TIMEOUT;
         loop {
@@ -265,10 +309,23 @@ impl Guest {
             }
             let has_ended = self.child.try_wait().map_err(file("wait for", &self.console))?.is_some();
             if has_ended || Instant::now() > end {
-                return Err(Error::Unexpected(format!("the guest has not read its store; its console:\n{console}")));
+                return Err(Error::Unexpected(format!("the guest has not done its actions; its console:\n{console}")));
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// The cost so far of the launcher, and of the hypervisor and the server if they are its children.
+    fn cost(&self, seconds: f64) -> Result<Cost, Error> {
+        let mut cost = Cost { seconds, user_seconds: 0.0, system_seconds: 0.0, peak_memory_bytes: 0 };
+        let launcher = self.child.id();
+        for process in iter::once(launcher).chain(children(launcher)?) {
+            let (user_seconds, system_seconds) = processor_seconds(process)?;
+            cost.user_seconds += user_seconds;
+            cost.system_seconds += system_seconds;
+            cost.peak_memory_bytes = cost.peak_memory_bytes.max(process_field(process, "status", "VmHWM:")?);
+        }
+        Ok(cost)
     }
 }
 
@@ -299,16 +356,38 @@ fn process_field(process: u32, name: &str, field: &str) -> Result<u64, Error> {
     kib.map(|kib| kib << 10).ok_or_else(|| Error::Unexpected(format!("{} has no field {field}", path.display())))
 }
 
-fn children(process: u32) -> Result<Vec<u32>, Error> {
-    let path = PathBuf::from(format!("/proc/{process}/task/{process}/children"));
+/// Returns the seconds in user mode and in the kernel of a process and of its children that have ended: proc_pid_stat(5).
+fn processor_seconds(process: u32) -> Result<(f64, f64), Error> {
+    let path = PathBuf::from(format!("/proc/{process}/stat"));
     let text = fs::read_to_string(&path).map_err(file("read", &path))?;
-    let servers = text.split_whitespace().filter_map(|number| number.parse().ok());
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK);
+    let per_second =
+        per_second.ok().flatten().ok_or_else(|| Error::Unexpected("the kernel has no clock".to_owned()))?;
+    // The name of the program, in parentheses, may contain anything. The times are the fields 14 to 17.
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace().skip(11);
+    let ticks: Vec<f64> = fields.take(4).filter_map(|field| field.parse().ok()).collect();
+    let [user, system, user_of_ended, system_of_ended] = ticks[..] else {
+        return Err(Error::Unexpected(format!("{} has no times", path.display())));
+    };
+    #[expect(clippy::cast_precision_loss, reason = "100 on all computers")]
+    let per_second = per_second as f64;
+    Ok(((user + user_of_ended) / per_second, (system + system_of_ended) / per_second))
+}
+
+fn servers(process: u32) -> Result<Vec<u32>, Error> {
+    let all = children(process)?;
     // The process that removes interfaces afterwards is no part of a guest.
     let is_server = |process: &u32| {
         fs::read(format!("/proc/{process}/cmdline"))
             .is_ok_and(|words| words.split(|byte| *byte == 0).any(|word| word == b"serve"))
     };
-    Ok(servers.filter(is_server).collect())
+    Ok(all.into_iter().filter(is_server).collect())
+}
+
+fn children(process: u32) -> Result<Vec<u32>, Error> {
+    let path = PathBuf::from(format!("/proc/{process}/task/{process}/children"));
+    let text = fs::read_to_string(&path).map_err(file("read", &path))?;
+    Ok(text.split_whitespace().filter_map(|number| number.parse().ok()).collect())
 }
 
 /// The bytes of the image, or of the store files, in the host's page cache: fincore(1).

@@ -1,4 +1,4 @@
-//! Programs that are started repeatedly, taking turns, to measure only their time.
+//! Programs that are started repeatedly, taking turns, to measure their time.
 
 use std::process::Command;
 
@@ -17,7 +17,7 @@ pub struct Timings {
     pub programs: Vec<Timed>,
 }
 
-/// A program that was started many times.
+/// A program that was started repeatedly.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Timed {
     /// The command, as it is shown in the table.
@@ -27,26 +27,51 @@ pub struct Timed {
 }
 
 impl Timings {
-    /// Runs every command once in each round.
+    /// Runs every command once in each round, as [`Timings::in_turn`] does.
     ///
     /// # Errors
     /// When one can't be started or fails.
     pub fn measure(title: &str, commands: &mut [(String, Command)], rounds: usize) -> Result<Self, Error> {
+        let mut contenders: Vec<(String, &mut Command)> =
+            commands.iter_mut().map(|(name, command)| (name.clone(), command)).collect();
+        Self::in_turn(title, &mut contenders, rounds, |command| measure::run(command))
+    }
+
+    /// Calls `run` for every contender once in each round. Every round begins with another contender; one round more is run
+    /// at the beginning, and dropped.
+    ///
+    /// # Errors
+    /// When `run` fails.
+    pub fn in_turn<T>(
+        title: &str,
+        contenders: &mut [(String, T)],
+        rounds: usize,
+        mut run: impl FnMut(&mut T) -> Result<Cost, Error>,
+    ) -> Result<Self, Error> {
         let mut programs: Vec<Timed> =
-            commands.iter().map(|(name, _)| Timed { name: name.clone(), costs: Vec::new() }).collect();
-        for _ in 0..rounds {
-            for (program, (_, command)) in programs.iter_mut().zip(commands.iter_mut()) {
-                program.costs.push(measure::run(command)?);
+            contenders.iter().map(|(name, _)| Timed { name: name.clone(), costs: Vec::new() }).collect();
+        let count = contenders.len();
+        for round in 0..=rounds {
+            for index in (0..count).map(|offset| (round + offset) % count) {
+                let (Some(program), Some((_, contender))) = (programs.get_mut(index), contenders.get_mut(index)) else {
+                    continue;
+                };
+                let cost = run(contender)?;
+                if round > 0 {
+                    program.costs.push(cost);
+                }
             }
         }
         Ok(Self { title: title.to_owned(), programs })
     }
 
-    /// Milliseconds from start to end, and the ratio to the first within each round.
+    /// Milliseconds from start to end and of the processors, and their ratios to the first within each round.
     #[must_use]
     pub fn table(&self) -> String {
         let Some(first) = self.programs.first() else { return String::new() };
-        let header = ["milliseconds", "median", "minimum", "maximum", "time ratio", "peak MiB"].map(String::from);
+        let header =
+            ["milliseconds", "median", "minimum", "maximum", "time ratio", "processor", "processor ratio", "peak MiB"]
+                .map(String::from);
         let rows: Vec<Vec<String>> = self.programs.iter().filter_map(|program| program.row(first)).collect();
         markdown(&header, &rows)
     }
@@ -57,16 +82,24 @@ impl Timed {
         self.costs.iter().map(|cost| cost.seconds).collect()
     }
 
+    fn processor_seconds(&self) -> Vec<f64> {
+        self.costs.iter().map(|cost| cost.user_seconds + cost.system_seconds).collect()
+    }
+
     fn row(&self, first: &Self) -> Option<Vec<String>> {
-        let (spread, ratio) = (spread(&self.seconds())?, ratio(&self.seconds(), &first.seconds())?);
+        let (all, of_first) = (spread(&self.seconds())?, ratio(&self.seconds(), &first.seconds())?);
+        let processor = spread(&self.processor_seconds())?;
+        let processor_of_first = ratio(&self.processor_seconds(), &first.processor_seconds())?;
         let peak_mib = self.costs.iter().map(|cost| cost.peak_memory_bytes).max().unwrap_or(0) / (1 << 20);
         let milliseconds = |seconds: f64| format!("{:.2}", seconds * 1000.0);
         Some(vec![
             self.name.clone(),
-            milliseconds(spread.median),
-            milliseconds(spread.minimum),
-            milliseconds(spread.maximum),
-            format!("{:.2}", ratio.median),
+            milliseconds(all.median),
+            milliseconds(all.minimum),
+            milliseconds(all.maximum),
+            format!("{:.2}", of_first.median),
+            milliseconds(processor.median),
+            format!("{:.2}", processor_of_first.median),
             peak_mib.to_string(),
         ])
     }
@@ -91,5 +124,22 @@ mod tests {
         let cell = |row: usize, column: usize| rows[row].split('|').nth(column).unwrap().trim().to_owned();
         assert_eq!([cell(2, 1), cell(2, 5), cell(3, 1)], ["short", "1.00", "long"]);
         assert!(cell(3, 5).parse::<f64>().unwrap() > 1.0, "{table}");
+    }
+
+    #[test]
+    fn every_round_begins_with_another_contender_and_the_first_round_is_dropped() {
+        let mut order = Vec::new();
+        let mut contenders = ["a", "b"].map(|name| (name.to_owned(), name));
+        let timings = Timings::in_turn("order", &mut contenders, 2, |name| {
+            order.push(*name);
+            let number = f64::from(u8::try_from(order.len()).unwrap());
+            Ok(Cost { seconds: number, user_seconds: number, system_seconds: number, peak_memory_bytes: 0 })
+        })
+        .unwrap();
+        assert_eq!(order, ["a", "b", "b", "a", "a", "b"]);
+        assert_eq!(timings.programs[0].seconds(), [4.0, 5.0]);
+        assert_eq!(timings.programs[1].processor_seconds(), [6.0, 12.0]);
+        let table = timings.table();
+        assert!(table.lines().any(|line| line.ends_with("|   9000.00 |            1.00 |        0 |")), "{table}");
     }
 }
