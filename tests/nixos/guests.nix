@@ -63,6 +63,7 @@ let
     source = "/nix/store";
     mountPoint = "/nix/.ro-store";
   };
+  closureOnly = proto: hostStore proto // { closureOnly = true; };
   scripted = {
     boot.initrd.systemd.enable = lib.mkForce false;
     # There is no dhcpcd among the wrapped packages.
@@ -92,6 +93,18 @@ let
 in
 {
   plain.boots = [ { machine = readsOnly; } ];
+  # For comparison with `plain`.
+  not-optimized.boots = [
+    {
+      machine = {
+        imports = [
+          readsOnly
+          scripted
+        ];
+        microvm.optimize.enable = false;
+      };
+    }
+  ];
   # Its store disk is built when it starts, and it has a graphics card without a window.
   squashfs-by-host.boots = [
     {
@@ -148,6 +161,19 @@ in
       };
     }
   ];
+  closure-only.boots = [
+    {
+      machine = {
+        imports = [ readsOnly ];
+        microvm.shares = [ (closureOnly "virtiofs") ];
+        rig.checks = ''
+          closure() { nix-store --query --requisites /run/current-system | sed 's,.*/,,' | sort; }
+          same 'the share has the closure and nothing else' "$(ls /nix/.ro-store | sort)" "$(closure)"
+        '';
+      };
+      end = "stop";
+    }
+  ];
   # The writable layer of this one is over an erofs store disk.
   writable-in-memory.boots = [
     {
@@ -155,7 +181,8 @@ in
       end = "reboot";
     }
   ];
-  writable-by-9p.boots = [ { machine = writableOn { shares = [ (hostStore "9p") ]; }; } ];
+  # Only the closure is shared here and in `overlay-on-share`, because Nix reads the whole lower store when it collects garbage.
+  writable-by-9p.boots = [ { machine = writableOn { shares = [ (closureOnly "9p") ]; }; } ];
   # A crash, an upgrade, and the machine's death with the same system after it.
   writable-volume.boots =
     let
@@ -180,7 +207,7 @@ in
     let
       machine = writableOn {
         shares = [
-          (hostStore "virtiofs")
+          (closureOnly "virtiofs")
           {
             tag = "rw-store";
             proto = "virtiofs";
@@ -197,6 +224,20 @@ in
       }
       { machine = upgraded machine; }
     ];
+  # The profile of NixOS without Perl; the wrapping has no Python, which the overlay of /etc requires.
+  perlless.boots = [
+    {
+      machine =
+        { modulesPath, ... }:
+        {
+          imports = [
+            readsOnly
+            (modulesPath + "/profiles/perlless.nix")
+          ];
+          system.etc.overlay.enable = lib.mkForce false;
+        };
+    }
+  ];
   # Nothing optimized, and stage 1 by NixOS' script instead of systemd.
   scripted.boots =
     let

@@ -22,9 +22,14 @@ trap clean_up EXIT
 # Prints a machine's lines for the rig, without the terminal's colours and carriage returns.
 printed() { tr -d '\r' <"$1" | sed 's/\x1b\[[0-9;?]*[a-zA-Z]//g' | sed -n 's/^.*RIG: //p'; } # CONSOLE
 
-wait_for_end() { # CONSOLE: waits until the checks are done or the machine has ended
+# Prints the seconds of processor time that the machine and the programs beside it have used.
+processor_seconds() { ps --no-headers --format times --sid "$process${daemon:+,$daemon}" | awk '{ sum += $1 } END { print sum }'; }
+
+wait_for_end() { # CONSOLE: waits until the checks are done or the machine has ended; up=SECONDS when the first one has run
   local waited
+  up=
   for ((waited = 0; waited < boot_seconds; waited++)); do
+    if [ -z "$up" ] && grep -q 'RIG: ' "$1"; then up=$(processor_seconds); fi
     if printed "$1" | grep -qx end; then return 0; fi
     kill -0 "$process" 2>/dev/null || return 1
     sleep 1
@@ -85,7 +90,7 @@ boot() { # NUMBER RUNNER END OUTSIDE
   while read -r line; do problem "boot $1: at shutdown: $line"; done < <(tr -d '\r' <"$console" | sed 's/\x1b\[[0-9;?]*[a-zA-Z]//g' | sed '1,/RIG: end/d' | grep -E 'FAILED|Failed|timed out|SIGKILL' | grep -vxEf <(grep -v '^#\|^$' artefacts.txt))
   while read -r line; do problem "boot $1: $line"; done < <(grep '^FAILED' "$state/printed-$1")
   ./in-store.sh ./compare-with-explanation.sh "$2" "$state/printed-$1" || problem "boot $1: the machine is not what microvm explain says"
-  say "boot $1 ($3): $(grep -c '^ok' "$state/printed-$1") checks passed; $(sed -n 's/^value: seconds //p' "$state/printed-$1")"
+  say "boot $1 ($3): $(grep -c '^ok' "$state/printed-$1") checks passed; ${up:-?} s of processor time until it was up; $(sed -n 's/^value: seconds //p' "$state/printed-$1")"
 }
 
 of_boot() { jq -r --arg scenario "$scenario" --argjson number "$1" --arg key "$2" '.[$scenario].boots[$number][$key]' "$rig/plan.json"; } # NUMBER KEY

@@ -27,6 +27,7 @@ in
 {
   boot.kernelParams = [
     "systemd.show_status=error"
+    "systemd.service_watchdogs=0"
     "udev.event_timeout=2700"
     "rcupdate.rcu_cpu_stall_suppress=1"
     "nosoftlockup"

@@ -13,11 +13,12 @@ fetch() { # LIST: the .deb of every line's packages
   grep -v '^#' "$1" | while read -ra arguments; do "$fixtures/fetch-packages.sh" "${arguments[@]}"; done
 }
 
-# Existing packages are kept, because another version of one package would rebuild everything.
-if [ ! -e "$rig/graph.json" ] || [ "$here/packages.list" -nt "$rig/graph.json" ] || [ "$here/merge.list" -nt "$rig/graph.json" ]; then
+# Existing packages are kept until a list changes, because another version of one package would rebuild everything.
+if [ ! -e "$rig/graph.json" ] || ! cmp --quiet "$rig/lists" <(cat "$here/packages.list" "$here/merge.list"); then
   fetch "$here/packages.list" | sort -u >"$rig/debs.list"
   mapfile -t debs <"$rig/debs.list"
   python3 "$here/package-groups.py" "$rig" "$here/merge.list" "${debs[@]}"
+  cat "$here/packages.list" "$here/merge.list" >"$rig/lists"
 fi
 
 # The only programs of builders that Nix does not build.
