@@ -31,6 +31,9 @@ const MAX_CONNECTION_TIME: Duration = Duration::from_secs(2);
 const MAX_CONNECTIONS: usize = 8;
 const MAX_ACCEPTED_PER_PERIOD: usize = 16;
 const ACCEPT_PERIOD: Duration = Duration::from_secs(1);
+/// How long an incomplete message is left alone after some of it was read, so that a guest that sends byte by byte cannot
+/// wake the supervisor for each of them.
+const READ_PAUSE: Duration = Duration::from_millis(50);
 /// The length of the queue to the service manager. Beyond it, the oldest status lines are dropped.
 const MAX_PENDING: usize = 32;
 
@@ -55,6 +58,8 @@ pub enum ReadinessError {
 pub struct ServiceManager {
     socket: Option<OwnedFd>,
     pending: VecDeque<String>,
+    /// Whether an error was returned. Later ones are not: the guest can cause a notification at any time.
+    has_failed: bool,
 }
 
 impl ServiceManager {
@@ -75,7 +80,7 @@ impl ServiceManager {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
         connect(socket.as_raw_fd(), &target)?;
-        Ok(Self { socket: Some(socket), pending: VecDeque::new() })
+        Ok(Self { socket: Some(socket), pending: VecDeque::new(), has_failed: false })
     }
 
     /// Whether there is a service manager.
@@ -86,7 +91,7 @@ impl ServiceManager {
     /// Sends lines of `VARIABLE=value`, now or as soon as the service manager reads them.
     ///
     /// # Errors
-    /// Fails if no process receives any more. A machine can continue without its service manager.
+    /// Fails the first time that no process receives any more. A machine can continue without its service manager.
     pub fn notify(&mut self, lines: &str) -> io::Result<()> {
         if self.socket.is_none() {
             return Ok(());
@@ -113,7 +118,8 @@ impl ServiceManager {
                 Err(Errno::EINTR) => {}
                 Err(errno) => {
                     self.pending.clear();
-                    return Err(errno.into());
+                    let is_known = std::mem::replace(&mut self.has_failed, true);
+                    return if is_known { Ok(()) } else { Err(errno.into()) };
                 }
             }
         }
@@ -143,6 +149,8 @@ struct GuestConnection {
     descriptor: OwnedFd,
     text: Vec<u8>,
     end: Instant,
+    /// Nothing is read before this time.
+    read_after: Instant,
 }
 
 /// A report of the guest.
@@ -222,13 +230,18 @@ impl GuestListener {
     /// Returns the descriptors and events to poll for.
     pub fn interests(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         let listener = self.can_accept().then(|| self.listener.as_fd());
-        let connections = self.connections.iter().map(|connection| connection.descriptor.as_fd());
+        let now = Instant::now();
+        let readable = self.connections.iter().filter(|connection| connection.read_after <= now);
+        let connections = readable.map(|connection| connection.descriptor.as_fd());
         listener.into_iter().chain(connections).map(|descriptor| (descriptor, PollFlags::POLLIN)).collect()
     }
 
     /// Returns the latest time at which [`GuestListener::receive`] must be called.
     pub fn deadline(&self) -> Option<Instant> {
-        let connections = self.connections.iter().map(|connection| connection.end);
+        let now = Instant::now();
+        let pause = |connection: &GuestConnection| Some(connection.read_after).filter(|time| *time > now);
+        let connections =
+            self.connections.iter().flat_map(|connection| [Some(connection.end), pause(connection)]).flatten();
         // If all connections are in use, accepting resumes when the first one ends; otherwise when the period ends.
         let period = (self.period.1 >= MAX_ACCEPTED_PER_PERIOD).then(|| self.period.0 + ACCEPT_PERIOD);
         connections.chain(period).min()
@@ -242,11 +255,20 @@ impl GuestListener {
         }
         while self.can_accept() {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            let Ok(descriptor) = accept4(self.listener.as_raw_fd(), flags).map(owned_descriptor) else { break };
+            let descriptor = match accept4(self.listener.as_raw_fd(), flags) {
+                Ok(number) => owned_descriptor(number),
+                Err(Errno::EAGAIN) => break,
+                Err(_) => {
+                    // Without a free descriptor, the connection stays readable and would wake the event loop again.
+                    self.period.1 = MAX_ACCEPTED_PER_PERIOD;
+                    break;
+                }
+            };
             self.period.1 += 1;
             if self.is_of_guest(&descriptor) {
-                let end = Instant::now() + MAX_CONNECTION_TIME;
-                self.connections.push(GuestConnection { descriptor, text: Vec::new(), end });
+                let now = Instant::now();
+                let (end, text) = (now + MAX_CONNECTION_TIME, Vec::new());
+                self.connections.push(GuestConnection { descriptor, text, end, read_after: now });
             }
         }
         let mut messages = Vec::new();
@@ -258,6 +280,13 @@ impl GuestListener {
             !is_complete
         });
         messages
+    }
+
+    /// Returns what the guest has sent when its hypervisor has ended, complete or not.
+    pub fn finish(&mut self) -> Vec<GuestMessage> {
+        let now = Instant::now();
+        self.connections.iter_mut().for_each(|connection| connection.end = now);
+        self.receive()
     }
 
     fn can_accept(&self) -> bool {
@@ -273,13 +302,22 @@ impl GuestListener {
 impl GuestConnection {
     /// Whether the message is complete: the guest has closed the connection, sent too much, or taken too long.
     fn read(&mut self) -> bool {
+        let now = Instant::now();
+        if now < self.read_after.min(self.end) {
+            return false;
+        }
         let mut buffer = [0; 1024];
         while self.text.len() < MAX_NOTIFICATION_BYTES {
             match recv(self.descriptor.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
                 Ok(0) => return true,
                 Ok(count) => self.text.extend(&buffer[..count]),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Instant::now() >= self.end,
+                Err(Errno::EAGAIN) => {
+                    if !self.text.is_empty() {
+                        self.read_after = now + READ_PAUSE;
+                    }
+                    return now >= self.end;
+                }
                 Err(_) => return true,
             }
         }
@@ -338,6 +376,8 @@ mod tests {
         ServiceManager::default().notify("READY=1").unwrap();
         drop(receiver);
         assert!(manager.notify("STOPPING=1").is_err());
+        // Reported once, however often the guest sends its status.
+        assert!(manager.notify("STATUS=1").is_ok());
     }
 
     fn listener() -> (tempfile::TempDir, GuestNotification, GuestListener) {
@@ -412,13 +452,16 @@ mod tests {
         let writer = std::thread::spawn(move || {
             let mut written = Ok(());
             while written.is_ok() {
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(1));
                 written = slow.write_all(b"x");
             }
         });
         // The connection is closed although the guest is still sending.
-        receive_until(&mut listener, |messages| !messages.is_empty());
+        let began = Instant::now();
+        let wake_ups = receive_until(&mut listener, |messages| !messages.is_empty());
         writer.join().unwrap();
+        let pauses = usize::try_from(began.elapsed().as_millis() / READ_PAUSE.as_millis()).unwrap();
+        assert!(wake_ups <= 2 * (pauses + 2), "{wake_ups} wake-ups in {pauses} pauses");
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use crate::control::{ControlError, Controller};
 use crate::launch::{ForcedStop, GracefulStep, Launch};
+use crate::sockets::connect_to;
 use crate::state::{Activity, MachineState, ProcessIdentity, StateError};
 use crate::suspend::is_suspended;
 use nix::sys::signal::Signal;
 use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -241,7 +241,7 @@ impl Machine<'_> {
         if let (GracefulStep::KvmtoolSysrq(_), Some(socket)) = (step, &self.target.console_socket) {
             // Without a console, the request is delivered at the next key press, or the hypervisor is ended after the
             // timeout.
-            let _ = UnixStream::connect(socket).and_then(|mut console| console.write_all(&[XON]));
+            let _ = connect_to(socket).and_then(|mut console| console.write_all(&[XON]));
         }
     }
 

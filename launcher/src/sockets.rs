@@ -2,10 +2,10 @@
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use program::place::Place;
+use program::place::{Place, descriptor_path};
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,23 @@ pub enum SocketError {
         /// The cause.
         source: io::Error,
     },
+}
+
+/// Opens a socket in order to connect to it through its descriptor. Another user can then not lead the connection to a
+/// socket of another directory by a symbolic link, and the path can be longer than an address.
+///
+/// # Errors
+/// Fails if there is no socket, or it is one that root must not open.
+pub fn look(path: &Path) -> io::Result<OwnedFd> {
+    Place::itself(path)?.look()
+}
+
+/// Connects to a socket.
+///
+/// # Errors
+/// Fails as [`look`] does, or if no process listens.
+pub fn connect_to(path: &Path) -> io::Result<UnixStream> {
+    UnixStream::connect(descriptor_path(&look(path)?))
 }
 
 /// Whether a process listens on the socket. Connects to it if that cannot be determined otherwise.

@@ -12,6 +12,8 @@ use testing::write_program;
 
 #[path = "command_line/cluster.rs"]
 mod cluster;
+#[path = "command_line/numbers.rs"]
+mod numbers;
 #[path = "command_line/records.rs"]
 mod records;
 #[path = "command_line/upgrade.rs"]

@@ -67,6 +67,31 @@ check_running() { # MACHINE
   printf '%s: runs;%s\n' "$1" "${exposure#*→}"
 }
 
+# Root uses what a machine has recorded as the machine's user.
+check_requests() { # MACHINE
+  local microvm client printed
+  microvm=$(systemctl cat "microvm@$1" | grep -o '/nix/store/[^ ]*/bin/microvm' | head -n 1)
+  "$microvm" console "$1" </dev/null >/run/console 2>&1 &
+  client=$!
+  wait_until grep -q waiting /run/console
+  kill "$client"
+  printed=$("$microvm" balloon "$1" +8 2>&1) || die "root cannot change the balloon of $1: $printed"
+}
+
+# systemd does not run ExecStop while a guest boots. The guest is asked all the same.
+check_stop_while_booting() { # MACHINE
+  local dropin=/run/systemd/system/microvm@$1.service.d
+  mkdir "$dropin"
+  printf '[Service]\nType=notify\nNotifyAccess=none\n' >"$dropin/boots.conf"
+  systemctl daemon-reload
+  systemctl start --no-block "microvm@$1"
+  timeout 60 bash -c 'until [ "$(systemctl is-active "microvm@$1")" = activating ]; do sleep 0.1; done' bash "$1" || die "microvm@$1 does not start"
+  wait_for "$1" waiting
+  check_stopped "$1"
+  rm -r "$dropin"
+  systemctl daemon-reload
+}
+
 check_stopped() { # MACHINE
   local show
   systemctl stop "microvm@$1"
@@ -459,12 +484,14 @@ inside() {
     systemctl start "install-microvm-$name"
     systemctl start "microvm@$name" || { journalctl --quiet --no-pager --unit "*microvm*$name*" | tail -n 60 >&2; die "microvm@$name does not start; the journal is above"; }
     check_running "$name"
+    check_requests "$name"
     # Its disk was made from the service's packs, and the user's cache has none.
     [ "$name" != made-on-host ] || [ -z "$(find /var/cache/microvm-image -path '*/packs/*' -type f)" ] ||
       die "the host's store disk was not made of the cache service's packs: $(journalctl --quiet --no-pager --unit "*microvm*" | grep -i cache)"
     [ "$name" != live ] || check_live
     check_stopped "$name"
   done
+  check_stop_while_booting qemu
   check_isolation
   check_devices
   check_user_network

@@ -12,9 +12,9 @@ use program::input::up_to;
 use program::output::message;
 use std::time::Duration;
 
-/// The default time for the guest to shut down.
 /// A year: no wait is longer, and the clock does not overflow.
 pub(crate) const MAX_SECONDS: u64 = 31_536_000;
+/// The default time for the guest to shut down.
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Stop a machine, or cancel its start: ask the guest to shut down, wait, then terminate the hypervisor

@@ -228,9 +228,12 @@ fn size_of(text: &str) -> Result<u64, String> {
         "T" | "TiB" => 40,
         unit => return Err(format!("`{unit}` is not a unit: use K, M, G or T, each 1024 times the previous one")),
     };
-    let number: u64 =
-        digits.parse().map_err(|_| "it must be a number with an optional unit, such as 10G".to_owned())?;
+    let number: Option<u64> = match digits.strip_prefix('+') {
+        Some(_) => return Err("it is the new size of the volume, so it has no sign".to_owned()),
+        None => digits.parse().ok(),
+    };
     number
+        .ok_or_else(|| "it must be a number with an optional unit, such as 10G".to_owned())?
         .checked_mul(1 << shift)
         .filter(|bytes| i64::try_from(*bytes).is_ok())
         .ok_or_else(|| "it is too large".to_owned())
@@ -246,7 +249,7 @@ mod tests {
             ["0", "512", "10K", "64MiB", "3G", "1T"].map(|text| size_of(text).unwrap()),
             [0, 512, 10 << 10, 64 << 20, 3 << 30, 1 << 40]
         );
-        for text in ["", "G", "10g", "10 G", "1.5G", "-1", "9999999999999999999T", "8388608T", "x10M"] {
+        for text in ["", "G", "10g", "10 G", "1.5G", "-1", "+5G", "+5", "9999999999999999999T", "8388608T", "x10M"] {
             assert!(size_of(text).is_err(), "{text}");
         }
     }

@@ -2,6 +2,7 @@
 
 use super::ConsoleError;
 use super::terminal::RawTerminal;
+use crate::sockets::connect_to;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, IsTerminal, Read, Write};
 use std::net::Shutdown;
@@ -26,8 +27,7 @@ pub enum Detached {
 /// # Errors
 /// Returns [`ConsoleError`].
 pub fn attach(path: &Path) -> Result<Detached, ConsoleError> {
-    let stream =
-        UnixStream::connect(path).map_err(|source| ConsoleError::Unreachable { path: path.to_owned(), source })?;
+    let stream = connect_to(path).map_err(|source| ConsoleError::Unreachable { path: path.to_owned(), source })?;
     let stdin = io::stdin();
     let _raw = stdin.is_terminal().then(|| RawTerminal::enter(&stdin)).transpose().map_err(ConsoleError::Terminal)?;
     relay(stream, &mut stdin.lock(), &mut io::stdout().lock()).map_err(ConsoleError::Terminal)

@@ -1,18 +1,16 @@
 //! Connections to Unix sockets with a deadline.
 
 use super::{ControlError, Controller};
-use nix::fcntl::{OFlag, open};
+use crate::sockets::look;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, setsockopt, socket,
     sockopt,
 };
-use nix::sys::stat::Mode;
 use nix::sys::time::{TimeVal, TimeValLike};
 use program::place::descriptor_path;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A stream with a deadline for the whole exchange, so that a server that sends one byte at a time cannot extend it.
@@ -96,9 +94,8 @@ fn open_socket(controller: &Controller, kind: SockType) -> Result<OwnedFd, Contr
 fn connected(controller: &Controller, kind: SockType) -> io::Result<OwnedFd> {
     let descriptor = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
     limit(&descriptor, controller.timeout)?;
-    with_address(controller.path.as_path(), |address| {
-        connect(descriptor.as_raw_fd(), address).map_err(io::Error::from)
-    })?;
+    let listener = look(controller.path.as_path())?;
+    connect(descriptor.as_raw_fd(), &UnixAddr::new(&descriptor_path(&listener))?)?;
     Ok(descriptor)
 }
 
@@ -109,17 +106,4 @@ fn limit(socket: &impl AsFd, timeout: Duration) -> io::Result<()> {
     setsockopt(&socket.as_fd(), sockopt::SendTimeout, &limit)?;
     setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &limit)?;
     Ok(())
-}
-
-/// Calls `act` with the address of a path. A hypervisor binds a relative path, and the absolute one may exceed the
-/// length that the kernel accepts; the address then goes through an open directory.
-fn with_address<T>(path: &Path, act: impl FnOnce(&UnixAddr) -> io::Result<T>) -> io::Result<T> {
-    if let Ok(address) = UnixAddr::new(path) {
-        return act(&address);
-    }
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    };
-    let directory = open(directory, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    act(&UnixAddr::new(&descriptor_path(&directory).join(name))?)
 }

@@ -9,6 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
+/// The longest answer of a hypervisor to a request to connect to its guest: `OK` and a port.
+const MAX_ANSWER_BYTES: u64 = 64;
+
 /// The options of ssh that take a value: ssh(1).
 const OPTIONS_WITH_VALUE: &str = "BbcDEeFIiJLlmOoPpQRSWw";
 
@@ -90,7 +93,7 @@ pub fn connect_vsock(place: &str, port: u32) -> io::Result<()> {
             guest.write_all(format!("CONNECT {port}\n").as_bytes())?;
             let mut reader = BufReader::new(guest.try_clone()?);
             let mut answer = String::new();
-            reader.read_line(&mut answer)?;
+            (&mut reader).take(MAX_ANSWER_BYTES).read_line(&mut answer)?;
             if !answer.starts_with("OK ") {
                 return Err(io::Error::new(
                     io::ErrorKind::ConnectionRefused,

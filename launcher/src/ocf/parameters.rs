@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// A year: no guest takes longer to shut down, and the clock does not overflow.
+const MAX_SECONDS: u64 = 31_536_000;
+
 /// The standard, the provider and the name of the resource agent in the cluster's configuration.
 pub const AGENT: [&str; 3] = ["ocf", "microvm", "MicroVM"];
 
@@ -235,9 +238,9 @@ impl Parameters {
             note(RUNNER, "it is missing; set it to the store path of the machine's runner".to_owned());
         }
         let drain_timeout = value(DRAIN_TIMEOUT).and_then(|text| match text.parse() {
-            Ok(seconds) => Some(Duration::from_secs(seconds)),
-            Err(_) => {
-                note(DRAIN_TIMEOUT, format!("`{text}` must be a whole number of seconds"));
+            Ok(seconds) if seconds <= MAX_SECONDS => Some(Duration::from_secs(seconds)),
+            _ => {
+                note(DRAIN_TIMEOUT, format!("`{text}` must be a whole number of seconds, at most {MAX_SECONDS}"));
                 None
             }
         });
@@ -304,7 +307,7 @@ mod tests {
         let problems = parse(&[
             ("name", "../web"),
             ("runner", "runner"),
-            ("drain_timeout", "1m"),
+            ("drain_timeout", "31536001"),
             ("migrate", "warm"),
             ("state_dir", "machines"),
         ])

@@ -143,7 +143,8 @@ impl Supervisor<'_> {
         let status = self.supervise(&mut child, &mut supervised)?;
         // What it wrote and reported just before it ended.
         supervised.console.print();
-        self.receive_from_guest(&mut supervised);
+        let last = supervised.listener.as_mut().map(GuestListener::finish).unwrap_or_default();
+        self.use_messages(last, &mut supervised);
         supervised.notify("STOPPING=1");
         supervised.console.stdout.finish();
         supervised.messages.finish();
@@ -305,6 +306,10 @@ impl Supervisor<'_> {
 
     fn receive_from_guest(&self, supervised: &mut Supervised) {
         let messages = supervised.listener.as_mut().map(GuestListener::receive).unwrap_or_default();
+        self.use_messages(messages, supervised);
+    }
+
+    fn use_messages(&self, messages: Vec<GuestMessage>, supervised: &mut Supervised) {
         for GuestMessage { is_ready, is_ending, status } in messages {
             supervised.guest_is_ending |= is_ending;
             if let Some(status) = status {

@@ -392,8 +392,16 @@ fn lock_to_write(
     VolumeLock::of_lock_file(file, F_WRLCK, (image, lock), request)
 }
 
-/// Records the owner of the lock in the lock file.
+/// Records the owner of the lock in the lock file, for the error of others. On a full disk, the machine starts without that:
+/// the kernel has the lock.
 fn write_owner(file: &mut File, machine: &str) -> io::Result<()> {
+    match try_to_write_owner(file, machine) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => Ok(()),
+        written => written,
+    }
+}
+
+fn try_to_write_owner(file: &mut File, machine: &str) -> io::Result<()> {
     let text = format!("machine {machine}, process {}{ON_HOST}{}\n", Pid::this(), host_name());
     file.set_len(0)?;
     file.rewind()?;

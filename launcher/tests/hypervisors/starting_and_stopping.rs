@@ -256,13 +256,58 @@ fn a_tap_that_was_made_for_kvmtool_is_removed_after_every_kind_of_end() {
     end_with_a_tap(Hypervisor::Kvmtool, &["--supervise"]);
 }
 
-#[test]
-fn a_macvtap_that_was_made_for_qemu_is_removed_after_every_kind_of_end() {
-    let Some((machine, mut spec)) = waiting_machine(Hypervisor::Qemu) else { return };
+/// Checks that the macvtap of a machine is removed however it ends.
+fn end_with_a_macvtap(hypervisor: Hypervisor) {
+    let Some((machine, mut spec)) = waiting_machine(hypervisor) else { return };
     spec.interfaces = macvtap(&machine);
     machine.write_spec(&spec);
     end_with_an_interface(&machine, &["--supervise"]);
-    end_with_an_interface(&machine, &[]);
+    // kvmtool shuts a guest down only through its console.
+    if hypervisor != Hypervisor::Kvmtool {
+        end_with_an_interface(&machine, &[]);
+    }
+    let is_there = || machine.namespace.run("ip", &["-o", "link"]).contains("vm-web");
+    let mut running = machine.start(&["--supervise"]);
+    running.wait_for("waiting");
+    signal(&running.child.id().to_string(), "KILL");
+    running.end();
+    assert!(machine.output(&["stop", "web"]).status.success());
+    assert!(!is_there(), "stop removes what a launcher that was killed has left");
+    // The guest powers off by itself.
+    spec.kernel_params.retain(|parameter| parameter.as_str() != "probe=wait");
+    machine.write_spec(&spec);
+    let fails = write_script(&machine, "fails", "exit 1");
+    for options in [[].as_slice(), &["--supervise"]] {
+        machine.start(options).end_well();
+        wait_until("the macvtap is removed after a power-off", || !is_there());
+    }
+    use_program(&mut spec, hypervisor, &fails);
+    machine.write_spec(&spec);
+    for options in [[].as_slice(), &["--supervise"]] {
+        let failed = machine.output(&[["run", "machine.json"].as_slice(), options].concat());
+        assert_eq!(failed.status.code(), Some(1), "{}", messages(&failed));
+        wait_until("the macvtap is removed after a failed start", || !is_there());
+    }
+}
+
+#[test]
+fn a_macvtap_that_was_made_for_qemu_is_removed_after_every_kind_of_end() {
+    end_with_a_macvtap(Hypervisor::Qemu);
+}
+
+#[test]
+fn a_macvtap_that_was_made_for_cloud_hypervisor_is_removed_after_every_kind_of_end() {
+    end_with_a_macvtap(Hypervisor::CloudHypervisor);
+}
+
+#[test]
+fn a_macvtap_that_was_made_for_crosvm_is_removed_after_every_kind_of_end() {
+    end_with_a_macvtap(Hypervisor::Crosvm);
+}
+
+#[test]
+fn a_macvtap_that_was_made_for_kvmtool_is_removed_after_every_kind_of_end() {
+    end_with_a_macvtap(Hypervisor::Kvmtool);
 }
 
 /// Returns a macvtap on a new lower interface of the machine's namespace.

@@ -23,6 +23,7 @@ pub(crate) struct ConnectArguments {
     /// The guest's vsock address, or the hypervisor's socket
     place: String,
     /// The port
+    #[arg(value_parser = program::input::whole_number::<u32>)]
     port: u32,
 }
 

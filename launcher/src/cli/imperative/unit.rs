@@ -4,6 +4,7 @@
 use super::{failure, name_of};
 use crate::cli::machine::{failed, launch_of, watch_signals};
 use crate::cli::spec_file::{Overrides, read};
+use crate::cli::stop::MAX_SECONDS;
 use crate::cli::suspend::{continue_for_service, report_saved, same_mac_failure, save_for_service};
 use launcher::imperative::{Layout, MachineName, host_shuts_down};
 use launcher::interruption::Interruption;
@@ -17,6 +18,7 @@ use launcher::store_disk;
 use launcher::suspend::{AfterSave, StartingGuest, require_own_macs};
 use nix::unistd::{Gid, Group, Uid, User, setgid, setgroups, setuid};
 use program::failure::Failure;
+use program::input::up_to;
 use program::output::{message, print_json};
 use program::user::Identity;
 use std::ffi::OsString;
@@ -78,7 +80,7 @@ struct SendArguments {
     #[command(flatten)]
     machine: Machine,
     /// The time limit
-    #[arg(value_name = "SECONDS")]
+    #[arg(value_name = "SECONDS", value_parser = up_to::<MAX_SECONDS>)]
     timeout: u64,
 }
 

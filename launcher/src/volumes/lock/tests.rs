@@ -239,3 +239,27 @@ fn an_image_whose_directory_is_not_writable_is_locked_by_its_number() {
     assert_eq!(found.len(), 1);
     assert!(found[0].starts_with(host.path("run/.volume-locks")), "{found:?}");
 }
+
+#[test]
+fn a_volume_on_a_full_disk_is_locked() {
+    if !geteuid().is_root() {
+        return testing::skipped("only root can mount a file system");
+    }
+    let host = Host::new();
+    let (full, image) = (host.path("full"), "full/var.img");
+    fs::create_dir(&full).unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        std::process::Command::new(program).args(arguments).arg(&full).status().is_ok_and(|status| status.success())
+    };
+    if !run("mount", &["-t", "tmpfs", "-o", "size=8k", "none"]) {
+        return testing::missing("a tmpfs cannot be mounted here");
+    }
+    fs::write(host.path(image), "volume").unwrap();
+    fs::write(full.join("fills"), [0; 4096]).unwrap();
+    let first = host.lock("web", &[image]);
+    let second = host.lock("db", &[image]);
+    let locked = first.is_ok();
+    drop(first);
+    assert!(run("umount", &["-l"]));
+    assert!(locked && second.unwrap_err().contains("is in use by another process"));
+}
