@@ -11,7 +11,11 @@ modprobe -a virtio_pci virtio_mmio 2>/dev/null
 cat /sys/bus/virtio/devices/*/modalias /sys/bus/acpi/devices/*/modalias 2>/dev/null | sort -u | xargs modprobe -a 2>/dev/null
 modprobe -a button evdev 2>/dev/null
 until [ -b /dev/vda ]; do sleep 0.05; done
-mount -t ext4 /dev/vda /data || exec poweroff -f
+# A machine of the NixOS module has a store disk too.
+for disk in /dev/vd?; do
+  mount -t ext4 "$disk" /data 2>/dev/null && break
+done
+[ -d /data/lost+found ] || exec poweroff -f
 
 stop() {
   sync

@@ -34,7 +34,7 @@ rig_up() { # PROGRAM: creates the switch, the client and the power switch
 
 rig_down() {
   local number
-  kill "$power_process" 2>/dev/null
+  [ -z "${power_process:-}" ] || kill "$power_process" 2>/dev/null
   for number in 1 2 3; do
     node_cut "$number"
     ip netns del "rig-$$-n$number" 2>/dev/null
@@ -76,6 +76,19 @@ is_up() { # NUMBER
   [ -s "$RIG/power/n$1.pid" ] && [ -d "/proc/$(cat "$RIG/power/n$1.pid")" ]
 }
 
+start_node() { # NUMBER: becomes the program whose child is process 1 of the node
+  RIG=$RIG exec setsid ip netns exec "rig-$$-n$1" unshare --mount --uts --ipc --pid --fork --kill-child --propagation private \
+    "$rig_here/node-init.sh" "$1"
+}
+
+first_process_of() { # PROCESS: prints its child that is process 1 of another namespace
+  local child
+  for child in $(pgrep -P "$1"); do
+    ! grep -q $'^NSpid:.*\t1$' "/proc/$child/status" 2>/dev/null || { echo "$child"; return; }
+  done
+  return 1
+}
+
 node_up() { # NUMBER: powers a node on
   local number=$1 outer child
   ! is_up "$number" || return 0
@@ -86,10 +99,9 @@ node_up() { # NUMBER: powers a node on
   mkdir -p "$RIG/nodes/$number"/{upper,work,root}
   # What systemd does at each boot.
   rm -rf "$RIG/nodes/$number/upper/run" "$RIG/nodes/$number/upper/var/run"
-  RIG=$RIG setsid ip netns exec "rig-$$-n$number" unshare --mount --uts --ipc --pid --fork --kill-child --propagation private \
-    "$rig_here/node-init.sh" "$number" </dev/null >"$RIG/power/n$number.console" 2>&1 &
+  start_node "$number" </dev/null >"$RIG/power/n$number.console" 2>&1 &
   outer=$!
-  until child=$(pgrep -P "$outer" | head -n 1) && [ -n "$child" ]; do
+  until child=$(first_process_of "$outer"); do
     [ -d "/proc/$outer" ] || { cat "$RIG/power/n$number.console" >&2; return 1; }
     sleep 0.05
   done
