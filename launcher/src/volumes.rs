@@ -18,6 +18,7 @@ use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::launch::{Access, VolumeCreation, VolumeNeed};
 use crate::path::HostPath;
 use crate::programs::{NotInstalled, not_installed};
+use crate::shell::quote;
 use crate::spec::ImageType;
 use nix::fcntl::OFlag;
 use program::place::Place;
@@ -26,7 +27,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use volume_maker::{CreateError, FileSystem, Finished, RunError, VolumeRequest, is_recognised};
 
@@ -34,6 +35,18 @@ use volume_maker::{CreateError, FileSystem, Finished, RunError, VolumeRequest, i
 const VOLUME_MODE: u32 = 0o600;
 /// The mode of a directory that is created for a volume.
 const DIRECTORY_MODE: u32 = 0o755;
+
+/// Returns what makes a volume of another user usable for the user of this process, which is the machine's.
+fn owner_remedy(image: &HostPath, lock: &Path, error: &io::Error) -> String {
+    let user = rustix::process::geteuid();
+    let is_beside_image = lock.parent() == image.as_path().parent();
+    if error.kind() != io::ErrorKind::PermissionDenied || user.is_root() || !is_beside_image {
+        return String::new();
+    }
+    let (user, group) = (user.as_raw(), rustix::process::getegid().as_raw());
+    let files = [image.as_str(), &lock.to_string_lossy()].map(quote).join(" ");
+    format!("; the machine runs as user {user}, so run: chown {user}:{group} {files}")
+}
 
 /// Why a volume is not ready.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +102,7 @@ pub enum VolumeError {
         holder: LockHolder,
     },
     /// The lock file cannot be used.
-    #[error("volume {path} cannot be locked: {lock}: {source}")]
+    #[error("volume {path} cannot be locked: {}: {source}{}", .lock.display(), owner_remedy(.path, .lock, .source))]
     Lock {
         /// The image.
         path: HostPath,

@@ -8,6 +8,7 @@ mod nodes;
 use super::checked::CheckedCluster;
 use super::spec::ClusterSpec;
 use crate::name::check_name;
+use crate::ocf::parameters::names_target;
 use crate::path::HostPath;
 use crate::spec::MachineSpec;
 use program::escape::one_line;
@@ -60,6 +61,15 @@ impl Findings {
             let hint = nearest(name, known.iter().copied())
                 .map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
             self.problem(place, format!("there is no {what} `{name}`{hint}"));
+        }
+    }
+
+    /// Checks that no name is in a list twice: identifiers in Pacemaker's configuration are derived from them.
+    fn once(&mut self, place: &str, names: &[String]) {
+        for (index, name) in names.iter().enumerate() {
+            if names.iter().position(|other| other == name) != Some(index) {
+                self.problem(place, format!("`{name}` is listed twice"));
+            }
         }
     }
 
@@ -163,5 +173,7 @@ fn common(cluster: &ClusterSpec, findings: &mut Findings) {
     }
     if let Some(command) = &cluster.migration.command {
         findings.text("migration.command", command);
+        let reason = "has no word NODE or USER@NODE, which is replaced with the host to which a machine moves";
+        findings.unless(names_target(command), "migration.command", reason);
     }
 }

@@ -60,10 +60,7 @@ pub enum OperationError {
     #[error("the cluster does not manage {0}, so it cannot move it; run first: microvm cluster manage {0}")]
     Unmanaged(String),
     /// A constraint is against this move.
-    #[error(
-        "the constraint {constraint} keeps {machine} away from {node}; to remove it, run: \
-         cibadmin --delete --xml-text '<rsc_location id=\"{constraint}\"/>'"
-    )]
+    #[error("the constraint {constraint} keeps {machine} away from {node}")]
     Constrained {
         /// The machine.
         machine: String,
@@ -93,6 +90,14 @@ pub enum OperationError {
     /// The host has not failed.
     #[error("{0} is {1}; only a failed host that is waiting to be fenced can be acknowledged")]
     NotFailed(String, &'static str),
+    /// Another update has set another runner.
+    #[error("somebody else updated {machine} at the same time; the cluster runs it from {runner} now")]
+    Overtaken {
+        /// The machine.
+        machine: String,
+        /// Its runner.
+        runner: HostPath,
+    },
     /// Hosts that do not have the runner.
     #[error("{}", .0.join("\n"))]
     OnHosts(Vec<String>),
@@ -333,15 +338,19 @@ pub fn update(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> 
     let resource = format!("--resource={name}");
     let parameter = format!("--set-parameter={RUNNER}");
     let value = format!("--parameter-value={runner}");
-    let keep_on_hosts = |root: &str| match is_offline() {
+    let keep_on_hosts = |root: &str, runner: &HostPath| match is_offline() {
         true => Ok(()),
-        false => on_hosts(&nodes, |node| keep(node, root, &runner)),
+        false => on_hosts(&nodes, |node| keep(node, root, runner)),
     };
     let change = || {
         run("crm_resource", &[&resource, &parameter, &value], None)?;
         Ok(())
     };
-    change_runner(name, keep_on_hosts, change)?;
+    let current = || {
+        let printed = run("crm_resource", &[&resource, &format!("--get-parameter={RUNNER}")], None)?;
+        Ok(HostPath::new(printed.trim_end()))
+    };
+    change_runner((name, &runner), keep_on_hosts, change, current)?;
     let warning = |node: &&NodeStatus| {
         format!("{} is offline: it does not have the runner, unless you pushed it before", node.name)
     };
@@ -349,15 +358,29 @@ pub fn update(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> 
 }
 
 /// Changes the runner of a machine. The root of its old runner stays until the change is known to be made: if it is refused,
-/// hosts still start that one.
+/// hosts still start that one. In the end, the root is that of the runner in the configuration, even if somebody else changes
+/// it at the same time.
 fn change_runner(
-    name: &str,
-    keep: impl Fn(&str) -> Result<(), OperationError>,
+    (name, runner): (&str, &HostPath),
+    keep: impl Fn(&str, &HostPath) -> Result<(), OperationError>,
     change: impl FnOnce() -> Result<(), OperationError>,
+    current: impl Fn() -> Result<HostPath, OperationError>,
 ) -> Result<(), OperationError> {
-    keep(&format!("{name}.next"))?;
+    keep(&format!("{name}.next"), runner)?;
     change()?;
-    keep(name)
+    let mut kept = current()?;
+    loop {
+        keep(name, &kept)?;
+        let now = current()?;
+        if now == kept {
+            break;
+        }
+        kept = now;
+    }
+    if kept == *runner {
+        return Ok(());
+    }
+    Err(OperationError::Overtaken { machine: name.to_owned(), runner: kept })
 }
 
 /// Returns the store path of a runner; a link to it, such as `result`, is followed.
@@ -494,16 +517,25 @@ mod tests {
     }
 
     #[test]
-    fn an_update_that_the_cluster_refuses_leaves_the_root_of_the_old_runner() {
+    fn an_update_keeps_a_root_of_the_runner_that_the_cluster_starts() {
         let roots = RefCell::new(Vec::new());
-        let keep = |root: &str| {
-            roots.borrow_mut().push(root.to_owned());
+        let keep = |root: &str, runner: &HostPath| {
+            roots.borrow_mut().push(format!("{root} {runner}"));
             Ok(())
         };
-        let refused = change_runner("web", keep, || Err(OperationError::NoCoordinator));
+        let new = HostPath::new("/new");
+        let refused = change_runner(("web", &new), keep, || Err(OperationError::NoCoordinator), || Ok(new.clone()));
         assert!(matches!(refused, Err(OperationError::NoCoordinator)));
-        assert_eq!(*roots.borrow(), ["web.next"]);
-        change_runner("web", keep, || Ok(())).unwrap();
-        assert_eq!(*roots.borrow(), ["web.next", "web.next", "web"]);
+        assert_eq!(roots.take(), ["web.next /new"], "hosts still start the old one");
+        change_runner(("web", &new), keep, || Ok(()), || Ok(new.clone())).unwrap();
+        assert_eq!(roots.take(), ["web.next /new", "web /new"]);
+        let asked = Cell::new(0);
+        let current = || {
+            asked.set(asked.get() + 1);
+            Ok(HostPath::new(if asked.get() == 1 { "/new" } else { "/other" }))
+        };
+        let overtaken = change_runner(("web", &new), keep, || Ok(()), current);
+        assert!(matches!(overtaken, Err(OperationError::Overtaken { runner, .. }) if runner.as_str() == "/other"));
+        assert_eq!(roots.take(), ["web.next /new", "web /new", "web /other"]);
     }
 }

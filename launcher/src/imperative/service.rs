@@ -140,6 +140,17 @@ impl Service {
         command
     }
 
+    /// Returns what the programs of the service and of the units around it have printed since a time in seconds since 1970,
+    /// as far as the journal can be read.
+    pub fn messages_since(&self, unix_seconds: u64) -> Vec<u8> {
+        // A message of a program that has ended may not be in the journal yet.
+        quiet(Command::new("journalctl").arg("--sync"));
+        let since = format!("--since=@{unix_seconds}");
+        let arguments = ["--quiet", "--no-pager", "--output=cat", "--lines=200", &since].map(str::to_owned);
+        let output = self.journal(&arguments).stdin(Stdio::null()).stderr(Stdio::null()).output();
+        output.map(|output| output.stdout).unwrap_or_default()
+    }
+
     fn helpers(&self) -> impl Iterator<Item = String> {
         HELPERS.iter().map(|helper| self.unit.replacen("microvm@", &format!("microvm-{helper}@"), 1))
     }

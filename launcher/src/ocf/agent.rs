@@ -1,7 +1,7 @@
 //! One machine of the cluster on this node, and the actions on it that need no other node.
 
 use super::exit_code::AgentError;
-use super::observe::{Observed, observe, seconds_since};
+use super::observe::{Observed, observe, seconds_since, unix_seconds};
 use super::parameters::Parameters;
 use crate::control::Condition;
 use crate::imperative::{Layout, Machine, Service, ServiceState, assign, fetch, is_held, state_of};
@@ -267,7 +267,8 @@ impl<'run> Agent<'run> {
         let own = self.runtime.machine(self.parameters.name.as_str())?;
         own.write_request(request, None)?;
         if let Some(service) = self.service() {
-            return Ok(Starter { child: service.begin("start")?, log: None, is_launcher: false });
+            let messages = Messages::Journal { since: unix_seconds(), service: service.clone() };
+            return Ok(Starter { child: service.begin("start")?, messages, is_launcher: false });
         }
         let directory = self.machine().directory;
         let log = directory.join(LOG);
@@ -281,7 +282,7 @@ impl<'run> Agent<'run> {
         // Pacemaker kills the agent's process group after a timeout.
         command.process_group(0);
         prepare(&mut command, OnParentDeath::Continue, None);
-        Ok(Starter { child: command.spawn().map_err(failed)?, log: Some(log), is_launcher: true })
+        Ok(Starter { child: command.spawn().map_err(failed)?, messages: Messages::File(log), is_launcher: true })
     }
 
     /// Waits until the hypervisor runs its guest.
@@ -300,7 +301,8 @@ impl<'run> Agent<'run> {
                 Observed::Answers(condition) if condition == awaited => return Ok(()),
                 Observed::Answers(Condition::Failed(state)) => return Err(AgentError::Failed { machine, state }),
                 Observed::Stopped if has_begun && self.service_is_inactive() => {
-                    let reason = ended.unwrap_or_else(|| "it has ended; see its journal".to_owned());
+                    let reason = ended.or_else(|| starter.as_ref()?.messages.errors());
+                    let reason = reason.unwrap_or_else(|| "it has ended; see its journal".to_owned());
                     return Err(AgentError::NotStarted { machine, reason });
                 }
                 _ => {
@@ -455,8 +457,7 @@ impl<'run> Agent<'run> {
 #[derive(Debug)]
 pub(super) struct Starter {
     child: Child,
-    /// Where the launcher's messages are.
-    log: Option<PathBuf>,
+    messages: Messages,
     /// Whether it is the machine's supervisor, or only asks systemd to start the service.
     is_launcher: bool,
 }
@@ -475,14 +476,35 @@ impl Starter {
         let ended = self.child.try_wait();
         let ended = ended.map_err(|source| AgentError::System { action: "waiting for the launcher", source })?;
         let Some(status) = ended.filter(|status| self.is_launcher || !status.success()) else { return Ok(None) };
-        let text = self.log.as_ref().and_then(|log| Place::itself(log).and_then(|place| place.read()).ok().flatten());
-        let text = text.map(|(text, _)| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default();
-        let errors: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("error: ")).map(one_line).collect();
-        Ok(Some(match (errors.is_empty(), self.is_launcher) {
-            (false, _) => errors.join("; "),
-            (true, true) => format!("its launcher ended with {status}"),
-            (true, false) => format!("systemctl ended with {status}; the journal of its service says why"),
+        Ok(Some(match (self.messages.errors(), self.is_launcher) {
+            (Some(errors), _) => errors,
+            (None, true) => format!("its launcher ended with {status}"),
+            (None, false) => format!("systemctl ended with {status}; the journal of its service says why"),
         }))
+    }
+}
+
+/// Where the launcher's messages are.
+#[derive(Debug)]
+enum Messages {
+    File(PathBuf),
+    /// In the journal of the units of a machine, since a time in seconds since 1970.
+    Journal {
+        service: Service,
+        since: u64,
+    },
+}
+
+impl Messages {
+    /// Returns the errors among them.
+    fn errors(&self) -> Option<String> {
+        let text = match self {
+            Self::File(path) => Place::itself(path).and_then(|place| place.read()).ok().flatten()?.0,
+            Self::Journal { service, since } => service.messages_since(*since),
+        };
+        let text = String::from_utf8_lossy(&text);
+        let errors: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("error: ")).map(one_line).collect();
+        (!errors.is_empty()).then(|| errors.join("; "))
     }
 }
 

@@ -62,8 +62,12 @@ fn is_new(activity: &Activity) -> bool {
 }
 
 /// Returns how many seconds have passed since a time in seconds since 1970.
-pub(super) fn seconds_since(unix_seconds: u64) -> u64 {
+pub(super) fn seconds_since(time: u64) -> u64 {
+    unix_seconds().saturating_sub(time)
+}
+
+/// Returns the time in seconds since 1970.
+pub(super) fn unix_seconds() -> u64 {
     use std::time::{SystemTime, UNIX_EPOCH};
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    now.saturating_sub(unix_seconds)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }

@@ -256,6 +256,9 @@ impl Parameters {
             note(MIGRATE_DIR, problem.to_owned());
         }
         let command = value(MIGRATE_COMMAND).unwrap_or_else(|| DEFAULT_MIGRATE_COMMAND.to_owned());
+        if !names_target(&command) {
+            note(MIGRATE_COMMAND, format!("`{command}` has no word NODE or USER@NODE for the target"));
+        }
         let migrate_command: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
         match (name, runner, state_dir, migrate) {
             (Some(name), Some(runner), Some(state_dir), Some(migrate)) if problems.is_empty() => {
@@ -278,10 +281,8 @@ impl Parameters {
 
     /// Returns the command that reaches a node.
     pub fn command_for(&self, node: &str) -> Vec<String> {
-        let at_node = format!("@{NODE}");
-        let word = |word: &String| match word.strip_suffix(&at_node) {
-            _ if word == NODE => node.to_owned(),
-            Some(user) => format!("{user}@{node}"),
+        let word = |word: &String| match before_node(word) {
+            Some(before) => format!("{before}{node}"),
             None => word.clone(),
         };
         self.migrate_command.iter().map(word).collect()
@@ -291,6 +292,16 @@ impl Parameters {
     pub fn transfer_directory(&self) -> Option<PathBuf> {
         Some(self.migrate_dir.as_deref()?.join(format!("{}.suspended", self.name)))
     }
+}
+
+/// Whether a command names the target of a migration.
+pub fn names_target(command: &str) -> bool {
+    command.split_whitespace().any(|word| before_node(word).is_some())
+}
+
+/// Returns what comes before the word that is replaced with the target, which is nothing or `USER@`.
+fn before_node(word: &str) -> Option<&str> {
+    word.strip_suffix(NODE).filter(|before| before.is_empty() || before.ends_with('@'))
 }
 
 #[cfg(test)]

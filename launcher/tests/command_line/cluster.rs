@@ -236,7 +236,7 @@ fn hosts_are_drained_and_machines_released_and_unknown_names_change_nothing() {
     assert_refused(
         &cluster.run(&["move", "web", "host3"]),
         1,
-        "the constraint cli-ban-web-on-host3 keeps web away from host3; to remove it, run: cibadmin --delete",
+        "the constraint cli-ban-web-on-host3 keeps web away from host3\nhint: remove it, if it is no longer needed, with: cibadmin --delete",
     );
     succeeds(&["move", "web", "host1"]);
     let text = fs::read_to_string(cluster.path("cib.xml")).expect("a file");

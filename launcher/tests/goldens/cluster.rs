@@ -199,6 +199,8 @@ fn clusters_that_cannot_work_are_refused_with_what_to_do() {
         ("/cache", json!("file:///a b"), "cache: a URL contains no spaces"),
         ("/cache", json!("a\u{1}"), "cache: contains '\\u{1}', which is not allowed"),
         ("/machines/web/prefer", json!(["host9"]), "machines.web.prefer: there is no host `host9`"),
+        ("/machines/web/prefer", json!(["host1", "host1"]), "machines.web.prefer: `host1` is listed twice"),
+        ("/migration/command", json!("ssh root@nodes receive"), "migration.command: has no word NODE or USER@NODE"),
         ("/machines/web/apartFrom", json!(["web"]), "machines.web.apartFrom: a machine cannot be apart from itself"),
         ("/machines/web/apartFrom", json!(["wbe2"]), "there is no machine `wbe2`; did you mean `web2`?"),
         (

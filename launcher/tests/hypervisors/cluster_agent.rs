@@ -512,7 +512,7 @@ fn a_running_machine_migrates_and_keeps_running() {
         agent
     };
     // A target that cannot receive it leaves it where it is.
-    let printed = expect(&mut migrate("n1", "migrate_to", "false"), GENERIC);
+    let printed = expect(&mut migrate("n1", "migrate_to", "false NODE"), GENERIC);
     assert!(printed.contains("n2 cannot receive web: "), "{printed}");
     cluster.expect("n1", "monitor", SUCCESS);
 

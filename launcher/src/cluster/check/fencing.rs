@@ -73,6 +73,7 @@ fn targets(cluster: &ClusterSpec, place: &str, device: &FenceDevice, findings: &
     for target in &device.targets {
         findings.known(&format!("{place}.targets"), "host", target, cluster.nodes.keys());
     }
+    findings.once(&format!("{place}.targets"), &device.targets);
     for (target, port) in &device.ports {
         let place = format!("{place}.ports.{target}");
         findings.unless(device.targets.contains(target), &place, "is not in `targets`");

@@ -24,6 +24,7 @@ pub(super) fn check(
         for node in &machine.prefer {
             findings.known(&format!("{place}.prefer"), "host", node, cluster.nodes.keys());
         }
+        findings.once(&format!("{place}.prefer"), &machine.prefer);
         check_timeouts(&format!("{place}.timeouts"), &machine.timeouts, findings);
         let Some(spec) = checked_spec(name, specs, findings) else { continue };
         runs_anywhere(cluster, name, &spec, findings);
@@ -47,6 +48,7 @@ pub(super) fn apart(cluster: &ClusterSpec, findings: &mut Findings) -> BTreeSet<
     let mut pairs = BTreeSet::new();
     for (name, machine) in &cluster.machines {
         let place = format!("machines.{name}.apartFrom");
+        findings.once(&place, &machine.apart_from);
         for other in &machine.apart_from {
             findings.known(&place, "machine", other, cluster.machines.keys());
             findings.unless(other != name, &place, "a machine cannot be apart from itself");
