@@ -23,7 +23,7 @@ build-users-group =
 builders =
 experimental-features = nix-command flakes
 sandbox = true
-sandbox-paths = /bin/sh=/usr/bin/busybox /bin/mkdir=/usr/bin/busybox
+sandbox-paths = /bin/sh=/usr/bin/busybox /bin/mkdir=/usr/bin/busybox /bin/chmod=/usr/bin/busybox
 flake-registry =
 fsync-metadata = false'
 
@@ -53,7 +53,7 @@ SetEnv PATH=$host/bin:/usr/sbin:/usr/bin:/sbin:/bin NIX_REMOTE= NIX_CONF_DIR=$ho
 SERVER
 mkdir -p /run/sshd /nix
 # shellcheck disable=SC2016 # $1 is the inner shell's
-unshare --mount --propagation private bash -euc 'mount --bind "$1/nix" /nix; exec /usr/sbin/sshd -D -e -f "$2"' bash "$host" "$scratch/sshd.conf" 2>"$scratch/sshd.log" &
+unshare --mount --uts --propagation private bash -euc 'hostname host; mount --bind "$1/nix" /nix; exec /usr/sbin/sshd -D -e -f "$2"' bash "$host" "$scratch/sshd.conf" 2>"$scratch/sshd.log" &
 server=$!
 cat >"$scratch/ssh.conf" <<CLIENT
 Host host.example
@@ -71,20 +71,22 @@ for _ in {1..200}; do ! ssh root@host.example true 2>/dev/null || break; sleep 0
 on_host() { ssh root@host.example "$@"; }
 on_host true || { cat "$scratch/sshd.log" >&2; die "the SSH server does not answer"; }
 
-flake() { # CONTENT: writes a flake with two machines
-  local name machines=
+flake() { # CONTENT: writes a flake with two machines, whose runners also contain what switches to their systems
+  local name machines='' script
   for name in web db; do
-    machines+="$name.config.microvm.declaredRunner = derivation { name = \"microvm-$name\"; system = \"x86_64-linux\"; builder = \"/bin/sh\"; args = [ \"-c\" \"mkdir \$out; echo $1 >\$out/content\" ]; PATH = \"/bin\"; }; "
+    script="mkdir -p \$out/bin; echo $1 >\$out/content; echo '#!/bin/sh' >\$out/bin/switch-to-configuration; echo 'echo $name \$1 >>$host/switched' >>\$out/bin/switch-to-configuration; chmod +x \$out/bin/switch-to-configuration"
+    machines+="$name.config.microvm.declaredRunner = derivation { name = \"microvm-$name\"; system = \"x86_64-linux\"; builder = \"/bin/sh\"; args = [ \"-c\" \"${script//\$1/\\\$1}\" ]; PATH = \"/bin\"; }; "
   done
   printf '{ outputs = _: { nixosConfigurations = { %s}; }; }\n' "$machines" >"$scratch/flake/flake.nix"
 }
 runner() { nix eval --raw "path:$scratch/flake#nixosConfigurations.$1.config.microvm.declaredRunner.$2"; } # NAME drvPath|outPath
-# The commands as nixos-modules/microvm/deploy.nix composes them, for a machine that is restarted.
+# The commands as nixos-modules/microvm/deploy.nix composes them, for a machine that is restarted, or that can be switched
+# to $system.
 run() { # COMMAND NAME ARGUMENT...
   local derivation
   derivation=$(runner "$2" drvPath)
   # shellcheck disable=SC2016 # $1 is the inner shell's
-  bash -c 'set -euo pipefail; name=$1 runner=$2 system="" registration="" closureOnly=""; . "$3"; "${@:4}"' \
+  bash -c 'set -euo pipefail; name=$1 runner=$2 system=${SYSTEM:-} registration=${REGISTRATION:-} closureOnly=""; . "$3"; "${@:4}"' \
     "microvm-$1-$2" "$2" "$derivation" "$deploy" "$1" "${@:3}" 2>&1
 }
 expect() { # NAME LINK CONTENT: what the link of a machine on the host leads to
@@ -124,6 +126,32 @@ grep -q '^error: web has no flake on this host.*microvm.deploy.installOnHost$' <
 
 printed=$(run rebuild web root@host.example root@web.example --use-remote-sudo) || die "web was not rebuilt: $printed"
 grep -qx 'systemctl restart microvm@web.service' "$host/calls" && grep -q '^sudo bash' "$host/calls" || die "web was not restarted with sudo: $(cat "$host/calls")"
+
+# A running machine is switched over SSH. It is the same server, under the machine's name.
+flake 3
+system=$(runner web outPath)
+export SYSTEM=$system
+! printed=$(run ssh_switch web root@host.example) || die "another machine was switched: $printed"
+grep -qx 'error: this is host, not web' <<<"$printed" || die "another machine was not switched for another reason: $printed"
+on_host hostname web
+! printed=$(run ssh_switch web root@host.example) || die "a machine was switched to a system that it does not have: $printed"
+grep -qx "error: $system is not in the machine's store; install it on the host first" <<<"$printed" || die "the error does not say what is missing: $printed"
+printed=$(run rebuild web root@host.example root@host.example) || die "web was not rebuilt and switched: $printed"
+expect web current 3
+[ "$(on_host readlink -f /nix/var/nix/profiles/system)" = "$system" ] || die "the system of the machine is $(on_host readlink -f /nix/var/nix/profiles/system)"
+on_host nix-store --dump-db "$system" >"$host/registration"
+REGISTRATION=$host/registration run ssh_switch web root@host.example --use-remote-sudo boot >/dev/null || die "web was not switched with sudo"
+[ "$(cat "$host/switched")" = $'web switch\nweb boot' ] || die "web was switched to: $(cat "$host/switched")"
+! printed=$(run ssh_switch web root@host.example reboot) || die "an unknown action was accepted"
+grep -q '^error: usage: .*\[switch|boot|test|dry-activate\]$' <<<"$printed" || die "the error does not list the actions: $printed"
+unset SYSTEM
+
+# The host builds for the other computer, which builds nothing itself.
+printed=$(nix build --no-link --max-jobs 0 --builders 'ssh://root@host.example x86_64-linux' \
+  "path:$scratch/flake#nixosConfigurations.db.config.microvm.declaredRunner" 2>&1) || die "the remote builder built nothing: $printed"
+grep -q "on 'ssh://root@host.example'" <<<"$printed" || die "the remote builder was not used: $printed"
+[ "$(cat "$scratch/ci$(runner db outPath)/content")" = 3 ] || die "what the remote builder built was not copied back"
+
 ln -s /nix/store "$host/state/db/toplevel"
 ! printed=$(run install_on_host db root@host.example) || die "a machine of the host's configuration was replaced: $printed"
 grep -qx "error: db is part of the host's configuration, which updates it" <<<"$printed" || die "a machine of the host's configuration was replaced: $printed"
