@@ -177,7 +177,32 @@ starts_somewhere() {
   return 1
 }
 
-scenarios=(live_migration broken_migration stopped_start killed_unit stopped_pacemaker shutdown_of_host reboot_of_host power_cut)
+# The machine cannot use its volume. The cluster says why, and the journal what helps.
+foreign_volume() {
+  local owner
+  settle
+  owner=$(stat --format %u:%g "$RIG/shared/var.img")
+  via crm_resource --resource web --meta --set-parameter target-role --parameter-value Stopped >/dev/null
+  wait_for 120 "the stop" runs_nowhere
+  via crm_resource --wait --timeout=180s
+  chown root:root "$RIG"/shared/var.img{,.lock}
+  via crm_resource --resource web --meta --delete-parameter target-role >/dev/null
+  # Pacemaker keeps only the beginning of a reason.
+  wait_for 180 "the refused start" is_refused "web has not started: volume /shared/var.img cannot be locked: /shared/var.img.lock: Permission denied"
+  wait_for 60 "the remedy in a journal" is_in_journal "the machine runs as user ${owner%:*}, so run: chown $owner /shared/var.img /shared/var.img.lock"
+  chown "$owner" "$RIG"/shared/var.img{,.lock}
+  via crm_resource --resource web --cleanup >/dev/null
+  settle
+  say "foreign volume: the start was refused with the reason"
+}
+is_refused() { via microvm cluster status --json | jq --exit-status --arg reason "$1" 'any(.failures[]; .reason | test($reason))' >/dev/null; } # REASON
+is_in_journal() { # TEXT
+  local number
+  for number in 1 2 3; do ! on "$number" journalctl --quiet --no-pager --unit microvm@web | grep -qF "$1" || return 0; done
+  return 1
+}
+
+scenarios=(live_migration broken_migration stopped_start foreign_volume killed_unit stopped_pacemaker shutdown_of_host reboot_of_host power_cut)
 [ $# = 0 ] || scenarios=("$@")
 
 host=$(build_host)
