@@ -63,6 +63,14 @@ pub enum ControlError {
         /// The response, as text.
         answer: String,
     },
+    /// The configuration that the hypervisor has saved cannot be changed for a clone.
+    #[error("{path}: {reason}")]
+    SavedConfiguration {
+        /// The file.
+        path: HostPath,
+        /// The cause.
+        reason: String,
+    },
     /// The hypervisor does not support the request.
     #[error("{0}")]
     Unsupported(String),

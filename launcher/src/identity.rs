@@ -1,7 +1,7 @@
 //! The identity of a clone: the names and addresses that two machines on one host or network must not have in common.
 //! They are derived from the clone's name, by the rules of `lib/derived.nix` where it has one.
 
-use crate::spec::{Interface, InterfaceType, MachineSpec};
+use crate::spec::{Interface, InterfaceType, MachineSpec, StoreDisk};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -30,7 +30,7 @@ pub struct CloneRecord {
 pub struct CloneOrigin {
     /// The machine that the spec describes.
     pub record: CloneRecord,
-    /// The spec with its overrides, but with its own name.
+    /// The spec with its overrides, except for the name, which is that of its guest.
     pub document: MachineSpec,
 }
 
@@ -39,27 +39,39 @@ impl CloneOrigin {
     pub fn spec_of(&self, name: &str) -> MachineSpec {
         let mut spec = self.document.clone();
         if name != self.record.clone_of {
-            give_identity(&mut spec, name);
+            self.give_identity(&mut spec, name);
         }
         name.clone_into(&mut spec.name);
         spec
     }
+
+    /// Replaces everything that is derived from the machine's name, or that was chosen for this machine only. The store
+    /// disk keeps its name: the memory of the guest fits only that file, and some hypervisors save its path.
+    fn give_identity(&self, spec: &mut MachineSpec, name: &str) {
+        if let Some(store_disk) = &mut spec.store_disk
+            && store_disk.plan.is_some()
+            && !store_disk.live
+        {
+            store_disk.image.get_or_insert_with(|| StoreDisk::default_image(&self.record.clone_of));
+        }
+        give_addresses(spec, [&self.record.clone_of, &self.document.name], name);
+    }
 }
 
-/// Replaces everything that is derived from the machine's name, or that was chosen for this machine only.
-fn give_identity(spec: &mut MachineSpec, name: &str) {
+/// Replaces the addresses, and the names of the host's interfaces. `originals` are the names that they may be derived from:
+/// that of the machine on this host, and that of its guest.
+fn give_addresses(spec: &mut MachineSpec, originals: [&String; 2], name: &str) {
     if spec.machine_id.is_some() {
         spec.machine_id = Some(machine_id(name));
     }
     if spec.vsock.cid.is_some() {
         spec.vsock.cid = Some(vsock_cid(name));
     }
-    let original = std::mem::take(&mut spec.name);
     for interface in &mut spec.interfaces {
-        interface.mac = mac_of_clone(interface, &original, name);
+        interface.mac = mac_of_clone(interface, originals, name);
         // The other names are those of the host's interfaces.
         if interface.interface_type != InterfaceType::User {
-            interface.id = id_of_clone(&interface.id, &original, name);
+            interface.id = id_of_clone(&interface.id, originals, name);
         }
     }
 }
@@ -94,23 +106,24 @@ fn mac_address(network: &str, machine: &str) -> String {
 }
 
 /// An interface in a network of the host gets the address that the host expects from a machine of that name.
-fn mac_of_clone(interface: &Interface, original: &str, name: &str) -> String {
+fn mac_of_clone(interface: &Interface, originals: [&String; 2], name: &str) -> String {
     let network = interface.id.split('-').next().unwrap_or_default();
-    let is_in_network = interface.mac == mac_address(network, original);
+    let is_in_network = originals.iter().any(|original| interface.mac == mac_address(network, original));
     mac_address(if is_in_network { network } else { &interface.id }, name)
 }
 
 /// Keeps the beginning of the name, by which the host's network configuration recognises it, such as `vm-` or `lan-`.
-fn id_of_clone(id: &str, original: &str, name: &str) -> String {
-    if let Some(prefix) = id.strip_suffix(original)
+fn id_of_clone(id: &str, originals: [&String; 2], name: &str) -> String {
+    if let Some(prefix) = originals.iter().find_map(|original| id.strip_suffix(original.as_str()))
         && prefix.len() + name.len() <= MAX_INTERFACE_NAME
     {
         return format!("{prefix}{name}");
     }
     let letters = id.chars().take_while(char::is_ascii_alphabetic).count();
     let network = id.split_once('-').map_or(&id[..letters], |(network, _)| network);
-    let of_network = [&format!("{network}-{original}"), &tap_name(network, original)].contains(&&id.to_owned());
-    if of_network && network.len() + 1 + MIN_DIGITS <= MAX_INTERFACE_NAME {
+    let is_of = |original: &&String| id == format!("{network}-{original}") || id == tap_name(network, original);
+    let is_of_network = originals.iter().any(is_of);
+    if is_of_network && network.len() + 1 + MIN_DIGITS <= MAX_INTERFACE_NAME {
         return tap_name(network, name);
     }
     let network: String = network.chars().take(MAX_INTERFACE_NAME - MIN_DIGITS - 1).collect();
@@ -147,6 +160,36 @@ mod tests {
             record: CloneRecord { version: CLONE_VERSION, clone_of: "web".to_owned() },
             document: document.unwrap(),
         }
+    }
+
+    /// The hypervisor saves the name of the image, and the guest's memory fits no other one.
+    #[test]
+    fn the_store_disk_of_a_clone_has_the_name_of_the_originals() {
+        let mut origin = origin();
+        let mut image_of = |store_disk: serde_json::Value| {
+            origin.document.store_disk = serde_json::from_value(store_disk).unwrap();
+            let images = ["web", "worker-1"].map(|name| origin.spec_of(name).store_disk.unwrap().image);
+            images.map(|image| image.map(|image| image.to_string()))
+        };
+        let named = |name: &str| Some(name.to_owned());
+        assert_eq!(image_of(json!({"plan": "/plan"})), [None, named("web-store.squashfs")]);
+        let given = named("guest-store.erofs");
+        assert_eq!(image_of(json!({"plan": "/plan", "image": "guest-store.erofs"})), [given.clone(), given]);
+        assert_eq!(image_of(json!({"plan": "/plan", "live": true})), [None, None]);
+        assert_eq!(image_of(json!({"image": "/store.img"})), [named("/store.img"), named("/store.img")]);
+    }
+
+    #[test]
+    fn names_derived_from_the_name_of_the_guest_or_of_the_machine_on_the_host_become_those_of_the_clone() {
+        let mut origin = origin();
+        origin.document.name = "guest-of-web".to_owned();
+        origin.document.interfaces[2].id = tap_name("net", "guest-of-web");
+        origin.document.interfaces[2].mac = mac_address("net", "guest-of-web");
+        let clone = origin.spec_of("worker-1");
+        let ids: Vec<_> = clone.interfaces.iter().map(|interface| interface.id.as_str()).collect();
+        assert_eq!(ids[..3], ["vm-worker-1", "lan-worker-1", "net-worker-1"]);
+        assert_eq!(clone.interfaces[1].mac, mac_address("lan", "worker-1"));
+        assert_eq!(clone.interfaces[2].mac, mac_address("net", "worker-1"));
     }
 
     #[test]

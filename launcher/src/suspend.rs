@@ -496,6 +496,15 @@ pub fn is_suspended(launch: &Launch) -> bool {
     matches!(state.stamp(), Ok(Some(_))) && !state.was_resumed()
 }
 
+/// Whether a suspended machine must keep the image of its store disk: it still has the image that the guest used, and
+/// the image belongs to the plan from which the host would build it. The image of a clone is a copy, which its builder
+/// would replace.
+pub fn keeps_store_disk(launch: &Launch) -> bool {
+    let state = SuspendedState::of_launch(launch);
+    let Ok(Some(stamp)) = state.stamp() else { return false };
+    !state.was_resumed() && launch.needs.store_disk.as_ref().is_some_and(|need| stamp.has_store_disk(need, launch))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

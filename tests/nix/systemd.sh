@@ -195,6 +195,7 @@ check_suspending() {
   [ "$(stat -c '%u:%g:%a' "$saved")" = "$user:$user:700" ] || die "what was saved is not only the machine's: $(stat -c '%u:%g:%a' "$saved")"
   [ "$(systemctl show --property ActiveState,Result microvm@suspended | sort | tr '\n' ' ')" = 'ActiveState=inactive Result=success ' ] ||
     die "microvm@suspended did not end well: $(systemctl status --no-pager microvm@suspended)"
+  check_clone "$microvm"
   "$microvm" resume suspended
   wait_for suspended 'suspended was resumed'
   ! journalctl --quiet "_SYSTEMD_INVOCATION_ID=$(systemctl show --property InvocationID --value microvm@suspended)" | grep 'devices reported' ||
@@ -203,6 +204,35 @@ check_suspending() {
   check_stopped suspended
   [ ! -e "$saved" ] || die "a machine was suspended although the host did not shut down"
   echo "suspended: $printed"
+}
+
+# A clone of the suspended machine, whose store disk this host has built. It has a unit, a user and a tap of its own.
+check_clone() { # MICROVM
+  local printed user state=/var/lib/microvms/worker
+  printed=$("$1" clone suspended worker 2>&1) || die "the machine cannot be cloned: $printed"
+  printed=$("$1" resume worker 2>&1) || { journalctl --quiet --no-pager --unit '*microvm*worker*' | tail -n 60 >&2; die "the clone does not start: $printed"; }
+  wait_for worker 'worker was resumed'
+  require_goes_on worker
+  ip link show vm-worker >/dev/null || die "the clone has no tap of its own: $(ip link)"
+  user=$(stat -c %g "$state")
+  [ "$user" != "$(stat -c %g /var/lib/microvms/suspended)" ] || die "the clone has the user of its original"
+  [ "$(ps -o uid= -p "$(systemctl show --property MainPID --value microvm@worker)" | tr -d ' ')" = "$user" ] || die "the clone does not run as its user"
+  [ "$(stat -c %u:%g "$state/var.img")" = "$user:$user" ] || die "the volume of the clone belongs to $(stat -c %u:%g "$state/var.img")"
+  [ "$(readlink /var/cache/microvm-store-disks/worker.link)" = "$(readlink /var/cache/microvm-store-disks/suspended.link)" ] ||
+    die "the clone does not use the store disk of its original: $(ls -l /var/cache/microvm-store-disks)"
+  ! printed=$("$1" start suspended 2>&1) || die "the original was started beside its clone, which has its MAC address"
+  journalctl --quiet --unit '*microvm*suspended*' --output cat | grep -q 'suspended: the guest of worker has the same MAC address' ||
+    die "nothing says why the original was not started beside its clone: $printed"
+  systemctl stop microvm@suspended
+  systemctl reset-failed 'microvm*suspended*' 2>/dev/null || true
+  check_stopped worker
+  # Now it boots, with its own identity.
+  "$1" start worker || { journalctl --quiet --no-pager --unit '*microvm*worker*' | tail -n 60 >&2; die "the clone does not boot"; }
+  wait_for worker 'devices reported'
+  check_stopped worker
+  "$1" delete --yes worker >/dev/null 2>&1 || die "the clone cannot be deleted"
+  [ ! -e "$state" ] || die "the clone is still there"
+  echo "worker: a clone runs in a unit of its own, as its own user"
 }
 
 # Pacemaker's resource agent, without Pacemaker.

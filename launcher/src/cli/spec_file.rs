@@ -157,9 +157,12 @@ pub(crate) fn read_with_origin(
     let mut spec = parse(&text).map_err(|errors| {
         Failure::input_problems(errors.iter().map(|error| format!("{}: {error}", path.display())).collect())
     })?;
+    let own_name = spec.name.clone();
     overrides.apply(&mut spec);
     let name = overrides.name_on_host()?.unwrap_or_else(|| spec.name.clone());
     if let Some(record) = clone_record(&overrides.state_directory()?)? {
+        // The names of its interfaces are derived from this one, and not from the clone's.
+        spec.name = own_name;
         let origin = CloneOrigin { record, document: spec };
         return Ok((origin.spec_of(&name), Some(origin)));
     }

@@ -10,6 +10,7 @@ use launcher::state::{Activity, MachineState, RunningMachine, RuntimeDirectory, 
 use launcher::suspend::{SuspendError, SuspendedState};
 use program::failure::Failure;
 use program::output::print;
+use program::spelling::nearest;
 use serde_json::{Value, json};
 
 /// Show which machines are running, being started or suspended
@@ -31,7 +32,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(unknown) = arguments.names.iter().find(|name| !known.contains(name)) {
         let problem =
             format!("there is no machine {unknown}: it has never been started, and this host does not define it");
-        return Err(Failure::usage(problem));
+        let near = nearest(unknown, known.iter().map(String::as_str));
+        return Err(Failure::usage(problem).with_optional_hint(near.map(|near| format!("did you mean `{near}`?"))));
     }
     if arguments.watch {
         return watch::watch(&arguments.names, &runtime);

@@ -7,6 +7,9 @@ use super::qmp::Session;
 use super::{ControlError, Controller};
 use crate::launch::{ControlProtocol, HttpRequest, SAVED_FILE, SAVED_MEMORY, crosvm_directory};
 use crate::path::HostPath;
+use nix::unistd::geteuid;
+use program::place::Place;
+use program::user::Identity;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -19,6 +22,8 @@ const MAX_BYTES_PER_SECOND: u64 = 1 << 40;
 /// The name of the file in qemu's monitor, and the number of its set of descriptors.
 const FILE_NAME: &str = "saved-machine";
 const FILE_SET: u32 = 7;
+/// The file in which cloud-hypervisor saves the configuration of a machine.
+const SAVED_CONFIGURATION: &str = "config.json";
 /// The migration capability with which each page has a fixed place in the file (since 9.0).
 const MAPPED_RAM: &str = "mapped-ram";
 
@@ -105,6 +110,9 @@ impl Controller {
         match (self.protocol, saved) {
             (ControlProtocol::Qmp, SavedMachine::File(file)) => self.migrate_from(file),
             (ControlProtocol::CloudHypervisorHttp, SavedMachine::Directory(directory)) => {
+                if let Some(configuration) = renamed {
+                    rename_saved(directory, configuration)?;
+                }
                 self.put("/api/v1/vm.restore", Some(json!({"source_url": format!("file://{directory}")})))?;
                 self.unpause()
             }
@@ -200,6 +208,102 @@ fn rename(body: &mut Value, configuration: &Value) {
     }
 }
 
+/// Makes cloud-hypervisor use the interfaces, the socket and the rules of this configuration: it has no option for that, and
+/// reads them from its file.
+fn rename_saved(directory: &HostPath, configuration: &Value) -> Result<(), ControlError> {
+    let path = HostPath::from(SAVED_CONFIGURATION).below(directory);
+    let failed = |reason: String| ControlError::SavedConfiguration { path: path.clone(), reason };
+    let place = Place::itself(path.as_path()).map_err(|error| failed(error.to_string()))?;
+    let (text, stat) = place
+        .stat()
+        .and_then(|stat| Ok(place.read()?.map(|(text, _)| text).zip(stat)))
+        .map_err(|error| failed(error.to_string()))?
+        .ok_or_else(|| failed("it is missing".to_owned()))?;
+    let saved = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
+    let renamed = renamed_configuration(saved, configuration).map_err(|reason| failed(reason.to_owned()))?;
+    // Only root can own the files of another user.
+    let owner = geteuid().is_root().then(|| Identity::of_ids(stat.st_uid, stat.st_gid));
+    place
+        .replace(renamed.to_string().as_bytes(), stat.st_mode & 0o7777, owner.as_ref())
+        .map_err(|error| failed(error.to_string()))
+}
+
+/// Returns a saved configuration with the interfaces of the host, the socket and the rules of another one. What the guest
+/// has in its memory stays: the MAC addresses and the vsock address.
+fn renamed_configuration(mut saved: Value, configuration: &Value) -> Result<Value, &'static str> {
+    let fields = saved.as_object_mut().ok_or("it contains no configuration")?;
+    let new = configuration.get("net").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let interfaces = fields.get_mut("net").and_then(Value::as_array_mut).map(Vec::as_mut_slice).unwrap_or_default();
+    if interfaces.len() != new.len() {
+        return Err("it has another number of interfaces than the machine");
+    }
+    for (interface, new) in interfaces.iter_mut().zip(new) {
+        let interface = interface.as_object_mut().ok_or("one of its interfaces has no fields")?;
+        interface.insert("tap".to_owned(), new["tap"].clone());
+    }
+    match (fields.get_mut("vsock").and_then(Value::as_object_mut), configuration.pointer("/vsock/socket")) {
+        (Some(vsock), Some(socket)) => drop(vsock.insert("socket".to_owned(), socket.clone())),
+        (None, None) => {}
+        _ => return Err("only one of it and the machine has a vsock device"),
+    }
+    // One of them is for the directory in which the machine is saved.
+    fields.insert("landlock_rules".to_owned(), configuration["landlock_rules"].clone());
+    Ok(saved)
+}
+
 fn unsupported() -> ControlError {
     ControlError::Unsupported("this hypervisor cannot save and load machines".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+    use super::*;
+
+    /// The fields are those that cloud-hypervisor v54 has saved.
+    #[test]
+    fn the_saved_configuration_of_a_clone_names_its_interfaces_its_socket_and_its_directory() {
+        let saved = json!({
+            "net": [{"tap": "vm-web", "mac": "02:00:00:00:00:01", "id": "_net1"}, {"tap": "vm-web2", "id": "_net2"}],
+            "vsock": {"cid": 42, "socket": "web.vsock", "id": "_vsock3"}, "disks": [{"path": "web-store.squashfs"}],
+            "landlock_enable": true, "landlock_rules": [{"path": "web.suspended", "access": "rw"}],
+        });
+        let rules = json!([{"path": "one.suspended", "access": "rw"}]);
+        let configuration = json!({
+            "net": [{"tap": "vm-one", "mac": "02:00:00:00:00:07"}, {"tap": "vm-one2"}],
+            "vsock": {"cid": 77, "socket": "one.vsock"}, "landlock_rules": rules,
+        });
+        let mut expected = saved.clone();
+        expected["net"][0]["tap"] = "vm-one".into();
+        expected["net"][1]["tap"] = "vm-one2".into();
+        expected["vsock"]["socket"] = "one.vsock".into();
+        expected["landlock_rules"] = rules;
+        assert_eq!(renamed_configuration(saved.clone(), &configuration), Ok(expected));
+        assert_eq!(
+            renamed_configuration(saved, &json!({"net": [{"tap": "vm-one"}, {"tap": "vm-one2"}]})),
+            Err("only one of it and the machine has a vsock device")
+        );
+        let many = "it has another number of interfaces than the machine";
+        assert_eq!(renamed_configuration(json!({"net": [1]}), &json!({})), Err(many));
+        for damaged in [json!([1]), json!("text"), json!({"net": [1]})] {
+            assert!(renamed_configuration(damaged, &json!({"net": [{"tap": "vm-one"}]})).is_err());
+        }
+    }
+
+    #[test]
+    fn the_saved_configuration_keeps_its_mode_and_a_missing_one_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = HostPath::from(directory.path().to_str().unwrap());
+        let missing = rename_saved(&path, &json!({})).unwrap_err().to_string();
+        assert!(missing.contains("config.json: it is missing"), "{missing}");
+        let file = directory.path().join(SAVED_CONFIGURATION);
+        std::fs::write(&file, r#"{"net": [{"tap": "vm-web"}]}"#).unwrap();
+        let mode =
+            |file: &std::path::Path| std::os::unix::fs::PermissionsExt::mode(&file.metadata().unwrap().permissions());
+        let before = mode(&file);
+        rename_saved(&path, &json!({"net": [{"tap": "vm-one"}]})).unwrap();
+        assert!(std::fs::read_to_string(&file).unwrap().contains(r#""tap":"vm-one""#));
+        assert_eq!(mode(&file), before);
+    }
 }

@@ -11,7 +11,7 @@ use crate::isolation::{IsolationError, StateDirectory};
 use crate::launch::{Access, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
-use crate::spec::MachineSpec;
+use crate::spec::{Hypervisor, MachineSpec};
 use crate::state::RuntimeDirectory;
 use crate::suspend::{BorrowedIdentity, ClonedState, SuspendError, copy_to_clone, is_inside_state_directory};
 use crate::validate::CheckedSpec;
@@ -180,7 +180,16 @@ impl CloneRequest<'_> {
                 spec.name
             )
         });
-        let problems: Vec<_> = outside.chain(script).collect();
+        let (option, _) = self.checked.sections.extra_args(spec.hypervisor);
+        let has_own_configuration =
+            spec.hypervisor != Hypervisor::CloudHypervisor || self.launch.expected_configuration.is_some();
+        let extra = (!has_own_configuration).then(|| {
+            format!(
+                "{}: {option}: the clone would use the interfaces, sockets and files that they may name, too",
+                spec.name
+            )
+        });
+        let problems: Vec<_> = outside.chain(script).chain(extra).collect();
         if problems.is_empty() { Ok(()) } else { Err(CloneError::Shared(problems)) }
     }
 

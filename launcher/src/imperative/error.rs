@@ -17,8 +17,15 @@ pub enum ImperativeError {
     #[error("{0} already exists; update it with: microvm update {1}")]
     Exists(PathBuf, String),
     /// The machine does not exist.
-    #[error("there is no machine {0}: {1} does not exist")]
-    Missing(String, PathBuf),
+    #[error("there is no machine {name}: {directory} does not exist{}", suggestion(near.as_deref()))]
+    Missing {
+        /// The name.
+        name: String,
+        /// The directory that it would have.
+        directory: PathBuf,
+        /// The machine that was probably meant.
+        near: Option<String>,
+    },
     /// The machine is part of the host's configuration.
     #[error("{0} is part of the host's configuration; update it with nixos-rebuild")]
     Declared(String),
@@ -85,6 +92,10 @@ pub enum ImperativeError {
         /// The end of its output; empty if the program has printed its errors itself.
         output: String,
     },
+}
+
+fn suggestion(near: Option<&str>) -> String {
+    near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"))
 }
 
 impl ImperativeError {

@@ -5,6 +5,7 @@ use crate::identity::{CLONE_FILE, CloneRecord};
 use nix::unistd::geteuid;
 use program::place::{Directory, Place};
 use program::presence::is_directory;
+use program::spelling::nearest;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -58,9 +59,17 @@ impl Layout {
         let machine = self.machine(name);
         match is_directory(&machine.directory) {
             Ok(true) => Ok(machine),
-            Ok(false) => Err(ImperativeError::Missing(name.to_string(), machine.directory)),
+            Ok(false) => Err(self.missing(name)),
             Err(error) => Err(ImperativeError::file(&machine.directory)(error)),
         }
+    }
+
+    /// Returns the error for a machine that does not exist, with the name of the one that was probably meant.
+    fn missing(&self, name: &MachineName) -> ImperativeError {
+        let machines = self.all().unwrap_or_default();
+        let near = nearest(name.as_str(), machines.iter().map(|machine| machine.name.as_str()));
+        let near = near.map(str::to_owned);
+        ImperativeError::Missing { name: name.to_string(), directory: self.machine(name).directory, near }
     }
 
     /// Returns the machine that has this state directory, however the path is spelt.
@@ -290,6 +299,20 @@ pub(super) fn replace_link(target: &Path, link: &Path) -> Result<(), ImperativeE
 mod tests {
     use super::*;
     use std::os::unix::fs::{lchown, symlink};
+
+    #[test]
+    fn the_name_of_a_machine_that_was_probably_meant_is_suggested() {
+        let host = tempfile::tempdir().expect("a directory");
+        let layout = Layout::at(host.path(), host.path().join("gcroots"));
+        fs::create_dir(host.path().join("web")).expect("a state directory");
+        let error =
+            |name: &str| layout.existing(&MachineName::new(name).expect("a name")).map_err(|error| error.to_string());
+        let missing =
+            |name: &str| format!("there is no machine {name}: {}/{name} does not exist", host.path().display());
+        assert_eq!(error("wbe").err(), Some(missing("wbe") + "; did you mean `web`?"));
+        assert_eq!(error("mailserver").err(), Some(missing("mailserver")));
+        error("web").expect("the machine");
+    }
 
     #[test]
     fn a_link_of_the_machines_user_does_not_make_a_machine_declared() {

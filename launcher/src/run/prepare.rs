@@ -19,6 +19,7 @@ use crate::spec::Hypervisor;
 use crate::state::{RuntimeDirectory, StartLock};
 use crate::store_disk;
 use crate::store_seal;
+use crate::suspend::keeps_store_disk;
 use crate::volumes::{self, ImageLock, LockRequest, LockTime, VolumeError, VolumeLock, VolumeState};
 use nix::fcntl::{FcntlArg, fcntl};
 use program::child::pass_descriptors;
@@ -257,7 +258,9 @@ impl Preparation<'_> {
         self.interruption.while_reporting(report, || {
             // In a confined unit, another unit of the host module has already created it, because the cache must be out
             // of the machine's reach.
-            if let Some(need) = self.launch.needs.store_disk.as_ref().filter(|_| !isolation::is_confined()) {
+            let need = self.launch.needs.store_disk.as_ref().filter(|_| !isolation::is_confined());
+            // The memory of a suspended machine fits only the image that it had.
+            if let Some(need) = need.filter(|_| !keeps_store_disk(self.launch)) {
                 store_disk::make(need, &self.launch.working_directory, self.identity, self.interruption)?;
             }
             self.make_volumes(message)

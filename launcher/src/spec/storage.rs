@@ -40,6 +40,13 @@ pub struct StoreDisk {
     pub verity: bool,
 }
 
+impl StoreDisk {
+    /// Returns the image that is built for a machine from a plan, if the spec names none.
+    pub fn default_image(machine: &str) -> HostPath {
+        HostPath::new(format!("{machine}-store.squashfs"))
+    }
+}
+
 /// How the guest reads the store disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

@@ -4,7 +4,7 @@ use super::files::SuspendedState;
 use super::stamp::BorrowedIdentity;
 use super::{Stamp, SuspendError, files};
 use crate::interruption::Interruption;
-use crate::launch::{Access, Launch};
+use crate::launch::{Access, Launch, seal_of};
 use crate::path::HostPath;
 use crate::volumes::{CopyError, CopyOwner, copy};
 use nix::fcntl::OFlag;
@@ -79,10 +79,11 @@ fn stamp_of(saved: &SuspendedState, launch: &Launch) -> Result<Stamp, SuspendErr
 fn files_of(launch: &Launch) -> BTreeSet<HostPath> {
     let volumes = launch.needs.volumes.iter().map(|volume| &volume.image);
     let read = launch.needs.present.iter().filter(|need| need.access == Access::Read).map(|need| &need.path);
-    let others = read.chain(launch.disks.iter().map(|disk| &disk.image));
+    let others = read.chain(launch.disks.iter().map(|disk| &disk.image)).cloned();
+    let others = others.chain(launch.needs.sealed_image.as_ref().map(seal_of));
     // An image that the host builds elsewhere is not in the state directory.
-    let is_there = |path: &&HostPath| path.below(&launch.working_directory).as_path().is_file();
-    volumes.chain(others.filter(is_there)).filter(|path| is_inside(path)).cloned().collect()
+    let is_there = |path: &HostPath| path.below(&launch.working_directory).as_path().is_file();
+    volumes.cloned().chain(others.filter(is_there)).filter(is_inside).collect()
 }
 
 /// Whether a path refers to a file in the state directory.

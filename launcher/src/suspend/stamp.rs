@@ -2,7 +2,7 @@
 //! machine is only resumed if nothing of this has changed.
 
 use crate::facts::HostFacts;
-use crate::launch::{Access, KvmUse, Launch};
+use crate::launch::{Access, KvmUse, Launch, StoreDiskNeed};
 use crate::path::HostPath;
 use crate::spec::MachineSpec;
 use nix::fcntl::OFlag;
@@ -179,6 +179,17 @@ impl Stamp {
     /// Returns the stamp of the machine after it was resumed.
     pub(super) fn while_running(&self) -> Self {
         Self { suspended_unix_seconds: None, at_shutdown: false, volumes: BTreeMap::new(), ..self.clone() }
+    }
+
+    /// Whether an image is the one that the guest used, and was built from this plan.
+    pub(super) fn has_store_disk(&self, need: &StoreDiskNeed, launch: &Launch) -> bool {
+        let metadata = |path: &HostPath| fs::metadata(path.below(&launch.working_directory).as_path());
+        let (Ok(plan), Ok(image)) = (metadata(&need.plan), metadata(&need.image)) else { return false };
+        // A plan outside the store can change without another name.
+        let is_older = matches!((plan.modified(), image.modified()), (Ok(plan), Ok(image)) if plan <= image);
+        let same_plan =
+            self.machine_spec.pointer("/storeDisk/plan").and_then(Value::as_str) == Some(need.plan.as_str());
+        same_plan && is_older && self.files.get(need.image.as_str()) == Some(&FileStamp::of(&image))
     }
 
     /// Returns the MAC addresses that the guest has.

@@ -63,7 +63,6 @@ fn check_store_disk(
     store_disk: &StoreDisk,
     findings: &mut Findings,
 ) -> (Disk, Option<StoreDiskNeed>) {
-    let default_image = || HostPath::new(format!("{}-store.squashfs", spec.name));
     for (option, path) in [
         ("storeDisk.image", &store_disk.image),
         ("storeDisk.plan", &store_disk.plan),
@@ -99,7 +98,7 @@ fn check_store_disk(
     };
     let is_live = store_disk.live;
     let image = store_disk.image.clone().or_else(|| store_disk.plan.clone().filter(|_| is_live));
-    let image = image.unwrap_or_else(default_image);
+    let image = image.unwrap_or_else(|| StoreDisk::default_image(&spec.name));
     let need = store_disk.plan.clone().filter(|_| !is_live).map(|plan| StoreDiskNeed {
         plan,
         image: image.clone(),

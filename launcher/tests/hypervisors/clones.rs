@@ -1,7 +1,8 @@
 //! Machines that were cloned from a suspended one: each continues its memory, under its own name.
 
 use crate::lifecycle::waiting_machine;
-use crate::machine::{Running, TestMachine, find_on_path, in_test_environment, missing};
+use crate::machine::{Running, TestMachine, find_on_path, in_test_environment, missing, skipped};
+use crate::suspend::{NOT_SAVED_HERE, cannot_be_saved_here};
 use launcher::spec::{Hypervisor, MachineSpec};
 use serde_json::{Value, json};
 use std::fs;
@@ -23,6 +24,11 @@ fn clones_run_at_the_same_time_as_each_other_and_the_original_on_firecracker() {
 #[test]
 fn clones_run_at_the_same_time_as_each_other_and_the_original_on_crosvm() {
     clone_and_resume(Hypervisor::Crosvm);
+}
+
+#[test]
+fn clones_run_at_the_same_time_as_each_other_and_the_original_on_cloud_hypervisor() {
+    clone_and_resume(Hypervisor::CloudHypervisor);
 }
 
 /// Only a guest that boots prints it.
@@ -102,6 +108,29 @@ impl Host {
         fs::read(self.0.path(&format!("machines/{name}/disks/volume.img"))).unwrap()
     }
 
+    /// Lets the host build the store disk, with a builder that always creates a new file.
+    fn build_store_disk(&self, spec: &mut MachineSpec) {
+        let (builder, plan) = (self.0.path("builder"), self.0.path("plan.json"));
+        let content = self.0.path("machines/web/store.img");
+        let script = format!("#!/bin/sh\nfor output; do :; done\nexec cp {} \"$output\"\n", content.display());
+        testing::write_program(&builder, &script);
+        fs::write(&plan, "a plan").unwrap();
+        let built = json!({"plan": plan, "builder": builder, "serial": spec.store_disk.as_ref().unwrap().serial});
+        spec.store_disk = serde_json::from_value(built).unwrap();
+        fs::write(self.0.path("runner/share/microvm/machine.json"), serde_json::to_string(spec).unwrap()).unwrap();
+    }
+
+    fn cannot_save(&self) -> bool {
+        let mut web = self.start("web");
+        web.wait_for("waiting");
+        if cannot_be_saved_here(|| self.output(&["suspend", "web"])) {
+            return true;
+        }
+        web.end_well();
+        self.run(&["resume", "--discard", "web"]);
+        false
+    }
+
     /// Suspends `web`, which has received one line.
     fn suspend_web(&self) {
         let mut web = self.start("web");
@@ -122,19 +151,29 @@ fn text(output: &Output) -> String {
     crate::machine::without_kvm_warning(&output.stderr)
 }
 
+fn has_vsock_socket(hypervisor: Hypervisor) -> bool {
+    matches!(hypervisor, Hypervisor::CloudHypervisor | Hypervisor::Firecracker)
+}
+
 fn clone_and_resume(hypervisor: Hypervisor) {
+    let mut written = None;
     let change = |spec: &mut MachineSpec| {
         // The others need the kernel's vsock.
-        if hypervisor == Hypervisor::Firecracker {
+        if has_vsock_socket(hypervisor) {
             spec.vsock.cid = Some(42);
         }
+        written = Some(spec.clone());
     };
     let Some(host) = Host::new(hypervisor, change) else { return };
+    host.build_store_disk(&mut written.unwrap());
     let (code, printed) = host.fail(&["clone", "web", "new"]);
     assert_eq!(
         (code, printed.as_str()),
         (Some(1), "error: web is not suspended\nhint: suspend it first: microvm suspend web\n")
     );
+    if hypervisor == Hypervisor::CloudHypervisor && host.cannot_save() {
+        return skipped(NOT_SAVED_HERE);
+    }
     host.suspend_web();
 
     let printed = host.run(&["clone", "web", "one", "--allow-same-mac"]);
@@ -158,10 +197,13 @@ fn clone_and_resume(hypervisor: Hypervisor) {
         host.type_line(name, "again");
         running.wait_for("typed [again] line=2");
         host.0.namespace.run("ip", &["link", "show", &format!("vm-{name}")]);
-        if hypervisor == Hypervisor::Firecracker {
+        if has_vsock_socket(hypervisor) {
             assert!(has_vsock(&host, name));
         }
     }
+    let disks =
+        ["web-store.squashfs", "one-store.squashfs"].map(|name| host.0.path("machines/one").join(name).exists());
+    assert_eq!(disks, [true, false], "the clone continues with the disk of the original, and no other one is built");
     host.type_line("one", "more");
     one.wait_for("typed [more] line=3");
     for (name, mut running) in [("one", one), ("two", two)] {
@@ -171,8 +213,11 @@ fn clone_and_resume(hypervisor: Hypervisor) {
     }
     assert!(host.volume("one").starts_with(b"written") && host.volume("two").starts_with(b"written"));
     assert!(host.volume("web").starts_with(b"a volume"), "the original has a volume of its own");
+    start_beside_the_original(&host);
+}
 
-    // The guest of a clone has the original's MAC address.
+/// The guest of `strict` has the MAC address of the original, until it boots.
+fn start_beside_the_original(host: &Host) {
     let mut web = host.resume("web");
     let (code, printed) = host.fail(&["run", "strict", "--supervise"]);
     let same =

@@ -54,7 +54,8 @@ pub(crate) fn delete_machine(arguments: &DeleteArguments) -> Result<(), Failure>
     let removal = removal(&layout, &arguments.name).map_err(|error| failure(&error))?;
     if !arguments.yes {
         let files = removal.files.iter().map(|file| format!("\n  {}", file.display())).collect::<String>();
-        let problem = format!("{} and everything in it would be deleted:{files}", removal.directory.display());
+        let colon = if files.is_empty() { "" } else { ":" };
+        let problem = format!("{} and everything in it would be deleted{colon}{files}", removal.directory.display());
         return Err(Failure::usage(problem).with_hint(format!("to confirm: microvm delete --yes {}", arguments.name)));
     }
     delete(&layout, &arguments.name).map_err(|error| failure(&error))?;

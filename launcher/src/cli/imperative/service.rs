@@ -103,8 +103,7 @@ pub(in crate::cli) fn run_by_name(text: &Path, options: &[&str]) -> Option<Failu
         // Otherwise the argument is a file, and opening it reports that it is missing.
         let name = text.to_str().filter(|name| !text.exists() && *name != "-" && !name.ends_with(".json"))?;
         let name = MachineName::new(name).ok()?;
-        let directory = Layout::of_environment().machine(&name).directory;
-        return Some(failure(&ImperativeError::Missing(name.to_string(), directory)));
+        return Layout::of_environment().existing(&name).err().map(|error| failure(&error));
     };
     match MachineActivity::of(&machine) {
         Err(error) => return Some(failure(&error.into())),
