@@ -35,20 +35,9 @@ in
         default = { };
       };
     };
-    systemd =
-      lib.genAttrs [
-        "generators"
-        "network"
-        "services"
-        "sockets"
-        "targets"
-        "timers"
-        "tmpfiles"
-        "units"
-      ] (_: anything)
-      // {
-        tpm2 = { inherit enable; };
-      };
+    systemd = nixos.options.systemd // {
+      tpm2 = { inherit enable; };
+    };
   };
 
   config = nixos.config // {

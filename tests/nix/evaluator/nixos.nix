@@ -107,7 +107,19 @@ in
       activationScripts = set;
       checks = list types.raw;
     };
-    systemd = anything;
+    systemd =
+      lib.genAttrs [
+        "generators"
+        "network"
+        "services"
+        "sockets"
+        "targets"
+        "timers"
+        "units"
+      ] (_: anything)
+      // {
+        tmpfiles.rules = list types.str;
+      };
     documentation.enable = bool true;
     environment = {
       systemPackages = list types.raw;
