@@ -52,6 +52,8 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// The length of the hash in the name of a store path.
 const HASH_CHARACTERS: usize = 32;
+/// The directory of a store that has the files of `nix-store --optimise`. A view has an empty one.
+const OPTIMISED_FILES: &str = ".links";
 /// The namespaces of a view that a user other than root makes.
 const USERS_NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWUSER.union(CloneFlags::CLONE_NEWNS);
 
@@ -222,6 +224,8 @@ impl View {
         mount(none, view, none, flags, none).map_err(at(view))?;
         mount(none, view, none, MsFlags::MS_SHARED, none).map_err(at(view))?;
         give_group(&root, &status);
+        // Nix creates it when it opens a store as root, and fails if it cannot.
+        mkdirat(&root, OPTIMISED_FILES, Mode::from_bits_truncate(0o755)).map_err(at(&view.join(OPTIMISED_FILES)))?;
         let made = Self { source: source.as_path().to_owned(), originals, root, adding: Mutex::default() };
         names.iter().try_for_each(|name| made.add(name))?;
         Ok(made)
