@@ -58,11 +58,12 @@ pub trait PackStore: Sync {
     /// The file cannot be looked up.
     fn find(&self, wanted: &WantedPack) -> io::Result<Option<File>>;
 
-    /// Makes the file from the store, keeps it, and returns it open for reading. Stops soon after `cancel` is set.
+    /// Makes the file, keeps it, and returns it open for reading; `None` if a pack is missing that the file is made from.
+    /// Stops soon after `cancel` is set.
     ///
     /// # Errors
     /// The file cannot be made. The error is the message for the client.
-    fn make(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<File, String>;
+    fn make(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<Option<File>, String>;
 }
 
 /// Formats an error and its causes in one line.

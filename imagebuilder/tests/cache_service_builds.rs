@@ -7,9 +7,11 @@ mod program;
 mod service;
 
 use imagebuilder::build::{PackRequest, make_pack};
+use imagebuilder::cache_service::client::CacheClient;
 use imagebuilder::cache_service::protocol::Answer;
+use imagebuilder::pack::PackSource;
 use imagebuilder::plan::PlannedPath;
-use imagebuilder::settings::ImageSettings;
+use imagebuilder::settings::{Compression, ImageSettings};
 use imagebuilder::store_path::StorePath;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -203,6 +205,19 @@ fn a_sealed_image_with_packs_of_the_service_has_the_hashes_of_the_service() {
     assert!(workspace.read("image") == sealed && !kept.exists());
     workspace.run("cache fsck --cache served").success();
     assert_eq!(build(""), of_tables);
+
+    // The client hashes its own copy of a pack that the service has removed.
+    fs::remove_file(&kept).unwrap();
+    let pack = only_file("served/v2/packs");
+    fs::remove_file(&pack).unwrap();
+    let client = CacheClient::connect(&workspace.path("run.sock")).unwrap().unwrap();
+    let path = StorePath::from_base_name(NAME).unwrap();
+    let planned = PlannedPath { path, nar_hash: Some(testing::nar_sha256(&file)), nar_size_bytes: None };
+    let settings = ImageSettings::new(Compression::Zstd, Some(3), None, None).unwrap();
+    assert!(client.find_block_hashes(&planned, &settings).unwrap().is_none());
+    assert!(!pack.exists() && !kept.exists(), "the pack was made again for its hashes");
+    assert!(client.find_pack(&planned, &settings).unwrap().is_some());
+    assert!(client.find_block_hashes(&planned, &settings).unwrap().is_some());
 }
 
 #[test]

@@ -8,12 +8,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use program::Workspace;
 use std::fs;
-use std::io::Read;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+use vhost::VhostBackend;
+use vhost::vhost_user::Frontend;
 
 /// Nothing in these tests takes this long, unless a signal is ignored.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -134,7 +136,7 @@ fn an_interrupted_volume_leaves_nothing_and_its_mkfs_is_stopped() {
 }
 
 #[test]
-fn a_server_reports_readiness_is_confined_and_exits_with_0_on_request() {
+fn a_server_reports_readiness_is_confined_and_on_request_removes_its_socket_and_exits_with_0() {
     let workspace = Workspace::new();
     fs::create_dir(workspace.path("store")).unwrap();
     fs::write(workspace.path("store").join(NOISE), "a store path").unwrap();
@@ -142,15 +144,45 @@ fn a_server_reports_readiness_is_confined_and_exits_with_0_on_request() {
     let manager = UnixDatagram::bind(workspace.path("notify.sock")).unwrap();
     manager.set_read_timeout(Some(TIMEOUT)).unwrap();
     let line = "serve --paths-from list --store-dir store --socket disk.sock";
-    let mut command = workspace.command(line.split(' '));
-    let child = start(command.env("NOTIFY_SOCKET", workspace.path("notify.sock")));
-    let mut word = [0; 64];
-    let length = manager.recv(&mut word).unwrap();
-    assert_eq!(&word[..length], b"READY=1");
+    let serve = || {
+        let child = start(with_default_signals(&workspace, line).env("NOTIFY_SOCKET", workspace.path("notify.sock")));
+        let mut word = [0; 64];
+        let length = manager.recv(&mut word).unwrap();
+        assert_eq!(&word[..length], b"READY=1");
+        child
+    };
+    let child = serve();
     assert!(UnixStream::connect(workspace.path("disk.sock")).is_ok(), "it is ready, but does not listen");
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     for line in ["NoNewPrivs:\t1", "Seccomp:\t2"] {
         assert!(status.lines().any(|found| found == line), "no {line} in\n{status}");
     }
     end(child, Signal::SIGTERM, (Some(0), ""));
+    assert!(!workspace.path("disk.sock").exists());
+
+    // The socket of a killed server is replaced. One that has replaced the server's own is not removed.
+    let mut killed = serve();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let child = serve();
+    fs::rename(workspace.path("disk.sock"), workspace.path("moved.sock")).unwrap();
+    let _other = UnixListener::bind(workspace.path("disk.sock")).unwrap();
+    end(child, Signal::SIGHUP, (Some(0), ""));
+    assert!(UnixStream::connect(workspace.path("disk.sock")).is_ok());
+    let run = workspace.run(line);
+    run.failure(
+        2,
+        "error: another process already listens on disk.sock\nhint: end that process, or use another --socket\n",
+    );
+    fs::remove_file(workspace.path("disk.sock")).unwrap();
+
+    // A hypervisor disconnects.
+    let child = serve();
+    let hypervisor = Frontend::connect(workspace.path("disk.sock"), 1).unwrap();
+    hypervisor.set_owner().unwrap();
+    hypervisor.get_features().unwrap();
+    drop(hypervisor);
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), String::from_utf8(ended.stderr).unwrap().as_str()), (Some(0), ""));
+    assert!(!workspace.path("disk.sock").exists());
 }

@@ -346,9 +346,12 @@ fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
     let first = imagebuilder::cache_service::listener::make(&path).unwrap();
     let error = imagebuilder::cache_service::listener::make(&path).unwrap_err().to_string();
     assert!(error.contains("another process already listens on"), "{error}");
-    drop(first);
-    imagebuilder::cache_service::listener::make(&path).unwrap();
-    std::fs::remove_file(&path).unwrap();
+    // A killed service removes nothing.
+    std::mem::forget(first.1);
+    drop(first.0);
+    assert!(path.exists());
+    drop(imagebuilder::cache_service::listener::make(&path).unwrap());
+    assert!(!path.exists());
     File::create(&path).unwrap();
     assert!(imagebuilder::cache_service::listener::make(&path).is_err());
     assert_eq!(rustix::fs::stat(&path).map(|found| found.st_size), Ok::<_, Errno>(0));

@@ -32,6 +32,7 @@ pub mod failure;
 pub mod input;
 pub mod manual;
 pub mod output;
+pub mod own_socket;
 pub mod place;
 pub mod presence;
 pub mod signals;

@@ -167,9 +167,10 @@ impl CacheClient {
         let (connection, answer) = self.request(taken, &message);
         let answer = match answer {
             Ok(pack) => Ok(Some(pack)),
-            // The path is not in the host's store, or the service is too busy: the build makes this pack itself.
+            // The path is not in the host's store, the service is too busy, or has removed the pack: the build makes this
+            // pack, or its hashes, itself.
             Err(ClientError::Refused {
-                reason: Reason::NotValid | Reason::OtherContent | Reason::Busy | Reason::TooSlow,
+                reason: Reason::NotValid | Reason::OtherContent | Reason::Busy | Reason::TooSlow | Reason::NoPack,
                 ..
             }) => Ok(None),
             Err(error) => Err(error),

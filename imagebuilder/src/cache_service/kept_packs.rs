@@ -95,15 +95,13 @@ impl KeptPacks {
         self.cache.open_block_hashes(&path, blocks)
     }
 
-    /// Makes the pack if it does not exist, and keeps the hashes of all its blocks. Checks the pack, because its identity
-    /// is that of its index: a damaged pack would otherwise give wrong hashes to intact ones.
-    fn make_block_hashes(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<File, String> {
+    /// Keeps the hashes of all blocks of a pack; `None` if the pack has been removed. Making it again would take much
+    /// longer than it takes the client to hash its own copy. Checks the pack, because its identity is that of its index: a
+    /// damaged pack would otherwise give wrong hashes to intact ones.
+    fn make_block_hashes(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<Option<File>, String> {
         let fail = |error: &dyn Error| in_one_line(error);
         let of_pack = WantedPack { file: WantedFile::Pack, ..wanted.clone() };
-        let file = match self.find(&of_pack).map_err(|error| fail(&error))? {
-            Some(pack) => pack,
-            None => self.make(&of_pack, cancel)?,
-        };
+        let Some(file) = self.find(&of_pack).map_err(|error| fail(&error))? else { return Ok(None) };
         let file = PackFile::new(file).map_err(|error| fail(&error))?;
         let path = planned(wanted);
         let opener = PackOpener::new(&wanted.settings, OpenFiles::new(1));
@@ -128,7 +126,7 @@ impl KeptPacks {
         cache.keep_block_hashes(&path, blocks, (identity, &hashes)).map_err(|error| fail(&error))?;
         let kept = cache.open_block_hashes(&path, blocks).ok_or("the hashes were removed")?;
         self.count(&kept)?;
-        Ok(kept)
+        Ok(Some(kept))
     }
 
     /// Counts a new pack, and collects the cache if it has become too large.
@@ -157,7 +155,7 @@ impl PackStore for KeptPacks {
         Ok(found.map(PackFile::into_file))
     }
 
-    fn make(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<File, String> {
+    fn make(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<Option<File>, String> {
         if wanted.file == WantedFile::BlockHashes {
             return self.make_block_hashes(wanted, cancel);
         }
@@ -168,7 +166,7 @@ impl PackStore for KeptPacks {
         if cache.keep_pack(&planned(wanted), &wanted.settings, &pack).is_ok() {
             self.count(&file)?;
         }
-        Ok(file)
+        Ok(Some(file))
     }
 }
 

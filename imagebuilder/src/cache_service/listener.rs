@@ -2,8 +2,9 @@
 
 use listenfd::ListenFd;
 use nix::libc;
+use program::own_socket::{OwnSocket, is_answering};
 use rustix::fs::{Mode, chmod};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -55,27 +56,27 @@ pub fn from_service_manager() -> Result<Option<OwnedFd>, ListenError> {
     }
 }
 
-/// Creates a socket that every user can connect to. The socket of a service that was killed is replaced.
+/// Creates a socket that every user can connect to. The socket of a service that was killed is replaced. The file is
+/// removed when the returned [`OwnSocket`] is dropped.
 ///
 /// # Errors
 /// Another file or a used socket exists at the path, or the socket cannot be created.
-pub fn make(path: &Path) -> Result<OwnedFd, ListenError> {
+pub fn make(path: &Path) -> Result<(OwnedFd, OwnSocket), ListenError> {
     let fail = |source| ListenError::Bind { path: path.to_owned(), source };
     let address = SocketAddrUnix::new(path).map_err(|error| fail(error.into()))?;
-    let socket = || socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
-        let probe = socket().map_err(|error| fail(error.into()))?;
-        match connect(&probe, &address) {
-            Err(rustix::io::Errno::CONNREFUSED) => fs::remove_file(path).map_err(fail)?,
-            _ => return Err(ListenError::InUse { path: path.to_owned() }),
+        if is_answering(path, SocketType::SEQPACKET).map_err(fail)? {
+            return Err(ListenError::InUse { path: path.to_owned() });
         }
+        fs::remove_file(path).map_err(fail)?;
     }
     let made = || -> rustix::io::Result<OwnedFd> {
-        let socket = socket()?;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         bind(&socket, &address)?;
         chmod(path, Mode::from_raw_mode(0o666))?;
         listen(&socket, BACKLOG)?;
         Ok(socket)
     };
-    made().map_err(|error| fail(error.into()))
+    let listener = made().map_err(|error| fail(error.into()))?;
+    Ok((listener, OwnSocket::at(path).map_err(fail)?))
 }

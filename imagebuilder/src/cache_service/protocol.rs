@@ -106,6 +106,8 @@ pub enum Reason {
     Busy,
     /// The pack took longer than the service allows.
     TooSlow,
+    /// The service no longer has the pack whose hashes are requested.
+    NoPack,
     /// The pack could not be made.
     Failed,
 }

@@ -359,7 +359,9 @@ impl Server<'_> {
             // Clients that requested it after it was cancelled still wait for it.
             Err(_) if stopped => job.waiting.into_iter().for_each(|connection| self.queue_pack(connection)),
             Err(refusal) => {
-                (self.report)(&format!("cannot create the pack of {}: {}", wanted.path, refusal.message));
+                if refusal.reason != Reason::NoPack {
+                    (self.report)(&format!("cannot create the pack of {}: {}", wanted.path, refusal.message));
+                }
                 for connection in job.waiting {
                     self.refuse(connection, &refusal);
                 }
@@ -470,7 +472,7 @@ mod tests {
             Ok(None)
         }
 
-        fn make(&self, _: &WantedPack, _: &AtomicBool) -> Result<File, String> {
+        fn make(&self, _: &WantedPack, _: &AtomicBool) -> Result<Option<File>, String> {
             Err("no packs".to_owned())
         }
     }

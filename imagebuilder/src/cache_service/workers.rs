@@ -160,7 +160,8 @@ impl WorkerInputs<'_> {
         let found = nix.query_and_keep(&wanted.path).map_err(|error| refusal_of(&error))?;
         let nar_size_bytes = Some(require_valid(compare_validity(wanted, found.as_ref()), wanted)?);
         let wanted = WantedPack { nar_size_bytes, ..wanted.clone() };
-        self.packs.make(&wanted, cancel).map_err(|message| Refusal::new(Reason::Failed, message))
+        let made = self.packs.make(&wanted, cancel).map_err(|message| Refusal::new(Reason::Failed, message))?;
+        made.ok_or_else(|| Refusal::new(Reason::NoPack, format!("there is no pack of {} any more", wanted.path)))
     }
 }
 

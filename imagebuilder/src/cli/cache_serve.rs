@@ -66,9 +66,13 @@ pub(crate) struct ServeArgs {
 }
 
 pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
-    let listener = match (listener::from_service_manager()?, &args.socket) {
-        (Some(from_service_manager), None) => from_service_manager,
-        (None, Some(path)) => listener::make(path)?,
+    // The socket's file is removed when this function returns.
+    let (listener, _own_socket) = match (listener::from_service_manager()?, &args.socket) {
+        (Some(from_service_manager), None) => (from_service_manager, None),
+        (None, Some(path)) => {
+            let (listener, own_socket) = listener::make(path)?;
+            (listener, Some(own_socket))
+        }
         (Some(_), Some(_)) => {
             return Err(Failure::usage("systemd passed a socket, but --socket names another one")
                 .with_hint("leave --socket out"));
@@ -100,10 +104,5 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         idle_exit: args.idle_exit.map(Duration::from_secs),
     };
     let service = Service { listener, packs: &packs, nix_daemon: &nix_daemon, owners: Owners::of_this_host(), limits };
-    service.run(interrupt::cancel_flag(), &mut |line| program::output::message(line))?;
-    if let Some(path) = &args.socket {
-        // New clients then find no socket, instead of one that refuses connections.
-        let _ = std::fs::remove_file(path);
-    }
-    Ok(())
+    Ok(service.run(interrupt::cancel_flag(), &mut |line| program::output::message(line))?)
 }

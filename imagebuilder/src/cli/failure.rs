@@ -220,7 +220,7 @@ impl From<imagebuilder::serve::ServeError> for Failure {
 impl From<SocketError> for Failure {
     fn from(error: SocketError) -> Self {
         match &error {
-            SocketError::Bind { .. } | SocketError::Notify { .. } => Self::failed(&error),
+            SocketError::Bind { .. } | SocketError::Thread(_) | SocketError::Notify { .. } => Self::failed(&error),
             SocketError::InUse { .. } => Self::bad_input(&error).with_hint("end that process, or use another --socket"),
             SocketError::NotASocket { .. } => {
                 Self::bad_input(&error).with_hint("move it away, or use another --socket")

@@ -4,15 +4,19 @@
 //! Child processes do not inherit the signal mask, because Rust's standard library clears it for them.
 
 use super::failure::Failure;
+use imagebuilder::serve::socket::SocketRemover;
 use nix::sys::signal::SigSet;
 use program::failure::INTERRUPTED;
 use program::signals::stop_signals;
 use std::process;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 /// Whether the program is a server, for which ending on request is not a failure.
 static IS_SERVER: AtomicBool = AtomicBool::new(false);
+/// The socket of the server.
+static SERVER_SOCKET: OnceLock<SocketRemover> = OnceLock::new();
 /// Set by a signal that arrives while undoable work is running.
 static CANCELLED: AtomicBool = AtomicBool::new(false);
 /// Whether running work checks [`CANCELLED`].
@@ -32,6 +36,9 @@ pub(crate) fn install() -> Result<(), Failure> {
 fn wait(signals: &SigSet) {
     while signals.wait().is_ok() {
         if IS_SERVER.load(Ordering::SeqCst) {
+            if let Some(socket) = SERVER_SOCKET.get() {
+                socket.remove();
+            }
             process::exit(0);
         }
         let asked_before = CANCELLED.swap(true, Ordering::SeqCst);
@@ -52,4 +59,10 @@ pub(crate) fn cancel_flag() -> &'static AtomicBool {
 /// From now on a signal ends the program successfully.
 pub(crate) fn end_server() {
     IS_SERVER.store(true, Ordering::SeqCst);
+}
+
+/// From now on a signal also removes the server's socket.
+pub(crate) fn remove_at_end(socket: SocketRemover) {
+    // There is only one server.
+    let _ = SERVER_SOCKET.set(socket);
 }

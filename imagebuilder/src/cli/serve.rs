@@ -5,14 +5,15 @@ use super::interrupt;
 use super::source::SourceArgs;
 use clap::Args;
 use imagebuilder::plan::ImagePlan;
-use imagebuilder::serve::confine::{self, FileAccess};
+use imagebuilder::serve::confine::{self, FileAccess, StorePaths};
 use imagebuilder::serve::content::{DiskContent, StoreContent};
 use imagebuilder::serve::device::MAX_QUEUES;
-use imagebuilder::serve::socket::{self, ServiceManager};
+use imagebuilder::serve::socket::{self, ServiceManager, SocketRemover};
 use imagebuilder::serve::{layout, serve};
 use imagebuilder::settings::ImageSettings;
 use imagebuilder::{missing_paths, threads};
 use std::num::NonZero;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -63,9 +64,23 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     missing_paths::check(&plan, jobs)?;
     let content = content(&plan, jobs)?;
     let store_paths = confine::open_store_paths(content.map().files())?;
-    let listener = socket::bind(&args.socket)?;
+    let (listener, own_socket) = socket::bind(&args.socket)?;
+    let remover = SocketRemover::start(own_socket)?;
+    interrupt::remove_at_end(remover.clone());
+    let served = serve_confined(args, content, listener, &store_paths);
+    remover.remove();
+    served
+}
+
+/// Gives up all access that the server does not need, and serves one hypervisor.
+fn serve_confined(
+    args: &ServeArgs,
+    content: StoreContent,
+    listener: UnixListener,
+    store_paths: &StorePaths,
+) -> Result<(), Failure> {
     let manager = ServiceManager::connect()?;
-    let access = confine::restrict_files(&store_paths)?;
+    let access = confine::restrict_files(store_paths)?;
     confine::restrict_system_calls()?;
     if access == FileAccess::Unrestricted && !args.quiet {
         program::output::message(

@@ -10,7 +10,7 @@ use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::Errno;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter_all_threads};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter, apply_filter_all_threads};
 use std::env::consts::ARCH;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -162,6 +162,7 @@ const ALLOWED_CALLS: &[libc::c_long] = &[
     libc::SYS_rt_sigtimedwait,
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_yield,
+    libc::SYS_seccomp,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
     libc::SYS_set_robust_list,
@@ -169,6 +170,7 @@ const ALLOWED_CALLS: &[libc::c_long] = &[
     libc::SYS_sigaltstack,
     libc::SYS_statx,
     libc::SYS_tgkill,
+    libc::SYS_unlinkat,
     libc::SYS_write,
     libc::SYS_writev,
     #[cfg(target_arch = "x86_64")]
@@ -177,14 +179,22 @@ const ALLOWED_CALLS: &[libc::c_long] = &[
     libc::SYS_poll,
 ];
 
-/// Restricts all threads of this process to the system calls that the server needs.
+/// The calls among [`ALLOWED_CALLS`] that only the threads need that are already running: to remove the socket at the end. The
+/// calling thread uses the other one to lose both.
+const OTHER_THREADS_CALLS: &[libc::c_long] = &[libc::SYS_unlinkat, libc::SYS_seccomp];
+
+/// Restricts all threads of this process to the system calls that the server needs. This thread, and those that it starts,
+/// can remove no files.
 ///
 /// # Errors
 /// [`ConfineError`].
 pub fn restrict_system_calls() -> Result<(), ConfineError> {
-    let rules = ALLOWED_CALLS.iter().map(|call| (*call, Vec::new())).collect();
-    let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-    let filter = SeccompFilter::new(rules, refused, SeccompAction::Allow, ARCH.try_into()?)?;
-    let program: BpfProgram = filter.try_into()?;
-    Ok(apply_filter_all_threads(&program)?)
+    let refused = || SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    apply_filter_all_threads(&filter(ALLOWED_CALLS, SeccompAction::Allow, refused())?)?;
+    Ok(apply_filter(&filter(OTHER_THREADS_CALLS, refused(), SeccompAction::Allow)?)?)
+}
+
+fn filter(calls: &[libc::c_long], listed: SeccompAction, others: SeccompAction) -> Result<BpfProgram, ConfineError> {
+    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+    Ok(SeccompFilter::new(rules, others, listed, ARCH.try_into()?)?.try_into()?)
 }

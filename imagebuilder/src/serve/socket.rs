@@ -1,6 +1,8 @@
 //! The socket of the server, which is private to its user from the beginning, and the message to the service manager.
 
 use nix::sys::stat::{Mode, umask};
+use program::own_socket::{OwnSocket, is_answering};
+use rustix::net::SocketType;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
@@ -8,8 +10,10 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
 use thiserror::Error;
 
 /// The socket cannot be used.
@@ -36,6 +40,9 @@ pub enum SocketError {
         /// The path of the socket.
         path: PathBuf,
     },
+    /// The thread that removes it cannot be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
     /// The socket of the service manager cannot be reached.
     #[error("cannot reach the service manager at NOTIFY_SOCKET={}", .address.display())]
     Notify {
@@ -47,29 +54,64 @@ pub enum SocketError {
     },
 }
 
-/// Creates the socket. Only this user can connect to it. A socket that an earlier server left behind is replaced.
+/// Creates the socket. Only this user can connect to it. A socket that a killed server left behind is replaced.
 ///
-/// No other thread may create files at this time, because the umask is changed for a moment.
+/// No other thread may create files at this time, because the umask is changed for a moment. The file is removed when the
+/// returned value is dropped.
 ///
 /// # Errors
 /// [`SocketError`].
-pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+pub fn bind(path: &Path) -> Result<(UnixListener, OwnSocket), SocketError> {
     let fail = |source| SocketError::Bind { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(SocketError::NotASocket { path: path.to_owned() });
         }
-        Ok(_) => match UnixStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(fail)?,
-            _ => return Err(SocketError::InUse { path: path.to_owned() }),
-        },
+        Ok(_) if is_answering(path, SocketType::STREAM).map_err(fail)? => {
+            return Err(SocketError::InUse { path: path.to_owned() });
+        }
+        Ok(_) => fs::remove_file(path).map_err(fail)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => (),
         Err(error) => return Err(fail(error)),
     }
     let former = umask(Mode::from_bits_truncate(0o177));
     let bound = UnixListener::bind(path);
     umask(former);
-    bound.map_err(fail)
+    let listener = bound.map_err(fail)?;
+    Ok((listener, OwnSocket::at(path).map_err(fail)?))
+}
+
+/// Removes the socket of the server at the end. A thread does this that was started before the server was confined, because
+/// the others can remove no files by then.
+#[derive(Clone, Debug)]
+pub struct SocketRemover(SyncSender<SyncSender<()>>);
+
+impl SocketRemover {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// [`SocketError::Thread`].
+    pub fn start(own_socket: OwnSocket) -> Result<Self, SocketError> {
+        let (requests, received) = sync_channel::<SyncSender<()>>(1);
+        let work = move || {
+            for done in received {
+                own_socket.remove();
+                // An error means that the other thread no longer waits.
+                let _ = done.send(());
+            }
+        };
+        thread::Builder::new().name("socket".to_owned()).spawn(work).map_err(SocketError::Thread)?;
+        Ok(Self(requests))
+    }
+
+    /// Removes the socket's file, if it is still the one that this process created.
+    pub fn remove(&self) {
+        let (done, wait) = sync_channel(1);
+        if self.0.send(done).is_ok() {
+            // An error means that the thread has ended, which it does not do while there is a sender.
+            let _ = wait.recv();
+        }
+    }
 }
 
 /// The service manager, if one waits for this process to be ready: sd_notify(3).

@@ -79,11 +79,13 @@ fn guest_file() -> File {
 fn server(content: Arc<dyn DiskContent>) -> (Frontend, JoinHandle<Result<(), ServeError>>) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk.sock");
-    let listener = socket::bind(&path).unwrap();
+    let (listener, own_socket) = socket::bind(&path).unwrap();
     let server = thread::spawn(move || serve(&content, listener, 2, |_| ()));
     // A connection that only tests whether a process listens.
     drop(UnixStream::connect(&path).unwrap());
-    (Frontend::connect(&path, 2).unwrap(), server)
+    let frontend = Frontend::connect(&path, 2).unwrap();
+    drop(own_socket);
+    (frontend, server)
 }
 
 impl Guest {
@@ -451,12 +453,14 @@ fn the_socket_is_private_and_nothing_but_a_left_over_socket_is_replaced() {
     use std::os::unix::fs::PermissionsExt;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk.sock");
-    drop(socket::bind(&path).unwrap());
-    let listener = socket::bind(&path).unwrap();
+    // A killed server removes nothing.
+    std::mem::forget(socket::bind(&path).unwrap().1);
+    assert!(path.exists());
+    let (listener, own_socket) = socket::bind(&path).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(matches!(socket::bind(&path), Err(socket::SocketError::InUse { .. })));
-    drop(listener);
-    fs::remove_file(&path).unwrap();
+    drop((listener, own_socket));
+    assert!(!path.exists());
     fs::write(&path, "").unwrap();
     assert!(matches!(socket::bind(&path), Err(socket::SocketError::NotASocket { .. })));
 }

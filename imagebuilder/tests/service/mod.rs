@@ -123,7 +123,7 @@ impl PackStore for FakePacks {
         }
     }
 
-    fn make(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<File, String> {
+    fn make(&self, wanted: &WantedPack, cancel: &AtomicBool) -> Result<Option<File>, String> {
         let name = wanted.path.base_name().to_owned();
         let making = self.makings.lock().unwrap().get(&name).copied().unwrap_or(Making::Works);
         self.begun.lock().unwrap().push(name.clone());
@@ -145,7 +145,7 @@ impl PackStore for FakePacks {
         // Like real packs, it is complete or missing, and only its owner can read it.
         let mut file = tempfile::Builder::new().tempfile_in(self.directory.path()).unwrap();
         file.write_all(name.as_bytes()).unwrap();
-        Ok(file.persist(path).unwrap())
+        Ok(Some(file.persist(path).unwrap()))
     }
 }
 
@@ -177,11 +177,12 @@ impl Running {
         let packs = Arc::new(FakePacks::new());
         let printed = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
-        let listener = listener::make(&directory.path().join("cache.sock")).unwrap();
+        let (listener, own_socket) = listener::make(&directory.path().join("cache.sock")).unwrap();
         let thread = {
             let (packs, printed, stop, nix_daemon) =
                 (Arc::clone(&packs), Arc::clone(&printed), Arc::clone(&stop), directory.path().join("nix"));
             thread::spawn(move || {
+                let _own_socket = own_socket;
                 let service = Service {
                     listener,
                     packs: &*packs,
@@ -325,9 +326,10 @@ impl Received {
 pub fn broken(behaviour: impl Fn(&OwnedFd) + Send + Sync + 'static) -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cache.sock");
-    let listener = listener::make(&path).unwrap();
+    let (listener, own_socket) = listener::make(&path).unwrap();
     let behaviour = Arc::new(behaviour);
     thread::spawn(move || {
+        let _own_socket = own_socket;
         while let Ok(client) = accept_with(&listener, SocketFlags::CLOEXEC) {
             let behaviour = Arc::clone(&behaviour);
             thread::spawn(move || {

@@ -1,0 +1,132 @@
+//! Sockets on the file system that this process has bound, and those that a killed process has left behind.
+
+use crate::place::Place;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat, unlinkat};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+/// The file of a socket that this process has bound. It is removed when this value is dropped, or earlier by
+/// [`OwnSocket::remove`], unless another file has its name by then.
+#[derive(Debug)]
+pub struct OwnSocket {
+    directory: OwnedFd,
+    name: OsString,
+    /// Device and inode; `None` if the file was already moved away, for example by the launcher, which then removes it.
+    identity: Option<(u64, u64)>,
+}
+
+impl OwnSocket {
+    /// Identifies the socket at `path`, which this process has just bound. The kernel resolves the path as it did for
+    /// bind(2).
+    ///
+    /// # Errors
+    /// The directory cannot be opened.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Self::new(openat(CWD, parent, flags, Mode::empty())?, path)
+    }
+
+    /// Identifies the socket at `place`, which this process has just bound.
+    ///
+    /// # Errors
+    /// The process has no free descriptor.
+    pub fn bound(place: &Place) -> io::Result<Self> {
+        Self::new(place.directory().as_fd().try_clone_to_owned()?, &place.path())
+    }
+
+    fn new(directory: OwnedFd, path: &Path) -> io::Result<Self> {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        let mut own_socket = Self { directory, name, identity: None };
+        own_socket.identity = own_socket.found();
+        Ok(own_socket)
+    }
+
+    /// Returns device and inode of the file that has the name now.
+    fn found(&self) -> Option<(u64, u64)> {
+        let stat = statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        Some((stat.st_dev, stat.st_ino))
+    }
+
+    /// Removes the file, so that clients find no socket instead of one that refuses connections.
+    pub fn remove(&self) {
+        let found = self.found();
+        if found.is_some() && found == self.identity {
+            // If this fails, the next start of the server replaces the file.
+            let _ = unlinkat(&self.directory, &self.name, AtFlags::empty());
+        }
+    }
+}
+
+impl Drop for OwnSocket {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// Returns whether a process accepts connections on the socket at `path`. Does not wait, even if that process is busy.
+///
+/// # Errors
+/// Only the owner of the socket can connect to it, or the path is too long.
+pub fn is_answering(path: &Path, kind: SocketType) -> io::Result<bool> {
+    let address = SocketAddrUnix::new(path)?;
+    let probe = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    match connect(&probe, &address) {
+        Err(Errno::CONNREFUSED) => Ok(false),
+        // Another type of socket, or too many clients wait.
+        Ok(()) | Err(Errno::PROTOTYPE | Errno::AGAIN) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+
+    #[test]
+    fn a_socket_that_has_replaced_the_own_one_is_not_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let own = OwnSocket::at(&path).unwrap();
+        // The inode is in use as long as the file has another name, so the new socket has another one.
+        fs::rename(&path, directory.path().join("moved")).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        own.remove();
+        assert!(UnixStream::connect(&path).is_ok());
+        fs::rename(directory.path().join("moved"), &path).unwrap();
+        drop(own);
+        assert!(!path.exists());
+        // It was moved before it could be identified.
+        let moved = OwnSocket::at(&path).unwrap();
+        fs::write(&path, "another file").unwrap();
+        drop((moved, listener));
+        assert!(path.exists());
+        assert!(OwnSocket::at(&directory.path().join("missing/socket")).is_err());
+    }
+
+    #[test]
+    fn a_socket_without_a_process_does_not_answer_and_others_do_even_if_they_accept_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        for kind in [SocketType::STREAM, SocketType::SEQPACKET] {
+            assert!(!is_answering(&path, kind).unwrap());
+        }
+        fs::remove_file(&path).unwrap();
+        let _datagrams = UnixDatagram::bind(&path).unwrap();
+        assert!(is_answering(&path, SocketType::STREAM).unwrap());
+        fs::remove_file(&path).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let waiting: Vec<_> = (0..2).filter_map(|_| is_answering(&path, SocketType::STREAM).ok()).collect();
+        assert_eq!(waiting, [true, true]);
+        assert!(is_answering(&directory.path().join("missing"), SocketType::STREAM).is_err());
+    }
+}
