@@ -101,6 +101,12 @@ pub enum VolumeError {
         /// The owner of the lock, as its lock file names it.
         holder: LockHolder,
     },
+    /// The host uses the block device.
+    #[error(
+        "volume {0}: this host uses the block device: it is mounted, or belongs to LVM, a RAID or another device that is in use; \
+         a machine that writes to a volume must be the only one that uses it, so unmount it or stop that use first"
+    )]
+    Claimed(HostPath),
     /// The lock file cannot be used.
     #[error("volume {path} cannot be locked: {}: {source}{}", .lock.display(), owner_remedy(.path, .lock, .source))]
     Lock {

@@ -223,11 +223,16 @@ fn arguments_that_would_override_ours_in_qemu_are_refused() {
     for arguments in [["-m", "slots=2"], ["-smp", "sockets=1"], ["-name", "debug-threads=on"], ["-M", "graphics=off"]] {
         launch(extra("qemu", &arguments), Hypervisor::Qemu);
     }
-    launch(extra("qemu", &["-numa", "node"]), Hypervisor::Qemu);
-    let mut backed = extra("qemu", &["-numa", "node"]);
-    backed["hugepageMem"] = json!(true);
-    let refused = refusal(backed, Hypervisor::Qemu);
-    assert!(refused.contains("so it cannot have NUMA nodes; leave -numa out"), "{refused}");
+    for (arguments, expected) in [
+        (["-numa", "node"], "so it cannot have NUMA nodes; leave -numa out"),
+        (["-mem-path", "/dev/shm"], "so it cannot be in a file; leave -mem-path out"),
+    ] {
+        launch(extra("qemu", &arguments), Hypervisor::Qemu);
+        let mut backed = extra("qemu", &arguments);
+        backed["hugepageMem"] = json!(true);
+        let refused = refusal(backed, Hypervisor::Qemu);
+        assert!(refused.contains(expected), "{refused}");
+    }
     let on_terminal = json!({"qemu": {"serialConsole": false, "extraArgs": ["-serial", "stdio"]}});
     launch(on_terminal, Hypervisor::Qemu);
     let refused = refusal(json!({"qemu": {"machineOpts": {"a,b": "on"}}}), Hypervisor::Qemu);
@@ -650,4 +655,13 @@ fn the_output_of_a_script_is_checked_and_merged_like_extra_args() {
         let reasons = with(section, &[], hypervisor, &output).expect_err("a refusal");
         assert!(reasons[0].contains(&format!("cannot be given {}, because", output[0])), "{reasons:?}");
     }
+}
+
+#[test]
+fn a_volume_is_not_the_file_into_which_the_configuration_of_the_hypervisor_is_written() {
+    let files = launch(json!({}), Hypervisor::Firecracker).files;
+    let volumes = json!([{"image": files[0].path, "size": 8}]);
+    let refused = refusal(json!({"volumes": volumes}), Hypervisor::Firecracker);
+    assert!(refused.contains("volumes[0].image: firecracker has its configuration in this file"), "{refused}");
+    launch(json!({"volumes": volumes}), Hypervisor::Qemu);
 }

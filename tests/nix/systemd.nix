@@ -17,9 +17,12 @@ let
 
   probeKernel =
     let
-      package.outPath = builtins.path {
-        path = probe;
-        name = "probe-guest";
+      package = {
+        type = "derivation";
+        outPath = builtins.path {
+          path = probe;
+          name = "probe-guest";
+        };
       };
     in
     package // { dev = package; };

@@ -69,13 +69,14 @@ check_running() { # MACHINE
 
 # Root uses what a machine has recorded as the machine's user.
 check_requests() { # MACHINE
-  local microvm client printed
+  local microvm client printed size=8
+  [ "$1" != kvmtool ] || size=+8 # it supports only changes
   microvm=$(systemctl cat "microvm@$1" | grep -o '/nix/store/[^ ]*/bin/microvm' | head -n 1)
   "$microvm" console "$1" </dev/null >/run/console 2>&1 &
   client=$!
   wait_until grep -q waiting /run/console
   kill "$client"
-  printed=$("$microvm" balloon "$1" +8 2>&1) || die "root cannot change the balloon of $1: $printed"
+  printed=$("$microvm" balloon "$1" "$size" 2>&1) || die "root cannot change the balloon of $1: $printed"
 }
 
 # systemd does not run ExecStop while a guest boots. The guest is asked all the same.

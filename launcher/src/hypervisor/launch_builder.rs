@@ -514,6 +514,14 @@ impl<'spec> LaunchBuilder<'spec> {
             self.refuse("socket", reason);
         }
         self.check_bound_sockets(notification.as_ref());
+        for file in &command.files {
+            let absolute = |path: &HostPath| path.below(&self.facts.state_directory);
+            if let Some(disk) = spec.disks.iter().find(|disk| absolute(&disk.image) == absolute(&file.path)) {
+                let (option, reason) =
+                    (format!("{}.image", disk.option), "has its configuration in this file; choose another");
+                self.refuse(&option, reason);
+            }
+        }
         if spec.console_socket.is_some() && command.console_device.is_none() {
             self.refuse("consoleSocket", "has no serial console to serve, because qemu.serialConsole is off");
         }

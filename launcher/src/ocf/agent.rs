@@ -431,6 +431,8 @@ impl<'run> Agent<'run> {
         match launch.map(|launch| self.lock_volumes_of(&launch)) {
             // The machine may run on another node that shares the volume.
             Some(Err(VolumeError::InUse { holder, .. })) if holder.is_on_another_host() => Ok(None),
+            // By this host, not by the machine.
+            Some(Err(VolumeError::Claimed(_))) => Ok(None),
             Some(Err(error @ VolumeError::InUse { .. })) => Ok(Some(error.to_string())),
             Some(Err(error)) => Err(error.into()),
             Some(Ok(())) | None => Ok(None),

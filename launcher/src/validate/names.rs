@@ -22,6 +22,15 @@ pub(super) fn path(path: &HostPath) -> Result<(), String> {
     no_control_characters(text)
 }
 
+/// Checks the path of a file, which cannot be that of a directory.
+pub(super) fn file_path(file: &HostPath) -> Result<(), String> {
+    path(file)?;
+    match file.as_str().rsplit('/').next() {
+        Some("" | "." | "..") => Err(format!("`{file}` is the path of a directory; write the path of a file in it")),
+        _ => Ok(()),
+    }
+}
+
 /// Checks the path of a Unix socket.
 pub(super) fn socket_path(socket: &HostPath) -> Result<(), String> {
     path(socket)?;
@@ -35,9 +44,9 @@ pub(super) fn socket_path(socket: &HostPath) -> Result<(), String> {
 }
 
 /// Checks the name of a network interface of the host: `dev_valid_name` in net/core/dev.c, but without `%`, which tun
-/// replaces with a number.
+/// replaces with a number. The kernel has the other names in sysctl for all interfaces: net/ipv4/devinet.c.
 pub(super) fn interface_name(name: &str) -> Result<(), String> {
-    if name.is_empty() || name == "." || name == ".." || name.starts_with('-') {
+    if matches!(name, "" | "." | ".." | "lo" | "all" | "default") || name.starts_with('-') {
         return Err(format!("`{name}` cannot be the name of a network interface"));
     }
     if name.len() > MAX_INTERFACE_NAME_BYTES {
@@ -177,7 +186,22 @@ mod tests {
 
     #[test]
     fn interface_names_are_those_of_the_kernel() {
-        for name in ["", ".", "..", "a/b", "tap%d", "a b", "a:1", "-a", "sixteen-bytes-xx", "t\u{e4}p", "a,b"] {
+        for name in [
+            "",
+            ".",
+            "..",
+            "lo",
+            "all",
+            "default",
+            "a/b",
+            "tap%d",
+            "a b",
+            "a:1",
+            "-a",
+            "sixteen-bytes-xx",
+            "t\u{e4}p",
+            "a,b",
+        ] {
             assert!(interface_name(name).is_err(), "{name:?}");
         }
         for name in ["vm-web", "fifteen-bytes-x", "tap0.1"] {

@@ -43,6 +43,13 @@ pub(super) fn disks(
         });
     }
     let images = disks.iter().map(|disk| (format!("{}.image", disk.option), plain(&disk.image)));
+    for disk in &disks {
+        let is_lock = |other: &&Disk| plain(&disk.image) == format!("{}.lock", plain(&other.image));
+        if let Some(other) = disks.iter().find(is_lock) {
+            let reason = format!("`{}` is the lock file of {}.image; choose another name", disk.image, other.option);
+            findings.problem(format!("{}.image", disk.option), reason);
+        }
+    }
     findings.require_distinct("image", images);
     let serials = disks.iter().filter_map(|disk| Some((format!("{}.serial", disk.option), disk.serial.as_deref()?)));
     findings.require_distinct("serial number", serials);
@@ -198,7 +205,7 @@ fn volume_disk(place: usize, index: usize, volume: &Volume) -> Disk {
 
 fn check_volume(index: usize, volume: &Volume, findings: &mut Findings) {
     let option = |name: &str| format!("volumes[{index}].{name}");
-    findings.require(option("image"), names::path(&volume.image));
+    findings.require(option("image"), names::file_path(&volume.image));
     if let Some(serial) = &volume.serial {
         findings.require(option("serial"), names::serial(serial));
     }

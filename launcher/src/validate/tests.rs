@@ -107,6 +107,11 @@ fn each_rule_reports_exactly_one_problem() {
             json!({"storeDisk": {"image": "a.img"}, "volumes": [{"image": "./a.img", "size": 1}]}),
             "web: volumes[0].image: the image `a.img` is already used by storeDisk.image",
         ),
+        (json!({"volumes": [{"image": "a/", "size": 1}]}), "web: volumes[0].image: `a/` is the path of a directory"),
+        (
+            json!({"volumes": [{"image": "a", "size": 1}, {"image": "./a.lock", "size": 1}]}),
+            "web: volumes[1].image: `./a.lock` is the lock file of volumes[0].image",
+        ),
         (
             json!({"shares": [{"tag": "a/b", "source": "/s", "mountPoint": "/s"}]}),
             "web: shares[0].tag: `a/b` contains '/'",

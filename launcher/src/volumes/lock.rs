@@ -232,7 +232,8 @@ pub fn lock_volumes(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Result<
             }
         }
         let image_lock = lock_image(&place, &path, (volume.access, request.time))?;
-        locks.extend(image_lock.filter(|_| request.image_lock == ImageLock::Held));
+        // No hypervisor claims a block device.
+        locks.extend(image_lock.filter(|lock| request.image_lock == ImageLock::Held || lock.image.is_none()));
     }
     Ok(locks)
 }
@@ -289,7 +290,7 @@ pub fn inspect_locks(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Vec<(u
 fn inspect_lock(lock: &Place, image: &HostPath, access: Access) -> Result<(), VolumeError> {
     let failed = |source| VolumeError::Lock { path: image.clone(), lock: lock.path(), source };
     let (flags, kind) = if access == Access::ReadWrite { (OFlag::O_RDWR, F_WRLCK) } else { (OFlag::O_RDONLY, F_RDLCK) };
-    let mut file = match lock.open(flags) {
+    let mut file = match lock.open(flags).and_then(|file| require_lock_file(&file).map(|()| file)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound && access == Access::ReadWrite => {
             return lock.check_create().map_err(failed);
@@ -309,9 +310,12 @@ fn lock_image(
     (access, time): (Access, LockTime),
 ) -> Result<Option<VolumeLock>, VolumeError> {
     let failed = |source| VolumeError::File { path: path.clone(), source };
-    let Some(stat) = place.stat().map_err(failed)?.filter(|stat| stat.st_mode & S_IFMT == S_IFREG) else {
-        return Ok(None);
-    };
+    let stat = place.stat().map_err(failed)?;
+    if access == Access::ReadWrite && stat.is_some_and(|stat| stat.st_mode & S_IFMT == S_IFBLK) {
+        // A machine that migrates to this host is claimed by none: the device may be the other host's until then.
+        return if time == LockTime::Now { claim_device(place, path) } else { Ok(None) };
+    }
+    let Some(stat) = stat.filter(|stat| stat.st_mode & S_IFMT == S_IFREG) else { return Ok(None) };
     let file = match place.open(OFlag::O_RDONLY) {
         Err(error) if access != Access::ReadWrite && CANNOT_LOCK.contains(&error.kind()) => return Ok(None),
         opened => opened.map_err(failed)?,
@@ -323,6 +327,17 @@ fn lock_image(
     let unlocked = Unlocked { kind, image: path.clone(), lock: None, machine: String::new() };
     let image = Some((stat.st_dev, stat.st_ino));
     VolumeLock { file, image, unlocked: Some(unlocked) }.at(time).map(Some)
+}
+
+/// Claims a block device, as mount(8) does: open(2), `O_EXCL`. The hypervisor opens it without a claim of its own. The kernel
+/// refuses the claim while the device is mounted, or a part of another device that is claimed. Returns `None` for a device
+/// that cannot be opened now; the hypervisor reports why.
+fn claim_device(place: &Place, path: &HostPath) -> Result<Option<VolumeLock>, VolumeError> {
+    match place.open(OFlag::O_RDONLY | OFlag::O_EXCL) {
+        Ok(file) => Ok(Some(VolumeLock { file, image: None, unlocked: None })),
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(VolumeError::Claimed(path.clone())),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Locks the image itself. Does nothing if the file system has no such locks.
@@ -465,10 +480,21 @@ fn in_use(file: &mut File, conflict: &flock, image: &HostPath) -> VolumeError {
 fn open_lock(lock: &Place, stat: Option<&FileStat>, owner: Option<&Identity>) -> io::Result<File> {
     let is_new = lock.stat()?.is_none();
     let file = lock.open_or_create(VOLUME_MODE)?;
+    require_lock_file(&file)?;
     if is_new {
         copy_permissions(&file, stat, owner)?;
     }
     Ok(file)
+}
+
+/// Refuses a file that is not a lock file, because its content will be replaced: another machine's volume, for example, with
+/// the name `a.lock` beside the volume `a`.
+fn require_lock_file(file: &File) -> io::Result<()> {
+    if file.metadata()?.len() <= MAX_HOLDER_BYTES {
+        return Ok(());
+    }
+    let reason = "this is not a lock file; move it away, or give the volume another name";
+    Err(io::Error::new(io::ErrorKind::InvalidData, reason))
 }
 
 /// Gives a lock file the owner and mode of its image, or those of an image that will be created.

@@ -174,9 +174,11 @@ pub(super) fn check(builder: &mut LaunchBuilder<'_>) {
             check_machine_keys(builder, value.unwrap_or_default());
         }
         let backs_memory = builder.spec.memory.shared || builder.spec.memory.huge_pages;
-        if name == "numa" && backs_memory && value.is_some_and(|value| value.starts_with("node")) {
-            let reason = "has the memory in one backend, for shared memory or huge pages, so it cannot have NUMA nodes";
-            builder.refuse("qemu.extraArgs", format!("{reason}; leave -numa out"));
+        let is_node = name == "numa" && value.is_some_and(|value| value.starts_with("node"));
+        if backs_memory && (is_node || name == "mem-path") {
+            let instead = if is_node { "have NUMA nodes" } else { "be in a file" };
+            let reason = "has the memory in one backend, for shared memory or huge pages, so it cannot";
+            builder.refuse("qemu.extraArgs", format!("{reason} {instead}; leave -{name} out"));
         }
         if name == "daemonize" {
             let reason = "cannot run in the background, because the launcher supervises its process";

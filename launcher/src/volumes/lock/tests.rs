@@ -263,3 +263,45 @@ fn a_volume_on_a_full_disk_is_locked() {
     assert!(run("umount", &["-l"]));
     assert!(locked && second.unwrap_err().contains("is in use by another process"));
 }
+
+#[test]
+fn a_block_device_that_the_host_uses_is_not_a_volume_that_a_machine_writes_to() {
+    let host = Host::new();
+    let image = host.path("image");
+    File::create(&image).unwrap().set_len(1 << 20).unwrap();
+    let losetup = |arguments: &[&str]| std::process::Command::new("losetup").args(arguments).output();
+    let attached =
+        losetup(&["--find", "--show", image.to_str().unwrap()]).map(|output| output.stdout).unwrap_or_default();
+    let device = String::from_utf8(attached).unwrap().trim().to_owned();
+    if !geteuid().is_root() || device.is_empty() {
+        return testing::missing("a loop device is needed");
+    }
+    // As mount(8) does.
+    let claimed = nix::fcntl::open(device.as_str(), OFlag::O_RDONLY | OFlag::O_EXCL, Mode::empty()).unwrap();
+    let while_claimed = host.lock("web", &[&device]);
+    let read = host.lock_for("web", &[(&device, Access::Read)]).map(drop);
+    drop(claimed);
+    let afterwards = host.lock("web", &[&device]);
+    let opened = File::options().write(true).open(&device);
+    let results = (while_claimed.map(drop), read, afterwards.map(drop), opened.map(drop));
+    assert!(losetup(&["--detach", &device]).unwrap().status.success());
+    assert!(results.0.unwrap_err().contains("this host uses the block device"));
+    assert!(
+        results.1.is_ok() && results.2.is_ok() && results.3.is_ok(),
+        "{:?} {:?} {:?}",
+        results.1,
+        results.2,
+        results.3
+    );
+}
+
+#[test]
+fn a_volume_that_has_the_name_of_another_volumes_lock_file_keeps_its_content() {
+    let host = Host::new();
+    fs::write(host.path("a"), "").unwrap();
+    let content = [7; 4096];
+    fs::write(host.path("a.lock"), content).unwrap();
+    let error = host.lock("web", &["a"]).unwrap_err();
+    assert!(error.contains("a.lock: this is not a lock file"), "{error}");
+    assert_eq!(fs::read(host.path("a.lock")).unwrap(), content);
+}
