@@ -61,6 +61,12 @@ pub enum RequestProblem {
         /// The size.
         bytes: u64,
     },
+    /// No file is that long.
+    #[error("the size is {bytes} bytes, but no file can be longer than {} bytes", i64::MAX)]
+    TooLong {
+        /// The size.
+        bytes: u64,
+    },
     /// The file system does not support the label.
     #[error("{} does not support the label {label:?}: {problem}", .file_system.name())]
     Label {
@@ -187,6 +193,8 @@ fn problems(request: &VolumeRequest) -> Vec<RequestProblem> {
     }
     if request.size_bytes == 0 || !request.size_bytes.is_multiple_of(SECTOR_BYTES) {
         problems.push(RequestProblem::Size { bytes: request.size_bytes });
+    } else if i64::try_from(request.size_bytes).is_err() {
+        problems.push(RequestProblem::TooLong { bytes: request.size_bytes });
     }
     let file_system = request.file_system;
     if let Some(label) = &request.label

@@ -55,6 +55,71 @@ fn codecs_levels_and_sizes_out_of_range_are_refused() {
 }
 
 #[test]
+fn numbers_that_are_none_or_out_of_range_are_refused_by_every_command() {
+    let workspace = Workspace::with_store();
+    let never = [
+        "",
+        " ",
+        "x",
+        "-1",
+        "+",
+        "1.5",
+        "1e9",
+        "0x10",
+        " 5",
+        "5 ",
+        "1_000",
+        "NaN",
+        "\u{661}\u{662}",
+        "\u{ff11}",
+        "99999999999999999999999999999999",
+        "18446744073709551616",
+    ];
+    let serve = ["cache", "serve", "--cache", "cache", "--socket", "socket"];
+    let (build, year) = (BUILD.split(' ').collect::<Vec<_>>(), "31536001");
+    // The words before the number, and the numbers that only this option refuses.
+    let options: [(&[&str], &str, &[&str]); 19] = [
+        (&build, "--jobs", &["0", "1k", "257", "18446744073709551615"]),
+        (&build, "--level", &["-1", "1k", "4294967296"]),
+        (&build, "--block-size", &["0", "1Q", "18446744073709551615T"]),
+        (&build, "--fragment-block-size", &["0", "1Q", "18446744073709551615T"]),
+        (&["verify", "image"], "--jobs", &["0", "257"]),
+        (&["verify", "image"], "--max-problems", &["1k"]),
+        (&["diff", "image", "image"], "--jobs", &["0", "257"]),
+        (&["diff", "image", "image"], "--max-differences", &["1k"]),
+        (&["size", "image"], "--top", &["1k"]),
+        (&["extract", "image", "--output", "out"], "--jobs", &["0", "257"]),
+        (&["serve", "--closure-info", "info", "--socket", "socket"], "--queues", &["0", "1k", "65536"]),
+        (&serve, "--max-size", &["1Q", "18446744073709551615T"]),
+        (&serve, "--jobs", &["0", "257"]),
+        (&serve, "--max-clients", &["0", "1k"]),
+        (&serve, "--max-clients-per-user", &["0", "1k"]),
+        (&serve, "--request-timeout", &["0", "1k", year]),
+        (&serve, "--client-timeout", &["0", "1k", year]),
+        (&serve, "--idle-exit", &["1k", year]),
+        (
+            &["volume", "create", "--fs", "ext4", "volume"],
+            "--size",
+            &["0", "1Q", "513", "9223372036854775808", "8388608T"],
+        ),
+    ];
+    for (before, option, refused) in options {
+        for number in never.iter().chain(refused) {
+            let argument = format!("{option}={number}");
+            let arguments = before.iter().copied().chain([argument.as_str()]);
+            let output = workspace.command(arguments).output().unwrap();
+            let message = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{before:?} {argument:?}: {message}");
+            assert!(
+                message.starts_with("error: ") && !message.contains("panicked"),
+                "{before:?} {argument}: {message}"
+            );
+        }
+    }
+    assert_eq!(workspace.names(), ["attrs.json", "info", "store"]);
+}
+
+#[test]
 fn outputs_that_cannot_be_written_are_refused() {
     let workspace = Workspace::with_store();
     let _socket = UnixListener::bind(workspace.path("socket")).unwrap();

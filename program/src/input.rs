@@ -26,6 +26,15 @@ pub fn up_to<const MAX: u64>(text: &str) -> Result<u64, String> {
     number.ok_or_else(|| format!("it must be a whole number from 0 to {MAX}"))
 }
 
+/// Parses a whole number of the command line that is at least 1 and at most `MAX`.
+///
+/// # Errors
+/// Returns what the text must be instead.
+pub fn from_one_up_to<const MAX: u64>(text: &str) -> Result<u64, String> {
+    let number = text.parse().ok().filter(|number| (1..=MAX).contains(number));
+    number.ok_or_else(|| format!("it must be a whole number from 1 to {MAX}"))
+}
+
 /// Replaces the error of [`io::Read::read_to_string`] for a file that is not text.
 pub fn text_error(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::InvalidData {
@@ -49,6 +58,7 @@ mod tests {
         assert_eq!(whole_number::<u32>("4294967296"), Err("it is too large".to_owned()));
         assert_eq!(whole_number::<NonZero<usize>>("0"), Err("it must be at least 1".to_owned()));
         assert_eq!((up_to::<10>("10"), up_to::<10>("11").is_err()), (Ok(10), true));
+        assert_eq!((from_one_up_to::<10>("10"), from_one_up_to::<10>("0").is_err()), (Ok(10), true));
     }
 
     #[test]

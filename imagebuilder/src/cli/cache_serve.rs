@@ -9,7 +9,7 @@ use imagebuilder::cache_service::nix_daemon::DEFAULT_NIX_DAEMON;
 use imagebuilder::cache_service::owners::Owners;
 use imagebuilder::cache_service::server::{Limits, Service};
 use imagebuilder::{open_files, size};
-use program::input::{up_to, whole_number};
+use program::input::{from_one_up_to, up_to, whole_number};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -55,10 +55,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N", default_value = "16", value_parser = whole_number::<NonZero<usize>>)]
     max_clients_per_user: NonZero<usize>,
     /// Seconds that a request may take
-    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = up_to::<MAX_SECONDS>)]
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = from_one_up_to::<MAX_SECONDS>)]
     request_timeout: u64,
     /// Seconds after which an idle client is disconnected
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = up_to::<MAX_SECONDS>)]
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = from_one_up_to::<MAX_SECONDS>)]
     client_timeout: u64,
     /// Seconds without a client after which the service ends; systemd starts it again [default: never]
     #[arg(long, value_name = "SECONDS", value_parser = up_to::<MAX_SECONDS>)]
