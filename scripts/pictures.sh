@@ -1,17 +1,25 @@
 #!/usr/bin/env bash
 # pictures.sh: renders the pictures of terminals in docs/pictures from real runs, with tmux. Look at them before you
 # commit them. Needs the fixture closure `small` and, for a build that is slow enough to show progress,
-# MICROVM_PICTURES_CLOSURE: a directory with closure-info (default: that of `small`).
+# MICROVM_PICTURES_CLOSURE: a directory with closure-info (default: that of `small`). MICROVM_PICTURES_PROGRAMS: a directory
+# with release builds of `microvm`, `microvm-image` and `manual` (default: the script builds them).
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 
 die() { printf 'error: %s\n' "$1" >&2; exit 1; }
 command -v tmux >/dev/null || die "tmux is missing"
-target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+programs=${MICROVM_PICTURES_PROGRAMS:-}
+if [ -z "$programs" ]; then
+  cargo build --locked --quiet --release -p imagebuilder -p launcher -p manual
+  programs=${CARGO_TARGET_DIR:-target}/release
+fi
+programs=$(realpath "$programs")
+for program in microvm microvm-image manual; do
+  [ -x "$programs/$program" ] || die "$programs/$program is missing"
+done
 fixtures=$(realpath "${MICROVM_FIXTURES:-target/fixtures}")
 closure=$(realpath "${MICROVM_PICTURES_CLOSURE:-$fixtures/small}")
 pictures=$PWD/docs/pictures
-cargo build --locked --quiet --release -p imagebuilder -p launcher -p manual
 
 scratch=$(mktemp -d)
 socket=$scratch/tmux
@@ -20,14 +28,14 @@ mkdir "$scratch/home"
 ln -s "$closure/closure-info" "$scratch/home/closure-info"
 ln -s "$fixtures/store/nix/store" "$scratch/home/store"
 # The examples of docs/host.md create two machines in this directory.
-"$target/release/manual" examples --scratch "$scratch/examples" docs/host.md
+"$programs/manual" examples --scratch "$scratch/examples" docs/host.md
 hosts=$scratch/examples/host/pictured
 
 screen() { tmux -S "$socket" -f /dev/null "$@"; }
 start() { # COLUMNS ROWS [HOME]: a shell
   local home=${3:-$scratch/home}
   screen new-session -d -s picture -x "$1" -y "$2" \
-    "cd '$scratch/home' && env -i HOME='$home' TERM=xterm-256color LC_ALL=C.UTF-8 PATH='$target/release:$hosts/bin:$PATH' \
+    "cd '$scratch/home' && env -i HOME='$home' TERM=xterm-256color LC_ALL=C.UTF-8 PATH='$programs:$hosts/bin:$PATH' \
       MICROVM_STATE_DIR='$hosts/machines' MICROVM_GCROOTS_DIR='$hosts/gcroots' PS1='\[\e[1;32m\]\$\[\e[0m\] ' bash --norc --noprofile" \; \
     set-option -s exit-empty off # otherwise the server ends with its session, while the next one is created
   # Wait for the shell's prompt.
@@ -43,7 +51,7 @@ take() { # NAME [running]: without the last prompt, where nothing is typed
   # Remove the empty end of the screen and the waiting prompt.
   sed -i -e :end -e '/^\n*$/{$d;N;bend' -e '}' "$scratch/lines"
   [ "${2:-}" = running ] || sed -i '$d' "$scratch/lines"
-  "$target/release/manual" picture <"$scratch/lines" >"$pictures/$1.svg"
+  "$programs/manual" picture <"$scratch/lines" >"$pictures/$1.svg"
   echo "pictures: $pictures/$1.svg" >&2
 }
 stop() { screen kill-session -t picture; }
