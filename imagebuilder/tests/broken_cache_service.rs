@@ -7,7 +7,7 @@ mod service;
 
 use imagebuilder::cache_service::client::{CacheClient, ClientError, Timeouts};
 use imagebuilder::cache_service::listener;
-use imagebuilder::cache_service::protocol::{Answer, Reason};
+use imagebuilder::cache_service::protocol::{Answer, Reason, WantedFile};
 use imagebuilder::settings::ImageSettings;
 use rustix::net::{SendFlags, send};
 use service::{ENCODER, LONG, Making, Running, base_name, broken, planned, say};
@@ -22,7 +22,7 @@ use std::time::Duration;
 const SHORT_TIMEOUTS: Timeouts = Timeouts { silence: Duration::from_millis(500), request: Duration::from_millis(1500) };
 
 fn fetch(client: &CacheClient, number: usize) -> Result<Option<String>, ClientError> {
-    let pack = client.fetch(&planned(number), &ImageSettings::default(), ENCODER)?;
+    let pack = client.fetch(WantedFile::Pack, &planned(number), &ImageSettings::default(), ENCODER)?;
     Ok(pack.map(|mut pack| {
         let mut content = String::new();
         pack.read_to_string(&mut content).unwrap();
@@ -59,9 +59,9 @@ fn a_build_gets_the_packs_that_exist_and_continues_without_the_others() {
     // The errors concerned only those paths.
     assert_eq!(fetch(&client, 4).unwrap(), Some(base_name(4)));
     let without_hash = imagebuilder::plan::PlannedPath { nar_hash: None, ..planned(5) };
-    assert!(client.fetch(&without_hash, &ImageSettings::default(), ENCODER).unwrap().is_none());
+    assert!(client.fetch(WantedFile::Pack, &without_hash, &ImageSettings::default(), ENCODER).unwrap().is_none());
     // Packs of another encoder would change the image.
-    assert!(client.fetch(&planned(5), &ImageSettings::default(), "other").is_err());
+    assert!(client.fetch(WantedFile::Pack, &planned(5), &ImageSettings::default(), "other").is_err());
     assert!(fetch(&client, 6).unwrap().is_none());
 }
 

@@ -93,7 +93,7 @@ pub struct CacheClient {
 #[derive(Debug)]
 struct Pool {
     idle: Vec<OwnedFd>,
-    unmade: usize,
+    unopened: usize,
     /// Whether the service must not be used again.
     given_up: bool,
 }
@@ -114,7 +114,7 @@ impl CacheClient {
     pub fn connect_with(socket: &Path, timeouts: Timeouts) -> Result<Option<Self>, ClientError> {
         match open(socket, timeouts.silence) {
             Ok(first) => {
-                let pool = Pool { idle: vec![first], unmade: MAX_CONNECTIONS - 1, given_up: false };
+                let pool = Pool { idle: vec![first], unopened: MAX_CONNECTIONS - 1, given_up: false };
                 let (pool, returned) = (Mutex::new(pool), Condvar::new());
                 Ok(Some(Self { socket: socket.to_owned(), timeouts, pool, returned }))
             }
@@ -123,45 +123,25 @@ impl CacheClient {
         }
     }
 
-    /// Requests the pack of a store path; `None` if the service has none for this build, which is not an error. After
-    /// an error, the service is not used again, because other requests would fail too, or take as long.
+    /// Requests a file of a store path: its pack, or the hashes of the pack's blocks. Returns `None` if the service has
+    /// none for this build, which is not an error. After an error, the service is not used again, because other
+    /// requests would fail too, or take as long.
     ///
-    /// The caller must check the pack like one from any other cache.
+    /// The caller must check the file like one from any other cache.
     ///
     /// # Errors
     /// The service cannot be used, or could not make the pack.
     pub fn fetch(
         &self,
+        file: WantedFile,
         store_path: &PlannedPath,
         settings: &ImageSettings,
         encoder: &str,
     ) -> Result<Option<File>, ClientError> {
-        match Request::new(store_path.clone(), *settings, encoder.to_owned()) {
-            Some(request) => self.fetch_file(&request),
-            None => Ok(None),
-        }
-    }
-
-    /// Requests the hashes of dm-verity of the blocks of a pack. Like a pack, they must be checked.
-    ///
-    /// # Errors
-    /// Those of [`CacheClient::fetch`].
-    pub fn fetch_block_hashes(
-        &self,
-        store_path: &PlannedPath,
-        settings: &ImageSettings,
-        encoder: &str,
-    ) -> Result<Option<File>, ClientError> {
-        match Request::new(store_path.clone(), *settings, encoder.to_owned()) {
-            Some(mut request) => {
-                request.file = WantedFile::BlockHashes;
-                self.fetch_file(&request)
-            }
-            None => Ok(None),
-        }
-    }
-
-    fn fetch_file(&self, request: &Request) -> Result<Option<File>, ClientError> {
+        let Some(mut request) = Request::new(store_path.clone(), *settings, encoder.to_owned()) else {
+            return Ok(None);
+        };
+        request.file = file;
         let message = request.message().map_err(|source| self.protocol(source))?;
         let Some(taken) = self.take_connection() else { return Ok(None) };
         let (connection, answer) = self.request(taken, &message);
@@ -194,8 +174,8 @@ impl CacheClient {
             if let Some(idle) = pool.idle.pop() {
                 return Some(Some(idle));
             }
-            if pool.unmade > 0 {
-                pool.unmade -= 1;
+            if pool.unopened > 0 {
+                pool.unopened -= 1;
                 return Some(None);
             }
             pool = self.returned.wait(pool).unwrap_or_else(PoisonError::into_inner);
@@ -206,7 +186,7 @@ impl CacheClient {
         let mut pool = self.pool();
         match connection {
             Some(connection) => pool.idle.push(connection),
-            None => pool.unmade += 1,
+            None => pool.unopened += 1,
         }
         if gives_up {
             pool.given_up = true;
@@ -297,7 +277,8 @@ impl CacheClient {
 
 impl PackSource for CacheClient {
     fn find_pack(&self, store_path: &PlannedPath, settings: &ImageSettings) -> Result<Option<File>, PackSourceError> {
-        self.fetch(store_path, settings, &settings_name(settings)).map_err(|error| PackSourceError(in_one_line(&error)))
+        self.fetch(WantedFile::Pack, store_path, settings, &settings_name(settings))
+            .map_err(|error| PackSourceError(in_one_line(&error)))
     }
 
     fn find_block_hashes(
@@ -305,7 +286,7 @@ impl PackSource for CacheClient {
         store_path: &PlannedPath,
         settings: &ImageSettings,
     ) -> Result<Option<File>, PackSourceError> {
-        self.fetch_block_hashes(store_path, settings, &settings_name(settings))
+        self.fetch(WantedFile::BlockHashes, store_path, settings, &settings_name(settings))
             .map_err(|error| PackSourceError(in_one_line(&error)))
     }
 }
