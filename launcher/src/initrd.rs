@@ -3,6 +3,7 @@
 
 use crate::launch::ComposedInitrd;
 use crate::path::HostPath;
+use cpio::newc::{Builder, trailer};
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
@@ -59,7 +60,7 @@ pub fn compose(
     let mut source = open_file(&base)?;
     let base_bytes = io::copy(&mut source, &mut file)?;
     file.write_all(&vec![0; padding(base_bytes)])?;
-    file.write_all(&archive(&initrd.directory, &entries))?;
+    file.write_all(&archive(&initrd.directory, &entries)?)?;
     file.rewind()?;
     Ok(file.into())
 }
@@ -92,41 +93,32 @@ fn padding(bytes: u64) -> usize {
 
 /// Returns a cpio archive in the "newc" format: Documentation/driver-api/early-userspace/buffer-format.rst of the
 /// kernel.
-fn archive(directory: &str, files: &[(&str, Vec<u8>)]) -> Vec<u8> {
+fn archive(directory: &str, files: &[(&str, Vec<u8>)]) -> io::Result<Vec<u8>> {
     let mut archive = Vec::new();
-    let mut inode = 1;
+    let mut inode = 1..;
     let mut parent = String::new();
     for part in directory.split('/').filter(|part| !part.is_empty()) {
         parent = if parent.is_empty() { part.to_owned() } else { format!("{parent}/{part}") };
-        append(&mut archive, inode, DIRECTORY_MODE, &parent, &[]);
-        inode += 1;
+        archive = append(archive, Builder::new(&parent).mode(DIRECTORY_MODE).nlink(2), inode.next(), &[])?;
     }
     for (name, content) in files {
-        append(&mut archive, inode, FILE_MODE, &format!("{parent}/{name}"), content);
-        inode += 1;
+        let entry = Builder::new(&format!("{parent}/{name}")).mode(FILE_MODE);
+        archive = append(archive, entry, inode.next(), content)?;
     }
-    append(&mut archive, 0, 0, "TRAILER!!!", &[]);
-    archive
+    trailer(archive)
 }
 
-fn append(archive: &mut Vec<u8>, inode: u32, mode: u32, name: &str, content: &[u8]) {
-    let links = if mode == DIRECTORY_MODE { 2 } else { 1 };
-    let name_bytes = name.len() + 1;
-    let header = [inode as usize, mode as usize, 0, 0, links, 0, content.len(), 0, 0, 0, 0, name_bytes, 0];
-    archive.extend_from_slice(b"070701");
-    for field in header {
-        archive.extend_from_slice(format!("{field:08x}").as_bytes());
-    }
-    archive.extend_from_slice(name.as_bytes());
-    archive.push(0);
-    archive.resize(archive.len() + padding(archive.len() as u64), 0);
-    archive.extend_from_slice(content);
-    archive.resize(archive.len() + padding(archive.len() as u64), 0);
+fn append(archive: Vec<u8>, entry: Builder, inode: Option<u32>, content: &[u8]) -> io::Result<Vec<u8>> {
+    let bytes = u32::try_from(content.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    let mut writer = entry.ino(inode.unwrap_or_default()).write(archive, bytes);
+    writer.write_all(content)?;
+    writer.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cpio::newc::Reader;
     use std::collections::BTreeMap;
     use std::fs;
 
@@ -134,19 +126,15 @@ mod tests {
     fn entries(mut archive: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
         let mut entries = Vec::new();
         loop {
-            assert_eq!(&archive[..6], b"070701");
-            let field = |index: usize| {
-                let text = std::str::from_utf8(&archive[6 + 8 * index..14 + 8 * index]).unwrap();
-                u32::from_str_radix(text, 16).unwrap()
-            };
-            let (mode, size, name_bytes) = (field(1), field(6) as usize, field(11) as usize);
-            let name = String::from_utf8(archive[110..110 + name_bytes - 1].to_vec()).unwrap();
-            let start = (110 + name_bytes).next_multiple_of(4);
-            if name == "TRAILER!!!" {
+            let mut reader = Reader::new(archive).unwrap();
+            if reader.entry().is_trailer() {
                 return entries;
             }
-            entries.push((name, mode, archive[start..start + size].to_vec()));
-            archive = &archive[(start + size).next_multiple_of(4)..];
+            let (name, mode) = (reader.entry().name().to_owned(), reader.entry().mode());
+            let mut content = Vec::new();
+            reader.read_to_end(&mut content).unwrap();
+            entries.push((name, mode, content));
+            archive = reader.finish().unwrap();
         }
     }
 
