@@ -4,7 +4,7 @@ use super::layout::Machine;
 use super::nix::closure_bytes;
 use super::update::system;
 use crate::spec::MachineSpec;
-use crate::state::ProcessIdentity;
+use crate::state::{ProcessIdentity, proc_file};
 use crate::validate::{CheckedSpec, DiskBackend, check};
 use nix::sys::stat::{SFlag, mode_t};
 use nix::unistd::{SysconfVar, sysconf};
@@ -94,8 +94,8 @@ impl ProcessUsage {
     /// Reads the usage of a running process.
     pub fn of(process: &ProcessIdentity) -> Option<Self> {
         let ticks_per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().filter(|ticks| *ticks > 0)? as f64;
-        let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid)).ok()?;
-        let status = fs::read_to_string(format!("/proc/{}/status", process.pid)).ok()?;
+        let stat = proc_file(process.pid, "stat").ok()?;
+        let status = proc_file(process.pid, "status").ok()?;
         let since_boot = fs::read_to_string("/proc/uptime").ok()?;
         // Fields 14 and 15, user and system time, counted from field 3, which follows the name in parentheses.
         let mut times = stat.rsplit_once(')')?.1.split_whitespace().skip(11);

@@ -20,7 +20,7 @@ pub struct ProcessIdentity {
 impl ProcessIdentity {
     /// Returns the running process with that process id.
     pub fn of(pid: i32) -> io::Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let stat = proc_file(pid, "stat")?;
         let broken = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has an unknown format"));
         // The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
         let fields = stat.rsplit_once(')').ok_or_else(broken)?.1;
@@ -70,16 +70,36 @@ impl ProcessIdentity {
 
     /// Returns the real user id: `Uid` in `/proc/PID/status`.
     pub(super) fn user(&self) -> io::Result<Uid> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let status = proc_file(self.pid, "status")?;
         let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
         let user = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
         user.map(Uid::from_raw).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     }
 }
 
+/// Reads a file of `/proc/PID`. A process chooses its own name, which is in some of them and need not be UTF-8.
+pub(crate) fn proc_file(pid: i32, name: &str) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/{name}"))?).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    #[test]
+    fn a_process_with_a_name_that_is_not_utf8_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join(OsStr::from_bytes(b"a)\xff 1"));
+        std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+        let mut child = std::process::Command::new(&program).arg("600").spawn().unwrap();
+        let process = ProcessIdentity::of(i32::try_from(child.id()).unwrap());
+        let user = process.as_ref().map(|process| process.user().unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(user.unwrap(), nix::unistd::getuid());
+    }
 
     #[test]
     fn a_signal_is_not_sent_to_a_later_process_with_the_same_pid() {
