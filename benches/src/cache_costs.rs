@@ -166,7 +166,7 @@ pub fn sequencer_share(tree: &StoreTree, programs: &Programs, scratch: &Path) ->
             let value = report.pointer(pointer).and_then(serde_json::Value::as_f64);
             value.ok_or_else(|| Error::Unexpected(format!("the report has no {pointer}")))
         };
-        // Of the data phase: the digests that --json computes are no part of it.
+        // Of the data phase: the digests that --json computes are not part of it.
         Ok((number("/seconds/blocks")?, number("/cpuSeconds/sequencer")?))
     };
     let (one, sequencer) = build("1")?;

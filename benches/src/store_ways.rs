@@ -336,7 +336,7 @@ impl Drop for Guest {
     }
 }
 
-/// The memory of a process that is no page cache: anonymous, and shared without a file, as the memory of a guest is that a
+/// The memory of a process other than page cache: anonymous, and shared without a file, as the memory of a guest is that a
 /// server of disks can read.
 fn own_bytes(process: u32) -> Result<u64, Error> {
     Ok(process_field(process, "smaps_rollup", "Pss_Anon:")? + process_field(process, "smaps_rollup", "Pss_Shmem:")?)

@@ -4,7 +4,7 @@
 
 #![no_main]
 
-use launcher::explain::{Others, explain};
+use launcher::explain::{OtherHypervisors, explain};
 use launcher::facts::HostFacts;
 use launcher::hypervisor::lower;
 use launcher::launch::Launch;
@@ -34,7 +34,7 @@ fuzz_target!(|text: &str| {
     let facts = HostFacts::assumed("/var/lib/microvms/fuzz".into());
     for hypervisor in Hypervisor::ALL {
         match lower(&checked, &facts, hypervisor) {
-            Ok(launch) => look_at(&launch, &explain(&checked, &launch, &Others::new())),
+            Ok(launch) => look_at(&launch, &explain(&checked, &launch, &OtherHypervisors::new())),
             Err(refusals) => assert!(!refusals.refusals.is_empty() && !refusals.hint().is_empty()),
         }
     }

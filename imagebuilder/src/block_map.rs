@@ -289,20 +289,20 @@ impl BlockMap {
 
     /// Returns the extents of a range of the image, in order, cut to the range; it takes logarithmic time to find the
     /// first. The part of the range after the end of the image is ignored.
-    pub fn extents_in(&self, range: Range<u64>) -> ExtentsIn<'_> {
+    pub fn extents_in(&self, range: Range<u64>) -> Extents<'_> {
         let next = self.extents.partition_point(|extent| extent.start <= range.start).saturating_sub(1);
-        ExtentsIn { map: self, next, at: range.start, end: range.end.min(self.size_bytes) }
+        Extents { map: self, next, at: range.start, end: range.end.min(self.size_bytes) }
     }
 
     /// Returns all extents in order.
-    pub fn extents(&self) -> ExtentsIn<'_> {
+    pub fn extents(&self) -> Extents<'_> {
         self.extents_in(0..self.size_bytes)
     }
 }
 
 /// The iterator of [`BlockMap::extents_in`].
 #[derive(Clone, Debug)]
-pub struct ExtentsIn<'a> {
+pub struct Extents<'a> {
     map: &'a BlockMap,
     /// The kept extent that contains `at`.
     next: usize,
@@ -310,7 +310,7 @@ pub struct ExtentsIn<'a> {
     end: u64,
 }
 
-impl Iterator for ExtentsIn<'_> {
+impl Iterator for Extents<'_> {
     type Item = Extent;
 
     fn next(&mut self) -> Option<Extent> {
@@ -342,7 +342,7 @@ impl Iterator for ExtentsIn<'_> {
     }
 }
 
-impl FusedIterator for ExtentsIn<'_> {}
+impl FusedIterator for Extents<'_> {}
 
 #[cfg(test)]
 mod tests {

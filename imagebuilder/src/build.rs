@@ -42,7 +42,7 @@ use crate::scan::ScanError;
 use crate::settings::{ImageFormat, ImageSettings};
 use crate::squashfs::tables::TablesError;
 use crate::threads::MAX_JOBS;
-use buffers::SpareBuffers;
+use buffers::BufferPool;
 use erofs::ErofsBuild;
 use job::WorkerInputs;
 use new_pack::PackKeeper;
@@ -331,7 +331,7 @@ fn write_blocks(
     report_cache_error: &(dyn Fn(CacheError) + Sync),
     progress: &mut dyn Progress,
 ) -> Result<Sequenced, BuildError> {
-    let buffers = SpareBuffers::default();
+    let buffers = BufferPool::default();
     let Target { store_paths, settings, image, keeper } = *target;
     let (start, write_tables) = (image.map_or(0, |image| image.start), image.map(|image| image.write_tables));
     let image = image.map(|image| image.file);

@@ -71,7 +71,7 @@ pub(crate) fn main() -> ExitCode {
 fn arguments() -> Cli {
     let parsed = Cli::command().try_get_matches().and_then(|matches| {
         if wants_json(&matches) {
-            program::output::want_json();
+            program::output::report_as_json();
         }
         Cli::from_arg_matches(&matches)
     });

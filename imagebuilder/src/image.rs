@@ -36,7 +36,7 @@ mod unique;
 pub(crate) mod walk;
 mod xattr;
 
-pub use content::{Block, BlockWord, ContentReader, FileBlocks, Piece};
+pub use content::{Block, ContentReader, DataSize, FileBlocks, Piece};
 pub use error::{ImageError, Part};
 pub use file_tree::{FileContent, FilePart, FileTree, Nodes};
 pub use image_path::ImagePath;

@@ -63,7 +63,7 @@ pub(crate) fn map_in_parallel<Item: Sync, Product: Send>(
 ///
 /// # Errors
 /// That of the first function, or else that of the second.
-pub(crate) fn both<First, Second: Send, Failure: Send>(
+pub(crate) fn join<First, Second: Send, Failure: Send>(
     first: impl FnOnce() -> Result<First, Failure>,
     second: impl Fn() -> Result<Second, Failure> + Sync,
 ) -> Result<(First, Second), Failure> {
@@ -95,9 +95,9 @@ mod tests {
     #[test]
     fn both_functions_run_and_either_may_fail() {
         let fail = |number| Err::<i32, i32>(number);
-        assert_eq!(both(|| Ok(1), || Ok::<i32, i32>(2)), Ok((1, 2)));
-        assert_eq!(both(|| fail(1), || Ok(2)), Err(1));
-        assert_eq!(both(|| Ok(1), || fail(2)), Err(2));
-        assert_eq!(both(|| fail(1), || fail(2)), Err(1));
+        assert_eq!(join(|| Ok(1), || Ok::<i32, i32>(2)), Ok((1, 2)));
+        assert_eq!(join(|| fail(1), || Ok(2)), Err(1));
+        assert_eq!(join(|| Ok(1), || fail(2)), Err(2));
+        assert_eq!(join(|| fail(1), || fail(2)), Err(1));
     }
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 use thiserror::Error;
-use volume_maker::{CreateError, Finished, RunError, plain_path};
+use volume_maker::{CommandOutput, CreateError, RunError, plain_path};
 
 /// Interval between checks whether a program has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -160,7 +160,7 @@ pub fn create(request: &VolumeRequest, cancel: &AtomicBool) -> Result<(), Volume
         mode: mode(),
         owner: None,
     };
-    let place = Place::itself(&request.path).map_err(file_error)?;
+    let place = Place::nofollow(&request.path).map_err(file_error)?;
     volume_maker::create(&place, &wanted, &mut |command| run(command, cancel)).map_err(|error| match error {
         CreateError::File(source) => file_error(source),
         CreateError::Exists => VolumeError::CreatedMeanwhile { path: request.path.clone() },
@@ -216,7 +216,7 @@ fn parent(path: &Path) -> &Path {
 }
 
 /// Runs a program with stdin and stdout connected to `/dev/null`. It is killed if `cancel` becomes true.
-fn run(command: &mut Command, cancel: &AtomicBool) -> Result<Finished, RunError> {
+fn run(command: &mut Command, cancel: &AtomicBool) -> Result<CommandOutput, RunError> {
     // A file instead of a pipe, which could fill up and block the program.
     let mut messages = tempfile::tempfile()?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(messages.try_clone()?);
@@ -239,14 +239,14 @@ fn run(command: &mut Command, cancel: &AtomicBool) -> Result<Finished, RunError>
     let mut text = Vec::new();
     messages.rewind()?;
     messages.read_to_end(&mut text)?;
-    Ok(Finished { status, output: String::from_utf8_lossy(&text).into_owned() })
+    Ok(CommandOutput { status, output: String::from_utf8_lossy(&text).into_owned() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn shell(script: &str, cancel: &AtomicBool) -> Result<Finished, RunError> {
+    fn shell(script: &str, cancel: &AtomicBool) -> Result<CommandOutput, RunError> {
         run(Command::new("sh").args(["-c", script]), cancel)
     }
 

@@ -96,7 +96,7 @@ fn the_output_must_be_missing_or_empty_and_may_be_a_symlink() {
         let error = built.extract("", taken).unwrap_err();
         assert_eq!(error.to_string(), format!("{} is not empty", taken.display()));
     }
-    assert!(matches!(built.extract("", &file), Err(ExtractError::Write { .. })), "a file is no directory");
+    assert!(matches!(built.extract("", &file), Err(ExtractError::Write { .. })), "a file is not a directory");
     let error = built.extract("", Path::new("/nowhere/at/all")).unwrap_err();
     assert_eq!(error.to_string(), "cannot create directory /nowhere/at/all");
     support::tools::run("chmod", ["-R".as_ref(), "u+w".as_ref(), empty.as_os_str()]);

@@ -26,7 +26,7 @@ mod volumes;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use launcher::ocf::parameters::AGENT;
 use program::failure::{BAD_INPUT, Failure};
-use program::output::{escaped_arguments, report, report_usage_as_json, want_json};
+use program::output::{escaped_arguments, report, report_as_json, report_usage_as_json};
 use program::version::version;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -81,7 +81,7 @@ pub(crate) fn main() -> ExitCode {
     let given = words.map_or(given, |words| ["microvm".to_owned()].into_iter().chain(words).map(Into::into).collect());
     let parsed = Arguments::command().try_get_matches_from(&given).and_then(|matches| {
         if wants_json(&matches) {
-            want_json();
+            report_as_json();
         }
         Arguments::from_arg_matches(&matches)
     });

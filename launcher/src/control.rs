@@ -49,7 +49,7 @@ pub enum ControlError {
     },
     /// The response is not part of the protocol.
     #[error("the control socket {path} sent a response of another protocol: {answer}")]
-    Misunderstood {
+    UnexpectedResponse {
         /// The socket.
         path: HostPath,
         /// The response, as text.
@@ -108,9 +108,9 @@ impl Controller {
     /// # Errors
     /// Returns [`ControlError`].
     pub fn status(&self) -> Result<String, ControlError> {
-        let misunderstood = |answer: &Value| self.misunderstood(&answer.to_string());
+        let unexpected_response = |answer: &Value| self.unexpected_response(&answer.to_string());
         let field_of = |answer: &Value, field: &str| {
-            answer.get(field).and_then(Value::as_str).map(str::to_owned).ok_or_else(|| misunderstood(answer))
+            answer.get(field).and_then(Value::as_str).map(str::to_owned).ok_or_else(|| unexpected_response(answer))
         };
         match self.protocol {
             ControlProtocol::Qmp => field_of(&self.qmp("query-status", Value::Null)?, "status"),
@@ -140,7 +140,7 @@ impl Controller {
     ///
     /// # Errors
     /// Returns [`ControlError`].
-    pub fn ask_guest(&self, step: &GracefulStep) -> Result<(), ControlError> {
+    pub fn request_shutdown(&self, step: &GracefulStep) -> Result<(), ControlError> {
         match step {
             GracefulStep::QmpSystemPowerdown => self.qmp("system_powerdown", Value::Null).map(|_| ()),
             GracefulStep::QmpCtrlAltDelete => self.qmp("input-send-event", qmp::ctrl_alt_delete()).map(|_| ()),
@@ -154,7 +154,7 @@ impl Controller {
     ///
     /// # Errors
     /// Returns [`ControlError`].
-    pub fn force(&self, stop: &ForcedStop) -> Result<(), ControlError> {
+    pub fn force_stop(&self, stop: &ForcedStop) -> Result<(), ControlError> {
         match stop {
             ForcedStop::QmpQuit => self.qmp("quit", Value::Null).map(|_| ()),
             ForcedStop::Http(request) => self.http(request).map(|_| ()),
@@ -189,7 +189,7 @@ impl Controller {
     pub fn get(&self, path: &str) -> Result<Value, ControlError> {
         let request = HttpRequest { method: "GET".to_owned(), path: path.to_owned(), body: None };
         let answer = self.http(&request)?;
-        serde_json::from_str(&answer.body).map_err(|_| self.misunderstood(&answer.body))
+        serde_json::from_str(&answer.body).map_err(|_| self.unexpected_response(&answer.body))
     }
 
     /// Sends one message to crosvm and returns the response.
@@ -208,8 +208,8 @@ impl Controller {
         kvmtool::balloon(self, change_mib)
     }
 
-    fn misunderstood(&self, answer: &str) -> ControlError {
-        ControlError::Misunderstood { path: self.path.clone(), answer: excerpt(answer) }
+    fn unexpected_response(&self, answer: &str) -> ControlError {
+        ControlError::UnexpectedResponse { path: self.path.clone(), answer: excerpt(answer) }
     }
 
     fn refused(&self, request: impl Into<String>, answer: &str) -> ControlError {

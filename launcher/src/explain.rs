@@ -9,10 +9,10 @@ use crate::validate::{CheckedSpec, Disk, DiskBackend, DiskRole, InterfaceKind};
 use std::fmt::Write as _;
 
 /// The outcome of the same machine on each other hypervisor.
-pub type Others = Vec<(Hypervisor, Result<(), Refusals>)>;
+pub type OtherHypervisors = Vec<(Hypervisor, Result<(), Refusals>)>;
 
 /// Returns the explanation of a launch.
-pub fn explain(spec: &CheckedSpec, launch: &Launch, others: &Others) -> String {
+pub fn explain(spec: &CheckedSpec, launch: &Launch, others: &OtherHypervisors) -> String {
     let mut text = Text::default();
     text.line(&format!("{} on {}, in {}", launch.name, launch.hypervisor, launch.working_directory));
     for warning in &launch.warnings {
@@ -324,7 +324,7 @@ fn created(launch: &Launch) -> Vec<String> {
         let program = if process.view.is_some() { "microvm" } else { process.program.as_str() };
         let arguments = process.all_arguments();
         let words = std::iter::once(program).chain(arguments.iter().map(String::as_str));
-        lines.push(format!("run beside it: {}", words.map(quote).collect::<Vec<_>>().join(" ")));
+        lines.push(format!("side process: {}", words.map(quote).collect::<Vec<_>>().join(" ")));
     }
     if let Some(initrd) = &needs.initrd {
         let names: Vec<_> = initrd.credentials.keys().map(String::as_str).collect();
@@ -355,7 +355,7 @@ fn file_lines(file: &FileToWrite) -> Vec<String> {
     file.content.lines().map(str::to_owned).collect()
 }
 
-fn other_hypervisors(others: &Others) -> Vec<String> {
+fn other_hypervisors(others: &OtherHypervisors) -> Vec<String> {
     let mut lines = Vec::new();
     for (hypervisor, outcome) in others {
         match outcome {

@@ -10,5 +10,5 @@ mod landlock;
 mod needs;
 mod qcow2;
 
-pub use facts::{FactsError, NoticedKernel, gather, inspect_store_disk, kernel_form};
+pub use facts::{FactsError, KernelImage, gather, inspect_store_disk, kernel_form};
 pub use needs::{CheckTime, HostProblem, missing};

@@ -46,7 +46,7 @@ pub enum ChildError {
 
 /// The result of a child process.
 #[derive(Debug)]
-pub struct Ended {
+pub struct ChildOutput {
     /// Its exit status.
     pub status: ExitStatus,
     /// The output that was captured.
@@ -144,7 +144,7 @@ impl Interruption {
     ///
     /// # Errors
     /// Returns [`ChildError`].
-    pub fn run_captured(&self, command: &mut Command) -> Result<Ended, ChildError> {
+    pub fn run_captured(&self, command: &mut Command) -> Result<ChildOutput, ChildError> {
         let (output, writer) = Output::new(Excess::Drop)?;
         command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
         self.capture(command, None, output)
@@ -154,7 +154,7 @@ impl Interruption {
     ///
     /// # Errors
     /// Returns [`ChildError`]; [`io::ErrorKind::TimedOut`] if it did not end in time.
-    pub fn run_captured_within(&self, command: &mut Command, limit: Duration) -> Result<Ended, ChildError> {
+    pub fn run_captured_within(&self, command: &mut Command, limit: Duration) -> Result<ChildOutput, ChildError> {
         let (output, writer) = Output::new(Excess::EndProgram)?;
         command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
         self.capture(command, Some(Instant::now() + limit), output)
@@ -164,7 +164,7 @@ impl Interruption {
     ///
     /// # Errors
     /// Returns [`ChildError`].
-    pub fn run_for_output(&self, command: &mut Command) -> Result<Ended, ChildError> {
+    pub fn run_for_output(&self, command: &mut Command) -> Result<ChildOutput, ChildError> {
         let (output, writer) = Output::new(Excess::EndProgram)?;
         command.stdin(Stdio::null()).stdout(writer);
         self.capture(command, None, output)
@@ -175,9 +175,9 @@ impl Interruption {
         command: &mut Command,
         deadline: Option<Instant>,
         mut output: Output,
-    ) -> Result<Ended, ChildError> {
+    ) -> Result<ChildOutput, ChildError> {
         let status = self.run_until(command, deadline, Some(&mut output))?;
-        Ok(Ended { status, output: String::from_utf8_lossy(&output.kept).trim().to_owned() })
+        Ok(ChildOutput { status, output: String::from_utf8_lossy(&output.kept).trim().to_owned() })
     }
 
     /// Runs a command until it ends. Its stdout goes to stderr, because the launcher's stdout is for results.

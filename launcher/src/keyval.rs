@@ -35,7 +35,7 @@ impl Dialect {
 /// A value that cannot be written in a hypervisor's option string.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot be given `{value}`: {reason}")]
-pub struct Unwritable {
+pub struct UnescapableValue {
     /// The value, not escaped.
     pub value: String,
     /// The reason, which continues a sentence about the hypervisor.
@@ -47,13 +47,13 @@ pub struct Unwritable {
 pub struct Options {
     dialect: Dialect,
     parts: Vec<String>,
-    unwritable: Option<Unwritable>,
+    unescapable: Option<UnescapableValue>,
 }
 
 impl Options {
     /// Creates an empty option string.
     pub fn new(dialect: Dialect) -> Self {
-        Self { dialect, parts: Vec::new(), unwritable: None }
+        Self { dialect, parts: Vec::new(), unescapable: None }
     }
 
     /// Adds a word without a value: a device name or a flag.
@@ -110,9 +110,9 @@ impl Options {
     ///
     /// # Errors
     /// Returns the first value that cannot be written.
-    pub fn finish(self) -> Result<String, Unwritable> {
-        match self.unwritable {
-            Some(unwritable) => Err(unwritable),
+    pub fn finish(self) -> Result<String, UnescapableValue> {
+        match self.unescapable {
+            Some(unescapable) => Err(unescapable),
             None => Ok(self.parts.join(",")),
         }
     }
@@ -126,7 +126,7 @@ impl Options {
     }
 
     fn record_unwritable(&mut self, value: &str, reason: &'static str) {
-        self.unwritable.get_or_insert_with(|| Unwritable { value: value.to_owned(), reason });
+        self.unescapable.get_or_insert_with(|| UnescapableValue { value: value.to_owned(), reason });
     }
 }
 

@@ -10,7 +10,7 @@ pub use control::{
     NotificationSocket, Shutdown, VsockEnd, VsockHostEnd,
 };
 pub use needs::{
-    Access, AfterEnd, BridgeNeed, ClosureView, ComposedInitrd, DeviceNode, FileNeed, KvmUse, MacvtapNeed, Needs,
+    Access, BridgeNeed, ClosureView, ComposedInitrd, DeviceNode, FileNeed, KvmUse, MacvtapNeed, Needs, OnExit,
     PassedDevice, ProbedFormat, Reader, SideProcess, SideProcessKind, StoreDiskNeed, TapNeed, VIEW, VolumeCreation,
     VolumeNeed, seal_of,
 };

@@ -129,7 +129,7 @@ pub enum NetworkError {
 /// A network interface that a launcher has created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct MadeInterface {
+pub struct CreatedInterface {
     /// The name of the interface.
     pub name: String,
     /// Its index, which distinguishes it from a later interface of the same name.
@@ -138,18 +138,18 @@ pub struct MadeInterface {
 
 /// Interfaces that were created for a machine. They are removed when this is dropped.
 #[derive(Debug, Default)]
-pub struct CreatedInterfaces(Vec<MadeInterface>);
+pub struct CreatedInterfaces(Vec<CreatedInterface>);
 
 impl CreatedInterfaces {
     /// Returns the interfaces.
-    pub fn made(&self) -> &[MadeInterface] {
+    pub fn interfaces(&self) -> &[CreatedInterface] {
         &self.0
     }
 
     fn add(&mut self, name: &str) -> Result<(), NetworkError> {
         let found = netlink::find(name).map_err(|source| NetworkError::Kernel { name: name.to_owned(), source })?;
         let link = found.ok_or_else(|| NetworkError::Vanished(name.to_owned()))?;
-        self.0.push(MadeInterface { name: name.to_owned(), index: link.index });
+        self.0.push(CreatedInterface { name: name.to_owned(), index: link.index });
         Ok(())
     }
 }
@@ -162,7 +162,7 @@ impl Drop for CreatedInterfaces {
 
 /// Removes interfaces that were created for a machine that has ended. Ignores interfaces that no longer exist or have
 /// been replaced by another one of the same name.
-pub fn remove_made(interfaces: &[MadeInterface]) {
+pub fn remove_made(interfaces: &[CreatedInterface]) {
     for made in interfaces {
         if let Ok(Some(link)) = netlink::find(&made.name)
             && link.index == made.index

@@ -206,7 +206,7 @@ impl GuestListener {
             NotificationSocket::Vsock { cid } => (vsock_place(notification.port), None, Some(*cid)),
         };
         let made = match &path {
-            Some(path) => Place::itself(path).and_then(|place| {
+            Some(path) => Place::nofollow(path).and_then(|place| {
                 let socket = new_socket(AddressFamily::Unix)?;
                 place.bind(&socket, SOCKET_MODE)?;
                 hypervisor.map_or(Ok(()), |user| place.give_socket(user))?;

@@ -391,7 +391,7 @@ fn find_arrival(
 }
 
 /// Describes what this start depends on, or what a start of the machine depends on whose identity a clone's guest has.
-/// Returns `None` if the machine is no clone.
+/// Returns `None` if the machine is not a clone.
 fn stamp_of(
     lowered: &Lowered<'_>,
     prepared: &Prepared,

@@ -369,7 +369,7 @@ pub fn bind_control(path: &HostPath) -> Result<UnixListener, ViewError> {
     crate::sockets::remove_stale(path.as_path()).map_err(|error| failed(io::Error::other(error)))?;
     let made = || {
         let made = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        Place::itself(path.as_path())?.bind(&made, CONTROL_MODE)?;
+        Place::nofollow(path.as_path())?.bind(&made, CONTROL_MODE)?;
         listen(&made, Backlog::new(16)?)?;
         Ok(UnixListener::from(made))
     };
@@ -415,7 +415,7 @@ pub fn open_root(view: &ClosureView, working_directory: &HostPath) -> Result<Own
 }
 
 fn connected(control: &HostPath) -> io::Result<UnixStream> {
-    let place = Place::itself(control.as_path())?;
+    let place = Place::nofollow(control.as_path())?;
     let made = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     connect(made.as_raw_fd(), &UnixAddr::new(&place.descriptor_path())?)?;
     Ok(made.into())

@@ -104,17 +104,17 @@ pub fn stop(target: &StopTarget<'_>, timeout: Duration, message: &mut dyn FnMut(
     }
     if is_suspended(launch) {
         // The guest is paused, and its memory is saved.
-        return machine.force(message);
+        return machine.force_stop(message);
     }
     let (hypervisor, seconds) = (launch.hypervisor, timeout.as_secs());
-    match machine.ask_guest(timeout, message) {
+    match machine.request_shutdown(timeout, message) {
         Guest::ShutDown => return Ok(Stopped::Gracefully),
         Guest::Asked => message(&format!("the guest has not shut down within {seconds} s; ending {hypervisor}")),
         Guest::NotAsked => {
             message(&format!("the guest could not be asked to shut down within {seconds} s; ending {hypervisor}"));
         }
     }
-    machine.force(message)
+    machine.force_stop(message)
 }
 
 /// Ends a start by sending SIGTERM to the launcher, which then removes what it has created. After `timeout`, kills the
@@ -194,7 +194,7 @@ impl Machine<'_> {
         }
     }
 
-    fn ask_guest(&self, timeout: Duration, message: &mut dyn FnMut(&str)) -> Guest {
+    fn request_shutdown(&self, timeout: Duration, message: &mut dyn FnMut(&str)) -> Guest {
         let end = Instant::now() + timeout;
         let steps = &self.target.launch.shutdown.graceful;
         let (Some(controller), false) = (&self.controller, steps.is_empty()) else {
@@ -206,26 +206,27 @@ impl Machine<'_> {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let request = &steps[index % steps.len()];
-            let pause = match controller.clone().with_timeout(timeout.min(left).max(POLL_INTERVAL)).ask_guest(request) {
-                Ok(()) => {
-                    self.write_xon(request);
-                    (outcome, timeout) = (Guest::Asked, FIRST_TIMEOUT);
-                    index += 1;
-                    gap_after(steps, index - 1, left)
-                }
-                Err(_) if self.is_gone() => return Guest::ShutDown,
-                // The hypervisor responds. It may accept another request, or this one later.
-                Err(error @ (ControlError::Refused { .. } | ControlError::Unsupported(_))) => {
-                    problems.report(&error, message);
-                    index += 1;
-                    RETRY_AFTER
-                }
-                Err(error) => {
-                    problems.report(&error, message);
-                    timeout = timeout.saturating_mul(2).min(MAX_TIMEOUT);
-                    RETRY_AFTER
-                }
-            };
+            let pause =
+                match controller.clone().with_timeout(timeout.min(left).max(POLL_INTERVAL)).request_shutdown(request) {
+                    Ok(()) => {
+                        self.write_xon(request);
+                        (outcome, timeout) = (Guest::Asked, FIRST_TIMEOUT);
+                        index += 1;
+                        gap_after(steps, index - 1, left)
+                    }
+                    Err(_) if self.is_gone() => return Guest::ShutDown,
+                    // The hypervisor responds. It may accept another request, or this one later.
+                    Err(error @ (ControlError::Refused { .. } | ControlError::Unsupported(_))) => {
+                        problems.report(&error, message);
+                        index += 1;
+                        RETRY_AFTER
+                    }
+                    Err(error) => {
+                        problems.report(&error, message);
+                        timeout = timeout.saturating_mul(2).min(MAX_TIMEOUT);
+                        RETRY_AFTER
+                    }
+                };
             if self.wait(pause.min(end.saturating_duration_since(Instant::now()))) {
                 return Guest::ShutDown;
             }
@@ -245,11 +246,11 @@ impl Machine<'_> {
         }
     }
 
-    fn force(&self, message: &mut dyn FnMut(&str)) -> Result<Stopped, StopError> {
+    fn force_stop(&self, message: &mut dyn FnMut(&str)) -> Result<Stopped, StopError> {
         let stop = &self.target.launch.shutdown.forced;
         let mut failure = None;
         if let (Some(controller), false) = (&self.controller, *stop == ForcedStop::Terminate) {
-            match controller.clone().with_timeout(FORCED_TIMEOUT).force(stop) {
+            match controller.clone().with_timeout(FORCED_TIMEOUT).force_stop(stop) {
                 Ok(()) => {}
                 Err(_) if self.is_gone() => return Ok(Stopped::Forced),
                 Err(error) => {
@@ -306,7 +307,7 @@ impl Problems {
             // The reason in the error varies from one attempt to the next.
             ControlError::NoAnswer { .. } => "no answer".to_owned(),
             ControlError::NotListening { .. } => "nobody there".to_owned(),
-            ControlError::Misunderstood { .. } => "another protocol".to_owned(),
+            ControlError::UnexpectedResponse { .. } => "another protocol".to_owned(),
             other => other.to_string(),
         };
         if !self.reported.contains(&kind) {

@@ -17,7 +17,7 @@
 //! way: the daemon sees it in its own mount namespace.
 
 use crate::interruption::{Interrupted, Interruption, end_group};
-use crate::launch::{AfterEnd, SideProcess, SideProcessKind, VIEW};
+use crate::launch::{OnExit, SideProcess, SideProcessKind, VIEW};
 use crate::path::HostPath;
 use crate::programs::{NotInstalled, find_program, find_program_of_machine};
 use crate::share_view::{ViewError, check_namespace};
@@ -472,7 +472,7 @@ fn is_proven(
 }
 
 fn command_place(socket: &Path) -> io::Result<Place> {
-    Place::itself(socket)?.sibling(".command")
+    Place::nofollow(socket)?.sibling(".command")
 }
 
 impl Drop for SideProcesses {
@@ -546,7 +546,7 @@ impl Entry {
         else {
             return Ok((None, arguments));
         };
-        let private = PrivateDirectory::make(Place::itself(self.socket.as_path())?.directory().try_clone()?)?;
+        let private = PrivateDirectory::make(Place::nofollow(self.socket.as_path())?.directory().try_clone()?)?;
         if let Some(client) = self.client.as_ref().filter(|_| runs_as_client(&self.process)) {
             private.give_to(client)?;
         }
@@ -578,7 +578,7 @@ impl Entry {
         if let Some(group) = group {
             made.open_socket_to_group(group.gid)?;
         }
-        made.rename_to(&Place::itself(self.socket.as_path())?)?;
+        made.rename_to(&Place::nofollow(self.socket.as_path())?)?;
         self.private = None;
         Ok(())
     }
@@ -602,7 +602,7 @@ impl Entry {
     fn give_socket(&self) -> io::Result<()> {
         match &self.client {
             Some(client) if !runs_as_client(&self.process) && self.process.kind != SideProcessKind::ShareView => {
-                Place::itself(self.socket.as_path())?.give_socket(client)
+                Place::nofollow(self.socket.as_path())?.give_socket(client)
             }
             _ => Ok(()),
         }
@@ -627,7 +627,7 @@ impl Entry {
         let Some(child) = &mut self.child else { return };
         let Ok(Some(status)) = child.try_wait() else { return };
         self.child = None;
-        if self.process.after_end == AfterEnd::Report {
+        if self.process.on_exit == OnExit::Report {
             // Without an error it has ended because the hypervisor has.
             if !status.success() {
                 events.push(format!(

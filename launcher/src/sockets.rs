@@ -130,7 +130,7 @@ pub fn remove_stale(path: &Path) -> Result<(), SocketError> {
     if require_stale(path)? == SocketFile::Missing {
         return Ok(());
     }
-    let removed = Place::itself(path).and_then(|place| place.remove());
+    let removed = Place::nofollow(path).and_then(|place| place.remove());
     removed.map_err(|source| SocketError::File { path: path.to_owned(), source })
 }
 

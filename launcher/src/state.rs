@@ -10,13 +10,14 @@ mod recorder;
 mod request;
 
 pub use process::ProcessIdentity;
+pub(crate) use process::proc_file;
 pub use request::StartRequest;
 
 use recorder::own_records;
 
 use crate::launch::{Launch, STAMP};
 use crate::name::{BadMachineName, MachineName};
-use crate::network::MadeInterface;
+use crate::network::CreatedInterface;
 use crate::suspend::Stamp;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -99,7 +100,7 @@ pub struct RunningMachine {
     pub guest_ready: Option<bool>,
     /// The network interfaces that were created for it. They are removed when it ends.
     #[serde(default)]
-    pub interfaces: Vec<MadeInterface>,
+    pub interfaces: Vec<CreatedInterface>,
 }
 
 /// A machine that is being started. Its hypervisor is not running yet.
@@ -111,7 +112,7 @@ pub struct StartingMachine {
     /// The machine's state directory.
     pub working_directory: PathBuf,
     /// The network interfaces that were created for it so far.
-    pub interfaces: Vec<MadeInterface>,
+    pub interfaces: Vec<CreatedInterface>,
 }
 
 /// What a machine is doing.
@@ -226,7 +227,7 @@ pub struct StartLock {
 
 impl StartLock {
     /// Returns the interfaces of an earlier run that were not removed.
-    pub fn left_over_interfaces(&self) -> &[MadeInterface] {
+    pub fn left_over_interfaces(&self) -> &[CreatedInterface] {
         &self.starting.interfaces
     }
 
@@ -244,7 +245,7 @@ impl StartLock {
     ///
     /// # Errors
     /// Returns [`StateError::File`].
-    pub fn record_interfaces(&mut self, interfaces: &[MadeInterface]) -> Result<(), StateError> {
+    pub fn record_interfaces(&mut self, interfaces: &[CreatedInterface]) -> Result<(), StateError> {
         self.starting.interfaces = interfaces.to_vec();
         self.state.write(STARTING, &self.starting)
     }
@@ -384,7 +385,7 @@ impl MachineState {
     ///
     /// # Errors
     /// Returns [`StateError::File`] or [`StateError::Unreadable`].
-    pub fn left_over_interfaces(&self) -> Result<Vec<MadeInterface>, StateError> {
+    pub fn left_over_interfaces(&self) -> Result<Vec<CreatedInterface>, StateError> {
         if self.activity()? != Activity::Stopped {
             return Ok(Vec::new());
         }
@@ -452,7 +453,7 @@ impl MachineState {
     /// and left the stamp of an earlier start.
     fn has_stamp(&self) -> bool {
         let modified = |name: &str| {
-            let found = Place::itself(&self.file(name)).and_then(|place| place.stat()).ok().flatten();
+            let found = Place::nofollow(&self.file(name)).and_then(|place| place.stat()).ok().flatten();
             found.map(|stat| (stat.st_mtime, stat.st_mtime_nsec))
         };
         modified(STAMP).is_some_and(|stamp| modified(LAUNCH).is_none_or(|launch| launch <= stamp))
@@ -477,13 +478,13 @@ impl MachineState {
 
     fn remove(&self, name: &str) {
         // A record that cannot be removed belongs to a dead process and is ignored.
-        let _ = Place::itself(&self.file(name)).and_then(|place| place.remove());
+        let _ = Place::nofollow(&self.file(name)).and_then(|place| place.remove());
     }
 
     /// Reads a state file, and returns its content and its owner.
     fn read<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<(T, Uid)>, StateError> {
         let path = self.file(name);
-        match Place::itself(&path).and_then(|place| place.read()) {
+        match Place::nofollow(&path).and_then(|place| place.read()) {
             Ok(Some((text, writer))) => match serde_json::from_slice(&text) {
                 Ok(value) => Ok(Some((value, writer))),
                 Err(source) => Err(StateError::Unreadable { path, source }),
@@ -499,7 +500,7 @@ impl MachineState {
         let path = self.file(name);
         let written = serde_json::to_vec_pretty(value).map_err(io::Error::from).and_then(|mut text| {
             text.push(b'\n');
-            Place::itself(&path)?.replace(&text, 0o640, None)
+            Place::nofollow(&path)?.replace(&text, 0o640, None)
         });
         written.map_err(|source| StateError::File { path, source })
     }
@@ -545,7 +546,7 @@ pub(crate) mod tests {
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
         assert_eq!(machine.activity().unwrap(), Activity::Stopped);
         let mut lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
-        let made = MadeInterface { name: "vm-web".to_owned(), index: 7 };
+        let made = CreatedInterface { name: "vm-web".to_owned(), index: 7 };
         lock.record_interfaces(std::slice::from_ref(&made)).unwrap();
         let own = ProcessIdentity::current().unwrap();
         let Activity::Starting(starting) = machine.activity().unwrap() else { panic!("it is not starting") };
@@ -564,7 +565,7 @@ pub(crate) mod tests {
         let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
         let lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
         let own = ProcessIdentity::current().unwrap();
-        let made = MadeInterface { name: "vm-web".to_owned(), index: 7 };
+        let made = CreatedInterface { name: "vm-web".to_owned(), index: 7 };
         let killed = StartingMachine {
             launcher: ProcessIdentity { start_ticks: own.start_ticks + 1, ..own },
             working_directory: "/var/lib/web".into(),

@@ -241,7 +241,7 @@ pub fn suspend(
 /// Returns [`SuspendError`].
 pub fn continue_paused(state: &MachineState) -> Result<bool, SuspendError> {
     let name = || state.name().to_owned();
-    let lock_file = Place::itself(&state.file(LOCK)).and_then(|place| place.stat());
+    let lock_file = Place::nofollow(&state.file(LOCK)).and_then(|place| place.stat());
     if !matches!(lock_file, Ok(Some(_))) {
         return Ok(false);
     }
@@ -263,7 +263,7 @@ pub fn continue_paused(state: &MachineState) -> Result<bool, SuspendError> {
 pub(crate) fn wait_until_saved(state: &MachineState, interruption: &Interruption) -> Result<(), RunError> {
     let path = state.file(LOCK);
     let failed = |source| RunError::File { path: HostPath::new(path.to_string_lossy()), source };
-    let place = Place::itself(&path).map_err(failed)?;
+    let place = Place::nofollow(&path).map_err(failed)?;
     let mut file = match place.open(OFlag::O_RDONLY) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -286,7 +286,7 @@ pub(crate) fn wait_until_saved(state: &MachineState, interruption: &Interruption
 /// Records that the guest is no longer paused.
 pub(crate) fn forget_pause(state: &MachineState) {
     // If this fails, `microvm resume` sends a running guest another request to continue.
-    let _ = Place::itself(&state.file(LOCK)).and_then(|place| place.remove());
+    let _ = Place::nofollow(&state.file(LOCK)).and_then(|place| place.remove());
 }
 
 /// Returns how long saving or loading a machine with that much memory may take.
@@ -321,7 +321,7 @@ fn owner_of(launch: &Launch) -> Result<Option<Identity>, SuspendError> {
 fn lock(state: &MachineState) -> Result<Flock<File>, SuspendError> {
     let path = state.file(LOCK);
     let failed = |source| SuspendError::File { path: HostPath::new(path.to_string_lossy()), source };
-    let file = Place::itself(&path).and_then(|place| place.open_or_create(0o600)).map_err(failed)?;
+    let file = Place::nofollow(&path).and_then(|place| place.open_or_create(0o600)).map_err(failed)?;
     // The machine's user starts it, and must see that root is saving it, whatever the umask is.
     fchmod(&file, Mode::from_bits_truncate(0o644)).map_err(|errno| failed(errno.into()))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -386,7 +386,7 @@ pub struct Resumption {
 impl Resumption {
     /// Returns the suspended machine that this start must resume. `launch` is the launch with which the machine would
     /// boot. `now` describes this start of the machine, or of the machine whose identity the guest of a clone has; it
-    /// returns `None` if this machine is no clone.
+    /// returns `None` if this machine is not a clone.
     ///
     /// # Errors
     /// Returns [`SuspendError::Changed`] if the machine has changed since it was suspended, or the errors of `now`.

@@ -29,7 +29,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use volume_maker::{CreateError, FileSystem, Finished, RunError, VolumeRequest, is_recognised};
+use volume_maker::{CommandOutput, CreateError, FileSystem, RunError, VolumeRequest, is_recognised};
 
 /// The mode of a new volume: only the user who runs the machine can access it.
 const VOLUME_MODE: u32 = 0o600;
@@ -273,7 +273,7 @@ fn create(
     };
     let place = Place::with_parents(volume.image.as_path(), DIRECTORY_MODE, owner).map_err(failed)?;
     let mut run = |command: &mut Command| match interruption.run_captured(command) {
-        Ok(ended) => Ok(Finished { status: ended.status, output: ended.output }),
+        Ok(ended) => Ok(CommandOutput { status: ended.status, output: ended.output }),
         Err(ChildError::Interrupted(_)) => Err(RunError::Interrupted),
         Err(ChildError::System(source)) => Err(RunError::System(source)),
     };

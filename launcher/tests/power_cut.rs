@@ -47,7 +47,7 @@ fn files_written_just_before_a_power_cut_are_complete_afterwards() {
         let files = ["machine.json", "state.json", "plan.json"].map(|name| disk.path().join(name));
         for content in [&old, &new] {
             for file in &files {
-                Place::itself(file).unwrap().replace(content, 0o640, None).unwrap();
+                Place::nofollow(file).unwrap().replace(content, 0o640, None).unwrap();
             }
         }
         volumes(disk.path(), &spec);

@@ -85,7 +85,7 @@ fn firecracker_gets_the_boot_arguments_that_a_nixos_initrd_needs() {
         assert!(!boot_args.contains("nomodule") && !boot_args.contains("i8042.nopnp"), "{boot_args}");
         let drives = document["drives"].as_array().expect("drives are always there");
         assert!(drives.iter().all(|drive| drive["is_root_device"] == json!(false)));
-        // Persistent memory is no drive, and a disk that is served has a socket instead of a path.
+        // Persistent memory is not a drive, and a disk that is served has a socket instead of a path.
         let disks = launch.disks.iter().filter(|disk| !disk.device.starts_with("/dev/pmem"));
         let (devices, images): (Vec<_>, Vec<_>) = disks
             .zip(drives)

@@ -476,7 +476,7 @@ fn arguments_with_which_no_hypervisor_starts_a_machine_are_refused() {
             ("--", "cannot be given `--`, because the launcher adds options after it"),
             ("--help", "would print text and exit with --help, instead of starting the machine"),
             ("--version", "would print text and exit with --version"),
-            ("disk.img", "cannot be given `disk.img` first, because it is no option"),
+            ("disk.img", "cannot be given `disk.img` first, because it is not an option"),
         ] {
             if argument == "disk.img" && hypervisor == Hypervisor::Qemu {
                 continue;

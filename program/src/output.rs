@@ -14,20 +14,20 @@ use std::thread;
 use std::time::Duration;
 
 /// Whether the user has asked for JSON.
-static JSON_IS_WANTED: AtomicBool = AtomicBool::new(false);
+static REPORTS_AS_JSON: AtomicBool = AtomicBool::new(false);
 /// Whether stdout has received data. Its only document is then complete, or cannot be completed.
 static HAS_PRINTED: AtomicBool = AtomicBool::new(false);
 
 /// From now on, [`report`] also prints a failure as a JSON document on stdout, unless the command has printed its own.
-pub fn want_json() {
-    JSON_IS_WANTED.store(true, Ordering::SeqCst);
+pub fn report_as_json() {
+    REPORTS_AS_JSON.store(true, Ordering::SeqCst);
 }
 
 /// Prints the message of a parser of arguments as JSON on stdout, if the arguments contain `--json`.
 pub fn report_usage_as_json(arguments: &[OsString], message: &str) {
     let asks = arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
     if asks {
-        want_json();
+        report_as_json();
         // What follows is the usage.
         let problem = message.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
         report_json(&Failure::usage(problem));
@@ -108,7 +108,7 @@ fn print_within(lines: Vec<String>, timeout: Duration) {
 /// Prints a failure as JSON if that is wanted and stdout has received nothing yet. The error of stdout is not reported,
 /// because the failure matters more.
 pub fn report_json(failure: &Failure) {
-    if JSON_IS_WANTED.load(Ordering::SeqCst) && !HAS_PRINTED.load(Ordering::SeqCst) {
+    if REPORTS_AS_JSON.load(Ordering::SeqCst) && !HAS_PRINTED.load(Ordering::SeqCst) {
         let _ = print_json(&failure.document());
     }
 }

@@ -24,7 +24,7 @@ use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstat, fst
 use nix::unistd::{
     AccessFlags, Gid, Uid, UnlinkatFlags, faccessat, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat,
 };
-use resolve::{MAX_LINKS, MakeMissing, is_link, make_below, passed_by, record_owner, split, walk};
+use resolve::{CreateMissing, MAX_LINKS, is_link, make_below, passed_by, record_owner, split, walk};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -89,7 +89,7 @@ impl Directory {
         without_creating(|missing| Self::find(path, missing)).map(drop)
     }
 
-    fn find(path: &Path, missing: &mut MakeMissing<'_>) -> io::Result<Self> {
+    fn find(path: &Path, missing: &mut CreateMissing<'_>) -> io::Result<Self> {
         let mut link_owners = Vec::new();
         let directory = walk(path, &mut link_owners, missing)?;
         require_same_owner(&link_owners, &fstat(&directory.descriptor)?)?;
@@ -199,7 +199,7 @@ impl Place {
         without_creating(|missing| Self::find(path, missing))?.map_or(Ok(()), |place| place.check_create())
     }
 
-    fn find(path: &Path, missing: &mut MakeMissing<'_>) -> io::Result<Self> {
+    fn find(path: &Path, missing: &mut CreateMissing<'_>) -> io::Result<Self> {
         let mut path = path.to_owned();
         let mut link_owners = Vec::new();
         for _ in 0..MAX_LINKS {
@@ -224,7 +224,7 @@ impl Place {
     ///
     /// # Errors
     /// The same as [`Directory::open`].
-    pub fn itself(path: &Path) -> io::Result<Self> {
+    pub fn nofollow(path: &Path) -> io::Result<Self> {
         let (parent, name) = split(path)?;
         Ok(Directory::open(parent)?.place(name))
     }
@@ -270,7 +270,7 @@ impl Place {
     ///
     /// # Errors
     /// Fails if the file is missing, or is one that root must not open here.
-    pub fn look(&self) -> io::Result<OwnedFd> {
+    pub fn open_path(&self) -> io::Result<OwnedFd> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let found = openat(&self.directory.descriptor, self.name.as_os_str(), flags, Mode::empty())?;
         let stat = fstat(&found)?;
@@ -284,7 +284,7 @@ impl Place {
     /// # Errors
     /// Fails if the file is missing, is of another type, or is one that root must not open here.
     pub fn open(&self, flags: OFlag) -> io::Result<File> {
-        let found = self.look()?;
+        let found = self.open_path()?;
         require_file(&fstat(&found)?)?;
         // Opens the same file even if the name now refers to another one: proc(5), /proc/PID/fd.
         let again = open(descriptor_path(&found).as_path(), flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty())?;
@@ -549,7 +549,7 @@ impl Drop for NewFile<'_> {
 }
 
 /// Resolves a path as if its missing directories were created. Returns `None` if some are missing and could be created.
-fn without_creating<T>(find: impl FnOnce(&mut MakeMissing<'_>) -> io::Result<T>) -> io::Result<Option<T>> {
+fn without_creating<T>(find: impl FnOnce(&mut CreateMissing<'_>) -> io::Result<T>) -> io::Result<Option<T>> {
     let mut could_create = false;
     let found = find(&mut |parent, _| {
         check_writable(parent)?;

@@ -41,7 +41,7 @@ pub struct VolumeRequest<'a> {
 
 /// A program that has ended.
 #[derive(Debug)]
-pub struct Finished {
+pub struct CommandOutput {
     /// Its exit status.
     pub status: ExitStatus,
     /// What it printed on stdout and stderr.
@@ -61,7 +61,7 @@ pub enum RunError {
 
 /// Runs a command to its end, without input and with its messages captured. The caller decides how to wait for it, and
 /// what interrupts it.
-pub type Run<'a> = dyn FnMut(&mut Command) -> Result<Finished, RunError> + 'a;
+pub type Run<'a> = dyn FnMut(&mut Command) -> Result<CommandOutput, RunError> + 'a;
 
 /// A volume could not be created. Nothing remains of it.
 #[derive(Debug, thiserror::Error)]

@@ -25,7 +25,7 @@ mod read_back;
 mod sparse;
 mod superblock;
 
-pub use create::{CreateError, Finished, Run, RunError, VolumeRequest, create, plain_path};
+pub use create::{CommandOutput, CreateError, Run, RunError, VolumeRequest, create, plain_path};
 pub use file_system::{FileSystem, LabelProblem};
 pub use image_format::{FormatKind, ImageFormat, image_format};
 pub use mkfs::find as find_program;

@@ -10,9 +10,9 @@ const MAX_KEPT_BYTES: usize = 16 << 20;
 
 /// Buffers that no worker uses at the moment, to avoid allocating and clearing new ones.
 #[derive(Debug, Default)]
-pub(super) struct SpareBuffers(Mutex<Vec<Vec<u8>>>);
+pub(super) struct BufferPool(Mutex<Vec<Vec<u8>>>);
 
-impl SpareBuffers {
+impl BufferPool {
     fn locked(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
         // The list is always consistent, even if a thread has panicked while it held the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,7 +1,7 @@
 //! The jobs of worker threads: reading, hashing, compressing, copying, writing.
 
 use super::BuildError;
-use super::buffers::SpareBuffers;
+use super::buffers::BufferPool;
 use super::nar_check::{self, OtherContent};
 use super::new_pack::{NewPack, PackKeeper};
 use super::output::ImageFile;
@@ -174,7 +174,7 @@ pub(super) struct WorkerInputs<'a> {
     /// The receiver of new packs; `None` if no packs are made.
     pub(super) keeper: Option<&'a dyn PackKeeper>,
     /// Buffers for segments.
-    pub(super) buffers: &'a SpareBuffers,
+    pub(super) buffers: &'a BufferPool,
     /// Receives problems with new packs, which never end a build.
     pub(super) report_cache_error: &'a (dyn Fn(CacheError) + Sync),
     /// Becomes true when the build must stop.

@@ -4,7 +4,7 @@ use super::BuildError;
 use super::seal::Sidecar;
 use crate::cache::outputs::Published;
 use crate::pack::SHARED_BLOCK_BYTES;
-use crate::threads::both;
+use crate::threads::join;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, fstatfs};
 use program::atomic_file::sync_directory_of;
@@ -224,7 +224,7 @@ impl<'a> ImageFile<'a> {
             });
             read.map(|()| hasher.finalize().to_hex().to_string())
         };
-        both(blake3, sha256).map_err(io_error("read back", &self.target))
+        join(blake3, sha256).map_err(io_error("read back", &self.target))
     }
 
     /// Begins to write everything to disk, if the image will be synced. Call it when little remains to be written.
@@ -270,7 +270,7 @@ impl<'a> ImageFile<'a> {
         let mut image = || write_back.finish().and_then(|()| file.sync_all());
         let failed = io_error("write", &self.target);
         let Some(seal) = seal else { return Ok(image().map_err(failed)?) };
-        let ((), sealed) = both(image, || Ok(seal.sync())).map_err(failed)?;
+        let ((), sealed) = join(image, || Ok(seal.sync())).map_err(failed)?;
         Ok(sealed?)
     }
 

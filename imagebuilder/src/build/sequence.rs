@@ -4,7 +4,7 @@
 //! by step, so the image does not depend on threads and cache. This thread moves no content; workers do.
 
 use super::back_pressure::{Backlog, SegmentState, Slot, SlotContent, Target};
-use super::buffers::SpareBuffers;
+use super::buffers::BufferPool;
 use super::job::{Completed, Job, JobOutput, RangeAction, RangeRef};
 use super::job_queue::{JobId, JobQueue, JobResult};
 use super::nar_check::OtherContent;
@@ -76,7 +76,7 @@ pub(super) struct SequenceInputs<'a> {
     /// Becomes true when the build must stop.
     pub(super) cancel: &'a AtomicBool,
     /// Buffers for content.
-    pub(super) buffers: &'a SpareBuffers,
+    pub(super) buffers: &'a BufferPool,
     /// The image; `None` if only packs are made.
     pub(super) image: Option<&'a ImageFile<'a>>,
     /// Position of the data in the image.
@@ -239,7 +239,7 @@ impl<'a> Sequencer<'a> {
     }
 
     /// Takes all steps that can be taken. What can be placed is placed after each of them, so that workers copy the first
-    /// packs while the next ones are looked at.
+    /// packs while the next ones are examined.
     fn take_steps(&mut self) -> Result<(), BuildError> {
         self.place_ready()?;
         while self.backlog.has_room() {

@@ -5,7 +5,7 @@ use super::graph::{self, GraphError};
 use super::nix_store::{self, NixStoreError, StoreLocation};
 use super::path_list;
 use super::registration::{self, Registration};
-use crate::threads::both;
+use crate::threads::join;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -131,7 +131,7 @@ fn closure_info(directory: &Path, store_dir: Option<&Path>) -> Result<Closure, C
             (records, problems)
         })
     };
-    let (closure, listed) = both(registered, || read("store-paths", path_list::parse))?;
+    let (closure, listed) = join(registered, || read("store-paths", path_list::parse))?;
     let registered = closure.paths.iter().map(|planned| &planned.path);
     let listed = listed.paths.iter().map(|planned| &planned.path);
     match first_difference(registered, listed) {

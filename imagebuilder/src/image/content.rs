@@ -10,9 +10,9 @@ use std::sync::{Arc, PoisonError};
 
 /// The size word of a block: the number of stored bytes, and whether they are uncompressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BlockWord(pub u32);
+pub struct DataSize(pub u32);
 
-impl BlockWord {
+impl DataSize {
     /// Returns whether the block consists of zeros that are not stored.
     pub fn is_hole(self) -> bool {
         self.0 == 0
@@ -35,7 +35,7 @@ pub struct Block {
     /// Where it begins in the image.
     pub start: u64,
     /// Stored length, and whether the block is compressed.
-    pub word: BlockWord,
+    pub word: DataSize,
     /// Decompressed length in bytes; for fragment blocks the maximum.
     pub length: u32,
 }
@@ -74,7 +74,7 @@ impl<'a> FileBlocks<'a> {
     }
 
     fn step(&mut self) -> Result<Block, ImageError> {
-        let word = BlockWord(self.cursor.u32()?);
+        let word = DataSize(self.cursor.u32()?);
         let block_size = self.image.superblock.block_size_bytes;
         let length = u32::try_from(self.bytes_left).unwrap_or(u32::MAX).min(block_size);
         let block = Block { start: self.next_start, word, length };
@@ -242,7 +242,7 @@ impl Image {
         let table = table.ok_or_else(|| ImageError::damaged(part, "there is no such fragment block"))?;
         let mut cursor = table.cursor(u64::from(index) * super::FRAGMENT_ENTRY_BYTES);
         let start = cursor.u64()?;
-        let word = BlockWord(cursor.u32()?);
+        let word = DataSize(cursor.u32()?);
         let block = Block { start, word, length: self.superblock.block_size_bytes };
         self.check_block(part, block)?;
         Ok(block)

@@ -35,7 +35,7 @@ pub struct DataBlocks<'a> {
 
 /// The rest of an image whose data is written.
 #[derive(Debug)]
-pub struct Ending {
+pub struct ImageTail {
     /// The tables, which follow the data.
     pub tables: Vec<u8>,
     /// The 96 bytes of the superblock, which replace the first ones of [`begin`].
@@ -54,7 +54,7 @@ pub fn finish(
     store_paths: &[RootEntry<'_>],
     contents: &dyn Contents,
     data: DataBlocks<'_>,
-) -> Result<Ending, TablesError> {
+) -> Result<ImageTail, TablesError> {
     let mut encoders = three_encoders(|| Encoder::for_metadata(settings))?;
     let encoders = encoders.each_mut().map(Some);
     let tables = write_tables(store_paths, contents, data.fragments, data.end, encoders)?;
@@ -85,7 +85,7 @@ pub fn finish(
         export_table: tables.export_table,
     };
     let length = bytes_used.next_multiple_of(IMAGE_ALIGNMENT_BYTES);
-    Ok(Ending { tables: tables.bytes, superblock: superblock.encode(), length })
+    Ok(ImageTail { tables: tables.bytes, superblock: superblock.encode(), length })
 }
 
 /// Creates the encoders of the inode table, the directory table and the other tables. A codec that cannot be set up

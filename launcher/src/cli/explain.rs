@@ -1,7 +1,7 @@
 //! `microvm explain`: shows what `run` would do.
 
 use super::spec_file::{SpecArguments, lowered, read_checked};
-use launcher::explain::{Others, explain};
+use launcher::explain::{OtherHypervisors, explain};
 use launcher::facts::HostFacts;
 use launcher::host::inspect_store_disk;
 use launcher::hypervisor::lower;
@@ -28,7 +28,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut launch = lowered(&spec, &facts)?;
     launch.warnings.extend(unknown);
     let others = Hypervisor::ALL.into_iter().filter(|hypervisor| *hypervisor != spec.hypervisor);
-    let others: Others = others.map(|hypervisor| (hypervisor, lower(&spec, &facts, hypervisor).map(|_| ()))).collect();
+    let others: OtherHypervisors =
+        others.map(|hypervisor| (hypervisor, lower(&spec, &facts, hypervisor).map(|_| ()))).collect();
     if !arguments.json {
         return print(explain(&spec, &launch, &others));
     }

@@ -97,7 +97,7 @@ fn units() -> Result<PathBuf, Failure> {
 /// Writes the unit. A file that this command did not write is never replaced.
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
     let failed = |source: io::Error| Failure::failed(&source).with_context(&format!("cannot write {}", path.display()));
-    let place = Place::itself(path).map_err(failed)?;
+    let place = Place::nofollow(path).map_err(failed)?;
     if let Some((existing, _)) = place.read().map_err(failed)?
         && !existing.starts_with(MARK.as_bytes())
     {

@@ -175,7 +175,7 @@ pub(crate) fn read_with_origin(
 fn clone_record(state_directory: &HostPath) -> Result<Option<CloneRecord>, Failure> {
     let path = state_directory.as_path().join(CLONE_FILE);
     let problem = |reason: &dyn Display| Failure::problems(vec![format!("{}: {reason}", path.display())]);
-    match Place::itself(&path).and_then(|place| place.read_own()) {
+    match Place::nofollow(&path).and_then(|place| place.read_own()) {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| problem(&error)),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(problem(&error)),

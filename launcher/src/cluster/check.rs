@@ -126,7 +126,7 @@ pub fn check(
     let devices = fencing::check(cluster, &mut findings);
     common(cluster, &mut findings);
     let machines = machines::check(cluster, specs, &mut findings);
-    let apart = machines::apart(cluster, &mut findings);
+    let apart = machines::pairs_apart(cluster, &mut findings);
     if !findings.problems.is_empty() {
         return Err(findings.problems);
     }

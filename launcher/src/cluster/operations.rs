@@ -307,7 +307,7 @@ pub fn acknowledge_fencing(name: &str) -> Result<(), OperationError> {
 /// Copies the closure of a runner to all hosts, and protects it there from garbage collection. Returns the hosts.
 ///
 /// # Errors
-/// Refuses unknown machines and paths that are no runners; fails with the problems of all hosts.
+/// Refuses unknown machines and paths that are not runners; fails with the problems of all hosts.
 pub fn push(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> {
     let status = status()?;
     machine(&status, name)?;
@@ -328,7 +328,7 @@ pub fn push(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> {
 /// Makes the machine run from another runner. The cluster restarts it. Returns warnings.
 ///
 /// # Errors
-/// Refuses unknown machines, paths that are no runners, and runners that a host does not have.
+/// Refuses unknown machines, paths that are not runners, and runners that a host does not have.
 pub fn update(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> {
     let status = changeable()?;
     machine(&status, name)?;

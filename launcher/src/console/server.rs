@@ -66,7 +66,7 @@ impl ConsoleServer {
     /// Returns [`ConsoleError`].
     pub fn listen(path: &Path) -> Result<Self, ConsoleError> {
         remove_stale(path)?;
-        let made = Place::itself(path).and_then(|place| {
+        let made = Place::nofollow(path).and_then(|place| {
             let listener = new_socket()?;
             place.bind(&listener, SOCKET_MODE)?;
             listen(&listener, Backlog::new(WAITING_CLIENTS)?)?;
@@ -254,7 +254,7 @@ mod tests {
         let (elsewhere, path) = (directory.path().join("elsewhere.sock"), directory.path().join("console.sock"));
         std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
         ConsoleServer::listen(&path).unwrap_err();
-        assert!(Place::itself(&path).unwrap().bind(&new_socket().unwrap(), SOCKET_MODE).is_err());
+        assert!(Place::nofollow(&path).unwrap().bind(&new_socket().unwrap(), SOCKET_MODE).is_err());
         assert!(!elsewhere.exists());
         std::fs::remove_file(&path).unwrap();
         let server = ConsoleServer::listen(&path).unwrap();

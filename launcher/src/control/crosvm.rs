@@ -28,7 +28,7 @@ pub(super) fn request(controller: &Controller, request: &Value) -> Result<Value,
         return if text == "\"Exit\"" { Ok(Value::Null) } else { Err(controller.no_answer(ended)) };
     }
     let answer = serde_json::from_slice(&buffer[..count])
-        .map_err(|_| controller.misunderstood(&String::from_utf8_lossy(&buffer[..count])))?;
+        .map_err(|_| controller.unexpected_response(&String::from_utf8_lossy(&buffer[..count])))?;
     match refusal(&answer) {
         Some(reason) => Err(controller.refused(text, &reason)),
         None => Ok(answer),

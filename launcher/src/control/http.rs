@@ -25,7 +25,7 @@ pub(super) fn request(controller: &Controller, request: &HttpRequest) -> Result<
     let sent = connection.get_mut().write_all(text_of(request).as_bytes());
     sent.map_err(|source| controller.no_answer(source))?;
     let answer = read_answer(&mut connection).map_err(|source| match source.kind() {
-        io::ErrorKind::InvalidData => controller.misunderstood(&source.to_string()),
+        io::ErrorKind::InvalidData => controller.unexpected_response(&source.to_string()),
         _ => controller.no_answer(source),
     })?;
     if (200..300).contains(&answer.status) {

@@ -44,7 +44,7 @@ fn ask_state(controller: &Controller) -> Result<String, ControlError> {
     match i32::from_le_bytes(answer) {
         0 => Ok("running".to_owned()),
         1 => Ok("paused".to_owned()),
-        other => Err(controller.misunderstood(&format!("state {other}"))),
+        other => Err(controller.unexpected_response(&format!("state {other}"))),
     }
 }
 
@@ -76,7 +76,7 @@ fn send(controller: &Controller, kind: u32, content: &[u8]) -> Result<(), Contro
     });
     match received {
         Ok(0) => {}
-        Ok(count) => return Err(controller.misunderstood(&String::from_utf8_lossy(&answer[..count]))),
+        Ok(count) => return Err(controller.unexpected_response(&String::from_utf8_lossy(&answer[..count]))),
         // After a stop, the server may end before it has read everything.
         Err(error) if kind == STOP && error.kind() == io::ErrorKind::ConnectionReset => {}
         Err(source) => return Err(controller.no_answer(source)),

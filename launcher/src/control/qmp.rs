@@ -30,7 +30,7 @@ impl<'controller> Session<'controller> {
         let mut session = Self { controller, lines: BufReader::new(Connection::open(controller)?) };
         let greeting = session.read()?;
         if greeting.get("QMP").is_none() {
-            return Err(controller.misunderstood(&greeting.to_string()));
+            return Err(controller.unexpected_response(&greeting.to_string()));
         }
         session.execute("qmp_capabilities", Value::Null)?;
         Ok(session)
@@ -78,7 +78,7 @@ impl<'controller> Session<'controller> {
                 return Err(self.controller.refused(command, reason));
             }
             if answer.get("event").is_none() {
-                return Err(self.controller.misunderstood(&answer.to_string()));
+                return Err(self.controller.unexpected_response(&answer.to_string()));
             }
         }
     }
@@ -89,7 +89,7 @@ impl<'controller> Session<'controller> {
         if read.map_err(|source| self.controller.no_answer(source))? == 0 {
             return Err(self.controller.no_answer(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)));
         }
-        serde_json::from_str(&line).map_err(|_| self.controller.misunderstood(&line))
+        serde_json::from_str(&line).map_err(|_| self.controller.unexpected_response(&line))
     }
 }
 

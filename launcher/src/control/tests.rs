@@ -57,7 +57,8 @@ fn a_refusal_of_qemu_is_reported_with_its_reason() {
         &path,
         &["{\"return\": {}}\r\n", "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no such thing\"}}\r\n"],
     );
-    let error = controller(ControlProtocol::Qmp, &path).ask_guest(&GracefulStep::QmpSystemPowerdown).unwrap_err();
+    let error =
+        controller(ControlProtocol::Qmp, &path).request_shutdown(&GracefulStep::QmpSystemPowerdown).unwrap_err();
     assert_eq!(error.to_string(), "the hypervisor refused system_powerdown: no such thing");
 }
 
@@ -66,7 +67,7 @@ fn quit_succeeds_without_a_response() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("qmp.sock");
     let _thread = qmp_server(&path, &["{\"return\": {}}\r\n", ""]);
-    controller(ControlProtocol::Qmp, &path).force(&ForcedStop::QmpQuit).unwrap();
+    controller(ControlProtocol::Qmp, &path).force_stop(&ForcedStop::QmpQuit).unwrap();
 }
 
 #[test]
@@ -103,7 +104,7 @@ fn a_server_of_another_protocol_is_reported() {
     });
     for protocol in [ControlProtocol::Qmp, ControlProtocol::FirecrackerHttp] {
         let error = controller(protocol, &path).status().unwrap_err();
-        assert!(matches!(error, ControlError::Misunderstood { .. }), "{protocol:?}: {error}");
+        assert!(matches!(error, ControlError::UnexpectedResponse { .. }), "{protocol:?}: {error}");
     }
 }
 
@@ -208,7 +209,7 @@ fn an_http_refusal_is_reported_with_its_body() {
         body: Some(json!({"action_type": "SendCtrlAltDel"})),
     };
     let error =
-        controller(ControlProtocol::FirecrackerHttp, &path).ask_guest(&GracefulStep::Http(request)).unwrap_err();
+        controller(ControlProtocol::FirecrackerHttp, &path).request_shutdown(&GracefulStep::Http(request)).unwrap_err();
     assert_eq!(error.to_string(), "the hypervisor refused PUT /actions: 400 {\"fault\":\"no no\"}");
 }
 
@@ -236,8 +237,8 @@ fn messages_to_crosvm_are_in_its_format() {
     let path = directory.path().join("crosvm.sock");
     let thread = crosvm_server(&path, &["\"Ok\"", "{\"Err\":19}"]);
     let controller = controller(ControlProtocol::CrosvmSeqpacket, &path);
-    controller.ask_guest(&GracefulStep::CrosvmPowerButton).unwrap();
-    let error = controller.force(&ForcedStop::CrosvmExit).unwrap_err();
+    controller.request_shutdown(&GracefulStep::CrosvmPowerButton).unwrap();
+    let error = controller.force_stop(&ForcedStop::CrosvmExit).unwrap_err();
     assert!(error.to_string().contains("No such device"), "{error}");
     assert_eq!(thread.join().unwrap(), ["\"Powerbtn\"", "\"Exit\""]);
 }
@@ -264,7 +265,7 @@ fn messages_to_kvmtool_are_in_its_format() {
     });
     let controller = controller(ControlProtocol::Kvmtool, &path);
     assert_eq!(controller.status().unwrap(), "paused");
-    controller.ask_guest(&GracefulStep::KvmtoolSysrq('s')).unwrap();
+    controller.request_shutdown(&GracefulStep::KvmtoolSysrq('s')).unwrap();
     controller.kvmtool_balloon(-2).unwrap();
     assert_eq!(
         thread.join().unwrap(),

@@ -8,7 +8,7 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Drivers beside VFIO's that the kernel accepts in a group which is passed to a guest: drivers/vfio/group.c and the drivers with
+/// Drivers other than VFIO's that the kernel accepts in a group that is passed to a guest: drivers/vfio/group.c and the drivers with
 /// `driver_managed_dma` of the kernel.
 const DRIVERS_WITHOUT_DMA: [&str; 3] = ["pci-stub", "pcieport", "xen-pciback"];
 
@@ -107,7 +107,7 @@ impl DevicePlaces<'_> {
         })
     }
 
-    /// Checks that the user may open a USB device. A device that is not plugged in is no problem, because qemu attaches it as
+    /// Checks that the user may open a USB device. A device that is not plugged in is accepted, because qemu attaches it as
     /// soon as it is.
     fn usb_problem(&self, device: &PassedDevice) -> Option<String> {
         let address = UsbAddress::parse(&device.path)?;
@@ -135,7 +135,7 @@ fn driver_of(device: &Path) -> Option<String> {
     Some(link.file_name()?.to_string_lossy().into_owned())
 }
 
-/// Returns the node of a USB device in sysfs if it has that address. A hub is never meant: qemu does not pass one.
+/// Returns the node of a USB device in sysfs if it has that address. Hubs do not count, because qemu does not pass them.
 fn usb_node(device: &Path, address: &UsbAddress) -> Option<PathBuf> {
     let text = |name: &str| fs::read_to_string(device.join(name)).ok().map(|text| text.trim().to_owned());
     let number = |name: &str, radix: u32| u32::from_str_radix(&text(name)?, radix).ok();

@@ -49,7 +49,7 @@ pub enum FactsError {
 }
 
 /// A kernel image and its form.
-pub type NoticedKernel = (HostPath, KernelForm);
+pub type KernelImage = (HostPath, KernelForm);
 
 /// The facts that are cached between starts.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,7 +202,7 @@ fn remember(
 
 /// Reads the cache if root or this user has written it. Another user must not be able to give root false facts.
 fn recall(path: &Path) -> Option<Remembered> {
-    let (text, writer) = Place::itself(path).and_then(|place| place.read()).ok()??;
+    let (text, writer) = Place::nofollow(path).and_then(|place| place.read()).ok()??;
     if !writer.is_root() && writer != nix::unistd::geteuid() {
         return None;
     }

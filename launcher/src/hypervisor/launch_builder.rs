@@ -3,7 +3,7 @@
 use super::{CredentialTransport, VsockTransport, description};
 use crate::cmdline::KernelCommandLine;
 use crate::facts::{Architecture, HostFacts, KernelForm, Kvm};
-use crate::keyval::Unwritable;
+use crate::keyval::UnescapableValue;
 use crate::launch::{
     Access, BalloonDevice, ComposedInitrd, Console, ControlSocket, DeviceNode, FIRST_PASSED_DESCRIPTOR, FileNeed,
     FileToWrite, ForcedStop, GracefulStep, GuestDisk, GuestNotification, KvmUse, LAUNCH_VERSION, Launch, MacvtapNeed,
@@ -125,11 +125,11 @@ impl<'spec> LaunchBuilder<'spec> {
     /// Refuses extra arguments with which no hypervisor starts a machine.
     fn check_extra_arguments(&mut self) {
         let (option, extra) = self.spec.sections.extra_args(self.hypervisor);
-        // qemu takes it for a disk, and the others have at most one such argument: the launcher's kernel.
+        // For qemu it is a disk. The others accept at most one such argument, the kernel that the launcher passes.
         if let Some(word) = extra.first().filter(|word| self.hypervisor != Hypervisor::Qemu && !word.starts_with('-'))
             && !word.is_empty()
         {
-            self.refuse(option, format!("cannot be given `{}` first, because it is no option", one_line(word)));
+            self.refuse(option, format!("cannot be given `{}` first, because it is not an option", one_line(word)));
         }
         for argument in extra {
             if argument.is_empty() {
@@ -226,9 +226,9 @@ impl<'spec> LaunchBuilder<'spec> {
     }
 
     /// Returns the option string. If a value cannot be written in it, refuses the machine and returns an empty string.
-    pub(super) fn written(&mut self, option: &str, options: Result<String, Unwritable>) -> String {
-        options.unwrap_or_else(|unwritable| {
-            self.refuse(option, unwritable.to_string());
+    pub(super) fn written(&mut self, option: &str, options: Result<String, UnescapableValue>) -> String {
+        options.unwrap_or_else(|unescapable| {
+            self.refuse(option, unescapable.to_string());
             String::new()
         })
     }

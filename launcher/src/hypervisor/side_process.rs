@@ -3,7 +3,7 @@
 
 use super::description;
 use super::launch_builder::LaunchBuilder;
-use crate::launch::{AfterEnd, ClosureView, SideProcess, SideProcessKind, VIEW};
+use crate::launch::{ClosureView, OnExit, SideProcess, SideProcessKind, VIEW};
 use crate::path::HostPath;
 use crate::spec::{ForwardFrom, ForwardPort, InodeFileHandles};
 use crate::validate::{CheckedGraphics, CheckedShare, CheckedSpec, LiveStore};
@@ -61,7 +61,7 @@ pub(super) fn virtiofsd(builder: &LaunchBuilder<'_>, checked: &CheckedShare, tag
         arguments,
         socket: checked.socket.clone(),
         view: closure_view(checked, None),
-        after_end: AfterEnd::StartAgain,
+        on_exit: OnExit::Restart,
     }
 }
 
@@ -80,7 +80,7 @@ pub(super) fn share_view(checked: &CheckedShare, descriptor: i32) -> Option<Side
         arguments: Vec::new(),
         socket: view.control.clone(),
         view: Some(view),
-        after_end: AfterEnd::Report,
+        on_exit: OnExit::Report,
     })
 }
 
@@ -105,7 +105,7 @@ pub(super) fn passt(interface: &str, socket: &HostPath, ports: &[ForwardPort]) -
         arguments,
         socket: socket.clone(),
         view: None,
-        after_end: AfterEnd::StartAgain,
+        on_exit: OnExit::Restart,
     }
 }
 
@@ -133,7 +133,7 @@ pub(super) fn crosvm_gpu(
         arguments,
         socket: graphics.socket.clone(),
         view: None,
-        after_end: AfterEnd::StartAgain,
+        on_exit: OnExit::Restart,
     }
 }
 
@@ -143,7 +143,7 @@ pub(super) fn live_store(builder: &LaunchBuilder<'_>, live: &LiveStore, plan: &H
     let mut arguments = arguments.map(str::to_owned).to_vec();
     arguments.push(queues.to_string());
     let reconnects = description(builder.hypervisor).reconnects_disks;
-    let after_end = if reconnects { AfterEnd::StartAgain } else { AfterEnd::Report };
+    let on_exit = if reconnects { OnExit::Restart } else { OnExit::Report };
     SideProcess {
         kind: SideProcessKind::StoreDisk,
         name: builder.spec.name.clone(),
@@ -151,6 +151,6 @@ pub(super) fn live_store(builder: &LaunchBuilder<'_>, live: &LiveStore, plan: &H
         arguments,
         socket: live.socket.clone(),
         view: None,
-        after_end,
+        on_exit,
     }
 }

@@ -100,34 +100,34 @@ fn runs_in(other: &MachineState, machine: &Machine) -> bool {
 /// # Errors
 /// Returns [`StateError`].
 pub fn is_held(machine: &Machine) -> Result<bool, StateError> {
-    Ok(matches!(hold(machine)?, Hold::Elsewhere))
+    Ok(matches!(try_lock(machine)?, LockAttempt::HeldElsewhere))
 }
 
 /// The lock on a state directory.
 #[derive(Debug)]
-pub(super) enum Hold {
+pub(super) enum LockAttempt {
     /// This process has it: no start of the machine begins until it is dropped.
-    Held(#[expect(dead_code, reason = "it is locked until it is dropped")] Flock<File>),
+    Locked(#[expect(dead_code, reason = "it is locked until it is dropped")] Flock<File>),
     /// A launcher or a hypervisor has it.
-    Elsewhere,
+    HeldElsewhere,
     /// The directory is missing, or belongs to another user's machine, which only that user and root can start or delete.
     Impossible,
 }
 
 /// Tries to lock the state directory.
-pub(super) fn hold(machine: &Machine) -> Result<Hold, StateError> {
-    // See `run`.
+pub(super) fn try_lock(machine: &Machine) -> Result<LockAttempt, StateError> {
+    // `run::lock_directory` takes the shared lock that this one excludes.
     let failed = |source| StateError::File { path: machine.directory.clone(), source };
     let directory = match File::open(&machine.directory) {
         Ok(directory) => directory,
         Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::NotFound) => {
-            return Ok(Hold::Impossible);
+            return Ok(LockAttempt::Impossible);
         }
         Err(error) => return Err(failed(error)),
     };
     match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Hold::Held(lock)),
-        Err((_, Errno::EWOULDBLOCK)) => Ok(Hold::Elsewhere),
+        Ok(lock) => Ok(LockAttempt::Locked(lock)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(LockAttempt::HeldElsewhere),
         Err((_, errno)) => Err(failed(errno.into())),
     }
 }

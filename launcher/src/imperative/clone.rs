@@ -212,7 +212,7 @@ impl CloneRequest<'_> {
         let path = making.directory.join(CLONE_FILE);
         let written = serde_json::to_vec_pretty(&record).map_err(Into::into);
         written
-            .and_then(|text| Place::itself(&path)?.replace(&[&text[..], b"\n"].concat(), 0o644, None))
+            .and_then(|text| Place::nofollow(&path)?.replace(&[&text[..], b"\n"].concat(), 0o644, None))
             .map_err(ImperativeError::file(&path))?;
         let owner = self.give_owner(making)?;
         let directory = HostPath::new(making.directory.to_string_lossy());

@@ -73,7 +73,7 @@ pub(super) fn finish(layout: &Layout, machine: &Machine) -> Result<(), Imperativ
 
 fn fill(making: &Machine, flake: &FlakeReference) -> Result<(), ImperativeError> {
     let flake_file = making.flake_file();
-    Place::itself(&flake_file)
+    Place::nofollow(&flake_file)
         .and_then(|place| place.replace(flake.as_str().as_bytes(), FLAKE_MODE, None))
         .map_err(ImperativeError::file(&flake_file))?;
     // The directory keeps the owner who created it: a machine of the host module gets its user when it starts.

@@ -1,6 +1,6 @@
 //! `microvm delete`: deletes a machine and its files.
 
-use super::activity::{Hold, MachineActivity, Phase, hold};
+use super::activity::{LockAttempt, MachineActivity, Phase, try_lock};
 use super::create::remove_directory;
 use super::layout::{Layout, Machine, remove_link, rename};
 use super::lock::MachineLock;
@@ -52,8 +52,8 @@ pub fn delete(layout: &Layout, name: &MachineName) -> Result<(), ImperativeError
     removal(layout, name)?;
     let machine = layout.machine(name);
     // A start that begins now waits, and then finds that the directory is gone.
-    let _held = match hold(&machine)? {
-        Hold::Elsewhere => return Err(ImperativeError::Running(name.to_string())),
+    let _held = match try_lock(&machine)? {
+        LockAttempt::HeldElsewhere => return Err(ImperativeError::Running(name.to_string())),
         held => held,
     };
     let unfinished = layout.unfinished(&machine);

@@ -223,7 +223,7 @@ impl Machine {
     /// Returns the target of a link of the machine, or `None` if it does not exist. Root does not follow another user's
     /// link.
     fn resolve_link(&self, link: &Path) -> Result<Option<PathBuf>, ImperativeError> {
-        match Place::itself(link).and_then(|place| place.read_own_link()) {
+        match Place::nofollow(link).and_then(|place| place.read_own_link()) {
             Ok(target) => Ok(Some(self.directory.join(target))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(ImperativeError::file(link)(error)),
@@ -242,7 +242,7 @@ impl Machine {
 
     /// Returns the machine of which it is a clone. Only a file of root, or of the user who runs this process, counts.
     pub fn clone_of(&self) -> Option<String> {
-        let text = Place::itself(&self.directory.join(CLONE_FILE)).and_then(|place| place.read_own()).ok()?;
+        let text = Place::nofollow(&self.directory.join(CLONE_FILE)).and_then(|place| place.read_own()).ok()?;
         serde_json::from_slice(&text).ok().map(|record: CloneRecord| record.clone_of)
     }
 
@@ -267,7 +267,7 @@ impl Machine {
         }
         let path = self.flake_file();
         // Refuses another user's file, because root builds what it names.
-        match Place::itself(&path).and_then(|place| place.read_own()) {
+        match Place::nofollow(&path).and_then(|place| place.read_own()) {
             Ok(text) => Ok(FlakeReference::stored(&String::from_utf8_lossy(&text))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(ImperativeError::InstalledFromElsewhere(self.name.to_string()))
@@ -279,7 +279,7 @@ impl Machine {
 
 /// Removes a symbolic link. A missing one is not an error.
 pub(super) fn remove_link(link: &Path) -> Result<(), ImperativeError> {
-    match Place::itself(link).and_then(|place| place.remove()) {
+    match Place::nofollow(link).and_then(|place| place.remove()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImperativeError::file(link)(error)),
         _ => Ok(()),
     }
@@ -287,12 +287,12 @@ pub(super) fn remove_link(link: &Path) -> Result<(), ImperativeError> {
 
 /// Renames a directory.
 pub(super) fn rename(from: &Path, to: &Path) -> Result<(), ImperativeError> {
-    Place::itself(from).and_then(|place| place.rename_to(&Place::itself(to)?)).map_err(ImperativeError::file(to))
+    Place::nofollow(from).and_then(|place| place.rename_to(&Place::nofollow(to)?)).map_err(ImperativeError::file(to))
 }
 
 /// Atomically points a symbolic link at the target.
 pub(super) fn replace_link(target: &Path, link: &Path) -> Result<(), ImperativeError> {
-    Place::itself(link).and_then(|place| place.replace_link(target)).map_err(ImperativeError::file(link))
+    Place::nofollow(link).and_then(|place| place.replace_link(target)).map_err(ImperativeError::file(link))
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ impl MachineLock {
 impl Drop for MachineLock {
     fn drop(&mut self) {
         // Removed while the lock is held: a process that waits for the lock detects this and creates a new file.
-        let _ = Place::itself(&self.path).and_then(|place| place.remove());
+        let _ = Place::nofollow(&self.path).and_then(|place| place.remove());
     }
 }
 

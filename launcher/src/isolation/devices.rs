@@ -57,7 +57,7 @@ fn pci_devices(needs: &Needs, sysfs: &Path) -> impl Iterator<Item = PathBuf> {
 /// Returns [`IsolationError::DeviceRules`].
 pub fn allow_devices(tree: &Tree, unit: &str) -> Result<(), IsolationError> {
     let failed = |reason: String| IsolationError::DeviceRules(reason);
-    let other_paths = beyond_template(tree);
+    let other_paths = devices_outside_template(tree);
     let earlier_rules = Path::new(UNIT_CONTROL_DIRECTORY).join(format!("{unit}.d/50-DeviceAllow.conf"));
     if other_paths.is_empty() && !earlier_rules.exists() {
         return Ok(());
@@ -76,7 +76,7 @@ pub fn allow_devices(tree: &Tree, unit: &str) -> Result<(), IsolationError> {
 }
 
 /// Returns the devices that the template does not allow.
-pub(super) fn beyond_template(tree: &Tree) -> Vec<String> {
+pub(super) fn devices_outside_template(tree: &Tree) -> Vec<String> {
     let is_device = |path: &Path| {
         fs::metadata(path)
             .is_ok_and(|metadata| metadata.file_type().is_char_device() || metadata.file_type().is_block_device())

@@ -176,7 +176,7 @@ impl TreeBuilder<'_> {
 
     fn bind(&self, path: &PathOnHost) -> Result<(), IsolationError> {
         // Kept open, so that exactly the file or directory that was checked is mounted.
-        let found = Place::of(&path.path).and_then(|place| Ok((place.look()?, place.path())));
+        let found = Place::of(&path.path).and_then(|place| Ok((place.open_path()?, place.path())));
         let (opened, source) = match found {
             Ok(found) => found,
             Err(error) if path.optional && error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -349,7 +349,7 @@ pub fn make_volumes(tree: &mut Tree, runtime: &Path, interruption: &Interruption
 /// Returns [`IsolationError::File`], or [`IsolationError::NotTrusted`] for a file with several hard links.
 fn give_volume(path: &Path, user_id: u32, is_new: IsNew) -> Result<(), IsolationError> {
     let failed = || IsolationError::errno(path);
-    let file = match Place::itself(path).and_then(|place| place.look()) {
+    let file = match Place::nofollow(path).and_then(|place| place.open_path()) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(IsolationError::file(path)(error)),

@@ -51,7 +51,7 @@ impl<'host> StoreDisks<'host> {
         let name = format!("{hash}{IMAGE}");
         let _lock = self.lock_directory()?;
         let link = self.0.join(format!("{machine}{LINK}"));
-        Place::itself(&link).and_then(|place| place.replace_link(Path::new(&name))).map_err(failed(&link))?;
+        Place::nofollow(&link).and_then(|place| place.replace_link(Path::new(&name))).map_err(failed(&link))?;
         Ok(self.0.join(name))
     }
 
@@ -105,7 +105,7 @@ impl<'host> StoreDisks<'host> {
 
     fn remove(self, name: &str) -> Result<(), IsolationError> {
         let path = self.0.join(name);
-        Place::itself(&path).and_then(|place| place.remove()).map_err(failed(&path))
+        Place::nofollow(&path).and_then(|place| place.remove()).map_err(failed(&path))
     }
 
     /// Locks the links. The lock is held for a moment only.
@@ -118,7 +118,7 @@ impl<'host> StoreDisks<'host> {
 }
 
 fn open(path: &Path) -> Result<File, IsolationError> {
-    Place::itself(path).and_then(|place| place.open_or_create(LOCK_MODE)).map_err(failed(path))
+    Place::nofollow(path).and_then(|place| place.open_or_create(LOCK_MODE)).map_err(failed(path))
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> IsolationError {

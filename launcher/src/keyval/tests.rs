@@ -100,7 +100,7 @@ fn read_kvmtool(text: &str) -> Vec<String> {
     text.split(',').map(str::to_owned).collect()
 }
 
-fn written(dialect: Dialect, values: &[String]) -> Result<String, Unwritable> {
+fn written(dialect: Dialect, values: &[String]) -> Result<String, UnescapableValue> {
     let options = Options::new(dialect);
     values
         .iter()

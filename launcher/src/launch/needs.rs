@@ -267,8 +267,8 @@ pub struct SideProcess {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub view: Option<ClosureView>,
     /// What to do when it ends while the hypervisor runs.
-    #[serde(default)]
-    pub after_end: AfterEnd,
+    #[serde(rename = "afterEnd", default)]
+    pub on_exit: OnExit,
 }
 
 impl SideProcess {
@@ -306,10 +306,11 @@ pub struct ClosureView {
 /// What to do when a side process ends while the hypervisor runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum AfterEnd {
+pub enum OnExit {
     /// Start it again: the hypervisor connects again, or has no use for it any more.
     #[default]
-    StartAgain,
+    #[serde(rename = "startAgain")]
+    Restart,
     /// Report it: this hypervisor never connects again.
     Report,
 }

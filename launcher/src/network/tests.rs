@@ -33,14 +33,14 @@ fn a_tap_is_created_with_its_flags_and_removed() {
         let tap = TapNeed { multi_queue, owner: Some("nobody".to_owned()), ..tap() };
         let nobody = owner_id(Some("nobody")).unwrap();
         let created = make_ready(&needs(vec![tap.clone()])).unwrap();
-        assert_eq!(created.made()[0].name, "web0");
+        assert_eq!(created.interfaces()[0].name, "web0");
         std::mem::forget(created);
         let link = netlink::find("web0").unwrap().unwrap();
         assert!(link.is_up);
         let wanted =
             netlink::Tun { is_tap: true, owner: Some(nobody.as_raw()), multi_queue, vnet_hdr: true, persistent: true };
         assert_eq!(link.tun, Some(wanted));
-        assert_eq!(make_ready(&needs(vec![tap.clone()])).unwrap().made(), []);
+        assert_eq!(make_ready(&needs(vec![tap.clone()])).unwrap().interfaces(), []);
         assert!(inspect(&needs(vec![tap.clone()])).is_empty());
         tap::remove(&tap).unwrap();
         assert_eq!(netlink::find("web0").unwrap(), None);
@@ -159,13 +159,13 @@ fn a_later_interface_of_the_same_name_is_not_removed() {
         return;
     }
     let created = make_ready(&needs(vec![tap()])).unwrap();
-    let former = created.made().to_vec();
+    let former = created.interfaces().to_vec();
     drop(created);
     assert_eq!(netlink::find("web0").unwrap(), None);
     let again = make_ready(&needs(vec![tap()])).unwrap();
-    assert_ne!(again.made(), former);
+    assert_ne!(again.interfaces(), former);
     remove_made(&former);
     assert!(netlink::find("web0").unwrap().is_some());
-    remove_made(again.made());
+    remove_made(again.interfaces());
     assert_eq!(netlink::find("web0").unwrap(), None);
 }

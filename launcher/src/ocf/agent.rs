@@ -273,7 +273,7 @@ impl<'run> Agent<'run> {
         let directory = self.machine().directory;
         let log = directory.join(LOG);
         let failed = |source| AgentError::System { action: "starting the runner", source };
-        let file = Place::itself(&log).and_then(|place| place.open_or_create(0o640)).map_err(failed)?;
+        let file = Place::nofollow(&log).and_then(|place| place.open_or_create(0o640)).map_err(failed)?;
         file.set_len(0).map_err(failed)?;
         let mut command = Command::new(self.parameters.run_program());
         command.current_dir(&directory).env("MICROVM_NAME", self.parameters.name.as_str());

@@ -80,7 +80,7 @@ fn send_through_socket(
     let sending = thread::spawn(move || asked.send_through(&url));
     let connected = accept(&listener, &sending);
     // Nothing else may connect.
-    let _ = Place::itself(path.as_path()).and_then(|place| place.remove());
+    let _ = Place::nofollow(path.as_path()).and_then(|place| place.remove());
     if let Some(hypervisor) = connected.map_err(|error| error.to_string())? {
         relay(hypervisor, streams).map_err(|error| error.to_string())?;
     }
@@ -144,7 +144,7 @@ fn socket_path(launch: &Launch) -> HostPath {
 fn listen_for(launch: &Launch, path: &HostPath) -> io::Result<UnixListener> {
     let owner = launch.user.as_deref().map(Identity::of).transpose().map_err(io::Error::other)?;
     let server = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    let place = Place::itself(path.as_path())?;
+    let place = Place::nofollow(path.as_path())?;
     place.remove()?;
     place.bind(&server, SOCKET_MODE)?;
     if let Some(owner) = owner.filter(|_| nix::unistd::geteuid().is_root()) {

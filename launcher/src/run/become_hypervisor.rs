@@ -49,7 +49,7 @@ pub(super) fn become_hypervisor(
             started_unix_seconds: unix_seconds(),
             console_socket: None,
             guest_ready: None,
-            interfaces: prepared.interfaces.made().to_vec(),
+            interfaces: prepared.interfaces.interfaces().to_vec(),
         };
         state.write_running(&machine).map(|()| hypervisor)
     });
@@ -70,7 +70,7 @@ fn exec(
     let program = prepared.program.display().to_string();
     let failed = |source| RunError::Start { program: program.clone(), source };
     let side_processes = prepared.side_processes.identities();
-    if (!prepared.interfaces.made().is_empty() || !side_processes.is_empty())
+    if (!prepared.interfaces.interfaces().is_empty() || !side_processes.is_empty())
         && let Err(source) = clean_up_later(state, hypervisor, &side_processes)
     {
         return RunError::System { action: "starting the process that removes the network interfaces", source };
@@ -90,7 +90,7 @@ fn exec(
     if let Err(source) = context.interruption.restore_mask() {
         return failed(source);
     }
-    let has_children = !prepared.interfaces.made().is_empty() || !side_processes.is_empty();
+    let has_children = !prepared.interfaces.interfaces().is_empty() || !side_processes.is_empty();
     if launch.hypervisor == Hypervisor::Crosvm
         && has_children
         && let Err(errno) = leave_process_group()

@@ -149,8 +149,8 @@ impl Prepared {
         preparation.write_files()?;
         interruption.check()?;
         let interfaces = network::make_ready(&launch.needs)?;
-        lock.record_interfaces(interfaces.made())?;
-        for made in interfaces.made() {
+        lock.record_interfaces(interfaces.interfaces())?;
+        for made in interfaces.interfaces() {
             message(&format!("created network interface {}", made.name));
         }
         let side_processes =
@@ -282,7 +282,7 @@ impl Preparation<'_> {
         for file in &self.launch.files {
             let path = self.absolute(&file.path);
             // A symbolic link of that name is replaced, because only the launcher writes these files.
-            Place::itself(path.as_path())
+            Place::nofollow(path.as_path())
                 .and_then(|place| place.replace(file.content.as_bytes(), FILE_MODE, self.identity))
                 .map_err(|source| RunError::File { path: path.clone(), source })?;
         }

@@ -113,7 +113,7 @@ impl Refusals<'_> {
         }
         for file in launch.files.iter().filter(|_| state_directory.is_dir()) {
             let path = self.absolute(&file.path);
-            let checked = Place::itself(path.as_path()).and_then(|place| place.check_create());
+            let checked = Place::nofollow(path.as_path()).and_then(|place| place.check_create());
             self.check(hypervisor, path.as_path(), checked);
             if path.as_path().symlink_metadata().is_ok_and(|found| found.is_dir()) {
                 self.add(hypervisor, format!("{path} is a directory, but a file is written there; move it away"));
@@ -204,7 +204,7 @@ impl Refusals<'_> {
             let path = self.absolute(socket);
             // A missing directory is reported with the other sockets.
             if path.as_path().parent().is_some_and(Path::is_dir) {
-                let checked = Place::itself(path.as_path()).and_then(|place| place.check_create());
+                let checked = Place::nofollow(path.as_path()).and_then(|place| place.check_create());
                 self.check(option, path.as_path(), checked);
             }
         }

@@ -83,7 +83,7 @@ fn may_lock_all(lowered: &Lowered<'_>, identity: Option<&Identity>) -> bool {
             .is_ok_and(|file| has_file_capabilities(&file))
 }
 
-/// Whether a program gets capabilities from its file: capabilities(7). Which ones is not looked at.
+/// Whether a program gets capabilities from its file: capabilities(7). The set of capabilities is not examined.
 fn has_file_capabilities(program: &Path) -> bool {
     getxattr(program, "security.capability", &mut [0_u8; 0]).is_ok()
 }

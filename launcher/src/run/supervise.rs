@@ -220,7 +220,7 @@ impl Supervisor<'_> {
             started_unix_seconds: unix_seconds(),
             console_socket: Some(server.path().to_owned()),
             guest_ready: self.launch.notification.as_ref().map(|_| false),
-            interfaces: prepared.interfaces.made().to_vec(),
+            interfaces: prepared.interfaces.interfaces().to_vec(),
         };
         self.state.write_running(&machine)?;
         Ok(machine)

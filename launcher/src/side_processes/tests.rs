@@ -21,7 +21,7 @@ fn side_process(directory: &Path, script: &str) -> SideProcess {
         arguments: vec![directory.join("fs.sock").to_str().unwrap().to_owned()],
         socket: "fs.sock".into(),
         view: None,
-        after_end: AfterEnd::StartAgain,
+        on_exit: OnExit::Restart,
     }
 }
 
@@ -312,7 +312,7 @@ fn starts_a_daemon_for_another_test() {
         arguments: vec![directory.join("fs.sock").to_str().unwrap().to_owned()],
         socket: "fs.sock".into(),
         view: None,
-        after_end: AfterEnd::StartAgain,
+        on_exit: OnExit::Restart,
     };
     let mut entry = Entry {
         process,

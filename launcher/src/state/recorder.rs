@@ -27,7 +27,7 @@ impl MachineState {
         // The owner of the directory can replace all files in it.
         let mut owners = vec![directory.owner().map_err(failed)?];
         for name in [PROCESS, STARTING, LAUNCH] {
-            let record = Place::itself(&self.file(name)).and_then(|place| place.stat()).map_err(failed)?;
+            let record = Place::nofollow(&self.file(name)).and_then(|place| place.stat()).map_err(failed)?;
             owners.extend(record.map(|record| Uid::from_raw(record.st_uid)));
         }
         Ok(owners.into_iter().find(|owner| !owner.is_root()).map(identity_of))

@@ -36,7 +36,7 @@ impl MachineState {
             Directory::make(&self.directory, 0o750, None).map_err(failed)?;
         }
         let text = serde_json::to_vec(&request).map_err(|error| failed(error.into()))?;
-        Place::itself(&self.file(REQUEST)).and_then(|place| place.replace(&text, 0o640, reader)).map_err(failed)
+        Place::nofollow(&self.file(REQUEST)).and_then(|place| place.replace(&text, 0o640, reader)).map_err(failed)
     }
 
     /// Returns the request for the next start.
@@ -64,12 +64,12 @@ impl MachineState {
     pub fn request_stop(&self) {
         // A machine is stopped even if this fails, on a full disk for example. Its supervisor then reports a failure if
         // the guest has not booted.
-        let _ = Place::itself(&self.file(STOP)).and_then(|place| place.replace(b"", 0o640, None));
+        let _ = Place::nofollow(&self.file(STOP)).and_then(|place| place.replace(b"", 0o640, None));
     }
 
     /// Whether a command has stopped the running machine, or is about to.
     pub fn is_stop_requested(&self) -> bool {
-        Place::itself(&self.file(STOP)).and_then(|place| place.stat()).is_ok_and(|found| found.is_some())
+        Place::nofollow(&self.file(STOP)).and_then(|place| place.stat()).is_ok_and(|found| found.is_some())
     }
 
     /// Forgets such a command, which concerned an earlier run.

@@ -49,7 +49,7 @@ impl SuspendedState {
     /// Returns [`SuspendError::File`] or [`SuspendError::Unreadable`].
     pub fn stamp(&self) -> Result<Option<Stamp>, SuspendError> {
         let path = HostPath::from(STAMP).below(&self.complete());
-        match Place::itself(path.as_path()).and_then(|place| place.read()) {
+        match Place::nofollow(path.as_path()).and_then(|place| place.read()) {
             Ok(Some((text, _))) => {
                 serde_json::from_slice(&text).map(Some).map_err(|source| SuspendError::Unreadable { path, source })
             }
@@ -74,12 +74,12 @@ impl SuspendedState {
     /// Whether the guest may have run since the machine was suspended.
     pub(super) fn was_resumed(&self) -> bool {
         let path = HostPath::from(RESUMED).below(&self.complete());
-        Place::itself(path.as_path()).and_then(|place| place.stat()).is_ok_and(|stat| stat.is_some())
+        Place::nofollow(path.as_path()).and_then(|place| place.stat()).is_ok_and(|stat| stat.is_some())
     }
 
     pub(super) fn mark_resumed(&self, owner: Option<&Identity>) -> Result<(), SuspendError> {
         let path = HostPath::from(RESUMED).below(&self.complete());
-        Place::itself(path.as_path())
+        Place::nofollow(path.as_path())
             .and_then(|place| place.replace(&[], FILE_MODE, owner))
             .map_err(|source| SuspendError::File { path, source })
     }
@@ -87,7 +87,7 @@ impl SuspendedState {
     /// Opens the saved machine of a hypervisor that uses one file.
     pub(super) fn file(&self) -> Result<File, SuspendError> {
         let path = HostPath::from(SAVED_FILE).below(&self.complete());
-        Place::itself(path.as_path())
+        Place::nofollow(path.as_path())
             .and_then(|place| place.open(OFlag::O_RDONLY))
             .map_err(|source| SuspendError::File { path, source })
     }
@@ -128,7 +128,7 @@ impl SuspendedState {
     pub(super) fn set_aside(&self) -> Result<HostPath, SuspendError> {
         let (complete, refused) = (self.complete(), self.below(REFUSED));
         remove_all(&refused)
-            .and_then(|()| Place::itself(complete.as_path())?.rename_to(&Place::itself(refused.as_path())?))
+            .and_then(|()| Place::nofollow(complete.as_path())?.rename_to(&Place::nofollow(refused.as_path())?))
             .map_err(|source| self.failed(source))?;
         Ok(refused)
     }
@@ -136,7 +136,7 @@ impl SuspendedState {
     /// Removes the stamp first, so that a directory that is removed in part does not count as a suspended machine.
     fn remove_complete(&self) -> io::Result<()> {
         let complete = self.complete();
-        match Place::itself(HostPath::from(STAMP).below(&complete).as_path()) {
+        match Place::nofollow(HostPath::from(STAMP).below(&complete).as_path()) {
             Ok(stamp) => {
                 stamp.remove()?;
                 stamp.directory().sync()?;
@@ -184,7 +184,7 @@ impl<'owner> Unfinished<'owner> {
     pub(super) fn file(&self) -> Result<File, SuspendError> {
         let path = HostPath::from(SAVED_FILE).below(&self.path());
         let created = || {
-            let place = Place::itself(path.as_path())?;
+            let place = Place::nofollow(path.as_path())?;
             place.replace(&[], FILE_MODE, self.owner)?;
             place.open(OFlag::O_WRONLY)
         };
@@ -196,7 +196,7 @@ impl<'owner> Unfinished<'owner> {
         let path = HostPath::from(STAMP).below(&self.path());
         let written = serde_json::to_vec_pretty(stamp).map_err(io::Error::from).and_then(|mut text| {
             text.push(b'\n');
-            Place::itself(path.as_path())?.replace(&text, FILE_MODE, self.owner)
+            Place::nofollow(path.as_path())?.replace(&text, FILE_MODE, self.owner)
         });
         written.map_err(|source| SuspendError::File { path, source })
     }
@@ -208,10 +208,10 @@ impl<'owner> Unfinished<'owner> {
             let disk_bytes = sync_all(&Directory::open(incomplete.as_path())?)?;
             // An earlier one is of no use: the machine has run since.
             self.state.remove_complete()?;
-            Place::itself(incomplete.as_path())?.rename_to(&Place::itself(complete.as_path())?)?;
+            Place::nofollow(incomplete.as_path())?.rename_to(&Place::nofollow(complete.as_path())?)?;
             Directory::open(self.state.directory.as_path())?.sync()?;
             // The directory itself may be new.
-            Place::itself(self.state.directory.as_path())?.directory().sync()?;
+            Place::nofollow(self.state.directory.as_path())?.directory().sync()?;
             Ok(disk_bytes)
         };
         let disk_bytes = publish().map_err(|source| self.state.failed(source))?;
@@ -231,7 +231,7 @@ impl Drop for Unfinished<'_> {
 
 /// Removes a directory with its content. A missing one is not an error.
 fn remove_all(path: &HostPath) -> io::Result<()> {
-    let removed = Place::itself(path.as_path()).and_then(|place| fs::remove_dir_all(place.descriptor_path()));
+    let removed = Place::nofollow(path.as_path()).and_then(|place| fs::remove_dir_all(place.descriptor_path()));
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

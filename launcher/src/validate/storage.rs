@@ -32,7 +32,7 @@ pub(super) fn disks(
     let mut volumes = Vec::new();
     for (index, volume) in spec.volumes.iter().enumerate() {
         check_volume(index, volume, findings);
-        // Persistent memory is no disk, and has no letter.
+        // Persistent memory is not a disk and has no drive letter.
         let letters = disks.iter().filter(|disk| disk.backend != DiskBackend::Pmem).count();
         disks.push(volume_disk(letters, index, volume));
         volumes.push(CheckedVolume {

@@ -270,7 +270,7 @@ pub fn inspect_locks(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Vec<(u
         };
         let image = place.stat().map_err(failed)?;
         if image.is_some() {
-            place.look().map_err(failed)?;
+            place.open_path().map_err(failed)?;
         }
         let by_number = |number: ImageNumber| match Directory::open(&request.lock_directory()) {
             Ok(directory) => Ok(Some(directory.place(number.lock_name()))),
@@ -280,7 +280,7 @@ pub fn inspect_locks(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Vec<(u
         for lock in places(&place, image.as_ref(), &by_number).map_err(failed)? {
             inspect_lock(&lock, &path, volume.access)?;
         }
-        // Released again.
+        // Dropped at once: this only tests whether another program has the lock.
         lock_image(&place, &path, (volume.access, LockTime::Now)).map(drop)
     };
     let inspected = volumes.iter().enumerate().map(|(index, volume)| (index, inspect(volume)));

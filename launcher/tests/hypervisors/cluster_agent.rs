@@ -382,7 +382,7 @@ fn a_receiver_that_fails_after_the_cluster_has_started_the_machine_leaves_it_run
     let writes = format!("{} ", nix::libc::SYS_write);
     wait_until(|| cluster.state("n2").running().unwrap().is_some());
     wait_until(|| fs::read_to_string(&call).is_ok_and(|text| text.starts_with(&writes)));
-    // The hypervisor that waits for the guest is no running machine.
+    // The hypervisor that waits for the guest does not count as a running machine.
     cluster.expect("n2", "monitor", NOT_RUNNING);
     cluster.expect("n2", "start", SUCCESS);
     let mut filling = vec![0; count];

@@ -106,7 +106,7 @@ fn live(hypervisor: Hypervisor) {
     assert_eq!(report.typed, ["hello"]);
     assert_no_leftovers(&machine);
     let stop = machine.output(&["stop", "machine.json"]);
-    assert_eq!(String::from_utf8_lossy(&stop.stderr), "web is not running\n", "stopping twice is no failure");
+    assert_eq!(String::from_utf8_lossy(&stop.stderr), "web is not running\n", "stopping twice is not a failure");
     assert!(stop.status.success());
     assert!(machine.output(&["tap", "down", "machine.json"]).status.success());
     assert!(!machine.namespace.run("ip", &["-o", "link"]).contains("vm-web"));

@@ -18,10 +18,10 @@ use std::path::{Component, Path, PathBuf};
 pub(super) const MAX_LINKS: usize = 40;
 
 /// Called with an open directory and the name of one that is missing in it; may create it.
-pub(super) type MakeMissing<'make> = dyn FnMut(&OwnedFd, &OsStr) -> io::Result<()> + 'make;
+pub(super) type CreateMissing<'make> = dyn FnMut(&OwnedFd, &OsStr) -> io::Result<()> + 'make;
 
 /// Opens a directory component by component. Calls `missing` for a directory that does not exist; it may create it.
-pub(super) fn walk(path: &Path, link_owners: &mut Vec<Uid>, missing: &mut MakeMissing<'_>) -> io::Result<Directory> {
+pub(super) fn walk(path: &Path, link_owners: &mut Vec<Uid>, missing: &mut CreateMissing<'_>) -> io::Result<Directory> {
     let mut names = parts(path);
     let mut directory = start(path)?;
     let mut links = 0;

@@ -168,7 +168,7 @@ fn root_refuses_to_read_another_users_file_or_link_as_its_own() {
     let Some(host) = Host::new() else { return };
     fs::write(host.path("state/flake"), "github:good/flake").unwrap();
     symlink("/nix/store/good", host.path("state/current")).unwrap();
-    let at = |name: &str| Place::itself(&host.path(name)).unwrap();
+    let at = |name: &str| Place::nofollow(&host.path(name)).unwrap();
     assert_eq!(at("state/flake").read_own().unwrap(), b"github:good/flake");
     assert_eq!(at("state/current").read_own_link().unwrap(), Path::new("/nix/store/good"));
     give_away(&host.path("state/flake"));
@@ -235,7 +235,7 @@ fn a_file_that_would_fill_the_memory_is_not_read() {
     let path = directory.path().join("process.json");
     let file = File::create(&path).unwrap();
     file.set_len(MAX_READ_BYTES + 1).unwrap();
-    let place = Place::itself(&path).unwrap();
+    let place = Place::nofollow(&path).unwrap();
     for error in [place.read().unwrap_err(), place.read_own().unwrap_err()] {
         assert_eq!(error.to_string(), "the file is longer than 64 MiB");
     }

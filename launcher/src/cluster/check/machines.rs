@@ -44,7 +44,7 @@ pub(super) fn check(
 }
 
 /// Returns the pairs of machines that never run on the same host.
-pub(super) fn apart(cluster: &ClusterSpec, findings: &mut Findings) -> BTreeSet<(String, String)> {
+pub(super) fn pairs_apart(cluster: &ClusterSpec, findings: &mut Findings) -> BTreeSet<(String, String)> {
     let mut pairs = BTreeSet::new();
     for (name, machine) in &cluster.machines {
         let place = format!("machines.{name}.apartFrom");

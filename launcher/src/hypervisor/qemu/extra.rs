@@ -121,7 +121,7 @@ pub(super) fn count_user_devices(extra: &[String]) -> usize {
 }
 
 /// Whether the user turns the USB controllers of the machine model on.
-pub(super) fn turns_usb_on(builder: &LaunchBuilder<'_>) -> bool {
+pub(super) fn enables_usb(builder: &LaunchBuilder<'_>) -> bool {
     let qemu = &builder.spec.sections.qemu;
     let is_on = |value: Option<&str>| value.is_none_or(|value| ["on", "yes", "true", "y"].contains(&value));
     let by_option = |(name, value): (&str, Option<&str>)| match name {

@@ -67,7 +67,7 @@ impl Slots {
         let on_root_bus = |device: &&UserDevice| device.bus.is_none() || device.bus.as_deref() == Some("pcie.0");
         let mut taken: BTreeSet<u8> =
             users.iter().filter(on_root_bus).filter_map(|device| Some(device.address?.0)).collect();
-        if machine.model.contains("q35") && extra::turns_usb_on(builder) {
+        if machine.model.contains("q35") && extra::enables_usb(builder) {
             taken.insert(USB_SLOT_OF_Q35);
         }
         let placed_by_qemu = users
