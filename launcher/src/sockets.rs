@@ -38,7 +38,7 @@ pub enum SocketError {
 /// # Errors
 /// Fails if there is no socket, or it is one that root must not open.
 pub fn look(path: &Path) -> io::Result<OwnedFd> {
-    Place::itself(path)?.look()
+    Place::nofollow(path)?.open_path()
 }
 
 /// Connects to a socket.

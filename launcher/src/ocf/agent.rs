@@ -501,7 +501,7 @@ impl Messages {
     /// Returns the errors among them.
     fn errors(&self) -> Option<String> {
         let text = match self {
-            Self::File(path) => Place::itself(path).and_then(|place| place.read()).ok().flatten()?.0,
+            Self::File(path) => Place::nofollow(path).and_then(|place| place.read()).ok().flatten()?.0,
             Self::Journal { service, since } => service.messages_since(*since),
         };
         let text = String::from_utf8_lossy(&text);
