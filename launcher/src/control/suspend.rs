@@ -213,7 +213,7 @@ fn rename(body: &mut Value, configuration: &Value) {
 fn rename_saved(directory: &HostPath, configuration: &Value) -> Result<(), ControlError> {
     let path = HostPath::from(SAVED_CONFIGURATION).below(directory);
     let failed = |reason: String| ControlError::SavedConfiguration { path: path.clone(), reason };
-    let place = Place::itself(path.as_path()).map_err(|error| failed(error.to_string()))?;
+    let place = Place::nofollow(path.as_path()).map_err(|error| failed(error.to_string()))?;
     let (text, stat) = place
         .stat()
         .and_then(|stat| Ok(place.read()?.map(|(text, _)| text).zip(stat)))
