@@ -11,6 +11,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, VsockAddr, accept4, bind, connect, getpeername,
     listen, recv, send, socket,
 };
+use program::own_socket::OwnSocket;
 use program::place::Place;
 use program::user::Identity;
 use std::collections::VecDeque;
@@ -137,6 +138,8 @@ impl ServiceManager {
 #[derive(Debug)]
 pub struct GuestListener {
     listener: OwnedFd,
+    /// Removes the socket's file in the end.
+    _own_socket: Option<OwnSocket>,
     path: Option<PathBuf>,
     peer_cid: Option<u32>,
     connections: Vec<GuestConnection>,
@@ -210,16 +213,16 @@ impl GuestListener {
                 let socket = new_socket(AddressFamily::Unix)?;
                 place.bind(&socket, SOCKET_MODE)?;
                 hypervisor.map_or(Ok(()), |user| place.give_socket(user))?;
-                Ok(socket)
+                Ok((socket, Some(OwnSocket::bound(&place)?)))
             }),
-            None => bind_vsock(notification.port),
+            None => bind_vsock(notification.port).map(|socket| (socket, None)),
         };
-        let listening = made.and_then(|socket| {
+        let listening = made.and_then(|(socket, own_socket)| {
             listen(&socket, Backlog::new(16)?)?;
-            Ok(socket)
+            Ok((socket, own_socket))
         });
-        let listener = listening.map_err(|source| ReadinessError::Listen { place, source })?;
-        Ok(Self { listener, path, peer_cid, connections: Vec::new(), period: (Instant::now(), 0) })
+        let (listener, _own_socket) = listening.map_err(|source| ReadinessError::Listen { place, source })?;
+        Ok(Self { listener, _own_socket, path, peer_cid, connections: Vec::new(), period: (Instant::now(), 0) })
     }
 
     /// Returns the path of the socket, if it is on the file system.
@@ -419,6 +422,9 @@ mod tests {
         assert!(listener.receive()[0].is_ready);
         let state = HostPath::new(directory.path().to_str().unwrap());
         assert!(matches!(GuestListener::listen(&notification, &state, None), Err(ReadinessError::Socket(_))));
+        let path = listener.path().unwrap().clone();
+        drop(listener);
+        assert!(!path.exists(), "the socket was left behind");
     }
 
     /// Runs the listener as the event loop does, until the condition is true, and returns the number of wake-ups.

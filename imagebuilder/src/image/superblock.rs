@@ -137,7 +137,7 @@ impl Superblock {
         read_at(source, &mut bytes, 0)?;
         let raw = Raw::decode(&bytes).ok_or_else(|| not_squashfs("its superblock is truncated".to_owned()))?;
         if raw.magic != MAGIC {
-            return Err(not_squashfs(format!("it begins with {:02x?}, not with \"hsqs\"", &bytes[..4])));
+            return Err(not_squashfs(format!("it begins with \"{}\", not with \"hsqs\"", bytes[..4].escape_ascii())));
         }
         if raw.version != (4, 0) {
             return Err(not_squashfs(format!("its version is {}.{}", raw.version.0, raw.version.1)));

@@ -58,7 +58,12 @@ fn perform(action: &str) -> Result<(), AgentError> {
     }
     let known = ["start", "stop", "monitor", "status", "migrate_to", "migrate_from", "validate-all"];
     if !known.contains(&action) {
-        return Err(AgentError::Unimplemented(format!("there is no action `{action}`; use {ACTIONS}")));
+        let problem = if action.is_empty() {
+            "the action is missing".to_owned()
+        } else {
+            format!("there is no action `{action}`")
+        };
+        return Err(AgentError::Unimplemented(format!("{problem}; use {ACTIONS}")));
     }
     let parameters = Parameters::parse(|name| std::env::var(format!("OCF_RESKEY_{name}")).ok());
     let agent = Agent::new(parameters.map_err(AgentError::Parameters)?, operation, &message)?;

@@ -4,6 +4,7 @@ use super::ConsoleError;
 use crate::sockets::remove_stale;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, listen, socket};
+use program::own_socket::OwnSocket;
 use program::place::Place;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -35,7 +36,8 @@ const HANG_UP: PollFlags = PollFlags::POLLHUP.union(PollFlags::POLLERR);
 pub struct ConsoleServer {
     listener: UnixListener,
     path: PathBuf,
-    place: Place,
+    /// Removes the socket's file in the end.
+    _own_socket: OwnSocket,
     scrollback: VecDeque<u8>,
     clients: Vec<Client>,
     accept_after: Option<Instant>,
@@ -70,11 +72,11 @@ impl ConsoleServer {
             let listener = new_socket()?;
             place.bind(&listener, SOCKET_MODE)?;
             listen(&listener, Backlog::new(WAITING_CLIENTS)?)?;
-            Ok((UnixListener::from(listener), place))
+            Ok((UnixListener::from(listener), OwnSocket::bound(&place)?))
         });
         let path = path.to_owned();
-        let (listener, place) = made.map_err(|source| ConsoleError::Serve { path: path.clone(), source })?;
-        Ok(Self { listener, path, place, scrollback: VecDeque::new(), clients: Vec::new(), accept_after: None })
+        let (listener, _own_socket) = made.map_err(|source| ConsoleError::Serve { path: path.clone(), source })?;
+        Ok(Self { listener, path, _own_socket, scrollback: VecDeque::new(), clients: Vec::new(), accept_after: None })
     }
 
     /// Returns the path of the socket.
@@ -138,13 +140,6 @@ impl ConsoleServer {
 
     fn remove_gone(&mut self) {
         self.clients.retain(|client| !client.is_gone && client.backlog.len() <= MAX_BACKLOG_BYTES);
-    }
-}
-
-impl Drop for ConsoleServer {
-    fn drop(&mut self) {
-        // If the socket cannot be removed, the next start does it.
-        let _ = self.place.remove();
     }
 }
 

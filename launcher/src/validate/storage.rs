@@ -50,6 +50,16 @@ pub(super) fn disks(
             findings.problem(format!("{}.image", disk.option), reason);
         }
     }
+    let boot_files = [("kernel", Some(&spec.kernel)), ("initrd", spec.initrd.as_ref())];
+    for (volume, disk) in spec.volumes.iter().zip(disks.iter().skip(usize::from(spec.store_disk.is_some()))) {
+        let is_volume = |file: &&HostPath| plain(file) == plain(&volume.image);
+        if let Some((name, _)) =
+            boot_files.iter().find(|(_, file)| !volume.read_only && file.as_ref().is_some_and(is_volume))
+        {
+            let reason = format!("`{}` is the {name} of this machine, which its guest must not change", volume.image);
+            findings.problem(format!("{}.image", disk.option), reason);
+        }
+    }
     findings.require_distinct("image", images);
     let serials = disks.iter().filter_map(|disk| Some((format!("{}.serial", disk.option), disk.serial.as_deref()?)));
     findings.require_distinct("serial number", serials);

@@ -107,6 +107,10 @@ fn each_rule_reports_exactly_one_problem() {
             json!({"storeDisk": {"image": "a.img"}, "volumes": [{"image": "./a.img", "size": 1}]}),
             "web: volumes[0].image: the image `a.img` is already used by storeDisk.image",
         ),
+        (
+            json!({"initrd": "/boot/initrd", "volumes": [{"image": "/boot/initrd", "autoCreate": false}]}),
+            "web: volumes[0].image: `/boot/initrd` is the initrd of this machine, which its guest must not change",
+        ),
         (json!({"volumes": [{"image": "a/", "size": 1}]}), "web: volumes[0].image: `a/` is the path of a directory"),
         (
             json!({"volumes": [{"image": "a", "size": 1}, {"image": "./a.lock", "size": 1}]}),

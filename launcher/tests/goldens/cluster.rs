@@ -149,7 +149,7 @@ fn clusters_that_cannot_work_are_refused_with_what_to_do() {
         ("/version", json!(2), "version: this program reads cluster specs of version 1, but this one has 2"),
         ("/name", json!("a b"), "name: `a b` contains ' '"),
         ("/nodes/host2/id", json!(1), "nodes.host2.id: 1 is already the id of `host1`"),
-        ("/nodes/host2/addresses", json!(["10.0.0.2"]), "`host2` has 1 addresses, but `host1` has 2"),
+        ("/nodes/host2/addresses", json!(["10.0.0.2"]), "number of addresses: 1 of `host2`, but 2 of `host1`"),
         ("/nodes/host2/addresses", json!(["10.0.0.1", "10.1.0.2"]), "`10.0.0.1` is already an address of `host1`"),
         ("/nodes/host2/addresses", json!(["host2", "10.1.0.2"]), "`host2` is not an IP address"),
         ("/nodes/host2/addresses", json!(["fd00::2", "10.1.0.2"]), "link 0 has IPv4 and IPv6 addresses"),

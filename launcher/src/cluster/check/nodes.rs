@@ -81,7 +81,7 @@ fn same_links(cluster: &ClusterSpec, findings: &mut Findings) {
         let (count, wanted) = (node.addresses.len(), first.addresses.len());
         if count != wanted {
             let reason = format!(
-                "`{name}` has {count} addresses, but `{first_name}` has {wanted}; each link needs one of every host"
+                "number of addresses: {count} of `{name}`, but {wanted} of `{first_name}`; each link needs one of every host"
             );
             findings.problem(format!("nodes.{name}.addresses"), reason);
             continue;
