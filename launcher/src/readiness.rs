@@ -32,6 +32,10 @@ const MAX_CONNECTION_TIME: Duration = Duration::from_secs(2);
 const MAX_CONNECTIONS: usize = 8;
 const MAX_ACCEPTED_PER_PERIOD: usize = 16;
 const ACCEPT_PERIOD: Duration = Duration::from_secs(1);
+/// The length of the kernel's queue of connections that were not accepted yet.
+const BACKLOG: i32 = 16;
+/// The most connections that are accepted after the hypervisor has ended. The queue is not longer.
+const MAX_LAST_CONNECTIONS: usize = 24;
 /// How long an incomplete message is left alone after some of it was read, so that a guest that sends byte by byte cannot
 /// wake the supervisor for each of them.
 const READ_PAUSE: Duration = Duration::from_millis(50);
@@ -218,7 +222,7 @@ impl GuestListener {
             None => bind_vsock(notification.port).map(|socket| (socket, None)),
         };
         let listening = made.and_then(|(socket, own_socket)| {
-            listen(&socket, Backlog::new(16)?)?;
+            listen(&socket, Backlog::new(BACKLOG)?)?;
             Ok((socket, own_socket))
         });
         let (listener, _own_socket) = listening.map_err(|source| ReadinessError::Listen { place, source })?;
@@ -230,18 +234,16 @@ impl GuestListener {
         self.path.as_ref()
     }
 
-    /// Returns the descriptors and events to poll for.
-    pub fn interests(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+    /// Returns the descriptors and events to poll for from `now` until the [`GuestListener::deadline`] of the same time.
+    pub fn interests(&self, now: Instant) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         let listener = self.can_accept().then(|| self.listener.as_fd());
-        let now = Instant::now();
         let readable = self.connections.iter().filter(|connection| connection.read_after <= now);
         let connections = readable.map(|connection| connection.descriptor.as_fd());
         listener.into_iter().chain(connections).map(|descriptor| (descriptor, PollFlags::POLLIN)).collect()
     }
 
     /// Returns the latest time at which [`GuestListener::receive`] must be called.
-    pub fn deadline(&self) -> Option<Instant> {
-        let now = Instant::now();
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
         let pause = |connection: &GuestConnection| Some(connection.read_after).filter(|time| *time > now);
         let connections =
             self.connections.iter().flat_map(|connection| [Some(connection.end), pause(connection)]).flatten();
@@ -256,6 +258,30 @@ impl GuestListener {
         if self.period.0.elapsed() >= ACCEPT_PERIOD {
             self.period = (Instant::now(), 0);
         }
+        self.accept();
+        self.read()
+    }
+
+    /// Returns what the guest has sent when its hypervisor has ended, complete or not. The limits per second do not apply,
+    /// because the last report is that of the guest's end.
+    pub fn finish(&mut self) -> Vec<GuestMessage> {
+        let mut messages = Vec::new();
+        let mut left = MAX_LAST_CONNECTIONS;
+        loop {
+            let now = Instant::now();
+            self.connections.iter_mut().for_each(|connection| connection.end = now);
+            messages.extend(self.read());
+            self.period = (now, MAX_ACCEPTED_PER_PERIOD.saturating_sub(left));
+            match self.accept() {
+                0 => return messages,
+                accepted => left = left.saturating_sub(accepted),
+            }
+        }
+    }
+
+    /// Accepts connections, and returns how many. Closes those that do not come from the guest.
+    fn accept(&mut self) -> usize {
+        let mut accepted = 0;
         while self.can_accept() {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let descriptor = match accept4(self.listener.as_raw_fd(), flags) {
@@ -268,12 +294,18 @@ impl GuestListener {
                 }
             };
             self.period.1 += 1;
+            accepted += 1;
             if self.is_of_guest(&descriptor) {
                 let now = Instant::now();
                 let (end, text) = (now + MAX_CONNECTION_TIME, Vec::new());
                 self.connections.push(GuestConnection { descriptor, text, end, read_after: now });
             }
         }
+        accepted
+    }
+
+    /// Reads from the connections, and returns the complete messages.
+    fn read(&mut self) -> Vec<GuestMessage> {
         let mut messages = Vec::new();
         self.connections.retain_mut(|connection| {
             let is_complete = connection.read();
@@ -283,13 +315,6 @@ impl GuestListener {
             !is_complete
         });
         messages
-    }
-
-    /// Returns what the guest has sent when its hypervisor has ended, complete or not.
-    pub fn finish(&mut self) -> Vec<GuestMessage> {
-        let now = Instant::now();
-        self.connections.iter_mut().for_each(|connection| connection.end = now);
-        self.receive()
     }
 
     fn can_accept(&self) -> bool {
@@ -435,11 +460,12 @@ mod tests {
             if is_done(&messages) {
                 return wake_ups;
             }
-            let left = listener.deadline().map(|time| time.saturating_duration_since(Instant::now()));
+            let now = Instant::now();
+            let left = listener.deadline(now).map(|time| time.saturating_duration_since(Instant::now()));
             let timeout = left.map_or(PollTimeout::NONE, |left| {
                 PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
             });
-            let interests = listener.interests();
+            let interests = listener.interests(now);
             let mut descriptors: Vec<_> = interests.into_iter().map(|(fd, flags)| PollFd::new(fd, flags)).collect();
             poll(&mut descriptors, timeout).unwrap();
             wake_ups += 1;
@@ -468,6 +494,37 @@ mod tests {
         writer.join().unwrap();
         let pauses = usize::try_from(began.elapsed().as_millis() / READ_PAUSE.as_millis()).unwrap();
         assert!(wake_ups <= 2 * (pauses + 2), "{wake_ups} wake-ups in {pauses} pauses");
+    }
+
+    #[test]
+    fn the_last_report_of_a_guest_that_has_reported_much_is_received() {
+        let (_directory, _, mut listener) = listener();
+        let connect = || UnixStream::connect(listener.path().unwrap()).unwrap();
+        // As many as are open at a time, and then the queue.
+        let mut guest: Vec<_> = (0..MAX_CONNECTIONS).map(|_| connect()).collect();
+        assert_eq!(listener.receive(), []);
+        let connect = || UnixStream::connect(listener.path().unwrap()).unwrap();
+        guest.extend((MAX_CONNECTIONS..20).map(|_| connect()));
+        for (number, connection) in guest.iter_mut().enumerate() {
+            let text = if number == 19 { "X_SYSTEMD_SHUTDOWN=poweroff".to_owned() } else { format!("STATUS={number}") };
+            connection.write_all(text.as_bytes()).unwrap();
+        }
+        drop(guest);
+        let messages = listener.finish();
+        assert_eq!(messages.len(), 20, "{messages:?}");
+        assert!(messages[19].is_ending, "{messages:?}");
+    }
+
+    #[test]
+    fn a_connection_is_polled_for_or_its_pause_is_waited_for_at_any_time() {
+        let (_directory, _, mut listener) = listener();
+        let mut guest = UnixStream::connect(listener.path().unwrap()).unwrap();
+        guest.write_all(b"S").unwrap();
+        assert_eq!(listener.receive(), []);
+        let pause_end = listener.connections[0].read_after;
+        let before = pause_end - Duration::from_nanos(1);
+        assert_eq!((listener.interests(before).len(), listener.deadline(before)), (1, Some(pause_end)));
+        assert_eq!(listener.interests(pause_end).len(), 2);
     }
 
     #[test]

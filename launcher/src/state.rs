@@ -11,7 +11,7 @@ mod request;
 
 pub use process::ProcessIdentity;
 pub(crate) use process::proc_file;
-pub use request::StartRequest;
+pub use request::{RecordedStop, StartRequest};
 
 use recorder::own_records;
 

@@ -86,9 +86,8 @@ fn stop_machine(machine: &KnownMachine, timeout: Duration) -> Result<(), Failure
         return Ok(());
     };
     let running = machine.activity.running();
-    if running.is_some() {
-        machine.state.request_stop();
-    }
+    // Kept until the supervisor has ended, which `clean_up` waits for.
+    let _request = running.map(|running| machine.state.request_stop(running.hypervisor));
     let process = running.map(|running| running.hypervisor);
     let console_socket = running.and_then(|running| running.console_socket.clone());
     let target = StopTarget { launch, process, console_socket };

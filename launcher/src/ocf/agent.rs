@@ -394,8 +394,9 @@ impl<'run> Agent<'run> {
         }
         let (activity, launch) = (state.activity()?, state.last_launch()?);
         let running = activity.running();
+        // Kept until the supervisor has ended, which `clean_up_stopped` waits for.
+        let _request = running.map(|running| state.request_stop(running.hypervisor));
         if let Some(launch) = &launch {
-            state.request_stop();
             let process = running.map(|running| running.hypervisor);
             let console_socket = running.and_then(|running| running.console_socket.clone());
             stop(&StopTarget { launch, process, console_socket }, for_guest, &mut message)?;

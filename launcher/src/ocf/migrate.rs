@@ -14,6 +14,7 @@ use crate::control::Condition;
 use crate::imperative::read_spec;
 use crate::network::announce;
 use crate::path::HostPath;
+use crate::run::clean_up_stopped;
 use crate::shutdown::{StopTarget, stop};
 use crate::state::StartRequest;
 use crate::suspend::{AfterSave, SuspendedState, suspend};
@@ -188,11 +189,13 @@ impl Agent<'_> {
         }
         let state = self.state()?;
         let Some(launch) = state.last_launch()? else { return Ok(()) };
-        let process = state.running()?.map(|running| running.hypervisor);
-        state.request_stop();
+        let running = state.running()?;
+        let process = running.as_ref().map(|running| running.hypervisor);
+        // Kept until the supervisor has ended, which `clean_up_stopped` waits for.
+        let _request = process.map(|hypervisor| state.request_stop(hypervisor));
         let target = StopTarget { launch: &launch, process, console_socket: None };
         stop(&target, Duration::ZERO, &mut |_| {})?;
-        Ok(())
+        Ok(clean_up_stopped(&state, Some(&launch), running.and_then(|running| running.supervisor))?)
     }
 
     /// Receives a machine from another node: first the offer, which is answered, and then the machine. Returns when the

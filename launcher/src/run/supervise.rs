@@ -53,6 +53,14 @@ pub(super) struct Supervisor<'run> {
     pub(super) messages: OutputWriter,
 }
 
+/// How the event loop ended.
+enum End {
+    /// The hypervisor has ended.
+    Exited(ExitStatus),
+    /// The hypervisor could not load the machine, and was killed.
+    NotArrived(RunError),
+}
+
 /// The state of a running machine.
 struct Supervised {
     console: Console,
@@ -88,11 +96,13 @@ impl Supervised {
     fn wait(&self, interruption: &Interruption, deadline: Option<Instant>) {
         let mut interests = vec![(interruption.as_fd(), PollFlags::POLLIN)];
         interests.extend(self.console.interests());
-        interests.extend(self.listener.iter().flat_map(GuestListener::interests));
+        // One time for both calls: otherwise a connection whose pause ends between them would be in neither.
+        let now = Instant::now();
+        interests.extend(self.listener.iter().flat_map(|listener| listener.interests(now)));
         interests.extend(self.manager.interest());
         interests.extend(self.hypervisor_runs.iter().map(|stream| (stream.as_fd(), PollFlags::POLLIN)));
         interests.extend(self.arriving.iter().map(|arriving| (arriving.descriptor(), PollFlags::POLLIN)));
-        let own = [self.console.server.deadline(), self.listener.as_ref().and_then(GuestListener::deadline)];
+        let own = [self.console.server.deadline(), self.listener.as_ref().and_then(|listener| listener.deadline(now))];
         let deadline = own.into_iter().flatten().chain(deadline).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |time| {
             // Rounded up, because a wait that ends slightly early would be repeated until the deadline.
@@ -140,7 +150,9 @@ impl Supervisor<'_> {
             messages,
             _interfaces: interfaces,
         };
-        let status = self.supervise(&mut child, &mut supervised)?;
+        let end = self.supervise(&mut child, &mut supervised)?;
+        // Now, because the command that stops the machine does not wait without limit.
+        let is_stop_requested = self.state.is_stop_requested(supervised.machine.hypervisor);
         // What it wrote and reported just before it ended.
         supervised.console.print();
         let last = supervised.listener.as_mut().map(GuestListener::finish).unwrap_or_default();
@@ -148,22 +160,35 @@ impl Supervisor<'_> {
         supervised.notify("STOPPING=1");
         supervised.console.stdout.finish();
         supervised.messages.finish();
-        if let (Some(arriving), None) = (supervised.arriving, supervised.stopping) {
-            return Err(arriving.refusal().unwrap_or_else(|| self.failed(status, began)));
-        }
-        let has_booted = supervised.machine.guest_ready != Some(false);
         match supervised.stopping {
             // Ctrl-C makes the command end as interrupted; SIGTERM from a service manager is a normal end.
             Some(Signal::SIGINT) => Err(Interrupted(Signal::SIGINT).into()),
             Some(_) => Ok(()),
-            None if self.state.is_stop_requested() || is_suspended(self.launch) => Ok(()),
-            None if !status.success() => Err(self.failed(status, began)),
-            // No hypervisor reports that the guest's kernel has panicked: it ends as after a reboot.
-            None if !has_booted && !supervised.guest_is_ending => {
-                Err(RunError::EndedBeforeBoot { seconds: began.elapsed().as_secs_f64() })
-            }
-            None => Ok(()),
+            None if is_stop_requested => Ok(()),
+            None => self.outcome(end, supervised, began),
         }
+    }
+
+    /// Returns how a machine has ended that nothing has stopped.
+    fn outcome(&self, end: End, supervised: Supervised, began: Instant) -> Result<(), RunError> {
+        let status = match end {
+            End::Exited(status) => status,
+            End::NotArrived(error) => return Err(error),
+        };
+        if let Some(arriving) = supervised.arriving {
+            return Err(arriving.refusal().unwrap_or_else(|| self.failed(status, began)));
+        }
+        if is_suspended(self.launch) {
+            return Ok(());
+        }
+        if !status.success() {
+            return Err(self.failed(status, began));
+        }
+        // No hypervisor reports that the guest's kernel has panicked: it ends as after a reboot.
+        if supervised.machine.guest_ready == Some(false) && !supervised.guest_is_ending {
+            return Err(RunError::EndedBeforeBoot { seconds: began.elapsed().as_secs_f64() });
+        }
+        Ok(())
     }
 
     fn failed(&self, status: ExitStatus, began: Instant) -> RunError {
@@ -248,7 +273,7 @@ impl Supervisor<'_> {
     }
 
     /// Runs the event loop until the hypervisor has ended.
-    fn supervise(&self, child: &mut Child, supervised: &mut Supervised) -> Result<ExitStatus, RunError> {
+    fn supervise(&self, child: &mut Child, supervised: &mut Supervised) -> Result<End, RunError> {
         loop {
             // Signals come first: if the child ends after the check below, its SIGCHLD ends the wait at the bottom of
             // the loop.
@@ -258,11 +283,14 @@ impl Supervisor<'_> {
             }
             let failed = |source| RunError::System { action: "waiting for the hypervisor", source };
             if let Some(status) = child.try_wait().map_err(failed)? {
-                return Ok(status);
+                return Ok(End::Exited(status));
             }
             let (events, next) = supervised.side_processes.supervise();
             events.iter().for_each(|event| supervised.message(event));
-            self.finish_arrival(child, supervised)?;
+            if let Err(error) = self.finish_arrival(supervised) {
+                end_group(child);
+                return Ok(End::NotArrived(error));
+            }
             self.receive_from_hypervisor(supervised);
             self.receive_from_guest(supervised);
             supervised.notify_pending();
@@ -271,16 +299,13 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Reports a machine that was resumed or has migrated, or ends a hypervisor that could not load it.
-    fn finish_arrival(&self, child: &mut Child, supervised: &mut Supervised) -> Result<(), RunError> {
+    /// Reports a machine that was resumed or has migrated. Fails if its hypervisor could not load it.
+    fn finish_arrival(&self, supervised: &mut Supervised) -> Result<(), RunError> {
         let Some(arriving) = supervised.arriving.take_if(|arriving| is_readable(arriving.descriptor())) else {
             return Ok(());
         };
         let Some(arrived) = arriving.result() else { return Ok(()) };
-        if let Err(error) = arrived {
-            end_group(child);
-            return Err(error);
-        }
+        arrived?;
         let (text, finished) = arriving.finish(self.launch);
         supervised.message(&text);
         if let Err(error) = finished {
@@ -288,7 +313,9 @@ impl Supervisor<'_> {
         }
         if supervised.machine.guest_ready == Some(false) {
             supervised.machine.guest_ready = Some(true);
-            self.state.write_running(&supervised.machine)?;
+            if let Err(error) = self.state.write_running(&supervised.machine) {
+                supervised.message(&error.to_string());
+            }
         }
         supervised.notify("READY=1\nSTATUS=running");
         Ok(())

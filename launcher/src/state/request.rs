@@ -1,14 +1,14 @@
 //! What the caller of a start asks of it besides the machine spec. The resource agent of a cluster writes it into the
 //! runtime directory, because it starts machines through their services as well.
 
-use super::{MachineState, StateError};
+use super::{MachineState, ProcessIdentity, StateError};
 use program::place::{Directory, Place};
 use program::user::Identity;
 use serde::{Deserialize, Serialize};
 
 /// The file that contains the [`StartRequest`].
 const REQUEST: &str = "start-request.json";
-/// The file that tells the supervisor of a running machine that a command stops it.
+/// The file that contains the [`StopRequest`].
 const STOP: &str = "stop-requested";
 
 /// What the caller of a start asks of it. The default is a start by hand.
@@ -23,6 +23,34 @@ pub struct StartRequest {
     /// that was fenced until its lease ends.
     #[serde(default)]
     pub lock_wait_seconds: u64,
+}
+
+/// Tells the supervisor of a running machine that a command stops it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct StopRequest {
+    /// The process that stops the machine. If it has ended, for example at Ctrl-C, it no longer stops the machine.
+    requester: ProcessIdentity,
+    /// The hypervisor that it stops: a later run of the machine has another one.
+    hypervisor: ProcessIdentity,
+}
+
+/// A recorded request to stop a machine. Its creator must keep it until the machine's supervisor has ended.
+#[derive(Debug)]
+#[must_use]
+pub struct RecordedStop<'state> {
+    state: &'state MachineState,
+    /// `None` if it could not be recorded.
+    request: Option<StopRequest>,
+}
+
+impl Drop for RecordedStop<'_> {
+    fn drop(&mut self) {
+        // Another command may stop the machine too.
+        if self.request.is_some() && self.state.stop_request() == self.request {
+            self.state.clear_stop_request();
+        }
+    }
 }
 
 impl MachineState {
@@ -60,19 +88,27 @@ impl MachineState {
         self.remove(REQUEST);
     }
 
-    /// Records that a command stops the running machine, so that its supervisor does not take the end for a failure.
-    pub fn request_stop(&self) {
+    /// Records that this process stops the machine that this hypervisor runs, so that its supervisor does not report the
+    /// end as a failure. The record counts only until the returned value is dropped or this process ends.
+    pub fn request_stop(&self, hypervisor: ProcessIdentity) -> RecordedStop<'_> {
+        let request = ProcessIdentity::current().ok().map(|requester| StopRequest { requester, hypervisor });
         // A machine is stopped even if this fails, on a full disk for example. Its supervisor then reports a failure if
         // the guest has not booted.
-        let _ = Place::nofollow(&self.file(STOP)).and_then(|place| place.replace(b"", 0o640, None));
+        let request = request.filter(|request| self.write(STOP, request).is_ok());
+        RecordedStop { state: self, request }
     }
 
-    /// Whether a command has stopped the running machine, or is about to.
-    pub fn is_stop_requested(&self) -> bool {
-        Place::nofollow(&self.file(STOP)).and_then(|place| place.stat()).is_ok_and(|found| found.is_some())
+    /// Whether a command that is still running stops the machine that this hypervisor runs.
+    pub fn is_stop_requested(&self, hypervisor: ProcessIdentity) -> bool {
+        self.stop_request().is_some_and(|request| request.hypervisor == hypervisor && request.requester.is_alive())
     }
 
-    /// Forgets such a command, which concerned an earlier run.
+    /// Returns the recorded request. An unreadable one is ignored.
+    fn stop_request(&self) -> Option<StopRequest> {
+        Some(self.read(STOP).ok()??.0)
+    }
+
+    /// Removes a request that concerned an earlier run.
     pub(super) fn clear_stop_request(&self) {
         self.remove(STOP);
     }

@@ -4,6 +4,7 @@ use crate::lifecycle::{terminate, waiting_machine};
 use crate::machine::{Running, TestMachine, use_program, without_kvm_warning};
 use crate::probe::probe_guest;
 use launcher::spec::{Hypervisor, MachineSpec};
+use launcher::state::ProcessIdentity;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
@@ -379,10 +380,64 @@ connection.sendall(b"EXIT_STATUS=0\nX_SYSTEMD_SHUTDOWN=poweroff")'"#;
     write_script(&machine, "firecracker", &script.replace("SOCKET", socket));
     let ended = machine.output(&["run", "machine.json", "--supervise"]);
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
-    // A stop of an earlier run says nothing about this one.
-    machine.output(&["stop", "web"]);
-    write_script(&machine, "firecracker", "exit 0");
-    assert_eq!(machine.output(&["run", "machine.json", "--supervise"]).status.code(), Some(1));
+}
+
+/// Starts a machine with a supervisor, and returns it and its hypervisor's process id when both are recorded.
+fn start_recorded(machine: &TestMachine) -> (Running<'_>, String) {
+    let _ = fs::remove_file(machine.path("pid"));
+    let running = machine.start_command(machine.microvm(&["run", "machine.json", "--supervise"]));
+    let pid = wait_for_file(&machine.path("pid"), &running);
+    wait_for_file(&machine.path("run/web/process.json"), &running);
+    (running, pid)
+}
+
+fn kill(pid: &str) {
+    let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn a_hypervisor_that_crashes_after_an_interrupted_stop_or_the_stop_of_an_earlier_run_has_failed() {
+    let Some(machine) = scripted_machine("echo $$ > pid; exec sleep 600", json!({})) else { return };
+    let request = machine.path("run/web/stop-requested");
+    let (mut running, pid) = start_recorded(&machine);
+    let mut stop = machine.microvm(&["stop", "web", "--timeout", "600"]).stderr(Stdio::null()).spawn().unwrap();
+    let end = Instant::now() + Duration::from_secs(120);
+    while !request.exists() {
+        assert!(Instant::now() < end, "the stop does not begin: {}", running.messages());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    stop.kill().unwrap();
+    stop.wait().unwrap();
+    assert!(is_alive(&pid));
+    kill(&pid);
+    assert_eq!(running.end().code(), Some(1), "{}", running.messages());
+    assert!(running.messages().contains("signal: 9"), "{}", running.messages());
+    drop(running);
+
+    let (mut running, pid) = start_recorded(&machine);
+    assert!(!request.exists());
+    let own = ProcessIdentity::current().unwrap();
+    let hypervisor = ProcessIdentity::of(pid.parse().unwrap()).unwrap();
+    let earlier = ProcessIdentity { start_ticks: hypervisor.start_ticks - 1, ..hypervisor };
+    fs::write(&request, json!({"requester": own, "hypervisor": earlier}).to_string()).unwrap();
+    kill(&pid);
+    assert_eq!(running.end().code(), Some(1), "{}", running.messages());
+}
+
+#[test]
+fn a_machine_that_is_stopped_while_it_is_received_has_not_failed() {
+    let Some(machine) = scripted_machine("exit 1", json!({"hypervisor": "cloud-hypervisor"})) else { return };
+    let program = write_script(&machine, "cloud-hypervisor", "echo $$ > pid; exec sleep 600");
+    let mut spec: MachineSpec = serde_json::from_slice(&fs::read(machine.path("machine.json")).unwrap()).unwrap();
+    use_program(&mut spec, Hypervisor::CloudHypervisor, &program);
+    machine.write_spec(&spec);
+    fs::create_dir_all(machine.path("run/web")).unwrap();
+    fs::write(machine.path("run/web/start-request.json"), r#"{"isIncoming": true, "bootsIfChanged": false}"#).unwrap();
+    let (mut running, _) = start_recorded(&machine);
+    let stopped = machine.output(&["stop", "web", "--timeout", "0"]);
+    assert_eq!(stopped.status.code(), Some(0), "{}", printed(&stopped));
+    running.end_well();
 }
 
 #[test]
