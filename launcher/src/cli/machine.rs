@@ -29,7 +29,6 @@ pub(crate) struct KnownMachine {
 impl KnownMachine {
     /// Becomes the other user who records the machine, if this process is root.
     pub(crate) fn become_recorder(&self) -> Result<(), Failure> {
-        self.state.own_records_of_root().map_err(failed)?;
         match self.state.other_recorder().map_err(failed)? {
             Some(recorder) => recorder.become_user().map_err(failed),
             None => Ok(()),
@@ -77,6 +76,8 @@ pub(crate) fn is_spec(name_or_spec: &str) -> bool {
 fn find_by_spec(path: &Path, overrides: &Overrides, runtime: &RuntimeDirectory) -> Result<KnownMachine, Failure> {
     let spec = read(path, overrides)?;
     let state = runtime.machine(&spec.name).map_err(|error| Failure::usage(error.to_string()))?;
+    // Before anything is read: what another user can replace must not be used with root's privileges.
+    state.own_records_of_root().map_err(failed)?;
     let activity = state.activity().map_err(failed)?;
     let directory = overrides.state_directory()?;
     let place = if activity == Activity::Stopped { None } else { state.working_directory().map_err(failed)? };
@@ -96,6 +97,8 @@ pub(crate) fn find_by_name(name: &str, runtime: &RuntimeDirectory) -> Result<Kno
         Some(machine) => state_of(machine, runtime).map_err(failed)?,
         None => runtime.machine(name).map_err(|error| Failure::usage(error.to_string()))?,
     };
+    // As in `find_by_spec`.
+    state.own_records_of_root().map_err(failed)?;
     let activity = state.activity().map_err(failed)?;
     let launch = state.last_launch().map_err(failed)?;
     if launch.is_none() && of_host.is_none() && activity == Activity::Stopped {

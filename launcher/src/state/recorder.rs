@@ -2,7 +2,7 @@
 //! its runtime directory. They name sockets, directories and processes, so root must not act on them with its own
 //! privileges: it would send requests to other machines, or remove other users' files.
 
-use super::{Activity, LAUNCH, MachineState, PROCESS, STARTING, StateError};
+use super::{LAUNCH, MachineState, PROCESS, ProcessIdentity, RunningMachine, STARTING, StateError};
 use nix::unistd::{Gid, Uid, User, geteuid};
 use program::place::{Directory, Place};
 use program::user::Identity;
@@ -48,15 +48,21 @@ impl MachineState {
         if !geteuid().is_root() || directory.owner().map_err(failed)?.is_root() {
             return Ok(());
         }
+        let place = |name: &str| directory.try_clone().map(|directory| directory.place(name)).map_err(failed);
         // Only root can have written these files, and the user can have replaced them only by older ones of this machine.
         for name in [PROCESS, LAUNCH] {
-            let record = directory.try_clone().map_err(failed)?.place(name).stat().map_err(failed)?;
+            let record = place(name)?.stat().map_err(failed)?;
             if !record.is_some_and(|record| record.st_uid == 0 && record.st_nlink == 1) {
                 return Ok(());
             }
         }
-        let Activity::Running(machine) = self.activity()? else { return Ok(()) };
-        if machine.hypervisor.user().is_ok_and(Uid::is_root) {
+        // The user can replace the files until the directory is root's own. Whoever uses them afterwards must read them
+        // again, and ask who has recorded the machine.
+        let Some((text, writer)) = place(PROCESS)?.read().map_err(failed)? else { return Ok(()) };
+        let Ok(machine) = serde_json::from_slice::<RunningMachine>(&text) else { return Ok(()) };
+        let is_roots = |process: &ProcessIdentity| process.is_alive() && process.user().is_ok_and(Uid::is_root);
+        // A hypervisor may run as another user under a supervisor of root.
+        if writer.is_root() && [Some(machine.hypervisor), machine.supervisor].iter().flatten().any(is_roots) {
             own_records(&directory).map_err(failed)?;
         }
         Ok(())
@@ -84,11 +90,46 @@ pub(super) fn own_records(directory: &Directory) -> io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
-    use crate::state::RuntimeDirectory;
+    use crate::state::tests::running;
+    use crate::state::{ProcessIdentity, RunningMachine, RuntimeDirectory};
     use nix::unistd::{Uid, chown};
     use std::fs;
     use std::os::unix::fs::MetadataExt;
+    use std::os::unix::process::CommandExt;
     use std::path::Path;
+    use std::process::{Child, Command};
+
+    /// Starts a process of another user, which ends by itself.
+    fn process_of(user: Uid) -> (Child, ProcessIdentity) {
+        let mut command = Command::new("sleep");
+        let child = command.arg("600").uid(user.as_raw()).spawn().unwrap();
+        let identity = ProcessIdentity::of(child.id().cast_signed()).unwrap();
+        (child, identity)
+    }
+
+    #[test]
+    fn the_records_of_a_machine_that_root_runs_as_another_user_become_roots_own() {
+        if !nix::unistd::geteuid().is_root() {
+            return testing::skipped("only root can give files away");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
+        fs::create_dir(machine.directory()).unwrap();
+        fs::write(machine.file("launch.json"), "{}").unwrap();
+        let stranger = Uid::from_raw(65534);
+        let (mut child, hypervisor) = process_of(stranger);
+        let own = ProcessIdentity::current().unwrap();
+        let ended = ProcessIdentity { start_ticks: own.start_ticks + 1, ..own };
+        // The supervisor, and who owns the directory in the end.
+        for (supervisor, owner) in [(hypervisor, stranger.as_raw()), (ended, stranger.as_raw()), (own, 0)] {
+            machine.write_running(&RunningMachine { supervisor: Some(supervisor), ..running(hypervisor) }).unwrap();
+            chown(machine.directory(), Some(stranger), None).unwrap();
+            machine.own_records_of_root().unwrap();
+            assert_eq!(fs::metadata(machine.directory()).unwrap().uid(), owner, "{supervisor:?}");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 
     #[test]
     fn records_that_a_machines_user_wrote_or_can_replace_are_those_of_that_user() {
