@@ -155,7 +155,7 @@ in
       startupTimeout = mkOption {
         type = types.ints.positive;
         default = 150;
-        description = "The time in seconds for a machine to start, and to stop.";
+        description = "The time in seconds for a machine to start, and to stop. The guest may use two thirds of it to shut down, at most 60 s.";
       };
       suspendOnShutdown = mkOption {
         type = types.either types.bool (types.listOf types.str);

@@ -23,6 +23,11 @@ let
     "microvm-virtiofsd@%i.service"
   ];
 
+  # The time in seconds for a guest to shut down. The rest of systemd's timeout is for ending its hypervisor.
+  stopTimeout = toString (
+    if cfg.host.startupTimeout >= 90 then 60 else cfg.host.startupTimeout * 2 / 3
+  );
+
   unit = task: "${lib.getExe cfg.host.package} unit ${task}";
   environment = {
     MICROVM_STATE_DIR = cfg.stateDir;
@@ -275,12 +280,12 @@ in
             WorkingDirectory = state;
             SyslogIdentifier = "microvm@%i";
             # `!`: the unit's confinement applies, except for the user. `enter` switches to the machine's user.
-            ExecStart = "!${unit "enter %i microvm-run"}";
+            ExecStart = "!${unit "enter %i microvm-run --stop-timeout ${stopTimeout}"}";
             # `+`: runs with all privileges, because the host's other services refuse requests of the machine's user.
             ExecStartPost = "-+${unit "call --if-there %i microvm-register"}";
             # After a successful suspend, the shutdown ends the paused hypervisor at once.
             ExecStop = lib.optional suspendsAtShutdown "-+${unit "suspend-at-shutdown %i${onlyThese}"}" ++ [
-              "-!${unit "enter --if-there %i microvm-shutdown"}"
+              "-!${unit "enter --if-there %i microvm-shutdown --timeout ${stopTimeout}"}"
             ];
             ExecStopPost = "-+${unit "call --if-there %i microvm-unregister"}";
             # systemd skips ExecStop while a guest boots. The launcher then asks the guest to shut down, if it still can.

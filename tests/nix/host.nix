@@ -170,6 +170,22 @@ in
             { sandbox = false; }
             { enable = false; }
           ];
+      # How long a guest has to shut down, by the timeout of its service.
+      stopTimeouts =
+        map
+          (
+            startupTimeout:
+            let
+              inherit (host { host = { inherit startupTimeout; }; }) config;
+              service = config.systemd.services."microvm@".serviceConfig;
+              lastWord = command: builtins.head (builtins.match ".* ([^ ]*)" command);
+            in
+            map lastWord ([ service.ExecStart ] ++ service.ExecStop) ++ [ service.TimeoutSec ]
+          )
+          [
+            150
+            45
+          ];
       inStateDirectory = lib.hasInfix "--directory \"home\"" systemd.services.install-microvm-sharing.serviceConfig.ExecStart;
     };
   refusals = map (assertion: assertion.message) (
