@@ -94,12 +94,15 @@ check_stop_while_booting() { # MACHINE
 }
 
 check_stopped() { # MACHINE
-  local show
+  local show invocation
+  # Only the messages of this start: an earlier one was asked too.
+  invocation=$(systemctl show --property InvocationID --value "microvm@$1")
   systemctl stop "microvm@$1"
   show=$(systemctl show --property ActiveState,Result,ExecMainStatus "microvm@$1" | sort | tr '\n' ' ')
   [ "$show" = 'ActiveState=inactive ExecMainStatus=0 Result=success ' ] ||
     { journalctl --no-pager --unit "microvm@$1" | tail -n 30 >&2; die "microvm@$1 did not stop well: $show"; }
-  journalctl --quiet --unit "microvm@$1" | grep -q 'request ' || { journalctl --no-pager --unit "microvm@$1" | tail -n 30 >&2; die "microvm@$1 was not asked to stop"; }
+  journalctl --sync
+  journalctl --quiet "_SYSTEMD_INVOCATION_ID=$invocation" | grep 'request ' >/dev/null || { journalctl --no-pager --unit "microvm@$1" | tail -n 30 >&2; die "microvm@$1 was not asked to stop"; }
   # It stops with the machine, but stopping the machine does not wait for it.
   timeout 10 bash -c 'while ip link show "$1"; do sleep 0.1; done' bash "vm-${1:0:11}" >/dev/null 2>&1 || die "the tap of microvm@$1 is still there"
   timeout 10 bash -c 'while [ -L "$1" ]; do sleep 0.1; done' bash "/var/lib/microvms/$1/booted" || die "the link to what microvm@$1 was started with is still there"
