@@ -98,6 +98,14 @@ pub enum OperationError {
         /// Its runner.
         runner: HostPath,
     },
+    /// The runner was changed, but it is not known whether the hosts have its root, or run it from another one now.
+    #[error("the runner of {machine} was changed, but the hosts may not all keep it; repeat the update: {source}")]
+    NotConfirmed {
+        /// The machine.
+        machine: String,
+        /// What failed after the change.
+        source: Box<OperationError>,
+    },
     /// Hosts that do not have the runner.
     #[error("{}", .0.join("\n"))]
     OnHosts(Vec<String>),
@@ -350,37 +358,84 @@ pub fn update(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> 
         let printed = run("crm_resource", &[&resource, &format!("--get-parameter={RUNNER}")], None)?;
         Ok(HostPath::new(printed.trim_end()))
     };
-    change_runner((name, &runner), keep_on_hosts, change, current)?;
+    let forget_on_hosts = |root: &str| {
+        if !is_offline() {
+            // A host that cannot be reached now keeps the runner for longer. That does not harm the machine.
+            let _ = on_hosts(&nodes, |node| forget(node, root));
+        }
+    };
+    change_runner((name, &runner), (&keep_on_hosts, &forget_on_hosts), change, current)?;
     let warning = |node: &&NodeStatus| {
         format!("{} is offline: it does not have the runner, unless you pushed it before", node.name)
     };
     Ok(offline.iter().map(warning).collect())
 }
 
+/// Makes a garbage collection root of that name on all hosts.
+type Keep<'run> = &'run dyn Fn(&str, &HostPath) -> Result<(), OperationError>;
+
 /// Changes the runner of a machine. The root of its old runner stays until the change is known to be made: if it is refused,
 /// hosts still start that one. In the end, the root is that of the runner in the configuration, even if somebody else changes
-/// it at the same time.
+/// it at the same time. Until then, the new runner has a root that only updates to the same runner use.
 fn change_runner(
     (name, runner): (&str, &HostPath),
-    keep: impl Fn(&str, &HostPath) -> Result<(), OperationError>,
+    (keep, forget): (Keep<'_>, &dyn Fn(&str)),
     change: impl FnOnce() -> Result<(), OperationError>,
     current: impl Fn() -> Result<HostPath, OperationError>,
 ) -> Result<(), OperationError> {
-    keep(&format!("{name}.next"), runner)?;
-    change()?;
+    let temporary = temporary_root(name, runner);
+    if let Err(error) = keep(&temporary, runner) {
+        // Some hosts may have made it.
+        forget(&temporary);
+        return Err(error);
+    }
+    if let Err(error) = change() {
+        // An error may also come after the change, for example when the answer was lost.
+        if current().is_ok_and(|current| current != *runner) {
+            forget(&temporary);
+        }
+        return Err(error);
+    }
+    let kept = match keep_current(name, keep, &current) {
+        Ok(kept) => kept,
+        Err(error) => {
+            // The change was made, so the cluster starts this runner.
+            if keep(name, runner).is_ok() {
+                forget(&temporary);
+            }
+            return Err(OperationError::NotConfirmed { machine: name.to_owned(), source: Box::new(error) });
+        }
+    };
+    forget(&temporary);
+    if kept == *runner {
+        return Ok(());
+    }
+    Err(OperationError::Overtaken { machine: name.to_owned(), runner: kept })
+}
+
+/// Makes the root of the runner in the configuration, and returns the runner.
+fn keep_current(
+    name: &str,
+    keep: Keep<'_>,
+    current: impl Fn() -> Result<HostPath, OperationError>,
+) -> Result<HostPath, OperationError> {
     let mut kept = current()?;
     loop {
         keep(name, &kept)?;
         let now = current()?;
         if now == kept {
-            break;
+            return Ok(kept);
         }
         kept = now;
     }
-    if kept == *runner {
-        return Ok(());
-    }
-    Err(OperationError::Overtaken { machine: name.to_owned(), runner: kept })
+}
+
+/// Returns the name of the root that the new runner of a machine has during an update. It contains the hash of the store
+/// path.
+fn temporary_root(name: &str, runner: &HostPath) -> String {
+    let file_name = runner.as_path().file_name().unwrap_or_default().to_string_lossy();
+    let hash = file_name.split_once('-').map_or(&*file_name, |(hash, _)| hash);
+    format!("{name}.next-{hash}")
 }
 
 /// Returns the store path of a runner; a link to it, such as `result`, is followed.
@@ -407,8 +462,16 @@ fn on_hosts(nodes: &[String], work: impl Fn(&str) -> Result<(), EngineError> + S
 
 /// Makes a garbage collection root on a host. Fails if the host does not have the path and cannot get it.
 fn keep(node: &str, root: &str, path: &HostPath) -> Result<(), EngineError> {
-    let root = format!("{ROOTS}/{root}");
-    let words = ["nix-store", "--realise", path.as_str(), "--add-root", &root];
+    on_host(node, &["nix-store", "--realise", path.as_str(), "--add-root", &format!("{ROOTS}/{root}")])
+}
+
+/// Removes a garbage collection root on a host.
+fn forget(node: &str, root: &str) -> Result<(), EngineError> {
+    on_host(node, &["rm", "-f", "--", &format!("{ROOTS}/{root}")])
+}
+
+/// Runs a command on a host.
+fn on_host(node: &str, words: &[&str]) -> Result<(), EngineError> {
     if is_this_host(node) {
         return run(words[0], &words[1..], None).map(drop);
     }
@@ -523,19 +586,29 @@ mod tests {
             roots.borrow_mut().push(format!("{root} {runner}"));
             Ok(())
         };
-        let new = HostPath::new("/new");
-        let refused = change_runner(("web", &new), keep, || Err(OperationError::NoCoordinator), || Ok(new.clone()));
+        let forget = |root: &str| roots.borrow_mut().push(format!("{root} removed"));
+        let kept = (&keep as Keep<'_>, &forget as &dyn Fn(&str));
+        let (old, new) = (HostPath::new("/store/0ld-web"), HostPath::new("/store/n3w-web"));
+        let refused = change_runner(("web", &new), kept, || Err(OperationError::NoCoordinator), || Ok(old.clone()));
         assert!(matches!(refused, Err(OperationError::NoCoordinator)));
-        assert_eq!(roots.take(), ["web.next /new"], "hosts still start the old one");
-        change_runner(("web", &new), keep, || Ok(()), || Ok(new.clone())).unwrap();
-        assert_eq!(roots.take(), ["web.next /new", "web /new"]);
+        let made = "web.next-n3w /store/n3w-web";
+        let removed = "web.next-n3w removed";
+        assert_eq!(roots.take(), [made, removed], "hosts still start the old one");
+        change_runner(("web", &new), kept, || Ok(()), || Ok(new.clone())).unwrap();
+        assert_eq!(roots.take(), [made, "web /store/n3w-web", removed]);
         let asked = Cell::new(0);
         let current = || {
             asked.set(asked.get() + 1);
-            Ok(HostPath::new(if asked.get() == 1 { "/new" } else { "/other" }))
+            Ok(HostPath::new(if asked.get() == 1 { "/store/n3w-web" } else { "/store/0ther-web" }))
         };
-        let overtaken = change_runner(("web", &new), keep, || Ok(()), current);
-        assert!(matches!(overtaken, Err(OperationError::Overtaken { runner, .. }) if runner.as_str() == "/other"));
-        assert_eq!(roots.take(), ["web.next /new", "web /new", "web /other"]);
+        let overtaken = change_runner(("web", &new), kept, || Ok(()), current);
+        assert!(
+            matches!(overtaken, Err(OperationError::Overtaken { runner, .. }) if runner.as_str() == "/store/0ther-web")
+        );
+        assert_eq!(roots.take(), [made, "web /store/n3w-web", "web /store/0ther-web", removed]);
+        // The configuration cannot be read after the change.
+        let unknown = change_runner(("web", &new), kept, || Ok(()), || Err(OperationError::NoCoordinator));
+        assert!(matches!(unknown, Err(OperationError::NotConfirmed { .. })));
+        assert_eq!(roots.take(), [made, "web /store/n3w-web", removed]);
     }
 }
