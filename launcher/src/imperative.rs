@@ -38,6 +38,6 @@ pub use nix::BuildOutput;
 pub use parallel::in_parallel;
 pub use pci::PciBus;
 pub use resources::{ProcessUsage, Resources, disk_bytes, memory_mib, read_spec};
-pub use service::{Service, ServiceState, host_shuts_down, is_declared, register, unregister};
+pub use service::{JournalPosition, Service, ServiceState, host_shuts_down, is_declared, register, unregister};
 pub use ssh::{connect_vsock, ssh_command};
 pub use update::{Booted, Updated, runs_older_system, update};

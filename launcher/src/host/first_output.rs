@@ -20,7 +20,7 @@ const MAX_BYTES: usize = 1 << 20;
 ///
 /// # Errors
 /// Fails if the program cannot be started; [`io::ErrorKind::TimedOut`] if it does not close its output in time.
-pub(super) fn first_output(command: Command) -> io::Result<Vec<u8>> {
+pub(crate) fn first_output(command: Command) -> io::Result<Vec<u8>> {
     first_output_within(command, TIMEOUT)
 }
 

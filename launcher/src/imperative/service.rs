@@ -1,6 +1,7 @@
 //! The systemd services of machines, and their registration with systemd-machined.
 
 use super::{ImperativeError, MachineName};
+use crate::host::first_output;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -140,13 +141,12 @@ impl Service {
         command
     }
 
-    /// Returns what the programs of the service and of the units around it have printed since a time in seconds since 1970,
-    /// as far as the journal can be read.
-    pub fn messages_since(&self, unix_seconds: u64) -> Vec<u8> {
-        // A message of a program that has ended may not be in the journal yet.
-        quiet(Command::new("journalctl").arg("--sync"));
-        let since = format!("--since=@{unix_seconds}");
-        let arguments = ["--quiet", "--no-pager", "--output=cat", "--lines=200", &since].map(str::to_owned);
+    /// Returns what the programs of the service and of the units around it have printed since that position, as far as the
+    /// journal can be read.
+    pub fn messages_since(&self, position: &JournalPosition) -> Vec<u8> {
+        sync_journal();
+        // Without `--lines`, which counts from the position, and not from the end.
+        let arguments = ["--quiet", "--no-pager", "--output=cat", &position.0].map(str::to_owned);
         let output = self.journal(&arguments).stdin(Stdio::null()).stderr(Stdio::null()).output();
         output.map(|output| output.stdout).unwrap_or_default()
     }
@@ -154,6 +154,32 @@ impl Service {
     fn helpers(&self) -> impl Iterator<Item = String> {
         HELPERS.iter().map(|helper| self.unit.replacen("microvm@", &format!("microvm-{helper}@"), 1))
     }
+}
+
+/// A position in the journal of this host: the option of journalctl that selects the messages after it.
+#[derive(Debug)]
+pub struct JournalPosition(String);
+
+impl JournalPosition {
+    /// Returns the end of the journal. If the journal cannot be read or is empty, the position is a time, in seconds since
+    /// 1970, whose second is part of the selection.
+    pub fn end(unix_seconds: u64) -> Self {
+        sync_journal();
+        let mut command = Command::new("journalctl");
+        command.args(["--quiet", "--no-pager", "--lines=0", "--show-cursor"]);
+        let output = first_output(command).unwrap_or_default();
+        let text = String::from_utf8_lossy(&output);
+        let cursor = text.lines().find_map(|line| line.strip_prefix("-- cursor: "));
+        Self(cursor.map_or_else(|| format!("--since=@{unix_seconds}"), |cursor| format!("--after-cursor={cursor}")))
+    }
+}
+
+/// Lets the journal store what programs have printed that have ended. Waits for it for 10 s at most.
+fn sync_journal() {
+    let mut command = Command::new("journalctl");
+    command.arg("--sync");
+    // Without this, the last messages may be missing.
+    let _ = first_output(command);
 }
 
 fn run(arguments: &[&str]) -> Result<(), ImperativeError> {

@@ -4,7 +4,7 @@ use super::exit_code::AgentError;
 use super::observe::{Observed, observe, seconds_since, unix_seconds};
 use super::parameters::Parameters;
 use crate::control::Condition;
-use crate::imperative::{Layout, Machine, Service, ServiceState, assign, fetch, is_held, state_of};
+use crate::imperative::{JournalPosition, Layout, Machine, Service, ServiceState, assign, fetch, is_held, state_of};
 use crate::isolation::StateDirectory;
 use crate::launch::{Access, Launch, VolumeNeed};
 use crate::run::clean_up_stopped;
@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// The file in the state directory that receives the messages of a machine that runs without a service.
 const LOG: &str = "microvm.log";
+/// The most errors of a failed start that are reported.
+const MAX_ERRORS: usize = 4;
 /// How long a guest may take to boot before a monitor of depth 10 fails: a busy host is slow, and a machine that is
 /// stopped while it boots never gets ready.
 const BOOT_TIMEOUT_SECONDS: u64 = 300;
@@ -267,7 +269,7 @@ impl<'run> Agent<'run> {
         let own = self.runtime.machine(self.parameters.name.as_str())?;
         own.write_request(request, None)?;
         if let Some(service) = self.service() {
-            let messages = Messages::Journal { since: unix_seconds(), service: service.clone() };
+            let messages = Messages::Journal { since: JournalPosition::end(unix_seconds()), service: service.clone() };
             return Ok(Starter { child: service.begin("start")?, messages, is_launcher: false });
         }
         let directory = self.machine().directory;
@@ -491,10 +493,10 @@ impl Starter {
 #[derive(Debug)]
 enum Messages {
     File(PathBuf),
-    /// In the journal of the units of a machine, since a time in seconds since 1970.
+    /// In the journal of the units of a machine, after that position.
     Journal {
         service: Service,
-        since: u64,
+        since: JournalPosition,
     },
 }
 
@@ -503,12 +505,26 @@ impl Messages {
     fn errors(&self) -> Option<String> {
         let text = match self {
             Self::File(path) => Place::nofollow(path).and_then(|place| place.read()).ok().flatten()?.0,
-            Self::Journal { service, since } => service.messages_since(*since),
+            Self::Journal { service, since } => service.messages_since(since),
         };
-        let text = String::from_utf8_lossy(&text);
-        let errors: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("error: ")).map(one_line).collect();
-        (!errors.is_empty()).then(|| errors.join("; "))
+        last_errors(&String::from_utf8_lossy(&text))
     }
+}
+
+/// Returns the last errors, each of them once, in their order. The guest's output is among the messages, and may contain
+/// anything.
+fn last_errors(text: &str) -> Option<String> {
+    let mut errors = Vec::new();
+    for error in text.lines().rev().filter_map(|line| line.strip_prefix("error: ")).map(one_line) {
+        if errors.len() == MAX_ERRORS {
+            break;
+        }
+        if !errors.contains(&error) {
+            errors.push(error);
+        }
+    }
+    errors.reverse();
+    (!errors.is_empty()).then(|| errors.join("; "))
 }
 
 /// Returns the error that a program of this project has printed.
@@ -522,4 +538,16 @@ pub(super) fn last_error(output: &Output) -> String {
 /// Returns an error of this process.
 pub(super) fn system(action: &'static str) -> impl Fn(io::Error) -> AgentError {
     move |source| AgentError::System { action, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_errors;
+
+    #[test]
+    fn only_the_last_errors_of_a_start_are_reported_and_each_of_them_once() {
+        assert_eq!(last_errors("starting\nan error: none\n"), None);
+        let text = "error: of the guest\nerror: a\nhint: b\nerror: c\nerror: d\nerror: a\nerror: e\nerror: a\n";
+        assert_eq!(last_errors(text).as_deref(), Some("c; d; e; a"));
+    }
 }
