@@ -60,6 +60,8 @@ pub struct VolumeLock {
     file: File,
     /// Device and inode, if this is the image itself.
     image: Option<(u64, u64)>,
+    /// Whether this claims a block device. No hypervisor does that itself.
+    is_claim: bool,
     /// What is needed to lock the file; `None` once it is locked.
     unlocked: Option<Unlocked>,
 }
@@ -136,7 +138,7 @@ impl VolumeLock {
     ) -> Result<Self, VolumeError> {
         let (lock, machine) = (Some(lock.path()), request.machine.to_owned());
         let unlocked = Unlocked { kind, image: image.clone(), lock, machine };
-        Self { file, image: None, unlocked: Some(unlocked) }.at(request.time)
+        Self { file, image: None, is_claim: false, unlocked: Some(unlocked) }.at(request.time)
     }
 
     fn at(mut self, time: LockTime) -> Result<Self, VolumeError> {
@@ -232,8 +234,7 @@ pub fn lock_volumes(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Result<
             }
         }
         let image_lock = lock_image(&place, &path, (volume.access, request.time))?;
-        // No hypervisor claims a block device.
-        locks.extend(image_lock.filter(|lock| request.image_lock == ImageLock::Held || lock.image.is_none()));
+        locks.extend(image_lock.filter(|lock| request.image_lock == ImageLock::Held || lock.is_claim));
     }
     Ok(locks)
 }
@@ -311,9 +312,9 @@ fn lock_image(
 ) -> Result<Option<VolumeLock>, VolumeError> {
     let failed = |source| VolumeError::File { path: path.clone(), source };
     let stat = place.stat().map_err(failed)?;
-    if access == Access::ReadWrite && stat.is_some_and(|stat| stat.st_mode & S_IFMT == S_IFBLK) {
-        // A machine that migrates to this host is claimed by none: the device may be the other host's until then.
-        return if time == LockTime::Now { claim_device(place, path) } else { Ok(None) };
+    if let Some(stat) = stat.filter(|stat| access == Access::ReadWrite && stat.st_mode & S_IFMT == S_IFBLK) {
+        // A claim is one of this host. Therefore a machine that migrates to this host claims the device at once, too.
+        return claim_device(place, &stat, path);
     }
     let Some(stat) = stat.filter(|stat| stat.st_mode & S_IFMT == S_IFREG) else { return Ok(None) };
     let file = match place.open(OFlag::O_RDONLY) {
@@ -326,15 +327,16 @@ fn lock_image(
     let kind = if access == Access::ReadWrite { F_WRLCK } else { F_RDLCK };
     let unlocked = Unlocked { kind, image: path.clone(), lock: None, machine: String::new() };
     let image = Some((stat.st_dev, stat.st_ino));
-    VolumeLock { file, image, unlocked: Some(unlocked) }.at(time).map(Some)
+    VolumeLock { file, image, is_claim: false, unlocked: Some(unlocked) }.at(time).map(Some)
 }
 
 /// Claims a block device, as mount(8) does: open(2), `O_EXCL`. The hypervisor opens it without a claim of its own. The kernel
 /// refuses the claim while the device is mounted, or a part of another device that is claimed. Returns `None` for a device
 /// that cannot be opened now; the hypervisor reports why.
-fn claim_device(place: &Place, path: &HostPath) -> Result<Option<VolumeLock>, VolumeError> {
+fn claim_device(place: &Place, stat: &FileStat, path: &HostPath) -> Result<Option<VolumeLock>, VolumeError> {
+    let image = Some((stat.st_dev, stat.st_ino));
     match place.open(OFlag::O_RDONLY | OFlag::O_EXCL) {
-        Ok(file) => Ok(Some(VolumeLock { file, image: None, unlocked: None })),
+        Ok(file) => Ok(Some(VolumeLock { file, image, is_claim: true, unlocked: None })),
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(VolumeError::Claimed(path.clone())),
         Err(_) => Ok(None),
     }

@@ -284,7 +284,46 @@ fn a_block_device_that_the_host_uses_is_not_a_volume_that_a_machine_writes_to() 
     let afterwards = host.lock("web", &[&device]);
     let opened = File::options().write(true).open(&device);
     let results = (while_claimed.map(drop), read, afterwards.map(drop), opened.map(drop));
+    // A machine that migrates to this host, and the device of a volume with a size, which is locked again once it is created.
+    let lock_twice = |creation: bool| {
+        let need = VolumeNeed {
+            image: HostPath::from(device.as_str()),
+            fs_type: "ext4".to_owned(),
+            label: None,
+            access: Access::ReadWrite,
+            image_type: crate::spec::ImageType::Raw,
+            mount_point: None,
+            creation: creation.then(|| crate::launch::VolumeCreation { size_mib: 1, mkfs_extra_args: Vec::new() }),
+        };
+        let request = |image_lock, time| LockRequest {
+            machine: "web",
+            working_directory: &host.home,
+            runtime: &host.runtime,
+            owner: None,
+            image_lock,
+            time,
+        };
+        let lock = |image_lock, time| {
+            eventually(|| {
+                let mut locks = lock_volumes(std::slice::from_ref(&need), request(image_lock, time))?;
+                lock_created(std::slice::from_ref(&need), request(image_lock, time), &mut locks)?;
+                Ok::<_, VolumeError>(locks)
+            })
+        };
+        for (image_lock, time) in [
+            (ImageLock::Held, LockTime::Now),
+            (ImageLock::Tried, LockTime::Now),
+            (ImageLock::Held, LockTime::Later),
+        ] {
+            let locks = lock(image_lock, time);
+            let again = nix::fcntl::open(device.as_str(), OFlag::O_RDONLY | OFlag::O_EXCL, Mode::empty());
+            assert_eq!(again.err(), Some(nix::errno::Errno::EBUSY), "{image_lock:?} {time:?}");
+            drop(locks);
+        }
+    };
+    let locked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| [false, true].map(lock_twice)));
     assert!(losetup(&["--detach", &device]).unwrap().status.success());
+    locked.expect("locks with and without a size");
     assert!(results.0.unwrap_err().contains("this host uses the block device"));
     assert!(
         results.1.is_ok() && results.2.is_ok() && results.3.is_ok(),
