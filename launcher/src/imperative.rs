@@ -9,6 +9,7 @@
 mod activity;
 mod assign;
 mod clone;
+mod clone_arguments;
 mod create;
 mod delete;
 mod error;

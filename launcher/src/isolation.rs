@@ -16,7 +16,7 @@ mod tree;
 pub use devices::{allow_devices, iommufd_nodes, vfio_group_nodes};
 pub use directory::{FIRST_USER_ID_VARIABLE, FLAKE, StateDirectory, TOPLEVEL, UserIds};
 pub use mounts::{make, make_volumes, remove};
-pub use store_disks::{ImageLock, StoreDisks};
+pub use store_disks::{ImageLock, STORE_DISKS, StoreDisks};
 pub use tree::{Entry, PathOnHost, Tree, TreeInputs};
 
 use std::io;

@@ -37,6 +37,7 @@ use program::user::{Identity, NoSuchUser};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -498,11 +499,13 @@ pub fn is_suspended(launch: &Launch) -> bool {
 
 /// Whether a suspended machine must keep the image of its store disk: it still has the image that the guest used, and
 /// the image belongs to the plan from which the host would build it. The image of a clone is a copy, which its builder
-/// would replace.
-pub fn keeps_store_disk(launch: &Launch) -> bool {
+/// would replace. `image` is where the image is on this host, if not at the path that the machine sees.
+pub fn keeps_store_disk(launch: &Launch, image: Option<&Path>) -> bool {
     let state = SuspendedState::of_launch(launch);
-    let Ok(Some(stamp)) = state.stamp() else { return false };
-    !state.was_resumed() && launch.needs.store_disk.as_ref().is_some_and(|need| stamp.has_store_disk(need, launch))
+    let (Ok(Some(stamp)), Some(need)) = (state.stamp(), &launch.needs.store_disk) else { return false };
+    let absolute = |path: &HostPath| path.below(&launch.working_directory);
+    let (plan, own) = (absolute(&need.plan), absolute(&need.image));
+    !state.was_resumed() && stamp.has_store_disk(need, plan.as_path(), image.unwrap_or(own.as_path()))
 }
 
 #[cfg(test)]

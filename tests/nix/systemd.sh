@@ -214,6 +214,9 @@ check_suspending() {
 check_clone() { # MICROVM
   local printed user state=/var/lib/microvms/worker
   printed=$("$1" clone suspended worker 2>&1) || die "the machine cannot be cloned: $printed"
+  # From now on, because the original may be updated or deleted before the clone is started.
+  [ "$(readlink /var/cache/microvm-store-disks/worker.link)" = "$(readlink /var/cache/microvm-store-disks/suspended.link)" ] ||
+    die "the clone does not use the store disk of its original: $(ls -l /var/cache/microvm-store-disks)"
   printed=$("$1" resume worker 2>&1) || { journalctl --quiet --no-pager --unit '*microvm*worker*' | tail -n 60 >&2; die "the clone does not start: $printed"; }
   wait_for worker 'worker was resumed'
   require_goes_on worker
@@ -222,8 +225,6 @@ check_clone() { # MICROVM
   [ "$user" != "$(stat -c %g /var/lib/microvms/suspended)" ] || die "the clone has the user of its original"
   [ "$(ps -o uid= -p "$(systemctl show --property MainPID --value microvm@worker)" | tr -d ' ')" = "$user" ] || die "the clone does not run as its user"
   [ "$(stat -c %u:%g "$state/var.img")" = "$user:$user" ] || die "the volume of the clone belongs to $(stat -c %u:%g "$state/var.img")"
-  [ "$(readlink /var/cache/microvm-store-disks/worker.link)" = "$(readlink /var/cache/microvm-store-disks/suspended.link)" ] ||
-    die "the clone does not use the store disk of its original: $(ls -l /var/cache/microvm-store-disks)"
   ! printed=$("$1" start suspended 2>&1) || die "the original was started beside its clone, which has its MAC address"
   journalctl --quiet --unit '*microvm*suspended*' --output cat | grep -q 'suspended: the guest of worker has the same MAC address' ||
     die "nothing says why the original was not started beside its clone: $printed"

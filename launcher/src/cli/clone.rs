@@ -3,10 +3,12 @@
 use super::machine::{checked, failed, launch_of, watch_signals};
 use super::spec_file::{Overrides, read_with_origin};
 use launcher::imperative::{CloneError, CloneRequest, Layout, MachineActivity, MachineName, Phase, clone};
+use launcher::isolation::STORE_DISKS;
 use launcher::state::RuntimeDirectory;
 use launcher::suspend::SuspendError;
 use program::failure::{Failure, INTERRUPTED};
 use program::output::{message, print};
+use std::path::Path;
 
 /// Clone a suspended machine of this host: create another machine that continues where it was
 ///
@@ -63,6 +65,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         launch: &launch,
         described: origin.as_ref().map_or(name.as_str(), |origin| &origin.record.clone_of),
         same_mac_is_allowed: arguments.allow_same_mac,
+        store_disks: Path::new(STORE_DISKS),
     };
     let made = clone(request, new, &interruption).map_err(|error| clone_failure(error, name))?;
     let space = match made.copied_bytes.div_ceil(1 << 20) {

@@ -1,5 +1,6 @@
 //! `microvm clone`: creates a machine that continues the memory of a suspended one.
 
+use super::clone_arguments;
 use super::create::{DIRECTORY_MODE, finish, publish, remove_directory};
 use super::layout::{Layout, Machine, replace_link};
 use super::lock::MachineLock;
@@ -7,7 +8,7 @@ use super::{ImperativeError, MachineName};
 use crate::hypervisor::clone_refusals;
 use crate::identity::{CLONE_FILE, CLONE_VERSION, CloneRecord};
 use crate::interruption::Interruption;
-use crate::isolation::{IsolationError, StateDirectory};
+use crate::isolation::{IsolationError, StateDirectory, StoreDisks};
 use crate::launch::{Access, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
@@ -86,6 +87,8 @@ pub struct CloneRequest<'clone> {
     pub described: &'clone str,
     /// Whether the user keeps guests with the same MAC addresses apart.
     pub same_mac_is_allowed: bool,
+    /// The directory of the store disks that the host builds; it need not exist.
+    pub store_disks: &'clone Path,
 }
 
 /// A clone that was created.
@@ -133,6 +136,7 @@ pub fn clone(
     Directory::make(&making.directory, DIRECTORY_MODE, None).map_err(ImperativeError::file(&making.directory))?;
     let made = request.keep_runner(&machine).and_then(|runner| request.fill(&making, &runner, interruption)).and_then(
         |copied_bytes| {
+            let _links = request.share_store_disk(&machine)?;
             publish(layout, &making, &machine)?;
             Ok(copied_bytes)
         },
@@ -183,13 +187,21 @@ impl CloneRequest<'_> {
         let (option, _) = self.checked.sections.extra_args(spec.hypervisor);
         let has_own_configuration =
             spec.hypervisor != Hypervisor::CloudHypervisor || self.launch.expected_configuration.is_some();
-        let extra = (!has_own_configuration).then(|| {
+        let changed = (!has_own_configuration).then(|| {
             format!(
-                "{}: {option}: the clone would use the interfaces, sockets and files that they may name, too",
+                "{}: {option}: they change how interfaces and sockets are named, so the clone would use them too",
                 spec.name
             )
         });
-        let problems: Vec<_> = outside.chain(script).chain(extra).collect();
+        let shared = clone_arguments::shared(&self.checked.sections, spec.hypervisor);
+        let extra = shared.into_iter().map(|(option, word)| {
+            format!(
+                "{}: {option}: `{word}` may name a file, a socket or a device of the host, which the clone would use too; \
+                 leave it out, or use other options of the machine, let it boot, and suspend it again",
+                spec.name
+            )
+        });
+        let problems: Vec<_> = outside.chain(script).chain(changed).chain(extra).collect();
         if problems.is_empty() { Ok(()) } else { Err(CloneError::Shared(problems)) }
     }
 
@@ -226,6 +238,21 @@ impl CloneRequest<'_> {
             owner: owner.as_ref(),
         };
         Ok(copy_to_clone(&clone, interruption)?)
+    }
+
+    /// Gives the clone the store disk that the host has built for the original, which may be updated or deleted before the
+    /// clone is started. Returns the lock on the store disks: until it is dropped, none is removed.
+    fn share_store_disk(&self, machine: &Machine) -> Result<Option<fs::File>, CloneError> {
+        let Some(need) = &self.launch.needs.store_disk else { return Ok(None) };
+        let own = need.image.below(&self.launch.working_directory);
+        if own.as_path().exists() || !nix::unistd::geteuid().is_root() || !self.store_disks.is_dir() {
+            return Ok(None);
+        }
+        let original = self.original.name.as_str();
+        match StoreDisks::at(self.store_disks).share(original, machine.name.as_str())? {
+            (true, lock) => Ok(Some(lock)),
+            (false, _) => Err(CloneError::Updated(original.to_owned())),
+        }
     }
 
     /// Gives the clone a user of its own if the machine has one. Returns the owner of its files: otherwise the owner of

@@ -1,7 +1,8 @@
 //! The images of the store disks that this host builds: one for all machines with the same plan.
 //!
 //! `HASH.image` is the image of the plan with this SHA-256, and `NAME.link` is a symbolic link to the image of a
-//! machine. The directory belongs to the user of the image cache; no machine can access it, and each one sees its own
+//! machine. `NAME.HASH.saved` is a link to an image that the memory of a suspended machine may depend on: a guest fits
+//! only the file with which it was saved, not one that is built again. The directory belongs to the user of the image cache; no machine can access it, and each one sees its own
 //! image as a file that it can only read.
 
 use super::IsolationError;
@@ -20,6 +21,10 @@ const IMAGE: &str = ".image";
 const BESIDE: [&str; 2] = [".lock", ".verity.json"];
 /// The end of the name of a machine's link.
 const LINK: &str = ".link";
+/// The end of the name of a link to an image that a suspended machine had before.
+const SAVED: &str = ".saved";
+/// The directory of the images under the host module.
+pub const STORE_DISKS: &str = "/var/cache/microvm-store-disks";
 /// The mode of the lock files.
 const LOCK_MODE: u32 = 0o600;
 /// How often a lock is tried again.
@@ -41,18 +46,51 @@ impl<'host> StoreDisks<'host> {
         Self(directory)
     }
 
-    /// Records which image a machine uses, and returns its path. The image may still have to be built.
+    /// Records which image a machine uses, and returns its path. The image may still have to be built. A suspended machine
+    /// keeps its former image: its start may be refused, and the new runner taken back.
     ///
     /// # Errors
     /// Returns [`IsolationError::File`].
-    pub fn assign(self, machine: &str, plan: &Path) -> Result<PathBuf, IsolationError> {
+    pub fn assign(
+        self,
+        machine: &str,
+        plan: &Path,
+        is_suspended: impl Fn(&str) -> bool,
+    ) -> Result<PathBuf, IsolationError> {
         let plan = fs::read(plan).map_err(failed(plan))?;
         let hash: String = Sha256::digest(&plan).iter().map(|byte| format!("{byte:02x}")).collect();
         let name = format!("{hash}{IMAGE}");
         let _lock = self.lock_directory()?;
-        let link = self.0.join(format!("{machine}{LINK}"));
-        Place::nofollow(&link).and_then(|place| place.replace_link(Path::new(&name))).map_err(failed(&link))?;
+        let link = format!("{machine}{LINK}");
+        let former = self.target(&link)?.filter(|former| is_suspended(machine) && *former != name);
+        if let Some(former) = former {
+            let hash = former.strip_suffix(IMAGE).unwrap_or(&former);
+            self.link(&format!("{machine}.{hash}{SAVED}"), &former)?;
+        }
+        self.link(&link, &name)?;
         Ok(self.0.join(name))
+    }
+
+    /// Gives a clone the images of its original. Returns whether the original has one, and the lock on the links: until it
+    /// is dropped, no image is removed, so the clone must exist by then.
+    ///
+    /// # Errors
+    /// Returns [`IsolationError::File`].
+    pub fn share(self, original: &str, clone: &str) -> Result<(bool, File), IsolationError> {
+        let lock = self.lock_directory()?;
+        for name in self.names()? {
+            let Some((machine, hash)) = saved_of(&name) else { continue };
+            if machine == original
+                && let Some(image) = self.target(&name)?
+            {
+                self.link(&format!("{clone}.{hash}{SAVED}"), &image)?;
+            }
+        }
+        let image = self.target(&format!("{original}{LINK}"))?;
+        if let Some(image) = &image {
+            self.link(&format!("{clone}{LINK}"), image)?;
+        }
+        Ok((image.is_some(), lock))
     }
 
     /// Waits until no other process builds the image.
@@ -78,29 +116,56 @@ impl<'host> StoreDisks<'host> {
     ///
     /// # Errors
     /// Returns [`IsolationError::File`].
-    pub fn remove_unused(self, is_machine: impl Fn(&str) -> bool) -> Result<(), IsolationError> {
+    pub fn remove_unused(
+        self,
+        is_machine: impl Fn(&str) -> bool,
+        is_suspended: impl Fn(&str) -> bool,
+    ) -> Result<(), IsolationError> {
         let _lock = self.lock_directory()?;
-        let mut names = Vec::new();
-        for entry in fs::read_dir(self.0).map_err(failed(self.0))? {
-            names.extend(entry.map_err(failed(self.0))?.file_name().into_string());
-        }
+        let names = self.names()?;
         let mut used = HashSet::new();
         for name in &names {
-            let Some(machine) = name.strip_suffix(LINK) else { continue };
-            if is_machine(machine) {
-                let link = self.0.join(name);
-                used.insert(fs::read_link(&link).map_err(failed(&link))?);
+            let is_needed = match (name.strip_suffix(LINK), saved_of(name)) {
+                (Some(machine), _) => is_machine(machine),
+                (None, Some((machine, _))) => is_machine(machine) && is_suspended(machine),
+                (None, None) => continue,
+            };
+            if is_needed {
+                used.extend(self.target(name)?);
             } else {
                 self.remove(name)?;
             }
         }
         for name in &names {
             let image = BESIDE.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
-            if image.ends_with(IMAGE) && !used.contains(Path::new(image)) {
+            if image.ends_with(IMAGE) && !used.contains(image) {
                 self.remove(name)?;
             }
         }
         Ok(())
+    }
+
+    fn names(self) -> Result<Vec<String>, IsolationError> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.0).map_err(failed(self.0))? {
+            names.extend(entry.map_err(failed(self.0))?.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    fn link(self, name: &str, image: &str) -> Result<(), IsolationError> {
+        let link = self.0.join(name);
+        Place::nofollow(&link).and_then(|place| place.replace_link(Path::new(image))).map_err(failed(&link))
+    }
+
+    /// Returns the name of the image that a link refers to; `None` if there is no link.
+    fn target(self, name: &str) -> Result<Option<String>, IsolationError> {
+        let link = self.0.join(name);
+        match fs::read_link(&link) {
+            Ok(target) => Ok(Some(target.to_string_lossy().into_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(&link)(error)),
+        }
     }
 
     fn remove(self, name: &str) -> Result<(), IsolationError> {
@@ -115,6 +180,11 @@ impl<'host> StoreDisks<'host> {
         file.lock().map_err(failed(&path))?;
         Ok(file)
     }
+}
+
+/// Splits the name of a link to an image that a suspended machine had before into the machine and the hash.
+fn saved_of(name: &str) -> Option<(&str, &str)> {
+    name.strip_suffix(SAVED)?.rsplit_once('.')
 }
 
 fn open(path: &Path) -> Result<File, IsolationError> {
@@ -149,30 +219,63 @@ mod tests {
         let (old, new) = (plan("old"), plan("new"));
         let shared = StoreDisks::at(&disks);
         let interruption = Interruption::watch().unwrap();
-        let image = shared.assign("web", &old).unwrap();
-        assert_eq!(shared.assign("mail", &old).unwrap(), image);
+        let image = shared.assign("web", &old, |_| false).unwrap();
+        assert_eq!(shared.assign("mail", &old, |_| false).unwrap(), image);
         drop(shared.lock(&image, &interruption).unwrap());
         fs::write(&image, "an image").unwrap();
         fs::write(disks.join(format!("{}.verity.json", image.file_name().unwrap().to_str().unwrap())), "{}").unwrap();
         // Of an earlier release, and not of this program.
         fs::write(disks.join("web.image"), "").unwrap();
         fs::write(disks.join("notes"), "").unwrap();
-        let others = shared.assign("db", &new).unwrap();
+        let others = shared.assign("db", &new, |_| false).unwrap();
         fs::write(&others, "another image").unwrap();
         assert_ne!(image, others);
-        shared.remove_unused(|_| true).unwrap();
+        shared.remove_unused(|_| true, |_| false).unwrap();
         assert!(image.exists() && others.exists() && !disks.join("web.image").exists());
 
         // One of them is updated, and the other one deleted.
-        shared.assign("web", &new).unwrap();
-        shared.remove_unused(|_| true).unwrap();
+        shared.assign("web", &new, |_| false).unwrap();
+        shared.remove_unused(|_| true, |_| false).unwrap();
         assert!(image.exists());
-        shared.remove_unused(|name| name != "mail").unwrap();
+        shared.remove_unused(|name| name != "mail", |_| true).unwrap();
         let mut left: Vec<_> =
             fs::read_dir(&disks).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         left.sort();
         let mut expected = [".lock", "db.link", "notes", others.file_name().unwrap().to_str().unwrap(), "web.link"];
         expected.sort_unstable();
         assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn the_image_of_saved_memory_stays_while_its_machine_or_a_clone_of_it_is_suspended() {
+        let directory = tempfile::tempdir().unwrap();
+        let disks = directory.path().join("disks");
+        fs::create_dir(&disks).unwrap();
+        let [old, new] = ["old", "new"].map(|content| {
+            let path = directory.path().join(content);
+            fs::write(&path, content).unwrap();
+            path
+        });
+        let shared = StoreDisks::at(&disks);
+        let image = shared.assign("web", &old, |_| false).unwrap();
+        fs::write(&image, "an image").unwrap();
+        // The suspended machine was updated. Its start is refused, and another machine starts.
+        let replaced = shared.assign("web", &new, |_| true).unwrap();
+        fs::write(&replaced, "another image").unwrap();
+        shared.remove_unused(|_| true, |_| true).unwrap();
+        assert!(image.exists() && replaced.exists());
+        // The original of a clone is deleted before the clone is started.
+        let (found, lock) = shared.share("web", "worker.1").unwrap();
+        drop(lock);
+        assert!(found);
+        shared.remove_unused(|name| name == "worker.1", |_| true).unwrap();
+        assert!(image.exists() && replaced.exists());
+        assert_eq!(shared.assign("worker.1", &old, |_| true).unwrap(), image);
+        // It runs.
+        shared.remove_unused(|name| name == "worker.1", |_| false).unwrap();
+        assert!(image.exists() && !replaced.exists());
+        shared.remove_unused(|_| false, |_| false).unwrap();
+        assert!(!image.exists());
+        assert!(!shared.share("web", "worker.2").unwrap().0);
     }
 }

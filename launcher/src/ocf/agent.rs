@@ -431,21 +431,24 @@ impl<'run> Agent<'run> {
             return Ok(Some("one of its processes is still alive".to_owned()));
         }
         let launch = state.last_launch()?;
-        match launch.map(|launch| self.lock_volumes_of(&launch)) {
-            // The machine may run on another node that shares the volume.
-            Some(Err(VolumeError::InUse { holder, .. })) if holder.is_on_another_host() => Ok(None),
-            // By this host, not by the machine.
-            Some(Err(VolumeError::Claimed(_))) => Ok(None),
-            Some(Err(error @ VolumeError::InUse { .. })) => Ok(Some(error.to_string())),
-            Some(Err(error)) => Err(error.into()),
-            Some(Ok(())) | None => Ok(None),
+        let Some(launch) = launch else { return Ok(None) };
+        let is_written = |volume: &&VolumeNeed| volume.access == Access::ReadWrite;
+        // Each one by itself: the first error must not hide what is left of the machine on another volume.
+        for volume in launch.needs.volumes.iter().filter(is_written) {
+            match self.lock_volume(volume, &launch) {
+                // The machine may run on another node that shares the volume.
+                Err(VolumeError::InUse { holder, .. }) if holder.is_on_another_host() => {}
+                // By this host, not by the machine.
+                Err(VolumeError::Claimed(_)) => {}
+                Err(error @ VolumeError::InUse { .. }) => return Ok(Some(error.to_string())),
+                locked => locked?,
+            }
         }
+        Ok(None)
     }
 
-    /// Locks the volumes to which the machine writes, and releases them.
-    fn lock_volumes_of(&self, launch: &Launch) -> Result<(), VolumeError> {
-        let written = |volume: &&VolumeNeed| volume.access == Access::ReadWrite;
-        let volumes: Vec<_> = launch.needs.volumes.iter().filter(written).cloned().collect();
+    /// Locks a volume, and releases it.
+    fn lock_volume(&self, volume: &VolumeNeed, launch: &Launch) -> Result<(), VolumeError> {
         let request = LockRequest {
             machine: self.parameters.name.as_str(),
             working_directory: &launch.working_directory,
@@ -454,7 +457,7 @@ impl<'run> Agent<'run> {
             image_lock: ImageLock::Tried,
             time: LockTime::Now,
         };
-        lock_volumes(&volumes, request).map(drop)
+        lock_volumes(std::slice::from_ref(volume), request).map(drop)
     }
 }
 

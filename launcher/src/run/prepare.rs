@@ -260,7 +260,7 @@ impl Preparation<'_> {
             // of the machine's reach.
             let need = self.launch.needs.store_disk.as_ref().filter(|_| !isolation::is_confined());
             // The memory of a suspended machine fits only the image that it had.
-            if let Some(need) = need.filter(|_| !keeps_store_disk(self.launch)) {
+            if let Some(need) = need.filter(|_| !keeps_store_disk(self.launch, None)) {
                 store_disk::make(need, &self.launch.working_directory, self.identity, self.interruption)?;
             }
             self.make_volumes(message)

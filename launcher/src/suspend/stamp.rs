@@ -181,10 +181,9 @@ impl Stamp {
         Self { suspended_unix_seconds: None, at_shutdown: false, volumes: BTreeMap::new(), ..self.clone() }
     }
 
-    /// Whether an image is the one that the guest used, and was built from this plan.
-    pub(super) fn has_store_disk(&self, need: &StoreDiskNeed, launch: &Launch) -> bool {
-        let metadata = |path: &HostPath| fs::metadata(path.below(&launch.working_directory).as_path());
-        let (Ok(plan), Ok(image)) = (metadata(&need.plan), metadata(&need.image)) else { return false };
+    /// Whether an image is the one that the guest used, and was built from this plan. Both are absolute paths.
+    pub(super) fn has_store_disk(&self, need: &StoreDiskNeed, plan: &Path, image: &Path) -> bool {
+        let (Ok(plan), Ok(image)) = (fs::metadata(plan), fs::metadata(image)) else { return false };
         // A plan outside the store can change without another name.
         let is_older = matches!((plan.modified(), image.modified()), (Ok(plan), Ok(image)) if plan <= image);
         let same_plan =

@@ -8,14 +8,15 @@ use crate::cli::stop::MAX_SECONDS;
 use crate::cli::suspend::{continue_for_service, report_saved, same_mac_failure, save_for_service};
 use launcher::imperative::{Layout, MachineName, host_shuts_down};
 use launcher::interruption::Interruption;
-use launcher::isolation::{self, FORMER_USER, PathOnHost, StateDirectory, StoreDisks, Tree, TreeInputs};
+use launcher::isolation::{self, FORMER_USER, PathOnHost, STORE_DISKS, StateDirectory, StoreDisks, Tree, TreeInputs};
 use launcher::launch::{Launch, Needs, TapNeed};
 use launcher::network::{NetworkError, macvtap, make_bridge_tap, remove_bridge_tap, tap};
 use launcher::ocf::{Streams, observe, receive, send};
+use launcher::path::HostPath;
 use launcher::spec::{InterfaceType, MachineSpec};
 use launcher::state::{MachineState, RuntimeDirectory};
 use launcher::store_disk;
-use launcher::suspend::{AfterSave, StartingGuest, require_own_macs};
+use launcher::suspend::{AfterSave, StartingGuest, SuspendedState, keeps_store_disk, require_own_macs};
 use nix::unistd::{Gid, Group, Uid, User, setgid, setgroups, setuid};
 use program::failure::Failure;
 use program::input::up_to;
@@ -116,7 +117,7 @@ struct RootArguments {
     #[arg(long, value_name = "DIR", default_value = "/run/microvm-roots")]
     roots: PathBuf,
     /// The directory that contains the images of store disks that this host builds
-    #[arg(long, value_name = "DIR", default_value = "/var/cache/microvm-store-disks")]
+    #[arg(long, value_name = "DIR", default_value = STORE_DISKS)]
     disks: PathBuf,
     /// A file or directory of the host that the machine may read
     #[arg(long = "readable", value_name = "PATH")]
@@ -368,16 +369,28 @@ fn make_store_disk(
     let Some(need) = &launch.needs.store_disk else { return Ok(None) };
     let identity = Identity::of(FORMER_USER).map_err(failed)?;
     let disks = StoreDisks::at(&arguments.disks);
-    let image = disks.assign(arguments.machine.name.as_str(), need.plan.as_path()).map_err(failed)?;
+    let is_suspended = |name: &str| MachineName::new(name).is_ok_and(|name| may_be_suspended(&layout.machine(&name)));
+    let name = arguments.machine.name.as_str();
+    let image = disks.assign(name, need.plan.as_path(), is_suspended).map_err(failed)?;
     let mut need = need.clone();
     need.image = image.to_string_lossy().into_owned().into();
     {
         let _lock = disks.lock(&image, interruption).map_err(failed)?;
-        store_disk::make(&need, &"/".into(), Some(&identity), interruption).map_err(failed)?;
+        // The memory of the guest fits only this file.
+        if !keeps_store_disk(launch, Some(&image)) {
+            store_disk::make(&need, &"/".into(), Some(&identity), interruption).map_err(failed)?;
+        }
     }
     let exists = |name: &str| MachineName::new(name).is_ok_and(|name| layout.machine(&name).directory.is_dir());
-    disks.remove_unused(exists).map_err(failed)?;
+    disks.remove_unused(exists, is_suspended).map_err(failed)?;
     Ok(Some(image))
+}
+
+/// Whether something is saved of a machine. What it is depends on the machine's user, and matters only to its start.
+fn may_be_suspended(machine: &launcher::imperative::Machine) -> bool {
+    let directory = HostPath::new(machine.directory.to_string_lossy());
+    let saved = SuspendedState::new(&directory, machine.name.as_str()).complete();
+    fs::symlink_metadata(saved.as_path()).is_ok()
 }
 
 fn call(layout: &Layout, arguments: &CallArguments) -> Result<(), Failure> {

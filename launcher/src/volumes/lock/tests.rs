@@ -310,11 +310,9 @@ fn a_block_device_that_the_host_uses_is_not_a_volume_that_a_machine_writes_to() 
                 Ok::<_, VolumeError>(locks)
             })
         };
-        for (image_lock, time) in [
-            (ImageLock::Held, LockTime::Now),
-            (ImageLock::Tried, LockTime::Now),
-            (ImageLock::Held, LockTime::Later),
-        ] {
+        for (image_lock, time) in
+            [(ImageLock::Held, LockTime::Now), (ImageLock::Tried, LockTime::Now), (ImageLock::Held, LockTime::Later)]
+        {
             let locks = lock(image_lock, time);
             let again = nix::fcntl::open(device.as_str(), OFlag::O_RDONLY | OFlag::O_EXCL, Mode::empty());
             assert_eq!(again.err(), Some(nix::errno::Errno::EBUSY), "{image_lock:?} {time:?}");
